@@ -1,0 +1,241 @@
+"""The reference held against finite differences and PyTorch's GPT-2, so that kernels may be held against it."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from tests import reference
+from tests.reference import Array, Ids, Tensors
+
+GEOMETRIES = {  # vocabulary, context, layers, channels, heads, sequences, tokens
+    "odd": (13, 7, 2, 9, 3, 3, 5),
+    "one token": (5, 4, 1, 6, 2, 2, 1),
+    "one sequence": (11, 6, 3, 5, 1, 1, 6),
+    "one of everything": (3, 1, 1, 2, 1, 1, 1),
+    "more heads than tokens": (7, 3, 1, 10, 5, 2, 3),
+}
+Case = tuple[Tensors, Ids, Ids, int]
+
+
+@pytest.fixture(params=list(GEOMETRIES))
+def case(request: pytest.FixtureRequest) -> Case:
+    return make_case(*GEOMETRIES[request.param])
+
+
+def make_case(
+    vocabulary: int, context: int, layers: int, channels: int, heads: int, sequences: int, tokens: int
+) -> Case:
+    rng = np.random.default_rng([vocabulary, context, layers, channels])
+    weights = reference.random_tensors(rng, vocabulary, context, layers, channels)
+    ids, targets = rng.integers(0, vocabulary, (2, sequences, tokens))
+    return weights, ids, targets, heads
+
+
+def slope(function: Callable[[Array], float], at: Array, direction: Array, step: float = 1e-3) -> float:
+    """Central differences of the fourth order: the error left is about step**4 = 1e-12 and 1e-16 / step = 1e-13."""
+    near = function(at + step * direction) - function(at - step * direction)
+    far = function(at + 2 * step * direction) - function(at - 2 * step * direction)
+    return (8.0 * near - far) / (12.0 * step)
+
+
+def close(actual: float, expected: float) -> None:
+    assert actual == pytest.approx(expected, rel=1e-6, abs=1e-8)
+
+
+def check_gradient(function: Callable[[Array], float], at: Array, gradient: Array, rng: np.random.Generator) -> None:
+    """Hold a gradient against finite differences in random directions of length one, and in single entries."""
+    assert gradient.shape == at.shape
+    for _ in range(3):
+        direction = rng.standard_normal(at.shape)
+        direction /= np.linalg.norm(direction)
+        close(float((gradient * direction).sum()), slope(function, at, direction))
+    for _ in range(3):
+        index = tuple(int(rng.integers(size)) for size in at.shape)
+        direction = np.zeros(at.shape)
+        direction[index] = 1.0
+        close(float(gradient[index]), slope(function, at, direction))
+
+
+@pytest.mark.parametrize("name", reference.tensor_shapes(1, 1, 1, 1))
+def test_gradient_of_every_tensor_is_the_slope_of_the_loss(case: Case, name: str) -> None:
+    weights, ids, targets, heads = case
+    scale = 0.37
+    _, grads = reference.loss_and_gradients(weights, ids, targets, heads, scale)
+
+    def loss(tensor: Array) -> float:
+        return scale * reference.loss_sum({**weights, name: tensor}, ids, targets, heads)
+
+    check_gradient(loss, weights[name], grads[name], np.random.default_rng(1))
+
+
+def test_gradient_of_x_final_is_the_slope_of_the_loss() -> None:
+    weights, ids, targets, heads = make_case(*GEOMETRIES["odd"])
+    record = reference.forward(weights, ids, heads)
+    _, d_x_final = reference.backward(weights, record, targets, scale=0.5)
+
+    def loss(x: Array) -> float:
+        logits = reference.layernorm_forward(x, weights["lnf_weight"], weights["lnf_bias"]) @ weights["wte"].T
+        return 0.5 * float(reference.cross_entropy_forward(logits, targets).sum())
+
+    check_gradient(loss, record.x_final, d_x_final, np.random.default_rng(2))
+
+
+def test_backward_of_every_operation_is_the_slope_of_its_forward() -> None:
+    rng = np.random.default_rng(3)
+    ids = rng.integers(0, 7, (2, 5))
+    targets = rng.integers(0, 9, (2, 5))
+
+    def normal(*shape: int) -> Array:
+        return rng.standard_normal(shape)
+
+    def check(forward: Callable[..., Array], inputs: list[Array], d_out: Array, grads: tuple[Array, ...]) -> None:
+        for i, gradient in enumerate(grads):
+
+            def value(x: Array, i: int = i) -> float:
+                return float((forward(*inputs[:i], x, *inputs[i + 1 :]) * d_out).sum())
+
+            check_gradient(value, inputs[i], gradient, rng)
+
+    x, weight, bias, dy = normal(2, 5, 6), normal(6), normal(6), normal(2, 5, 6)
+    check(reference.layernorm_forward, [x, weight, bias], dy, reference.layernorm_backward(dy, x, weight))
+    matrix, shift, d_wide = normal(6, 9), normal(9), normal(2, 5, 9)
+    check(reference.linear_forward, [x, matrix, shift], d_wide, reference.linear_backward(d_wide, x, matrix))
+    check(reference.gelu_forward, [3.0 * x], dy, (reference.gelu_backward(dy, 3.0 * x),))
+    qkv = normal(2, 5, 18)
+    d_qkv = reference.attention_backward(dy, qkv, 2)
+    check(lambda qkv: reference.attention_forward(qkv, 2)[0], [qkv], dy, (d_qkv,))
+    d_tables = reference.embedding_backward(dy, ids, 7, 8)
+    check(lambda wte, wpe: reference.embedding_forward(wte, wpe, ids), [normal(7, 6), normal(8, 6)], dy, d_tables)
+    logits = normal(2, 5, 9)
+    d_logits = reference.cross_entropy_backward(logits, targets, 1.0)
+    check(lambda z: reference.cross_entropy_forward(z, targets), [logits], np.ones((2, 5)), (d_logits,))
+
+
+def test_a_token_depends_on_none_after_it() -> None:
+    weights, ids, _, heads = make_case(*GEOMETRIES["odd"])
+    changed = ids.copy()
+    changed[:, 3:] = (changed[:, 3:] + 1) % 13
+    before = reference.forward(weights, ids, heads).logits
+    after = reference.forward(weights, changed, heads).logits
+    np.testing.assert_allclose(after[:, :3], before[:, :3], rtol=1e-12)
+    assert not np.allclose(after[:, 3:], before[:, 3:])
+    np.testing.assert_allclose(reference.next_token_logits(weights, ids[0, :3], heads), before[0, 2], rtol=1e-12)
+
+
+def test_log_sum_exp_of_attention_gives_its_probabilities() -> None:
+    qkv = np.random.default_rng(4).standard_normal((1, 6, 15))
+    _, lse = reference.attention_forward(qkv, 1)
+    q, k, v = qkv[0, :, :5], qkv[0, :, 5:10], qkv[0, :, 10:]
+    _, probabilities, _ = reference.attention_head(q, k, v)
+    np.testing.assert_allclose(probabilities, np.tril(np.exp(q @ k.T / 5**0.5 - lse[0, 0][:, None])), rtol=1e-12)
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1.0, rtol=1e-12)
+
+
+def test_clipping_leaves_a_small_gradient_alone_and_shortens_a_long_one() -> None:
+    grads = {"a": np.array([3.0]), "b": np.array([[0.0, 4.0]])}
+    same, norm = reference.clip_by_global_norm(grads, 5.1)
+    assert norm == 5.0
+    np.testing.assert_array_equal(same["b"], grads["b"])
+    clipped, _ = reference.clip_by_global_norm(grads, 1.0)
+    assert reference.global_norm(clipped) == pytest.approx(1.0, rel=1e-6)
+    assert clipped["a"][0] == pytest.approx(0.6, rel=1e-6)
+
+
+# --- PyTorch ----------------------------------------------------------------------------------------------------------
+
+BLOCK_NAMES = {
+    "ln1_weight": "ln_1.weight",
+    "ln1_bias": "ln_1.bias",
+    "qkv_weight": "attn.c_attn.weight",
+    "qkv_bias": "attn.c_attn.bias",
+    "attn_proj_weight": "attn.c_proj.weight",
+    "attn_proj_bias": "attn.c_proj.bias",
+    "ln2_weight": "ln_2.weight",
+    "ln2_bias": "ln_2.bias",
+    "fc_weight": "mlp.c_fc.weight",
+    "fc_bias": "mlp.c_fc.bias",
+    "mlp_proj_weight": "mlp.c_proj.weight",
+    "mlp_proj_bias": "mlp.c_proj.bias",
+}
+MODEL_NAMES = {"wte": "wte.weight", "wpe": "wpe.weight", "lnf_weight": "ln_f.weight", "lnf_bias": "ln_f.bias"}
+
+
+def theirs(name: str, layers: int) -> list[str]:
+    """Return the names under which Hugging Face's GPT-2 keeps a tensor: one, or one for each layer."""
+    if name in MODEL_NAMES:
+        return ["transformer." + MODEL_NAMES[name]]
+    return [f"transformer.h.{layer}.{BLOCK_NAMES[name]}" for layer in range(layers)]
+
+
+@pytest.mark.torch
+def test_same_logits_loss_gradients_and_clipping_as_hugging_face(case: Case) -> None:
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    weights, ids, targets, heads = case
+    layers, channels = weights["ln1_weight"].shape
+    config = transformers.GPT2Config(
+        vocab_size=weights["wte"].shape[0],
+        n_positions=weights["wpe"].shape[0],
+        n_embd=channels,
+        n_layer=layers,
+        n_head=heads,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        bos_token_id=0,
+        eos_token_id=0,
+        attn_implementation="eager",
+    )
+    model = transformers.GPT2LMHeadModel(config).double()
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, tensor in weights.items():
+            for part, values in zip(theirs(name, layers), [tensor] if name in MODEL_NAMES else tensor, strict=True):
+                parameters[part].copy_(torch.tensor(values))
+    logits = model(input_ids=torch.tensor(ids)).logits
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), torch.tensor(targets).flatten())
+    loss.backward()
+
+    record = reference.forward(weights, ids, heads)
+    np.testing.assert_allclose(record.logits, logits.detach().numpy(), rtol=1e-9, atol=1e-11)
+    assert reference.loss_mean(weights, ids, targets, heads) == pytest.approx(loss.item(), rel=1e-11)
+    grads, _ = reference.backward(weights, record, targets, scale=1.0 / targets.size)
+
+    def check_gradients(grads: Tensors) -> None:
+        for name, gradient in grads.items():
+            of_torch = [parameters[part].grad.numpy() for part in theirs(name, layers)]
+            expected = of_torch[0] if name in MODEL_NAMES else np.stack(of_torch)
+            np.testing.assert_allclose(gradient, expected, rtol=1e-8, atol=1e-11, err_msg=name)
+
+    check_gradients(grads)
+    clipped, norm = reference.clip_by_global_norm(grads, 0.01)
+    assert norm == pytest.approx(float(torch.nn.utils.clip_grad_norm_(model.parameters(), 0.01)), rel=1e-9)
+    check_gradients(clipped)
+
+
+@pytest.mark.torch
+def test_same_updates_as_adamw_of_pytorch() -> None:
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(5)
+    weights = {"wte": rng.standard_normal((4, 3)), "ln1_bias": rng.standard_normal((2, 3))}
+    m, v = ({name: np.zeros_like(w) for name, w in weights.items()} for _ in range(2))
+    settings = reference.AdamW(lr=0.03, beta1=0.8, beta2=0.95, epsilon=1e-3, weight_decay=0.2)
+    parameters = {name: torch.tensor(w, requires_grad=True) for name, w in weights.items()}
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [parameters["wte"]], "weight_decay": 0.2},
+            {"params": [parameters["ln1_bias"]], "weight_decay": 0.0},
+        ],
+        lr=0.03,
+        betas=(0.8, 0.95),
+        eps=1e-3,
+    )
+    for step in range(1, 6):
+        grads = {name: rng.standard_normal(w.shape) for name, w in weights.items()}
+        weights, m, v = reference.adamw(weights, grads, m, v, step, settings)
+        for name, parameter in parameters.items():
+            parameter.grad = torch.tensor(grads[name])
+        optimizer.step()
+        for name, parameter in parameters.items():
+            np.testing.assert_allclose(weights[name], parameter.detach().numpy(), rtol=1e-12)
