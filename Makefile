@@ -1,0 +1,130 @@
+# threadloom: everything a person does with a clone. `make` lists the targets.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+PEERS := $(VENV)/.installed-bench
+
+# Settings, each to be given as `make train STEPS=500`.
+PYTHON ?=
+PYTHONS = $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python3.14 python)
+CONFIG ?= nanogpt-cpu
+TEXT ?= stdlib
+STEPS ?=
+ARGS ?=
+# A second `make train` starts a new run beside the first: runs/stdlib-1, runs/stdlib-2, ...
+NAME = $(basename $(notdir $(firstword $(TEXT))))
+LAST = $(shell ls -d runs/$(NAME)-* 2>/dev/null | sed -n 's/^.*-\([0-9][0-9]*\)$$/\1/p' | sort -n | tail -1)
+OUT ?= runs/$(NAME)-$(shell echo $$(( $(or $(LAST),0) + 1 )))
+RUN ?= runs/$(NAME)-$(or $(LAST),1)
+
+# The first Python from 3.11 to 3.14 (the range that Numba has wheels for) that can make a virtual environment. A name
+# on the PATH may still not run (pyenv's shims), so each is tried.
+define find_python
+set -e; python=; \
+for candidate in $(PYTHONS); do \
+	if "$$candidate" -c 'import sys, ensurepip, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' >/dev/null 2>&1; then \
+		python=$$(command -v "$$candidate"); break; \
+	fi; \
+done; \
+if [ -z "$$python" ]; then \
+	echo "make setup: needs Python 3.11 to 3.14 with its venv module; none of these is one: $(PYTHONS)" >&2; \
+	echo "Install one (on Debian and Ubuntu: apt-get install python3 python3-venv), or name one: make setup PYTHON=/path/to/python3.11" >&2; \
+	exit 1; \
+fi
+endef
+
+.PHONY: help
+help: ## List the targets
+	@echo "threadloom: train small GPT models on the CPU"
+	@echo
+	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F '\t' '{ printf "  make %-12s %s\n", $$1, $$2 }'
+	@echo
+	@echo "Settings: CONFIG=$(CONFIG) TEXT=$(TEXT) STEPS= OUT= ARGS='--set key=value ...' PYTHON="
+
+.PHONY: setup
+setup: $(INSTALLED) ## Make the virtual environment (.venv) and install everything into it
+
+$(INSTALLED): pyproject.toml requirements.lock
+	@$(find_python); \
+	echo "setup: $$("$$python" -V) ($$python) -> $(VENV); installing dependencies, about a minute"; \
+	"$$python" -m venv --clear $(VENV); \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[dev]'; \
+	touch $@; \
+	echo "setup: done; '. $(BIN)/activate' puts the command threadloom on your PATH"
+
+$(PEERS): $(INSTALLED)
+	@echo "setup: installing the peers of the benchmarks (PyTorch, transformers)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[dev,bench]'
+	@touch $@
+
+.PHONY: train
+train: $(INSTALLED) ## Train a character-level GPT on the standard library's source (a few minutes)
+	$(BIN)/threadloom train --config $(CONFIG) --text $(TEXT) --out $(OUT) $(if $(STEPS),--steps $(STEPS)) $(ARGS)
+
+.PHONY: resume
+resume: $(INSTALLED) ## Continue the newest run of `make train` from its last checkpoint
+	$(BIN)/threadloom train --config $(CONFIG) --text $(TEXT) --out $(RUN) --resume $(if $(STEPS),--steps $(STEPS)) $(ARGS)
+
+.PHONY: sample
+sample: $(INSTALLED) ## Generate text from the newest run
+	$(BIN)/threadloom sample $(RUN) $(ARGS)
+
+.PHONY: doctor
+doctor: $(INSTALLED) ## What this machine has, and what will be used because of it
+	$(BIN)/threadloom doctor $(ARGS)
+
+.PHONY: test
+test: $(INSTALLED) ## Run the tests (minutes; ARGS='-k name' picks some)
+	$(BIN)/python -m pytest $(ARGS)
+
+.PHONY: test-torch
+test-torch: $(PEERS) ## Run the tests that compare with PyTorch and transformers
+	$(BIN)/python -m pytest -m torch $(ARGS)
+
+.PHONY: soak
+soak: $(INSTALLED) ## Run the long tests
+	$(BIN)/python -m pytest -m soak --timeout 1800 $(ARGS)
+
+.PHONY: lint
+lint: $(INSTALLED) ## Check the style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+.PHONY: format
+format: $(INSTALLED) ## Repair the style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.PHONY: types
+types: $(INSTALLED) ## Check the types
+	$(BIN)/mypy
+
+.PHONY: bench
+bench: $(PEERS) ## Throughput beside PyTorch, as ratios in one run
+	$(BIN)/python -m benchmarks.throughput $(ARGS)
+
+.PHONY: convergence
+convergence: $(INSTALLED) ## nanoGPT's CPU recipe at delay 0, 1 and 2: three curves in one picture
+	$(BIN)/python -m benchmarks.convergence $(ARGS)
+
+.PHONY: lock
+lock: ## Renew requirements.lock from the newest versions that pyproject.toml admits
+	@$(find_python); \
+	folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
+	"$$python" -m venv "$$folder"; \
+	"$$folder/bin/python" -m pip install --quiet --disable-pip-version-check -e '.[dev]'; \
+	{ sed -n '/^#/p' requirements.lock; \
+	  "$$folder/bin/python" -m pip freeze --exclude-editable | grep -v '^#'; } > "$$folder/lock"; \
+	cp "$$folder/lock" requirements.lock; \
+	echo "lock: $$(grep -c == requirements.lock) versions; run 'make setup test' before you commit it"
+
+.PHONY: clean
+clean: ## Remove the environment, caches and build outputs (runs stay)
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
