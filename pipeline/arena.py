@@ -26,25 +26,44 @@ def aligned_zeros(count: int, dtype: DTypeLike) -> NDArray[Any]:
     return raw[start : start + count * kind.itemsize].view(kind)
 
 
+def arena_size(shapes: Mapping[str, Shape], dtype: DTypeLike = np.float32) -> int:
+    """Return how many elements an arena of this table has, padding included."""
+    return _layout(shapes, np.dtype(dtype))[1]
+
+
+def _layout(shapes: Mapping[str, Shape], kind: np.dtype[Any]) -> tuple[dict[str, int], int]:
+    """Return where each view begins, and where the last one ends, in elements."""
+    step = ALIGNMENT // kind.itemsize
+    offsets: dict[str, int] = {}
+    end = 0
+    for name, shape in shapes.items():
+        if any(size < 0 for size in shape):
+            raise ValueError(f"arena view {name!r} needs sizes of at least 0, got shape {shape}")
+        offsets[name] = end
+        end += -(-prod(shape) // step) * step
+    return offsets, end
+
+
 class Arena(Mapping[str, NDArray[Any]]):
     """A mapping of name → array in which all arrays share one allocation.
 
     `flat` is the whole allocation as one dimension, padding included; `offset(name)` is where a view begins in it.
     """
 
-    def __init__(self, shapes: Mapping[str, Shape], dtype: DTypeLike = np.float32) -> None:
+    def __init__(
+        self, shapes: Mapping[str, Shape], dtype: DTypeLike = np.float32, buffer: NDArray[Any] | None = None
+    ) -> None:
+        """Lay `shapes` out in a new allocation of zeros, or in `buffer`, a flat aligned array of `arena_size` elements."""
         kind = np.dtype(dtype)
         if ALIGNMENT % kind.itemsize:
             raise ValueError(f"an arena needs an element size that divides {ALIGNMENT} bytes, not {kind} ({kind.itemsize})")
-        step = ALIGNMENT // kind.itemsize
-        self._offsets: dict[str, int] = {}
-        end = 0
-        for name, shape in shapes.items():
-            if any(size < 0 for size in shape):
-                raise ValueError(f"arena view {name!r} needs sizes of at least 0, got shape {shape}")
-            self._offsets[name] = end
-            end += -(-prod(shape) // step) * step
-        self.flat: NDArray[Any] = aligned_zeros(end, kind)
+        self._offsets, size = _layout(shapes, kind)
+        self.flat: NDArray[Any] = aligned_zeros(size, kind) if buffer is None else buffer
+        if self.flat.shape != (size,) or self.flat.dtype != kind or self.flat.ctypes.data % ALIGNMENT:
+            raise ValueError(
+                f"an arena of this table needs a flat {kind} buffer of {size} elements on a {ALIGNMENT}-byte boundary, "
+                f"got shape {self.flat.shape} of {self.flat.dtype} at {self.flat.ctypes.data:#x}"
+            )
         self._views = {
             name: self.flat[start : start + prod(shapes[name])].reshape(shapes[name])
             for name, start in self._offsets.items()
