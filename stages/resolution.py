@@ -1,0 +1,177 @@
+"""Checking a configuration and filling in what it leaves open.
+
+`validate` holds values against their limits and one another, `resolve` chooses for the cores at hand; `stages.config`
+is the place to import them from.
+"""
+
+import math
+
+import msgspec
+
+from stages.parameters import parameter_count
+from stages.settings import Config, ConfigError, ThreadsConfig, TokenizerKind, flatten
+
+ROWS_PER_MICRO_BATCH = 256
+"""Tokens that a micro-batch should hold, so that its working set stays in the L2 cache; at most twice as many."""
+MAX_LANES = 8
+"""Lanes chosen at most: each costs a gradient arena, and the reducer reads them all."""
+SPARE_BANK_PARAMETERS = 100_000_000
+"""Above this many parameters a spare weight bank costs more memory than the waiting it saves is worth."""
+MAX_PARAMETERS = 20_000_000_000
+
+_COUNTS = (
+    "micro_batch",
+    "steps",
+    "schedule.every",
+    "schedule.period",
+    "schedule.multiplier",
+    "schedule.decay_steps",
+    "evaluation.batches",
+    "evaluation.final_batches",
+    "trace.timeline",
+)
+_LIMITS: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(_COUNTS, (1, 1_000_000_000)),
+    **{f"threads.{name}": (1, 1024) for name in ThreadsConfig.__struct_fields__},
+    "model.vocab_size": (1, 16_777_216),
+    "model.context": (1, 131_072),
+    "model.layers": (1, 1024),
+    "model.heads": (1, 1024),
+    "model.channels": (1, 65_536),
+    "data.alphabet": (2, 1_114_112),
+    "data.train_fraction": (0.01, 0.99),
+    "batch_size": (1, 1_000_000),
+    "gradient_accumulation_steps": (1, 1_000_000),
+    "lanes": (1, 1024),
+    "delay": (0, 64),
+    "seed": (0, 2**63 - 1),
+    "optimizer.lr": (0, 1e3),
+    "optimizer.beta1": (0, 0.999999),
+    "optimizer.beta2": (0, 0.999999),
+    "optimizer.eps": (1e-30, 1),
+    "optimizer.weight_decay": (0, 1e3),
+    "optimizer.clip": (0, 1e9),
+    "schedule.warmup": (0, 1_000_000_000),
+    "schedule.min_lr": (0, 1e3),
+    "schedule.factor": (0, 1),
+    "channel_capacity": (1, 65_536),
+    "slots": (1, 65_536),
+    "spare_banks": (0, 64),
+    "evaluation.interval": (0, 1_000_000_000),
+    "checkpoint.interval": (0, 1_000_000_000),
+    "checkpoint.keep": (0, 1_000_000_000),
+    "trace.batches": (0, 1_000_000),
+}
+"""The lowest and the highest value of every number; the high ones are far beyond use and catch slips and overflow."""
+
+
+def validate(config: Config) -> None:
+    """Check the values against their limits and one another (ConfigError); open settings (None) pass."""
+    for key, value in flatten(config).items():
+        if key in _LIMITS and value is not None:
+            low, high = _LIMITS[key]
+            if not (math.isfinite(value) and low <= value <= high):
+                cause = "a slip in the number" if value > high else "a size or a rate that cannot work"
+                raise ConfigError(key, f"{low:g} to {high:g}", f"{value!r}", cause, f"set {key} within these limits")
+    model, schedule = config.model, config.schedule
+    if model.channels % model.heads:
+        widths = [heads for heads in range(1, min(model.channels, 64) + 1) if model.channels % heads == 0]
+        raise ConfigError(
+            "model.channels", f"a multiple of model.heads = {model.heads}", f"{model.channels}",
+            "every head takes an equal part of the channels", f"set model.heads to one of {widths}",
+        )  # fmt: skip
+    if model.vocab_size is None and config.data.tokenizer is TokenizerKind.BPE:
+        raise ConfigError(
+            "model.vocab_size", "a size", "null", "a BPE tokenizer is trained up to a given size",
+            "set model.vocab_size=10000, or data.tokenizer=characters",
+        )  # fmt: skip
+    count = parameter_count(model.geometry()) if model.vocab_size else 0
+    if count > MAX_PARAMETERS:
+        raise ConfigError(
+            "model", f"at most {MAX_PARAMETERS:,} parameters", f"{count:,}", "a slip in one of the model's sizes",
+            "lower model.channels, model.layers or model.vocab_size",
+        )  # fmt: skip
+    if config.micro_batch and config.batch_size % config.micro_batch:
+        raise ConfigError(
+            "micro_batch", f"a divisor of batch_size = {config.batch_size}", f"{config.micro_batch}",
+            "a batch is cut into equal micro-batches", f"set micro_batch to one of {_divisors(config.batch_size)}",
+        )  # fmt: skip
+    items = config.sequences // (config.micro_batch or 1)
+    if config.lanes and config.lanes > items:
+        raise ConfigError(
+            "lanes", f"at most the {items} micro-batches of an update", f"{config.lanes}",
+            "a lane would sum no gradient", f"set lanes to at most {items}, or a smaller micro_batch",
+        )  # fmt: skip
+    if schedule.min_lr > config.optimizer.lr:
+        raise ConfigError(
+            "schedule.min_lr", f"at most optimizer.lr = {config.optimizer.lr:g}", f"{schedule.min_lr:g}",
+            "the schedule decays from optimizer.lr to schedule.min_lr", "lower schedule.min_lr or raise optimizer.lr",
+        )  # fmt: skip
+    if schedule.decay_steps is not None and schedule.decay_steps < schedule.warmup:
+        raise ConfigError(
+            "schedule.decay_steps", f"at least schedule.warmup = {schedule.warmup}", f"{schedule.decay_steps}",
+            "the decay would end before it begins", "raise schedule.decay_steps or lower schedule.warmup",
+        )  # fmt: skip
+
+
+def resolve(config: Config, cores: int, vocabulary: int | None = None) -> Config:
+    """Return the configuration with every open setting chosen, validated.
+
+    `cores`: those that the run may use; `vocabulary`: the size of the prepared text's tokenizer, taken where
+    `model.vocab_size` is open and checked against it where it is not. What is set stays as it is. A run shorter than
+    its warm-up is allowed: `schedule.decay_steps` is then the end of the warm-up.
+    """
+    validate(config)
+    model, threads, evaluation = config.model, config.threads, config.evaluation
+    if model.vocab_size is None and vocabulary is not None:
+        model = msgspec.structs.replace(model, vocab_size=vocabulary)
+    model.geometry()
+    if vocabulary is not None and model.vocab_size is not None and vocabulary > model.vocab_size:
+        raise ConfigError(
+            "model.vocab_size", f"at least the tokenizer's {vocabulary} tokens", f"{model.vocab_size}",
+            "the tokenizer belongs to another model or text", f"set model.vocab_size={vocabulary} or prepare it anew",
+        )  # fmt: skip
+    config = msgspec.structs.replace(config, model=model)
+    cores = max(1, cores)
+    size = config.micro_batch or _choose_micro_batch(config, cores)
+    lanes = config.lanes or min(cores, config.sequences // size, MAX_LANES)
+    chosen = {"embed": 1, "forward": cores, "backward": min(cores, lanes), "reduce": cores, "update": cores, "blas": 1}
+    threads = ThreadsConfig(**{name: getattr(threads, name) or count for name, count in chosen.items()})
+    assert threads.forward is not None
+    assert threads.backward is not None
+    spare = int(parameter_count(model.geometry()) <= SPARE_BANK_PARAMETERS)
+    decay_steps = config.schedule.decay_steps or max(config.steps, config.schedule.warmup)
+    resolved = msgspec.structs.replace(
+        config,
+        micro_batch=size,
+        lanes=lanes,
+        threads=threads,
+        slots=config.slots or threads.forward + threads.backward + 2,
+        spare_banks=spare if config.spare_banks is None else config.spare_banks,
+        schedule=msgspec.structs.replace(config.schedule, decay_steps=decay_steps),
+        evaluation=msgspec.structs.replace(evaluation, final_batches=evaluation.final_batches or evaluation.batches),
+    )
+    validate(resolved)
+    return resolved
+
+
+def _divisors(number: int) -> list[int]:
+    low = [d for d in range(1, math.isqrt(number) + 1) if number % d == 0]
+    return sorted({*low, *(number // d for d in low)})
+
+
+def _choose_micro_batch(config: Config, cores: int) -> int:
+    """Return the divisor of batch_size that keeps micro-batches in cache and the lanes evenly loaded.
+
+    First of all each lane gets a micro-batch and the rows stay within twice the aim, where any size allows it; then the
+    least sum of the time lost to idle lanes and, at half weight, the distance from the aim, both in powers of two.
+    """
+    lanes = config.lanes or min(cores, config.sequences, MAX_LANES)
+
+    def cost(size: int) -> tuple[bool, bool, float, int]:
+        items, rows = config.sequences // size, size * config.model.context
+        idle = math.log2(-(-items // lanes) * lanes / items)
+        away = abs(math.log2(rows / ROWS_PER_MICRO_BATCH))
+        return items < lanes, size > 1 and rows > 2 * ROWS_PER_MICRO_BATCH, idle + away / 2, size
+
+    return min(_divisors(config.batch_size), key=cost)
