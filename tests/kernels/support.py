@@ -1,0 +1,165 @@
+"""What the kernel tests share: guarded, poisoned arrays, a model's tensors made from its sizes, and the comparison.
+
+Every output is a view into a larger array: a write on either side of it changes a guard value, and a number that the
+kernel should have written but did not is still NaN.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernels.tensors import ATTENTION_TILE, Activations, Floats, Scratch, TokenIds, Weights
+from tests import reference
+from tests.reference import Array, Ids, Tensors
+
+FORWARD = 1e-5
+"""Relative L2 distance allowed to the output of one operation, or of a model of a few layers.
+
+A float32 number is off by at most 6e-8 of itself; a sum of n products by about sqrt(n) * 6e-8 of its terms' norm, so
+1e-6 for the sums of a few hundred terms here. The rest is for the operations that follow each other, and for the
+cancellation in LayerNorm and softmax.
+"""
+BACKWARD = 2e-5
+"""The same for gradients: their errors come on top of those of forward."""
+
+GUARD = 32
+GUARD_VALUE = 77.0
+
+
+@dataclass
+class Guarded:
+    """Makes float32 arrays that have guard values on both sides, and says whether any was written over."""
+
+    _guards: list[Floats] = field(default_factory=list)
+
+    def empty(self, *shape: int) -> Floats:
+        """Return an array full of NaN."""
+        size = int(np.prod(shape, dtype=np.int64))
+        buffer = np.full(size + 2 * GUARD, GUARD_VALUE, np.float32)
+        self._guards += [buffer[:GUARD], buffer[GUARD + size :]]
+        view = buffer[GUARD : GUARD + size].reshape(shape)
+        view[...] = np.nan
+        return view
+
+    def empty_columns(self, rows: int, columns: int) -> Floats:
+        """Return a matrix full of NaN with guard values on both sides of every row."""
+        wide = self.empty(rows, columns + 5)
+        wide[...] = GUARD_VALUE
+        self._guards += [wide[:, :3], wide[:, 3 + columns :]]
+        view = wide[:, 3 : 3 + columns]
+        view[...] = np.nan
+        return view
+
+    def copy(self, values: NDArray[np.floating]) -> Floats:
+        """Return an array that holds these values."""
+        view = self.empty(*values.shape)
+        view[...] = values
+        return view
+
+    def check(self) -> None:
+        """Fail if something was written outside of an array made here."""
+        for guard in self._guards:
+            assert (guard == GUARD_VALUE).all(), "written outside of an output"
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """A model's geometry and the micro-batch's."""
+
+    vocabulary: int
+    context: int
+    layers: int
+    heads: int
+    channels: int
+    sequences: int
+    tokens: int
+
+    @property
+    def rows(self) -> int:
+        """Tokens of the micro-batch."""
+        return self.sequences * self.tokens
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of the model's tensors."""
+        return reference.tensor_shapes(self.vocabulary, self.context, self.layers, self.channels)
+
+    def tensors(self, rng: np.random.Generator) -> Tensors:
+        """Return random weights for the reference."""
+        return reference.random_tensors(rng, self.vocabulary, self.context, self.layers, self.channels)
+
+    def ids(self, rng: np.random.Generator) -> Ids:
+        """Return random token ids (B, T)."""
+        return rng.integers(0, self.vocabulary, (self.sequences, self.tokens))
+
+
+def empty_weights(sizes: Sizes, memory: Guarded) -> Weights:
+    """Make the tensors of a model, all NaN."""
+    return Weights(**{name: memory.empty(*shape) for name, shape in sizes.shapes().items()})
+
+
+def make_weights(tensors: Tensors, memory: Guarded) -> Weights:
+    """Make a float32 copy of the reference's tensors."""
+    return Weights(**{name: memory.copy(tensor) for name, tensor in tensors.items()})
+
+
+def make_activations(sizes: Sizes, memory: Guarded) -> Activations:
+    """Make what forward writes, all NaN."""
+    n, r, c = sizes.layers, sizes.rows, sizes.channels
+    return Activations(
+        x=memory.empty(n + 1, r, c),
+        ln1_mean=memory.empty(n, r),
+        ln1_rstd=memory.empty(n, r),
+        qkv=memory.empty(n, r, 3 * c),
+        attn=memory.empty(n, r, c),
+        attn_lse=memory.empty(n, sizes.sequences, sizes.heads, sizes.tokens),
+        x_mid=memory.empty(n, r, c),
+        ln2_mean=memory.empty(n, r),
+        ln2_rstd=memory.empty(n, r),
+        fc=memory.empty(n, r, 4 * c),
+        h=memory.empty(r, c),
+        gelu=memory.empty(r, 4 * c),
+        scores=memory.empty(ATTENTION_TILE, sizes.context),
+    )
+
+
+def make_scratch(sizes: Sizes, memory: Guarded, logits_rows: int = 3) -> Scratch:
+    """Make what backward writes beside the gradients, all NaN."""
+    r, c = sizes.rows, sizes.channels
+    return Scratch(
+        dx=memory.empty(r, c),
+        dh=memory.empty(r, c),
+        d_attn=memory.empty(r, c),
+        d_qkv=memory.empty(r, 3 * c),
+        d_fc=memory.empty(r, 4 * c),
+        gelu=memory.empty(r, 4 * c),
+        h=memory.empty(r, c),
+        scores=memory.empty(ATTENTION_TILE, sizes.context),
+        d_scores=memory.empty(ATTENTION_TILE, sizes.context),
+        logits=memory.empty(logits_rows, sizes.vocabulary),
+        lnf_mean=memory.empty(r),
+        lnf_rstd=memory.empty(r),
+    )
+
+
+def flat_ids(ids: Ids) -> TokenIds:
+    """Return token ids in the form that kernels take: int32, one a row."""
+    return np.ascontiguousarray(ids.reshape(-1), np.int32)
+
+
+def float32_numbers(rng: np.random.Generator, *shape: int) -> Array:
+    """Return normal random numbers in float64 that float32 holds exactly."""
+    return rng.standard_normal(shape).astype(np.float32).astype(np.float64)
+
+
+def distance(actual: Floats, expected: Array) -> float:
+    """Return the relative L2 distance; of a tensor that should be all zero, the absolute one."""
+    norm = float(np.linalg.norm(expected))
+    return float(np.linalg.norm(actual.astype(np.float64).ravel() - expected.ravel())) / (norm or 1.0)
+
+
+def assert_close(actual: Floats, expected: Array, tolerance: float, name: str = "") -> None:
+    """Hold a float32 tensor against the reference's; NaN never passes."""
+    assert actual.size == expected.size, name
+    found = distance(actual, expected)
+    assert found <= tolerance, f"{name} {actual.shape}: relative L2 distance {found:.3g}, allowed {tolerance:.3g}"
