@@ -1,0 +1,265 @@
+"""Matrix products from code without the GIL: SciPy's BLAS where there is one, the blocked Numba product otherwise.
+
+Which library runs, and with which of its kernel sets, is settled once, when this module is imported, and reported by
+`blas_info`. Numba calls the copy of BLAS that SciPy brings, through the symbol ``numba_xxgemm``. An OpenBLAS that does
+not know a new processor picks an old kernel set, at half of the speed ('Haswell' on one with AVX-512); it reads
+``OPENBLAS_CORETYPE`` while it is loaded, so it is loaded here, with the variable set for that moment only. A value that
+the user set stands: `blas_info` says what it costs.
+
+Which product runs is a number in memory that compiled code reads by a symbol, not a constant of the compilation:
+Numba's cache on disk does not know constants, and would hand a later process the choice of an earlier one.
+"""
+
+import ctypes
+import importlib
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import llvmlite.binding
+import numpy as np
+import threadpoolctl
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from kernels.gemm import gemm_blocked
+from kernels.jit import JIT_ENABLED, kernel
+from kernels.tensors import Floats
+
+
+class GemmBackend(Enum):
+    """What multiplies matrices; the value is what ``THREADLOOM_GEMM`` may say."""
+
+    BLAS = "blas"
+    NUMBA = "numba"
+
+
+AVX512_FEATURES = ("avx512f", "avx512dq", "avx512bw", "avx512vl", "avx512cd")
+AVX512_KERNELS = frozenset({"skylakex", "cooperlake", "sapphirerapids"})
+KNOWN_BAD_OPENBLAS = ("0.3.28", "0.3.29")
+"""Versions that gave wrong products when several threads called them at once."""
+
+
+@dataclass(frozen=True)
+class BlasInfo:
+    """What multiplies matrices in this process, and why it is that."""
+
+    backend: GemmBackend  # what the kernels call now
+    library: str  # path of the BLAS that SciPy loaded; "" when there is none
+    name: str  # the library's kind as threadpoolctl names it, "openblas" mostly
+    version: str  # of the library; "" when it does not say
+    architecture: str  # the kernel set it uses; "" when it does not say
+    overridden: bool  # whether its kernel set was chosen here and not by itself
+    reason: str  # why it was overridden or not, and why the backend is what it is, in a sentence
+    known_bad: bool  # one of the versions that are wrong under concurrent callers
+
+
+def _libraries() -> dict[str, dict[str, Any]]:
+    return {str(lib["filepath"]): lib for lib in threadpoolctl.threadpool_info() if lib.get("user_api") == "blas"}
+
+
+def _has_avx512() -> bool:
+    try:
+        features = llvmlite.binding.get_host_cpu_features()
+    except RuntimeError:
+        return False
+    return all(features.get(name, False) for name in AVX512_FEATURES)
+
+
+def _override_reason(before: dict[str, dict[str, Any]]) -> tuple[bool, str]:
+    """Return whether SciPy's OpenBLAS should be told its kernel set, and the reason; `before` is what is loaded."""
+    asked = os.environ.get("OPENBLAS_CORETYPE", "")
+    if asked:
+        slow = _has_avx512() and asked.lower() not in AVX512_KERNELS
+        remedy = ", which uses half of this processor's AVX-512 units; unset it for about twice the speed" if slow else ""
+        return False, f"the environment sets OPENBLAS_CORETYPE={asked}{remedy}"
+    if "scipy.linalg.cython_blas" in sys.modules or any("scipy" in os.path.basename(os.path.dirname(p)) for p in before):
+        return False, "SciPy's BLAS was loaded before threadloom; import threadloom's packages first to let them choose"
+    if not _has_avx512():
+        return False, "the processor has no AVX-512, the library's own choice stands"
+    chosen = [str(lib.get("architecture", "")) for lib in before.values() if lib.get("internal_api") == "openblas"]
+    if not chosen:
+        return False, "NumPy uses no OpenBLAS that could be asked for its kernel set"
+    if any(name.lower() in AVX512_KERNELS for name in chosen):
+        return False, f"OpenBLAS knows the processor ({chosen[0]})"
+    return True, f"the processor has AVX-512, but OpenBLAS took it for {chosen[0]}"
+
+
+def _load() -> BlasInfo:
+    """Load SciPy's BLAS with the right kernel set, and choose the backend."""
+    before = _libraries()
+    override, reason = _override_reason(before)
+    if override:
+        os.environ["OPENBLAS_CORETYPE"] = "SkylakeX"
+    try:
+        importlib.import_module("scipy.linalg.cython_blas")
+    except ImportError as error:
+        return BlasInfo(GemmBackend.NUMBA, "", "", "", "", False, f"SciPy's BLAS cannot be loaded: {error}", False)
+    finally:
+        if override:
+            del os.environ["OPENBLAS_CORETYPE"]  # child processes must not inherit it
+    after = _libraries()
+    new = [path for path in after if path not in before]
+    scipys = [path for path in after if "scipy" in os.path.basename(os.path.dirname(path))]
+    path = next(iter([*new, *scipys, *after]), "")
+    library = after.get(path, {})
+    version = str(library.get("version") or "")
+    known_bad = library.get("internal_api") == "openblas" and version.startswith(KNOWN_BAD_OPENBLAS)
+    wanted = os.environ.get("THREADLOOM_GEMM", "").strip().lower()
+    backend = GemmBackend.BLAS
+    if wanted:
+        names = [choice.value for choice in GemmBackend]
+        if wanted not in names:
+            raise ValueError(f"THREADLOOM_GEMM must be one of {', '.join(names)}, not {wanted!r}")
+        backend = GemmBackend(wanted)
+        reason += f"; THREADLOOM_GEMM={wanted}"
+    elif known_bad:
+        backend = GemmBackend.NUMBA
+        reason += f"; OpenBLAS {version} is wrong under concurrent callers, so Numba's product is used"
+    return BlasInfo(
+        backend,
+        path,
+        str(library.get("internal_api", "")),
+        version,
+        str(library.get("architecture", "")),
+        override,
+        reason,
+        known_bad,
+    )
+
+
+_FLAG_SYMBOL = "threadloom_gemm_uses_blas"
+_loaded = _load()
+_uses_blas = ctypes.c_int32(_loaded.backend is GemmBackend.BLAS)  # the process's choice; compiled code reads it
+llvmlite.binding.add_symbol(_FLAG_SYMBOL, ctypes.addressof(_uses_blas))
+
+
+def blas_info() -> BlasInfo:
+    """Return what multiplies matrices in this process."""
+    backend = GemmBackend.BLAS if _uses_blas.value else GemmBackend.NUMBA
+    values = {**_loaded.__dict__, "backend": backend}
+    return BlasInfo(**values)
+
+
+@contextmanager
+def gemm_backend(backend: GemmBackend) -> Iterator[None]:
+    """Let every product of the process run on `backend` within the ``with`` block; for tests and the tuner.
+
+    The choice is process-wide: enter it while no other thread is inside a kernel.
+    """
+    if backend is GemmBackend.BLAS and not _loaded.name:
+        raise RuntimeError(f"BLAS was asked for, but there is none ({_loaded.reason}); install scipy")
+    earlier = _uses_blas.value
+    _uses_blas.value = backend is GemmBackend.BLAS
+    try:
+        yield
+    finally:
+        _uses_blas.value = earlier
+
+
+@intrinsic
+def _blas_chosen(typing_context):  # type: ignore[no-untyped-def]
+    """Read the process's choice of product (int32) by its symbol."""
+
+    def codegen(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        flag = cgutils.add_global_variable(builder.module, ir.IntType(32), _FLAG_SYMBOL)
+        return builder.load(flag)
+
+    return types.int32(), codegen
+
+
+@intrinsic
+def _sgemm(typing_context, ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc):  # type: ignore[no-untyped-def]
+    """Call ``numba_xxgemm`` for float32 in BLAS's own order (columns first); `a`, `b`, `c` are addresses."""
+    word, single = types.intp, types.float32
+    signature = types.int32(types.uint8, types.uint8, word, word, word, single, word, word, word, word, single, word, word)
+
+    def codegen(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc = arguments
+        char, whole, pointer = ir.IntType(8), ir.IntType(64), ir.IntType(8).as_pointer()
+        function_type = ir.FunctionType(
+            ir.IntType(32),
+            [char, char, char, whole, whole, whole, pointer, pointer, whole, pointer, whole, pointer, pointer, whole],
+        )
+        function = cgutils.get_or_insert_function(builder.module, function_type, "numba_xxgemm")
+
+        def by_reference(value):  # type: ignore[no-untyped-def]
+            return builder.bitcast(cgutils.alloca_once_value(builder, value), pointer)
+
+        def address(value):  # type: ignore[no-untyped-def]
+            return builder.inttoptr(value, pointer)
+
+        kind = ir.Constant(char, ord("s"))
+        return builder.call(
+            function,
+            [kind, ta, tb, m, n, k, by_reference(alpha), address(a), lda, address(b), ldb, by_reference(beta)]
+            + [address(c), ldc],
+        )
+
+    return signature, codegen
+
+
+_NO, _YES = np.uint8(ord("N")), np.uint8(ord("T"))
+
+
+@kernel
+def _gemm_compiled(
+    a: Floats, b: Floats, out: Floats, transpose_a: bool, transpose_b: bool, alpha: float, beta: float
+) -> None:
+    rows, columns = out.shape
+    inner = a.shape[0] if transpose_a else a.shape[1]
+    lda, ldb, ldc = a.strides[0] // 4, b.strides[0] // 4, out.strides[0] // 4
+    at, bt, ct = a.ctypes.data, b.ctypes.data, out.ctypes.data
+    if _blas_chosen() == 0:
+        gemm_blocked(at, lda, transpose_a, bt, ldb, transpose_b, ct, ldc, rows, columns, inner, alpha, beta)
+        return
+    # BLAS reads a C-order matrix as its transpose, so it is asked for out.T = b.T @ a.T. A matrix of one row may have
+    # any stride, and BLAS refuses a leading dimension below the row's length.
+    _sgemm(
+        _YES if transpose_b else _NO,
+        _YES if transpose_a else _NO,
+        columns,
+        rows,
+        inner,
+        np.float32(alpha),
+        bt,
+        max(ldb, b.shape[1]),
+        at,
+        max(lda, a.shape[1]),
+        np.float32(beta),
+        ct,
+        max(ldc, columns),
+    )
+
+
+def _gemm_numpy(
+    a: Floats, b: Floats, out: Floats, transpose_a: bool, transpose_b: bool, alpha: float, beta: float
+) -> None:
+    product = np.float32(alpha) * np.matmul(a.T if transpose_a else a, b.T if transpose_b else b)
+    if beta == 0:
+        out[...] = product
+    else:
+        out[...] = np.float32(beta) * out + product
+
+
+if JIT_ENABLED:
+    _gemm = _gemm_compiled
+else:
+    _gemm = _gemm_numpy
+
+
+@kernel
+def gemm(a: Floats, b: Floats, out: Floats, transpose_a: bool, transpose_b: bool, alpha: float, beta: float) -> None:
+    """Compute ``out = alpha * op(a) @ op(b) + beta * out`` in float32; op transposes where asked.
+
+    `out` is (M, N), op(a) (M, K) and op(b) (K, N). Each array is in C order or a view of columns of one: its elements
+    lie side by side within a row, and its rows a stride apart. With ``beta == 0`` the earlier content of `out`, NaN
+    included, does not matter. `out` must not overlap `a` or `b`.
+    """
+    _gemm(a, b, out, transpose_a, transpose_b, alpha, beta)

@@ -1,0 +1,58 @@
+"""The one place of compiler flags: every kernel of the package is decorated with something from here.
+
+`kernel` compiles to machine code that holds no GIL, caches it on disk, and allows the float32 rewrites that change
+neither NaN nor infinity: reassociation (so that sums vectorise), fused multiply-add, reciprocals, and no sign of zero.
+`nnan` and `ninf` are left out on purpose: a diverging run must show NaN, not something undefined.
+
+`exact` allows no rewrite at all. It is for element-wise passes whose result must not depend on how an array is cut:
+LLVM may lower a division to an estimate in the vector body and to a true division in the scalar remainder, and only
+without these flags are the two the same bits.
+
+`inlined` is for small helpers that must disappear into the loop of their caller, so that it vectorises. Multiply-add
+may be fused in it, but nothing is reassociated, so that a two-part constant stays two parts.
+
+With ``NUMBA_DISABLE_JIT=1`` all of them return the function unchanged, and everything runs as Python and NumPy.
+"""
+
+from collections.abc import Callable
+from typing import TypeVar, cast
+
+import numba
+
+Function = TypeVar("Function", bound=Callable[..., object])
+
+FASTMATH = {"nsz", "arcp", "contract", "afn", "reassoc"}
+
+JIT_ENABLED: bool = not numba.config.DISABLE_JIT
+"""False when ``NUMBA_DISABLE_JIT`` is set: then the code that only a compiler understands is replaced."""
+
+
+def kernel(function: Function) -> Function:
+    """Compile `function` with the package's flags; the arguments' types are found at the first call."""
+    return cast(
+        Function,
+        numba.njit(nogil=True, cache=True, fastmath=FASTMATH, error_model="numpy", boundscheck=False)(function),
+    )
+
+
+def exact(function: Function) -> Function:
+    """Compile `function` without any floating-point rewrite: every element has the bits of IEEE arithmetic."""
+    return cast(
+        Function,
+        numba.njit(nogil=True, cache=True, fastmath=False, error_model="numpy", boundscheck=False)(function),
+    )
+
+
+def inlined(function: Function) -> Function:
+    """Compile a helper that LLVM must inline; only fused multiply-add and the sign of zero are free."""
+    return cast(
+        Function,
+        numba.njit(
+            nogil=True,
+            cache=True,
+            fastmath={"nsz", "contract"},
+            error_model="numpy",
+            boundscheck=False,
+            forceinline=True,
+        )(function),
+    )
