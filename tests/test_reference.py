@@ -142,6 +142,20 @@ def test_clipping_leaves_a_small_gradient_alone_and_shortens_a_long_one() -> Non
     assert clipped["a"][0] == pytest.approx(0.6, rel=1e-6)
 
 
+def test_constants_are_the_published_ones() -> None:
+    """Literal numbers (the GELUs are PyTorch's), for machines without PyTorch."""
+    gelu = reference.gelu_forward(np.array([-1.0, 1.0, 3.0]))
+    np.testing.assert_allclose(gelu, [-0.1588080093917232, 0.8411919906082768, 2.9963626079182269], rtol=1e-12)
+    row = np.array([[-0.003, 0.003]])  # variance 9e-6, so that epsilon is the larger part
+    normal = reference.layernorm_forward(row, np.ones(2), np.zeros(2))
+    np.testing.assert_allclose(normal, row / np.sqrt(9e-6 + 1e-5), rtol=1e-12)
+    one, zero = {"wte": np.array([1.0])}, {"wte": np.array([0.0])}
+    settings = reference.AdamW(lr=0.1, weight_decay=0.5, epsilon=1.0)
+    weights, m, v = reference.adamw(one, {"wte": np.array([3.0])}, zero, zero, 1, settings)
+    np.testing.assert_allclose([m["wte"][0], v["wte"][0]], [0.3, 0.009], rtol=1e-12)
+    np.testing.assert_allclose(weights["wte"], [1.0 - 0.1 * 0.5 - 0.1 * 3.0 / (3.0 + 1.0)], rtol=1e-12)
+
+
 # --- PyTorch ----------------------------------------------------------------------------------------------------------
 
 BLOCK_NAMES = {
