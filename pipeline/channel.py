@@ -1,0 +1,233 @@
+"""The bounded channel between stages: many producers, many consumers, one lock and two queues of parked threads.
+
+Guarantees: what is put is taken exactly once; the depth stays within the bound of the admission policy; a full channel
+blocks its senders and an empty one its receivers, without polling; after `abort` every call that waits or comes raises
+Cancelled at once, whatever is still inside; after the last `close` receivers take what is left and then get Closed.
+
+Assumptions: every producer calls `close` exactly once, after its last `put`; a worker number is used by one thread.
+
+Ownership: the admission state and every counter belong to the lock. A thread that must wait parks on a lock of its own
+*outside* the channel's lock, and looks again when it is woken. That, rather than threading.Condition, is what makes a
+Ctrl-C at any instruction of the caller's thread safe: the lock is only ever held inside a `with`, never re-acquired in
+a `finally`, and so never left locked behind a KeyboardInterrupt. It also costs less.
+"""
+
+from _thread import LockType, allocate_lock
+from collections import deque
+from collections.abc import Callable
+from time import perf_counter_ns
+from typing import Generic, TypeVar
+
+from pipeline.admission import Admission, Ticket
+from pipeline.errors import AdmissionError, Cancelled, Closed
+from pipeline.statistics import ChannelStatistics
+
+In = TypeVar("In")
+Out = TypeVar("Out")
+
+
+class Channel(Generic[In, Out]):
+    """What producers put (In) comes out as the admission policy hands it out (Out: an item, or a list of them)."""
+
+    def __init__(
+        self,
+        admission: Admission[In, Out],
+        capacity: int,
+        producers: int,
+        clock: Callable[[], int] = perf_counter_ns,
+    ) -> None:
+        self._lock = allocate_lock()
+        self._admission = admission
+        self._capacity = capacity
+        self._clock = clock
+        self._keyed = admission.keyed
+        # Bound once: the fast path of put and get is one lock and two or three of these.
+        self._fits, self._store = admission.fits, admission.put
+        self._ready, self._take, self._depth = admission.ready, admission.take, admission.depth
+        # Parked threads, oldest first. A lock is in here locked, and is released once, by `_wake` or `_wake_all`.
+        # Invariant: while something is ready and a receiver is parked, some woken receiver has yet to look: each put
+        # wakes one, and whoever takes and leaves something wakes the next. The same for room and senders.
+        self._senders: deque[LockType] = deque()
+        self._receivers: deque[LockType] = deque()
+        self._refused: list[Ticket] = []  # tickets of the blocked senders, of keyed policies alone: see _check_progress
+        self._producers = producers  # producers still to close; only `close` lowers it
+        self._aborted = False  # set once, by `abort`
+        # Counters. A wait in progress has its start subtracted already, so adding now × waiters gives the time so far.
+        self._put_count = self._depth_sum = self._depth_max = 0
+        self._send_waiters = self._send_wait = 0
+        self._receive_waiters = self._receive_wait = 0
+
+    def put(self, item: In) -> None:
+        """Put `item`, waiting for room if there is none."""
+        ticket = self._admission.ticket(item) if self._keyed else None
+        with self._lock:
+            if not self._aborted and self._fits(ticket):
+                self._accept(ticket, item)
+                return
+        self._put_when_room(ticket, item)
+
+    def get(self, worker: int = 0) -> Out:
+        """Take what is next, waiting for it if need be; raises Closed at the end of the input."""
+        with self._lock:
+            if not self._aborted and self._ready():
+                return self._hand_out(worker)
+        return self._get_when_ready(worker)
+
+    def done(self, worker: int = 0) -> None:
+        """Say that `worker` has finished what it took last; exclusive policies then hand out the next of its kind."""
+        with self._lock:
+            self._admission.done(worker)
+            if self._ready():
+                _wake(self._receivers)
+            elif not self._producers:
+                _wake_all(self._receivers)  # this may have been the last of the input
+            else:
+                _wake_all(self._senders)  # with nothing in hand they may be stuck for certain: let them look
+
+    def close(self) -> None:
+        """Say that one producer will put nothing more."""
+        with self._lock:
+            self._producers -= 1
+            if not self._producers:
+                _wake_all(self._receivers)
+            elif self._refused:
+                _wake_all(self._senders)  # those left may now be stuck for certain: let them look
+
+    def abort(self) -> None:
+        """Wake everyone with Cancelled, now and from now on. Safe from any thread, any number of times."""
+        with self._lock:
+            self._aborted = True
+            _wake_all(self._senders)
+            _wake_all(self._receivers)
+
+    @property
+    def depth(self) -> int:
+        """How much of the capacity is in use: items, or complete groups. A glance without the lock."""
+        return self._depth()
+
+    def statistics(self) -> ChannelStatistics:
+        """Return the counters as of now."""
+        with self._lock:
+            now = self._clock()
+            return ChannelStatistics(
+                capacity=self._capacity,
+                depth=self._depth(),
+                mean_depth=self._depth_sum / self._put_count if self._put_count else 0.0,
+                max_depth=self._depth_max,
+                items=self._put_count,
+                blocked=(self._send_wait + now * self._send_waiters) / 1e9,
+                starved=(self._receive_wait + now * self._receive_waiters) / 1e9,
+            )
+
+    # From here to the end of the two slow paths: only with the lock held, unless said otherwise.
+
+    def _accept(self, ticket: Ticket, item: In) -> None:
+        self._store(ticket, item)
+        self._put_count += 1
+        depth = self._depth()
+        self._depth_sum += depth
+        if depth > self._depth_max:
+            self._depth_max = depth
+        if self._receivers and self._ready():
+            _wake(self._receivers)
+        if self._refused:
+            _wake_all(self._senders)
+
+    def _hand_out(self, worker: int) -> Out:
+        out = self._take(worker)
+        if self._senders:
+            if self._keyed:
+                _wake_all(self._senders)
+            else:
+                _wake(self._senders)
+        if self._receivers and self._ready():
+            _wake(self._receivers)
+        return out
+
+    def _put_when_room(self, ticket: Ticket, item: In) -> None:
+        """Called without the lock."""
+        waiting = False
+        try:
+            while True:
+                with self._lock:
+                    if self._aborted:
+                        raise Cancelled("the channel was aborted while a sender waited for room, or before it came")
+                    if self._fits(ticket):
+                        self._accept(ticket, item)
+                        return
+                    if not waiting:
+                        waiting = True
+                        self._send_waiters += 1
+                        self._send_wait -= self._clock()
+                        if self._keyed:
+                            self._refused.append(ticket)
+                    if self._keyed:
+                        self._check_progress()
+                    parked = _park(self._senders)
+                parked.acquire()
+        finally:
+            if waiting:
+                with self._lock:
+                    self._send_waiters -= 1
+                    self._send_wait += self._clock()
+                    if self._keyed:
+                        self._refused.remove(ticket)
+
+    def _get_when_ready(self, worker: int) -> Out:
+        """Called without the lock."""
+        waiting = False
+        try:
+            while True:
+                with self._lock:
+                    if self._aborted:
+                        raise Cancelled("the channel was aborted while a receiver waited for an item, or before it came")
+                    if self._ended():
+                        self._admission.finish()
+                        if not self._ready():
+                            raise Closed("every producer is done and everything has been taken")
+                    if self._ready():
+                        return self._hand_out(worker)
+                    if not waiting:
+                        waiting = True
+                        self._receive_waiters += 1
+                        self._receive_wait -= self._clock()
+                    parked = _park(self._receivers)
+                parked.acquire()
+        finally:
+            if waiting:
+                with self._lock:
+                    self._receive_waiters -= 1
+                    self._receive_wait += self._clock()
+
+    def _ended(self) -> bool:
+        return not self._producers and not self._ready() and not self._admission.in_hand()
+
+    def _check_progress(self) -> None:
+        """Raise rather than wait for ever: every producer is blocked here, and nothing that is inside can be taken."""
+        missing = self._admission.stuck()
+        if missing and len(self._refused) >= self._producers and not any(map(self._fits, self._refused)):
+            raise AdmissionError(
+                f"the channel is full (capacity {self._capacity}) of items that wait for one which is still behind them: "
+                f"{missing}. Items may arrive at most as far out of order as the capacity: raise it, or send in order"
+            )
+
+
+def _park(queue: deque[LockType]) -> LockType:
+    """Return a locked lock that the next wake-up of `queue` releases; acquire it outside of the channel's lock."""
+    parked = allocate_lock()
+    parked.acquire()
+    queue.append(parked)
+    return parked
+
+
+def _wake(queue: deque[LockType]) -> None:
+    if queue:
+        # Released before it leaves the queue: an interrupt in between must not lose a thread that sleeps.
+        if queue[0].locked():
+            queue[0].release()
+        queue.popleft()
+
+
+def _wake_all(queue: deque[LockType]) -> None:
+    while queue:
+        _wake(queue)

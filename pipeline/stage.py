@@ -1,0 +1,279 @@
+"""A stage as a graph declares it, and the worker that runs it in one thread.
+
+Guarantees: a worker holds at most one item (or group) at a time; it ends when its input ends, when a channel or a
+resource raises Cancelled, or when anything that it calls raises, and in the last case it reports the error, whatever
+its type, with the item in hand; however it ends, it says so exactly once.
+
+Ownership: `item` and `counters` are written by the worker's own thread alone and read by anyone.
+"""
+
+import reprlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Final, Generic, TypeVar
+
+from pipeline.admission import Fifo, Policy
+from pipeline.channel import Channel
+from pipeline.errors import Cancelled, Closed, Label, StageFailure
+from pipeline.statistics import Counters, Phase
+from pipeline.trace import RawEvent
+
+OutCo = TypeVar("OutCo", covariant=True)
+
+
+class Skip(Enum):
+    """The type of SKIP."""
+
+    SKIP = "skip"
+
+
+SKIP: Final = Skip.SKIP
+"""A stage function returns it to send nothing on: the item ends here."""
+
+
+class Kind(Enum):
+    """What a node of the graph is."""
+
+    SOURCE = "source"
+    STAGE = "stage"
+    SINK = "sink"
+
+
+@dataclass(frozen=True)
+class Node(Generic[OutCo]):
+    """A source or stage of one graph, as its builder sees it: something that others may come `after`."""
+
+    name: str
+    graph: object = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Sink(Generic[OutCo]):
+    """A sink of one graph, as its builder sees it; `run.items(sink)` iterates it with the type of its items."""
+
+    name: str
+    graph: object = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One node of a graph, with everything it was declared with."""
+
+    name: str
+    kind: Kind
+    after: tuple[str, ...] = ()
+    fn: Callable[..., Any] | None = None  # of a source: () -> iterable; of a sink: None
+    workers: int = 1
+    capacity: int = 2
+    admission: Policy[Any] = field(default_factory=Fifo)
+    gathers: bool = False
+    expand: bool = False
+    closes: bool = False  # whether the iterables that `fn` returns are made for us, and so ours to close
+    acquire: Callable[[Any], object] | None = None
+    when: Callable[[Any], bool] | None = None
+
+
+@dataclass(frozen=True)
+class Edge:
+    """A way out of a stage: the channel in front of the next one."""
+
+    to: str
+    channel: Channel[Any, Any]
+    when: Callable[[Any], bool] | None
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a worker is given of its run."""
+
+    clock: Callable[[], int]
+    record: Callable[[RawEvent], None] | None
+    label: Callable[[Any], Label] | None
+    failed: Callable[[StageFailure], None]
+    cancelled: Callable[[], None]
+    ended: Callable[["Worker"], None]
+
+
+_NOTHING: Final = object()  # no item in hand, or no further element
+_UNLABELLED: Final[Mapping[str, int | str]] = {}
+
+
+class Worker:
+    """One thread of a stage; `run` is the thread's target."""
+
+    def __init__(
+        self, stage: Stage, index: int, source: Channel[Any, Any] | None, edges: Sequence[Edge], run: Surroundings
+    ) -> None:
+        self.stage = stage
+        self.index = index
+        self.counters = Counters()
+        self.item: Any = _NOTHING
+        """What is in hand, for reports."""
+        self._input = source
+        self._edges = edges
+        self._run = run
+        self._send = _sender(edges)
+
+    def run(self) -> None:
+        """Work until the input ends or the run does."""
+        self.counters.began = self._run.clock()
+        try:
+            if self._input is None:
+                self._produce()
+            else:
+                self._serve(self._input)
+            for edge in self._edges:
+                edge.channel.close()
+        except Cancelled:
+            self._run.cancelled()
+        except BaseException as error:  # SystemExit and MemoryError too: a worker never dies in silence
+            self._run.failed(self._describe(error))
+        finally:
+            self.item = _NOTHING
+            self.counters.ended = self._run.clock()
+            self._run.ended(self)
+
+    def _serve(self, channel: Channel[Any, Any]) -> None:
+        """The loop that every item goes through; kept in one piece because it is the cost of a hop."""
+        clock, record, send, index = self._run.clock, self._run.record, self._send, self.index
+        counters, stage = self.counters, self.stage
+        get, acquire, fn = channel.get, stage.acquire, stage.fn
+        exclusive = getattr(stage.admission, "exclusive", False)
+        assert fn is not None and counters.began is not None
+        tag = _UNLABELLED
+        mark = counters.began
+        while True:
+            try:
+                item = get(index)
+            except Closed:
+                return
+            self.item = item
+            if acquire is not None:
+                acquire(item)
+            if record is not None:
+                tag = self._label(item)  # before the call: afterwards the item may belong to somebody else
+            start = clock()
+            counters.waiting += start - mark
+            counters.phase = Phase.BUSY
+            counters.items_in += 1
+            result = fn(item)
+            if stage.expand:
+                mark = self._spread(result, start, tag)
+            else:
+                end = clock()
+                counters.busy += end - start
+                counters.phase = Phase.BLOCKED
+                if record is not None:
+                    record((stage.name, index, start, end, tag, channel.depth))
+                if result is not SKIP:
+                    send(result)
+                    counters.items_out += 1
+                mark = clock()
+                counters.blocked += mark - end
+            counters.phase = Phase.WAITING
+            if exclusive:
+                channel.done(index)
+            # Nothing is kept alive by a worker that waits.
+            self.item = _NOTHING
+            item = result = None
+
+    def _produce(self) -> None:
+        assert self.stage.fn is not None and self.counters.began is not None
+        self.counters.phase = Phase.BUSY
+        self._spread(self.stage.fn(), self.counters.began, None)
+
+    def _spread(self, elements: Iterable[Any], start: int, tag: Label | None) -> int:
+        """Send the elements one by one, time in `next` being busy; return when the last was done.
+
+        `tag` labels the trace; a source has none, and its elements label themselves.
+        """
+        clock, record, counters = self._run.clock, self._run.record, self.counters
+        iterator = iter(elements)
+        lazy = iterator is elements  # otherwise everything was made in the call, and one event tells it
+        fresh = True
+        try:
+            while True:
+                element = next(iterator, _NOTHING)
+                end = clock()
+                counters.busy += end - start
+                counters.phase = Phase.BLOCKED
+                if tag is None:
+                    self.item = element
+                if record is not None and (fresh or (element is not _NOTHING and (lazy or tag is None))):
+                    record((self.stage.name, self.index, start, end, self._tag(element, tag), self._depth()))
+                if element is _NOTHING:
+                    return end
+                if element is not SKIP:
+                    self._send(element)
+                    counters.items_out += 1
+                fresh = False
+                element = None
+                if tag is None:
+                    self.item = _NOTHING
+                start = clock()
+                counters.blocked += start - end
+                counters.phase = Phase.BUSY
+        finally:
+            # A generator's own `finally` runs here, in its thread, and not whenever its last traceback is dropped.
+            # What the user handed over as an iterator stays open: they may go on with it.
+            if self.stage.closes and lazy and hasattr(iterator, "close"):
+                iterator.close()
+
+    def _depth(self) -> int:
+        return 0 if self._input is None else self._input.depth
+
+    def _tag(self, element: Any, tag: Label | None) -> Label:
+        if tag is not None:
+            return tag
+        return _UNLABELLED if element is _NOTHING or element is SKIP else self._label(element)
+
+    def _label(self, item: Any) -> Label:
+        """The run's label of an item; of a group, what all its items agree on."""
+        label = self._run.label
+        if label is None:
+            return _UNLABELLED
+        if not self.stage.gathers:
+            return label(item)
+        common, *others = (label(each) for each in item)
+        return {key: value for key, value in common.items() if all(other.get(key) == value for other in others)}
+
+    def _describe(self, error: BaseException) -> StageFailure:
+        tag = _UNLABELLED
+        words = f"item {self.counters.items_out} of the source" if self._input is None else "no item yet taken"
+        if self.item is not _NOTHING:
+            try:
+                tag = self._label(self.item)
+                words = " ".join(f"{key}={value}" for key, value in tag.items()) or reprlib.repr(self.item)
+            except BaseException as second:  # the first error is the one to report; this one only spoils its label
+                words = f"an item of type {type(self.item).__name__} (its label raised {type(second).__name__})"
+        return StageFailure(self.stage.name, self.index, tag, words, error)
+
+
+def _sender(edges: Sequence[Edge]) -> Callable[[Any], None]:
+    """Return the function that sends an item to every edge whose `when` holds."""
+
+    def to_one(item: Any) -> None:
+        try:
+            put(item)
+        except BaseException as error:
+            raise _noted(error, only.to)
+
+    def to_all(item: Any) -> None:
+        for edge in edges:
+            try:
+                if edge.when is None or edge.when(item):
+                    edge.channel.put(item)
+            except BaseException as error:
+                raise _noted(error, edge.to)
+
+    if len(edges) == 1 and edges[0].when is None:
+        only, put = edges[0], edges[0].channel.put
+        return to_one
+    return to_all
+
+
+def _noted(error: BaseException, to: str) -> BaseException:
+    if not isinstance(error, Cancelled):
+        error.add_note(f"raised while sending to stage {to!r}: by its `when`, its admission policy, or its channel")
+    return error

@@ -1,0 +1,148 @@
+"""Frozen statistics, and the counters behind them. Each field says how to read its number.
+
+Ownership: a `Counters` belongs to one worker thread, which alone writes it; anyone may read it at any time, without a
+lock, because each figure is one assignment of an int and the state in progress is derived from their sum.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Phase(Enum):
+    """What a worker is doing."""
+
+    WAITING = "waiting"
+    BUSY = "busy"
+    BLOCKED = "blocked"
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelStatistics:
+    """The channel in front of a stage."""
+
+    capacity: int
+    """What the channel was given: items, or complete groups for a stage that gathers."""
+    depth: int
+    """Capacity in use now. With a policy that orders or gathers it may pass the capacity; `admission` has the bound."""
+    mean_depth: float
+    """The depth that an item made on its arrival, itself included, on average over items (not over time). Near the
+    capacity, the stage behind is the slower one; near 1 (near 0 for groups), the stage in front is."""
+    max_depth: int
+    """The largest depth so far."""
+    items: int
+    """Items put so far."""
+    blocked: float
+    """Seconds that senders waited for room, summed over senders, the waits in progress included. High: the stage
+    behind this channel is a bottleneck; give it workers, or make it faster."""
+    starved: float
+    """Seconds that receivers waited for an item, summed over receivers, the waits in progress included. High: the
+    stages in front are too slow for the stage behind, or it has more workers than it needs."""
+
+
+@dataclass(frozen=True, slots=True)
+class StageStatistics:
+    """A stage, its workers taken together."""
+
+    name: str
+    """The name in the graph."""
+    workers: int
+    """Threads of the stage; a sink has one, the caller's."""
+    items_in: int
+    """Items (or groups) whose work has begun; 0 for a source."""
+    items_out: int
+    """Results to send on, each counted once however many stages take it; skipped items are not in it. For a sink: items
+    that the caller has done with."""
+    busy: float
+    """Seconds inside the stage function (for a source: inside next), summed over workers, work in progress included."""
+    waiting: float
+    """Seconds waiting for input, `acquire` and the label included, summed over workers: starved, or short of slots."""
+    blocked: float
+    """Seconds sending results, which is next to nothing unless a channel behind is full, summed over workers."""
+    channel: ChannelStatistics | None
+    """The channel in front of the stage; None for a source."""
+
+    @property
+    def busy_share(self) -> float:
+        """Busy time as a share of the workers' lifetime. The stage nearest to 1 is the one that limits the graph."""
+        return self._share(self.busy)
+
+    @property
+    def waiting_share(self) -> float:
+        """Waiting as a share of the workers' lifetime. High: the stages in front, or a resource, are too slow."""
+        return self._share(self.waiting)
+
+    @property
+    def blocked_share(self) -> float:
+        """Blocked time as a share of the workers' lifetime. High: a stage behind is too slow."""
+        return self._share(self.blocked)
+
+    def _share(self, seconds: float) -> float:
+        total = self.busy + self.waiting + self.blocked
+        return seconds / total if total else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class RunStatistics(Mapping[str, StageStatistics]):
+    """A whole run: a mapping of stage name → StageStatistics, in the order in which the graph was built."""
+
+    graph: str
+    """The graph's name."""
+    elapsed: float
+    """Seconds since the run began, up to its end if it has ended."""
+    stages: tuple[StageStatistics, ...]
+    """The stages in the order in which the graph was built."""
+
+    def __getitem__(self, name: str) -> StageStatistics:
+        for stage in self.stages:
+            if stage.name == name:
+                return stage
+        raise KeyError(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return (stage.name for stage in self.stages)
+
+    def __len__(self) -> int:
+        return len(self.stages)
+
+
+class Counters:
+    """What one worker counts of itself. Times are in the nanoseconds of the run's clock."""
+
+    __slots__ = ("blocked", "busy", "began", "ended", "items_in", "items_out", "phase", "waiting")
+
+    def __init__(self) -> None:
+        self.began: int | None = None
+        self.ended: int | None = None
+        self.phase = Phase.WAITING
+        # Finished intervals. They follow each other without a gap, so began + waiting + busy + blocked is when the
+        # interval in progress began; nothing else records that moment, and so no reader can see it half updated.
+        self.waiting = self.busy = self.blocked = 0
+        self.items_in = self.items_out = 0
+
+    def read(self, now: int) -> dict[Phase, int]:
+        """Return the nanoseconds spent in each phase up to `now`, the one in progress included."""
+        phase = self.phase
+        spent = {Phase.WAITING: self.waiting, Phase.BUSY: self.busy, Phase.BLOCKED: self.blocked}
+        if self.began is not None:
+            end = now if self.ended is None else self.ended
+            spent[phase] += max(0, end - self.began - sum(spent.values()))
+        return spent
+
+
+def summarise(
+    name: str, workers: list[Counters], channel: ChannelStatistics | None, clock: Callable[[], int]
+) -> StageStatistics:
+    """Sum the counters of a stage's workers."""
+    now = clock()
+    spent = [worker.read(now) for worker in workers]
+    return StageStatistics(
+        name=name,
+        workers=len(workers),
+        items_in=sum(worker.items_in for worker in workers),
+        items_out=sum(worker.items_out for worker in workers),
+        busy=sum(each[Phase.BUSY] for each in spent) / 1e9,
+        waiting=sum(each[Phase.WAITING] for each in spent) / 1e9,
+        blocked=sum(each[Phase.BLOCKED] for each in spent) / 1e9,
+        channel=channel,
+    )
