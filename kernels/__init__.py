@@ -1,0 +1,70 @@
+"""The arithmetic: Numba kernels in forward/backward pairs, on arrays that the caller owns, without state or allocation.
+
+Layering: this package imports nothing of `pipeline` or `stages`. Importing it loads SciPy's BLAS with the kernel set
+that fits the processor (`blas_info` tells), so import it before anything else that loads SciPy.
+
+Every kernel holds no GIL, gives the same bits for the same input in whichever thread, and checks no bounds: shapes,
+token ids and sizes must be right before it is called.
+"""
+
+from kernels.adamw import AdamWStep, adamw_update
+from kernels.attention import attention_backward, attention_forward
+from kernels.blas import BlasInfo, GemmBackend, blas_info, gemm, gemm_backend
+from kernels.cross_entropy import cross_entropy_backward, cross_entropy_forward
+from kernels.decode import DecodeScratch, KVCache, decode_token, next_logits, prefill_cache
+from kernels.embedding import embedding_backward, embedding_forward
+from kernels.gelu import gelu_backward, gelu_forward
+from kernels.layernorm import layernorm_apply, layernorm_backward, layernorm_forward
+from kernels.linear import (
+    linear_backward_bias,
+    linear_backward_input,
+    linear_backward_weight,
+    linear_forward,
+    linear_residual_forward,
+)
+from kernels.reduction import CHUNK, sum_lanes
+from kernels.tensors import ATTENTION_TILE, Activations, Floats, Scratch, TokenIds, Weights
+from kernels.transformer import blocks_backward, blocks_forward, head_backward, head_loss
+
+__all__ = [
+    "ATTENTION_TILE",
+    "CHUNK",
+    "Activations",
+    "AdamWStep",
+    "BlasInfo",
+    "DecodeScratch",
+    "Floats",
+    "GemmBackend",
+    "KVCache",
+    "Scratch",
+    "TokenIds",
+    "Weights",
+    "adamw_update",
+    "attention_backward",
+    "attention_forward",
+    "blas_info",
+    "blocks_backward",
+    "blocks_forward",
+    "cross_entropy_backward",
+    "cross_entropy_forward",
+    "decode_token",
+    "embedding_backward",
+    "embedding_forward",
+    "gelu_backward",
+    "gelu_forward",
+    "gemm",
+    "gemm_backend",
+    "head_backward",
+    "head_loss",
+    "layernorm_apply",
+    "layernorm_backward",
+    "layernorm_forward",
+    "linear_backward_bias",
+    "linear_backward_input",
+    "linear_backward_weight",
+    "linear_forward",
+    "linear_residual_forward",
+    "next_logits",
+    "prefill_cache",
+    "sum_lanes",
+]
