@@ -69,7 +69,7 @@ def available_cores(root: Path = Path("/")) -> int:
 
 def cpu_quota(root: Path = Path("/")) -> float | None:
     """Return the cores that the control groups of this process allow it (2.5 for instance), or None without a limit."""
-    quotas = []
+    quotas: list[float | None] = []
     for line in _lines(root / "proc/self/cgroup"):
         _, controllers, path = line.split(":", 2)
         if controllers == "":  # version 2, in one tree
