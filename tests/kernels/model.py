@@ -1,0 +1,80 @@
+"""The whole model run through the kernels as the stages run it, and held against the reference."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from kernels.embedding import embedding_backward, embedding_forward
+from kernels.tensors import Weights
+from kernels.transformer import blocks_backward, blocks_forward, head_backward, head_loss
+from tests import reference
+from tests.kernels.support import (
+    BACKWARD,
+    FORWARD,
+    Guarded,
+    Sizes,
+    assert_close,
+    empty_weights,
+    flat_ids,
+    make_activations,
+    make_scratch,
+    make_weights,
+)
+from tests.reference import Ids, Tensors
+
+
+@dataclass
+class Model:
+    """Weights, gradients, activations and scratch for micro-batches of one size."""
+
+    sizes: Sizes
+    tensors: Tensors
+    logits_rows: int = 3
+    memory: Guarded = field(default_factory=Guarded)
+
+    def __post_init__(self) -> None:
+        self.weights: Weights = make_weights(self.tensors, self.memory)
+        self.grads: Weights = empty_weights(self.sizes, self.memory)
+        self.acts = make_activations(self.sizes, self.memory)
+        self.scratch = make_scratch(self.sizes, self.memory, self.logits_rows)
+
+    def forward(self, ids: Ids) -> None:
+        """Fill the activations."""
+        embedding_forward(self.weights.wte, self.weights.wpe, flat_ids(ids), self.sizes.tokens, self.acts.x[0])
+        blocks_forward(self.weights, self.acts, self.sizes.sequences, self.sizes.heads)
+
+    def loss(self, targets: Ids) -> float:
+        """Return the sum of the losses, without gradients."""
+        x_final = self.acts.x[self.sizes.layers]
+        return head_loss(self.weights, x_final, flat_ids(targets), self.acts.h, self.scratch.logits)
+
+    def backward(self, ids: Ids, targets: Ids, scale: float, accumulate: bool) -> float:
+        """Return the sum of the losses; write or add all gradients."""
+        s = self.sizes
+        x_final = self.acts.x[s.layers]
+        loss = head_backward(self.weights, x_final, flat_ids(targets), scale, self.grads, self.scratch, accumulate)
+        blocks_backward(self.weights, self.acts, self.grads, self.scratch, s.sequences, s.heads, accumulate)
+        embedding_backward(flat_ids(ids), self.scratch.dx, s.tokens, self.grads.wte, self.grads.wpe, accumulate)
+        return loss
+
+    def check_gradients(self, expected: Tensors, tolerance: float = BACKWARD) -> None:
+        """Hold every gradient against the reference's."""
+        for name in Weights._fields:
+            assert_close(getattr(self.grads, name), expected[name], tolerance, name)
+        self.memory.check()
+
+
+def check_model(sizes: Sizes, seed: int = 0, logits_rows: int = 3) -> None:
+    """Hold activations, loss and every gradient of one micro-batch against the reference."""
+    rng = np.random.default_rng(seed)
+    model = Model(sizes, sizes.tensors(rng), logits_rows)
+    ids, targets = sizes.ids(rng), sizes.ids(rng)
+    scale = 1.0 / sizes.rows
+    expected_loss, expected = reference.loss_and_gradients(model.tensors, ids, targets, sizes.heads, scale)
+    record = reference.forward(model.tensors, ids, sizes.heads)
+
+    model.forward(ids)
+    assert_close(model.acts.x[sizes.layers], record.x_final, FORWARD, "x_final")
+    assert abs(model.loss(targets) / expected_loss - 1.0) < FORWARD
+    assert abs(model.backward(ids, targets, scale, accumulate=False) / expected_loss - 1.0) < FORWARD
+    model.check_gradients(expected)
