@@ -56,7 +56,9 @@ class Arena(Mapping[str, NDArray[Any]]):
         """Lay `shapes` out in a new allocation of zeros, or in `buffer`, a flat aligned array of `arena_size` elements."""
         kind = np.dtype(dtype)
         if ALIGNMENT % kind.itemsize:
-            raise ValueError(f"an arena needs an element size that divides {ALIGNMENT} bytes, not {kind} ({kind.itemsize})")
+            raise ValueError(
+                f"an arena needs an element size that divides {ALIGNMENT} bytes, not {kind} ({kind.itemsize})"
+            )
         self._offsets, size = _layout(shapes, kind)
         self.flat: NDArray[Any] = aligned_zeros(size, kind) if buffer is None else buffer
         if self.flat.shape != (size,) or self.flat.dtype != kind or self.flat.ctypes.data % ALIGNMENT:

@@ -4,8 +4,8 @@ Micro-batch m of every batch belongs to lane m mod n. A lane is written by one t
 ascending order, so the sum in it has one order of additions however many threads there are; the reducer then adds the
 lanes, in order. The first micro-batch of a batch overwrites what the lane held, so lanes are never zeroed.
 
-Ownership: lane l belongs to the worker that holds one of its micro-batches (admission `InOrder` by `LanePlan.order`,
-exclusive); after a batch's last micro-batch it belongs to the reducer until `mark_reduced`.
+Ownership: lane l belongs to the worker that holds one of its micro-batches (admission `LaneOrder`); after a batch's
+last micro-batch it belongs to the reducer until `mark_reduced`.
 """
 
 import threading
@@ -42,12 +42,6 @@ class LanePlan:
     def starts_lane(self, micro: int) -> bool:
         """Say whether `micro` is the first of its lane in a batch, which overwrites instead of adding."""
         return micro < self.lanes
-
-    def order(self, batch: int, micro: int, first_batch: int = 0) -> tuple[int, int]:
-        """Return (lane, place in the lane's order over all batches from `first_batch` on)."""
-        lane = self.lane_of(micro)
-        a_batch = len(range(lane, self.micro_batches, self.lanes))
-        return lane, (batch - first_batch) * a_batch + micro // self.lanes
 
 
 class Milestone:

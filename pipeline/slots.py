@@ -62,7 +62,9 @@ class Pool(Generic[Element]):
         """Return an element that `take` lent."""
         with self._changed:
             if len(self._free) == self._size:
-                raise RuntimeError(f"a pool of {self._size} got more elements back than it lent; one was returned twice")
+                raise RuntimeError(
+                    f"a pool of {self._size} got more elements back than it lent; one was returned twice"
+                )
             self._free.append(element)
             self._changed.notify()
 

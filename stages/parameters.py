@@ -4,7 +4,14 @@ The arenas (weights, gradients, AdamW's moments), the initialisation, the optimi
 the same table, so none of them can disagree with another about what a model consists of.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod, sqrt
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline import arena_size
 
 Shape = tuple[int, ...]
 
@@ -50,3 +57,33 @@ def parameter_shapes(geometry: Geometry) -> dict[str, Shape]:
 
 MATRICES = ("wte", "wpe", "qkv_weight", "attn_proj_weight", "fc_weight", "mlp_proj_weight")
 """The tensors that AdamW's weight decay applies to; they lead the table."""
+
+
+def parameter_count(geometry: Geometry) -> int:
+    """Return how many parameters the model has (padding not counted)."""
+    return sum(prod(shape) for shape in parameter_shapes(geometry).values())
+
+
+def decayed_elements(geometry: Geometry) -> int:
+    """Return how many leading elements of a parameter arena belong to matrices, and so decay."""
+    shapes = parameter_shapes(geometry)
+    return arena_size({name: shapes[name] for name in MATRICES})
+
+
+def initialise(weights: Mapping[str, NDArray[np.float32]], geometry: Geometry, seed: int) -> None:
+    """Write GPT-2's initial weights into `weights`, the views of a parameter arena.
+
+    Matrices are normal with a standard deviation of 0.02, those that write to the residual stream of 0.02 / √(2 L)
+    (Radford et al. 2019, section 2.3); LayerNorm weights are 1, biases 0. Each tensor has a generator of its own,
+    Philox with the key (seed, place in the table), so that a tensor does not depend on the shapes of the others.
+    """
+    residual = 0.02 / sqrt(2 * geometry.layers)
+    deviation = dict.fromkeys(MATRICES, 0.02) | {"attn_proj_weight": residual, "mlp_proj_weight": residual}
+    for place, name in enumerate(parameter_shapes(geometry)):
+        tensor = weights[name]
+        if name in deviation:
+            key = np.array([seed, place], np.uint64)
+            draws = np.random.Generator(np.random.Philox(key=key)).standard_normal(tensor.shape, np.float32)
+            np.multiply(draws, np.float32(deviation[name]), out=tensor)
+        else:
+            tensor.fill(1.0 if name in ("ln1_weight", "ln2_weight", "lnf_weight") else 0.0)

@@ -79,18 +79,6 @@ def test_an_aborted_pool_and_milestone_wake_who_waits() -> None:
     assert raised == [Cancelled, Cancelled]
 
 
-@given(lanes=st.integers(1, 6), extra=st.integers(0, 9), first=st.integers(0, 3))
-def test_a_lane_plan_numbers_each_lane_without_gaps(lanes: int, extra: int, first: int) -> None:
-    plan = LanePlan(lanes, lanes + extra)
-    seen: dict[int, list[int]] = {}
-    for batch in range(first, first + 3):
-        for micro in range(plan.micro_batches):
-            lane, index = plan.order(batch, micro, first)
-            seen.setdefault(lane, []).append(index)
-    assert all(indices == list(range(len(indices))) for indices in seen.values())
-    assert sorted(seen) == list(range(lanes))
-
-
 def test_a_lane_without_micro_batches_is_refused() -> None:
     with pytest.raises(ValueError, match="1 to 2 lanes, got 3"):
         LanePlan(3, 2)

@@ -1,0 +1,57 @@
+"""The loss on the validation split, of a leased version, while training goes on."""
+
+import math
+import time
+
+import kernels
+from kernels import Weights
+from pipeline import Arena
+from stages.data import EvaluationWindows
+from stages.items import Evaluation, Update
+from stages.memory import Slot, logits_rows
+from stages.parameters import Geometry
+
+
+class Evaluator:
+    """Computes losses with memory of its own: one slot, and the logits of one chunk of rows."""
+
+    def __init__(self, geometry: Geometry, sequences: int) -> None:
+        self._geometry = geometry
+        self._sequences = sequences
+        self._slot = Slot.allocate(geometry, sequences)
+        rows = logits_rows(geometry.vocabulary, sequences * geometry.context)
+        self._logits = Arena({"logits": (rows, geometry.vocabulary)})["logits"]
+
+    def mean_loss(self, weights: Weights, windows: EvaluationWindows) -> float:
+        """Return the mean loss of the windows' target tokens, in nats."""
+        slot, acts = self._slot, self._slot.activations
+        sums = []
+        for micro in range(windows.micro_batches):
+            windows.fill(0, micro, slot.ids, slot.targets)
+            kernels.embedding_forward(weights.wte, weights.wpe, slot.ids, self._geometry.context, acts.x[0])
+            kernels.blocks_forward(weights, acts, self._sequences, self._geometry.heads)
+            sums.append(float(kernels.head_loss(weights, acts.x[-1], slot.targets, acts.h, self._logits)))
+        return math.fsum(sums) / windows.tokens
+
+
+class Evaluate:
+    """The stage: evaluates the version that an update leased for it, and lets go of it."""
+
+    def __init__(
+        self, geometry: Geometry, sequences: int, windows: EvaluationWindows, final: EvaluationWindows, last_step: int
+    ) -> None:
+        """`windows` are those of every evaluation but that of `last_step`, which takes `final`."""
+        self._evaluator = Evaluator(geometry, sequences)
+        self._windows = windows
+        self._final = final
+        self._last_step = last_step
+
+    def __call__(self, update: Update) -> Evaluation:
+        """Return the validation loss of version `update.step`."""
+        begin = time.perf_counter()
+        lease = update.evaluation
+        assert lease is not None, "only updates with a leased version reach this stage"
+        windows = self._final if update.step == self._last_step else self._windows
+        loss = self._evaluator.mean_loss(lease.bank.weights, windows)
+        lease.release()
+        return Evaluation(update.step, loss, windows.tokens, time.perf_counter() - begin)

@@ -1,0 +1,175 @@
+"""Clipping and AdamW: from the gradient of batch k to version k + 1 of the weights."""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+import kernels
+from kernels import AdamWStep
+from pipeline import Arena, Banks, Lanes
+from stages.config import OptimizerConfig
+from stages.items import ReduceShard, Update, UpdateShard
+from stages.memory import Bank
+from stages.parameters import Geometry, decayed_elements, parameter_shapes
+from stages.reducer import Gradient, ShardPlan, TrainingDiverged
+
+
+class Moments:
+    """AdamW's running means of the gradient and of its square, after as many updates as there are versions."""
+
+    def __init__(self, geometry: Geometry) -> None:
+        shapes = parameter_shapes(geometry)
+        self.m = Arena(shapes)
+        self.v = Arena(shapes)
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """AdamW with its learning-rate schedule; the parameters of update number `step` (from 1) follow from these alone."""
+
+    settings: OptimizerConfig
+    learning_rate: Callable[[int], float]
+    """Learning rate of the update that makes version `step` + 1, by `step` counted from 0."""
+
+    def step(self, batch: int, grad_norm: float) -> AdamWStep:
+        """Return the parameters of the update made from batch `batch`.
+
+        Clipping by global norm (Pascanu et al. 2013) and the bias corrections of Adam (Kingma & Ba 2015, Algorithm 1).
+        """
+        s = self.settings
+        clip = s.clip / (grad_norm + 1e-6) if s.clip and grad_norm > s.clip else 1.0
+        return AdamWStep(
+            lr=np.float32(self.learning_rate(batch)),
+            beta1=np.float32(s.beta1),
+            beta2=np.float32(s.beta2),
+            eps=np.float32(s.eps),
+            weight_decay=np.float32(s.weight_decay),
+            bias_correction1=np.float32(1.0 - s.beta1 ** (batch + 1)),
+            bias_correction2=np.float32(1.0 - s.beta2 ** (batch + 1)),
+            grad_scale=np.float32(clip),
+        )
+
+
+class Clip:
+    """Meets the reduced shards, takes the global norm, and opens the update."""
+
+    def __init__(
+        self, banks: Banks[Bank], lanes: Lanes, gradient: Gradient, plan: ShardPlan, optimizer: Optimizer
+    ) -> None:
+        self._banks = banks
+        self._lanes = lanes
+        self._gradient = gradient
+        self._plan = plan
+        self._optimizer = optimizer
+        self._write: tuple[Bank, Bank] | None = None  # what acquire() was given; one batch at a time is updated
+
+    def acquire(self, shards: Sequence[ReduceShard]) -> None:
+        """Free the lanes, then wait for a bank that the next version may be written to."""
+        if not self._gradient.in_lane:
+            self._lanes.mark_reduced(shards[0].batch)
+        self._write = self._banks.begin()
+
+    def __call__(self, shards: Sequence[ReduceShard]) -> Iterator[UpdateShard]:
+        """Hand out the shards of the update; refuses a gradient that is not finite."""
+        assert self._write is not None
+        source, target = self._write
+        batch, loss = shards[0].batch, shards[0].loss
+        norm = self._gradient.norm()
+        if not math.isfinite(norm):
+            raise TrainingDiverged(
+                f"the gradient of update {batch + 1} has norm {norm} (its loss was {loss:.4f}): needed a finite number. "
+                "Likely a learning rate that is too high; resume from the last checkpoint with a lower optimizer.lr or a "
+                "longer schedule.warmup"
+            )
+        step = self._optimizer.step(batch, norm)
+        plan = self._plan
+        return iter([UpdateShard(batch, s, plan.span(s), source, target, step, loss, norm) for s in range(plan.shards)])
+
+
+class ApplyUpdate:
+    """Applies AdamW to a shard: reads version k, writes version k + 1."""
+
+    def __init__(self, geometry: Geometry, gradient: Gradient, moments: Moments) -> None:
+        self._decayed = decayed_elements(geometry)
+        self._gradient = gradient
+        self._moments = moments
+
+    def __call__(self, shard: UpdateShard) -> UpdateShard:
+        """Write the shard's part of the new version and of the moments."""
+        start, stop = shard.span
+        part = slice(start, stop)
+        kernels.adamw_update(
+            shard.source.arena.flat[part],
+            shard.target.arena.flat[part],
+            self._gradient.flat[part],
+            self._moments.m.flat[part],
+            self._moments.v.flat[part],
+            min(max(self._decayed - start, 0), stop - start),
+            shard.step,
+        )
+        return shard
+
+
+class Snapshot(Protocol):
+    """Memory that a checkpoint copies to, between two updates."""
+
+    def acquire(self) -> None:
+        """Wait until the memory is free."""
+
+    def copy(self, step: int) -> None:
+        """Copy what the update after `step` will write over."""
+
+
+Due = Callable[[int], bool]
+"""Whether something is to be done after so many updates."""
+
+
+class Publish:
+    """Meets the updated shards, makes the new version readable, and leases it for what is due on it."""
+
+    def __init__(
+        self,
+        banks: Banks[Bank],
+        lanes: Lanes,
+        gradient: Gradient,
+        evaluation_due: Due,
+        checkpoint_due: Due,
+        snapshot: Snapshot | None,
+    ) -> None:
+        self._banks = banks
+        self._lanes = lanes
+        self._gradient = gradient
+        self._evaluation_due = evaluation_due
+        self._checkpoint_due = checkpoint_due
+        self._snapshot = snapshot
+        self._started = time.perf_counter()
+
+    def acquire(self, shards: Sequence[UpdateShard]) -> None:
+        """Wait for the memory that a due checkpoint copies to."""
+        if self._snapshot and self._checkpoint_due(shards[0].batch + 1):
+            self._snapshot.acquire()
+
+    def __call__(self, shards: Sequence[UpdateShard]) -> Update:
+        """Publish the new version; a due checkpoint copies what the next update writes over before that."""
+        first = shards[0]
+        step = first.batch + 1
+        save = self._snapshot is not None and self._checkpoint_due(step)
+        if self._snapshot and save:
+            self._snapshot.copy(step)
+        if self._gradient.in_lane:
+            self._lanes.mark_reduced(first.batch)
+        self._banks.publish()
+        # No later version is begun before this stage returns, so these leases never wait.
+        return Update(
+            step=step,
+            loss=first.loss,
+            lr=float(first.step.lr),
+            grad_norm=first.grad_norm,
+            seconds=time.perf_counter() - self._started,
+            evaluation=self._banks.lease(step) if self._evaluation_due(step) else None,
+            checkpoint=self._banks.lease(step) if save else None,
+        )

@@ -1,0 +1,186 @@
+"""The assembly: memory and stages of one run, and the graph that joins them.
+
+        draw → embed → forward → backward → collect → reduce → clip → update → publish ─┬→ events
+        slot   lease                        a batch   shards   norm   shards   version  ├→ evaluate → events
+                                                                                        └→ save     → events
+
+Batch k is in forward while batch k - 1 is in backward and batch k - 2 in the optimizer, as far as the delay τ allows:
+what holds batch k back is the lease of version max(k - τ, 0), and nothing else. `Training` knows no threads; `replay`
+runs the same stages one after another, and the weights are the same, bit for bit.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pipeline import Banks, Gather, Graph, LaneOrder, LanePlan, Lanes, Node, Pool
+from stages.backward import Backward
+from stages.checkpoint import Checkpoint
+from stages.config import Config, ConfigError, micro_batches
+from stages.data import BatchSource, EvaluationWindows
+from stages.evaluate import Evaluate
+from stages.forward import Draw, Embed, Forward, plan_micro_batches
+from stages.items import MicroBatch
+from stages.memory import Bank, Slot
+from stages.optimizer import ApplyUpdate, Clip, Moments, Optimizer, Publish
+from stages.parameters import initialise, parameter_shapes
+from stages.reducer import Collect, Gradient, Reduce, plan_shards
+from stages.saving import Save, Snapshot, due, never
+from stages.schedule import learning_rate
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The windows of every evaluation, and those of the one that ends the run."""
+
+    windows: EvaluationWindows
+    final: EvaluationWindows
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where checkpoints go, and the tokenizer file that is put beside each."""
+
+    checkpoints: Path
+    tokenizer: Path | None = None
+
+
+class Training:
+    """The memory and the stages of one run, all allocated here.
+
+    `config` must be resolved; `data` gives the micro-batches; with `validation` the run evaluates, with `output` it
+    writes checkpoints, with `start` it continues from one.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        data: BatchSource,
+        validation: Validation | None = None,
+        output: Output | None = None,
+        start: Checkpoint | None = None,
+    ) -> None:
+        if config.micro_batch is None or config.lanes is None or config.slots is None or config.spare_banks is None:
+            raise ConfigError(
+                "config",
+                needed="a resolved configuration",
+                found="settings that are still open",
+                cause="resolve() was not called",
+                remedy="resolve(config, cores, vocabulary) first",
+            )
+        geometry = config.model.geometry()
+        sequences, tokens = config.micro_batch, config.sequences * config.model.context
+        self.config = config
+        self.first_batch = start.step if start else 0
+        self.plan = LanePlan(config.lanes, micro_batches(config))
+        self.slots = Pool([Slot.allocate(geometry, sequences) for _ in range(config.slots)])
+        self.moments = Moments(geometry)
+        self.banks = self._make_banks(start)
+        self.lanes = Lanes(parameter_shapes(geometry), self.plan, self.first_batch)
+        self.gradient = Gradient(self.lanes, config.delay)
+        self.shards = plan_shards(self.gradient.flat.size, max(config.threads.reduce or 1, config.threads.update or 1))
+        self.snapshot = Snapshot(config, self.banks, self.moments) if output else None
+
+        self.draw = Draw(data, self.slots)
+        self.embed = Embed(geometry, self.banks)
+        self.forward = Forward(geometry, sequences)
+        self.backward = Backward(geometry, self.lanes, self.slots, sequences, tokens)
+        self.collect = Collect(self.banks, self.shards, tokens)
+        self.reduce = Reduce(self.lanes, self.gradient)
+        optimizer = Optimizer(config.optimizer, partial(learning_rate, config))
+        self.clip = Clip(self.banks, self.lanes, self.gradient, self.shards, optimizer)
+        self.update = ApplyUpdate(geometry, self.gradient, self.moments)
+        evaluation_due = due(config.evaluation.interval, config.steps) if validation else never
+        checkpoint_due = due(config.checkpoint.interval, config.steps) if output else never
+        self.publish = Publish(self.banks, self.lanes, self.gradient, evaluation_due, checkpoint_due, self.snapshot)
+        self.evaluate: Evaluate | None = None
+        if validation:
+            self.evaluate = Evaluate(geometry, sequences, validation.windows, validation.final, config.steps)
+        self.save: Save | None = None
+        if output and self.snapshot:
+            self.save = Save(config, self.snapshot, output.checkpoints, output.tokenizer)
+
+    def _make_banks(self, start: Checkpoint | None) -> Banks[Bank]:
+        """Allocate the banks and fill those that the run starts from."""
+        config, geometry = self.config, self.config.model.geometry()
+        banks = [Bank(geometry) for _ in range(config.delay + 1 + (config.spare_banks or 0))]
+        versions = start.versions if start else (0,)
+        published = {version: index for index, version in enumerate(versions)}
+        for version, index in published.items():
+            if start:
+                start.read_weights(version, banks[index].arena)
+            else:
+                initialise(banks[index].arena, geometry, config.seed)
+        if start:
+            start.read_moments(self.moments.m, self.moments.v)
+        return Banks(banks, config.delay, published)
+
+    @property
+    def resources(self) -> list[Banks[Bank] | Pool[Slot] | Lanes | Snapshot]:
+        """What stages wait on besides channels; a run that ends early wakes them all."""
+        return [self.banks, self.slots, self.lanes, *([self.snapshot] if self.snapshot else [])]
+
+    def graph(self) -> Graph:
+        """Return the graph of the stages, ready to be started with `resources`."""
+        config, threads = self.config, self.config.threads
+        count, shards, capacity = self.plan.micro_batches, self.shards.shards, config.channel_capacity
+
+        def place(item: MicroBatch) -> tuple[int, int]:
+            return item.batch, item.micro
+
+        graph = Graph("training")
+        plan = graph.source("plan", partial(plan_micro_batches, self.first_batch, config.steps, count))
+        draw = graph.stage("draw", self.draw, after=plan, acquire=self.draw.acquire, capacity=capacity)
+        embed = graph.stage(
+            "embed", self.embed, after=draw, acquire=self.embed.acquire, workers=threads.embed or 1, capacity=capacity
+        )
+        forward = graph.stage("forward", self.forward, after=embed, workers=threads.forward or 1, capacity=capacity)
+        backward = graph.stage(
+            "backward",
+            self.backward,
+            after=forward,
+            acquire=self.backward.acquire,
+            admission=LaneOrder(self.plan, place, self.first_batch),
+            workers=threads.backward or 1,
+            capacity=capacity,
+        )
+        collect = graph.stage(
+            "collect",
+            self.collect,
+            after=backward,
+            acquire=self.collect.acquire,
+            gather=Gather(key=lambda item: item.batch, count=count),
+            expand=True,
+            capacity=capacity,
+        )
+        reduce = graph.stage("reduce", self.reduce, after=collect, workers=threads.reduce or 1, capacity=capacity)
+        clip = graph.stage(
+            "clip",
+            self.clip,
+            after=reduce,
+            acquire=self.clip.acquire,
+            gather=Gather(key=lambda item: item.batch, count=shards),
+            expand=True,
+            capacity=capacity,
+        )
+        update = graph.stage("update", self.update, after=clip, workers=threads.update or 1, capacity=capacity)
+        publish = graph.stage(
+            "publish",
+            self.publish,
+            after=update,
+            acquire=self.publish.acquire,
+            gather=Gather(key=lambda item: item.batch, count=shards),
+            capacity=capacity,
+        )
+        reports: list[Node[Any]] = [publish]
+        if self.evaluate:
+            reports.append(
+                graph.stage("evaluate", self.evaluate, after=publish, when=lambda update: update.evaluation is not None)
+            )
+        if self.save:
+            reports.append(
+                graph.stage("save", self.save, after=publish, when=lambda update: update.checkpoint is not None)
+            )
+        graph.sink("events", after=reports, capacity=64)
+        return graph
