@@ -26,7 +26,7 @@ from pipeline.errors import AdmissionError
 In = TypeVar("In")
 Out = TypeVar("Out")
 Item = TypeVar("Item")
-ItemContra = TypeVar("ItemContra", contravariant=True)
+Item_contra = TypeVar("Item_contra", contravariant=True)
 
 Ticket = Any
 """What `ticket(item)` read off an item: the policy's own functions run once per item, before the channel's lock."""
@@ -77,7 +77,7 @@ class Admission(ABC, Generic[In, Out]):
         """Note the end of the input, with nothing ready and nothing in hand; raise if something is left over."""
 
 
-class Policy(ABC, Generic[ItemContra]):
+class Policy(ABC, Generic[Item_contra]):
     """A setting that makes an `Admission` for each run."""
 
     @abstractmethod
@@ -94,7 +94,7 @@ class Fifo(Policy[object]):
 
 
 @dataclass(frozen=True)
-class InOrder(Policy[ItemContra]):
+class InOrder(Policy[Item_contra]):
     """The items of one key are taken in the order of their index, without gaps; keys do not wait for each other.
 
     `order(item)` gives (key, index). With `exclusive`, at most one item of a key is in a worker's hands at a time: the
@@ -106,7 +106,7 @@ class InOrder(Policy[ItemContra]):
     is an error. Leave it None for keys that go on for the whole run.
     """
 
-    order: Callable[[ItemContra], tuple[Hashable, int]]
+    order: Callable[[Item_contra], tuple[Hashable, int]]
     exclusive: bool = True
     first: int | Mapping[Any, int] | Callable[[Any], int] = 0
     count: int | None = None
@@ -120,7 +120,7 @@ class InOrder(Policy[ItemContra]):
 
 
 @dataclass(frozen=True)
-class Gather(Policy[ItemContra]):
+class Gather(Policy[Item_contra]):
     """Items are collected by key into lists of `count`, and a list is taken as one thing.
 
     Groups are taken in the order in which they became complete. A list is in order of arrival, or sorted by `sort`. At
@@ -128,9 +128,9 @@ class Gather(Policy[ItemContra]):
     `key` all items are of one group: plain batching.
     """
 
-    key: Callable[[ItemContra], Hashable] | None = None
+    key: Callable[[Item_contra], Hashable] | None = None
     count: int = 1
-    sort: Callable[[ItemContra], Any] | None = None
+    sort: Callable[[Item_contra], Any] | None = None
     partial: bool = False
 
     def __post_init__(self) -> None:
@@ -148,25 +148,25 @@ class FifoState(Admission[Item, Item]):
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
-        self._items: deque[Item] = deque()  # at most capacity
+        self.items: deque[Item] = deque()  # at most capacity
 
     def ticket(self, item: Item) -> Ticket:
         return None
 
     def fits(self, ticket: Ticket) -> bool:
-        return len(self._items) < self._capacity
+        return len(self.items) < self._capacity
 
     def put(self, ticket: Ticket, item: Item) -> None:
-        self._items.append(item)
+        self.items.append(item)
 
     def ready(self) -> bool:
-        return bool(self._items)
+        return bool(self.items)
 
     def take(self, worker: int) -> Item:
-        return self._items.popleft()
+        return self.items.popleft()
 
     def depth(self) -> int:
-        return len(self._items)
+        return len(self.items)
 
 
 class InOrderState(Admission[Item, Item]):
@@ -195,8 +195,8 @@ class InOrderState(Admission[Item, Item]):
         expected = self._expected(key)
         if index < expected or (key, index) in self._held:
             raise AdmissionError(
-                f"item {index} of key {key!r} came a second time: the key waits for item {expected}. The `order` of the "
-                f"stage must give each item of a key an index of its own, from `first` upwards"
+                f"item {index} of key {key!r} came a second time: the key waits for item {expected}. The `order` of "
+                f"the stage must give each item of a key an index of its own, from `first` upwards"
             )
         self._held[key, index] = item
         if index == expected:

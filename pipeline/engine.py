@@ -152,12 +152,17 @@ class Run:
         self._left: ThreadsLeft | None = None
         channels = {each.name: self._channel_before(each) for each in stages if each.kind is not Kind.SOURCE}
         self._channels: dict[str, Channel[Any, Any]] = channels
-        self._sinks = {each.name: Delivery(self, each, channels[each.name]) for each in stages if each.kind is Kind.SINK}
+        self._sinks = {
+            each.name: Delivery(self, each, channels[each.name]) for each in stages if each.kind is Kind.SINK
+        }
         self._open_sinks = set(self._sinks)
-        around = Surroundings(clock, trace.record if trace else None, label, self._fail, self.cancel, self._worker_ended)
+        around = Surroundings(
+            clock, trace.record if trace is not None else None, label, self._fail, self.cancel, self._worker_ended
+        )
         self._workers = {
             each.name: [
-                Worker(each, index, channels.get(each.name), self._edges_of(each), around) for index in range(each.workers)
+                Worker(each, index, channels.get(each.name), self._edges_of(each), around)
+                for index in range(each.workers)
             ]
             for each in stages
             if each.kind is not Kind.SINK
@@ -240,7 +245,9 @@ class Run:
         return Channel(stage.admission.begin(stage.capacity), stage.capacity, producers, self._clock)
 
     def _edges_of(self, stage: Stage) -> list[Edge]:
-        return [Edge(each.name, self._channels[each.name], each.when) for each in self._stages if stage.name in each.after]
+        return [
+            Edge(each.name, self._channels[each.name], each.when) for each in self._stages if stage.name in each.after
+        ]
 
     # What workers report, in their own threads.
 

@@ -139,8 +139,8 @@ class Graph:
         """
         if gather is not None and admission != FIFO:
             raise GraphError(
-                f"stage {name!r} has both gather and admission={admission!r}, and its channel can follow only one: leave "
-                f"out admission, sort inside the groups with Gather(sort=...), or put the groups in order with an "
+                f"stage {name!r} has both gather and admission={admission!r}, and its channel can follow only one: "
+                f"leave out admission, sort inside the groups with Gather(sort=...), or put the groups in order with an "
                 f"InOrder on the next stage"
             )
         stage = Stage(
@@ -185,8 +185,8 @@ class Graph:
     ) -> Run:
         """Check the graph and return a run of it; `with` starts its threads, and ends them whatever happens.
 
-        `resources` are aborted with the channels, so that no worker waits for one in vain. `label(item)` says which item
-        something is, in errors and traces; it must know every type of item in the graph. `grace` is how many seconds
+        `resources` are aborted with the channels, so that no worker waits for one in vain. `label(item)` says which
+        item something is, in errors and traces; it must know every type of item in the graph. `grace` is how many seconds
         threads may take to end before they are reported. `clock` counts nanoseconds.
         """
         self.check()
@@ -214,7 +214,9 @@ class Graph:
         followed = {name for stage in self.stages for name in stage.after}
         for name in sources:
             if name not in followed:
-                raise GraphError(f"nothing comes after source {name!r}: give a stage or a sink after={name}, or remove it")
+                raise GraphError(
+                    f"nothing comes after source {name!r}: give a stage or a sink after={name}, or remove it"
+                )
 
     def resize(self, name: str, *, workers: int | None = None, capacity: int | None = None) -> None:
         """Change the workers or the capacity of a declared stage, for runs that start from now on."""
@@ -248,7 +250,9 @@ class Graph:
             if not isinstance(node, Node):
                 raise GraphError(f"stage {name!r} comes after {node!r}: give what source() or stage() returned")
             if node.graph is not self:
-                raise GraphError(f"stage {name!r} comes after {node.name!r}, which belongs to another graph: add it here")
+                raise GraphError(
+                    f"stage {name!r} comes after {node.name!r}, which belongs to another graph: add it here"
+                )
         names = tuple(node.name for node in nodes)
         if len(set(names)) != len(names):
             raise GraphError(f"stage {name!r} comes after the same node twice ({', '.join(names)}): name each once")
@@ -261,8 +265,12 @@ def _check_stage(stage: Stage) -> None:
     if stage.workers < 1:
         raise GraphError(f"stage {stage.name!r} needs at least 1 worker, got workers={stage.workers}")
     if stage.kind is not Kind.STAGE and stage.workers != 1:
-        raise GraphError(f"{stage.kind.value} {stage.name!r} has one worker, got workers={stage.workers}: leave it at 1")
+        raise GraphError(
+            f"{stage.kind.value} {stage.name!r} has one worker, got workers={stage.workers}: leave it at 1"
+        )
     if stage.capacity < 1:
         raise GraphError(f"stage {stage.name!r} needs a capacity of at least 1 item, got capacity={stage.capacity}")
     if isinstance(stage.admission, Gather) and not stage.gathers:
-        raise GraphError(f"{stage.kind.value} {stage.name!r} has admission=Gather(...): give a stage gather=Gather(...)")
+        raise GraphError(
+            f"{stage.kind.value} {stage.name!r} has admission=Gather(...): give a stage gather=Gather(...)"
+        )

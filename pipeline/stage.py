@@ -19,7 +19,7 @@ from pipeline.errors import Cancelled, Closed, Label, StageFailure
 from pipeline.statistics import Counters, Phase
 from pipeline.trace import RawEvent
 
-OutCo = TypeVar("OutCo", covariant=True)
+Out_co = TypeVar("Out_co", covariant=True)
 
 
 class Skip(Enum):
@@ -41,7 +41,7 @@ class Kind(Enum):
 
 
 @dataclass(frozen=True)
-class Node(Generic[OutCo]):
+class Node(Generic[Out_co]):
     """A source or stage of one graph, as its builder sees it: something that others may come `after`."""
 
     name: str
@@ -49,7 +49,7 @@ class Node(Generic[OutCo]):
 
 
 @dataclass(frozen=True)
-class Sink(Generic[OutCo]):
+class Sink(Generic[Out_co]):
     """A sink of one graph, as its builder sees it; `run.items(sink)` iterates it with the type of its items."""
 
     name: str
@@ -140,7 +140,8 @@ class Worker:
         counters, stage = self.counters, self.stage
         get, acquire, fn = channel.get, stage.acquire, stage.fn
         exclusive = getattr(stage.admission, "exclusive", False)
-        assert fn is not None and counters.began is not None
+        assert fn is not None
+        assert counters.began is not None
         tag = _UNLABELLED
         mark = counters.began
         while True:
@@ -179,7 +180,8 @@ class Worker:
             item = result = None
 
     def _produce(self) -> None:
-        assert self.stage.fn is not None and self.counters.began is not None
+        assert self.stage.fn is not None
+        assert self.counters.began is not None
         self.counters.phase = Phase.BUSY
         self._spread(self.stage.fn(), self.counters.began, None)
 
@@ -253,27 +255,20 @@ class Worker:
 def _sender(edges: Sequence[Edge]) -> Callable[[Any], None]:
     """Return the function that sends an item to every edge whose `when` holds."""
 
-    def to_one(item: Any) -> None:
-        try:
-            put(item)
-        except BaseException as error:
-            raise _noted(error, only.to)
-
     def to_all(item: Any) -> None:
         for edge in edges:
             try:
                 if edge.when is None or edge.when(item):
                     edge.channel.put(item)
             except BaseException as error:
-                raise _noted(error, edge.to)
+                _note(error, edge.to)
+                raise
 
-    if len(edges) == 1 and edges[0].when is None:
-        only, put = edges[0], edges[0].channel.put
-        return to_one
+    if len(edges) == 1 and edges[0].when is None and not edges[0].channel.keyed:
+        return edges[0].channel.put  # the common case, in which nothing but Cancelled can be raised
     return to_all
 
 
-def _noted(error: BaseException, to: str) -> BaseException:
+def _note(error: BaseException, to: str) -> None:
     if not isinstance(error, Cancelled):
         error.add_note(f"raised while sending to stage {to!r}: by its `when`, its admission policy, or its channel")
-    return error

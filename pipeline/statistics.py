@@ -109,7 +109,7 @@ class RunStatistics(Mapping[str, StageStatistics]):
 class Counters:
     """What one worker counts of itself. Times are in the nanoseconds of the run's clock."""
 
-    __slots__ = ("blocked", "busy", "began", "ended", "items_in", "items_out", "phase", "waiting")
+    __slots__ = ("began", "blocked", "busy", "ended", "items_in", "items_out", "phase", "waiting")
 
     def __init__(self) -> None:
         self.began: int | None = None

@@ -80,11 +80,11 @@ class Trace:
         target = Path(path)
         aside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
         try:
-            with open(aside, "w", encoding="utf-8") as file:
+            with aside.open("w", encoding="utf-8") as file:
                 json.dump(document, file, separators=(",", ":"), default=str)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(aside, target)
+            aside.replace(target)
         finally:
             aside.unlink(missing_ok=True)
 
