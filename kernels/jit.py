@@ -11,11 +11,17 @@ without these flags are the two the same bits.
 `inlined` is for small helpers that must disappear into the loop of their caller, so that it vectorises. Multiply-add
 may be fused in it, but nothing is reassociated, so that a two-part constant stays two parts.
 
+A compiled kernel holds the code of those it calls, but Numba's cache looks only at the file of the outermost one, and
+would run yesterday's inner kernel after an edit or an upgrade. So every cache entry is stamped with a digest of all the
+package's sources.
+
 With ``NUMBA_DISABLE_JIT=1`` all of them return the function unchanged, and everything runs as Python and NumPy.
 """
 
+import hashlib
 from collections.abc import Callable
-from typing import TypeVar, cast
+from pathlib import Path
+from typing import Any, TypeVar, cast
 
 import numba
 
@@ -27,32 +33,36 @@ JIT_ENABLED: bool = not numba.config.DISABLE_JIT
 """False when ``NUMBA_DISABLE_JIT`` is set: then the code that only a compiler understands is replaced."""
 
 
+def _sources_digest() -> str:
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+_STAMP = _sources_digest()
+
+
+def _compiled(function: Function, **options: Any) -> Function:
+    """Return `function` as a Numba dispatcher that checks no bounds, holds no GIL and is cached under the digest."""
+    jit = numba.njit(nogil=True, cache=True, error_model="numpy", boundscheck=False, **options)
+    dispatcher = jit(function)
+    index = getattr(getattr(dispatcher, "_cache", None), "_cache_file", None)
+    if hasattr(index, "_source_stamp"):  # Numba has no public way to say what a cache entry depends on
+        index._source_stamp = _STAMP
+    return cast(Function, dispatcher)
+
+
 def kernel(function: Function) -> Function:
     """Compile `function` with the package's flags; the arguments' types are found at the first call."""
-    return cast(
-        Function,
-        numba.njit(nogil=True, cache=True, fastmath=FASTMATH, error_model="numpy", boundscheck=False)(function),
-    )
+    return _compiled(function, fastmath=FASTMATH)
 
 
 def exact(function: Function) -> Function:
     """Compile `function` without any floating-point rewrite: every element has the bits of IEEE arithmetic."""
-    return cast(
-        Function,
-        numba.njit(nogil=True, cache=True, fastmath=False, error_model="numpy", boundscheck=False)(function),
-    )
+    return _compiled(function, fastmath=False)
 
 
 def inlined(function: Function) -> Function:
     """Compile a helper that LLVM must inline; only fused multiply-add and the sign of zero are free."""
-    return cast(
-        Function,
-        numba.njit(
-            nogil=True,
-            cache=True,
-            fastmath={"nsz", "contract"},
-            error_model="numpy",
-            boundscheck=False,
-            forceinline=True,
-        )(function),
-    )
+    return _compiled(function, fastmath={"nsz", "contract"}, forceinline=True)
