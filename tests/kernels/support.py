@@ -10,6 +10,7 @@ import numpy as np
 from hypothesis import settings
 from numpy.typing import NDArray
 
+from kernels.decode import DecodeScratch, KVCache
 from kernels.jit import JIT_ENABLED
 from kernels.tensors import ATTENTION_TILE, Activations, Floats, Scratch, TokenIds, Weights
 from tests import reference
@@ -144,6 +145,26 @@ def make_scratch(sizes: Sizes, memory: Guarded, logits_rows: int = 3) -> Scratch
         logits=memory.empty(logits_rows, sizes.vocabulary),
         lnf_mean=memory.empty(r),
         lnf_rstd=memory.empty(r),
+    )
+
+
+def make_cache(sizes: Sizes, memory: Guarded) -> KVCache:
+    """Make the keys and values of one sequence, all NaN."""
+    shape = (sizes.layers, sizes.context, sizes.channels)
+    return KVCache(keys=memory.empty(*shape), values=memory.empty(*shape))
+
+
+def make_decode_scratch(sizes: Sizes, memory: Guarded) -> DecodeScratch:
+    """Make what one step of generation writes beside the cache, all NaN."""
+    c = sizes.channels
+    return DecodeScratch(
+        x=memory.empty(c),
+        h=memory.empty(c),
+        qkv=memory.empty(3 * c),
+        attn=memory.empty(c),
+        fc=memory.empty(4 * c),
+        gelu=memory.empty(4 * c),
+        scores=memory.empty(sizes.context),
     )
 
 

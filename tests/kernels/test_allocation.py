@@ -1,0 +1,89 @@
+"""No kernel allocates: nothing is allocated in the steady state of a training."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from numba.core.runtime import _nrt_python, rtsys
+
+from kernels.adamw import AdamWStep, adamw_update
+from kernels.decode import decode_token
+from kernels.embedding import embedding_backward, embedding_forward
+from kernels.jit import JIT_ENABLED, kernel
+from kernels.reduction import sum_lanes
+from kernels.tensors import Floats
+from kernels.transformer import blocks_backward, blocks_forward, head_backward, head_loss
+from tests.kernels.model import Model
+from tests.kernels.support import Sizes, flat_ids, make_cache, make_decode_scratch
+
+pytestmark = pytest.mark.skipif(not JIT_ENABLED, reason="counts what compiled code allocates")
+
+
+@pytest.fixture(autouse=True)
+def _counting() -> Iterator[None]:
+    enabled = _nrt_python.memsys_stats_enabled()
+    _nrt_python.memsys_enable_stats()
+    yield
+    if not enabled:
+        _nrt_python.memsys_disable_stats()
+
+
+def arrays_in(value: Any) -> int:
+    """Count the arrays of an argument: Numba allocates one small record for each that crosses over from Python."""
+    if isinstance(value, tuple):
+        return sum(arrays_in(part) for part in value)
+    return int(isinstance(value, np.ndarray))
+
+
+def allocations(function: Callable[..., Any], *arguments: Any) -> int:
+    """Return what a warm call allocates beyond its arguments' records."""
+    function(*arguments)
+    before = rtsys.get_allocation_stats().alloc
+    function(*arguments)
+    return int(rtsys.get_allocation_stats().alloc) - int(before) - arrays_in(arguments)
+
+
+@kernel
+def allocating(x: Floats) -> float:
+    copy = x.copy()
+    return copy[0] + copy[1]
+
+
+def test_an_allocation_is_counted() -> None:
+    assert allocations(allocating, np.ones(40, np.float32)) > 0
+
+
+def test_training_allocates_nothing() -> None:
+    sizes = Sizes(vocabulary=37, context=13, layers=2, heads=3, channels=15, sequences=3, tokens=11)
+    rng = np.random.default_rng(0)
+    model = Model(sizes, sizes.tensors(rng))
+    ids, targets = flat_ids(sizes.ids(rng)), flat_ids(sizes.ids(rng))
+    weights, acts, grads, scratch = model.weights, model.acts, model.grads, model.scratch
+    x_final = acts.x[sizes.layers]
+    assert allocations(embedding_forward, weights.wte, weights.wpe, ids, sizes.tokens, acts.x[0]) == 0
+    assert allocations(blocks_forward, weights, acts, sizes.sequences, sizes.heads) == 0
+    assert allocations(head_loss, weights, x_final, targets, acts.h, scratch.logits) == 0
+    assert allocations(head_backward, weights, x_final, targets, 1.0, grads, scratch, False) == 0
+    assert allocations(blocks_backward, weights, acts, grads, scratch, sizes.sequences, sizes.heads, False) == 0
+    assert allocations(embedding_backward, ids, scratch.dx, sizes.tokens, grads.wte, grads.wpe, True) == 0
+
+
+def test_the_optimizer_and_the_reducer_allocate_nothing() -> None:
+    w, new, gradient, m, v = (np.ones(1000, np.float32) for _ in range(5))
+    step = AdamWStep(1e-3, 0.9, 0.99, 1e-8, 0.1, 0.1, 0.01, 1.0)
+    assert allocations(adamw_update, w, new, gradient, m, v, 400, step) == 0
+    assert allocations(adamw_update, w, w, gradient, m, v, 400, step) == 0
+    assert allocations(sum_lanes, np.ones((3, 1000), np.float32), new, np.zeros(1), 0, 1) == 0
+
+
+def test_generation_allocates_nothing() -> None:
+    sizes = Sizes(vocabulary=37, context=13, layers=2, heads=3, channels=15, sequences=1, tokens=1)
+    model = Model(sizes, sizes.tensors(np.random.default_rng(0)))
+    memory = model.memory
+    cache, scratch, logits = (
+        make_cache(sizes, memory),
+        make_decode_scratch(sizes, memory),
+        memory.empty(sizes.vocabulary),
+    )
+    assert allocations(decode_token, model.weights, cache, 3, 0, sizes.heads, scratch, logits) == 0
