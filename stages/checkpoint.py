@@ -104,14 +104,14 @@ class TrainingState:
 
 
 def save_checkpoint(folder: Path, state: TrainingState, tokenizer: Path | None, keep: int) -> Path:
-    """Write a checkpoint into `folder`, which is made if need be, and remove all but the newest `keep`.
+    """Write a checkpoint into `folder`, which is made if need be, and keep only the newest `keep` there (0: all).
 
     `tokenizer` is a file to be copied beside the model. Returns the checkpoint's path, when it is on the disk. On
     failure nothing is left of it and the others stand: `CheckpointError` for a full disk, a missing permission and the
     like, `ValueError` or `TypeError` for arguments that cannot be saved.
     """
-    if keep < 1:
-        raise ValueError(f"keep needs to be at least 1, got {keep}")
+    if keep < 0:
+        raise ValueError(f"keep needs to be at least 1, or 0 for all, got {keep}")
     if tokenizer is not None and tokenizer.name in OWN_FILES:
         raise ValueError(f"the tokenizer's file cannot be called {tokenizer.name}: a checkpoint has one of that name")
     config = as_config(state.config)
@@ -183,8 +183,8 @@ def _publish(partial: Path, target: Path) -> None:
 
 
 def _retain(folder: Path, newest: Path, keep: int) -> None:
-    """Remove all finished checkpoints but the last `keep`, and never the one just written."""
-    for old in finished_checkpoints(folder)[:-keep]:
+    """Remove all finished checkpoints but the last `keep` (none if that is 0), and never the one just written."""
+    for old in finished_checkpoints(folder)[:-keep] if keep else ():
         if old == newest:
             continue
         aside = old.with_name(f".{old.name}.partial-{secrets.token_hex(4)}")

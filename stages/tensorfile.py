@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from stages.rundir import free_bytes
+from stages.settings import InputError
 
 Shape = tuple[int, ...]
 
@@ -33,16 +34,12 @@ _WRITTEN = {np.dtype("<f4"): "F32"}
 _READ = {"F32", "F16", "F64"}
 
 
-class CheckpointError(Exception):
+class CheckpointError(InputError):
     """A file of a checkpoint or of a model cannot be written or read; the text says which, why, and what to do."""
 
     def __init__(self, path: Path, *, needed: str, found: str, cause: str, remedy: str) -> None:
-        super().__init__(f"{path}: needed {needed}; found {found}. Likely cause: {cause}. Remedy: {remedy}.")
+        super().__init__(str(path), needed, found, cause, remedy)
         self.path = path
-        self.needed = needed
-        self.found = found
-        self.cause = cause
-        self.remedy = remedy
 
 
 @dataclass(frozen=True)
