@@ -1,7 +1,8 @@
 """What this machine can do and what follows from it: the report behind `threadloom doctor`.
 
 `examine` reads and measures, in about three seconds; what follows (`choices`, `warnings`) is a pure function of what
-was found, and so is the picture (`ReportView`). The measurements keep every core busy: other work on the machine shows in them.
+was found, and so is the picture (`ReportView`). The measurements keep every core busy: other
+work on the machine shows in them.
 """
 
 import platform

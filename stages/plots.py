@@ -112,8 +112,8 @@ def loss_figure(runs: Mapping[str, Curves], title: str = "") -> Figure:
 
 
 def _draw_run(axes: Axes, run: Curves, label: str, colour: str, alone: bool) -> None:
-    ended = f"validation, {run.val_loss[-1]:.4f} at the end" if len(run.val_loss) else ""
-    both = f"{label}, {ended}" if ended else label  # of several runs: one entry each
+    ended = f"validation {run.val_loss[-1]:.4f} at the end" if len(run.val_loss) else ""
+    both = f"{label}: {ended}" if ended else label  # of several runs: one entry each
     window = max(1, len(run.steps) // 40)
     if len(run.steps):
         axes.plot(run.steps, run.loss, color=colour, alpha=0.22 if alone else 0.12, linewidth=0.8)
@@ -141,12 +141,10 @@ def _draw_run(axes: Axes, run: Curves, label: str, colour: str, alone: bool) -> 
 
 def _draw_rates(axes: Axes, runs: Mapping[str, Curves]) -> None:
     """One line where all runs share the schedule, which they mostly do."""
-    drawn: list[Curves] = []
-    for index, run in enumerate(runs.values()):
-        if any(np.array_equal(run.lr, other.lr, equal_nan=True) for other in drawn):
-            continue
-        drawn.append(run)
-        axes.plot(run.steps, run.lr, color=INK if len(runs) == 1 else COLOURS[index % len(COLOURS)], linewidth=1.4)
+    shown = list(runs.values())
+    shared = all(np.array_equal(run.lr, shown[0].lr, equal_nan=True) for run in shown)
+    for index, run in enumerate(shown[:1] if shared else shown):
+        axes.plot(run.steps, run.lr, color=INK if shared else COLOURS[index % len(COLOURS)], linewidth=1.4)
 
 
 def _rate(value: float, _: int) -> str:

@@ -1,0 +1,90 @@
+"""What holds for every test: one BLAS thread, no window, no thread and no process left behind, the same examples in CI.
+
+The environment is set before anything imports NumPy: a BLAS reads it when it is loaded. Child processes inherit it.
+"""
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+for _name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS"):
+    os.environ[_name] = "1"
+os.environ["MPLBACKEND"] = "Agg"
+
+settings.register_profile(
+    "default", max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+)
+settings.register_profile("ci", settings.get_profile("default"), derandomize=True, database=None)
+settings.load_profile("ci" if os.environ.get("CI") else "default")
+
+GRACE = 2.0
+"""Seconds that threads and children have to end after a test: guarantee 4 allows one, a loaded machine gets another."""
+
+LIBRARY_THREADS = ("pytest_timeout", "tqdm", "loguru", "QueueFeederThread", "QueueManagerThread", "pydevd")
+"""Beginnings of the names of threads that libraries start and keep."""
+LIBRARY_CHILDREN = ("resource_tracker", "forkserver")
+"""Parts of the command lines of processes that multiprocessing starts and keeps."""
+
+
+def left_threads(before: set[threading.Thread]) -> list[threading.Thread]:
+    """Return the threads alive now that were not there before, those of libraries left out."""
+    return [
+        thread
+        for thread in threading.enumerate()
+        if thread not in before and thread.is_alive() and not thread.name.startswith(LIBRARY_THREADS)
+    ]
+
+
+def left_children(before: dict[int, str]) -> dict[int, str]:
+    """Return the child processes of now that were not there before: process number → command line."""
+    return {
+        pid: line
+        for pid, line in children().items()
+        if pid not in before and not any(part in line for part in LIBRARY_CHILDREN)
+    }
+
+
+def children() -> dict[int, str]:
+    """Return the living children of this process: number → command line. Empty where there is no /proc."""
+    found = {}
+    for entry in Path("/proc").glob("[0-9]*") if sys.platform == "linux" else ():
+        try:
+            # The second field is the name in brackets, which may hold anything; state and parent come after it.
+            state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
+            if int(parent) == os.getpid() and state not in "ZX":
+                found[int(entry.name)] = (entry / "cmdline").read_text().replace("\0", " ").strip()
+        except OSError:
+            continue  # ended while we looked
+    return found
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind() -> Iterator[None]:
+    """Fail a test that leaves a thread or a child process alive."""
+    threads, processes = set(threading.enumerate()), children()
+    yield
+    deadline = time.monotonic() + GRACE
+    while (left_threads(threads) or left_children(processes)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    names = [f"{thread.name}{' (daemon)' if thread.daemon else ''}" for thread in left_threads(threads)]
+    lines = [f"{pid}: {line}" for pid, line in left_children(processes).items()]
+    if names or lines:
+        pytest.fail(
+            f"the test left behind, {GRACE:g} s after its end: threads {names}, child processes {lines}", pytrace=False
+        )
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure() -> None:
+    """End the process even if a test left a thread that never ends: Python would wait for it for ever."""
+    stuck = [thread for thread in left_threads({threading.main_thread()}) if not thread.daemon]
+    if stuck:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(1)

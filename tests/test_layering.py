@@ -1,0 +1,153 @@
+"""The shape of the repository, held by reading its source: who imports whom, what is exported, how long a file is."""
+
+import ast
+import subprocess
+import warnings
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("kernels", "pipeline", "stages", "examples")
+FOLDERS = (*PACKAGES, "tests", "benchmarks")
+
+MAY_IMPORT = {
+    "kernels": {"kernels"},
+    "pipeline": {"pipeline"},
+    "stages": {"kernels", "pipeline", "stages"},
+    "examples": {"kernels", "pipeline", "stages", "examples"},
+}
+"""Package → those of ours that it may import. Tests and benchmarks may import all, and nobody imports them."""
+
+LONG, TOO_LONG = 400, 450
+"""Lines of a file: past the first it is probably two ideas, past the second the test fails."""
+
+PICKLES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+
+EXPORTS: dict[str, list[str]] = {}
+"""Package → its pinned `__all__`. A name that comes or goes is a decision: change it here too."""
+
+
+@cache
+def sources() -> tuple[Path, ...]:
+    """Return every Python file of the repository."""
+    return tuple(sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")))
+
+
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+
+
+def names(paths: tuple[Path, ...]) -> list[str]:
+    return [str(path.relative_to(ROOT)) for path in paths]
+
+
+def imports(path: Path) -> Iterator[tuple[int, str]]:
+    """Return (line, dotted module) of every import in a file, also those within functions and under TYPE_CHECKING."""
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            # A relative import stays in its package: ruff bans those that climb.
+            package = path.relative_to(ROOT).parts[0]
+            yield node.lineno, f"{package}.{node.module or ''}" if node.level else node.module or ""
+        elif (
+            isinstance(node, ast.Call)
+            and ast.unparse(node.func) in ("importlib.import_module", "__import__")
+            and node.args
+            and isinstance(node.args[0], ast.Constant)
+        ):
+            yield node.lineno, str(node.args[0].value)
+
+
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_imports_keep_to_the_layers(package: str) -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line} imports {module}"
+        for path in sources()
+        if path.relative_to(ROOT).parts[0] == package
+        for line, module in imports(path)
+        if (top := module.partition(".")[0]) in FOLDERS and top not in MAY_IMPORT[package]
+    ]
+    assert not wrong
+
+
+def test_the_reference_imports_nothing_of_ours() -> None:
+    reference = ROOT / "tests" / "reference.py"
+    assert [module for _, module in imports(reference) if module.partition(".")[0] in FOLDERS] == []
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_package_file_only_re_exports(package: str) -> None:
+    path = ROOT / package / "__init__.py"
+    if not path.exists():
+        pytest.skip(f"there is no {package}/__init__.py")
+    other = []
+    for index, node in enumerate(tree_of(path).body):
+        docstring = index == 0 and isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        exports = isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) in ("__all__", "__version__")
+        if not (docstring or exports or isinstance(node, ast.ImportFrom)):
+            other.append(f"line {node.lineno}: {ast.unparse(node)}")
+    assert not other
+
+
+@pytest.mark.parametrize("package", EXPORTS)
+def test_exports_are_pinned(package: str) -> None:
+    module = __import__(package)
+    assert sorted(module.__all__) == sorted(EXPORTS[package])
+    assert [name for name in module.__all__ if not hasattr(module, name)] == []
+
+
+def test_nothing_is_pickled() -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line} imports {module}"
+        for path in sources()
+        for line, module in imports(path)
+        if module.partition(".")[0] in PICKLES
+    ]
+    wrong += [
+        f"{path.relative_to(ROOT)}:{node.value.lineno} allows pickles"
+        for path in sources()
+        for node in ast.walk(tree_of(path))
+        if isinstance(node, ast.keyword) and node.arg == "allow_pickle" and ast.unparse(node.value) != "False"
+    ]
+    assert not wrong
+
+
+@pytest.mark.filterwarnings("default:.* lines, more than")
+def test_files_stay_short() -> None:
+    lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in sources()}
+    for path, length in lengths.items():
+        if LONG < length <= TOO_LONG:
+            warnings.warn(f"{path.relative_to(ROOT)} has {length} lines, more than {LONG}", stacklevel=1)
+    assert [f"{path.relative_to(ROOT)}: {length}" for path, length in lengths.items() if length > TOO_LONG] == []
+
+
+def test_no_package_index_is_named() -> None:
+    # Where packages come from is the business of the machine; put together here so that this file names none either.
+    forbidden = [
+        "pypi" + ".org",
+        "python" + "hosted",
+        "index" + "-url",
+        "extra-index",
+        "find" + "-links",
+        "PIP_" + "INDEX",
+    ]
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if listed.returncode != 0:
+        pytest.skip("not a git checkout")
+    wrong = []
+    for name in listed.stdout.splitlines():
+        path = ROOT / name
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError):
+            continue  # removed, or a picture
+        wrong += [f"{name} has {word!r}" for word in forbidden if word in text and path != Path(__file__)]
+    assert not wrong

@@ -1,0 +1,173 @@
+"""The files around the code agree with each other: requirements and lock, make targets and help, the CI script."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[1]
+PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+LOCK = (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
+
+
+def locked() -> dict[str, str]:
+    """Return the lock as distribution → version."""
+    pairs = (line.split("==") for line in LOCK if line and not line.startswith("#"))
+    return {canonicalize_name(name): number for name, number in pairs}
+
+
+def requirements(*extras: str) -> list[Requirement]:
+    """Return what the project asks for, with some of its extras; extras that stand for others are resolved."""
+    texts = list(PROJECT["project"]["dependencies"])
+    for extra in extras:
+        texts += PROJECT["project"]["optional-dependencies"][extra]
+    return [requirement for text in texts if (requirement := Requirement(text)).name != "threadloom"]
+
+
+def make(*arguments: str, folder: Path = ROOT) -> str:
+    """Run make in a folder that has the Makefile."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("MAKE") and key != "ARGS"}
+    answer = subprocess.run(
+        ["make", "--no-print-directory", *arguments],
+        cwd=folder, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return answer.stdout + answer.stderr
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """A folder that looks like a clone that was set up, without the environment in it."""
+    for name in ("Makefile", "pyproject.toml", "requirements.lock"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    return tmp_path
+
+
+def test_the_lock_is_plain_and_sorted_and_satisfies_the_requirements() -> None:
+    for line in LOCK:
+        assert re.fullmatch(r"#.*|[A-Za-z0-9._-]+==[A-Za-z0-9.+!]+", line), line
+    for requirement in requirements("test", "dev"):
+        number = locked().get(canonicalize_name(requirement.name))
+        assert number is not None, f"{requirement} is not in requirements.lock; run `make lock`"
+        assert requirement.specifier.contains(number), f"{requirement} and the lock's {number} contradict each other"
+    assert "torch" not in locked(), "the peers of the benchmarks are not locked: their builds differ by machine"
+
+
+def test_every_requirement_has_a_lower_bound() -> None:
+    for requirement in requirements("test", "dev", "bench"):
+        assert any(part.operator in (">=", "==") for part in requirement.specifier), str(requirement)
+
+
+def test_the_environment_is_the_locked_one() -> None:
+    if not os.environ.get("CI"):
+        pytest.skip("a person may try other versions; CI=true holds them to the lock")
+    differ = {}
+    for name, number in locked().items():
+        try:
+            if version(name) != number:
+                differ[name] = (version(name), number)
+        except PackageNotFoundError:  # only for other platforms or Python versions
+            continue
+    assert not differ
+
+
+def test_every_package_is_installed_and_every_configuration_shipped() -> None:
+    packages = PROJECT["tool"]["setuptools"]["packages"]
+    for package in packages:
+        nested = {path.parent for path in (ROOT / package).rglob("__init__.py")}
+        assert nested <= {ROOT / name.replace(".", "/") for name in packages}, f"{package} has packages not installed"
+    data = [path for path in (ROOT / "stages").rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")]
+    cached = {".nbi", ".nbc"}
+    shipped = {
+        path
+        for glob in PROJECT["tool"]["setuptools"]["package-data"]["stages"]
+        for path in (ROOT / "stages").glob(glob)
+    }
+    assert {path for path in data if path.suffix not in cached} <= shipped
+
+
+def test_help_is_the_default_and_lists_every_target() -> None:
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^\.PHONY: (\S+)$", text, re.MULTILINE))
+    listed = set(re.findall(r"^  make (\S+) +\S", make(), re.MULTILINE))
+    assert {"setup", "train", "test", "lint", "types", "soak", "bench", "convergence", "doctor", "clean"} <= targets
+    assert listed == targets
+
+
+def test_train_sets_up_first_and_runs_the_main_job(clone: Path) -> None:
+    plan = make("-n", "train", folder=clone)
+    assert plan.index("-m venv") < plan.index("threadloom train")
+    assert "threadloom train --config nanogpt-cpu --text stdlib --out runs/stdlib-1" in plan
+
+
+def test_a_second_train_takes_a_new_folder_and_resume_the_newest(clone: Path) -> None:
+    for number in (1, 2, 10):
+        (clone / "runs" / f"stdlib-{number}").mkdir(parents=True)
+    assert "--out runs/stdlib-11 " in make("-n", "train", folder=clone)
+    assert "--out runs/stdlib-10 --resume" in make("-n", "resume", folder=clone)
+    assert "--out runs/mine --steps 7 --set delay=2" in make(
+        "-n", "train", "OUT=runs/mine", "STEPS=7", "ARGS=--set delay=2", folder=clone
+    )
+
+
+def test_setup_without_a_usable_python_says_so_and_leaves_nothing(clone: Path) -> None:
+    said = make("setup", "PYTHON=no-such-python", folder=clone)
+    assert "needs Python 3.11 to 3.14" in said
+    assert "no-such-python" in said
+    assert "Error" in said
+    assert not (clone / ".venv").exists()
+
+
+def test_setup_is_done_once_and_again_after_a_change_of_the_lock(clone: Path) -> None:
+    stamp = clone / ".venv" / ".installed"
+    stamp.parent.mkdir()
+    stamp.touch()
+    assert "-m venv" not in make("-n", "setup", folder=clone)
+    later = stamp.stat().st_mtime + 10
+    os.utime(clone / "requirements.lock", (later, later))
+    assert "-m venv" in make("-n", "setup", folder=clone)
+
+
+def test_the_ci_script_can_run_and_ends_with_the_tests() -> None:
+    script = ROOT / ".ci" / "run"
+    assert os.access(script, os.X_OK)
+    assert subprocess.run(["bash", "-n", str(script)], check=False).returncode == 0
+    lines = script.read_text(encoding="utf-8").split("\n")
+    assert [line for line in lines if line.startswith("make")] == ["make setup", "make lint", "make types", "make test"]
+    assert "set -euo pipefail" in lines
+
+
+LEAKS = """
+import subprocess, sys, threading
+
+def test_thread():
+    threading.Thread(target=threading.Event().wait, name="forgotten").start()
+
+def test_process():
+    subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+
+def test_clean():
+    thread = threading.Thread(target=print)
+    thread.start()
+    thread.join()
+"""
+
+
+def test_a_test_that_leaves_a_thread_or_a_process_fails(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "tests" / "conftest.py", tmp_path)
+    (tmp_path / "test_leaks.py").write_text(LEAKS, encoding="utf-8")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)]
+    # The thread never ends; that the call returns at all is what pytest_unconfigure is for.
+    answer = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
+    assert answer.returncode != 0
+    assert "threads ['forgotten'], child processes []" in answer.stdout
+    assert "threads [], child processes ['" in answer.stdout
+    assert "3 passed, 2 errors" in answer.stdout
