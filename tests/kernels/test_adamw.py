@@ -33,7 +33,7 @@ def test_several_updates_equal_the_reference(in_place: bool, decayed: int, rest:
     memory = Guarded()
     size = decayed + rest
     expected = {"matrix": float32_numbers(rng, decayed), "vector": float32_numbers(rng, rest)}
-    moments = [{name: np.zeros_like(w) for name, w in expected.items()} for _ in range(2)]
+    expected_m, expected_v = ({name: np.zeros_like(w) for name, w in expected.items()} for _ in range(2))
     settings = reference.AdamW(lr=3e-3, beta2=0.99, decayed=("matrix",))
     weights = memory.copy(np.concatenate(list(expected.values())))
     m, v = memory.copy(np.zeros(size)), memory.copy(np.zeros(size))
@@ -43,10 +43,10 @@ def test_several_updates_equal_the_reference(in_place: bool, decayed: int, rest:
         adamw_update(weights, new_weights, memory.copy(gradient), m, v, decayed, make_step(t, grad_scale))
         weights = new_weights
         grads = {"matrix": grad_scale * gradient[:decayed], "vector": grad_scale * gradient[decayed:]}
-        expected, *moments = reference.adamw(expected, grads, *moments, t, settings)
+        expected, expected_m, expected_v = reference.adamw(expected, grads, expected_m, expected_v, t, settings)
     assert_close(weights, np.concatenate(list(expected.values())), FORWARD, "weights")
-    assert_close(m, np.concatenate(list(moments[0].values())), FORWARD, "m")
-    assert_close(v, np.concatenate(list(moments[1].values())), FORWARD, "v")
+    assert_close(m, np.concatenate(list(expected_m.values())), FORWARD, "m")
+    assert_close(v, np.concatenate(list(expected_v.values())), FORWARD, "v")
     memory.check()
 
 

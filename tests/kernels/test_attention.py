@@ -71,6 +71,7 @@ def forward(qkv: Floats, heads: int) -> Array:
     return out.astype(np.float64)
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy warns where the compiler is off
 @pytest.mark.parametrize("position", [0, 5, 70, 99])
 @pytest.mark.parametrize("value", [np.nan, -np.nan, np.inf])
 def test_nan_and_infinity_show_from_their_token_on(position: int, value: float) -> None:
@@ -79,6 +80,8 @@ def test_nan_and_infinity_show_from_their_token_on(position: int, value: float) 
     clean = forward(qkv, 1)
     qkv[position, 4:8] = value  # the key
     out = forward(qkv, 1)
-    tile = position - position % ATTENTION_TILE
-    np.testing.assert_array_equal(out[:tile], clean[:tile])
-    assert np.isnan(out[position:]).any(axis=1).any()
+    np.testing.assert_array_equal(out[:position], clean[:position])
+    if value == np.inf:  # a score of minus infinity is a probability of 0: not every output need show it
+        assert np.isnan(out[position:]).any()
+    else:
+        assert np.isnan(out[position:]).all()

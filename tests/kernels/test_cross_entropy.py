@@ -51,6 +51,7 @@ def test_logits_far_apart() -> None:
     np.testing.assert_array_equal(logits, 0.0)
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy warns where the compiler is off
 @pytest.mark.parametrize("value", [np.nan, -np.nan, np.inf])
 @pytest.mark.parametrize("position", [0, 20, 40])
 def test_nan_and_infinity_show_in_the_loss_and_the_gradient(value: float, position: int) -> None:
