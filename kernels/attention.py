@@ -42,9 +42,7 @@ def _softmax_rows(scores: Floats, lse: Floats, queries: int, keys: int) -> None:
 
 
 @kernel
-def attention_forward(
-    qkv: Floats, sequences: int, heads: int, out: Floats, lse: Floats, scores: Floats
-) -> None:
+def attention_forward(qkv: Floats, sequences: int, heads: int, out: Floats, lse: Floats, scores: Floats) -> None:
     """Write the heads' outputs to `out` (R, C), and to `lse` (B, H, T) the log of each row's sum of exponentials.
 
     ``out = softmax(q k.T / sqrt(D) + mask) v`` for each head: qkv (R, 3C) holds q, k and v side by side, each of them

@@ -36,8 +36,8 @@ def exp32(x: np.float32) -> np.float32:
     Cody and Waite's reduction x = n ln 2 + r with the polynomial of Cephes' ``expf`` on r, and 2**n put together as
     bits. The reduction works because `inlined` does not reassociate: ``t - _ROUNDER`` must round.
     """
-    y = _LOWEST if x < _LOWEST else x
-    y = _HIGHEST if y > _HIGHEST else y
+    y = _LOWEST if x < _LOWEST else x  # noqa: FURB136 - max and min would not promise to keep a NaN
+    y = _HIGHEST if y > _HIGHEST else y  # noqa: FURB136
     t = np.float32(y * _LOG2_E + _ROUNDER)
     n = t - _ROUNDER
     r = y - n * _LN2_HIGH

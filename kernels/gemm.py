@@ -20,7 +20,6 @@ from numba.extending import intrinsic
 from kernels.jit import kernel
 
 
-
 def _tile_shape() -> tuple[int, int, int]:
     """Return the floats of a vector, and the columns and rows of a tile, such that a tile fits the host's registers."""
     try:
@@ -42,10 +41,10 @@ _VECTOR = ir.VectorType(_FLOAT, _LANES)
 
 
 @intrinsic
-def _panel(typing_context):  # type: ignore[no-untyped-def]
+def _panel(typing_context: Any) -> Any:
     """Return the address of `_DEPTH` x `_WIDTH` floats on the caller's stack, aligned to 64 bytes."""
 
-    def codegen(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         with builder.goto_entry_block():
             space = builder.alloca(ir.ArrayType(_FLOAT, _DEPTH * _WIDTH))
             space.align = 64
@@ -78,16 +77,16 @@ def _fused_multiply_add(builder: Any) -> Any:
 
 
 @intrinsic
-def _load(typing_context, base, index):  # type: ignore[no-untyped-def]
-    def codegen(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+def _load(typing_context: Any, base: Any, index: Any) -> Any:
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.load(_element(builder, *arguments))
 
     return types.float32(types.intp, types.intp), codegen
 
 
 @intrinsic
-def _store(typing_context, base, index, value):  # type: ignore[no-untyped-def]
-    def codegen(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+def _store(typing_context: Any, base: Any, index: Any, value: Any) -> Any:
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         base, index, value = arguments
         builder.store(value, _element(builder, base, index))
         return context.get_dummy_value()
@@ -96,13 +95,24 @@ def _store(typing_context, base, index, value):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def _tile(typing_context, a, row_stride, k_stride, panel, depth, out, ldc, alpha, beta):  # type: ignore[no-untyped-def]
+def _tile(
+    typing_context: Any,
+    a: Any,
+    row_stride: Any,
+    k_stride: Any,
+    panel: Any,
+    depth: Any,
+    out: Any,
+    ldc: Any,
+    alpha: Any,
+    beta: Any,
+) -> Any:
     """Multiply `_HEIGHT` rows of A with a packed panel: ``out = alpha * product + beta * out``, a tile at an address.
 
     The strides of A, between rows and along k, and `ldc` count floats. With ``beta == 0`` the tile is not read.
     """
 
-    def codegen(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         a, row_stride, k_stride, panel, depth, out, ldc, alpha, beta = arguments
         multiply_add = _fused_multiply_add(builder)
         zero = ir.Constant(_VECTOR, None)
@@ -144,14 +154,14 @@ def _tile(typing_context, a, row_stride, k_stride, panel, depth, out, ldc, alpha
 
 
 @intrinsic
-def _transpose(typing_context, source, stride, target):  # type: ignore[no-untyped-def]
+def _transpose(typing_context: Any, source: Any, stride: Any, target: Any) -> Any:
     """Store the transpose of the `_LANES` x `_LANES` floats at `source` to `target`, whose rows lie `_WIDTH` apart.
 
     Rows of the source lie `stride` floats apart. The classical exchange network: in round d each pair of vectors
     (i, i + d) swaps the lanes in which the bit d of lane and row differ.
     """
 
-    def codegen(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         source, stride, target = arguments
         rows = [
             builder.load(_vector(builder, source, builder.mul(stride, ir.Constant(_WORD, i))), align=4)
@@ -211,7 +221,7 @@ def _copy_edge(edge: int, a: int, row_stride: int, k_stride: int, height: int, d
 
 
 @kernel
-def _merge(tile: int, out: int, ldc: int, height: int, width: int, beta: float) -> None:
+def _merge(tile: int, out: int, ldc: int, height: int, width: int, beta: np.float32) -> None:
     """Store ``tile + beta * out`` for the part of the tile that lies inside `out`."""
     for i in range(height):
         source, target = tile + 4 * i * _WIDTH, out + 4 * i * ldc

@@ -47,7 +47,7 @@ def _compiled(function: Function, **options: Any) -> Function:
     """Return `function` as a Numba dispatcher that checks no bounds, holds no GIL and is cached under the digest."""
     jit = numba.njit(nogil=True, cache=True, error_model="numpy", boundscheck=False, **options)
     dispatcher = jit(function)
-    index = getattr(getattr(dispatcher, "_cache", None), "_cache_file", None)
+    index: Any = getattr(getattr(dispatcher, "_cache", None), "_cache_file", None)
     if hasattr(index, "_source_stamp"):  # Numba has no public way to say what a cache entry depends on
         index._source_stamp = _STAMP
     return cast(Function, dispatcher)
@@ -61,6 +61,11 @@ def kernel(function: Function) -> Function:
 def exact(function: Function) -> Function:
     """Compile `function` without any floating-point rewrite: every element has the bits of IEEE arithmetic."""
     return _compiled(function, fastmath=False)
+
+
+def exact_inlined(function: Function) -> Function:
+    """Compile a helper of an `exact` kernel, inlined like `inlined` and free of rewrites like `exact`."""
+    return _compiled(function, fastmath=False, forceinline=True)
 
 
 def inlined(function: Function) -> Function:

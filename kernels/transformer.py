@@ -23,7 +23,7 @@ from kernels.tensors import Activations, Floats, Scratch, TokenIds, Weights
 
 @kernel
 def blocks_forward(weights: Weights, acts: Activations, sequences: int, heads: int) -> None:
-    """Run all blocks on ``acts.x[0]``, the embeddings, and fill every activation; R must be a multiple of `sequences`."""
+    """Run all blocks on ``acts.x[0]``, the embeddings, and fill every activation; R is a multiple of `sequences`."""
     w, a = weights, acts
     for n in range(w.qkv_weight.shape[0]):
         x, x_mid = a.x[n], a.x_mid[n]
@@ -38,7 +38,9 @@ def blocks_forward(weights: Weights, acts: Activations, sequences: int, heads: i
 
 
 @kernel
-def _mlp_backward(weights: Weights, acts: Activations, grads: Weights, scratch: Scratch, n: int, accumulate: bool) -> None:
+def _mlp_backward(
+    weights: Weights, acts: Activations, grads: Weights, scratch: Scratch, n: int, accumulate: bool
+) -> None:
     """Take ``scratch.dx`` from the gradient of ``x[n + 1]`` to that of ``x_mid[n]``."""
     w, a, g, s = weights, acts, grads, scratch
     linear_backward_input(s.dx, w.mlp_proj_weight[n], s.d_fc)
