@@ -59,7 +59,8 @@ class TokenBatches:
     """Training batches: windows of a token file that start anywhere with equal chance, drawn with replacement.
 
     Start of sequence s of batch k: ⌊u · starts / 2^64⌋ with u the first 64-bit draw of Philox4x64-10 keyed by
-    (seed, stream) at the counter (0, s, k, 0). The chances of two starts differ by less than one in 2^64 / starts.
+    (seed, stream) at the counter (1, s, k, 0), which is where NumPy's begins when set to (0, s, k, 0).
+    The chances of two starts differ by less than one in 2^64 / starts.
     """
 
     def __init__(self, tokens: TokenFile, *, sequences: int, micro_batch: int, seed: int) -> None:
@@ -83,8 +84,8 @@ class TokenBatches:
 class RandomTokens:
     """Uniformly random tokens, for benchmarks: nothing can be learned from them, and no file is needed.
 
-    Sequence s of batch k is drawn from Philox keyed by (seed, stream) at the counter (0, s, k, 0); its targets are its
-    ids one further on.
+    Sequence s of batch k is drawn from Philox keyed by (seed, stream) from the counter (1, s, k, 0) on; its targets are
+    its ids one further on.
     """
 
     def __init__(self, vocab_size: int, context: int, *, sequences: int, micro_batch: int, seed: int) -> None:

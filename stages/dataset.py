@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import msgspec
-import numpy as np
+from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from stages.config import Config, InputError, TokenizerKind
@@ -182,7 +182,12 @@ def _opened(config: Config, directory: Path, manifest: Manifest, tokenizer: Toke
 
 def _write_split(directory: Path, name: str, ids: NDArray[Any], characters: int) -> Split:
     path = directory / f"{name}.npy"
-    write_atomically(path, lambda file: np.save(file, ids, allow_pickle=False))
+
+    def write(file: BinaryIO) -> None:  # not np.save: ndarray.tofile says nothing when a full disk cuts it short
+        npy.write_array_header_1_0(file, npy.header_data_from_array_1_0(ids))
+        file.write(ids.data)
+
+    write_atomically(path, write)
     return Split(file=path.name, characters=characters, tokens=len(ids), sha256=_sha256(path))
 
 
