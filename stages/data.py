@@ -30,6 +30,7 @@ __all__ = [
     "Split",
     "TokenBatches",
     "TokenFile",
+    "TokenIds",
     "evaluation_batches",
     "prepare",
     "random_batches",
