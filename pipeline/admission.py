@@ -78,7 +78,10 @@ class Admission(ABC, Generic[In, Out]):
 
 
 class Policy(ABC, Generic[Item_contra]):
-    """A setting that makes an `Admission` for each run."""
+    """A setting that makes an `Admission` for each run.
+
+    One with a true attribute `exclusive` has its workers say `done` once the outputs of an item have been sent.
+    """
 
     @abstractmethod
     def begin(self, capacity: int) -> Admission[Any, Any]:

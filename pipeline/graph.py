@@ -140,8 +140,8 @@ class Graph:
         if gather is not None and admission != FIFO:
             raise GraphError(
                 f"stage {name!r} has both gather and admission={admission!r}, and its channel can follow only one: "
-                f"leave out admission, sort inside the groups with Gather(sort=...), or put the groups in order with an "
-                f"InOrder on the next stage"
+                f"leave out admission, sort inside the groups with Gather(sort=...), or put the groups in order with "
+                f"an InOrder on the next stage"
             )
         stage = Stage(
             name,
@@ -186,8 +186,8 @@ class Graph:
         """Check the graph and return a run of it; `with` starts its threads, and ends them whatever happens.
 
         `resources` are aborted with the channels, so that no worker waits for one in vain. `label(item)` says which
-        item something is, in errors and traces; it must know every type of item in the graph. `grace` is how many seconds
-        threads may take to end before they are reported. `clock` counts nanoseconds.
+        item something is, in errors and traces; it must know every type of item in the graph. `grace` is how many
+        seconds threads may take to end before they are reported. `clock` counts nanoseconds.
         """
         self.check()
         return Run(self.name, self.stages, resources, trace, label, grace, clock)

@@ -1,0 +1,123 @@
+"""What a graph refuses before anything starts, and what it declares."""
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from pipeline import SKIP, Fifo, Gather, Graph, GraphError, InOrder, PipelineError, Skip
+
+pytestmark = pytest.mark.timeout(60)
+
+
+def identity(item: int) -> int:
+    return item
+
+
+def test_three_stages_in_a_dozen_lines() -> None:
+    def halve(item: int) -> int | Skip:
+        return SKIP if item % 2 else item // 2
+
+    graph = Graph("line")
+    numbers = graph.source("numbers", range(10))
+    halves = graph.stage("halve", halve, after=numbers)
+    pairs = graph.stage("pair", sum, after=halves, gather=Gather(count=2, partial=True))
+    words = graph.stage("say", str, after=pairs)
+    graph.sink("out", after=words)
+    with graph.start() as run:
+        assert list(run) == ["1", "5", "4"]
+
+
+Build = Callable[[Graph], Any]
+PLACE = InOrder[int](order=lambda item: (0, item))
+
+REFUSED: dict[str, tuple[Build, str]] = {
+    "name used twice": (lambda g: g.stage("a", identity, after=g.source("a", [1])), "'a' is already in graph 'g', as a so"),
+    "empty name": (lambda g: g.source("", [1]), "empty name: give it one"),
+    "no workers": (lambda g: g.stage("b", identity, after=g.source("a", [1]), workers=0), "'b' needs at least 1 worker"),
+    "no room": (lambda g: g.sink("b", after=g.source("a", [1]), capacity=0), "'b' needs a capacity of at least 1"),
+    "after nothing": (lambda g: g.stage("b", identity, after=[]), "'b' comes after nothing"),
+    "after no node": (lambda g: g.stage("b", identity, after=["a"]), "'b' comes after 'a': give what source"),
+    "other graph": (lambda g: g.sink("b", after=Graph("h").source("a", [1])), "'b' comes after 'a', which belongs to"),
+    "twice the same": (lambda g: g.sink("b", after=[g.source("a", [1])] * 2), "'b' comes after the same node twice"),
+    "no function": (lambda g: g.stage("b", 3, after=g.source("a", [1])), "'b' needs a function, got 3"),
+    "gather and order": (
+        lambda g: g.stage("b", sum, after=g.source("a", [1]), gather=Gather(count=2), admission=PLACE),
+        "'b' has both gather and admission=.* leave out admission",
+    ),
+    "gather as admission": (
+        lambda g: g.stage("b", identity, after=g.source("a", [1]), admission=Gather(count=2)),
+        "'b' has admission=Gather.*: give a stage gather=Gather",
+    ),
+    "no source": (lambda g: g.check(), "has no source"),
+    "source without end": (lambda g: (g.source("a", [1]), g.start()), "nothing comes after source 'a'"),
+    "resize unknown": (lambda g: g.resize("z", workers=2), r"has no stage 'z'; it has \[\]"),
+    "resize source": (lambda g: (g.source("a", [1]), g.resize("a", workers=2)), "source 'a' has one worker"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_run_is_refused_by_name_with_the_remedy(case: str) -> None:
+    build, message = REFUSED[case]
+    before = threading.active_count()
+    with pytest.raises(GraphError, match=message):
+        build(Graph("g"))
+    assert threading.active_count() == before
+
+
+def test_a_refused_stage_leaves_no_trace() -> None:
+    graph = Graph("g")
+    numbers = graph.source("numbers", [1])
+    with pytest.raises(GraphError):
+        graph.stage("b", identity, after=numbers, workers=0)
+    graph.stage("b", identity, after=numbers, workers=2)
+    assert [stage.name for stage in graph.stages] == ["numbers", "b"]
+
+
+def test_resize_changes_the_next_run() -> None:
+    graph = Graph("g")
+    graph.stage("b", identity, after=graph.source("numbers", [1]), admission=Fifo())
+    graph.resize("b", workers=3, capacity=5)
+    statistics = graph.run()["b"]
+    assert statistics.workers == 3
+    assert statistics.channel is not None
+    assert statistics.channel.capacity == 5
+
+
+def test_a_graph_runs_as_often_as_one_likes() -> None:
+    graph = Graph("g")
+    numbers = graph.source("numbers", lambda: iter(range(3)))
+    ordered = graph.stage("b", identity, after=numbers, admission=PLACE)
+    out = graph.sink("out", after=ordered)
+    for _ in range(2):
+        with graph.start() as run:
+            assert list(run.items(out)) == [0, 1, 2]
+
+
+def test_a_run_is_used_once_and_inside_with() -> None:
+    graph = Graph("g")
+    graph.sink("out", after=graph.source("numbers", [1]))
+    run = graph.start()
+    with pytest.raises(PipelineError, match=r"use `with graph.start\(\) as run:`"):
+        next(iter(run))
+    with run:
+        assert list(run) == [1]
+    with pytest.raises(PipelineError, match="has been used"), run:
+        pass
+
+
+def test_which_sink_and_whether_to_wait_is_said() -> None:
+    graph = Graph("g")
+    numbers = graph.source("numbers", [1])
+    graph.sink("one", after=numbers)
+    graph.sink("two", after=numbers)
+    with graph.start() as run:
+        with pytest.raises(PipelineError, match=r"has 2 sinks: iterate one with run.items"):
+            iter(run)
+        with pytest.raises(PipelineError, match=r"has no sink 'three'; it has \['one', 'two'\]"):
+            run.items("three")
+        with pytest.raises(PipelineError, match="iterate them, then wait"):
+            run.wait()
+        assert [list(run.items("one")), list(run.items("two"))] == [[1], [1]]
+        run.wait()
