@@ -20,7 +20,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from kernels.blas import BlasInfo, GemmBackend, blas_info, gemm
+from kernels import BlasInfo, GemmBackend, blas_info, gemm
 from pipeline.threads import BlasThreads, blas_threads, loaded_blas
 from stages.config import CONFIG_NAMES, Config, load_config, resolve
 from stages.machine import Machine, VectorWidth, detect

@@ -80,7 +80,7 @@ def test_the_environment_is_the_locked_one() -> None:
 
 
 def test_every_package_is_installed_and_every_configuration_shipped() -> None:
-    packages = PROJECT["tool"]["setuptools"]["packages"]
+    packages = PROJECT["tool"]["setuptools"]["packages"]["find"]["include"]
     for package in packages:
         nested = {path.parent for path in (ROOT / package).rglob("__init__.py")}
         assert nested <= {ROOT / name.replace(".", "/") for name in packages}, f"{package} has packages not installed"
