@@ -6,9 +6,9 @@ not know a new processor picks an old kernel set, at half of the speed ('Haswell
 ``OPENBLAS_CORETYPE`` while it is loaded, so it is loaded here, with the variable set for that moment only. A value that
 the user set stands: `blas_info` says what it costs.
 
-Unless ``THREADLOOM_GEMM`` says ``blas`` or ``numba``, Numba's own product runs where the processor has AVX-512:
-measured on an AMD Zen 5 it is level with OpenBLAS's AVX-512 kernels on large matrices and ahead on small ones, it depends on no
-BLAS thread count, and it has one result for every version of the library. Elsewhere BLAS runs, if it is sound.
+Unless ``THREADLOOM_GEMM`` says ``blas`` or ``numba``, Numba's own product runs where the processor has AVX-512: on an
+AMD Zen 5 it is level with OpenBLAS's AVX-512 kernels on large matrices and ahead on small ones, it depends on no thread
+count of BLAS, and its result is the same with every version of the library. Elsewhere BLAS runs, if it is sound.
 
 Which product runs is a number in memory that compiled code reads by a symbol, not a constant of the compilation:
 Numba's cache on disk does not know constants, and would hand a later process the choice of an earlier one.
