@@ -4,13 +4,13 @@ Guarantees
     * A leased version does not change until the lease is released: its bank is never written meanwhile.
     * Versions are published one by one in order; a reader sees a version whole or not at all.
     * `lease(v)` waits for a version that is not published yet, and raises `StaleVersion` for one that is gone.
-    * A reader that asks within the declared delay never finds its version gone: versions newest - delay … newest are kept.
+    * A reader that asks within the declared delay never finds its version gone: newest - delay … newest are kept.
 
 Assumptions: one writer at a time calls `begin` … `publish`; the batch whose gradient makes version k + 1 has released
 its leases by then.
 
 Ownership: which bank may be written is decided by `VersionLedger`, which knows no threads; `Banks` adds the waiting.
-With delay + 1 banks the writer overwrites version newest - delay; at delay 0 that is the newest itself, written in place.
+With delay + 1 banks the writer overwrites version newest - delay; at delay 0 that is the newest itself, in place.
 Each spare bank lets one more leased version (of an evaluation, a checkpoint) live on without making the writer wait.
 """
 
@@ -144,6 +144,10 @@ class Banks(Generic[Bank]):
         self._changed = threading.Condition()
         self._aborted = False
         self._staleness: Counter[int] = Counter()  # only check_staleness() adds to it
+
+    def total(self, size: Callable[[Bank], int]) -> int:
+        """Return the sum of a size over all banks."""
+        return sum(map(size, self._banks))
 
     @property
     def delay(self) -> int:

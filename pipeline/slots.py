@@ -9,7 +9,7 @@ worker), or a late item could hold what an early one needs.
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -36,7 +36,8 @@ class Pool(Generic[Element]):
     """Lends its elements one by one; `take` blocks while none is free."""
 
     def __init__(self, elements: Iterable[Element]) -> None:
-        self._free = deque(elements)  # only take() and give_back() change it, under the condition's lock
+        self._elements = tuple(elements)
+        self._free = deque(self._elements)  # only take() and give_back() change it, under the condition's lock
         self._size = len(self._free)
         if not self._size:
             raise ValueError("a pool needs at least one element, got none; every taker would wait for ever")
@@ -44,6 +45,10 @@ class Pool(Generic[Element]):
         self._aborted = False
         self._most_lent = 0
         self._waited = 0.0
+
+    def total(self, size: Callable[[Element], int]) -> int:
+        """Return the sum of a size over all elements, lent or not."""
+        return sum(map(size, self._elements))
 
     def take(self) -> Element:
         """Return a free element, waiting for one; raises `Cancelled` once the pool is aborted."""
@@ -62,9 +67,7 @@ class Pool(Generic[Element]):
         """Return an element that `take` lent."""
         with self._changed:
             if len(self._free) == self._size:
-                raise RuntimeError(
-                    f"a pool of {self._size} got more elements back than it lent; one was returned twice"
-                )
+                raise RuntimeError(f"a pool of {self._size} got back more than it lent: an element was returned twice")
             self._free.append(element)
             self._changed.notify()
 

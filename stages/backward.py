@@ -28,6 +28,11 @@ class Backward:
         self._gradients = tuple(as_weights(arena) for arena in lanes.arenas)
         self._scratch = tuple(allocate_scratch(geometry, sequences) for _ in lanes.arenas)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the lanes' scratch."""
+        return sum(array.nbytes for scratch in self._scratch for array in scratch)
+
     def acquire(self, item: MicroBatch) -> None:
         """Wait until the lane's gradients of the batch before have been reduced."""
         self._lanes.wait_writable(item.batch)

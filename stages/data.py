@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages.config import Config, micro_batches
-from stages.dataset import Dataset, Manifest, Split, prepare, write_atomically
+from stages.dataset import Dataset, Manifest, Split, prepare, require_same_text, write_atomically
 from stages.tokenfile import DataError, TokenFile, token_type
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "evaluation_batches",
     "prepare",
     "random_batches",
+    "require_same_text",
     "token_type",
     "training_batches",
     "write_atomically",

@@ -81,7 +81,7 @@ def prepare(config: Config, text: str, directory: Path) -> Dataset:
             remedy="give a text with --text FILE_OR_DIR",
         )
     cut = int(len(text) * config.data.train_fraction)
-    checksum = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    checksum = _checksum(text)
     limit = _limit(config, text)
     ready = _open_prepared(config, directory, checksum, limit)
     if ready is not None:
@@ -120,6 +120,26 @@ def prepare(config: Config, text: str, directory: Path) -> Dataset:
             remedy="free some space or name another directory; nothing that was complete before is used half",
         ) from error
     return _opened(config, directory, manifest, tokenizer, reused=False)
+
+
+def require_same_text(directory: Path, text: str) -> None:
+    """Raise DataError if `directory` was prepared from another text; one that is not whole says nothing."""
+    try:
+        prepared = msgspec.json.decode((directory / "manifest.json").read_bytes(), type=Manifest).text_sha256
+    except (OSError, msgspec.DecodeError):
+        return
+    if prepared != _checksum(text):
+        raise DataError(
+            str(directory),
+            needed="the text that the run was started with",
+            found=f"another one, of {len(text):,} characters",
+            cause="a file of the text was changed, added or removed, or --text names another",
+            remedy="give the same text, or start a new run with another --out",
+        )
+
+
+def _checksum(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:

@@ -2,14 +2,27 @@
 
 import math
 import time
+from typing import Protocol
 
 import kernels
 from kernels import Weights
 from pipeline import Arena
-from stages.data import EvaluationWindows
+from stages.data import BatchSource
 from stages.items import Evaluation, Update
 from stages.memory import Slot, logits_rows
 from stages.parameters import Geometry
+
+
+class Windows(BatchSource, Protocol):
+    """A fixed number of micro-batches to evaluate on."""
+
+    @property
+    def micro_batches(self) -> int:
+        """How many there are."""
+
+    @property
+    def tokens(self) -> int:
+        """Target tokens in all of them."""
 
 
 class Evaluator:
@@ -22,7 +35,12 @@ class Evaluator:
         rows = logits_rows(geometry.vocabulary, sequences * geometry.context)
         self._logits = Arena({"logits": (rows, geometry.vocabulary)})["logits"]
 
-    def mean_loss(self, weights: Weights, windows: EvaluationWindows) -> float:
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its memory."""
+        return self._slot.nbytes + self._logits.nbytes
+
+    def mean_loss(self, weights: Weights, windows: Windows) -> float:
         """Return the mean loss of the windows' target tokens, in nats."""
         slot, acts = self._slot, self._slot.activations
         sums = []
@@ -37,14 +55,17 @@ class Evaluator:
 class Evaluate:
     """The stage: evaluates the version that an update leased for it, and lets go of it."""
 
-    def __init__(
-        self, geometry: Geometry, sequences: int, windows: EvaluationWindows, final: EvaluationWindows, last_step: int
-    ) -> None:
+    def __init__(self, geometry: Geometry, sequences: int, windows: Windows, final: Windows, last_step: int) -> None:
         """`windows` are those of every evaluation but that of `last_step`, which takes `final`."""
         self._evaluator = Evaluator(geometry, sequences)
         self._windows = windows
         self._final = final
         self._last_step = last_step
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its memory."""
+        return self._evaluator.nbytes
 
     def __call__(self, update: Update) -> Evaluation:
         """Return the validation loss of version `update.step`."""

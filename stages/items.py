@@ -22,7 +22,8 @@ class MicroBatch:
 
     def held(self) -> tuple[Slot, Lease[Bank]]:
         """Return slot and lease of a micro-batch that has passed `embed`."""
-        assert self.slot is not None and self.lease is not None, "draw and embed come before every other stage"
+        assert self.slot is not None, "draw comes before every other stage"
+        assert self.lease is not None, "embed comes before forward and backward"
         return self.slot, self.lease
 
 

@@ -59,7 +59,7 @@ def scratch_shapes(geometry: Geometry, sequences: int) -> dict[str, Shape]:
 
 
 def logits_rows(vocabulary: int, rows: int) -> int:
-    """Return how many rows' logits are made at a time: as many as fit in `LOGITS_BYTES`, evenly spread over the chunks."""
+    """Return how many rows' logits are made at a time: as many as fit in `LOGITS_BYTES`, in chunks of like size."""
     most = max(LOGITS_BYTES // (4 * vocabulary), 1)
     chunks = -(-rows // most)
     return -(-rows // chunks)
@@ -93,6 +93,11 @@ class Slot:
         tokens = Arena({"ids": (rows,), "targets": (rows,)}, np.int32)
         views = Arena(activation_shapes(geometry, sequences))
         return cls(tokens["ids"], tokens["targets"], Activations(*(views[name] for name in Activations._fields)))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all its arrays."""
+        return self.ids.nbytes + self.targets.nbytes + sum(array.nbytes for array in self.activations)
 
 
 def allocate_scratch(geometry: Geometry, sequences: int) -> Scratch:

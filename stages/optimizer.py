@@ -26,14 +26,19 @@ class Moments:
         self.m = Arena(shapes)
         self.v = Arena(shapes)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of both."""
+        return self.m.nbytes + self.v.nbytes
+
 
 @dataclass(frozen=True)
 class Optimizer:
-    """AdamW with its learning-rate schedule; the parameters of update number `step` (from 1) follow from these alone."""
+    """AdamW with its learning-rate schedule: what the parameters of each update follow from."""
 
     settings: OptimizerConfig
     learning_rate: Callable[[int], float]
-    """Learning rate of the update that makes version `step` + 1, by `step` counted from 0."""
+    """Learning rate of an update, by its number counted from 0."""
 
     def step(self, batch: int, grad_norm: float) -> AdamWStep:
         """Return the parameters of the update made from batch `batch`.
@@ -81,9 +86,9 @@ class Clip:
         norm = self._gradient.norm()
         if not math.isfinite(norm):
             raise TrainingDiverged(
-                f"the gradient of update {batch + 1} has norm {norm} (its loss was {loss:.4f}): needed a finite number. "
-                "Likely a learning rate that is too high; resume from the last checkpoint with a lower optimizer.lr or a "
-                "longer schedule.warmup"
+                f"the gradient of update {batch + 1} has norm {norm} (its loss was {loss:.4f}): needed a finite "
+                "number. Likely a learning rate that is too high; resume from the last checkpoint with a lower "
+                "optimizer.lr or a longer schedule.warmup"
             )
         step = self._optimizer.step(batch, norm)
         plan = self._plan

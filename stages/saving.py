@@ -31,6 +31,11 @@ class Snapshot:
         self._banks = banks
         self._free = Pool([self])
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes set aside."""
+        return self.moments.nbytes + sum(arena.nbytes for arena in self.older.values())
+
     def acquire(self) -> None:
         """Wait until the checkpoint before has been written."""
         self._free.take()

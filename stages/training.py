@@ -18,8 +18,8 @@ from pipeline import Banks, Gather, Graph, LaneOrder, LanePlan, Lanes, Node, Poo
 from stages.backward import Backward
 from stages.checkpoint import Checkpoint
 from stages.config import Config, ConfigError, micro_batches
-from stages.data import BatchSource, EvaluationWindows
-from stages.evaluate import Evaluate
+from stages.data import BatchSource
+from stages.evaluate import Evaluate, Windows
 from stages.forward import Draw, Embed, Forward, plan_micro_batches
 from stages.items import MicroBatch
 from stages.memory import Bank, Slot
@@ -34,8 +34,8 @@ from stages.schedule import learning_rate
 class Validation:
     """The windows of every evaluation, and those of the one that ends the run."""
 
-    windows: EvaluationWindows
-    final: EvaluationWindows
+    windows: Windows
+    final: Windows
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,20 @@ class Training:
         if start:
             start.read_moments(self.moments.m, self.moments.v)
         return Banks(banks, config.delay, published)
+
+    def memory(self) -> dict[str, int]:
+        """Return the bytes of each part that is allocated for the whole run."""
+        snapshot = self.snapshot
+        return {
+            "weight banks": self.banks.total(lambda bank: bank.arena.nbytes),
+            "optimizer moments": self.moments.nbytes,
+            "gradient lanes": self.lanes.nbytes,
+            "gradient": 0 if self.gradient.in_lane else self.gradient.flat.nbytes,
+            "slots": self.slots.total(lambda slot: slot.nbytes),
+            "backward scratch": self.backward.nbytes,
+            "evaluation": self.evaluate.nbytes if self.evaluate else 0,
+            "checkpoint copies": snapshot.nbytes if snapshot else 0,
+        }
 
     @property
     def resources(self) -> list[Banks[Bank] | Pool[Slot] | Lanes | Snapshot]:

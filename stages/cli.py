@@ -1,0 +1,233 @@
+"""The command line. Each command imports what it needs when it runs, so that `--help` answers at once."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from loguru import logger
+
+from stages.log import LogLevel, configure
+from stages.settings import InputError
+
+if TYPE_CHECKING:
+    from stages.config import Config
+
+STDLIB = "stdlib"
+"""The text that stands for the source of Python's own standard library."""
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="threadloom")
+@click.option("--log-level", type=click.Choice([level.value for level in LogLevel]), default="INFO", show_default=True)
+def main(log_level: str) -> None:
+    """Train small GPT language models on the CPU, as a pipeline of threads.
+
+    \b
+    threadloom train --config nanogpt-cpu --text book.txt --out runs/book
+    threadloom sample runs/book --prompt "Once upon a time"
+    """
+    configure(LogLevel(log_level))
+
+
+def config_options(command: Any) -> Any:
+    """Add the options with which a configuration is chosen."""
+    for option in (
+        click.option(
+            "--set", "overrides", multiple=True, metavar="KEY=VALUE",
+            help="Change one setting, such as delay=2, threads.backward=2 or optimizer.lr=3e-4. Repeatable.",
+        ),
+        click.option("--steps", type=click.IntRange(min=1), help="Optimizer updates; short for --set steps=N."),
+        click.option(
+            "--config", "config_name", metavar="NAME_OR_FILE",
+            help="nanogpt-cpu, shakespeare, small, optimized, large, gpt2, a JSON file, or a run directory.",
+        ),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+@main.command()
+@config_options
+@click.option(
+    "--text", "texts", multiple=True, metavar="FILE_OR_DIR",
+    help=f"Text to learn from; may be given repeatedly. '{STDLIB}': the source of Python's standard library (default).",
+)  # fmt: skip
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The run directory.")
+@click.option("--resume", is_flag=True, help="Go on with the run in --out from its last checkpoint.")
+@click.option("--overwrite", is_flag=True, help="Replace the run in --out.")
+@click.option("--sample", "sample_tokens", type=click.IntRange(min=0), default=300, show_default=True,
+              help="Tokens to generate when the run is done.")  # fmt: skip
+def train(
+    config_name: str | None,
+    overrides: tuple[str, ...],
+    steps: int | None,
+    texts: tuple[str, ...],
+    out: Path,
+    resume: bool,
+    overwrite: bool,
+    sample_tokens: int,
+) -> None:
+    """Train a model and write everything about the run to a directory.
+
+    The directory holds config.json, metrics.jsonl, loss.png, timeline.png, trace.json (open it in ui.perfetto.dev) and
+    checkpoints/, whose models `transformers` opens as they are. Ctrl-C stops; --resume goes on from the last
+    checkpoint, on exactly the trajectory of a run that was never interrupted.
+    """
+    with explained():
+        from stages.rundir import RunMode
+        from stages.session import saved_config, train
+
+        if resume and overwrite:
+            raise click.UsageError("--resume goes on with a run and --overwrite replaces it: give one of them")
+        if resume:
+            config = _changed(saved_config(out), overrides, steps, texts)
+            mode = RunMode.RESUME
+        else:
+            config = _changed(_load(config_name), overrides, steps, texts)
+            mode = RunMode.OVERWRITE if overwrite else RunMode.NEW
+        outcome = train(config, out, mode)
+        if outcome.val_loss is not None:
+            click.echo(
+                f"validation loss {outcome.val_loss:.4f} after {outcome.step:,} updates, {outcome.seconds:.1f} s"
+            )
+        if sample_tokens:
+            click.echo("")
+            _sample(out, "\n", sample_tokens, 0.8, 40, 1.0, config.seed)
+        click.echo(f"run directory: {out}")
+
+
+@main.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--prompt", default="\n", help="The text to go on from.")
+@click.option("--tokens", type=click.IntRange(min=0), default=500, show_default=True, help="Tokens to generate.")
+@click.option("--temperature", type=float, default=0.8, show_default=True, help="Below 1 safer, 0 greedy.")
+@click.option("--top-k", type=click.IntRange(min=1), default=None, help="Choose among the K likeliest tokens only.")
+@click.option("--top-p", type=float, default=1.0, show_default=True, help="Choose among the likeliest that sum to P.")
+@click.option("--seed", type=click.IntRange(min=0), default=1337, show_default=True, help="Same seed, same text.")
+def sample(run: Path, prompt: str, tokens: int, temperature: float, top_k: int | None, top_p: float, seed: int) -> None:
+    """Generate text with the newest model of a RUN directory, or a checkpoint or GPT-2 folder."""
+    with explained():
+        begin = time.perf_counter()
+        _sample(run, prompt, tokens, temperature, top_k, top_p, seed)
+        logger.debug("{} tokens in {:.2f} s", tokens, time.perf_counter() - begin)
+
+
+@main.command(name="eval")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--text", "texts", multiple=True, metavar="FILE_OR_DIR", help="Text to evaluate on.")
+def evaluate(run: Path, texts: tuple[str, ...]) -> None:
+    """Compute loss, perplexity and bits per character of the newest model of a RUN directory.
+
+    Without --text, on the validation part of the text that the run was trained on.
+    """
+    with explained():
+        from stages.assess import assess
+
+        score = assess(run, tuple(texts))
+        click.echo(
+            f"loss {score.loss:.4f} nats per token, perplexity {score.perplexity:.3f}, "
+            f"{score.bits_per_character:.4f} bits per character ({score.tokens:,} tokens, {score.seconds:.1f} s)"
+        )
+
+
+@main.command()
+@config_options
+@click.option("--budget", type=float, default=60.0, show_default=True, help="Seconds that the trials may take.")
+def tune(config_name: str | None, overrides: tuple[str, ...], steps: int | None, budget: float) -> None:
+    """Find the fastest threads, micro-batch and channel sizes for this machine by short measured runs.
+
+    The choice is kept for this machine and model, and `train` uses it from then on.
+    """
+    with explained():
+        from stages.tune import run_tuning
+
+        run_tuning(_changed(_load(config_name), overrides, steps, ()), budget)
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--no-measure", is_flag=True, help="Leave the measurements out.")
+def doctor(as_json: bool, no_measure: bool) -> None:
+    """Show what this machine has, measure it, and say what will be used because of that."""
+    with explained():
+        import msgspec
+        from rich.console import Console
+
+        from stages.doctor import ReportView, examine, to_dict
+
+        report = examine(measure=not no_measure)
+        if as_json:
+            click.echo(msgspec.json.format(msgspec.json.encode(to_dict(report)), indent=2).decode())
+        else:
+            Console().print(ReportView(report))
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Turn errors that a person can mend into one message and exit status 1; Ctrl-C into status 130."""
+    from pipeline import StageFailure
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        logger.warning("stopped by Ctrl-C; what was saved before is whole (train --resume goes on from there)")
+        sys.exit(130)
+    except StageFailure as failure:
+        cause = failure.__cause__
+        logger.opt(exception=cause).debug("where it happened")
+        where = f"stage {failure.stage!r}, {failure.item}"
+        logger.error("{}: {} [{}]", type(cause).__name__, cause, where)
+        sys.exit(1)
+    except (InputError, OSError) as error:
+        logger.opt(exception=error).debug("where it happened")
+        logger.error("{}", error)
+        sys.exit(1)
+
+
+def _load(name: str | None) -> "Config":
+    from stages.config import load_config
+
+    return load_config(name or "nanogpt-cpu")
+
+
+def _changed(config: "Config", overrides: tuple[str, ...], steps: int | None, texts: tuple[str, ...]) -> "Config":
+    import msgspec
+
+    from stages.config import apply_overrides, validate
+
+    if steps is not None:
+        overrides = (*overrides, f"steps={steps}")
+    config = apply_overrides(config, overrides)
+    if texts:
+        named = tuple(text for text in texts if text != STDLIB)
+        data = msgspec.structs.replace(config.data, text=named)
+        config = msgspec.structs.replace(config, data=data)
+    validate(config)
+    return config
+
+
+def _sample(
+    run: Path, prompt: str, tokens: int, temperature: float, top_k: int | None, top_p: float, seed: int
+) -> None:
+    from stages.generate import generate
+    from stages.model import Model
+    from stages.sampling import SamplingSettings
+
+    model = Model.open(run)
+    settings = SamplingSettings(temperature=temperature, top_k=top_k, top_p=top_p)
+    prompt_ids = model.tokenizer.encode(prompt)
+    said = prompt if prompt.strip() else ""
+    click.echo(said, nl=False)
+    ids: list[int] = []
+    shown = ""
+    for token in generate(model.weights, model.geometry, prompt_ids, tokens, settings, seed):
+        ids.append(token)
+        text = model.tokenizer.decode(ids)
+        if not text.endswith("\ufffd"):  # a character may be spread over several tokens
+            click.echo(text[len(shown) :], nl=False)
+            shown = text
+    click.echo(model.tokenizer.decode(ids)[len(shown) :] if ids else "")

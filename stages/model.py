@@ -1,0 +1,56 @@
+"""A trained model, opened for reading: from a run directory, a checkpoint, or a folder in Hugging Face's layout."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from kernels import Weights
+from pipeline import Arena
+from stages.checkpoint import Checkpoint, latest_checkpoint
+from stages.huggingface import CONFIG_FILE, load_model
+from stages.manifest import MANIFEST_FILE
+from stages.memory import as_weights
+from stages.parameters import Geometry, parameter_shapes
+from stages.settings import InputError
+from stages.tokenizer import Tokenizer, load_tokenizer
+
+TOKENIZER_FILE = "tokenizer.json"
+
+
+class ModelError(InputError):
+    """There is no model to open where one was named."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """Weights, sizes and tokenizer; `weights` are views of memory that nothing else writes."""
+
+    path: Path
+    geometry: Geometry
+    weights: Weights
+    tokenizer: Tokenizer
+    step: int | None
+    """Updates that made it; None for a model from elsewhere."""
+
+    @classmethod
+    def open(cls, path: Path) -> "Model":
+        """Open the newest checkpoint of a run directory, a checkpoint, or a GPT-2 model of Hugging Face's layout.
+
+        Raises ModelError where there is none, CheckpointError or TokenizerError for one that is damaged.
+        """
+        folder = latest_checkpoint(path / "checkpoints") or path
+        if (folder / MANIFEST_FILE).exists():
+            checkpoint = Checkpoint.open(folder, for_training=False)
+            arena = Arena(parameter_shapes(checkpoint.geometry))
+            checkpoint.read_weights(checkpoint.step, arena)
+            tokenizer = load_tokenizer(checkpoint.tokenizer or folder / TOKENIZER_FILE)
+            return cls(folder, checkpoint.geometry, as_weights(arena), tokenizer, checkpoint.step)
+        if (folder / CONFIG_FILE).exists():
+            geometry, arena = load_model(folder)
+            return cls(folder, geometry, as_weights(arena), load_tokenizer(folder / TOKENIZER_FILE), None)
+        raise ModelError(
+            str(path),
+            needed="a run directory with a checkpoint, a checkpoint, or a GPT-2 model in Hugging Face's layout",
+            found="none of them" if path.exists() else "no such folder",
+            cause="the run has not reached its first checkpoint yet, or the path is another",
+            remedy="name the folder that was given to train --out, or train for longer",
+        )

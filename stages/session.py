@@ -1,0 +1,174 @@
+"""One run in its run directory, from the text to the last picture."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from loguru import logger
+
+import kernels
+from pipeline import Run, Trace, available_cores, blas_threads, draw_timeline
+from stages.checkpoint import Checkpoint, latest_checkpoint, remove_leftovers
+from stages.config import Config, ConfigError, from_json, resolve, to_json, trajectory, trajectory_differences
+from stages.data import Dataset, EvaluationWindows, evaluation_batches, prepare, require_same_text, training_batches
+from stages.display import Display
+from stages.items import label
+from stages.parameters import parameter_count
+from stages.plots import plot_loss
+from stages.report import Reporter
+from stages.rundir import MetricsLog, RunDirectory, RunMode, atomic_write
+from stages.text import read_text
+from stages.training import Output, Training, Validation
+from stages.warmup import compile_kernels
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a finished run leaves behind."""
+
+    run: RunDirectory
+    config: Config
+    step: int
+    val_loss: float | None
+    seconds: float
+    """From the first micro-batch to the last event."""
+
+
+def train(config: Config, out: Path, mode: RunMode = RunMode.NEW) -> Outcome:
+    """Train as `config` says, in the run directory `out`, or go on with the run in it.
+
+    Raises what the parts raise: ConfigError, TextError, DataError, RunDirectoryError, CheckpointError, and StageFailure
+    for whatever happens once the pipeline runs, TrainingDiverged among its causes.
+    """
+    with RunDirectory.claim(out, mode) as run:
+        start = _last_checkpoint(run) if mode is RunMode.RESUME else None
+        data = _prepare(config, run, mode)
+        resolved = resolve(config, available_cores(), data.tokenizer.vocab_size)
+        if mode is RunMode.RESUME:
+            resolved = _same_trajectory(resolved, run, data, start)
+        atomic_write(run.config, to_json(resolved).encode())
+        with blas_threads(resolved.threads.blas or 1):
+            return _train(resolved, run, data, start)
+
+
+def saved_config(out: Path) -> Config:
+    """Return the resolved configuration of the run in `out`."""
+    run = RunDirectory(out)
+    try:
+        return from_json(run.config.read_bytes(), str(run.config))
+    except OSError as error:
+        raise ConfigError(
+            str(run.config),
+            needed="the configuration of a run",
+            found=error.strerror or type(error).__name__,
+            cause="there is no run in that folder",
+            remedy="name the folder that was given to train --out",
+        ) from error
+
+
+def _last_checkpoint(run: RunDirectory) -> Checkpoint | None:
+    for sentence in remove_leftovers(run.checkpoints):
+        logger.info("{}: {}", run.checkpoints, sentence)
+    path = latest_checkpoint(run.checkpoints)
+    if path is None:
+        logger.warning("{} has no checkpoint yet: starting from the beginning", run.path)
+        return None
+    return Checkpoint.open(path)
+
+
+def _prepare(config: Config, run: RunDirectory, mode: RunMode) -> Dataset:
+    text = read_text(config.data.text)
+    if mode is RunMode.RESUME:
+        require_same_text(run.data, text.text)
+    if text.skipped:
+        logger.info("left out {} files or folders that are not text", len(text.skipped))
+    data = prepare(config, text.text, run.data)
+    logger.info(
+        "text: {} files, {:,} characters, {:,} training and {:,} validation tokens, vocabulary {}",
+        len(text.files), len(text.text), len(data.train), len(data.validation), data.tokenizer.vocab_size,
+    )  # fmt: skip
+    return data
+
+
+def _same_trajectory(config: Config, run: RunDirectory, data: Dataset, start: Checkpoint | None) -> Config:
+    """Refuse a resumed run that would leave the trajectory of the saved one."""
+    if start is None:
+        return config
+    saved = trajectory(saved_config(run.path))
+    differences = trajectory_differences(saved, trajectory(config))
+    if differences:
+        words = "; ".join(f"{key}: saved {old!r}, now {new!r}" for key, (old, new) in differences.items())
+        raise ConfigError(
+            next(iter(differences)),
+            needed=f"the settings that the run in {run.path} was started with",
+            found=words,
+            cause="these settings decide the weights, and the checkpoint was made with others",
+            remedy="resume without changing them, or start a new run with another --out",
+        )
+    return config
+
+
+def _train(config: Config, run: RunDirectory, data: Dataset, start: Checkpoint | None) -> Outcome:
+    _announce(config)
+    compile_kernels()
+    batches, output = training_batches(config, data.train), Output(run.checkpoints, data.tokenizer_path)
+    training = Training(config, batches, _validation(config, data), output, start)
+    for name, size in training.memory().items():
+        logger.debug("memory: {} {:.1f} MB", name, size / 1e6)
+    logger.info("memory: {:.0f} MB allocated for the whole run", sum(training.memory().values()) / 1e6)
+    trace = _trace(config, training)
+    begin = time.perf_counter()
+    with MetricsLog(run.metrics, training.first_batch) as log, Display(config.name) as display:
+        reporter = Reporter(config, log, display, begin)
+        with _pictures(config, run, trace):
+            graph = training.graph()
+            with graph.start(resources=training.resources, trace=trace, label=label) as pipeline:
+                _follow(pipeline, reporter)
+    last = reporter.last_evaluation
+    return Outcome(run, config, config.steps, last.val_loss if last else None, time.perf_counter() - begin)
+
+
+def _follow(pipeline: Run, reporter: Reporter) -> None:
+    for event in pipeline:
+        reporter.take(event, pipeline.statistics)
+
+
+def _announce(config: Config) -> None:
+    """Say once what was detected and what was chosen."""
+    blas = kernels.blas_info()
+    geometry = config.model.geometry()
+    logger.info("processor: {} cores; matrix products by {}", available_cores(), blas.reason)
+    logger.info(
+        "model: {:,} parameters; batches of {} x {} tokens in micro-batches of {}, {} lanes, delay {}",
+        parameter_count(geometry), config.sequences, geometry.context, config.micro_batch, config.lanes, config.delay,
+    )  # fmt: skip
+
+
+def _validation(config: Config, data: Dataset) -> Validation:
+    def windows(batches: int) -> EvaluationWindows:
+        return evaluation_batches(
+            data.validation, batch_size=config.batch_size, micro_batch=config.micro_batch or 1, batches=batches
+        )
+
+    return Validation(windows(config.evaluation.batches), windows(config.evaluation.final_batches or 1))
+
+
+def _trace(config: Config, training: Training) -> Trace | None:
+    """Return a recorder that holds the last `trace.batches` batches, or None."""
+    a_batch = 4 * training.plan.micro_batches + 2 * training.shards.shards + 8
+    return Trace(capacity=config.trace.batches * a_batch) if config.trace.batches else None
+
+
+@contextmanager
+def _pictures(config: Config, run: RunDirectory, trace: Trace | None) -> Iterator[None]:
+    """Draw what there is to draw when the block ends, however it ends; an error on its way is not hidden."""
+    try:
+        yield
+    finally:
+        if run.metrics.stat().st_size:
+            plot_loss(run.metrics, run.loss_plot, config.name)
+        if trace is not None and len(trace):
+            trace.write_chrome(run.trace, f"threadloom {config.name}")
+            draw_timeline(trace.events(), run.timeline)
