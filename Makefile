@@ -54,13 +54,13 @@ $(INSTALLED): pyproject.toml requirements.lock
 	@$(find_python); \
 	echo "setup: $$("$$python" -V) ($$python) -> $(VENV); installing dependencies, about a minute"; \
 	"$$python" -m venv --clear $(VENV); \
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[dev]'; \
+	$(BIN)/python -m pip install -qq --disable-pip-version-check -c requirements.lock -e '.[dev]'; \
 	touch $@; \
 	echo "setup: done; '. $(BIN)/activate' puts the command threadloom on your PATH"
 
 $(PEERS): $(INSTALLED)
 	@echo "setup: installing the peers of the benchmarks (PyTorch, transformers)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[dev,bench]'
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c requirements.lock -e '.[dev,bench]'
 	@touch $@
 
 .PHONY: train
@@ -118,7 +118,7 @@ lock: ## Renew requirements.lock from the newest versions that pyproject.toml ad
 	@$(find_python); \
 	folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
 	"$$python" -m venv "$$folder"; \
-	"$$folder/bin/python" -m pip install --quiet --disable-pip-version-check -e '.[dev]'; \
+	"$$folder/bin/python" -m pip install -qq --disable-pip-version-check -e '.[dev]'; \
 	{ sed -n '/^#/p' requirements.lock; \
 	  "$$folder/bin/python" -m pip freeze --exclude-editable | grep -v '^#'; } > "$$folder/lock"; \
 	cp "$$folder/lock" requirements.lock; \

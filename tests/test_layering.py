@@ -127,6 +127,7 @@ def test_nothing_is_pickled() -> None:
     wrong += [
         f"{path.relative_to(ROOT)}:{node.value.lineno} allows pickles"
         for path in sources()
+        if path.relative_to(ROOT).parts[0] != "tests"  # a test may write what must be refused
         for node in ast.walk(tree_of(path))
         if isinstance(node, ast.keyword) and node.arg == "allow_pickle" and ast.unparse(node.value) != "False"
     ]
