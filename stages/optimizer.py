@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
-
 import kernels
 from kernels import AdamWStep
 from pipeline import Arena, Banks, Lanes
@@ -48,14 +46,14 @@ class Optimizer:
         s = self.settings
         clip = s.clip / (grad_norm + 1e-6) if s.clip and grad_norm > s.clip else 1.0
         return AdamWStep(
-            lr=np.float32(self.learning_rate(batch)),
-            beta1=np.float32(s.beta1),
-            beta2=np.float32(s.beta2),
-            eps=np.float32(s.eps),
-            weight_decay=np.float32(s.weight_decay),
-            bias_correction1=np.float32(1.0 - s.beta1 ** (batch + 1)),
-            bias_correction2=np.float32(1.0 - s.beta2 ** (batch + 1)),
-            grad_scale=np.float32(clip),
+            lr=self.learning_rate(batch),
+            beta1=s.beta1,
+            beta2=s.beta2,
+            eps=s.eps,
+            weight_decay=s.weight_decay,
+            bias_correction1=1.0 - s.beta1 ** (batch + 1),
+            bias_correction2=1.0 - s.beta2 ** (batch + 1),
+            grad_scale=clip,
         )
 
 

@@ -9,7 +9,7 @@ import math
 import msgspec
 
 from stages.parameters import parameter_count
-from stages.settings import Config, ConfigError, ThreadsConfig, TokenizerKind, flatten
+from stages.settings import Config, ConfigError, Gemm, ThreadsConfig, TokenizerKind, flatten
 
 ROWS_PER_MICRO_BATCH = 256
 """Tokens that a micro-batch should hold, so that its working set stays in the L2 cache; at most twice as many."""
@@ -102,6 +102,12 @@ def validate(config: Config) -> None:
             "lanes", f"at most the {items} micro-batches of an update", f"{config.lanes}",
             "a lane would sum no gradient", f"set lanes to at most {items}, or a smaller micro_batch",
         )  # fmt: skip
+    blas = config.threads.blas
+    if config.gemm is Gemm.NUMBA and blas is not None and blas > 1:
+        raise ConfigError(
+            "threads.blas", "1 where gemm is numba", f"{blas}",
+            "only BLAS shares one matrix product among threads of its own", "set gemm=blas, or leave threads.blas at 1",
+        )  # fmt: skip
     if schedule.min_lr > config.optimizer.lr:
         raise ConfigError(
             "schedule.min_lr", f"at most optimizer.lr = {config.optimizer.lr:g}", f"{schedule.min_lr:g}",
@@ -145,6 +151,7 @@ def resolve(config: Config, cores: int, vocabulary: int | None = None) -> Config
         config,
         micro_batch=size,
         lanes=lanes,
+        gemm=config.gemm or _default_gemm(threads),
         threads=threads,
         slots=config.slots or threads.forward + threads.backward + 2,
         spare_banks=spare if config.spare_banks is None else config.spare_banks,
@@ -153,6 +160,15 @@ def resolve(config: Config, cores: int, vocabulary: int | None = None) -> Config
     )
     validate(resolved)
     return resolved
+
+
+def _default_gemm(threads: ThreadsConfig) -> Gemm:
+    """Return the product that is faster on this processor; one with several threads is BLAS's alone."""
+    if threads.blas is not None and threads.blas > 1:
+        return Gemm.BLAS
+    from kernels import blas_info  # Numba is loaded only where a configuration is resolved, not for --help
+
+    return Gemm(blas_info().backend.value)
 
 
 def _divisors(number: int) -> list[int]:

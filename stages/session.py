@@ -9,12 +9,13 @@ from pathlib import Path
 from loguru import logger
 
 import kernels
-from pipeline import Run, Trace, available_cores, blas_threads, draw_timeline
+from pipeline import Run, Trace, available_cores, draw_timeline
 from stages.checkpoint import Checkpoint, latest_checkpoint, remove_leftovers
 from stages.config import Config, ConfigError, from_json, resolve, to_json, trajectory, trajectory_differences
 from stages.data import Dataset, EvaluationWindows, evaluation_batches, prepare, require_same_text, training_batches
 from stages.display import Display
 from stages.items import label
+from stages.numerics import numerics
 from stages.parameters import parameter_count
 from stages.plots import plot_loss
 from stages.report import Reporter
@@ -49,7 +50,7 @@ def train(config: Config, out: Path, mode: RunMode = RunMode.NEW) -> Outcome:
         if mode is RunMode.RESUME:
             resolved = _same_trajectory(resolved, run, data, start)
         atomic_write(run.config, to_json(resolved).encode())
-        with blas_threads(resolved.threads.blas or 1):
+        with numerics(resolved):
             return _train(resolved, run, data, start)
 
 

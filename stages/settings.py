@@ -42,6 +42,13 @@ class TokenizerKind(enum.Enum):
     BPE = "bpe"
 
 
+class Gemm(enum.Enum):
+    """What multiplies matrices: the package's own kernel, or BLAS. The two round differently."""
+
+    NUMBA = "numba"
+    BLAS = "blas"
+
+
 class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What all parts of a configuration have in common."""
 
@@ -151,8 +158,9 @@ class Config(_Section, frozen=True, kw_only=True):
 
     An update learns from `batch_size` × `gradient_accumulation_steps` sequences; `batch_size` is cut into micro-batches
     of `micro_batch` sequences, whose gradients are summed in `lanes` gradient arenas. `delay` is τ: batch k reads the
-    weights after max(k−τ, 0) updates. `slots` are the micro-batches in flight, `spare_banks` the weight banks beyond
-    the τ+1 that delay needs, `channel_capacity` the items that a channel holds. None: chosen by `resolve`.
+    weights after max(k−τ, 0) updates. `gemm` multiplies the matrices. `slots` are the micro-batches in flight,
+    `spare_banks` the weight banks beyond the τ+1 that delay needs, `channel_capacity` the items that a channel holds.
+    None: chosen by `resolve`.
     """
 
     name: str
@@ -163,6 +171,7 @@ class Config(_Section, frozen=True, kw_only=True):
     micro_batch: int | None = None
     lanes: int | None = None
     delay: int = 0
+    gemm: Gemm | None = None
     steps: int
     seed: int = 1337
     optimizer: OptimizerConfig = OptimizerConfig()

@@ -13,6 +13,7 @@ from stages.config import Config, ModelConfig, resolve
 from stages.data import RandomTokens, TokenIds
 from stages.evaluate import Evaluator
 from stages.forward import plan_micro_batches
+from stages.items import MicroGradient
 from stages.training import Training
 
 SLOW = 1.0
@@ -38,7 +39,7 @@ def compile_kernels(say: Callable[[str], None] = logger.info) -> float:
     begin = time.perf_counter()
     training = _tiny_training()
     batch = list(plan_micro_batches(0, 1, 2))
-    gradients = []
+    gradients: list[MicroGradient] = []
 
     def embed() -> None:
         for item in batch:

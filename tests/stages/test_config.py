@@ -15,6 +15,7 @@ from stages.config import (
     Config,
     ConfigError,
     DataConfig,
+    Gemm,
     ModelConfig,
     OptimizerConfig,
     ScheduleConfig,
@@ -194,6 +195,7 @@ def sample(kind: object) -> tuple[str, object]:
         (tuple[str, ...], "a dir/b.txt", ("a dir/b.txt",)),
         (ScheduleKind, "linear", ScheduleKind.LINEAR),
         (TokenizerKind, "bpe", TokenizerKind.BPE),
+        (Gemm | None, "blas", Gemm.BLAS),
     ]
     return next((text, value) for option, text, value in options if option == kind)
 
