@@ -4,8 +4,6 @@ The loss belongs to this stage because its gradient does: the vocabulary project
 embedding into the lane, chunk of rows by chunk of rows while the logits are hot, and a lane has one writer at a time.
 """
 
-import numpy as np
-
 import kernels
 from pipeline import Lanes, Pool
 from stages.items import MicroBatch, MicroGradient
@@ -24,7 +22,7 @@ class Backward:
         self._slots = slots
         self._sequences = sequences
         # The batch's loss is the mean over all its tokens, accumulation included.
-        self._scale = np.float32(1.0 / tokens_in_batch)
+        self._scale = 1.0 / tokens_in_batch
         self._gradients = tuple(as_weights(arena) for arena in lanes.arenas)
         self._scratch = tuple(allocate_scratch(geometry, sequences) for _ in lanes.arenas)
 
