@@ -40,17 +40,25 @@ _WORD = ir.IntType(64)
 _VECTOR = ir.VectorType(_FLOAT, _LANES)
 
 
-@intrinsic
-def _panel(typing_context: Any) -> Any:
-    """Return the address of `_DEPTH` x `_WIDTH` floats on the caller's stack, aligned to 64 bytes."""
+def _stack_space(count: int) -> Any:
+    """Return an intrinsic that gives the address of `count` floats on its caller's stack, aligned to 64 bytes."""
 
-    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        with builder.goto_entry_block():
-            space = builder.alloca(ir.ArrayType(_FLOAT, _DEPTH * _WIDTH))
-            space.align = 64
-        return builder.ptrtoint(space, _WORD)
+    @intrinsic
+    def space(typing_context: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            with builder.goto_entry_block():
+                floats = builder.alloca(ir.ArrayType(_FLOAT, count))
+                floats.align = 64
+            return builder.ptrtoint(floats, _WORD)
 
-    return types.intp(), codegen
+        return types.intp(), codegen
+
+    return space
+
+
+_panel_space = _stack_space(_DEPTH * _WIDTH)
+_tile_space = _stack_space(_HEIGHT * _WIDTH)
+_edge_space = _stack_space(_HEIGHT * _DEPTH)
 
 
 def _element(builder: Any, base: Any, index: Any) -> Any:
@@ -254,7 +262,7 @@ def gemm_blocked(
     `out` is (rows, columns) and `inner` the length of the sums. With ``beta == 0`` `out` is never read. Reached through
     `kernels.blas.gemm`, which takes arrays.
     """
-    panel, tile, edge = _panel(), _panel(), _panel()
+    panel, tile, edge = _panel_space(), _tile_space(), _edge_space()
     row_stride, k_stride = (1, lda) if transpose_a else (lda, 1)
     for rows0 in range(0, rows, _ROWS):
         rows1 = min(rows0 + _ROWS, rows)
