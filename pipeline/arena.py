@@ -53,7 +53,7 @@ class Arena(Mapping[str, NDArray[Any]]):
     def __init__(
         self, shapes: Mapping[str, Shape], dtype: DTypeLike = np.float32, buffer: NDArray[Any] | None = None
     ) -> None:
-        """Lay `shapes` out in a new allocation of zeros, or in `buffer`, a flat aligned array of `arena_size` elements."""
+        """Lay `shapes` out in a new allocation of zeros, or in `buffer`: flat, aligned, of `arena_size` elements."""
         kind = np.dtype(dtype)
         if ALIGNMENT % kind.itemsize:
             raise ValueError(

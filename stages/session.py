@@ -17,7 +17,6 @@ from stages.display import Display
 from stages.items import label
 from stages.numerics import numerics
 from stages.parameters import parameter_count
-from stages.plots import plot_loss
 from stages.report import Reporter
 from stages.rundir import MetricsLog, RunDirectory, RunMode, atomic_write
 from stages.text import read_text
@@ -168,6 +167,8 @@ def _pictures(config: Config, run: RunDirectory, trace: Trace | None) -> Iterato
     try:
         yield
     finally:
+        from stages.plots import plot_loss  # Matplotlib takes half a second to import; the first update must not wait
+
         if run.metrics.stat().st_size:
             plot_loss(run.metrics, run.loss_plot, config.name)
         if trace is not None and len(trace):

@@ -33,17 +33,31 @@ Build = Callable[[Graph], Any]
 PLACE = InOrder[int](order=lambda item: (0, item))
 
 REFUSED: dict[str, tuple[Build, str]] = {
-    "name used twice": (lambda g: g.stage("a", identity, after=g.source("a", [1])), "'a' is already in graph 'g', as a so"),
+    "name used twice": (
+        lambda g: g.stage("a", identity, after=g.source("a", [1])),
+        "'a' is already in graph 'g', as a so",
+    ),
     "empty name": (lambda g: g.source("", [1]), "empty name: give it one"),
-    "no workers": (lambda g: g.stage("b", identity, after=g.source("a", [1]), workers=0), "'b' needs at least 1 worker"),
+    "no workers": (
+        lambda g: g.stage("b", identity, after=g.source("a", [1]), workers=0),
+        "'b' needs at least 1 worker",
+    ),
     "no room": (lambda g: g.sink("b", after=g.source("a", [1]), capacity=0), "'b' needs a capacity of at least 1"),
     "after nothing": (lambda g: g.stage("b", identity, after=[]), "'b' comes after nothing"),
-    "after no node": (lambda g: g.stage("b", identity, after=["a"]), "'b' comes after 'a': give what source"),
+    "after no node": (
+        lambda g: g.stage("b", identity, after=["a"]),  # type: ignore[list-item]
+        "'b' comes after 'a': give what source",
+    ),
     "other graph": (lambda g: g.sink("b", after=Graph("h").source("a", [1])), "'b' comes after 'a', which belongs to"),
     "twice the same": (lambda g: g.sink("b", after=[g.source("a", [1])] * 2), "'b' comes after the same node twice"),
-    "no function": (lambda g: g.stage("b", 3, after=g.source("a", [1])), "'b' needs a function, got 3"),
+    "no function": (
+        lambda g: g.stage("b", 3, after=g.source("a", [1])),  # type: ignore[call-overload]
+        "'b' needs a function, got 3",
+    ),
     "gather and order": (
-        lambda g: g.stage("b", sum, after=g.source("a", [1]), gather=Gather(count=2), admission=PLACE),
+        lambda g: g.stage(  # type: ignore[call-overload]
+            "b", sum, after=g.source("a", [1]), gather=Gather(count=2), admission=PLACE
+        ),
         "'b' has both gather and admission=.* leave out admission",
     ),
     "gather as admission": (
@@ -53,7 +67,10 @@ REFUSED: dict[str, tuple[Build, str]] = {
     "no source": (lambda g: g.check(), "has no source"),
     "source without end": (lambda g: (g.source("a", [1]), g.start()), "nothing comes after source 'a'"),
     "resize unknown": (lambda g: g.resize("z", workers=2), r"has no stage 'z'; it has \[\]"),
-    "resize source": (lambda g: (g.source("a", [1]), g.resize("a", workers=2)), "source 'a' has one worker"),
+    "resize source": (
+        lambda g: g.resize(g.source("a", [1]).name, workers=2),
+        "source 'a' has one worker",
+    ),
 }
 
 
