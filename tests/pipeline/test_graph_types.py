@@ -1,0 +1,58 @@
+"""Types flow along the edges: mypy refuses a function that does not take what the node before it makes."""
+
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.timeout(120)
+
+ROOT = Path(__file__).parents[2]
+
+FITS = """
+from pipeline import SKIP, Gather, Graph, InOrder, Node, Skip
+
+def length(text: str) -> int | Skip: return len(text) or SKIP
+def total(numbers: list[int]) -> float: return sum(numbers) / 2
+def spell(number: float) -> list[str]: return [str(number)]
+def either(item: str | int) -> bytes: return b""
+
+graph = Graph("types")
+texts = graph.source("texts", ["a"])
+lengths = graph.stage("length", length, after=texts, admission=InOrder(order=lambda item: (item[:1], len(item))))
+totals = graph.stage("total", total, after=lengths, gather=Gather(key=lambda item: item % 2, count=2))
+words = graph.stage("spell", spell, after=totals, expand=True, when=lambda item: item.is_integer())
+both: list[Node[str | int]] = [texts, lengths]
+out = graph.sink("out", after=graph.stage("either", either, after=both))
+with graph.start() as run:
+    for item in run.items(out):
+        reveal_type(item)
+reveal_type(words)
+"""
+
+MISFITS = {
+    "plain": 'graph.stage("x", length, after=lengths)',
+    "after gather": 'graph.stage("x", length, after=totals)',
+    "gather of others": 'graph.stage("x", total, after=texts, gather=Gather(count=2))',
+    "list without gather": 'graph.stage("x", total, after=lengths)',
+    "after expand": 'graph.stage("x", spell, after=words)',
+    "acquire": 'graph.stage("x", length, after=texts, acquire=spell)',
+    "when": 'graph.stage("x", length, after=texts, when=lambda item: item.due)',
+    "expand of one": 'graph.stage("x", length, after=texts, expand=True)',
+    "after a sink": 'graph.stage("x", length, after=out)',
+}
+
+
+def test_what_fits_passes_and_what_does_not_fails(tmp_path: Path) -> None:
+    api = pytest.importorskip("mypy.api")
+    program = tmp_path / "program.py"
+    program.write_text(FITS + "\n" + "\n".join(MISFITS.values()) + "\n", encoding="utf-8")
+    report, errors, _ = api.run([str(program), "--config-file", str(ROOT / "pyproject.toml"), "--no-pretty"])
+    assert errors == ""
+    lines = [line.partition("program.py:")[2] for line in report.splitlines() if "program.py:" in line]
+    assert any('note: Revealed type is "builtins.bytes"' in line or '"bytes"' in line for line in lines), report
+    assert any("Node[" in line and "str]" in line for line in lines), report
+    wrong = {int(line.partition(":")[0]) for line in lines if ": error:" in line}
+    first = len(FITS.splitlines()) + 1 + 1
+    missed = [name for place, name in enumerate(MISFITS) if first + place not in wrong]
+    assert not missed, report
+    assert min(wrong) >= first, report
