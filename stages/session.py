@@ -1,7 +1,7 @@
 """One run in its run directory, from the text to the last picture."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +9,7 @@ from pathlib import Path
 from loguru import logger
 
 import kernels
-from pipeline import Run, Trace, available_cores, draw_timeline
+from pipeline import Run, Trace, TraceEvent, available_cores, draw_timeline
 from stages.checkpoint import Checkpoint, latest_checkpoint, remove_leftovers
 from stages.config import Config, ConfigError, from_json, resolve, to_json, trajectory, trajectory_differences
 from stages.data import Dataset, EvaluationWindows, evaluation_batches, prepare, require_same_text, training_batches
@@ -17,7 +17,7 @@ from stages.display import Display
 from stages.items import label
 from stages.numerics import numerics
 from stages.parameters import parameter_count
-from stages.report import Reporter
+from stages.report import SHOWN, Reporter
 from stages.rundir import MetricsLog, RunDirectory, RunMode, atomic_write
 from stages.text import read_text
 from stages.training import Output, Training, Validation
@@ -173,4 +173,21 @@ def _pictures(config: Config, run: RunDirectory, trace: Trace | None) -> Iterato
             plot_loss(run.metrics, run.loss_plot, config.name)
         if trace is not None and len(trace):
             trace.write_chrome(run.trace, f"threadloom {config.name}")
-            draw_timeline(trace.events(), run.timeline)
+            title = f"{config.name}, delay {config.delay}"
+            window = steady_window(trace.events(), config.trace.timeline)
+            draw_timeline(trace.events(), run.timeline, window=window, stages=SHOWN, title=title)
+
+
+def steady_window(events: Sequence[TraceEvent], batches: int) -> tuple[int, int] | None:
+    """Return from when to when a picture shows the last `batches` batches before the pipeline ran empty, in ns.
+
+    None where the trace holds too little to tell.
+    """
+    drawn = [event for event in events if event.stage == "draw"]
+    if not drawn:
+        return None
+    end = max(event.end_ns for event in drawn)
+    forward = [event for event in events if event.stage == "forward" and event.end_ns <= end]
+    newest = max((int(event.label["batch"]) for event in forward), default=0)
+    start = min((event.start_ns for event in forward if int(event.label["batch"]) > newest - batches), default=end)
+    return (start, end) if start < end else None
