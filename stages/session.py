@@ -17,6 +17,7 @@ from stages.display import Display
 from stages.items import label
 from stages.numerics import numerics
 from stages.parameters import parameter_count
+from stages.plan import plan_table
 from stages.report import SHOWN, Reporter
 from stages.rundir import MetricsLog, RunDirectory, RunMode, atomic_write
 from stages.text import read_text
@@ -115,9 +116,7 @@ def _train(config: Config, run: RunDirectory, data: Dataset, start: Checkpoint |
     compile_kernels()
     batches, output = training_batches(config, data.train), Output(run.checkpoints, data.tokenizer_path)
     training = Training(config, batches, _validation(config, data), output, start)
-    for name, size in training.memory().items():
-        logger.debug("memory: {} {:.1f} MB", name, size / 1e6)
-    logger.info("memory: {:.0f} MB allocated for the whole run", sum(training.memory().values()) / 1e6)
+    logger.info("memory, allocated for the whole run:\n{}", plan_table(training.memory()))
     trace = _trace(config, training)
     begin = time.perf_counter()
     with MetricsLog(run.metrics, training.first_batch) as log, Display(config.name) as display:

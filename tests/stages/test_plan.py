@@ -1,0 +1,43 @@
+"""The memory plan is what a run allocates, part by part."""
+
+from pathlib import Path
+
+import pytest
+
+from stages.config import Config, ModelConfig, resolve
+from stages.data import RandomTokens, TokenFile, evaluation_batches
+from stages.parameters import Geometry
+from stages.plan import memory_plan, plan_table
+from stages.training import Output, Training, Validation
+
+
+def tiny(**changes: int) -> Config:
+    model = ModelConfig(vocab_size=11, context=6, layers=2, heads=3, channels=15)
+    settings: dict[str, int] = {"batch_size": 6, "micro_batch": 2, "lanes": 2, "steps": 3} | changes
+    return resolve(Config(name="tiny", model=model, **settings), cores=2)
+
+
+@pytest.mark.parametrize("changes", [{}, {"delay": 2}, {"lanes": 3, "spare_banks": 0}, {"slots": 9, "delay": 1}])
+@pytest.mark.parametrize("outputs", [False, True])
+def test_the_plan_is_what_is_allocated(changes: dict[str, int], outputs: bool, tmp_path: Path) -> None:
+    config = tiny(**changes)
+    data = RandomTokens(11, 6, sequences=6, micro_batch=2, seed=0)
+    import numpy as np
+
+    windows = evaluation_batches(
+        TokenFile(np.arange(60, dtype=np.uint16) % 11, 11, 6, tmp_path), batch_size=2, micro_batch=2, batches=2
+    )
+    validation = Validation(windows, windows) if outputs else None
+    training = Training(config, data, validation, Output(tmp_path) if outputs else None)
+    assert training.memory() == memory_plan(config, evaluates=outputs, saves=outputs)
+
+
+def test_the_table_ends_in_the_sum() -> None:
+    table = plan_table({"a": 1_500_000, "b": 0, "c": 4_000_000})
+    assert table.splitlines()[0].split() == ["c", "4.0", "MB"]
+    assert table.splitlines()[-1].split() == ["in", "all", "5.5", "MB"]
+    assert "b" not in table
+
+
+def test_a_geometry_counts_its_hidden_width() -> None:
+    assert Geometry(11, 6, 2, 3, 15).hidden == 60
