@@ -18,7 +18,7 @@ class AdmissionError(PipelineError):
     """Items that break the promise a stage was declared with: a gap, a duplicate, or an incomplete group."""
 
 
-class Cancelled(PipelineError):  # noqa: N818 - what happened, not a fault
+class Cancelled(PipelineError):
     """The run was stopped while this call waited.
 
     Channels and resources raise it in every thread that waits on them, or comes to them, after `abort()`. In a worker
@@ -27,11 +27,11 @@ class Cancelled(PipelineError):  # noqa: N818 - what happened, not a fault
     """
 
 
-class Closed(PipelineError):  # noqa: N818 - what happened, not a fault
+class Closed(PipelineError):
     """Every producer of a channel is done and everything in it has been taken: the end of the input."""
 
 
-class StageFailure(PipelineError):  # noqa: N818 - failure says it
+class StageFailure(PipelineError):
     """The first error of a run; `__cause__` is the original exception with its own traceback."""
 
     def __init__(self, stage: str, worker: int, label: Label, item: str, cause: BaseException) -> None:
@@ -47,7 +47,7 @@ class StageFailure(PipelineError):  # noqa: N818 - failure says it
         self.__cause__ = cause
 
 
-class ThreadsLeft(PipelineError):  # noqa: N818 - what is wrong, in words
+class ThreadsLeft(PipelineError):
     """Threads that were told to end and did not within the grace period; the message has the stack of each."""
 
     def __init__(self, stacks: Mapping[str, str], grace: float) -> None:

@@ -1,9 +1,10 @@
-"""How runs fail, are cancelled and are interrupted. That no thread is left is checked after every test by conftest."""
+"""How runs fail. That no thread is left is checked after every test by conftest; how runs are stopped is in
+test_engine_stopping.
+"""
 
-import signal
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -19,7 +20,6 @@ from pipeline import (
     ThreadsLeft,
     Trace,
 )
-from pipeline.engine import Gate
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -265,195 +265,6 @@ def test_an_incomplete_group_is_its_stages_failure() -> None:
     with pytest.raises(StageFailure, match="None has 1") as caught:
         graph.run()
     assert caught.value.stage == "sum"
-
-
-def endless(closed: threading.Event | None = None) -> Iterator[int]:
-    item = 0
-    try:
-        while True:
-            yield item
-            item += 1
-    finally:
-        if closed is not None:
-            closed.set()
-
-
-@pytest.mark.parametrize("leave", ["break", "raise", "at once"])
-def test_leaving_early_ends_everything(leave: str) -> None:
-    closed = threading.Event()
-    pool = Pool()
-    graph = Graph("endless")
-    graph.sink("out", after=graph.stage("work", int, after=graph.source("draw", lambda: endless(closed)), workers=2))
-    with pytest.raises(Boom) if leave == "raise" else graph.start() as _, graph.start(resources=[pool]) as run:
-        if leave != "at once":
-            for item in run:
-                if item >= 5:
-                    if leave == "raise":
-                        raise Boom
-                    break
-    if leave != "at once":
-        assert closed.is_set()  # the generator's own `finally` has run
-    assert pool.aborted.is_set()
-
-
-def test_cancel_from_elsewhere_ends_the_iteration() -> None:
-    graph = Graph("endless")
-    graph.sink("out", after=graph.stage("work", int, after=graph.source("draw", endless)))
-    with graph.start() as run:
-        with pytest.raises(Cancelled, match="'endless' was cancelled"):
-            for item in run:
-                if item == 3:
-                    threading.Thread(target=run.cancel).start()
-        with pytest.raises(Cancelled):
-            next(iter(run))
-
-
-def test_waiting_for_a_cancelled_run_raises() -> None:
-    pool = Pool()
-    graph = Graph("waiting")
-    graph.stage("work", int, after=graph.source("draw", [1]), acquire=pool.take)
-    with graph.start(resources=[pool]) as run:
-        assert pool.entered.wait(30)
-        run.cancel()
-        with pytest.raises(Cancelled):
-            run.wait()
-
-
-def interrupt_main() -> None:
-    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-
-
-@pytest.mark.parametrize("sink", [True, False])
-def test_ctrl_c_while_the_caller_waits(sink: bool) -> None:
-    pool = Pool()
-
-    def work(item: int) -> int:
-        if item == 3:
-            interrupt_main()
-            pool.take(item)
-        return item
-
-    graph = Graph("interrupted")
-    node = graph.stage("work", work, after=graph.source("draw", endless), workers=2)
-    if sink:
-        graph.sink("out", after=node)
-    with pytest.raises(KeyboardInterrupt), graph.start(resources=[pool]) as run:
-        consume(run)
-    assert pool.aborted.is_set()
-
-
-def test_ctrl_c_at_many_points_of_a_busy_run() -> None:
-    for at in range(0, 400, 8):
-
-        def work(item: int, at: int = at) -> int:
-            if item == at:
-                interrupt_main()
-            return item
-
-        graph = Graph("interrupted")
-        graph.sink("out", after=graph.stage("work", work, after=graph.source("draw", endless), workers=2))
-        with pytest.raises(KeyboardInterrupt), graph.start() as run:
-            consume(run)
-
-
-def test_a_second_ctrl_c_waits_for_the_threads() -> None:
-    class Impatient(Pool):
-        """The user presses again while the run is being stopped."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.calls = 0
-
-        def abort(self) -> None:
-            self.calls += 1
-            if self.calls == 1:
-                signal.raise_signal(signal.SIGINT)
-            super().abort()
-
-    pool = Impatient()
-
-    def work(item: int) -> int:
-        interrupt_main()
-        pool.take(item)
-        return item
-
-    graph = Graph("impatient")
-    graph.sink("out", after=graph.stage("work", work, after=graph.source("draw", endless)))
-    with pytest.raises(KeyboardInterrupt), graph.start(resources=[pool]) as run:
-        consume(run)
-    assert pool.calls >= 2
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("impatient")]
-
-
-def test_a_second_ctrl_c_during_the_join(monkeypatch: pytest.MonkeyPatch) -> None:
-    joining, again = threading.Event(), threading.Event()
-    calls = []
-    wait = Gate.wait
-
-    def watched(gate: Gate, seconds: float = -1) -> bool:
-        calls.append(gate)
-        joining.set()
-        if calls.count(gate) > 1:  # the join was interrupted and has begun anew
-            again.set()
-        return wait(gate, seconds)
-
-    def work(item: int) -> int:
-        interrupt_main()
-        assert joining.wait(30)
-        interrupt_main()
-        assert again.wait(30)
-        return item
-
-    monkeypatch.setattr(Gate, "wait", watched)
-    graph = Graph("impatient")
-    graph.sink("out", after=graph.stage("work", work, after=graph.source("draw", endless)))
-    with pytest.raises(KeyboardInterrupt), graph.start() as run:
-        consume(run)
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("impatient")]
-
-
-@pytest.mark.parametrize("failing", [True, False])
-def test_a_thread_that_does_not_end_is_reported_with_its_stack(failing: bool) -> None:
-    entered, release = threading.Event(), threading.Event()
-
-    def never_returns(item: int) -> None:
-        entered.set()
-        release.wait(30)
-
-    def fail(item: int) -> None:
-        assert entered.wait(30)
-        if failing:
-            raise Boom
-
-    graph = Graph("stuck")
-    source = graph.source("draw", [1])
-    graph.stage("forever", never_returns, after=source)
-    graph.stage("fail", fail, after=source)
-    try:
-        with pytest.raises(StageFailure if failing else ThreadsLeft) as caught, graph.start(grace=0.05) as run:
-            assert entered.wait(30)
-            if failing:
-                run.wait()
-        report = caught.value.__notes__[0] if failing else str(caught.value)
-        assert "thread 'stuck.forever-0' is at" in report
-        assert "never_returns" in report
-    finally:
-        release.set()
-
-
-def test_threads_that_cannot_be_started_end_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    start = threading.Thread.start
-
-    def refuse(self: threading.Thread) -> None:
-        if self.name == "refused.work-1":
-            raise RuntimeError("can't start new thread")
-        start(self)
-
-    monkeypatch.setattr(threading.Thread, "start", refuse)
-    graph = Graph("refused")
-    graph.sink("out", after=graph.stage("work", int, after=graph.source("draw", endless), workers=3))
-    with pytest.raises(RuntimeError, match="can't start"), graph.start():
-        pass
 
 
 def test_a_label_that_fails_does_not_hide_the_error() -> None:
