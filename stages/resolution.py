@@ -17,6 +17,8 @@ MAX_LANES = 8
 """Lanes chosen at most: each costs a gradient arena, and the reducer reads them all."""
 SPARE_BANK_PARAMETERS = 100_000_000
 """Above this many parameters a spare weight bank costs more memory than the waiting it saves is worth."""
+CHANNEL_CAPACITY = 2
+"""One item ahead of a stage and one to come: more only takes slots away from the stages behind."""
 MAX_PARAMETERS = 20_000_000_000
 
 _COUNTS = (
@@ -153,6 +155,7 @@ def resolve(config: Config, cores: int, vocabulary: int | None = None) -> Config
         lanes=lanes,
         gemm=config.gemm or _default_gemm(threads),
         threads=threads,
+        channel_capacity=config.channel_capacity or CHANNEL_CAPACITY,
         slots=config.slots or threads.forward + threads.backward + 2,
         spare_banks=spare if config.spare_banks is None else config.spare_banks,
         schedule=msgspec.structs.replace(config.schedule, decay_steps=decay_steps),

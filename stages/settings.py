@@ -177,7 +177,7 @@ class Config(_Section, frozen=True, kw_only=True):
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     threads: ThreadsConfig = ThreadsConfig()
-    channel_capacity: int = 2
+    channel_capacity: int | None = None
     slots: int | None = None
     spare_banks: int | None = None
     evaluation: EvaluationConfig = EvaluationConfig()

@@ -138,7 +138,7 @@ class Training:
     def graph(self) -> Graph:
         """Return the graph of the stages, ready to be started with `resources`."""
         config, threads = self.config, self.config.threads
-        count, shards, capacity = self.plan.micro_batches, self.shards.shards, config.channel_capacity
+        count, shards, capacity = self.plan.micro_batches, self.shards.shards, config.channel_capacity or 1
 
         def place(item: MicroBatch) -> tuple[int, int]:
             return item.batch, item.micro
