@@ -1,0 +1,176 @@
+"""What the tests of training share: tiny configurations, runs in threads and in one thread, and how they are compared.
+
+Nothing here waits for time to pass: a test that needs an order of events forces it with events of its own.
+"""
+
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline import Trace
+from stages.checkpoint import Checkpoint, kept_versions
+from stages.config import Config, ModelConfig, OptimizerConfig, ScheduleConfig, ScheduleKind, apply_overrides, resolve
+from stages.data import BatchSource, EvaluationWindows, TokenFile, evaluation_batches, random_batches
+from stages.items import Evaluation, Event, Saved, Update, label
+from stages.replay import replay
+from stages.training import Output, Training, Validation
+
+WAIT = 30.0
+"""Seconds that a forced order may take to come about; a test in which it does not fails, it does not hang."""
+
+TINY = Config(
+    name="tiny",
+    model=ModelConfig(vocab_size=13, context=7, layers=2, heads=3, channels=15),
+    batch_size=4,
+    micro_batch=1,
+    lanes=2,
+    steps=6,
+    optimizer=OptimizerConfig(lr=1e-2, clip=1.0),
+    schedule=ScheduleConfig(kind=ScheduleKind.COSINE, warmup=2, min_lr=1e-3),
+)
+"""Sizes that are no multiples of 8; four micro-batches an update in two lanes."""
+
+SEVERAL_CHUNKS = ("model.vocab_size=4099", "model.channels=40", "model.heads=4", "model.context=3", "model.layers=1")
+"""Overrides that make the arena span three chunks, so that reduction and update really are shared among threads."""
+
+
+def tiny(*overrides: str, base: Config = TINY) -> Config:
+    """Return the tiny configuration with settings changed as by `--set`, resolved for two cores."""
+    return resolve(apply_overrides(base, overrides), cores=2)
+
+
+def validation(config: Config, batches: int = 2) -> Validation:
+    """Return windows over random tokens, other ones at the end."""
+    geometry = config.model.geometry()
+    ids = np.random.default_rng(9).integers(0, geometry.vocabulary, 40 * geometry.context + 1).astype(np.uint16)
+    tokens = TokenFile(ids, geometry.vocabulary, geometry.context, Path("validation"))
+
+    def windows(count: int) -> EvaluationWindows:
+        return evaluation_batches(
+            tokens, batch_size=config.batch_size, micro_batch=config.micro_batch or 1, batches=count
+        )
+
+    return Validation(windows(batches), windows(batches + 1))
+
+
+def build(
+    config: Config,
+    folder: Path | None = None,
+    *,
+    evaluate: bool = False,
+    start: Checkpoint | None = None,
+    data: BatchSource | None = None,
+) -> Training:
+    """Return the training of a resolved configuration on random tokens; with `folder` it writes checkpoints there."""
+    return Training(
+        config,
+        data or random_batches(config),
+        validation(config) if evaluate else None,
+        Output(folder) if folder else None,
+        start,
+    )
+
+
+def run_threads(training: Training, trace: Trace | None = None) -> list[Event]:
+    """Run the training as the pipeline, and return all that it reports."""
+    with training.graph().start(resources=training.resources, trace=trace, label=label) as run:
+        return list(run)
+
+
+def run_sequence(training: Training) -> list[Event]:
+    """Run the training in this thread."""
+    return list(replay(training))
+
+
+Bits = NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Result:
+    """All that a run decides, as bits: the tensors of every version still needed, both moments, and every figure."""
+
+    tensors: Mapping[str, Bits]
+    updates: tuple[tuple[int, float, float, float], ...]
+    """Step, loss, learning rate and gradient norm."""
+    evaluations: tuple[tuple[int, float], ...]
+    saved: tuple[int, ...]
+
+
+def result(training: Training, events: Iterable[Event]) -> Result:
+    """Take the result of a training that has run, and check that it left nothing leased or lent."""
+    events = list(events)
+    statistics = training.banks.statistics()
+    assert statistics.leases == 0, "a lease was not released"
+    assert training.slots.statistics().lent == 0, "a slot was not given back"
+    tensors: dict[str, Bits] = {}
+    for version in kept_versions(statistics.newest, training.config.delay):
+        with training.banks.lease(version) as lease:
+            tensors |= {f"version {version} {n}": t.copy().view(np.int32) for n, t in lease.bank.arena.items()}
+    for name, arena in {"m": training.moments.m, "v": training.moments.v}.items():
+        tensors |= {f"{name} {n}": t.copy().view(np.int32) for n, t in arena.items()}
+    return Result(
+        tensors,
+        tuple((e.step, e.loss, e.lr, e.grad_norm) for e in events if isinstance(e, Update)),
+        tuple(sorted((e.step, e.val_loss) for e in events if isinstance(e, Evaluation))),
+        tuple(sorted(e.step for e in events if isinstance(e, Saved))),
+    )
+
+
+def assert_same(found: Result, expected: Result) -> None:
+    """Compare tensor by tensor, bit for bit, and every figure."""
+    assert list(found.tensors) == list(expected.tensors)
+    for name, tensor in expected.tensors.items():
+        np.testing.assert_array_equal(found.tensors[name], tensor, err_msg=name)
+    assert found.updates == expected.updates
+    assert found.evaluations == expected.evaluations
+    assert found.saved == expected.saved
+
+
+class Intercepted:
+    """A stage with something done before or after each call; its `acquire` stays its own."""
+
+    def __init__(
+        self, stage: Any, before: Callable[[Any], None] | None, after: Callable[[Any, Any], None] | None
+    ) -> None:
+        self._stage = stage
+        self._before = before
+        self._after = after
+
+    def __call__(self, item: Any) -> Any:
+        if self._before:
+            self._before(item)
+        made = self._stage(item)
+        if self._after:
+            self._after(item, made)
+        return made
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stage, name)
+
+
+def intercept(
+    training: Training,
+    stage: str,
+    before: Callable[[Any], None] | None = None,
+    after: Callable[[Any, Any], None] | None = None,
+) -> None:
+    """Have `before(item)` and `after(item, made)` called around a stage, in its threads. Before `graph` is called."""
+    setattr(training, stage, Intercepted(getattr(training, stage), before, after))
+
+
+def wait_for(event: threading.Event, what: str) -> None:
+    """Wait for an event of the order that a test forces; raise if it never comes."""
+    if not event.wait(WAIT):
+        raise TimeoutError(f"it never came to this: {what}")
+
+
+def write_config(path: Path, *overrides: str, base: Config = TINY) -> Path:
+    """Write a configuration as a person has it in a file: nothing resolved."""
+    path.write_bytes(msgspec.json.encode(apply_overrides(base, overrides)))
+    return path
