@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipeline import Banks, Gather, Graph, LaneOrder, LanePlan, Lanes, Node, Pool
+from pipeline import Banks, Fifo, Gather, Graph, InOrder, LaneOrder, LanePlan, Lanes, Node, Policy, Pool
 from stages.backward import Backward
 from stages.checkpoint import Checkpoint
 from stages.config import Config, ConfigError, micro_batches
@@ -149,7 +149,21 @@ class Training:
         embed = graph.stage(
             "embed", self.embed, after=draw, acquire=self.embed.acquire, workers=threads.embed or 1, capacity=capacity
         )
-        forward = graph.stage("forward", self.forward, after=embed, workers=threads.forward or 1, capacity=capacity)
+        # Several threads of embed overtake each other. Forward must not follow: it could fill the channel in front of
+        # backward with micro-batches whose lanes wait for one that it has yet to take.
+        overtaking = (threads.embed or 1) > 1
+        in_turn = InOrder[MicroBatch](
+            lambda item: (0, item.batch * count + item.micro), exclusive=False, first=self.first_batch * count
+        )
+        order: Policy[MicroBatch] = in_turn if overtaking else Fifo()
+        forward = graph.stage(
+            "forward",
+            self.forward,
+            after=embed,
+            admission=order,
+            workers=threads.forward or 1,
+            capacity=capacity,
+        )
         backward = graph.stage(
             "backward",
             self.backward,
