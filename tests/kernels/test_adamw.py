@@ -59,6 +59,26 @@ def test_the_weights_read_are_left_alone() -> None:
     np.testing.assert_array_equal(weights, before)
 
 
+def test_every_element_has_the_bits_of_ieee_arithmetic() -> None:
+    """No fused multiply-add and no estimate of a division or a root: those depend on where an element lies."""
+    rng = np.random.default_rng(2)
+    w, g, m, v = (rng.standard_normal(1003, np.float32) for _ in range(4))
+    v *= v
+    step = make_step(3, grad_scale=0.3)
+    beta1, beta2, one_minus1, one_minus2, clip, eps, keep, size, unbias = np.array(
+        [0.9, 0.99, 1 - 0.9, 1 - 0.99, 0.3, 1e-8, 1 - 3e-3 * 0.1, 3e-3 / (1 - 0.9**3), 1 / (1 - 0.99**3) ** 0.5],
+        np.float32,
+    )
+    clipped = g * clip
+    expected_m = beta1 * m + one_minus1 * clipped
+    expected_v = beta2 * v + one_minus2 * (clipped * clipped)
+    expected = w * keep - size * (expected_m / (np.sqrt(expected_v) * unbias + eps))
+    adamw_update(w, w, g, m, v, 1003, step)
+    np.testing.assert_array_equal(m, expected_m)
+    np.testing.assert_array_equal(v, expected_v)
+    np.testing.assert_array_equal(w, expected)
+
+
 @random_shapes
 @given(
     cuts=st.lists(st.integers(0, 1003), max_size=6),

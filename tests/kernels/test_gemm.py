@@ -91,7 +91,7 @@ def test_product_equals_float64(
 @pytest.mark.parametrize("transpose_a", [False, True])
 @pytest.mark.parametrize("transpose_b", [False, True])
 @pytest.mark.parametrize(
-    ("rows", "columns", "inner"), [(1, 1, 1), (1, 33, 257), (9, 1, 256), (64, 96, 512), (8, 32, 1)]
+    ("rows", "columns", "inner"), [(1, 1, 1), (1, 33, 257), (9, 1, 256), (64, 96, 512), (8, 32, 1), (517, 545, 259)]
 )
 def test_product_at_the_edges_of_blocks(
     backend: GemmBackend,
