@@ -61,7 +61,8 @@ class Arena(Mapping[str, NDArray[Any]]):
             )
         self._offsets, size = _layout(shapes, kind)
         self.flat: NDArray[Any] = aligned_zeros(size, kind) if buffer is None else buffer
-        if self.flat.shape != (size,) or self.flat.dtype != kind or self.flat.ctypes.data % ALIGNMENT:
+        misaligned = size and self.flat.ctypes.data % ALIGNMENT
+        if self.flat.shape != (size,) or self.flat.dtype != kind or misaligned:
             raise ValueError(
                 f"an arena of this table needs a flat {kind} buffer of {size} elements on a {ALIGNMENT}-byte boundary, "
                 f"got shape {self.flat.shape} of {self.flat.dtype} at {self.flat.ctypes.data:#x}"
