@@ -21,7 +21,8 @@ FORWARD = 5e-6
 
 A float32 number is off by at most 6e-8 of itself; a sum of n products by about sqrt(n) * 6e-8 of its terms' norm, so
 1e-6 for the sums of a few hundred terms here. The rest is for the operations that follow each other, and for the
-cancellation in LayerNorm and softmax. Over 500 random models, with either product, the worst tensor was at 0.3 of these bounds.
+cancellation in LayerNorm and softmax. Over 500 random models, with either product, the worst tensor was at 0.3 of
+these bounds.
 """
 BACKWARD = 1e-5
 """The same for gradients: their errors come on top of those of forward."""
