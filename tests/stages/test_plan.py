@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from stages.config import Config, ModelConfig, resolve
+from stages.config import Config, ModelConfig, apply_overrides, resolve
 from stages.data import RandomTokens, TokenFile, evaluation_batches
 from stages.parameters import Geometry
 from stages.plan import memory_plan, plan_table
@@ -13,8 +14,8 @@ from stages.training import Output, Training, Validation
 
 def tiny(**changes: int) -> Config:
     model = ModelConfig(vocab_size=11, context=6, layers=2, heads=3, channels=15)
-    settings: dict[str, int] = {"batch_size": 6, "micro_batch": 2, "lanes": 2, "steps": 3} | changes
-    return resolve(Config(name="tiny", model=model, **settings), cores=2)
+    config = Config(name="tiny", model=model, batch_size=6, micro_batch=2, lanes=2, steps=3)
+    return resolve(apply_overrides(config, [f"{key}={value}" for key, value in changes.items()]), cores=2)
 
 
 @pytest.mark.parametrize("changes", [{}, {"delay": 2}, {"lanes": 3, "spare_banks": 0}, {"slots": 9, "delay": 1}])
@@ -22,8 +23,6 @@ def tiny(**changes: int) -> Config:
 def test_the_plan_is_what_is_allocated(changes: dict[str, int], outputs: bool, tmp_path: Path) -> None:
     config = tiny(**changes)
     data = RandomTokens(11, 6, sequences=6, micro_batch=2, seed=0)
-    import numpy as np
-
     windows = evaluation_batches(
         TokenFile(np.arange(60, dtype=np.uint16) % 11, 11, 6, tmp_path), batch_size=2, micro_batch=2, batches=2
     )
