@@ -7,7 +7,8 @@ imports only those before it:
     admission, statistics      decisions and figures, apart from threads
     arena, slots, banks, lanes memory: aligned arenas, pools, versioned weights, gradient lanes and their order
     channel, trace             what threads share
-    stage                      one worker
+    stage, per_worker          what a stage is
+    worker                     one thread of a stage
     engine                     the threads of a run
     graph                      what people declare
     timeline                   pictures of what happened
@@ -31,6 +32,7 @@ from pipeline.errors import (
 from pipeline.graph import Graph
 from pipeline.lane_order import LaneOrder
 from pipeline.lanes import LanePlan, Lanes, Milestone
+from pipeline.per_worker import PerWorker, per_worker
 from pipeline.slots import Pool, PoolStatistics
 from pipeline.stage import SKIP, Node, Sink, Skip
 from pipeline.statistics import ChannelStatistics, RunStatistics, StageStatistics
@@ -62,6 +64,7 @@ __all__ = [
     "Lease",
     "Milestone",
     "Node",
+    "PerWorker",
     "PipelineError",
     "Policy",
     "Pool",
@@ -82,5 +85,6 @@ __all__ = [
     "blas_threads",
     "draw_timeline",
     "loaded_blas",
+    "per_worker",
     "version_for",
 ]

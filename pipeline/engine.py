@@ -25,9 +25,10 @@ from typing import Any, Generic, Protocol, Self, TypeVar, overload
 
 from pipeline.channel import Channel
 from pipeline.errors import Cancelled, Closed, Label, PipelineError, StageFailure, ThreadsLeft
-from pipeline.stage import Edge, Kind, Sink, Stage, Surroundings, Worker
+from pipeline.stage import Kind, Sink, Stage
 from pipeline.statistics import Counters, Phase, RunStatistics, StageStatistics, summarise
 from pipeline.trace import Trace
+from pipeline.worker import Edge, Surroundings, Worker
 
 Item = TypeVar("Item")
 

@@ -54,7 +54,8 @@ class StageStatistics:
     """Results to send on, each counted once however many stages take it; skipped items are not in it. For a sink: items
     that the caller has done with."""
     busy: float
-    """Seconds inside the stage function (for a source: inside next), summed over workers, work in progress included."""
+    """Seconds inside the stage function (for a source: inside next) and in set-ups, summed over workers, work in
+    progress included."""
     waiting: float
     """Seconds waiting for input, `acquire` and the label included, summed over workers: starved, or short of slots."""
     blocked: float

@@ -38,9 +38,9 @@ EXPORTS: dict[str, str] = {
     "pipeline": """
         ALIGNMENT SKIP Abortable AdmissionError Arena BankStatistics Banks Cancelled Channel ChannelStatistics
         Closed Fifo Gather Graph GraphError InOrder Label LaneOrder LanePlan Lanes Lease Milestone Node
-        PipelineError Policy Pool PoolStatistics Run RunStatistics Sink Skip StageFailure StageStatistics
+        PerWorker PipelineError Policy Pool PoolStatistics Run RunStatistics Sink Skip StageFailure StageStatistics
         StaleVersion ThreadsLeft Trace TraceEvent aligned_zeros arena_size available_cores blas_threads
-        draw_timeline loaded_blas version_for
+        draw_timeline loaded_blas per_worker version_for
     """,
 }
 """Package → its pinned `__all__`, names between spaces. A name that comes or goes is a decision: change it here too."""

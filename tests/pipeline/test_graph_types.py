@@ -9,7 +9,20 @@ pytestmark = pytest.mark.timeout(120)
 ROOT = Path(__file__).parents[2]
 
 FITS = """
-from pipeline import SKIP, Gather, Graph, InOrder, Node, Skip
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Self
+from pipeline import SKIP, Gather, Graph, InOrder, Node, Skip, per_worker
+
+class Measure:
+    def __init__(self, unit: int = 1) -> None: self.unit = unit
+    def __enter__(self) -> Self: return self
+    def __exit__(self, *error: object) -> None: pass
+    def __call__(self, text: str) -> int: return len(text) // self.unit
+
+@contextmanager
+def measuring() -> Iterator[Callable[[str], int]]: yield len
 
 def length(text: str) -> int | Skip: return len(text) or SKIP
 def total(numbers: list[int]) -> float: return sum(numbers) / 2
@@ -21,6 +34,10 @@ texts = graph.source("texts", ["a"])
 lengths = graph.stage("length", length, after=texts, admission=InOrder(order=lambda item: (item[:1], len(item))))
 totals = graph.stage("total", total, after=lengths, gather=Gather(key=lambda item: item % 2, count=2))
 words = graph.stage("spell", spell, after=totals, expand=True, when=lambda item: item.is_integer())
+measured = graph.stage("measured", per_worker(Measure), after=texts, workers=2)
+totalled = graph.stage("totalled", total, after=measured, gather=Gather(count=2))
+graph.stage("by the inch", per_worker(partial(Measure, 3)), after=texts)
+graph.sink("measures", after=graph.stage("measuring", per_worker(measuring), after=texts))
 both: list[Node[str | int]] = [texts, lengths]
 out = graph.sink("out", after=graph.stage("either", either, after=both))
 with graph.start() as run:
@@ -38,6 +55,10 @@ MISFITS = {
     "acquire": 'graph.stage("x", length, after=texts, acquire=spell)',
     "when": 'graph.stage("x", length, after=texts, when=lambda item: item.due)',
     "expand of one": 'graph.stage("x", length, after=texts, expand=True)',
+    "after a class": 'graph.stage("x", length, after=measured)',
+    "class after others": 'graph.stage("x", per_worker(Measure), after=lengths)',
+    "set-up of others": 'graph.stage("x", per_worker(measuring), after=lengths)',
+    "class without per_worker": 'graph.stage("x", Measure, after=texts, workers=2, expand=True)',
     "after a sink": 'graph.stage("x", length, after=out)',
 }
 

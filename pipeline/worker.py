@@ -1,0 +1,265 @@
+"""The worker that runs a stage in one thread.
+
+Guarantees: a worker holds at most one item (or group) at a time; it ends when its input ends, when a channel or a
+resource raises Cancelled, or when anything that it calls raises, and in the last case it reports the error, whatever
+its type, with the item in hand; however it ends, what it set up is torn down, and it says so exactly once.
+
+Ownership: `item` and `counters` are written by the worker's own thread alone and read by anyone.
+"""
+
+import reprlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Final
+
+from pipeline.channel import Channel
+from pipeline.errors import Cancelled, Closed, Label, StageFailure
+from pipeline.per_worker import PerWorker
+from pipeline.stage import SKIP, Stage
+from pipeline.statistics import Counters, Phase
+from pipeline.trace import RawEvent
+
+
+@dataclass(frozen=True)
+class Edge:
+    """A way out of a stage: the channel in front of the next one."""
+
+    to: str
+    channel: Channel[Any, Any]
+    when: Callable[[Any], bool] | None
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a worker is given of its run."""
+
+    clock: Callable[[], int]
+    record: Callable[[RawEvent], None] | None
+    label: Callable[[Any], Label] | None
+    failed: Callable[[StageFailure], None]
+    cancelled: Callable[[], None]
+    ended: Callable[["Worker"], None]
+
+
+class Moment(Enum):
+    """What a worker has in hand before its first item and after its last."""
+
+    SET_UP = "set-up"
+    TEAR_DOWN = "tear-down"
+
+
+_NOTHING: Final = object()  # no item in hand, or no further element
+_UNLABELLED: Final[Mapping[str, int | str]] = {}
+
+
+class Worker:
+    """One thread of a stage; `run` is the thread's target."""
+
+    def __init__(
+        self, stage: Stage, index: int, source: Channel[Any, Any] | None, edges: Sequence[Edge], run: Surroundings
+    ) -> None:
+        self.stage = stage
+        self.index = index
+        self.counters = Counters()
+        self.item: Any = _NOTHING
+        """What is in hand, for reports."""
+        self._input = source
+        self._edges = edges
+        self._run = run
+        self._send = _sender(edges)
+
+    def run(self) -> None:
+        """Work until the input ends or the run does."""
+        self.counters.began = self._run.clock()
+        try:
+            self._work()
+        except Cancelled:
+            self._run.cancelled()
+        except BaseException as error:  # SystemExit and MemoryError too: a worker never dies in silence
+            self._run.failed(self._describe(error))
+        finally:
+            self.item = _NOTHING
+            self.counters.ended = self._run.clock()
+            self._run.ended(self)
+
+    def _work(self) -> None:
+        """Do all the work, with set-up before and tear-down after it if the stage has them."""
+        if not isinstance(self.stage.fn, PerWorker):
+            self._handle(self.stage.fn)
+            return
+        context, fn = self._set_up(self.stage.fn)
+        try:
+            self._handle(fn)
+        except BaseException as error:
+            # Said before the tear-down, which may take its time: the others end meanwhile.
+            if not isinstance(error, Cancelled):
+                self._run.failed(self._describe(error))
+            self._tear_down(context, error)
+            raise
+        self._tear_down(context, None)
+
+    def _set_up(self, fn: PerWorker[Any, Any]) -> tuple[AbstractContextManager[Any], Callable[..., Any]]:
+        self.item = Moment.SET_UP
+        self.counters.phase = Phase.BUSY
+        context = fn.make()
+        entered = context.__enter__()  # not a `with`, because what it holds may not swallow the error of an item
+        assert self.counters.began is not None
+        self.counters.busy = self._run.clock() - self.counters.began
+        self.counters.phase = Phase.WAITING
+        self.item = _NOTHING
+        return context, entered
+
+    def _tear_down(self, context: AbstractContextManager[Any], error: BaseException | None) -> None:
+        self.item = Moment.TEAR_DOWN
+        context.__exit__(type(error) if error else None, error, error.__traceback__ if error else None)
+
+    def _handle(self, fn: Callable[..., Any] | None) -> None:
+        """Work until the input ends, then say so to the stages behind."""
+        assert fn is not None
+        if self._input is None:
+            self._produce(fn)
+        else:
+            self._serve(fn, self._input)
+        for edge in self._edges:
+            edge.channel.close()
+
+    def _serve(self, fn: Callable[..., Any], channel: Channel[Any, Any]) -> None:
+        """The loop that every item goes through; kept in one piece because it is the cost of a hop."""
+        clock, record, send, index = self._run.clock, self._run.record, self._send, self.index
+        counters, stage = self.counters, self.stage
+        get, acquire = channel.get, stage.acquire
+        exclusive = getattr(stage.admission, "exclusive", False)
+        assert counters.began is not None
+        tag = _UNLABELLED
+        mark = counters.began + counters.busy  # busy so far with the set-up, if there is one
+        while True:
+            try:
+                item = get(index)
+            except Closed:
+                return
+            self.item = item
+            if acquire is not None:
+                acquire(item)
+            if record is not None:
+                tag = self._label(item)  # before the call: afterwards the item may belong to somebody else
+            start = clock()
+            counters.waiting += start - mark
+            counters.phase = Phase.BUSY
+            counters.items_in += 1
+            result = fn(item)
+            if stage.expand:
+                mark = self._spread(result, start, tag)
+            else:
+                end = clock()
+                counters.busy += end - start
+                counters.phase = Phase.BLOCKED
+                if record is not None:
+                    record((stage.name, index, start, end, tag, channel.depth))
+                if result is not SKIP:
+                    send(result)
+                    counters.items_out += 1
+                mark = clock()
+                counters.blocked += mark - end
+            counters.phase = Phase.WAITING
+            if exclusive:
+                channel.done(index)
+            # Nothing is kept alive by a worker that waits.
+            self.item = _NOTHING
+            item = result = None
+
+    def _produce(self, fn: Callable[..., Any]) -> None:
+        assert self.counters.began is not None
+        self.counters.phase = Phase.BUSY
+        self._spread(fn(), self.counters.began, None)
+
+    def _spread(self, elements: Iterable[Any], start: int, tag: Label | None) -> int:
+        """Send the elements one by one, time in `next` being busy; return when the last was done.
+
+        `tag` labels the trace; a source has none, and its elements label themselves.
+        """
+        clock, record, counters = self._run.clock, self._run.record, self.counters
+        iterator = iter(elements)
+        lazy = iterator is elements  # otherwise everything was made in the call, and one event tells it
+        fresh = True
+        try:
+            while True:
+                element = next(iterator, _NOTHING)
+                end = clock()
+                counters.busy += end - start
+                counters.phase = Phase.BLOCKED
+                if tag is None:
+                    self.item = element
+                if record is not None and (fresh or (element is not _NOTHING and (lazy or tag is None))):
+                    record((self.stage.name, self.index, start, end, self._tag(element, tag), self._depth()))
+                if element is _NOTHING:
+                    return end
+                if element is not SKIP:
+                    self._send(element)
+                    counters.items_out += 1
+                fresh = False
+                element = None
+                if tag is None:
+                    self.item = _NOTHING
+                start = clock()
+                counters.blocked += start - end
+                counters.phase = Phase.BUSY
+        finally:
+            # A generator's own `finally` runs here, in its thread, and not whenever its last traceback is dropped.
+            # What the user handed over as an iterator stays open: they may go on with it.
+            if self.stage.closes and lazy and hasattr(iterator, "close"):
+                iterator.close()
+
+    def _depth(self) -> int:
+        return 0 if self._input is None else self._input.depth
+
+    def _tag(self, element: Any, tag: Label | None) -> Label:
+        if tag is not None:
+            return tag
+        return _UNLABELLED if element is _NOTHING or element is SKIP else self._label(element)
+
+    def _label(self, item: Any) -> Label:
+        """The run's label of an item; of a group, what all its items agree on."""
+        label = self._run.label
+        if label is None:
+            return _UNLABELLED
+        if not self.stage.gathers:
+            return label(item)
+        common, *others = (label(each) for each in item)
+        return {key: value for key, value in common.items() if all(other.get(key) == value for other in others)}
+
+    def _describe(self, error: BaseException) -> StageFailure:
+        tag = _UNLABELLED
+        words = f"item {self.counters.items_out} of the source" if self._input is None else "no item yet taken"
+        if isinstance(self.item, Moment):
+            words = self.item.value
+        elif self.item is not _NOTHING:
+            try:
+                tag = self._label(self.item)
+                words = " ".join(f"{key}={value}" for key, value in tag.items()) or reprlib.repr(self.item)
+            except BaseException as second:  # the first error is the one to report; this one only spoils its label
+                words = f"an item of type {type(self.item).__name__} (its label raised {type(second).__name__})"
+        return StageFailure(self.stage.name, self.index, tag, words, error)
+
+
+def _sender(edges: Sequence[Edge]) -> Callable[[Any], None]:
+    """Return the function that sends an item to every edge whose `when` holds."""
+
+    def to_all(item: Any) -> None:
+        for edge in edges:
+            try:
+                if edge.when is None or edge.when(item):
+                    edge.channel.put(item)
+            except BaseException as error:
+                _note(error, edge.to)
+                raise
+
+    if len(edges) == 1 and edges[0].when is None and not edges[0].channel.keyed:
+        return edges[0].channel.put  # the common case, in which nothing but Cancelled can be raised
+    return to_all
+
+
+def _note(error: BaseException, to: str) -> None:
+    if not isinstance(error, Cancelled):
+        error.add_note(f"raised while sending to stage {to!r}: by its `when`, its admission policy, or its channel")
