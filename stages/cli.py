@@ -59,6 +59,7 @@ def config_options(command: Any) -> Any:
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The run directory.")
 @click.option("--resume", is_flag=True, help="Go on with the run in --out from its last checkpoint.")
 @click.option("--overwrite", is_flag=True, help="Replace the run in --out.")
+@click.option("--no-tuned", is_flag=True, help="Leave out what `threadloom tune` found best for this machine.")
 @click.option("--sample", "sample_tokens", type=click.IntRange(min=0), default=300, show_default=True,
               help="Tokens to generate when the run is done.")  # fmt: skip
 def train(
@@ -69,6 +70,7 @@ def train(
     out: Path,
     resume: bool,
     overwrite: bool,
+    no_tuned: bool,
     sample_tokens: int,
 ) -> None:
     """Train a model and write everything about the run to a directory.
@@ -89,7 +91,7 @@ def train(
         else:
             config = _changed(_load(config_name), overrides, steps, texts)
             mode = RunMode.OVERWRITE if overwrite else RunMode.NEW
-        outcome = train(config, out, mode)
+        outcome = train(config, out, mode, tuned=not no_tuned)
         if outcome.val_loss is not None:
             click.echo(
                 f"validation loss {outcome.val_loss:.4f} after {outcome.step:,} updates, {outcome.seconds:.1f} s"

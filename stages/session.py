@@ -15,6 +15,7 @@ from stages.config import Config, ConfigError, from_json, resolve, to_json, traj
 from stages.data import Dataset, EvaluationWindows, evaluation_batches, prepare, require_same_text, training_batches
 from stages.display import Display
 from stages.items import label
+from stages.machine import detect
 from stages.numerics import numerics
 from stages.parameters import parameter_count
 from stages.plan import plan_table
@@ -22,6 +23,7 @@ from stages.report import SHOWN, Reporter
 from stages.rundir import MetricsLog, RunDirectory, RunMode, atomic_write
 from stages.text import read_text
 from stages.training import Output, Training, Validation
+from stages.tune import tuned_settings
 from stages.warmup import compile_kernels
 
 
@@ -37,15 +39,18 @@ class Outcome:
     """From the first micro-batch to the last event."""
 
 
-def train(config: Config, out: Path, mode: RunMode = RunMode.NEW) -> Outcome:
+def train(config: Config, out: Path, mode: RunMode = RunMode.NEW, *, tuned: bool = True) -> Outcome:
     """Train as `config` says, in the run directory `out`, or go on with the run in it.
 
+    What the configuration leaves open is filled in as `threadloom tune` found it best here, unless `tuned` is False.
     Raises what the parts raise: ConfigError, TextError, DataError, RunDirectoryError, CheckpointError, and StageFailure
     for whatever happens once the pipeline runs, TrainingDiverged among its causes.
     """
     with RunDirectory.claim(out, mode) as run:
         start = _last_checkpoint(run) if mode is RunMode.RESUME else None
         data = _prepare(config, run, mode)
+        if tuned:
+            config = tuned_settings(config, detect())
         resolved = resolve(config, available_cores(), data.tokenizer.vocab_size)
         if mode is RunMode.RESUME:
             resolved = _same_trajectory(resolved, run, data, start)
