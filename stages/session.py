@@ -20,7 +20,7 @@ from stages.numerics import numerics
 from stages.parameters import parameter_count
 from stages.plan import plan_table
 from stages.report import SHOWN, Reporter
-from stages.rundir import MetricsLog, RunDirectory, RunMode, atomic_write
+from stages.rundir import MetricsLog, RunDirectory, RunMode, atomic_write, read_metrics
 from stages.text import read_text
 from stages.training import Output, Training, Validation
 from stages.tune import tuned_settings
@@ -55,6 +55,8 @@ def train(config: Config, out: Path, mode: RunMode = RunMode.NEW, *, tuned: bool
         if mode is RunMode.RESUME:
             resolved = _same_trajectory(resolved, run, data, start)
         atomic_write(run.config, to_json(resolved).encode())
+        if start is not None and start.step == resolved.steps:
+            return _finished(resolved, run)
         with numerics(resolved):
             return _train(resolved, run, data, start)
 
@@ -65,12 +67,13 @@ def saved_config(out: Path) -> Config:
     try:
         return from_json(run.config.read_bytes(), str(run.config))
     except OSError as error:
+        begun = run.checkpoints.is_dir()
         raise ConfigError(
             str(run.config),
             needed="the configuration of a run",
             found=error.strerror or type(error).__name__,
-            cause="there is no run in that folder",
-            remedy="name the folder that was given to train --out",
+            cause="the run was stopped before it had begun" if begun else "there is no run in that folder",
+            remedy="start it again with --overwrite" if begun else "name the folder that was given to train --out",
         ) from error
 
 
@@ -102,6 +105,14 @@ def _same_trajectory(config: Config, run: RunDirectory, data: Dataset, start: Ch
     """Refuse a resumed run that would leave the trajectory of the saved one."""
     if start is None:
         return config
+    if start.step > config.steps:
+        raise ConfigError(
+            "steps",
+            needed=f"at least the {start.step} updates that the run in {run.path} has made",
+            found=f"{config.steps}",
+            cause="a run cannot be taken back",
+            remedy=f"give more than {start.step} to go on with it, or start a new run with another --out",
+        )
     saved = trajectory(saved_config(run.path))
     differences = trajectory_differences(saved, trajectory(config))
     if differences:
@@ -114,6 +125,15 @@ def _same_trajectory(config: Config, run: RunDirectory, data: Dataset, start: Ch
             remedy="resume without changing them, or start a new run with another --out",
         )
     return config
+
+
+def _finished(config: Config, run: RunDirectory) -> Outcome:
+    """Return the outcome of a run that was resumed when it had made all of its updates."""
+    records = read_metrics(run.metrics) if run.metrics.exists() else []
+    scores = [record["val_loss"] for record in records if "val_loss" in record and record["step"] == config.steps]
+    logger.info("the run has made all of its {:,} updates; give more with --steps to go on with it", config.steps)
+    _draw(config, run, None)
+    return Outcome(run, config, config.steps, scores[-1] if scores else None, 0.0)
 
 
 def _train(config: Config, run: RunDirectory, data: Dataset, start: Checkpoint | None) -> Outcome:
@@ -170,16 +190,26 @@ def _pictures(config: Config, run: RunDirectory, trace: Trace | None) -> Iterato
     """Draw what there is to draw when the block ends, however it ends; an error on its way is not hidden."""
     try:
         yield
-    finally:
-        from stages.plots import plot_loss  # Matplotlib takes half a second to import; the first update must not wait
+    except BaseException:
+        try:
+            _draw(config, run, trace)
+        except Exception as error:  # the disk that stopped the run is full for pictures too
+            logger.warning("the pictures of the run were not drawn: {}", error)
+        raise
+    _draw(config, run, trace)
 
-        if run.metrics.stat().st_size:
-            plot_loss(run.metrics, run.loss_plot, config.name)
-        if trace is not None and len(trace):
-            trace.write_chrome(run.trace, f"threadloom {config.name}")
-            title = f"{config.name}, delay {config.delay}"
-            window = steady_window(trace.events(), config.trace.timeline)
-            draw_timeline(trace.events(), run.timeline, window=window, stages=SHOWN, title=title)
+
+def _draw(config: Config, run: RunDirectory, trace: Trace | None) -> None:
+    from stages.plots import plot_loss  # Matplotlib takes half a second to import; the first update must not wait
+
+    if run.metrics.exists() and run.metrics.stat().st_size:
+        plot_loss(run.metrics, run.loss_plot, config.name)
+    events = trace.events() if trace is not None else []
+    if trace is not None and any(event.stage in SHOWN for event in events):
+        trace.write_chrome(run.trace, f"threadloom {config.name}")
+        title = f"{config.name}, delay {config.delay}"
+        window = steady_window(events, config.trace.timeline)
+        draw_timeline(events, run.timeline, window=window, stages=SHOWN, title=title)
 
 
 def steady_window(events: Sequence[TraceEvent], batches: int) -> tuple[int, int] | None:
