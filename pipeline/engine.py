@@ -113,8 +113,10 @@ class Delivery(Generic[Item]):
         assert since is not None
         if phase is Phase.BUSY:
             counters.waiting += now - since
+            counters.waits.add(now - since)
         else:
             counters.busy += now - since
+            counters.tasks.add(now - since)
         counters.phase = phase
         return now
 

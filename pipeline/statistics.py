@@ -2,11 +2,16 @@
 
 Ownership: a `Counters` belongs to one worker thread, which alone writes it; anyone may read it at any time, without a
 lock, because each figure is one assignment of an int and the state in progress is derived from their sum.
+
+Percentiles are always on. Measured: counting a duration takes 0.1 µs, twice for each item of a stage, against the 7 µs
+of a hop at capacity 2; sampling would have saved half of that and lost the rare long ones, which p99 is there for.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
+
+from pipeline.histogram import Distribution, Histogram
 
 
 class Phase(Enum):
@@ -62,6 +67,12 @@ class StageStatistics:
     """Seconds sending results, which is next to nothing unless a channel behind is full, summed over workers."""
     channel: ChannelStatistics | None
     """The channel in front of the stage; None for a source."""
+    tasks: Distribution = field(default_factory=Distribution)
+    """Seconds of each finished call of the stage function; of a source, and of a stage that expands, for each element
+    made. For a sink: how long the caller kept each item. p99 far above p50 is what a larger capacity evens out."""
+    waits: Distribution = field(default_factory=Distribution)
+    """Seconds that a worker was free before each item, `acquire` included. Near 0: there is always something to do.
+    Empty for a source."""
 
     @property
     def busy_share(self) -> float:
@@ -110,7 +121,7 @@ class RunStatistics(Mapping[str, StageStatistics]):
 class Counters:
     """What one worker counts of itself. Times are in the nanoseconds of the run's clock."""
 
-    __slots__ = ("began", "blocked", "busy", "ended", "items_in", "items_out", "phase", "waiting")
+    __slots__ = ("began", "blocked", "busy", "ended", "items_in", "items_out", "phase", "tasks", "waiting", "waits")
 
     def __init__(self) -> None:
         self.began: int | None = None
@@ -120,6 +131,7 @@ class Counters:
         # interval in progress began; nothing else records that moment, and so no reader can see it half updated.
         self.waiting = self.busy = self.blocked = 0
         self.items_in = self.items_out = 0
+        self.tasks, self.waits = Histogram(), Histogram()  # of the finished intervals, one by one
 
     def read(self, now: int) -> dict[Phase, int]:
         """Return the nanoseconds spent in each phase up to `now`, the one in progress included."""
@@ -146,4 +158,6 @@ def summarise(
         waiting=sum(each[Phase.WAITING] for each in spent) / 1e9,
         blocked=sum(each[Phase.BLOCKED] for each in spent) / 1e9,
         channel=channel,
+        tasks=Distribution.of(worker.tasks for worker in workers),
+        waits=Distribution.of(worker.waits for worker in workers),
     )

@@ -8,7 +8,7 @@ does not come here at all.
 import json
 import os
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,9 +30,14 @@ class TraceEvent(NamedTuple):
     """The label of the item as it was before the call."""
     depth: int
     """Depth of the channel in front of the stage at `end_ns`; 0 for a source."""
+    taken: Sequence[int] = ()
+    """id() of each item that the call was given; empty for a source, and for the later elements of an expansion."""
+    sent: Sequence[int] = ()
+    """id() of each item that it made. While an item is in a channel no other has its id, so that both can be matched
+    afterwards, and no item has to carry a number of ours: see `flow`."""
 
 
-RawEvent = tuple[str, int, int, int, Label, int]
+RawEvent = tuple[str, int, int, int, Label, int, Sequence[int], Sequence[int]]
 """The fields of a TraceEvent: a worker hands over a plain tuple, which costs a quarter of a named one."""
 
 

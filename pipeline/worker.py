@@ -52,6 +52,7 @@ class Moment(Enum):
 
 _NOTHING: Final = object()  # no item in hand, or no further element
 _UNLABELLED: Final[Mapping[str, int | str]] = {}
+_NO_IDS: Final[tuple[int, ...]] = ()
 
 
 class Worker:
@@ -129,10 +130,11 @@ class Worker:
         """The loop that every item goes through; kept in one piece because it is the cost of a hop."""
         clock, record, send, index = self._run.clock, self._run.record, self._send, self.index
         counters, stage = self.counters, self.stage
+        waited, worked = counters.waits.add, counters.tasks.add
         get, acquire = channel.get, stage.acquire
         exclusive = getattr(stage.admission, "exclusive", False)
         assert counters.began is not None
-        tag = _UNLABELLED
+        tag, taken = _UNLABELLED, _NO_IDS
         mark = counters.began + counters.busy  # busy so far with the set-up, if there is one
         while True:
             try:
@@ -144,19 +146,23 @@ class Worker:
                 acquire(item)
             if record is not None:
                 tag = self._label(item)  # before the call: afterwards the item may belong to somebody else
+                taken = tuple(map(id, item)) if stage.gathers else (id(item),)
             start = clock()
             counters.waiting += start - mark
+            waited(start - mark)
             counters.phase = Phase.BUSY
             counters.items_in += 1
             result = fn(item)
             if stage.expand:
-                mark = self._spread(result, start, tag)
+                mark = self._spread(result, start, tag, taken)
             else:
                 end = clock()
                 counters.busy += end - start
+                worked(end - start)
                 counters.phase = Phase.BLOCKED
                 if record is not None:
-                    record((stage.name, index, start, end, tag, channel.depth))
+                    sent = _NO_IDS if result is SKIP else (id(result),)
+                    record((stage.name, index, start, end, tag, channel.depth, taken, sent))
                 if result is not SKIP:
                     send(result)
                     counters.items_out += 1
@@ -172,27 +178,35 @@ class Worker:
     def _produce(self, fn: Callable[..., Any]) -> None:
         assert self.counters.began is not None
         self.counters.phase = Phase.BUSY
-        self._spread(fn(), self.counters.began, None)
+        self._spread(fn(), self.counters.began, None, _NO_IDS)
 
-    def _spread(self, elements: Iterable[Any], start: int, tag: Label | None) -> int:
+    def _spread(self, elements: Iterable[Any], start: int, tag: Label | None, taken: Sequence[int]) -> int:
         """Send the elements one by one, time in `next` being busy; return when the last was done.
 
-        `tag` labels the trace; a source has none, and its elements label themselves.
+        `tag` labels the trace; a source has none, and its elements label themselves. `taken` identifies the input.
         """
         clock, record, counters = self._run.clock, self._run.record, self.counters
         iterator = iter(elements)
         lazy = iterator is elements  # otherwise everything was made in the call, and one event tells it
         fresh = True
+        sent: list[int] = []  # of the last event: elements that have none of their own are told by it
         try:
             while True:
                 element = next(iterator, _NOTHING)
                 end = clock()
                 counters.busy += end - start
+                if fresh or element is not _NOTHING:  # the end of the iterable is not a task of its own
+                    counters.tasks.add(end - start)
                 counters.phase = Phase.BLOCKED
                 if tag is None:
                     self.item = element
-                if record is not None and (fresh or (element is not _NOTHING and (lazy or tag is None))):
-                    record((self.stage.name, self.index, start, end, self._tag(element, tag), self._depth()))
+                if record is not None:
+                    if fresh or (element is not _NOTHING and (lazy or tag is None)):
+                        label, sent = self._tag(element, tag), []
+                        record((self.stage.name, self.index, start, end, label, self._depth(), taken, sent))
+                        taken = _NO_IDS  # the events that follow it come from the same input
+                    if element is not _NOTHING and element is not SKIP:
+                        sent.append(id(element))
                 if element is _NOTHING:
                     return end
                 if element is not SKIP:
