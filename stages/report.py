@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from loguru import logger
 
-from pipeline import RunStatistics
+from pipeline import Milestone, RunStatistics
 from stages.display import ChannelDepth, Display, Progress, Smoothing, StageShares
 from stages.items import Evaluation, Event, Saved, Update
 from stages.rundir import MetricsLog
@@ -16,6 +16,39 @@ SHOWN = ("draw", "embed", "forward", "backward", "reduce", "update", "evaluate",
 """Stages that the display shows; the others only meet and part, and take microseconds."""
 RATE_WINDOW = 20
 """Updates over which tokens per second are taken."""
+
+
+class Logged:
+    """How far the metrics file has come: a checkpoint must not stand on the disk before the lines that lead up to it.
+
+    A run that goes on from a checkpoint makes the lines after it again, but never those before.
+    """
+
+    def __init__(self, config: Config, step: int) -> None:
+        """`step`: the updates before the run, whose lines are there."""
+        self._interval = config.evaluation.interval
+        self._steps = config.steps
+        self._updates = Milestone(step)
+        self._evaluations = Milestone(step)
+
+    def take(self, event: Event) -> None:
+        """Note that the line of `event` has been written."""
+        match event:
+            case Update():
+                self._updates.advance(event.step)
+            case Evaluation():
+                self._evaluations.advance(event.step)
+
+    def wait_for(self, step: int) -> None:
+        """Wait until the line of every update up to `step` is written, and of every evaluation due on them."""
+        self._updates.wait_for(step)
+        last = step if step == self._steps else step - step % self._interval if self._interval else 0
+        self._evaluations.wait_for(last)
+
+    def abort(self) -> None:
+        """Wake who waits with `Cancelled`."""
+        self._updates.abort()
+        self._evaluations.abort()
 
 
 class Reporter:

@@ -59,13 +59,29 @@ class Snapshot:
 
 
 class Save:
-    """Writes the checkpoint of a version; `tokenizer` is the file that is put beside it."""
+    """Writes the checkpoint of a version; `tokenizer` is the file that is put beside it.
 
-    def __init__(self, config: Config, snapshot: Snapshot, folder: Path, tokenizer: Path | None) -> None:
+    `ready(step)` is called before anything is written, and may wait for what must be on the disk by then.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        snapshot: Snapshot,
+        folder: Path,
+        tokenizer: Path | None,
+        ready: Callable[[int], None] | None = None,
+    ) -> None:
         self._config = config
         self._snapshot = snapshot
         self._folder = folder
         self._tokenizer = tokenizer
+        self._ready = ready
+
+    def acquire(self, update: Update) -> None:
+        """Wait until the checkpoint may stand on the disk."""
+        if self._ready:
+            self._ready(update.step)
 
     def __call__(self, update: Update) -> Saved:
         """Write version `update.step` with everything that continues its trajectory."""

@@ -19,7 +19,7 @@ from stages.machine import detect
 from stages.numerics import numerics
 from stages.parameters import parameter_count
 from stages.plan import plan_table
-from stages.report import SHOWN, Reporter
+from stages.report import SHOWN, Logged, Reporter
 from stages.rundir import MetricsLog, RunDirectory, RunMode, atomic_write, read_metrics
 from stages.text import read_text
 from stages.training import Output, Training, Validation
@@ -139,8 +139,9 @@ def _finished(config: Config, run: RunDirectory) -> Outcome:
 def _train(config: Config, run: RunDirectory, data: Dataset, start: Checkpoint | None) -> Outcome:
     _announce(config)
     compile_kernels()
-    batches, output = training_batches(config, data.train), Output(run.checkpoints, data.tokenizer_path)
-    training = Training(config, batches, _validation(config, data), output, start)
+    logged = Logged(config, start.step if start else 0)
+    output = Output(run.checkpoints, data.tokenizer_path, logged.wait_for)
+    training = Training(config, training_batches(config, data.train), _validation(config, data), output, start)
     logger.info("memory, allocated for the whole run:\n{}", plan_table(training.memory()))
     trace = _trace(config, training)
     begin = time.perf_counter()
@@ -148,15 +149,17 @@ def _train(config: Config, run: RunDirectory, data: Dataset, start: Checkpoint |
         reporter = Reporter(config, log, display, begin)
         with _pictures(config, run, trace):
             graph = training.graph()
-            with graph.start(resources=training.resources, trace=trace, label=label) as pipeline:
-                _follow(pipeline, reporter)
+            resources = [*training.resources, logged]
+            with graph.start(resources=resources, trace=trace, label=label) as pipeline:
+                _follow(pipeline, reporter, logged)
     last = reporter.last_evaluation
     return Outcome(run, config, config.steps, last.val_loss if last else None, time.perf_counter() - begin)
 
 
-def _follow(pipeline: Run, reporter: Reporter) -> None:
+def _follow(pipeline: Run, reporter: Reporter, logged: Logged) -> None:
     for event in pipeline:
         reporter.take(event, pipeline.statistics)
+        logged.take(event)
 
 
 def _announce(config: Config) -> None:

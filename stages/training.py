@@ -9,6 +9,7 @@ what holds batch k back is the lease of version max(k - τ, 0), and nothing else
 runs the same stages one after another, and the weights are the same, bit for bit.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -40,10 +41,14 @@ class Validation:
 
 @dataclass(frozen=True)
 class Output:
-    """Where checkpoints go, and the tokenizer file that is put beside each."""
+    """Where checkpoints go, and the tokenizer file that is put beside each.
+
+    `ready(step)` is called before the checkpoint of a step is written: it may wait for what must be on the disk first.
+    """
 
     checkpoints: Path
     tokenizer: Path | None = None
+    ready: Callable[[int], None] | None = None
 
 
 class Training:
@@ -99,7 +104,7 @@ class Training:
             self.evaluate = Evaluate(geometry, sequences, validation.windows, validation.final, config.steps)
         self.save: Save | None = None
         if output and self.snapshot:
-            self.save = Save(config, self.snapshot, output.checkpoints, output.tokenizer)
+            self.save = Save(config, self.snapshot, output.checkpoints, output.tokenizer, output.ready)
 
     def _make_banks(self, start: Checkpoint | None) -> Banks[Bank]:
         """Allocate the banks and fill those that the run starts from."""
@@ -208,7 +213,13 @@ class Training:
             )
         if self.save:
             reports.append(
-                graph.stage("save", self.save, after=publish, when=lambda update: update.checkpoint is not None)
+                graph.stage(
+                    "save",
+                    self.save,
+                    after=publish,
+                    acquire=self.save.acquire,
+                    when=lambda update: update.checkpoint is not None,
+                )
             )
         graph.sink("events", after=reports, capacity=64)
         return graph
