@@ -3,7 +3,9 @@
 Nothing here waits for time to pass: a test that needs an order of events forces it with events of its own.
 """
 
+import os
 import threading
+import traceback
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from pipeline import Trace
@@ -174,3 +177,40 @@ def write_config(path: Path, *overrides: str, base: Config = TINY) -> Path:
     """Write a configuration as a person has it in a file: nothing resolved."""
     path.write_bytes(msgspec.json.encode(apply_overrides(base, overrides)))
     return path
+
+
+# --- whole runs in their directories ----------------------------------------------------------------------------------
+
+STORY = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # a fork while other threads are alive
+
+
+def story(folder: Path, *overrides: str) -> Config:
+    """Return a small configuration for `session.train` with a text of its own in `folder`, the same one every time."""
+    text = folder / "text.txt"
+    if not text.exists():
+        words = ("the", "cat", "sat", "on", "a", "mat", "and", "dog", "ran", "to", "sea")
+        order = np.random.default_rng(3).integers(0, len(words), 1200)
+        text.write_text(" ".join(words[place] for place in order) + "\n")
+    model = ModelConfig(context=8, layers=1, heads=2, channels=16)
+    base = Config(name="story", model=model, batch_size=4, micro_batch=2, lanes=2, steps=12)
+    common = (f'data.text=["{text}"]', "evaluation.batches=2", "trace.batches=0", "checkpoint.keep=3")
+    return apply_overrides(base, (*common, *overrides))
+
+
+def forked(work: Callable[[], object], log: Path | None = None) -> int:
+    """Run `work` in a fork of this process, which starts at once, and return its exit status (negative: the signal)."""
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            handle = os.open(log or os.devnull, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            os.dup2(handle, 1)
+            os.dup2(handle, 2)
+            work()
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    _, status = os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(status)
