@@ -4,13 +4,14 @@ This package stands on the standard library and NumPy, and never imports `kernel
 imports only those before it:
 
     errors                     what can go wrong
-    admission, statistics      decisions and figures, apart from threads
+    admission, join, ordered   decisions, apart from threads
+    statistics                 figures
     arena, slots, banks, lanes memory: aligned arenas, pools, versioned weights, gradient lanes and their order
     channel, trace             what threads share
     stage, per_worker          what a stage is
-    worker                     one thread of a stage
+    sending, worker            one thread of a stage, and its ways out
     engine                     the threads of a run
-    graph                      what people declare
+    settings, checks, graph    what people declare
     timeline                   pictures of what happened
 """
 
@@ -26,19 +27,23 @@ from pipeline.errors import (
     GraphError,
     Label,
     PipelineError,
+    RouteError,
     StageFailure,
     ThreadsLeft,
 )
 from pipeline.graph import Graph
+from pipeline.join import Join
 from pipeline.lane_order import LaneOrder
 from pipeline.lanes import LanePlan, Lanes, Milestone
 from pipeline.per_worker import PerWorker, per_worker
+from pipeline.settings import RunOptions, StageOptions
 from pipeline.slots import Pool, PoolStatistics
 from pipeline.stage import SKIP, Node, Sink, Skip
 from pipeline.statistics import ChannelStatistics, RunStatistics, StageStatistics
 from pipeline.threads import available_cores, blas_threads, loaded_blas
 from pipeline.timeline import draw_timeline
-from pipeline.trace import Trace, TraceEvent
+from pipeline.trace import Trace
+from pipeline.trace_event import TraceEvent
 
 __all__ = [
     "ALIGNMENT",
@@ -57,6 +62,7 @@ __all__ = [
     "Graph",
     "GraphError",
     "InOrder",
+    "Join",
     "Label",
     "LaneOrder",
     "LanePlan",
@@ -69,11 +75,14 @@ __all__ = [
     "Policy",
     "Pool",
     "PoolStatistics",
+    "RouteError",
     "Run",
+    "RunOptions",
     "RunStatistics",
     "Sink",
     "Skip",
     "StageFailure",
+    "StageOptions",
     "StageStatistics",
     "StaleVersion",
     "ThreadsLeft",

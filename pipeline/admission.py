@@ -65,6 +65,9 @@ class Admission(ABC, Generic[In, Out]):
     def done(self, worker: int) -> None:
         """Note that `worker` has finished what it took last."""
 
+    def sent(self) -> None:
+        """Note that the results of the oldest item taken have left; only ordered stages say so."""
+
     def in_hand(self) -> int:
         """How many workers hold something whose `done` may make more ready."""
         return 0

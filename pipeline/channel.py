@@ -94,12 +94,13 @@ class Channel(Generic[In, Out]):
         """Say that `worker` has finished what it took last; exclusive policies then hand out the next of its kind."""
         with self._lock:
             self._admission.done(worker)
-            if self._ready():
-                _wake(self._receivers)
-            elif not self._producers:
-                _wake_all(self._receivers)  # this may have been the last of the input
-            else:
-                _wake_all(self._senders)  # with nothing in hand they may be stuck for certain: let them look
+            self._look_again()
+
+    def sent(self) -> None:
+        """Say that the results of the oldest item taken have left; ordered stages may then take more."""
+        with self._lock:
+            self._admission.sent()
+            self._look_again()
 
     def close(self) -> None:
         """Say that one producer will put nothing more."""
@@ -142,6 +143,15 @@ class Channel(Generic[In, Out]):
             )
 
     # From here to the end of the two slow paths: only with the lock held, unless said otherwise.
+
+    def _look_again(self) -> None:
+        """Wake whoever may go on after something that was in hand is dealt with."""
+        if self._ready():
+            _wake(self._receivers)
+        elif not self._producers:
+            _wake_all(self._receivers)  # this may have been the last of the input
+        else:
+            _wake_all(self._senders)  # with nothing in hand they may be stuck for certain: let them look
 
     def _accept(self, ticket: Ticket, item: In) -> None:
         self._store(ticket, item)

@@ -25,10 +25,13 @@ from typing import Any, Generic, Protocol, Self, TypeVar, overload
 
 from pipeline.channel import Channel
 from pipeline.errors import Cancelled, Closed, Label, PipelineError, StageFailure, ThreadsLeft
+from pipeline.join import Join
+from pipeline.ordered import Numbered, Turns
+from pipeline.sending import Edge
 from pipeline.stage import Kind, Sink, Stage
 from pipeline.statistics import Counters, Phase, RunStatistics, StageStatistics, summarise
 from pipeline.trace import Trace
-from pipeline.worker import Edge, Surroundings, Worker
+from pipeline.worker import Surroundings, Worker
 
 Item = TypeVar("Item")
 
@@ -159,12 +162,15 @@ class Run:
             each.name: Delivery(self, each, channels[each.name]) for each in stages if each.kind is Kind.SINK
         }
         self._open_sinks = set(self._sinks)
+        turns = {each.name: Turns() for each in stages if each.ordered}
+        if trace is not None:
+            trace.declare({each.name: each.after for each in stages}, {each.name for each in stages if each.when})
         around = Surroundings(
             clock, trace.record if trace is not None else None, label, self._fail, self.cancel, self._worker_ended
         )
         self._workers = {
             each.name: [
-                Worker(each, index, channels.get(each.name), self._edges_of(each), around)
+                Worker(each, index, channels.get(each.name), self._edges_of(each), around, turns.get(each.name))
                 for index in range(each.workers)
             ]
             for each in stages
@@ -244,12 +250,24 @@ class Run:
         return summarise(stage.name, counters, channel.statistics() if channel else None, self._clock)
 
     def _channel_before(self, stage: Stage) -> Channel[Any, Any]:
-        producers = sum(each.workers for each in self._stages if each.name in stage.after)
-        return Channel(stage.admission.begin(stage.capacity), stage.capacity, producers, self._clock)
+        producers = sum(each.workers for each in self._stages for name in stage.after if each.name == name)
+        admission = stage.admission.begin(stage.capacity)
+        if stage.ordered:
+            admission = Numbered(admission, stage.workers + stage.capacity)
+        return Channel(admission, stage.capacity, producers, self._clock)
 
     def _edges_of(self, stage: Stage) -> list[Edge]:
         return [
-            Edge(each.name, self._channels[each.name], each.when) for each in self._stages if stage.name in each.after
+            Edge(
+                each.name,
+                self._channels[each.name],
+                each.when,
+                via,
+                place if isinstance(each.admission, Join) else None,
+            )
+            for each in self._stages
+            for place, (name, via) in enumerate(each.inputs())
+            if name == stage.name
         ]
 
     # What workers report, in their own threads.

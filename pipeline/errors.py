@@ -18,6 +18,10 @@ class AdmissionError(PipelineError):
     """Items that break the promise a stage was declared with: a gap, a duplicate, or an incomplete group."""
 
 
+class RouteError(PipelineError):
+    """An item whose key leads to none of the branches of its route."""
+
+
 class Cancelled(PipelineError):
     """The run was stopped while this call waited.
 

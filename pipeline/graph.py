@@ -3,32 +3,40 @@
     graph = Graph("words")
     lines = graph.source("read", open("book.txt"))
     words = graph.stage("split", str.split, after=lines, workers=2)
-    graph.sink("report", after=words)
-    with graph.start() as run:
-        for item in run:
-            print(item)
+    for word in graph.sink("report", after=words):
+        print(word)
 
 A node can only come after nodes that exist, so a graph has no cycle and every node is reachable from a source. Types
 flow along the edges: a function that does not take what the node before it makes fails in mypy.
 
 Every stage has one channel in front of it, whatever comes after whatever: several nodes in `after` are merged into it,
-and a node that several stages come after sends each of them every item for which their `when` holds.
+and a node that several stages come after sends each of them every item for which their `when` holds. `route` sends an
+item one of several ways, and `join` puts one item of each of several inputs together.
+
+Several sinks of one run have to be iterated at the same time, by a thread each: while one is drained to its end, the
+others fill up, hold up the stages in front of them, and the run stands still. The watchdog names the sink then.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from time import perf_counter_ns
-from typing import Any, Literal, TypeVar, overload
+from typing import Any, Literal, TypeVar, Unpack, overload
 
 from pipeline.admission import Fifo, Gather, Policy
-from pipeline.engine import Abortable, Run
-from pipeline.errors import GraphError, Label
-from pipeline.stage import Kind, Node, Sink, Skip, Stage
+from pipeline.checks import check_graph, check_route, check_stage
+from pipeline.engine import Run
+from pipeline.errors import GraphError
+from pipeline.join import Join
+from pipeline.settings import RunOptions, StageOptions
+from pipeline.stage import Branch, Kind, Node, Port, Route, Sink, Skip, Stage, Via
 from pipeline.statistics import RunStatistics
-from pipeline.trace import Trace
 
 In = TypeVar("In")
 Out = TypeVar("Out")
+A = TypeVar("A")
+B = TypeVar("B")
+C = TypeVar("C")
+D = TypeVar("D")
+Key = TypeVar("Key", bound=Hashable)
 
 FIFO = Fifo()
 
@@ -40,6 +48,7 @@ class Graph:
         self.name = name
         """The name that its threads begin with."""
         self._stages: dict[str, Stage] = {}
+        self._routes: dict[str, Route] = {}
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -64,13 +73,12 @@ class Graph:
         fn: Callable[[In], Out | Skip],
         *,
         after: Node[In] | Sequence[Node[In]],
-        workers: int = 1,
-        capacity: int = 2,
         admission: Policy[In] = FIFO,
         acquire: Callable[[In], object] | None = None,
         when: Callable[[In], bool] | None = None,
         gather: None = None,
         expand: Literal[False] = False,
+        **options: Unpack[StageOptions],
     ) -> Node[Out]: ...
     @overload
     def stage(
@@ -80,12 +88,11 @@ class Graph:
         *,
         after: Node[In] | Sequence[Node[In]],
         expand: Literal[True],
-        workers: int = 1,
-        capacity: int = 2,
         admission: Policy[In] = FIFO,
         acquire: Callable[[In], object] | None = None,
         when: Callable[[In], bool] | None = None,
         gather: None = None,
+        **options: Unpack[StageOptions],
     ) -> Node[Out]: ...
     @overload
     def stage(
@@ -95,11 +102,10 @@ class Graph:
         *,
         after: Node[In] | Sequence[Node[In]],
         gather: Gather[In],
-        workers: int = 1,
-        capacity: int = 2,
         acquire: Callable[[list[In]], object] | None = None,
         when: Callable[[In], bool] | None = None,
         expand: Literal[False] = False,
+        **options: Unpack[StageOptions],
     ) -> Node[Out]: ...
     @overload
     def stage(
@@ -110,10 +116,9 @@ class Graph:
         after: Node[In] | Sequence[Node[In]],
         gather: Gather[In],
         expand: Literal[True],
-        workers: int = 1,
-        capacity: int = 2,
         acquire: Callable[[list[In]], object] | None = None,
         when: Callable[[In], bool] | None = None,
+        **options: Unpack[StageOptions],
     ) -> Node[Out]: ...
     def stage(
         self,
@@ -121,21 +126,20 @@ class Graph:
         fn: Callable[..., Any],
         *,
         after: Node[Any] | Sequence[Node[Any]],
-        workers: int = 1,
-        capacity: int = 2,
         admission: Policy[Any] = FIFO,
         acquire: Callable[[Any], object] | None = None,
         when: Callable[[Any], bool] | None = None,
         gather: Gather[Any] | None = None,
         expand: bool = False,
+        **options: Unpack[StageOptions],
     ) -> Node[Any]:
-        """Add a stage: `workers` threads that call `fn` on what comes `after` other nodes, and send on what it returns.
+        """Add a stage: workers that call `fn` on what comes `after` other nodes, and send on what it returns.
 
-        `capacity` bounds the channel in front of the stage, and `admission` says in what order items leave it. With
-        `gather`, `fn` takes a list of items instead. With `expand`, `fn` returns an iterable, and each element of it is
-        sent on as it is made. A result of SKIP is not sent on. `acquire` is called with the item just before `fn` and
-        may wait for a resource. `when` selects: an item for which it is false does not come here. A stage that nothing
-        comes after is run for its effect.
+        `fn` is a function, or `per_worker(...)` for one with set-up and tear-down. `admission` says in what order items
+        leave the channel in front of it. With `gather`, `fn` takes a list of items instead. With `expand`, `fn` returns
+        an iterable, and each element of it is sent on as it is made. A result of SKIP is not sent on. `acquire` is
+        called with the item just before `fn` and may wait for a resource. `when` selects: an item for which it is false
+        does not come here. A stage that nothing comes after is run for its effect. `StageOptions` has the rest.
         """
         if gather is not None and admission != FIFO:
             raise GraphError(
@@ -148,17 +152,95 @@ class Graph:
             Kind.STAGE,
             self._names(name, after),
             fn,
-            workers,
-            capacity,
-            gather if gather is not None else admission,
+            admission=gather if gather is not None else admission,
             gathers=gather is not None,
             expand=expand,
             closes=expand,
             acquire=acquire,
             when=when,
+            via=_vias(after),
+            **options,
         )
         self._add(stage)
         return Node(name, self)
+
+    @overload
+    def join(
+        self,
+        name: str,
+        fn: Callable[[tuple[A, B]], Out | Skip],
+        *,
+        after: tuple[Node[A], Node[B]],
+        keys: tuple[Callable[[A], Hashable], Callable[[B], Hashable]] | None = None,
+        drop_unmatched: bool = False,
+        **options: Unpack[StageOptions],
+    ) -> Node[Out]: ...
+    @overload
+    def join(
+        self,
+        name: str,
+        fn: Callable[[tuple[A, B, C]], Out | Skip],
+        *,
+        after: tuple[Node[A], Node[B], Node[C]],
+        keys: tuple[Callable[[A], Hashable], Callable[[B], Hashable], Callable[[C], Hashable]] | None = None,
+        drop_unmatched: bool = False,
+        **options: Unpack[StageOptions],
+    ) -> Node[Out]: ...
+    @overload
+    def join(
+        self,
+        name: str,
+        fn: Callable[[tuple[In, ...]], Out | Skip],
+        *,
+        after: Sequence[Node[In]],
+        keys: Sequence[Callable[[In], Hashable]] | None = None,
+        drop_unmatched: bool = False,
+        **options: Unpack[StageOptions],
+    ) -> Node[Out]: ...
+    def join(
+        self,
+        name: str,
+        fn: Callable[[Any], Any],
+        *,
+        after: Sequence[Node[Any]],
+        keys: Sequence[Callable[[Any], Hashable]] | None = None,
+        drop_unmatched: bool = False,
+        **options: Unpack[StageOptions],
+    ) -> Node[Any]:
+        """Add a stage whose `fn` takes a tuple with one item of each of several inputs.
+
+        Items belong together when the `keys` of their inputs agree, or else by position: the first of each input, then
+        the second. What has no partner at the end of the input fails the run, or is dropped with `drop_unmatched`.
+
+        `capacity` is how many items of one input may wait for their partners. If one way from a fork to the join loses
+        items or delivers them further out of order than that, the other way fills up and the run stands still: the
+        watchdog says so. Raise the capacity, or send an item in place of each one that is lost.
+        """
+        names = self._names(name, after)
+        admission = Join(names, None if keys is None else tuple(keys), drop_unmatched)
+        self._add(Stage(name, Kind.STAGE, names, fn, admission=admission, gathers=True, via=_vias(after), **options))
+        return Node(name, self)
+
+    def route(
+        self, name: str, key: Callable[[In], Key], *, after: Node[In] | Sequence[Node[In]], to: Sequence[Key]
+    ) -> Mapping[Key, Node[In]]:
+        """Send each item one of several ways: return the branches, by key, for stages to come `after`.
+
+        `key(item)` is called once for each item, by the worker that sends it, and must return one of `to`; another key
+        fails the run. A route has no thread and no channel of its own. Every branch must lead to one stage or sink.
+        """
+        route = Route(name, key, tuple(to))
+        nodes = self._nodes(name, after)
+        check_route(route, _vias(nodes))
+        if name in self._routes:
+            raise GraphError(f"route {name!r} is already in graph {self.name!r}: give each a name of its own")
+        if len(nodes) != 1:
+            raise GraphError(
+                f"route {name!r} comes after {len(nodes)} nodes ({', '.join(each.name for each in nodes)}): merge them "
+                f"with a stage in front of it, or give each a route of its own"
+            )
+        self._routes[name] = route
+        return {each: Node(nodes[0].name, self, Branch(route, each)) for each in to}
 
     def sink(
         self,
@@ -170,53 +252,60 @@ class Graph:
         when: Callable[[Out], bool] | None = None,
     ) -> Sink[Out]:
         """Add a sink: a channel that the caller's thread iterates."""
-        after_names = self._names(name, after)
-        self._add(Stage(name, Kind.SINK, after_names, capacity=capacity, admission=admission, when=when))
+        names = self._names(name, after)
+        self._add(Stage(name, Kind.SINK, names, capacity=capacity, admission=admission, when=when, via=_vias(after)))
         return Sink(name, self)
 
-    def start(
-        self,
-        *,
-        resources: Sequence[Abortable] = (),
-        trace: Trace | None = None,
-        label: Callable[[Any], Label] | None = None,
-        grace: float = 10.0,
-        clock: Callable[[], int] = perf_counter_ns,
-    ) -> Run:
+    def start(self, **options: Unpack[RunOptions]) -> Run:
         """Check the graph and return a run of it; `with` starts its threads, and ends them whatever happens.
 
-        `resources` are aborted with the channels, so that no worker waits for one in vain. `label(item)` says which
-        item something is, in errors and traces; it must know every type of item in the graph. `grace` is how many
-        seconds threads may take to end before they are reported. `clock` counts nanoseconds.
+        `RunOptions` has the keyword arguments.
         """
         self.check()
-        return Run(self.name, self.stages, resources, trace, label, grace, clock)
+        return Run(self.name, self.stages, **options)
 
-    def run(
-        self,
-        *,
-        resources: Sequence[Abortable] = (),
-        trace: Trace | None = None,
-        label: Callable[[Any], Label] | None = None,
-        grace: float = 10.0,
-        clock: Callable[[], int] = perf_counter_ns,
-    ) -> RunStatistics:
-        """Run a graph without sinks to its end, and return its statistics."""
-        with self.start(resources=resources, trace=trace, label=label, grace=grace, clock=clock) as run:
+    def run(self, **options: Unpack[RunOptions]) -> RunStatistics:
+        """Run a graph without sinks to its end, and return its statistics; the keyword arguments are those of start."""
+        sinks = [stage.name for stage in self.stages if stage.kind is Kind.SINK]
+        if sinks:
+            raise GraphError(
+                f"graph {self.name!r} has sinks {sinks}, and run() would leave what comes there: iterate the graph, "
+                f"or let a stage take the items instead"
+            )
+        with self.start(**options) as run:
             run.wait()
             return run.statistics()
 
+    def __iter__(self) -> Iterator[Any]:
+        """Run the graph and iterate its one sink; `for item in sink` does the same and knows the type of the items.
+
+        The run lives as long as the iterator. A `for` statement is the only holder of its iterator, and CPython drops
+        it as the loop is left - by its end, `break`, `return` or any exception, a KeyboardInterrupt in the loop's body
+        too - before the exception reaches anyone: a traceback keeps the variables of a frame, and a loop's iterator is
+        none. So the threads are joined before the statement after the loop, as with `start`. What `start` does more:
+        it takes options, gives statistics and control, and raises a failure that came after `break`. An iterator that
+        you keep in a variable of your own keeps the threads: close() it, or use `start`.
+        """
+        sinks = [stage.name for stage in self.stages if stage.kind is Kind.SINK]
+        if len(sinks) != 1:
+            remedy = f"iterate run.items(sink) for each of {sinks}" if sinks else "use run()"
+            raise GraphError(f"graph {self.name!r} has {len(sinks)} sinks, and only one can be iterated so: {remedy}")
+        return self.deliver(Sink(sinks[0], self))
+
+    def deliver(self, sink: Sink[Out]) -> Generator[Out, None, None]:
+        """Run the graph and yield what comes out of its only sink: what iterating a graph or a sink does."""
+        others = [stage.name for stage in self.stages if stage.kind is Kind.SINK and stage.name != sink.name]
+        if others:
+            raise GraphError(
+                f"graph {self.name!r} has other sinks than {sink.name!r}: {others}. Nobody would take what comes "
+                f"there: use start() and iterate all, each in a thread of its own"
+            )
+        with self.start() as run:
+            yield from run.items(sink)
+
     def check(self) -> None:
         """Raise GraphError if the graph as a whole cannot run. What concerns one stage was checked as it was added."""
-        sources = [stage.name for stage in self.stages if stage.kind is Kind.SOURCE]
-        if not sources:
-            raise GraphError(f"graph {self.name!r} has no source, so nothing would ever happen: add one with source()")
-        followed = {name for stage in self.stages for name in stage.after}
-        for name in sources:
-            if name not in followed:
-                raise GraphError(
-                    f"nothing comes after source {name!r}: give a stage or a sink after={name}, or remove it"
-                )
+        check_graph(self.name, self.stages, self._routes.values())
 
     def resize(self, name: str, *, workers: int | None = None, capacity: int | None = None) -> None:
         """Change the workers or the capacity of a declared stage, for runs that start from now on."""
@@ -228,7 +317,7 @@ class Graph:
             workers=stage.workers if workers is None else workers,
             capacity=stage.capacity if capacity is None else capacity,
         )
-        _check_stage(changed)
+        check_stage(changed)
         self._stages[name] = changed
 
     def _add(self, stage: Stage) -> None:
@@ -239,10 +328,10 @@ class Graph:
                 f"stage {stage.name!r} is already in graph {self.name!r}, as a {self._stages[stage.name].kind.value}: "
                 f"give each a name of its own"
             )
-        _check_stage(stage)
+        check_stage(stage)
         self._stages[stage.name] = stage
 
-    def _names(self, name: str, after: Node[Any] | Sequence[Node[Any]]) -> tuple[str, ...]:
+    def _nodes(self, name: str, after: Node[Any] | Sequence[Node[Any]]) -> tuple[Node[Any], ...]:
         nodes = (after,) if isinstance(after, Node) else tuple(after)
         if not nodes:
             raise GraphError(f"stage {name!r} comes after nothing, so nothing would reach it: name at least one node")
@@ -253,24 +342,17 @@ class Graph:
                 raise GraphError(
                     f"stage {name!r} comes after {node.name!r}, which belongs to another graph: add it here"
                 )
+        return nodes
+
+    def _names(self, name: str, after: Node[Any] | Sequence[Node[Any]]) -> tuple[str, ...]:
+        nodes = self._nodes(name, after)
         names = tuple(node.name for node in nodes)
-        if len(set(names)) != len(names):
+        if len({(node.name, node.via) for node in nodes}) != len(nodes):
             raise GraphError(f"stage {name!r} comes after the same node twice ({', '.join(names)}): name each once")
         return names
 
 
-def _check_stage(stage: Stage) -> None:
-    if stage.kind is Kind.STAGE and not callable(stage.fn):
-        raise GraphError(f"stage {stage.name!r} needs a function, got {stage.fn!r}")
-    if stage.workers < 1:
-        raise GraphError(f"stage {stage.name!r} needs at least 1 worker, got workers={stage.workers}")
-    if stage.kind is not Kind.STAGE and stage.workers != 1:
-        raise GraphError(
-            f"{stage.kind.value} {stage.name!r} has one worker, got workers={stage.workers}: leave it at 1"
-        )
-    if stage.capacity < 1:
-        raise GraphError(f"stage {stage.name!r} needs a capacity of at least 1 item, got capacity={stage.capacity}")
-    if isinstance(stage.admission, Gather) and not stage.gathers:
-        raise GraphError(
-            f"{stage.kind.value} {stage.name!r} has admission=Gather(...): give a stage gather=Gather(...)"
-        )
+def _vias(after: Node[Any] | Sequence[Node[Any]]) -> tuple[Via, ...]:
+    """Return what comes from each node; empty if that is the results of all of them."""
+    vias = (after.via,) if isinstance(after, Node) else tuple(node.via for node in after)
+    return () if set(vias) == {Port.RESULTS} else vias

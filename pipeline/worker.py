@@ -16,19 +16,12 @@ from typing import Any, Final
 
 from pipeline.channel import Channel
 from pipeline.errors import Cancelled, Closed, Label, StageFailure
+from pipeline.ordered import Finished, Turns
 from pipeline.per_worker import PerWorker
+from pipeline.sending import Edge, sender
 from pipeline.stage import SKIP, Stage
 from pipeline.statistics import Counters, Phase
-from pipeline.trace import RawEvent
-
-
-@dataclass(frozen=True)
-class Edge:
-    """A way out of a stage: the channel in front of the next one."""
-
-    to: str
-    channel: Channel[Any, Any]
-    when: Callable[[Any], bool] | None
+from pipeline.trace_event import Ids, RawEvent
 
 
 @dataclass(frozen=True)
@@ -59,7 +52,13 @@ class Worker:
     """One thread of a stage; `run` is the thread's target."""
 
     def __init__(
-        self, stage: Stage, index: int, source: Channel[Any, Any] | None, edges: Sequence[Edge], run: Surroundings
+        self,
+        stage: Stage,
+        index: int,
+        source: Channel[Any, Any] | None,
+        edges: Sequence[Edge],
+        run: Surroundings,
+        turns: Turns | None = None,
     ) -> None:
         self.stage = stage
         self.index = index
@@ -69,7 +68,10 @@ class Worker:
         self._input = source
         self._edges = edges
         self._run = run
-        self._send = _sender(edges)
+        self._turns = turns
+        self._pass_on = sender(edges)  # sends a result to the stages behind
+        self._results: list[Any] = []  # of the item in hand; only of an ordered stage
+        self._send = self._pass_on if turns is None else self._results.append
 
     def run(self) -> None:
         """Work until the input ends or the run does."""
@@ -133,20 +135,24 @@ class Worker:
         waited, worked = counters.waits.add, counters.tasks.add
         get, acquire = channel.get, stage.acquire
         exclusive = getattr(stage.admission, "exclusive", False)
+        turns, number = self._turns, 0
         assert counters.began is not None
-        tag, taken = _UNLABELLED, _NO_IDS
+        tag: Label = _UNLABELLED
+        taken: Ids = _NO_IDS
         mark = counters.began + counters.busy  # busy so far with the set-up, if there is one
         while True:
             try:
                 item = get(index)
             except Closed:
                 return
+            if turns is not None:
+                number, item = item
             self.item = item
             if acquire is not None:
                 acquire(item)
             if record is not None:
                 tag = self._label(item)  # before the call: afterwards the item may belong to somebody else
-                taken = tuple(map(id, item)) if stage.gathers else (id(item),)
+                taken = tuple(map(id, item)) if stage.gathers else id(item)
             start = clock()
             counters.waiting += start - mark
             waited(start - mark)
@@ -161,12 +167,16 @@ class Worker:
                 worked(end - start)
                 counters.phase = Phase.BLOCKED
                 if record is not None:
-                    sent = _NO_IDS if result is SKIP else (id(result),)
+                    sent: Ids = _NO_IDS if result is SKIP else id(result)
                     record((stage.name, index, start, end, tag, channel.depth, taken, sent))
                 if result is not SKIP:
                     send(result)
                     counters.items_out += 1
                 mark = clock()
+                counters.blocked += mark - end
+            if turns is not None:
+                self._send_in_turn(turns, number, channel)
+                end, mark = mark, clock()
                 counters.blocked += mark - end
             counters.phase = Phase.WAITING
             if exclusive:
@@ -175,12 +185,23 @@ class Worker:
             self.item = _NOTHING
             item = result = None
 
+    def _send_in_turn(self, turns: Turns, number: int, channel: Channel[Any, Any]) -> None:
+        """Keep the results of the item in hand, or send them if it is their turn, and those kept that follow."""
+        finished = turns.finish(number, Finished(self.item, self._results.copy()))
+        self._results.clear()
+        while finished is not None:
+            self.item = finished.item
+            for result in finished.results:
+                self._pass_on(result)
+            channel.sent()
+            finished = turns.next()
+
     def _produce(self, fn: Callable[..., Any]) -> None:
         assert self.counters.began is not None
         self.counters.phase = Phase.BUSY
         self._spread(fn(), self.counters.began, None, _NO_IDS)
 
-    def _spread(self, elements: Iterable[Any], start: int, tag: Label | None, taken: Sequence[int]) -> int:
+    def _spread(self, elements: Iterable[Any], start: int, tag: Label | None, taken: Ids) -> int:
         """Send the elements one by one, time in `next` being busy; return when the last was done.
 
         `tag` labels the trace; a source has none, and its elements label themselves. `taken` identifies the input.
@@ -189,7 +210,8 @@ class Worker:
         iterator = iter(elements)
         lazy = iterator is elements  # otherwise everything was made in the call, and one event tells it
         fresh = True
-        sent: list[int] = []  # of the last event: elements that have none of their own are told by it
+        alone = lazy or tag is None  # each element has an event of its own
+        told: list[int] = []  # otherwise, what the one event tells
         try:
             while True:
                 element = next(iterator, _NOTHING)
@@ -201,12 +223,14 @@ class Worker:
                 if tag is None:
                     self.item = element
                 if record is not None:
-                    if fresh or (element is not _NOTHING and (lazy or tag is None)):
-                        label, sent = self._tag(element, tag), []
+                    made = element is not _NOTHING and element is not SKIP
+                    if fresh or (alone and element is not _NOTHING):
+                        sent: Ids = told if not alone else id(element) if made else _NO_IDS
+                        label = self._tag(element, tag)
                         record((self.stage.name, self.index, start, end, label, self._depth(), taken, sent))
                         taken = _NO_IDS  # the events that follow it come from the same input
-                    if element is not _NOTHING and element is not SKIP:
-                        sent.append(id(element))
+                    if made and not alone:
+                        told.append(id(element))
                 if element is _NOTHING:
                     return end
                 if element is not SKIP:
@@ -255,25 +279,3 @@ class Worker:
             except BaseException as second:  # the first error is the one to report; this one only spoils its label
                 words = f"an item of type {type(self.item).__name__} (its label raised {type(second).__name__})"
         return StageFailure(self.stage.name, self.index, tag, words, error)
-
-
-def _sender(edges: Sequence[Edge]) -> Callable[[Any], None]:
-    """Return the function that sends an item to every edge whose `when` holds."""
-
-    def to_all(item: Any) -> None:
-        for edge in edges:
-            try:
-                if edge.when is None or edge.when(item):
-                    edge.channel.put(item)
-            except BaseException as error:
-                _note(error, edge.to)
-                raise
-
-    if len(edges) == 1 and edges[0].when is None and not edges[0].channel.keyed:
-        return edges[0].channel.put  # the common case, in which nothing but Cancelled can be raised
-    return to_all
-
-
-def _note(error: BaseException, to: str) -> None:
-    if not isinstance(error, Cancelled):
-        error.add_note(f"raised while sending to stage {to!r}: by its `when`, its admission policy, or its channel")

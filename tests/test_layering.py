@@ -37,9 +37,10 @@ EXPORTS: dict[str, str] = {
     """,
     "pipeline": """
         ALIGNMENT SKIP Abortable AdmissionError Arena BankStatistics Banks Cancelled Channel ChannelStatistics
-        Closed Fifo Gather Graph GraphError InOrder Label LaneOrder LanePlan Lanes Lease Milestone Node
-        PerWorker PipelineError Policy Pool PoolStatistics Run RunStatistics Sink Skip StageFailure StageStatistics
-        StaleVersion ThreadsLeft Trace TraceEvent aligned_zeros arena_size available_cores blas_threads
+        Closed Fifo Gather Graph GraphError InOrder Join Label LaneOrder LanePlan Lanes Lease Milestone Node
+        PerWorker PipelineError Policy Pool PoolStatistics RouteError Run RunOptions RunStatistics Sink Skip
+        StageFailure StageOptions StageStatistics StaleVersion ThreadsLeft
+        Trace TraceEvent aligned_zeros arena_size available_cores blas_threads
         draw_timeline loaded_blas per_worker version_for
     """,
 }

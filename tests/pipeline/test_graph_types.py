@@ -38,11 +38,20 @@ measured = graph.stage("measured", per_worker(Measure), after=texts, workers=2)
 totalled = graph.stage("totalled", total, after=measured, gather=Gather(count=2))
 graph.stage("by the inch", per_worker(partial(Measure, 3)), after=texts)
 graph.sink("measures", after=graph.stage("measuring", per_worker(measuring), after=texts))
+parity = graph.route("parity", lambda item: item % 2 == 0, after=lengths, to=(True, False))
+even = graph.stage("even", lambda item: item * 2, after=parity[True], ordered=True, workers=2)
+odd = graph.stage("odd", str, after=parity[False])
+pairs = graph.join("pairs", lambda pair: pair[0] + len(pair[1]), after=(even, odd), keys=(lambda n: n, lambda s: s[:1]))
+graph.stage("after pairs", lambda item: item.bit_length(), after=pairs)
+triples = graph.join("triples", lambda item: item[2], after=(even, odd, texts))
+graph.stage("after triples", length, after=triples)
 both: list[Node[str | int]] = [texts, lengths]
 out = graph.sink("out", after=graph.stage("either", either, after=both))
 with graph.start() as run:
     for item in run.items(out):
         reveal_type(item)
+for item in out:
+    reveal_type(item)
 reveal_type(words)
 """
 
@@ -59,6 +68,13 @@ MISFITS = {
     "class after others": 'graph.stage("x", per_worker(Measure), after=lengths)',
     "set-up of others": 'graph.stage("x", per_worker(measuring), after=lengths)',
     "class without per_worker": 'graph.stage("x", Measure, after=texts, workers=2, expand=True)',
+    "after a branch": 'graph.stage("x", length, after=parity[True])',
+    "no such key": 'parity["even"]',
+    "route of others": 'graph.route("x", length, after=even, to=[1])',
+    "after a join": 'graph.stage("x", length, after=pairs)',
+    "join of others": 'graph.join("x", lambda pair: pair[1].nothing, after=(even, odd))',
+    "keys of others": 'graph.join("x", len, after=(even, odd), keys=(len, len))',
+    "no such option": 'graph.stage("x", length, after=texts, worker=2)',
     "after a sink": 'graph.stage("x", length, after=out)',
 }
 

@@ -1,0 +1,36 @@
+"""The settings that stages have whatever the type of their items, and those of a run: keyword arguments."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypedDict
+
+from pipeline.engine import Abortable
+from pipeline.errors import Label
+from pipeline.trace import Trace
+
+
+class StageOptions(TypedDict, total=False):
+    """Keyword arguments of every `stage` and `join`."""
+
+    workers: int
+    """Threads that call the function. 1 unless given."""
+    capacity: int
+    """Bound of the channel in front of the stage: items, groups or tuples. 2 unless given."""
+    ordered: bool
+    """Whether results leave in the order in which the items came out of the channel in front, rather than as they are
+    completed. Items that are skipped leave no hole. At most workers + capacity items are between the two; the elements
+    of an expanded item are collected before they are sent."""
+
+
+class RunOptions(TypedDict, total=False):
+    """Keyword arguments of `start` and `run`."""
+
+    resources: Sequence[Abortable]
+    """What is aborted with the channels, so that no worker waits for it in vain."""
+    trace: Trace | None
+    """Where every call of a stage function is recorded."""
+    label: Callable[[Any], Label] | None
+    """Says which item something is, in errors and traces; it must know every type of item in the graph."""
+    grace: float
+    """Seconds that threads may take to end before they are reported. 10 unless given."""
+    clock: Callable[[], int]
+    """Counts nanoseconds."""
