@@ -1,0 +1,276 @@
+"""Products of bfloat16 matrices with sums in float32: what linear layers, attention and the vocabulary projection use.
+
+The first operand is row-major, the second packed (`kernels.lowp_pack`); nothing is copied on the way. The result is
+float32, written or added to, or bfloat16 with the bias, the GELU or the residual applied before the one rounding. A
+linear layer needs three products::
+
+    forward          y  = x @ W       a = x            b = pack(W)               once an update
+    input's grad.    dx = dy @ W.T    a = dy           b = pack(W, transpose)    once an update
+    weight's grad.   dW += x.T @ dy   a = transpose(x) b = pack(dy)              each micro-batch
+
+Blocks: a panel of B, 32 columns, meets a block of rows of A that stays in the L2 cache, tile after tile; sums longer
+than `_DEPTH` are cut there when the result is float32. Within a row nothing depends on where the other rows are cut,
+except that AMX takes the rows and the part of k that fill its tiles and leaves the rest to AVX-512; all of it follows
+from the shapes alone, so the bits are the same in any thread.
+
+Sums are float32, in the order of k: the error of one is at most about ``K * 2**-23 * |a| @ |b|``, and much less on
+average. The instructions take subnormal inputs (below 1.2e-38) for zero.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from kernels.jit import JIT_ENABLED, exact, exact_inlined
+from kernels.lowp_amx import K_STEP, TILE_SIZE, configure_tiles, release_tiles, tile_amx
+from kernels.lowp_convert import Bits, rounded, widened
+from kernels.lowp_epilogue import finish_gelu, finish_residual, finish_rounded
+from kernels.lowp_features import DotPath, chosen_path
+from kernels.lowp_pack import PANEL, Words, unpack_bf16
+from kernels.lowp_tile import TILE_COLUMNS, TILE_ROWS, tile_avx512, tile_float32
+from kernels.lowp_vector import read_float, read_short, stack_space, write_float, write_short
+from kernels.tensors import Floats
+
+_DEPTH = 4096  # longest sum in one go: a panel of it is 256 KiB, a part of the L2 cache
+_BLOCK = 1 << 18  # numbers of A that all panels meet before the next ones: 512 KiB of the L2 cache
+_LINEAR = np.float32(1.5957691216057308)  # 2 sqrt(2 / pi), as in kernels.gelu
+_CUBIC = np.float32(0.07135481282636)  # 0.044715 * 2 sqrt(2 / pi)
+
+_AMX, _AVX512 = DotPath.AMX.value, DotPath.AVX512.value
+_WRITE, _ADD, _ROUND, _GELU, _RESIDUAL = range(5)
+_tile_space = stack_space(TILE_SIZE * PANEL * 4)
+_bias_space = stack_space(PANEL * 4)
+_edge_space = stack_space(2 * TILE_SIZE * PANEL * 2)
+
+
+class _Product(NamedTuple):
+    """One product, by addresses; row strides are in bytes."""
+
+    a: int  # (rows, inner) bfloat16
+    a_bytes: int
+    b: int  # packed
+    panel_bytes: int
+    out: int  # (rows, columns): float32 for _WRITE and _ADD, bfloat16 for the others
+    out_bytes: int
+    rows: int
+    columns: int
+    inner: int
+    mode: int  # _WRITE, _ADD: no bias; _ROUND: bias; _GELU: bias and GELU; _RESIDUAL: bias and residual
+    bias: int  # (columns,) float32; 0: none
+    other: int  # bfloat16 (rows, columns): _GELU writes what goes into the GELU, _RESIDUAL reads the residual
+    other_bytes: int
+
+
+@exact
+def _multiply_rows(
+    path: int, a: int, a_bytes: int, height: int, panel: int, inner: int, out: int, out_bytes: int, accumulate: int
+) -> None:
+    """Multiply up to `TILE_ROWS` rows with a panel. All `TILE_ROWS` x 32 floats at `out` are written."""
+    for column in range(0, PANEL, TILE_COLUMNS):
+        part, target = panel + 4 * column, out + 4 * column
+        if path >= _AVX512:
+            tile_avx512(a, a_bytes, height - 1, part, inner, target, out_bytes, accumulate)
+        else:
+            tile_float32(a, a_bytes, height - 1, part, inner, target, out_bytes, accumulate)
+
+
+@exact
+def _merge(p: _Product, tile: int, i0: int, j0: int, height: int, width: int, adds: bool) -> None:
+    """Write, or add, the part of a tile that lies inside of a float32 result."""
+    for i in range(height):
+        source, target = tile + 4 * PANEL * i, p.out + (i0 + i) * p.out_bytes + 4 * j0
+        if adds:
+            for j in range(width):
+                write_float(target, j, read_float(target, j) + read_float(source, j))
+        else:
+            for j in range(width):
+                write_float(target, j, read_float(source, j))
+
+
+@exact
+def _copy_shorts(source: int, source_bytes: int, target: int, target_bytes: int, height: int, width: int) -> None:
+    for i in range(height):
+        line, place = source + i * source_bytes, target + i * target_bytes
+        for j in range(width):
+            write_short(place, j, read_short(line, j))
+
+
+@exact
+def _finish(p: _Product, tile: int, bias: int, edges: int, i0: int, j0: int, height: int, width: int) -> None:
+    """Apply the rest of the layer to a tile of sums and round it into the result.
+
+    At the right edge this happens in `edges`, room for two tiles, since the vectors would reach past the arrays.
+    """
+    out, other = p.out + i0 * p.out_bytes + 2 * j0, p.other + i0 * p.other_bytes + 2 * j0
+    target, target_bytes, beside, beside_bytes = out, p.out_bytes, other, p.other_bytes
+    if width < PANEL:
+        target, beside = edges, edges + TILE_SIZE * 2 * PANEL
+        target_bytes = beside_bytes = 2 * PANEL
+        if p.mode == _RESIDUAL:
+            _copy_shorts(other, p.other_bytes, beside, beside_bytes, height, width)
+    if p.mode == _ROUND:
+        finish_rounded(tile, height, bias, beside, beside_bytes, target, target_bytes)
+    elif p.mode == _GELU:
+        finish_gelu(tile, height, bias, beside, beside_bytes, target, target_bytes)
+    else:
+        finish_residual(tile, height, bias, beside, beside_bytes, target, target_bytes)
+    if width < PANEL:
+        _copy_shorts(target, target_bytes, out, p.out_bytes, height, width)
+        if p.mode == _GELU:
+            _copy_shorts(beside, beside_bytes, other, p.other_bytes, height, width)
+
+
+@exact
+def _product(p: _Product) -> None:
+    """Compute it, block after block."""
+    path = chosen_path()
+    tile, bias, edges = _tile_space(), _bias_space(), _edge_space()
+    if path == _AMX:
+        configure_tiles()
+    plain = p.mode <= _ADD
+    depth = min(p.inner, _DEPTH) if plain else p.inner
+    block = max(_BLOCK // depth // TILE_SIZE, 2) * TILE_SIZE
+    for k0 in range(0, p.inner, depth):
+        inner = min(depth, p.inner - k0)
+        adds = plain and (p.mode == _ADD or k0 > 0)
+        steps = inner // K_STEP
+        for rows0 in range(0, p.rows, block):
+            rows1 = min(rows0 + block, p.rows)
+            for j0 in range(0, p.columns, PANEL):
+                width = min(PANEL, p.columns - j0)
+                if not plain:
+                    for j in range(PANEL):
+                        write_float(bias, j, read_float(p.bias + 4 * j0, j) if p.bias != 0 and j < width else 0.0)
+                panel = p.b + j0 // PANEL * p.panel_bytes + k0 // 2 * (4 * PANEL)
+                i0 = rows0
+                while i0 < rows1:
+                    tiles = path == _AMX and i0 + TILE_SIZE <= rows1 and steps > 0
+                    height = TILE_SIZE if tiles else min(TILE_ROWS, rows1 - i0)
+                    a = p.a + i0 * p.a_bytes + 2 * k0
+                    direct = plain and width == PANEL and (tiles or height == TILE_ROWS)
+                    out, out_bytes = (p.out + i0 * p.out_bytes + 4 * j0, p.out_bytes) if direct else (tile, 4 * PANEL)
+                    add = 1 if direct and adds else 0
+                    if tiles:
+                        tile_amx(a, p.a_bytes, panel, steps, out, out_bytes, add)
+                        done = steps * K_STEP
+                        if done < inner:
+                            for i in range(0, TILE_SIZE, TILE_ROWS):
+                                rest, part = a + i * p.a_bytes + 2 * done, panel + done // 2 * (4 * PANEL)
+                                left = min(TILE_ROWS, TILE_SIZE - i)
+                                _multiply_rows(
+                                    path, rest, p.a_bytes, left, part, inner - done, out + i * out_bytes, out_bytes, 1
+                                )
+                    else:
+                        _multiply_rows(path, a, p.a_bytes, height, panel, inner, out, out_bytes, add)
+                    if not plain:
+                        _finish(p, tile, bias, edges, i0, j0, height, width)
+                    elif not direct:
+                        _merge(p, tile, i0, j0, height, width, adds)
+                    i0 += height
+    if path == _AMX:
+        release_tiles()
+
+
+@exact_inlined
+def _describe(a: Bits, b: Words, out: Floats | Bits, mode: int, bias: int, other: int, other_bytes: int) -> _Product:
+    rows, columns = out.shape
+    return _Product(
+        a.ctypes.data, a.strides[0], b.ctypes.data, b.strides[0], out.ctypes.data, out.strides[0],
+        rows, columns, a.shape[1], mode, bias, other, other_bytes,
+    )  # fmt: skip
+
+
+@exact
+def _gemm_compiled(a: Bits, b: Words, out: Floats, accumulate: bool) -> None:
+    _product(_describe(a, b, out, _ADD if accumulate else _WRITE, 0, 0, 0))
+
+
+@exact
+def _linear_compiled(a: Bits, b: Words, bias: Floats, out: Bits) -> None:
+    _product(_describe(a, b, out, _ROUND, bias.ctypes.data if bias.shape[0] else 0, 0, 0))
+
+
+@exact
+def _linear_gelu_compiled(a: Bits, b: Words, bias: Floats, before: Bits, out: Bits) -> None:
+    _product(_describe(a, b, out, _GELU, bias.ctypes.data, before.ctypes.data, before.strides[0]))
+
+
+@exact
+def _linear_residual_compiled(a: Bits, b: Words, bias: Floats, residual: Bits, out: Bits) -> None:
+    _product(_describe(a, b, out, _RESIDUAL, bias.ctypes.data, residual.ctypes.data, residual.strides[0]))
+
+
+def _multiply_numpy(a: Bits, b: Words, columns: int) -> Floats:
+    return np.matmul(widened(a), widened(unpack_bf16(b, a.shape[1], columns)))
+
+
+def _gemm_numpy(a: Bits, b: Words, out: Floats, accumulate: bool) -> None:
+    product = _multiply_numpy(a, b, out.shape[1])
+    out[...] = out + product if accumulate else product
+
+
+def _linear_numpy(a: Bits, b: Words, bias: Floats, out: Bits) -> None:
+    sums = _multiply_numpy(a, b, out.shape[1])
+    out[...] = rounded(sums + bias if bias.size else sums)
+
+
+def _linear_gelu_numpy(a: Bits, b: Words, bias: Floats, before: Bits, out: Bits) -> None:
+    _linear_numpy(a, b, bias, before)
+    v = widened(before)
+    out[...] = rounded(v / (1 + np.exp(-v * (_LINEAR + _CUBIC * v * v))))
+
+
+def _linear_residual_numpy(a: Bits, b: Words, bias: Floats, residual: Bits, out: Bits) -> None:
+    out[...] = rounded(_multiply_numpy(a, b, out.shape[1]) + bias + widened(residual))
+
+
+if JIT_ENABLED:
+    _gemm, _linear, _linear_gelu = _gemm_compiled, _linear_compiled, _linear_gelu_compiled
+    _linear_residual = _linear_residual_compiled
+else:
+    _gemm, _linear, _linear_gelu = _gemm_numpy, _linear_numpy, _linear_gelu_numpy
+    _linear_residual = _linear_residual_numpy
+
+
+@exact
+def gemm_bf16(a: Bits, b: Words, out: Floats, accumulate: bool) -> None:
+    """Write, or add when `accumulate`, ``a @ B`` to `out`: a (M, K), `b` the packed B (K, N), out (M, N).
+
+    K is at least 1. Elements lie side by side within the rows of `a` and `out`; the rows may lie apart. Without
+    `accumulate` the earlier content of `out` does not matter. `out` must not overlap `a` or `b`.
+    """
+    _gemm(a, b, out, accumulate)
+
+
+@exact
+def linear_bf16(a: Bits, b: Words, bias: Floats, out: Bits) -> None:
+    """Write ``a @ B + bias``, rounded once, to `out` (M, N); arrays as in `gemm_bf16`, bias (N,), or (0,) for none."""
+    _linear(a, b, bias, out)
+
+
+@exact
+def linear_gelu_bf16(a: Bits, b: Words, bias: Floats, before: Bits, out: Bits) -> None:
+    """Write ``a @ B + bias`` to `before` and its GELU to `out`, both (M, N) and rounded.
+
+    The GELU is of the rounded numbers, so that backward, which has only those, makes the same again.
+    """
+    _linear_gelu(a, b, bias, before, out)
+
+
+@exact
+def linear_residual_bf16(a: Bits, b: Words, bias: Floats, residual: Bits, out: Bits) -> None:
+    """Write ``residual + a @ B + bias``, rounded once, to `out`; `residual` (M, N) may be `out` itself."""
+    _linear_residual(a, b, bias, residual, out)
+
+
+@exact
+def gemm_bf16x3(a_high: Bits, a_low: Bits, b_high: Words, b_low: Words, out: Floats, accumulate: bool) -> None:
+    """Write, or add, ``(a_high + a_low) @ (B_high + B_low)`` without the product of the low parts: bf16x3.
+
+    The operands come from `bf16_split`; the small products are summed first. The relative error is that of the split,
+    about 4e-6. It costs three products: a gain over float32 only where bfloat16 runs at more than three times its
+    rate, on AMX. With AVX-512 it is slower than `kernels.blas.gemm`.
+    """
+    _gemm(a_low, b_high, out, accumulate)
+    _gemm(a_high, b_low, out, True)
+    _gemm(a_high, b_high, out, True)

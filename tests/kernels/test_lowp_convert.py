@@ -1,0 +1,67 @@
+"""Conversions between float32 and bfloat16 against the definition: every bit pattern one way, all kinds back."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernels.lowp_convert import bf16_from_float32, bf16_split, float32_from_bf16
+from tests.kernels.lowp_support import nearest, numbers
+
+EVERY = np.arange(1 << 16, dtype=np.uint16)
+
+
+def convert(values: NDArray[Any]) -> NDArray[Any]:
+    source = np.ascontiguousarray(values, np.float32).reshape(-1)
+    out = np.full(source.size + 2, 0xABCD, np.uint16)
+    bf16_from_float32(source, out[1:-1])
+    assert out[0] == out[-1] == 0xABCD
+    return out[1:-1].reshape(np.shape(values))
+
+
+def test_every_bfloat16_comes_back() -> None:
+    wide = np.empty(EVERY.size, np.float32)
+    float32_from_bf16(EVERY, wide)
+    assert (wide.view(np.uint32) == EVERY.astype(np.uint32) << 16).all()
+    quiet = np.where(np.isnan(wide), EVERY | 0x40, EVERY)
+    assert (convert(wide) == quiet).all()
+
+
+def test_rounding_is_to_the_nearest_and_ties_go_to_even() -> None:
+    rng = np.random.default_rng(0)
+    finite = EVERY[(EVERY & 0x7F80) != 0x7F80].astype(np.uint32)
+    lows = np.concatenate([[0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF], rng.integers(0, 1 << 16, 10)]).astype(np.uint32)
+    values = ((finite[:, None] << 16) | lows).view(np.float32)
+    values = values[np.abs(values) <= np.float32(3.3895e38)]  # half a step beyond the largest is another test
+    assert (convert(values) == nearest(values)).all()
+
+
+def test_what_is_no_number_or_too_large() -> None:
+    bits = np.array([0x7F800001, 0xFFFFFFFF, 0x7FC00000, 0x7F80FFFF, 0x7FFFFFFF], np.uint32)
+    assert np.isnan(numbers(convert(bits.view(np.float32)))).all()
+    assert (convert(np.array([np.inf, -np.inf])) == [0x7F80, 0xFF80]).all()
+    largest = np.array([0x7F7FFFFF, 0x7F7F8000, 0x7F7F7FFF], np.uint32).view(np.float32)
+    assert (convert(largest) == [0x7F80, 0x7F80, 0x7F7F]).all()
+
+
+def test_every_length_gives_the_same_bits() -> None:
+    values = np.random.default_rng(1).standard_normal(70).astype(np.float32)
+    whole = convert(values)
+    for length in range(70):
+        assert (convert(values[:length]) == whole[:length]).all()
+        assert (convert(values[length:]) == whole[length:]).all()
+
+
+def test_the_two_terms_of_a_split() -> None:
+    rng = np.random.default_rng(2)
+    values = (rng.standard_normal(1000) * 10.0 ** rng.integers(-20, 20, 1000)).astype(np.float32)
+    high, low = np.empty(1000, np.uint16), np.empty(1000, np.uint16)
+    bf16_split(values, high, low)
+    assert (high == nearest(values)).all()
+    assert (np.abs(numbers(high) + numbers(low) - values) <= 2.0**-17 * np.abs(values)).all()
+    odd = np.array([np.inf, -np.inf, np.nan, 0.0, np.finfo(np.float32).max], np.float32)
+    high, low = np.empty(5, np.uint16), np.empty(5, np.uint16)
+    bf16_split(odd, high, low)
+    total = numbers(high) + numbers(low)
+    assert (total[[0, 1, 3, 4]] == [np.inf, -np.inf, 0.0, np.inf]).all()
+    assert np.isnan(total[2])
