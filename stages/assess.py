@@ -5,10 +5,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from stages.config import ConfigError
-from stages.data import EvaluationWindows, TokenFile, evaluation_batches, token_type
+from stages.config import ConfigError, InputError
+from stages.data import DataError, EvaluationWindows, TokenFile, evaluation_batches, token_type
 from stages.evaluate import Evaluator
 from stages.model import Model
 from stages.text import read_text
@@ -65,4 +63,13 @@ def _validation_tokens(model: Model, run: Path) -> tuple[TokenFile, int]:
             remedy="give a text with --text FILE_OR_DIR",
         )
     tokens = TokenFile.open(path, model.geometry.vocabulary, model.geometry.context)
-    return tokens, len(model.tokenizer.decode(np.load(path)))
+    try:
+        return tokens, len(model.tokenizer.decode(tokens.ids))
+    except InputError as error:
+        raise DataError(
+            str(path),
+            needed=error.needed,
+            found=f"{error.found} as {error.subject}",
+            cause="the file is damaged, or was made with another tokenizer",
+            remedy="give a text with --text FILE_OR_DIR, or resume the run, which makes the file anew from its text",
+        ) from error
