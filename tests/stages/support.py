@@ -4,6 +4,8 @@ Nothing here waits for time to pass: a test that needs an order of events forces
 """
 
 import os
+import re
+import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Mapping
@@ -14,10 +16,12 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from numpy.typing import NDArray
 
 from pipeline import Trace
 from stages.checkpoint import Checkpoint, kept_versions
+from stages.cli import main
 from stages.config import Config, ModelConfig, OptimizerConfig, ScheduleConfig, ScheduleKind, apply_overrides, resolve
 from stages.data import BatchSource, EvaluationWindows, TokenFile, evaluation_batches, random_batches
 from stages.items import Evaluation, Event, Saved, Update, label
@@ -206,11 +210,45 @@ def forked(work: Callable[[], object], log: Path | None = None) -> int:
             handle = os.open(log or os.devnull, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
             os.dup2(handle, 1)
             os.dup2(handle, 2)
+            sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
             work()
             status = 0
+        except SystemExit as error:
+            status = error.code if isinstance(error.code, int) else error.code is not None
         except BaseException:
             traceback.print_exc()
         finally:
+            sys.stdout.flush()
             os._exit(status)
     _, status = os.waitpid(child, 0)
     return os.waitstatus_to_exitcode(status)
+
+
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a command ended, and what it said."""
+
+    status: int
+    out: str
+    err: str
+
+    def refuses(self, *parts: str | Path) -> None:
+        """Check that it failed with one clear line which names all of `parts`, and no traceback."""
+        assert self.status not in (0, None), self.out
+        assert "Traceback" not in self.out + self.err
+        lines = [line for line in self.err.splitlines() if " ERROR " in line or line.startswith("Error: ")]
+        assert len(lines) == 1, self.err
+        for part in parts:
+            assert str(part) in lines[0], f"{part!s} is not in: {lines[0]}"
+
+
+def command(*arguments: str | Path) -> Outcome:
+    """Run `threadloom` in this process, not on a terminal, and check that it ended in one of the ways it may."""
+    found = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    if found.exception is not None and not isinstance(found.exception, SystemExit):
+        raise found.exception
+    assert not CONTROL.search(found.output), "control characters where there is no terminal"
+    return Outcome(found.exit_code, found.stdout, found.stderr)
