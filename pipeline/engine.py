@@ -164,7 +164,8 @@ class Run:
         self._open_sinks = set(self._sinks)
         turns = {each.name: Turns() for each in stages if each.ordered}
         if trace is not None:
-            trace.declare({each.name: each.after for each in stages}, {each.name for each in stages if each.when})
+            some = {each.name for each in stages if each.when or each.via}
+            trace.declare({each.name: each.after for each in stages}, selective=some)
         around = Surroundings(
             clock, trace.record if trace is not None else None, label, self._fail, self.cancel, self._worker_ended
         )
