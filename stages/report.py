@@ -3,6 +3,7 @@
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 
 from loguru import logger
 
@@ -64,6 +65,7 @@ class Reporter:
         self._times: deque[float] = deque([time.perf_counter()], maxlen=RATE_WINDOW + 1)
         self._smoothing = Smoothing()
         self._earlier: RunStatistics | None = None
+        self._shown: Progress | None = None
         self.last_update: Update | None = None
         self.last_evaluation: Evaluation | None = None
 
@@ -74,6 +76,8 @@ class Reporter:
                 self._take_update(event, statistics)
             case Evaluation():
                 self.last_evaluation = event
+                if self._shown:
+                    self._display.update(replace(self._shown, val_loss=event.val_loss))
                 self._log.append({"step": event.step, "val_loss": event.val_loss, "tokens": event.tokens})
                 logger.info("step {}: validation loss {:.4f} ({:.1f} s)", event.step, event.val_loss, event.seconds)
             case Saved():
@@ -97,7 +101,8 @@ class Reporter:
         smoothed = self._smoothing.add(update.loss)
         self.last_update = update
         if self._display.due() or update.step == self._config.steps:
-            self._display.update(self._progress(update, smoothed, rate, statistics()))
+            self._shown = self._progress(update, smoothed, rate, statistics())
+            self._display.update(self._shown)
 
     def _progress(self, update: Update, smoothed: float, rate: float, statistics: RunStatistics) -> Progress:
         left = (self._config.steps - update.step) * self._tokens

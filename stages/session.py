@@ -8,7 +8,7 @@ from pathlib import Path
 
 from loguru import logger
 
-import kernels
+from kernels import GemmBackend, blas_info
 from pipeline import Run, Trace, TraceEvent, available_cores, draw_timeline
 from stages.checkpoint import Checkpoint, latest_checkpoint, remove_leftovers
 from stages.config import Config, ConfigError, from_json, resolve, to_json, trajectory, trajectory_differences
@@ -164,9 +164,12 @@ def _follow(pipeline: Run, reporter: Reporter, logged: Logged) -> None:
 
 def _announce(config: Config) -> None:
     """Say once what was detected and what was chosen."""
-    blas = kernels.blas_info()
+    blas = blas_info()
     geometry = config.model.geometry()
-    logger.info("processor: {} cores; matrix products by {}", available_cores(), blas.reason)
+    product = "Numba's kernel" if blas.backend is GemmBackend.NUMBA else f"{blas.name} {blas.version}"
+    width = detect().vector_width
+    logger.info("processor: {} cores, {}; matrix products by {}", available_cores(), width.value, product)
+    logger.debug("matrix products: {}", blas.reason)
     logger.info(
         "model: {:,} parameters; batches of {} x {} tokens in micro-batches of {}, {} lanes, delay {}",
         parameter_count(geometry), config.sequences, geometry.context, config.micro_batch, config.lanes, config.delay,

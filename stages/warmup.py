@@ -4,6 +4,7 @@ Numba compiles a kernel at its first call and keeps the result on disk; the type
 sizes, so a model of a few hundred parameters compiles all that a large one needs. From then on this takes a blink.
 """
 
+import threading
 import time
 from collections.abc import Callable
 
@@ -17,7 +18,7 @@ from stages.items import MicroGradient
 from stages.training import Training
 
 SLOW = 1.0
-"""Seconds from which loading one group of kernels is worth a line."""
+"""Seconds from which loading kernels is worth a line."""
 
 
 class _Windows:
@@ -34,7 +35,7 @@ class _Windows:
 def compile_kernels(say: Callable[[str], None] = logger.info) -> float:
     """Load or compile every kernel that training calls; returns the seconds that it took.
 
-    `say` hears of each group as it is begun when the first of them shows that nothing is cached.
+    `say` hears of it, from another thread, as soon as it takes longer than loading would.
     """
     begin = time.perf_counter()
     training = _tiny_training()
@@ -64,20 +65,24 @@ def compile_kernels(say: Callable[[str], None] = logger.info) -> float:
             evaluator = Evaluator(training.config.model.geometry(), 1)
             evaluator.mean_loss(lease.bank.weights, _Windows())
 
-    cold = False
-    for name, work in {
+    groups = {
         "embedding": embed, "forward": forward, "backward": backward, "optimizer": optimizer, "evaluation": evaluation,
-    }.items():  # fmt: skip
-        if cold:
-            say(f"compiling kernels: {name}")
-        started = time.perf_counter()
-        work()
-        seconds = time.perf_counter() - started
-        if seconds > SLOW and not cold:
-            cold = True
-            say("compiling the kernels for this processor, once; they are cached for every later run")
-        if cold:
-            say(f"compiled kernels: {name} ({seconds:.1f} s)")
+    }  # fmt: skip
+    # Cached kernels load in a blink; what takes longer is being compiled, and a person should know before it is done.
+    notice = threading.Timer(
+        SLOW, say, ["compiling the kernels for this processor, once; they are cached from then on"]
+    )
+    notice.start()
+    try:
+        for name, work in groups.items():
+            started = time.perf_counter()
+            work()
+            seconds = time.perf_counter() - started
+            if seconds > SLOW:
+                say(f"compiled kernels: {name} ({seconds:.1f} s)")
+    finally:
+        notice.cancel()
+        notice.join()
     return time.perf_counter() - begin
 
 
