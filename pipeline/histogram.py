@@ -28,7 +28,7 @@ class Histogram:
         self.counts = [0] * SIZE  # 8 KiB
 
     def add(self, duration: int) -> None:
-        """Count one duration. About 0.1 µs: the bucket is computed, not searched."""
+        """Count one duration. About 0.1 µs. `Worker` has a copy of these lines."""
         duration += STEPS  # so that five bits are always there to shift down to; `_lower` takes it off again
         exponent = duration.bit_length()
         self.counts[(exponent << 4) + (duration >> exponent - 5)] += 1

@@ -3,8 +3,8 @@
 Ownership: a `Counters` belongs to one worker thread, which alone writes it; anyone may read it at any time, without a
 lock, because each figure is one assignment of an int and the state in progress is derived from their sum.
 
-Percentiles are always on. Measured: counting a duration takes 0.1 µs, twice for each item of a stage, against the 7 µs
-of a hop at capacity 2; sampling would have saved half of that and lost the rare long ones, which p99 is there for.
+Percentiles are always on. Measured: counting both durations of an item costs its stage 0.19 µs, of a hop of 7 µs at
+capacity 2. Sampling would save 0.1 µs of that and lose the rare long ones, which p99 is there for.
 """
 
 from collections.abc import Callable, Iterator, Mapping
