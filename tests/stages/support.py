@@ -245,7 +245,7 @@ class Outcome:
             assert str(part) in lines[0], f"{part!s} is not in: {lines[0]}"
 
 
-def command(*arguments: str | Path) -> Outcome:
+def command(*arguments: str | Path | float) -> Outcome:
     """Run `threadloom` in this process, not on a terminal, and check that it ended in one of the ways it may."""
     found = CliRunner().invoke(main, [str(argument) for argument in arguments])
     if found.exception is not None and not isinstance(found.exception, SystemExit):

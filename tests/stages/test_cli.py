@@ -1,0 +1,154 @@
+"""The command line as a person uses it: help, a run from text to sample, and output that can be kept in a file."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from loguru import logger
+
+from stages.config import CONFIG_NAMES, load_config, micro_batches, resolve, to_json
+from stages.rundir import RunMode, read_metrics
+from stages.session import train
+from tests.stages.support import command, story
+from tests.stages.test_resume import files
+
+pytestmark = pytest.mark.timeout(60)
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    """The command line sets the log up for itself; put that back."""
+    yield
+    logger.remove()
+
+
+HELP = {
+    "": ("train", "sample", "eval", "tune", "doctor", "--log-level", "--version", "threadloom train --config"),
+    "train": ("--config", *CONFIG_NAMES, "--text", "stdlib", "--out", "--steps", "--set", "KEY=VALUE", "--resume",
+              "--overwrite", "config.json", "metrics.jsonl", "loss.png", "timeline.png", "trace.json", "Ctrl-C"),
+    "sample": ("RUN", "--prompt", "--tokens", "--temperature", "--top-k", "--top-p", "--seed"),
+    "eval": ("RUN", "--text", "perplexity", "bits per character"),
+    "tune": ("--config", "--budget", "--set"),
+    "doctor": ("--json",),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HELP)
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_says_what_a_newcomer_needs(name: str, flag: str) -> None:
+    outcome = command(*([name] if name else []), flag)
+    assert outcome.status == 0
+    for part in HELP[name]:
+        assert part in outcome.out, part
+    assert max(map(len, outcome.out.splitlines())) <= 112
+
+
+def test_what_is_not_there_is_refused() -> None:
+    for arguments in (("trian",), ("train", "--nosuch"), ("train",), ("sample",), ("train", "--steps=0", "--out=x")):
+        outcome = command(*arguments)
+        assert outcome.status == 2
+        assert "Error: " in outcome.err
+        assert "Usage: " in outcome.err
+
+
+def test_from_text_to_sample_and_score(tmp_path: Path) -> None:
+    """The main road, with a prompt, seeds and another text; nothing here is a terminal."""
+    (tmp_path / "config.json").write_text(to_json(story(tmp_path, "trace.batches=8")))
+    out = tmp_path / "run"
+    trained = command("train", "--config", tmp_path / "config.json", "--out", out, "--sample", 30, "--no-tuned")
+    assert trained.status == 0, trained.err
+    assert "validation loss " in trained.out
+    assert f"run directory: {out}" in trained.out
+    for said in ("parameters", "memory", "step 1/12", "tokens/s", "ETA", "validation loss", "checkpoint"):
+        assert said in trained.err, said
+
+    names = {path.name for path in out.iterdir()} - {".lock"}
+    assert names == {"config.json", "metrics.jsonl", "loss.png", "timeline.png", "trace.json", "checkpoints", "data"}
+    for picture in ("loss.png", "timeline.png"):
+        assert (out / picture).read_bytes().startswith(b"\x89PNG")
+    events = json.loads((out / "trace.json").read_text())["traceEvents"]
+    assert {"forward", "backward", "update"} <= {event["name"].split()[0] for event in events}
+    records = read_metrics(out / "metrics.jsonl")
+    updates = [record for record in records if "loss" in record]
+    assert [record["step"] for record in updates] == list(range(1, 13))
+    assert set(updates[0]) == {"step", "loss", "lr", "grad_norm", "tokens_per_s", "seconds"}
+    assert [record["step"] for record in records if "val_loss" in record] == [12]
+    saved = json.loads((out / "config.json").read_text())
+    assert None not in (saved["micro_batch"], saved["lanes"], saved["slots"], saved["threads"]["forward"])
+
+    first = command("sample", out, "--prompt", "the ", "--tokens", 40, "--seed", 5, "--top-k", 5, "--top-p", 0.9)
+    assert first.out.startswith("the ")
+    assert len(first.out.rstrip("\n")) == 44
+    again = command("sample", out, "--prompt", "the ", "--tokens", 40, "--seed", 5, "--top-k", 5, "--top-p", 0.9)
+    other = command("sample", out, "--prompt", "the ", "--tokens", 40, "--seed", 6, "--top-k", 5, "--top-p", 0.9)
+    assert first.out == again.out != other.out
+    greedy = [command("sample", out, "--temperature", 0, "--tokens", 20, "--seed", seed).out for seed in (1, 2)]
+    assert greedy[0] == greedy[1]
+    assert command("sample", out, "--tokens", 0, "--prompt", "cat").out == "cat\n"
+
+    own = command("eval", out)
+    assert own.status == 0
+    for said in ("loss ", "perplexity ", "bits per character"):
+        assert said in own.out
+    elsewhere = command("eval", out, "--text", tmp_path / "text.txt")
+    assert elsewhere.status == 0
+    assert elsewhere.out != own.out
+
+
+def test_eval_repeats_the_final_validation_loss_of_the_run(tmp_path: Path) -> None:
+    """The last evaluation covers the whole split when it may, and so does `eval`."""
+    config = story(tmp_path, "evaluation.final_batches=1000", "micro_batch=1", "steps=3")
+    outcome = train(config, tmp_path / "run")
+    assert outcome.val_loss is not None
+    said = command("eval", tmp_path / "run").out
+    assert abs(float(said.split()[1]) - outcome.val_loss) < 2e-3
+
+
+def test_set_reaches_every_kind_of_setting(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(to_json(story(tmp_path)))
+    chosen = {
+        "delay": 2, "threads.forward": 1, "threads.backward": 2, "lanes": 1, "micro_batch": 4, "seed": 1,
+        "optimizer.lr": 3e-4, "schedule.kind": "linear", "evaluation.interval": 2, "slots": 3,
+    }  # fmt: skip
+    settings = [f"--set={key}={value}" for key, value in chosen.items()]
+    start = ("train", "--config", tmp_path / "config.json", "--out", tmp_path / "run", "--sample=0", "--no-tuned")
+    assert command(*start, "--steps=3", *settings).status == 0
+    saved = json.loads((tmp_path / "run" / "config.json").read_text())
+    for key, value in {**chosen, "steps": 3}.items():
+        found = saved
+        for part in key.split("."):
+            found = found[part]
+        assert found == value, key
+
+
+def test_overwrite_replaces_and_gives_the_same_run_again(tmp_path: Path) -> None:
+    config, out = story(tmp_path, "steps=3"), tmp_path / "run"
+    train(config, out)
+    first = files(out, 3)
+    train(config, out, RunMode.OVERWRITE)
+    assert files(out, 3) == first
+    assert [record["step"] for record in read_metrics(out / "metrics.jsonl") if "loss" in record] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("cores", [1, 2, 16])
+@pytest.mark.parametrize("name", CONFIG_NAMES)
+def test_shipped_configurations_resolve_for_any_machine(name: str, cores: int) -> None:
+    table = {
+        "nanogpt-cpu": (None, 64, 128, 4, 4, 12), "shakespeare": (None, 256, 384, 6, 6, 16),
+        "small": (10000, 128, 256, 2, 8, 32), "optimized": (16000, 128, 384, 4, 6, 16),
+        "large": (16000, 128, 384, 6, 6, 16), "gpt2": (50257, 64, 768, 12, 12, 4),
+    }  # fmt: skip
+    config = load_config(name)
+    model = config.model
+    sizes = (model.vocab_size, model.context, model.channels, model.layers, model.heads, config.batch_size)
+    assert sizes == table[name]
+    resolved = resolve(config, cores, model.vocab_size or 65)
+    assert None not in (resolved.micro_batch, resolved.lanes, resolved.slots, resolved.spare_banks)
+    assert micro_batches(resolved) >= (resolved.lanes or 0) >= 1
+    assert resolve(resolved, 3) == resolved, "nothing is left open"
+    if name == "nanogpt-cpu":
+        optimizer, schedule = config.optimizer, config.schedule
+        recipe = (config.steps, optimizer.lr, schedule.min_lr, schedule.warmup, optimizer.beta2, optimizer.weight_decay)
+        assert recipe == (2000, 1e-3, 1e-4, 100, 0.99, 0.1)
+        assert (optimizer.clip, config.data.train_fraction, config.data.tokenizer.value) == (1.0, 0.9, "characters")
