@@ -1,5 +1,6 @@
 """Orders that seldom come about by themselves, forced with events: overlap is possible, and none changes a bit."""
 
+import itertools
 import threading
 from collections.abc import Sequence
 from functools import partial
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from pipeline import version_for
-from stages.items import MicroBatch, ReduceShard, Update, UpdateShard
+from stages.items import MicroBatch, MicroGradient, ReduceShard, Update, UpdateShard
 from stages.training import Training
 from tests.stages.support import (
     SEVERAL_CHUNKS,
@@ -190,3 +191,10 @@ def test_what_reads_a_version_sees_it_whole_while_training_goes_on(stage: str, d
         for name in names - {"training.json"}:
             found, expected = (tmp_path / who / f"step-{step:06d}" / name for who in ("threads", "replay"))
             assert found.read_bytes() == expected.read_bytes(), name
+
+
+def test_the_loss_of_a_batch_does_not_depend_on_the_order_in_which_its_micro_batches_arrive() -> None:
+    training = build(tiny("delay=1"))
+    parts = [MicroGradient(0, micro, 0, loss) for micro, loss in enumerate((1e16, 1.0, -1e16, 3.0))]
+    losses = {next(iter(training.collect(order))).loss for order in itertools.permutations(parts)}
+    assert losses == {4.0 / (4 * training.config.model.context)}
