@@ -6,7 +6,7 @@ linear layer needs three products::
 
     forward          y  = x @ W       a = x            b = pack(W)               once an update
     input's grad.    dx = dy @ W.T    a = dy           b = pack(W, transpose)    once an update
-    weight's grad.   dW += x.T @ dy   a = transpose(x) b = pack(dy)              each micro-batch
+    weight's grad.   dW += x.T @ dy   a = transpose(x) b = dy, packed on the way each micro-batch
 
 Blocks: a panel of B, 32 columns, meets a block of rows of A that stays in the L2 cache, tile after tile; sums longer
 than `_DEPTH` are cut there when the result is float32. Within a row nothing depends on where the other rows are cut,
@@ -26,12 +26,13 @@ from kernels.lowp_amx import K_STEP, TILE_SIZE, configure_tiles, release_tiles, 
 from kernels.lowp_convert import Bits, rounded, widened
 from kernels.lowp_epilogue import finish_gelu, finish_residual, finish_rounded
 from kernels.lowp_features import DotPath, chosen_path
-from kernels.lowp_pack import PANEL, Words, unpack_bf16
+from kernels.lowp_pack import PANEL, Words, pack_panel, unpack_bf16
 from kernels.lowp_tile import TILE_COLUMNS, TILE_ROWS, tile_avx512, tile_float32
 from kernels.lowp_vector import read_float, read_short, stack_space, write_float, write_short
 from kernels.tensors import Floats
 
 _DEPTH = 4096  # longest sum in one go: a panel of it is 256 KiB, a part of the L2 cache
+_STACK_DEPTH = 512  # the same where B is packed on the way, panel by panel: 32 KiB of the L1 cache and of the stack
 _BLOCK = 1 << 18  # numbers of A that all panels meet before the next ones: 512 KiB of the L2 cache
 _LINEAR = np.float32(1.5957691216057308)  # 2 sqrt(2 / pi), as in kernels.gelu
 _CUBIC = np.float32(0.07135481282636)  # 0.044715 * 2 sqrt(2 / pi)
@@ -40,6 +41,7 @@ _AMX, _AVX512 = DotPath.AMX.value, DotPath.AVX512.value
 _WRITE, _ADD, _ROUND, _GELU, _RESIDUAL = range(5)
 _tile_space = stack_space(TILE_SIZE * PANEL * 4)
 _bias_space = stack_space(PANEL * 4)
+_panel_space = stack_space(_STACK_DEPTH * PANEL * 2)
 _edge_space = stack_space(2 * TILE_SIZE * PANEL * 2)
 
 
@@ -48,8 +50,9 @@ class _Product(NamedTuple):
 
     a: int  # (rows, inner) bfloat16
     a_bytes: int
-    b: int  # packed
-    panel_bytes: int
+    b: int  # packed (inner, columns), or not
+    b_bytes: int  # from panel to panel, or from row to row
+    packed: bool
     out: int  # (rows, columns): float32 for _WRITE and _ADD, bfloat16 for the others
     out_bytes: int
     rows: int
@@ -124,11 +127,13 @@ def _finish(p: _Product, tile: int, bias: int, edges: int, i0: int, j0: int, hei
 def _product(p: _Product) -> None:
     """Compute it, block after block."""
     path = chosen_path()
-    tile, bias, edges = _tile_space(), _bias_space(), _edge_space()
+    tile, bias, edges, stack_panel = _tile_space(), _bias_space(), _edge_space(), _panel_space()
     if path == _AMX:
         configure_tiles()
     plain = p.mode <= _ADD
-    depth = min(p.inner, _DEPTH) if plain else p.inner
+    depth = p.inner
+    if plain:
+        depth = min(depth, _DEPTH if p.packed else _STACK_DEPTH)
     block = max(_BLOCK // depth // TILE_SIZE, 2) * TILE_SIZE
     for k0 in range(0, p.inner, depth):
         inner = min(depth, p.inner - k0)
@@ -141,7 +146,11 @@ def _product(p: _Product) -> None:
                 if not plain:
                     for j in range(PANEL):
                         write_float(bias, j, read_float(p.bias + 4 * j0, j) if p.bias != 0 and j < width else 0.0)
-                panel = p.b + j0 // PANEL * p.panel_bytes + k0 // 2 * (4 * PANEL)
+                if p.packed:
+                    panel = p.b + j0 // PANEL * p.b_bytes + k0 // 2 * (4 * PANEL)
+                else:
+                    panel = stack_panel
+                    pack_panel(p.b + k0 * p.b_bytes + 2 * j0, p.b_bytes, inner, width, panel)
                 i0 = rows0
                 while i0 < rows1:
                     tiles = path == _AMX and i0 + TILE_SIZE <= rows1 and steps > 0
@@ -175,7 +184,7 @@ def _product(p: _Product) -> None:
 def _describe(a: Bits, b: Words, out: Floats | Bits, mode: int, bias: int, other: int, other_bytes: int) -> _Product:
     rows, columns = out.shape
     return _Product(
-        a.ctypes.data, a.strides[0], b.ctypes.data, b.strides[0], out.ctypes.data, out.strides[0],
+        a.ctypes.data, a.strides[0], b.ctypes.data, b.strides[0], True, out.ctypes.data, out.strides[0],
         rows, columns, a.shape[1], mode, bias, other, other_bytes,
     )  # fmt: skip
 
@@ -183,6 +192,16 @@ def _describe(a: Bits, b: Words, out: Floats | Bits, mode: int, bias: int, other
 @exact
 def _gemm_compiled(a: Bits, b: Words, out: Floats, accumulate: bool) -> None:
     _product(_describe(a, b, out, _ADD if accumulate else _WRITE, 0, 0, 0))
+
+
+@exact
+def _gemm_rows_compiled(a: Bits, b: Bits, out: Floats, accumulate: bool) -> None:
+    _product(
+        _Product(
+            a.ctypes.data, a.strides[0], b.ctypes.data, b.strides[0], False, out.ctypes.data, out.strides[0],
+            out.shape[0], out.shape[1], a.shape[1], _ADD if accumulate else _WRITE, 0, 0, 0,
+        )
+    )  # fmt: skip
 
 
 @exact
@@ -209,6 +228,11 @@ def _gemm_numpy(a: Bits, b: Words, out: Floats, accumulate: bool) -> None:
     out[...] = out + product if accumulate else product
 
 
+def _gemm_rows_numpy(a: Bits, b: Bits, out: Floats, accumulate: bool) -> None:
+    product = np.matmul(widened(a), widened(b))
+    out[...] = out + product if accumulate else product
+
+
 def _linear_numpy(a: Bits, b: Words, bias: Floats, out: Bits) -> None:
     sums = _multiply_numpy(a, b, out.shape[1])
     out[...] = rounded(sums + bias if bias.size else sums)
@@ -217,7 +241,8 @@ def _linear_numpy(a: Bits, b: Words, bias: Floats, out: Bits) -> None:
 def _linear_gelu_numpy(a: Bits, b: Words, bias: Floats, before: Bits, out: Bits) -> None:
     _linear_numpy(a, b, bias, before)
     v = widened(before)
-    out[...] = rounded(v / (1 + np.exp(-v * (_LINEAR + _CUBIC * v * v))))
+    with np.errstate(over="ignore"):
+        out[...] = rounded(v / (1 + np.exp(-v * (_LINEAR + _CUBIC * v * v))))
 
 
 def _linear_residual_numpy(a: Bits, b: Words, bias: Floats, residual: Bits, out: Bits) -> None:
@@ -225,10 +250,15 @@ def _linear_residual_numpy(a: Bits, b: Words, bias: Floats, residual: Bits, out:
 
 
 if JIT_ENABLED:
-    _gemm, _linear, _linear_gelu = _gemm_compiled, _linear_compiled, _linear_gelu_compiled
+    _gemm, _gemm_rows, _linear, _linear_gelu = (
+        _gemm_compiled,
+        _gemm_rows_compiled,
+        _linear_compiled,
+        _linear_gelu_compiled,
+    )
     _linear_residual = _linear_residual_compiled
 else:
-    _gemm, _linear, _linear_gelu = _gemm_numpy, _linear_numpy, _linear_gelu_numpy
+    _gemm, _gemm_rows, _linear, _linear_gelu = _gemm_numpy, _gemm_rows_numpy, _linear_numpy, _linear_gelu_numpy
     _linear_residual = _linear_residual_numpy
 
 
@@ -240,6 +270,15 @@ def gemm_bf16(a: Bits, b: Words, out: Floats, accumulate: bool) -> None:
     `accumulate` the earlier content of `out` does not matter. `out` must not overlap `a` or `b`.
     """
     _gemm(a, b, out, accumulate)
+
+
+@exact
+def gemm_rows_bf16(a: Bits, b: Bits, out: Floats, accumulate: bool) -> None:
+    """Write, or add when `accumulate`, ``a @ b`` to `out`, with `b` (K, N) row-major: it is packed panel by panel.
+
+    For operands that are used once, as in the gradient of a weight: a the transposed x, b the dy.
+    """
+    _gemm_rows(a, b, out, accumulate)
 
 
 @exact

@@ -25,7 +25,16 @@ from numpy.typing import NDArray
 
 from kernels.jit import JIT_ENABLED, exact, exact_inlined
 from kernels.lowp_convert import Bits, rounded, to_bf16
-from kernels.lowp_vector import LANES, read_float, stack_space, transpose_shorts, transpose_words, write_word
+from kernels.lowp_vector import (
+    LANES,
+    join_rows,
+    read_float,
+    read_short,
+    stack_space,
+    transpose_shorts,
+    transpose_words,
+    write_word,
+)
 from kernels.tensors import Floats
 
 Words = NDArray[np.uint32]
@@ -66,23 +75,34 @@ def _clear_edges(out: Words, inner: int, columns: int) -> None:
 
 
 @exact
+def pack_panel(source: int, row_bytes: int, inner: int, width: int, panel: int) -> None:
+    """Pack one panel, `width` columns of a row-major matrix, between addresses; pairs after the last are left alone."""
+    for p in range((inner + 1) // 2):
+        even, target = source + 2 * p * row_bytes, panel + 4 * PANEL * p
+        if width == PANEL and 2 * p + 1 < inner:
+            join_rows(even, even + row_bytes, target)
+            continue
+        for c in range(PANEL):
+            low, high = np.uint16(0), np.uint16(0)
+            if c < width:
+                low = read_short(even, c)
+                if 2 * p + 1 < inner:
+                    high = read_short(even + row_bytes, c)
+            write_word(target, c, _join(low, high))
+
+
+@exact
 def _pack_bf16_rows(source: Bits, out: Words) -> None:
     """Pack `source` (K, N), which is B itself."""
     inner, columns = source.shape
-    _clear_edges(out, inner, columns)
-    for p in range(inner // 2):
-        even, odd = source[2 * p], source[2 * p + 1]
-        whole = columns // PANEL
-        for j in range(whole):
-            row, first = out[j, p], j * PANEL
+    panels, pairs, _ = out.shape
+    for j in range(panels):
+        width = min(PANEL, columns - j * PANEL)
+        first, panel = source.ctypes.data + 2 * PANEL * j, out.ctypes.data + j * pairs * 4 * PANEL
+        pack_panel(first, source.strides[0], inner, width, panel)
+        for p in range((inner + 1) // 2, pairs):
             for c in range(PANEL):
-                row[c] = _join(even[first + c], odd[first + c])
-        for n in range(whole * PANEL, columns):
-            out[whole, p, n - whole * PANEL] = _join(even[n], odd[n])
-    if inner % 2:
-        last = source[inner - 1]
-        for n in range(columns):
-            out[n // PANEL, inner // 2, n % PANEL] = np.uint32(last[n])
+                out[j, p, c] = 0
 
 
 @exact

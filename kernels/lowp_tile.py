@@ -17,7 +17,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from kernels.lowp_pack import PANEL
-from kernels.lowp_vector import FLOATS, HAS_DOT, INT, INTS, LANES, SHORT, dot_pairs, pointer, spread, word
+from kernels.lowp_vector import FLOATS, HAS_DOT, INT, INTS, LANES, SHORT, dot_pairs, pointer, prefetch, spread, word
 
 # AVX-512: 16 accumulators of 32 registers. AVX2 (12 of 16 registers) works on half a panel. NEON: as AVX2, in 24 of 32.
 TILE_ROWS = 8 if LANES == 16 else 6
@@ -54,6 +54,11 @@ def _make_tile(native: bool) -> Any:
                 beyond = builder.icmp_signed(">", word(i), last_row)
                 row = builder.select(beyond, last_row, word(i))
                 starts.append(builder.add(a, builder.mul(row_bytes, row)))
+            # The tile's rows lie apart, each on its own page where the result is wide: fetched while it is computed.
+            for i in range(TILE_ROWS):
+                line = builder.add(out, builder.mul(out_bytes, word(i)))
+                for v in range(0, _VECTORS * _VECTOR_BYTES, 64):
+                    prefetch(builder, builder.add(line, word(v)))
             slots = [[cgutils.alloca_once(builder, FLOATS) for _ in range(_VECTORS)] for _ in starts]
             for row in slots:
                 for slot in row:

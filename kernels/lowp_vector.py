@@ -75,6 +75,14 @@ def pointer(builder: Any, kind: Any, base: Any, *offsets: Any) -> Any:
     return builder.inttoptr(base, kind.as_pointer())
 
 
+def prefetch(builder: Any, address: Any) -> None:
+    """Ask for the cache line at `address`, to write to it; an address that is not there does no harm."""
+    kind = ir.FunctionType(ir.VoidType(), [BYTE.as_pointer(), INT, INT, INT])
+    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    place = builder.inttoptr(address, BYTE.as_pointer())
+    builder.call(function, [place, ir.Constant(INT, 1), ir.Constant(INT, 3), ir.Constant(INT, 1)])
+
+
 def spread(builder: Any, value: Any, kind: Any) -> Any:
     """Return the vector of type `kind` with `value` in every lane."""
     nothing = ir.Constant(kind, ir.Undefined)
@@ -209,6 +217,25 @@ def _transposer(interleaves: bool) -> Any:
         return types.void(*[types.intp] * 4), codegen
 
     return transpose
+
+
+@intrinsic
+def join_rows(typing_context: Any, even: Any, odd: Any, target: Any) -> Any:
+    """Make 32 words at `target` of 32 shorts at `even` and 32 at `odd`, all addresses."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        even, odd, target = arguments
+        shift = ir.Constant(INTS, [16] * LANES)
+        for v in range(0, 32, LANES):
+            low, high = (
+                builder.zext(builder.load(pointer(builder, SHORTS, row, word(2 * v)), align=2), INTS)
+                for row in (even, odd)
+            )
+            place = pointer(builder, INTS, target, word(4 * v))
+            builder.store(builder.or_(low, builder.shl(high, shift)), place, align=4)
+        return context.get_dummy_value()
+
+    return types.void(*[types.intp] * 3), codegen
 
 
 transpose_words = _transposer(interleaves=False)

@@ -9,12 +9,20 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from numba.core.runtime import _nrt_python, rtsys
 from numpy.typing import NDArray
 
 from kernels.jit import JIT_ENABLED
 from kernels.lowp_convert import bf16_split
 from kernels.lowp_features import DotPath
-from kernels.lowp_gemm import gemm_bf16, gemm_bf16x3, linear_bf16, linear_gelu_bf16, linear_residual_bf16
+from kernels.lowp_gemm import (
+    gemm_bf16,
+    gemm_bf16x3,
+    gemm_rows_bf16,
+    linear_bf16,
+    linear_gelu_bf16,
+    linear_residual_bf16,
+)
 from kernels.lowp_pack import pack_bf16, pack_float32, packed_shape, transpose_bf16, unpack_bf16
 from tests.kernels.lowp_support import Pages, nearest, numbers, on_path, paths_here, random_bits
 
@@ -67,6 +75,12 @@ def check(rows: int, columns: int, inner: int, at_end: bool, gap: int) -> None:
     out = pages.empty((rows, columns), np.float32, gap)
     gemm_bf16(a, words, out, False)
     assert close(out, exact, error)
+    out[...] = np.nan
+    gemm_rows_bf16(a, b, out, False)
+    assert close(out, exact, error)
+    before = out.astype(np.float64)
+    gemm_rows_bf16(a, b, out, True)
+    assert close(out, before + exact, error + 2 * EPS * np.abs(before))
     before = out.astype(np.float64)
     gemm_bf16(a, words, out, True)
     assert close(out, before + exact, error + 2 * EPS * np.abs(before))
@@ -138,7 +152,7 @@ def test_the_three_products_of_a_linear_layer(path: DotPath) -> None:
     gemm_bf16(x, packed(pages, w), y, False)
     gemm_bf16(dy, packed(pages, w, True), dx, False)
     dw[...] = 1.0
-    gemm_bf16(turned, packed(pages, dy), dw, True)
+    gemm_rows_bf16(turned, dy, dw, True)
     for found, a, b in ((y, x, w), (dx, dy, w.T), (dw - 1.0, x.T, dy)):
         bound = 100 * EPS * (np.abs(numbers(a)) @ np.abs(numbers(b)) + 1.0)
         assert close(found, numbers(a) @ numbers(b), bound)
@@ -159,6 +173,7 @@ def test_nan_and_infinity_come_through(path: DotPath) -> None:
         assert np.isfinite(np.delete(rest, 7, 1)).all()
 
 
+@pytest.mark.skipif(not JIT_ENABLED, reason="BLAS promises nothing of the kind")
 def test_rows_of_a_wider_result_have_the_bits_of_fewer_rows() -> None:
     rng = np.random.default_rng(4)
     a, b = random_bits(rng, 50, 90), random_bits(rng, 90, 40)
@@ -206,3 +221,35 @@ def test_three_products_are_nearly_float32(path: DotPath) -> None:
     gemm_bf16x3(parts[0], parts[1], packed(pages, parts[2]), packed(pages, parts[3]), out, False)
     exact = a.astype(np.float64) @ b.astype(np.float64)
     assert np.linalg.norm(out - exact) <= 1e-5 * np.linalg.norm(exact)
+
+
+@pytest.mark.skipif(not JIT_ENABLED, reason="NumPy allocates")
+def test_nothing_is_allocated() -> None:
+    rng = np.random.default_rng(7)
+    floats = rng.standard_normal((40, 40)).astype(np.float32)
+    bits, words, bias = nearest(floats), np.zeros(packed_shape(40, 40), np.uint32), floats[0].copy()
+    out, short, other = np.empty_like(floats), np.empty_like(bits), np.empty_like(bits)
+
+    flat, high, low = floats.reshape(-1), short.reshape(-1), other.reshape(-1)
+    calls: list[tuple[Any, ...]] = [
+        (bf16_split, flat, high, low),
+        (pack_float32, floats, True, words),
+        (pack_bf16, bits, False, words),
+        (transpose_bf16, bits, other),
+        (gemm_bf16, bits, words, out, True),
+        (gemm_rows_bf16, bits, bits, out, True),
+        (linear_bf16, bits, words, bias, short),
+        (linear_gelu_bf16, bits, words, bias, other, short),
+        (linear_residual_bf16, bits, words, bias, other, short),
+    ]
+    _nrt_python.memsys_enable_stats()
+    try:
+        for function, *arguments in calls:
+            function(*arguments)
+            before = rtsys.get_allocation_stats().alloc
+            function(*arguments)
+            # Numba keeps a small record of each array that crosses over from Python.
+            records = sum(isinstance(argument, np.ndarray) for argument in arguments)
+            assert rtsys.get_allocation_stats().alloc - before == records, function
+    finally:
+        _nrt_python.memsys_disable_stats()
