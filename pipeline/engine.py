@@ -248,7 +248,9 @@ class Run:
         channel = self._channels.get(stage.name)
         sink = self._sinks.get(stage.name)
         counters = [sink.counters] if sink else [worker.counters for worker in self._workers[stage.name]]
-        return summarise(stage.name, counters, channel.statistics() if channel else None, self._clock)
+        return summarise(
+            stage.name, counters, channel.statistics() if channel else None, self._clock, stage.kind, stage.after
+        )
 
     def _channel_before(self, stage: Stage) -> Channel[Any, Any]:
         producers = sum(each.workers for each in self._stages for name in stage.after if each.name == name)

@@ -8,10 +8,11 @@ capacity 2. Sampling would save 0.1 µs of that and lose the rare long ones, whi
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from pipeline.histogram import Distribution, Histogram
+from pipeline.stage import Kind
 
 
 class Phase(Enum):
@@ -44,6 +45,18 @@ class ChannelStatistics:
     """Seconds that receivers waited for an item, summed over receivers, the waits in progress included. High: the
     stages in front are too slow for the stage behind, or it has more workers than it needs."""
 
+    def since(self, earlier: "ChannelStatistics") -> "ChannelStatistics":
+        """Return what happened after `earlier`; the depths stay as they are, but for the mean."""
+        items = self.items - earlier.items
+        depths = self.mean_depth * self.items - earlier.mean_depth * earlier.items
+        return replace(
+            self,
+            mean_depth=max(0.0, depths / items) if items > 0 else 0.0,
+            items=items,
+            blocked=max(0.0, self.blocked - earlier.blocked),
+            starved=max(0.0, self.starved - earlier.starved),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class StageStatistics:
@@ -73,6 +86,10 @@ class StageStatistics:
     waits: Distribution = field(default_factory=Distribution)
     """Seconds that a worker was free before each item, `acquire` included. Near 0: there is always something to do.
     Empty for a source."""
+    kind: Kind = Kind.STAGE
+    """Whether it is a source, a stage or a sink."""
+    after: tuple[str, ...] = ()
+    """The stages that send to it."""
 
     @property
     def busy_share(self) -> float:
@@ -88,6 +105,20 @@ class StageStatistics:
     def blocked_share(self) -> float:
         """Blocked time as a share of the workers' lifetime. High: a stage behind is too slow."""
         return self._share(self.blocked)
+
+    def since(self, earlier: "StageStatistics") -> "StageStatistics":
+        """Return what happened after `earlier`."""
+        return replace(
+            self,
+            items_in=self.items_in - earlier.items_in,
+            items_out=self.items_out - earlier.items_out,
+            busy=max(0.0, self.busy - earlier.busy),
+            waiting=max(0.0, self.waiting - earlier.waiting),
+            blocked=max(0.0, self.blocked - earlier.blocked),
+            channel=self.channel.since(earlier.channel) if self.channel and earlier.channel else self.channel,
+            tasks=self.tasks.since(earlier.tasks),
+            waits=self.waits.since(earlier.waits),
+        )
 
     def _share(self, seconds: float) -> float:
         total = self.busy + self.waiting + self.blocked
@@ -110,6 +141,13 @@ class RunStatistics(Mapping[str, StageStatistics]):
             if stage.name == name:
                 return stage
         raise KeyError(name)
+
+    def since(self, earlier: "RunStatistics | None") -> "RunStatistics":
+        """Return what happened after `earlier`, an older state of the same run: rates and shares of late."""
+        if earlier is None:
+            return self
+        stages = tuple(stage.since(earlier[stage.name]) if stage.name in earlier else stage for stage in self.stages)
+        return RunStatistics(self.graph, self.elapsed - earlier.elapsed, stages)
 
     def __iter__(self) -> Iterator[str]:
         return (stage.name for stage in self.stages)
@@ -144,7 +182,12 @@ class Counters:
 
 
 def summarise(
-    name: str, workers: list[Counters], channel: ChannelStatistics | None, clock: Callable[[], int]
+    name: str,
+    workers: list[Counters],
+    channel: ChannelStatistics | None,
+    clock: Callable[[], int],
+    kind: Kind = Kind.STAGE,
+    after: tuple[str, ...] = (),
 ) -> StageStatistics:
     """Sum the counters of a stage's workers."""
     now = clock()
@@ -160,4 +203,6 @@ def summarise(
         channel=channel,
         tasks=Distribution.of(worker.tasks for worker in workers),
         waits=Distribution.of(worker.waits for worker in workers),
+        kind=kind,
+        after=after,
     )
