@@ -269,7 +269,7 @@ class OnProcesses(PerWorker[In, Out]):
     """
 
     def __init__(self, fn: Callable[[In], Out], time_limit: float | None) -> None:
-        super().__init__(self._make_worker)
+        super().__init__(self.worker)
         self.time_limit = time_limit
         self.job = Job(fn.make if isinstance(fn, PerWorker) else partial(_as_context, fn))
         main = sys.modules["__main__"]
@@ -279,7 +279,8 @@ class OnProcesses(PerWorker[In, Out]):
         self._name = getattr(fn, "__qualname__", repr(fn))
         Pickles(_nothing_held, owner=True).dumps(self.job, by_value=self.by_value)  # what cannot cross fails here
 
-    def _make_worker(self) -> ProcessWorker[In, Out]:
+    def worker(self) -> ProcessWorker[In, Out]:
+        """Return a worker, to be entered and called by one thread; also of use without a graph."""
         return ProcessWorker(self, threading.current_thread().name)
 
     def abort(self) -> None:

@@ -31,6 +31,7 @@ import time
 import weakref
 from collections.abc import Callable
 from math import prod
+from pathlib import Path
 from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Any, Final, Self
@@ -53,6 +54,13 @@ class PoolExhausted(PipelineError):
 
 def anonymous_memory(name: str, size: int) -> int:
     """Return a file descriptor of `size` zeroed bytes of shared memory that has no name in any file system."""
+    # Before anything is allocated: asked for more than there is, Linux kills a process rather than refuse.
+    available = _available_memory()
+    if available is not None and size > available:
+        raise PipelineError(
+            f"shared memory {name!r} needs {size:,} bytes, and {available:,} are available on this machine: use fewer "
+            f"or smaller slots"
+        )
     if hasattr(os, "memfd_create"):
         fd = os.memfd_create(f"threadloom-{name}", os.MFD_CLOEXEC)
     else:
@@ -60,7 +68,7 @@ def anonymous_memory(name: str, size: int) -> int:
     try:
         os.ftruncate(fd, size)
         if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(fd, 0, size)  # too little memory is an error here, and not a SIGBUS later
+            os.posix_fallocate(fd, 0, size)  # a limit that is reached is an error here, and not a SIGBUS later
     except OSError as error:
         os.close(fd)
         raise PipelineError(
@@ -68,6 +76,15 @@ def anonymous_memory(name: str, size: int) -> int:
             f"slots, or raise the memory limit"
         ) from error
     return fd
+
+
+def _available_memory() -> int | None:
+    """Return the bytes that can be allocated without swapping, or None where the system does not tell."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
 
 
 def _unlinked_memory() -> int:
@@ -118,7 +135,9 @@ class Slot:
         strides: tuple[int, ...] | None = None,
         writeable: bool = True,
     ) -> NDArray[Any]:
-        """Return an array in this slot; NumPy raises if it would reach beyond."""
+        """Return an array in this slot; one that would reach beyond it raises."""
+        if offset < 0:  # what NumPy does not check
+            raise ValueError(f"an array cannot begin {-offset} bytes before its slot")
         array: NDArray[Any] = np.ndarray(shape, dtype, np.asarray(self), offset, strides)
         array.flags.writeable = writeable
         return array

@@ -171,7 +171,7 @@ class Pickles:
             except Exception as error:  # whatever a class's own methods raise
                 plain = error
         try:
-            return self._pack(self._dump_dill(value), dilled=True)
+            return self._pack(self._dump_dill(value, by_value), dilled=True)
         except Exception as error:
             shown = plain or error
             raise PipelineError(
@@ -210,14 +210,14 @@ class Pickles:
         pickler.dump(value)
         return buffer.getbuffer()
 
-    def _dump_dill(self, value: Any) -> memoryview:
+    def _dump_dill(self, value: Any, by_value: bool) -> memoryview:
         def override(each: Any) -> Any:
             if type(each) is np.ndarray:
                 return self._reduce_array(each)
             return self._reduce_pool(each) if isinstance(each, SharedPool) else NotImplemented
 
         buffer = io.BytesIO()
-        pickler = DillPickler(buffer, 5)
+        pickler = DillPickler(buffer, 5, recurse=by_value)  # with the globals that it uses, where there is no module
         pickler.reducer_override = override  # dill's own table comes before the dispatch table
         pickler.dump(value)
         return buffer.getbuffer()
