@@ -1,0 +1,101 @@
+"""Our side: the pipeline on random tokens, let go for so many updates at a time."""
+
+import threading
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from safetensors.numpy import save_file
+
+from benchmarks.protocol import Steps
+from kernels import Weights
+from stages.config import Config, ScheduleConfig, ScheduleKind, from_json, resolve
+from stages.data import BatchSource, TokenIds, random_batches
+from stages.items import Update, label
+from stages.numerics import numerics
+from stages.training import Training
+from stages.warmup import compile_kernels
+
+CHECKED_UPDATES = 3
+"""Updates whose losses and norms are compared with the peer's."""
+ENDLESS = 1_000_000_000
+
+
+class Gated:
+    """Lets batches through up to a number, and holds the rest back: the pipeline runs empty and waits, idle."""
+
+    def __init__(self, source: BatchSource) -> None:
+        self._source = source
+        self._allowed = 0  # batches let through; under the condition's lock
+        self._changed = threading.Condition()
+
+    def allow(self, more: int) -> None:
+        """Let so many more batches through."""
+        with self._changed:
+            self._allowed += more
+            self._changed.notify_all()
+
+    def fill(self, batch: int, micro: int, ids: TokenIds, targets: TokenIds) -> None:
+        """Wait for the batch's turn, then draw the micro-batch."""
+        with self._changed:
+            self._changed.wait_for(lambda: batch < self._allowed)
+        self._source.fill(batch, micro, ids, targets)
+
+
+def measured(config: Config, delay: int) -> Config:
+    """Return the configuration as it is measured: without end, at a constant learning rate."""
+    return msgspec.structs.replace(
+        config, delay=delay, steps=ENDLESS, schedule=ScheduleConfig(kind=ScheduleKind.CONSTANT)
+    )
+
+
+def write_inputs(folder: Path, training: Training, config: Config) -> None:
+    """Write the first weights and the tokens of the first updates for the peer."""
+    with training.banks.lease_newest() as lease:
+        weights = lease.bank.weights
+        save_file({name: getattr(weights, name) for name in Weights._fields}, folder / "weights.safetensors")
+    source, rows = random_batches(config), (config.micro_batch or 1) * config.model.context
+    count = training.plan.micro_batches
+    ids, targets = (np.zeros((CHECKED_UPDATES, count, rows), np.int32) for _ in range(2))
+    for batch in range(CHECKED_UPDATES):
+        for micro in range(count):
+            source.fill(batch, micro, ids[batch, micro], targets[batch, micro])
+    shape = (CHECKED_UPDATES, config.sequences, config.model.context)
+    np.savez(folder / "tokens.npz", ids=ids.reshape(shape), targets=targets.reshape(shape))
+
+
+class Threadloom:
+    """The pipeline at its default settings for `threads` cores; it stays filled with threads, idle between runs."""
+
+    def __init__(self, config: str, delay: int, threads: int, folder: Path | None = None) -> None:
+        compile_kernels(lambda _: None)
+        self.config = resolve(measured(from_json(config), delay), threads)
+        self._gate = Gated(random_batches(self.config))
+        self._training = Training(self.config, self._gate)
+        if folder:
+            write_inputs(folder, self._training, self.config)
+        self._stack = ExitStack()
+        self._stack.enter_context(numerics(self.config))
+        graph = self._training.graph()
+        self._run: Any = self._stack.enter_context(graph.start(resources=self._training.resources, label=label))
+        self._stack.callback(self._gate.allow, ENDLESS)  # a stage that waits for its turn could not end
+
+    def run(self, updates: int) -> Steps:
+        """Make updates and say what they took, from the empty pipeline to the empty pipeline, and what they gave."""
+        losses: list[float] = []
+        norms: list[float] = []
+        begin = time.perf_counter()
+        self._gate.allow(updates)
+        while len(losses) < updates:
+            event = next(iter(self._run))
+            assert isinstance(event, Update)
+            losses.append(event.loss)
+            norms.append(event.grad_norm)
+        return Steps(time.perf_counter() - begin, losses, norms)
+
+    def close(self) -> None:
+        """End the pipeline's threads."""
+        self._stack.close()

@@ -1,0 +1,160 @@
+"""What a comparison found, and how a person reads it: Markdown, a picture, JSON. Pure functions of the figures."""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+COLOURS = ("#8b95a5", "#c3a46b", "#2563eb", "#0f9d75", "#b4348f", "#6d5bd0")
+INK, FAINT = "#1f2937", "#d7dce3"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One side on one configuration."""
+
+    name: str
+    ours: bool
+    tokens_per_s: list[float]
+    """One figure a round; the sides' rounds alternate."""
+    peak_bytes: int
+    """The most memory that its process ever held."""
+    library_bytes: int
+    """How much of that it held before it had built anything."""
+
+    @property
+    def median(self) -> float:
+        """Tokens per second, the median of the rounds."""
+        return statistics.median(self.tokens_per_s)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All sides on one configuration."""
+
+    config: str
+    flops_per_token: float
+    checked: str
+    """What was found equal before any time was taken."""
+    sides: list[Measured]
+
+    def ratios(self, side: Measured, base: Measured) -> list[float]:
+        """Return the ratio of two sides in each round."""
+        return [mine / other for mine, other in zip(side.tokens_per_s, base.tokens_per_s, strict=True)]
+
+    @property
+    def peers(self) -> list[Measured]:
+        """The sides that are not ours."""
+        return [side for side in self.sides if not side.ours]
+
+    @property
+    def best_peer(self) -> Measured | None:
+        """The fastest of them, which ratios are to."""
+        return max(self.peers, key=lambda side: side.median, default=None)
+
+
+def spread(values: Sequence[float], digits: int = 2) -> str:
+    """Return a median with the least and the largest of the values."""
+    return f"{statistics.median(values):,.{digits}f} ({min(values):,.{digits}f} to {max(values):,.{digits}f})"
+
+
+def rows(comparisons: Sequence[Comparison]) -> list[list[str]]:
+    """Return the table, one row a side: config, side, tokens/s, ratio, GFLOP/s, peak memory and its ratio."""
+    found = []
+    for comparison in comparisons:
+        base = comparison.best_peer
+        for side in comparison.sides:
+            relative = base is not None and side is not base
+            found.append(
+                [
+                    comparison.config,
+                    side.name,
+                    spread(side.tokens_per_s, 0),
+                    spread(comparison.ratios(side, base)) if base and relative else "1" if base else "",
+                    f"{side.median * comparison.flops_per_token / 1e9:,.0f}",
+                    f"{side.peak_bytes / 1e9:.2f} GB",
+                    f"{side.peak_bytes / base.peak_bytes:.2f}" if base else "",
+                ]
+            )
+    return found
+
+
+HEADINGS = ("config", "side", "tokens/s", "ratio to the best peer", "GFLOP/s", "peak memory", "ratio")
+
+
+def markdown(comparisons: Sequence[Comparison], machine: str) -> str:
+    """Return the results as a page."""
+    lines = [
+        "| " + " | ".join(HEADINGS) + " |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
+        *("| " + " | ".join(row) + " |" for row in rows(comparisons)),
+    ]
+    said = ["", f"{machine}. Medians of alternated rounds, in brackets the least and the largest; float32; peak memory"]
+    said.append("of each side's own process. Checked before the time was taken:")
+    said += [f"- {comparison.config}: {comparison.checked}" for comparison in comparisons]
+    return "\n".join([*lines, *said]) + "\n"
+
+
+def figure(comparisons: Sequence[Comparison], machine: str) -> Figure:
+    """Return the picture: speed and peak memory of every side, relative to the first peer."""
+    drawn = Figure(figsize=(max(8.0, 2.6 + 2.3 * len(comparisons)), 6.4), dpi=130, facecolor="white")
+    drawn.set_layout_engine("constrained")
+    speed, memory = drawn.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": [1.5, 1.0]})
+    names = list(dict.fromkeys(side.name for comparison in comparisons for side in comparison.sides))
+    colours = dict(zip(names, (COLOURS * 3)[_first(comparisons) :], strict=False))
+    width = 0.8 / max(1, len(names))
+    for place, comparison in enumerate(comparisons):
+        base = comparison.peers[0] if comparison.peers else comparison.sides[0]
+        for side in comparison.sides:
+            at = place - 0.4 + width * (names.index(side.name) + 0.5)
+            ratios = comparison.ratios(side, base)
+            middle = statistics.median(ratios)
+            colour = colours[side.name]
+            speed.bar(at, middle, 0.92 * width, color=colour, label=side.name if place == 0 else None)
+            if side is not base:
+                below, above = middle - min(ratios), max(ratios) - middle
+                speed.errorbar(at, middle, [[below], [above]], color=INK, linewidth=1.0, capsize=2.5)
+            speed.annotate(
+                f"{side.median:,.0f}", (at, 0.0), (0, 4), textcoords="offset points",
+                ha="center", va="bottom", rotation=90, fontsize=8, color="white",
+            )  # fmt: skip
+            share = side.peak_bytes / base.peak_bytes
+            memory.bar(at, share, 0.92 * width, color=colour)
+            memory.annotate(
+                f"{side.peak_bytes / 1e9:.2f} GB", (at, 0.0), (0, 4), textcoords="offset points",
+                ha="center", va="bottom", rotation=90, fontsize=8, color="white",
+            )  # fmt: skip
+    _dress(speed, f"tokens/s\nrelative to {_base_name(comparisons)}")
+    _dress(memory, "peak memory,\nrelative")
+    memory.set_xticks(range(len(comparisons)), [comparison.config for comparison in comparisons], fontsize=10)
+    speed.set_title("Training throughput, float32", loc="left", color=INK, fontsize=12, fontweight="bold", pad=26)
+    speed.set_title(machine, loc="right", color=INK, fontsize=8, pad=26)
+    speed.legend(
+        loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=len(names), frameon=False, labelcolor=INK, fontsize=9
+    )
+    return drawn
+
+
+def _first(comparisons: Sequence[Comparison]) -> int:
+    """The place of the first colour: the muted ones are the peers'."""
+    return 0 if len(comparisons[0].peers) == 2 else 1 if comparisons[0].peers else 2
+
+
+def _base_name(comparisons: Sequence[Comparison]) -> str:
+    sides = comparisons[0].peers or comparisons[0].sides
+    return sides[0].name
+
+
+def _dress(axes: Axes, label: str) -> None:
+    axes.set_ylabel(label, color=INK)
+    axes.axhline(1.0, color=INK, linewidth=0.9, linestyle=(0, (4, 3)), zorder=0)
+    axes.grid(axis="y", color=FAINT, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.set_ylim(bottom=0.0)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color(FAINT)
+    axes.tick_params(colors=INK, length=0, labelsize=9)

@@ -1,0 +1,224 @@
+"""Throughput beside PyTorch: `python -m benchmarks.throughput`.
+
+First the answer: from the same weights, on the same tokens, the losses and gradient norms of some updates must be equal
+within float32. Then the time: every side in a process of its own, in alternated rounds, so that what else the machine
+does meets all of them. Our side runs at its default settings; each of its rounds begins and ends with an empty
+pipeline, so filling and draining it count against us.
+"""
+
+import importlib.util
+import json
+import math
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import click
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.protocol import Side, Sizes, Worker
+from benchmarks.results import HEADINGS, Comparison, Measured, figure, markdown, rows
+from stages.config import Config, load_config, to_json
+from stages.machine import detect
+from stages.settings import InputError
+
+DEFAULT_CONFIGS = ("nanogpt-cpu", "small", "optimized")
+RANDOM_VOCABULARY = 65
+"""Stands for the vocabulary of a configuration that takes it from the text: tinyshakespeare's characters."""
+ROUNDS = 5
+BUSY = 0.5
+"""Load average from which figures are not worth much."""
+LEAST_UPDATES = 3
+"""Of one round."""
+LOSS_TOLERANCE, NORM_TOLERANCE = 2e-5, 1e-3
+"""Relative, on each of the checked updates. The first loss agrees to about 1e-7; what follows has been through AdamW,
+which turns a rounding of a gradient near zero into a step of full size."""
+INSTALL = "PyTorch is not installed: run `make bench`, or `pip install 'threadloom[bench]'`; or give --no-peers"
+
+
+class CheckFailed(RuntimeError):
+    """Two sides do not compute the same."""
+
+
+def sizes_of(config: Config, threads: int) -> Sizes:
+    """Return what both sides take."""
+    model, optimizer = config.model, config.optimizer
+    return Sizes(
+        vocabulary=model.vocab_size or RANDOM_VOCABULARY, context=model.context, layers=model.layers,
+        heads=model.heads, channels=model.channels, sequences=config.sequences, lr=optimizer.lr,
+        beta1=optimizer.beta1, beta2=optimizer.beta2, eps=optimizer.eps, weight_decay=optimizer.weight_decay,
+        clip=optimizer.clip, threads=threads,
+    )  # fmt: skip
+
+
+def check(config: str, sizes: Sizes, delays: Sequence[int]) -> str:
+    """Compare losses and gradient norms of a few updates, and say what was equal; CheckFailed where it is not.
+
+    At delay 0 all of them; a run at another delay begins with the same update, and departs from there by definition.
+    """
+    from benchmarks.ours import CHECKED_UPDATES
+
+    said = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for delay in delays:
+            with Worker(Side.OURS, config, sizes, delay, folder) as ours:
+                mine = ours.run(CHECKED_UPDATES)
+            with Worker(Side.EAGER, config, sizes, folder=folder) as peer:
+                theirs = peer.run(CHECKED_UPDATES)
+            updates = CHECKED_UPDATES if delay == 0 else 1
+            loss = _difference(mine.losses[:updates], theirs.losses[:updates])
+            norm = _difference(mine.grad_norms[:updates], theirs.grad_norms[:updates])
+            if not (loss <= LOSS_TOLERANCE and norm <= NORM_TOLERANCE):
+                raise CheckFailed(
+                    f"threadloom at delay {delay} and PyTorch do not agree: losses {mine.losses[:updates]} and "
+                    f"{theirs.losses[:updates]}, gradient norms {mine.grad_norms[:updates]} and "
+                    f"{theirs.grad_norms[:updates]}"
+                )
+            plural = "s" if updates > 1 else ""
+            said.append(f"τ={delay}: {updates} update{plural}, loss within {loss:.0e}, gradient norm within {norm:.0e}")
+    return "; ".join(said)
+
+
+def _difference(mine: Sequence[float], theirs: Sequence[float]) -> float:
+    """The largest relative difference."""
+    return max(abs(a - b) / abs(b) if math.isfinite(a) else math.inf for a, b in zip(mine, theirs, strict=True))
+
+
+def measure(workers: Sequence[Worker], sizes: Sizes, seconds: float, say: Callable[[str], None]) -> list[Measured]:
+    """Let the sides run in turns, `seconds` each in all, the order turned round every other time."""
+    pace: dict[Worker, float] = {}
+    for worker in workers:
+        say(f"warming up {worker.name}")
+        worker.run(LEAST_UPDATES + worker.delay)
+        pace[worker] = worker.run(LEAST_UPDATES).seconds / LEAST_UPDATES
+    rates: dict[Worker, list[float]] = {worker: [] for worker in workers}
+    for number in range(ROUNDS):
+        say(f"round {number + 1} of {ROUNDS}")
+        for worker in workers if number % 2 == 0 else reversed(workers):
+            updates = max(LEAST_UPDATES, round(seconds / ROUNDS / pace[worker]))
+            pace[worker] = worker.run(updates).seconds / updates
+            rates[worker].append(sizes.tokens / pace[worker])
+    found = []
+    for worker in workers:
+        memory = worker.memory()
+        found.append(
+            Measured(worker.name, worker.side is Side.OURS, rates[worker], memory["peak"], memory["libraries"])
+        )
+    return found
+
+
+def compare(
+    config: Config, delays: Sequence[int], peers: Sequence[Side], seconds: float, say: Callable[[str], None]
+) -> Comparison:
+    """Check, then measure, one configuration."""
+    sizes = sizes_of(config, detect().logical_cores)
+    model = msgspec.structs.replace(config.model, vocab_size=sizes.vocabulary)
+    text = to_json(msgspec.structs.replace(config, model=model))
+    say("checking that both compute the same")
+    checked = check(text, sizes, delays) if peers else "nothing, for want of a peer"
+    with ExitStack() as stack:
+        workers = [stack.enter_context(Worker(side, text, sizes)) for side in peers]
+        workers += [stack.enter_context(Worker(Side.OURS, text, sizes, delay)) for delay in delays]
+        sides = measure(workers, sizes, seconds, say)
+    return Comparison(config.name, sizes.flops_per_token, checked, sides)
+
+
+def warn_if_busy(say: Callable[[str], None]) -> None:
+    """Say so if other programs are at work: the comparison is then not fair, however it alternates."""
+    if not hasattr(os, "getloadavg"):
+        return
+    load = os.getloadavg()[0]
+    if load > BUSY:
+        say(
+            f"{load:.1f} threads of other programs have been at work lately. PyTorch's threads meet after every "
+            "operation and suffer far more from that than a pipeline does: ratios will flatter threadloom. Wait."
+        )
+
+
+def machine_line() -> str:
+    """Say what was measured on, and with which versions."""
+    machine = detect()
+    versions = []
+    for name in ("torch", "numba", "numpy"):
+        try:
+            versions.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            continue
+    return f"{machine.cpu}, {machine.logical_cores} cores, Python {platform.python_version()}, {', '.join(versions)}"
+
+
+def write(out: Path, comparisons: Sequence[Comparison]) -> None:
+    """Write JSON, Markdown and the picture."""
+    out.mkdir(parents=True, exist_ok=True)
+    load = os.getloadavg() if hasattr(os, "getloadavg") else None
+    content = {
+        "machine": machine_line(),
+        "load_average": load,
+        "comparisons": [asdict(comparison) for comparison in comparisons],
+    }
+    (out / "throughput.json").write_text(json.dumps(content, indent=2) + "\n")
+    (out / "throughput.md").write_text(markdown(comparisons, machine_line()))
+    figure(comparisons, machine_line()).savefig(out / "throughput.png")
+
+
+def show(console: Console, comparisons: Sequence[Comparison]) -> None:
+    """Print the table."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for heading in HEADINGS:
+        table.add_column(heading, justify="left" if heading in ("config", "side") else "right")
+    for row in rows(comparisons):
+        table.add_row(*row)
+    console.print(table)
+    for comparison in comparisons:
+        console.print(f"{comparison.config}: checked {comparison.checked}", highlight=False)
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--config", "names", multiple=True, metavar="NAME_OR_FILE", help="Repeatable; three by default.")
+@click.option("--seconds", type=click.FloatRange(min=0.0), default=20.0, show_default=True,
+              help="Seconds that each side runs for, in all rounds together.")  # fmt: skip
+@click.option("--delays", default="0", show_default=True, help="Delays of our side, such as 0,1,2.")
+@click.option("--compile", "compiled", is_flag=True, help="Also torch.compile, which needs a C++ compiler.")
+@click.option("--peers/--no-peers", default=True, show_default=True, help="Whether PyTorch runs beside.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/throughput"), show_default=True)
+def main(
+    names: tuple[str, ...], seconds: float, delays: str, compiled: bool, peers: bool, as_json: bool, out: Path
+) -> None:
+    """Measure training throughput side by side with PyTorch, after checking that both compute the same."""
+    if peers and importlib.util.find_spec("torch") is None:
+        raise click.ClickException(INSTALL)
+    try:
+        wanted = [int(delay) for delay in delays.split(",")]
+        configs = [load_config(name) for name in names or DEFAULT_CONFIGS]
+    except (ValueError, InputError) as error:
+        raise click.ClickException(str(error)) from error
+    sides = [Side.EAGER, *([Side.COMPILED] if compiled else [])] if peers else []
+    console = Console(stderr=as_json, width=None if sys.stdout.isatty() else 150)
+    warn_if_busy(lambda sentence: console.print(f"warning: {sentence}", style="yellow", highlight=False))
+    comparisons = []
+    for config in configs:
+        say = _speaker(console, config.name)
+        comparisons.append(compare(config, wanted, sides, seconds, say))
+        write(out, comparisons)  # after each: what was measured is kept if the next one fails
+    show(console, comparisons)
+    console.print(f"written to {out}: throughput.json, throughput.md, throughput.png", highlight=False)
+    if as_json:
+        click.echo((out / "throughput.json").read_text(), nl=False)
+
+
+def _speaker(console: Console, name: str) -> Callable[[str], None]:
+    return lambda sentence: console.print(f"{name}: {sentence}", style="dim", highlight=False)
+
+
+if __name__ == "__main__":
+    main()

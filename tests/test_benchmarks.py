@@ -1,0 +1,156 @@
+"""The benchmarks: figures and pictures from invented results, processes with our side, and all of it with PyTorch."""
+
+import importlib.util
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from safetensors.numpy import load_file
+
+from benchmarks import convergence, throughput
+from benchmarks.protocol import Side, Sizes, Worker, WorkerError
+from benchmarks.results import Comparison, Measured, figure, markdown, rows, spread
+from benchmarks.throughput import compare, sizes_of
+from stages.config import Config, ModelConfig, apply_overrides, load_config, to_json
+from stages.parameters import parameter_count
+
+TINY = Config(name="tiny", model=ModelConfig(vocab_size=17, context=6, layers=2, heads=2, channels=8), batch_size=4,
+              steps=12)  # fmt: skip
+
+EAGER = Measured("PyTorch eager", False, [100.0, 90.0, 110.0], 2_000_000_000, 300_000_000)
+COMPILED = Measured("PyTorch compile", False, [120.0, 130.0, 125.0], 2_200_000_000, 300_000_000)
+OURS = Measured("threadloom τ=0", True, [240.0, 130.0, 250.0], 900_000_000, 200_000_000)
+
+
+def quiet(_: str) -> None:
+    pass
+
+
+def test_ratios_are_of_one_round_and_to_the_best_peer() -> None:
+    comparison = Comparison("small", 1e9, "equal", [EAGER, COMPILED, OURS])
+    assert comparison.best_peer is COMPILED
+    assert comparison.ratios(OURS, COMPILED) == [2.0, 1.0, 2.0]
+    table = rows([comparison])
+    assert [row[1] for row in table] == ["PyTorch eager", "PyTorch compile", "threadloom τ=0"]
+    assert table[2][2:] == ["240 (130 to 250)", "2.00 (1.00 to 2.00)", "240", "0.90 GB", "0.41"]
+    assert table[1][3] == "1"
+    assert spread([3.0, 1.0, 2.0]) == "2.00 (1.00 to 3.00)"
+    page = markdown([comparison], "a machine")
+    assert "| small | threadloom τ=0 | 240 (130 to 250) |" in page
+    assert "- small: equal" in page
+
+
+@pytest.mark.parametrize("sides", [[EAGER, OURS], [EAGER, COMPILED, OURS], [OURS]])
+def test_the_picture_can_be_drawn(sides: list[Measured]) -> None:
+    comparisons = [Comparison(name, 1e9, "equal", sides) for name in ("small", "large")]
+    drawn = figure(comparisons, "a machine")
+    drawn.canvas.draw()
+    speed, memory = drawn.axes
+    assert len(speed.patches) == len(memory.patches) == 2 * len(sides)
+    assert speed.patches[0].get_height() == pytest.approx(1.0)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", ["nanogpt-cpu", "small", "gpt2"])
+def test_sizes_agree_with_ours(name: str) -> None:
+    config = apply_overrides(load_config(name), [] if name != "nanogpt-cpu" else ["model.vocab_size=65"])
+    sizes = sizes_of(load_config(name), 2)
+    assert sizes.parameters == parameter_count(config.model.geometry())
+    assert sizes.tokens == config.sequences * config.model.context
+    model = config.model
+    matrices = sizes.parameters - model.context * model.channels
+    assert sizes.flops_per_token == 6 * matrices + 6 * model.layers * model.context * model.channels
+
+
+def test_our_side_in_its_process(tmp_path: Path) -> None:
+    with Worker(Side.OURS, to_json(TINY), sizes_of(TINY, 2), delay=1, folder=tmp_path) as worker:
+        assert worker.name == "threadloom τ=1"
+        first = worker.run(3)
+        more = worker.run(2)
+        memory = worker.memory()
+    assert len(first.losses) == len(first.grad_norms) == 3
+    assert len(more.losses) == 2
+    assert first.losses[0] == pytest.approx(math.log(17), rel=0.05)
+    assert first.seconds > 0
+    assert memory["peak"] >= memory["libraries"] > 10 << 20
+    assert load_file(tmp_path / "weights.safetensors")["wte"].shape == (17, 8)
+    with np.load(tmp_path / "tokens.npz") as tokens:
+        assert tokens["ids"].shape == tokens["targets"].shape == (3, 4, 6)
+        np.testing.assert_array_equal(tokens["ids"][:, :, 1:], tokens["targets"][:, :, :-1])
+
+
+def test_a_side_that_fails_is_named() -> None:
+    sizes = sizes_of(TINY, 2)
+    with Worker(Side.OURS, "{}", sizes) as worker, pytest.raises(WorkerError, match=r"threadloom τ=0 ended with"):
+        worker.run(1)
+
+
+def test_without_peers_our_side_is_measured_alone(tmp_path: Path) -> None:
+    file = tmp_path / "tiny.json"
+    file.write_text(to_json(TINY))
+    out = tmp_path / "out"
+    answer = CliRunner().invoke(
+        throughput.main,
+        ["--no-peers", "--config", str(file), "--seconds", "0.05", "--delays", "0,2", "--json", "--out", str(out)],
+    )
+    assert answer.exit_code == 0, answer.output
+    found = json.loads(answer.stdout)
+    sides = found["comparisons"][0]["sides"]
+    assert [side["name"] for side in sides] == ["threadloom τ=0", "threadloom τ=2"]
+    assert all(len(side["tokens_per_s"]) == throughput.ROUNDS for side in sides)
+    assert (out / "throughput.png").stat().st_size > 1000
+    assert "threadloom τ=2" in (out / "throughput.md").read_text()
+
+
+def test_a_missing_peer_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    answer = CliRunner().invoke(throughput.main, [])
+    assert answer.exit_code == 1
+    assert "make bench" in answer.output
+
+
+def test_wrong_results_stop_the_comparison(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Liar:
+        def __init__(self, side: Side, config: str, sizes: Sizes, delay: int = 0, folder: Path | None = None) -> None:
+            self.loss = 4.0 if side is Side.OURS else 4.01
+
+        def __enter__(self) -> "Liar":
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def run(self, updates: int) -> object:
+            from benchmarks.protocol import Steps
+
+            return Steps(1.0, [self.loss] * updates, [1.0] * updates)
+
+    monkeypatch.setattr(throughput, "Worker", Liar)
+    with pytest.raises(throughput.CheckFailed, match="do not agree"):
+        throughput.check(to_json(TINY), sizes_of(TINY, 2), [0])
+
+
+@pytest.mark.torch
+def test_both_sides_compute_the_same_and_are_measured() -> None:
+    found = compare(TINY, [0, 1], [Side.EAGER], 0.2, quiet)
+    assert [side.name for side in found.sides] == ["PyTorch eager", "threadloom τ=0", "threadloom τ=1"]
+    assert "τ=0: 3 updates" in found.checked
+    assert all(side.median > 0 and side.peak_bytes > side.library_bytes > 0 for side in found.sides)
+
+
+def test_convergence_draws_every_delay_in_one_picture(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("one two three four five six seven " * 60)
+    file = tmp_path / "tiny.json"
+    file.write_text(to_json(TINY))
+    out = tmp_path / "out"
+    arguments = ["--config", str(file), "--text", str(text), "--delays", "0,2", "--out", str(out)]
+    for _ in range(2):  # a second time replaces the first
+        answer = CliRunner().invoke(convergence.main, [*arguments, "--set", "evaluation.interval=5"])
+        assert answer.exit_code == 0, answer.output
+    assert "final validation loss" in answer.output
+    assert "+0.0000" in answer.output
+    assert (out / "convergence.png").stat().st_size > 10_000
+    assert (out / "delay-2" / "config.json").exists()
