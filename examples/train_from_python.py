@@ -1,0 +1,60 @@
+"""Training from Python: the stages of `threadloom train`, put together by hand.
+
+    python -m examples.train_from_python [FILE_OR_DIR ...]
+
+Without a text it learns the source of Python's standard library.
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+import msgspec
+
+from pipeline import RunStatistics, available_cores
+from stages.config import Config, load_config, resolve
+from stages.data import evaluation_batches, prepare, training_batches
+from stages.items import Evaluation, Update
+from stages.numerics import numerics
+from stages.text import read_text
+from stages.training import Training, Validation
+from stages.warmup import compile_kernels
+
+
+def train(config: Config, text: str, folder: Path) -> float:
+    """Train on a text, print what happens, and return the validation loss; `folder` takes the token files."""
+    data = prepare(config, text, folder)
+    config = resolve(config, available_cores(), data.tokenizer.vocab_size)
+    windows = evaluation_batches(data.validation, batch_size=12, micro_batch=config.micro_batch or 1, batches=20)
+    training = Training(config, training_batches(config, data.train), Validation(windows, windows))
+    loss = float("nan")
+    with numerics(config), training.graph().start(resources=training.resources) as run:
+        for event in run:
+            if isinstance(event, Update) and event.step % 50 == 0:
+                print(f"update {event.step}: loss {event.loss:.4f}, gradient norm {event.grad_norm:.3f}")
+            elif isinstance(event, Evaluation):
+                loss = event.val_loss
+                print(f"update {event.step}: validation loss {loss:.4f}")
+    show(run.statistics())
+    print(f"batches by the age of the weights that they read: {dict(training.banks.statistics().staleness)}")
+    return loss
+
+
+def show(statistics: RunStatistics) -> None:
+    """Print how each stage spent its time: the busiest one is the one that limits the pipeline."""
+    print(f"\n{'stage':>10} {'threads':>8} {'items':>8} {'busy':>6} {'waiting':>8} {'blocked':>8}")
+    for stage in statistics.values():
+        shares = f"{stage.busy_share:6.0%} {stage.waiting_share:8.0%} {stage.blocked_share:8.0%}"
+        print(f"{stage.name:>10} {stage.workers:8} {stage.items_out:8} {shares}")
+
+
+def main(texts: tuple[str, ...] = (), steps: int = 200, config: Config | None = None) -> float:
+    """Train the small character model for a moment at delay 1, where the optimizer overlaps forward and backward."""
+    compile_kernels(print)
+    config = msgspec.structs.replace(config or load_config("nanogpt-cpu"), steps=steps, delay=1)
+    with tempfile.TemporaryDirectory() as folder:
+        return train(config, read_text(texts).text, Path(folder))
+
+
+if __name__ == "__main__":
+    main(tuple(sys.argv[1:]))
