@@ -1,0 +1,110 @@
+"""Thousands of random graphs under random faults, in bounded time; every invariant of `pipeline.testing` is checked.
+
+    python -m benchmarks.soak --seconds 60 --seed 0     # what ran, as JSON with --json FILE
+    python -m benchmarks.soak --only 1234               # one seed again, told in full
+
+Seeds are tried one after another from --seed on, so a run of more seconds tries all that a shorter one did. Every
+seventh graph has no faults, and must deliver everything. A seed that fails is printed with the line that repeats it,
+and the exit status is 1.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from itertools import count
+from pathlib import Path
+
+from pipeline.testing import FaultPlan, Report, exercise, random_subject
+
+PLAIN = 7
+"""One graph in so many has no faults."""
+
+
+@dataclass
+class Figures:
+    """What a soak did."""
+
+    first_seed: int
+    graphs: int = 0
+    stages: int = 0
+    items: int = 0  # taken by stages and sinks
+    faults: Counter[str] = field(default_factory=Counter)  # that struck, by kind
+    outcomes: Counter[str] = field(default_factory=Counter)  # how the runs ended
+    slowest: float = 0.0  # seconds of the longest run
+    failures: list[int] = field(default_factory=list)  # seeds
+    seconds: float = 0.0
+    python: str = sys.version.split()[0]
+    gil: bool = True
+
+    def add(self, report: Report, seed: int) -> None:
+        self.graphs += 1
+        self.stages += len(report.statistics.stages)
+        self.items += sum(stage.items_in for stage in report.statistics.stages)
+        self.faults.update(fired.fault.kind.value for fired in report.fired)
+        self.outcomes["a good end" if report.error is None else type(report.error).__name__] += 1
+        self.slowest = max(self.slowest, report.seconds)
+        if report.broken:
+            self.failures.append(seed)
+
+    def __str__(self) -> str:
+        faults = ", ".join(f"{kind} {many}" for kind, many in sorted(self.faults.items())) or "none"
+        outcomes = ", ".join(f"{name} {many}" for name, many in self.outcomes.most_common())
+        return (
+            f"graphs {self.graphs} ({self.stages} stages), items {self.items:,}, failures {len(self.failures)}, "
+            f"seconds {self.seconds:.1f}\n"
+            f"faults that struck: {self.faults.total()} ({faults})\n"
+            f"outcomes: {outcomes}; the slowest run took {self.slowest:.2f} s\n"
+            f"CPython {self.python}{'' if self.gil else ', free-threaded'}, seeds from {self.first_seed}"
+        )
+
+
+def try_seed(seed: int) -> Report:
+    """Run the graph of one seed under the faults of that seed."""
+    subject = random_subject(seed)
+    plan = FaultPlan() if seed % PLAIN == 0 else FaultPlan.random(subject.graph, seed)
+    return exercise(subject, plan)
+
+
+def soak(
+    seeds: Iterable[int], first_seed: int, seconds: float = float("inf"), say: Callable[[str], None] = print
+) -> Figures:
+    """Try seeds until there are no more, or the time is up."""
+    figures = Figures(first_seed, gil=getattr(sys, "_is_gil_enabled", lambda: True)())
+    began = time.monotonic()
+    for seed in seeds:
+        report = try_seed(seed)
+        figures.add(report, seed)
+        if report.broken:
+            say(f"seed {seed} FAILED: {report.broken[0]}\n  again: python -m benchmarks.soak --only {seed}")
+        figures.seconds = time.monotonic() - began
+        if figures.seconds > seconds:
+            break
+    return figures
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=60.0, help="how long to go on (60)")
+    parser.add_argument("--seed", type=int, default=0, help="the first seed (0)")
+    parser.add_argument("--only", type=int, help="try this seed alone, and say everything")
+    parser.add_argument("--json", type=Path, help="write the figures to this file too")
+    arguments = parser.parse_args()
+    if arguments.only is not None:
+        for stage in random_subject(arguments.only).graph.stages:
+            print(stage)
+        report = try_seed(arguments.only)
+        print(report.plan, report.statistics, f"ended with {report.error!r}", *report.broken, sep="\n")
+        return bool(report.broken)
+    figures = soak(count(arguments.seed), arguments.seed, arguments.seconds)
+    print(figures)
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(asdict(figures), indent=1) + "\n", encoding="utf-8")
+    return bool(figures.failures)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

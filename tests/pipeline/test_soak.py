@@ -1,0 +1,50 @@
+"""Random graphs under random faults: a slice of the soak in every run of the tests, and minutes of it on demand."""
+
+from itertools import count
+
+import pytest
+
+from benchmarks.soak import soak
+from pipeline import Graph
+from pipeline.testing import random_subject
+
+QUICK = 300
+"""Seeds that every run of the tests tries; a few seconds."""
+MINUTES = 3
+FROM = 1_000_000
+"""Where the long soak begins, so that it tries others."""
+
+
+@pytest.mark.timeout(120)
+def test_a_slice_of_the_soak() -> None:
+    figures = soak(range(QUICK), 0)
+    assert figures.failures == []
+    assert figures.graphs == QUICK
+    assert {"a good end", "StageFailure", "Cancelled", "KeyboardInterrupt", "InjectedFault"} <= set(figures.outcomes)
+    assert {"raise", "exit", "cancel", "interrupt", "leave", "delay", "hold"} <= set(figures.faults)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(MINUTES * 60 + 120)
+def test_the_long_soak() -> None:
+    said: list[str] = []
+    figures = soak(count(FROM), FROM, MINUTES * 60, said.append)
+    assert figures.failures == [], "\n".join(said)
+
+
+def test_random_graphs_are_a_function_of_their_seed_and_have_everything() -> None:
+    graphs = [random_subject(seed).graph for seed in range(200)]
+    again = [random_subject(seed).graph for seed in range(200)]
+
+    def shape(graph: Graph) -> list[str]:
+        return [
+            f"{s.name} {s.after} {s.workers} {s.capacity} {s.ordered} {type(s.admission).__name__}"
+            for s in graph.stages
+        ]
+
+    assert [shape(graph) for graph in graphs] == [shape(graph) for graph in again]
+    stages = [stage for graph in graphs for stage in graph.stages]
+    assert {type(stage.admission).__name__ for stage in stages} == {"Fifo", "InOrder", "Gather", "Join"}
+    assert {stage.workers for stage in stages} == {1, 2, 3, 4}
+    for feature in ("expand", "ordered", "when", "acquire", "via", "gathers"):
+        assert any(getattr(stage, feature) for stage in stages), feature

@@ -1,0 +1,166 @@
+"""The fault harness: a plan does what it says, well-behaved graphs pass, and a failure says how to see it again."""
+
+import threading
+
+import pytest
+
+from pipeline import AdmissionError, Cancelled, Closed, Graph, InOrder, StageFailure
+from pipeline.testing import (
+    Fault,
+    FaultKind,
+    FaultPlan,
+    InjectedFault,
+    InvariantBroken,
+    Subject,
+    exercise,
+    hammer,
+)
+
+pytestmark = pytest.mark.timeout(60)
+
+COUNT = 60
+
+
+def line(count: int = COUNT, workers: int = 1) -> Subject:
+    """Three stages of one or more workers, with a model."""
+    graph = Graph("line")
+    numbers = graph.source("draw", lambda: iter(range(1000, 1000 + count)))
+    one = graph.stage("one", lambda item: item + 1000, after=numbers, workers=workers)
+    two = graph.stage("two", lambda item: item + 1000, after=one, workers=workers)
+    graph.sink("out", after=two)
+    return Subject(
+        graph, expected={"out": range(3000, 3000 + count)}, ordered=frozenset({"out"} if workers == 1 else ())
+    )
+
+
+def plan(*faults: Fault) -> FaultPlan:
+    return FaultPlan(faults)
+
+
+# Plans and what they do.
+
+
+def test_a_plan_is_a_function_of_its_seed_and_its_repr_is_python() -> None:
+    graph = line().graph
+    plans = [FaultPlan.random(graph, seed) for seed in range(50)]
+    assert plans == [FaultPlan.random(graph, seed) for seed in range(50)]
+    assert len(set(map(repr, plans))) > 25
+    kinds = {fault.kind for each in plans for fault in each.faults}
+    assert kinds == set(FaultKind) - {FaultKind.KILL}  # which strikes process stages alone
+    assert [eval(repr(each)) for each in plans] == plans  # noqa: S307
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (Fault("tow", 0, FaultKind.RAISE), "does not have"),
+        (Fault("two", 0, FaultKind.LEAVE), "cannot strike a stage"),
+        (Fault("out", 0, FaultKind.EXIT), "cannot strike a sink"),
+    ],
+)
+def test_a_fault_that_cannot_strike_is_refused(fault: Fault, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        exercise(line(), plan(fault))
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("at", [0, COUNT - 1])
+@pytest.mark.parametrize("stage", ["draw", "one", "two"])
+@pytest.mark.parametrize("kind", [FaultKind.RAISE, FaultKind.EXIT, FaultKind.CANCEL, FaultKind.INTERRUPT])
+def test_what_stops_a_run_strikes_where_it_was_told_to(kind: FaultKind, stage: str, at: int, after: bool) -> None:
+    report = exercise(line(), plan(Fault(stage, at, kind, after=after))).check()
+    assert [fired.fault.stage for fired in report.fired] == [stage]
+    match kind:
+        case FaultKind.RAISE | FaultKind.EXIT:
+            assert isinstance(report.error, StageFailure)
+            assert report.error.stage == stage
+            assert type(report.error.__cause__) is (InjectedFault if kind is FaultKind.RAISE else SystemExit)
+            assert len(report.delivered["out"]) <= at
+        case FaultKind.CANCEL:
+            assert isinstance(report.error, Cancelled)
+        case _:
+            assert isinstance(report.error, KeyboardInterrupt)
+
+
+@pytest.mark.parametrize("kind", [FaultKind.RAISE, FaultKind.CANCEL, FaultKind.INTERRUPT, FaultKind.LEAVE])
+def test_what_the_caller_does_at_a_sink(kind: FaultKind) -> None:
+    report = exercise(line(), plan(Fault("out", 7, kind))).check()
+    wanted = {
+        FaultKind.RAISE: InjectedFault,
+        FaultKind.CANCEL: Cancelled,
+        FaultKind.INTERRUPT: KeyboardInterrupt,
+        FaultKind.LEAVE: type(None),
+    }
+    assert type(report.error) is wanted[kind]
+    if kind is not FaultKind.CANCEL:
+        assert report.delivered["out"] == list(range(3000, 3008))
+
+
+def test_a_hold_lets_other_items_overtake() -> None:
+    subject = line(workers=2)
+    report = exercise(subject, plan(Fault("one", 0, FaultKind.HOLD, 25))).check()
+    assert report.error is None
+    place = report.delivered["out"].index(3000) if report.delivered["out"][0] != 3000 else 0
+    assert place > 0, "nothing overtook the first item"
+
+
+def test_delays_and_slow_consumers_change_nothing_else() -> None:
+    faults = [
+        Fault("one", 3, FaultKind.DELAY, 1),
+        Fault("out", 0, FaultKind.DELAY, 1),
+        Fault("out", 5, FaultKind.HOLD, 9),
+    ]
+    report = exercise(line(), plan(*faults)).check()
+    assert report.error is None
+    assert len(report.fired) == 3
+    assert report.delivered["out"] == list(range(3000, 3000 + COUNT))
+
+
+def test_an_interrupt_is_for_the_main_thread_alone() -> None:
+    caught: list[BaseException] = []
+
+    def elsewhere() -> None:
+        try:
+            exercise(line(), plan(Fault("one", 1, FaultKind.INTERRUPT)))
+        except ValueError as error:
+            caught.append(error)
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    assert "main thread" in str(caught[0])
+
+
+def test_hammer_tries_each_seed_and_names_the_one_that_breaks() -> None:
+    assert len(hammer(line, range(40))) == 40
+
+    def wrong() -> Subject:
+        subject = line()
+        return Subject(subject.graph, expected={"out": range(3000, 3000 + COUNT + 1)})
+
+    with pytest.raises(InvariantBroken, match=r"again: hammer\(wrong, \[0\]\)") as caught:
+        hammer(wrong, [0], most=0)
+    assert "did not deliver {3060: 1}" in str(caught.value)
+
+
+def test_an_order_that_cannot_be_kept_is_the_graphs_own_error() -> None:
+    graph = Graph("gap")
+    order = InOrder[int](lambda item: (0, item))
+    graph.sink("out", after=graph.source("draw", [0, 2]), admission=order)
+    report = exercise(Subject(graph, may_raise=(AdmissionError,))).check()
+    assert isinstance(report.error, StageFailure)
+    assert exercise(graph).broken
+
+
+def test_closed_raised_by_a_stage_is_an_error_like_any_other() -> None:
+    """It is what a channel says at the end of its input: from a function it must not be taken for that."""
+
+    def closing(item: int) -> int:
+        if item == 3:
+            raise Closed
+        return item
+
+    graph = Graph("closing")
+    graph.sink("out", after=graph.stage("one", closing, after=graph.source("draw", range(10))))
+    report = exercise(Subject(graph, may_raise=(Closed,))).check()
+    assert isinstance(report.error, StageFailure)
