@@ -15,9 +15,9 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 
-from pipeline.worker import Worker
 from stages.checkpoint import Checkpoint, finished_checkpoints
 from stages.config import Config, to_json
+from stages.items import label
 from stages.rundir import MetricsLog, RunMode, read_metrics
 from stages.session import train
 from tests.stages.checkpoint_writer import Operations, kill_self
@@ -114,16 +114,16 @@ def at_stage_call(number: int, spin: int) -> Callable[[], None]:
     """Die some way into a call of a stage function, counted over all stages of a traced run, which labels each."""
 
     def prepare() -> None:
-        label, calls = Worker._label, iter(range(1, 10**6))
+        calls = iter(range(1, 10**6))
 
-        def counted(self: Worker, item: object) -> object:
+        def counted(item: object) -> dict[str, int | str]:
             if next(calls) == number:
                 for _ in range(spin):
                     pass
                 kill_self()
-            return label(self, item)
+            return label(item)
 
-        patch.object(Worker, "_label", counted).start()
+        patch("stages.session.label", counted).start()
 
     return prepare
 
