@@ -4,13 +4,15 @@ This package stands on the standard library and NumPy, and never imports `kernel
 imports only those before it:
 
     errors                     what can go wrong
-    admission, join, ordered   decisions, apart from threads
+    admission, join, ordered,  decisions, apart from threads
+    failure, control
     statistics                 figures
     arena, slots, banks, lanes memory: aligned arenas, pools, versioned weights, gradient lanes and their order
-    channel, trace             what threads share
+    gate, channel, turnstile,  what threads share
+    trace
     stage, per_worker          what a stage is
-    sending, worker            one thread of a stage, and its ways out
-    engine                     the threads of a run
+    sending, guard, worker     one thread of a stage, its ways out, its failures
+    assembly, delivery, engine the parts of a run, what comes out, its threads
     settings, checks, graph    what people declare
     timeline                   pictures of what happened
 """
@@ -30,7 +32,9 @@ from pipeline.errors import (
     RouteError,
     StageFailure,
     ThreadsLeft,
+    TooManySkipped,
 )
+from pipeline.failure import Again, Attempt, DeadLetter, FailFast, OnError, Retry, SkipFailed, Verdict
 from pipeline.graph import Graph
 from pipeline.join import Join
 from pipeline.lane_order import LaneOrder
@@ -50,13 +54,17 @@ __all__ = [
     "SKIP",
     "Abortable",
     "AdmissionError",
+    "Again",
     "Arena",
+    "Attempt",
     "BankStatistics",
     "Banks",
     "Cancelled",
     "Channel",
     "ChannelStatistics",
     "Closed",
+    "DeadLetter",
+    "FailFast",
     "Fifo",
     "Gather",
     "Graph",
@@ -70,24 +78,29 @@ __all__ = [
     "Lease",
     "Milestone",
     "Node",
+    "OnError",
     "PerWorker",
     "PipelineError",
     "Policy",
     "Pool",
     "PoolStatistics",
+    "Retry",
     "RouteError",
     "Run",
     "RunOptions",
     "RunStatistics",
     "Sink",
     "Skip",
+    "SkipFailed",
     "StageFailure",
     "StageOptions",
     "StageStatistics",
     "StaleVersion",
     "ThreadsLeft",
+    "TooManySkipped",
     "Trace",
     "TraceEvent",
+    "Verdict",
     "aligned_zeros",
     "arena_size",
     "available_cores",

@@ -68,6 +68,9 @@ class Admission(ABC, Generic[In, Out]):
     def sent(self) -> None:
         """Note that the results of the oldest item taken have left; only ordered stages say so."""
 
+    def staffed(self, workers: int) -> None:
+        """Note that the stage now has so many workers."""
+
     def in_hand(self) -> int:
         """How many workers hold something whose `done` may make more ready."""
         return 0

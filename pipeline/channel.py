@@ -19,6 +19,7 @@ from time import perf_counter_ns
 from typing import Any, Generic, TypeVar
 
 from pipeline.admission import Admission, FifoState, Ticket
+from pipeline.control import Crew
 from pipeline.errors import AdmissionError, Cancelled, Closed
 from pipeline.statistics import ChannelStatistics
 
@@ -35,6 +36,7 @@ class Channel(Generic[In, Out]):
         capacity: int,
         producers: int,
         clock: Callable[[], int] = perf_counter_ns,
+        workers: int = 1,
     ) -> None:
         self._lock = allocate_lock()
         self._admission = admission
@@ -53,7 +55,10 @@ class Channel(Generic[In, Out]):
         self._receivers: deque[LockType] = deque()
         self._refused: list[Ticket] = []  # tickets of the blocked senders, of keyed policies alone: see _check_progress
         self._producers = producers  # producers still to close; only `close` lowers it
+        self._crew = Crew(workers)  # of the stage that takes from here
         self._aborted = False  # set once, by `abort`
+        self._held = False  # between `hold` and `release`
+        self._look = False  # whether a receiver has anything of these three to look at; only `_note_orders` sets it
         # Counters. A wait in progress has its start subtracted already, so adding now × waiters gives the time so far.
         self._put_count = self._depth_sum = self._depth_max = 0
         self._send_waiters = self._send_wait = 0
@@ -81,7 +86,7 @@ class Channel(Generic[In, Out]):
         """Take what is next, waiting for it if need be; raises Closed at the end of the input."""
         plain = self._plain
         with self._lock:
-            if plain and not self._aborted:
+            if plain and not self._look:
                 out: Out = plain.popleft()
                 if self._senders:
                     _wake(self._senders)
@@ -115,13 +120,44 @@ class Channel(Generic[In, Out]):
         """Wake everyone with Cancelled, now and from now on. Safe from any thread, any number of times."""
         with self._lock:
             self._aborted = True
+            self._note_orders()
             _wake_all(self._senders)
-            _wake_all(self._receivers)
+
+    def hold(self) -> None:
+        """Hand nothing out until `release`. What is put goes in while there is room."""
+        with self._lock:
+            self._held = True
+            self._note_orders()
+
+    def release(self) -> None:
+        """Hand out again."""
+        with self._lock:
+            self._held = False
+            self._note_orders()
+
+    def staff(self, workers: int) -> int:
+        """Want another number of workers; return how many have to be hired. Those too many get Closed as they come."""
+        with self._lock:
+            hired = self._crew.resize(workers)
+            self._admission.staffed(workers)
+            self._note_orders()
+            return hired
+
+    def open(self) -> bool:
+        """Expect one producer more. Return whether it may put: not if all the others are done already."""
+        with self._lock:
+            self._producers += bool(self._producers)
+            return bool(self._producers)
 
     @property
     def keyed(self) -> bool:
         """Whether `put` runs functions of the policy, which may raise."""
         return self._keyed
+
+    @property
+    def workers(self) -> int:
+        """How many workers are wanted to take from here."""
+        return self._crew.wanted
 
     @property
     def depth(self) -> int:
@@ -143,6 +179,19 @@ class Channel(Generic[In, Out]):
             )
 
     # From here to the end of the two slow paths: only with the lock held, unless said otherwise.
+
+    def _note_orders(self) -> None:
+        """Let the receivers see what has changed about who may take what."""
+        self._look = self._aborted or self._held or self._crew.surplus
+        _wake_all(self._receivers)
+
+    def _let_go(self) -> None:
+        """Let the worker that calls end, and another one see to what it was woken for."""
+        self._crew.leave()
+        self._look = self._aborted or self._held or self._crew.surplus
+        if self._ready():
+            _wake(self._receivers)
+        raise Closed("the stage has been given fewer workers")
 
     def _look_again(self) -> None:
         """Wake whoever may go on after something that was in hand is dealt with."""
@@ -213,11 +262,13 @@ class Channel(Generic[In, Out]):
                 with self._lock:
                     if self._aborted:
                         raise Cancelled("the channel was aborted before an item was ready for its receiver")
-                    if self._ended():
+                    if self._crew.surplus:
+                        self._let_go()
+                    if self._ended() and not self._held:
                         self._admission.finish()
                         if not self._ready():
                             raise Closed("every producer is done and everything has been taken")
-                    if self._ready():
+                    if self._ready() and not self._held:
                         return self._hand_out(worker)
                     if not waiting:
                         waiting = True

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pipeline.admission import Gather
 from pipeline.errors import GraphError
 from pipeline.join import Join
-from pipeline.stage import Branch, Kind, Route, Stage, Via
+from pipeline.stage import Branch, Kind, Port, Route, Stage, Via
 
 
 def check_stage(stage: Stage) -> None:
@@ -19,6 +19,8 @@ def check_stage(stage: Stage) -> None:
         raise GraphError(f"{what} has one worker, got workers={stage.workers}: leave it at 1")
     if stage.capacity < 1:
         raise GraphError(f"{what} needs a capacity of at least 1 item, got capacity={stage.capacity}")
+    if stage.limit is not None and stage.limit <= 0:
+        raise GraphError(f"{what} needs a limit of more than 0 seconds for an item, got limit={stage.limit}")
     if isinstance(stage.admission, Gather) and not stage.gathers:
         raise GraphError(f"{what} has admission=Gather(...): give a stage gather=Gather(...)")
     if isinstance(stage.admission, Join):
@@ -52,7 +54,7 @@ def check_route(route: Route, after: Iterable[Via]) -> None:
     if len(set(route.to)) != len(route.to):
         raise GraphError(f"route {route.name!r} has a key twice in to={list(route.to)}: list each once")
     for via in after:
-        if isinstance(via, Branch):
+        if via is not Port.RESULTS:
             raise GraphError(
                 f"route {route.name!r} comes after {via}: let one key function tell all the branches, or put a stage "
                 f"between"

@@ -6,34 +6,40 @@ resource is aborted, every thread ends with what it is calling right now, and al
 The caller gets the first error and no consequence of it. A thread that does not end within the grace period is
 reported by name with its stack. A second Ctrl-C meanwhile is raised when the threads have been joined.
 
-Assumptions: one thread (the caller's) enters, iterates and leaves; a sink is iterated by one thread. `cancel` and
-`statistics` may be called from any thread. From a signal handler, raise an exception rather than call `cancel`: the
-handler may have interrupted a channel that holds its lock.
+Assumptions: one thread (the caller's) enters, iterates and leaves; a sink is iterated by one thread. `cancel`, `drain`,
+`pause`, `resume`, `resize` and `statistics` may be called from any thread. From a signal handler, raise an exception
+rather than call one of these: the handler may have interrupted a channel that holds its lock.
 
-Ownership: `_outcome`, `_alive` belong to `_lock`; a Gate is opened by anyone and never closed.
+Ownership: `_control`, `_working` and `_alive` belong to `_lock`, and so does adding workers, gates and threads.
 """
 
 import sys
 import threading
 import traceback
 from _thread import allocate_lock
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from itertools import chain
+from functools import partial
 from time import monotonic, perf_counter_ns
 from types import TracebackType
-from typing import Any, Generic, Protocol, Self, TypeVar, overload
+from typing import Any, NoReturn, Protocol, Self, TypeVar, overload
 
+from pipeline.assembly import Assembly
 from pipeline.channel import Channel
-from pipeline.errors import Cancelled, Closed, Label, PipelineError, StageFailure, ThreadsLeft
-from pipeline.join import Join
-from pipeline.ordered import Numbered, Turns
-from pipeline.sending import Edge
+from pipeline.control import LIVE, Action, Control
+from pipeline.delivery import Delivery
+from pipeline.errors import Cancelled, Label, PipelineError, StageFailure, ThreadsLeft
+from pipeline.gate import Gate
 from pipeline.stage import Kind, Sink, Stage
-from pipeline.statistics import Counters, Phase, RunStatistics, StageStatistics, summarise
+from pipeline.statistics import RunStatistics, StageStatistics
 from pipeline.trace import Trace
+from pipeline.turnstile import Turnstile
 from pipeline.worker import Surroundings, Worker
 
 Item = TypeVar("Item")
+
+SLICE = 0.2
+"""Seconds that the caller waits at a time while threads end."""
 
 
 class Abortable(Protocol):
@@ -41,92 +47,6 @@ class Abortable(Protocol):
 
     def abort(self) -> None:
         """Wake everyone with Cancelled, now and from now on. Called from any thread, perhaps more than once."""
-
-
-class Gate:
-    """Something that happens once and can be waited for. Safe under Ctrl-C, unlike Event, which may lose its lock."""
-
-    def __init__(self) -> None:
-        self._closed = allocate_lock()
-        self._closed.acquire()
-        self._guard = allocate_lock()
-        self.is_open = False
-
-    def open(self) -> None:
-        with self._guard:
-            if not self.is_open:
-                self.is_open = True
-                self._closed.release()
-
-    def wait(self, seconds: float = -1) -> bool:
-        """Wait until it opens, at most `seconds` if given; return whether it is open."""
-        if not self.is_open and self._closed.acquire(timeout=seconds):
-            self._closed.release()
-        return self.is_open
-
-
-class Delivery(Generic[Item]):
-    """What comes out of one sink, for the caller's thread to iterate."""
-
-    def __init__(self, run: "Run", stage: Stage, channel: Channel[Any, Item]) -> None:
-        self._run = run
-        self._channel = channel
-        self._exclusive: bool = getattr(stage.admission, "exclusive", False)
-        self.stage = stage
-        self.counters = Counters()  # busy is the time the caller spends between two items
-        self._mark: int | None = None
-        self._holds = False
-
-    def __iter__(self) -> Iterator[Item]:
-        return self
-
-    def __next__(self) -> Item:
-        self._run._check_running()
-        try:
-            self._give_back()
-            item = self._channel.get()
-        except Closed:
-            self._finish()
-            raise StopIteration from None
-        except Cancelled:
-            self._run._raise_outcome()
-        except PipelineError as error:
-            self._run._fail(StageFailure(self.stage.name, 0, {}, "the end of the input", error))
-            self._run._raise_outcome()
-        except BaseException:  # Ctrl-C: what was interrupted halfway cannot go on
-            self._run._shut_down()
-            raise
-        self._mark = self._switch(Phase.BUSY)
-        self._holds = True
-        self.counters.items_in += 1
-        return item
-
-    def _give_back(self) -> None:
-        """Count the item before as dealt with."""
-        if self._holds:
-            self._holds = False
-            self._mark = self._switch(Phase.WAITING)
-            self.counters.items_out += 1
-            if self._exclusive:
-                self._channel.done()
-
-    def _switch(self, phase: Phase) -> int:
-        counters, now = self.counters, self._run._clock()
-        since = self._mark if self._mark is not None else counters.began
-        assert since is not None
-        if phase is Phase.BUSY:
-            counters.waiting += now - since
-            counters.waits.add(now - since)
-        else:
-            counters.busy += now - since
-            counters.tasks.add(now - since)
-        counters.phase = phase
-        return now
-
-    def _finish(self) -> None:
-        if self.counters.ended is None:
-            self.counters.ended = self._run._clock()
-        self._run._exhausted(self)
 
 
 class Run:
@@ -143,64 +63,56 @@ class Run:
         clock: Callable[[], int] = perf_counter_ns,
     ) -> None:
         self.name = name
-        self._stages = tuple(stages)
         self._resources = tuple(resources)
         self._grace = grace
-        self._clock = clock
+        self.clock = clock
         self._lock = allocate_lock()
-        # None while the run is on, and after a good end. Set once, by `_decide`: the first comer is the outcome.
-        self._outcome: StageFailure | Cancelled | None = None
+        self._control = Control()
         self._told = False  # whether the caller has been given the outcome
         self._over = Gate()  # opens when the outcome is decided, or when the last worker has ended
         self._began: int | None = None
         self._finished: int | None = None
         self._joined = False  # set once no thread is left, or those left have been reported
         self._left: ThreadsLeft | None = None
-        channels = {each.name: self._channel_before(each) for each in stages if each.kind is not Kind.SOURCE}
-        self._channels: dict[str, Channel[Any, Any]] = channels
-        self._sinks = {
-            each.name: Delivery(self, each, channels[each.name]) for each in stages if each.kind is Kind.SINK
-        }
-        self._open_sinks = set(self._sinks)
-        turns = {each.name: Turns() for each in stages if each.ordered}
         if trace is not None:
             some = {each.name for each in stages if each.when or each.via}
             trace.declare({each.name: each.after for each in stages}, selective=some)
-        around = Surroundings(
-            clock, trace.record if trace is not None else None, label, self._fail, self.cancel, self._worker_ended
-        )
-        self._workers = {
-            each.name: [
-                Worker(each, index, channels.get(each.name), self._edges_of(each), around, turns.get(each.name))
-                for index in range(each.workers)
-            ]
+        record = trace.record if trace is not None else None
+        around = Surroundings(clock, record, label, self.fail, self.cancel, self._worker_ended, self._pause_for)
+        self._parts = Assembly(stages, clock, around)
+        self._sinks = {
+            each.name: Delivery(self, each, self._parts.channels[each.name])
             for each in stages
-            if each.kind is not Kind.SINK
+            if each.kind is Kind.SINK
         }
+        self._open_sinks = set(self._sinks)
         self._threads: list[tuple[threading.Thread, Gate]] = []
-        self._gates = {worker: Gate() for worker in chain(*self._workers.values())}
+        self._gates: dict[Worker, Gate] = {worker: Gate() for worker in self._parts.workers()}
+        self._working = Counter(worker.stage.name for worker in self._gates)  # workers that have work, by stage
         self._alive = len(self._gates)  # workers that have not ended
+
+    @property
+    def _outcome(self) -> StageFailure | Cancelled | None:
+        """What ended the run, if it was not the end of the input."""
+        return self._control.outcome
 
     def __enter__(self) -> Self:
         if self._began is not None:
             raise PipelineError(f"this run of {self.name!r} has been used: make another with Graph.start()")
-        self._began = self._clock()
+        self._began = self.clock()
+        self._order(Control.begin)
         for sink in self._sinks.values():
             sink.counters.began = self._began
         try:
-            for worker, gate in self._gates.items():
-                name = f"{self.name}.{worker.stage.name}-{worker.index}"
-                # A daemon, so that a function that never returns cannot keep the interpreter from exiting.
-                thread = threading.Thread(target=worker.run, name=name, daemon=True)
-                self._threads.append((thread, gate))
-                thread.start()
+            for worker in tuple(self._gates):
+                self._start_thread(worker)
         except BaseException:
-            self._shut_down()
+            self.shut_down()
             raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self._shut_down()
+        self.shut_down()
         problems = [] if self._told or not isinstance(self._outcome, StageFailure) else [self._outcome]
         unsaid: list[PipelineError] = [*problems, *([self._left] if self._left else [])]
         self._told = True
@@ -229,7 +141,7 @@ class Run:
 
     def wait(self) -> None:
         """Wait until every stage has ended, and raise what ended the run if it was not the input."""
-        self._check_running()
+        self.check_running()
         if self._open_sinks:
             raise PipelineError(f"graph {self.name!r} has sinks {sorted(self._open_sinks)}: iterate them, then wait")
         self._settle()
@@ -238,69 +150,136 @@ class Run:
         """Tell every thread to end, and drop what is in flight. Returns at once; leaving the block joins."""
         self._stop(Cancelled(f"the run of {self.name!r} was cancelled"))
 
+    def pause(self) -> None:
+        """Let every worker finish its item and take no other; sources draw nothing. Sinks hand out what is there."""
+        self._order(Control.pause)
+
+    def resume(self) -> None:
+        """Go on after `pause`."""
+        self._order(Control.resume)
+
+    def drain(self) -> None:
+        """Take nothing more from the sources, and let what is in finish: then the run ends as at the end of the input.
+
+        Returns at once; go on iterating the sinks, or `wait`. A source that is inside its `next` ends after it.
+        """
+        self._order(Control.drain)
+
+    def resize(self, stage: str, *, workers: int) -> None:
+        """Give a stage another number of workers while it runs. Those too many end after their current item."""
+        channel = self._parts.channels.get(stage)
+        if channel is None or stage in self._sinks:
+            stages = [name for name in self._parts.posts if name in self._parts.channels]
+            raise PipelineError(f"graph {self.name!r} has no stage {stage!r} with workers to change; it has {stages}")
+        if workers < 1:
+            raise PipelineError(f"stage {stage!r} needs at least 1 worker, got workers={workers}: pause() stops all")
+        with self._lock:
+            if self._control.state not in LIVE:
+                return  # too late to matter
+            hired = [self._parts.hire(stage) for _ in range(channel.staff(workers))]
+            for worker in hired:
+                if not worker.sign_on():
+                    return  # the stage has had all of its input
+                self._gates[worker] = Gate()
+                self._working[stage] += 1
+                self._alive += 1
+                self._start_thread(worker)
+
     def statistics(self) -> RunStatistics:
         """Return the counters of every stage and channel as of now."""
-        end = self._clock() if self._finished is None else self._finished
+        end = self.clock() if self._finished is None else self._finished
         elapsed = 0.0 if self._began is None else (end - self._began) / 1e9
-        return RunStatistics(self.name, elapsed, tuple(map(self._statistics_of, self._stages)))
+        return RunStatistics(self.name, elapsed, tuple(map(self._statistics_of, self._parts.stages)))
 
     def _statistics_of(self, stage: Stage) -> StageStatistics:
-        channel = self._channels.get(stage.name)
         sink = self._sinks.get(stage.name)
-        counters = [sink.counters] if sink else [worker.counters for worker in self._workers[stage.name]]
-        return summarise(
-            stage.name, counters, channel.statistics() if channel else None, self._clock, stage.kind, stage.after
-        )
+        workers = () if sink else self._parts.workers_of(stage.name)
+        return self._parts.statistics(stage, [sink.counters] if sink else [worker.counters for worker in workers])
 
-    def _channel_before(self, stage: Stage) -> Channel[Any, Any]:
-        producers = sum(each.workers for each in self._stages for name in stage.after if each.name == name)
-        admission = stage.admission.begin(stage.capacity)
-        if stage.ordered:
-            admission = Numbered(admission, stage.workers + stage.capacity)
-        return Channel(admission, stage.capacity, producers, self._clock)
-
-    def _edges_of(self, stage: Stage) -> list[Edge]:
-        return [
-            Edge(
-                each.name,
-                self._channels[each.name],
-                each.when,
-                via,
-                place if isinstance(each.admission, Join) else None,
-            )
-            for each in self._stages
-            for place, (name, via) in enumerate(each.inputs())
-            if name == stage.name
-        ]
+    def _start_thread(self, worker: Worker) -> None:
+        name = f"{self.name}.{worker.stage.name}-{worker.index}"
+        # A daemon, so that a function that never returns cannot keep the interpreter from exiting.
+        thread = threading.Thread(target=worker.run, name=name, daemon=True)
+        self._threads.append((thread, self._gates[worker]))
+        thread.start()
 
     # What workers report, in their own threads.
 
-    def _fail(self, failure: StageFailure) -> None:
+    def fail(self, failure: StageFailure) -> None:
+        """End the run with this failure, if nothing has ended it yet."""
         self._stop(failure)
 
+    def _pause_for(self, seconds: float) -> None:
+        if self._over.wait(seconds):
+            raise Cancelled("the run was stopped before an item was tried again")
+
     def _worker_ended(self, worker: Worker) -> None:
+        stage = worker.stage.name
+        with self._lock:
+            self._working[stage] -= 1
+            stage_over = not self._working[stage]
+        if stage_over:
+            self._check_end_of(worker)
         with self._lock:
             self._alive -= 1
             last = not self._alive
+            if last:
+                self._control.end()
         if last:
-            self._finished = self._clock()
+            self._finished = self.clock()
             self._over.open()
         self._gates[worker].open()
+
+    def _check_end_of(self, worker: Worker) -> None:
+        tally = self._parts.posts[worker.stage.name].tally
+        if tally is None:
+            return
+        try:
+            tally.check_end()
+        except PipelineError as error:
+            self.fail(StageFailure(worker.stage.name, worker.index, {}, "the end of the input", error))
 
     # Stopping. Everything here may be repeated, as a Ctrl-C may have cut it short.
 
     def _stop(self, outcome: StageFailure | Cancelled) -> None:
-        with self._lock:
-            if self._outcome is None:
-                self._outcome = outcome
-        for each in (*self._channels.values(), *self._resources):
+        self._order(partial(Control.stop, outcome=outcome))
+        self._over.open()
+
+    def _order(self, give: Callable[[Control], Sequence[Action]]) -> None:
+        """Give an order, and have channels and sources do what it asks."""
+        with self._lock:  # held meanwhile, so that they see orders in the order in which they were given
+            actions = give(self._control)
+            for action in actions:
+                self._carry_out(action)
+        if Action.ABORT in actions:
+            self._abort()
+
+    def _carry_out(self, action: Action) -> None:
+        sources = self._parts.turnstiles.values()
+        stages = [channel for name, channel in self._parts.channels.items() if name not in self._sinks]
+        held: list[Turnstile | Channel[Any, Any]] = [*sources, *stages]
+        match action:
+            case Action.HOLD:
+                for each in held:
+                    each.hold()
+            case Action.RELEASE:
+                for each in held:
+                    each.release()
+            case Action.CLOSE_SOURCES:
+                for source in sources:
+                    source.close()
+
+    def _abort(self) -> None:
+        own: list[Abortable] = [*self._parts.channels.values(), *self._parts.turnstiles.values()]
+        for each in (*own, *self._resources):
             try:
                 each.abort()
             except Exception as error:  # the others must be woken all the same
-                self._outcome.add_note(f"abort() of {type(each).__name__} raised {type(error).__name__}: {error}")
-        self._over.open()
+                note = f"abort() of {type(each).__name__} raised {type(error).__name__}: {error}"
+                if self._outcome is not None:
+                    self._outcome.add_note(note)
 
-    def _shut_down(self) -> None:
+    def shut_down(self) -> None:
         """End and join every thread. An interrupt meanwhile is raised afterwards."""
         interrupt: KeyboardInterrupt | None = None
         deadline = monotonic() + self._grace
@@ -316,11 +295,14 @@ class Run:
 
     def _join(self, deadline: float) -> None:
         left = {}
-        for thread, gate in self._threads:
+        for thread, gate in tuple(self._threads):
             if thread.ident is None:
                 continue  # it never started
             # The gate first: an interrupted Thread.join takes a living thread for a dead one (CPython 3.11).
-            if gate.wait(max(0.0, deadline - monotonic())):
+            # In slices: CPython notices a Ctrl-C that comes as a wait begins only when that wait ends.
+            while not gate.wait(min(SLICE, max(0.0, deadline - monotonic()))) and monotonic() < deadline:
+                pass
+            if gate.is_open:
                 thread.join()
             else:
                 left[thread.name] = _stack_of(thread)
@@ -330,8 +312,9 @@ class Run:
 
     # What the caller's thread asks for.
 
-    def _exhausted(self, sink: Delivery[Any]) -> None:
-        self._open_sinks.discard(sink.stage.name)
+    def exhausted(self, name: str) -> None:
+        """Note that a sink has delivered everything; after the last, the run ends here."""
+        self._open_sinks.discard(name)
         if not self._open_sinks:
             self._settle()
 
@@ -340,12 +323,12 @@ class Run:
         try:
             self._over.wait()
         except BaseException:
-            self._shut_down()
+            self.shut_down()
             raise
         self._raise_outcome_if_any()
 
     def _raise_outcome_if_any(self) -> None:
-        self._shut_down()
+        self.shut_down()
         if self._outcome is not None:
             self._told = True
             if self._left is not None:
@@ -353,11 +336,13 @@ class Run:
                 self._left = None
             raise self._outcome
 
-    def _raise_outcome(self) -> None:
+    def raise_outcome(self) -> NoReturn:
+        """Raise what ended the run."""
         self._raise_outcome_if_any()
         raise AssertionError("a channel was aborted without an outcome")
 
-    def _check_running(self) -> None:
+    def check_running(self) -> None:
+        """Raise if the run has not begun."""
         if self._began is None:
             raise PipelineError(f"this run of {self.name!r} has not begun: use `with graph.start() as run:`")
 

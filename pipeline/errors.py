@@ -22,6 +22,10 @@ class RouteError(PipelineError):
     """An item whose key leads to none of the branches of its route."""
 
 
+class TooManySkipped(PipelineError):
+    """A stage that skipped a larger share of its items than its policy allows."""
+
+
 class Cancelled(PipelineError):
     """The run was stopped while this call waited.
 

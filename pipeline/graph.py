@@ -25,6 +25,7 @@ from pipeline.admission import Fifo, Gather, Policy
 from pipeline.checks import check_graph, check_route, check_stage
 from pipeline.engine import Run
 from pipeline.errors import GraphError
+from pipeline.failure import DeadLetter
 from pipeline.join import Join
 from pipeline.settings import RunOptions, StageOptions
 from pipeline.stage import Branch, Kind, Node, Port, Route, Sink, Skip, Stage, Via
@@ -241,6 +242,20 @@ class Graph:
             )
         self._routes[name] = route
         return {each: Node(nodes[0].name, self, Branch(route, each)) for each in to}
+
+    def dead_letters(self, stage: Node[Any]) -> Node[DeadLetter]:
+        """Return what a stage skips because its function raised, for a stage or a sink to come `after`.
+
+        A dead letter has the item, the error and the stage. Someone has to take them, like the results of a stage.
+        """
+        (node,) = self._nodes(f"the dead letters of {getattr(stage, 'name', stage)}", stage)
+        declared = self._stages[node.name]
+        if not declared.on_error.skips:
+            raise GraphError(
+                f"{declared.kind.value} {node.name!r} has on_error={declared.on_error!r}, which skips nothing, so it "
+                f"has no dead letters: give it on_error=SkipFailed(...), or Retry(..., then=SkipFailed(...))"
+            )
+        return Node(node.name, self, Port.LETTERS)
 
     def sink(
         self,

@@ -22,10 +22,11 @@ class Numbered(Admission[Any, tuple[int, Any]]):
 
     keyed = True
 
-    def __init__(self, inner: Admission[Any, Any], window: int) -> None:
+    def __init__(self, inner: Admission[Any, Any], capacity: int, workers: int) -> None:
         self._inner = inner
+        self._capacity = capacity
         self.keyed = inner.keyed
-        self.window = window
+        self.window = capacity + workers
         # Invariant: _sent <= _taken <= _sent + the largest window so far.
         self._taken = 0
         self._sent = 0
@@ -50,6 +51,9 @@ class Numbered(Admission[Any, tuple[int, Any]]):
     def sent(self) -> None:
         """Note that the results of the oldest item have left."""
         self._sent += 1
+
+    def staffed(self, workers: int) -> None:
+        self.window = self._capacity + workers
 
     def done(self, worker: int) -> None:
         self._inner.done(worker)

@@ -5,6 +5,7 @@ from typing import Any, TypedDict
 
 from pipeline.engine import Abortable
 from pipeline.errors import Label
+from pipeline.failure import OnError
 from pipeline.trace import Trace
 
 
@@ -19,6 +20,12 @@ class StageOptions(TypedDict, total=False):
     """Whether results leave in the order in which the items came out of the channel in front, rather than as they are
     completed. Items that are skipped leave no hole. At most workers + capacity items are between the two; the elements
     of an expanded item are collected before they are sent."""
+    on_error: OnError
+    """What is done about an item whose function raises: FailFast() unless given; SkipFailed(...), Retry(...)."""
+    limit: float
+    """Seconds that one item may take, its retries and their pauses included. A thread cannot be taken from what it
+    calls: an item that takes longer fails the run, whatever `on_error` says, with the stack of its thread; and the
+    thread ends when the function returns, or is reported after the `grace` of the run."""
 
 
 class RunOptions(TypedDict, total=False):

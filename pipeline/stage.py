@@ -6,6 +6,7 @@ from enum import Enum
 from typing import Any, Final, Generic, Protocol, TypeVar
 
 from pipeline.admission import Fifo, Policy
+from pipeline.failure import FailFast, OnError
 
 Out = TypeVar("Out")
 Out_co = TypeVar("Out_co", covariant=True)
@@ -53,6 +54,10 @@ class Port(Enum):
     """What leaves a node besides what its route sends one way or another."""
 
     RESULTS = "results"
+    LETTERS = "dead letters"
+
+    def __str__(self) -> str:
+        return f"the {self.value} of a stage"
 
 
 Via = Port | Branch
@@ -105,6 +110,8 @@ class Stage:
     acquire: Callable[[Any], object] | None = None
     when: Callable[[Any], bool] | None = None
     ordered: bool = False
+    on_error: OnError = field(default_factory=FailFast)
+    limit: float | None = None  # seconds for one item
     via: tuple[Via, ...] = ()  # what comes from each node of `after`; empty when it is the results of all
 
     def inputs(self) -> tuple[tuple[str, Via], ...]:

@@ -90,6 +90,10 @@ class StageStatistics:
     """Whether it is a source, a stage or a sink."""
     after: tuple[str, ...] = ()
     """The stages that send to it."""
+    skipped: int = 0
+    """Items that the failure policy skipped because the stage function raised; they are in no other count of results."""
+    retried: int = 0
+    """Calls of the stage function that were repeats."""
 
     @property
     def busy_share(self) -> float:
@@ -118,6 +122,8 @@ class StageStatistics:
             channel=self.channel.since(earlier.channel) if self.channel and earlier.channel else self.channel,
             tasks=self.tasks.since(earlier.tasks),
             waits=self.waits.since(earlier.waits),
+            skipped=self.skipped - earlier.skipped,
+            retried=self.retried - earlier.retried,
         )
 
     def _share(self, seconds: float) -> float:

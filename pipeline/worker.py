@@ -10,18 +10,20 @@ Ownership: `item` and `counters` are written by the worker's own thread alone an
 import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, Final
 
 from pipeline.channel import Channel
 from pipeline.errors import Cancelled, Closed, Label, StageFailure
+from pipeline.guard import Guard, Tally
 from pipeline.ordered import Finished, Turns
 from pipeline.per_worker import PerWorker
 from pipeline.sending import Edge, sender
-from pipeline.stage import SKIP, Stage
+from pipeline.stage import SKIP, Port, Stage
 from pipeline.statistics import Counters, Phase
 from pipeline.trace_event import Ids, RawEvent
+from pipeline.turnstile import Turnstile
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,24 @@ class Surroundings:
     failed: Callable[[StageFailure], None]
     cancelled: Callable[[], None]
     ended: Callable[["Worker"], None]
+    pause: Callable[[float], None]
+    """Wait so many seconds, but no longer than the run lasts: then Cancelled is raised."""
+
+
+@dataclass(frozen=True)
+class Post:
+    """What the workers of one stage share."""
+
+    stage: Stage
+    edges: Sequence[Edge]
+    channel: Channel[Any, Any] | None
+    """In front of the stage; None for a source."""
+    turnstile: Turnstile | None
+    """In front of a source; None for others."""
+    turns: Turns | None
+    """Of an ordered stage."""
+    tally: Tally | None
+    """Of a stage whose policy is not to fail at once."""
 
 
 class Moment(Enum):
@@ -51,27 +71,29 @@ _NO_IDS: Final[tuple[int, ...]] = ()
 class Worker:
     """One thread of a stage; `run` is the thread's target."""
 
-    def __init__(
-        self,
-        stage: Stage,
-        index: int,
-        source: Channel[Any, Any] | None,
-        edges: Sequence[Edge],
-        run: Surroundings,
-        turns: Turns | None = None,
-    ) -> None:
-        self.stage = stage
+    def __init__(self, post: Post, index: int, run: Surroundings) -> None:
+        self.stage = post.stage
         self.index = index
         self.counters = Counters()
         self.item: Any = _NOTHING
         """What is in hand, for reports."""
-        self._input = source
-        self._edges = edges
+        self._post = post
+        self._input = post.channel
+        self._edges = post.edges
         self._run = run
-        self._turns = turns
-        self._pass_on = sender(edges)  # sends a result to the stages behind
+        self._turns = post.turns
+        self._pass_on = sender([edge for edge in post.edges if edge.via is not Port.LETTERS])
         self._results: list[Any] = []  # of the item in hand; only of an ordered stage
-        self._send = self._pass_on if turns is None else self._results.append
+        self._send = self._pass_on if post.turns is None else self._results.append
+
+    def sign_on(self) -> bool:
+        """Join a stage at work, before `run`. Return False if it is too late: everything has been sent already."""
+        for place, edge in enumerate(self._edges):
+            if not edge.channel.open():
+                for opened in self._edges[:place]:
+                    opened.channel.close()
+                return False
+        return True
 
     def run(self) -> None:
         """Work until the input ends or the run does."""
@@ -124,15 +146,22 @@ class Worker:
         if self._input is None:
             self._produce(fn)
         else:
-            self._serve(fn, self._input)
+            self._serve(self._guarded(fn), self._input)
         for edge in self._edges:
             edge.channel.close()
+
+    def _guarded(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        """Return the function as the policy of the stage has it called."""
+        if self._post.tally is None:
+            return fn
+        letters = sender([replace(edge, via=Port.RESULTS) for edge in self._edges if edge.via is Port.LETTERS])
+        return Guard(fn, self.stage, self._post.tally, letters, self._run.pause)
 
     def _serve(self, fn: Callable[..., Any], channel: Channel[Any, Any]) -> None:
         """The loop that every item goes through; kept in one piece because it is the cost of a hop."""
         clock, record, send, index = self._run.clock, self._run.record, self._send, self.index
         counters, stage = self.counters, self.stage
-        waited, worked = counters.waits.add, counters.tasks.add
+        waits, tasks = counters.waits.counts, counters.tasks.counts
         get, acquire = channel.get, stage.acquire
         exclusive = getattr(stage.admission, "exclusive", False)
         turns, number = self._turns, 0
@@ -155,7 +184,9 @@ class Worker:
                 taken = tuple(map(id, item)) if stage.gathers else id(item)
             start = clock()
             counters.waiting += start - mark
-            waited(start - mark)
+            duration = start - mark + 16  # Histogram.add by hand, here and below: calling it costs a third more
+            exponent = duration.bit_length()
+            waits[(exponent << 4) + (duration >> exponent - 5)] += 1
             counters.phase = Phase.BUSY
             counters.items_in += 1
             result = fn(item)
@@ -164,7 +195,9 @@ class Worker:
             else:
                 end = clock()
                 counters.busy += end - start
-                worked(end - start)
+                duration = end - start + 16
+                exponent = duration.bit_length()
+                tasks[(exponent << 4) + (duration >> exponent - 5)] += 1
                 counters.phase = Phase.BLOCKED
                 if record is not None:
                     sent: Ids = _NO_IDS if result is SKIP else id(result)
@@ -207,6 +240,7 @@ class Worker:
         `tag` labels the trace; a source has none, and its elements label themselves. `taken` identifies the input.
         """
         clock, record, counters = self._run.clock, self._run.record, self.counters
+        turnstile = self._post.turnstile
         iterator = iter(elements)
         lazy = iterator is elements  # otherwise everything was made in the call, and one event tells it
         fresh = True
@@ -214,6 +248,12 @@ class Worker:
         told: list[int] = []  # otherwise, what the one event tells
         try:
             while True:
+                if turnstile is not None and turnstile.shut:
+                    counters.phase = Phase.WAITING
+                    if not turnstile.enter():
+                        return start
+                    counters.waiting -= start - (start := clock())
+                    counters.phase = Phase.BUSY
                 element = next(iterator, _NOTHING)
                 end = clock()
                 counters.busy += end - start

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from pipeline import Cancelled, Graph, Run, StageFailure, ThreadsLeft
-from pipeline.engine import Gate
+from pipeline.gate import Gate
 
 pytestmark = pytest.mark.timeout(60)
 

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.timeout(60)
 
 
 def test_nothing_runs_further_ahead_than_the_window() -> None:
-    state = Numbered(Fifo().begin(9), window=2)
+    state = Numbered(Fifo().begin(9), capacity=1, workers=1)
     for item in "abc":
         state.put(None, item)
     assert [state.take(0), state.take(1)] == [(0, "a"), (1, "b")]

@@ -119,7 +119,7 @@ def reports_the_last(patch: pytest.MonkeyPatch) -> None:
 
     def replacing(run: Run, outcome: Any) -> None:
         if isinstance(outcome, StageFailure):
-            run._outcome = None
+            run._control.outcome = None
         stop(run, outcome)
 
     patch.setattr(Run, "_stop", replacing)

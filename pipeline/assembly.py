@@ -1,0 +1,100 @@
+"""What a run is made of, from what its graph declares: channels, posts and workers. It starts no thread.
+
+Ownership: the lists of workers grow under the lock of the run; a reader sees them as they are at that moment.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import chain
+from typing import Any
+
+from pipeline.channel import Channel
+from pipeline.failure import FailFast
+from pipeline.guard import Tally
+from pipeline.join import Join
+from pipeline.ordered import Numbered, Turns
+from pipeline.sending import Edge
+from pipeline.stage import Kind, Stage
+from pipeline.statistics import Counters, StageStatistics, summarise
+from pipeline.turnstile import Turnstile
+from pipeline.worker import Post, Surroundings, Worker
+
+
+class Assembly:
+    """The parts of one run."""
+
+    def __init__(self, stages: Sequence[Stage], clock: Callable[[], int], around: Surroundings) -> None:
+        self.stages = tuple(stages)
+        self._clock = clock
+        self._around = around
+        self.channels: dict[str, Channel[Any, Any]] = {
+            each.name: self._channel_before(each) for each in stages if each.kind is not Kind.SOURCE
+        }
+        self.turnstiles = {each.name: Turnstile() for each in stages if each.kind is Kind.SOURCE}
+        self.posts = {each.name: self._post(each) for each in stages if each.kind is not Kind.SINK}
+        self._workers: dict[str, list[Worker]] = {name: [] for name in self.posts}
+        for each in stages:
+            for _ in range(each.workers if each.name in self.posts else 0):
+                self.hire(each.name)
+
+    def hire(self, name: str) -> Worker:
+        """Make one more worker of a stage, with an index that none had before."""
+        workers = self._workers[name]
+        worker = Worker(self.posts[name], len(workers), self._around)
+        workers.append(worker)
+        return worker
+
+    def workers(self) -> Iterator[Worker]:
+        """Return every worker of every stage."""
+        return chain.from_iterable(map(tuple, self._workers.values()))
+
+    def workers_of(self, name: str) -> tuple[Worker, ...]:
+        """Return every worker that a stage has or had."""
+        return tuple(self._workers[name])
+
+    def statistics(self, stage: Stage, counters: Sequence[Counters]) -> StageStatistics:
+        """Sum up a stage from the counters of its workers, or of its sink."""
+        channel = self.channels.get(stage.name)
+        summary = summarise(
+            stage.name, list(counters), channel.statistics() if channel else None, self._clock, stage.kind, stage.after
+        )
+        if channel is not None:
+            summary = replace(summary, workers=channel.workers)
+        tally = self.posts[stage.name].tally if stage.name in self.posts else None
+        return replace(summary, skipped=tally.skipped, retried=tally.retried) if tally else summary
+
+    def _post(self, stage: Stage) -> Post:
+        guarded = not isinstance(stage.on_error, FailFast)
+        return Post(
+            stage,
+            self._edges_of(stage),
+            self.channels.get(stage.name),
+            self.turnstiles.get(stage.name),
+            Turns() if stage.ordered else None,
+            Tally(stage.on_error, partial(self._begun, stage.name)) if guarded else None,
+        )
+
+    def _begun(self, name: str) -> int:
+        return sum(worker.counters.items_in for worker in self.workers_of(name))
+
+    def _channel_before(self, stage: Stage) -> Channel[Any, Any]:
+        producers = sum(each.workers for each in self.stages for name in stage.after if each.name == name)
+        admission = stage.admission.begin(stage.capacity)
+        if stage.ordered:
+            admission = Numbered(admission, stage.capacity, stage.workers)
+        return Channel(admission, stage.capacity, producers, self._clock, stage.workers)
+
+    def _edges_of(self, stage: Stage) -> list[Edge]:
+        return [
+            Edge(
+                each.name,
+                self.channels[each.name],
+                each.when,
+                via,
+                place if isinstance(each.admission, Join) else None,
+            )
+            for each in self.stages
+            for place, (name, via) in enumerate(each.inputs())
+            if name == stage.name
+        ]

@@ -1,0 +1,30 @@
+"""Something that happens once and can be waited for.
+
+Guarantees: whoever waits is woken when it happens, and never waits after that. Safe under Ctrl-C at any instruction,
+unlike threading.Event, which may lose its lock. Ownership: a gate is opened by anyone and never closed.
+"""
+
+from _thread import allocate_lock
+
+
+class Gate:
+    """Closed until `open` is called."""
+
+    def __init__(self) -> None:
+        self._closed = allocate_lock()
+        self._closed.acquire()
+        self._guard = allocate_lock()
+        self.is_open = False
+
+    def open(self) -> None:
+        """Let everyone pass, now and from now on."""
+        with self._guard:
+            if not self.is_open:
+                self.is_open = True
+                self._closed.release()
+
+    def wait(self, seconds: float = -1) -> bool:
+        """Wait until it opens, at most `seconds` if given; return whether it is open."""
+        if not self.is_open and self._closed.acquire(timeout=seconds):
+            self._closed.release()
+        return self.is_open
