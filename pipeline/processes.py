@@ -275,7 +275,8 @@ class OnProcesses(PerWorker[In, Out]):
         main = sys.modules["__main__"]
         self.by_value = getattr(main, "__spec__", None) is None and not hasattr(main, "__file__")
         """Whether the process cannot import what was defined in the main module: a notebook, python -c."""
-        self.workers: set[ProcessWorker[In, Out]] = set()  # those at work; each adds and discards itself
+        self.workers: set[ProcessWorker[In, Out]] = set()
+        """Those at work. Each adds and discards itself; the calls of a set are atomic, also without the GIL."""
         self._name = getattr(fn, "__qualname__", repr(fn))
         Pickles(_nothing_held, owner=True).dumps(self.job, by_value=self.by_value)  # what cannot cross fails here
 

@@ -61,7 +61,9 @@ def test_a_slot_in_a_cycle_comes_back_with_the_cycle() -> None:
         assert pool.statistics().lent == 0
 
 
-def test_a_waiting_taker_is_woken_by_what_comes_back() -> None:
+@pytest.mark.parametrize("look_up", [None, 0.001], ids=["GIL", "no GIL"])
+def test_a_waiting_taker_is_woken_by_what_comes_back(monkeypatch: pytest.MonkeyPatch, look_up: float | None) -> None:
+    monkeypatch.setattr("pipeline.shared._LOOK_UP", look_up)
     with SharedPool(1, 64) as pool:
         held = [pool.empty(16)]
         got = []
