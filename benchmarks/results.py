@@ -116,25 +116,23 @@ def figure(comparisons: Sequence[Comparison], machine: str) -> Figure:
             if side is not base:
                 below, above = middle - min(ratios), max(ratios) - middle
                 speed.errorbar(at, middle, [[below], [above]], color=INK, linewidth=1.0, capsize=2.5)
-            speed.annotate(
-                f"{side.median:,.0f}", (at, 0.0), (0, 4), textcoords="offset points",
-                ha="center", va="bottom", rotation=90, fontsize=8, color="white",
-            )  # fmt: skip
             share = side.peak_bytes / base.peak_bytes
             memory.bar(at, share, 0.92 * width, color=colour)
-            memory.annotate(
-                f"{side.peak_bytes / 1e9:.2f} GB", (at, 0.0), (0, 4), textcoords="offset points",
-                ha="center", va="bottom", rotation=90, fontsize=8, color="white",
-            )  # fmt: skip
+            _above(speed, at, max(middle, *ratios), f"{side.median:,.0f}")
+            _above(memory, at, share, f"{side.peak_bytes / 1e9:.2f} GB")
     _dress(speed, f"tokens/s\nrelative to {_base_name(comparisons)}")
     _dress(memory, "peak memory,\nrelative")
     memory.set_xticks(range(len(comparisons)), [comparison.config for comparison in comparisons], fontsize=10)
     speed.set_title("Training throughput, float32", loc="left", color=INK, fontsize=12, fontweight="bold", pad=26)
-    speed.set_title(machine, loc="right", color=INK, fontsize=8, pad=26)
+    memory.set_xlabel(f"\n{machine}", color=INK, fontsize=8)
     speed.legend(
         loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=len(names), frameon=False, labelcolor=INK, fontsize=9
     )
     return drawn
+
+
+def _above(axes: Axes, x: float, y: float, words: str) -> None:
+    axes.annotate(words, (x, y), (0, 3), textcoords="offset points", ha="center", va="bottom", fontsize=8, color=INK)
 
 
 def _first(comparisons: Sequence[Comparison]) -> int:
@@ -152,7 +150,7 @@ def _dress(axes: Axes, label: str) -> None:
     axes.axhline(1.0, color=INK, linewidth=0.9, linestyle=(0, (4, 3)), zorder=0)
     axes.grid(axis="y", color=FAINT, linewidth=0.8)
     axes.set_axisbelow(True)
-    axes.set_ylim(bottom=0.0)
+    axes.set_ylim(0.0, 1.08 * axes.get_ylim()[1])  # room for the words above the bars
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     for side in ("left", "bottom"):
