@@ -19,8 +19,8 @@ NOTICEABLE = 0.05
 """Waits below this share of a stage's time are left out."""
 BURSTS = 0.15
 """A channel whose senders and receivers both wait for it for this share of their time is full and empty in turns."""
-SHORT = 50e-6
-"""Seconds below which a call is not worth a hop of its own, which costs about 7 µs."""
+SHORT, HOP = 50e-6, 10e-6
+"""Seconds below which a call is not worth a hop of its own, and what a hop costs."""
 
 
 class Limit(Enum):
@@ -95,6 +95,17 @@ def explain(statistics: RunStatistics, cores: int | None = None) -> Diagnosis:
     slowest = max(stages, key=_occupied)
     if _occupied(slowest) >= OCCUPIED:
         return _about(slowest, statistics, cores, waits)
+    hops = sum(stage.items_in for stage in stages) / statistics.elapsed if statistics.elapsed else 0.0
+    liveliest = max(stages, key=lambda stage: stage.items_in)
+    if hops * HOP >= 0.3 and liveliest.tasks.p50 < SHORT:
+        return Diagnosis(
+            Limit.HOPS,
+            None,
+            f"handing over takes the time: {hops:,.0f} hops a second, and a call of {liveliest.name} takes just "
+            f"{in_words(liveliest.tasks.p50)}",
+            "hand over more at once (a larger micro-batch, or gather=Gather(count=...)), or join short stages into one",
+            waits,
+        )
     burst = max(stages, key=_bursts)
     if _bursts(burst) >= BURSTS and burst.channel is not None:
         spread = f"{burst.tasks.p99 / burst.tasks.p50:.0f} times its p50" if burst.tasks.p50 else "uneven"

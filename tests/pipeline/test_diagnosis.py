@@ -95,6 +95,13 @@ def test_a_channel_that_is_full_and_empty_in_turns_is_too_small() -> None:
     assert "from 4 to 8" in found.remedy
 
 
+def test_many_hops_of_nearly_nothing_take_the_time_themselves() -> None:
+    short = stage("split", 0.5, 6.0, 3.5, after=("read",), channel=(3.0, 5.9), items=300_000, task=900)
+    found = explain(run(SOURCE, short, SINK))
+    assert (found.limit, found.stage) == (Limit.HOPS, None)
+    assert "30,020 hops a second" in found.why
+
+
 def test_nobody_is_busy() -> None:
     calm = stage("decode", 3.0, 7.0, after=("read",), channel=(0.0, 7.0))
     found = explain(run(stage("read", 4.0, 0.0, 6.0, kind=Kind.SOURCE), calm))
