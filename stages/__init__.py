@@ -1,7 +1,7 @@
 """GPT training as stages, on the kernels and the engine: configuration, data, forward, backward, optimizer, the rest.
 
-Layering: this package imports `kernels` and `pipeline`; nothing of those imports it. Nothing is re-exported here, so that
-each command loads only what it needs: `threadloom --help` does not wait for Numba. Where to look first:
+Layering: this package imports `kernels` and `pipeline`; nothing of those imports it. Nothing is re-exported here, so
+that each command loads only what it needs: `threadloom --help` does not wait for Numba. Where to look first:
 
     config        the configuration: load_config, apply_overrides, resolve
     data          token files and batch sources

@@ -85,6 +85,8 @@ def train(
 
         if resume and overwrite:
             raise click.UsageError("--resume goes on with a run and --overwrite replaces it: give one of them")
+        if resume and config_name:
+            raise click.UsageError("--resume takes the run's own configuration: leave out --config (--set is allowed)")
         if resume:
             config = _changed(saved_config(out), overrides, steps, texts)
             mode = RunMode.RESUME

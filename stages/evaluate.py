@@ -11,6 +11,7 @@ from stages.data import BatchSource
 from stages.items import Evaluation, Update
 from stages.memory import Slot, logits_rows
 from stages.parameters import Geometry
+from stages.reducer import TrainingDiverged
 
 
 class Windows(BatchSource, Protocol):
@@ -75,4 +76,9 @@ class Evaluate:
         windows = self._final if update.step == self._last_step else self._windows
         loss = self._evaluator.mean_loss(lease.bank.weights, windows)
         lease.release()
+        if not math.isfinite(loss):
+            raise TrainingDiverged(
+                f"the validation loss after {update.step} updates is {loss}: needed a finite number. Likely a learning "
+                "rate that is too high; start a new run with a lower optimizer.lr or a longer schedule.warmup"
+            )
         return Evaluation(update.step, loss, windows.tokens, time.perf_counter() - begin)

@@ -85,8 +85,8 @@ class Clip:
         if not math.isfinite(norm):
             raise TrainingDiverged(
                 f"the gradient of update {batch + 1} has norm {norm} (its loss was {loss:.4f}): needed a finite "
-                "number. Likely a learning rate that is too high; resume from the last checkpoint with a lower "
-                "optimizer.lr or a longer schedule.warmup"
+                "number. Likely a learning rate that is too high; start a new run with a lower optimizer.lr or a "
+                "longer schedule.warmup. The checkpoints before it are good"
             )
         step = self._optimizer.step(batch, norm)
         plan = self._plan

@@ -89,8 +89,8 @@ class Collect:
             bad = [gradient.micro for gradient in gradients if not math.isfinite(gradient.loss)]
             raise TrainingDiverged(
                 f"the loss of update {batch + 1} is {loss} (micro-batches {bad}): needed a finite number. "
-                "Likely a learning rate that is too high or a clip that is off; resume from the last checkpoint with a "
-                "lower optimizer.lr, a longer schedule.warmup, or optimizer.clip=1.0"
+                "Likely a learning rate that is too high or a clip that is off; start a new run with a lower "
+                "optimizer.lr, a longer schedule.warmup, or optimizer.clip=1.0. The checkpoints before it are good"
             )
         return iter([ReduceShard(batch, s, self._plan.chunk_range(s), loss) for s in range(self._plan.shards)])
 

@@ -131,8 +131,9 @@ class RunDirectory:
                 "continue that run with --resume, replace it with --overwrite, or give another --out",
             )  # fmt: skip
         try:
-            run.data.mkdir(parents=True, exist_ok=True)
-            run.checkpoints.mkdir(exist_ok=True)
+            # The checkpoints' folder first: it is what tells a run's directory from any other, should this be cut off.
+            run.checkpoints.mkdir(parents=True, exist_ok=True)
+            run.data.mkdir(exist_ok=True)
         except OSError as error:
             raise RunDirectoryError(
                 str(path), "a folder that can be made and written to", str(error.strerror),

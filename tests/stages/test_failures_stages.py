@@ -224,7 +224,7 @@ def test_cancel_from_another_thread(tmp_path: Path) -> None:
 @pytest.mark.parametrize("delay", [0, 2])
 def test_a_loss_that_is_no_number_stops_before_the_weights_are_harmed(delay: int, tmp_path: Path) -> None:
     """Version 3 is poisoned as it is published: the batch that reads it stops the run, and makes no update."""
-    training = make(tmp_path, f"delay={delay}", delay=delay)
+    training = make(tmp_path, f"delay={delay}", "evaluation.interval=0", delay=delay)
     published: list[int] = []
 
     def poison(shards: list[Any]) -> None:
@@ -259,3 +259,18 @@ def test_a_gradient_that_is_no_number_stops_before_the_weights_are_harmed(tmp_pa
         run_threads(training)
     assert caught.value.stage == "clip"
     assert training.banks.statistics().newest == 3
+
+
+def test_a_validation_loss_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
+    """At a delay no batch ever reads the last versions; their evaluation does."""
+    training = make(tmp_path, "delay=2", delay=2)
+
+    def poison(shards: list[Any]) -> None:
+        if shards[0].batch + 1 == training.config.steps:
+            shards[0].target.weights.wte[:] = float("nan")
+
+    intercept(training, "publish", poison)
+    with pytest.raises(StageFailure, match="validation loss after .* is nan") as caught:
+        run_threads(training)
+    assert isinstance(caught.value.__cause__, TrainingDiverged)
+    assert caught.value.stage == "evaluate"

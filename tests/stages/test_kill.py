@@ -160,7 +160,6 @@ def test_killed_before_each_of_the_first_file_operations(whole: tuple[int, Path]
     assert_never_interrupted(tmp_path / "run", folder / "run")
 
 
-@pytest.mark.xfail(strict=False, reason="the folder holds data/ and nothing that says it is a run's: --out is refused")
 @pytest.mark.parametrize("whole", [0], indirect=True)
 def test_killed_between_the_first_two_folders(whole: tuple[int, Path], tmp_path: Path) -> None:
     delay, folder = whole
