@@ -270,7 +270,7 @@ def test_a_validation_loss_that_is_no_number_stops_the_run(tmp_path: Path) -> No
             shards[0].target.weights.wte[:] = float("nan")
 
     intercept(training, "publish", poison)
-    with pytest.raises(StageFailure, match="validation loss after .* is nan") as caught:
+    with pytest.raises(StageFailure, match=r"validation loss after .* is nan") as caught:
         run_threads(training)
     assert isinstance(caught.value.__cause__, TrainingDiverged)
     assert caught.value.stage == "evaluate"
