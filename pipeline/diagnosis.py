@@ -183,8 +183,10 @@ def _lifetime(stage: StageStatistics) -> float:
 
 
 def _acquiring(stage: StageStatistics) -> float:
-    """Seconds of waiting that were not for input."""
-    return max(0.0, stage.waiting - stage.channel.starved) if stage.channel is not None else 0.0
+    """Seconds of waiting that were not for input. A sink acquires nothing: its caller had just not begun to iterate."""
+    if stage.channel is None or stage.kind is Kind.SINK:
+        return 0.0
+    return max(0.0, stage.waiting - stage.channel.starved)
 
 
 def _occupied(stage: StageStatistics) -> float:

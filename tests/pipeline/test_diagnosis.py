@@ -88,6 +88,11 @@ def test_waiting_with_an_item_in_hand_is_waiting_for_a_resource() -> None:
     assert "65% of its time" in found.why
 
 
+def test_a_caller_that_began_late_waited_for_no_resource() -> None:
+    late = stage("show", 0.5, 9.5, after=("decode",), kind=Kind.SINK, channel=(0.0, 0.5))
+    assert explain(run(SOURCE, SLOW, late)).stage == "decode"
+
+
 def test_a_channel_that_is_full_and_empty_in_turns_is_too_small() -> None:
     uneven = stage("decode", 5.0, 3.0, 2.0, after=("read",), channel=(4.0, 3.0))
     found = explain(run(stage("read", 5.0, 0.0, 5.0, kind=Kind.SOURCE), uneven, SINK))
