@@ -5,7 +5,7 @@ imports only those before it:
 
     errors                     what can go wrong
     admission, join, ordered,  decisions, apart from threads
-    failure, control
+    failure, control, watchdog
     statistics                 figures
     arena, slots, banks, lanes memory: aligned arenas, pools, versioned weights, gradient lanes and their order
     gate, channel, turnstile,  what threads share
@@ -27,10 +27,12 @@ from pipeline.errors import (
     Cancelled,
     Closed,
     GraphError,
+    ItemTimeout,
     Label,
     PipelineError,
     RouteError,
     StageFailure,
+    Standstill,
     ThreadsLeft,
     TooManySkipped,
 )
@@ -48,6 +50,7 @@ from pipeline.threads import available_cores, blas_threads, loaded_blas
 from pipeline.timeline import draw_timeline
 from pipeline.trace import Trace
 from pipeline.trace_event import TraceEvent
+from pipeline.watchdog import OnStuck, Stuck, Watchdog
 
 __all__ = [
     "ALIGNMENT",
@@ -70,6 +73,7 @@ __all__ = [
     "Graph",
     "GraphError",
     "InOrder",
+    "ItemTimeout",
     "Join",
     "Label",
     "LaneOrder",
@@ -79,6 +83,7 @@ __all__ = [
     "Milestone",
     "Node",
     "OnError",
+    "OnStuck",
     "PerWorker",
     "PipelineError",
     "Policy",
@@ -96,11 +101,14 @@ __all__ = [
     "StageOptions",
     "StageStatistics",
     "StaleVersion",
+    "Standstill",
+    "Stuck",
     "ThreadsLeft",
     "TooManySkipped",
     "Trace",
     "TraceEvent",
     "Verdict",
+    "Watchdog",
     "aligned_zeros",
     "arena_size",
     "available_cores",

@@ -3,7 +3,7 @@
 Ownership: the lists of workers grow under the lock of the run; a reader sees them as they are at that moment.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -18,6 +18,7 @@ from pipeline.sending import Edge
 from pipeline.stage import Kind, Stage
 from pipeline.statistics import Counters, StageStatistics, summarise
 from pipeline.turnstile import Turnstile
+from pipeline.watchdog import Sight
 from pipeline.worker import Post, Surroundings, Worker
 
 
@@ -63,6 +64,26 @@ class Assembly:
             summary = replace(summary, workers=channel.workers)
         tally = self.posts[stage.name].tally if stage.name in self.posts else None
         return replace(summary, skipped=tally.skipped, retried=tally.retried) if tally else summary
+
+    def look(self, sinks: Mapping[str, Counters]) -> list[Sight]:
+        """Return what every worker, and the caller at every open sink, is doing now."""
+        now = self._clock()
+        seen = [
+            Sight(
+                worker.stage.name,
+                worker.stage.kind,
+                worker.index,
+                *worker.counters.in_progress(now),
+                holds=worker.holds,
+            )
+            for worker in self.workers()
+            if worker.counters.began is not None and worker.counters.ended is None
+        ]
+        for name, counters in sinks.items():
+            channel = self.channels[name]
+            waits, full = channel.receivers_wait, channel.senders_wait
+            seen.append(Sight(name, Kind.SINK, 0, *counters.in_progress(now), parked=waits, full=full))
+        return seen
 
     def _post(self, stage: Stage) -> Post:
         guarded = not isinstance(stage.on_error, FailFast)

@@ -160,6 +160,16 @@ class Channel(Generic[In, Out]):
         return self._crew.wanted
 
     @property
+    def senders_wait(self) -> bool:
+        """Whether somebody waits for room. A glance without the lock."""
+        return self._send_waiters > 0
+
+    @property
+    def receivers_wait(self) -> bool:
+        """Whether somebody waits for an item. A glance without the lock."""
+        return self._receive_waiters > 0
+
+    @property
     def depth(self) -> int:
         """How much of the capacity is in use: items, or complete groups. A glance without the lock."""
         return self._depth()

@@ -26,7 +26,7 @@ from typing import Any, NoReturn, Protocol, Self, TypeVar, overload
 
 from pipeline.assembly import Assembly
 from pipeline.channel import Channel
-from pipeline.control import LIVE, Action, Control
+from pipeline.control import LIVE, Action, Control, State
 from pipeline.delivery import Delivery
 from pipeline.errors import Cancelled, Label, PipelineError, StageFailure, ThreadsLeft
 from pipeline.gate import Gate
@@ -34,6 +34,7 @@ from pipeline.stage import Kind, Sink, Stage
 from pipeline.statistics import RunStatistics, StageStatistics
 from pipeline.trace import Trace
 from pipeline.turnstile import Turnstile
+from pipeline.watchdog import Sight, Stuck, View, Watch, Watchdog
 from pipeline.worker import Surroundings, Worker
 
 Item = TypeVar("Item")
@@ -60,6 +61,7 @@ class Run:
         trace: Trace | None = None,
         label: Callable[[Any], Label] | None = None,
         grace: float = 10.0,
+        watchdog: Watchdog | None = Watchdog(),  # noqa: B008 - frozen
         clock: Callable[[], int] = perf_counter_ns,
     ) -> None:
         self.name = name
@@ -90,6 +92,9 @@ class Run:
         self._gates: dict[Worker, Gate] = {worker: Gate() for worker in self._parts.workers()}
         self._working = Counter(worker.stage.name for worker in self._gates)  # workers that have work, by stage
         self._alive = len(self._gates)  # workers that have not ended
+        limits = {each.name: each.limit for each in stages if each.limit is not None}
+        view = View(self._look, self._describe, self.fail, lambda: self.clock() / 1e9, self._over)
+        self._watch = Watch(watchdog, limits, view) if watchdog or limits else None
 
     @property
     def _outcome(self) -> StageFailure | Cancelled | None:
@@ -106,6 +111,8 @@ class Run:
         try:
             for worker in tuple(self._gates):
                 self._start_thread(worker)
+            if self._watch:
+                self._start(self._watch.run, "watchdog", self._watch.ended)
         except BaseException:
             self.shut_down()
             raise
@@ -197,11 +204,30 @@ class Run:
         return self._parts.statistics(stage, [sink.counters] if sink else [worker.counters for worker in workers])
 
     def _start_thread(self, worker: Worker) -> None:
-        name = f"{self.name}.{worker.stage.name}-{worker.index}"
+        self._start(worker.run, f"{worker.stage.name}-{worker.index}", self._gates[worker])
+
+    def _start(self, target: Callable[[], None], name: str, ended: Gate) -> None:
         # A daemon, so that a function that never returns cannot keep the interpreter from exiting.
-        thread = threading.Thread(target=worker.run, name=name, daemon=True)
-        self._threads.append((thread, self._gates[worker]))
+        thread = threading.Thread(target=target, name=f"{self.name}.{name}", daemon=True)
+        self._threads.append((thread, ended))
         thread.start()
+
+    # What the watchdog asks for, in its own thread.
+
+    def _look(self) -> tuple[object, list[Sight]]:
+        if self._control.state is State.PAUSED:
+            return None, []
+        sinks = {name: self._sinks[name].counters for name in tuple(self._open_sinks)}
+        counted = [(each.counters.items_in, each.counters.items_out) for each in self._parts.workers()]
+        return (counted, [each.items_in for each in sinks.values()]), self._parts.look(sinks)
+
+    def _describe(self, sight: Sight, doing: str) -> Stuck:
+        if sight.kind is Kind.SINK:
+            return Stuck(sight.stage, 0, "", "what waits there", doing, sight.seconds, "")
+        item = self._parts.workers_of(sight.stage)[sight.worker].in_hand()[1]
+        name = f"{self.name}.{sight.stage}-{sight.worker}"
+        stacks = [_stack_of(thread) for thread, _ in tuple(self._threads) if thread.name == name]
+        return Stuck(sight.stage, sight.worker, name, item, doing, sight.seconds, "".join(stacks))
 
     # What workers report, in their own threads.
 

@@ -26,6 +26,14 @@ class TooManySkipped(PipelineError):
     """A stage that skipped a larger share of its items than its policy allows."""
 
 
+class Standstill(PipelineError):
+    """A run in which nothing has moved for as long as its watchdog waits."""
+
+
+class ItemTimeout(PipelineError):
+    """An item that took longer than the limit of its stage."""
+
+
 class Cancelled(PipelineError):
     """The run was stopped while this call waited.
 

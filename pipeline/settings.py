@@ -7,6 +7,7 @@ from pipeline.engine import Abortable
 from pipeline.errors import Label
 from pipeline.failure import OnError
 from pipeline.trace import Trace
+from pipeline.watchdog import Watchdog
 
 
 class StageOptions(TypedDict, total=False):
@@ -23,9 +24,10 @@ class StageOptions(TypedDict, total=False):
     on_error: OnError
     """What is done about an item whose function raises: FailFast() unless given; SkipFailed(...), Retry(...)."""
     limit: float
-    """Seconds that one item may take, its retries and their pauses included. A thread cannot be taken from what it
-    calls: an item that takes longer fails the run, whatever `on_error` says, with the stack of its thread; and the
-    thread ends when the function returns, or is reported after the `grace` of the run."""
+    """Seconds that one item may take, retries and their pauses included; of an expansion without retries, one element.
+
+    A thread cannot be taken from what it calls. So an item that takes longer fails the run, whatever `on_error` says,
+    with the stack of its thread; and that thread ends when the function returns, or is reported after the `grace`."""
 
 
 class RunOptions(TypedDict, total=False):
@@ -39,5 +41,7 @@ class RunOptions(TypedDict, total=False):
     """Says which item something is, in errors and traces; it must know every type of item in the graph."""
     grace: float
     """Seconds that threads may take to end before they are reported. 10 unless given."""
+    watchdog: Watchdog | None
+    """What finds a run that stands still. Watchdog() unless given: a warning in the log after a minute."""
     clock: Callable[[], int]
     """Counts nanoseconds."""

@@ -91,7 +91,7 @@ class StageStatistics:
     after: tuple[str, ...] = ()
     """The stages that send to it."""
     skipped: int = 0
-    """Items that the failure policy skipped because the stage function raised; they are in no other count of results."""
+    """Items that the failure policy skipped because the stage function raised; they are not among `items_out`."""
     retried: int = 0
     """Calls of the stage function that were repeats."""
 
@@ -185,6 +185,13 @@ class Counters:
             end = now if self.ended is None else self.ended
             spent[phase] += max(0, end - self.began - sum(spent.values()))
         return spent
+
+    def in_progress(self, now: int) -> tuple[Phase, float]:
+        """Return the phase and the seconds since it began; 0 if it changed while we looked."""
+        phase, done = self.phase, self.waiting + self.busy + self.blocked
+        if self.began is None or self.phase is not phase or done != self.waiting + self.busy + self.blocked:
+            return self.phase, 0.0
+        return phase, max(0, now - self.began - done) / 1e9
 
 
 def summarise(

@@ -307,15 +307,24 @@ class Worker:
         common, *others = (label(each) for each in item)
         return {key: value for key, value in common.items() if all(other.get(key) == value for other in others)}
 
+    def in_hand(self) -> tuple[Label, str]:
+        """Return the label of what is in hand, and what it is in words. May be called from another thread."""
+        item = self.item
+        if isinstance(item, Moment):
+            return _UNLABELLED, item.value
+        if item is _NOTHING:
+            return _UNLABELLED, f"item {self.counters.items_out} of the source" if self._input is None else "no item"
+        try:
+            tag = self._label(item)
+            return tag, " ".join(f"{key}={value}" for key, value in tag.items()) or reprlib.repr(item)
+        except BaseException as second:  # there is something else to report; this only spoils its label
+            return _UNLABELLED, f"an item of type {type(item).__name__} (its label raised {type(second).__name__})"
+
+    @property
+    def holds(self) -> bool:
+        """Whether an item is in hand."""
+        return self.item is not _NOTHING
+
     def _describe(self, error: BaseException) -> StageFailure:
-        tag = _UNLABELLED
-        words = f"item {self.counters.items_out} of the source" if self._input is None else "no item yet taken"
-        if isinstance(self.item, Moment):
-            words = self.item.value
-        elif self.item is not _NOTHING:
-            try:
-                tag = self._label(self.item)
-                words = " ".join(f"{key}={value}" for key, value in tag.items()) or reprlib.repr(self.item)
-            except BaseException as second:  # the first error is the one to report; this one only spoils its label
-                words = f"an item of type {type(self.item).__name__} (its label raised {type(second).__name__})"
+        tag, words = self.in_hand()
         return StageFailure(self.stage.name, self.index, tag, words, error)

@@ -37,11 +37,12 @@ EXPORTS: dict[str, str] = {
     """,
     "pipeline": """
         ALIGNMENT SKIP Abortable AdmissionError Again Arena Attempt BankStatistics Banks Cancelled Channel
-        ChannelStatistics Closed DeadLetter FailFast Fifo Gather Graph GraphError InOrder Join Label LaneOrder
-        LanePlan Lanes Lease Milestone Node OnError PerWorker PipelineError Policy Pool PoolStatistics Retry
-        RouteError Run RunOptions RunStatistics Sink Skip SkipFailed StageFailure StageOptions StageStatistics
-        StaleVersion ThreadsLeft TooManySkipped Trace TraceEvent Verdict aligned_zeros arena_size
-        available_cores blas_threads draw_timeline loaded_blas per_worker version_for
+        ChannelStatistics Closed DeadLetter FailFast Fifo Gather Graph GraphError InOrder ItemTimeout Join Label
+        LaneOrder LanePlan Lanes Lease Milestone Node OnError OnStuck PerWorker PipelineError Policy Pool
+        PoolStatistics Retry RouteError Run RunOptions RunStatistics Sink Skip SkipFailed StageFailure
+        StageOptions StageStatistics StaleVersion Standstill Stuck ThreadsLeft TooManySkipped Trace TraceEvent
+        Verdict Watchdog aligned_zeros arena_size available_cores blas_threads draw_timeline loaded_blas
+        per_worker version_for
     """,
 }
 """Package → its pinned `__all__`, names between spaces. A name that comes or goes is a decision: change it here too."""
