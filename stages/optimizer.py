@@ -57,23 +57,45 @@ class Optimizer:
         )
 
 
+class Snapshot(Protocol):
+    """What a checkpoint needs of the state between two updates."""
+
+    def acquire(self) -> None:
+        """Wait until the checkpoint before is written."""
+
+    def hold(self) -> None:
+        """Wait until the next update may write over what a checkpoint needs."""
+
+    def take(self, step: int) -> None:
+        """Keep what the update after `step` will write over."""
+
+
 class Clip:
     """Meets the reduced shards, takes the global norm, and opens the update."""
 
     def __init__(
-        self, banks: Banks[Bank], lanes: Lanes, gradient: Gradient, plan: ShardPlan, optimizer: Optimizer
+        self,
+        banks: Banks[Bank],
+        lanes: Lanes,
+        gradient: Gradient,
+        plan: ShardPlan,
+        optimizer: Optimizer,
+        snapshot: Snapshot | None,
     ) -> None:
         self._banks = banks
         self._lanes = lanes
         self._gradient = gradient
         self._plan = plan
         self._optimizer = optimizer
+        self._snapshot = snapshot
         self._write: tuple[Bank, Bank] | None = None  # what acquire() was given; one batch at a time is updated
 
     def acquire(self, shards: Sequence[ReduceShard]) -> None:
         """Free the lanes, then wait for a bank that the next version may be written to."""
         if not self._gradient.in_lane:
             self._lanes.mark_reduced(shards[0].batch)
+        if self._snapshot:
+            self._snapshot.hold()
         self._write = self._banks.begin()
 
     def __call__(self, shards: Sequence[ReduceShard]) -> Iterator[UpdateShard]:
@@ -117,16 +139,6 @@ class ApplyUpdate:
         return shard
 
 
-class Snapshot(Protocol):
-    """Memory that a checkpoint copies to, between two updates."""
-
-    def acquire(self) -> None:
-        """Wait until the memory is free."""
-
-    def copy(self, step: int) -> None:
-        """Copy what the update after `step` will write over."""
-
-
 Due = Callable[[int], bool]
 """Whether something is to be done after so many updates."""
 
@@ -152,17 +164,17 @@ class Publish:
         self._started = time.perf_counter()
 
     def acquire(self, shards: Sequence[UpdateShard]) -> None:
-        """Wait for the memory that a due checkpoint copies to."""
+        """Wait until the checkpoint before is written, if one is due."""
         if self._snapshot and self._checkpoint_due(shards[0].batch + 1):
             self._snapshot.acquire()
 
     def __call__(self, shards: Sequence[UpdateShard]) -> Update:
-        """Publish the new version; a due checkpoint copies what the next update writes over before that."""
+        """Publish the new version; a due checkpoint takes what it needs before that."""
         first = shards[0]
         step = first.batch + 1
         save = self._snapshot is not None and self._checkpoint_due(step)
         if self._snapshot and save:
-            self._snapshot.copy(step)
+            self._snapshot.take(step)
         if self._gradient.in_lane:
             self._lanes.mark_reduced(first.batch)
         self._banks.publish()

@@ -25,7 +25,7 @@ def memory_plan(config: Config, *, evaluates: bool = True, saves: bool = True) -
         "slots": slot * (config.slots or 1),
         "backward scratch": _bytes(scratch_shapes(geometry, sequences)) * lanes,
         "evaluation": slot + logits if evaluates else 0,
-        "checkpoint copies": weights * (2 + config.delay) if saves else 0,
+        "checkpoint copies": weights * (2 + config.delay) if saves and config.checkpoint.copies else 0,
     }
 
 

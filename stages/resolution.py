@@ -9,7 +9,7 @@ import math
 import msgspec
 
 from stages.parameters import parameter_count
-from stages.settings import Config, ConfigError, Gemm, ThreadsConfig, TokenizerKind, flatten
+from stages.settings import CheckpointConfig, Config, ConfigError, Gemm, ThreadsConfig, TokenizerKind, flatten
 
 ROWS_PER_MICRO_BATCH = 256
 """Tokens that a micro-batch should hold, so that its working set stays in the L2 cache; at most twice as many."""
@@ -19,6 +19,8 @@ SPARE_BANK_PARAMETERS = 100_000_000
 """Above this many parameters a spare weight bank costs more memory than the waiting it saves is worth."""
 CHANNEL_CAPACITY = 2
 """One item ahead of a stage and one to come: more only takes slots away from the stages behind."""
+CHECKPOINT_COPIES = 16_000_000
+"""Numbers that a checkpoint may copy at most; with more, the next update waits for the disk instead."""
 MAX_PARAMETERS = 20_000_000_000
 
 _COUNTS = (
@@ -159,10 +161,18 @@ def resolve(config: Config, cores: int, vocabulary: int | None = None) -> Config
         slots=config.slots or threads.forward + threads.backward + 2,
         spare_banks=spare if config.spare_banks is None else config.spare_banks,
         schedule=msgspec.structs.replace(config.schedule, decay_steps=decay_steps),
+        checkpoint=_with_copies(config, parameter_count(model.geometry())),
         evaluation=msgspec.structs.replace(evaluation, final_batches=evaluation.final_batches or evaluation.batches),
     )
     validate(resolved)
     return resolved
+
+
+def _with_copies(config: Config, parameters: int) -> CheckpointConfig:
+    """Choose copies where they are small: their time is then less than the disk's, and their memory no burden."""
+    small = parameters * (2 + config.delay) <= CHECKPOINT_COPIES
+    copies = config.checkpoint.copies
+    return msgspec.structs.replace(config.checkpoint, copies=small if copies is None else copies)
 
 
 def _default_gemm(threads: ThreadsConfig) -> Gemm:

@@ -1,18 +1,20 @@
-"""Checkpoints while training goes on: copy what the next update will write over, lease the rest, write it in a stage.
+"""Checkpoints while training goes on.
 
-The optimizer's moments change with every update, and at τ > 0 the older versions are soon overwritten; they are copied,
-in memory set aside for it, between two updates. The newest version is leased instead: its bank stays as it is.
+The optimizer's moments change with every update, and at τ > 0 the older versions are soon overwritten. Either they are
+copied between two updates, into memory set aside for it (`checkpoint.copies`), or the next update waits until they are
+on the disk; forward and backward go on meanwhile as far as the delay allows. The newest version is leased in any case:
+its bank stays as it is.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
-from pipeline import Arena, Banks, Pool
-from stages.checkpoint import TrainingState, save_checkpoint
+from pipeline import Arena, Banks, Lease, Pool
+from stages.checkpoint import TrainingState, kept_versions, save_checkpoint
 from stages.config import Config
 from stages.items import Saved, Update
 from stages.memory import Bank
@@ -21,41 +23,64 @@ from stages.parameters import parameter_shapes
 
 
 class Snapshot:
-    """Memory for what a checkpoint copies; there is one, so a run never has two checkpoints under way."""
+    """What a checkpoint needs besides the newest version, kept as it is until the checkpoint is written.
+
+    There is one, so a run never has two checkpoints under way. With copies, `moments` and the older versions lie in
+    memory of its own; without, they are the live ones: `hold` keeps the next update from them, leases keep the banks.
+    """
 
     def __init__(self, config: Config, banks: Banks[Bank], moments: Moments) -> None:
         geometry = config.model.geometry()
-        self.moments = Moments(geometry)
-        self.older = {back: Arena(parameter_shapes(geometry)) for back in range(1, config.delay + 1)}
-        self._source = moments
+        self._copies = bool(config.checkpoint.copies)
+        self._delay = config.delay
+        self._live = moments
         self._banks = banks
+        self._own = [Arena(parameter_shapes(geometry)) for _ in range(config.delay)] if self._copies else []
+        self._leases: list[Lease[Bank]] = []  # of the older versions, without copies
         self._free = Pool([self])
+        self.moments = Moments(geometry) if self._copies else moments
+        self.older: Mapping[int, Arena] = {}
+        """The versions before the newest that the delay still needs; set by `take`, good until `release`."""
 
     @property
     def nbytes(self) -> int:
         """Bytes set aside."""
-        return self.moments.nbytes + sum(arena.nbytes for arena in self.older.values())
+        return (self.moments.nbytes if self._copies else 0) + sum(arena.nbytes for arena in self._own)
 
     def acquire(self) -> None:
         """Wait until the checkpoint before has been written."""
         self._free.take()
 
-    def copy(self, step: int) -> None:
-        """Copy the moments after `step` updates and the versions before `step` that the delay still needs."""
-        np.copyto(self.moments.m.flat, self._source.m.flat)
-        np.copyto(self.moments.v.flat, self._source.v.flat)
-        for back, arena in self.older.items():
-            if step - back >= 0:
-                with self._banks.lease(step - back) as lease:
-                    np.copyto(arena.flat, lease.bank.arena.flat)
+    def hold(self) -> None:
+        """Wait until the next update may write over what a checkpoint needs."""
+        if not self._copies:
+            self._free.give_back(self._free.take())
+
+    def take(self, step: int) -> None:
+        """Keep the moments after `step` updates and the older versions; called before version `step` is published."""
+        self._leases = [self._banks.lease(version) for version in kept_versions(step, self._delay)[:-1]]
+        self.older = {lease.version: lease.bank.arena for lease in self._leases}
+        if self._copies:
+            np.copyto(self.moments.m.flat, self._live.m.flat)
+            np.copyto(self.moments.v.flat, self._live.v.flat)
+            for copy, arena in zip(self._own, self.older.values(), strict=False):
+                np.copyto(copy.flat, arena.flat)
+            self.older = dict(zip(self.older, self._own, strict=False))
+            self._release_leases()
 
     def release(self) -> None:
-        """Let the next checkpoint have the memory."""
+        """Let the next update, or the next checkpoint, go on."""
+        self._release_leases()
         self._free.give_back(self)
 
     def abort(self) -> None:
-        """Wake who waits for the memory with `Cancelled`."""
+        """Wake who waits with `Cancelled`."""
         self._free.abort()
+
+    def _release_leases(self) -> None:
+        for lease in self._leases:
+            lease.release()
+        self._leases = []
 
 
 class Save:
@@ -88,11 +113,10 @@ class Save:
         begin = time.perf_counter()
         lease = update.checkpoint
         assert lease is not None, "only updates with a leased version reach this stage"
-        copied = {update.step - back: arena for back, arena in self._snapshot.older.items() if update.step >= back}
         state = TrainingState(
             step=update.step,
             delay=self._config.delay,
-            versions={**copied, update.step: lease.bank.arena},
+            versions={**self._snapshot.older, update.step: lease.bank.arena},
             m=self._snapshot.moments.m,
             v=self._snapshot.moments.v,
             config=msgspec.to_builtins(self._config),

@@ -140,10 +140,15 @@ class EvaluationConfig(_Section, frozen=True, kw_only=True):
 
 
 class CheckpointConfig(_Section, frozen=True, kw_only=True):
-    """Every `interval` updates (0: only at the end) a checkpoint is written; the last `keep` stay (0: all)."""
+    """Every `interval` updates (0: only at the end) a checkpoint is written; the last `keep` stay (0: all).
+
+    With `copies`, what the next update writes over is copied first, which takes memory; without, the update waits for
+    the disk.
+    """
 
     interval: int = 500
     keep: int = 2
+    copies: bool | None = None
 
 
 class TraceConfig(_Section, frozen=True, kw_only=True):

@@ -94,7 +94,7 @@ class Training:
         self.collect = Collect(self.banks, self.shards, tokens)
         self.reduce = Reduce(self.lanes, self.gradient)
         optimizer = Optimizer(config.optimizer, partial(learning_rate, config))
-        self.clip = Clip(self.banks, self.lanes, self.gradient, self.shards, optimizer)
+        self.clip = Clip(self.banks, self.lanes, self.gradient, self.shards, optimizer, self.snapshot)
         self.update = ApplyUpdate(geometry, self.gradient, self.moments)
         evaluation_due = due(config.evaluation.interval, config.steps) if validation else never
         checkpoint_due = due(config.checkpoint.interval, config.steps) if output else never

@@ -196,6 +196,7 @@ def sample(kind: object) -> tuple[str, object]:
         (ScheduleKind, "linear", ScheduleKind.LINEAR),
         (TokenizerKind, "bpe", TokenizerKind.BPE),
         (Gemm | None, "blas", Gemm.BLAS),
+        (bool | None, "true", True),
     ]
     return next((text, value) for option, text, value in options if option == kind)
 

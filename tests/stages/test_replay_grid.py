@@ -78,6 +78,7 @@ def test_the_least_memory_still_finishes(delay: int, lanes: int, tmp_path: Path)
     for threads, slots in ((1, 1), (3, 1), (3, 2)):
         config = tiny(
             *common, f"slots={slots}", "channel_capacity=1", "spare_banks=0", "checkpoint.interval=1",
+            f"checkpoint.copies={'true' if slots == 2 else 'false'}",
             *(f"threads.{stage}={threads}" for stage in ("forward", "backward", "reduce", "update", "embed")),
         )  # fmt: skip
         training = build(config, tmp_path / f"{threads}-{slots}", evaluate=True)
@@ -108,6 +109,7 @@ def configurations() -> st.SearchStrategy[tuple[str, ...]]:
         setting("spare_banks", 0, 1),
         setting("evaluation.interval", 0, 2),
         setting("checkpoint.interval", 0, 3),
+        st.sampled_from(["checkpoint.copies=true", "checkpoint.copies=false"]),
     )
 
 

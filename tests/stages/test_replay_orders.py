@@ -181,7 +181,7 @@ def test_what_reads_a_version_sees_it_whole_while_training_goes_on(
     Which bank is written when differs with the interval, so that a bank that were not protected would be met.
     """
     often = (f"evaluation.interval={interval}", f"checkpoint.interval={interval}", "checkpoint.keep=0")
-    config = tiny(f"delay={delay}", f"steps={2 * interval}", "spare_banks=1", *often)
+    config = tiny(f"delay={delay}", f"steps={2 * interval}", "spare_banks=1", "checkpoint.copies=true", *often)
     later = threading.Event()
     # One of the two only: the lease of the other would protect the version as well.
     saves = stage == "save"
@@ -199,6 +199,33 @@ def test_what_reads_a_version_sees_it_whole_while_training_goes_on(
         for name in names - {"training.json"}:
             found, expected = (tmp_path / who / f"step-{step:06d}" / name for who in ("threads", "replay"))
             assert found.read_bytes() == expected.read_bytes(), name
+
+
+@pytest.mark.parametrize("delay", [0, 1, 2])
+def test_without_copies_no_update_begins_before_the_checkpoint_is_written(delay: int, tmp_path: Path) -> None:
+    """The shards of the next update would change the moments that are being written."""
+    config = tiny(f"delay={delay}", "steps=6", "checkpoint.interval=2", "checkpoint.keep=0", "checkpoint.copies=false")
+    training = build(config, tmp_path / "threads")
+    order: list[tuple[str, int]] = []
+    reduced = threading.Event()
+
+    def before_save(update: Update) -> None:
+        if update.step < config.steps:
+            wait_for(reduced, "the next batch reduced while a checkpoint is written")
+            reduced.clear()
+
+    def after_reduce(shard: ReduceShard, _: object) -> None:
+        if shard.batch % 2 == 0 and shard.batch:
+            reduced.set()
+
+    intercept(training, "save", before_save, after=lambda _, made: order.append(("saved", made.step)))
+    intercept(training, "reduce", after=after_reduce)
+    intercept(training, "update", lambda shard: order.append(("updates", shard.batch + 1)))
+    assert_equals_replay(training, tmp_path / "replay")
+    for step in (2, 4):
+        assert order.index(("saved", step)) < order.index(("updates", step + 1))
+        for path in (tmp_path / "replay" / f"step-{step:06d}").glob("*.safetensors"):
+            assert path.read_bytes() == (tmp_path / "threads" / path.parent.name / path.name).read_bytes(), path.name
 
 
 def test_the_loss_of_a_batch_does_not_depend_on_the_order_in_which_its_micro_batches_arrive() -> None:

@@ -24,7 +24,8 @@ def settings(delay: int) -> tuple[str, ...]:
 def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Path, Result]:
     """A run that never stopped, with a checkpoint after every update."""
     folder = tmp_path_factory.mktemp("whole")
-    training = build(tiny(*settings(request.param)), folder, evaluate=True)
+    copies = "false" if request.param % 2 else "true"
+    training = build(tiny(*settings(request.param), f"checkpoint.copies={copies}"), folder, evaluate=True)
     return request.param, folder, result(training, run_threads(training))
 
 
