@@ -31,6 +31,8 @@ class FaultKind(Enum):
     KILL = "kill"
     """The worker's process is killed (SIGKILL), `amount` milliseconds after the call began; at process stages only. The
     run need not fail: the process may have done its last item."""
+    PAUSE = "pause"
+    """`run.pause()` is called, and `run.resume()` `amount` milliseconds later."""
     DELAY = "delay"
     """The call takes `amount` milliseconds longer; at a sink, the consumer is slow."""
     HOLD = "hold"
@@ -119,7 +121,7 @@ class FaultPlan:
 
 def _one(choose: random.Random, stage: str, kind: FaultKind, calls: int) -> Fault:
     amount: float = 0
-    if kind is FaultKind.DELAY:
+    if kind in (FaultKind.DELAY, FaultKind.PAUSE):
         amount = round(choose.uniform(0.01, 2), 2)
     elif kind is FaultKind.HOLD:
         amount = choose.randint(1, 30)

@@ -19,13 +19,12 @@ from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from pipeline.admission import Fifo, Gather, InOrder
+from pipeline.admission import Gather, InOrder
 from pipeline.engine import Run
 from pipeline.graph import Graph
-from pipeline.join import Join
 from pipeline.per_worker import PerWorker
 from pipeline.processes import ProcessWorker
-from pipeline.stage import SKIP, Branch, Kind, Route, Stage, Via
+from pipeline.stage import SKIP, Branch, Kind, Port, Route, Stage, Via
 from pipeline.testing.faults import STOPPING, Fault, FaultKind, FaultPlan, InjectedFault
 
 NO_MOVE = 0.004
@@ -56,6 +55,8 @@ class Record:
     most_made: int = 1  # the largest number of them that one call made
     returned: int = 0  # calls that ended well
     raised: int = 0  # calls that raised, or whose elements were not asked for to the end
+    retried: int = 0  # calls for the item that the same thread's last call failed with
+    failed_with: dict[threading.Thread, Any] = field(default_factory=dict)
     calls: int = 0  # calls, or elements that a source was asked for: what `Fault.at` counts
     arrived: list[Any] = field(default_factory=list)  # what was sent here, by everyone before this node
     most_between: int = 0  # the largest number of items ever sent here and not begun
@@ -63,6 +64,11 @@ class Record:
     keys: set[Any] = field(default_factory=set)  # keys of its admission policy that arrived
     hands: Counter[Any] = field(default_factory=Counter)  # keys in hand, of an exclusive order
     next_index: dict[Any, int] = field(default_factory=dict)  # of an order: key → the index that must come next
+
+    @property
+    def given_up(self) -> int:
+        """Items that failed for good: skipped by a policy, or the end of the run."""
+        return self.raised - self.retried
 
 
 class Journal:
@@ -80,7 +86,7 @@ class Journal:
             for name, via in stage.inputs():
                 if isinstance(via, Branch):
                     self.branches[via] = stage
-                elif stage.when is None:
+                elif stage.when is None and via is Port.RESULTS:
                     self.followers[name].append(stage)
         self.fired: list[Fired] = []
         self.wrong: list[str] = []  # what was seen to be wrong while it happened
@@ -105,9 +111,12 @@ class Journal:
     def begin(self, name: str, item: Any) -> None:
         """Write down that a node was handed an item or a group."""
         stage, record = self.stages[name], self.of[name]
-        items = item if stage.gathers else [item]
+        items = list(item) if stage.gathers else [item]
         with self.lock:
             self._move()
+            if record.failed_with.pop(threading.current_thread(), items) is item:
+                record.retried += 1
+                return
             record.begun.extend(items)
             record.between -= len(items)
             if stage.gathers:
@@ -123,9 +132,10 @@ class Journal:
             self._move()
             if error:
                 record.raised += 1
+                record.failed_with[threading.current_thread()] = item
             else:
                 record.returned += 1
-            if isinstance(stage.admission, InOrder) and stage.admission.exclusive:
+            if isinstance(stage.admission, InOrder) and stage.admission.exclusive and not error:
                 record.hands[stage.admission.order(item)[0]] -= 1
 
     def make(self, name: str, result: Any) -> None:
@@ -219,6 +229,9 @@ class Journal:
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
         elif fault.kind is FaultKind.KILL:
             self._kill(fault.amount)
+        elif fault.kind is FaultKind.PAUSE and self.run is not None:
+            self.run.pause()
+            threading.Timer(fault.amount / 1000, self.run.resume).start()
         elif fault.kind is FaultKind.DELAY:
             time.sleep(fault.amount / 1000)
         elif fault.kind is FaultKind.HOLD:
@@ -317,7 +330,7 @@ def _call(journal: Journal, stage: Stage, fn: Callable[[Any], Any]) -> Callable[
 
     def call(item: Any) -> Any:
         number = journal.take_number(name)
-        journal.begin(name, list(item) if stage.gathers else item)
+        journal.begin(name, item)
         try:
             journal.strike(name, number, after=False)
             result = fn(item)
@@ -381,29 +394,3 @@ def _per_worker(journal: Journal, stage: Stage, fn: PerWorker[Any, Any]) -> PerW
     wrapped = copy(fn)  # what else it can do, such as aborting its processes, stays
     wrapped.make = Wrapped
     return wrapped
-
-
-def waiting_bound(stage: Stage, record: Record) -> int | None:
-    """Return how deep the channel in front of a node may be; None for a policy of the user's own."""
-    policy = stage.admission
-    if isinstance(policy, Fifo):
-        return stage.capacity
-    if isinstance(policy, (InOrder, Gather)):
-        return stage.capacity + len(record.keys)
-    if isinstance(policy, Join):
-        return stage.capacity * (1 + len(policy.inputs))
-    return None
-
-
-def hand_bound(stage: Stage, record: Record) -> int:
-    """Return how many results of a node may have been made and not sent on."""
-    return (stage.workers + stage.capacity) * record.most_made if stage.ordered else stage.workers
-
-
-def between_bound(stage: Stage, journal: Journal) -> int:
-    """Return how many items may be sent to a node and not begun: its admission's bound, and those in workers' hands."""
-    record, policy = journal.of[stage.name], stage.admission
-    waiting = waiting_bound(stage, record)
-    each = policy.count if isinstance(policy, Gather) else len(policy.inputs) if isinstance(policy, Join) else 1
-    sending = sum(hand_bound(journal.stages[name], journal.of[name]) for name in stage.after)
-    return len(record.arrived) if waiting is None else (waiting + stage.workers) * each + sending

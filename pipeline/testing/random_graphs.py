@@ -13,16 +13,18 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
 from pipeline.admission import Gather, InOrder
 from pipeline.errors import AdmissionError
+from pipeline.failure import FailFast, Retry, SkipFailed
 from pipeline.graph import Graph
+from pipeline.join import Join
 from pipeline.per_worker import per_worker
 from pipeline.slots import Pool
-from pipeline.stage import SKIP, Node, Skip
+from pipeline.stage import SKIP, Kind, Node, Skip
 from pipeline.testing.harness import Subject
 
 FIRST = 10_000
@@ -68,7 +70,7 @@ class _Builder:
         loose = [each for each in self.known if each.node.name.startswith("source") and each.node.name not in followed]
         if loose:
             self.sink(loose, sinks)
-        # Every stage has had its item; nothing is left of the run but these.
+        self.policies()
         return Subject(
             self.graph,
             tuple(self.pools),
@@ -77,6 +79,24 @@ class _Builder:
             tuple(self.may_raise),
             label=choose.choice([None, lambda item: {"item": item}]),
         )
+
+    def policies(self) -> None:
+        """Let some stages try again, and, where nothing counts on every item, skip what fails and send dead letters."""
+        choose, stages = self.choose, self.graph._stages
+        counts = any(
+            isinstance(stage.admission, (InOrder, Join))
+            or (isinstance(stage.admission, Gather) and not stage.admission.partial)
+            for stage in stages.values()
+        )
+        for name, stage in list(stages.items()):
+            if stage.kind is not Kind.STAGE or stage.acquire is not None or choose.random() < 0.7:
+                continue
+            skip = SkipFailed() if not counts and choose.random() < 0.6 else FailFast()
+            policy = Retry(choose.randint(1, 2), first=0, then=skip) if choose.random() < 0.7 else skip
+            stages[name] = replace(stage, on_error=policy)
+            if policy.skips and choose.random() < 0.5:
+                node: Node[Any] = Node(name, self.graph)
+                self.graph.stage(f"{name}-letters", str, after=self.graph.dead_letters(node))
 
     def source(self) -> None:
         name, many = f"source{len(self.known)}", self.choose.choice([0, 1, 5, 20, 40])

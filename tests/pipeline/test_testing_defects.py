@@ -17,6 +17,7 @@ import pytest
 import pipeline.channel as channel_module
 from pipeline import SKIP, Channel, Graph, Pool, StageFailure
 from pipeline.admission import FifoState
+from pipeline.control import Control
 from pipeline.engine import Run
 from pipeline.testing import Fault, FaultKind, FaultPlan, InjectedFault, Report, Subject, exercise
 from pipeline.worker import Worker
@@ -110,19 +111,19 @@ def swallows(patch: pytest.MonkeyPatch) -> None:
 
 def dies_in_silence(patch: pytest.MonkeyPatch) -> None:
     """A worker that raises ends without telling anyone."""
-    patch.setattr(Run, "_fail", lambda run, failure: None)
+    patch.setattr(Run, "fail", lambda run, failure: None)
 
 
 def reports_the_last(patch: pytest.MonkeyPatch) -> None:
     """A later failure takes the place of the first."""
-    stop = Run._stop
+    stop = Control.stop
 
-    def replacing(run: Run, outcome: Any) -> None:
+    def replacing(control: Control, outcome: Any) -> Any:
         if isinstance(outcome, StageFailure):
-            run._control.outcome = None
-        stop(run, outcome)
+            control.outcome = None
+        return stop(control, outcome)
 
-    patch.setattr(Run, "_stop", replacing)
+    patch.setattr(Control, "stop", replacing)
 
 
 def loses_a_wake_up(patch: pytest.MonkeyPatch) -> None:
