@@ -20,6 +20,7 @@ from pipeline.arrows import Wiring, arrows, chains, item_numbers
 from pipeline.trace_event import TraceEvent
 
 Entry = dict[str, Any]
+FIRST = 2  # number of the first row: Perfetto takes the thread with the number of its process, 1, for the main one
 
 
 def chrome_events(sections: Sequence[Sequence[TraceEvent]], wiring: Wiring, process: str) -> list[Entry]:
@@ -28,7 +29,7 @@ def chrome_events(sections: Sequence[Sequence[TraceEvent]], wiring: Wiring, proc
     `sections` are runs of events without a gap, each in order of start; arrows stay within one.
     """
     events = sorted((event for section in sections for event in section), key=lambda event: event[2:4])
-    threads = rows(events)
+    threads = rows(events, wiring)
     origin = events[0].start_ns if events else 0
     timed: list[Entry] = []
     flows = 0
@@ -40,15 +41,18 @@ def chrome_events(sections: Sequence[Sequence[TraceEvent]], wiring: Wiring, proc
             for place in chain:
                 steps[place].append(("s" if place == chain[0] else "f" if place == chain[-1] else "t", flows))
         for place, (event, items) in enumerate(zip(section, item_numbers(section, drawn, wiring), strict=True)):
-            timed += _entries(event, threads[event.stage, event.worker] + 1, origin, items, steps[place])
+            timed += _entries(event, threads[event.stage, event.worker] + FIRST, origin, items, steps[place])
+            if not wiring.after or wiring.after.get(event.stage):
+                timed.append(_depth(event, threads[event.stage, event.worker] + FIRST, origin))
     timed.sort(key=lambda entry: entry["ts"])  # stable, so a bar stays before what is bound to it
     return [*_names(threads, process), *timed]
 
 
-def rows(events: Iterable[TraceEvent]) -> dict[tuple[str, int], int]:
-    """Number the (stage, worker) pairs: stages in the order in which they first ran, workers of a stage together."""
+def rows(events: Iterable[TraceEvent], wiring: Wiring) -> dict[tuple[str, int], int]:
+    """Number the (stage, worker) pairs: stages in the order of the graph, or else in which they first ran."""
     events = list(events)
-    stages = {stage: place for place, stage in enumerate(dict.fromkeys(event.stage for event in events))}
+    names = dict.fromkeys([*wiring.after, *(event.stage for event in events)])
+    stages = {stage: place for place, stage in enumerate(names)}
     pairs = sorted({(event.stage, event.worker) for event in events}, key=lambda pair: (stages[pair[0]], pair[1]))
     return {pair: row for row, pair in enumerate(pairs)}
 
@@ -56,7 +60,7 @@ def rows(events: Iterable[TraceEvent]) -> dict[tuple[str, int], int]:
 def _names(threads: dict[tuple[str, int], int], process: str) -> Iterator[Entry]:
     yield {"ph": "M", "name": "process_name", "pid": 1, "tid": 0, "args": {"name": process}}
     for (stage, worker), row in threads.items():
-        where = {"ph": "M", "pid": 1, "tid": row + 1}
+        where = {"ph": "M", "pid": 1, "tid": row + FIRST}
         yield {**where, "name": "thread_name", "args": {"name": f"{stage}-{worker}"}}
         yield {**where, "name": "thread_sort_index", "args": {"sort_index": row}}
 
@@ -82,10 +86,14 @@ def _entries(
         at = max(event.start_ns, event.end_ns - 1) if ph == "s" else event.start_ns
         flow = {"ph": ph, "name": "item", "cat": "item", "id": number, **where, "ts": (at - origin) / 1000}
         yield {**flow, "bp": "e"} if ph == "f" else flow
-    yield {
+
+
+def _depth(event: TraceEvent, thread: int, origin: int) -> Entry:
+    return {
         "ph": "C",
-        "name": f"depth before {event.stage}",
-        **where,
+        "name": f"channel before {event.stage}",
+        "pid": 1,
+        "tid": thread,
         "ts": (event.end_ns - origin) / 1000,
         "args": {"depth": event.depth},
     }

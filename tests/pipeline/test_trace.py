@@ -171,6 +171,11 @@ def test_chrome_json_is_what_perfetto_reads(tmp_path: Path) -> None:
     assert {"draw-0", "spread-0"} <= set(names.values())
     assert len(set(names.values())) == len(names)
     check_chrome(entries)
+    assert {entry["name"] for entry in entries if entry["ph"] == "C"} == {
+        "channel before work",
+        "channel before spread",
+    }
+    assert next(iter(names.values())) == "draw-0"
     assert min(entry["ts"] for entry in entries if entry["ph"] != "M") == 0
     for entry in entries:
         if entry["ph"] == "X":
