@@ -1,0 +1,273 @@
+"""The documentation is true: its Python runs and prints what it shows, its commands parse, its links lead somewhere.
+
+In README.md and docs/**/*.md,
+
+- a ```python block is run; those of one page share their names, one after another. One with `title="NAME.py"` is a
+  program of its own: it is written to that file and run by another Python.
+- a ```text block right after it with a title that begins with "prints" is what it printed: exactly, or with the title
+  "prints, in any order" line by line, or with "prints, for example" up to its numbers; "prints, on one machine" is only
+  shown.
+- the comment `<!-- not run: REASON -->` above a block leaves it out.
+
+After a change, `python tests/test_docs.py PAGE...` runs pages and puts what was printed into them.
+"""
+
+import contextlib
+import importlib
+import io
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+import types
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import zip_longest
+from pathlib import Path
+
+import click
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted(path for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")] if path.exists())
+NAMES = [str(path.relative_to(ROOT)) for path in PAGES]
+FOLDERS = "kernels|pipeline|stages|examples|tests|benchmarks|docs"
+
+FENCE = re.compile(r"^```(\w*)(.*)$")
+TITLE = re.compile(r'title="([^"]*)"')
+NOT_RUN = re.compile(r"^<!-- not run: (.*\S) -->$")
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of a page."""
+
+    language: str
+    title: str
+    line: int
+    """Of its opening fence, counted from 1."""
+    text: str
+    reason: str | None
+    """Why it is not run."""
+
+
+def blocks_of(page: str) -> list[Block]:
+    """Return the fenced blocks of a page."""
+    found: list[Block] = []
+    opened: Block | None = None
+    before = ""
+    lines: list[str] = []
+    for number, line in enumerate(page.splitlines(), start=1):
+        fence = FENCE.match(line)
+        if opened is None and fence:
+            title, reason = TITLE.search(fence[2]), NOT_RUN.match(before)
+            opened = Block(fence[1], title[1] if title else "", number, "", reason[1] if reason else None)
+            lines = []
+        elif opened is not None and line == "```":
+            found.append(replace(opened, text="".join(f"{each}\n" for each in lines)))
+            opened = None
+        elif opened is not None:
+            lines.append(line)
+        before = line if line.strip() else before
+    if opened is not None:
+        raise ValueError(f"the block of line {opened.line} is never closed")
+    return found
+
+
+def prose_of(page: str) -> str:
+    """Return a page without its fenced blocks, line by line."""
+    inside, kept = False, []
+    for line in page.splitlines():
+        fence = line.lstrip().startswith("```")
+        kept.append("" if inside or fence else line)
+        inside ^= fence
+    return "\n".join(kept)
+
+
+def run_page(path: Path, folder: Path) -> Iterator[tuple[Block, Block | None, str]]:
+    """Run the Python of a page; yield each block, the one that shows what it prints if there is one, and its output."""
+    module = types.ModuleType(f"page_{path.stem}")
+    blocks = blocks_of(path.read_text(encoding="utf-8"))
+    sys.modules[module.__name__] = module
+    try:
+        for block, after in zip_longest(blocks, blocks[1:]):
+            if block.language != "python" or block.reason:
+                continue
+            shown = after if after and after.language == "text" and after.title.startswith("prints") else None
+            if block.title.endswith(".py"):
+                yield block, shown, run_program(block, folder)
+                continue
+            code = compile("\n" * block.line + block.text, str(path), "exec")
+            out = io.StringIO()
+            with contextlib.redirect_stdout(out):
+                exec(code, module.__dict__)
+            yield block, shown, out.getvalue()
+    finally:
+        del sys.modules[module.__name__]
+
+
+def run_program(block: Block, folder: Path) -> str:
+    """Run a block as a program; return what it printed."""
+    (folder / block.title).write_text(block.text, encoding="utf-8")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, block.title], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def normalised(text: str, title: str) -> list[str]:
+    """Return the lines of an output as they are compared under such a title."""
+    lines = [line.rstrip() for line in text.rstrip().splitlines()]
+    if title == "prints, on one machine":
+        return []
+    if title == "prints, in any order":
+        return sorted(lines)
+    if title == "prints, for example":
+        return [" ".join(re.sub(r"\d[\d.,:]*", "#", line).split()) for line in lines]
+    assert title == "prints", f"no such title: {title!r}"
+    return lines
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory, on a machine that nobody has tuned."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path
+
+
+@pytest.mark.timeout(300)  # the first run compiles kernels
+@pytest.mark.parametrize("path", PAGES, ids=NAMES)
+def test_the_python_of_a_page_runs_and_prints_what_it_shows(path: Path, folder: Path) -> None:
+    for block, shown, output in run_page(path, folder):
+        if shown is not None:
+            assert normalised(output, shown.title) == normalised(shown.text, shown.title), f"{path}:{block.line}"
+
+
+@pytest.mark.parametrize("path", PAGES, ids=NAMES)
+def test_commands_have_real_subcommands_and_options(path: Path) -> None:
+    wrong = [
+        f"{path}:{block.line}: {line}: {problem}"
+        for block in blocks_of(path.read_text(encoding="utf-8"))
+        if block.language == "console"
+        for line in block.text.replace("\\\n", " ").splitlines()
+        if line.startswith("$ ") and (problem := problem_with(shlex.split(line[2:], comments=True)))
+    ]
+    assert not wrong
+
+
+def problem_with(words: list[str]) -> str | None:
+    """Say what is wrong with a command of this project; None: nothing, or another's command."""
+    try:
+        if words[0] == "threadloom":
+            parse(words[1:])
+        elif words[0] == "make":
+            text = (ROOT / "Makefile").read_text(encoding="utf-8")
+            targets = [word for word in words[1:] if "=" not in word]
+            unknown = [word for word in targets if f".PHONY: {word}\n" not in text]
+            return f"no such target: {unknown}" if unknown else None
+        elif words[:2] == ["python", "-m"] and words[2].partition(".")[0] in FOLDERS.split("|"):
+            file = ROOT / (words[2].replace(".", "/") + ".py")
+            return None if file.exists() else f"no such module: {words[2]}"
+    except (click.ClickException, ValueError) as error:
+        return str(error)
+    return None
+
+
+def parse(words: list[str]) -> None:
+    """Parse a threadloom command, its settings too, without running it."""
+    from stages.cli import main
+    from stages.config import apply_overrides, load_config
+
+    with contextlib.suppress(click.exceptions.Exit), main.make_context("threadloom", words) as group:
+        rest = [*group._protected_args, *group.args]
+        name, command, arguments = main.resolve_command(group, rest)
+        assert command is not None
+        with command.make_context(name, arguments, parent=group) as context:
+            settings = context.params.get("overrides") or ()
+            apply_overrides(load_config(context.params.get("config_name") or "nanogpt-cpu"), settings)
+
+
+@pytest.mark.parametrize("path", PAGES, ids=NAMES)
+def test_relative_links_lead_to_files(path: Path) -> None:
+    prose = re.sub(r"`[^`\n]*`", "", prose_of(path.read_text(encoding="utf-8")))
+    targets = re.findall(r"\]\(([^)\s]+)[^)]*\)", prose) + re.findall(r'(?:src|href)="([^"]+)"', prose)
+    local = {target.partition("#")[0] for target in targets if not re.match(r"[a-z]+:", target)} - {""}
+    assert [target for target in sorted(local) if not (path.parent / target).exists()] == []
+
+
+@pytest.mark.parametrize("path", PAGES, ids=NAMES)
+def test_only_files_that_exist_are_named(path: Path) -> None:
+    page = path.read_text(encoding="utf-8")
+    named = set(re.findall(rf"`((?:{FOLDERS})/[\w./*-]*)`", page))
+    missing = [name for name in sorted(named) if not any(ROOT.glob(name.rstrip("/")))]
+    modules = set(re.findall(r"`([a-z_*]+\.py)`", prose_of(page)))
+    programs = {block.title for block in blocks_of(page)}
+    folders = [ROOT / folder for folder in FOLDERS.split("|")]
+    missing += [name for name in sorted(modules - programs) if not any(any(folder.rglob(name)) for folder in folders)]
+    assert not missing
+
+
+@pytest.mark.parametrize("path", PAGES, ids=NAMES)
+def test_what_the_reference_describes_can_be_imported(path: Path) -> None:
+    for name in re.findall(r"^::: (\S+)$", path.read_text(encoding="utf-8"), re.MULTILINE):
+        parts = name.split(".")
+        thing: object = importlib.import_module(parts[0])
+        for place, part in enumerate(parts[1:], start=2):
+            with contextlib.suppress(ModuleNotFoundError):
+                importlib.import_module(".".join(parts[:place]))
+            thing = getattr(thing, part)
+
+
+def test_blocks_are_found_with_their_titles_and_reasons() -> None:
+    page = '<!-- not run: why -->\n\n```python\nx\n```\n```text title="prints"\ny\n\n```\n'
+    first, second = blocks_of(page)
+    assert (first.language, first.text, first.reason, first.line) == ("python", "x\n", "why", 3)
+    assert (second.language, second.title, second.text) == ("text", "prints", "y\n\n")
+
+
+@pytest.mark.parametrize(
+    ("command", "problem"),
+    [
+        ("threadloom train --out runs/a --set delay=2", None),
+        ("threadloom --help", None),
+        ("threadloom trian --out runs/a", "No such command"),
+        ("threadloom train --out runs/a --fast", "No such option"),
+        ("threadloom train --out runs/a --set thread.forward=1", "no setting of that name"),
+        ("make train STEPS=10", None),
+        ("make tea", "no such target"),
+        ("python -m examples.nothing", "no such module"),
+        ("ls -l", None),
+    ],
+)
+def test_wrong_commands_are_noticed(command: str, problem: str | None) -> None:
+    found = problem_with(shlex.split(command))
+    assert found is None if problem is None else problem in (found or "")
+
+
+def test_outputs_are_compared_as_their_title_says() -> None:
+    assert normalised("b\na\n", "prints") == ["b", "a"]
+    assert normalised("b\na\n", "prints, in any order") == ["a", "b"]
+    assert normalised("x  12.5 % of 3,000", "prints, for example") == normalised("x 7 % of 1", "prints, for example")
+
+
+def rewrite(path: Path) -> None:
+    """Put what the blocks of a page print into it."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    with tempfile.TemporaryDirectory() as temporary, contextlib.chdir(temporary):
+        os.environ["XDG_CACHE_HOME"] = temporary
+        outputs = [(shown, output) for _, shown, output in run_page(path, Path(temporary)) if shown is not None]
+    for shown, output in reversed(outputs):
+        lines[shown.line : shown.line + len(shown.text.splitlines())] = [
+            line.rstrip() for line in output.rstrip().splitlines()
+        ]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:]:
+        rewrite(Path(name).resolve())
