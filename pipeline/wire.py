@@ -50,7 +50,7 @@ class HungUp(Exception):
 class Payload(NamedTuple):
     """A pickled value."""
 
-    data: memoryview | bytes | bytearray
+    data: bytes | bytearray
     dilled: bool  # whether it takes dill to read it
     pools: Sequence[SharedPool] = ()  # those that the other side has to map before it can read it
 
@@ -192,10 +192,10 @@ class Pickles:
         """Note that the other side has been sent every pool."""
         self._told = len(self.pools)
 
-    def _pack(self, data: memoryview, *, dilled: bool) -> Payload:
+    def _pack(self, data: bytes, *, dilled: bool) -> Payload:
         return Payload(data, dilled, tuple(self.pools[self._told :]))
 
-    def _dump_plain(self, value: Any) -> memoryview:
+    def _dump_plain(self, value: Any) -> bytes:
         if self._registered != len(copyreg.dispatch_table):  # libraries add to it as they are imported
             self._registered = len(copyreg.dispatch_table)
             # One dict, which the pickler reads in C: a ChainMap costs more than all the rest.
@@ -208,9 +208,9 @@ class Pickles:
         pickler = PlainPickler(buffer, 5)
         pickler.dispatch_table = self._table
         pickler.dump(value)
-        return buffer.getbuffer()
+        return buffer.getvalue()
 
-    def _dump_dill(self, value: Any, by_value: bool) -> memoryview:
+    def _dump_dill(self, value: Any, by_value: bool) -> bytes:
         def override(each: Any) -> Any:
             if type(each) is np.ndarray:
                 return self._reduce_array(each)
@@ -220,7 +220,7 @@ class Pickles:
         pickler = DillPickler(buffer, 5, recurse=by_value)  # with the globals that it uses, where there is no module
         pickler.reducer_override = override  # dill's own table comes before the dispatch table
         pickler.dump(value)
-        return buffer.getbuffer()
+        return buffer.getvalue()
 
     def _reduce_array(self, array: NDArray[Any]) -> Any:
         slot = slot_of(array)

@@ -33,10 +33,11 @@ def nothing_of_the_system_left() -> Iterator[None]:
     """Fail a test that leaves a descriptor, a child or a name in /dev/shm, at once and not after a while."""
     resource_tracker.ensure_running()  # multiprocess keeps it, once for all
     gc.collect()
-    before = len(os.listdir("/proc/self/fd")), set(children()), os.listdir("/dev/shm")
+    descriptors, before = len(os.listdir("/proc/self/fd")), (set(children()), os.listdir("/dev/shm"))
     yield
     gc.collect()  # exceptions hold their items
-    assert (len(os.listdir("/proc/self/fd")), set(children()), os.listdir("/dev/shm")) == before
+    assert len(os.listdir("/proc/self/fd")) <= descriptors  # less if pytest lets go of an earlier test's exception
+    assert (set(children()), os.listdir("/dev/shm")) == before
 
 
 @pytest.fixture
@@ -187,7 +188,7 @@ def test_a_run_that_is_stopped_does_not_wait_for_the_item(fifo: Path, verb: str,
     else:
         with graph.start(resources=[hang]) as run:
             stop(run)
-    assert time.monotonic() - begin < 2  # PATIENCE is 0.5
+    assert time.monotonic() - begin < 5  # PATIENCE is 0.5; a loaded machine gets the rest
     assert not hang.workers
 
 
