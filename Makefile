@@ -9,6 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PEERS := $(VENV)/.installed-bench
+WRITERS := $(VENV)/.installed-docs
 
 # Settings, each to be given as `make train STEPS=500`.
 PYTHON ?=
@@ -63,6 +64,11 @@ $(PEERS): $(INSTALLED)
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c requirements.lock -e '.[dev,bench]'
 	@touch $@
 
+$(WRITERS): $(INSTALLED)
+	@echo "setup: installing what builds the documentation"
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c requirements.lock -e '.[dev,docs]'
+	@touch $@
+
 .PHONY: train
 train: $(INSTALLED) ## Train a character-level GPT on the standard library's source (a few minutes)
 	$(BIN)/threadloom train --config $(CONFIG) --text $(TEXT) --out $(OUT) $(if $(STEPS),--steps $(STEPS)) $(ARGS)
@@ -105,6 +111,14 @@ format: $(INSTALLED) ## Repair the style
 types: $(INSTALLED) ## Check the types
 	$(BIN)/mypy
 
+.PHONY: docs
+docs: $(WRITERS) ## Build the documentation into build/docs; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --site-dir build/docs
+
+.PHONY: docs-serve
+docs-serve: $(WRITERS) ## Show the documentation on http://127.0.0.1:8000 while you write it
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve $(ARGS)
+
 .PHONY: bench
 bench: $(PEERS) ## Throughput beside PyTorch, as ratios in one run
 	$(BIN)/python -m benchmarks.throughput $(ARGS)
@@ -118,7 +132,7 @@ lock: ## Renew requirements.lock from the newest versions that pyproject.toml ad
 	@$(find_python); \
 	folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
 	"$$python" -m venv "$$folder"; \
-	"$$folder/bin/python" -m pip install -qq --disable-pip-version-check -e '.[dev]'; \
+	"$$folder/bin/python" -m pip install -qq --disable-pip-version-check -e '.[dev,docs]'; \
 	{ sed -n '/^#/p' requirements.lock; \
 	  "$$folder/bin/python" -m pip freeze --exclude-editable | grep -v '^#'; } > "$$folder/lock"; \
 	cp "$$folder/lock" requirements.lock; \

@@ -54,7 +54,7 @@ def clone(tmp_path: Path) -> Path:
 def test_the_lock_is_plain_and_sorted_and_satisfies_the_requirements() -> None:
     for line in LOCK:
         assert re.fullmatch(r"#.*|[A-Za-z0-9._-]+==[A-Za-z0-9.+!]+", line), line
-    for requirement in requirements("test", "dev"):
+    for requirement in requirements("test", "dev", "docs"):
         number = locked().get(canonicalize_name(requirement.name))
         assert number is not None, f"{requirement} is not in requirements.lock; run `make lock`"
         assert requirement.specifier.contains(number), f"{requirement} and the lock's {number} contradict each other"
@@ -62,7 +62,7 @@ def test_the_lock_is_plain_and_sorted_and_satisfies_the_requirements() -> None:
 
 
 def test_every_requirement_has_a_lower_bound() -> None:
-    for requirement in requirements("test", "dev", "bench"):
+    for requirement in requirements("test", "dev", "docs", "bench"):
         assert any(part.operator in (">=", "==") for part in requirement.specifier), str(requirement)
 
 
@@ -98,7 +98,19 @@ def test_help_is_the_default_and_lists_every_target() -> None:
     text = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = set(re.findall(r"^\.PHONY: (\S+)$", text, re.MULTILINE))
     listed = set(re.findall(r"^  make (\S+) +\S", make(), re.MULTILINE))
-    assert {"setup", "train", "test", "lint", "types", "soak", "bench", "convergence", "doctor", "clean"} <= targets
+    assert {
+        "setup",
+        "train",
+        "test",
+        "lint",
+        "types",
+        "soak",
+        "bench",
+        "convergence",
+        "doctor",
+        "docs",
+        "clean",
+    } <= targets
     assert listed == targets
 
 
@@ -141,7 +153,8 @@ def test_the_ci_script_can_run_and_ends_with_the_tests() -> None:
     assert os.access(script, os.X_OK)
     assert subprocess.run(["bash", "-n", str(script)], check=False).returncode == 0
     lines = script.read_text(encoding="utf-8").split("\n")
-    assert [line for line in lines if line.startswith("make")] == ["make setup", "make lint", "make types", "make test"]
+    wanted = ["make setup", "make lint", "make types", "make docs", "make test"]
+    assert [line for line in lines if line.startswith("make")] == wanted
     assert "set -euo pipefail" in lines
 
 
