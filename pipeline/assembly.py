@@ -10,6 +10,7 @@ from itertools import chain
 from typing import Any
 
 from pipeline.channel import Channel
+from pipeline.doubt import Doubts
 from pipeline.failure import FailFast
 from pipeline.guard import Tally
 from pipeline.join import Join
@@ -29,6 +30,7 @@ class Assembly:
         self.stages = tuple(stages)
         self._clock = clock
         self._around = around
+        self.doubts = Doubts()
         self.channels: dict[str, Channel[Any, Any]] = {
             each.name: self._channel_before(each) for each in stages if each.kind is not Kind.SOURCE
         }
@@ -38,6 +40,12 @@ class Assembly:
         for each in stages:
             for _ in range(each.workers if each.name in self.posts else 0):
                 self.hire(each.name)
+
+    def watch(self, working: Callable[[], int]) -> None:
+        """Begin to look out for a run that cannot go on; `working` counts the workers that have not ended."""
+        sinks = [channel for name, channel in self.channels.items() if name not in self.posts]
+        inner = [channel for name, channel in self.channels.items() if name in self.posts]
+        self.doubts.watch(inner, sinks, working)
 
     def hire(self, name: str) -> Worker:
         """Make one more worker of a stage, with an index that none had before."""
@@ -104,7 +112,7 @@ class Assembly:
         admission = stage.admission.begin(stage.capacity)
         if stage.ordered:
             admission = Numbered(admission, stage.capacity, stage.workers)
-        return Channel(admission, stage.capacity, producers, self._clock, stage.workers)
+        return Channel(admission, stage.capacity, producers, self._clock, stage.workers, self.doubts)
 
     def _edges_of(self, stage: Stage) -> list[Edge]:
         return [

@@ -14,12 +14,13 @@ a `finally`, and so never left locked behind a KeyboardInterrupt. It also costs 
 
 from _thread import LockType, allocate_lock
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import perf_counter_ns
 from typing import Any, Generic, TypeVar
 
 from pipeline.admission import Admission, FifoState, Ticket
 from pipeline.control import Crew
+from pipeline.doubt import Doubtful, Doubts
 from pipeline.errors import AdmissionError, Cancelled, Closed
 from pipeline.statistics import ChannelStatistics
 
@@ -37,6 +38,7 @@ class Channel(Generic[In, Out]):
         producers: int,
         clock: Callable[[], int] = perf_counter_ns,
         workers: int = 1,
+        doubts: Doubts | None = None,
     ) -> None:
         self._lock = allocate_lock()
         self._admission = admission
@@ -56,6 +58,8 @@ class Channel(Generic[In, Out]):
         self._refused: list[Ticket] = []  # tickets of the blocked senders, of keyed policies alone: see _check_progress
         self._producers = producers  # producers still to close; only `close` lowers it
         self._crew = Crew(workers)  # of the stage that takes from here
+        self._doubts = Doubts() if doubts is None else doubts
+        self._given_up = False  # set once, by `give_up`: nobody is left who could bring what is missing
         self._aborted = False  # set once, by `abort`
         self._held = False  # between `hold` and `release`
         self._look = False  # whether a receiver has anything of these three to look at; only `_note_orders` sets it
@@ -188,7 +192,36 @@ class Channel(Generic[In, Out]):
                 starved=(self._receive_wait + now * self._receive_waiters) / 1e9,
             )
 
+    def look_at_all(self, others: Sequence[Doubtful], then: Callable[[], None]) -> None:
+        """Call `then` under the lock of this channel and of the others. Recursive, so that each is held by a `with`."""
+        with self._lock:
+            if others:
+                others[0].look_at_all(others[1:], then)
+            else:
+                then()
+
     # From here to the end of the two slow paths: only with the lock held, unless said otherwise.
+
+    def parked(self) -> tuple[int, int]:
+        """Return how many senders and receivers are parked, those woken up not among them."""
+        return len(self._senders), len(self._receivers)
+
+    def in_doubt(self) -> bool:
+        """Whether senders wait for room that is made only by an item which is still to come."""
+        return bool(self._refused) and bool(self._admission.stuck()) and not any(map(self._fits, self._refused))
+
+    def held(self) -> bool:
+        """Whether nothing is handed out for the time being."""
+        return self._held
+
+    def idle(self) -> bool:
+        """Whether there is nothing to take, and nothing in a receiver's hands."""
+        return not self._ready() and not self._admission.in_hand()
+
+    def give_up(self) -> None:
+        """Let the senders know that nobody is left who could bring what is missing."""
+        self._given_up = True
+        _wake_all(self._senders)
 
     def _note_orders(self) -> None:
         """Let the receivers see what has changed about who may take what."""
@@ -255,6 +288,8 @@ class Channel(Generic[In, Out]):
                     if self._keyed:
                         self._check_progress()
                     parked = _park(self._senders)
+                if self._doubts.any:
+                    self._doubts.look()
                 parked.acquire()
         finally:
             if waiting:
@@ -285,6 +320,8 @@ class Channel(Generic[In, Out]):
                         self._receive_waiters += 1
                         self._receive_wait -= self._clock()
                     parked = _park(self._receivers)
+                if self._doubts.any:
+                    self._doubts.look()
                 parked.acquire()
         finally:
             if waiting:
@@ -296,9 +333,15 @@ class Channel(Generic[In, Out]):
         return not self._producers and not self._ready() and not self._admission.in_hand()
 
     def _check_progress(self) -> None:
-        """Raise rather than wait for ever: every producer is blocked here, and nothing that is inside can be taken."""
+        """Raise rather than wait for ever: nothing that is inside can be taken, and nobody can put what it lacks.
+
+        That is certain here if every producer is refused; the doubts of the run know of all else that may hold them up.
+        """
         missing = self._admission.stuck()
-        if missing and len(self._refused) >= self._producers and not any(map(self._fits, self._refused)):
+        if not missing or any(map(self._fits, self._refused)):
+            return
+        self._doubts.any = True
+        if self._given_up or len(self._refused) >= self._producers:
             raise AdmissionError(
                 f"the channel is full (capacity {self._capacity}) of items that wait for one still behind them: "
                 f"{missing}. Items may arrive at most as far out of order as the capacity: raise it, or send in order"

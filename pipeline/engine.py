@@ -92,6 +92,7 @@ class Run:
         self._gates: dict[Worker, Gate] = {worker: Gate() for worker in self._parts.workers()}
         self._working = Counter(worker.stage.name for worker in self._gates)  # workers that have work, by stage
         self._alive = len(self._gates)  # workers that have not ended
+        self._parts.watch(lambda: self._alive)
         limits = {each.name: each.limit for each in stages if each.limit is not None}
         view = View(self._look, self._describe, self.fail, lambda: self.clock() / 1e9, self._over)
         self._watch = Watch(watchdog, limits, view) if watchdog or limits else None
@@ -254,6 +255,8 @@ class Run:
         if last:
             self._finished = self.clock()
             self._over.open()
+        elif self._parts.doubts.any:
+            self._parts.doubts.look()
         self._gates[worker].open()
 
     def _check_end_of(self, worker: Worker) -> None:

@@ -147,7 +147,6 @@ class _Builder:
             return
         ordered = arguments["ordered"] = choose.random() < 0.3
         keeps = workers == 1 or ordered
-        plain = plain and not ordered
         if choose.random() < 0.35 and max(Counter(items).values(), default=1) == 1:
             keeps, in_order = self.order(items, in_order and len(before) == 1, plain, arguments)
         if choose.random() < 0.2:
@@ -174,7 +173,7 @@ class _Builder:
             node = self.graph.stage(name, lambda item: item + 13, after=branch, workers=workers, ordered=ordered)
             items = [item + 13 for item in before.items if item % ways == way]
             alone = workers == 1 or ordered
-            self.known.append(Known(node, items, before.in_order and alone, before.plain and not ordered, alone))
+            self.known.append(Known(node, items, before.in_order and alone, before.plain, alone))
 
     def join(self) -> None:
         """Add a fork of two ways and the join of both, by position or by key."""
