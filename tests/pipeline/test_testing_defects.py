@@ -3,6 +3,7 @@
 That a defect is not the harness's own doing shows in the same graph passing without it.
 """
 
+import itertools
 import os
 import subprocess
 import sys
@@ -49,23 +50,21 @@ Defect = Callable[[pytest.MonkeyPatch], None]
 
 
 def drops(patch: pytest.MonkeyPatch) -> None:
-    put, seen = Channel.put, [0]
+    put, numbers = Channel.put, itertools.count(1)  # `next` of which is atomic: each thread gets another number
 
     def dropping(channel: Channel[Any, Any], item: Any) -> None:
-        seen[0] += 1
-        if seen[0] != 30:
+        if next(numbers) != 30:
             put(channel, item)
 
     patch.setattr(Channel, "put", dropping)
 
 
 def duplicates(patch: pytest.MonkeyPatch) -> None:
-    put, seen = Channel.put, [0]
+    put, numbers = Channel.put, itertools.count(1)
 
     def doubling(channel: Channel[Any, Any], item: Any) -> None:
-        seen[0] += 1
         put(channel, item)
-        if seen[0] == 30:
+        if next(numbers) == 30:
             put(channel, item)
 
     patch.setattr(Channel, "put", doubling)
