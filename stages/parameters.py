@@ -70,14 +70,16 @@ def decayed_elements(geometry: Geometry) -> int:
     return arena_size({name: shapes[name] for name in MATRICES})
 
 
-def initialise(weights: Mapping[str, NDArray[np.float32]], geometry: Geometry, seed: int) -> None:
+def initialise(
+    weights: Mapping[str, NDArray[np.float32]], geometry: Geometry, seed: int, residual_scaling: bool = True
+) -> None:
     """Write GPT-2's initial weights into `weights`, the views of a parameter arena.
 
-    Matrices are normal with a standard deviation of 0.02, those that write to the residual stream of 0.02 / √(2 L)
-    (Radford et al. 2019, section 2.3); LayerNorm weights are 1, biases 0. Each tensor has a generator of its own,
+    Matrices are normal with a standard deviation of 0.02; with `residual_scaling` those that write to the residual
+    stream have 0.02 / √(2 L) (Radford et al. 2019, section 2.3). LayerNorm weights are 1, biases 0. Each tensor has a generator of its own,
     Philox with the key (seed, place in the table), so that a tensor does not depend on the shapes of the others.
     """
-    residual = 0.02 / sqrt(2 * geometry.layers)
+    residual = 0.02 / sqrt(2 * geometry.layers) if residual_scaling else 0.02
     deviation = dict.fromkeys(MATRICES, 0.02) | {"attn_proj_weight": residual, "mlp_proj_weight": residual}
     for place, name in enumerate(parameter_shapes(geometry)):
         tensor = weights[name]

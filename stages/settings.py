@@ -54,13 +54,18 @@ class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class ModelConfig(_Section, frozen=True, kw_only=True):
-    """The GPT-2 model. `vocab_size` None: as many tokens as the text's tokenizer turns out to have."""
+    """The GPT-2 model. `vocab_size` None: as many tokens as the text's tokenizer turns out to have.
+
+    `residual_scaling`: begin with smaller weights where a block writes to the residual stream, as GPT-2 does; it keeps
+    deep models stable, and a shallow one learns a little better without.
+    """
 
     vocab_size: int | None = None
     context: int
     layers: int
     heads: int
     channels: int
+    residual_scaling: bool = True
 
     def geometry(self) -> Geometry:
         """Return the sizes from which the tensors follow; ConfigError while the vocabulary is open."""

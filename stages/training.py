@@ -116,7 +116,7 @@ class Training:
             if start:
                 start.read_weights(version, banks[index].arena)
             else:
-                initialise(banks[index].arena, geometry, config.seed)
+                initialise(banks[index].arena, geometry, config.seed, config.model.residual_scaling)
         if start:
             start.read_moments(self.moments.m, self.moments.v)
         return Banks(banks, config.delay, published)

@@ -197,6 +197,7 @@ def sample(kind: object) -> tuple[str, object]:
         (TokenizerKind, "bpe", TokenizerKind.BPE),
         (Gemm | None, "blas", Gemm.BLAS),
         (bool | None, "true", True),
+        (bool, "false", False),
     ]
     return next((text, value) for option, text, value in options if option == kind)
 
