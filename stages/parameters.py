@@ -76,8 +76,9 @@ def initialise(
     """Write GPT-2's initial weights into `weights`, the views of a parameter arena.
 
     Matrices are normal with a standard deviation of 0.02; with `residual_scaling` those that write to the residual
-    stream have 0.02 / √(2 L) (Radford et al. 2019, section 2.3). LayerNorm weights are 1, biases 0. Each tensor has a generator of its own,
-    Philox with the key (seed, place in the table), so that a tensor does not depend on the shapes of the others.
+    stream have 0.02 / √(2 L) (Radford et al. 2019, section 2.3). LayerNorm weights are 1, biases 0. Each tensor has a
+    generator of its own, Philox with the key (seed, place in the table), so that a tensor does not depend on the shapes
+    of the others.
     """
     residual = 0.02 / sqrt(2 * geometry.layers) if residual_scaling else 0.02
     deviation = dict.fromkeys(MATRICES, 0.02) | {"attn_proj_weight": residual, "mlp_proj_weight": residual}
