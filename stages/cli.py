@@ -170,6 +170,37 @@ def doctor(as_json: bool, no_measure: bool) -> None:
             Console().print(ReportView(report))
 
 
+@main.command()
+@click.option("--config", "names", multiple=True, metavar="NAME_OR_FILE",
+              help="Configurations to measure; repeatable. Default: nanogpt-cpu, small and optimized.")  # fmt: skip
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one setting of each. Repeatable.")
+@click.option("--seconds", type=click.FloatRange(min=0.0), default=5.0, show_default=True,
+              help="Seconds for each way to train, and for the kernels, of each configuration.")  # fmt: skip
+@click.option("--cold", is_flag=True, help="Also start with no kernel compiled, which takes half a minute.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Also write all as JSON.")
+def bench(
+    names: tuple[str, ...], overrides: tuple[str, ...], seconds: float, cold: bool, json_file: Path | None
+) -> None:
+    """Measure how fast training is here, and how far from what the machine could do.
+
+    Checks the results first. Then, for each configuration: tokens per second of one thread, of one stage after another,
+    and of the pipeline at each delay; every stage; every kernel beside its roofline; memory beside the plan; start-up.
+    """
+    with explained():
+        from rich.console import Console
+
+        from stages.bench import run_bench, write_json
+        from stages.bench_tables import BenchView
+
+        wanted = [_changed(_load(name), overrides, None, ()) for name in names or ("nanogpt-cpu", "small", "optimized")]
+        report = run_bench(wanted, seconds, cold, logger.info)
+        terminal = Console()
+        (terminal if terminal.is_terminal else Console(width=180)).print(BenchView(report), highlight=False)
+        if json_file is not None:
+            write_json(report, json_file)
+            click.echo(f"written to {json_file}")
+
+
 @contextmanager
 def explained() -> Iterator[None]:
     """Turn errors that a person can mend into one message and exit status 1; Ctrl-C into status 130."""

@@ -1,0 +1,89 @@
+"""What the machine can do at best: the figures that `threadloom bench` measures everything else against.
+
+A peak is the best that was seen, not a mean: what another program takes away in the meantime is no property of the
+machine. (`threadloom doctor` takes the mean, because it says what a run may expect.)
+"""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import numpy as np
+
+from kernels import GemmBackend, blas_info, gemm, gemm_backend
+from pipeline import blas_threads
+from stages.bench_roofline import Level, Peaks
+from stages.machine import Machine
+
+GEMM_SIZES = (512, 768, 1024)
+WINDOWS = 6
+"""Measurements of which the best counts."""
+LEVEL_BYTES = tuple(1 << power for power in range(18, 27, 2))
+"""256 KiB to 64 MiB: sizes at which one core's bandwidth is measured besides memory's."""
+LEAST_STREAM = 192 << 20
+
+Work = tuple[Callable[[], object], float]
+"""A call that holds no GIL, and how much one call does: operations or bytes."""
+
+
+def measure_peaks(machine: Machine, seconds: float = 2.0) -> Peaks:
+    """Measure products, by Numba's and BLAS's, and bandwidths, in about so many seconds."""
+    cores, blas = machine.logical_cores, blas_info()
+    backends = [GemmBackend.NUMBA, *([GemmBackend.BLAS] if blas.name and not blas.known_bad else [])]
+    products: dict[int, list[float]] = {1: [], cores: []}
+    window = seconds / (2 * len(backends) * len(GEMM_SIZES) * WINDOWS + 2 * WINDOWS)
+    for backend in backends:
+        with gemm_backend(backend), blas_threads(1):
+            for size in GEMM_SIZES:
+                work = [_product(size) for _ in range(cores)]
+                for count, found in products.items():
+                    found.append(best_rate(work[:count], window))
+    total = max(LEAST_STREAM, 4 * (machine.l3 or 0))
+    if machine.memory_available is not None:
+        total = min(total, machine.memory_available // 8)
+    streams = {count: best_rate([_add(total // count) for _ in range(count)], window) / 1e9 for count in (1, cores)}
+    sizes = [size for size in LEVEL_BYTES if size < total]
+    levels = [Level(size, max(best_rate([_add(size)], window) / 1e9, streams[1])) for size in sizes]
+    return Peaks(
+        cores, max(products[1]) / 1e9, max(products[cores]) / 1e9, streams[1], max(streams[cores], streams[1]),
+        (*levels, Level(total, streams[1])),
+    )  # fmt: skip
+
+
+def best_rate(work: Sequence[Work], window: float) -> float:
+    """Return what all of `work` together, each in a thread of its own, does in a second in the best of some windows."""
+    barrier = threading.Barrier(len(work))
+    rates: list[list[float]] = [[] for _ in work]
+
+    def repeat(index: int) -> None:
+        call, amount = work[index]
+        call()  # touches the memory and compiles
+        for _ in range(WINDOWS):
+            barrier.wait()
+            calls, begin = 0, time.perf_counter()
+            while (elapsed := time.perf_counter() - begin) < window or calls == 0:
+                call()
+                calls += 1
+            rates[index].append(calls * amount / elapsed)
+
+    threads = [threading.Thread(target=repeat, args=(index,), name=f"bench-{index}") for index in range(len(work))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return max(map(sum, zip(*rates, strict=True)))
+
+
+def _product(size: int) -> Work:
+    generator = np.random.default_rng(0)
+    a, b = (generator.standard_normal((size, size), dtype=np.float32) for _ in range(2))
+    out = np.zeros_like(a)
+    return lambda: gemm(a, b, out, False, False, 1.0, 0.0), 2.0 * size**3
+
+
+def _add(size: int) -> Work:
+    """Two arrays into a third, which together take `size` bytes."""
+    count = max(size // 12, 1)
+    a, b, c = np.ones(count, np.float32), np.ones(count, np.float32), np.zeros(count, np.float32)
+    return partial(np.add, a, b, out=c), 12.0 * count

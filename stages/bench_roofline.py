@@ -1,0 +1,126 @@
+"""The roofline of a kernel: the time below which it cannot go, from what it must compute and what it must move.
+
+After Williams, Waterman and Patterson (Roofline, CACM 52(4), 2009). The peak is that of the float32 product, the
+bandwidth that of the smallest measured level which holds what the kernel works on: a micro-batch is sized to stay in a
+cache, so the bandwidth of memory would be no floor. All is pure arithmetic on figures that others measure.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from stages.parameters import Geometry, parameter_count
+
+FLOAT = 4  # bytes
+
+
+@dataclass(frozen=True)
+class Level:
+    """The bandwidth of one core on arrays that take so many bytes together."""
+
+    bytes: int
+    gb_per_s: float
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """What the machine can do at best, as measured in this run."""
+
+    cores: int
+    gemm_one: float  # GFLOP/s of one core
+    gemm_all: float  # of all at once
+    stream_one: float  # GB/s of memory, one core
+    stream_all: float
+    levels: tuple[Level, ...]  # one core; from the smallest to the largest
+
+    def bandwidth(self, working_set: float) -> float:
+        """Return one core's GB/s on so many bytes: that of the smallest level that holds them."""
+        for level in self.levels:
+            if working_set <= level.bytes:
+                return level.gb_per_s
+        return self.levels[-1].gb_per_s if self.levels else self.stream_one
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one call of a kernel must do, whoever writes it: the floor knows nothing of the implementation."""
+
+    flops: float
+    bytes: float
+    """Each input read once and each output written once (an output that is added to counts twice)."""
+
+
+@dataclass(frozen=True)
+class KernelTime:
+    """A kernel's measured time on one core, beside its floor."""
+
+    name: str
+    calls: int
+    """Calls in one update."""
+    work: Work
+    seconds: float
+    """Of one call, the median."""
+    spread: tuple[float, float]
+    """The lower and the upper quartile of the calls."""
+    floor: float
+    """Seconds that one call takes at least: `bound` says because of what."""
+    bound: str
+    """'compute' or 'bandwidth'."""
+    part_of: str | None = None
+    """The whole that it is a part of; None for a whole, and wholes sum up to an update."""
+
+    @property
+    def above_floor(self) -> float:
+        """How many times its floor it takes; 1 at best."""
+        return self.seconds / self.floor if self.floor > 0 else 0.0
+
+    @property
+    def gflop_per_s(self) -> float:
+        """Achieved arithmetic."""
+        return self.work.flops / self.seconds / 1e9 if self.seconds > 0 else 0.0
+
+    @property
+    def gb_per_s(self) -> float:
+        """Achieved traffic, in bytes that must move: not what moves in fact."""
+        return self.work.bytes / self.seconds / 1e9 if self.seconds > 0 else 0.0
+
+    @property
+    def per_update(self) -> float:
+        """Seconds of one core in an update."""
+        return self.calls * self.seconds
+
+    @property
+    def lost(self) -> float:
+        """Seconds of one core in an update above the floor: where there is something to gain."""
+        return self.calls * max(0.0, self.seconds - self.floor)
+
+
+def floor_of(work: Work, peaks: Peaks) -> tuple[float, str]:
+    """Return the least seconds of a call on one core, and what bounds it: the larger of arithmetic and traffic."""
+    compute = work.flops / (peaks.gemm_one * 1e9)
+    moving = work.bytes / (peaks.bandwidth(work.bytes) * 1e9)
+    return (compute, "compute") if compute >= moving else (moving, "bandwidth")
+
+
+def flops_per_token(geometry: Geometry) -> float:
+    """Return the design's figure: 6 (P - P_positions) + 6 L T d, with causal attention's products counted once."""
+    matrices = parameter_count(geometry) - geometry.context * geometry.channels
+    return 6.0 * matrices + 6.0 * geometry.layers * geometry.context * geometry.channels
+
+
+def gemm_work(rows: int, columns: int, inner: int, *, adds: bool = False) -> Work:
+    """Return the work of a product (rows, inner) @ (inner, columns); `adds`: to what is there."""
+    moved = rows * inner + inner * columns + (2 if adds else 1) * rows * columns
+    return Work(2.0 * rows * columns * inner, FLOAT * float(moved))
+
+
+def attention_work(sequences: int, context: int, channels: int, *, backward: bool) -> Work:
+    """Return the work of causal attention: half of the full products, two forward and four backward."""
+    rows = sequences * context
+    flops = (4.0 if backward else 2.0) * rows * context * channels
+    moved = rows * channels * ((1 + 1 + 3 + 3) if backward else (3 + 1))
+    return Work(flops, FLOAT * float(moved))
+
+
+def total(parts: Sequence[tuple[Work, int]]) -> Work:
+    """Return the work of several kernels, each done so many times."""
+    return Work(sum(work.flops * times for work, times in parts), sum(work.bytes * times for work, times in parts))

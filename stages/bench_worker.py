@@ -1,0 +1,234 @@
+"""One way of training, measured in a process of its own: `threadloom bench` starts these and tells them what to do.
+
+A process of its own makes its peak memory its own, and lets the ways take turns: a worker computes while it is asked
+to, and waits, idle, for its next line between. Each question is one line of JSON on standard input, each answer one on
+standard output.
+
+`--start` is another thing: a fresh process that says how long it took from its start to the first update.
+"""
+
+import contextlib
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Generator, Iterable
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, cast
+
+ENDLESS = 1_000_000_000
+
+
+class Way(Enum):
+    """How the updates are made; the value is what tables say."""
+
+    REPLAY = "one thread"
+    STAGES = "stage by stage"
+    PIPELINE = "pipeline"
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What some updates took, in the steady state."""
+
+    updates: int
+    seconds: float
+    busy: dict[str, float]
+    """Seconds inside each stage, summed over its threads, during all updates of the round: `drawn` many."""
+    drawn: int
+
+
+class WorkerError(RuntimeError):
+    """A worker ended before it had answered; its own words are above."""
+
+
+class Worker:
+    """A way of training in its process. Used as a context manager; leaving ends the process."""
+
+    def __init__(self, config: str, way: Way, cores: int) -> None:
+        """`config`: resolved, as JSON."""
+        self.way = way
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "stages.bench_worker", json.dumps({"way": way.name, "cores": cores})],
+            text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        )  # fmt: skip
+        self._send(json.loads(config))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        if kind is not None:
+            self._process.kill()
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()  # the end of its input ends it
+        self._process.wait()
+        self._process.stdout.close()
+
+    def run(self, updates: int) -> Rates:
+        """Let it make updates, and some before and after them that fill and drain the pipeline."""
+        return Rates(**self._ask({"run": updates}))
+
+    def memory(self) -> dict[str, int]:
+        """Return bytes: `peak` of the process, `base` before training was built, `plan` what was then allocated."""
+        return dict(self._ask({"memory": True}))
+
+    def _ask(self, question: dict[str, Any]) -> Any:
+        self._send(question)
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise WorkerError(f"{self.way.value}: ended with status {self._process.wait()}; its own words are above")
+        return json.loads(line)
+
+    def _send(self, message: Any) -> None:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(message) + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError as error:
+            raise WorkerError(f"{self.way.value}: ended with status {self._process.wait()}") from error
+
+
+def resident(field: str) -> int:
+    """Return a size of this process in bytes: VmRSS now, VmHWM at most so far. Elsewhere than on Linux, the peak.
+
+    Not ru_maxrss on Linux: that begins with what the parent held when it started this process.
+    """
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith(field + ":"):
+                return int(line.split()[1]) * 1024
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+class Gate:
+    """A batch source that lets batches through up to a number: beyond, the pipeline runs empty and waits, idle."""
+
+    def __init__(self, source: Any) -> None:
+        import threading
+
+        self._source = source
+        self._allowed = 0  # batches; under the condition's lock
+        self._changed = threading.Condition()
+
+    def allow(self, more: int) -> None:
+        """Let so many more batches through."""
+        with self._changed:
+            self._allowed += more
+            self._changed.notify_all()
+
+    def fill(self, batch: int, micro: int, ids: Any, targets: Any) -> None:
+        """Wait for the batch's turn, then draw the micro-batch."""
+        with self._changed:
+            self._changed.wait_for(lambda: batch < self._allowed)
+        self._source.fill(batch, micro, ids, targets)
+
+
+class Runner:
+    """The training of one way, stopped between rounds."""
+
+    def __init__(self, text: str, way: Way, cores: int) -> None:
+        """`text`: the resolved configuration."""
+        from stages.bench_sequential import stage_by_stage
+        from stages.config import from_json
+        from stages.data import random_batches
+        from stages.numerics import numerics
+        from stages.replay import replay
+        from stages.training import Training
+        from stages.warmup import compile_kernels
+
+        compile_kernels(lambda _: None)
+        self.base = resident("VmRSS")
+        self.config = from_json(text)
+        self.way = way
+        self._gate = Gate(random_batches(self.config))
+        self._training = Training(self.config, self._gate)
+        self.plan = sum(self._training.memory().values())
+        self._stack = contextlib.ExitStack()
+        self._stack.enter_context(numerics(self.config))
+        self._run: Any = None
+        if way is Way.PIPELINE:
+            graph = self._training.graph()
+            self._run = self._stack.enter_context(graph.start(resources=self._training.resources))
+            self._stack.callback(self._gate.allow, ENDLESS)  # a stage that waits for its turn could not end
+            self._events: Iterable[Any] = self._run
+        else:
+            self._gate.allow(ENDLESS)
+            made = replay(self._training) if way is Way.REPLAY else stage_by_stage(self._training, cores)
+            sequence = cast(Generator[Any], made)  # its end ends the threads of its own
+            self._events = sequence
+            self._stack.callback(sequence.close)
+
+    def run(self, updates: int) -> Rates:
+        """Make updates; the first ones, while the pipeline fills, and the last ones, while it drains, do not count."""
+        apart = self.config.delay + 1 if self.way is Way.PIPELINE else 1
+        drawn = updates + 2 * apart
+        before = self._run.statistics() if self._run else None
+        if self._run:
+            self._gate.allow(drawn)
+        moments = [next(iter(self._events)).seconds for _ in range(drawn)]
+        busy = {}
+        if self._run:
+            lately = self._run.statistics().since(before)
+            busy = {stage.name: stage.busy for stage in lately.stages if stage.name not in ("plan", "draw", "events")}
+        return Rates(updates, moments[apart + updates - 1] - moments[apart - 1], busy, drawn)
+
+    def close(self) -> None:
+        """End the threads."""
+        self._stack.close()
+
+
+def time_to_first_update(begin: float, text: str) -> dict[str, float]:
+    """Return the seconds since `begin`, a time.monotonic() of the parent, at each point up to the first update."""
+    reached = {"interpreter": time.monotonic() - begin}
+    from stages.config import from_json
+    from stages.data import random_batches
+    from stages.numerics import numerics
+    from stages.training import Training
+    from stages.warmup import compile_kernels
+
+    reached["imports"] = time.monotonic() - begin
+    compile_kernels(lambda _: None)
+    reached["kernels"] = time.monotonic() - begin
+    config = from_json(text)
+    training = Training(config, random_batches(config))
+    reached["memory and weights"] = time.monotonic() - begin
+    with numerics(config), training.graph().start(resources=training.resources) as run:
+        next(iter(run))
+        reached["first update"] = time.monotonic() - begin
+    return reached
+
+
+def main() -> None:
+    """Serve until the input ends."""
+    answers, sys.stdout = sys.stdout, sys.stderr  # nothing else may get between the answers
+    task = json.loads(sys.argv[1])
+    text = sys.stdin.readline()
+    if "start" in task:
+        answers.write(json.dumps(time_to_first_update(task["start"], text)) + "\n")
+        return
+    runner = Runner(text, Way[task["way"]], task["cores"])
+    try:
+        for line in sys.stdin:
+            question = json.loads(line)
+            if "run" in question:
+                answer: dict[str, Any] = vars(runner.run(question["run"]))
+            else:
+                answer = {"peak": resident("VmHWM"), "base": runner.base, "plan": runner.plan}
+            answers.write(json.dumps(answer) + "\n")
+            answers.flush()
+    finally:
+        runner.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""The roofline's arithmetic on made-up machines."""
+
+import pytest
+
+from stages.bench_roofline import (
+    KernelTime,
+    Level,
+    Peaks,
+    Work,
+    attention_work,
+    floor_of,
+    flops_per_token,
+    gemm_work,
+    total,
+)
+from stages.parameters import Geometry
+
+PEAKS = Peaks(2, 100.0, 190.0, 10.0, 18.0, (Level(1_000, 80.0), Level(1_000_000, 40.0), Level(10_000_000, 10.0)))
+
+
+@pytest.mark.parametrize(("size", "rate"), [(1, 80), (1_000, 80), (1_001, 40), (2_000_000, 10), (10**12, 10)])
+def test_the_bandwidth_is_that_of_the_smallest_level_that_holds_it(size: int, rate: float) -> None:
+    assert PEAKS.bandwidth(size) == rate
+
+
+def test_without_levels_the_bandwidth_is_memorys() -> None:
+    assert Peaks(1, 1.0, 1.0, 7.0, 7.0, ()).bandwidth(5) == 7.0
+
+
+def test_the_floor_is_the_larger_of_arithmetic_and_traffic() -> None:
+    assert floor_of(Work(1e9, 8e5), PEAKS) == (0.01, "compute")
+    seconds, bound = floor_of(Work(1e5, 8e5), PEAKS)
+    assert seconds == pytest.approx(2e-5)
+    assert bound == "bandwidth"
+
+
+def test_a_kernel_beside_its_floor() -> None:
+    one = KernelTime("k", 6, Work(4e9, 2e8), 0.05, (0.04, 0.06), 0.04, "compute")
+    assert one.gflop_per_s == pytest.approx(80)
+    assert one.gb_per_s == pytest.approx(4)
+    assert one.above_floor == pytest.approx(1.25)
+    assert one.per_update == pytest.approx(0.3)
+    assert one.lost == pytest.approx(0.06)
+
+
+def test_a_kernel_below_its_floor_gains_nothing_for_the_others() -> None:
+    assert KernelTime("k", 6, Work(1.0, 1.0), 0.03, (0.0, 0.0), 0.04, "compute").lost == 0
+
+
+def test_the_work_of_products() -> None:
+    assert gemm_work(2, 3, 5) == Work(60, 4 * (10 + 15 + 6))
+    assert gemm_work(2, 3, 5, adds=True).bytes == 4 * (10 + 15 + 12)
+    assert total([(Work(1, 2), 3), (Work(10, 20), 1)]) == Work(13, 26)
+
+
+def test_the_parts_of_an_update_sum_up_to_the_designs_formula() -> None:
+    """Without the vectors' gradients and the embedding, which multiply nothing."""
+    g = Geometry(50, 8, 3, 2, 16)
+    sequences, rows = 4, 32
+    linear = [(16, 48), (16, 16), (16, 64), (64, 16)]
+    done = sum(3 * gemm_work(rows, o, i).flops for i, o in linear) * g.layers + 3 * gemm_work(rows, 50, 16).flops
+    done += g.layers * sum(attention_work(sequences, 8, 16, backward=b).flops for b in (False, True))
+    vectors = 3 * (4 * 16 + 3 * 16 + 16 + 64 + 16) + 32  # LayerNorms and biases
+    assert done == rows * (flops_per_token(g) - 6 * vectors)
+
+
+def test_the_formula_for_nanogpt() -> None:
+    assert flops_per_token(Geometry(65, 64, 4, 4, 128)) == 6 * (809_856 - 8_192) + 6 * 4 * 64 * 128
