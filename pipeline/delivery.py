@@ -85,6 +85,10 @@ class Delivery(Generic[Item]):
         return now
 
     def _finish(self) -> None:
-        if self.counters.ended is None:
-            self.counters.ended = self._run.clock()
+        self.end(self._run.clock())
         self._run.exhausted(self.stage.name)
+
+    def end(self, now: int) -> None:
+        """Stop counting, unless that has been done."""
+        if self.counters.ended is None:
+            self.counters.ended = now

@@ -30,6 +30,7 @@ from pipeline.control import LIVE, Action, Control, State
 from pipeline.delivery import Delivery
 from pipeline.errors import Cancelled, Label, PipelineError, StageFailure, ThreadsLeft
 from pipeline.gate import Gate
+from pipeline.launch import Launch
 from pipeline.stage import Kind, Sink, Stage
 from pipeline.statistics import RunStatistics, StageStatistics
 from pipeline.trace import Trace
@@ -73,7 +74,7 @@ class Run:
         self._told = False  # whether the caller has been given the outcome
         self._over = Gate()  # opens when the outcome is decided, or when the last worker has ended
         self._began: int | None = None
-        self._finished: int | None = None
+        self._finished: int | None = None  # when the last worker had ended and the last sink had delivered everything
         self._joined = False  # set once no thread is left, or those left have been reported
         self._left: ThreadsLeft | None = None
         if trace is not None:
@@ -89,6 +90,7 @@ class Run:
         }
         self._open_sinks = set(self._sinks)
         self._threads: list[tuple[threading.Thread, Gate]] = []
+        self._launches: list[Launch] = []
         self._gates: dict[Worker, Gate] = {worker: Gate() for worker in self._parts.workers()}
         self._working = Counter(worker.stage.name for worker in self._gates)  # workers that have work, by stage
         self._alive = len(self._gates)  # workers that have not ended
@@ -110,10 +112,10 @@ class Run:
         for sink in self._sinks.values():
             sink.counters.began = self._began
         try:
-            for worker in tuple(self._gates):
-                self._start_thread(worker)
+            threads = [self._thread_of(worker) for worker in tuple(self._gates)]
             if self._watch:
-                self._start(self._watch.run, "watchdog", self._watch.ended)
+                threads.append(self._thread(self._watch.run, "watchdog", self._watch.ended))
+            self._launch(threads)
         except BaseException:
             self.shut_down()
             raise
@@ -185,13 +187,15 @@ class Run:
             if self._control.state not in LIVE:
                 return  # too late to matter
             hired = [self._parts.hire(stage) for _ in range(channel.staff(workers))]
+            threads = []
             for worker in hired:
                 if not worker.sign_on():
-                    return  # the stage has had all of its input
+                    break  # the stage has had all of its input
                 self._gates[worker] = Gate()
                 self._working[stage] += 1
                 self._alive += 1
-                self._start_thread(worker)
+                threads.append(self._thread_of(worker))
+            self._launch(threads)
 
     def statistics(self) -> RunStatistics:
         """Return the counters of every stage and channel as of now."""
@@ -204,14 +208,19 @@ class Run:
         workers = () if sink else self._parts.workers_of(stage.name)
         return self._parts.statistics(stage, [sink.counters] if sink else [worker.counters for worker in workers])
 
-    def _start_thread(self, worker: Worker) -> None:
-        self._start(worker.run, f"{worker.stage.name}-{worker.index}", self._gates[worker])
+    def _thread_of(self, worker: Worker) -> threading.Thread:
+        return self._thread(worker.run, f"{worker.stage.name}-{worker.index}", self._gates[worker])
 
-    def _start(self, target: Callable[[], None], name: str, ended: Gate) -> None:
+    def _thread(self, target: Callable[[], None], name: str, ended: Gate) -> threading.Thread:
         # A daemon, so that a function that never returns cannot keep the interpreter from exiting.
         thread = threading.Thread(target=target, name=f"{self.name}.{name}", daemon=True)
         self._threads.append((thread, ended))
-        thread.start()
+        return thread
+
+    def _launch(self, threads: Sequence[threading.Thread]) -> None:
+        launch = Launch(threads)
+        self._launches.append(launch)
+        launch.start()
 
     # What the watchdog asks for, in its own thread.
 
@@ -253,7 +262,8 @@ class Run:
             if last:
                 self._control.end()
         if last:
-            self._finished = self.clock()
+            if not self._open_sinks:
+                self._finished = self.clock()
             self._over.open()
         elif self._parts.doubts.any:
             self._parts.doubts.look()
@@ -324,19 +334,22 @@ class Run:
 
     def _join(self, deadline: float) -> None:
         left = {}
+        for launch in self._launches:
+            _wait_in_slices(launch.over, deadline)
         for thread, gate in tuple(self._threads):
             if thread.ident is None:
-                continue  # it never started
+                continue  # it never started, and will not
             # The gate first: an interrupted Thread.join takes a living thread for a dead one (CPython 3.11).
-            # In slices: CPython notices a Ctrl-C that comes as a wait begins only when that wait ends.
-            while not gate.wait(min(SLICE, max(0.0, deadline - monotonic()))) and monotonic() < deadline:
-                pass
-            if gate.is_open:
+            if _wait_in_slices(gate.wait, deadline):
                 thread.join()
             else:
                 left[thread.name] = _stack_of(thread)
         if left:
             self._left = ThreadsLeft(left, self._grace)
+        if self._finished is None:
+            self._finished = self.clock()
+        for sink in self._sinks.values():
+            sink.end(self._finished)
         self._joined = True
 
     # What the caller's thread asks for.
@@ -374,6 +387,13 @@ class Run:
         """Raise if the run has not begun."""
         if self._began is None:
             raise PipelineError(f"this run of {self.name!r} has not begun: use `with graph.start() as run:`")
+
+
+def _wait_in_slices(wait: Callable[[float], bool], deadline: float) -> bool:
+    """Wait until the deadline. CPython notices a Ctrl-C that comes as a wait begins only when that wait ends."""
+    while not (over := wait(min(SLICE, max(0.0, deadline - monotonic())))) and monotonic() < deadline:
+        pass
+    return over
 
 
 def _stack_of(thread: threading.Thread) -> str:

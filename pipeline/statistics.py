@@ -138,7 +138,8 @@ class RunStatistics(Mapping[str, StageStatistics]):
     graph: str
     """The graph's name."""
     elapsed: float
-    """Seconds since the run began, up to its end if it has ended."""
+    """Seconds since the run began, up to its end: when every worker had ended and every sink had been taken empty, or
+    when the block was left. No stage or sink counts more than this times its workers."""
     stages: tuple[StageStatistics, ...]
     """The stages in the order in which the graph was built."""
 

@@ -177,9 +177,9 @@ def _counted(seen: Observation, stage: Stage) -> Iterator[str]:
     least = out if seen.ended_well else max(0, out - hand_bound(stage, record))
     if not least - slack <= counted.items_out <= out + slack:
         yield f"the statistics of {name!r} count {counted.items_out} items out, and there were {out}"
-    # Each worker's three times add up to its life, which lies within the run; the caller may take from a sink later.
+    # Each worker's three times add up to its life, and a sink's to the caller's; both lie within the run.
     total = counted.busy + counted.waiting + counted.blocked
-    most = float("inf") if stage.kind is Kind.SINK else workers * seen.statistics.elapsed + 1e-3
+    most = workers * seen.statistics.elapsed + 1e-3
     if min(counted.busy, counted.waiting, counted.blocked) < 0 or total > most:
         yield f"the times of {name!r} do not fit into the run: {counted}, {seen.statistics.elapsed} s"
     if seen.ended_well and (counted.skipped, counted.retried) != (record.given_up, record.retried):

@@ -229,6 +229,33 @@ def test_nothing_is_kept_alive_by_a_worker_that_waits() -> None:
         more.set()
 
 
+def test_a_run_lasts_until_its_sink_has_been_taken_empty() -> None:
+    """The workers end at once, and the caller keeps the last item for three seconds after that."""
+    now = [0]
+    graph = Graph("slow caller")
+    out = graph.sink("out", after=graph.source("draw", [1]))
+    with graph.start(clock=lambda: now[0]) as run:
+        for _ in run.items(out):
+            assert run._over.wait(30)
+            now[0] += 3 * SECOND
+    now[0] += 5 * SECOND
+    after = run.statistics()
+    assert (after.elapsed, after["out"].busy, after["out"].waiting) == (3.0, 3.0, 0.0)
+
+
+def test_a_sink_that_was_left_stops_counting_when_the_run_does() -> None:
+    now = [0]
+    graph = Graph("left")
+    out = graph.sink("out", after=graph.source("draw", [1, 2, 3]))
+    with graph.start(clock=lambda: now[0]) as run:
+        for _ in run.items(out):
+            now[0] += 2 * SECOND
+            break
+    now[0] += 5 * SECOND
+    after = run.statistics()
+    assert (after.elapsed, after["out"].busy) == (2.0, 2.0)
+
+
 @st.composite
 def layered(draw: st.DrawFn) -> list[dict[str, Any]]:
     """Nodes after node 0, the source: whom each comes after, and its settings."""

@@ -2,6 +2,7 @@
 
 import signal
 import threading
+from _thread import start_new_thread
 from collections.abc import Iterator
 
 import pytest
@@ -227,3 +228,76 @@ def test_threads_that_cannot_be_started_end_the_others(monkeypatch: pytest.Monke
     graph.sink("out", after=graph.stage("work", int, after=graph.source("draw", endless), workers=3))
     with pytest.raises(RuntimeError, match="can't start"), graph.start():
         pass
+
+
+def test_ctrl_c_while_a_thread_is_being_started_waits_for_that_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forced: the system has been asked for a thread, which comes only when the interrupt is being dealt with."""
+    start, wait = threading.Thread.start, Gate.wait
+    interrupted, come, told = threading.Event(), threading.Event(), []
+
+    def slow(self: threading.Thread) -> None:
+        if not self.name.startswith("interrupted."):
+            start(self)
+            return
+
+        done = threading.Event()
+
+        def later() -> None:
+            come.wait(30)
+            start(self)
+            told.append(self.name)
+            done.set()
+
+        start_new_thread(later, ())
+        if not interrupted.is_set():
+            interrupted.set()
+            interrupt_main()
+        assert done.wait(30)
+
+    def watched(gate: Gate, seconds: float = -1) -> bool:
+        if seconds >= 0 and interrupted.is_set():  # the run is being shut down
+            come.set()
+        return wait(gate, seconds)
+
+    monkeypatch.setattr(threading.Thread, "start", slow)
+    monkeypatch.setattr(Gate, "wait", watched)
+    graph = Graph("interrupted")
+    graph.stage("work", int, after=graph.source("draw", endless))
+    with pytest.raises(KeyboardInterrupt), graph.start(watchdog=None):
+        pass
+    left = ["interrupted.draw-0", "interrupted.work-0"]
+    started = told.copy()
+    come.set()
+    assert started == left, "a thread was started after the run had been left"
+    assert not [thread for thread in threading.enumerate() if thread.name in left]
+
+
+def test_an_interrupt_that_a_start_raises_ends_the_threads_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    start = threading.Thread.start
+
+    def interrupted(self: threading.Thread) -> None:
+        start(self)
+        if self.name == "interrupted.work-1":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    graph = Graph("interrupted")
+    graph.stage("work", int, after=graph.source("draw", endless), workers=3)
+    with pytest.raises(KeyboardInterrupt), graph.start():
+        pass
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("interrupted.")]
+
+
+def test_a_run_can_be_interrupted_at_any_moment_of_its_start() -> None:
+    """Another thread presses Ctrl-C after more and more time, so that it falls anywhere in `__enter__`."""
+    for at in range(60):
+        graph = Graph("interrupted")
+        graph.stage("work", int, after=graph.source("draw", endless), workers=4)
+        pressing = threading.Timer(at * 2e-5, interrupt_main)
+        before = set(threading.enumerate())
+        with pytest.raises(KeyboardInterrupt):
+            pressing.start()
+            with graph.start() as run:
+                run.wait()
+        pressing.join()
+        assert set(threading.enumerate()) == before
