@@ -13,6 +13,8 @@ from pipeline.statistics import Counters, Phase
 
 Item = TypeVar("Item")
 
+_WAITING, _BUSY = Phase.WAITING, Phase.BUSY  # read for each item, as in `worker`
+
 
 class Recipient(Protocol):
     """A run, as far as what comes out of it needs to know it."""
@@ -57,7 +59,7 @@ class Delivery(Generic[Item]):
         except BaseException:  # Ctrl-C: what was interrupted halfway cannot go on
             self._run.shut_down()
             raise
-        self._mark = self._switch(Phase.BUSY)
+        self._mark = self._switch(_BUSY)
         self._holds = True
         self.counters.items_in += 1
         return item
@@ -66,7 +68,7 @@ class Delivery(Generic[Item]):
         """Count the item before as dealt with."""
         if self._holds:
             self._holds = False
-            self._mark = self._switch(Phase.WAITING)
+            self._mark = self._switch(_WAITING)
             self.counters.items_out += 1
             if self._exclusive:
                 self._channel.done()
@@ -75,7 +77,7 @@ class Delivery(Generic[Item]):
         counters, now = self.counters, self._run.clock()
         since = self._mark if self._mark is not None else counters.began
         assert since is not None
-        if phase is Phase.BUSY:
+        if phase is _BUSY:
             counters.waiting += now - since
             counters.waits.add(now - since)
         else:
