@@ -56,7 +56,8 @@ def config_options(command: Any) -> Any:
     "--text", "texts", multiple=True, metavar="FILE_OR_DIR",
     help=f"Text to learn from; may be given repeatedly. '{STDLIB}': the source of Python's standard library (default).",
 )  # fmt: skip
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="The run directory.")
+@click.option("--out", type=click.Path(path_type=Path), help="The run directory.  [required]")
+@click.option("--estimate", is_flag=True, help="Only say what memory and time the run would take; no --out needed.")
 @click.option("--resume", is_flag=True, help="Go on with the run in --out from its last checkpoint.")
 @click.option("--overwrite", is_flag=True, help="Replace the run in --out.")
 @click.option("--no-tuned", is_flag=True, help="Leave out what `threadloom tune` found best for this machine.")
@@ -67,7 +68,8 @@ def train(
     overrides: tuple[str, ...],
     steps: int | None,
     texts: tuple[str, ...],
-    out: Path,
+    out: Path | None,
+    estimate: bool,
     resume: bool,
     overwrite: bool,
     no_tuned: bool,
@@ -79,6 +81,15 @@ def train(
     checkpoints/, whose models `transformers` opens as they are. Ctrl-C stops; --resume goes on from the last
     checkpoint, on exactly the trajectory of a run that was never interrupted.
     """
+    if estimate:
+        with explained():
+            from stages.estimate import estimate_run, estimate_text
+
+            planned = _changed(_load(config_name), overrides, steps, texts)
+            click.echo(estimate_text(estimate_run(planned, tuned=not no_tuned)))
+        return
+    if out is None:
+        raise click.MissingParameter(param_hint="'--out'", param_type="option")
     with explained():
         from stages.rundir import RunMode
         from stages.session import saved_config, train

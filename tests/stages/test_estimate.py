@@ -1,0 +1,126 @@
+"""What `train --estimate` says, from made-up figures and for real; and that its memory is what a run uses."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pipeline import available_cores
+from stages.bench_worker import resident
+from stages.config import apply_overrides, resolve, to_json
+from stages.estimate import PROCESS, Estimate, due, duration, estimate_run, estimate_text, planned_memory
+from tests.stages.support import command, story, tiny
+
+ROOT = Path(__file__).parents[2]
+SMALL = ("model.vocab_size=10000", "model.context=128", "model.layers=2", "model.heads=8", "model.channels=256")
+
+
+def made_up(available: int = 10**9) -> Estimate:
+    config = tiny("steps=100", "evaluation.interval=30", "checkpoint.interval=0")
+    return Estimate(config, {PROCESS: 200, "slots": 10**8}, available, 0.5, 3.0, 8.0, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("steps", "interval", "times"), [(12, 4, 3), (13, 4, 4), (11, 4, 3), (5, 0, 1), (3, 9, 1), (1, 1, 1)]
+)
+def test_how_often_something_is_due(steps: int, interval: int, times: int) -> None:
+    assert due(steps, interval) == times
+    assert due(steps, interval) == sum(
+        step == steps or (interval and step % interval == 0) for step in range(1, steps + 1)
+    )
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(0.25, "0.2 s"), (59.7, "60 s"), (130, "2 min"), (7100, "118 min"), (7260, "2 h 01 min")]
+)
+def test_durations(seconds: float, said: str) -> None:
+    assert duration(seconds) == said
+
+
+def test_evaluations_beside_updates_take_their_core_and_the_last_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stages.estimate.available_cores", lambda: 4)
+    found = made_up()
+    assert found.evaluations == 3
+    assert found.checkpoints == 1
+    assert found.seconds == 100 * 0.5 + 3 * 8.0 / 4 + 2.0
+
+
+def test_the_text_has_the_plan_the_time_and_how_it_is_known() -> None:
+    text = estimate_text(made_up())
+    for said in ("slots", "100.0 MB", "1,000 MB are available", "500.0 ms", "in all about", "random tokens"):
+        assert said in text
+    assert max(map(len, text.splitlines())) <= 120
+
+
+def test_what_does_not_fit_is_said_and_not_measured() -> None:
+    found = replace(made_up(available=10**8 - 1), update=None)
+    assert not found.fits
+    assert found.seconds is None
+    assert "does not fit" in estimate_text(found)
+    assert made_up(available=10**8).fits
+
+
+def test_a_real_estimate_leaves_no_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = story(tmp_path)
+    found = estimate_run(config, tuned=False, seconds=0.5)
+    assert found.update is not None
+    assert 0 < found.update < 1
+    assert found.config.model.vocab_size is not None, "taken from the text"
+    assert found.memory[PROCESS] <= resident("VmHWM")
+    assert [path.name for path in tmp_path.iterdir()] == ["text.txt"]
+
+
+def test_the_command(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(to_json(story(tmp_path)))
+    said = command("train", "--config", tmp_path / "config.json", "--estimate", "--no-tuned")
+    assert said.status == 0
+    assert "in all about" in said.out
+    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "text.txt"}
+
+
+RUN = """
+import json, sys
+from pathlib import Path
+from pipeline import available_cores
+from stages import saving
+from stages.bench_worker import resident
+from stages.config import from_json
+from stages.session import train
+from stages.warmup import compile_kernels
+compile_kernels()
+process = resident("VmRSS")
+outcome = train(from_json(sys.stdin.read()), Path(sys.argv[1]), tuned=False)
+print(json.dumps({"process": process, "peak": resident("VmHWM")}))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a process does not say what it holds now")
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        SMALL,
+        pytest.param((*SMALL, "delay=2", "checkpoint.copies=false"), marks=pytest.mark.soak),
+        pytest.param(
+            ("model.vocab_size=16000", "model.context=128", "model.layers=4", "model.heads=6", "model.channels=384",
+             "delay=1"),
+            marks=pytest.mark.soak,
+        ),
+    ],
+)  # fmt: skip
+def test_the_plan_is_what_a_run_uses(overrides: tuple[str, ...], tmp_path: Path) -> None:
+    """Within a tenth, pictures, evaluation and checkpoints included."""
+    config = apply_overrides(
+        story(tmp_path, *overrides), ("batch_size=8", "micro_batch=2", "steps=3", "trace.batches=8")
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", RUN, str(tmp_path / "run")], input=to_json(config), text=True, stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True,
+    )  # fmt: skip
+    found = json.loads(answer.stdout)
+    planned = sum(planned_memory(resolve(config, available_cores()), found["process"]).values())
+    assert 0.9 * planned <= found["peak"] <= 1.1 * planned, f"planned {planned:,}, used {found['peak']:,}"
