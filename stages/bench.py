@@ -39,7 +39,7 @@ from stages.warmup import compile_kernels
 ROUNDS = 5
 STARTS = 3
 DELAYS = (0, 1, 2)
-LEAST_UPDATES = 3
+LEAST_UPDATES = 2
 """Of one round."""
 
 Say = Callable[[str], None]

@@ -11,7 +11,6 @@ import click
 from loguru import logger
 
 from stages.log import LogLevel, configure
-from stages.settings import InputError
 
 if TYPE_CHECKING:
     from stages.config import Config
@@ -201,10 +200,15 @@ def bench(
         from rich.console import Console
 
         from stages.bench import run_bench, write_json
+        from stages.bench_check import BenchCheckFailed
         from stages.bench_tables import BenchView
+        from stages.bench_worker import WorkerError
 
         wanted = [_changed(_load(name), overrides, None, ()) for name in names or ("nanogpt-cpu", "small", "optimized")]
-        report = run_bench(wanted, seconds, cold, logger.info)
+        try:
+            report = run_bench(wanted, seconds, cold, logger.info)
+        except (BenchCheckFailed, WorkerError) as error:
+            raise click.ClickException(str(error)) from error
         terminal = Console()
         (terminal if terminal.is_terminal else Console(width=180)).print(BenchView(report), highlight=False)
         if json_file is not None:
@@ -216,6 +220,7 @@ def bench(
 def explained() -> Iterator[None]:
     """Turn errors that a person can mend into one message and exit status 1; Ctrl-C into status 130."""
     from pipeline import StageFailure
+    from stages.settings import InputError
 
     try:
         yield

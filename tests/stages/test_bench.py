@@ -1,0 +1,188 @@
+"""`threadloom bench`: its checks find what is wrong, its tables say what the figures say, and it runs to the end."""
+
+import dataclasses
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from kernels import Weights
+from stages import bench_check
+from stages.bench import BenchReport, ConfigBench, Measured, Start, as_measured, one_layer, to_dict
+from stages.bench_check import ODD, BenchCheckFailed, check_kernels, check_schedules
+from stages.bench_kernels import WHOLES, Bench, adamw_bytes, reduce_bytes
+from stages.bench_peaks import best_rate
+from stages.bench_roofline import KernelTime, Level, Peaks, Work
+from stages.bench_sequential import stage_by_stage
+from stages.bench_tables import BenchView, start_lines
+from stages.bench_worker import Way
+from stages.config import Config, load_config, resolve, to_json
+from stages.data import random_batches
+from stages.numerics import numerics
+from stages.warmup import compile_kernels
+from tests.stages.support import assert_same, build, command, result, run_sequence, tiny
+from tests.stages.test_doctor import MACHINE
+
+PEAKS = Peaks(2, 200.0, 400.0, 20.0, 30.0, (Level(1 << 20, 90.0), Level(1 << 27, 20.0)))
+
+
+def made_up() -> BenchReport:
+    """100 tokens an update: 1,000 a second in one thread, 1,500 stage by stage, 1,800 in the pipeline."""
+    config = resolve(ODD, 2)
+    ways = [
+        Measured(Way.REPLAY.value, 0, 1, 100, [0.1, 0.09, 0.12], {}, 300, 100, 190),
+        Measured(Way.STAGES.value, 0, 2, 100, [1 / 15], {}, 300, 100, 190),
+        Measured(Way.PIPELINE.value, 0, 2, 100, [1 / 18], {"forward": 0.04, "reduce": 0.001}, 300, 100, 190),
+    ]
+    kernels = [
+        KernelTime("head", 6, Work(4e9, 2e6), 0.04, (0.03, 0.05), 0.02, "compute"),
+        KernelTime("logits", 6, Work(2e9, 2e6), 0.03, (0.03, 0.05), 0.01, "compute", "head"),
+    ]
+    start = Start(3, {"interpreter": 0.1, "first update": 1.25})
+    bench = ConfigBench(config, 1e8, 1234, "all", ways, kernels, {"reduce": 5e6}, start, None)
+    return BenchReport(MACHINE, "Numba's product", 3.0, "everything", PEAKS, [bench])
+
+
+def test_the_derived_figures() -> None:
+    report = made_up()
+    bench = report.configs[0]
+    replay, pipeline = bench.way(Way.REPLAY), bench.default
+    assert replay.tokens_per_s == pytest.approx(1000), "the median"
+    assert bench.efficiency(pipeline) == pytest.approx(0.9)
+    assert bench.gflop_per_s(pipeline) == pytest.approx(180)
+    assert report.mfu(bench, pipeline) == pytest.approx(0.45), "of both cores' peak"
+    assert report.mfu(bench, replay) == pytest.approx(0.5), "of one core's"
+
+
+def test_the_tables_have_the_figures_and_no_control_characters() -> None:
+    console = Console(file=io.StringIO(), width=180, color_system=None)
+    with console.capture() as capture:
+        console.print(BenchView(made_up()), highlight=False)
+    text = capture.get()
+    assert "\x1b" not in text
+    rows = [line.split() for line in text.splitlines()]
+    for wanted in (
+        "one thread 1 1,000 100.0",
+        "1,500",
+        "pipeline τ=0 2 1,800 55.6",
+        "forward 40.00 36.0 %",
+        "reduce 1.00 0.9 % 5.0",
+    ):
+        assert any(wanted in " ".join(row) for row in rows), wanted
+    kernel = next(row for row in rows if row[:2] == ["head", "6"])
+    assert kernel[-5:] == ["20,000.0", "compute", "2.00", "240.00", "120.00"]
+    assert "sum of the wholes 240.00 120.00" in [" ".join(row) for row in rows], "parts are not counted again"
+    assert "3.0 threads of other programs" in text
+
+
+def test_start_lines() -> None:
+    bench = made_up().configs[0]
+    assert start_lines(bench) == [
+        "warm start: first update after 1.25 s (reached: interpreter 0.10, first update 1.25)"
+    ]
+    cold = dataclasses.replace(bench, cold=Start(1, {"first update": 30.0}))
+    assert start_lines(cold)[1].startswith("cold start: first update after 30.00 s")
+
+
+def test_the_report_as_json() -> None:
+    found = json.loads(json.dumps(to_dict(made_up())))
+    way = found["configs"][0]["ways"][2]
+    assert way["tokens_per_s"] == pytest.approx(1800)
+    assert way["efficiency"] == pytest.approx(0.9)
+    assert found["configs"][0]["kernels"][0]["above_floor"] == 2
+    assert found["configs"][0]["config"]["name"] == "odd"
+    assert found["peaks"]["gemm_all"] == 400
+
+
+@pytest.mark.parametrize("overrides", [(), ("delay=2",), ("lanes=3", "slots=2"), ("gradient_accumulation_steps=2",)])
+def test_stage_by_stage_is_the_replay_bit_for_bit(overrides: tuple[str, ...]) -> None:
+    one, other = build(tiny(*overrides)), build(tiny(*overrides))
+    events = list(stage_by_stage(one, 2))
+    assert_same(result(one, events), result(other, run_sequence(other)))
+
+
+def test_the_checks_pass() -> None:
+    compile_kernels(lambda _: None)
+    assert "bit for bit" in check_schedules(2)
+    assert "gradient within" in check_kernels(resolve(ODD, 2), every_tensor=True)
+
+
+@pytest.mark.parametrize("tensor", Weights._fields)
+def test_a_wrong_gradient_of_any_tensor_is_found(tensor: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = bench_check._loss_and_gradient
+
+    def wrong(geometry, sequences, bank, slot, gradients) -> float:  # type: ignore[no-untyped-def]  # noqa: ANN001
+        loss = right(geometry, sequences, bank, slot, gradients)
+        gradients.arena[tensor][...] *= np.float32(1.02)
+        return loss
+
+    monkeypatch.setattr(bench_check, "_loss_and_gradient", wrong)
+    with pytest.raises(BenchCheckFailed, match=f"gradient of {tensor}"):
+        check_kernels(resolve(ODD, 2), every_tensor=True)
+
+
+def test_a_way_that_ends_in_other_bits_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Other:
+        def __init__(self, config: Config) -> None:
+            self._source = random_batches(config)
+
+        def fill(self, batch: int, micro: int, ids: np.ndarray, targets: np.ndarray) -> None:
+            self._source.fill(batch + 1, micro, ids, targets)
+
+    sources = iter([random_batches, Other])
+
+    def source(config: Config) -> object:
+        return next(sources, random_batches)(config)
+
+    monkeypatch.setattr(bench_check, "random_batches", source)
+    with pytest.raises(BenchCheckFailed, match="does not end in the bits"):
+        check_schedules(2)
+
+
+def test_every_kernel_of_an_update_can_be_called() -> None:
+    config = tiny()
+    with numerics(config):
+        cases = Bench(config).cases()
+        for case in cases:
+            for _ in range(2):
+                if case.prepare:
+                    case.prepare()
+                case.call()
+    assert len({case.name for case in cases}) == len(cases)
+    assert {case.part_of for case in cases if case.part_of} <= set(WHOLES)
+    by_name = {case.name: case for case in cases}
+    for whole in WHOLES[:3]:
+        parts = sum(case.calls * case.work.flops for case in cases if case.part_of == whole)
+        assert parts <= by_name[whole].calls * by_name[whole].work.flops * 1.000001
+
+
+def test_what_streams_must_move() -> None:
+    assert reduce_bytes(10, 2) == 120
+    assert adamw_bytes(10) == 280
+
+
+def test_a_configuration_as_it_is_measured() -> None:
+    config = as_measured(load_config("nanogpt-cpu"), 2, delay=1)
+    assert (config.delay, config.model.vocab_size) == (1, 65)
+    assert config.micro_batch
+    small = one_layer(config)
+    assert (small.model.layers, small.micro_batch, small.model.channels) == (1, 1, 128)
+
+
+def test_the_best_window_counts() -> None:
+    assert best_rate([(lambda: None, 2.0)] * 2, 0.001) > 1000
+
+
+@pytest.mark.timeout(120)
+def test_the_command_from_end_to_end(tmp_path: Path) -> None:
+    (tmp_path / "odd.json").write_text(to_json(ODD))
+    said = command("bench", "--config", tmp_path / "odd.json", "--seconds", "0.1", "--json", tmp_path / "bench.json")
+    assert said.status == 0, said.err
+    for words in ("bit for bit", "pipeline τ=2", "stage by stage", "warm start", "AdamW", "backward blocks"):
+        assert words in said.out
+    found = json.loads((tmp_path / "bench.json").read_text())
+    assert [way["delay"] for way in found["configs"][0]["ways"]] == [0, 0, 0, 1, 2]
+    assert all(way["peak"] > way["base"] > 0 for way in found["configs"][0]["ways"])
