@@ -12,6 +12,7 @@ from typing import Any
 from pipeline.channel import Channel
 from pipeline.doubt import Doubts
 from pipeline.failure import FailFast
+from pipeline.gate import SLICE
 from pipeline.guard import Tally
 from pipeline.join import Join
 from pipeline.ordered import Numbered, Turns
@@ -112,7 +113,15 @@ class Assembly:
         admission = stage.admission.begin(stage.capacity)
         if stage.ordered:
             admission = Numbered(admission, stage.capacity, stage.workers)
-        return Channel(admission, stage.capacity, producers, self._clock, stage.workers, self.doubts)
+        return Channel(
+            admission,
+            stage.capacity,
+            producers,
+            self._clock,
+            stage.workers,
+            self.doubts,
+            SLICE if stage.kind is Kind.SINK else -1,
+        )
 
     def _edges_of(self, stage: Stage) -> list[Edge]:
         return [

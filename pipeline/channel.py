@@ -39,11 +39,15 @@ class Channel(Generic[In, Out]):
         clock: Callable[[], int] = perf_counter_ns,
         workers: int = 1,
         doubts: Doubts | None = None,
+        receive_slice: float = -1,
     ) -> None:
         self._lock = allocate_lock()
         self._admission = admission
         self._capacity = capacity
         self._clock = clock
+        self._slice = (
+            receive_slice  # seconds that a receiver waits at a time, -1 for as long as it takes: see `gate.SLICE`
+        )
         self._keyed = admission.keyed
         self._fits, self._store = admission.fits, admission.put
         self._ready, self._take, self._depth = admission.ready, admission.take, admission.depth
@@ -322,7 +326,8 @@ class Channel(Generic[In, Out]):
                     parked = _park(self._receivers)
                 if self._doubts.any:
                     self._doubts.look()
-                parked.acquire()
+                while not parked.acquire(timeout=self._slice):
+                    pass
         finally:
             if waiting:
                 with self._lock:

@@ -75,6 +75,8 @@ class Delivery(Generic[Item]):
 
     def _switch(self, phase: Phase) -> int:
         counters, now = self.counters, self._run.clock()
+        if counters.ended is not None:  # looked at after the clock, see `Run._join`: the run ended without this caller
+            now = min(now, counters.ended)
         since = self._mark if self._mark is not None else counters.began
         assert since is not None
         if phase is _BUSY:

@@ -29,7 +29,7 @@ from pipeline.channel import Channel
 from pipeline.control import LIVE, Action, Control, State
 from pipeline.delivery import Delivery
 from pipeline.errors import Cancelled, Label, PipelineError, StageFailure, ThreadsLeft
-from pipeline.gate import Gate
+from pipeline.gate import SLICE, Gate
 from pipeline.launch import Launch
 from pipeline.stage import Kind, Sink, Stage
 from pipeline.statistics import RunStatistics, StageStatistics
@@ -39,9 +39,6 @@ from pipeline.watchdog import Sight, Stuck, View, Watch, Watchdog
 from pipeline.worker import Surroundings, Worker
 
 Item = TypeVar("Item")
-
-SLICE = 0.2
-"""Seconds that the caller waits at a time while threads end."""
 
 
 class Abortable(Protocol):
@@ -346,10 +343,10 @@ class Run:
                 left[thread.name] = _stack_of(thread)
         if left:
             self._left = ThreadsLeft(left, self._grace)
+        for sink in self._sinks.values():
+            sink.end(self.clock())  # a caller who has read the clock before this has read less than `_finished`
         if self._finished is None:
             self._finished = self.clock()
-        for sink in self._sinks.values():
-            sink.end(self._finished)
         self._joined = True
 
     # What the caller's thread asks for.
@@ -363,7 +360,7 @@ class Run:
     def _settle(self) -> None:
         """Wait for the stages that are still at work, and raise if one of them fails."""
         try:
-            self._over.wait()
+            _wait_in_slices(self._over.wait, float("inf"))
         except BaseException:
             self.shut_down()
             raise
@@ -390,7 +387,7 @@ class Run:
 
 
 def _wait_in_slices(wait: Callable[[float], bool], deadline: float) -> bool:
-    """Wait until the deadline. CPython notices a Ctrl-C that comes as a wait begins only when that wait ends."""
+    """Wait until the deadline."""
     while not (over := wait(min(SLICE, max(0.0, deadline - monotonic())))) and monotonic() < deadline:
         pass
     return over

@@ -6,6 +6,10 @@ unlike threading.Event, which may lose its lock. Ownership: a gate is opened by 
 
 from _thread import allocate_lock
 
+SLICE = 0.2
+"""Seconds that the caller's thread waits at a time: CPython notices a Ctrl-C that comes as a wait begins only when that
+wait ends. Workers need no slices, because the caller tells them."""
+
 
 class Gate:
     """Closed until `open` is called."""

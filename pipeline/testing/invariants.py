@@ -158,6 +158,8 @@ def _order(seen: Observation, stage: Stage) -> Iterator[str]:
     if len(place) != len(record.begun):
         return  # the same object several times: which is which cannot be told
     for sent in seen.journal.of[stage.after[0]].by_worker.values():
+        if len(set(map(id, sent))) != len(sent):
+            continue  # likewise, where a run was stopped between the two
         places = [place[id(item)] for item in sent if id(item) in place]
         if places != sorted(places):
             yield f"{stage.name!r} was not given the items of a worker of {stage.after[0]!r} in the order of sending"

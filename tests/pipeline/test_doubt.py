@@ -51,6 +51,15 @@ def test_a_producer_that_starves_behind_a_source_that_is_blocked() -> None:
         list(graph)
 
 
+def test_a_join_whose_lacking_item_is_behind_those_that_fill_it() -> None:
+    graph = Graph("g")
+    numbers = graph.source("numbers", range(100))
+    some = graph.stage("some", lambda item: item, after=numbers, when=lambda item: item > 50)
+    graph.sink("out", after=graph.join("join", sum, after=[numbers, some], keys=[int, int]))
+    with pytest.raises(StageFailure, match="key 0 lacks an item of 'some'"):
+        list(graph)
+
+
 def test_it_becomes_certain_when_the_last_other_worker_ends() -> None:
     """`other` ends without a word to the channel in doubt, when all that it could wait for is parked."""
     graph = Graph("g")

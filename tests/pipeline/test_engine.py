@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import SKIP, Gather, Graph, InOrder, Node, Skip
+from pipeline import SKIP, Cancelled, Gather, Graph, InOrder, Node, Skip
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -254,6 +254,26 @@ def test_a_sink_that_was_left_stops_counting_when_the_run_does() -> None:
     now[0] += 5 * SECOND
     after = run.statistics()
     assert (after.elapsed, after["out"].busy) == (2.0, 2.0)
+
+
+def test_a_caller_who_goes_on_after_the_run_has_ended_is_not_counted() -> None:
+    now = [0]
+    graph = Graph("two callers")
+    source = graph.source("draw", [1, 2])
+    first, second = graph.sink("first", after=source), graph.sink("second", after=source)
+    with graph.start(clock=lambda: now[0]) as run:
+        next(iter(run.items(first)))
+        items = iter(run.items(second))
+        next(items)
+        now[0] += SECOND
+        run.cancel()
+        with pytest.raises(Cancelled):
+            next(iter(run.items(first)))
+        now[0] += 2 * SECOND
+        with pytest.raises(Cancelled):
+            next(items)
+    after = run.statistics()
+    assert (after.elapsed, after["second"].busy, after["second"].waiting) == (1.0, 1.0, 0.0)
 
 
 @st.composite
