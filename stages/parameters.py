@@ -86,7 +86,7 @@ def initialise(
         tensor = weights[name]
         if name in deviation:
             key = np.array([seed, place], np.uint64)
-            draws = np.random.Generator(np.random.Philox(key=key)).standard_normal(tensor.shape, np.float32)
-            np.multiply(draws, np.float32(deviation[name]), out=tensor)
+            np.random.Generator(np.random.Philox(key=key)).standard_normal(dtype=np.float32, out=tensor)
+            tensor *= np.float32(deviation[name])
         else:
             tensor.fill(1.0 if name in ("ln1_weight", "ln2_weight", "lnf_weight") else 0.0)
