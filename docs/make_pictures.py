@@ -14,8 +14,7 @@ from unittest import mock
 import msgspec
 
 from examples import fork_join, image_directory, three_stages, word_count
-from pipeline import Graph, Run, Trace, TraceEvent, draw_timeline
-from pipeline.drawing import GraphFormat, draw_graph
+from pipeline import Graph, GraphFormat, Run, Trace, TraceEvent, draw_graph, draw_timeline
 from stages.config import Config, load_config
 from stages.session import train
 

@@ -19,9 +19,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import Graph, RunStatistics, available_cores
-from pipeline.processes import on_processes
-from pipeline.shared import SharedPool
+from pipeline import Graph, RunStatistics, SharedPool, available_cores, on_processes
 
 Pixels = NDArray[np.uint8]
 

@@ -1,26 +1,32 @@
 """The engine: stages, channels, slots, arenas, versions, lanes, threads, trace. There is no model in it.
 
-This package stands on the standard library and NumPy, and never imports `kernels` or `stages`. Inside it, each layer
-imports only those before it:
+This package stands on the standard library and NumPy, besides threadpoolctl (BLAS threads), multiprocess (process
+stages), rich (the live view) and Matplotlib (the timeline); it never imports `kernels` or `stages`. Inside it, each
+layer imports only those before it:
 
     errors                     what can go wrong
     admission, join, ordered,  decisions, apart from threads
     failure, control, watchdog
-    statistics                 figures
-    arena, slots, banks, lanes memory: aligned arenas, pools, versioned weights, gradient lanes and their order
+    histogram, statistics,     figures, and what they say
+    diagnosis
+    arena, slots, shared,      memory: aligned arenas, pools, arrays shared among processes, versioned weights,
+    banks, lanes, lane_order   gradient lanes and their order
     gate, channel, turnstile,  what threads share
     trace
-    stage, per_worker          what a stage is
+    stage, per_worker,         what a stage is, and one on processes
+    processes
     sending, guard, worker     one thread of a stage, its ways out, its failures
     assembly, delivery, engine the parts of a run, what comes out, its threads
     settings, checks, graph    what people declare
-    timeline                   pictures of what happened
+    timeline, drawing, view    pictures of what happened, and of what happens
 """
 
 from pipeline.admission import Fifo, Gather, InOrder, Policy
 from pipeline.arena import ALIGNMENT, Arena, aligned_zeros, arena_size
 from pipeline.banks import Banks, BankStatistics, Lease, StaleVersion, version_for
 from pipeline.channel import Channel
+from pipeline.diagnosis import Diagnosis, Limit, Wait, explain
+from pipeline.drawing import GraphFormat, draw_graph
 from pipeline.engine import Abortable, Run
 from pipeline.errors import (
     AdmissionError,
@@ -38,11 +44,22 @@ from pipeline.errors import (
 )
 from pipeline.failure import Again, Attempt, DeadLetter, FailFast, OnError, Retry, SkipFailed, Verdict
 from pipeline.graph import Graph
+from pipeline.histogram import Distribution
 from pipeline.join import Join
 from pipeline.lane_order import LaneOrder
 from pipeline.lanes import LanePlan, Lanes, Milestone
 from pipeline.per_worker import PerWorker, per_worker
+from pipeline.processes import (
+    OnProcesses,
+    ProcessError,
+    ProcessTraceback,
+    ProcessWorker,
+    WorkerDied,
+    WorkerTimeout,
+    on_processes,
+)
 from pipeline.settings import RunOptions, StageOptions
+from pipeline.shared import PoolExhausted, SharedPool
 from pipeline.slots import Pool, PoolStatistics
 from pipeline.stage import SKIP, Node, Sink, Skip
 from pipeline.statistics import ChannelStatistics, RunStatistics, StageStatistics
@@ -50,6 +67,7 @@ from pipeline.threads import available_cores, blas_threads, loaded_blas
 from pipeline.timeline import draw_timeline
 from pipeline.trace import Trace
 from pipeline.trace_event import TraceEvent
+from pipeline.view import GraphView, LiveView, status_line
 from pipeline.watchdog import OnStuck, Stuck, Watchdog
 
 __all__ = [
@@ -67,11 +85,15 @@ __all__ = [
     "ChannelStatistics",
     "Closed",
     "DeadLetter",
+    "Diagnosis",
+    "Distribution",
     "FailFast",
     "Fifo",
     "Gather",
     "Graph",
     "GraphError",
+    "GraphFormat",
+    "GraphView",
     "InOrder",
     "ItemTimeout",
     "Join",
@@ -80,20 +102,28 @@ __all__ = [
     "LanePlan",
     "Lanes",
     "Lease",
+    "Limit",
+    "LiveView",
     "Milestone",
     "Node",
     "OnError",
+    "OnProcesses",
     "OnStuck",
     "PerWorker",
     "PipelineError",
     "Policy",
     "Pool",
+    "PoolExhausted",
     "PoolStatistics",
+    "ProcessError",
+    "ProcessTraceback",
+    "ProcessWorker",
     "Retry",
     "RouteError",
     "Run",
     "RunOptions",
     "RunStatistics",
+    "SharedPool",
     "Sink",
     "Skip",
     "SkipFailed",
@@ -108,13 +138,20 @@ __all__ = [
     "Trace",
     "TraceEvent",
     "Verdict",
+    "Wait",
     "Watchdog",
+    "WorkerDied",
+    "WorkerTimeout",
     "aligned_zeros",
     "arena_size",
     "available_cores",
     "blas_threads",
+    "draw_graph",
     "draw_timeline",
+    "explain",
     "loaded_blas",
+    "on_processes",
     "per_worker",
+    "status_line",
     "version_for",
 ]

@@ -280,6 +280,8 @@ class Run:
     def _stop(self, outcome: StageFailure | Cancelled) -> None:
         self._order(partial(Control.stop, outcome=outcome))
         self._over.open()
+        for worker in self._parts.workers():  # after that: who sets itself up now sees the end, or is met here
+            worker.abort()
 
     def _order(self, give: Callable[[Control], Sequence[Action]]) -> None:
         """Give an order, and have channels and sources do what it asks."""

@@ -55,5 +55,9 @@ class PerWorker(Generic[In_contra, Out_co]):
 
 
 def per_worker(make: Callable[[], AbstractContextManager[Callable[[In], Out]]]) -> PerWorker[In, Out]:
-    """Return a stage function of which every worker has its own: see the top of this module."""
+    """Return a stage function of which every worker has its own: see the top of this module.
+
+    If what `make` returns has a method `abort`, it is called, from another thread, when the run is stopped: end there
+    what the worker may be waiting for.
+    """
     return PerWorker(make)

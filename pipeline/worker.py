@@ -85,6 +85,7 @@ class Worker:
         self._run = run
         self._turns = post.turns
         self._pass_on = sender([edge for edge in post.edges if edge.via is not Port.LETTERS])
+        self._context: object = None  # of a stage with set-up and tear-down
         self._results: list[Any] = []  # of the item in hand; only of an ordered stage
         self._send = self._pass_on if post.turns is None else self._results.append
 
@@ -96,6 +97,12 @@ class Worker:
                     opened.channel.close()
                 return False
         return True
+
+    def abort(self) -> None:
+        """End the waits of what the set-up made, if it has an `abort`: a process does. From any thread."""
+        abort = getattr(self._context, "abort", None)
+        if abort is not None:
+            abort()
 
     def run(self) -> None:
         """Work until the input ends or the run does."""
@@ -130,7 +137,8 @@ class Worker:
     def _set_up(self, fn: PerWorker[Any, Any]) -> tuple[AbstractContextManager[Any], Callable[..., Any]]:
         self.item = Moment.SET_UP
         self.counters.phase = Phase.BUSY
-        context = fn.make()
+        context = self._context = fn.make()
+        self._run.pause(0)  # Cancelled if the run is over already
         entered = context.__enter__()  # not a `with`, because what it holds may not swallow the error of an item
         assert self.counters.began is not None
         self.counters.busy = self._run.clock() - self.counters.began

@@ -37,12 +37,14 @@ EXPORTS: dict[str, str] = {
     """,
     "pipeline": """
         ALIGNMENT SKIP Abortable AdmissionError Again Arena Attempt BankStatistics Banks Cancelled Channel
-        ChannelStatistics Closed DeadLetter FailFast Fifo Gather Graph GraphError InOrder ItemTimeout Join Label
-        LaneOrder LanePlan Lanes Lease Milestone Node OnError OnStuck PerWorker PipelineError Policy Pool
-        PoolStatistics Retry RouteError Run RunOptions RunStatistics Sink Skip SkipFailed StageFailure
-        StageOptions StageStatistics StaleVersion Standstill Stuck ThreadsLeft TooManySkipped Trace TraceEvent
-        Verdict Watchdog aligned_zeros arena_size available_cores blas_threads draw_timeline loaded_blas
-        per_worker version_for
+        ChannelStatistics Closed DeadLetter Diagnosis Distribution FailFast Fifo Gather Graph GraphError
+        GraphFormat GraphView InOrder ItemTimeout Join Label LaneOrder LanePlan Lanes Lease Limit LiveView
+        Milestone Node OnError OnProcesses OnStuck PerWorker PipelineError Policy Pool PoolExhausted
+        PoolStatistics ProcessError ProcessTraceback ProcessWorker Retry RouteError Run RunOptions RunStatistics
+        SharedPool Sink Skip SkipFailed StageFailure StageOptions StageStatistics StaleVersion Standstill Stuck
+        ThreadsLeft TooManySkipped Trace TraceEvent Verdict Wait Watchdog WorkerDied WorkerTimeout aligned_zeros
+        arena_size available_cores blas_threads draw_graph draw_timeline explain loaded_blas on_processes
+        per_worker status_line version_for
     """,
 }
 """Package → its pinned `__all__`, names between spaces. A name that comes or goes is a decision: change it here too."""

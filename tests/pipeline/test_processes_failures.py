@@ -52,7 +52,7 @@ def run_one(job: work.Job, **settings: Any) -> Any:
     graph = Graph("one")
     fn = on_processes(act, **settings)
     graph.sink("out", after=graph.stage("work", fn, after=graph.source("draw", [job])))
-    with graph.start(resources=[fn]) as run:
+    with graph.start() as run:
         return list(run)
 
 
@@ -183,10 +183,10 @@ def test_a_run_that_is_stopped_does_not_wait_for_the_item(fifo: Path, verb: str,
 
     expected: dict[str, Any] = {"cancel": Cancelled, "fail elsewhere": StageFailure}
     if how in expected:
-        with pytest.raises(expected[how]), graph.start(resources=[hang]) as run:
+        with pytest.raises(expected[how]), graph.start() as run:
             stop(run)
     else:
-        with graph.start(resources=[hang]) as run:
+        with graph.start() as run:
             stop(run)
     assert time.monotonic() - begin < 5  # PATIENCE is 0.5; a loaded machine gets the rest
     assert not hang.workers
