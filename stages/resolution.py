@@ -15,12 +15,11 @@ ROWS_PER_MICRO_BATCH = 256
 """Tokens that a micro-batch should hold, so that its working set stays in the L2 cache; at most twice as many."""
 MAX_LANES = 8
 """Lanes chosen at most: each costs a gradient arena, and the reducer reads them all."""
-SPARE_BANK_PARAMETERS = 100_000_000
-"""Above this many parameters a spare weight bank costs more memory than the waiting it saves is worth."""
 CHANNEL_CAPACITY = 2
 """One item ahead of a stage and one to come: more only takes slots away from the stages behind."""
-CHECKPOINT_COPIES = 16_000_000
-"""Numbers that a checkpoint may copy at most; with more, the next update waits for the disk instead."""
+SPARED = 16_000_000
+"""Numbers (64 MB) that a spare bank, or the copies of a checkpoint, may take at most. In larger models an evaluation or
+checkpoint makes the next update wait instead."""
 MAX_PARAMETERS = 20_000_000_000
 
 _COUNTS = (
@@ -149,7 +148,7 @@ def resolve(config: Config, cores: int, vocabulary: int | None = None) -> Config
     threads = ThreadsConfig(**{name: getattr(threads, name) or count for name, count in chosen.items()})
     assert threads.forward is not None
     assert threads.backward is not None
-    spare = int(parameter_count(model.geometry()) <= SPARE_BANK_PARAMETERS)
+    spare = int(parameter_count(model.geometry()) <= SPARED)
     decay_steps = config.schedule.decay_steps or max(config.steps, config.schedule.warmup)
     resolved = msgspec.structs.replace(
         config,
@@ -158,7 +157,7 @@ def resolve(config: Config, cores: int, vocabulary: int | None = None) -> Config
         gemm=config.gemm or _default_gemm(threads),
         threads=threads,
         channel_capacity=config.channel_capacity or CHANNEL_CAPACITY,
-        slots=config.slots or threads.forward + threads.backward + 2,
+        slots=config.slots or threads.forward + threads.backward,
         spare_banks=spare if config.spare_banks is None else config.spare_banks,
         schedule=msgspec.structs.replace(config.schedule, decay_steps=decay_steps),
         checkpoint=_with_copies(config, parameter_count(model.geometry())),
@@ -170,7 +169,7 @@ def resolve(config: Config, cores: int, vocabulary: int | None = None) -> Config
 
 def _with_copies(config: Config, parameters: int) -> CheckpointConfig:
     """Choose copies where they are small: their time is then less than the disk's, and their memory no burden."""
-    small = parameters * (2 + config.delay) <= CHECKPOINT_COPIES
+    small = parameters * (2 + config.delay) <= SPARED
     copies = config.checkpoint.copies
     return msgspec.structs.replace(config.checkpoint, copies=small if copies is None else copies)
 

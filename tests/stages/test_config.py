@@ -163,10 +163,10 @@ def test_micro_batches_fit_the_cache_and_load_the_lanes_evenly(
 def test_what_is_chosen_for_the_cores() -> None:
     resolved = resolve(load_config("small"), 3)
     assert resolved.threads == ThreadsConfig(embed=1, forward=3, backward=3, reduce=3, update=3, blas=1)
-    assert (resolved.slots, resolved.spare_banks) == (8, 1)
-    assert resolve(load_config("gpt2"), 2).spare_banks == 0
+    assert (resolved.slots, resolved.spare_banks) == (6, 1)
+    assert resolve(load_config("large"), 2).spare_banks == 0
     few = resolve(tiny(batch_size=2, micro_batch=1), 5)
-    assert (few.lanes, few.threads.backward, few.threads.forward, few.slots) == (2, 2, 5, 9)
+    assert (few.lanes, few.threads.backward, few.threads.forward, few.slots) == (2, 2, 5, 7)
 
 
 def test_an_open_vocabulary_is_the_tokenizers() -> None:
