@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages.config import Config, micro_batches
-from stages.dataset import Dataset, Manifest, Split, prepare, require_same_text, write_atomically
+from stages.dataset import Dataset, Manifest, Split, prepare, require_same_text
 from stages.tokenfile import DataError, TokenFile, token_type
 
 __all__ = [
@@ -37,7 +37,6 @@ __all__ = [
     "require_same_text",
     "token_type",
     "training_batches",
-    "write_atomically",
 ]
 
 TokenIds = NDArray[np.int32]

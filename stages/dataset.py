@@ -7,7 +7,6 @@ written, or with a damaged file, is made anew instead of used.
 
 import hashlib
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,6 +16,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from stages.config import Config, InputError, TokenizerKind
+from stages.rundir import atomic_write
 from stages.tokenfile import DataError, TokenFile, token_type
 from stages.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 
@@ -109,7 +109,7 @@ def prepare(config: Config, text: str, directory: Path) -> Dataset:
             **splits,
         )
         encoded = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
-        write_atomically(directory / "manifest.json", lambda file: file.write(encoded + b"\n"))
+        atomic_write(directory / "manifest.json", encoded + b"\n")
     except OSError as error:
         size = sum(array.nbytes for array in ids.values())
         raise DataError(
@@ -140,24 +140,6 @@ def require_same_text(directory: Path, text: str) -> None:
 
 def _checksum(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Make `path` by writing aside, syncing and renaming: afterwards it is whole, or as it was. OSError as raised."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with aside.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _limit(config: Config, text: str) -> int:
@@ -207,7 +189,7 @@ def _write_split(directory: Path, name: str, ids: NDArray[Any], characters: int)
         npy.write_array_header_1_0(file, npy.header_data_from_array_1_0(ids))
         file.write(ids.data)
 
-    write_atomically(path, write)
+    atomic_write(path, write)
     return Split(file=path.name, characters=characters, tokens=len(ids), sha256=_sha256(path))
 
 
@@ -218,7 +200,7 @@ def _write_tokenizer(path: Path, tokenizer: Tokenizer) -> str:
         content = aside.read_bytes()
     finally:
         aside.unlink(missing_ok=True)
-    write_atomically(path, lambda file: file.write(content))
+    atomic_write(path, content)
     return hashlib.sha256(content).hexdigest()
 
 
