@@ -9,7 +9,18 @@ import math
 import msgspec
 
 from stages.parameters import parameter_count
-from stages.settings import CheckpointConfig, Config, ConfigError, Gemm, ThreadsConfig, TokenizerKind, flatten
+from stages.settings import (
+    CheckpointConfig,
+    Config,
+    ConfigError,
+    Gemm,
+    LossScaleConfig,
+    LossScaling,
+    Precision,
+    ThreadsConfig,
+    TokenizerKind,
+    flatten,
+)
 
 ROWS_PER_MICRO_BATCH = 256
 """Tokens that a micro-batch should hold, so that its working set stays in the L2 cache; at most twice as many."""
@@ -57,6 +68,10 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "schedule.warmup": (0, 1_000_000_000),
     "schedule.min_lr": (0, 1e3),
     "schedule.factor": (0, 1),
+    "loss_scale.initial": (2.0**-24, 2.0**40),
+    "loss_scale.growth": (1, 1024),
+    "loss_scale.backoff": (2.0**-10, 1),
+    "loss_scale.interval": (1, 1_000_000_000),
     "channel_capacity": (1, 65_536),
     "slots": (1, 65_536),
     "spare_banks": (0, 64),
@@ -160,11 +175,18 @@ def resolve(config: Config, cores: int, vocabulary: int | None = None) -> Config
         slots=config.slots or threads.forward + threads.backward,
         spare_banks=spare if config.spare_banks is None else config.spare_banks,
         schedule=msgspec.structs.replace(config.schedule, decay_steps=decay_steps),
+        loss_scale=_with_kind(config),
         checkpoint=_with_copies(config, parameter_count(model.geometry())),
         evaluation=msgspec.structs.replace(evaluation, final_batches=evaluation.final_batches or evaluation.batches),
     )
     validate(resolved)
     return resolved
+
+
+def _with_kind(config: Config) -> LossScaleConfig:
+    """Choose dynamic scaling for fp16, whose smallest number gradients fall below; bf16 has float32's exponents."""
+    chosen = LossScaling.DYNAMIC if config.precision is Precision.FP16 else LossScaling.NONE
+    return msgspec.structs.replace(config.loss_scale, kind=config.loss_scale.kind or chosen)
 
 
 def _with_copies(config: Config, parameters: int) -> CheckpointConfig:

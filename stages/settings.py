@@ -49,6 +49,31 @@ class Gemm(enum.Enum):
     BLAS = "blas"
 
 
+class Precision(enum.Enum):
+    """What activations, products and the gradients between layers are made in; the weights' masters are float32."""
+
+    FLOAT32 = "float32"
+    BF16X3 = "bf16x3"
+    BF16 = "bf16"
+    FP16 = "fp16"
+    AUTO = "auto"
+
+
+class Matmul(enum.Enum):
+    """How exact a float32 product must be: `HIGH` allows bf16x3 where that is faster, as in PyTorch."""
+
+    HIGHEST = "highest"
+    HIGH = "high"
+
+
+class LossScaling(enum.Enum):
+    """Whether gradients are multiplied before they are rounded; see `stages.loss_scale`."""
+
+    NONE = "none"
+    STATIC = "static"
+    DYNAMIC = "dynamic"
+
+
 class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What all parts of a configuration have in common."""
 
@@ -122,6 +147,21 @@ class ScheduleConfig(_Section, frozen=True, kw_only=True):
     multiplier: int = 2
 
 
+class LossScaleConfig(_Section, frozen=True, kw_only=True):
+    """The factor on the loss that keeps small gradients above a narrow format's smallest number.
+
+    `kind` None: dynamic for fp16, none otherwise. `initial` is the scale of the first update, and of all of them when
+    static. Dynamic: after `interval` finite updates in a row it is multiplied by `growth`; an update with infinities is
+    skipped, and the scale is multiplied by `backoff`.
+    """
+
+    kind: LossScaling | None = None
+    initial: float = 1024.0
+    growth: float = 2.0
+    backoff: float = 0.5
+    interval: int = 200
+
+
 class ThreadsConfig(_Section, frozen=True, kw_only=True):
     """Threads of each stage, and of BLAS in the whole process. None: chosen for the cores."""
 
@@ -168,7 +208,8 @@ class Config(_Section, frozen=True, kw_only=True):
 
     An update learns from `batch_size` × `gradient_accumulation_steps` sequences; `batch_size` is cut into micro-batches
     of `micro_batch` sequences, whose gradients are summed in `lanes` gradient arenas. `delay` is τ: batch k reads the
-    weights after max(k−τ, 0) updates. `gemm` multiplies the matrices. `slots` are the micro-batches in flight,
+    weights after max(k−τ, 0) updates. `precision` is that of activations and products, `matmul` how exact a float32
+    product must be, `gemm` what multiplies float32 matrices. `slots` are the micro-batches in flight,
     `spare_banks` the weight banks beyond the τ+1 that delay needs, `channel_capacity` the items that a channel holds.
     None: chosen by `resolve`.
     """
@@ -181,11 +222,14 @@ class Config(_Section, frozen=True, kw_only=True):
     micro_batch: int | None = None
     lanes: int | None = None
     delay: int = 0
+    precision: Precision = Precision.FLOAT32
+    matmul: Matmul = Matmul.HIGHEST
     gemm: Gemm | None = None
     steps: int
     seed: int = 1337
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
+    loss_scale: LossScaleConfig = LossScaleConfig()
     threads: ThreadsConfig = ThreadsConfig()
     channel_capacity: int | None = None
     slots: int | None = None
