@@ -171,7 +171,8 @@ def doctor(as_json: bool, no_measure: bool) -> None:
         import msgspec
         from rich.console import Console
 
-        from stages.doctor import ReportView, examine, to_dict
+        from stages.doctor import examine, to_dict
+        from stages.doctor_view import ReportView
 
         report = examine(measure=not no_measure)
         if as_json:

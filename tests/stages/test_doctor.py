@@ -9,9 +9,11 @@ import pytest
 from rich.console import Console
 
 from kernels.blas import BlasInfo, GemmBackend
-from stages import doctor
+from stages import doctor, doctor_measure
 from stages.config import CONFIG_NAMES
-from stages.doctor import Defaults, Measured, Report, ReportView, choices, examine, to_dict, warnings
+from stages.doctor import Defaults, Report, choices, examine, to_dict, warnings
+from stages.doctor_measure import Measured
+from stages.doctor_view import ReportView
 from stages.machine import Machine
 
 MACHINE = Machine(
@@ -118,8 +120,8 @@ def test_the_report_as_json() -> None:
 
 
 def test_a_real_examination(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "GEMM_SIZE", 64)
-    monkeypatch.setattr(doctor, "STREAM_BYTES", 1 << 20)
+    monkeypatch.setattr(doctor_measure, "GEMM_SIZE", 64)
+    monkeypatch.setattr(doctor_measure, "STREAM_BYTES", 1 << 20)
     monkeypatch.setattr(doctor, "detect", lambda: dataclasses.replace(MACHINE, l3=None))
     report = examine(seconds=0.02)
     assert [row.config for row in report.defaults] == list(CONFIG_NAMES)
