@@ -42,8 +42,9 @@ class Backward:
         lane = self._lanes.plan.lane_of(item.micro)
         gradients, scratch = self._gradients[lane], self._scratch[lane]
         accumulate = not self._lanes.plan.starts_lane(item.micro)
+        scale = lease.bank.scaler.scale
         loss = kernels.head_backward(
-            weights, activations.x[-1], slot.targets, self._scale, gradients, scratch, accumulate
+            weights, activations.x[-1], slot.targets, scale * self._scale, gradients, scratch, accumulate
         )
         kernels.blocks_backward(
             weights, activations, gradients, scratch, self._sequences, self._geometry.heads, accumulate
@@ -51,7 +52,7 @@ class Backward:
         kernels.embedding_backward(
             slot.ids, scratch.dx, self._geometry.context, gradients.wte, gradients.wpe, accumulate
         )
-        done = MicroGradient(item.batch, item.micro, lease.version, float(loss))
+        done = MicroGradient(item.batch, item.micro, lease.version, float(loss), scale)
         item.lease = item.slot = None
         lease.release()
         self._slots.give_back(slot)

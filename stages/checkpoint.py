@@ -7,7 +7,8 @@ model.safetensors     version `step` of the weights, in Hugging Face's layout (`
 config.json           its sizes, for `GPT2LMHeadModel.from_pretrained`
 optimizer.safetensors AdamW's `m.*` and `v.*`, under our names
 versions.safetensors  `<version>.*`: the versions max(step - τ, 0) to step - 1; absent when there are none
-training.json         step, τ, geometry, the run's configuration, size and SHA-256 of every other file, and of itself
+training.json         step, τ, geometry, the run's configuration, where losses are scaled the scaler's state of each
+                      version, size and SHA-256 of every other file, and of itself
 the tokenizer's file  under its own name
 ===================== ==================================================================================================
 
@@ -25,7 +26,7 @@ import secrets
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, Self
 
@@ -35,6 +36,7 @@ from numpy.typing import NDArray
 
 from pipeline.arena import Arena
 from stages.huggingface import CONFIG_FILE, MODEL_FILE, read_model, write_model
+from stages.loss_scale import ScaleState
 from stages.manifest import MANIFEST_FILE, Manifest, as_config, read_manifest, write_manifest
 from stages.parameters import Geometry, parameter_shapes
 from stages.rundir import sync_folder
@@ -83,6 +85,8 @@ class TrainingState:
     config: Mapping[str, Any]
     """The run's resolved configuration, as JSON can hold it."""
     geometry: Geometry
+    scalers: Mapping[int, ScaleState] = field(default_factory=dict)
+    """The loss scaler's state of each of `versions`; empty where losses are not scaled."""
 
     def __post_init__(self) -> None:
         """Raise `ValueError` for a state from which no run could go on."""
@@ -92,6 +96,8 @@ class TrainingState:
                 f"a checkpoint of step {self.step} with delay {self.delay} needs the versions {needed}, "
                 f"got {sorted(self.versions)}"
             )
+        if self.scalers and sorted(self.scalers) != needed:
+            raise ValueError(f"the loss scaler's states must be those of versions {needed}, got {sorted(self.scalers)}")
         shapes = parameter_shapes(self.geometry)
         for label, arena in {"m": self.m, "v": self.v, **{f"version {k}": a for k, a in self.versions.items()}}.items():
             if {name: view.shape for name, view in arena.items()} != shapes:
@@ -129,6 +135,7 @@ def save_checkpoint(folder: Path, state: TrainingState, tokenizer: Path | None, 
             geometry=state.geometry,
             config=config,
             tokenizer=tokenizer.name if tokenizer else None,
+            scalers=[state.scalers[version] for version in sorted(state.scalers)] or None,
             files=files,
         )
         write_manifest(partial, manifest)
@@ -262,6 +269,8 @@ class Checkpoint:
     geometry: Geometry
     tokenizer: Path | None
     """The copy of the tokenizer's file, if one was saved."""
+    scalers: Mapping[int, ScaleState] = field(default_factory=dict)
+    """The loss scaler's state of each of `versions`; empty where the run scaled no losses."""
 
     @classmethod
     def open(cls, path: Path, *, for_training: bool = True) -> Self:
@@ -279,7 +288,11 @@ class Checkpoint:
         for name in sorted(needed if for_training else needed - {OPTIMIZER_FILE, VERSIONS_FILE}):
             _verify(path / name, manifest.files[name], remedy)
         tokenizer = path / manifest.tokenizer if manifest.tokenizer else None
-        return cls(path, manifest.step, manifest.delay, manifest.config, manifest.geometry, tokenizer)
+        scalers = {state.version: state for state in manifest.scalers or ()}
+        if scalers and list(scalers) != list(kept_versions(manifest.step, manifest.delay)):
+            needed_states = f"the loss scaler's states of versions {list(kept_versions(manifest.step, manifest.delay))}"
+            _fail(path / MANIFEST_FILE, needed_states, f"those of {list(scalers)}", "it was made by hand", remedy)
+        return cls(path, manifest.step, manifest.delay, manifest.config, manifest.geometry, tokenizer, scalers)
 
     @property
     def versions(self) -> range:

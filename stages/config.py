@@ -242,6 +242,7 @@ _ALWAYS = (
     "data.tokenizer",
     "data.alphabet",
     "data.train_fraction",
+    "precision",
     "gemm",
     "batch_size",
     "gradient_accumulation_steps",
@@ -260,6 +261,12 @@ _BY_SCHEDULE = {
     ScheduleKind.STEP: ("schedule.min_lr", "schedule.every", "schedule.factor"),
     ScheduleKind.COSINE_RESTARTS: ("schedule.min_lr", "schedule.period", "schedule.multiplier"),
 }
+_BY_SCALING = {
+    None: (),  # a configuration of the time before there was any
+    LossScaling.NONE: (),
+    LossScaling.STATIC: ("loss_scale.kind", "loss_scale.initial"),
+    LossScaling.DYNAMIC: ("loss_scale.",),
+}
 
 
 def trajectory(config: Config, text_sha256: str | None = None) -> dict[str, Any]:
@@ -268,7 +275,7 @@ def trajectory(config: Config, text_sha256: str | None = None) -> dict[str, Any]
     `steps` is not among them: its only influence, where cosine and linear end, is the resolved `schedule.decay_steps`.
     The text is not known by its path but by its checksum (`Manifest.text_sha256`), which the caller may add.
     """
-    wanted = (*_ALWAYS, *_BY_SCHEDULE[config.schedule.kind])
+    wanted = (*_ALWAYS, *_BY_SCHEDULE[config.schedule.kind], *_BY_SCALING[config.loss_scale.kind])
     picked = {
         key: value.value if isinstance(value, enum.Enum) else value
         for key, value in flatten(config).items()

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from kernels import AdamWStep
 from pipeline import Lease
+from stages.loss_scale import Scaled
 from stages.memory import Bank, Slot
 
 
@@ -35,7 +36,9 @@ class MicroGradient:
     micro: int
     version: int
     loss: float
-    """Sum of the losses of its tokens, in nats."""
+    """Sum of the losses of its tokens, in nats, unscaled."""
+    scale: float = 1.0
+    """The loss scale in the gradient: that of `version`, so one for the whole batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,8 @@ class ReduceShard:
     chunks: tuple[int, int]
     loss: float
     """Mean loss of the whole batch in nats a token; it travels with every shard to the log."""
+    scale: float = 1.0
+    """The loss scale that is in the gradient."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +66,13 @@ class UpdateShard:
     step: AdamWStep
     loss: float
     grad_norm: float
+    scaled: Scaled | None = None
+    """None where no loss is scaled."""
+
+    @property
+    def skipped(self) -> bool:
+        """Whether the update leaves weights and moments as they are."""
+        return self.scaled is not None and self.scaled.skipped
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +85,11 @@ class Update:
     """Mean training loss of the batch, in nats a token."""
     lr: float
     grad_norm: float
-    """Global norm of the gradient before clipping."""
+    """Global norm of the gradient, unscaled, before clipping; inf or nan where the update was skipped."""
     seconds: float
     """Since the run started."""
+    scaled: Scaled | None = None
+    """The loss scale, and whether the update was skipped for what is not finite; None where no loss is scaled."""
     evaluation: Lease[Bank] | None = field(default=None, compare=False)
     """The new version, leased for the evaluation that is due."""
     checkpoint: Lease[Bank] | None = field(default=None, compare=False)

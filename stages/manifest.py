@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import msgspec
 
+from stages.loss_scale import ScaleState
 from stages.parameters import Geometry
 from stages.tensorfile import CheckpointError, FileRecord, write_bytes
 
@@ -33,6 +34,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     geometry: Geometry
     config: dict[str, Any]
     tokenizer: str | None
+    scalers: list[ScaleState] | None = None
+    """The loss scaler's state of each version, the oldest first; absent where losses are not scaled."""
     files: dict[str, FileRecord]
     checksum: str = _UNSIGNED
     """SHA-256 of the file's own text with 64 zeros in this place."""
@@ -43,6 +46,10 @@ def encode_manifest(manifest: Manifest) -> bytes:
     content = {name: getattr(manifest, name) for name in manifest.__struct_fields__}
     content["geometry"] = asdict(manifest.geometry)
     content["files"] = {name: asdict(record) for name, record in manifest.files.items()}
+    if manifest.scalers is None:
+        del content["scalers"]  # as checkpoints were before there was any: their readers open it
+    else:
+        content["scalers"] = [asdict(state) for state in manifest.scalers]
     text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
     # The checksum is the last entry, so that its place is certain even if the configuration holds 64 zeros.
     head, _, tail = text.rpartition(_UNSIGNED)

@@ -11,6 +11,7 @@ import numpy as np
 
 from kernels import ATTENTION_TILE, Activations, Scratch, TokenIds, Weights
 from pipeline import Arena
+from stages.loss_scale import ScaleState
 from stages.parameters import Geometry, Shape, parameter_shapes
 
 LOGITS_BYTES = 32 << 20
@@ -76,6 +77,7 @@ class Bank:
     def __init__(self, geometry: Geometry) -> None:
         self.arena = Arena(parameter_shapes(geometry))
         self.weights = as_weights(self.arena)
+        self.scaler = ScaleState()  # of its version; written with the weights, by Clip alone once the run goes
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+
 import kernels
 from kernels import AdamWStep
 from pipeline import Arena, Banks, Lanes
 from stages.config import OptimizerConfig
 from stages.items import ReduceShard, Update, UpdateShard
+from stages.loss_scale import LossScaler, Scaled
 from stages.memory import Bank
 from stages.parameters import Geometry, decayed_elements, parameter_shapes
 from stages.reducer import Gradient, ShardPlan, TrainingDiverged
@@ -38,10 +41,11 @@ class Optimizer:
     learning_rate: Callable[[int], float]
     """Learning rate of an update, by its number counted from 0."""
 
-    def step(self, batch: int, grad_norm: float) -> AdamWStep:
-        """Return the parameters of the update made from batch `batch`.
+    def step(self, batch: int, applied: int, grad_norm: float, scale: float) -> AdamWStep:
+        """Return the parameters of the update made from batch `batch`, after `applied` updates that were not skipped.
 
-        Clipping by global norm (Pascanu et al. 2013) and the bias corrections of Adam (Kingma & Ba 2015, Algorithm 1).
+        `grad_norm` is the unscaled one, `scale` is still in the gradient. Clipping by global norm (Pascanu et al. 2013)
+        and the bias corrections of Adam (Kingma & Ba 2015, Algorithm 1).
         """
         s = self.settings
         clip = s.clip / (grad_norm + 1e-6) if s.clip and grad_norm > s.clip else 1.0
@@ -51,9 +55,9 @@ class Optimizer:
             beta2=s.beta2,
             eps=s.eps,
             weight_decay=s.weight_decay,
-            bias_correction1=1.0 - s.beta1 ** (batch + 1),
-            bias_correction2=1.0 - s.beta2 ** (batch + 1),
-            grad_scale=clip,
+            bias_correction1=1.0 - s.beta1 ** (applied + 1),
+            bias_correction2=1.0 - s.beta2 ** (applied + 1),
+            grad_scale=clip / scale,
         )
 
 
@@ -80,6 +84,7 @@ class Clip:
         gradient: Gradient,
         plan: ShardPlan,
         optimizer: Optimizer,
+        scaler: LossScaler,
         snapshot: Snapshot | None,
     ) -> None:
         self._banks = banks
@@ -87,6 +92,7 @@ class Clip:
         self._gradient = gradient
         self._plan = plan
         self._optimizer = optimizer
+        self._scaler = scaler
         self._snapshot = snapshot
         self._write: tuple[Bank, Bank] | None = None  # what acquire() was given; one batch at a time is updated
 
@@ -99,20 +105,27 @@ class Clip:
         self._write = self._banks.begin()
 
     def __call__(self, shards: Sequence[ReduceShard]) -> Iterator[UpdateShard]:
-        """Hand out the shards of the update; refuses a gradient that is not finite."""
+        """Hand out the shards of the update; what is not finite is skipped where the loss is scaled, or refused."""
         assert self._write is not None
         source, target = self._write
-        batch, loss = shards[0].batch, shards[0].loss
-        norm = self._gradient.norm()
-        if not math.isfinite(norm):
+        batch, loss, scale = shards[0].batch, shards[0].loss, shards[0].scale
+        norm = self._gradient.norm() / scale
+        finite = math.isfinite(norm) and math.isfinite(loss)
+        before = source.scaler  # source and target may be one bank
+        if not finite and (reason := self._scaler.hopeless(before, scale)):
             raise TrainingDiverged(
                 f"the gradient of update {batch + 1} has norm {norm} (its loss was {loss:.4f}): needed a finite "
-                "number. Likely a learning rate that is too high; start a new run with a lower optimizer.lr or a "
-                "longer schedule.warmup. The checkpoints before it are good"
+                f"number; {reason}. Likely a learning rate that is too high, or a precision that is too narrow; start "
+                "a new run with a lower optimizer.lr, a longer schedule.warmup, or precision=float32. The checkpoints "
+                "before it are good"
             )
-        step = self._optimizer.step(batch, norm)
+        target.scaler = self._scaler.after(before, scale, finite)
+        scaled = Scaled(scale, not finite, target.scaler) if self._scaler.on else None
+        step = self._optimizer.step(batch, before.applied, norm, scale)
         plan = self._plan
-        return iter([UpdateShard(batch, s, plan.span(s), source, target, step, loss, norm) for s in range(plan.shards)])
+        return iter(
+            [UpdateShard(batch, s, plan.span(s), source, target, step, loss, norm, scaled) for s in range(plan.shards)]
+        )
 
 
 class ApplyUpdate:
@@ -124,9 +137,12 @@ class ApplyUpdate:
         self._moments = moments
 
     def __call__(self, shard: UpdateShard) -> UpdateShard:
-        """Write the shard's part of the new version and of the moments."""
+        """Write the shard's part of the new version and of the moments; a skipped update takes the old one over."""
         start, stop = shard.span
         part = slice(start, stop)
+        if shard.skipped:
+            np.copyto(shard.target.arena.flat[part], shard.source.arena.flat[part])
+            return shard
         kernels.adamw_update(
             shard.source.arena.flat[part],
             shard.target.arena.flat[part],
@@ -185,6 +201,7 @@ class Publish:
             lr=float(first.step.lr),
             grad_norm=first.grad_norm,
             seconds=time.perf_counter() - self._started,
+            scaled=first.scaled,
             evaluation=self._banks.lease(step) if self._evaluation_due(step) else None,
             checkpoint=self._banks.lease(step) if save else None,
         )

@@ -67,9 +67,13 @@ class Gradient:
 
 
 class Collect:
-    """Meets the micro-batches of a batch, checks what they read, and opens the reduction."""
+    """Meets the micro-batches of a batch, checks what they read, and opens the reduction.
 
-    def __init__(self, banks: Banks[Bank], plan: ShardPlan, tokens_in_batch: int) -> None:
+    `scaled`: a loss that is not finite may be an overflow of the scaled run, and is left to `Clip`, which skips it.
+    """
+
+    def __init__(self, banks: Banks[Bank], plan: ShardPlan, tokens_in_batch: int, scaled: bool = False) -> None:
+        self._scaled = scaled
         self._banks = banks
         self._plan = plan
         self._tokens = tokens_in_batch
@@ -85,14 +89,15 @@ class Collect:
             self._banks.check_staleness(batch, version)
         losses = [gradient.loss for gradient in sorted(gradients, key=lambda gradient: gradient.micro)]
         loss = math.fsum(losses) / self._tokens
-        if not math.isfinite(loss):
+        if not math.isfinite(loss) and not self._scaled:
             bad = [gradient.micro for gradient in gradients if not math.isfinite(gradient.loss)]
             raise TrainingDiverged(
                 f"the loss of update {batch + 1} is {loss} (micro-batches {bad}): needed a finite number. "
                 "Likely a learning rate that is too high or a clip that is off; start a new run with a lower "
                 "optimizer.lr, a longer schedule.warmup, or optimizer.clip=1.0. The checkpoints before it are good"
             )
-        return iter([ReduceShard(batch, s, self._plan.chunk_range(s), loss) for s in range(self._plan.shards)])
+        scale, plan = gradients[0].scale, self._plan
+        return iter([ReduceShard(batch, s, plan.chunk_range(s), loss, scale) for s in range(plan.shards)])
 
 
 class Reduce:

@@ -17,6 +17,7 @@ from pipeline import Arena, Banks, Lease, Pool
 from stages.checkpoint import TrainingState, kept_versions, save_checkpoint
 from stages.config import Config
 from stages.items import Saved, Update
+from stages.loss_scale import ScaleState
 from stages.memory import Bank
 from stages.optimizer import Moments
 from stages.parameters import parameter_shapes
@@ -41,6 +42,8 @@ class Snapshot:
         self.moments = Moments(geometry) if self._copies else moments
         self.older: Mapping[int, Arena] = {}
         """The versions before the newest that the delay still needs; set by `take`, good until `release`."""
+        self.scalers: Mapping[int, ScaleState] = {}
+        """Their states of the loss scaler; set by `take` too."""
 
     @property
     def nbytes(self) -> int:
@@ -60,6 +63,7 @@ class Snapshot:
         """Keep the moments after `step` updates and the older versions; called before version `step` is published."""
         self._leases = [self._banks.lease(version) for version in kept_versions(step, self._delay)[:-1]]
         self.older = {lease.version: lease.bank.arena for lease in self._leases}
+        self.scalers = {lease.version: lease.bank.scaler for lease in self._leases}
         if self._copies:
             np.copyto(self.moments.m.flat, self._live.m.flat)
             np.copyto(self.moments.v.flat, self._live.v.flat)
@@ -113,6 +117,7 @@ class Save:
         begin = time.perf_counter()
         lease = update.checkpoint
         assert lease is not None, "only updates with a leased version reach this stage"
+        scalers = {**self._snapshot.scalers, update.step: lease.bank.scaler} if update.scaled else {}
         state = TrainingState(
             step=update.step,
             delay=self._config.delay,
@@ -121,6 +126,7 @@ class Save:
             v=self._snapshot.moments.v,
             config=msgspec.to_builtins(self._config),
             geometry=self._config.model.geometry(),
+            scalers=scalers,
         )
         path = save_checkpoint(self._folder, state, self._tokenizer, self._config.checkpoint.keep)
         lease.release()

@@ -23,6 +23,7 @@ from stages.data import BatchSource
 from stages.evaluate import Evaluate, Windows
 from stages.forward import Draw, Embed, Forward, plan_micro_batches
 from stages.items import MicroBatch
+from stages.loss_scale import LossScaler
 from stages.memory import Bank, Slot
 from stages.optimizer import ApplyUpdate, Clip, Moments, Optimizer, Publish
 from stages.parameters import initialise, parameter_shapes
@@ -81,6 +82,7 @@ class Training:
         self.plan = LanePlan(config.lanes, micro_batches(config))
         self.slots = Pool([Slot.allocate(geometry, sequences) for _ in range(config.slots)])
         self.moments = Moments(geometry)
+        self.scaler = LossScaler(config.loss_scale)
         self.banks = self._make_banks(start)
         self.lanes = Lanes(parameter_shapes(geometry), self.plan, self.first_batch)
         self.gradient = Gradient(self.lanes, config.delay)
@@ -91,10 +93,10 @@ class Training:
         self.embed = Embed(geometry, self.banks)
         self.forward = Forward(geometry, sequences)
         self.backward = Backward(geometry, self.lanes, self.slots, sequences, tokens)
-        self.collect = Collect(self.banks, self.shards, tokens)
+        self.collect = Collect(self.banks, self.shards, tokens, self.scaler.on)
         self.reduce = Reduce(self.lanes, self.gradient)
         optimizer = Optimizer(config.optimizer, partial(learning_rate, config))
-        self.clip = Clip(self.banks, self.lanes, self.gradient, self.shards, optimizer, self.snapshot)
+        self.clip = Clip(self.banks, self.lanes, self.gradient, self.shards, optimizer, self.scaler, self.snapshot)
         self.update = ApplyUpdate(geometry, self.gradient, self.moments)
         evaluation_due = due(config.evaluation.interval, config.steps) if validation else never
         checkpoint_due = due(config.checkpoint.interval, config.steps) if output else never
@@ -113,6 +115,7 @@ class Training:
         versions = start.versions if start else (0,)
         published = {version: index for index, version in enumerate(versions)}
         for version, index in published.items():
+            banks[index].scaler = self.scaler.start(version, start.scalers.get(version) if start else None)
             if start:
                 start.read_weights(version, banks[index].arena)
             else:
