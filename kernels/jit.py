@@ -40,7 +40,8 @@ def _sources_digest() -> str:
     return digest.hexdigest()
 
 
-_STAMP = _sources_digest()
+SOURCES_DIGEST = _sources_digest()
+"""Of all sources of the package: what was compiled, or measured, with others does not hold."""
 
 
 def _compiled(function: Function, **options: Any) -> Function:
@@ -49,7 +50,7 @@ def _compiled(function: Function, **options: Any) -> Function:
     dispatcher = jit(function)
     index: Any = getattr(getattr(dispatcher, "_cache", None), "_cache_file", None)
     if hasattr(index, "_source_stamp"):  # Numba has no public way to say what a cache entry depends on
-        index._source_stamp = _STAMP
+        index._source_stamp = SOURCES_DIGEST
     return cast(Function, dispatcher)
 
 

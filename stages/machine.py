@@ -94,6 +94,12 @@ class Machine:
         return f"{_slug(self.microarchitecture or self.architecture)}-{self.logical_cores}c-{digest}"
 
 
+def cache_root() -> Path:
+    """Return the folder of everything that was found out about this machine and may be found out anew."""
+    given = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(given) if Path(given).is_absolute() else Path.home() / ".cache") / "threadloom"
+
+
 def detect(root: Path = Path("/")) -> Machine:
     """Describe this machine. `root` is where /proc and /sys are looked for; tests lay their own."""
     cpus = _affinity()

@@ -9,6 +9,7 @@ import math
 import msgspec
 
 from stages.parameters import parameter_count
+from stages.precision import choose_here, is_open, with_precision
 from stages.settings import (
     CheckpointConfig,
     Config,
@@ -143,9 +144,13 @@ def resolve(config: Config, cores: int, vocabulary: int | None = None) -> Config
 
     `cores`: those that the run may use; `vocabulary`: the size of the prepared text's tokenizer, taken where
     `model.vocab_size` is open and checked against it where it is not. What is set stays as it is. A run shorter than
-    its warm-up is allowed: `schedule.decay_steps` is then the end of the warm-up.
+    its warm-up is allowed: `schedule.decay_steps` is then the end of the warm-up. A precision that depends on what is
+    fast here (`stages.precision`) is settled: it is measured where that was not done before, in a fraction of a second
+    once the kernels are compiled, and then stays with the configuration.
     """
     validate(config)
+    if is_open(config):
+        config = with_precision(config, choose_here(config).precision)
     model, threads, evaluation = config.model, config.threads, config.evaluation
     if model.vocab_size is None and vocabulary is not None:
         model = msgspec.structs.replace(model, vocab_size=vocabulary)

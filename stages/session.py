@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 from loguru import logger
 
 from kernels import GemmBackend, blas_info
@@ -19,8 +20,10 @@ from stages.machine import detect
 from stages.numerics import numerics
 from stages.parameters import parameter_count
 from stages.plan import plan_table
+from stages.precision import FLOAT32_PRECISIONS, Choice, choose_here, is_open
 from stages.report import SHOWN, Logged, Reporter
 from stages.rundir import MetricsLog, RunDirectory, RunMode, atomic_write, read_metrics
+from stages.settings import Precision
 from stages.text import read_text
 from stages.training import Output, Training, Validation
 from stages.tune import tuned_settings
@@ -48,6 +51,10 @@ def train(config: Config, out: Path, mode: RunMode = RunMode.NEW, *, tuned: bool
     """
     with RunDirectory.claim(out, mode) as run:
         start = _last_checkpoint(run) if mode is RunMode.RESUME else None
+        if start is not None:
+            config = _with_saved_precision(config, run)
+        # What was begun goes on, however slowly this machine does it.
+        choice = choose_here(config, allow_slow=start is not None)
         data = _prepare(config, run, mode)
         if tuned:
             config = tuned_settings(config, detect())
@@ -58,7 +65,7 @@ def train(config: Config, out: Path, mode: RunMode = RunMode.NEW, *, tuned: bool
         if start is not None and start.step == resolved.steps:
             return _finished(resolved, run)
         with numerics(resolved):
-            return _train(resolved, run, data, start)
+            return _train(resolved, run, data, start, choice)
 
 
 def saved_config(out: Path) -> Config:
@@ -101,6 +108,14 @@ def _prepare(config: Config, run: RunDirectory, mode: RunMode) -> Dataset:
     return data
 
 
+def _with_saved_precision(config: Config, run: RunDirectory) -> Config:
+    """Answer a precision that is left open as it was answered when the run began: speeds may be others today."""
+    saved = saved_config(run.path) if is_open(config) else None
+    if saved is None or (config.precision is Precision.FLOAT32 and saved.precision not in FLOAT32_PRECISIONS):
+        return config
+    return msgspec.structs.replace(config, precision=saved.precision, matmul=saved.matmul)
+
+
 def _same_trajectory(config: Config, run: RunDirectory, data: Dataset, start: Checkpoint | None) -> Config:
     """Refuse a resumed run that would leave the trajectory of the saved one."""
     if start is None:
@@ -136,8 +151,8 @@ def _finished(config: Config, run: RunDirectory) -> Outcome:
     return Outcome(run, config, config.steps, scores[-1] if scores else None, 0.0)
 
 
-def _train(config: Config, run: RunDirectory, data: Dataset, start: Checkpoint | None) -> Outcome:
-    _announce(config)
+def _train(config: Config, run: RunDirectory, data: Dataset, start: Checkpoint | None, choice: Choice) -> Outcome:
+    _announce(config, choice)
     compile_kernels()
     logged = Logged(config, start.step if start else 0)
     output = Output(run.checkpoints, data.tokenizer_path, logged.wait_for)
@@ -162,7 +177,7 @@ def _follow(pipeline: Run, reporter: Reporter, logged: Logged) -> None:
         logged.take(event)
 
 
-def _announce(config: Config) -> None:
+def _announce(config: Config, choice: Choice) -> None:
     """Say once what was detected and what was chosen."""
     blas = blas_info()
     geometry = config.model.geometry()
@@ -170,6 +185,9 @@ def _announce(config: Config) -> None:
     width = detect().vector_width
     logger.info("processor: {} cores, {}; matrix products by {}", available_cores(), width.value, product)
     logger.debug("matrix products: {}", blas.reason)
+    logger.info("precision: {}; {}", config.precision.value, choice.reason)
+    if choice.warning:
+        logger.warning("{}", choice.warning)
     logger.info(
         "model: {:,} parameters; batches of {} x {} tokens in micro-batches of {}, {} lanes, delay {}",
         parameter_count(geometry), config.sequences, geometry.context, config.micro_batch, config.lanes, config.delay,

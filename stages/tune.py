@@ -11,7 +11,6 @@ given is not what the record was measured with, the record says nothing and is l
 """
 
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,7 +28,7 @@ from pipeline import available_cores
 from stages.config import Config, ConfigError, resolve
 from stages.data import random_batches
 from stages.items import Update
-from stages.machine import Machine, detect
+from stages.machine import Machine, cache_root, detect
 from stages.numerics import numerics
 from stages.rundir import atomic_write
 from stages.settings import Gemm
@@ -67,12 +66,6 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 # --- where records are --------------------------------------------------------------------------------------------
-
-
-def cache_root() -> Path:
-    """Return the folder of everything that may be made anew."""
-    given = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(given) if Path(given).is_absolute() else Path.home() / ".cache") / "threadloom"
 
 
 def record_path(config: Config, machine: Machine, given: dict[str, Value] | None = None) -> Path:

@@ -1,0 +1,262 @@
+"""How fast each precision multiplies on one core here: measured once, and kept for this machine.
+
+The figures decide what `precision=auto` stands for (`stages.precision`), so they are of the product's own kernels, on a
+product as training has them, and taken turn by turn: other work on the machine slows all of them alike. The kernels of
+a precision are one entry of `PRODUCTS`.
+
+What was measured is kept in
+
+    $XDG_CACHE_HOME/threadloom/precision/MACHINE.json
+
+together with everything that it depends on (`speeds_key`). A file that is damaged, or from another processor, version
+or kernel, is measured anew and replaced. One process measures at a time; a second waits for its figures. Where nothing
+can be written, each process measures for itself.
+"""
+
+import contextlib
+import os
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+import msgspec
+import numpy as np
+from loguru import logger
+from numpy.typing import NDArray
+
+from kernels import GemmBackend, blas_info, gemm
+from kernels.jit import SOURCES_DIGEST
+from kernels.lowp_convert import bf16_from_float32, bf16_split
+from kernels.lowp_features import low_precision_info
+from kernels.lowp_gemm import gemm_bf16, gemm_bf16x3
+from kernels.lowp_pack import pack_bf16, pack_float32, packed_shape
+from kernels.lowp_vector import TARGET
+from pipeline import blas_threads
+from stages.machine import cache_root, detect
+from stages.rundir import atomic_write
+from stages.settings import Precision
+
+ROWS, INNER, COLUMNS = 512, 384, 1536
+"""The measured product: two micro-batches' worth of rows through the first half of an MLP of 384 channels."""
+OPERATIONS = 2.0 * ROWS * INNER * COLUMNS
+ROUNDS, LEAST_ROUNDS = 9, 3
+"""Times that each precision is measured; the median counts. A slow machine gets fewer of them."""
+SECONDS = 0.4
+"""That all the rounds may take; the first one and `LEAST_ROUNDS` are made all the same."""
+PATIENCE = 30.0
+"""Seconds to wait for another process that measures: compiling its kernels may take that long."""
+
+Call = Callable[[], object]
+_Rate = Annotated[float, msgspec.Meta(gt=0)]
+
+
+class Speeds(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """GFLOP/s of one core at each precision, conversions of what flows from layer to layer included.
+
+    None: that precision was not measured.
+    """
+
+    float32: _Rate
+    bf16: _Rate | None = None
+    bf16x3: _Rate | None = None
+    fp16: _Rate | None = None
+
+    def of(self, precision: Precision) -> float | None:
+        """Return the rate of a precision, None where there is none; `AUTO` is no precision (AttributeError)."""
+        rate: float | None = getattr(self, precision.value)
+        return rate
+
+
+# --- measuring ------------------------------------------------------------------------------------------------------
+
+
+def _operands() -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+    generator = np.random.default_rng(0)
+    a, b = (generator.standard_normal(shape, dtype=np.float32) for shape in ((ROWS, INNER), (INNER, COLUMNS)))
+    return a, b, np.zeros((ROWS, COLUMNS), np.float32)
+
+
+def _float32_product() -> Call:
+    a, b, out = _operands()
+    return lambda: gemm(a, b, out, False, False, 1.0, 0.0)
+
+
+def _bf16_product() -> Call:
+    """Activations are bfloat16 already, and weights are packed once an update: the product is all there is."""
+    a, b, out = _operands()
+    bits, words = np.empty(a.shape, np.uint16), np.empty(packed_shape(INNER, COLUMNS), np.uint32)
+    bf16_from_float32(a.reshape(-1), bits.reshape(-1))
+    pack_float32(b, False, words)
+    return lambda: gemm_bf16(bits, words, out, False)
+
+
+def _bf16x3_product() -> Call:
+    """Activations are float32, so that each product splits its own."""
+    a, b, out = _operands()
+    high, low = np.empty(a.shape, np.uint16), np.empty(a.shape, np.uint16)
+    parts = [np.empty(b.shape, np.uint16) for _ in range(2)]
+    bf16_split(b.reshape(-1), parts[0].reshape(-1), parts[1].reshape(-1))
+    words = [np.empty(packed_shape(INNER, COLUMNS), np.uint32) for _ in parts]
+    for part, packed in zip(parts, words, strict=True):
+        pack_bf16(part, False, packed)
+
+    def call() -> None:
+        bf16_split(a.reshape(-1), high.reshape(-1), low.reshape(-1))
+        gemm_bf16x3(high, low, words[0], words[1], out, False)
+
+    return call
+
+
+PRODUCTS: Mapping[Precision, Callable[[], Call]] = {
+    Precision.FLOAT32: _float32_product,
+    Precision.BF16: _bf16_product,
+    Precision.BF16X3: _bf16x3_product,
+}
+"""Precision → what makes a call that does `OPERATIONS` at it, holding no GIL. Float32 must be among them."""
+
+
+def measure_speeds() -> Speeds:
+    """Measure every precision, turn by turn; the kernels are compiled first, if they have to be."""
+    calls = {precision: make() for precision, make in PRODUCTS.items()}
+    seconds: dict[Precision, list[float]] = {precision: [] for precision in calls}
+    with _one_blas_thread():
+        for call in calls.values():
+            call()
+        begin = time.perf_counter()
+        for done in range(ROUNDS):
+            if done >= LEAST_ROUNDS and time.perf_counter() - begin > SECONDS:
+                break
+            for precision, call in calls.items():
+                started = time.perf_counter()
+                call()
+                seconds[precision].append(time.perf_counter() - started)
+    rates = {precision.value: OPERATIONS / 1e9 / statistics.median(found) for precision, found in seconds.items()}
+    return msgspec.convert(rates, Speeds)
+
+
+@contextlib.contextmanager
+def _one_blas_thread() -> Iterator[None]:
+    """Limit BLAS to a thread where it is what multiplies; the limit is the process's, so not without need."""
+    with blas_threads(1) if blas_info().backend is GemmBackend.BLAS else contextlib.nullcontext():
+        yield
+
+
+# --- keeping --------------------------------------------------------------------------------------------------------
+
+
+class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is kept: figures, and what they are of."""
+
+    key: dict[str, str]
+    speeds: Speeds
+
+
+def speeds_key() -> dict[str, str]:
+    """Return everything that the figures depend on, each under its name."""
+    blas = blas_info()
+    return {
+        "cpu": detect().cpu,
+        "features": " ".join(sorted(name for name, present in TARGET.items() if present)),
+        "path": low_precision_info().path.name,
+        "gemm": blas.backend.value,
+        "blas": f"{blas.name} {blas.version} {blas.architecture}",
+        **{name: version(name) for name in ("numba", "llvmlite")},
+        "kernels": SOURCES_DIGEST,
+        "precisions": " ".join(precision.value for precision in PRODUCTS),
+    }
+
+
+def speeds_path() -> Path:
+    """Return where the figures of this machine are kept; homes are shared among machines, so each has its file."""
+    return cache_root() / "precision" / f"{detect().fingerprint()}.json"
+
+
+def read_speeds(path: Path, key: Mapping[str, str]) -> Speeds | None:
+    """Return the figures in a file, or None if it is not there, not sound, or not of this key."""
+    try:
+        record = msgspec.json.decode(path.read_bytes(), type=Record)
+    except FileNotFoundError:
+        return None
+    except (OSError, msgspec.DecodeError) as error:
+        logger.debug("the speeds kept in {} cannot be read and are measured anew: {}", path, error)
+        return None
+    return record.speeds if record.key == key else None
+
+
+def kept_speeds(path: Path, key: Mapping[str, str], measure: Callable[[], Speeds]) -> Speeds:
+    """Return the figures in a file, measured now and written there if it has none of this key.
+
+    Never fails for the file's sake: where it cannot be read or written, the figures are measured and not kept.
+    """
+    found = read_speeds(path, key)
+    if found is not None:
+        return found
+    with _only_one(path.with_suffix(".lock")):
+        found = read_speeds(path, key)  # another process may have measured while this one waited
+        if found is not None:
+            return found
+        logger.info("measuring how fast each precision is here, once; the figures are kept in {}", path)
+        measured = measure()
+        try:
+            atomic_write(path, msgspec.json.format(msgspec.json.encode(Record(dict(key), measured))))
+        except OSError as error:
+            logger.debug("the speeds are not kept: {}", error)
+        return measured
+
+
+@contextlib.contextmanager
+def _only_one(path: Path) -> Iterator[None]:
+    """Let one process after another through, as far as the file system has locks; give up waiting in the end."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o644)
+    except OSError as error:
+        logger.debug("no lock at {}: {}", path, error)
+        yield
+        return
+    try:
+        _wait_for_lock(handle, path)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _wait_for_lock(handle: int, path: Path) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while fcntl is not None:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                logger.debug("another process holds {}; measuring beside it", path)
+                return
+            time.sleep(0.02)
+        except OSError as error:  # some network file systems have no locks
+            logger.debug("no lock on {}: {}", path, error)
+            return
+
+
+_measuring = threading.Lock()  # two threads that measured at once would halve each other's figures
+
+
+def speeds_here() -> Speeds:
+    """Return the figures of this process's kernels on this machine: the same ones as long as the process lives."""
+    with _measuring:
+        return _settled(speeds_path(), tuple(speeds_key().items()))
+
+
+@cache
+def _settled(path: Path, key: tuple[tuple[str, str], ...]) -> Speeds:
+    """Where nothing can be kept, a second measurement might answer otherwise in the middle of a run."""
+    return kept_speeds(path, dict(key), measure_speeds)

@@ -1,0 +1,459 @@
+"""What a run computes in: the choice from figures made up here, the file they are kept in, runs that keep theirs."""
+
+import dataclasses
+import itertools
+import json
+import multiprocessing
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from loguru import logger
+
+from kernels import lowp_features
+from kernels.jit import JIT_ENABLED
+from kernels.lowp_features import LowPrecisionInfo
+from stages import speeds
+from stages.config import LossScaling, apply_overrides, from_json, load_config, resolve, to_json, trajectory
+from stages.precision import ALLOW_SLOW, Choice, choose, choose_here, is_open
+from stages.rundir import RunMode
+from stages.session import saved_config, train
+from stages.settings import Config, ConfigError, Matmul, Precision
+from stages.speeds import PRODUCTS, Speeds, kept_speeds, measure_speeds, read_speeds, speeds_here, speeds_key
+from tests.stages.support import STORY, TINY, story
+
+needs_jit = pytest.mark.skipif(not JIT_ENABLED, reason="without the compiler nothing is measured")
+
+NOTHING: dict[str, bool] = {}
+AVX2 = {"avx2": True, "f16c": True}
+DOT = {**AVX2, "avx512f": True, "avx512bf16": True}
+TILES = {**DOT, "amx-tile": True, "amx-bf16": True}
+
+
+def info_of(features: dict[str, bool], permission: bool = True) -> LowPrecisionInfo:
+    return lowp_features.choose(features, lambda: permission)
+
+
+OLD, PLAIN, ZEN, XEON = info_of(NOTHING), info_of(AVX2), info_of(DOT), info_of(TILES)
+SPEEDS = {
+    "SSE2 only": (OLD, Speeds(float32=20, bf16=14, bf16x3=4.5, fp16=6)),
+    "AVX2": (PLAIN, Speeds(float32=100, bf16=90, bf16x3=28, fp16=80)),
+    "AVX-512": (ZEN, Speeds(float32=240, bf16=520, bf16x3=170, fp16=220)),
+    "AMX": (XEON, Speeds(float32=200, bf16=1200, bf16x3=350, fp16=180)),
+}
+AUTO, FLOAT32, BF16, BF16X3, FP16 = (Precision(name) for name in ("auto", "float32", "bf16", "bf16x3", "fp16"))
+HIGHEST, HIGH = Matmul.HIGHEST, Matmul.HIGH
+
+
+@pytest.mark.parametrize(
+    ("machine", "asked", "matmul", "chosen"),
+    [
+        ("SSE2 only", AUTO, HIGHEST, FLOAT32),
+        ("SSE2 only", AUTO, HIGH, FLOAT32),
+        ("SSE2 only", FLOAT32, HIGH, FLOAT32),
+        ("AVX2", AUTO, HIGHEST, FLOAT32),
+        ("AVX2", AUTO, HIGH, FLOAT32),
+        ("AVX2", FLOAT32, HIGH, FLOAT32),
+        ("AVX-512", AUTO, HIGHEST, BF16),
+        ("AVX-512", AUTO, HIGH, BF16),
+        ("AVX-512", FLOAT32, HIGH, FLOAT32),
+        ("AVX-512", FLOAT32, HIGHEST, FLOAT32),
+        ("AMX", AUTO, HIGHEST, BF16),
+        ("AMX", FLOAT32, HIGH, BF16X3),
+        ("AMX", FLOAT32, HIGHEST, FLOAT32),
+    ],
+)
+def test_the_fastest_within_the_accuracy(machine: str, asked: Precision, matmul: Matmul, chosen: Precision) -> None:
+    info, figures = SPEEDS[machine]
+    choice = choose(asked, matmul, figures, info)
+    assert choice.precision is chosen
+    assert choice.warning is None
+    if (asked, matmul) != (FLOAT32, HIGHEST):
+        assert info.reason in choice.reason
+        tried = BF16 if asked is AUTO else BF16X3
+        assert f"{figures.of(tried):,.0f} to {figures.float32:,.0f} GFLOP/s on one core" in choice.reason
+
+
+@pytest.mark.parametrize(
+    ("figures", "matmul", "chosen"),
+    [
+        (Speeds(float32=100, bf16=115), HIGHEST, BF16),
+        (Speeds(float32=100, bf16=114), HIGHEST, FLOAT32),
+        (Speeds(float32=100, bf16=114, bf16x3=110), HIGHEST, FLOAT32),
+        (Speeds(float32=100, bf16=114, bf16x3=110), HIGH, BF16X3),
+        (Speeds(float32=100, bf16=114, bf16x3=109), HIGH, FLOAT32),
+        (Speeds(float32=100, fp16=500), HIGH, FLOAT32),  # too few exponents to be chosen without being asked for
+        (Speeds(float32=100), HIGH, FLOAT32),
+        (None, HIGH, FLOAT32),
+    ],
+)
+def test_where_auto_changes(figures: Speeds | None, matmul: Matmul, chosen: Precision) -> None:
+    assert choose(AUTO, matmul, figures, ZEN).precision is chosen
+
+
+@pytest.mark.parametrize("matmul", Matmul)
+@pytest.mark.parametrize(
+    ("machine", "asked", "faster"),
+    [
+        ("SSE2 only", BF16, "float32"),
+        ("AVX2", BF16, "float32"),
+        ("AVX2", FP16, "float32"),
+        ("AVX-512", BF16, None),
+        ("AVX-512", BF16X3, "float32"),
+        ("AVX-512", FP16, "float32"),
+        ("AMX", BF16, None),
+        ("AMX", BF16X3, None),
+        ("AMX", FP16, "bf16x3"),
+    ],
+)
+def test_what_is_asked_for_runs_and_is_warned_of_where_it_is_slower(
+    machine: str, asked: Precision, faster: str | None, matmul: Matmul
+) -> None:
+    info, figures = SPEEDS[machine]
+    choice = choose(asked, matmul, figures, info)
+    assert choice.precision is asked
+    assert f"{figures.of(asked):,.0f} to {figures.float32:,.0f} GFLOP/s" in choice.reason
+    if faster is None:
+        assert choice.warning is None
+    else:
+        assert choice.warning is not None
+        for words in (f"precision={asked.value} was asked for", "GFLOP/s", "Likely cause", f"set precision={faster}"):
+            assert words in choice.warning
+
+
+@pytest.mark.parametrize(("machine", "asked"), [("SSE2 only", BF16X3), ("SSE2 only", FP16), ("AVX2", BF16X3)])
+def test_an_imitation_is_refused_unless_it_is_allowed(machine: str, asked: Precision) -> None:
+    info, figures = SPEEDS[machine]
+    with pytest.raises(ConfigError, match=f"{asked.value} is 0.* times as fast .*{ALLOW_SLOW}=1") as caught:
+        choose(asked, HIGHEST, figures, info)
+    assert caught.value.subject == "precision"
+    allowed = choose(asked, HIGHEST, figures, info, allow_slow=True)
+    assert allowed.precision is asked
+    assert allowed.warning is not None
+
+
+def test_nothing_is_said_of_a_speed_that_is_not_known() -> None:
+    for asked, figures in itertools.product((BF16, BF16X3, FP16), (None, Speeds(float32=100))):
+        choice = choose(asked, HIGH, figures, OLD)
+        assert choice == Choice(asked, "as asked; its speed here was not measured")
+
+
+@pytest.mark.parametrize(
+    ("features", "words"), [(NOTHING, "integer arithmetic, as the processor has no F16C"), (AVX2, "an instruction")]
+)
+def test_how_float16_is_converted_is_said(features: dict[str, bool], words: str) -> None:
+    warning = choose(FP16, HIGHEST, Speeds(float32=100, fp16=80), info_of(features)).warning
+    assert warning is not None
+    assert words in warning
+
+
+def test_amx_without_permission_is_named() -> None:
+    choice = choose(AUTO, HIGHEST, Speeds(float32=200, bf16=210), info_of(TILES, permission=False))
+    assert choice.precision is FLOAT32
+    assert "the system does not permit its use" in choice.reason
+
+
+# --- the file ---------------------------------------------------------------------------------------------------------
+
+KEY = {"cpu": "Some CPU", "numba": "0.68"}
+
+
+class Measuring:
+    """Hands out figures that tell how often they were asked for."""
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self.times = 0
+        self._seconds = seconds
+
+    def __call__(self) -> Speeds:
+        self.times += 1
+        time.sleep(self._seconds)
+        return Speeds(float32=100 + self.times, bf16=50.5)
+
+
+def test_what_was_measured_is_kept(tmp_path: Path) -> None:
+    path, measuring = tmp_path / "a" / "precision.json", Measuring()
+    first = kept_speeds(path, KEY, measuring)
+    assert kept_speeds(path, KEY, measuring) == first == read_speeds(path, KEY)
+    assert measuring.times == 1
+    assert sorted(file.name for file in path.parent.iterdir()) == ["precision.json", "precision.lock"]
+
+
+@pytest.mark.parametrize("changed", [{"cpu": "Another CPU"}, {"numba": "0.69"}, {"more": "x"}])
+def test_figures_of_something_else_are_measured_anew(tmp_path: Path, changed: dict[str, str]) -> None:
+    path, measuring = tmp_path / "precision.json", Measuring()
+    kept_speeds(path, KEY, measuring)
+    assert kept_speeds(path, KEY | changed, measuring).float32 == 102
+    assert read_speeds(path, KEY) is None
+    assert read_speeds(path, KEY | changed) is not None
+
+
+GOOD = {"key": KEY, "speeds": {"float32": 100.0, "bf16": None, "bf16x3": 3.0, "fp16": 1.0}}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\xff\xfe\x00",
+        b"null",
+        b"[]",
+        json.dumps(GOOD).encode()[:-1],
+        json.dumps({**GOOD, "speeds": {"bf16": 3.0}}).encode(),
+        json.dumps({**GOOD, "speeds": {"float32": 0.0}}).encode(),
+        json.dumps({**GOOD, "speeds": {"float32": -1.0}}).encode(),
+        json.dumps({**GOOD, "speeds": {"float32": "fast"}}).encode(),
+        json.dumps({**GOOD, "speeds": {"float32": float("nan")}}).encode(),
+        json.dumps({**GOOD, "speeds": {"float32": 1.0, "bf16": float("inf")}}).encode(),
+        b'{"key": {}, "speeds": {"float32": 1e999}}',
+        json.dumps({**GOOD, "more": 1}).encode(),
+        json.dumps({**GOOD, "key": "x"}).encode(),
+    ],
+)
+def test_a_damaged_file_is_replaced(tmp_path: Path, content: bytes) -> None:
+    path, measuring = tmp_path / "precision.json", Measuring()
+    path.write_bytes(content)
+    found = kept_speeds(path, KEY, measuring)
+    assert measuring.times == 1
+    assert read_speeds(path, KEY) == found
+    path.write_text(json.dumps(GOOD))
+    assert kept_speeds(path, KEY, measuring) == Speeds(float32=100, bf16x3=3, fp16=1)
+
+
+@pytest.mark.parametrize("obstacle", ["a file in the way", "a folder in the way", "read-only"])
+def test_where_nothing_can_be_written_it_is_measured_each_time(tmp_path: Path, obstacle: str) -> None:
+    folder, measuring = tmp_path / "cache", Measuring()
+    path = folder / "precision" / "machine.json"
+    if obstacle == "a file in the way":
+        folder.write_text("")
+    elif obstacle == "a folder in the way":
+        path.mkdir(parents=True)
+    else:
+        path.parent.mkdir(parents=True)
+        path.parent.chmod(0o500)  # root may write there all the same
+    try:
+        assert kept_speeds(path, KEY, measuring).float32 == 101
+        assert kept_speeds(path, KEY, measuring).float32 in (101, 102)
+    finally:
+        if obstacle == "read-only":
+            path.parent.chmod(0o700)
+    if obstacle != "read-only":
+        assert measuring.times == 2
+
+
+def test_threads_that_ask_at_once_measure_once(tmp_path: Path) -> None:
+    path, measuring = tmp_path / "precision.json", Measuring(seconds=0.1)
+    found: list[Speeds] = []
+    threads = [threading.Thread(target=lambda: found.append(kept_speeds(path, KEY, measuring))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert measuring.times == 1
+    assert found == [found[0]] * 4
+
+
+def _measure_slowly(path: Path, started: Any, go_on: Any) -> None:
+    def measure() -> Speeds:
+        started.set()
+        go_on.wait(20)
+        return Speeds(float32=7)
+
+    kept_speeds(path, KEY, measure)
+
+
+def test_a_process_that_measures_is_waited_for(tmp_path: Path) -> None:
+    path, measuring = tmp_path / "precision.json", Measuring()
+    context = multiprocessing.get_context("spawn")
+    started, go_on = context.Event(), context.Event()
+    child = context.Process(target=_measure_slowly, args=(path, started, go_on))
+    child.start()
+    assert started.wait(60)
+    waiting = threading.Timer(0.1, go_on.set)
+    waiting.start()
+    assert kept_speeds(path, KEY, measuring) == Speeds(float32=7)
+    child.join()
+    waiting.join()
+    assert measuring.times == 0
+
+
+def test_one_that_never_ends_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speeds, "PATIENCE", 0.05)
+    path = tmp_path / "precision.json"
+
+    def measure() -> Speeds:
+        return kept_speeds(path, KEY, Measuring())  # as another process would, while this one holds the lock
+
+    assert kept_speeds(path, KEY, measure).float32 == 101
+
+
+@needs_jit
+def test_the_real_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    figures = speeds_here()
+    for name in PRODUCTS:
+        assert (figures.of(name) or 0) > 0
+    (kept,) = (tmp_path / "threadloom" / "precision").glob("*.json")
+    assert read_speeds(kept, speeds_key()) == figures
+    kept.unlink()
+    assert speeds_here() is figures, "one process has one answer"
+    begin = time.perf_counter()
+    measure_speeds()
+    assert time.perf_counter() - begin < 20  # 0.1 s on an idle machine with AVX-512
+
+
+# --- the configuration ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def on_machine(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Return what makes this process believe in one of the machines above."""
+
+    def become(name: str) -> None:
+        info, figures = SPEEDS[name]
+        monkeypatch.setattr(speeds, "speeds_here", lambda: figures)
+        monkeypatch.setattr(lowp_features, "low_precision_info", lambda: info)
+
+    monkeypatch.setattr("kernels.jit.JIT_ENABLED", True)
+    monkeypatch.delenv(ALLOW_SLOW, raising=False)
+    return become
+
+
+def tiny(*overrides: str) -> Config:
+    return apply_overrides(TINY, overrides)
+
+
+@pytest.mark.parametrize(
+    ("machine", "overrides", "chosen", "matmul"),
+    [
+        ("AMX", ["precision=auto"], BF16, HIGHEST),
+        ("AMX", ["precision=auto", "matmul=high"], BF16, HIGH),
+        ("AMX", ["matmul=high"], BF16X3, HIGH),
+        ("AVX-512", ["matmul=high"], FLOAT32, HIGHEST),
+        ("AVX2", ["precision=auto", "matmul=high"], FLOAT32, HIGHEST),
+        ("AVX2", ["precision=bf16", "matmul=high"], BF16, HIGH),
+        ("SSE2 only", ["precision=bf16x3"], BF16X3, HIGHEST),
+        ("SSE2 only", [], FLOAT32, HIGHEST),
+    ],
+)
+def test_a_resolved_precision_stays_on_any_machine(
+    on_machine: Callable[[str], None], machine: str, overrides: list[str], chosen: Precision, matmul: Matmul
+) -> None:
+    on_machine(machine)
+    resolved = resolve(tiny(*overrides), 2)
+    assert (resolved.precision, resolved.matmul) == (chosen, matmul)
+    assert not is_open(resolved)
+    assert resolved.loss_scale.kind is LossScaling.NONE
+    for other in SPEEDS:
+        on_machine(other)
+        assert resolve(resolved, 3) == resolved
+        assert from_json(to_json(resolved)) == resolved
+
+
+def test_plain_float32_is_resolved_without_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never() -> Speeds:
+        raise AssertionError("measured for nothing")
+
+    monkeypatch.setattr(speeds, "speeds_here", never)
+    assert resolve(tiny(), 2).precision is FLOAT32
+    assert choose_here(tiny()).warning is None
+    for name in ("bf16", "fp16", "bf16x3"):
+        assert resolve(tiny(f"precision={name}"), 2).precision is Precision(name)
+
+
+def test_float32_hints_at_what_the_processor_has(on_machine: Callable[[str], None]) -> None:
+    on_machine("AMX")
+    assert choose_here(tiny()).reason == f"as asked; precision=auto may be faster: {XEON.reason}"
+    on_machine("AVX2")
+    assert choose_here(tiny()).reason == "as asked"
+
+
+@pytest.mark.parametrize(("value", "allows"), [("1", True), ("yes", True), ("0", False), ("", False), ("no", False)])
+def test_the_environment_may_allow_what_is_slow(
+    on_machine: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, value: str, allows: bool
+) -> None:
+    on_machine("AVX2")
+    monkeypatch.setenv(ALLOW_SLOW, value)
+    if allows:
+        assert choose_here(tiny("precision=bf16x3")).warning is not None
+    else:
+        with pytest.raises(ConfigError):
+            choose_here(tiny("precision=bf16x3"))
+
+
+def test_with_the_compiler_off_nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kernels.jit.JIT_ENABLED", False)
+    monkeypatch.setattr(speeds, "speeds_here", lambda: pytest.fail("measured"))
+    assert resolve(tiny("precision=auto"), 2).precision is FLOAT32
+    assert choose_here(tiny("precision=bf16x3")).warning is None
+
+
+def test_fp16_scales_its_loss() -> None:
+    assert resolve(tiny("precision=fp16"), 2).loss_scale.kind is LossScaling.DYNAMIC
+    assert resolve(tiny("precision=fp16", "loss_scale.kind=static"), 2).loss_scale.kind is LossScaling.STATIC
+
+
+def test_the_precision_decides_the_weights() -> None:
+    assert trajectory(resolve(tiny("precision=bf16"), 2)) != trajectory(resolve(tiny(), 2))
+
+
+def test_shipped_configurations_resolve_with_auto(on_machine: Callable[[str], None]) -> None:
+    on_machine("AMX")
+    config = apply_overrides(load_config("small"), ["precision=auto"])
+    assert resolve(config, 2).precision is BF16
+
+
+@pytest.fixture
+def said() -> Any:
+    """The lines that are logged, as level and text."""
+    lines: list[tuple[str, str]] = []
+    handle = logger.add(lambda message: lines.append((message.record["level"].name, message.record["message"])))
+    yield lines
+    logger.remove(handle)
+
+
+@STORY
+def test_a_resumed_run_keeps_its_precision(
+    tmp_path: Path, on_machine: Callable[[str], None], said: list[tuple[str, str]]
+) -> None:
+    out = tmp_path / "run"
+    asked = story(tmp_path, "precision=auto", "steps=2", "schedule.kind=constant")
+    on_machine("AVX2")
+    train(asked, out)
+    assert saved_config(out).precision is FLOAT32
+    (line,) = [text for _, text in said if text.startswith("precision: ")]
+    assert line.startswith("precision: float32; bf16 is 0.90 times as fast as float32 here (90 to 100 GFLOP/s")
+    said.clear()
+    on_machine("AMX")
+    train(apply_overrides(asked, ["steps=3"]), out, RunMode.RESUME)
+    assert saved_config(out).precision is FLOAT32
+    assert "precision: float32; as asked" in "\n".join(text for _, text in said)
+    with pytest.raises(ConfigError, match=r"^precision: .*saved 'float32', now 'bf16'"):
+        train(apply_overrides(asked, ["steps=4", "precision=bf16"]), out, RunMode.RESUME)
+
+
+@STORY
+def test_a_slow_precision_is_refused_before_a_run_and_warned_of_in_one(
+    tmp_path: Path, on_machine: Callable[[str], None], said: list[tuple[str, str]]
+) -> None:
+    out = tmp_path / "run"
+    on_machine("AVX2")
+    with pytest.raises(ConfigError, match=r"^precision: needed one that is at least 0\.5 times"):
+        train(story(tmp_path, "precision=bf16x3"), out)
+    train(story(tmp_path, "precision=bf16", "steps=1"), out, RunMode.OVERWRITE)
+    warned = [text for level, text in said if level == "WARNING"]
+    assert len(warned) == 1
+    assert warned[0].startswith("precision=bf16 was asked for, and is slower here than float32")
+
+
+def test_the_figures_are_frozen() -> None:
+    with pytest.raises(AttributeError):
+        SPEEDS["AMX"][1].float32 = 3.0  # type: ignore[misc]
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        choose(AUTO, HIGH, None, ZEN).precision = BF16  # type: ignore[misc]
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.convert({"float32": 0}, Speeds)
