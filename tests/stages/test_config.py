@@ -333,6 +333,7 @@ def test_what_leaves_the_trajectory_alone(override: str) -> None:
         "threads.blas=2", "micro_batch=1", "lanes=1", "delay=1", "seed=1", "batch_size=24", "optimizer.lr=2e-3",
         "gradient_accumulation_steps=2", "optimizer.clip=0.5", "model.layers=2", "schedule.kind=linear",
         "schedule.warmup=3", "schedule.min_lr=1e-5", "schedule.decay_steps=9", "data.train_fraction=0.8",
+        "precision=bf16",
     ],
 )  # fmt: skip
 def test_what_changes_the_trajectory_is_named(override: str) -> None:
