@@ -13,6 +13,7 @@ from numba.extending import overload
 from numpy.typing import NDArray
 
 from kernels.lowp_convert import from_bf16, rounded, to_bf16, widened
+from kernels.lowp_half import from_half, half_rounded, half_widened, to_half
 
 Short = NDArray[np.uint16] | NDArray[np.int16]
 """Bits of bfloat16 (uint16) or of float16 (int16) numbers."""
@@ -20,12 +21,15 @@ Short = NDArray[np.uint16] | NDArray[np.int16]
 
 def load16(row: Short, j: int) -> np.float32:
     """Return element `j` of a row of 16-bit numbers as float32."""
-    return np.float32(widened(row[j : j + 1])[0])
+    if row.dtype == np.int16:
+        return np.float32(half_widened(row[j : j + 1].view(np.int16))[0])
+    return np.float32(widened(row[j : j + 1].view(np.uint16))[0])
 
 
 def store16(row: Short, j: int, x: np.float32) -> None:
     """Round `x` to the row's format, nearest and ties to even, and write it to element `j`."""
-    row[j : j + 1] = rounded(np.array([x], np.float32))
+    number = np.array([x], np.float32)
+    row[j : j + 1] = half_rounded(number) if row.dtype == np.int16 else rounded(number)
 
 
 _INLINED = {"forceinline": True, "fastmath": False, "nogil": True, "error_model": "numpy", "boundscheck": False}
@@ -35,10 +39,16 @@ _INLINED = {"forceinline": True, "fastmath": False, "nogil": True, "error_model"
 def _load16(row: Any, j: Any) -> Any:
     if row.dtype == types.uint16:
 
-        def load(row: Any, j: Any) -> Any:
+        def load_bf16(row: Any, j: Any) -> Any:
             return from_bf16(row[j])
 
-        return load
+        return load_bf16
+    if row.dtype == types.int16:
+
+        def load_half(row: Any, j: Any) -> Any:
+            return from_half(row[j])
+
+        return load_half
     return None
 
 
@@ -46,8 +56,14 @@ def _load16(row: Any, j: Any) -> Any:
 def _store16(row: Any, j: Any, x: Any) -> Any:
     if row.dtype == types.uint16:
 
-        def store(row: Any, j: Any, x: Any) -> None:
+        def store_bf16(row: Any, j: Any, x: Any) -> None:
             row[j] = to_bf16(x)
 
-        return store
+        return store_bf16
+    if row.dtype == types.int16:
+
+        def store_half(row: Any, j: Any, x: Any) -> None:
+            row[j] = to_half(x)
+
+        return store_half
     return None
