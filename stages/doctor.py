@@ -13,10 +13,15 @@ from typing import Any
 import msgspec
 
 from kernels import BlasInfo, GemmBackend, blas_info
+from kernels.jit import JIT_ENABLED
+from kernels.lowp_features import low_precision_info
 from pipeline.threads import BlasThreads, loaded_blas
 from stages.config import CONFIG_NAMES, Config, load_config, resolve
 from stages.doctor_measure import Measured, measure_machine
+from stages.doctor_precision import ProductPath, choice_sentences, choices_of, measured_paths, product_paths
 from stages.machine import Machine, VectorWidth, detect
+from stages.precision import Choice
+from stages.speeds import Speeds, read_speeds, speeds_here, speeds_key, speeds_path
 
 UNKNOWN_VOCABULARY = 256
 """Stands for the vocabulary of a configuration that takes it from the text."""
@@ -49,11 +54,13 @@ class Report:
     loaded: tuple[BlasThreads, ...]  # every BLAS in the process, NumPy's own among them
     measured: Measured | None  # None when it was not asked for
     defaults: tuple[Defaults, ...]
+    products: tuple[ProductPath, ...]  # every way to multiply
+    precisions: dict[str, Choice]  # what is computed in where a person leaves it to the machine, by setting
 
     @property
     def choices(self) -> tuple[str, ...]:
         """What will be used because of what was found, a sentence each."""
-        return choices(self.machine, self.blas, self.defaults)
+        return (*choices(self.machine, self.blas, self.defaults), *choice_sentences(self.precisions))
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -62,8 +69,9 @@ class Report:
 
 
 def examine(measure: bool = True, seconds: float = 0.3) -> Report:
-    """Look at the machine, and measure it for `seconds` each way (six ways) unless told not to."""
-    machine = detect()
+    """Look at the machine, and measure it unless told not to: for `seconds` each of six things, and the products."""
+    machine, info = detect(), low_precision_info()
+    products = product_paths(blas_info(), info)
     return Report(
         machine=machine,
         python=platform.python_version(),
@@ -72,7 +80,16 @@ def examine(measure: bool = True, seconds: float = 0.3) -> Report:
         loaded=loaded_blas(),
         measured=measure_machine(machine, seconds) if measure else None,
         defaults=tuple(_defaults(load_config(name), machine.logical_cores) for name in CONFIG_NAMES),
+        products=measured_paths(products, machine.logical_cores) if measure else products,
+        precisions=choices_of(_speeds(measure), info),
     )
+
+
+def _speeds(measure: bool) -> Speeds | None:
+    """Return the figures that a run goes by, not those of the table: so what is said here is what a run does."""
+    if not JIT_ENABLED:
+        return None
+    return speeds_here() if measure else read_speeds(speeds_path(), speeds_key())
 
 
 def _version(name: str) -> str:
@@ -121,8 +138,6 @@ def choices(machine: Machine, blas: BlasInfo, defaults: Sequence[Defaults]) -> t
             f"Micro-batches: what one layer works on takes about {size_text(small.layer_bytes)} ({small.config}) to "
             f"{size_text(large.layer_bytes)} ({large.config}), and the L2 cache has {size_text(machine.l2)}."
         )
-    if machine.has_amx_bf16:
-        said.append("AMX bfloat16 tiles are there; training in float32 does not use them.")
     said.append(f"Tuned settings of this machine are kept under the name {machine.fingerprint()}.")
     return tuple(said)
 
@@ -167,6 +182,8 @@ def to_dict(report: Report) -> dict[str, Any]:
     found: dict[str, Any] = msgspec.to_builtins(report)
     found["machine"]["vector_width"] = report.machine.vector_width.value
     found["machine"]["fingerprint"] = report.machine.fingerprint()
+    for row, path in zip(found["products"], report.products, strict=True):
+        row["dot"] = path.dot.name if path.dot else None
     found["choices"] = list(report.choices)
     found["warnings"] = list(report.warnings)
     return found

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from stages.doctor import Defaults, Report, blas_name, size_text
 from stages.doctor_measure import Measured
+from stages.doctor_precision import paths_table
 from stages.machine import Machine
 
 
@@ -28,6 +29,8 @@ class ReportView:
         if report.measured is not None:
             yield Text("\nMeasured", "bold")
             yield _measured_table(report.measured)
+        yield Text("\nPrecisions", "bold")
+        yield paths_table(report.products, report.machine.logical_cores, report.precisions)
         yield Text("\nWhat will be used", "bold")
         yield from (_sentence(sentence, "-", "") for sentence in report.choices)
         yield Text()

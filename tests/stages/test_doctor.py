@@ -8,13 +8,18 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from kernels.blas import BlasInfo, GemmBackend
+from kernels.blas import BlasInfo, GemmBackend, blas_info
+from kernels.jit import JIT_ENABLED
+from kernels.lowp_features import DotPath, LowPrecisionInfo, choose, low_precision_info
 from stages import doctor, doctor_measure
 from stages.config import CONFIG_NAMES
 from stages.doctor import Defaults, Report, choices, examine, to_dict, warnings
 from stages.doctor_measure import Measured
+from stages.doctor_precision import choices_of, measured_paths, product_paths
 from stages.doctor_view import ReportView
 from stages.machine import Machine
+from stages.settings import Precision
+from stages.speeds import PRODUCTS, Speeds
 
 MACHINE = Machine(
     cpu="Some CPU",
@@ -45,7 +50,37 @@ DEFAULTS = (
     Defaults("tiny", 3, 192, 2, 2, 2, 2, 2, layer_bytes=1 << 20),
     Defaults("big", 2, 256, 2, 2, 2, 2, 2, layer_bytes=6 << 20),
 )
-REPORT = Report(MACHINE, "3.12.1", {"numpy": "2.4.6"}, BLAS, (), MEASURED, DEFAULTS)
+PERMITTED = {"avx512f": True, "avx512bf16": True, "f16c": True, "amx-tile": True, "amx-bf16": True}
+"""Features, in LLVM's names, of a processor that has everything."""
+SPEEDS = Speeds(float32=200.0, bf16=1200.0, bf16x3=350.0, fp16=150.0)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave the speeds that this machine keeps for real runs alone."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+
+def info_of(*missing: str, permission: bool = True) -> LowPrecisionInfo:
+    features = {name: present and name not in missing for name, present in PERMITTED.items()}
+    return choose(features, lambda: permission)
+
+
+def report_of(info: LowPrecisionInfo, speeds: Speeds | None = SPEEDS, blas: BlasInfo = BLAS) -> Report:
+    """Return a report with every way measured that is there, at the speed of its precision."""
+    products = tuple(
+        dataclasses.replace(path, one=speeds.of(path.precision), all=2 * (speeds.of(path.precision) or 0))
+        if speeds and path.available
+        else path
+        for path in product_paths(blas, info)
+    )
+    libraries = {"numpy": "2.4.6"}
+    return Report(
+        MACHINE, "3.12.1", libraries, blas, (), MEASURED, DEFAULTS, products, choices_of(speeds, info)
+    )  # fmt: skip
+
+
+REPORT = report_of(info_of())
 
 
 def text_of(report: Report, width: int = 100) -> str:
@@ -117,11 +152,15 @@ def test_the_report_as_json() -> None:
     assert found["measured"]["gemm_all"] == 390.0
     assert found["defaults"][0]["config"] == "tiny"
     assert found["choices"] == list(REPORT.choices)
+    amx = next(row for row in found["products"] if row["dot"] == "AMX" and row["precision"] == "bf16")
+    assert (amx["available"], amx["taken"], amx["one"], amx["all"]) == (True, True, 1200.0, 2400.0)
+    assert found["precisions"]["precision=auto"]["precision"] == "bf16"
 
 
 def test_a_real_examination(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor_measure, "GEMM_SIZE", 64)
     monkeypatch.setattr(doctor_measure, "STREAM_BYTES", 1 << 20)
+    monkeypatch.setattr(doctor, "measured_paths", lambda paths, *_: paths)
     monkeypatch.setattr(doctor, "detect", lambda: dataclasses.replace(MACHINE, l3=None))
     report = examine(seconds=0.02)
     assert [row.config for row in report.defaults] == list(CONFIG_NAMES)
@@ -135,3 +174,91 @@ def test_a_real_examination(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_without_measuring_it_is_quick_and_says_so() -> None:
     assert examine(measure=False).measured is None
+
+
+def rows_of(report: Report) -> list[list[str]]:
+    """Return the cells of the table of precisions, line by line."""
+    lines = text_of(report, 160).partition("\nPrecisions\n")[2].partition("\n\n")[0].splitlines()
+    return [[cell.strip() for cell in line.split("   ") if cell.strip()] for line in lines]
+
+
+def test_the_table_of_a_machine_that_has_everything() -> None:
+    assert rows_of(REPORT) == [
+        ["precision", "product", "one core", "all 2"],
+        ["float32", "Numba's kernel", "200 GFLOP/s", "400 GFLOP/s"],
+        ["float32", "BLAS: openblas 0.3.30", "200 GFLOP/s", "400 GFLOP/s", "used by default"],
+        ["bf16x3", "three products: AMX tiles", "350 GFLOP/s", "700 GFLOP/s", "used by matmul=high"],
+        ["bf16", "AMX tiles", "1,200 GFLOP/s", "2,400 GFLOP/s", "used by precision=auto"],
+        ["bf16", "AVX-512 BF16", "1,200 GFLOP/s", "2,400 GFLOP/s"],
+        ["bf16", "widened to float32 in registers", "1,200 GFLOP/s", "2,400 GFLOP/s"],
+        ["fp16", "converted by F16C, float32 product", "150 GFLOP/s", "300 GFLOP/s", "used where asked for"],
+        ["fp16", "converted by integers, float32 product", "-", "-", "F16C is there, and faster"],
+    ]
+    assert "precision=auto stands for bf16: bf16 is 6.00 times as fast" in text_of(REPORT, 300)
+
+
+@pytest.mark.parametrize(
+    ("info", "rows"),
+    [
+        (
+            info_of("amx-tile"),
+            [
+                ["bf16", "AMX tiles", "-", "-", "the processor has no AMX"],
+                ["bf16", "AVX-512 BF16", "95 GFLOP/s", "190 GFLOP/s", "used where asked for"],
+                ["bf16x3", "three products: AVX-512 BF16", "30 GFLOP/s", "60 GFLOP/s", "used where asked for"],
+            ],
+        ),
+        (
+            info_of(permission=False),
+            [["bf16", "AMX tiles", "-", "-", "the processor has it, but the system does not permit its use"]],
+        ),
+        (
+            info_of("amx-tile", "avx512f", "avx512bf16"),
+            [
+                ["float32", "BLAS: openblas 0.3.30", "100 GFLOP/s", "200 GFLOP/s",
+                 "used by default, precision=auto, matmul=high"],
+                ["bf16", "AVX-512 BF16", "-", "-", "the processor has no AVX-512 BF16"],
+                ["bf16", "widened to float32 in registers", "95 GFLOP/s", "190 GFLOP/s", "used where asked for"],
+                ["fp16", "converted by F16C, float32 product", "90 GFLOP/s", "180 GFLOP/s", "used where asked for"],
+            ],
+        ),
+        (
+            info_of(*PERMITTED),
+            [
+                ["fp16", "converted by F16C, float32 product", "-", "-", "the processor has no F16C"],
+                ["fp16", "converted by integers, float32 product", "90 GFLOP/s", "180 GFLOP/s", "used where asked for"],
+            ],
+        ),
+    ],
+    ids=["no AMX", "no permission", "AVX2", "SSE2"],
+)  # fmt: skip
+def test_the_table_of_lesser_machines(info: LowPrecisionInfo, rows: list[list[str]]) -> None:
+    found = rows_of(report_of(info, Speeds(float32=100.0, bf16=95.0, bf16x3=30.0, fp16=90.0)))
+    for row in rows:
+        assert row in found
+
+
+def test_the_table_says_what_was_not_measured_and_what_blas_lacks() -> None:
+    report = report_of(info_of(), None)
+    assert ["bf16", "AMX tiles", "not measured", "not measured", "used where asked for"] in rows_of(report)
+    assert "precision=auto stands for float32: no speeds were measured here." in report.choices
+    without = dataclasses.replace(BLAS, backend=GemmBackend.NUMBA, name="", version="")
+    assert ["float32", "BLAS", "-", "-", "there is no BLAS"] in rows_of(report_of(info_of(), blas=without))
+    bad = dataclasses.replace(BLAS, backend=GemmBackend.NUMBA, version="0.3.29", known_bad=True)
+    (row,) = [row for row in rows_of(report_of(info_of(), blas=bad)) if "BLAS: openblas 0.3.29" in row]
+    assert row[-1] == "version 0.3.29 is wrong when several threads call it"
+
+
+@pytest.mark.skipif(not JIT_ENABLED, reason="without the compiler the figures say nothing")
+def test_each_way_of_this_machine_is_measured_and_none_is_left_switched_on() -> None:
+    before = low_precision_info(), blas_info()
+    found = measured_paths(product_paths(blas_info(), low_precision_info()), 2, seconds=0.01)
+    assert (low_precision_info(), blas_info()) == before
+    for path in found:
+        if path.available and path.precision in PRODUCTS:
+            assert path.one and path.all
+        else:
+            assert path.one is None and path.all is None
+    taken = {path.precision for path in found if path.taken}
+    assert taken == set(Precision) - {Precision.AUTO}
+    assert {path.dot for path in found if path.precision is Precision.BF16} == set(DotPath)
