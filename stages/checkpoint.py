@@ -289,9 +289,10 @@ class Checkpoint:
             _verify(path / name, manifest.files[name], remedy)
         tokenizer = path / manifest.tokenizer if manifest.tokenizer else None
         scalers = {state.version: state for state in manifest.scalers or ()}
-        if scalers and list(scalers) != list(kept_versions(manifest.step, manifest.delay)):
-            needed_states = f"the loss scaler's states of versions {list(kept_versions(manifest.step, manifest.delay))}"
-            _fail(path / MANIFEST_FILE, needed_states, f"those of {list(scalers)}", "it was made by hand", remedy)
+        versions = list(kept_versions(manifest.step, manifest.delay))
+        if scalers and list(scalers) != versions:
+            found = f"those of versions {list(scalers)}"
+            _fail(path / MANIFEST_FILE, f"scalers of versions {versions}", found, "it was made by hand", remedy)
         return cls(path, manifest.step, manifest.delay, manifest.config, manifest.geometry, tokenizer, scalers)
 
     @property

@@ -56,6 +56,8 @@ class Progress:
     tokens_per_s: float  # lately
     eta_s: float | None  # seconds until the last update; None while it cannot be told
     val_loss: float | None = None  # of the last evaluation, nats a token; None before the first
+    loss_scale: float | None = None  # of the next update; None where losses are not scaled
+    skipped: int = 0  # updates left out in all, since they were not finite
     stages: Sequence[StageShares] = ()
     channels: Sequence[ChannelDepth] = ()
 
@@ -93,6 +95,11 @@ def duration(seconds: float | None) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
+def scale_text(scale: float) -> str:
+    """Return a loss scale as a person reads it: 16,777,216 or 0.125."""
+    return f"{scale:,.0f}" if scale == round(scale) else f"{scale:g}"
+
+
 def progress_line(progress: Progress) -> str:
     """Return the state in one line of plain text, for logs."""
     parts = [
@@ -105,9 +112,17 @@ def progress_line(progress: Progress) -> str:
     ]
     if progress.val_loss is not None:
         parts.insert(2, f"val loss {progress.val_loss:.4f}")
+    if progress.loss_scale is not None:
+        parts.append(f"loss scale {_scale(progress)}")
     slowest = bottleneck(progress.stages)
     parts += [f"{slowest} {stage.busy:.0%} busy" for stage in progress.stages if stage.name == slowest]
     return ", ".join(parts)
+
+
+def _scale(progress: Progress) -> str:
+    """The loss scale and how often it was too high: 1,024 (3 skipped)."""
+    assert progress.loss_scale is not None
+    return scale_text(progress.loss_scale) + (f" ({progress.skipped:,} skipped)" if progress.skipped else "")
 
 
 class ProgressView:
@@ -153,6 +168,8 @@ class ProgressView:
         ]
         if progress.val_loss is not None:
             groups.insert(1, [("val loss ", "dim"), (f"{progress.val_loss:.4f}", "bold green")])
+        if progress.loss_scale is not None:
+            groups.append([("loss scale ", "dim"), (_scale(progress), "yellow" if progress.skipped else "")])
         line, used = _line(), 0
         for group in groups:
             length = sum(len(text) for text, _ in group)

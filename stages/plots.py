@@ -33,6 +33,15 @@ class Curves:
     lr: Series
     val_steps: Series
     val_loss: Series
+    scale: Series
+    """The loss scale of each update; all nan where losses are not scaled."""
+    skipped: NDArray[np.bool_]
+    """Whether the update was skipped."""
+
+    @property
+    def scaled(self) -> bool:
+        """Whether any loss was scaled."""
+        return bool(np.isfinite(self.scale).any())
 
     @classmethod
     def read(cls, metrics: Path) -> "Curves":
@@ -50,6 +59,8 @@ class Curves:
             lr=_column(updates, "lr"),
             val_steps=_column(evaluations, "step"),
             val_loss=_column(evaluations, "val_loss"),
+            scale=_column(updates, "loss_scale"),
+            skipped=np.array([record.get("skipped") is True for record in updates], dtype=np.bool_),
         )
 
 
@@ -73,7 +84,10 @@ def smoothed(values: Series, window: int) -> Series:
 
 
 def plot_loss(metrics: Path, out: Path, title: str = "") -> None:
-    """Draw one run: training loss, its smoothed course, the evaluations, and the learning rate below."""
+    """Draw one run: training loss, its smoothed course, the evaluations, and the learning rate below.
+
+    A run that scales its losses gets the scale below that, with the updates that were skipped.
+    """
     plot_runs({"": metrics}, out, title)
 
 
@@ -87,23 +101,28 @@ def plot_runs(runs: Mapping[str, Path], out: Path, title: str = "") -> None:
 
 def loss_figure(runs: Mapping[str, Curves], title: str = "") -> Figure:
     """Return the picture of labelled runs as a Figure, not written anywhere."""
-    figure = Figure(figsize=(9.0, 5.6), dpi=130, facecolor="white", layout="constrained")
-    top, bottom = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": [4.2, 1.0]})
+    scaled = any(run.scaled for run in runs.values())
+    heights = [4.2, 1.0, 1.0] if scaled else [4.2, 1.0]
+    figure = Figure(figsize=(9.0, 0.2 + 5.4 * sum(heights) / 5.2), dpi=130, facecolor="white", layout="constrained")
+    parts: list[Axes] = list(figure.subplots(len(heights), 1, sharex=True, gridspec_kw={"height_ratios": heights}))
+    top, bottom = parts[:2]
     for index, (label, run) in enumerate(runs.items()):
         _draw_run(top, run, label, COLOURS[index % len(COLOURS)], alone=len(runs) == 1)
     _draw_rates(bottom, runs)
-    for axes in (top, bottom):
+    if scaled:
+        _draw_scales(parts[2], runs)
+    for axes in parts:
         _dress(axes)
     _frame_losses(top, runs)
     top.set_ylabel("loss (nats per token)")
     if top.get_legend_handles_labels()[0]:
         top.legend(frameon=False, labelcolor=INK, loc="upper right")
     bottom.set_ylabel("learning\nrate")
-    bottom.set_xlabel("update")
     bottom.yaxis.set_major_locator(MaxNLocator(3))
     bottom.yaxis.set_major_formatter(FuncFormatter(_rate))
     bottom.set_ylim(bottom=0.0)
-    bottom.xaxis.set_major_locator(MaxNLocator(integer=True))
+    parts[-1].set_xlabel("update")
+    parts[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
     if len(runs) > 1:
         top.set_title("solid: training, circles: validation", loc="right", color=INK, fontsize=9, pad=10)
     if title:
@@ -145,6 +164,17 @@ def _draw_rates(axes: Axes, runs: Mapping[str, Curves]) -> None:
     shared = all(np.array_equal(run.lr, shown[0].lr, equal_nan=True) for run in shown)
     for index, run in enumerate(shown[:1] if shared else shown):
         axes.plot(run.steps, run.lr, color=INK if shared else COLOURS[index % len(COLOURS)], linewidth=1.4)
+
+
+def _draw_scales(axes: Axes, runs: Mapping[str, Curves]) -> None:
+    """The loss scale in powers of two, and a cross where an update was skipped."""
+    for index, run in enumerate(runs.values()):
+        colour = INK if len(runs) == 1 else COLOURS[index % len(COLOURS)]
+        axes.plot(run.steps, run.scale, color=colour, linewidth=1.4, drawstyle="steps-post")
+        left_out = run.skipped & np.isfinite(run.scale)
+        axes.plot(run.steps[left_out], run.scale[left_out], color=COLOURS[1], linestyle="", marker="x", markersize=5)
+    axes.set_yscale("log", base=2)
+    axes.set_ylabel("loss scale\n(x: skipped)")
 
 
 def _rate(value: float, _: int) -> str:

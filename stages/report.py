@@ -8,8 +8,9 @@ from dataclasses import replace
 from loguru import logger
 
 from pipeline import Milestone, RunStatistics
-from stages.display import ChannelDepth, Display, Progress, Smoothing, StageShares
+from stages.display import ChannelDepth, Display, Progress, Smoothing, StageShares, scale_text
 from stages.items import Evaluation, Event, Saved, Update
+from stages.loss_scale import Scaled
 from stages.rundir import MetricsLog
 from stages.settings import Config
 
@@ -96,8 +97,11 @@ class Reporter:
                 "grad_norm": update.grad_norm,
                 "tokens_per_s": round(rate, 1),
                 "seconds": round(now - self._began, 4),
+                **({"loss_scale": update.scaled.scale, "skipped": update.scaled.skipped} if update.scaled else {}),
             }
         )
+        if update.scaled and update.scaled.skipped:
+            logger.warning("{}", skip_line(update.step, update.scaled))
         smoothed = self._smoothing.add(update.loss)
         self.last_update = update
         if self._display.due() or update.step == self._config.steps:
@@ -123,9 +127,20 @@ class Reporter:
             tokens_per_s=rate,
             eta_s=left / rate if rate else None,
             val_loss=self.last_evaluation.val_loss if self.last_evaluation else None,
+            loss_scale=update.scaled.after.scale if update.scaled else None,
+            skipped=update.scaled.after.skipped if update.scaled else 0,
             stages=shares,
             channels=channels,
         )
+
+
+def skip_line(step: int, scaled: Scaled) -> str:
+    """Return what is said of an update that was skipped."""
+    now = "stays" if scaled.after.scale == scaled.scale else f"is now {scale_text(scaled.after.scale)}"
+    return (
+        f"step {step}: update skipped, its loss or gradient is not finite at a loss scale of "
+        f"{scale_text(scaled.scale)}, which {now}; {scaled.after.skipped:,} skipped in all"
+    )
 
 
 def _shares(name: str, now: RunStatistics, earlier: RunStatistics | None) -> StageShares:
