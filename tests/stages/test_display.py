@@ -105,6 +105,21 @@ def test_the_line_for_logs() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("scale", "skipped", "words"),
+    [
+        (1024.0, 0, "loss scale 1,024"),
+        (2.0**24, 3, "loss scale 16,777,216 (3 skipped)"),
+        (0.125, 1, "loss scale 0.125"),
+    ],
+)
+def test_the_loss_scale_is_shown_where_there_is_one(scale: float, skipped: int, words: str) -> None:
+    scaled = dataclasses.replace(PROGRESS, loss_scale=scale, skipped=skipped)
+    assert words in progress_line(scaled)
+    assert words in picture(scaled, 110)
+    assert "loss scale" not in progress_line(PROGRESS) + picture(PROGRESS, 110)
+
+
 def test_the_bottleneck_is_the_busiest_stage_that_is_busy_at_all() -> None:
     assert bottleneck(PROGRESS.stages) == "backward"
     assert bottleneck(PROGRESS.stages[:1]) is None

@@ -73,3 +73,15 @@ def test_one_wild_batch_does_not_flatten_the_picture() -> None:
     low, high = loss_figure({"": Curves.of(records)}).axes[0].get_ylim()
     assert low < 2.0
     assert high < 1e5
+
+
+def test_the_loss_scale_has_a_part_of_its_own_only_where_there_is_one() -> None:
+    plain = [{"step": step, "loss": 2.0, "lr": 1.0} for step in (1, 2, 3)]
+    scaled = [record | {"loss_scale": 1024.0 / record["step"], "skipped": record["step"] == 2} for record in plain]
+    assert len(loss_figure({"": Curves.of(plain)}).axes) == 2
+    figure = loss_figure({"none": Curves.of(plain), "dynamic": Curves.of(scaled)})
+    assert len(figure.axes) == 3
+    assert figure.axes[2].get_ylabel().startswith("loss scale")
+    curve, crosses = figure.axes[2].lines[2:]
+    assert list(np.asarray(curve.get_ydata())) == [1024.0, 512.0, 1024.0 / 3]
+    assert list(np.asarray(crosses.get_xdata())) == [2.0]
