@@ -39,6 +39,8 @@ from kernels.jit import SOURCES_DIGEST
 from kernels.lowp_convert import bf16_from_float32, bf16_split
 from kernels.lowp_features import low_precision_info
 from kernels.lowp_gemm import gemm_bf16, gemm_bf16x3
+from kernels.lowp_half import half_from_float32
+from kernels.lowp_half_gemm import gemm_half, half_scratch_sizes
 from kernels.lowp_pack import pack_bf16, pack_float32, packed_shape
 from kernels.lowp_vector import TARGET
 from pipeline import blas_threads
@@ -117,10 +119,21 @@ def _bf16x3_product() -> Call:
     return call
 
 
+def _fp16_product() -> Call:
+    """Both operands are float16, and widened block by block for a float32 product."""
+    a, b, out = _operands()
+    halves = [np.empty(operand.shape, np.int16) for operand in (a, b)]
+    for operand, bits in zip((a, b), halves, strict=True):
+        half_from_float32(operand.reshape(-1), bits.reshape(-1))
+    scratch = [np.empty(size, np.float32) for size in half_scratch_sizes(ROWS, COLUMNS, INNER)]
+    return lambda: gemm_half(halves[0], halves[1], out, False, False, False, scratch[0], scratch[1])
+
+
 PRODUCTS: Mapping[Precision, Callable[[], Call]] = {
     Precision.FLOAT32: _float32_product,
     Precision.BF16: _bf16_product,
     Precision.BF16X3: _bf16x3_product,
+    Precision.FP16: _fp16_product,
 }
 """Precision → what makes a call that does `OPERATIONS` at it, holding no GIL. Float32 must be among them."""
 
