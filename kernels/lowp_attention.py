@@ -10,56 +10,26 @@ widened to float32 and goes through float32's product.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike
+from numba import types
+from numba.extending import overload
+from numpy.typing import NDArray
 
 from kernels.blas import gemm
 from kernels.exponential import exp32, row_max
 from kernels.jit import kernel
+from kernels.lowp_attention_bf16 import backward_bf16, forward_bf16
+from kernels.lowp_attention_scratch import ATTENTION_BLOCK, AttentionScratch, attention_scratch_shapes
+from kernels.lowp_convert import rounded, widened
 from kernels.lowp_scalar import Short, load16, store16
 from kernels.tensors import Floats
 
-_TILE = 64  # queries of one head that are scored at a time
+__all__ = ["AttentionScratch", "attention_backward_low", "attention_forward_low", "attention_scratch_shapes"]
+
 _BLOCK = 16  # a row's exponentials are made in whole blocks of so many, to stay in vector code
 _ZERO, _ONE = np.float32(0.0), np.float32(1.0)
-
-
-class AttentionScratch(NamedTuple):
-    """What forward and backward write on the way, for one thread: sizes from `attention_scratch_shapes`.
-
-    The content does not matter before a call, and tells nothing after it.
-    """
-
-    scores: Floats  # (TILE, context), padded to whole blocks
-    d_scores: Floats  # the same
-    bits: Short  # (context,) uint16, padded: a row that is being rounded
-    q: Floats  # (context, D) a head's queries, and so on: widened
-    k: Floats
-    v: Floats
-    d_o: Floats
-    dq: Floats  # (TILE, D)
-    dk: Floats  # (context, D)
-    dv: Floats  # (context, D)
-
-
-def attention_scratch_shapes(context: int, head_size: int) -> dict[str, tuple[tuple[int, ...], DTypeLike]]:
-    """Return the shape and the type of each array of `AttentionScratch`, for up to `context` tokens a sequence."""
-    padded = context + -context % _BLOCK
-    head = ((context, head_size), np.float32)
-    return {
-        "scores": ((_TILE, padded), np.float32),
-        "d_scores": ((_TILE, padded), np.float32),
-        "bits": ((padded,), np.uint16),
-        "q": head,
-        "k": head,
-        "v": head,
-        "d_o": head,
-        "dq": ((_TILE, head_size), np.float32),
-        "dk": head,
-        "dv": head,
-    }
 
 
 @kernel
@@ -149,23 +119,23 @@ def _forward_widened(
     size = channels // heads
     length = out.shape[0] // sequences
     scale = 1.0 / math.sqrt(size)
-    bits = scratch.bits.view(qkv.dtype)
+    bits = scratch.p_bits[0].view(qkv.dtype)
     for b in range(sequences):
         begin, end = b * length, (b + 1) * length
         for head in range(heads):
             q0 = head * size
             k0, v0 = channels + q0, 2 * channels + q0
-            _widen(qkv[begin:end, q0 : q0 + size], scratch.q)
-            _widen(qkv[begin:end, k0 : k0 + size], scratch.k)
-            _widen(qkv[begin:end, v0 : v0 + size], scratch.v)
-            for first in range(0, length, _TILE):
-                keys = min(first + _TILE, length)
+            _widen(qkv[begin:end, q0 : q0 + size], scratch.widened[0])
+            _widen(qkv[begin:end, k0 : k0 + size], scratch.widened[1])
+            _widen(qkv[begin:end, v0 : v0 + size], scratch.widened[2])
+            for first in range(0, length, ATTENTION_BLOCK):
+                keys = min(first + ATTENTION_BLOCK, length)
                 queries = keys - first
-                tile, o = scratch.scores[:queries, :keys], scratch.dq[:queries]
-                gemm(scratch.q[first:keys], scratch.k[:keys], tile, False, True, scale, 0.0)
+                tile, o = scratch.scores[:queries, :keys], scratch.result[:queries, :size]
+                gemm(scratch.widened[0][first:keys], scratch.widened[1][:keys], tile, False, True, scale, 0.0)
                 _softmax_rows(tile, lse[b, head, first:keys], queries, keys)
                 _round_rows(tile, bits, queries, keys)
-                gemm(tile, scratch.v[:keys], o, False, False, 1.0, 0.0)
+                gemm(tile, scratch.widened[2][:keys], o, False, False, 1.0, 0.0)
                 _round(o, out[begin + first : begin + keys, q0 : q0 + size])
 
 
@@ -184,38 +154,117 @@ def _backward_widened(
     size = channels // heads
     length = out.shape[0] // sequences
     scale = 1.0 / math.sqrt(size)
-    tiles = (length + _TILE - 1) // _TILE
-    bits = scratch.bits.view(qkv.dtype)
+    tiles = (length + ATTENTION_BLOCK - 1) // ATTENTION_BLOCK
+    bits = scratch.p_bits[0].view(qkv.dtype)
     for b in range(sequences):
         begin, end = b * length, (b + 1) * length
         for head in range(heads):
             q0 = head * size
             k0, v0 = channels + q0, 2 * channels + q0
-            _widen(qkv[begin:end, q0 : q0 + size], scratch.q)
-            _widen(qkv[begin:end, k0 : k0 + size], scratch.k)
-            _widen(qkv[begin:end, v0 : v0 + size], scratch.v)
-            _widen(d_out[begin:end, q0 : q0 + size], scratch.d_o)
+            _widen(qkv[begin:end, q0 : q0 + size], scratch.widened[0])
+            _widen(qkv[begin:end, k0 : k0 + size], scratch.widened[1])
+            _widen(qkv[begin:end, v0 : v0 + size], scratch.widened[2])
+            _widen(d_out[begin:end, q0 : q0 + size], scratch.widened[3])
             beta = 0.0
             for backwards in range(tiles):  # the last tile sees every key: it writes what the others add to
-                first = (tiles - 1 - backwards) * _TILE
-                keys = min(first + _TILE, length)
+                first = (tiles - 1 - backwards) * ATTENTION_BLOCK
+                keys = min(first + ATTENTION_BLOCK, length)
                 queries = keys - first
                 top, bottom = begin + first, begin + keys
                 p, ds = scratch.scores[:queries, :keys], scratch.d_scores[:queries, :keys]
-                q, d_o, dq = scratch.q[first:keys], scratch.d_o[first:keys], scratch.dq[:queries]
-                gemm(q, scratch.k[:keys], p, False, True, scale, 0.0)
-                gemm(d_o, scratch.v[:keys], ds, False, True, 1.0, 0.0)
+                q, d_o, dq = (
+                    scratch.widened[0][first:keys],
+                    scratch.widened[3][first:keys],
+                    scratch.result[:queries, :size],
+                )
+                gemm(q, scratch.widened[1][:keys], p, False, True, scale, 0.0)
+                gemm(d_o, scratch.widened[2][:keys], ds, False, True, 1.0, 0.0)
                 o_rows, d_o_rows = out[top:bottom, q0 : q0 + size], d_out[top:bottom, q0 : q0 + size]
                 _d_score_rows(p, ds, lse[b, head, first:keys], o_rows, d_o_rows, queries, keys)
                 _round_rows(p, bits, queries, keys)
                 _round_rows(ds, bits, queries, keys)
-                gemm(p, d_o, scratch.dv[:keys], True, False, 1.0, beta)
-                gemm(ds, q, scratch.dk[:keys], True, False, scale, beta)
-                gemm(ds, scratch.k[:keys], dq, False, False, scale, 0.0)
+                gemm(p, d_o, scratch.widened[5][:keys], True, False, 1.0, beta)
+                gemm(ds, q, scratch.widened[4][:keys], True, False, scale, beta)
+                gemm(ds, scratch.widened[1][:keys], dq, False, False, scale, 0.0)
                 _round(dq, d_qkv[top:bottom, q0 : q0 + size])
                 beta = 1.0
-            _round(scratch.dk, d_qkv[begin:end, k0 : k0 + size])
-            _round(scratch.dv, d_qkv[begin:end, v0 : v0 + size])
+            _round(scratch.widened[4], d_qkv[begin:end, k0 : k0 + size])
+            _round(scratch.widened[5], d_qkv[begin:end, v0 : v0 + size])
+
+
+def _heads_of(matrix: Any, sequences: int, heads: int) -> NDArray[np.float32]:
+    """Return (B, H, T, D) float32 of (R, C) 16-bit numbers, by NumPy."""
+    wide = widened(matrix) if matrix.dtype == np.uint16 else matrix.view(np.float16).astype(np.float32)
+    return wide.reshape(sequences, matrix.shape[0] // sequences, heads, -1).transpose(0, 2, 1, 3)
+
+
+def _bits_of(values: Floats, kind: np.dtype[Any]) -> Any:
+    """Return float32 numbers rounded to a 16-bit format, as bits, by NumPy."""
+    if kind == np.uint16:
+        return rounded(values)
+    with np.errstate(over="ignore"):
+        return values.astype(np.float16).view(np.int16)
+
+
+def _rounded_as(values: Floats, kind: np.dtype[Any]) -> Floats:
+    bits = _bits_of(values, kind)
+    return widened(bits) if kind == np.uint16 else bits.view(np.float16).astype(np.float32)
+
+
+def _rows_of(values: Floats, kind: np.dtype[Any]) -> Any:
+    """Return the 16-bit rows (R, C) of (B, H, T, D) float32."""
+    sequences, heads, length, size = values.shape
+    return _bits_of(values.transpose(0, 2, 1, 3).reshape(sequences * length, heads * size), kind)
+
+
+def _forward(qkv: Any, sequences: Any, heads: Any, out: Any, lse: Any, scratch: Any) -> None:
+    """Do it by NumPy where the compiler is off; compiled code takes the kernel of the arrays' format."""
+    q, k, v = (_heads_of(part, sequences, heads) for part in np.split(qkv, 3, axis=1))
+    scores = q @ k.swapaxes(2, 3) / np.float32(math.sqrt(q.shape[3]))
+    scores[..., np.triu(np.ones(scores.shape[2:], bool), 1)] = -np.inf
+    largest = scores.max(axis=3, keepdims=True)
+    p = np.exp(scores - largest)
+    total = p.sum(axis=3, keepdims=True)
+    lse[...] = (largest + np.log(total))[..., 0]
+    out[...] = _rows_of(_rounded_as(p, qkv.dtype) @ v / total, qkv.dtype)
+
+
+def _backward(d_out: Any, out: Any, qkv: Any, lse: Any, sequences: Any, heads: Any, d_qkv: Any, scratch: Any) -> None:
+    """Do it by NumPy where the compiler is off; compiled code takes the kernel of the arrays' format."""
+    q, k, v = (_heads_of(part, sequences, heads) for part in np.split(qkv, 3, axis=1))
+    d_o, o = _heads_of(d_out, sequences, heads), _heads_of(out, sequences, heads)
+    scale = np.float32(1 / math.sqrt(q.shape[3]))
+    scores = q @ k.swapaxes(2, 3) * scale
+    scores[..., np.triu(np.ones(scores.shape[2:], bool), 1)] = -np.inf
+    p = np.exp(scores - lse[..., None])
+    ds = _rounded_as(p * (d_o @ v.swapaxes(2, 3) - (d_o * o).sum(axis=3, keepdims=True)), qkv.dtype)
+    p = _rounded_as(p, qkv.dtype)
+    parts = (ds @ k * scale, ds.swapaxes(2, 3) @ q * scale, p.swapaxes(2, 3) @ d_o)
+    d_qkv[...] = np.concatenate([_rows_of(part, qkv.dtype) for part in parts], axis=1)
+
+
+@overload(_forward)
+def _choose_forward(qkv: Any, sequences: Any, heads: Any, out: Any, lse: Any, scratch: Any) -> Any:
+    run: Any = forward_bf16 if qkv.dtype == types.uint16 else _forward_widened
+
+    def forward(qkv: Any, sequences: Any, heads: Any, out: Any, lse: Any, scratch: Any) -> None:
+        run(qkv, sequences, heads, out, lse, scratch)
+
+    return forward
+
+
+@overload(_backward)
+def _choose_backward(
+    d_out: Any, out: Any, qkv: Any, lse: Any, sequences: Any, heads: Any, d_qkv: Any, scratch: Any
+) -> Any:
+    run: Any = backward_bf16 if qkv.dtype == types.uint16 else _backward_widened
+
+    def backward(
+        d_out: Any, out: Any, qkv: Any, lse: Any, sequences: Any, heads: Any, d_qkv: Any, scratch: Any
+    ) -> None:
+        run(d_out, out, qkv, lse, sequences, heads, d_qkv, scratch)
+
+    return backward
 
 
 @kernel
@@ -227,7 +276,7 @@ def attention_forward_low(
     ``out = softmax(q k.T / sqrt(D) + mask) v`` for each head: qkv (R, 3C) holds q, k and v side by side, each of them
     the heads side by side (Vaswani et al., 2017, equation 1). qkv and out are bits of one 16-bit format.
     """
-    _forward_widened(qkv, sequences, heads, out, lse, scratch)
+    _forward(qkv, sequences, heads, out, lse, scratch)
 
 
 @kernel
@@ -245,4 +294,4 @@ def attention_backward_low(
 
     All but `lse` (float32) are bits of one 16-bit format.
     """
-    _backward_widened(d_out, out, qkv, lse, sequences, heads, d_qkv, scratch)
+    _backward(d_out, out, qkv, lse, sequences, heads, d_qkv, scratch)
