@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from kernels.jit import JIT_ENABLED, exact, exact_inlined
 from kernels.lowp_convert import Bits, rounded, to_bf16
+from kernels.lowp_scalar import Short
 from kernels.lowp_vector import (
     LANES,
     join_rows,
@@ -55,7 +56,8 @@ def packed_shape(inner: int, columns: int) -> tuple[int, int, int]:
 
 
 @exact_inlined
-def _join(low: np.uint16, high: np.uint16) -> np.uint32:
+def join(low: np.uint16, high: np.uint16) -> np.uint32:
+    """Return the word of two numbers that follow each other along k."""
     return np.uint32(np.uint32(low) | np.uint32(np.uint32(high) << _SHIFT))
 
 
@@ -88,7 +90,7 @@ def pack_panel(source: int, row_bytes: int, inner: int, width: int, panel: int) 
                 low = read_short(even, c)
                 if 2 * p + 1 < inner:
                     high = read_short(even + row_bytes, c)
-            write_word(target, c, _join(low, high))
+            write_word(target, c, join(low, high))
 
 
 @exact
@@ -120,7 +122,7 @@ def _pack_bf16_columns(source: Bits, out: Words) -> None:
     for n in range(columns):
         row, panel = source[n], out[n // PANEL]
         for p in range(whole_p if n < whole_n else 0, inner // 2):
-            panel[p, n % PANEL] = _join(row[2 * p], row[2 * p + 1])
+            panel[p, n % PANEL] = join(row[2 * p], row[2 * p + 1])
         if inner % 2:
             panel[inner // 2, n % PANEL] = np.uint32(row[inner - 1])
 
@@ -136,9 +138,9 @@ def _pack_float_rows(source: Floats, out: Words) -> None:
         for j in range(whole):
             row, first = out[j, p], j * PANEL
             for c in range(PANEL):
-                row[c] = _join(to_bf16(even[first + c]), to_bf16(odd[first + c]))
+                row[c] = join(to_bf16(even[first + c]), to_bf16(odd[first + c]))
         for n in range(whole * PANEL, columns):
-            out[whole, p, n - whole * PANEL] = _join(to_bf16(even[n]), to_bf16(odd[n]))
+            out[whole, p, n - whole * PANEL] = join(to_bf16(even[n]), to_bf16(odd[n]))
     if inner % 2:
         last = source[inner - 1]
         for n in range(columns):
@@ -159,19 +161,19 @@ def _pack_float_columns(source: Floats, out: Words) -> None:
             for i in range(LANES):
                 line, words = source.ctypes.data + (n + i) * step + 8 * p, square + 4 * LANES * i
                 for q in range(LANES):
-                    write_word(words, q, _join(to_bf16(read_float(line, 2 * q)), to_bf16(read_float(line, 2 * q + 1))))
+                    write_word(words, q, join(to_bf16(read_float(line, 2 * q)), to_bf16(read_float(line, 2 * q + 1))))
             place = target + 4 * ((n // PANEL * pairs + p) * PANEL + n % PANEL)
             transpose_words(square, 4 * LANES, place, 4 * PANEL)
     for n in range(columns):
         row, panel = source[n], out[n // PANEL]
         for p in range(whole_p if n < whole_n else 0, inner // 2):
-            panel[p, n % PANEL] = _join(to_bf16(row[2 * p]), to_bf16(row[2 * p + 1]))
+            panel[p, n % PANEL] = join(to_bf16(row[2 * p]), to_bf16(row[2 * p + 1]))
         if inner % 2:
             panel[inner // 2, n % PANEL] = np.uint32(to_bf16(row[inner - 1]))
 
 
 @exact
-def _transpose_compiled(source: Bits, out: Bits) -> None:
+def _transpose_compiled(source: Short, out: Short) -> None:
     rows, columns = source.shape
     step, target_step = source.strides[0], out.strides[0]
     whole_r, whole_c = rows // (2 * LANES) * 2 * LANES, columns // LANES * LANES
@@ -209,7 +211,7 @@ def _pack_float_numpy(source: Floats, transpose: bool, out: Words) -> None:
     _pack_numpy(rounded(source.T if transpose else source), out)
 
 
-def _transpose_numpy(source: Bits, out: Bits) -> None:
+def _transpose_numpy(source: Short, out: Short) -> None:
     out[...] = source.T
 
 
@@ -251,6 +253,6 @@ def pack_float32(source: Floats, transpose: bool, out: Words) -> None:
 
 
 @exact
-def transpose_bf16(source: Bits, out: Bits) -> None:
-    """Write the transpose of `source` (R, C) to `out` (C, R); rows may lie apart in either."""
+def transpose_bf16(source: Short, out: Short) -> None:
+    """Write the transpose of `source` (R, C) to `out` (C, R); rows may lie apart in either. float16 will do as well."""
     _transpose(source, out)

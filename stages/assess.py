@@ -5,6 +5,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from stages.compute import Float32Compute
 from stages.config import ConfigError, InputError
 from stages.data import DataError, EvaluationWindows, TokenFile, evaluation_batches, token_type
 from stages.evaluate import Evaluator
@@ -42,7 +43,7 @@ def assess(run: Path, texts: tuple[str, ...]) -> Score:
     windows: EvaluationWindows = evaluation_batches(
         tokens, batch_size=sequences, micro_batch=sequences, batches=len(tokens)
     )
-    loss = Evaluator(model.geometry, sequences).mean_loss(model.weights, windows)
+    loss = Evaluator(Float32Compute(model.geometry, sequences)).mean_loss(model, windows)
     return Score(loss, windows.tokens, characters / len(tokens), time.perf_counter() - begin)
 
 

@@ -16,7 +16,7 @@ from stages.bench_sequential import stage_by_stage
 from stages.config import Config, ModelConfig, apply_overrides, resolve
 from stages.data import random_batches
 from stages.items import Update
-from stages.memory import Bank, Slot, allocate_scratch
+from stages.memory import Bank, FloatSlot, allocate_scratch
 from stages.numerics import numerics
 from stages.parameters import Geometry, initialise
 from stages.replay import replay
@@ -77,7 +77,7 @@ def check_kernels(config: Config, *, every_tensor: bool) -> str:
     """Compare loss and gradient of one micro-batch with float64, tensor by tensor or all tensors in one direction."""
     geometry, sequences = config.model.geometry(), config.micro_batch or 1
     random = np.random.default_rng(11)
-    bank, slot, gradients = Bank(geometry), Slot.allocate(geometry, sequences), Bank(geometry)
+    bank, slot, gradients = Bank(geometry), FloatSlot.allocate(geometry, sequences), Bank(geometry)
     initialise(bank.arena, geometry, config.seed)
     bank.arena.flat[:] += random.standard_normal(bank.arena.flat.shape, dtype=np.float32) * np.float32(0.01)
     slot.ids[:] = random.integers(0, geometry.vocabulary, slot.ids.shape)
@@ -106,7 +106,7 @@ def check_kernels(config: Config, *, every_tensor: bool) -> str:
     return f"loss within {error:.0e} of float64, gradient within {worst:.0e} of its length"
 
 
-def _loss_and_gradient(geometry: Geometry, sequences: int, bank: Bank, slot: Slot, gradients: Bank) -> float:
+def _loss_and_gradient(geometry: Geometry, sequences: int, bank: Bank, slot: FloatSlot, gradients: Bank) -> float:
     """Return the mean loss of a micro-batch, and leave its gradient in `gradients`."""
     scratch, acts, rows = allocate_scratch(geometry, sequences), slot.activations, slot.ids.size
     w, g = bank.weights, gradients.weights
@@ -118,7 +118,9 @@ def _loss_and_gradient(geometry: Geometry, sequences: int, bank: Bank, slot: Slo
     return float(loss) / rows
 
 
-def _slope(weights: Mapping[str, Doubles], directions: Mapping[str, Doubles], geometry: Geometry, slot: Slot) -> float:
+def _slope(
+    weights: Mapping[str, Doubles], directions: Mapping[str, Doubles], geometry: Geometry, slot: FloatSlot
+) -> float:
     """The rise of the float64 loss along a direction, by a central difference."""
     ends = []
     for sign in (STEP, -STEP):

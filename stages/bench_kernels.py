@@ -17,7 +17,7 @@ from kernels import AdamWStep
 from pipeline import Arena, LanePlan, Lanes
 from stages.bench_roofline import FLOAT, KernelTime, Peaks, Work, attention_work, floor_of, gemm_work, total
 from stages.config import Config, micro_batches
-from stages.memory import Bank, Slot, allocate_scratch, as_weights
+from stages.memory import Bank, FloatSlot, allocate_scratch, as_weights
 from stages.parameters import decayed_elements, initialise, parameter_shapes
 from stages.reducer import Gradient
 
@@ -53,7 +53,7 @@ class Bench:
         initialise(bank.arena, g, config.seed)
         self.flat = bank.arena.flat
         self.weights = bank.weights
-        self.slot = Slot.allocate(g, self.sequences)
+        self.slot = FloatSlot.allocate(g, self.sequences)
         random = np.random.default_rng(7)
         self.slot.ids[:] = random.integers(0, g.vocabulary, self.rows)
         self.slot.targets[:] = random.integers(0, g.vocabulary, self.rows)

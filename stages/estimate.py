@@ -14,6 +14,7 @@ from loguru import logger
 
 from pipeline import available_cores
 from stages.bench_worker import ENDLESS, resident
+from stages.compute import compute_for
 from stages.config import Config, resolve
 from stages.data import TokenIds
 from stages.evaluate import Evaluator
@@ -131,14 +132,16 @@ class _OneMicroBatch:
 def _evaluation_seconds(config: Config) -> float:
     """Return what evaluating a sequence takes on one core, the best of a few micro-batches."""
     geometry, sequences = config.model.geometry(), config.micro_batch or 1
-    bank, evaluator = Bank(geometry), Evaluator(geometry, sequences)
+    compute = compute_for(config.precision, geometry, sequences)
+    bank, evaluator = Bank(geometry, compute.make_forms()), Evaluator(compute)
     initialise(bank.arena, geometry, config.seed)
+    compute.derive(bank)
     windows = _OneMicroBatch(geometry.vocabulary, sequences * geometry.context)
     taken = []
     with numerics(config):
         for _ in range(3):
             begin = time.perf_counter()
-            evaluator.mean_loss(bank.weights, windows)
+            evaluator.mean_loss(bank, windows)
             taken.append(time.perf_counter() - begin)
     return min(taken) / sequences
 

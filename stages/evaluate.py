@@ -4,13 +4,10 @@ import math
 import time
 from typing import Protocol
 
-import kernels
-from kernels import Weights
 from pipeline import Arena
+from stages.compute import Compute, Version
 from stages.data import BatchSource
 from stages.items import Evaluation, Update
-from stages.memory import Slot, logits_rows
-from stages.parameters import Geometry
 from stages.reducer import TrainingDiverged
 
 
@@ -29,36 +26,34 @@ class Windows(BatchSource, Protocol):
 class Evaluator:
     """Computes losses with memory of its own: one slot, and the logits of one chunk of rows."""
 
-    def __init__(self, geometry: Geometry, sequences: int) -> None:
-        self._geometry = geometry
-        self._sequences = sequences
-        self._slot = Slot.allocate(geometry, sequences)
-        rows = logits_rows(geometry.vocabulary, sequences * geometry.context)
-        self._logits = Arena({"logits": (rows, geometry.vocabulary)})["logits"]
+    def __init__(self, compute: Compute) -> None:
+        self._compute = compute
+        self._slot = compute.make_slot()
+        self._logits = Arena({"logits": compute.logits_shape()})["logits"]
 
     @property
     def nbytes(self) -> int:
         """Bytes of its memory."""
         return self._slot.nbytes + self._logits.nbytes
 
-    def mean_loss(self, weights: Weights, windows: Windows) -> float:
+    def mean_loss(self, version: Version, windows: Windows) -> float:
         """Return the mean loss of the windows' target tokens, in nats."""
-        slot, acts = self._slot, self._slot.activations
+        slot = self._slot
         sums = []
         for micro in range(windows.micro_batches):
             windows.fill(0, micro, slot.ids, slot.targets)
-            kernels.embedding_forward(weights.wte, weights.wpe, slot.ids, self._geometry.context, acts.x[0])
-            kernels.blocks_forward(weights, acts, self._sequences, self._geometry.heads)
-            sums.append(float(kernels.head_loss(weights, acts.x[-1], slot.targets, acts.h, self._logits)))
+            self._compute.embed(version, slot)
+            self._compute.forward(version, slot)
+            sums.append(self._compute.loss(version, slot, self._logits))
         return math.fsum(sums) / windows.tokens
 
 
 class Evaluate:
     """The stage: evaluates the version that an update leased for it, and lets go of it."""
 
-    def __init__(self, geometry: Geometry, sequences: int, windows: Windows, final: Windows, last_step: int) -> None:
+    def __init__(self, compute: Compute, windows: Windows, final: Windows, last_step: int) -> None:
         """`windows` are those of every evaluation but that of `last_step`, which takes `final`."""
-        self._evaluator = Evaluator(geometry, sequences)
+        self._evaluator = Evaluator(compute)
         self._windows = windows
         self._final = final
         self._last_step = last_step
@@ -74,7 +69,7 @@ class Evaluate:
         lease = update.evaluation
         assert lease is not None, "only updates with a leased version reach this stage"
         windows = self._final if update.step == self._last_step else self._windows
-        loss = self._evaluator.mean_loss(lease.bank.weights, windows)
+        loss = self._evaluator.mean_loss(lease.bank, windows)
         lease.release()
         if not math.isfinite(loss):
             raise TrainingDiverged(

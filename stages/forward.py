@@ -6,12 +6,11 @@ batch reads, into the slot's own buffer, while earlier micro-batches are in forw
 
 from collections.abc import Iterator
 
-import kernels
 from pipeline import Banks, Pool, version_for
+from stages.compute import Compute
 from stages.data import BatchSource
 from stages.items import MicroBatch
 from stages.memory import Bank, Slot
-from stages.parameters import Geometry
 
 
 def plan_micro_batches(first_batch: int, steps: int, micro_batches: int) -> Iterator[MicroBatch]:
@@ -42,8 +41,8 @@ class Draw:
 class Embed:
     """Gathers the input embeddings from the version that the batch reads."""
 
-    def __init__(self, geometry: Geometry, banks: Banks[Bank]) -> None:
-        self._geometry = geometry
+    def __init__(self, compute: Compute, banks: Banks[Bank]) -> None:
+        self._compute = compute
         self._banks = banks
 
     def acquire(self, item: MicroBatch) -> None:
@@ -54,20 +53,18 @@ class Embed:
     def __call__(self, item: MicroBatch) -> MicroBatch:
         """Write token plus position embeddings to the start of the slot's residual stream."""
         slot, lease = item.held()
-        weights = lease.bank.weights
-        kernels.embedding_forward(weights.wte, weights.wpe, slot.ids, self._geometry.context, slot.activations.x[0])
+        self._compute.embed(lease.bank, slot)
         return item
 
 
 class Forward:
     """Runs all transformer blocks of a micro-batch in one call, so that the worker stays in compiled code."""
 
-    def __init__(self, geometry: Geometry, sequences: int) -> None:
-        self._geometry = geometry
-        self._sequences = sequences
+    def __init__(self, compute: Compute) -> None:
+        self._compute = compute
 
     def __call__(self, item: MicroBatch) -> MicroBatch:
         """Fill the slot's activations."""
         slot, lease = item.held()
-        kernels.blocks_forward(lease.bank.weights, slot.activations, self._sequences, self._geometry.heads)
+        self._compute.forward(lease.bank, slot)
         return item

@@ -4,8 +4,9 @@ Everything here is made from the geometry's tables (`parameters.parameter_shapes
 nothing is allocated after that.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -72,24 +73,52 @@ def as_weights(views: Mapping[str, np.ndarray]) -> Weights:
 
 
 class Bank:
-    """One full copy of the weights."""
+    """One full copy of the weights: the float32 master, and the forms that products read where they are others."""
 
-    def __init__(self, geometry: Geometry) -> None:
+    def __init__(self, geometry: Geometry, forms: Any = None) -> None:
         self.arena = Arena(parameter_shapes(geometry))
         self.weights = as_weights(self.arena)
+        self.forms = forms  # what `Compute.make_forms` gave: in step with the master whenever the bank can be leased
         self.scaler = ScaleState()  # of its version; written with the weights, by Clip alone once the run goes
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of master and forms."""
+        return self.arena.nbytes + arrays_bytes(self.forms or ())
+
+
+def arrays_bytes(arrays: Iterable[Any]) -> int:
+    """Return the bytes of arrays in a tuple, or in tuples of a tuple; one that appears twice counts once."""
+    found: dict[int, int] = {}
+    for item in arrays:
+        if isinstance(item, tuple):
+            found[id(item)] = arrays_bytes(item)
+        else:
+            found[id(item)] = item.nbytes
+    return sum(found.values())
 
 
 @dataclass(frozen=True)
 class Slot:
-    """The pre-allocated arrays of one micro-batch in flight."""
+    """The pre-allocated arrays of one micro-batch in flight; each precision adds its activations."""
 
     ids: TokenIds  # (R,)
     targets: TokenIds  # (R,)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all its arrays."""
+        return self.ids.nbytes + self.targets.nbytes
+
+
+@dataclass(frozen=True)
+class FloatSlot(Slot):
+    """A slot whose activations are float32."""
+
     activations: Activations
 
     @classmethod
-    def allocate(cls, geometry: Geometry, sequences: int) -> "Slot":
+    def allocate(cls, geometry: Geometry, sequences: int) -> "FloatSlot":
         """Make the arrays for micro-batches of `sequences` sequences of the full context."""
         rows = sequences * geometry.context
         tokens = Arena({"ids": (rows,), "targets": (rows,)}, np.int32)
@@ -99,7 +128,7 @@ class Slot:
     @property
     def nbytes(self) -> int:
         """Bytes of all its arrays."""
-        return self.ids.nbytes + self.targets.nbytes + sum(array.nbytes for array in self.activations)
+        return super().nbytes + arrays_bytes(self.activations)
 
 
 def allocate_scratch(geometry: Geometry, sequences: int) -> Scratch:

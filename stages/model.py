@@ -31,6 +31,11 @@ class Model:
     step: int | None
     """Updates that made it; None for a model from elsewhere."""
 
+    @property
+    def forms(self) -> None:
+        """A model that is read is computed with in float32."""
+        return
+
     @classmethod
     def open(cls, path: Path) -> "Model":
         """Open the newest checkpoint of a run directory, a checkpoint, or a GPT-2 model of Hugging Face's layout.

@@ -1,32 +1,65 @@
 """The memory of a run, computed from its configuration alone: the plan that `Training` then allocates to the byte."""
 
+from dataclasses import dataclass
 from math import prod
 
 from pipeline import arena_size
-from stages.config import Config
+from stages import memory_low as low
+from stages.config import Config, Precision
 from stages.memory import activation_shapes, logits_rows, scratch_shapes
-from stages.parameters import Shape, parameter_shapes
+from stages.parameters import Geometry, Shape, parameter_shapes
 
 FLOAT = 4  # bytes
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Bytes of what depends on the precision."""
+
+    forms: int  # of one bank, beside its master
+    slot: int
+    scratch: int  # of one lane
+    logits: int  # of an evaluation
 
 
 def memory_plan(config: Config, *, evaluates: bool = True, saves: bool = True) -> dict[str, int]:
     """Return the bytes of each part that a run of a resolved configuration allocates before its first step."""
     geometry, sequences = config.model.geometry(), config.micro_batch or 1
-    lanes, rows = config.lanes or 1, sequences * geometry.context
+    lanes = config.lanes or 1
     weights = arena_size(parameter_shapes(geometry)) * FLOAT
-    slot = _bytes(activation_shapes(geometry, sequences)) + 2 * rows * FLOAT
-    logits = logits_rows(geometry.vocabulary, rows) * geometry.vocabulary * FLOAT
+    short = config.precision in (Precision.BF16, Precision.FP16)
+    sizes = _low_sizes(geometry, sequences, config.precision) if short else _float32_sizes(geometry, sequences)
+    slot = sizes.slot + 2 * sequences * geometry.context * FLOAT  # token ids and targets
     return {
-        "weight banks": weights * (config.delay + 1 + (config.spare_banks or 0)),
+        "weight banks": (weights + sizes.forms) * (config.delay + 1 + (config.spare_banks or 0)),
         "optimizer moments": 2 * weights,
         "gradient lanes": weights * lanes,
         "gradient": weights if config.delay else 0,
         "slots": slot * (config.slots or 1),
-        "backward scratch": _bytes(scratch_shapes(geometry, sequences)) * lanes,
-        "evaluation": slot + logits if evaluates else 0,
+        "backward scratch": sizes.scratch * lanes,
+        "evaluation": slot + sizes.logits if evaluates else 0,
         "checkpoint copies": weights * (2 + config.delay) if saves and config.checkpoint.copies else 0,
     }
+
+
+def _float32_sizes(geometry: Geometry, sequences: int) -> Sizes:
+    logits = logits_rows(geometry.vocabulary, sequences * geometry.context) * geometry.vocabulary * FLOAT
+    slot, scratch = activation_shapes(geometry, sequences), scratch_shapes(geometry, sequences)
+    return Sizes(0, _bytes(slot), _bytes(scratch), logits)
+
+
+def _low_sizes(geometry: Geometry, sequences: int, precision: Precision) -> Sizes:
+    half = precision is Precision.FP16
+    short = low.short_type(precision)
+    work = low.array_bytes(low.attention_kinds(geometry))
+    work += low.array_bytes(low.wide_kinds(geometry, sequences)) if half else 0
+    logits = low.low_logits_rows(geometry.vocabulary, sequences * geometry.context) * geometry.vocabulary * FLOAT
+    return Sizes(
+        low.array_bytes(low.half_kinds(geometry) if half else low.packed_kinds(geometry)),
+        low.array_bytes(low.low_activation_kinds(geometry, sequences, short)) + work,
+        low.array_bytes(low.low_scratch_kinds(geometry, sequences, short)) + work,
+        logits,
+    )
 
 
 def _bytes(shapes: dict[str, Shape]) -> int:

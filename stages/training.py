@@ -18,6 +18,7 @@ from typing import Any
 from pipeline import Banks, Fifo, Gather, Graph, InOrder, LaneOrder, LanePlan, Lanes, Node, Policy, Pool
 from stages.backward import Backward
 from stages.checkpoint import Checkpoint
+from stages.compute import compute_for
 from stages.config import Config, ConfigError, micro_batches
 from stages.data import BatchSource
 from stages.evaluate import Evaluate, Windows
@@ -25,7 +26,7 @@ from stages.forward import Draw, Embed, Forward, plan_micro_batches
 from stages.items import MicroBatch
 from stages.loss_scale import LossScaler
 from stages.memory import Bank, Slot
-from stages.optimizer import ApplyUpdate, Clip, Moments, Optimizer, Publish
+from stages.optimizer import Clip, Moments, Optimizer, Publish
 from stages.parameters import initialise, parameter_shapes
 from stages.reducer import Collect, Gradient, Reduce, plan_shards
 from stages.saving import Save, Snapshot, due, never
@@ -78,9 +79,10 @@ class Training:
         geometry = config.model.geometry()
         sequences, tokens = config.micro_batch, config.sequences * config.model.context
         self.config = config
+        self.compute = compute_for(config.precision, geometry, sequences)
         self.first_batch = start.step if start else 0
         self.plan = LanePlan(config.lanes, micro_batches(config))
-        self.slots = Pool([Slot.allocate(geometry, sequences) for _ in range(config.slots)])
+        self.slots = Pool([self.compute.make_slot() for _ in range(config.slots)])
         self.moments = Moments(geometry)
         self.scaler = LossScaler(config.loss_scale)
         self.banks = self._make_banks(start)
@@ -90,20 +92,20 @@ class Training:
         self.snapshot = Snapshot(config, self.banks, self.moments) if output else None
 
         self.draw = Draw(data, self.slots)
-        self.embed = Embed(geometry, self.banks)
-        self.forward = Forward(geometry, sequences)
-        self.backward = Backward(geometry, self.lanes, self.slots, sequences, tokens)
+        self.embed = Embed(self.compute, self.banks)
+        self.forward = Forward(self.compute)
+        self.backward = Backward(self.compute, self.lanes, self.slots, tokens)
         self.collect = Collect(self.banks, self.shards, tokens, self.scaler.on)
         self.reduce = Reduce(self.lanes, self.gradient)
         optimizer = Optimizer(config.optimizer, partial(learning_rate, config))
         self.clip = Clip(self.banks, self.lanes, self.gradient, self.shards, optimizer, self.scaler, self.snapshot)
-        self.update = ApplyUpdate(geometry, self.gradient, self.moments)
+        self.update = self.compute.make_update(self.gradient, self.moments, self.shards.shards)
         evaluation_due = due(config.evaluation.interval, config.steps) if validation else never
         checkpoint_due = due(config.checkpoint.interval, config.steps) if output else never
         self.publish = Publish(self.banks, self.lanes, self.gradient, evaluation_due, checkpoint_due, self.snapshot)
         self.evaluate: Evaluate | None = None
         if validation:
-            self.evaluate = Evaluate(geometry, sequences, validation.windows, validation.final, config.steps)
+            self.evaluate = Evaluate(self.compute, validation.windows, validation.final, config.steps)
         self.save: Save | None = None
         if output and self.snapshot:
             self.save = Save(config, self.snapshot, output.checkpoints, output.tokenizer, output.ready)
@@ -111,7 +113,7 @@ class Training:
     def _make_banks(self, start: Checkpoint | None) -> Banks[Bank]:
         """Allocate the banks and fill those that the run starts from."""
         config, geometry = self.config, self.config.model.geometry()
-        banks = [Bank(geometry) for _ in range(config.delay + 1 + (config.spare_banks or 0))]
+        banks = [Bank(geometry, self.compute.make_forms()) for _ in range(config.delay + 1 + (config.spare_banks or 0))]
         versions = start.versions if start else (0,)
         published = {version: index for index, version in enumerate(versions)}
         for version, index in published.items():
@@ -120,6 +122,7 @@ class Training:
                 start.read_weights(version, banks[index].arena)
             else:
                 initialise(banks[index].arena, geometry, config.seed, config.model.residual_scaling)
+            self.compute.derive(banks[index])
         if start:
             start.read_moments(self.moments.m, self.moments.v)
         return Banks(banks, config.delay, published)
@@ -128,7 +131,7 @@ class Training:
         """Return the bytes of each part that is allocated for the whole run."""
         snapshot = self.snapshot
         return {
-            "weight banks": self.banks.total(lambda bank: bank.arena.nbytes),
+            "weight banks": self.banks.total(lambda bank: bank.nbytes),
             "optimizer moments": self.moments.nbytes,
             "gradient lanes": self.lanes.nbytes,
             "gradient": 0 if self.gradient.in_lane else self.gradient.flat.nbytes,

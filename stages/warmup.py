@@ -62,8 +62,8 @@ def compile_kernels(say: Callable[[str], None] = logger.info) -> float:
 
     def evaluation() -> None:
         with training.banks.lease_newest() as lease:
-            evaluator = Evaluator(training.config.model.geometry(), 1)
-            evaluator.mean_loss(lease.bank.weights, _Windows())
+            evaluator = Evaluator(training.compute)
+            evaluator.mean_loss(lease.bank, _Windows())
 
     groups = {
         "embedding": embed, "forward": forward, "backward": backward, "optimizer": optimizer, "evaluation": evaluation,

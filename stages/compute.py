@@ -1,0 +1,130 @@
+"""What one precision computes with: its memory for a micro-batch, its kernels, its way to make new weights.
+
+The stages know when something is computed and with which version; a `Compute` knows how. There is one in float32 here,
+and one in 16 bits in `stages.compute_low`.
+"""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import kernels
+from kernels import Floats, Scratch, Weights
+from stages.config import Precision
+from stages.items import UpdateShard
+from stages.memory import FloatSlot, Slot, allocate_scratch, logits_rows
+from stages.optimizer import ApplyUpdate, Moments
+from stages.parameters import Geometry, Shape
+from stages.reducer import Gradient
+
+
+class Version(Protocol):
+    """One version of the weights: a bank, or a model that was opened for reading."""
+
+    @property
+    def weights(self) -> Weights:
+        """The float32 master."""
+
+    @property
+    def forms(self) -> Any:
+        """What `Compute.make_forms` returned, filled by `derive` and by the update; None where there are none."""
+
+
+class Compute(Protocol):
+    """The arithmetic of one precision, for micro-batches of one size. It has no state: any thread may call it."""
+
+    def make_slot(self) -> Slot:
+        """Allocate the arrays of one micro-batch in flight."""
+
+    def make_scratch(self) -> Any:
+        """Allocate what the backward pass of one lane needs: a named tuple of arrays."""
+
+    def make_forms(self) -> Any:
+        """Allocate the derived forms of one bank's weights: a named tuple of arrays, or None."""
+
+    def derive(self, version: Version) -> None:
+        """Make the forms from the master: for weights that no update of this run has made."""
+
+    def embed(self, version: Version, slot: Any) -> None:
+        """Write token plus position embeddings to the start of the slot's residual stream."""
+
+    def forward(self, version: Version, slot: Any) -> None:
+        """Run all blocks: fill the slot's activations."""
+
+    def backward(
+        self, version: Version, slot: Any, scale: float, gradients: Weights, scratch: Any, accumulate: bool
+    ) -> float:
+        """Return the sum of the losses; write, or add, the gradient of that sum times `scale`."""
+
+    def logits_shape(self) -> Shape:
+        """Return the shape of the float32 scratch that `loss` needs."""
+
+    def loss(self, version: Version, slot: Any, logits: Floats) -> float:
+        """Return the sum of the losses after `forward`, without a gradient."""
+
+    def make_update(self, gradient: Gradient, moments: Moments, shards: int) -> Callable[[UpdateShard], UpdateShard]:
+        """Return the stage that applies AdamW to one of so many shards and keeps the forms in step."""
+
+
+class Float32Compute:
+    """Everything in float32; no derived forms. Implements `Compute`."""
+
+    def __init__(self, geometry: Geometry, sequences: int) -> None:
+        self._geometry = geometry
+        self._sequences = sequences
+
+    def make_slot(self) -> FloatSlot:
+        """Allocate the arrays of one micro-batch."""
+        return FloatSlot.allocate(self._geometry, self._sequences)
+
+    def make_scratch(self) -> Scratch:
+        """Allocate backward's scratch."""
+        return allocate_scratch(self._geometry, self._sequences)
+
+    def make_forms(self) -> None:
+        """Products read the master itself."""
+        return
+
+    def derive(self, version: Version) -> None:
+        """There is nothing to derive."""
+
+    def embed(self, version: Version, slot: FloatSlot) -> None:
+        """Gather the embeddings."""
+        w = version.weights
+        kernels.embedding_forward(w.wte, w.wpe, slot.ids, self._geometry.context, slot.activations.x[0])
+
+    def forward(self, version: Version, slot: FloatSlot) -> None:
+        """Run all blocks in one call, so that the worker stays in compiled code."""
+        kernels.blocks_forward(version.weights, slot.activations, self._sequences, self._geometry.heads)
+
+    def backward(
+        self, version: Version, slot: FloatSlot, scale: float, gradients: Weights, scratch: Scratch, accumulate: bool
+    ) -> float:
+        """Run head, blocks and embeddings backwards."""
+        g, weights, acts = self._geometry, version.weights, slot.activations
+        loss = kernels.head_backward(weights, acts.x[-1], slot.targets, scale, gradients, scratch, accumulate)
+        kernels.blocks_backward(weights, acts, gradients, scratch, self._sequences, g.heads, accumulate)
+        kernels.embedding_backward(slot.ids, scratch.dx, g.context, gradients.wte, gradients.wpe, accumulate)
+        return float(loss)
+
+    def logits_shape(self) -> Shape:
+        """Return (rows of a chunk, V)."""
+        vocabulary = self._geometry.vocabulary
+        return logits_rows(vocabulary, self._sequences * self._geometry.context), vocabulary
+
+    def loss(self, version: Version, slot: FloatSlot, logits: Floats) -> float:
+        """Run the head alone."""
+        acts = slot.activations
+        return float(kernels.head_loss(version.weights, acts.x[-1], slot.targets, acts.h, logits))
+
+    def make_update(self, gradient: Gradient, moments: Moments, shards: int) -> ApplyUpdate:
+        """Return the stage of AdamW alone."""
+        return ApplyUpdate(self._geometry, gradient, moments)
+
+
+def compute_for(precision: Precision, geometry: Geometry, sequences: int) -> Compute:
+    """Return what computes in a resolved precision; bf16x3 is float32 with another product (`stages.numerics`)."""
+    if precision in (Precision.FLOAT32, Precision.BF16X3):
+        return Float32Compute(geometry, sequences)
+    from stages.compute_low import LowCompute  # its kernels are loaded by those who use them
+
+    return LowCompute(precision, geometry, sequences)
