@@ -6,9 +6,10 @@ not know a new processor picks an old kernel set, at half of the speed ('Haswell
 ``OPENBLAS_CORETYPE`` while it is loaded, so it is loaded here, with the variable set for that moment only. A value that
 the user set stands: `blas_info` says what it costs.
 
-Unless ``THREADLOOM_GEMM`` says ``blas`` or ``numba``, Numba's own product runs where the processor has AVX-512: on an
-AMD Zen 5 it is level with OpenBLAS's AVX-512 kernels on large matrices and ahead on small ones, it depends on no thread
-count of BLAS, and its result is the same with every version of the library. Elsewhere BLAS runs, if it is sound.
+Unless ``THREADLOOM_GEMM`` says ``blas``, ``numba`` or ``bf16x3``, Numba's own product runs where the processor has
+AVX-512: on an AMD Zen 5 it is level with OpenBLAS's AVX-512 kernels on large matrices and ahead on small ones, it
+depends on no thread count of BLAS, and its result is the same with every version of the library. Elsewhere BLAS runs,
+if it is sound. `GemmBackend.BF16X3` is never chosen by itself: its results are less exact.
 
 Which product runs is a number in memory that compiled code reads by a symbol, not a constant of the compilation:
 Numba's cache on disk does not know constants, and would hand a later process the choice of an earlier one.
@@ -35,6 +36,7 @@ from numba.extending import intrinsic
 
 from kernels.gemm import gemm_blocked
 from kernels.jit import JIT_ENABLED, kernel
+from kernels.lowp_split_gemm import call_split, multiply_split, prepare_split
 from kernels.tensors import Floats
 
 
@@ -43,6 +45,7 @@ class GemmBackend(Enum):
 
     BLAS = "blas"
     NUMBA = "numba"
+    BF16X3 = "bf16x3"  # three products of bfloat16: faster only on AMX, and exact to about 4e-6; see lowp_split_gemm
 
 
 AVX512_FEATURES = ("avx512f", "avx512dq", "avx512bw", "avx512vl", "avx512cd")
@@ -148,16 +151,18 @@ def _load() -> BlasInfo:
     )
 
 
-_FLAG_SYMBOL = "threadloom_gemm_uses_blas"
+_FLAG_SYMBOL = "threadloom_gemm_backend"
+_BACKENDS = (GemmBackend.NUMBA, GemmBackend.BLAS, GemmBackend.BF16X3)  # what the number in memory stands for
 _loaded = _load()
-_uses_blas = ctypes.c_int32(_loaded.backend is GemmBackend.BLAS)  # the process's choice; compiled code reads it
-llvmlite.binding.add_symbol(_FLAG_SYMBOL, ctypes.addressof(_uses_blas))
+_choice = ctypes.c_int32(_BACKENDS.index(_loaded.backend))  # the process's choice; compiled code reads it
+llvmlite.binding.add_symbol(_FLAG_SYMBOL, ctypes.addressof(_choice))
+if _loaded.backend is GemmBackend.BF16X3:
+    prepare_split()
 
 
 def blas_info() -> BlasInfo:
     """Return what multiplies matrices in this process."""
-    backend = GemmBackend.BLAS if _uses_blas.value else GemmBackend.NUMBA
-    values = {**_loaded.__dict__, "backend": backend}
+    values = {**_loaded.__dict__, "backend": _BACKENDS[_choice.value]}
     return BlasInfo(**values)
 
 
@@ -169,16 +174,18 @@ def gemm_backend(backend: GemmBackend) -> Iterator[None]:
     """
     if backend is GemmBackend.BLAS and not _loaded.name:
         raise RuntimeError(f"BLAS was asked for, but there is none ({_loaded.reason}); install scipy")
-    earlier = _uses_blas.value
-    _uses_blas.value = backend is GemmBackend.BLAS
+    if backend is GemmBackend.BF16X3:
+        prepare_split()
+    earlier = _choice.value
+    _choice.value = _BACKENDS.index(backend)
     try:
         yield
     finally:
-        _uses_blas.value = earlier
+        _choice.value = earlier
 
 
 @intrinsic
-def _blas_chosen(typing_context: Any) -> Any:
+def _chosen(typing_context: Any) -> Any:
     """Read the process's choice of product (int32) by its symbol."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -249,8 +256,12 @@ def _gemm_compiled(
     inner = a.shape[0] if transpose_a else a.shape[1]
     lda, ldb, ldc = a.strides[0] // 4, b.strides[0] // 4, out.strides[0] // 4
     at, bt, ct = a.ctypes.data, b.ctypes.data, out.ctypes.data
-    if _blas_chosen() == 0:
+    chosen = _chosen()
+    if chosen == 0:
         gemm_blocked(at, lda, transpose_a, bt, ldb, transpose_b, ct, ldc, rows, columns, inner, alpha, beta)
+        return
+    if chosen == 2:
+        call_split(at, lda, transpose_a, bt, ldb, transpose_b, ct, ldc, rows, columns, inner, alpha, beta)
         return
     # BLAS reads a C-order matrix as its transpose, so it is asked for out.T = b.T @ a.T. A matrix of one row may have
     # any stride, and BLAS refuses a leading dimension below the row's length.
@@ -274,7 +285,8 @@ def _gemm_compiled(
 def _gemm_numpy(
     a: Floats, b: Floats, out: Floats, transpose_a: bool, transpose_b: bool, alpha: float, beta: float
 ) -> None:
-    product = np.float32(alpha) * np.matmul(a.T if transpose_a else a, b.T if transpose_b else b)
+    multiply = multiply_split if _BACKENDS[_choice.value] is GemmBackend.BF16X3 else np.matmul
+    product = np.float32(alpha) * multiply(a.T if transpose_a else a, b.T if transpose_b else b)
     if beta == 0:
         out[...] = product
     else:
