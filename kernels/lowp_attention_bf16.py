@@ -29,6 +29,7 @@ from kernels.lowp_attention_tile import (
     TILE_ROWS,
     d_score_rows,
     dot_columns,
+    fetch_row,
     join_short_rows,
     narrow_float32,
     narrow_native,
@@ -56,6 +57,7 @@ _QUERIES = 32  # of a tile in forward
 _KEYS = ATTENTION_BLOCK  # of a tile in backward
 _LOG2_E = 1.4426950408889634
 _LINE = 4 * PANEL  # bytes of a pair in a panel
+_HALF_PANEL = PANEL // 2  # squares on the diagonal are cut in quarters, one of which is never needed
 
 _SHIFT = np.uint32(16)
 _LN2_HIGH = np.float32(0.693359375)
@@ -199,6 +201,8 @@ def forward_bf16(qkv: Bits, sequences: int, heads: int, out: Bits, lse: Floats, 
             k0, v0 = channels + q0, 2 * channels + q0
             pack_bf16(qkv[begin:end, k0 : k0 + size], True, k_columns)
             start = qkv.ctypes.data + begin * row_bytes
+            ahead = start + 2 * (q0 + size) if head + 1 < heads else start + length * row_bytes
+            out_start = out.ctypes.data + begin * out_bytes + 2 * q0
             _pack_rows(start + 2 * v0, row_bytes, length, size, v_rows.ctypes.data, v_panel)
             for first in range(0, length, _QUERIES):
                 keys = min(first + _QUERIES, length)
@@ -206,13 +210,25 @@ def forward_bf16(qkv: Bits, sequences: int, heads: int, out: Bits, lse: Floats, 
                 q = start + first * row_bytes + 2 * q0
                 for j in range(0, keys, PANEL):
                     panel, target = k_columns.ctypes.data + j // PANEL * k_panel, scores + 4 * j
-                    _multiply(path, q, row_bytes, queries, panel, size, min(PANEL, keys - j), target, score_bytes, 0)
+                    step = queries if j < first or path == _AMX else _HALF_PANEL
+                    for i in range(0, queries, step):
+                        height = min(step, queries - i)
+                        _multiply(
+                            path, q + i * row_bytes, row_bytes, height, panel, size, min(PANEL, first + i + height - j),
+                            target + i * score_bytes, score_bytes, 0,
+                        )  # fmt: skip
                 for i in range(0, queries, ROW_GROUP):
+                    for t in range(first + i, min(first + i + ROW_GROUP, length)):
+                        line = ahead + t * row_bytes
+                        fetch_row(line, 2 * size, False)
+                        fetch_row(line + 2 * channels, 2 * size, False)
+                        fetch_row(line + 4 * channels, 2 * size, False)
+                        fetch_row(out_start + t * out_bytes, 2 * size, True)
                     softmax_rows(
                         scores + i * score_bytes, score_bytes, bits + i * bit_bytes, bit_bytes, first + i + 1, keys,
                         factor, largest.ctypes.data + 4 * i, totals.ctypes.data + 4 * i,
                     )  # fmt: skip
-                step = queries if path == _AMX else NARROW_ROWS
+                step = queries if path == _AMX else _HALF_PANEL
                 for i in range(0, queries, step):
                     height = min(step, queries - i)
                     inner = first + i + height
@@ -225,7 +241,7 @@ def forward_bf16(qkv: Bits, sequences: int, heads: int, out: Bits, lse: Floats, 
                 kept = lse[b, head, first:keys]
                 for i in range(queries):
                     kept[i] = np.float32(largest[i] * scale) + _log32(totals[i])
-                target = out.ctypes.data + (begin + first) * out_bytes + 2 * q0
+                target = out_start + first * out_bytes
                 for i in range(queries):
                     share = _ONE / totals[i]
                     _round_rows(result + i * result_bytes, result_bytes, share, 1, size, target + i * out_bytes, 0)
@@ -260,13 +276,52 @@ def _transpose_out(
 
 
 @exact
+def _key_scores(
+    path: int, a: int, a_bytes: int, rows: int, t: int, panel: int, inner: int, width: int, out: int, out_bytes: int
+) -> None:
+    """Multiply keys (or values) with a panel of queries (or d_out), that begins at the tile's key `t`.
+
+    The panel's first half does not see the second half of the keys beside it.
+    """
+    late = t + _HALF_PANEL
+    if path == _AMX or rows <= late:
+        _multiply(path, a, a_bytes, rows, panel, inner, width, out, out_bytes, 0)
+        return
+    _strips(path, a, a_bytes, late, panel, inner, width, out, out_bytes, 0)
+    if width > _HALF_PANEL:
+        _strips(
+            path, a + late * a_bytes, a_bytes, rows - late, panel + 4 * _HALF_PANEL, inner, width - _HALF_PANEL,
+            out + late * out_bytes + 4 * _HALF_PANEL, out_bytes, 0,
+        )  # fmt: skip
+
+
+@exact
+def _query_gradient(
+    path: int, k: int, k_bytes: int, size: int, t: int, keys: int, panel: int, width: int, out: int, out_bytes: int,
+    add: int,
+) -> None:  # fmt: skip
+    """Write, or add, the product of transposed keys with gradients of scores of the queries from the key `t` on."""
+    late = t + _HALF_PANEL
+    if path == _AMX or keys <= late:
+        _multiply(path, k, k_bytes, size, panel, min(keys, t + PANEL), width, out, out_bytes, add)
+        return
+    _strips(path, k, k_bytes, size, panel, late, min(width, _HALF_PANEL), out, out_bytes, add)
+    if width > _HALF_PANEL:
+        _strips(
+            path, k, k_bytes, size, panel + 4 * _HALF_PANEL, min(keys, t + PANEL), width - _HALF_PANEL,
+            out + 4 * _HALF_PANEL, out_bytes, add,
+        )  # fmt: skip
+
+
+@exact
 def _key_gradient(
     path: int, bits: int, bit_bytes: int, keys: int, count: int, rows: int, panel_bytes: int, size: int,
     factor: np.float32, result: int, result_bytes: int, out: int, out_bytes: int,
 ) -> None:  # fmt: skip
     """Write ``factor * bits @ rows`` to the gradients of a tile of keys; `count` queries, from its first key's on."""
-    for i in range(0, keys, PANEL):
-        height = min(PANEL, keys - i)
+    step = PANEL if path == _AMX else _HALF_PANEL
+    for i in range(0, keys, step):
+        height = min(step, keys - i)
         line = bits + i * bit_bytes + 2 * i
         for j in range(0, size, PANEL):
             panel, target = rows + j // PANEL * panel_bytes + i // 2 * _LINE, result + i * result_bytes + 4 * j
@@ -327,6 +382,10 @@ def backward_bf16(
             start, d_start = qkv.ctypes.data + begin * row_bytes, d_qkv.ctypes.data + begin * d_bytes
             _pack_rows(start + 2 * q0, row_bytes, length, size, q_rows.ctypes.data, row_panel)
             d_o = d_out.ctypes.data + begin * out_bytes + 2 * q0
+            last = head + 1 == heads
+            ahead = start + length * row_bytes if last else start + 2 * (q0 + size)
+            o_ahead = (begin + length) * out_bytes if last else begin * out_bytes + 2 * (q0 + size)
+            d_o_ahead, o_ahead = d_out.ctypes.data + o_ahead, out.ctypes.data + o_ahead
             _pack_rows(d_o, out_bytes, length, size, d_o_rows.ctypes.data, row_panel)
             _statistics(path, lse[b, head], length, (size + 1) // 2, scratch)
             for first in range(0, length, _KEYS):
@@ -335,15 +394,22 @@ def backward_bf16(
                 for t in range(0, count, PANEL):
                     rows, width, panel = min(keys, t + PANEL), min(PANEL, count - t), (first + t) // PANEL
                     at = panel * column_panel
-                    _multiply(
-                        path, line + 2 * k0, row_bytes, rows, q_columns.ctypes.data + at, size, width,
-                        scores + 4 * t, score_bytes, 0,
+                    _key_scores(
+                        path, line + 2 * k0, row_bytes, rows, t, q_columns.ctypes.data + at, size, width,
+                        scores + 4 * t, score_bytes,
                     )  # fmt: skip
-                    _multiply(
-                        path, line + 2 * v0, row_bytes, rows, d_o_columns.ctypes.data + at, size, width,
-                        d_scores + 4 * t, score_bytes, 0,
+                    _key_scores(
+                        path, line + 2 * v0, row_bytes, rows, t, d_o_columns.ctypes.data + at, size, width,
+                        d_scores + 4 * t, score_bytes,
                     )  # fmt: skip
                 for j in range(0, keys, 2):
+                    for t in range(first + j, min(first + j + 2, length)):
+                        line, place = ahead + t * row_bytes, d_start + t * d_bytes + 2 * q0
+                        for part in range(3):
+                            fetch_row(line + 2 * part * channels, 2 * size, False)
+                            fetch_row(place + 2 * part * channels, 2 * size, True)
+                        fetch_row(o_ahead + t * out_bytes, 2 * size, False)
+                        fetch_row(d_o_ahead + t * out_bytes, 2 * size, False)
                     d_score_rows(
                         scores + j * score_bytes, d_scores + j * score_bytes, score_bytes,
                         p_bits + j * bit_bytes, ds_bits + j * bit_bytes, bit_bytes, words + j // 2 * _LINE, word_panel,
@@ -360,10 +426,9 @@ def backward_bf16(
                     scale, result, result_bytes, target + 2 * k0, d_bytes,
                 )  # fmt: skip
                 for t in range(0, count, PANEL):
-                    inner, width = min(keys, t + PANEL), min(PANEL, count - t)
                     panel, place = words + t // PANEL * word_panel, dqt + 4 * (first + t)
-                    _multiply(
-                        path, kt + 2 * first, kt_bytes, size, panel, inner, width, place, dqt_bytes,
+                    _query_gradient(
+                        path, kt + 2 * first, kt_bytes, size, t, keys, panel, min(PANEL, count - t), place, dqt_bytes,
                         1 if first > 0 else 0,
                     )  # fmt: skip
             _transpose_out(

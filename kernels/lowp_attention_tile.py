@@ -13,6 +13,7 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
+from numba.core.errors import RequireLiteralValue
 from numba.extending import intrinsic
 
 from kernels.lowp_epilogue import round_vector
@@ -392,3 +393,24 @@ def join_short_rows(typing_context: Any, even: Any, odd: Any, target: Any) -> An
         return context.get_dummy_value()
 
     return types.void(*[types.intp] * 3), codegen
+
+
+@intrinsic
+def fetch_row(typing_context: Any, address: Any, size: Any, write: Any) -> Any:
+    """Ask for the cache lines of `size` bytes at an address, to read or to write (a constant); none need be there.
+
+    A head's rows lie as far apart as the matrix is wide, which the processor's own prefetching does not foresee.
+    """
+    if not isinstance(write, types.Literal):
+        raise RequireLiteralValue("write must be a constant")
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        address, size, _ = arguments
+        kind = ir.FunctionType(ir.VoidType(), [ir.IntType(8).as_pointer(), INT, INT, INT])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        hints = [ir.Constant(INT, value) for value in (int(write.literal_value), 2, 1)]
+        with cgutils.for_range_slice(builder, word(0), size, word(64)) as (offset, _):
+            builder.call(function, [pointer(builder, ir.IntType(8), address, offset), *hints])
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.intp, write), codegen
