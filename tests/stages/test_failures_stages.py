@@ -226,9 +226,12 @@ def test_a_loss_that_is_no_number_stops_before_the_weights_are_harmed(delay: int
     """Version 3 is poisoned as it is published: the batch that reads it stops the run, and makes no update."""
     training = make(tmp_path, f"delay={delay}", "evaluation.interval=0", delay=delay)
     published: list[int] = []
+    saved = threading.Event()
+    intercept(training, "save", after=lambda _, made: saved.set())
 
     def poison(shards: list[Any]) -> None:
         if shards[0].batch == 2:
+            wait_for(saved, "the checkpoint of step 2")
             shards[0].target.weights.wte[:] = float("nan")
 
     intercept(training, "publish", poison, after=lambda _, made: published.append(made.step))

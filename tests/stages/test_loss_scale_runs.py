@@ -123,6 +123,28 @@ def test_pipeline_and_replay_skip_the_same_updates_and_give_the_same_bits(delay:
         assert_same(found, expected)
 
 
+@pytest.mark.timeout(300)  # the kernels of 16 bits may have to be compiled
+@pytest.mark.parametrize("delay", [0, 1])
+def test_float16_overflows_by_itself_and_recovers_along_one_trajectory(delay: int, tmp_path: Path) -> None:
+    """Nothing is put in here: the gradients of the tiny model pass 65,504 at this scale. Default: dynamic."""
+    common = ("precision=fp16", f"delay={delay}", "loss_scale.initial=4194304", "loss_scale.interval=3", "steps=10")
+    alone = build(tiny(*common))
+    used, skipped, expected = scales(alone, run_sequence(alone))
+    assert used[: delay + 1] == [2.0**22] * (delay + 1)
+    assert skipped[: delay + 1] == list(range(1, delay + 2))
+    assert len(skipped) <= 8, "it recovers"
+    training = build(tiny(*common, *THREADS[1], "checkpoint.interval=4", "checkpoint.keep=0"), tmp_path)
+    again, left_out, found = scales(training, run_threads(training))
+    assert (again, left_out) == (used, skipped)
+    assert repr(found.updates) == repr(expected.updates)  # norms may be nan
+    resumed = build(tiny(*common), start=Checkpoint.open(tmp_path / "step-000004"))
+    rest, _, end = scales(resumed, run_threads(resumed))
+    assert rest == used[4:]
+    for name, tensor in expected.tensors.items():
+        np.testing.assert_array_equal(found.tensors[name], tensor, err_msg=name)
+        np.testing.assert_array_equal(end.tensors[name], tensor, err_msg=name)
+
+
 @pytest.mark.parametrize("delay", [0, 1, 2])
 def test_a_skipped_update_leaves_everything_but_the_learning_rate_as_it_was(delay: int) -> None:
     """Updates 2 and 3 are skipped: the versions that they make have the bits of version 2, and so have the moments."""
