@@ -80,7 +80,7 @@ def examine(measure: bool = True, seconds: float = 0.3) -> Report:
         loaded=loaded_blas(),
         measured=measure_machine(machine, seconds) if measure else None,
         defaults=tuple(_defaults(load_config(name), machine.logical_cores) for name in CONFIG_NAMES),
-        products=measured_paths(products, machine.logical_cores) if measure else products,
+        products=measured_paths(products, machine.logical_cores) if measure and JIT_ENABLED else products,
         precisions=choices_of(_speeds(measure), info),
     )
 

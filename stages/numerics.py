@@ -5,14 +5,15 @@ from contextlib import contextmanager
 
 from kernels import GemmBackend, gemm_backend
 from pipeline import blas_threads
-from stages.settings import Config, ConfigError
+from stages.settings import Config, ConfigError, Precision
 
 
 @contextmanager
 def numerics(config: Config) -> Iterator[None]:
-    """Run the block with the matrix product and the BLAS threads of a resolved configuration.
+    """Run the block with the float32 matrix product and the BLAS threads of a resolved configuration.
 
-    Both are process-wide: enter it before a run's stages start, and let no other run be under way.
+    In bf16x3 the product is the one of three bfloat16 products, whatever `gemm` says, and all else is float32. Both are
+    process-wide: enter it before a run's stages start, and let no other run be under way.
     """
     if config.gemm is None or config.threads.blas is None:
         raise ConfigError(
@@ -22,5 +23,6 @@ def numerics(config: Config) -> Iterator[None]:
             cause="the configuration was not resolved",
             remedy="resolve(config, cores, ...) first",
         )
-    with gemm_backend(GemmBackend(config.gemm.value)), blas_threads(config.threads.blas):
+    backend = GemmBackend.BF16X3 if config.precision is Precision.BF16X3 else GemmBackend(config.gemm.value)
+    with gemm_backend(backend), blas_threads(config.threads.blas):
         yield

@@ -205,9 +205,9 @@ def _default_gemm(threads: ThreadsConfig) -> Gemm:
     """Return the product that is faster on this processor; one with several threads is BLAS's alone."""
     if threads.blas is not None and threads.blas > 1:
         return Gemm.BLAS
-    from kernels import blas_info  # Numba is loaded only where a configuration is resolved, not for --help
+    from kernels import GemmBackend, blas_info  # Numba is loaded only where a configuration is resolved, not for --help
 
-    return Gemm(blas_info().backend.value)
+    return Gemm.BLAS if blas_info().backend is GemmBackend.BLAS else Gemm.NUMBA
 
 
 def _divisors(number: int) -> list[int]:

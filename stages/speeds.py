@@ -1,8 +1,9 @@
 """How fast each precision multiplies on one core here: measured once, and kept for this machine.
 
 The figures decide what `precision=auto` stands for (`stages.precision`), so they are of the product's own kernels, on a
-product as training has them, and taken turn by turn: other work on the machine slows all of them alike. The kernels of
-a precision are one entry of `PRODUCTS`.
+product as training has them, and taken turn by turn: a clock that sinks slows all alike. Time is the thread's own:
+while other work has the core it stands still, or a longer product would look slower than it is. The kernels of a
+precision are one entry of `PRODUCTS`.
 
 What was measured is kept in
 
@@ -36,12 +37,13 @@ from numpy.typing import NDArray
 
 from kernels import GemmBackend, blas_info, gemm
 from kernels.jit import SOURCES_DIGEST
-from kernels.lowp_convert import bf16_from_float32, bf16_split
+from kernels.lowp_convert import bf16_from_float32
 from kernels.lowp_features import low_precision_info
-from kernels.lowp_gemm import gemm_bf16, gemm_bf16x3
+from kernels.lowp_gemm import gemm_bf16
 from kernels.lowp_half import half_from_float32
 from kernels.lowp_half_gemm import gemm_half, half_scratch_sizes
-from kernels.lowp_pack import pack_bf16, pack_float32, packed_shape
+from kernels.lowp_pack import pack_float32, packed_shape
+from kernels.lowp_split_gemm import gemm_split
 from kernels.lowp_vector import TARGET
 from pipeline import blas_threads
 from stages.machine import cache_root, detect
@@ -103,18 +105,12 @@ def _bf16_product() -> Call:
 
 
 def _bf16x3_product() -> Call:
-    """Activations are float32, so that each product splits its own."""
+    """Both operands are float32, and split on the way; called by its address, not by a switch of the process."""
     a, b, out = _operands()
-    high, low = np.empty(a.shape, np.uint16), np.empty(a.shape, np.uint16)
-    parts = [np.empty(b.shape, np.uint16) for _ in range(2)]
-    bf16_split(b.reshape(-1), parts[0].reshape(-1), parts[1].reshape(-1))
-    words = [np.empty(packed_shape(INNER, COLUMNS), np.uint32) for _ in parts]
-    for part, packed in zip(parts, words, strict=True):
-        pack_bf16(part, False, packed)
 
     def call() -> None:
-        bf16_split(a.reshape(-1), high.reshape(-1), low.reshape(-1))
-        gemm_bf16x3(high, low, words[0], words[1], out, False)
+        at, bt, ct = a.ctypes.data, b.ctypes.data, out.ctypes.data
+        gemm_split(at, INNER, False, bt, COLUMNS, False, ct, COLUMNS, ROWS, COLUMNS, INNER, 1.0, 0.0)
 
     return call
 
@@ -135,7 +131,7 @@ PRODUCTS: Mapping[Precision, Callable[[], Call]] = {
     Precision.BF16X3: _bf16x3_product,
     Precision.FP16: _fp16_product,
 }
-"""Precision → what makes a call that does `OPERATIONS` at it, holding no GIL. Float32 must be among them."""
+"""Precision → what makes a call that does `OPERATIONS` at it, holding no GIL; compiled code only."""
 
 
 def measure_speeds() -> Speeds:
@@ -150,9 +146,9 @@ def measure_speeds() -> Speeds:
             if done >= LEAST_ROUNDS and time.perf_counter() - begin > SECONDS:
                 break
             for precision, call in calls.items():
-                started = time.perf_counter()
+                started = time.thread_time()
                 call()
-                seconds[precision].append(time.perf_counter() - started)
+                seconds[precision].append(time.thread_time() - started)
     rates = {precision.value: OPERATIONS / 1e9 / statistics.median(found) for precision, found in seconds.items()}
     return msgspec.convert(rates, Speeds)
 

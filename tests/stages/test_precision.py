@@ -14,11 +14,12 @@ import msgspec
 import pytest
 from loguru import logger
 
-from kernels import lowp_features
+from kernels import GemmBackend, blas_info, lowp_features
 from kernels.jit import JIT_ENABLED
 from kernels.lowp_features import LowPrecisionInfo
 from stages import speeds
-from stages.config import LossScaling, apply_overrides, from_json, load_config, resolve, to_json, trajectory
+from stages.config import Gemm, LossScaling, apply_overrides, from_json, load_config, resolve, to_json, trajectory
+from stages.numerics import numerics
 from stages.precision import ALLOW_SLOW, Choice, choose, choose_here, is_open
 from stages.rundir import RunMode
 from stages.session import saved_config, train
@@ -395,6 +396,15 @@ def test_with_the_compiler_off_nothing_is_measured(monkeypatch: pytest.MonkeyPat
 def test_fp16_scales_its_loss() -> None:
     assert resolve(tiny("precision=fp16"), 2).loss_scale.kind is LossScaling.DYNAMIC
     assert resolve(tiny("precision=fp16", "loss_scale.kind=static"), 2).loss_scale.kind is LossScaling.STATIC
+
+
+def test_bf16x3_is_another_product_for_as_long_as_the_run() -> None:
+    before = blas_info().backend
+    for name, backend in (("bf16x3", GemmBackend.BF16X3), ("bf16", before)):
+        with numerics(resolve(tiny(f"precision={name}", f"gemm={before.value}"), 2)):
+            assert blas_info().backend is backend
+            assert resolve(tiny(), 2).gemm in (Gemm.NUMBA, Gemm.BLAS)
+    assert blas_info().backend is before
 
 
 def test_the_precision_decides_the_weights() -> None:
