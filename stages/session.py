@@ -153,7 +153,7 @@ def _finished(config: Config, run: RunDirectory) -> Outcome:
 
 def _train(config: Config, run: RunDirectory, data: Dataset, start: Checkpoint | None, choice: Choice) -> Outcome:
     _announce(config, choice)
-    compile_kernels()
+    compile_kernels(precision=config.precision)
     logged = Logged(config, start.step if start else 0)
     output = Output(run.checkpoints, data.tokenizer_path, logged.wait_for)
     training = Training(config, training_batches(config, data.train), _validation(config, data), output, start)
@@ -181,7 +181,11 @@ def _announce(config: Config, choice: Choice) -> None:
     """Say once what was detected and what was chosen."""
     blas = blas_info()
     geometry = config.model.geometry()
-    product = "Numba's kernel" if blas.backend is GemmBackend.NUMBA else f"{blas.name} {blas.version}"
+    product = {
+        GemmBackend.NUMBA: "Numba's kernel",
+        GemmBackend.BLAS: f"{blas.name} {blas.version}",
+        GemmBackend.BF16X3: "three of bfloat16",
+    }[blas.backend]
     width = detect().vector_width
     logger.info("processor: {} cores, {}; matrix products by {}", available_cores(), width.value, product)
     logger.debug("matrix products: {}", blas.reason)
