@@ -8,7 +8,8 @@ Higher-Precision Computations", ARITH 2019)::
 
 Leaving out a_low b_low is an error of up to 2**-16 |a b|, and the two rests of up to 2**-17 each: 3e-5 in the worst
 case, 4.4e-6 of the norm of a result with random operands. It costs three times the arithmetic at bfloat16's rate: a
-gain on AMX, where that is about ten times float32's; on AVX-512, where it is twice, 0.6 of the speed of `kernels.gemm`.
+gain on AMX, where that is about ten times float32's (by these rates: it has not run there); on AVX-512, where it is
+twice, it has 0.6 of the speed of `kernels.gemm`.
 
 The scheme is that of `kernels.gemm`, with the splitting done where that one packs, on the stack: a block of rows of A,
 row-major, in the L2 cache, and panel after panel of B, packed (`kernels.lowp_pack`), in the L1 cache. The tiles are
