@@ -1,7 +1,7 @@
 """The arithmetic: Numba kernels in forward/backward pairs, on arrays that the caller owns, without state or allocation.
 
-Layering: this package imports nothing of `pipeline` or `stages`. Importing it loads SciPy's BLAS with the kernel set
-that fits the processor (`blas_info` tells), so import it before anything else that loads SciPy.
+Layering: this package imports nothing of `pipeline` or `stages`. SciPy's BLAS is loaded when it is first needed, with
+the kernel set that fits the processor (`blas_info` tells); that works only while nothing else has loaded it.
 
 Every kernel holds no GIL, gives the same bits for the same input in whichever thread, and checks no bounds: shapes,
 token ids and sizes must be right before it is called.

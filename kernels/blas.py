@@ -1,10 +1,12 @@
 """Matrix products from code without the GIL: SciPy's BLAS where there is one, the blocked Numba product otherwise.
 
-Which library runs, and with which of its kernel sets, is settled once, when this module is imported, and reported by
-`blas_info`. Numba calls the copy of BLAS that SciPy brings, through the symbol ``numba_xxgemm``. An OpenBLAS that does
-not know a new processor picks an old kernel set, at half of the speed ('Haswell' on one with AVX-512); it reads
-``OPENBLAS_CORETYPE`` while it is loaded, so it is loaded here, with the variable set for that moment only. A value that
-the user set stands: `blas_info` says what it costs.
+Which product runs is settled when this module is imported; `blas_info` reports it, with the library behind it. Numba
+calls the copy of BLAS that SciPy brings, through the symbol ``numba_xxgemm``, and looks for it at the first call. SciPy
+takes 14 MB and 0.1 s to load, so it is loaded only once something asks for BLAS or its report: `gemm_backend`,
+`blas_info`, or the choice itself where the processor has no AVX-512. An OpenBLAS that does not know a new processor
+picks an old kernel set, at half of the speed ('Haswell' on one with AVX-512); it reads ``OPENBLAS_CORETYPE`` while it
+is loaded, so it is loaded here, with the variable set for that moment only. A value that the user set stands:
+`blas_info` says what it costs.
 
 Unless ``THREADLOOM_GEMM`` says ``blas``, ``numba`` or ``bf16x3``, Numba's own product runs where the processor has
 AVX-512: on an AMD Zen 5 it is level with OpenBLAS's AVX-512 kernels on large matrices and ahead on small ones, it
@@ -19,6 +21,7 @@ import ctypes
 import importlib
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -59,13 +62,26 @@ class BlasInfo:
     """What multiplies matrices in this process, and why it is that."""
 
     backend: GemmBackend  # what the kernels call now
-    library: str  # path of the BLAS that SciPy loaded; "" when there is none
+    library: str  # path of the BLAS that SciPy loaded; "" when there is none, or none was needed yet
     name: str  # the library's kind as threadpoolctl names it, "openblas" mostly
     version: str  # of the library; "" when it does not say
     architecture: str  # the kernel set it uses; "" when it does not say
     overridden: bool  # whether its kernel set was chosen here and not by itself
     reason: str  # why it was overridden or not, and why the backend is what it is, in a sentence
     known_bad: bool  # one of the versions that are wrong under concurrent callers
+
+
+@dataclass(frozen=True)
+class _Library:
+    """The BLAS that SciPy loaded: the fields of `BlasInfo`, `reason` about its kernel set alone."""
+
+    library: str = ""
+    name: str = ""
+    version: str = ""
+    architecture: str = ""
+    overridden: bool = False
+    reason: str = "SciPy's BLAS was not needed and not loaded"
+    known_bad: bool = False
 
 
 def _libraries() -> dict[str, dict[str, Any]]:
@@ -104,16 +120,17 @@ def _override_reason(before: dict[str, dict[str, Any]]) -> tuple[bool, str]:
     return True, f"the processor has AVX-512, but OpenBLAS took it for {chosen[0]}"
 
 
-def _load() -> BlasInfo:
-    """Load SciPy's BLAS with the right kernel set, and choose the backend."""
+def _load() -> _Library:
+    """Load SciPy's BLAS with the right kernel set, and say what it is."""
     before = _libraries()
     override, reason = _override_reason(before)
     if override:
         os.environ["OPENBLAS_CORETYPE"] = "SkylakeX"
     try:
         importlib.import_module("scipy.linalg.cython_blas")
-    except ImportError as error:
-        return BlasInfo(GemmBackend.NUMBA, "", "", "", "", False, f"SciPy's BLAS cannot be loaded: {error}", False)
+        _numba_linalg().ensure_blas()  # refuses a BLAS whose integers are not as wide as Numba was built for
+    except (ImportError, RuntimeError) as error:
+        return _Library(reason=f"SciPy's BLAS cannot be loaded: {error}")
     finally:
         if override:
             del os.environ["OPENBLAS_CORETYPE"]  # child processes must not inherit it
@@ -123,57 +140,106 @@ def _load() -> BlasInfo:
     path = next(iter([*new, *scipys, *after]), "")
     library = after.get(path, {})
     version = str(library.get("version") or "")
-    known_bad = library.get("internal_api") == "openblas" and version.startswith(KNOWN_BAD_OPENBLAS)
-    wanted = os.environ.get("THREADLOOM_GEMM", "").strip().lower()
-    if wanted:
-        names = [choice.value for choice in GemmBackend]
-        if wanted not in names:
-            raise ValueError(f"THREADLOOM_GEMM must be one of {', '.join(names)}, not {wanted!r}")
-        backend = GemmBackend(wanted)
-        reason += f"; THREADLOOM_GEMM={wanted}"
-    elif known_bad:
-        backend = GemmBackend.NUMBA
-        reason += f"; OpenBLAS {version} is wrong under concurrent callers, so Numba's product is used"
-    elif _has_avx512():
-        backend = GemmBackend.NUMBA
-        reason += "; on AVX-512 Numba's product is used, which is as fast or faster and the same bits for every BLAS"
-    else:
-        backend = GemmBackend.BLAS
-    return BlasInfo(
-        backend,
+    return _Library(
         path,
         str(library.get("internal_api", "")),
         version,
         str(library.get("architecture", "")),
         override,
         reason,
-        known_bad,
+        library.get("internal_api") == "openblas" and version.startswith(KNOWN_BAD_OPENBLAS),
     )
+
+
+_lock = threading.Lock()
+_found: list[_Library] = []  # empty until something needed BLAS, then what was found; only `_loaded_library` adds to it
+
+
+def _loaded_library() -> _Library:
+    """Return SciPy's BLAS, loading it where that has not been done or tried yet."""
+    with _lock:
+        if not _found:
+            _found.append(_load())
+        return _found[0]
+
+
+def _numba_linalg() -> Any:
+    return importlib.import_module("numba.np.linalg")
+
+
+def _keep_numba_from_loading_blas() -> None:
+    """Import Numba's array functions without SciPy's BLAS, which they load only to know that it is there.
+
+    Numba imports them before its first kernel, and would bring in all of ``scipy.linalg`` for a product that never
+    calls it, before `_load` could choose the kernel set. Code that uses ``np.dot`` loses nothing: Numba asks for BLAS
+    again when it compiles that. Where Numba is built another way, its own loading stands.
+    """
+    linalg = _numba_linalg()
+    if "numba.np.arraymath" in sys.modules or not hasattr(linalg, "ensure_blas"):
+        return
+    asks = linalg.ensure_blas
+    linalg.ensure_blas = lambda: None
+    try:
+        arraymath: Any = importlib.import_module("numba.np.arraymath")
+    finally:
+        linalg.ensure_blas = asks
+    arraymath.ensure_blas = asks
+
+
+def _choose() -> tuple[GemmBackend, str]:
+    """Return what multiplies unless `gemm_backend` says otherwise, and why; loads BLAS only if that decides."""
+    wanted = os.environ.get("THREADLOOM_GEMM", "").strip().lower()
+    names = [choice.value for choice in GemmBackend]
+    if wanted and wanted not in names:
+        raise ValueError(f"THREADLOOM_GEMM must be one of {', '.join(names)}, not {wanted!r}")
+    asked = f"THREADLOOM_GEMM={wanted}"
+    if wanted and GemmBackend(wanted) is not GemmBackend.BLAS:
+        return GemmBackend(wanted), asked
+    if not wanted and _has_avx512():
+        why = "on AVX-512 Numba's product is used, which is as fast or faster and the same bits for every BLAS"
+        return GemmBackend.NUMBA, why
+    library = _loaded_library()
+    if not library.library:
+        return GemmBackend.NUMBA, "so Numba's product is used"
+    if wanted:
+        return GemmBackend.BLAS, asked
+    if library.known_bad:
+        why = f"OpenBLAS {library.version} is wrong under concurrent callers, so Numba's product is used"
+        return GemmBackend.NUMBA, why
+    return GemmBackend.BLAS, ""
 
 
 _FLAG_SYMBOL = "threadloom_gemm_backend"
 _BACKENDS = (GemmBackend.NUMBA, GemmBackend.BLAS, GemmBackend.BF16X3)  # what the number in memory stands for
-_loaded = _load()
-_choice = ctypes.c_int32(_BACKENDS.index(_loaded.backend))  # the process's choice; compiled code reads it
+_default, _default_reason = _choose()
+_choice = ctypes.c_int32(_BACKENDS.index(_default))  # the process's choice; compiled code reads it
 llvmlite.binding.add_symbol(_FLAG_SYMBOL, ctypes.addressof(_choice))
-if _loaded.backend is GemmBackend.BF16X3:
+if _default is GemmBackend.BF16X3:
     prepare_split()
+if JIT_ENABLED:
+    _keep_numba_from_loading_blas()
 
 
-def blas_info() -> BlasInfo:
-    """Return what multiplies matrices in this process."""
-    values = {**_loaded.__dict__, "backend": _BACKENDS[_choice.value]}
-    return BlasInfo(**values)
+def blas_info(load: bool = True) -> BlasInfo:
+    """Return what multiplies matrices in this process.
+
+    SciPy's BLAS is loaded for the report if it is not yet there. With ``load=False`` it is not: who asks only for
+    `backend` and `reason` gets the same backend, and empty fields about a library that nothing has needed.
+    """
+    library = _loaded_library() if load else next(iter(_found), _Library())
+    reason = "; ".join(words for words in (library.reason, _default_reason) if words)
+    return BlasInfo(**{**vars(library), "backend": _BACKENDS[_choice.value], "reason": reason})
 
 
 @contextmanager
 def gemm_backend(backend: GemmBackend) -> Iterator[None]:
     """Let every product of the process run on `backend` within the ``with`` block; for tests and the tuner.
 
-    The choice is process-wide: enter it while no other thread is inside a kernel.
+    The choice is process-wide: enter it while no other thread is inside a kernel. The first block that asks for BLAS
+    loads it, so a limit on its threads belongs inside the block.
     """
-    if backend is GemmBackend.BLAS and not _loaded.name:
-        raise RuntimeError(f"BLAS was asked for, but there is none ({_loaded.reason}); install scipy")
+    if backend is GemmBackend.BLAS and not (library := _loaded_library()).library:
+        raise RuntimeError(f"BLAS was asked for, but there is none ({library.reason}); install scipy")
     if backend is GemmBackend.BF16X3:
         prepare_split()
     earlier = _choice.value

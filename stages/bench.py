@@ -152,7 +152,7 @@ def _odd(cores: int) -> Config:
 
 
 def _product() -> str:
-    blas = blas_info()
+    blas = blas_info(load=False)
     return "Numba's product" if blas.backend is GemmBackend.NUMBA else f"{blas.name} {blas.version}"
 
 

@@ -207,7 +207,7 @@ def _default_gemm(threads: ThreadsConfig) -> Gemm:
         return Gemm.BLAS
     from kernels import GemmBackend, blas_info  # Numba is loaded only where a configuration is resolved, not for --help
 
-    return Gemm.BLAS if blas_info().backend is GemmBackend.BLAS else Gemm.NUMBA
+    return Gemm.BLAS if blas_info(load=False).backend is GemmBackend.BLAS else Gemm.NUMBA
 
 
 def _divisors(number: int) -> list[int]:

@@ -179,7 +179,7 @@ def _follow(pipeline: Run, reporter: Reporter, logged: Logged) -> None:
 
 def _announce(config: Config, choice: Choice) -> None:
     """Say once what was detected and what was chosen."""
-    blas = blas_info()
+    blas = blas_info(load=False)
     geometry = config.model.geometry()
     product = {
         GemmBackend.NUMBA: "Numba's kernel",

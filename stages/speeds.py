@@ -156,7 +156,7 @@ def measure_speeds() -> Speeds:
 @contextlib.contextmanager
 def _one_blas_thread() -> Iterator[None]:
     """Limit BLAS to a thread where it is what multiplies; the limit is the process's, so not without need."""
-    with blas_threads(1) if blas_info().backend is GemmBackend.BLAS else contextlib.nullcontext():
+    with blas_threads(1) if blas_info(load=False).backend is GemmBackend.BLAS else contextlib.nullcontext():
         yield
 
 
@@ -172,13 +172,14 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def speeds_key() -> dict[str, str]:
     """Return everything that the figures depend on, each under its name."""
-    blas = blas_info()
+    blas = blas_info(load=False)
+    library = f"{blas.name} {blas.version} {blas.architecture}" if blas.backend is GemmBackend.BLAS else ""
     return {
         "cpu": detect().cpu,
         "features": " ".join(sorted(name for name, present in TARGET.items() if present)),
         "path": low_precision_info().path.name,
         "gemm": blas.backend.value,
-        "blas": f"{blas.name} {blas.version} {blas.architecture}",
+        "blas": library,
         **{name: version(name) for name in ("numba", "llvmlite")},
         "kernels": SOURCES_DIGEST,
         "precisions": " ".join(precision.value for precision in PRODUCTS),

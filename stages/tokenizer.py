@@ -8,14 +8,15 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-import tokenizers
 from numpy.typing import ArrayLike, NDArray
-from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from stages.config import ConfigError, DataConfig, InputError, TokenizerKind
+
+if TYPE_CHECKING:  # 3 MB that only byte-pair encoding needs
+    import tokenizers
 
 REPLACEMENT = "\ufffd"
 """What stands for the characters that a limited alphabet leaves out."""
@@ -130,7 +131,7 @@ class BytesTokenizer:
 class BpeTokenizer:
     """GPT-2's byte-level byte-pair encoding, by the `tokenizers` library; saved as Hugging Face's tokenizer.json."""
 
-    def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
+    def __init__(self, tokenizer: "tokenizers.Tokenizer") -> None:
         self._tokenizer = tokenizer
         self._vocab_size = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
 
@@ -140,6 +141,9 @@ class BpeTokenizer:
 
         Merges of pairs that occur once are not made, so a short text gives fewer tokens.
         """
+        import tokenizers
+        from tokenizers import decoders, models, pre_tokenizers, processors, trainers
+
         tokenizer = tokenizers.Tokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()
@@ -214,6 +218,8 @@ def load_tokenizer(path: Path) -> Tokenizer:
         if not isinstance(content, dict):
             raise ValueError(f"a JSON {type(content).__name__}")
         if content.get("format") != _FORMAT:
+            import tokenizers
+
             try:
                 return BpeTokenizer(tokenizers.Tokenizer.from_str(text))
             except Exception as error:  # the library raises nothing narrower
