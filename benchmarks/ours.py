@@ -10,9 +10,9 @@ import msgspec
 import numpy as np
 from safetensors.numpy import save_file
 
-from benchmarks.protocol import Steps
+from benchmarks.protocol import FLOAT32, Steps
 from kernels import Weights
-from stages.config import Config, ScheduleConfig, ScheduleKind, from_json, resolve
+from stages.config import Config, Precision, ScheduleConfig, ScheduleKind, from_json, resolve
 from stages.data import BatchSource, TokenIds, random_batches
 from stages.items import Update, label
 from stages.numerics import numerics
@@ -45,10 +45,10 @@ class Gated:
         self._source.fill(batch, micro, ids, targets)
 
 
-def measured(config: Config, delay: int) -> Config:
+def measured(config: Config, delay: int, precision: Precision = Precision.FLOAT32) -> Config:
     """Return the configuration as it is measured: without end, at a constant learning rate."""
     return msgspec.structs.replace(
-        config, delay=delay, steps=ENDLESS, schedule=ScheduleConfig(kind=ScheduleKind.CONSTANT)
+        config, delay=delay, steps=ENDLESS, schedule=ScheduleConfig(kind=ScheduleKind.CONSTANT), precision=precision
     )
 
 
@@ -70,9 +70,11 @@ def write_inputs(folder: Path, training: Training, config: Config) -> None:
 class Threadloom:
     """The pipeline at its default settings for `threads` cores; it stays filled with threads, idle between runs."""
 
-    def __init__(self, config: str, delay: int, threads: int, folder: Path | None = None) -> None:
-        compile_kernels(lambda _: None)
-        self.config = resolve(measured(from_json(config), delay), threads)
+    def __init__(
+        self, config: str, delay: int, threads: int, folder: Path | None = None, precision: str = FLOAT32
+    ) -> None:
+        self.config = resolve(measured(from_json(config), delay, Precision(precision)), threads)
+        compile_kernels(lambda _: None, self.config.precision)
         self._gate = Gated(random_batches(self.config))
         self._training = Training(self.config, self._gate)
         if folder:

@@ -102,9 +102,13 @@ class Random:
 
 
 class PyTorch:
-    """Eager or compiled float32 training with fused AdamW and clipping, on `sizes.threads` threads."""
+    """Eager or compiled training with fused AdamW and clipping, on `sizes.threads` threads.
 
-    def __init__(self, sizes: Sizes, compiled: bool, folder: Path | None = None) -> None:
+    In float32, or (`low`) with forward under autocast to bfloat16, as PyTorch's own recipes do on a CPU.
+    """
+
+    def __init__(self, sizes: Sizes, compiled: bool, folder: Path | None = None, low: bool = False) -> None:
+        self._low = low
         torch.set_num_threads(sizes.threads)
         torch.manual_seed(0)
         self._model = GPT(sizes)
@@ -129,7 +133,8 @@ class PyTorch:
         begin = time.perf_counter()
         for _ in range(updates):
             ids, targets = next(self._batches)
-            loss = self._run(ids, targets)
+            with torch.autocast("cpu", torch.bfloat16, enabled=self._low):
+                loss = self._run(ids, targets)
             loss.backward()
             norm = nn.utils.clip_grad_norm_(self._model.parameters(), self._clip or float("inf"))
             self._optimizer.step()

@@ -17,6 +17,10 @@ from typing import Any, Self
 ROOT = Path(__file__).parents[1]
 
 
+FLOAT32 = "float32"
+"""The precision whose name tables leave out."""
+
+
 class Side(Enum):
     """Who is measured; the value is what tables say, with the delay behind it for ours."""
 
@@ -77,11 +81,17 @@ class WorkerError(RuntimeError):
 class Worker:
     """One side in its process. Used as a context manager; leaving ends the process."""
 
-    def __init__(self, side: Side, config: str, sizes: Sizes, delay: int = 0, folder: Path | None = None) -> None:
-        """`config`: ours as JSON; `folder`: where weights and tokens are for the comparison of results."""
-        self.side, self.delay = side, delay
+    def __init__(
+        self, side: Side, config: str, sizes: Sizes, delay: int = 0, folder: Path | None = None,
+        precision: str = FLOAT32,
+    ) -> None:  # fmt: skip
+        """`config`: ours as JSON; `folder`: where weights and tokens are for the comparison of results.
+
+        `precision`: float32, or another of ours; PyTorch's side then runs under autocast to bfloat16.
+        """
+        self.side, self.delay, self.precision = side, delay, precision
         task = {
-            "side": side.name, "config": config, "sizes": asdict(sizes), "delay": delay,
+            "side": side.name, "config": config, "sizes": asdict(sizes), "delay": delay, "precision": precision,
             "folder": str(folder) if folder else None,
         }  # fmt: skip
         self._process = subprocess.Popen(
@@ -93,7 +103,8 @@ class Worker:
     @property
     def name(self) -> str:
         """How tables call it."""
-        return f"{self.side.value} τ={self.delay}" if self.side is Side.OURS else self.side.value
+        kind = self.side.value if self.precision == FLOAT32 else f"{self.side.value} {self.precision}"
+        return f"{kind} τ={self.delay}" if self.side is Side.OURS else kind
 
     def __enter__(self) -> Self:
         return self

@@ -3,11 +3,13 @@
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import cycle
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-COLOURS = ("#8b95a5", "#c3a46b", "#2563eb", "#0f9d75", "#b4348f", "#6d5bd0")
+PEER_COLOURS = ("#8b95a5", "#c3a46b", "#5d6675", "#94743a")
+OUR_COLOURS = ("#2563eb", "#0f9d75", "#b4348f", "#6d5bd0")
 INK, FAINT = "#1f2937", "#d7dce3"
 
 
@@ -91,8 +93,8 @@ def markdown(comparisons: Sequence[Comparison], machine: str) -> str:
         "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
         *("| " + " | ".join(row) + " |" for row in rows(comparisons)),
     ]
-    said = ["", f"{machine}. Medians of alternated rounds, in brackets the least and the largest; float32; peak memory"]
-    said.append("of each side's own process. Checked before the time was taken:")
+    said = ["", f"{machine}. Medians of alternated rounds, in brackets the least and the largest; float32 unless"]
+    said.append("named; peak memory of each side's own process. Checked before the time was taken:")
     said += [f"- {comparison.config}: {comparison.checked}" for comparison in comparisons]
     return "\n".join([*lines, *said]) + "\n"
 
@@ -103,7 +105,7 @@ def figure(comparisons: Sequence[Comparison], machine: str) -> Figure:
     drawn.set_layout_engine("constrained")
     speed, memory = drawn.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": [1.5, 1.0]})
     names = list(dict.fromkeys(side.name for comparison in comparisons for side in comparison.sides))
-    colours = dict(zip(names, (COLOURS * 3)[_first(comparisons) :], strict=False))
+    colours = _colours(names, {side.name for side in comparisons[0].peers})
     width = 0.8 / max(1, len(names))
     for place, comparison in enumerate(comparisons):
         base = comparison.peers[0] if comparison.peers else comparison.sides[0]
@@ -123,7 +125,7 @@ def figure(comparisons: Sequence[Comparison], machine: str) -> Figure:
     _dress(speed, f"tokens/s\nrelative to {_base_name(comparisons)}")
     _dress(memory, "peak memory,\nrelative")
     memory.set_xticks(range(len(comparisons)), [comparison.config for comparison in comparisons], fontsize=10)
-    speed.set_title("Training throughput, float32", loc="left", color=INK, fontsize=12, fontweight="bold", pad=26)
+    speed.set_title("Training throughput", loc="left", color=INK, fontsize=12, fontweight="bold", pad=26)
     memory.set_xlabel(f"\n{machine}", color=INK, fontsize=8)
     speed.legend(
         loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=len(names), frameon=False, labelcolor=INK, fontsize=9
@@ -135,9 +137,10 @@ def _above(axes: Axes, x: float, y: float, words: str) -> None:
     axes.annotate(words, (x, y), (0, 3), textcoords="offset points", ha="center", va="bottom", fontsize=8, color=INK)
 
 
-def _first(comparisons: Sequence[Comparison]) -> int:
-    """The place of the first colour: the muted ones are the peers'."""
-    return 0 if len(comparisons[0].peers) == 2 else 1 if comparisons[0].peers else 2
+def _colours(names: Sequence[str], peers: set[str]) -> dict[str, str]:
+    """Return a colour for each side: muted ones for the peers, bright ones for ours."""
+    muted, bright = cycle(PEER_COLOURS), cycle(OUR_COLOURS)
+    return {name: next(muted if name in peers else bright) for name in names}
 
 
 def _base_name(comparisons: Sequence[Comparison]) -> str:

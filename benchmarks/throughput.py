@@ -24,9 +24,9 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.protocol import Side, Sizes, Worker
+from benchmarks.protocol import FLOAT32, Side, Sizes, Worker
 from benchmarks.results import HEADINGS, Comparison, Measured, figure, markdown, rows
-from stages.config import Config, load_config, to_json
+from stages.config import Config, Precision, load_config, to_json
 from stages.machine import detect
 from stages.settings import InputError
 
@@ -38,9 +38,12 @@ BUSY = 0.5
 """Load average from which figures are not worth much."""
 LEAST_UPDATES = 3
 """Of one round."""
-LOSS_TOLERANCE, NORM_TOLERANCE = 2e-5, 1e-3
-"""Relative, on each of the checked updates. The first loss agrees to about 1e-7; what follows has been through AdamW,
-which turns a rounding of a gradient near zero into a step of full size."""
+TOLERANCES = {True: (2e-5, 1e-3), False: (2e-3, 2e-2)}
+"""Of loss and gradient norm, relative, on each of the checked updates: in float32, and in 16 bits. float32's first loss
+agrees to about 1e-7; what follows has been through AdamW, which turns a rounding of a gradient near zero into a step of
+full size."""
+LOW = (Precision.BF16.value, Precision.FP16.value)
+"""Precisions of 16 bits."""
 INSTALL = "PyTorch is not installed: run `make bench`, or `pip install 'threadloom[bench]'`; or give --no-peers"
 
 
@@ -59,32 +62,35 @@ def sizes_of(config: Config, threads: int) -> Sizes:
     )  # fmt: skip
 
 
-def check(config: str, sizes: Sizes, delays: Sequence[int]) -> str:
+def check(config: str, sizes: Sizes, delays: Sequence[int], precision: str = FLOAT32) -> str:
     """Compare losses and gradient norms of a few updates, and say what was equal; CheckFailed where it is not.
 
     At delay 0 all of them; a run at another delay begins with the same update, and departs from there by definition.
+    The peer computes in float32 here, whatever ours does.
     """
+    loss_tolerance, norm_tolerance = TOLERANCES[precision in (FLOAT32, Precision.BF16X3.value)]
     from benchmarks.ours import CHECKED_UPDATES
 
     said = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for delay in delays:
-            with Worker(Side.OURS, config, sizes, delay, folder) as ours:
+            with Worker(Side.OURS, config, sizes, delay, folder, precision) as ours:
                 mine = ours.run(CHECKED_UPDATES)
             with Worker(Side.EAGER, config, sizes, folder=folder) as peer:
                 theirs = peer.run(CHECKED_UPDATES)
             updates = CHECKED_UPDATES if delay == 0 else 1
             loss = _difference(mine.losses[:updates], theirs.losses[:updates])
             norm = _difference(mine.grad_norms[:updates], theirs.grad_norms[:updates])
-            if not (loss <= LOSS_TOLERANCE and norm <= NORM_TOLERANCE):
+            if not (loss <= loss_tolerance and norm <= norm_tolerance):
                 raise CheckFailed(
                     f"threadloom at delay {delay} and PyTorch do not agree: losses {mine.losses[:updates]} and "
                     f"{theirs.losses[:updates]}, gradient norms {mine.grad_norms[:updates]} and "
                     f"{theirs.grad_norms[:updates]}"
                 )
             plural = "s" if updates > 1 else ""
-            said.append(f"τ={delay}: {updates} update{plural}, loss within {loss:.0e}, gradient norm within {norm:.0e}")
+            within = f"loss within {loss:.0e}, gradient norm within {norm:.0e}"
+            said.append(f"{precision} τ={delay}: {updates} update{plural}, {within}")
     return "; ".join(said)
 
 
@@ -117,17 +123,25 @@ def measure(workers: Sequence[Worker], sizes: Sizes, seconds: float, say: Callab
 
 
 def compare(
-    config: Config, delays: Sequence[int], peers: Sequence[Side], seconds: float, say: Callable[[str], None]
-) -> Comparison:
+    config: Config, delays: Sequence[int], peers: Sequence[Side], seconds: float, say: Callable[[str], None],
+    precisions: Sequence[str] = (FLOAT32,),
+) -> Comparison:  # fmt: skip
     """Check, then measure, one configuration."""
     sizes = sizes_of(config, detect().logical_cores)
     model = msgspec.structs.replace(config.model, vocab_size=sizes.vocabulary)
     text = to_json(msgspec.structs.replace(config, model=model))
     say("checking that both compute the same")
-    checked = check(text, sizes, delays) if peers else "nothing, for want of a peer"
+    every = [check(text, sizes, delays, precision) for precision in precisions] if peers else []
+    checked = "; ".join(every) or "nothing, for want of a peer"
+    # PyTorch's autocast on a CPU is to bfloat16, whichever precision of ours it stands beside.
+    theirs = dict.fromkeys("bf16" if precision in LOW else FLOAT32 for precision in precisions)
     with ExitStack() as stack:
-        workers = [stack.enter_context(Worker(side, text, sizes)) for side in peers]
-        workers += [stack.enter_context(Worker(Side.OURS, text, sizes, delay)) for delay in delays]
+        workers = [Worker(side, text, sizes, precision=precision) for precision in theirs for side in peers]
+        workers += [
+            Worker(Side.OURS, text, sizes, delay, precision=precision) for precision in precisions for delay in delays
+        ]
+        for worker in workers:
+            stack.enter_context(worker)
         sides = measure(workers, sizes, seconds, say)
     return Comparison(config.name, sizes.flops_per_token, checked, sides)
 
@@ -188,17 +202,26 @@ def show(console: Console, comparisons: Sequence[Comparison]) -> None:
               help="Seconds that each side runs for, in all rounds together.")  # fmt: skip
 @click.option("--delays", default="0", show_default=True, help="Delays of our side, such as 0,1,2.")
 @click.option("--compile", "compiled", is_flag=True, help="Also torch.compile, which needs a C++ compiler.")
+@click.option(
+    "--precision",
+    "precisions",
+    default=FLOAT32,
+    show_default=True,
+    help="Precisions of our side, such as float32,bf16; PyTorch runs under autocast beside those of 16 bits.",
+)
 @click.option("--peers/--no-peers", default=True, show_default=True, help="Whether PyTorch runs beside.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/throughput"), show_default=True)
 def main(
-    names: tuple[str, ...], seconds: float, delays: str, compiled: bool, peers: bool, as_json: bool, out: Path
-) -> None:
+    names: tuple[str, ...], seconds: float, delays: str, compiled: bool, precisions: str, peers: bool, as_json: bool,
+    out: Path,
+) -> None:  # fmt: skip
     """Measure training throughput side by side with PyTorch, after checking that both compute the same."""
     if peers and importlib.util.find_spec("torch") is None:
         raise click.ClickException(INSTALL)
     try:
         wanted = [int(delay) for delay in delays.split(",")]
+        wanted_precisions = [Precision(name).value for name in precisions.split(",")]
         configs = [load_config(name) for name in names or DEFAULT_CONFIGS]
     except (ValueError, InputError) as error:
         raise click.ClickException(str(error)) from error
@@ -208,7 +231,7 @@ def main(
     comparisons = []
     for config in configs:
         say = _speaker(console, config.name)
-        comparisons.append(compare(config, wanted, sides, seconds, say))
+        comparisons.append(compare(config, wanted, sides, seconds, say, wanted_precisions))
         write(out, comparisons)  # after each: what was measured is kept if the next one fails
     show(console, comparisons)
     console.print(f"written to {out}: throughput.json, throughput.md, throughput.png", highlight=False)

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol
 
-from benchmarks.protocol import Side, Sizes, Steps
+from benchmarks.protocol import FLOAT32, Side, Sizes, Steps
 
 
 class Trainer(Protocol):
@@ -33,17 +33,19 @@ def memory(field: str) -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def build(side: Side, config: str, sizes: Sizes, delay: int, folder: Path | None) -> tuple[Trainer, int]:
+def build(
+    side: Side, config: str, sizes: Sizes, delay: int, folder: Path | None, precision: str
+) -> tuple[Trainer, int]:
     """Return the trainer of a side, and the memory that its libraries took before it built anything."""
     if side is Side.OURS:
         from benchmarks import ours
 
         libraries = memory("VmRSS")
-        return ours.Threadloom(config, delay, sizes.threads, folder), libraries
+        return ours.Threadloom(config, delay, sizes.threads, folder, precision), libraries
     from benchmarks import peer
 
     libraries = memory("VmRSS")
-    return peer.PyTorch(sizes, side is Side.COMPILED, folder), libraries
+    return peer.PyTorch(sizes, side is Side.COMPILED, folder, low=precision != FLOAT32), libraries
 
 
 def main() -> None:
@@ -51,7 +53,8 @@ def main() -> None:
     answers, sys.stdout = sys.stdout, sys.stderr  # nothing else may get between the answers
     task = json.loads(sys.stdin.readline())
     folder = Path(task["folder"]) if task["folder"] else None
-    trainer, libraries = build(Side[task["side"]], task["config"], Sizes(**task["sizes"]), task["delay"], folder)
+    side, sizes = Side[task["side"]], Sizes(**task["sizes"])
+    trainer, libraries = build(side, task["config"], sizes, task["delay"], folder, task["precision"])
     try:
         for line in sys.stdin:
             question = json.loads(line)

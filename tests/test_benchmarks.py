@@ -113,7 +113,7 @@ def test_a_missing_peer_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_wrong_results_stop_the_comparison(monkeypatch: pytest.MonkeyPatch) -> None:
     class Liar:
-        def __init__(self, side: Side, config: str, sizes: Sizes, delay: int = 0, folder: Path | None = None) -> None:
+        def __init__(self, side: Side, *_: object) -> None:
             self.loss = 4.0 if side is Side.OURS else 4.01
 
         def __enter__(self) -> "Liar":
@@ -138,6 +138,15 @@ def test_both_sides_compute_the_same_and_are_measured() -> None:
     assert [side.name for side in found.sides] == ["PyTorch eager", "threadloom τ=0", "threadloom τ=1"]
     assert "τ=0: 3 updates" in found.checked
     assert all(side.median > 0 and side.peak_bytes > side.library_bytes > 0 for side in found.sides)
+
+
+@pytest.mark.torch
+def test_sixteen_bits_are_measured_beside_autocast() -> None:
+    found = compare(TINY, [0], [Side.EAGER], 0.2, quiet, ["float32", "bf16"])
+    assert [side.name for side in found.sides] == [
+        "PyTorch eager", "PyTorch eager bf16", "threadloom τ=0", "threadloom bf16 τ=0",
+    ]  # fmt: skip
+    assert "bf16 τ=0: 3 updates" in found.checked
 
 
 def test_convergence_draws_every_delay_in_one_picture(tmp_path: Path) -> None:
