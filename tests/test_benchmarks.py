@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from safetensors.numpy import load_file
 
 from benchmarks import convergence, throughput
-from benchmarks.protocol import Side, Sizes, Worker, WorkerError
+from benchmarks.protocol import Side, Worker, WorkerError
 from benchmarks.results import Comparison, Measured, figure, markdown, rows, spread
 from benchmarks.throughput import compare, sizes_of
 from stages.config import Config, ModelConfig, apply_overrides, load_config, to_json
@@ -113,7 +113,7 @@ def test_a_missing_peer_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_wrong_results_stop_the_comparison(monkeypatch: pytest.MonkeyPatch) -> None:
     class Liar:
-        def __init__(self, side: Side, *_: object) -> None:
+        def __init__(self, side: Side, *_: object, **__: object) -> None:
             self.loss = 4.0 if side is Side.OURS else 4.01
 
         def __enter__(self) -> "Liar":
@@ -141,6 +141,7 @@ def test_both_sides_compute_the_same_and_are_measured() -> None:
 
 
 @pytest.mark.torch
+@pytest.mark.timeout(300)  # the kernels of 16 bits take a minute to compile
 def test_sixteen_bits_are_measured_beside_autocast() -> None:
     found = compare(TINY, [0], [Side.EAGER], 0.2, quiet, ["float32", "bf16"])
     assert [side.name for side in found.sides] == [
