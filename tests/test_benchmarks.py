@@ -163,4 +163,4 @@ def test_convergence_draws_every_delay_in_one_picture(tmp_path: Path) -> None:
     assert "final validation loss" in answer.output
     assert "+0.0000" in answer.output
     assert (out / "convergence.png").stat().st_size > 10_000
-    assert (out / "delay-2" / "config.json").exists()
+    assert (out / "delay-2-float32-seed-1337" / "config.json").exists()
