@@ -146,9 +146,9 @@ class Runner:
         from stages.training import Training
         from stages.warmup import compile_kernels
 
-        compile_kernels(lambda _: None)
-        self.base = resident("VmRSS")
         self.config = from_json(text)
+        compile_kernels(lambda _: None, self.config.precision)
+        self.base = resident("VmRSS")
         self.way = way
         self._gate = Gate(random_batches(self.config))
         self._training = Training(self.config, self._gate)
@@ -197,9 +197,9 @@ def time_to_first_update(begin: float, text: str) -> dict[str, float]:
     from stages.warmup import compile_kernels
 
     reached["imports"] = time.monotonic() - begin
-    compile_kernels(lambda _: None)
-    reached["kernels"] = time.monotonic() - begin
     config = from_json(text)
+    compile_kernels(lambda _: None, config.precision)
+    reached["kernels"] = time.monotonic() - begin
     training = Training(config, random_batches(config))
     reached["memory and weights"] = time.monotonic() - begin
     with numerics(config), training.graph().start(resources=training.resources) as run:

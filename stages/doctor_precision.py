@@ -98,9 +98,9 @@ def _measured(path: ProductPath, cores: int, seconds: float) -> ProductPath:
     if make is None:
         return path
     with contextlib.ExitStack() as switches:
-        switches.enter_context(blas_threads(1))
         if path.gemm is not None:
             switches.enter_context(gemm_backend(path.gemm))
+        switches.enter_context(blas_threads(1))  # after it: asking for BLAS may be what loads it
         if path.dot is not None:
             switches.enter_context(dot_path(path.dot))
         work = [(make(), OPERATIONS) for _ in range(cores)]

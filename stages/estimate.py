@@ -91,7 +91,7 @@ def estimate_run(config: Config, *, tuned: bool = True, seconds: float = 3.0) ->
     if tuned:
         config = tuned_settings(config, machine)
     resolved = resolve(config, cores, vocabulary)
-    compile_kernels()
+    compile_kernels(precision=resolved.precision)
     memory = planned_memory(resolved, resident("VmRSS"))
     found = Estimate(resolved, memory, machine.memory_available, None, 0.0, 0.0, 0.0)
     if not found.fits:

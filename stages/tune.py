@@ -176,7 +176,7 @@ def run_tuning(config: Config, budget: float, console: Console | None = None) ->
         model = msgspec.structs.replace(config.model, vocab_size=RANDOM_VOCABULARY)
         asked = msgspec.structs.replace(asked, model=model)
     default = Choice.of(resolve(asked, cores))
-    compile_kernels()
+    compile_kernels(precision=asked.precision)
     trials = Trials(asked, cores, min(LONGEST_TRIAL, max(SHORTEST_TRIAL, budget / TRIALS_WANTED)))
     trials(default)  # fills caches and raises the clock; does not count
     facts = Facts(cores, config.batch_size, config.sequences, _gemms())
