@@ -168,7 +168,8 @@ def resolve(config: Config, cores: int, vocabulary: int | None = None) -> Config
     threads = ThreadsConfig(**{name: getattr(threads, name) or count for name, count in chosen.items()})
     assert threads.forward is not None
     assert threads.backward is not None
-    spare = int(parameter_count(model.geometry()) <= SPARED)
+    copies = 2 if config.precision in (Precision.BF16, Precision.FP16) else 1  # the forms are about a bank more
+    spare = int(copies * parameter_count(model.geometry()) <= SPARED)
     decay_steps = config.schedule.decay_steps or max(config.steps, config.schedule.warmup)
     resolved = msgspec.structs.replace(
         config,
