@@ -8,6 +8,7 @@ import contextlib
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
@@ -83,16 +84,17 @@ class Worker:
 
     def __init__(
         self, side: Side, config: str, sizes: Sizes, delay: int = 0, folder: Path | None = None,
-        precision: str = FLOAT32,
+        precision: str = FLOAT32, cpus: Sequence[int] | None = None,
     ) -> None:  # fmt: skip
         """`config`: ours as JSON; `folder`: where weights and tokens are for the comparison of results.
 
-        `precision`: float32, or another of ours; PyTorch's side then runs under autocast to bfloat16.
+        `precision`: float32, or another of ours; PyTorch's side then runs under autocast to bfloat16. `cpus`: the only
+        ones that the process may use (Linux); None: all.
         """
         self.side, self.delay, self.precision = side, delay, precision
         task = {
             "side": side.name, "config": config, "sizes": asdict(sizes), "delay": delay, "precision": precision,
-            "folder": str(folder) if folder else None,
+            "folder": str(folder) if folder else None, "cpus": list(cpus) if cpus else None,
         }  # fmt: skip
         self._process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.worker"], cwd=ROOT, text=True,

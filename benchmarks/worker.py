@@ -1,6 +1,7 @@
 """One side of a comparison, told what to do by lines of JSON (`benchmarks.protocol`)."""
 
 import json
+import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -52,6 +53,8 @@ def main() -> None:
     """Serve until the input ends."""
     answers, sys.stdout = sys.stdout, sys.stderr  # nothing else may get between the answers
     task = json.loads(sys.stdin.readline())
+    if task["cpus"]:
+        os.sched_setaffinity(0, task["cpus"])  # before any library starts threads: they inherit it
     folder = Path(task["folder"]) if task["folder"] else None
     side, sizes = Side[task["side"]], Sizes(**task["sizes"])
     trainer, libraries = build(side, task["config"], sizes, task["delay"], folder, task["precision"])

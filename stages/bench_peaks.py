@@ -42,9 +42,9 @@ def measure_peaks(machine: Machine, seconds: float = 2.0) -> Peaks:
     total = max(LEAST_STREAM, 4 * (machine.l3 or 0))
     if machine.memory_available is not None:
         total = min(total, machine.memory_available // 8)
-    streams = {count: best_rate([_add(total // count) for _ in range(count)], window) / 1e9 for count in (1, cores)}
+    streams = {count: best_rate([stream(total // count) for _ in range(count)], window) / 1e9 for count in (1, cores)}
     sizes = [size for size in LEVEL_BYTES if size < total]
-    levels = [Level(size, max(best_rate([_add(size)], window) / 1e9, streams[1])) for size in sizes]
+    levels = [Level(size, max(best_rate([stream(size)], window) / 1e9, streams[1])) for size in sizes]
     return Peaks(
         cores, max(products[1]) / 1e9, max(products[cores]) / 1e9, streams[1], max(streams[cores], streams[1]),
         (*levels, Level(total, streams[1])),
@@ -82,8 +82,8 @@ def _product(size: int) -> Work:
     return lambda: gemm(a, b, out, False, False, 1.0, 0.0), 2.0 * size**3
 
 
-def _add(size: int) -> Work:
-    """Two arrays into a third, which together take `size` bytes."""
+def stream(size: int) -> Work:
+    """Return the sum of two arrays into a third, which together take `size` bytes, as work for `best_rate`."""
     count = max(size // 12, 1)
     a, b, c = np.ones(count, np.float32), np.ones(count, np.float32), np.zeros(count, np.float32)
     return partial(np.add, a, b, out=c), 12.0 * count

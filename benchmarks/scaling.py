@@ -1,0 +1,251 @@
+"""Throughput on 1, 2, 4, 8, 16 cores beside a prediction: `python -m benchmarks.scaling`.
+
+One configuration on a growing number of cores, each in a process of its own that may use so many and no more, in
+alternated rounds. First 1 and 2 cores are measured; from them `benchmarks.scaling_model` predicts the others, the
+prediction is printed, and then they are measured, where the machine has them, beside 1 core again.
+
+`--trajectory same`: micro-batch and lanes are those that the largest count chooses, so that every count computes the
+same weights bit for bit; `own`: each count chooses its own, which is what a person with so many cores would get, and
+the prediction is then of one count's choice for another's.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+
+import click
+import msgspec
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.protocol import Side, Worker
+from benchmarks.results import FAINT, INK, spread
+from benchmarks.scaling_model import Scaling, Workload, fit
+from benchmarks.throughput import machine_line, measure, sizes_of, warn_if_busy
+from pipeline import available_cores
+from stages.bench_kernels import adamw_bytes, reduce_bytes
+from stages.bench_peaks import best_rate, stream
+from stages.config import Config, load_config, resolve, to_json
+from stages.memory import Bank
+from stages.settings import InputError
+
+COUNTS = (1, 2, 4, 8, 16)
+BASE = (1, 2)
+"""The counts that the prediction is made from."""
+STREAM_BYTES, WINDOW = 256 << 20, 0.05
+MEASURED, PREDICTED = "#2563eb", "#c3a46b"
+
+
+@dataclass(frozen=True)
+class Point:
+    """One number of cores."""
+
+    cores: int
+    tokens_per_s: list[float]
+    """One figure a round."""
+    base: list[float]
+    """One core's in the same rounds."""
+
+    @property
+    def speedups(self) -> list[float]:
+        """To one core, round by round."""
+        return [mine / one for mine, one in zip(self.tokens_per_s, self.base, strict=True)]
+
+    @property
+    def efficiency(self) -> float:
+        """The median speed-up as a share of the cores."""
+        return median(self.speedups) / self.cores
+
+
+def core_order(root: Path = Path("/")) -> list[int]:
+    """Return the CPUs that this process may use, those first that share no physical core with an earlier one."""
+    try:
+        cpus = sorted(os.sched_getaffinity(0))
+    except AttributeError as error:
+        raise click.ClickException("holding a process on some cores takes Linux: sched_setaffinity") from error
+    seen: set[str] = set()
+    first: list[int] = []
+    later: list[int] = []
+    for cpu in cpus:
+        topology = root / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list"
+        siblings = topology.read_text().strip() if topology.exists() else str(cpu)
+        (later if siblings in seen else first).append(cpu)
+        seen.add(siblings)
+    return [*first, *later]
+
+
+def resolved_for(config: Config, cores: int, largest: int, same: bool) -> Config:
+    """Return the configuration that a count runs, with a vocabulary, as open as `benchmarks.ours` resolves it."""
+    model = msgspec.structs.replace(config.model, vocab_size=sizes_of(config, 1).vocabulary)
+    config = msgspec.structs.replace(config, model=model)
+    chosen = resolve(config, largest if same else cores)
+    return msgspec.structs.replace(config, micro_batch=chosen.micro_batch, lanes=chosen.lanes)
+
+
+def workload_of(config: Config) -> Workload:
+    """Return what an update of a configuration with micro-batch and lanes consists of."""
+    lanes = config.lanes or 1
+    elements = Bank(config.model.geometry()).arena.flat.size
+    count = config.sequences // (config.micro_batch or 1)
+    return Workload(count, lanes, reduce_bytes(elements, lanes) + adamw_bytes(elements))
+
+
+def bandwidths() -> tuple[float, float]:
+    """Return the memory bandwidth of one core and of two at once, bytes a second."""
+    one, two = (best_rate([stream(STREAM_BYTES // count) for _ in range(count)], WINDOW) for count in (1, 2))
+    return one, max(one, two)
+
+
+def run(
+    config: Config, counts: Sequence[int], largest: int, same: bool, delay: int, seconds: float,
+    say: Callable[[str], None],
+) -> list[Point]:  # fmt: skip
+    """Measure so many cores each, 1 among them, side by side."""
+    order = core_order()
+    with ExitStack() as stack:
+        workers = []
+        for cores in counts:
+            chosen = resolved_for(config, cores, largest, same)
+            text, sizes = to_json(chosen), sizes_of(chosen, cores)
+            workers.append(stack.enter_context(Worker(Side.OURS, text, sizes, delay, cpus=order[:cores])))
+        found = measure(workers, sizes, seconds, say)
+    return [
+        Point(cores, side.tokens_per_s, found[0].tokens_per_s) for cores, side in zip(counts, found, strict=True)
+    ]  # fmt: skip
+
+
+def predict(workload: Workload, tokens: int, points: Sequence[Point], bandwidth: tuple[float, float]) -> list[Scaling]:
+    """Return the model fitted to the medians of 1 and 2 cores, then to each round, which shows how sure it is."""
+    one, two = points[0], points[1]
+    rates = [(median(one.tokens_per_s), median(two.tokens_per_s))]
+    rates += list(zip(one.tokens_per_s, two.tokens_per_s, strict=True))
+    return [fit(workload, {1: tokens / a, 2: tokens / b}, *bandwidth) for a, b in rates]
+
+
+def efficiency_text(models: Sequence[Scaling], cores: int) -> str:
+    """Return the predicted efficiency with the least and the largest that single rounds predict."""
+    shares = [model.efficiency(cores) for model in models[1:]]
+    return f"{models[0].efficiency(cores):.0%} ({min(shares):.0%} to {max(shares):.0%})"
+
+
+def table(points: Sequence[Point], models: Sequence[Scaling], tokens: int, counts: Sequence[int]) -> Table:
+    """Return measured and predicted figures, a row a count."""
+    drawn = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for heading in ("cores", "tokens/s", "speed-up", "efficiency", "predicted tokens/s", "predicted efficiency"):
+        drawn.add_column(heading, justify="right")
+    by_cores = {point.cores: point for point in points}
+    for cores in counts:
+        point = by_cores.get(cores)
+        measured = ["not here"] * 3
+        if point:
+            measured = [f"{median(point.tokens_per_s):,.0f}", spread(point.speedups), f"{point.efficiency:.0%}"]
+        drawn.add_row(
+            str(cores), *measured, f"{tokens / models[0].seconds(cores):,.0f}", efficiency_text(models, cores)
+        )
+    return drawn
+
+
+def figure(
+    name: str, points: Sequence[Point], models: Sequence[Scaling], counts: Sequence[int], machine: str
+) -> Figure:
+    """Return the picture: speed-up and efficiency over the cores, measured and predicted."""
+    drawn = Figure(figsize=(9.0, 4.4), dpi=130, facecolor="white", layout="constrained")
+    speed, share = drawn.subplots(1, 2)
+    predicted = [[model.speedup(cores) for cores in counts] for model in models]
+    low, high = ([choose(column) for column in zip(*predicted, strict=True)] for choose in (min, max))
+    measured = [point.cores for point in points]
+    middle = [median(point.speedups) for point in points]
+    for axes, divide in ((speed, False), (share, True)):
+
+        def scaled(values: Sequence[float], at: Sequence[int], divide: bool = divide) -> list[float]:
+            return [value / cores if divide else value for value, cores in zip(values, at, strict=True)]
+
+        axes.plot(counts, scaled(list(map(float, counts)), counts), color=INK, linewidth=0.9, linestyle=(0, (4, 3)),
+                  label="ideal")  # fmt: skip
+        axes.fill_between(counts, scaled(low, counts), scaled(high, counts), color=PREDICTED, alpha=0.25, linewidth=0)
+        axes.plot(counts, scaled(predicted[0], counts), color=PREDICTED, label="predicted from 1 and 2 cores")
+        axes.plot(measured, scaled(middle, measured), color=MEASURED, marker="o", label="measured")
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(counts, [str(cores) for cores in counts])
+        axes.set_xlabel("cores", color=INK)
+        axes.grid(color=FAINT, linewidth=0.8)
+        axes.tick_params(colors=INK, length=0, labelsize=9)
+    speed.set_yscale("log", base=2)
+    speed.set_yticks(counts, [str(cores) for cores in counts])
+    speed.set_ylabel("speed-up", color=INK)
+    share.set_ylabel("parallel efficiency", color=INK)
+    share.set_ylim(0.0, 1.1)
+    speed.legend(frameon=False, fontsize=9, labelcolor=INK)
+    speed.set_title(f"{name} on more cores", loc="left", color=INK, fontsize=12, fontweight="bold")
+    share.set_xlabel(f"cores\n{machine}", color=INK, fontsize=7)
+    return drawn
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--config", "name", default="large", show_default=True, metavar="NAME_OR_FILE")
+@click.option("--cores", "wanted", default=",".join(map(str, COUNTS)), show_default=True,
+              help="Counts; those that the machine has not are predicted only.")  # fmt: skip
+@click.option("--seconds", type=click.FloatRange(min=0.0), default=20.0, show_default=True,
+              help="Seconds that each count runs for, in all rounds together.")  # fmt: skip
+@click.option("--trajectory", type=click.Choice(["same", "own"]), default="same", show_default=True,
+              help="Micro-batch and lanes of the largest count for all, or each count's own.")  # fmt: skip
+@click.option("--delay", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/scaling"), show_default=True)
+def main(name: str, wanted: str, seconds: float, trajectory: str, delay: int, out: Path) -> None:
+    """Measure throughput on a growing number of cores, beside a prediction made from one and two."""
+    try:
+        counts = sorted({*BASE, *(int(count) for count in wanted.split(","))})
+        config = load_config(name)
+    except (ValueError, InputError) as error:
+        raise click.ClickException(str(error)) from error
+    here = available_cores()
+    if counts[0] < 1 or here < BASE[-1]:
+        raise click.ClickException(f"counts begin at 1, and 2 cores are needed at least; there are {here} here")
+    console = Console(width=None if sys.stdout.isatty() else 150)
+
+    def say(sentence: str) -> None:
+        console.print(f"{config.name}: {sentence}", style="dim", highlight=False)
+
+    warn_if_busy(lambda sentence: console.print(f"warning: {sentence}", style="yellow", highlight=False))
+    same = trajectory == "same"
+    workload, tokens = workload_of(resolved_for(config, 2, counts[-1], same)), sizes_of(config, 1).tokens
+    say("measuring the bandwidth of memory")
+    bandwidth = bandwidths()
+    points = run(config, BASE, counts[-1], same, delay, seconds, say)
+    models = predict(workload, tokens, points, bandwidth)
+    model = models[0]
+    console.print(
+        f"an update is {workload.micro_batches} micro-batches in {workload.lanes} lanes: {model.serial * 1e3:.1f} ms "
+        f"serial, {model.micro * 1e3:.1f} ms a micro-batch, {model.memory * 1e3:.1f} ms of memory at "
+        f"{bandwidth[0] / 1e9:.0f} GB/s (two cores {bandwidth[1] / 1e9:.0f}, κ = {model.saturation:.2f})",
+        highlight=False,
+    )
+    for cores in counts[2:]:
+        console.print(f"predicted for {cores} cores: efficiency {efficiency_text(models, cores)}", highlight=False)
+    more = [cores for cores in counts[2:] if cores <= here]
+    if more:
+        points += run(config, [1, *more], counts[-1], same, delay, seconds, say)[1:]
+    console.print(table(points, models, tokens, counts))
+    out.mkdir(parents=True, exist_ok=True)
+    content = {
+        "machine": machine_line(), "config": config.name, "trajectory": trajectory, "delay": delay, "tokens": tokens,
+        "load_average": os.getloadavg(), "bandwidth": bandwidth, "model": asdict(model),
+        "measured": [{**asdict(point), "speedups": point.speedups, "efficiency": point.efficiency} for point in points],
+        "predicted": [
+            {"cores": cores, "seconds": model.seconds(cores), "efficiency": [m.efficiency(cores) for m in models]}
+            for cores in counts
+        ],
+    }  # fmt: skip
+    (out / "scaling.json").write_text(json.dumps(content, indent=2) + "\n")
+    figure(config.name, points, models, counts, machine_line()).savefig(out / "scaling.png")
+    console.print(f"written to {out}: scaling.json, scaling.png", highlight=False)
+
+
+if __name__ == "__main__":
+    main()
