@@ -5,13 +5,14 @@ the same table, so none of them can disagree with another about what a model con
 """
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod, sqrt
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import arena_size
+from pipeline import arena_size, available_cores
 
 Shape = tuple[int, ...]
 
@@ -78,11 +79,12 @@ def initialise(
     Matrices are normal with a standard deviation of 0.02; with `residual_scaling` those that write to the residual
     stream have 0.02 / √(2 L) (Radford et al. 2019, section 2.3). LayerNorm weights are 1, biases 0. Each tensor has a
     generator of its own, Philox with the key (seed, place in the table), so that a tensor does not depend on the shapes
-    of the others.
+    of the others, nor on the thread that draws it: the tensors are shared among the cores, the largest first.
     """
     residual = 0.02 / sqrt(2 * geometry.layers) if residual_scaling else 0.02
     deviation = dict.fromkeys(MATRICES, 0.02) | {"attn_proj_weight": residual, "mlp_proj_weight": residual}
-    for place, name in enumerate(parameter_shapes(geometry)):
+
+    def draw(place: int, name: str) -> None:
         tensor = weights[name]
         if name in deviation:
             key = np.array([seed, place], np.uint64)
@@ -90,3 +92,9 @@ def initialise(
             tensor *= np.float32(deviation[name])
         else:
             tensor.fill(1.0 if name in ("ln1_weight", "ln2_weight", "lnf_weight") else 0.0)
+
+    shapes = parameter_shapes(geometry)
+    largest_first = sorted(enumerate(shapes), key=lambda entry: -prod(shapes[entry[1]]))
+    with ThreadPoolExecutor(min(available_cores(), len(MATRICES)), "initialise") as pool:
+        for drawn in [pool.submit(draw, place, name) for place, name in largest_first]:
+            drawn.result()
