@@ -211,19 +211,19 @@ def test_two_threads_at_once_give_the_bits_of_one(form: Format, path: DotPath) -
 
 
 def test_float16_needs_a_scale_for_small_gradients() -> None:
-    """A mean over 4096 tokens: the probabilities of a vocabulary are only a few steps above float16's smallest number."""
+    """A mean over 65,536 tokens, as people train with: most shares of it are below float16's smallest number."""
     sizes = Sizes(vocabulary=300, context=9, layers=1, heads=2, channels=16, sequences=1, tokens=9)
     rng = np.random.default_rng(7)
     model = LowModel(sizes, FP16, random_tensors(sizes, rng))
     ids, targets = sizes.ids(rng), sizes.ids(rng)
-    _, expected = reference.loss_and_gradients(model.tensors, ids, targets, sizes.heads, 1.0 / 4096)
+    _, expected = reference.loss_and_gradients(model.tensors, ids, targets, sizes.heads, 1.0 / 65536)
     worst = {}
     for scale in (1.0, 1024.0):
         model.forward(ids)
-        model.backward(ids, targets, scale / 4096, accumulate=False)
+        model.backward(ids, targets, scale / 65536, accumulate=False)
         worst[scale] = max(model.errors(expected, scale).values())
     assert worst[1024.0] <= GRADIENT[FP16.name]
-    assert worst[1.0] > 2 * worst[1024.0]
+    assert worst[1.0] > 10 * worst[1024.0]
 
 
 def test_bfloat16_needs_none() -> None:
