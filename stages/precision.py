@@ -147,13 +147,19 @@ def slow_allowed() -> bool:
     return os.environ.get(ALLOW_SLOW, "").strip().lower() not in ("", "0", "no", "false")
 
 
+def speed_matters() -> bool:
+    """Return whether the kernels are compiled."""
+    from kernels.jit import JIT_ENABLED
+
+    return JIT_ENABLED
+
+
 def choose_here(config: Config, allow_slow: bool = False) -> Choice:
     """Return what a configuration computes in on this machine, measuring only where that matters.
 
     Plain float32 needs no figures. With the compiler off (``NUMBA_DISABLE_JIT``) speed is of no interest. `allow_slow`:
     as in `choose`; the environment may say it, too.
     """
-    from kernels.jit import JIT_ENABLED
     from kernels.lowp_features import DotPath, low_precision_info
 
     info = low_precision_info()
@@ -161,7 +167,7 @@ def choose_here(config: Config, allow_slow: bool = False) -> Choice:
         if info.path is DotPath.FLOAT32:
             return Choice(Precision.FLOAT32, "as asked")
         return Choice(Precision.FLOAT32, f"as asked; precision=auto may be faster: {info.reason}")
-    if not JIT_ENABLED:
+    if not speed_matters():
         return choose(config.precision, config.matmul, None, info)
     from stages.speeds import speeds_here
 

@@ -10,9 +10,8 @@ import pytest
 from loguru import logger
 
 from kernels import GemmBackend, blas_info, lowp_features
-from kernels.jit import JIT_ENABLED
 from kernels.lowp_features import LowPrecisionInfo
-from stages import speeds
+from stages import precision, speeds
 from stages.config import Gemm, LossScaling, apply_overrides, from_json, load_config, resolve, to_json, trajectory
 from stages.numerics import numerics
 from stages.precision import ALLOW_SLOW, Choice, choose, choose_here, is_open
@@ -163,7 +162,7 @@ def on_machine(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
         monkeypatch.setattr(speeds, "speeds_here", lambda: figures)
         monkeypatch.setattr(lowp_features, "low_precision_info", lambda: info)
 
-    monkeypatch.setattr("kernels.jit.JIT_ENABLED", True)
+    monkeypatch.setattr(precision, "speed_matters", lambda: True)
     monkeypatch.delenv(ALLOW_SLOW, raising=False)
     return become
 
@@ -231,7 +230,7 @@ def test_the_environment_may_allow_what_is_slow(
 
 
 def test_with_the_compiler_off_nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kernels.jit.JIT_ENABLED", False)
+    monkeypatch.setattr(precision, "speed_matters", lambda: False)
     monkeypatch.setattr(speeds, "speeds_here", lambda: pytest.fail("measured"))
     assert resolve(tiny("precision=auto"), 2).precision is FLOAT32
     assert choose_here(tiny("precision=bf16x3")).warning is None
@@ -291,7 +290,6 @@ def test_a_resumed_run_keeps_its_precision(
 
 
 @STORY
-@pytest.mark.skipif(not JIT_ENABLED, reason="it trains in bfloat16, whose updates are compiled code only")
 def test_a_slow_precision_is_refused_before_a_run_and_warned_of_in_one(
     tmp_path: Path, on_machine: Callable[[str], None], said: list[tuple[str, str]]
 ) -> None:
