@@ -33,23 +33,22 @@ _ZERO, _ONE = np.float32(0.0), np.float32(1.0)
 
 
 @kernel
-def _widen(source: Short, out: Floats) -> None:
-    """Write the 16-bit numbers of `source` to the first rows of `out`."""
-    rows, columns = source.shape
+def _widen(source: Short, first: int, column: int, rows: int, out: Floats) -> None:
+    """Write the head at `column`, of so many rows from `first` on, to `out` (rows, D)."""
+    # The loops index whole rows: a slice of columns would have a stride that the compiler does not know to be 1.
     for i in range(rows):
-        line, target = source[i], out[i]
-        for j in range(columns):
-            target[j] = load16(line, j)
+        line, target = source[first + i], out[i]
+        for j in range(out.shape[1]):
+            target[j] = load16(line, column + j)
 
 
 @kernel
-def _round(source: Floats, out: Short) -> None:
-    """Round the first rows of `source` into `out`."""
-    rows, columns = out.shape
+def _round(source: Floats, rows: int, size: int, out: Short, first: int, column: int) -> None:
+    """Round `source` into the head at `column`."""
     for i in range(rows):
-        line, target = source[i], out[i]
-        for j in range(columns):
-            store16(target, j, line[j])
+        line, target = source[i], out[first + i]
+        for j in range(size):
+            store16(target, column + j, line[j])
 
 
 @kernel
@@ -88,15 +87,22 @@ def _softmax_rows(scores: Floats, lse: Floats, queries: int, keys: int) -> None:
 
 @kernel
 def _d_score_rows(
-    scores: Floats, d_scores: Floats, lse: Floats, out: Short, d_out: Short, queries: int, keys: int
+    scratch: AttentionScratch,
+    lse: Floats,
+    out: Short,
+    d_out: Short,
+    top: int,
+    column: int,
+    size: int,
+    queries: int,
+    keys: int,
 ) -> None:
     """Turn scores into probabilities again, and their gradients into those of the scores: ``p (dp - sum(d_o o))``."""
-    size = out.shape[1]
     for i in range(queries):
-        p, dp, o, d_o = scores[i], d_scores[i], out[i], d_out[i]
+        p, dp, o, d_o = scratch.scores[i], scratch.d_scores[i], out[top + i], d_out[top + i]
         delta = _ZERO
         for j in range(size):
-            delta += load16(o, j) * load16(d_o, j)
+            delta += load16(o, column + j) * load16(d_o, column + j)
         seen = keys - queries + i + 1
         end = min(keys, seen + -seen % _BLOCK)
         for j in range(seen, end):
@@ -121,22 +127,22 @@ def _forward_widened(
     scale = 1.0 / math.sqrt(size)
     bits = scratch.p_bits[0].view(qkv.dtype)
     for b in range(sequences):
-        begin, end = b * length, (b + 1) * length
+        begin = b * length
         for head in range(heads):
             q0 = head * size
             k0, v0 = channels + q0, 2 * channels + q0
-            _widen(qkv[begin:end, q0 : q0 + size], scratch.widened[0])
-            _widen(qkv[begin:end, k0 : k0 + size], scratch.widened[1])
-            _widen(qkv[begin:end, v0 : v0 + size], scratch.widened[2])
+            _widen(qkv, begin, q0, length, scratch.widened[0])
+            _widen(qkv, begin, k0, length, scratch.widened[1])
+            _widen(qkv, begin, v0, length, scratch.widened[2])
             for first in range(0, length, ATTENTION_BLOCK):
                 keys = min(first + ATTENTION_BLOCK, length)
                 queries = keys - first
                 tile, o = scratch.scores[:queries, :keys], scratch.result[:queries, :size]
                 gemm(scratch.widened[0][first:keys], scratch.widened[1][:keys], tile, False, True, scale, 0.0)
-                _softmax_rows(tile, lse[b, head, first:keys], queries, keys)
-                _round_rows(tile, bits, queries, keys)
+                _softmax_rows(scratch.scores, lse[b, head, first:keys], queries, keys)
+                _round_rows(scratch.scores, bits, queries, keys)
                 gemm(tile, scratch.widened[2][:keys], o, False, False, 1.0, 0.0)
-                _round(o, out[begin + first : begin + keys, q0 : q0 + size])
+                _round(scratch.result, queries, size, out, begin + first, q0)
 
 
 @kernel
@@ -157,20 +163,20 @@ def _backward_widened(
     tiles = (length + ATTENTION_BLOCK - 1) // ATTENTION_BLOCK
     bits = scratch.p_bits[0].view(qkv.dtype)
     for b in range(sequences):
-        begin, end = b * length, (b + 1) * length
+        begin = b * length
         for head in range(heads):
             q0 = head * size
             k0, v0 = channels + q0, 2 * channels + q0
-            _widen(qkv[begin:end, q0 : q0 + size], scratch.widened[0])
-            _widen(qkv[begin:end, k0 : k0 + size], scratch.widened[1])
-            _widen(qkv[begin:end, v0 : v0 + size], scratch.widened[2])
-            _widen(d_out[begin:end, q0 : q0 + size], scratch.widened[3])
+            _widen(qkv, begin, q0, length, scratch.widened[0])
+            _widen(qkv, begin, k0, length, scratch.widened[1])
+            _widen(qkv, begin, v0, length, scratch.widened[2])
+            _widen(d_out, begin, q0, length, scratch.widened[3])
             beta = 0.0
             for backwards in range(tiles):  # the last tile sees every key: it writes what the others add to
                 first = (tiles - 1 - backwards) * ATTENTION_BLOCK
                 keys = min(first + ATTENTION_BLOCK, length)
                 queries = keys - first
-                top, bottom = begin + first, begin + keys
+                top = begin + first
                 p, ds = scratch.scores[:queries, :keys], scratch.d_scores[:queries, :keys]
                 q, d_o, dq = (
                     scratch.widened[0][first:keys],
@@ -179,17 +185,16 @@ def _backward_widened(
                 )
                 gemm(q, scratch.widened[1][:keys], p, False, True, scale, 0.0)
                 gemm(d_o, scratch.widened[2][:keys], ds, False, True, 1.0, 0.0)
-                o_rows, d_o_rows = out[top:bottom, q0 : q0 + size], d_out[top:bottom, q0 : q0 + size]
-                _d_score_rows(p, ds, lse[b, head, first:keys], o_rows, d_o_rows, queries, keys)
-                _round_rows(p, bits, queries, keys)
-                _round_rows(ds, bits, queries, keys)
+                _d_score_rows(scratch, lse[b, head, first:keys], out, d_out, top, q0, size, queries, keys)
+                _round_rows(scratch.scores, bits, queries, keys)
+                _round_rows(scratch.d_scores, bits, queries, keys)
                 gemm(p, d_o, scratch.widened[5][:keys], True, False, 1.0, beta)
                 gemm(ds, q, scratch.widened[4][:keys], True, False, scale, beta)
                 gemm(ds, scratch.widened[1][:keys], dq, False, False, scale, 0.0)
-                _round(dq, d_qkv[top:bottom, q0 : q0 + size])
+                _round(scratch.result, queries, size, d_qkv, top, q0)
                 beta = 1.0
-            _round(scratch.widened[4], d_qkv[begin:end, k0 : k0 + size])
-            _round(scratch.widened[5], d_qkv[begin:end, v0 : v0 + size])
+            _round(scratch.widened[4], length, size, d_qkv, begin, k0)
+            _round(scratch.widened[5], length, size, d_qkv, begin, v0)
 
 
 def _heads_of(matrix: Any, sequences: int, heads: int) -> NDArray[np.float32]:
