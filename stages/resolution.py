@@ -26,7 +26,10 @@ from stages.settings import (
 ROWS_PER_MICRO_BATCH = 256
 """Tokens that a micro-batch should hold, so that its working set stays in the L2 cache; at most twice as many."""
 MAX_LANES = 8
-"""Lanes chosen at most: each costs a gradient arena, and the reducer reads them all."""
+"""Lanes chosen at most, unless they are small: each costs a gradient arena, and the reducer reads them all."""
+LANES_NUMBERS = 512 * 1024**2
+"""Numbers (2 GiB) that the lanes may hold together where more than `MAX_LANES` are chosen for as many cores: at delay 0
+a core without a lane is idle while gradients are made, two thirds of the time."""
 CHANNEL_CAPACITY = 2
 """One item ahead of a stage and one to come: more only takes slots away from the stages behind."""
 SPARED = 16_000_000
@@ -163,7 +166,7 @@ def resolve(config: Config, cores: int, vocabulary: int | None = None) -> Config
     config = msgspec.structs.replace(config, model=model)
     cores = max(1, cores)
     size = config.micro_batch or _choose_micro_batch(config, cores)
-    lanes = config.lanes or min(cores, config.sequences // size, MAX_LANES)
+    lanes = config.lanes or min(cores, config.sequences // size, _most_lanes(config))
     chosen = {"embed": 1, "forward": cores, "backward": min(cores, lanes), "reduce": cores, "update": cores, "blas": 1}
     threads = ThreadsConfig(**{name: getattr(threads, name) or count for name, count in chosen.items()})
     assert threads.forward is not None
@@ -211,6 +214,10 @@ def _default_gemm(threads: ThreadsConfig) -> Gemm:
     return Gemm.BLAS if blas_info(load=False).backend is GemmBackend.BLAS else Gemm.NUMBA
 
 
+def _most_lanes(config: Config) -> int:
+    return max(MAX_LANES, LANES_NUMBERS // parameter_count(config.model.geometry()))
+
+
 def _divisors(number: int) -> list[int]:
     low = [d for d in range(1, math.isqrt(number) + 1) if number % d == 0]
     return sorted({*low, *(number // d for d in low)})
@@ -222,7 +229,7 @@ def _choose_micro_batch(config: Config, cores: int) -> int:
     First of all each lane gets a micro-batch and the rows stay within twice the aim, where any size allows it; then the
     least sum of the time lost to idle lanes and, at half weight, the distance from the aim, both in powers of two.
     """
-    lanes = config.lanes or min(cores, config.sequences, MAX_LANES)
+    lanes = config.lanes or min(cores, config.sequences, _most_lanes(config))
 
     def cost(size: int) -> tuple[bool, bool, float, int]:
         items, rows = config.sequences // size, size * config.model.context

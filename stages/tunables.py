@@ -137,7 +137,7 @@ def _flow_threads(base: Choice, facts: Facts) -> Iterator[Choice]:
 
 
 def _lanes(base: Choice, facts: Facts) -> Iterator[Choice]:
-    most = min(MAX_LANES, facts.sequences // base.micro_batch)
+    most = min(max(MAX_LANES, base.lanes), facts.sequences // base.micro_batch)
     for lanes in sorted({1, 2, facts.cores, facts.cores + 1, 2 * facts.cores}, key=lambda n: (abs(n - base.lanes), n)):
         if lanes <= most:
             yield base.changed(lanes=lanes, backward=min(facts.cores, lanes))

@@ -138,7 +138,8 @@ def test_a_resolved_configuration_is_complete_valid_and_stays_as_it_is(
     assert resolved.micro_batch is not None
     assert resolved.lanes is not None
     assert resolved.batch_size % resolved.micro_batch == 0
-    assert 1 <= resolved.lanes <= min(cores, 8, micro_batches(resolved))
+    assert 1 <= resolved.lanes <= min(cores, micro_batches(resolved))
+    assert resolved.lanes <= 8 or resolved.lanes * parameter_count(resolved.model.geometry()) * 4 <= 2 << 30
     rows = resolved.micro_batch * resolved.model.context
     assert rows <= 512 or resolved.micro_batch == 1
     if config.sequences >= min(cores, 8) and config.batch_size >= min(cores, 8):
@@ -161,6 +162,23 @@ def test_micro_batches_fit_the_cache_and_load_the_lanes_evenly(
     config = load_config(name)
     resolved = resolve(config, cores, config.model.vocab_size or 65)
     assert (resolved.micro_batch, resolved.lanes) == (micro_batch, lanes)
+
+
+@pytest.mark.parametrize(
+    ("name", "micro_batch", "lanes"),
+    [("nanogpt-cpu", 1, 12), ("shakespeare", 1, 16), ("small", 2, 16), ("large", 1, 16), ("gpt2", 1, 4)],
+)
+def test_sixteen_cores_have_a_lane_each_where_the_batch_and_the_memory_allow_it(
+    name: str, micro_batch: int, lanes: int
+) -> None:
+    config = load_config(name)
+    resolved = resolve(config, 16, config.model.vocab_size or 65)
+    assert (resolved.micro_batch, resolved.lanes, resolved.threads.backward) == (micro_batch, lanes, lanes)
+
+
+def test_lanes_of_a_large_model_stay_few() -> None:
+    large = apply_overrides(load_config("gpt2"), ["batch_size=64"])
+    assert resolve(large, 16).lanes == 8
 
 
 def test_what_is_chosen_for_the_cores() -> None:
