@@ -24,6 +24,7 @@ import numpy as np
 from kernels.jit import JIT_ENABLED, exact, exact_inlined
 from kernels.lowp_amx import K_STEP, TILE_SIZE, configure_tiles, release_tiles, tile_amx
 from kernels.lowp_convert import Bits, rounded, widened
+from kernels.lowp_entry import make_entry
 from kernels.lowp_epilogue import finish_gelu, finish_residual, finish_rounded
 from kernels.lowp_features import DotPath, chosen_path
 from kernels.lowp_pack import PANEL, Words, pack_panel, unpack_bf16
@@ -180,43 +181,56 @@ def _product(p: _Product) -> None:
         release_tiles()
 
 
+@exact
+def _run(
+    a: int, a_bytes: int, b: int, b_bytes: int, packed: int, out: int, out_bytes: int, rows: int, columns: int,
+    inner: int, mode: int, bias: int, other: int, other_bytes: int,
+) -> None:  # fmt: skip
+    """Run `_product`, with arguments that have one form in C, too."""
+    _product(
+        _Product(
+            a, a_bytes, b, b_bytes, packed != 0, out, out_bytes, rows, columns, inner, mode, bias, other, other_bytes
+        )
+    )
+
+
+_call = make_entry("threadloom_lowp_product", _run, 14)
+
+
 @exact_inlined
-def _describe(a: Bits, b: Words, out: Floats | Bits, mode: int, bias: int, other: int, other_bytes: int) -> _Product:
+def _start(a: Bits, b: Words | Bits, packed: int, out: Floats | Bits, mode: int, bias: Floats, other: Bits) -> None:
     rows, columns = out.shape
-    return _Product(
-        a.ctypes.data, a.strides[0], b.ctypes.data, b.strides[0], True, out.ctypes.data, out.strides[0],
-        rows, columns, a.shape[1], mode, bias, other, other_bytes,
-    )  # fmt: skip
+    biased = np.intp(bias.ctypes.data) if bias.shape[0] else np.intp(0)
+    _call((
+        np.intp(a.ctypes.data), a.strides[0], np.intp(b.ctypes.data), b.strides[0], packed,
+        np.intp(out.ctypes.data), out.strides[0], rows, columns, a.shape[1], mode,
+        biased, np.intp(other.ctypes.data), other.strides[0],
+    ))  # fmt: skip
 
 
 @exact
 def _gemm_compiled(a: Bits, b: Words, out: Floats, accumulate: bool) -> None:
-    _product(_describe(a, b, out, _ADD if accumulate else _WRITE, 0, 0, 0))
+    _start(a, b, 1, out, _ADD if accumulate else _WRITE, out[0, :0], a)
 
 
 @exact
 def _gemm_rows_compiled(a: Bits, b: Bits, out: Floats, accumulate: bool) -> None:
-    _product(
-        _Product(
-            a.ctypes.data, a.strides[0], b.ctypes.data, b.strides[0], False, out.ctypes.data, out.strides[0],
-            out.shape[0], out.shape[1], a.shape[1], _ADD if accumulate else _WRITE, 0, 0, 0,
-        )
-    )  # fmt: skip
+    _start(a, b, 0, out, _ADD if accumulate else _WRITE, out[0, :0], a)
 
 
 @exact
 def _linear_compiled(a: Bits, b: Words, bias: Floats, out: Bits) -> None:
-    _product(_describe(a, b, out, _ROUND, bias.ctypes.data if bias.shape[0] else 0, 0, 0))
+    _start(a, b, 1, out, _ROUND, bias, out)
 
 
 @exact
 def _linear_gelu_compiled(a: Bits, b: Words, bias: Floats, before: Bits, out: Bits) -> None:
-    _product(_describe(a, b, out, _GELU, bias.ctypes.data, before.ctypes.data, before.strides[0]))
+    _start(a, b, 1, out, _GELU, bias, before)
 
 
 @exact
 def _linear_residual_compiled(a: Bits, b: Words, bias: Floats, residual: Bits, out: Bits) -> None:
-    _product(_describe(a, b, out, _RESIDUAL, bias.ctypes.data, residual.ctypes.data, residual.strides[0]))
+    _start(a, b, 1, out, _RESIDUAL, bias, residual)
 
 
 def _multiply_numpy(a: Bits, b: Words, columns: int) -> Floats:
