@@ -37,7 +37,7 @@ from stages.config import (
     trajectory_differences,
     validate,
 )
-from stages.parameters import Geometry
+from stages.parameters import Geometry, parameter_count
 
 TABLE = {  # the design's: V, T, d, L, heads, batch
     "nanogpt-cpu": (None, 64, 128, 4, 4, 12),
