@@ -25,7 +25,7 @@ from rich.table import Table
 
 from kernels import blas_info
 from pipeline import available_cores
-from stages.config import Config, ConfigError, resolve
+from stages.config import Config, ConfigError, Precision, resolve
 from stages.data import random_batches
 from stages.items import Update
 from stages.machine import Machine, cache_root, detect
@@ -76,6 +76,7 @@ def record_path(config: Config, machine: Machine, given: dict[str, Value] | None
         f"v{vocabulary}t{model.context}l{model.layers}h{model.heads}c{model.channels}",
         f"b{config.batch_size}x{config.gradient_accumulation_steps}",
         f"delay{config.delay}",
+        *([] if config.precision is Precision.FLOAT32 else [config.precision.value]),
         *(f"{name}{worded(value)}" for name, value in sorted((given or {}).items())),
         _package_version(),
     ]

@@ -109,6 +109,11 @@ def test_the_defaults_are_kept_in_a_record_that_changes_nothing(monkeypatch: pyt
     assert tuned_settings(TINY, MACHINE) == TINY
 
 
+def test_each_precision_has_a_record_of_its_own() -> None:
+    paths = {record_path(apply_overrides(TINY, [f"precision={name}"]), MACHINE) for name in ("float32", "bf16", "fp16")}
+    assert len(paths) == 3
+
+
 def test_what_is_given_stands_and_a_record_for_other_settings_is_left_out(said: list[str]) -> None:
     keep(TINY, lanes=1, slots=9)
     open_lanes = tuned_settings(TINY, MACHINE)
