@@ -203,6 +203,18 @@ def test_every_gradient_tensor(precision: str, bound: float, sizes: tuple[str, .
     check_gradients(tiny(*sizes, f"precision={precision}", "steps=1", "threads.backward=2"), bound)
 
 
+@pytest.mark.parametrize("delay", [0, 2])
+def test_bf16x3_is_a_trajectory_of_its_own_close_to_that_of_float32(delay: int) -> None:
+    config = low("bf16x3", f"delay={delay}", "threads.forward=2", "threads.backward=3")
+    with numerics(config):
+        expected = replayed(config)
+        training = build(config, evaluate=True)
+        assert_same(result(training, run_threads(training)), expected)
+    found, plain = (np.array(run.updates) for run in (expected, replayed(low("float32", f"delay={delay}"))))
+    assert (found[:, 1] != plain[:, 1]).any()
+    np.testing.assert_allclose(found, plain, rtol=1e-3)
+
+
 @cache
 def validation_losses(precision: str) -> tuple[float, ...]:
     training = build(low(precision, "steps=30", "evaluation.interval=10", "delay=1"), evaluate=True)
