@@ -54,6 +54,16 @@ def _compiled(function: Function, **options: Any) -> Function:
     return cast(Function, dispatcher)
 
 
+def transparent(function: Function) -> Function:
+    """Let Numba write the body of `function` into its callers: for those that only pass things on.
+
+    Numba compiles and LLVM optimises every kernel with all that it calls, so each layer of wrappers around a large
+    kernel costs as much compile time as the kernel itself. This saves the layer. No arithmetic may be in it: that would
+    have the floating-point flags of the caller.
+    """
+    return _compiled(function, fastmath=False, inline="always")
+
+
 def kernel(function: Function) -> Function:
     """Compile `function` with the package's flags; the arguments' types are found at the first call."""
     return _compiled(function, fastmath=FASTMATH)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from kernels.blas import gemm
 from kernels.exponential import exp32, row_max
-from kernels.jit import kernel
+from kernels.jit import kernel, transparent
 from kernels.lowp_attention_bf16 import backward_bf16, forward_bf16
 from kernels.lowp_attention_scratch import ATTENTION_BLOCK, AttentionScratch, attention_scratch_shapes
 from kernels.lowp_convert import rounded, widened
@@ -248,7 +248,7 @@ def _backward(d_out: Any, out: Any, qkv: Any, lse: Any, sequences: Any, heads: A
     d_qkv[...] = np.concatenate([_rows_of(part, qkv.dtype) for part in parts], axis=1)
 
 
-@overload(_forward)
+@overload(_forward, inline="always")
 def _choose_forward(qkv: Any, sequences: Any, heads: Any, out: Any, lse: Any, scratch: Any) -> Any:
     run: Any = forward_bf16 if qkv.dtype == types.uint16 else _forward_widened
 
@@ -258,7 +258,7 @@ def _choose_forward(qkv: Any, sequences: Any, heads: Any, out: Any, lse: Any, sc
     return forward
 
 
-@overload(_backward)
+@overload(_backward, inline="always")
 def _choose_backward(
     d_out: Any, out: Any, qkv: Any, lse: Any, sequences: Any, heads: Any, d_qkv: Any, scratch: Any
 ) -> Any:
@@ -272,7 +272,7 @@ def _choose_backward(
     return backward
 
 
-@kernel
+@transparent
 def attention_forward_low(
     qkv: Short, sequences: int, heads: int, out: Short, lse: Floats, scratch: AttentionScratch
 ) -> None:
@@ -284,7 +284,7 @@ def attention_forward_low(
     _forward(qkv, sequences, heads, out, lse, scratch)
 
 
-@kernel
+@transparent
 def attention_backward_low(
     d_out: Short,
     out: Short,

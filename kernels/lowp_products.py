@@ -18,8 +18,6 @@ from kernels.lowp_scalar import Short
 from kernels.lowp_tensors import Form, Wide
 from kernels.tensors import Floats
 
-_OPTIONS = {"fastmath": False, "nogil": True, "error_model": "numpy", "boundscheck": False}
-
 
 def _rounded_packed(a: Any, form: Any, transposed: Any, bias: Any, out: Any, wide: Any) -> None:
     linear_bf16(a, form, bias, out)
@@ -77,21 +75,21 @@ def product_outer(a_turned: Short, d: Short, out: Floats, accumulate: bool, wide
     (_outer_half if d.dtype == np.int16 else _outer_bf16)(a_turned, d, out, accumulate, wide)
 
 
-@overload(product_rounded, jit_options=_OPTIONS)
+@overload(product_rounded, inline="always")
 def _rounded(a: Any, form: Any, transposed: Any, bias: Any, out: Any, wide: Any) -> Any:
     return _rounded_half if form.dtype == types.int16 else _rounded_packed
 
 
-@overload(product_gelu, jit_options=_OPTIONS)
+@overload(product_gelu, inline="always")
 def _gelu(a: Any, form: Any, bias: Any, before: Any, out: Any, wide: Any) -> Any:
     return _gelu_half if form.dtype == types.int16 else _gelu_packed
 
 
-@overload(product_float, jit_options=_OPTIONS)
+@overload(product_float, inline="always")
 def _float(a: Any, form: Any, transposed: Any, out: Any, accumulate: Any, wide: Any) -> Any:
     return _float_half if form.dtype == types.int16 else _float_packed
 
 
-@overload(product_outer, jit_options=_OPTIONS)
+@overload(product_outer, inline="always")
 def _outer(a_turned: Any, d: Any, out: Any, accumulate: Any, wide: Any) -> Any:
     return _outer_half if d.dtype == types.int16 else _outer_bf16

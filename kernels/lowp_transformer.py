@@ -9,7 +9,7 @@ hand; so the backward pass of a LayerNorm also gives the gradient of the bias th
 """
 
 from kernels.cross_entropy import cross_entropy_forward
-from kernels.jit import kernel
+from kernels.jit import kernel, transparent
 from kernels.lowp_attention import attention_backward_low, attention_forward_low
 from kernels.lowp_elementwise import bias_backward_low, cross_entropy_backward_low, gelu_backward_low
 from kernels.lowp_layernorm import layernorm_apply_turned, layernorm_backward_low, layernorm_forward_low
@@ -41,7 +41,7 @@ def blocks_forward_low(
         product_float(a.gelu, f.mlp_proj[n], False, a.x, True, work.wide)
 
 
-@kernel
+@transparent
 def _weight_backward(
     x: Short,
     d_out: Short,
@@ -63,7 +63,7 @@ def _weight_backward(
     product_outer(part, d_out, d_weight, accumulate, work.wide)
 
 
-@kernel
+@transparent
 def _mlp_backward(
     weights: Weights,
     forms: Forms,
@@ -88,7 +88,7 @@ def _mlp_backward(
     )  # fmt: skip
 
 
-@kernel
+@transparent
 def _attention_backward(
     weights: Weights,
     forms: Forms,
