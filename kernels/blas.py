@@ -8,7 +8,7 @@ picks an old kernel set, at half of the speed ('Haswell' on one with AVX-512); i
 is loaded, so it is loaded here, with the variable set for that moment only. A value that the user set stands:
 `blas_info` says what it costs.
 
-Unless ``THREADLOOM_GEMM`` says ``blas``, ``numba`` or ``bf16x3``, Numba's own product runs where the processor has
+Unless ``THREADLOOM_GEMM`` says ``blas`` or ``numba``, Numba's own product runs where the processor has
 AVX-512: on an AMD Zen 5 it is level with OpenBLAS's AVX-512 kernels on large matrices and ahead on small ones, it
 depends on no thread count of BLAS, and its result is the same with every version of the library. Elsewhere BLAS runs,
 if it is sound. `GemmBackend.BF16X3` is never chosen by itself: its results are less exact.
@@ -40,11 +40,12 @@ from numba.extending import intrinsic
 from kernels.gemm import gemm_blocked
 from kernels.jit import JIT_ENABLED, kernel
 from kernels.lowp_split_gemm import call_split, multiply_split, prepare_split
+from kernels.target import TARGET
 from kernels.tensors import Floats
 
 
 class GemmBackend(Enum):
-    """What multiplies matrices; the value is what ``THREADLOOM_GEMM`` may say."""
+    """What multiplies matrices; ``THREADLOOM_GEMM`` may say one of the first two values."""
 
     BLAS = "blas"
     NUMBA = "numba"
@@ -189,13 +190,13 @@ def _keep_numba_from_loading_blas() -> None:
 def _choose() -> tuple[GemmBackend, str]:
     """Return what multiplies unless `gemm_backend` says otherwise, and why; loads BLAS only if that decides."""
     wanted = os.environ.get("THREADLOOM_GEMM", "").strip().lower()
-    names = [choice.value for choice in GemmBackend]
+    names = [choice.value for choice in (GemmBackend.BLAS, GemmBackend.NUMBA)]  # bf16x3 is a precision of a run
     if wanted and wanted not in names:
         raise ValueError(f"THREADLOOM_GEMM must be one of {', '.join(names)}, not {wanted!r}")
     asked = f"THREADLOOM_GEMM={wanted}"
     if wanted and GemmBackend(wanted) is not GemmBackend.BLAS:
         return GemmBackend(wanted), asked
-    if not wanted and _has_avx512():
+    if not wanted and all(TARGET.get(name, False) for name in AVX512_FEATURES):
         why = "on AVX-512 Numba's product is used, which is as fast or faster and the same bits for every BLAS"
         return GemmBackend.NUMBA, why
     library = _loaded_library()

@@ -5,7 +5,7 @@ A call of ``math.exp`` in a loop stays one call an element; these are plain arit
 
 import numpy as np
 
-from kernels.jit import inlined, kernel
+from kernels.jit import exact_inlined, inlined, kernel
 from kernels.tensors import Floats
 
 _LOG2_E = np.float32(1.4426950408889634)
@@ -27,6 +27,15 @@ _P5 = np.float32(5.0000001201e-1)
 _SMALLEST = np.int32(-0x80000000)
 _ONE = np.float32(1.0)
 _ZERO = np.float32(0.0)
+_LN_SERIES = tuple(
+    np.float32(c)
+    for c in (
+        7.0376836292e-2, -1.1514610310e-1, 1.1676998740e-1, -1.2420140846e-1, 1.4249322787e-1,
+        -1.6668057665e-1, 2.0000714765e-1, -2.4999993993e-1, 3.3333331174e-1,
+    )
+)  # fmt: skip
+_SQRT_HALF = np.float32(0.70710678118654752440)
+_HALF = np.float32(0.5)
 
 
 @inlined
@@ -67,3 +76,27 @@ def row_max(row: Floats, count: int) -> np.float32:
         ordered = np.int32(bits ^ np.int32(np.int32(bits >> _SIGN_SHIFT) & _NOT_SIGN))
         largest = np.int32(max(largest, ordered))
     return np.int32(largest ^ np.int32(np.int32(largest >> _SIGN_SHIFT) & _NOT_SIGN)).view(np.float32)
+
+
+@exact_inlined
+def log32(x: np.float32) -> np.float32:
+    """Return ln(x) of a positive normal number as Cephes' ``logf`` does; infinity and NaN give themselves."""
+    bits = np.float32(x).view(np.int32)
+    exponent = np.float32(np.int32(bits >> np.int32(23)) - np.int32(126))
+    m = np.int32(np.int32(bits & np.int32(0x7FFFFF)) | np.int32(0x3F000000)).view(np.float32)
+    low = m < _SQRT_HALF
+    exponent = exponent - _ONE if low else exponent
+    r = (m + m if low else m) - _ONE
+    z = r * r
+    p = _LN_SERIES[0]
+    p = p * r + _LN_SERIES[1]
+    p = p * r + _LN_SERIES[2]
+    p = p * r + _LN_SERIES[3]
+    p = p * r + _LN_SERIES[4]
+    p = p * r + _LN_SERIES[5]
+    p = p * r + _LN_SERIES[6]
+    p = p * r + _LN_SERIES[7]
+    p = p * r + _LN_SERIES[8]
+    y = p * r * z + exponent * _LN2_LOW - _HALF * z
+    y = r + y + exponent * _LN2_HIGH
+    return y if x < np.float32(np.inf) else x

@@ -10,7 +10,6 @@ On an AMD Zen 5 it runs at the speed of OpenBLAS's AVX-512 kernels, and at twice
 
 from typing import Any
 
-import llvmlite.binding
 import numpy as np
 from llvmlite import ir
 from numba import types
@@ -18,14 +17,12 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from kernels.jit import kernel
+from kernels.target import TARGET
 
 
 def _tile_shape() -> tuple[int, int, int]:
-    """Return the floats of a vector, and the columns and rows of a tile, such that a tile fits the host's registers."""
-    try:
-        wide = bool(llvmlite.binding.get_host_cpu_features().get("avx512f", False))
-    except RuntimeError:
-        wide = False
+    """Return the floats of a vector, and the columns and rows of a tile, so that it fits the target's registers."""
+    wide = TARGET.get("avx512f", False)
     # AVX-512: 16 accumulators of 32 registers. AVX2: 12 of 16. NEON: 24 of 32, each vector being two registers.
     return (16, 32, 8) if wide else (8, 16, 6)
 

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from kernels.blas import gemm
 from kernels.exponential import exp32, row_max
 from kernels.jit import kernel, transparent
-from kernels.lowp_attention_bf16 import backward_bf16, forward_bf16
+from kernels.lowp_attention_backward import backward_bf16
+from kernels.lowp_attention_forward import forward_bf16
 from kernels.lowp_attention_scratch import ATTENTION_BLOCK, AttentionScratch, attention_scratch_shapes
 from kernels.lowp_convert import rounded, widened
 from kernels.lowp_scalar import Short, load16, store16

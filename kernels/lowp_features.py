@@ -1,8 +1,9 @@
 """What multiplies bfloat16 in this process, found out once, and the permission that AMX needs.
 
 Three paths, best first: AMX's tiles (about ten times float32's arithmetic rate on the processors that have them),
-AVX-512's dot product of pairs (twice), and float32 arithmetic on operands that are widened in registers (as fast as
-float32, at half of the memory). Linux lets a process use the tiles only after it has asked for the permission.
+AVX-512's dot product of pairs (twice), and float32 arithmetic on operands that are widened in registers (0.45 to 1
+times float32's speed, at half of the memory). Linux lets a process use the tiles only after it has asked for the
+permission.
 
 Which path runs is a number in memory that compiled code reads by a symbol, as in `kernels.blas`: Numba's cache on disk
 does not know constants of an earlier process.
@@ -25,7 +26,8 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from kernels.jit import JIT_ENABLED
-from kernels.lowp_vector import LANES, TARGET
+from kernels.lowp_vector import LANES
+from kernels.target import TARGET
 
 
 class DotPath(Enum):
@@ -42,7 +44,7 @@ class LowPrecisionInfo:
 
     path: DotPath  # what the kernels call
     available: tuple[DotPath, ...]  # what may be chosen, slowest first
-    half_conversion: bool  # F16C or AVX-512: float16 is converted by an instruction, not by integer arithmetic
+    half_conversion: bool  # F16C: float16 is converted by an instruction, not by integer arithmetic
     reason: str  # why it is that path, in a sentence
 
 
@@ -77,7 +79,7 @@ def choose(features: Mapping[str, bool], permission: Callable[[], bool]) -> LowP
             reason = "the processor has AMX, and Linux permits its use"
         else:
             reason = "the processor has AMX, but the system does not permit its use: AVX-512 BF16 is used"
-    half = features.get("f16c", False) or features.get("avx512f", False)
+    half = features.get("f16c", False)
     return LowPrecisionInfo(available[-1], tuple(available), half, reason)
 
 

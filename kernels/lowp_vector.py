@@ -11,29 +11,13 @@ LLVM's intrinsics take vectors of its type ``bfloat``, which llvmlite does not k
 
 from typing import Any
 
-import llvmlite.binding
-import numba
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from kernels.target import TARGET
 
-def target_features() -> dict[str, bool]:
-    """Return the features that Numba compiles for: the host's, or what ``NUMBA_CPU_FEATURES`` says.
-
-    An intrinsic of a feature that the target lacks makes LLVM abort the process, so it must not even be compiled.
-    """
-    given = numba.config.CPU_FEATURES
-    if given is not None:
-        return {name[1:]: name[0] == "+" for name in str(given).split(",") if name}
-    try:
-        return dict(llvmlite.binding.get_host_cpu_features())
-    except RuntimeError:
-        return {}
-
-
-TARGET = target_features()
 HAS_DOT = TARGET.get("avx512bf16", False) and TARGET.get("avx512f", False)
 HAS_TILES = TARGET.get("amx-bf16", False) and TARGET.get("amx-tile", False)
 HAS_HALF = TARGET.get("f16c", False)

@@ -44,7 +44,7 @@ from kernels.lowp_half import half_from_float32
 from kernels.lowp_half_gemm import gemm_half, half_scratch_sizes
 from kernels.lowp_pack import pack_float32, packed_shape
 from kernels.lowp_split_gemm import gemm_split
-from kernels.lowp_vector import TARGET
+from kernels.target import TARGET
 from pipeline import blas_threads
 from stages.machine import cache_root, detect
 from stages.rundir import atomic_write
