@@ -1,6 +1,6 @@
 """`threadloom bench`: is it right, how fast is it, how far from what the machine could do, and where does the time go?
 
-Every figure belongs to this run: the peak of the product and the bandwidths are measured beside it. The ways to train
+Every figure belongs to this run: the peaks of the products and the bandwidths are measured beside it. The ways to train
 (one thread, stage by stage on all cores, the pipeline at each delay) are processes that take turns, so that whatever
 else the machine does meets all of them. A round counts its updates in the steady state, without the filling and the
 draining of the pipeline; so many of them follow each other in a real run that these vanish.
@@ -23,16 +23,17 @@ import msgspec
 
 from kernels import GemmBackend, blas_info
 from pipeline import available_cores
-from stages.bench_check import check_kernels, check_schedules
-from stages.bench_kernels import Bench, adamw_bytes, reduce_bytes, time_case
+from stages.bench_check import check_kernels, check_schedules, odd
+from stages.bench_kernels import kernel_bench, reduce_bytes, time_case, update_bytes
 from stages.bench_peaks import measure_peaks
-from stages.bench_roofline import KernelTime, Peaks, flops_per_token
+from stages.bench_roofline import KernelTime, Peaks, ProductPeak, flops_per_token
 from stages.bench_worker import ENDLESS, Way, Worker
 from stages.config import Config, ScheduleConfig, ScheduleKind, resolve, to_json
 from stages.machine import Machine, detect
 from stages.memory import Bank
 from stages.numerics import numerics
 from stages.parameters import parameter_count
+from stages.settings import Precision
 from stages.tune import RANDOM_VOCABULARY
 from stages.warmup import compile_kernels
 
@@ -126,9 +127,13 @@ class BenchReport:
     peaks: Peaks
     configs: list[ConfigBench]
 
+    def peak(self, bench: ConfigBench) -> ProductPeak:
+        """The measured peak of what the configuration's precision multiplies with."""
+        return self.peaks.product(bench.config.precision)
+
     def mfu(self, bench: ConfigBench, measured: Measured) -> float:
-        """The share of the measured peak of the cores in use that the updates achieve."""
-        peak = self.peaks.gemm_one if measured.cores == 1 else self.peaks.gemm_all
+        """The share of that peak, of the cores in use, that the updates achieve."""
+        peak = self.peak(bench).one if measured.cores == 1 else self.peak(bench).all
         return bench.gflop_per_s(measured) / peak if peak > 0 else 0.0
 
 
@@ -136,19 +141,20 @@ def run_bench(configs: Sequence[Config], seconds: float, cold: bool, say: Say) -
     """Check, then measure the machine and each configuration, `seconds` for each way of training."""
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     cores, machine = available_cores(), detect()
-    compile_kernels(say)
-    say("checking that all ways to train end in the same bits, and the kernels against float64")
-    checked = f"{check_schedules(cores)}; every gradient: {check_kernels(_odd(cores), every_tensor=True)}"
+    precisions = list(dict.fromkeys(as_measured(config, cores).precision for config in configs))
+    checked = "; ".join(check(precision, cores, say) for precision in precisions)
     say("measuring the machine")
-    peaks = measure_peaks(machine)
+    peaks = measure_peaks(machine, precisions=precisions)
     found = [bench_config(config, cores, seconds, cold, peaks, say) for config in configs]
     return BenchReport(machine, _product(), load, checked, peaks, found)
 
 
-def _odd(cores: int) -> Config:
-    from stages.bench_check import ODD
-
-    return resolve(ODD, cores)
+def check(precision: Precision, cores: int, say: Say) -> str:
+    """Check one precision on a small model of odd sizes, and say what was found."""
+    compile_kernels(say, precision)
+    say(f"{precision.value}: checking that all ways to train end in the same bits, and the kernels against float64")
+    schedules, every = check_schedules(cores, precision), check_kernels(odd(cores, precision), every_tensor=True)
+    return f"{precision.value}: {schedules}; every gradient: {every}"
 
 
 def _product() -> str:
@@ -170,13 +176,17 @@ def bench_config(config: Config, cores: int, seconds: float, cold: bool, peaks: 
     """Measure one configuration."""
     resolved = as_measured(config, cores)
     geometry = resolved.model.geometry()
-    say(f"{config.name}: checking one layer of its sizes against float64")
+    say(f"{config.name} in {resolved.precision.value}: checking one layer of its sizes against float64")
     checked = check_kernels(one_layer(resolved), every_tensor=False)
     ways = measure_ways(config, cores, seconds, lambda words: say(f"{config.name}: {words}"))
     say(f"{config.name}: kernels one by one")
     kernel_times = measure_kernels(resolved, peaks, seconds)
     say(f"{config.name}: start")
     elements = Bank(geometry).arena.flat.size
+    streams = {
+        "reduce": reduce_bytes(elements, resolved.lanes or 1),
+        "update": update_bytes(geometry, elements, resolved.precision),
+    }
     return ConfigBench(
         config=resolved,
         flops_per_token=flops_per_token(geometry),
@@ -184,7 +194,7 @@ def bench_config(config: Config, cores: int, seconds: float, cold: bool, peaks: 
         checked=checked,
         ways=ways,
         kernels=kernel_times,
-        stream_bytes={"reduce": reduce_bytes(elements, resolved.lanes or 1), "update": adamw_bytes(elements)},
+        stream_bytes=streams,
         warm=measure_start(resolved, STARTS, {}),
         cold=_cold_start(resolved, say) if cold else None,
     )
@@ -198,8 +208,8 @@ def one_layer(config: Config) -> Config:
 def measure_kernels(config: Config, peaks: Peaks, seconds: float) -> list[KernelTime]:
     """Time every kernel of a resolved configuration, all of them in about so many seconds."""
     with numerics(config):
-        cases = Bench(config).cases()
-        return [time_case(case, peaks, seconds / len(cases)) for case in cases]
+        cases = kernel_bench(config).cases()
+        return [time_case(case, peaks, seconds / len(cases), config.precision) for case in cases]
 
 
 def measure_ways(config: Config, cores: int, seconds: float, say: Say) -> list[Measured]:
@@ -262,13 +272,16 @@ def to_dict(report: BenchReport) -> dict[str, Any]:
     found: dict[str, Any] = msgspec.to_builtins(asdict(report), enc_hook=str)
     for bench, out in zip(report.configs, found["configs"], strict=True):
         out["config"] = json.loads(to_json(bench.config))
+        out["precision"] = bench.config.precision.value
+        out["mfu_peak"] = msgspec.to_builtins(report.peak(bench))
         for measured, way in zip(bench.ways, out["ways"], strict=True):
             way["tokens_per_s"] = measured.tokens_per_s
             way["gflop_per_s"] = bench.gflop_per_s(measured)
             way["mfu"] = report.mfu(bench, measured)
             way["efficiency"] = bench.efficiency(measured)
         for kernel, row in zip(bench.kernels, out["kernels"], strict=True):
-            row |= {"gflop_per_s": kernel.gflop_per_s, "gb_per_s": kernel.gb_per_s, "above_floor": kernel.above_floor}
+            row |= {"gflop_per_s": kernel.gflop_per_s, "gb_per_s": kernel.gb_per_s, "above_floor": kernel.above_floor,
+                    "of_peak": kernel.of_peak}  # fmt: skip
     return found
 
 

@@ -1,25 +1,35 @@
-"""Correctness before any time is taken: what `threadloom bench` checks, in a second.
+"""Correctness before any time is taken: what `threadloom bench` checks, a second for each precision.
 
 The pipeline, the stages one after another, and the replay in one thread must end in the same bits; and the kernels must
 agree with an independent model in float64 NumPy: its loss directly, the gradient of every tensor by a central
 difference of that loss along a random direction.
+
+How far a gradient may be off: along a direction of unit normal entries, an error vector e shows as a normal number of
+deviation ``|e|``, as the gradient g itself shows as one of ``|g|``. In 16 bits each tensor between two kernels is
+rounded once, and each rounding moves a gradient by at most about the format's root-mean-square rounding error, on its
+own: after n of them ``|e| / |g|`` is at most that error times sqrt(n), which is multiplied by the deviations that the
+worst of some dozens of directions may have. (Roundings in a block move only what the block adds to the residual stream,
+so that small models are off by a quarter of this.)
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-import kernels
 from stages.bench_sequential import stage_by_stage
+from stages.compute import Compute, compute_for
 from stages.config import Config, ModelConfig, apply_overrides, resolve
 from stages.data import random_batches
 from stages.items import Update
-from stages.memory import Bank, FloatSlot, allocate_scratch
+from stages.loss_scale import LossScaler
+from stages.memory import Bank, Slot
 from stages.numerics import numerics
 from stages.parameters import Geometry, initialise
 from stages.replay import replay
+from stages.settings import Precision
 from stages.training import Training
 
 ODD = Config(
@@ -27,10 +37,16 @@ ODD = Config(
     batch_size=6, micro_batch=1, lanes=2, steps=4,
 )  # fmt: skip
 """Sizes that no vector length divides."""
-LOSS_TOLERANCE = 2e-6
-"""Relative; float32 against float64."""
+LOSS_TOLERANCE = {Precision.FLOAT32: 2e-6, Precision.BF16X3: 2e-5, Precision.BF16: 1e-3, Precision.FP16: 1e-3}
+"""Relative to float64."""
 GRADIENT_TOLERANCE = 1e-3
-"""Of the gradient's length, for its product with a direction of unit normal entries, which is about that length."""
+"""In float32 and bf16x3: of the gradient's length, for its product with a direction, which is about that length."""
+ROUNDING = {Precision.BF16: 2.0**-8 / 2.4, Precision.FP16: 2.0**-11 / 2.4}
+"""Root mean square of the relative error of a rounding: uniform within half a last place, numbers uniform in log."""
+LAYER_ROUNDINGS, OTHER_ROUNDINGS = 26, 6
+"""On the way of a gradient through a layer (forward: four weights, two LayerNorms twice, qkv, probabilities, what comes
+of attention, fc, its GELU; backward about as many), and outside of the layers."""
+DEVIATIONS = 4
 STEP = 1e-4
 """Of the central difference; its own error is of the order of the square, and far below float32's."""
 
@@ -41,10 +57,10 @@ class BenchCheckFailed(RuntimeError):
     """What is to be measured computes something else than it should."""
 
 
-def check_schedules(cores: int) -> str:
+def check_schedules(cores: int, precision: Precision = Precision.FLOAT32) -> str:
     """Run a small model of odd sizes all three ways at each delay, compare bit for bit, and say what was equal."""
     for delay in (0, 1, 2):
-        config = resolve(apply_overrides(ODD, [f"delay={delay}"]), cores)
+        config = odd(cores, precision, delay)
         with numerics(config):
             ends = {"the replay in one thread": _end(config, "replay", cores)}
             ends["the pipeline"] = _end(config, "pipeline", cores)
@@ -53,10 +69,15 @@ def check_schedules(cores: int) -> str:
         for name, end in ends.items():
             if end != wanted:
                 raise BenchCheckFailed(
-                    f"{name} at delay {delay} does not end in the bits of the replay: a fault of threadloom or of the "
-                    "machine; run the tests"
+                    f"{name} at delay {delay} in {precision.value} does not end in the bits of the replay: a fault of "
+                    "threadloom or of the machine; run the tests"
                 )
     return f"pipeline and stage by stage equal the replay bit for bit at τ = 0, 1, 2 ({ODD.steps} updates, odd sizes)"
+
+
+def odd(cores: int, precision: Precision, delay: int = 0) -> Config:
+    """Return the small model of odd sizes, resolved."""
+    return resolve(apply_overrides(ODD, [f"delay={delay}", f"precision={precision.value}"]), cores)
 
 
 def _end(config: Config, way: str, cores: int) -> tuple[bytes, bytes, bytes, tuple[float, ...]]:
@@ -74,23 +95,27 @@ def _end(config: Config, way: str, cores: int) -> tuple[bytes, bytes, bytes, tup
 
 
 def check_kernels(config: Config, *, every_tensor: bool) -> str:
-    """Compare loss and gradient of one micro-batch with float64, tensor by tensor or all tensors in one direction."""
-    geometry, sequences = config.model.geometry(), config.micro_batch or 1
-    random = np.random.default_rng(11)
-    bank, slot, gradients = Bank(geometry), FloatSlot.allocate(geometry, sequences), Bank(geometry)
+    """Compare loss and gradient of one micro-batch with float64, tensor by tensor or all tensors in one direction.
+
+    `config` is resolved, and its precision is what is checked.
+    """
+    geometry, precision, random = config.model.geometry(), config.precision, np.random.default_rng(11)
+    compute = compute_for(precision, geometry, config.micro_batch or 1)
+    bank, slot, gradients = Bank(geometry, compute.make_forms()), compute.make_slot(), Bank(geometry)
     initialise(bank.arena, geometry, config.seed)
     bank.arena.flat[:] += random.standard_normal(bank.arena.flat.shape, dtype=np.float32) * np.float32(0.01)
     slot.ids[:] = random.integers(0, geometry.vocabulary, slot.ids.shape)
     slot.targets[:] = random.integers(0, geometry.vocabulary, slot.targets.shape)
     with numerics(config):
-        loss = _loss_and_gradient(geometry, sequences, bank, slot, gradients)
+        loss = _loss_and_gradient(compute, bank, slot, gradients, LossScaler(config.loss_scale).start(0).scale)
     weights = {name: array.astype(np.float64) for name, array in bank.arena.items()}
+    said = f"{config.name} in {precision.value}: the kernels'"
     reference = reference_loss(weights, geometry, slot.ids, slot.targets)
     error = abs(loss - reference) / abs(reference)
-    if not error <= LOSS_TOLERANCE:
-        raise BenchCheckFailed(f"{config.name}: the kernels' loss is {loss!r}, float64 says {reference!r}")
+    if not error <= LOSS_TOLERANCE[precision]:
+        raise BenchCheckFailed(f"{said} loss is {loss!r}, float64 says {reference!r}")
     names = list(weights)
-    worst = 0.0
+    worst, tolerance = 0.0, gradient_tolerance(precision, geometry.layers)
     for chosen in [[name] for name in names] if every_tensor else [names]:
         directions = {name: random.standard_normal(weights[name].shape) for name in chosen}
         expected = _slope(weights, directions, geometry, slot)
@@ -98,29 +123,33 @@ def check_kernels(config: Config, *, every_tensor: bool) -> str:
         length = float(np.sqrt(sum(np.sum(gradients.arena[name].astype(np.float64) ** 2) for name in chosen)))
         off = abs(found - expected) / length if length > 0 else float("inf")
         worst = max(worst, off)
-        if not off <= GRADIENT_TOLERANCE:
+        if not off <= tolerance:
             raise BenchCheckFailed(
-                f"{config.name}: the kernels' gradient of {', '.join(chosen)} gives {found!r} along a direction in "
-                f"which float64 rises by {expected!r}"
+                f"{said} gradient of {', '.join(chosen)} gives {found!r} along a direction in which float64 rises by "
+                f"{expected!r}"
             )
     return f"loss within {error:.0e} of float64, gradient within {worst:.0e} of its length"
 
 
-def _loss_and_gradient(geometry: Geometry, sequences: int, bank: Bank, slot: FloatSlot, gradients: Bank) -> float:
-    """Return the mean loss of a micro-batch, and leave its gradient in `gradients`."""
-    scratch, acts, rows = allocate_scratch(geometry, sequences), slot.activations, slot.ids.size
-    w, g = bank.weights, gradients.weights
-    kernels.embedding_forward(w.wte, w.wpe, slot.ids, geometry.context, acts.x[0])
-    kernels.blocks_forward(w, acts, sequences, geometry.heads)
-    loss = kernels.head_backward(w, acts.x[-1], slot.targets, 1.0 / rows, g, scratch, False)
-    kernels.blocks_backward(w, acts, g, scratch, sequences, geometry.heads, False)
-    kernels.embedding_backward(slot.ids, scratch.dx, geometry.context, g.wte, g.wpe, False)
-    return float(loss) / rows
+def gradient_tolerance(precision: Precision, layers: int) -> float:
+    """Return how far a gradient may be off along a direction, as a share of its length (see the top of this module)."""
+    if precision not in ROUNDING:
+        return GRADIENT_TOLERANCE
+    return DEVIATIONS * ROUNDING[precision] * math.sqrt(LAYER_ROUNDINGS * layers + OTHER_ROUNDINGS)
 
 
-def _slope(
-    weights: Mapping[str, Doubles], directions: Mapping[str, Doubles], geometry: Geometry, slot: FloatSlot
-) -> float:
+def _loss_and_gradient(compute: Compute, bank: Bank, slot: Slot, gradients: Bank, scale: float) -> float:
+    """Return the mean loss of a micro-batch, and leave its gradient in `gradients`; `scale` is in there on the way."""
+    rows = slot.ids.size
+    compute.derive(bank)
+    compute.embed(bank, slot)
+    compute.forward(bank, slot)
+    loss = compute.backward(bank, slot, scale / rows, gradients.weights, compute.make_scratch(), False)
+    gradients.arena.flat[:] /= np.float32(scale)
+    return loss / rows
+
+
+def _slope(weights: Mapping[str, Doubles], directions: Mapping[str, Doubles], geometry: Geometry, slot: Slot) -> float:
     """The rise of the float64 loss along a direction, by a central difference."""
     ends = []
     for sign in (STEP, -STEP):

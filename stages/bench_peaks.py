@@ -6,15 +6,17 @@ machine. (`threadloom doctor` takes the mean, because it says what a run may exp
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from contextlib import ExitStack
 from functools import partial
 
 import numpy as np
 
 from kernels import GemmBackend, blas_info, gemm, gemm_backend
 from pipeline import blas_threads
-from stages.bench_roofline import Level, Peaks
+from stages.bench_roofline import Level, Peaks, ProductPeak
 from stages.machine import Machine
+from stages.settings import Precision
 
 GEMM_SIZES = (512, 768, 1024)
 WINDOWS = 6
@@ -22,23 +24,27 @@ WINDOWS = 6
 LEVEL_BYTES = tuple(1 << power for power in range(18, 27, 2))
 """256 KiB to 64 MiB: sizes at which one core's bandwidth is measured besides memory's."""
 LEAST_STREAM = 192 << 20
+OWN_PRODUCTS = (Precision.BF16, Precision.BF16X3)
+"""Precisions with a product that is not float32's."""
 
 Work = tuple[Callable[[], object], float]
 """A call that holds no GIL, and how much one call does: operations or bytes."""
 
 
-def measure_peaks(machine: Machine, seconds: float = 2.0) -> Peaks:
-    """Measure products, by Numba's and BLAS's, and bandwidths, in about so many seconds."""
+def measure_peaks(machine: Machine, seconds: float = 2.0, precisions: Collection[Precision] = ()) -> Peaks:
+    """Measure the float32 product, by Numba's and BLAS's, and bandwidths, in about so many seconds.
+
+    `precisions`: what configurations compute in; those with a product of their own have it measured too.
+    """
     cores, blas = machine.logical_cores, blas_info()
     backends = [GemmBackend.NUMBA, *([GemmBackend.BLAS] if blas.name and not blas.known_bad else [])]
     products: dict[int, list[float]] = {1: [], cores: []}
     window = seconds / (2 * len(backends) * len(GEMM_SIZES) * WINDOWS + 2 * WINDOWS)
     for backend in backends:
         with gemm_backend(backend), blas_threads(1):
-            for size in GEMM_SIZES:
-                work = [_product(size) for _ in range(cores)]
-                for count, found in products.items():
-                    found.append(best_rate(work[:count], window))
+            for count, found in products.items():
+                found.append(_best_product(_product, count, window))
+    others = tuple(_other_product(precision, cores, window) for precision in OWN_PRODUCTS if precision in precisions)
     total = max(LEAST_STREAM, 4 * (machine.l3 or 0))
     if machine.memory_available is not None:
         total = min(total, machine.memory_available // 8)
@@ -47,8 +53,23 @@ def measure_peaks(machine: Machine, seconds: float = 2.0) -> Peaks:
     levels = [Level(size, max(best_rate([stream(size)], window) / 1e9, streams[1])) for size in sizes]
     return Peaks(
         cores, max(products[1]) / 1e9, max(products[cores]) / 1e9, streams[1], max(streams[cores], streams[1]),
-        (*levels, Level(total, streams[1])),
+        (*levels, Level(total, streams[1])), others,
     )  # fmt: skip
+
+
+def _best_product(make: Callable[[int], Work], cores: int, window: float) -> float:
+    """Return operations in a second at the size that a product of this kind likes best."""
+    return max(best_rate([make(size) for _ in range(cores)], window) for size in GEMM_SIZES)
+
+
+def _other_product(precision: Precision, cores: int, window: float) -> ProductPeak:
+    """Measure bfloat16's product, or that of float32 made of three of them."""
+    with ExitStack() as switches:
+        if precision is Precision.BF16X3:
+            switches.enter_context(gemm_backend(GemmBackend.BF16X3))
+        make = _bf16_product if precision is Precision.BF16 else _product
+        one, every = (_best_product(make, count, window) / 1e9 for count in (1, cores))
+    return ProductPeak(precision, one, max(one, every))
 
 
 def best_rate(work: Sequence[Work], window: float) -> float:
@@ -80,6 +101,19 @@ def _product(size: int) -> Work:
     a, b = (generator.standard_normal((size, size), dtype=np.float32) for _ in range(2))
     out = np.zeros_like(a)
     return lambda: gemm(a, b, out, False, False, 1.0, 0.0), 2.0 * size**3
+
+
+def _bf16_product(size: int) -> Work:
+    """Both operands as training has them: activations are bfloat16 already, weights are packed once an update."""
+    from kernels.lowp_convert import rounded  # these kernels are loaded by those who use them
+    from kernels.lowp_gemm import gemm_bf16
+    from kernels.lowp_pack import pack_float32, packed_shape
+
+    generator = np.random.default_rng(0)
+    a, b = (generator.standard_normal((size, size), dtype=np.float32) for _ in range(2))
+    bits, words, out = rounded(a), np.empty(packed_shape(size, size), np.uint32), np.zeros_like(a)
+    pack_float32(b, False, words)
+    return lambda: gemm_bf16(bits, words, out, False), 2.0 * size**3
 
 
 def stream(size: int) -> Work:

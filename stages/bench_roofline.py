@@ -1,16 +1,18 @@
 """The roofline of a kernel: the time below which it cannot go, from what it must compute and what it must move.
 
-After Williams, Waterman and Patterson (Roofline, CACM 52(4), 2009). The peak is that of the float32 product, the
-bandwidth that of the smallest measured level which holds what the kernel works on: a micro-batch is sized to stay in a
-cache, so the bandwidth of memory would be no floor. All is pure arithmetic on figures that others measure.
+After Williams, Waterman and Patterson (Roofline, CACM 52(4), 2009). Matrix products have the peak of the product that
+the precision multiplies with; all other arithmetic is float32 in every precision, and has that of the float32 product.
+The bandwidth is that of the smallest measured level which holds what the kernel works on: a micro-batch is sized to
+stay in a cache, so the bandwidth of memory would be no floor. All is pure arithmetic on figures that others measure.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from stages.parameters import Geometry, parameter_count
+from stages.settings import Precision
 
-FLOAT = 4  # bytes
+FLOAT, SHORT = 4, 2  # bytes
 
 
 @dataclass(frozen=True)
@@ -22,15 +24,32 @@ class Level:
 
 
 @dataclass(frozen=True)
+class ProductPeak:
+    """The product of one precision."""
+
+    precision: Precision
+    one: float  # GFLOP/s of one core
+    all: float  # of all at once
+
+
+@dataclass(frozen=True)
 class Peaks:
     """What the machine can do at best, as measured in this run."""
 
     cores: int
-    gemm_one: float  # GFLOP/s of one core
+    gemm_one: float  # GFLOP/s of one core, float32
     gemm_all: float  # of all at once
     stream_one: float  # GB/s of memory, one core
     stream_all: float
     levels: tuple[Level, ...]  # one core; from the smallest to the largest
+    others: tuple[ProductPeak, ...] = ()
+    """Products of other precisions; only those that a measured configuration uses."""
+
+    def product(self, precision: Precision) -> ProductPeak:
+        """Return the peak of what multiplies in a precision: float16 is widened, and multiplied as float32."""
+        if precision in (Precision.FLOAT32, Precision.FP16):
+            return ProductPeak(Precision.FLOAT32, self.gemm_one, self.gemm_all)
+        return next(peak for peak in self.others if peak.precision is precision)
 
     def bandwidth(self, working_set: float) -> float:
         """Return one core's GB/s on so many bytes: that of the smallest level that holds them."""
@@ -47,6 +66,8 @@ class Work:
     flops: float
     bytes: float
     """Each input read once and each output written once (an output that is added to counts twice)."""
+    products: float = 0.0
+    """Those of the `flops` that are matrix products."""
 
 
 @dataclass(frozen=True)
@@ -67,11 +88,18 @@ class KernelTime:
     """'compute' or 'bandwidth'."""
     part_of: str | None = None
     """The whole that it is a part of; None for a whole, and wholes sum up to an update."""
+    arithmetic: float = 0.0
+    """Seconds that the arithmetic of one call takes at its peaks, whatever bounds the floor."""
 
     @property
     def above_floor(self) -> float:
         """How many times its floor it takes; 1 at best."""
         return self.seconds / self.floor if self.floor > 0 else 0.0
+
+    @property
+    def of_peak(self) -> float:
+        """The share of the peaks that its arithmetic achieves."""
+        return self.arithmetic / self.seconds if self.seconds > 0 else 0.0
 
     @property
     def gflop_per_s(self) -> float:
@@ -94,11 +122,28 @@ class KernelTime:
         return self.calls * max(0.0, self.seconds - self.floor)
 
 
-def floor_of(work: Work, peaks: Peaks) -> tuple[float, str]:
+def arithmetic_of(work: Work, peaks: Peaks, precision: Precision = Precision.FLOAT32) -> float:
+    """Return the seconds of the arithmetic on one core: products at the precision's peak, the rest at float32's."""
+    product = peaks.product(precision)
+    return work.products / (product.one * 1e9) + (work.flops - work.products) / (peaks.gemm_one * 1e9)
+
+
+def floor_of(work: Work, peaks: Peaks, precision: Precision = Precision.FLOAT32) -> tuple[float, str]:
     """Return the least seconds of a call on one core, and what bounds it: the larger of arithmetic and traffic."""
-    compute = work.flops / (peaks.gemm_one * 1e9)
+    compute = arithmetic_of(work, peaks, precision)
     moving = work.bytes / (peaks.bandwidth(work.bytes) * 1e9)
     return (compute, "compute") if compute >= moving else (moving, "bandwidth")
+
+
+def floor_of_steps(
+    steps: Sequence[tuple[Work, int]], peaks: Peaks, precision: Precision = Precision.FLOAT32
+) -> tuple[float, str]:
+    """Return the floor of steps that follow each other, each done so many times, and what bounds most of it."""
+    bounds = {"compute": 0.0, "bandwidth": 0.0}
+    for work, times in steps:
+        seconds, bound = floor_of(work, peaks, precision)
+        bounds[bound] += times * seconds
+    return sum(bounds.values()), max(bounds, key=lambda bound: bounds[bound])
 
 
 def flops_per_token(geometry: Geometry) -> float:
@@ -107,20 +152,32 @@ def flops_per_token(geometry: Geometry) -> float:
     return 6.0 * matrices + 6.0 * geometry.layers * geometry.context * geometry.channels
 
 
-def gemm_work(rows: int, columns: int, inner: int, *, adds: bool = False) -> Work:
-    """Return the work of a product (rows, inner) @ (inner, columns); `adds`: to what is there."""
-    moved = rows * inner + inner * columns + (2 if adds else 1) * rows * columns
-    return Work(2.0 * rows * columns * inner, FLOAT * float(moved))
+def gemm_work(
+    rows: int, columns: int, inner: int, *, adds: bool = False, operand: int = FLOAT, result: int = FLOAT
+) -> Work:
+    """Return the work of a product (rows, inner) @ (inner, columns).
+
+    `adds`: to what is there. `operand`, `result`: bytes of a number of either factor, and of the result.
+    """
+    moved = operand * (rows * inner + inner * columns) + result * (2 if adds else 1) * rows * columns
+    flops = 2.0 * rows * columns * inner
+    return Work(flops, float(moved), flops)
 
 
-def attention_work(sequences: int, context: int, channels: int, *, backward: bool) -> Work:
-    """Return the work of causal attention: half of the full products, two forward and four backward."""
+def attention_work(sequences: int, context: int, channels: int, *, backward: bool, number: int = FLOAT) -> Work:
+    """Return the work of causal attention: half of the full products, two forward and four backward.
+
+    `number`: bytes of a number of what it reads and writes.
+    """
     rows = sequences * context
     flops = (4.0 if backward else 2.0) * rows * context * channels
     moved = rows * channels * ((1 + 1 + 3 + 3) if backward else (3 + 1))
-    return Work(flops, FLOAT * float(moved))
+    return Work(flops, float(number * moved), flops)
 
 
 def total(parts: Sequence[tuple[Work, int]]) -> Work:
     """Return the work of several kernels, each done so many times."""
-    return Work(sum(work.flops * times for work, times in parts), sum(work.bytes * times for work, times in parts))
+    flops, moved, products = (
+        sum(getattr(work, name) * times for work, times in parts) for name in ("flops", "bytes", "products")
+    )
+    return Work(flops, moved, products)

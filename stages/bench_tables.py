@@ -9,7 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from stages.bench import BenchReport, ConfigBench, Measured
-from stages.bench_roofline import KernelTime, Peaks
+from stages.bench_roofline import KernelTime, ProductPeak
+from stages.settings import Precision
 
 BUSY = 0.5
 """Load average from which figures are doubtful."""
@@ -41,24 +42,31 @@ def machine_lines(report: BenchReport) -> list[Text]:
     levels = ", ".join(f"{_size(level.bytes)}: {level.gb_per_s:,.0f}" for level in peaks.levels)
     return [
         Text(f"{machine.cpu}, {machine.logical_cores} cores; products by {report.product}"),
-        Text(f"float32 product {peaks.gemm_one:,.0f} GFLOP/s on one core, {peaks.gemm_all:,.0f} on {peaks.cores}"),
+        *(Text(_product_line(peak, peaks.cores)) for peak in (peaks.product(Precision.FLOAT32), *peaks.others)),
         Text(f"memory {peaks.stream_one:,.1f} GB/s on one core, {peaks.stream_all:,.1f} on {peaks.cores}"),
         Text(f"GB/s of one core by the size of what it works on: {levels}"),
     ]
 
 
+def _product_line(peak: ProductPeak, cores: int) -> str:
+    return f"{peak.precision.value} product {peak.one:,.0f} GFLOP/s on one core, {peak.all:,.0f} on {cores}"
+
+
 def _config(report: BenchReport, bench: ConfigBench) -> Iterator[RenderableType]:
     config, model = bench.config, bench.config.model
     yield Text(
-        f"\n{config.name}: {bench.parameters:,} parameters, V {model.vocab_size} T {model.context} d {model.channels} "
+        f"\n{config.name} in {config.precision.value}: {bench.parameters:,} parameters, "
+        f"V {model.vocab_size} T {model.context} d {model.channels} "
         f"L {model.layers}, {config.sequences} sequences in micro-batches of {config.micro_batch}, "
         f"{bench.flops_per_token / 1e6:,.2f} MFLOP a token",
         "bold",
     )
     yield Padding(Text(f"checked: {bench.checked}"), (0, 0, 0, 2), expand=False)
-    for table in (ways_table(report, bench), stages_table(bench), roofline_table(bench.kernels, report.peaks)):
+    for table in (ways_table(report, bench), stages_table(bench), roofline_table(bench.kernels)):
         yield Text()
         yield Padding(table, (0, 0, 0, 2), expand=False)
+    for line in peak_lines(report, bench):
+        yield Text(f"  {line}")
     for line in start_lines(bench):
         yield Text(f"  {line}")
 
@@ -103,7 +111,7 @@ def stages_table(bench: ConfigBench) -> Table:
     return table
 
 
-def roofline_table(kernels: Sequence[KernelTime], peaks: Peaks) -> Table:
+def roofline_table(kernels: Sequence[KernelTime]) -> Table:
     """Return every kernel beside its floor."""
     table = _table(
         "kernel (one core)", "calls", "µs/call", "(quartiles)", "MFLOP", "MB", "GFLOP/s", "of peak", "GB/s",
@@ -114,7 +122,7 @@ def roofline_table(kernels: Sequence[KernelTime], peaks: Peaks) -> Table:
         table.add_row(
             f"{'  ' if one.part_of else ''}{one.name}", f"{one.calls:,}", f"{1e6 * one.seconds:,.1f}",
             f"{1e6 * low:,.1f} to {1e6 * high:,.1f}", f"{one.work.flops / 1e6:,.2f}", f"{one.work.bytes / 1e6:,.2f}",
-            f"{one.gflop_per_s:,.0f}", f"{100 * one.gflop_per_s / peaks.gemm_one:.0f} %", f"{one.gb_per_s:,.1f}",
+            f"{one.gflop_per_s:,.0f}", f"{100 * one.of_peak:.0f} %", f"{one.gb_per_s:,.1f}",
             f"{1e6 * one.floor:,.1f}", one.bound, f"{one.above_floor:.2f}", f"{1e3 * one.per_update:,.2f}",
             f"{1e3 * one.lost:,.2f}", style="" if one.part_of else "bold",
         )  # fmt: skip
@@ -122,6 +130,17 @@ def roofline_table(kernels: Sequence[KernelTime], peaks: Peaks) -> Table:
     spent, lost = (1e3 * sum(getattr(one, name) for one in wholes) for name in ("per_update", "lost"))
     table.add_row("sum of the wholes", *[""] * 11, f"{spent:,.2f}", f"{lost:,.2f}")
     return table
+
+
+def peak_lines(report: BenchReport, bench: ConfigBench) -> list[str]:
+    """Return what MFU and floors are measured against."""
+    precision, peak = bench.config.precision, report.peak(bench)
+    widened = ", whose product float16 is widened for" if precision is Precision.FP16 else ""
+    rates = f"{peak.one:,.0f} GFLOP/s on one core, {peak.all:,.0f} on {report.peaks.cores}"
+    said = [f"MFU: of the measured peak of the {peak.precision.value} product{widened}, {rates}"]
+    if peak.precision is not Precision.FLOAT32:
+        said.append("floors: products at that peak, all other arithmetic at float32's")
+    return said
 
 
 def start_lines(bench: ConfigBench) -> list[str]:

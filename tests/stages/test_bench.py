@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,18 +11,22 @@ import pytest
 from rich.console import Console
 
 from kernels import Weights
+from kernels.jit import JIT_ENABLED
 from stages import bench_check
 from stages.bench import BenchReport, ConfigBench, Measured, Start, as_measured, one_layer, to_dict
-from stages.bench_check import ODD, BenchCheckFailed, check_kernels, check_schedules
-from stages.bench_kernels import WHOLES, Bench, adamw_bytes, reduce_bytes
+from stages.bench_check import ODD, BenchCheckFailed, check_kernels, check_schedules, odd
+from stages.bench_kernels import BACKWARD, FORWARD, HEAD, Case, adamw_bytes, kernel_bench, reduce_bytes
 from stages.bench_peaks import best_rate
-from stages.bench_roofline import KernelTime, Level, Peaks, Work
+from stages.bench_roofline import KernelTime, Level, Peaks, ProductPeak, Work, floor_of_steps
 from stages.bench_sequential import stage_by_stage
 from stages.bench_tables import BenchView, start_lines
 from stages.bench_worker import Way
+from stages.compute import Compute
 from stages.config import Config, load_config, resolve, to_json
 from stages.data import random_batches
+from stages.memory import Bank, Slot
 from stages.numerics import numerics
+from stages.settings import Precision
 from stages.warmup import compile_kernels
 from tests.stages.support import assert_same, build, command, result, run_sequence, tiny
 from tests.stages.test_doctor import MACHINE
@@ -38,7 +43,7 @@ def made_up() -> BenchReport:
         Measured(Way.PIPELINE.value, 0, 2, 100, [1 / 18], {"forward": 0.04, "reduce": 0.001}, 300, 100, 190),
     ]
     kernels = [
-        KernelTime("head", 6, Work(4e9, 2e6), 0.04, (0.03, 0.05), 0.02, "compute"),
+        KernelTime("head", 6, Work(4e9, 2e6), 0.04, (0.03, 0.05), 0.02, "compute", arithmetic=0.02),
         KernelTime("logits", 6, Work(2e9, 2e6), 0.03, (0.03, 0.05), 0.01, "compute", "head"),
     ]
     start = Start(3, {"interpreter": 0.1, "first update": 1.25})
@@ -73,6 +78,8 @@ def test_the_tables_have_the_figures_and_no_control_characters() -> None:
     ):
         assert any(wanted in " ".join(row) for row in rows), wanted
     kernel = next(row for row in rows if row[:2] == ["head", "6"])
+    assert kernel[kernel.index("%") - 1] == "50", "of peak"
+    assert "MFU: of the measured peak of the float32 product, 200 GFLOP/s on one core, 400 on 2" in text
     assert kernel[-5:] == ["20,000.0", "compute", "2.00", "240.00", "120.00"]
     assert "sum of the wholes 240.00 120.00" in [" ".join(row) for row in rows], "parts are not counted again"
     assert "3.0 threads of other programs" in text
@@ -94,6 +101,8 @@ def test_the_report_as_json() -> None:
     assert way["efficiency"] == pytest.approx(0.9)
     assert found["configs"][0]["kernels"][0]["above_floor"] == 2
     assert found["configs"][0]["config"]["name"] == "odd"
+    assert found["configs"][0]["precision"] == "float32"
+    assert found["configs"][0]["mfu_peak"] == {"precision": "float32", "one": 200, "all": 400}
     assert found["peaks"]["gemm_all"] == 400
 
 
@@ -110,12 +119,20 @@ def test_the_checks_pass() -> None:
     assert "gradient within" in check_kernels(resolve(ODD, 2), every_tensor=True)
 
 
+def test_the_checks_pass_with_the_product_of_three() -> None:
+    """bf16x3 is float32 with another product, which the checks must enter."""
+    compile_kernels(lambda _: None)
+    assert "bit for bit" in check_schedules(2, Precision.BF16X3)
+    exact = check_kernels(odd(2, Precision.FLOAT32), every_tensor=False)
+    assert check_kernels(odd(2, Precision.BF16X3), every_tensor=False) != exact or not JIT_ENABLED
+
+
 @pytest.mark.parametrize("tensor", Weights._fields)
 def test_a_wrong_gradient_of_any_tensor_is_found(tensor: str, monkeypatch: pytest.MonkeyPatch) -> None:
     right = bench_check._loss_and_gradient
 
-    def wrong(geometry, sequences, bank, slot, gradients) -> float:  # type: ignore[no-untyped-def]  # noqa: ANN001
-        loss = right(geometry, sequences, bank, slot, gradients)
+    def wrong(compute: Compute, bank: Bank, slot: Slot, gradients: Bank, scale: float) -> float:
+        loss = right(compute, bank, slot, gradients, scale)
         gradients.arena[tensor][...] *= np.float32(1.02)
         return loss
 
@@ -142,21 +159,42 @@ def test_a_way_that_ends_in_other_bits_is_found(monkeypatch: pytest.MonkeyPatch)
         check_schedules(2)
 
 
+def call_all(cases: Sequence[Case]) -> None:
+    """Call each twice; the second one finds what the first has left."""
+    for case in cases:
+        for _ in range(2):
+            if case.prepare:
+                case.prepare()
+            case.call()
+
+
+def check_sums(cases: Sequence[Case], precision: Precision) -> None:
+    """A whole's floor is its parts' for the blocks; the head's is less, as it need not move the logits."""
+    peaks = dataclasses.replace(PEAKS, others=(ProductPeak(Precision.BF16, 500.0, 900.0),))
+    assert len({case.name for case in cases}) == len(cases)
+    assert {case.part_of for case in cases if case.part_of} == {FORWARD, HEAD, BACKWARD}
+    by_name = {case.name: case for case in cases}
+
+    def floor(case: Case) -> float:
+        return case.calls * floor_of_steps(case.steps or [(case.work, 1)], peaks, precision)[0]
+
+    for name in (FORWARD, HEAD, BACKWARD):
+        whole, parts = by_name[name], [case for case in cases if case.part_of == name]
+        products = sum(case.calls * case.work.products for case in parts)
+        assert whole.calls * whole.work.products == pytest.approx(products, rel=1e-12)
+        if name == HEAD:
+            assert whole.work.flops * whole.calls > sum(case.calls * case.work.flops for case in parts), "its LayerNorm"
+            assert whole.work.bytes * whole.calls < sum(case.calls * case.work.bytes for case in parts)
+        else:
+            assert floor(whole) == pytest.approx(sum(map(floor, parts)), rel=1e-12)
+
+
 def test_every_kernel_of_an_update_can_be_called() -> None:
     config = tiny()
     with numerics(config):
-        cases = Bench(config).cases()
-        for case in cases:
-            for _ in range(2):
-                if case.prepare:
-                    case.prepare()
-                case.call()
-    assert len({case.name for case in cases}) == len(cases)
-    assert {case.part_of for case in cases if case.part_of} <= set(WHOLES)
-    by_name = {case.name: case for case in cases}
-    for whole in WHOLES[:3]:
-        parts = sum(case.calls * case.work.flops for case in cases if case.part_of == whole)
-        assert parts <= by_name[whole].calls * by_name[whole].work.flops * 1.000001
+        cases = kernel_bench(config).cases()
+        call_all(cases)
+    check_sums(cases, Precision.FLOAT32)
 
 
 def test_what_streams_must_move() -> None:

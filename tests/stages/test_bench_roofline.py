@@ -6,16 +6,23 @@ from stages.bench_roofline import (
     KernelTime,
     Level,
     Peaks,
+    ProductPeak,
     Work,
+    arithmetic_of,
     attention_work,
     floor_of,
+    floor_of_steps,
     flops_per_token,
     gemm_work,
     total,
 )
 from stages.parameters import Geometry
+from stages.settings import Precision
 
-PEAKS = Peaks(2, 100.0, 190.0, 10.0, 18.0, (Level(1_000, 80.0), Level(1_000_000, 40.0), Level(10_000_000, 10.0)))
+BF16 = ProductPeak(Precision.BF16, 400.0, 760.0)
+PEAKS = Peaks(
+    2, 100.0, 190.0, 10.0, 18.0, (Level(1_000, 80.0), Level(1_000_000, 40.0), Level(10_000_000, 10.0)), (BF16,)
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(("size", "rate"), [(1, 80), (1_000, 80), (1_001, 40), (2_000_000, 10), (10**12, 10)])
@@ -34,11 +41,30 @@ def test_the_floor_is_the_larger_of_arithmetic_and_traffic() -> None:
     assert bound == "bandwidth"
 
 
+def test_products_have_the_peak_of_their_precision_and_all_else_float32s() -> None:
+    assert PEAKS.product(Precision.BF16) is BF16
+    for precision in (Precision.FLOAT32, Precision.FP16):
+        assert PEAKS.product(precision) == ProductPeak(Precision.FLOAT32, 100.0, 190.0), "float16 is widened"
+    half_a_product = Work(8e9, 0.0, 4e9)
+    assert arithmetic_of(half_a_product, PEAKS, Precision.BF16) == pytest.approx(0.05)
+    assert arithmetic_of(half_a_product, PEAKS) == pytest.approx(0.08)
+    assert floor_of(half_a_product, PEAKS, Precision.BF16)[0] == pytest.approx(0.05)
+
+
+def test_the_floor_of_steps_is_the_sum_of_theirs() -> None:
+    computes, moves = Work(1e9, 8e5), Work(1e5, 8e5)
+    seconds, bound = floor_of_steps([(computes, 1), (moves, 2)], PEAKS)
+    assert seconds == pytest.approx(0.01 + 2 * 2e-5)
+    assert bound == "compute", "most of it"
+    assert floor_of_steps([(computes, 0), (moves, 1)], PEAKS)[1] == "bandwidth"
+
+
 def test_a_kernel_beside_its_floor() -> None:
-    one = KernelTime("k", 6, Work(4e9, 2e8), 0.05, (0.04, 0.06), 0.04, "compute")
+    one = KernelTime("k", 6, Work(4e9, 2e8), 0.05, (0.04, 0.06), 0.04, "compute", arithmetic=0.02)
     assert one.gflop_per_s == pytest.approx(80)
     assert one.gb_per_s == pytest.approx(4)
     assert one.above_floor == pytest.approx(1.25)
+    assert one.of_peak == pytest.approx(0.4)
     assert one.per_update == pytest.approx(0.3)
     assert one.lost == pytest.approx(0.06)
 
@@ -48,9 +74,12 @@ def test_a_kernel_below_its_floor_gains_nothing_for_the_others() -> None:
 
 
 def test_the_work_of_products() -> None:
-    assert gemm_work(2, 3, 5) == Work(60, 4 * (10 + 15 + 6))
+    assert gemm_work(2, 3, 5) == Work(60, 4 * (10 + 15 + 6), 60)
     assert gemm_work(2, 3, 5, adds=True).bytes == 4 * (10 + 15 + 12)
-    assert total([(Work(1, 2), 3), (Work(10, 20), 1)]) == Work(13, 26)
+    assert gemm_work(2, 3, 5, operand=2, result=4).bytes == 2 * (10 + 15) + 4 * 6
+    assert gemm_work(2, 3, 5, operand=2, result=2, adds=True).bytes == 2 * (10 + 15 + 12)
+    assert attention_work(2, 3, 5, backward=False, number=2).bytes * 2 == attention_work(2, 3, 5, backward=False).bytes
+    assert total([(Work(1, 2, 1), 3), (Work(10, 20), 1)]) == Work(13, 26, 3)
 
 
 def test_the_parts_of_an_update_sum_up_to_the_designs_formula() -> None:
