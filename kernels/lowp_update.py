@@ -52,8 +52,9 @@ _pack_pairs = _pack_pairs_compiled if JIT_ENABLED else _pack_pairs_numpy
 def pack_rows(weights: Floats, first_row: int, form: Words, form_t: Words) -> None:
     """Write what the rows `first_row` and following, `weights` (rows, O), are in both packed forms of their matrix.
 
-    `first_row` is a multiple of `BLOCK`; `form` is that of the matrix (I, O), `form_t` that of its transpose. What the
-    forms have beyond the matrix is left as it is: zeros, since their memory was cleared.
+    `first_row` is a multiple of `BLOCK`, and the rows end at one or at the matrix's last, or their neighbours' words
+    would be cleared. `form` is that of the matrix (I, O), `form_t` that of its transpose. What the forms have beyond
+    the matrix is left as it is: zeros, since their memory was cleared.
     """
     for begin in range(0, weights.shape[0], BLOCK):
         part = weights[begin : begin + BLOCK]
