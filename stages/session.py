@@ -12,7 +12,16 @@ from loguru import logger
 from kernels import GemmBackend, blas_info
 from pipeline import Run, Trace, TraceEvent, available_cores, draw_timeline
 from stages.checkpoint import Checkpoint, latest_checkpoint, remove_leftovers
-from stages.config import Config, ConfigError, from_json, resolve, to_json, trajectory, trajectory_differences
+from stages.config import (
+    Config,
+    ConfigError,
+    from_json,
+    resolve,
+    to_json,
+    trajectory,
+    trajectory_differences,
+    validate,
+)
 from stages.data import Dataset, EvaluationWindows, evaluation_batches, prepare, require_same_text, training_batches
 from stages.display import Display
 from stages.items import label
@@ -20,7 +29,7 @@ from stages.machine import detect
 from stages.numerics import numerics
 from stages.parameters import parameter_count
 from stages.plan import plan_table
-from stages.precision import FLOAT32_PRECISIONS, Choice, choose_here, is_open
+from stages.precision import FLOAT32_PRECISIONS, Choice, choose_here, is_open, with_precision
 from stages.report import SHOWN, Logged, Reporter
 from stages.rundir import MetricsLog, RunDirectory, RunMode, atomic_write, read_metrics
 from stages.settings import Precision
@@ -49,12 +58,16 @@ def train(config: Config, out: Path, mode: RunMode = RunMode.NEW, *, tuned: bool
     Raises what the parts raise: ConfigError, TextError, DataError, RunDirectoryError, CheckpointError, and StageFailure
     for whatever happens once the pipeline runs, TrainingDiverged among its causes.
     """
+    validate(config)
+    # What may refuse the run comes before the claim, which makes its folder, or removes the run that was in it.
+    choice = choose_here(config) if mode is not RunMode.RESUME else None
     with RunDirectory.claim(out, mode) as run:
         start = _last_checkpoint(run) if mode is RunMode.RESUME else None
         if start is not None:
             config = _with_saved_precision(config, run)
-        # What was begun goes on, however slowly this machine does it.
-        choice = choose_here(config, allow_slow=start is not None)
+        if choice is None:  # what was begun goes on, however slowly this machine does it
+            choice = choose_here(config, allow_slow=start is not None)
+        config = with_precision(config, choice.precision)
         data = _prepare(config, run, mode)
         if tuned:
             config = tuned_settings(config, detect())

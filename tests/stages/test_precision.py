@@ -12,10 +12,11 @@ from loguru import logger
 from kernels import GemmBackend, blas_info, lowp_features
 from kernels.lowp_features import LowPrecisionInfo
 from stages import precision, speeds
+from stages.checkpoint import Checkpoint, latest_checkpoint
 from stages.config import Gemm, LossScaling, apply_overrides, from_json, load_config, resolve, to_json, trajectory
 from stages.numerics import numerics
 from stages.precision import ALLOW_SLOW, Choice, choose, choose_here, is_open
-from stages.rundir import RunMode
+from stages.rundir import RunDirectory, RunMode
 from stages.session import saved_config, train
 from stages.settings import Config, ConfigError, Matmul, Precision
 from stages.speeds import Speeds
@@ -297,7 +298,14 @@ def test_a_slow_precision_is_refused_before_a_run_and_warned_of_in_one(
     on_machine("AVX2")
     with pytest.raises(ConfigError, match=r"^precision: needed one that is at least a third as fast"):
         train(story(tmp_path, "precision=bf16x3"), out)
-    train(story(tmp_path, "precision=bf16", "steps=1"), out, RunMode.OVERWRITE)
+    assert not out.exists()
+    train(story(tmp_path, "precision=bf16", "steps=1"), out)
+    with pytest.raises(ConfigError, match=r"^precision: needed one that is at least a third as fast"):
+        train(story(tmp_path, "precision=bf16x3"), out, RunMode.OVERWRITE)
+    kept = latest_checkpoint(RunDirectory(out).checkpoints)
+    assert kept is not None
+    assert Checkpoint.open(kept).step == 1
+    assert saved_config(out).precision is BF16
     warned = [text for level, text in said if level == "WARNING"]
     assert len(warned) == 1
     assert warned[0].startswith("precision=bf16 was asked for, and is slower here than float32")
