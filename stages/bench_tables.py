@@ -135,7 +135,7 @@ def roofline_table(kernels: Sequence[KernelTime]) -> Table:
 def peak_lines(report: BenchReport, bench: ConfigBench) -> list[str]:
     """Return what MFU and floors are measured against."""
     precision, peak = bench.config.precision, report.peak(bench)
-    widened = ", whose product float16 is widened for" if precision is Precision.FP16 else ""
+    widened = " (float16 is widened for it)" if precision is Precision.FP16 else ""
     rates = f"{peak.one:,.0f} GFLOP/s on one core, {peak.all:,.0f} on {report.peaks.cores}"
     said = [f"MFU: of the measured peak of the {peak.precision.value} product{widened}, {rates}"]
     if peak.precision is not Precision.FLOAT32:

@@ -17,7 +17,7 @@ from stages.bench_check import ODD, BenchCheckFailed, check_kernels, check_sched
 from stages.bench_kernels import adamw_bytes, kernel_bench, update_bytes
 from stages.bench_peaks import measure_peaks
 from stages.bench_roofline import ProductPeak
-from stages.bench_tables import BenchView
+from stages.bench_tables import BenchView, peak_lines
 from stages.bench_worker import Way
 from stages.compute import Compute
 from stages.config import to_json
@@ -69,6 +69,13 @@ def test_the_tables_and_the_json_name_the_precision() -> None:
     assert found["configs"][0]["precision"] == "bf16"
     assert found["configs"][0]["mfu_peak"] == {"precision": "bf16", "one": 400, "all": 800}
     assert found["peaks"]["others"] == [{"precision": "bf16", "one": 400, "all": 800}]
+
+
+def test_float16_is_widened_for_float32s_product() -> None:
+    report = made_up()
+    bench = dataclasses.replace(report.configs[0], config=odd(2, FP16))
+    assert report.mfu(bench, bench.default) == pytest.approx(180 / 400)
+    assert "the float32 product (float16 is widened for it), 200 GFLOP/s" in peak_lines(report, bench)[0]
 
 
 @pytest.mark.parametrize("precision", [BF16, FP16])
