@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import msgspec
 
 from stages.resolution import MAX_LANES
-from stages.settings import Config, Gemm, ThreadsConfig, flatten
+from stages.settings import Config, Gemm, Precision, ThreadsConfig, flatten
 
 Value = int | Gemm
 
@@ -26,6 +26,8 @@ KEYS: Mapping[str, str] = {
 """Field of a Choice → the setting that it stands for."""
 ROUNDING = ("micro_batch", "lanes", "gemm", "blas")
 """The fields that change in which order numbers are summed, and with it the last bits of the weights."""
+OWN_PRODUCT = (Precision.BF16, Precision.BF16X3)
+"""Precisions that multiply in their own way, whatever `gemm` and the threads of BLAS are."""
 
 
 class Choice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -109,7 +111,7 @@ class Facts:
     cores: int
     batch_size: int
     sequences: int  # of one update
-    gemms: tuple[Gemm, ...]  # the products that can be had
+    gemms: tuple[Gemm, ...]  # the products that can be had; none: it does not matter which
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,7 @@ def _gemms(base: Choice, facts: Facts) -> Iterator[Choice]:
 
 
 def _blas(base: Choice, facts: Facts) -> Iterator[Choice]:
-    if base.gemm is Gemm.BLAS and facts.cores > 1:
+    if facts.gemms and base.gemm is Gemm.BLAS and facts.cores > 1:
         yield base.changed(blas=1)
         yield base.changed(blas=facts.cores, forward=1, backward=1)
         yield base.changed(blas=facts.cores)

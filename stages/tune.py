@@ -30,10 +30,23 @@ from stages.data import random_batches
 from stages.items import Update
 from stages.machine import Machine, cache_root, detect
 from stages.numerics import numerics
+from stages.precision import choose_here, is_open, with_precision
 from stages.rundir import atomic_write
 from stages.settings import Gemm
 from stages.training import Training
-from stages.tunables import KEYS, ROUNDING, Choice, Facts, Value, asked_for, described, fill_open, pinned, worded
+from stages.tunables import (
+    KEYS,
+    OWN_PRODUCT,
+    ROUNDING,
+    Choice,
+    Facts,
+    Value,
+    asked_for,
+    described,
+    fill_open,
+    pinned,
+    worded,
+)
 from stages.tuning import Findings, Trial, search
 from stages.warmup import compile_kernels
 
@@ -69,14 +82,18 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 def record_path(config: Config, machine: Machine, given: dict[str, Value] | None = None) -> Path:
-    """Return where the record of a configuration is; `given`: the tuned settings that it was measured with."""
+    """Return where the record of a configuration is; `given`: the tuned settings that it was measured with.
+
+    A precision that is left open is settled first, so that a record is of what was computed in.
+    """
     model = config.model
+    precision = choose_here(config).precision if is_open(config) else config.precision
     vocabulary = "text" if model.vocab_size is None else model.vocab_size
     parts = [
         f"v{vocabulary}t{model.context}l{model.layers}h{model.heads}c{model.channels}",
         f"b{config.batch_size}x{config.gradient_accumulation_steps}",
         f"delay{config.delay}",
-        *([] if config.precision is Precision.FLOAT32 else [config.precision.value]),
+        *([] if precision is Precision.FLOAT32 else [precision.value]),
         *(f"{name}{worded(value)}" for name, value in sorted((given or {}).items())),
         _package_version(),
     ]
@@ -171,6 +188,10 @@ def run_tuning(config: Config, budget: float, console: Console | None = None) ->
         )
     console = console or Console(width=None if Console().is_terminal else 120)
     machine, cores = detect(), available_cores()
+    settled = choose_here(config, allow_slow=True)
+    if settled.warning:
+        logger.warning("{}", settled.warning)
+    config = with_precision(config, settled.precision)
     asked = msgspec.structs.replace(config, steps=ENDLESS)
     if config.model.vocab_size is None:
         logger.info("the vocabulary comes from the text; tuning with {} random tokens", RANDOM_VOCABULARY)
@@ -180,7 +201,7 @@ def run_tuning(config: Config, budget: float, console: Console | None = None) ->
     compile_kernels(precision=asked.precision)
     trials = Trials(asked, cores, min(LONGEST_TRIAL, max(SHORTEST_TRIAL, budget / TRIALS_WANTED)))
     trials(default)  # fills caches and raises the clock; does not count
-    facts = Facts(cores, config.batch_size, config.sequences, _gemms())
+    facts = Facts(cores, config.batch_size, config.sequences, _gemms(config.precision))
     given = pinned(config)
     with _shown(console) as say:
         findings = search(default, facts, trials, budget, given, say)
@@ -193,8 +214,10 @@ def run_tuning(config: Config, budget: float, console: Console | None = None) ->
     return findings
 
 
-def _gemms() -> tuple[Gemm, ...]:
-    """The products that are sound here."""
+def _gemms(precision: Precision) -> tuple[Gemm, ...]:
+    """The float32 products that are sound here; none where the precision has a product of its own."""
+    if precision in OWN_PRODUCT:
+        return ()
     blas = blas_info()
     if not blas.name or blas.known_bad:
         logger.info("BLAS is not tried: {}", blas.reason)

@@ -244,8 +244,13 @@ def test_fp16_scales_its_loss() -> None:
 
 def test_bf16x3_is_another_product_for_as_long_as_the_run() -> None:
     before = blas_info().backend
-    for name, backend in (("bf16x3", GemmBackend.BF16X3), ("bf16", before)):
-        with numerics(resolve(tiny(f"precision={name}", f"gemm={before.value}"), 2)):
+    for name, gemm, backend in (
+        ("bf16x3", before.value, GemmBackend.BF16X3),
+        ("bf16", "numba", before),
+        ("bf16", "blas", before),
+        ("fp16", "numba", GemmBackend.NUMBA),
+    ):
+        with numerics(resolve(tiny(f"precision={name}", f"gemm={gemm}"), 2)):
             assert blas_info().backend is backend
             assert resolve(tiny(), 2).gemm in (Gemm.NUMBA, Gemm.BLAS)
     assert blas_info().backend is before

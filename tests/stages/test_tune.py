@@ -10,10 +10,11 @@ import pytest
 from loguru import logger
 from rich.console import Console
 
-from stages import tune
+from stages import precision, speeds, tune
 from stages.config import Config, ModelConfig, apply_overrides, resolve
 from stages.machine import detect
 from stages.settings import Gemm
+from stages.speeds import Speeds
 from stages.tunables import Choice, Facts, pinned
 from stages.tune import Record, Trials, TuningError, conclusions, record_path, run_tuning, table_of, tuned_settings
 from stages.tuning import Findings, Trial, search
@@ -112,6 +113,50 @@ def test_the_defaults_are_kept_in_a_record_that_changes_nothing(monkeypatch: pyt
 def test_each_precision_has_a_record_of_its_own() -> None:
     paths = {record_path(apply_overrides(TINY, [f"precision={name}"]), MACHINE) for name in ("float32", "bf16", "fp16")}
     assert len(paths) == 3
+
+
+@pytest.fixture
+def with_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let bfloat16 be far faster than float32."""
+    monkeypatch.setattr(precision, "speed_matters", lambda: True)
+    monkeypatch.setattr(speeds, "speeds_here", lambda: Speeds(float32=200, bf16=1200, bf16x3=350, fp16=90))
+
+
+@pytest.mark.parametrize(
+    ("open_one", "settled"), [("precision=auto", "precision=bf16"), ("matmul=high", "precision=bf16x3")]
+)
+@pytest.mark.usefixtures("with_tiles")
+def test_a_record_is_of_the_precision_that_was_computed_in(
+    monkeypatch: pytest.MonkeyPatch, open_one: str, settled: str
+) -> None:
+    class Slots(Trials):
+        def __call__(self, choice: Choice) -> Trial:
+            assert self.config.precision.value == settled.partition("=")[2]
+            return Trial(2000.0 if choice.slots > 6 else 1000.0, 0.001)
+
+    monkeypatch.setattr(tune, "Trials", Slots)
+    monkeypatch.setattr(tune, "available_cores", lambda: 2)
+    monkeypatch.setattr(tune, "compile_kernels", lambda precision: None)
+    asked = apply_overrides(TINY, [open_one])
+    findings = run_tuning(asked, 5.0, plain_console()[0])
+    assert not {"matrix product", "BLAS threads"} & {row.axis for row in findings.compared}
+    path = record_path(apply_overrides(TINY, [settled]), MACHINE)
+    assert path.exists()
+    assert path == record_path(asked, MACHINE) != record_path(TINY, MACHINE)
+    assert (tuned_settings(asked, MACHINE).slots or 0) > 6
+    assert tuned_settings(TINY, MACHINE) == TINY
+
+
+@pytest.mark.usefixtures("with_tiles")
+def test_tuning_a_slow_precision_says_that_it_is_slow(monkeypatch: pytest.MonkeyPatch, said: list[str]) -> None:
+    class Flat(Trials):
+        def __call__(self, choice: Choice) -> Trial:
+            return Trial(1000.0, 0.01)
+
+    monkeypatch.setattr(tune, "Trials", Flat)
+    monkeypatch.setattr(tune, "compile_kernels", lambda precision: None)
+    run_tuning(apply_overrides(TINY, ["precision=fp16"]), 0.5, plain_console()[0])
+    assert sum("precision=fp16 was asked for, and is slower here" in line for line in said) == 1
 
 
 def test_what_is_given_stands_and_a_record_for_other_settings_is_left_out(said: list[str]) -> None:

@@ -148,6 +148,14 @@ def test_blas_threads_are_tried_where_blas_multiplies_only() -> None:
     assert {choice.gemm for choice in fast.tried if choice.blas == 2} == {Gemm.BLAS}
 
 
+def test_the_float32_product_stays_where_a_precision_has_its_own() -> None:
+    base = DEFAULT.changed(gemm=Gemm.BLAS)
+    facts = Facts(cores=2, batch_size=16, sequences=16, gemms=())
+    tried = [choice for axis in AXES for choice in axis.alternatives(base, facts)]
+    assert tried
+    assert {(choice.gemm, choice.blas) for choice in tried} == {(Gemm.BLAS, 1)}
+
+
 @pytest.mark.parametrize("cores", [1, 2, 3, 8, 64])
 @pytest.mark.parametrize("name", ["nanogpt-cpu", "gpt2"])
 def test_every_alternative_can_be_run(name: str, cores: int) -> None:
