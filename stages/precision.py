@@ -68,26 +68,28 @@ def choose(
         return Choice(asked, "as asked")
     rate = speeds.of(asked) if speeds is not None else None
     if speeds is None or rate is None:
-        return Choice(asked, "as asked; its speed here was not measured")
+        return Choice(asked, f"as asked; its speed here was not measured; {_path(asked, info)}")
     ratio = rate / speeds.float32
-    reason = f"as asked; {_compared(asked, speeds)}"
+    reason = f"as asked; {_compared(asked, speeds)}; {_path(asked, info)}"
     if ratio >= LEVEL:
         return Choice(asked, reason)
     faster = _faster(asked, speeds)
+    # Who asks for bf16x3 wants float32's accuracy, which auto may give up for bf16.
+    instead = f"set precision={faster.value}" + ("" if asked is Precision.BF16X3 else ", or auto")
     if ratio < LEAST and not allow_slow:
         raise ConfigError(
             "precision",
             needed="one that is at least a third as fast as float32 here",
             found=f"{asked.value}: {_compared(asked, speeds)}",
             cause=_path(asked, info),
-            remedy=f"set precision={faster.value}, or auto; or set {ALLOW_SLOW}=1 in the environment to train with it",
+            remedy=f"{instead}; or set {ALLOW_SLOW}=1 in the environment to train with it",
         )
     return Choice(
         asked,
         reason,
         f"precision={asked.value} was asked for, and is slower here than {faster.value}: {_compared(asked, speeds)}. "
         f"Likely cause: {_path(asked, info)}. "
-        f"Remedy: set precision={faster.value}, or auto{_worth(asked)}.",
+        f"Remedy: {instead}{_worth(asked)}.",
     )
 
 
@@ -133,6 +135,21 @@ def _path(precision: Precision, info: "LowPrecisionInfo") -> str:
         how = "an instruction" if info.half_conversion else "integer arithmetic, as the processor has no F16C"
         return f"float16 is converted by {how}, and multiplied as float32"
     return info.reason
+
+
+def product_words(config: Config) -> str:
+    """Return what multiplies matrices in a run of a resolved configuration."""
+    from kernels import GemmBackend, blas_info
+    from kernels.lowp_features import DotPath, low_precision_info
+
+    dots = {DotPath.AMX: "AMX tiles", DotPath.AVX512: "AVX-512 BF16"}
+    dot = dots.get(low_precision_info().path, "bfloat16 widened to float32")
+    if config.precision is Precision.BF16:
+        return dot
+    if config.precision is Precision.BF16X3:
+        return f"three of bfloat16: {dot}"
+    blas = blas_info(load=False)
+    return f"{blas.name} {blas.version}" if blas.backend is GemmBackend.BLAS else "Numba's kernel"
 
 
 def _worth(asked: Precision) -> str:

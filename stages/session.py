@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 from loguru import logger
 
-from kernels import GemmBackend, blas_info
+from kernels import blas_info
 from pipeline import Run, Trace, TraceEvent, available_cores, draw_timeline
 from stages.checkpoint import Checkpoint, latest_checkpoint, remove_leftovers
 from stages.config import (
@@ -29,7 +29,7 @@ from stages.machine import detect
 from stages.numerics import numerics
 from stages.parameters import parameter_count
 from stages.plan import plan_table
-from stages.precision import FLOAT32_PRECISIONS, Choice, choose_here, is_open, with_precision
+from stages.precision import FLOAT32_PRECISIONS, Choice, choose_here, is_open, product_words, with_precision
 from stages.report import SHOWN, Logged, Reporter
 from stages.rundir import MetricsLog, RunDirectory, RunMode, atomic_write, read_metrics
 from stages.settings import Precision
@@ -194,14 +194,11 @@ def _announce(config: Config, choice: Choice) -> None:
     """Say once what was detected and what was chosen."""
     blas = blas_info(load=False)
     geometry = config.model.geometry()
-    product = {
-        GemmBackend.NUMBA: "Numba's kernel",
-        GemmBackend.BLAS: f"{blas.name} {blas.version}",
-        GemmBackend.BF16X3: "three of bfloat16",
-    }[blas.backend]
     width = detect().vector_width
+    product = product_words(config)
     logger.info("processor: {} cores, {}; matrix products by {}", available_cores(), width.value, product)
-    logger.debug("matrix products: {}", blas.reason)
+    if config.precision in (Precision.FLOAT32, Precision.FP16):
+        logger.debug("matrix products: {}", blas.reason)
     logger.info("precision: {}; {}", config.precision.value, choice.reason)
     if choice.warning:
         logger.warning("{}", choice.warning)

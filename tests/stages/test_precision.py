@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from loguru import logger
 
-from kernels import GemmBackend, blas_info, lowp_features
+from kernels import GemmBackend, blas_info, gemm_backend, lowp_features
 from kernels.lowp_features import LowPrecisionInfo
 from stages import precision, speeds
 from stages.checkpoint import Checkpoint, latest_checkpoint
 from stages.config import Gemm, LossScaling, apply_overrides, from_json, load_config, resolve, to_json, trajectory
 from stages.numerics import numerics
-from stages.precision import ALLOW_SLOW, Choice, choose, choose_here, is_open
+from stages.precision import ALLOW_SLOW, choose, choose_here, is_open, product_words
 from stages.rundir import RunDirectory, RunMode
 from stages.session import saved_config, train
 from stages.settings import Config, ConfigError, Matmul, Precision
@@ -133,7 +133,38 @@ def test_an_imitation_is_refused_unless_it_is_allowed(machine: str, asked: Preci
 def test_nothing_is_said_of_a_speed_that_is_not_known() -> None:
     for asked, figures in itertools.product((BF16, BF16X3, FP16), (None, Speeds(float32=100))):
         choice = choose(asked, HIGH, figures, OLD)
-        assert choice == Choice(asked, "as asked; its speed here was not measured")
+        path = "float16 is converted by integer arithmetic" if asked is FP16 else OLD.reason
+        assert choice.reason.startswith(f"as asked; its speed here was not measured; {path}")
+        assert (choice.precision, choice.warning) == (asked, None)
+
+
+def test_what_was_asked_for_says_how_it_is_computed() -> None:
+    for info, figures in SPEEDS.values():
+        for asked in (BF16, BF16X3):
+            assert choose(asked, HIGHEST, figures, info, allow_slow=True).reason.endswith(f"core); {info.reason}")
+        reason = choose(FP16, HIGHEST, figures, info, allow_slow=True).reason
+        assert ("integer arithmetic" if info is OLD else "converted by an instruction") in reason
+
+
+def test_a_slow_bf16x3_is_not_sent_to_auto_which_is_less_exact() -> None:
+    info, figures = SPEEDS["AVX-512"]
+    warning = choose(BF16X3, HIGHEST, figures, info).warning
+    assert warning is not None
+    assert warning.endswith("Remedy: set precision=float32.")
+    with pytest.raises(ConfigError, match=f"set precision=float32; or set {ALLOW_SLOW}=1"):
+        choose(BF16X3, HIGHEST, SPEEDS["AVX2"][1], PLAIN)
+
+
+@pytest.mark.parametrize(
+    ("machine", "bf16"), [("AMX", "AMX tiles"), ("AVX-512", "AVX-512 BF16"), ("AVX2", "bfloat16 widened to float32")]
+)
+def test_what_multiplies_is_named(on_machine: Callable[[str], None], machine: str, bf16: str) -> None:
+    on_machine(machine)
+    with gemm_backend(GemmBackend.NUMBA):
+        said = {name: product_words(tiny(f"precision={name}")) for name in ("float32", "bf16", "bf16x3", "fp16")}
+    assert said == {
+        "float32": "Numba's kernel", "bf16": bf16, "bf16x3": f"three of bfloat16: {bf16}", "fp16": "Numba's kernel"
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -311,6 +342,7 @@ def test_a_slow_precision_is_refused_before_a_run_and_warned_of_in_one(
     assert kept is not None
     assert Checkpoint.open(kept).step == 1
     assert saved_config(out).precision is BF16
+    assert any(text.endswith("; matrix products by bfloat16 widened to float32") for _, text in said)
     warned = [text for level, text in said if level == "WARNING"]
     assert len(warned) == 1
     assert warned[0].startswith("precision=bf16 was asked for, and is slower here than float32")
