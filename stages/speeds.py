@@ -2,8 +2,8 @@
 
 The figures decide what `precision=auto` stands for (`stages.precision`), so they are of the product's own kernels, on a
 product as training has them, and taken turn by turn: a clock that sinks slows all alike. Time is the thread's own:
-while other work has the core it stands still, or a longer product would look slower than it is. The kernels of a
-precision are one entry of `PRODUCTS`.
+while other work has the core it stands still, or a longer product would look slower than it is. Where that clock is too
+coarse, as on Windows, it is the wall's. The kernels of a precision are one entry of `PRODUCTS`.
 
 What was measured is kept in
 
@@ -15,6 +15,7 @@ can be written, each process measures for itself.
 """
 
 import contextlib
+import math
 import os
 import statistics
 import threading
@@ -50,13 +51,17 @@ from stages.machine import cache_root, detect
 from stages.rundir import atomic_write
 from stages.settings import Precision
 
-ROWS, INNER, COLUMNS = 512, 384, 1536
-"""The measured product: two micro-batches' worth of rows through the first half of an MLP of 384 channels."""
+ROWS, INNER, COLUMNS = 256, 384, 1536
+"""The measured product: a micro-batch's rows (`stages.resolution`) through the first half of an MLP of 384 channels."""
 OPERATIONS = 2.0 * ROWS * INNER * COLUMNS
 ROUNDS, LEAST_ROUNDS = 9, 3
 """Times that each precision is measured; the median counts. A slow machine gets fewer of them."""
 SECONDS = 0.4
 """That all the rounds may take; the first one and `LEAST_ROUNDS` are made all the same."""
+TICKS = 10
+"""Steps of the clock that a measurement takes at least."""
+COARSE = 1e-3
+"""Seconds; where a thread's own clock takes larger steps, or none in ten of them, the wall's is read."""
 PATIENCE = 30.0
 """Seconds to wait for another process that measures: compiling its kernels may take that long."""
 
@@ -141,16 +146,46 @@ def measure_speeds() -> Speeds:
     with _one_blas_thread():
         for call in calls.values():
             call()
+        clock, least = _clock()
         begin = time.perf_counter()
         for done in range(ROUNDS):
             if done >= LEAST_ROUNDS and time.perf_counter() - begin > SECONDS:
                 break
             for precision, call in calls.items():
-                started = time.thread_time()
-                call()
-                seconds[precision].append(time.thread_time() - started)
+                seconds[precision].append(_seconds_of(call, clock, least))
     rates = {precision.value: OPERATIONS / 1e9 / statistics.median(found) for precision, found in seconds.items()}
     return msgspec.convert(rates, Speeds)
+
+
+def _clock() -> tuple[Callable[[], float], float]:
+    """Return the clock to measure with, and the seconds of it that a measurement takes at least."""
+    tick = _tick(time.thread_time)
+    if tick <= COARSE:
+        return time.thread_time, TICKS * tick
+    return time.perf_counter, TICKS * min(_tick(time.perf_counter), COARSE)
+
+
+def _tick(clock: Callable[[], float]) -> float:
+    """Return the smallest of a few steps of a clock; infinity where it stands still while it is looked at."""
+    steps: list[float] = []
+    last, end = clock(), time.perf_counter() + 10 * COARSE
+    while len(steps) < 5 and time.perf_counter() < end:
+        now = clock()
+        if now > last:
+            steps.append(now - last)
+            last = now
+    return min(steps, default=math.inf)
+
+
+def _seconds_of(call: Call, clock: Callable[[], float], least: float) -> float:
+    """Return the seconds of one call, from as many as take `least`, which is above 0."""
+    started, calls = clock(), 0
+    while True:
+        call()
+        calls += 1
+        passed = clock() - started
+        if passed >= least:
+            return passed / calls
 
 
 @contextlib.contextmanager
@@ -183,6 +218,7 @@ def speeds_key() -> dict[str, str]:
         **{name: version(name) for name in ("numba", "llvmlite")},
         "kernels": SOURCES_DIGEST,
         "precisions": " ".join(precision.value for precision in PRODUCTS),
+        "product": f"{ROWS} x {INNER} x {COLUMNS}",
     }
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from kernels.jit import JIT_ENABLED
 from stages import speeds
+from stages.resolution import ROWS_PER_MICRO_BATCH
 from stages.speeds import PRODUCTS, Speeds, kept_speeds, measure_speeds, read_speeds, speeds_here, speeds_key
 
 needs_jit = pytest.mark.skipif(not JIT_ENABLED, reason="without the compiler nothing is measured")
@@ -161,6 +162,31 @@ def test_the_real_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     begin = time.perf_counter()
     measure_speeds()
     assert time.perf_counter() - begin < 20  # 0.1 s on an idle machine with AVX-512
+
+
+def _busy() -> None:
+    end = time.perf_counter() + 1e-4
+    while time.perf_counter() < end:
+        pass
+
+
+@pytest.mark.parametrize("step", [0.0, 2e-4, 0.0156])
+def test_a_coarse_clock_of_the_thread_does_no_harm(monkeypatch: pytest.MonkeyPatch, step: float) -> None:
+    """Clocks that stand still, or go on in steps longer than a call."""
+    clock = time.perf_counter
+    monkeypatch.setattr(time, "thread_time", lambda: clock() // step * step if step else 5.0)
+    monkeypatch.setattr(speeds, "PRODUCTS", dict.fromkeys(PRODUCTS, lambda: _busy))
+    figures = measure_speeds()
+    for name in PRODUCTS:
+        seconds = speeds.OPERATIONS / 1e9 / (figures.of(name) or 0)
+        assert 0.9e-4 < seconds < 1e-2
+
+
+def test_the_product_is_of_a_micro_batch_and_part_of_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert speeds.ROWS == ROWS_PER_MICRO_BATCH
+    before = speeds_key()
+    monkeypatch.setattr(speeds, "ROWS", 512)
+    assert speeds_key() != before
 
 
 def test_the_figures_are_frozen_and_are_rates() -> None:
