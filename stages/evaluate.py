@@ -74,6 +74,7 @@ class Evaluate:
         if not math.isfinite(loss):
             raise TrainingDiverged(
                 f"the validation loss after {update.step} updates is {loss}: needed a finite number. Likely a learning "
-                "rate that is too high; start a new run with a lower optimizer.lr or a longer schedule.warmup"
+                "rate that is too high, or a precision that is too narrow; start a new run with a lower optimizer.lr, "
+                "a longer schedule.warmup, or precision=float32"
             )
         return Evaluation(update.step, loss, windows.tokens, time.perf_counter() - begin)

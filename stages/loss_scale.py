@@ -34,7 +34,8 @@ CEILING = 2.0**24
 """Growth ends here, or gradients that are zero for a while would leave a scale that takes long to come down again.
 (Apex's max_loss_scale.) An initial scale above it, or below the floor, is taken as it is."""
 PATIENCE = 25
-"""Updates skipped in a row after which a scale that does not change is given up."""
+"""Updates skipped in a row after which a scale that does not change is given up; twice as many where it is lowered,
+which a backoff close to 1 does too slowly, and which cures no overflow of the forward pass."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,9 +115,13 @@ class LossScaler:
         """
         if not self.on:
             return "losses are not scaled"
-        if self.settings.kind is LossScaling.DYNAMIC and self.settings.backoff < 1.0:
-            return f"the loss scale is down to {used:g}, and is not lowered further" if used <= FLOOR else None
         skipped = state.in_row + 1
+        if self.settings.kind is LossScaling.DYNAMIC and self.settings.backoff < 1.0:
+            if used <= FLOOR:
+                return f"the loss scale is down to {used:g}, and is not lowered further"
+            if used > state.scale or skipped < 2 * PATIENCE:  # a lower scale is yet to be tried, or few were
+                return None
+            return f"{skipped} updates in a row, down to a loss scale of {used:g}"
         return f"{skipped} updates in a row at a loss scale of {used:g}" if skipped >= PATIENCE else None
 
     def _lowered(self, used: float) -> float:

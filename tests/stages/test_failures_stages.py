@@ -276,4 +276,5 @@ def test_a_validation_loss_that_is_no_number_stops_the_run(tmp_path: Path) -> No
     with pytest.raises(StageFailure, match=r"validation loss after .* is nan") as caught:
         run_threads(training)
     assert isinstance(caught.value.__cause__, TrainingDiverged)
+    assert "precision=float32" in str(caught.value.__cause__)
     assert caught.value.stage == "evaluate"

@@ -129,6 +129,19 @@ def test_a_scale_that_cannot_be_lowered_is_given_up_after_a_while(ours: LossScal
     assert ours.hopeless(state, state.scale) is None
 
 
+@pytest.mark.parametrize(("backoff", "initial"), [(0.999, 1024.0), (0.5, 2.0**40)])
+def test_a_scale_whose_lowering_does_not_help_is_given_up_after_twice_as_many(backoff: float, initial: float) -> None:
+    ours = scaler(backoff=backoff, initial=initial)
+    state = ours.start(0)
+    for _ in range(2 * PATIENCE - 1):
+        assert ours.hopeless(state, state.scale) is None
+        state = ours.after(state, state.scale, finite=False)
+    assert f"{2 * PATIENCE} updates in a row, down to" in str(ours.hopeless(state, state.scale))
+    # A batch that was under way when the scale was lowered is no reason yet, however many of them there are.
+    assert ours.hopeless(state, 2 * state.scale) is None
+    assert ours.hopeless(ours.after(state, state.scale, finite=True), state.scale) is None
+
+
 def test_without_scaling_nothing_is_skipped() -> None:
     for off in (scaler(LossScaling.NONE), LossScaler(LossScaleConfig())):
         assert not off.on
