@@ -35,6 +35,8 @@ CHANNEL_CAPACITY = 2
 SPARED = 16_000_000
 """Numbers (64 MB) that a spare bank, or the copies of a checkpoint, may take at most. In larger models an evaluation or
 checkpoint makes the next update wait instead."""
+_COPIES = {Precision.BF16: 2, Precision.FP16: 1.5}
+"""Banks' worth of memory that a bank takes with the forms in 16 bits that products read: bf16 has two, fp16 one."""
 MAX_PARAMETERS = 20_000_000_000
 
 _COUNTS = (
@@ -171,7 +173,7 @@ def resolve(config: Config, cores: int, vocabulary: int | None = None) -> Config
     threads = ThreadsConfig(**{name: getattr(threads, name) or count for name, count in chosen.items()})
     assert threads.forward is not None
     assert threads.backward is not None
-    copies = 2 if config.precision in (Precision.BF16, Precision.FP16) else 1  # the forms are about a bank more
+    copies = _COPIES.get(config.precision, 1)
     spare = int(copies * parameter_count(model.geometry()) <= SPARED)
     decay_steps = config.schedule.decay_steps or max(config.steps, config.schedule.warmup)
     resolved = msgspec.structs.replace(

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages import config as module
+from stages import resolution
 from stages.config import (
     CONFIG_NAMES,
     Config,
@@ -188,6 +189,17 @@ def test_what_is_chosen_for_the_cores() -> None:
     assert resolve(load_config("large"), 2).spare_banks == 0
     few = resolve(tiny(batch_size=2, micro_batch=1), 5)
     assert (few.lanes, few.threads.backward, few.threads.forward, few.slots) == (2, 2, 5, 7)
+
+
+@pytest.mark.parametrize(
+    ("precision", "copies"), [(Precision.FLOAT32, 1.0), (Precision.FP16, 1.5), (Precision.BF16, 2.0)]
+)
+def test_a_spare_bank_counts_its_forms(monkeypatch: pytest.MonkeyPatch, precision: Precision, copies: float) -> None:
+    config = tiny(precision=precision)
+    count = parameter_count(config.model.geometry())
+    for room, spare in ((1.0, 1), (0.99, 0)):
+        monkeypatch.setattr(resolution, "SPARED", copies * count * room)
+        assert resolve(config, 2).spare_banks == spare
 
 
 def test_an_open_vocabulary_is_the_tokenizers() -> None:
