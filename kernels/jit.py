@@ -33,6 +33,15 @@ JIT_ENABLED: bool = not numba.config.DISABLE_JIT
 """False when ``NUMBA_DISABLE_JIT`` is set: then the code that only a compiler understands is replaced."""
 
 
+_COMMON: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck": False}
+_INLINED: dict[str, Any] = {"fastmath": False, "forceinline": True}
+
+OVERLOAD_OPTIONS: dict[str, Any] = _COMMON | {"fastmath": FASTMATH}
+"""What `kernel` compiles with, for the ``jit_options`` of an ``overload``, which takes no decorator from here."""
+OVERLOAD_EXACT_INLINED: dict[str, Any] = _COMMON | _INLINED
+"""The same of `exact_inlined`."""
+
+
 def _sources_digest() -> str:
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parent.glob("*.py")):
@@ -46,7 +55,7 @@ SOURCES_DIGEST = _sources_digest()
 
 def _compiled(function: Function, **options: Any) -> Function:
     """Return `function` as a Numba dispatcher that checks no bounds, holds no GIL and is cached under the digest."""
-    jit = numba.njit(nogil=True, cache=True, error_model="numpy", boundscheck=False, **options)
+    jit = numba.njit(cache=True, **_COMMON, **options)
     dispatcher = jit(function)
     index: Any = getattr(getattr(dispatcher, "_cache", None), "_cache_file", None)
     if hasattr(index, "_source_stamp"):  # Numba has no public way to say what a cache entry depends on
@@ -76,7 +85,7 @@ def exact(function: Function) -> Function:
 
 def exact_inlined(function: Function) -> Function:
     """Compile a helper of an `exact` kernel, inlined like `inlined` and free of rewrites like `exact`."""
-    return _compiled(function, fastmath=False, forceinline=True)
+    return _compiled(function, **_INLINED)
 
 
 def inlined(function: Function) -> Function:

@@ -44,7 +44,7 @@ _ONE, _HALF, _ZERO = np.float32(1.0), np.float32(0.5), np.float32(0.0)
 
 
 @exact
-def _statistics(path: int, lse: Floats, length: int, pairs: int, scratch: AttentionScratch) -> None:
+def _statistics(lse: Floats, length: int, pairs: int, scratch: AttentionScratch) -> None:
     """Write each query's shift, in powers of two, and its delta, from the packed transposes of d_out and out."""
     shifts, deltas = scratch.statistics[0], scratch.statistics[1]
     for t in range(length):
@@ -181,7 +181,7 @@ def backward_bf16(
             o_ahead = (begin + length) * out_bytes if last else begin * out_bytes + 2 * (q0 + size)
             d_o_ahead, o_ahead = d_out.ctypes.data + o_ahead, out.ctypes.data + o_ahead
             pack_pairs(d_o, out_bytes, length, size, d_o_rows.ctypes.data, row_panel)
-            _statistics(path, lse[b, head], length, (size + 1) // 2, scratch)
+            _statistics(lse[b, head], length, (size + 1) // 2, scratch)
             for first in range(0, length, _KEYS):
                 keys, count = min(_KEYS, length - first), length - first
                 line = start + first * row_bytes

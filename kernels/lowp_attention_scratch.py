@@ -19,13 +19,14 @@ _SPARE_COLUMNS = 32  # vectors may reach past a row's end; and rows a power of t
 class AttentionScratch(NamedTuple):
     """What forward and backward write on the way, for one thread: sizes from `attention_scratch_shapes`.
 
-    The content does not matter before a call, and tells nothing after it. "Padded" is to whole panels and tiles.
+    The content does not matter before a call, and tells nothing after it. "Padded" is to whole panels and tiles. What
+    only one of the formats writes may be empty for the other.
     """
 
     scores: Floats  # (BLOCK, context) padded
     d_scores: Floats  # the same
     p_bits: Bits  # (BLOCK, context) padded: probabilities, rounded
-    ds_bits: Bits  # the same: gradients of scores
+    ds_bits: Bits  # the same, bfloat16 only: gradients of scores
     ds_words: Words  # (context / 32, BLOCK / 2, 32) the same, packed
     columns: Words  # (3, ...) packed transposes of the head's queries (forward: keys), d_out and out
     rows: Words  # (2, ...) packed rows of the head's queries (forward: values) and of d_out
@@ -36,12 +37,22 @@ class AttentionScratch(NamedTuple):
     widened: Floats  # (6, context, D) float16 only: q, k, v, d_out, and the gradients of k and v
 
 
-def attention_scratch_shapes(context: int, head_size: int) -> dict[str, tuple[tuple[int, ...], DTypeLike]]:
-    """Return the shape and the type of each array of `AttentionScratch`, for up to `context` tokens a sequence."""
+_BFLOAT16_ONLY = ("ds_bits", "ds_words", "columns", "rows", "k_transposed", "dq_transposed", "statistics")
+_FLOAT16_ONLY = ("widened",)
+
+
+def attention_scratch_shapes(
+    context: int, head_size: int, short: DTypeLike | None = None
+) -> dict[str, tuple[tuple[int, ...], DTypeLike]]:
+    """Return the shape and the type of each array of `AttentionScratch`, for up to `context` tokens a sequence.
+
+    `short` says for which format, uint16 (bfloat16) or int16 (float16): what the other alone writes has no elements
+    then. None: all of both.
+    """
     panels = -(-context // PANEL)
     rows, columns = ATTENTION_BLOCK + _SPARE_ROWS, panels * PANEL + _SPARE_COLUMNS
     padded_size = -(-head_size // PANEL) * PANEL
-    return {
+    shapes: dict[str, tuple[tuple[int, ...], DTypeLike]] = {
         "scores": ((rows, columns), np.float32),
         "d_scores": ((rows, columns), np.float32),
         "p_bits": ((rows, columns), np.uint16),
@@ -55,3 +66,8 @@ def attention_scratch_shapes(context: int, head_size: int) -> dict[str, tuple[tu
         "statistics": ((2, columns), np.float32),
         "widened": ((6, context, head_size), np.float32),
     }
+    if short is not None:
+        for name in _BFLOAT16_ONLY if np.dtype(short) == np.int16 else _FLOAT16_ONLY:
+            shape, kind = shapes[name]
+            shapes[name] = (0,) * len(shape), kind
+    return shapes

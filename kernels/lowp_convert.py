@@ -1,4 +1,4 @@
-"""float32 to bfloat16 and back, and to the two terms of bf16x3, at the speed of memory.
+"""float32 to bfloat16 and back, at the speed of memory.
 
 A bfloat16 is the upper half of a float32: the same exponents, 8 bits of precision instead of 24. Rounding is to the
 nearest, ties to even; NaN stays NaN (made quiet), infinities stay, what lies beyond the largest finite number becomes
@@ -53,18 +53,6 @@ def _from_bf16_compiled(source: Bits, out: Floats) -> None:
         out[i] = from_bf16(source[i])
 
 
-@exact
-def _split_bf16_compiled(source: Floats, high: Bits, low: Bits) -> None:
-    for i in range(source.shape[0]):
-        x = source[i]
-        upper = to_bf16(x)
-        high[i] = upper
-        # The difference is exact. Of an infinity (and of what rounds to one) it would be NaN or infinite: no low term.
-        rest = np.float32(x - from_bf16(upper))
-        finite = np.uint32(np.float32(rest).view(np.uint32) & _MAGNITUDE) < _INFINITY
-        low[i] = to_bf16(rest) if finite else np.uint16(0)
-
-
 def rounded(source: Floats) -> Bits:
     """Return the bfloat16 nearest to each number, in new memory and by NumPy: for code without the compiler."""
     bits = np.ascontiguousarray(source, np.float32).view(np.uint32)
@@ -86,17 +74,10 @@ def _from_bf16_numpy(source: Bits, out: Floats) -> None:
     out[...] = widened(source)
 
 
-def _split_bf16_numpy(source: Floats, high: Bits, low: Bits) -> None:
-    high[...] = rounded(source)
-    with np.errstate(invalid="ignore", over="ignore"):
-        rest = source - widened(high)
-    low[...] = rounded(np.where(np.isfinite(rest), rest, np.float32(0.0)))
-
-
 if JIT_ENABLED:
-    _to, _from, _split = _to_bf16_compiled, _from_bf16_compiled, _split_bf16_compiled
+    _to, _from = _to_bf16_compiled, _from_bf16_compiled
 else:
-    _to, _from, _split = _to_bf16_numpy, _from_bf16_numpy, _split_bf16_numpy
+    _to, _from = _to_bf16_numpy, _from_bf16_numpy
 
 
 @exact
@@ -109,12 +90,3 @@ def bf16_from_float32(source: Floats, out: Bits) -> None:
 def float32_from_bf16(source: Bits, out: Floats) -> None:
     """Write each number of `source` to `out` as float32; both flat, of one length."""
     _from(source, out)
-
-
-@exact
-def bf16_split(source: Floats, high: Bits, low: Bits) -> None:
-    """Write `high`, the bfloat16 nearest to each number, and `low`, the one nearest to what is left; all flat.
-
-    ``high + low`` is off by at most 2**-17 of the number or so: the operands of bf16x3.
-    """
-    _split(source, high, low)

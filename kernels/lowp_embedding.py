@@ -6,7 +6,7 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
-from kernels.jit import kernel
+from kernels.jit import OVERLOAD_OPTIONS, kernel
 from kernels.lowp_convert import from_bf16
 from kernels.lowp_pack import PANEL, Words
 from kernels.lowp_scalar import Short, load16
@@ -36,7 +36,7 @@ def gather(form: Form, token: int, out: Floats) -> None:
     (_gather_packed if form.dtype == np.uint32 else _gather_rows)(form, token, out)
 
 
-@overload(gather)
+@overload(gather, jit_options=OVERLOAD_OPTIONS)
 def _gather(form: Any, token: Any, out: Any) -> Any:
     chosen = _gather_packed if form.dtype == types.uint32 else _gather_rows
 

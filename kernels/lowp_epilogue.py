@@ -1,4 +1,4 @@
-"""What follows a product before its one rounding to bfloat16, on a tile of sums: bias, GELU, residual. LLVM vectors.
+"""What follows a product before its one rounding to bfloat16, on a tile of sums: bias, GELU. LLVM vectors.
 
 Numba's own vectors are 256 bits wide on some processors with AVX-512, and loops over addresses are checked for overlap
 at each entry; written out, the epilogue of a tile costs a few percent of its product. The formulas, constants and the
@@ -68,8 +68,8 @@ def _gelu(builder: Any, v: Any) -> Any:
     return builder.fdiv(v, builder.fadd(_exp(builder, builder.fmul(v, factor)), _floats(1.0)))
 
 
-Action = Callable[[Any, Any, Callable[[], Any], Callable[[Any], None]], Any]
-"""From builder, vector of sums, and how to read and to write `other`, to the vector of shorts of the result."""
+Action = Callable[[Any, Any, Callable[[Any], None]], Any]
+"""From builder, vector of sums, and how to write `other`, to the vector of shorts of the result."""
 
 
 def _make_finish(action: Action) -> Any:
@@ -97,13 +97,10 @@ def _make_finish(action: Action) -> Any:
                     added = builder.load(pointer(builder, FLOATS, bias, word(4 * v)), align=4)
                     sums = builder.fadd(builder.load(source, align=4), added)
 
-                    def read(place: Any = beside) -> Any:
-                        return builder.load(place, align=2)
-
                     def write(value: Any, place: Any = beside) -> None:
                         builder.store(value, place, align=2)
 
-                    builder.store(action(builder, sums, read, write), target, align=2)
+                    builder.store(action(builder, sums, write), target, align=2)
             return context.get_dummy_value()
 
         return types.void(*[types.intp] * 7), codegen
@@ -111,21 +108,16 @@ def _make_finish(action: Action) -> Any:
     return finish
 
 
-def _rounded(builder: Any, sums: Any, read: Any, write: Any) -> Any:
+def _rounded(builder: Any, sums: Any, write: Any) -> Any:
     return round_vector(builder, sums)
 
 
-def _with_gelu(builder: Any, sums: Any, read: Any, write: Any) -> Any:
+def _with_gelu(builder: Any, sums: Any, write: Any) -> Any:
     """Write the rounded sums beside, and return the GELU of them: of the rounded ones, which backward will have."""
     before = round_vector(builder, sums)
     write(before)
     return round_vector(builder, _gelu(builder, _widen(builder, before)))
 
 
-def _with_residual(builder: Any, sums: Any, read: Any, write: Any) -> Any:
-    return round_vector(builder, builder.fadd(sums, _widen(builder, read())))
-
-
 finish_rounded = _make_finish(_rounded)
 finish_gelu = _make_finish(_with_gelu)
-finish_residual = _make_finish(_with_residual)

@@ -1,7 +1,7 @@
 """Products of bfloat16 matrices with sums in float32: what linear layers, attention and the vocabulary projection use.
 
 The first operand is row-major, the second packed (`kernels.lowp_pack`); nothing is copied on the way. The result is
-float32, written or added to, or bfloat16 with the bias, the GELU or the residual applied before the one rounding. A
+float32, written or added to, or bfloat16 with the bias added before the one rounding, and if asked for its GELU. A
 linear layer needs three products::
 
     forward          y  = x @ W       a = x            b = pack(W)               once an update
@@ -25,7 +25,7 @@ from kernels.jit import JIT_ENABLED, exact, exact_inlined
 from kernels.lowp_amx import K_STEP, TILE_SIZE, configure_tiles, release_tiles, tile_amx
 from kernels.lowp_convert import Bits, rounded, widened
 from kernels.lowp_entry import make_entry
-from kernels.lowp_epilogue import finish_gelu, finish_residual, finish_rounded
+from kernels.lowp_epilogue import finish_gelu, finish_rounded
 from kernels.lowp_features import DotPath, chosen_path
 from kernels.lowp_pack import PANEL, Words, pack_panel, unpack_bf16
 from kernels.lowp_tile import TILE_COLUMNS, TILE_ROWS, tile_avx512, tile_float32
@@ -39,7 +39,7 @@ _LINEAR = np.float32(1.5957691216057308)  # 2 sqrt(2 / pi), as in kernels.gelu
 _CUBIC = np.float32(0.07135481282636)  # 0.044715 * 2 sqrt(2 / pi)
 
 _AMX, _AVX512 = DotPath.AMX.value, DotPath.AVX512.value
-_WRITE, _ADD, _ROUND, _GELU, _RESIDUAL = range(5)
+_WRITE, _ADD, _ROUND, _GELU = range(4)
 _tile_space = stack_space(TILE_SIZE * PANEL * 4)
 _bias_space = stack_space(PANEL * 4)
 _panel_space = stack_space(_STACK_DEPTH * PANEL * 2)
@@ -59,9 +59,9 @@ class _Product(NamedTuple):
     rows: int
     columns: int
     inner: int
-    mode: int  # _WRITE, _ADD: no bias; _ROUND: bias; _GELU: bias and GELU; _RESIDUAL: bias and residual
+    mode: int  # _WRITE, _ADD: no bias; _ROUND: bias; _GELU: bias and GELU
     bias: int  # (columns,) float32; 0: none
-    other: int  # bfloat16 (rows, columns): _GELU writes what goes into the GELU, _RESIDUAL reads the residual
+    other: int  # bfloat16 (rows, columns): what goes into the GELU; the other modes leave it alone
     other_bytes: int
 
 
@@ -110,14 +110,10 @@ def _finish(p: _Product, tile: int, bias: int, edges: int, i0: int, j0: int, hei
     if width < PANEL:
         target, beside = edges, edges + TILE_SIZE * 2 * PANEL
         target_bytes = beside_bytes = 2 * PANEL
-        if p.mode == _RESIDUAL:
-            _copy_shorts(other, p.other_bytes, beside, beside_bytes, height, width)
     if p.mode == _ROUND:
         finish_rounded(tile, height, bias, beside, beside_bytes, target, target_bytes)
-    elif p.mode == _GELU:
-        finish_gelu(tile, height, bias, beside, beside_bytes, target, target_bytes)
     else:
-        finish_residual(tile, height, bias, beside, beside_bytes, target, target_bytes)
+        finish_gelu(tile, height, bias, beside, beside_bytes, target, target_bytes)
     if width < PANEL:
         _copy_shorts(target, target_bytes, out, p.out_bytes, height, width)
         if p.mode == _GELU:
@@ -228,11 +224,6 @@ def _linear_gelu_compiled(a: Bits, b: Words, bias: Floats, before: Bits, out: Bi
     _start(a, b, 1, out, _GELU, bias, before)
 
 
-@exact
-def _linear_residual_compiled(a: Bits, b: Words, bias: Floats, residual: Bits, out: Bits) -> None:
-    _start(a, b, 1, out, _RESIDUAL, bias, residual)
-
-
 def _multiply_numpy(a: Bits, b: Words, columns: int) -> Floats:
     return np.matmul(widened(a), widened(unpack_bf16(b, a.shape[1], columns)))
 
@@ -259,10 +250,6 @@ def _linear_gelu_numpy(a: Bits, b: Words, bias: Floats, before: Bits, out: Bits)
         out[...] = rounded(v / (1 + np.exp(-v * (_LINEAR + _CUBIC * v * v))))
 
 
-def _linear_residual_numpy(a: Bits, b: Words, bias: Floats, residual: Bits, out: Bits) -> None:
-    out[...] = rounded(_multiply_numpy(a, b, out.shape[1]) + bias + widened(residual))
-
-
 if JIT_ENABLED:
     _gemm, _gemm_rows, _linear, _linear_gelu = (
         _gemm_compiled,
@@ -270,10 +257,8 @@ if JIT_ENABLED:
         _linear_compiled,
         _linear_gelu_compiled,
     )
-    _linear_residual = _linear_residual_compiled
 else:
     _gemm, _gemm_rows, _linear, _linear_gelu = _gemm_numpy, _gemm_rows_numpy, _linear_numpy, _linear_gelu_numpy
-    _linear_residual = _linear_residual_numpy
 
 
 @exact
@@ -305,25 +290,7 @@ def linear_bf16(a: Bits, b: Words, bias: Floats, out: Bits) -> None:
 def linear_gelu_bf16(a: Bits, b: Words, bias: Floats, before: Bits, out: Bits) -> None:
     """Write ``a @ B + bias`` to `before` and its GELU to `out`, both (M, N) and rounded.
 
-    The GELU is of the rounded numbers, so that backward, which has only those, makes the same again.
+    The GELU is of the rounded numbers, so that backward, which has only those, makes it again: to float32's last
+    rounding, which now and then takes the bfloat16 to its neighbour.
     """
     _linear_gelu(a, b, bias, before, out)
-
-
-@exact
-def linear_residual_bf16(a: Bits, b: Words, bias: Floats, residual: Bits, out: Bits) -> None:
-    """Write ``residual + a @ B + bias``, rounded once, to `out`; `residual` (M, N) may be `out` itself."""
-    _linear_residual(a, b, bias, residual, out)
-
-
-@exact
-def gemm_bf16x3(a_high: Bits, a_low: Bits, b_high: Words, b_low: Words, out: Floats, accumulate: bool) -> None:
-    """Write, or add, ``(a_high + a_low) @ (B_high + B_low)`` without the product of the low parts: bf16x3.
-
-    The operands come from `bf16_split`; the small products are summed first. The relative error is that of the split,
-    about 4e-6. It costs three products: a gain over float32 only where bfloat16 runs at more than three times its
-    rate, on AMX. With AVX-512 it is slower than `kernels.blas.gemm`.
-    """
-    _gemm(a_low, b_high, out, accumulate)
-    _gemm(a_high, b_low, out, True)
-    _gemm(a_high, b_high, out, True)

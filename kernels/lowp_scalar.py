@@ -12,6 +12,7 @@ from numba import types
 from numba.extending import overload
 from numpy.typing import NDArray
 
+from kernels.jit import OVERLOAD_EXACT_INLINED
 from kernels.lowp_convert import from_bf16, rounded, to_bf16, widened
 from kernels.lowp_half import from_half, half_rounded, half_widened, to_half
 
@@ -32,10 +33,7 @@ def store16(row: Short, j: int, x: np.float32) -> None:
     row[j : j + 1] = half_rounded(number) if row.dtype == np.int16 else rounded(number)
 
 
-_INLINED = {"forceinline": True, "fastmath": False, "nogil": True, "error_model": "numpy", "boundscheck": False}
-
-
-@overload(load16, jit_options=_INLINED)
+@overload(load16, jit_options=OVERLOAD_EXACT_INLINED)
 def _load16(row: Any, j: Any) -> Any:
     if row.dtype == types.uint16:
 
@@ -52,7 +50,7 @@ def _load16(row: Any, j: Any) -> Any:
     return None
 
 
-@overload(store16, jit_options=_INLINED)
+@overload(store16, jit_options=OVERLOAD_EXACT_INLINED)
 def _store16(row: Any, j: Any, x: Any) -> Any:
     if row.dtype == types.uint16:
 

@@ -121,7 +121,7 @@ class LowModel:
 
     def _workspace(self) -> Workspace:
         s = self.sizes
-        shapes = attention_scratch_shapes(s.context, s.channels // s.heads)
+        shapes = attention_scratch_shapes(s.context, s.channels // s.heads, self.form.kind)
         attention = AttentionScratch(**{name: self.pages.empty(shape, kind) for name, (shape, kind) in shapes.items()})
         nothing = np.empty(0, np.float32)
         if self.form is BF16:

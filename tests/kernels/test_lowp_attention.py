@@ -64,9 +64,20 @@ def distance(found: Array, expected: Array) -> float:
     return float(np.linalg.norm(found.ravel() - expected.ravel())) / (float(np.linalg.norm(expected)) or 1.0)
 
 
-def scratch_of(pages: Pages, context: int, size: int) -> AttentionScratch:
-    shapes = attention_scratch_shapes(context, size)
+def scratch_of(pages: Pages, context: int, size: int, form: Format) -> AttentionScratch:
+    shapes = attention_scratch_shapes(context, size, form.kind)
     return AttentionScratch(**{name: pages.empty(shape, dtype) for name, (shape, dtype) in shapes.items()})
+
+
+@pytest.mark.parametrize("form", [BFLOAT16, FLOAT16], ids=["bfloat16", "float16"])
+def test_scratch_of_one_format_is_less_of_that_for_both(form: Format) -> None:
+    """Of the same types and dimensions, so that the kernels are compiled for one form of it."""
+    both, one = attention_scratch_shapes(90, 48), attention_scratch_shapes(90, 48, form.kind)
+    assert list(one) == list(both) == list(AttentionScratch._fields)
+    for name, (shape, dtype) in one.items():
+        assert (shape, dtype) in {both[name], ((0,) * len(both[name][0]), both[name][1])}
+    assert (one["widened"] == both["widened"]) == (form is FLOAT16)
+    assert (one["columns"] == both["columns"]) == (form is BFLOAT16)
 
 
 def check(
@@ -86,7 +97,7 @@ def check(
     qkv = pages.copy(form.bits(spread * rng.standard_normal((rows, 3 * channels))))
     out = pages.empty((rows, channels), form.kind)
     lse = pages.empty((sequences, heads, tokens), np.float32)
-    attention_forward_low(qkv, sequences, heads, out, lse, scratch_of(pages, tokens + spare, size))
+    attention_forward_low(qkv, sequences, heads, out, lse, scratch_of(pages, tokens + spare, size, form))
     exact = form.numbers(qkv).reshape(sequences, tokens, 3 * channels)
     expected, expected_lse = reference.attention_forward(exact, heads)
     assert distance(form.numbers(out), expected) <= form.forward
@@ -94,7 +105,7 @@ def check(
 
     d_out = pages.copy(form.bits(rng.standard_normal((rows, channels))))
     d_qkv = pages.empty((rows, 3 * channels), form.kind)
-    scratch = scratch_of(pages, tokens + spare, size)
+    scratch = scratch_of(pages, tokens + spare, size, form)
     attention_backward_low(d_out, out, qkv, lse, sequences, heads, d_qkv, scratch)
     d_exact = form.numbers(d_out).reshape(sequences, tokens, channels)
     expected_d = reference.attention_backward(d_exact, exact, heads).reshape(rows, 3 * channels)
@@ -163,7 +174,7 @@ def test_threads_get_the_same_bits() -> None:
 def forward(qkv: Bits, heads: int) -> Array:
     rows, width = qkv.shape
     out, lse = np.zeros((rows, width // 3), np.uint16), np.empty((1, heads, rows), np.float32)
-    attention_forward_low(qkv, 1, heads, out, lse, scratch_of(Pages(True), rows, width // 3 // heads))
+    attention_forward_low(qkv, 1, heads, out, lse, scratch_of(Pages(True), rows, width // 3 // heads, BFLOAT16))
     return numbers(out)
 
 
@@ -192,7 +203,7 @@ def test_nothing_is_allocated(form: Format) -> None:
     rng, pages = np.random.default_rng(7), Pages(True)
     qkv, d_out = form.bits(rng.standard_normal((40, 48))), form.bits(rng.standard_normal((40, 16)))
     out, d_qkv, lse = np.empty_like(d_out), np.empty_like(qkv), np.empty((2, 2, 20), np.float32)
-    scratch = scratch_of(pages, 20, 8)
+    scratch = scratch_of(pages, 20, 8, form)
     calls: list[tuple[Any, ...]] = [
         (attention_forward_low, qkv, 2, 2, out, lse, scratch),
         (attention_backward_low, d_out, out, qkv, lse, 2, 2, d_qkv, scratch),

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.lowp_convert import bf16_from_float32, bf16_split, float32_from_bf16
+from kernels.lowp_convert import bf16_from_float32, float32_from_bf16
 from tests.kernels.lowp_support import nearest, numbers
 
 EVERY = np.arange(1 << 16, dtype=np.uint16)
@@ -50,18 +50,3 @@ def test_every_length_gives_the_same_bits() -> None:
     for length in range(70):
         assert (convert(values[:length]) == whole[:length]).all()
         assert (convert(values[length:]) == whole[length:]).all()
-
-
-def test_the_two_terms_of_a_split() -> None:
-    rng = np.random.default_rng(2)
-    values = (rng.standard_normal(1000) * 10.0 ** rng.integers(-20, 20, 1000)).astype(np.float32)
-    high, low = np.empty(1000, np.uint16), np.empty(1000, np.uint16)
-    bf16_split(values, high, low)
-    assert (high == nearest(values)).all()
-    assert (np.abs(numbers(high) + numbers(low) - values) <= 2.0**-17 * np.abs(values)).all()
-    odd = np.array([np.inf, -np.inf, np.nan, 0.0, np.finfo(np.float32).max], np.float32)
-    high, low = np.empty(5, np.uint16), np.empty(5, np.uint16)
-    bf16_split(odd, high, low)
-    total = numbers(high) + numbers(low)
-    assert (total[[0, 1, 3, 4]] == [np.inf, -np.inf, 0.0, np.inf]).all()
-    assert np.isnan(total[2])

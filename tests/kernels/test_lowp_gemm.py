@@ -13,15 +13,12 @@ from numba.core.runtime import _nrt_python, rtsys
 from numpy.typing import NDArray
 
 from kernels.jit import JIT_ENABLED
-from kernels.lowp_convert import bf16_split
 from kernels.lowp_features import DotPath
 from kernels.lowp_gemm import (
     gemm_bf16,
-    gemm_bf16x3,
     gemm_rows_bf16,
     linear_bf16,
     linear_gelu_bf16,
-    linear_residual_bf16,
 )
 from kernels.lowp_pack import pack_bf16, pack_float32, packed_shape, transpose_bf16, unpack_bf16
 from tests.kernels.lowp_support import Pages, nearest, numbers, on_path, paths_here, random_bits
@@ -90,11 +87,6 @@ def check(rows: int, columns: int, inner: int, at_end: bool, gap: int) -> None:
     short = pages.empty((rows, columns), np.uint16, gap)
     linear_bf16(a, words, bias, short)
     assert close(numbers(short), sums, error + ROUNDING * np.abs(sums))
-
-    residual = pages.copy(random_bits(rng, rows, columns), gap)
-    after = sums + numbers(residual)
-    linear_residual_bf16(a, words, bias, residual, residual)
-    assert close(numbers(residual), after, error + (ROUNDING + EPS) * np.abs(after))
 
     pre, gelu = pages.empty((rows, columns), np.uint16, gap), pages.empty((rows, columns), np.uint16, gap)
     linear_gelu_bf16(a, words, bias, pre, gelu)
@@ -208,31 +200,13 @@ def test_threads_get_the_bits_of_one(path: DotPath) -> None:
     assert len(set(results)) == 1
 
 
-def test_three_products_are_nearly_float32(path: DotPath) -> None:
-    rng = np.random.default_rng(6)
-    pages = Pages(True)
-    a, b = rng.standard_normal((40, 300)).astype(np.float32), rng.standard_normal((300, 50)).astype(np.float32)
-    parts = []
-    for values in (a, b):
-        high, low = np.empty(values.shape, np.uint16), np.empty(values.shape, np.uint16)
-        bf16_split(values.reshape(-1), high.reshape(-1), low.reshape(-1))
-        parts += [high, low]
-    out = pages.empty((40, 50), np.float32)
-    gemm_bf16x3(parts[0], parts[1], packed(pages, parts[2]), packed(pages, parts[3]), out, False)
-    exact = a.astype(np.float64) @ b.astype(np.float64)
-    assert np.linalg.norm(out - exact) <= 1e-5 * np.linalg.norm(exact)
-
-
 @pytest.mark.skipif(not JIT_ENABLED, reason="NumPy allocates")
 def test_nothing_is_allocated() -> None:
     rng = np.random.default_rng(7)
     floats = rng.standard_normal((40, 40)).astype(np.float32)
     bits, words, bias = nearest(floats), np.zeros(packed_shape(40, 40), np.uint32), floats[0].copy()
     out, short, other = np.empty_like(floats), np.empty_like(bits), np.empty_like(bits)
-
-    flat, high, low = floats.reshape(-1), short.reshape(-1), other.reshape(-1)
     calls: list[tuple[Any, ...]] = [
-        (bf16_split, flat, high, low),
         (pack_float32, floats, True, words),
         (pack_bf16, bits, False, words),
         (transpose_bf16, bits, other),
@@ -240,7 +214,6 @@ def test_nothing_is_allocated() -> None:
         (gemm_rows_bf16, bits, bits, out, True),
         (linear_bf16, bits, words, bias, short),
         (linear_gelu_bf16, bits, words, bias, other, short),
-        (linear_residual_bf16, bits, words, bias, other, short),
     ]
     _nrt_python.memsys_enable_stats()
     try:

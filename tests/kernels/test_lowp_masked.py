@@ -85,6 +85,12 @@ def test_the_baseline_of_x86_64(cache: Path) -> None:
     }
 
 
+@pytest.mark.skipif(not all(map(_host().get, AVX2)), reason="the processor has no AVX2")
+def test_attention_without_avx512(cache: Path) -> None:
+    found = run_masked(NO_AVX512, cache, "--attention")
+    assert (found["lanes"], found["held"]) == (8, ["FLOAT32"])
+
+
 @pytest.mark.soak
 def test_the_baseline_with_every_form_of_array(cache: Path) -> None:
     assert run_masked(BASELINE, cache, "--all")["held"] == ["FLOAT32"]
