@@ -56,6 +56,7 @@ class Report:
     defaults: tuple[Defaults, ...]
     products: tuple[ProductPath, ...]  # every way to multiply
     precisions: dict[str, Choice]  # what is computed in where a person leaves it to the machine, by setting
+    speeds: Speeds | None = None  # what training goes by when it chooses, warns and refuses
 
     @property
     def choices(self) -> tuple[str, ...]:
@@ -72,6 +73,7 @@ def examine(measure: bool = True, seconds: float = 0.3) -> Report:
     """Look at the machine, and measure it unless told not to: for `seconds` each of six things, and the products."""
     machine, info = detect(), low_precision_info()
     products = product_paths(blas_info(), info)
+    speeds = _speeds(measure)
     return Report(
         machine=machine,
         python=platform.python_version(),
@@ -81,7 +83,8 @@ def examine(measure: bool = True, seconds: float = 0.3) -> Report:
         measured=measure_machine(machine, seconds) if measure else None,
         defaults=tuple(_defaults(load_config(name), machine.logical_cores) for name in CONFIG_NAMES),
         products=measured_paths(products, machine.logical_cores) if measure and JIT_ENABLED else products,
-        precisions=choices_of(_speeds(measure), info),
+        precisions=choices_of(speeds, info),
+        speeds=speeds,
     )
 
 

@@ -16,7 +16,7 @@ from kernels import BlasInfo, GemmBackend, gemm_backend
 from kernels.lowp_features import DotPath, LowPrecisionInfo, dot_path
 from pipeline import blas_threads
 from stages.doctor_measure import rate
-from stages.precision import Choice, choose
+from stages.precision import LEAST, LEVEL, Choice, choose, slow_allowed
 from stages.settings import Matmul, Precision
 from stages.speeds import OPERATIONS, PRODUCTS, Speeds
 
@@ -123,8 +123,13 @@ def choice_sentences(chosen: dict[str, Choice]) -> tuple[str, ...]:
     )
 
 
-def paths_table(paths: Sequence[ProductPath], cores: int, chosen: dict[str, Choice]) -> Padding:
-    """Return the ways as a table: those that are there with their figures, the others with the reason."""
+def paths_table(
+    paths: Sequence[ProductPath], cores: int, chosen: dict[str, Choice], speeds: Speeds | None = None
+) -> Padding:
+    """Return the ways as a table: those that are there with their figures, the others with the reason.
+
+    `speeds`: the figures that training goes by, for what it would say of a precision.
+    """
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
     table.add_column("precision")
     table.add_column("product")
@@ -134,7 +139,7 @@ def paths_table(paths: Sequence[ProductPath], cores: int, chosen: dict[str, Choi
     for path in paths:
         one, every = (_figure(path, value) for value in (path.one, path.all))
         style = "" if path.available else "dim"
-        note = path.why or _note(path, chosen)
+        note = path.why or _note(path, chosen, speeds)
         table.add_row(*(Text(cell, style) for cell in (path.precision.value, path.way, one, every, note)))
     return Padding(table, (0, 0, 0, 2))
 
@@ -145,9 +150,16 @@ def _figure(path: ProductPath, value: float | None) -> str:
     return "not measured" if value is None else f"{value:,.0f} GFLOP/s"
 
 
-def _note(path: ProductPath, chosen: dict[str, Choice]) -> str:
+def _note(path: ProductPath, chosen: dict[str, Choice], speeds: Speeds | None) -> str:
     if not path.taken:
         return ""
     settings = ["default"] if path.precision is Precision.FLOAT32 else []
     settings += [setting for setting, choice in chosen.items() if choice.precision is path.precision]
-    return f"used by {', '.join(settings)}" if settings else "used where asked for"
+    if settings:
+        return f"used by {', '.join(settings)}"
+    rate = speeds.of(path.precision) if speeds is not None else None
+    if speeds is None or rate is None or rate / speeds.float32 >= LEVEL:
+        return "used where asked for"
+    if rate / speeds.float32 < LEAST and not slow_allowed():
+        return "refused: below a third of float32"
+    return "used where asked for; slower than float32"

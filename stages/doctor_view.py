@@ -30,7 +30,7 @@ class ReportView:
             yield Text("\nMeasured", "bold")
             yield _measured_table(report.measured)
         yield Text("\nPrecisions", "bold")
-        yield paths_table(report.products, report.machine.logical_cores, report.precisions)
+        yield paths_table(report.products, report.machine.logical_cores, report.precisions, report.speeds)
         yield Text("\nWhat will be used", "bold")
         yield from (_sentence(sentence, "-", "") for sentence in report.choices)
         yield Text()

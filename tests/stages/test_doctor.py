@@ -18,6 +18,7 @@ from stages.doctor_measure import Measured
 from stages.doctor_precision import choices_of, measured_paths, product_paths
 from stages.doctor_view import ReportView
 from stages.machine import Machine
+from stages.precision import ALLOW_SLOW
 from stages.settings import Precision
 from stages.speeds import PRODUCTS, Speeds
 
@@ -59,6 +60,7 @@ SPEEDS = Speeds(float32=200.0, bf16=1200.0, bf16x3=350.0, fp16=150.0)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave the speeds that this machine keeps for real runs alone."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv(ALLOW_SLOW, raising=False)
 
 
 def info_of(*missing: str, permission: bool = True) -> LowPrecisionInfo:
@@ -76,7 +78,7 @@ def report_of(info: LowPrecisionInfo, speeds: Speeds | None = SPEEDS, blas: Blas
     )
     libraries = {"numpy": "2.4.6"}
     return Report(
-        MACHINE, "3.12.1", libraries, blas, (), MEASURED, DEFAULTS, products, choices_of(speeds, info)
+        MACHINE, "3.12.1", libraries, blas, (), MEASURED, DEFAULTS, products, choices_of(speeds, info), speeds
     )  # fmt: skip
 
 
@@ -176,6 +178,9 @@ def test_without_measuring_it_is_quick_and_says_so() -> None:
     assert examine(measure=False).measured is None
 
 
+SLOWER = "used where asked for; slower than float32"
+
+
 def rows_of(report: Report) -> list[list[str]]:
     """Return the cells of the table of precisions, line by line."""
     lines = text_of(report, 160).partition("\nPrecisions\n")[2].partition("\n\n")[0].splitlines()
@@ -191,7 +196,7 @@ def test_the_table_of_a_machine_that_has_everything() -> None:
         ["bf16", "AMX tiles", "1,200 GFLOP/s", "2,400 GFLOP/s", "used by precision=auto"],
         ["bf16", "AVX-512 BF16", "1,200 GFLOP/s", "2,400 GFLOP/s"],
         ["bf16", "widened to float32 in registers", "1,200 GFLOP/s", "2,400 GFLOP/s"],
-        ["fp16", "converted by F16C, float32 product", "150 GFLOP/s", "300 GFLOP/s", "used where asked for"],
+        ["fp16", "converted by F16C, float32 product", "150 GFLOP/s", "300 GFLOP/s", SLOWER],
         ["fp16", "converted by integers, float32 product", "-", "-", "F16C is there, and faster"],
     ]
     assert "precision=auto stands for bf16: bf16 is 6.00 times as fast" in text_of(REPORT, 300)
@@ -205,7 +210,8 @@ def test_the_table_of_a_machine_that_has_everything() -> None:
             [
                 ["bf16", "AMX tiles", "-", "-", "the processor has no AMX"],
                 ["bf16", "AVX-512 BF16", "95 GFLOP/s", "190 GFLOP/s", "used where asked for"],
-                ["bf16x3", "three products: AVX-512 BF16", "30 GFLOP/s", "60 GFLOP/s", "used where asked for"],
+                ["bf16x3", "three products: AVX-512 BF16", "30 GFLOP/s", "60 GFLOP/s",
+                 "refused: below a third of float32"],
             ],
         ),
         (
@@ -219,14 +225,14 @@ def test_the_table_of_a_machine_that_has_everything() -> None:
                  "used by default, precision=auto, matmul=high"],
                 ["bf16", "AVX-512 BF16", "-", "-", "the processor has no AVX-512 BF16"],
                 ["bf16", "widened to float32 in registers", "95 GFLOP/s", "190 GFLOP/s", "used where asked for"],
-                ["fp16", "converted by F16C, float32 product", "90 GFLOP/s", "180 GFLOP/s", "used where asked for"],
+                ["fp16", "converted by F16C, float32 product", "90 GFLOP/s", "180 GFLOP/s", SLOWER],
             ],
         ),
         (
             info_of(*PERMITTED),
             [
                 ["fp16", "converted by F16C, float32 product", "-", "-", "the processor has no F16C"],
-                ["fp16", "converted by integers, float32 product", "90 GFLOP/s", "180 GFLOP/s", "used where asked for"],
+                ["fp16", "converted by integers, float32 product", "90 GFLOP/s", "180 GFLOP/s", SLOWER],
             ],
         ),
     ],
@@ -236,6 +242,13 @@ def test_the_table_of_lesser_machines(info: LowPrecisionInfo, rows: list[list[st
     found = rows_of(report_of(info, Speeds(float32=100.0, bf16=95.0, bf16x3=30.0, fp16=90.0)))
     for row in rows:
         assert row in found
+
+
+def test_the_table_says_nothing_of_a_refusal_where_the_environment_allows_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(ALLOW_SLOW, "1")
+    report = report_of(info_of("amx-tile"), Speeds(float32=100.0, bf16=95.0, bf16x3=30.0, fp16=90.0))
+    (row,) = [row for row in rows_of(report) if row[0] == "bf16x3"]
+    assert row[-1] == SLOWER
 
 
 def test_the_table_says_what_was_not_measured_and_what_blas_lacks() -> None:
