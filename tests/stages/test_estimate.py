@@ -8,11 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from loguru import logger
 
 from pipeline import available_cores
+from stages import precision, speeds
 from stages.bench_worker import resident
 from stages.config import apply_overrides, resolve, to_json
 from stages.estimate import PROCESS, Estimate, due, duration, estimate_run, estimate_text, planned_memory
+from stages.settings import Precision
+from stages.speeds import Speeds
 from tests.stages.support import command, story, tiny
 
 ROOT = Path(__file__).parents[2]
@@ -75,6 +79,19 @@ def test_a_real_estimate_leaves_no_directory(tmp_path: Path, monkeypatch: pytest
     assert [path.name for path in tmp_path.iterdir()] == ["text.txt"]
 
 
+def test_an_estimate_of_a_slow_precision_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "speed_matters", lambda: True)
+    monkeypatch.setattr(speeds, "speeds_here", lambda: Speeds(float32=200, bf16=1200, bf16x3=20, fp16=90))
+    said: list[str] = []
+    handler = logger.add(lambda line: said.append(str(line)), format="{message}")
+    try:
+        found = estimate_run(story(tmp_path, "precision=bf16x3"), tuned=False, seconds=0.5)
+    finally:
+        logger.remove(handler)
+    assert found.config.precision is Precision.BF16X3
+    assert sum("precision=bf16x3 was asked for, and is slower here" in line for line in said) == 1
+
+
 def test_the_command(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(to_json(story(tmp_path)))
     said = command("train", "--config", tmp_path / "config.json", "--estimate", "--no-tuned")
@@ -88,6 +105,7 @@ import json, sys
 from pathlib import Path
 from pipeline import available_cores
 from stages import saving
+from stages import precision, speeds
 from stages.bench_worker import resident
 from stages.config import from_json
 from stages.session import train
