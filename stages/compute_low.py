@@ -79,7 +79,7 @@ class LowCompute:
         return LaneWork(LowScratch(*(views[name] for name in LowScratch._fields)), self._workspace())
 
     def _workspace(self) -> Workspace:
-        attention = allocate(attention_kinds(self._geometry))
+        attention = allocate(attention_kinds(self._geometry, self._short))
         kinds = wide_kinds(self._geometry, self._sequences) if self._half else NOTHING_WIDE
         wide = allocate(kinds)
         return Workspace(

@@ -77,9 +77,9 @@ def low_scratch_kinds(geometry: Geometry, sequences: int, short: np.dtype[Any]) 
     }
 
 
-def attention_kinds(geometry: Geometry) -> Kinds:
+def attention_kinds(geometry: Geometry, short: np.dtype[Any]) -> Kinds:
     """Return shape and type of every field of `AttentionScratch`."""
-    shapes = attention_scratch_shapes(geometry.context, geometry.channels // geometry.heads)
+    shapes = attention_scratch_shapes(geometry.context, geometry.channels // geometry.heads, short)
     return {name: (shape, np.dtype(kind)) for name, (shape, kind) in shapes.items()}
 
 

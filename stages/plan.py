@@ -51,7 +51,7 @@ def _float32_sizes(geometry: Geometry, sequences: int) -> Sizes:
 def _low_sizes(geometry: Geometry, sequences: int, precision: Precision) -> Sizes:
     half = precision is Precision.FP16
     short = low.short_type(precision)
-    work = low.array_bytes(low.attention_kinds(geometry))
+    work = low.array_bytes(low.attention_kinds(geometry, short))
     work += low.array_bytes(low.wide_kinds(geometry, sequences)) if half else 0
     logits = low.low_logits_rows(geometry.vocabulary, sequences * geometry.context) * geometry.vocabulary * FLOAT
     return Sizes(
