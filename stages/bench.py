@@ -33,6 +33,7 @@ from stages.machine import Machine, detect
 from stages.memory import Bank
 from stages.numerics import numerics
 from stages.parameters import parameter_count
+from stages.precision import choose_and_warn
 from stages.settings import Precision
 from stages.tune import RANDOM_VOCABULARY
 from stages.warmup import compile_kernels
@@ -141,6 +142,8 @@ def run_bench(configs: Sequence[Config], seconds: float, cold: bool, say: Say) -
     """Check, then measure the machine and each configuration, `seconds` for each way of training."""
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     cores, machine = available_cores(), detect()
+    for config in configs:
+        choose_and_warn(config)
     precisions = list(dict.fromkeys(as_measured(config, cores).precision for config in configs))
     checked = "; ".join(check(precision, cores, say) for precision in precisions)
     say("measuring the machine")

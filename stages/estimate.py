@@ -23,7 +23,7 @@ from stages.memory import Bank
 from stages.numerics import numerics
 from stages.parameters import initialise, parameter_count
 from stages.plan import FLOAT, memory_plan, plan_table
-from stages.precision import choose_here, with_precision
+from stages.precision import choose_and_warn, with_precision
 from stages.text import read_text
 from stages.tokenizer import train_tokenizer
 from stages.tunables import Choice
@@ -86,10 +86,7 @@ def due(steps: int, interval: int) -> int:
 def estimate_run(config: Config, *, tuned: bool = True, seconds: float = 3.0) -> Estimate:
     """Estimate the run of a configuration by measuring `seconds` of it."""
     machine, cores = detect(), available_cores()
-    choice = choose_here(config, allow_slow=True)
-    if choice.warning:
-        logger.warning("{}", choice.warning)
-    config = with_precision(config, choice.precision)
+    config = with_precision(config, choose_and_warn(config).precision)
     vocabulary = None
     if config.model.vocab_size is None:
         vocabulary = train_tokenizer(config.data, None, read_text(config.data.text).text).vocab_size

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import msgspec
+from loguru import logger
 
 from stages.settings import Config, ConfigError, Matmul, Precision
 
@@ -189,6 +190,14 @@ def choose_here(config: Config, allow_slow: bool = False) -> Choice:
     from stages.speeds import speeds_here
 
     return choose(config.precision, config.matmul, speeds_here(), info, allow_slow or slow_allowed())
+
+
+def choose_and_warn(config: Config) -> Choice:
+    """Return what a configuration computes in here, for what only measures it: slow ones are warned of in the log."""
+    choice = choose_here(config, allow_slow=True)
+    if choice.warning:
+        logger.warning("{}", choice.warning)
+    return choice
 
 
 def with_precision(config: Config, precision: Precision) -> Config:

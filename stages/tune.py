@@ -30,7 +30,7 @@ from stages.data import random_batches
 from stages.items import Update
 from stages.machine import Machine, cache_root, detect
 from stages.numerics import numerics
-from stages.precision import choose_here, is_open, with_precision
+from stages.precision import choose_and_warn, choose_here, is_open, with_precision
 from stages.rundir import atomic_write
 from stages.settings import Gemm
 from stages.training import Training
@@ -188,10 +188,7 @@ def run_tuning(config: Config, budget: float, console: Console | None = None) ->
         )
     console = console or Console(width=None if Console().is_terminal else 120)
     machine, cores = detect(), available_cores()
-    settled = choose_here(config, allow_slow=True)
-    if settled.warning:
-        logger.warning("{}", settled.warning)
-    config = with_precision(config, settled.precision)
+    config = with_precision(config, choose_and_warn(config).precision)
     asked = msgspec.structs.replace(config, steps=ENDLESS)
     if config.model.vocab_size is None:
         logger.info("the vocabulary comes from the text; tuning with {} random tokens", RANDOM_VOCABULARY)

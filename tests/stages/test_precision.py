@@ -15,7 +15,7 @@ from stages import precision, speeds
 from stages.checkpoint import Checkpoint, latest_checkpoint
 from stages.config import Gemm, LossScaling, apply_overrides, from_json, load_config, resolve, to_json, trajectory
 from stages.numerics import numerics
-from stages.precision import ALLOW_SLOW, choose, choose_here, is_open, product_words
+from stages.precision import ALLOW_SLOW, choose, choose_and_warn, choose_here, is_open, product_words
 from stages.rundir import RunDirectory, RunMode
 from stages.session import saved_config, train
 from stages.settings import Config, ConfigError, Matmul, Precision
@@ -346,6 +346,17 @@ def test_a_slow_precision_is_refused_before_a_run_and_warned_of_in_one(
     warned = [text for level, text in said if level == "WARNING"]
     assert len(warned) == 1
     assert warned[0].startswith("precision=bf16 was asked for, and is slower here than float32")
+
+
+def test_what_only_measures_warns_of_a_slow_precision(
+    on_machine: Callable[[str], None], said: list[tuple[str, str]]
+) -> None:
+    on_machine("AVX2")
+    assert choose_and_warn(tiny("precision=bf16x3")).precision is BF16X3
+    assert [text.partition(" was asked")[0] for level, text in said if level == "WARNING"] == ["precision=bf16x3"]
+    said.clear()
+    assert choose_and_warn(tiny("precision=auto")).precision is FLOAT32
+    assert said == []
 
 
 def test_a_choice_is_frozen() -> None:
