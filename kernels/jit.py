@@ -13,7 +13,8 @@ may be fused in it, but nothing is reassociated, so that a two-part constant sta
 
 A compiled kernel holds the code of those it calls, but Numba's cache looks only at the file of the outermost one, and
 would run yesterday's inner kernel after an edit or an upgrade. So every cache entry is stamped with a digest of all the
-package's sources.
+package's sources. And of several copies of an inner kernel a process would run the one that it loaded first, so the
+copies are private (`kernels.private_code`).
 
 With ``NUMBA_DISABLE_JIT=1`` all of them return the function unchanged, and everything runs as Python and NumPy.
 """
@@ -24,6 +25,8 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numba
+
+from kernels.private_code import PrivateCompiler
 
 Function = TypeVar("Function", bound=Callable[..., object])
 
@@ -55,7 +58,7 @@ SOURCES_DIGEST = _sources_digest()
 
 def _compiled(function: Function, **options: Any) -> Function:
     """Return `function` as a Numba dispatcher that checks no bounds, holds no GIL and is cached under the digest."""
-    jit = numba.njit(cache=True, **_COMMON, **options)
+    jit = numba.njit(cache=True, pipeline_class=PrivateCompiler, **_COMMON, **options)
     dispatcher = jit(function)
     index: Any = getattr(getattr(dispatcher, "_cache", None), "_cache_file", None)
     if hasattr(index, "_source_stamp"):  # Numba has no public way to say what a cache entry depends on

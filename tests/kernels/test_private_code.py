@@ -1,0 +1,115 @@
+"""A kernel runs its own copies of what it calls, whatever else the process has loaded, compiled or not."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kernels.jit import JIT_ENABLED
+
+pytestmark = [
+    pytest.mark.timeout(120),
+    pytest.mark.skipif(not JIT_ENABLED, reason="there is no compiled code"),
+]
+
+SOURCE = """
+import numpy as np
+from numba.extending import overload
+from kernels.jit import kernel
+
+
+def overloaded(x):
+    pass
+
+
+@overload(overloaded)
+def _overloaded(x):
+    def implementation(x):
+        s = np.float32(0.0)
+        for i in range(x.shape[0]):
+            s += x[i]
+        return s
+    return implementation
+
+
+@kernel
+def inner(x):
+    total = np.float32(0.0)
+    for i in range(x.shape[0]):
+        for j in range(x.shape[1]):
+            total += np.exp(x[i, j]) * x[i, j]
+        x[i] *= total
+    return total
+
+
+@kernel
+def outer(x):
+    for _ in range(3):
+        inner(x)
+    return inner(x) + overloaded(x[0])
+"""
+RUN = """
+import json, sys
+import numpy as np
+sys.path.insert(0, sys.argv[1])
+import sums
+x = np.random.default_rng(0).standard_normal((5, 37)).astype(np.float32)
+if "inner" in sys.argv:
+    sums.inner(x.copy())
+print(json.dumps([float(sums.outer(x)).hex(), x.tobytes().hex()]))
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "sums.py").write_text(SOURCE, "utf-8")
+    return tmp_path
+
+
+def load(folder: Path) -> Any:
+    spec = importlib.util.spec_from_file_location("sums", folder / "sums.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_function_in_a_kernel_is_private_or_its_own(folder: Path) -> None:
+    """Of a function that others could see too, the process would run the copy that was loaded first."""
+    sums = load(folder)
+    sums.outer(np.ones((5, 37), np.float32))
+    (compiled,) = sums.outer.overloads.values()
+    functions = [f for f in compiled.library._final_module.functions if not f.is_declaration]
+    own = [function.name for function in functions if function.linkage.name != "internal"]
+    assert all(function.linkage.name in ("internal", "external") for function in functions)
+    assert own
+    assert all("outer" in name for name in own), own
+
+
+def test_a_kernel_can_still_be_called_by_others(folder: Path) -> None:
+    sums, x = load(folder), np.full((2, 3), 0.1, np.float32)
+    expected = x.copy()
+    for _ in range(4):
+        total = np.float32(0.0)
+        for row in expected:
+            total += np.sum(np.exp(row) * row, dtype=np.float32)
+            row *= total
+    assert sums.outer(x) == pytest.approx(float(total + expected[0].sum()), rel=1e-5)
+
+
+def test_compiled_or_loaded_alone_or_after_others_gives_the_same_bits(folder: Path) -> None:
+    def run(*arguments: str) -> list[str]:
+        command = [sys.executable, "-c", RUN, str(folder), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
+        found: list[str] = json.loads(done.stdout)
+        return found
+
+    compiled = run()
+    assert run() == compiled
+    assert run("inner") == compiled

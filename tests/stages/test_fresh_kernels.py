@@ -1,0 +1,49 @@
+"""A run whose kernels had to be compiled, and one that found them in the cache, are the same trajectory."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kernels.jit import JIT_ENABLED
+
+pytestmark = [
+    pytest.mark.soak,
+    pytest.mark.timeout(500),
+    pytest.mark.skipif(not JIT_ENABLED, reason="there is no compiled code"),
+]
+
+RUN = """
+import hashlib, sys
+from stages.config import apply_overrides, load_config, resolve
+from stages.data import random_batches
+from stages.numerics import numerics
+from stages.replay import replay
+from stages.training import Training
+from stages.warmup import compile_kernels
+
+overrides = ["steps=2", f"precision={sys.argv[1]}", "model.layers=2"]
+config = resolve(apply_overrides(load_config("nanogpt-cpu"), overrides), 2, 65)
+if "warm" in sys.argv:
+    compile_kernels(lambda _: None, config.precision)
+training = Training(config, random_batches(config))
+with numerics(config):
+    updates = list(replay(training))
+with training.banks.lease(2) as lease:
+    print([(update.loss, update.grad_norm) for update in updates], hashlib.sha256(lease.bank.arena.flat).hexdigest())
+"""
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16", "fp16", "bf16x3"])
+def test_compiled_here_or_loaded_gives_the_same_bits(precision: str, tmp_path: Path) -> None:
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path), "THREADLOOM_ALLOW_SLOW": "1"}
+
+    def run(*arguments: str) -> str:
+        command = [sys.executable, "-c", RUN, precision, *arguments]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=True).stdout
+
+    compiled = run()
+    assert run() == compiled
+    assert run("warm") == compiled
