@@ -25,6 +25,7 @@ from kernels.linear import (
 from kernels.reduction import CHUNK, sum_lanes
 from kernels.tensors import ATTENTION_TILE, Activations, Floats, Scratch, TokenIds, Weights
 from kernels.transformer import blocks_backward, blocks_forward, head_backward, head_loss
+from kernels.turn import Turn, own_turn
 
 __all__ = [
     "ATTENTION_TILE",
@@ -38,6 +39,7 @@ __all__ = [
     "KVCache",
     "Scratch",
     "TokenIds",
+    "Turn",
     "Weights",
     "adamw_update",
     "attention_backward",
@@ -65,6 +67,7 @@ __all__ = [
     "linear_forward",
     "linear_residual_forward",
     "next_logits",
+    "own_turn",
     "prefill_cache",
     "sum_lanes",
 ]

@@ -18,6 +18,7 @@ from kernels.lowp_products import product_float, product_gelu, product_outer, pr
 from kernels.lowp_scalar import Short
 from kernels.lowp_tensors import Forms, LowActivations, LowScratch, Workspace
 from kernels.tensors import Floats, TokenIds, Weights
+from kernels.turn import HEAD_SLICE, Turn, end_turn, wait_turn
 
 
 @kernel
@@ -128,16 +129,22 @@ def blocks_backward_low(
     sequences: int,
     heads: int,
     accumulate: bool,
+    turn: Turn,
 ) -> None:
     """Take ``scratch.dx`` to the gradient of the embeddings; write or add the gradients of the blocks' tensors.
 
-    The bias of the last block's MLP belongs to `head_backward_low`, which comes before.
+    The bias of the last block's MLP belongs to `head_backward_low`, which comes before; that of any other is written
+    by the block above it, in that block's part of the `turn`.
     """
-    layers = weights.qkv_weight.shape[0]
-    for backwards in range(layers):
-        n = layers - 1 - backwards
+    part = -(-weights.wte.shape[0] // HEAD_SLICE)
+    for n in range(weights.qkv_weight.shape[0] - 1, -1, -1):
+        wait_turn(turn, part)
         _mlp_backward(weights, forms, acts, grads, scratch, work, n, accumulate)
+        end_turn(turn, part)
+        wait_turn(turn, part + 1)
         _attention_backward(weights, forms, acts, grads, scratch, work, n, sequences, heads, accumulate)
+        end_turn(turn, part + 1)
+        part += 2
 
 
 @kernel
@@ -168,6 +175,7 @@ def head_backward_low(
     scratch: LowScratch,
     work: Workspace,
     accumulate: bool,
+    turn: Turn,
 ) -> float:
     """Return the unscaled sum of the cross-entropies, and leave the gradient of `x_final` in ``scratch.dx``.
 
@@ -188,13 +196,17 @@ def head_backward_low(
         product_float(d_logits, forms.wte, False, s.dh[first:last], False, work.wide)
         for v0 in range(0, vocabulary, slice_width):
             v1 = min(v0 + slice_width, vocabulary)
+            wait_turn(turn, (v1 - 1) // HEAD_SLICE)
             turned = s.d_logits_turned[: v1 - v0, : last - first]
             transpose_bf16(d_logits[:, v0:v1], turned)
             product_outer(turned, h, grads.wte[v0:v1], adds, work.wide)
+            if last == rows and v1 % HEAD_SLICE == 0 and v1 < vocabulary:
+                end_turn(turn, v0 // HEAD_SLICE)
         adds = True
     last_bias = grads.mlp_proj_bias[grads.mlp_proj_bias.shape[0] - 1]
     layernorm_backward_low(
         s.dh, s.normed, weights.lnf_weight, s.rstd, s.dx, s.dx_low,
         grads.lnf_weight, grads.lnf_bias, last_bias, False, accumulate,
     )  # fmt: skip
+    end_turn(turn, (vocabulary - 1) // HEAD_SLICE)
     return total

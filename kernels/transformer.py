@@ -19,6 +19,7 @@ from kernels.linear import (
     linear_residual_forward,
 )
 from kernels.tensors import Activations, Floats, Scratch, TokenIds, Weights
+from kernels.turn import HEAD_SLICE, Turn, end_turn, wait_turn
 
 
 @kernel
@@ -86,17 +87,29 @@ def _attention_backward(
 
 @kernel
 def blocks_backward(
-    weights: Weights, acts: Activations, grads: Weights, scratch: Scratch, sequences: int, heads: int, accumulate: bool
+    weights: Weights,
+    acts: Activations,
+    grads: Weights,
+    scratch: Scratch,
+    sequences: int,
+    heads: int,
+    accumulate: bool,
+    turn: Turn,
 ) -> None:
     """Take ``scratch.dx`` from the gradient of x[L] to that of x[0]; write or add the gradients of the blocks' tensors.
 
-    Without `accumulate` every such gradient is overwritten, whatever was there.
+    Without `accumulate` every such gradient is overwritten, whatever was there. The parts of the `turn` are those after
+    the head's.
     """
-    layers = weights.qkv_weight.shape[0]
-    for backwards in range(layers):
-        n = layers - 1 - backwards
+    part = -(-weights.wte.shape[0] // HEAD_SLICE)
+    for n in range(weights.qkv_weight.shape[0] - 1, -1, -1):
+        wait_turn(turn, part)
         _mlp_backward(weights, acts, grads, scratch, n, accumulate)
+        end_turn(turn, part)
+        wait_turn(turn, part + 1)
         _attention_backward(weights, acts, grads, scratch, n, sequences, heads, accumulate)
+        end_turn(turn, part + 1)
+        part += 2
 
 
 @kernel
@@ -127,15 +140,18 @@ def head_backward(
     grads: Weights,
     scratch: Scratch,
     accumulate: bool,
+    turn: Turn,
 ) -> float:
     """Return the unscaled sum of the cross-entropies, and leave the gradient of `x_final` in ``scratch.dx``.
 
     Every gradient is multiplied by `scale` (1 / tokens of the batch makes them those of the mean). Those of `wte`,
     `lnf_weight` and `lnf_bias` are written, or added when `accumulate`. The logits exist for the rows of one chunk
-    (``scratch.logits.shape[0]``) at a time, and their gradient takes their place.
+    (``scratch.logits.shape[0]``) at a time, and their gradient takes their place. The rows of `wte` are the first parts
+    of the `turn`.
     """
     s = scratch
-    rows, chunk = x_final.shape[0], s.logits.shape[0]
+    rows, chunk, vocabulary = x_final.shape[0], s.logits.shape[0], weights.wte.shape[0]
+    parts = -(-vocabulary // HEAD_SLICE)
     layernorm_forward(x_final, weights.lnf_weight, weights.lnf_bias, s.h, s.lnf_mean, s.lnf_rstd)
     total = 0.0
     beta = 1.0 if accumulate else 0.0
@@ -144,11 +160,17 @@ def head_backward(
         logits, h = s.logits[: last - first], s.h[first:last]
         gemm(h, weights.wte, logits, False, True, 1.0, 0.0)
         total += cross_entropy_backward(logits, targets[first:last], scale)
-        gemm(logits, h, grads.wte, True, False, 1.0, beta)
         gemm(logits, weights.wte, s.dh[first:last], False, False, 1.0, 0.0)
+        for part in range(parts):
+            v0, v1 = part * HEAD_SLICE, min((part + 1) * HEAD_SLICE, vocabulary)
+            wait_turn(turn, part)
+            gemm(logits[:, v0:v1], h, grads.wte[v0:v1], True, False, 1.0, beta)
+            if last == rows and v1 < vocabulary:
+                end_turn(turn, part)
         beta = 1.0
     mean, rstd = s.lnf_mean, s.lnf_rstd
     layernorm_backward(
         s.dh, x_final, weights.lnf_weight, mean, rstd, s.dx, grads.lnf_weight, grads.lnf_bias, False, accumulate
     )
+    end_turn(turn, parts - 1)
     return total

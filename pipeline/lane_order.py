@@ -1,8 +1,9 @@
 """The order in which micro-batches may be taken for their lanes: a pure admission policy.
 
-A lane's micro-batches are taken in ascending order, one at a time (exclusive), and no micro-batch of a batch is taken
-before every micro-batch of the batches before it *has been taken*. Without that fence a lane that ran ahead could put
-all workers to waiting for the reduction of a batch whose last micro-batch no worker is left to take.
+A lane's micro-batches are taken in ascending order, one at a time (exclusive) unless lanes are shared, and no
+micro-batch of a batch is taken before every micro-batch of the batches before it *has been taken*. Without that fence a
+lane that ran ahead could put all workers to waiting for the reduction of a batch whose last micro-batch no worker is
+left to take.
 """
 
 from collections.abc import Callable
@@ -24,12 +25,16 @@ Place = tuple[int, int]
 class LaneOrder(Policy[ItemContra]):
     """Micro-batches by `place(item)` = (batch, micro-batch), from `first_batch` on, each lane in order and exclusive.
 
+    `shared`: several workers may hold micro-batches of one lane; they are still taken in order, so whoever waits for
+    the one before waits for somebody who is at work.
+
     A channel with this policy holds at most its capacity and one item more for each lane: the one its lane waits for.
     """
 
     plan: LanePlan
     place: Callable[[ItemContra], Place]
     first_batch: int = 0
+    shared: bool = False
     exclusive: bool = field(default=True, init=False)  # the engine's workers say `done`
 
     def begin(self, capacity: int) -> Admission[Any, Any]:
@@ -42,11 +47,12 @@ class LaneOrderState(Admission[Item, Item], Generic[Item]):
     def __init__(self, policy: LaneOrder[Item], capacity: int) -> None:
         self._plan = policy.plan
         self._place = policy.place
+        self._shared = policy.shared
         self._capacity = capacity
         self._held: dict[Place, Item] = {}  # at most capacity + lanes; `fits` keeps it so
         # Lane → the place that it takes next. Only take() moves it on.
         self._next = {lane: (policy.first_batch, lane) for lane in range(self._plan.lanes)}
-        self._hands: dict[int, int] = {}  # worker → lane of what it holds; no lane is in it twice
+        self._hands: dict[int, int] = {}  # worker → lane of what it holds; no lane twice unless shared
         self._open = policy.first_batch  # every micro-batch of the batches before this one has been taken
         self._taken = 0  # how many micro-batches of the open batch have been taken
 
@@ -95,7 +101,7 @@ class LaneOrderState(Admission[Item, Item], Generic[Item]):
 
     def _candidate(self) -> Place | None:
         """Return the earliest place that may be taken now."""
-        busy = self._hands.values()
+        busy = () if self._shared else self._hands.values()
         places = [p for lane, p in self._next.items() if lane not in busy and p[0] <= self._open and p in self._held]
         return min(places, default=None)
 

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages.bench_sequential import stage_by_stage
-from stages.compute import Compute, compute_for
+from stages.compute import Compute, backward_alone, compute_for
 from stages.config import Config, ModelConfig, apply_overrides, resolve
 from stages.data import random_batches
 from stages.items import Update
@@ -106,8 +106,9 @@ def check_kernels(config: Config, *, every_tensor: bool) -> str:
     bank.arena.flat[:] += random.standard_normal(bank.arena.flat.shape, dtype=np.float32) * np.float32(0.01)
     slot.ids[:] = random.integers(0, geometry.vocabulary, slot.ids.shape)
     slot.targets[:] = random.integers(0, geometry.vocabulary, slot.targets.shape)
+    scale = LossScaler(config.loss_scale).start(0).scale
     with numerics(config):
-        loss = _loss_and_gradient(compute, bank, slot, gradients, LossScaler(config.loss_scale).start(0).scale)
+        loss = _loss_and_gradient(compute, geometry, bank, slot, gradients, scale)
     weights = {name: array.astype(np.float64) for name, array in bank.arena.items()}
     said = f"{config.name} in {precision.value}: the kernels'"
     reference = reference_loss(weights, geometry, slot.ids, slot.targets)
@@ -138,13 +139,15 @@ def gradient_tolerance(precision: Precision, layers: int) -> float:
     return DEVIATIONS * ROUNDING[precision] * math.sqrt(LAYER_ROUNDINGS * layers + OTHER_ROUNDINGS)
 
 
-def _loss_and_gradient(compute: Compute, bank: Bank, slot: Slot, gradients: Bank, scale: float) -> float:
+def _loss_and_gradient(
+    compute: Compute, geometry: Geometry, bank: Bank, slot: Slot, gradients: Bank, scale: float
+) -> float:
     """Return the mean loss of a micro-batch, and leave its gradient in `gradients`; `scale` is in there on the way."""
     rows = slot.ids.size
     compute.derive(bank)
     compute.embed(bank, slot)
     compute.forward(bank, slot)
-    loss = compute.backward(bank, slot, scale / rows, gradients.weights, compute.make_scratch(), False)
+    loss = backward_alone(compute, geometry, bank, slot, scale / rows, gradients.weights, compute.make_scratch())
     gradients.arena.flat[:] /= np.float32(scale)
     return loss / rows
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 import kernels
-from kernels import AdamWStep, Floats
+from kernels import AdamWStep, Floats, own_turn
 from pipeline import LanePlan, Lanes
 from stages.bench_roofline import (
     FLOAT,
@@ -90,7 +90,8 @@ class KernelBench:
         self.scale = LossScaler(config.loss_scale).start(0).scale / self.rows  # of the loss, as in the first update
         self.compute.embed(self.bank, self.slot)
         self.compute.forward(self.bank, self.slot)
-        self.compute.backward(self.bank, self.slot, self.scale, self.grads, self.scratch, False)
+        self.turn = own_turn()
+        self.compute.backward(self.bank, self.slot, self.scale, self.grads, self.scratch, False, self.turn)
 
     def cases(self) -> list[Case]:
         """Return all kernels, each whole before its parts."""

@@ -52,7 +52,16 @@ class LowBench(KernelBench):
     def _call_head(self, accumulate: bool) -> None:
         targets, work = self.slot.targets, self.work
         head_backward_low(
-            self.weights, self.forms, self.acts.x, targets, self.scale, self.grads, self.s, work, accumulate
+            self.weights,
+            self.forms,
+            self.acts.x,
+            targets,
+            self.scale,
+            self.grads,
+            self.s,
+            work,
+            accumulate,
+            self.turn,
         )
 
     def _product(self, columns: int, inner: int, result: int, *, adds: bool = False) -> Work:
@@ -130,7 +139,7 @@ class LowBench(KernelBench):
         parts = [*self._input_gradients(), *self._weight_gradients(), *self._backward_passes()]
         call = partial(
             blocks_backward_low, self.weights, self.forms, self.acts, self.grads, self.s, self.work, self.sequences,
-            self.geometry.heads, True,
+            self.geometry.heads, True, self.turn,
         )  # fmt: skip
         return self.whole(BACKWARD, parts, call, self._reset_dx)
 

@@ -19,8 +19,8 @@ def stage_by_stage(training: Training, cores: int) -> Iterator[Update]:
     Neither evaluates nor saves.
     """
     plan = training.plan
-    wide = min(plan.lanes, training.config.slots or 1)
-    # A wave is made of neighbours, so no lane has two in it.
+    wide = min(plan.lanes if training.turns is None else cores, training.config.slots or 1)
+    # A wave is made of neighbours, so no lane has two in it unless lanes are shared; they are begun in their order.
     with ThreadPoolExecutor(cores, thread_name_prefix="bench") as pool:
 
         def forward(item: MicroBatch) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import kernels
-from kernels import Floats, Scratch, Weights
+from kernels import Floats, Scratch, Turn, Weights, own_turn
 from stages.config import Precision
 from stages.items import UpdateShard
 from stages.memory import FloatSlot, Slot, allocate_scratch, logits_rows
@@ -51,9 +51,15 @@ class Compute(Protocol):
         """Run all blocks: fill the slot's activations."""
 
     def backward(
-        self, version: Version, slot: Any, scale: float, gradients: Weights, scratch: Any, accumulate: bool
+        self, version: Version, slot: Any, scale: float, gradients: Weights, scratch: Any, accumulate: bool, turn: Turn
     ) -> float:
-        """Return the sum of the losses; write, or add, the gradient of that sum times `scale`."""
+        """Return the sum of the losses; write, or add in its `turn`, the gradient of that sum times `scale`.
+
+        That of the input embeddings is left as it reaches them, one row a token, in `input_gradient`.
+        """
+
+    def input_gradient(self, scratch: Any) -> Floats:
+        """Return where `backward` left the gradient of the input embeddings, (R, C)."""
 
     def logits_shape(self) -> Shape:
         """Return the shape of the float32 scratch that `loss` needs."""
@@ -97,14 +103,18 @@ class Float32Compute:
         kernels.blocks_forward(version.weights, slot.activations, self._sequences, self._geometry.heads)
 
     def backward(
-        self, version: Version, slot: FloatSlot, scale: float, gradients: Weights, scratch: Scratch, accumulate: bool
-    ) -> float:
-        """Run head, blocks and embeddings backwards."""
-        g, weights, acts = self._geometry, version.weights, slot.activations
-        loss = kernels.head_backward(weights, acts.x[-1], slot.targets, scale, gradients, scratch, accumulate)
-        kernels.blocks_backward(weights, acts, gradients, scratch, self._sequences, g.heads, accumulate)
-        kernels.embedding_backward(slot.ids, scratch.dx, g.context, gradients.wte, gradients.wpe, accumulate)
+        self, version: Version, slot: FloatSlot, scale: float, gradients: Weights, scratch: Scratch, accumulate: bool,
+        turn: Turn,
+    ) -> float:  # fmt: skip
+        """Run head and blocks backwards."""
+        weights, acts, heads = version.weights, slot.activations, self._geometry.heads
+        loss = kernels.head_backward(weights, acts.x[-1], slot.targets, scale, gradients, scratch, accumulate, turn)
+        kernels.blocks_backward(weights, acts, gradients, scratch, self._sequences, heads, accumulate, turn)
         return float(loss)
+
+    def input_gradient(self, scratch: Scratch) -> Floats:
+        """Return where `backward` left the gradient of the input embeddings."""
+        return scratch.dx
 
     def logits_shape(self) -> Shape:
         """Return (rows of a chunk, V)."""
@@ -119,6 +129,17 @@ class Float32Compute:
     def make_update(self, gradient: Gradient, moments: Moments, shards: int) -> ApplyUpdate:
         """Return the stage of AdamW alone."""
         return ApplyUpdate(self._geometry, gradient, moments)
+
+
+def backward_alone(
+    compute: Compute, geometry: Geometry, version: Version, slot: Slot, scale: float, gradients: Weights, scratch: Any,
+    accumulate: bool = False,
+) -> float:  # fmt: skip
+    """Run the whole backward pass, embeddings included, for a caller who is alone with `gradients`."""
+    loss = compute.backward(version, slot, scale, gradients, scratch, accumulate, own_turn())
+    dx = compute.input_gradient(scratch)
+    kernels.embedding_backward(slot.ids, dx, geometry.context, gradients.wte, gradients.wpe, accumulate)
+    return loss
 
 
 def compute_for(precision: Precision, geometry: Geometry, sequences: int) -> Compute:

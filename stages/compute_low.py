@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kernels import Floats, Weights, embedding_backward
+from kernels import Floats, Turn, Weights
 from kernels.lowp_attention import AttentionScratch
 from kernels.lowp_embedding import embedding_forward_low
 from kernels.lowp_half import half_from_float32
@@ -111,14 +111,19 @@ class LowCompute:
         blocks_forward_low(weights, version.forms, acts, slot.work, self._sequences, heads)
 
     def backward(
-        self, version: Version, slot: LowSlot, scale: float, gradients: Weights, scratch: LaneWork, accumulate: bool
-    ) -> float:
-        """Run head, blocks and embeddings backwards."""
-        g, weights, forms, acts, s = self._geometry, version.weights, version.forms, slot.activations, scratch.scratch
-        loss = head_backward_low(weights, forms, acts.x, slot.targets, scale, gradients, s, scratch.work, accumulate)
-        blocks_backward_low(weights, forms, acts, gradients, s, scratch.work, self._sequences, g.heads, accumulate)
-        embedding_backward(slot.ids, s.dx, g.context, gradients.wte, gradients.wpe, accumulate)
+        self, version: Version, slot: LowSlot, scale: float, gradients: Weights, scratch: LaneWork, accumulate: bool,
+        turn: Turn,
+    ) -> float:  # fmt: skip
+        """Run head and blocks backwards."""
+        weights, forms, acts, (s, work) = version.weights, version.forms, slot.activations, scratch
+        loss = head_backward_low(weights, forms, acts.x, slot.targets, scale, gradients, s, work, accumulate, turn)
+        heads = self._geometry.heads
+        blocks_backward_low(weights, forms, acts, gradients, s, work, self._sequences, heads, accumulate, turn)
         return float(loss)
+
+    def input_gradient(self, scratch: LaneWork) -> Floats:
+        """Return where `backward` left the gradient of the input embeddings."""
+        return scratch.scratch.dx
 
     def logits_shape(self) -> Shape:
         """Return (rows of a chunk, V)."""

@@ -276,6 +276,8 @@ def trajectory(config: Config, text_sha256: str | None = None) -> dict[str, Any]
     The text is not known by its path but by its checksum (`Manifest.text_sha256`), which the caller may add.
     """
     wanted = (*_ALWAYS, *_BY_SCHEDULE[config.schedule.kind], *_BY_SCALING[config.loss_scale.kind])
+    if config.shared_lanes:
+        wanted = (*wanted, "shared_lanes")  # only where it is on: earlier runs, which do not know it, go on
     picked = {
         key: value.value if isinstance(value, enum.Enum) else value
         for key, value in flatten(config).items()

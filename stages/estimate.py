@@ -22,7 +22,7 @@ from stages.machine import detect
 from stages.memory import Bank
 from stages.numerics import numerics
 from stages.parameters import initialise, parameter_count
-from stages.plan import FLOAT, memory_plan, plan_table
+from stages.plan import FLOAT, lanes_text, memory_plan, plan_table
 from stages.precision import choose_and_warn, with_precision
 from stages.text import read_text
 from stages.tokenizer import train_tokenizer
@@ -154,7 +154,7 @@ def estimate_text(found: Estimate) -> str:
     lines = [
         f"{config.name}: {parameter_count(geometry):,} parameters",
         f"{config.steps:,} updates of {config.sequences} x {geometry.context} tokens",
-        f"micro-batches of {config.micro_batch}, {config.lanes} lanes, delay {config.delay}",
+        f"micro-batches of {config.micro_batch}, {lanes_text(config)}, delay {config.delay}",
         "",
         "memory",
         plan_table(found.memory),

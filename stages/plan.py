@@ -5,7 +5,8 @@ from math import prod
 
 from pipeline import arena_size
 from stages import memory_low as low
-from stages.config import Config, Precision
+from stages.config import Config, Precision, micro_batches
+from stages.lane_turns import kept_bytes
 from stages.memory import activation_shapes, logits_rows, scratch_shapes
 from stages.parameters import Geometry, Shape, parameter_shapes
 
@@ -18,14 +19,14 @@ class Sizes:
 
     forms: int  # of one bank, beside its master
     slot: int
-    scratch: int  # of one lane
+    scratch: int  # of one thread of backward
     logits: int  # of an evaluation
 
 
 def memory_plan(config: Config, *, evaluates: bool = True, saves: bool = True) -> dict[str, int]:
     """Return the bytes of each part that a run of a resolved configuration allocates before its first step."""
     geometry, sequences = config.model.geometry(), config.micro_batch or 1
-    lanes = config.lanes or 1
+    lanes, workers = config.lanes or 1, config.threads.backward or 1
     weights = arena_size(parameter_shapes(geometry)) * FLOAT
     short = config.precision in (Precision.BF16, Precision.FP16)
     sizes = _low_sizes(geometry, sequences, config.precision) if short else _float32_sizes(geometry, sequences)
@@ -36,7 +37,8 @@ def memory_plan(config: Config, *, evaluates: bool = True, saves: bool = True) -
         "gradient lanes": weights * lanes,
         "gradient": weights if config.delay else 0,
         "slots": slot * (config.slots or 1),
-        "backward scratch": sizes.scratch * lanes,
+        "backward scratch": sizes.scratch * workers,
+        "input gradients": kept_bytes(geometry, micro_batches(config), sequences) if config.shared_lanes else 0,
         "evaluation": slot + sizes.logits if evaluates else 0,
         "checkpoint copies": weights * (2 + config.delay) if saves and config.checkpoint.copies else 0,
     }
@@ -64,6 +66,12 @@ def _low_sizes(geometry: Geometry, sequences: int, precision: Precision) -> Size
 
 def _bytes(shapes: dict[str, Shape]) -> int:
     return sum(prod(shape) for shape in shapes.values()) * FLOAT
+
+
+def lanes_text(config: Config) -> str:
+    """Return how many lanes a resolved configuration has, in words."""
+    lanes = f"{config.lanes} lane{'s' if config.lanes != 1 else ''}"
+    return f"{lanes} for {config.threads.backward} threads" if config.shared_lanes else lanes
 
 
 def plan_table(plan: dict[str, int]) -> str:

@@ -1,7 +1,7 @@
 """The sum of the lanes, its global norm, and the checks that stand between a gradient and the weights."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,10 +70,19 @@ class Collect:
     """Meets the micro-batches of a batch, checks what they read, and opens the reduction.
 
     `scaled`: a loss that is not finite may be an overflow of the scaled run, and is left to `Clip`, which skips it.
+    `finish` adds what could not be added to the lanes before all micro-batches were done.
     """
 
-    def __init__(self, banks: Banks[Bank], plan: ShardPlan, tokens_in_batch: int, scaled: bool = False) -> None:
+    def __init__(
+        self,
+        banks: Banks[Bank],
+        plan: ShardPlan,
+        tokens_in_batch: int,
+        scaled: bool = False,
+        finish: Callable[[], None] | None = None,
+    ) -> None:
         self._scaled = scaled
+        self._finish = finish
         self._banks = banks
         self._plan = plan
         self._tokens = tokens_in_batch
@@ -96,6 +105,8 @@ class Collect:
                 "Likely a learning rate that is too high or a clip that is off; start a new run with a lower "
                 "optimizer.lr, a longer schedule.warmup, or optimizer.clip=1.0. The checkpoints before it are good"
             )
+        if self._finish:
+            self._finish()
         scale, plan = gradients[0].scale, self._plan
         return iter([ReduceShard(batch, s, plan.chunk_range(s), loss, scale) for s in range(plan.shards)])
 

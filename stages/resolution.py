@@ -17,6 +17,7 @@ from stages.settings import (
     Gemm,
     LossScaleConfig,
     LossScaling,
+    ModelConfig,
     Precision,
     ThreadsConfig,
     TokenizerKind,
@@ -30,6 +31,9 @@ MAX_LANES = 8
 LANES_NUMBERS = 512 * 1024**2
 """Numbers (2 GiB) that the lanes may hold together where more than `MAX_LANES` are chosen for as many cores: at delay 0
 a core without a lane is idle while gradients are made, two thirds of the time."""
+SHARED = 64_000_000
+"""Numbers (256 MB) of a lane from which two threads share one, for some per cent of the time of an update. Not in 16
+bits, which are chosen for speed."""
 CHANNEL_CAPACITY = 2
 """One item ahead of a stage and one to come: more only takes slots away from the stages behind."""
 SPARED = 16_000_000
@@ -168,8 +172,12 @@ def resolve(config: Config, cores: int, vocabulary: int | None = None) -> Config
     config = msgspec.structs.replace(config, model=model)
     cores = max(1, cores)
     size = config.micro_batch or _choose_micro_batch(config, cores)
-    lanes = config.lanes or min(cores, config.sequences // size, _most_lanes(config))
-    chosen = {"embed": 1, "forward": cores, "backward": min(cores, lanes), "reduce": cores, "update": cores, "blas": 1}
+    items = config.sequences // size
+    shared = _shares_lanes(config, model) if config.shared_lanes is None else config.shared_lanes
+    most = min(cores, items, _most_lanes(config))
+    lanes = config.lanes or (-(-most // 2) if shared else most)
+    backward = min(cores, items if shared else lanes)
+    chosen = {"embed": 1, "forward": cores, "backward": backward, "reduce": cores, "update": cores, "blas": 1}
     threads = ThreadsConfig(**{name: getattr(threads, name) or count for name, count in chosen.items()})
     assert threads.forward is not None
     assert threads.backward is not None
@@ -180,10 +188,12 @@ def resolve(config: Config, cores: int, vocabulary: int | None = None) -> Config
         config,
         micro_batch=size,
         lanes=lanes,
+        shared_lanes=shared,
         gemm=config.gemm or _default_gemm(threads),
         threads=threads,
         channel_capacity=config.channel_capacity or CHANNEL_CAPACITY,
-        slots=config.slots or threads.forward + threads.backward,
+        # Micro-batches of batches that have to wait for their version need no slot yet.
+        slots=config.slots or min(threads.forward + threads.backward, items * (config.delay + 1)),
         spare_banks=spare if config.spare_banks is None else config.spare_banks,
         schedule=msgspec.structs.replace(config.schedule, decay_steps=decay_steps),
         loss_scale=_with_kind(config),
@@ -216,6 +226,10 @@ def _default_gemm(threads: ThreadsConfig) -> Gemm:
     return Gemm.BLAS if blas_info(load=False).backend is GemmBackend.BLAS else Gemm.NUMBA
 
 
+def _shares_lanes(config: Config, model: ModelConfig) -> bool:
+    return config.precision not in _COPIES and parameter_count(model.geometry()) > SHARED
+
+
 def _most_lanes(config: Config) -> int:
     return max(MAX_LANES, LANES_NUMBERS // parameter_count(config.model.geometry()))
 
@@ -231,7 +245,9 @@ def _choose_micro_batch(config: Config, cores: int) -> int:
     First of all each lane gets a micro-batch and the rows stay within twice the aim, where any size allows it; then the
     least sum of the time lost to idle lanes and, at half weight, the distance from the aim, both in powers of two.
     """
-    lanes = config.lanes or min(cores, config.sequences, _most_lanes(config))
+    lanes = min(cores, config.sequences, _most_lanes(config))
+    if config.lanes and not config.shared_lanes:
+        lanes = config.lanes
 
     def cost(size: int) -> tuple[bool, bool, float, int]:
         items, rows = config.sequences // size, size * config.model.context

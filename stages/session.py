@@ -28,7 +28,7 @@ from stages.items import label
 from stages.machine import detect
 from stages.numerics import numerics
 from stages.parameters import parameter_count
-from stages.plan import plan_table
+from stages.plan import lanes_text, plan_table
 from stages.precision import FLOAT32_PRECISIONS, Choice, choose_here, is_open, product_words, with_precision
 from stages.report import SHOWN, Logged, Reporter
 from stages.rundir import MetricsLog, RunDirectory, RunMode, atomic_write, read_metrics
@@ -203,8 +203,9 @@ def _announce(config: Config, choice: Choice) -> None:
     if choice.warning:
         logger.warning("{}", choice.warning)
     logger.info(
-        "model: {:,} parameters; batches of {} x {} tokens in micro-batches of {}, {} lanes, delay {}",
-        parameter_count(geometry), config.sequences, geometry.context, config.micro_batch, config.lanes, config.delay,
+        "model: {:,} parameters; batches of {} x {} tokens in micro-batches of {}, {}, delay {}",
+        parameter_count(geometry), config.sequences, geometry.context, config.micro_batch, lanes_text(config),
+        config.delay,
     )  # fmt: skip
 
 

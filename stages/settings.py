@@ -207,7 +207,8 @@ class Config(_Section, frozen=True, kw_only=True):
     """Everything about a run.
 
     An update learns from `batch_size` × `gradient_accumulation_steps` sequences; `batch_size` is cut into micro-batches
-    of `micro_batch` sequences, whose gradients are summed in `lanes` gradient arenas. `delay` is τ: batch k reads the
+    of `micro_batch` sequences, whose gradients are summed in `lanes` gradient arenas; with `shared_lanes`, threads
+    follow one another through a lane, which takes less memory and a little time. `delay` is τ: batch k reads the
     weights after max(k−τ, 0) updates. `precision` is that of activations and products, `matmul` how exact a float32
     product must be, `gemm` what multiplies float32 matrices. `slots` are the micro-batches in flight,
     `spare_banks` the weight banks beyond the τ+1 that delay needs, `channel_capacity` the items that a channel holds.
@@ -221,6 +222,7 @@ class Config(_Section, frozen=True, kw_only=True):
     gradient_accumulation_steps: int = 1
     micro_batch: int | None = None
     lanes: int | None = None
+    shared_lanes: bool | None = None
     delay: int = 0
     precision: Precision = Precision.FLOAT32
     matmul: Matmul = Matmul.HIGHEST

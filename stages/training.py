@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipeline import Banks, Fifo, Gather, Graph, InOrder, LaneOrder, LanePlan, Lanes, Node, Policy, Pool
+from pipeline import Abortable, Banks, Fifo, Gather, Graph, InOrder, LaneOrder, LanePlan, Lanes, Node, Policy, Pool
 from stages.backward import Backward
 from stages.checkpoint import Checkpoint
 from stages.compute import compute_for
@@ -24,8 +24,9 @@ from stages.data import BatchSource
 from stages.evaluate import Evaluate, Windows
 from stages.forward import Draw, Embed, Forward, plan_micro_batches
 from stages.items import MicroBatch
+from stages.lane_turns import LaneTurns
 from stages.loss_scale import LossScaler
-from stages.memory import Bank, Slot
+from stages.memory import Bank, arrays_bytes
 from stages.optimizer import Clip, Moments, Optimizer, Publish
 from stages.parameters import initialise, parameter_shapes
 from stages.reducer import Collect, Gradient, Reduce, plan_shards
@@ -87,6 +88,7 @@ class Training:
         self.scaler = LossScaler(config.loss_scale)
         self.banks = self._make_banks(start)
         self.lanes = Lanes(parameter_shapes(geometry), self.plan, self.first_batch)
+        self.turns = LaneTurns(geometry, self.lanes, sequences) if config.shared_lanes else None
         self.gradient = Gradient(self.lanes, config.delay)
         self.shards = plan_shards(self.gradient.flat.size, max(config.threads.reduce or 1, config.threads.update or 1))
         self.snapshot = Snapshot(config, self.banks, self.moments) if output else None
@@ -94,8 +96,11 @@ class Training:
         self.draw = Draw(data, self.slots)
         self.embed = Embed(self.compute, self.banks)
         self.forward = Forward(self.compute)
-        self.backward = Backward(self.compute, self.lanes, self.slots, tokens)
-        self.collect = Collect(self.banks, self.shards, tokens, self.scaler.on)
+        context, workers = geometry.context, config.threads.backward or 1
+        self.scratch = Pool([self.compute.make_scratch() for _ in range(workers)])
+        self.backward = Backward(self.compute, self.lanes, self.slots, self.scratch, tokens, context, self.turns)
+        finish = self.turns.scatter if self.turns else None
+        self.collect = Collect(self.banks, self.shards, tokens, self.scaler.on, finish)
         self.reduce = Reduce(self.lanes, self.gradient)
         optimizer = Optimizer(config.optimizer, partial(learning_rate, config))
         self.clip = Clip(self.banks, self.lanes, self.gradient, self.shards, optimizer, self.scaler, self.snapshot)
@@ -136,15 +141,17 @@ class Training:
             "gradient lanes": self.lanes.nbytes,
             "gradient": 0 if self.gradient.in_lane else self.gradient.flat.nbytes,
             "slots": self.slots.total(lambda slot: slot.nbytes),
-            "backward scratch": self.backward.nbytes,
+            "backward scratch": self.scratch.total(arrays_bytes),
+            "input gradients": self.turns.nbytes if self.turns else 0,
             "evaluation": self.evaluate.nbytes if self.evaluate else 0,
             "checkpoint copies": snapshot.nbytes if snapshot else 0,
         }
 
     @property
-    def resources(self) -> list[Banks[Bank] | Pool[Slot] | Lanes | Snapshot]:
+    def resources(self) -> list[Abortable]:
         """What stages wait on besides channels; a run that ends early wakes them all."""
-        return [self.banks, self.slots, self.lanes, *([self.snapshot] if self.snapshot else [])]
+        optional = [resource for resource in (self.turns, self.snapshot) if resource]
+        return [self.banks, self.slots, self.lanes, self.scratch, *optional]
 
     def graph(self) -> Graph:
         """Return the graph of the stages, ready to be started with `resources`."""
@@ -180,7 +187,7 @@ class Training:
             self.backward,
             after=forward,
             acquire=self.backward.acquire,
-            admission=LaneOrder(self.plan, place, self.first_batch),
+            admission=LaneOrder(self.plan, place, self.first_batch, shared=self.turns is not None),
             workers=threads.backward or 1,
             capacity=capacity,
         )

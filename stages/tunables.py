@@ -59,8 +59,9 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         other = msgspec.structs.replace(self, **values)
         if "slots" in values:
             return other
-        workers = other.forward + other.backward - self.forward - self.backward
-        return msgspec.structs.replace(other, slots=self.slots + workers)
+        workers = other.forward + other.backward
+        distance = self.slots - self.forward - self.backward  # below 0 where a batch has fewer micro-batches
+        return msgspec.structs.replace(other, slots=max(workers + distance, min(workers, self.slots)))
 
 
 _THREADS = ("forward", "backward", "reduce", "update", "blas")
@@ -112,6 +113,11 @@ class Facts:
     batch_size: int
     sequences: int  # of one update
     gemms: tuple[Gemm, ...]  # the products that can be had; none: it does not matter which
+    shared_lanes: bool = False
+
+    def writers(self, micro_batch: int, lanes: int) -> int:
+        """Return how many threads can be in backward at once."""
+        return self.sequences // micro_batch if self.shared_lanes else lanes
 
 
 @dataclass(frozen=True)
@@ -128,21 +134,25 @@ def _micro_batches(base: Choice, facts: Facts) -> Iterator[Choice]:
     near = sorted(sizes, key=lambda size: abs(math.log(size / base.micro_batch)))
     for size in near[:6]:
         lanes = min(base.lanes, facts.sequences // size)
-        yield base.changed(micro_batch=size, lanes=lanes, backward=min(base.backward, lanes))
+        choice = base.changed(micro_batch=size, lanes=lanes, backward=min(base.backward, facts.writers(size, lanes)))
+        # Slots that sufficed for fewer micro-batches may be too few for these.
+        needed = min(choice.forward + choice.backward, facts.sequences // size)
+        yield choice.changed(slots=max(choice.slots, needed))
 
 
 def _flow_threads(base: Choice, facts: Facts) -> Iterator[Choice]:
     counts = sorted({1, math.ceil(facts.cores / 2), facts.cores}, reverse=True)
     for forward in counts:
         for backward in counts:
-            yield base.changed(forward=forward, backward=min(backward, base.lanes))
+            most = facts.writers(base.micro_batch, base.lanes)
+            yield base.changed(forward=forward, backward=min(backward, most))
 
 
 def _lanes(base: Choice, facts: Facts) -> Iterator[Choice]:
     most = min(max(MAX_LANES, base.lanes), facts.sequences // base.micro_batch)
     for lanes in sorted({1, 2, facts.cores, facts.cores + 1, 2 * facts.cores}, key=lambda n: (abs(n - base.lanes), n)):
         if lanes <= most:
-            yield base.changed(lanes=lanes, backward=min(facts.cores, lanes))
+            yield base.changed(lanes=lanes, backward=min(facts.cores, facts.writers(base.micro_batch, lanes)))
 
 
 def _gemms(base: Choice, facts: Facts) -> Iterator[Choice]:

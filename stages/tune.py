@@ -194,11 +194,12 @@ def run_tuning(config: Config, budget: float, console: Console | None = None) ->
         logger.info("the vocabulary comes from the text; tuning with {} random tokens", RANDOM_VOCABULARY)
         model = msgspec.structs.replace(config.model, vocab_size=RANDOM_VOCABULARY)
         asked = msgspec.structs.replace(asked, model=model)
-    default = Choice.of(resolve(asked, cores))
+    resolved = resolve(asked, cores)
+    default = Choice.of(resolved)
     compile_kernels(precision=asked.precision)
     trials = Trials(asked, cores, min(LONGEST_TRIAL, max(SHORTEST_TRIAL, budget / TRIALS_WANTED)))
     trials(default)  # fills caches and raises the clock; does not count
-    facts = Facts(cores, config.batch_size, config.sequences, _gemms(config.precision))
+    facts = Facts(cores, config.batch_size, config.sequences, _gemms(config.precision), bool(resolved.shared_lanes))
     given = pinned(config)
     with _shown(console) as say:
         findings = search(default, facts, trials, budget, given, say)

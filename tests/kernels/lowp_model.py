@@ -16,6 +16,7 @@ from kernels.lowp_half_gemm import half_scratch_sizes, half_sums_size
 from kernels.lowp_tensors import Forms, LowActivations, LowScratch, Wide, Workspace
 from kernels.lowp_transformer import blocks_backward_low, blocks_forward_low, head_backward_low, head_loss_low
 from kernels.tensors import Floats, Weights
+from kernels.turn import own_turn
 from tests import reference
 from tests.kernels.lowp_formats import BF16, FP16, Format, pack
 from tests.kernels.lowp_support import Pages
@@ -149,8 +150,8 @@ class LowModel:
         s, w, f, a, g, scratch, work = (
             self.sizes, self.weights, self.forms, self.acts, self.grads, self.scratch, self.lane_work
         )  # fmt: skip
-        loss = head_backward_low(w, f, a.x, flat_ids(targets), scale, g, scratch, work, accumulate)
-        blocks_backward_low(w, f, a, g, scratch, work, s.sequences, s.heads, accumulate)
+        loss = head_backward_low(w, f, a.x, flat_ids(targets), scale, g, scratch, work, accumulate, own_turn())
+        blocks_backward_low(w, f, a, g, scratch, work, s.sequences, s.heads, accumulate, own_turn())
         embedding_backward(flat_ids(ids), scratch.dx, s.tokens, g.wte, g.wpe, accumulate)
         return loss
 

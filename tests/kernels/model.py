@@ -7,6 +7,7 @@ import numpy as np
 from kernels.embedding import embedding_backward, embedding_forward
 from kernels.tensors import Weights
 from kernels.transformer import blocks_backward, blocks_forward, head_backward, head_loss
+from kernels.turn import own_turn
 from tests import reference
 from tests.kernels.support import (
     BACKWARD,
@@ -52,8 +53,10 @@ class Model:
         """Return the sum of the losses; write or add all gradients."""
         s = self.sizes
         x_final = self.acts.x[s.layers]
-        loss = head_backward(self.weights, x_final, flat_ids(targets), scale, self.grads, self.scratch, accumulate)
-        blocks_backward(self.weights, self.acts, self.grads, self.scratch, s.sequences, s.heads, accumulate)
+        loss = head_backward(
+            self.weights, x_final, flat_ids(targets), scale, self.grads, self.scratch, accumulate, own_turn()
+        )
+        blocks_backward(self.weights, self.acts, self.grads, self.scratch, s.sequences, s.heads, accumulate, own_turn())
         embedding_backward(flat_ids(ids), self.scratch.dx, s.tokens, self.grads.wte, self.grads.wpe, accumulate)
         return loss
 

@@ -14,6 +14,7 @@ from kernels.jit import JIT_ENABLED, kernel
 from kernels.reduction import sum_lanes
 from kernels.tensors import Floats
 from kernels.transformer import blocks_backward, blocks_forward, head_backward, head_loss
+from kernels.turn import own_turn
 from tests.kernels.model import Model
 from tests.kernels.support import Sizes, flat_ids, make_cache, make_decode_scratch
 
@@ -60,12 +61,12 @@ def test_training_allocates_nothing() -> None:
     model = Model(sizes, sizes.tensors(rng))
     ids, targets = flat_ids(sizes.ids(rng)), flat_ids(sizes.ids(rng))
     weights, acts, grads, scratch = model.weights, model.acts, model.grads, model.scratch
-    x_final = acts.x[sizes.layers]
+    x_final, turn = acts.x[sizes.layers], own_turn()
     assert allocations(embedding_forward, weights.wte, weights.wpe, ids, sizes.tokens, acts.x[0]) == 0
     assert allocations(blocks_forward, weights, acts, sizes.sequences, sizes.heads) == 0
     assert allocations(head_loss, weights, x_final, targets, acts.h, scratch.logits) == 0
-    assert allocations(head_backward, weights, x_final, targets, 1.0, grads, scratch, False) == 0
-    assert allocations(blocks_backward, weights, acts, grads, scratch, sizes.sequences, sizes.heads, False) == 0
+    assert allocations(head_backward, weights, x_final, targets, 1.0, grads, scratch, False, turn) == 0
+    assert allocations(blocks_backward, weights, acts, grads, scratch, sizes.sequences, sizes.heads, False, turn) == 0
     assert allocations(embedding_backward, ids, scratch.dx, sizes.tokens, grads.wte, grads.wpe, True) == 0
 
 

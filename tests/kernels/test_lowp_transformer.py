@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from kernels.jit import JIT_ENABLED
 from kernels.lowp_features import DotPath
 from kernels.lowp_transformer import head_backward_low
+from kernels.turn import own_turn
 from tests import reference
 from tests.kernels.lowp_formats import BF16, FORMATS, FP16, Format
 from tests.kernels.lowp_model import FEW, FORWARD, GRADIENT, LowModel, check_model, held, random_tensors
@@ -174,7 +175,7 @@ def test_the_head_leaves_the_gradient_of_its_input_and_the_input_itself(sizes: S
     before = model.acts.x.copy()
     head_backward_low(
         model.weights, model.forms, model.acts.x, flat_ids(targets), scale, model.grads, model.scratch,
-        model.lane_work, False,
+        model.lane_work, False, own_turn(),
     )  # fmt: skip
     np.testing.assert_array_equal(model.acts.x, before)
     found = {"dx": distance(model.scratch.dx / scaled, d_x_final)}

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kernels.transformer import head_backward
+from kernels.turn import own_turn
 from tests import reference
 from tests.kernels.model import Model, check_model
 from tests.kernels.support import BACKWARD, FORWARD, Sizes, assert_close, flat_ids, random_shapes
@@ -114,7 +115,16 @@ def test_the_head_leaves_the_gradient_of_its_input(sizes: Sizes) -> None:
     expected, d_x_final = reference.backward(model.tensors, record, targets, scale=0.25)
     model.acts.x[sizes.layers] = record.x_final.reshape(sizes.rows, sizes.channels)
     x_final = model.acts.x[sizes.layers].copy()
-    head_backward(model.weights, model.acts.x[sizes.layers], flat_ids(targets), 0.25, model.grads, model.scratch, False)
+    head_backward(
+        model.weights,
+        model.acts.x[sizes.layers],
+        flat_ids(targets),
+        0.25,
+        model.grads,
+        model.scratch,
+        False,
+        own_turn(),
+    )
     np.testing.assert_array_equal(model.acts.x[sizes.layers], x_final)
     assert_close(model.scratch.dx, d_x_final, BACKWARD, "dx")
     assert_close(model.grads.lnf_weight, expected["lnf_weight"], BACKWARD, "lnf_weight")

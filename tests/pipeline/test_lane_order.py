@@ -31,6 +31,20 @@ def test_a_lane_is_taken_in_order_and_by_one_worker() -> None:
     assert state.take(worker=0) == (0, 1)
 
 
+def test_a_shared_lane_is_taken_in_order_by_as_many_as_come() -> None:
+    state = LaneOrder(LanePlan(1, 3), lambda place: place, shared=True).begin(2)
+    put(state, (0, 1))
+    assert not state.ready()
+    put(state, (0, 0))
+    assert [state.take(worker=0), state.take(worker=1)] == [(0, 0), (0, 1)]
+    put(state, (1, 0))
+    assert not state.ready(), "the last micro-batch of batch 0 has not been taken"
+    put(state, (0, 2))
+    assert state.take(worker=2) == (0, 2)
+    assert state.take(worker=3) == (1, 0)
+    assert state.in_hand() == 4
+
+
 def test_no_batch_is_begun_before_the_one_before_is_taken() -> None:
     state = begin(LanePlan(2, 2))
     put(state, (0, 0))

@@ -26,6 +26,7 @@ from stages.config import Config, load_config, resolve, to_json
 from stages.data import random_batches
 from stages.memory import Bank, Slot
 from stages.numerics import numerics
+from stages.parameters import Geometry
 from stages.settings import Precision
 from stages.warmup import compile_kernels
 from tests.stages.support import assert_same, build, command, result, run_sequence, tiny
@@ -131,8 +132,8 @@ def test_the_checks_pass_with_the_product_of_three() -> None:
 def test_a_wrong_gradient_of_any_tensor_is_found(tensor: str, monkeypatch: pytest.MonkeyPatch) -> None:
     right = bench_check._loss_and_gradient
 
-    def wrong(compute: Compute, bank: Bank, slot: Slot, gradients: Bank, scale: float) -> float:
-        loss = right(compute, bank, slot, gradients, scale)
+    def wrong(compute: Compute, geometry: Geometry, bank: Bank, slot: Slot, gradients: Bank, scale: float) -> float:
+        loss = right(compute, geometry, bank, slot, gradients, scale)
         gradients.arena[tensor][...] *= np.float32(1.02)
         return loss
 

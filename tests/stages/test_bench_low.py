@@ -124,8 +124,8 @@ def test_the_tolerance_grows_with_the_root_of_the_roundings() -> None:
 def test_a_wrong_gradient_of_any_tensor_is_found(tensor: str, monkeypatch: pytest.MonkeyPatch) -> None:
     right = bench_check._loss_and_gradient
 
-    def wrong(compute: Compute, bank: Bank, slot: Slot, gradients: Bank, scale: float) -> float:
-        loss = right(compute, bank, slot, gradients, scale)
+    def wrong(compute: Compute, geometry: Geometry, bank: Bank, slot: Slot, gradients: Bank, scale: float) -> float:
+        loss = right(compute, geometry, bank, slot, gradients, scale)
         gradients.arena[tensor][...] *= np.float32(1.5)
         return loss
 

@@ -154,7 +154,7 @@ def test_a_resolved_configuration_is_complete_valid_and_stays_as_it_is(
         ("nanogpt-cpu", 2, 3, 2),
         ("small", 2, 2, 2),
         ("shakespeare", 4, 1, 4),
-        ("gpt2", 2, 2, 2),
+        ("gpt2", 2, 2, 1),
     ],
 )
 def test_micro_batches_fit_the_cache_and_load_the_lanes_evenly(
@@ -167,7 +167,7 @@ def test_micro_batches_fit_the_cache_and_load_the_lanes_evenly(
 
 @pytest.mark.parametrize(
     ("name", "micro_batch", "lanes"),
-    [("nanogpt-cpu", 1, 12), ("shakespeare", 1, 16), ("small", 2, 16), ("large", 1, 16), ("gpt2", 1, 4)],
+    [("nanogpt-cpu", 1, 12), ("shakespeare", 1, 16), ("small", 2, 16), ("large", 1, 16)],
 )
 def test_sixteen_cores_have_a_lane_each_where_the_batch_and_the_memory_allow_it(
     name: str, micro_batch: int, lanes: int
@@ -177,9 +177,34 @@ def test_sixteen_cores_have_a_lane_each_where_the_batch_and_the_memory_allow_it(
     assert (resolved.micro_batch, resolved.lanes, resolved.threads.backward) == (micro_batch, lanes, lanes)
 
 
-def test_lanes_of_a_large_model_stay_few() -> None:
-    large = apply_overrides(load_config("gpt2"), ["batch_size=64"])
-    assert resolve(large, 16).lanes == 8
+def test_lanes_of_a_large_model_stay_few_and_are_shared() -> None:
+    for batch, cores, lanes, threads in ((4, 2, 1, 2), (4, 3, 2, 3), (4, 16, 2, 4), (64, 16, 4, 16), (1, 2, 1, 1)):
+        resolved = resolve(apply_overrides(load_config("gpt2"), [f"batch_size={batch}"]), cores)
+        assert (resolved.lanes, resolved.shared_lanes, resolved.threads.backward) == (lanes, True, threads)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "lanes", "shared"),
+    [
+        (["precision=bf16"], 2, False),
+        (["shared_lanes=false"], 2, False),
+        (["precision=bf16", "shared_lanes=true"], 1, True),
+        (["lanes=2"], 2, True),
+    ],
+)
+def test_lanes_are_shared_where_memory_counts_more_than_speed(overrides: list[str], lanes: int, shared: bool) -> None:
+    resolved = resolve(apply_overrides(load_config("gpt2"), overrides), 2)
+    assert (resolved.lanes, resolved.shared_lanes) == (lanes, shared)
+    assert not resolve(load_config("large"), 2).shared_lanes
+
+
+def test_no_slot_waits_for_a_version_that_is_far_away() -> None:
+    assert [resolve(tiny(batch_size=2, micro_batch=1, delay=delay), 4).slots for delay in (0, 1, 2, 3)] == [2, 4, 6, 6]
+
+
+def test_whether_lanes_are_shared_decides_the_weights_and_earlier_runs_go_on() -> None:
+    shared, apart = (trajectory(resolve(tiny(lanes=1, shared_lanes=shared), 2)) for shared in (True, False))
+    assert shared == {**apart, "shared_lanes": True}
 
 
 def test_what_is_chosen_for_the_cores() -> None:
@@ -188,7 +213,7 @@ def test_what_is_chosen_for_the_cores() -> None:
     assert (resolved.slots, resolved.spare_banks) == (6, 1)
     assert resolve(load_config("large"), 2).spare_banks == 0
     few = resolve(tiny(batch_size=2, micro_batch=1), 5)
-    assert (few.lanes, few.threads.backward, few.threads.forward, few.slots) == (2, 2, 5, 7)
+    assert (few.lanes, few.threads.backward, few.threads.forward, few.slots) == (2, 2, 5, 2)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from kernels.jit import JIT_ENABLED
 from pipeline import Arena
 from stages import compute_low, memory_low
+from stages.compute import backward_alone
 from stages.compute_low import LowCompute
 from stages.memory import Bank, as_weights
 from stages.memory_low import Kinds, low_logits_rows
@@ -74,7 +75,9 @@ def test_a_micro_batch_stays_within_what_is_allocated(
         for accumulate in (False, True):
             compute.embed(bank, slot)
             compute.forward(bank, slot)
-            loss = compute.backward(bank, slot, 1.0 / slot.ids.size, as_weights(gradient), scratch, accumulate)
+            loss = backward_alone(
+                compute, geometry, bank, slot, 1.0 / slot.ids.size, as_weights(gradient), scratch, accumulate
+            )
             assert all(np.isfinite(tensor).all() for tensor in gradient.values())
         assert compute.loss(bank, slot, logits) == pytest.approx(loss, rel=1e-5, abs=1e-5)
         assert loss / slot.ids.size == pytest.approx(np.log(vocabulary), abs=0.3)

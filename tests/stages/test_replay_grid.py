@@ -57,6 +57,19 @@ def test_threads_do_not_change_a_bit(delay: int, lanes: int) -> None:
             assert trace is None or {"forward", "backward", "update"} <= {event.stage for event in trace.events()}
 
 
+@pytest.mark.usefixtures("switches")
+@pytest.mark.parametrize("lanes", [1, 2, 3])
+@pytest.mark.parametrize("delay", [0, 2])
+@pytest.mark.parametrize("sizes", [(), SEVERAL_CHUNKS], ids=["one part", "a head of two parts"])
+def test_threads_that_share_lanes_do_not_change_a_bit(sizes: tuple[str, ...], delay: int, lanes: int) -> None:
+    common = (*sizes, f"delay={delay}", f"lanes={lanes}", "shared_lanes=true", "steps=5", "evaluation.interval=2")
+    expected = replayed(tiny(*common))
+    for forward, backward, slots in ((1, 1, 1), (2, 2, 2), (2, 4, 6), (3, 3, 4), (1, 4, 8)):
+        threads = (f"threads.forward={forward}", f"threads.backward={backward}", f"threads.embed={forward}")
+        training = build(tiny(*common, *threads, f"slots={slots}", "channel_capacity=1"), evaluate=True)
+        assert_same(result(training, run_threads(training)), expected)
+
+
 @pytest.mark.parametrize("delay", [0, 1, 2, 3])
 def test_shards_of_reduction_and_update_do_not_change_a_bit(delay: int) -> None:
     """The arena spans several chunks here, so the shards are really shared among one, two or three threads."""
@@ -99,6 +112,7 @@ def configurations() -> st.SearchStrategy[tuple[str, ...]]:
     return st.tuples(
         setting("delay", 0, 3),
         setting("lanes", 1, 4),
+        st.sampled_from(["shared_lanes=true", "shared_lanes=false"]),
         setting("threads.forward", 1, 3),
         setting("threads.backward", 1, 3),
         setting("threads.reduce", 1, 3),

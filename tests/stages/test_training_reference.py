@@ -91,6 +91,7 @@ GEOMETRIES = {
     "one token": ("model.vocab_size=11", "model.context=1", "model.layers=1", "model.heads=1", "model.channels=9"),
     "one sequence": ("model.context=9", "batch_size=1", "lanes=1", "model.channels=18", "model.heads=2"),
     "accumulated": ("batch_size=3", "gradient_accumulation_steps=3", "micro_batch=3", "lanes=2"),
+    "lanes that threads share": ("batch_size=6", "lanes=2", "shared_lanes=true", "threads.backward=3"),
     "in micro-batches": ("batch_size=10", "micro_batch=2", "lanes=4", "model.vocab_size=5"),
 }
 
@@ -98,7 +99,8 @@ GEOMETRIES = {
 @pytest.mark.parametrize("geometry", GEOMETRIES)
 @pytest.mark.parametrize("delay", [0, 1, 2])
 def test_updates_through_the_pipeline_are_those_of_the_reference(delay: int, geometry: str) -> None:
-    config = tiny(*SMALL, *GEOMETRIES[geometry], f"delay={delay}", "steps=5", "threads.forward=2", "threads.backward=2")
+    threads = ("threads.forward=2", "threads.backward=2")
+    config = tiny(*SMALL, *threads, *GEOMETRIES[geometry], f"delay={delay}", "steps=5")
     training = build(config)
     weights = random_weights(config)
     start_from(training, weights)

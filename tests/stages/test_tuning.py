@@ -157,17 +157,22 @@ def test_the_float32_product_stays_where_a_precision_has_its_own() -> None:
 
 
 @pytest.mark.parametrize("cores", [1, 2, 3, 8, 64])
+@pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("name", ["nanogpt-cpu", "gpt2"])
-def test_every_alternative_can_be_run(name: str, cores: int) -> None:
+def test_every_alternative_can_be_run(name: str, shared: bool, cores: int) -> None:
     config = apply_overrides(load_config(name), ["model.vocab_size=65"])
+    if shared:
+        config = apply_overrides(config, ["shared_lanes=true"])
     base = Choice.of(resolve(config, cores))
-    facts = Facts(cores, config.batch_size, config.sequences, (Gemm.NUMBA, Gemm.BLAS))
+    facts = Facts(cores, config.batch_size, config.sequences, (Gemm.NUMBA, Gemm.BLAS), shared)
     for axis in AXES:
         for choice in axis.alternatives(base, facts):
             resolved = resolve(fill_open(config, choice), cores)  # validates
             assert Choice.of(resolved) == choice
-            assert choice.backward <= choice.lanes or choice.backward <= base.backward
-            assert choice.slots >= choice.forward + choice.backward
+            items = config.sequences // choice.micro_batch
+            writers = items if shared else choice.lanes
+            assert choice.backward <= writers or choice.backward <= base.backward
+            assert choice.slots >= min(choice.forward + choice.backward, items)
 
 
 def test_settings_that_are_given_stand_when_a_choice_is_filled_in() -> None:
