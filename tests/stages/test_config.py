@@ -203,7 +203,9 @@ def test_no_slot_waits_for_a_version_that_is_far_away() -> None:
 
 
 def test_whether_lanes_are_shared_decides_the_weights_and_earlier_runs_go_on() -> None:
-    shared, apart = (trajectory(resolve(tiny(lanes=1, shared_lanes=shared), 2)) for shared in (True, False))
+    shared, apart = (
+        trajectory(resolve(tiny(lanes=1, micro_batch=1, shared_lanes=shared), 2)) for shared in (True, False)
+    )
     assert shared == {**apart, "shared_lanes": True}
 
 
