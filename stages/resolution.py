@@ -25,7 +25,8 @@ from stages.settings import (
 )
 
 ROWS_PER_MICRO_BATCH = 256
-"""Tokens that a micro-batch should hold, so that its working set stays in the L2 cache; at most twice as many."""
+"""Tokens that a micro-batch should hold, so that its working set stays in the L2 cache; at most twice as many. In 16
+bits numbers are half as large, and it should hold twice this."""
 MAX_LANES = 8
 """Lanes chosen at most, unless they are small: each costs a gradient arena, and the reducer reads them all."""
 LANES_NUMBERS = 512 * 1024**2
@@ -249,10 +250,12 @@ def _choose_micro_batch(config: Config, cores: int) -> int:
     if config.lanes and not config.shared_lanes:
         lanes = config.lanes
 
+    aim = ROWS_PER_MICRO_BATCH * (2 if config.precision in _COPIES else 1)
+
     def cost(size: int) -> tuple[bool, bool, float, int]:
         items, rows = config.sequences // size, size * config.model.context
         idle = math.log2(-(-items // lanes) * lanes / items)
-        away = abs(math.log2(rows / ROWS_PER_MICRO_BATCH))
-        return items < lanes, size > 1 and rows > 2 * ROWS_PER_MICRO_BATCH, idle + away / 2, size
+        away = abs(math.log2(rows / aim))
+        return items < lanes, size > 1 and rows > 2 * aim, idle + away / 2, size
 
     return min(_divisors(config.batch_size), key=cost)

@@ -166,6 +166,23 @@ def test_micro_batches_fit_the_cache_and_load_the_lanes_evenly(
 
 
 @pytest.mark.parametrize(
+    ("name", "rows", "rows_in_16_bits"),
+    [
+        ("small", 256, 512),
+        ("large", 256, 512),
+        ("shakespeare", 256, 512),
+        ("nanogpt-cpu", 192, 384),
+        ("gpt2", 128, 128),
+    ],
+)
+def test_numbers_of_half_the_size_come_twice_as_many(name: str, rows: int, rows_in_16_bits: int) -> None:
+    for precision, expected in ((Precision.FLOAT32, rows), (Precision.BF16, rows_in_16_bits)):
+        config = apply_overrides(load_config(name), [f"precision={precision.value}"])
+        resolved = resolve(config, 2, config.model.vocab_size or 65)
+        assert (resolved.micro_batch or 0) * resolved.model.context == expected
+
+
+@pytest.mark.parametrize(
     ("name", "micro_batch", "lanes"),
     [("nanogpt-cpu", 1, 12), ("shakespeare", 1, 16), ("small", 2, 16), ("large", 1, 16)],
 )
