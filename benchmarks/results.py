@@ -10,6 +10,8 @@ from matplotlib.figure import Figure
 
 PEER_COLOURS = ("#8b95a5", "#c3a46b", "#5d6675", "#94743a")
 OUR_COLOURS = ("#2563eb", "#0f9d75", "#b4348f", "#6d5bd0")
+MOST_LEVEL = 4
+"""Sides from which the words above their bars stand upright, so as not to overlap."""
 INK, FAINT = "#1f2937", "#d7dce3"
 
 
@@ -120,8 +122,9 @@ def figure(comparisons: Sequence[Comparison], machine: str) -> Figure:
                 speed.errorbar(at, middle, [[below], [above]], color=INK, linewidth=1.0, capsize=2.5)
             share = side.peak_bytes / base.peak_bytes
             memory.bar(at, share, 0.92 * width, color=colour)
-            _above(speed, at, max(middle, *ratios), f"{side.median:,.0f}")
-            _above(memory, at, share, f"{side.peak_bytes / 1e9:.2f} GB")
+            upright = len(names) > MOST_LEVEL
+            _above(speed, at, max(middle, *ratios), f"{side.median:,.0f}", upright)
+            _above(memory, at, share, f"{side.peak_bytes / 1e9:.2f} GB", upright)
     _dress(speed, f"tokens/s\nrelative to {_base_name(comparisons)}")
     _dress(memory, "peak memory,\nrelative")
     memory.set_xticks(range(len(comparisons)), [comparison.config for comparison in comparisons], fontsize=10)
@@ -133,8 +136,11 @@ def figure(comparisons: Sequence[Comparison], machine: str) -> Figure:
     return drawn
 
 
-def _above(axes: Axes, x: float, y: float, words: str) -> None:
-    axes.annotate(words, (x, y), (0, 3), textcoords="offset points", ha="center", va="bottom", fontsize=8, color=INK)
+def _above(axes: Axes, x: float, y: float, words: str, upright: bool) -> None:
+    axes.annotate(
+        words, (x, y), (0, 3), textcoords="offset points", ha="center", va="bottom", fontsize=8, color=INK,
+        rotation=90 if upright else 0,
+    )  # fmt: skip
 
 
 def _colours(names: Sequence[str], peers: set[str]) -> dict[str, str]:
@@ -153,7 +159,7 @@ def _dress(axes: Axes, label: str) -> None:
     axes.axhline(1.0, color=INK, linewidth=0.9, linestyle=(0, (4, 3)), zorder=0)
     axes.grid(axis="y", color=FAINT, linewidth=0.8)
     axes.set_axisbelow(True)
-    axes.set_ylim(0.0, 1.08 * axes.get_ylim()[1])  # room for the words above the bars
+    axes.set_ylim(0.0, 1.2 * axes.get_ylim()[1])  # room for the words above the bars
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     for side in ("left", "bottom"):

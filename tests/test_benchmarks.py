@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 from safetensors.numpy import load_file
 
-from benchmarks import convergence, throughput
+from benchmarks import convergence, summary, throughput
 from benchmarks.protocol import Side, Worker, WorkerError
 from benchmarks.results import Comparison, Measured, figure, markdown, rows, spread
 from benchmarks.throughput import compare, sizes_of
@@ -51,6 +51,22 @@ def test_the_picture_can_be_drawn(sides: list[Measured]) -> None:
     speed, memory = drawn.axes
     assert len(speed.patches) == len(memory.patches) == 2 * len(sides)
     assert speed.patches[0].get_height() == pytest.approx(1.0)  # type: ignore[attr-defined]
+
+
+def test_several_comparisons_on_one_page(tmp_path: Path) -> None:
+    autocast = Measured("PyTorch eager bf16", False, [150.0, 160.0, 170.0], 1_000_000_000, 0)
+    low = Measured("threadloom bf16 τ=0", True, [450.0, 320.0, 340.0], 450_000_000, 0)
+    for name, sides in (("small", [EAGER, COMPILED, autocast, OURS, low]), ("gpt2", [EAGER, COMPILED, OURS])):
+        throughput.write(tmp_path / name, [Comparison(name, 1e9, "equal", sides)])
+    files = [str(tmp_path / name / "throughput.json") for name in ("small", "gpt2")]
+    done = CliRunner().invoke(summary.main, [*files, "--out", str(tmp_path)], catch_exceptions=False)
+    assert done.exit_code == 0
+    text = (tmp_path / "summary.md").read_text("utf-8")
+    assert "| `small` | 100 | 125 | 240 | 2.00 (1.00 to 2.00) | 0.90 of 2.00 GB (0.45) |" in text
+    assert "| `gpt2` | 100 | 125 | 240 | 2.00 (1.00 to 2.00) | 0.90 of 2.00 GB (0.45) |" in text
+    assert "| `small` | 160 | 340 | 2.00 (2.00 to 3.00) | 1.88 | 0.45 of 0.90 GB (0.50) |" in text
+    assert text.count("`gpt2`") == 1, "nothing of it was measured in bfloat16"
+    assert (tmp_path / "summary.png").stat().st_size > 10_000
 
 
 @pytest.mark.parametrize("name", ["nanogpt-cpu", "small", "gpt2"])

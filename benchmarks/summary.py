@@ -1,0 +1,83 @@
+"""One page of several comparisons: `python -m benchmarks.summary runs/*/throughput.json --out runs/summary`.
+
+Reads what `benchmarks.throughput` wrote, and writes the tables of the README, a side's best mode against the other's
+in the same precision, and one picture of them all.
+"""
+
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from benchmarks.results import Comparison, Measured, figure, spread
+
+LOW = " bf16"
+
+
+def read(path: Path) -> tuple[str, list[Comparison]]:
+    """Return the machine that a file is of, and its comparisons."""
+    content = json.loads(path.read_text("utf-8"))
+    comparisons = [
+        Comparison(found["config"], found["flops_per_token"], found["checked"], [Measured(**s) for s in found["sides"]])
+        for found in content["comparisons"]
+    ]
+    return content["machine"], comparisons
+
+
+def of_precision(comparison: Comparison, low: bool) -> tuple[list[Measured], Measured] | None:
+    """Return the peers and our fastest side in float32, or in bfloat16; None where either is missing."""
+    sides = [side for side in comparison.sides if (LOW in side.name) == low]
+    peers, ours = [side for side in sides if not side.ours], [side for side in sides if side.ours]
+    return (peers, max(ours, key=lambda side: side.median)) if peers and ours else None
+
+
+def _share(mine: Measured, other: Measured) -> str:
+    share = mine.peak_bytes / other.peak_bytes
+    return f"{mine.peak_bytes / 1e9:.2f} of {other.peak_bytes / 1e9:.2f} GB ({share:.2f})"
+
+
+def table(comparisons: Sequence[Comparison], low: bool) -> str:
+    """Return one line a configuration: every peer, our side, the ratio to the best peer, memory."""
+    lines: list[str] = []
+    for comparison in comparisons:
+        found = of_precision(comparison, low)
+        if found is None:
+            continue
+        peers, mine = found
+        if not lines:
+            last = ("times our float32", "peak memory, of our float32's") if low else ("peak memory, of eager's",)
+            names = [f"{side.name}, tokens/s" for side in (*peers, mine)]
+            headings = ["config", *names, "times PyTorch's best mode", *last]
+            lines = [f"| {' | '.join(headings)} |", "| --- |" + " ---: |" * (len(headings) - 1)]
+        best = max(peers, key=lambda side: side.median)
+        cells = [f"`{comparison.config}`", *(f"{side.median:,.0f}" for side in (*peers, mine))]
+        cells.append(spread(comparison.ratios(mine, best)))
+        full = of_precision(comparison, low=False)
+        if low and full:
+            cells += [f"{statistics.median(comparison.ratios(mine, full[1])):.2f}", _share(mine, full[1])]
+        elif not low:
+            cells.append(_share(mine, peers[0]))
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/summary"), show_default=True)
+def main(files: tuple[Path, ...], out: Path) -> None:
+    """Write summary.md and summary.png of what benchmarks.throughput measured, in the order of the files."""
+    machines, comparisons = zip(*map(read, files), strict=True)
+    if len(set(machines)) > 1:
+        raise click.ClickException(f"figures of different machines are no comparison: {sorted(set(machines))}")
+    together = [comparison for found in comparisons for comparison in found]
+    out.mkdir(parents=True, exist_ok=True)
+    text = "\n\n".join(filter(None, (table(together, low) for low in (False, True))))
+    (out / "summary.md").write_text(text + "\n", "utf-8")
+    figure(together, machines[0]).savefig(out / "summary.png")
+    click.echo(text)
+
+
+if __name__ == "__main__":
+    main()
