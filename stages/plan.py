@@ -26,7 +26,7 @@ class Sizes:
 def memory_plan(config: Config, *, evaluates: bool = True, saves: bool = True) -> dict[str, int]:
     """Return the bytes of each part that a run of a resolved configuration allocates before its first step."""
     geometry, sequences = config.model.geometry(), config.micro_batch or 1
-    lanes, workers = config.lanes or 1, config.threads.backward or 1
+    lanes = config.lanes or 1
     weights = arena_size(parameter_shapes(geometry)) * FLOAT
     short = config.precision in (Precision.BF16, Precision.FP16)
     sizes = _low_sizes(geometry, sequences, config.precision) if short else _float32_sizes(geometry, sequences)
@@ -37,7 +37,7 @@ def memory_plan(config: Config, *, evaluates: bool = True, saves: bool = True) -
         "gradient lanes": weights * lanes,
         "gradient": weights if config.delay else 0,
         "slots": slot * (config.slots or 1),
-        "backward scratch": sizes.scratch * workers,
+        "backward scratch": sizes.scratch * most_in_backward(config),
         "input gradients": kept_bytes(geometry, micro_batches(config), sequences) if config.shared_lanes else 0,
         "evaluation": slot + sizes.logits if evaluates else 0,
         "checkpoint copies": weights * (2 + config.delay) if saves and config.checkpoint.copies else 0,
@@ -66,6 +66,12 @@ def _low_sizes(geometry: Geometry, sequences: int, precision: Precision) -> Size
 
 def _bytes(shapes: dict[str, Shape]) -> int:
     return sum(prod(shape) for shape in shapes.values()) * FLOAT
+
+
+def most_in_backward(config: Config) -> int:
+    """Return how many micro-batches can be in backward at once: a lane that is not shared has one."""
+    threads = config.threads.backward or 1
+    return threads if config.shared_lanes else min(threads, config.lanes or 1)
 
 
 def lanes_text(config: Config) -> str:

@@ -29,6 +29,7 @@ from stages.loss_scale import LossScaler
 from stages.memory import Bank, arrays_bytes
 from stages.optimizer import Clip, Moments, Optimizer, Publish
 from stages.parameters import initialise, parameter_shapes
+from stages.plan import most_in_backward
 from stages.reducer import Collect, Gradient, Reduce, plan_shards
 from stages.saving import Save, Snapshot, due, never
 from stages.schedule import learning_rate
@@ -96,9 +97,10 @@ class Training:
         self.draw = Draw(data, self.slots)
         self.embed = Embed(self.compute, self.banks)
         self.forward = Forward(self.compute)
-        context, workers = geometry.context, config.threads.backward or 1
-        self.scratch = Pool([self.compute.make_scratch() for _ in range(workers)])
-        self.backward = Backward(self.compute, self.lanes, self.slots, self.scratch, tokens, context, self.turns)
+        self.scratch = Pool([self.compute.make_scratch() for _ in range(most_in_backward(config))])
+        self.backward = Backward(
+            self.compute, self.lanes, self.slots, self.scratch, tokens, geometry.context, self.turns
+        )
         finish = self.turns.scatter if self.turns else None
         self.collect = Collect(self.banks, self.shards, tokens, self.scaler.on, finish)
         self.reduce = Reduce(self.lanes, self.gradient)

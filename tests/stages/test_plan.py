@@ -11,16 +11,25 @@ from stages.parameters import Geometry
 from stages.plan import memory_plan, plan_table
 from stages.training import Output, Training, Validation
 
+CHANGES: tuple[dict[str, int | str], ...] = (
+    {},
+    {"delay": 2},
+    {"lanes": 3, "spare_banks": 0},
+    {"slots": 9, "delay": 1},
+    {"threads.backward": 5},
+    {"lanes": 1, "shared_lanes": "true", "threads.backward": 3},
+)
 
-def tiny(**changes: int) -> Config:
+
+def tiny(**changes: int | str) -> Config:
     model = ModelConfig(vocab_size=11, context=6, layers=2, heads=3, channels=15)
     config = Config(name="tiny", model=model, batch_size=6, micro_batch=2, lanes=2, steps=3)
     return resolve(apply_overrides(config, [f"{key}={value}" for key, value in changes.items()]), cores=2)
 
 
-@pytest.mark.parametrize("changes", [{}, {"delay": 2}, {"lanes": 3, "spare_banks": 0}, {"slots": 9, "delay": 1}])
+@pytest.mark.parametrize("changes", CHANGES)
 @pytest.mark.parametrize("outputs", [False, True])
-def test_the_plan_is_what_is_allocated(changes: dict[str, int], outputs: bool, tmp_path: Path) -> None:
+def test_the_plan_is_what_is_allocated(changes: dict[str, int | str], outputs: bool, tmp_path: Path) -> None:
     config = tiny(**changes)
     data = RandomTokens(11, 6, sequences=6, micro_batch=2, seed=0)
     windows = evaluation_batches(
@@ -29,6 +38,14 @@ def test_the_plan_is_what_is_allocated(changes: dict[str, int], outputs: bool, t
     validation = Validation(windows, windows) if outputs else None
     training = Training(config, data, validation, Output(tmp_path) if outputs else None)
     assert training.memory() == memory_plan(config, evaluates=outputs, saves=outputs)
+
+
+def test_scratch_is_for_those_who_can_be_in_backward_at_once() -> None:
+    alone, apart, more, shared = (
+        memory_plan(tiny(**changes))["backward scratch"]
+        for changes in ({"lanes": 1}, {}, {"threads.backward": 5}, {"shared_lanes": "true", "threads.backward": 3})
+    )
+    assert (apart, more, shared) == (2 * alone, 2 * alone, 3 * alone)
 
 
 def test_the_table_ends_in_the_sum() -> None:
