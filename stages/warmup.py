@@ -3,14 +3,22 @@
 Numba compiles a kernel at its first call and keeps the result on disk; the types of its arguments decide, not their
 sizes, so a model of a few hundred parameters compiles all that a large one needs. From then on this takes a blink.
 Each precision has kernels of its own.
+
+Numba compiles one kernel at a time in a process. So where something has to be compiled, a second process compiles the
+backward pass, the largest part, while this one compiles the rest, and this one loads it from the cache then.
 """
 
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from loguru import logger
+from numba.core import event
 
+from pipeline import available_cores
 from stages.config import Config, ModelConfig, Precision, resolve
 from stages.data import RandomTokens, TokenIds
 from stages.evaluate import Evaluator
@@ -45,50 +53,95 @@ def compile_kernels(say: Callable[[str], None] = logger.info, precision: Precisi
     )
     notice.start()
     try:
-        _compile(_tiny_training(precision), say)  # in 16 bits the weights' forms are made when it is built
+        _compile(_Rehearsal(precision), precision, say)  # in 16 bits the weights' forms are made when it is built
     finally:
         notice.cancel()
         notice.join()
     return time.perf_counter() - begin
 
 
-def _compile(training: Training, say: Callable[[str], None]) -> None:
-    """Run every stage once, in the order of the graph."""
-    batch = list(plan_micro_batches(0, 1, 2))
-    gradients: list[MicroGradient] = []
+class _Rehearsal:
+    """A tiny training whose stages are called one after another, in any order: only `embedding` has to come first."""
 
-    def embed() -> None:
-        for item in batch:
-            training.draw.acquire(item)
-            training.embed.acquire(training.draw(item))
-            training.embed(item)
+    def __init__(self, precision: Precision) -> None:
+        self._training = _tiny_training(precision)
+        self._batch = list(plan_micro_batches(0, 1, 2))
+        self._gradients: list[MicroGradient] = []
 
-    def forward() -> None:
-        for item in batch:
-            training.forward(item)
+    def embedding(self) -> None:
+        """Draw and embed the batch."""
+        for item in self._batch:
+            self._training.draw.acquire(item)
+            self._training.embed.acquire(self._training.draw(item))
+            self._training.embed(item)
 
-    def backward() -> None:
-        gradients.extend(training.backward(item) for item in batch)
+    def forward(self) -> None:
+        """Run the blocks."""
+        for item in self._batch:
+            self._training.forward(item)
 
-    def optimizer() -> None:
-        reduced = [training.reduce(shard) for shard in training.collect(gradients)]
+    def backward(self) -> None:
+        """Run head and blocks backwards."""
+        self._gradients.extend(self._training.backward(item) for item in self._batch)
+
+    def optimizer(self) -> None:
+        """Reduce, clip, update, publish; `backward` has to come before."""
+        training = self._training
+        reduced = [training.reduce(shard) for shard in training.collect(self._gradients)]
         training.clip.acquire(reduced)
         training.publish([training.update(shard) for shard in training.clip(reduced)])
 
-    def evaluation() -> None:
-        with training.banks.lease_newest() as lease:
-            evaluator = Evaluator(training.compute)
-            evaluator.mean_loss(lease.bank, _Windows())
+    def evaluation(self) -> None:
+        """Evaluate the newest version."""
+        with self._training.banks.lease_newest() as lease:
+            Evaluator(self._training.compute).mean_loss(lease.bank, _Windows())
 
-    groups = {
-        "embedding": embed, "forward": forward, "backward": backward, "optimizer": optimizer, "evaluation": evaluation,
-    }  # fmt: skip
-    for name, work in groups.items():
+
+def _compile(rehearsal: _Rehearsal, precision: Precision, say: Callable[[str], None]) -> None:
+    def do(name: str, work: Callable[[], object]) -> None:
         started = time.perf_counter()
         work()
         seconds = time.perf_counter() - started
         if seconds > SLOW:
             say(f"compiled kernels: {name} ({seconds:.1f} s)")
+
+    with event.install_recorder("numba:compile") as compiled:
+        do("embedding", rehearsal.embedding)
+    with _helper(precision, wanted=bool(compiled.buffer) and available_cores() > 1) as wait:
+        do("forward", rehearsal.forward)
+        do("evaluation", rehearsal.evaluation)
+        do("backward, in a second process", wait)
+        do("backward", rehearsal.backward)
+        do("optimizer", rehearsal.optimizer)
+
+
+@contextmanager
+def _helper(precision: Precision, wanted: bool) -> Iterator[Callable[[], object]]:
+    """Compile the backward pass in another process, and give a function that waits for it; it never outlives this.
+
+    If it fails, nothing is lost but time: what it did not compile is compiled here.
+    """
+    if not wanted:
+        yield lambda: None
+        return
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", "stages.warmup", precision.value],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        yield process.wait
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _help(precision: Precision) -> None:
+    """Compile the backward pass: its kernels take the same types whatever is in the activations."""
+    rehearsal = _Rehearsal(precision)
+    rehearsal.embedding()
+    rehearsal.backward()
 
 
 def _tiny_training(precision: Precision) -> Training:
@@ -103,3 +156,7 @@ def _tiny_training(precision: Precision) -> Training:
     )
     config = resolve(config, cores=1)
     return Training(config, RandomTokens(3, 4, sequences=2, micro_batch=1, seed=0))
+
+
+if __name__ == "__main__":
+    _help(Precision(sys.argv[1]))

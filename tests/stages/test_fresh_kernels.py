@@ -17,6 +17,8 @@ pytestmark = [
 
 RUN = """
 import hashlib, sys
+from kernels import blocks_backward
+from kernels.lowp_transformer import blocks_backward_low
 from stages.config import apply_overrides, load_config, resolve
 from stages.data import random_batches
 from stages.numerics import numerics
@@ -28,6 +30,9 @@ overrides = ["steps=2", f"precision={sys.argv[1]}", "model.layers=2"]
 config = resolve(apply_overrides(load_config("nanogpt-cpu"), overrides), 2, 65)
 if "warm" in sys.argv:
     compile_kernels(lambda _: None, config.precision)
+    low = config.precision.value in ("bf16", "fp16")
+    blocks = blocks_backward_low if low else blocks_backward
+    assert not blocks.stats.cache_misses, "the second process has compiled it"
 training = Training(config, random_batches(config))
 with numerics(config):
     updates = list(replay(training))
@@ -38,12 +43,12 @@ with training.banks.lease(2) as lease:
 
 @pytest.mark.parametrize("precision", ["float32", "bf16", "fp16", "bf16x3"])
 def test_compiled_here_or_loaded_gives_the_same_bits(precision: str, tmp_path: Path) -> None:
-    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path), "THREADLOOM_ALLOW_SLOW": "1"}
-
-    def run(*arguments: str) -> str:
+    def run(cache: str, *arguments: str) -> str:
+        environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / cache), "THREADLOOM_ALLOW_SLOW": "1"}
         command = [sys.executable, "-c", RUN, precision, *arguments]
         return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=True).stdout
 
-    compiled = run()
-    assert run() == compiled
-    assert run("warm") == compiled
+    compiled = run("one process")
+    assert run("one process") == compiled
+    assert run("two processes", "warm") == compiled
+    assert run("two processes", "warm") == compiled
