@@ -1,6 +1,5 @@
 """Our side: the pipeline on random tokens, let go for so many updates at a time."""
 
-import threading
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,8 +11,9 @@ from safetensors.numpy import save_file
 
 from benchmarks.protocol import FLOAT32, Steps
 from kernels import Weights
+from stages.bench_worker import ENDLESS, Gate
 from stages.config import Config, Precision, ScheduleConfig, ScheduleKind, from_json, resolve
-from stages.data import BatchSource, TokenIds, random_batches
+from stages.data import random_batches
 from stages.items import Update, label
 from stages.numerics import numerics
 from stages.training import Training
@@ -21,28 +21,6 @@ from stages.warmup import compile_kernels
 
 CHECKED_UPDATES = 3
 """Updates whose losses and norms are compared with the peer's."""
-ENDLESS = 1_000_000_000
-
-
-class Gated:
-    """Lets batches through up to a number, and holds the rest back: the pipeline runs empty and waits, idle."""
-
-    def __init__(self, source: BatchSource) -> None:
-        self._source = source
-        self._allowed = 0  # batches let through; under the condition's lock
-        self._changed = threading.Condition()
-
-    def allow(self, more: int) -> None:
-        """Let so many more batches through."""
-        with self._changed:
-            self._allowed += more
-            self._changed.notify_all()
-
-    def fill(self, batch: int, micro: int, ids: TokenIds, targets: TokenIds) -> None:
-        """Wait for the batch's turn, then draw the micro-batch."""
-        with self._changed:
-            self._changed.wait_for(lambda: batch < self._allowed)
-        self._source.fill(batch, micro, ids, targets)
 
 
 def measured(config: Config, delay: int, precision: Precision = Precision.FLOAT32) -> Config:
@@ -75,7 +53,7 @@ class Threadloom:
     ) -> None:
         self.config = resolve(measured(from_json(config), delay, Precision(precision)), threads)
         compile_kernels(lambda _: None, self.config.precision)
-        self._gate = Gated(random_batches(self.config))
+        self._gate = Gate(random_batches(self.config))
         self._training = Training(self.config, self._gate)
         if folder:
             write_inputs(folder, self._training, self.config)

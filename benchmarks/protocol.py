@@ -1,22 +1,17 @@
-"""What the processes of a comparison say to each other: one JSON line to a worker, one back, and so on.
+"""The two sides of a comparison, each in a process of its own that answers questions (`stages.asked`).
 
-A worker (`python -m benchmarks.worker`) is one side, say PyTorch eager or threadloom at delay 1, alone in its process,
-so that its peak memory is its own. It computes only while it is asked to; between, it waits for its next line.
+A worker (`python -m benchmarks.worker`) is one side, say PyTorch eager or threadloom at delay 1. It computes only while
+it is asked to; between, it waits for its next line.
 """
 
-import contextlib
-import json
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+
+from stages.asked import Asked
 
 ROOT = Path(__file__).parents[1]
-
 
 FLOAT32 = "float32"
 """The precision whose name tables leave out."""
@@ -75,12 +70,8 @@ class Steps:
     grad_norms: list[float]
 
 
-class WorkerError(RuntimeError):
-    """A side of the comparison failed; the message holds the end of what it said."""
-
-
-class Worker:
-    """One side in its process. Used as a context manager; leaving ends the process."""
+class Worker(Asked):
+    """One side in its process; its memory is `peak`, and `libraries`, what it had before it built anything."""
 
     def __init__(
         self, side: Side, config: str, sizes: Sizes, delay: int = 0, folder: Path | None = None,
@@ -96,11 +87,7 @@ class Worker:
             "side": side.name, "config": config, "sizes": asdict(sizes), "delay": delay, "precision": precision,
             "folder": str(folder) if folder else None, "cpus": list(cpus) if cpus else None,
         }  # fmt: skip
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.worker"], cwd=ROOT, text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        )  # fmt: skip
-        self._send(task)
+        super().__init__(["-m", "benchmarks.worker"], task, cwd=ROOT)
 
     @property
     def name(self) -> str:
@@ -108,39 +95,6 @@ class Worker:
         kind = self.side.value if self.precision == FLOAT32 else f"{self.side.value} {self.precision}"
         return f"{kind} τ={self.delay}" if self.side is Side.OURS else kind
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        if kind is not None:
-            self._process.kill()
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.close()  # the end of its input ends it
-        self._process.wait()
-        self._process.stdout.close()
-
     def run(self, updates: int) -> Steps:
         """Let it make updates."""
-        return Steps(**self._ask({"run": updates}))
-
-    def memory(self) -> dict[str, int]:
-        """Return its bytes: `peak` since it began, and `libraries`, what it had before it built anything."""
-        return dict(self._ask({"memory": True}))
-
-    def _ask(self, question: dict[str, Any]) -> Any:
-        self._send(question)
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise WorkerError(f"{self.name} ended with status {self._process.wait()}; its own words are above")
-        return json.loads(line)
-
-    def _send(self, message: dict[str, Any]) -> None:
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(json.dumps(message) + "\n")
-            self._process.stdin.flush()
-        except BrokenPipeError as error:
-            raise WorkerError(f"{self.name} ended with status {self._process.wait()}") from error
+        return Steps(**self.ask({"run": updates}))

@@ -22,7 +22,7 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.protocol import FLOAT32, Side, Worker, WorkerError
+from benchmarks.protocol import FLOAT32, Side, Worker
 from benchmarks.results import Comparison, spread
 from benchmarks.throughput import (
     INSTALL,
@@ -34,6 +34,7 @@ from benchmarks.throughput import (
     sizes_of,
     warn_if_busy,
 )
+from stages.asked import WorkerError
 from stages.config import Config, ModelConfig, OptimizerConfig, Precision, to_json
 from stages.machine import detect
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from benchmarks.protocol import FLOAT32, Side, Sizes, Steps
+from stages.asked import answers_only, resident, serve
 
 
 class Trainer(Protocol):
@@ -20,20 +21,6 @@ class Trainer(Protocol):
         """End what is running."""
 
 
-def memory(field: str) -> int:
-    """Return a size of this process in bytes: VmRSS now, VmHWM at most so far. Elsewhere than on Linux, the peak."""
-    try:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith(field + ":"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
 def build(
     side: Side, config: str, sizes: Sizes, delay: int, folder: Path | None, precision: str
 ) -> tuple[Trainer, int]:
@@ -41,17 +28,17 @@ def build(
     if side is Side.OURS:
         from benchmarks import ours
 
-        libraries = memory("VmRSS")
+        libraries = resident("VmRSS")
         return ours.Threadloom(config, delay, sizes.threads, folder, precision), libraries
     from benchmarks import peer
 
-    libraries = memory("VmRSS")
+    libraries = resident("VmRSS")
     return peer.PyTorch(sizes, side is Side.COMPILED, folder, low=precision != FLOAT32), libraries
 
 
 def main() -> None:
     """Serve until the input ends."""
-    answers, sys.stdout = sys.stdout, sys.stderr  # nothing else may get between the answers
+    answers = answers_only()
     task = json.loads(sys.stdin.readline())
     if task["cpus"]:
         os.sched_setaffinity(0, task["cpus"])  # before any library starts threads: they inherit it
@@ -59,14 +46,7 @@ def main() -> None:
     side, sizes = Side[task["side"]], Sizes(**task["sizes"])
     trainer, libraries = build(side, task["config"], sizes, task["delay"], folder, task["precision"])
     try:
-        for line in sys.stdin:
-            question = json.loads(line)
-            if "run" in question:
-                answer = asdict(trainer.run(question["run"]))
-            else:
-                answer = {"peak": memory("VmHWM"), "libraries": libraries}
-            answers.write(json.dumps(answer) + "\n")
-            answers.flush()
+        serve(answers, lambda updates: asdict(trainer.run(updates)), lambda: {"libraries": libraries})
     finally:
         trainer.close()
 

@@ -20,33 +20,42 @@ from kernels.jit import JIT_ENABLED
 from kernels.lowp_vector import BYTE, WORD
 
 
-def make_entry(symbol: str, function: Any, count: int) -> Callable[[Any], None]:
-    """Return an intrinsic that calls `function`, a kernel of `count` integers, with a tuple of so many (intp).
+class Entry:
+    """A kernel behind an address. A module-level constant: compiled code reads its memory."""
 
-    `symbol` names the address in this process; no two entries may share one. The kernel is compiled, or loaded from
-    the cache, here and now.
-    """
-    address = ctypes.c_int64(0)  # written once, before any code can read it
-    _ADDRESSES.append(address)
-    llvmlite.binding.add_symbol(symbol, ctypes.addressof(address))
-    if JIT_ENABLED:
-        arguments = (types.intp,) * count
-        function.compile(arguments)
-        compiled = function.overloads[arguments]
-        address.value = compiled.library.get_pointer_to_function(compiled.fndesc.llvm_cfunc_wrapper_name)
+    call: Callable[[Any], None]
+    """Calls the kernel with a tuple of its arguments, in compiled code only, and only after `prepare`."""
+
+    def __init__(self, symbol: str, function: Any, arguments: tuple[Any, ...]) -> None:
+        """`function`: a kernel; `arguments`: their Numba types, integers of a word (intp) and doubles (float64).
+
+        `symbol` names the address in this process; no two entries may share one.
+        """
+        self._function, self._arguments = function, arguments
+        self._address = ctypes.c_int64(0)  # written by `prepare` alone
+        llvmlite.binding.add_symbol(symbol, ctypes.addressof(self._address))
+        self.call = _caller(symbol, arguments)
+
+    def prepare(self) -> None:
+        """Compile the kernel, or load it from the cache, unless that was done."""
+        if JIT_ENABLED and not self._address.value:
+            self._function.compile(self._arguments)
+            compiled = self._function.overloads[self._arguments]
+            self._address.value = compiled.library.get_pointer_to_function(compiled.fndesc.llvm_cfunc_wrapper_name)
+
+
+def _caller(symbol: str, arguments: tuple[Any, ...]) -> Callable[[Any], None]:
+    signature = types.void(types.BaseTuple.from_types(arguments))
 
     @intrinsic
-    def call(typing_context: Any, numbers: Any) -> Any:
-        def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    def call(typing_context: Any, values: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+            values = cgutils.unpack_tuple(builder, given[0], len(arguments))
+            kind = ir.FunctionType(BYTE.as_pointer(), [value.type for value in values])  # Numba's None is a pointer
             cell = cgutils.add_global_variable(builder.module, WORD, symbol)
-            kind = ir.FunctionType(BYTE.as_pointer(), [WORD] * count)  # Numba's None is a pointer
-            values = cgutils.unpack_tuple(builder, arguments[0], count)
             builder.call(builder.inttoptr(builder.load(cell), kind.as_pointer()), values)
             return context.get_dummy_value()
 
-        return types.void(types.UniTuple(types.intp, count)), codegen
+        return signature, codegen
 
     return call
-
-
-_ADDRESSES: list[ctypes.c_int64] = []  # keeps the memory that compiled code reads

@@ -20,11 +20,12 @@ average. The instructions take subnormal inputs (below 1.2e-38) for zero.
 from typing import NamedTuple
 
 import numpy as np
+from numba import types
 
 from kernels.jit import JIT_ENABLED, exact, exact_inlined
 from kernels.lowp_amx import K_STEP, TILE_SIZE, configure_tiles, release_tiles, tile_amx
 from kernels.lowp_convert import Bits, rounded, widened
-from kernels.lowp_entry import make_entry
+from kernels.lowp_entry import Entry
 from kernels.lowp_epilogue import finish_gelu, finish_rounded
 from kernels.lowp_features import DotPath, chosen_path
 from kernels.lowp_pack import PANEL, Words, pack_panel, unpack_bf16
@@ -120,59 +121,85 @@ def _finish(p: _Product, tile: int, bias: int, edges: int, i0: int, j0: int, hei
             _copy_shorts(beside, beside_bytes, other, p.other_bytes, height, width)
 
 
+class _Room(NamedTuple):
+    """Addresses on the stack."""
+
+    tile: int  # of sums, where they do not go straight into the result
+    bias: int  # of a panel's columns, zeros filled up
+    edges: int
+    panel: int  # of B, where that is packed on the way
+
+
+@exact_inlined
+def _find_panel(p: _Product, room: _Room, k0: int, inner: int, j0: int, width: int) -> int:
+    """Return where the panel lies; its bias, if any is added, is in `room` then."""
+    if p.mode > _ADD:
+        for j in range(PANEL):
+            write_float(room.bias, j, read_float(p.bias + 4 * j0, j) if p.bias != 0 and j < width else 0.0)
+    if p.packed:
+        return p.b + j0 // PANEL * p.b_bytes + k0 // 2 * (4 * PANEL)
+    pack_panel(p.b + k0 * p.b_bytes + 2 * j0, p.b_bytes, inner, width, room.panel)
+    return room.panel
+
+
+@exact_inlined
+def _multiply_amx(
+    path: int, a: int, a_bytes: int, panel: int, inner: int, out: int, out_bytes: int, accumulate: int
+) -> None:
+    """Multiply `TILE_SIZE` rows with a panel: what fills no tile along k by AVX-512."""
+    steps = inner // K_STEP
+    tile_amx(a, a_bytes, panel, steps, out, out_bytes, accumulate)
+    done = steps * K_STEP
+    if done < inner:
+        for i in range(0, TILE_SIZE, TILE_ROWS):
+            rest, part = a + i * a_bytes + 2 * done, panel + done // 2 * (4 * PANEL)
+            left = min(TILE_ROWS, TILE_SIZE - i)
+            _multiply_rows(path, rest, a_bytes, left, part, inner - done, out + i * out_bytes, out_bytes, 1)
+
+
+@exact_inlined
+def _multiply_tile(
+    p: _Product, path: int, room: _Room, panel: int, k0: int, inner: int, i0: int, rows1: int, j0: int
+) -> int:
+    """Multiply the next rows, from `i0` on and before `rows1`, with a panel; return how many they were."""
+    plain, adds = p.mode <= _ADD, p.mode == _ADD or k0 > 0
+    width = min(PANEL, p.columns - j0)
+    amx = path == _AMX and i0 + TILE_SIZE <= rows1 and inner >= K_STEP
+    height = TILE_SIZE if amx else min(TILE_ROWS, rows1 - i0)
+    direct = plain and width == PANEL and (amx or height == TILE_ROWS)
+    out, out_bytes = (p.out + i0 * p.out_bytes + 4 * j0, p.out_bytes) if direct else (room.tile, 4 * PANEL)
+    a, add = p.a + i0 * p.a_bytes + 2 * k0, 1 if direct and adds else 0
+    if amx:
+        _multiply_amx(path, a, p.a_bytes, panel, inner, out, out_bytes, add)
+    else:
+        _multiply_rows(path, a, p.a_bytes, height, panel, inner, out, out_bytes, add)
+    if not plain:
+        _finish(p, room.tile, room.bias, room.edges, i0, j0, height, width)
+    elif not direct:
+        _merge(p, room.tile, i0, j0, height, width, adds)
+    return height
+
+
 @exact
 def _product(p: _Product) -> None:
-    """Compute it, block after block."""
+    """Compute it: for each depth and each block of rows, panel after panel, tile after tile."""
     path = chosen_path()
-    tile, bias, edges, stack_panel = _tile_space(), _bias_space(), _edge_space(), _panel_space()
+    room = _Room(_tile_space(), _bias_space(), _edge_space(), _panel_space())
     if path == _AMX:
         configure_tiles()
-    plain = p.mode <= _ADD
     depth = p.inner
-    if plain:
+    if p.mode <= _ADD:  # what is rounded at its end is summed in one go
         depth = min(depth, _DEPTH if p.packed else _STACK_DEPTH)
     block = max(_BLOCK // depth // TILE_SIZE, 2) * TILE_SIZE
     for k0 in range(0, p.inner, depth):
         inner = min(depth, p.inner - k0)
-        adds = plain and (p.mode == _ADD or k0 > 0)
-        steps = inner // K_STEP
         for rows0 in range(0, p.rows, block):
             rows1 = min(rows0 + block, p.rows)
             for j0 in range(0, p.columns, PANEL):
-                width = min(PANEL, p.columns - j0)
-                if not plain:
-                    for j in range(PANEL):
-                        write_float(bias, j, read_float(p.bias + 4 * j0, j) if p.bias != 0 and j < width else 0.0)
-                if p.packed:
-                    panel = p.b + j0 // PANEL * p.b_bytes + k0 // 2 * (4 * PANEL)
-                else:
-                    panel = stack_panel
-                    pack_panel(p.b + k0 * p.b_bytes + 2 * j0, p.b_bytes, inner, width, panel)
+                panel = _find_panel(p, room, k0, inner, j0, min(PANEL, p.columns - j0))
                 i0 = rows0
                 while i0 < rows1:
-                    tiles = path == _AMX and i0 + TILE_SIZE <= rows1 and steps > 0
-                    height = TILE_SIZE if tiles else min(TILE_ROWS, rows1 - i0)
-                    a = p.a + i0 * p.a_bytes + 2 * k0
-                    direct = plain and width == PANEL and (tiles or height == TILE_ROWS)
-                    out, out_bytes = (p.out + i0 * p.out_bytes + 4 * j0, p.out_bytes) if direct else (tile, 4 * PANEL)
-                    add = 1 if direct and adds else 0
-                    if tiles:
-                        tile_amx(a, p.a_bytes, panel, steps, out, out_bytes, add)
-                        done = steps * K_STEP
-                        if done < inner:
-                            for i in range(0, TILE_SIZE, TILE_ROWS):
-                                rest, part = a + i * p.a_bytes + 2 * done, panel + done // 2 * (4 * PANEL)
-                                left = min(TILE_ROWS, TILE_SIZE - i)
-                                _multiply_rows(
-                                    path, rest, p.a_bytes, left, part, inner - done, out + i * out_bytes, out_bytes, 1
-                                )
-                    else:
-                        _multiply_rows(path, a, p.a_bytes, height, panel, inner, out, out_bytes, add)
-                    if not plain:
-                        _finish(p, tile, bias, edges, i0, j0, height, width)
-                    elif not direct:
-                        _merge(p, tile, i0, j0, height, width, adds)
-                    i0 += height
+                    i0 += _multiply_tile(p, path, room, panel, k0, inner, i0, rows1, j0)
     if path == _AMX:
         release_tiles()
 
@@ -190,7 +217,9 @@ def _run(
     )
 
 
-_call = make_entry("threadloom_lowp_product", _run, 14)
+_ENTRY = Entry("threadloom_lowp_product", _run, (types.intp,) * 14)
+_ENTRY.prepare()
+_call = _ENTRY.call
 
 
 @exact_inlined

@@ -21,29 +21,25 @@ meets the zero low term of a number like 1; a sum that overflows may be NaN wher
 1.2e-38 count as zero on AVX-512 and AMX, so numbers below 1e-35 or so have fewer correct digits.
 """
 
-import ctypes
 from typing import Any, NamedTuple
 
-import llvmlite.binding
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
-from kernels.jit import JIT_ENABLED, exact
+from kernels.jit import exact
 from kernels.lowp_amx import K_STEP, TILE_SIZE, configure_tiles, release_tiles, tile_amx
 from kernels.lowp_convert import rounded, widened
+from kernels.lowp_entry import Entry
 from kernels.lowp_features import DotPath, chosen_path
 from kernels.lowp_pack import PANEL
 from kernels.lowp_tile import TILE_COLUMNS, TILE_ROWS, tile_avx512, tile_float32
 from kernels.lowp_vector import (
-    BYTE,
     FLOATS,
     INTS,
     LANES,
     SHORTS,
-    WORD,
     pointer,
     read_float,
     stack_space,
@@ -316,54 +312,13 @@ def _entry(
     gemm_split(a, lda, transpose_a != 0, b, ldb, transpose_b != 0, out, ldc, rows, columns, inner, alpha, beta)
 
 
-_SYMBOL = "threadloom_gemm_split"
-_address = ctypes.c_int64(0)  # of the compiled `_entry`; written by `prepare_split` alone, read by compiled code
-llvmlite.binding.add_symbol(_SYMBOL, ctypes.addressof(_address))
+_ENTRY = Entry("threadloom_gemm_split", _entry, (types.intp,) * 11 + (types.float64,) * 2)
+_call = _ENTRY.call
 
 
 def prepare_split() -> None:
-    """Compile this product, which `call_split` will run: to be called before it is chosen.
-
-    Every kernel that multiplies would otherwise have it inside and take twice as long to compile, for a product that
-    few processes use.
-    """
-    if JIT_ENABLED and not _address.value:
-        arguments = (types.intp,) * 11 + (types.float64,) * 2
-        dispatcher: Any = _entry
-        dispatcher.compile(arguments)
-        compiled = dispatcher.overloads[arguments]
-        name = compiled.fndesc.llvm_cfunc_wrapper_name
-        _address.value = compiled.library.get_pointer_to_function(name)
-
-
-@intrinsic
-def _call_address(
-    typing_context: Any,
-    a: Any,
-    lda: Any,
-    transpose_a: Any,
-    b: Any,
-    ldb: Any,
-    transpose_b: Any,
-    out: Any,
-    ldc: Any,
-    rows: Any,
-    columns: Any,
-    inner: Any,
-    alpha: Any,
-    beta: Any,
-) -> Any:
-    """Call what lies at the address in memory, by the C convention."""
-
-    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        cell = cgutils.add_global_variable(builder.module, WORD, _SYMBOL)
-        kind = ir.FunctionType(
-            BYTE.as_pointer(), [argument.type for argument in arguments]
-        )  # Numba's None is a pointer
-        builder.call(builder.inttoptr(builder.load(cell), kind.as_pointer()), arguments)
-        return context.get_dummy_value()
-
-    return types.void(*[types.intp] * 11, types.float64, types.float64), codegen
+    """Compile this product, which `call_split` will run: to be called before it is chosen, as few processes do."""
+    _ENTRY.prepare()
 
 
 @exact
@@ -383,9 +338,9 @@ def call_split(
     beta: float,
 ) -> None:
     """Run `gemm_split`; `prepare_split` must have been called in this process."""
-    _call_address(
+    _call((
         a, lda, int(transpose_a), b, ldb, int(transpose_b), out, ldc, rows, columns, inner, float(alpha), float(beta)
-    )
+    ))  # fmt: skip
 
 
 def multiply_split(a: Floats, b: Floats) -> Floats:

@@ -1,23 +1,21 @@
 """One way of training, measured in a process of its own: `threadloom bench` starts these and tells them what to do.
 
-A process of its own makes its peak memory its own, and lets the ways take turns: a worker computes while it is asked
-to, and waits, idle, for its next line between. Each question is one line of JSON on standard input, each answer one on
-standard output.
+It computes while it is asked to, and is idle between (`stages.asked`). Its memory is `peak`, `base`, what it held
+before training was built, and `plan`, what was then allocated.
 
 `--start` is another thing: a fresh process that says how long it took from its start to the first update.
 """
 
 import contextlib
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from enum import Enum
-from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, cast
+
+from stages.asked import Asked, answers_only, resident, serve
 
 ENDLESS = 1_000_000_000
 
@@ -41,73 +39,23 @@ class Rates:
     drawn: int
 
 
-class WorkerError(RuntimeError):
-    """A worker ended before it had answered; its own words are above."""
-
-
-class Worker:
-    """A way of training in its process. Used as a context manager; leaving ends the process."""
+class Worker(Asked):
+    """A way of training in its process."""
 
     def __init__(self, config: str, way: Way, cores: int) -> None:
         """`config`: resolved, as JSON."""
         self.way = way
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "stages.bench_worker", json.dumps({"way": way.name, "cores": cores})],
-            text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        )  # fmt: skip
-        self._send(json.loads(config))
+        how = json.dumps({"way": way.name, "cores": cores})
+        super().__init__(["-m", "stages.bench_worker", how], json.loads(config))
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        if kind is not None:
-            self._process.kill()
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.close()  # the end of its input ends it
-        self._process.wait()
-        self._process.stdout.close()
+    @property
+    def name(self) -> str:
+        """How messages call it."""
+        return f"the measurement of {self.way.value}"
 
     def run(self, updates: int) -> Rates:
         """Let it make updates, and some before and after them that fill and drain the pipeline."""
-        return Rates(**self._ask({"run": updates}))
-
-    def memory(self) -> dict[str, int]:
-        """Return bytes: `peak` of the process, `base` before training was built, `plan` what was then allocated."""
-        return dict(self._ask({"memory": True}))
-
-    def _ask(self, question: dict[str, Any]) -> Any:
-        self._send(question)
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise WorkerError(f"{self.way.value}: ended with status {self._process.wait()}; its own words are above")
-        return json.loads(line)
-
-    def _send(self, message: Any) -> None:
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(json.dumps(message) + "\n")
-            self._process.stdin.flush()
-        except BrokenPipeError as error:
-            raise WorkerError(f"{self.way.value}: ended with status {self._process.wait()}") from error
-
-
-def resident(field: str) -> int:
-    """Return a size of this process in bytes: VmRSS now, VmHWM at most so far. Elsewhere than on Linux, the peak.
-
-    Not ru_maxrss on Linux: that begins with what the parent held when it started this process.
-    """
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith(field + ":"):
-                return int(line.split()[1]) * 1024
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+        return Rates(**self.ask({"run": updates}))
 
 
 class Gate:
@@ -210,7 +158,7 @@ def time_to_first_update(begin: float, text: str) -> dict[str, float]:
 
 def main() -> None:
     """Serve until the input ends."""
-    answers, sys.stdout = sys.stdout, sys.stderr  # nothing else may get between the answers
+    answers = answers_only()
     task = json.loads(sys.argv[1])
     text = sys.stdin.readline()
     if "start" in task:
@@ -218,14 +166,7 @@ def main() -> None:
         return
     runner = Runner(text, Way[task["way"]], task["cores"])
     try:
-        for line in sys.stdin:
-            question = json.loads(line)
-            if "run" in question:
-                answer: dict[str, Any] = vars(runner.run(question["run"]))
-            else:
-                answer = {"peak": resident("VmHWM"), "base": runner.base, "plan": runner.plan}
-            answers.write(json.dumps(answer) + "\n")
-            answers.flush()
+        serve(answers, lambda updates: vars(runner.run(updates)), lambda: {"base": runner.base, "plan": runner.plan})
     finally:
         runner.close()
 

@@ -200,10 +200,10 @@ def bench(
     with explained():
         from rich.console import Console
 
+        from stages.asked import WorkerError
         from stages.bench import run_bench, write_json
         from stages.bench_check import BenchCheckFailed
         from stages.bench_tables import BenchView
-        from stages.bench_worker import WorkerError
 
         wanted = [_changed(_load(name), overrides, None, ()) for name in names or ("nanogpt-cpu", "small", "optimized")]
         try:

@@ -13,7 +13,8 @@ import numpy as np
 from loguru import logger
 
 from pipeline import available_cores
-from stages.bench_worker import ENDLESS, resident
+from stages.asked import resident
+from stages.bench_worker import ENDLESS
 from stages.compute import compute_for
 from stages.config import Config, resolve
 from stages.data import TokenIds

@@ -11,9 +11,10 @@ from click.testing import CliRunner
 from safetensors.numpy import load_file
 
 from benchmarks import convergence, summary, throughput
-from benchmarks.protocol import Side, Worker, WorkerError
+from benchmarks.protocol import Side, Worker
 from benchmarks.results import Comparison, Measured, figure, markdown, rows, spread
 from benchmarks.throughput import compare, sizes_of
+from stages.asked import WorkerError
 from stages.config import Config, ModelConfig, apply_overrides, load_config, to_json
 from stages.parameters import parameter_count
 

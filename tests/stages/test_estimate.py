@@ -12,7 +12,7 @@ from loguru import logger
 
 from pipeline import available_cores
 from stages import precision, speeds
-from stages.bench_worker import resident
+from stages.asked import resident
 from stages.config import apply_overrides, resolve, to_json
 from stages.estimate import PROCESS, Estimate, due, duration, estimate_run, estimate_text, planned_memory
 from stages.settings import Precision
@@ -106,7 +106,7 @@ from pathlib import Path
 from pipeline import available_cores
 from stages import saving
 from stages import precision, speeds
-from stages.bench_worker import resident
+from stages.asked import resident
 from stages.config import from_json
 from stages.session import train
 from stages.warmup import compile_kernels

@@ -1,0 +1,46 @@
+"""Reading callgrind's profiles; counting itself takes minutes and valgrind, and is not tested here."""
+
+from benchmarks.counts import INTERPRETER, KERNELS, OTHERS, count_by_object, whose
+
+PROFILE = """\
+# callgrind format
+version: 1
+positions: line
+events: Ir
+
+ob=(1) /usr/bin/python3.11
+fl=(1) ???
+fn=(1) main
+16 400
+cob=(2) ???
+cfn=(2) 0x5000
+calls=1 50
+16 70000
++2 30
+
+ob=(2)
+fn=(2)
+50 68000
+* 1000
+cob=(3) /usr/lib/libm.so.6
+cfn=(3) exp
+calls=5 7
+-3 1000
+
+ob=(3)
+fn=(3)
+7 1000
+
+totals: 70430
+"""
+
+
+def test_instructions_belong_to_the_object_that_spends_them() -> None:
+    found = count_by_object(PROFILE.splitlines(keepends=True))
+    assert found == {"/usr/bin/python3.11": 430, "???": 69000, "/usr/lib/libm.so.6": 1000}
+
+
+def test_whose_code_an_object_holds() -> None:
+    assert [whose(path) for path in ("", "???")] == [KERNELS, KERNELS]
+    assert [whose(path) for path in ("/usr/bin/python3.11", "/opt/lib/libpython3.12.so.1.0")] == [INTERPRETER] * 2
+    assert whose("/x/numpy/_core/_multiarray_umath.cpython-311-x86_64-linux-gnu.so") == OTHERS
