@@ -4,8 +4,9 @@ Seconds are noisy on a machine that one shares; a count of callgrind's is the sa
 costs that no clock resolves. Callgrind knows AVX2 and not AVX-512, so the kernels are compiled for AVX2 here, in the
 process that counts and outside: a count is to be compared with an earlier one, not with the time of an update.
 
-The stages run one after another in one thread (`stages.replay`). What one update takes is the difference of two
-processes that make a different number of them, so that start-up drops out. It is told apart by whose code it is.
+The stages run one after another in one thread (`stages.replay`). Callgrind looks away while the process starts, and is
+told from inside of it, by ``callgrind_control``, when the updates begin and end; what that telling takes is counted by
+itself and taken off. What is left is told apart by whose code it is.
 """
 
 import os
@@ -22,10 +23,13 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.throughput import RANDOM_VOCABULARY
 from stages.config import Config, Precision, from_json, load_config, resolve, to_json
 
 ROOT = Path(__file__).parents[1]
 KERNELS, INTERPRETER, OTHERS = "compiled kernels", "the interpreter", "libraries"
+COSTS = tuple("0123456789+-*")
+"""How a line of a profile begins that says where something was spent, and how much."""
 AVX2 = {
     "NUMBA_CPU_NAME": "haswell",
     "NUMBA_CPU_FEATURES": "+sse2,+sse4.1,+sse4.2,+popcnt,+avx,+avx2,+fma,+f16c,+bmi,+bmi2,+lzcnt,+movbe",
@@ -54,7 +58,7 @@ def count_by_object(lines: Iterable[str]) -> Counter[str]:
             names.setdefault(number, name)
         elif line.startswith("calls="):
             skips = True
-        elif line[:1].isdigit() or line[:1] in "+-*":
+        elif line.startswith(COSTS):
             if not skips:
                 found[place] += int(line.split()[1])
             skips = False
@@ -69,8 +73,8 @@ def whose(path: str) -> str:
     return INTERPRETER if name.startswith(("python", "libpython")) else OTHERS
 
 
-def train(config: Config, updates: int) -> None:
-    """Make so many updates in this thread."""
+def train(config: Config, updates: int, counted: bool) -> None:
+    """Make an update, and then, if they are `counted`, so many that callgrind writes a profile of."""
     from stages.data import random_batches
     from stages.numerics import numerics
     from stages.replay import replay
@@ -78,30 +82,45 @@ def train(config: Config, updates: int) -> None:
     from stages.warmup import compile_kernels
 
     compile_kernels(lambda _: None, config.precision)
-    config = msgspec.structs.replace(config, steps=updates)
+    config = msgspec.structs.replace(config, steps=1 + updates)
     with numerics(config):
-        for _ in replay(Training(config, random_batches(config))):
-            pass
+        made = replay(Training(config, random_batches(config)))
+        next(made)
+        if not counted:
+            return
+        _tell("--instr=on")
+        _tell("--dump=before")
+        for _ in range(updates):
+            next(made)
+        _tell("--dump=updates")
+        _tell("--dump=nothing")
+        _tell("--instr=off")
+
+
+def _tell(what: str) -> None:
+    """Tell callgrind, under which this process runs, to do something."""
+    subprocess.run(["callgrind_control", what, str(os.getpid())], check=True, stdout=subprocess.DEVNULL)
 
 
 def count(config: Config, updates: int) -> Counter[str]:
-    """Return the instructions, by whose they are, of a process that makes so many updates (RuntimeError)."""
+    """Return the instructions of so many updates, by whose they are (RuntimeError)."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "counts"
-        valgrind = ["valgrind", "--tool=callgrind", "--smc-check=all-non-file", f"--callgrind-out-file={out}"]
+        valgrind = ["valgrind", "--tool=callgrind", "--instr-atstart=no", f"--callgrind-out-file={out}"]
         done = _child(valgrind, config, updates)
-        if done.returncode or not out.exists():
+        profiles = [Path(f"{out}.{number}") for number in (2, 3)]  # the first was written before the updates
+        if done.returncode or not all(profile.exists() for profile in profiles):
             raise RuntimeError(f"valgrind ended with status {done.returncode}:\n{done.stderr[-2000:]}")
-        with out.open() as lines:
-            objects = count_by_object(lines)
+        wanted, telling = (count_by_object(profile.read_text().splitlines()) for profile in profiles)
     parts: Counter[str] = Counter()
-    for path, instructions in objects.items():
-        parts[whose(path)] += instructions
+    for path, instructions in wanted.items():
+        parts[whose(path)] += instructions - telling[path]
     return parts
 
 
 def _child(before: list[str], config: Config, updates: int) -> subprocess.CompletedProcess[str]:
-    command = [*before, sys.executable, "-m", "benchmarks.counts", "--train", str(updates)]
+    mode = "counted" if before else "plain"
+    command = [*before, sys.executable, "-m", "benchmarks.counts", "--updates", str(updates), "--train", mode]
     environment = os.environ | AVX2
     return subprocess.run(
         command, input=to_json(config), cwd=ROOT, env=environment, text=True, capture_output=True, check=False
@@ -111,36 +130,44 @@ def _child(before: list[str], config: Config, updates: int) -> subprocess.Comple
 @click.command()
 @click.option("--config", "name", default="nanogpt-cpu", show_default=True, help="The configuration.")
 @click.option("--precision", default=Precision.FLOAT32.value, show_default=True, help="Of activations and products.")
-@click.option("--updates", default=2, show_default=True, help="Updates that are counted.")
-@click.option("--train", "child", type=int, hidden=True, help="Make so many updates; the configuration is read.")
-def main(name: str, precision: str, updates: int, child: int | None) -> None:
-    """Count the instructions of an update with valgrind: a minute or two."""
+@click.option("--updates", default=1, show_default=True, help="Updates that are counted.")
+@click.option("--train", "child", hidden=True, help="Make updates, counted or not; the configuration is read.")
+def main(name: str, precision: str, updates: int, child: str | None) -> None:
+    """Count the instructions of an update with valgrind: minutes, for a small model."""
     if child is not None:
-        train(from_json(sys.stdin.read()), child)
+        train(from_json(sys.stdin.read()), updates, child == "counted")
         return
     if not shutil.which("valgrind"):
         raise click.ClickException("valgrind is needed and is not installed (Debian's package: valgrind)")
-    model = load_config(name)
-    config = msgspec.structs.replace(
-        model,
-        precision=Precision(precision),
-        model=msgspec.structs.replace(model.model, vocab_size=model.model.vocab_size or 65),
-    )
-    config = resolve(config, cores=1)
+    config = load_config(name)
+    config = msgspec.structs.replace(config, precision=Precision(precision))
+    config = resolve(config, cores=1, vocabulary=None if config.model.vocab_size else RANDOM_VOCABULARY)
     console = Console()
     console.print("compiling the kernels for AVX2 ...")
     warm = _child([], config, 1)  # compiling under valgrind would take an hour
     if warm.returncode:
         raise click.ClickException(f"training ended with status {warm.returncode}:\n{warm.stderr[-2000:]}")
     console.print("counting ...")
-    short, long = count(config, 1), count(config, 1 + updates)
-    table = Table(title=f"{name}, {precision}, one update of {config.sequences * config.model.context} tokens")
-    for heading in ("whose code", "million instructions", "share"):
-        table.add_column(heading, justify="left" if heading == "whose code" else "right")
-    parts = {part: (long[part] - short[part]) / updates / 1e6 for part in (KERNELS, INTERPRETER, OTHERS)}
-    for part, millions in [*parts.items(), ("in all", sum(parts.values()))]:
-        table.add_row(part, f"{millions:,.2f}", f"{100 * millions / sum(parts.values()):.2f} %")
-    console.print(table)
+    try:
+        found = count(config, updates)
+    except RuntimeError as error:
+        raise click.ClickException(str(error)) from error
+    console.print(
+        table_of(found, updates, f"{name}, {precision}, one update of {config.sequences * config.model.context} tokens")
+    )
+
+
+def table_of(found: Counter[str], updates: int, title: str) -> Table:
+    """Return the counts of one update as a table."""
+    table = Table(title=title)
+    table.add_column("whose code")
+    for heading in ("million instructions", "share"):
+        table.add_column(heading, justify="right")
+    whole = max(found.total(), 1)
+    for part in (KERNELS, INTERPRETER, OTHERS, "in all"):
+        number = whole if part == "in all" else found[part]
+        table.add_row(part, f"{number / updates / 1e6:,.2f}", f"{100 * number / whole:.2f} %")
+    return table
 
 
 if __name__ == "__main__":
