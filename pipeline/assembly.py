@@ -21,7 +21,7 @@ from pipeline.stage import Kind, Stage
 from pipeline.statistics import Counters, StageStatistics, summarise
 from pipeline.turnstile import Turnstile
 from pipeline.watchdog import Sight
-from pipeline.worker import Post, Surroundings, Worker
+from pipeline.worker import OVER, Post, Surroundings, Worker
 
 
 class Assembly:
@@ -47,6 +47,16 @@ class Assembly:
         sinks = [channel for name, channel in self.channels.items() if name not in self.posts]
         inner = [channel for name, channel in self.channels.items() if name in self.posts]
         self.doubts.watch(inner, sinks, working)
+
+    def let_go(self) -> None:
+        """Give up what refers back to the run, now that no thread is left."""
+        self.doubts.forget()
+        self._around = OVER
+        for worker in self.workers():
+            worker.let_go()
+        for post in self.posts.values():
+            if post.tally:
+                post.tally.settle()
 
     def hire(self, name: str) -> Worker:
         """Make one more worker of a stage, with an index that none had before."""

@@ -28,11 +28,38 @@ class Recipient(Protocol):
     def exhausted(self, name: str) -> None: ...
 
 
+class _Over:
+    """A run whose block was left, as far as a sink still needs to know it: it has an outcome, and holds nothing."""
+
+    def __init__(self, clock: Callable[[], int], outcome: StageFailure | Cancelled | None) -> None:
+        self.clock = clock
+        self._outcome = outcome
+
+    def check_running(self) -> None:
+        """It has begun."""
+
+    def fail(self, failure: StageFailure) -> None:
+        """It cannot fail any more."""
+
+    def shut_down(self) -> None:
+        """That is done."""
+
+    def raise_outcome(self) -> NoReturn:
+        """Raise what ended the run, once more."""
+        assert self._outcome is not None
+        raise self._outcome
+
+    def exhausted(self, name: str) -> None:
+        """Raise what ended the run, if it was not the end of the input."""
+        if self._outcome is not None:
+            raise self._outcome
+
+
 class Delivery(Generic[Item]):
     """What comes out of one sink, for the caller's thread to iterate."""
 
     def __init__(self, run: Recipient, stage: Stage, channel: Channel[Any, Item]) -> None:
-        self._run = run
+        self._run: Recipient = run
         self._channel = channel
         self._exclusive: bool = getattr(stage.admission, "exclusive", False)
         self.stage = stage
@@ -91,6 +118,10 @@ class Delivery(Generic[Item]):
     def _finish(self) -> None:
         self.end(self._run.clock())
         self._run.exhausted(self.stage.name)
+
+    def let_go(self, outcome: StageFailure | Cancelled | None) -> None:
+        """Refer to the run no more, now that it is over."""
+        self._run = _Over(self._run.clock, outcome)
 
     def end(self, now: int) -> None:
         """Stop counting, unless that has been done."""

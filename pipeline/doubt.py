@@ -48,6 +48,10 @@ class Doubts:
         """Take the channels in front of stages, those in front of sinks, and what counts the workers not yet ended."""
         self._inner, self._sinks, self._working = inner, sinks, working
 
+    def forget(self) -> None:
+        """Look out for nothing any more, now that the run is over."""
+        self._inner, self._sinks, self._working = (), (), None
+
     def look(self) -> None:
         """Let the senders of the channels in doubt know if it has become certain. Called without a lock."""
         every = [*self._inner, *self._sinks]

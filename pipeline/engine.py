@@ -13,9 +13,7 @@ rather than call one of these: the handler may have interrupted a channel that h
 Ownership: `_control`, `_working` and `_alive` belong to `_lock`, and so does adding workers, gates and threads.
 """
 
-import sys
 import threading
-import traceback
 from _thread import allocate_lock
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -29,13 +27,13 @@ from pipeline.channel import Channel
 from pipeline.control import LIVE, Action, Control, State
 from pipeline.delivery import Delivery
 from pipeline.errors import Cancelled, Label, PipelineError, StageFailure, ThreadsLeft
-from pipeline.gate import SLICE, Gate
+from pipeline.gate import Gate, wait_in_slices
 from pipeline.launch import Launch
 from pipeline.stage import Kind, Sink, Stage
 from pipeline.statistics import RunStatistics, StageStatistics
 from pipeline.trace import Trace
 from pipeline.turnstile import Turnstile
-from pipeline.watchdog import Sight, Stuck, View, Watch, Watchdog
+from pipeline.watchdog import Sight, Stuck, View, Watch, Watchdog, stack_of
 from pipeline.worker import Surroundings, Worker
 
 Item = TypeVar("Item")
@@ -120,6 +118,8 @@ class Run:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.shut_down()
+        if not self._left:
+            self._let_go()
         problems = [] if self._told or not isinstance(self._outcome, StageFailure) else [self._outcome]
         unsaid: list[PipelineError] = [*problems, *([self._left] if self._left else [])]
         self._told = True
@@ -233,7 +233,7 @@ class Run:
             return Stuck(sight.stage, 0, "", "what waits there", doing, sight.seconds, "")
         item = self._parts.workers_of(sight.stage)[sight.worker].in_hand()[1]
         name = f"{self.name}.{sight.stage}-{sight.worker}"
-        stacks = [_stack_of(thread) for thread, _ in tuple(self._threads) if thread.name == name]
+        stacks = [stack_of(thread) for thread, _ in tuple(self._threads) if thread.name == name]
         return Stuck(sight.stage, sight.worker, name, item, doing, sight.seconds, "".join(stacks))
 
     # What workers report, in their own threads.
@@ -334,15 +334,15 @@ class Run:
     def _join(self, deadline: float) -> None:
         left = {}
         for launch in self._launches:
-            _wait_in_slices(launch.over, deadline)
+            wait_in_slices(launch.over, deadline)
         for thread, gate in tuple(self._threads):
             if thread.ident is None:
                 continue  # it never started, and will not
             # The gate first: an interrupted Thread.join takes a living thread for a dead one (CPython 3.11).
-            if _wait_in_slices(gate.wait, deadline):
+            if wait_in_slices(gate.wait, deadline):
                 thread.join()
             else:
-                left[thread.name] = _stack_of(thread)
+                left[thread.name] = stack_of(thread)
         if left:
             self._left = ThreadsLeft(left, self._grace)
         for sink in self._sinks.values():
@@ -350,6 +350,13 @@ class Run:
         if self._finished is None:
             self._finished = self.clock()
         self._joined = True
+
+    def _let_go(self) -> None:
+        """Cut the cycles that lead back here: memory goes with the last reference, and waits for no collector."""
+        self._watch = None
+        self._parts.let_go()
+        for sink in self._sinks.values():
+            sink.let_go(self._outcome)
 
     # What the caller's thread asks for.
 
@@ -362,7 +369,7 @@ class Run:
     def _settle(self) -> None:
         """Wait for the stages that are still at work, and raise if one of them fails."""
         try:
-            _wait_in_slices(self._over.wait, float("inf"))
+            wait_in_slices(self._over.wait, float("inf"))
         except BaseException:
             self.shut_down()
             raise
@@ -386,15 +393,3 @@ class Run:
         """Raise if the run has not begun."""
         if self._began is None:
             raise PipelineError(f"this run of {self.name!r} has not begun: use `with graph.start() as run:`")
-
-
-def _wait_in_slices(wait: Callable[[float], bool], deadline: float) -> bool:
-    """Wait until the deadline."""
-    while not (over := wait(min(SLICE, max(0.0, deadline - monotonic())))) and monotonic() < deadline:
-        pass
-    return over
-
-
-def _stack_of(thread: threading.Thread) -> str:
-    frame = sys._current_frames().get(thread.ident or 0)
-    return "".join(traceback.format_stack(frame)) if frame else "(its stack could not be read)\n"

@@ -5,6 +5,8 @@ unlike threading.Event, which may lose its lock. Ownership: a gate is opened by 
 """
 
 from _thread import allocate_lock
+from collections.abc import Callable
+from time import monotonic
 
 SLICE = 0.2
 """Seconds that the caller's thread waits at a time: CPython notices a Ctrl-C that comes as a wait begins only when that
@@ -32,3 +34,10 @@ class Gate:
         if not self.is_open and self._closed.acquire(timeout=seconds):
             self._closed.release()
         return self.is_open
+
+
+def wait_in_slices(wait: Callable[[float], bool], deadline: float) -> bool:
+    """Wait until a moment of the monotonic clock in the caller's thread; return whether it came about."""
+    while not (over := wait(min(SLICE, max(0.0, deadline - monotonic())))) and monotonic() < deadline:
+        pass
+    return over

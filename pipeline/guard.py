@@ -39,6 +39,11 @@ class Tally:
             error.add_note(f"{attempt.skipped} of {attempt.items} items of this stage had been skipped: {self._policy}")
         return verdict
 
+    def settle(self) -> None:
+        """Note how many items there were, now that there will be no more: who counts them need not be kept."""
+        items = self._items()
+        self._items = lambda: items
+
     def check_end(self) -> None:
         """Raise if too many were skipped, now that the stage has ended."""
         with self._lock:

@@ -17,6 +17,9 @@ Ownership: `Patience` belongs to the watch's thread; sights are what that thread
 """
 
 import logging
+import sys
+import threading
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -212,3 +215,9 @@ class Watch:
 
     def _fail(self, stuck: Stuck, error: PipelineError) -> None:
         self._view.fail(StageFailure(stuck.stage, stuck.worker, {}, stuck.item, error))
+
+
+def stack_of(thread: threading.Thread) -> str:
+    """Return where a thread stands, as a traceback shows it."""
+    frame = sys._current_frames().get(thread.ident or 0)
+    return "".join(traceback.format_stack(frame)) if frame else "(its stack could not be read)\n"

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from enum import Enum
+from time import perf_counter_ns
 from typing import Any, Final
 
 from pipeline.channel import Channel
@@ -38,6 +39,14 @@ class Surroundings:
     ended: Callable[["Worker"], None]
     pause: Callable[[float], None]
     """Wait so many seconds, but no longer than the run lasts: then Cancelled is raised."""
+
+
+def _nobody(*_: object) -> None:
+    pass
+
+
+OVER: Final = Surroundings(perf_counter_ns, None, None, _nobody, _nobody, _nobody, _nobody)
+"""What is around the workers of a run that is over."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +112,10 @@ class Worker:
         abort = getattr(self._context, "abort", None)
         if abort is not None:
             abort()
+
+    def let_go(self) -> None:
+        """Refer to the run no more, now that it is over."""
+        self._run = OVER
 
     def run(self) -> None:
         """Work until the input ends or the run does."""

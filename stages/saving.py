@@ -9,6 +9,7 @@ its bank stays as it is.
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Final
 
 import msgspec
 import numpy as np
@@ -21,6 +22,9 @@ from stages.loss_scale import ScaleState
 from stages.memory import Bank
 from stages.optimizer import Moments
 from stages.parameters import parameter_shapes
+
+TURN: Final = object()
+"""What a checkpoint holds while it is under way, since there is room for one."""
 
 
 class Snapshot:
@@ -38,7 +42,7 @@ class Snapshot:
         self._banks = banks
         self._own = [Arena(parameter_shapes(geometry)) for _ in range(config.delay)] if self._copies else []
         self._leases: list[Lease[Bank]] = []  # of the older versions, without copies
-        self._free = Pool([self])
+        self._free = Pool([TURN])
         self.moments = Moments(geometry) if self._copies else moments
         self.older: Mapping[int, Arena] = {}
         """The versions before the newest that the delay still needs; set by `take`, good until `release`."""
@@ -75,7 +79,7 @@ class Snapshot:
     def release(self) -> None:
         """Let the next update, or the next checkpoint, go on."""
         self._release_leases()
-        self._free.give_back(self)
+        self._free.give_back(TURN)
 
     def abort(self) -> None:
         """Wake who waits with `Cancelled`."""

@@ -1,6 +1,5 @@
 """One run in its run directory, from the text to the last picture."""
 
-import gc
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -79,9 +78,7 @@ def train(config: Config, out: Path, mode: RunMode = RunMode.NEW, *, tuned: bool
         if start is not None and start.step == resolved.steps:
             return _finished(resolved, run)
         with numerics(resolved):
-            outcome = _train(resolved, run, data, start, choice)
-        gc.collect()  # a pipeline refers to itself: else its arrays might still be there beside those of the next run
-        return outcome
+            return _train(resolved, run, data, start, choice)
 
 
 def saved_config(out: Path) -> Config:

@@ -1,0 +1,104 @@
+"""A run that was left is gone with its last reference: no cycle of it waits for the collector."""
+
+import gc
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from pipeline import Cancelled, Gather, Graph, Run, SkipFailed, StageFailure, Watchdog
+
+pytestmark = pytest.mark.timeout(60)
+
+
+class Heavy:
+    """What a user's stage holds."""
+
+    def __call__(self, item: int) -> int:
+        if item == 13:
+            raise ValueError("thirteen")
+        return item
+
+    def abort(self) -> None:
+        """Nothing waits here."""
+
+
+def add(items: list[int]) -> int:
+    return sum(items)
+
+
+@pytest.fixture(autouse=True)
+def no_collector() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def graph_of(heavy: Heavy, count: int) -> Graph:
+    graph = Graph("heavy")
+    numbers = graph.source("numbers", range(count))
+    work = graph.stage("work", heavy, after=numbers, workers=3, ordered=True, limit=30.0)
+    pairs = graph.stage("pairs", add, after=work, gather=Gather(key=lambda item: item // 2, count=2))
+    graph.sink("out", after=pairs, when=lambda item: item >= 0)
+    return graph
+
+
+def left_behind(work: Callable[[Heavy], Run]) -> list[object]:
+    """Run it, and return what of it is still there when nothing of it is in our hands."""
+    heavy = Heavy()
+    watched = weakref.ref(heavy), weakref.ref(work(heavy))
+    del heavy
+    return [each() for each in watched if each() is not None]
+
+
+def test_after_the_end_of_the_input() -> None:
+    def whole(heavy: Heavy) -> Run:
+        with graph_of(heavy, 12).start(resources=[heavy], watchdog=Watchdog(after=30)) as run:
+            assert sum(run) == sum(range(12))
+        assert run.statistics()["work"].items_in == 12
+        return run
+
+    assert left_behind(whole) == []
+
+
+def test_left_in_the_middle() -> None:
+    def part(heavy: Heavy) -> Run:
+        with graph_of(heavy, 12).start(resources=[heavy]) as run:
+            next(iter(run))
+        return run
+
+    assert left_behind(part) == []
+
+
+def test_with_items_skipped_and_counted() -> None:
+    def skipping(heavy: Heavy) -> Run:
+        graph = Graph("skips")
+        work = graph.stage("work", heavy, after=graph.source("numbers", range(20)), on_error=SkipFailed())
+        graph.sink("out", after=work)
+        with graph.start() as run:
+            assert len(list(run)) == 19
+        assert run.statistics()["work"].skipped == 1
+        return run
+
+    assert left_behind(skipping) == []
+
+
+def test_a_sink_that_outlives_its_run_says_how_that_ended() -> None:
+    ended: Iterator[Any] = iter(())
+    failed = left = ended
+    with graph_of(Heavy(), 12).start() as run:
+        ended = iter(run)
+        list(ended)
+    with pytest.raises(StageFailure, match="thirteen"), graph_of(Heavy(), 20).start() as run:
+        failed = iter(run)
+        list(failed)
+    with graph_of(Heavy(), 12).start() as run:
+        left = iter(run)
+    del run
+    assert list(ended) == []
+    with pytest.raises(StageFailure, match="thirteen"):
+        next(failed)
+    with pytest.raises(Cancelled):
+        next(left)
