@@ -13,8 +13,8 @@ may be fused in it, but nothing is reassociated, so that a two-part constant sta
 
 A compiled kernel holds the code of those it calls, but Numba's cache looks only at the file of the outermost one, and
 would run yesterday's inner kernel after an edit or an upgrade. So every cache entry is stamped with a digest of all the
-package's sources. And of several copies of an inner kernel a process would run the one that it loaded first, so the
-copies are private (`kernels.private_code`).
+package's sources, and several processes may write it at once (`kernels.cache`). And of several copies of an inner
+kernel a process would run the one that it loaded first, so the copies are private (`kernels.private_code`).
 
 With ``NUMBA_DISABLE_JIT=1`` all of them return the function unchanged, and everything runs as Python and NumPy.
 """
@@ -26,6 +26,7 @@ from typing import Any, TypeVar, cast
 
 import numba
 
+from kernels.cache import CacheFile
 from kernels.private_code import PrivateCompiler
 
 Function = TypeVar("Function", bound=Callable[..., object])
@@ -60,9 +61,9 @@ def _compiled(function: Function, **options: Any) -> Function:
     """Return `function` as a Numba dispatcher that checks no bounds, holds no GIL and is cached under the digest."""
     jit = numba.njit(cache=True, pipeline_class=PrivateCompiler, **_COMMON, **options)
     dispatcher = jit(function)
-    index: Any = getattr(getattr(dispatcher, "_cache", None), "_cache_file", None)
-    if hasattr(index, "_source_stamp"):  # Numba has no public way to say what a cache entry depends on
-        index._source_stamp = SOURCES_DIGEST
+    cache: Any = getattr(dispatcher, "_cache", None)
+    if hasattr(cache, "_cache_file"):  # Numba has no public way to say where entries lie and what they depend on
+        cache._cache_file = CacheFile(cache.cache_path, cache._impl.filename_base, SOURCES_DIGEST)
     return cast(Function, dispatcher)
 
 

@@ -1,0 +1,66 @@
+"""Compiled kernels on disk, in files that several processes may write at once.
+
+Numba keeps an index beside numbered files and writes both without a lock. Of two processes that compile a kernel at the
+same time, for two signatures, both may take the same number, and one signature is given the machine code of the other
+from then on; and after an edit the new index stands beside yesterday's code for a moment. Here an entry is one file:
+its name follows from all that it is an entry of, the digest of the sources included, and it appears whole or not at
+all. So there is nothing that two processes could get out of step.
+
+Ownership: the files of one kernel belong to every process that has its sources; any may write or remove any of them.
+"""
+
+import contextlib
+import glob
+import hashlib
+import pickle
+import uuid
+from pathlib import Path
+from typing import Any
+
+import numba
+from numba.core.serialize import dumps
+
+
+class CacheFile:
+    """The entries of one kernel, in the place of Numba's `IndexDataCacheFile`: a key is a signature on a processor."""
+
+    def __init__(self, folder: str, base: str, stamp: str) -> None:
+        """`base`: what the names of the kernel's files begin with; `stamp`: what entries depend on besides the key."""
+        self._folder = Path(folder)
+        self._base = base
+        self._stamp = hashlib.sha256(f"{numba.__version__} {stamp}".encode()).hexdigest()[:12]
+
+    def save(self, key: Any, data: Any) -> None:
+        """Keep an entry, and remove those that were made of other sources."""
+        path = self._path(key)
+        aside = path.with_name(f"{path.name}.{uuid.uuid4().hex[:16]}")
+        try:
+            aside.write_bytes(dumps((key, data)))
+            aside.replace(path)
+        except BaseException:
+            aside.unlink(missing_ok=True)
+            raise
+        self._remove(keep=f"{self._base}.{self._stamp}.")
+
+    def load(self, key: Any) -> Any:
+        """Return the entry of a key, or None."""
+        try:
+            found, data = pickle.loads(self._path(key).read_bytes())  # noqa: S301 - what Numba keeps is pickled
+        except Exception:  # not there, or spoilt in whatever way: it is compiled and written again
+            return None
+        return data if found == key else None
+
+    def flush(self) -> None:
+        """Remove every entry."""
+        self._remove(keep=None)
+
+    def _path(self, key: Any) -> Path:
+        name = hashlib.sha256(repr(key).encode()).hexdigest()[:24]
+        return self._folder / f"{self._base}.{self._stamp}.{name}.nbc"
+
+    def _remove(self, keep: str | None) -> None:
+        """Remove the kernel's files, Numba's own too, but for those whose names begin with `keep`."""
+        for path in self._folder.glob(f"{glob.escape(self._base)}.*nb[ci]"):
+            if keep is None or not path.name.startswith(keep):
+                with contextlib.suppress(OSError):  # another process was faster, or reads it just now (Windows)
+                    path.unlink()
