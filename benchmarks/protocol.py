@@ -9,9 +9,7 @@ from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
 
-from stages.asked import Asked
-
-ROOT = Path(__file__).parents[1]
+from stages.asked import Asked, command_of
 
 FLOAT32 = "float32"
 """The precision whose name tables leave out."""
@@ -87,7 +85,7 @@ class Worker(Asked):
             "side": side.name, "config": config, "sizes": asdict(sizes), "delay": delay, "precision": precision,
             "folder": str(folder) if folder else None, "cpus": list(cpus) if cpus else None,
         }  # fmt: skip
-        super().__init__(["-m", "benchmarks.worker"], task, cwd=ROOT)
+        super().__init__(command_of("benchmarks.worker"), task)
 
     @property
     def name(self) -> str:

@@ -18,14 +18,24 @@ class WorkerError(RuntimeError):
     """A process ended before it had answered; its own words are above."""
 
 
+def command_of(module: str, *arguments: str) -> list[str]:
+    """Return the command that runs a module of ours as `python -m` does, with the import path of this process.
+
+    Not `-m` itself: that looks into the current folder first, where a user may have a package `pipeline` of his own.
+    """
+    boot = (
+        "import json, runpy, sys; sys.path[:] = json.loads(sys.argv.pop(1)); "
+        "runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)"
+    )
+    return [sys.executable, "-P", "-c", boot, json.dumps(sys.path), module, *arguments]
+
+
 class Asked:
     """Another process that serves (`serve`). Used as a context manager; leaving ends the process."""
 
-    def __init__(self, command: Sequence[str], task: Any, cwd: Path | None = None) -> None:
-        """`command`: what follows the interpreter; `task`: its first line, which it does not answer."""
-        self._process = subprocess.Popen(
-            [sys.executable, *command], cwd=cwd, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
+    def __init__(self, command: Sequence[str], task: Any) -> None:
+        """`task`: its first line, which it does not answer."""
+        self._process = subprocess.Popen(command, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self._send(task)
 
     @property

@@ -10,7 +10,6 @@ import json
 import os
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -23,6 +22,7 @@ import msgspec
 
 from kernels import GemmBackend, blas_info
 from pipeline import available_cores
+from stages.asked import command_of
 from stages.bench_check import check_kernels, check_schedules, odd
 from stages.bench_kernels import kernel_bench, reduce_bytes, time_case, update_bytes
 from stages.bench_peaks import measure_peaks
@@ -257,7 +257,7 @@ def measure_start(config: Config, starts: int, environment: dict[str, str]) -> S
     for _ in range(starts):
         begun = json.dumps({"start": time.monotonic()})
         answer = subprocess.run(
-            [sys.executable, "-m", "stages.bench_worker", begun], input=json.dumps(json.loads(to_json(config))) + "\n",
+            command_of("stages.bench_worker", begun), input=json.dumps(json.loads(to_json(config))) + "\n",
             env={**os.environ, **environment}, stdout=subprocess.PIPE, text=True, check=True,
         )  # fmt: skip
         reached.append(json.loads(answer.stdout))

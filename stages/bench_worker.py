@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, cast
 
-from stages.asked import Asked, answers_only, resident, serve
+from stages.asked import Asked, answers_only, command_of, resident, serve
 
 ENDLESS = 1_000_000_000
 
@@ -46,7 +46,7 @@ class Worker(Asked):
         """`config`: resolved, as JSON."""
         self.way = way
         how = json.dumps({"way": way.name, "cores": cores})
-        super().__init__(["-m", "stages.bench_worker", how], json.loads(config))
+        super().__init__(command_of("stages.bench_worker", how), json.loads(config))
 
     @property
     def name(self) -> str:

@@ -8,6 +8,7 @@ Numba compiles one kernel at a time in a process. So where something has to be c
 backward pass, the largest part, while this one compiles the rest, and this one loads it from the cache then.
 """
 
+import os
 import subprocess
 import sys
 import threading
@@ -19,6 +20,7 @@ from loguru import logger
 from numba.core import event
 
 from pipeline import available_cores
+from stages.asked import command_of
 from stages.config import Config, ModelConfig, Precision, resolve
 from stages.data import RandomTokens, TokenIds
 from stages.evaluate import Evaluator
@@ -117,24 +119,32 @@ def _compile(rehearsal: _Rehearsal, precision: Precision, say: Callable[[str], N
 
 @contextmanager
 def _helper(precision: Precision, wanted: bool) -> Iterator[Callable[[], object]]:
-    """Compile the backward pass in another process, and give a function that waits for it; it never outlives this.
+    """Compile the backward pass in another process, and give a function that waits for it; it does not outlive this.
 
     If it fails, nothing is lost but time: what it did not compile is compiled here.
     """
     if not wanted:
         yield lambda: None
         return
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "stages.warmup", precision.value],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        yield process.wait
-    finally:
-        process.kill()
-        process.wait()
+    command = command_of("stages.warmup", precision.value)
+    null = subprocess.DEVNULL
+    # Nothing is said to its input, which ends when this process does, however it does, and the other one with it.
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=null, stderr=null) as process:
+
+        def wait() -> None:
+            if status := process.wait():
+                logger.info("the second process that compiles ended with status {}: this will take longer", status)
+
+        try:
+            yield wait
+        finally:
+            process.kill()
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that started it has ended, however it did."""
+    os.read(sys.stdin.fileno(), 1)  # not through the buffer, whose lock Python needs at its end
+    os._exit(1)
 
 
 def _help(precision: Precision) -> None:
@@ -159,4 +169,5 @@ def _tiny_training(precision: Precision) -> Training:
 
 
 if __name__ == "__main__":
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _help(Precision(sys.argv[1]))

@@ -1,11 +1,16 @@
 """Compiling before a run: who compiles what, and that a second process never outlives the first."""
 
+import os
 import subprocess
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import pytest
+from loguru import logger
 
+from kernels.jit import JIT_ENABLED
 from stages import warmup
+from stages.asked import command_of
 from stages.settings import Precision
 from stages.warmup import compile_kernels
 
@@ -15,15 +20,23 @@ pytestmark = pytest.mark.timeout(240)  # in a fresh clone kernels are compiled h
 class FakeProcess:
     """Stands for the second process."""
 
+    status = 0
+
     def __init__(self, arguments: list[str], **options: Any) -> None:
         self.arguments = arguments
         self.said: list[str] = []
         self.options = options
         started.append(self)
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.said.append("leave")
+
     def wait(self) -> int:
         self.said.append("wait")
-        return 0
+        return self.status
 
     def kill(self) -> None:
         self.said.append("kill")
@@ -32,7 +45,7 @@ class FakeProcess:
 started: list[FakeProcess] = []
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def processes(monkeypatch: pytest.MonkeyPatch) -> list[FakeProcess]:
     started.clear()
     monkeypatch.setattr(subprocess, "Popen", FakeProcess)
@@ -49,14 +62,27 @@ def test_the_second_process_is_waited_for_and_ended(processes: list[FakeProcess]
     with warmup._helper(Precision.BF16, wanted=True) as wait:
         wait()
     (process,) = processes
-    assert process.arguments[-3:] == ["-m", "stages.warmup", "bf16"]
-    assert process.said == ["wait", "kill", "wait"]
+    assert process.arguments[-2:] == ["stages.warmup", "bf16"]
+    assert process.said == ["wait", "kill", "leave"]
 
 
 def test_an_error_ends_the_second_process(processes: list[FakeProcess]) -> None:
     with pytest.raises(KeyboardInterrupt), warmup._helper(Precision.BF16, wanted=True):
         raise KeyboardInterrupt
-    assert processes[0].said == ["kill", "wait"]
+    assert processes[0].said == ["kill", "leave"]
+
+
+@pytest.mark.usefixtures("processes")
+def test_a_second_process_that_fails_is_not_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FakeProcess, "status", 3)
+    said: list[str] = []
+    sink = logger.add(lambda message: said.append(str(message)), level="INFO", format="{message}")
+    try:
+        with warmup._helper(Precision.BF16, wanted=True) as wait:
+            wait()
+    finally:
+        logger.remove(sink)
+    assert "status 3" in "".join(said)
 
 
 def test_kernels_that_are_there_are_loaded_without_a_word_and_without_a_second_process(
@@ -73,3 +99,22 @@ def test_kernels_that_are_there_are_loaded_without_a_word_and_without_a_second_p
 @pytest.mark.parametrize("precision", [Precision.FLOAT32, Precision.BF16])
 def test_backward_can_be_compiled_before_forward(precision: Precision) -> None:
     warmup._help(precision)
+
+
+@pytest.mark.skipif(not JIT_ENABLED, reason="there is nothing to compile")
+class TestTheProcess:
+    def test_it_works_where_the_user_has_packages_of_our_names(self, tmp_path: Path) -> None:
+        compile_kernels()
+        for name in ("pipeline", "kernels", "stages"):
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "__init__.py").write_text("raise ImportError('not the one')")
+        command = command_of("stages.warmup", "float32")
+        with subprocess.Popen(command, cwd=tmp_path, stdin=subprocess.PIPE) as process:
+            assert process.wait() == 0
+
+    def test_it_ends_with_the_one_that_started_it(self, tmp_path: Path) -> None:
+        """Its input ends, as when that one is killed, while it has everything to compile."""
+        environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+        process = subprocess.Popen(command_of("stages.warmup", "bf16"), env=environment, stdin=subprocess.PIPE)
+        process.communicate()
+        assert process.returncode == 1
