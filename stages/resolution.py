@@ -17,7 +17,6 @@ from stages.settings import (
     Gemm,
     LossScaleConfig,
     LossScaling,
-    ModelConfig,
     Precision,
     ThreadsConfig,
     TokenizerKind,
@@ -174,9 +173,10 @@ def resolve(config: Config, cores: int, vocabulary: int | None = None) -> Config
     cores = max(1, cores)
     size = config.micro_batch or _choose_micro_batch(config, cores)
     items = config.sequences // size
-    shared = _shares_lanes(config, model) if config.shared_lanes is None else config.shared_lanes
     most = min(cores, items, _most_lanes(config))
-    lanes = config.lanes or (-(-most // 2) if shared else most)
+    fewer = config.lanes or -(-most // 2)
+    shared = _shares_lanes(config, items * size, most - fewer) if config.shared_lanes is None else config.shared_lanes
+    lanes = config.lanes or (fewer if shared else most)
     backward = min(cores, items if shared else lanes)
     chosen = {"embed": 1, "forward": cores, "backward": backward, "reduce": cores, "update": cores, "blas": 1}
     threads = ThreadsConfig(**{name: getattr(threads, name) or count for name, count in chosen.items()})
@@ -227,8 +227,14 @@ def _default_gemm(threads: ThreadsConfig) -> Gemm:
     return Gemm.BLAS if blas_info(load=False).backend is GemmBackend.BLAS else Gemm.NUMBA
 
 
-def _shares_lanes(config: Config, model: ModelConfig) -> bool:
-    return config.precision not in _COPIES and parameter_count(model.geometry()) > SHARED
+def _shares_lanes(config: Config, sequences: int, saved: int) -> bool:
+    """Choose shared lanes where lanes are large, and `saved` of them more than what is kept of a batch's sequences."""
+    from stages.lane_turns import kept_bytes  # with Numba, as below
+
+    geometry = config.model.geometry()
+    parameters = parameter_count(geometry)
+    large = config.precision not in _COPIES and parameters > SHARED
+    return large and saved * parameters * 4 > kept_bytes(geometry, 1, sequences)
 
 
 def _most_lanes(config: Config) -> int:

@@ -64,7 +64,7 @@ def train(config: Config, out: Path, mode: RunMode = RunMode.NEW, *, tuned: bool
     with RunDirectory.claim(out, mode) as run:
         start = _last_checkpoint(run) if mode is RunMode.RESUME else None
         if start is not None:
-            config = _with_saved_precision(config, run)
+            config = _as_begun(config, run)
         if choice is None:  # what was begun goes on, however slowly this machine does it
             choice = choose_here(config, allow_slow=start is not None)
         config = with_precision(config, choice.precision)
@@ -121,12 +121,14 @@ def _prepare(config: Config, run: RunDirectory, mode: RunMode) -> Dataset:
     return data
 
 
-def _with_saved_precision(config: Config, run: RunDirectory) -> Config:
-    """Answer a precision that is left open as it was answered when the run began: speeds may be others today."""
-    saved = saved_config(run.path) if is_open(config) else None
-    if saved is None or (config.precision is Precision.FLOAT32 and saved.precision not in FLOAT32_PRECISIONS):
+def _as_begun(config: Config, run: RunDirectory) -> Config:
+    """Answer what is left open, and decides the weights, as it was answered when the run began."""
+    saved = saved_config(run.path)
+    if config.shared_lanes is None:  # a run from before there were shared lanes has none
+        config = msgspec.structs.replace(config, shared_lanes=bool(saved.shared_lanes))
+    if not is_open(config) or (config.precision is Precision.FLOAT32 and saved.precision not in FLOAT32_PRECISIONS):
         return config
-    return msgspec.structs.replace(config, precision=saved.precision, matmul=saved.matmul)
+    return msgspec.structs.replace(config, precision=saved.precision, matmul=saved.matmul)  # speeds may be others today
 
 
 def _same_trajectory(config: Config, run: RunDirectory, data: Dataset, start: Checkpoint | None) -> Config:

@@ -19,6 +19,7 @@ from stages.config import (
     trajectory,
 )
 from stages.parameters import Geometry, parameter_count
+from stages.plan import memory_plan
 from tests.stages.config_support import configs, refusal, tiny
 
 
@@ -96,7 +97,7 @@ def test_sixteen_cores_have_a_lane_each_where_the_batch_and_the_memory_allow_it(
 
 
 def test_lanes_of_a_large_model_stay_few_and_are_shared() -> None:
-    for batch, cores, lanes, threads in ((4, 2, 1, 2), (4, 3, 2, 3), (4, 16, 2, 4), (64, 16, 4, 16), (1, 2, 1, 1)):
+    for batch, cores, lanes, threads in ((4, 2, 1, 2), (4, 3, 2, 3), (4, 16, 2, 4), (64, 16, 4, 16)):
         resolved = resolve(apply_overrides(load_config("gpt2"), [f"batch_size={batch}"]), cores)
         assert (resolved.lanes, resolved.shared_lanes, resolved.threads.backward) == (lanes, True, threads)
 
@@ -107,13 +108,30 @@ def test_lanes_of_a_large_model_stay_few_and_are_shared() -> None:
         (["precision=bf16"], 2, False),
         (["shared_lanes=false"], 2, False),
         (["precision=bf16", "shared_lanes=true"], 1, True),
-        (["lanes=2"], 2, True),
+        (["lanes=2"], 2, False),
+        (["batch_size=1"], 1, False),
+        (["model.context=1024", "batch_size=12", "gradient_accumulation_steps=40"], 2, False),
     ],
 )
 def test_lanes_are_shared_where_memory_counts_more_than_speed(overrides: list[str], lanes: int, shared: bool) -> None:
     resolved = resolve(apply_overrides(load_config("gpt2"), overrides), 2)
     assert (resolved.lanes, resolved.shared_lanes) == (lanes, shared)
     assert not resolve(load_config("large"), 2).shared_lanes
+    assert not resolve(load_config("gpt2"), 1).shared_lanes
+
+
+@given(
+    st.sampled_from([16, 64, 256, 1024]), st.integers(1, 16), st.sampled_from([1, 2, 8, 40, 480]), st.integers(1, 16)
+)
+@settings(deadline=None, max_examples=60)
+def test_lanes_that_are_shared_by_themselves_save_memory(context: int, batch: int, steps: int, cores: int) -> None:
+    sizes = (f"model.context={context}", f"batch_size={batch}", f"gradient_accumulation_steps={steps}")
+    chosen, apart = (
+        memory_plan(resolve(apply_overrides(load_config("gpt2"), [*sizes, *more]), cores))
+        for more in ((), ("shared_lanes=false",))
+    )
+    parts = ("gradient lanes", "input gradients")
+    assert sum(chosen[part] for part in parts) <= sum(apart[part] for part in parts)
 
 
 def test_no_slot_waits_for_a_version_that_is_far_away() -> None:

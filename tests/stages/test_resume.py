@@ -1,11 +1,13 @@
 """A run that is resumed goes on along the very trajectory of one that never stopped: at every τ, from every step."""
 
+import json
 from pathlib import Path
 
 import pytest
 
+from stages import resolution, session
 from stages.checkpoint import Checkpoint
-from stages.config import ConfigError
+from stages.config import ConfigError, apply_overrides
 from stages.data import DataError
 from stages.rundir import RunMode, read_metrics
 from stages.session import saved_config, train
@@ -85,6 +87,21 @@ class TestRun:
             assert outcome.step == steps
         assert files(tmp_path / "parts", 9) == files(tmp_path / "whole", 9)
         assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+
+    def test_a_run_from_before_there_were_shared_lanes_goes_on(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Where a new run of the same settings would share its lanes, and end with other bits."""
+        monkeypatch.setattr(resolution, "SHARED", 0)
+        monkeypatch.setattr(session, "available_cores", lambda: 4)
+        common = ("batch_size=8", "schedule.decay_steps=6")
+        assert resolution.resolve(story(tmp_path, *common, "model.vocab_size=30"), 4).shared_lanes
+        train(story(tmp_path, *common, "shared_lanes=false", "steps=6"), tmp_path / "whole")
+        train(story(tmp_path, *common, "shared_lanes=false", "steps=3"), tmp_path / "run")
+        path = tmp_path / "run" / "config.json"
+        path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "shared_lanes"}))
+        train(apply_overrides(saved_config(tmp_path / "run"), ["steps=6"]), tmp_path / "run", RunMode.RESUME)
+        assert files(tmp_path / "run", 6) == files(tmp_path / "whole", 6)
 
     def test_a_damaged_token_file_is_made_anew_and_the_run_goes_on(self, tmp_path: Path) -> None:
         common = ("steps=6", "schedule.decay_steps=6")
