@@ -15,27 +15,28 @@ import msgspec
 
 from stages.config import Config, load_config
 from stages.generate import generate
+from stages.log import configure
 from stages.model import Model
 from stages.sampling import SamplingSettings
 from stages.session import train
 
 
-def sample(run: Path, prompt: str = "\n", tokens: int = 200, seed: int = 1) -> str:
+def sample(run: Path, prompt: str | None = None, tokens: int = 200, seed: int = 1) -> str:
     """Return a continuation of the prompt by the newest model of a run, and print how fast it came."""
     model = Model.open(run)
     settings = SamplingSettings(temperature=0.8, top_k=40)
-    prompt_ids = model.tokenizer.encode(prompt)
+    prompt_ids = model.start() if prompt is None else model.tokenizer.encode(prompt)
     list(generate(model.weights, model.geometry, prompt_ids, 2, settings, seed))  # loads the kernels
     begin = time.perf_counter()
     ids = list(generate(model.weights, model.geometry, prompt_ids, tokens, settings, seed))
     seconds = time.perf_counter() - begin
     text = model.tokenizer.decode(ids)
-    print(prompt + text)
+    print((prompt or "") + text)
     print(f"\n{model.path}: {len(ids)} tokens, {len(ids) / seconds:,.0f} a second")
     return text
 
 
-def main(run: Path | None = None, prompt: str = "\n", steps: int = 200, config: Config | None = None) -> str:
+def main(run: Path | None = None, prompt: str | None = None, steps: int = 200, config: Config | None = None) -> str:
     """Sample from a run, or from a model trained for the occasion."""
     if run is not None:
         return sample(run, prompt)
@@ -46,5 +47,6 @@ def main(run: Path | None = None, prompt: str = "\n", steps: int = 200, config: 
 
 
 if __name__ == "__main__":
+    configure()
     arguments = sys.argv[1:]
-    main(Path(arguments[0]) if arguments else None, arguments[1] if len(arguments) > 1 else "\n")
+    main(Path(arguments[0]) if arguments else None, arguments[1] if len(arguments) > 1 else None)

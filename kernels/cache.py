@@ -12,55 +12,44 @@ Ownership: the files of one kernel belong to every process that has its sources;
 import contextlib
 import glob
 import hashlib
-import pickle
-import uuid
 from pathlib import Path
 from typing import Any
 
 import numba
-from numba.core.serialize import dumps
+from numba.core.caching import IndexDataCacheFile
 
 
-class CacheFile:
-    """The entries of one kernel, in the place of Numba's `IndexDataCacheFile`: a key is a signature on a processor."""
+class CacheFile(IndexDataCacheFile):  # type: ignore[misc]  # Numba has no types
+    """The entries of one kernel; a key is a signature on a processor. Reading and writing a file is left to Numba."""
 
     def __init__(self, folder: str, base: str, stamp: str) -> None:
         """`base`: what the names of the kernel's files begin with; `stamp`: what entries depend on besides the key."""
-        self._folder = Path(folder)
-        self._base = base
-        self._stamp = hashlib.sha256(f"{numba.__version__} {stamp}".encode()).hexdigest()[:12]
+        super().__init__(folder, base, stamp)
+        digest = hashlib.sha256(f"{numba.__version__} {stamp}".encode()).hexdigest()[:12]
+        self._base, self._ours = base, f"{base}.{digest}."
 
     def save(self, key: Any, data: Any) -> None:
         """Keep an entry, and remove those that were made of other sources."""
-        path = self._path(key)
-        aside = path.with_name(f"{path.name}.{uuid.uuid4().hex[:16]}")
-        try:
-            aside.write_bytes(dumps((key, data)))
-            aside.replace(path)
-        except BaseException:
-            aside.unlink(missing_ok=True)
-            raise
-        self._remove(keep=f"{self._base}.{self._stamp}.")
+        self._save_data(self._name(key), data)
+        self._remove(keep=self._ours)
 
     def load(self, key: Any) -> Any:
         """Return the entry of a key, or None."""
         try:
-            found, data = pickle.loads(self._path(key).read_bytes())  # noqa: S301 - what Numba keeps is pickled
+            return self._load_data(self._name(key))
         except Exception:  # not there, or spoilt in whatever way: it is compiled and written again
             return None
-        return data if found == key else None
 
     def flush(self) -> None:
         """Remove every entry."""
         self._remove(keep=None)
 
-    def _path(self, key: Any) -> Path:
-        name = hashlib.sha256(repr(key).encode()).hexdigest()[:24]
-        return self._folder / f"{self._base}.{self._stamp}.{name}.nbc"
+    def _name(self, key: Any) -> str:
+        return f"{self._ours}{hashlib.sha256(repr(key).encode()).hexdigest()[:32]}.nbc"
 
     def _remove(self, keep: str | None) -> None:
         """Remove the kernel's files, Numba's own too, but for those whose names begin with `keep`."""
-        for path in self._folder.glob(f"{glob.escape(self._base)}.*nb[ci]"):
+        for path in Path(self._cache_path).glob(f"{glob.escape(self._base)}.*nb[ci]"):
             if keep is None or not path.name.startswith(keep):
                 with contextlib.suppress(OSError):  # another process was faster, or reads it just now (Windows)
                     path.unlink()

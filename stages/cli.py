@@ -1,11 +1,15 @@
 """The command line. Each command imports what it needs when it runs, so that `--help` answers at once."""
 
+import os
+import signal
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 from loguru import logger
@@ -30,6 +34,17 @@ def main(log_level: str) -> None:
     threadloom sample runs/book --prompt "Once upon a time"
     """
     configure(LogLevel(log_level))
+    if threading.current_thread() is threading.main_thread():  # the only one that may set handlers, and gets signals
+        before = signal.signal(signal.SIGTERM, _terminate)
+        click.get_current_context().call_on_close(partial(signal.signal, signal.SIGTERM, before))
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which `docker stop` and systemd send: everything ends as after Ctrl-C, with another exit status."""
+
+
+def _terminate(number: int, frame: object) -> NoReturn:
+    raise Terminated
 
 
 def config_options(command: Any) -> Any:
@@ -80,29 +95,26 @@ def train(
     checkpoints/, whose models `transformers` opens as they are. Ctrl-C stops; --resume goes on from the last
     checkpoint, on exactly the trajectory of a run that was never interrupted.
     """
+    if resume and overwrite:
+        raise click.UsageError("--resume goes on with a run and --overwrite replaces it: give one of them")
+    if resume and config_name:
+        raise click.UsageError("--resume takes the run's own configuration: leave out --config (--set is allowed)")
+    if out is None and (resume or not estimate):
+        raise click.MissingParameter(param_hint="'--out'", param_type="option")
     if estimate:
         with explained():
             from stages.estimate import estimate_run, estimate_text
 
-            planned = _changed(_load(config_name), overrides, steps, texts)
+            planned = _changed(_begun(out) if out and resume else _load(config_name), overrides, steps, texts)
             click.echo(estimate_text(estimate_run(planned, tuned=not no_tuned)))
         return
-    if out is None:
-        raise click.MissingParameter(param_hint="'--out'", param_type="option")
-    with explained():
+    assert out is not None
+    with explained(partial(_left_by, out)):
         from stages.rundir import RunMode
-        from stages.session import saved_config, train
+        from stages.session import train
 
-        if resume and overwrite:
-            raise click.UsageError("--resume goes on with a run and --overwrite replaces it: give one of them")
-        if resume and config_name:
-            raise click.UsageError("--resume takes the run's own configuration: leave out --config (--set is allowed)")
-        if resume:
-            config = _changed(saved_config(out), overrides, steps, texts)
-            mode = RunMode.RESUME
-        else:
-            config = _changed(_load(config_name), overrides, steps, texts)
-            mode = RunMode.OVERWRITE if overwrite else RunMode.NEW
+        config = _changed(_begun(out) if resume else _load(config_name), overrides, steps, texts)
+        mode = RunMode.RESUME if resume else RunMode.OVERWRITE if overwrite else RunMode.NEW
         outcome = train(config, out, mode, tuned=not no_tuned)
         if outcome.val_loss is not None:
             click.echo(
@@ -110,19 +122,21 @@ def train(
             )
         if sample_tokens:
             click.echo("")
-            _sample(out, "\n", sample_tokens, 0.8, 40, 1.0, config.seed)
+            _sample(out, None, sample_tokens, 0.8, 40, 1.0, config.seed)
         click.echo(f"run directory: {out}")
 
 
 @main.command()
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--prompt", default="\n", help="The text to go on from.")
+@click.option("--prompt", help="The text to go on from.  [default: the beginning of a line]")
 @click.option("--tokens", type=click.IntRange(min=0), default=500, show_default=True, help="Tokens to generate.")
 @click.option("--temperature", type=float, default=0.8, show_default=True, help="Below 1 safer, 0 greedy.")
 @click.option("--top-k", type=click.IntRange(min=1), default=None, help="Choose among the K likeliest tokens only.")
 @click.option("--top-p", type=float, default=1.0, show_default=True, help="Choose among the likeliest that sum to P.")
 @click.option("--seed", type=click.IntRange(min=0), default=1337, show_default=True, help="Same seed, same text.")
-def sample(run: Path, prompt: str, tokens: int, temperature: float, top_k: int | None, top_p: float, seed: int) -> None:
+def sample(
+    run: Path, prompt: str | None, tokens: int, temperature: float, top_k: int | None, top_p: float, seed: int
+) -> None:
     """Generate text with the newest model of a RUN directory, or a checkpoint or GPT-2 folder."""
     with explained():
         begin = time.perf_counter()
@@ -218,16 +232,23 @@ def bench(
 
 
 @contextmanager
-def explained() -> Iterator[None]:
-    """Turn errors that a person can mend into one message and exit status 1; Ctrl-C into status 130."""
+def explained(left: Callable[[], str] = str) -> Iterator[None]:
+    """Turn errors that a person can mend into one message and exit status 1; Ctrl-C into status 130, SIGTERM into 143.
+
+    `left`: says, of what was interrupted, what is left of it.
+    """
     from pipeline import StageFailure
     from stages.settings import InputError
 
     try:
         yield
-    except KeyboardInterrupt:
-        logger.warning("stopped by Ctrl-C; what was saved before is whole (train --resume goes on from there)")
-        sys.exit(130)
+    except KeyboardInterrupt as interrupt:
+        terminated = isinstance(interrupt, Terminated)
+        logger.warning("stopped by {}{}", "SIGTERM" if terminated else "Ctrl-C", left())
+        sys.exit(143 if terminated else 130)
+    except BrokenPipeError:  # who read our output, `head` perhaps, has ended
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would try again at its end
+        sys.exit(1)
     except StageFailure as failure:
         cause = failure.__cause__
         logger.opt(exception=cause).debug("where it happened")
@@ -238,6 +259,21 @@ def explained() -> Iterator[None]:
         logger.opt(exception=error).debug("where it happened")
         logger.error("{}", error)
         sys.exit(1)
+
+
+def _left_by(out: Path) -> str:
+    from stages.rundir import RunDirectory
+
+    steps = RunDirectory(out).checkpoint_steps()
+    if not steps:
+        return "; there is no checkpoint yet"
+    return f"; the last checkpoint is that of step {steps[-1]:,} (train --resume goes on from there)"
+
+
+def _begun(out: Path) -> "Config":
+    from stages.session import saved_config
+
+    return saved_config(out)
 
 
 def _load(name: str | None) -> "Config":
@@ -263,7 +299,7 @@ def _changed(config: "Config", overrides: tuple[str, ...], steps: int | None, te
 
 
 def _sample(
-    run: Path, prompt: str, tokens: int, temperature: float, top_k: int | None, top_p: float, seed: int
+    run: Path, prompt: str | None, tokens: int, temperature: float, top_k: int | None, top_p: float, seed: int
 ) -> None:
     from stages.generate import generate
     from stages.model import Model
@@ -271,15 +307,19 @@ def _sample(
 
     model = Model.open(run)
     settings = SamplingSettings(temperature=temperature, top_k=top_k, top_p=top_p)
-    prompt_ids = model.tokenizer.encode(prompt)
-    said = prompt if prompt.strip() else ""
-    click.echo(said, nl=False)
+    prompt_ids = model.start() if prompt is None else model.tokenizer.encode(prompt)
+    said = prompt or model.tokenizer.decode(prompt_ids)
+    click.echo(said if said.strip() else "", nl=False)
     ids: list[int] = []
     shown = ""
-    for token in generate(model.weights, model.geometry, prompt_ids, tokens, settings, seed):
-        ids.append(token)
-        text = model.tokenizer.decode(ids)
-        if not text.endswith("\ufffd"):  # a character may be spread over several tokens
-            click.echo(text[len(shown) :], nl=False)
-            shown = text
+    try:
+        for token in generate(model.weights, model.geometry, prompt_ids, tokens, settings, seed):
+            ids.append(token)
+            text = model.tokenizer.decode(ids)
+            if not text.endswith("\ufffd"):  # a character may be spread over several tokens
+                click.echo(text[len(shown) :], nl=False)
+                shown = text
+    except KeyboardInterrupt:
+        click.echo("")
+        raise
     click.echo(model.tokenizer.decode(ids)[len(shown) :] if ids else "")

@@ -133,7 +133,9 @@ def apply_overrides(config: Config, overrides: Iterable[str]) -> Config:
         key, equals, text = override.partition("=")
         key = key.strip()
         if not equals:
-            raise ConfigError(override, "key=value", repr(override), "the equals sign is missing", "write delay=2")
+            raise ConfigError(
+                override, "key=value", repr(override), "the equals sign is missing", "write it as in delay=2"
+            )
         config = _replaced(config, key.split("."), _parsed(key, text.strip()))
     return config
 
@@ -150,7 +152,7 @@ def _parsed(key: str, text: str) -> object:
         raise _unknown(key, "a setting")
     kind = kinds[key]
     attempts: list[object] = [text, [text]]
-    if text.lower() in ("none", "auto", "null"):
+    if text.lower() in ("none", "auto", "null") and text not in _choices(kind):  # loss_scale.kind=none is a choice
         attempts.insert(0, None)
     with contextlib.suppress(msgspec.DecodeError):
         attempts.insert(0, msgspec.json.decode(text))
@@ -160,6 +162,16 @@ def _parsed(key: str, text: str) -> object:
         except msgspec.ValidationError:
             continue
     raise _mistyped(key, kind, repr(text))
+
+
+def _choices(kind: Any) -> list[Any]:
+    """Return the values of the enumeration that a setting is, or may be."""
+    found: list[Any] = []
+    for option in typing.get_args(kind) or (kind,):
+        if isinstance(option, enum.EnumType):
+            members: list[enum.Enum] = list(option)
+            found += [member.value for member in members]
+    return found
 
 
 def setting_types(section: type[msgspec.Struct] = Config, prefix: str = "") -> dict[str, Any]:
@@ -229,8 +241,16 @@ def _described(kind: Any) -> str:
     return words.get(kind, "null" if kind is type(None) else "a section")
 
 
+_OTHER_NAMES = {"bfloat16": "bf16", "float16": "fp16", "half": "fp16", "fp32": "float32", "f32": "float32"}
+"""What PyTorch and its users call a precision, and our name of it."""
+
+
 def _mistyped(key: str, kind: Any, found: str) -> ConfigError:
     cause = "a value of another type, or a misspelt choice"
+    word = found.strip("'\"").lower()
+    near = _OTHER_NAMES.get(word, _near(word, map(str, _choices(kind))))
+    if near in _choices(kind):
+        return ConfigError(key, _described(kind), found, cause, f"did you mean {near}?")
     return ConfigError(key, _described(kind), found, cause, f"give {key} {_described(kind)}")
 
 

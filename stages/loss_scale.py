@@ -124,6 +124,18 @@ class LossScaler:
             return f"{skipped} updates in a row, down to a loss scale of {used:g}"
         return f"{skipped} updates in a row at a loss scale of {used:g}" if skipped >= PATIENCE else None
 
+    @property
+    def suspects(self) -> str:
+        """What most likely makes gradients infinite, and what to do about it, in words."""
+        rate = "a learning rate that is too high, or a precision that is too narrow"
+        remedy = "start a new run with a lower optimizer.lr, a longer schedule.warmup, or precision=float32"
+        if self.settings.kind is LossScaling.STATIC:
+            scale = "a loss scale that is too high (lower loss_scale.initial, or loss_scale.kind=dynamic)"
+            return f"{scale}, {rate}; {remedy}"
+        if self.settings.kind is LossScaling.DYNAMIC and self.settings.backoff == 1.0:
+            return f"a loss scale that is too high and never lowered (loss_scale.backoff=0.5), {rate}; {remedy}"
+        return f"{rate}; {remedy}"
+
     def _lowered(self, used: float) -> float:
         """Return the scale after an overflow; one that is below the floor already stays."""
         if self.settings.kind is not LossScaling.DYNAMIC:

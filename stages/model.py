@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from kernels import Weights
+import numpy as np
+
+from kernels import TokenIds, Weights
 from pipeline import Arena
 from stages.checkpoint import Checkpoint, latest_checkpoint
 from stages.huggingface import CONFIG_FILE, load_model
@@ -11,7 +13,7 @@ from stages.manifest import MANIFEST_FILE
 from stages.memory import as_weights
 from stages.parameters import Geometry, parameter_shapes
 from stages.settings import InputError
-from stages.tokenizer import Tokenizer, load_tokenizer
+from stages.tokenizer import Tokenizer, TokenizerError, load_tokenizer
 
 TOKENIZER_FILE = "tokenizer.json"
 
@@ -35,6 +37,13 @@ class Model:
     def forms(self) -> None:
         """A model that is read is computed with in float32."""
         return
+
+    def start(self) -> TokenIds:
+        """Return what a text begins with where nothing is given: the end of a line, or id 0 where none is known."""
+        try:
+            return self.tokenizer.encode("\n")
+        except TokenizerError:  # it learned from a single line
+            return np.zeros(1, np.int32)
 
     @classmethod
     def open(cls, path: Path) -> "Model":

@@ -115,9 +115,7 @@ class Clip:
         if not finite and (reason := self._scaler.hopeless(before, scale)):
             raise TrainingDiverged(
                 f"the gradient of update {batch + 1} has norm {norm} (its loss was {loss:.4f}): needed a finite "
-                f"number; {reason}. Likely a learning rate that is too high, or a precision that is too narrow; start "
-                "a new run with a lower optimizer.lr, a longer schedule.warmup, or precision=float32. The checkpoints "
-                "before it are good"
+                f"number; {reason}. Likely {self._scaler.suspects}. Checkpoints from before are good"
             )
         target.scaler = self._scaler.after(before, scale, finite)
         scaled = Scaled(scale, not finite, target.scaler) if self._scaler.on else None

@@ -103,7 +103,7 @@ class Collect:
             raise TrainingDiverged(
                 f"the loss of update {batch + 1} is {loss} (micro-batches {bad}): needed a finite number. "
                 "Likely a learning rate that is too high or a clip that is off; start a new run with a lower "
-                "optimizer.lr, a longer schedule.warmup, or optimizer.clip=1.0. The checkpoints before it are good"
+                "optimizer.lr, a longer schedule.warmup, or optimizer.clip=1.0. Checkpoints from before are good"
             )
         if self._finish:
             self._finish()

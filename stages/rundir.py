@@ -100,8 +100,8 @@ class RunDirectory:
         return tuple(sorted(int(match[1]) for match in found if match))
 
     def holds_run(self) -> bool:
-        """Whether a run was started here."""
-        return self.config.is_file() or self.metrics.is_file() or self.checkpoints.is_dir()
+        """Whether a run was begun here; one that ended before its first update has left at most empty folders."""
+        return self.config.is_file() or self.metrics.is_file() or bool(self.checkpoint_steps())
 
     @classmethod
     @contextlib.contextmanager
@@ -120,7 +120,7 @@ class RunDirectory:
                 str(path), "a run to resume", "none", "it was never started, or lies in another folder",
                 "leave out --resume to start it, or give the run's own --out",
             )  # fmt: skip
-        if mode is not RunMode.RESUME and not run.holds_run() and _entries(path):
+        if mode is not RunMode.RESUME and not run.holds_run() and _entries(path) and not run.checkpoints.is_dir():
             raise RunDirectoryError(
                 str(path), "an empty or new folder, or one with a run", f"{', '.join(_entries(path)[:3])} in it",
                 "the folder is for something else", "give another --out",
@@ -142,7 +142,20 @@ class RunDirectory:
         with _only_writer(path):
             if mode is RunMode.OVERWRITE:
                 run._remove_run()
-            yield run
+            try:
+                yield run
+            except BaseException:
+                if not run.holds_run():
+                    run._unclaim()
+                raise
+
+    def _unclaim(self) -> None:
+        """Leave nothing of a run that did not begin, so that the same --out serves the next attempt."""
+        shutil.rmtree(self.data, ignore_errors=True)
+        with contextlib.suppress(OSError):  # where somebody has put something into it, it stays
+            self.checkpoints.rmdir()
+            (self.path / ".lock").unlink()
+            self.path.rmdir()
 
     def _remove_run(self) -> None:
         """Remove what a run leaves, and nothing that a person may have put beside it."""

@@ -33,7 +33,7 @@ from stages.precision import FLOAT32_PRECISIONS, Choice, choose_here, is_open, p
 from stages.report import SHOWN, Logged, Reporter
 from stages.rundir import MetricsLog, RunDirectory, RunMode, atomic_write, read_metrics
 from stages.settings import Precision
-from stages.text import read_text
+from stages.text import Text, read_text
 from stages.training import Output, Training, Validation
 from stages.tune import tuned_settings
 from stages.warmup import compile_kernels
@@ -61,6 +61,7 @@ def train(config: Config, out: Path, mode: RunMode = RunMode.NEW, *, tuned: bool
     validate(config)
     # What may refuse the run comes before the claim, which makes its folder, or removes the run that was in it.
     choice = choose_here(config) if mode is not RunMode.RESUME else None
+    text = read_text(config.data.text)
     with RunDirectory.claim(out, mode) as run:
         start = _last_checkpoint(run) if mode is RunMode.RESUME else None
         if start is not None:
@@ -68,7 +69,7 @@ def train(config: Config, out: Path, mode: RunMode = RunMode.NEW, *, tuned: bool
         if choice is None:  # what was begun goes on, however slowly this machine does it
             choice = choose_here(config, allow_slow=start is not None)
         config = with_precision(config, choice.precision)
-        data = _prepare(config, run, mode)
+        data = _prepare(config, text, run, mode)
         if tuned:
             config = tuned_settings(config, detect())
         resolved = resolve(config, available_cores(), data.tokenizer.vocab_size)
@@ -87,14 +88,14 @@ def saved_config(out: Path) -> Config:
     try:
         return from_json(run.config.read_bytes(), str(run.config))
     except OSError as error:
-        begun = run.checkpoints.is_dir()
-        raise ConfigError(
-            str(run.config),
-            needed="the configuration of a run",
-            found=error.strerror or type(error).__name__,
-            cause="the run was stopped before it had begun" if begun else "there is no run in that folder",
-            remedy="start it again with --overwrite" if begun else "name the folder that was given to train --out",
-        ) from error
+        if run.checkpoint_steps():
+            cause, remedy = "it was removed", "put it back, or start again with --overwrite"
+        elif run.checkpoints.is_dir():
+            cause, remedy = "the run was stopped before it had begun", "leave out --resume to start it"
+        else:
+            cause, remedy = "there is no run in that folder", "name the folder that was given to train --out"
+        found = error.strerror or type(error).__name__
+        raise ConfigError(str(run.config), "the configuration of a run", found, cause, remedy) from error
 
 
 def _last_checkpoint(run: RunDirectory) -> Checkpoint | None:
@@ -107,16 +108,16 @@ def _last_checkpoint(run: RunDirectory) -> Checkpoint | None:
     return Checkpoint.open(path)
 
 
-def _prepare(config: Config, run: RunDirectory, mode: RunMode) -> Dataset:
-    text = read_text(config.data.text)
+def _prepare(config: Config, text: Text, run: RunDirectory, mode: RunMode) -> Dataset:
     if mode is RunMode.RESUME:
         require_same_text(run.data, text.text)
     if text.skipped:
         logger.info("left out {} files or folders that are not text", len(text.skipped))
     data = prepare(config, text.text, run.data)
     logger.info(
-        "text: {} files, {:,} characters, {:,} training and {:,} validation tokens, vocabulary {}",
-        len(text.files), len(text.text), len(data.train), len(data.validation), data.tokenizer.vocab_size,
+        "text: {}, {:,} characters, {:,} training and {:,} validation tokens, vocabulary {}",
+        f"{len(text.files):,} files" if len(text.files) != 1 else "1 file",
+        len(text.text), len(data.train), len(data.validation), data.tokenizer.vocab_size,
     )  # fmt: skip
     return data
 

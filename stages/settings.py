@@ -17,7 +17,8 @@ class InputError(ValueError):
 
     def __init__(self, subject: str, needed: str, found: str, cause: str, remedy: str) -> None:
         self.subject, self.needed, self.found, self.cause, self.remedy = subject, needed, found, cause, remedy
-        super().__init__(f"{subject}: needed {needed}; found {found}. Likely cause: {cause}. Remedy: {remedy}.")
+        end = "" if remedy.endswith("?") else "."
+        super().__init__(f"{subject}: needed {needed}; found {found}. Likely cause: {cause}. Remedy: {remedy}{end}")
 
 
 class ConfigError(InputError):

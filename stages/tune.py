@@ -94,6 +94,7 @@ def record_path(config: Config, machine: Machine, given: dict[str, Value] | None
         f"b{config.batch_size}x{config.gradient_accumulation_steps}",
         f"delay{config.delay}",
         *([] if precision is Precision.FLOAT32 else [precision.value]),
+        *([] if config.shared_lanes is None else ["shared" if config.shared_lanes else "apart"]),
         *(f"{name}{worded(value)}" for name, value in sorted((given or {}).items())),
         _package_version(),
     ]

@@ -231,7 +231,8 @@ def _verdict(last: Comparison) -> tuple[Choice, str]:
     )
     if last.ratio >= 1.0 + GAIN and pairs - won <= pairs // PAIRS:
         return last.choice, f"{best} ran at {figures}"
-    return last.base, f"the defaults stay: the best found, {best}, ran at {figures}, which is within the noise"
+    words = "slower" if not won else "within the noise"
+    return last.base, f"the defaults stay: the best found, {best}, ran at {figures}, which is {words}"
 
 
 def _reason_to_stay(compared: Sequence[Comparison], skipped: Sequence[str]) -> str:

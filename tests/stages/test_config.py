@@ -105,6 +105,12 @@ def test_overrides_in_the_forms_that_people_write() -> None:
     assert apply_overrides(tiny(), []) == tiny()
 
 
+def test_a_choice_that_is_called_none_or_auto_is_that_choice() -> None:
+    config = apply_overrides(tiny(), ["loss_scale.kind=none", "precision=auto"])
+    assert (config.loss_scale.kind, config.precision) == (LossScaling.NONE, Precision.AUTO)
+    assert apply_overrides(config, ["loss_scale.kind=null"]).loss_scale.kind is None
+
+
 @pytest.mark.parametrize(
     ("override", "subject", "words"),
     [
@@ -119,6 +125,9 @@ def test_overrides_in_the_forms_that_people_write() -> None:
         ("optimizer.lr=fast", "optimizer.lr", ["a number"]),
         ("schedule.kind=cos", "schedule.kind", ["constant, cosine, linear, step, cosine_restarts"]),
         ("delay", "delay", ["key=value"]),
+        ("precision=bfloat16", "precision", ["bf16, fp16", "did you mean bf16?"]),
+        ("precision=FP32", "precision", ["did you mean float32?"]),
+        ("loss_scale.kind=dynamc", "loss_scale.kind", ["did you mean dynamic?"]),
     ],
 )
 def test_overrides_that_are_refused(override: str, subject: str, words: list[str]) -> None:

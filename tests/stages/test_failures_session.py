@@ -234,6 +234,26 @@ class TestRefusedBeforeAnythingStarts:
             start = ("train", "--config", tmp_path / "config.json", "--out", tmp_path / f"run-{name}")
             outcome = command(*start, "--text", tmp_path / name)
             outcome.refuses("Remedy: ", *([name] if name != "short.txt" else ["model.context"]))
+            assert not (tmp_path / f"run-{name}").exists()
+
+    def test_a_start_that_failed_is_in_nobodys_way(self, tmp_path: Path) -> None:
+        """The same --out serves the next attempt, also after a process that was killed before the run began."""
+        (tmp_path / "config.json").write_text(to_json(story(tmp_path, "steps=1")))
+        (tmp_path / "short.txt").write_text("ab" * 20)
+        out = tmp_path / "run"
+        start = ("train", "--config", tmp_path / "config.json", "--out", out, "--no-tuned", "--sample=0")
+        command(*start, "--text", tmp_path / "short.txt").refuses("model.context")
+        (out / "checkpoints").mkdir(parents=True)
+        (out / "data").mkdir()
+        go_on(out).refuses(out / "config.json", "leave out --resume")
+        assert command(*start).status == 0
+        command(*start).refuses("--resume", "--overwrite")
+
+    def test_a_run_is_not_replaced_for_a_text_that_cannot_be_read(self, run: Path, tmp_path: Path) -> None:
+        before = files(run, 4)
+        start = ("train", "--config", run / "config.json", "--out", run, "--overwrite")
+        command(*start, "--text", tmp_path / "none.txt").refuses("none.txt")
+        assert files(run, 4) == before
 
     def test_run_directories(self, run: Path, tmp_path: Path) -> None:
         (tmp_path / "config.json").write_text(to_json(story(tmp_path)))

@@ -213,3 +213,14 @@ def test_the_scale_is_among_what_decides_the_weights_only_where_there_is_one() -
     assert keys() == keys("loss_scale.interval=9") == set()
     assert keys("loss_scale.kind=static") == {"loss_scale.kind", "loss_scale.initial"}
     assert keys("loss_scale.kind=dynamic") == {f"loss_scale.{name}" for name in LossScaleConfig.__struct_fields__}
+
+
+def test_what_is_suspected_is_what_can_be_mended() -> None:
+    def suspects(**changes: object) -> str:
+        return LossScaler(LossScaleConfig(**changes)).suspects  # type: ignore[arg-type]
+
+    assert "lower loss_scale.initial" in suspects(kind=LossScaling.STATIC)
+    assert "loss_scale.backoff" in suspects(kind=LossScaling.DYNAMIC, backoff=1.0)
+    for changes in ({"kind": LossScaling.DYNAMIC}, {"kind": LossScaling.NONE}):
+        assert "optimizer.lr" in suspects(**changes)
+        assert "loss_scale" not in suspects(**changes)

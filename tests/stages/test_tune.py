@@ -110,9 +110,10 @@ def test_the_defaults_are_kept_in_a_record_that_changes_nothing(monkeypatch: pyt
     assert tuned_settings(TINY, MACHINE) == TINY
 
 
-def test_each_precision_has_a_record_of_its_own() -> None:
-    paths = {record_path(apply_overrides(TINY, [f"precision={name}"]), MACHINE) for name in ("float32", "bf16", "fp16")}
-    assert len(paths) == 3
+def test_each_precision_and_way_of_lanes_has_a_record_of_its_own() -> None:
+    settings = ("precision=float32", "precision=bf16", "precision=fp16", "shared_lanes=true", "shared_lanes=false")
+    paths = {record_path(apply_overrides(TINY, [setting]), MACHINE) for setting in settings}
+    assert len(paths) == len(settings)
 
 
 @pytest.fixture

@@ -1,0 +1,115 @@
+"""How a command ends that is not let finish: Ctrl-C, SIGTERM, a reader that has gone, and what it says is left."""
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from loguru import logger
+
+from stages import assess, report, session
+from stages.asked import command_of
+from stages.config import apply_overrides, to_json
+from tests.stages.support import command, story
+
+pytestmark = pytest.mark.timeout(60)
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    yield
+    logger.remove()
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "config.json"
+    path.write_text(to_json(story(tmp_path, "steps=6", "checkpoint.interval=2", "evaluation.interval=2")))
+    return path
+
+
+def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int, number: signal.Signals) -> None:
+    """Have the process get a signal when the update, or checkpoint, of a step is reported."""
+    follow = report.Reporter.take
+
+    def take(self: Any, event: Any, *rest: Any) -> None:
+        follow(self, event, *rest)
+        if type(event).__name__ == "Saved" and event.step == step:
+            signal.raise_signal(number)
+
+    monkeypatch.setattr(report.Reporter, "take", take)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_training_says_where_it_goes_on(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, status: int
+) -> None:
+    interrupt_at(monkeypatch, 4, number)
+    before = signal.getsignal(signal.SIGTERM)
+    ended = command("train", "--config", config, "--out", tmp_path / "run", "--no-tuned", "--sample=0")
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert ended.status == status
+    assert f"stopped by {'SIGTERM' if status == 143 else 'Ctrl-C'}; the last checkpoint is that of step" in ended.err
+    monkeypatch.undo()
+    resumed = command("train", "--resume", "--out", tmp_path / "run", "--no-tuned", "--sample=0")
+    assert resumed.status == 0
+
+
+def test_a_training_without_a_checkpoint_promises_none(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(session, "compile_kernels", interrupted)
+    ended = command("train", "--config", config, "--out", tmp_path / "run", "--no-tuned")
+    assert ended.status == 130
+    assert "there is no checkpoint yet" in ended.err
+    assert "--resume" not in ended.err
+
+
+def test_what_leaves_nothing_promises_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(assess, "assess", interrupted)
+    ended = command("eval", tmp_path)
+    assert ended.status == 130
+    assert ended.err.rstrip().endswith("stopped by Ctrl-C")
+
+
+def test_an_estimate_of_a_run_is_of_that_run(config: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert command("train", "--config", config, "--out", out, "--no-tuned", "--sample=0", "--steps=2").status == 0
+    found = command("train", "--estimate", "--resume", "--out", out, "--steps=6")
+    assert found.status == 0
+    assert "story: " in found.out
+    assert "6 updates of 4 x 8 tokens" in found.out
+    assert command("train", "--estimate", "--resume").status == 2
+    assert command("train", "--estimate", "--resume", "--overwrite", "--out", out).status == 2
+
+
+def test_a_text_of_one_line_is_sampled(tmp_path: Path) -> None:
+    """Its tokenizer knows no end of line, with which a sample begins otherwise."""
+    (tmp_path / "one.txt").write_text("acgt" * 200)
+    (tmp_path / "config.json").write_text(to_json(apply_overrides(story(tmp_path), ["steps=2"])))
+    start = ("train", "--config", tmp_path / "config.json", "--text", tmp_path / "one.txt", "--no-tuned")
+    trained = command(*start, "--out", tmp_path / "run", "--sample=5")
+    assert trained.status == 0, trained.err
+    assert "run directory: " in trained.out
+    assert len(command("sample", tmp_path / "run", "--tokens=5").out.strip()) == 6
+    command("sample", tmp_path / "run", "--prompt=x").refuses("'x'")
+
+
+def test_a_reader_that_has_gone_is_no_error(config: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert command("train", "--config", config, "--out", out, "--no-tuned", "--sample=0").status == 0
+    sampling = [*command_of("tests.stages.threadloom"), "sample", str(out), "--tokens=200"]
+    read, write = os.pipe()
+    os.close(read)
+    ended = subprocess.run(sampling, stdout=write, stderr=subprocess.PIPE, text=True, timeout=50, check=False)
+    os.close(write)
+    assert (ended.returncode, ended.stderr) == (1, "")

@@ -1,0 +1,7 @@
+"""The command line, to be run as a module in a process of its own."""
+
+import sys
+
+from stages.cli import main
+
+sys.exit(main())
