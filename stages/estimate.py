@@ -5,6 +5,8 @@ were loaded, before anything was built. Time comes from a few seconds of real up
 long as those on a text, and of real evaluation.
 """
 
+import subprocess
+import sys
 import time
 from dataclasses import dataclass, replace
 
@@ -13,13 +15,13 @@ import numpy as np
 from loguru import logger
 
 from pipeline import available_cores
-from stages.asked import resident
+from stages.asked import command_of, resident
 from stages.bench_worker import ENDLESS
 from stages.compute import compute_for
-from stages.config import Config, resolve
+from stages.config import Config, Precision, resolve
 from stages.data import TokenIds
 from stages.evaluate import Evaluator
-from stages.machine import detect
+from stages.machine import detect, others_at_work
 from stages.memory import Bank
 from stages.numerics import numerics
 from stages.parameters import initialise, parameter_count
@@ -29,7 +31,7 @@ from stages.text import read_text
 from stages.tokenizer import train_tokenizer
 from stages.tunables import Choice
 from stages.tune import Trials, tuned_settings
-from stages.warmup import compile_kernels
+from stages.warmup import SLOW, compile_kernels
 
 PICTURES = 45_000_000
 """Bytes that Matplotlib and the pictures add when the run ends; measured, and held by a test."""
@@ -87,6 +89,8 @@ def due(steps: int, interval: int) -> int:
 def estimate_run(config: Config, *, tuned: bool = True, seconds: float = 3.0) -> Estimate:
     """Estimate the run of a configuration by measuring `seconds` of it."""
     machine, cores = detect(), available_cores()
+    if words := others_at_work():
+        logger.warning(words)
     config = with_precision(config, choose_and_warn(config).precision)
     vocabulary = None
     if config.model.vocab_size is None:
@@ -94,8 +98,7 @@ def estimate_run(config: Config, *, tuned: bool = True, seconds: float = 3.0) ->
     if tuned:
         config = tuned_settings(config, machine)
     resolved = resolve(config, cores, vocabulary)
-    compile_kernels(precision=resolved.precision)
-    memory = planned_memory(resolved, resident("VmRSS"))
+    memory = planned_memory(resolved, _process_bytes(resolved.precision))
     found = Estimate(resolved, memory, machine.memory_available, None, 0.0, 0.0, 0.0)
     if not found.fits:
         return found
@@ -110,6 +113,16 @@ def estimate_run(config: Config, *, tuned: bool = True, seconds: float = 3.0) ->
         evaluation=sequence * windows.batches * resolved.batch_size,
         final_evaluation=sequence * (windows.final_batches or 1) * resolved.batch_size,
     )
+
+
+def _process_bytes(precision: Precision) -> int:
+    """Return what a process holds that has loaded its kernels; one that has compiled them holds the compiler's, too."""
+    if compile_kernels(precision=precision) <= SLOW:
+        return resident("VmRSS")
+    fresh = subprocess.run(
+        command_of("stages.estimate", precision.value), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True
+    )
+    return int(fresh.stdout)
 
 
 def planned_memory(config: Config, process: int) -> dict[str, int]:
@@ -192,3 +205,8 @@ def duration(seconds: float) -> str:
         return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+if __name__ == "__main__":
+    compile_kernels(precision=Precision(sys.argv[1]))
+    sys.stdout.write(f"{resident('VmRSS')}\n")

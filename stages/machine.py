@@ -210,3 +210,15 @@ def _read(file: Path) -> str | None:
 
 def _slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+BUSY = 0.5
+"""Load average from which figures are not worth much."""
+
+
+def others_at_work() -> str | None:
+    """Return, in words for someone about to measure, that other programs have been at work, or None."""
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    if load <= BUSY:
+        return None
+    return f"{load:.1f} threads have been at work here lately: times measured now may be too long"

@@ -205,6 +205,11 @@ def _announce(config: Config, choice: Choice) -> None:
     logger.info("precision: {}; {}", config.precision.value, choice.reason)
     if choice.warning:
         logger.warning("{}", choice.warning)
+    threads = {f"threads.{name}": count for name, count in msgspec.structs.asdict(config.threads).items()}
+    if many := [f"{name}={count}" for name, count in threads.items() if count > 4 * available_cores()]:
+        logger.warning(
+            "{} on {} cores: threads that wait for a core slow each other", ", ".join(many), available_cores()
+        )
     logger.info(
         "model: {:,} parameters; batches of {} x {} tokens in micro-batches of {}, {}, delay {}",
         parameter_count(geometry), config.sequences, geometry.context, config.micro_batch, lanes_text(config),

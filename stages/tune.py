@@ -28,7 +28,7 @@ from pipeline import available_cores
 from stages.config import Config, ConfigError, Precision, resolve
 from stages.data import random_batches
 from stages.items import Update
-from stages.machine import Machine, cache_root, detect
+from stages.machine import Machine, cache_root, detect, others_at_work
 from stages.numerics import numerics
 from stages.precision import choose_and_warn, choose_here, is_open, with_precision
 from stages.rundir import atomic_write
@@ -188,6 +188,8 @@ def run_tuning(config: Config, budget: float, console: Console | None = None) ->
             "--budget", "a number of seconds above 0", f"{budget:g}", "a slip in the number", "give --budget 60"
         )
     console = console or Console(width=None if Console().is_terminal else 120)
+    if words := others_at_work():
+        logger.warning(words)
     machine, cores = detect(), available_cores()
     config = with_precision(config, choose_and_warn(config).precision)
     asked = msgspec.structs.replace(config, steps=ENDLESS)

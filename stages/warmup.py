@@ -30,6 +30,8 @@ from stages.training import Training
 
 SLOW = 1.0
 """Seconds from which loading kernels is worth a line."""
+EVERY = 5.0
+"""Seconds between two lines about how far compiling is."""
 
 
 class _Windows:
@@ -49,17 +51,45 @@ def compile_kernels(say: Callable[[str], None] = logger.info, precision: Precisi
     `say` hears of it, from another thread, as soon as it takes longer than loading would.
     """
     begin = time.perf_counter()
-    # Cached kernels load in a blink; what takes longer is being compiled, and a person should know before it is done.
-    notice = threading.Timer(
-        SLOW, say, ["compiling the kernels for this processor, once; they are cached from then on"]
-    )
-    notice.start()
-    try:
+    with _Progress(say):
         _compile(_Rehearsal(precision), precision, say)  # in 16 bits the weights' forms are made when it is built
-    finally:
-        notice.cancel()
-        notice.join()
     return time.perf_counter() - begin
+
+
+class _Progress(event.Listener):  # type: ignore[misc]  # Numba has no types
+    """Says from a thread of its own that kernels are being compiled, and how many have been, until the block ends.
+
+    Cached kernels load in a blink: of those nothing is said. What takes longer a person should hear of meanwhile.
+    """
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+        self._compiled = 0  # written by the thread that compiles
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._report, name="compiling")
+
+    def __enter__(self) -> None:
+        event.register("numba:compile", self)
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+        event.unregister("numba:compile", self)
+
+    def on_start(self, event: event.Event) -> None:
+        """Nothing is done yet."""
+
+    def on_end(self, event: event.Event) -> None:
+        """Count a kernel."""
+        self._compiled += 1
+
+    def _report(self) -> None:
+        if self._over.wait(SLOW):
+            return
+        self._say("compiling the kernels for this processor, once, which takes about half a minute; they are cached")
+        while not self._over.wait(EVERY):
+            self._say(f"compiling: {self._compiled} kernels so far")
 
 
 class _Rehearsal:

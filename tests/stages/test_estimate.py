@@ -7,16 +7,18 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from loguru import logger
 
 from pipeline import available_cores
-from stages import precision, speeds
+from stages import estimate, precision, speeds
 from stages.asked import resident
 from stages.config import apply_overrides, resolve, to_json
 from stages.estimate import PROCESS, Estimate, due, duration, estimate_run, estimate_text, planned_memory
 from stages.settings import Precision
 from stages.speeds import Speeds
+from stages.warmup import compile_kernels
 from tests.stages.support import command, story, tiny
 
 ROOT = Path(__file__).parents[2]
@@ -100,12 +102,21 @@ def test_the_command(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"config.json", "text.txt"}
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a process does not say what it holds now")
+def test_what_compiling_holds_is_not_part_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    compile_kernels()
+    ballast = np.ones(300_000_000, np.uint8)
+    assert estimate._process_bytes(Precision.FLOAT32) > ballast.nbytes
+    monkeypatch.setattr(estimate, "compile_kernels", lambda **_: 20.0)  # as if they had been compiled just now
+    assert 50e6 < estimate._process_bytes(Precision.FLOAT32) < 250e6
+
+
 RUN = """
 import json, sys
 from pathlib import Path
 from pipeline import available_cores
 from stages import saving
-from stages import precision, speeds
+from stages import estimate, precision, speeds
 from stages.asked import resident
 from stages.config import from_json
 from stages.session import train

@@ -2,11 +2,13 @@
 
 import os
 import subprocess
+import threading
 from pathlib import Path
 from typing import Any, Self
 
 import pytest
 from loguru import logger
+from numba.core import event
 
 from kernels.jit import JIT_ENABLED
 from stages import warmup
@@ -94,6 +96,29 @@ def test_kernels_that_are_there_are_loaded_without_a_word_and_without_a_second_p
     assert compile_kernels(said.append) < warmup.SLOW
     assert not said
     assert not processes
+
+
+def test_compiling_is_reported_while_it_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warmup, "SLOW", 0.0)
+    monkeypatch.setattr(warmup, "EVERY", 0.001)
+    said: list[str] = []
+    enough = threading.Event()
+
+    def say(words: str) -> None:
+        said.append(words)
+        if words.endswith("2 kernels so far"):
+            enough.set()
+
+    with warmup._Progress(say):
+        for _ in range(2):
+            with event.trigger_event("numba:compile"):
+                pass
+        assert enough.wait(30)
+    assert "compiling the kernels" in said[0]
+    count = len(said)
+    with event.trigger_event("numba:compile"):
+        pass
+    assert len(said) == count
 
 
 @pytest.mark.parametrize("precision", [Precision.FLOAT32, Precision.BF16])
