@@ -100,18 +100,23 @@ def scale_text(scale: float) -> str:
     return f"{scale:,.0f}" if scale == round(scale) else f"{scale:g}"
 
 
+def _figure(number: float, places: int) -> str:
+    """A number with its decimals, or in short where it has run away."""
+    return f"{number:.{places}f}" if abs(number) < 1e5 else f"{number:.3e}"
+
+
 def progress_line(progress: Progress) -> str:
     """Return the state in one line of plain text, for logs."""
     parts = [
         f"step {progress.step:,}/{progress.steps:,}",
-        f"loss {progress.smoothed_loss:.4f}",
+        f"mean loss {_figure(progress.smoothed_loss, 4)}",  # of the last updates: in a short run far from the last one
         f"lr {progress.lr:.2e}",
-        f"grad norm {progress.grad_norm:.3f}",
+        f"grad norm {_figure(progress.grad_norm, 3)}",
         f"{progress.tokens_per_s:,.0f} tokens/s",
         f"ETA {duration(progress.eta_s)}",
     ]
     if progress.val_loss is not None:
-        parts.insert(2, f"val loss {progress.val_loss:.4f}")
+        parts.insert(2, f"val loss {_figure(progress.val_loss, 4)}")
     if progress.loss_scale is not None:
         parts.append(f"loss scale {_scale(progress)}")
     slowest = bottleneck(progress.stages)
@@ -161,8 +166,12 @@ class ProgressView:
     def _numbers(self, width: int) -> Text:
         progress = self._progress
         groups = [
-            [("loss ", "dim"), (f"{progress.smoothed_loss:.4f}", "bold"), (f" (last {progress.loss:.4f})", "dim")],
-            [("grad norm ", "dim"), (f"{progress.grad_norm:.3f}", "")],
+            [
+                ("loss ", "dim"),
+                (_figure(progress.smoothed_loss, 4), "bold"),
+                (f" (last {_figure(progress.loss, 4)})", "dim"),
+            ],
+            [("grad norm ", "dim"), (_figure(progress.grad_norm, 3), "")],
             [("lr ", "dim"), (f"{progress.lr:.2e}", "")],
             [(f"{progress.tokens_per_s:,.0f}", "bold"), (" tokens/s", "dim")],
         ]

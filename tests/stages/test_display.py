@@ -87,6 +87,13 @@ def test_ascii_terminals_get_ascii() -> None:
 SHARE = st.floats(-0.5, 1.5) | st.just(0.0)
 
 
+def test_numbers_that_ran_away_are_short() -> None:
+    away = dataclasses.replace(PROGRESS, smoothed_loss=1932904.4932, grad_norm=1.0064240857811848e37)
+    line = progress_line(away)
+    assert "mean loss 1.933e+06, " in line
+    assert "grad norm 1.006e+37, " in line
+
+
 @given(busy=SHARE, blocked=SHARE, step=st.integers(0, 3000), steps=st.integers(0, 2000), width=st.integers(20, 150))
 def test_odd_numbers_never_break_the_picture(busy: float, blocked: float, step: int, steps: int, width: int) -> None:
     stage = StageShares("stage", 1, busy, 1.0 - busy - blocked, blocked)
@@ -100,7 +107,7 @@ def test_odd_numbers_never_break_the_picture(busy: float, blocked: float, step: 
 
 def test_the_line_for_logs() -> None:
     assert progress_line(PROGRESS) == (
-        "step 1,234/2,000, loss 1.8921, val loss 1.9012, lr 8.21e-04, grad norm 0.412, 28,120 tokens/s, ETA 0:42, "
+        "step 1,234/2,000, mean loss 1.8921, val loss 1.9012, lr 8.21e-04, grad norm 0.412, 28,120 tokens/s, ETA 0:42, "
         "backward 95% busy"
     )
 
