@@ -22,7 +22,12 @@ ARGS ?=
 NAME = $(basename $(notdir $(firstword $(TEXT))))
 LAST = $(shell ls -d runs/$(NAME)-* 2>/dev/null | sed -n 's/^.*-\([0-9][0-9]*\)$$/\1/p' | sort -n | tail -1)
 OUT ?= runs/$(NAME)-$(shell echo $$(( $(or $(LAST),0) + 1 )))
-RUN ?= runs/$(NAME)-$(or $(LAST),1)
+# `make resume` and `make sample` take RUN, or the newest run of all; config.json is written when a run starts or resumes.
+RUN ?=
+newest = $(shell ls -t runs/*/config.json 2>/dev/null | while IFS= read -r file; do \
+	run=$${file%/config.json}; if compgen -G "$$run/$(1)" >/dev/null; then echo "$$run"; break; fi; done)
+RESUMED = $(or $(RUN),$(call newest,config.json))
+SAMPLED = $(or $(RUN),$(call newest,checkpoints/step-*))
 
 # The first Python from 3.11 to 3.14 (the range that Numba has wheels for) that can make a virtual environment. A name
 # on the PATH may still not run (pyenv's shims), so each is tried.
@@ -46,7 +51,7 @@ help: ## List the targets
 	@echo
 	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F '\t' '{ printf "  make %-12s %s\n", $$1, $$2 }'
 	@echo
-	@echo "Settings: CONFIG=$(CONFIG) TEXT=$(TEXT) STEPS= OUT= ARGS='--set key=value ...' PYTHON="
+	@echo "Settings: CONFIG=$(CONFIG) TEXT=$(TEXT) STEPS= OUT= RUN= ARGS='--set key=value ...' PYTHON="
 
 .PHONY: setup
 setup: $(INSTALLED) ## Make the virtual environment (.venv) and install everything into it
@@ -74,12 +79,14 @@ train: $(INSTALLED) ## Train a character-level GPT on the standard library's sou
 	$(BIN)/threadloom train --config $(CONFIG) --text $(TEXT) --out $(OUT) $(if $(STEPS),--steps $(STEPS)) $(ARGS)
 
 .PHONY: resume
-resume: $(INSTALLED) ## Continue the newest run of `make train` from its last checkpoint
-	$(BIN)/threadloom train --config $(CONFIG) --text $(TEXT) --out $(RUN) --resume $(if $(STEPS),--steps $(STEPS)) $(ARGS)
+resume: $(INSTALLED) ## Continue the newest run, or RUN, from its last checkpoint
+	@test -n "$(RESUMED)" || { echo "make resume: no run in runs/; start one with make train, or name one: RUN=" >&2; exit 1; }
+	$(BIN)/threadloom train --out $(RESUMED) --resume $(if $(STEPS),--steps $(STEPS)) $(ARGS)
 
 .PHONY: sample
-sample: $(INSTALLED) ## Generate text from the newest run
-	$(BIN)/threadloom sample $(RUN) $(ARGS)
+sample: $(INSTALLED) ## Generate text from the newest run that has a checkpoint, or from RUN
+	@test -n "$(SAMPLED)" || { echo "make sample: no checkpoint in runs/; start a run with make train, or name one: RUN=" >&2; exit 1; }
+	$(BIN)/threadloom sample $(SAMPLED) $(ARGS)
 
 .PHONY: doctor
 doctor: $(INSTALLED) ## What this machine has, and what will be used because of it

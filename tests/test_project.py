@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from typing import Any
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from tests.test_docs import problem_with
 
 ROOT = Path(__file__).parents[1]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -49,6 +52,15 @@ def clone(tmp_path: Path) -> Path:
     for name in ("Makefile", "pyproject.toml", "requirements.lock"):
         shutil.copy(ROOT / name, tmp_path / name)
     return tmp_path
+
+
+def set_up(clone: Path) -> None:
+    """Put the command of this environment where the targets look for it."""
+    command = clone / ".venv" / "bin" / "threadloom"
+    command.parent.mkdir(parents=True)
+    command.write_text(f"#!{sys.executable}\nfrom stages.cli import main\nmain()\n", encoding="utf-8")
+    command.chmod(0o755)
+    (clone / ".venv" / ".installed").touch()
 
 
 def test_the_lock_is_plain_and_sorted_and_satisfies_the_requirements() -> None:
@@ -120,14 +132,59 @@ def test_train_sets_up_first_and_runs_the_main_job(clone: Path) -> None:
     assert "threadloom train --config nanogpt-cpu --text stdlib --out runs/stdlib-1" in plan
 
 
-def test_a_second_train_takes_a_new_folder_and_resume_the_newest(clone: Path) -> None:
+def test_a_second_train_takes_a_new_folder(clone: Path) -> None:
     for number in (1, 2, 10):
         (clone / "runs" / f"stdlib-{number}").mkdir(parents=True)
     assert "--out runs/stdlib-11 " in make("-n", "train", folder=clone)
-    assert "--out runs/stdlib-10 --resume" in make("-n", "resume", folder=clone)
     assert "--out runs/mine --steps 7 --set delay=2" in make(
         "-n", "train", "OUT=runs/mine", "STEPS=7", "ARGS=--set delay=2", folder=clone
     )
+
+
+def test_resume_and_sample_take_the_newest_run_that_can_be(clone: Path) -> None:
+    set_up(clone)
+    assert "no run in runs/" in make("resume", folder=clone)
+    assert "no checkpoint in runs/" in make("sample", folder=clone)
+    runs = clone / "runs"
+    for age, name in enumerate(("only-begun", "book-1", "stdlib-10", "stdlib-9")):
+        (runs / name / "checkpoints" / "step-000010").mkdir(parents=True)
+        (runs / name / "config.json").touch()
+        os.utime(runs / name / "config.json", (1e9 - age, 1e9 - age))
+    (runs / "only-begun" / "checkpoints" / "step-000010").rename(runs / "only-begun" / "checkpoints" / ".step-000010.x")
+    (runs / "failed" / "checkpoints").mkdir(parents=True)
+    assert "train --out runs/only-begun --resume" in make("-n", "resume", folder=clone)
+    assert "sample runs/book-1" in make("-n", "sample", folder=clone)
+    for target in ("resume", "sample"):
+        assert "runs/stdlib-9 " in make("-n", target, "RUN=runs/stdlib-9", folder=clone)
+
+
+@pytest.mark.timeout(300)  # the first run compiles kernels
+def test_train_resume_and_sample_do_what_they_say(clone: Path) -> None:
+    (clone / "book.txt").write_text("the cat sat on a mat and the dog ran to the sea\n" * 40, encoding="utf-8")
+    set_up(clone)
+    small = ("context=8", "layers=1", "heads=2", "channels=16")
+    settings = " ".join(f"--set model.{one}" for one in small) + " --set batch_size=4 --set evaluation.batches=1"
+    trained = make("train", "TEXT=book.txt", "STEPS=2", f"ARGS={settings} --sample 0", folder=clone)
+    assert "run directory: runs/book-1" in trained, trained
+    resumed = make("resume", "STEPS=3", "ARGS=--sample 0", folder=clone)
+    assert "after 3 updates" in resumed, resumed
+    assert "run directory: runs/book-1" in resumed
+    sampled = make("sample", "ARGS=--tokens 5 --prompt the", folder=clone)
+    assert "sample runs/book-1" in sampled
+    assert "\nthe" in sampled, sampled
+    assert "Error" not in sampled
+
+
+def test_the_commands_of_the_targets_are_accepted(clone: Path) -> None:
+    (clone / "runs" / "book-1" / "checkpoints" / "step-000010").mkdir(parents=True)
+    (clone / "runs" / "book-1" / "config.json").touch()
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = re.findall(r"^([a-z-]+):.*\n(?:\t@.*\n)*\t\$\(BIN\)/threadloom ", makefile, re.MULTILINE)
+    assert targets == ["train", "resume", "sample", "doctor"]
+    for target in targets:
+        for line in make("-n", target, "STEPS=7", folder=clone).splitlines():
+            if line.startswith(".venv/bin/threadloom "):
+                assert problem_with(["threadloom", *shlex.split(line)[1:]]) is None, line
 
 
 def test_setup_without_a_usable_python_says_so_and_leaves_nothing(clone: Path) -> None:
