@@ -2,8 +2,9 @@
 
 In README.md and docs/**/*.md,
 
-- a ```python block is run; those of one page share their names, one after another. One with `title="NAME.py"` is a
-  program of its own: it is written to that file and run by another Python.
+- a ```python block is run, and runs by itself. On a page that says "The blocks of this page belong together" they share
+  their names, one after another. One with `title="NAME.py"` is a program of its own: it is written to that file and
+  run by another Python.
 - a ```text block right after it with a title that begins with "prints" is what it printed: exactly, or with the title
   "prints, in any order" line by line, or with "prints, for example" up to its numbers; "prints, on one machine" is only
   shown.
@@ -37,6 +38,7 @@ FOLDERS = "kernels|pipeline|stages|examples|tests|benchmarks|docs"
 
 FENCE = re.compile(r"^```(\w*)(.*)$")
 TITLE = re.compile(r'title="([^"]*)"')
+TOGETHER = "The blocks of this page belong together"
 NOT_RUN = re.compile(r"^<!-- not run: (.*\S) -->$")
 
 
@@ -88,8 +90,9 @@ def prose_of(page: str) -> str:
 
 def run_page(path: Path, folder: Path) -> Iterator[tuple[Block, Block | None, str]]:
     """Run the Python of a page; yield each block, the one that shows what it prints if there is one, and its output."""
+    page = path.read_text(encoding="utf-8")
+    together, blocks = TOGETHER in " ".join(page.split()), blocks_of(page)
     module = types.ModuleType(f"page_{path.stem}")
-    blocks = blocks_of(path.read_text(encoding="utf-8"))
     sys.modules[module.__name__] = module
     try:
         for block, after in zip_longest(blocks, blocks[1:]):
@@ -100,6 +103,8 @@ def run_page(path: Path, folder: Path) -> Iterator[tuple[Block, Block | None, st
                 yield block, shown, run_program(block, folder)
                 continue
             code = compile("\n" * block.line + block.text, str(path), "exec")
+            if not together:
+                module = sys.modules[module.__name__] = types.ModuleType(module.__name__)
             out = io.StringIO()
             with contextlib.redirect_stdout(out):
                 exec(code, module.__dict__)
@@ -248,6 +253,21 @@ def test_blocks_are_found_with_their_titles_and_reasons() -> None:
 def test_wrong_commands_are_noticed(command: str, problem: str | None) -> None:
     found = problem_with(shlex.split(command))
     assert found is None if problem is None else problem in (found or "")
+
+
+@pytest.mark.parametrize(
+    ("sentence", "shared"), [("Two blocks.", False), ("The blocks of this page\nbelong together.", True)]
+)
+def test_a_block_has_the_names_of_those_before_it_only_if_the_page_says_so(
+    sentence: str, shared: bool, tmp_path: Path
+) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"{sentence}\n\n```python\nname = 1\n```\n\n```python\nprint(name)\n```\n", encoding="utf-8")
+    if shared:
+        assert [output for _, _, output in run_page(page, tmp_path)] == ["", "1\n"]
+    else:
+        with pytest.raises(NameError):
+            list(run_page(page, tmp_path))
 
 
 def test_outputs_are_compared_as_their_title_says() -> None:
