@@ -13,7 +13,9 @@ In README.md and docs/**/*.md,
 After a change, `python tests/test_docs.py PAGE...` runs pages and puts what was printed into them.
 """
 
+import ast
 import contextlib
+import enum
 import importlib
 import io
 import os
@@ -23,9 +25,10 @@ import subprocess
 import sys
 import tempfile
 import types
+import typing
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import zip_longest
+from itertools import pairwise, zip_longest
 from pathlib import Path
 
 import click
@@ -227,6 +230,41 @@ def test_what_the_reference_describes_can_be_imported(path: Path) -> None:
                 break
         for part in parts[length:]:
             thing = getattr(thing, part)
+
+
+def test_the_reference_has_every_setting_and_choice_with_its_meaning() -> None:
+    from stages import settings
+    from stages.config import setting_types
+
+    page = (ROOT / "docs" / "reference" / "stages.md").read_text(encoding="utf-8")
+    listed = dict(re.findall(r"^::: stages\.settings\.(\w+)\n    options: \{ (.*) \}$", page, re.MULTILINE))
+    explained = names_with_meaning(ast.parse(Path(settings.__file__).read_text(encoding="utf-8")))
+    sections = {"": settings.Config, **typing.get_type_hints(settings.Config)}
+    for key, kind in setting_types().items():
+        section, _, name = key.rpartition(".")
+        owner = sections[section].__name__
+        assert owner in listed, f"{key}: {owner} is not in the reference"
+        assert "members" not in listed[owner], f"{key}: {owner} is there without its fields"
+        assert not section or f'"{section}.* ({owner})"' in listed[owner], f"{key}: its section has no such heading"
+        assert name in explained[owner], f"{key}: no meaning below it in stages/settings.py"
+        for choice in typing.get_args(kind) or (kind,):
+            if isinstance(choice, enum.EnumType):
+                assert choice.__name__ in listed, f"{key}: {choice.__name__} is not in the reference"
+                assert set(choice.__members__) <= explained[choice.__name__], f"{key}: a choice without a meaning"
+
+
+def names_with_meaning(module: ast.Module) -> dict[str, set[str]]:
+    """Return, for each class, the names in its body that a text stands below: what the reference shows of it."""
+    found: dict[str, set[str]] = {}
+    for one in module.body:
+        if isinstance(one, ast.ClassDef):
+            names = found[one.name] = set()
+            for line, below in pairwise(one.body):
+                text = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
+                targets = line.targets if isinstance(line, ast.Assign) else []
+                targets = [line.target] if isinstance(line, ast.AnnAssign) else targets
+                names |= {target.id for target in targets if text and isinstance(target, ast.Name)}
+    return found
 
 
 def test_blocks_are_found_with_their_titles_and_reasons() -> None:
