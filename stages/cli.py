@@ -150,7 +150,8 @@ def sample(
 def evaluate(run: Path, texts: tuple[str, ...]) -> None:
     """Compute loss, perplexity and bits per character of the newest model of a RUN directory.
 
-    Without --text, on the validation part of the text that the run was trained on.
+    Without --text, on all of the validation part of the text that the run was trained on. (What `train` reports is of
+    some windows of that part, evaluation.final_batches of them at its end.)
     """
     with explained():
         from stages.assess import assess
