@@ -22,7 +22,7 @@ from stages.bench_sequential import stage_by_stage
 from stages.bench_tables import BenchView, start_lines
 from stages.bench_worker import Way
 from stages.compute import Compute
-from stages.config import Config, load_config, resolve, to_json
+from stages.config import Config, apply_overrides, load_config, resolve, to_json
 from stages.data import random_batches
 from stages.memory import Bank, Slot
 from stages.numerics import numerics
@@ -118,6 +118,32 @@ def test_the_checks_pass() -> None:
     compile_kernels(lambda _: None)
     assert "bit for bit" in check_schedules(2)
     assert "gradient within" in check_kernels(resolve(ODD, 2), every_tensor=True)
+
+
+def test_the_checks_pass_with_a_vocabulary_of_one_token() -> None:
+    """Nothing is left to learn: its loss is 0, and so are its gradients."""
+    compile_kernels(lambda _: None)
+    one = resolve(apply_overrides(ODD, ["model.vocab_size=1"]), 2)
+    assert check_kernels(one, every_tensor=True) == "loss within 0e+00 of float64, gradient within 0e+00 of its length"
+
+
+def test_a_loss_that_should_be_0_and_is_not_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_check, "_loss_and_gradient", lambda *_: 1e-4)
+    with pytest.raises(BenchCheckFailed, match="float64 says 0"):
+        check_kernels(resolve(apply_overrides(ODD, ["model.vocab_size=1"]), 2), every_tensor=False)
+
+
+def test_no_gradient_where_the_loss_changes_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = bench_check._loss_and_gradient
+
+    def wrong(compute: Compute, geometry: Geometry, bank: Bank, slot: Slot, gradients: Bank, scale: float) -> float:
+        loss = right(compute, geometry, bank, slot, gradients, scale)
+        gradients.arena.flat[:] = 0.0
+        return loss
+
+    monkeypatch.setattr(bench_check, "_loss_and_gradient", wrong)
+    with pytest.raises(BenchCheckFailed, match=r"gives 0\.0 along a direction"):
+        check_kernels(resolve(ODD, 2), every_tensor=False)
 
 
 def test_the_checks_pass_with_the_product_of_three() -> None:
