@@ -2,7 +2,8 @@
 
 That is what a step of most trainers is, with our kernels and our micro-batches: the fair thing to compare the pipeline
 with, since it gets the same cores. The weights are the same, bit for bit, because a lane sums its micro-batches in the
-same order. Up to one micro-batch a lane is under way at a time; memory is that of the pipeline.
+same order. Up to one micro-batch a lane is under way at a time, or one a thread of backward where lanes are shared;
+memory is that of the pipeline.
 """
 
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from stages.forward import plan_micro_batches
 from stages.items import MicroBatch, MicroGradient, Update
+from stages.plan import most_in_backward
 from stages.training import Training
 
 
@@ -19,8 +21,10 @@ def stage_by_stage(training: Training, cores: int) -> Iterator[Update]:
     Neither evaluates nor saves.
     """
     plan = training.plan
-    wide = min(plan.lanes if training.turns is None else cores, training.config.slots or 1)
-    # A wave is made of neighbours, so no lane has two in it unless lanes are shared; they are begun in their order.
+    # A wave is made of neighbours, so no lane has two in it unless lanes are shared. Then a micro-batch waits in the
+    # middle of backward for the one before it, which must have found a thread and scratch: each of a wave does.
+    together = plan.lanes if training.turns is None else min(most_in_backward(training.config), cores)
+    wide = min(together, training.config.slots or 1)
     with ThreadPoolExecutor(cores, thread_name_prefix="bench") as pool:
 
         def forward(item: MicroBatch) -> None:

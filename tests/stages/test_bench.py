@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from rich.console import Console
 
 from kernels import Weights
 from kernels.jit import JIT_ENABLED
-from stages import bench_check
+from stages import bench_check, bench_sequential
 from stages.bench import BenchReport, ConfigBench, Measured, Start, as_measured, one_layer, to_dict
 from stages.bench_check import ODD, BenchCheckFailed, check_kernels, check_schedules, odd
 from stages.bench_kernels import BACKWARD, FORWARD, HEAD, Case, adamw_bytes, kernel_bench, reduce_bytes
@@ -24,6 +25,7 @@ from stages.bench_worker import Way
 from stages.compute import Compute
 from stages.config import Config, apply_overrides, load_config, resolve, to_json
 from stages.data import random_batches
+from stages.items import MicroBatch, MicroGradient
 from stages.memory import Bank, Slot
 from stages.numerics import numerics
 from stages.parameters import Geometry
@@ -112,6 +114,39 @@ def test_stage_by_stage_is_the_replay_bit_for_bit(overrides: tuple[str, ...]) ->
     one, other = build(tiny(*overrides)), build(tiny(*overrides))
     events = list(stage_by_stage(one, 2))
     assert_same(result(one, events), result(other, run_sequence(other)))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "cores", "most"),
+    [
+        (("shared_lanes=true", "threads.backward=1", "slots=4"), 3, 1),
+        (("shared_lanes=true", "threads.backward=2", "slots=4"), 3, 2),
+        (("shared_lanes=true", "threads.backward=3", "slots=4"), 2, 2),
+        (("shared_lanes=true", "threads.backward=3", "slots=2"), 3, 2),
+        (("lanes=2", "slots=4"), 3, 2),
+    ],
+)
+def test_no_wave_is_wider_than_what_all_of_it_needs(overrides: tuple[str, ...], cores: int, most: int) -> None:
+    """One that waits for another's turn while it holds what the other needs would wait for ever."""
+    training = build(tiny(*overrides, "steps=2"))
+    begun, waves = training.backward, [0]
+
+    class Counted:
+        def acquire(self, item: MicroBatch) -> None:
+            begun.acquire(item)
+            waves[-1] += 1
+
+        def __call__(self, item: MicroBatch) -> MicroGradient:
+            if waves[-1]:
+                waves.append(0)
+            return begun(item)
+
+    training.backward = Counted()  # type: ignore[assignment]
+    # One thread takes the micro-batches in their order, so that a wave which is too wide is counted, not waited for.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bench_sequential, "ThreadPoolExecutor", lambda cores, **named: ThreadPoolExecutor(1, **named))
+        list(stage_by_stage(training, cores))
+    assert max(waves) == most
 
 
 def test_the_checks_pass() -> None:
