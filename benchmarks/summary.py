@@ -12,8 +12,10 @@ from pathlib import Path
 import click
 
 from benchmarks.results import Comparison, Measured, figure, spread
+from stages.settings import Precision
 
-LOW = " bf16"
+WORDS = frozenset(precision.value for precision in Precision)
+"""What a side's name has in it where it is not in float32."""
 
 
 def read(path: Path) -> tuple[str, list[Comparison]]:
@@ -27,8 +29,12 @@ def read(path: Path) -> tuple[str, list[Comparison]]:
 
 
 def of_precision(comparison: Comparison, low: bool) -> tuple[list[Measured], Measured] | None:
-    """Return the peers and our fastest side in float32, or in bfloat16; None where either is missing."""
-    sides = [side for side in comparison.sides if (LOW in side.name) == low]
+    """Return the peers and our fastest side in float32, or in bfloat16; None where either is missing.
+
+    Other precisions of ours are in neither: no peer computes in them.
+    """
+    wanted = {Precision.BF16.value} if low else set()
+    sides = [side for side in comparison.sides if WORDS.intersection(side.name.split()) == wanted]
     peers, ours = [side for side in sides if not side.ours], [side for side in sides if side.ours]
     return (peers, max(ours, key=lambda side: side.median)) if peers and ours else None
 

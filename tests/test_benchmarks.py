@@ -70,6 +70,17 @@ def test_several_comparisons_on_one_page(tmp_path: Path) -> None:
     assert (tmp_path / "summary.png").stat().st_size > 10_000
 
 
+def test_a_table_has_only_sides_of_its_precision() -> None:
+    names = ("PyTorch eager", "PyTorch eager bf16", "threadloom τ=0", "threadloom bf16 τ=0", "threadloom bf16x3 τ=0",
+             "threadloom fp16 τ=0")  # fmt: skip
+    sides = [Measured(name, name.startswith("threadloom"), [100.0 * n], 1, 0) for n, name in enumerate(names, 1)]
+    comparison = Comparison("small", 1e9, "equal", sides)
+    for low, expected in ((False, [names[0], names[2]]), (True, [names[1], names[3]])):
+        found = summary.of_precision(comparison, low)
+        assert found is not None
+        assert [side.name for side in (*found[0], found[1])] == expected
+
+
 @pytest.mark.parametrize("name", ["nanogpt-cpu", "small", "gpt2"])
 def test_sizes_agree_with_ours(name: str) -> None:
     config = apply_overrides(load_config(name), [] if name != "nanogpt-cpu" else ["model.vocab_size=65"])
