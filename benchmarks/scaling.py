@@ -33,6 +33,7 @@ from stages.bench_kernels import adamw_bytes, reduce_bytes
 from stages.bench_peaks import best_rate, stream
 from stages.config import Config, load_config, resolve, to_json
 from stages.memory import Bank
+from stages.plan import most_in_backward
 from stages.settings import InputError
 
 COUNTS = (1, 2, 4, 8, 16)
@@ -93,7 +94,8 @@ def workload_of(config: Config) -> Workload:
     lanes = config.lanes or 1
     elements = Bank(config.model.geometry()).arena.flat.size
     count = config.sequences // (config.micro_batch or 1)
-    return Workload(count, lanes, reduce_bytes(elements, lanes) + adamw_bytes(elements))
+    writers = most_in_backward(resolve(config, count))  # more cores than micro-batches are of no use
+    return Workload(count, lanes, reduce_bytes(elements, lanes) + adamw_bytes(elements), writers)
 
 
 def bandwidths() -> tuple[float, float]:

@@ -4,8 +4,9 @@
 
 - `serial`: what happens once an update whatever the cores: hops, the norm, publishing, the pipeline's empty moment.
 - `micro`: one micro-batch through forward and backward on one core. Q(n) counts rounds, not micro-batches: of I
-  micro-batches on n cores ⌈I / n⌉ rounds of forward, a third of the work, and ⌈I / min(n, lanes)⌉ rounds of backward,
-  two thirds, for a lane is written by one thread at a time.
+  micro-batches on n cores ⌈I / n⌉ rounds of forward, a third of the work, and ⌈I / min(n, writers)⌉ rounds of
+  backward, two thirds. A lane of its own is written by one thread at a time, so there are as many writers as lanes;
+  threads that share a lane follow each other through the parts of the model, and all of them work at once.
 - `memory`: the reduction and AdamW on one core. They stream more than caches hold, so cores share a bandwidth:
   b(n) = b(1) · n / (1 + (n − 1) κ), which ends at b(1) / κ. κ = 0 never saturates, κ = 1 is full with one core.
 
@@ -29,6 +30,8 @@ class Workload:
     lanes: int
     stream_bytes: float
     """What the reduction and AdamW move through memory."""
+    writers: int = 0
+    """Threads that can be in backward at once, cores enough given; 0: one a lane."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class Scaling:
 
 def rounds(workload: Workload, cores: int) -> float:
     """Return Q(n): the longest row of micro-batches that one core has to go through, backward counted twice forward."""
-    writers = min(cores, workload.lanes)
+    writers = min(cores, workload.writers or workload.lanes)
     forward, backward = -(-workload.micro_batches // cores), -(-workload.micro_batches // writers)
     return FORWARD_SHARE * forward + (1.0 - FORWARD_SHARE) * backward
 

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from benchmarks import scaling
 from benchmarks.scaling import Point, core_order, efficiency_text, figure, predict, resolved_for, workload_of
 from benchmarks.scaling_model import Scaling, Workload, fit, rounds, saturation_of, shared
-from stages.config import Config, ModelConfig, load_config, to_json
+from stages.config import Config, ModelConfig, apply_overrides, load_config, to_json
 
 SIXTEEN = Workload(micro_batches=16, lanes=16, stream_bytes=2e9)
 TINY = Config(name="tiny", model=ModelConfig(vocab_size=17, context=6, layers=1, heads=2, channels=8), batch_size=4,
@@ -32,6 +32,26 @@ TINY = Config(name="tiny", model=ModelConfig(vocab_size=17, context=6, layers=1,
 )
 def test_work_goes_in_whole_rounds(micro_batches: int, lanes: int, cores: int, expected: float) -> None:
     assert rounds(Workload(micro_batches, lanes, 0.0), cores) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("cores", "expected"), [(1, 8.0), (4, 2.0), (8, 1.0), (16, 1.0)])
+def test_threads_that_share_a_lane_work_at_once(cores: int, expected: float) -> None:
+    assert rounds(Workload(8, 1, 0.0, writers=8), cores) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "writers"),
+    [
+        ((), 2),
+        (("shared_lanes=true",), 4),
+        (("shared_lanes=true", "threads.backward=3"), 3),
+        (("threads.backward=1",), 1),
+    ],
+)
+def test_the_writers_are_those_that_the_pipeline_lets_into_backward(overrides: tuple[str, ...], writers: int) -> None:
+    config = apply_overrides(TINY, ["micro_batch=1", "lanes=2", *overrides])
+    workload = workload_of(resolved_for(config, 2, 16, same=True))
+    assert (workload.micro_batches, workload.lanes, workload.writers) == (4, 2, writers)
 
 
 def test_bandwidth_saturates() -> None:
