@@ -102,9 +102,14 @@ class KernelBench:
         c, f = self.geometry.channels, self.geometry.hidden
         return [("qkv", c, 3 * c), ("attn_proj", c, c), ("fc", c, f), ("mlp_proj", f, c)]
 
-    def row_work(self, width: int, number_bytes: int, flops: int) -> Work:
-        """The work of a pass over rows of so many numbers: bytes and operations for each of these."""
-        return Work(float(flops * self.rows * width), float(number_bytes * self.rows * width))
+    def row_work(self, width: int, number_bytes: int, flops: int, in_place: int = 0) -> Work:
+        """The work of a pass over rows of so many numbers: bytes and operations for each of these.
+
+        `in_place`: those of the bytes that are written where others of them were read.
+        """
+        numbers = self.rows * width
+        held = float((number_bytes - in_place) * numbers) if in_place else 0.0
+        return Work(float(flops * numbers), float(number_bytes * numbers), held=held)
 
     def whole(self, name: str, parts: Sequence[Case], call: Call, prepare: Call | None = None) -> list[Case]:
         """Return a whole and its parts: its floor is what they would take one after another, and nothing beyond."""
@@ -113,23 +118,34 @@ class KernelBench:
 
     def embedding(self, number_bytes: int) -> Case:
         """Return the gathering of the embeddings, whose form in memory has so many bytes a number."""
-        work = self.row_work(self.geometry.channels, number_bytes + 2 * FLOAT, 1)
+        tokens, positions = self._gathered()
+        moved = number_bytes * tokens + FLOAT * (positions + self.rows)
+        work = Work(float(self.rows * self.geometry.channels), float(moved * self.geometry.channels))
         return Case("embedding", self.micro, work, partial(self.compute.embed, self.bank, self.slot))
 
     def d_embedding(self, dx: Floats) -> Case:
         """Return the scattering of the embeddings' gradient, which is float32 in every precision."""
         d, g = self.grads, self.geometry
-        work = self.row_work(g.channels, 5 * FLOAT, 2)
+        added = sum(self._gathered())
+        moved, held = (float(FLOAT * g.channels * (self.rows + times * added)) for times in (2, 1))
+        work = Work(2.0 * self.rows * g.channels, moved, held=held)
         call = partial(kernels.embedding_backward, self.slot.ids, dx, g.context, d.wte, d.wpe, True)
         return Case("d_embedding", self.micro, work, call)
+
+    def _gathered(self) -> tuple[int, int]:
+        """Return how many rows of the two tables a micro-batch meets: each moves once, however often it is met."""
+        return np.unique(self.slot.ids).size, self.geometry.context
 
     def streams(self) -> list[Case]:
         """Return the passes over all parameters: the sum of the lanes, and AdamW with the forms that it leaves."""
         lanes, flat = self.lanes.flat, self.gradient.flat
         count, elements = lanes.shape
         chunks = -(-elements // kernels.CHUNK)
-        reduced = Work(float((count + 1) * elements), reduce_bytes(elements, count))
-        updated = Work(16.0 * elements, update_bytes(self.geometry, elements, self.config.precision))
+        sums = 0 if self.gradient.in_lane else 1  # arrays of its own that the sum is written to
+        held = FLOAT * float((count + sums) * elements)
+        reduced = Work(float((count + 1) * elements), reduce_bytes(elements, count), held=held)
+        moved = update_bytes(self.geometry, elements, self.config.precision)
+        updated = Work(16.0 * elements, moved, held=moved - FLOAT * 3.0 * elements)  # three are changed in place
         update = self.compute.make_update(self.gradient, Moments(self.geometry), 1)
         shard = UpdateShard(0, 0, (0, elements), self.bank, self.bank, STEP, 0.0, 0.0)
         return [

@@ -76,7 +76,7 @@ class FloatBench(KernelBench):
         chunks = -(-r // chunk)
         calls = self.micro * chunks
         h, targets = s.h[:chunk], slot.targets[:chunk]
-        softmax = Work(20.0 * chunk * v, 2.0 * FLOAT * chunk * v)
+        softmax = Work(20.0 * chunk * v, 2.0 * FLOAT * chunk * v, held=float(FLOAT * chunk * v))
         # float64 times float32 would make a strided, slower call: the scale is a Python float, as in training.
         parts = [
             Case("logits", calls, gemm_work(chunk, v, c),
@@ -125,7 +125,7 @@ class FloatBench(KernelBench):
         w, a, d, g, s, r = self.weights, self.acts, self.grads, self.geometry, self.s, self.rows
         calls = self.micro * g.layers
         c, f = g.channels, g.hidden
-        bias = Work(float(r * (5 * c + f)), FLOAT * float(r * (5 * c + f)))
+        bias = Work(float(r * (5 * c + f)), FLOAT * float(r * (5 * c + f)), held=FLOAT * float(r * (4 * c + f)))
 
         def biases() -> None:
             kernels.linear_backward_bias(s.dx, d.mlp_proj_bias[0], True)
@@ -142,12 +142,12 @@ class FloatBench(KernelBench):
                 kernels.attention_backward, s.d_attn, a.attn[0], a.qkv[0], a.attn_lse[0], self.sequences, g.heads,
                 s.d_qkv, s.scores, s.d_scores,
             ), BACKWARD),
-            Case("d_GELU", calls, self.row_work(f, 4 * FLOAT, 30),
+            Case("d_GELU", calls, self.row_work(f, 4 * FLOAT, 30, in_place=FLOAT),
                  partial(kernels.gelu_backward, a.fc[0], s.d_fc, s.gelu), BACKWARD, reset_fc),
             Case("LayerNorm again", 2 * calls, self.row_work(c, 2 * FLOAT, 4), partial(
                 kernels.layernorm_apply, a.x[0], w.ln1_weight[0], w.ln1_bias[0], mean, rstd, s.h
             ), BACKWARD),
-            Case("d_LayerNorm", 2 * calls, self.row_work(c, 4 * FLOAT, 14), partial(
+            Case("d_LayerNorm", 2 * calls, self.row_work(c, 4 * FLOAT, 14, in_place=FLOAT), partial(
                 kernels.layernorm_backward,
                 s.dh, a.x[0], w.ln1_weight[0], mean, rstd, s.dx, d.ln1_weight[0], d.ln1_bias[0], True, True,
             ), BACKWARD, reset_dx),

@@ -75,7 +75,7 @@ class LowBench(KernelBench):
         gelu = self.row_work(hidden, SHORT, 20)  # the product writes what goes into it, and what comes out
         parts = [
             # The stream is read, and written again with the next bias; the normalised rows and the output are written.
-            Case("LayerNorm", 2 * calls, self.row_work(c, 2 * FLOAT + 2 * SHORT, 10), partial(
+            Case("LayerNorm", 2 * calls, self.row_work(c, 2 * FLOAT + 2 * SHORT, 10, FLOAT), partial(
                 layernorm_forward_low,
                 a.x, w.ln1_weight[0], w.ln1_bias[0], w.attn_proj_bias[0], a.normed1[0], a.h, a.rstd1[0],
             ), FORWARD, self._reset_x),
@@ -199,9 +199,9 @@ class LowBench(KernelBench):
             ), BACKWARD),
             Case("d_qkv bias", calls, self.row_work(3 * c, SHORT, 1),
                  partial(bias_backward_low, s.d_qkv, d.qkv_bias[0], True), BACKWARD),
-            Case("d_GELU", calls, self.row_work(g.hidden, 4 * SHORT, 31),
+            Case("d_GELU", calls, self.row_work(g.hidden, 4 * SHORT, 31, in_place=SHORT),
                  partial(gelu_backward_low, a.fc[0], s.d_fc, s.gelu, d.fc_bias[0], True), BACKWARD, self._reset_d_fc),
-            Case("d_LayerNorm", 2 * calls, self.row_work(c, 3 * FLOAT + 2 * SHORT, 16), partial(
+            Case("d_LayerNorm", 2 * calls, self.row_work(c, 3 * FLOAT + 2 * SHORT, 16, in_place=FLOAT), partial(
                 layernorm_backward_low, s.dh, a.normed1[0], w.ln1_weight[0], a.rstd1[0], s.dx, s.dx_low,
                 d.ln1_weight[0], d.ln1_bias[0], d.attn_proj_bias[0], True, True,
             ), BACKWARD, self._reset_dx),

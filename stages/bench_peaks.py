@@ -21,8 +21,11 @@ from stages.settings import Precision
 GEMM_SIZES = (512, 768, 1024)
 WINDOWS = 6
 """Measurements of which the best counts."""
-LEVEL_BYTES = tuple(1 << power for power in range(18, 27, 2))
-"""256 KiB to 64 MiB: sizes at which one core's bandwidth is measured besides memory's."""
+LEVEL_BYTES = tuple(1 << power for power in range(18, 28))
+"""256 KiB to 128 MiB: sizes at which one core's bandwidth is measured besides memory's. On less, a call from Python
+takes as long as the work."""
+LEVEL_WINDOW = 1 / 3
+"""Of the window of all else: there are many of these."""
 LEAST_STREAM = 192 << 20
 OWN_PRODUCTS = (Precision.BF16, Precision.BF16X3)
 """Precisions with a product that is not float32's."""
@@ -31,7 +34,7 @@ Work = tuple[Callable[[], object], float]
 """A call that holds no GIL, and how much one call does: operations or bytes."""
 
 
-def measure_peaks(machine: Machine, seconds: float = 2.0, precisions: Collection[Precision] = ()) -> Peaks:
+def measure_peaks(machine: Machine, seconds: float = 4.0, precisions: Collection[Precision] = ()) -> Peaks:
     """Measure the float32 product, by Numba's and BLAS's, and bandwidths, in about so many seconds.
 
     `precisions`: what configurations compute in; those with a product of their own have it measured too.
@@ -39,7 +42,8 @@ def measure_peaks(machine: Machine, seconds: float = 2.0, precisions: Collection
     cores, blas = machine.logical_cores, blas_info()
     backends = [GemmBackend.NUMBA, *([GemmBackend.BLAS] if blas.name and not blas.known_bad else [])]
     products: dict[int, list[float]] = {1: [], cores: []}
-    window = seconds / (2 * len(backends) * len(GEMM_SIZES) * WINDOWS + 2 * WINDOWS)
+    streams_windows = len(PASSES) * (2 + LEVEL_WINDOW * len(LEVEL_BYTES))
+    window = seconds / WINDOWS / (2 * len(backends) * len(GEMM_SIZES) + streams_windows)
     for backend in backends:
         with gemm_backend(backend), blas_threads(1):
             for count, found in products.items():
@@ -48,13 +52,28 @@ def measure_peaks(machine: Machine, seconds: float = 2.0, precisions: Collection
     total = max(LEAST_STREAM, 4 * (machine.l3 or 0))
     if machine.memory_available is not None:
         total = min(total, machine.memory_available // 8)
-    streams = {count: best_rate([stream(total // count) for _ in range(count)], window) / 1e9 for count in (1, cores)}
+    streams = {count: _best_stream(total // count, count, window) for count in (1, cores)}
     sizes = [size for size in LEVEL_BYTES if size < total]
-    levels = [Level(size, max(best_rate([stream(size)], window) / 1e9, streams[1])) for size in sizes]
+    rates = [_best_stream(size, 1, LEVEL_WINDOW * window) for size in sizes]
     return Peaks(
         cores, max(products[1]) / 1e9, max(products[cores]) / 1e9, streams[1], max(streams[cores], streams[1]),
-        (*levels, Level(total, streams[1])), others,
+        falling([*map(Level, sizes, rates), Level(total, streams[1])]), others,
     )  # fmt: skip
+
+
+def falling(levels: Sequence[Level]) -> tuple[Level, ...]:
+    """Return levels, from the smallest to the largest, of which none is slower than a larger one.
+
+    What fits a larger size fits a smaller one: where the smaller was slower, something else was in its way.
+    """
+    return tuple(
+        Level(level.bytes, max(other.gb_per_s for other in levels[place:])) for place, level in enumerate(levels)
+    )
+
+
+def _best_stream(size: int, cores: int, window: float) -> float:
+    """Return the GB/s of so many cores, with arrays of so many bytes each, by the pass that they like best."""
+    return max(best_rate([make(size) for _ in range(cores)], window) for make in PASSES) / 1e9
 
 
 def _best_product(make: Callable[[int], Work], cores: int, window: float) -> float:
@@ -121,3 +140,21 @@ def stream(size: int) -> Work:
     count = max(size // 12, 1)
     a, b, c = np.ones(count, np.float32), np.ones(count, np.float32), np.zeros(count, np.float32)
     return partial(np.add, a, b, out=c), 12.0 * count
+
+
+def _add_in_place(size: int) -> Work:
+    """Return the sum of two arrays into the first: what is written is in the cache already."""
+    count = max(size // 8, 1)
+    a, b = np.ones(count, np.float32), np.zeros(count, np.float32)
+    return partial(np.add, a, b, out=a), 12.0 * count
+
+
+def _negate(size: int) -> Work:
+    """Return the change of an array's sign: nothing else is read."""
+    count = max(size // 4, 1)
+    a = np.ones(count, np.float32)
+    return partial(np.negative, a, out=a), 8.0 * count
+
+
+PASSES: tuple[Callable[[int], Work], ...] = (stream, _add_in_place, _negate)
+"""Kinds of passes; they differ by a factor of two, since a processor reads a line before it writes one elsewhere."""

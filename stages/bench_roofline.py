@@ -2,8 +2,9 @@
 
 After Williams, Waterman and Patterson (Roofline, CACM 52(4), 2009). Matrix products have the peak of the product that
 the precision multiplies with; all other arithmetic is float32 in every precision, and has that of the float32 product.
-The bandwidth is that of the smallest measured level which holds what the kernel works on: a micro-batch is sized to
-stay in a cache, so the bandwidth of memory would be no floor. All is pure arithmetic on figures that others measure.
+The bandwidth is that of arrays as large as what the kernel works on: a micro-batch is sized to stay in a cache, as do
+all parameters of a small model, so the bandwidth of memory would be no floor. Between two measured sizes it is the
+smaller one's, since larger arrays are no faster. All is pure arithmetic on figures that others measure.
 """
 
 from collections.abc import Sequence
@@ -52,11 +53,11 @@ class Peaks:
         return next(peak for peak in self.others if peak.precision is precision)
 
     def bandwidth(self, working_set: float) -> float:
-        """Return one core's GB/s on so many bytes: that of the smallest level that holds them."""
-        for level in self.levels:
-            if working_set <= level.bytes:
-                return level.gb_per_s
-        return self.levels[-1].gb_per_s if self.levels else self.stream_one
+        """Return what one core's GB/s on so many bytes cannot exceed: that of the largest level that is no larger."""
+        if not self.levels:
+            return self.stream_one
+        smaller = [level for level in self.levels if level.bytes <= working_set]
+        return (smaller[-1] if smaller else self.levels[0]).gb_per_s
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,13 @@ class Work:
     """Each input read once and each output written once (an output that is added to counts twice)."""
     products: float = 0.0
     """Those of the `flops` that are matrix products."""
+    held: float = 0.0
+    """Bytes of all arrays, each once, where that is not `bytes`, as one that is changed in place moves twice; or 0."""
+
+    @property
+    def working_set(self) -> float:
+        """Bytes that stay in a cache if it holds so many."""
+        return self.held or self.bytes
 
 
 @dataclass(frozen=True)
@@ -131,7 +139,7 @@ def arithmetic_of(work: Work, peaks: Peaks, precision: Precision = Precision.FLO
 def floor_of(work: Work, peaks: Peaks, precision: Precision = Precision.FLOAT32) -> tuple[float, str]:
     """Return the least seconds of a call on one core, and what bounds it: the larger of arithmetic and traffic."""
     compute = arithmetic_of(work, peaks, precision)
-    moving = work.bytes / (peaks.bandwidth(work.bytes) * 1e9)
+    moving = work.bytes / (peaks.bandwidth(work.working_set) * 1e9)
     return (compute, "compute") if compute >= moving else (moving, "bandwidth")
 
 
@@ -159,9 +167,10 @@ def gemm_work(
 
     `adds`: to what is there. `operand`, `result`: bytes of a number of either factor, and of the result.
     """
-    moved = operand * (rows * inner + inner * columns) + result * (2 if adds else 1) * rows * columns
+    held = operand * (rows * inner + inner * columns) + result * rows * columns
+    moved = held + (result * rows * columns if adds else 0)
     flops = 2.0 * rows * columns * inner
-    return Work(flops, float(moved), flops)
+    return Work(flops, float(moved), flops, float(held) if adds else 0.0)
 
 
 def attention_work(sequences: int, context: int, channels: int, *, backward: bool, number: int = FLOAT) -> Work:
@@ -177,7 +186,8 @@ def attention_work(sequences: int, context: int, channels: int, *, backward: boo
 
 def total(parts: Sequence[tuple[Work, int]]) -> Work:
     """Return the work of several kernels, each done so many times."""
-    flops, moved, products = (
-        sum(getattr(work, name) * times for work, times in parts) for name in ("flops", "bytes", "products")
+    flops, moved, products, held = (
+        sum(getattr(work, name) * times for work, times in parts)
+        for name in ("flops", "bytes", "products", "working_set")
     )
-    return Work(flops, moved, products)
+    return Work(flops, moved, products, held if held != moved else 0.0)

@@ -259,6 +259,22 @@ def test_every_kernel_of_an_update_can_be_called() -> None:
     check_sums(cases, Precision.FLOAT32)
 
 
+def test_rows_that_many_tokens_meet_move_once() -> None:
+    """14 tokens of a vocabulary of 2 in 7 positions; and AdamW changes three of its four arrays in place."""
+    config = tiny("model.vocab_size=2", "micro_batch=2")
+    with numerics(config):
+        bench = kernel_bench(config)
+        bench.slot.ids[:] = 0
+        bench.slot.ids[3] = 1
+        works = {case.name: case.work for case in bench.cases()}
+    row = 4 * config.model.channels
+    assert works["embedding"].bytes == row * (2 + 7 + 14)
+    assert works["d_embedding"].bytes == row * (2 * (2 + 7) + 14)
+    assert works["d_embedding"].working_set == row * (2 + 7 + 14)
+    assert works["AdamW"].bytes / works["AdamW"].working_set == 7 / 4
+    assert works["reduce"].bytes / works["reduce"].working_set == 3 / 2, "two lanes, and the sum in the first one"
+
+
 def test_what_streams_must_move() -> None:
     assert reduce_bytes(10, 2) == 120
     assert adamw_bytes(10) == 280
