@@ -18,7 +18,8 @@ from stages.bench_roofline import Level, Peaks, ProductPeak
 from stages.machine import Machine
 from stages.settings import Precision
 
-GEMM_SIZES = (512, 768, 1024)
+GEMM_SIZES = (256, 512, 768, 1024)
+"""The least is about that of a micro-batch's products."""
 WINDOWS = 6
 """Measurements of which the best counts."""
 LEVEL_BYTES = tuple(1 << power for power in range(18, 28))
@@ -43,11 +44,11 @@ def measure_peaks(machine: Machine, seconds: float = 4.0, precisions: Collection
     backends = [GemmBackend.NUMBA, *([GemmBackend.BLAS] if blas.name and not blas.known_bad else [])]
     products: dict[int, list[float]] = {1: [], cores: []}
     streams_windows = len(PASSES) * (2 + LEVEL_WINDOW * len(LEVEL_BYTES))
-    window = seconds / WINDOWS / (2 * len(backends) * len(GEMM_SIZES) + streams_windows)
+    window = seconds / WINDOWS / (2 * len(backends) * len(PRODUCTS) * len(GEMM_SIZES) + streams_windows)
     for backend in backends:
         with gemm_backend(backend), blas_threads(1):
             for count, found in products.items():
-                found.append(_best_product(_product, count, window))
+                found.append(_best_product(PRODUCTS, count, window))
     others = tuple(_other_product(precision, cores, window) for precision in OWN_PRODUCTS if precision in precisions)
     total = max(LEAST_STREAM, 4 * (machine.l3 or 0))
     if machine.memory_available is not None:
@@ -76,9 +77,9 @@ def _best_stream(size: int, cores: int, window: float) -> float:
     return max(best_rate([make(size) for _ in range(cores)], window) for make in PASSES) / 1e9
 
 
-def _best_product(make: Callable[[int], Work], cores: int, window: float) -> float:
-    """Return operations in a second at the size that a product of this kind likes best."""
-    return max(best_rate([make(size) for _ in range(cores)], window) for size in GEMM_SIZES)
+def _best_product(makes: Sequence[Callable[[int], Work]], cores: int, window: float) -> float:
+    """Return operations in a second at the size that products of this kind like best."""
+    return max(best_rate([make(size) for _ in range(cores)], window) for make in makes for size in GEMM_SIZES)
 
 
 def _other_product(precision: Precision, cores: int, window: float) -> ProductPeak:
@@ -86,8 +87,8 @@ def _other_product(precision: Precision, cores: int, window: float) -> ProductPe
     with ExitStack() as switches:
         if precision is Precision.BF16X3:
             switches.enter_context(gemm_backend(GemmBackend.BF16X3))
-        make = _bf16_product if precision is Precision.BF16 else _product
-        one, every = (_best_product(make, count, window) / 1e9 for count in (1, cores))
+        makes = (_bf16_product,) if precision is Precision.BF16 else PRODUCTS
+        one, every = (_best_product(makes, count, window) / 1e9 for count in (1, cores))
     return ProductPeak(precision, one, max(one, every))
 
 
@@ -115,11 +116,15 @@ def best_rate(work: Sequence[Work], window: float) -> float:
     return max(map(sum, zip(*rates, strict=True)))
 
 
-def _product(size: int) -> Work:
+def _product(size: int, turned: bool = False) -> Work:
     generator = np.random.default_rng(0)
     a, b = (generator.standard_normal((size, size), dtype=np.float32) for _ in range(2))
     out = np.zeros_like(a)
-    return lambda: gemm(a, b, out, False, False, 1.0, 0.0), 2.0 * size**3
+    return lambda: gemm(a, b, out, False, turned, 1.0, 0.0), 2.0 * size**3
+
+
+PRODUCTS: tuple[Callable[[int], Work], ...] = (_product, partial(_product, turned=True))
+"""Forward's kind, and that of the gradients of inputs, whose second factor is transposed: a little faster."""
 
 
 def _bf16_product(size: int) -> Work:

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from kernels import Weights
 from kernels.jit import JIT_ENABLED
-from stages import bench_check, bench_sequential
+from stages import bench_check, bench_peaks, bench_sequential
 from stages.bench import BenchReport, ConfigBench, Measured, Start, as_measured, one_layer, to_dict
 from stages.bench_check import ODD, BenchCheckFailed, check_kernels, check_schedules, odd
 from stages.bench_kernels import BACKWARD, FORWARD, HEAD, Case, adamw_bytes, kernel_bench, reduce_bytes
@@ -286,6 +286,24 @@ def test_a_configuration_as_it_is_measured() -> None:
     assert config.micro_batch
     small = one_layer(config)
     assert (small.model.layers, small.micro_batch, small.model.channels) == (1, 1, 128)
+
+
+def test_the_peak_is_that_of_the_product_which_the_machine_likes_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Made-up rates: the kind of the gradients of inputs is the faster one, at the size of a micro-batch."""
+    rate = 0.0
+
+    def product(a: np.ndarray, b: np.ndarray, out: np.ndarray, turned_a: bool, turned_b: bool, *_: float) -> None:
+        nonlocal rate
+        rate = 300e9 if turned_b and a.shape[0] <= 256 else 200e9
+
+    def rate_of(work: Sequence[bench_peaks.Work], window: float) -> float:
+        work[0][0]()
+        return rate
+
+    monkeypatch.setattr(bench_peaks, "gemm", product)
+    monkeypatch.setattr(bench_peaks, "best_rate", rate_of)
+    peaks = bench_peaks.measure_peaks(dataclasses.replace(MACHINE, l3=None, memory_available=64 << 20))
+    assert peaks.gemm_one == 300
 
 
 def test_the_best_window_counts() -> None:
