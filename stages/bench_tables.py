@@ -4,6 +4,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.measure import Measurement
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -14,6 +15,8 @@ from stages.settings import Precision
 
 BUSY = 0.5
 """Load average from which figures are doubtful."""
+WIDE = 10_000
+"""Columns that any table finds enough."""
 
 
 class BenchView:
@@ -71,18 +74,77 @@ def _config(report: BenchReport, bench: ConfigBench) -> Iterator[RenderableType]
         yield Text(f"  {line}")
 
 
-def _table(*headings: str, left: int = 1) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for place, heading in enumerate(headings):
-        table.add_column(heading, justify="left" if place < left else "right", no_wrap=place < left)
-    return table
+class Figures:
+    """A table in which a figure is whole or absent: a terminal too narrow for all columns shows the first in rank.
+
+    What is piped is never cut down.
+    """
+
+    def __init__(self, *headings: str, spare: Sequence[str] = ()) -> None:
+        """`spare`: columns that can be left out, the least important one first."""
+        self._headings = headings
+        self._spare = spare
+        self._rows: list[tuple[tuple[str, ...], str]] = []
+
+    def add_row(self, *cells: str, style: str = "") -> None:
+        """Add a row, with a cell a heading."""
+        self._rows.append((cells, style))
+
+    def fitting(self, console: Console, width: int) -> tuple[Table, list[str]]:
+        """Return the table with as many columns as fit, and those that it lacks."""
+        missing: list[str] = []
+        if not console.is_terminal:
+            return self._table(missing), missing
+        for heading in self._spare:
+            if self._fits(console, width, missing):
+                break
+            missing.append(heading)
+        for heading in missing[-2::-1]:  # a wide one among them may have made room for others
+            if self._fits(console, width, [one for one in missing if one != heading]):
+                missing.remove(heading)
+        return self._table(missing), missing
+
+    def _fits(self, console: Console, width: int, missing: Sequence[str]) -> bool:
+        wanted = Measurement.get(console, console.options.update_width(WIDE), self._table(missing)).maximum
+        return wanted <= width
+
+    def _table(self, missing: Sequence[str]) -> Table:
+        shown = [place for place, heading in enumerate(self._headings) if heading not in missing]
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        for place in shown:
+            # On a terminal that is too narrow even so, cells break over lines: three dots would hide digits.
+            table.add_column(self._headings[place], justify="right" if place else "left", overflow="fold")
+        for cells, style in self._rows:
+            table.add_row(*(cells[place] for place in shown), style=style)
+        return table
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        """Ask for the room of the columns that are shown."""
+        table, missing = self.fitting(console, options.max_width)
+        parts: list[Table | Text] = [table, *_missing_line(missing)]
+        found = [Measurement.get(console, options, part) for part in parts]
+        return Measurement(max(one.minimum for one in found), max(one.maximum for one in found))
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Lay out the columns that fit, and name the others."""
+        table, missing = self.fitting(console, options.max_width)
+        yield table
+        yield from _missing_line(missing)
 
 
-def ways_table(report: BenchReport, bench: ConfigBench) -> Table:
+def _missing_line(missing: Sequence[str]) -> list[Text]:
+    words = f"not shown for want of width: {', '.join(missing)}; --json FILE has all"
+    return [Text(words, "dim")] if missing else []
+
+
+def ways_table(report: BenchReport, bench: ConfigBench) -> Figures:
     """Return the ways to train, side by side."""
-    table = _table(
+    table = Figures(
         "way", "cores", "tokens/s", "ms/update", "(least to most)", "GFLOP/s", "MFU", "efficiency",
         "peak MB", "base", "plan", "peak/(base+plan)",
+        spare=(
+            "base", "plan", "peak/(base+plan)", "(least to most)", "GFLOP/s", "cores", "peak MB", "efficiency", "MFU",
+        ),
     )  # fmt: skip
     for one in bench.ways:
         middle = statistics.median(one.seconds)
@@ -97,25 +159,31 @@ def ways_table(report: BenchReport, bench: ConfigBench) -> Table:
     return table
 
 
-def stages_table(bench: ConfigBench) -> Table:
+def stages_table(bench: ConfigBench) -> Figures:
     """Return the stages of the pipeline at the configuration's own delay."""
     one = bench.default
     seconds = statistics.median(one.seconds)
-    table = _table(f"stage ({_name(one)})", "busy ms/update", "share of cores", "GB/s a thread")
+    table = Figures(
+        f"stage ({_name(one)})", "busy ms/update", "share of cores", "GB/s a thread",
+        spare=("GB/s a thread", "share of cores"),
+    )  # fmt: skip
     for name, busy in one.busy.items():
         moved = bench.stream_bytes.get(name)
         rate = f"{moved / busy / 1e9:,.1f}" if moved and busy > 0 else ""
         table.add_row(name, f"{1e3 * busy:,.2f}", f"{100 * busy / seconds / one.cores:.1f} %", rate)
     idle = 1.0 - sum(one.busy.values()) / seconds / one.cores
-    table.add_row("(idle or between)", f"{1e3 * idle * seconds * one.cores:,.2f}", f"{100 * idle:.1f} %", "")
+    # Stages have more threads than there are cores: one that waits for a core in the middle of its work counts as busy.
+    name = "(idle or between)" if idle >= 0 else "(of this waiting for a core)"
+    table.add_row(name, f"{1e3 * abs(idle) * seconds * one.cores:,.2f}", f"{100 * abs(idle):.1f} %", "")
     return table
 
 
-def roofline_table(kernels: Sequence[KernelTime]) -> Table:
+def roofline_table(kernels: Sequence[KernelTime]) -> Figures:
     """Return every kernel beside its floor."""
-    table = _table(
+    table = Figures(
         "kernel (one core)", "calls", "µs/call", "(quartiles)", "MFLOP", "MB", "GFLOP/s", "of peak", "GB/s",
         "floor µs", "by", "× floor", "ms/update", "above floor ms",
+        spare=("MFLOP", "MB", "(quartiles)", "GFLOP/s", "GB/s", "of peak", "calls", "by", "floor µs", "above floor ms"),
     )  # fmt: skip
     for one in kernels:
         low, high = one.spread

@@ -88,6 +88,59 @@ def test_the_tables_have_the_figures_and_no_control_characters() -> None:
     assert "3.0 threads of other programs" in text
 
 
+def shown(report: BenchReport, width: int, terminal: bool = True) -> str:
+    console = Console(file=io.StringIO(), width=width, color_system=None, force_terminal=terminal)
+    with console.capture() as capture:
+        console.print(BenchView(report), highlight=False)
+    return capture.get()
+
+
+def large() -> BenchReport:
+    """The made-up report with figures as long as those of a large model."""
+    report = made_up()
+    bench = report.configs[0]
+    kernels = [
+        dataclasses.replace(one, calls=1536, seconds=0.2345678, spread=(0.2123456, 0.2654321), floor=0.1987654)
+        for one in bench.kernels
+    ]
+    ways = [dataclasses.replace(one, seconds=[12.3456, 13.4567, 14.5678], peak=2_345_678_901) for one in bench.ways]
+    return dataclasses.replace(report, configs=[dataclasses.replace(bench, kernels=kernels, ways=ways)])
+
+
+@pytest.mark.parametrize("width", [40, 80, 100, 120, 160])
+@pytest.mark.parametrize("report", [made_up(), large()], ids=["small", "large"])
+def test_no_figure_loses_digits_on_a_narrow_terminal(report: BenchReport, width: int) -> None:
+    text = shown(report, width)
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= width
+    if width >= 80:
+        whole = set(shown(report, 300).split())
+        rows = [line for line in text.splitlines() if line.startswith(("  head", "  pipeline", "  forward"))]
+        assert len(rows) == 3
+        assert whole.issuperset(" ".join(rows).split())
+        (kernel,) = [row for row in rows if row.startswith("  head")]
+        assert len(kernel.split()) >= 5, "what a kernel takes, beside its floor"
+
+
+def test_a_terminal_has_as_many_columns_as_fit_and_names_the_others() -> None:
+    assert "not shown" not in shown(large(), 200)
+    narrow, wider = (shown(large(), width) for width in (100, 150))
+    assert "not shown for want of width: MFLOP, MB, (quartiles)" in narrow
+    assert "(quartiles)" in wider.partition("kernel (one core)")[2].splitlines()[0], "the others make room enough"
+    assert "not shown" not in shown(large(), 180, terminal=False), "what is piped is whole"
+
+
+def test_stages_with_more_threads_than_cores_are_not_idle_for_less_than_no_time() -> None:
+    report = made_up()
+    bench = report.configs[0]
+    ways = [dataclasses.replace(one, busy={"forward": 0.1, "backward": 0.02} if one.busy else {}) for one in bench.ways]
+    busy = dataclasses.replace(report, configs=[dataclasses.replace(bench, ways=ways)])
+    rows = [" ".join(line.split()) for line in shown(busy, 100).splitlines()]
+    assert "(of this waiting for a core) 8.89 8.0 %" in rows
+    assert "(idle or between)" not in shown(busy, 100)
+    assert "(idle or between)" in shown(report, 100)
+
+
 def test_start_lines() -> None:
     bench = made_up().configs[0]
     assert start_lines(bench) == [
