@@ -57,11 +57,14 @@ class Report:
     products: tuple[ProductPath, ...]  # every way to multiply
     precisions: dict[str, Choice]  # what is computed in where a person leaves it to the machine, by setting
     speeds: Speeds | None = None  # what training goes by when it chooses, warns and refuses
+    speeds_from: str = ""  # when they were measured, and where they are kept; "" where there are none
 
     @property
     def choices(self) -> tuple[str, ...]:
         """What will be used because of what was found, a sentence each."""
-        return (*choices(self.machine, self.blas, self.defaults), *choice_sentences(self.precisions))
+        now = any(path.one is not None for path in self.products)
+        precisions = choice_sentences(self.precisions, self.speeds_from, now)
+        return (*choices(self.machine, self.blas, self.defaults), *precisions)
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -73,7 +76,7 @@ def examine(measure: bool = True, seconds: float = 0.3) -> Report:
     """Look at the machine, and measure it unless told not to: for `seconds` each of six things, and the products."""
     machine, info = detect(), low_precision_info()
     products = product_paths(blas_info(), info)
-    speeds = _speeds(measure)
+    speeds, speeds_from = _speeds(measure)
     return Report(
         machine=machine,
         python=platform.python_version(),
@@ -85,14 +88,23 @@ def examine(measure: bool = True, seconds: float = 0.3) -> Report:
         products=measured_paths(products, machine.logical_cores) if measure and JIT_ENABLED else products,
         precisions=choices_of(speeds, info),
         speeds=speeds,
+        speeds_from=speeds_from,
     )
 
 
-def _speeds(measure: bool) -> Speeds | None:
-    """Return the figures that a run goes by, not those of the table: so what is said here is what a run does."""
+def _speeds(measure: bool) -> tuple[Speeds | None, str]:
+    """Return the figures that a run goes by, not those of the table: so what is said here is what a run does.
+
+    The words say where they are from.
+    """
     if not JIT_ENABLED:
-        return None
-    return speeds_here() if measure else read_speeds(speeds_path(), speeds_key())
+        return None, ""
+    path, key = speeds_path(), speeds_key()
+    earlier = read_speeds(path, key)
+    if earlier is not None or not measure:
+        return (speeds_here() if measure else earlier), f"measured earlier, kept in {path}" if earlier else ""
+    found = speeds_here()
+    return found, "measured just now" + ("" if read_speeds(path, key) is None else f", kept in {path}")
 
 
 def _version(name: str) -> str:
@@ -129,7 +141,11 @@ def choices(machine: Machine, blas: BlasInfo, defaults: Sequence[Defaults]) -> t
         kernels = f" with its {blas.architecture} kernels" if blas.architecture else ""
         said.append(f"Matrix products: {blas_name(blas)}{kernels}; {blas.reason}.")
     else:
-        said.append(f"Matrix products: the blocked product in Numba, not BLAS; {blas.reason}.")
+        # What is said of a BLAS that does not run stands apart: a remedy of its slowness is none for what does.
+        library, _, why = blas.reason.rpartition("; ") if blas.name else ("", "", blas.reason)
+        said.append(f"Matrix products: the blocked product in Numba, not BLAS; {why}.")
+        if library and not blas.known_bad:
+            said.append(f"BLAS, where THREADLOOM_GEMM=blas asks for it: {library}.")
     cores = f"{machine.logical_cores} core{'s' if machine.logical_cores > 1 else ''}"
     said.append(
         f"Threads: 1 inside BLAS, and for {cores} the stages' own, which overlap; "

@@ -18,10 +18,13 @@ from pipeline import blas_threads
 from stages.doctor_measure import rate
 from stages.precision import LEAST, LEVEL, Choice, choose, slow_allowed
 from stages.settings import Matmul, Precision
-from stages.speeds import OPERATIONS, PRODUCTS, Speeds
+from stages.speeds import COLUMNS, INNER, OPERATIONS, PRODUCTS, ROWS, Speeds
 
 SECONDS = 0.1
 """Of each measurement; there are two for each way that is there."""
+
+CAPTION = f"products of {ROWS} × {INNER} × {COLUMNS}, about those of a micro-batch"
+"""What the figures of the table are of."""
 
 _DOTS = {
     DotPath.AMX: ("AMX tiles", "the processor has no AMX"),
@@ -116,11 +119,16 @@ def choices_of(speeds: Speeds | None, info: LowPrecisionInfo) -> dict[str, Choic
     }
 
 
-def choice_sentences(chosen: dict[str, Choice]) -> tuple[str, ...]:
-    """Say what the settings stand for here."""
-    return tuple(
-        f"{setting} stands for {choice.precision.value}: {choice.reason}." for setting, choice in chosen.items()
-    )
+def choice_sentences(chosen: dict[str, Choice], source: str = "", now: bool = False) -> tuple[str, ...]:
+    """Say what the settings stand for here, by figures of which `source` says where they are from.
+
+    `now`: the table has figures of the moment, which may be others.
+    """
+    said = [f"{setting} stands for {choice.precision.value}: {choice.reason}." for setting, choice in chosen.items()]
+    if source:
+        table = "; the table has those of this moment, beside whatever else runs now" if now else ""
+        said.append(f"The GFLOP/s behind {' and '.join(chosen)} were {source}. Every run goes by them{table}.")
+    return tuple(said)
 
 
 def paths_table(
@@ -128,7 +136,7 @@ def paths_table(
 ) -> Padding:
     """Return the ways as a table: those that are there with their figures, the others with the reason.
 
-    `speeds`: the figures that training goes by, for what it would say of a precision.
+    `speeds`: the figures that training goes by, for what it would say of a precision, and where nothing was measured.
     """
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
     table.add_column("precision")
@@ -138,6 +146,8 @@ def paths_table(
     table.add_column("")
     for path in paths:
         one, every = (_figure(path, value) for value in (path.one, path.all))
+        if path.one is None and path.available and path.taken and speeds and (kept := speeds.of(path.precision)):
+            one = f"{kept:,.0f} GFLOP/s earlier"
         style = "" if path.available else "dim"
         note = path.why or _note(path, chosen, speeds)
         table.add_row(*(Text(cell, style) for cell in (path.precision.value, path.way, one, every, note)))

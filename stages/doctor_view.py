@@ -8,8 +8,8 @@ from rich.table import Table
 from rich.text import Text
 
 from stages.doctor import Defaults, Report, blas_name, size_text
-from stages.doctor_measure import Measured
-from stages.doctor_precision import paths_table
+from stages.doctor_measure import GEMM_SIZE, Measured
+from stages.doctor_precision import CAPTION, paths_table
 from stages.machine import Machine
 
 
@@ -30,6 +30,7 @@ class ReportView:
             yield Text("\nMeasured", "bold")
             yield _measured_table(report.measured)
         yield Text("\nPrecisions", "bold")
+        yield Padding(Text(CAPTION, "dim"), (0, 0, 0, 2))
         yield paths_table(report.products, report.machine.logical_cores, report.precisions, report.speeds)
         yield Text("\nWhat will be used", "bold")
         yield from (_sentence(sentence, "-", "") for sentence in report.choices)
@@ -75,7 +76,7 @@ def _measured_table(measured: Measured) -> Padding:
     table.add_column(f"all {measured.cores}", justify="right")
     table.add_column("ratio", justify="right")
     for name, one, every, unit in (
-        ("float32 product", measured.gemm_one, measured.gemm_all, "GFLOP/s"),
+        (f"float32 product, {GEMM_SIZE} × {GEMM_SIZE}", measured.gemm_one, measured.gemm_all, "GFLOP/s"),
         ("memory copy", measured.copy_one, measured.copy_all, "GB/s"),
         ("memory add", measured.add_one, measured.add_all, "GB/s"),
     ):

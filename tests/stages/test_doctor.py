@@ -128,12 +128,26 @@ def test_the_choices_without_what_a_system_does_not_tell() -> None:
     assert "128-bit vectors that every arm64 has" in said
     assert "not BLAS; none." in said
     assert "L2" not in said
+    assert "THREADLOOM_GEMM" not in said
     assert warnings(bare, without, None) == ()
+
+
+def test_what_is_wrong_with_a_blas_that_does_not_run_is_said_of_it_alone() -> None:
+    slow = "the environment sets OPENBLAS_CORETYPE=Haswell; unset it for up to twice the speed"
+    why = "on AVX-512 Numba's product is used, which is as fast or faster"
+    idle = dataclasses.replace(BLAS, backend=GemmBackend.NUMBA, reason=f"{slow}; {why}")
+    said = choices(MACHINE, idle, DEFAULTS)
+    assert f"Matrix products: the blocked product in Numba, not BLAS; {why}." in said
+    assert f"BLAS, where THREADLOOM_GEMM=blas asks for it: {slow}." in said
+    wrong = dataclasses.replace(idle, known_bad=True)
+    assert not any("THREADLOOM_GEMM" in words for words in choices(MACHINE, wrong, DEFAULTS)), "nobody should"
+    runs = dataclasses.replace(idle, backend=GemmBackend.BLAS)
+    assert any(f"{slow}; {why}." in words for words in choices(MACHINE, runs, DEFAULTS))
 
 
 def test_the_report_as_text_has_the_figures() -> None:
     lines = text_of(REPORT).splitlines()
-    assert ["float32 product", "200.0 GFLOP/s", "390.0 GFLOP/s", "1.95"] in [
+    assert ["float32 product, 768 × 768", "200.0 GFLOP/s", "390.0 GFLOP/s", "1.95"] in [
         [field.strip() for field in line.split("  ") if field.strip()] for line in lines
     ]
     assert any("L1d 48 KiB, L2 2 MiB, L3 32 MiB" in line for line in lines)
@@ -178,12 +192,39 @@ def test_without_measuring_it_is_quick_and_says_so() -> None:
     assert examine(measure=False).measured is None
 
 
+@pytest.mark.skipif(not JIT_ENABLED, reason="without the compiler no speeds are kept")
+def test_figures_say_when_they_were_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert examine(measure=False).speeds_from == "", "there are none yet"
+    monkeypatch.setattr(doctor, "measure_machine", lambda *_: MEASURED)
+    monkeypatch.setattr(doctor, "measured_paths", lambda paths, *_: paths)
+    monkeypatch.setattr("stages.speeds.measure_speeds", lambda: SPEEDS)
+    first, second = examine(), examine(measure=False)
+    assert first.speeds_from.startswith("measured just now, kept in ")
+    assert second.speeds_from.startswith("measured earlier, kept in ")
+    assert first.speeds == second.speeds == SPEEDS
+    assert to_dict(second)["speeds_from"] == second.speeds_from
+    assert f"were {second.speeds_from}. Every run goes by them." in second.choices[-1]
+    cells = [cell for row in rows_of(second) for cell in row]
+    assert "1,200 GFLOP/s earlier" in cells
+    assert "200 GFLOP/s earlier" in cells
+
+
+def test_figures_of_this_moment_are_told_from_earlier_ones() -> None:
+    report = dataclasses.replace(REPORT, speeds_from="measured earlier, kept in a file")
+    assert report.choices[-1] == (
+        "The GFLOP/s behind precision=auto and matmul=high were measured earlier, kept in a file. Every run goes by "
+        "them; the table has those of this moment, beside whatever else runs now."
+    )
+    assert "earlier" not in "".join(cell for row in rows_of(report) for cell in row)
+    assert "products of 256 × 384 × 1536" in text_of(report)
+
+
 SLOWER = "used where asked for; slower than float32"
 
 
 def rows_of(report: Report) -> list[list[str]]:
     """Return the cells of the table of precisions, line by line."""
-    lines = text_of(report, 160).partition("\nPrecisions\n")[2].partition("\n\n")[0].splitlines()
+    lines = text_of(report, 160).partition("\nPrecisions\n")[2].partition("\n\n")[0].splitlines()[1:]
     return [[cell.strip() for cell in line.split("   ") if cell.strip()] for line in lines]
 
 
