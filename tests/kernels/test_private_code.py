@@ -2,15 +2,20 @@
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
+import numba
 import numpy as np
 import pytest
+from numba.core.codegen import JITCodeLibrary
 
 from kernels.jit import JIT_ENABLED
+from kernels.private_code import HOOKS, TESTED_NUMBA, check_hooks, missing_hooks
 
 pytestmark = [
     pytest.mark.timeout(120),
@@ -113,3 +118,43 @@ def test_compiled_or_loaded_alone_or_after_others_gives_the_same_bits(folder: Pa
     compiled = run()
     assert run() == compiled
     assert run("inner") == compiled
+
+
+class Renamed:
+    """A library that hands its module over by a step of another name."""
+
+    def finalize(self) -> None:
+        self._hand_over()
+
+    def _hand_over(self) -> None:
+        pass
+
+    def _get_module_for_linking(self) -> object:
+        return self._shared_module
+
+    _shared_module = None
+
+
+def test_this_numba_has_the_steps_that_are_overridden() -> None:
+    assert missing_hooks(JITCodeLibrary) == []
+    with warnings.catch_warnings(action="error"):
+        check_hooks(JITCodeLibrary)
+
+
+def test_a_numba_that_names_its_steps_otherwise_is_warned_of() -> None:
+    assert missing_hooks(Renamed) == ["finalize() with _finalize_final_module"]
+    assert missing_hooks(object) == [f"{method}() with {used}" for method, used in HOOKS]
+    words = rf"Needed: .*finalize\(\).*Found: Numba {re.escape(numba.__version__)}.*Remedy: .*numba=={TESTED_NUMBA}"
+    with pytest.warns(RuntimeWarning, match=words):
+        check_hooks(Renamed)
+
+
+def test_it_is_warned_of_once_the_kernels_are_imported() -> None:
+    code = "import numba.core.codegen as c; c.JITCodeLibrary.finalize = lambda self: None; import kernels.private_code"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=True)
+    assert done.stderr.count("kernels cannot keep their inner copies to themselves") == 1
+
+
+def test_the_remedy_names_the_version_that_is_tested() -> None:
+    lock = (Path(__file__).parents[2] / "requirements.lock").read_text("utf-8")
+    assert f"\nnumba=={TESTED_NUMBA}\n" in lock
