@@ -27,15 +27,13 @@ from rich.table import Table
 from benchmarks.protocol import FLOAT32, Side, Sizes, Worker
 from benchmarks.results import HEADINGS, Comparison, Measured, figure, markdown, rows
 from stages.config import Config, Precision, load_config, to_json
-from stages.machine import detect
+from stages.machine import BUSY, detect
 from stages.settings import InputError
 
 DEFAULT_CONFIGS = ("nanogpt-cpu", "small", "optimized")
 RANDOM_VOCABULARY = 65
 """Stands for the vocabulary of a configuration that takes it from the text: tinyshakespeare's characters."""
 ROUNDS = 5
-BUSY = 0.5
-"""Load average from which figures are not worth much."""
 LEAST_UPDATES = 3
 """Of one round."""
 TOLERANCES = {True: (2e-5, 1e-3), False: (2e-3, 2e-2)}

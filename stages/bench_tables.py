@@ -11,10 +11,9 @@ from rich.text import Text
 
 from stages.bench import BenchReport, ConfigBench, Measured
 from stages.bench_roofline import KernelTime, ProductPeak
+from stages.machine import BUSY
 from stages.settings import Precision
 
-BUSY = 0.5
-"""Load average from which figures are doubtful."""
 WIDE = 10_000
 """Columns that any table finds enough."""
 
