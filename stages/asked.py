@@ -27,7 +27,7 @@ def command_of(module: str, *arguments: str) -> list[str]:
         "import json, runpy, sys; sys.path[:] = json.loads(sys.argv.pop(1)); "
         "runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)"
     )
-    return [sys.executable, "-P", "-c", boot, json.dumps(sys.path), module, *arguments]
+    return [sys.executable, "-P", "-c", boot, json.dumps([str(path) for path in sys.path]), module, *arguments]
 
 
 class Asked:
