@@ -365,6 +365,8 @@ class Run:
         self._open_sinks.discard(name)
         if not self._open_sinks:
             self._settle()
+        elif self._parts.doubts.any:
+            self._parts.doubts.look()  # what it held may have been all that kept them from being certain
 
     def _settle(self) -> None:
         """Wait for the stages that are still at work, and raise if one of them fails."""

@@ -224,12 +224,13 @@ def _run(attempt: _Attempt, grace: float) -> tuple[Run, BaseException | None, fl
         with run:
             attempt.drive(run)
         ended = time.monotonic()
-        for _ in range(1000):  # a Ctrl-C that came at the very end strikes here
-            pass
-        journal.armed = False
+        journal.disarm()  # a Ctrl-C that came at the very end strikes here
     except BaseException as raised:
-        journal.armed = False
         error = raised
+        try:
+            journal.disarm()
+        except KeyboardInterrupt as interrupt:  # or here
+            error = interrupt
     return run, error, ended or time.monotonic()
 
 

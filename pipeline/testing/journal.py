@@ -5,7 +5,7 @@ consumer is written down, independently of what the engine counts; a fault of th
 Items themselves are not wrapped, so the engine and the user's functions see what they always see; a journal tells
 items apart by identity, and keeps them all alive for that.
 
-Ownership: everything but `run` and `armed` belongs to `lock`; those are set by the thread of the harness.
+Ownership: everything but `run` belongs to `lock`; that is set by the thread of the harness.
 """
 
 import os
@@ -205,6 +205,11 @@ class Journal:
 
     # Faults.
 
+    def disarm(self) -> None:
+        """Let no INTERRUPT strike from now on; one that has struck is raised before this returns."""
+        with self.lock:
+            self.armed = False
+
     def strike(self, name: str, number: int, after: bool) -> None:
         """Let the faults of one call strike, those that let it go on first."""
         faults = [fault for fault in self._faults.get((name, number), ()) if fault.after == after]
@@ -219,14 +224,16 @@ class Journal:
         elif fault.kind is FaultKind.EXIT:
             error = SystemExit(f"{fault.stage} {fault.at}")
         with self.lock:
+            if fault.kind is FaultKind.INTERRUPT and not self.armed:
+                return  # there is no run any more that it could find
             self.fired.append(Fired(fault, late, time.monotonic(), error))
+            if fault.kind is FaultKind.INTERRUPT:
+                # To that very thread: a signal to the process may go to one that cannot wake it from its wait.
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
         if error is not None:
             raise error
         if fault.kind is FaultKind.CANCEL and self.run is not None:
             self.run.cancel()
-        elif fault.kind is FaultKind.INTERRUPT and self.armed:
-            # To that very thread: a signal to the process may go to one that cannot wake it from its wait.
-            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
         elif fault.kind is FaultKind.KILL:
             self._kill(fault.amount)
         elif fault.kind is FaultKind.PAUSE and self.run is not None:

@@ -1,10 +1,11 @@
 """A run that cannot go on for want of an item is an error at once, whatever keeps its workers from bringing it."""
 
+import threading
 from collections.abc import Callable, Iterable, Sequence
 
 import pytest
 
-from pipeline import AdmissionError, Graph, InOrder, Node, StageFailure
+from pipeline import AdmissionError, Graph, InOrder, Node, Run, StageFailure
 from pipeline.doubt import Doubtful, Doubts
 
 pytestmark = pytest.mark.timeout(20)
@@ -152,3 +153,46 @@ def test_a_doubt_that_has_passed_costs_nothing_more() -> None:
     doubts = doubts_of([Fake(senders=1)], [], working=1)
     doubts.look()
     assert not doubts.any
+
+
+def test_the_end_of_one_sink_may_make_it_certain_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everyone is parked, but for a sink that still has items for its caller; he takes them, and is told of the end."""
+    all_parked = threading.Event()
+    decide = Doubts._decide
+
+    def watched(doubts: Doubts) -> None:
+        decide(doubts)
+        inner, sinks = [each.parked() for each in doubts._inner], [each.parked() for each in doubts._sinks]
+        assert doubts._working is not None
+        senders = sum(sent for sent, _ in sinks)
+        if sum(map(sum, inner)) + senders == doubts._working() and (0, 1) in sinks:
+            all_parked.set()
+
+    monkeypatch.setattr(Doubts, "_decide", watched)
+    graph = Graph("two sinks")
+    late = graph.source("late", range(1, 1000))  # item 0, which the others wait for, never comes
+    passed = graph.stage("pass", lambda item: item, after=late, workers=2, ordered=True)
+    graph.sink(
+        "stuck",
+        after=graph.stage(
+            "turn", lambda item: item, after=passed, capacity=1, admission=InOrder(lambda item: (0, item))
+        ),
+    )
+    graph.sink("free", after=graph.source("two", range(2)), capacity=4)
+    told: list[BaseException] = []
+
+    def consume(run: Run) -> None:
+        try:
+            list(run.items("stuck"))
+        except StageFailure as failure:
+            told.append(failure)
+
+    with pytest.raises(StageFailure, match="wait for one still behind them"), graph.start() as run:
+        consumer = threading.Thread(target=consume, args=(run,))
+        consumer.start()
+        assert all_parked.wait(30)
+        assert not told
+        assert list(run.items("free")) == [0, 1]
+        consumer.join(30)
+        assert told
+        raise told[0]
