@@ -218,11 +218,8 @@ class Journal:
 
     def _strike(self, fault: Fault) -> None:
         late = self.run is None or self.run._outcome is not None
-        error: BaseException | None = None
-        if fault.kind is FaultKind.RAISE:
-            error = InjectedFault(f"{fault.stage} {fault.at}")
-        elif fault.kind is FaultKind.EXIT:
-            error = SystemExit(f"{fault.stage} {fault.at}")
+        raised: dict[FaultKind, type[BaseException]] = {FaultKind.RAISE: InjectedFault, FaultKind.EXIT: SystemExit}
+        error = raised[fault.kind](f"{fault.stage} {fault.at}") if fault.kind in raised else None
         with self.lock:
             if fault.kind is FaultKind.INTERRUPT and not self.armed:
                 return  # there is no run any more that it could find
