@@ -27,7 +27,7 @@ from rich.table import Table
 from benchmarks.protocol import FLOAT32, Side, Sizes, Worker
 from benchmarks.results import HEADINGS, Comparison, Measured, figure, markdown, rows
 from stages.config import Config, Precision, load_config, to_json
-from stages.machine import BUSY, detect
+from stages.machine import BUSY, detect, load_average
 from stages.settings import InputError
 
 DEFAULT_CONFIGS = ("nanogpt-cpu", "small", "optimized")
@@ -146,10 +146,8 @@ def compare(
 
 def warn_if_busy(say: Callable[[str], None]) -> None:
     """Say so if other programs are at work: the comparison is then not fair, however it alternates."""
-    if not hasattr(os, "getloadavg"):
-        return
-    load = os.getloadavg()[0]
-    if load > BUSY:
+    load = load_average()
+    if load is not None and load > BUSY:
         say(
             f"{load:.1f} threads of other programs have been at work lately. PyTorch's threads meet after every "
             "operation and suffer far more from that than a pipeline does: ratios will flatter threadloom. Wait."

@@ -29,7 +29,7 @@ from stages.bench_peaks import measure_peaks
 from stages.bench_roofline import KernelTime, Peaks, ProductPeak, flops_per_token
 from stages.bench_worker import ENDLESS, Way, Worker
 from stages.config import Config, ScheduleConfig, ScheduleKind, resolve, to_json
-from stages.machine import Machine, detect
+from stages.machine import Machine, detect, load_average
 from stages.memory import Bank
 from stages.numerics import numerics
 from stages.parameters import parameter_count
@@ -140,7 +140,7 @@ class BenchReport:
 
 def run_bench(configs: Sequence[Config], seconds: float, cold: bool, say: Say) -> BenchReport:
     """Check, then measure the machine and each configuration, `seconds` for each way of training."""
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    load = load_average()
     cores, machine = available_cores(), detect()
     for config in configs:
         choose_and_warn(config)

@@ -216,9 +216,14 @@ BUSY = 0.5
 """Load average from which figures are not worth much."""
 
 
+def load_average() -> float | None:
+    """Return how many threads were at work or ready to be, on average over the last minute; None where none says."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+
+
 def others_at_work() -> str | None:
     """Return, in words for someone about to measure, that other programs have been at work, or None."""
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-    if load <= BUSY:
+    load = load_average()
+    if load is None or load <= BUSY:
         return None
     return f"{load:.1f} threads have been at work here lately: times measured now may be too long"

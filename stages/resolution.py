@@ -175,7 +175,7 @@ def resolve(config: Config, cores: int, vocabulary: int | None = None) -> Config
     items = config.sequences // size
     most = min(cores, items, _most_lanes(config))
     fewer = config.lanes or -(-most // 2)
-    shared = _shares_lanes(config, items * size, most - fewer) if config.shared_lanes is None else config.shared_lanes
+    shared = _shares_lanes(config, most - fewer) if config.shared_lanes is None else config.shared_lanes
     lanes = config.lanes or (fewer if shared else most)
     backward = min(cores, items if shared else lanes)
     chosen = {"embed": 1, "forward": cores, "backward": backward, "reduce": cores, "update": cores, "blas": 1}
@@ -227,14 +227,14 @@ def _default_gemm(threads: ThreadsConfig) -> Gemm:
     return Gemm.BLAS if blas_info(load=False).backend is GemmBackend.BLAS else Gemm.NUMBA
 
 
-def _shares_lanes(config: Config, sequences: int, saved: int) -> bool:
-    """Choose shared lanes where lanes are large, and `saved` of them more than what is kept of a batch's sequences."""
+def _shares_lanes(config: Config, saved: int) -> bool:
+    """Choose shared lanes where lanes are large, and `saved` of them more than what is kept of a batch."""
     from stages.lane_turns import kept_bytes  # with Numba, as below
 
     geometry = config.model.geometry()
     parameters = parameter_count(geometry)
     large = config.precision not in _COPIES and parameters > SHARED
-    return large and saved * parameters * 4 > kept_bytes(geometry, 1, sequences)
+    return large and saved * parameters * 4 > kept_bytes(geometry, 1, config.sequences)
 
 
 def _most_lanes(config: Config) -> int:

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Self
 
 from loguru import logger
 from numba.core import event
@@ -28,6 +29,8 @@ from stages.forward import plan_micro_batches
 from stages.items import MicroGradient
 from stages.training import Training
 
+Say = Callable[[str], None]
+"""What hears of it, from whichever thread."""
 SLOW = 1.0
 """Seconds from which loading kernels is worth a line."""
 EVERY = 5.0
@@ -45,14 +48,15 @@ class _Windows:
         targets.fill(1)
 
 
-def compile_kernels(say: Callable[[str], None] = logger.info, precision: Precision = Precision.FLOAT32) -> float:
+def compile_kernels(say: Say = logger.info, precision: Precision = Precision.FLOAT32) -> float:
     """Load or compile every kernel that training calls in this precision; returns the seconds that it took.
 
     `say` hears of it, from another thread, as soon as it takes longer than loading would.
     """
     begin = time.perf_counter()
-    with _Progress(say):
-        _compile(_Rehearsal(precision), precision, say)  # in 16 bits the weights' forms are made when it is built
+    with _Progress(say) as progress:
+        rehearsal = _Rehearsal(precision)  # in 16 bits the weights' forms are made, and their kernels compiled, here
+        _compile(rehearsal, precision, say, progress)
     return time.perf_counter() - begin
 
 
@@ -62,15 +66,16 @@ class _Progress(event.Listener):  # type: ignore[misc]  # Numba has no types
     Cached kernels load in a blink: of those nothing is said. What takes longer a person should hear of meanwhile.
     """
 
-    def __init__(self, say: Callable[[str], None]) -> None:
+    def __init__(self, say: Say) -> None:
         self._say = say
-        self._compiled = 0  # written by the thread that compiles
+        self.compiled = 0  # written by the thread that compiles
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._report, name="compiling")
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Self:
         event.register("numba:compile", self)
         self._thread.start()
+        return self
 
     def __exit__(self, *_: object) -> None:
         self._over.set()
@@ -82,14 +87,14 @@ class _Progress(event.Listener):  # type: ignore[misc]  # Numba has no types
 
     def on_end(self, event: event.Event) -> None:
         """Count a kernel."""
-        self._compiled += 1
+        self.compiled += 1
 
     def _report(self) -> None:
         if self._over.wait(SLOW):
             return
         self._say("compiling the kernels for this processor, once, which takes about half a minute; they are cached")
         while not self._over.wait(EVERY):
-            self._say(f"compiling: {self._compiled} kernels so far")
+            self._say(f"compiling: {self.compiled} kernels so far")
 
 
 class _Rehearsal:
@@ -129,7 +134,7 @@ class _Rehearsal:
             Evaluator(self._training.compute).mean_loss(lease.bank, _Windows())
 
 
-def _compile(rehearsal: _Rehearsal, precision: Precision, say: Callable[[str], None]) -> None:
+def _compile(rehearsal: _Rehearsal, precision: Precision, say: Say, progress: _Progress) -> None:
     def do(name: str, work: Callable[[], object]) -> None:
         started = time.perf_counter()
         work()
@@ -137,9 +142,8 @@ def _compile(rehearsal: _Rehearsal, precision: Precision, say: Callable[[str], N
         if seconds > SLOW:
             say(f"compiled kernels: {name} ({seconds:.1f} s)")
 
-    with event.install_recorder("numba:compile") as compiled:
-        do("embedding", rehearsal.embedding)
-    with _helper(precision, wanted=bool(compiled.buffer) and available_cores() > 1) as wait:
+    do("embedding", rehearsal.embedding)
+    with _helper(precision, wanted=progress.compiled > 0 and available_cores() > 1, say=say) as wait:
         do("forward", rehearsal.forward)
         do("evaluation", rehearsal.evaluation)
         do("backward, in a second process", wait)
@@ -148,7 +152,7 @@ def _compile(rehearsal: _Rehearsal, precision: Precision, say: Callable[[str], N
 
 
 @contextmanager
-def _helper(precision: Precision, wanted: bool) -> Iterator[Callable[[], object]]:
+def _helper(precision: Precision, wanted: bool, say: Say = logger.info) -> Iterator[Callable[[], object]]:
     """Compile the backward pass in another process, and give a function that waits for it; it does not outlive this.
 
     If it fails, nothing is lost but time: what it did not compile is compiled here.
@@ -163,7 +167,7 @@ def _helper(precision: Precision, wanted: bool) -> Iterator[Callable[[], object]
 
         def wait() -> None:
             if status := process.wait():
-                logger.info("the second process that compiles ended with status {}: this will take longer", status)
+                say(f"the second process that compiles ended with status {status}: this will take longer")
 
         try:
             yield wait
