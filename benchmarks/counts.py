@@ -24,9 +24,9 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.throughput import RANDOM_VOCABULARY
+from stages.asked import command_of
 from stages.config import Config, Precision, from_json, load_config, resolve, to_json
 
-ROOT = Path(__file__).parents[1]
 KERNELS, INTERPRETER, OTHERS = "compiled kernels", "the interpreter", "libraries"
 COSTS = tuple("0123456789+-*")
 """How a line of a profile begins that says where something was spent, and how much."""
@@ -120,10 +120,9 @@ def count(config: Config, updates: int) -> Counter[str]:
 
 def _child(before: list[str], config: Config, updates: int) -> subprocess.CompletedProcess[str]:
     mode = "counted" if before else "plain"
-    command = [*before, sys.executable, "-m", "benchmarks.counts", "--updates", str(updates), "--train", mode]
-    environment = os.environ | AVX2
+    command = [*before, *command_of("benchmarks.counts", "--updates", str(updates), "--train", mode)]
     return subprocess.run(
-        command, input=to_json(config), cwd=ROOT, env=environment, text=True, capture_output=True, check=False
+        command, input=to_json(config), env=os.environ | AVX2, text=True, capture_output=True, check=False
     )
 
 

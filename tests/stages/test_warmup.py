@@ -130,7 +130,7 @@ def test_backward_can_be_compiled_before_forward(precision: Precision) -> None:
 class TestTheProcess:
     def test_it_works_where_the_user_has_packages_of_our_names(self, tmp_path: Path) -> None:
         compile_kernels()
-        for name in ("pipeline", "kernels", "stages"):
+        for name in ("pipeline", "kernels", "stages", "json"):  # our names, and one that is imported before all else
             (tmp_path / name).mkdir()
             (tmp_path / name / "__init__.py").write_text("raise ImportError('not the one')")
         command = command_of("stages.warmup", "float32")
