@@ -24,8 +24,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.throughput import RANDOM_VOCABULARY
-from stages.asked import command_of
-from stages.config import Config, Precision, from_json, load_config, resolve, to_json
+from threadloom.stages.asked import command_of
+from threadloom.stages.config import Config, Precision, from_json, load_config, resolve, to_json
 
 KERNELS, INTERPRETER, OTHERS = "compiled kernels", "the interpreter", "libraries"
 COSTS = tuple("0123456789+-*")
@@ -75,11 +75,11 @@ def whose(path: str) -> str:
 
 def train(config: Config, updates: int, counted: bool) -> None:
     """Make an update, and then, if they are `counted`, so many that callgrind writes a profile of."""
-    from stages.data import random_batches
-    from stages.numerics import numerics
-    from stages.replay import replay
-    from stages.training import Training
-    from stages.warmup import compile_kernels
+    from threadloom.stages.data import random_batches
+    from threadloom.stages.numerics import numerics
+    from threadloom.stages.replay import replay
+    from threadloom.stages.training import Training
+    from threadloom.stages.warmup import compile_kernels
 
     compile_kernels(lambda _: None, config.precision)
     config = msgspec.structs.replace(config, steps=1 + updates)

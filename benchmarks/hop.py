@@ -30,7 +30,7 @@ from pathlib import Path
 from queue import Queue
 from typing import Any
 
-from pipeline import Graph, Trace
+from threadloom.pipeline import Graph, Trace
 
 STAGES = 3
 PEER = "spdl.pipeline"

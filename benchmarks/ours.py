@@ -10,14 +10,14 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from benchmarks.protocol import FLOAT32, Steps
-from kernels import Weights
-from stages.bench_worker import ENDLESS, Gate
-from stages.config import Config, Precision, ScheduleConfig, ScheduleKind, from_json, resolve
-from stages.data import random_batches
-from stages.items import Update, label
-from stages.numerics import numerics
-from stages.training import Training
-from stages.warmup import compile_kernels
+from threadloom.kernels import Weights
+from threadloom.stages.bench_worker import ENDLESS, Gate
+from threadloom.stages.config import Config, Precision, ScheduleConfig, ScheduleKind, from_json, resolve
+from threadloom.stages.data import random_batches
+from threadloom.stages.items import Update, label
+from threadloom.stages.numerics import numerics
+from threadloom.stages.training import Training
+from threadloom.stages.warmup import compile_kernels
 
 CHECKED_UPDATES = 3
 """Updates whose losses and norms are compared with the peer's."""

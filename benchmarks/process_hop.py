@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from pipeline import Graph
-from pipeline.processes import on_processes
-from pipeline.shared import SharedPool
+from threadloom.pipeline import Graph
+from threadloom.pipeline.processes import on_processes
+from threadloom.pipeline.shared import SharedPool
 
 GOAL_US = 100.0
 """Microseconds that a hop of the array may cost above an empty item."""

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
 
-from stages.asked import Asked, command_of
+from threadloom.stages.asked import Asked, command_of
 
 FLOAT32 = "float32"
 """The precision whose name tables leave out."""

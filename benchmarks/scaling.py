@@ -28,13 +28,13 @@ from benchmarks.protocol import Side, Worker
 from benchmarks.results import FAINT, INK, spread
 from benchmarks.scaling_model import Scaling, Workload, fit
 from benchmarks.throughput import machine_line, measure, sizes_of, warn_if_busy
-from pipeline import available_cores
-from stages.bench_kernels import adamw_bytes, reduce_bytes
-from stages.bench_peaks import best_rate, stream
-from stages.config import Config, load_config, resolve, to_json
-from stages.memory import Bank
-from stages.plan import most_in_backward
-from stages.settings import InputError
+from threadloom.pipeline import available_cores
+from threadloom.stages.bench_kernels import adamw_bytes, reduce_bytes
+from threadloom.stages.bench_peaks import best_rate, stream
+from threadloom.stages.config import Config, load_config, resolve, to_json
+from threadloom.stages.memory import Bank
+from threadloom.stages.plan import most_in_backward
+from threadloom.stages.settings import InputError
 
 COUNTS = (1, 2, 4, 8, 16)
 BASE = (1, 2)

@@ -34,9 +34,9 @@ from benchmarks.throughput import (
     sizes_of,
     warn_if_busy,
 )
-from stages.asked import WorkerError
-from stages.config import Config, ModelConfig, OptimizerConfig, Precision, to_json
-from stages.machine import detect
+from threadloom.stages.asked import WorkerError
+from threadloom.stages.config import Config, ModelConfig, OptimizerConfig, Precision, to_json
+from threadloom.stages.machine import detect
 
 LAYERS = 2
 PRECISIONS = [precision.value for precision in Precision if precision is not Precision.AUTO]

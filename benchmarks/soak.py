@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field
 from itertools import count
 from pathlib import Path
 
-from pipeline.testing import FaultPlan, Report, exercise, random_subject
+from threadloom.pipeline.testing import FaultPlan, Report, exercise, random_subject
 
 PLAIN = 7
 """One graph in so many has no faults."""

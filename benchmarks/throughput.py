@@ -26,9 +26,9 @@ from rich.table import Table
 
 from benchmarks.protocol import FLOAT32, Side, Sizes, Worker
 from benchmarks.results import HEADINGS, Comparison, Measured, figure, markdown, rows
-from stages.config import Config, Precision, load_config, to_json
-from stages.machine import BUSY, detect, load_average
-from stages.settings import InputError
+from threadloom.stages.config import Config, Precision, load_config, to_json
+from threadloom.stages.machine import BUSY, detect, load_average
+from threadloom.stages.settings import InputError
 
 DEFAULT_CONFIGS = ("nanogpt-cpu", "small", "optimized")
 RANDOM_VOCABULARY = 65

@@ -14,9 +14,9 @@ from unittest import mock
 import msgspec
 
 from examples import fork_join, image_directory, three_stages, word_count
-from pipeline import Graph, GraphFormat, Run, Trace, TraceEvent, draw_graph, draw_timeline
-from stages.config import Config, load_config
-from stages.session import train
+from threadloom.pipeline import Graph, GraphFormat, Run, Trace, TraceEvent, draw_graph, draw_timeline
+from threadloom.stages.config import Config, load_config
+from threadloom.stages.session import train
 
 IMAGES = Path(__file__).with_name("images")
 

@@ -13,14 +13,14 @@ from collections.abc import Mapping
 import msgspec
 import numpy as np
 
-from kernels import Weights
-from pipeline import Graph, Node, RunStatistics, available_cores
-from stages.config import Config, load_config, resolve
-from stages.data import random_batches
-from stages.items import Update
-from stages.numerics import numerics
-from stages.training import Training
-from stages.warmup import compile_kernels
+from threadloom.kernels import Weights
+from threadloom.pipeline import Graph, Node, RunStatistics, available_cores
+from threadloom.stages.config import Config, load_config, resolve
+from threadloom.stages.data import random_batches
+from threadloom.stages.items import Update
+from threadloom.stages.numerics import numerics
+from threadloom.stages.training import Training
+from threadloom.stages.warmup import compile_kernels
 
 
 def checksums(blocks: int = 64, size: int = 1 << 16) -> tuple[dict[int, str], RunStatistics]:

@@ -17,7 +17,7 @@ from typing import Unpack
 
 import numpy as np
 
-from pipeline import Graph, RunOptions, RunStatistics
+from threadloom.pipeline import Graph, RunOptions, RunStatistics
 
 RATE = 48_000
 """Samples a second; a signal is one second long."""

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import Graph, RunStatistics, SharedPool, available_cores, on_processes
+from threadloom.pipeline import Graph, RunStatistics, SharedPool, available_cores, on_processes
 
 Pixels = NDArray[np.uint8]
 

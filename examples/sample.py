@@ -13,12 +13,12 @@ from pathlib import Path
 
 import msgspec
 
-from stages.config import Config, load_config
-from stages.generate import generate
-from stages.log import configure
-from stages.model import Model
-from stages.sampling import SamplingSettings
-from stages.session import train
+from threadloom.stages.config import Config, load_config
+from threadloom.stages.generate import generate
+from threadloom.stages.log import configure
+from threadloom.stages.model import Model
+from threadloom.stages.sampling import SamplingSettings
+from threadloom.stages.session import train
 
 
 def sample(run: Path, prompt: str | None = None, tokens: int = 200, seed: int = 1) -> str:

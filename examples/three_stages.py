@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Unpack
 
-from pipeline import Graph, RunOptions, RunStatistics
+from threadloom.pipeline import Graph, RunOptions, RunStatistics
 
 
 @dataclass(frozen=True)

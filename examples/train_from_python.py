@@ -11,14 +11,14 @@ from pathlib import Path
 
 import msgspec
 
-from pipeline import RunStatistics, available_cores
-from stages.config import Config, load_config, resolve
-from stages.data import evaluation_batches, prepare, training_batches
-from stages.items import Evaluation, Update
-from stages.numerics import numerics
-from stages.text import read_text
-from stages.training import Training, Validation
-from stages.warmup import compile_kernels
+from threadloom.pipeline import RunStatistics, available_cores
+from threadloom.stages.config import Config, load_config, resolve
+from threadloom.stages.data import evaluation_batches, prepare, training_batches
+from threadloom.stages.items import Evaluation, Update
+from threadloom.stages.numerics import numerics
+from threadloom.stages.text import read_text
+from threadloom.stages.training import Training, Validation
+from threadloom.stages.warmup import compile_kernels
 
 
 def train(config: Config, text: str, folder: Path) -> float:

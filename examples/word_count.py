@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline import Graph, RunStatistics
+from threadloom.pipeline import Graph, RunStatistics
 
 WORD = re.compile(r"[A-Za-z_]\w+")
 

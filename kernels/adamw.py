@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kernels.jit import exact, exact_inlined
-from kernels.tensors import Floats
+from threadloom.kernels.jit import exact, exact_inlined
+from threadloom.kernels.tensors import Floats
 
 
 class AdamWStep(NamedTuple):

@@ -9,10 +9,10 @@ import math
 
 import numpy as np
 
-from kernels.blas import gemm
-from kernels.exponential import exp32, row_max
-from kernels.jit import kernel
-from kernels.tensors import ATTENTION_TILE, Floats
+from threadloom.kernels.blas import gemm
+from threadloom.kernels.exponential import exp32, row_max
+from threadloom.kernels.jit import kernel
+from threadloom.kernels.tensors import ATTENTION_TILE, Floats
 
 _ZERO = np.float32(0.0)
 _BLOCK = 16  # a row's exponentials are made in whole blocks of so many, to stay in vector code

@@ -37,11 +37,11 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from kernels.gemm import gemm_blocked
-from kernels.jit import JIT_ENABLED, kernel
-from kernels.lowp_split_gemm import call_split, multiply_split, prepare_split
-from kernels.target import TARGET
-from kernels.tensors import Floats
+from threadloom.kernels.gemm import gemm_blocked
+from threadloom.kernels.jit import JIT_ENABLED, kernel
+from threadloom.kernels.lowp_split_gemm import call_split, multiply_split, prepare_split
+from threadloom.kernels.target import TARGET
+from threadloom.kernels.tensors import Floats
 
 
 class GemmBackend(Enum):

@@ -4,9 +4,9 @@ import math
 
 import numpy as np
 
-from kernels.exponential import exp32, row_max
-from kernels.jit import kernel
-from kernels.tensors import Floats, TokenIds
+from threadloom.kernels.exponential import exp32, row_max
+from threadloom.kernels.jit import kernel
+from threadloom.kernels.tensors import Floats, TokenIds
 
 _ZERO = np.float32(0.0)
 

@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kernels.exponential import exp32, row_max
-from kernels.gelu import gelu_forward
-from kernels.jit import kernel
-from kernels.layernorm import layernorm_row
-from kernels.tensors import Floats, Weights
+from threadloom.kernels.exponential import exp32, row_max
+from threadloom.kernels.gelu import gelu_forward
+from threadloom.kernels.jit import kernel
+from threadloom.kernels.layernorm import layernorm_row
+from threadloom.kernels.tensors import Floats, Weights
 
 _ZERO = np.float32(0.0)
 

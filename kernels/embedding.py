@@ -1,7 +1,7 @@
 """Token and position embeddings: gather in forward, scatter in backward."""
 
-from kernels.jit import kernel
-from kernels.tensors import Floats, TokenIds
+from threadloom.kernels.jit import kernel
+from threadloom.kernels.tensors import Floats, TokenIds
 
 
 @kernel

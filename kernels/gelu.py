@@ -6,9 +6,9 @@ The bias of the layer before is in `x` already: `linear_forward` writes it where
 
 import numpy as np
 
-from kernels.exponential import sigmoid32
-from kernels.jit import kernel
-from kernels.tensors import Floats
+from threadloom.kernels.exponential import sigmoid32
+from threadloom.kernels.jit import kernel
+from threadloom.kernels.tensors import Floats
 
 _LINEAR = np.float32(1.5957691216057308)  # 2 sqrt(2 / pi)
 _CUBIC = np.float32(0.07135481282636)  # 0.044715 * 2 sqrt(2 / pi)

@@ -16,8 +16,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from kernels.jit import kernel
-from kernels.target import TARGET
+from threadloom.kernels.jit import kernel
+from threadloom.kernels.target import TARGET
 
 
 def _tile_shape() -> tuple[int, int, int]:

@@ -26,8 +26,8 @@ from typing import Any, TypeVar, cast
 
 import numba
 
-from kernels.cache import CacheFile
-from kernels.private_code import PrivateCompiler
+from threadloom.kernels.cache import CacheFile
+from threadloom.kernels.private_code import PrivateCompiler
 
 Function = TypeVar("Function", bound=Callable[..., object])
 

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from kernels.jit import kernel
-from kernels.tensors import Floats
+from threadloom.kernels.jit import kernel
+from threadloom.kernels.tensors import Floats
 
 EPSILON = np.float32(1e-5)
 _ONE = np.float32(1.0)

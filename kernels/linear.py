@@ -4,9 +4,9 @@ The bias (and the residual) is written into the output before the product, which
 a pass on clearing the output anyway.
 """
 
-from kernels.blas import gemm
-from kernels.jit import kernel
-from kernels.tensors import Floats
+from threadloom.kernels.blas import gemm
+from threadloom.kernels.jit import kernel
+from threadloom.kernels.tensors import Floats
 
 
 @kernel

@@ -17,15 +17,15 @@ from numba import types
 from numba.extending import overload
 from numpy.typing import NDArray
 
-from kernels.blas import gemm
-from kernels.exponential import exp32, row_max
-from kernels.jit import kernel, transparent
-from kernels.lowp_attention_backward import backward_bf16
-from kernels.lowp_attention_forward import forward_bf16
-from kernels.lowp_attention_scratch import ATTENTION_BLOCK, AttentionScratch, attention_scratch_shapes
-from kernels.lowp_convert import rounded, widened
-from kernels.lowp_scalar import Short, load16, store16
-from kernels.tensors import Floats
+from threadloom.kernels.blas import gemm
+from threadloom.kernels.exponential import exp32, row_max
+from threadloom.kernels.jit import kernel, transparent
+from threadloom.kernels.lowp_attention_backward import backward_bf16
+from threadloom.kernels.lowp_attention_forward import forward_bf16
+from threadloom.kernels.lowp_attention_scratch import ATTENTION_BLOCK, AttentionScratch, attention_scratch_shapes
+from threadloom.kernels.lowp_convert import rounded, widened
+from threadloom.kernels.lowp_scalar import Short, load16, store16
+from threadloom.kernels.tensors import Floats
 
 __all__ = ["AttentionScratch", "attention_backward_low", "attention_forward_low", "attention_scratch_shapes"]
 

@@ -16,23 +16,23 @@ import math
 
 import numpy as np
 
-from kernels.jit import exact
-from kernels.lowp_amx import configure_tiles, release_tiles
-from kernels.lowp_attention_products import LINE, multiply, pack_pairs, round_rows, strips
-from kernels.lowp_attention_rows import (
+from threadloom.kernels.jit import exact
+from threadloom.kernels.lowp_amx import configure_tiles, release_tiles
+from threadloom.kernels.lowp_attention_products import LINE, multiply, pack_pairs, round_rows, strips
+from threadloom.kernels.lowp_attention_rows import (
     d_score_rows,
     dot_columns,
     fetch_row,
 )
-from kernels.lowp_attention_scratch import ATTENTION_BLOCK, AttentionScratch
-from kernels.lowp_convert import Bits
-from kernels.lowp_features import DotPath, chosen_path
-from kernels.lowp_pack import PANEL, pack_bf16, transpose_bf16
-from kernels.lowp_vector import (
+from threadloom.kernels.lowp_attention_scratch import ATTENTION_BLOCK, AttentionScratch
+from threadloom.kernels.lowp_convert import Bits
+from threadloom.kernels.lowp_features import DotPath, chosen_path
+from threadloom.kernels.lowp_pack import PANEL, pack_bf16, transpose_bf16
+from threadloom.kernels.lowp_vector import (
     LANES,
     transpose_words,
 )
-from kernels.tensors import Floats
+from threadloom.kernels.tensors import Floats
 
 _AMX = DotPath.AMX.value
 _QUERIES = 32  # of a tile in forward

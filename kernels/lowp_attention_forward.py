@@ -8,20 +8,20 @@ import math
 
 import numpy as np
 
-from kernels.exponential import log32
-from kernels.jit import exact
-from kernels.lowp_amx import configure_tiles, release_tiles
-from kernels.lowp_attention_products import multiply, pack_pairs, round_rows
-from kernels.lowp_attention_rows import (
+from threadloom.kernels.exponential import log32
+from threadloom.kernels.jit import exact
+from threadloom.kernels.lowp_amx import configure_tiles, release_tiles
+from threadloom.kernels.lowp_attention_products import multiply, pack_pairs, round_rows
+from threadloom.kernels.lowp_attention_rows import (
     ROW_GROUP,
     fetch_row,
     softmax_rows,
 )
-from kernels.lowp_attention_scratch import ATTENTION_BLOCK, AttentionScratch
-from kernels.lowp_convert import Bits
-from kernels.lowp_features import DotPath, chosen_path
-from kernels.lowp_pack import PANEL, pack_bf16
-from kernels.tensors import Floats
+from threadloom.kernels.lowp_attention_scratch import ATTENTION_BLOCK, AttentionScratch
+from threadloom.kernels.lowp_convert import Bits
+from threadloom.kernels.lowp_features import DotPath, chosen_path
+from threadloom.kernels.lowp_pack import PANEL, pack_bf16
+from threadloom.kernels.tensors import Floats
 
 _AMX = DotPath.AMX.value
 _QUERIES = 32  # of a tile in forward

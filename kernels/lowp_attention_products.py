@@ -6,13 +6,13 @@ A head's matrices are columns of wide arrays, or scratch padded to whole tiles, 
 
 import numpy as np
 
-from kernels.jit import exact
-from kernels.lowp_amx import K_STEP, TILE_SIZE, tile_amx
-from kernels.lowp_attention_rows import (
+from threadloom.kernels.jit import exact
+from threadloom.kernels.lowp_amx import K_STEP, TILE_SIZE, tile_amx
+from threadloom.kernels.lowp_attention_rows import (
     join_short_rows,
     round_row,
 )
-from kernels.lowp_attention_tile import (
+from threadloom.kernels.lowp_attention_tile import (
     NARROW_COLUMNS,
     NARROW_ROWS,
     TILE_COLUMNS,
@@ -22,10 +22,10 @@ from kernels.lowp_attention_tile import (
     tile_float32,
     tile_native,
 )
-from kernels.lowp_convert import to_bf16
-from kernels.lowp_features import DotPath
-from kernels.lowp_pack import PANEL
-from kernels.lowp_vector import (
+from threadloom.kernels.lowp_convert import to_bf16
+from threadloom.kernels.lowp_features import DotPath
+from threadloom.kernels.lowp_pack import PANEL
+from threadloom.kernels.lowp_vector import (
     LANES,
     join_rows,
     read_float,

@@ -16,9 +16,9 @@ from numba.core import cgutils
 from numba.core.errors import RequireLiteralValue
 from numba.extending import intrinsic
 
-from kernels.lowp_epilogue import round_vector
-from kernels.lowp_pack import PANEL
-from kernels.lowp_vector import (
+from threadloom.kernels.lowp_epilogue import round_vector
+from threadloom.kernels.lowp_pack import PANEL
+from threadloom.kernels.lowp_vector import (
     FLOATS,
     HAS_DOT,
     INT,

@@ -5,9 +5,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import DTypeLike
 
-from kernels.lowp_convert import Bits
-from kernels.lowp_pack import PANEL, Words, packed_shape
-from kernels.tensors import Floats
+from threadloom.kernels.lowp_convert import Bits
+from threadloom.kernels.lowp_pack import PANEL, Words, packed_shape
+from threadloom.kernels.tensors import Floats
 
 ATTENTION_BLOCK = 64
 """Rows of a tile of scores: as many queries in forward, keys in backward."""

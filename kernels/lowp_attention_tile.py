@@ -10,8 +10,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from kernels.lowp_pack import PANEL
-from kernels.lowp_vector import (
+from threadloom.kernels.lowp_pack import PANEL
+from threadloom.kernels.lowp_vector import (
     FLOATS,
     HAS_DOT,
     INT,

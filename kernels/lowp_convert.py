@@ -9,8 +9,8 @@ that the bits are the same on all; VCVTNEPS2BF16 would flush subnormal numbers, 
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.jit import JIT_ENABLED, exact, exact_inlined
-from kernels.tensors import Floats
+from threadloom.kernels.jit import JIT_ENABLED, exact, exact_inlined
+from threadloom.kernels.tensors import Floats
 
 Bits = NDArray[np.uint16]
 """bfloat16 numbers as their bits."""

@@ -7,10 +7,10 @@ import math
 
 import numpy as np
 
-from kernels.exponential import exp32, row_max, sigmoid32
-from kernels.jit import kernel
-from kernels.lowp_scalar import Short, load16, store16
-from kernels.tensors import Floats, TokenIds
+from threadloom.kernels.exponential import exp32, row_max, sigmoid32
+from threadloom.kernels.jit import kernel
+from threadloom.kernels.lowp_scalar import Short, load16, store16
+from threadloom.kernels.tensors import Floats, TokenIds
 
 _LINEAR = np.float32(1.5957691216057308)  # 2 sqrt(2 / pi), as in kernels.gelu
 _CUBIC = np.float32(0.07135481282636)  # 0.044715 * 2 sqrt(2 / pi)

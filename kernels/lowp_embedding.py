@@ -6,12 +6,12 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
-from kernels.jit import OVERLOAD_OPTIONS, kernel
-from kernels.lowp_convert import from_bf16
-from kernels.lowp_pack import PANEL, Words
-from kernels.lowp_scalar import Short, load16
-from kernels.lowp_tensors import Form
-from kernels.tensors import Floats, TokenIds
+from threadloom.kernels.jit import OVERLOAD_OPTIONS, kernel
+from threadloom.kernels.lowp_convert import from_bf16
+from threadloom.kernels.lowp_pack import PANEL, Words
+from threadloom.kernels.lowp_scalar import Short, load16
+from threadloom.kernels.lowp_tensors import Form
+from threadloom.kernels.tensors import Floats, TokenIds
 
 
 @kernel

@@ -16,8 +16,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from kernels.jit import JIT_ENABLED
-from kernels.lowp_vector import BYTE, WORD
+from threadloom.kernels.jit import JIT_ENABLED
+from threadloom.kernels.lowp_vector import BYTE, WORD
 
 
 class Entry:

@@ -13,9 +13,9 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from kernels import exponential
-from kernels.lowp_pack import PANEL
-from kernels.lowp_vector import FLOATS, INTS, LANES, SHORTS, fused_multiply_add, pointer, word
+from threadloom.kernels import exponential
+from threadloom.kernels.lowp_pack import PANEL
+from threadloom.kernels.lowp_vector import FLOATS, INTS, LANES, SHORTS, fused_multiply_add, pointer, word
 
 _LINEAR = 1.5957691216057308  # 2 sqrt(2 / pi)
 _CUBIC = 0.07135481282636  # 0.044715 * 2 sqrt(2 / pi)

@@ -25,9 +25,9 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from kernels.jit import JIT_ENABLED
-from kernels.lowp_vector import LANES
-from kernels.target import TARGET
+from threadloom.kernels.jit import JIT_ENABLED
+from threadloom.kernels.lowp_vector import LANES
+from threadloom.kernels.target import TARGET
 
 
 class DotPath(Enum):

@@ -22,16 +22,16 @@ from typing import NamedTuple
 import numpy as np
 from numba import types
 
-from kernels.jit import JIT_ENABLED, exact, exact_inlined
-from kernels.lowp_amx import K_STEP, TILE_SIZE, configure_tiles, release_tiles, tile_amx
-from kernels.lowp_convert import Bits, rounded, widened
-from kernels.lowp_entry import Entry
-from kernels.lowp_epilogue import finish_gelu, finish_rounded
-from kernels.lowp_features import DotPath, chosen_path
-from kernels.lowp_pack import PANEL, Words, pack_panel, unpack_bf16
-from kernels.lowp_tile import TILE_COLUMNS, TILE_ROWS, tile_avx512, tile_float32
-from kernels.lowp_vector import read_float, read_short, stack_space, write_float, write_short
-from kernels.tensors import Floats
+from threadloom.kernels.jit import JIT_ENABLED, exact, exact_inlined
+from threadloom.kernels.lowp_amx import K_STEP, TILE_SIZE, configure_tiles, release_tiles, tile_amx
+from threadloom.kernels.lowp_convert import Bits, rounded, widened
+from threadloom.kernels.lowp_entry import Entry
+from threadloom.kernels.lowp_epilogue import finish_gelu, finish_rounded
+from threadloom.kernels.lowp_features import DotPath, chosen_path
+from threadloom.kernels.lowp_pack import PANEL, Words, pack_panel, unpack_bf16
+from threadloom.kernels.lowp_tile import TILE_COLUMNS, TILE_ROWS, tile_avx512, tile_float32
+from threadloom.kernels.lowp_vector import read_float, read_short, stack_space, write_float, write_short
+from threadloom.kernels.tensors import Floats
 
 _DEPTH = 4096  # longest sum in one go: a panel of it is 256 KiB, a part of the L2 cache
 _STACK_DEPTH = 512  # the same where B is packed on the way, panel by panel: 32 KiB of the L1 cache and of the stack

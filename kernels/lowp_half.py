@@ -19,9 +19,9 @@ from numba import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from kernels.jit import JIT_ENABLED, exact, exact_inlined
-from kernels.lowp_vector import FLOAT, HAS_HALF, SHORT
-from kernels.tensors import Floats
+from threadloom.kernels.jit import JIT_ENABLED, exact, exact_inlined
+from threadloom.kernels.lowp_vector import FLOAT, HAS_HALF, SHORT
+from threadloom.kernels.tensors import Floats
 
 Halves = NDArray[np.int16]
 """float16 numbers as their bits."""

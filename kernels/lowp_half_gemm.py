@@ -20,11 +20,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kernels.blas import gemm
-from kernels.jit import JIT_ENABLED, exact
-from kernels.lowp_half import Halves, from_half, half_rounded, half_widened, to_half
-from kernels.lowp_vector import read_float, read_short, write_float, write_short
-from kernels.tensors import Floats
+from threadloom.kernels.blas import gemm
+from threadloom.kernels.jit import JIT_ENABLED, exact
+from threadloom.kernels.lowp_half import Halves, from_half, half_rounded, half_widened, to_half
+from threadloom.kernels.lowp_vector import read_float, read_short, write_float, write_short
+from threadloom.kernels.tensors import Floats
 
 _ROWS = 512  # rows of op(A) that meet every block of op(B) before the next ones, as in kernels.gemm
 _COLUMNS = 512  # columns of op(B) of a block

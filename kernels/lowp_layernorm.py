@@ -6,10 +6,10 @@ makes the very same output again, and needs neither x nor its mean.
 
 import numpy as np
 
-from kernels.jit import kernel
-from kernels.layernorm import EPSILON
-from kernels.lowp_scalar import Short, load16, store16
-from kernels.tensors import Floats
+from threadloom.kernels.jit import kernel
+from threadloom.kernels.layernorm import EPSILON
+from threadloom.kernels.lowp_scalar import Short, load16, store16
+from threadloom.kernels.tensors import Floats
 
 _ONE = np.float32(1.0)
 _ZERO = np.float32(0.0)

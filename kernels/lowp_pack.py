@@ -23,10 +23,10 @@ For the gradient of a weight, x.T @ dy, `transpose_bf16` makes the first operand
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.jit import JIT_ENABLED, exact, exact_inlined
-from kernels.lowp_convert import Bits, rounded, to_bf16
-from kernels.lowp_scalar import Short
-from kernels.lowp_vector import (
+from threadloom.kernels.jit import JIT_ENABLED, exact, exact_inlined
+from threadloom.kernels.lowp_convert import Bits, rounded, to_bf16
+from threadloom.kernels.lowp_scalar import Short
+from threadloom.kernels.lowp_vector import (
     LANES,
     join_rows,
     read_float,
@@ -36,7 +36,7 @@ from kernels.lowp_vector import (
     transpose_words,
     write_word,
 )
-from kernels.tensors import Floats
+from threadloom.kernels.tensors import Floats
 
 Words = NDArray[np.uint32]
 """A packed operand: words of two bfloat16 numbers."""

@@ -11,12 +11,12 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
-from kernels.lowp_elementwise import gelu_forward_low
-from kernels.lowp_gemm import gemm_bf16, gemm_rows_bf16, linear_bf16, linear_gelu_bf16
-from kernels.lowp_half_gemm import gemm_half, linear_half
-from kernels.lowp_scalar import Short
-from kernels.lowp_tensors import Form, Wide
-from kernels.tensors import Floats
+from threadloom.kernels.lowp_elementwise import gelu_forward_low
+from threadloom.kernels.lowp_gemm import gemm_bf16, gemm_rows_bf16, linear_bf16, linear_gelu_bf16
+from threadloom.kernels.lowp_half_gemm import gemm_half, linear_half
+from threadloom.kernels.lowp_scalar import Short
+from threadloom.kernels.lowp_tensors import Form, Wide
+from threadloom.kernels.tensors import Floats
 
 
 def _rounded_packed(a: Any, form: Any, transposed: Any, bias: Any, out: Any, wide: Any) -> None:

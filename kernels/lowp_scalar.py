@@ -12,9 +12,9 @@ from numba import types
 from numba.extending import overload
 from numpy.typing import NDArray
 
-from kernels.jit import OVERLOAD_EXACT_INLINED
-from kernels.lowp_convert import from_bf16, rounded, to_bf16, widened
-from kernels.lowp_half import from_half, half_rounded, half_widened, to_half
+from threadloom.kernels.jit import OVERLOAD_EXACT_INLINED
+from threadloom.kernels.lowp_convert import from_bf16, rounded, to_bf16, widened
+from threadloom.kernels.lowp_half import from_half, half_rounded, half_widened, to_half
 
 Short = NDArray[np.uint16] | NDArray[np.int16]
 """Bits of bfloat16 (uint16) or of float16 (int16) numbers."""

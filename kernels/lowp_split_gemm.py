@@ -28,14 +28,14 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from kernels.jit import exact
-from kernels.lowp_amx import K_STEP, TILE_SIZE, configure_tiles, release_tiles, tile_amx
-from kernels.lowp_convert import rounded, widened
-from kernels.lowp_entry import Entry
-from kernels.lowp_features import DotPath, chosen_path
-from kernels.lowp_pack import PANEL
-from kernels.lowp_tile import TILE_COLUMNS, TILE_ROWS, tile_avx512, tile_float32
-from kernels.lowp_vector import (
+from threadloom.kernels.jit import exact
+from threadloom.kernels.lowp_amx import K_STEP, TILE_SIZE, configure_tiles, release_tiles, tile_amx
+from threadloom.kernels.lowp_convert import rounded, widened
+from threadloom.kernels.lowp_entry import Entry
+from threadloom.kernels.lowp_features import DotPath, chosen_path
+from threadloom.kernels.lowp_pack import PANEL
+from threadloom.kernels.lowp_tile import TILE_COLUMNS, TILE_ROWS, tile_avx512, tile_float32
+from threadloom.kernels.lowp_vector import (
     FLOATS,
     INTS,
     LANES,
@@ -46,7 +46,7 @@ from kernels.lowp_vector import (
     transpose_words,
     write_float,
 )
-from kernels.tensors import Floats
+from threadloom.kernels.tensors import Floats
 
 _DEPTH = 256  # of a panel: its two parts are 32 KiB
 _ROWS = 256  # of A that all panels of that depth meet; both parts are 256 KiB

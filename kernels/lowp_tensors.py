@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
-from kernels.lowp_attention import AttentionScratch
-from kernels.lowp_scalar import Short
-from kernels.tensors import Floats
+from threadloom.kernels.lowp_attention import AttentionScratch
+from threadloom.kernels.lowp_scalar import Short
+from threadloom.kernels.tensors import Floats
 
 Form = NDArray[Any]
 """A weight as products take it: packed bfloat16 (uint32 words), or float16 as it lies in its float32 master (int16)."""

@@ -8,17 +8,17 @@ A LayerNorm adds the bias of the product whose result is added to the residual s
 hand; so the backward pass of a LayerNorm also gives the gradient of the bias that was added just before it.
 """
 
-from kernels.cross_entropy import cross_entropy_forward
-from kernels.jit import kernel, transparent
-from kernels.lowp_attention import attention_backward_low, attention_forward_low
-from kernels.lowp_elementwise import bias_backward_low, cross_entropy_backward_low, gelu_backward_low
-from kernels.lowp_layernorm import layernorm_apply_turned, layernorm_backward_low, layernorm_forward_low
-from kernels.lowp_pack import transpose_bf16
-from kernels.lowp_products import product_float, product_gelu, product_outer, product_rounded
-from kernels.lowp_scalar import Short
-from kernels.lowp_tensors import Forms, LowActivations, LowScratch, Workspace
-from kernels.tensors import Floats, TokenIds, Weights
-from kernels.turn import HEAD_SLICE, Turn, end_turn, wait_turn
+from threadloom.kernels.cross_entropy import cross_entropy_forward
+from threadloom.kernels.jit import kernel, transparent
+from threadloom.kernels.lowp_attention import attention_backward_low, attention_forward_low
+from threadloom.kernels.lowp_elementwise import bias_backward_low, cross_entropy_backward_low, gelu_backward_low
+from threadloom.kernels.lowp_layernorm import layernorm_apply_turned, layernorm_backward_low, layernorm_forward_low
+from threadloom.kernels.lowp_pack import transpose_bf16
+from threadloom.kernels.lowp_products import product_float, product_gelu, product_outer, product_rounded
+from threadloom.kernels.lowp_scalar import Short
+from threadloom.kernels.lowp_tensors import Forms, LowActivations, LowScratch, Workspace
+from threadloom.kernels.tensors import Floats, TokenIds, Weights
+from threadloom.kernels.turn import HEAD_SLICE, Turn, end_turn, wait_turn
 
 
 @kernel

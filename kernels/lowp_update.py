@@ -6,12 +6,12 @@ with its transpose (`kernels.lowp_pack`). So the forms cost a write of four byte
 
 import numpy as np
 
-from kernels.adamw import AdamWStep, adamw_update
-from kernels.jit import JIT_ENABLED, exact
-from kernels.lowp_convert import to_bf16
-from kernels.lowp_pack import PANEL, Words, join, pack_float32
-from kernels.lowp_vector import write_word
-from kernels.tensors import Floats
+from threadloom.kernels.adamw import AdamWStep, adamw_update
+from threadloom.kernels.jit import JIT_ENABLED, exact
+from threadloom.kernels.lowp_convert import to_bf16
+from threadloom.kernels.lowp_pack import PANEL, Words, join, pack_float32
+from threadloom.kernels.lowp_vector import write_word
+from threadloom.kernels.tensors import Floats
 
 BLOCK = PANEL
 """Rows of a block: a range of rows begins at a multiple of it."""

@@ -7,8 +7,8 @@ chunks of an arena in any way.
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.jit import kernel
-from kernels.tensors import Floats
+from threadloom.kernels.jit import kernel
+from threadloom.kernels.tensors import Floats
 
 CHUNK = 65536
 """Elements of one chunk: 256 KiB a lane."""

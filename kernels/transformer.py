@@ -5,21 +5,21 @@ a last LayerNorm, and the token embedding as the output projection. Forward keep
 makes the LayerNorms' and the GELU's outputs again, which costs less than keeping them.
 """
 
-from kernels.attention import attention_backward, attention_forward
-from kernels.blas import gemm
-from kernels.cross_entropy import cross_entropy_backward, cross_entropy_forward
-from kernels.gelu import gelu_backward, gelu_forward
-from kernels.jit import kernel
-from kernels.layernorm import layernorm_apply, layernorm_backward, layernorm_forward, layernorm_row
-from kernels.linear import (
+from threadloom.kernels.attention import attention_backward, attention_forward
+from threadloom.kernels.blas import gemm
+from threadloom.kernels.cross_entropy import cross_entropy_backward, cross_entropy_forward
+from threadloom.kernels.gelu import gelu_backward, gelu_forward
+from threadloom.kernels.jit import kernel
+from threadloom.kernels.layernorm import layernorm_apply, layernorm_backward, layernorm_forward, layernorm_row
+from threadloom.kernels.linear import (
     linear_backward_bias,
     linear_backward_input,
     linear_backward_weight,
     linear_forward,
     linear_residual_forward,
 )
-from kernels.tensors import Activations, Floats, Scratch, TokenIds, Weights
-from kernels.turn import HEAD_SLICE, Turn, end_turn, wait_turn
+from threadloom.kernels.tensors import Activations, Floats, Scratch, TokenIds, Weights
+from threadloom.kernels.turn import HEAD_SLICE, Turn, end_turn, wait_turn
 
 
 @kernel

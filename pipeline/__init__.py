@@ -21,14 +21,14 @@ layer imports only those before it:
     timeline, drawing, view    pictures of what happened, and of what happens
 """
 
-from pipeline.admission import Fifo, Gather, InOrder, Policy
-from pipeline.arena import ALIGNMENT, Arena, aligned_zeros, arena_size
-from pipeline.banks import Banks, BankStatistics, Lease, StaleVersion, version_for
-from pipeline.channel import Channel
-from pipeline.diagnosis import Diagnosis, Limit, Wait, explain
-from pipeline.drawing import GraphFormat, draw_graph
-from pipeline.engine import Abortable, Run
-from pipeline.errors import (
+from threadloom.pipeline.admission import Fifo, Gather, InOrder, Policy
+from threadloom.pipeline.arena import ALIGNMENT, Arena, aligned_zeros, arena_size
+from threadloom.pipeline.banks import Banks, BankStatistics, Lease, StaleVersion, version_for
+from threadloom.pipeline.channel import Channel
+from threadloom.pipeline.diagnosis import Diagnosis, Limit, Wait, explain
+from threadloom.pipeline.drawing import GraphFormat, draw_graph
+from threadloom.pipeline.engine import Abortable, Run
+from threadloom.pipeline.errors import (
     AdmissionError,
     Cancelled,
     Closed,
@@ -42,14 +42,14 @@ from pipeline.errors import (
     ThreadsLeft,
     TooManySkipped,
 )
-from pipeline.failure import Again, Attempt, DeadLetter, FailFast, OnError, Retry, SkipFailed, Verdict
-from pipeline.graph import Graph
-from pipeline.histogram import Distribution
-from pipeline.join import Join
-from pipeline.lane_order import LaneOrder
-from pipeline.lanes import LanePlan, Lanes, Milestone
-from pipeline.per_worker import PerWorker, per_worker
-from pipeline.processes import (
+from threadloom.pipeline.failure import Again, Attempt, DeadLetter, FailFast, OnError, Retry, SkipFailed, Verdict
+from threadloom.pipeline.graph import Graph
+from threadloom.pipeline.histogram import Distribution
+from threadloom.pipeline.join import Join
+from threadloom.pipeline.lane_order import LaneOrder
+from threadloom.pipeline.lanes import LanePlan, Lanes, Milestone
+from threadloom.pipeline.per_worker import PerWorker, per_worker
+from threadloom.pipeline.processes import (
     OnProcesses,
     ProcessError,
     ProcessTraceback,
@@ -58,17 +58,17 @@ from pipeline.processes import (
     WorkerTimeout,
     on_processes,
 )
-from pipeline.settings import RunOptions, StageOptions
-from pipeline.shared import PoolExhausted, SharedPool
-from pipeline.slots import Pool, PoolStatistics
-from pipeline.stage import SKIP, Node, Sink, Skip
-from pipeline.statistics import ChannelStatistics, RunStatistics, StageStatistics
-from pipeline.threads import available_cores, blas_threads, loaded_blas
-from pipeline.timeline import draw_timeline
-from pipeline.trace import Trace
-from pipeline.trace_event import TraceEvent
-from pipeline.view import GraphView, LiveView, status_line
-from pipeline.watchdog import OnStuck, Stuck, Watchdog
+from threadloom.pipeline.settings import RunOptions, StageOptions
+from threadloom.pipeline.shared import PoolExhausted, SharedPool
+from threadloom.pipeline.slots import Pool, PoolStatistics
+from threadloom.pipeline.stage import SKIP, Node, Sink, Skip
+from threadloom.pipeline.statistics import ChannelStatistics, RunStatistics, StageStatistics
+from threadloom.pipeline.threads import available_cores, blas_threads, loaded_blas
+from threadloom.pipeline.timeline import draw_timeline
+from threadloom.pipeline.trace import Trace
+from threadloom.pipeline.trace_event import TraceEvent
+from threadloom.pipeline.view import GraphView, LiveView, status_line
+from threadloom.pipeline.watchdog import OnStuck, Stuck, Watchdog
 
 __all__ = [
     "ALIGNMENT",

@@ -21,7 +21,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from pipeline.errors import AdmissionError
+from threadloom.pipeline.errors import AdmissionError
 
 In = TypeVar("In")
 Out = TypeVar("Out")

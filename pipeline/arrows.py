@@ -13,7 +13,7 @@ from collections import defaultdict, deque
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from pipeline.trace_event import TraceEvent
+from threadloom.pipeline.trace_event import TraceEvent
 
 
 @dataclass(frozen=True)

@@ -9,19 +9,19 @@ from functools import partial
 from itertools import chain
 from typing import Any
 
-from pipeline.channel import Channel
-from pipeline.doubt import Doubts
-from pipeline.failure import FailFast
-from pipeline.gate import SLICE
-from pipeline.guard import Tally
-from pipeline.join import Join
-from pipeline.ordered import Numbered, Turns
-from pipeline.sending import Edge
-from pipeline.stage import Kind, Stage
-from pipeline.statistics import Counters, StageStatistics, summarise
-from pipeline.turnstile import Turnstile
-from pipeline.watchdog import Sight
-from pipeline.worker import OVER, Post, Surroundings, Worker
+from threadloom.pipeline.channel import Channel
+from threadloom.pipeline.doubt import Doubts
+from threadloom.pipeline.failure import FailFast
+from threadloom.pipeline.gate import SLICE
+from threadloom.pipeline.guard import Tally
+from threadloom.pipeline.join import Join
+from threadloom.pipeline.ordered import Numbered, Turns
+from threadloom.pipeline.sending import Edge
+from threadloom.pipeline.stage import Kind, Stage
+from threadloom.pipeline.statistics import Counters, StageStatistics, summarise
+from threadloom.pipeline.turnstile import Turnstile
+from threadloom.pipeline.watchdog import Sight
+from threadloom.pipeline.worker import OVER, Post, Surroundings, Worker
 
 
 class Assembly:

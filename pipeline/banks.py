@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Generic, TypeVar
 
-from pipeline.errors import Cancelled
+from threadloom.pipeline.errors import Cancelled
 
 Bank = TypeVar("Bank")
 

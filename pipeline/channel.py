@@ -18,11 +18,11 @@ from collections.abc import Callable, Sequence
 from time import perf_counter_ns
 from typing import Any, Generic, TypeVar
 
-from pipeline.admission import Admission, FifoState, Ticket
-from pipeline.control import Crew
-from pipeline.doubt import Doubtful, Doubts
-from pipeline.errors import AdmissionError, Cancelled, Closed
-from pipeline.statistics import ChannelStatistics
+from threadloom.pipeline.admission import Admission, FifoState, Ticket
+from threadloom.pipeline.control import Crew
+from threadloom.pipeline.doubt import Doubtful, Doubts
+from threadloom.pipeline.errors import AdmissionError, Cancelled, Closed
+from threadloom.pipeline.statistics import ChannelStatistics
 
 In = TypeVar("In")
 Out = TypeVar("Out")

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterable
 
-from pipeline.admission import Gather
-from pipeline.errors import GraphError
-from pipeline.join import Join
-from pipeline.stage import Branch, Kind, Port, Route, Stage, Via
+from threadloom.pipeline.admission import Gather
+from threadloom.pipeline.errors import GraphError
+from threadloom.pipeline.join import Join
+from threadloom.pipeline.stage import Branch, Kind, Port, Route, Stage, Via
 
 
 def check_stage(stage: Stage) -> None:

@@ -23,9 +23,9 @@ import multiprocess
 from multiprocess import resource_tracker
 from multiprocess.reduction import DupFd
 
-from pipeline.errors import PipelineError
-from pipeline.wire import HungUp, Kind, Payload, Wire
-from pipeline.worker_process import serve
+from threadloom.pipeline.errors import PipelineError
+from threadloom.pipeline.wire import HungUp, Kind, Payload, Wire
+from threadloom.pipeline.worker_process import serve
 
 _SPAWNING: Final = threading.Lock()
 

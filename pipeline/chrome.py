@@ -16,8 +16,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from pipeline.arrows import Wiring, arrows, chains, item_numbers
-from pipeline.trace_event import TraceEvent
+from threadloom.pipeline.arrows import Wiring, arrows, chains, item_numbers
+from threadloom.pipeline.trace_event import TraceEvent
 
 Entry = dict[str, Any]
 FIRST = 2  # number of the first row: Perfetto takes the thread with the number of its process, 1, for the main one

@@ -17,7 +17,7 @@ Both classes are plain state: `Control` belongs to the lock of its run, a `Crew`
 
 from enum import Enum
 
-from pipeline.errors import Cancelled, StageFailure
+from threadloom.pipeline.errors import Cancelled, StageFailure
 
 
 class State(Enum):

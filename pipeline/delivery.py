@@ -6,10 +6,10 @@ Ownership: a delivery belongs to the one thread that iterates it; its counters a
 from collections.abc import Callable, Iterator
 from typing import Any, Generic, NoReturn, Protocol, TypeVar
 
-from pipeline.channel import Channel
-from pipeline.errors import Cancelled, Closed, PipelineError, StageFailure
-from pipeline.stage import Stage
-from pipeline.statistics import Counters, Phase
+from threadloom.pipeline.channel import Channel
+from threadloom.pipeline.errors import Cancelled, Closed, PipelineError, StageFailure
+from threadloom.pipeline.stage import Stage
+from threadloom.pipeline.statistics import Counters, Phase
 
 Item = TypeVar("Item")
 

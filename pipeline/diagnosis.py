@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 
-from pipeline.stage import Kind
-from pipeline.statistics import RunStatistics, StageStatistics
+from threadloom.pipeline.stage import Kind
+from threadloom.pipeline.statistics import RunStatistics, StageStatistics
 
 OCCUPIED = 0.6
 """From this share of its time on, with an item in hand, a stage is said to set the pace."""

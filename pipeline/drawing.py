@@ -8,11 +8,11 @@ import math
 from dataclasses import dataclass
 from enum import Enum
 
-from pipeline.admission import Gather
-from pipeline.diagnosis import explain
-from pipeline.graph import Graph
-from pipeline.stage import Kind, Stage
-from pipeline.statistics import RunStatistics, StageStatistics
+from threadloom.pipeline.admission import Gather
+from threadloom.pipeline.diagnosis import explain
+from threadloom.pipeline.graph import Graph
+from threadloom.pipeline.stage import Kind, Stage
+from threadloom.pipeline.statistics import RunStatistics, StageStatistics
 
 
 class GraphFormat(Enum):
@@ -59,8 +59,8 @@ def draw_graph(
 
     SVG and Mermaid are whole documents to be written to a file as they are (UTF-8). Names may hold any character.
     """
-    from pipeline.drawing_svg import svg
-    from pipeline.drawing_text import mermaid, text
+    from threadloom.pipeline.drawing_svg import svg
+    from threadloom.pipeline.drawing_text import mermaid, text
 
     picture = _picture(graph, statistics)
     return {GraphFormat.TEXT: text, GraphFormat.MERMAID: mermaid, GraphFormat.SVG: svg}[format](picture)

@@ -5,10 +5,10 @@ from collections.abc import Callable
 from textwrap import wrap
 from xml.sax.saxutils import escape
 
-from pipeline.drawing import Box, Picture
-from pipeline.drawing_text import COLOURS, colour, plain
-from pipeline.layout import Place, layered
-from pipeline.stage import Kind
+from threadloom.pipeline.drawing import Box, Picture
+from threadloom.pipeline.drawing_text import COLOURS, colour, plain
+from threadloom.pipeline.layout import Place, layered
+from threadloom.pipeline.stage import Kind
 
 INK, FAINT, LINE, BLOCKED, ALARM = "#22272e", "#5f6b78", "#8b97a5", "#e0a030", "#c0392b"
 IDLE, WORK = "#ffffff", "#3f7fbf"

@@ -5,9 +5,9 @@ import unicodedata
 from collections import defaultdict
 from itertools import pairwise
 
-from pipeline.drawing import Box, Picture
-from pipeline.layout import Place, layered
-from pipeline.stage import Kind
+from threadloom.pipeline.drawing import Box, Picture
+from threadloom.pipeline.layout import Place, layered
+from threadloom.pipeline.stage import Kind
 
 RIGHT, LEFT, DOWN, UP = 1, 2, 4, 8
 LINES = {

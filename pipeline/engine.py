@@ -22,19 +22,19 @@ from time import monotonic, perf_counter_ns
 from types import TracebackType
 from typing import Any, NoReturn, Protocol, Self, TypeVar, overload
 
-from pipeline.assembly import Assembly
-from pipeline.channel import Channel
-from pipeline.control import LIVE, Action, Control, State
-from pipeline.delivery import Delivery
-from pipeline.errors import Cancelled, Label, PipelineError, StageFailure, ThreadsLeft
-from pipeline.gate import Gate, wait_in_slices
-from pipeline.launch import Launch
-from pipeline.stage import Kind, Sink, Stage
-from pipeline.statistics import RunStatistics, StageStatistics
-from pipeline.trace import Trace
-from pipeline.turnstile import Turnstile
-from pipeline.watchdog import Sight, Stuck, View, Watch, Watchdog, stack_of
-from pipeline.worker import Surroundings, Worker
+from threadloom.pipeline.assembly import Assembly
+from threadloom.pipeline.channel import Channel
+from threadloom.pipeline.control import LIVE, Action, Control, State
+from threadloom.pipeline.delivery import Delivery
+from threadloom.pipeline.errors import Cancelled, Label, PipelineError, StageFailure, ThreadsLeft
+from threadloom.pipeline.gate import Gate, wait_in_slices
+from threadloom.pipeline.launch import Launch
+from threadloom.pipeline.stage import Kind, Sink, Stage
+from threadloom.pipeline.statistics import RunStatistics, StageStatistics
+from threadloom.pipeline.trace import Trace
+from threadloom.pipeline.turnstile import Turnstile
+from threadloom.pipeline.watchdog import Sight, Stuck, View, Watch, Watchdog, stack_of
+from threadloom.pipeline.worker import Surroundings, Worker
 
 Item = TypeVar("Item")
 

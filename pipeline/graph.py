@@ -21,15 +21,15 @@ from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, M
 from dataclasses import replace
 from typing import Any, Literal, TypeVar, Unpack, overload
 
-from pipeline.admission import Fifo, Gather, Policy
-from pipeline.checks import check_graph, check_route, check_stage
-from pipeline.engine import Run
-from pipeline.errors import GraphError
-from pipeline.failure import DeadLetter
-from pipeline.join import Join
-from pipeline.settings import RunOptions, StageOptions
-from pipeline.stage import Branch, Kind, Node, Port, Route, Sink, Skip, Stage, Via
-from pipeline.statistics import RunStatistics
+from threadloom.pipeline.admission import Fifo, Gather, Policy
+from threadloom.pipeline.checks import check_graph, check_route, check_stage
+from threadloom.pipeline.engine import Run
+from threadloom.pipeline.errors import GraphError
+from threadloom.pipeline.failure import DeadLetter
+from threadloom.pipeline.join import Join
+from threadloom.pipeline.settings import RunOptions, StageOptions
+from threadloom.pipeline.stage import Branch, Kind, Node, Port, Route, Sink, Skip, Stage, Via
+from threadloom.pipeline.statistics import RunStatistics
 
 In = TypeVar("In")
 Out = TypeVar("Out")

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.errors import Cancelled, TooManySkipped
-from pipeline.failure import Again, Attempt, DeadLetter, OnError, Verdict
-from pipeline.stage import SKIP, Stage
+from threadloom.pipeline.errors import Cancelled, TooManySkipped
+from threadloom.pipeline.failure import Again, Attempt, DeadLetter, OnError, Verdict
+from threadloom.pipeline.stage import SKIP, Stage
 
 
 class Tally:

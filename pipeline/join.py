@@ -10,8 +10,8 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.admission import Admission, Policy, Ticket
-from pipeline.errors import AdmissionError
+from threadloom.pipeline.admission import Admission, Policy, Ticket
+from threadloom.pipeline.errors import AdmissionError
 
 
 @dataclass(frozen=True)

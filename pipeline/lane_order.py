@@ -10,9 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from pipeline.admission import Admission, Policy
-from pipeline.errors import AdmissionError
-from pipeline.lanes import LanePlan
+from threadloom.pipeline.admission import Admission, Policy
+from threadloom.pipeline.errors import AdmissionError
+from threadloom.pipeline.lanes import LanePlan
 
 Item = TypeVar("Item")
 ItemContra = TypeVar("ItemContra", contravariant=True)

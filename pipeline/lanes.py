@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.arena import Arena, Shape, aligned_zeros, arena_size
-from pipeline.errors import Cancelled
+from threadloom.pipeline.arena import Arena, Shape, aligned_zeros, arena_size
+from threadloom.pipeline.errors import Cancelled
 
 
 @dataclass(frozen=True)

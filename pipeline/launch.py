@@ -12,7 +12,7 @@ from _thread import start_new_thread
 from collections.abc import Sequence
 from threading import Thread
 
-from pipeline.gate import Gate
+from threadloom.pipeline.gate import Gate
 
 
 class Launch:

@@ -14,7 +14,7 @@ from _thread import allocate_lock
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.admission import Admission, Ticket
+from threadloom.pipeline.admission import Admission, Ticket
 
 
 class Numbered(Admission[Any, tuple[int, Any]]):

@@ -33,12 +33,12 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Final, Generic, NoReturn, Self, TypeVar
 
-from pipeline.child_process import GUARD_REMEDY, ChildProcess, Late
-from pipeline.errors import Cancelled, PipelineError
-from pipeline.per_worker import PerWorker
-from pipeline.shared import Slot
-from pipeline.wire import HungUp, Kind, Payload, Pickles, PoolHandle
-from pipeline.worker_process import Job, Report
+from threadloom.pipeline.child_process import GUARD_REMEDY, ChildProcess, Late
+from threadloom.pipeline.errors import Cancelled, PipelineError
+from threadloom.pipeline.per_worker import PerWorker
+from threadloom.pipeline.shared import Slot
+from threadloom.pipeline.wire import HungUp, Kind, Payload, Pickles, PoolHandle
+from threadloom.pipeline.worker_process import Job, Report
 
 In = TypeVar("In")
 Out = TypeVar("Out")

@@ -7,9 +7,9 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pipeline.channel import Channel
-from pipeline.errors import Cancelled, RouteError
-from pipeline.stage import Branch, Port, Route, Via
+from threadloom.pipeline.channel import Channel
+from threadloom.pipeline.errors import Cancelled, RouteError
+from threadloom.pipeline.stage import Branch, Port, Route, Via
 
 Send = Callable[[Any], None]
 

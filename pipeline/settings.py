@@ -3,11 +3,11 @@
 from collections.abc import Callable, Sequence
 from typing import Any, TypedDict
 
-from pipeline.engine import Abortable
-from pipeline.errors import Label
-from pipeline.failure import OnError
-from pipeline.trace import Trace
-from pipeline.watchdog import Watchdog
+from threadloom.pipeline.engine import Abortable
+from threadloom.pipeline.errors import Label
+from threadloom.pipeline.failure import OnError
+from threadloom.pipeline.trace import Trace
+from threadloom.pipeline.watchdog import Watchdog
 
 
 class StageOptions(TypedDict, total=False):

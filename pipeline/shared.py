@@ -39,8 +39,8 @@ from typing import Any, Final, Self
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from pipeline.errors import Cancelled, PipelineError
-from pipeline.slots import PoolStatistics
+from threadloom.pipeline.errors import Cancelled, PipelineError
+from threadloom.pipeline.slots import PoolStatistics
 
 Shape = int | tuple[int, ...]
 

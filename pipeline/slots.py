@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from pipeline.errors import Cancelled
+from threadloom.pipeline.errors import Cancelled
 
 Element = TypeVar("Element")
 

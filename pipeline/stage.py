@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Final, Generic, Protocol, TypeVar
 
-from pipeline.admission import Fifo, Policy
-from pipeline.failure import FailFast, OnError
+from threadloom.pipeline.admission import Fifo, Policy
+from threadloom.pipeline.failure import FailFast, OnError
 
 Out = TypeVar("Out")
 Out_co = TypeVar("Out_co", covariant=True)

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
-from pipeline.histogram import Distribution, Histogram
-from pipeline.stage import Kind
+from threadloom.pipeline.histogram import Distribution, Histogram
+from threadloom.pipeline.stage import Kind
 
 
 class Phase(Enum):

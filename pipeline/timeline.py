@@ -9,7 +9,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from pipeline.trace_event import TraceEvent
+from threadloom.pipeline.trace_event import TraceEvent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

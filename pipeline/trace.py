@@ -11,9 +11,9 @@ from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
-from pipeline.arrows import Wiring
-from pipeline.chrome import chrome_events
-from pipeline.trace_event import RawEvent, TraceEvent
+from threadloom.pipeline.arrows import Wiring
+from threadloom.pipeline.chrome import chrome_events
+from threadloom.pipeline.trace_event import RawEvent, TraceEvent
 
 
 class Trace:

@@ -7,7 +7,7 @@ still sent. Ownership: every field belongs to the lock; `shut` is read without i
 
 from _thread import LockType, allocate_lock
 
-from pipeline.errors import Cancelled
+from threadloom.pipeline.errors import Cancelled
 
 
 class Turnstile:

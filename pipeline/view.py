@@ -19,10 +19,10 @@ from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar
 
-from pipeline.diagnosis import explain, in_words
-from pipeline.drawing import per_second
-from pipeline.drawing_text import plain
-from pipeline.statistics import RunStatistics, StageStatistics
+from threadloom.pipeline.diagnosis import explain, in_words
+from threadloom.pipeline.drawing import per_second
+from threadloom.pipeline.drawing_text import plain
+from threadloom.pipeline.statistics import RunStatistics, StageStatistics
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult

@@ -24,12 +24,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from pipeline.errors import ItemTimeout, PipelineError, StageFailure, Standstill
-from pipeline.gate import Gate
-from pipeline.stage import Kind
-from pipeline.statistics import Phase
+from threadloom.pipeline.errors import ItemTimeout, PipelineError, StageFailure, Standstill
+from threadloom.pipeline.gate import Gate
+from threadloom.pipeline.stage import Kind
+from threadloom.pipeline.statistics import Phase
 
-LOG = logging.getLogger("pipeline.watchdog")
+LOG = logging.getLogger("threadloom.pipeline.watchdog")
 
 
 class OnStuck(Enum):

@@ -25,8 +25,8 @@ import numpy as np
 from multiprocess.reduction import ForkingPickler as DillPickler
 from numpy.typing import NDArray
 
-from pipeline.errors import PipelineError
-from pipeline.shared import SharedPool, Slot, slot_of
+from threadloom.pipeline.errors import PipelineError
+from threadloom.pipeline.shared import SharedPool, Slot, slot_of
 
 
 class Kind(IntEnum):

@@ -15,16 +15,16 @@ from enum import Enum
 from time import perf_counter_ns
 from typing import Any, Final
 
-from pipeline.channel import Channel
-from pipeline.errors import Cancelled, Closed, Label, StageFailure
-from pipeline.guard import Guard, Tally
-from pipeline.ordered import Finished, Turns
-from pipeline.per_worker import PerWorker
-from pipeline.sending import Edge, sender
-from pipeline.stage import SKIP, Port, Stage
-from pipeline.statistics import Counters, Phase
-from pipeline.trace_event import Ids, RawEvent
-from pipeline.turnstile import Turnstile
+from threadloom.pipeline.channel import Channel
+from threadloom.pipeline.errors import Cancelled, Closed, Label, StageFailure
+from threadloom.pipeline.guard import Guard, Tally
+from threadloom.pipeline.ordered import Finished, Turns
+from threadloom.pipeline.per_worker import PerWorker
+from threadloom.pipeline.sending import Edge, sender
+from threadloom.pipeline.stage import SKIP, Port, Stage
+from threadloom.pipeline.statistics import Counters, Phase
+from threadloom.pipeline.trace_event import Ids, RawEvent
+from threadloom.pipeline.turnstile import Turnstile
 
 
 @dataclass(frozen=True)

@@ -30,9 +30,9 @@ from typing import Any, NamedTuple
 import multiprocess
 import threadpoolctl
 
-from pipeline.errors import PipelineError
-from pipeline.shared import SharedPool, Slot, map_memory
-from pipeline.wire import HungUp, Kind, Payload, Pickles, PoolHandle, Wire
+from threadloom.pipeline.errors import PipelineError
+from threadloom.pipeline.shared import SharedPool, Slot, map_memory
+from threadloom.pipeline.wire import HungUp, Kind, Payload, Pickles, PoolHandle, Wire
 
 _PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
 

@@ -21,7 +21,7 @@ class WorkerError(RuntimeError):
 def command_of(module: str, *arguments: str) -> list[str]:
     """Return the command that runs a module of ours as `python -m` does, with the import path of this process.
 
-    Not `-m` itself: that looks into the current folder first, where a user may have a package `pipeline` of his own.
+    Not `-m` itself: that looks into the current folder first, where a user may have files named like modules of ours.
     """
     boot = (
         "import json, runpy, sys; sys.path[:] = json.loads(sys.argv.pop(1)); "

@@ -5,12 +5,12 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from stages.compute import Float32Compute
-from stages.config import ConfigError, InputError
-from stages.data import DataError, EvaluationWindows, TokenFile, evaluation_batches, token_type
-from stages.evaluate import Evaluator
-from stages.model import Model
-from stages.text import read_text
+from threadloom.stages.compute import Float32Compute
+from threadloom.stages.config import ConfigError, InputError
+from threadloom.stages.data import DataError, EvaluationWindows, TokenFile, evaluation_batches, token_type
+from threadloom.stages.evaluate import Evaluator
+from threadloom.stages.model import Model
+from threadloom.stages.text import read_text
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,13 @@ embedding into the lane, chunk of rows by chunk of rows while the logits are hot
 
 from typing import Any
 
-import kernels
-from kernels import own_turn
-from pipeline import Cancelled, Lanes, Pool
-from stages.compute import Compute
-from stages.items import MicroBatch, MicroGradient
-from stages.lane_turns import LaneTurns
-from stages.memory import Slot, as_weights
+from threadloom import kernels
+from threadloom.kernels import own_turn
+from threadloom.pipeline import Cancelled, Lanes, Pool
+from threadloom.stages.compute import Compute
+from threadloom.stages.items import MicroBatch, MicroGradient
+from threadloom.stages.lane_turns import LaneTurns
+from threadloom.stages.memory import Slot, as_weights
 
 
 class Backward:

@@ -20,23 +20,23 @@ from typing import Any
 
 import msgspec
 
-from kernels import GemmBackend, blas_info
-from pipeline import available_cores
-from stages.asked import command_of
-from stages.bench_check import check_kernels, check_schedules, odd
-from stages.bench_kernels import kernel_bench, reduce_bytes, time_case, update_bytes
-from stages.bench_peaks import measure_peaks
-from stages.bench_roofline import KernelTime, Peaks, ProductPeak, flops_per_token
-from stages.bench_worker import ENDLESS, Way, Worker
-from stages.config import Config, ScheduleConfig, ScheduleKind, resolve, to_json
-from stages.machine import Machine, detect, load_average
-from stages.memory import Bank
-from stages.numerics import numerics
-from stages.parameters import parameter_count
-from stages.precision import choose_and_warn
-from stages.settings import Precision
-from stages.tune import RANDOM_VOCABULARY
-from stages.warmup import compile_kernels
+from threadloom.kernels import GemmBackend, blas_info
+from threadloom.pipeline import available_cores
+from threadloom.stages.asked import command_of
+from threadloom.stages.bench_check import check_kernels, check_schedules, odd
+from threadloom.stages.bench_kernels import kernel_bench, reduce_bytes, time_case, update_bytes
+from threadloom.stages.bench_peaks import measure_peaks
+from threadloom.stages.bench_roofline import KernelTime, Peaks, ProductPeak, flops_per_token
+from threadloom.stages.bench_worker import ENDLESS, Way, Worker
+from threadloom.stages.config import Config, ScheduleConfig, ScheduleKind, resolve, to_json
+from threadloom.stages.machine import Machine, detect, load_average
+from threadloom.stages.memory import Bank
+from threadloom.stages.numerics import numerics
+from threadloom.stages.parameters import parameter_count
+from threadloom.stages.precision import choose_and_warn
+from threadloom.stages.settings import Precision
+from threadloom.stages.tune import RANDOM_VOCABULARY
+from threadloom.stages.warmup import compile_kernels
 
 ROUNDS = 5
 STARTS = 3
@@ -257,7 +257,7 @@ def measure_start(config: Config, starts: int, environment: dict[str, str]) -> S
     for _ in range(starts):
         begun = json.dumps({"start": time.monotonic()})
         answer = subprocess.run(
-            command_of("stages.bench_worker", begun), input=json.dumps(json.loads(to_json(config))) + "\n",
+            command_of("threadloom.stages.bench_worker", begun), input=json.dumps(json.loads(to_json(config))) + "\n",
             env={**os.environ, **environment}, stdout=subprocess.PIPE, text=True, check=True,
         )  # fmt: skip
         reached.append(json.loads(answer.stdout))

@@ -19,18 +19,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.bench_sequential import stage_by_stage
-from stages.compute import Compute, backward_alone, compute_for
-from stages.config import Config, ModelConfig, apply_overrides, resolve
-from stages.data import random_batches
-from stages.items import Update
-from stages.loss_scale import LossScaler
-from stages.memory import Bank, Slot
-from stages.numerics import numerics
-from stages.parameters import Geometry, initialise
-from stages.replay import replay
-from stages.settings import Precision
-from stages.training import Training
+from threadloom.stages.bench_sequential import stage_by_stage
+from threadloom.stages.compute import Compute, backward_alone, compute_for
+from threadloom.stages.config import Config, ModelConfig, apply_overrides, resolve
+from threadloom.stages.data import random_batches
+from threadloom.stages.items import Update
+from threadloom.stages.loss_scale import LossScaler
+from threadloom.stages.memory import Bank, Slot
+from threadloom.stages.numerics import numerics
+from threadloom.stages.parameters import Geometry, initialise
+from threadloom.stages.replay import replay
+from threadloom.stages.settings import Precision
+from threadloom.stages.training import Training
 
 ODD = Config(
     name="odd", model=ModelConfig(vocab_size=131, context=37, layers=2, heads=3, channels=27),

@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
-import kernels
-from kernels import AdamWStep, Floats, own_turn
-from pipeline import LanePlan, Lanes
-from stages.bench_roofline import (
+from threadloom import kernels
+from threadloom.kernels import AdamWStep, Floats, own_turn
+from threadloom.pipeline import LanePlan, Lanes
+from threadloom.stages.bench_roofline import (
     FLOAT,
     SHORT,
     KernelTime,
@@ -31,15 +31,15 @@ from stages.bench_roofline import (
     floor_of_steps,
     total,
 )
-from stages.compute import compute_for
-from stages.config import Config, micro_batches
-from stages.items import UpdateShard
-from stages.loss_scale import LossScaler
-from stages.memory import Bank, as_weights
-from stages.optimizer import Moments
-from stages.parameters import Geometry, initialise, parameter_shapes
-from stages.reducer import Gradient
-from stages.settings import Precision
+from threadloom.stages.compute import compute_for
+from threadloom.stages.config import Config, micro_batches
+from threadloom.stages.items import UpdateShard
+from threadloom.stages.loss_scale import LossScaler
+from threadloom.stages.memory import Bank, as_weights
+from threadloom.stages.optimizer import Moments
+from threadloom.stages.parameters import Geometry, initialise, parameter_shapes
+from threadloom.stages.reducer import Gradient
+from threadloom.stages.settings import Precision
 
 LEAST_CALLS = 5
 STEP = AdamWStep(1e-3, 0.9, 0.95, 1e-8, 0.1, 0.1, 0.05, 1.0)
@@ -157,10 +157,10 @@ class KernelBench:
 def kernel_bench(config: Config) -> KernelBench:
     """Return the kernels of a resolved configuration, in its precision."""
     if config.precision in LOW:
-        from stages.bench_kernels_low import LowBench  # its kernels are loaded by those who use them
+        from threadloom.stages.bench_kernels_low import LowBench  # its kernels are loaded by those who use them
 
         return LowBench(config)
-    from stages.bench_kernels_float import FloatBench
+    from threadloom.stages.bench_kernels_float import FloatBench
 
     return FloatBench(config)
 
@@ -179,7 +179,7 @@ def update_bytes(geometry: Geometry, elements: int, precision: Precision) -> flo
     """Return what AdamW must move in a precision: in 16 bits it also writes the matrices' forms, two for bfloat16."""
     if precision not in LOW:
         return adamw_bytes(elements)
-    from stages.memory_low import MATRIX_FORMS
+    from threadloom.stages.memory_low import MATRIX_FORMS
 
     shapes = parameter_shapes(geometry)
     forms = 2 if precision is Precision.BF16 else 1

@@ -7,11 +7,11 @@ from functools import partial
 
 import numpy as np
 
-import kernels
-from kernels import Activations, Scratch
-from stages.bench_kernels import BACKWARD, FORWARD, HEAD, Case, KernelBench
-from stages.bench_roofline import FLOAT, Work, attention_work, gemm_work, total
-from stages.config import Config
+from threadloom import kernels
+from threadloom.kernels import Activations, Scratch
+from threadloom.stages.bench_kernels import BACKWARD, FORWARD, HEAD, Case, KernelBench
+from threadloom.stages.bench_roofline import FLOAT, Work, attention_work, gemm_work, total
+from threadloom.stages.config import Config
 
 
 class FloatBench(KernelBench):

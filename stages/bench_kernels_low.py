@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.lowp_attention import attention_backward_low, attention_forward_low
-from kernels.lowp_elementwise import bias_backward_low, cross_entropy_backward_low, gelu_backward_low
-from kernels.lowp_layernorm import layernorm_apply_turned, layernorm_backward_low, layernorm_forward_low
-from kernels.lowp_pack import transpose_bf16
-from kernels.lowp_products import product_float, product_gelu, product_outer, product_rounded
-from kernels.lowp_tensors import Forms, LowActivations, LowScratch, Workspace
-from kernels.lowp_transformer import blocks_backward_low, head_backward_low
-from stages.bench_kernels import BACKWARD, FORWARD, HEAD, Call, Case, KernelBench
-from stages.bench_roofline import FLOAT, SHORT, Work, attention_work, gemm_work, total
-from stages.config import Config
+from threadloom.kernels.lowp_attention import attention_backward_low, attention_forward_low
+from threadloom.kernels.lowp_elementwise import bias_backward_low, cross_entropy_backward_low, gelu_backward_low
+from threadloom.kernels.lowp_layernorm import layernorm_apply_turned, layernorm_backward_low, layernorm_forward_low
+from threadloom.kernels.lowp_pack import transpose_bf16
+from threadloom.kernels.lowp_products import product_float, product_gelu, product_outer, product_rounded
+from threadloom.kernels.lowp_tensors import Forms, LowActivations, LowScratch, Workspace
+from threadloom.kernels.lowp_transformer import blocks_backward_low, head_backward_low
+from threadloom.stages.bench_kernels import BACKWARD, FORWARD, HEAD, Call, Case, KernelBench
+from threadloom.stages.bench_roofline import FLOAT, SHORT, Work, attention_work, gemm_work, total
+from threadloom.stages.config import Config
 
 
 class LowBench(KernelBench):

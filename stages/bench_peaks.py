@@ -12,11 +12,11 @@ from functools import partial
 
 import numpy as np
 
-from kernels import GemmBackend, blas_info, gemm, gemm_backend
-from pipeline import blas_threads
-from stages.bench_roofline import Level, Peaks, ProductPeak
-from stages.machine import Machine
-from stages.settings import Precision
+from threadloom.kernels import GemmBackend, blas_info, gemm, gemm_backend
+from threadloom.pipeline import blas_threads
+from threadloom.stages.bench_roofline import Level, Peaks, ProductPeak
+from threadloom.stages.machine import Machine
+from threadloom.stages.settings import Precision
 
 GEMM_SIZES = (256, 512, 768, 1024)
 """The least is about that of a micro-batch's products."""
@@ -129,9 +129,9 @@ PRODUCTS: tuple[Callable[[int], Work], ...] = (_product, partial(_product, turne
 
 def _bf16_product(size: int) -> Work:
     """Both operands as training has them: activations are bfloat16 already, weights are packed once an update."""
-    from kernels.lowp_convert import rounded  # these kernels are loaded by those who use them
-    from kernels.lowp_gemm import gemm_bf16
-    from kernels.lowp_pack import pack_float32, packed_shape
+    from threadloom.kernels.lowp_convert import rounded  # these kernels are loaded by those who use them
+    from threadloom.kernels.lowp_gemm import gemm_bf16
+    from threadloom.kernels.lowp_pack import pack_float32, packed_shape
 
     generator = np.random.default_rng(0)
     a, b = (generator.standard_normal((size, size), dtype=np.float32) for _ in range(2))

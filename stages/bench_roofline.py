@@ -10,8 +10,8 @@ smaller one's, since larger arrays are no faster. All is pure arithmetic on figu
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from stages.parameters import Geometry, parameter_count
-from stages.settings import Precision
+from threadloom.stages.parameters import Geometry, parameter_count
+from threadloom.stages.settings import Precision
 
 FLOAT, SHORT = 4, 2  # bytes
 

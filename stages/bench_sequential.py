@@ -9,10 +9,10 @@ memory is that of the pipeline.
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-from stages.forward import plan_micro_batches
-from stages.items import MicroBatch, MicroGradient, Update
-from stages.plan import most_in_backward
-from stages.training import Training
+from threadloom.stages.forward import plan_micro_batches
+from threadloom.stages.items import MicroBatch, MicroGradient, Update
+from threadloom.stages.plan import most_in_backward
+from threadloom.stages.training import Training
 
 
 def stage_by_stage(training: Training, cores: int) -> Iterator[Update]:

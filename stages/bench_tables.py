@@ -9,10 +9,10 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from stages.bench import BenchReport, ConfigBench, Measured
-from stages.bench_roofline import KernelTime, ProductPeak
-from stages.machine import BUSY
-from stages.settings import Precision
+from threadloom.stages.bench import BenchReport, ConfigBench, Measured
+from threadloom.stages.bench_roofline import KernelTime, ProductPeak
+from threadloom.stages.machine import BUSY
+from threadloom.stages.settings import Precision
 
 WIDE = 10_000
 """Columns that any table finds enough."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, cast
 
-from stages.asked import Asked, answers_only, command_of, resident, serve
+from threadloom.stages.asked import Asked, answers_only, command_of, resident, serve
 
 ENDLESS = 1_000_000_000
 
@@ -46,7 +46,7 @@ class Worker(Asked):
         """`config`: resolved, as JSON."""
         self.way = way
         how = json.dumps({"way": way.name, "cores": cores})
-        super().__init__(command_of("stages.bench_worker", how), json.loads(config))
+        super().__init__(command_of("threadloom.stages.bench_worker", how), json.loads(config))
 
     @property
     def name(self) -> str:
@@ -86,13 +86,13 @@ class Runner:
 
     def __init__(self, text: str, way: Way, cores: int) -> None:
         """`text`: the resolved configuration."""
-        from stages.bench_sequential import stage_by_stage
-        from stages.config import from_json
-        from stages.data import random_batches
-        from stages.numerics import numerics
-        from stages.replay import replay
-        from stages.training import Training
-        from stages.warmup import compile_kernels
+        from threadloom.stages.bench_sequential import stage_by_stage
+        from threadloom.stages.config import from_json
+        from threadloom.stages.data import random_batches
+        from threadloom.stages.numerics import numerics
+        from threadloom.stages.replay import replay
+        from threadloom.stages.training import Training
+        from threadloom.stages.warmup import compile_kernels
 
         self.config = from_json(text)
         compile_kernels(lambda _: None, self.config.precision)
@@ -138,11 +138,11 @@ class Runner:
 def time_to_first_update(begin: float, text: str) -> dict[str, float]:
     """Return the seconds since `begin`, a time.monotonic() of the parent, at each point up to the first update."""
     reached = {"interpreter": time.monotonic() - begin}
-    from stages.config import from_json
-    from stages.data import random_batches
-    from stages.numerics import numerics
-    from stages.training import Training
-    from stages.warmup import compile_kernels
+    from threadloom.stages.config import from_json
+    from threadloom.stages.data import random_batches
+    from threadloom.stages.numerics import numerics
+    from threadloom.stages.training import Training
+    from threadloom.stages.warmup import compile_kernels
 
     reached["imports"] = time.monotonic() - begin
     config = from_json(text)

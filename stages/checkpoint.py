@@ -34,13 +34,13 @@ import numpy as np
 from loguru import logger
 from numpy.typing import NDArray
 
-from pipeline.arena import Arena
-from stages.huggingface import CONFIG_FILE, MODEL_FILE, read_model, write_model
-from stages.loss_scale import ScaleState
-from stages.manifest import MANIFEST_FILE, Manifest, as_config, read_manifest, write_manifest
-from stages.parameters import Geometry, parameter_shapes
-from stages.rundir import sync_folder
-from stages.tensorfile import (
+from threadloom.pipeline.arena import Arena
+from threadloom.stages.huggingface import CONFIG_FILE, MODEL_FILE, read_model, write_model
+from threadloom.stages.loss_scale import ScaleState
+from threadloom.stages.manifest import MANIFEST_FILE, Manifest, as_config, read_manifest, write_manifest
+from threadloom.stages.parameters import Geometry, parameter_shapes
+from threadloom.stages.rundir import sync_folder
+from threadloom.stages.tensorfile import (
     CheckpointError,
     FileRecord,
     copy_file,

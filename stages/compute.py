@@ -7,14 +7,14 @@ and one in 16 bits in `stages.compute_low`.
 from collections.abc import Callable
 from typing import Any, Protocol
 
-import kernels
-from kernels import Floats, Scratch, Turn, Weights, own_turn
-from stages.config import Precision
-from stages.items import UpdateShard
-from stages.memory import FloatSlot, Slot, allocate_scratch, logits_rows
-from stages.optimizer import ApplyUpdate, Moments
-from stages.parameters import Geometry, Shape
-from stages.reducer import Gradient
+from threadloom import kernels
+from threadloom.kernels import Floats, Scratch, Turn, Weights, own_turn
+from threadloom.stages.config import Precision
+from threadloom.stages.items import UpdateShard
+from threadloom.stages.memory import FloatSlot, Slot, allocate_scratch, logits_rows
+from threadloom.stages.optimizer import ApplyUpdate, Moments
+from threadloom.stages.parameters import Geometry, Shape
+from threadloom.stages.reducer import Gradient
 
 
 class Version(Protocol):
@@ -146,6 +146,6 @@ def compute_for(precision: Precision, geometry: Geometry, sequences: int) -> Com
     """Return what computes in a resolved precision; bf16x3 is float32 with another product (`stages.numerics`)."""
     if precision in (Precision.FLOAT32, Precision.BF16X3):
         return Float32Compute(geometry, sequences)
-    from stages.compute_low import LowCompute  # its kernels are loaded by those who use them
+    from threadloom.stages.compute_low import LowCompute  # its kernels are loaded by those who use them
 
     return LowCompute(precision, geometry, sequences)

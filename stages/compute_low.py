@@ -6,18 +6,23 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kernels import Floats, Turn, Weights
-from kernels.lowp_attention import AttentionScratch
-from kernels.lowp_embedding import embedding_forward_low
-from kernels.lowp_half import half_from_float32
-from kernels.lowp_tensors import Forms, LowActivations, LowScratch, Wide, Workspace
-from kernels.lowp_transformer import blocks_backward_low, blocks_forward_low, head_backward_low, head_loss_low
-from kernels.lowp_update import pack_rows
-from pipeline import Arena
-from stages.compute import Version
-from stages.items import UpdateShard
-from stages.memory import Slot, arrays_bytes
-from stages.memory_low import (
+from threadloom.kernels import Floats, Turn, Weights
+from threadloom.kernels.lowp_attention import AttentionScratch
+from threadloom.kernels.lowp_embedding import embedding_forward_low
+from threadloom.kernels.lowp_half import half_from_float32
+from threadloom.kernels.lowp_tensors import Forms, LowActivations, LowScratch, Wide, Workspace
+from threadloom.kernels.lowp_transformer import (
+    blocks_backward_low,
+    blocks_forward_low,
+    head_backward_low,
+    head_loss_low,
+)
+from threadloom.kernels.lowp_update import pack_rows
+from threadloom.pipeline import Arena
+from threadloom.stages.compute import Version
+from threadloom.stages.items import UpdateShard
+from threadloom.stages.memory import Slot, arrays_bytes
+from threadloom.stages.memory_low import (
     NOTHING_WIDE,
     allocate,
     attention_kinds,
@@ -29,11 +34,11 @@ from stages.memory_low import (
     short_type,
     wide_kinds,
 )
-from stages.optimizer import Moments
-from stages.optimizer_low import HalfUpdate, PackedUpdate, matrix_forms
-from stages.parameters import Geometry, Shape
-from stages.reducer import Gradient
-from stages.settings import Precision
+from threadloom.stages.optimizer import Moments
+from threadloom.stages.optimizer_low import HalfUpdate, PackedUpdate, matrix_forms
+from threadloom.stages.parameters import Geometry, Shape
+from threadloom.stages.reducer import Gradient
+from threadloom.stages.settings import Precision
 
 
 class LaneWork(NamedTuple):

@@ -20,8 +20,8 @@ from typing import Any
 
 import msgspec
 
-from stages.resolution import resolve, validate
-from stages.settings import (
+from threadloom.stages.resolution import resolve, validate
+from threadloom.stages.settings import (
     CheckpointConfig,
     Config,
     ConfigError,
@@ -106,7 +106,7 @@ def from_json(text: str | bytes, source: str = "configuration") -> Config:
 def load_config(name_or_path: str | Path) -> Config:
     """Return a shipped configuration by name, that of a JSON file, or that of a run directory (its config.json)."""
     if str(name_or_path) in CONFIG_NAMES:
-        shipped = resources.files("stages") / "configs" / f"{name_or_path}.json"
+        shipped = resources.files("threadloom.stages") / "configs" / f"{name_or_path}.json"
         return from_json(shipped.read_bytes(), source=str(shipped))
     path = Path(name_or_path)
     file = path / "config.json" if path.is_dir() else path

@@ -16,9 +16,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.config import Config, micro_batches
-from stages.dataset import Dataset, Manifest, Split, prepare, require_same_text
-from stages.tokenfile import DataError, TokenFile, token_type
+from threadloom.stages.config import Config, micro_batches
+from threadloom.stages.dataset import Dataset, Manifest, Split, prepare, require_same_text
+from threadloom.stages.tokenfile import DataError, TokenFile, token_type
 
 __all__ = [
     "BatchSource",

@@ -15,10 +15,10 @@ import msgspec
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from stages.config import Config, InputError, TokenizerKind
-from stages.rundir import atomic_write
-from stages.tokenfile import DataError, TokenFile, token_type
-from stages.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from threadloom.stages.config import Config, InputError, TokenizerKind
+from threadloom.stages.rundir import atomic_write
+from threadloom.stages.tokenfile import DataError, TokenFile, token_type
+from threadloom.stages.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 
 MANIFEST_FORMAT = 1
 

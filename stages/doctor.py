@@ -12,16 +12,16 @@ from typing import Any
 
 import msgspec
 
-from kernels import BlasInfo, GemmBackend, blas_info
-from kernels.jit import JIT_ENABLED
-from kernels.lowp_features import low_precision_info
-from pipeline.threads import BlasThreads, loaded_blas
-from stages.config import CONFIG_NAMES, Config, load_config, resolve
-from stages.doctor_measure import Measured, measure_machine
-from stages.doctor_precision import ProductPath, choice_sentences, choices_of, measured_paths, product_paths
-from stages.machine import Machine, VectorWidth, detect
-from stages.precision import Choice
-from stages.speeds import Speeds, read_speeds, speeds_here, speeds_key, speeds_path
+from threadloom.kernels import BlasInfo, GemmBackend, blas_info
+from threadloom.kernels.jit import JIT_ENABLED
+from threadloom.kernels.lowp_features import low_precision_info
+from threadloom.pipeline.threads import BlasThreads, loaded_blas
+from threadloom.stages.config import CONFIG_NAMES, Config, load_config, resolve
+from threadloom.stages.doctor_measure import Measured, measure_machine
+from threadloom.stages.doctor_precision import ProductPath, choice_sentences, choices_of, measured_paths, product_paths
+from threadloom.stages.machine import Machine, VectorWidth, detect
+from threadloom.stages.precision import Choice
+from threadloom.stages.speeds import Speeds, read_speeds, speeds_here, speeds_key, speeds_path
 
 UNKNOWN_VOCABULARY = 256
 """Stands for the vocabulary of a configuration that takes it from the text."""

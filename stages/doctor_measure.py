@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from kernels import gemm
-from pipeline.threads import blas_threads
-from stages.machine import Machine
+from threadloom.kernels import gemm
+from threadloom.pipeline.threads import blas_threads
+from threadloom.stages.machine import Machine
 
 GEMM_SIZE = 768
 """Rows, columns and inner size of the measured product: 0.9 GFLOP, large enough for the peak."""

@@ -12,13 +12,13 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from kernels import BlasInfo, GemmBackend, gemm_backend
-from kernels.lowp_features import DotPath, LowPrecisionInfo, dot_path
-from pipeline import blas_threads
-from stages.doctor_measure import rate
-from stages.precision import LEAST, LEVEL, Choice, choose, slow_allowed
-from stages.settings import Matmul, Precision
-from stages.speeds import COLUMNS, INNER, OPERATIONS, PRODUCTS, ROWS, Speeds
+from threadloom.kernels import BlasInfo, GemmBackend, gemm_backend
+from threadloom.kernels.lowp_features import DotPath, LowPrecisionInfo, dot_path
+from threadloom.pipeline import blas_threads
+from threadloom.stages.doctor_measure import rate
+from threadloom.stages.precision import LEAST, LEVEL, Choice, choose, slow_allowed
+from threadloom.stages.settings import Matmul, Precision
+from threadloom.stages.speeds import COLUMNS, INNER, OPERATIONS, PRODUCTS, ROWS, Speeds
 
 SECONDS = 0.1
 """Of each measurement; there are two for each way that is there."""

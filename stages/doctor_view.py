@@ -7,10 +7,10 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from stages.doctor import Defaults, Report, blas_name, size_text
-from stages.doctor_measure import GEMM_SIZE, Measured
-from stages.doctor_precision import CAPTION, paths_table
-from stages.machine import Machine
+from threadloom.stages.doctor import Defaults, Report, blas_name, size_text
+from threadloom.stages.doctor_measure import GEMM_SIZE, Measured
+from threadloom.stages.doctor_precision import CAPTION, paths_table
+from threadloom.stages.machine import Machine
 
 
 class ReportView:

@@ -14,24 +14,24 @@ import msgspec
 import numpy as np
 from loguru import logger
 
-from pipeline import available_cores
-from stages.asked import command_of, resident
-from stages.bench_worker import ENDLESS
-from stages.compute import compute_for
-from stages.config import Config, Precision, resolve
-from stages.data import TokenIds
-from stages.evaluate import Evaluator
-from stages.machine import detect, others_at_work
-from stages.memory import Bank
-from stages.numerics import numerics
-from stages.parameters import initialise, parameter_count
-from stages.plan import FLOAT, lanes_text, memory_plan, plan_table
-from stages.precision import choose_and_warn, with_precision
-from stages.text import read_text
-from stages.tokenizer import train_tokenizer
-from stages.tunables import Choice
-from stages.tune import Trials, tuned_settings
-from stages.warmup import SLOW, compile_kernels
+from threadloom.pipeline import available_cores
+from threadloom.stages.asked import command_of, resident
+from threadloom.stages.bench_worker import ENDLESS
+from threadloom.stages.compute import compute_for
+from threadloom.stages.config import Config, Precision, resolve
+from threadloom.stages.data import TokenIds
+from threadloom.stages.evaluate import Evaluator
+from threadloom.stages.machine import detect, others_at_work
+from threadloom.stages.memory import Bank
+from threadloom.stages.numerics import numerics
+from threadloom.stages.parameters import initialise, parameter_count
+from threadloom.stages.plan import FLOAT, lanes_text, memory_plan, plan_table
+from threadloom.stages.precision import choose_and_warn, with_precision
+from threadloom.stages.text import read_text
+from threadloom.stages.tokenizer import train_tokenizer
+from threadloom.stages.tunables import Choice
+from threadloom.stages.tune import Trials, tuned_settings
+from threadloom.stages.warmup import SLOW, compile_kernels
 
 PICTURES = 45_000_000
 """Bytes that Matplotlib and the pictures add when the run ends; measured, and held by a test."""
@@ -120,7 +120,10 @@ def _process_bytes(precision: Precision) -> int:
     if compile_kernels(precision=precision) <= SLOW:
         return resident("VmRSS")
     fresh = subprocess.run(
-        command_of("stages.estimate", precision.value), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True
+        command_of("threadloom.stages.estimate", precision.value),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        check=True,
     )
     return int(fresh.stdout)
 

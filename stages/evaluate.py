@@ -4,11 +4,11 @@ import math
 import time
 from typing import Protocol
 
-from pipeline import Arena
-from stages.compute import Compute, Version
-from stages.data import BatchSource
-from stages.items import Evaluation, Update
-from stages.reducer import TrainingDiverged
+from threadloom.pipeline import Arena
+from threadloom.stages.compute import Compute, Version
+from threadloom.stages.data import BatchSource
+from threadloom.stages.items import Evaluation, Update
+from threadloom.stages.reducer import TrainingDiverged
 
 
 class Windows(BatchSource, Protocol):

@@ -6,11 +6,11 @@ batch reads, into the slot's own buffer, while earlier micro-batches are in forw
 
 from collections.abc import Iterator
 
-from pipeline import Banks, Pool, version_for
-from stages.compute import Compute
-from stages.data import BatchSource
-from stages.items import MicroBatch
-from stages.memory import Bank, Slot
+from threadloom.pipeline import Banks, Pool, version_for
+from threadloom.stages.compute import Compute
+from threadloom.stages.data import BatchSource
+from threadloom.stages.items import MicroBatch
+from threadloom.stages.memory import Bank, Slot
 
 
 def plan_micro_batches(first_batch: int, steps: int, micro_batches: int) -> Iterator[MicroBatch]:

@@ -11,13 +11,13 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-import kernels
-from kernels import Activations, DecodeScratch, Floats, KVCache, TokenIds, Weights
-from pipeline import Arena
-from stages.memory import activation_shapes
-from stages.parameters import Geometry, parameter_shapes
-from stages.sampling import SamplingSettings, sample_token, seeded
-from stages.settings import InputError
+from threadloom import kernels
+from threadloom.kernels import Activations, DecodeScratch, Floats, KVCache, TokenIds, Weights
+from threadloom.pipeline import Arena
+from threadloom.stages.memory import activation_shapes
+from threadloom.stages.parameters import Geometry, parameter_shapes
+from threadloom.stages.sampling import SamplingSettings, sample_token, seeded
+from threadloom.stages.settings import InputError
 
 _PER_MODEL = frozenset({"wte", "wpe", "lnf_weight", "lnf_bias"})
 

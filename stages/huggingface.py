@@ -17,9 +17,16 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.arena import Arena
-from stages.parameters import Geometry, Shape, parameter_shapes
-from stages.tensorfile import CheckpointError, FileRecord, TensorFile, open_tensors, write_bytes, write_tensors
+from threadloom.pipeline.arena import Arena
+from threadloom.stages.parameters import Geometry, Shape, parameter_shapes
+from threadloom.stages.tensorfile import (
+    CheckpointError,
+    FileRecord,
+    TensorFile,
+    open_tensors,
+    write_bytes,
+    write_tensors,
+)
 
 Floats = NDArray[np.float32]
 

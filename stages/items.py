@@ -5,10 +5,10 @@
 
 from dataclasses import dataclass, field
 
-from kernels import AdamWStep
-from pipeline import Lease
-from stages.loss_scale import Scaled
-from stages.memory import Bank, Slot
+from threadloom.kernels import AdamWStep
+from threadloom.pipeline import Lease
+from threadloom.stages.loss_scale import Scaled
+from threadloom.stages.memory import Bank, Slot
 
 
 @dataclass(slots=True)

@@ -9,12 +9,12 @@ gradients are kept, one row a token of the batch, and scattered when all micro-b
 
 import numpy as np
 
-import kernels
-from kernels import Floats, TokenIds, Turn, Weights
-from kernels.turn import model_parts
-from pipeline import LanePlan, Lanes
-from stages.memory import as_weights
-from stages.parameters import Geometry
+from threadloom import kernels
+from threadloom.kernels import Floats, TokenIds, Turn, Weights
+from threadloom.kernels.turn import model_parts
+from threadloom.pipeline import LanePlan, Lanes
+from threadloom.stages.memory import as_weights
+from threadloom.stages.parameters import Geometry
 
 _LINE = 8  # counts to a cache line: each count is written by another thread
 

@@ -9,9 +9,9 @@ from typing import Annotated, Any
 
 import msgspec
 
-from stages.loss_scale import ScaleState
-from stages.parameters import Geometry
-from stages.tensorfile import CheckpointError, FileRecord, write_bytes
+from threadloom.stages.loss_scale import ScaleState
+from threadloom.stages.parameters import Geometry
+from threadloom.stages.tensorfile import CheckpointError, FileRecord, write_bytes
 
 MANIFEST_FILE = "training.json"
 FORMAT = 1

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from kernels import ATTENTION_TILE, Activations, Scratch, TokenIds, Weights
-from pipeline import Arena
-from stages.loss_scale import ScaleState
-from stages.parameters import Geometry, Shape, parameter_shapes
+from threadloom.kernels import ATTENTION_TILE, Activations, Scratch, TokenIds, Weights
+from threadloom.pipeline import Arena
+from threadloom.stages.loss_scale import ScaleState
+from threadloom.stages.parameters import Geometry, Shape, parameter_shapes
 
 LOGITS_BYTES = 32 << 20
 """Most bytes that the logits of one chunk of rows take; the head works through a micro-batch chunk by chunk."""

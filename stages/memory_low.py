@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.lowp_attention import attention_scratch_shapes
-from kernels.lowp_half_gemm import half_scratch_sizes, half_sums_size
-from kernels.lowp_pack import packed_shape
-from pipeline import aligned_zeros
-from stages.parameters import Geometry, Shape, parameter_shapes
-from stages.settings import Precision
+from threadloom.kernels.lowp_attention import attention_scratch_shapes
+from threadloom.kernels.lowp_half_gemm import half_scratch_sizes, half_sums_size
+from threadloom.kernels.lowp_pack import packed_shape
+from threadloom.pipeline import aligned_zeros
+from threadloom.stages.parameters import Geometry, Shape, parameter_shapes
+from threadloom.stages.settings import Precision
 
 LOGITS_BYTES = 16 << 20
 """Most bytes that the float32 logits of one chunk of rows take; their rounded gradient takes half as many."""

@@ -5,15 +5,15 @@ from pathlib import Path
 
 import numpy as np
 
-from kernels import TokenIds, Weights
-from pipeline import Arena
-from stages.checkpoint import Checkpoint, latest_checkpoint
-from stages.huggingface import CONFIG_FILE, load_model
-from stages.manifest import MANIFEST_FILE
-from stages.memory import as_weights
-from stages.parameters import Geometry, parameter_shapes
-from stages.settings import InputError
-from stages.tokenizer import Tokenizer, TokenizerError, load_tokenizer
+from threadloom.kernels import TokenIds, Weights
+from threadloom.pipeline import Arena
+from threadloom.stages.checkpoint import Checkpoint, latest_checkpoint
+from threadloom.stages.huggingface import CONFIG_FILE, load_model
+from threadloom.stages.manifest import MANIFEST_FILE
+from threadloom.stages.memory import as_weights
+from threadloom.stages.parameters import Geometry, parameter_shapes
+from threadloom.stages.settings import InputError
+from threadloom.stages.tokenizer import Tokenizer, TokenizerError, load_tokenizer
 
 TOKENIZER_FILE = "tokenizer.json"
 

@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-from kernels import GemmBackend, gemm_backend
-from pipeline import blas_threads
-from stages.settings import Config, ConfigError, Precision
+from threadloom.kernels import GemmBackend, gemm_backend
+from threadloom.pipeline import blas_threads
+from threadloom.stages.settings import Config, ConfigError, Precision
 
 
 @contextmanager

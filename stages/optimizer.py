@@ -8,15 +8,15 @@ from typing import Protocol
 
 import numpy as np
 
-import kernels
-from kernels import AdamWStep
-from pipeline import Arena, Banks, Lanes
-from stages.config import OptimizerConfig
-from stages.items import ReduceShard, Update, UpdateShard
-from stages.loss_scale import LossScaler, Scaled
-from stages.memory import Bank
-from stages.parameters import Geometry, decayed_elements, parameter_shapes
-from stages.reducer import Gradient, ShardPlan, TrainingDiverged
+from threadloom import kernels
+from threadloom.kernels import AdamWStep
+from threadloom.pipeline import Arena, Banks, Lanes
+from threadloom.stages.config import OptimizerConfig
+from threadloom.stages.items import ReduceShard, Update, UpdateShard
+from threadloom.stages.loss_scale import LossScaler, Scaled
+from threadloom.stages.memory import Bank
+from threadloom.stages.parameters import Geometry, decayed_elements, parameter_shapes
+from threadloom.stages.reducer import Gradient, ShardPlan, TrainingDiverged
 
 
 class Moments:

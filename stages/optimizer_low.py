@@ -11,17 +11,17 @@ from itertools import pairwise
 
 import numpy as np
 
-from kernels import Weights, adamw_update
-from kernels.lowp_half import half_from_float32
-from kernels.lowp_tensors import Form, Forms
-from kernels.lowp_update import BLOCK, adamw_update_packed, pack_rows
-from kernels.tensors import Floats
-from pipeline import Arena
-from stages.items import UpdateShard
-from stages.memory_low import MATRIX_FORMS
-from stages.optimizer import ApplyUpdate, Moments
-from stages.parameters import Geometry, decayed_elements, parameter_shapes
-from stages.reducer import Gradient
+from threadloom.kernels import Weights, adamw_update
+from threadloom.kernels.lowp_half import half_from_float32
+from threadloom.kernels.lowp_tensors import Form, Forms
+from threadloom.kernels.lowp_update import BLOCK, adamw_update_packed, pack_rows
+from threadloom.kernels.tensors import Floats
+from threadloom.pipeline import Arena
+from threadloom.stages.items import UpdateShard
+from threadloom.stages.memory_low import MATRIX_FORMS
+from threadloom.stages.optimizer import ApplyUpdate, Moments
+from threadloom.stages.parameters import Geometry, decayed_elements, parameter_shapes
+from threadloom.stages.reducer import Gradient
 
 PART = 1 << 17
 """Elements of a part, about: half a MiB of each array, and a call of some tens of microseconds."""

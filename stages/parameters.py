@@ -12,7 +12,7 @@ from math import prod, sqrt
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import arena_size, available_cores
+from threadloom.pipeline import arena_size, available_cores
 
 Shape = tuple[int, ...]
 

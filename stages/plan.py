@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from math import prod
 
-from pipeline import arena_size
-from stages import memory_low as low
-from stages.config import Config, Precision, micro_batches
-from stages.lane_turns import kept_bytes
-from stages.memory import activation_shapes, logits_rows, scratch_shapes
-from stages.parameters import Geometry, Shape, parameter_shapes
+from threadloom.pipeline import arena_size
+from threadloom.stages import memory_low as low
+from threadloom.stages.config import Config, Precision, micro_batches
+from threadloom.stages.lane_turns import kept_bytes
+from threadloom.stages.memory import activation_shapes, logits_rows, scratch_shapes
+from threadloom.stages.parameters import Geometry, Shape, parameter_shapes
 
 FLOAT = 4  # bytes
 

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
-from stages.rundir import atomic_write, read_metrics
+from threadloom.stages.rundir import atomic_write, read_metrics
 
 COLOURS = ("#2563eb", "#dc6803", "#0f9d75", "#b4348f", "#6d5bd0", "#8a6d3b")
 INK, FAINT = "#1f2937", "#d7dce3"

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-import kernels
-from pipeline import Banks, Lanes, aligned_zeros
-from stages.items import MicroGradient, ReduceShard
-from stages.memory import Bank
+from threadloom import kernels
+from threadloom.pipeline import Banks, Lanes, aligned_zeros
+from threadloom.stages.items import MicroGradient, ReduceShard
+from threadloom.stages.memory import Bank
 
 
 class TrainingDiverged(ArithmeticError):

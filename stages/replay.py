@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 
-from stages.forward import plan_micro_batches
-from stages.items import Event
-from stages.training import Training
+from threadloom.stages.forward import plan_micro_batches
+from threadloom.stages.items import Event
+from threadloom.stages.training import Training
 
 
 def replay(training: Training) -> Iterator[Event]:

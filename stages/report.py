@@ -7,12 +7,12 @@ from dataclasses import replace
 
 from loguru import logger
 
-from pipeline import Milestone, RunStatistics
-from stages.display import ChannelDepth, Display, Progress, Smoothing, StageShares, scale_text
-from stages.items import Evaluation, Event, Saved, Update
-from stages.loss_scale import Scaled
-from stages.rundir import MetricsLog
-from stages.settings import Config
+from threadloom.pipeline import Milestone, RunStatistics
+from threadloom.stages.display import ChannelDepth, Display, Progress, Smoothing, StageShares, scale_text
+from threadloom.stages.items import Evaluation, Event, Saved, Update
+from threadloom.stages.loss_scale import Scaled
+from threadloom.stages.rundir import MetricsLog
+from threadloom.stages.settings import Config
 
 SHOWN = ("draw", "embed", "forward", "backward", "reduce", "update", "evaluate", "save")
 """Stages that the display shows; the others only meet and part, and take microseconds."""

@@ -8,9 +8,9 @@ import math
 
 import msgspec
 
-from stages.parameters import parameter_count
-from stages.precision import choose_here, is_open, with_precision
-from stages.settings import (
+from threadloom.stages.parameters import parameter_count
+from threadloom.stages.precision import choose_here, is_open, with_precision
+from threadloom.stages.settings import (
     CheckpointConfig,
     Config,
     ConfigError,
@@ -222,14 +222,17 @@ def _default_gemm(threads: ThreadsConfig) -> Gemm:
     """Return the product that is faster on this processor; one with several threads is BLAS's alone."""
     if threads.blas is not None and threads.blas > 1:
         return Gemm.BLAS
-    from kernels import GemmBackend, blas_info  # Numba is loaded only where a configuration is resolved, not for --help
+    from threadloom.kernels import (  # Numba is loaded only where a configuration is resolved, not for --help
+        GemmBackend,
+        blas_info,
+    )
 
     return Gemm.BLAS if blas_info(load=False).backend is GemmBackend.BLAS else Gemm.NUMBA
 
 
 def _shares_lanes(config: Config, saved: int) -> bool:
     """Choose shared lanes where lanes are large, and `saved` of them more than what is kept of a batch."""
-    from stages.lane_turns import kept_bytes  # with Numba, as below
+    from threadloom.stages.lane_turns import kept_bytes  # with Numba, as below
 
     geometry = config.model.geometry()
     parameters = parameter_count(geometry)

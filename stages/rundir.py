@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, Self
 import msgspec
 from loguru import logger
 
-from stages.settings import InputError
+from threadloom.stages.settings import InputError
 
 try:
     import fcntl

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.settings import InputError
+from threadloom.stages.settings import InputError
 
 
 class SamplingError(InputError):

@@ -14,14 +14,14 @@ from typing import Final
 import msgspec
 import numpy as np
 
-from pipeline import Arena, Banks, Lease, Pool
-from stages.checkpoint import TrainingState, kept_versions, save_checkpoint
-from stages.config import Config
-from stages.items import Saved, Update
-from stages.loss_scale import ScaleState
-from stages.memory import Bank
-from stages.optimizer import Moments
-from stages.parameters import parameter_shapes
+from threadloom.pipeline import Arena, Banks, Lease, Pool
+from threadloom.stages.checkpoint import TrainingState, kept_versions, save_checkpoint
+from threadloom.stages.config import Config
+from threadloom.stages.items import Saved, Update
+from threadloom.stages.loss_scale import ScaleState
+from threadloom.stages.memory import Bank
+from threadloom.stages.optimizer import Moments
+from threadloom.stages.parameters import parameter_shapes
 
 TURN: Final = object()
 """What a checkpoint holds while it is under way, since there is room for one."""

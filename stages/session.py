@@ -9,10 +9,10 @@ from pathlib import Path
 import msgspec
 from loguru import logger
 
-from kernels import blas_info
-from pipeline import Run, Trace, TraceEvent, available_cores, draw_timeline
-from stages.checkpoint import Checkpoint, latest_checkpoint, remove_leftovers
-from stages.config import (
+from threadloom.kernels import blas_info
+from threadloom.pipeline import Run, Trace, TraceEvent, available_cores, draw_timeline
+from threadloom.stages.checkpoint import Checkpoint, latest_checkpoint, remove_leftovers
+from threadloom.stages.config import (
     Config,
     ConfigError,
     from_json,
@@ -22,21 +22,28 @@ from stages.config import (
     trajectory_differences,
     validate,
 )
-from stages.data import Dataset, EvaluationWindows, evaluation_batches, prepare, require_same_text, training_batches
-from stages.display import Display
-from stages.items import label
-from stages.machine import detect
-from stages.numerics import numerics
-from stages.parameters import parameter_count
-from stages.plan import lanes_text, plan_table
-from stages.precision import FLOAT32_PRECISIONS, Choice, choose_here, is_open, product_words, with_precision
-from stages.report import SHOWN, Logged, Reporter
-from stages.rundir import MetricsLog, RunDirectory, RunMode, atomic_write, read_metrics
-from stages.settings import Precision
-from stages.text import Text, read_text
-from stages.training import Output, Training, Validation
-from stages.tune import tuned_settings
-from stages.warmup import compile_kernels
+from threadloom.stages.data import (
+    Dataset,
+    EvaluationWindows,
+    evaluation_batches,
+    prepare,
+    require_same_text,
+    training_batches,
+)
+from threadloom.stages.display import Display
+from threadloom.stages.items import label
+from threadloom.stages.machine import detect
+from threadloom.stages.numerics import numerics
+from threadloom.stages.parameters import parameter_count
+from threadloom.stages.plan import lanes_text, plan_table
+from threadloom.stages.precision import FLOAT32_PRECISIONS, Choice, choose_here, is_open, product_words, with_precision
+from threadloom.stages.report import SHOWN, Logged, Reporter
+from threadloom.stages.rundir import MetricsLog, RunDirectory, RunMode, atomic_write, read_metrics
+from threadloom.stages.settings import Precision
+from threadloom.stages.text import Text, read_text
+from threadloom.stages.training import Output, Training, Validation
+from threadloom.stages.tune import tuned_settings
+from threadloom.stages.warmup import compile_kernels
 
 
 @dataclass(frozen=True)
@@ -247,7 +254,9 @@ def _pictures(config: Config, run: RunDirectory, trace: Trace | None) -> Iterato
 
 
 def _draw(config: Config, run: RunDirectory, trace: Trace | None) -> None:
-    from stages.plots import plot_loss  # Matplotlib takes half a second to import; the first update must not wait
+    from threadloom.stages.plots import (
+        plot_loss,  # Matplotlib takes half a second to import; the first update must not wait
+    )
 
     if run.metrics.exists() and run.metrics.stat().st_size:
         plot_loss(run.metrics, run.loss_plot, config.name)

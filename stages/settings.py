@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from stages.parameters import Geometry
+from threadloom.stages.parameters import Geometry
 
 
 class InputError(ValueError):

@@ -36,20 +36,20 @@ import numpy as np
 from loguru import logger
 from numpy.typing import NDArray
 
-from kernels import GemmBackend, blas_info, gemm
-from kernels.jit import SOURCES_DIGEST
-from kernels.lowp_convert import bf16_from_float32
-from kernels.lowp_features import low_precision_info
-from kernels.lowp_gemm import gemm_bf16
-from kernels.lowp_half import half_from_float32
-from kernels.lowp_half_gemm import gemm_half, half_scratch_sizes
-from kernels.lowp_pack import pack_float32, packed_shape
-from kernels.lowp_split_gemm import gemm_split
-from kernels.target import TARGET
-from pipeline import blas_threads
-from stages.machine import cache_root, detect
-from stages.rundir import atomic_write
-from stages.settings import Precision
+from threadloom.kernels import GemmBackend, blas_info, gemm
+from threadloom.kernels.jit import SOURCES_DIGEST
+from threadloom.kernels.lowp_convert import bf16_from_float32
+from threadloom.kernels.lowp_features import low_precision_info
+from threadloom.kernels.lowp_gemm import gemm_bf16
+from threadloom.kernels.lowp_half import half_from_float32
+from threadloom.kernels.lowp_half_gemm import gemm_half, half_scratch_sizes
+from threadloom.kernels.lowp_pack import pack_float32, packed_shape
+from threadloom.kernels.lowp_split_gemm import gemm_split
+from threadloom.kernels.target import TARGET
+from threadloom.pipeline import blas_threads
+from threadloom.stages.machine import cache_root, detect
+from threadloom.stages.rundir import atomic_write
+from threadloom.stages.settings import Precision
 
 ROWS, INNER, COLUMNS = 256, 384, 1536
 """The measured product: a micro-batch's rows (`stages.resolution`) through the first half of an MLP of 384 channels."""

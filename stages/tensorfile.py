@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from stages.rundir import free_bytes
-from stages.settings import InputError
+from threadloom.stages.rundir import free_bytes
+from threadloom.stages.settings import InputError
 
 Shape = tuple[int, ...]
 

@@ -15,24 +15,37 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipeline import Abortable, Banks, Fifo, Gather, Graph, InOrder, LaneOrder, LanePlan, Lanes, Node, Policy, Pool
-from stages.backward import Backward
-from stages.checkpoint import Checkpoint
-from stages.compute import compute_for
-from stages.config import Config, ConfigError, micro_batches
-from stages.data import BatchSource
-from stages.evaluate import Evaluate, Windows
-from stages.forward import Draw, Embed, Forward, plan_micro_batches
-from stages.items import MicroBatch
-from stages.lane_turns import LaneTurns
-from stages.loss_scale import LossScaler
-from stages.memory import Bank, arrays_bytes
-from stages.optimizer import Clip, Moments, Optimizer, Publish
-from stages.parameters import initialise, parameter_shapes
-from stages.plan import most_in_backward
-from stages.reducer import Collect, Gradient, Reduce, plan_shards
-from stages.saving import Save, Snapshot, due, never
-from stages.schedule import learning_rate
+from threadloom.pipeline import (
+    Abortable,
+    Banks,
+    Fifo,
+    Gather,
+    Graph,
+    InOrder,
+    LaneOrder,
+    LanePlan,
+    Lanes,
+    Node,
+    Policy,
+    Pool,
+)
+from threadloom.stages.backward import Backward
+from threadloom.stages.checkpoint import Checkpoint
+from threadloom.stages.compute import compute_for
+from threadloom.stages.config import Config, ConfigError, micro_batches
+from threadloom.stages.data import BatchSource
+from threadloom.stages.evaluate import Evaluate, Windows
+from threadloom.stages.forward import Draw, Embed, Forward, plan_micro_batches
+from threadloom.stages.items import MicroBatch
+from threadloom.stages.lane_turns import LaneTurns
+from threadloom.stages.loss_scale import LossScaler
+from threadloom.stages.memory import Bank, arrays_bytes
+from threadloom.stages.optimizer import Clip, Moments, Optimizer, Publish
+from threadloom.stages.parameters import initialise, parameter_shapes
+from threadloom.stages.plan import most_in_backward
+from threadloom.stages.reducer import Collect, Gradient, Reduce, plan_shards
+from threadloom.stages.saving import Save, Snapshot, due, never
+from threadloom.stages.schedule import learning_rate
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import msgspec
 
-from stages.resolution import MAX_LANES
-from stages.settings import Config, Gemm, Precision, ThreadsConfig, flatten
+from threadloom.stages.resolution import MAX_LANES
+from threadloom.stages.settings import Config, Gemm, Precision, ThreadsConfig, flatten
 
 Value = int | Gemm
 

@@ -23,18 +23,18 @@ from loguru import logger
 from rich.console import Console
 from rich.table import Table
 
-from kernels import blas_info
-from pipeline import available_cores
-from stages.config import Config, ConfigError, Precision, resolve
-from stages.data import random_batches
-from stages.items import Update
-from stages.machine import Machine, cache_root, detect, others_at_work
-from stages.numerics import numerics
-from stages.precision import choose_and_warn, choose_here, is_open, with_precision
-from stages.rundir import atomic_write
-from stages.settings import Gemm
-from stages.training import Training
-from stages.tunables import (
+from threadloom.kernels import blas_info
+from threadloom.pipeline import available_cores
+from threadloom.stages.config import Config, ConfigError, Precision, resolve
+from threadloom.stages.data import random_batches
+from threadloom.stages.items import Update
+from threadloom.stages.machine import Machine, cache_root, detect, others_at_work
+from threadloom.stages.numerics import numerics
+from threadloom.stages.precision import choose_and_warn, choose_here, is_open, with_precision
+from threadloom.stages.rundir import atomic_write
+from threadloom.stages.settings import Gemm
+from threadloom.stages.training import Training
+from threadloom.stages.tunables import (
     KEYS,
     OWN_PRODUCT,
     ROUNDING,
@@ -47,8 +47,8 @@ from stages.tunables import (
     pinned,
     worded,
 )
-from stages.tuning import Findings, Trial, search
-from stages.warmup import compile_kernels
+from threadloom.stages.tuning import Findings, Trial, search
+from threadloom.stages.warmup import compile_kernels
 
 RANDOM_VOCABULARY = 65
 """Stands for the vocabulary of a configuration that takes it from the text: tinyshakespeare's characters."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from stages.tunables import AXES, KEYS, ROUNDING, Axis, Choice, Facts, Value, described
+from threadloom.stages.tunables import AXES, KEYS, ROUNDING, Axis, Choice, Facts, Value, described
 
 MARGIN = 0.01
 """A race is won by this part at least; less is not worth another setting."""

@@ -20,14 +20,14 @@ from typing import Self
 from loguru import logger
 from numba.core import event
 
-from pipeline import available_cores
-from stages.asked import command_of
-from stages.config import Config, ModelConfig, Precision, resolve
-from stages.data import RandomTokens, TokenIds
-from stages.evaluate import Evaluator
-from stages.forward import plan_micro_batches
-from stages.items import MicroGradient
-from stages.training import Training
+from threadloom.pipeline import available_cores
+from threadloom.stages.asked import command_of
+from threadloom.stages.config import Config, ModelConfig, Precision, resolve
+from threadloom.stages.data import RandomTokens, TokenIds
+from threadloom.stages.evaluate import Evaluator
+from threadloom.stages.forward import plan_micro_batches
+from threadloom.stages.items import MicroGradient
+from threadloom.stages.training import Training
 
 Say = Callable[[str], None]
 """What hears of it, from whichever thread."""
@@ -160,7 +160,7 @@ def _helper(precision: Precision, wanted: bool, say: Say = logger.info) -> Itera
     if not wanted:
         yield lambda: None
         return
-    command = command_of("stages.warmup", precision.value)
+    command = command_of("threadloom.stages.warmup", precision.value)
     null = subprocess.DEVNULL
     # Nothing is said to its input, which ends when this process does, however it does, and the other one with it.
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=null, stderr=null) as process:

@@ -188,8 +188,8 @@ def problem_with(words: list[str]) -> str | None:
 
 def parse(words: list[str]) -> None:
     """Parse a threadloom command, its settings too, without running it."""
-    from stages.cli import main
-    from stages.config import apply_overrides, load_config
+    from threadloom.stages.cli import main
+    from threadloom.stages.config import apply_overrides, load_config
 
     with contextlib.suppress(click.exceptions.Exit), main.make_context("threadloom", words) as group:
         rest = [*group._protected_args, *group.args]
@@ -233,8 +233,8 @@ def test_what_the_reference_describes_can_be_imported(path: Path) -> None:
 
 
 def test_the_reference_has_every_setting_and_choice_with_its_meaning() -> None:
-    from stages import settings
-    from stages.config import setting_types
+    from threadloom.stages import settings
+    from threadloom.stages.config import setting_types
 
     page = (ROOT / "docs" / "reference" / "stages.md").read_text(encoding="utf-8")
     listed = dict(re.findall(r"^::: stages\.settings\.(\w+)\n    options: \{ (.*) \}$", page, re.MULTILINE))

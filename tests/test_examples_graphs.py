@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from examples import fork_join, three_stages
-from pipeline import Trace
-from pipeline.testing import Subject, hammer
+from threadloom.pipeline import Trace
+from threadloom.pipeline.testing import Subject, hammer
 
 
 def test_three_stages_keep_the_order_and_weigh_right(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

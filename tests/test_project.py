@@ -58,7 +58,7 @@ def set_up(clone: Path) -> None:
     """Put the command of this environment where the targets look for it."""
     command = clone / ".venv" / "bin" / "threadloom"
     command.parent.mkdir(parents=True)
-    command.write_text(f"#!{sys.executable}\nfrom stages.cli import main\nmain()\n", encoding="utf-8")
+    command.write_text(f"#!{sys.executable}\nfrom threadloom.stages.cli import main\nmain()\n", encoding="utf-8")
     command.chmod(0o755)
     (clone / ".venv" / ".installed").touch()
 
@@ -100,7 +100,7 @@ def test_every_package_is_installed_and_every_configuration_shipped() -> None:
     cached = {".nbi", ".nbc"}
     shipped = {
         path
-        for glob in PROJECT["tool"]["setuptools"]["package-data"]["stages"]
+        for glob in PROJECT["tool"]["setuptools"]["package-data"]["threadloom.stages"]
         for path in (ROOT / "stages").glob(glob)
     }
     assert {path for path in data if path.suffix not in cached} <= shipped

@@ -1,6 +1,6 @@
 """Faults on purpose: any pipeline under exceptions, delays, deaths of workers, cancellation and Ctrl-C, from a seed.
 
-    from pipeline.testing import hammer
+    from threadloom.pipeline.testing import hammer
 
     def build() -> Graph:
         ...
@@ -20,11 +20,11 @@ seed.
     random_graphs     graphs made from a seed, with a model of what comes out of them
 """
 
-from pipeline.testing.faults import Fault, FaultKind, FaultPlan, InjectedFault
-from pipeline.testing.harness import InvariantBroken, Report, Subject, exercise, hammer
-from pipeline.testing.journal import Fired
-from pipeline.testing.leaks import Holdings, left_behind
-from pipeline.testing.random_graphs import random_subject
+from threadloom.pipeline.testing.faults import Fault, FaultKind, FaultPlan, InjectedFault
+from threadloom.pipeline.testing.harness import InvariantBroken, Report, Subject, exercise, hammer
+from threadloom.pipeline.testing.journal import Fired
+from threadloom.pipeline.testing.leaks import Holdings, left_behind
+from threadloom.pipeline.testing.random_graphs import random_subject
 
 __all__ = [
     "Fault",

@@ -14,16 +14,16 @@ from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any
 
-from pipeline.engine import Abortable, Run
-from pipeline.errors import Label
-from pipeline.graph import Graph
-from pipeline.stage import Kind
-from pipeline.statistics import RunStatistics
-from pipeline.testing.faults import FaultKind, FaultPlan
-from pipeline.testing.invariants import Observation, broken
-from pipeline.testing.journal import Fired, Journal, wrap
-from pipeline.testing.leaks import Holdings, left_behind
-from pipeline.trace import Trace
+from threadloom.pipeline.engine import Abortable, Run
+from threadloom.pipeline.errors import Label
+from threadloom.pipeline.graph import Graph
+from threadloom.pipeline.stage import Kind
+from threadloom.pipeline.statistics import RunStatistics
+from threadloom.pipeline.testing.faults import FaultKind, FaultPlan
+from threadloom.pipeline.testing.invariants import Observation, broken
+from threadloom.pipeline.testing.journal import Fired, Journal, wrap
+from threadloom.pipeline.testing.leaks import Holdings, left_behind
+from threadloom.pipeline.trace import Trace
 
 
 class InvariantBroken(AssertionError):

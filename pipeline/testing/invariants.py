@@ -9,17 +9,17 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from pipeline.admission import Fifo, Gather, InOrder
-from pipeline.errors import Cancelled, StageFailure
-from pipeline.failure import FailFast
-from pipeline.graph import Graph
-from pipeline.join import Join
-from pipeline.processes import WorkerDied
-from pipeline.slots import Pool
-from pipeline.stage import Kind, Port, Stage
-from pipeline.statistics import RunStatistics
-from pipeline.testing.faults import STOPPING, FaultKind
-from pipeline.testing.journal import Fired, Journal, Record
+from threadloom.pipeline.admission import Fifo, Gather, InOrder
+from threadloom.pipeline.errors import Cancelled, StageFailure
+from threadloom.pipeline.failure import FailFast
+from threadloom.pipeline.graph import Graph
+from threadloom.pipeline.join import Join
+from threadloom.pipeline.processes import WorkerDied
+from threadloom.pipeline.slots import Pool
+from threadloom.pipeline.stage import Kind, Port, Stage
+from threadloom.pipeline.statistics import RunStatistics
+from threadloom.pipeline.testing.faults import STOPPING, FaultKind
+from threadloom.pipeline.testing.journal import Fired, Journal, Record
 
 
 class Expected(Protocol):

@@ -19,13 +19,13 @@ from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from pipeline.admission import Gather, InOrder
-from pipeline.engine import Run
-from pipeline.graph import Graph
-from pipeline.per_worker import PerWorker
-from pipeline.processes import ProcessWorker
-from pipeline.stage import SKIP, Branch, Kind, Port, Route, Stage, Via
-from pipeline.testing.faults import STOPPING, Fault, FaultKind, FaultPlan, InjectedFault
+from threadloom.pipeline.admission import Gather, InOrder
+from threadloom.pipeline.engine import Run
+from threadloom.pipeline.graph import Graph
+from threadloom.pipeline.per_worker import PerWorker
+from threadloom.pipeline.processes import ProcessWorker
+from threadloom.pipeline.stage import SKIP, Branch, Kind, Port, Route, Stage, Via
+from threadloom.pipeline.testing.faults import STOPPING, Fault, FaultKind, FaultPlan, InjectedFault
 
 NO_MOVE = 0.004
 """Seconds without any event after which a HOLD takes it that nothing moves any more."""

@@ -17,15 +17,15 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
-from pipeline.admission import Gather, InOrder
-from pipeline.errors import AdmissionError
-from pipeline.failure import FailFast, Retry, SkipFailed
-from pipeline.graph import Graph
-from pipeline.join import Join
-from pipeline.per_worker import per_worker
-from pipeline.slots import Pool
-from pipeline.stage import SKIP, Kind, Node, Skip
-from pipeline.testing.harness import Subject
+from threadloom.pipeline.admission import Gather, InOrder
+from threadloom.pipeline.errors import AdmissionError
+from threadloom.pipeline.failure import FailFast, Retry, SkipFailed
+from threadloom.pipeline.graph import Graph
+from threadloom.pipeline.join import Join
+from threadloom.pipeline.per_worker import per_worker
+from threadloom.pipeline.slots import Pool
+from threadloom.pipeline.stage import SKIP, Kind, Node, Skip
+from threadloom.pipeline.testing.harness import Subject
 
 FIRST = 10_000
 MOST_ITEMS = 400

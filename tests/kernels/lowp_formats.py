@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.lowp_pack import DEPTH_STEP, PANEL
 from tests.kernels.lowp_support import nearest as nearest_bf16
 from tests.kernels.lowp_support import numbers as bf16_numbers
 from tests.reference import Array
+from threadloom.kernels.lowp_pack import DEPTH_STEP, PANEL
 
 Shorts = NDArray[Any]
 """Bits of either format, uint16 or int16."""

@@ -6,10 +6,6 @@ Numba is told by the environment to compile for a lesser processor than the one 
 import json
 import sys
 
-from kernels.blas import GemmBackend, gemm_backend
-from kernels.lowp_features import low_precision_info
-from kernels.lowp_half import float32_from_half, half_from_float32
-from kernels.lowp_vector import HAS_DOT, HAS_HALF, HAS_TILES, LANES
 from tests.kernels import (
     test_lowp_attention,
     test_lowp_convert,
@@ -21,6 +17,10 @@ from tests.kernels import (
 from tests.kernels.lowp_formats import BF16
 from tests.kernels.lowp_model import check_model
 from tests.kernels.lowp_support import on_path, paths_here
+from threadloom.kernels.blas import GemmBackend, gemm_backend
+from threadloom.kernels.lowp_features import low_precision_info
+from threadloom.kernels.lowp_half import float32_from_half, half_from_float32
+from threadloom.kernels.lowp_vector import HAS_DOT, HAS_HALF, HAS_TILES, LANES
 
 SIZES = ((7, 33, 5), (32, 32, 32), (45, 70, 67), (17, 64, 131))
 """Rows, columns and inner size: whole tiles, and edges on every side."""

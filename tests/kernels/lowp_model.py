@@ -9,19 +9,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.embedding import embedding_backward
-from kernels.lowp_attention import AttentionScratch, attention_scratch_shapes
-from kernels.lowp_embedding import embedding_forward_low
-from kernels.lowp_half_gemm import half_scratch_sizes, half_sums_size
-from kernels.lowp_tensors import Forms, LowActivations, LowScratch, Wide, Workspace
-from kernels.lowp_transformer import blocks_backward_low, blocks_forward_low, head_backward_low, head_loss_low
-from kernels.tensors import Floats, Weights
-from kernels.turn import own_turn
 from tests import reference
 from tests.kernels.lowp_formats import BF16, FP16, Format, pack
 from tests.kernels.lowp_support import Pages
 from tests.kernels.support import Sizes, distance, flat_ids
 from tests.reference import Array, Ids, Tensors
+from threadloom.kernels.embedding import embedding_backward
+from threadloom.kernels.lowp_attention import AttentionScratch, attention_scratch_shapes
+from threadloom.kernels.lowp_embedding import embedding_forward_low
+from threadloom.kernels.lowp_half_gemm import half_scratch_sizes, half_sums_size
+from threadloom.kernels.lowp_tensors import Forms, LowActivations, LowScratch, Wide, Workspace
+from threadloom.kernels.lowp_transformer import (
+    blocks_backward_low,
+    blocks_forward_low,
+    head_backward_low,
+    head_loss_low,
+)
+from threadloom.kernels.tensors import Floats, Weights
+from threadloom.kernels.turn import own_turn
 
 GRADIENT = {BF16.name: 0.02, FP16.name: 0.005}
 """Relative L2 distance allowed to the gradient of a tensor, from the same weights in float64.

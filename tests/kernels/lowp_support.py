@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from kernels.jit import JIT_ENABLED
-from kernels.lowp_features import DotPath, dot_path, low_precision_info
-from kernels.lowp_vector import LANES
 from tests.reference import Array
+from threadloom.kernels.jit import JIT_ENABLED
+from threadloom.kernels.lowp_features import DotPath, dot_path, low_precision_info
+from threadloom.kernels.lowp_vector import LANES
 
 POISON = 0x7FAB
 """A NaN in bfloat16."""

@@ -4,10 +4,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from kernels.embedding import embedding_backward, embedding_forward
-from kernels.tensors import Weights
-from kernels.transformer import blocks_backward, blocks_forward, head_backward, head_loss
-from kernels.turn import own_turn
 from tests import reference
 from tests.kernels.support import (
     BACKWARD,
@@ -22,6 +18,10 @@ from tests.kernels.support import (
     make_weights,
 )
 from tests.reference import Ids, Tensors
+from threadloom.kernels.embedding import embedding_backward, embedding_forward
+from threadloom.kernels.tensors import Weights
+from threadloom.kernels.transformer import blocks_backward, blocks_forward, head_backward, head_loss
+from threadloom.kernels.turn import own_turn
 
 
 @dataclass

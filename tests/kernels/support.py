@@ -10,11 +10,11 @@ import numpy as np
 from hypothesis import settings
 from numpy.typing import NDArray
 
-from kernels.decode import DecodeScratch, KVCache
-from kernels.jit import JIT_ENABLED
-from kernels.tensors import ATTENTION_TILE, Activations, Floats, Scratch, TokenIds, Weights
 from tests import reference
 from tests.reference import Array, Ids, Tensors
+from threadloom.kernels.decode import DecodeScratch, KVCache
+from threadloom.kernels.jit import JIT_ENABLED
+from threadloom.kernels.tensors import ATTENTION_TILE, Activations, Floats, Scratch, TokenIds, Weights
 
 FORWARD = 5e-6
 """Relative L2 distance allowed to the output of one operation, or of a model of a few layers.

@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernels.adamw import AdamWStep, adamw_update
-from kernels.tensors import Floats
 from tests import reference
 from tests.kernels.support import FORWARD, Guarded, assert_close, float32_numbers, random_shapes
+from threadloom.kernels.adamw import AdamWStep, adamw_update
+from threadloom.kernels.tensors import Floats
 
 
 def make_step(t: int, grad_scale: float = 1.0, weight_decay: float = 0.1) -> AdamWStep:

@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 from numba.core.runtime import _nrt_python, rtsys
 
-from kernels.adamw import AdamWStep, adamw_update
-from kernels.decode import decode_token
-from kernels.embedding import embedding_backward, embedding_forward
-from kernels.jit import JIT_ENABLED, kernel
-from kernels.reduction import sum_lanes
-from kernels.tensors import Floats
-from kernels.transformer import blocks_backward, blocks_forward, head_backward, head_loss
-from kernels.turn import own_turn
 from tests.kernels.model import Model
 from tests.kernels.support import Sizes, flat_ids, make_cache, make_decode_scratch
+from threadloom.kernels.adamw import AdamWStep, adamw_update
+from threadloom.kernels.decode import decode_token
+from threadloom.kernels.embedding import embedding_backward, embedding_forward
+from threadloom.kernels.jit import JIT_ENABLED, kernel
+from threadloom.kernels.reduction import sum_lanes
+from threadloom.kernels.tensors import Floats
+from threadloom.kernels.transformer import blocks_backward, blocks_forward, head_backward, head_loss
+from threadloom.kernels.turn import own_turn
 
 pytestmark = pytest.mark.skipif(not JIT_ENABLED, reason="counts what compiled code allocates")
 

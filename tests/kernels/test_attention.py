@@ -5,11 +5,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from kernels.attention import attention_backward, attention_forward
-from kernels.tensors import ATTENTION_TILE, Floats
 from tests import reference
 from tests.kernels.support import BACKWARD, FORWARD, Guarded, assert_close, float32_numbers, random_shapes
 from tests.reference import Array
+from threadloom.kernels.attention import attention_backward, attention_forward
+from threadloom.kernels.tensors import ATTENTION_TILE, Floats
 
 
 def check(sequences: int, heads: int, size: int, tokens: int, spare: int = 0, spread: float = 1.0) -> None:

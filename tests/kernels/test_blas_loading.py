@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from kernels.blas import GemmBackend, blas_info
-from kernels.jit import JIT_ENABLED
+from threadloom.kernels.blas import GemmBackend, blas_info
+from threadloom.kernels.jit import JIT_ENABLED
 
 ROOT = Path(__file__).parents[2]
 
@@ -20,7 +20,7 @@ needs_own_default = pytest.mark.skipif(
 PRELUDE = """
 import sys
 import numpy as np
-from kernels import GemmBackend, blas_info, gemm, gemm_backend
+from threadloom.kernels import GemmBackend, blas_info, gemm, gemm_backend
 
 def loaded():
     return "scipy.linalg" in sys.modules
@@ -48,8 +48,8 @@ def in_a_fresh_process(body: str, **environment: str) -> str:
 @needs_own_default
 def test_training_with_our_own_product_loads_no_blas() -> None:
     body = """
-from stages.warmup import compile_kernels
-import stages.session
+from threadloom.stages.warmup import compile_kernels
+import threadloom.stages.session
 compile_kernels(lambda sentence: None)
 info = blas_info(load=False)
 assert info.backend is GemmBackend.NUMBA and info.reason and not info.library
@@ -115,7 +115,7 @@ print(loaded(), (dot(a, b) == 24.0).all(), loaded())
 
 
 def test_a_name_that_is_none_of_them_is_refused() -> None:
-    run = "import kernels.blas"
+    run = "import threadloom.kernels.blas"
     environment = {**os.environ, "THREADLOOM_GEMM": "fast"}
     done = subprocess.run([sys.executable, "-c", run], cwd=ROOT, env=environment, capture_output=True, check=False)
     assert done.returncode != 0

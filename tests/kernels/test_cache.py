@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernels.blas import gemm
-from kernels.cache import CacheFile
-from kernels.jit import JIT_ENABLED
+from threadloom.kernels.blas import gemm
+from threadloom.kernels.cache import CacheFile
+from threadloom.kernels.jit import JIT_ENABLED
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -130,7 +130,7 @@ class TestKernels:
 
 SOURCE = """
 import numpy as np
-from kernels.jit import kernel
+from threadloom.kernels.jit import kernel
 
 @kernel
 def total(x):

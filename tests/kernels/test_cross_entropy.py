@@ -5,9 +5,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from kernels.cross_entropy import cross_entropy_backward, cross_entropy_forward
 from tests import reference
 from tests.kernels.support import BACKWARD, FORWARD, Guarded, assert_close, flat_ids, float32_numbers, random_shapes
+from threadloom.kernels.cross_entropy import cross_entropy_backward, cross_entropy_forward
 
 
 @random_shapes

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from kernels.decode import decode_token, next_logits, prefill_cache
 from tests import reference
 from tests.kernels.model import Model
 from tests.kernels.support import FORWARD, Sizes, assert_close, make_cache, make_decode_scratch
+from threadloom.kernels.decode import decode_token, next_logits, prefill_cache
 
 SIZES = {
     "odd": Sizes(vocabulary=37, context=13, layers=3, heads=3, channels=15, sequences=2, tokens=11),

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernels.embedding import embedding_backward, embedding_forward
 from tests import reference
 from tests.kernels.support import BACKWARD, FORWARD, Guarded, assert_close, flat_ids, float32_numbers, random_shapes
+from threadloom.kernels.embedding import embedding_backward, embedding_forward
 
 SHAPES = {
     "vocabulary": st.integers(1, 40),

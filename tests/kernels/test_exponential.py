@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels.exponential import exp32, row_max, sigmoid32
-from kernels.jit import kernel
-from kernels.tensors import Floats
+from threadloom.kernels.exponential import exp32, row_max, sigmoid32
+from threadloom.kernels.jit import kernel
+from threadloom.kernels.tensors import Floats
 
 
 @kernel

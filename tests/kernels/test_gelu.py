@@ -4,9 +4,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernels.gelu import gelu_backward, gelu_forward
 from tests import reference
 from tests.kernels.support import BACKWARD, FORWARD, Guarded, assert_close, float32_numbers, random_shapes
+from threadloom.kernels.gelu import gelu_backward, gelu_forward
 
 
 @random_shapes

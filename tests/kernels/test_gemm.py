@@ -10,10 +10,10 @@ import threadpoolctl
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kernels.blas import GemmBackend, blas_info, gemm, gemm_backend
-from kernels.tensors import Floats
 from tests.kernels.support import FORWARD, Guarded, assert_close, float32_numbers
 from tests.reference import Array
+from threadloom.kernels.blas import GemmBackend, blas_info, gemm, gemm_backend
+from threadloom.kernels.tensors import Floats
 
 
 @pytest.fixture(params=list(GemmBackend), ids=lambda backend: backend.value)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-import kernels
+from threadloom import kernels
 
 COMPILERS = {"jit", "njit", "vectorize", "guvectorize", "stencil", "cfunc", "jit_module", "generated_jit"}
 OVERLOADS = {"overload", "overload_method", "overload_attribute", "register_jitable"}
@@ -27,7 +27,7 @@ def compilers_used(source: str) -> list[str]:
     """
     found = []
     nodes = list(ast.walk(ast.parse(source)))
-    imports = [node for node in nodes if isinstance(node, ast.ImportFrom) and node.module == "kernels.jit"]
+    imports = [node for node in nodes if isinstance(node, ast.ImportFrom) and node.module == "threadloom.kernels.jit"]
     from_jit = {name.asname or name.name for node in imports for name in node.names}
     for node in nodes:
         if isinstance(node, ast.Call) and options_of_its_own(node, from_jit):
@@ -66,7 +66,10 @@ def test_a_decorator_around_it_is_found(source: str) -> None:
 @pytest.mark.parametrize(
     "source",
     [
-        "from kernels.jit import OVERLOAD_OPTIONS\n@overload(f, jit_options=OVERLOAD_OPTIONS)\ndef g(x): ...",
+        (
+            "from threadloom.kernels.jit import OVERLOAD_OPTIONS\n"
+            "@overload(f, jit_options=OVERLOAD_OPTIONS)\ndef g(x): ..."
+        ),
         "@overload(f, inline='always')\ndef g(x): ...",
     ],
 )

@@ -5,10 +5,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from kernels.layernorm import layernorm_apply, layernorm_backward, layernorm_forward
 from tests import reference
 from tests.kernels.support import BACKWARD, FORWARD, Guarded, assert_close, float32_numbers, random_shapes
 from tests.reference import Array
+from threadloom.kernels.layernorm import layernorm_apply, layernorm_backward, layernorm_forward
 
 ROWS, CHANNELS = st.integers(1, 40), st.integers(5, 150)
 OFFSET = st.sampled_from([0.0, 3.0])

@@ -5,15 +5,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernels.linear import (
+from tests import reference
+from tests.kernels.support import BACKWARD, FORWARD, Guarded, assert_close, float32_numbers, random_shapes
+from threadloom.kernels.linear import (
     linear_backward_bias,
     linear_backward_input,
     linear_backward_weight,
     linear_forward,
     linear_residual_forward,
 )
-from tests import reference
-from tests.kernels.support import BACKWARD, FORWARD, Guarded, assert_close, float32_numbers, random_shapes
 
 SHAPES = {"rows": st.integers(1, 40), "inputs": st.integers(1, 70), "outputs": st.integers(1, 70)}
 

@@ -12,17 +12,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kernels.jit import JIT_ENABLED
-from kernels.lowp_amx import K_STEP, LOADS, PRODUCTS, RESULTS, TILE_SIZE
-from kernels.lowp_pack import pack_bf16, packed_shape
 from tests.kernels.lowp_support import numbers, random_bits
+from threadloom.kernels.jit import JIT_ENABLED
+from threadloom.kernels.lowp_amx import K_STEP, LOADS, PRODUCTS, RESULTS, TILE_SIZE
+from threadloom.kernels.lowp_pack import pack_bf16, packed_shape
 
 ROOT = Path(__file__).resolve().parents[2]
 SAPPHIRE_RAPIDS = "+amx-bf16,+amx-tile,+avx512f,+avx512bw,+avx512dq,+avx512vl,+avx512bf16,+avx2,+avx,+fma,+f16c,+bmi2"
 COMPILE = """
 import sys
 import numba
-from kernels.lowp_gemm import _Product, _product
+from threadloom.kernels.lowp_gemm import _Product, _product
 members = [numba.boolean if kind is bool else numba.intp for kind in _Product.__annotations__.values()]
 signature = (numba.types.NamedTuple(members, _Product),)
 _product.compile(signature)

@@ -10,18 +10,18 @@ from hypothesis import strategies as st
 from numba.core.runtime import _nrt_python, rtsys
 from numpy.typing import DTypeLike, NDArray
 
-from kernels.jit import JIT_ENABLED
-from kernels.lowp_attention import (
+from tests import reference
+from tests.kernels.lowp_support import Pages, nearest, numbers, on_path, paths_here
+from tests.kernels.support import random_shapes
+from tests.reference import Array
+from threadloom.kernels.jit import JIT_ENABLED
+from threadloom.kernels.lowp_attention import (
     AttentionScratch,
     attention_backward_low,
     attention_forward_low,
     attention_scratch_shapes,
 )
-from kernels.lowp_features import DotPath
-from tests import reference
-from tests.kernels.lowp_support import Pages, nearest, numbers, on_path, paths_here
-from tests.kernels.support import random_shapes
-from tests.reference import Array
+from threadloom.kernels.lowp_features import DotPath
 
 Bits = NDArray[Any]
 

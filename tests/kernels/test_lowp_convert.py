@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.lowp_convert import bf16_from_float32, float32_from_bf16
 from tests.kernels.lowp_support import nearest, numbers
+from threadloom.kernels.lowp_convert import bf16_from_float32, float32_from_bf16
 
 EVERY = np.arange(1 << 16, dtype=np.uint16)
 

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from kernels.lowp_features import DotPath, amx_permission, choose, dot_path, low_precision_info
+from threadloom.kernels.lowp_features import DotPath, amx_permission, choose, dot_path, low_precision_info
 
 NOTHING: dict[str, bool] = {}
 AVX2 = {"avx2": True, "f16c": True}

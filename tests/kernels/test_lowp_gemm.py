@@ -12,16 +12,16 @@ from hypothesis import strategies as st
 from numba.core.runtime import _nrt_python, rtsys
 from numpy.typing import NDArray
 
-from kernels.jit import JIT_ENABLED
-from kernels.lowp_features import DotPath
-from kernels.lowp_gemm import (
+from tests.kernels.lowp_support import Pages, nearest, numbers, on_path, paths_here, random_bits
+from threadloom.kernels.jit import JIT_ENABLED
+from threadloom.kernels.lowp_features import DotPath
+from threadloom.kernels.lowp_gemm import (
     gemm_bf16,
     gemm_rows_bf16,
     linear_bf16,
     linear_gelu_bf16,
 )
-from kernels.lowp_pack import pack_bf16, pack_float32, packed_shape, transpose_bf16, unpack_bf16
-from tests.kernels.lowp_support import Pages, nearest, numbers, on_path, paths_here, random_bits
+from threadloom.kernels.lowp_pack import pack_bf16, pack_float32, packed_shape, transpose_bf16, unpack_bf16
 
 EPS = 2.0**-23
 ROUNDING = 2.0**-8  # half a unit in the last place of bfloat16, relative

@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 from numba.core.runtime import _nrt_python, rtsys
 from numpy.typing import NDArray
 
-from kernels.blas import GemmBackend, gemm, gemm_backend
-from kernels.jit import JIT_ENABLED, exact
-from kernels.lowp_half import (
+from tests.kernels.lowp_support import Pages
+from tests.reference import Array
+from threadloom.kernels.blas import GemmBackend, gemm, gemm_backend
+from threadloom.kernels.jit import JIT_ENABLED, exact
+from threadloom.kernels.lowp_half import (
     float32_from_half,
     from_half,
     from_half_integer,
@@ -24,10 +26,8 @@ from kernels.lowp_half import (
     to_half,
     to_half_integer,
 )
-from kernels.lowp_half_gemm import gemm_half, half_scratch_sizes, half_sums_size, linear_half
-from kernels.lowp_scalar import load16, store16
-from tests.kernels.lowp_support import Pages
-from tests.reference import Array
+from threadloom.kernels.lowp_half_gemm import gemm_half, half_scratch_sizes, half_sums_size, linear_half
+from threadloom.kernels.lowp_scalar import load16, store16
 
 EPS = 2.0**-23
 ROUNDING = 2.0**-11  # half a unit in the last place of float16, relative
@@ -153,8 +153,8 @@ def test_single_numbers() -> None:
 
 LOOPS = """
 import numpy as np
-from kernels.lowp_half import _from_half_compiled, _to_half_compiled
-from kernels.lowp_vector import HAS_HALF
+from threadloom.kernels.lowp_half import _from_half_compiled, _to_half_compiled
+from threadloom.kernels.lowp_vector import HAS_HALF
 wide, short = np.arange(64, dtype=np.float32), np.zeros(64, np.int16)
 _to_half_compiled(wide, short)
 _from_half_compiled(short, wide)

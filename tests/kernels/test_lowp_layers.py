@@ -13,21 +13,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernels.jit import JIT_ENABLED
-from kernels.lowp_elementwise import (
-    bias_backward_low,
-    cross_entropy_backward_low,
-    gelu_backward_low,
-    gelu_forward_low,
-)
-from kernels.lowp_embedding import embedding_forward_low
-from kernels.lowp_layernorm import layernorm_apply_turned, layernorm_backward_low, layernorm_forward_low
-from kernels.tensors import Floats
 from tests import reference
 from tests.kernels.lowp_formats import BF16, FLOAT, FORMATS, Format, Shorts, close, pack
 from tests.kernels.lowp_support import Pages
 from tests.kernels.support import random_shapes
 from tests.reference import Array
+from threadloom.kernels.jit import JIT_ENABLED
+from threadloom.kernels.lowp_elementwise import (
+    bias_backward_low,
+    cross_entropy_backward_low,
+    gelu_backward_low,
+    gelu_forward_low,
+)
+from threadloom.kernels.lowp_embedding import embedding_forward_low
+from threadloom.kernels.lowp_layernorm import layernorm_apply_turned, layernorm_backward_low, layernorm_forward_low
+from threadloom.kernels.tensors import Floats
 
 LARGEST = 140 if JIT_ENABLED else 40
 MOST_ROWS = 45 if JIT_ENABLED else 9

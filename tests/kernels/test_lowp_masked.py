@@ -16,7 +16,7 @@ from typing import Any
 import llvmlite.binding
 import pytest
 
-from kernels.jit import JIT_ENABLED
+from threadloom.kernels.jit import JIT_ENABLED
 
 pytestmark = [
     pytest.mark.skipif(not JIT_ENABLED, reason="without the compiler there is no target to mask"),

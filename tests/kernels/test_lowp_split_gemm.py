@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from numba.core.runtime import _nrt_python, rtsys
 from numpy.typing import NDArray
 
-from kernels.blas import GemmBackend, blas_info, gemm, gemm_backend
-from kernels.jit import JIT_ENABLED
-from kernels.lowp_features import DotPath
 from tests.kernels.lowp_support import Pages, nearest, numbers, on_path, paths_here
 from tests.reference import Array
+from threadloom.kernels.blas import GemmBackend, blas_info, gemm, gemm_backend
+from threadloom.kernels.jit import JIT_ENABLED
+from threadloom.kernels.lowp_features import DotPath
 
 EPS = 2.0**-23
 # Of one product, relative: a rest of 2**-17 in each operand, and the product of two low terms, 2**-8 of their numbers

@@ -15,15 +15,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels.jit import JIT_ENABLED
-from kernels.lowp_features import DotPath
-from kernels.lowp_transformer import head_backward_low
-from kernels.turn import own_turn
 from tests import reference
 from tests.kernels.lowp_formats import BF16, FORMATS, FP16, Format
 from tests.kernels.lowp_model import FEW, FORWARD, GRADIENT, LowModel, check_model, held, random_tensors
 from tests.kernels.lowp_support import on_path, paths_here
 from tests.kernels.support import Sizes, distance, flat_ids
+from threadloom.kernels.jit import JIT_ENABLED
+from threadloom.kernels.lowp_features import DotPath
+from threadloom.kernels.lowp_transformer import head_backward_low
+from threadloom.kernels.turn import own_turn
 
 pytestmark = pytest.mark.timeout(600)  # three minutes of it to compile, on a machine that was never here before
 

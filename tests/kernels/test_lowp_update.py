@@ -9,14 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from kernels.adamw import AdamWStep, adamw_update
-from kernels.jit import JIT_ENABLED
-from kernels.lowp_pack import pack_float32, packed_shape
-from kernels.lowp_update import BLOCK, adamw_update_packed, pack_rows
-from kernels.tensors import Floats
 from tests.kernels.lowp_formats import pack
 from tests.kernels.lowp_support import Pages, nearest
 from tests.kernels.support import random_shapes
+from threadloom.kernels.adamw import AdamWStep, adamw_update
+from threadloom.kernels.jit import JIT_ENABLED
+from threadloom.kernels.lowp_pack import pack_float32, packed_shape
+from threadloom.kernels.lowp_update import BLOCK, adamw_update_packed, pack_rows
+from threadloom.kernels.tensors import Floats
 
 LARGEST = 150 if JIT_ENABLED else 70
 Words = NDArray[np.uint32]

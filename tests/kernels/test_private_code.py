@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from numba.core.codegen import JITCodeLibrary
 
-from kernels.jit import JIT_ENABLED
-from kernels.private_code import HOOKS, TESTED_NUMBA, check_hooks, missing_hooks
+from threadloom.kernels.jit import JIT_ENABLED
+from threadloom.kernels.private_code import HOOKS, TESTED_NUMBA, check_hooks, missing_hooks
 
 pytestmark = [
     pytest.mark.timeout(120),
@@ -25,7 +25,7 @@ pytestmark = [
 SOURCE = """
 import numpy as np
 from numba.extending import overload
-from kernels.jit import kernel
+from threadloom.kernels.jit import kernel
 
 
 def overloaded(x):
@@ -150,7 +150,10 @@ def test_a_numba_that_names_its_steps_otherwise_is_warned_of() -> None:
 
 
 def test_it_is_warned_of_once_the_kernels_are_imported() -> None:
-    code = "import numba.core.codegen as c; c.JITCodeLibrary.finalize = lambda self: None; import kernels.private_code"
+    code = (
+        "import numba.core.codegen as c; c.JITCodeLibrary.finalize = lambda self: None; "
+        "import threadloom.kernels.private_code"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=True)
     assert done.stderr.count("kernels cannot keep their inner copies to themselves") == 1
 

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernels.reduction import CHUNK, sum_lanes
 from tests.kernels.support import FORWARD, Guarded, float32_numbers, random_shapes
+from threadloom.kernels.reduction import CHUNK, sum_lanes
 
 SIZES = [1, 4095, 4097, CHUNK, CHUNK + 1, 2 * CHUNK + 12345]
 

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernels.transformer import head_backward
-from kernels.turn import own_turn
 from tests import reference
 from tests.kernels.model import Model, check_model
 from tests.kernels.support import BACKWARD, FORWARD, Sizes, assert_close, flat_ids, random_shapes
+from threadloom.kernels.transformer import head_backward
+from threadloom.kernels.turn import own_turn
 
 SIZES = {
     "odd": Sizes(vocabulary=37, context=13, layers=3, heads=3, channels=15, sequences=3, tokens=11),

@@ -15,8 +15,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import SKIP, Skip
-from pipeline.shared import SharedPool
+from threadloom.pipeline import SKIP, Skip
+from threadloom.pipeline.shared import SharedPool
 
 Floats = NDArray[np.float32]
 Job = tuple[str, Any]

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from pipeline import AdmissionError, Fifo, Gather, InOrder
-from pipeline.admission import Admission
+from threadloom.pipeline import AdmissionError, Fifo, Gather, InOrder
+from threadloom.pipeline.admission import Admission
 
 CAPACITY = 2
 Pair = tuple[str, int]

@@ -1,7 +1,7 @@
 """Which call made what another took: driven by made-up events, without a run."""
 
-from pipeline import TraceEvent
-from pipeline.arrows import Wiring, arrows, chains, item_numbers
+from threadloom.pipeline import TraceEvent
+from threadloom.pipeline.arrows import Wiring, arrows, chains, item_numbers
 
 LINE = Wiring({"a": (), "b": ("a",), "c": ("b",)})
 

@@ -7,8 +7,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from pipeline import Banks, Cancelled, Lease, StaleVersion, version_for
-from pipeline.banks import VersionLedger
+from threadloom.pipeline import Banks, Cancelled, Lease, StaleVersion, version_for
+from threadloom.pipeline.banks import VersionLedger
 
 
 @pytest.mark.parametrize(("delay", "versions"), [(0, [0, 1, 2, 3]), (1, [0, 0, 1, 2]), (2, [0, 0, 0, 1])])

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pipeline import AdmissionError, Cancelled, Channel, Closed, Fifo, Gather, InOrder
+from threadloom.pipeline import AdmissionError, Cancelled, Channel, Closed, Fifo, Gather, InOrder
 
 pytestmark = pytest.mark.timeout(60)
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from pipeline import Cancelled, Graph, PipelineError, Run
-from pipeline.control import LIVE, Action, Control, Crew, State
-from pipeline.turnstile import Turnstile
+from threadloom.pipeline import Cancelled, Graph, PipelineError, Run
+from threadloom.pipeline.control import LIVE, Action, Control, Crew, State
+from threadloom.pipeline.turnstile import Turnstile
 
 pytestmark = pytest.mark.timeout(60)
 

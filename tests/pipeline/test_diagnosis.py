@@ -2,10 +2,10 @@
 
 import pytest
 
-from pipeline.diagnosis import Limit, Wait, explain, in_words
-from pipeline.histogram import Distribution, Histogram
-from pipeline.stage import Kind
-from pipeline.statistics import ChannelStatistics, RunStatistics, StageStatistics
+from threadloom.pipeline.diagnosis import Limit, Wait, explain, in_words
+from threadloom.pipeline.histogram import Distribution, Histogram
+from threadloom.pipeline.stage import Kind
+from threadloom.pipeline.statistics import ChannelStatistics, RunStatistics, StageStatistics
 
 MS = 1_000_000
 

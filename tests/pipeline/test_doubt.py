@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 import pytest
 
-from pipeline import AdmissionError, Graph, InOrder, Node, Run, StageFailure
-from pipeline.doubt import Doubtful, Doubts
+from threadloom.pipeline import AdmissionError, Graph, InOrder, Node, Run, StageFailure
+from threadloom.pipeline.doubt import Doubtful, Doubts
 
 pytestmark = pytest.mark.timeout(20)
 

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import Gather, Graph, Node
-from pipeline.diagnosis import explain
-from pipeline.drawing import GraphFormat, draw_graph, per_second
-from pipeline.drawing_text import COLOURS, colour
-from pipeline.layout import layered
-from pipeline.statistics import ChannelStatistics, RunStatistics, StageStatistics
+from threadloom.pipeline import Gather, Graph, Node
+from threadloom.pipeline.diagnosis import explain
+from threadloom.pipeline.drawing import GraphFormat, draw_graph, per_second
+from threadloom.pipeline.drawing_text import COLOURS, colour
+from threadloom.pipeline.layout import layered
+from threadloom.pipeline.statistics import ChannelStatistics, RunStatistics, StageStatistics
 
 pytestmark = pytest.mark.timeout(60)
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import SKIP, Cancelled, Gather, Graph, InOrder, Node, Skip
+from threadloom.pipeline import SKIP, Cancelled, Gather, Graph, InOrder, Node, Skip
 
 pytestmark = pytest.mark.timeout(60)
 

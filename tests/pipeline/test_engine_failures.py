@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pipeline import (
+from threadloom.pipeline import (
     Cancelled,
     Gather,
     Graph,

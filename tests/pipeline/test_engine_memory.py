@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pipeline import Cancelled, Gather, Graph, Run, SkipFailed, StageFailure, Watchdog
+from threadloom.pipeline import Cancelled, Gather, Graph, Run, SkipFailed, StageFailure, Watchdog
 
 pytestmark = pytest.mark.timeout(60)
 

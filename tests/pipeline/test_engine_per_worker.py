@@ -7,7 +7,7 @@ from typing import Self
 
 import pytest
 
-from pipeline import Cancelled, Graph, Run, StageFailure, per_worker
+from threadloom.pipeline import Cancelled, Graph, Run, StageFailure, per_worker
 
 pytestmark = pytest.mark.timeout(60)
 

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from pipeline import Cancelled, Graph, Run, StageFailure, ThreadsLeft
-from pipeline.gate import Gate
+from threadloom.pipeline import Cancelled, Graph, Run, StageFailure, ThreadsLeft
+from threadloom.pipeline.gate import Gate
 
 pytestmark = pytest.mark.timeout(60)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pipeline import SKIP, Fifo, Gather, Graph, GraphError, InOrder, PipelineError, Skip
+from threadloom.pipeline import SKIP, Fifo, Gather, Graph, GraphError, InOrder, PipelineError, Skip
 
 pytestmark = pytest.mark.timeout(60)
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Self
-from pipeline import SKIP, Gather, Graph, InOrder, Node, Skip, per_worker
+from threadloom.pipeline import SKIP, Gather, Graph, InOrder, Node, Skip, per_worker
 
 class Measure:
     def __init__(self, unit: int = 1) -> None: self.unit = unit

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import Graph
-from pipeline.histogram import SIZE, Distribution, Histogram, _lower
+from threadloom.pipeline import Graph
+from threadloom.pipeline.histogram import SIZE, Distribution, Histogram, _lower
 
 pytestmark = pytest.mark.timeout(60)
 

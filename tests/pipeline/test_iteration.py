@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from pipeline import Graph, GraphError, Sink, StageFailure
+from threadloom.pipeline import Graph, GraphError, Sink, StageFailure
 
 pytestmark = pytest.mark.timeout(60)
 

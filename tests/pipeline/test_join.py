@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import SKIP, AdmissionError, Graph, GraphError, Join, Skip, StageFailure
+from threadloom.pipeline import SKIP, AdmissionError, Graph, GraphError, Join, Skip, StageFailure
 
 pytestmark = pytest.mark.timeout(60)
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import AdmissionError, LaneOrder, LanePlan
+from threadloom.pipeline import AdmissionError, LaneOrder, LanePlan
 
 Place = tuple[int, int]
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import ALIGNMENT, Arena, Cancelled, LanePlan, Lanes, Milestone, Pool, arena_size
+from threadloom.pipeline import ALIGNMENT, Arena, Cancelled, LanePlan, Lanes, Milestone, Pool, arena_size
 
 shapes = st.dictionaries(
     st.text("abcdef", min_size=1, max_size=3), st.lists(st.integers(0, 7), max_size=3).map(tuple), max_size=8

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from pipeline import SKIP, Fifo, Gather, Graph, InOrder, Skip, StageFailure
-from pipeline.ordered import Finished, Numbered, Turns
+from threadloom.pipeline import SKIP, Fifo, Gather, Graph, InOrder, Skip, StageFailure
+from threadloom.pipeline.ordered import Finished, Numbered, Turns
 
 pytestmark = pytest.mark.timeout(60)
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import (
+from threadloom.pipeline import (
     Again,
     Attempt,
     Cancelled,

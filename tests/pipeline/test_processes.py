@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline import Graph, Node, PipelineError, per_worker
-from pipeline.processes import OnProcesses, on_processes
-from pipeline.shared import SharedPool, slot_of
 from tests.pipeline import process_work as work
 from tests.pipeline.process_work import act
+from threadloom.pipeline import Graph, Node, PipelineError, per_worker
+from threadloom.pipeline.processes import OnProcesses, on_processes
+from threadloom.pipeline.shared import SharedPool, slot_of
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -83,7 +83,7 @@ def test_plain_values_cross(actor: Any, value: Any) -> None:
 
 
 def test_skip_generators_lambdas_and_children_of_the_process(actor: Any) -> None:
-    from pipeline import SKIP
+    from threadloom.pipeline import SKIP
 
     assert actor(("skip", None)) is SKIP
     assert actor(("lambda", 5))() == 5

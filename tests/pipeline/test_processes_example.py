@@ -8,7 +8,7 @@ import pytest
 from benchmarks.process_hop import What, hops
 from examples import image_directory
 from examples.image_directory import Image, dither, dither_folder, make_pictures, read_header, write_pgm
-from pipeline.shared import SharedPool
+from threadloom.pipeline.shared import SharedPool
 
 pytestmark = pytest.mark.timeout(60)
 

@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 from multiprocess import resource_tracker
 
-from pipeline import Cancelled, Graph, Run, StageFailure, per_worker
-from pipeline.processes import ProcessError, ProcessTraceback, WorkerDied, WorkerTimeout, on_processes
-from pipeline.shared import SharedPool
 from tests.conftest import children
 from tests.pipeline import process_work as work
 from tests.pipeline.process_work import act
+from threadloom.pipeline import Cancelled, Graph, Run, StageFailure, per_worker
+from threadloom.pipeline.processes import ProcessError, ProcessTraceback, WorkerDied, WorkerTimeout, on_processes
+from threadloom.pipeline.shared import SharedPool
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -254,9 +254,9 @@ def test_tear_down_happens_after_an_error_too(tmp_path: Path) -> None:
 
 PARENT = """
 import sys
-from pipeline import Graph
-from pipeline.processes import on_processes
-from pipeline.shared import SharedPool
+from threadloom.pipeline import Graph
+from threadloom.pipeline.processes import on_processes
+from threadloom.pipeline.shared import SharedPool
 from tests.pipeline import process_work as work
 
 def start(verb, fifo):
@@ -318,7 +318,7 @@ def test_a_script_without_the_guard_is_told_so(tmp_path: Path) -> None:
 
 def test_functions_of_a_script_and_of_no_script(tmp_path: Path) -> None:
     body = """
-from pipeline.processes import on_processes
+from threadloom.pipeline.processes import on_processes
 OFFSET = 4
 def add(item):
     return item + OFFSET

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import Graph, GraphError, RouteError, StageFailure
+from threadloom.pipeline import Graph, GraphError, RouteError, StageFailure
 
 pytestmark = pytest.mark.timeout(60)
 

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import Cancelled, PipelineError
-from pipeline.shared import PoolExhausted, SharedPool, anonymous_memory, map_memory, slot_of
+from threadloom.pipeline import Cancelled, PipelineError
+from threadloom.pipeline.shared import PoolExhausted, SharedPool, anonymous_memory, map_memory, slot_of
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -63,7 +63,7 @@ def test_a_slot_in_a_cycle_comes_back_with_the_cycle() -> None:
 
 @pytest.mark.parametrize("look_up", [None, 0.001], ids=["GIL", "no GIL"])
 def test_a_waiting_taker_is_woken_by_what_comes_back(monkeypatch: pytest.MonkeyPatch, look_up: float | None) -> None:
-    monkeypatch.setattr("pipeline.shared._LOOK_UP", look_up)
+    monkeypatch.setattr("threadloom.pipeline.shared._LOOK_UP", look_up)
     with SharedPool(1, 64) as pool:
         held = [pool.empty(16)]
         got = []

@@ -5,8 +5,8 @@ from itertools import count
 import pytest
 
 from benchmarks.soak import soak
-from pipeline import Graph
-from pipeline.testing import random_subject
+from threadloom.pipeline import Graph
+from threadloom.pipeline.testing import random_subject
 
 QUICK = 1200
 """Seeds that every run of the tests tries; some twenty seconds on two cores."""

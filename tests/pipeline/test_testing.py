@@ -4,8 +4,8 @@ import threading
 
 import pytest
 
-from pipeline import AdmissionError, Cancelled, Closed, Graph, InOrder, StageFailure
-from pipeline.testing import (
+from threadloom.pipeline import AdmissionError, Cancelled, Closed, Graph, InOrder, StageFailure
+from threadloom.pipeline.testing import (
     Fault,
     FaultKind,
     FaultPlan,

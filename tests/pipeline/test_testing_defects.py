@@ -15,13 +15,13 @@ from typing import Any
 
 import pytest
 
-import pipeline.channel as channel_module
-from pipeline import SKIP, Channel, Graph, Pool, StageFailure
-from pipeline.admission import FifoState
-from pipeline.control import Control
-from pipeline.engine import Run
-from pipeline.testing import Fault, FaultKind, FaultPlan, InjectedFault, Report, Subject, exercise
-from pipeline.worker import Worker
+import threadloom.pipeline.channel as channel_module
+from threadloom.pipeline import SKIP, Channel, Graph, Pool, StageFailure
+from threadloom.pipeline.admission import FifoState
+from threadloom.pipeline.control import Control
+from threadloom.pipeline.engine import Run
+from threadloom.pipeline.testing import Fault, FaultKind, FaultPlan, InjectedFault, Report, Subject, exercise
+from threadloom.pipeline.worker import Worker
 
 pytestmark = pytest.mark.timeout(60)
 

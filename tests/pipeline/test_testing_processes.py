@@ -7,9 +7,9 @@ import operator
 
 import pytest
 
-from pipeline import Graph, StageFailure
-from pipeline.processes import OnProcesses, WorkerDied, on_processes
-from pipeline.testing import Fault, FaultKind, FaultPlan, Subject, exercise, hammer
+from threadloom.pipeline import Graph, StageFailure
+from threadloom.pipeline.processes import OnProcesses, WorkerDied, on_processes
+from threadloom.pipeline.testing import Fault, FaultKind, FaultPlan, Subject, exercise, hammer
 
 pytestmark = pytest.mark.timeout(120)
 

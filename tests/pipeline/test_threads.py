@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.threads import available_cores, blas_threads, cpu_quota, loaded_blas
+from threadloom.pipeline.threads import available_cores, blas_threads, cpu_quota, loaded_blas
 
 
 def lay(root: Path, files: dict[str, str]) -> Path:

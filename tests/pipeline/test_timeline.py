@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import TraceEvent, draw_timeline
-from pipeline.timeline import _colours, _last_batches, _richest_moment, _rows
+from threadloom.pipeline import TraceEvent, draw_timeline
+from threadloom.pipeline.timeline import _colours, _last_batches, _richest_moment, _rows
 
 pytestmark = pytest.mark.timeout(60)
 

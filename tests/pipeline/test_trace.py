@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from pipeline import SKIP, Gather, Graph, Trace, TraceEvent
-from pipeline.trace_event import RawEvent
+from threadloom.pipeline import SKIP, Gather, Graph, Trace, TraceEvent
+from threadloom.pipeline.trace_event import RawEvent
 
 pytestmark = pytest.mark.timeout(60)
 

@@ -6,11 +6,11 @@ from io import BytesIO, StringIO, TextIOWrapper
 import pytest
 from rich.console import Console
 
-from pipeline import Graph
-from pipeline.histogram import Distribution, Histogram
-from pipeline.stage import Kind
-from pipeline.statistics import ChannelStatistics, RunStatistics, StageStatistics
-from pipeline.view import LINE_INTERVAL, LIVE_INTERVAL, WINDOW, GraphView, LiveView, _clock, status_line
+from threadloom.pipeline import Graph
+from threadloom.pipeline.histogram import Distribution, Histogram
+from threadloom.pipeline.stage import Kind
+from threadloom.pipeline.statistics import ChannelStatistics, RunStatistics, StageStatistics
+from threadloom.pipeline.view import LINE_INTERVAL, LIVE_INTERVAL, WINDOW, GraphView, LiveView, _clock, status_line
 
 pytestmark = pytest.mark.timeout(60)
 

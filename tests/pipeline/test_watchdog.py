@@ -9,7 +9,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule
 
-from pipeline import (
+from threadloom.pipeline import (
     Graph,
     GraphError,
     ItemTimeout,
@@ -22,9 +22,9 @@ from pipeline import (
     Stuck,
     Watchdog,
 )
-from pipeline.stage import Kind
-from pipeline.statistics import Phase
-from pipeline.watchdog import Patience, Sight, culprit, next_look, overdue
+from threadloom.pipeline.stage import Kind
+from threadloom.pipeline.statistics import Phase
+from threadloom.pipeline.watchdog import Patience, Sight, culprit, next_look, overdue
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -152,7 +152,7 @@ def test_it_can_be_written_to_the_log(caplog: pytest.LogCaptureFixture) -> None:
         def emit(self, record: logging.LogRecord) -> None:
             held.let.set()
 
-    logger, handler = logging.getLogger("pipeline.watchdog"), Release()
+    logger, handler = logging.getLogger("threadloom.pipeline.watchdog"), Release()
     logger.addHandler(handler)
     try:
         with graph_of(held).start(watchdog=Watchdog(SOON)) as run:

@@ -17,10 +17,10 @@ from unittest.mock import patch
 
 import numpy as np
 
-from pipeline import Arena
-from stages import tensorfile
-from stages.checkpoint import Checkpoint, TrainingState, kept_versions, remove_leftovers, save_checkpoint
-from stages.parameters import Geometry, parameter_shapes
+from threadloom.pipeline import Arena
+from threadloom.stages import tensorfile
+from threadloom.stages.checkpoint import Checkpoint, TrainingState, kept_versions, remove_leftovers, save_checkpoint
+from threadloom.stages.parameters import Geometry, parameter_shapes
 
 GEOMETRY = Geometry(vocabulary=13, context=5, layers=2, heads=2, channels=4)
 AUDITED = {"os.rename", "os.mkdir", "os.remove", "os.rmdir", "open"}

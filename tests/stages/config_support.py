@@ -4,7 +4,7 @@ import msgspec
 import pytest
 from hypothesis import strategies as st
 
-from stages.config import (
+from threadloom.stages.config import (
     Config,
     ConfigError,
     DataConfig,

@@ -19,14 +19,22 @@ import pytest
 from click.testing import CliRunner
 from numpy.typing import NDArray
 
-from pipeline import Trace
-from stages.checkpoint import Checkpoint, kept_versions
-from stages.cli import main
-from stages.config import Config, ModelConfig, OptimizerConfig, ScheduleConfig, ScheduleKind, apply_overrides, resolve
-from stages.data import BatchSource, EvaluationWindows, TokenFile, evaluation_batches, random_batches
-from stages.items import Evaluation, Event, Saved, Update, label
-from stages.replay import replay
-from stages.training import Output, Training, Validation
+from threadloom.pipeline import Trace
+from threadloom.stages.checkpoint import Checkpoint, kept_versions
+from threadloom.stages.cli import main
+from threadloom.stages.config import (
+    Config,
+    ModelConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+    ScheduleKind,
+    apply_overrides,
+    resolve,
+)
+from threadloom.stages.data import BatchSource, EvaluationWindows, TokenFile, evaluation_batches, random_batches
+from threadloom.stages.items import Evaluation, Event, Saved, Update, label
+from threadloom.stages.replay import replay
+from threadloom.stages.training import Output, Training, Validation
 
 WAIT = 30.0
 """Seconds that a forced order may take to come about; a test in which it does not fails, it does not hang."""

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from stages.config import Config
-from stages.data import RandomTokens, TokenIds, random_batches
-from stages.items import Update
-from stages.training import Training
 from tests.stages.support import assert_same, build, result, run_threads, tiny
+from threadloom.stages.config import Config
+from threadloom.stages.data import RandomTokens, TokenIds, random_batches
+from threadloom.stages.items import Update
+from threadloom.stages.training import Training
 
 pytestmark = pytest.mark.timeout(60)
 

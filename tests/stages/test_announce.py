@@ -3,10 +3,10 @@
 import pytest
 from loguru import logger
 
-from stages import session
-from stages.config import Precision, resolve
-from stages.precision import Choice
 from tests.stages.support import tiny
+from threadloom.stages import session
+from threadloom.stages.config import Precision, resolve
+from threadloom.stages.precision import Choice
 
 
 @pytest.mark.parametrize(("threads", "warned"), [(500, True), (2, False)])

@@ -11,28 +11,28 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from kernels import Weights
-from kernels.jit import JIT_ENABLED
-from stages import bench_check, bench_peaks, bench_sequential
-from stages.bench import BenchReport, ConfigBench, Measured, Start, as_measured, one_layer, to_dict
-from stages.bench_check import ODD, BenchCheckFailed, check_kernels, check_schedules, odd
-from stages.bench_kernels import BACKWARD, FORWARD, HEAD, Case, adamw_bytes, kernel_bench, reduce_bytes
-from stages.bench_peaks import best_rate
-from stages.bench_roofline import KernelTime, Level, Peaks, ProductPeak, Work, floor_of_steps
-from stages.bench_sequential import stage_by_stage
-from stages.bench_tables import BenchView, start_lines
-from stages.bench_worker import Way
-from stages.compute import Compute
-from stages.config import Config, apply_overrides, load_config, resolve, to_json
-from stages.data import random_batches
-from stages.items import MicroBatch, MicroGradient
-from stages.memory import Bank, Slot
-from stages.numerics import numerics
-from stages.parameters import Geometry
-from stages.settings import Precision
-from stages.warmup import compile_kernels
 from tests.stages.support import assert_same, build, command, result, run_sequence, tiny
 from tests.stages.test_doctor import MACHINE
+from threadloom.kernels import Weights
+from threadloom.kernels.jit import JIT_ENABLED
+from threadloom.stages import bench_check, bench_peaks, bench_sequential
+from threadloom.stages.bench import BenchReport, ConfigBench, Measured, Start, as_measured, one_layer, to_dict
+from threadloom.stages.bench_check import ODD, BenchCheckFailed, check_kernels, check_schedules, odd
+from threadloom.stages.bench_kernels import BACKWARD, FORWARD, HEAD, Case, adamw_bytes, kernel_bench, reduce_bytes
+from threadloom.stages.bench_peaks import best_rate
+from threadloom.stages.bench_roofline import KernelTime, Level, Peaks, ProductPeak, Work, floor_of_steps
+from threadloom.stages.bench_sequential import stage_by_stage
+from threadloom.stages.bench_tables import BenchView, start_lines
+from threadloom.stages.bench_worker import Way
+from threadloom.stages.compute import Compute
+from threadloom.stages.config import Config, apply_overrides, load_config, resolve, to_json
+from threadloom.stages.data import random_batches
+from threadloom.stages.items import MicroBatch, MicroGradient
+from threadloom.stages.memory import Bank, Slot
+from threadloom.stages.numerics import numerics
+from threadloom.stages.parameters import Geometry
+from threadloom.stages.settings import Precision
+from threadloom.stages.warmup import compile_kernels
 
 PEAKS = Peaks(2, 200.0, 400.0, 20.0, 30.0, (Level(1 << 20, 90.0), Level(1 << 27, 20.0)))
 

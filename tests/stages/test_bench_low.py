@@ -9,25 +9,25 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from kernels import Weights
-from kernels.jit import JIT_ENABLED
-from stages import bench_check
-from stages.bench import BenchReport, to_dict
-from stages.bench_check import ODD, BenchCheckFailed, check_kernels, check_schedules, gradient_tolerance, odd
-from stages.bench_kernels import adamw_bytes, kernel_bench, update_bytes
-from stages.bench_peaks import measure_peaks
-from stages.bench_roofline import ProductPeak
-from stages.bench_tables import BenchView, peak_lines
-from stages.bench_worker import Way
-from stages.compute import Compute
-from stages.config import to_json
-from stages.machine import detect
-from stages.memory import Bank, Slot
-from stages.numerics import numerics
-from stages.parameters import Geometry
-from stages.settings import Precision
 from tests.stages.support import command, tiny
 from tests.stages.test_bench import PEAKS, call_all, check_sums, made_up
+from threadloom.kernels import Weights
+from threadloom.kernels.jit import JIT_ENABLED
+from threadloom.stages import bench_check
+from threadloom.stages.bench import BenchReport, to_dict
+from threadloom.stages.bench_check import ODD, BenchCheckFailed, check_kernels, check_schedules, gradient_tolerance, odd
+from threadloom.stages.bench_kernels import adamw_bytes, kernel_bench, update_bytes
+from threadloom.stages.bench_peaks import measure_peaks
+from threadloom.stages.bench_roofline import ProductPeak
+from threadloom.stages.bench_tables import BenchView, peak_lines
+from threadloom.stages.bench_worker import Way
+from threadloom.stages.compute import Compute
+from threadloom.stages.config import to_json
+from threadloom.stages.machine import detect
+from threadloom.stages.memory import Bank, Slot
+from threadloom.stages.numerics import numerics
+from threadloom.stages.parameters import Geometry
+from threadloom.stages.settings import Precision
 
 BF16, FP16 = Precision.BF16, Precision.FP16
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from stages.bench_peaks import falling
-from stages.bench_roofline import (
+from threadloom.stages.bench_peaks import falling
+from threadloom.stages.bench_roofline import (
     KernelTime,
     Level,
     Peaks,
@@ -17,8 +17,8 @@ from stages.bench_roofline import (
     gemm_work,
     total,
 )
-from stages.parameters import Geometry
-from stages.settings import Precision
+from threadloom.stages.parameters import Geometry
+from threadloom.stages.settings import Precision
 
 BF16 = ProductPeak(Precision.BF16, 400.0, 760.0)
 PEAKS = Peaks(

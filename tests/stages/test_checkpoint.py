@@ -11,8 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from stages import tensorfile
-from stages.checkpoint import (
+from tests.stages.checkpoint_writer import GEOMETRY, arena_of, assert_holds, assert_same, empty, state_of
+from threadloom.stages import tensorfile
+from threadloom.stages.checkpoint import (
     OPTIMIZER_FILE,
     VERSIONS_FILE,
     Checkpoint,
@@ -23,11 +24,10 @@ from stages.checkpoint import (
     remove_leftovers,
     save_checkpoint,
 )
-from stages.huggingface import CONFIG_FILE, MODEL_FILE, load_model
-from stages.manifest import MANIFEST_FILE, Manifest, encode_manifest
-from stages.parameters import Geometry
-from stages.tensorfile import CheckpointError
-from tests.stages.checkpoint_writer import GEOMETRY, arena_of, assert_holds, assert_same, empty, state_of
+from threadloom.stages.huggingface import CONFIG_FILE, MODEL_FILE, load_model
+from threadloom.stages.manifest import MANIFEST_FILE, Manifest, encode_manifest
+from threadloom.stages.parameters import Geometry
+from threadloom.stages.tensorfile import CheckpointError
 
 FILES = (MODEL_FILE, CONFIG_FILE, OPTIMIZER_FILE, VERSIONS_FILE, MANIFEST_FILE, "tokenizer.json")
 

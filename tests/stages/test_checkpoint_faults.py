@@ -14,11 +14,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stages import checkpoint as checkpoint_module
-from stages import tensorfile
-from stages.checkpoint import Checkpoint, finished_checkpoints, latest_checkpoint, remove_leftovers, save_checkpoint
-from stages.tensorfile import CheckpointError
 from tests.stages.checkpoint_writer import Operations, assert_holds, state_of
+from threadloom.stages import checkpoint as checkpoint_module
+from threadloom.stages import tensorfile
+from threadloom.stages.checkpoint import (
+    Checkpoint,
+    finished_checkpoints,
+    latest_checkpoint,
+    remove_leftovers,
+    save_checkpoint,
+)
+from threadloom.stages.tensorfile import CheckpointError
 
 # --- failures while writing -------------------------------------------------------------------------------------------
 

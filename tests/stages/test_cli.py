@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from loguru import logger
 
-from stages.config import CONFIG_NAMES, load_config, micro_batches, resolve, to_json
-from stages.rundir import RunMode, read_metrics
-from stages.session import train
 from tests.stages.support import command, story
 from tests.stages.test_resume import files
+from threadloom.stages.config import CONFIG_NAMES, load_config, micro_batches, resolve, to_json
+from threadloom.stages.rundir import RunMode, read_metrics
+from threadloom.stages.session import train
 
 pytestmark = pytest.mark.timeout(60)
 

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from loguru import logger
 
-from stages import assess, report, session
-from stages.asked import command_of
-from stages.config import apply_overrides, to_json
 from tests.stages.support import command, story
+from threadloom.stages import assess, report, session
+from threadloom.stages.asked import command_of
+from threadloom.stages.config import apply_overrides, to_json
 
 pytestmark = pytest.mark.timeout(60)
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 
-from stages import config as module
-from stages.config import (
+from tests.stages.config_support import configs, refusal, tiny
+from threadloom.stages import config as module
+from threadloom.stages.config import (
     CONFIG_NAMES,
     Config,
     Gemm,
@@ -29,7 +30,6 @@ from stages.config import (
     trajectory_differences,
     validate,
 )
-from tests.stages.config_support import configs, refusal, tiny
 
 TABLE = {  # the design's: V, T, d, L, heads, batch
     "nanogpt-cpu": (None, 64, 128, 4, 4, 12),

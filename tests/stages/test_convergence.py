@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from stages.config import apply_overrides
-from stages.session import train
 from tests.stages.support import story
+from threadloom.stages.config import apply_overrides
+from threadloom.stages.session import train
 
 pytestmark = pytest.mark.timeout(90)
 

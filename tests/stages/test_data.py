@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from stages.config import Config, ModelConfig, apply_overrides, resolve
-from stages.data import (
+from threadloom.stages.config import Config, ModelConfig, apply_overrides, resolve
+from threadloom.stages.data import (
     BatchSource,
     DataError,
     EvaluationWindows,

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 
-from stages.display import (
+from threadloom.stages.display import (
     LINE_INTERVAL,
     LIVE_INTERVAL,
     ChannelDepth,

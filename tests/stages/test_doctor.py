@@ -8,19 +8,19 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from kernels.blas import BlasInfo, GemmBackend, blas_info
-from kernels.jit import JIT_ENABLED
-from kernels.lowp_features import DotPath, LowPrecisionInfo, choose, low_precision_info
-from stages import doctor, doctor_measure
-from stages.config import CONFIG_NAMES
-from stages.doctor import Defaults, Report, choices, examine, to_dict, warnings
-from stages.doctor_measure import Measured
-from stages.doctor_precision import choices_of, measured_paths, product_paths
-from stages.doctor_view import ReportView
-from stages.machine import Machine
-from stages.precision import ALLOW_SLOW
-from stages.settings import Precision
-from stages.speeds import PRODUCTS, Speeds
+from threadloom.kernels.blas import BlasInfo, GemmBackend, blas_info
+from threadloom.kernels.jit import JIT_ENABLED
+from threadloom.kernels.lowp_features import DotPath, LowPrecisionInfo, choose, low_precision_info
+from threadloom.stages import doctor, doctor_measure
+from threadloom.stages.config import CONFIG_NAMES
+from threadloom.stages.doctor import Defaults, Report, choices, examine, to_dict, warnings
+from threadloom.stages.doctor_measure import Measured
+from threadloom.stages.doctor_precision import choices_of, measured_paths, product_paths
+from threadloom.stages.doctor_view import ReportView
+from threadloom.stages.machine import Machine
+from threadloom.stages.precision import ALLOW_SLOW
+from threadloom.stages.settings import Precision
+from threadloom.stages.speeds import PRODUCTS, Speeds
 
 MACHINE = Machine(
     cpu="Some CPU",
@@ -197,7 +197,7 @@ def test_figures_say_when_they_were_measured(monkeypatch: pytest.MonkeyPatch) ->
     assert examine(measure=False).speeds_from == "", "there are none yet"
     monkeypatch.setattr(doctor, "measure_machine", lambda *_: MEASURED)
     monkeypatch.setattr(doctor, "measured_paths", lambda paths, *_: paths)
-    monkeypatch.setattr("stages.speeds.measure_speeds", lambda: SPEEDS)
+    monkeypatch.setattr("threadloom.stages.speeds.measure_speeds", lambda: SPEEDS)
     first, second = examine(), examine(measure=False)
     assert first.speeds_from.startswith("measured just now, kept in ")
     assert second.speeds_from.startswith("measured earlier, kept in ")

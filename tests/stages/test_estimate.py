@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 from loguru import logger
 
-from pipeline import available_cores
-from stages import estimate, precision, speeds
-from stages.asked import resident
-from stages.config import apply_overrides, resolve, to_json
-from stages.estimate import PROCESS, Estimate, due, duration, estimate_run, estimate_text, planned_memory
-from stages.settings import Precision
-from stages.speeds import Speeds
-from stages.warmup import compile_kernels
 from tests.stages.support import command, story, tiny
+from threadloom.pipeline import available_cores
+from threadloom.stages import estimate, precision, speeds
+from threadloom.stages.asked import resident
+from threadloom.stages.config import apply_overrides, resolve, to_json
+from threadloom.stages.estimate import PROCESS, Estimate, due, duration, estimate_run, estimate_text, planned_memory
+from threadloom.stages.settings import Precision
+from threadloom.stages.speeds import Speeds
+from threadloom.stages.warmup import compile_kernels
 
 ROOT = Path(__file__).parents[2]
 SMALL = ("model.vocab_size=10000", "model.context=128", "model.layers=2", "model.heads=8", "model.channels=256")
@@ -48,7 +48,7 @@ def test_durations(seconds: float, said: str) -> None:
 
 
 def test_evaluations_beside_updates_take_their_core_and_the_last_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stages.estimate.available_cores", lambda: 4)
+    monkeypatch.setattr("threadloom.stages.estimate.available_cores", lambda: 4)
     found = made_up()
     assert found.evaluations == 3
     assert found.checkpoints == 1
@@ -114,13 +114,13 @@ def test_what_compiling_holds_is_not_part_of_a_run(monkeypatch: pytest.MonkeyPat
 RUN = """
 import json, sys
 from pathlib import Path
-from pipeline import available_cores
-from stages import saving
-from stages import estimate, precision, speeds
-from stages.asked import resident
-from stages.config import from_json
-from stages.session import train
-from stages.warmup import compile_kernels
+from threadloom.pipeline import available_cores
+from threadloom.stages import saving
+from threadloom.stages import estimate, precision, speeds
+from threadloom.stages.asked import resident
+from threadloom.stages.config import from_json
+from threadloom.stages.session import train
+from threadloom.stages.warmup import compile_kernels
 compile_kernels()
 process = resident("VmRSS")
 outcome = train(from_json(sys.stdin.read()), Path(sys.argv[1]), tuned=False)

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 from loguru import logger
 
-from stages.checkpoint import Checkpoint
-from stages.cli import main
-from stages.config import Config, to_json
-from stages.data import TokenBatches, TokenFile, training_batches
-from stages.parameters import initialise
-from stages.rundir import RunDirectory, RunMode, read_metrics
-from stages.session import train
 from tests.stages.support import STORY, Outcome, command, forked, story
 from tests.stages.test_resume import files
+from threadloom.stages.checkpoint import Checkpoint
+from threadloom.stages.cli import main
+from threadloom.stages.config import Config, to_json
+from threadloom.stages.data import TokenBatches, TokenFile, training_batches
+from threadloom.stages.parameters import initialise
+from threadloom.stages.rundir import RunDirectory, RunMode, read_metrics
+from threadloom.stages.session import train
 
 pytestmark = [pytest.mark.timeout(60), STORY]
 
@@ -152,7 +152,7 @@ class TestTokenFiles:
             return training_batches(config, tokens)
 
         (tmp_path / "config.json").write_text(to_json(story(tmp_path)))
-        with patch("stages.session.training_batches", poisoned):
+        with patch("threadloom.stages.session.training_batches", poisoned):
             outcome = command("train", "--config", tmp_path / "config.json", "--out", tmp_path / "run", "--no-tuned")
         outcome.refuses("train.npy", "id 77 at position", "delete it", "stage 'draw', batch=0 micro=0")
 
@@ -165,7 +165,7 @@ class TestDivergence:
                 weights["lnf_bias"][3] = np.nan
 
         (tmp_path / "config.json").write_text(to_json(story(tmp_path)))
-        with patch("stages.training.initialise", poisoned):
+        with patch("threadloom.stages.training.initialise", poisoned):
             outcome = command("train", "--config", tmp_path / "config.json", "--out", tmp_path / "run", "--no-tuned")
         outcome.refuses("the loss of update 1 is nan", "optimizer.lr", "TrainingDiverged")
 

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from pipeline import Cancelled, StageFailure
-from stages.checkpoint import Checkpoint, finished_checkpoints
-from stages.items import Event, Update, label
-from stages.reducer import TrainingDiverged
-from stages.training import Training
 from tests.stages.support import WAIT, build, intercept, run_threads, tiny, wait_for
+from threadloom.pipeline import Cancelled, StageFailure
+from threadloom.stages.checkpoint import Checkpoint, finished_checkpoints
+from threadloom.stages.items import Event, Update, label
+from threadloom.stages.reducer import TrainingDiverged
+from threadloom.stages.training import Training
 
 pytestmark = pytest.mark.timeout(60)
 

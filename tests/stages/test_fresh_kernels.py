@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kernels.jit import JIT_ENABLED
+from threadloom.kernels.jit import JIT_ENABLED
 
 pytestmark = [
     pytest.mark.soak,
@@ -17,14 +17,14 @@ pytestmark = [
 
 RUN = """
 import hashlib, sys
-from kernels import blocks_backward
-from kernels.lowp_transformer import blocks_backward_low
-from stages.config import apply_overrides, load_config, resolve
-from stages.data import random_batches
-from stages.numerics import numerics
-from stages.replay import replay
-from stages.training import Training
-from stages.warmup import compile_kernels
+from threadloom.kernels import blocks_backward
+from threadloom.kernels.lowp_transformer import blocks_backward_low
+from threadloom.stages.config import apply_overrides, load_config, resolve
+from threadloom.stages.data import random_batches
+from threadloom.stages.numerics import numerics
+from threadloom.stages.replay import replay
+from threadloom.stages.training import Training
+from threadloom.stages.warmup import compile_kernels
 
 overrides = ["steps=2", f"precision={sys.argv[1]}", "model.layers=2"]
 config = resolve(apply_overrides(load_config("nanogpt-cpu"), overrides), 2, 65)

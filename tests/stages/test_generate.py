@@ -5,14 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kernels import Weights
-from pipeline import Arena
-from stages.generate import Decoder, GenerationError, checked_ids, generate
-from stages.huggingface import write_model
-from stages.memory import as_weights
-from stages.parameters import Geometry, parameter_shapes
-from stages.sampling import SamplingError, SamplingSettings
 from tests import reference
+from threadloom.kernels import Weights
+from threadloom.pipeline import Arena
+from threadloom.stages.generate import Decoder, GenerationError, checked_ids, generate
+from threadloom.stages.huggingface import write_model
+from threadloom.stages.memory import as_weights
+from threadloom.stages.parameters import Geometry, parameter_shapes
+from threadloom.stages.sampling import SamplingError, SamplingSettings
 
 GEOMETRY = Geometry(vocabulary=37, context=12, layers=3, heads=3, channels=15)
 GREEDY = SamplingSettings(temperature=0.0)

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from pipeline import Arena
-from stages.huggingface import (
+from tests import reference
+from threadloom.pipeline import Arena
+from threadloom.stages.huggingface import (
     CONFIG_FILE,
     MODEL_FILE,
     TIED,
@@ -22,9 +23,8 @@ from stages.huggingface import (
     read_model,
     write_model,
 )
-from stages.parameters import Geometry, parameter_shapes
-from stages.tensorfile import CheckpointError
-from tests import reference
+from threadloom.stages.parameters import Geometry, parameter_shapes
+from threadloom.stages.tensorfile import CheckpointError
 
 GEOMETRY = Geometry(vocabulary=37, context=11, layers=3, heads=3, channels=12)
 

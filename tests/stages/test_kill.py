@@ -15,14 +15,14 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 
-from stages.checkpoint import Checkpoint, finished_checkpoints
-from stages.config import Config, to_json
-from stages.items import label
-from stages.rundir import MetricsLog, RunMode, read_metrics
-from stages.session import train
 from tests.stages.checkpoint_writer import Operations, kill_self
 from tests.stages.support import STORY, forked, story
 from tests.stages.test_resume import files
+from threadloom.stages.checkpoint import Checkpoint, finished_checkpoints
+from threadloom.stages.config import Config, to_json
+from threadloom.stages.items import label
+from threadloom.stages.rundir import MetricsLog, RunMode, read_metrics
+from threadloom.stages.session import train
 
 pytestmark = [pytest.mark.timeout(120), STORY]
 
@@ -123,7 +123,7 @@ def at_stage_call(number: int, spin: int) -> Callable[[], None]:
                 kill_self()
             return label(item)
 
-        patch("stages.session.label", counted).start()
+        patch("threadloom.stages.session.label", counted).start()
 
     return prepare
 
@@ -173,7 +173,14 @@ def test_the_command_line_killed_from_outside_and_resumed(whole: tuple[int, Path
     delay, folder = whole
     (tmp_path / "config.json").write_text(to_json(story(folder, *settings(delay))))
     out = tmp_path / "run"
-    command = [sys.executable, "-c", "from stages.cli import main; main()", "train", "--sample=0", "--no-tuned"]
+    command = [
+        sys.executable,
+        "-c",
+        "from threadloom.stages.cli import main; main()",
+        "train",
+        "--sample=0",
+        "--no-tuned",
+    ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     for attempt, sign in enumerate(("step 3: checkpoint", "step 6: checkpoint", None)):
         how = ["--resume", "--set=threads.forward=1"] if attempt else [f"--config={tmp_path / 'config.json'}"]

@@ -7,12 +7,12 @@ from unittest.mock import patch
 
 import pytest
 
-from stages.checkpoint import finished_checkpoints
-from stages.items import Evaluation, Event, Update
-from stages.report import Reporter
-from stages.rundir import RunMode, read_metrics
-from stages.session import train
 from tests.stages.support import STORY, forked, story
+from threadloom.stages.checkpoint import finished_checkpoints
+from threadloom.stages.items import Evaluation, Event, Update
+from threadloom.stages.report import Reporter
+from threadloom.stages.rundir import RunMode, read_metrics
+from threadloom.stages.session import train
 
 pytestmark = [pytest.mark.timeout(60), STORY]
 

@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kernels.turn import end_turn, model_parts, own_turn, wait_turn
-from pipeline import LanePlan, Lanes, StageFailure
-from stages.lane_turns import LaneTurns
-from stages.parameters import Geometry, parameter_shapes
-from stages.training import Training
 from tests.stages.support import WAIT, build, run_sequence, run_threads, tiny
+from threadloom.kernels.turn import end_turn, model_parts, own_turn, wait_turn
+from threadloom.pipeline import LanePlan, Lanes, StageFailure
+from threadloom.stages.lane_turns import LaneTurns
+from threadloom.stages.parameters import Geometry, parameter_shapes
+from threadloom.stages.training import Training
 
 pytestmark = pytest.mark.timeout(60)
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from loguru import logger
 
-from stages.log import LogLevel, configure
+from threadloom.stages.log import LogLevel, configure
 
 
 class Terminal(io.StringIO):

@@ -11,15 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.checkpoint import Checkpoint, TrainingState, save_checkpoint
-from stages.config import LossScaleConfig, LossScaling, trajectory
-from stages.loss_scale import CEILING, FLOOR, PATIENCE, LossScaler, ScaleState
-from stages.manifest import MANIFEST_FILE, Manifest, encode_manifest
-from stages.tensorfile import CheckpointError
 from tests.stages.checkpoint_writer import GEOMETRY, state_of
 from tests.stages.support import (
     tiny,
 )
+from threadloom.stages.checkpoint import Checkpoint, TrainingState, save_checkpoint
+from threadloom.stages.config import LossScaleConfig, LossScaling, trajectory
+from threadloom.stages.loss_scale import CEILING, FLOOR, PATIENCE, LossScaler, ScaleState
+from threadloom.stages.manifest import MANIFEST_FILE, Manifest, encode_manifest
+from threadloom.stages.tensorfile import CheckpointError
 
 pytestmark = pytest.mark.timeout(60)
 

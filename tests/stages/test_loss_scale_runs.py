@@ -10,17 +10,6 @@ import numpy as np
 import pytest
 from loguru import logger
 
-from pipeline import StageFailure
-from stages.backward import Backward
-from stages.checkpoint import Checkpoint
-from stages.config import ConfigError
-from stages.items import Event, MicroBatch, MicroGradient, Update
-from stages.loss_scale import PATIENCE
-from stages.manifest import MANIFEST_FILE
-from stages.reducer import TrainingDiverged
-from stages.rundir import RunMode, read_metrics
-from stages.session import train
-from stages.training import Training
 from tests.stages.support import (
     SEVERAL_CHUNKS,
     Result,
@@ -33,6 +22,17 @@ from tests.stages.support import (
     story,
     tiny,
 )
+from threadloom.pipeline import StageFailure
+from threadloom.stages.backward import Backward
+from threadloom.stages.checkpoint import Checkpoint
+from threadloom.stages.config import ConfigError
+from threadloom.stages.items import Event, MicroBatch, MicroGradient, Update
+from threadloom.stages.loss_scale import PATIENCE
+from threadloom.stages.manifest import MANIFEST_FILE
+from threadloom.stages.reducer import TrainingDiverged
+from threadloom.stages.rundir import RunMode, read_metrics
+from threadloom.stages.session import train
+from threadloom.stages.training import Training
 
 pytestmark = pytest.mark.timeout(60)
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from stages import machine as module
-from stages.machine import Machine, VectorWidth, detect
+from threadloom.stages import machine as module
+from threadloom.stages.machine import Machine, VectorWidth, detect
 
 XEON = Machine(
     cpu="Intel Xeon",

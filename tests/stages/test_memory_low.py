@@ -9,16 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from kernels.jit import JIT_ENABLED
-from pipeline import Arena
-from stages import compute_low, memory_low
-from stages.compute import backward_alone
-from stages.compute_low import LowCompute
-from stages.memory import Bank, as_weights
-from stages.memory_low import Kinds, low_logits_rows
-from stages.parameters import Geometry, initialise, parameter_shapes
-from stages.settings import Precision
 from tests.kernels.lowp_support import Pages
+from threadloom.kernels.jit import JIT_ENABLED
+from threadloom.pipeline import Arena
+from threadloom.stages import compute_low, memory_low
+from threadloom.stages.compute import backward_alone
+from threadloom.stages.compute_low import LowCompute
+from threadloom.stages.memory import Bank, as_weights
+from threadloom.stages.memory_low import Kinds, low_logits_rows
+from threadloom.stages.parameters import Geometry, initialise, parameter_shapes
+from threadloom.stages.settings import Precision
 
 pytestmark = [
     pytest.mark.timeout(600),  # minutes of it to compile, on a machine that was never here before

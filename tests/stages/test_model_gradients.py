@@ -5,13 +5,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import Arena
-from stages.config import Config
-from stages.items import Update
-from stages.parameters import parameter_shapes
 from tests import reference
 from tests.stages.support import build, run_threads, tiny
 from tests.stages.test_training_reference import random_weights, sequences, start_from
+from threadloom.pipeline import Arena
+from threadloom.stages.config import Config
+from threadloom.stages.items import Update
+from threadloom.stages.parameters import parameter_shapes
 
 pytestmark = pytest.mark.timeout(90)
 

@@ -7,21 +7,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels import AdamWStep
-from kernels.jit import JIT_ENABLED
-from kernels.lowp_update import BLOCK
-from pipeline import Arena, LanePlan, Lanes
-from stages import optimizer_low
-from stages.compute_low import LowCompute
-from stages.items import UpdateShard
-from stages.loss_scale import Scaled, ScaleState
-from stages.memory import Bank
-from stages.optimizer import ApplyUpdate, Moments
-from stages.optimizer_low import Rows, Stretch, plan_parts
-from stages.parameters import MATRICES, Geometry, decayed_elements, parameter_shapes
-from stages.reducer import Gradient
-from stages.settings import Precision
 from tests.stages.test_training_low import assert_forms_are_those_of_the_master
+from threadloom.kernels import AdamWStep
+from threadloom.kernels.jit import JIT_ENABLED
+from threadloom.kernels.lowp_update import BLOCK
+from threadloom.pipeline import Arena, LanePlan, Lanes
+from threadloom.stages import optimizer_low
+from threadloom.stages.compute_low import LowCompute
+from threadloom.stages.items import UpdateShard
+from threadloom.stages.loss_scale import Scaled, ScaleState
+from threadloom.stages.memory import Bank
+from threadloom.stages.optimizer import ApplyUpdate, Moments
+from threadloom.stages.optimizer_low import Rows, Stretch, plan_parts
+from threadloom.stages.parameters import MATRICES, Geometry, decayed_elements, parameter_shapes
+from threadloom.stages.reducer import Gradient
+from threadloom.stages.settings import Precision
 
 pytestmark = pytest.mark.timeout(300)
 

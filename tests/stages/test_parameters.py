@@ -5,8 +5,15 @@ import math
 import numpy as np
 import pytest
 
-from pipeline import Arena
-from stages.parameters import MATRICES, Geometry, decayed_elements, initialise, parameter_count, parameter_shapes
+from threadloom.pipeline import Arena
+from threadloom.stages.parameters import (
+    MATRICES,
+    Geometry,
+    decayed_elements,
+    initialise,
+    parameter_count,
+    parameter_shapes,
+)
 
 GEOMETRY = Geometry(vocabulary=301, context=65, layers=3, heads=5, channels=55)
 

@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stages.config import Config, ModelConfig, apply_overrides, resolve
-from stages.data import RandomTokens, TokenFile, evaluation_batches
-from stages.parameters import Geometry
-from stages.plan import memory_plan, plan_table
-from stages.training import Output, Training, Validation
+from threadloom.stages.config import Config, ModelConfig, apply_overrides, resolve
+from threadloom.stages.data import RandomTokens, TokenFile, evaluation_batches
+from threadloom.stages.parameters import Geometry
+from threadloom.stages.plan import memory_plan, plan_table
+from threadloom.stages.training import Output, Training, Validation
 
 CHANGES: tuple[dict[str, int | str], ...] = (
     {},

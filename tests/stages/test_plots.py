@@ -8,7 +8,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from stages.plots import Curves, loss_figure, plot_loss, plot_runs, smoothed
+from threadloom.stages.plots import Curves, loss_figure, plot_loss, plot_runs, smoothed
 
 
 def write_run(file: Path, updates: int, shift: float = 0.0) -> Path:

@@ -9,18 +9,27 @@ from typing import Any
 import pytest
 from loguru import logger
 
-from kernels import GemmBackend, blas_info, gemm_backend, lowp_features
-from kernels.lowp_features import LowPrecisionInfo
-from stages import precision, speeds
-from stages.checkpoint import Checkpoint, latest_checkpoint
-from stages.config import Gemm, LossScaling, apply_overrides, from_json, load_config, resolve, to_json, trajectory
-from stages.numerics import numerics
-from stages.precision import ALLOW_SLOW, choose, choose_and_warn, choose_here, is_open, product_words
-from stages.rundir import RunDirectory, RunMode
-from stages.session import saved_config, train
-from stages.settings import Config, ConfigError, Matmul, Precision
-from stages.speeds import Speeds
 from tests.stages.support import STORY, TINY, story
+from threadloom.kernels import GemmBackend, blas_info, gemm_backend, lowp_features
+from threadloom.kernels.lowp_features import LowPrecisionInfo
+from threadloom.stages import precision, speeds
+from threadloom.stages.checkpoint import Checkpoint, latest_checkpoint
+from threadloom.stages.config import (
+    Gemm,
+    LossScaling,
+    apply_overrides,
+    from_json,
+    load_config,
+    resolve,
+    to_json,
+    trajectory,
+)
+from threadloom.stages.numerics import numerics
+from threadloom.stages.precision import ALLOW_SLOW, choose, choose_and_warn, choose_here, is_open, product_words
+from threadloom.stages.rundir import RunDirectory, RunMode
+from threadloom.stages.session import saved_config, train
+from threadloom.stages.settings import Config, ConfigError, Matmul, Precision
+from threadloom.stages.speeds import Speeds
 
 NOTHING: dict[str, bool] = {}
 AVX2 = {"avx2": True, "f16c": True}

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import Trace
-from stages.config import Config, trajectory
 from tests.stages.support import SEVERAL_CHUNKS, Result, assert_same, build, result, run_sequence, run_threads, tiny
+from threadloom.pipeline import Trace
+from threadloom.stages.config import Config, trajectory
 
 pytestmark = pytest.mark.timeout(90)  # a deadlock fails
 

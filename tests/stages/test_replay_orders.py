@@ -9,9 +9,6 @@ from typing import Any
 
 import pytest
 
-from pipeline import version_for
-from stages.items import MicroBatch, MicroGradient, ReduceShard, Update, UpdateShard
-from stages.training import Training
 from tests.stages.support import (
     SEVERAL_CHUNKS,
     WAIT,
@@ -24,6 +21,9 @@ from tests.stages.support import (
     tiny,
     wait_for,
 )
+from threadloom.pipeline import version_for
+from threadloom.stages.items import MicroBatch, MicroGradient, ReduceShard, Update, UpdateShard
+from threadloom.stages.training import Training
 
 pytestmark = pytest.mark.timeout(90)
 

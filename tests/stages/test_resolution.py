@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages import resolution
-from stages.config import (
+from tests.stages.config_support import configs, refusal, tiny
+from threadloom.stages import resolution
+from threadloom.stages.config import (
     Config,
     Precision,
     ThreadsConfig,
@@ -18,9 +19,8 @@ from stages.config import (
     to_json,
     trajectory,
 )
-from stages.parameters import Geometry, parameter_count
-from stages.plan import memory_plan
-from tests.stages.config_support import configs, refusal, tiny
+from threadloom.stages.parameters import Geometry, parameter_count
+from threadloom.stages.plan import memory_plan
 
 
 @settings(deadline=None)

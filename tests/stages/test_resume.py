@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from stages import resolution, session
-from stages.checkpoint import Checkpoint
-from stages.config import ConfigError, apply_overrides
-from stages.data import DataError
-from stages.rundir import RunMode, read_metrics
-from stages.session import saved_config, train
 from tests.stages.support import Result, assert_same, build, result, run_sequence, run_threads, story, tiny
+from threadloom.stages import resolution, session
+from threadloom.stages.checkpoint import Checkpoint
+from threadloom.stages.config import ConfigError, apply_overrides
+from threadloom.stages.data import DataError
+from threadloom.stages.rundir import RunMode, read_metrics
+from threadloom.stages.session import saved_config, train
 
 pytestmark = pytest.mark.timeout(60)
 

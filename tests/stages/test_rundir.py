@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.rundir import (
+from threadloom.stages.rundir import (
     DiskFullError,
     MetricsLog,
     RunDirectory,
@@ -138,7 +138,8 @@ class TestAtomicWrite:
     def test_a_limit_of_the_system_is_a_full_disk_with_the_bytes_needed(self, tmp_path: Path) -> None:
         # A real write that the system cuts off, in a process of its own: the limit holds for all its files.
         code = (
-            "import resource, sys; from pathlib import Path; from stages.rundir import atomic_write, DiskFullError\n"
+            "import resource, sys; from pathlib import Path\n"
+            "from threadloom.stages.rundir import atomic_write, DiskFullError\n"
             "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
             "try: atomic_write(Path(sys.argv[1]), b'x' * 5000)\n"
             "except DiskFullError as error: print(error)\n"
@@ -242,7 +243,7 @@ class TestMetricsLog:
 
     def test_sigkill_loses_no_line_that_was_appended(self, tmp_path: Path) -> None:
         code = (
-            "import sys; from pathlib import Path; from stages.rundir import MetricsLog\n"
+            "import sys; from pathlib import Path; from threadloom.stages.rundir import MetricsLog\n"
             "log = MetricsLog(Path(sys.argv[1]))\n"
             "for step in range(1, 1_000_000):\n"
             "    log.append({'step': step, 'padding': 'x' * 200}); print(step, flush=True)\n"

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.sampling import SamplingError, SamplingSettings, sample_token, seeded, token_probabilities
+from threadloom.stages.sampling import SamplingError, SamplingSettings, sample_token, seeded, token_probabilities
 
 logit_rows = st.lists(st.floats(-30, 30, width=32), min_size=1, max_size=12).map(lambda row: np.array(row, np.float32))
 temperatures = st.floats(0.05, 4.0)

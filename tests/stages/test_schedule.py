@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.config import Config, ConfigError, ModelConfig, OptimizerConfig, ScheduleConfig, ScheduleKind
-from stages.schedule import learning_rate
+from threadloom.stages.config import Config, ConfigError, ModelConfig, OptimizerConfig, ScheduleConfig, ScheduleKind
+from threadloom.stages.schedule import learning_rate
 
 
 def with_schedule(lr: float = 1.0, **schedule: object) -> Config:

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from stages import session, training
 from tests.stages.support import story
+from threadloom.stages import session, training
 
 pytestmark = pytest.mark.timeout(60)
 

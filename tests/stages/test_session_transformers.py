@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stages.model import Model
-from stages.session import train
 from tests import reference
 from tests.reference import Tensors
 from tests.stages.support import story
+from threadloom.stages.model import Model
+from threadloom.stages.session import train
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -10,10 +10,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from kernels.jit import JIT_ENABLED
-from stages import speeds
-from stages.resolution import ROWS_PER_MICRO_BATCH
-from stages.speeds import PRODUCTS, Speeds, kept_speeds, measure_speeds, read_speeds, speeds_here, speeds_key
+from threadloom.kernels.jit import JIT_ENABLED
+from threadloom.stages import speeds
+from threadloom.stages.resolution import ROWS_PER_MICRO_BATCH
+from threadloom.stages.speeds import PRODUCTS, Speeds, kept_speeds, measure_speeds, read_speeds, speeds_here, speeds_key
 
 needs_jit = pytest.mark.skipif(not JIT_ENABLED, reason="without the compiler nothing is measured")
 

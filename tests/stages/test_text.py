@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.text import TextError, read_text, standard_library_text
+from threadloom.stages.text import TextError, read_text, standard_library_text
 
 
 def write(root: Path, **files: bytes) -> None:

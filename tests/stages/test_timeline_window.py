@@ -1,7 +1,7 @@
 """Which part of a trace the run's picture shows: the last batches before the pipeline ran empty."""
 
-from pipeline import TraceEvent
-from stages.session import steady_window
+from threadloom.pipeline import TraceEvent
+from threadloom.stages.session import steady_window
 
 
 def event(stage: str, batch: int, start: int, end: int) -> TraceEvent:

@@ -10,9 +10,9 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.config import ConfigError, DataConfig, TokenizerKind
-from stages.text import standard_library_text
-from stages.tokenizer import (
+from threadloom.stages.config import ConfigError, DataConfig, TokenizerKind
+from threadloom.stages.text import standard_library_text
+from threadloom.stages.tokenizer import (
     REPLACEMENT,
     BpeTokenizer,
     BytesTokenizer,

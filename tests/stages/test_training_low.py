@@ -6,16 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kernels.jit import JIT_ENABLED
-from pipeline import Arena
-from stages.checkpoint import Checkpoint, kept_versions
-from stages.config import Config, Precision, trajectory
-from stages.items import MicroBatch, MicroGradient, Update
-from stages.memory import Bank
-from stages.memory_low import MATRIX_FORMS
-from stages.numerics import numerics
-from stages.parameters import parameter_shapes
-from stages.plan import memory_plan
 from tests import reference
 from tests.kernels.lowp_formats import BF16, FP16, pack
 from tests.stages.support import (
@@ -30,6 +20,16 @@ from tests.stages.support import (
     tiny,
 )
 from tests.stages.test_training_reference import sequences, start_from
+from threadloom.kernels.jit import JIT_ENABLED
+from threadloom.pipeline import Arena
+from threadloom.stages.checkpoint import Checkpoint, kept_versions
+from threadloom.stages.config import Config, Precision, trajectory
+from threadloom.stages.items import MicroBatch, MicroGradient, Update
+from threadloom.stages.memory import Bank
+from threadloom.stages.memory_low import MATRIX_FORMS
+from threadloom.stages.numerics import numerics
+from threadloom.stages.parameters import parameter_shapes
+from threadloom.stages.plan import memory_plan
 
 pytestmark = [
     pytest.mark.timeout(600),  # minutes of it to compile, on a machine that was never here before
@@ -80,7 +80,7 @@ def test_shards_of_reduction_and_update_do_not_change_a_bit(
     precision: str, delay: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The arena spans several chunks and many parts, which one, two or three threads share."""
-    monkeypatch.setattr("stages.optimizer_low.PART", 1 << 13)
+    monkeypatch.setattr("threadloom.stages.optimizer_low.PART", 1 << 13)
     common = (*SEVERAL_CHUNKS, f"delay={delay}", "lanes=3", "steps=4")
     expected = replayed(low(precision, *common))
     for threads, spare in ((1, 0), (2, 1), (3, 0)):

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kernels.jit import JIT_ENABLED
-from stages.config import Config, ModelConfig, apply_overrides
-from stages.rundir import read_metrics
-from stages.session import train
+from threadloom.kernels.jit import JIT_ENABLED
+from threadloom.stages.config import Config, ModelConfig, apply_overrides
+from threadloom.stages.rundir import read_metrics
+from threadloom.stages.session import train
 
 pytestmark = [
     pytest.mark.timeout(900),

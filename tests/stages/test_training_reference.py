@@ -5,13 +5,13 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from pipeline import Arena
-from stages.config import Config
-from stages.items import Update
-from stages.training import Training
 from tests import reference
 from tests.reference import AdamW, Ids, Tensors
 from tests.stages.support import build, run_threads, tiny
+from threadloom.pipeline import Arena
+from threadloom.stages.config import Config
+from threadloom.stages.items import Update
+from threadloom.stages.training import Training
 
 pytestmark = pytest.mark.timeout(60)
 

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from pipeline import StageFailure, StaleVersion
-from stages.items import MicroBatch
-from stages.training import Training
 from tests.stages.support import build, intercept, run_sequence, run_threads, tiny
+from threadloom.pipeline import StageFailure, StaleVersion
+from threadloom.stages.items import MicroBatch
+from threadloom.stages.training import Training
 
 pytestmark = pytest.mark.timeout(60)
 

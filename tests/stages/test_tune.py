@@ -10,14 +10,23 @@ import pytest
 from loguru import logger
 from rich.console import Console
 
-from stages import precision, speeds, tune
-from stages.config import Config, ModelConfig, apply_overrides, resolve
-from stages.machine import detect
-from stages.settings import Gemm
-from stages.speeds import Speeds
-from stages.tunables import Choice, Facts, pinned
-from stages.tune import Record, Trials, TuningError, conclusions, record_path, run_tuning, table_of, tuned_settings
-from stages.tuning import Findings, Trial, search
+from threadloom.stages import precision, speeds, tune
+from threadloom.stages.config import Config, ModelConfig, apply_overrides, resolve
+from threadloom.stages.machine import detect
+from threadloom.stages.settings import Gemm
+from threadloom.stages.speeds import Speeds
+from threadloom.stages.tunables import Choice, Facts, pinned
+from threadloom.stages.tune import (
+    Record,
+    Trials,
+    TuningError,
+    conclusions,
+    record_path,
+    run_tuning,
+    table_of,
+    tuned_settings,
+)
+from threadloom.stages.tuning import Findings, Trial, search
 
 TINY = Config(
     name="tiny", model=ModelConfig(context=4, layers=1, heads=2, channels=8), batch_size=4, steps=10, delay=1

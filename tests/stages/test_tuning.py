@@ -5,10 +5,10 @@ from collections.abc import Callable
 
 import pytest
 
-from stages.config import apply_overrides, load_config, resolve
-from stages.settings import Gemm
-from stages.tunables import AXES, KEYS, Choice, Facts, Value, asked_for, described, fill_open, pinned
-from stages.tuning import GAIN, MIN_PAIRS, Findings, Trial, search
+from threadloom.stages.config import apply_overrides, load_config, resolve
+from threadloom.stages.settings import Gemm
+from threadloom.stages.tunables import AXES, KEYS, Choice, Facts, Value, asked_for, described, fill_open, pinned
+from threadloom.stages.tuning import GAIN, MIN_PAIRS, Findings, Trial, search
 
 DEFAULT = Choice(
     micro_batch=4, lanes=2, gemm=Gemm.NUMBA, blas=1, forward=2, backward=2, reduce=2, update=2, slots=6,

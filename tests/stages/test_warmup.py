@@ -10,11 +10,11 @@ import pytest
 from loguru import logger
 from numba.core import event
 
-from kernels.jit import JIT_ENABLED
-from stages import warmup
-from stages.asked import command_of
-from stages.settings import Precision
-from stages.warmup import compile_kernels
+from threadloom.kernels.jit import JIT_ENABLED
+from threadloom.stages import warmup
+from threadloom.stages.asked import command_of
+from threadloom.stages.settings import Precision
+from threadloom.stages.warmup import compile_kernels
 
 pytestmark = pytest.mark.timeout(240)  # in a fresh clone kernels are compiled here
 
@@ -64,7 +64,7 @@ def test_the_second_process_is_waited_for_and_ended(processes: list[FakeProcess]
     with warmup._helper(Precision.BF16, wanted=True) as wait:
         wait()
     (process,) = processes
-    assert process.arguments[-2:] == ["stages.warmup", "bf16"]
+    assert process.arguments[-2:] == ["threadloom.stages.warmup", "bf16"]
     assert process.said == ["wait", "kill", "leave"]
 
 
@@ -133,13 +133,15 @@ class TestTheProcess:
         for name in ("pipeline", "kernels", "stages", "json"):  # our names, and one that is imported before all else
             (tmp_path / name).mkdir()
             (tmp_path / name / "__init__.py").write_text("raise ImportError('not the one')")
-        command = command_of("stages.warmup", "float32")
+        command = command_of("threadloom.stages.warmup", "float32")
         with subprocess.Popen(command, cwd=tmp_path, stdin=subprocess.PIPE) as process:
             assert process.wait() == 0
 
     def test_it_ends_with_the_one_that_started_it(self, tmp_path: Path) -> None:
         """Its input ends, as when that one is killed, while it has everything to compile."""
         environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
-        process = subprocess.Popen(command_of("stages.warmup", "bf16"), env=environment, stdin=subprocess.PIPE)
+        process = subprocess.Popen(
+            command_of("threadloom.stages.warmup", "bf16"), env=environment, stdin=subprocess.PIPE
+        )
         process.communicate()
         assert process.returncode == 1

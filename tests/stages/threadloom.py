@@ -2,6 +2,6 @@
 
 import sys
 
-from stages.cli import main
+from threadloom.stages.cli import main
 
 sys.exit(main())
