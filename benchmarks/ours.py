@@ -11,13 +11,13 @@ from safetensors.numpy import save_file
 
 from benchmarks.protocol import FLOAT32, Steps
 from threadloom.kernels import Weights
-from threadloom.stages.bench_worker import ENDLESS, Gate
-from threadloom.stages.config import Config, Precision, ScheduleConfig, ScheduleKind, from_json, resolve
-from threadloom.stages.data import random_batches
-from threadloom.stages.items import Update, label
-from threadloom.stages.numerics import numerics
-from threadloom.stages.training import Training
-from threadloom.stages.warmup import compile_kernels
+from threadloom.stages.data.batches import random_batches
+from threadloom.stages.memory.items import Update, label
+from threadloom.stages.resolve.gemm_settings import numerics
+from threadloom.stages.resolve.loading import Config, Precision, ScheduleConfig, ScheduleKind, from_json, resolve
+from threadloom.stages.training.measured_step import ENDLESS, Gate
+from threadloom.stages.training.training import Training
+from threadloom.stages.training.warmup import compile_kernels
 
 CHECKED_UPDATES = 3
 """Updates whose losses and norms are compared with the peer's."""

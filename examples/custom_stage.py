@@ -15,12 +15,12 @@ import numpy as np
 
 from threadloom.kernels import Weights
 from threadloom.pipeline import Graph, Node, RunStatistics, available_cores
-from threadloom.stages.config import Config, load_config, resolve
-from threadloom.stages.data import random_batches
-from threadloom.stages.items import Update
-from threadloom.stages.numerics import numerics
-from threadloom.stages.training import Training
-from threadloom.stages.warmup import compile_kernels
+from threadloom.stages.data.batches import random_batches
+from threadloom.stages.memory.items import Update
+from threadloom.stages.resolve.gemm_settings import numerics
+from threadloom.stages.resolve.loading import Config, load_config, resolve
+from threadloom.stages.training.training import Training
+from threadloom.stages.training.warmup import compile_kernels
 
 
 def checksums(blocks: int = 64, size: int = 1 << 16) -> tuple[dict[int, str], RunStatistics]:

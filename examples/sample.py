@@ -13,12 +13,12 @@ from pathlib import Path
 
 import msgspec
 
-from threadloom.stages.config import Config, load_config
-from threadloom.stages.generate import generate
-from threadloom.stages.log import configure
-from threadloom.stages.model import Model
-from threadloom.stages.sampling import SamplingSettings
-from threadloom.stages.session import train
+from threadloom.stages.inference.generate import generate
+from threadloom.stages.inference.model import Model
+from threadloom.stages.inference.sampling import SamplingSettings
+from threadloom.stages.resolve.loading import Config, load_config
+from threadloom.stages.run.log import configure
+from threadloom.stages.run.session import train
 
 
 def sample(run: Path, prompt: str | None = None, tokens: int = 200, seed: int = 1) -> str:

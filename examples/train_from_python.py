@@ -12,13 +12,13 @@ from pathlib import Path
 import msgspec
 
 from threadloom.pipeline import RunStatistics, available_cores
-from threadloom.stages.config import Config, load_config, resolve
-from threadloom.stages.data import evaluation_batches, prepare, training_batches
-from threadloom.stages.items import Evaluation, Update
-from threadloom.stages.numerics import numerics
-from threadloom.stages.text import read_text
-from threadloom.stages.training import Training, Validation
-from threadloom.stages.warmup import compile_kernels
+from threadloom.stages.data.batches import evaluation_batches, prepare, training_batches
+from threadloom.stages.data.text import read_text
+from threadloom.stages.memory.items import Evaluation, Update
+from threadloom.stages.resolve.gemm_settings import numerics
+from threadloom.stages.resolve.loading import Config, load_config, resolve
+from threadloom.stages.training.training import Training, Validation
+from threadloom.stages.training.warmup import compile_kernels
 
 
 def train(config: Config, text: str, folder: Path) -> float:

@@ -21,14 +21,9 @@ layer imports only those before it:
     timeline, drawing, view    pictures of what happened, and of what happens
 """
 
-from threadloom.pipeline.admission import Fifo, Gather, InOrder, Policy
-from threadloom.pipeline.arena import ALIGNMENT, Arena, aligned_zeros, arena_size
-from threadloom.pipeline.banks import Banks, BankStatistics, Lease, StaleVersion, version_for
-from threadloom.pipeline.channel import Channel
-from threadloom.pipeline.diagnosis import Diagnosis, Limit, Wait, explain
-from threadloom.pipeline.drawing import GraphFormat, draw_graph
-from threadloom.pipeline.engine import Abortable, Run
-from threadloom.pipeline.errors import (
+from threadloom.pipeline.core.arena import ALIGNMENT, Arena, aligned_zeros, arena_size
+from threadloom.pipeline.core.banks import Banks, BankStatistics, Lease, StaleVersion, version_for
+from threadloom.pipeline.core.errors import (
     AdmissionError,
     Cancelled,
     Closed,
@@ -42,14 +37,26 @@ from threadloom.pipeline.errors import (
     ThreadsLeft,
     TooManySkipped,
 )
-from threadloom.pipeline.failure import Again, Attempt, DeadLetter, FailFast, OnError, Retry, SkipFailed, Verdict
-from threadloom.pipeline.graph import Graph
-from threadloom.pipeline.histogram import Distribution
-from threadloom.pipeline.join import Join
-from threadloom.pipeline.lane_order import LaneOrder
-from threadloom.pipeline.lanes import LanePlan, Lanes, Milestone
-from threadloom.pipeline.per_worker import PerWorker, per_worker
-from threadloom.pipeline.processes import (
+from threadloom.pipeline.core.lanes import LanePlan, Lanes, Milestone
+from threadloom.pipeline.core.shared import PoolExhausted, SharedPool
+from threadloom.pipeline.core.slots import Pool, PoolStatistics
+from threadloom.pipeline.core.threads import available_cores, blas_threads, loaded_blas
+from threadloom.pipeline.draw.drawing import GraphFormat, draw_graph
+from threadloom.pipeline.draw.view import GraphView, LiveView, status_line
+from threadloom.pipeline.graph.graph import Graph
+from threadloom.pipeline.graph.settings import RunOptions, StageOptions
+from threadloom.pipeline.observe.diagnosis import Diagnosis, Limit, Wait, explain
+from threadloom.pipeline.observe.histogram import Distribution
+from threadloom.pipeline.observe.stage import SKIP, Node, Sink, Skip
+from threadloom.pipeline.observe.statistics import ChannelStatistics, RunStatistics, StageStatistics
+from threadloom.pipeline.observe.timeline import draw_timeline
+from threadloom.pipeline.observe.trace import Trace
+from threadloom.pipeline.observe.trace_event import TraceEvent
+from threadloom.pipeline.policy.admission import Fifo, Gather, InOrder, Policy
+from threadloom.pipeline.policy.failure import Again, Attempt, DeadLetter, FailFast, OnError, Retry, SkipFailed, Verdict
+from threadloom.pipeline.policy.join import Join
+from threadloom.pipeline.policy.lane_order import LaneOrder
+from threadloom.pipeline.processes.processes import (
     OnProcesses,
     ProcessError,
     ProcessTraceback,
@@ -58,17 +65,10 @@ from threadloom.pipeline.processes import (
     WorkerTimeout,
     on_processes,
 )
-from threadloom.pipeline.settings import RunOptions, StageOptions
-from threadloom.pipeline.shared import PoolExhausted, SharedPool
-from threadloom.pipeline.slots import Pool, PoolStatistics
-from threadloom.pipeline.stage import SKIP, Node, Sink, Skip
-from threadloom.pipeline.statistics import ChannelStatistics, RunStatistics, StageStatistics
-from threadloom.pipeline.threads import available_cores, blas_threads, loaded_blas
-from threadloom.pipeline.timeline import draw_timeline
-from threadloom.pipeline.trace import Trace
-from threadloom.pipeline.trace_event import TraceEvent
-from threadloom.pipeline.view import GraphView, LiveView, status_line
-from threadloom.pipeline.watchdog import OnStuck, Stuck, Watchdog
+from threadloom.pipeline.run.channel import Channel
+from threadloom.pipeline.run.engine import Abortable, Run
+from threadloom.pipeline.run.per_worker import PerWorker, per_worker
+from threadloom.pipeline.run.watchdog import OnStuck, Stuck, Watchdog
 
 __all__ = [
     "ALIGNMENT",

@@ -14,9 +14,9 @@ from benchmarks import convergence, summary, throughput
 from benchmarks.protocol import Side, Worker
 from benchmarks.results import Comparison, Measured, figure, markdown, rows, spread
 from benchmarks.throughput import compare, sizes_of
-from threadloom.stages.asked import WorkerError
-from threadloom.stages.config import Config, ModelConfig, apply_overrides, load_config, to_json
-from threadloom.stages.parameters import parameter_count
+from threadloom.stages.machine.json_worker import WorkerError
+from threadloom.stages.models.gpt2 import parameter_count
+from threadloom.stages.resolve.loading import Config, ModelConfig, apply_overrides, load_config, to_json
 
 TINY = Config(name="tiny", model=ModelConfig(vocab_size=17, context=6, layers=2, heads=2, channels=8), batch_size=4,
               steps=12)  # fmt: skip

@@ -189,7 +189,7 @@ def problem_with(words: list[str]) -> str | None:
 def parse(words: list[str]) -> None:
     """Parse a threadloom command, its settings too, without running it."""
     from threadloom.stages.cli import main
-    from threadloom.stages.config import apply_overrides, load_config
+    from threadloom.stages.resolve.loading import apply_overrides, load_config
 
     with contextlib.suppress(click.exceptions.Exit), main.make_context("threadloom", words) as group:
         rest = [*group._protected_args, *group.args]
@@ -233,8 +233,8 @@ def test_what_the_reference_describes_can_be_imported(path: Path) -> None:
 
 
 def test_the_reference_has_every_setting_and_choice_with_its_meaning() -> None:
-    from threadloom.stages import settings
-    from threadloom.stages.config import setting_types
+    from threadloom.stages.config import settings
+    from threadloom.stages.resolve.loading import setting_types
 
     page = (ROOT / "docs" / "reference" / "stages.md").read_text(encoding="utf-8")
     listed = dict(re.findall(r"^::: stages\.settings\.(\w+)\n    options: \{ (.*) \}$", page, re.MULTILINE))
@@ -246,7 +246,7 @@ def test_the_reference_has_every_setting_and_choice_with_its_meaning() -> None:
         assert owner in listed, f"{key}: {owner} is not in the reference"
         assert "members" not in listed[owner], f"{key}: {owner} is there without its fields"
         assert not section or f'"{section}.* ({owner})"' in listed[owner], f"{key}: its section has no such heading"
-        assert name in explained[owner], f"{key}: no meaning below it in stages/settings.py"
+        assert name in explained[owner], f"{key}: no meaning below it in stages/config/settings.py"
         for choice in typing.get_args(kind) or (kind,):
             if isinstance(choice, enum.EnumType):
                 assert choice.__name__ in listed, f"{key}: {choice.__name__} is not in the reference"

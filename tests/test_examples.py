@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from examples import custom_stage, sample, train_from_python, word_count
-from threadloom.stages.config import CheckpointConfig, Config, EvaluationConfig, ModelConfig, resolve
-from threadloom.stages.data import random_batches
-from threadloom.stages.replay import replay
-from threadloom.stages.training import Training
+from threadloom.stages.data.batches import random_batches
+from threadloom.stages.resolve.loading import CheckpointConfig, Config, EvaluationConfig, ModelConfig, resolve
+from threadloom.stages.training.replay import replay
+from threadloom.stages.training.training import Training
 
 TINY = Config(
     name="tiny",
@@ -93,7 +93,7 @@ def test_sampling_from_a_run_and_from_a_model_trained_for_it(
 ) -> None:
     small = tmp_path / "text.txt"
     small.write_text("abc abd " * 200)
-    monkeypatch.setattr("threadloom.stages.text.standard_library_text", lambda: sample_text(small))
+    monkeypatch.setattr("threadloom.stages.data.text.standard_library_text", lambda: sample_text(small))
     text = sample.main(prompt="a", steps=5, config=TINY)
     assert set(text) <= set("abcd ")
     assert len(text) == 200
@@ -101,6 +101,6 @@ def test_sampling_from_a_run_and_from_a_model_trained_for_it(
 
 
 def sample_text(file: Path) -> object:
-    from threadloom.stages.text import read_text
+    from threadloom.stages.data.text import read_text
 
     return read_text([file])

@@ -14,16 +14,16 @@ from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any
 
-from threadloom.pipeline.engine import Abortable, Run
-from threadloom.pipeline.errors import Label
-from threadloom.pipeline.graph import Graph
-from threadloom.pipeline.stage import Kind
-from threadloom.pipeline.statistics import RunStatistics
+from threadloom.pipeline.core.errors import Label
+from threadloom.pipeline.graph.graph import Graph
+from threadloom.pipeline.observe.stage import Kind
+from threadloom.pipeline.observe.statistics import RunStatistics
+from threadloom.pipeline.observe.trace import Trace
+from threadloom.pipeline.run.engine import Abortable, Run
 from threadloom.pipeline.testing.faults import FaultKind, FaultPlan
 from threadloom.pipeline.testing.invariants import Observation, broken
 from threadloom.pipeline.testing.journal import Fired, Journal, wrap
 from threadloom.pipeline.testing.leaks import Holdings, left_behind
-from threadloom.pipeline.trace import Trace
 
 
 class InvariantBroken(AssertionError):

@@ -17,14 +17,14 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
-from threadloom.pipeline.admission import Gather, InOrder
-from threadloom.pipeline.errors import AdmissionError
-from threadloom.pipeline.failure import FailFast, Retry, SkipFailed
-from threadloom.pipeline.graph import Graph
-from threadloom.pipeline.join import Join
-from threadloom.pipeline.per_worker import per_worker
-from threadloom.pipeline.slots import Pool
-from threadloom.pipeline.stage import SKIP, Kind, Node, Skip
+from threadloom.pipeline.core.errors import AdmissionError
+from threadloom.pipeline.core.slots import Pool
+from threadloom.pipeline.graph.graph import Graph
+from threadloom.pipeline.observe.stage import SKIP, Kind, Node, Skip
+from threadloom.pipeline.policy.admission import Gather, InOrder
+from threadloom.pipeline.policy.failure import FailFast, Retry, SkipFailed
+from threadloom.pipeline.policy.join import Join
+from threadloom.pipeline.run.per_worker import per_worker
 from threadloom.pipeline.testing.harness import Subject
 
 FIRST = 10_000

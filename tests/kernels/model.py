@@ -18,10 +18,10 @@ from tests.kernels.support import (
     make_weights,
 )
 from tests.reference import Ids, Tensors
-from threadloom.kernels.embedding import embedding_backward, embedding_forward
-from threadloom.kernels.tensors import Weights
-from threadloom.kernels.transformer import blocks_backward, blocks_forward, head_backward, head_loss
-from threadloom.kernels.turn import own_turn
+from threadloom.kernels.common.accumulation import own_turn
+from threadloom.kernels.common.tensors import Weights
+from threadloom.kernels.float32.embedding import embedding_backward, embedding_forward
+from threadloom.kernels.float32.transformer import blocks_backward, blocks_forward, head_backward, head_loss
 
 
 @dataclass

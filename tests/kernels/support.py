@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from tests import reference
 from tests.reference import Array, Ids, Tensors
-from threadloom.kernels.decode import DecodeScratch, KVCache
-from threadloom.kernels.jit import JIT_ENABLED
-from threadloom.kernels.tensors import ATTENTION_TILE, Activations, Floats, Scratch, TokenIds, Weights
+from threadloom.kernels.common.tensors import ATTENTION_TILE, Activations, Floats, Scratch, TokenIds, Weights
+from threadloom.kernels.compiling.jit import JIT_ENABLED
+from threadloom.kernels.float32.decode import DecodeScratch, KVCache
 
 FORWARD = 5e-6
 """Relative L2 distance allowed to the output of one operation, or of a model of a few layers.

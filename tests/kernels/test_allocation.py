@@ -9,14 +9,14 @@ from numba.core.runtime import _nrt_python, rtsys
 
 from tests.kernels.model import Model
 from tests.kernels.support import Sizes, flat_ids, make_cache, make_decode_scratch
-from threadloom.kernels.adamw import AdamWStep, adamw_update
-from threadloom.kernels.decode import decode_token
-from threadloom.kernels.embedding import embedding_backward, embedding_forward
-from threadloom.kernels.jit import JIT_ENABLED, kernel
-from threadloom.kernels.reduction import sum_lanes
-from threadloom.kernels.tensors import Floats
-from threadloom.kernels.transformer import blocks_backward, blocks_forward, head_backward, head_loss
-from threadloom.kernels.turn import own_turn
+from threadloom.kernels.common.accumulation import own_turn
+from threadloom.kernels.common.adamw import AdamWStep, adamw_update
+from threadloom.kernels.common.reduction import sum_lanes
+from threadloom.kernels.common.tensors import Floats
+from threadloom.kernels.compiling.jit import JIT_ENABLED, kernel
+from threadloom.kernels.float32.decode import decode_token
+from threadloom.kernels.float32.embedding import embedding_backward, embedding_forward
+from threadloom.kernels.float32.transformer import blocks_backward, blocks_forward, head_backward, head_loss
 
 pytestmark = pytest.mark.skipif(not JIT_ENABLED, reason="counts what compiled code allocates")
 

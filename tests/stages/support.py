@@ -20,9 +20,11 @@ from click.testing import CliRunner
 from numpy.typing import NDArray
 
 from threadloom.pipeline import Trace
-from threadloom.stages.checkpoint import Checkpoint, kept_versions
+from threadloom.stages.checkpoint.checkpoint import Checkpoint, kept_versions
 from threadloom.stages.cli import main
-from threadloom.stages.config import (
+from threadloom.stages.data.batches import BatchSource, EvaluationWindows, TokenFile, evaluation_batches, random_batches
+from threadloom.stages.memory.items import Evaluation, Event, Saved, Update, label
+from threadloom.stages.resolve.loading import (
     Config,
     ModelConfig,
     OptimizerConfig,
@@ -31,10 +33,8 @@ from threadloom.stages.config import (
     apply_overrides,
     resolve,
 )
-from threadloom.stages.data import BatchSource, EvaluationWindows, TokenFile, evaluation_batches, random_batches
-from threadloom.stages.items import Evaluation, Event, Saved, Update, label
-from threadloom.stages.replay import replay
-from threadloom.stages.training import Output, Training, Validation
+from threadloom.stages.training.replay import replay
+from threadloom.stages.training.training import Output, Training, Validation
 
 WAIT = 30.0
 """Seconds that a forced order may take to come about; a test in which it does not fails, it does not hang."""

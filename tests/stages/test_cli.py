@@ -8,10 +8,10 @@ import pytest
 from loguru import logger
 
 from tests.stages.support import command, story
-from tests.stages.test_resume import files
-from threadloom.stages.config import CONFIG_NAMES, load_config, micro_batches, resolve, to_json
-from threadloom.stages.rundir import RunMode, read_metrics
-from threadloom.stages.session import train
+from tests.stages.training.test_resume import files
+from threadloom.stages.resolve.loading import CONFIG_NAMES, load_config, micro_batches, resolve, to_json
+from threadloom.stages.run.session import train
+from threadloom.stages.storage.run_directory import RunMode, read_metrics
 
 pytestmark = pytest.mark.timeout(60)
 

@@ -1,0 +1,95 @@
+"""The products of a linear layer in 16 bits, one name each for bfloat16 and float16.
+
+Which arithmetic runs follows, when a kernel is compiled, from the type of the weight's form: packed words (uint32) are
+multiplied by `kernels.matmul.bf16`, float16 (int16) by `kernels.matmul.fp16`. So `kernels.bits16.transformer` serves
+every format.
+"""
+
+from typing import Any
+
+import numpy as np
+from numba import types
+from numba.extending import overload
+
+from threadloom.kernels.bits16.elementwise import gelu_forward_low
+from threadloom.kernels.bits16.tensors import Form, Wide
+from threadloom.kernels.common.tensors import Floats
+from threadloom.kernels.matmul.bf16 import gemm_bf16, gemm_rows_bf16, linear_bf16, linear_gelu_bf16
+from threadloom.kernels.matmul.fp16 import gemm_half, linear_half
+from threadloom.kernels.simd.scalar import Short
+
+
+def _rounded_packed(a: Any, form: Any, transposed: Any, bias: Any, out: Any, wide: Any) -> None:
+    linear_bf16(a, form, bias, out)
+
+
+def _rounded_half(a: Any, form: Any, transposed: Any, bias: Any, out: Any, wide: Any) -> None:
+    linear_half(a, form, transposed, bias, out, wide.sums, wide.a, wide.b)
+
+
+def _gelu_packed(a: Any, form: Any, bias: Any, before: Any, out: Any, wide: Any) -> None:
+    linear_gelu_bf16(a, form, bias, before, out)
+
+
+def _gelu_half(a: Any, form: Any, bias: Any, before: Any, out: Any, wide: Any) -> None:
+    linear_half(a, form, False, bias, before, wide.sums, wide.a, wide.b)
+    gelu_forward_low(before, out)
+
+
+def _float_packed(a: Any, form: Any, transposed: Any, out: Any, accumulate: Any, wide: Any) -> None:
+    gemm_bf16(a, form, out, accumulate)
+
+
+def _float_half(a: Any, form: Any, transposed: Any, out: Any, accumulate: Any, wide: Any) -> None:
+    gemm_half(a, form, out, False, transposed, accumulate, wide.a, wide.b)
+
+
+def _outer_bf16(a_turned: Any, d: Any, out: Any, accumulate: Any, wide: Any) -> None:
+    gemm_rows_bf16(a_turned, d, out, accumulate)
+
+
+def _outer_half(a_turned: Any, d: Any, out: Any, accumulate: Any, wide: Any) -> None:
+    gemm_half(a_turned, d, out, False, False, accumulate, wide.a, wide.b)
+
+
+def product_rounded(a: Short, form: Form, transposed: bool, bias: Floats, out: Short, wide: Wide) -> None:
+    """Write ``a @ W + bias``, rounded once, to `out`: a (M, K), out (M, N); bias (N,), or (0,) for none.
+
+    `transposed` says that `form` is one of W's transpose; it matters only where that is the same array.
+    """
+    (_rounded_half if form.dtype == np.int16 else _rounded_packed)(a, form, transposed, bias, out, wide)
+
+
+def product_gelu(a: Short, form: Form, bias: Floats, before: Short, out: Short, wide: Wide) -> None:
+    """Write ``a @ W + bias`` to `before` and its GELU to `out`, both (M, N) and rounded."""
+    (_gelu_half if form.dtype == np.int16 else _gelu_packed)(a, form, bias, before, out, wide)
+
+
+def product_float(a: Short, form: Form, transposed: bool, out: Floats, accumulate: bool, wide: Wide) -> None:
+    """Write, or add when `accumulate`, ``a @ W`` to the float32 `out` (M, N)."""
+    (_float_half if form.dtype == np.int16 else _float_packed)(a, form, transposed, out, accumulate, wide)
+
+
+def product_outer(a_turned: Short, d: Short, out: Floats, accumulate: bool, wide: Wide) -> None:
+    """Write, or add, ``a.T @ d`` to the float32 `out` (I, O), the gradient of a weight: a_turned (I, R), d (R, O)."""
+    (_outer_half if d.dtype == np.int16 else _outer_bf16)(a_turned, d, out, accumulate, wide)
+
+
+@overload(product_rounded, inline="always")
+def _rounded(a: Any, form: Any, transposed: Any, bias: Any, out: Any, wide: Any) -> Any:
+    return _rounded_half if form.dtype == types.int16 else _rounded_packed
+
+
+@overload(product_gelu, inline="always")
+def _gelu(a: Any, form: Any, bias: Any, before: Any, out: Any, wide: Any) -> Any:
+    return _gelu_half if form.dtype == types.int16 else _gelu_packed
+
+
+@overload(product_float, inline="always")
+def _float(a: Any, form: Any, transposed: Any, out: Any, accumulate: Any, wide: Any) -> Any:
+    return _float_half if form.dtype == types.int16 else _float_packed
+
+
+@overload(product_outer, inline="always")
+def _outer(a_turned: Any, d: Any, out: Any, accumulate: Any, wide: Any) -> Any:
+    return _outer_half if d.dtype == types.int16 else _outer_bf16

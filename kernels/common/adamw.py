@@ -1,0 +1,88 @@
+"""AdamW (Loshchilov and Hutter, 2019, algorithm 2), with PyTorch's order of operations, in one streaming pass."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from threadloom.kernels.common.tensors import Floats
+from threadloom.kernels.compiling.jit import exact, exact_inlined
+
+
+class AdamWStep(NamedTuple):
+    """The numbers of one update; the bias corrections belong to update t = 1, 2, ... of the run."""
+
+    lr: float
+    beta1: float
+    beta2: float
+    eps: float
+    weight_decay: float
+    bias_correction1: float  # 1 - beta1**t
+    bias_correction2: float  # 1 - beta2**t
+    grad_scale: float  # the clip factor that the gradient is multiplied with first; 1 leaves it
+
+
+class _Factors(NamedTuple):
+    """The numbers of one update in float32, as the loop needs them."""
+
+    beta1: np.float32
+    rest1: np.float32  # 1 - beta1
+    beta2: np.float32
+    rest2: np.float32  # 1 - beta2
+    size: np.float32  # lr / bias_correction1
+    unbias: np.float32  # 1 / sqrt(bias_correction2)
+    eps: np.float32
+    clip: np.float32
+    keep: np.float32  # what decay leaves of a weight
+
+
+@exact
+def _factors(step: AdamWStep, decay: float) -> _Factors:
+    return _Factors(
+        np.float32(step.beta1),
+        np.float32(1.0 - step.beta1),
+        np.float32(step.beta2),
+        np.float32(1.0 - step.beta2),
+        np.float32(step.lr / step.bias_correction1),
+        np.float32(1.0 / math.sqrt(step.bias_correction2)),
+        np.float32(step.eps),
+        np.float32(step.grad_scale),
+        np.float32(1.0 - step.lr * decay),
+    )
+
+
+@exact_inlined
+def _element(
+    weight: np.float32, g: np.float32, m: np.float32, v: np.float32, f: _Factors
+) -> tuple[np.float32, np.float32, np.float32]:
+    """Return one element's new weight and moments."""
+    clipped = g * f.clip
+    first = f.beta1 * m + f.rest1 * clipped
+    second = f.beta2 * v + f.rest2 * (clipped * clipped)
+    return weight * f.keep - f.size * (first / (np.sqrt(second) * f.unbias + f.eps)), first, second
+
+
+@exact
+def _update_range(weights: Floats, new_weights: Floats, gradient: Floats, m: Floats, v: Floats, f: _Factors) -> None:
+    """Update one range whose elements are all decayed alike."""
+    if weights.ctypes.data == new_weights.ctypes.data:  # one array under two names would not vectorise
+        for i in range(weights.shape[0]):
+            weights[i], m[i], v[i] = _element(weights[i], gradient[i], m[i], v[i], f)
+    else:
+        for i in range(weights.shape[0]):
+            new_weights[i], m[i], v[i] = _element(weights[i], gradient[i], m[i], v[i], f)
+
+
+@exact
+def adamw_update(
+    weights: Floats, new_weights: Floats, gradient: Floats, m: Floats, v: Floats, decayed: int, step: AdamWStep
+) -> None:
+    """Write the updated weights to `new_weights` and update the moments `m` and `v` in place; all flat, one length.
+
+    The first `decayed` elements get decoupled weight decay. `new_weights` may be `weights` itself, but must not overlap
+    it in part. Each element's result depends on that element alone, bit for bit, so an arena may be cut at will: give
+    a slice ``min(max(decayed - start, 0), length)``.
+    """
+    with_decay, without, d = _factors(step, step.weight_decay), _factors(step, 0.0), decayed
+    _update_range(weights[:d], new_weights[:d], gradient[:d], m[:d], v[:d], with_decay)
+    _update_range(weights[d:], new_weights[d:], gradient[d:], m[d:], v[d:], without)

@@ -1,0 +1,99 @@
+"""The one place of compiler flags: every kernel of the package is decorated with something from here.
+
+`kernel` compiles to machine code that holds no GIL, caches it on disk, and allows the float32 rewrites that change
+neither NaN nor infinity: reassociation (so that sums vectorise), fused multiply-add, reciprocals, and no sign of zero.
+`nnan` and `ninf` are left out on purpose: a diverging run must show NaN, not something undefined.
+
+`exact` allows no rewrite at all. It is for element-wise passes whose result must not depend on how an array is cut:
+LLVM may lower a division to an estimate in the vector body and to a true division in the scalar remainder, and only
+without these flags are the two the same bits.
+
+`inlined` is for small helpers that must disappear into the loop of their caller, so that it vectorises. Multiply-add
+may be fused in it, but nothing is reassociated, so that a two-part constant stays two parts.
+
+A compiled kernel holds the code of those it calls, but Numba's cache looks only at the file of the outermost one, and
+would run yesterday's inner kernel after an edit or an upgrade. So every cache entry is stamped with a digest of all the
+package's sources, and several processes may write it at once (`kernels.compiling.cache`). And of several copies of an
+inner kernel a process would run the one that it loaded first, so the copies are private
+(`kernels.compiling.symbol_visibility`).
+
+With ``NUMBA_DISABLE_JIT=1`` all of them return the function unchanged, and everything runs as Python and NumPy.
+"""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import numba
+
+from threadloom.kernels.compiling.cache import CacheFile
+from threadloom.kernels.compiling.symbol_visibility import PrivateCompiler
+
+Function = TypeVar("Function", bound=Callable[..., object])
+
+FASTMATH = {"nsz", "arcp", "contract", "afn", "reassoc"}
+
+JIT_ENABLED: bool = not numba.config.DISABLE_JIT
+"""False when ``NUMBA_DISABLE_JIT`` is set: then the code that only a compiler understands is replaced."""
+
+
+_COMMON: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck": False}
+_INLINED: dict[str, Any] = {"fastmath": False, "forceinline": True}
+
+OVERLOAD_OPTIONS: dict[str, Any] = _COMMON | {"fastmath": FASTMATH}
+"""What `kernel` compiles with, for the ``jit_options`` of an ``overload``, which takes no decorator from here."""
+OVERLOAD_EXACT_INLINED: dict[str, Any] = _COMMON | _INLINED
+"""The same of `exact_inlined`."""
+
+
+def _sources_digest() -> str:
+    digest = hashlib.sha256()
+    package = Path(__file__).parents[1]
+    for path in sorted(package.rglob("*.py")):
+        digest.update(str(path.relative_to(package)).encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+SOURCES_DIGEST = _sources_digest()
+"""Of all sources of the package: what was compiled, or measured, with others does not hold."""
+
+
+def _compiled(function: Function, **options: Any) -> Function:
+    """Return `function` as a Numba dispatcher that checks no bounds, holds no GIL and is cached under the digest."""
+    jit = numba.njit(cache=True, pipeline_class=PrivateCompiler, **_COMMON, **options)
+    dispatcher = jit(function)
+    cache: Any = getattr(dispatcher, "_cache", None)
+    if hasattr(cache, "_cache_file"):  # Numba has no public way to say where entries lie and what they depend on
+        cache._cache_file = CacheFile(cache.cache_path, cache._impl.filename_base, SOURCES_DIGEST)
+    return cast(Function, dispatcher)
+
+
+def transparent(function: Function) -> Function:
+    """Let Numba write the body of `function` into its callers: for those that only pass things on.
+
+    Numba compiles and LLVM optimises every kernel with all that it calls, so each layer of wrappers around a large
+    kernel costs as much compile time as the kernel itself. This saves the layer. No arithmetic may be in it: that would
+    have the floating-point flags of the caller.
+    """
+    return _compiled(function, fastmath=False, inline="always")
+
+
+def kernel(function: Function) -> Function:
+    """Compile `function` with the package's flags; the arguments' types are found at the first call."""
+    return _compiled(function, fastmath=FASTMATH)
+
+
+def exact(function: Function) -> Function:
+    """Compile `function` without any floating-point rewrite: every element has the bits of IEEE arithmetic."""
+    return _compiled(function, fastmath=False)
+
+
+def exact_inlined(function: Function) -> Function:
+    """Compile a helper of an `exact` kernel, inlined like `inlined` and free of rewrites like `exact`."""
+    return _compiled(function, **_INLINED)
+
+
+def inlined(function: Function) -> Function:
+    """Compile a helper that LLVM must inline; only fused multiply-add and the sign of zero are free."""
+    return _compiled(function, fastmath={"nsz", "contract"}, forceinline=True)

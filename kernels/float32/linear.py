@@ -1,0 +1,59 @@
+"""Linear layers: ``y = x @ weight + bias``, with weights stored (inputs, outputs) as in GPT-2's files.
+
+The bias (and the residual) is written into the output before the product, which is then added to it: BLAS would spend
+a pass on clearing the output anyway.
+"""
+
+from threadloom.kernels.common.tensors import Floats
+from threadloom.kernels.compiling.jit import kernel
+from threadloom.kernels.matmul.blas import gemm
+
+
+@kernel
+def linear_forward(x: Floats, weight: Floats, bias: Floats, out: Floats) -> None:
+    """Write ``x @ weight + bias`` to `out`: x (R, I), weight (I, O), bias (O,), out (R, O)."""
+    for r in range(out.shape[0]):
+        row = out[r]
+        for j in range(row.shape[0]):
+            row[j] = bias[j]
+    gemm(x, weight, out, False, False, 1.0, 1.0)
+
+
+@kernel
+def linear_residual_forward(x: Floats, weight: Floats, bias: Floats, residual: Floats, out: Floats) -> None:
+    """Write ``residual + x @ weight + bias`` to `out`: as `linear_forward`, with residual (R, O)."""
+    for r in range(out.shape[0]):
+        row, base = out[r], residual[r]
+        for j in range(row.shape[0]):
+            row[j] = base[j] + bias[j]
+    gemm(x, weight, out, False, False, 1.0, 1.0)
+
+
+@kernel
+def linear_backward_input(d_out: Floats, weight: Floats, dx: Floats) -> None:
+    """Write the gradient of the input, ``d_out @ weight.T``, to `dx` (R, I)."""
+    gemm(d_out, weight, dx, False, True, 1.0, 0.0)
+
+
+@kernel
+def linear_backward_weight(x: Floats, d_out: Floats, d_weight: Floats, accumulate: bool) -> None:
+    """Write, or add when `accumulate`, the gradient of the weight, ``x.T @ d_out``, to `d_weight` (I, O)."""
+    gemm(x, d_out, d_weight, True, False, 1.0, 1.0 if accumulate else 0.0)
+
+
+@kernel
+def linear_backward_bias(d_out: Floats, d_bias: Floats, accumulate: bool) -> None:
+    """Write, or add when `accumulate`, the gradient of the bias, the sum of `d_out`'s rows, to `d_bias` (O,)."""
+    rows, columns = d_out.shape
+    if not accumulate:
+        for j in range(columns):
+            d_bias[j] = 0.0
+    four = rows - rows % 4
+    for r in range(0, four, 4):
+        a, b, c, d = d_out[r], d_out[r + 1], d_out[r + 2], d_out[r + 3]
+        for j in range(columns):
+            d_bias[j] += (a[j] + b[j]) + (c[j] + d[j])
+    for r in range(four, rows):
+        row = d_out[r]
+        for j in range(columns):
+            d_bias[j] += row[j]

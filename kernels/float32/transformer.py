@@ -1,0 +1,176 @@
+"""The whole model for one micro-batch, each function one call that holds no GIL from its start to its end.
+
+The model is GPT-2 (Radford et al., 2019): blocks of ``x += attention(layernorm(x))`` and ``x += mlp(layernorm(x))``,
+a last LayerNorm, and the token embedding as the output projection. Forward keeps what `Activations` lists; backward
+makes the LayerNorms' and the GELU's outputs again, which costs less than keeping them.
+"""
+
+from threadloom.kernels.common.accumulation import HEAD_SLICE, Turn, end_turn, wait_turn
+from threadloom.kernels.common.tensors import Activations, Floats, Scratch, TokenIds, Weights
+from threadloom.kernels.compiling.jit import kernel
+from threadloom.kernels.float32.attention import attention_backward, attention_forward
+from threadloom.kernels.float32.cross_entropy import cross_entropy_backward, cross_entropy_forward
+from threadloom.kernels.float32.gelu import gelu_backward, gelu_forward
+from threadloom.kernels.float32.layernorm import layernorm_apply, layernorm_backward, layernorm_forward, layernorm_row
+from threadloom.kernels.float32.linear import (
+    linear_backward_bias,
+    linear_backward_input,
+    linear_backward_weight,
+    linear_forward,
+    linear_residual_forward,
+)
+from threadloom.kernels.matmul.blas import gemm
+
+
+@kernel
+def blocks_forward(weights: Weights, acts: Activations, sequences: int, heads: int) -> None:
+    """Run all blocks on ``acts.x[0]``, the embeddings, and fill every activation; R is a multiple of `sequences`."""
+    w, a = weights, acts
+    for n in range(w.qkv_weight.shape[0]):
+        x, x_mid = a.x[n], a.x_mid[n]
+        layernorm_forward(x, w.ln1_weight[n], w.ln1_bias[n], a.h, a.ln1_mean[n], a.ln1_rstd[n])
+        linear_forward(a.h, w.qkv_weight[n], w.qkv_bias[n], a.qkv[n])
+        attention_forward(a.qkv[n], sequences, heads, a.attn[n], a.attn_lse[n], a.scores)
+        linear_residual_forward(a.attn[n], w.attn_proj_weight[n], w.attn_proj_bias[n], x, x_mid)
+        layernorm_forward(x_mid, w.ln2_weight[n], w.ln2_bias[n], a.h, a.ln2_mean[n], a.ln2_rstd[n])
+        linear_forward(a.h, w.fc_weight[n], w.fc_bias[n], a.fc[n])
+        gelu_forward(a.fc[n], a.gelu)
+        linear_residual_forward(a.gelu, w.mlp_proj_weight[n], w.mlp_proj_bias[n], x_mid, a.x[n + 1])
+
+
+@kernel
+def _mlp_backward(
+    weights: Weights, acts: Activations, grads: Weights, scratch: Scratch, n: int, accumulate: bool
+) -> None:
+    """Take ``scratch.dx`` from the gradient of ``x[n + 1]`` to that of ``x_mid[n]``."""
+    w, a, g, s = weights, acts, grads, scratch
+    linear_backward_input(s.dx, w.mlp_proj_weight[n], s.d_fc)
+    gelu_backward(a.fc[n], s.d_fc, s.gelu)
+    linear_backward_weight(s.gelu, s.dx, g.mlp_proj_weight[n], accumulate)
+    linear_backward_bias(s.dx, g.mlp_proj_bias[n], accumulate)
+    mean, rstd = a.ln2_mean[n], a.ln2_rstd[n]
+    layernorm_apply(a.x_mid[n], w.ln2_weight[n], w.ln2_bias[n], mean, rstd, s.h)
+    linear_backward_weight(s.h, s.d_fc, g.fc_weight[n], accumulate)
+    linear_backward_bias(s.d_fc, g.fc_bias[n], accumulate)
+    linear_backward_input(s.d_fc, w.fc_weight[n], s.dh)
+    layernorm_backward(
+        s.dh, a.x_mid[n], w.ln2_weight[n], mean, rstd, s.dx, g.ln2_weight[n], g.ln2_bias[n], True, accumulate
+    )
+
+
+@kernel
+def _attention_backward(
+    weights: Weights,
+    acts: Activations,
+    grads: Weights,
+    scratch: Scratch,
+    n: int,
+    sequences: int,
+    heads: int,
+    accumulate: bool,
+) -> None:
+    """Take ``scratch.dx`` from the gradient of ``x_mid[n]`` to that of ``x[n]``."""
+    w, a, g, s = weights, acts, grads, scratch
+    linear_backward_weight(a.attn[n], s.dx, g.attn_proj_weight[n], accumulate)
+    linear_backward_bias(s.dx, g.attn_proj_bias[n], accumulate)
+    linear_backward_input(s.dx, w.attn_proj_weight[n], s.d_attn)
+    attention_backward(s.d_attn, a.attn[n], a.qkv[n], a.attn_lse[n], sequences, heads, s.d_qkv, s.scores, s.d_scores)
+    mean, rstd = a.ln1_mean[n], a.ln1_rstd[n]
+    layernorm_apply(a.x[n], w.ln1_weight[n], w.ln1_bias[n], mean, rstd, s.h)
+    linear_backward_weight(s.h, s.d_qkv, g.qkv_weight[n], accumulate)
+    linear_backward_bias(s.d_qkv, g.qkv_bias[n], accumulate)
+    linear_backward_input(s.d_qkv, w.qkv_weight[n], s.dh)
+    layernorm_backward(
+        s.dh, a.x[n], w.ln1_weight[n], mean, rstd, s.dx, g.ln1_weight[n], g.ln1_bias[n], True, accumulate
+    )
+
+
+@kernel
+def blocks_backward(
+    weights: Weights,
+    acts: Activations,
+    grads: Weights,
+    scratch: Scratch,
+    sequences: int,
+    heads: int,
+    accumulate: bool,
+    turn: Turn,
+) -> None:
+    """Take ``scratch.dx`` from the gradient of x[L] to that of x[0]; write or add the gradients of the blocks' tensors.
+
+    Without `accumulate` every such gradient is overwritten, whatever was there. The parts of the `turn` are those after
+    the head's.
+    """
+    part = -(-weights.wte.shape[0] // HEAD_SLICE)
+    for n in range(weights.qkv_weight.shape[0] - 1, -1, -1):
+        wait_turn(turn, part)
+        _mlp_backward(weights, acts, grads, scratch, n, accumulate)
+        end_turn(turn, part)
+        wait_turn(turn, part + 1)
+        _attention_backward(weights, acts, grads, scratch, n, sequences, heads, accumulate)
+        end_turn(turn, part + 1)
+        part += 2
+
+
+@kernel
+def head_loss(weights: Weights, x_final: Floats, targets: TokenIds, h: Floats, logits: Floats) -> float:
+    """Return the sum of the cross-entropies of all rows, without a gradient.
+
+    `x_final` (R, C) leaves the last block, `targets` (R,) lie in 0 .. V - 1; `h` (R, C) and `logits` (rows of a chunk,
+    V) are scratch.
+    """
+    rows, chunk = x_final.shape[0], logits.shape[0]
+    total = 0.0
+    for first in range(0, rows, chunk):
+        last = min(first + chunk, rows)
+        part, normed = logits[: last - first], h[first:last]
+        for r in range(first, last):
+            layernorm_row(x_final[r], weights.lnf_weight, weights.lnf_bias, h[r])
+        gemm(normed, weights.wte, part, False, True, 1.0, 0.0)
+        total += cross_entropy_forward(part, targets[first:last])
+    return total
+
+
+@kernel
+def head_backward(
+    weights: Weights,
+    x_final: Floats,
+    targets: TokenIds,
+    scale: float,
+    grads: Weights,
+    scratch: Scratch,
+    accumulate: bool,
+    turn: Turn,
+) -> float:
+    """Return the unscaled sum of the cross-entropies, and leave the gradient of `x_final` in ``scratch.dx``.
+
+    Every gradient is multiplied by `scale` (1 / tokens of the batch makes them those of the mean). Those of `wte`,
+    `lnf_weight` and `lnf_bias` are written, or added when `accumulate`. The logits exist for the rows of one chunk
+    (``scratch.logits.shape[0]``) at a time, and their gradient takes their place. The rows of `wte` are the first parts
+    of the `turn`.
+    """
+    s = scratch
+    rows, chunk, vocabulary = x_final.shape[0], s.logits.shape[0], weights.wte.shape[0]
+    parts = -(-vocabulary // HEAD_SLICE)
+    layernorm_forward(x_final, weights.lnf_weight, weights.lnf_bias, s.h, s.lnf_mean, s.lnf_rstd)
+    total = 0.0
+    beta = 1.0 if accumulate else 0.0
+    for first in range(0, rows, chunk):
+        last = min(first + chunk, rows)
+        logits, h = s.logits[: last - first], s.h[first:last]
+        gemm(h, weights.wte, logits, False, True, 1.0, 0.0)
+        total += cross_entropy_backward(logits, targets[first:last], scale)
+        gemm(logits, weights.wte, s.dh[first:last], False, False, 1.0, 0.0)
+        for part in range(parts):
+            v0, v1 = part * HEAD_SLICE, min((part + 1) * HEAD_SLICE, vocabulary)
+            wait_turn(turn, part)
+            gemm(logits[:, v0:v1], h, grads.wte[v0:v1], True, False, 1.0, beta)
+            if last == rows and v1 < vocabulary:
+                end_turn(turn, part)
+        beta = 1.0
+    mean, rstd = s.lnf_mean, s.lnf_rstd
+    layernorm_backward(
+        s.dh, x_final, weights.lnf_weight, mean, rstd, s.dx, grads.lnf_weight, grads.lnf_bias, False, accumulate
+    )
+    end_turn(turn, parts - 1)
+    return total

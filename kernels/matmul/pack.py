@@ -1,0 +1,258 @@
+"""The forms in which bfloat16 matrices are multiplied: the packed second operand, and the transposed first one.
+
+A product A @ B takes A (M, K) row after row, its elements side by side along k, and B (K, N) packed: pairs of k in
+words (see `kernels.simd.vector`), 32 columns to a panel, panel after panel, with zeros at the edges::
+
+    B (K, N)                    packed (panels, pairs, 32) of uint32
+
+              n ->                        column 0        column 1          column 31
+         +-------+-------+-     pair 0  | B[1,0] B[0,0] | B[1,1] B[0,1] | ... B[1,31] B[0,31] |  panel 0:
+      k  | panel | panel |      pair 1  | B[3,0] B[2,0] | B[3,1] B[2,1] | ... B[3,31] B[2,31] |  columns
+      |  |   0   |   1   |        ...                                                            0 to 31
+      v  |       |       |      zeros up to a multiple of 16 pairs
+         +-------+-------+-     pair 0  | B[1,32] B[0,32] | ...                                  panel 1
+
+A row of a panel is 128 bytes: two vectors of AVX-512, or one row of each of two AMX tiles, whose 16 rows are 16
+successive pairs. The zeros let a tile be loaded across the last k; the memory is that of bfloat16 plus these edges. A
+weight bank holds a weight (I, O) as ``pack_bf16(weight, False)`` for the forward product and as
+``pack_bf16(weight, True)``, which is the packed transpose, for the gradient of the input.
+
+For the gradient of a weight, x.T @ dy, `transpose_bf16` makes the first operand and `pack_bf16` packs the second.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from threadloom.kernels.common.tensors import Floats
+from threadloom.kernels.compiling.jit import JIT_ENABLED, exact, exact_inlined
+from threadloom.kernels.simd.bfloat16 import Bits, rounded, to_bf16
+from threadloom.kernels.simd.scalar import Short
+from threadloom.kernels.simd.vector import (
+    LANES,
+    join_rows,
+    read_float,
+    read_short,
+    stack_space,
+    transpose_shorts,
+    transpose_words,
+    write_word,
+)
+
+Words = NDArray[np.uint32]
+"""A packed operand: words of two bfloat16 numbers."""
+
+PANEL = 32
+"""Columns of a panel."""
+DEPTH_STEP = 32
+"""Packed operands are padded to a multiple of this along k: what one AMX tile holds."""
+
+_SHIFT = np.uint32(16)
+_square_space = stack_space(LANES * LANES * 4)
+
+
+def packed_shape(inner: int, columns: int) -> tuple[int, int, int]:
+    """Return the shape (panels, pairs, 32) of a packed matrix of (inner, columns); its elements are uint32."""
+    return -(-columns // PANEL), -(-inner // DEPTH_STEP) * DEPTH_STEP // 2, PANEL
+
+
+@exact_inlined
+def join(low: np.uint16, high: np.uint16) -> np.uint32:
+    """Return the word of two numbers that follow each other along k."""
+    return np.uint32(np.uint32(low) | np.uint32(np.uint32(high) << _SHIFT))
+
+
+@exact
+def _clear_edges(out: Words, inner: int, columns: int) -> None:
+    """Write zeros to what a packed matrix of (inner, columns) has beyond its pairs and its columns."""
+    panels, pairs, _ = out.shape
+    for j in range(panels):
+        width = min(PANEL, columns - j * PANEL)
+        for p in range((inner + 1) // 2, pairs):
+            for c in range(PANEL):
+                out[j, p, c] = 0
+        if width < PANEL:
+            for p in range(pairs):
+                for c in range(width, PANEL):
+                    out[j, p, c] = 0
+
+
+@exact
+def pack_panel(source: int, row_bytes: int, inner: int, width: int, panel: int) -> None:
+    """Pack one panel, `width` columns of a row-major matrix, between addresses; pairs after the last are left alone."""
+    for p in range((inner + 1) // 2):
+        even, target = source + 2 * p * row_bytes, panel + 4 * PANEL * p
+        if width == PANEL and 2 * p + 1 < inner:
+            join_rows(even, even + row_bytes, target)
+            continue
+        for c in range(PANEL):
+            low, high = np.uint16(0), np.uint16(0)
+            if c < width:
+                low = read_short(even, c)
+                if 2 * p + 1 < inner:
+                    high = read_short(even + row_bytes, c)
+            write_word(target, c, join(low, high))
+
+
+@exact
+def _pack_bf16_rows(source: Bits, out: Words) -> None:
+    """Pack `source` (K, N), which is B itself."""
+    inner, columns = source.shape
+    panels, pairs, _ = out.shape
+    for j in range(panels):
+        width = min(PANEL, columns - j * PANEL)
+        first, panel = source.ctypes.data + 2 * PANEL * j, out.ctypes.data + j * pairs * 4 * PANEL
+        pack_panel(first, source.strides[0], inner, width, panel)
+        for p in range((inner + 1) // 2, pairs):
+            for c in range(PANEL):
+                out[j, p, c] = 0
+
+
+@exact
+def _pack_bf16_columns(source: Bits, out: Words) -> None:
+    """Pack the transpose of `source` (N, K): a pair is a word of the source already, so that words are transposed."""
+    columns, inner = source.shape
+    _clear_edges(out, inner, columns)
+    step, target = source.strides[0], out.ctypes.data
+    whole_n, whole_p = columns // LANES * LANES, inner // 2 // LANES * LANES
+    pairs = out.shape[1]
+    for n in range(0, whole_n, LANES):
+        for p in range(0, whole_p, LANES):
+            place = target + 4 * ((n // PANEL * pairs + p) * PANEL + n % PANEL)
+            transpose_words(source.ctypes.data + n * step + 4 * p, step, place, 4 * PANEL)
+    for n in range(columns):
+        row, panel = source[n], out[n // PANEL]
+        for p in range(whole_p if n < whole_n else 0, inner // 2):
+            panel[p, n % PANEL] = join(row[2 * p], row[2 * p + 1])
+        if inner % 2:
+            panel[inner // 2, n % PANEL] = np.uint32(row[inner - 1])
+
+
+@exact
+def _pack_float_rows(source: Floats, out: Words) -> None:
+    """Round `source` (K, N), which is B itself, and pack it."""
+    inner, columns = source.shape
+    _clear_edges(out, inner, columns)
+    for p in range(inner // 2):
+        even, odd = source[2 * p], source[2 * p + 1]
+        whole = columns // PANEL
+        for j in range(whole):
+            row, first = out[j, p], j * PANEL
+            for c in range(PANEL):
+                row[c] = join(to_bf16(even[first + c]), to_bf16(odd[first + c]))
+        for n in range(whole * PANEL, columns):
+            out[whole, p, n - whole * PANEL] = join(to_bf16(even[n]), to_bf16(odd[n]))
+    if inner % 2:
+        last = source[inner - 1]
+        for n in range(columns):
+            out[n // PANEL, inner // 2, n % PANEL] = np.uint32(to_bf16(last[n]))
+
+
+@exact
+def _pack_float_columns(source: Floats, out: Words) -> None:
+    """Round the transpose of `source` (N, K), by squares of words on the stack, and pack it."""
+    columns, inner = source.shape
+    _clear_edges(out, inner, columns)
+    square = _square_space()
+    step, target = source.strides[0], out.ctypes.data
+    whole_n, whole_p = columns // LANES * LANES, inner // 2 // LANES * LANES
+    pairs = out.shape[1]
+    for n in range(0, whole_n, LANES):
+        for p in range(0, whole_p, LANES):
+            for i in range(LANES):
+                line, words = source.ctypes.data + (n + i) * step + 8 * p, square + 4 * LANES * i
+                for q in range(LANES):
+                    write_word(words, q, join(to_bf16(read_float(line, 2 * q)), to_bf16(read_float(line, 2 * q + 1))))
+            place = target + 4 * ((n // PANEL * pairs + p) * PANEL + n % PANEL)
+            transpose_words(square, 4 * LANES, place, 4 * PANEL)
+    for n in range(columns):
+        row, panel = source[n], out[n // PANEL]
+        for p in range(whole_p if n < whole_n else 0, inner // 2):
+            panel[p, n % PANEL] = join(to_bf16(row[2 * p]), to_bf16(row[2 * p + 1]))
+        if inner % 2:
+            panel[inner // 2, n % PANEL] = np.uint32(to_bf16(row[inner - 1]))
+
+
+@exact
+def _transpose_compiled(source: Short, out: Short) -> None:
+    rows, columns = source.shape
+    step, target_step = source.strides[0], out.strides[0]
+    whole_r, whole_c = rows // (2 * LANES) * 2 * LANES, columns // LANES * LANES
+    for r in range(0, whole_r, 2 * LANES):
+        for c in range(0, whole_c, LANES):
+            place = source.ctypes.data + r * step + 2 * c
+            transpose_shorts(place, step, out.ctypes.data + c * target_step + 2 * r, target_step)
+    for r in range(rows):
+        for c in range(whole_c if r < whole_r else 0, columns):
+            out[c, r] = source[r, c]
+
+
+def unpack_bf16(packed: Words, inner: int, columns: int) -> Bits:
+    """Return the matrix (inner, columns) that was packed, in new memory: for tests and for looking at one."""
+    panels, pairs, _ = packed.shape
+    halves = packed.reshape(-1).view(np.uint16).reshape(panels, pairs, PANEL, 2)
+    whole = halves.transpose(1, 3, 0, 2).reshape(2 * pairs, panels * PANEL)
+    return np.ascontiguousarray(whole[:inner, :columns])
+
+
+def _pack_numpy(source: Bits, out: Words) -> None:
+    inner, columns = source.shape
+    panels, pairs, _ = out.shape
+    whole = np.zeros((2 * pairs, panels * PANEL), np.uint32)
+    whole[:inner, :columns] = source
+    joined = whole[0::2] | (whole[1::2] << _SHIFT)
+    out[...] = joined.reshape(pairs, panels, PANEL).transpose(1, 0, 2)
+
+
+def _pack_bf16_numpy(source: Bits, transpose: bool, out: Words) -> None:
+    _pack_numpy(source.T if transpose else source, out)
+
+
+def _pack_float_numpy(source: Floats, transpose: bool, out: Words) -> None:
+    _pack_numpy(rounded(source.T if transpose else source), out)
+
+
+def _transpose_numpy(source: Short, out: Short) -> None:
+    out[...] = source.T
+
+
+@exact
+def _pack_bf16_compiled(source: Bits, transpose: bool, out: Words) -> None:
+    if transpose:
+        _pack_bf16_columns(source, out)
+    else:
+        _pack_bf16_rows(source, out)
+
+
+@exact
+def _pack_float_compiled(source: Floats, transpose: bool, out: Words) -> None:
+    if transpose:
+        _pack_float_columns(source, out)
+    else:
+        _pack_float_rows(source, out)
+
+
+if JIT_ENABLED:
+    _pack_bits, _pack_floats, _transpose = _pack_bf16_compiled, _pack_float_compiled, _transpose_compiled
+else:
+    _pack_bits, _pack_floats, _transpose = _pack_bf16_numpy, _pack_float_numpy, _transpose_numpy
+
+
+@exact
+def pack_bf16(source: Bits, transpose: bool, out: Words) -> None:
+    """Pack `source` (K, N), or the transpose of `source` (N, K), into `out` of ``packed_shape(K, N)``.
+
+    `source` has its elements side by side within a row; its rows may lie apart.
+    """
+    _pack_bits(source, transpose, out)
+
+
+@exact
+def pack_float32(source: Floats, transpose: bool, out: Words) -> None:
+    """Round `source` to bfloat16 and pack it, as `pack_bf16` does."""
+    _pack_floats(source, transpose, out)
+
+
+@exact
+def transpose_bf16(source: Short, out: Short) -> None:
+    """Write the transpose of `source` (R, C) to `out` (C, R); rows may lie apart in either. float16 will do as well."""
+    _transpose(source, out)

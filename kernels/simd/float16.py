@@ -1,0 +1,176 @@
+"""float32 to float16 (IEEE 754 binary16) and back, number by number and whole arrays at the speed of memory.
+
+A float16 has a sign, 5 bits of exponent and 10 of fraction: finite up to 65504, normal from 6.1e-5, subnormal from
+6.0e-8. Numba has no such type on the CPU, so the numbers are kept as their bits in int16 arrays (uint16 means bfloat16,
+see `kernels.simd.scalar`). Rounding is to the nearest, ties to even; subnormal numbers are exact, what lies half a step
+beyond 65504 or farther becomes infinite, infinities stay, and NaN stays NaN with its upper bits, made quiet.
+
+Where the target has F16C it is one instruction, VCVTPS2PH or VCVTPH2PS, which LLVM makes of its type ``half`` and
+which obeys all of the above. On an x86-64 without it LLVM would call a function of the C runtime that compiled code
+cannot find, so there it is integer arithmetic (after F. Giesen's public-domain float_to_half_fast3_rtne and
+half_to_float), which LLVM vectorises too; the bits are the same. What the target has is settled at import.
+"""
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+from numpy.typing import NDArray
+
+from threadloom.kernels.common.tensors import Floats
+from threadloom.kernels.compiling.jit import JIT_ENABLED, exact, exact_inlined
+from threadloom.kernels.simd.vector import FLOAT, HAS_HALF, SHORT
+
+Halves = NDArray[np.int16]
+"""float16 numbers as their bits."""
+
+_SIGN = np.uint32(0x80000000)
+_MAGNITUDE = np.uint32(0x7FFFFFFF)
+_INFINITY = np.uint32(0x7F800000)
+_TOO_LARGE = np.uint32(0x47800000)  # 65536: infinite as a float16, whatever the rounding
+_SMALLEST_NORMAL = np.uint32(0x38800000)  # 2**-14
+_HALF = np.float32(0.5)  # 2**-1 has a last place of 2**-24, the smallest float16: a sum with it is a count of these
+_HALF_BITS = np.uint32(0x3F000000)
+_REBIAS = np.uint32(0xC8000FFF)  # (15 - 127) << 23, and half of a float16's last place, less one
+_HALF_INFINITY, _HALF_QUIET, _HALF_FRACTION = np.uint32(0x7C00), np.uint32(0x0200), np.uint32(0x03FF)
+_DROPPED, _ONE, _SIGN_SHIFT = np.uint32(13), np.uint32(1), np.uint32(16)
+_WIDE_EXPONENT = np.uint32(0x0F800000)  # a float16's exponent, in a float32's place
+_WIDE_BIAS = np.uint32(0x38000000)  # (127 - 15) << 23
+_QUIET = np.uint32(0x00400000)
+_HALF_MAGNITUDE, _HALF_SIGN = np.uint32(0x7FFF), np.uint32(0x8000)
+_SUBNORMAL_BASE_BITS, _SUBNORMAL_BASE = np.uint32(0x00800000), np.float32(6.103515625e-05)  # 1 << 23; 2**-14
+
+
+@exact_inlined
+def to_half_integer(x: np.float32) -> np.int16:
+    """Return the float16 nearest to `x`, as bits, by integer arithmetic: compiled code only."""
+    bits = np.float32(x).view(np.uint32)
+    size = np.uint32(bits & _MAGNITUDE)
+    # The fraction of a float16 below the normal ones is a count of 2**-24, which the addition itself rounds. All three
+    # cases are computed and one is chosen, so that the loop around has no branch.
+    small = np.uint32(np.float32(size.view(np.float32) + _HALF).view(np.uint32) - _HALF_BITS)
+    odd = np.uint32(np.uint32(size >> _DROPPED) & _ONE)
+    normal = np.uint32(np.uint32(np.uint32(size + _REBIAS) + odd) >> _DROPPED)
+    nan = np.uint32(np.uint32(_HALF_INFINITY | _HALF_QUIET) | np.uint32(np.uint32(size >> _DROPPED) & _HALF_FRACTION))
+    large = nan if size > _INFINITY else _HALF_INFINITY
+    upper = large if size >= _TOO_LARGE else normal
+    half = small if size < _SMALLEST_NORMAL else upper
+    return np.int16(np.uint16(np.uint32(half | np.uint32(np.uint32(bits & _SIGN) >> _SIGN_SHIFT))))
+
+
+@exact_inlined
+def from_half_integer(bits: np.int16) -> np.float32:
+    """Return the number with these bits, by integer arithmetic: compiled code only."""
+    short = np.uint32(np.uint16(bits))
+    size = np.uint32(np.uint32(short & _HALF_MAGNITUDE) << _DROPPED)
+    exponent = np.uint32(size & _WIDE_EXPONENT)
+    normal = np.uint32(size + _WIDE_BIAS)
+    large = np.uint32(size | _INFINITY)
+    large = np.uint32(large | _QUIET) if large > _INFINITY else large
+    # With the exponent of 2**-14 the fraction stands beside an implied one, which is taken off again, exactly.
+    lifted = np.uint32(normal + _SUBNORMAL_BASE_BITS).view(np.float32)
+    small = np.float32(lifted - _SUBNORMAL_BASE).view(np.uint32)
+    upper = large if exponent == _WIDE_EXPONENT else normal
+    wide = small if exponent == np.uint32(0) else upper
+    return np.uint32(wide | np.uint32(np.uint32(short & _HALF_SIGN) << _SIGN_SHIFT)).view(np.float32)
+
+
+@intrinsic
+def _to_half_instruction(typing_context: Any, x: Any) -> Any:
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(builder.fptrunc(arguments[0], ir.HalfType()), SHORT)
+
+    return types.int16(types.float32), codegen
+
+
+@intrinsic
+def _from_half_instruction(typing_context: Any, bits: Any) -> Any:
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.fpext(builder.bitcast(arguments[0], ir.HalfType()), FLOAT)
+
+    return types.float32(types.int16), codegen
+
+
+def half_rounded(source: Floats) -> Halves:
+    """Return the float16 nearest to each number, in new memory and by NumPy: for code without the compiler."""
+    numbers = np.ascontiguousarray(source, np.float32)
+    with np.errstate(over="ignore"):
+        nearest = numbers.astype(np.float16).view(np.uint16)
+    bits = numbers.view(np.uint32)
+    nan = ((bits & _SIGN) >> _SIGN_SHIFT) | _HALF_INFINITY | _HALF_QUIET | ((bits >> _DROPPED) & _HALF_FRACTION)
+    return np.where(np.isnan(numbers), nan, nearest).astype(np.uint16).view(np.int16)
+
+
+def half_widened(source: Halves) -> Floats:
+    """Return the numbers as float32, in new memory and by NumPy."""
+    numbers = np.ascontiguousarray(source, np.int16).view(np.float16).astype(np.float32)
+    bits = numbers.view(np.uint32)
+    return np.where(np.isnan(numbers), bits | _QUIET, bits).view(np.float32)
+
+
+def _to_half_numpy(x: np.float32) -> np.int16:
+    return np.int16(half_rounded(np.array([x], np.float32))[0])
+
+
+def _from_half_numpy(bits: np.int16) -> np.float32:
+    return np.float32(half_widened(np.array([bits], np.int16))[0])
+
+
+if not JIT_ENABLED:
+    _to_scalar, _from_scalar = _to_half_numpy, _from_half_numpy
+elif HAS_HALF:
+    _to_scalar, _from_scalar = _to_half_instruction, _from_half_instruction
+else:
+    _to_scalar, _from_scalar = to_half_integer, from_half_integer
+
+
+@exact_inlined
+def to_half(x: np.float32) -> np.int16:
+    """Return the float16 nearest to `x`, as bits."""
+    return _to_scalar(np.float32(x))
+
+
+@exact_inlined
+def from_half(bits: np.int16) -> np.float32:
+    """Return the number with these bits; every float16 is a float32."""
+    return _from_scalar(np.int16(bits))
+
+
+@exact
+def _to_half_compiled(source: Floats, out: Halves) -> None:
+    for i in range(source.shape[0]):
+        out[i] = to_half(source[i])
+
+
+@exact
+def _from_half_compiled(source: Halves, out: Floats) -> None:
+    for i in range(source.shape[0]):
+        out[i] = from_half(source[i])
+
+
+def _to_half_array_numpy(source: Floats, out: Halves) -> None:
+    out[...] = half_rounded(source)
+
+
+def _from_half_array_numpy(source: Halves, out: Floats) -> None:
+    out[...] = half_widened(source)
+
+
+if JIT_ENABLED:
+    _to, _from = _to_half_compiled, _from_half_compiled
+else:
+    _to, _from = _to_half_array_numpy, _from_half_array_numpy
+
+
+@exact
+def half_from_float32(source: Floats, out: Halves) -> None:
+    """Write the float16 nearest to each number of `source` to `out`; both flat, of one length."""
+    _to(source, out)
+
+
+@exact
+def float32_from_half(source: Halves, out: Floats) -> None:
+    """Write each number of `source` to `out` as float32; both flat, of one length."""
+    _from(source, out)

@@ -1,0 +1,67 @@
+"""Reading and writing single 16-bit numbers in a loop: what makes one kernel serve bfloat16 and float16.
+
+NumPy has no bfloat16 and Numba no float16 on the CPU, so both are kept as their bits, and the integer type says which:
+uint16 is a bfloat16, int16 a float16. `load16` and `store16` look at it when a kernel is compiled, and leave the loop
+around them free for vector code.
+"""
+
+from typing import Any
+
+import numpy as np
+from numba import types
+from numba.extending import overload
+from numpy.typing import NDArray
+
+from threadloom.kernels.compiling.jit import OVERLOAD_EXACT_INLINED
+from threadloom.kernels.simd.bfloat16 import from_bf16, rounded, to_bf16, widened
+from threadloom.kernels.simd.float16 import from_half, half_rounded, half_widened, to_half
+
+Short = NDArray[np.uint16] | NDArray[np.int16]
+"""Bits of bfloat16 (uint16) or of float16 (int16) numbers."""
+
+
+def load16(row: Short, j: int) -> np.float32:
+    """Return element `j` of a row of 16-bit numbers as float32."""
+    if row.dtype == np.int16:
+        return np.float32(half_widened(row[j : j + 1].view(np.int16))[0])
+    return np.float32(widened(row[j : j + 1].view(np.uint16))[0])
+
+
+def store16(row: Short, j: int, x: np.float32) -> None:
+    """Round `x` to the row's format, nearest and ties to even, and write it to element `j`."""
+    number = np.array([x], np.float32)
+    row[j : j + 1] = half_rounded(number) if row.dtype == np.int16 else rounded(number)
+
+
+@overload(load16, jit_options=OVERLOAD_EXACT_INLINED)
+def _load16(row: Any, j: Any) -> Any:
+    if row.dtype == types.uint16:
+
+        def load_bf16(row: Any, j: Any) -> Any:
+            return from_bf16(row[j])
+
+        return load_bf16
+    if row.dtype == types.int16:
+
+        def load_half(row: Any, j: Any) -> Any:
+            return from_half(row[j])
+
+        return load_half
+    return None
+
+
+@overload(store16, jit_options=OVERLOAD_EXACT_INLINED)
+def _store16(row: Any, j: Any, x: Any) -> Any:
+    if row.dtype == types.uint16:
+
+        def store_bf16(row: Any, j: Any, x: Any) -> None:
+            row[j] = to_bf16(x)
+
+        return store_bf16
+    if row.dtype == types.int16:
+
+        def store_half(row: Any, j: Any, x: Any) -> None:
+            row[j] = to_half(x)
+
+        return store_half
+    return None

@@ -1,0 +1,226 @@
+"""LLVM pieces that the low-precision kernels share: the target's features, loads and stores at addresses, transposes.
+
+A matrix of bfloat16 is a NumPy array of uint16, since NumPy has no such type. Two of them that follow each other along
+the summed dimension k make one uint32 word, the even k in the low half::
+
+    bits 31 ........ 16 15 ........ 0
+         k = 2p + 1       k = 2p
+
+LLVM's intrinsics take vectors of its type ``bfloat``, which llvmlite does not know; `Bfloat` adds its name.
+"""
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from threadloom.kernels.compiling.target import TARGET
+
+HAS_DOT = TARGET.get("avx512bf16", False) and TARGET.get("avx512f", False)
+HAS_TILES = TARGET.get("amx-bf16", False) and TARGET.get("amx-tile", False)
+HAS_HALF = TARGET.get("f16c", False)
+LANES = 16 if TARGET.get("avx512f", False) else 8
+"""32-bit lanes of a vector."""
+
+
+class Bfloat(ir.Type):  # type: ignore[misc]  # llvmlite has no types
+    """LLVM's bfloat."""
+
+    null = "0.0"
+
+    def __str__(self) -> str:
+        return "bfloat"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Bfloat)
+
+    def __hash__(self) -> int:
+        return hash(Bfloat)
+
+
+BYTE, SHORT, INT, WORD, FLOAT = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
+FLOATS = ir.VectorType(FLOAT, LANES)
+INTS = ir.VectorType(INT, LANES)
+SHORTS = ir.VectorType(SHORT, LANES)
+BFLOATS = ir.VectorType(Bfloat(), 2 * LANES)
+
+
+def word(value: int) -> Any:
+    """Return a 64-bit constant."""
+    return ir.Constant(WORD, value)
+
+
+def pointer(builder: Any, kind: Any, base: Any, *offsets: Any) -> Any:
+    """Return a pointer to a `kind` at the address `base` plus the offsets, all in bytes."""
+    for offset in offsets:
+        base = builder.add(base, offset)
+    return builder.inttoptr(base, kind.as_pointer())
+
+
+def prefetch(builder: Any, address: Any) -> None:
+    """Ask for the cache line at `address`, to write to it; an address that is not there does no harm."""
+    kind = ir.FunctionType(ir.VoidType(), [BYTE.as_pointer(), INT, INT, INT])
+    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    place = builder.inttoptr(address, BYTE.as_pointer())
+    builder.call(function, [place, ir.Constant(INT, 1), ir.Constant(INT, 3), ir.Constant(INT, 1)])
+
+
+def spread(builder: Any, value: Any, kind: Any) -> Any:
+    """Return the vector of type `kind` with `value` in every lane."""
+    nothing = ir.Constant(kind, ir.Undefined)
+    first = builder.insert_element(nothing, value, ir.Constant(INT, 0))
+    return builder.shuffle_vector(first, nothing, ir.Constant(ir.VectorType(INT, kind.count), None))
+
+
+def fused_multiply_add(builder: Any, a: Any, b: Any, c: Any) -> Any:
+    """Return a * b + c."""
+    kind = ir.FunctionType(FLOATS, [FLOATS] * 3)
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.fmuladd.v{LANES}f32"), [a, b, c])
+
+
+def dot_pairs(builder: Any, a: Any, b: Any, total: Any, native: bool) -> Any:
+    """Return `total` plus, in each lane, the two products of the pairs of bfloat16 in the words `a` and `b`.
+
+    `native` is the instruction VDPBF16PS, which takes subnormal inputs for zero and rounds after either addition.
+    Otherwise the halves are made float32, by a shift and a mask, and multiplied as such.
+    """
+    if native:
+        kind = ir.FunctionType(FLOATS, [FLOATS, BFLOATS, BFLOATS])
+        name = f"llvm.x86.avx512bf16.dpbf16ps.{32 * LANES}"
+        function = cgutils.get_or_insert_function(builder.module, kind, name)
+        return builder.call(function, [total, builder.bitcast(a, BFLOATS), builder.bitcast(b, BFLOATS)])
+    for half in (lower_half, upper_half):
+        total = fused_multiply_add(builder, half(builder, a), half(builder, b), total)
+    return total
+
+
+def lower_half(builder: Any, words: Any) -> Any:
+    """Return the even elements of words as float32."""
+    return builder.bitcast(builder.shl(words, ir.Constant(INTS, [16] * LANES)), FLOATS)
+
+
+def upper_half(builder: Any, words: Any) -> Any:
+    """Return the odd elements of words as float32."""
+    return builder.bitcast(builder.and_(words, ir.Constant(INTS, [0xFFFF0000] * LANES)), FLOATS)
+
+
+def stack_space(size: int) -> Any:
+    """Return an intrinsic that gives the address of `size` bytes on its caller's stack, aligned to 64."""
+
+    @intrinsic
+    def space(typing_context: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            with builder.goto_entry_block():
+                room = builder.alloca(ir.ArrayType(BYTE, size))
+                room.align = 64
+            return builder.ptrtoint(room, WORD)
+
+        return types.intp(), codegen
+
+    return space
+
+
+def _reader(kind: Any, numba_type: Any) -> Any:
+    """Return an intrinsic that reads element `index` of an array of `kind` at an address."""
+
+    @intrinsic
+    def read(typing_context: Any, base: Any, index: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            base, index = arguments
+            return builder.load(builder.gep(builder.inttoptr(base, kind.as_pointer()), [index]))
+
+        return numba_type(types.intp, types.intp), codegen
+
+    return read
+
+
+def _writer(kind: Any, numba_type: Any) -> Any:
+    """Return an intrinsic that writes element `index` of an array of `kind` at an address."""
+
+    @intrinsic
+    def write(typing_context: Any, base: Any, index: Any, value: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            base, index, value = arguments
+            builder.store(value, builder.gep(builder.inttoptr(base, kind.as_pointer()), [index]))
+            return context.get_dummy_value()
+
+        return types.void(types.intp, types.intp, numba_type), codegen
+
+    return write
+
+
+read_float, write_float = _reader(FLOAT, types.float32), _writer(FLOAT, types.float32)
+read_short, write_short = _reader(SHORT, types.uint16), _writer(SHORT, types.uint16)
+read_word, write_word = _reader(INT, types.uint32), _writer(INT, types.uint32)
+
+
+def _exchange(builder: Any, rows: list[Any]) -> list[Any]:
+    """Transpose a square of words held in vectors: in round d, lanes whose bit d differs from the row's are swapped."""
+    distance = LANES // 2
+    while distance:
+        keep = [lane if not lane & distance else LANES + lane - distance for lane in range(LANES)]
+        swap = [lane + distance if not lane & distance else LANES + lane for lane in range(LANES)]
+        masks = [ir.Constant(INTS, lanes) for lanes in (keep, swap)]
+        for i in range(LANES):
+            if not i & distance:
+                low, high = rows[i], rows[i + distance]
+                rows[i], rows[i + distance] = (builder.shuffle_vector(low, high, mask) for mask in masks)
+        distance //= 2
+    return rows
+
+
+def _transposer(interleaves: bool) -> Any:
+    """Return an intrinsic that transposes a square of `LANES` x `LANES` words; strides between rows are in bytes.
+
+    With `interleaves` the words are made of two successive rows of shorts: 2 * `LANES` rows of `LANES` shorts become
+    `LANES` rows of 2 * `LANES`.
+    """
+
+    @intrinsic
+    def transpose(typing_context: Any, source: Any, source_stride: Any, target: Any, target_stride: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            source, source_stride, target, target_stride = arguments
+
+            def row(i: int, kind: Any) -> Any:
+                place = pointer(builder, kind, source, builder.mul(source_stride, word(i)))
+                return builder.load(place, align=2)
+
+            if interleaves:
+                shift = ir.Constant(INTS, [16] * LANES)
+                halves = [builder.zext(row(i, SHORTS), INTS) for i in range(2 * LANES)]
+                rows = [builder.or_(halves[i], builder.shl(halves[i + 1], shift)) for i in range(0, 2 * LANES, 2)]
+            else:
+                rows = [row(i, INTS) for i in range(LANES)]
+            for i, value in enumerate(_exchange(builder, rows)):
+                place = pointer(builder, INTS, target, builder.mul(target_stride, word(i)))
+                builder.store(value, place, align=2)
+            return context.get_dummy_value()
+
+        return types.void(*[types.intp] * 4), codegen
+
+    return transpose
+
+
+@intrinsic
+def join_rows(typing_context: Any, even: Any, odd: Any, target: Any) -> Any:
+    """Make 32 words at `target` of 32 shorts at `even` and 32 at `odd`, all addresses."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        even, odd, target = arguments
+        shift = ir.Constant(INTS, [16] * LANES)
+        for v in range(0, 32, LANES):
+            low, high = (
+                builder.zext(builder.load(pointer(builder, SHORTS, row, word(2 * v)), align=2), INTS)
+                for row in (even, odd)
+            )
+            place = pointer(builder, INTS, target, word(4 * v))
+            builder.store(builder.or_(low, builder.shl(high, shift)), place, align=4)
+        return context.get_dummy_value()
+
+    return types.void(*[types.intp] * 3), codegen
+
+
+transpose_words = _transposer(interleaves=False)
+transpose_shorts = _transposer(interleaves=True)

@@ -1,0 +1,109 @@
+"""How a run is steered, apart from its threads: which orders are in force, and what a new one asks of the threads.
+
+    order  | in force afterwards | asked of the threads
+    -------|---------------------|-------------------------------------------------------------------------
+    begin  | RUNNING             |
+    pause  | PAUSED              | HOLD: whoever is free takes nothing; sources draw nothing
+    resume | RUNNING             | RELEASE
+    drain  | DRAINING            | CLOSE_SOURCES: sources draw nothing more; RELEASE, if it was paused
+    stop   | STOPPING            | ABORT: every wait ends with Cancelled
+    end    | ENDED               |
+
+Orders that come too late (a pause of a run that drains, anything after a stop) change nothing and ask for nothing; a
+stop is repeated as often as it is ordered, because a Ctrl-C may have cut the first one short.
+
+Both classes are plain state: `Control` belongs to the lock of its run, a `Crew` to that of the channel it takes from.
+"""
+
+from enum import Enum
+
+from threadloom.pipeline.core.errors import Cancelled, StageFailure
+
+
+class State(Enum):
+    """What a run is doing."""
+
+    READY = "ready"
+    RUNNING = "running"
+    PAUSED = "paused"
+    DRAINING = "draining"
+    STOPPING = "stopping"
+    ENDED = "ended"
+
+
+class Action(Enum):
+    """What is asked of channels and sources."""
+
+    HOLD = "hold"
+    RELEASE = "release"
+    CLOSE_SOURCES = "close sources"
+    ABORT = "abort"
+
+
+LIVE = (State.RUNNING, State.PAUSED, State.DRAINING)
+"""The states in which threads may work, so that more of them can be hired."""
+
+
+class Control:
+    """The state of a run, and the first reason to stop it."""
+
+    def __init__(self) -> None:
+        self.state = State.READY
+        self.outcome: StageFailure | Cancelled | None = None  # set once, by the first `stop` while the run is not over
+
+    def begin(self) -> tuple[Action, ...]:
+        return self._go(State.RUNNING, (State.READY,))
+
+    def pause(self) -> tuple[Action, ...]:
+        return self._go(State.PAUSED, (State.RUNNING,), Action.HOLD)
+
+    def resume(self) -> tuple[Action, ...]:
+        return self._go(State.RUNNING, (State.PAUSED,), Action.RELEASE)
+
+    def drain(self) -> tuple[Action, ...]:
+        if self.state is State.PAUSED:
+            return self._go(State.DRAINING, (State.PAUSED,), Action.CLOSE_SOURCES, Action.RELEASE)
+        return self._go(State.DRAINING, (State.RUNNING,), Action.CLOSE_SOURCES)
+
+    def stop(self, outcome: StageFailure | Cancelled) -> tuple[Action, ...]:
+        """Stop for this reason, unless there is one already."""
+        if self.outcome is None:
+            self.outcome = outcome
+        if self.state is not State.ENDED:
+            self.state = State.STOPPING
+        return (Action.ABORT,)
+
+    def end(self) -> tuple[Action, ...]:
+        """Note that every worker has ended."""
+        self.state = State.ENDED
+        return ()
+
+    def _go(self, to: State, allowed: tuple[State, ...], *actions: Action) -> tuple[Action, ...]:
+        if self.state not in allowed:
+            return ()
+        self.state = to
+        return actions
+
+
+class Crew:
+    """How many workers a stage should have, and how many it has."""
+
+    def __init__(self, workers: int) -> None:
+        self.wanted = workers
+        self.present = workers  # counted from the moment that a worker is promised to that at which it is let go
+
+    def resize(self, workers: int) -> int:
+        """Want another number; return how many have to be hired now. Those too many leave as they come by."""
+        self.wanted = workers
+        hired = max(0, workers - self.present)
+        self.present += hired
+        return hired
+
+    @property
+    def surplus(self) -> bool:
+        """Whether the next worker that comes by should leave."""
+        return self.present > self.wanted
+
+    def leave(self) -> None:
+        """Let one worker go."""
+        self.present -= 1

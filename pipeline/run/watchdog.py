@@ -1,0 +1,223 @@
+"""Finds a run that stands still, and an item that takes too long: decisions apart from threads, and one thread.
+
+A run stands still when nothing was counted anywhere for `after` seconds *and* there is something that it waits for:
+
+- a worker inside its function, or in `acquire`, is what the others wait for; the one that has been longest;
+- or a sink that nobody takes from is full, while the caller waits at another: they are drained one after the other;
+- or workers are blocked at a full channel that hands nothing out: a join or an order that lacks an item.
+
+It does not when all that is at work is a source (it may be idle for good reasons), when the caller is elsewhere (it
+holds the items up, and knows), or when the run is paused.
+
+Guarantees: the thread sleeps until the next moment at which something can be due, at most four times in `after` and
+once in a `limit`; it reports a standstill once, and again only after something has moved. It ends with the run. A limit
+is noticed when it has passed, and not before.
+
+Ownership: `Patience` belongs to the watch's thread; sights are what that thread saw, frozen.
+"""
+
+import logging
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from threadloom.pipeline.core.errors import ItemTimeout, PipelineError, StageFailure, Standstill
+from threadloom.pipeline.core.gate import Gate
+from threadloom.pipeline.observe.stage import Kind
+from threadloom.pipeline.observe.statistics import Phase
+
+LOG = logging.getLogger("threadloom.pipeline.run.watchdog")
+
+
+class OnStuck(Enum):
+    """What is done about a run that stands still."""
+
+    LOG = "log"
+    """A warning to the logger `pipeline.run.watchdog`; it goes on waiting."""
+    FAIL = "fail"
+    """The run fails with a Standstill as the cause."""
+
+
+@dataclass(frozen=True)
+class Stuck:
+    """What a run that stands still waits for."""
+
+    stage: str
+    """The stage, or the sink that nobody takes from."""
+    worker: int
+    """Which of its workers."""
+    thread: str
+    """The thread's name; empty for a sink."""
+    item: str
+    """The item in its hands, in words."""
+    doing: str
+    """What it does with it, in words."""
+    seconds: float
+    """For how long."""
+    stack: str
+    """Where the thread stands; empty for a sink."""
+
+    def __str__(self) -> str:
+        where = f"\nthread {self.thread!r} is at:\n{self.stack}" if self.thread else ""
+        return (
+            f"stage {self.stage!r} (worker {self.worker}) {self.doing} for {self.seconds:.3g} s, on {self.item}{where}"
+        )
+
+
+@dataclass(frozen=True)
+class Watchdog:
+    """How a run is watched; given to `start(watchdog=...)`. None there: not at all, but for limits."""
+
+    after: float = 60.0
+    """Seconds without any progress anywhere."""
+    act: OnStuck | Callable[[Stuck], object] = OnStuck.LOG
+    """What is done then; a function is called in the watch's thread, and an error in it fails the run."""
+
+    def __post_init__(self) -> None:
+        if self.after <= 0:
+            raise ValueError(f"a Watchdog needs after > 0 seconds, got {self.after}")
+
+
+@dataclass(frozen=True)
+class Sight:
+    """One worker or sink at one moment."""
+
+    stage: str
+    kind: Kind
+    worker: int
+    phase: Phase
+    seconds: float
+    """Since this phase began."""
+    holds: bool = False
+    """Whether it has an item in hand."""
+    parked: bool = False
+    """Of a sink: whether its caller waits for an item."""
+    full: bool = False
+    """Of a sink: whether senders wait for room in front of it."""
+
+
+def culprit(sights: Sequence[Sight]) -> tuple[Sight, str] | None:
+    """Return what the run waits for, and what that is doing; None if it waits for nothing of its own."""
+    stages = [each for each in sights if each.kind is Kind.STAGE]
+    busy = [each for each in stages if each.phase is Phase.BUSY]
+    if busy:
+        return _longest(busy), "has been inside its function"
+    acquiring = [each for each in stages if each.phase is Phase.WAITING and each.holds]
+    if acquiring:
+        return _longest(acquiring), "has been waiting in `acquire`"
+    blocked = [each for each in sights if each.kind is not Kind.SINK and each.phase is Phase.BLOCKED]
+    unread = [each for each in sights if each.kind is Kind.SINK and each.full and not each.parked]
+    if unread:
+        if any(each.parked for each in sights):
+            return _longest(unread), "is full and nobody has taken from it, while the caller waits at another sink,"
+        return None
+    if blocked:
+        return _longest(blocked), "has been blocked at a full channel that hands nothing out"
+    return None
+
+
+def _longest(sights: Sequence[Sight]) -> Sight:
+    return max(sights, key=lambda each: each.seconds)
+
+
+def overdue(sights: Sequence[Sight], limits: Mapping[str, float]) -> Sight | None:
+    """Return a worker whose item has taken longer than the limit of its stage."""
+    late = [
+        each for each in sights if each.phase is Phase.BUSY and each.seconds >= limits.get(each.stage, float("inf"))
+    ]
+    return _longest(late) if late else None
+
+
+def next_look(sights: Sequence[Sight], limits: Mapping[str, float], after: float | None) -> float:
+    """Return in how many seconds something can be due: a limit of an item now in work, or of one that begins now."""
+    due = [after / 4] if after is not None else []
+    due += limits.values()
+    due += [limits[each.stage] - each.seconds for each in sights if each.stage in limits and each.phase is Phase.BUSY]
+    return max(0.001, min(due))
+
+
+class Patience:
+    """Since when nothing has moved."""
+
+    def __init__(self, after: float, now: float) -> None:
+        self._after = after
+        self._since = now
+        self._progress: object = None
+        self._told = False
+
+    def look(self, now: float, progress: object, waits: bool) -> bool:
+        """Return whether it is time to say that nothing moves. `waits`: whether there is something to wait for."""
+        if progress != self._progress or not waits:
+            self._progress, self._since, self._told = progress, now, False
+        due = not self._told and now - self._since >= self._after
+        self._told |= due
+        return due
+
+
+@dataclass(frozen=True)
+class View:
+    """What the watch is given of its run."""
+
+    look: Callable[[], tuple[object, Sequence[Sight]]]
+    """Return a value that changes with every item counted, and all workers and sinks; no sights of a paused run."""
+    describe: Callable[[Sight, str], Stuck]
+    fail: Callable[[StageFailure], None]
+    now: Callable[[], float]
+    over: Gate
+
+
+class Watch:
+    """The thread that looks; `run` is its target, and `ended` opens when it has ended."""
+
+    def __init__(self, config: Watchdog | None, limits: Mapping[str, float], view: View) -> None:
+        self._config = config
+        self._limits = limits
+        self._view = view
+        self.ended = Gate()
+
+    def run(self) -> None:
+        """Look until the run is over."""
+        view, config = self._view, self._config
+        patience = Patience(config.after, view.now()) if config else None
+        sights: Sequence[Sight] = ()
+        try:
+            while not view.over.wait(next_look(sights, self._limits, config.after if config else None)):
+                progress, sights = view.look()
+                late = overdue(sights, self._limits)
+                if late is not None:
+                    self._fail_late(late)
+                    return
+                found = culprit(sights)
+                if config and patience and patience.look(view.now(), progress, found is not None) and found is not None:
+                    self._act(config, view.describe(*found))
+        except Exception as error:
+            view.fail(StageFailure("watchdog", 0, {}, "a standstill", error))
+        finally:
+            self.ended.open()
+
+    def _fail_late(self, late: Sight) -> None:
+        stuck = self._view.describe(late, "has been inside its function")
+        limit = self._limits[late.stage]
+        self._fail(stuck, ItemTimeout(f"it took longer than the limit of {limit:g} s for an item. {stuck}"))
+
+    def _act(self, config: Watchdog, stuck: Stuck) -> None:
+        message = f"nothing has moved for {config.after:g} s: {stuck}"
+        match config.act:
+            case OnStuck.LOG:
+                LOG.warning("%s", message)
+            case OnStuck.FAIL:
+                self._fail(stuck, Standstill(message))
+            case act:
+                act(stuck)
+
+    def _fail(self, stuck: Stuck, error: PipelineError) -> None:
+        self._view.fail(StageFailure(stuck.stage, stuck.worker, {}, stuck.item, error))
+
+
+def stack_of(thread: threading.Thread) -> str:
+    """Return where a thread stands, as a traceback shows it."""
+    frame = sys._current_frames().get(thread.ident or 0)
+    return "".join(traceback.format_stack(frame)) if frame else "(its stack could not be read)\n"

@@ -1,0 +1,254 @@
+"""GPT-2 in Hugging Face's layout: a folder with `model.safetensors` and `config.json`, written and read.
+
+The layout names every layer's tensors on their own, where ours stack the layers of one kind; matrices are stored
+(inputs, outputs) on both sides, so that every tensor of theirs is a view of one of ours and nothing is transposed. The
+output projection is tied to the token embedding and not stored. `transformers.GPT2LMHeadModel.from_pretrained` opens
+what is written here as it is.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from threadloom.pipeline.core.arena import Arena
+from threadloom.stages.models.gpt2 import Geometry, Shape, parameter_shapes
+from threadloom.stages.storage.tensor_file import (
+    CheckpointError,
+    FileRecord,
+    TensorFile,
+    open_tensors,
+    write_bytes,
+    write_tensors,
+)
+
+Floats = NDArray[np.float32]
+
+MODEL_FILE = "model.safetensors"
+CONFIG_FILE = "config.json"
+PREFIX = "transformer."
+TIED = "lm_head.weight"
+
+NAMES = {
+    "wte": "wte.weight",
+    "wpe": "wpe.weight",
+    "qkv_weight": "h.{layer}.attn.c_attn.weight",
+    "attn_proj_weight": "h.{layer}.attn.c_proj.weight",
+    "fc_weight": "h.{layer}.mlp.c_fc.weight",
+    "mlp_proj_weight": "h.{layer}.mlp.c_proj.weight",
+    "ln1_weight": "h.{layer}.ln_1.weight",
+    "ln1_bias": "h.{layer}.ln_1.bias",
+    "qkv_bias": "h.{layer}.attn.c_attn.bias",
+    "attn_proj_bias": "h.{layer}.attn.c_proj.bias",
+    "ln2_weight": "h.{layer}.ln_2.weight",
+    "ln2_bias": "h.{layer}.ln_2.bias",
+    "fc_bias": "h.{layer}.mlp.c_fc.bias",
+    "mlp_proj_bias": "h.{layer}.mlp.c_proj.bias",
+    "lnf_weight": "ln_f.weight",
+    "lnf_bias": "ln_f.bias",
+}
+"""Our names and theirs, without their prefix; `{layer}` stands where our first axis counts the layers."""
+
+_CAUSAL_MASK = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")  # constants that older versions saved with the weights
+
+
+class _Config(msgspec.Struct):
+    """The fields of a GPT2Config that decide what the model computes; those without a default must be there."""
+
+    vocab_size: int
+    n_positions: int
+    n_embd: int
+    n_layer: int
+    n_head: int
+    model_type: str = "gpt2"
+    n_inner: int | None = None
+    activation_function: str = "gelu_new"
+    layer_norm_epsilon: float = 1e-5
+    scale_attn_weights: bool = True
+    scale_attn_by_inverse_layer_idx: bool = False
+    add_cross_attention: bool = False
+    tie_word_embeddings: bool = True
+
+
+def model_views(weights: Mapping[str, Floats]) -> dict[str, Floats]:
+    """Return every tensor under Hugging Face's name, as a view: read it to save the model, write it to load one."""
+    views: dict[str, Floats] = {}
+    for name, theirs in NAMES.items():
+        if "{layer}" not in theirs:
+            views[PREFIX + theirs] = weights[name]
+            continue
+        for layer, view in enumerate(weights[name]):
+            views[PREFIX + theirs.format(layer=layer)] = view
+    return views
+
+
+def model_shapes(geometry: Geometry) -> dict[str, Shape]:
+    """Return the shape of every tensor under Hugging Face's name, in the order of `model_views`."""
+    shapes: dict[str, Shape] = {}
+    for name, shape in parameter_shapes(geometry).items():
+        theirs = NAMES[name]
+        if "{layer}" in theirs:
+            shapes |= {PREFIX + theirs.format(layer=layer): shape[1:] for layer in range(geometry.layers)}
+        else:
+            shapes[PREFIX + theirs] = shape
+    return shapes
+
+
+def model_config(geometry: Geometry, end_of_text: int | None = None) -> dict[str, Any]:
+    """Return the content of `config.json`; `end_of_text` is the id of a token that begins and ends texts, if any."""
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "vocab_size": geometry.vocabulary,
+        "n_positions": geometry.context,
+        "n_embd": geometry.channels,
+        "n_layer": geometry.layers,
+        "n_head": geometry.heads,
+        "n_inner": None,
+        "activation_function": "gelu_new",
+        "layer_norm_epsilon": 1e-5,
+        "resid_pdrop": 0.0,
+        "embd_pdrop": 0.0,
+        "attn_pdrop": 0.0,
+        "scale_attn_weights": True,
+        "scale_attn_by_inverse_layer_idx": False,
+        "tie_word_embeddings": True,
+        "bos_token_id": end_of_text,
+        "eos_token_id": end_of_text,
+    }
+
+
+def write_model(
+    folder: Path, weights: Mapping[str, Floats], geometry: Geometry, end_of_text: int | None = None
+) -> dict[str, FileRecord]:
+    """Write the two files of a model into `folder`, which exists and holds neither; raises `OSError`."""
+    config = json.dumps(model_config(geometry, end_of_text), indent=2) + "\n"
+    return {
+        MODEL_FILE: write_tensors(folder / MODEL_FILE, model_views(weights), {"format": "pt"}),
+        CONFIG_FILE: write_bytes(folder / CONFIG_FILE, config.encode()),
+    }
+
+
+def read_geometry(path: Path) -> Geometry:
+    """Read a `config.json`; raises `CheckpointError` for a model that is not the GPT-2 of this package."""
+    try:
+        config = msgspec.json.decode(path.read_bytes(), type=_Config)
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(
+            path,
+            needed="the configuration of a GPT-2 model as JSON",
+            found=f"{type(error).__name__}: {error}",
+            cause="the folder holds another kind of model, or is incomplete",
+            remedy="give a folder that `GPT2LMHeadModel.save_pretrained` wrote",
+        ) from error
+    _check_config(path, config)
+    return Geometry(config.vocab_size, config.n_positions, config.n_layer, config.n_head, config.n_embd)
+
+
+def _check_config(path: Path, config: _Config) -> None:
+    """Raise `CheckpointError` where the model would compute anything else than ours."""
+    accepted: dict[str, tuple[Any, ...]] = {
+        "model_type": ("gpt2",),
+        "n_inner": (None, 4 * config.n_embd),
+        "activation_function": ("gelu_new", "gelu_pytorch_tanh"),  # two names of one function
+        "layer_norm_epsilon": (1e-5,),
+        "scale_attn_weights": (True,),
+        "scale_attn_by_inverse_layer_idx": (False,),
+        "add_cross_attention": (False,),
+        "tie_word_embeddings": (True,),
+    }
+    for name, values in accepted.items():
+        if getattr(config, name) not in values:
+            wanted = " or ".join(json.dumps(value) for value in values)
+            _refuse(path, f"{name} = {wanted}", f"{json.dumps(getattr(config, name))}", "the model is no plain GPT-2")
+    for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head"):
+        if getattr(config, name) < 1:
+            _refuse(path, f"{name} of at least 1", str(getattr(config, name)), "the file was changed by hand")
+    if config.n_embd % config.n_head:
+        found = f"n_embd = {config.n_embd}, n_head = {config.n_head}"
+        _refuse(path, "n_embd that n_head divides", found, "the file was changed by hand")
+
+
+def _refuse(path: Path, needed: str, found: str, cause: str) -> None:
+    remedy = "give a GPT-2 model of the published architecture"
+    raise CheckpointError(path, needed=needed, found=found, cause=cause, remedy=remedy)
+
+
+def load_model(folder: Path) -> tuple[Geometry, Arena]:
+    """Read a GPT-2 model of Hugging Face's layout into an arena of its own.
+
+    The names may lack `transformer.`, the causal masks of older files are passed over, and `lm_head.weight` may be
+    there if it equals the token embedding. Everything is checked against the file's header before memory is taken.
+    """
+    geometry = read_geometry(folder / CONFIG_FILE)
+    with _open_model(folder) as file:
+        names = _check_model(file, geometry)
+        weights = Arena(parameter_shapes(geometry))
+        _read_tensors(file, names, weights)
+    return geometry, weights
+
+
+def read_model(path: Path, geometry: Geometry, weights: Mapping[str, Floats]) -> None:
+    """Read a `model.safetensors` into weights of a known geometry; the errors are those of `load_model`."""
+    with open_tensors(path) as file:
+        _read_tensors(file, _check_model(file, geometry), weights)
+
+
+def _open_model(folder: Path) -> AbstractContextManager[TensorFile]:
+    """Open the tensors in `folder`; says what to do about the other forms in which models are found."""
+    path = folder / MODEL_FILE
+    other = next((name for name in (f"{MODEL_FILE}.index.json", "pytorch_model.bin") if (folder / name).exists()), None)
+    if other and not path.exists():
+        raise CheckpointError(
+            path,
+            needed="the model in one safetensors file",
+            found=f"{other} in its place",
+            cause="the model is stored in parts, or as a pickle, which is not opened here",
+            remedy='save it again with `model.save_pretrained(folder, max_shard_size="100GB")`',
+        )
+    return open_tensors(path)
+
+
+def _check_model(file: TensorFile, geometry: Geometry) -> dict[str, str]:
+    """Return the name in the file of each of `model_shapes`; raises `CheckpointError` if the file does not fit."""
+    prefixed = any(name.startswith(PREFIX) for name in file.shapes)
+    names = {name: name if prefixed else name.removeprefix(PREFIX) for name in model_shapes(geometry)}
+    masks = {name for name in file.shapes if _CAUSAL_MASK.fullmatch(name.removeprefix(PREFIX))}
+    file.require(
+        {names[name]: shape for name, shape in model_shapes(geometry).items()},
+        ignored=frozenset(masks | {TIED}),
+        cause=f"the model is not the GPT-2 that was expected ({geometry})",
+    )
+    return names
+
+
+def _read_tensors(file: TensorFile, names: Mapping[str, str], weights: Mapping[str, Floats]) -> None:
+    for name, view in model_views(weights).items():
+        file.read(names[name], view)
+    if TIED in file.shapes:
+        _check_tied(file, weights["wte"])
+
+
+def _check_tied(file: TensorFile, wte: Floats) -> None:
+    """Raise `CheckpointError` unless the output projection equals the token embedding."""
+    found = "other numbers"
+    if file.shapes[TIED] == wte.shape:
+        projection = np.empty_like(wte)
+        file.read(TIED, projection)
+        if np.array_equal(projection, wte):
+            return
+    else:
+        found = f"shape {file.shapes[TIED]} instead of {wte.shape}"
+    raise CheckpointError(
+        file.path,
+        needed=f"{TIED} equal to {PREFIX}wte.weight",
+        found=found,
+        cause="the model was trained with an output projection of its own",
+        remedy="use a model with tied embeddings",
+    )

@@ -1,0 +1,73 @@
+"""The learning rate of each update, as a pure function of the update's number.
+
+Updates count from 0: `learning_rate(config, k)` is used by the update that makes version k + 1 from version k. With
+the peak η = `optimizer.lr`, the end η_min = `schedule.min_lr`, W = `schedule.warmup` and D = `schedule.decay_steps`:
+
+    all kinds        η (k + 1) / (W + 1) while k < W, nanoGPT's linear warm-up: never 0, and η itself at k = W
+    constant         η
+    cosine           η_min + (η − η_min) (1 + cos(π r)) / 2 with r = (k − W) / (D − W); η_min from k = D on
+    linear           η_min + (η − η_min) (1 − r) with the same r; η_min from k = D on
+    step             η · factor^⌊(k − W) / every⌋, but not below η_min
+    cosine_restarts  η_min + (η − η_min) (1 + cos(π t / T_i)) / 2, where t counts the updates since the last restart
+                     and cycle i lasts T_i = period · multiplier^i updates
+
+Sources: Radford et al. 2018 (warm-up and cosine) in the form of nanoGPT's `get_lr`; Goyal et al. 2017 for linear
+warm-up; He et al. 2015 for step decay; Loshchilov & Hutter 2017, "SGDR", equation 5, for the warm restarts.
+"""
+
+import math
+
+from threadloom.stages.resolve.loading import Config, ConfigError, ScheduleConfig, ScheduleKind
+
+
+def learning_rate(config: Config, update: int) -> float:
+    """Return the learning rate of update number `update` (from 0).
+
+    ConfigError where cosine or linear decay is asked for and `schedule.decay_steps` is still open.
+    """
+    schedule, peak = config.schedule, config.optimizer.lr
+    if update < 0:
+        raise ValueError(f"updates count from 0, got {update}")
+    if update < schedule.warmup:
+        return peak * (update + 1) / (schedule.warmup + 1)
+    since = update - schedule.warmup
+    match schedule.kind:
+        case ScheduleKind.CONSTANT:
+            return peak
+        case ScheduleKind.COSINE:
+            left = _half_cosine(_progress(schedule, since))
+        case ScheduleKind.LINEAR:
+            left = 1.0 - _progress(schedule, since)
+        case ScheduleKind.STEP:
+            return max(schedule.min_lr, peak * schedule.factor ** (since // schedule.every))
+        case ScheduleKind.COSINE_RESTARTS:
+            left = _half_cosine(_cycle_position(since, schedule.period, schedule.multiplier))
+    return schedule.min_lr + left * (peak - schedule.min_lr)
+
+
+def _half_cosine(progress: float) -> float:
+    return 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def _progress(schedule: ScheduleConfig, since: int) -> float:
+    """The part of the decay that is behind: 0 at the end of the warm-up, 1 from decay_steps on."""
+    if schedule.decay_steps is None:
+        raise ConfigError(
+            "schedule.decay_steps",
+            needed="the update at which the decay ends",
+            found="null",
+            cause="the configuration was not resolved",
+            remedy="resolve(config, cores, ...), or set it",
+        )
+    length = schedule.decay_steps - schedule.warmup
+    return min(1.0, since / length) if length > 0 else 1.0
+
+
+def _cycle_position(since: int, period: int, multiplier: int) -> float:
+    """The part of the running cycle that is behind, in [0, 1)."""
+    if multiplier == 1:
+        return since % period / period
+    while since >= period:
+        since -= period
+        period *= multiplier
+    return since / period

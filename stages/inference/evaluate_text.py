@@ -1,0 +1,76 @@
+"""The loss of a saved model on a text: what `threadloom eval` prints."""
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from threadloom.stages.data.batches import DataError, EvaluationWindows, TokenFile, evaluation_batches, token_type
+from threadloom.stages.data.text import read_text
+from threadloom.stages.inference.model import Model
+from threadloom.stages.resolve.loading import ConfigError, InputError
+from threadloom.stages.step.compute import Float32Compute
+from threadloom.stages.step.evaluate import Evaluator
+
+
+@dataclass(frozen=True)
+class Score:
+    """How well a model predicts a text."""
+
+    loss: float
+    """Mean over the tokens, in nats."""
+    tokens: int
+    characters_per_token: float
+    seconds: float
+
+    @property
+    def perplexity(self) -> float:
+        """exp(loss)."""
+        return math.exp(self.loss)
+
+    @property
+    def bits_per_character(self) -> float:
+        """The loss in bits, spread over the characters that the tokens stand for."""
+        return self.loss / math.log(2) / self.characters_per_token
+
+
+def assess(run: Path, texts: tuple[str, ...]) -> Score:
+    """Evaluate the newest model of a run on texts, or on the run's own validation part."""
+    begin = time.perf_counter()
+    model = Model.open(run)
+    tokens, characters = _text_tokens(model, texts) if texts else _validation_tokens(model, run)
+    sequences = max(1, min(256 // model.geometry.context, (len(tokens) - 1) // model.geometry.context))
+    windows: EvaluationWindows = evaluation_batches(
+        tokens, batch_size=sequences, micro_batch=sequences, batches=len(tokens)
+    )
+    loss = Evaluator(Float32Compute(model.geometry, sequences)).mean_loss(model, windows)
+    return Score(loss, windows.tokens, characters / len(tokens), time.perf_counter() - begin)
+
+
+def _text_tokens(model: Model, texts: tuple[str, ...]) -> tuple[TokenFile, int]:
+    text = read_text(texts).text
+    ids = model.tokenizer.encode(text).astype(token_type(model.geometry.vocabulary))
+    return TokenFile(ids, model.geometry.vocabulary, model.geometry.context, Path(texts[0])), len(text)
+
+
+def _validation_tokens(model: Model, run: Path) -> tuple[TokenFile, int]:
+    path = run / "data" / "validation.npy"
+    if not path.exists():
+        raise ConfigError(
+            str(path),
+            needed="the validation tokens of a run",
+            found="no such file",
+            cause="a checkpoint or a model of another origin was named, or the run's data were removed",
+            remedy="give a text with --text FILE_OR_DIR",
+        )
+    tokens = TokenFile.open(path, model.geometry.vocabulary, model.geometry.context)
+    try:
+        return tokens, len(model.tokenizer.decode(tokens.ids))
+    except InputError as error:
+        raise DataError(
+            str(path),
+            needed=error.needed,
+            found=f"{error.found} as {error.subject}",
+            cause="the file is damaged, or was made with another tokenizer",
+            remedy="give a text with --text FILE_OR_DIR, or resume the run, which makes the file anew from its text",
+        ) from error

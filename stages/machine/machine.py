@@ -1,0 +1,229 @@
+"""What this machine is: the CPU, its caches and features, the cores and the memory that this process has.
+
+Read once at start, from the system's own tables; nothing is measured here (`stages.tools.doctor.doctor` measures). What
+a system does not tell is None, so that macOS and ARM work with less said.
+"""
+
+import hashlib
+import os
+import platform
+import re
+import subprocess
+from dataclasses import asdict, dataclass
+from enum import Enum
+from pathlib import Path
+
+from threadloom.pipeline.core.threads import available_cores
+
+FEATURES = (
+    "sse2",
+    "avx",
+    "avx2",
+    "fma",
+    "f16c",
+    "avx512f",
+    "avx512bw",
+    "avx512dq",
+    "avx512vl",
+    "avx512vnni",
+    "avx512bf16",
+    "avx512fp16",
+    "avxvnni",
+    "amx-tile",
+    "amx-int8",
+    "amx-bf16",
+    "neon",
+    "bf16",
+    "sve",
+)
+"""The CPU features, in LLVM's names, that decide what compiled code can use; the others are not reported."""
+
+
+class VectorWidth(Enum):
+    """The widest vectors that compiled kernels can use; the value is what a person reads."""
+
+    PLAIN = "plain"  # what the architecture always has: SSE2 on x86-64, NEON on ARM (128 bits)
+    AVX2 = "AVX2"  # 256 bits with fused multiply-add
+    AVX512 = "AVX-512"  # 512 bits with the byte, word and double-word forms (the server and Zen 4 subset)
+
+    @property
+    def bits(self) -> int:
+        """The width of one register in bits."""
+        return {VectorWidth.PLAIN: 128, VectorWidth.AVX2: 256, VectorWidth.AVX512: 512}[self]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The machine as this process sees it. Sizes are in bytes; None stands for what the system does not tell."""
+
+    cpu: str  # the model's name
+    microarchitecture: str  # LLVM's name of it ("znver5"), which compiled kernels are made for
+    architecture: str  # "x86_64", "arm64"
+    system: str  # "Linux", "Darwin"
+    logical_cores: int  # hardware threads that this process may use: affinity and container quota counted
+    physical_cores: int | None  # how many cores those lie on; fewer where two hardware threads share one
+    features: tuple[str, ...]  # those of FEATURES that the CPU has and the system has switched on
+    l1d: int | None  # data cache of one core
+    l2: int | None  # of one core, or of the cores that share it
+    l3: int | None  # of the cores that share it
+    memory_total: int | None  # installed, or a container's limit where that is lower
+    memory_available: int | None  # what could be had now without swapping
+
+    @property
+    def vector_width(self) -> VectorWidth:
+        """The widest vectors that compiled kernels can use."""
+        if {"avx512f", "avx512bw", "avx512dq", "avx512vl"} <= set(self.features):
+            return VectorWidth.AVX512
+        if {"avx2", "fma"} <= set(self.features):
+            return VectorWidth.AVX2
+        return VectorWidth.PLAIN
+
+    @property
+    def has_amx_bf16(self) -> bool:
+        """Whether the CPU multiplies bfloat16 tiles."""
+        return {"amx-tile", "amx-bf16"} <= set(self.features)
+
+    def fingerprint(self) -> str:
+        """Return a name that is the same for machines on which one tuning holds, fit for a file name.
+
+        It covers the CPU, its caches and the cores at hand, not the memory: that changes from run to run.
+        """
+        lasting = asdict(self)
+        del lasting["memory_total"], lasting["memory_available"]
+        digest = hashlib.sha256(repr(sorted(lasting.items())).encode()).hexdigest()[:10]
+        return f"{_slug(self.microarchitecture or self.architecture)}-{self.logical_cores}c-{digest}"
+
+
+def cache_root() -> Path:
+    """Return the folder of everything that was found out about this machine and may be found out anew."""
+    given = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(given) if Path(given).is_absolute() else Path.home() / ".cache") / "threadloom"
+
+
+def detect(root: Path = Path("/")) -> Machine:
+    """Describe this machine. `root` is where /proc and /sys are looked for; tests lay their own."""
+    cpus = _affinity()
+    name, features = _llvm_host()
+    total, available = _memory(root)
+    return Machine(
+        cpu=_cpu_model(root) or name or platform.machine(),
+        microarchitecture=name,
+        architecture=platform.machine(),
+        system=platform.system(),
+        logical_cores=available_cores(root),
+        physical_cores=_physical_cores(root, cpus),
+        features=features,
+        l1d=_cache(root, cpus, 1, "Data", "hw.l1dcachesize"),
+        l2=_cache(root, cpus, 2, "Unified", "hw.l2cachesize"),
+        l3=_cache(root, cpus, 3, "Unified", "hw.l3cachesize"),
+        memory_total=total,
+        memory_available=available,
+    )
+
+
+def _llvm_host() -> tuple[str, tuple[str, ...]]:
+    """LLVM's name for the CPU, and which of FEATURES it would compile for."""
+    import llvmlite.binding as llvm
+
+    try:
+        present = llvm.get_host_cpu_features()
+    except RuntimeError:  # LLVM knows no way to ask on this platform
+        present = {}
+    return str(llvm.get_host_cpu_name()), tuple(name for name in FEATURES if present.get(name))
+
+
+def _affinity() -> tuple[int, ...]:
+    try:
+        return tuple(sorted(os.sched_getaffinity(0)))
+    except AttributeError:
+        return tuple(range(os.cpu_count() or 1))
+
+
+def _cpu_model(root: Path) -> str | None:
+    found = re.search(r"^model name\s*:\s*(.+)$", _read(root / "proc/cpuinfo") or "", re.MULTILINE)
+    return found[1].strip() if found else _sysctl("machdep.cpu.brand_string")
+
+
+def _physical_cores(root: Path, cpus: tuple[int, ...]) -> int | None:
+    cores = set()
+    for cpu in cpus:
+        topology = root / f"sys/devices/system/cpu/cpu{cpu}/topology"
+        package, core = _read(topology / "physical_package_id"), _read(topology / "core_id")
+        if core is None:
+            count = _sysctl("hw.physicalcpu")
+            return int(count) if count else None
+        cores.add((package, core))
+    return len(cores)
+
+
+def _cache(root: Path, cpus: tuple[int, ...], level: int, kind: str, sysctl_name: str) -> int | None:
+    """The size of one cache of the first core that this process may use."""
+    for folder in sorted((root / f"sys/devices/system/cpu/cpu{cpus[0]}/cache").glob("index*")):
+        if _read(folder / "level") == str(level) and _read(folder / "type") in (kind, "Unified"):
+            return _bytes(_read(folder / "size"))
+    size = _sysctl(sysctl_name)
+    return (int(size) or None) if size else None
+
+
+def _bytes(text: str | None) -> int | None:
+    """The number that sysfs writes as 48K or 1024K."""
+    found = re.fullmatch(r"(\d+)([KMG]?)", text or "")
+    return int(found[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[found[2]] if found else None
+
+
+def _memory(root: Path) -> tuple[int | None, int | None]:
+    """Total and available memory, both cut to the container's limit."""
+    table = dict(re.findall(r"^(\w+):\s+(\d+) kB$", _read(root / "proc/meminfo") or "", re.MULTILINE))
+    total = int(table["MemTotal"]) << 10 if "MemTotal" in table else None
+    available = int(table["MemAvailable"]) << 10 if "MemAvailable" in table else None
+    if total is None:
+        size = _sysctl("hw.memsize")
+        total = int(size) if size else None
+    for limit_file, used_file in (
+        ("sys/fs/cgroup/memory.max", "sys/fs/cgroup/memory.current"),
+        ("sys/fs/cgroup/memory/memory.limit_in_bytes", "sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        limit, used = _read(root / limit_file), _read(root / used_file)
+        if limit is None or not limit.isdigit() or total is None or int(limit) >= total:  # "max": no limit
+            continue
+        total = int(limit)
+        if used is not None and used.isdigit():
+            left = max(0, total - int(used))
+            available = left if available is None else min(available, left)
+    return total, available
+
+
+def _sysctl(name: str) -> str | None:
+    """One value of macOS's table, or None elsewhere."""
+    if platform.system() != "Darwin":
+        return None
+    answer = subprocess.run(["/usr/sbin/sysctl", "-n", name], capture_output=True, text=True, check=False)
+    return answer.stdout.strip() or None
+
+
+def _read(file: Path) -> str | None:
+    try:
+        return file.read_text().strip()
+    except OSError:
+        return None
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+BUSY = 0.5
+"""Load average from which figures are not worth much."""
+
+
+def load_average() -> float | None:
+    """Return how many threads were at work or ready to be, on average over the last minute; None where none says."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+
+
+def others_at_work() -> str | None:
+    """Return, in words for someone about to measure, that other programs have been at work, or None."""
+    load = load_average()
+    if load is None or load <= BUSY:
+        return None
+    return f"{load:.1f} threads have been at work here lately: times measured now may be too long"

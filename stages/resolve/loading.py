@@ -1,0 +1,312 @@
+"""The configuration: one frozen value, checked before anything starts and passed down from then on.
+
+The way of a configuration: `load_config` reads it, `apply_overrides` changes single settings, `resolve` fills in what
+was left open (`None`) for the cores at hand and the vocabulary of the text, and checks the whole with `validate`. A
+resolved one holds no `None`, says everything about a run, and is what the run directory keeps. `trajectory` picks the
+settings that decide the weights (guarantee 1): a resumed run may change any but those.
+
+Every refusal is a `ConfigError` that names the setting in dotted form (`threads.forward`).
+"""
+
+import contextlib
+import difflib
+import enum
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from threadloom.stages.config.settings import (
+    CheckpointConfig,
+    Config,
+    ConfigError,
+    DataConfig,
+    EvaluationConfig,
+    Gemm,
+    InputError,
+    LossScaleConfig,
+    LossScaling,
+    Matmul,
+    ModelConfig,
+    OptimizerConfig,
+    Precision,
+    ScheduleConfig,
+    ScheduleKind,
+    ThreadsConfig,
+    TokenizerKind,
+    TraceConfig,
+    flatten,
+    micro_batches,
+)
+from threadloom.stages.resolve.resolution import resolve, validate
+
+__all__ = [
+    "CONFIG_NAMES",
+    "CheckpointConfig",
+    "Config",
+    "ConfigError",
+    "DataConfig",
+    "EvaluationConfig",
+    "Gemm",
+    "InputError",
+    "LossScaleConfig",
+    "LossScaling",
+    "Matmul",
+    "ModelConfig",
+    "OptimizerConfig",
+    "Precision",
+    "ScheduleConfig",
+    "ScheduleKind",
+    "ThreadsConfig",
+    "TokenizerKind",
+    "TraceConfig",
+    "apply_overrides",
+    "flatten",
+    "from_json",
+    "load_config",
+    "micro_batches",
+    "resolve",
+    "setting_types",
+    "to_json",
+    "trajectory",
+    "trajectory_differences",
+    "validate",
+]
+
+_S = typing.TypeVar("_S", bound=msgspec.Struct)
+
+CONFIG_NAMES = ("nanogpt-cpu", "shakespeare", "small", "optimized", "large", "gpt2")
+"""The configurations that ship with the package, by name."""
+
+
+def to_json(config: Config) -> str:
+    """Return the configuration as indented JSON, every setting in it; `from_json` gives it back."""
+    return msgspec.json.format(msgspec.json.encode(config), indent=2).decode() + "\n"
+
+
+def from_json(text: str | bytes, source: str = "configuration") -> Config:
+    """Return the configuration that JSON text holds.
+
+    Keys and types are checked here (ConfigError), values by `validate`. `source` names the text in errors.
+    """
+    try:
+        raw = msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            source, needed="JSON", found=str(error), cause="a typing slip or a damaged file", remedy="correct it there"
+        ) from error
+    _check_keys(raw, Config, "", source)
+    return msgspec.convert(raw, Config)
+
+
+def load_config(name_or_path: str | Path) -> Config:
+    """Return a shipped configuration by name, that of a JSON file, or that of a run directory (its config.json)."""
+    if str(name_or_path) in CONFIG_NAMES:
+        shipped = resources.files("threadloom.stages") / "configs" / f"{name_or_path}.json"
+        return from_json(shipped.read_bytes(), source=str(shipped))
+    path = Path(name_or_path)
+    file = path / "config.json" if path.is_dir() else path
+    try:
+        return from_json(file.read_bytes(), source=str(file))
+    except OSError as error:
+        near = _near(path.name, CONFIG_NAMES)
+        raise ConfigError(
+            str(name_or_path),
+            needed=f"one of {', '.join(CONFIG_NAMES)}, or a JSON file",
+            found=error.strerror or type(error).__name__,
+            cause="the name is misspelt or the path does not lead to the file",
+            remedy=f"did you mean {near}?" if near else "give one of these names, or the path of a file",
+        ) from error
+
+
+def apply_overrides(config: Config, overrides: Iterable[str]) -> Config:
+    """Return the configuration with settings changed by `key=value` texts, later ones winning.
+
+    Keys are dotted (`optimizer.lr=3e-4`), values JSON or plain text; `null`, `none` and `auto` leave a setting that may
+    be None open. Keys and types are checked here (ConfigError), values by `validate`.
+    """
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        key = key.strip()
+        if not equals:
+            raise ConfigError(
+                override, "key=value", repr(override), "the equals sign is missing", "write it as in delay=2"
+            )
+        config = _replaced(config, key.split("."), _parsed(key, text.strip()))
+    return config
+
+
+def _replaced(section: _S, path: list[str], value: object) -> _S:
+    if len(path) > 1:
+        value = _replaced(getattr(section, path[0]), path[1:], value)
+    return msgspec.structs.replace(section, **{path[0]: value})
+
+
+def _parsed(key: str, text: str) -> object:
+    kinds = setting_types()
+    if key not in kinds:
+        raise _unknown(key, "a setting")
+    kind = kinds[key]
+    attempts: list[object] = [text, [text]]
+    if text.lower() in ("none", "auto", "null") and text not in _choices(kind):  # loss_scale.kind=none is a choice
+        attempts.insert(0, None)
+    with contextlib.suppress(msgspec.DecodeError):
+        attempts.insert(0, msgspec.json.decode(text))
+    for attempt in attempts:
+        try:
+            return msgspec.convert(attempt, kind)
+        except msgspec.ValidationError:
+            continue
+    raise _mistyped(key, kind, repr(text))
+
+
+def _choices(kind: Any) -> list[Any]:
+    """Return the values of the enumeration that a setting is, or may be."""
+    found: list[Any] = []
+    for option in typing.get_args(kind) or (kind,):
+        if isinstance(option, enum.EnumType):
+            members: list[enum.Enum] = list(option)
+            found += [member.value for member in members]
+    return found
+
+
+def setting_types(section: type[msgspec.Struct] = Config, prefix: str = "") -> dict[str, Any]:
+    """Return the type of every setting, by dotted key, in the order of the configuration."""
+    found: dict[str, Any] = {}
+    for name, kind in typing.get_type_hints(section).items():
+        if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+            found |= setting_types(kind, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = kind
+    return found
+
+
+def _check_keys(raw: object, section: type[msgspec.Struct], prefix: str, source: str) -> None:
+    """Refuse unknown and missing keys and wrong types, each under its dotted name."""
+    if not isinstance(raw, dict):
+        cause = "a value stands where a section belongs"
+        raise ConfigError(
+            prefix.rstrip(".") or source, "a JSON object", _shown(raw), cause, "write its settings in braces"
+        )
+    hints = typing.get_type_hints(section)
+    for name in raw:
+        if name not in hints:
+            raise _unknown(prefix + name, f"a setting in {source}")
+    for field in msgspec.structs.fields(section):
+        key, kind = prefix + field.name, hints[field.name]
+        if field.name not in raw:
+            if field.required:
+                raise ConfigError(key, _described(kind), f"nothing in {source}", "the key is missing", f"add {key}")
+        elif isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+            _check_keys(raw[field.name], kind, key + ".", source)
+        else:
+            try:
+                msgspec.convert(raw[field.name], kind)
+            except msgspec.ValidationError as error:
+                raise _mistyped(key, kind, _shown(raw[field.name])) from error
+
+
+def _shown(value: object) -> str:
+    text = msgspec.json.encode(value).decode()
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _near(word: str, words: Iterable[str]) -> str:
+    return " or ".join(difflib.get_close_matches(word, list(words), n=2, cutoff=0.6))
+
+
+def _unknown(key: str, needed: str) -> ConfigError:
+    keys = list(setting_types())
+    inside = [name for name in keys if name.startswith(key + ".")]
+    same_ending = [name for name in keys if name.rpartition(".")[2] == key.rpartition(".")[2]]
+    near = " or ".join(same_ending) or _near(key, keys)
+    if inside:
+        cause, remedy = "it is a section, not a setting", f"name one of {', '.join(inside)}"
+    else:
+        cause = "the key is misspelt or belongs to another section"
+        remedy = f"did you mean {near}?" if near else f"the settings are {', '.join(keys)}"
+    return ConfigError(key, needed, "no setting of that name", cause, remedy)
+
+
+def _described(kind: Any) -> str:
+    if isinstance(kind, types.UnionType):
+        return " or ".join(_described(one) for one in typing.get_args(kind))
+    if isinstance(kind, type) and issubclass(kind, enum.Enum):
+        return "one of " + ", ".join(member.value for member in kind)
+    words = {int: "a whole number", float: "a number", str: "a text", tuple[str, ...]: "a list of texts"}
+    return words.get(kind, "null" if kind is type(None) else "a section")
+
+
+_OTHER_NAMES = {"bfloat16": "bf16", "float16": "fp16", "half": "fp16", "fp32": "float32", "f32": "float32"}
+"""What PyTorch and its users call a precision, and our name of it."""
+
+
+def _mistyped(key: str, kind: Any, found: str) -> ConfigError:
+    cause = "a value of another type, or a misspelt choice"
+    word = found.strip("'\"").lower()
+    near = _OTHER_NAMES.get(word, _near(word, map(str, _choices(kind))))
+    if near in _choices(kind):
+        return ConfigError(key, _described(kind), found, cause, f"did you mean {near}?")
+    return ConfigError(key, _described(kind), found, cause, f"give {key} {_described(kind)}")
+
+
+# --- what decides the weights -----------------------------------------------------------------------------------------
+
+_ALWAYS = (
+    "model.",
+    "optimizer.",
+    "data.tokenizer",
+    "data.alphabet",
+    "data.train_fraction",
+    "precision",
+    "gemm",
+    "batch_size",
+    "gradient_accumulation_steps",
+    "micro_batch",
+    "lanes",
+    "delay",
+    "seed",
+    "threads.blas",
+    "schedule.kind",
+    "schedule.warmup",
+)
+_BY_SCHEDULE = {
+    ScheduleKind.CONSTANT: (),
+    ScheduleKind.COSINE: ("schedule.min_lr", "schedule.decay_steps"),
+    ScheduleKind.LINEAR: ("schedule.min_lr", "schedule.decay_steps"),
+    ScheduleKind.STEP: ("schedule.min_lr", "schedule.every", "schedule.factor"),
+    ScheduleKind.COSINE_RESTARTS: ("schedule.min_lr", "schedule.period", "schedule.multiplier"),
+}
+_BY_SCALING = {
+    None: (),  # a configuration of the time before there was any
+    LossScaling.NONE: (),
+    LossScaling.STATIC: ("loss_scale.kind", "loss_scale.initial"),
+    LossScaling.DYNAMIC: ("loss_scale.",),
+}
+
+
+def trajectory(config: Config, text_sha256: str | None = None) -> dict[str, Any]:
+    """Return, by dotted key, the settings that decide the weights of a resolved configuration, as JSON values.
+
+    `steps` is not among them: its only influence, where cosine and linear end, is the resolved `schedule.decay_steps`.
+    The text is not known by its path but by its checksum (`Manifest.text_sha256`), which the caller may add.
+    """
+    wanted = (*_ALWAYS, *_BY_SCHEDULE[config.schedule.kind], *_BY_SCALING[config.loss_scale.kind])
+    if config.shared_lanes:
+        wanted = (*wanted, "shared_lanes")  # only where it is on: earlier runs, which do not know it, go on
+    picked = {
+        key: value.value if isinstance(value, enum.Enum) else value
+        for key, value in flatten(config).items()
+        if key in wanted or key.partition(".")[0] + "." in wanted
+    }
+    return picked if text_sha256 is None else {**picked, "data.text_sha256": text_sha256}
+
+
+def trajectory_differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return the keys on which two trajectories differ, each with its saved and its wanted value (None: absent)."""
+    keys = [*saved, *(key for key in wanted if key not in saved)]
+    return {key: (saved.get(key), wanted.get(key)) for key in keys if saved.get(key) != wanted.get(key)}

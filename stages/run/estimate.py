@@ -1,0 +1,215 @@
+"""`threadloom train --estimate`: what a run will take, in memory and time, without a run and without its directory.
+
+Memory is the plan that training allocates to the byte, with the process's own: what this process held when its kernels
+were loaded, before anything was built. Time comes from a few seconds of real updates on random tokens, which take as
+long as those on a text, and of real evaluation.
+"""
+
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, replace
+
+import msgspec
+import numpy as np
+from loguru import logger
+
+from threadloom.pipeline import available_cores
+from threadloom.stages.data.batches import TokenIds
+from threadloom.stages.data.text import read_text
+from threadloom.stages.data.tokenizer import train_tokenizer
+from threadloom.stages.machine.json_worker import command_of, resident
+from threadloom.stages.machine.machine import detect, others_at_work
+from threadloom.stages.memory.float32 import Bank
+from threadloom.stages.memory.plan import FLOAT, lanes_text, memory_plan, plan_table
+from threadloom.stages.models.gpt2 import initialise, parameter_count
+from threadloom.stages.resolve.gemm_settings import numerics
+from threadloom.stages.resolve.loading import Config, Precision, resolve
+from threadloom.stages.resolve.precision import choose_and_warn, with_precision
+from threadloom.stages.step.compute import compute_for
+from threadloom.stages.step.evaluate import Evaluator
+from threadloom.stages.tools.tune.space import Choice
+from threadloom.stages.tools.tune.tune import Trials, tuned_settings
+from threadloom.stages.training.measured_step import ENDLESS
+from threadloom.stages.training.warmup import SLOW, compile_kernels
+
+PICTURES = 45_000_000
+"""Bytes that Matplotlib and the pictures add when the run ends; measured, and held by a test."""
+PROCESS = "libraries, kernels"
+SHORTEST, LONGEST = 0.5, 60.0
+"""Seconds of updates."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run will take."""
+
+    config: Config  # resolved
+    memory: dict[str, int]
+    """Bytes: the plan, and the process's own."""
+    available: int | None
+    """Bytes of memory that can be had now."""
+    update: float | None
+    """Seconds of an update; None where the run would not fit, so that nothing was measured."""
+    measured: float
+    """Seconds that the updates were measured for."""
+    evaluation: float
+    """Seconds of an evaluation of the most windows that it may have, on one core."""
+    final_evaluation: float
+
+    @property
+    def fits(self) -> bool:
+        """Whether the memory is there."""
+        return self.available is None or sum(self.memory.values()) - self.memory[PROCESS] <= self.available
+
+    @property
+    def evaluations(self) -> int:
+        """Before the one that ends the run."""
+        return due(self.config.steps, self.config.evaluation.interval) - 1
+
+    @property
+    def checkpoints(self) -> int:
+        """Written in all."""
+        return due(self.config.steps, self.config.checkpoint.interval)
+
+    @property
+    def seconds(self) -> float | None:
+        """Of the whole run: evaluations take a core from the updates beside them, and the last one is waited for."""
+        if self.update is None:
+            return None
+        beside = self.evaluations * self.evaluation / available_cores()
+        return self.config.steps * self.update + beside + self.final_evaluation
+
+
+def due(steps: int, interval: int) -> int:
+    """Return how often something is done in so many updates: every `interval` of them, and after the last one."""
+    return (steps - 1) // interval + 1 if interval else 1
+
+
+def estimate_run(config: Config, *, tuned: bool = True, seconds: float = 3.0) -> Estimate:
+    """Estimate the run of a configuration by measuring `seconds` of it."""
+    machine, cores = detect(), available_cores()
+    if words := others_at_work():
+        logger.warning(words)
+    config = with_precision(config, choose_and_warn(config).precision)
+    vocabulary = None
+    if config.model.vocab_size is None:
+        vocabulary = train_tokenizer(config.data, None, read_text(config.data.text).text).vocab_size
+    if tuned:
+        config = tuned_settings(config, machine)
+    resolved = resolve(config, cores, vocabulary)
+    memory = planned_memory(resolved, _process_bytes(resolved.precision))
+    found = Estimate(resolved, memory, machine.memory_available, None, 0.0, 0.0, 0.0)
+    if not found.fits:
+        return found
+    seconds = min(max(seconds, SHORTEST), LONGEST)
+    logger.info("measuring updates on random tokens for {:.1f} s", seconds)
+    trial = Trials(msgspec.structs.replace(resolved, steps=ENDLESS), cores, seconds)(Choice.of(resolved))
+    sequence, windows = _evaluation_seconds(resolved), resolved.evaluation
+    return replace(
+        found,
+        update=resolved.sequences * resolved.model.context / trial.tokens_per_s,
+        measured=seconds,
+        evaluation=sequence * windows.batches * resolved.batch_size,
+        final_evaluation=sequence * (windows.final_batches or 1) * resolved.batch_size,
+    )
+
+
+def _process_bytes(precision: Precision) -> int:
+    """Return what a process holds that has loaded its kernels; one that has compiled them holds the compiler's, too."""
+    if compile_kernels(precision=precision) <= SLOW:
+        return resident("VmRSS")
+    fresh = subprocess.run(
+        command_of("threadloom.stages.run.estimate", precision.value),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        check=True,
+    )
+    return int(fresh.stdout)
+
+
+def planned_memory(config: Config, process: int) -> dict[str, int]:
+    """Return what a run of a resolved configuration uses, part by part; `process`: before anything was built."""
+    return {PROCESS: process, **memory_plan(config), "pictures, at the end": PICTURES}
+
+
+class _OneMicroBatch:
+    """Random tokens to evaluate once."""
+
+    micro_batches = 1
+
+    def __init__(self, vocabulary: int, tokens: int) -> None:
+        self.tokens = tokens
+        self._vocabulary = vocabulary
+
+    def fill(self, batch: int, micro: int, ids: TokenIds, targets: TokenIds) -> None:
+        random = np.random.default_rng(0)
+        ids[:] = random.integers(0, self._vocabulary, ids.shape)
+        targets[:] = random.integers(0, self._vocabulary, targets.shape)
+
+
+def _evaluation_seconds(config: Config) -> float:
+    """Return what evaluating a sequence takes on one core, the best of a few micro-batches."""
+    geometry, sequences = config.model.geometry(), config.micro_batch or 1
+    compute = compute_for(config.precision, geometry, sequences)
+    bank, evaluator = Bank(geometry, compute.make_forms()), Evaluator(compute)
+    initialise(bank.arena, geometry, config.seed)
+    compute.derive(bank)
+    windows = _OneMicroBatch(geometry.vocabulary, sequences * geometry.context)
+    taken = []
+    with numerics(config):
+        for _ in range(3):
+            begin = time.perf_counter()
+            evaluator.mean_loss(bank, windows)
+            taken.append(time.perf_counter() - begin)
+    return min(taken) / sequences
+
+
+def estimate_text(found: Estimate) -> str:
+    """Return the estimate as a person reads it, with how it is known."""
+    config, geometry = found.config, found.config.model.geometry()
+    lines = [
+        f"{config.name}: {parameter_count(geometry):,} parameters",
+        f"{config.steps:,} updates of {config.sequences} x {geometry.context} tokens",
+        f"micro-batches of {config.micro_batch}, {lanes_text(config)}, delay {config.delay}",
+        "",
+        "memory",
+        plan_table(found.memory),
+        "",
+    ]
+    available = f"{(found.available or 0) / 1e6:,.0f} MB are available"
+    if found.update is None or found.seconds is None:
+        lines.append(f"It does not fit: {available}. Lower batch_size, micro_batch, lanes or the model's sizes.")
+        return "\n".join(lines)
+    beside = f"  {found.evaluations:,} evaluations of {found.evaluation:,.2f} s at most on one core, beside updates"
+    size = parameter_count(geometry) * FLOAT * (found.config.delay + 3)
+    lines += [
+        "time",
+        f"  {config.steps:,} updates of {1e3 * found.update:,.1f} ms: {duration(config.steps * found.update)}",
+        beside,
+        f"  the evaluation that ends the run: {found.final_evaluation:,.2f} s at most",
+        f"  in all about {duration(found.seconds)}",
+        f"  not counted: reading the text; {found.checkpoints:,} checkpoints of {size / 1e6:,.0f} MB each",
+        "",
+        f"How it is known: the times are those of {found.measured:.1f} s of updates on random tokens and of three",
+        "micro-batches of evaluation, measured here just now. The memory is the plan that training allocates, what",
+        "this process held with its kernels loaded, and what pictures took elsewhere. Preparing a text takes memory of",
+        "its own, which is given back before training.",
+    ]
+    if found.available is not None:
+        lines.insert(lines.index("time"), f"  {available}")
+    return "\n".join(lines)
+
+
+def duration(seconds: float) -> str:
+    """Return a duration as a person says it."""
+    whole = round(seconds)
+    if whole < 120:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+if __name__ == "__main__":
+    compile_kernels(precision=Precision(sys.argv[1]))
+    sys.stdout.write(f"{resident('VmRSS')}\n")

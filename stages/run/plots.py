@@ -1,0 +1,209 @@
+"""The picture of a run's losses, drawn from its metrics file; several runs in one picture to compare them.
+
+Drawn on a Figure of its own and not through pyplot: nothing global, no window, callable from any thread.
+"""
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+from numpy.typing import NDArray
+
+from threadloom.stages.storage.run_directory import atomic_write, read_metrics
+
+COLOURS = ("#2563eb", "#dc6803", "#0f9d75", "#b4348f", "#6d5bd0", "#8a6d3b")
+INK, FAINT = "#1f2937", "#d7dce3"
+
+Series = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Curves:
+    """What one metrics file says, by step. Losses are in nats a token; a loss that was not finite is nan."""
+
+    steps: Series
+    loss: Series
+    lr: Series
+    val_steps: Series
+    val_loss: Series
+    scale: Series
+    """The loss scale of each update; all nan where losses are not scaled."""
+    skipped: NDArray[np.bool_]
+    """Whether the update was skipped."""
+
+    @property
+    def scaled(self) -> bool:
+        """Whether any loss was scaled."""
+        return bool(np.isfinite(self.scale).any())
+
+    @classmethod
+    def read(cls, metrics: Path) -> "Curves":
+        """Read a metrics file, also while it is being written."""
+        return cls.of(read_metrics(metrics))
+
+    @classmethod
+    def of(cls, records: Sequence[Mapping[str, Any]]) -> "Curves":
+        """Sort records into curves: those with `loss` are updates, those with `val_loss` evaluations."""
+        updates = [record for record in records if "loss" in record]
+        evaluations = [record for record in records if "val_loss" in record]
+        return cls(
+            steps=_column(updates, "step"),
+            loss=_column(updates, "loss"),
+            lr=_column(updates, "lr"),
+            val_steps=_column(evaluations, "step"),
+            val_loss=_column(evaluations, "val_loss"),
+            scale=_column(updates, "loss_scale"),
+            skipped=np.array([record.get("skipped") is True for record in updates], dtype=np.bool_),
+        )
+
+
+def _column(records: Sequence[Mapping[str, Any]], key: str) -> Series:
+    values = (record.get(key) for record in records)
+    return np.array([math.nan if value is None else value for value in values], dtype=np.float64)
+
+
+def smoothed(values: Series, window: int) -> Series:
+    """Return the mean over the `window` values around each one, fewer at the ends; nan counts for nothing."""
+    if not len(values):
+        return values
+    half = max(0, min(window, len(values)) // 2)
+    good = np.isfinite(values)
+    sums = np.concatenate([[0.0], np.cumsum(np.where(good, values, 0.0))])
+    counts = np.concatenate([[0], np.cumsum(good)])
+    at = np.arange(len(values))
+    low, high = np.maximum(at - half, 0), np.minimum(at + half + 1, len(values))
+    count = counts[high] - counts[low]
+    return np.where(count > 0, (sums[high] - sums[low]) / np.maximum(count, 1), math.nan)
+
+
+def plot_loss(metrics: Path, out: Path, title: str = "") -> None:
+    """Draw one run: training loss, its smoothed course, the evaluations, and the learning rate below.
+
+    A run that scales its losses gets the scale below that, with the updates that were skipped.
+    """
+    plot_runs({"": metrics}, out, title)
+
+
+def plot_runs(runs: Mapping[str, Path], out: Path, title: str = "") -> None:
+    """Draw several runs in one picture. `runs` maps a label (τ = 1) to a metrics file; `out` is written whole."""
+    figure = loss_figure({label: Curves.read(metrics) for label, metrics in runs.items()}, title)
+    image = io.BytesIO()
+    figure.savefig(image, format="png")
+    atomic_write(out, image.getvalue())
+
+
+def loss_figure(runs: Mapping[str, Curves], title: str = "") -> Figure:
+    """Return the picture of labelled runs as a Figure, not written anywhere."""
+    scaled = any(run.scaled for run in runs.values())
+    heights = [4.2, 1.0, 1.0] if scaled else [4.2, 1.0]
+    figure = Figure(figsize=(9.0, 0.2 + 5.4 * sum(heights) / 5.2), dpi=130, facecolor="white", layout="constrained")
+    parts: list[Axes] = list(figure.subplots(len(heights), 1, sharex=True, gridspec_kw={"height_ratios": heights}))
+    top, bottom = parts[:2]
+    for index, (label, run) in enumerate(runs.items()):
+        _draw_run(top, run, label, COLOURS[index % len(COLOURS)], alone=len(runs) == 1)
+    _draw_rates(bottom, runs)
+    if scaled:
+        _draw_scales(parts[2], runs)
+    for axes in parts:
+        _dress(axes)
+    _frame_losses(top, runs)
+    top.set_ylabel("loss (nats per token)")
+    if top.get_legend_handles_labels()[0]:
+        top.legend(frameon=False, labelcolor=INK, loc="upper right")
+    bottom.set_ylabel("learning\nrate")
+    bottom.yaxis.set_major_locator(MaxNLocator(3))
+    bottom.yaxis.set_major_formatter(FuncFormatter(_rate))
+    bottom.set_ylim(bottom=0.0)
+    parts[-1].set_xlabel("update")
+    parts[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    if len(runs) > 1:
+        top.set_title("solid: training, circles: validation", loc="right", color=INK, fontsize=9, pad=10)
+    if title:
+        top.set_title(title, loc="left", color=INK, fontsize=12, fontweight="bold", pad=10)
+    return figure
+
+
+def _draw_run(axes: Axes, run: Curves, label: str, colour: str, alone: bool) -> None:
+    ended = f"validation {run.val_loss[-1]:.4f} at the end" if len(run.val_loss) else ""
+    both = f"{label}: {ended}" if ended else label  # of several runs: one entry each
+    window = max(1, len(run.steps) // 40)
+    if len(run.steps):
+        axes.plot(run.steps, run.loss, color=colour, alpha=0.22 if alone else 0.12, linewidth=0.8)
+        axes.plot(
+            run.steps,
+            smoothed(run.loss, window),
+            color=colour,
+            linewidth=1.8,
+            label="training" if alone else both,
+        )
+    if len(run.val_steps):
+        axes.plot(
+            run.val_steps,
+            run.val_loss,
+            color=COLOURS[1] if alone else colour,
+            linewidth=1.0,
+            linestyle=(0, (2, 2)),
+            marker="o",
+            markersize=5.5,
+            markerfacecolor="white",
+            markeredgewidth=1.6,
+            label=ended if alone else None,
+        )
+
+
+def _draw_rates(axes: Axes, runs: Mapping[str, Curves]) -> None:
+    """One line where all runs share the schedule, which they mostly do."""
+    shown = list(runs.values())
+    shared = all(np.array_equal(run.lr, shown[0].lr, equal_nan=True) for run in shown)
+    for index, run in enumerate(shown[:1] if shared else shown):
+        axes.plot(run.steps, run.lr, color=INK if shared else COLOURS[index % len(COLOURS)], linewidth=1.4)
+
+
+def _draw_scales(axes: Axes, runs: Mapping[str, Curves]) -> None:
+    """The loss scale in powers of two, and a cross where an update was skipped."""
+    for index, run in enumerate(runs.values()):
+        colour = INK if len(runs) == 1 else COLOURS[index % len(COLOURS)]
+        axes.plot(run.steps, run.scale, color=colour, linewidth=1.4, drawstyle="steps-post")
+        left_out = run.skipped & np.isfinite(run.scale)
+        axes.plot(run.steps[left_out], run.scale[left_out], color=COLOURS[1], linestyle="", marker="x", markersize=5)
+    axes.set_yscale("log", base=2)
+    axes.set_ylabel("loss scale\n(x: skipped)")
+
+
+def _rate(value: float, _: int) -> str:
+    """A learning rate as people write it: 6e-4."""
+    mantissa, exponent = f"{value:.2e}".split("e")
+    return f"{float(mantissa):g}e{int(exponent)}" if value else "0"
+
+
+def _frame_losses(axes: Axes, runs: Mapping[str, Curves]) -> None:
+    """Fit the axis to the smoothed curves and the evaluations: one wild batch must not flatten the picture."""
+    parts = [smoothed(run.loss, max(1, len(run.steps) // 40)) for run in runs.values()]
+    parts += [run.val_loss for run in runs.values()]
+    values = np.concatenate(parts) if parts else np.empty(0)
+    values = values[np.isfinite(values)]
+    if not len(values):
+        axes.text(0.5, 0.5, "no updates yet", transform=axes.transAxes, ha="center", color=INK)
+        return
+    low, high = float(values.min()), float(values.max())
+    margin = 0.06 * (high - low) or 0.1
+    axes.set_ylim(low - 2 * margin, high + margin)
+
+
+def _dress(axes: Axes) -> None:
+    axes.grid(axis="y", color=FAINT, linewidth=0.8)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color(FAINT)
+    axes.tick_params(colors=INK, length=0, labelsize=9)
+    axes.yaxis.label.set_color(INK)
+    axes.xaxis.label.set_color(INK)

@@ -1,0 +1,153 @@
+"""What a run tells: each event to the metrics file and to the display, in the caller's thread."""
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+
+from loguru import logger
+
+from threadloom.pipeline import Milestone, RunStatistics
+from threadloom.stages.config.settings import Config
+from threadloom.stages.memory.items import Evaluation, Event, Saved, Update
+from threadloom.stages.memory.loss_scale import Scaled
+from threadloom.stages.run.display import ChannelDepth, Display, Progress, Smoothing, StageShares, scale_text
+from threadloom.stages.storage.run_directory import MetricsLog
+
+SHOWN = ("draw", "embed", "forward", "backward", "reduce", "update", "evaluate", "save")
+"""Stages that the display shows; the others only meet and part, and take microseconds."""
+RATE_WINDOW = 20
+"""Updates over which tokens per second are taken."""
+
+
+class Logged:
+    """How far the metrics file has come: a checkpoint must not stand on the disk before the lines that lead up to it.
+
+    A run that goes on from a checkpoint makes the lines after it again, but never those before.
+    """
+
+    def __init__(self, config: Config, step: int) -> None:
+        """`step`: the updates before the run, whose lines are there."""
+        self._interval = config.evaluation.interval
+        self._steps = config.steps
+        self._updates = Milestone(step)
+        self._evaluations = Milestone(step)
+
+    def take(self, event: Event) -> None:
+        """Note that the line of `event` has been written."""
+        match event:
+            case Update():
+                self._updates.advance(event.step)
+            case Evaluation():
+                self._evaluations.advance(event.step)
+
+    def wait_for(self, step: int) -> None:
+        """Wait until the line of every update up to `step` is written, and of every evaluation due on them."""
+        self._updates.wait_for(step)
+        last = step if step == self._steps else step - step % self._interval if self._interval else 0
+        self._evaluations.wait_for(last)
+
+    def abort(self) -> None:
+        """Wake who waits with `Cancelled`."""
+        self._updates.abort()
+        self._evaluations.abort()
+
+
+class Reporter:
+    """Writes one line of metrics an event, and shows where the run stands. Owned by one thread."""
+
+    def __init__(self, config: Config, log: MetricsLog, display: Display, began: float) -> None:
+        """`began`: when the run started, by `time.perf_counter`."""
+        self._config = config
+        self._log = log
+        self._display = display
+        self._began = began
+        self._tokens = config.sequences * config.model.context
+        self._times: deque[float] = deque([time.perf_counter()], maxlen=RATE_WINDOW + 1)
+        self._smoothing = Smoothing()
+        self._earlier: RunStatistics | None = None
+        self._shown: Progress | None = None
+        self.last_update: Update | None = None
+        self.last_evaluation: Evaluation | None = None
+
+    def take(self, event: Event, statistics: Callable[[], RunStatistics]) -> None:
+        """Record one event; `statistics` is asked for only when the display is due."""
+        match event:
+            case Update():
+                self._take_update(event, statistics)
+            case Evaluation():
+                self.last_evaluation = event
+                if self._shown:
+                    self._display.update(replace(self._shown, val_loss=event.val_loss))
+                self._log.append({"step": event.step, "val_loss": event.val_loss, "tokens": event.tokens})
+                logger.info("step {}: validation loss {:.4f} ({:.1f} s)", event.step, event.val_loss, event.seconds)
+            case Saved():
+                self._log.sync()
+                logger.info("step {}: checkpoint {} ({:.1f} s)", event.step, event.path, event.seconds)
+
+    def _take_update(self, update: Update, statistics: Callable[[], RunStatistics]) -> None:
+        now = time.perf_counter()
+        self._times.append(now)
+        rate = (len(self._times) - 1) * self._tokens / max(now - self._times[0], 1e-9)
+        self._log.append(
+            {
+                "step": update.step,
+                "loss": update.loss,
+                "lr": update.lr,
+                "grad_norm": update.grad_norm,
+                "tokens_per_s": round(rate, 1),
+                "seconds": round(now - self._began, 4),
+                **({"loss_scale": update.scaled.scale, "skipped": update.scaled.skipped} if update.scaled else {}),
+            }
+        )
+        if update.scaled and update.scaled.skipped:
+            logger.warning("{}", skip_line(update.step, update.scaled))
+        smoothed = self._smoothing.add(update.loss)
+        self.last_update = update
+        if self._display.due() or update.step == self._config.steps:
+            self._shown = self._progress(update, smoothed, rate, statistics())
+            self._display.update(self._shown)
+
+    def _progress(self, update: Update, smoothed: float, rate: float, statistics: RunStatistics) -> Progress:
+        left = (self._config.steps - update.step) * self._tokens
+        shares = [_shares(name, statistics, self._earlier) for name in SHOWN if name in statistics]
+        channels = [
+            ChannelDepth(stage.name, stage.channel.depth, stage.channel.capacity)
+            for stage in statistics.values()
+            if stage.channel and stage.name in SHOWN
+        ]
+        self._earlier = statistics
+        return Progress(
+            step=update.step,
+            steps=self._config.steps,
+            loss=update.loss,
+            smoothed_loss=smoothed,
+            lr=update.lr,
+            grad_norm=update.grad_norm,
+            tokens_per_s=rate,
+            eta_s=left / rate if rate else None,
+            val_loss=self.last_evaluation.val_loss if self.last_evaluation else None,
+            loss_scale=update.scaled.after.scale if update.scaled else None,
+            skipped=update.scaled.after.skipped if update.scaled else 0,
+            stages=shares,
+            channels=channels,
+        )
+
+
+def skip_line(step: int, scaled: Scaled) -> str:
+    """Return what is said of an update that was skipped."""
+    now = "stays" if scaled.after.scale == scaled.scale else f"is now {scale_text(scaled.after.scale)}"
+    return (
+        f"step {step}: update skipped, its loss or gradient is not finite at a loss scale of "
+        f"{scale_text(scaled.scale)}, which {now}; {scaled.after.skipped:,} skipped in all"
+    )
+
+
+def _shares(name: str, now: RunStatistics, earlier: RunStatistics | None) -> StageShares:
+    """Return how a stage's workers spent the time since `earlier`, or since the start."""
+    stage, before = now[name], earlier[name] if earlier else None
+    spent = [
+        getattr(stage, phase) - (getattr(before, phase) if before else 0.0) for phase in ("busy", "waiting", "blocked")
+    ]
+    total = sum(spent) or 1.0
+    return StageShares(name, stage.workers, *(seconds / total for seconds in spent))

@@ -1,0 +1,290 @@
+"""One run in its run directory, from the text to the last picture."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+from loguru import logger
+
+from threadloom.kernels import blas_info
+from threadloom.pipeline import Run, Trace, TraceEvent, available_cores, draw_timeline
+from threadloom.stages.checkpoint.checkpoint import Checkpoint, latest_checkpoint, remove_leftovers
+from threadloom.stages.config.settings import Precision
+from threadloom.stages.data.batches import (
+    Dataset,
+    EvaluationWindows,
+    evaluation_batches,
+    prepare,
+    require_same_text,
+    training_batches,
+)
+from threadloom.stages.data.text import Text, read_text
+from threadloom.stages.machine.machine import detect
+from threadloom.stages.memory.items import label
+from threadloom.stages.memory.plan import lanes_text, plan_table
+from threadloom.stages.models.gpt2 import parameter_count
+from threadloom.stages.resolve.gemm_settings import numerics
+from threadloom.stages.resolve.loading import (
+    Config,
+    ConfigError,
+    from_json,
+    resolve,
+    to_json,
+    trajectory,
+    trajectory_differences,
+    validate,
+)
+from threadloom.stages.resolve.precision import (
+    FLOAT32_PRECISIONS,
+    Choice,
+    choose_here,
+    is_open,
+    product_words,
+    with_precision,
+)
+from threadloom.stages.run.display import Display
+from threadloom.stages.run.report import SHOWN, Logged, Reporter
+from threadloom.stages.storage.run_directory import MetricsLog, RunDirectory, RunMode, atomic_write, read_metrics
+from threadloom.stages.tools.tune.tune import tuned_settings
+from threadloom.stages.training.training import Output, Training, Validation
+from threadloom.stages.training.warmup import compile_kernels
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a finished run leaves behind."""
+
+    run: RunDirectory
+    config: Config
+    step: int
+    val_loss: float | None
+    seconds: float
+    """From the first micro-batch to the last event."""
+
+
+def train(config: Config, out: Path, mode: RunMode = RunMode.NEW, *, tuned: bool = True) -> Outcome:
+    """Train as `config` says, in the run directory `out`, or go on with the run in it.
+
+    What the configuration leaves open is filled in as `threadloom tune` found it best here, unless `tuned` is False.
+    Raises what the parts raise: ConfigError, TextError, DataError, RunDirectoryError, CheckpointError, and StageFailure
+    for whatever happens once the pipeline runs, TrainingDiverged among its causes.
+    """
+    validate(config)
+    # What may refuse the run comes before the claim, which makes its folder, or removes the run that was in it.
+    choice = choose_here(config) if mode is not RunMode.RESUME else None
+    text = read_text(config.data.text)
+    with RunDirectory.claim(out, mode) as run:
+        start = _last_checkpoint(run) if mode is RunMode.RESUME else None
+        if start is not None:
+            config = _as_begun(config, run)
+        if choice is None:  # what was begun goes on, however slowly this machine does it
+            choice = choose_here(config, allow_slow=start is not None)
+        config = with_precision(config, choice.precision)
+        data = _prepare(config, text, run, mode)
+        if tuned:
+            config = tuned_settings(config, detect())
+        resolved = resolve(config, available_cores(), data.tokenizer.vocab_size)
+        if mode is RunMode.RESUME:
+            resolved = _same_trajectory(resolved, run, data, start)
+        atomic_write(run.config, to_json(resolved).encode())
+        if start is not None and start.step == resolved.steps:
+            return _finished(resolved, run)
+        with numerics(resolved):
+            return _train(resolved, run, data, start, choice)
+
+
+def saved_config(out: Path) -> Config:
+    """Return the resolved configuration of the run in `out`."""
+    run = RunDirectory(out)
+    try:
+        return from_json(run.config.read_bytes(), str(run.config))
+    except OSError as error:
+        if run.checkpoint_steps():
+            cause, remedy = "it was removed", "put it back, or start again with --overwrite"
+        elif run.checkpoints.is_dir():
+            cause, remedy = "the run was stopped before it had begun", "leave out --resume to start it"
+        else:
+            cause, remedy = "there is no run in that folder", "name the folder that was given to train --out"
+        found = error.strerror or type(error).__name__
+        raise ConfigError(str(run.config), "the configuration of a run", found, cause, remedy) from error
+
+
+def _last_checkpoint(run: RunDirectory) -> Checkpoint | None:
+    for sentence in remove_leftovers(run.checkpoints):
+        logger.info("{}: {}", run.checkpoints, sentence)
+    path = latest_checkpoint(run.checkpoints)
+    if path is None:
+        logger.warning("{} has no checkpoint yet: starting from the beginning", run.path)
+        return None
+    return Checkpoint.open(path)
+
+
+def _prepare(config: Config, text: Text, run: RunDirectory, mode: RunMode) -> Dataset:
+    if mode is RunMode.RESUME:
+        require_same_text(run.data, text.text)
+    if text.skipped:
+        logger.info("left out {} files or folders that are not text", len(text.skipped))
+    data = prepare(config, text.text, run.data)
+    logger.info(
+        "text: {}, {:,} characters, {:,} training and {:,} validation tokens, vocabulary {}",
+        f"{len(text.files):,} files" if len(text.files) != 1 else "1 file",
+        len(text.text), len(data.train), len(data.validation), data.tokenizer.vocab_size,
+    )  # fmt: skip
+    return data
+
+
+def _as_begun(config: Config, run: RunDirectory) -> Config:
+    """Answer what is left open, and decides the weights, as it was answered when the run began."""
+    saved = saved_config(run.path)
+    if config.shared_lanes is None:  # a run from before there were shared lanes has none
+        config = msgspec.structs.replace(config, shared_lanes=bool(saved.shared_lanes))
+    if not is_open(config) or (config.precision is Precision.FLOAT32 and saved.precision not in FLOAT32_PRECISIONS):
+        return config
+    return msgspec.structs.replace(config, precision=saved.precision, matmul=saved.matmul)  # speeds may be others today
+
+
+def _same_trajectory(config: Config, run: RunDirectory, data: Dataset, start: Checkpoint | None) -> Config:
+    """Refuse a resumed run that would leave the trajectory of the saved one."""
+    if start is None:
+        return config
+    if start.step > config.steps:
+        raise ConfigError(
+            "steps",
+            needed=f"at least the {start.step} updates that the run in {run.path} has made",
+            found=f"{config.steps}",
+            cause="a run cannot be taken back",
+            remedy=f"give more than {start.step} to go on with it, or start a new run with another --out",
+        )
+    saved = trajectory(saved_config(run.path))
+    differences = trajectory_differences(saved, trajectory(config))
+    if differences:
+        words = "; ".join(f"{key}: saved {old!r}, now {new!r}" for key, (old, new) in differences.items())
+        raise ConfigError(
+            next(iter(differences)),
+            needed=f"the settings that the run in {run.path} was started with",
+            found=words,
+            cause="these settings decide the weights, and the checkpoint was made with others",
+            remedy="resume without changing them, or start a new run with another --out",
+        )
+    return config
+
+
+def _finished(config: Config, run: RunDirectory) -> Outcome:
+    """Return the outcome of a run that was resumed when it had made all of its updates."""
+    records = read_metrics(run.metrics) if run.metrics.exists() else []
+    scores = [record["val_loss"] for record in records if "val_loss" in record and record["step"] == config.steps]
+    logger.info("the run has made all of its {:,} updates; give more with --steps to go on with it", config.steps)
+    _draw(config, run, None)
+    return Outcome(run, config, config.steps, scores[-1] if scores else None, 0.0)
+
+
+def _train(config: Config, run: RunDirectory, data: Dataset, start: Checkpoint | None, choice: Choice) -> Outcome:
+    _announce(config, choice)
+    compile_kernels(precision=config.precision)
+    logged = Logged(config, start.step if start else 0)
+    output = Output(run.checkpoints, data.tokenizer_path, logged.wait_for)
+    training = Training(config, training_batches(config, data.train), _validation(config, data), output, start)
+    logger.info("memory, allocated for the whole run:\n{}", plan_table(training.memory()))
+    trace = _trace(config, training)
+    begin = time.perf_counter()
+    with MetricsLog(run.metrics, training.first_batch) as log, Display(config.name) as display:
+        reporter = Reporter(config, log, display, begin)
+        with _pictures(config, run, trace):
+            graph = training.graph()
+            resources = [*training.resources, logged]
+            with graph.start(resources=resources, trace=trace, label=label) as pipeline:
+                _follow(pipeline, reporter, logged)
+    last = reporter.last_evaluation
+    return Outcome(run, config, config.steps, last.val_loss if last else None, time.perf_counter() - begin)
+
+
+def _follow(pipeline: Run, reporter: Reporter, logged: Logged) -> None:
+    for event in pipeline:
+        reporter.take(event, pipeline.statistics)
+        logged.take(event)
+
+
+def _announce(config: Config, choice: Choice) -> None:
+    """Say once what was detected and what was chosen."""
+    blas = blas_info(load=False)
+    geometry = config.model.geometry()
+    width = detect().vector_width
+    product = product_words(config)
+    logger.info("processor: {} cores, {}; matrix products by {}", available_cores(), width.value, product)
+    if config.precision in (Precision.FLOAT32, Precision.FP16):
+        logger.debug("matrix products: {}", blas.reason)
+    logger.info("precision: {}; {}", config.precision.value, choice.reason)
+    if choice.warning:
+        logger.warning("{}", choice.warning)
+    threads = {f"threads.{name}": count for name, count in msgspec.structs.asdict(config.threads).items()}
+    if many := [f"{name}={count}" for name, count in threads.items() if count > 4 * available_cores()]:
+        logger.warning(
+            "{} on {} cores: threads that wait for a core slow each other", ", ".join(many), available_cores()
+        )
+    logger.info(
+        "model: {:,} parameters; batches of {} x {} tokens in micro-batches of {}, {}, delay {}",
+        parameter_count(geometry), config.sequences, geometry.context, config.micro_batch, lanes_text(config),
+        config.delay,
+    )  # fmt: skip
+
+
+def _validation(config: Config, data: Dataset) -> Validation:
+    def windows(batches: int) -> EvaluationWindows:
+        return evaluation_batches(
+            data.validation, batch_size=config.batch_size, micro_batch=config.micro_batch or 1, batches=batches
+        )
+
+    return Validation(windows(config.evaluation.batches), windows(config.evaluation.final_batches or 1))
+
+
+def _trace(config: Config, training: Training) -> Trace | None:
+    """Return a recorder that holds the last `trace.batches` batches, or None."""
+    a_batch = 4 * training.plan.micro_batches + 2 * training.shards.shards + 8
+    return Trace(capacity=config.trace.batches * a_batch) if config.trace.batches else None
+
+
+@contextmanager
+def _pictures(config: Config, run: RunDirectory, trace: Trace | None) -> Iterator[None]:
+    """Draw what there is to draw when the block ends, however it ends; an error on its way is not hidden."""
+    try:
+        yield
+    except BaseException:
+        try:
+            _draw(config, run, trace)
+        except Exception as error:  # the disk that stopped the run is full for pictures too
+            logger.warning("the pictures of the run were not drawn: {}", error)
+        raise
+    _draw(config, run, trace)
+
+
+def _draw(config: Config, run: RunDirectory, trace: Trace | None) -> None:
+    from threadloom.stages.run.plots import (
+        plot_loss,  # Matplotlib takes half a second to import; the first update must not wait
+    )
+
+    if run.metrics.exists() and run.metrics.stat().st_size:
+        plot_loss(run.metrics, run.loss_plot, config.name)
+    events = trace.events() if trace is not None else []
+    if trace is not None and any(event.stage in SHOWN for event in events):
+        trace.write_chrome(run.trace, f"threadloom {config.name}")
+        title = f"{config.name}, delay {config.delay}"
+        window = steady_window(events, config.trace.timeline)
+        draw_timeline(events, run.timeline, window=window, stages=SHOWN, title=title)
+
+
+def steady_window(events: Sequence[TraceEvent], batches: int) -> tuple[int, int] | None:
+    """Return from when to when a picture shows the last `batches` batches before the pipeline ran empty, in ns.
+
+    None where the trace holds too little to tell.
+    """
+    drawn = [event for event in events if event.stage == "draw"]
+    if not drawn:
+        return None
+    end = max(event.end_ns for event in drawn)
+    forward = [event for event in events if event.stage == "forward" and event.end_ns <= end]
+    newest = max((int(event.label["batch"]) for event in forward), default=0)
+    start = min((event.start_ns for event in forward if int(event.label["batch"]) > newest - batches), default=end)
+    return (start, end) if start < end else None

@@ -1,0 +1,199 @@
+"""Correctness before any time is taken: what `threadloom bench` checks, a second for each precision.
+
+The pipeline, the stages one after another, and the replay in one thread must end in the same bits; and the kernels must
+agree with an independent model in float64 NumPy: its loss directly, the gradient of every tensor by a central
+difference of that loss along a random direction.
+
+How far a gradient may be off: along a direction of unit normal entries, an error vector e shows as a normal number of
+deviation ``|e|``, as the gradient g itself shows as one of ``|g|``. In 16 bits each tensor between two kernels is
+rounded once, and each rounding moves a gradient by at most about the format's root-mean-square rounding error, on its
+own: after n of them ``|e| / |g|`` is at most that error times sqrt(n), which is multiplied by the deviations that the
+worst of some dozens of directions may have. (Roundings in a block move only what the block adds to the residual stream,
+so that small models are off by a quarter of this.)
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from threadloom.stages.config.settings import Precision
+from threadloom.stages.data.batches import random_batches
+from threadloom.stages.memory.float32 import Bank, Slot
+from threadloom.stages.memory.items import Update
+from threadloom.stages.memory.loss_scale import LossScaler
+from threadloom.stages.models.gpt2 import Geometry, initialise
+from threadloom.stages.resolve.gemm_settings import numerics
+from threadloom.stages.resolve.loading import Config, ModelConfig, apply_overrides, resolve
+from threadloom.stages.step.compute import Compute, backward_alone, compute_for
+from threadloom.stages.training.replay import replay
+from threadloom.stages.training.sequential import stage_by_stage
+from threadloom.stages.training.training import Training
+
+ODD = Config(
+    name="odd", model=ModelConfig(vocab_size=131, context=37, layers=2, heads=3, channels=27),
+    batch_size=6, micro_batch=1, lanes=2, steps=4,
+)  # fmt: skip
+"""Sizes that no vector length divides."""
+LOSS_TOLERANCE = {Precision.FLOAT32: 2e-6, Precision.BF16X3: 2e-5, Precision.BF16: 1e-3, Precision.FP16: 1e-3}
+"""Relative to float64."""
+GRADIENT_TOLERANCE = 1e-3
+"""In float32 and bf16x3: of the gradient's length, for its product with a direction, which is about that length."""
+ROUNDING = {Precision.BF16: 2.0**-8 / 2.4, Precision.FP16: 2.0**-11 / 2.4}
+"""Root mean square of the relative error of a rounding: uniform within half a last place, numbers uniform in log."""
+LAYER_ROUNDINGS, OTHER_ROUNDINGS = 26, 6
+"""On the way of a gradient through a layer (forward: four weights, two LayerNorms twice, qkv, probabilities, what comes
+of attention, fc, its GELU; backward about as many), and outside of the layers."""
+DEVIATIONS = 4
+STEP = 1e-4
+"""Of the central difference; its own error is of the order of the square, and far below float32's."""
+
+Doubles = NDArray[np.float64]
+
+
+class BenchCheckFailed(RuntimeError):
+    """What is to be measured computes something else than it should."""
+
+
+def check_schedules(cores: int, precision: Precision = Precision.FLOAT32) -> str:
+    """Run a small model of odd sizes all three ways at each delay, compare bit for bit, and say what was equal."""
+    for delay in (0, 1, 2):
+        config = odd(cores, precision, delay)
+        with numerics(config):
+            ends = {"the replay in one thread": _end(config, "replay", cores)}
+            ends["the pipeline"] = _end(config, "pipeline", cores)
+            ends["stage by stage"] = _end(config, "stages", cores)
+        wanted = ends["the replay in one thread"]
+        for name, end in ends.items():
+            if end != wanted:
+                raise BenchCheckFailed(
+                    f"{name} at delay {delay} in {precision.value} does not end in the bits of the replay: a fault of "
+                    "threadloom or of the machine; run the tests"
+                )
+    return f"pipeline and stage by stage equal the replay bit for bit at τ = 0, 1, 2 ({ODD.steps} updates, odd sizes)"
+
+
+def odd(cores: int, precision: Precision, delay: int = 0) -> Config:
+    """Return the small model of odd sizes, resolved."""
+    return resolve(apply_overrides(ODD, [f"delay={delay}", f"precision={precision.value}"]), cores)
+
+
+def _end(config: Config, way: str, cores: int) -> tuple[bytes, bytes, bytes, tuple[float, ...]]:
+    training = Training(config, random_batches(config))
+    losses: list[float] = []
+    if way == "pipeline":
+        with training.graph().start(resources=training.resources) as run:
+            losses += [event.loss for event in run if isinstance(event, Update)]
+    else:
+        events = replay(training) if way == "replay" else stage_by_stage(training, cores)
+        losses += [event.loss for event in events if isinstance(event, Update)]
+    with training.banks.lease_newest() as lease:
+        weights = lease.bank.arena.flat.tobytes()
+    return weights, training.moments.m.flat.tobytes(), training.moments.v.flat.tobytes(), tuple(losses)
+
+
+def check_kernels(config: Config, *, every_tensor: bool) -> str:
+    """Compare loss and gradient of one micro-batch with float64, tensor by tensor or all tensors in one direction.
+
+    `config` is resolved, and its precision is what is checked.
+    """
+    geometry, precision, random = config.model.geometry(), config.precision, np.random.default_rng(11)
+    compute = compute_for(precision, geometry, config.micro_batch or 1)
+    bank, slot, gradients = Bank(geometry, compute.make_forms()), compute.make_slot(), Bank(geometry)
+    initialise(bank.arena, geometry, config.seed)
+    bank.arena.flat[:] += random.standard_normal(bank.arena.flat.shape, dtype=np.float32) * np.float32(0.01)
+    slot.ids[:] = random.integers(0, geometry.vocabulary, slot.ids.shape)
+    slot.targets[:] = random.integers(0, geometry.vocabulary, slot.targets.shape)
+    scale = LossScaler(config.loss_scale).start(0).scale
+    with numerics(config):
+        loss = _loss_and_gradient(compute, geometry, bank, slot, gradients, scale)
+    weights = {name: array.astype(np.float64) for name, array in bank.arena.items()}
+    said = f"{config.name} in {precision.value}: the kernels'"
+    reference = reference_loss(weights, geometry, slot.ids, slot.targets)
+    error = abs(loss - reference) / (abs(reference) or 1.0)  # a vocabulary of one token has a loss of 0
+    if not error <= LOSS_TOLERANCE[precision]:
+        raise BenchCheckFailed(f"{said} loss is {loss!r}, float64 says {reference!r}")
+    names = list(weights)
+    worst, tolerance = 0.0, gradient_tolerance(precision, geometry.layers)
+    for chosen in [[name] for name in names] if every_tensor else [names]:
+        directions = {name: random.standard_normal(weights[name].shape) for name in chosen}
+        expected = _slope(weights, directions, geometry, slot)
+        found = sum(float(np.vdot(gradients.arena[name].astype(np.float64), directions[name])) for name in chosen)
+        length = float(np.sqrt(sum(np.sum(gradients.arena[name].astype(np.float64) ** 2) for name in chosen)))
+        off = abs(found - expected)
+        if length > 0:
+            off /= length
+        elif off > 0:  # no gradient is right only where the loss does not change either
+            off = math.inf
+        worst = max(worst, off)
+        if not off <= tolerance:
+            raise BenchCheckFailed(
+                f"{said} gradient of {', '.join(chosen)} gives {found!r} along a direction in which float64 rises by "
+                f"{expected!r}"
+            )
+    return f"loss within {error:.0e} of float64, gradient within {worst:.0e} of its length"
+
+
+def gradient_tolerance(precision: Precision, layers: int) -> float:
+    """Return how far a gradient may be off along a direction, as a share of its length (see the top of this module)."""
+    if precision not in ROUNDING:
+        return GRADIENT_TOLERANCE
+    return DEVIATIONS * ROUNDING[precision] * math.sqrt(LAYER_ROUNDINGS * layers + OTHER_ROUNDINGS)
+
+
+def _loss_and_gradient(
+    compute: Compute, geometry: Geometry, bank: Bank, slot: Slot, gradients: Bank, scale: float
+) -> float:
+    """Return the mean loss of a micro-batch, and leave its gradient in `gradients`; `scale` is in there on the way."""
+    rows = slot.ids.size
+    compute.derive(bank)
+    compute.embed(bank, slot)
+    compute.forward(bank, slot)
+    loss = backward_alone(compute, geometry, bank, slot, scale / rows, gradients.weights, compute.make_scratch())
+    gradients.arena.flat[:] /= np.float32(scale)
+    return loss / rows
+
+
+def _slope(weights: Mapping[str, Doubles], directions: Mapping[str, Doubles], geometry: Geometry, slot: Slot) -> float:
+    """The rise of the float64 loss along a direction, by a central difference."""
+    ends = []
+    for sign in (STEP, -STEP):
+        moved = {name: array + sign * directions[name] if name in directions else array
+                 for name, array in weights.items()}  # fmt: skip
+        ends.append(reference_loss(moved, geometry, slot.ids, slot.targets))
+    return (ends[0] - ends[1]) / (2 * STEP)
+
+
+def reference_loss(weights: Mapping[str, Doubles], geometry: Geometry, ids: Any, targets: Any) -> float:
+    """Return GPT-2's mean cross-entropy in float64, written for being right: no kernel has a part in it."""
+    w, t, heads = weights, geometry.context, geometry.heads
+    sequences, size = ids.size // t, geometry.channels // heads
+    x = w["wte"][ids].reshape(sequences, t, -1) + w["wpe"][:t]
+    hidden = np.triu(np.ones((t, t), bool), 1)
+    for n in range(geometry.layers):
+        qkv = _norm(x, w["ln1_weight"][n], w["ln1_bias"][n]) @ w["qkv_weight"][n] + w["qkv_bias"][n]
+        q, k, v = (part.reshape(sequences, t, heads, size).swapaxes(1, 2) for part in np.split(qkv, 3, axis=-1))
+        scores = np.where(hidden, -np.inf, q @ k.swapaxes(2, 3) / np.sqrt(size))
+        attn = (_softmax(scores) @ v).swapaxes(1, 2).reshape(x.shape)
+        x = x + attn @ w["attn_proj_weight"][n] + w["attn_proj_bias"][n]
+        u = _norm(x, w["ln2_weight"][n], w["ln2_bias"][n]) @ w["fc_weight"][n] + w["fc_bias"][n]
+        gelu = 0.5 * u * (1 + np.tanh(np.sqrt(2 / np.pi) * (u + 0.044715 * u**3)))
+        x = x + gelu @ w["mlp_proj_weight"][n] + w["mlp_proj_bias"][n]
+    logits = (_norm(x, w["lnf_weight"], w["lnf_bias"]) @ w["wte"].T).reshape(ids.size, -1)
+    logits -= logits.max(axis=1, keepdims=True)
+    picked = logits[np.arange(ids.size), targets]
+    return float(np.mean(np.log(np.exp(logits).sum(axis=1)) - picked))
+
+
+def _norm(x: Doubles, weight: Doubles, bias: Doubles) -> Doubles:
+    centred = x - x.mean(axis=-1, keepdims=True)
+    normed: Doubles = centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + 1e-5) * weight + bias
+    return normed
+
+
+def _softmax(scores: Doubles) -> Doubles:
+    e = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    shares: Doubles = e / e.sum(axis=-1, keepdims=True)
+    return shares

@@ -1,0 +1,69 @@
+"""What the tests of training in 16 bits share: both formats by their numbers alone, and bounds for one rounding."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tests.kernels.bits16.support import nearest as nearest_bf16
+from tests.kernels.bits16.support import numbers as bf16_numbers
+from tests.reference import Array
+from threadloom.kernels.matmul.pack import DEPTH_STEP, PANEL
+
+Shorts = NDArray[Any]
+"""Bits of either format, uint16 or int16."""
+
+FLOAT = 2.0**-24
+"""Half a unit in float32's last place, relative: what one operation of the kernels' arithmetic is off by."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """One of the two formats; nothing in it is the product's."""
+
+    name: str
+    kind: np.dtype[Any]
+    unit: float  # half a unit in the last place, relative: what one rounding is off by
+    tiny: float  # half of the smallest number above 0: what one rounding is off by below the normal numbers
+
+    def numbers(self, bits: Shorts) -> Array:
+        """Return what bits stand for, in float64."""
+        if self.kind == np.int16:
+            return np.ascontiguousarray(bits).view(np.float16).astype(np.float64)
+        return bf16_numbers(bits)
+
+    def nearest(self, values: NDArray[Any]) -> Shorts:
+        """Return the bits of the nearest numbers, ties to even."""
+        if self.kind == np.int16:
+            with np.errstate(over="ignore"):
+                return np.ascontiguousarray(values, np.float32).astype(np.float16).view(np.int16)
+        return nearest_bf16(np.asarray(values, np.float32))
+
+    def random(self, rng: np.random.Generator, *shape: int, spread: float = 1.0) -> Shorts:
+        """Return normal random numbers."""
+        return self.nearest((spread * rng.standard_normal(shape)).astype(np.float32))
+
+    def rounding(self, exact: Array) -> Array:
+        """Return the most by which a rounding of these numbers is off."""
+        return self.unit * np.abs(exact) + self.tiny
+
+
+BF16 = Format("bfloat16", np.dtype(np.uint16), 2.0**-8, 2.0**-134)
+FP16 = Format("float16", np.dtype(np.int16), 2.0**-11, 2.0**-25)
+FORMATS = [BF16, FP16]
+
+
+def pack(bits: Shorts) -> NDArray[np.uint32]:
+    """Return the packed form of a bfloat16 matrix (K, N), by its description: pairs along k in words, 32 columns."""
+    inner, columns = bits.shape
+    panels, pairs = -(-columns // PANEL), -(-inner // DEPTH_STEP) * DEPTH_STEP // 2
+    whole = np.zeros((2 * pairs, panels * PANEL), np.uint32)
+    whole[:inner, :columns] = bits
+    words: NDArray[np.uint32] = (whole[0::2] + (whole[1::2] << np.uint32(16))).astype(np.uint32)
+    return np.ascontiguousarray(words.reshape(pairs, panels, PANEL).transpose(1, 0, 2))
+
+
+def close(found: NDArray[Any], expected: Array, bound: Array | float) -> bool:
+    """Say whether every element is within its bound; a NaN is not."""
+    return bool((np.abs(found.astype(np.float64) - expected) <= bound).all())

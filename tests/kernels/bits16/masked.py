@@ -1,0 +1,88 @@
+"""A program: what of low precision this process has, and whether it computes as NumPy does; for test_lowp_masked.py.
+
+Numba is told by the environment to compile for a lesser processor than the one at hand. Prints one line of JSON.
+"""
+
+import json
+import sys
+
+from tests.kernels.bits16 import test_attention as test_lowp_attention
+from tests.kernels.bits16 import test_transformer as test_lowp_transformer
+from tests.kernels.bits16.formats import BF16
+from tests.kernels.bits16.model import check_model
+from tests.kernels.bits16.support import on_path, paths_here
+from tests.kernels.matmul import test_bf16 as test_lowp_gemm
+from tests.kernels.matmul import test_split as test_lowp_split_gemm
+from tests.kernels.simd import test_bfloat16 as test_lowp_convert
+from tests.kernels.simd import test_float16 as test_lowp_half
+from threadloom.kernels.matmul.blas import GemmBackend, gemm_backend
+from threadloom.kernels.simd.features import low_precision_info
+from threadloom.kernels.simd.float16 import float32_from_half, half_from_float32
+from threadloom.kernels.simd.vector import HAS_DOT, HAS_HALF, HAS_TILES, LANES
+
+SIZES = ((7, 33, 5), (32, 32, 32), (45, 70, 67), (17, 64, 131))
+"""Rows, columns and inner size: whole tiles, and edges on every side."""
+
+
+def products(every_form: bool) -> None:
+    """Hold conversions and products on every path against float64.
+
+    With `every_form` also arrays without gaps between their rows, for which every kernel is compiled once more.
+    """
+    for path in paths_here():
+        with on_path(path):
+            for rows, columns, inner in SIZES:
+                for at_end in (True, False):
+                    test_lowp_gemm.check(rows, columns, inner, at_end, gap=3)
+            if every_form:
+                test_lowp_gemm.check(1, 1, 1, True, gap=0)
+                test_lowp_gemm.check(33, 65, 47, True, gap=0)
+                test_lowp_gemm.test_the_three_products_of_a_linear_layer(path)
+                test_lowp_gemm.test_nan_and_infinity_come_through(path)
+    test_lowp_convert.test_rounding_is_to_the_nearest_and_ties_go_to_even()
+    test_lowp_convert.test_what_is_no_number_or_too_large()
+    test_lowp_half.test_every_float16_is_widened_as_numpy_does(float32_from_half)
+    test_lowp_half.test_any_float32_is_rounded_as_numpy_does(half_from_float32)
+
+
+def attention() -> None:
+    """Hold attention in bfloat16 on every path against float64: more than a tile of queries, and less than one."""
+    for path in paths_here():
+        with on_path(path):
+            test_lowp_attention.check(2, 2, 48, 97)
+            test_lowp_attention.check(1, 1, 5, 33, at_end=False)
+
+
+def the_rest() -> None:
+    """Hold attention in float16, bf16x3 and a whole model in bfloat16 against float64."""
+    test_lowp_attention.check(2, 2, 48, 97, form=test_lowp_attention.FLOAT16)
+    for path in paths_here():
+        with on_path(path):
+            with gemm_backend(GemmBackend.BF16X3):
+                test_lowp_split_gemm.check(45, 70, 267, True, False, -2.5, 0.5, True, 3)
+                test_lowp_split_gemm.check(33, 65, 47, False, True, 1.0, 0.0, False, 3)
+            check_model(test_lowp_transformer.SIZES["odd"], BF16)
+
+
+def main() -> None:
+    """Run the checks, and say what there was to hold: products; with ``--attention`` attention; with ``--all`` all."""
+    every = "--all" in sys.argv
+    if every or "--attention" not in sys.argv:
+        products(every)
+    if every or "--attention" in sys.argv:
+        attention()
+    if every:
+        the_rest()
+    info = low_precision_info()
+    found = {
+        "path": info.path.name,
+        "half_conversion": info.half_conversion,
+        "has": [HAS_TILES, HAS_DOT, HAS_HALF],
+        "lanes": LANES,
+        "held": [path.name for path in paths_here()],
+    }
+    sys.stdout.write(json.dumps(found) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,221 @@
+"""Causal self-attention on 16-bit numbers, against float64 on the same rounded inputs."""
+
+from threading import Thread
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from numba.core.runtime import _nrt_python, rtsys
+from numpy.typing import DTypeLike, NDArray
+
+from tests import reference
+from tests.kernels.bits16.support import Pages, nearest, numbers, on_path, paths_here
+from tests.kernels.support import random_shapes
+from tests.reference import Array
+from threadloom.kernels.bits16.attention.layer import (
+    AttentionScratch,
+    attention_backward_low,
+    attention_forward_low,
+    attention_scratch_shapes,
+)
+from threadloom.kernels.compiling.jit import JIT_ENABLED
+from threadloom.kernels.simd.features import DotPath
+
+Bits = NDArray[Any]
+
+
+class Format(NamedTuple):
+    """One 16-bit format and how far its results may be from the exact ones."""
+
+    kind: DTypeLike
+    rounding: float  # largest relative error of one rounding; its root mean square is about half of it
+
+    @property
+    def forward(self) -> float:
+        """Relative L2 distance of the output: sums of probabilities rounded once, themselves rounded once."""
+        return 2 * self.rounding
+
+    @property
+    def backward(self) -> float:
+        """The same of gradients: of differences that have the rounded output in them, rounded, summed and rounded."""
+        return 6 * self.rounding
+
+    def bits(self, values: Array) -> Bits:
+        """Return the numbers in this format."""
+        if self.kind == np.uint16:
+            return nearest(values.astype(np.float32))
+        return values.astype(np.float16).view(np.int16)
+
+    def numbers(self, bits: Bits) -> Array:
+        """Return what bits stand for."""
+        if self.kind == np.uint16:
+            return numbers(bits)
+        return np.ascontiguousarray(bits).view(np.float16).astype(np.float64)
+
+
+BFLOAT16 = Format(np.uint16, 2.0**-9)
+FLOAT16 = Format(np.int16, 2.0**-12)
+
+
+def distance(found: Array, expected: Array) -> float:
+    """Return the relative L2 distance; where all should be zero, the absolute one."""
+    return float(np.linalg.norm(found.ravel() - expected.ravel())) / (float(np.linalg.norm(expected)) or 1.0)
+
+
+def scratch_of(pages: Pages, context: int, size: int, form: Format) -> AttentionScratch:
+    shapes = attention_scratch_shapes(context, size, form.kind)
+    return AttentionScratch(**{name: pages.empty(shape, dtype) for name, (shape, dtype) in shapes.items()})
+
+
+@pytest.mark.parametrize("form", [BFLOAT16, FLOAT16], ids=["bfloat16", "float16"])
+def test_scratch_of_one_format_is_less_of_that_for_both(form: Format) -> None:
+    """Of the same types and dimensions, so that the kernels are compiled for one form of it."""
+    both, one = attention_scratch_shapes(90, 48), attention_scratch_shapes(90, 48, form.kind)
+    assert list(one) == list(both) == list(AttentionScratch._fields)
+    for name, (shape, dtype) in one.items():
+        assert (shape, dtype) in {both[name], ((0,) * len(both[name][0]), both[name][1])}
+    assert (one["widened"] == both["widened"]) == (form is FLOAT16)
+    assert (one["columns"] == both["columns"]) == (form is BFLOAT16)
+
+
+def check(
+    sequences: int,
+    heads: int,
+    size: int,
+    tokens: int,
+    spare: int = 0,
+    at_end: bool = True,
+    spread: float = 1.0,
+    form: Format = BFLOAT16,
+) -> tuple[Bits, Bits, Bits]:
+    """Hold forward and backward against the reference; `spare`: how much longer the context is than the sequence."""
+    rng = np.random.default_rng([sequences, heads, size, tokens])
+    pages = Pages(at_end)
+    rows, channels = sequences * tokens, heads * size
+    qkv = pages.copy(form.bits(spread * rng.standard_normal((rows, 3 * channels))))
+    out = pages.empty((rows, channels), form.kind)
+    lse = pages.empty((sequences, heads, tokens), np.float32)
+    attention_forward_low(qkv, sequences, heads, out, lse, scratch_of(pages, tokens + spare, size, form))
+    exact = form.numbers(qkv).reshape(sequences, tokens, 3 * channels)
+    expected, expected_lse = reference.attention_forward(exact, heads)
+    assert distance(form.numbers(out), expected) <= form.forward
+    assert np.abs(lse - expected_lse).max() <= 2e-6 * max(1.0, np.abs(expected_lse).max())
+
+    d_out = pages.copy(form.bits(rng.standard_normal((rows, channels))))
+    d_qkv = pages.empty((rows, 3 * channels), form.kind)
+    scratch = scratch_of(pages, tokens + spare, size, form)
+    attention_backward_low(d_out, out, qkv, lse, sequences, heads, d_qkv, scratch)
+    d_exact = form.numbers(d_out).reshape(sequences, tokens, channels)
+    expected_d = reference.attention_backward(d_exact, exact, heads).reshape(rows, 3 * channels)
+    found_d = form.numbers(d_qkv)
+    assert distance(found_d, expected_d) <= form.backward * spread**2
+    if tokens >= 4:  # a token that sees itself only has no gradient by its query and key: they have no size to compare
+        for part in range(3):
+            columns = slice(part * channels, (part + 1) * channels)
+            assert distance(found_d[:, columns], expected_d[:, columns]) <= form.backward * spread**2, "qkv"[part]
+    return out, lse, d_qkv
+
+
+sizes = st.sampled_from([1, 5, 7, 16, 32, 33, 48, 64, 80])
+
+
+@random_shapes
+@example(sequences=1, heads=1, size=1, tokens=1, spare=0, at_end=True)
+@example(sequences=2, heads=3, size=16, tokens=1, spare=0, at_end=False)
+@given(
+    sequences=st.integers(1, 3),
+    heads=st.integers(1, 3),
+    size=sizes,
+    tokens=st.integers(1, 140),
+    spare=st.integers(0, 40),
+    at_end=st.booleans(),
+)
+def test_random_shapes(sequences: int, heads: int, size: int, tokens: int, spare: int, at_end: bool) -> None:
+    check(sequences, heads, size, tokens, spare, at_end)
+
+
+@pytest.mark.parametrize("path", paths_here())
+@pytest.mark.parametrize(("size", "tokens"), [(32, 64), (48, 97), (80, 70), (5, 33), (64, 31)])
+def test_every_path(path: DotPath, size: int, tokens: int) -> None:
+    with on_path(path):
+        check(2, 2, size, tokens, at_end=tokens % 2 == 0)
+
+
+def test_a_long_sequence() -> None:
+    check(1, 2, 64, 300)
+
+
+def test_sharp_scores() -> None:
+    """Scores in the tens, as trained models have: softmax is nearly one-hot."""
+    check(sequences=2, heads=2, size=8, tokens=30, spread=4.0)
+
+
+@random_shapes
+@given(sequences=st.integers(1, 2), heads=st.integers(1, 3), size=sizes, tokens=st.integers(1, 90))
+def test_float16(sequences: int, heads: int, size: int, tokens: int) -> None:
+    check(sequences, heads, size, tokens, form=FLOAT16)
+
+
+def test_threads_get_the_same_bits() -> None:
+    results: list[tuple[Bits, Bits, Bits]] = []
+    threads = [Thread(target=lambda: results.append(check(2, 2, 32, 75))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == len(threads)
+    for result in results:
+        for found, first in zip(result, results[0], strict=True):
+            np.testing.assert_array_equal(found, first)
+
+
+def forward(qkv: Bits, heads: int) -> Array:
+    rows, width = qkv.shape
+    out, lse = np.zeros((rows, width // 3), np.uint16), np.empty((1, heads, rows), np.float32)
+    attention_forward_low(qkv, 1, heads, out, lse, scratch_of(Pages(True), rows, width // 3 // heads, BFLOAT16))
+    return numbers(out)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy warns where the compiler is off
+@pytest.mark.parametrize("position", [0, 5, 70, 99])
+@pytest.mark.parametrize("value", [np.nan, -np.nan, np.inf])
+def test_nan_and_infinity_show_from_their_token_on(position: int, value: float) -> None:
+    """Before it the output is what it was; from it on no output hides that something is wrong."""
+    values = np.random.default_rng(0).standard_normal((100, 12), np.float32)
+    qkv = nearest(values)
+    clean = forward(qkv, 1)
+    qkv[position, 4:8] = 0x7FC0 if value > 0 else 0xFFC0  # the key
+    if value == np.inf:
+        qkv[position, 4:8] = 0x7F80
+    out = forward(qkv, 1)
+    np.testing.assert_array_equal(out[:position], clean[:position])
+    if value == np.inf:  # a score of minus infinity is a probability of 0: not every output need show it
+        assert np.isnan(out[position:]).any()
+    else:
+        assert np.isnan(out[position:]).all()
+
+
+@pytest.mark.skipif(not JIT_ENABLED, reason="NumPy allocates")
+@pytest.mark.parametrize("form", [BFLOAT16, FLOAT16], ids=["bfloat16", "float16"])
+def test_nothing_is_allocated(form: Format) -> None:
+    rng, pages = np.random.default_rng(7), Pages(True)
+    qkv, d_out = form.bits(rng.standard_normal((40, 48))), form.bits(rng.standard_normal((40, 16)))
+    out, d_qkv, lse = np.empty_like(d_out), np.empty_like(qkv), np.empty((2, 2, 20), np.float32)
+    scratch = scratch_of(pages, 20, 8, form)
+    calls: list[tuple[Any, ...]] = [
+        (attention_forward_low, qkv, 2, 2, out, lse, scratch),
+        (attention_backward_low, d_out, out, qkv, lse, 2, 2, d_qkv, scratch),
+    ]
+    _nrt_python.memsys_enable_stats()
+    try:
+        for function, *arguments in calls:
+            function(*arguments)
+            before = rtsys.get_allocation_stats().alloc
+            function(*arguments)
+            # Numba keeps a small record of each array that crosses over from Python.
+            records = len(scratch) + sum(isinstance(argument, np.ndarray) for argument in arguments)
+            assert rtsys.get_allocation_stats().alloc - before == records, function
+    finally:
+        _nrt_python.memsys_disable_stats()

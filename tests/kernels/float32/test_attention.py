@@ -1,0 +1,87 @@
+"""Causal self-attention, in sequences shorter and longer than a tile of queries."""
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from tests import reference
+from tests.kernels.support import BACKWARD, FORWARD, Guarded, assert_close, float32_numbers, random_shapes
+from tests.reference import Array
+from threadloom.kernels.common.tensors import ATTENTION_TILE, Floats
+from threadloom.kernels.float32.attention import attention_backward, attention_forward
+
+
+def check(sequences: int, heads: int, size: int, tokens: int, spare: int = 0, spread: float = 1.0) -> None:
+    """Hold forward and backward against the reference; `spare`: how much longer the context is than the sequence."""
+    rng = np.random.default_rng([sequences, heads, size, tokens])
+    memory = Guarded()
+    rows, channels = sequences * tokens, heads * size
+    in_qkv = memory.copy(spread * float32_numbers(rng, rows, 3 * channels))
+    qkv = in_qkv.astype(np.float64).reshape(sequences, tokens, 3 * channels)
+    out, lse = memory.empty(rows, channels), memory.empty(sequences, heads, tokens)
+    scores = memory.empty(ATTENTION_TILE, tokens + spare)
+    attention_forward(in_qkv, sequences, heads, out, lse, scores)
+    expected, expected_lse = reference.attention_forward(qkv, heads)
+    assert_close(out, expected, FORWARD * spread**2, "out")
+    assert np.abs(lse - expected_lse).max() <= FORWARD * max(1.0, np.abs(expected_lse).max())
+
+    d_out = float32_numbers(rng, sequences, tokens, channels)
+    d_qkv = memory.empty(rows, 3 * channels)
+    scores[...] = np.nan
+    d_scores = memory.empty(ATTENTION_TILE, tokens + spare)
+    in_d_out = memory.copy(d_out.reshape(rows, channels))
+    attention_backward(in_d_out, out, in_qkv, lse, sequences, heads, d_qkv, scores, d_scores)
+    expected_d = reference.attention_backward(d_out, qkv, heads).reshape(rows, 3 * channels)
+    assert_close(d_qkv, expected_d, BACKWARD * spread**2, "d_qkv")
+    if tokens >= 4:  # a token that sees itself only has no gradient by its query and key: they have no size to compare
+        for part, name in enumerate(["q", "k", "v"]):
+            columns = slice(part * channels, (part + 1) * channels)
+            assert_close(d_qkv[:, columns].copy(), expected_d[:, columns], BACKWARD * spread**2, "d_" + name)
+    memory.check()
+
+
+@random_shapes
+@example(sequences=1, heads=1, size=1, tokens=1, spare=0)
+@given(
+    sequences=st.integers(1, 3),
+    heads=st.integers(1, 4),
+    size=st.integers(1, 19),
+    tokens=st.integers(1, 40),
+    spare=st.integers(0, 3),
+)
+def test_random_shapes(sequences: int, heads: int, size: int, tokens: int, spare: int) -> None:
+    check(sequences, heads, size, tokens, spare)
+
+
+@pytest.mark.parametrize("tokens", [ATTENTION_TILE - 1, ATTENTION_TILE, ATTENTION_TILE + 1, 3 * ATTENTION_TILE - 5])
+def test_around_the_tile(tokens: int) -> None:
+    check(sequences=2, heads=3, size=5, tokens=tokens, spare=7)
+
+
+def test_sharp_scores() -> None:
+    """Scores in the tens, as trained models have: softmax is nearly one-hot."""
+    check(sequences=2, heads=2, size=8, tokens=30, spread=4.0)
+
+
+def forward(qkv: Floats, heads: int) -> Array:
+    rows, width = qkv.shape
+    out, lse = np.full((rows, width // 3), np.nan, np.float32), np.empty((1, heads, rows), np.float32)
+    attention_forward(qkv, 1, heads, out, lse, np.empty((ATTENTION_TILE, rows), np.float32))
+    return out.astype(np.float64)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy warns where the compiler is off
+@pytest.mark.parametrize("position", [0, 5, 70, 99])
+@pytest.mark.parametrize("value", [np.nan, -np.nan, np.inf])
+def test_nan_and_infinity_show_from_their_token_on(position: int, value: float) -> None:
+    """Before it the output is what it was; from it on no output hides that something is wrong."""
+    qkv = np.random.default_rng(0).standard_normal((100, 12), np.float32)
+    clean = forward(qkv, 1)
+    qkv[position, 4:8] = value  # the key
+    out = forward(qkv, 1)
+    np.testing.assert_array_equal(out[:position], clean[:position])
+    if value == np.inf:  # a score of minus infinity is a probability of 0: not every output need show it
+        assert np.isnan(out[position:]).any()
+    else:
+        assert np.isnan(out[position:]).all()

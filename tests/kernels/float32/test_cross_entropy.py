@@ -1,0 +1,66 @@
+"""Softmax cross-entropy and its gradient in the place of the logits."""
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from tests import reference
+from tests.kernels.support import BACKWARD, FORWARD, Guarded, assert_close, flat_ids, float32_numbers, random_shapes
+from threadloom.kernels.float32.cross_entropy import cross_entropy_backward, cross_entropy_forward
+
+
+@random_shapes
+@example(rows=1, vocabulary=2, spread=1.0)
+@example(rows=2, vocabulary=1, spread=1.0)
+@example(rows=3, vocabulary=5003, spread=3.0)
+@given(rows=st.integers(1, 20), vocabulary=st.integers(2, 300), spread=st.sampled_from([0.01, 1.0, 8.0]))
+def test_loss_and_gradient(rows: int, vocabulary: int, spread: float) -> None:
+    rng = np.random.default_rng([rows, vocabulary])
+    memory = Guarded()
+    in_logits = memory.copy(spread * float32_numbers(rng, rows, vocabulary))
+    logits = in_logits.astype(np.float64)
+    targets = rng.integers(0, vocabulary, rows)
+    targets[0], targets[-1] = 0, vocabulary - 1
+    expected = reference.cross_entropy_forward(logits, targets).sum()
+    loss = cross_entropy_forward(in_logits, flat_ids(targets))
+    np.testing.assert_array_equal(in_logits, logits)
+    assert loss == pytest.approx(expected, rel=FORWARD, abs=FORWARD)
+    loss = cross_entropy_backward(in_logits, flat_ids(targets), 0.125)
+    assert loss == pytest.approx(expected, rel=FORWARD, abs=FORWARD)
+    d_logits = reference.cross_entropy_backward(logits, targets, 0.125)
+    wrong = np.arange(vocabulary) != targets[:, None]
+    assert_close(in_logits[wrong], d_logits[wrong], BACKWARD, "wrong tokens")
+    # The right one's is a difference from 1, of which nothing is left where the model is sure: its error is absolute.
+    assert np.abs(in_logits[~wrong] - d_logits[~wrong]).max() <= 0.1 * BACKWARD * 0.125
+    memory.check()
+
+
+@pytest.mark.parametrize("shift", [-1e4, 0.0, 1e4])
+def test_what_all_logits_share_does_not_matter(shift: float) -> None:
+    logits = np.full((1, 10), shift, np.float32)
+    assert cross_entropy_forward(logits, np.array([3], np.int32)) == pytest.approx(np.log(10.0), rel=FORWARD)
+    assert cross_entropy_backward(logits, np.array([3], np.int32), 1.0) == pytest.approx(np.log(10.0), rel=FORWARD)
+    np.testing.assert_allclose(logits[0], 0.1 - (np.arange(10) == 3), rtol=1e-5)
+
+
+def test_logits_far_apart() -> None:
+    logits = np.array([[0.0, 500.0, -500.0]], np.float32)
+    assert cross_entropy_forward(logits, np.array([2], np.int32)) == 1000.0
+    assert cross_entropy_backward(logits, np.array([1], np.int32), 1.0) == 0.0
+    np.testing.assert_array_equal(logits, 0.0)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy warns where the compiler is off
+@pytest.mark.parametrize("value", [np.nan, -np.nan, np.inf])
+@pytest.mark.parametrize("position", [0, 20, 40])
+def test_nan_and_infinity_show_in_the_loss_and_the_gradient(value: float, position: int) -> None:
+    """The processor makes negative NaNs; both signs count."""
+    logits = np.random.default_rng(0).standard_normal((2, 41), np.float32)
+    logits[1, position] = value
+    targets = np.array([3, 4], np.int32)
+    assert np.isnan(cross_entropy_forward(logits, targets))
+    assert np.isnan(cross_entropy_backward(logits, targets, 1.0))
+    assert np.isfinite(logits[0]).all()
+    assert np.isnan(logits[1]).all() or value == np.inf
+    assert np.isnan(logits[1]).any()

@@ -1,0 +1,59 @@
+"""Linear layers, with the bias and the residual added in."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests import reference
+from tests.kernels.support import BACKWARD, FORWARD, Guarded, assert_close, float32_numbers, random_shapes
+from threadloom.kernels.float32.linear import (
+    linear_backward_bias,
+    linear_backward_input,
+    linear_backward_weight,
+    linear_forward,
+    linear_residual_forward,
+)
+
+SHAPES = {"rows": st.integers(1, 40), "inputs": st.integers(1, 70), "outputs": st.integers(1, 70)}
+
+
+@random_shapes
+@given(**SHAPES)
+def test_forward(rows: int, inputs: int, outputs: int) -> None:
+    rng = np.random.default_rng([rows, inputs, outputs])
+    memory = Guarded()
+    x, weight, bias = (float32_numbers(rng, *shape) for shape in [(rows, inputs), (inputs, outputs), (outputs,)])
+    residual = float32_numbers(rng, rows, outputs)
+    in_x, in_weight, in_bias = memory.copy(x), memory.copy(weight), memory.copy(bias)
+    out, added = memory.empty(rows, outputs), memory.empty(rows, outputs)
+    linear_forward(in_x, in_weight, in_bias, out)
+    linear_residual_forward(in_x, in_weight, in_bias, memory.copy(residual), added)
+    expected = reference.linear_forward(x, weight, bias)
+    assert_close(out, expected, FORWARD)
+    assert_close(added, residual + expected, FORWARD)
+    memory.check()
+
+
+@pytest.mark.parametrize("accumulate", [False, True])
+@random_shapes
+@given(**SHAPES)
+def test_backward(accumulate: bool, rows: int, inputs: int, outputs: int) -> None:
+    rng = np.random.default_rng([rows, inputs, outputs])
+    memory = Guarded()
+    x, weight = float32_numbers(rng, rows, inputs), float32_numbers(rng, inputs, outputs)
+    d_out = float32_numbers(rng, rows, outputs)
+    dx, d_weight, d_bias = reference.linear_backward(d_out, x, weight)
+    out_dx, out_weight, out_bias = memory.empty(rows, inputs), memory.empty(inputs, outputs), memory.empty(outputs)
+    if accumulate:
+        before_weight, before_bias = float32_numbers(rng, inputs, outputs), float32_numbers(rng, outputs)
+        out_weight[...], d_weight = before_weight, d_weight + before_weight
+        out_bias[...], d_bias = before_bias, d_bias + before_bias
+    in_d_out = memory.copy(d_out)
+    linear_backward_input(in_d_out, memory.copy(weight), out_dx)
+    linear_backward_weight(memory.copy(x), in_d_out, out_weight, accumulate)
+    linear_backward_bias(in_d_out, out_bias, accumulate)
+    assert_close(out_dx, dx, BACKWARD, "dx")
+    assert_close(out_weight, d_weight, BACKWARD, "weight")
+    assert_close(out_bias, d_bias, BACKWARD, "bias")
+    memory.check()

@@ -1,0 +1,186 @@
+"""The whole model: loss and every gradient against the reference, in odd geometries and over micro-batches."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests import reference
+from tests.kernels.model import Model, check_model
+from tests.kernels.support import BACKWARD, FORWARD, Sizes, assert_close, flat_ids, random_shapes
+from threadloom.kernels.common.accumulation import own_turn
+from threadloom.kernels.float32.transformer import head_backward
+
+SIZES = {
+    "odd": Sizes(vocabulary=37, context=13, layers=3, heads=3, channels=15, sequences=3, tokens=11),
+    "one token": Sizes(vocabulary=11, context=5, layers=2, heads=2, channels=10, sequences=3, tokens=1),
+    "one sequence": Sizes(vocabulary=131, context=9, layers=2, heads=1, channels=17, sequences=1, tokens=9),
+    "one row": Sizes(vocabulary=7, context=1, layers=1, heads=1, channels=9, sequences=1, tokens=1),
+    "more than a tile of queries": Sizes(
+        vocabulary=65, context=150, layers=1, heads=2, channels=22, sequences=2, tokens=139
+    ),
+    "as people train": Sizes(vocabulary=65, context=64, layers=2, heads=4, channels=64, sequences=2, tokens=64),
+}
+
+
+@pytest.fixture(params=list(SIZES))
+def sizes(request: pytest.FixtureRequest) -> Sizes:
+    return SIZES[request.param]
+
+
+@pytest.mark.parametrize("logits_rows", [1, 7, 400])
+def test_loss_and_every_gradient_equal_the_reference(sizes: Sizes, logits_rows: int) -> None:
+    check_model(sizes, logits_rows=logits_rows)
+
+
+@random_shapes
+@given(
+    vocabulary=st.integers(8, 70),
+    spare=st.integers(0, 5),
+    layers=st.integers(1, 3),
+    heads=st.integers(1, 4),
+    head_size=st.integers(8, 13),
+    sequences=st.integers(1, 3),
+    tokens=st.integers(1, 70),
+    logits_rows=st.integers(1, 80),
+    seed=st.integers(0, 1000),
+)
+def test_loss_and_every_gradient_of_random_geometries(
+    vocabulary: int,
+    spare: int,
+    layers: int,
+    heads: int,
+    head_size: int,
+    sequences: int,
+    tokens: int,
+    logits_rows: int,
+    seed: int,
+) -> None:
+    sizes = Sizes(vocabulary, tokens + spare, layers, heads, heads * head_size, sequences, tokens)
+    check_model(sizes, seed, logits_rows)
+
+
+def test_every_activation_equals_the_reference(sizes: Sizes) -> None:
+    rng = np.random.default_rng(1)
+    model = Model(sizes, sizes.tensors(rng))
+    ids = sizes.ids(rng)
+    record = reference.forward(model.tensors, ids, sizes.heads)
+    model.forward(ids)
+    for layer, block in enumerate(record.blocks):
+        for name, expected in [
+            ("x", block.x),
+            ("qkv", block.qkv),
+            ("attn", block.attn),
+            ("attn_lse", block.lse),
+            ("x_mid", block.x_mid),
+            ("fc", block.fc),
+        ]:
+            assert_close(getattr(model.acts, name)[layer], expected, FORWARD, f"{name} of layer {layer}")
+        for prefix, x in [("ln1", block.x), ("ln2", block.x_mid)]:
+            mean, rstd = reference.layernorm_statistics(x)
+            assert_close(getattr(model.acts, prefix + "_rstd")[layer], rstd, FORWARD, prefix + "_rstd")
+            spread = float(np.linalg.norm(1.0 / rstd))  # a mean near zero has no relative precision of its own
+            error = float(np.linalg.norm(getattr(model.acts, prefix + "_mean")[layer] - mean.ravel()))
+            assert error <= FORWARD * spread, prefix + "_mean"
+    model.memory.check()
+
+
+def test_two_micro_batches_accumulated_equal_one_of_twice_the_size(sizes: Sizes) -> None:
+    rng = np.random.default_rng(2)
+    model = Model(sizes, sizes.tensors(rng))
+    ids = [sizes.ids(rng), sizes.ids(rng)]
+    targets = [sizes.ids(rng), sizes.ids(rng)]
+    scale = 0.5 / sizes.rows
+    expected_loss, expected = reference.loss_and_gradients(
+        model.tensors, np.concatenate(ids), np.concatenate(targets), sizes.heads, scale
+    )
+    loss = 0.0
+    for i in range(2):
+        model.forward(ids[i])
+        loss += model.backward(ids[i], targets[i], scale, accumulate=i > 0)
+    assert abs(loss / expected_loss - 1.0) < FORWARD
+    model.check_gradients(expected)
+
+
+def test_the_head_leaves_the_gradient_of_its_input(sizes: Sizes) -> None:
+    rng = np.random.default_rng(3)
+    model = Model(sizes, sizes.tensors(rng))
+    ids, targets = sizes.ids(rng), sizes.ids(rng)
+    record = reference.forward(model.tensors, ids, sizes.heads)
+    expected, d_x_final = reference.backward(model.tensors, record, targets, scale=0.25)
+    model.acts.x[sizes.layers] = record.x_final.reshape(sizes.rows, sizes.channels)
+    x_final = model.acts.x[sizes.layers].copy()
+    head_backward(
+        model.weights,
+        model.acts.x[sizes.layers],
+        flat_ids(targets),
+        0.25,
+        model.grads,
+        model.scratch,
+        False,
+        own_turn(),
+    )
+    np.testing.assert_array_equal(model.acts.x[sizes.layers], x_final)
+    assert_close(model.scratch.dx, d_x_final, BACKWARD, "dx")
+    assert_close(model.grads.lnf_weight, expected["lnf_weight"], BACKWARD, "lnf_weight")
+    assert_close(model.grads.lnf_bias, expected["lnf_bias"], BACKWARD, "lnf_bias")
+
+
+def test_the_scale_multiplies_the_gradients_and_not_the_loss() -> None:
+    rng = np.random.default_rng(4)
+    sizes = SIZES["odd"]
+    model = Model(sizes, sizes.tensors(rng))
+    ids, targets = sizes.ids(rng), sizes.ids(rng)
+    expected_loss, expected = reference.loss_and_gradients(model.tensors, ids, targets, sizes.heads, scale=3.0)
+    model.forward(ids)
+    assert abs(model.backward(ids, targets, 3.0, accumulate=False) / expected_loss - 1.0) < FORWARD
+    model.check_gradients(expected)
+
+
+def test_the_same_call_gives_the_same_bits(sizes: Sizes) -> None:
+    """Whatever an earlier micro-batch left in slots and scratch."""
+    rng = np.random.default_rng(5)
+    tensors = sizes.tensors(rng)
+    ids, targets = sizes.ids(rng), sizes.ids(rng)
+    fresh, used = Model(sizes, tensors), Model(sizes, tensors)
+    used.forward(sizes.ids(rng))
+    used.backward(sizes.ids(rng), sizes.ids(rng), 7.0, accumulate=False)
+    losses = []
+    for model in (fresh, used):
+        model.forward(ids)
+        losses.append((model.loss(targets), model.backward(ids, targets, 1.0, accumulate=False)))
+    assert losses[0] == losses[1]
+    for name, gradient in fresh.grads._asdict().items():
+        np.testing.assert_array_equal(gradient, getattr(used.grads, name), name)
+
+
+def test_large_logits_do_not_overflow() -> None:
+    sizes = Sizes(vocabulary=19, context=4, layers=1, heads=1, channels=8, sequences=2, tokens=4)
+    rng = np.random.default_rng(6)
+    tensors = sizes.tensors(rng)
+    tensors["lnf_weight"] *= 4096.0
+    model = Model(sizes, tensors)
+    ids, targets = sizes.ids(rng), sizes.ids(rng)
+    expected_loss, _ = reference.loss_and_gradients(tensors, ids, targets, sizes.heads)
+    model.forward(ids)
+    assert abs(model.backward(ids, targets, 1.0, accumulate=False) / expected_loss - 1.0) < FORWARD
+    assert np.isfinite(model.grads.wte).all()
+
+
+def test_the_model_without_the_compiler() -> None:
+    """The same source as plain Python: what the compiler hides (an index out of bounds) raises there."""
+    root = Path(__file__).parents[3]
+    program = (
+        "from tests.kernels.model import check_model\n"
+        "from tests.kernels.support import Sizes\n"
+        "check_model(Sizes(vocabulary=7, context=4, layers=2, heads=2, channels=6, sequences=2, tokens=3))\n"
+    )
+    environment = {**os.environ, "NUMBA_DISABLE_JIT": "1", "PYTHONPATH": str(root)}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,92 @@
+"""The AMX kernel without AMX: its schedule on NumPy tiles, and the machine code made for a processor that has it.
+
+`test_lowp_gemm.py` runs the same schedule, compiled, on tiles in ordinary memory, with all that is around it.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.kernels.bits16.support import numbers, random_bits
+from threadloom.kernels.compiling.jit import JIT_ENABLED
+from threadloom.kernels.matmul.amx import K_STEP, LOADS, PRODUCTS, RESULTS, TILE_SIZE
+from threadloom.kernels.matmul.pack import pack_bf16, packed_shape
+
+ROOT = Path(__file__).resolve().parents[3]
+SAPPHIRE_RAPIDS = "+amx-bf16,+amx-tile,+avx512f,+avx512bw,+avx512dq,+avx512vl,+avx512bf16,+avx2,+avx,+fma,+f16c,+bmi2"
+COMPILE = """
+import sys
+import numba
+from threadloom.kernels.matmul.bf16 import _Product, _product
+members = [numba.boolean if kind is bool else numba.intp for kind in _Product.__annotations__.values()]
+signature = (numba.types.NamedTuple(members, _Product),)
+_product.compile(signature)
+sys.stdout.write(_product.inspect_asm()[signature])
+"""
+
+
+def test_the_schedule_on_numpy_tiles() -> None:
+    """Run the table with Intel's definition of TDPBF16PS: every byte is where the steps look for it."""
+    rng = np.random.default_rng(0)
+    steps = 3
+    inner = steps * K_STEP
+    a, b = random_bits(rng, TILE_SIZE, inner + 6), random_bits(rng, inner, TILE_SIZE)
+    words = np.zeros(packed_shape(inner, TILE_SIZE), np.uint32)
+    pack_bf16(b, False, words)
+    operands, strides = (a.view(np.uint8).reshape(-1), words.view(np.uint8).reshape(-1)), (2 * (inner + 6), 128)
+    tiles = np.zeros((8, 16, 64), np.uint8)
+    for step in range(steps):
+        for load in LOADS:
+            stride = strides[load.operand]
+            start = load.row * stride + load.column + step * load.step
+            for row in range(16):
+                tiles[load.tile, row] = operands[load.operand][start + row * stride :][:64]
+        for product in PRODUCTS:
+            left = numbers(tiles[product.left].view(np.uint16)).reshape(16, 16, 2)  # row, pair, half
+            right = numbers(tiles[product.right].view(np.uint16)).reshape(16, 16, 2)  # pair, column, half
+            total = tiles[product.result].view(np.float32)
+            total += np.einsum("mph,pnh->mn", left, right).astype(np.float32)
+    out = np.full((TILE_SIZE, TILE_SIZE), np.nan, np.float32)
+    for result in RESULTS:
+        column = result.column // 4
+        out[result.row : result.row + 16, column : column + 16] = tiles[result.tile].view(np.float32)
+    expected = numbers(a)[:, :inner] @ numbers(b)
+    assert np.abs(out - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+@pytest.mark.skipif(not JIT_ENABLED or sys.platform != "linux", reason="compiles for x86-64 Linux")
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="Numba compiles for the kind of processor it runs on")
+def test_machine_code_for_sapphire_rapids(tmp_path: Path) -> None:
+    environment = {
+        **os.environ,
+        "NUMBA_CPU_NAME": "sapphirerapids",
+        "NUMBA_CPU_FEATURES": SAPPHIRE_RAPIDS,
+        "NUMBA_CACHE_DIR": str(tmp_path),
+        "PYTHONPATH": str(ROOT),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILE],
+        env=environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=True,
+    )
+    code = done.stdout
+    # One configuration and one release a call; the sums stay in their tiles: stored after the loop, never within.
+    assert code.count("ldtilecfg") == code.count("tilerelease") == 1
+    assert code.count("tilestored") == code.count("tilezero") == 4
+    # Four loads a step (unrolled or not) for four products, and four loads more to add to what is there.
+    products, loads = code.count("tdpbf16ps"), code.count("tileloadd")
+    assert products > 0
+    assert products % 4 == 0
+    assert loads == products + 4
+    tile_steps = " ".join(re.findall(r"^\s+(tileloadd|tdpbf16ps)", code, re.MULTILINE))
+    assert " ".join(["tileloadd"] * 4 + ["tdpbf16ps"] * 4) in tile_steps
+    assert "vdpbf16ps" in code  # what does not fill a tile

@@ -1,0 +1,228 @@
+"""Products of bfloat16 on every path against float64 of the same operands; packed forms; guard pages; many threads."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from numba.core.runtime import _nrt_python, rtsys
+from numpy.typing import NDArray
+
+from tests.kernels.bits16.support import Pages, nearest, numbers, on_path, paths_here, random_bits
+from threadloom.kernels.compiling.jit import JIT_ENABLED
+from threadloom.kernels.matmul.bf16 import (
+    gemm_bf16,
+    gemm_rows_bf16,
+    linear_bf16,
+    linear_gelu_bf16,
+)
+from threadloom.kernels.matmul.pack import pack_bf16, pack_float32, packed_shape, transpose_bf16, unpack_bf16
+from threadloom.kernels.simd.features import DotPath
+
+EPS = 2.0**-23
+ROUNDING = 2.0**-8  # half a unit in the last place of bfloat16, relative
+
+
+@pytest.fixture(params=paths_here(), ids=lambda path: path.name)
+def path(request: pytest.FixtureRequest) -> Iterator[DotPath]:
+    with on_path(request.param):
+        yield request.param
+
+
+shapes = settings(
+    max_examples=60 if JIT_ENABLED else 8,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+sizes = given(
+    rows=st.integers(1, 75),
+    columns=st.integers(1, 100),
+    inner=st.integers(1, 140),
+    at_end=st.booleans(),
+    gap=st.sampled_from([0, 1, 7]),
+)
+
+
+def packed(pages: Pages, source: NDArray[Any], transpose: bool = False) -> NDArray[Any]:
+    """Pack by the kernel into poisoned memory between guard pages."""
+    inner, columns = source.shape[::-1] if transpose else source.shape
+    out = pages.empty(packed_shape(inner, columns), np.uint32)
+    (pack_float32 if source.dtype == np.float32 else pack_bf16)(source, transpose, out)
+    return out
+
+
+def close(found: NDArray[Any], expected: NDArray[Any], bound: NDArray[Any]) -> bool:
+    return bool((np.abs(found - expected) <= bound).all())  # False for a NaN
+
+
+def check(rows: int, columns: int, inner: int, at_end: bool, gap: int) -> None:
+    """Hold every kind of product against float64."""
+    rng = np.random.default_rng([rows, columns, inner])
+    pages = Pages(at_end)
+    a, b = pages.copy(random_bits(rng, rows, inner), gap), pages.copy(random_bits(rng, inner, columns), gap)
+    words = packed(pages, b)
+    exact = numbers(a) @ numbers(b)
+    error = (inner + 2) * EPS * (np.abs(numbers(a)) @ np.abs(numbers(b)))
+
+    out = pages.empty((rows, columns), np.float32, gap)
+    gemm_bf16(a, words, out, False)
+    assert close(out, exact, error)
+    out[...] = np.nan
+    gemm_rows_bf16(a, b, out, False)
+    assert close(out, exact, error)
+    before = out.astype(np.float64)
+    gemm_rows_bf16(a, b, out, True)
+    assert close(out, before + exact, error + 2 * EPS * np.abs(before))
+    before = out.astype(np.float64)
+    gemm_bf16(a, words, out, True)
+    assert close(out, before + exact, error + 2 * EPS * np.abs(before))
+
+    bias = pages.copy(rng.standard_normal(columns).astype(np.float32))
+    sums, error = exact + bias, error + 4 * EPS * (np.abs(exact) + np.abs(bias))
+    short = pages.empty((rows, columns), np.uint16, gap)
+    linear_bf16(a, words, bias, short)
+    assert close(numbers(short), sums, error + ROUNDING * np.abs(sums))
+
+    pre, gelu = pages.empty((rows, columns), np.uint16, gap), pages.empty((rows, columns), np.uint16, gap)
+    linear_gelu_bf16(a, words, bias, pre, gelu)
+    assert (pre == short).all()
+    v = numbers(pre)
+    with np.errstate(over="ignore"):
+        expected = v / (1.0 + np.exp(-2.0 * np.sqrt(2.0 / np.pi) * (v + 0.044715 * v**3)))
+    assert close(numbers(gelu), expected, 1.01 * ROUNDING * np.abs(expected) + 1e-30)
+
+
+@shapes
+@sizes
+def test_products_equal_float64(path: DotPath, rows: int, columns: int, inner: int, at_end: bool, gap: int) -> None:
+    check(rows, columns, inner, at_end, gap)
+
+
+@pytest.mark.parametrize(("rows", "columns", "inner"), [(1, 1, 1), (32, 32, 32), (33, 65, 4097), (40, 31, 8300)])
+def test_products_at_the_edges_of_blocks(path: DotPath, rows: int, columns: int, inner: int) -> None:
+    check(rows, columns, inner, True, 0)
+
+
+@pytest.mark.skipif(not JIT_ENABLED, reason="blocks of rows exist in compiled code only")
+def test_more_rows_than_a_block(path: DotPath) -> None:
+    check(150, 33, 4100, True, 0)
+
+
+@shapes
+@sizes
+def test_packed_forms(rows: int, columns: int, inner: int, at_end: bool, gap: int) -> None:
+    rng = np.random.default_rng([columns, inner])
+    pages = Pages(at_end)
+    floats = rng.standard_normal((inner, columns)).astype(np.float32)
+    bits = nearest(floats)
+    panels, pairs, width = packed_shape(inner, columns)
+    whole = np.zeros((2 * pairs, panels * width), np.uint16)
+    whole[:inner, :columns] = bits
+    expected = whole.reshape(pairs, 2, panels, width).transpose(2, 0, 3, 1)
+    for source in (bits, floats):
+        for transpose in (False, True):
+            words = packed(pages, pages.copy(source.T if transpose else source, gap), transpose)
+            assert (words.view(np.uint16).reshape(expected.shape) == expected).all()
+    assert (unpack_bf16(words, inner, columns) == bits).all()
+    turned = pages.empty((columns, inner), np.uint16, gap)
+    transpose_bf16(pages.copy(bits, gap), turned)
+    assert (turned == bits.T).all()
+
+
+def test_the_three_products_of_a_linear_layer(path: DotPath) -> None:
+    rng = np.random.default_rng(3)
+    pages = Pages(True)
+    x, w, dy = random_bits(rng, 45, 70), random_bits(rng, 70, 50), random_bits(rng, 45, 50)
+    y, dx, dw = (pages.empty(shape, np.float32) for shape in ((45, 50), (45, 70), (70, 50)))
+    turned = pages.empty((70, 45), np.uint16)
+    transpose_bf16(x, turned)
+    gemm_bf16(x, packed(pages, w), y, False)
+    gemm_bf16(dy, packed(pages, w, True), dx, False)
+    dw[...] = 1.0
+    gemm_rows_bf16(turned, dy, dw, True)
+    for found, a, b in ((y, x, w), (dx, dy, w.T), (dw - 1.0, x.T, dy)):
+        bound = 100 * EPS * (np.abs(numbers(a)) @ np.abs(numbers(b)) + 1.0)
+        assert close(found, numbers(a) @ numbers(b), bound)
+
+
+def test_nan_and_infinity_come_through(path: DotPath) -> None:
+    pages = Pages(True)
+    a, b = np.full((40, 71), 0x3F80, np.uint16), np.full((71, 40), 0x3F80, np.uint16)
+    a[4, 70], a[5, 3], b[33, 7] = 0x7FC0, 0x7FC0, 0x7F80
+    out, short = pages.empty((40, 40), np.float32), pages.empty((40, 40), np.uint16)
+    words = packed(pages, b)
+    gemm_bf16(a, words, out, False)
+    linear_bf16(a, words, np.zeros(0, np.float32), short)
+    for found in (out, numbers(short)):
+        assert np.isnan(found[4:6]).all()
+        rest = np.delete(found, [4, 5], 0)
+        assert (rest[:, 7] == np.inf).all()
+        assert np.isfinite(np.delete(rest, 7, 1)).all()
+
+
+@pytest.mark.skipif(not JIT_ENABLED, reason="BLAS promises nothing of the kind")
+def test_rows_of_a_wider_result_have_the_bits_of_fewer_rows() -> None:
+    rng = np.random.default_rng(4)
+    a, b = random_bits(rng, 50, 90), random_bits(rng, 90, 40)
+    words = packed(Pages(True), b)
+    whole, part = np.empty((50, 40), np.float32), np.empty((13, 40), np.float32)
+    for other in (DotPath.FLOAT32, DotPath.AVX512):
+        if other in paths_here():
+            with on_path(other):
+                gemm_bf16(a, words, whole, False)
+                gemm_bf16(a[20:33], words, part, False)
+            assert (whole[20:33] == part).all()
+
+
+def test_threads_get_the_bits_of_one(path: DotPath) -> None:
+    rng = np.random.default_rng(5)
+    a, b = random_bits(rng, 70, 200), random_bits(rng, 200, 90)
+    words, bias = packed(Pages(True), b), rng.standard_normal(90).astype(np.float32)
+    barrier = Barrier(4)
+
+    def work(_: int) -> list[bytes]:
+        out, short = np.empty((70, 90), np.float32), np.empty((70, 90), np.uint16)
+        found = []
+        barrier.wait()
+        for _repeat in range(5):
+            gemm_bf16(a, words, out, False)
+            linear_bf16(a, words, bias, short)
+            found.append(out.tobytes() + short.tobytes())
+        return found
+
+    with ThreadPoolExecutor(4) as pool:
+        results = [bits for many in pool.map(work, range(4)) for bits in many]
+    assert len(set(results)) == 1
+
+
+@pytest.mark.skipif(not JIT_ENABLED, reason="NumPy allocates")
+def test_nothing_is_allocated() -> None:
+    rng = np.random.default_rng(7)
+    floats = rng.standard_normal((40, 40)).astype(np.float32)
+    bits, words, bias = nearest(floats), np.zeros(packed_shape(40, 40), np.uint32), floats[0].copy()
+    out, short, other = np.empty_like(floats), np.empty_like(bits), np.empty_like(bits)
+    calls: list[tuple[Any, ...]] = [
+        (pack_float32, floats, True, words),
+        (pack_bf16, bits, False, words),
+        (transpose_bf16, bits, other),
+        (gemm_bf16, bits, words, out, True),
+        (gemm_rows_bf16, bits, bits, out, True),
+        (linear_bf16, bits, words, bias, short),
+        (linear_gelu_bf16, bits, words, bias, other, short),
+    ]
+    _nrt_python.memsys_enable_stats()
+    try:
+        for function, *arguments in calls:
+            function(*arguments)
+            before = rtsys.get_allocation_stats().alloc
+            function(*arguments)
+            # Numba keeps a small record of each array that crosses over from Python.
+            records = sum(isinstance(argument, np.ndarray) for argument in arguments)
+            assert rtsys.get_allocation_stats().alloc - before == records, function
+    finally:
+        _nrt_python.memsys_disable_stats()

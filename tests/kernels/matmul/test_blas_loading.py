@@ -1,0 +1,125 @@
+"""SciPy's BLAS is loaded only by who asks for it, at any time, and compiled code finds it then, from the cache too."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from threadloom.kernels.compiling.jit import JIT_ENABLED
+from threadloom.kernels.matmul.blas import GemmBackend, blas_info
+
+ROOT = Path(__file__).parents[3]
+
+needs_own_default = pytest.mark.skipif(
+    not JIT_ENABLED or blas_info(load=False).backend is not GemmBackend.NUMBA,
+    reason="BLAS is the product of this process, and loaded with it",
+)
+
+PRELUDE = """
+import sys
+import numpy as np
+from threadloom.kernels import GemmBackend
+from threadloom.kernels import blas_info
+from threadloom.kernels import gemm
+from threadloom.kernels import gemm_backend
+
+def loaded():
+    return "scipy.linalg" in sys.modules
+
+def product_error():
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal((37, 64), np.float32), rng.standard_normal((64, 45), np.float32)
+    out = np.full((37, 45), np.nan, np.float32)
+    gemm(a, b, out, False, False, 1.0, 0.0)
+    return float(np.abs(out - a.astype(np.float64) @ b).max())
+"""
+
+
+def in_a_fresh_process(body: str, **environment: str) -> str:
+    """Run statements after the prelude in a process of their own and return what they print."""
+    inherited = {name: value for name, value in os.environ.items() if name != "THREADLOOM_GEMM"}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", PRELUDE + body], cwd=ROOT, env={**inherited, **environment},
+        capture_output=True, text=True, check=False, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@needs_own_default
+def test_training_with_our_own_product_loads_no_blas() -> None:
+    body = """
+from threadloom.stages.training.warmup import compile_kernels
+import threadloom.stages.run.session
+compile_kernels(lambda sentence: None)
+info = blas_info(load=False)
+assert info.backend is GemmBackend.NUMBA and info.reason and not info.library
+print(loaded(), product_error() < 1e-4)
+"""
+    assert in_a_fresh_process(body) == "False True"
+
+
+@needs_own_default
+def test_a_product_by_blas_after_one_by_numba_loads_it() -> None:
+    body = """
+before = loaded(), product_error() < 1e-4, loaded()
+with gemm_backend(GemmBackend.BLAS):
+    inside = loaded(), product_error() < 1e-4, blas_info().backend is GemmBackend.BLAS
+print(*before, *inside, product_error() < 1e-4, blas_info().backend is GemmBackend.NUMBA)
+"""
+    assert in_a_fresh_process(body) == "False True False True True True True True"
+
+
+@needs_own_default
+def test_the_report_loads_the_library() -> None:
+    body = """
+before = blas_info(load=False)
+info = blas_info()
+print(loaded(), bool(info.name), info.backend is before.backend, blas_info(load=False) == info)
+"""
+    assert in_a_fresh_process(body) == "True True True True"
+
+
+@pytest.mark.skipif(not JIT_ENABLED, reason="NumPy multiplies where nothing is compiled")
+def test_the_environment_asks_for_blas_from_the_start() -> None:
+    body = "print(loaded(), blas_info(load=False).backend.value, product_error() < 1e-4)"
+    assert in_a_fresh_process(body, THREADLOOM_GEMM="blas") == "True blas True"
+
+
+@needs_own_default
+def test_the_kernel_set_is_still_chosen_when_blas_comes_late() -> None:
+    """The variable is set for the moment of loading only, and the user's own value stands."""
+    body = """
+import os
+product_error()
+info = blas_info()
+print(os.environ.get("OPENBLAS_CORETYPE"), info.overridden, "OPENBLAS_CORETYPE=Haswell" in info.reason)
+"""
+    assert in_a_fresh_process(body, OPENBLAS_CORETYPE="Haswell") == "Haswell False True"
+
+
+@needs_own_default
+def test_other_code_still_compiles_products_of_its_own() -> None:
+    """Numba is kept from loading BLAS early; a kernel of a user's own with ``np.dot`` in it gets it all the same."""
+    body = """
+import numba
+product_error()
+
+@numba.njit
+def dot(a, b):
+    return np.dot(a, b)
+
+a, b = np.full((3, 4), 2.0), np.full((4, 5), 3.0)
+print(loaded(), (dot(a, b) == 24.0).all(), loaded())
+"""
+    assert in_a_fresh_process(body) == "False True True"
+
+
+def test_a_name_that_is_none_of_them_is_refused() -> None:
+    run = "import threadloom.kernels.matmul.blas"
+    environment = {**os.environ, "THREADLOOM_GEMM": "fast"}
+    done = subprocess.run([sys.executable, "-c", run], cwd=ROOT, env=environment, capture_output=True, check=False)
+    assert done.returncode != 0
+    assert b"THREADLOOM_GEMM must be one of blas, numba, not 'fast'" in done.stderr

@@ -1,0 +1,173 @@
+"""Every matrix product, OpenBLAS's, the blocked one and bf16x3, against float64; and many callers at once."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+
+import numpy as np
+import pytest
+import threadpoolctl
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.kernels.support import FORWARD, Guarded, assert_close, float32_numbers
+from tests.reference import Array
+from threadloom.kernels.common.tensors import Floats
+from threadloom.kernels.matmul.blas import GemmBackend, blas_info, gemm, gemm_backend
+
+
+@pytest.fixture(params=list(GemmBackend), ids=lambda backend: backend.value)
+def backend(request: pytest.FixtureRequest) -> Iterator[GemmBackend]:
+    with gemm_backend(request.param):
+        yield request.param
+
+
+def tolerance() -> float:
+    """Return how far a product may be off, relative to the norm of its terms: bf16x3 by what it leaves out, too."""
+    return (0.2 * FORWARD) + (2.0**-15 if blas_info().backend is GemmBackend.BF16X3 else 0.0)
+
+
+def place(memory: Guarded, values: Array, strided: bool) -> Floats:
+    """Return the values as float32: side by side, or as some columns of a wider array whose others are guards."""
+    if not strided:
+        return memory.copy(values)
+    view = memory.empty_columns(*values.shape)
+    view[...] = values
+    return view
+
+
+def check(
+    rows: int,
+    columns: int,
+    inner: int,
+    transpose_a: bool,
+    transpose_b: bool,
+    beta: float,
+    strided: bool,
+    alpha: float = 1.0,
+) -> None:
+    rng = np.random.default_rng([rows, columns, inner])
+    memory = Guarded()
+    a, b = float32_numbers(rng, rows, inner), float32_numbers(rng, inner, columns)
+    before = float32_numbers(rng, rows, columns)
+    out = place(memory, np.full((rows, columns), np.nan) if beta == 0.0 else before, strided)
+    in_a = place(memory, a.T if transpose_a else a, strided)
+    in_b = place(memory, b.T if transpose_b else b, strided)
+    gemm(in_a, in_b, out, transpose_a, transpose_b, alpha, beta)
+    product = alpha * a @ b
+    # Relative to the norm that the terms have: of a sum of one or two terms with luck, nothing may be left.
+    scale = np.linalg.norm(a) * np.linalg.norm(b) / np.sqrt(inner) + (np.linalg.norm(before) if beta else 0.0)
+    error = np.linalg.norm(out - (product + beta * before if beta else product))
+    assert error <= tolerance() * scale
+    memory.check()
+
+
+@settings(
+    max_examples=80,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(
+    rows=st.integers(1, 70),
+    columns=st.integers(1, 90),
+    inner=st.one_of(st.integers(1, 40), st.integers(250, 530)),
+    transpose_a=st.booleans(),
+    transpose_b=st.booleans(),
+    beta=st.sampled_from([0.0, 1.0]),
+    strided=st.booleans(),
+)
+def test_product_equals_float64(
+    backend: GemmBackend,
+    rows: int,
+    columns: int,
+    inner: int,
+    transpose_a: bool,
+    transpose_b: bool,
+    beta: float,
+    strided: bool,
+) -> None:
+    assert blas_info().backend is backend
+    check(rows, columns, inner, transpose_a, transpose_b, beta, strided)
+
+
+@pytest.mark.parametrize("strided", [False, True])
+@pytest.mark.parametrize("beta", [0.0, 1.0])
+@pytest.mark.parametrize("transpose_a", [False, True])
+@pytest.mark.parametrize("transpose_b", [False, True])
+@pytest.mark.parametrize(
+    ("rows", "columns", "inner"), [(1, 1, 1), (1, 33, 257), (9, 1, 256), (64, 96, 512), (8, 32, 1), (517, 545, 259)]
+)
+def test_product_at_the_edges_of_blocks(
+    backend: GemmBackend,
+    rows: int,
+    columns: int,
+    inner: int,
+    transpose_a: bool,
+    transpose_b: bool,
+    beta: float,
+    strided: bool,
+) -> None:
+    check(rows, columns, inner, transpose_a, transpose_b, beta, strided)
+
+
+def test_alpha_and_beta_other_than_zero_and_one(backend: GemmBackend) -> None:
+    check(13, 35, 300, transpose_a=False, transpose_b=True, beta=0.5, strided=False, alpha=-2.5)
+
+
+def test_nan_and_infinity_come_through(backend: GemmBackend) -> None:
+    a, b, out = np.ones((9, 10), np.float32), np.ones((10, 40), np.float32), np.zeros((9, 40), np.float32)
+    a[4, 7] = np.nan
+    b[3, 5] = np.inf
+    gemm(a, b, out, False, False, 1.0, 0.0)
+    assert np.isnan(out[4]).all()
+    assert (out[np.arange(9) != 4, 5] == np.inf).all()
+    assert np.isfinite(np.delete(np.delete(out, 4, 0), 5, 1)).all()
+
+
+SHAPES = [(64, 128, 512), (33, 70, 257), (128, 300, 65), (5, 1000, 96), (256, 256, 256)]
+
+
+@pytest.mark.parametrize("callers", [2, 4])
+def test_callers_at_once_get_the_bits_of_one_alone(backend: GemmBackend, callers: int) -> None:
+    """OpenBLAS 0.3.28 and 0.3.29 gave wrong products here."""
+    rng = np.random.default_rng(callers)
+
+    def matrix(rows: int, columns: int) -> Floats:
+        return rng.standard_normal((rows, columns), np.float32)
+
+    work = [[(matrix(rows, inner), matrix(columns, inner)) for rows, columns, inner in SHAPES] for _ in range(callers)]
+    start = Barrier(callers)
+
+    def multiply(mine: list[tuple[Floats, Floats]]) -> list[Floats]:
+        results = []
+        for a, b in mine:
+            out = np.full((len(a), len(b)), np.nan, np.float32)
+            gemm(a, b, out, False, True, 1.0, 0.0)
+            results.append(out)
+        return results
+
+    def caller(mine: list[tuple[Floats, Floats]]) -> list[list[Floats]]:
+        start.wait(timeout=30)
+        return [multiply(mine) for _ in range(25)]
+
+    with threadpoolctl.threadpool_limits(1, user_api="blas"):
+        alone = [multiply(mine) for mine in work]
+        for (a, b), out in zip(work[0], alone[0], strict=True):
+            assert_close(out, a.astype(np.float64) @ b.T.astype(np.float64), 5 * tolerance())
+        with ThreadPoolExecutor(callers) as pool:
+            together = list(pool.map(caller, work))
+    for expected, rounds in zip(alone, together, strict=True):
+        for results in rounds:
+            for result, out in zip(results, expected, strict=True):
+                np.testing.assert_array_equal(result, out)
+
+
+def test_what_multiplies_is_known_and_the_choice_ends_with_its_block() -> None:
+    info = blas_info()
+    assert info.reason
+    other = GemmBackend.NUMBA if info.backend is GemmBackend.BLAS else GemmBackend.BLAS
+    with gemm_backend(other):
+        assert blas_info().backend is other
+    assert blas_info() == info
+    assert not (info.known_bad and info.backend is GemmBackend.BLAS)

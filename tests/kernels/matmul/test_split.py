@@ -1,0 +1,188 @@
+"""bf16x3, a float32 product of three bfloat16 ones, on every path: against float64; guard pages, edges, threads."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from numba.core.runtime import _nrt_python, rtsys
+from numpy.typing import NDArray
+
+from tests.kernels.bits16.support import Pages, nearest, numbers, on_path, paths_here
+from tests.reference import Array
+from threadloom.kernels.compiling.jit import JIT_ENABLED
+from threadloom.kernels.matmul.blas import GemmBackend, blas_info, gemm, gemm_backend
+from threadloom.kernels.simd.features import DotPath
+
+EPS = 2.0**-23
+# Of one product, relative: a rest of 2**-17 in each operand, and the product of two low terms, 2**-8 of their numbers
+# at most, that is left out.
+LEFT_OUT = 2 * 2.0**-17 + 2.0**-16
+
+
+@pytest.fixture(params=paths_here(), ids=lambda path: path.name)
+def path(request: pytest.FixtureRequest) -> Iterator[DotPath]:
+    with on_path(request.param), gemm_backend(GemmBackend.BF16X3):
+        yield request.param
+
+
+def terms(values: NDArray[Any]) -> tuple[Array, Array]:
+    """Return the high and the low term of a split, in float64, by the slow rounding of the tests."""
+    high = numbers(nearest(values))
+    return high, numbers(nearest(np.asarray(values, np.float64) - high))
+
+
+def check(
+    rows: int,
+    columns: int,
+    inner: int,
+    transpose_a: bool,
+    transpose_b: bool,
+    alpha: float,
+    beta: float,
+    at_end: bool,
+    gap: int,
+) -> None:
+    rng = np.random.default_rng([rows, columns, inner])
+    pages = Pages(at_end)
+    a, b = (
+        rng.standard_normal((rows, inner)).astype(np.float32),
+        rng.standard_normal((inner, columns)).astype(np.float32),
+    )
+    before = rng.standard_normal((rows, columns)).astype(np.float32)
+    out = pages.empty((rows, columns), np.float32, gap)
+    if beta != 0.0:
+        out[...] = before
+    gemm(
+        pages.copy(a.T if transpose_a else a, gap),
+        pages.copy(b.T if transpose_b else b, gap),
+        out,
+        transpose_a,
+        transpose_b,
+        alpha,
+        beta,
+    )
+    wide_a, wide_b = a.astype(np.float64), b.astype(np.float64)
+    sizes = np.abs(alpha) * (np.abs(wide_a) @ np.abs(wide_b)) + np.abs(beta * before)
+    # 3 K products (K padded to at most 31 zeros more, which cost nothing), each sum rounded; alpha and beta.
+    summing = (3 * inner + 8) * EPS * sizes
+    expected = alpha * (wide_a @ wide_b) + (beta * before if beta else 0.0)
+    assert (np.abs(out - expected) <= LEFT_OUT * sizes + summing).all()  # False for a NaN
+    (a_high, a_low), (b_high, b_low) = terms(a), terms(b)
+    three = alpha * (a_low @ b_high + a_high @ b_low + a_high @ b_high) + (beta * before if beta else 0.0)
+    assert (np.abs(out - three) <= summing).all()
+
+
+@settings(
+    max_examples=50 if JIT_ENABLED else 10,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(
+    rows=st.integers(1, 75),
+    columns=st.integers(1, 100),
+    inner=st.one_of(st.integers(1, 70), st.integers(250, 300)),
+    transpose_a=st.booleans(),
+    transpose_b=st.booleans(),
+    alpha=st.sampled_from([1.0, -2.5]),
+    beta=st.sampled_from([0.0, 1.0, 0.5]),
+    at_end=st.booleans(),
+    gap=st.sampled_from([0, 1, 7]),
+)
+def test_products_equal_float64(
+    path: DotPath,
+    rows: int,
+    columns: int,
+    inner: int,
+    transpose_a: bool,
+    transpose_b: bool,
+    alpha: float,
+    beta: float,
+    at_end: bool,
+    gap: int,
+) -> None:
+    assert blas_info().backend is GemmBackend.BF16X3
+    check(rows, columns, inner, transpose_a, transpose_b, alpha, beta, at_end, gap)
+
+
+@pytest.mark.parametrize("transpose_a", [False, True])
+@pytest.mark.parametrize("transpose_b", [False, True])
+@pytest.mark.parametrize(("rows", "columns", "inner"), [(1, 1, 1), (32, 32, 32), (257, 33, 513), (8, 31, 256)])
+def test_products_at_the_edges_of_blocks(
+    path: DotPath, rows: int, columns: int, inner: int, transpose_a: bool, transpose_b: bool
+) -> None:
+    check(rows, columns, inner, transpose_a, transpose_b, 1.0, 1.0, True, 0)
+
+
+def test_error_is_a_fraction_of_bfloat16s(path: DotPath) -> None:
+    rng = np.random.default_rng(1)
+    a, b = rng.standard_normal((40, 300)).astype(np.float32), rng.standard_normal((300, 50)).astype(np.float32)
+    out = np.empty((40, 50), np.float32)
+    gemm(a, b, out, False, False, 1.0, 0.0)
+    expected = a.astype(np.float64) @ b.astype(np.float64)
+    assert np.linalg.norm(out - expected) <= 1e-5 * np.linalg.norm(expected)
+
+
+def test_nan_infinity_and_the_largest_numbers_come_through(path: DotPath) -> None:
+    """None of these meets a low term of zero as an infinity, which would be NaN."""
+    a, b = np.ones((35, 40), np.float32), np.ones((40, 40), np.float32)
+    large, odd_nan = np.array([0x7F7FC000, 0xFFFFFFFF], np.uint32).view(np.float32)
+    a[4, 7], a[5, 8], a[6, 9], a[7, 0] = np.nan, -np.inf, large, odd_nan  # bfloat16 would round large to infinity
+    b[3, 5], b[2, 6] = np.inf, 0.0
+    out = np.empty((35, 40), np.float32)
+    gemm(a, b, out, False, False, 1.0, 0.0)
+    assert np.isnan(out[[4, 7]]).all()
+    assert (np.delete(out[5], 5) == -np.inf).all() and np.isnan(out[5, 5])
+    assert np.allclose(np.delete(out[6], 5), large, rtol=1e-5)
+    rest = np.delete(out, [4, 5, 6, 7], 0)
+    assert (rest[:, 5] == np.inf).all() and (rest[:, 6] == 39.0).all()
+    assert (np.delete(rest, [5, 6], 1) == 40.0).all()
+
+
+def test_threads_get_the_bits_of_one(path: DotPath) -> None:
+    rng = np.random.default_rng(5)
+    a, b = rng.standard_normal((70, 300)).astype(np.float32), rng.standard_normal((300, 90)).astype(np.float32)
+    barrier = Barrier(4)
+
+    def work(_: int) -> list[bytes]:
+        out, found = np.empty((70, 90), np.float32), []
+        barrier.wait()
+        for _repeat in range(5):
+            gemm(a, b, out, False, False, 1.0, 0.0)
+            found.append(out.tobytes())
+        return found
+
+    with ThreadPoolExecutor(4) as pool:
+        results = [bits for many in pool.map(work, range(4)) for bits in many]
+    assert len(set(results)) == 1
+
+
+@pytest.mark.skipif(not JIT_ENABLED, reason="NumPy's products are not cut by rows")
+def test_rows_of_a_wider_result_have_the_bits_of_fewer_rows(path: DotPath) -> None:
+    rng = np.random.default_rng(6)
+    a, b = rng.standard_normal((300, 90)).astype(np.float32), rng.standard_normal((90, 40)).astype(np.float32)
+    whole: NDArray[Any] = np.empty((300, 40), np.float32)
+    part: NDArray[Any] = np.empty((13, 40), np.float32)
+    gemm(a, b, whole, False, False, 1.0, 0.0)
+    gemm(a[250:263], b, part, False, False, 1.0, 0.0)
+    assert (whole[250:263] == part).all()
+
+
+@pytest.mark.skipif(not JIT_ENABLED, reason="NumPy allocates")
+def test_nothing_is_allocated(path: DotPath) -> None:
+    a = np.ones((40, 40), np.float32)
+    b, out = a.copy(), a.copy()
+    _nrt_python.memsys_enable_stats()
+    try:
+        gemm(a, b, out, True, False, 1.0, 1.0)
+        before = rtsys.get_allocation_stats().alloc
+        gemm(a, b, out, True, False, 1.0, 1.0)
+        # Numba keeps a small record of each of the three arrays that cross over from Python.
+        assert rtsys.get_allocation_stats().alloc - before == 3
+    finally:
+        _nrt_python.memsys_disable_stats()

@@ -1,0 +1,67 @@
+"""exp and sigmoid as polynomials, the largest of a row: accuracy, and what happens to NaN and infinity."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from threadloom.kernels.common.tensors import Floats
+from threadloom.kernels.compiling.jit import kernel
+from threadloom.kernels.simd.exponential import exp32, row_max, sigmoid32
+
+
+@kernel
+def all_exp(x: Floats, out: Floats) -> None:
+    for i in range(x.size):
+        out[i] = exp32(x[i])
+
+
+@kernel
+def all_sigmoid(x: Floats, out: Floats) -> None:
+    for i in range(x.size):
+        out[i] = sigmoid32(x[i])
+
+
+RELATIVE = 3e-7
+"""Five units in the last place of a float32."""
+
+
+def test_exp_is_within_a_few_units_in_the_last_place() -> None:
+    x = np.linspace(-87.3, 88.3, 400_001).astype(np.float32)
+    out = np.full_like(x, np.nan)
+    all_exp(x, out)
+    expected = np.exp(x.astype(np.float64))
+    assert np.max(np.abs(out / expected - 1.0)) < RELATIVE
+
+
+def test_exp_of_what_has_no_float32() -> None:
+    x = np.array([-np.inf, -1e30, -87.4, 0.0, -0.0, 89.0, 1e30, np.inf, np.nan], np.float32)
+    out = np.full_like(x, 5.0)
+    all_exp(x, out)
+    np.testing.assert_array_equal(out[:5], [0.0, 0.0, 0.0, 1.0, 1.0])
+    assert (out[5:8] > 1e38).all()
+    assert np.isnan(out[8])
+
+
+def test_sigmoid_over_its_whole_range() -> None:
+    x = np.concatenate([np.linspace(-87, 87, 100_001), [-1e30, 1e30, 0.0]]).astype(np.float32)
+    out = np.full_like(x, np.nan)
+    all_sigmoid(x, out)
+    expected = 1.0 / (1.0 + np.exp(-x[:-3].astype(np.float64)))
+    assert np.max(np.abs(out[:-3] / expected - 1.0)) < RELATIVE
+    np.testing.assert_allclose(out[-3:], [0.0, 1.0, 0.5], atol=1e-37)
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(width=32, allow_nan=False), min_size=1, max_size=40), st.data())
+def test_largest_of_a_row(values: list[float], data: st.DataObject) -> None:
+    row = np.array(values, np.float32)
+    count = data.draw(st.integers(1, len(values)))
+    assert row_max(row, count) == row[:count].max()
+
+
+@pytest.mark.parametrize("position", [0, 3, 8])
+def test_nan_counts_as_the_largest(position: int) -> None:
+    row = np.arange(9, dtype=np.float32)
+    row[position] = np.nan
+    assert np.isnan(row_max(row, 9))

@@ -1,0 +1,62 @@
+"""Which path is chosen on which processor, and that nothing can be chosen that is not there."""
+
+import dataclasses
+import threading
+
+import pytest
+
+from threadloom.kernels.simd.features import DotPath, amx_permission, choose, dot_path, low_precision_info
+
+NOTHING: dict[str, bool] = {}
+AVX2 = {"avx2": True, "f16c": True}
+AVX512 = {**AVX2, "avx512f": True}
+DOT = {**AVX512, "avx512bf16": True}
+AMX = {**DOT, "amx-tile": True, "amx-bf16": True}
+
+
+def never() -> bool:
+    raise AssertionError("permission was asked for on a processor without AMX")
+
+
+@pytest.mark.parametrize(
+    ("features", "permission", "path", "half"),
+    [
+        (NOTHING, None, DotPath.FLOAT32, False),
+        (AVX2, None, DotPath.FLOAT32, True),
+        (AVX512, None, DotPath.FLOAT32, True),
+        (DOT, None, DotPath.AVX512, True),
+        ({**DOT, "amx-tile": True}, None, DotPath.AVX512, True),
+        (AMX, False, DotPath.AVX512, True),
+        (AMX, True, DotPath.AMX, True),
+        ({"amx-tile": True, "amx-bf16": True}, None, DotPath.FLOAT32, False),
+    ],
+)
+def test_choice(features: dict[str, bool], permission: bool | None, path: DotPath, half: bool) -> None:
+    info = choose(features, never if permission is None else lambda: bool(permission))
+    assert (info.path, info.half_conversion) == (path, half)
+    assert info.available == tuple(p for p in DotPath if p.value <= path.value)
+    assert info.reason
+
+
+def test_the_report_is_frozen_and_follows_the_choice() -> None:
+    info = low_precision_info()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        info.path = DotPath.AMX  # type: ignore[misc]
+    with dot_path(DotPath.FLOAT32):
+        assert low_precision_info().path is DotPath.FLOAT32
+        threads = [threading.Thread(target=low_precision_info)]
+        for thread in threads:
+            thread.start()
+            thread.join()
+    assert low_precision_info() == info
+
+
+def test_a_path_that_is_not_there_is_refused() -> None:
+    for path in set(DotPath) - set(low_precision_info().available):
+        with pytest.raises(RuntimeError, match=f"{path.name} was asked for, but this process has only"), dot_path(path):
+            pass
+
+
+def test_permission_is_asked_once() -> None:
+    assert amx_permission() is amx_permission()
+    assert amx_permission.cache_info().currsize == 1

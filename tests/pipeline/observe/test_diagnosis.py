@@ -1,0 +1,150 @@
+"""What holds a pipeline up, told from made-up statistics."""
+
+import pytest
+
+from threadloom.pipeline.observe.diagnosis import Limit, Wait, explain, in_words
+from threadloom.pipeline.observe.histogram import Distribution, Histogram
+from threadloom.pipeline.observe.stage import Kind
+from threadloom.pipeline.observe.statistics import ChannelStatistics, RunStatistics, StageStatistics
+
+MS = 1_000_000
+
+
+def stage(
+    name: str,
+    busy: float,
+    waiting: float = 0.0,
+    blocked: float = 0.0,
+    *,
+    after: tuple[str, ...] = (),
+    kind: Kind = Kind.STAGE,
+    workers: int = 1,
+    task: int = 5 * MS,
+    channel: tuple[float, float] = (0.0, 0.0),
+    items: int = 100,
+) -> StageStatistics:
+    """Return a stage of made-up seconds; `channel` is (blocked, starved) of the one in front."""
+    histogram = Histogram()
+    for _ in range(items):
+        histogram.add(task)
+    front = ChannelStatistics(4, 2, 2.0, 4, items, *channel) if after else None
+    tasks = Distribution.of([histogram])
+    return StageStatistics(name, workers, items, items, busy, waiting, blocked, front, tasks, kind=kind, after=after)
+
+
+def run(*stages: StageStatistics, elapsed: float = 10.0) -> RunStatistics:
+    return RunStatistics("made up", elapsed, stages)
+
+
+SOURCE = stage("read", 1.0, 0.0, 9.0, kind=Kind.SOURCE)
+SLOW = stage("decode", 9.7, 0.2, 0.1, after=("read",), channel=(8.9, 0.2))
+SINK = stage("show", 0.5, 9.5, 0.0, after=("decode",), kind=Kind.SINK, channel=(0.1, 9.4))
+
+
+def test_the_busy_stage_between_a_blocked_and_a_starved_one() -> None:
+    found = explain(run(SOURCE, SLOW, SINK))
+    assert (found.limit, found.stage) == (Limit.STAGE, "decode")
+    assert (
+        found.why == "decode sets the pace: its 1 worker is busy 97% of the time, and a call takes 5.1 ms (p99 5.1 ms)"
+    )
+    assert "more workers than 1" in found.remedy
+    assert str(found) == f"{found.why}: {found.remedy}"
+    assert [str(wait) for wait in found.waits] == [
+        "show waits for items from decode 94% of its time",
+        "read waits for room in front of decode 89% of its time",
+    ]
+
+
+def test_more_workers_are_not_recommended_without_cores() -> None:
+    two = stage("decode", 19.0, 0.5, 0.5, after=("read",), workers=2, channel=(8.9, 0.2))
+    assert explain(run(SOURCE, two, SINK), cores=2).limit is Limit.CORES
+    assert "would not help" in explain(run(SOURCE, two, SINK), cores=2).remedy
+    found = explain(run(SOURCE, two, SINK), cores=8)
+    assert (found.limit, "its 2 workers are busy" in found.why) == (Limit.STAGE, True)
+
+
+def test_calls_shorter_than_a_hop_should_be_grouped() -> None:
+    short = stage("decode", 9.0, 0.5, 0.5, after=("read",), task=3_000)
+    found = explain(run(SOURCE, short, SINK))
+    assert (found.limit, found.stage) == (Limit.HOPS, "decode")
+    assert "larger micro-batch" in found.remedy
+
+
+def test_a_source_or_the_caller_may_be_the_slow_one() -> None:
+    slow = stage("read", 9.9, 0.0, 0.1, kind=Kind.SOURCE)
+    idle = stage("decode", 0.5, 9.5, after=("read",), channel=(0.0, 9.5))
+    assert (found := explain(run(slow, idle))).limit is Limit.SOURCE
+    assert found.stage == "read"
+    caller = stage("show", 9.9, 0.1, after=("decode",), kind=Kind.SINK)
+    held_up = stage("decode", 0.5, 0.0, 9.5, after=("read",))
+    assert (found := explain(run(SOURCE, held_up, caller))).limit is Limit.CALLER
+    assert found.why == "the caller sets the pace: it keeps each item of show for 5.1 ms"
+
+
+def test_waiting_with_an_item_in_hand_is_waiting_for_a_resource() -> None:
+    short_of_slots = stage("embed", 2.0, 7.0, 1.0, after=("read",), channel=(8.0, 0.5))
+    found = explain(run(SOURCE, short_of_slots, SINK))
+    assert (found.limit, found.stage) == (Limit.RESOURCE, "embed")
+    assert "65% of its time" in found.why
+
+
+def test_a_caller_that_began_late_waited_for_no_resource() -> None:
+    late = stage("show", 0.5, 9.5, after=("decode",), kind=Kind.SINK, channel=(0.0, 0.5))
+    assert explain(run(SOURCE, SLOW, late)).stage == "decode"
+
+
+def test_a_channel_that_is_full_and_empty_in_turns_is_too_small() -> None:
+    uneven = stage("decode", 5.0, 3.0, 2.0, after=("read",), channel=(4.0, 3.0))
+    found = explain(run(stage("read", 5.0, 0.0, 5.0, kind=Kind.SOURCE), uneven, SINK))
+    assert (found.limit, found.stage) == (Limit.BURSTS, "decode")
+    assert "from 4 to 8" in found.remedy
+
+
+def test_many_hops_of_nearly_nothing_take_the_time_themselves() -> None:
+    short = stage("split", 0.5, 6.0, 3.5, after=("read",), channel=(3.0, 5.9), items=300_000, task=900)
+    found = explain(run(SOURCE, short, SINK))
+    assert (found.limit, found.stage) == (Limit.HOPS, None)
+    assert "30,020 hops a second" in found.why
+
+
+def test_nobody_is_busy() -> None:
+    calm = stage("decode", 3.0, 7.0, after=("read",), channel=(0.0, 7.0))
+    found = explain(run(stage("read", 4.0, 0.0, 6.0, kind=Kind.SOURCE), calm))
+    assert (found.limit, found.stage) == (Limit.NO_STAGE, None)
+    assert "read, is at work 40%" in found.why
+
+
+@pytest.mark.parametrize("statistics", [run(), run(stage("read", 0.0, items=0)), run(stage("read", 1.0, items=0))])
+def test_before_anything_happened(statistics: RunStatistics) -> None:
+    assert explain(statistics).limit is Limit.NOTHING_YET
+
+
+def test_waits_are_divided_among_the_senders_of_one_channel() -> None:
+    first, second = stage("a", 2.0, 0.0, 8.0, kind=Kind.SOURCE), stage("b", 8.0, 0.0, 2.0, kind=Kind.SOURCE)
+    both = stage("c", 9.9, 0.1, after=("a", "b"), channel=(10.0, 0.1))
+    assert explain(run(first, second, both)).waits == (Wait("a", "c", True, 0.8), Wait("b", "c", True, 0.2))
+
+
+def test_only_what_happened_lately_counts() -> None:
+    earlier, now = run(SOURCE, SLOW, SINK, elapsed=10.0), run(SOURCE, SLOW, SINK, elapsed=12.0)
+    late = now.since(earlier)
+    assert (late.elapsed, late["decode"].items_in, late["decode"].busy) == (2.0, 0, 0.0)
+    assert late["decode"].tasks == Distribution()
+    assert explain(late).limit is Limit.NOTHING_YET
+    assert now.since(None) is now
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0.0, "0 ns"),
+        (84e-9, "84 ns"),
+        (12.3e-6, "12 µs"),
+        (0.84e-3, "840 µs"),
+        (0.9996, "1.0 s"),
+        (110.4, "110 s"),
+        (75, "75.0 s"),
+    ],
+)
+def test_times_in_words(seconds: float, words: str) -> None:
+    assert in_words(seconds) == words

@@ -1,0 +1,301 @@
+"""Steering a run: the state machines by hypothesis, and runs that are paused, drained, resized at a forced moment."""
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from threadloom.pipeline import Cancelled, Graph, PipelineError, Run
+from threadloom.pipeline.policy.control import LIVE, Action, Control, Crew, State
+from threadloom.pipeline.run.source_gate import Turnstile
+
+pytestmark = pytest.mark.timeout(60)
+
+SECOND = 1.0
+"""Within which every order must be in force."""
+
+
+class ControlMachine(RuleBasedStateMachine):
+    """Orders in any order, and what channels and sources are left in by the actions that come out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.control = Control()
+        self.held = self.closed = self.aborted = False
+        self.first: Cancelled | None = None
+
+    @rule(order=st.sampled_from(["begin", "pause", "resume", "drain", "end"]))
+    def give(self, order: str) -> None:
+        if order == "end" and self.control.state is State.READY:
+            return
+        self._carry_out(getattr(self.control, order)())
+
+    @rule()
+    def stop(self) -> None:
+        reason = Cancelled()
+        self.first = self.first or reason
+        self._carry_out(self.control.stop(reason))
+
+    def _carry_out(self, actions: tuple[Action, ...]) -> None:
+        for action in actions:
+            self.held = action is Action.HOLD or (self.held and action is not Action.RELEASE)
+            self.closed |= action is Action.CLOSE_SOURCES
+            self.aborted |= action is Action.ABORT
+
+    @invariant()
+    def the_actions_bring_about_the_state(self) -> None:
+        state = self.control.state
+        if state in LIVE:
+            assert self.held == (state is State.PAUSED)
+            assert self.closed == (state is State.DRAINING)
+            assert not self.aborted
+        if state is State.STOPPING:
+            assert self.aborted
+
+    @invariant()
+    def the_first_reason_stays(self) -> None:
+        assert self.control.outcome is self.first
+
+
+class CrewMachine(RuleBasedStateMachine):
+    """Workers that come by, and others that are wanted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.crew = Crew(2)
+        self.workers = 2
+
+    @rule(wanted=st.integers(1, 6))
+    def resize(self, wanted: int) -> None:
+        self.workers += self.crew.resize(wanted)
+
+    @precondition(lambda self: self.crew.surplus)
+    @rule()
+    def one_comes_by(self) -> None:
+        self.crew.leave()
+        self.workers -= 1
+
+    @invariant()
+    def nobody_is_missing(self) -> None:
+        assert self.workers == self.crew.present >= self.crew.wanted >= 1
+
+
+test_control = ControlMachine.TestCase
+test_crew = CrewMachine.TestCase
+
+
+class Steps:
+    """A stage function that tells when an item has begun, and finishes it when it is let."""
+
+    def __init__(self) -> None:
+        self.begun = threading.Semaphore(0)
+        self.let = threading.Semaphore(0)
+
+    def __call__(self, item: int) -> int:
+        self.begun.release()
+        assert self.let.acquire(timeout=30)
+        return item
+
+    def await_begun(self, count: int = 1, seconds: float = 30) -> bool:
+        return all(self.begun.acquire(timeout=seconds) for _ in range(count))
+
+    def finish(self, count: int = 1) -> None:
+        self.let.release(count)
+
+
+def endless() -> Iterator[int]:
+    item = 0
+    while True:
+        yield item
+        item += 1
+
+
+def graph_of(work: Steps, workers: int = 1, ordered: bool = False) -> Graph:
+    graph = Graph("g")
+    drawn = graph.source("draw", endless)
+    graph.sink("out", after=graph.stage("work", work, after=drawn, workers=workers, ordered=ordered), capacity=100)
+    return graph
+
+
+def alive(stage: str = "work") -> int:
+    return sum(thread.name.startswith(f"g.{stage}-") for thread in threading.enumerate())
+
+
+def ended(run: Run, stage: str, count: int) -> bool:
+    """Wait until so many workers of a stage have ended, at most a second."""
+    gates = [gate for worker, gate in run._gates.items() if worker.stage.name == stage]
+    deadline = threading.Event()
+    timer = threading.Timer(SECOND, deadline.set)
+    timer.start()
+    while sum(gate.is_open for gate in gates) < count and not deadline.is_set():
+        next(gate for gate in gates if not gate.is_open).wait(0.01)
+    timer.cancel()
+    timer.join()
+    return sum(gate.is_open for gate in gates) >= count
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+def test_more_workers_begin_at_once(ordered: bool) -> None:
+    work = Steps()
+    with graph_of(work, ordered=ordered).start() as run:
+        assert work.await_begun()
+        run.resize("work", workers=4)
+        assert work.await_begun(3)  # together with the first, which has not finished
+        assert run.statistics()["work"].workers == 4
+        work.finish(1000)
+        items = [item for item, _ in zip(run, range(50), strict=False)]
+        assert sorted(items) == items or not ordered
+        run.cancel()
+
+
+def test_fewer_workers_end_after_their_item_or_at_once_if_idle() -> None:
+    work = Steps()
+    with graph_of(work, workers=4).start() as run:
+        assert work.await_begun(4)
+        run.resize("work", workers=1)
+        work.finish(3)
+        assert ended(run, "work", 3)
+        assert run.statistics()["work"].workers == 1
+        work.finish(1000)
+        assert len([item for item, _ in zip(run, range(20), strict=False)]) == 20
+        run.resize("work", workers=2)
+        run.cancel()
+
+
+def test_idle_workers_leave_too() -> None:
+    more = threading.Event()
+
+    def draw() -> Iterator[int]:
+        yield 1
+        assert more.wait(30)
+        yield 2
+
+    graph = Graph("g")
+    graph.sink("out", after=graph.stage("work", int, after=graph.source("draw", draw), workers=3))
+    with graph.start() as run:
+        items = iter(run)
+        assert next(items) == 1
+        run.resize("work", workers=1)
+        assert ended(run, "work", 2)
+        run.resize("work", workers=2)
+        more.set()
+        assert list(items) == [2]
+
+
+@pytest.mark.parametrize("sizes", [(5, 1, 3), (1, 4, 1), (2, 2), (1,)])
+def test_every_item_is_delivered_once_whatever_the_sizes(sizes: tuple[int, ...]) -> None:
+    graph = Graph("g")
+    first = graph.stage("first", int, after=graph.source("draw", range(600)), workers=3)
+    second = graph.stage("second", int, after=first, workers=2, ordered=True)
+    graph.sink("out", after=second)
+    found = []
+    with graph.start() as run:
+        for place, item in enumerate(run):
+            found.append(item)
+            if place % 20 == 0:
+                run.resize("first", workers=sizes[place // 20 % len(sizes)])
+                run.resize("second", workers=sizes[(place // 20 + 1) % len(sizes)])
+    assert sorted(found) == list(range(600))
+
+
+def test_a_stage_that_has_ended_takes_nobody_on() -> None:
+    graph = Graph("g")
+    last = threading.Event()
+
+    def slow(item: int) -> int:
+        assert last.wait(30)
+        return item
+
+    done = graph.stage("done", int, after=graph.source("draw", [1]))
+    graph.sink("out", after=graph.stage("slow", slow, after=done))
+    with graph.start() as run:
+        assert ended(run, "done", 1)
+        run.resize("done", workers=3)
+        last.set()
+        assert list(run) == [1]
+        run.resize("done", workers=3)
+    run.resize("done", workers=3)
+
+
+def test_paused_workers_finish_their_item_and_take_no_other() -> None:
+    work = Steps()
+    with graph_of(work, workers=2).start() as run:
+        items = iter(run)
+        assert work.await_begun(2)
+        run.pause()
+        work.finish(2)
+        assert sorted([next(items), next(items)]) == [0, 1]  # what was in hand comes out
+        assert not work.await_begun(seconds=0.05)
+        run.resume()
+        assert work.await_begun(2)
+        work.finish(1000)
+        next(items)
+        run.cancel()
+
+
+def test_a_paused_run_is_drained_or_cancelled_all_the_same() -> None:
+    for order, expected in ((Run.drain, None), (Run.cancel, Cancelled)):
+        work = Steps()
+        with graph_of(work).start() as run:
+            assert work.await_begun()
+            run.pause()
+            work.finish(1000)
+            order(run)
+            if expected:
+                with pytest.raises(expected):
+                    list(run)
+            else:
+                assert list(run) == list(range(run.statistics()["draw"].items_out))
+
+
+def test_drain_delivers_what_is_in_and_draws_nothing_more() -> None:
+    work = Steps()
+    with graph_of(work, workers=2, ordered=True).start() as run:
+        assert work.await_begun(2)
+        run.drain()
+        work.finish(1000)
+        found = list(run)
+        drawn = run.statistics()["draw"].items_out
+    assert found == list(range(drawn))
+    assert 2 <= drawn <= 6  # two in hand, two in the channel, one in the source's hand
+
+
+def test_a_graph_without_sinks_is_drained_and_waited_for() -> None:
+    work = Steps()
+    graph = Graph("g")
+    graph.stage("work", work, after=graph.source("draw", endless))
+    with graph.start() as run:
+        assert work.await_begun()
+        run.drain()
+        work.finish(1000)
+        run.wait()
+        assert run.statistics()["work"].items_in == run.statistics()["draw"].items_out
+
+
+def test_a_source_held_at_its_turnstile_goes_on_or_ends() -> None:
+    turnstile = Turnstile()
+    passed: list[bool] = []
+    for order, expected in ((Turnstile.release, True), (Turnstile.close, False)):
+        turnstile.hold()
+        thread = threading.Thread(target=lambda: passed.append(turnstile.enter()))
+        thread.start()
+        order(turnstile)
+        thread.join(30)
+        assert passed.pop() is expected
+    turnstile.abort()
+    with pytest.raises(Cancelled):
+        turnstile.enter()
+
+
+def test_what_cannot_be_resized_is_said() -> None:
+    work = Steps()
+    with graph_of(work).start() as run:
+        for name in ("draw", "out", "nothing"):
+            with pytest.raises(PipelineError, match=rf"no stage '{name}' with workers to change; it has \['work'\]"):
+                run.resize(name, workers=2)
+        with pytest.raises(PipelineError, match="'work' needs at least 1 worker, got workers=0"):
+            run.resize("work", workers=0)
+        work.finish(1000)
+        run.cancel()

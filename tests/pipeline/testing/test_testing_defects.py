@@ -1,0 +1,271 @@
+"""The fault harness sees defects: put into the engine by a patch, or into a stage function; each must be named.
+
+That a defect is not the harness's own doing shows in the same graph passing without it.
+"""
+
+import itertools
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from multiprocessing import shared_memory
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import threadloom.pipeline.run.channel as channel_module
+from threadloom.pipeline import SKIP, Channel, Graph, Pool, StageFailure
+from threadloom.pipeline.policy.admission import FifoState
+from threadloom.pipeline.policy.control import Control
+from threadloom.pipeline.run.engine import Run
+from threadloom.pipeline.run.worker import Worker
+from threadloom.pipeline.testing import Fault, FaultKind, FaultPlan, InjectedFault, Report, Subject, exercise
+
+pytestmark = pytest.mark.timeout(60)
+
+COUNT = 60
+
+
+def line(count: int = COUNT, workers: int = 1) -> Subject:
+    """Three stages of one or more workers, with a model."""
+    graph = Graph("line")
+    numbers = graph.source("draw", lambda: iter(range(1000, 1000 + count)))
+    one = graph.stage("one", lambda item: item + 1000, after=numbers, workers=workers)
+    two = graph.stage("two", lambda item: item + 1000, after=one, workers=workers)
+    graph.sink("out", after=two)
+    return Subject(
+        graph, expected={"out": range(3000, 3000 + count)}, ordered=frozenset({"out"} if workers == 1 else ())
+    )
+
+
+def plan(*faults: Fault) -> FaultPlan:
+    return FaultPlan(faults)
+
+
+# Defects of the engine.
+
+Defect = Callable[[pytest.MonkeyPatch], None]
+
+
+def drops(patch: pytest.MonkeyPatch) -> None:
+    put, numbers = Channel.put, itertools.count(1)  # `next` of which is atomic: each thread gets another number
+
+    def dropping(channel: Channel[Any, Any], item: Any) -> None:
+        if next(numbers) != 30:
+            put(channel, item)
+
+    patch.setattr(Channel, "put", dropping)
+
+
+def duplicates(patch: pytest.MonkeyPatch) -> None:
+    put, numbers = Channel.put, itertools.count(1)
+
+    def doubling(channel: Channel[Any, Any], item: Any) -> None:
+        put(channel, item)
+        if next(numbers) == 30:
+            put(channel, item)
+
+    patch.setattr(Channel, "put", doubling)
+
+
+def swaps(patch: pytest.MonkeyPatch) -> None:
+    """Once, the second item of the queue is handed out before the first."""
+    get = Channel.get
+
+    def swapping(channel: Channel[Any, Any], worker: int = 0) -> Any:
+        with channel._lock:
+            if channel._plain is not None and len(channel._plain) > 1:
+                channel._plain.rotate(1)
+        return get(channel, worker)
+
+    patch.setattr(Channel, "get", swapping)
+
+
+def has_no_bound(patch: pytest.MonkeyPatch) -> None:
+    init = Channel.__init__
+
+    def unbounded(channel: Channel[Any, Any], admission: Any, capacity: int, *rest: Any) -> None:
+        init(channel, FifoState(10**6), 10**6, *rest)
+
+    patch.setattr(Channel, "__init__", unbounded)
+
+
+def swallows(patch: pytest.MonkeyPatch) -> None:
+    """A worker whose function raises goes on as if the item had been skipped."""
+    handle = Worker._handle
+
+    def forgiving(worker: Worker, fn: Any) -> None:
+        def call(*item: Any) -> Any:
+            try:
+                return fn(*item)
+            except InjectedFault:
+                return SKIP
+
+        handle(worker, call)
+
+    patch.setattr(Worker, "_handle", forgiving)
+
+
+def dies_in_silence(patch: pytest.MonkeyPatch) -> None:
+    """A worker that raises ends without telling anyone."""
+    patch.setattr(Run, "fail", lambda run, failure: None)
+
+
+def reports_the_last(patch: pytest.MonkeyPatch) -> None:
+    """A later failure takes the place of the first."""
+    stop = Control.stop
+
+    def replacing(control: Control, outcome: Any) -> Any:
+        if isinstance(outcome, StageFailure):
+            control.outcome = None
+        return stop(control, outcome)
+
+    patch.setattr(Control, "stop", replacing)
+
+
+def loses_a_wake_up(patch: pytest.MonkeyPatch) -> None:
+    """Whoever puts or takes wakes nobody; an abort still wakes everyone."""
+    wake = channel_module._wake
+
+    def all_of(queue: Any) -> None:
+        while queue:
+            wake(queue)
+
+    patch.setattr(channel_module, "_wake", lambda queue: None)
+    patch.setattr(channel_module, "_wake_all", all_of)
+
+
+def miscounts(patch: pytest.MonkeyPatch) -> None:
+    statistics = Worker._serve
+
+    def twice(worker: Worker, *rest: Any) -> None:
+        worker.counters.items_in += 1
+        statistics(worker, *rest)
+
+    patch.setattr(Worker, "_serve", twice)
+
+
+def leaves_a_thread(patch: pytest.MonkeyPatch) -> None:
+    run = Worker.run
+
+    def lingering(worker: Worker) -> None:
+        run(worker)
+        if worker.stage.name == "one":
+            threading.Thread(target=RELEASE.wait, name="forgotten", daemon=True).start()
+
+    patch.setattr(Worker, "run", lingering)
+
+
+RELEASE = threading.Event()
+RAISE = Fault("one", 20, FaultKind.RAISE)
+SLOW = [Fault("two", at, FaultKind.HOLD, 30) for at in range(4)]
+DEFECTS: dict[str, tuple[Defect, list[Fault], str]] = {
+    "drops": (drops, [], "never came there"),
+    "duplicates": (duplicates, [], "more than once"),
+    "swaps": (swaps, [], "in the order of sending"),
+    "has no bound": (has_no_bound, SLOW, "its bound is"),
+    "swallows": (swallows, [RAISE], "told nothing"),
+    "dies in silence": (dies_in_silence, [RAISE], "nothing moved any more"),
+    "loses a wake-up": (loses_a_wake_up, [], "nothing moved any more"),
+    "miscounts": (miscounts, [], "count 61 items in, and there were 60"),
+    "leaves a thread": (leaves_a_thread, [], "left behind: a thread: forgotten"),
+}
+
+
+@pytest.mark.parametrize("name", DEFECTS)
+def test_a_defect_of_the_engine_is_seen(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    defect, faults, words = DEFECTS[name]
+    exercise(line(), plan(*faults)).check()
+    defect(monkeypatch)
+    RELEASE.clear()
+    try:
+        report = exercise(line(), plan(*faults), limit=0.5, grace=0.2)
+    finally:
+        RELEASE.set()
+    assert any(words in each for each in report.broken), report.broken
+
+
+def test_a_consequence_given_for_the_first_error_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second stage raises once it has seen that the first one's failure ended the run."""
+
+    def report_of() -> Report:
+        graph = Graph("two errors")
+        source = graph.source("draw", lambda: iter(range(1000)))
+        ended = threading.Event()
+
+        class Resource:
+            def abort(self) -> None:
+                ended.set()
+
+        graph.stage("one", lambda item: item, after=source)
+        graph.stage("two", lambda item: ended.wait(30), after=source)
+        faults = plan(Fault("one", 3, FaultKind.RAISE), Fault("two", 0, FaultKind.RAISE, after=True))
+        return exercise(Subject(graph, [Resource()]), faults)
+
+    first = report_of().check()
+    assert isinstance(first.error, StageFailure)
+    assert first.error.stage == "one"
+    reports_the_last(monkeypatch)
+    assert any("a consequence" in each for each in report_of().broken)
+
+
+# Defects of stage functions: what a run leaves behind.
+
+
+def forgets_a_slot(pool: Pool[int], item: int) -> int:
+    element = pool.take()
+    if item != 1059:
+        pool.give_back(element)
+    return item
+
+
+def test_a_slot_that_is_not_given_back_is_seen() -> None:
+    pool = Pool(range(2))
+    graph = Graph("slots")
+    numbers = graph.source("draw", range(1000, 1000 + COUNT))
+    graph.stage("one", lambda item: forgets_a_slot(pool, item), after=numbers)
+    assert exercise(Subject(graph, [pool])).broken == ("1 element(s) of a pool were not given back",)
+
+
+@pytest.fixture
+def held() -> Iterator[list[Callable[[], object]]]:
+    """What ends, after a test, the things that a stage left behind on purpose."""
+    endings: list[Callable[[], object]] = []
+    yield endings
+    for each in endings:
+        each()
+
+
+def opens_a_file(held: list[Callable[[], object]]) -> None:
+    descriptor = os.open(__file__, os.O_RDONLY)
+    held.append(lambda: os.close(descriptor))
+
+
+def starts_a_process(held: list[Callable[[], object]]) -> None:
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    held.append(lambda: child.communicate(b"\n"))
+
+
+def makes_a_segment(held: list[Callable[[], object]]) -> None:
+    segment = shared_memory.SharedMemory(create=True, size=64)
+    held.extend([segment.close, segment.unlink])
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="what a process holds is read from /proc")
+@pytest.mark.parametrize(
+    ("leak", "words"),
+    [
+        (opens_a_file, "file descriptor"),
+        (starts_a_process, "child process"),
+        (makes_a_segment, "shared-memory segment"),
+    ],
+)
+def test_what_a_stage_leaves_open_is_seen(
+    leak: Callable[[list[Callable[[], object]]], None], words: str, held: list[Callable[[], object]]
+) -> None:
+    graph = Graph("leak")
+    graph.stage("one", lambda item: leak(held), after=graph.source("draw", range(1)))
+    report = exercise(graph)
+    assert any(each.startswith(f"left behind: a {words}") for each in report.broken), report.broken

@@ -1,0 +1,52 @@
+"""Faults at process stages: a worker's process is killed; nothing of it is left, and its items are accounted for.
+
+Each process is spawned, which takes a fraction of a second: there are few tests here.
+"""
+
+import operator
+
+import pytest
+
+from threadloom.pipeline import Graph, StageFailure
+from threadloom.pipeline.processes.processes import OnProcesses, WorkerDied, on_processes
+from threadloom.pipeline.testing import Fault, FaultKind, FaultPlan, Subject, exercise, hammer
+
+pytestmark = pytest.mark.timeout(120)
+
+COUNT = 40
+KINDS = frozenset({FaultKind.KILL, FaultKind.CANCEL, FaultKind.INTERRUPT})
+
+
+def negating() -> Subject:
+    graph = Graph("negating")
+    numbers = graph.source("draw", lambda: iter(range(1000, 1000 + COUNT)))
+    work: OnProcesses[int, int] = on_processes(operator.neg)
+    graph.sink("out", after=graph.stage("negate", work, after=numbers, workers=2, ordered=True))
+    return Subject(
+        graph, [work], expected={"out": [-number for number in range(1000, 1000 + COUNT)]}, ordered=frozenset({"out"})
+    )
+
+
+@pytest.mark.parametrize("fault", [Fault("negate", 0, FaultKind.KILL), Fault("negate", 7, FaultKind.KILL, 0.2)])
+def test_a_killed_process_is_the_runs_first_error(fault: Fault) -> None:
+    report = exercise(negating(), FaultPlan((fault,))).check()
+    assert [fired.fault for fired in report.fired] == [fault]
+    if fault.amount == 0:
+        assert isinstance(report.error, StageFailure)
+        assert isinstance(report.error.__cause__, WorkerDied)
+        assert report.error.stage == "negate"
+
+
+def test_a_kill_after_the_last_item_is_survived_or_told() -> None:
+    report = exercise(negating(), FaultPlan((Fault("negate", COUNT - 1, FaultKind.KILL, after=True),))).check()
+    assert len(report.fired) == 1
+
+
+def test_process_stages_under_random_faults() -> None:
+    reports = hammer(negating, range(12), calls=COUNT, kinds=KINDS)
+    assert any(fired.fault.kind is FaultKind.KILL for report in reports for fired in report.fired)
+
+
+def test_only_a_process_can_be_killed() -> None:
+    with pytest.raises(ValueError, match="cannot strike a source"):
+        exercise(negating(), FaultPlan((Fault("draw", 0, FaultKind.KILL),)))

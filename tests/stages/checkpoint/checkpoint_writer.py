@@ -1,0 +1,156 @@
+"""A process that writes checkpoints until it is done or killed.
+
+It says `step N` on a line of its own when checkpoint N is on the disk, and dies by SIGKILL before the file operation of
+a given number. The operations are those that change a disk: opening, writing, syncing, renaming, making and removing.
+"""
+
+import argparse
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable
+from io import FileIO
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+
+from threadloom.pipeline import Arena
+from threadloom.stages.checkpoint.checkpoint import (
+    Checkpoint,
+    TrainingState,
+    kept_versions,
+    remove_leftovers,
+    save_checkpoint,
+)
+from threadloom.stages.models.gpt2 import Geometry, parameter_shapes
+from threadloom.stages.storage import tensor_file as tensorfile
+
+GEOMETRY = Geometry(vocabulary=13, context=5, layers=2, heads=2, channels=4)
+AUDITED = {"os.rename", "os.mkdir", "os.remove", "os.rmdir", "open"}
+
+
+def arena_of(number: int, geometry: Geometry = GEOMETRY) -> Arena:
+    """Return an arena in which every number differs from those of other `number`s."""
+    arena = Arena(parameter_shapes(geometry))
+    rng = np.random.default_rng(number)
+    for view in arena.values():
+        view[...] = rng.standard_normal(view.shape, np.float32)
+    return arena
+
+
+def state_of(step: int, delay: int, salt: int = 0, geometry: Geometry = GEOMETRY) -> TrainingState:
+    """Return a state that is a function of its arguments alone."""
+    base = 1000 * salt
+    return TrainingState(
+        step=step,
+        delay=delay,
+        versions={version: arena_of(base + version, geometry) for version in kept_versions(step, delay)},
+        m=arena_of(base + 300 + step, geometry),
+        v=arena_of(base + 600 + step, geometry),
+        config={"delay": delay, "lr": 1e-3, "name": "größer", "salt": salt},
+        geometry=geometry,
+    )
+
+
+def assert_same(found: Arena, expected: Arena) -> None:
+    """Compare every bit, the padding's too."""
+    np.testing.assert_array_equal(found.flat.view(np.int32), expected.flat.view(np.int32))
+
+
+def empty(geometry: Geometry = GEOMETRY) -> Arena:
+    """Return an arena to read into."""
+    return Arena(parameter_shapes(geometry))
+
+
+def assert_holds(path: Path, state: TrainingState) -> None:
+    """Check that a checkpoint verifies and gives the whole state back."""
+    found = Checkpoint.open(path)
+    assert (found.step, found.delay, found.geometry) == (state.step, state.delay, state.geometry)
+    assert found.config == state.config
+    assert list(found.versions) == sorted(state.versions)
+    for version, arena in state.versions.items():
+        weights = empty(state.geometry)
+        found.read_weights(version, weights)
+        assert_same(weights, arena)
+    m, v = empty(state.geometry), empty(state.geometry)
+    found.read_moments(m, v)
+    assert_same(m, state.m)
+    assert_same(v, state.v)
+
+
+class Operations:
+    """Counts the process's file operations, and does something before one of them."""
+
+    def __init__(self, at: int, act: Callable[[], None]) -> None:
+        self.count = 0
+        self._at = at
+        self._act = act
+
+    def step(self) -> None:
+        """Count one more."""
+        self.count += 1
+        if self.count == self._at:
+            self._act()
+
+    def watch(self) -> None:
+        """Count from now on: audit events, and the two calls that raise none."""
+        sys.addaudithook(self._audit)
+        fsync, step = os.fsync, self.step
+
+        def counted_fsync(handle: int) -> None:
+            step()
+            fsync(handle)
+
+        class CountedFile(FileIO):
+            def write(self, data: Any) -> int:
+                step()
+                return super().write(data)
+
+        patch.object(os, "fsync", counted_fsync).start()
+        patch.object(tensorfile, "FileIO", CountedFile).start()
+
+    def _audit(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if event in AUDITED and (event != "open" or _writes(arguments)):
+            self.step()
+
+
+def _writes(arguments: tuple[Any, ...]) -> bool:
+    flags = arguments[2]
+    return isinstance(flags, int) and bool(flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
+
+
+def kill_self() -> None:
+    """Die without any clean-up."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def main() -> None:
+    """Write the checkpoints that the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--last", type=int, default=10**9)
+    parser.add_argument("--delay", type=int, default=2)
+    parser.add_argument("--keep", type=int, default=2)
+    parser.add_argument("--salt", type=int, default=0)
+    parser.add_argument("--kill-at", type=int, default=-1, help="the operation before which to die")
+    parser.add_argument("--largest-file", type=int, default=-1, help="limit on a file's size, in bytes")
+    options = parser.parse_args()
+    if options.largest_file >= 0:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (options.largest_file, options.largest_file))
+    remove_leftovers(options.folder)
+    operations = Operations(options.kill_at, kill_self)
+    operations.watch()
+    for step in range(options.first, options.last + 1):
+        state = state_of(step, options.delay, options.salt)
+        save_checkpoint(options.folder, state, None, options.keep)
+        sys.stdout.write(f"step {step}\n")
+        sys.stdout.flush()
+    sys.stdout.write(f"operations {operations.count}\n")
+
+
+if __name__ == "__main__":
+    main()

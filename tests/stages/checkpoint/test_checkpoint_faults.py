@@ -1,0 +1,201 @@
+"""Checkpoints while things go wrong: a full disk, a refused write, an interrupt, kill -9. Nothing is lost by any."""
+
+import errno
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.stages.checkpoint.checkpoint_writer import Operations, assert_holds, state_of
+from threadloom.stages.checkpoint import checkpoint as checkpoint_module
+from threadloom.stages.checkpoint.checkpoint import (
+    Checkpoint,
+    finished_checkpoints,
+    latest_checkpoint,
+    remove_leftovers,
+    save_checkpoint,
+)
+from threadloom.stages.storage import tensor_file as tensorfile
+from threadloom.stages.storage.tensor_file import CheckpointError
+
+# --- failures while writing -------------------------------------------------------------------------------------------
+
+
+class FullDisk(FileIO):
+    """A file that takes a part of what it is given, until the disk is full."""
+
+    left = 0  # writes until then, of all files together
+    code = errno.ENOSPC
+
+    def write(self, data: Any) -> int:
+        """Write half of the data, or raise."""
+        FullDisk.left -= 1
+        if FullDisk.left == 0:
+            raise OSError(FullDisk.code, os.strerror(FullDisk.code))
+        return super().write(data[: max(len(data) // 2, 1)])
+
+
+def save_with_room_for(folder: Path, writes: int, code: int, patch: pytest.MonkeyPatch) -> CheckpointError | None:
+    """Save step 2 on a disk that is full at write number `writes`; returns the error."""
+    with patch.context() as within:
+        within.setattr(FullDisk, "left", writes)
+        within.setattr(FullDisk, "code", code)
+        within.setattr(tensorfile, "FileIO", FullDisk)
+        try:
+            save_checkpoint(folder, state_of(2, 1), None, 2)
+        except CheckpointError as error:
+            return error
+    return None
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_leaves_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    """The disk is full at each write in turn."""
+    save_checkpoint(tmp_path, state_of(1, 1), None, 2)
+    writes = 1
+    while error := save_with_room_for(tmp_path, writes, code, monkeypatch):
+        writes += 1
+        assert re.search(r"needed [\d,]+ bytes on the disk; found [\d,]+ bytes free", str(error))
+        assert isinstance(error.__cause__, OSError)
+        assert [path.name for path in tmp_path.iterdir()] == ["step-000001"]
+        assert_holds(tmp_path / "step-000001", state_of(1, 1))
+    assert writes > 50
+    assert_holds(tmp_path / "step-000002", state_of(2, 1))
+
+
+def test_too_little_space_is_said_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensorfile, "free_bytes", lambda _: 1234)
+    with pytest.raises(CheckpointError, match=r"needed [\d,]+ bytes on the disk; found 1,234 bytes free"):
+        save_checkpoint(tmp_path / "c", state_of(1, 0), None, 1)
+    assert list((tmp_path / "c").iterdir()) == []
+
+
+def test_a_limit_on_file_sizes_is_an_error_of_ours(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, state_of(1, 2), None, 2)
+    for largest in (0, 100, 2000, 4000):
+        failed = run_writer(tmp_path, "--first=2", "--last=2", f"--largest-file={largest}")
+        assert failed.returncode == 1
+        assert "CheckpointError" in failed.stderr
+        assert "limit on the size of files" in failed.stderr
+        assert [path.name for path in tmp_path.iterdir()] == ["step-000001"]
+    assert_holds(tmp_path / "step-000001", state_of(1, 2))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_no_permission_is_an_error_of_ours(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(CheckpointError, match="belongs to another user"):
+        save_checkpoint(tmp_path / "c", state_of(1, 0), None, 1)
+
+
+def test_a_refused_write_is_an_error_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, _mode: str) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(tensorfile, "FileIO", refuse)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors.*Permission denied.*another user.*untouched"):
+        save_checkpoint(tmp_path, state_of(1, 0), None, 1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupt_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint_module, "write_manifest", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        save_checkpoint(tmp_path, state_of(1, 0), None, 1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_tokenizer_is_an_error_that_names_it(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"nowhere\.json"):
+        save_checkpoint(tmp_path / "c", state_of(1, 0), tmp_path / "nowhere.json", 1)
+    assert list((tmp_path / "c").iterdir()) == []
+
+
+# --- kill -9 ----------------------------------------------------------------------------------------------------------
+
+WRITER = (sys.executable, "-m", "tests.stages.checkpoint.checkpoint_writer")
+
+
+def run_writer(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*WRITER, str(folder), *options], capture_output=True, text=True, timeout=60, check=False)
+
+
+def assert_nothing_lost(folder: Path, finished: int, salts: tuple[int, ...] = (0,)) -> None:
+    """Check that every checkpoint with a name is whole, and that there is one at least as new as `finished`."""
+    remove_leftovers(folder)
+    assert all(path.name.startswith("step-") for path in folder.iterdir())
+    for path in finished_checkpoints(folder):
+        found = Checkpoint.open(path)
+        assert found.config["salt"] in salts
+        assert_holds(path, state_of(found.step, 2, found.config["salt"]))
+    newest = latest_checkpoint(folder)
+    assert newest is not None
+    assert Checkpoint.open(newest).step >= finished
+
+
+def fork_writer(folder: Path, kill_at: int, salt: int) -> bool:
+    """Write step 3 again in a child that dies before its operation `kill_at`; returns whether it did.
+
+    A fork of this process: the child starts at once, which leaves time to try every operation.
+    """
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            Operations(kill_at, lambda: os.kill(os.getpid(), signal.SIGKILL)).watch()
+            save_checkpoint(folder, state_of(3, 2, salt), None, 2)
+            save_checkpoint(folder, state_of(4, 2, salt), None, 2)
+            status = 0
+        finally:
+            os._exit(status)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) in (0, -signal.SIGKILL)
+    return status != 0
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # a fork while other threads are alive
+def test_kill_before_every_file_operation_loses_nothing(tmp_path: Path) -> None:
+    """A checkpoint is replaced and another pushes the oldest out, and the writer dies at each operation in turn."""
+    save_checkpoint(tmp_path, state_of(2, 2), None, 2)
+    save_checkpoint(tmp_path, state_of(3, 2), None, 2)
+    pristine = tmp_path.with_name("pristine")
+    shutil.copytree(tmp_path, pristine)
+    killed = 0
+    while fork_writer(tmp_path, killed + 1, salt=1):
+        killed += 1
+        assert_nothing_lost(tmp_path, 3, (0, 1))
+        shutil.rmtree(tmp_path)
+        shutil.copytree(pristine, tmp_path)
+    assert killed > 60
+    assert_nothing_lost(tmp_path, 4, (0, 1))
+
+
+def test_kill_at_random_moments_loses_nothing(tmp_path: Path) -> None:
+    """The writer is killed from outside some way into a checkpoint, goes on where it was, and is killed again."""
+    rng = np.random.default_rng(5)
+    finished = 0
+    for _ in range(4):
+        newest = latest_checkpoint(tmp_path)
+        first = Checkpoint.open(newest).step if newest else 0  # that step again: it is replaced
+        with subprocess.Popen(
+            [*WRITER, str(tmp_path), f"--first={first}"], stdout=subprocess.PIPE, text=True
+        ) as writer:
+            assert writer.stdout is not None
+            for _ in range(int(rng.integers(1, 20))):
+                finished = int(writer.stdout.readline().split()[1])
+            for _ in range(int(rng.integers(0, 200_000))):  # no sleep: some way into the next one
+                pass
+            writer.kill()
+            finished = max([finished, *(int(line.split()[1]) for line in writer.stdout if line.endswith("\n"))])
+        assert_nothing_lost(tmp_path, finished)

@@ -1,0 +1,216 @@
+"""Models in Hugging Face's layout: what transformers reads of ours, and what we read of theirs."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from tests import reference
+from threadloom.pipeline import Arena
+from threadloom.stages.checkpoint.huggingface import (
+    CONFIG_FILE,
+    MODEL_FILE,
+    TIED,
+    load_model,
+    model_config,
+    model_shapes,
+    model_views,
+    read_geometry,
+    read_model,
+    write_model,
+)
+from threadloom.stages.models.gpt2 import Geometry, parameter_shapes
+from threadloom.stages.storage.tensor_file import CheckpointError
+
+GEOMETRY = Geometry(vocabulary=37, context=11, layers=3, heads=3, channels=12)
+
+
+def random_weights(geometry: Geometry = GEOMETRY, seed: int = 0) -> Arena:
+    """Return weights in which no tensor is zero or one."""
+    g = geometry
+    tensors = reference.random_tensors(np.random.default_rng(seed), g.vocabulary, g.context, g.layers, g.channels)
+    weights = Arena(parameter_shapes(geometry))
+    for name, tensor in tensors.items():
+        weights[name][...] = tensor
+    return weights
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Return a folder that holds a model."""
+    write_model(tmp_path, random_weights(), GEOMETRY)
+    return tmp_path
+
+
+def rewrite(folder: Path, change: Any) -> None:
+    """Apply `change` to the tensors of a model's file."""
+    tensors = load_file(folder / MODEL_FILE)
+    save_file(change(tensors) or tensors, folder / MODEL_FILE)
+
+
+def test_names_cover_every_parameter_once() -> None:
+    weights = random_weights()
+    views = model_views(weights)
+    assert list(views) == list(model_shapes(GEOMETRY))
+    assert {name: view.shape for name, view in views.items()} == model_shapes(GEOMETRY)
+    assert sum(view.size for view in views.values()) == sum(view.size for view in weights.values())
+    for view in views.values():
+        assert np.shares_memory(view, weights.flat)
+        view[...] = 0
+    assert not weights.flat.any()
+
+
+def test_written_model_reads_back_bit_for_bit(folder: Path) -> None:
+    geometry, weights = load_model(folder)
+    assert geometry == GEOMETRY
+    np.testing.assert_array_equal(weights.flat.view(np.int32), random_weights().flat.view(np.int32))
+
+
+def test_written_files_have_the_usual_permissions(folder: Path) -> None:
+    plain = folder / "plain"
+    plain.touch()
+    assert (folder / MODEL_FILE).stat().st_mode == (folder / CONFIG_FILE).stat().st_mode == plain.stat().st_mode
+
+
+def test_every_bit_pattern_survives(tmp_path: Path) -> None:
+    weights = random_weights()
+    patterns = np.random.default_rng(1).integers(0, 2**32, weights.flat.size, np.uint32)
+    for name, view in weights.items():  # NaNs with payloads, infinities and denormals among them
+        view[...] = patterns[: view.size].view(np.float32).reshape(view.shape)
+        view.reshape(-1)[:4] = np.array([0x7F800001, 0xFF800000, 0x00000001, 0x80000000], np.uint32).view(np.float32)
+        assert name in weights
+    write_model(tmp_path, weights, GEOMETRY)
+    _, back = load_model(tmp_path)
+    np.testing.assert_array_equal(back.flat.view(np.int32), weights.flat.view(np.int32))
+
+
+def test_transformers_opens_it_without_a_word_and_computes_the_same_loss(
+    folder: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    torch = pytest.importorskip("torch")
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.enable_propagation()
+    with caplog.at_level("WARNING"):
+        model, report = transformers.GPT2LMHeadModel.from_pretrained(folder, output_loading_info=True)
+    printed = capfd.readouterr()
+    assert (caplog.text, printed.out, printed.err) == ("", "", "")
+    assert not any(report.values()), report
+    ids = np.random.default_rng(2).integers(0, GEOMETRY.vocabulary, (2, GEOMETRY.context))
+    with torch.no_grad():
+        found = model.double()(torch.tensor(ids), labels=torch.tensor(ids))  # it shifts the labels itself
+    tensors = {name: view.astype(np.float64) for name, view in random_weights().items()}
+    expected = reference.forward(tensors, ids, GEOMETRY.heads).logits
+    np.testing.assert_allclose(found.logits.numpy(), expected, rtol=1e-10, atol=1e-10)
+    loss = reference.loss_mean(tensors, ids[:, :-1], ids[:, 1:], GEOMETRY.heads)
+    assert float(found.loss) == pytest.approx(loss, rel=1e-6)  # it takes the loss in float32
+
+
+def test_a_model_of_transformers_opens_here(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    transformers.utils.logging.disable_progress_bar()
+    config = transformers.GPT2Config(vocab_size=23, n_positions=8, n_embd=8, n_layer=2, n_head=2)
+    model = transformers.GPT2LMHeadModel(config)
+    model.save_pretrained(tmp_path)
+    geometry, weights = load_model(tmp_path)
+    assert geometry == Geometry(vocabulary=23, context=8, layers=2, heads=2, channels=8)
+    state = model.state_dict()
+    for name, view in model_views(weights).items():
+        np.testing.assert_array_equal(view, state[name].numpy())
+
+
+def test_older_layouts_open(folder: Path) -> None:
+    def older(tensors: dict[str, Any]) -> dict[str, Any]:
+        bare = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
+        mask = np.tril(np.ones((1, 1, 11, 11), np.float32))
+        return bare | {"h.0.attn.bias": mask, "h.1.attn.masked_bias": np.float32(-1e4) * np.ones(1, np.float32)}
+
+    rewrite(folder, older)
+    _, weights = load_model(folder)
+    np.testing.assert_array_equal(weights.flat, random_weights().flat)
+
+
+def test_half_precision_is_widened(folder: Path) -> None:
+    rewrite(folder, lambda tensors: {name: tensor.astype(np.float16) for name, tensor in tensors.items()})
+    _, weights = load_model(folder)
+    np.testing.assert_array_equal(weights["wte"], random_weights()["wte"].astype(np.float16).astype(np.float32))
+
+
+def test_a_stored_output_projection_must_be_the_embedding(folder: Path) -> None:
+    rewrite(folder, lambda tensors: tensors | {TIED: tensors["transformer.wte.weight"].copy()})
+    load_model(folder)
+    rewrite(folder, lambda tensors: tensors | {TIED: tensors["transformer.wte.weight"] + np.float32(1)})
+    with pytest.raises(CheckpointError, match=r"lm_head\.weight equal to .* found other numbers"):
+        load_model(folder)
+    rewrite(folder, lambda tensors: tensors | {TIED: np.zeros((3, 12), np.float32)})
+    with pytest.raises(CheckpointError, match=r"found shape \(3, 12\) instead of \(37, 12\)"):
+        load_model(folder)
+
+
+def test_missing_unknown_and_misshapen_tensors_are_named(folder: Path) -> None:
+    whole = load_file(folder / MODEL_FILE)
+    name = "transformer.h.1.mlp.c_fc.weight"
+    save_file({key: tensor for key, tensor in whole.items() if key != name}, folder / MODEL_FILE)
+    with pytest.raises(CheckpointError, match=re.escape(f"{name} missing")):
+        load_model(folder)
+    save_file(whole | {"transformer.h.3.ln_1.bias": np.zeros(12, np.float32)}, folder / MODEL_FILE)
+    with pytest.raises(CheckpointError, match=r"found transformer\.h\.3\.ln_1\.bias beside them"):
+        load_model(folder)
+    save_file(whole | {name: np.ascontiguousarray(whole[name].T)}, folder / MODEL_FILE)
+    with pytest.raises(CheckpointError, match=re.escape(f"needed {name} of shape (12, 48); found shape (48, 12)")):
+        load_model(folder)
+
+
+def test_another_geometry_is_refused(folder: Path) -> None:
+    other = Geometry(vocabulary=37, context=11, layers=3, heads=3, channels=24)
+    with pytest.raises(CheckpointError, match=r"wte\.weight of shape \(37, 24\); found shape \(37, 12\)"):
+        read_model(folder / MODEL_FILE, other, Arena(parameter_shapes(other)))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "text"),
+    [
+        ("model_type", "llama", 'needed model_type = "gpt2"; found "llama"'),
+        ("activation_function", "gelu", 'activation_function = "gelu_new"'),
+        ("layer_norm_epsilon", 1e-6, "layer_norm_epsilon = 1e-05; found 1e-06"),
+        ("tie_word_embeddings", False, "tie_word_embeddings = true"),
+        ("scale_attn_by_inverse_layer_idx", True, "scale_attn_by_inverse_layer_idx = false"),
+        ("n_inner", 40, "n_inner = null or 48; found 40"),
+        ("n_head", 5, "n_embd = 12, n_head = 5"),
+        ("n_layer", 0, "n_layer of at least 1"),
+        ("n_layer", "three", "Expected `int`"),
+        ("vocab_size", -1, "vocab_size of at least 1"),
+    ],
+)
+def test_a_configuration_of_another_model_is_refused(folder: Path, field: str, value: object, text: str) -> None:
+    path = folder / CONFIG_FILE
+    path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
+    with pytest.raises(CheckpointError, match=re.escape(text)) as caught:
+        read_geometry(path)
+    assert caught.value.path == path
+
+
+def test_a_damaged_or_missing_file_is_an_error_of_ours(folder: Path) -> None:
+    model = folder / MODEL_FILE
+    model.write_bytes(model.read_bytes()[:-5])
+    with pytest.raises(CheckpointError, match=re.escape(str(model))):
+        load_model(folder)
+    model.unlink()
+    with pytest.raises(CheckpointError, match=re.escape(str(model))):
+        load_model(folder)
+    (folder / "pytorch_model.bin").touch()
+    with pytest.raises(CheckpointError, match="pickle"):
+        load_model(folder)
+    (folder / CONFIG_FILE).write_bytes(b"\xff\x00")
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        load_model(folder)
+
+
+def test_the_end_of_text_is_in_the_configuration() -> None:
+    config = model_config(GEOMETRY, end_of_text=36)
+    assert config["bos_token_id"] == config["eos_token_id"] == 36
+    assert model_config(GEOMETRY)["eos_token_id"] is None

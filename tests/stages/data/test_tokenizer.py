@@ -1,0 +1,199 @@
+"""Tokenizers: nothing is lost, ids are those of simple twins, and damaged files are refused."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from threadloom.stages.data.text import standard_library_text
+from threadloom.stages.data.tokenizer import (
+    REPLACEMENT,
+    BpeTokenizer,
+    BytesTokenizer,
+    CharacterTokenizer,
+    Tokenizer,
+    TokenizerError,
+    load_tokenizer,
+    train_tokenizer,
+)
+from threadloom.stages.resolve.loading import ConfigError, DataConfig, TokenizerKind
+
+texts = st.text(st.characters(codec="utf-8"), max_size=60)
+
+
+@pytest.fixture(scope="module")
+def source() -> str:
+    return standard_library_text(limit=400_000).text
+
+
+@pytest.fixture(scope="module")
+def bpe(source: str) -> BpeTokenizer:
+    return BpeTokenizer.train(source, 600)
+
+
+@settings(deadline=None)
+@given(texts.filter(bool))
+def test_characters_are_numbered_as_nanogpt_numbers_them(text: str) -> None:
+    tokenizer = CharacterTokenizer.train(text, limit=1000)
+    stoi = {character: place for place, character in enumerate(sorted(set(text)))}
+    ids = tokenizer.encode(text)
+    assert ids.dtype == np.int32
+    assert ids.tolist() == [stoi[character] for character in text]
+    assert tokenizer.decode(ids) == text
+    assert tokenizer.vocab_size == len(stoi)
+
+
+@settings(deadline=None)
+@given(st.text("abcdeé\U0001f600\ufffd", min_size=1, max_size=60), st.integers(2, 6))
+def test_a_limited_alphabet_keeps_the_most_frequent_characters(text: str, limit: int) -> None:
+    tokenizer = CharacterTokenizer.train(text, limit)
+    if len(set(text)) <= limit:
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+        return
+    ranked = sorted(Counter(text.replace(REPLACEMENT, "")).items(), key=lambda item: (-item[1], item[0]))
+    kept = {character for character, _ in ranked[: limit - 1]}
+    assert set(tokenizer.alphabet) == kept | {REPLACEMENT}
+    assert tokenizer.vocab_size <= limit
+    expected = "".join(character if character in kept else REPLACEMENT for character in text)
+    assert tokenizer.decode(tokenizer.encode(text)) == expected
+
+
+def test_a_character_that_is_not_in_the_alphabet_is_named() -> None:
+    with pytest.raises(TokenizerError, match=r"character 2 .*'\?' \(U\+003F\)"):
+        CharacterTokenizer("abc").encode("ab?c")
+    assert CharacterTokenizer("ab" + REPLACEMENT).encode("a?b").tolist() == [0, 2, 1]
+    for alphabet in ("", "ba", "aa"):
+        with pytest.raises(ValueError, match="alphabet"):
+            CharacterTokenizer(alphabet)
+
+
+@settings(deadline=None)
+@given(texts)
+def test_bytes_are_those_of_utf8(text: str) -> None:
+    tokenizer = BytesTokenizer()
+    assert tokenizer.encode(text).tolist() == list(text.encode())
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+@settings(deadline=None)
+@given(text=texts)
+def test_bpe_gives_back_any_text(bpe: BpeTokenizer, text: str) -> None:
+    ids = bpe.encode(text)
+    assert bpe.decode(ids) == text
+    assert ids.dtype == np.int32
+    assert not len(ids) or 0 <= ids.min() <= ids.max() < bpe.vocab_size
+
+
+def test_bpe_applies_its_merges_in_order_as_a_simple_twin(bpe: BpeTokenizer, tmp_path: Path) -> None:
+    bpe.save(tmp_path / "t.json")
+    model = json.loads((tmp_path / "t.json").read_text())["model"]
+    for word in ("return", "selfish", "import", "zzz", "__init__"):
+        pieces = list(word)
+        for left, right in model["merges"]:
+            at = 0
+            while at < len(pieces) - 1:
+                if pieces[at] == left and pieces[at + 1] == right:
+                    pieces[at : at + 2] = [left + right]
+                at += 1
+        if word.isalpha():  # one piece of the pre-tokenizer
+            assert bpe.encode(word).tolist() == [model["vocab"][piece] for piece in pieces]
+
+
+def test_bpe_of_a_long_text_is_the_same_as_of_the_whole_at_once(bpe: BpeTokenizer, source: str, tmp_path: Path) -> None:
+    bpe.save(tmp_path / "t.json")
+    whole = tokenizers.Tokenizer.from_file(str(tmp_path / "t.json")).encode(source)
+    assert bpe.encode(source).tolist() == whole.ids
+
+
+def test_bpe_training_is_deterministic_and_keeps_to_its_size(bpe: BpeTokenizer, source: str, tmp_path: Path) -> None:
+    again = BpeTokenizer.train(source, 600)
+    again.save(tmp_path / "a.json")
+    bpe.save(tmp_path / "b.json")
+    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+    assert bpe.vocab_size == 600
+    assert bpe.encode("<|endoftext|>").tolist() == [bpe.end_of_text]
+    assert BpeTokenizer.train("abc", 600).vocab_size == 257
+
+
+@pytest.mark.parametrize("kind", list(TokenizerKind))
+def test_saved_tokenizers_are_loaded_whichever_they_are(kind: TokenizerKind, tmp_path: Path) -> None:
+    text = "a quick brown fox, é and \U0001f600\n" * 9
+    made = train_tokenizer(DataConfig(tokenizer=kind), 300, text)
+    path = tmp_path / "tokenizer.json"
+    made.save(path)
+    loaded = load_tokenizer(path)
+    assert type(loaded) is type(made)
+    assert loaded.vocab_size == made.vocab_size
+    assert loaded.encode(text).tolist() == made.encode(text).tolist()
+    assert loaded.decode(made.encode(text)) == text
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"\xff\xfe",
+        b"{}",
+        b'{"version": "1.0", "model": {"type": "BPE"}}',
+        b'{"format": "threadloom-tokenizer"}',
+        b'{"format": "threadloom-tokenizer", "kind": "words"}',
+        b'{"format": "threadloom-tokenizer", "kind": "characters"}',
+        b'{"format": "threadloom-tokenizer", "kind": "characters", "size": 2, "alphabet": "abc"}',
+        b'{"format": "threadloom-tokenizer", "kind": "characters", "size": 2, "alphabet": "ba"}',
+        b'{"format": "threadloom-tokenizer", "kind": "characters", "size": 2, "alphabet": [1, 2]}',
+        b'{"format": "threadloom-tokenizer", "kind": "bpe"}',
+    ],
+)
+def test_damaged_files_are_refused(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    path.write_bytes(content)
+    with pytest.raises(TokenizerError, match="damaged") as caught:
+        load_tokenizer(path)
+    assert caught.value.subject == str(path)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(TokenizerError, match="No such file"):
+        load_tokenizer(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: CharacterTokenizer("abc"), BytesTokenizer, lambda: BpeTokenizer.train("a", 257)]
+)
+@pytest.mark.parametrize("wrong", [-1, 257, 10**12])
+def test_ids_outside_of_the_vocabulary_are_refused(make: "type[Tokenizer]", wrong: int) -> None:
+    tokenizer = make()
+    with pytest.raises(TokenizerError, match=f"token 1: .*found {wrong}"):
+        tokenizer.decode([0, wrong])
+    assert tokenizer.decode([]) == ""
+    assert len(tokenizer.encode("")) == 0
+
+
+@pytest.mark.parametrize("kind", [TokenizerKind.BYTES, TokenizerKind.BPE])
+def test_a_lone_surrogate_is_refused(kind: TokenizerKind) -> None:
+    tokenizer = train_tokenizer(DataConfig(tokenizer=kind), 300, "abc")
+    with pytest.raises(TokenizerError, match=r"U\+DCFF"):
+        tokenizer.encode("a\udcff")
+
+
+@pytest.mark.parametrize(
+    ("kind", "size"),
+    [(TokenizerKind.BYTES, 255), (TokenizerKind.BPE, 256), (TokenizerKind.BPE, None), (TokenizerKind.CHARACTERS, 1)],
+)
+def test_vocabularies_too_small_for_the_kind_are_refused(kind: TokenizerKind, size: int | None) -> None:
+    with pytest.raises(ConfigError, match=r"model\.vocab_size"):
+        train_tokenizer(DataConfig(tokenizer=kind), size, "abc")
+
+
+def test_the_alphabet_is_bounded_by_both_settings() -> None:
+    data = DataConfig(alphabet=4)
+    assert train_tokenizer(data, None, "abcdef").vocab_size == 4
+    assert train_tokenizer(data, 3, "abcdef").vocab_size == 3
+    assert train_tokenizer(data, 30, "abc").vocab_size == 3

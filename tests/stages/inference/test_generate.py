@@ -1,0 +1,165 @@
+"""Generation against the reference's full forward pass, and against transformers."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests import reference
+from threadloom.kernels import Weights
+from threadloom.pipeline import Arena
+from threadloom.stages.checkpoint.huggingface import write_model
+from threadloom.stages.inference.generate import Decoder, GenerationError, checked_ids, generate
+from threadloom.stages.inference.sampling import SamplingError, SamplingSettings
+from threadloom.stages.memory.float32 import as_weights
+from threadloom.stages.models.gpt2 import Geometry, parameter_shapes
+
+GEOMETRY = Geometry(vocabulary=37, context=12, layers=3, heads=3, channels=15)
+GREEDY = SamplingSettings(temperature=0.0)
+ODD = (
+    GEOMETRY,
+    Geometry(vocabulary=5, context=1, layers=1, heads=1, channels=3),
+    Geometry(vocabulary=65, context=70, layers=2, heads=4, channels=16),  # more than one tile of queries
+)
+
+
+def make(geometry: Geometry = GEOMETRY, seed: int = 0) -> tuple[Weights, Arena, reference.Tensors]:
+    """Return the same weights as the kernels, the arena and the reference take them."""
+    g = geometry
+    tensors = reference.random_tensors(np.random.default_rng(seed), g.vocabulary, g.context, g.layers, g.channels)
+    arena = Arena(parameter_shapes(geometry))
+    for name, tensor in tensors.items():
+        arena[name][...] = tensor
+    return as_weights(arena), arena, tensors
+
+
+def random_ids(count: int, geometry: Geometry = GEOMETRY, seed: int = 1) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, geometry.vocabulary, count)
+
+
+def assert_logits(found: np.ndarray, tensors: reference.Tensors, ids: np.ndarray, geometry: Geometry) -> None:
+    expected = reference.next_token_logits(tensors, ids, geometry.heads)
+    np.testing.assert_allclose(found, expected, rtol=2e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize("geometry", ODD)
+def test_cached_logits_equal_a_full_forward_at_every_position(geometry: Geometry) -> None:
+    weights, _, tensors = make(geometry)
+    ids = random_ids(geometry.context, geometry)
+    for prompt in {1, geometry.context // 2 or 1, geometry.context}:
+        decoder = Decoder(weights, geometry)
+        assert_logits(decoder.start(ids[:prompt]), tensors, ids[:prompt], geometry)
+        for position in range(prompt, geometry.context):
+            assert decoder.position == position
+            logits = decoder.take(int(ids[position]))
+            assert_logits(logits, tensors, ids[: position + 1], geometry)
+
+
+def test_beyond_the_context_the_last_half_is_taken_in_anew() -> None:
+    weights, _, tensors = make()
+    ids = random_ids(40)
+    decoder = Decoder(weights, GEOMETRY)
+    decoder.start(ids[:1])
+    begin = 0  # where the window that the model sees begins
+    for position in range(1, len(ids)):
+        logits = decoder.take(int(ids[position]))
+        if position - begin == GEOMETRY.context:
+            begin = position + 1 - GEOMETRY.context // 2
+        assert decoder.position == position + 1 - begin
+        assert_logits(logits, tensors, ids[begin : position + 1], GEOMETRY)
+
+
+def test_a_long_prompt_is_cut_to_the_last_context() -> None:
+    weights, _, tensors = make()
+    ids = random_ids(30)
+    assert_logits(Decoder(weights, GEOMETRY).start(ids), tensors, ids[-12:], GEOMETRY)
+
+
+def test_a_context_of_one_token_still_generates() -> None:
+    geometry = ODD[1]
+    weights, _, tensors = make(geometry)
+    token = 2
+    for found in generate(weights, geometry, [token], 6, GREEDY, 0):
+        token = int(reference.next_token_logits(tensors, np.array([token]), 1).argmax())
+        assert found == token
+
+
+def test_starting_again_forgets_what_was_there() -> None:
+    weights, _, _ = make()
+    decoder = Decoder(weights, GEOMETRY)
+    first = decoder.start(random_ids(5)).copy()
+    decoder.take(3)
+    decoder.start(random_ids(9, seed=7))
+    np.testing.assert_array_equal(decoder.start(random_ids(5)), first)
+
+
+def test_the_same_seed_gives_the_same_tokens() -> None:
+    weights, _, _ = make()
+    settings = SamplingSettings(temperature=1.5, top_k=30, top_p=0.99)
+    texts = [list(generate(weights, GEOMETRY, [1, 2], 30, settings, seed)) for seed in (5, 5, 6)]
+    assert texts[0] == texts[1] != texts[2]
+    assert all(len(text) == 30 and set(text) <= set(range(37)) for text in texts)
+    assert list(generate(weights, GEOMETRY, [1, 2], 10, settings, 5)) == texts[0][:10]
+
+
+def test_tokens_come_one_by_one() -> None:
+    weights, _, _ = make()
+    tokens = generate(weights, GEOMETRY, [1], 10**9, GREEDY, 0)
+    assert len([next(tokens) for _ in range(3)]) == 3
+    assert list(generate(weights, GEOMETRY, [1], 0, GREEDY, 0)) == []
+
+
+def test_greedy_text_is_that_of_transformers(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    torch = pytest.importorskip("torch")
+    transformers.utils.logging.disable_progress_bar()
+    weights, arena, _ = make()
+    write_model(tmp_path, arena, GEOMETRY)
+    model = transformers.GPT2LMHeadModel.from_pretrained(tmp_path)
+    for seed in range(3):
+        prompt = random_ids(4, seed=seed)
+        ids = torch.tensor(prompt)[None]
+        found = model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False, pad_token_id=0
+        )
+        assert list(generate(weights, GEOMETRY, prompt, 8, GREEDY, 0)) == found[0, 4:].tolist()
+
+
+@pytest.mark.parametrize("prompt", [[37], [-1], [3, 2**40, 1], [], [[1, 2]], [1.5]])
+def test_a_prompt_is_checked_before_any_kernel_sees_it(prompt: list[int]) -> None:
+    weights, _, _ = make()
+    with pytest.raises(GenerationError, match="the prompt: needed"):
+        generate(weights, GEOMETRY, prompt, 5, GREEDY, 0)
+    with pytest.raises(GenerationError, match="the prompt: needed"):
+        Decoder(weights, GEOMETRY).start(prompt)
+
+
+def test_a_token_is_checked_before_the_kernel_sees_it() -> None:
+    weights, _, _ = make()
+    decoder = Decoder(weights, GEOMETRY)
+    decoder.start([1])
+    for token in (37, -1):
+        with pytest.raises(GenerationError, match=f"token ids from 0 to 36; found {token}"):
+            decoder.take(token)
+    assert decoder.position == 1
+
+
+def test_other_weights_tokens_or_seeds_are_refused_at_once() -> None:
+    weights, _, _ = make()
+    other = Geometry(vocabulary=38, context=12, layers=3, heads=3, channels=15)
+    with pytest.raises(GenerationError, match=r"the weights' wte: needed .*\(38, 15\); found float32 \(37, 15\)"):
+        generate(weights, other, [1], 5, GREEDY, 0)
+    turned = weights._replace(qkv_weight=np.zeros((3, 45, 15), np.float32).transpose(0, 2, 1))
+    with pytest.raises(GenerationError, match="C-contiguous"):
+        generate(turned, GEOMETRY, [1], 5, GREEDY, 0)
+    with pytest.raises(GenerationError, match="tokens: needed a number of at least 0; found -1"):
+        generate(weights, GEOMETRY, [1], -1, GREEDY, 0)
+    with pytest.raises(SamplingError, match="seed"):
+        generate(weights, GEOMETRY, [1], 1, GREEDY, -1)
+
+
+def test_ids_of_every_integer_type_are_taken() -> None:
+    for kind in (np.uint8, np.int64, np.uint64, np.uint16):
+        ids = checked_ids(np.array([0, 36], kind), GEOMETRY)
+        assert ids.dtype == np.int32
+        assert ids.tolist() == [0, 36]

@@ -1,0 +1,172 @@
+"""Threads that share a lane: whose turn it is, what waits for the end of the batch, and that a run still ends."""
+
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.stages.support import WAIT, build, run_sequence, run_threads, tiny
+from threadloom.kernels.common.accumulation import end_turn, model_parts, own_turn, wait_turn
+from threadloom.pipeline import LanePlan, Lanes, StageFailure
+from threadloom.stages.memory.ordered_accumulation import LaneTurns
+from threadloom.stages.models.gpt2 import Geometry, parameter_shapes
+from threadloom.stages.training.training import Training
+
+pytestmark = pytest.mark.timeout(60)
+
+GEOMETRY = Geometry(vocabulary=11, context=5, layers=2, heads=1, channels=7)
+PARTS = model_parts(GEOMETRY.vocabulary, GEOMETRY.layers)
+SHARED = ("shared_lanes=true", "threads.backward=3", "threads.forward=2", "slots=4")
+
+
+def make(lanes: int = 1, micro_batches: int = 3) -> LaneTurns:
+    return LaneTurns(GEOMETRY, Lanes(parameter_shapes(GEOMETRY), LanePlan(lanes, micro_batches)), sequences=2)
+
+
+def passes(turns: LaneTurns, batch: int, micro: int, part: int) -> bool:
+    """Say whether a micro-batch could add to a part now: it would not wait."""
+    turn = turns.turn(batch, micro)
+    return int(turn.before[0]) > turn.base + part
+
+
+def test_a_part_is_free_once_the_micro_batch_before_has_added_to_it() -> None:
+    turns = make()
+    assert all(passes(turns, 0, 0, part) for part in range(PARTS)), "the first one waits for nobody"
+    for part in range(PARTS):
+        assert not passes(turns, 0, 1, part)
+        end_turn(turns.turn(0, 0), part)
+        assert passes(turns, 0, 1, part)
+        assert not passes(turns, 0, 2, part), "it is behind the second one"
+
+
+def test_a_batch_begins_with_no_part_done() -> None:
+    turns = make()
+    for micro in range(3):
+        for part in range(PARTS):
+            end_turn(turns.turn(0, micro), part)
+    assert passes(turns, 1, 0, PARTS - 1)
+    assert not any(passes(turns, 1, micro, part) for micro in (1, 2) for part in range(PARTS))
+
+
+def test_a_head_of_several_parts_has_a_part_for_each_slice_of_the_vocabulary() -> None:
+    assert [model_parts(vocabulary, 1) for vocabulary in (1, 4096, 4097, 50257)] == [3, 3, 4, 15]
+
+
+def test_lanes_do_not_wait_for_one_another() -> None:
+    turns = make(lanes=2, micro_batches=4)
+    assert passes(turns, 0, 0, PARTS - 1)
+    assert passes(turns, 0, 1, PARTS - 1)
+    end_turn(turns.turn(0, 1), 0)
+    assert passes(turns, 0, 3, 0)
+    assert not passes(turns, 0, 2, 0)
+
+
+def test_a_kernel_waits_until_it_is_its_turn() -> None:
+    turns, log, begun = make(), [], threading.Event()
+
+    def follow() -> None:
+        begun.set()
+        wait_turn(turns.turn(0, 1), 0)
+        log.append("second")
+
+    thread = threading.Thread(target=follow)
+    thread.start()
+    assert begun.wait(WAIT)
+    thread.join(0.05)
+    assert thread.is_alive()
+    log.append("first")
+    end_turn(turns.turn(0, 0), 0)
+    thread.join(WAIT)
+    assert log == ["first", "second"]
+
+
+def test_an_abort_ends_the_waiting() -> None:
+    turns = make()
+    thread = threading.Thread(target=wait_turn, args=(turns.turn(0, 1), 0))
+    thread.start()
+    assert not turns.stopped
+    turns.abort()
+    thread.join(WAIT)
+    assert not thread.is_alive()
+    assert turns.stopped
+
+
+def test_someone_alone_never_waits() -> None:
+    turn = own_turn()
+    for part in range(100):
+        wait_turn(turn, part)
+        end_turn(turn, part)
+
+
+def test_kept_gradients_are_scattered_in_the_order_of_the_micro_batches() -> None:
+    """Float32 sums of numbers of very different size depend on their order."""
+    shapes, plan = parameter_shapes(GEOMETRY), LanePlan(2, 4)
+    lanes = Lanes(shapes, plan)
+    turns, rows = LaneTurns(GEOMETRY, lanes, sequences=2), 2 * GEOMETRY.context
+    rng = np.random.default_rng(0)
+    ids = rng.integers(0, GEOMETRY.vocabulary, (4, rows)).astype(np.int32)
+    dx = (rng.standard_normal((4, rows, GEOMETRY.channels)) * 10.0 ** rng.integers(-3, 4, (4, rows, 1))).astype("f4")
+    for micro in (2, 0, 3, 1):
+        turns.keep(micro, ids[micro], dx[micro])
+    lanes.flat[:] = 1.0  # the head's gradient is there; what the positions held before is overwritten
+    turns.scatter()
+    for lane, arena in enumerate(lanes.arenas):
+        wte, wpe = np.ones((11, 7), np.float32), np.zeros((5, 7), np.float32)
+        for micro in (lane, lane + 2):
+            for r in range(rows):
+                wte[ids[micro, r]] += dx[micro, r]
+                wpe[r % 5] += dx[micro, r]
+        np.testing.assert_array_equal(arena["wte"], wte)
+        np.testing.assert_array_equal(arena["wpe"], wpe)
+
+
+def gradients_of(training: Training) -> list[float]:
+    return [update.grad_norm for update in run_sequence(training)]  # type: ignore[union-attr]
+
+
+def test_a_shared_lane_is_a_trajectory_of_its_own_near_that_of_lanes_apart() -> None:
+    shared = gradients_of(build(tiny("lanes=1", "steps=3", *SHARED)))
+    apart = gradients_of(build(tiny("lanes=1", "steps=3")))
+    assert shared != apart, "the embedding's gradient is summed in another order"
+    np.testing.assert_allclose(shared, apart, rtol=1e-5)
+
+
+def test_neighbours_are_in_backward_at_the_same_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second micro-batch of a lane enters while the first has not come out."""
+    training = build(tiny("lanes=1", "steps=1", *SHARED))
+    both, inside = threading.Event(), list[None]()
+    compute = training.compute.backward
+
+    def backward(*args: Any) -> float:
+        inside.append(None)
+        if len(inside) == 2:
+            both.set()
+        assert both.wait(WAIT)
+        return compute(*args)
+
+    monkeypatch.setattr(training.compute, "backward", backward)
+    run_threads(training)
+    assert len(inside) == training.plan.micro_batches
+
+
+def test_an_error_ends_a_run_whose_other_threads_wait_for_the_turn_of_the_one_that_failed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    training = build(tiny("lanes=1", "steps=2", *SHARED))
+    second = threading.Event()
+    compute = training.compute.backward
+
+    def backward(*args: Any) -> float:
+        turn = args[-1]
+        if turn.before[0] > PARTS:  # the first of its lane
+            assert second.wait(WAIT)
+            raise ValueError("on purpose")
+        second.set()
+        return compute(*args)  # waits for the first one, for ever but for the abort
+
+    monkeypatch.setattr(training.compute, "backward", backward)
+    with pytest.raises(StageFailure) as caught:
+        run_threads(training)
+    assert isinstance(caught.value.__cause__, ValueError)
+    assert caught.value.stage == "backward"

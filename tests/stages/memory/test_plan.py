@@ -1,0 +1,59 @@
+"""The memory plan is what a run allocates, part by part."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from threadloom.stages.data.batches import RandomTokens, TokenFile, evaluation_batches
+from threadloom.stages.memory.plan import memory_plan, plan_table
+from threadloom.stages.models.gpt2 import Geometry
+from threadloom.stages.resolve.loading import Config, ModelConfig, apply_overrides, resolve
+from threadloom.stages.training.training import Output, Training, Validation
+
+CHANGES: tuple[dict[str, int | str], ...] = (
+    {},
+    {"delay": 2},
+    {"lanes": 3, "spare_banks": 0},
+    {"slots": 9, "delay": 1},
+    {"threads.backward": 5},
+    {"lanes": 1, "shared_lanes": "true", "threads.backward": 3},
+)
+
+
+def tiny(**changes: int | str) -> Config:
+    model = ModelConfig(vocab_size=11, context=6, layers=2, heads=3, channels=15)
+    config = Config(name="tiny", model=model, batch_size=6, micro_batch=2, lanes=2, steps=3)
+    return resolve(apply_overrides(config, [f"{key}={value}" for key, value in changes.items()]), cores=2)
+
+
+@pytest.mark.parametrize("changes", CHANGES)
+@pytest.mark.parametrize("outputs", [False, True])
+def test_the_plan_is_what_is_allocated(changes: dict[str, int | str], outputs: bool, tmp_path: Path) -> None:
+    config = tiny(**changes)
+    data = RandomTokens(11, 6, sequences=6, micro_batch=2, seed=0)
+    windows = evaluation_batches(
+        TokenFile(np.arange(60, dtype=np.uint16) % 11, 11, 6, tmp_path), batch_size=2, micro_batch=2, batches=2
+    )
+    validation = Validation(windows, windows) if outputs else None
+    training = Training(config, data, validation, Output(tmp_path) if outputs else None)
+    assert training.memory() == memory_plan(config, evaluates=outputs, saves=outputs)
+
+
+def test_scratch_is_for_those_who_can_be_in_backward_at_once() -> None:
+    alone, apart, more, shared = (
+        memory_plan(tiny(**changes))["backward scratch"]
+        for changes in ({"lanes": 1}, {}, {"threads.backward": 5}, {"shared_lanes": "true", "threads.backward": 3})
+    )
+    assert (apart, more, shared) == (2 * alone, 2 * alone, 3 * alone)
+
+
+def test_the_table_ends_in_the_sum() -> None:
+    table = plan_table({"a": 1_500_000, "b": 0, "c": 4_000_000})
+    assert table.splitlines()[0].split() == ["c", "4.0", "MB"]
+    assert table.splitlines()[-1].split() == ["in", "all", "5.5", "MB"]
+    assert "b" not in table
+
+
+def test_a_geometry_counts_its_hidden_width() -> None:
+    assert Geometry(11, 6, 2, 3, 15).hidden == 60

@@ -1,0 +1,21 @@
+"""What a run says of itself before it begins."""
+
+import pytest
+from loguru import logger
+
+from tests.stages.support import tiny
+from threadloom.stages.resolve.loading import Precision, resolve
+from threadloom.stages.resolve.precision import Choice
+from threadloom.stages.run import session
+
+
+@pytest.mark.parametrize(("threads", "warned"), [(500, True), (2, False)])
+def test_more_threads_than_cores_can_serve_are_warned_of(threads: int, warned: bool) -> None:
+    said: list[str] = []
+    sink = logger.add(lambda message: said.append(str(message)), level="WARNING", format="{message}")
+    try:
+        config = resolve(tiny(f"threads.forward={threads}"), 2)
+        session._announce(config, Choice(Precision.FLOAT32, reason="as asked"))
+    finally:
+        logger.remove(sink)
+    assert any("threads.forward=500" in words for words in said) == warned

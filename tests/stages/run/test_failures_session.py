@@ -1,0 +1,291 @@
+"""Faults of a whole run, as a person meets them: one clear line with file and remedy, and what was saved stays good."""
+
+import resource
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+from loguru import logger
+
+from tests.stages.support import STORY, Outcome, command, forked, story
+from tests.stages.training.test_resume import files
+from threadloom.stages.checkpoint.checkpoint import Checkpoint
+from threadloom.stages.cli import main
+from threadloom.stages.data.batches import TokenBatches, TokenFile, training_batches
+from threadloom.stages.models.gpt2 import initialise
+from threadloom.stages.resolve.loading import Config, to_json
+from threadloom.stages.run.session import train
+from threadloom.stages.storage.run_directory import RunDirectory, RunMode, read_metrics
+
+pytestmark = [pytest.mark.timeout(60), STORY]
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    """The command line sets the log up for itself; put that back."""
+    yield
+    logger.remove()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `run`, of 4 updates with checkpoints at 2 and 4, and its text."""
+    folder = tmp_path_factory.mktemp("finished")
+    train(story(folder, "steps=4", "schedule.decay_steps=8", "checkpoint.interval=2"), folder / "run")
+    return folder
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run."""
+    shutil.copytree(finished / "run", tmp_path / "run")
+    return tmp_path / "run"
+
+
+def go_on(run: Path, *more: str) -> Outcome:
+    return command("train", "--resume", "--out", run, "--steps=8", "--sample=0", "--no-tuned", *more)
+
+
+def flip(path: Path, place: float) -> None:
+    content = bytearray(path.read_bytes())
+    content[int(place * (len(content) - 1))] ^= 0x10
+    path.write_bytes(content)
+
+
+class TestFullDisk:
+    """A limit on the size of files stands for the disk: the system refuses real writes."""
+
+    def limited(self, limit: int, log: Path, *arguments: str | Path) -> str:
+        def child() -> None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+            main([str(argument) for argument in arguments])
+
+        assert forked(child, log) == 1
+        said = log.read_text()
+        assert "Traceback" not in said
+        (error,) = [line for line in said.splitlines() if " ERROR " in line]
+        return error
+
+    def test_for_metrics(self, tmp_path: Path) -> None:
+        config = story(tmp_path, "steps=1200", "checkpoint.interval=100", "evaluation.interval=0")
+        (tmp_path / "config.json").write_text(to_json(config))
+        out = tmp_path / "run"
+        error = self.limited(65_000, tmp_path / "log", "train", "--config", tmp_path / "config.json", "--out", out)
+        assert f"no room to write {out / 'metrics.jsonl'}" in error
+        assert "free some space" in error
+        steps = [record["step"] for record in read_metrics(out / "metrics.jsonl")]
+        assert steps == list(range(1, len(steps) + 1)), "whole lines, none lost"
+        assert Checkpoint.open(max((out / "checkpoints").glob("step-*"))).step >= 100
+        train(story(tmp_path, "steps=700", "schedule.decay_steps=1200"), out, RunMode.RESUME)
+
+    def test_for_a_checkpoint(self, run: Path, finished: Path, tmp_path: Path) -> None:
+        before = files(run, 2), files(run, 4)
+        arguments = ("train", "--resume", "--out", run, "--steps=8", "--no-tuned")
+        error = self.limited(20_000, tmp_path / "log", *arguments)
+        assert str(run / "checkpoints") in error
+        assert "Remedy: " in error
+        assert "stage 'save', step=6" in error
+        assert (files(run, 2), files(run, 4)) == before
+        assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step-000002", "step-000004"]
+        assert go_on(run).status == 0
+        train(story(finished, "steps=8", "checkpoint.interval=2"), tmp_path / "whole")
+        assert files(run, 8) == files(tmp_path / "whole", 8)
+
+    def test_for_the_token_files(self, tmp_path: Path) -> None:
+        (tmp_path / "config.json").write_text(to_json(story(tmp_path)))
+        arguments = ("train", "--config", tmp_path / "config.json", "--out", tmp_path / "run")
+        error = self.limited(1_500, tmp_path / "log", *arguments)
+        assert "data" in error
+        assert "free some space" in error
+
+
+class TestDamagedCheckpoint:
+    @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "training.json", "config.json"])
+    @pytest.mark.parametrize("place", [0.0, 0.5, 1.0])
+    def test_one_flipped_byte_is_refused_and_the_remedy_works(
+        self, run: Path, finished: Path, tmp_path: Path, name: str, place: float
+    ) -> None:
+        newest = run / "checkpoints" / "step-000004"
+        flip(newest / name, place)
+        older = files(run, 2)
+        go_on(run).refuses(newest / name, f"remove {newest} and go on from step-000002")
+        assert files(run, 2) == older
+        if (name, place) == ("optimizer.safetensors", 0.5):
+            shutil.rmtree(newest)
+            assert go_on(run).status == 0
+            train(story(finished, "steps=8", "checkpoint.interval=2"), tmp_path / "whole")
+            assert files(run, 8) == files(tmp_path / "whole", 8)
+
+    @pytest.mark.parametrize("what", ["sample", "eval"])
+    def test_a_damaged_model_is_not_used(self, run: Path, what: str) -> None:
+        flip(run / "checkpoints" / "step-000004" / "model.safetensors", 0.5)
+        command(what, run).refuses(run / "checkpoints" / "step-000004" / "model.safetensors", "Remedy: ")
+
+    @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
+    def test_a_file_that_is_gone(self, run: Path, name: str) -> None:
+        (run / "checkpoints" / "step-000004" / name).unlink()
+        for outcome in (go_on(run), command("sample", run)):
+            outcome.refuses(run / "checkpoints" / "step-000004" / name, "no such file")
+
+
+class TestTokenFiles:
+    def test_a_truncated_one_is_refused_by_eval(self, run: Path) -> None:
+        path = run / "data" / "validation.npy"
+        path.write_bytes(path.read_bytes()[:-10])
+        command("eval", run).refuses(path, "its header promises", "Remedy: ")
+
+    def test_an_id_out_of_range_is_refused_by_eval(self, run: Path) -> None:
+        path = run / "data" / "validation.npy"
+        ids = np.load(path)
+        ids[5] = 999
+        np.save(path, ids)
+        command("eval", run).refuses(path, "999", "Remedy: ")
+
+    def test_an_id_out_of_range_never_reaches_a_kernel_in_training(self, tmp_path: Path) -> None:
+        """The file changes after it was checked: draw looks at every window that it copies."""
+
+        def poisoned(config: Config, tokens: TokenFile) -> TokenBatches:
+            tokens.ids = np.full(len(tokens.ids), 77, np.uint16)
+            return training_batches(config, tokens)
+
+        (tmp_path / "config.json").write_text(to_json(story(tmp_path)))
+        with patch("threadloom.stages.run.session.training_batches", poisoned):
+            outcome = command("train", "--config", tmp_path / "config.json", "--out", tmp_path / "run", "--no-tuned")
+        outcome.refuses("train.npy", "id 77 at position", "delete it", "stage 'draw', batch=0 micro=0")
+
+
+class TestDivergence:
+    def test_a_loss_that_is_no_number(self, tmp_path: Path) -> None:
+        def poisoned(weights: dict[str, np.ndarray], *rest: object) -> None:
+            initialise(weights, *rest)  # type: ignore[arg-type]
+            if len(weights["wte"]) > 3:  # the model that warms the kernels up is smaller
+                weights["lnf_bias"][3] = np.nan
+
+        (tmp_path / "config.json").write_text(to_json(story(tmp_path)))
+        with patch("threadloom.stages.training.training.initialise", poisoned):
+            outcome = command("train", "--config", tmp_path / "config.json", "--out", tmp_path / "run", "--no-tuned")
+        outcome.refuses("the loss of update 1 is nan", "optimizer.lr", "TrainingDiverged")
+
+    def test_a_learning_rate_beyond_all_use_is_refused_before_anything_starts(self, tmp_path: Path) -> None:
+        (tmp_path / "config.json").write_text(to_json(story(tmp_path)))
+        out = tmp_path / "run"
+        outcome = command("train", "--config", tmp_path / "config.json", "--out", out, "--set", "optimizer.lr=1e30")
+        outcome.refuses("optimizer.lr", "0 to 1000")
+        assert not out.exists()
+
+
+class TestRefusedBeforeAnythingStarts:
+    @pytest.mark.parametrize(
+        ("setting", "parts"),
+        [
+            ("delya=2", ("delya", "did you mean delay?")),
+            ("forward=2", ("threads.forward",)),
+            ("threads=2", ("threads.forward",)),
+            ("delay=two", ("delay", "a whole number")),
+            ("delay=1.5", ("delay", "a whole number")),
+            ("delay=-1", ("delay", "0 to 64")),
+            ("delay", ("key=value",)),
+            ("optimizer.lr=nan", ("optimizer.lr",)),
+            ("model.heads=3", ("model.channels", "a multiple of model.heads = 3", "model.heads to one of")),
+            ("micro_batch=3", ("micro_batch", "a divisor of batch_size = 4", "[1, 2, 4]")),
+            ("lanes=9", ("lanes", "micro-batches")),
+            ("model.context=5000", ("model.context",)),
+            ("model.layers=0", ("model.layers",)),
+            ("channel_capacity=0", ("channel_capacity",)),
+            ("slots=0", ("slots",)),
+            ("threads.forward=0", ("threads.forward",)),
+            ("schedule.kind=sometimes", ("schedule.kind", "cosine")),
+            ("model.channels=60000", ("model: ", "parameters")),
+        ],
+    )
+    def test_settings(self, setting: str, parts: tuple[str, ...], tmp_path: Path) -> None:
+        (tmp_path / "config.json").write_text(to_json(story(tmp_path)))
+        out = tmp_path / "run"
+        outcome = command(
+            "train", "--config", tmp_path / "config.json", "--out", out, "--set", setting, "--steps=1", "--no-tuned"
+        )
+        outcome.refuses(*parts)
+        assert not (out / "metrics.jsonl").exists()
+
+    def test_a_configuration_file(self, tmp_path: Path) -> None:
+        path, out = tmp_path / "config.json", tmp_path / "run"
+        good = to_json(story(tmp_path))
+        for bad, parts in {
+            good.replace('"delay"', '"dealy"'): ("dealy", "config.json", "did you mean delay"),
+            good.replace('"steps": 12', '"steps": "12"'): ("steps", '"12"', "a whole number"),
+            good[:-20]: (str(path), "needed JSON"),
+            "[]": ("a JSON object",),
+        }.items():
+            path.write_text(bad)
+            command("train", "--config", path, "--out", out).refuses(*parts)
+        command("train", "--config", tmp_path / "none.json", "--out", out).refuses("none.json", "No such file")
+        command("train", "--config", "nanogtp-cpu", "--out", out).refuses("did you mean nanogpt-cpu?")
+        assert not out.exists()
+
+    def test_texts(self, tmp_path: Path) -> None:
+        (tmp_path / "config.json").write_text(to_json(story(tmp_path)))
+        (tmp_path / "empty.txt").write_text("")
+        (tmp_path / "short.txt").write_text("ab" * 20)
+        (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00")
+        for name in ("none.txt", "empty.txt", "short.txt", "binary.txt"):
+            start = ("train", "--config", tmp_path / "config.json", "--out", tmp_path / f"run-{name}")
+            outcome = command(*start, "--text", tmp_path / name)
+            outcome.refuses("Remedy: ", *([name] if name != "short.txt" else ["model.context"]))
+            assert not (tmp_path / f"run-{name}").exists()
+
+    def test_a_start_that_failed_is_in_nobodys_way(self, tmp_path: Path) -> None:
+        """The same --out serves the next attempt, also after a process that was killed before the run began."""
+        (tmp_path / "config.json").write_text(to_json(story(tmp_path, "steps=1")))
+        (tmp_path / "short.txt").write_text("ab" * 20)
+        out = tmp_path / "run"
+        start = ("train", "--config", tmp_path / "config.json", "--out", out, "--no-tuned", "--sample=0")
+        command(*start, "--text", tmp_path / "short.txt").refuses("model.context")
+        (out / "checkpoints").mkdir(parents=True)
+        (out / "data").mkdir()
+        go_on(out).refuses(out / "config.json", "leave out --resume")
+        assert command(*start).status == 0
+        command(*start).refuses("--resume", "--overwrite")
+
+    def test_a_run_is_not_replaced_for_a_text_that_cannot_be_read(self, run: Path, tmp_path: Path) -> None:
+        before = files(run, 4)
+        start = ("train", "--config", run / "config.json", "--out", run, "--overwrite")
+        command(*start, "--text", tmp_path / "none.txt").refuses("none.txt")
+        assert files(run, 4) == before
+
+    def test_run_directories(self, run: Path, tmp_path: Path) -> None:
+        (tmp_path / "config.json").write_text(to_json(story(tmp_path)))
+        new = ("train", "--config", tmp_path / "config.json", "--no-tuned", "--out")
+        command(*new, run).refuses(run, "--resume", "--overwrite")
+        command("train", "--resume", "--out", tmp_path / "nothing").refuses("nothing", "train --out")
+        command(*new, run, "--resume", "--overwrite").refuses("give one of them")
+        with RunDirectory.claim(run, RunMode.RESUME):
+            go_on(run).refuses(run, "another process", "wait for it to end")
+            command(*new, run, "--overwrite").refuses(run, "another process")
+        assert files(run, 4)
+        (run / "config.json").unlink()
+        go_on(run).refuses(run / "config.json", "--overwrite")
+        assert command(*new, run, "--overwrite", "--steps=1", "--sample=0").status == 0
+
+    def test_what_is_sampled_and_evaluated(self, run: Path, tmp_path: Path) -> None:
+        command("sample", tmp_path / "no").refuses("no such folder", "train --out")
+        command("eval", tmp_path).refuses(tmp_path, "Remedy: ")
+        command("sample", run, "--temperature=-1").refuses("temperature")
+        command("sample", run, "--top-p=2").refuses("top_p")
+        command("sample", run, "--top-k=0").refuses("top-k")
+        command("eval", run, "--text", tmp_path / "none.txt").refuses("none.txt")
+        command("eval", run / "checkpoints" / "step-000002").refuses("--text FILE_OR_DIR")
+        (tmp_path / "tiny.txt").write_text("the")
+        command("eval", run, "--text", tmp_path / "tiny.txt").refuses("tiny.txt", "more text")
+
+
+def test_resume_with_a_changed_setting_or_text(run: Path, finished: Path, tmp_path: Path) -> None:
+    saved = files(run, 4)
+    go_on(run, "--set", "delay=1").refuses("delay: ", "saved 0, now 1", "--out")
+    (tmp_path / "other.txt").write_text("another text, which is long enough for the context. " * 40)
+    go_on(run, "--text", str(tmp_path / "other.txt")).refuses("the text that the run was started with", "--out")
+    command("train", "--resume", "--out", run, "--steps=3").refuses("steps", "at least the 4 updates")
+    assert files(run, 4) == saved
+    assert go_on(run, "--set", "threads.forward=1", "--set", "slots=2").status == 0

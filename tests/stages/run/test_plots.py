@@ -1,0 +1,87 @@
+"""The curves behind the pictures by their numbers; the pictures themselves only in that they are there and whole."""
+
+import json
+import math
+from pathlib import Path
+
+import matplotlib.image
+import numpy as np
+import pytest
+
+from threadloom.stages.run.plots import Curves, loss_figure, plot_loss, plot_runs, smoothed
+
+
+def write_run(file: Path, updates: int, shift: float = 0.0) -> Path:
+    """Write the metrics of a run as a training leaves them."""
+    with file.open("w") as out:
+        for step in range(1, updates + 1):
+            loss = shift + 1.8 + 2.5 * math.exp(-step / 100)
+            out.write(json.dumps({"step": step, "loss": loss, "lr": 1e-3 / step, "grad_norm": 1.0}) + "\n")
+            if step % 50 == 0:
+                out.write(json.dumps({"step": step, "val_loss": loss + 0.05}) + "\n")
+    return file
+
+
+def test_records_are_sorted_into_curves(tmp_path: Path) -> None:
+    curves = Curves.read(write_run(tmp_path / "metrics.jsonl", 120))
+    assert list(curves.steps) == list(range(1, 121))
+    assert list(curves.val_steps) == [50, 100]
+    assert curves.val_loss[0] == pytest.approx(curves.loss[49] + 0.05)
+    assert curves.lr[9] == pytest.approx(1e-4)
+
+
+def test_a_loss_that_was_not_finite_is_a_gap() -> None:
+    curves = Curves.of([{"step": 1, "loss": 2.0, "lr": 0.1}, {"step": 2, "loss": None, "lr": 0.1}])
+    np.testing.assert_array_equal(curves.loss, [2.0, math.nan])
+
+
+@pytest.mark.parametrize("window", [0, 1, 2, 5, 100])
+def test_smoothing_is_the_mean_around_each_value(window: int) -> None:
+    values = np.array([4.0, 1.0, math.nan, 5.0, 2.0, 2.0, 9.0])
+    half = min(window, len(values)) // 2
+    expected = [np.nanmean(values[max(0, i - half) : i + half + 1]) if half or i != 2 else math.nan for i in range(7)]
+    np.testing.assert_allclose(smoothed(values, window), expected)
+    assert smoothed(np.empty(0), window).size == 0
+
+
+@pytest.mark.parametrize("updates", [0, 1, 3, 60, 600])
+def test_one_run_at_any_length(tmp_path: Path, updates: int) -> None:
+    plot_loss(write_run(tmp_path / "metrics.jsonl", updates), tmp_path / "loss.png", "a run")
+    image = matplotlib.image.imread(tmp_path / "loss.png")
+    assert image.shape == (728, 1170, 4)
+    assert image[..., :3].std() > 0.02
+
+
+def test_several_runs_have_an_entry_each_that_ends_in_the_validation_loss(tmp_path: Path) -> None:
+    runs = {f"τ = {delay}": write_run(tmp_path / f"{delay}.jsonl", 100, 0.1 * delay) for delay in range(3)}
+    figure = loss_figure({label: Curves.read(file) for label, file in runs.items()})
+    legend = figure.axes[0].get_legend()
+    assert legend is not None
+    ends = [1.8 + 2.5 * math.exp(-1) + 0.05 + 0.1 * delay for delay in range(3)]
+    assert [entry.get_text() for entry in legend.get_texts()] == [
+        f"τ = {delay}: validation {end:.4f} at the end" for delay, end in enumerate(ends)
+    ]
+    assert len(figure.axes[1].lines) == 1  # they share the schedule
+    plot_runs(runs, tmp_path / "runs.png", "delays")
+    assert (tmp_path / "runs.png").stat().st_size > 10_000
+
+
+def test_one_wild_batch_does_not_flatten_the_picture() -> None:
+    records = [{"step": step, "loss": 2.0 + step / 1000, "lr": 1.0} for step in range(1, 1001)]
+    records[500]["loss"] = 1e6
+    records[501]["loss"] = math.nan
+    low, high = loss_figure({"": Curves.of(records)}).axes[0].get_ylim()
+    assert low < 2.0
+    assert high < 1e5
+
+
+def test_the_loss_scale_has_a_part_of_its_own_only_where_there_is_one() -> None:
+    plain = [{"step": step, "loss": 2.0, "lr": 1.0} for step in (1, 2, 3)]
+    scaled = [record | {"loss_scale": 1024.0 / record["step"], "skipped": record["step"] == 2} for record in plain]
+    assert len(loss_figure({"": Curves.of(plain)}).axes) == 2
+    figure = loss_figure({"none": Curves.of(plain), "dynamic": Curves.of(scaled)})
+    assert len(figure.axes) == 3
+    assert figure.axes[2].get_ylabel().startswith("loss scale")
+    curve, crosses = figure.axes[2].lines[2:]
+    assert list(np.asarray(curve.get_ydata())) == [1024.0, 512.0, 1024.0 / 3]
+    assert list(np.asarray(crosses.get_xdata())) == [2.0]

@@ -1,0 +1,56 @@
+"""The checkpoints of a run in other people's hands: transformers opens them and computes the same loss."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests import reference
+from tests.reference import Tensors
+from tests.stages.support import story
+from threadloom.stages.inference.model import Model
+from threadloom.stages.run.session import train
+
+pytestmark = pytest.mark.timeout(120)
+
+
+def trained(tmp_path: Path) -> tuple[Path, float]:
+    """Train and return the last checkpoint with the run's own final validation loss over the whole split."""
+    config = story(
+        tmp_path, "steps=200", "delay=1", "optimizer.lr=1e-2", "evaluation.final_batches=1000", "micro_batch=1"
+    )
+    outcome = train(config, tmp_path / "run")
+    assert outcome.val_loss is not None
+    return outcome.run.checkpoint(200), outcome.val_loss
+
+
+def windows(tmp_path: Path, context: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return ids and targets of the validation split, cut here and not by the product: windows that do not overlap."""
+    tokens = np.load(tmp_path / "run" / "data" / "validation.npy").astype(np.int64)
+    count = (len(tokens) - 1) // context
+    return tokens[: count * context].reshape(count, context), tokens[1 : count * context + 1].reshape(count, context)
+
+
+def test_the_reference_computes_the_same_validation_loss(tmp_path: Path) -> None:
+    folder, val_loss = trained(tmp_path)
+    model = Model.open(folder)
+    weights: Tensors = {name: tensor.astype(np.float64) for name, tensor in model.weights._asdict().items()}
+    ids, targets = windows(tmp_path, model.geometry.context)
+    expected = reference.loss_mean(weights, ids, targets, model.geometry.heads)
+    assert val_loss == pytest.approx(expected, rel=1e-5)
+    assert val_loss < 2.0, "it has learned something, so the numbers are no chance"
+
+
+@pytest.mark.torch
+@pytest.mark.filterwarnings("default")  # the libraries' own
+def test_transformers_opens_the_checkpoint_and_computes_the_same_loss(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    torch = pytest.importorskip("torch")
+    folder, val_loss = trained(tmp_path)
+    model, report = transformers.GPT2LMHeadModel.from_pretrained(folder, output_loading_info=True)
+    assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    ids, targets = (torch.from_numpy(array) for array in windows(tmp_path, model.config.n_positions))
+    with torch.no_grad():
+        logits = model.eval()(ids).logits
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+    assert val_loss == pytest.approx(float(loss), rel=1e-5)

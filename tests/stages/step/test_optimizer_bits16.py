@@ -1,0 +1,134 @@
+"""AdamW with forms, cut into shards: every element once, the bits of AdamW alone, the forms of the new weights."""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.stages.training.test_bits16 import assert_forms_are_those_of_the_master
+from threadloom.kernels import AdamWStep
+from threadloom.kernels.bits16.update import BLOCK
+from threadloom.kernels.compiling.jit import JIT_ENABLED
+from threadloom.pipeline import Arena, LanePlan, Lanes
+from threadloom.stages.config.settings import Precision
+from threadloom.stages.memory.float32 import Bank
+from threadloom.stages.memory.items import UpdateShard
+from threadloom.stages.memory.loss_scale import Scaled, ScaleState
+from threadloom.stages.models.gpt2 import MATRICES, Geometry, decayed_elements, parameter_shapes
+from threadloom.stages.step.bits16 import optimizer as optimizer_low
+from threadloom.stages.step.bits16.compute import LowCompute
+from threadloom.stages.step.bits16.optimizer import Rows, Stretch, plan_parts
+from threadloom.stages.step.optimizer import ApplyUpdate, Moments
+from threadloom.stages.step.reducer import Gradient
+
+pytestmark = pytest.mark.timeout(300)
+
+geometries = st.builds(
+    Geometry,
+    vocabulary=st.integers(1, 300),
+    context=st.integers(1, 70),
+    layers=st.integers(1, 3),
+    heads=st.just(1),
+    channels=st.integers(1, 70),
+)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_parts() -> Iterator[None]:
+    """Let parts be small, so that small models have many of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(optimizer_low, "PART", 1 << 10)
+        yield
+
+
+@settings(max_examples=100, derandomize=True, deadline=None)
+@given(geometry=geometries, shards=st.integers(1, 12))
+def test_parts_cover_every_element_once(geometry: Geometry, shards: int) -> None:
+    """Whole blocks of rows of each matrix, and the rest in stretches; padding between tensors is nobody's."""
+    layout = Arena(parameter_shapes(geometry))
+    decayed = decayed_elements(geometry)
+    plan = plan_parts(layout, decayed, shards)
+    assert len(plan) == shards
+    parts = [part for shard in plan for part in shard]
+    layout.flat[...] = 0.0
+    for part in parts:
+        if isinstance(part, Stretch):
+            assert part.decayed == (part.stop <= decayed)
+            assert part.elements == part.stop - part.start
+            layout.flat[part.start : part.stop] += 1.0
+            continue
+        matrix = layout[part.name] if part.layer is None else layout[part.name][part.layer]
+        assert part.first % BLOCK == 0
+        assert part.last == len(matrix) or part.last % BLOCK == 0
+        assert part.elements == matrix[part.first : part.last].size > 0
+        matrix[part.first : part.last] += 1.0
+    assert all((tensor == 1.0).all() for tensor in layout.values())
+    assert layout.flat.max() == 1.0
+
+    # A shard ends with the part in which its share ends, so it is off by one part at most on either side.
+    sizes = [sum(part.elements for part in shard) for shard in plan]
+    largest = max(part.elements for part in parts)
+    assert max(sizes) <= sum(sizes) / shards + largest
+
+
+def test_parts_have_about_the_size_that_is_asked_for() -> None:
+    geometry = Geometry(5000, 64, 2, 1, 64)
+    rows = [part for part in plan_parts(Arena(parameter_shapes(geometry)), 0, 1)[0] if isinstance(part, Rows)]
+    limit = max(optimizer_low.PART, BLOCK * 4 * geometry.channels)
+    assert all(part.elements <= limit for part in rows)
+    assert {part.name for part in rows} == set(MATRICES) - {"wpe"}
+
+
+class Update:
+    """One update of random weights by either stage, from the same state each time."""
+
+    def __init__(self, geometry: Geometry, precision: Precision, in_place: bool, skipped: bool) -> None:
+        rng = np.random.default_rng([geometry.vocabulary, geometry.channels])
+        self.precision, self.geometry = precision, geometry
+        self.compute = LowCompute(precision, geometry, 1)
+        self.moments = Moments(geometry)
+        lanes = Lanes(parameter_shapes(geometry), LanePlan(1, 1), 0)
+        self.gradient = Gradient(lanes, 1)
+        self.source = Bank(geometry, self.compute.make_forms())
+        self.target = self.source if in_place else Bank(geometry, self.compute.make_forms())
+        gradient = Arena(parameter_shapes(geometry), np.float32, self.gradient.flat)
+        for name, tensor in self.source.arena.items():
+            tensor[...] = rng.standard_normal(tensor.shape)
+            gradient[name][...] = rng.standard_normal(tensor.shape)
+            self.moments.m[name][...] = rng.standard_normal(tensor.shape)
+            self.moments.v[name][...] = rng.random(tensor.shape)
+        if skipped:
+            self.gradient.flat[0] = np.inf
+        self.compute.derive(self.source)
+        self.step = AdamWStep(3e-3, 0.9, 0.99, 1e-8, 0.1, 1.0 - 0.9**3, 1.0 - 0.99**3, 0.3)
+        self.scaled = Scaled(2.0, skipped, ScaleState())
+
+    def apply(self, shards: int, forms: bool) -> list[bytes]:
+        """Update all shards, the last one first, and return the bits of new weights and moments."""
+        size = self.gradient.flat.size
+        stage: Callable[[UpdateShard], UpdateShard] = ApplyUpdate(self.geometry, self.gradient, self.moments)
+        if forms:
+            stage = self.compute.make_update(self.gradient, self.moments, shards)
+        for shard in reversed(range(shards)):
+            span = size * shard // shards, size * (shard + 1) // shards
+            stage(UpdateShard(0, shard, span, self.source, self.target, self.step, 0.0, 1.0, self.scaled))
+        if forms:
+            assert_forms_are_those_of_the_master(self.target, self.precision.value)
+        return [arena.flat.tobytes() for arena in (self.target.arena, self.moments.m, self.moments.v)]
+
+
+@pytest.mark.skipif(not JIT_ENABLED, reason="the sizes are for compiled code")
+@pytest.mark.parametrize("precision", [Precision.BF16, Precision.FP16], ids=lambda precision: precision.value)
+@settings(max_examples=25, derandomize=True, deadline=None)
+@given(geometry=geometries, shards=st.integers(1, 9), in_place=st.booleans(), skipped=st.booleans())
+def test_any_number_of_shards_gives_the_bits_of_adamw_and_the_forms_of_the_new_weights(
+    precision: Precision, geometry: Geometry, shards: int, in_place: bool, skipped: bool
+) -> None:
+    plain = Update(geometry, precision, in_place, skipped)
+    before = plain.source.arena.flat.tobytes()
+    expected = plain.apply(1, forms=False)
+    found = Update(geometry, precision, in_place, skipped).apply(shards, forms=True)
+    assert found == expected
+    assert (found[0] == before) is skipped

@@ -1,0 +1,192 @@
+"""The search against invented machines: it finds what is faster, is not fooled by noise, and keeps to its budget."""
+
+import random
+from collections.abc import Callable
+
+import pytest
+
+from threadloom.stages.config.settings import Gemm
+from threadloom.stages.resolve.loading import apply_overrides, load_config, resolve
+from threadloom.stages.tools.tune.search import GAIN, MIN_PAIRS, Findings, Trial, search
+from threadloom.stages.tools.tune.space import AXES, KEYS, Choice, Facts, Value, asked_for, described, fill_open, pinned
+
+DEFAULT = Choice(
+    micro_batch=4, lanes=2, gemm=Gemm.NUMBA, blas=1, forward=2, backward=2, reduce=2, update=2, slots=6,
+    channel_capacity=2,
+)  # fmt: skip
+FACTS = Facts(cores=2, batch_size=16, sequences=16, gemms=(Gemm.NUMBA, Gemm.BLAS))
+
+
+class Machine:
+    """A machine whose speed is a function of the choice, with noise and a drift; every trial takes `cost` seconds."""
+
+    def __init__(
+        self, speed: Callable[[Choice], float], noise: float = 0.0, drift: float = 0.0, cost: float = 1.0
+    ) -> None:
+        self.speed, self.noise, self.drift, self.cost = speed, noise, drift, cost
+        self.tried: list[Choice] = []
+        self.rng = random.Random(7)
+
+    def __call__(self, choice: Choice) -> Trial:
+        self.tried.append(choice)
+        slower = (1.0 - self.drift) ** len(self.tried)
+        return Trial(1000.0 * self.speed(choice) * slower * self.rng.gauss(1.0, self.noise), self.cost)
+
+    def search(self, budget: float = 1000.0, **fixed: Value) -> Findings:
+        return search(DEFAULT, FACTS, self, budget, fixed)
+
+
+def flat(choice: Choice) -> float:
+    return 1.0
+
+
+def hilly(choice: Choice) -> float:
+    """Faster by a tenth for micro-batches of 8, and by as much again for one forward thread."""
+    return 1.0 + 0.1 * (choice.micro_batch == 8) + 0.1 * (choice.forward == 1) - 0.1 * (choice.backward == 1)
+
+
+def test_the_fastest_settings_are_found_along_several_axes() -> None:
+    findings = Machine(hilly).search()
+    assert findings.chosen.differences(DEFAULT) == {"micro_batch": 8, "forward": 1, "slots": 5}
+    assert findings.ratio == pytest.approx(1.2)
+    assert findings.spread == pytest.approx((1.2, 1.2))
+    assert findings.skipped == ()
+    assert "micro_batch=8" in findings.reason
+    assert "1.20 times the defaults" in findings.reason
+
+
+@pytest.mark.parametrize("drift", [0.0, 0.01])
+def test_they_are_found_under_noise_and_while_the_machine_slows_down(drift: float) -> None:
+    findings = Machine(hilly, noise=0.01, drift=drift).search()
+    assert (findings.chosen.micro_batch, findings.chosen.forward) == (8, 1)
+    assert findings.ratio == pytest.approx(1.2, rel=0.05)
+
+
+def test_noise_alone_hardly_ever_moves_the_defaults() -> None:
+    moved = []
+    for seed in range(100):
+        machine = Machine(flat, noise=0.05)
+        machine.rng = random.Random(seed)
+        findings = machine.search()
+        if findings.chosen != DEFAULT:
+            moved.append(findings.ratio)
+        else:
+            assert findings.reason.startswith("the defaults stay")
+            assert findings.ratio is None
+    assert len(moved) <= 8
+    assert all(ratio and ratio >= 1.0 + GAIN for ratio in moved)
+
+
+def test_a_machine_that_only_gets_slower_moves_nothing() -> None:
+    findings = Machine(flat, drift=0.02).search()
+    assert findings.chosen == DEFAULT
+
+
+@pytest.mark.parametrize("cost", [0.3, 1.0, 2.9, 7.0, 40.0])
+def test_the_budget_is_kept(cost: float) -> None:
+    machine = Machine(hilly, cost=cost)
+    findings = machine.search(budget=60.0)
+    assert findings.seconds == pytest.approx(cost * len(machine.tried))
+    assert findings.seconds <= max(60.0, cost)
+    if cost > 10:
+        assert findings.compared == ()
+        assert "too short" in findings.reason
+        assert findings.skipped
+    if findings.chosen != DEFAULT:
+        assert len(findings.compared[-1].ratios) >= MIN_PAIRS
+
+
+def test_a_short_budget_tries_the_most_promising_first() -> None:
+    machine = Machine(flat)
+    findings = machine.search(budget=18.0)
+    assert findings.compared[0].axis == "micro-batch"
+    assert {row.choice.micro_batch for row in findings.compared} <= {1, 2, 8}
+    assert findings.skipped[0] == "some of micro-batch"
+    assert findings.skipped[-1] == "channel capacity"
+
+
+def test_given_settings_never_vary() -> None:
+    for name in KEYS:
+        machine = Machine(hilly)
+        machine.search(**{name: getattr(DEFAULT, name)})
+        assert {getattr(choice, name) for choice in machine.tried} == {getattr(DEFAULT, name)}, name
+        assert len(machine.tried) > 1
+    everything = Machine(hilly).search(**{name: getattr(DEFAULT, name) for name in KEYS})
+    assert everything.compared == ()
+    assert "every setting was given" in everything.reason
+
+
+def test_both_sides_of_a_comparison_take_turns_in_going_first() -> None:
+    machine = Machine(hilly)
+    machine.search()
+    last = machine.tried[-16:]
+    assert [choice == DEFAULT for choice in last] == [True, False, False, True] * 4
+
+
+def test_the_slower_half_leaves() -> None:
+    findings = Machine(hilly).search()
+    rounds = {row.choice.micro_batch: len(row.ratios) for row in findings.compared if row.axis == "micro-batch"}
+    assert rounds[8] == max(rounds.values())
+    assert min(rounds.values()) < rounds[8]
+
+
+def test_what_changes_rounding_is_known() -> None:
+    machine = Machine(lambda choice: 1.0 + 0.1 * (choice.micro_batch == 8))
+    rows = machine.search().compared
+    assert {row.axis for row in rows if row.changes_rounding} >= {"micro-batch", "lanes", "matrix product"}
+    exact = {"slots", "channel capacity", "reduce and update threads"}
+    assert not any(row.changes_rounding for row in rows if row.axis in exact)
+    assert rows[-1].changes_rounding
+
+
+def test_blas_threads_are_tried_where_blas_multiplies_only() -> None:
+    slow, fast = Machine(flat), Machine(lambda choice: 1.0 + (choice.gemm is Gemm.BLAS))
+    slow.search()
+    fast.search()
+    assert {choice.blas for choice in slow.tried} == {1}
+    assert {choice.blas for choice in fast.tried} == {1, 2}
+    assert {choice.gemm for choice in fast.tried if choice.blas == 2} == {Gemm.BLAS}
+
+
+def test_the_float32_product_stays_where_a_precision_has_its_own() -> None:
+    base = DEFAULT.changed(gemm=Gemm.BLAS)
+    facts = Facts(cores=2, batch_size=16, sequences=16, gemms=())
+    tried = [choice for axis in AXES for choice in axis.alternatives(base, facts)]
+    assert tried
+    assert {(choice.gemm, choice.blas) for choice in tried} == {(Gemm.BLAS, 1)}
+
+
+@pytest.mark.parametrize("cores", [1, 2, 3, 8, 64])
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("name", ["nanogpt-cpu", "gpt2"])
+def test_every_alternative_can_be_run(name: str, shared: bool, cores: int) -> None:
+    config = apply_overrides(load_config(name), ["model.vocab_size=65"])
+    if shared:
+        config = apply_overrides(config, ["shared_lanes=true"])
+    base = Choice.of(resolve(config, cores))
+    facts = Facts(cores, config.batch_size, config.sequences, (Gemm.NUMBA, Gemm.BLAS), shared)
+    for axis in AXES:
+        for choice in axis.alternatives(base, facts):
+            resolved = resolve(fill_open(config, choice), cores)  # validates
+            assert Choice.of(resolved) == choice
+            items = config.sequences // choice.micro_batch
+            writers = items if shared else choice.lanes
+            assert choice.backward <= writers or choice.backward <= base.backward
+            assert choice.slots >= min(choice.forward + choice.backward, items)
+
+
+def test_settings_that_are_given_stand_when_a_choice_is_filled_in() -> None:
+    config = apply_overrides(load_config("nanogpt-cpu"), ["lanes=3", "threads.update=5", "gemm=blas"])
+    assert pinned(config) == {"lanes": 3, "update": 5, "gemm": Gemm.BLAS}
+    filled = fill_open(config, DEFAULT)
+    assert pinned(filled) == {**pinned(fill_open(load_config("nanogpt-cpu"), DEFAULT)), **pinned(config)}
+    assert filled.threads.embed is None
+
+
+def test_how_choices_are_worded() -> None:
+    other = DEFAULT.changed(forward=1, gemm=Gemm.BLAS)
+    assert other.slots == 5
+    assert described(other.differences(DEFAULT)) == "gemm=blas threads.forward=1 slots=5"
+    assert described(asked_for(other, DEFAULT)) == "gemm=blas threads.forward=1"
+    assert described(asked_for(DEFAULT.changed(slots=9), DEFAULT)) == "slots=9"
+    assert described({}) == "the defaults"

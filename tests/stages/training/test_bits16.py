@@ -1,0 +1,252 @@
+"""Training in 16 bits through the pipeline: one trajectory, resumed or not, forms in step with the master, memory."""
+
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests import reference
+from tests.kernels.bits16.formats import BF16, FP16, pack
+from tests.stages.support import (
+    SEVERAL_CHUNKS,
+    Result,
+    assert_same,
+    build,
+    intercept,
+    result,
+    run_sequence,
+    run_threads,
+    tiny,
+)
+from tests.stages.training.test_reference import sequences, start_from
+from threadloom.kernels.compiling.jit import JIT_ENABLED
+from threadloom.pipeline import Arena
+from threadloom.stages.checkpoint.checkpoint import Checkpoint, kept_versions
+from threadloom.stages.memory.bits16 import MATRIX_FORMS
+from threadloom.stages.memory.float32 import Bank
+from threadloom.stages.memory.items import MicroBatch, MicroGradient, Update
+from threadloom.stages.memory.plan import memory_plan
+from threadloom.stages.models.gpt2 import parameter_shapes
+from threadloom.stages.resolve.gemm_settings import numerics
+from threadloom.stages.resolve.loading import Config, Precision, trajectory
+
+pytestmark = [
+    pytest.mark.timeout(600),  # minutes of it to compile, on a machine that was never here before
+    pytest.mark.skipif(not JIT_ENABLED, reason="training in 16 bits needs the compiler"),
+]
+
+LOW = pytest.mark.parametrize("precision", ["bf16", "fp16"])
+DELAYS = pytest.mark.parametrize("delay", [0, 1, 2])
+STAGES = ("embed", "forward", "backward", "reduce", "update")
+STEPS = 6
+
+
+def low(precision: str, *overrides: str) -> Config:
+    return tiny(f"precision={precision}", f"steps={STEPS}", *overrides)
+
+
+_replays: dict[str, Result] = {}
+
+
+def replayed(config: Config) -> Result:
+    """Return the replay's result; configurations that differ in threads and sizes alone share it."""
+    key = f"{trajectory(config)} {config.steps} {config.evaluation}"
+    if key not in _replays:
+        training = build(config, evaluate=True)
+        _replays[key] = result(training, run_sequence(training))
+    return _replays[key]
+
+
+# --- one trajectory ---------------------------------------------------------------------------------------------------
+
+
+@LOW
+@DELAYS
+@pytest.mark.parametrize("lanes", [1, 2, 4])
+def test_threads_do_not_change_a_bit(precision: str, delay: int, lanes: int) -> None:
+    common = (f"delay={delay}", f"lanes={lanes}", "evaluation.interval=2")
+    expected = replayed(low(precision, *common))
+    for (forward, backward), spare in (((1, 1), 0), ((2, 3), 1), ((3, 2), 0)):
+        threads = (f"threads.forward={forward}", f"threads.backward={backward}", f"threads.embed={spare + 1}")
+        sizes = (f"channel_capacity={forward}", f"spare_banks={spare}", f"slots={backward + 1}")
+        training = build(low(precision, *common, *threads, *sizes), evaluate=True)
+        assert_same(result(training, run_threads(training)), expected)
+
+
+@LOW
+@DELAYS
+def test_shards_of_reduction_and_update_do_not_change_a_bit(
+    precision: str, delay: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The arena spans several chunks and many parts, which one, two or three threads share."""
+    monkeypatch.setattr("threadloom.stages.step.bits16.optimizer.PART", 1 << 13)
+    common = (*SEVERAL_CHUNKS, f"delay={delay}", "lanes=3", "steps=4")
+    expected = replayed(low(precision, *common))
+    for threads, spare in ((1, 0), (2, 1), (3, 0)):
+        shared = (f"threads.reduce={threads}", f"threads.update={threads}", f"spare_banks={spare}")
+        training = build(low(precision, *common, *shared), evaluate=True)
+        assert_same(result(training, run_threads(training)), expected)
+
+
+@LOW
+def test_a_precision_is_a_trajectory_of_its_own(precision: str) -> None:
+    """The comparisons above could fail: float32 gives other losses, and the other format others again."""
+    losses = {p: [loss for _, loss, _, _ in replayed(low(p)).updates] for p in ("float32", "bf16", "fp16")}
+    own = losses.pop(precision)
+    assert all(own[0] != other[0] and own[1:] != other[1:] for other in losses.values())
+
+
+@LOW
+@DELAYS
+def test_a_resumed_run_goes_on_along_the_same_trajectory(precision: str, delay: int, tmp_path: Path) -> None:
+    """Forms are not in checkpoints: they are made anew, of every version that is still read."""
+    common = (f"delay={delay}", "evaluation.interval=2", "checkpoint.interval=1", "checkpoint.keep=0")
+    whole = build(low(precision, *common), tmp_path, evaluate=True)
+    expected = result(whole, run_threads(whole))
+    for step in (1, 2, 5):
+        threads = (*(f"threads.{stage}={step % 3 + 1}" for stage in STAGES), f"spare_banks={step % 2}")
+        start = Checkpoint.open(tmp_path / f"step-{step:06d}")
+        training = build(low(precision, *common, *threads), evaluate=True, start=start)
+        evaluations = tuple(e for e in expected.evaluations if e[0] > step)
+        found = result(training, run_threads(training))
+        assert_same(found, Result(expected.tensors, expected.updates[step:], evaluations, ()))
+
+
+# --- the forms --------------------------------------------------------------------------------------------------------
+
+
+def assert_forms_are_those_of_the_master(bank: Bank, precision: str) -> None:
+    """Compare every word, the zeros at the edges among them, with what the description makes of the master."""
+    for name, field in MATRIX_FORMS.items():
+        master = bank.arena[name]
+        found, found_t = getattr(bank.forms, field), getattr(bank.forms, f"{field}_t")
+        if precision == "fp16":
+            assert found is found_t
+            np.testing.assert_array_equal(found, FP16.nearest(master), name)
+            continue
+        layers = master if master.ndim == 3 else master[None]
+        for form, turned in ((found, False), (found_t, True)):
+            bits = [BF16.nearest(np.ascontiguousarray(matrix.T if turned else matrix)) for matrix in layers]
+            expected = np.stack([pack(matrix) for matrix in bits])
+            np.testing.assert_array_equal(form, expected.reshape(form.shape), f"{name}, turned: {turned}")
+
+
+@LOW
+@DELAYS
+@pytest.mark.parametrize("spare", [0, 1])
+def test_whatever_is_read_has_the_forms_of_its_master(precision: str, delay: int, spare: int) -> None:
+    """At every forward pass of every version, whichever bank holds it, also after updates that were skipped."""
+    scaled = ("loss_scale.kind=dynamic", f"spare_banks={spare}", f"delay={delay}")
+    training = build(low(precision, *scaled, *SEVERAL_CHUNKS, "steps=7", "threads.update=2"))
+    seen = set()
+
+    def check(item: MicroBatch) -> None:
+        _, lease = item.held()
+        if (lease.version, id(lease.bank)) not in seen:
+            seen.add((lease.version, id(lease.bank)))
+            assert_forms_are_those_of_the_master(lease.bank, precision)
+
+    def overflow(_: MicroBatch, made: MicroGradient) -> None:
+        if made.batch in (1, 4):
+            training.lanes.flat[training.plan.lane_of(made.micro), 5] = np.inf
+
+    intercept(training, "forward", before=check)
+    intercept(training, "backward", after=overflow)
+    updates = [event for event in run_threads(training) if isinstance(event, Update)]
+    assert [update.step for update in updates if update.scaled and update.scaled.skipped] == [2, 5]
+    assert {version for version, _ in seen} == set(range(7 - delay))
+    for version in kept_versions(7, delay):
+        with training.banks.lease(version) as lease:
+            assert_forms_are_those_of_the_master(lease.bank, precision)
+
+
+# --- what comes out ---------------------------------------------------------------------------------------------------
+
+
+def check_gradients(config: Config, bound: float) -> None:
+    """Run one batch through the pipeline, and compare its summed gradient, loss and norm with float64's."""
+    with numerics(config):
+        training = build(config)
+        model = config.model
+        weights = reference.random_tensors(
+            np.random.default_rng(1), model.vocab_size or 0, model.context, model.layers, model.channels,
+            spread=0.6 * model.channels**-0.5,
+        )  # fmt: skip
+        start_from(training, weights)
+        with training.banks.lease(0) as lease:
+            training.compute.derive(lease.bank)
+        ids, targets = sequences(training, 0)
+        (update,) = [event for event in run_threads(training) if isinstance(event, Update)]
+    loss, expected = reference.loss_and_gradients(weights, ids, targets, model.heads, 1.0 / ids.size)
+    assert update.loss == pytest.approx(loss / ids.size, rel=bound)
+    assert update.grad_norm == pytest.approx(reference.global_norm(expected), rel=bound)
+    scale = update.scaled.scale if update.scaled else 1.0
+    gradient = Arena(parameter_shapes(model.geometry()), np.float32, training.gradient.flat)
+    for name, tensor in expected.items():
+        distance = np.linalg.norm(gradient[name] / scale - tensor) / np.linalg.norm(tensor)
+        assert distance < bound, f"{name}: off by {distance:.2e}"
+
+
+@pytest.mark.parametrize(("precision", "bound"), [("bf16", 0.02), ("fp16", 0.005), ("bf16x3", 1e-4)])
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        ("model.context=16", "batch_size=6", "micro_batch=3", "lanes=2", "model.channels=24", "model.layers=1"),
+        ("model.context=5", "batch_size=7", "lanes=3", "model.channels=21", "model.heads=7"),
+        ("model.context=33", "batch_size=2", "gradient_accumulation_steps=2", "lanes=4", "model.vocab_size=300",
+         "model.channels=48", "delay=1"),
+    ],
+)  # fmt: skip
+def test_every_gradient_tensor(precision: str, bound: float, sizes: tuple[str, ...]) -> None:
+    """The bounds are those of the kernels' own tests; bf16x3 is float32 with products off by 2**-16 or so."""
+    check_gradients(tiny(*sizes, f"precision={precision}", "steps=1", "threads.backward=2"), bound)
+
+
+@pytest.mark.parametrize("delay", [0, 2])
+def test_bf16x3_is_a_trajectory_of_its_own_close_to_that_of_float32(delay: int) -> None:
+    config = low("bf16x3", f"delay={delay}", "threads.forward=2", "threads.backward=3")
+    with numerics(config):
+        expected = replayed(config)
+        training = build(config, evaluate=True)
+        assert_same(result(training, run_threads(training)), expected)
+    found, plain = (np.array(run.updates) for run in (expected, replayed(low("float32", f"delay={delay}"))))
+    assert (found[:, 1] != plain[:, 1]).any()
+    np.testing.assert_allclose(found, plain, rtol=1e-3)
+
+
+@cache
+def validation_losses(precision: str) -> tuple[float, ...]:
+    training = build(low(precision, "steps=30", "evaluation.interval=10", "delay=1"), evaluate=True)
+    return tuple(loss for _, loss in result(training, run_threads(training)).evaluations)
+
+
+@LOW
+def test_evaluations_are_close_to_those_of_float32(precision: str) -> None:
+    """Of random tokens nothing can be learned but their frequency: the losses stay near ln 13."""
+    found, expected = validation_losses(precision), validation_losses("float32")
+    assert len(found) == 3
+    np.testing.assert_allclose(found, expected, rtol=2e-3 if precision == "bf16" else 3e-4)
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("outputs", [False, True])
+@pytest.mark.parametrize("precision", [Precision.BF16.value, Precision.FP16.value])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        (),
+        ("delay=2",),
+        ("lanes=3", "spare_banks=0", "delay=1"),
+        ("slots=9", "model.channels=64", "model.heads=2", "model.context=130"),
+        ("model.vocab_size=5003", "model.channels=33", "model.heads=1", "micro_batch=4", "lanes=1", "model.context=1"),
+        SEVERAL_CHUNKS,
+        ("model.vocab_size=50257", "model.context=64", "model.channels=8", "model.heads=1", "micro_batch=4", "lanes=1"),
+    ],
+)
+def test_the_plan_is_what_is_allocated(precision: str, changes: tuple[str, ...], outputs: bool, tmp_path: Path) -> None:
+    config = low(precision, *changes)
+    training = build(config, tmp_path if outputs else None, evaluate=outputs)
+    assert training.memory() == memory_plan(config, evaluates=outputs, saves=outputs)

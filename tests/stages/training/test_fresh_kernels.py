@@ -1,0 +1,54 @@
+"""A run whose kernels had to be compiled, and one that found them in the cache, are the same trajectory."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from threadloom.kernels.compiling.jit import JIT_ENABLED
+
+pytestmark = [
+    pytest.mark.soak,
+    pytest.mark.timeout(500),
+    pytest.mark.skipif(not JIT_ENABLED, reason="there is no compiled code"),
+]
+
+RUN = """
+import hashlib, sys
+from threadloom.kernels import blocks_backward
+from threadloom.kernels.bits16.transformer import blocks_backward_low
+from threadloom.stages.resolve.loading import apply_overrides, load_config, resolve
+from threadloom.stages.data.batches import random_batches
+from threadloom.stages.resolve.gemm_settings import numerics
+from threadloom.stages.training.replay import replay
+from threadloom.stages.training.training import Training
+from threadloom.stages.training.warmup import compile_kernels
+
+overrides = ["steps=2", f"precision={sys.argv[1]}", "model.layers=2"]
+config = resolve(apply_overrides(load_config("nanogpt-cpu"), overrides), 2, 65)
+if "warm" in sys.argv:
+    compile_kernels(lambda _: None, config.precision)
+    low = config.precision.value in ("bf16", "fp16")
+    blocks = blocks_backward_low if low else blocks_backward
+    assert not blocks.stats.cache_misses, "the second process has compiled it"
+training = Training(config, random_batches(config))
+with numerics(config):
+    updates = list(replay(training))
+with training.banks.lease(2) as lease:
+    print([(update.loss, update.grad_norm) for update in updates], hashlib.sha256(lease.bank.arena.flat).hexdigest())
+"""
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16", "fp16", "bf16x3"])
+def test_compiled_here_or_loaded_gives_the_same_bits(precision: str, tmp_path: Path) -> None:
+    def run(cache: str, *arguments: str) -> str:
+        environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / cache), "THREADLOOM_ALLOW_SLOW": "1"}
+        command = [sys.executable, "-c", RUN, precision, *arguments]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=True).stdout
+
+    compiled = run("one process")
+    assert run("one process") == compiled
+    assert run("two processes", "warm") == compiled
+    assert run("two processes", "warm") == compiled

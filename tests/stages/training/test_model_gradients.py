@@ -1,0 +1,70 @@
+"""Every gradient tensor as the stages make it, of a whole batch over lanes, against the float64 reference."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests import reference
+from tests.stages.support import build, run_threads, tiny
+from tests.stages.training.test_reference import random_weights, sequences, start_from
+from threadloom.pipeline import Arena
+from threadloom.stages.memory.items import Update
+from threadloom.stages.models.gpt2 import parameter_shapes
+from threadloom.stages.resolve.loading import Config
+
+pytestmark = pytest.mark.timeout(90)
+
+TOLERANCE = 2e-5
+"""Relative L2 distance of a tensor: that of the kernels' own tests, twice for the sums over micro-batches and lanes."""
+
+
+def check_gradients(config: Config) -> None:
+    """Run one batch through the pipeline, and compare its summed gradient, loss and norm."""
+    training = build(config)
+    weights = random_weights(config)
+    start_from(training, weights)
+    ids, targets = sequences(training, 0)
+    (update,) = [event for event in run_threads(training) if isinstance(event, Update)]
+    loss, expected = reference.loss_and_gradients(weights, ids, targets, config.model.heads, 1.0 / ids.size)
+
+    assert update.loss == pytest.approx(loss / ids.size, rel=5e-6)
+    assert update.grad_norm == pytest.approx(reference.global_norm(expected), rel=1e-5)
+    gradient = Arena(parameter_shapes(config.model.geometry()), np.float32, training.gradient.flat)
+    scale = reference.global_norm(expected)
+    for name, tensor in expected.items():
+        # A tensor whose gradient vanishes next to the others' is compared on their scale.
+        size = max(float(np.linalg.norm(tensor)), 1e-3 * scale)
+        distance = float(np.linalg.norm(gradient[name] - tensor)) / size
+        assert distance < TOLERANCE, f"{name}: off by {distance:.2e}"
+
+
+@pytest.mark.parametrize("delay", [0, 1])
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        ("model.context=1", "batch_size=1", "lanes=1"),
+        ("model.context=1", "batch_size=5", "micro_batch=5", "lanes=1", "model.vocab_size=3"),
+        ("model.context=5", "batch_size=7", "lanes=3", "model.channels=21", "model.heads=7"),
+        ("model.context=16", "batch_size=6", "micro_batch=3", "lanes=2", "model.channels=24", "model.layers=1"),
+        ("model.context=3", "batch_size=2", "gradient_accumulation_steps=4", "lanes=4", "model.vocab_size=300"),
+    ],
+)
+def test_every_gradient_tensor(sizes: tuple[str, ...], delay: int) -> None:
+    check_gradients(tiny(*sizes, f"delay={delay}", "steps=1", "threads.backward=2"))
+
+
+@settings(max_examples=20, derandomize=True)
+@given(data=st.data())
+def test_every_gradient_tensor_of_any_size(data: st.DataObject) -> None:
+    def draw(low: int, high: int) -> int:
+        return data.draw(st.integers(low, high))
+
+    # Two channels and one token are left out: their gradients are all 0, and rounding is all that there is to compare.
+    heads, micro, count = draw(1, 3), draw(1, 3), draw(1, 4)
+    config = tiny(
+        f"model.heads={heads}", f"model.channels={heads * draw(3, 9)}", f"model.layers={draw(1, 2)}",
+        f"model.context={draw(1, 12)}", f"model.vocab_size={draw(2, 40)}", f"micro_batch={micro}",
+        f"batch_size={micro * count}", f"lanes={draw(1, count)}", f"delay={draw(0, 1)}", "steps=1",
+    )  # fmt: skip
+    check_gradients(config)

@@ -1,0 +1,130 @@
+"""The threaded training, whole updates of it, against the float64 reference with the declared staleness."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from tests import reference
+from tests.reference import AdamW, Ids, Tensors
+from tests.stages.support import build, run_threads, tiny
+from threadloom.pipeline import Arena
+from threadloom.stages.memory.items import Update
+from threadloom.stages.resolve.loading import Config
+from threadloom.stages.training.training import Training
+
+pytestmark = pytest.mark.timeout(60)
+
+LR = 2e-2
+EPSILON = 1e-4
+"""Larger than the usual 1e-8: the gradient of the keys' bias is exactly 0, and what rounding leaves of it must not
+become a whole step. That AdamW's own epsilon is right is for the kernel's tests."""
+
+SMALL = ("optimizer.clip=0.7", f"optimizer.lr={LR}", f"optimizer.eps={EPSILON}", "schedule.kind=constant",
+         "schedule.warmup=0", "optimizer.beta1=0.8", "optimizer.beta2=0.97", "optimizer.weight_decay=0.3")  # fmt: skip
+
+
+@dataclass
+class Twin:
+    """The reference's training: every version of the weights, the moments, and what each update reported."""
+
+    versions: list[Tensors]
+    m: Tensors
+    v: Tensors
+    losses: list[float]
+    norms: list[float]
+
+
+def sequences(training: Training, batch: int) -> tuple[Ids, Ids]:
+    """Return ids and targets (B, T) of a whole batch, as the data source gives them."""
+    config, source = training.config, training.draw._source
+    rows, length = (config.micro_batch or 1) * config.model.context, config.model.context
+    ids, targets = (np.empty((training.plan.micro_batches, rows), np.int32) for _ in range(2))
+    for micro in range(training.plan.micro_batches):
+        source.fill(batch, micro, ids[micro], targets[micro])
+    return ids.reshape(-1, length), targets.reshape(-1, length)
+
+
+def train_reference(training: Training, weights: Tensors) -> Twin:
+    """Train the reference on the same sequences: batch k reads version max(k - τ, 0)."""
+    config = training.config
+    s = config.optimizer
+    zero = {name: np.zeros_like(tensor) for name, tensor in weights.items()}
+    twin = Twin([weights], zero, zero, [], [])
+    for batch in range(config.steps):
+        ids, targets = sequences(training, batch)
+        read = twin.versions[max(batch - config.delay, 0)]
+        loss, grads = reference.loss_and_gradients(read, ids, targets, config.model.heads, 1.0 / ids.size)
+        grads, norm = reference.clip_by_global_norm(grads, s.clip)
+        constants = AdamW(s.lr, s.beta1, s.beta2, s.eps, s.weight_decay)
+        made, twin.m, twin.v = reference.adamw(twin.versions[-1], grads, twin.m, twin.v, batch + 1, constants)
+        twin.versions.append(made)
+        twin.losses.append(loss / ids.size)
+        twin.norms.append(norm)
+    return twin
+
+
+def random_weights(config: Config) -> Tensors:
+    model = config.model
+    rng = np.random.default_rng(config.seed)
+    assert model.vocab_size is not None
+    return reference.random_tensors(rng, model.vocab_size, model.context, model.layers, model.channels, spread=0.2)
+
+
+def start_from(training: Training, weights: Tensors) -> None:
+    """Write the reference's weights over version 0."""
+    with training.banks.lease(0) as lease:
+        for name, view in lease.bank.arena.items():
+            view[...] = weights[name]
+
+
+def assert_moved_alike(found: Arena, expected: Tensors, start: Tensors, tolerance: float, what: str) -> None:
+    """Compare how far each tensor has come from where it began, which is harder than to compare where it is."""
+    for name, tensor in expected.items():
+        moved, right = found[name].astype(np.float64) - start[name], tensor - start[name]
+        distance = np.linalg.norm(moved - right) / np.linalg.norm(right)
+        assert distance < tolerance, f"{what} {name}: off by {distance:.2e} of its way"
+
+
+GEOMETRIES = {
+    "odd": ("model.vocab_size=13", "model.context=7", "model.layers=2", "model.heads=3", "model.channels=15"),
+    "one token": ("model.vocab_size=11", "model.context=1", "model.layers=1", "model.heads=1", "model.channels=9"),
+    "one sequence": ("model.context=9", "batch_size=1", "lanes=1", "model.channels=18", "model.heads=2"),
+    "accumulated": ("batch_size=3", "gradient_accumulation_steps=3", "micro_batch=3", "lanes=2"),
+    "lanes that threads share": ("batch_size=6", "lanes=2", "shared_lanes=true", "threads.backward=3"),
+    "in micro-batches": ("batch_size=10", "micro_batch=2", "lanes=4", "model.vocab_size=5"),
+}
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+@pytest.mark.parametrize("delay", [0, 1, 2])
+def test_updates_through_the_pipeline_are_those_of_the_reference(delay: int, geometry: str) -> None:
+    threads = ("threads.forward=2", "threads.backward=2")
+    config = tiny(*SMALL, *threads, *GEOMETRIES[geometry], f"delay={delay}", "steps=5")
+    training = build(config)
+    weights = random_weights(config)
+    start_from(training, weights)
+    twin = train_reference(training, weights)
+    updates = [event for event in run_threads(training) if isinstance(event, Update)]
+
+    np.testing.assert_allclose([update.loss for update in updates], twin.losses, rtol=1e-5)
+    np.testing.assert_allclose([update.grad_norm for update in updates], twin.norms, rtol=1e-4)
+    assert max(twin.norms) > config.optimizer.clip, "the clip takes part"
+    zero = dict.fromkeys(weights, 0.0)
+    assert_moved_alike(training.moments.m, twin.m, zero, 1e-3, "m")  # type: ignore[arg-type]
+    assert_moved_alike(training.moments.v, twin.v, zero, 1e-3, "v")  # type: ignore[arg-type]
+    for version in range(max(config.steps - delay, 0), config.steps + 1):
+        with training.banks.lease(version) as lease:
+            assert_moved_alike(lease.bank.arena, twin.versions[version], weights, 2e-3, f"version {version}")
+
+
+def test_the_reference_tells_delays_apart() -> None:
+    """The comparison above is no empty one: another delay is off by a hundred times what it allows."""
+    config = tiny(*SMALL, "delay=1", "steps=5")
+    weights = random_weights(config)
+    twin = train_reference(build(config), weights)
+    training = build(tiny(*SMALL, "delay=2", "steps=5"))
+    start_from(training, weights)
+    run_threads(training)
+    with training.banks.lease(5) as lease, pytest.raises(AssertionError, match=r"off by"):
+        assert_moved_alike(lease.bank.arena, twin.versions[5], weights, 0.2, "version 5")

@@ -1,0 +1,147 @@
+"""Compiling before a run: who compiles what, and that a second process never outlives the first."""
+
+import os
+import subprocess
+import threading
+from pathlib import Path
+from typing import Any, Self
+
+import pytest
+from loguru import logger
+from numba.core import event
+
+from threadloom.kernels.compiling.jit import JIT_ENABLED
+from threadloom.stages.config.settings import Precision
+from threadloom.stages.machine.json_worker import command_of
+from threadloom.stages.training import warmup
+from threadloom.stages.training.warmup import compile_kernels
+
+pytestmark = pytest.mark.timeout(240)  # in a fresh clone kernels are compiled here
+
+
+class FakeProcess:
+    """Stands for the second process."""
+
+    status = 0
+
+    def __init__(self, arguments: list[str], **options: Any) -> None:
+        self.arguments = arguments
+        self.said: list[str] = []
+        self.options = options
+        started.append(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.said.append("leave")
+
+    def wait(self) -> int:
+        self.said.append("wait")
+        return self.status
+
+    def kill(self) -> None:
+        self.said.append("kill")
+
+
+started: list[FakeProcess] = []
+
+
+@pytest.fixture
+def processes(monkeypatch: pytest.MonkeyPatch) -> list[FakeProcess]:
+    started.clear()
+    monkeypatch.setattr(subprocess, "Popen", FakeProcess)
+    return started
+
+
+def test_nothing_to_compile_needs_no_second_process(processes: list[FakeProcess]) -> None:
+    with warmup._helper(Precision.FLOAT32, wanted=False) as wait:
+        wait()
+    assert not processes
+
+
+def test_the_second_process_is_waited_for_and_ended(processes: list[FakeProcess]) -> None:
+    with warmup._helper(Precision.BF16, wanted=True) as wait:
+        wait()
+    (process,) = processes
+    assert process.arguments[-2:] == ["threadloom.stages.training.warmup", "bf16"]
+    assert process.said == ["wait", "kill", "leave"]
+
+
+def test_an_error_ends_the_second_process(processes: list[FakeProcess]) -> None:
+    with pytest.raises(KeyboardInterrupt), warmup._helper(Precision.BF16, wanted=True):
+        raise KeyboardInterrupt
+    assert processes[0].said == ["kill", "leave"]
+
+
+@pytest.mark.usefixtures("processes")
+def test_a_second_process_that_fails_is_not_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FakeProcess, "status", 3)
+    said: list[str] = []
+    sink = logger.add(lambda message: said.append(str(message)), level="INFO", format="{message}")
+    try:
+        with warmup._helper(Precision.BF16, wanted=True) as wait:
+            wait()
+    finally:
+        logger.remove(sink)
+    assert "status 3" in "".join(said)
+
+
+def test_kernels_that_are_there_are_loaded_without_a_word_and_without_a_second_process(
+    processes: list[FakeProcess],
+) -> None:
+    compile_kernels(lambda _: None)
+    processes.clear()
+    said: list[str] = []
+    assert compile_kernels(said.append) < warmup.SLOW
+    assert not said
+    assert not processes
+
+
+def test_compiling_is_reported_while_it_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warmup, "SLOW", 0.0)
+    monkeypatch.setattr(warmup, "EVERY", 0.001)
+    said: list[str] = []
+    enough = threading.Event()
+
+    def say(words: str) -> None:
+        said.append(words)
+        if words.endswith("2 kernels so far"):
+            enough.set()
+
+    with warmup._Progress(say):
+        for _ in range(2):
+            with event.trigger_event("numba:compile"):
+                pass
+        assert enough.wait(30)
+    assert "compiling the kernels" in said[0]
+    count = len(said)
+    with event.trigger_event("numba:compile"):
+        pass
+    assert len(said) == count
+
+
+@pytest.mark.parametrize("precision", [Precision.FLOAT32, Precision.BF16])
+def test_backward_can_be_compiled_before_forward(precision: Precision) -> None:
+    warmup._help(precision)
+
+
+@pytest.mark.skipif(not JIT_ENABLED, reason="there is nothing to compile")
+class TestTheProcess:
+    def test_it_works_where_the_user_has_packages_of_our_names(self, tmp_path: Path) -> None:
+        compile_kernels()
+        for name in ("pipeline", "kernels", "stages", "json"):  # our names, and one that is imported before all else
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "__init__.py").write_text("raise ImportError('not the one')")
+        command = command_of("threadloom.stages.training.warmup", "float32")
+        with subprocess.Popen(command, cwd=tmp_path, stdin=subprocess.PIPE) as process:
+            assert process.wait() == 0
+
+    def test_it_ends_with_the_one_that_started_it(self, tmp_path: Path) -> None:
+        """Its input ends, as when that one is killed, while it has everything to compile."""
+        environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+        process = subprocess.Popen(
+            command_of("threadloom.stages.training.warmup", "bf16"), env=environment, stdin=subprocess.PIPE
+        )
+        process.communicate()
+        assert process.returncode == 1
