@@ -18,8 +18,8 @@ from rich.console import Console
 from rich.table import Table
 
 from threadloom.stages.config.settings import InputError
+from threadloom.stages.console.log import configure
 from threadloom.stages.resolve.loading import Config, Precision, apply_overrides, load_config
-from threadloom.stages.run.log import configure
 from threadloom.stages.run.plots import plot_runs
 from threadloom.stages.run.session import Outcome, train
 from threadloom.stages.storage.run_directory import RunMode, read_metrics

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.throughput import RANDOM_VOCABULARY
-from threadloom.stages.machine.json_worker import command_of
+from threadloom.stages.console.json_worker import command_of
 from threadloom.stages.resolve.loading import Config, Precision, from_json, load_config, resolve, to_json
 
 KERNELS, INTERPRETER, OTHERS = "compiled kernels", "the interpreter", "libraries"

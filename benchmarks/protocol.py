@@ -1,4 +1,4 @@
-"""The two sides of a comparison, each in a process of its own that answers questions (`stages.machine.json_worker`).
+"""The two sides of a comparison, each in a process of its own that answers questions (`stages.console.json_worker`).
 
 A worker (`python -m benchmarks.worker`) is one side, say PyTorch eager or threadloom at delay 1. It computes only while
 it is asked to; between, it waits for its next line.
@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
 
-from threadloom.stages.machine.json_worker import Asked, command_of
+from threadloom.stages.console.json_worker import Asked, command_of
 
 FLOAT32 = "float32"
 """The precision whose name tables leave out."""

@@ -34,7 +34,7 @@ from benchmarks.throughput import (
     sizes_of,
     warn_if_busy,
 )
-from threadloom.stages.machine.json_worker import WorkerError
+from threadloom.stages.console.json_worker import WorkerError
 from threadloom.stages.machine.machine import detect
 from threadloom.stages.resolve.loading import Config, ModelConfig, OptimizerConfig, Precision, to_json
 

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import msgspec
 
+from threadloom.stages.console.log import configure
 from threadloom.stages.inference.generate import generate
 from threadloom.stages.inference.model import Model
 from threadloom.stages.inference.sampling import SamplingSettings
 from threadloom.stages.resolve.loading import Config, load_config
-from threadloom.stages.run.log import configure
 from threadloom.stages.run.session import train
 
 

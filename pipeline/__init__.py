@@ -67,8 +67,8 @@ from threadloom.pipeline.processes.processes import (
 )
 from threadloom.pipeline.run.channel import Channel
 from threadloom.pipeline.run.engine import Abortable, Run
-from threadloom.pipeline.run.per_worker import PerWorker, per_worker
 from threadloom.pipeline.run.watchdog import OnStuck, Stuck, Watchdog
+from threadloom.pipeline.run.worker_state import PerWorker, per_worker
 
 __all__ = [
     "ALIGNMENT",

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 from loguru import logger
 
-from threadloom.stages.run.log import LogLevel, configure
+from threadloom.stages.console.log import LogLevel, configure
 
 if TYPE_CHECKING:
     from threadloom.stages.resolve.loading import Config
@@ -215,7 +215,7 @@ def bench(
     with explained():
         from rich.console import Console
 
-        from threadloom.stages.machine.json_worker import WorkerError
+        from threadloom.stages.console.json_worker import WorkerError
         from threadloom.stages.tools.bench.bench import run_bench, write_json
         from threadloom.stages.tools.bench.check import BenchCheckFailed
         from threadloom.stages.tools.bench.tables import BenchView

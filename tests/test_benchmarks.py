@@ -14,7 +14,7 @@ from benchmarks import convergence, summary, throughput
 from benchmarks.protocol import Side, Worker
 from benchmarks.results import Comparison, Measured, figure, markdown, rows, spread
 from benchmarks.throughput import compare, sizes_of
-from threadloom.stages.machine.json_worker import WorkerError
+from threadloom.stages.console.json_worker import WorkerError
 from threadloom.stages.models.gpt2 import parameter_count
 from threadloom.stages.resolve.loading import Config, ModelConfig, apply_overrides, load_config, to_json
 

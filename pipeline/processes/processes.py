@@ -38,7 +38,7 @@ from threadloom.pipeline.core.shared import Slot
 from threadloom.pipeline.processes.child_process import GUARD_REMEDY, ChildProcess, Late
 from threadloom.pipeline.processes.wire import HungUp, Kind, Payload, Pickles, PoolHandle
 from threadloom.pipeline.processes.worker_process import Job, Report
-from threadloom.pipeline.run.per_worker import PerWorker
+from threadloom.pipeline.run.worker_state import PerWorker
 
 In = TypeVar("In")
 Out = TypeVar("Out")

@@ -22,9 +22,9 @@ from threadloom.pipeline.observe.trace_event import Ids, RawEvent
 from threadloom.pipeline.policy.ordered import Finished, Turns
 from threadloom.pipeline.run.channel import Channel
 from threadloom.pipeline.run.output import Edge, sender
-from threadloom.pipeline.run.per_worker import PerWorker
 from threadloom.pipeline.run.retry import Guard, Tally
 from threadloom.pipeline.run.source_gate import Turnstile
+from threadloom.pipeline.run.worker_state import PerWorker
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from threadloom.pipeline.observe.stage import SKIP, Branch, Kind, Port, Route, S
 from threadloom.pipeline.policy.admission import Gather, InOrder
 from threadloom.pipeline.processes.processes import ProcessWorker
 from threadloom.pipeline.run.engine import Run
-from threadloom.pipeline.run.per_worker import PerWorker
+from threadloom.pipeline.run.worker_state import PerWorker
 from threadloom.pipeline.testing.faults import STOPPING, Fault, FaultKind, FaultPlan, InjectedFault
 
 NO_MOVE = 0.004

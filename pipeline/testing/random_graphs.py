@@ -24,7 +24,7 @@ from threadloom.pipeline.observe.stage import SKIP, Kind, Node, Skip
 from threadloom.pipeline.policy.admission import Gather, InOrder
 from threadloom.pipeline.policy.failure import FailFast, Retry, SkipFailed
 from threadloom.pipeline.policy.join import Join
-from threadloom.pipeline.run.per_worker import per_worker
+from threadloom.pipeline.run.worker_state import per_worker
 from threadloom.pipeline.testing.harness import Subject
 
 FIRST = 10_000

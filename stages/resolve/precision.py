@@ -25,7 +25,7 @@ from threadloom.stages.config.settings import Config, ConfigError, Matmul, Preci
 
 if TYPE_CHECKING:  # Numba is loaded only where something is measured, not for --help
     from threadloom.kernels.simd.features import LowPrecisionInfo
-    from threadloom.stages.machine.speeds import Speeds
+    from threadloom.stages.resolve.speeds import Speeds
 
 FLOAT32_PRECISIONS = (Precision.FLOAT32, Precision.BF16X3)
 """What a configuration with precision=float32 may compute in, depending on `matmul`."""
@@ -187,7 +187,7 @@ def choose_here(config: Config, allow_slow: bool = False) -> Choice:
         return Choice(Precision.FLOAT32, f"as asked; precision=auto may be faster: {info.reason}")
     if not speed_matters():
         return choose(config.precision, config.matmul, None, info)
-    from threadloom.stages.machine.speeds import speeds_here
+    from threadloom.stages.resolve.speeds import speeds_here
 
     return choose(config.precision, config.matmul, speeds_here(), info, allow_slow or slow_allowed())
 

@@ -15,10 +15,10 @@ import numpy as np
 from loguru import logger
 
 from threadloom.pipeline import available_cores
+from threadloom.stages.console.json_worker import command_of, resident
 from threadloom.stages.data.batches import TokenIds
 from threadloom.stages.data.text import read_text
 from threadloom.stages.data.tokenizer import train_tokenizer
-from threadloom.stages.machine.json_worker import command_of, resident
 from threadloom.stages.machine.machine import detect, others_at_work
 from threadloom.stages.memory.float32 import Bank
 from threadloom.stages.memory.plan import FLOAT, lanes_text, memory_plan, plan_table

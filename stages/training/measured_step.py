@@ -1,6 +1,6 @@
 """One way of training, measured in a process of its own: `threadloom bench` starts these and tells them what to do.
 
-It computes while it is asked to, and is idle between (`stages.machine.json_worker`). Its memory is `peak`, `base`, what
+It computes while it is asked to, and is idle between (`stages.console.json_worker`). Its memory is `peak`, `base`, what
 it held before training was built, and `plan`, what was then allocated.
 
 `--start` is another thing: a fresh process that says how long it took from its start to the first update.
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, cast
 
-from threadloom.stages.machine.json_worker import Asked, answers_only, command_of, resident, serve
+from threadloom.stages.console.json_worker import Asked, answers_only, command_of, resident, serve
 
 ENDLESS = 1_000_000_000
 

@@ -21,8 +21,8 @@ from loguru import logger
 from numba.core import event
 
 from threadloom.pipeline import available_cores
+from threadloom.stages.console.json_worker import command_of
 from threadloom.stages.data.batches import RandomTokens, TokenIds
-from threadloom.stages.machine.json_worker import command_of
 from threadloom.stages.memory.items import MicroGradient
 from threadloom.stages.resolve.loading import Config, ModelConfig, Precision, resolve
 from threadloom.stages.step.evaluate import Evaluator

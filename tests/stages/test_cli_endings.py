@@ -11,8 +11,8 @@ import pytest
 from loguru import logger
 
 from tests.stages.support import command, story
+from threadloom.stages.console.json_worker import command_of
 from threadloom.stages.inference import evaluate_text as assess
-from threadloom.stages.machine.json_worker import command_of
 from threadloom.stages.resolve.loading import apply_overrides, to_json
 from threadloom.stages.run import report, session
 

@@ -23,7 +23,7 @@ import msgspec
 from threadloom.kernels import GemmBackend, blas_info
 from threadloom.pipeline import available_cores
 from threadloom.stages.config.settings import Precision
-from threadloom.stages.machine.json_worker import command_of
+from threadloom.stages.console.json_worker import command_of
 from threadloom.stages.machine.machine import Machine, detect, load_average
 from threadloom.stages.memory.float32 import Bank
 from threadloom.stages.models.gpt2 import parameter_count

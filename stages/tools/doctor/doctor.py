@@ -18,9 +18,9 @@ from threadloom.kernels.simd.features import low_precision_info
 from threadloom.pipeline.core.threads import BlasThreads, loaded_blas
 from threadloom.stages.machine.machine import Machine, VectorWidth, detect
 from threadloom.stages.machine.measuring import Measured, measure_machine
-from threadloom.stages.machine.speeds import Speeds, read_speeds, speeds_here, speeds_key, speeds_path
 from threadloom.stages.resolve.loading import CONFIG_NAMES, Config, load_config, resolve
 from threadloom.stages.resolve.precision import Choice
+from threadloom.stages.resolve.speeds import Speeds, read_speeds, speeds_here, speeds_key, speeds_path
 from threadloom.stages.tools.doctor.precision import (
     ProductPath,
     choice_sentences,

@@ -14,11 +14,10 @@ from loguru import logger
 from tests.stages.support import command, story, tiny
 from threadloom.pipeline import available_cores
 from threadloom.stages.config.settings import Precision
-from threadloom.stages.machine import speeds
-from threadloom.stages.machine.json_worker import resident
-from threadloom.stages.machine.speeds import Speeds
-from threadloom.stages.resolve import precision
+from threadloom.stages.console.json_worker import resident
+from threadloom.stages.resolve import precision, speeds
 from threadloom.stages.resolve.loading import apply_overrides, resolve, to_json
+from threadloom.stages.resolve.speeds import Speeds
 from threadloom.stages.run import estimate
 from threadloom.stages.run.estimate import PROCESS, Estimate, due, duration, estimate_run, estimate_text, planned_memory
 from threadloom.stages.training.warmup import compile_kernels
@@ -120,8 +119,8 @@ from threadloom.pipeline import available_cores
 from threadloom.stages.step import saving
 from threadloom.stages.run import estimate
 from threadloom.stages.resolve import precision
-from threadloom.stages.machine import speeds
-from threadloom.stages.machine.json_worker import resident
+from threadloom.stages.resolve import speeds
+from threadloom.stages.console.json_worker import resident
 from threadloom.stages.resolve.loading import from_json
 from threadloom.stages.run.session import train
 from threadloom.stages.training.warmup import compile_kernels

@@ -12,7 +12,7 @@ from numba.core import event
 
 from threadloom.kernels.compiling.jit import JIT_ENABLED
 from threadloom.stages.config.settings import Precision
-from threadloom.stages.machine.json_worker import command_of
+from threadloom.stages.console.json_worker import command_of
 from threadloom.stages.training import warmup
 from threadloom.stages.training.warmup import compile_kernels
 

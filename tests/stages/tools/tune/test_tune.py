@@ -11,11 +11,10 @@ from loguru import logger
 from rich.console import Console
 
 from threadloom.stages.config.settings import Gemm
-from threadloom.stages.machine import speeds
 from threadloom.stages.machine.machine import detect
-from threadloom.stages.machine.speeds import Speeds
-from threadloom.stages.resolve import precision
+from threadloom.stages.resolve import precision, speeds
 from threadloom.stages.resolve.loading import Config, ModelConfig, apply_overrides, resolve
+from threadloom.stages.resolve.speeds import Speeds
 from threadloom.stages.tools.tune import tune
 from threadloom.stages.tools.tune.search import Findings, Trial, search
 from threadloom.stages.tools.tune.space import Choice, Facts, pinned

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from loguru import logger
 
-from threadloom.stages.run.log import LogLevel, configure
+from threadloom.stages.console.log import LogLevel, configure
 
 
 class Terminal(io.StringIO):

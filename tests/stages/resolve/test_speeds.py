@@ -11,8 +11,9 @@ import msgspec
 import pytest
 
 from threadloom.kernels.compiling.jit import JIT_ENABLED
-from threadloom.stages.machine import speeds
-from threadloom.stages.machine.speeds import (
+from threadloom.stages.resolve import speeds
+from threadloom.stages.resolve.resolution import ROWS_PER_MICRO_BATCH
+from threadloom.stages.resolve.speeds import (
     PRODUCTS,
     Speeds,
     kept_speeds,
@@ -21,7 +22,6 @@ from threadloom.stages.machine.speeds import (
     speeds_here,
     speeds_key,
 )
-from threadloom.stages.resolve.resolution import ROWS_PER_MICRO_BATCH
 
 needs_jit = pytest.mark.skipif(not JIT_ENABLED, reason="without the compiler nothing is measured")
 
