@@ -17,12 +17,11 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from threadloom.stages.config.settings import InputError
-from threadloom.stages.console.log import configure
-from threadloom.stages.resolve.loading import Config, Precision, apply_overrides, load_config
-from threadloom.stages.run.plots import plot_runs
-from threadloom.stages.run.session import Outcome, train
-from threadloom.stages.storage.run_directory import RunMode, read_metrics
+from threadloom.stages.config import Config, InputError, Precision
+from threadloom.stages.console import configure
+from threadloom.stages.resolve import apply_overrides, load_config
+from threadloom.stages.run import Outcome, plot_runs, train
+from threadloom.stages.storage import RunMode, read_metrics
 
 TINYSHAKESPEARE = Path(__file__).parents[2] / "shared" / "data" / "tinyshakespeare.txt"
 """The text of nanoGPT's published figure; where it is not there, Python's own source stands for it."""

@@ -4,7 +4,7 @@ Seconds are noisy on a machine that one shares; a count of callgrind's is the sa
 costs that no clock resolves. Callgrind knows AVX2 and not AVX-512, so the kernels are compiled for AVX2 here, in the
 process that counts and outside: a count is to be compared with an earlier one, not with the time of an update.
 
-The stages run one after another in one thread (`stages.training.replay`). Callgrind looks away while the process
+The stages run one after another in one thread (`stages.training.sequential`). Callgrind looks away while the process
 starts, and is told from inside of it, by ``callgrind_control``, when the updates begin and end; what that telling takes
 is counted by itself and taken off. What is left is told apart by whose code it is.
 """
@@ -24,8 +24,9 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.throughput import RANDOM_VOCABULARY
-from threadloom.stages.console.json_worker import command_of
-from threadloom.stages.resolve.loading import Config, Precision, from_json, load_config, resolve, to_json
+from threadloom.stages.config import Config, Precision
+from threadloom.stages.console import command_of
+from threadloom.stages.resolve import from_json, load_config, resolve, to_json
 
 KERNELS, INTERPRETER, OTHERS = "compiled kernels", "the interpreter", "libraries"
 COSTS = tuple("0123456789+-*")
@@ -75,11 +76,9 @@ def whose(path: str) -> str:
 
 def train(config: Config, updates: int, counted: bool) -> None:
     """Make an update, and then, if they are `counted`, so many that callgrind writes a profile of."""
-    from threadloom.stages.data.batches import random_batches
-    from threadloom.stages.resolve.gemm_settings import numerics
-    from threadloom.stages.training.replay import replay
-    from threadloom.stages.training.training import Training
-    from threadloom.stages.training.warmup import compile_kernels
+    from threadloom.stages.data import random_batches
+    from threadloom.stages.resolve import numerics
+    from threadloom.stages.training import Training, compile_kernels, replay
 
     compile_kernels(lambda _: None, config.precision)
     config = msgspec.structs.replace(config, steps=1 + updates)

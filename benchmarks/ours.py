@@ -11,13 +11,11 @@ from safetensors.numpy import save_file
 
 from benchmarks.protocol import FLOAT32, Steps
 from threadloom.kernels import Weights
-from threadloom.stages.data.batches import random_batches
-from threadloom.stages.memory.items import Update, label
-from threadloom.stages.resolve.gemm_settings import numerics
-from threadloom.stages.resolve.loading import Config, Precision, ScheduleConfig, ScheduleKind, from_json, resolve
-from threadloom.stages.training.measured_step import ENDLESS, Gate
-from threadloom.stages.training.training import Training
-from threadloom.stages.training.warmup import compile_kernels
+from threadloom.stages.config import Config, Precision, ScheduleConfig, ScheduleKind
+from threadloom.stages.data import random_batches
+from threadloom.stages.memory import Update, label
+from threadloom.stages.resolve import from_json, numerics, resolve
+from threadloom.stages.training import ENDLESS, Gate, Training, compile_kernels
 
 CHECKED_UPDATES = 3
 """Updates whose losses and norms are compared with the peer's."""

@@ -22,9 +22,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from threadloom.pipeline import Graph
-from threadloom.pipeline.core.shared import SharedPool
-from threadloom.pipeline.processes.processes import on_processes
+from threadloom.pipeline import Graph, SharedPool, on_processes
 
 GOAL_US = 100.0
 """Microseconds that a hop of the array may cost above an empty item."""

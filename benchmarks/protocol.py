@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
 
-from threadloom.stages.console.json_worker import Asked, command_of
+from threadloom.stages.console import Asked, command_of
 
 FLOAT32 = "float32"
 """The precision whose name tables leave out."""

@@ -29,12 +29,10 @@ from benchmarks.results import FAINT, INK, spread
 from benchmarks.scaling_model import Scaling, Workload, fit
 from benchmarks.throughput import machine_line, measure, sizes_of, warn_if_busy
 from threadloom.pipeline import available_cores
-from threadloom.stages.config.settings import InputError
-from threadloom.stages.memory.float32 import Bank
-from threadloom.stages.memory.plan import most_in_backward
-from threadloom.stages.resolve.loading import Config, load_config, resolve, to_json
-from threadloom.stages.tools.bench.kernels import adamw_bytes, reduce_bytes
-from threadloom.stages.tools.bench.peaks import best_rate, stream
+from threadloom.stages.config import Config, InputError
+from threadloom.stages.memory import Bank, most_in_backward
+from threadloom.stages.resolve import load_config, resolve, to_json
+from threadloom.stages.tools.bench import adamw_bytes, best_rate, reduce_bytes, stream
 
 COUNTS = (1, 2, 4, 8, 16)
 BASE = (1, 2)

@@ -34,9 +34,10 @@ from benchmarks.throughput import (
     sizes_of,
     warn_if_busy,
 )
-from threadloom.stages.console.json_worker import WorkerError
-from threadloom.stages.machine.machine import detect
-from threadloom.stages.resolve.loading import Config, ModelConfig, OptimizerConfig, Precision, to_json
+from threadloom.stages.config import Config, ModelConfig, OptimizerConfig, Precision
+from threadloom.stages.console import WorkerError
+from threadloom.stages.machine import detect
+from threadloom.stages.resolve import to_json
 
 LAYERS = 2
 PRECISIONS = [precision.value for precision in Precision if precision is not Precision.AUTO]

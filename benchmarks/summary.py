@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 
 from benchmarks.results import Comparison, Measured, figure, spread
-from threadloom.stages.config.settings import Precision
+from threadloom.stages.config import Precision
 
 WORDS = frozenset(precision.value for precision in Precision)
 """What a side's name has in it where it is not in float32."""

@@ -26,9 +26,9 @@ from rich.table import Table
 
 from benchmarks.protocol import FLOAT32, Side, Sizes, Worker
 from benchmarks.results import HEADINGS, Comparison, Measured, figure, markdown, rows
-from threadloom.stages.config.settings import InputError
-from threadloom.stages.machine.machine import BUSY, detect, load_average
-from threadloom.stages.resolve.loading import Config, Precision, load_config, to_json
+from threadloom.stages.config import Config, InputError, Precision
+from threadloom.stages.machine import BUSY, detect, load_average
+from threadloom.stages.resolve import load_config, to_json
 
 DEFAULT_CONFIGS = ("nanogpt-cpu", "small", "optimized")
 RANDOM_VOCABULARY = 65

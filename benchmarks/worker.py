@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from benchmarks.protocol import FLOAT32, Side, Sizes, Steps
-from threadloom.stages.console.json_worker import answers_only, resident, serve
+from threadloom.stages.console import answers_only, resident, serve
 
 
 class Trainer(Protocol):

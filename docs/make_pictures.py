@@ -15,8 +15,9 @@ import msgspec
 
 from examples import fork_join, image_directory, three_stages, word_count
 from threadloom.pipeline import Graph, GraphFormat, Run, Trace, TraceEvent, draw_graph, draw_timeline
-from threadloom.stages.resolve.loading import Config, load_config
-from threadloom.stages.run.session import train
+from threadloom.stages.config import Config
+from threadloom.stages.resolve import load_config
+from threadloom.stages.run import train
 
 IMAGES = Path(__file__).with_name("images")
 

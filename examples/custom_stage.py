@@ -15,12 +15,11 @@ import numpy as np
 
 from threadloom.kernels import Weights
 from threadloom.pipeline import Graph, Node, RunStatistics, available_cores
-from threadloom.stages.data.batches import random_batches
-from threadloom.stages.memory.items import Update
-from threadloom.stages.resolve.gemm_settings import numerics
-from threadloom.stages.resolve.loading import Config, load_config, resolve
-from threadloom.stages.training.training import Training
-from threadloom.stages.training.warmup import compile_kernels
+from threadloom.stages.config import Config
+from threadloom.stages.data import random_batches
+from threadloom.stages.memory import Update
+from threadloom.stages.resolve import load_config, numerics, resolve
+from threadloom.stages.training import Training, compile_kernels
 
 
 def checksums(blocks: int = 64, size: int = 1 << 16) -> tuple[dict[int, str], RunStatistics]:

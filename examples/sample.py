@@ -13,12 +13,11 @@ from pathlib import Path
 
 import msgspec
 
-from threadloom.stages.console.log import configure
-from threadloom.stages.inference.generate import generate
-from threadloom.stages.inference.model import Model
-from threadloom.stages.inference.sampling import SamplingSettings
-from threadloom.stages.resolve.loading import Config, load_config
-from threadloom.stages.run.session import train
+from threadloom.stages.config import Config
+from threadloom.stages.console import configure
+from threadloom.stages.inference import Model, SamplingSettings, generate
+from threadloom.stages.resolve import load_config
+from threadloom.stages.run import train
 
 
 def sample(run: Path, prompt: str | None = None, tokens: int = 200, seed: int = 1) -> str:

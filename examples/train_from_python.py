@@ -12,13 +12,11 @@ from pathlib import Path
 import msgspec
 
 from threadloom.pipeline import RunStatistics, available_cores
-from threadloom.stages.data.batches import evaluation_batches, prepare, training_batches
-from threadloom.stages.data.text import read_text
-from threadloom.stages.memory.items import Evaluation, Update
-from threadloom.stages.resolve.gemm_settings import numerics
-from threadloom.stages.resolve.loading import Config, load_config, resolve
-from threadloom.stages.training.training import Training, Validation
-from threadloom.stages.training.warmup import compile_kernels
+from threadloom.stages.config import Config
+from threadloom.stages.data import evaluation_batches, prepare, read_text, training_batches
+from threadloom.stages.memory import Evaluation, Update
+from threadloom.stages.resolve import load_config, numerics, resolve
+from threadloom.stages.training import Training, Validation, compile_kernels
 
 
 def train(config: Config, text: str, folder: Path) -> float:

@@ -7,25 +7,47 @@ Every kernel holds no GIL, gives the same bits for the same input in whichever t
 token ids and sizes must be right before it is called.
 """
 
-from threadloom.kernels.common.accumulation import Turn, own_turn
-from threadloom.kernels.common.adamw import AdamWStep, adamw_update
-from threadloom.kernels.common.reduction import CHUNK, sum_lanes
-from threadloom.kernels.common.tensors import ATTENTION_TILE, Activations, Floats, Scratch, TokenIds, Weights
-from threadloom.kernels.float32.attention import attention_backward, attention_forward
-from threadloom.kernels.float32.cross_entropy import cross_entropy_backward, cross_entropy_forward
-from threadloom.kernels.float32.decode import DecodeScratch, KVCache, decode_token, next_logits, prefill_cache
-from threadloom.kernels.float32.embedding import embedding_backward, embedding_forward
-from threadloom.kernels.float32.gelu import gelu_backward, gelu_forward
-from threadloom.kernels.float32.layernorm import layernorm_apply, layernorm_backward, layernorm_forward
-from threadloom.kernels.float32.linear import (
+from threadloom.kernels.common import (
+    ATTENTION_TILE,
+    CHUNK,
+    Activations,
+    AdamWStep,
+    Scratch,
+    Turn,
+    Weights,
+    adamw_update,
+    own_turn,
+    sum_lanes,
+)
+from threadloom.kernels.compiling import Floats, TokenIds
+from threadloom.kernels.float32 import (
+    DecodeScratch,
+    KVCache,
+    attention_backward,
+    attention_forward,
+    blocks_backward,
+    blocks_forward,
+    cross_entropy_backward,
+    cross_entropy_forward,
+    decode_token,
+    embedding_backward,
+    embedding_forward,
+    gelu_backward,
+    gelu_forward,
+    head_backward,
+    head_loss,
+    layernorm_apply,
+    layernorm_backward,
+    layernorm_forward,
     linear_backward_bias,
     linear_backward_input,
     linear_backward_weight,
     linear_forward,
     linear_residual_forward,
+    next_logits,
+    prefill_cache,
 )
-from threadloom.kernels.float32.transformer import blocks_backward, blocks_forward, head_backward, head_loss
-from threadloom.kernels.matmul.blas import BlasInfo, GemmBackend, blas_info, gemm, gemm_backend
+from threadloom.kernels.matmul import BlasInfo, GemmBackend, blas_info, gemm, gemm_backend
 
 __all__ = [
     "ATTENTION_TILE",

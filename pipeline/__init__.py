@@ -21,42 +21,76 @@ layer imports only those before it:
     timeline, drawing, view    pictures of what happened, and of what happens
 """
 
-from threadloom.pipeline.core.arena import ALIGNMENT, Arena, aligned_zeros, arena_size
-from threadloom.pipeline.core.banks import Banks, BankStatistics, Lease, StaleVersion, version_for
-from threadloom.pipeline.core.errors import (
+from threadloom.pipeline.core import (
+    ALIGNMENT,
     AdmissionError,
+    Arena,
+    Banks,
+    BankStatistics,
+    BlasThreads,
     Cancelled,
     Closed,
     GraphError,
     ItemTimeout,
     Label,
+    LanePlan,
+    Lanes,
+    Lease,
+    Milestone,
     PipelineError,
+    Pool,
+    PoolExhausted,
+    PoolStatistics,
     RouteError,
+    SharedPool,
     StageFailure,
+    StaleVersion,
     Standstill,
     ThreadsLeft,
     TooManySkipped,
+    aligned_zeros,
+    arena_size,
+    available_cores,
+    blas_threads,
+    loaded_blas,
+    version_for,
 )
-from threadloom.pipeline.core.lanes import LanePlan, Lanes, Milestone
-from threadloom.pipeline.core.shared import PoolExhausted, SharedPool
-from threadloom.pipeline.core.slots import Pool, PoolStatistics
-from threadloom.pipeline.core.threads import available_cores, blas_threads, loaded_blas
-from threadloom.pipeline.draw.drawing import GraphFormat, draw_graph
-from threadloom.pipeline.draw.view import GraphView, LiveView, status_line
-from threadloom.pipeline.graph.graph import Graph
-from threadloom.pipeline.graph.settings import RunOptions, StageOptions
-from threadloom.pipeline.observe.diagnosis import Diagnosis, Limit, Wait, explain
-from threadloom.pipeline.observe.histogram import Distribution
-from threadloom.pipeline.observe.stage import SKIP, Node, Sink, Skip
-from threadloom.pipeline.observe.statistics import ChannelStatistics, RunStatistics, StageStatistics
-from threadloom.pipeline.observe.timeline import draw_timeline
-from threadloom.pipeline.observe.trace import Trace
-from threadloom.pipeline.observe.trace_event import TraceEvent
-from threadloom.pipeline.policy.admission import Fifo, Gather, InOrder, Policy
-from threadloom.pipeline.policy.failure import Again, Attempt, DeadLetter, FailFast, OnError, Retry, SkipFailed, Verdict
-from threadloom.pipeline.policy.join import Join
-from threadloom.pipeline.policy.lane_order import LaneOrder
-from threadloom.pipeline.processes.processes import (
+from threadloom.pipeline.draw import GraphFormat, GraphView, LiveView, draw_graph, status_line
+from threadloom.pipeline.graph import Graph, RunOptions, StageOptions
+from threadloom.pipeline.observe import (
+    SKIP,
+    ChannelStatistics,
+    Diagnosis,
+    Distribution,
+    Limit,
+    Node,
+    RunStatistics,
+    Sink,
+    Skip,
+    StageStatistics,
+    Trace,
+    TraceEvent,
+    Wait,
+    draw_timeline,
+    explain,
+)
+from threadloom.pipeline.policy import (
+    Again,
+    Attempt,
+    DeadLetter,
+    FailFast,
+    Fifo,
+    Gather,
+    InOrder,
+    Join,
+    LaneOrder,
+    OnError,
+    Policy,
+    Retry,
+    SkipFailed,
+    Verdict,
+)
+from threadloom.pipeline.processes import (
     OnProcesses,
     ProcessError,
     ProcessTraceback,
@@ -65,10 +99,7 @@ from threadloom.pipeline.processes.processes import (
     WorkerTimeout,
     on_processes,
 )
-from threadloom.pipeline.run.channel import Channel
-from threadloom.pipeline.run.engine import Abortable, Run
-from threadloom.pipeline.run.watchdog import OnStuck, Stuck, Watchdog
-from threadloom.pipeline.run.worker_state import PerWorker, per_worker
+from threadloom.pipeline.run import Abortable, Channel, OnStuck, PerWorker, Run, Stuck, Watchdog, per_worker
 
 __all__ = [
     "ALIGNMENT",
@@ -80,6 +111,7 @@ __all__ = [
     "Attempt",
     "BankStatistics",
     "Banks",
+    "BlasThreads",
     "Cancelled",
     "Channel",
     "ChannelStatistics",

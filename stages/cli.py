@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 from loguru import logger
 
-from threadloom.stages.console.log import LogLevel, configure
+from threadloom.stages.console import LogLevel, configure
 
 if TYPE_CHECKING:
-    from threadloom.stages.resolve.loading import Config
+    from threadloom.stages.config import Config
 
 STDLIB = "stdlib"
 """The text that stands for the source of Python's own standard library."""
@@ -103,15 +103,15 @@ def train(
         raise click.MissingParameter(param_hint="'--out'", param_type="option")
     if estimate:
         with explained():
-            from threadloom.stages.run.estimate import estimate_run, estimate_text
+            from threadloom.stages.run import estimate_run, estimate_text
 
             planned = _changed(_begun(out) if out and resume else _load(config_name), overrides, steps, texts)
             click.echo(estimate_text(estimate_run(planned, tuned=not no_tuned)))
         return
     assert out is not None
     with explained(partial(_left_by, out)):
-        from threadloom.stages.run.session import train
-        from threadloom.stages.storage.run_directory import RunMode
+        from threadloom.stages.run import train
+        from threadloom.stages.storage import RunMode
 
         config = _changed(_begun(out) if resume else _load(config_name), overrides, steps, texts)
         mode = RunMode.RESUME if resume else RunMode.OVERWRITE if overwrite else RunMode.NEW
@@ -154,7 +154,7 @@ def evaluate(run: Path, texts: tuple[str, ...]) -> None:
     some windows of that part, evaluation.final_batches of them at its end.)
     """
     with explained():
-        from threadloom.stages.inference.evaluate_text import assess
+        from threadloom.stages.inference import assess
 
         score = assess(run, tuple(texts))
         click.echo(
@@ -172,7 +172,7 @@ def tune(config_name: str | None, overrides: tuple[str, ...], steps: int | None,
     The choice is kept for this machine and model, and `train` uses it from then on.
     """
     with explained():
-        from threadloom.stages.tools.tune.tune import run_tuning
+        from threadloom.stages.tools.tune import run_tuning
 
         run_tuning(_changed(_load(config_name), overrides, steps, ()), budget)
 
@@ -186,8 +186,7 @@ def doctor(as_json: bool, no_measure: bool) -> None:
         import msgspec
         from rich.console import Console
 
-        from threadloom.stages.tools.doctor.doctor import examine, to_dict
-        from threadloom.stages.tools.doctor.view import ReportView
+        from threadloom.stages.tools.doctor import ReportView, examine, to_dict
 
         report = examine(measure=not no_measure)
         if as_json:
@@ -215,10 +214,8 @@ def bench(
     with explained():
         from rich.console import Console
 
-        from threadloom.stages.console.json_worker import WorkerError
-        from threadloom.stages.tools.bench.bench import run_bench, write_json
-        from threadloom.stages.tools.bench.check import BenchCheckFailed
-        from threadloom.stages.tools.bench.tables import BenchView
+        from threadloom.stages.console import WorkerError
+        from threadloom.stages.tools.bench import BenchCheckFailed, BenchView, run_bench, write_json
 
         wanted = [_changed(_load(name), overrides, None, ()) for name in names or ("nanogpt-cpu", "small", "optimized")]
         try:
@@ -239,7 +236,7 @@ def explained(left: Callable[[], str] = str) -> Iterator[None]:
     `left`: says, of what was interrupted, what is left of it.
     """
     from threadloom.pipeline import StageFailure
-    from threadloom.stages.config.settings import InputError
+    from threadloom.stages.config import InputError
 
     try:
         yield
@@ -263,7 +260,7 @@ def explained(left: Callable[[], str] = str) -> Iterator[None]:
 
 
 def _left_by(out: Path) -> str:
-    from threadloom.stages.storage.run_directory import RunDirectory
+    from threadloom.stages.storage import RunDirectory
 
     steps = RunDirectory(out).checkpoint_steps()
     if not steps:
@@ -272,13 +269,13 @@ def _left_by(out: Path) -> str:
 
 
 def _begun(out: Path) -> "Config":
-    from threadloom.stages.run.session import saved_config
+    from threadloom.stages.run import saved_config
 
     return saved_config(out)
 
 
 def _load(name: str | None) -> "Config":
-    from threadloom.stages.resolve.loading import load_config
+    from threadloom.stages.resolve import load_config
 
     return load_config(name or "nanogpt-cpu")
 
@@ -286,7 +283,7 @@ def _load(name: str | None) -> "Config":
 def _changed(config: "Config", overrides: tuple[str, ...], steps: int | None, texts: tuple[str, ...]) -> "Config":
     import msgspec
 
-    from threadloom.stages.resolve.loading import apply_overrides, validate
+    from threadloom.stages.resolve import apply_overrides, validate
 
     if steps is not None:
         overrides = (*overrides, f"steps={steps}")
@@ -302,9 +299,7 @@ def _changed(config: "Config", overrides: tuple[str, ...], steps: int | None, te
 def _sample(
     run: Path, prompt: str | None, tokens: int, temperature: float, top_k: int | None, top_p: float, seed: int
 ) -> None:
-    from threadloom.stages.inference.generate import generate
-    from threadloom.stages.inference.model import Model
-    from threadloom.stages.inference.sampling import SamplingSettings
+    from threadloom.stages.inference import Model, SamplingSettings, generate
 
     model = Model.open(run)
     settings = SamplingSettings(temperature=temperature, top_k=top_k, top_p=top_p)

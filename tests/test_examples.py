@@ -9,7 +9,7 @@ import pytest
 from examples import custom_stage, sample, train_from_python, word_count
 from threadloom.stages.data.batches import random_batches
 from threadloom.stages.resolve.loading import CheckpointConfig, Config, EvaluationConfig, ModelConfig, resolve
-from threadloom.stages.training.replay import replay
+from threadloom.stages.training.sequential import replay
 from threadloom.stages.training.training import Training
 
 TINY = Config(

@@ -8,10 +8,8 @@ import math
 
 import numpy as np
 
-from threadloom.kernels.common.tensors import Floats, TokenIds
-from threadloom.kernels.compiling.jit import kernel
-from threadloom.kernels.simd.exponential import exp32, row_max, sigmoid32
-from threadloom.kernels.simd.scalar import Short, load16, store16
+from threadloom.kernels.compiling import Floats, TokenIds, kernel
+from threadloom.kernels.simd import Short, exp32, load16, row_max, sigmoid32, store16
 
 _LINEAR = np.float32(1.5957691216057308)  # 2 sqrt(2 / pi), as in kernels.gelu
 _CUBIC = np.float32(0.07135481282636)  # 0.044715 * 2 sqrt(2 / pi)

@@ -7,11 +7,9 @@ from numba import types
 from numba.extending import overload
 
 from threadloom.kernels.bits16.tensors import Form
-from threadloom.kernels.common.tensors import Floats, TokenIds
-from threadloom.kernels.compiling.jit import OVERLOAD_OPTIONS, kernel
-from threadloom.kernels.matmul.pack import PANEL, Words
-from threadloom.kernels.simd.bfloat16 import from_bf16
-from threadloom.kernels.simd.scalar import Short, load16
+from threadloom.kernels.compiling import OVERLOAD_OPTIONS, Floats, TokenIds, kernel
+from threadloom.kernels.matmul import PANEL, Words
+from threadloom.kernels.simd import Short, from_bf16, load16
 
 
 @kernel

@@ -6,10 +6,9 @@ makes the very same output again, and needs neither x nor its mean.
 
 import numpy as np
 
-from threadloom.kernels.common.tensors import Floats
-from threadloom.kernels.compiling.jit import kernel
-from threadloom.kernels.float32.layernorm import EPSILON
-from threadloom.kernels.simd.scalar import Short, load16, store16
+from threadloom.kernels.compiling import Floats, kernel
+from threadloom.kernels.float32 import EPSILON
+from threadloom.kernels.simd import Short, load16, store16
 
 _ONE = np.float32(1.0)
 _ZERO = np.float32(0.0)

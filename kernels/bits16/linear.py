@@ -13,10 +13,9 @@ from numba.extending import overload
 
 from threadloom.kernels.bits16.elementwise import gelu_forward_low
 from threadloom.kernels.bits16.tensors import Form, Wide
-from threadloom.kernels.common.tensors import Floats
-from threadloom.kernels.matmul.bf16 import gemm_bf16, gemm_rows_bf16, linear_bf16, linear_gelu_bf16
-from threadloom.kernels.matmul.fp16 import gemm_half, linear_half
-from threadloom.kernels.simd.scalar import Short
+from threadloom.kernels.compiling import Floats
+from threadloom.kernels.matmul import gemm_bf16, gemm_half, gemm_rows_bf16, linear_bf16, linear_gelu_bf16, linear_half
+from threadloom.kernels.simd import Short
 
 
 def _rounded_packed(a: Any, form: Any, transposed: Any, bias: Any, out: Any, wide: Any) -> None:

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
-from threadloom.kernels.bits16.attention.layer import AttentionScratch
-from threadloom.kernels.common.tensors import Floats
-from threadloom.kernels.simd.scalar import Short
+from threadloom.kernels.bits16.attention import AttentionScratch
+from threadloom.kernels.compiling import Floats
+from threadloom.kernels.simd import Short
 
 Form = NDArray[Any]
 """A weight as products take it: packed bfloat16 (uint32 words), or float16 as it lies in its float32 master (int16)."""

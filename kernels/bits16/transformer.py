@@ -8,17 +8,16 @@ A LayerNorm adds the bias of the product whose result is added to the residual s
 hand; so the backward pass of a LayerNorm also gives the gradient of the bias that was added just before it.
 """
 
-from threadloom.kernels.bits16.attention.layer import attention_backward_low, attention_forward_low
+from threadloom.kernels.bits16.attention import attention_backward_low, attention_forward_low
 from threadloom.kernels.bits16.elementwise import bias_backward_low, cross_entropy_backward_low, gelu_backward_low
 from threadloom.kernels.bits16.layernorm import layernorm_apply_turned, layernorm_backward_low, layernorm_forward_low
 from threadloom.kernels.bits16.linear import product_float, product_gelu, product_outer, product_rounded
 from threadloom.kernels.bits16.tensors import Forms, LowActivations, LowScratch, Workspace
-from threadloom.kernels.common.accumulation import HEAD_SLICE, Turn, end_turn, wait_turn
-from threadloom.kernels.common.tensors import Floats, TokenIds, Weights
-from threadloom.kernels.compiling.jit import kernel, transparent
-from threadloom.kernels.float32.cross_entropy import cross_entropy_forward
-from threadloom.kernels.matmul.pack import transpose_bf16
-from threadloom.kernels.simd.scalar import Short
+from threadloom.kernels.common import HEAD_SLICE, Turn, Weights, end_turn, wait_turn
+from threadloom.kernels.compiling import Floats, TokenIds, kernel, transparent
+from threadloom.kernels.float32 import cross_entropy_forward
+from threadloom.kernels.matmul import transpose_bf16
+from threadloom.kernels.simd import Short
 
 
 @kernel

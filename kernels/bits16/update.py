@@ -6,12 +6,10 @@ with its transpose (`kernels.matmul.pack`). So the forms cost a write of four by
 
 import numpy as np
 
-from threadloom.kernels.common.adamw import AdamWStep, adamw_update
-from threadloom.kernels.common.tensors import Floats
-from threadloom.kernels.compiling.jit import JIT_ENABLED, exact
-from threadloom.kernels.matmul.pack import PANEL, Words, join, pack_float32
-from threadloom.kernels.simd.bfloat16 import to_bf16
-from threadloom.kernels.simd.vector import write_word
+from threadloom.kernels.common import AdamWStep, adamw_update
+from threadloom.kernels.compiling import JIT_ENABLED, Floats, exact
+from threadloom.kernels.matmul import PANEL, Words, join, pack_float32
+from threadloom.kernels.simd import to_bf16, write_word
 
 BLOCK = PANEL
 """Rows of a block: a range of rows begins at a multiple of it."""

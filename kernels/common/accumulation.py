@@ -20,7 +20,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from threadloom.kernels.compiling.jit import JIT_ENABLED, exact
+from threadloom.kernels.compiling import JIT_ENABLED, exact
 
 Counts = NDArray[np.int64]
 """Counts of finished parts, ever growing: of all batches together."""

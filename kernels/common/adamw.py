@@ -5,8 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from threadloom.kernels.common.tensors import Floats
-from threadloom.kernels.compiling.jit import exact, exact_inlined
+from threadloom.kernels.compiling import Floats, exact, exact_inlined
 
 
 class AdamWStep(NamedTuple):

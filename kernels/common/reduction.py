@@ -7,8 +7,7 @@ chunks of an arena in any way.
 import numpy as np
 from numpy.typing import NDArray
 
-from threadloom.kernels.common.tensors import Floats
-from threadloom.kernels.compiling.jit import kernel
+from threadloom.kernels.compiling import Floats, kernel
 
 CHUNK = 65536
 """Elements of one chunk: 256 KiB a lane."""

@@ -20,11 +20,7 @@ axis. Numba compiles against these tuples: a change of a field is a change of ev
 
 from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
-Floats = NDArray[np.float32]
-TokenIds = NDArray[np.int32]
+from threadloom.kernels.compiling import Floats
 
 
 class Weights(NamedTuple):

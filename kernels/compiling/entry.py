@@ -17,7 +17,8 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from threadloom.kernels.compiling.jit import JIT_ENABLED
-from threadloom.kernels.simd.vector import BYTE, WORD
+
+_BYTE, _WORD = ir.IntType(8), ir.IntType(64)
 
 
 class Entry:
@@ -51,8 +52,8 @@ def _caller(symbol: str, arguments: tuple[Any, ...]) -> Callable[[Any], None]:
     def call(typing_context: Any, values: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, given: Any) -> Any:
             values = cgutils.unpack_tuple(builder, given[0], len(arguments))
-            kind = ir.FunctionType(BYTE.as_pointer(), [value.type for value in values])  # Numba's None is a pointer
-            cell = cgutils.add_global_variable(builder.module, WORD, symbol)
+            kind = ir.FunctionType(_BYTE.as_pointer(), [value.type for value in values])  # Numba's None is a pointer
+            cell = cgutils.add_global_variable(builder.module, _WORD, symbol)
             builder.call(builder.inttoptr(builder.load(cell), kind.as_pointer()), values)
             return context.get_dummy_value()
 

@@ -1,0 +1,48 @@
+"""Layers and whole blocks in float32. `kernels.bits16` has the same file names for 16 bits.
+
+May import: compiling, simd, common, matmul.
+"""
+
+from threadloom.kernels.float32.attention import attention_backward, attention_forward
+from threadloom.kernels.float32.cross_entropy import cross_entropy_backward, cross_entropy_forward
+from threadloom.kernels.float32.decode import DecodeScratch, KVCache, decode_token, next_logits, prefill_cache
+from threadloom.kernels.float32.embedding import embedding_backward, embedding_forward
+from threadloom.kernels.float32.gelu import gelu_backward, gelu_forward
+from threadloom.kernels.float32.layernorm import EPSILON, layernorm_apply, layernorm_backward, layernorm_forward
+from threadloom.kernels.float32.linear import (
+    linear_backward_bias,
+    linear_backward_input,
+    linear_backward_weight,
+    linear_forward,
+    linear_residual_forward,
+)
+from threadloom.kernels.float32.transformer import blocks_backward, blocks_forward, head_backward, head_loss
+
+__all__ = [
+    "EPSILON",
+    "DecodeScratch",
+    "KVCache",
+    "attention_backward",
+    "attention_forward",
+    "blocks_backward",
+    "blocks_forward",
+    "cross_entropy_backward",
+    "cross_entropy_forward",
+    "decode_token",
+    "embedding_backward",
+    "embedding_forward",
+    "gelu_backward",
+    "gelu_forward",
+    "head_backward",
+    "head_loss",
+    "layernorm_apply",
+    "layernorm_backward",
+    "layernorm_forward",
+    "linear_backward_bias",
+    "linear_backward_input",
+    "linear_backward_weight",
+    "linear_forward",
+    "linear_residual_forward",
+    "next_logits",
+    "prefill_cache",
+]

@@ -9,10 +9,10 @@ import math
 
 import numpy as np
 
-from threadloom.kernels.common.tensors import ATTENTION_TILE, Floats
-from threadloom.kernels.compiling.jit import kernel
-from threadloom.kernels.matmul.blas import gemm
-from threadloom.kernels.simd.exponential import exp32, row_max
+from threadloom.kernels.common import ATTENTION_TILE
+from threadloom.kernels.compiling import Floats, kernel
+from threadloom.kernels.matmul import gemm
+from threadloom.kernels.simd import exp32, row_max
 
 _ZERO = np.float32(0.0)
 _BLOCK = 16  # a row's exponentials are made in whole blocks of so many, to stay in vector code

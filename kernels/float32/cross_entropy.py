@@ -4,9 +4,8 @@ import math
 
 import numpy as np
 
-from threadloom.kernels.common.tensors import Floats, TokenIds
-from threadloom.kernels.compiling.jit import kernel
-from threadloom.kernels.simd.exponential import exp32, row_max
+from threadloom.kernels.compiling import Floats, TokenIds, kernel
+from threadloom.kernels.simd import exp32, row_max
 
 _ZERO = np.float32(0.0)
 

@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from threadloom.kernels.common.tensors import Floats, Weights
-from threadloom.kernels.compiling.jit import kernel
+from threadloom.kernels.common import Weights
+from threadloom.kernels.compiling import Floats, kernel
 from threadloom.kernels.float32.gelu import gelu_forward
 from threadloom.kernels.float32.layernorm import layernorm_row
-from threadloom.kernels.simd.exponential import exp32, row_max
+from threadloom.kernels.simd import exp32, row_max
 
 _ZERO = np.float32(0.0)
 

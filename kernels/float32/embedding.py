@@ -1,7 +1,6 @@
 """Token and position embeddings: gather in forward, scatter in backward."""
 
-from threadloom.kernels.common.tensors import Floats, TokenIds
-from threadloom.kernels.compiling.jit import kernel
+from threadloom.kernels.compiling import Floats, TokenIds, kernel
 
 
 @kernel

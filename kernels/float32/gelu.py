@@ -6,9 +6,8 @@ The bias of the layer before is in `x` already: `linear_forward` writes it where
 
 import numpy as np
 
-from threadloom.kernels.common.tensors import Floats
-from threadloom.kernels.compiling.jit import kernel
-from threadloom.kernels.simd.exponential import sigmoid32
+from threadloom.kernels.compiling import Floats, kernel
+from threadloom.kernels.simd import sigmoid32
 
 _LINEAR = np.float32(1.5957691216057308)  # 2 sqrt(2 / pi)
 _CUBIC = np.float32(0.07135481282636)  # 0.044715 * 2 sqrt(2 / pi)

@@ -2,8 +2,7 @@
 
 import numpy as np
 
-from threadloom.kernels.common.tensors import Floats
-from threadloom.kernels.compiling.jit import kernel
+from threadloom.kernels.compiling import Floats, kernel
 
 EPSILON = np.float32(1e-5)
 _ONE = np.float32(1.0)

@@ -4,9 +4,8 @@ The bias (and the residual) is written into the output before the product, which
 a pass on clearing the output anyway.
 """
 
-from threadloom.kernels.common.tensors import Floats
-from threadloom.kernels.compiling.jit import kernel
-from threadloom.kernels.matmul.blas import gemm
+from threadloom.kernels.compiling import Floats, kernel
+from threadloom.kernels.matmul import gemm
 
 
 @kernel

@@ -5,9 +5,8 @@ a last LayerNorm, and the token embedding as the output projection. Forward keep
 makes the LayerNorms' and the GELU's outputs again, which costs less than keeping them.
 """
 
-from threadloom.kernels.common.accumulation import HEAD_SLICE, Turn, end_turn, wait_turn
-from threadloom.kernels.common.tensors import Activations, Floats, Scratch, TokenIds, Weights
-from threadloom.kernels.compiling.jit import kernel
+from threadloom.kernels.common import HEAD_SLICE, Activations, Scratch, Turn, Weights, end_turn, wait_turn
+from threadloom.kernels.compiling import Floats, TokenIds, kernel
 from threadloom.kernels.float32.attention import attention_backward, attention_forward
 from threadloom.kernels.float32.cross_entropy import cross_entropy_backward, cross_entropy_forward
 from threadloom.kernels.float32.gelu import gelu_backward, gelu_forward
@@ -19,7 +18,7 @@ from threadloom.kernels.float32.linear import (
     linear_forward,
     linear_residual_forward,
 )
-from threadloom.kernels.matmul.blas import gemm
+from threadloom.kernels.matmul import gemm
 
 
 @kernel

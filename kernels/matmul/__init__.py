@@ -1,0 +1,42 @@
+"""Every matrix product: BLAS, the float32 kernel, packed bfloat16 (AVX-512, AMX), float16, and bf16x3.
+
+May import: compiling, simd, common.
+"""
+
+from threadloom.kernels.matmul.amx import K_STEP, TILE_SIZE, configure_tiles, release_tiles, tile_amx
+from threadloom.kernels.matmul.bf16 import gemm_bf16, gemm_rows_bf16, linear_bf16, linear_gelu_bf16
+from threadloom.kernels.matmul.blas import BlasInfo, GemmBackend, blas_info, gemm, gemm_backend
+from threadloom.kernels.matmul.epilogue import round_vector
+from threadloom.kernels.matmul.fp16 import gemm_half, half_scratch_sizes, half_sums_size, linear_half
+from threadloom.kernels.matmul.pack import PANEL, Words, join, pack_bf16, pack_float32, packed_shape, transpose_bf16
+from threadloom.kernels.matmul.split import gemm_split
+
+__all__ = [
+    "K_STEP",
+    "PANEL",
+    "TILE_SIZE",
+    "BlasInfo",
+    "GemmBackend",
+    "Words",
+    "blas_info",
+    "configure_tiles",
+    "gemm",
+    "gemm_backend",
+    "gemm_bf16",
+    "gemm_half",
+    "gemm_rows_bf16",
+    "gemm_split",
+    "half_scratch_sizes",
+    "half_sums_size",
+    "join",
+    "linear_bf16",
+    "linear_gelu_bf16",
+    "linear_half",
+    "pack_bf16",
+    "pack_float32",
+    "packed_shape",
+    "release_tiles",
+    "round_vector",
+    "tile_amx",
+    "transpose_bf16",
+]

@@ -25,7 +25,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from threadloom.kernels.simd.vector import BYTE, FLOAT, HAS_TILES, INT, WORD, pointer, word
+from threadloom.kernels.simd import BYTE, FLOAT, HAS_TILES, INT, WORD, pointer, word
 
 TILE_SIZE = 32  # rows, and columns, of the result
 K_STEP = 32  # numbers along k of one step

@@ -22,16 +22,23 @@ from typing import NamedTuple
 import numpy as np
 from numba import types
 
-from threadloom.kernels.common.tensors import Floats
-from threadloom.kernels.compiling.entry import Entry
-from threadloom.kernels.compiling.jit import JIT_ENABLED, exact, exact_inlined
+from threadloom.kernels.compiling import JIT_ENABLED, Entry, Floats, exact, exact_inlined
 from threadloom.kernels.matmul.amx import K_STEP, TILE_SIZE, configure_tiles, release_tiles, tile_amx
 from threadloom.kernels.matmul.epilogue import finish_gelu, finish_rounded
 from threadloom.kernels.matmul.pack import PANEL, Words, pack_panel, unpack_bf16
 from threadloom.kernels.matmul.tile import TILE_COLUMNS, TILE_ROWS, tile_avx512, tile_float32
-from threadloom.kernels.simd.bfloat16 import Bits, rounded, widened
-from threadloom.kernels.simd.features import DotPath, chosen_path
-from threadloom.kernels.simd.vector import read_float, read_short, stack_space, write_float, write_short
+from threadloom.kernels.simd import (
+    Bits,
+    DotPath,
+    chosen_path,
+    read_float,
+    read_short,
+    rounded,
+    stack_space,
+    widened,
+    write_float,
+    write_short,
+)
 
 _DEPTH = 4096  # longest sum in one go: a panel of it is 256 KiB, a part of the L2 cache
 _STACK_DEPTH = 512  # the same where B is packed on the way, panel by panel: 32 KiB of the L1 cache and of the stack

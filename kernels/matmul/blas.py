@@ -37,9 +37,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from threadloom.kernels.common.tensors import Floats
-from threadloom.kernels.compiling.jit import JIT_ENABLED, kernel
-from threadloom.kernels.compiling.target import TARGET
+from threadloom.kernels.compiling import JIT_ENABLED, TARGET, Floats, kernel
 from threadloom.kernels.matmul.float32 import gemm_blocked
 from threadloom.kernels.matmul.split import call_split, multiply_split, prepare_split
 

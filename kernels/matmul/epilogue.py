@@ -14,8 +14,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from threadloom.kernels.matmul.pack import PANEL
-from threadloom.kernels.simd import exponential
-from threadloom.kernels.simd.vector import FLOATS, INTS, LANES, SHORTS, fused_multiply_add, pointer, word
+from threadloom.kernels.simd import FLOATS, INTS, LANES, SHORTS, exponential, fused_multiply_add, pointer, word
 
 _LINEAR = 1.5957691216057308  # 2 sqrt(2 / pi)
 _CUBIC = 0.07135481282636  # 0.044715 * 2 sqrt(2 / pi)

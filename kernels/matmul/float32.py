@@ -16,8 +16,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from threadloom.kernels.compiling.jit import kernel
-from threadloom.kernels.compiling.target import TARGET
+from threadloom.kernels.compiling import TARGET, kernel
 
 
 def _tile_shape() -> tuple[int, int, int]:

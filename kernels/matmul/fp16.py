@@ -20,11 +20,19 @@ from typing import NamedTuple
 
 import numpy as np
 
-from threadloom.kernels.common.tensors import Floats
-from threadloom.kernels.compiling.jit import JIT_ENABLED, exact
+from threadloom.kernels.compiling import JIT_ENABLED, Floats, exact
 from threadloom.kernels.matmul.blas import gemm
-from threadloom.kernels.simd.float16 import Halves, from_half, half_rounded, half_widened, to_half
-from threadloom.kernels.simd.vector import read_float, read_short, write_float, write_short
+from threadloom.kernels.simd import (
+    Halves,
+    from_half,
+    half_rounded,
+    half_widened,
+    read_float,
+    read_short,
+    to_half,
+    write_float,
+    write_short,
+)
 
 _ROWS = 512  # rows of op(A) that meet every block of op(B) before the next ones, as in kernels.gemm
 _COLUMNS = 512  # columns of op(B) of a block

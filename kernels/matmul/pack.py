@@ -23,16 +23,17 @@ For the gradient of a weight, x.T @ dy, `transpose_bf16` makes the first operand
 import numpy as np
 from numpy.typing import NDArray
 
-from threadloom.kernels.common.tensors import Floats
-from threadloom.kernels.compiling.jit import JIT_ENABLED, exact, exact_inlined
-from threadloom.kernels.simd.bfloat16 import Bits, rounded, to_bf16
-from threadloom.kernels.simd.scalar import Short
-from threadloom.kernels.simd.vector import (
+from threadloom.kernels.compiling import JIT_ENABLED, Floats, exact, exact_inlined
+from threadloom.kernels.simd import (
     LANES,
+    Bits,
+    Short,
     join_rows,
     read_float,
     read_short,
+    rounded,
     stack_space,
+    to_bf16,
     transpose_shorts,
     transpose_words,
     write_word,

@@ -28,23 +28,23 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from threadloom.kernels.common.tensors import Floats
-from threadloom.kernels.compiling.entry import Entry
-from threadloom.kernels.compiling.jit import exact
+from threadloom.kernels.compiling import Entry, Floats, exact
 from threadloom.kernels.matmul.amx import K_STEP, TILE_SIZE, configure_tiles, release_tiles, tile_amx
 from threadloom.kernels.matmul.pack import PANEL
 from threadloom.kernels.matmul.tile import TILE_COLUMNS, TILE_ROWS, tile_avx512, tile_float32
-from threadloom.kernels.simd.bfloat16 import rounded, widened
-from threadloom.kernels.simd.features import DotPath, chosen_path
-from threadloom.kernels.simd.vector import (
+from threadloom.kernels.simd import (
     FLOATS,
     INTS,
     LANES,
     SHORTS,
+    DotPath,
+    chosen_path,
     pointer,
     read_float,
+    rounded,
     stack_space,
     transpose_words,
+    widened,
     write_float,
 )
 

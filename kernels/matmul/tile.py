@@ -17,19 +17,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from threadloom.kernels.matmul.pack import PANEL
-from threadloom.kernels.simd.vector import (
-    FLOATS,
-    HAS_DOT,
-    INT,
-    INTS,
-    LANES,
-    SHORT,
-    dot_pairs,
-    pointer,
-    prefetch,
-    spread,
-    word,
-)
+from threadloom.kernels.simd import FLOATS, HAS_DOT, INT, INTS, LANES, SHORT, dot_pairs, pointer, prefetch, spread, word
 
 # AVX-512: 16 accumulators of 32 registers. AVX2 (12 of 16 registers) works on half a panel. NEON: as AVX2, in 24 of 32.
 TILE_ROWS = 8 if LANES == 16 else 6

@@ -9,8 +9,7 @@ that the bits are the same on all; VCVTNEPS2BF16 would flush subnormal numbers, 
 import numpy as np
 from numpy.typing import NDArray
 
-from threadloom.kernels.common.tensors import Floats
-from threadloom.kernels.compiling.jit import JIT_ENABLED, exact, exact_inlined
+from threadloom.kernels.compiling import JIT_ENABLED, Floats, exact, exact_inlined
 
 Bits = NDArray[np.uint16]
 """bfloat16 numbers as their bits."""

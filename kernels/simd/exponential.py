@@ -5,8 +5,7 @@ A call of ``math.exp`` in a loop stays one call an element; these are plain arit
 
 import numpy as np
 
-from threadloom.kernels.common.tensors import Floats
-from threadloom.kernels.compiling.jit import exact_inlined, inlined, kernel
+from threadloom.kernels.compiling import Floats, exact_inlined, inlined, kernel
 
 _LOG2_E = np.float32(1.4426950408889634)
 _LN2_HIGH = np.float32(0.693359375)  # ten bits, so that n * _LN2_HIGH is exact

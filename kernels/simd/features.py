@@ -25,8 +25,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from threadloom.kernels.compiling.jit import JIT_ENABLED
-from threadloom.kernels.compiling.target import TARGET
+from threadloom.kernels.compiling import JIT_ENABLED, TARGET
 from threadloom.kernels.simd.vector import LANES
 
 

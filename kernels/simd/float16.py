@@ -19,8 +19,7 @@ from numba import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from threadloom.kernels.common.tensors import Floats
-from threadloom.kernels.compiling.jit import JIT_ENABLED, exact, exact_inlined
+from threadloom.kernels.compiling import JIT_ENABLED, Floats, exact, exact_inlined
 from threadloom.kernels.simd.vector import FLOAT, HAS_HALF, SHORT
 
 Halves = NDArray[np.int16]

@@ -12,7 +12,7 @@ from numba import types
 from numba.extending import overload
 from numpy.typing import NDArray
 
-from threadloom.kernels.compiling.jit import OVERLOAD_EXACT_INLINED
+from threadloom.kernels.compiling import OVERLOAD_EXACT_INLINED
 from threadloom.kernels.simd.bfloat16 import from_bf16, rounded, to_bf16, widened
 from threadloom.kernels.simd.float16 import from_half, half_rounded, half_widened, to_half
 

@@ -16,7 +16,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from threadloom.kernels.compiling.target import TARGET
+from threadloom.kernels.compiling import TARGET
 
 HAS_DOT = TARGET.get("avx512bf16", False) and TARGET.get("avx512f", False)
 HAS_TILES = TARGET.get("amx-bf16", False) and TARGET.get("amx-tile", False)

@@ -1,0 +1,67 @@
+"""Errors, and memory that is shared: arenas, pools of slots, weight banks, gradient lanes, shared arrays; threads.
+
+May import: nothing of this project.
+"""
+
+from threadloom.pipeline.core.arena import ALIGNMENT, Arena, aligned_zeros, arena_size
+from threadloom.pipeline.core.banks import Banks, BankStatistics, Lease, StaleVersion, version_for
+from threadloom.pipeline.core.errors import (
+    AdmissionError,
+    Cancelled,
+    Closed,
+    GraphError,
+    ItemTimeout,
+    Label,
+    PipelineError,
+    RouteError,
+    StageFailure,
+    Standstill,
+    ThreadsLeft,
+    TooManySkipped,
+)
+from threadloom.pipeline.core.gate import SLICE, Gate, wait_in_slices
+from threadloom.pipeline.core.lanes import LanePlan, Lanes, Milestone
+from threadloom.pipeline.core.shared import PoolExhausted, SharedPool, Slot, map_memory, slot_of
+from threadloom.pipeline.core.slots import Pool, PoolStatistics
+from threadloom.pipeline.core.threads import BlasThreads, available_cores, blas_threads, loaded_blas
+
+__all__ = [
+    "ALIGNMENT",
+    "SLICE",
+    "AdmissionError",
+    "Arena",
+    "BankStatistics",
+    "Banks",
+    "BlasThreads",
+    "Cancelled",
+    "Closed",
+    "Gate",
+    "GraphError",
+    "ItemTimeout",
+    "Label",
+    "LanePlan",
+    "Lanes",
+    "Lease",
+    "Milestone",
+    "PipelineError",
+    "Pool",
+    "PoolExhausted",
+    "PoolStatistics",
+    "RouteError",
+    "SharedPool",
+    "Slot",
+    "StageFailure",
+    "StaleVersion",
+    "Standstill",
+    "ThreadsLeft",
+    "TooManySkipped",
+    "aligned_zeros",
+    "arena_size",
+    "available_cores",
+    "blas_threads",
+    "loaded_blas",
+    "map_memory",
+    "slot_of",
+    "version_for",
+    "wait_in_slices",
+]

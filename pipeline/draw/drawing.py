@@ -8,11 +8,9 @@ import math
 from dataclasses import dataclass
 from enum import Enum
 
-from threadloom.pipeline.graph.graph import Graph
-from threadloom.pipeline.observe.diagnosis import explain
-from threadloom.pipeline.observe.stage import Kind, Stage
-from threadloom.pipeline.observe.statistics import RunStatistics, StageStatistics
-from threadloom.pipeline.policy.admission import Gather
+from threadloom.pipeline.graph import Graph
+from threadloom.pipeline.observe import Kind, RunStatistics, Stage, StageStatistics, explain
+from threadloom.pipeline.policy import Gather
 
 
 class GraphFormat(Enum):

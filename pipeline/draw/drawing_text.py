@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from threadloom.pipeline.draw.drawing import Box, Picture
 from threadloom.pipeline.draw.layout import Place, layered
-from threadloom.pipeline.observe.stage import Kind
+from threadloom.pipeline.observe import Kind
 
 RIGHT, LEFT, DOWN, UP = 1, 2, 4, 8
 LINES = {

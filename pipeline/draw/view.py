@@ -21,8 +21,7 @@ from typing import TYPE_CHECKING, Self, TypeVar
 
 from threadloom.pipeline.draw.drawing import per_second
 from threadloom.pipeline.draw.drawing_text import plain
-from threadloom.pipeline.observe.diagnosis import explain, in_words
-from threadloom.pipeline.observe.statistics import RunStatistics, StageStatistics
+from threadloom.pipeline.observe import RunStatistics, StageStatistics, explain, in_words
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult

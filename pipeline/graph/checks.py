@@ -2,10 +2,9 @@
 
 from collections.abc import Iterable
 
-from threadloom.pipeline.core.errors import GraphError
-from threadloom.pipeline.observe.stage import Branch, Kind, Port, Route, Stage, Via
-from threadloom.pipeline.policy.admission import Gather
-from threadloom.pipeline.policy.join import Join
+from threadloom.pipeline.core import GraphError
+from threadloom.pipeline.observe import Branch, Kind, Port, Route, Stage, Via
+from threadloom.pipeline.policy import Gather, Join
 
 
 def check_stage(stage: Stage) -> None:

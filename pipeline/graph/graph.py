@@ -21,15 +21,12 @@ from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, M
 from dataclasses import replace
 from typing import Any, Literal, TypeVar, Unpack, overload
 
-from threadloom.pipeline.core.errors import GraphError
+from threadloom.pipeline.core import GraphError
 from threadloom.pipeline.graph.checks import check_graph, check_route, check_stage
 from threadloom.pipeline.graph.settings import RunOptions, StageOptions
-from threadloom.pipeline.observe.stage import Branch, Kind, Node, Port, Route, Sink, Skip, Stage, Via
-from threadloom.pipeline.observe.statistics import RunStatistics
-from threadloom.pipeline.policy.admission import Fifo, Gather, Policy
-from threadloom.pipeline.policy.failure import DeadLetter
-from threadloom.pipeline.policy.join import Join
-from threadloom.pipeline.run.engine import Run
+from threadloom.pipeline.observe import Branch, Kind, Node, Port, Route, RunStatistics, Sink, Skip, Stage, Via
+from threadloom.pipeline.policy import DeadLetter, Fifo, Gather, Join, Policy
+from threadloom.pipeline.run import Run
 
 In = TypeVar("In")
 Out = TypeVar("Out")

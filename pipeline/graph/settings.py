@@ -3,11 +3,10 @@
 from collections.abc import Callable, Sequence
 from typing import Any, TypedDict
 
-from threadloom.pipeline.core.errors import Label
-from threadloom.pipeline.observe.trace import Trace
-from threadloom.pipeline.policy.failure import OnError
-from threadloom.pipeline.run.engine import Abortable
-from threadloom.pipeline.run.watchdog import Watchdog
+from threadloom.pipeline.core import Label
+from threadloom.pipeline.observe import Trace
+from threadloom.pipeline.policy import OnError
+from threadloom.pipeline.run import Abortable, Watchdog
 
 
 class StageOptions(TypedDict, total=False):

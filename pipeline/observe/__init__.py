@@ -1,0 +1,49 @@
+"""What happened in a run: stages, statistics, diagnosis, trace, timeline.
+
+May import: core, policy.
+"""
+
+from threadloom.pipeline.observe.diagnosis import Diagnosis, Limit, Wait, explain, in_words
+from threadloom.pipeline.observe.histogram import Distribution
+from threadloom.pipeline.observe.stage import SKIP, Branch, Kind, Node, Port, Route, Sink, Skip, Stage, Via
+from threadloom.pipeline.observe.statistics import (
+    ChannelStatistics,
+    Counters,
+    Phase,
+    RunStatistics,
+    StageStatistics,
+    summarise,
+)
+from threadloom.pipeline.observe.timeline import draw_timeline
+from threadloom.pipeline.observe.trace import Trace
+from threadloom.pipeline.observe.trace_event import Ids, RawEvent, TraceEvent
+
+__all__ = [
+    "SKIP",
+    "Branch",
+    "ChannelStatistics",
+    "Counters",
+    "Diagnosis",
+    "Distribution",
+    "Ids",
+    "Kind",
+    "Limit",
+    "Node",
+    "Phase",
+    "Port",
+    "RawEvent",
+    "Route",
+    "RunStatistics",
+    "Sink",
+    "Skip",
+    "Stage",
+    "StageStatistics",
+    "Trace",
+    "TraceEvent",
+    "Via",
+    "Wait",
+    "draw_timeline",
+    "explain",
+    "in_words",
+    "summarise",
+]

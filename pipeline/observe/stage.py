@@ -5,8 +5,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Final, Generic, Protocol, TypeVar
 
-from threadloom.pipeline.policy.admission import Fifo, Policy
-from threadloom.pipeline.policy.failure import FailFast, OnError
+from threadloom.pipeline.policy import FailFast, Fifo, OnError, Policy
 
 Out = TypeVar("Out")
 Out_co = TypeVar("Out_co", covariant=True)

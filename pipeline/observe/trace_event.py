@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from threadloom.pipeline.core.errors import Label
+from threadloom.pipeline.core import Label
 
 Ids = int | Sequence[int]
 """One id, or those of a group: a number that is alone needs no container, which would cost as much as the event."""

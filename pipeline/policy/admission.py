@@ -21,7 +21,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from threadloom.pipeline.core.errors import AdmissionError
+from threadloom.pipeline.core import AdmissionError
 
 In = TypeVar("In")
 Out = TypeVar("Out")

@@ -17,7 +17,7 @@ Both classes are plain state: `Control` belongs to the lock of its run, a `Crew`
 
 from enum import Enum
 
-from threadloom.pipeline.core.errors import Cancelled, StageFailure
+from threadloom.pipeline.core import Cancelled, StageFailure
 
 
 class State(Enum):

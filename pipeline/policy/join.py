@@ -10,7 +10,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from threadloom.pipeline.core.errors import AdmissionError
+from threadloom.pipeline.core import AdmissionError
 from threadloom.pipeline.policy.admission import Admission, Policy, Ticket
 
 

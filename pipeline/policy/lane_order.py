@@ -10,8 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from threadloom.pipeline.core.errors import AdmissionError
-from threadloom.pipeline.core.lanes import LanePlan
+from threadloom.pipeline.core import AdmissionError, LanePlan
 from threadloom.pipeline.policy.admission import Admission, Policy
 
 Item = TypeVar("Item")

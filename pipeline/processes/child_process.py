@@ -23,7 +23,7 @@ import multiprocess
 from multiprocess import resource_tracker
 from multiprocess.reduction import DupFd
 
-from threadloom.pipeline.core.errors import PipelineError
+from threadloom.pipeline.core import PipelineError
 from threadloom.pipeline.processes.wire import HungUp, Kind, Payload, Wire
 from threadloom.pipeline.processes.worker_process import serve
 

@@ -33,12 +33,11 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Final, Generic, NoReturn, Self, TypeVar
 
-from threadloom.pipeline.core.errors import Cancelled, PipelineError
-from threadloom.pipeline.core.shared import Slot
+from threadloom.pipeline.core import Cancelled, PipelineError, Slot
 from threadloom.pipeline.processes.child_process import GUARD_REMEDY, ChildProcess, Late
 from threadloom.pipeline.processes.wire import HungUp, Kind, Payload, Pickles, PoolHandle
 from threadloom.pipeline.processes.worker_process import Job, Report
-from threadloom.pipeline.run.worker_state import PerWorker
+from threadloom.pipeline.run import PerWorker
 
 In = TypeVar("In")
 Out = TypeVar("Out")

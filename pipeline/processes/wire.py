@@ -25,8 +25,7 @@ import numpy as np
 from multiprocess.reduction import ForkingPickler as DillPickler
 from numpy.typing import NDArray
 
-from threadloom.pipeline.core.errors import PipelineError
-from threadloom.pipeline.core.shared import SharedPool, Slot, slot_of
+from threadloom.pipeline.core import PipelineError, SharedPool, Slot, slot_of
 
 
 class Kind(IntEnum):

@@ -30,8 +30,7 @@ from typing import Any, NamedTuple
 import multiprocess
 import threadpoolctl
 
-from threadloom.pipeline.core.errors import PipelineError
-from threadloom.pipeline.core.shared import SharedPool, Slot, map_memory
+from threadloom.pipeline.core import PipelineError, SharedPool, Slot, map_memory
 from threadloom.pipeline.processes.wire import HungUp, Kind, Payload, Pickles, PoolHandle, Wire
 
 _PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15

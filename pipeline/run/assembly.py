@@ -9,12 +9,9 @@ from functools import partial
 from itertools import chain
 from typing import Any
 
-from threadloom.pipeline.core.gate import SLICE
-from threadloom.pipeline.observe.stage import Kind, Stage
-from threadloom.pipeline.observe.statistics import Counters, StageStatistics, summarise
-from threadloom.pipeline.policy.failure import FailFast
-from threadloom.pipeline.policy.join import Join
-from threadloom.pipeline.policy.ordered import Numbered, Turns
+from threadloom.pipeline.core import SLICE
+from threadloom.pipeline.observe import Counters, Kind, Stage, StageStatistics, summarise
+from threadloom.pipeline.policy import FailFast, Join, Numbered, Turns
 from threadloom.pipeline.run.channel import Channel
 from threadloom.pipeline.run.deadlock import Doubts
 from threadloom.pipeline.run.output import Edge

@@ -18,10 +18,9 @@ from collections.abc import Callable, Sequence
 from time import perf_counter_ns
 from typing import Any, Generic, TypeVar
 
-from threadloom.pipeline.core.errors import AdmissionError, Cancelled, Closed
-from threadloom.pipeline.observe.statistics import ChannelStatistics
-from threadloom.pipeline.policy.admission import Admission, FifoState, Ticket
-from threadloom.pipeline.policy.control import Crew
+from threadloom.pipeline.core import AdmissionError, Cancelled, Closed
+from threadloom.pipeline.observe import ChannelStatistics
+from threadloom.pipeline.policy import Admission, Crew, FifoState, Ticket
 from threadloom.pipeline.run.deadlock import Doubtful, Doubts
 
 In = TypeVar("In")

@@ -6,9 +6,8 @@ Ownership: a delivery belongs to the one thread that iterates it; its counters a
 from collections.abc import Callable, Iterator
 from typing import Any, Generic, NoReturn, Protocol, TypeVar
 
-from threadloom.pipeline.core.errors import Cancelled, Closed, PipelineError, StageFailure
-from threadloom.pipeline.observe.stage import Stage
-from threadloom.pipeline.observe.statistics import Counters, Phase
+from threadloom.pipeline.core import Cancelled, Closed, PipelineError, StageFailure
+from threadloom.pipeline.observe import Counters, Phase, Stage
 from threadloom.pipeline.run.channel import Channel
 
 Item = TypeVar("Item")

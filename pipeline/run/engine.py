@@ -22,12 +22,9 @@ from time import monotonic, perf_counter_ns
 from types import TracebackType
 from typing import Any, NoReturn, Protocol, Self, TypeVar, overload
 
-from threadloom.pipeline.core.errors import Cancelled, Label, PipelineError, StageFailure, ThreadsLeft
-from threadloom.pipeline.core.gate import Gate, wait_in_slices
-from threadloom.pipeline.observe.stage import Kind, Sink, Stage
-from threadloom.pipeline.observe.statistics import RunStatistics, StageStatistics
-from threadloom.pipeline.observe.trace import Trace
-from threadloom.pipeline.policy.control import LIVE, Action, Control, State
+from threadloom.pipeline.core import Cancelled, Gate, Label, PipelineError, StageFailure, ThreadsLeft, wait_in_slices
+from threadloom.pipeline.observe import Kind, RunStatistics, Sink, Stage, StageStatistics, Trace
+from threadloom.pipeline.policy import LIVE, Action, Control, State
 from threadloom.pipeline.run.assembly import Assembly
 from threadloom.pipeline.run.channel import Channel
 from threadloom.pipeline.run.delivery import Delivery

@@ -12,7 +12,7 @@ from _thread import start_new_thread
 from collections.abc import Sequence
 from threading import Thread
 
-from threadloom.pipeline.core.gate import Gate
+from threadloom.pipeline.core import Gate
 
 
 class Launch:

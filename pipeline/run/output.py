@@ -7,8 +7,8 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from threadloom.pipeline.core.errors import Cancelled, RouteError
-from threadloom.pipeline.observe.stage import Branch, Port, Route, Via
+from threadloom.pipeline.core import Cancelled, RouteError
+from threadloom.pipeline.observe import Branch, Port, Route, Via
 from threadloom.pipeline.run.channel import Channel
 
 Send = Callable[[Any], None]

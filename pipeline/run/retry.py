@@ -11,9 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from threadloom.pipeline.core.errors import Cancelled, TooManySkipped
-from threadloom.pipeline.observe.stage import SKIP, Stage
-from threadloom.pipeline.policy.failure import Again, Attempt, DeadLetter, OnError, Verdict
+from threadloom.pipeline.core import Cancelled, TooManySkipped
+from threadloom.pipeline.observe import SKIP, Stage
+from threadloom.pipeline.policy import Again, Attempt, DeadLetter, OnError, Verdict
 
 
 class Tally:

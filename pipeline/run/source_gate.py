@@ -7,7 +7,7 @@ still sent. Ownership: every field belongs to the lock; `shut` is read without i
 
 from _thread import LockType, allocate_lock
 
-from threadloom.pipeline.core.errors import Cancelled
+from threadloom.pipeline.core import Cancelled
 
 
 class Turnstile:

@@ -24,10 +24,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from threadloom.pipeline.core.errors import ItemTimeout, PipelineError, StageFailure, Standstill
-from threadloom.pipeline.core.gate import Gate
-from threadloom.pipeline.observe.stage import Kind
-from threadloom.pipeline.observe.statistics import Phase
+from threadloom.pipeline.core import Gate, ItemTimeout, PipelineError, StageFailure, Standstill
+from threadloom.pipeline.observe import Kind, Phase
 
 LOG = logging.getLogger("threadloom.pipeline.run.watchdog")
 

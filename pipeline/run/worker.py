@@ -15,11 +15,9 @@ from enum import Enum
 from time import perf_counter_ns
 from typing import Any, Final
 
-from threadloom.pipeline.core.errors import Cancelled, Closed, Label, StageFailure
-from threadloom.pipeline.observe.stage import SKIP, Port, Stage
-from threadloom.pipeline.observe.statistics import Counters, Phase
-from threadloom.pipeline.observe.trace_event import Ids, RawEvent
-from threadloom.pipeline.policy.ordered import Finished, Turns
+from threadloom.pipeline.core import Cancelled, Closed, Label, StageFailure
+from threadloom.pipeline.observe import SKIP, Counters, Ids, Phase, Port, RawEvent, Stage
+from threadloom.pipeline.policy import Finished, Turns
 from threadloom.pipeline.run.channel import Channel
 from threadloom.pipeline.run.output import Edge, sender
 from threadloom.pipeline.run.retry import Guard, Tally

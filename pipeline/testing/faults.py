@@ -10,9 +10,9 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from enum import Enum
 
-from threadloom.pipeline.graph.graph import Graph
-from threadloom.pipeline.observe.stage import Kind, Stage
-from threadloom.pipeline.processes.processes import OnProcesses
+from threadloom.pipeline.graph import Graph
+from threadloom.pipeline.observe import Kind, Stage
+from threadloom.pipeline.processes import OnProcesses
 
 
 class FaultKind(Enum):

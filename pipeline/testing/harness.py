@@ -14,12 +14,10 @@ from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any
 
-from threadloom.pipeline.core.errors import Label
-from threadloom.pipeline.graph.graph import Graph
-from threadloom.pipeline.observe.stage import Kind
-from threadloom.pipeline.observe.statistics import RunStatistics
-from threadloom.pipeline.observe.trace import Trace
-from threadloom.pipeline.run.engine import Abortable, Run
+from threadloom.pipeline.core import Label
+from threadloom.pipeline.graph import Graph
+from threadloom.pipeline.observe import Kind, RunStatistics, Trace
+from threadloom.pipeline.run import Abortable, Run
 from threadloom.pipeline.testing.faults import FaultKind, FaultPlan
 from threadloom.pipeline.testing.invariants import Observation, broken
 from threadloom.pipeline.testing.journal import Fired, Journal, wrap

@@ -9,15 +9,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from threadloom.pipeline.core.errors import Cancelled, StageFailure
-from threadloom.pipeline.core.slots import Pool
-from threadloom.pipeline.graph.graph import Graph
-from threadloom.pipeline.observe.stage import Kind, Port, Stage
-from threadloom.pipeline.observe.statistics import RunStatistics
-from threadloom.pipeline.policy.admission import Fifo, Gather, InOrder
-from threadloom.pipeline.policy.failure import FailFast
-from threadloom.pipeline.policy.join import Join
-from threadloom.pipeline.processes.processes import WorkerDied
+from threadloom.pipeline.core import Cancelled, Pool, StageFailure
+from threadloom.pipeline.graph import Graph
+from threadloom.pipeline.observe import Kind, Port, RunStatistics, Stage
+from threadloom.pipeline.policy import FailFast, Fifo, Gather, InOrder, Join
+from threadloom.pipeline.processes import WorkerDied
 from threadloom.pipeline.testing.faults import STOPPING, FaultKind
 from threadloom.pipeline.testing.journal import Fired, Journal, Record
 

@@ -19,12 +19,11 @@ from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from threadloom.pipeline.graph.graph import Graph
-from threadloom.pipeline.observe.stage import SKIP, Branch, Kind, Port, Route, Stage, Via
-from threadloom.pipeline.policy.admission import Gather, InOrder
-from threadloom.pipeline.processes.processes import ProcessWorker
-from threadloom.pipeline.run.engine import Run
-from threadloom.pipeline.run.worker_state import PerWorker
+from threadloom.pipeline.graph import Graph
+from threadloom.pipeline.observe import SKIP, Branch, Kind, Port, Route, Stage, Via
+from threadloom.pipeline.policy import Gather, InOrder
+from threadloom.pipeline.processes import ProcessWorker
+from threadloom.pipeline.run import PerWorker, Run
 from threadloom.pipeline.testing.faults import STOPPING, Fault, FaultKind, FaultPlan, InjectedFault
 
 NO_MOVE = 0.004

@@ -17,14 +17,11 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
-from threadloom.pipeline.core.errors import AdmissionError
-from threadloom.pipeline.core.slots import Pool
-from threadloom.pipeline.graph.graph import Graph
-from threadloom.pipeline.observe.stage import SKIP, Kind, Node, Skip
-from threadloom.pipeline.policy.admission import Gather, InOrder
-from threadloom.pipeline.policy.failure import FailFast, Retry, SkipFailed
-from threadloom.pipeline.policy.join import Join
-from threadloom.pipeline.run.worker_state import per_worker
+from threadloom.pipeline.core import AdmissionError, Pool
+from threadloom.pipeline.graph import Graph
+from threadloom.pipeline.observe import SKIP, Kind, Node, Skip
+from threadloom.pipeline.policy import FailFast, Gather, InOrder, Join, Retry, SkipFailed
+from threadloom.pipeline.run import per_worker
 from threadloom.pipeline.testing.harness import Subject
 
 FIRST = 10_000

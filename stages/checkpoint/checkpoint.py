@@ -34,13 +34,12 @@ import numpy as np
 from loguru import logger
 from numpy.typing import NDArray
 
-from threadloom.pipeline.core.arena import Arena
+from threadloom.pipeline import Arena
 from threadloom.stages.checkpoint.huggingface import CONFIG_FILE, MODEL_FILE, read_model, write_model
 from threadloom.stages.checkpoint.manifest import MANIFEST_FILE, Manifest, as_config, read_manifest, write_manifest
-from threadloom.stages.memory.loss_scale import ScaleState
-from threadloom.stages.models.gpt2 import Geometry, parameter_shapes
-from threadloom.stages.storage.run_directory import sync_folder
-from threadloom.stages.storage.tensor_file import (
+from threadloom.stages.memory import ScaleState
+from threadloom.stages.models import Geometry, parameter_shapes
+from threadloom.stages.storage import (
     CheckpointError,
     FileRecord,
     copy_file,
@@ -48,6 +47,7 @@ from threadloom.stages.storage.tensor_file import (
     open_tensors,
     record_file,
     require_space,
+    sync_folder,
     write_tensors,
 )
 

@@ -17,16 +17,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from threadloom.pipeline.core.arena import Arena
-from threadloom.stages.models.gpt2 import Geometry, Shape, parameter_shapes
-from threadloom.stages.storage.tensor_file import (
-    CheckpointError,
-    FileRecord,
-    TensorFile,
-    open_tensors,
-    write_bytes,
-    write_tensors,
-)
+from threadloom.pipeline import Arena
+from threadloom.stages.models import Geometry, Shape, parameter_shapes
+from threadloom.stages.storage import CheckpointError, FileRecord, TensorFile, open_tensors, write_bytes, write_tensors
 
 Floats = NDArray[np.float32]
 

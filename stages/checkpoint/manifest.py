@@ -9,9 +9,9 @@ from typing import Annotated, Any
 
 import msgspec
 
-from threadloom.stages.memory.loss_scale import ScaleState
-from threadloom.stages.models.gpt2 import Geometry
-from threadloom.stages.storage.tensor_file import CheckpointError, FileRecord, write_bytes
+from threadloom.stages.memory import ScaleState
+from threadloom.stages.models import Geometry
+from threadloom.stages.storage import CheckpointError, FileRecord, write_bytes
 
 MANIFEST_FILE = "training.json"
 FORMAT = 1

@@ -1,0 +1,52 @@
+"""The settings of a run as frozen values, the learning-rate schedule, configuration errors.
+
+May import: models.
+"""
+
+from threadloom.stages.config.schedule import learning_rate
+from threadloom.stages.config.settings import (
+    CheckpointConfig,
+    Config,
+    ConfigError,
+    DataConfig,
+    EvaluationConfig,
+    Gemm,
+    InputError,
+    LossScaleConfig,
+    LossScaling,
+    Matmul,
+    ModelConfig,
+    OptimizerConfig,
+    Precision,
+    ScheduleConfig,
+    ScheduleKind,
+    ThreadsConfig,
+    TokenizerKind,
+    TraceConfig,
+    flatten,
+    micro_batches,
+)
+
+__all__ = [
+    "CheckpointConfig",
+    "Config",
+    "ConfigError",
+    "DataConfig",
+    "EvaluationConfig",
+    "Gemm",
+    "InputError",
+    "LossScaleConfig",
+    "LossScaling",
+    "Matmul",
+    "ModelConfig",
+    "OptimizerConfig",
+    "Precision",
+    "ScheduleConfig",
+    "ScheduleKind",
+    "ThreadsConfig",
+    "TokenizerKind",
+    "TraceConfig",
+    "flatten",
+    "learning_rate",
+    "micro_batches",
+]

@@ -17,7 +17,7 @@ warm-up; He et al. 2015 for step decay; Loshchilov & Hutter 2017, "SGDR", equati
 
 import math
 
-from threadloom.stages.resolve.loading import Config, ConfigError, ScheduleConfig, ScheduleKind
+from threadloom.stages.config.settings import Config, ConfigError, ScheduleConfig, ScheduleKind
 
 
 def learning_rate(config: Config, update: int) -> float:

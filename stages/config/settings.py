@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from threadloom.stages.models.gpt2 import Geometry
+from threadloom.stages.models import Geometry
 
 
 class InputError(ValueError):

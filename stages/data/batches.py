@@ -17,9 +17,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from threadloom.stages.config import Config, micro_batches
 from threadloom.stages.data.dataset import Dataset, Manifest, Split, prepare, require_same_text
 from threadloom.stages.data.token_file import DataError, TokenFile, token_type
-from threadloom.stages.resolve.loading import Config, micro_batches
 
 __all__ = [
     "BatchSource",

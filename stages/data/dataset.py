@@ -15,10 +15,10 @@ import msgspec
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
+from threadloom.stages.config import Config, InputError, TokenizerKind
 from threadloom.stages.data.token_file import DataError, TokenFile, token_type
 from threadloom.stages.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
-from threadloom.stages.resolve.loading import Config, InputError, TokenizerKind
-from threadloom.stages.storage.run_directory import atomic_write
+from threadloom.stages.storage import atomic_write
 
 MANIFEST_FORMAT = 1
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from threadloom.stages.resolve.loading import InputError
+from threadloom.stages.config import InputError
 
 TEXT_SUFFIXES = frozenset(
     (

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from threadloom.stages.resolve.loading import ConfigError, DataConfig, InputError, TokenizerKind
+from threadloom.stages.config import ConfigError, DataConfig, InputError, TokenizerKind
 
 if TYPE_CHECKING:  # 3 MB that only byte-pair encoding needs
     import tokenizers

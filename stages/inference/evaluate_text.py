@@ -5,12 +5,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from threadloom.stages.data.batches import DataError, EvaluationWindows, TokenFile, evaluation_batches, token_type
-from threadloom.stages.data.text import read_text
+from threadloom.stages.config import ConfigError, InputError
+from threadloom.stages.data import DataError, EvaluationWindows, TokenFile, evaluation_batches, read_text, token_type
 from threadloom.stages.inference.model import Model
-from threadloom.stages.resolve.loading import ConfigError, InputError
-from threadloom.stages.step.compute import Float32Compute
-from threadloom.stages.step.evaluate import Evaluator
+from threadloom.stages.step import Evaluator, Float32Compute
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,11 @@ import numpy as np
 
 from threadloom.kernels import TokenIds, Weights
 from threadloom.pipeline import Arena
-from threadloom.stages.checkpoint.checkpoint import Checkpoint, latest_checkpoint
-from threadloom.stages.checkpoint.huggingface import CONFIG_FILE, load_model
-from threadloom.stages.checkpoint.manifest import MANIFEST_FILE
-from threadloom.stages.config.settings import InputError
-from threadloom.stages.data.tokenizer import Tokenizer, TokenizerError, load_tokenizer
-from threadloom.stages.memory.float32 import as_weights
-from threadloom.stages.models.gpt2 import Geometry, parameter_shapes
+from threadloom.stages.checkpoint import CONFIG_FILE, MANIFEST_FILE, Checkpoint, latest_checkpoint, load_model
+from threadloom.stages.config import InputError
+from threadloom.stages.data import Tokenizer, TokenizerError, load_tokenizer
+from threadloom.stages.memory import as_weights
+from threadloom.stages.models import Geometry, parameter_shapes
 
 TOKENIZER_FILE = "tokenizer.json"
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from threadloom.stages.config.settings import InputError
+from threadloom.stages.config import InputError
 
 
 class SamplingError(InputError):

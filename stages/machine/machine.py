@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
 
-from threadloom.pipeline.core.threads import available_cores
+from threadloom.pipeline import available_cores
 
 FEATURES = (
     "sse2",

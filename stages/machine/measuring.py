@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from threadloom.kernels import gemm
-from threadloom.pipeline.core.threads import blas_threads
+from threadloom.pipeline import blas_threads
 from threadloom.stages.machine.machine import Machine
 
 GEMM_SIZE = 768

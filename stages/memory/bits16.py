@@ -7,12 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from threadloom.kernels.bits16.attention.layer import attention_scratch_shapes
-from threadloom.kernels.matmul.fp16 import half_scratch_sizes, half_sums_size
-from threadloom.kernels.matmul.pack import packed_shape
+from threadloom.kernels.bits16.attention import attention_scratch_shapes
+from threadloom.kernels.matmul import half_scratch_sizes, half_sums_size, packed_shape
 from threadloom.pipeline import aligned_zeros
-from threadloom.stages.config.settings import Precision
-from threadloom.stages.models.gpt2 import Geometry, Shape, parameter_shapes
+from threadloom.stages.config import Precision
+from threadloom.stages.models import Geometry, Shape, parameter_shapes
 
 LOGITS_BYTES = 16 << 20
 """Most bytes that the float32 logits of one chunk of rows take; their rounded gradient takes half as many."""

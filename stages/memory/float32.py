@@ -13,7 +13,7 @@ import numpy as np
 from threadloom.kernels import ATTENTION_TILE, Activations, Scratch, TokenIds, Weights
 from threadloom.pipeline import Arena
 from threadloom.stages.memory.loss_scale import ScaleState
-from threadloom.stages.models.gpt2 import Geometry, Shape, parameter_shapes
+from threadloom.stages.models import Geometry, Shape, parameter_shapes
 
 LOGITS_BYTES = 32 << 20
 """Most bytes that the logits of one chunk of rows take; the head works through a micro-batch chunk by chunk."""

@@ -26,7 +26,7 @@ micro-batches, whatever the threads.
 import math
 from dataclasses import dataclass
 
-from threadloom.stages.config.settings import LossScaleConfig, LossScaling
+from threadloom.stages.config import LossScaleConfig, LossScaling
 
 FLOOR = 2.0**-14
 """Backoff ends here; what overflows even then is no matter of scale. (fairseq's --min-loss-scale is 1e-4.)"""

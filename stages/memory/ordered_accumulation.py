@@ -12,10 +12,10 @@ import numpy as np
 
 from threadloom import kernels
 from threadloom.kernels import Floats, TokenIds, Turn, Weights
-from threadloom.kernels.common.accumulation import model_parts
+from threadloom.kernels.common import model_parts
 from threadloom.pipeline import LanePlan, Lanes
 from threadloom.stages.memory.float32 import as_weights
-from threadloom.stages.models.gpt2 import Geometry
+from threadloom.stages.models import Geometry
 
 _LINE = 8  # counts to a cache line: each count is written by another thread
 

@@ -4,11 +4,10 @@ from dataclasses import dataclass
 from math import prod
 
 from threadloom.pipeline import arena_size
-from threadloom.stages.memory import bits16 as low
+from threadloom.stages.config import Config, Precision, micro_batches
 from threadloom.stages.memory.float32 import activation_shapes, logits_rows, scratch_shapes
 from threadloom.stages.memory.ordered_accumulation import kept_bytes
-from threadloom.stages.models.gpt2 import Geometry, Shape, parameter_shapes
-from threadloom.stages.resolve.loading import Config, Precision, micro_batches
+from threadloom.stages.models import Geometry, Shape, parameter_shapes
 
 FLOAT = 4  # bytes
 
@@ -51,6 +50,8 @@ def _float32_sizes(geometry: Geometry, sequences: int) -> Sizes:
 
 
 def _low_sizes(geometry: Geometry, sequences: int, precision: Precision) -> Sizes:
+    from threadloom.stages.memory import bits16 as low  # loaded only for runs in 16 bits, kernels and all
+
     half = precision is Precision.FP16
     short = low.short_type(precision)
     work = low.array_bytes(low.attention_kinds(geometry, short))

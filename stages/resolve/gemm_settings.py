@@ -5,7 +5,7 @@ from contextlib import ExitStack, contextmanager
 
 from threadloom.kernels import GemmBackend, gemm_backend
 from threadloom.pipeline import blas_threads
-from threadloom.stages.config.settings import Config, ConfigError, Precision
+from threadloom.stages.config import Config, ConfigError, Precision
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from typing import Any
 
 import msgspec
 
-from threadloom.stages.config.settings import (
+from threadloom.stages.config import (
     CheckpointConfig,
     Config,
     ConfigError,

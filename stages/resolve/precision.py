@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING
 import msgspec
 from loguru import logger
 
-from threadloom.stages.config.settings import Config, ConfigError, Matmul, Precision
+from threadloom.stages.config import Config, ConfigError, Matmul, Precision
 
 if TYPE_CHECKING:  # Numba is loaded only where something is measured, not for --help
-    from threadloom.kernels.simd.features import LowPrecisionInfo
-    from threadloom.stages.resolve.speeds import Speeds
+    from threadloom.kernels.simd import LowPrecisionInfo
+    from threadloom.stages.speeds import Speeds
 
 FLOAT32_PRECISIONS = (Precision.FLOAT32, Precision.BF16X3)
 """What a configuration with precision=float32 may compute in, depending on `matmul`."""
@@ -141,7 +141,7 @@ def _path(precision: Precision, info: "LowPrecisionInfo") -> str:
 def product_words(config: Config) -> str:
     """Return what multiplies matrices in a run of a resolved configuration."""
     from threadloom.kernels import GemmBackend, blas_info
-    from threadloom.kernels.simd.features import DotPath, low_precision_info
+    from threadloom.kernels.simd import DotPath, low_precision_info
 
     dots = {DotPath.AMX: "AMX tiles", DotPath.AVX512: "AVX-512 BF16"}
     dot = dots.get(low_precision_info().path, "bfloat16 widened to float32")
@@ -167,7 +167,7 @@ def slow_allowed() -> bool:
 
 def speed_matters() -> bool:
     """Return whether the kernels are compiled."""
-    from threadloom.kernels.compiling.jit import JIT_ENABLED
+    from threadloom.kernels.compiling import JIT_ENABLED
 
     return JIT_ENABLED
 
@@ -178,7 +178,7 @@ def choose_here(config: Config, allow_slow: bool = False) -> Choice:
     Plain float32 needs no figures. With the compiler off (``NUMBA_DISABLE_JIT``) speed is of no interest. `allow_slow`:
     as in `choose`; the environment may say it, too.
     """
-    from threadloom.kernels.simd.features import DotPath, low_precision_info
+    from threadloom.kernels.simd import DotPath, low_precision_info
 
     info = low_precision_info()
     if config.precision is Precision.FLOAT32 and not is_open(config):
@@ -187,7 +187,7 @@ def choose_here(config: Config, allow_slow: bool = False) -> Choice:
         return Choice(Precision.FLOAT32, f"as asked; precision=auto may be faster: {info.reason}")
     if not speed_matters():
         return choose(config.precision, config.matmul, None, info)
-    from threadloom.stages.resolve.speeds import speeds_here
+    from threadloom.stages.speeds import speeds_here
 
     return choose(config.precision, config.matmul, speeds_here(), info, allow_slow or slow_allowed())
 

@@ -8,7 +8,7 @@ import math
 
 import msgspec
 
-from threadloom.stages.config.settings import (
+from threadloom.stages.config import (
     CheckpointConfig,
     Config,
     ConfigError,
@@ -20,7 +20,7 @@ from threadloom.stages.config.settings import (
     TokenizerKind,
     flatten,
 )
-from threadloom.stages.models.gpt2 import parameter_count
+from threadloom.stages.models import parameter_count
 from threadloom.stages.resolve.precision import choose_here, is_open, with_precision
 
 ROWS_PER_MICRO_BATCH = 256
@@ -230,7 +230,7 @@ def _default_gemm(threads: ThreadsConfig) -> Gemm:
 
 def _shares_lanes(config: Config, saved: int) -> bool:
     """Choose shared lanes where lanes are large, and `saved` of them more than what is kept of a batch."""
-    from threadloom.stages.memory.ordered_accumulation import kept_bytes  # with Numba, as below
+    from threadloom.stages.memory import kept_bytes  # with Numba, as below
 
     geometry = config.model.geometry()
     parameters = parameter_count(geometry)

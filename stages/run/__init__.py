@@ -1,0 +1,17 @@
+"""A run in its directory: session, report, plots, live display, estimate.
+
+May import: models to inference.
+"""
+
+from threadloom.stages.run.estimate import estimate_run, estimate_text
+from threadloom.stages.run.plots import plot_runs
+from threadloom.stages.run.session import Outcome, saved_config, train
+
+__all__ = [
+    "Outcome",
+    "estimate_run",
+    "estimate_text",
+    "plot_runs",
+    "saved_config",
+    "train",
+]

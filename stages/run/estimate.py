@@ -15,23 +15,16 @@ import numpy as np
 from loguru import logger
 
 from threadloom.pipeline import available_cores
-from threadloom.stages.console.json_worker import command_of, resident
-from threadloom.stages.data.batches import TokenIds
-from threadloom.stages.data.text import read_text
-from threadloom.stages.data.tokenizer import train_tokenizer
-from threadloom.stages.machine.machine import detect, others_at_work
-from threadloom.stages.memory.float32 import Bank
-from threadloom.stages.memory.plan import FLOAT, lanes_text, memory_plan, plan_table
-from threadloom.stages.models.gpt2 import initialise, parameter_count
-from threadloom.stages.resolve.gemm_settings import numerics
-from threadloom.stages.resolve.loading import Config, Precision, resolve
-from threadloom.stages.resolve.precision import choose_and_warn, with_precision
-from threadloom.stages.step.compute import compute_for
-from threadloom.stages.step.evaluate import Evaluator
-from threadloom.stages.tools.tune.space import Choice
-from threadloom.stages.tools.tune.tune import Trials, tuned_settings
-from threadloom.stages.training.measured_step import ENDLESS
-from threadloom.stages.training.warmup import SLOW, compile_kernels
+from threadloom.stages.config import Config, Precision
+from threadloom.stages.console import command_of, resident
+from threadloom.stages.data import TokenIds, read_text, train_tokenizer
+from threadloom.stages.machine import detect, others_at_work
+from threadloom.stages.memory import FLOAT, Bank, lanes_text, memory_plan, plan_table
+from threadloom.stages.models import initialise, parameter_count
+from threadloom.stages.resolve import choose_and_warn, numerics, resolve, with_precision
+from threadloom.stages.step import Evaluator, compute_for
+from threadloom.stages.tools.tune import Choice, Trials, tuned_settings
+from threadloom.stages.training import ENDLESS, SLOW, compile_kernels
 
 PICTURES = 45_000_000
 """Bytes that Matplotlib and the pictures add when the run ends; measured, and held by a test."""

@@ -8,15 +8,16 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
-from threadloom.stages.storage.run_directory import atomic_write, read_metrics
+from threadloom.stages.storage import atomic_write, read_metrics
+
+if TYPE_CHECKING:  # Matplotlib is loaded by the functions that draw: it takes 60 MB
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 COLOURS = ("#2563eb", "#dc6803", "#0f9d75", "#b4348f", "#6d5bd0", "#8a6d3b")
 INK, FAINT = "#1f2937", "#d7dce3"
@@ -99,8 +100,11 @@ def plot_runs(runs: Mapping[str, Path], out: Path, title: str = "") -> None:
     atomic_write(out, image.getvalue())
 
 
-def loss_figure(runs: Mapping[str, Curves], title: str = "") -> Figure:
+def loss_figure(runs: Mapping[str, Curves], title: str = "") -> "Figure":
     """Return the picture of labelled runs as a Figure, not written anywhere."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
     scaled = any(run.scaled for run in runs.values())
     heights = [4.2, 1.0, 1.0] if scaled else [4.2, 1.0]
     figure = Figure(figsize=(9.0, 0.2 + 5.4 * sum(heights) / 5.2), dpi=130, facecolor="white", layout="constrained")
@@ -130,7 +134,7 @@ def loss_figure(runs: Mapping[str, Curves], title: str = "") -> Figure:
     return figure
 
 
-def _draw_run(axes: Axes, run: Curves, label: str, colour: str, alone: bool) -> None:
+def _draw_run(axes: "Axes", run: Curves, label: str, colour: str, alone: bool) -> None:
     ended = f"validation {run.val_loss[-1]:.4f} at the end" if len(run.val_loss) else ""
     both = f"{label}: {ended}" if ended else label  # of several runs: one entry each
     window = max(1, len(run.steps) // 40)
@@ -158,7 +162,7 @@ def _draw_run(axes: Axes, run: Curves, label: str, colour: str, alone: bool) -> 
         )
 
 
-def _draw_rates(axes: Axes, runs: Mapping[str, Curves]) -> None:
+def _draw_rates(axes: "Axes", runs: Mapping[str, Curves]) -> None:
     """One line where all runs share the schedule, which they mostly do."""
     shown = list(runs.values())
     shared = all(np.array_equal(run.lr, shown[0].lr, equal_nan=True) for run in shown)
@@ -166,7 +170,7 @@ def _draw_rates(axes: Axes, runs: Mapping[str, Curves]) -> None:
         axes.plot(run.steps, run.lr, color=INK if shared else COLOURS[index % len(COLOURS)], linewidth=1.4)
 
 
-def _draw_scales(axes: Axes, runs: Mapping[str, Curves]) -> None:
+def _draw_scales(axes: "Axes", runs: Mapping[str, Curves]) -> None:
     """The loss scale in powers of two, and a cross where an update was skipped."""
     for index, run in enumerate(runs.values()):
         colour = INK if len(runs) == 1 else COLOURS[index % len(COLOURS)]
@@ -183,7 +187,7 @@ def _rate(value: float, _: int) -> str:
     return f"{float(mantissa):g}e{int(exponent)}" if value else "0"
 
 
-def _frame_losses(axes: Axes, runs: Mapping[str, Curves]) -> None:
+def _frame_losses(axes: "Axes", runs: Mapping[str, Curves]) -> None:
     """Fit the axis to the smoothed curves and the evaluations: one wild batch must not flatten the picture."""
     parts = [smoothed(run.loss, max(1, len(run.steps) // 40)) for run in runs.values()]
     parts += [run.val_loss for run in runs.values()]
@@ -197,7 +201,7 @@ def _frame_losses(axes: Axes, runs: Mapping[str, Curves]) -> None:
     axes.set_ylim(low - 2 * margin, high + margin)
 
 
-def _dress(axes: Axes) -> None:
+def _dress(axes: "Axes") -> None:
     axes.grid(axis="y", color=FAINT, linewidth=0.8)
     axes.set_axisbelow(True)
     for side in ("top", "right"):

@@ -8,11 +8,10 @@ from dataclasses import replace
 from loguru import logger
 
 from threadloom.pipeline import Milestone, RunStatistics
-from threadloom.stages.config.settings import Config
-from threadloom.stages.memory.items import Evaluation, Event, Saved, Update
-from threadloom.stages.memory.loss_scale import Scaled
+from threadloom.stages.config import Config
+from threadloom.stages.memory import Evaluation, Event, Saved, Scaled, Update
 from threadloom.stages.run.display import ChannelDepth, Display, Progress, Smoothing, StageShares, scale_text
-from threadloom.stages.storage.run_directory import MetricsLog
+from threadloom.stages.storage import MetricsLog
 
 SHOWN = ("draw", "embed", "forward", "backward", "reduce", "update", "evaluate", "save")
 """Stages that the display shows; the others only meet and part, and take microseconds."""

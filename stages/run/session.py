@@ -11,46 +11,41 @@ from loguru import logger
 
 from threadloom.kernels import blas_info
 from threadloom.pipeline import Run, Trace, TraceEvent, available_cores, draw_timeline
-from threadloom.stages.checkpoint.checkpoint import Checkpoint, latest_checkpoint, remove_leftovers
-from threadloom.stages.config.settings import Precision
-from threadloom.stages.data.batches import (
+from threadloom.stages.checkpoint import Checkpoint, latest_checkpoint, remove_leftovers
+from threadloom.stages.config import Config, ConfigError, Precision
+from threadloom.stages.data import (
     Dataset,
     EvaluationWindows,
+    Text,
     evaluation_batches,
     prepare,
+    read_text,
     require_same_text,
     training_batches,
 )
-from threadloom.stages.data.text import Text, read_text
-from threadloom.stages.machine.machine import detect
-from threadloom.stages.memory.items import label
-from threadloom.stages.memory.plan import lanes_text, plan_table
-from threadloom.stages.models.gpt2 import parameter_count
-from threadloom.stages.resolve.gemm_settings import numerics
-from threadloom.stages.resolve.loading import (
-    Config,
-    ConfigError,
+from threadloom.stages.machine import detect
+from threadloom.stages.memory import label, lanes_text, plan_table
+from threadloom.stages.models import parameter_count
+from threadloom.stages.resolve import (
+    FLOAT32_PRECISIONS,
+    Choice,
+    choose_here,
     from_json,
+    is_open,
+    numerics,
+    product_words,
     resolve,
     to_json,
     trajectory,
     trajectory_differences,
     validate,
-)
-from threadloom.stages.resolve.precision import (
-    FLOAT32_PRECISIONS,
-    Choice,
-    choose_here,
-    is_open,
-    product_words,
     with_precision,
 )
 from threadloom.stages.run.display import Display
 from threadloom.stages.run.report import SHOWN, Logged, Reporter
-from threadloom.stages.storage.run_directory import MetricsLog, RunDirectory, RunMode, atomic_write, read_metrics
-from threadloom.stages.tools.tune.tune import tuned_settings
-from threadloom.stages.training.training import Output, Training, Validation
-from threadloom.stages.training.warmup import compile_kernels
+from threadloom.stages.storage import MetricsLog, RunDirectory, RunMode, atomic_write, read_metrics
+from threadloom.stages.tools.tune import tuned_settings
+from threadloom.stages.training import Output, Training, Validation, compile_kernels
 
 
 @dataclass(frozen=True)
@@ -261,9 +256,7 @@ def _pictures(config: Config, run: RunDirectory, trace: Trace | None) -> Iterato
 
 
 def _draw(config: Config, run: RunDirectory, trace: Trace | None) -> None:
-    from threadloom.stages.run.plots import (
-        plot_loss,  # Matplotlib takes half a second to import; the first update must not wait
-    )
+    from threadloom.stages.run.plots import plot_loss
 
     if run.metrics.exists() and run.metrics.stat().st_size:
         plot_loss(run.metrics, run.loss_plot, config.name)

@@ -9,9 +9,7 @@ from typing import Any
 from threadloom import kernels
 from threadloom.kernels import own_turn
 from threadloom.pipeline import Cancelled, Lanes, Pool
-from threadloom.stages.memory.float32 import Slot, as_weights
-from threadloom.stages.memory.items import MicroBatch, MicroGradient
-from threadloom.stages.memory.ordered_accumulation import LaneTurns
+from threadloom.stages.memory import LaneTurns, MicroBatch, MicroGradient, Slot, as_weights
 from threadloom.stages.step.compute import Compute
 
 

@@ -9,10 +9,9 @@ from typing import Any, Protocol
 
 from threadloom import kernels
 from threadloom.kernels import Floats, Scratch, Turn, Weights, own_turn
-from threadloom.stages.memory.float32 import FloatSlot, Slot, allocate_scratch, logits_rows
-from threadloom.stages.memory.items import UpdateShard
-from threadloom.stages.models.gpt2 import Geometry, Shape
-from threadloom.stages.resolve.loading import Precision
+from threadloom.stages.config import Precision
+from threadloom.stages.memory import FloatSlot, Slot, UpdateShard, allocate_scratch, logits_rows
+from threadloom.stages.models import Geometry, Shape
 from threadloom.stages.step.optimizer import ApplyUpdate, Moments
 from threadloom.stages.step.reducer import Gradient
 
@@ -146,6 +145,6 @@ def compute_for(precision: Precision, geometry: Geometry, sequences: int) -> Com
     """Return what computes in a resolved precision; bf16x3 is float32 with another matrix product."""
     if precision in (Precision.FLOAT32, Precision.BF16X3):
         return Float32Compute(geometry, sequences)
-    from threadloom.stages.step.bits16.compute import LowCompute  # its kernels are loaded by those who use them
+    from threadloom.stages.step.bits16 import LowCompute  # its kernels are loaded by those who use them
 
     return LowCompute(precision, geometry, sequences)

@@ -5,8 +5,8 @@ import time
 from typing import Protocol
 
 from threadloom.pipeline import Arena
-from threadloom.stages.data.batches import BatchSource
-from threadloom.stages.memory.items import Evaluation, Update
+from threadloom.stages.data import BatchSource
+from threadloom.stages.memory import Evaluation, Update
 from threadloom.stages.step.compute import Compute, Version
 from threadloom.stages.step.reducer import TrainingDiverged
 

@@ -7,9 +7,8 @@ batch reads, into the slot's own buffer, while earlier micro-batches are in forw
 from collections.abc import Iterator
 
 from threadloom.pipeline import Banks, Pool, version_for
-from threadloom.stages.data.batches import BatchSource
-from threadloom.stages.memory.float32 import Bank, Slot
-from threadloom.stages.memory.items import MicroBatch
+from threadloom.stages.data import BatchSource
+from threadloom.stages.memory import Bank, MicroBatch, Slot
 from threadloom.stages.step.compute import Compute
 
 

@@ -11,11 +11,9 @@ import numpy as np
 from threadloom import kernels
 from threadloom.kernels import AdamWStep
 from threadloom.pipeline import Arena, Banks, Lanes
-from threadloom.stages.memory.float32 import Bank
-from threadloom.stages.memory.items import ReduceShard, Update, UpdateShard
-from threadloom.stages.memory.loss_scale import LossScaler, Scaled
-from threadloom.stages.models.gpt2 import Geometry, decayed_elements, parameter_shapes
-from threadloom.stages.resolve.loading import OptimizerConfig
+from threadloom.stages.config import OptimizerConfig
+from threadloom.stages.memory import Bank, LossScaler, ReduceShard, Scaled, Update, UpdateShard
+from threadloom.stages.models import Geometry, decayed_elements, parameter_shapes
 from threadloom.stages.step.reducer import Gradient, ShardPlan, TrainingDiverged
 
 

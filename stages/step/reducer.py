@@ -8,8 +8,7 @@ import numpy as np
 
 from threadloom import kernels
 from threadloom.pipeline import Banks, Lanes, aligned_zeros
-from threadloom.stages.memory.float32 import Bank
-from threadloom.stages.memory.items import MicroGradient, ReduceShard
+from threadloom.stages.memory import Bank, MicroGradient, ReduceShard
 
 
 class TrainingDiverged(ArithmeticError):

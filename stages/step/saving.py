@@ -15,12 +15,10 @@ import msgspec
 import numpy as np
 
 from threadloom.pipeline import Arena, Banks, Lease, Pool
-from threadloom.stages.checkpoint.checkpoint import TrainingState, kept_versions, save_checkpoint
-from threadloom.stages.memory.float32 import Bank
-from threadloom.stages.memory.items import Saved, Update
-from threadloom.stages.memory.loss_scale import ScaleState
-from threadloom.stages.models.gpt2 import parameter_shapes
-from threadloom.stages.resolve.loading import Config
+from threadloom.stages.checkpoint import TrainingState, kept_versions, save_checkpoint
+from threadloom.stages.config import Config
+from threadloom.stages.memory import Bank, Saved, ScaleState, Update
+from threadloom.stages.models import parameter_shapes
 from threadloom.stages.step.optimizer import Moments
 
 TURN: Final = object()

@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, Self
 import msgspec
 from loguru import logger
 
-from threadloom.stages.config.settings import InputError
+from threadloom.stages.config import InputError
 
 try:
     import fcntl

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from threadloom.stages.config.settings import InputError
+from threadloom.stages.config import InputError
 from threadloom.stages.storage.run_directory import free_bytes
 
 Shape = tuple[int, ...]

@@ -1,0 +1,4 @@
+"""One sub-package per command that is not `train`.
+
+May import: models to run.
+"""

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, cast
 
-from threadloom.stages.console.json_worker import Asked, answers_only, command_of, resident, serve
+from threadloom.stages.console import Asked, answers_only, command_of, resident, serve
 
 ENDLESS = 1_000_000_000
 
@@ -86,11 +86,9 @@ class Runner:
 
     def __init__(self, text: str, way: Way, cores: int) -> None:
         """`text`: the resolved configuration."""
-        from threadloom.stages.data.batches import random_batches
-        from threadloom.stages.resolve.gemm_settings import numerics
-        from threadloom.stages.resolve.loading import from_json
-        from threadloom.stages.training.replay import replay
-        from threadloom.stages.training.sequential import stage_by_stage
+        from threadloom.stages.data import random_batches
+        from threadloom.stages.resolve import from_json, numerics
+        from threadloom.stages.training.sequential import replay, stage_by_stage
         from threadloom.stages.training.training import Training
         from threadloom.stages.training.warmup import compile_kernels
 
@@ -138,9 +136,8 @@ class Runner:
 def time_to_first_update(begin: float, text: str) -> dict[str, float]:
     """Return the seconds since `begin`, a time.monotonic() of the parent, at each point up to the first update."""
     reached = {"interpreter": time.monotonic() - begin}
-    from threadloom.stages.data.batches import random_batches
-    from threadloom.stages.resolve.gemm_settings import numerics
-    from threadloom.stages.resolve.loading import from_json
+    from threadloom.stages.data import random_batches
+    from threadloom.stages.resolve import from_json, numerics
     from threadloom.stages.training.training import Training
     from threadloom.stages.training.warmup import compile_kernels
 

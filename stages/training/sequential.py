@@ -1,18 +1,46 @@
-"""The same updates without a pipeline: one stage after another, each on all cores, everyone waiting for the slowest.
+"""The same updates without a pipeline, for comparison with it.
 
-That is what a step of most trainers is, with our kernels and our micro-batches: the fair thing to compare the pipeline
-with, since it gets the same cores. The weights are the same, bit for bit, because a lane sums its micro-batches in the
-same order. Up to one micro-batch a lane is under way at a time, or one a thread of backward where lanes are shared;
-memory is that of the pipeline.
+`replay` runs every stage function in the caller's thread: the pipeline must give the same bits.
+
+`stage_by_stage` runs one stage after another, each on all cores, as the step of most trainers does. It uses the same
+kernels, micro-batches and cores, so it is the baseline of the pipeline's speed. A lane sums its micro-batches in the
+same order, so the weights have the same bits. One micro-batch per lane is in flight at a time, or one per thread of
+backward if lanes are shared; memory is that of the pipeline.
 """
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-from threadloom.stages.memory.items import MicroBatch, MicroGradient, Update
-from threadloom.stages.memory.plan import most_in_backward
-from threadloom.stages.step.forward import plan_micro_batches
+from threadloom.stages.memory import Event, MicroBatch, MicroGradient, Update, most_in_backward
+from threadloom.stages.step import plan_micro_batches
 from threadloom.stages.training.training import Training
+
+
+def replay(training: Training) -> Iterator[Event]:
+    """Run the stages of `training` sequentially, in the caller's thread, and yield what the pipeline would report.
+
+    Nothing waits here: each batch's version is published before the batch begins, whatever the delay.
+    """
+    count = training.plan.micro_batches
+    for batch in range(training.first_batch, training.config.steps):
+        gradients = []
+        for item in plan_micro_batches(batch, batch + 1, count):
+            training.draw.acquire(item)
+            training.embed.acquire(training.draw(item))
+            training.forward(training.embed(item))
+            training.backward.acquire(item)
+            gradients.append(training.backward(item))
+        training.collect.acquire(gradients)
+        reduced = [training.reduce(shard) for shard in training.collect(gradients)]
+        training.clip.acquire(reduced)
+        updated = [training.update(shard) for shard in training.clip(reduced)]
+        training.publish.acquire(updated)
+        update = training.publish(updated)
+        yield update
+        if training.evaluate and update.evaluation is not None:
+            yield training.evaluate(update)
+        if training.save and update.checkpoint is not None:
+            yield training.save(update)
 
 
 def stage_by_stage(training: Training, cores: int) -> Iterator[Update]:

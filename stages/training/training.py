@@ -29,23 +29,33 @@ from threadloom.pipeline import (
     Policy,
     Pool,
 )
-from threadloom.stages.checkpoint.checkpoint import Checkpoint
-from threadloom.stages.config.schedule import learning_rate
-from threadloom.stages.data.batches import BatchSource
-from threadloom.stages.memory.float32 import Bank, arrays_bytes
-from threadloom.stages.memory.items import MicroBatch
-from threadloom.stages.memory.loss_scale import LossScaler
-from threadloom.stages.memory.ordered_accumulation import LaneTurns
-from threadloom.stages.memory.plan import most_in_backward
-from threadloom.stages.models.gpt2 import initialise, parameter_shapes
-from threadloom.stages.resolve.loading import Config, ConfigError, micro_batches
-from threadloom.stages.step.backward import Backward
-from threadloom.stages.step.compute import compute_for
-from threadloom.stages.step.evaluate import Evaluate, Windows
-from threadloom.stages.step.forward import Draw, Embed, Forward, plan_micro_batches
-from threadloom.stages.step.optimizer import Clip, Moments, Optimizer, Publish
-from threadloom.stages.step.reducer import Collect, Gradient, Reduce, plan_shards
-from threadloom.stages.step.saving import Save, Snapshot, due, never
+from threadloom.stages.checkpoint import Checkpoint
+from threadloom.stages.config import Config, ConfigError, learning_rate, micro_batches
+from threadloom.stages.data import BatchSource
+from threadloom.stages.memory import Bank, LaneTurns, LossScaler, MicroBatch, arrays_bytes, most_in_backward
+from threadloom.stages.models import initialise, parameter_shapes
+from threadloom.stages.step import (
+    Backward,
+    Clip,
+    Collect,
+    Draw,
+    Embed,
+    Evaluate,
+    Forward,
+    Gradient,
+    Moments,
+    Optimizer,
+    Publish,
+    Reduce,
+    Save,
+    Snapshot,
+    Windows,
+    compute_for,
+    due,
+    never,
+    plan_micro_batches,
+    plan_shards,
+)
 
 
 @dataclass(frozen=True)

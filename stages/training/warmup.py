@@ -21,12 +21,12 @@ from loguru import logger
 from numba.core import event
 
 from threadloom.pipeline import available_cores
-from threadloom.stages.console.json_worker import command_of
-from threadloom.stages.data.batches import RandomTokens, TokenIds
-from threadloom.stages.memory.items import MicroGradient
-from threadloom.stages.resolve.loading import Config, ModelConfig, Precision, resolve
-from threadloom.stages.step.evaluate import Evaluator
-from threadloom.stages.step.forward import plan_micro_batches
+from threadloom.stages.config import Config, ModelConfig, Precision
+from threadloom.stages.console import command_of
+from threadloom.stages.data import RandomTokens, TokenIds
+from threadloom.stages.memory import MicroGradient
+from threadloom.stages.resolve import resolve
+from threadloom.stages.step import Evaluator, plan_micro_batches
 from threadloom.stages.training.training import Training
 
 Say = Callable[[str], None]

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from tests import reference
 from tests.reference import Array, Ids, Tensors
-from threadloom.kernels.common.tensors import ATTENTION_TILE, Activations, Floats, Scratch, TokenIds, Weights
+from threadloom.kernels.common.tensors import ATTENTION_TILE, Activations, Scratch, Weights
+from threadloom.kernels.compiling.arrays import Floats, TokenIds
 from threadloom.kernels.compiling.jit import JIT_ENABLED
 from threadloom.kernels.float32.decode import DecodeScratch, KVCache
 

@@ -12,7 +12,7 @@ from tests.kernels.support import Sizes, flat_ids, make_cache, make_decode_scrat
 from threadloom.kernels.common.accumulation import own_turn
 from threadloom.kernels.common.adamw import AdamWStep, adamw_update
 from threadloom.kernels.common.reduction import sum_lanes
-from threadloom.kernels.common.tensors import Floats
+from threadloom.kernels.compiling.arrays import Floats
 from threadloom.kernels.compiling.jit import JIT_ENABLED, kernel
 from threadloom.kernels.float32.decode import decode_token
 from threadloom.kernels.float32.embedding import embedding_backward, embedding_forward

@@ -33,7 +33,7 @@ from threadloom.stages.resolve.loading import (
     apply_overrides,
     resolve,
 )
-from threadloom.stages.training.replay import replay
+from threadloom.stages.training.sequential import replay
 from threadloom.stages.training.training import Output, Training, Validation
 
 WAIT = 30.0

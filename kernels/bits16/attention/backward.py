@@ -17,22 +17,11 @@ import math
 import numpy as np
 
 from threadloom.kernels.bits16.attention.products import LINE, multiply, pack_pairs, round_rows, strips
-from threadloom.kernels.bits16.attention.rows import (
-    d_score_rows,
-    dot_columns,
-    fetch_row,
-)
+from threadloom.kernels.bits16.attention.rows import d_score_rows, dot_columns, fetch_row
 from threadloom.kernels.bits16.attention.scratch import ATTENTION_BLOCK, AttentionScratch
-from threadloom.kernels.common.tensors import Floats
-from threadloom.kernels.compiling.jit import exact
-from threadloom.kernels.matmul.amx import configure_tiles, release_tiles
-from threadloom.kernels.matmul.pack import PANEL, pack_bf16, transpose_bf16
-from threadloom.kernels.simd.bfloat16 import Bits
-from threadloom.kernels.simd.features import DotPath, chosen_path
-from threadloom.kernels.simd.vector import (
-    LANES,
-    transpose_words,
-)
+from threadloom.kernels.compiling import Floats, exact
+from threadloom.kernels.matmul import PANEL, configure_tiles, pack_bf16, release_tiles, transpose_bf16
+from threadloom.kernels.simd import LANES, Bits, DotPath, chosen_path, transpose_words
 
 _AMX = DotPath.AMX.value
 _QUERIES = 32  # of a tile in forward

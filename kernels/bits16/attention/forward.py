@@ -9,19 +9,11 @@ import math
 import numpy as np
 
 from threadloom.kernels.bits16.attention.products import multiply, pack_pairs, round_rows
-from threadloom.kernels.bits16.attention.rows import (
-    ROW_GROUP,
-    fetch_row,
-    softmax_rows,
-)
+from threadloom.kernels.bits16.attention.rows import ROW_GROUP, fetch_row, softmax_rows
 from threadloom.kernels.bits16.attention.scratch import ATTENTION_BLOCK, AttentionScratch
-from threadloom.kernels.common.tensors import Floats
-from threadloom.kernels.compiling.jit import exact
-from threadloom.kernels.matmul.amx import configure_tiles, release_tiles
-from threadloom.kernels.matmul.pack import PANEL, pack_bf16
-from threadloom.kernels.simd.bfloat16 import Bits
-from threadloom.kernels.simd.exponential import log32
-from threadloom.kernels.simd.features import DotPath, chosen_path
+from threadloom.kernels.compiling import Floats, exact
+from threadloom.kernels.matmul import PANEL, configure_tiles, pack_bf16, release_tiles
+from threadloom.kernels.simd import Bits, DotPath, chosen_path, log32
 
 _AMX = DotPath.AMX.value
 _QUERIES = 32  # of a tile in forward

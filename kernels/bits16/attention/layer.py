@@ -20,12 +20,9 @@ from numpy.typing import NDArray
 from threadloom.kernels.bits16.attention.backward import backward_bf16
 from threadloom.kernels.bits16.attention.forward import forward_bf16
 from threadloom.kernels.bits16.attention.scratch import ATTENTION_BLOCK, AttentionScratch, attention_scratch_shapes
-from threadloom.kernels.common.tensors import Floats
-from threadloom.kernels.compiling.jit import kernel, transparent
-from threadloom.kernels.matmul.blas import gemm
-from threadloom.kernels.simd.bfloat16 import rounded, widened
-from threadloom.kernels.simd.exponential import exp32, row_max
-from threadloom.kernels.simd.scalar import Short, load16, store16
+from threadloom.kernels.compiling import Floats, kernel, transparent
+from threadloom.kernels.matmul import gemm
+from threadloom.kernels.simd import Short, exp32, load16, rounded, row_max, store16, widened
 
 __all__ = ["AttentionScratch", "attention_backward_low", "attention_forward_low", "attention_scratch_shapes"]
 

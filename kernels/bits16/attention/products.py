@@ -6,10 +6,7 @@ A head's matrices are columns of wide arrays, or scratch padded to whole tiles, 
 
 import numpy as np
 
-from threadloom.kernels.bits16.attention.rows import (
-    join_short_rows,
-    round_row,
-)
+from threadloom.kernels.bits16.attention.rows import join_short_rows, round_row
 from threadloom.kernels.bits16.attention.tile import (
     NARROW_COLUMNS,
     NARROW_ROWS,
@@ -20,19 +17,9 @@ from threadloom.kernels.bits16.attention.tile import (
     tile_float32,
     tile_native,
 )
-from threadloom.kernels.compiling.jit import exact
-from threadloom.kernels.matmul.amx import K_STEP, TILE_SIZE, tile_amx
-from threadloom.kernels.matmul.pack import PANEL
-from threadloom.kernels.simd.bfloat16 import to_bf16
-from threadloom.kernels.simd.features import DotPath
-from threadloom.kernels.simd.vector import (
-    LANES,
-    join_rows,
-    read_float,
-    read_short,
-    write_short,
-    write_word,
-)
+from threadloom.kernels.compiling import exact
+from threadloom.kernels.matmul import K_STEP, PANEL, TILE_SIZE, tile_amx
+from threadloom.kernels.simd import LANES, DotPath, join_rows, read_float, read_short, to_bf16, write_short, write_word
 
 _AMX, _AVX512 = DotPath.AMX.value, DotPath.AVX512.value
 LINE = 4 * PANEL

@@ -16,9 +16,8 @@ from numba.core import cgutils
 from numba.core.errors import RequireLiteralValue
 from numba.extending import intrinsic
 
-from threadloom.kernels.matmul.epilogue import round_vector
-from threadloom.kernels.matmul.pack import PANEL
-from threadloom.kernels.simd.vector import (
+from threadloom.kernels.matmul import PANEL, round_vector
+from threadloom.kernels.simd import (
     FLOATS,
     HAS_DOT,
     INT,

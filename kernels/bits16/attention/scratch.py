@@ -5,9 +5,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import DTypeLike
 
-from threadloom.kernels.common.tensors import Floats
-from threadloom.kernels.matmul.pack import PANEL, Words, packed_shape
-from threadloom.kernels.simd.bfloat16 import Bits
+from threadloom.kernels.compiling import Floats
+from threadloom.kernels.matmul import PANEL, Words, packed_shape
+from threadloom.kernels.simd import Bits
 
 ATTENTION_BLOCK = 64
 """Rows of a tile of scores: as many queries in forward, keys in backward."""

@@ -10,19 +10,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from threadloom.kernels.matmul.pack import PANEL
-from threadloom.kernels.simd.vector import (
-    FLOATS,
-    HAS_DOT,
-    INT,
-    INTS,
-    LANES,
-    SHORT,
-    dot_pairs,
-    pointer,
-    spread,
-    word,
-)
+from threadloom.kernels.matmul import PANEL
+from threadloom.kernels.simd import FLOATS, HAS_DOT, INT, INTS, LANES, SHORT, dot_pairs, pointer, spread, word
 
 _VECTOR_BYTES = 4 * LANES
 _BIT = ir.IntType(1)

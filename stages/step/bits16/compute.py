@@ -7,19 +7,24 @@ from typing import NamedTuple
 import numpy as np
 
 from threadloom.kernels import Floats, Turn, Weights
-from threadloom.kernels.bits16.attention.layer import AttentionScratch
-from threadloom.kernels.bits16.embedding import embedding_forward_low
-from threadloom.kernels.bits16.tensors import Forms, LowActivations, LowScratch, Wide, Workspace
-from threadloom.kernels.bits16.transformer import (
+from threadloom.kernels.bits16 import (
+    Forms,
+    LowActivations,
+    LowScratch,
+    Wide,
+    Workspace,
     blocks_backward_low,
     blocks_forward_low,
+    embedding_forward_low,
     head_backward_low,
     head_loss_low,
+    pack_rows,
 )
-from threadloom.kernels.bits16.update import pack_rows
-from threadloom.kernels.simd.float16 import half_from_float32
+from threadloom.kernels.bits16.attention import AttentionScratch
+from threadloom.kernels.simd import half_from_float32
 from threadloom.pipeline import Arena
-from threadloom.stages.config.settings import Precision
+from threadloom.stages.config import Precision
+from threadloom.stages.memory import Slot, UpdateShard, arrays_bytes
 from threadloom.stages.memory.bits16 import (
     NOTHING_WIDE,
     allocate,
@@ -32,13 +37,9 @@ from threadloom.stages.memory.bits16 import (
     short_type,
     wide_kinds,
 )
-from threadloom.stages.memory.float32 import Slot, arrays_bytes
-from threadloom.stages.memory.items import UpdateShard
-from threadloom.stages.models.gpt2 import Geometry, Shape
+from threadloom.stages.models import Geometry, Shape
+from threadloom.stages.step import Gradient, Moments, Version
 from threadloom.stages.step.bits16.optimizer import HalfUpdate, PackedUpdate, matrix_forms
-from threadloom.stages.step.compute import Version
-from threadloom.stages.step.optimizer import Moments
-from threadloom.stages.step.reducer import Gradient
 
 
 class LaneWork(NamedTuple):

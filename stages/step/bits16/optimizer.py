@@ -12,16 +12,14 @@ from itertools import pairwise
 import numpy as np
 
 from threadloom.kernels import Weights, adamw_update
-from threadloom.kernels.bits16.tensors import Form, Forms
-from threadloom.kernels.bits16.update import BLOCK, adamw_update_packed, pack_rows
-from threadloom.kernels.common.tensors import Floats
-from threadloom.kernels.simd.float16 import half_from_float32
+from threadloom.kernels.bits16 import BLOCK, Form, Forms, adamw_update_packed, pack_rows
+from threadloom.kernels.compiling import Floats
+from threadloom.kernels.simd import half_from_float32
 from threadloom.pipeline import Arena
+from threadloom.stages.memory import UpdateShard
 from threadloom.stages.memory.bits16 import MATRIX_FORMS
-from threadloom.stages.memory.items import UpdateShard
-from threadloom.stages.models.gpt2 import Geometry, decayed_elements, parameter_shapes
-from threadloom.stages.step.optimizer import ApplyUpdate, Moments
-from threadloom.stages.step.reducer import Gradient
+from threadloom.stages.models import Geometry, decayed_elements, parameter_shapes
+from threadloom.stages.step import ApplyUpdate, Gradient, Moments
 
 PART = 1 << 17
 """Elements of a part, about: half a MiB of each array, and a call of some tens of microseconds."""

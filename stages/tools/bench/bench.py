@@ -22,21 +22,18 @@ import msgspec
 
 from threadloom.kernels import GemmBackend, blas_info
 from threadloom.pipeline import available_cores
-from threadloom.stages.config.settings import Precision
-from threadloom.stages.console.json_worker import command_of
-from threadloom.stages.machine.machine import Machine, detect, load_average
-from threadloom.stages.memory.float32 import Bank
-from threadloom.stages.models.gpt2 import parameter_count
-from threadloom.stages.resolve.gemm_settings import numerics
-from threadloom.stages.resolve.loading import Config, ScheduleConfig, ScheduleKind, resolve, to_json
-from threadloom.stages.resolve.precision import choose_and_warn
+from threadloom.stages.config import Config, Precision, ScheduleConfig, ScheduleKind
+from threadloom.stages.console import command_of
+from threadloom.stages.machine import Machine, detect, load_average
+from threadloom.stages.memory import Bank
+from threadloom.stages.models import parameter_count
+from threadloom.stages.resolve import choose_and_warn, numerics, resolve, to_json
 from threadloom.stages.tools.bench.check import check_kernels, check_schedules, odd
 from threadloom.stages.tools.bench.kernels import kernel_bench, reduce_bytes, time_case, update_bytes
 from threadloom.stages.tools.bench.peaks import measure_peaks
 from threadloom.stages.tools.bench.roofline import KernelTime, Peaks, ProductPeak, flops_per_token
-from threadloom.stages.tools.tune.tune import RANDOM_VOCABULARY
-from threadloom.stages.training.measured_step import ENDLESS, Way, Worker
-from threadloom.stages.training.warmup import compile_kernels
+from threadloom.stages.tools.tune import RANDOM_VOCABULARY
+from threadloom.stages.training import ENDLESS, Way, Worker, compile_kernels
 
 ROUNDS = 5
 STARTS = 3

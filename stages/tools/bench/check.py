@@ -19,18 +19,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from threadloom.stages.config.settings import Precision
-from threadloom.stages.data.batches import random_batches
-from threadloom.stages.memory.float32 import Bank, Slot
-from threadloom.stages.memory.items import Update
-from threadloom.stages.memory.loss_scale import LossScaler
-from threadloom.stages.models.gpt2 import Geometry, initialise
-from threadloom.stages.resolve.gemm_settings import numerics
-from threadloom.stages.resolve.loading import Config, ModelConfig, apply_overrides, resolve
-from threadloom.stages.step.compute import Compute, backward_alone, compute_for
-from threadloom.stages.training.replay import replay
-from threadloom.stages.training.sequential import stage_by_stage
-from threadloom.stages.training.training import Training
+from threadloom.stages.config import Config, ModelConfig, Precision
+from threadloom.stages.data import random_batches
+from threadloom.stages.memory import Bank, LossScaler, Slot, Update
+from threadloom.stages.models import Geometry, initialise
+from threadloom.stages.resolve import apply_overrides, numerics, resolve
+from threadloom.stages.step import Compute, backward_alone, compute_for
+from threadloom.stages.training import Training, replay, stage_by_stage
 
 ODD = Config(
     name="odd", model=ModelConfig(vocab_size=131, context=37, layers=2, heads=3, channels=27),

@@ -21,15 +21,10 @@ import numpy as np
 from threadloom import kernels
 from threadloom.kernels import AdamWStep, Floats, own_turn
 from threadloom.pipeline import LanePlan, Lanes
-from threadloom.stages.config.settings import Precision
-from threadloom.stages.memory.float32 import Bank, as_weights
-from threadloom.stages.memory.items import UpdateShard
-from threadloom.stages.memory.loss_scale import LossScaler
-from threadloom.stages.models.gpt2 import Geometry, initialise, parameter_shapes
-from threadloom.stages.resolve.loading import Config, micro_batches
-from threadloom.stages.step.compute import compute_for
-from threadloom.stages.step.optimizer import Moments
-from threadloom.stages.step.reducer import Gradient
+from threadloom.stages.config import Config, Precision, micro_batches
+from threadloom.stages.memory import Bank, LossScaler, UpdateShard, as_weights
+from threadloom.stages.models import Geometry, initialise, parameter_shapes
+from threadloom.stages.step import Gradient, Moments, compute_for
 from threadloom.stages.tools.bench.roofline import (
     FLOAT,
     SHORT,
@@ -157,9 +152,7 @@ class KernelBench:
 def kernel_bench(config: Config) -> KernelBench:
     """Return the kernels of a resolved configuration, in its precision."""
     if config.precision in LOW:
-        from threadloom.stages.tools.bench.kernels_bits16 import (
-            LowBench,  # its kernels are loaded by those who use them
-        )
+        from threadloom.stages.tools.bench.kernels_bits16 import LowBench
 
         return LowBench(config)
     from threadloom.stages.tools.bench.kernels_float32 import FloatBench

@@ -11,14 +11,27 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from threadloom.kernels.bits16.attention.layer import attention_backward_low, attention_forward_low
-from threadloom.kernels.bits16.elementwise import bias_backward_low, cross_entropy_backward_low, gelu_backward_low
-from threadloom.kernels.bits16.layernorm import layernorm_apply_turned, layernorm_backward_low, layernorm_forward_low
-from threadloom.kernels.bits16.linear import product_float, product_gelu, product_outer, product_rounded
-from threadloom.kernels.bits16.tensors import Forms, LowActivations, LowScratch, Workspace
-from threadloom.kernels.bits16.transformer import blocks_backward_low, head_backward_low
-from threadloom.kernels.matmul.pack import transpose_bf16
-from threadloom.stages.resolve.loading import Config
+from threadloom.kernels.bits16 import (
+    Forms,
+    LowActivations,
+    LowScratch,
+    Workspace,
+    bias_backward_low,
+    blocks_backward_low,
+    cross_entropy_backward_low,
+    gelu_backward_low,
+    head_backward_low,
+    layernorm_apply_turned,
+    layernorm_backward_low,
+    layernorm_forward_low,
+    product_float,
+    product_gelu,
+    product_outer,
+    product_rounded,
+)
+from threadloom.kernels.bits16.attention import attention_backward_low, attention_forward_low
+from threadloom.kernels.matmul import transpose_bf16
+from threadloom.stages.config import Config
 from threadloom.stages.tools.bench.kernels import BACKWARD, FORWARD, HEAD, Call, Case, KernelBench
 from threadloom.stages.tools.bench.roofline import FLOAT, SHORT, Work, attention_work, gemm_work, total
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from threadloom import kernels
 from threadloom.kernels import Activations, Scratch
-from threadloom.stages.resolve.loading import Config
+from threadloom.stages.config import Config
 from threadloom.stages.tools.bench.kernels import BACKWARD, FORWARD, HEAD, Case, KernelBench
 from threadloom.stages.tools.bench.roofline import FLOAT, Work, attention_work, gemm_work, total
 

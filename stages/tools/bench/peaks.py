@@ -14,8 +14,8 @@ import numpy as np
 
 from threadloom.kernels import GemmBackend, blas_info, gemm, gemm_backend
 from threadloom.pipeline import blas_threads
-from threadloom.stages.config.settings import Precision
-from threadloom.stages.machine.machine import Machine
+from threadloom.stages.config import Precision
+from threadloom.stages.machine import Machine
 from threadloom.stages.tools.bench.roofline import Level, Peaks, ProductPeak
 
 GEMM_SIZES = (256, 512, 768, 1024)
@@ -129,9 +129,8 @@ PRODUCTS: tuple[Callable[[int], Work], ...] = (_product, partial(_product, turne
 
 def _bf16_product(size: int) -> Work:
     """Both operands as training has them: activations are bfloat16 already, weights are packed once an update."""
-    from threadloom.kernels.matmul.bf16 import gemm_bf16
-    from threadloom.kernels.matmul.pack import pack_float32, packed_shape
-    from threadloom.kernels.simd.bfloat16 import rounded  # these kernels are loaded by those who use them
+    from threadloom.kernels.matmul import gemm_bf16, pack_float32, packed_shape
+    from threadloom.kernels.simd import rounded  # these kernels are loaded by those who use them
 
     generator = np.random.default_rng(0)
     a, b = (generator.standard_normal((size, size), dtype=np.float32) for _ in range(2))

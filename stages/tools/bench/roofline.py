@@ -10,8 +10,8 @@ smaller one's, since larger arrays are no faster. All is pure arithmetic on figu
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from threadloom.stages.config.settings import Precision
-from threadloom.stages.models.gpt2 import Geometry, parameter_count
+from threadloom.stages.config import Precision
+from threadloom.stages.models import Geometry, parameter_count
 
 FLOAT, SHORT = 4, 2  # bytes
 

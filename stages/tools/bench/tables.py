@@ -9,8 +9,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from threadloom.stages.config.settings import Precision
-from threadloom.stages.machine.machine import BUSY
+from threadloom.stages.config import Precision
+from threadloom.stages.machine import BUSY
 from threadloom.stages.tools.bench.bench import BenchReport, ConfigBench, Measured
 from threadloom.stages.tools.bench.roofline import KernelTime, ProductPeak
 

@@ -13,14 +13,13 @@ from typing import Any
 import msgspec
 
 from threadloom.kernels import BlasInfo, GemmBackend, blas_info
-from threadloom.kernels.compiling.jit import JIT_ENABLED
-from threadloom.kernels.simd.features import low_precision_info
-from threadloom.pipeline.core.threads import BlasThreads, loaded_blas
-from threadloom.stages.machine.machine import Machine, VectorWidth, detect
-from threadloom.stages.machine.measuring import Measured, measure_machine
-from threadloom.stages.resolve.loading import CONFIG_NAMES, Config, load_config, resolve
-from threadloom.stages.resolve.precision import Choice
-from threadloom.stages.resolve.speeds import Speeds, read_speeds, speeds_here, speeds_key, speeds_path
+from threadloom.kernels.compiling import JIT_ENABLED
+from threadloom.kernels.simd import low_precision_info
+from threadloom.pipeline import BlasThreads, loaded_blas
+from threadloom.stages.config import Config
+from threadloom.stages.machine import Machine, Measured, VectorWidth, detect, measure_machine
+from threadloom.stages.resolve import CONFIG_NAMES, Choice, load_config, resolve
+from threadloom.stages.speeds import Speeds, read_speeds, speeds_here, speeds_key, speeds_path
 from threadloom.stages.tools.doctor.precision import (
     ProductPath,
     choice_sentences,

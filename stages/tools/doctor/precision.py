@@ -13,12 +13,12 @@ from rich.table import Table
 from rich.text import Text
 
 from threadloom.kernels import BlasInfo, GemmBackend, gemm_backend
-from threadloom.kernels.simd.features import DotPath, LowPrecisionInfo, dot_path
+from threadloom.kernels.simd import DotPath, LowPrecisionInfo, dot_path
 from threadloom.pipeline import blas_threads
-from threadloom.stages.config.settings import Matmul, Precision
-from threadloom.stages.machine.measuring import rate
-from threadloom.stages.resolve.precision import LEAST, LEVEL, Choice, choose, slow_allowed
-from threadloom.stages.resolve.speeds import COLUMNS, INNER, OPERATIONS, PRODUCTS, ROWS, Speeds
+from threadloom.stages.config import Matmul, Precision
+from threadloom.stages.machine import rate
+from threadloom.stages.resolve import LEAST, LEVEL, Choice, choose, slow_allowed
+from threadloom.stages.speeds import COLUMNS, INNER, OPERATIONS, PRODUCTS, ROWS, Speeds
 
 SECONDS = 0.1
 """Of each measurement; there are two for each way that is there."""

@@ -7,8 +7,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from threadloom.stages.machine.machine import Machine
-from threadloom.stages.machine.measuring import GEMM_SIZE, Measured
+from threadloom.stages.machine import GEMM_SIZE, Machine, Measured
 from threadloom.stages.tools.doctor.doctor import Defaults, Report, blas_name, size_text
 from threadloom.stages.tools.doctor.precision import CAPTION, paths_table
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import msgspec
 
-from threadloom.stages.config.settings import Config, Gemm, Precision, ThreadsConfig, flatten
-from threadloom.stages.resolve.resolution import MAX_LANES
+from threadloom.stages.config import Config, Gemm, Precision, ThreadsConfig, flatten
+from threadloom.stages.resolve import MAX_LANES
 
 Value = int | Gemm
 

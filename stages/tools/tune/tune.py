@@ -25,14 +25,12 @@ from rich.table import Table
 
 from threadloom.kernels import blas_info
 from threadloom.pipeline import available_cores
-from threadloom.stages.config.settings import Gemm
-from threadloom.stages.data.batches import random_batches
-from threadloom.stages.machine.machine import Machine, cache_root, detect, others_at_work
-from threadloom.stages.memory.items import Update
-from threadloom.stages.resolve.gemm_settings import numerics
-from threadloom.stages.resolve.loading import Config, ConfigError, Precision, resolve
-from threadloom.stages.resolve.precision import choose_and_warn, choose_here, is_open, with_precision
-from threadloom.stages.storage.run_directory import atomic_write
+from threadloom.stages.config import Config, ConfigError, Gemm, Precision
+from threadloom.stages.data import random_batches
+from threadloom.stages.machine import Machine, cache_root, detect, others_at_work
+from threadloom.stages.memory import Update
+from threadloom.stages.resolve import choose_and_warn, choose_here, is_open, numerics, resolve, with_precision
+from threadloom.stages.storage import atomic_write
 from threadloom.stages.tools.tune.search import Findings, Trial, search
 from threadloom.stages.tools.tune.space import (
     KEYS,
@@ -47,8 +45,7 @@ from threadloom.stages.tools.tune.space import (
     pinned,
     worded,
 )
-from threadloom.stages.training.training import Training
-from threadloom.stages.training.warmup import compile_kernels
+from threadloom.stages.training import Training, compile_kernels
 
 RANDOM_VOCABULARY = 65
 """Stands for the vocabulary of a configuration that takes it from the text: tinyshakespeare's characters."""

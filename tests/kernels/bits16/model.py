@@ -24,7 +24,8 @@ from threadloom.kernels.bits16.transformer import (
     head_loss_low,
 )
 from threadloom.kernels.common.accumulation import own_turn
-from threadloom.kernels.common.tensors import Floats, Weights
+from threadloom.kernels.common.tensors import Weights
+from threadloom.kernels.compiling.arrays import Floats
 from threadloom.kernels.float32.embedding import embedding_backward
 from threadloom.kernels.matmul.fp16 import half_scratch_sizes, half_sums_size
 

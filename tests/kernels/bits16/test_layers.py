@@ -26,7 +26,7 @@ from threadloom.kernels.bits16.elementwise import (
 )
 from threadloom.kernels.bits16.embedding import embedding_forward_low
 from threadloom.kernels.bits16.layernorm import layernorm_apply_turned, layernorm_backward_low, layernorm_forward_low
-from threadloom.kernels.common.tensors import Floats
+from threadloom.kernels.compiling.arrays import Floats
 from threadloom.kernels.compiling.jit import JIT_ENABLED
 
 LARGEST = 140 if JIT_ENABLED else 40

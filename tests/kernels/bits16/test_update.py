@@ -14,7 +14,7 @@ from tests.kernels.bits16.support import Pages, nearest
 from tests.kernels.support import random_shapes
 from threadloom.kernels.bits16.update import BLOCK, adamw_update_packed, pack_rows
 from threadloom.kernels.common.adamw import AdamWStep, adamw_update
-from threadloom.kernels.common.tensors import Floats
+from threadloom.kernels.compiling.arrays import Floats
 from threadloom.kernels.compiling.jit import JIT_ENABLED
 from threadloom.kernels.matmul.pack import pack_float32, packed_shape
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tests import reference
 from tests.kernels.support import FORWARD, Guarded, assert_close, float32_numbers, random_shapes
 from threadloom.kernels.common.adamw import AdamWStep, adamw_update
-from threadloom.kernels.common.tensors import Floats
+from threadloom.kernels.compiling.arrays import Floats
 
 
 def make_step(t: int, grad_scale: float = 1.0, weight_decay: float = 0.1) -> AdamWStep:

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from tests import reference
 from tests.kernels.support import BACKWARD, FORWARD, Guarded, assert_close, float32_numbers, random_shapes
 from tests.reference import Array
-from threadloom.kernels.common.tensors import ATTENTION_TILE, Floats
+from threadloom.kernels.common.tensors import ATTENTION_TILE
+from threadloom.kernels.compiling.arrays import Floats
 from threadloom.kernels.float32.attention import attention_backward, attention_forward
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tests.kernels.support import FORWARD, Guarded, assert_close, float32_numbers
 from tests.reference import Array
-from threadloom.kernels.common.tensors import Floats
+from threadloom.kernels.compiling.arrays import Floats
 from threadloom.kernels.matmul.blas import GemmBackend, blas_info, gemm, gemm_backend
 
 

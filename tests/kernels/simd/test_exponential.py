@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from threadloom.kernels.common.tensors import Floats
+from threadloom.kernels.compiling.arrays import Floats
 from threadloom.kernels.compiling.jit import kernel
 from threadloom.kernels.simd.exponential import exp32, row_max, sigmoid32
 

@@ -28,8 +28,8 @@ from threadloom.stages.resolve.loading import (
     trajectory,
 )
 from threadloom.stages.resolve.precision import ALLOW_SLOW, choose, choose_and_warn, choose_here, is_open, product_words
-from threadloom.stages.resolve.speeds import Speeds
 from threadloom.stages.run.session import saved_config, train
+from threadloom.stages.speeds.speeds import Speeds
 from threadloom.stages.storage.run_directory import RunDirectory, RunMode
 
 NOTHING: dict[str, bool] = {}

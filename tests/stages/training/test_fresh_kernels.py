@@ -22,7 +22,7 @@ from threadloom.kernels.bits16.transformer import blocks_backward_low
 from threadloom.stages.resolve.loading import apply_overrides, load_config, resolve
 from threadloom.stages.data.batches import random_batches
 from threadloom.stages.resolve.gemm_settings import numerics
-from threadloom.stages.training.replay import replay
+from threadloom.stages.training.sequential import replay
 from threadloom.stages.training.training import Training
 from threadloom.stages.training.warmup import compile_kernels
 

@@ -17,7 +17,7 @@ from threadloom.stages.machine.machine import Machine
 from threadloom.stages.machine.measuring import Measured
 from threadloom.stages.resolve.loading import CONFIG_NAMES
 from threadloom.stages.resolve.precision import ALLOW_SLOW
-from threadloom.stages.resolve.speeds import PRODUCTS, Speeds
+from threadloom.stages.speeds.speeds import PRODUCTS, Speeds
 from threadloom.stages.tools.doctor import doctor
 from threadloom.stages.tools.doctor.doctor import Defaults, Report, choices, examine, to_dict, warnings
 from threadloom.stages.tools.doctor.precision import choices_of, measured_paths, product_paths
@@ -198,7 +198,7 @@ def test_figures_say_when_they_were_measured(monkeypatch: pytest.MonkeyPatch) ->
     assert examine(measure=False).speeds_from == "", "there are none yet"
     monkeypatch.setattr(doctor, "measure_machine", lambda *_: MEASURED)
     monkeypatch.setattr(doctor, "measured_paths", lambda paths, *_: paths)
-    monkeypatch.setattr("threadloom.stages.resolve.speeds.measure_speeds", lambda: SPEEDS)
+    monkeypatch.setattr("threadloom.stages.speeds.speeds.measure_speeds", lambda: SPEEDS)
     first, second = examine(), examine(measure=False)
     assert first.speeds_from.startswith("measured just now, kept in ")
     assert second.speeds_from.startswith("measured earlier, kept in ")

@@ -12,9 +12,10 @@ from rich.console import Console
 
 from threadloom.stages.config.settings import Gemm
 from threadloom.stages.machine.machine import detect
-from threadloom.stages.resolve import precision, speeds
+from threadloom.stages.resolve import precision
 from threadloom.stages.resolve.loading import Config, ModelConfig, apply_overrides, resolve
-from threadloom.stages.resolve.speeds import Speeds
+from threadloom.stages.speeds import speeds
+from threadloom.stages.speeds.speeds import Speeds
 from threadloom.stages.tools.tune import tune
 from threadloom.stages.tools.tune.search import Findings, Trial, search
 from threadloom.stages.tools.tune.space import Choice, Facts, pinned

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from threadloom import kernels
 from threadloom.kernels import Activations, DecodeScratch, Floats, KVCache, TokenIds, Weights
 from threadloom.pipeline import Arena
-from threadloom.stages.config.settings import InputError
+from threadloom.stages.config import InputError
 from threadloom.stages.inference.sampling import SamplingSettings, sample_token, seeded
-from threadloom.stages.memory.float32 import activation_shapes
-from threadloom.stages.models.gpt2 import Geometry, parameter_shapes
+from threadloom.stages.memory import activation_shapes
+from threadloom.stages.models import Geometry, parameter_shapes
 
 _PER_MODEL = frozenset({"wte", "wpe", "lnf_weight", "lnf_bias"})
 

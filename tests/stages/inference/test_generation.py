@@ -9,7 +9,7 @@ from tests import reference
 from threadloom.kernels import Weights
 from threadloom.pipeline import Arena
 from threadloom.stages.checkpoint.huggingface import write_model
-from threadloom.stages.inference.generate import Decoder, GenerationError, checked_ids, generate
+from threadloom.stages.inference.generation import Decoder, GenerationError, checked_ids, generate
 from threadloom.stages.inference.sampling import SamplingError, SamplingSettings
 from threadloom.stages.memory.float32 import as_weights
 from threadloom.stages.models.gpt2 import Geometry, parameter_shapes

@@ -11,9 +11,9 @@ import msgspec
 import pytest
 
 from threadloom.kernels.compiling.jit import JIT_ENABLED
-from threadloom.stages.resolve import speeds
 from threadloom.stages.resolve.resolution import ROWS_PER_MICRO_BATCH
-from threadloom.stages.resolve.speeds import (
+from threadloom.stages.speeds import speeds
+from threadloom.stages.speeds.speeds import (
     PRODUCTS,
     Speeds,
     kept_speeds,

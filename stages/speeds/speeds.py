@@ -37,19 +37,13 @@ from loguru import logger
 from numpy.typing import NDArray
 
 from threadloom.kernels import GemmBackend, blas_info, gemm
-from threadloom.kernels.compiling.jit import SOURCES_DIGEST
-from threadloom.kernels.compiling.target import TARGET
-from threadloom.kernels.matmul.bf16 import gemm_bf16
-from threadloom.kernels.matmul.fp16 import gemm_half, half_scratch_sizes
-from threadloom.kernels.matmul.pack import pack_float32, packed_shape
-from threadloom.kernels.matmul.split import gemm_split
-from threadloom.kernels.simd.bfloat16 import bf16_from_float32
-from threadloom.kernels.simd.features import low_precision_info
-from threadloom.kernels.simd.float16 import half_from_float32
+from threadloom.kernels.compiling import SOURCES_DIGEST, TARGET
+from threadloom.kernels.matmul import gemm_bf16, gemm_half, gemm_split, half_scratch_sizes, pack_float32, packed_shape
+from threadloom.kernels.simd import bf16_from_float32, half_from_float32, low_precision_info
 from threadloom.pipeline import blas_threads
-from threadloom.stages.config.settings import Precision
-from threadloom.stages.machine.machine import cache_root, detect
-from threadloom.stages.storage.run_directory import atomic_write
+from threadloom.stages.config import Precision
+from threadloom.stages.machine import cache_root, detect
+from threadloom.stages.storage import atomic_write
 
 ROWS, INNER, COLUMNS = 256, 384, 1536
 """The measured product: the rows of a micro-batch through the first half of an MLP of 384 channels."""

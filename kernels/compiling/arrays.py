@@ -1,0 +1,7 @@
+"""The types of arrays that every kernel takes."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+TokenIds = NDArray[np.int32]
