@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests import reference
-from tests.kernels.support import BACKWARD, FORWARD, Guarded, assert_close, float32_numbers, random_shapes
+from tests.kernels.support import Guarded, assert_within, float32_numbers, product_error, random_shapes
 from threadloom.kernels.float32.linear import (
     linear_backward_bias,
     linear_backward_input,
@@ -30,8 +30,8 @@ def test_forward(rows: int, inputs: int, outputs: int) -> None:
     linear_forward(in_x, in_weight, in_bias, out)
     linear_residual_forward(in_x, in_weight, in_bias, memory.copy(residual), added)
     expected = reference.linear_forward(x, weight, bias)
-    assert_close(out, expected, FORWARD)
-    assert_close(added, residual + expected, FORWARD)
+    assert_within(out, expected, product_error(x, weight, bias), "out")
+    assert_within(added, residual + expected, product_error(x, weight, bias, residual), "added")
     memory.check()
 
 
@@ -45,6 +45,7 @@ def test_backward(accumulate: bool, rows: int, inputs: int, outputs: int) -> Non
     d_out = float32_numbers(rng, rows, outputs)
     dx, d_weight, d_bias = reference.linear_backward(d_out, x, weight)
     out_dx, out_weight, out_bias = memory.empty(rows, inputs), memory.empty(inputs, outputs), memory.empty(outputs)
+    before_weight, before_bias = np.zeros((inputs, outputs)), np.zeros(outputs)
     if accumulate:
         before_weight, before_bias = float32_numbers(rng, inputs, outputs), float32_numbers(rng, outputs)
         out_weight[...], d_weight = before_weight, d_weight + before_weight
@@ -53,7 +54,8 @@ def test_backward(accumulate: bool, rows: int, inputs: int, outputs: int) -> Non
     linear_backward_input(in_d_out, memory.copy(weight), out_dx)
     linear_backward_weight(memory.copy(x), in_d_out, out_weight, accumulate)
     linear_backward_bias(in_d_out, out_bias, accumulate)
-    assert_close(out_dx, dx, BACKWARD, "dx")
-    assert_close(out_weight, d_weight, BACKWARD, "weight")
-    assert_close(out_bias, d_bias, BACKWARD, "bias")
+    assert_within(out_dx, dx, product_error(d_out, weight.T), "dx")
+    assert_within(out_weight, d_weight, product_error(x.T, d_out, before_weight), "weight")
+    bias_error = product_error(np.ones((1, rows)), d_out, before_bias)[0]  # a product with a row of ones
+    assert_within(out_bias, d_bias, bias_error, "bias")
     memory.check()

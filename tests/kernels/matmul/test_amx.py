@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from tests.kernels.bits16.support import numbers, random_bits
+from tests.kernels.support import assert_within, product_error
 from threadloom.kernels.compiling.jit import JIT_ENABLED
 from threadloom.kernels.matmul.amx import K_STEP, LOADS, PRODUCTS, RESULTS, TILE_SIZE
 from threadloom.kernels.matmul.pack import pack_bf16, packed_shape
@@ -55,8 +56,8 @@ def test_the_schedule_on_numpy_tiles() -> None:
     for result in RESULTS:
         column = result.column // 4
         out[result.row : result.row + 16, column : column + 16] = tiles[result.tile].view(np.float32)
-    expected = numbers(a)[:, :inner] @ numbers(b)
-    assert np.abs(out - expected).max() <= 1e-5 * np.abs(expected).max()
+    wide_a, wide_b = numbers(a)[:, :inner], numbers(b)
+    assert_within(out, wide_a @ wide_b, product_error(wide_a, wide_b))
 
 
 @pytest.mark.skipif(not JIT_ENABLED or sys.platform != "linux", reason="compiles for x86-64 Linux")
