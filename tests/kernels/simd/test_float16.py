@@ -1,5 +1,7 @@
 """float16: conversions against NumPy's type, every number one way; products against float64; guard pages; threads."""
 
+import json
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +17,7 @@ from numba.core.runtime import _nrt_python, rtsys
 from numpy.typing import NDArray
 
 from tests.kernels.bits16.support import Pages
+from tests.kernels.machine_code import converts_vectors, half_conversions, innermost_loops
 from tests.reference import Array
 from threadloom.kernels.compiling.jit import JIT_ENABLED, exact
 from threadloom.kernels.matmul.blas import GemmBackend, gemm, gemm_backend
@@ -28,6 +31,7 @@ from threadloom.kernels.simd.float16 import (
     to_half_integer,
 )
 from threadloom.kernels.simd.scalar import load16, store16
+from threadloom.kernels.simd.vector import HAS_HALF
 
 EPS = 2.0**-23
 ROUNDING = 2.0**-11  # half a unit in the last place of float16, relative
@@ -151,7 +155,9 @@ def test_single_numbers() -> None:
     assert row[1] == 0xBFC0 and load16(row, 1) == -1.5
 
 
-LOOPS = """
+COMPILE = """
+import json
+import sys
 import numpy as np
 from threadloom.kernels.simd.float16 import _from_half_compiled, _to_half_compiled
 from threadloom.kernels.simd.vector import HAS_HALF
@@ -159,26 +165,51 @@ wide, short = np.arange(64, dtype=np.float32), np.zeros(64, np.int16)
 _to_half_compiled(wide, short)
 _from_half_compiled(short, wide)
 assert (short == wide.astype(np.float16).view(np.int16)).all()
-text = "".join(code for f in (_to_half_compiled, _from_half_compiled) for code in f.inspect_asm().values())
-for name in ("vcvtps2ph", "vcvtph2ps"):
-    lines = [line for line in text.splitlines() if name in line]
-    assert bool(lines) == HAS_HALF, name
-    assert not HAS_HALF or any("mm" in line and ("%zmm" in line or "%ymm" in line) for line in lines), lines
-print("vector" if HAS_HALF else "integers")
+codes = ["".join(f.inspect_asm().values()) for f in (_to_half_compiled, _from_half_compiled)]
+json.dump({"has_half": HAS_HALF, "codes": codes}, sys.stdout)
 """
+RUNTIME_CONVERSION = re.compile(r"__(?:gnu_f2h_ieee|gnu_h2f_ieee|truncsfhf2|extendhfsf2)")
+"""The functions of a C runtime that convert one number, for targets without an instruction."""
 
 
 @pytest.mark.skipif(not JIT_ENABLED, reason="there is no machine code")
-@pytest.mark.parametrize("features", ["", "+avx2,+fma,-f16c,-avx512f"], ids=["here", "without F16C"])
-def test_machine_code_is_vector_code_and_a_target_without_f16c_is_served(features: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("features", "has_half"),
+    [
+        pytest.param("", None, id="here"),
+        pytest.param(
+            "+avx2,+fma,+f16c,-avx512f",
+            True,
+            id="F16C alone",
+            marks=pytest.mark.skipif(not HAS_HALF, reason="the processor has no F16C"),
+        ),
+        pytest.param("+avx2,+fma,-f16c,-avx512f", False, id="without F16C"),
+    ],
+)
+def test_machine_code_is_vector_code_and_a_target_without_f16c_is_served(
+    features: str, has_half: bool | None, tmp_path: Path
+) -> None:
     root = Path(__file__).parents[3]
     environment = {"PYTHONPATH": str(root), "PATH": "", "NUMBA_CACHE_DIR": str(tmp_path)}
     if features:
         environment |= {"NUMBA_CPU_NAME": "x86-64", "NUMBA_CPU_FEATURES": features}
-    command = [sys.executable, "-c", LOOPS]
+    command = [sys.executable, "-c", COMPILE]
     done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment, timeout=60)
     assert done.returncode == 0, done.stderr
-    assert not features or done.stdout.strip() == "integers"
+    found = json.loads(done.stdout)
+    assert has_half is None or found["has_half"] is has_half
+    for code in found["codes"]:
+        assert not RUNTIME_CONVERSION.search(code)
+        if not found["has_half"]:
+            assert not half_conversions(code.split())
+            continue
+        # The loop over whole vectors converts nothing one by one. Another loop may, for the elements that remain.
+        loops = innermost_loops(code)
+        vector_loops = [loop for loop in loops if any(map(converts_vectors, half_conversions(loop)))]
+        assert vector_loops, loops
+        for loop in vector_loops:
+            assert all(map(converts_vectors, half_conversions(loop))), loop
+            assert not any(line.startswith("call") for line in loop), loop
 
 
 def random_halves(rng: np.random.Generator, *shape: int) -> NDArray[np.int16]:
