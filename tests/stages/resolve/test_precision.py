@@ -15,7 +15,7 @@ from threadloom.kernels.simd import features as lowp_features
 from threadloom.kernels.simd.features import LowPrecisionInfo
 from threadloom.stages.checkpoint.checkpoint import Checkpoint, latest_checkpoint
 from threadloom.stages.config.settings import Config, ConfigError, Matmul, Precision
-from threadloom.stages.resolve import precision, speeds
+from threadloom.stages.resolve import precision
 from threadloom.stages.resolve.gemm_settings import numerics
 from threadloom.stages.resolve.loading import (
     Gemm,
@@ -29,6 +29,7 @@ from threadloom.stages.resolve.loading import (
 )
 from threadloom.stages.resolve.precision import ALLOW_SLOW, choose, choose_and_warn, choose_here, is_open, product_words
 from threadloom.stages.run.session import saved_config, train
+from threadloom.stages.speeds import speeds
 from threadloom.stages.speeds.speeds import Speeds
 from threadloom.stages.storage.run_directory import RunDirectory, RunMode
 
