@@ -37,7 +37,7 @@ EXPORTS: dict[str, str] = {
         linear_forward linear_residual_forward next_logits own_turn prefill_cache sum_lanes
     """,
     "pipeline": """
-        ALIGNMENT SKIP Abortable AdmissionError Again Arena Attempt BankStatistics Banks Cancelled Channel
+        ALIGNMENT SKIP Abortable AdmissionError Again Arena Attempt BankStatistics Banks BlasThreads Cancelled Channel
         ChannelStatistics Closed DeadLetter Diagnosis Distribution FailFast Fifo Gather Graph GraphError
         GraphFormat GraphView InOrder ItemTimeout Join Label LaneOrder LanePlan Lanes Lease Limit LiveView
         Milestone Node OnError OnProcesses OnStuck PerWorker PipelineError Policy Pool PoolExhausted
