@@ -141,7 +141,7 @@ lock: ## Renew requirements.lock from the newest versions that pyproject.toml ad
 	"$$python" -m venv "$$folder"; \
 	"$$folder/bin/python" -m pip install -qq --disable-pip-version-check -e '.[dev,docs]'; \
 	{ sed -n '/^#/p' requirements.lock; \
-	  "$$folder/bin/python" -m pip freeze --exclude-editable | grep -v '^#'; } > "$$folder/lock"; \
+	  "$$folder/bin/python" -m pip freeze --all --exclude pip --exclude-editable | grep -v '^#'; } > "$$folder/lock"; \
 	cp "$$folder/lock" requirements.lock; \
 	echo "lock: $$(grep -c == requirements.lock) versions; run 'make setup test' before you commit it"
 
