@@ -15,7 +15,7 @@ from threadloom.stages.config import Config, Precision, ScheduleConfig, Schedule
 from threadloom.stages.data import random_batches
 from threadloom.stages.memory import Update, label
 from threadloom.stages.resolve import from_json, numerics, resolve
-from threadloom.stages.training import ENDLESS, Gate, Training, compile_kernels
+from threadloom.stages.training import ENDLESS, StepGate, Training, compile_kernels
 
 CHECKED_UPDATES = 3
 """Updates whose losses and norms are compared with the peer's."""
@@ -51,7 +51,7 @@ class Threadloom:
     ) -> None:
         self.config = resolve(measured(from_json(config), delay, Precision(precision)), threads)
         compile_kernels(lambda _: None, self.config.precision)
-        self._gate = Gate(random_batches(self.config))
+        self._gate = StepGate(random_batches(self.config))
         self._training = Training(self.config, self._gate)
         if folder:
             write_inputs(folder, self._training, self.config)

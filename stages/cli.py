@@ -154,9 +154,9 @@ def evaluate(run: Path, texts: tuple[str, ...]) -> None:
     some windows of that part, evaluation.final_batches of them at its end.)
     """
     with explained():
-        from threadloom.stages.inference import assess
+        from threadloom.stages.inference import evaluate_text
 
-        score = assess(run, tuple(texts))
+        score = evaluate_text(run, tuple(texts))
         click.echo(
             f"loss {score.loss:.4f} nats per token, perplexity {score.perplexity:.3f}, "
             f"{score.bits_per_character:.4f} bits per character ({score.tokens:,} tokens, {score.seconds:.1f} s)"

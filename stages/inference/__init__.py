@@ -3,14 +3,14 @@
 May import: models to step.
 """
 
-from threadloom.stages.inference.evaluate_text import assess
 from threadloom.stages.inference.generation import generate
 from threadloom.stages.inference.model import Model
 from threadloom.stages.inference.sampling import SamplingSettings
+from threadloom.stages.inference.text_evaluation import evaluate_text
 
 __all__ = [
     "Model",
     "SamplingSettings",
-    "assess",
+    "evaluate_text",
     "generate",
 ]

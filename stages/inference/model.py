@@ -32,7 +32,7 @@ class Model:
     """Updates that made it; None for a model from elsewhere."""
 
     @property
-    def forms(self) -> None:
+    def packed(self) -> None:
         """A model that is read is computed with in float32."""
         return
 

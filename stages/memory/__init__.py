@@ -3,9 +3,16 @@
 May import: models, config, storage, machine.
 """
 
+from threadloom.stages.memory.allocation_plan import (
+    FLOAT,
+    format_lanes,
+    format_memory_plan,
+    max_concurrent_backward,
+    memory_plan,
+)
 from threadloom.stages.memory.float32 import (
     Bank,
-    FloatSlot,
+    Float32Slot,
     Slot,
     activation_shapes,
     allocate_scratch,
@@ -13,7 +20,7 @@ from threadloom.stages.memory.float32 import (
     as_weights,
     logits_rows,
 )
-from threadloom.stages.memory.items import (
+from threadloom.stages.memory.graph_items import (
     Evaluation,
     Event,
     MicroBatch,
@@ -25,19 +32,18 @@ from threadloom.stages.memory.items import (
     label,
 )
 from threadloom.stages.memory.loss_scale import LossScaler, Scaled, ScaleState
-from threadloom.stages.memory.ordered_accumulation import LaneTurns, kept_bytes
-from threadloom.stages.memory.plan import FLOAT, lanes_text, memory_plan, most_in_backward, plan_table
+from threadloom.stages.memory.ordered_accumulation import OrderedAccumulation, deferred_bytes
 
 __all__ = [
     "FLOAT",
     "Bank",
     "Evaluation",
     "Event",
-    "FloatSlot",
-    "LaneTurns",
+    "Float32Slot",
     "LossScaler",
     "MicroBatch",
     "MicroGradient",
+    "OrderedAccumulation",
     "ReduceShard",
     "Saved",
     "ScaleState",
@@ -49,11 +55,11 @@ __all__ = [
     "allocate_scratch",
     "arrays_bytes",
     "as_weights",
-    "kept_bytes",
+    "deferred_bytes",
+    "format_lanes",
+    "format_memory_plan",
     "label",
-    "lanes_text",
     "logits_rows",
+    "max_concurrent_backward",
     "memory_plan",
-    "most_in_backward",
-    "plan_table",
 ]

@@ -78,13 +78,13 @@ class Bank:
     def __init__(self, geometry: Geometry, forms: Any = None) -> None:
         self.arena = Arena(parameter_shapes(geometry))
         self.weights = as_weights(self.arena)
-        self.forms = forms  # what `Compute.make_forms` gave: in step with the master whenever the bank can be leased
+        self.packed = forms  # of `Compute.allocate_packed`; the rounded master whenever the bank can be leased
         self.scaler = ScaleState()  # of its version; written with the weights, by Clip alone once the run goes
 
     @property
     def nbytes(self) -> int:
         """Bytes of master and forms."""
-        return self.arena.nbytes + arrays_bytes(self.forms or ())
+        return self.arena.nbytes + arrays_bytes(self.packed or ())
 
 
 def arrays_bytes(arrays: Iterable[Any]) -> int:
@@ -112,13 +112,13 @@ class Slot:
 
 
 @dataclass(frozen=True)
-class FloatSlot(Slot):
+class Float32Slot(Slot):
     """A slot whose activations are float32."""
 
     activations: Activations
 
     @classmethod
-    def allocate(cls, geometry: Geometry, sequences: int) -> "FloatSlot":
+    def allocate(cls, geometry: Geometry, sequences: int) -> "Float32Slot":
         """Make the arrays for micro-batches of `sequences` sequences of the full context."""
         rows = sequences * geometry.context
         tokens = Arena({"ids": (rows,), "targets": (rows,)}, np.int32)

@@ -230,12 +230,12 @@ def _default_gemm(threads: ThreadsConfig) -> Gemm:
 
 def _shares_lanes(config: Config, saved: int) -> bool:
     """Choose shared lanes where lanes are large, and `saved` of them more than what is kept of a batch."""
-    from threadloom.stages.memory import kept_bytes  # with Numba, as below
+    from threadloom.stages.memory import deferred_bytes  # with Numba, as below
 
     geometry = config.model.geometry()
     parameters = parameter_count(geometry)
     large = config.precision not in _COPIES and parameters > SHARED
-    return large and saved * parameters * 4 > kept_bytes(geometry, 1, config.sequences)
+    return large and saved * parameters * 4 > deferred_bytes(geometry, 1, config.sequences)
 
 
 def _most_lanes(config: Config) -> int:

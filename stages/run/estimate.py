@@ -19,10 +19,10 @@ from threadloom.stages.config import Config, Precision
 from threadloom.stages.console import command_of, resident
 from threadloom.stages.data import TokenIds, read_text, train_tokenizer
 from threadloom.stages.machine import detect, others_at_work
-from threadloom.stages.memory import FLOAT, Bank, lanes_text, memory_plan, plan_table
+from threadloom.stages.memory import FLOAT, Bank, format_lanes, format_memory_plan, memory_plan
 from threadloom.stages.models import initialise, parameter_count
 from threadloom.stages.resolve import choose_and_warn, numerics, resolve, with_precision
-from threadloom.stages.step import Evaluator, compute_for
+from threadloom.stages.step import ValidationLoss, compute_for
 from threadloom.stages.tools.tune import Choice, Trials, tuned_settings
 from threadloom.stages.training import ENDLESS, SLOW, compile_kernels
 
@@ -145,9 +145,9 @@ def _evaluation_seconds(config: Config) -> float:
     """Return what evaluating a sequence takes on one core, the best of a few micro-batches."""
     geometry, sequences = config.model.geometry(), config.micro_batch or 1
     compute = compute_for(config.precision, geometry, sequences)
-    bank, evaluator = Bank(geometry, compute.make_forms()), Evaluator(compute)
+    bank, evaluator = Bank(geometry, compute.allocate_packed()), ValidationLoss(compute)
     initialise(bank.arena, geometry, config.seed)
-    compute.derive(bank)
+    compute.pack_from_master(bank)
     windows = _OneMicroBatch(geometry.vocabulary, sequences * geometry.context)
     taken = []
     with numerics(config):
@@ -164,10 +164,10 @@ def estimate_text(found: Estimate) -> str:
     lines = [
         f"{config.name}: {parameter_count(geometry):,} parameters",
         f"{config.steps:,} updates of {config.sequences} x {geometry.context} tokens",
-        f"micro-batches of {config.micro_batch}, {lanes_text(config)}, delay {config.delay}",
+        f"micro-batches of {config.micro_batch}, {format_lanes(config)}, delay {config.delay}",
         "",
         "memory",
-        plan_table(found.memory),
+        format_memory_plan(found.memory),
         "",
     ]
     available = f"{(found.available or 0) / 1e6:,.0f} MB are available"

@@ -24,7 +24,7 @@ from threadloom.stages.data import (
     training_batches,
 )
 from threadloom.stages.machine import detect
-from threadloom.stages.memory import label, lanes_text, plan_table
+from threadloom.stages.memory import format_lanes, format_memory_plan, label
 from threadloom.stages.models import parameter_count
 from threadloom.stages.resolve import (
     FLOAT32_PRECISIONS,
@@ -182,7 +182,7 @@ def _train(config: Config, run: RunDirectory, data: Dataset, start: Checkpoint |
     logged = Logged(config, start.step if start else 0)
     output = Output(run.checkpoints, data.tokenizer_path, logged.wait_for)
     training = Training(config, training_batches(config, data.train), _validation(config, data), output, start)
-    logger.info("memory, allocated for the whole run:\n{}", plan_table(training.memory()))
+    logger.info("memory, allocated for the whole run:\n{}", format_memory_plan(training.memory()))
     trace = _trace(config, training)
     begin = time.perf_counter()
     with MetricsLog(run.metrics, training.first_batch) as log, Display(config.name) as display:
@@ -221,7 +221,7 @@ def _announce(config: Config, choice: Choice) -> None:
         )
     logger.info(
         "model: {:,} parameters; batches of {} x {} tokens in micro-batches of {}, {}, delay {}",
-        parameter_count(geometry), config.sequences, geometry.context, config.micro_batch, lanes_text(config),
+        parameter_count(geometry), config.sequences, geometry.context, config.micro_batch, format_lanes(config),
         config.delay,
     )  # fmt: skip
 

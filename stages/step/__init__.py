@@ -4,8 +4,8 @@ May import: models to checkpoint, in the order of docs/architecture.md.
 """
 
 from threadloom.stages.step.backward import Backward
-from threadloom.stages.step.compute import Compute, Float32Compute, Version, backward_alone, compute_for
-from threadloom.stages.step.evaluate import Evaluate, Evaluator, Windows
+from threadloom.stages.step.compute import Compute, Float32Compute, Version, backward_with_embeddings, compute_for
+from threadloom.stages.step.evaluate import EvaluateStage, ValidationLoss, Windows
 from threadloom.stages.step.forward import Draw, Embed, Forward, plan_micro_batches
 from threadloom.stages.step.optimizer import ApplyUpdate, Clip, Moments, Optimizer, Publish
 from threadloom.stages.step.reducer import Collect, Gradient, Reduce, plan_shards
@@ -19,8 +19,7 @@ __all__ = [
     "Compute",
     "Draw",
     "Embed",
-    "Evaluate",
-    "Evaluator",
+    "EvaluateStage",
     "Float32Compute",
     "Forward",
     "Gradient",
@@ -30,9 +29,10 @@ __all__ = [
     "Reduce",
     "Save",
     "Snapshot",
+    "ValidationLoss",
     "Version",
     "Windows",
-    "backward_alone",
+    "backward_with_embeddings",
     "compute_for",
     "due",
     "never",

@@ -9,7 +9,7 @@ from typing import Any
 from threadloom import kernels
 from threadloom.kernels import own_turn
 from threadloom.pipeline import Cancelled, Lanes, Pool
-from threadloom.stages.memory import LaneTurns, MicroBatch, MicroGradient, Slot, as_weights
+from threadloom.stages.memory import MicroBatch, MicroGradient, OrderedAccumulation, Slot, as_weights
 from threadloom.stages.step.compute import Compute
 
 
@@ -17,7 +17,7 @@ class Backward:
     """Takes a micro-batch through loss and backward.
 
     Its lane must be the caller's alone; with `turns` other threads may add to it too, each in its turn. As many can
-    be in here as `scratch` has elements (`Compute.make_scratch`).
+    be in here as `scratch` has elements (`Compute.allocate_scratch`).
     """
 
     def __init__(
@@ -28,7 +28,7 @@ class Backward:
         scratch: Pool[Any],
         tokens_in_batch: int,
         context: int,
-        turns: LaneTurns | None = None,
+        turns: OrderedAccumulation | None = None,
     ) -> None:
         self._compute = compute
         self._lanes = lanes

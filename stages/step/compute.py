@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from threadloom import kernels
 from threadloom.kernels import Floats, Scratch, Turn, Weights, own_turn
 from threadloom.stages.config import Precision
-from threadloom.stages.memory import FloatSlot, Slot, UpdateShard, allocate_scratch, logits_rows
+from threadloom.stages.memory import Float32Slot, Slot, UpdateShard, allocate_scratch, logits_rows
 from threadloom.stages.models import Geometry, Shape
 from threadloom.stages.step.optimizer import ApplyUpdate, Moments
 from threadloom.stages.step.reducer import Gradient
@@ -24,23 +24,23 @@ class Version(Protocol):
         """The float32 master."""
 
     @property
-    def forms(self) -> Any:
-        """What `Compute.make_forms` returned, filled by `derive` and by the update; None where there are none."""
+    def packed(self) -> Any:
+        """The packed weights, filled by `pack_from_master` and by the update; None if products read the master."""
 
 
 class Compute(Protocol):
     """The arithmetic of one precision, for micro-batches of one size. It has no state: any thread may call it."""
 
-    def make_slot(self) -> Slot:
+    def allocate_slot(self) -> Slot:
         """Allocate the arrays of one micro-batch in flight."""
 
-    def make_scratch(self) -> Any:
+    def allocate_scratch(self) -> Any:
         """Allocate what the backward pass of one lane needs: a named tuple of arrays."""
 
-    def make_forms(self) -> Any:
+    def allocate_packed(self) -> Any:
         """Allocate the derived forms of one bank's weights: a named tuple of arrays, or None."""
 
-    def derive(self, version: Version) -> None:
+    def pack_from_master(self, version: Version) -> None:
         """Make the forms from the master: for weights that no update of this run has made."""
 
     def embed(self, version: Version, slot: Any) -> None:
@@ -77,32 +77,32 @@ class Float32Compute:
         self._geometry = geometry
         self._sequences = sequences
 
-    def make_slot(self) -> FloatSlot:
+    def allocate_slot(self) -> Float32Slot:
         """Allocate the arrays of one micro-batch."""
-        return FloatSlot.allocate(self._geometry, self._sequences)
+        return Float32Slot.allocate(self._geometry, self._sequences)
 
-    def make_scratch(self) -> Scratch:
+    def allocate_scratch(self) -> Scratch:
         """Allocate backward's scratch."""
         return allocate_scratch(self._geometry, self._sequences)
 
-    def make_forms(self) -> None:
+    def allocate_packed(self) -> None:
         """Products read the master itself."""
         return
 
-    def derive(self, version: Version) -> None:
+    def pack_from_master(self, version: Version) -> None:
         """There is nothing to derive."""
 
-    def embed(self, version: Version, slot: FloatSlot) -> None:
+    def embed(self, version: Version, slot: Float32Slot) -> None:
         """Gather the embeddings."""
         w = version.weights
         kernels.embedding_forward(w.wte, w.wpe, slot.ids, self._geometry.context, slot.activations.x[0])
 
-    def forward(self, version: Version, slot: FloatSlot) -> None:
+    def forward(self, version: Version, slot: Float32Slot) -> None:
         """Run all blocks in one call, so that the worker stays in compiled code."""
         kernels.blocks_forward(version.weights, slot.activations, self._sequences, self._geometry.heads)
 
     def backward(
-        self, version: Version, slot: FloatSlot, scale: float, gradients: Weights, scratch: Scratch, accumulate: bool,
+        self, version: Version, slot: Float32Slot, scale: float, gradients: Weights, scratch: Scratch, accumulate: bool,
         turn: Turn,
     ) -> float:  # fmt: skip
         """Run head and blocks backwards."""
@@ -120,7 +120,7 @@ class Float32Compute:
         vocabulary = self._geometry.vocabulary
         return logits_rows(vocabulary, self._sequences * self._geometry.context), vocabulary
 
-    def loss(self, version: Version, slot: FloatSlot, logits: Floats) -> float:
+    def loss(self, version: Version, slot: Float32Slot, logits: Floats) -> float:
         """Run the head alone."""
         acts = slot.activations
         return float(kernels.head_loss(version.weights, acts.x[-1], slot.targets, acts.h, logits))
@@ -130,7 +130,7 @@ class Float32Compute:
         return ApplyUpdate(self._geometry, gradient, moments)
 
 
-def backward_alone(
+def backward_with_embeddings(
     compute: Compute, geometry: Geometry, version: Version, slot: Slot, scale: float, gradients: Weights, scratch: Any,
     accumulate: bool = False,
 ) -> float:  # fmt: skip
@@ -145,6 +145,6 @@ def compute_for(precision: Precision, geometry: Geometry, sequences: int) -> Com
     """Return what computes in a resolved precision; bf16x3 is float32 with another matrix product."""
     if precision in (Precision.FLOAT32, Precision.BF16X3):
         return Float32Compute(geometry, sequences)
-    from threadloom.stages.step.bits16 import LowCompute  # its kernels are loaded by those who use them
+    from threadloom.stages.step.bits16 import Bits16Compute  # its kernels are loaded by those who use them
 
-    return LowCompute(precision, geometry, sequences)
+    return Bits16Compute(precision, geometry, sequences)

@@ -23,12 +23,12 @@ class Windows(BatchSource, Protocol):
         """Target tokens in all of them."""
 
 
-class Evaluator:
+class ValidationLoss:
     """Computes losses with memory of its own: one slot, and the logits of one chunk of rows."""
 
     def __init__(self, compute: Compute) -> None:
         self._compute = compute
-        self._slot = compute.make_slot()
+        self._slot = compute.allocate_slot()
         self._logits = Arena({"logits": compute.logits_shape()})["logits"]
 
     @property
@@ -48,12 +48,12 @@ class Evaluator:
         return math.fsum(sums) / windows.tokens
 
 
-class Evaluate:
+class EvaluateStage:
     """The stage: evaluates the version that an update leased for it, and lets go of it."""
 
     def __init__(self, compute: Compute, windows: Windows, final: Windows, last_step: int) -> None:
         """`windows` are those of every evaluation but that of `last_step`, which takes `final`."""
-        self._evaluator = Evaluator(compute)
+        self._evaluator = ValidationLoss(compute)
         self._windows = windows
         self._final = final
         self._last_step = last_step

@@ -3,7 +3,7 @@
 May import: models to step.
 """
 
-from threadloom.stages.training.measured_step import ENDLESS, Gate, Way, Worker
+from threadloom.stages.training.measured_step import ENDLESS, ExecutionMode, MeasuredStepWorker, StepGate
 from threadloom.stages.training.sequential import replay, stage_by_stage
 from threadloom.stages.training.training import Output, Training, Validation
 from threadloom.stages.training.warmup import SLOW, compile_kernels
@@ -11,12 +11,12 @@ from threadloom.stages.training.warmup import SLOW, compile_kernels
 __all__ = [
     "ENDLESS",
     "SLOW",
-    "Gate",
+    "ExecutionMode",
+    "MeasuredStepWorker",
     "Output",
+    "StepGate",
     "Training",
     "Validation",
-    "Way",
-    "Worker",
     "compile_kernels",
     "replay",
     "stage_by_stage",

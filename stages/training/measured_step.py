@@ -20,7 +20,7 @@ from threadloom.stages.console import Asked, answers_only, command_of, resident,
 ENDLESS = 1_000_000_000
 
 
-class Way(Enum):
+class ExecutionMode(Enum):
     """How the updates are made; the value is what tables say."""
 
     REPLAY = "one thread"
@@ -39,10 +39,10 @@ class Rates:
     drawn: int
 
 
-class Worker(Asked):
+class MeasuredStepWorker(Asked):
     """A way of training in its process."""
 
-    def __init__(self, config: str, way: Way, cores: int) -> None:
+    def __init__(self, config: str, way: ExecutionMode, cores: int) -> None:
         """`config`: resolved, as JSON."""
         self.way = way
         how = json.dumps({"way": way.name, "cores": cores})
@@ -58,7 +58,7 @@ class Worker(Asked):
         return Rates(**self.ask({"run": updates}))
 
 
-class Gate:
+class StepGate:
     """A batch source that lets batches through up to a number: beyond, the pipeline runs empty and waits, idle."""
 
     def __init__(self, source: Any) -> None:
@@ -81,10 +81,10 @@ class Gate:
         self._source.fill(batch, micro, ids, targets)
 
 
-class Runner:
+class MeasuredStepRunner:
     """The training of one way, stopped between rounds."""
 
-    def __init__(self, text: str, way: Way, cores: int) -> None:
+    def __init__(self, text: str, way: ExecutionMode, cores: int) -> None:
         """`text`: the resolved configuration."""
         from threadloom.stages.data import random_batches
         from threadloom.stages.resolve import from_json, numerics
@@ -96,27 +96,27 @@ class Runner:
         compile_kernels(lambda _: None, self.config.precision)
         self.base = resident("VmRSS")
         self.way = way
-        self._gate = Gate(random_batches(self.config))
+        self._gate = StepGate(random_batches(self.config))
         self._training = Training(self.config, self._gate)
         self.plan = sum(self._training.memory().values())
         self._stack = contextlib.ExitStack()
         self._stack.enter_context(numerics(self.config))
         self._run: Any = None
-        if way is Way.PIPELINE:
+        if way is ExecutionMode.PIPELINE:
             graph = self._training.graph()
             self._run = self._stack.enter_context(graph.start(resources=self._training.resources))
             self._stack.callback(self._gate.allow, ENDLESS)  # a stage that waits for its turn could not end
             self._events: Iterable[Any] = self._run
         else:
             self._gate.allow(ENDLESS)
-            made = replay(self._training) if way is Way.REPLAY else stage_by_stage(self._training, cores)
+            made = replay(self._training) if way is ExecutionMode.REPLAY else stage_by_stage(self._training, cores)
             sequence = cast(Generator[Any], made)  # its end ends the threads of its own
             self._events = sequence
             self._stack.callback(sequence.close)
 
     def run(self, updates: int) -> Rates:
         """Make updates; the first ones, while the pipeline fills, and the last ones, while it drains, do not count."""
-        apart = self.config.delay + 1 if self.way is Way.PIPELINE else 1
+        apart = self.config.delay + 1 if self.way is ExecutionMode.PIPELINE else 1
         drawn = updates + 2 * apart
         before = self._run.statistics() if self._run else None
         if self._run:
@@ -161,7 +161,7 @@ def main() -> None:
     if "start" in task:
         answers.write(json.dumps(time_to_first_update(task["start"], text)) + "\n")
         return
-    runner = Runner(text, Way[task["way"]], task["cores"])
+    runner = MeasuredStepRunner(text, ExecutionMode[task["way"]], task["cores"])
     try:
         serve(answers, lambda updates: vars(runner.run(updates)), lambda: {"base": runner.base, "plan": runner.plan})
     finally:

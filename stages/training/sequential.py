@@ -11,7 +11,7 @@ backward if lanes are shared; memory is that of the pipeline.
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-from threadloom.stages.memory import Event, MicroBatch, MicroGradient, Update, most_in_backward
+from threadloom.stages.memory import Event, MicroBatch, MicroGradient, Update, max_concurrent_backward
 from threadloom.stages.step import plan_micro_batches
 from threadloom.stages.training.training import Training
 
@@ -51,7 +51,7 @@ def stage_by_stage(training: Training, cores: int) -> Iterator[Update]:
     plan = training.plan
     # A wave is made of neighbours, so no lane has two in it unless lanes are shared. Then a micro-batch waits in the
     # middle of backward for the one before it, which must have found a thread and scratch: each of a wave does.
-    together = plan.lanes if training.turns is None else min(most_in_backward(training.config), cores)
+    together = plan.lanes if training.turns is None else min(max_concurrent_backward(training.config), cores)
     wide = min(together, training.config.slots or 1)
     with ThreadPoolExecutor(cores, thread_name_prefix="bench") as pool:
 

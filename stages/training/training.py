@@ -32,7 +32,14 @@ from threadloom.pipeline import (
 from threadloom.stages.checkpoint import Checkpoint
 from threadloom.stages.config import Config, ConfigError, learning_rate, micro_batches
 from threadloom.stages.data import BatchSource
-from threadloom.stages.memory import Bank, LaneTurns, LossScaler, MicroBatch, arrays_bytes, most_in_backward
+from threadloom.stages.memory import (
+    Bank,
+    LossScaler,
+    MicroBatch,
+    OrderedAccumulation,
+    arrays_bytes,
+    max_concurrent_backward,
+)
 from threadloom.stages.models import initialise, parameter_shapes
 from threadloom.stages.step import (
     Backward,
@@ -40,7 +47,7 @@ from threadloom.stages.step import (
     Collect,
     Draw,
     Embed,
-    Evaluate,
+    EvaluateStage,
     Forward,
     Gradient,
     Moments,
@@ -107,12 +114,12 @@ class Training:
         self.compute = compute_for(config.precision, geometry, sequences)
         self.first_batch = start.step if start else 0
         self.plan = LanePlan(config.lanes, micro_batches(config))
-        self.slots = Pool([self.compute.make_slot() for _ in range(config.slots)])
+        self.slots = Pool([self.compute.allocate_slot() for _ in range(config.slots)])
         self.moments = Moments(geometry)
         self.scaler = LossScaler(config.loss_scale)
         self.banks = self._make_banks(start)
         self.lanes = Lanes(parameter_shapes(geometry), self.plan, self.first_batch)
-        self.turns = LaneTurns(geometry, self.lanes, sequences) if config.shared_lanes else None
+        self.turns = OrderedAccumulation(geometry, self.lanes, sequences) if config.shared_lanes else None
         self.gradient = Gradient(self.lanes, config.delay)
         self.shards = plan_shards(self.gradient.flat.size, max(config.threads.reduce or 1, config.threads.update or 1))
         self.snapshot = Snapshot(config, self.banks, self.moments) if output else None
@@ -120,7 +127,7 @@ class Training:
         self.draw = Draw(data, self.slots)
         self.embed = Embed(self.compute, self.banks)
         self.forward = Forward(self.compute)
-        self.scratch = Pool([self.compute.make_scratch() for _ in range(most_in_backward(config))])
+        self.scratch = Pool([self.compute.allocate_scratch() for _ in range(max_concurrent_backward(config))])
         self.backward = Backward(
             self.compute, self.lanes, self.slots, self.scratch, tokens, geometry.context, self.turns
         )
@@ -133,9 +140,9 @@ class Training:
         evaluation_due = due(config.evaluation.interval, config.steps) if validation else never
         checkpoint_due = due(config.checkpoint.interval, config.steps) if output else never
         self.publish = Publish(self.banks, self.lanes, self.gradient, evaluation_due, checkpoint_due, self.snapshot)
-        self.evaluate: Evaluate | None = None
+        self.evaluate: EvaluateStage | None = None
         if validation:
-            self.evaluate = Evaluate(self.compute, validation.windows, validation.final, config.steps)
+            self.evaluate = EvaluateStage(self.compute, validation.windows, validation.final, config.steps)
         self.save: Save | None = None
         if output and self.snapshot:
             self.save = Save(config, self.snapshot, output.checkpoints, output.tokenizer, output.ready)
@@ -143,7 +150,9 @@ class Training:
     def _make_banks(self, start: Checkpoint | None) -> Banks[Bank]:
         """Allocate the banks and fill those that the run starts from."""
         config, geometry = self.config, self.config.model.geometry()
-        banks = [Bank(geometry, self.compute.make_forms()) for _ in range(config.delay + 1 + (config.spare_banks or 0))]
+        banks = [
+            Bank(geometry, self.compute.allocate_packed()) for _ in range(config.delay + 1 + (config.spare_banks or 0))
+        ]
         versions = start.versions if start else (0,)
         published = {version: index for index, version in enumerate(versions)}
         for version, index in published.items():
@@ -152,7 +161,7 @@ class Training:
                 start.read_weights(version, banks[index].arena)
             else:
                 initialise(banks[index].arena, geometry, config.seed, config.model.residual_scaling)
-            self.compute.derive(banks[index])
+            self.compute.pack_from_master(banks[index])
         if start:
             start.read_moments(self.moments.m, self.moments.v)
         return Banks(banks, config.delay, published)

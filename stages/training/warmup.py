@@ -26,7 +26,7 @@ from threadloom.stages.console import command_of
 from threadloom.stages.data import RandomTokens, TokenIds
 from threadloom.stages.memory import MicroGradient
 from threadloom.stages.resolve import resolve
-from threadloom.stages.step import Evaluator, plan_micro_batches
+from threadloom.stages.step import ValidationLoss, plan_micro_batches
 from threadloom.stages.training.training import Training
 
 Say = Callable[[str], None]
@@ -131,7 +131,7 @@ class _Rehearsal:
     def evaluation(self) -> None:
         """Evaluate the newest version."""
         with self._training.banks.lease_newest() as lease:
-            Evaluator(self._training.compute).mean_loss(lease.bank, _Windows())
+            ValidationLoss(self._training.compute).mean_loss(lease.bank, _Windows())
 
 
 def _compile(rehearsal: _Rehearsal, precision: Precision, say: Say, progress: _Progress) -> None:

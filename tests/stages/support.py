@@ -23,7 +23,7 @@ from threadloom.pipeline import Trace
 from threadloom.stages.checkpoint.checkpoint import Checkpoint, kept_versions
 from threadloom.stages.cli import main
 from threadloom.stages.data.batches import BatchSource, EvaluationWindows, TokenFile, evaluation_batches, random_batches
-from threadloom.stages.memory.items import Evaluation, Event, Saved, Update, label
+from threadloom.stages.memory.graph_items import Evaluation, Event, Saved, Update, label
 from threadloom.stages.resolve.loading import (
     Config,
     ModelConfig,

@@ -11,8 +11,8 @@ import pytest
 from loguru import logger
 
 from tests.stages.support import command, story
+from threadloom.stages import inference
 from threadloom.stages.console.json_worker import command_of
-from threadloom.stages.inference import evaluate_text as assess
 from threadloom.stages.resolve.loading import apply_overrides, to_json
 from threadloom.stages.run import report, session
 
@@ -76,7 +76,7 @@ def test_what_leaves_nothing_promises_nothing(tmp_path: Path, monkeypatch: pytes
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(assess, "assess", interrupted)
+    monkeypatch.setattr(inference, "evaluate_text", interrupted)
     ended = command("eval", tmp_path)
     assert ended.status == 130
     assert ended.err.rstrip().endswith("stopped by Ctrl-C")

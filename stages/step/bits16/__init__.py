@@ -3,8 +3,8 @@
 May import: what `stages.step` may import, and `stages.step`.
 """
 
-from threadloom.stages.step.bits16.compute import LowCompute
+from threadloom.stages.step.bits16.compute import Bits16Compute
 
 __all__ = [
-    "LowCompute",
+    "Bits16Compute",
 ]

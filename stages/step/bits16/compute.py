@@ -50,7 +50,7 @@ class LaneWork(NamedTuple):
 
 
 @dataclass(frozen=True)
-class LowSlot(Slot):
+class Bits16Slot(Slot):
     """A slot whose activations are 16 bits wide."""
 
     activations: LowActivations
@@ -62,7 +62,7 @@ class LowSlot(Slot):
         return super().nbytes + arrays_bytes((self.activations, self.work))
 
 
-class LowCompute:
+class Bits16Compute:
     """Activations and products in 16 bits, masters and sums in float32. Implements `stages.step.compute.Compute`."""
 
     def __init__(self, precision: Precision, geometry: Geometry, sequences: int) -> None:
@@ -71,15 +71,15 @@ class LowCompute:
         self._geometry = geometry
         self._sequences = sequences
 
-    def make_slot(self) -> LowSlot:
+    def allocate_slot(self) -> Bits16Slot:
         """Allocate the arrays of one micro-batch."""
         rows = self._sequences * self._geometry.context
         tokens = Arena({"ids": (rows,), "targets": (rows,)}, np.int32)
         views = allocate(low_activation_kinds(self._geometry, self._sequences, self._short))
         activations = LowActivations(*(views[name] for name in LowActivations._fields))
-        return LowSlot(tokens["ids"], tokens["targets"], activations, self._workspace())
+        return Bits16Slot(tokens["ids"], tokens["targets"], activations, self._workspace())
 
-    def make_scratch(self) -> LaneWork:
+    def allocate_scratch(self) -> LaneWork:
         """Allocate backward's scratch."""
         views = allocate(low_scratch_kinds(self._geometry, self._sequences, self._short))
         return LaneWork(LowScratch(*(views[name] for name in LowScratch._fields)), self._workspace())
@@ -93,35 +93,35 @@ class LowCompute:
             Wide(*(wide[name] for name in Wide._fields)),
         )
 
-    def make_forms(self) -> Forms:
+    def allocate_packed(self) -> Forms:
         """Allocate the forms of a bank: packed twice for bfloat16, one for both directions for float16."""
         views = allocate(half_kinds(self._geometry) if self._half else packed_kinds(self._geometry))
         return Forms(*(views[name.removesuffix("_t") if self._half else name] for name in Forms._fields))
 
-    def derive(self, version: Version) -> None:
+    def pack_from_master(self, version: Version) -> None:
         """Round every matrix, and pack those of bfloat16."""
-        for master, form, form_t in matrix_forms(version.weights, version.forms):
+        for master, form, form_t in matrix_forms(version.weights, version.packed):
             if self._half:
                 half_from_float32(master.reshape(-1), form.reshape(-1))
             else:
                 pack_rows(master, 0, form, form_t)
 
-    def embed(self, version: Version, slot: LowSlot) -> None:
+    def embed(self, version: Version, slot: Bits16Slot) -> None:
         """Gather the embeddings from the packed form."""
         wpe, context = version.weights.wpe, self._geometry.context
-        embedding_forward_low(version.forms.wte, wpe, slot.ids, context, slot.activations.x)
+        embedding_forward_low(version.packed.wte, wpe, slot.ids, context, slot.activations.x)
 
-    def forward(self, version: Version, slot: LowSlot) -> None:
+    def forward(self, version: Version, slot: Bits16Slot) -> None:
         """Run all blocks in one call."""
         weights, acts, heads = version.weights, slot.activations, self._geometry.heads
-        blocks_forward_low(weights, version.forms, acts, slot.work, self._sequences, heads)
+        blocks_forward_low(weights, version.packed, acts, slot.work, self._sequences, heads)
 
     def backward(
-        self, version: Version, slot: LowSlot, scale: float, gradients: Weights, scratch: LaneWork, accumulate: bool,
+        self, version: Version, slot: Bits16Slot, scale: float, gradients: Weights, scratch: LaneWork, accumulate: bool,
         turn: Turn,
     ) -> float:  # fmt: skip
         """Run head and blocks backwards."""
-        weights, forms, acts, (s, work) = version.weights, version.forms, slot.activations, scratch
+        weights, forms, acts, (s, work) = version.weights, version.packed, slot.activations, scratch
         loss = head_backward_low(weights, forms, acts.x, slot.targets, scale, gradients, s, work, accumulate, turn)
         heads = self._geometry.heads
         blocks_backward_low(weights, forms, acts, gradients, s, work, self._sequences, heads, accumulate, turn)
@@ -136,9 +136,9 @@ class LowCompute:
         vocabulary = self._geometry.vocabulary
         return low_logits_rows(vocabulary, self._sequences * self._geometry.context), vocabulary
 
-    def loss(self, version: Version, slot: LowSlot, logits: Floats) -> float:
+    def loss(self, version: Version, slot: Bits16Slot, logits: Floats) -> float:
         """Run the head alone; the slot's first normalised rows are no longer needed, and serve as scratch."""
-        a, weights, forms = slot.activations, version.weights, version.forms
+        a, weights, forms = slot.activations, version.weights, version.packed
         return float(head_loss_low(weights, forms, a.x, slot.targets, a.normed1[0], a.h, a.rstd1[0], logits, slot.work))
 
     def make_update(self, gradient: Gradient, moments: Moments, shards: int) -> Callable[[UpdateShard], UpdateShard]:

@@ -103,7 +103,7 @@ class PackedUpdate:
             found: Floats = matrix[part.first : part.last]
             return found
 
-        forms, field = shard.target.forms, MATRIX_FORMS[part.name]
+        forms, field = shard.target.packed, MATRIX_FORMS[part.name]
         form, form_t = getattr(forms, field), getattr(forms, f"{field}_t")
         if part.layer is not None:
             form, form_t = form[part.layer], form_t[part.layer]
@@ -134,7 +134,7 @@ class HalfUpdate(ApplyUpdate):
         done = super().__call__(shard)
         arena, (start, stop) = shard.target.arena, shard.span
         for name, field in MATRIX_FORMS.items():
-            form, offset = getattr(shard.target.forms, field).reshape(-1), arena.offset(name)
+            form, offset = getattr(shard.target.packed, field).reshape(-1), arena.offset(name)
             first, last = max(start, offset), min(stop, offset + form.size)
             if first < last:
                 half_from_float32(arena.flat[first:last], form[first - offset : last - offset])

@@ -33,7 +33,7 @@ from threadloom.stages.tools.bench.kernels import kernel_bench, reduce_bytes, ti
 from threadloom.stages.tools.bench.peaks import measure_peaks
 from threadloom.stages.tools.bench.roofline import KernelTime, Peaks, ProductPeak, flops_per_token
 from threadloom.stages.tools.tune import RANDOM_VOCABULARY
-from threadloom.stages.training import ENDLESS, Way, Worker, compile_kernels
+from threadloom.stages.training import ENDLESS, ExecutionMode, MeasuredStepWorker, compile_kernels
 
 ROUNDS = 5
 STARTS = 3
@@ -94,7 +94,7 @@ class ConfigBench:
     warm: Start
     cold: Start | None
 
-    def way(self, way: Way, delay: int | None = None) -> Measured:
+    def way(self, way: ExecutionMode, delay: int | None = None) -> Measured:
         """Return what was measured of one way, at a delay."""
         wanted = self.config.delay if delay is None else delay
         return next(one for one in self.ways if one.way == way.value and one.delay == wanted)
@@ -102,7 +102,7 @@ class ConfigBench:
     @property
     def default(self) -> Measured:
         """The pipeline at the configuration's own delay."""
-        return self.way(Way.PIPELINE)
+        return self.way(ExecutionMode.PIPELINE)
 
     def gflop_per_s(self, measured: Measured) -> float:
         """Achieved, by the formula of `flops_per_token`."""
@@ -110,7 +110,7 @@ class ConfigBench:
 
     def efficiency(self, measured: Measured) -> float:
         """The speed-up over the replay in one thread, as a share of the cores."""
-        return measured.tokens_per_s / self.way(Way.REPLAY, 0).tokens_per_s / measured.cores
+        return measured.tokens_per_s / self.way(ExecutionMode.REPLAY, 0).tokens_per_s / measured.cores
 
 
 @dataclass(frozen=True)
@@ -214,21 +214,23 @@ def measure_kernels(config: Config, peaks: Peaks, seconds: float) -> list[Kernel
 
 def measure_ways(config: Config, cores: int, seconds: float, say: Say) -> list[Measured]:
     """Let the ways train in turns, `seconds` each in all, the order turned round every other time."""
-    wanted = [(Way.REPLAY, 0), (Way.STAGES, 0)]
-    wanted += [(Way.PIPELINE, delay) for delay in dict.fromkeys((*DELAYS, config.delay))]
+    wanted = [(ExecutionMode.REPLAY, 0), (ExecutionMode.STAGES, 0)]
+    wanted += [(ExecutionMode.PIPELINE, delay) for delay in dict.fromkeys((*DELAYS, config.delay))]
     with ExitStack() as stack:
-        workers: list[tuple[Way, int, Config, Worker]] = []
+        workers: list[tuple[ExecutionMode, int, Config, MeasuredStepWorker]] = []
         for way, delay in wanted:
             resolved = as_measured(config, cores, delay)
-            workers.append((way, delay, resolved, stack.enter_context(Worker(to_json(resolved), way, cores))))
+            workers.append(
+                (way, delay, resolved, stack.enter_context(MeasuredStepWorker(to_json(resolved), way, cores)))
+            )
         pace = {}
         for *_, worker in workers:
             say(f"warming up: {worker.way.value}")
             worker.run(1)
             rates = worker.run(LEAST_UPDATES)
             pace[worker] = rates.seconds / rates.updates
-        taken: dict[Worker, list[float]] = {worker: [] for *_, worker in workers}
-        busy: dict[Worker, list[dict[str, float]]] = {worker: [] for *_, worker in workers}
+        taken: dict[MeasuredStepWorker, list[float]] = {worker: [] for *_, worker in workers}
+        busy: dict[MeasuredStepWorker, list[dict[str, float]]] = {worker: [] for *_, worker in workers}
         for number in range(ROUNDS):
             say(f"round {number + 1} of {ROUNDS}")
             for *_, worker in workers if number % 2 == 0 else reversed(workers):
@@ -241,8 +243,8 @@ def measure_ways(config: Config, cores: int, seconds: float, say: Say) -> list[M
             stages = {name: statistics.median(one[name] for one in busy[worker]) for name in busy[worker][0]}
             found.append(
                 Measured(
-                    way.value, delay, 1 if way is Way.REPLAY else cores, resolved.sequences * resolved.model.context,
-                    taken[worker], stages, **worker.memory(),
+                    way.value, delay, 1 if way is ExecutionMode.REPLAY else cores,
+                    resolved.sequences * resolved.model.context, taken[worker], stages, **worker.memory(),
                 )
             )  # fmt: skip
     return found

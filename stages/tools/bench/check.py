@@ -24,7 +24,7 @@ from threadloom.stages.data import random_batches
 from threadloom.stages.memory import Bank, LossScaler, Slot, Update
 from threadloom.stages.models import Geometry, initialise
 from threadloom.stages.resolve import apply_overrides, numerics, resolve
-from threadloom.stages.step import Compute, backward_alone, compute_for
+from threadloom.stages.step import Compute, backward_with_embeddings, compute_for
 from threadloom.stages.training import Training, replay, stage_by_stage
 
 ODD = Config(
@@ -96,7 +96,7 @@ def check_kernels(config: Config, *, every_tensor: bool) -> str:
     """
     geometry, precision, random = config.model.geometry(), config.precision, np.random.default_rng(11)
     compute = compute_for(precision, geometry, config.micro_batch or 1)
-    bank, slot, gradients = Bank(geometry, compute.make_forms()), compute.make_slot(), Bank(geometry)
+    bank, slot, gradients = Bank(geometry, compute.allocate_packed()), compute.allocate_slot(), Bank(geometry)
     initialise(bank.arena, geometry, config.seed)
     bank.arena.flat[:] += random.standard_normal(bank.arena.flat.shape, dtype=np.float32) * np.float32(0.01)
     slot.ids[:] = random.integers(0, geometry.vocabulary, slot.ids.shape)
@@ -143,10 +143,12 @@ def _loss_and_gradient(
 ) -> float:
     """Return the mean loss of a micro-batch, and leave its gradient in `gradients`; `scale` is in there on the way."""
     rows = slot.ids.size
-    compute.derive(bank)
+    compute.pack_from_master(bank)
     compute.embed(bank, slot)
     compute.forward(bank, slot)
-    loss = backward_alone(compute, geometry, bank, slot, scale / rows, gradients.weights, compute.make_scratch())
+    loss = backward_with_embeddings(
+        compute, geometry, bank, slot, scale / rows, gradients.weights, compute.allocate_scratch()
+    )
     gradients.arena.flat[:] /= np.float32(scale)
     return loss / rows
 

@@ -70,18 +70,18 @@ class KernelBench:
         self.rows = self.sequences * g.context
         self.micro = micro_batches(config)
         self.compute = compute_for(config.precision, g, self.sequences)
-        self.bank = Bank(g, self.compute.make_forms())
+        self.bank = Bank(g, self.compute.allocate_packed())
         initialise(self.bank.arena, g, config.seed)
-        self.compute.derive(self.bank)
+        self.compute.pack_from_master(self.bank)
         self.weights = self.bank.weights
         self.random = np.random.default_rng(7)
-        self.slot: Any = self.compute.make_slot()
+        self.slot: Any = self.compute.allocate_slot()
         for ids in (self.slot.ids, self.slot.targets):
             ids[:] = self.random.integers(0, g.vocabulary, self.rows)
         self.lanes = Lanes(parameter_shapes(g), LanePlan(config.lanes or 1, self.micro))
         self.gradient = Gradient(self.lanes, config.delay)
         self.grads = as_weights(self.lanes.arenas[0])
-        self.scratch: Any = self.compute.make_scratch()
+        self.scratch: Any = self.compute.allocate_scratch()
         self.scale = LossScaler(config.loss_scale).start(0).scale / self.rows  # of the loss, as in the first update
         self.compute.embed(self.bank, self.slot)
         self.compute.forward(self.bank, self.slot)

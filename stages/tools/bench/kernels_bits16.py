@@ -42,7 +42,7 @@ class LowBench(KernelBench):
     def __init__(self, config: Config) -> None:
         """`config` is resolved; enter `numerics(config)` around this and the calls."""
         super().__init__(config)
-        self.forms: Forms = self.bank.forms
+        self.forms: Forms = self.bank.packed
         self.acts: LowActivations = self.slot.activations
         self.s: LowScratch = self.scratch.scratch
         self.work: Workspace = self.scratch.work

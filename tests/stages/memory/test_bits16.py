@@ -18,8 +18,8 @@ from threadloom.stages.memory.bits16 import Kinds, low_logits_rows
 from threadloom.stages.memory.float32 import Bank, as_weights
 from threadloom.stages.models.gpt2 import Geometry, initialise, parameter_shapes
 from threadloom.stages.step.bits16 import compute as compute_low
-from threadloom.stages.step.bits16.compute import LowCompute
-from threadloom.stages.step.compute import backward_alone
+from threadloom.stages.step.bits16.compute import Bits16Compute
+from threadloom.stages.step.compute import backward_with_embeddings
 
 pytestmark = [
     pytest.mark.timeout(600),  # minutes of it to compile, on a machine that was never here before
@@ -63,12 +63,12 @@ def test_a_micro_batch_stays_within_what_is_allocated(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compute_low, "allocate", between_pages(Pages(at_end)))
         patch.setattr(memory_low, "LOGITS_BYTES", logits_bytes)
-        compute = LowCompute(precision, geometry, sequences)
-        slot, scratch, forms = compute.make_slot(), compute.make_scratch(), compute.make_forms()
+        compute = Bits16Compute(precision, geometry, sequences)
+        slot, scratch, forms = compute.allocate_slot(), compute.allocate_scratch(), compute.allocate_packed()
         logits = Pages(at_end).empty(compute.logits_shape(), np.float32)
         bank = Bank(geometry, forms)
         initialise(bank.arena, geometry, seed=1)
-        compute.derive(bank)
+        compute.pack_from_master(bank)
         rng = np.random.default_rng(vocabulary)
         for ids in (slot.ids, slot.targets):
             ids[...] = rng.integers(0, vocabulary, ids.size)
@@ -76,7 +76,7 @@ def test_a_micro_batch_stays_within_what_is_allocated(
         for accumulate in (False, True):
             compute.embed(bank, slot)
             compute.forward(bank, slot)
-            loss = backward_alone(
+            loss = backward_with_embeddings(
                 compute, geometry, bank, slot, 1.0 / slot.ids.size, as_weights(gradient), scratch, accumulate
             )
             assert all(np.isfinite(tensor).all() for tensor in gradient.values())

@@ -25,7 +25,7 @@ from tests.stages.support import (
 from threadloom.pipeline import StageFailure
 from threadloom.stages.checkpoint.checkpoint import Checkpoint
 from threadloom.stages.checkpoint.manifest import MANIFEST_FILE
-from threadloom.stages.memory.items import Event, MicroBatch, MicroGradient, Update
+from threadloom.stages.memory.graph_items import Event, MicroBatch, MicroGradient, Update
 from threadloom.stages.memory.loss_scale import PATIENCE
 from threadloom.stages.resolve.loading import ConfigError
 from threadloom.stages.run.session import train

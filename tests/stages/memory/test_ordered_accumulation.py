@@ -9,7 +9,7 @@ import pytest
 from tests.stages.support import WAIT, build, run_sequence, run_threads, tiny
 from threadloom.kernels.common.accumulation import end_turn, model_parts, own_turn, wait_turn
 from threadloom.pipeline import LanePlan, Lanes, StageFailure
-from threadloom.stages.memory.ordered_accumulation import LaneTurns
+from threadloom.stages.memory.ordered_accumulation import OrderedAccumulation
 from threadloom.stages.models.gpt2 import Geometry, parameter_shapes
 from threadloom.stages.training.training import Training
 
@@ -20,11 +20,11 @@ PARTS = model_parts(GEOMETRY.vocabulary, GEOMETRY.layers)
 SHARED = ("shared_lanes=true", "threads.backward=3", "threads.forward=2", "slots=4")
 
 
-def make(lanes: int = 1, micro_batches: int = 3) -> LaneTurns:
-    return LaneTurns(GEOMETRY, Lanes(parameter_shapes(GEOMETRY), LanePlan(lanes, micro_batches)), sequences=2)
+def make(lanes: int = 1, micro_batches: int = 3) -> OrderedAccumulation:
+    return OrderedAccumulation(GEOMETRY, Lanes(parameter_shapes(GEOMETRY), LanePlan(lanes, micro_batches)), sequences=2)
 
 
-def passes(turns: LaneTurns, batch: int, micro: int, part: int) -> bool:
+def passes(turns: OrderedAccumulation, batch: int, micro: int, part: int) -> bool:
     """Say whether a micro-batch could add to a part now: it would not wait."""
     turn = turns.turn(batch, micro)
     return int(turn.before[0]) > turn.base + part
@@ -103,7 +103,7 @@ def test_kept_gradients_are_scattered_in_the_order_of_the_micro_batches() -> Non
     """Float32 sums of numbers of very different size depend on their order."""
     shapes, plan = parameter_shapes(GEOMETRY), LanePlan(2, 4)
     lanes = Lanes(shapes, plan)
-    turns, rows = LaneTurns(GEOMETRY, lanes, sequences=2), 2 * GEOMETRY.context
+    turns, rows = OrderedAccumulation(GEOMETRY, lanes, sequences=2), 2 * GEOMETRY.context
     rng = np.random.default_rng(0)
     ids = rng.integers(0, GEOMETRY.vocabulary, (4, rows)).astype(np.int32)
     dx = (rng.standard_normal((4, rows, GEOMETRY.channels)) * 10.0 ** rng.integers(-3, 4, (4, rows, 1))).astype("f4")

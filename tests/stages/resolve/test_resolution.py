@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.stages.resolve.support import configs, refusal, tiny
-from threadloom.stages.memory.plan import memory_plan
+from threadloom.stages.memory.allocation_plan import memory_plan
 from threadloom.stages.models.gpt2 import Geometry, parameter_count
 from threadloom.stages.resolve import resolution
 from threadloom.stages.resolve.loading import (

@@ -5,7 +5,7 @@ import pytest
 
 from tests.stages.support import assert_same, build, result, run_threads, tiny
 from threadloom.stages.data.batches import RandomTokens, TokenIds, random_batches
-from threadloom.stages.memory.items import Update
+from threadloom.stages.memory.graph_items import Update
 from threadloom.stages.resolve.loading import Config
 from threadloom.stages.training.training import Training
 

@@ -14,7 +14,7 @@ import pytest
 from tests.stages.support import WAIT, build, intercept, run_threads, tiny, wait_for
 from threadloom.pipeline import Cancelled, StageFailure
 from threadloom.stages.checkpoint.checkpoint import Checkpoint, finished_checkpoints
-from threadloom.stages.memory.items import Event, Update, label
+from threadloom.stages.memory.graph_items import Event, Update, label
 from threadloom.stages.step.reducer import TrainingDiverged
 from threadloom.stages.training.training import Training
 

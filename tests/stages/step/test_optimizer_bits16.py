@@ -14,11 +14,11 @@ from threadloom.kernels.compiling.jit import JIT_ENABLED
 from threadloom.pipeline import Arena, LanePlan, Lanes
 from threadloom.stages.config.settings import Precision
 from threadloom.stages.memory.float32 import Bank
-from threadloom.stages.memory.items import UpdateShard
+from threadloom.stages.memory.graph_items import UpdateShard
 from threadloom.stages.memory.loss_scale import Scaled, ScaleState
 from threadloom.stages.models.gpt2 import MATRICES, Geometry, decayed_elements, parameter_shapes
 from threadloom.stages.step.bits16 import optimizer as optimizer_low
-from threadloom.stages.step.bits16.compute import LowCompute
+from threadloom.stages.step.bits16.compute import Bits16Compute
 from threadloom.stages.step.bits16.optimizer import Rows, Stretch, plan_parts
 from threadloom.stages.step.optimizer import ApplyUpdate, Moments
 from threadloom.stages.step.reducer import Gradient
@@ -87,12 +87,12 @@ class Update:
     def __init__(self, geometry: Geometry, precision: Precision, in_place: bool, skipped: bool) -> None:
         rng = np.random.default_rng([geometry.vocabulary, geometry.channels])
         self.precision, self.geometry = precision, geometry
-        self.compute = LowCompute(precision, geometry, 1)
+        self.compute = Bits16Compute(precision, geometry, 1)
         self.moments = Moments(geometry)
         lanes = Lanes(parameter_shapes(geometry), LanePlan(1, 1), 0)
         self.gradient = Gradient(lanes, 1)
-        self.source = Bank(geometry, self.compute.make_forms())
-        self.target = self.source if in_place else Bank(geometry, self.compute.make_forms())
+        self.source = Bank(geometry, self.compute.allocate_packed())
+        self.target = self.source if in_place else Bank(geometry, self.compute.allocate_packed())
         gradient = Arena(parameter_shapes(geometry), np.float32, self.gradient.flat)
         for name, tensor in self.source.arena.items():
             tensor[...] = rng.standard_normal(tensor.shape)
@@ -101,7 +101,7 @@ class Update:
             self.moments.v[name][...] = rng.random(tensor.shape)
         if skipped:
             self.gradient.flat[0] = np.inf
-        self.compute.derive(self.source)
+        self.compute.pack_from_master(self.source)
         self.step = AdamWStep(3e-3, 0.9, 0.99, 1e-8, 0.1, 1.0 - 0.9**3, 1.0 - 0.99**3, 0.3)
         self.scaled = Scaled(2.0, skipped, ScaleState())
 

@@ -23,10 +23,10 @@ from tests.stages.training.test_reference import sequences, start_from
 from threadloom.kernels.compiling.jit import JIT_ENABLED
 from threadloom.pipeline import Arena
 from threadloom.stages.checkpoint.checkpoint import Checkpoint, kept_versions
+from threadloom.stages.memory.allocation_plan import memory_plan
 from threadloom.stages.memory.bits16 import MATRIX_FORMS
 from threadloom.stages.memory.float32 import Bank
-from threadloom.stages.memory.items import MicroBatch, MicroGradient, Update
-from threadloom.stages.memory.plan import memory_plan
+from threadloom.stages.memory.graph_items import MicroBatch, MicroGradient, Update
 from threadloom.stages.models.gpt2 import parameter_shapes
 from threadloom.stages.resolve.gemm_settings import numerics
 from threadloom.stages.resolve.loading import Config, Precision, trajectory
@@ -120,7 +120,7 @@ def assert_forms_are_those_of_the_master(bank: Bank, precision: str) -> None:
     """Compare every word, the zeros at the edges among them, with what the description makes of the master."""
     for name, field in MATRIX_FORMS.items():
         master = bank.arena[name]
-        found, found_t = getattr(bank.forms, field), getattr(bank.forms, f"{field}_t")
+        found, found_t = getattr(bank.packed, field), getattr(bank.packed, f"{field}_t")
         if precision == "fp16":
             assert found is found_t
             np.testing.assert_array_equal(found, FP16.nearest(master), name)
@@ -175,7 +175,7 @@ def check_gradients(config: Config, bound: float) -> None:
         )  # fmt: skip
         start_from(training, weights)
         with training.banks.lease(0) as lease:
-            training.compute.derive(lease.bank)
+            training.compute.pack_from_master(lease.bank)
         ids, targets = sequences(training, 0)
         (update,) = [event for event in run_threads(training) if isinstance(event, Update)]
     loss, expected = reference.loss_and_gradients(weights, ids, targets, model.heads, 1.0 / ids.size)

@@ -9,7 +9,7 @@ import pytest
 
 from tests.stages.support import STORY, forked, story
 from threadloom.stages.checkpoint.checkpoint import finished_checkpoints
-from threadloom.stages.memory.items import Evaluation, Event, Update
+from threadloom.stages.memory.graph_items import Evaluation, Event, Update
 from threadloom.stages.run.report import Reporter
 from threadloom.stages.run.session import train
 from threadloom.stages.storage.run_directory import RunMode, read_metrics

@@ -9,7 +9,7 @@ from tests import reference
 from tests.stages.support import build, run_threads, tiny
 from tests.stages.training.test_reference import random_weights, sequences, start_from
 from threadloom.pipeline import Arena
-from threadloom.stages.memory.items import Update
+from threadloom.stages.memory.graph_items import Update
 from threadloom.stages.models.gpt2 import parameter_shapes
 from threadloom.stages.resolve.loading import Config
 

@@ -9,7 +9,7 @@ from tests import reference
 from tests.reference import AdamW, Ids, Tensors
 from tests.stages.support import build, run_threads, tiny
 from threadloom.pipeline import Arena
-from threadloom.stages.memory.items import Update
+from threadloom.stages.memory.graph_items import Update
 from threadloom.stages.resolve.loading import Config
 from threadloom.stages.training.training import Training
 

@@ -22,7 +22,7 @@ from tests.stages.support import (
     wait_for,
 )
 from threadloom.pipeline import version_for
-from threadloom.stages.memory.items import MicroBatch, MicroGradient, ReduceShard, Update, UpdateShard
+from threadloom.stages.memory.graph_items import MicroBatch, MicroGradient, ReduceShard, Update, UpdateShard
 from threadloom.stages.training.training import Training
 
 pytestmark = pytest.mark.timeout(90)

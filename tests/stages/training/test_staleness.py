@@ -5,7 +5,7 @@ import pytest
 
 from tests.stages.support import build, intercept, run_sequence, run_threads, tiny
 from threadloom.pipeline import StageFailure, StaleVersion
-from threadloom.stages.memory.items import MicroBatch
+from threadloom.stages.memory.graph_items import MicroBatch
 from threadloom.stages.training.training import Training
 
 pytestmark = pytest.mark.timeout(60)

@@ -18,7 +18,7 @@ from threadloom.kernels.compiling.jit import JIT_ENABLED
 from threadloom.stages.config.settings import Precision
 from threadloom.stages.data.batches import random_batches
 from threadloom.stages.memory.float32 import Bank, Slot
-from threadloom.stages.memory.items import MicroBatch, MicroGradient
+from threadloom.stages.memory.graph_items import MicroBatch, MicroGradient
 from threadloom.stages.models.gpt2 import Geometry
 from threadloom.stages.resolve.gemm_settings import numerics
 from threadloom.stages.resolve.loading import Config, apply_overrides, load_config, resolve, to_json
@@ -40,7 +40,7 @@ from threadloom.stages.tools.bench.peaks import best_rate
 from threadloom.stages.tools.bench.roofline import KernelTime, Level, Peaks, ProductPeak, Work, floor_of_steps
 from threadloom.stages.tools.bench.tables import BenchView, start_lines
 from threadloom.stages.training import sequential as bench_sequential
-from threadloom.stages.training.measured_step import Way
+from threadloom.stages.training.measured_step import ExecutionMode
 from threadloom.stages.training.sequential import stage_by_stage
 from threadloom.stages.training.warmup import compile_kernels
 
@@ -51,9 +51,9 @@ def made_up() -> BenchReport:
     """100 tokens an update: 1,000 a second in one thread, 1,500 stage by stage, 1,800 in the pipeline."""
     config = resolve(ODD, 2)
     ways = [
-        Measured(Way.REPLAY.value, 0, 1, 100, [0.1, 0.09, 0.12], {}, 300, 100, 190),
-        Measured(Way.STAGES.value, 0, 2, 100, [1 / 15], {}, 300, 100, 190),
-        Measured(Way.PIPELINE.value, 0, 2, 100, [1 / 18], {"forward": 0.04, "reduce": 0.001}, 300, 100, 190),
+        Measured(ExecutionMode.REPLAY.value, 0, 1, 100, [0.1, 0.09, 0.12], {}, 300, 100, 190),
+        Measured(ExecutionMode.STAGES.value, 0, 2, 100, [1 / 15], {}, 300, 100, 190),
+        Measured(ExecutionMode.PIPELINE.value, 0, 2, 100, [1 / 18], {"forward": 0.04, "reduce": 0.001}, 300, 100, 190),
     ]
     kernels = [
         KernelTime("head", 6, Work(4e9, 2e6), 0.04, (0.03, 0.05), 0.02, "compute", arithmetic=0.02),
@@ -67,7 +67,7 @@ def made_up() -> BenchReport:
 def test_the_derived_figures() -> None:
     report = made_up()
     bench = report.configs[0]
-    replay, pipeline = bench.way(Way.REPLAY), bench.default
+    replay, pipeline = bench.way(ExecutionMode.REPLAY), bench.default
     assert replay.tokens_per_s == pytest.approx(1000), "the median"
     assert bench.efficiency(pipeline) == pytest.approx(0.9)
     assert bench.gflop_per_s(pipeline) == pytest.approx(180)

@@ -34,7 +34,7 @@ from threadloom.stages.tools.bench.kernels import adamw_bytes, kernel_bench, upd
 from threadloom.stages.tools.bench.peaks import measure_peaks
 from threadloom.stages.tools.bench.roofline import ProductPeak
 from threadloom.stages.tools.bench.tables import BenchView, peak_lines
-from threadloom.stages.training.measured_step import Way
+from threadloom.stages.training.measured_step import ExecutionMode
 
 BF16, FP16 = Precision.BF16, Precision.FP16
 
@@ -56,7 +56,7 @@ def test_mfu_is_against_the_product_of_the_precision() -> None:
     report = in_bf16()
     bench = report.configs[0]
     assert report.mfu(bench, bench.default) == pytest.approx(180 / 800)
-    assert report.mfu(bench, bench.way(Way.REPLAY)) == pytest.approx(100 / 400)
+    assert report.mfu(bench, bench.way(ExecutionMode.REPLAY)) == pytest.approx(100 / 400)
 
 
 def test_the_tables_and_the_json_name_the_precision() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from threadloom.stages.data.batches import RandomTokens, TokenFile, evaluation_batches
-from threadloom.stages.memory.plan import memory_plan, plan_table
+from threadloom.stages.memory.allocation_plan import format_memory_plan, memory_plan
 from threadloom.stages.models.gpt2 import Geometry
 from threadloom.stages.resolve.loading import Config, ModelConfig, apply_overrides, resolve
 from threadloom.stages.training.training import Output, Training, Validation
@@ -49,7 +49,7 @@ def test_scratch_is_for_those_who_can_be_in_backward_at_once() -> None:
 
 
 def test_the_table_ends_in_the_sum() -> None:
-    table = plan_table({"a": 1_500_000, "b": 0, "c": 4_000_000})
+    table = format_memory_plan({"a": 1_500_000, "b": 0, "c": 4_000_000})
     assert table.splitlines()[0].split() == ["c", "4.0", "MB"]
     assert table.splitlines()[-1].split() == ["in", "all", "5.5", "MB"]
     assert "b" not in table

@@ -6,7 +6,7 @@ from math import prod
 from threadloom.pipeline import arena_size
 from threadloom.stages.config import Config, Precision, micro_batches
 from threadloom.stages.memory.float32 import activation_shapes, logits_rows, scratch_shapes
-from threadloom.stages.memory.ordered_accumulation import kept_bytes
+from threadloom.stages.memory.ordered_accumulation import deferred_bytes
 from threadloom.stages.models import Geometry, Shape, parameter_shapes
 
 FLOAT = 4  # bytes
@@ -36,8 +36,8 @@ def memory_plan(config: Config, *, evaluates: bool = True, saves: bool = True) -
         "gradient lanes": weights * lanes,
         "gradient": weights if config.delay else 0,
         "slots": slot * (config.slots or 1),
-        "backward scratch": sizes.scratch * most_in_backward(config),
-        "input gradients": kept_bytes(geometry, micro_batches(config), sequences) if config.shared_lanes else 0,
+        "backward scratch": sizes.scratch * max_concurrent_backward(config),
+        "input gradients": deferred_bytes(geometry, micro_batches(config), sequences) if config.shared_lanes else 0,
         "evaluation": slot + sizes.logits if evaluates else 0,
         "checkpoint copies": weights * (2 + config.delay) if saves and config.checkpoint.copies else 0,
     }
@@ -69,19 +69,19 @@ def _bytes(shapes: dict[str, Shape]) -> int:
     return sum(prod(shape) for shape in shapes.values()) * FLOAT
 
 
-def most_in_backward(config: Config) -> int:
+def max_concurrent_backward(config: Config) -> int:
     """Return how many micro-batches can be in backward at once: a lane that is not shared has one."""
     threads = config.threads.backward or 1
     return threads if config.shared_lanes else min(threads, config.lanes or 1)
 
 
-def lanes_text(config: Config) -> str:
+def format_lanes(config: Config) -> str:
     """Return how many lanes a resolved configuration has, in words."""
     lanes = f"{config.lanes} lane{'s' if config.lanes != 1 else ''}"
     return f"{lanes} for {config.threads.backward} threads" if config.shared_lanes else lanes
 
 
-def plan_table(plan: dict[str, int]) -> str:
+def format_memory_plan(plan: dict[str, int]) -> str:
     """Return the plan as lines of text, largest part first, the sum last."""
     parts = sorted(((size, name) for name, size in plan.items() if size), reverse=True)
     lines = [f"  {name:<20}{size / 1e6:>10,.1f} MB" for size, name in parts]

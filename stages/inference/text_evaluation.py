@@ -8,11 +8,11 @@ from pathlib import Path
 from threadloom.stages.config import ConfigError, InputError
 from threadloom.stages.data import DataError, EvaluationWindows, TokenFile, evaluation_batches, read_text, token_type
 from threadloom.stages.inference.model import Model
-from threadloom.stages.step import Evaluator, Float32Compute
+from threadloom.stages.step import Float32Compute, ValidationLoss
 
 
 @dataclass(frozen=True)
-class Score:
+class TextEvaluation:
     """How well a model predicts a text."""
 
     loss: float
@@ -32,7 +32,7 @@ class Score:
         return self.loss / math.log(2) / self.characters_per_token
 
 
-def assess(run: Path, texts: tuple[str, ...]) -> Score:
+def evaluate_text(run: Path, texts: tuple[str, ...]) -> TextEvaluation:
     """Evaluate the newest model of a run on texts, or on the run's own validation part."""
     begin = time.perf_counter()
     model = Model.open(run)
@@ -41,8 +41,8 @@ def assess(run: Path, texts: tuple[str, ...]) -> Score:
     windows: EvaluationWindows = evaluation_batches(
         tokens, batch_size=sequences, micro_batch=sequences, batches=len(tokens)
     )
-    loss = Evaluator(Float32Compute(model.geometry, sequences)).mean_loss(model, windows)
-    return Score(loss, windows.tokens, characters / len(tokens), time.perf_counter() - begin)
+    loss = ValidationLoss(Float32Compute(model.geometry, sequences)).mean_loss(model, windows)
+    return TextEvaluation(loss, windows.tokens, characters / len(tokens), time.perf_counter() - begin)
 
 
 def _text_tokens(model: Model, texts: tuple[str, ...]) -> tuple[TokenFile, int]:
