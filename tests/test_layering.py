@@ -37,15 +37,15 @@ EXPORTS: dict[str, str] = {
         linear_forward linear_residual_forward next_logits own_turn prefill_cache sum_lanes
     """,
     "pipeline": """
-        ALIGNMENT SKIP Abortable AdmissionError Again Arena Attempt BankStatistics Banks BlasThreads Cancelled Channel
-        ChannelStatistics Closed DeadLetter Diagnosis Distribution FailFast Fifo Gather Graph GraphError
-        GraphFormat GraphView InOrder ItemTimeout Join Label LaneOrder LanePlan Lanes Lease Limit LiveView
-        Milestone Node OnError OnProcesses OnStuck PerWorker PipelineError Policy Pool PoolExhausted
-        PoolStatistics ProcessError ProcessTraceback ProcessWorker Retry RouteError Run RunOptions RunStatistics
-        SharedPool Sink Skip SkipFailed StageFailure StageOptions StageStatistics StaleVersion Standstill Stuck
-        ThreadsLeft TooManySkipped Trace TraceEvent Verdict Wait Watchdog WorkerDied WorkerTimeout aligned_zeros
-        arena_size available_cores blas_threads draw_graph draw_timeline explain loaded_blas on_processes
-        per_worker status_line version_for
+        ALIGNMENT Abortable AdmissionError Arena Attempt BankStatistics Banks BlasThreads BottleneckKind Cancelled
+        Channel ChannelStatistics Closed DeadLetter Decision Diagnosis Distribution FailFast Fifo Gather Graph
+        GraphError GraphFormat GraphView InOrder ItemTimeout Join Label LaneOrder LanePlan Lanes Lease LiveView
+        MonotonicCounter Node OnError OnProcesses OnStall PerWorker PipelineError Policy Pool PoolExhausted
+        PoolStatistics ProcessError ProcessTraceback ProcessWorker Retry RetryAfter RouteError Run RunOptions
+        RunStatistics SKIP SharedPool ShutdownTimeout Sink Skip SkipFailed StageFailure StageOptions StageStatistics
+        StaleVersion StallReport Stalled TooManySkipped Trace TraceEvent Wait Watchdog WorkerDied WorkerTimeout
+        aligned_zeros arena_size available_cores blas_threads diagnose draw_graph draw_timeline loaded_blas
+        on_processes per_worker status_line version_for
     """,
 }
 """Package → its pinned `__all__`, names between spaces. A name that comes or goes is a decision: change it here too."""

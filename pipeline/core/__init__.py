@@ -14,14 +14,14 @@ from threadloom.pipeline.core.errors import (
     Label,
     PipelineError,
     RouteError,
+    ShutdownTimeout,
     StageFailure,
-    Standstill,
-    ThreadsLeft,
+    Stalled,
     TooManySkipped,
 )
-from threadloom.pipeline.core.gate import SLICE, Gate, wait_in_slices
-from threadloom.pipeline.core.lanes import LanePlan, Lanes, Milestone
-from threadloom.pipeline.core.shared import PoolExhausted, SharedPool, Slot, map_memory, slot_of
+from threadloom.pipeline.core.event import SLICE, OneShotEvent, wait_in_slices
+from threadloom.pipeline.core.lanes import LanePlan, Lanes, MonotonicCounter
+from threadloom.pipeline.core.shared import PoolExhausted, SharedPool, SharedSlot, map_memory, slot_of
 from threadloom.pipeline.core.slots import Pool, PoolStatistics
 from threadloom.pipeline.core.threads import BlasThreads, available_cores, blas_threads, loaded_blas
 
@@ -35,25 +35,25 @@ __all__ = [
     "BlasThreads",
     "Cancelled",
     "Closed",
-    "Gate",
     "GraphError",
     "ItemTimeout",
     "Label",
     "LanePlan",
     "Lanes",
     "Lease",
-    "Milestone",
+    "MonotonicCounter",
+    "OneShotEvent",
     "PipelineError",
     "Pool",
     "PoolExhausted",
     "PoolStatistics",
     "RouteError",
     "SharedPool",
-    "Slot",
+    "SharedSlot",
+    "ShutdownTimeout",
     "StageFailure",
     "StaleVersion",
-    "Standstill",
-    "ThreadsLeft",
+    "Stalled",
     "TooManySkipped",
     "aligned_zeros",
     "arena_size",

@@ -26,7 +26,7 @@ class TooManySkipped(PipelineError):
     """A stage that skipped a larger share of its items than its policy allows."""
 
 
-class Standstill(PipelineError):
+class Stalled(PipelineError):
     """A run in which nothing has moved for as long as its watchdog waits."""
 
 
@@ -63,7 +63,7 @@ class StageFailure(PipelineError):
         self.__cause__ = cause
 
 
-class ThreadsLeft(PipelineError):
+class ShutdownTimeout(PipelineError):
     """Threads that were told to end and did not within the grace period; the message has the stack of each."""
 
     def __init__(self, stacks: Mapping[str, str], grace: float) -> None:

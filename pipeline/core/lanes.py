@@ -44,7 +44,7 @@ class LanePlan:
         return micro < self.lanes
 
 
-class Milestone:
+class MonotonicCounter:
     """A counter that only grows, and that threads can wait for."""
 
     def __init__(self, reached: int) -> None:
@@ -80,7 +80,7 @@ class Lanes:
         self.plan = plan
         self.flat: NDArray[Any] = aligned_zeros(plan.lanes * size, np.float32).reshape(plan.lanes, size)
         self.arenas = tuple(Arena(shapes, np.float32, row) for row in self.flat)
-        self._reduced = Milestone(first_batch)
+        self._reduced = MonotonicCounter(first_batch)
 
     def wait_writable(self, batch: int) -> None:
         """Wait until the reducer has read every batch before `batch`, so that its gradients may be written."""

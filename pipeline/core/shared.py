@@ -107,7 +107,7 @@ def map_memory(fd: int, size: int) -> NDArray[np.uint8]:
     return np.frombuffer(mmap.mmap(fd, size, mmap.MAP_SHARED | populate), np.uint8)
 
 
-class Slot:
+class SharedSlot:
     """One slot, as seen by one holder: the base of every array in it."""
 
     __slots__ = ("__array_interface__", "__weakref__", "address", "memory", "number", "pool", "serial")
@@ -143,7 +143,7 @@ class Slot:
         return array
 
 
-class Lease(Slot):
+class SharedLease(SharedSlot):
     """A slot in the process that owns the pool. It goes back when the last array in it is gone."""
 
     __slots__ = ("_give_back",)
@@ -163,12 +163,12 @@ class Lease(Slot):
         self._give_back(self.number)
 
 
-def slot_of(array: NDArray[Any]) -> Slot | None:
+def slot_of(array: NDArray[Any]) -> SharedSlot | None:
     """Return the slot that an array lies in, or None if its memory is not a pool's."""
     base: object = array.base
     while isinstance(base, np.ndarray):
         base = base.base
-    return base if isinstance(base, Slot) else None
+    return base if isinstance(base, SharedSlot) else None
 
 
 class SharedPool:
@@ -201,7 +201,7 @@ class SharedPool:
         for number in range(self.slots):
             self._free.put(number)
         self._lock = threading.Lock()
-        self._live: list[weakref.ref[Lease] | None] = [None] * self.slots
+        self._live: list[weakref.ref[SharedLease] | None] = [None] * self.slots
         self._serial = 0
         self._most_lent = 0
         self._waited = 0.0
@@ -235,13 +235,13 @@ class SharedPool:
         out[...] = array
         return out
 
-    def lend(self, timeout: float | None = None) -> Slot:
+    def lend(self, timeout: float | None = None) -> SharedSlot:
         """Return a free slot, waiting for one. It goes back when its last reference is gone."""
         number = self._take(timeout)
         try:
             with self._lock:
                 self._serial += 1
-                lease = Lease(self, self._memory, number, self._serial, self._free.put)
+                lease = SharedLease(self, self._memory, number, self._serial, self._free.put)
                 self._live[number] = weakref.ref(lease)
                 self._most_lent = max(self._most_lent, self.slots - self._free.qsize())
         except BaseException:
@@ -271,7 +271,7 @@ class SharedPool:
             raise Cancelled(f"pool {self.name!r} was aborted")
         return number
 
-    def held(self, number: int, serial: int) -> Slot:
+    def held(self, number: int, serial: int) -> SharedSlot:
         """Return the lease that a handle from a worker process names."""
         ref = self._live[number]
         lease = None if ref is None else ref()

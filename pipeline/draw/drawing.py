@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from threadloom.pipeline.graph import Graph
-from threadloom.pipeline.observe import Kind, RunStatistics, Stage, StageStatistics, explain
+from threadloom.pipeline.observe import NodeKind, RunStatistics, Stage, StageStatistics, diagnose
 from threadloom.pipeline.policy import Gather
 
 
@@ -29,7 +29,7 @@ class Box:
     """A node as every format shows it."""
 
     name: str
-    kind: Kind
+    kind: NodeKind
     before: tuple[str, ...]
     lines: tuple[str, ...]  # below the name: what it is, and with statistics what it does
     busy: float | None  # share of its time at work; None without statistics
@@ -65,7 +65,7 @@ def draw_graph(
 
 
 def _picture(graph: Graph, statistics: RunStatistics | None) -> Picture:
-    diagnosis = explain(statistics) if statistics is not None else None
+    diagnosis = diagnose(statistics) if statistics is not None else None
     slowest = diagnosis.stage if diagnosis else None
     boxes = []
     for stage in graph.stages:
@@ -91,10 +91,10 @@ def _picture(graph: Graph, statistics: RunStatistics | None) -> Picture:
 
 
 def _settings(stage: Stage) -> str:
-    words = [stage.kind.value] if stage.kind is not Kind.STAGE else []
+    words = [stage.kind.value] if stage.kind is not NodeKind.STAGE else []
     if stage.workers > 1:
         words.append(f"{stage.workers} workers")
-    if stage.kind is not Kind.SOURCE:
+    if stage.kind is not NodeKind.SOURCE:
         words.append(f"room for {stage.capacity}")
     if isinstance(stage.admission, Gather):
         words.append(f"by {stage.admission.count}")

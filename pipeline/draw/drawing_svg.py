@@ -8,7 +8,7 @@ from xml.sax.saxutils import escape
 from threadloom.pipeline.draw.drawing import Box, Picture
 from threadloom.pipeline.draw.drawing_text import COLOURS, colour, plain
 from threadloom.pipeline.draw.layout import Place, layered
-from threadloom.pipeline.observe import Kind
+from threadloom.pipeline.observe import NodeKind
 
 INK, FAINT, LINE, BLOCKED, ALARM = "#22272e", "#5f6b78", "#8b97a5", "#e0a030", "#c0392b"
 IDLE, WORK = "#ffffff", "#3f7fbf"
@@ -77,10 +77,10 @@ def _node(box: Box, x: float, y: float, width: float) -> list[str]:
     height = _height(box)
     fill = "#f4f6f8" if box.busy is None else colour(box.busy)
     border, thick = (ALARM, 2.5) if box.slowest else (LINE, 1.2)
-    round_ = height / 2 if box.kind is Kind.SOURCE else 8
+    round_ = height / 2 if box.kind is NodeKind.SOURCE else 8
     outline = f'fill="{fill}" stroke="{border}" stroke-width="{thick}"'
     parts = [_rect(x, y, width, height, f'rx="{min(round_, 22):.1f}" {outline}')]
-    if box.kind is Kind.SINK:  # a second line on the right: the way out
+    if box.kind is NodeKind.SINK:  # a second line on the right: the way out
         parts.append(
             f'<path d="M{x + width - 6:.1f} {y + 5:.1f}v{height - 10:.1f}" stroke="{border}" stroke-width="1.2"/>'
         )

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from threadloom.pipeline.draw.drawing import Box, Picture
 from threadloom.pipeline.draw.layout import Place, layered
-from threadloom.pipeline.observe import Kind
+from threadloom.pipeline.observe import NodeKind
 
 RIGHT, LEFT, DOWN, UP = 1, 2, 4, 8
 LINES = {
@@ -73,7 +73,7 @@ def mermaid(picture: Picture) -> str:
     lines = ["---", f"title: {_quoted(plain(picture.name))}", "---", "flowchart LR"]
     for box in picture.boxes:
         label = "<br/>".join([f"<b>{_entities(box.name)}</b>", *map(_entities, box.lines)])
-        shape = {Kind.SOURCE: '(["{}"])', Kind.STAGE: '["{}"]', Kind.SINK: '[["{}"]]'}[box.kind]
+        shape = {NodeKind.SOURCE: '(["{}"])', NodeKind.STAGE: '["{}"]', NodeKind.SINK: '[["{}"]]'}[box.kind]
         lines.append(f"    {ids[box.name]}{shape.format(label)}")
     for box in picture.boxes:
         line = f"-->|{box.depth}|" if box.depth else "-->"

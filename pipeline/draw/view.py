@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Self, TypeVar
 
 from threadloom.pipeline.draw.drawing import per_second
 from threadloom.pipeline.draw.drawing_text import plain
-from threadloom.pipeline.observe import RunStatistics, StageStatistics, explain, in_words
+from threadloom.pipeline.observe import RunStatistics, StageStatistics, diagnose, in_words
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
@@ -46,7 +46,7 @@ class GraphView:
         """Show what happened between `earlier` and `statistics`; without `earlier`, since the run began."""
         self._now = statistics
         self._late = statistics.since(earlier)
-        self._diagnosis = explain(self._late)
+        self._diagnosis = diagnose(self._late)
 
     def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> "RenderResult":
         """Lay the lines out; each is one Text, which is far cheaper than rich's tables."""
@@ -98,7 +98,7 @@ def status_line(statistics: RunStatistics, earlier: RunStatistics | None = None)
         queue = f" {stage.channel.depth}/{stage.channel.capacity}" if stage.channel else ""
         rate = per_second(stage.items_out, late.elapsed)
         parts.append(f"{plain(stage.name)}{queue} {rate} {stage.busy_share:.0%} busy")
-    return f"{plain(statistics.graph)} {_clock(statistics.elapsed)}: {', '.join(parts)}; {plain(explain(late).why)}"
+    return f"{plain(statistics.graph)} {_clock(statistics.elapsed)}: {', '.join(parts)}; {plain(diagnose(late).why)}"
 
 
 class LiveView:

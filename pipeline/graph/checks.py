@@ -3,18 +3,18 @@
 from collections.abc import Iterable
 
 from threadloom.pipeline.core import GraphError
-from threadloom.pipeline.observe import Branch, Kind, Port, Route, Stage, Via
+from threadloom.pipeline.observe import Branch, NodeKind, Port, Route, Stage, Via
 from threadloom.pipeline.policy import Gather, Join
 
 
 def check_stage(stage: Stage) -> None:
     """Raise GraphError if this stage cannot run, whatever the rest of the graph is."""
     what = f"{stage.kind.value} {stage.name!r}"
-    if stage.kind is Kind.STAGE and not callable(stage.fn):
+    if stage.kind is NodeKind.STAGE and not callable(stage.fn):
         raise GraphError(f"{what} needs a function, got {stage.fn!r}")
     if stage.workers < 1:
         raise GraphError(f"{what} needs at least 1 worker, got workers={stage.workers}")
-    if stage.kind is not Kind.STAGE and stage.workers != 1:
+    if stage.kind is not NodeKind.STAGE and stage.workers != 1:
         raise GraphError(f"{what} has one worker, got workers={stage.workers}: leave it at 1")
     if stage.capacity < 1:
         raise GraphError(f"{what} needs a capacity of at least 1 item, got capacity={stage.capacity}")
@@ -63,7 +63,7 @@ def check_route(route: Route, after: Iterable[Via]) -> None:
 def check_graph(name: str, stages: Iterable[Stage], routes: Iterable[Route]) -> None:
     """Raise GraphError if the graph as a whole cannot run."""
     stages = tuple(stages)
-    sources = [stage.name for stage in stages if stage.kind is Kind.SOURCE]
+    sources = [stage.name for stage in stages if stage.kind is NodeKind.SOURCE]
     if not sources:
         raise GraphError(f"graph {name!r} has no source, so nothing would ever happen: add one with source()")
     followed = {each for stage in stages for each in stage.after}

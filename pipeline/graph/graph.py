@@ -24,7 +24,7 @@ from typing import Any, Literal, TypeVar, Unpack, overload
 from threadloom.pipeline.core import GraphError
 from threadloom.pipeline.graph.checks import check_graph, check_route, check_stage
 from threadloom.pipeline.graph.settings import RunOptions, StageOptions
-from threadloom.pipeline.observe import Branch, Kind, Node, Port, Route, RunStatistics, Sink, Skip, Stage, Via
+from threadloom.pipeline.observe import Branch, Node, NodeKind, Port, Route, RunStatistics, Sink, Skip, Stage, Via
 from threadloom.pipeline.policy import DeadLetter, Fifo, Gather, Join, Policy
 from threadloom.pipeline.run import Run
 
@@ -61,7 +61,7 @@ class Graph:
         """
         made_here = callable(items) and not isinstance(items, Iterable)
         fn = items if made_here else lambda: items
-        self._add(Stage(name, Kind.SOURCE, fn=fn, closes=made_here))  # type: ignore[arg-type]
+        self._add(Stage(name, NodeKind.SOURCE, fn=fn, closes=made_here))  # type: ignore[arg-type]
         return Node(name, self)
 
     @overload
@@ -147,7 +147,7 @@ class Graph:
             )
         stage = Stage(
             name,
-            Kind.STAGE,
+            NodeKind.STAGE,
             self._names(name, after),
             fn,
             admission=gather if gather is not None else admission,
@@ -216,7 +216,9 @@ class Graph:
         """
         names = self._names(name, after)
         admission = Join(names, None if keys is None else tuple(keys), drop_unmatched)
-        self._add(Stage(name, Kind.STAGE, names, fn, admission=admission, gathers=True, via=_vias(after), **options))
+        self._add(
+            Stage(name, NodeKind.STAGE, names, fn, admission=admission, gathers=True, via=_vias(after), **options)
+        )
         return Node(name, self)
 
     def route(
@@ -265,7 +267,9 @@ class Graph:
     ) -> Sink[Out]:
         """Add a sink: a channel that the caller's thread iterates."""
         names = self._names(name, after)
-        self._add(Stage(name, Kind.SINK, names, capacity=capacity, admission=admission, when=when, via=_vias(after)))
+        self._add(
+            Stage(name, NodeKind.SINK, names, capacity=capacity, admission=admission, when=when, via=_vias(after))
+        )
         return Sink(name, self)
 
     def start(self, **options: Unpack[RunOptions]) -> Run:
@@ -278,7 +282,7 @@ class Graph:
 
     def run(self, **options: Unpack[RunOptions]) -> RunStatistics:
         """Run a graph without sinks to its end, and return its statistics; the keyword arguments are those of start."""
-        sinks = [stage.name for stage in self.stages if stage.kind is Kind.SINK]
+        sinks = [stage.name for stage in self.stages if stage.kind is NodeKind.SINK]
         if sinks:
             raise GraphError(
                 f"graph {self.name!r} has sinks {sinks}, and run() would leave what comes there: iterate the graph, "
@@ -298,7 +302,7 @@ class Graph:
         it takes options, gives statistics and control, and raises a failure that came after `break`. An iterator that
         you keep in a variable of your own keeps the threads: close() it, or use `start`.
         """
-        sinks = [stage.name for stage in self.stages if stage.kind is Kind.SINK]
+        sinks = [stage.name for stage in self.stages if stage.kind is NodeKind.SINK]
         if len(sinks) != 1:
             remedy = f"iterate run.items(sink) for each of {sinks}" if sinks else "use run()"
             raise GraphError(f"graph {self.name!r} has {len(sinks)} sinks, and only one can be iterated so: {remedy}")
@@ -306,7 +310,7 @@ class Graph:
 
     def deliver(self, sink: Sink[Out]) -> Generator[Out, None, None]:
         """Run the graph and yield what comes out of its only sink: what iterating a graph or a sink does."""
-        others = [stage.name for stage in self.stages if stage.kind is Kind.SINK and stage.name != sink.name]
+        others = [stage.name for stage in self.stages if stage.kind is NodeKind.SINK and stage.name != sink.name]
         if others:
             raise GraphError(
                 f"graph {self.name!r} has other sinks than {sink.name!r}: {others}. Nobody would take what comes "

@@ -3,9 +3,9 @@
 May import: core, policy.
 """
 
-from threadloom.pipeline.observe.diagnosis import Diagnosis, Limit, Wait, explain, in_words
+from threadloom.pipeline.observe.diagnosis import BottleneckKind, Diagnosis, Wait, diagnose, in_words
 from threadloom.pipeline.observe.histogram import Distribution
-from threadloom.pipeline.observe.stage import SKIP, Branch, Kind, Node, Port, Route, Sink, Skip, Stage, Via
+from threadloom.pipeline.observe.stage import SKIP, Branch, Node, NodeKind, Port, Route, Sink, Skip, Stage, Via
 from threadloom.pipeline.observe.statistics import (
     ChannelStatistics,
     Counters,
@@ -20,15 +20,15 @@ from threadloom.pipeline.observe.trace_event import Ids, RawEvent, TraceEvent
 
 __all__ = [
     "SKIP",
+    "BottleneckKind",
     "Branch",
     "ChannelStatistics",
     "Counters",
     "Diagnosis",
     "Distribution",
     "Ids",
-    "Kind",
-    "Limit",
     "Node",
+    "NodeKind",
     "Phase",
     "Port",
     "RawEvent",
@@ -42,8 +42,8 @@ __all__ = [
     "TraceEvent",
     "Via",
     "Wait",
+    "diagnose",
     "draw_timeline",
-    "explain",
     "in_words",
     "summarise",
 ]

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 
-from threadloom.pipeline.observe.stage import Kind
+from threadloom.pipeline.observe.stage import NodeKind
 from threadloom.pipeline.observe.statistics import RunStatistics, StageStatistics
 
 OCCUPIED = 0.6
@@ -23,7 +23,7 @@ SHORT, HOP = 50e-6, 10e-6
 """Seconds below which a call is not worth a hop of its own, and what a hop costs."""
 
 
-class Limit(Enum):
+class BottleneckKind(Enum):
     """What kind of thing sets the pace."""
 
     NOTHING_YET = "nothing yet"
@@ -68,7 +68,7 @@ class Wait:
 class Diagnosis:
     """Where the time goes, and what to do about it."""
 
-    limit: Limit
+    kind: BottleneckKind
     """What kind of thing sets the pace."""
     stage: str | None
     """The stage that it is about; None if it is about no single one."""
@@ -83,7 +83,7 @@ class Diagnosis:
         return f"{self.why}: {self.remedy}" if self.remedy else self.why
 
 
-def explain(statistics: RunStatistics, cores: int | None = None) -> Diagnosis:
+def diagnose(statistics: RunStatistics, cores: int | None = None) -> Diagnosis:
     """Name what sets the pace. For the last minute rather than the whole run, give `later.since(earlier)`.
 
     With `cores`, how many the process may use, more workers are not recommended where none is free for them.
@@ -91,7 +91,9 @@ def explain(statistics: RunStatistics, cores: int | None = None) -> Diagnosis:
     waits = tuple(sorted(_waits(statistics), key=lambda wait: -wait.share))
     stages = [stage for stage in statistics.stages if _lifetime(stage) > 0]
     if not any(stage.items_out or stage.items_in for stage in stages):
-        return Diagnosis(Limit.NOTHING_YET, None, "nothing has gone through yet", "wait a moment and look again", waits)
+        return Diagnosis(
+            BottleneckKind.NOTHING_YET, None, "nothing has gone through yet", "wait a moment and look again", waits
+        )
     slowest = max(stages, key=_occupied)
     if _occupied(slowest) >= OCCUPIED:
         return _about(slowest, statistics, cores, waits)
@@ -99,7 +101,7 @@ def explain(statistics: RunStatistics, cores: int | None = None) -> Diagnosis:
     liveliest = max(stages, key=lambda stage: stage.items_in)
     if hops * HOP >= 0.3 and liveliest.tasks.p50 < SHORT:
         return Diagnosis(
-            Limit.HOPS,
+            BottleneckKind.HOPS,
             None,
             f"handing over takes the time: {hops:,.0f} hops a second, and a call of {liveliest.name} takes just "
             f"{in_words(liveliest.tasks.p50)}",
@@ -110,7 +112,7 @@ def explain(statistics: RunStatistics, cores: int | None = None) -> Diagnosis:
     if _bursts(burst) >= BURSTS and burst.channel is not None:
         spread = f"{burst.tasks.p99 / burst.tasks.p50:.0f} times its p50" if burst.tasks.p50 else "uneven"
         return Diagnosis(
-            Limit.BURSTS,
+            BottleneckKind.BURSTS,
             burst.name,
             f"the channel in front of {burst.name} is full and empty in turns (p99 of a task is {spread})",
             f"raise its capacity from {burst.channel.capacity} to {2 * burst.channel.capacity}, or make items of more "
@@ -118,7 +120,7 @@ def explain(statistics: RunStatistics, cores: int | None = None) -> Diagnosis:
             waits,
         )
     return Diagnosis(
-        Limit.NO_STAGE,
+        BottleneckKind.NO_STAGE,
         None,
         f"no stage sets the pace: the busiest, {slowest.name}, is at work {slowest.busy_share:.0%} of its time",
         "look outside of the graph: other processes on the machine, or a stage function that holds the GIL",
@@ -133,7 +135,7 @@ def _about(stage: StageStatistics, statistics: RunStatistics, cores: int | None,
     total = _lifetime(stage)
     if acquiring > stage.busy:
         return Diagnosis(
-            Limit.RESOURCE,
+            BottleneckKind.RESOURCE,
             name,
             f"{name} has an item but waits for what it acquires {acquiring / total:.0%} of its time",
             "provide more of it (slots, banks), or have the stages behind give it back sooner",
@@ -141,22 +143,22 @@ def _about(stage: StageStatistics, statistics: RunStatistics, cores: int | None,
         )
     why = f"{name} sets the pace: its {workers} {'is' if stage.workers == 1 else 'are'} busy {stage.busy_share:.0%} of "
     why += f"the time, and {each}"
-    if stage.kind is Kind.SINK:
+    if stage.kind is NodeKind.SINK:
         why = f"the caller sets the pace: it keeps each item of {name} for {in_words(stage.tasks.p50)}"
         remedy = "do less between two items, or move that work into a stage with workers of its own"
-        return Diagnosis(Limit.CALLER, name, why, remedy, waits)
+        return Diagnosis(BottleneckKind.CALLER, name, why, remedy, waits)
     if 0 < stage.tasks.p50 < SHORT:
         remedy = "hand over more at once (a larger micro-batch, or gather=Gather(count=...)), so that hops weigh less"
-        return Diagnosis(Limit.HOPS, name, why, remedy, waits)
-    if stage.kind is Kind.SOURCE:
+        return Diagnosis(BottleneckKind.HOPS, name, why, remedy, waits)
+    if stage.kind is NodeKind.SOURCE:
         remedy = "let the source make just names or indices, and do the work in a stage behind it, with several workers"
-        return Diagnosis(Limit.SOURCE, name, why, remedy, waits)
+        return Diagnosis(BottleneckKind.SOURCE, name, why, remedy, waits)
     at_work = sum(each.busy for each in statistics.stages) / statistics.elapsed if statistics.elapsed else 0.0
     if cores is not None and at_work >= 0.9 * cores:
         remedy = f"make it faster; more workers would not help, as {at_work:.1f} threads are at work on {cores} cores"
-        return Diagnosis(Limit.CORES, name, why, remedy, waits)
+        return Diagnosis(BottleneckKind.CORES, name, why, remedy, waits)
     remedy = f"give it more workers than {stage.workers}, or make its function faster"
-    return Diagnosis(Limit.STAGE, name, why, remedy, waits)
+    return Diagnosis(BottleneckKind.STAGE, name, why, remedy, waits)
 
 
 def _waits(statistics: RunStatistics) -> Iterator[Wait]:
@@ -184,7 +186,7 @@ def _lifetime(stage: StageStatistics) -> float:
 
 def _acquiring(stage: StageStatistics) -> float:
     """Seconds of waiting that were not for input. A sink acquires nothing: its caller had just not begun to iterate."""
-    if stage.channel is None or stage.kind is Kind.SINK:
+    if stage.channel is None or stage.kind is NodeKind.SINK:
         return 0.0
     return max(0.0, stage.waiting - stage.channel.starved)
 

@@ -21,7 +21,7 @@ SKIP: Final = Skip.SKIP
 """A stage function returns it to send nothing on: the item ends here."""
 
 
-class Kind(Enum):
+class NodeKind(Enum):
     """What a node of the graph is."""
 
     SOURCE = "source"
@@ -97,7 +97,7 @@ class Stage:
     """One node of a graph, with everything it was declared with."""
 
     name: str
-    kind: Kind
+    kind: NodeKind
     after: tuple[str, ...] = ()
     fn: Callable[..., Any] | None = None  # of a source: () -> iterable; of a sink: None
     workers: int = 1

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from threadloom.pipeline.observe.histogram import Distribution, Histogram
-from threadloom.pipeline.observe.stage import Kind
+from threadloom.pipeline.observe.stage import NodeKind
 
 
 class Phase(Enum):
@@ -86,7 +86,7 @@ class StageStatistics:
     waits: Distribution = field(default_factory=Distribution)
     """Seconds that a worker was free before each item, `acquire` included. Near 0: there is always something to do.
     Empty for a source."""
-    kind: Kind = Kind.STAGE
+    kind: NodeKind = NodeKind.STAGE
     """Whether it is a source, a stage or a sink."""
     after: tuple[str, ...] = ()
     """The stages that send to it."""
@@ -200,7 +200,7 @@ def summarise(
     workers: list[Counters],
     channel: ChannelStatistics | None,
     clock: Callable[[], int],
-    kind: Kind = Kind.STAGE,
+    kind: NodeKind = NodeKind.STAGE,
     after: tuple[str, ...] = (),
 ) -> StageStatistics:
     """Sum the counters of a stage's workers."""

@@ -4,36 +4,45 @@ May import: core.
 """
 
 from threadloom.pipeline.policy.admission import Admission, Fifo, FifoState, Gather, InOrder, Policy, Ticket
-from threadloom.pipeline.policy.control import LIVE, Action, Control, Crew, State
-from threadloom.pipeline.policy.failure import Again, Attempt, DeadLetter, FailFast, OnError, Retry, SkipFailed, Verdict
+from threadloom.pipeline.policy.control import ACTIVE_STATES, RunAction, RunControl, RunState, WorkerCount
+from threadloom.pipeline.policy.failure import (
+    Attempt,
+    DeadLetter,
+    Decision,
+    FailFast,
+    OnError,
+    Retry,
+    RetryAfter,
+    SkipFailed,
+)
 from threadloom.pipeline.policy.join import Join
 from threadloom.pipeline.policy.lane_order import LaneOrder
-from threadloom.pipeline.policy.ordered import Finished, Numbered, Turns
+from threadloom.pipeline.policy.ordered import FinishedItem, NumberedAdmission, ReorderBuffer
 
 __all__ = [
-    "LIVE",
-    "Action",
+    "ACTIVE_STATES",
     "Admission",
-    "Again",
     "Attempt",
-    "Control",
-    "Crew",
     "DeadLetter",
+    "Decision",
     "FailFast",
     "Fifo",
     "FifoState",
-    "Finished",
+    "FinishedItem",
     "Gather",
     "InOrder",
     "Join",
     "LaneOrder",
-    "Numbered",
+    "NumberedAdmission",
     "OnError",
     "Policy",
+    "ReorderBuffer",
     "Retry",
+    "RetryAfter",
+    "RunAction",
+    "RunControl",
+    "RunState",
     "SkipFailed",
-    "State",
     "Ticket",
-    "Turns",
-    "Verdict",
+    "WorkerCount",
 ]

@@ -68,14 +68,14 @@ class Admission(ABC, Generic[In, Out]):
     def sent(self) -> None:
         """Note that the results of the oldest item taken have left; only ordered stages say so."""
 
-    def staffed(self, workers: int) -> None:
+    def consumers_changed(self, workers: int) -> None:
         """Note that the stage now has so many workers."""
 
     def in_hand(self) -> int:
         """How many workers hold something whose `done` may make more ready."""
         return 0
 
-    def stuck(self) -> str | None:
+    def missing(self) -> str | None:
         """Say what is missing if nothing can be taken, whatever the workers do, until another item is put."""
         return None
 
@@ -238,7 +238,7 @@ class InOrderState(Admission[Item, Item]):
     def depth(self) -> int:
         return len(self._held)
 
-    def stuck(self) -> str | None:
+    def missing(self) -> str | None:
         return None if self._ready or self._hands else self._gaps()
 
     def finish(self) -> None:

@@ -12,7 +12,8 @@
 Orders that come too late (a pause of a run that drains, anything after a stop) change nothing and ask for nothing; a
 stop is repeated as often as it is ordered, because a Ctrl-C may have cut the first one short.
 
-Both classes are plain state: `Control` belongs to the lock of its run, a `Crew` to that of the channel it takes from.
+Ownership: both classes are plain state. `RunControl` is guarded by the lock of its run, a `WorkerCount` by the lock of
+the input channel of its stage.
 """
 
 from enum import Enum
@@ -20,7 +21,7 @@ from enum import Enum
 from threadloom.pipeline.core import Cancelled, StageFailure
 
 
-class State(Enum):
+class RunState(Enum):
     """What a run is doing."""
 
     READY = "ready"
@@ -31,7 +32,7 @@ class State(Enum):
     ENDED = "ended"
 
 
-class Action(Enum):
+class RunAction(Enum):
     """What is asked of channels and sources."""
 
     HOLD = "hold"
@@ -40,52 +41,52 @@ class Action(Enum):
     ABORT = "abort"
 
 
-LIVE = (State.RUNNING, State.PAUSED, State.DRAINING)
+ACTIVE_STATES = (RunState.RUNNING, RunState.PAUSED, RunState.DRAINING)
 """The states in which threads may work, so that more of them can be hired."""
 
 
-class Control:
+class RunControl:
     """The state of a run, and the first reason to stop it."""
 
     def __init__(self) -> None:
-        self.state = State.READY
+        self.state = RunState.READY
         self.outcome: StageFailure | Cancelled | None = None  # set once, by the first `stop` while the run is not over
 
-    def begin(self) -> tuple[Action, ...]:
-        return self._go(State.RUNNING, (State.READY,))
+    def begin(self) -> tuple[RunAction, ...]:
+        return self._go(RunState.RUNNING, (RunState.READY,))
 
-    def pause(self) -> tuple[Action, ...]:
-        return self._go(State.PAUSED, (State.RUNNING,), Action.HOLD)
+    def pause(self) -> tuple[RunAction, ...]:
+        return self._go(RunState.PAUSED, (RunState.RUNNING,), RunAction.HOLD)
 
-    def resume(self) -> tuple[Action, ...]:
-        return self._go(State.RUNNING, (State.PAUSED,), Action.RELEASE)
+    def resume(self) -> tuple[RunAction, ...]:
+        return self._go(RunState.RUNNING, (RunState.PAUSED,), RunAction.RELEASE)
 
-    def drain(self) -> tuple[Action, ...]:
-        if self.state is State.PAUSED:
-            return self._go(State.DRAINING, (State.PAUSED,), Action.CLOSE_SOURCES, Action.RELEASE)
-        return self._go(State.DRAINING, (State.RUNNING,), Action.CLOSE_SOURCES)
+    def drain(self) -> tuple[RunAction, ...]:
+        if self.state is RunState.PAUSED:
+            return self._go(RunState.DRAINING, (RunState.PAUSED,), RunAction.CLOSE_SOURCES, RunAction.RELEASE)
+        return self._go(RunState.DRAINING, (RunState.RUNNING,), RunAction.CLOSE_SOURCES)
 
-    def stop(self, outcome: StageFailure | Cancelled) -> tuple[Action, ...]:
+    def stop(self, outcome: StageFailure | Cancelled) -> tuple[RunAction, ...]:
         """Stop for this reason, unless there is one already."""
         if self.outcome is None:
             self.outcome = outcome
-        if self.state is not State.ENDED:
-            self.state = State.STOPPING
-        return (Action.ABORT,)
+        if self.state is not RunState.ENDED:
+            self.state = RunState.STOPPING
+        return (RunAction.ABORT,)
 
-    def end(self) -> tuple[Action, ...]:
+    def end(self) -> tuple[RunAction, ...]:
         """Note that every worker has ended."""
-        self.state = State.ENDED
+        self.state = RunState.ENDED
         return ()
 
-    def _go(self, to: State, allowed: tuple[State, ...], *actions: Action) -> tuple[Action, ...]:
+    def _go(self, to: RunState, allowed: tuple[RunState, ...], *actions: RunAction) -> tuple[RunAction, ...]:
         if self.state not in allowed:
             return ()
         self.state = to
         return actions
 
 
-class Crew:
+class WorkerCount:
     """How many workers a stage should have, and how many it has."""
 
     def __init__(self, workers: int) -> None:
@@ -100,7 +101,7 @@ class Crew:
         return hired
 
     @property
-    def surplus(self) -> bool:
+    def should_exit(self) -> bool:
         """Whether the next worker that comes by should leave."""
         return self.present > self.wanted
 

@@ -17,7 +17,7 @@ from typing import Any
 Errors = tuple[type[Exception], ...]
 
 
-class Verdict(Enum):
+class Decision(Enum):
     """What is done with an item that failed."""
 
     FAIL = "fail"
@@ -25,7 +25,7 @@ class Verdict(Enum):
 
 
 @dataclass(frozen=True)
-class Again:
+class RetryAfter:
     """Try the item once more."""
 
     pause: float
@@ -54,10 +54,10 @@ class OnError(ABC):
         return False
 
     @abstractmethod
-    def decide(self, attempt: Attempt) -> Verdict | Again:
+    def decide(self, attempt: Attempt) -> Decision | RetryAfter:
         """Say what to do. Called by workers, one at a time for each stage."""
 
-    def objection(self, skipped: int, items: int) -> str | None:
+    def final_check(self, skipped: int, items: int) -> str | None:
         """Say what is wrong with how many were skipped, at the end of the input; None: nothing."""
         return None
 
@@ -66,8 +66,8 @@ class OnError(ABC):
 class FailFast(OnError):
     """The first error ends the run."""
 
-    def decide(self, attempt: Attempt) -> Verdict:
-        return Verdict.FAIL
+    def decide(self, attempt: Attempt) -> Decision:
+        return Decision.FAIL
 
 
 @dataclass(frozen=True)
@@ -94,16 +94,16 @@ class SkipFailed(OnError):
     def skips(self) -> bool:
         return True
 
-    def decide(self, attempt: Attempt) -> Verdict:
+    def decide(self, attempt: Attempt) -> Decision:
         if not isinstance(attempt.error, self.errors):
-            return Verdict.FAIL
+            return Decision.FAIL
         early = attempt.items < self.least
         wrong = self._too_many(attempt.skipped + 1) or (
             not early and self._too_large(attempt.skipped + 1, attempt.items)
         )
-        return Verdict.FAIL if wrong else Verdict.SKIP
+        return Decision.FAIL if wrong else Decision.SKIP
 
-    def objection(self, skipped: int, items: int) -> str | None:
+    def final_check(self, skipped: int, items: int) -> str | None:
         if self._too_large(skipped, items):
             return f"{skipped} of {items} items were skipped, more than the share of {self.share:g} that may be"
         return None
@@ -140,17 +140,17 @@ class Retry(OnError):
     def skips(self) -> bool:
         return self.then.skips
 
-    def decide(self, attempt: Attempt) -> Verdict | Again:
+    def decide(self, attempt: Attempt) -> Decision | RetryAfter:
         if attempt.number > self.times or not isinstance(attempt.error, self.errors):
             return self.then.decide(attempt)
         try:
             pause = self.first * self.factor ** (attempt.number - 1)
         except OverflowError:
             pause = self.longest
-        return Again(min(self.longest, pause))
+        return RetryAfter(min(self.longest, pause))
 
-    def objection(self, skipped: int, items: int) -> str | None:
-        return self.then.objection(skipped, items)
+    def final_check(self, skipped: int, items: int) -> str | None:
+        return self.then.final_check(skipped, items)
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ class JoinState(Admission[tuple[int, Any], tuple[Any, ...]]):
     def depth(self) -> int:
         return len(self._complete)
 
-    def stuck(self) -> str | None:
+    def missing(self) -> str | None:
         return None if self._complete else self._lacking()
 
     def finish(self) -> None:

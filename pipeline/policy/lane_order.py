@@ -91,7 +91,7 @@ class LaneOrderState(Admission[Item, Item], Generic[Item]):
     def depth(self) -> int:
         return len(self._held)
 
-    def stuck(self) -> str | None:
+    def missing(self) -> str | None:
         return None if self._hands or self._candidate() is not None else self._missing()
 
     def finish(self) -> None:

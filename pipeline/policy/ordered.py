@@ -1,13 +1,14 @@
-"""Results that leave in the order in which the items were taken, whatever order the workers finish in.
+"""Ordered output: the results of a stage leave in the order in which its items were taken from the input channel.
 
-Two pure parts: `Numbered` numbers what is taken from a channel and bounds how far work may run ahead of the oldest item
-whose results have not left; `Turns` keeps the results that came too early. Neither waits: who finishes the oldest item
-sends its results and all that follow it without a gap, and the others go on with new items meanwhile.
+Two pure parts: `NumberedAdmission` numbers the items taken from a channel and bounds how far work may run ahead of the
+oldest unsent item; `ReorderBuffer` keeps results that are finished too early. Neither waits: the worker that finishes
+the oldest item sends its results and those of all consecutive finished items, while the other workers continue.
 
-Guarantees: results leave in the order of the numbers, by one worker at a time; an item without results leaves no hole;
-at most `window` items are between taken and sent, so that the results kept have a bound.
+Guarantees: results leave in the order of the numbers, by one worker at a time; an item without results leaves no gap;
+at most `window` items are between taken and sent, which bounds the results kept.
 
-Ownership: `Numbered` belongs to the channel's lock, `Turns` to its own, which is held for a few operations only.
+Ownership: `NumberedAdmission` is guarded by the channel's lock, `ReorderBuffer` by its own, which is held for a few
+operations only.
 """
 
 from _thread import allocate_lock
@@ -17,7 +18,7 @@ from typing import Any
 from threadloom.pipeline.policy.admission import Admission, Ticket
 
 
-class Numbered(Admission[Any, tuple[int, Any]]):
+class NumberedAdmission(Admission[Any, tuple[int, Any]]):
     """Another admission state, whose items leave it with the numbers 0, 1, 2, ...; see `Channel.sent`."""
 
     keyed = True
@@ -52,7 +53,7 @@ class Numbered(Admission[Any, tuple[int, Any]]):
         """Note that the results of the oldest item have left."""
         self._sent += 1
 
-    def staffed(self, workers: int) -> None:
+    def consumers_changed(self, workers: int) -> None:
         self.window = self._capacity + workers
 
     def done(self, worker: int) -> None:
@@ -65,42 +66,42 @@ class Numbered(Admission[Any, tuple[int, Any]]):
     def depth(self) -> int:
         return self._inner.depth()
 
-    def stuck(self) -> str | None:
-        return None if self._taken > self._sent else self._inner.stuck()
+    def missing(self) -> str | None:
+        return None if self._taken > self._sent else self._inner.missing()
 
     def finish(self) -> None:
         self._inner.finish()
 
 
 @dataclass(frozen=True, slots=True)
-class Finished:
+class FinishedItem:
     """An item with all its results."""
 
     item: Any
     results: list[Any]
 
 
-class Turns:
+class ReorderBuffer:
     """The results of one stage that have not left yet."""
 
     def __init__(self) -> None:
         self._lock = allocate_lock()
-        self._kept: dict[int, Finished] = {}
+        self._kept: dict[int, FinishedItem] = {}
         self._oldest = 0  # the number whose results leave next
         self._sending = False  # whether a worker is between a `next` that returned something and the one after it
 
-    def finish(self, number: int, finished: Finished) -> Finished | None:
+    def finish(self, number: int, finished: FinishedItem) -> FinishedItem | None:
         """Keep what was finished. Return what the caller has to send now, and then call `next`; None: nothing."""
         with self._lock:
             self._kept[number] = finished
             return None if self._sending else self._pop()
 
-    def next(self) -> Finished | None:
+    def next(self) -> FinishedItem | None:
         """Say that what was returned last has been sent; return what the caller has to send after it, if anything."""
         with self._lock:
             return self._pop()
 
-    def _pop(self) -> Finished | None:
+    def _pop(self) -> FinishedItem | None:
         finished = self._kept.pop(self._oldest, None)
         self._sending = finished is not None
         self._oldest += self._sending

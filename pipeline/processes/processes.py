@@ -33,7 +33,7 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Final, Generic, NoReturn, Self, TypeVar
 
-from threadloom.pipeline.core import Cancelled, PipelineError, Slot
+from threadloom.pipeline.core import Cancelled, PipelineError, SharedSlot
 from threadloom.pipeline.processes.child_process import GUARD_REMEDY, ChildProcess, Late
 from threadloom.pipeline.processes.wire import HungUp, Kind, Payload, Pickles, PoolHandle
 from threadloom.pipeline.processes.worker_process import Job, Report
@@ -110,7 +110,7 @@ class ProcessWorker(Generic[In, Out]):
         limit = self._owner.time_limit
         deadline = None if limit is None else time.monotonic() + limit
         # The slots that the process takes for this item; those that are not in its answer are free again afterwards.
-        taken: list[Slot] = []
+        taken: list[SharedSlot] = []
         try:
             kind, answer = self._exchange(child, Kind.CALL, payload, deadline, item, taken)
             if kind is Kind.ERROR:
@@ -193,7 +193,7 @@ class ProcessWorker(Generic[In, Out]):
         payload: Payload | None,
         deadline: float | None,
         doing: Any,
-        taken: list[Slot] | None = None,
+        taken: list[SharedSlot] | None = None,
     ) -> tuple[Kind, Payload]:
         """Send a message and return the answer, serving what the process asks for meanwhile."""
         try:
@@ -219,13 +219,13 @@ class ProcessWorker(Generic[In, Out]):
             child.wire.send(Kind.POOL, self._pickles.dumps(handle), pool.fd())
         self._pickles.told()
 
-    def _take(self, data: Payload, taken: list[Slot]) -> Payload:
+    def _take(self, data: Payload, taken: list[SharedSlot]) -> Payload:
         number, timeout = self._pickles.loads(data)
         slot = self._pickles.pools[number].lend(timeout)
         taken.append(slot)
         return self._pickles.dumps((slot.number, slot.serial))
 
-    def _held(self, pool: int, number: int, serial: int) -> Slot:
+    def _held(self, pool: int, number: int, serial: int) -> SharedSlot:
         return self._pickles.pools[pool].held(number, serial)
 
     def _explain_end(self, child: ChildProcess, doing: Any) -> PipelineError:
@@ -296,7 +296,7 @@ def _as_context(fn: Callable[[In], Out]) -> nullcontext[Callable[[In], Out]]:
     return nullcontext(fn)
 
 
-def _nothing_held(pool: int, number: int, serial: int) -> Slot:
+def _nothing_held(pool: int, number: int, serial: int) -> SharedSlot:
     raise AssertionError("nothing is received here")
 
 

@@ -25,7 +25,7 @@ import numpy as np
 from multiprocess.reduction import ForkingPickler as DillPickler
 from numpy.typing import NDArray
 
-from threadloom.pipeline.core import PipelineError, SharedPool, Slot, slot_of
+from threadloom.pipeline.core import PipelineError, SharedPool, SharedSlot, slot_of
 
 
 class Kind(IntEnum):
@@ -150,7 +150,7 @@ class Pickles:
     crossing. The worker side only knows pools that it was sent.
     """
 
-    def __init__(self, open_slot: Callable[[int, int, int], Slot], *, owner: bool) -> None:
+    def __init__(self, open_slot: Callable[[int, int, int], SharedSlot], *, owner: bool) -> None:
         self.open_slot = open_slot
         self.pools: list[SharedPool] = []
         self._owner = owner

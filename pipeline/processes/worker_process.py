@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 import multiprocess
 import threadpoolctl
 
-from threadloom.pipeline.core import PipelineError, SharedPool, Slot, map_memory
+from threadloom.pipeline.core import PipelineError, SharedPool, SharedSlot, map_memory
 from threadloom.pipeline.processes.wire import HungUp, Kind, Payload, Pickles, PoolHandle, Wire
 
 _PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
@@ -98,10 +98,10 @@ class _AttachedPool(SharedPool):
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(f"pool {self.name!r} belongs to the parent process, and {name!r} is known only there")
 
-    def slot(self, number: int, serial: int) -> Slot:
-        return Slot(self, self._memory, number, serial)
+    def slot(self, number: int, serial: int) -> SharedSlot:
+        return SharedSlot(self, self._memory, number, serial)
 
-    def lend(self, timeout: float | None = None) -> Slot:
+    def lend(self, timeout: float | None = None) -> SharedSlot:
         return self._server.ask(self, timeout)
 
 
@@ -111,7 +111,7 @@ class _Server:
     def __init__(self, wire: Wire) -> None:
         self._wire = wire
         self._pickles = Pickles(self._open_slot, owner=False)
-        self._lent: list[weakref.ref[Slot]] = []
+        self._lent: list[weakref.ref[SharedSlot]] = []
         """The slots of the call in progress."""
 
     def run(self) -> None:
@@ -138,7 +138,7 @@ class _Server:
             else:
                 self._wire.send(Kind.READY)
 
-    def ask(self, pool: _AttachedPool, timeout: float | None) -> Slot:
+    def ask(self, pool: _AttachedPool, timeout: float | None) -> SharedSlot:
         number = next(index for index, each in enumerate(self._pickles.pools) if each is pool)
         self._wire.send(Kind.TAKE, self._pickles.dumps((number, timeout)))
         kind, payload, _ = self._wire.receive()
@@ -147,12 +147,12 @@ class _Server:
             raise answer
         return self._lend(pool.slot(*answer))
 
-    def _open_slot(self, pool: int, number: int, serial: int) -> Slot:
+    def _open_slot(self, pool: int, number: int, serial: int) -> SharedSlot:
         attached = self._pickles.pools[pool]
         assert isinstance(attached, _AttachedPool)
         return self._lend(attached.slot(number, serial))
 
-    def _lend(self, slot: Slot) -> Slot:
+    def _lend(self, slot: SharedSlot) -> SharedSlot:
         self._lent.append(weakref.ref(slot))
         return slot
 

@@ -10,8 +10,8 @@ from itertools import chain
 from typing import Any
 
 from threadloom.pipeline.core import SLICE
-from threadloom.pipeline.observe import Counters, Kind, Stage, StageStatistics, summarise
-from threadloom.pipeline.policy import FailFast, Join, Numbered, Turns
+from threadloom.pipeline.observe import Counters, NodeKind, Stage, StageStatistics, summarise
+from threadloom.pipeline.policy import FailFast, Join, NumberedAdmission, ReorderBuffer
 from threadloom.pipeline.run.channel import Channel
 from threadloom.pipeline.run.deadlock import Doubts
 from threadloom.pipeline.run.output import Edge
@@ -30,10 +30,10 @@ class Assembly:
         self._around = around
         self.doubts = Doubts()
         self.channels: dict[str, Channel[Any, Any]] = {
-            each.name: self._channel_before(each) for each in stages if each.kind is not Kind.SOURCE
+            each.name: self._channel_before(each) for each in stages if each.kind is not NodeKind.SOURCE
         }
-        self.turnstiles = {each.name: Turnstile() for each in stages if each.kind is Kind.SOURCE}
-        self.posts = {each.name: self._post(each) for each in stages if each.kind is not Kind.SINK}
+        self.turnstiles = {each.name: Turnstile() for each in stages if each.kind is NodeKind.SOURCE}
+        self.posts = {each.name: self._post(each) for each in stages if each.kind is not NodeKind.SINK}
         self._workers: dict[str, list[Worker]] = {name: [] for name in self.posts}
         for each in stages:
             for _ in range(each.workers if each.name in self.posts else 0):
@@ -98,7 +98,7 @@ class Assembly:
         for name, counters in sinks.items():
             channel = self.channels[name]
             waits, full = channel.receivers_wait, channel.senders_wait
-            seen.append(Sight(name, Kind.SINK, 0, *counters.in_progress(now), parked=waits, full=full))
+            seen.append(Sight(name, NodeKind.SINK, 0, *counters.in_progress(now), parked=waits, full=full))
         return seen
 
     def _post(self, stage: Stage) -> Post:
@@ -108,7 +108,7 @@ class Assembly:
             self._edges_of(stage),
             self.channels.get(stage.name),
             self.turnstiles.get(stage.name),
-            Turns() if stage.ordered else None,
+            ReorderBuffer() if stage.ordered else None,
             Tally(stage.on_error, partial(self._begun, stage.name)) if guarded else None,
         )
 
@@ -119,7 +119,7 @@ class Assembly:
         producers = sum(each.workers for each in self.stages for name in stage.after if each.name == name)
         admission = stage.admission.begin(stage.capacity)
         if stage.ordered:
-            admission = Numbered(admission, stage.capacity, stage.workers)
+            admission = NumberedAdmission(admission, stage.capacity, stage.workers)
         return Channel(
             admission,
             stage.capacity,
@@ -127,7 +127,7 @@ class Assembly:
             self._clock,
             stage.workers,
             self.doubts,
-            SLICE if stage.kind is Kind.SINK else -1,
+            SLICE if stage.kind is NodeKind.SINK else -1,
         )
 
     def _edges_of(self, stage: Stage) -> list[Edge]:

@@ -20,7 +20,7 @@ from typing import Any, Generic, TypeVar
 
 from threadloom.pipeline.core import AdmissionError, Cancelled, Closed
 from threadloom.pipeline.observe import ChannelStatistics
-from threadloom.pipeline.policy import Admission, Crew, FifoState, Ticket
+from threadloom.pipeline.policy import Admission, FifoState, Ticket, WorkerCount
 from threadloom.pipeline.run.deadlock import Doubtful, Doubts
 
 In = TypeVar("In")
@@ -60,7 +60,7 @@ class Channel(Generic[In, Out]):
         self._receivers: deque[LockType] = deque()
         self._refused: list[Ticket] = []  # tickets of the blocked senders, of keyed policies alone: see _check_progress
         self._producers = producers  # producers still to close; only `close` lowers it
-        self._crew = Crew(workers)  # of the stage that takes from here
+        self._consumers = WorkerCount(workers)  # of the stage that takes from here
         self._doubts = Doubts() if doubts is None else doubts
         self._given_up = False  # set once, by `give_up`: nobody is left who could bring what is missing
         self._aborted = False  # set once, by `abort`
@@ -145,8 +145,8 @@ class Channel(Generic[In, Out]):
     def staff(self, workers: int) -> int:
         """Want another number of workers; return how many have to be hired. Those too many get Closed as they come."""
         with self._lock:
-            hired = self._crew.resize(workers)
-            self._admission.staffed(workers)
+            hired = self._consumers.resize(workers)
+            self._admission.consumers_changed(workers)
             self._note_orders()
             return hired
 
@@ -164,7 +164,7 @@ class Channel(Generic[In, Out]):
     @property
     def workers(self) -> int:
         """How many workers are wanted to take from here."""
-        return self._crew.wanted
+        return self._consumers.wanted
 
     @property
     def senders_wait(self) -> bool:
@@ -211,7 +211,7 @@ class Channel(Generic[In, Out]):
 
     def in_doubt(self) -> bool:
         """Whether senders wait for room that is made only by an item which is still to come."""
-        return bool(self._refused) and bool(self._admission.stuck()) and not any(map(self._fits, self._refused))
+        return bool(self._refused) and bool(self._admission.missing()) and not any(map(self._fits, self._refused))
 
     def held(self) -> bool:
         """Whether nothing is handed out for the time being."""
@@ -228,13 +228,13 @@ class Channel(Generic[In, Out]):
 
     def _note_orders(self) -> None:
         """Let the receivers see what has changed about who may take what."""
-        self._look = self._aborted or self._held or self._crew.surplus
+        self._look = self._aborted or self._held or self._consumers.should_exit
         _wake_all(self._receivers)
 
     def _let_go(self) -> None:
         """Let the worker that calls end, and another one see to what it was woken for."""
-        self._crew.leave()
-        self._look = self._aborted or self._held or self._crew.surplus
+        self._consumers.leave()
+        self._look = self._aborted or self._held or self._consumers.should_exit
         if self._ready():
             _wake(self._receivers)
         raise Closed("the stage has been given fewer workers")
@@ -310,7 +310,7 @@ class Channel(Generic[In, Out]):
                 with self._lock:
                     if self._aborted:
                         raise Cancelled("the channel was aborted before an item was ready for its receiver")
-                    if self._crew.surplus:
+                    if self._consumers.should_exit:
                         self._let_go()
                     if self._ended() and not self._held:
                         self._admission.finish()
@@ -341,7 +341,7 @@ class Channel(Generic[In, Out]):
 
         That is certain here if every producer is refused; the doubts of the run know of all else that may hold them up.
         """
-        missing = self._admission.stuck()
+        missing = self._admission.missing()
         if not missing or any(map(self._fits, self._refused)):
             return
         self._doubts.any = True

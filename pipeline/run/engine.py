@@ -22,15 +22,23 @@ from time import monotonic, perf_counter_ns
 from types import TracebackType
 from typing import Any, NoReturn, Protocol, Self, TypeVar, overload
 
-from threadloom.pipeline.core import Cancelled, Gate, Label, PipelineError, StageFailure, ThreadsLeft, wait_in_slices
-from threadloom.pipeline.observe import Kind, RunStatistics, Sink, Stage, StageStatistics, Trace
-from threadloom.pipeline.policy import LIVE, Action, Control, State
+from threadloom.pipeline.core import (
+    Cancelled,
+    Label,
+    OneShotEvent,
+    PipelineError,
+    ShutdownTimeout,
+    StageFailure,
+    wait_in_slices,
+)
+from threadloom.pipeline.observe import NodeKind, RunStatistics, Sink, Stage, StageStatistics, Trace
+from threadloom.pipeline.policy import ACTIVE_STATES, RunAction, RunControl, RunState
 from threadloom.pipeline.run.assembly import Assembly
 from threadloom.pipeline.run.channel import Channel
 from threadloom.pipeline.run.delivery import Delivery
 from threadloom.pipeline.run.launch import Launch
 from threadloom.pipeline.run.source_gate import Turnstile
-from threadloom.pipeline.run.watchdog import Sight, Stuck, View, Watch, Watchdog, stack_of
+from threadloom.pipeline.run.watchdog import Sight, StallReport, View, Watch, Watchdog, stack_of
 from threadloom.pipeline.run.worker import Surroundings, Worker
 
 Item = TypeVar("Item")
@@ -62,13 +70,13 @@ class Run:
         self._grace = grace
         self.clock = clock
         self._lock = allocate_lock()
-        self._control = Control()
+        self._control = RunControl()
         self._told = False  # whether the caller has been given the outcome
-        self._over = Gate()  # opens when the outcome is decided, or when the last worker has ended
+        self._over = OneShotEvent()  # opens when the outcome is decided, or when the last worker has ended
         self._began: int | None = None
         self._finished: int | None = None  # when the last worker had ended and the last sink had delivered everything
         self._joined = False  # set once no thread is left, or those left have been reported
-        self._left: ThreadsLeft | None = None
+        self._left: ShutdownTimeout | None = None
         if trace is not None:
             some = {each.name for each in stages if each.when or each.via}
             trace.declare({each.name: each.after for each in stages}, selective=some)
@@ -78,12 +86,12 @@ class Run:
         self._sinks = {
             each.name: Delivery(self, each, self._parts.channels[each.name])
             for each in stages
-            if each.kind is Kind.SINK
+            if each.kind is NodeKind.SINK
         }
         self._open_sinks = set(self._sinks)
-        self._threads: list[tuple[threading.Thread, Gate]] = []
+        self._threads: list[tuple[threading.Thread, OneShotEvent]] = []
         self._launches: list[Launch] = []
-        self._gates: dict[Worker, Gate] = {worker: Gate() for worker in self._parts.workers()}
+        self._gates: dict[Worker, OneShotEvent] = {worker: OneShotEvent() for worker in self._parts.workers()}
         self._working = Counter(worker.stage.name for worker in self._gates)  # workers that have work, by stage
         self._alive = len(self._gates)  # workers that have not ended
         self._parts.watch(lambda: self._alive)
@@ -100,7 +108,7 @@ class Run:
         if self._began is not None:
             raise PipelineError(f"this run of {self.name!r} has been used: make another with Graph.start()")
         self._began = self.clock()
-        self._order(Control.begin)
+        self._order(RunControl.begin)
         for sink in self._sinks.values():
             sink.counters.began = self._began
         try:
@@ -156,18 +164,18 @@ class Run:
 
     def pause(self) -> None:
         """Let every worker finish its item and take no other; sources draw nothing. Sinks hand out what is there."""
-        self._order(Control.pause)
+        self._order(RunControl.pause)
 
     def resume(self) -> None:
         """Go on after `pause`."""
-        self._order(Control.resume)
+        self._order(RunControl.resume)
 
     def drain(self) -> None:
         """Take nothing more from the sources, and let what is in finish: then the run ends as at the end of the input.
 
         Returns at once; go on iterating the sinks, or `wait`. A source that is inside its `next` ends after it.
         """
-        self._order(Control.drain)
+        self._order(RunControl.drain)
 
     def resize(self, stage: str, *, workers: int) -> None:
         """Give a stage another number of workers while it runs. Those too many end after their current item."""
@@ -178,14 +186,14 @@ class Run:
         if workers < 1:
             raise PipelineError(f"stage {stage!r} needs at least 1 worker, got workers={workers}: pause() stops all")
         with self._lock:
-            if self._control.state not in LIVE:
+            if self._control.state not in ACTIVE_STATES:
                 return  # too late to matter
             hired = [self._parts.hire(stage) for _ in range(channel.staff(workers))]
             threads = []
             for worker in hired:
                 if not worker.sign_on():
                     break  # the stage has had all of its input
-                self._gates[worker] = Gate()
+                self._gates[worker] = OneShotEvent()
                 self._working[stage] += 1
                 self._alive += 1
                 threads.append(self._thread_of(worker))
@@ -205,7 +213,7 @@ class Run:
     def _thread_of(self, worker: Worker) -> threading.Thread:
         return self._thread(worker.run, f"{worker.stage.name}-{worker.index}", self._gates[worker])
 
-    def _thread(self, target: Callable[[], None], name: str, ended: Gate) -> threading.Thread:
+    def _thread(self, target: Callable[[], None], name: str, ended: OneShotEvent) -> threading.Thread:
         # A daemon, so that a function that never returns cannot keep the interpreter from exiting.
         thread = threading.Thread(target=target, name=f"{self.name}.{name}", daemon=True)
         self._threads.append((thread, ended))
@@ -219,19 +227,19 @@ class Run:
     # What the watchdog asks for, in its own thread.
 
     def _look(self) -> tuple[object, list[Sight]]:
-        if self._control.state is State.PAUSED:
+        if self._control.state is RunState.PAUSED:
             return None, []
         sinks = {name: self._sinks[name].counters for name in tuple(self._open_sinks)}
         counted = [(each.counters.items_in, each.counters.items_out) for each in self._parts.workers()]
         return (counted, [each.items_in for each in sinks.values()]), self._parts.look(sinks)
 
-    def _describe(self, sight: Sight, doing: str) -> Stuck:
-        if sight.kind is Kind.SINK:
-            return Stuck(sight.stage, 0, "", "what waits there", doing, sight.seconds, "")
+    def _describe(self, sight: Sight, doing: str) -> StallReport:
+        if sight.kind is NodeKind.SINK:
+            return StallReport(sight.stage, 0, "", "what waits there", doing, sight.seconds, "")
         item = self._parts.workers_of(sight.stage)[sight.worker].in_hand()[1]
         name = f"{self.name}.{sight.stage}-{sight.worker}"
         stacks = [stack_of(thread) for thread, _ in tuple(self._threads) if thread.name == name]
-        return Stuck(sight.stage, sight.worker, name, item, doing, sight.seconds, "".join(stacks))
+        return StallReport(sight.stage, sight.worker, name, item, doing, sight.seconds, "".join(stacks))
 
     # What workers report, in their own threads.
 
@@ -258,10 +266,10 @@ class Run:
         if last:
             if not self._open_sinks:
                 self._finished = self.clock()
-            self._over.open()
+            self._over.set()
         elif self._parts.doubts.any:
             self._parts.doubts.look()
-        self._gates[worker].open()
+        self._gates[worker].set()
 
     def _check_end_of(self, worker: Worker) -> None:
         tally = self._parts.posts[worker.stage.name].tally
@@ -275,32 +283,32 @@ class Run:
     # Stopping. Everything here may be repeated, as a Ctrl-C may have cut it short.
 
     def _stop(self, outcome: StageFailure | Cancelled) -> None:
-        self._order(partial(Control.stop, outcome=outcome))
-        self._over.open()
+        self._order(partial(RunControl.stop, outcome=outcome))
+        self._over.set()
         for worker in self._parts.workers():  # after that: who sets itself up now sees the end, or is met here
             worker.abort()
 
-    def _order(self, give: Callable[[Control], Sequence[Action]]) -> None:
+    def _order(self, give: Callable[[RunControl], Sequence[RunAction]]) -> None:
         """Give an order, and have channels and sources do what it asks."""
         with self._lock:  # held meanwhile, so that they see orders in the order in which they were given
             actions = give(self._control)
             for action in actions:
                 self._carry_out(action)
-        if Action.ABORT in actions:
+        if RunAction.ABORT in actions:
             self._abort()
 
-    def _carry_out(self, action: Action) -> None:
+    def _carry_out(self, action: RunAction) -> None:
         sources = self._parts.turnstiles.values()
         stages = [channel for name, channel in self._parts.channels.items() if name not in self._sinks]
         held: list[Turnstile | Channel[Any, Any]] = [*sources, *stages]
         match action:
-            case Action.HOLD:
+            case RunAction.HOLD:
                 for each in held:
                     each.hold()
-            case Action.RELEASE:
+            case RunAction.RELEASE:
                 for each in held:
                     each.release()
-            case Action.CLOSE_SOURCES:
+            case RunAction.CLOSE_SOURCES:
                 for source in sources:
                     source.close()
 
@@ -341,7 +349,7 @@ class Run:
             else:
                 left[thread.name] = stack_of(thread)
         if left:
-            self._left = ThreadsLeft(left, self._grace)
+            self._left = ShutdownTimeout(left, self._grace)
         for sink in self._sinks.values():
             sink.end(self.clock())  # a caller who has read the clock before this has read less than `_finished`
         if self._finished is None:

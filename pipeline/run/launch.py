@@ -12,7 +12,7 @@ from _thread import start_new_thread
 from collections.abc import Sequence
 from threading import Thread
 
-from threadloom.pipeline.core import Gate
+from threadloom.pipeline.core import OneShotEvent
 
 
 class Launch:
@@ -21,7 +21,7 @@ class Launch:
     def __init__(self, threads: Sequence[Thread]) -> None:
         self._threads = tuple(threads)
         self._made: list[int] = []  # one ident as soon as the launch's own thread exists; only `start` adds it
-        self._done = Gate()  # opened by that thread, as its last deed
+        self._done = OneShotEvent()  # opened by that thread, as its last deed
         self._error: BaseException | None = None
 
     def start(self) -> None:
@@ -42,4 +42,4 @@ class Launch:
         except BaseException as error:
             self._error = error
         finally:
-            self._done.open()
+            self._done.set()

@@ -13,7 +13,7 @@ from typing import Any
 
 from threadloom.pipeline.core import Cancelled, TooManySkipped
 from threadloom.pipeline.observe import SKIP, Stage
-from threadloom.pipeline.policy import Again, Attempt, DeadLetter, OnError, Verdict
+from threadloom.pipeline.policy import Attempt, DeadLetter, Decision, OnError, RetryAfter
 
 
 class Tally:
@@ -26,16 +26,16 @@ class Tally:
         self.skipped = 0
         self.retried = 0
 
-    def decide(self, error: Exception, number: int) -> Verdict | Again:
+    def decide(self, error: Exception, number: int) -> Decision | RetryAfter:
         """Ask the policy, and count its verdict."""
         with self._lock:
             attempt = Attempt(error, number, self.skipped, self._items())
             verdict = self._policy.decide(attempt)
-            if verdict is Verdict.SKIP:
+            if verdict is Decision.SKIP:
                 self.skipped += 1
-            elif isinstance(verdict, Again):
+            elif isinstance(verdict, RetryAfter):
                 self.retried += 1
-        if verdict is Verdict.FAIL and attempt.skipped:
+        if verdict is Decision.FAIL and attempt.skipped:
             error.add_note(f"{attempt.skipped} of {attempt.items} items of this stage had been skipped: {self._policy}")
         return verdict
 
@@ -47,9 +47,9 @@ class Tally:
     def check_end(self) -> None:
         """Raise if too many were skipped, now that the stage has ended."""
         with self._lock:
-            objection = self._policy.objection(self.skipped, self._items())
-        if objection:
-            raise TooManySkipped(f"{objection}: see what its dead letters have in common, or allow a larger share")
+            final_check = self._policy.final_check(self.skipped, self._items())
+        if final_check:
+            raise TooManySkipped(f"{final_check}: see what its dead letters have in common, or allow a larger share")
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,9 @@ class Guard:
                 raise
             except Exception as error:
                 verdict = self.tally.decide(error, number)
-                if verdict is Verdict.FAIL:
+                if verdict is Decision.FAIL:
                     raise
-                if verdict is Verdict.SKIP:
+                if verdict is Decision.SKIP:
                     self.send_letter(DeadLetter(self.stage.name, item, error, number))
                     return () if self.stage.expand else SKIP
                 pause = verdict.pause

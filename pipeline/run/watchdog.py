@@ -24,23 +24,23 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from threadloom.pipeline.core import Gate, ItemTimeout, PipelineError, StageFailure, Standstill
-from threadloom.pipeline.observe import Kind, Phase
+from threadloom.pipeline.core import ItemTimeout, OneShotEvent, PipelineError, StageFailure, Stalled
+from threadloom.pipeline.observe import NodeKind, Phase
 
 LOG = logging.getLogger("threadloom.pipeline.run.watchdog")
 
 
-class OnStuck(Enum):
+class OnStall(Enum):
     """What is done about a run that stands still."""
 
     LOG = "log"
     """A warning to the logger `pipeline.run.watchdog`; it goes on waiting."""
     FAIL = "fail"
-    """The run fails with a Standstill as the cause."""
+    """The run fails with a Stalled as the cause."""
 
 
 @dataclass(frozen=True)
-class Stuck:
+class StallReport:
     """What a run that stands still waits for."""
 
     stage: str
@@ -71,7 +71,7 @@ class Watchdog:
 
     after: float = 60.0
     """Seconds without any progress anywhere."""
-    act: OnStuck | Callable[[Stuck], object] = OnStuck.LOG
+    act: OnStall | Callable[[StallReport], object] = OnStall.LOG
     """What is done then; a function is called in the watch's thread, and an error in it fails the run."""
 
     def __post_init__(self) -> None:
@@ -84,7 +84,7 @@ class Sight:
     """One worker or sink at one moment."""
 
     stage: str
-    kind: Kind
+    kind: NodeKind
     worker: int
     phase: Phase
     seconds: float
@@ -99,15 +99,15 @@ class Sight:
 
 def culprit(sights: Sequence[Sight]) -> tuple[Sight, str] | None:
     """Return what the run waits for, and what that is doing; None if it waits for nothing of its own."""
-    stages = [each for each in sights if each.kind is Kind.STAGE]
+    stages = [each for each in sights if each.kind is NodeKind.STAGE]
     busy = [each for each in stages if each.phase is Phase.BUSY]
     if busy:
         return _longest(busy), "has been inside its function"
     acquiring = [each for each in stages if each.phase is Phase.WAITING and each.holds]
     if acquiring:
         return _longest(acquiring), "has been waiting in `acquire`"
-    blocked = [each for each in sights if each.kind is not Kind.SINK and each.phase is Phase.BLOCKED]
-    unread = [each for each in sights if each.kind is Kind.SINK and each.full and not each.parked]
+    blocked = [each for each in sights if each.kind is not NodeKind.SINK and each.phase is Phase.BLOCKED]
+    unread = [each for each in sights if each.kind is NodeKind.SINK and each.full and not each.parked]
     if unread:
         if any(each.parked for each in sights):
             return _longest(unread), "is full and nobody has taken from it, while the caller waits at another sink,"
@@ -161,10 +161,10 @@ class View:
 
     look: Callable[[], tuple[object, Sequence[Sight]]]
     """Return a value that changes with every item counted, and all workers and sinks; no sights of a paused run."""
-    describe: Callable[[Sight, str], Stuck]
+    describe: Callable[[Sight, str], StallReport]
     fail: Callable[[StageFailure], None]
     now: Callable[[], float]
-    over: Gate
+    over: OneShotEvent
 
 
 class Watch:
@@ -174,7 +174,7 @@ class Watch:
         self._config = config
         self._limits = limits
         self._view = view
-        self.ended = Gate()
+        self.ended = OneShotEvent()
 
     def run(self) -> None:
         """Look until the run is over."""
@@ -194,24 +194,24 @@ class Watch:
         except Exception as error:
             view.fail(StageFailure("watchdog", 0, {}, "a standstill", error))
         finally:
-            self.ended.open()
+            self.ended.set()
 
     def _fail_late(self, late: Sight) -> None:
         stuck = self._view.describe(late, "has been inside its function")
         limit = self._limits[late.stage]
         self._fail(stuck, ItemTimeout(f"it took longer than the limit of {limit:g} s for an item. {stuck}"))
 
-    def _act(self, config: Watchdog, stuck: Stuck) -> None:
+    def _act(self, config: Watchdog, stuck: StallReport) -> None:
         message = f"nothing has moved for {config.after:g} s: {stuck}"
         match config.act:
-            case OnStuck.LOG:
+            case OnStall.LOG:
                 LOG.warning("%s", message)
-            case OnStuck.FAIL:
-                self._fail(stuck, Standstill(message))
+            case OnStall.FAIL:
+                self._fail(stuck, Stalled(message))
             case act:
                 act(stuck)
 
-    def _fail(self, stuck: Stuck, error: PipelineError) -> None:
+    def _fail(self, stuck: StallReport, error: PipelineError) -> None:
         self._view.fail(StageFailure(stuck.stage, stuck.worker, {}, stuck.item, error))
 
 

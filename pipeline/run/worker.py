@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from threadloom.pipeline.core import Cancelled, Closed, Label, StageFailure
 from threadloom.pipeline.observe import SKIP, Counters, Ids, Phase, Port, RawEvent, Stage
-from threadloom.pipeline.policy import Finished, Turns
+from threadloom.pipeline.policy import FinishedItem, ReorderBuffer
 from threadloom.pipeline.run.channel import Channel
 from threadloom.pipeline.run.output import Edge, sender
 from threadloom.pipeline.run.retry import Guard, Tally
@@ -57,7 +57,7 @@ class Post:
     """In front of the stage; None for a source."""
     turnstile: Turnstile | None
     """In front of a source; None for others."""
-    turns: Turns | None
+    turns: ReorderBuffer | None
     """Of an ordered stage."""
     tally: Tally | None
     """Of a stage whose policy is not to fail at once."""
@@ -239,9 +239,9 @@ class Worker:
             self.item = _NOTHING
             item = result = None
 
-    def _send_in_turn(self, turns: Turns, number: int, channel: Channel[Any, Any]) -> None:
+    def _send_in_turn(self, turns: ReorderBuffer, number: int, channel: Channel[Any, Any]) -> None:
         """Keep the results of the item in hand, or send them if it is their turn, and those kept that follow."""
-        finished = turns.finish(number, Finished(self.item, self._results.copy()))
+        finished = turns.finish(number, FinishedItem(self.item, self._results.copy()))
         self._results.clear()
         while finished is not None:
             self.item = finished.item

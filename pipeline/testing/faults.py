@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from threadloom.pipeline.graph import Graph
-from threadloom.pipeline.observe import Kind, Stage
+from threadloom.pipeline.observe import NodeKind, Stage
 from threadloom.pipeline.processes import OnProcesses
 
 
@@ -46,7 +46,7 @@ STOPPING = frozenset({FaultKind.RAISE, FaultKind.EXIT, FaultKind.CANCEL, FaultKi
 
 def possible(stage: Stage) -> frozenset[FaultKind]:
     """Return the kinds that this source, stage or sink can be given."""
-    if stage.kind is Kind.SINK:
+    if stage.kind is NodeKind.SINK:
         return frozenset(FaultKind) - {FaultKind.EXIT, FaultKind.KILL}
     never = {FaultKind.LEAVE} if isinstance(stage.fn, OnProcesses) else {FaultKind.LEAVE, FaultKind.KILL}
     return frozenset(FaultKind) - never

@@ -16,7 +16,7 @@ from typing import Any
 
 from threadloom.pipeline.core import Label
 from threadloom.pipeline.graph import Graph
-from threadloom.pipeline.observe import Kind, RunStatistics, Trace
+from threadloom.pipeline.observe import NodeKind, RunStatistics, Trace
 from threadloom.pipeline.run import Abortable, Run
 from threadloom.pipeline.testing.faults import FaultKind, FaultPlan
 from threadloom.pipeline.testing.invariants import Observation, broken
@@ -175,7 +175,7 @@ def exercise(
     if interrupts and threading.current_thread() is not threading.main_thread():
         raise ValueError("an INTERRUPT fault reaches the main thread alone: call exercise() there, or leave it out")
     journal = Journal(subject.graph, plan)
-    sinks = [stage.name for stage in subject.graph.stages if stage.kind is Kind.SINK]
+    sinks = [stage.name for stage in subject.graph.stages if stage.kind is NodeKind.SINK]
     attempt = _Attempt(subject, journal, wrap(subject.graph, journal), limit, {name: [] for name in sinks})
     before = Holdings.now()
     handler = signal.getsignal(signal.SIGINT)

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from threadloom.pipeline.core import Cancelled, Pool, StageFailure
 from threadloom.pipeline.graph import Graph
-from threadloom.pipeline.observe import Kind, Port, RunStatistics, Stage
+from threadloom.pipeline.observe import NodeKind, Port, RunStatistics, Stage
 from threadloom.pipeline.policy import FailFast, Fifo, Gather, InOrder, Join
 from threadloom.pipeline.processes import WorkerDied
 from threadloom.pipeline.testing.faults import STOPPING, FaultKind
@@ -81,7 +81,7 @@ def _outcome(seen: Observation, subject: Expected, prompt: float) -> Iterator[st
     """The first error, and only that, reaches the caller, and soon."""
     error, stoppers = seen.error, seen.stoppers
     kinds = {fired.fault.kind for fired in stoppers}
-    sinks = {stage.name for stage in seen.graph.stages if stage.kind is Kind.SINK}
+    sinks = {stage.name for stage in seen.graph.stages if stage.kind is NodeKind.SINK}
     struck = ", ".join(str(fired.fault) for fired in stoppers) or "nothing"
     if FaultKind.INTERRUPT in {fired.fault.kind for fired in seen.journal.fired}:
         if not isinstance(error, KeyboardInterrupt):
@@ -132,14 +132,14 @@ def _delivery(seen: Observation, stage: Stage) -> Iterator[str]:
         listing = ", ".join(repr(names[each]) for each in list(more)[:5])
         yield f"{stage.name!r} was given {more.total()} item(s) that were not sent to it, or more than once: {listing}"
     unmatched = isinstance(stage.admission, Join) and stage.admission.drop_unmatched
-    if seen.ended_well and stage.kind is not Kind.SOURCE and not unmatched and (lost := arrived - begun):
+    if seen.ended_well and stage.kind is not NodeKind.SOURCE and not unmatched and (lost := arrived - begun):
         listing = ", ".join(repr(names[each]) for each in list(lost)[:5])
         yield f"{lost.total()} item(s) sent to {stage.name!r} never came there: {listing}"
     bound = between_bound(stage, seen.journal)
     if record.most_between > bound:
         yield f"{record.most_between} items were on their way to {stage.name!r} at once; its bound is {bound}"
     ends = record.returned + record.given_up
-    if seen.ended_well and len(record.groups or record.begun) != ends and stage.kind is not Kind.SOURCE:
+    if seen.ended_well and len(record.groups or record.begun) != ends and stage.kind is not NodeKind.SOURCE:
         yield f"{stage.name!r} began {len(record.groups or record.begun)} items and ended {ends}"
 
 
@@ -148,7 +148,7 @@ def _order(seen: Observation, stage: Stage) -> Iterator[str]:
     record, stages = seen.journal.of[stage.name], seen.journal.stages
     if not isinstance(stage.admission, Fifo) or stage.workers > 1 or len(stage.after) != 1:
         return
-    if stage.kind is Kind.STAGE and stage.after[0] not in stages:
+    if stage.kind is NodeKind.STAGE and stage.after[0] not in stages:
         return
     place = {id(item): number for number, item in enumerate(record.begun)}
     if len(place) != len(record.begun):
@@ -166,12 +166,12 @@ def _counted(seen: Observation, stage: Stage) -> Iterator[str]:
     """The engine's statistics say what was seen from outside."""
     record, counted = seen.journal.of[stage.name], seen.statistics[stage.name]
     name, workers = stage.name, stage.workers
-    begun = 0 if stage.kind is Kind.SOURCE else len(record.groups) if stage.gathers else len(record.begun)
+    begun = 0 if stage.kind is NodeKind.SOURCE else len(record.groups) if stage.gathers else len(record.begun)
     # An interrupt may hit the caller between an item's arrival and our writing it down.
-    slack = 1 if stage.kind is Kind.SINK and isinstance(seen.error, KeyboardInterrupt) else 0
+    slack = 1 if stage.kind is NodeKind.SINK and isinstance(seen.error, KeyboardInterrupt) else 0
     if abs(counted.items_in - begun) > slack:
         yield f"the statistics of {name!r} count {counted.items_in} items in, and there were {begun}"
-    out = record.returned if stage.kind is Kind.SINK else record.made
+    out = record.returned if stage.kind is NodeKind.SINK else record.made
     least = out if seen.ended_well else max(0, out - hand_bound(stage, record))
     if not least - slack <= counted.items_out <= out + slack:
         yield f"the statistics of {name!r} count {counted.items_out} items out, and there were {out}"

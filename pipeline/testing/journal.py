@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from threadloom.pipeline.graph import Graph
-from threadloom.pipeline.observe import SKIP, Branch, Kind, Port, Route, Stage, Via
+from threadloom.pipeline.observe import SKIP, Branch, NodeKind, Port, Route, Stage, Via
 from threadloom.pipeline.policy import Gather, InOrder
 from threadloom.pipeline.processes import ProcessWorker
 from threadloom.pipeline.run import PerWorker, Run
@@ -192,7 +192,7 @@ class Journal:
     def _check_turn(self, stage: Stage, policy: InOrder[Any], item: Any) -> None:
         record = self.of[stage.name]
         key, index = policy.order(item)
-        if policy.exclusive and stage.kind is Kind.STAGE:
+        if policy.exclusive and stage.kind is NodeKind.STAGE:
             record.hands[key] += 1
             if record.hands[key] > 1:
                 self.wrong.append(f"stage {stage.name!r} has two items of key {key!r} in hand, and is exclusive")
@@ -272,10 +272,10 @@ def wrap(graph: Graph, journal: Journal) -> Graph:
         changes: dict[str, Any] = {"via": tuple(_via(journal, via, routes) for via in stage.via)}
         if stage.when is not None:
             changes["when"] = _when(journal, stage.name, stage.when)
-        if stage.kind is Kind.SOURCE:
+        if stage.kind is NodeKind.SOURCE:
             assert stage.fn is not None
             changes |= {"fn": _source(journal, stage, stage.fn), "closes": True}
-        elif stage.kind is Kind.STAGE:
+        elif stage.kind is NodeKind.STAGE:
             assert stage.fn is not None
             fn = stage.fn
             changes["fn"] = _per_worker(journal, stage, fn) if isinstance(fn, PerWorker) else _call(journal, stage, fn)

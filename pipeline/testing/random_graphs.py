@@ -19,7 +19,7 @@ from typing import Any
 
 from threadloom.pipeline.core import AdmissionError, Pool
 from threadloom.pipeline.graph import Graph
-from threadloom.pipeline.observe import SKIP, Kind, Node, Skip
+from threadloom.pipeline.observe import SKIP, Node, NodeKind, Skip
 from threadloom.pipeline.policy import FailFast, Gather, InOrder, Join, Retry, SkipFailed
 from threadloom.pipeline.run import per_worker
 from threadloom.pipeline.testing.harness import Subject
@@ -86,7 +86,7 @@ class _Builder:
             for stage in stages.values()
         )
         for name, stage in list(stages.items()):
-            if stage.kind is not Kind.STAGE or stage.acquire is not None or choose.random() < 0.7:
+            if stage.kind is not NodeKind.STAGE or stage.acquire is not None or choose.random() < 0.7:
                 continue
             skip = SkipFailed() if not counts and choose.random() < 0.6 else FailFast()
             policy = Retry(choose.randint(1, 2), first=0, then=skip) if choose.random() < 0.7 else skip

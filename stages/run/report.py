@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from loguru import logger
 
-from threadloom.pipeline import Milestone, RunStatistics
+from threadloom.pipeline import MonotonicCounter, RunStatistics
 from threadloom.stages.config import Config
 from threadloom.stages.memory import Evaluation, Event, Saved, Scaled, Update
 from threadloom.stages.run.display import ChannelDepth, Display, Progress, Smoothing, StageShares, scale_text
@@ -29,8 +29,8 @@ class Logged:
         """`step`: the updates before the run, whose lines are there."""
         self._interval = config.evaluation.interval
         self._steps = config.steps
-        self._updates = Milestone(step)
-        self._evaluations = Milestone(step)
+        self._updates = MonotonicCounter(step)
+        self._evaluations = MonotonicCounter(step)
 
     def take(self, event: Event) -> None:
         """Note that the line of `event` has been written."""

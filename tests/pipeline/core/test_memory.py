@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from threadloom.pipeline import ALIGNMENT, Arena, Cancelled, LanePlan, Lanes, Milestone, Pool, arena_size
+from threadloom.pipeline import ALIGNMENT, Arena, Cancelled, LanePlan, Lanes, MonotonicCounter, Pool, arena_size
 
 shapes = st.dictionaries(
     st.text("abcdef", min_size=1, max_size=3), st.lists(st.integers(0, 7), max_size=3).map(tuple), max_size=8
@@ -56,7 +56,7 @@ def test_an_empty_pool_is_refused_before_anyone_waits() -> None:
 
 
 def test_an_aborted_pool_and_milestone_wake_who_waits() -> None:
-    pool, milestone = Pool([1]), Milestone(0)
+    pool, milestone = Pool([1]), MonotonicCounter(0)
     pool.take()
     raised: list[type[BaseException]] = []
 

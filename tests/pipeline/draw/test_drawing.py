@@ -12,7 +12,7 @@ from threadloom.pipeline import Gather, Graph, Node
 from threadloom.pipeline.draw.drawing import GraphFormat, draw_graph, per_second
 from threadloom.pipeline.draw.drawing_text import COLOURS, colour
 from threadloom.pipeline.draw.layout import layered
-from threadloom.pipeline.observe.diagnosis import explain
+from threadloom.pipeline.observe.diagnosis import diagnose
 from threadloom.pipeline.observe.statistics import ChannelStatistics, RunStatistics, StageStatistics
 
 pytestmark = pytest.mark.timeout(60)
@@ -123,7 +123,7 @@ def test_statistics_are_shown_as_busyness_depth_and_what_sets_the_pace() -> None
     assert "┃ 10.0/s · 95% busy" in drawn
     assert "┃ ██████████ in 1.9/2" in drawn
     assert "▒▒▒▒▒▒▒▒▒" in drawn
-    assert str(explain(statistics)) in drawn
+    assert str(diagnose(statistics)) in drawn
     chart = draw_graph(graph, statistics, GraphFormat.MERMAID)
     assert f"style n1 fill:{COLOURS[-1]},stroke:#c0392b" in chart
     assert "n0 -->|1.9/2| n1" in chart

@@ -9,7 +9,7 @@ from rich.console import Console
 from threadloom.pipeline import Graph
 from threadloom.pipeline.draw.view import LINE_INTERVAL, LIVE_INTERVAL, WINDOW, GraphView, LiveView, _clock, status_line
 from threadloom.pipeline.observe.histogram import Distribution, Histogram
-from threadloom.pipeline.observe.stage import Kind
+from threadloom.pipeline.observe.stage import NodeKind
 from threadloom.pipeline.observe.statistics import ChannelStatistics, RunStatistics, StageStatistics
 
 pytestmark = pytest.mark.timeout(60)
@@ -26,9 +26,9 @@ def state(elapsed: float = 10.0, items: int = 1000) -> RunStatistics:
     part = elapsed / 10
     full = ChannelStatistics(4, 4, 3.9, 4, items, 8.9 * part, 0.1)
     empty = ChannelStatistics(2, 0, 1.0, 1, items, 0.0, 9.0 * part)
-    read = StageStatistics("read", 1, 0, items, part, 0.0, 9 * part, None, tasks(900_000), kind=Kind.SOURCE)
+    read = StageStatistics("read", 1, 0, items, part, 0.0, 9 * part, None, tasks(900_000), kind=NodeKind.SOURCE)
     decode = StageStatistics("decode", 2, items, items, 19.0 * part, 0.8 * part, 0.2 * part, full, tasks(12_000_000))
-    show = StageStatistics("show", 1, items, items, part, 9 * part, 0.0, empty, tasks(50_000), kind=Kind.SINK)
+    show = StageStatistics("show", 1, items, items, part, 9 * part, 0.0, empty, tasks(50_000), kind=NodeKind.SINK)
     stages = (read, replace(decode, after=("read",)), replace(show, after=("decode",)))
     return RunStatistics("words", elapsed, stages)
 

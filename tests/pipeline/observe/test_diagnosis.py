@@ -2,9 +2,9 @@
 
 import pytest
 
-from threadloom.pipeline.observe.diagnosis import Limit, Wait, explain, in_words
+from threadloom.pipeline.observe.diagnosis import BottleneckKind, Wait, diagnose, in_words
 from threadloom.pipeline.observe.histogram import Distribution, Histogram
-from threadloom.pipeline.observe.stage import Kind
+from threadloom.pipeline.observe.stage import NodeKind
 from threadloom.pipeline.observe.statistics import ChannelStatistics, RunStatistics, StageStatistics
 
 MS = 1_000_000
@@ -17,7 +17,7 @@ def stage(
     blocked: float = 0.0,
     *,
     after: tuple[str, ...] = (),
-    kind: Kind = Kind.STAGE,
+    kind: NodeKind = NodeKind.STAGE,
     workers: int = 1,
     task: int = 5 * MS,
     channel: tuple[float, float] = (0.0, 0.0),
@@ -36,14 +36,14 @@ def run(*stages: StageStatistics, elapsed: float = 10.0) -> RunStatistics:
     return RunStatistics("made up", elapsed, stages)
 
 
-SOURCE = stage("read", 1.0, 0.0, 9.0, kind=Kind.SOURCE)
+SOURCE = stage("read", 1.0, 0.0, 9.0, kind=NodeKind.SOURCE)
 SLOW = stage("decode", 9.7, 0.2, 0.1, after=("read",), channel=(8.9, 0.2))
-SINK = stage("show", 0.5, 9.5, 0.0, after=("decode",), kind=Kind.SINK, channel=(0.1, 9.4))
+SINK = stage("show", 0.5, 9.5, 0.0, after=("decode",), kind=NodeKind.SINK, channel=(0.1, 9.4))
 
 
 def test_the_busy_stage_between_a_blocked_and_a_starved_one() -> None:
-    found = explain(run(SOURCE, SLOW, SINK))
-    assert (found.limit, found.stage) == (Limit.STAGE, "decode")
+    found = diagnose(run(SOURCE, SLOW, SINK))
+    assert (found.kind, found.stage) == (BottleneckKind.STAGE, "decode")
     assert (
         found.why == "decode sets the pace: its 1 worker is busy 97% of the time, and a call takes 5.1 ms (p99 5.1 ms)"
     )
@@ -57,72 +57,72 @@ def test_the_busy_stage_between_a_blocked_and_a_starved_one() -> None:
 
 def test_more_workers_are_not_recommended_without_cores() -> None:
     two = stage("decode", 19.0, 0.5, 0.5, after=("read",), workers=2, channel=(8.9, 0.2))
-    assert explain(run(SOURCE, two, SINK), cores=2).limit is Limit.CORES
-    assert "would not help" in explain(run(SOURCE, two, SINK), cores=2).remedy
-    found = explain(run(SOURCE, two, SINK), cores=8)
-    assert (found.limit, "its 2 workers are busy" in found.why) == (Limit.STAGE, True)
+    assert diagnose(run(SOURCE, two, SINK), cores=2).kind is BottleneckKind.CORES
+    assert "would not help" in diagnose(run(SOURCE, two, SINK), cores=2).remedy
+    found = diagnose(run(SOURCE, two, SINK), cores=8)
+    assert (found.kind, "its 2 workers are busy" in found.why) == (BottleneckKind.STAGE, True)
 
 
 def test_calls_shorter_than_a_hop_should_be_grouped() -> None:
     short = stage("decode", 9.0, 0.5, 0.5, after=("read",), task=3_000)
-    found = explain(run(SOURCE, short, SINK))
-    assert (found.limit, found.stage) == (Limit.HOPS, "decode")
+    found = diagnose(run(SOURCE, short, SINK))
+    assert (found.kind, found.stage) == (BottleneckKind.HOPS, "decode")
     assert "larger micro-batch" in found.remedy
 
 
 def test_a_source_or_the_caller_may_be_the_slow_one() -> None:
-    slow = stage("read", 9.9, 0.0, 0.1, kind=Kind.SOURCE)
+    slow = stage("read", 9.9, 0.0, 0.1, kind=NodeKind.SOURCE)
     idle = stage("decode", 0.5, 9.5, after=("read",), channel=(0.0, 9.5))
-    assert (found := explain(run(slow, idle))).limit is Limit.SOURCE
+    assert (found := diagnose(run(slow, idle))).kind is BottleneckKind.SOURCE
     assert found.stage == "read"
-    caller = stage("show", 9.9, 0.1, after=("decode",), kind=Kind.SINK)
+    caller = stage("show", 9.9, 0.1, after=("decode",), kind=NodeKind.SINK)
     held_up = stage("decode", 0.5, 0.0, 9.5, after=("read",))
-    assert (found := explain(run(SOURCE, held_up, caller))).limit is Limit.CALLER
+    assert (found := diagnose(run(SOURCE, held_up, caller))).kind is BottleneckKind.CALLER
     assert found.why == "the caller sets the pace: it keeps each item of show for 5.1 ms"
 
 
 def test_waiting_with_an_item_in_hand_is_waiting_for_a_resource() -> None:
     short_of_slots = stage("embed", 2.0, 7.0, 1.0, after=("read",), channel=(8.0, 0.5))
-    found = explain(run(SOURCE, short_of_slots, SINK))
-    assert (found.limit, found.stage) == (Limit.RESOURCE, "embed")
+    found = diagnose(run(SOURCE, short_of_slots, SINK))
+    assert (found.kind, found.stage) == (BottleneckKind.RESOURCE, "embed")
     assert "65% of its time" in found.why
 
 
 def test_a_caller_that_began_late_waited_for_no_resource() -> None:
-    late = stage("show", 0.5, 9.5, after=("decode",), kind=Kind.SINK, channel=(0.0, 0.5))
-    assert explain(run(SOURCE, SLOW, late)).stage == "decode"
+    late = stage("show", 0.5, 9.5, after=("decode",), kind=NodeKind.SINK, channel=(0.0, 0.5))
+    assert diagnose(run(SOURCE, SLOW, late)).stage == "decode"
 
 
 def test_a_channel_that_is_full_and_empty_in_turns_is_too_small() -> None:
     uneven = stage("decode", 5.0, 3.0, 2.0, after=("read",), channel=(4.0, 3.0))
-    found = explain(run(stage("read", 5.0, 0.0, 5.0, kind=Kind.SOURCE), uneven, SINK))
-    assert (found.limit, found.stage) == (Limit.BURSTS, "decode")
+    found = diagnose(run(stage("read", 5.0, 0.0, 5.0, kind=NodeKind.SOURCE), uneven, SINK))
+    assert (found.kind, found.stage) == (BottleneckKind.BURSTS, "decode")
     assert "from 4 to 8" in found.remedy
 
 
 def test_many_hops_of_nearly_nothing_take_the_time_themselves() -> None:
     short = stage("split", 0.5, 6.0, 3.5, after=("read",), channel=(3.0, 5.9), items=300_000, task=900)
-    found = explain(run(SOURCE, short, SINK))
-    assert (found.limit, found.stage) == (Limit.HOPS, None)
+    found = diagnose(run(SOURCE, short, SINK))
+    assert (found.kind, found.stage) == (BottleneckKind.HOPS, None)
     assert "30,020 hops a second" in found.why
 
 
 def test_nobody_is_busy() -> None:
     calm = stage("decode", 3.0, 7.0, after=("read",), channel=(0.0, 7.0))
-    found = explain(run(stage("read", 4.0, 0.0, 6.0, kind=Kind.SOURCE), calm))
-    assert (found.limit, found.stage) == (Limit.NO_STAGE, None)
+    found = diagnose(run(stage("read", 4.0, 0.0, 6.0, kind=NodeKind.SOURCE), calm))
+    assert (found.kind, found.stage) == (BottleneckKind.NO_STAGE, None)
     assert "read, is at work 40%" in found.why
 
 
 @pytest.mark.parametrize("statistics", [run(), run(stage("read", 0.0, items=0)), run(stage("read", 1.0, items=0))])
 def test_before_anything_happened(statistics: RunStatistics) -> None:
-    assert explain(statistics).limit is Limit.NOTHING_YET
+    assert diagnose(statistics).kind is BottleneckKind.NOTHING_YET
 
 
 def test_waits_are_divided_among_the_senders_of_one_channel() -> None:
-    first, second = stage("a", 2.0, 0.0, 8.0, kind=Kind.SOURCE), stage("b", 8.0, 0.0, 2.0, kind=Kind.SOURCE)
+    first, second = stage("a", 2.0, 0.0, 8.0, kind=NodeKind.SOURCE), stage("b", 8.0, 0.0, 2.0, kind=NodeKind.SOURCE)
     both = stage("c", 9.9, 0.1, after=("a", "b"), channel=(10.0, 0.1))
-    assert explain(run(first, second, both)).waits == (Wait("a", "c", True, 0.8), Wait("b", "c", True, 0.2))
+    assert diagnose(run(first, second, both)).waits == (Wait("a", "c", True, 0.8), Wait("b", "c", True, 0.2))
 
 
 def test_only_what_happened_lately_counts() -> None:
@@ -130,7 +130,7 @@ def test_only_what_happened_lately_counts() -> None:
     late = now.since(earlier)
     assert (late.elapsed, late["decode"].items_in, late["decode"].busy) == (2.0, 0, 0.0)
     assert late["decode"].tasks == Distribution()
-    assert explain(late).limit is Limit.NOTHING_YET
+    assert diagnose(late).kind is BottleneckKind.NOTHING_YET
     assert now.since(None) is now
 
 

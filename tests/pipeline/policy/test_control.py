@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from threadloom.pipeline import Cancelled, Graph, PipelineError, Run
-from threadloom.pipeline.policy.control import LIVE, Action, Control, Crew, State
+from threadloom.pipeline.policy.control import ACTIVE_STATES, RunAction, RunControl, RunState, WorkerCount
 from threadloom.pipeline.run.source_gate import Turnstile
 
 pytestmark = pytest.mark.timeout(60)
@@ -22,13 +22,13 @@ class ControlMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.control = Control()
+        self.control = RunControl()
         self.held = self.closed = self.aborted = False
         self.first: Cancelled | None = None
 
     @rule(order=st.sampled_from(["begin", "pause", "resume", "drain", "end"]))
     def give(self, order: str) -> None:
-        if order == "end" and self.control.state is State.READY:
+        if order == "end" and self.control.state is RunState.READY:
             return
         self._carry_out(getattr(self.control, order)())
 
@@ -38,20 +38,20 @@ class ControlMachine(RuleBasedStateMachine):
         self.first = self.first or reason
         self._carry_out(self.control.stop(reason))
 
-    def _carry_out(self, actions: tuple[Action, ...]) -> None:
+    def _carry_out(self, actions: tuple[RunAction, ...]) -> None:
         for action in actions:
-            self.held = action is Action.HOLD or (self.held and action is not Action.RELEASE)
-            self.closed |= action is Action.CLOSE_SOURCES
-            self.aborted |= action is Action.ABORT
+            self.held = action is RunAction.HOLD or (self.held and action is not RunAction.RELEASE)
+            self.closed |= action is RunAction.CLOSE_SOURCES
+            self.aborted |= action is RunAction.ABORT
 
     @invariant()
     def the_actions_bring_about_the_state(self) -> None:
         state = self.control.state
-        if state in LIVE:
-            assert self.held == (state is State.PAUSED)
-            assert self.closed == (state is State.DRAINING)
+        if state in ACTIVE_STATES:
+            assert self.held == (state is RunState.PAUSED)
+            assert self.closed == (state is RunState.DRAINING)
             assert not self.aborted
-        if state is State.STOPPING:
+        if state is RunState.STOPPING:
             assert self.aborted
 
     @invariant()
@@ -59,31 +59,31 @@ class ControlMachine(RuleBasedStateMachine):
         assert self.control.outcome is self.first
 
 
-class CrewMachine(RuleBasedStateMachine):
+class WorkerCountMachine(RuleBasedStateMachine):
     """Workers that come by, and others that are wanted."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.crew = Crew(2)
+        self.count = WorkerCount(2)
         self.workers = 2
 
     @rule(wanted=st.integers(1, 6))
     def resize(self, wanted: int) -> None:
-        self.workers += self.crew.resize(wanted)
+        self.workers += self.count.resize(wanted)
 
-    @precondition(lambda self: self.crew.surplus)
+    @precondition(lambda self: self.count.should_exit)
     @rule()
     def one_comes_by(self) -> None:
-        self.crew.leave()
+        self.count.leave()
         self.workers -= 1
 
     @invariant()
     def nobody_is_missing(self) -> None:
-        assert self.workers == self.crew.present >= self.crew.wanted >= 1
+        assert self.workers == self.count.present >= self.count.wanted >= 1
 
 
 test_control = ControlMachine.TestCase
-test_crew = CrewMachine.TestCase
+test_worker_count = WorkerCountMachine.TestCase
 
 
 class Steps:
@@ -129,11 +129,11 @@ def ended(run: Run, stage: str, count: int) -> bool:
     deadline = threading.Event()
     timer = threading.Timer(SECOND, deadline.set)
     timer.start()
-    while sum(gate.is_open for gate in gates) < count and not deadline.is_set():
-        next(gate for gate in gates if not gate.is_open).wait(0.01)
+    while sum(gate.is_set for gate in gates) < count and not deadline.is_set():
+        next(gate for gate in gates if not gate.is_set).wait(0.01)
     timer.cancel()
     timer.join()
-    return sum(gate.is_open for gate in gates) >= count
+    return sum(gate.is_set for gate in gates) >= count
 
 
 @pytest.mark.parametrize("ordered", [False, True])

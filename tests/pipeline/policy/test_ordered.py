@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from threadloom.pipeline import SKIP, Fifo, Gather, Graph, InOrder, Skip, StageFailure
-from threadloom.pipeline.policy.ordered import Finished, Numbered, Turns
+from threadloom.pipeline.policy.ordered import FinishedItem, NumberedAdmission, ReorderBuffer
 
 pytestmark = pytest.mark.timeout(60)
 
 
 def test_nothing_runs_further_ahead_than_the_window() -> None:
-    state = Numbered(Fifo().begin(9), capacity=1, workers=1)
+    state = NumberedAdmission(Fifo().begin(9), capacity=1, workers=1)
     for item in "abc":
         state.put(None, item)
     assert [state.take(0), state.take(1)] == [(0, "a"), (1, "b")]
@@ -33,7 +33,7 @@ class TurnsMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.turns = Turns()
+        self.turns = ReorderBuffer()
         self.taken = 0
         self.hands: set[int] = set()
         self.kept: set[int] = set()
@@ -51,7 +51,7 @@ class TurnsMachine(RuleBasedStateMachine):
         number = data.draw(st.sampled_from(sorted(self.hands)))
         self.hands.remove(number)
         self.kept.add(number)
-        self._got(self.turns.finish(number, Finished(number, [])), before=self.sending)
+        self._got(self.turns.finish(number, FinishedItem(number, [])), before=self.sending)
 
     @precondition(lambda self: self.sending is not None)
     @rule()
@@ -61,7 +61,7 @@ class TurnsMachine(RuleBasedStateMachine):
         self.sending = None
         self._got(self.turns.next(), before=None)
 
-    def _got(self, finished: Finished | None, before: int | None) -> None:
+    def _got(self, finished: FinishedItem | None, before: int | None) -> None:
         if before is not None:
             assert finished is None, "two workers send at once"
         elif finished is not None:

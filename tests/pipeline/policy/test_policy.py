@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from threadloom.pipeline import (
-    Again,
     Attempt,
     Cancelled,
     DeadLetter,
+    Decision,
     FailFast,
     Gather,
     Graph,
@@ -19,15 +19,15 @@ from threadloom.pipeline import (
     Node,
     OnError,
     Retry,
+    RetryAfter,
     SkipFailed,
     StageFailure,
     TooManySkipped,
-    Verdict,
 )
 
 pytestmark = pytest.mark.timeout(60)
 
-FAIL, SKIP = Verdict.FAIL, Verdict.SKIP
+FAIL, SKIP = Decision.FAIL, Decision.SKIP
 
 
 class Boom(Exception):
@@ -38,7 +38,7 @@ def attempt(number: int = 1, skipped: int = 0, items: int = 1000, error: Excepti
     return Attempt(error or Boom(), number, skipped, items)
 
 
-DECISIONS: dict[str, tuple[OnError, Attempt, Verdict | Again]] = {
+DECISIONS: dict[str, tuple[OnError, Attempt, Decision | RetryAfter]] = {
     "fail fast": (FailFast(), attempt(), FAIL),
     "skip any number": (SkipFailed(), attempt(skipped=999), SKIP),
     "skip the last that may be": (SkipFailed(most=3), attempt(skipped=2), SKIP),
@@ -51,15 +51,15 @@ DECISIONS: dict[str, tuple[OnError, Attempt, Verdict | Again]] = {
     "both bounds": (SkipFailed(most=2, share=0.9), attempt(skipped=2), FAIL),
     "another error": (SkipFailed(errors=(ValueError,)), attempt(), FAIL),
     "this error": (SkipFailed(errors=(ValueError,)), attempt(error=UnicodeDecodeError("u", b"", 0, 1, "")), SKIP),
-    "first retry": (Retry(times=3, first=0.5), attempt(1), Again(0.5)),
-    "third retry": (Retry(times=3, first=0.5, factor=3), attempt(3), Again(4.5)),
-    "longest pause": (Retry(times=9, longest=2), attempt(9), Again(2)),
-    "no overflow": (Retry(times=9999, longest=2), attempt(9000), Again(2)),
+    "first retry": (Retry(times=3, first=0.5), attempt(1), RetryAfter(0.5)),
+    "third retry": (Retry(times=3, first=0.5, factor=3), attempt(3), RetryAfter(4.5)),
+    "longest pause": (Retry(times=9, longest=2), attempt(9), RetryAfter(2)),
+    "no overflow": (Retry(times=9999, longest=2), attempt(9000), RetryAfter(2)),
     "no more retries": (Retry(times=3), attempt(4), FAIL),
     "then skip": (Retry(times=3, then=SkipFailed(most=1)), attempt(4), SKIP),
     "then skip no more": (Retry(times=3, then=SkipFailed(most=1)), attempt(4, skipped=1), FAIL),
     "retry other errors not": (Retry(errors=(ValueError,), then=SkipFailed()), attempt(1), SKIP),
-    "retry one way, then another": (Retry(times=1, first=1, then=Retry(times=3, first=0)), attempt(2), Again(0)),
+    "retry one way, then another": (Retry(times=1, first=1, then=Retry(times=3, first=0)), attempt(2), RetryAfter(0)),
 }
 
 
@@ -80,7 +80,7 @@ def test_what_is_let_through_stays_in_bounds(fails: list[bool], most: int, share
             return
         skipped += failed
         assert skipped <= most
-    assert (policy.objection(skipped, len(fails)) is None) == (skipped <= share * len(fails))
+    assert (policy.final_check(skipped, len(fails)) is None) == (skipped <= share * len(fails))
 
 
 @pytest.mark.parametrize(

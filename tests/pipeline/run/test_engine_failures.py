@@ -9,7 +9,17 @@ from typing import Any
 
 import pytest
 
-from threadloom.pipeline import Cancelled, Gather, Graph, InOrder, PipelineError, Run, StageFailure, ThreadsLeft, Trace
+from threadloom.pipeline import (
+    Cancelled,
+    Gather,
+    Graph,
+    InOrder,
+    PipelineError,
+    Run,
+    ShutdownTimeout,
+    StageFailure,
+    Trace,
+)
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -271,4 +281,4 @@ def test_a_label_that_fails_does_not_hide_the_error() -> None:
 
 
 def test_errors_are_pipeline_errors() -> None:
-    assert all(issubclass(each, PipelineError) for each in (StageFailure, Cancelled, ThreadsLeft))
+    assert all(issubclass(each, PipelineError) for each in (StageFailure, Cancelled, ShutdownTimeout))

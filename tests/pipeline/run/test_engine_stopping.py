@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from threadloom.pipeline import Cancelled, Graph, Run, StageFailure, ThreadsLeft
-from threadloom.pipeline.core.gate import Gate
+from threadloom.pipeline import Cancelled, Graph, Run, ShutdownTimeout, StageFailure
+from threadloom.pipeline.core.event import OneShotEvent
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -184,9 +184,9 @@ def test_a_second_ctrl_c_waits_for_the_threads() -> None:
 def test_a_second_ctrl_c_during_the_join(monkeypatch: pytest.MonkeyPatch) -> None:
     joining, again = threading.Event(), threading.Event()
     calls = []
-    wait = Gate.wait
+    wait = OneShotEvent.wait
 
-    def watched(gate: Gate, seconds: float = -1) -> bool:
+    def watched(gate: OneShotEvent, seconds: float = -1) -> bool:
         calls.append(gate)
         joining.set()
         if calls.count(gate) > 1:  # the join was interrupted and has begun anew
@@ -200,7 +200,7 @@ def test_a_second_ctrl_c_during_the_join(monkeypatch: pytest.MonkeyPatch) -> Non
         assert again.wait(30)
         return item
 
-    monkeypatch.setattr(Gate, "wait", watched)
+    monkeypatch.setattr(OneShotEvent, "wait", watched)
     graph = Graph("impatient")
     graph.sink("out", after=graph.stage("work", work, after=graph.source("draw", endless)))
     with pytest.raises(KeyboardInterrupt), graph.start() as run:
@@ -226,7 +226,7 @@ def test_a_thread_that_does_not_end_is_reported_with_its_stack(failing: bool) ->
     graph.stage("forever", never_returns, after=source)
     graph.stage("fail", fail, after=source)
     try:
-        with pytest.raises(StageFailure if failing else ThreadsLeft) as caught, graph.start(grace=0.05) as run:
+        with pytest.raises(StageFailure if failing else ShutdownTimeout) as caught, graph.start(grace=0.05) as run:
             assert entered.wait(30)
             if failing:
                 run.wait()
@@ -254,7 +254,7 @@ def test_threads_that_cannot_be_started_end_the_others(monkeypatch: pytest.Monke
 
 def test_ctrl_c_while_a_thread_is_being_started_waits_for_that_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forced: the system has been asked for a thread, which comes only when the interrupt is being dealt with."""
-    start, wait = threading.Thread.start, Gate.wait
+    start, wait = threading.Thread.start, OneShotEvent.wait
     interrupted, come, told = threading.Event(), threading.Event(), []
 
     def slow(self: threading.Thread) -> None:
@@ -276,13 +276,13 @@ def test_ctrl_c_while_a_thread_is_being_started_waits_for_that_thread(monkeypatc
             interrupt_main()
         assert done.wait(30)
 
-    def watched(gate: Gate, seconds: float = -1) -> bool:
+    def watched(gate: OneShotEvent, seconds: float = -1) -> bool:
         if seconds >= 0 and interrupted.is_set():  # the run is being shut down
             come.set()
         return wait(gate, seconds)
 
     monkeypatch.setattr(threading.Thread, "start", slow)
-    monkeypatch.setattr(Gate, "wait", watched)
+    monkeypatch.setattr(OneShotEvent, "wait", watched)
     graph = Graph("interrupted")
     graph.stage("work", int, after=graph.source("draw", endless))
     with pytest.raises(KeyboardInterrupt), graph.start(watchdog=None):

@@ -13,16 +13,16 @@ from threadloom.pipeline import (
     Graph,
     GraphError,
     ItemTimeout,
-    OnStuck,
+    OnStall,
     Retry,
     Run,
     SkipFailed,
     StageFailure,
-    Standstill,
-    Stuck,
+    Stalled,
+    StallReport,
     Watchdog,
 )
-from threadloom.pipeline.observe.stage import Kind
+from threadloom.pipeline.observe.stage import NodeKind
 from threadloom.pipeline.observe.statistics import Phase
 from threadloom.pipeline.run.watchdog import Patience, Sight, culprit, next_look, overdue
 
@@ -33,15 +33,15 @@ SOON = 0.02
 
 
 def stage(name: str, phase: Phase, seconds: float = 1, holds: bool = False) -> Sight:
-    return Sight(name, Kind.STAGE, 0, phase, seconds, holds=holds)
+    return Sight(name, NodeKind.STAGE, 0, phase, seconds, holds=holds)
 
 
 def source(phase: Phase, seconds: float = 1) -> Sight:
-    return Sight("source", Kind.SOURCE, 0, phase, seconds)
+    return Sight("source", NodeKind.SOURCE, 0, phase, seconds)
 
 
 def sink(name: str, parked: bool, full: bool) -> Sight:
-    return Sight(name, Kind.SINK, 0, WAITING, 1, parked=parked, full=full)
+    return Sight(name, NodeKind.SINK, 0, WAITING, 1, parked=parked, full=full)
 
 
 BLAMED: dict[str, tuple[list[Sight], str | None]] = {
@@ -119,7 +119,7 @@ class Held:
         assert self.let.wait(30)
         return item
 
-    def tell(self, stuck: Stuck) -> None:
+    def tell(self, stuck: StallReport) -> None:
         self.stuck = stuck
         self.let.set()
 
@@ -164,10 +164,10 @@ def test_it_can_be_written_to_the_log(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_it_can_fail_the_run_and_a_thread_that_stays_is_reported() -> None:
     held = Held()
-    with pytest.raises(StageFailure, match=r"'work' .* failed on 7: Standstill: nothing has moved") as caught:
-        with graph_of(held).start(watchdog=Watchdog(SOON, OnStuck.FAIL), grace=0.1) as run:
+    with pytest.raises(StageFailure, match=r"'work' .* failed on 7: Stalled: nothing has moved") as caught:
+        with graph_of(held).start(watchdog=Watchdog(SOON, OnStall.FAIL), grace=0.1) as run:
             drain(run)
-    assert isinstance(caught.value.__cause__, Standstill)
+    assert isinstance(caught.value.__cause__, Stalled)
     assert "g.work-0" in caught.value.__notes__[0]
     held.let.set()
 
@@ -180,7 +180,7 @@ def test_sinks_drained_one_after_the_other_are_found() -> None:
     with pytest.raises(
         StageFailure, match=r"stage 'two' .* nobody has taken from it, while the caller waits at another"
     ):
-        with graph.start(watchdog=Watchdog(SOON, OnStuck.FAIL)) as run:
+        with graph.start(watchdog=Watchdog(SOON, OnStall.FAIL)) as run:
             for name in ("one", "two"):
                 list(run.items(name))
 
@@ -202,7 +202,7 @@ def test_a_join_that_lacks_an_item_is_found() -> None:
     joined = graph.join("join", sum, after=[numbers, other], keys=[int, int])
     graph.sink("out", after=joined)
     with pytest.raises(StageFailure, match=r"stage 'numbers' .* blocked at a full channel"):
-        with graph.start(watchdog=Watchdog(SOON, OnStuck.FAIL), resources=[Resource()]) as run:
+        with graph.start(watchdog=Watchdog(SOON, OnStall.FAIL), resources=[Resource()]) as run:
             drain(run)
 
 
@@ -214,7 +214,7 @@ def test_who_waits_for_a_resource_is_found() -> None:
 
 
 def test_idle_sources_callers_elsewhere_and_pauses_are_not_stuck() -> None:
-    told: list[Stuck] = []
+    told: list[StallReport] = []
     looks = threading.Semaphore(0)
     more = threading.Event()
 
@@ -247,7 +247,7 @@ def test_idle_sources_callers_elsewhere_and_pauses_are_not_stuck() -> None:
 def test_an_error_of_the_callback_is_not_lost() -> None:
     held = Held()
 
-    def broken(stuck: Stuck) -> None:
+    def broken(stuck: StallReport) -> None:
         held.let.set()
         raise KeyError
 

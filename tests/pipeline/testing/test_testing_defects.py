@@ -18,7 +18,7 @@ import pytest
 import threadloom.pipeline.run.channel as channel_module
 from threadloom.pipeline import SKIP, Channel, Graph, Pool, StageFailure
 from threadloom.pipeline.policy.admission import FifoState
-from threadloom.pipeline.policy.control import Control
+from threadloom.pipeline.policy.control import RunControl
 from threadloom.pipeline.run.engine import Run
 from threadloom.pipeline.run.worker import Worker
 from threadloom.pipeline.testing import Fault, FaultKind, FaultPlan, InjectedFault, Report, Subject, exercise
@@ -115,14 +115,14 @@ def dies_in_silence(patch: pytest.MonkeyPatch) -> None:
 
 def reports_the_last(patch: pytest.MonkeyPatch) -> None:
     """A later failure takes the place of the first."""
-    stop = Control.stop
+    stop = RunControl.stop
 
-    def replacing(control: Control, outcome: Any) -> Any:
+    def replacing(control: RunControl, outcome: Any) -> Any:
         if isinstance(outcome, StageFailure):
             control.outcome = None
         return stop(control, outcome)
 
-    patch.setattr(Control, "stop", replacing)
+    patch.setattr(RunControl, "stop", replacing)
 
 
 def loses_a_wake_up(patch: pytest.MonkeyPatch) -> None:

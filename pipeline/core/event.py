@@ -13,27 +13,27 @@ SLICE = 0.2
 wait ends. Workers need no slices, because the caller tells them."""
 
 
-class Gate:
+class OneShotEvent:
     """Closed until `open` is called."""
 
     def __init__(self) -> None:
         self._closed = allocate_lock()
         self._closed.acquire()
         self._guard = allocate_lock()
-        self.is_open = False
+        self.is_set = False
 
-    def open(self) -> None:
+    def set(self) -> None:
         """Let everyone pass, now and from now on."""
         with self._guard:
-            if not self.is_open:
-                self.is_open = True
+            if not self.is_set:
+                self.is_set = True
                 self._closed.release()
 
     def wait(self, seconds: float = -1) -> bool:
         """Wait until it opens, at most `seconds` if given; return whether it is open."""
-        if not self.is_open and self._closed.acquire(timeout=seconds):
+        if not self.is_set and self._closed.acquire(timeout=seconds):
             self._closed.release()
-        return self.is_open
+        return self.is_set
 
 
 def wait_in_slices(wait: Callable[[float], bool], deadline: float) -> bool:
