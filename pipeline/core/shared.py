@@ -24,7 +24,6 @@ immediate shm_unlink: a kill in the microseconds between the two leaves an empty
 
 import mmap
 import os
-import secrets
 import sys
 import threading
 import time
@@ -95,7 +94,7 @@ def _unlinked_memory() -> int:
             f"{sys.platform} has neither memfd_create nor shm_open, so arrays cannot be shared between processes "
             f"without leaving something behind: run these stages on threads"
         ) from None
-    name = f"/threadloom-{secrets.token_hex(6)}"  # macOS takes 31 characters
+    name = f"/threadloom-{os.urandom(6).hex()}"  # macOS takes 31 characters
     fd = shm_open(name, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
     shm_unlink(name)
     return int(fd)

@@ -4,12 +4,11 @@ From a graph alone it shows the nodes, their workers and capacities; with the st
 stage is (the colour), what comes out a second, how full the channels are, and what sets the pace.
 """
 
-import math
 from dataclasses import dataclass
 from enum import Enum
 
 from threadloom.pipeline.graph import Graph
-from threadloom.pipeline.observe import NodeKind, RunStatistics, Stage, StageStatistics, diagnose
+from threadloom.pipeline.observe import NodeKind, RunStatistics, Stage, StageStatistics, diagnose, format_rate
 from threadloom.pipeline.policy import Gather
 
 
@@ -102,13 +101,4 @@ def _settings(stage: Stage) -> str:
 
 
 def _figures(stage: Stage, seen: StageStatistics, elapsed: float) -> str:
-    return f"{per_second(seen.items_out, elapsed)} · {seen.busy_share:.0%} busy"
-
-
-def per_second(items: int, seconds: float) -> str:
-    """Return a rate in words: 1,234/s, 12.3/s, 0.42/s, or 3.1/min below that."""
-    rate = items / seconds if seconds > 0 else 0.0
-    if 0 < rate < 0.1:
-        return f"{rate * 60:.2g}/min"
-    digits = max(0, 2 - math.floor(math.log10(rate))) if 0 < rate < 100 else 0
-    return f"{rate:,.{min(digits, 2)}f}/s"
+    return f"{format_rate(seen.items_out, elapsed)} · {seen.busy_share:.0%} busy"

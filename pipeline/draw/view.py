@@ -19,9 +19,15 @@ from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar
 
-from threadloom.pipeline.draw.drawing import per_second
 from threadloom.pipeline.draw.drawing_text import plain
-from threadloom.pipeline.observe import RunStatistics, StageStatistics, diagnose, in_words
+from threadloom.pipeline.observe import (
+    RunStatistics,
+    StageStatistics,
+    diagnose,
+    format_clock,
+    format_duration,
+    format_rate,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
@@ -51,7 +57,7 @@ class GraphView:
     def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> "RenderResult":
         """Lay the lines out; each is one Text, which is far cheaper than rich's tables."""
         width, ascii_only = min(options.max_width, 130), options.ascii_only
-        yield _line((plain(self._now.graph), "bold"), (f"  {_clock(self._now.elapsed)}", "dim"))
+        yield _line((plain(self._now.graph), "bold"), (f"  {format_clock(int(self._now.elapsed))}", "dim"))
         yield from self._stages(width, ascii_only)
         yield _line((plain(self._diagnosis.why), "bold"), wrap=True)
         if self._diagnosis.remedy:
@@ -77,14 +83,18 @@ class GraphView:
             strong = "bold" if stage.name == self._diagnosis.stage else ""
             first = round(min(1.0, stage.busy_share) * bar)
             second = round(min(1.0, stage.busy_share + stage.blocked_share) * bar) - first
-            tasks = f"{in_words(stage.tasks.p50):>8}{in_words(stage.tasks.p99):>9}" if stage.tasks.count else ""
+            tasks = (
+                f"{format_duration(stage.tasks.p50):>8}{format_duration(stage.tasks.p99):>9}"
+                if stage.tasks.count
+                else ""
+            )
             yield _line(
                 (f"{names[stage.name]:<{wide}}  ", strong),
                 (busy * first, "green"),
                 (blocked * second, "yellow"),
                 (waiting * (bar - first - second), "bright_black"),
                 (f"{stage.busy_share:>5.0%}", strong),
-                (f"{per_second(stage.items_out, self._late.elapsed):>11}  ", strong),
+                (f"{format_rate(stage.items_out, self._late.elapsed):>11}  ", strong),
                 (f"{_queue(stage, ascii_only):<15}", "yellow" if _full(stage) else "dim"),
                 (tasks if times else "", "dim"),
             )
@@ -96,9 +106,10 @@ def status_line(statistics: RunStatistics, earlier: RunStatistics | None = None)
     parts = []
     for stage in late.stages:
         queue = f" {stage.channel.depth}/{stage.channel.capacity}" if stage.channel else ""
-        rate = per_second(stage.items_out, late.elapsed)
+        rate = format_rate(stage.items_out, late.elapsed)
         parts.append(f"{plain(stage.name)}{queue} {rate} {stage.busy_share:.0%} busy")
-    return f"{plain(statistics.graph)} {_clock(statistics.elapsed)}: {', '.join(parts)}; {plain(diagnose(late).why)}"
+    head = f"{plain(statistics.graph)} {format_clock(int(statistics.elapsed))}"
+    return f"{head}: {', '.join(parts)}; {plain(diagnose(late).why)}"
 
 
 class LiveView:
@@ -199,9 +210,3 @@ def _queue(stage: StageStatistics, ascii_only: bool) -> str:
 
 def _full(stage: StageStatistics) -> bool:
     return stage.channel is not None and stage.channel.depth >= stage.channel.capacity
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

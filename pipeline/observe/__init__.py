@@ -3,7 +3,14 @@
 May import: core, policy.
 """
 
-from threadloom.pipeline.observe.diagnosis import BottleneckKind, Diagnosis, Wait, diagnose, in_words
+from threadloom.pipeline.observe.diagnosis import BottleneckKind, Diagnosis, Wait, diagnose, find_bottleneck
+from threadloom.pipeline.observe.formatting import (
+    format_bytes,
+    format_clock,
+    format_duration,
+    format_estimate,
+    format_rate,
+)
 from threadloom.pipeline.observe.histogram import Distribution
 from threadloom.pipeline.observe.stage import SKIP, Branch, Node, NodeKind, Port, Route, Sink, Skip, Stage, Via
 from threadloom.pipeline.observe.statistics import (
@@ -44,6 +51,11 @@ __all__ = [
     "Wait",
     "diagnose",
     "draw_timeline",
-    "in_words",
+    "find_bottleneck",
+    "format_bytes",
+    "format_clock",
+    "format_duration",
+    "format_estimate",
+    "format_rate",
     "summarise",
 ]

@@ -6,10 +6,11 @@ blocked; those before it are blocked by it, and those behind it are starved by i
 channel that is both full and empty a good part of the time is too small for the bursts that go through it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
+from threadloom.pipeline.observe.formatting import format_duration
 from threadloom.pipeline.observe.stage import NodeKind
 from threadloom.pipeline.observe.statistics import RunStatistics, StageStatistics
 
@@ -94,9 +95,11 @@ def diagnose(statistics: RunStatistics, cores: int | None = None) -> Diagnosis:
         return Diagnosis(
             BottleneckKind.NOTHING_YET, None, "nothing has gone through yet", "wait a moment and look again", waits
         )
+    occupied = {stage.name: _occupied(stage) for stage in stages}
+    name = find_bottleneck(occupied)
+    if name is not None:
+        return _about(statistics[name], statistics, cores, waits)
     slowest = max(stages, key=_occupied)
-    if _occupied(slowest) >= OCCUPIED:
-        return _about(slowest, statistics, cores, waits)
     hops = sum(stage.items_in for stage in stages) / statistics.elapsed if statistics.elapsed else 0.0
     liveliest = max(stages, key=lambda stage: stage.items_in)
     if hops * HOP >= 0.3 and liveliest.tasks.p50 < SHORT:
@@ -104,7 +107,7 @@ def diagnose(statistics: RunStatistics, cores: int | None = None) -> Diagnosis:
             BottleneckKind.HOPS,
             None,
             f"handing over takes the time: {hops:,.0f} hops a second, and a call of {liveliest.name} takes just "
-            f"{in_words(liveliest.tasks.p50)}",
+            f"{format_duration(liveliest.tasks.p50)}",
             "hand over more at once (a larger micro-batch, or gather=Gather(count=...)), or join short stages into one",
             waits,
         )
@@ -128,9 +131,18 @@ def diagnose(statistics: RunStatistics, cores: int | None = None) -> Diagnosis:
     )
 
 
+def find_bottleneck(busy: Mapping[str, float], least: float = OCCUPIED) -> str | None:
+    """Return the stage with the largest share in `busy` (stage name → share of its time), or None if it is < `least`.
+
+    Of stages with equal shares the first counts.
+    """
+    name = max(busy, key=lambda name: busy[name], default=None)
+    return name if name is not None and busy[name] >= least else None
+
+
 def _about(stage: StageStatistics, statistics: RunStatistics, cores: int | None, waits: tuple[Wait, ...]) -> Diagnosis:
     name, workers = stage.name, f"{stage.workers} worker{'s' if stage.workers > 1 else ''}"
-    each = f"a call takes {in_words(stage.tasks.p50)} (p99 {in_words(stage.tasks.p99)})"
+    each = f"a call takes {format_duration(stage.tasks.p50)} (p99 {format_duration(stage.tasks.p99)})"
     acquiring = _acquiring(stage)
     total = _lifetime(stage)
     if acquiring > stage.busy:
@@ -144,7 +156,7 @@ def _about(stage: StageStatistics, statistics: RunStatistics, cores: int | None,
     why = f"{name} sets the pace: its {workers} {'is' if stage.workers == 1 else 'are'} busy {stage.busy_share:.0%} of "
     why += f"the time, and {each}"
     if stage.kind is NodeKind.SINK:
-        why = f"the caller sets the pace: it keeps each item of {name} for {in_words(stage.tasks.p50)}"
+        why = f"the caller sets the pace: it keeps each item of {name} for {format_duration(stage.tasks.p50)}"
         remedy = "do less between two items, or move that work into a stage with workers of its own"
         return Diagnosis(BottleneckKind.CALLER, name, why, remedy, waits)
     if 0 < stage.tasks.p50 < SHORT:
@@ -200,11 +212,3 @@ def _bursts(stage: StageStatistics) -> float:
     if stage.channel is None:
         return 0.0
     return min(stage.channel.blocked, stage.channel.starved) / _lifetime(stage)
-
-
-def in_words(seconds: float) -> str:
-    """Return a time as a person says it, to the two digits that a Distribution has: 840 ns, 12 µs, 3.4 ms, 1.2 s."""
-    for unit, size in (("ns", 1e-9), ("µs", 1e-6), ("ms", 1e-3)):
-        if seconds < 995 * size:
-            return f"{float(f'{seconds / size:.2g}'):g} {unit}"
-    return f"{seconds:.1f} s" if seconds < 100 else f"{seconds:.0f} s"

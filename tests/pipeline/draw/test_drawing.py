@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from threadloom.pipeline import Gather, Graph, Node
-from threadloom.pipeline.draw.drawing import GraphFormat, draw_graph, per_second
+from threadloom.pipeline.draw.drawing import GraphFormat, draw_graph
 from threadloom.pipeline.draw.drawing_text import COLOURS, colour
 from threadloom.pipeline.draw.layout import layered
 from threadloom.pipeline.observe.diagnosis import diagnose
@@ -191,11 +191,3 @@ def test_colours_go_from_idle_to_busy() -> None:
     assert [colour(busy) for busy in (-0.1, 0.0, 0.3, 0.5, 0.7, 0.99, 1.2)] == [
         COLOURS[0], COLOURS[0], COLOURS[1], COLOURS[2], COLOURS[3], COLOURS[4], COLOURS[4]
     ]  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("items", "seconds", "words"),
-    [(0, 1, "0/s"), (12345, 1, "12,345/s"), (123, 10, "12.3/s"), (42, 100, "0.42/s"), (3, 60, "3/min"), (1, 0, "0/s")],
-)
-def test_rates_in_words(items: int, seconds: float, words: str) -> None:
-    assert per_second(items, seconds) == words

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from threadloom.pipeline import Graph
-from threadloom.pipeline.draw.view import LINE_INTERVAL, LIVE_INTERVAL, WINDOW, GraphView, LiveView, _clock, status_line
+from threadloom.pipeline.draw.view import LINE_INTERVAL, LIVE_INTERVAL, WINDOW, GraphView, LiveView, status_line
 from threadloom.pipeline.observe.histogram import Distribution, Histogram
 from threadloom.pipeline.observe.stage import NodeKind
 from threadloom.pipeline.observe.statistics import ChannelStatistics, RunStatistics, StageStatistics
@@ -158,8 +158,3 @@ def test_a_run_is_watched_from_the_callers_thread() -> None:
     with graph.start() as run, LiveView(run.statistics, Console(file=StringIO()), report=lines.append) as view:
         assert sum(view.over(run)) == sum(range(50))
     assert lines[-1].startswith("watched 0:0")
-
-
-@pytest.mark.parametrize(("seconds", "words"), [(7.9, "0:07"), (754, "12:34"), (3723, "1:02:03")])
-def test_time_that_has_passed(seconds: float, words: str) -> None:
-    assert _clock(seconds) == words

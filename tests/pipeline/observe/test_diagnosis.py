@@ -2,7 +2,7 @@
 
 import pytest
 
-from threadloom.pipeline.observe.diagnosis import BottleneckKind, Wait, diagnose, in_words
+from threadloom.pipeline.observe.diagnosis import BottleneckKind, Wait, diagnose, find_bottleneck
 from threadloom.pipeline.observe.histogram import Distribution, Histogram
 from threadloom.pipeline.observe.stage import NodeKind
 from threadloom.pipeline.observe.statistics import ChannelStatistics, RunStatistics, StageStatistics
@@ -134,17 +134,8 @@ def test_only_what_happened_lately_counts() -> None:
     assert now.since(None) is now
 
 
-@pytest.mark.parametrize(
-    ("seconds", "words"),
-    [
-        (0.0, "0 ns"),
-        (84e-9, "84 ns"),
-        (12.3e-6, "12 µs"),
-        (0.84e-3, "840 µs"),
-        (0.9996, "1.0 s"),
-        (110.4, "110 s"),
-        (75, "75.0 s"),
-    ],
-)
-def test_times_in_words(seconds: float, words: str) -> None:
-    assert in_words(seconds) == words
+def test_the_bottleneck_is_the_busiest_stage_if_it_is_busy_enough() -> None:
+    assert find_bottleneck({"read": 0.2, "decode": 0.9, "write": 0.9}) == "decode"
+    assert find_bottleneck({"read": 0.2, "decode": 0.55}) is None
+    assert find_bottleneck({"read": 0.2, "decode": 0.55}, least=0.5) == "decode"
+    assert find_bottleneck({}) is None
