@@ -147,7 +147,7 @@ CONTESTANTS: dict[str, tuple[Contestant, int]] = {
 """Name → how it is run, and by how much fewer items: a hop of SPDL takes so long."""
 
 
-def measure(names: Iterable[str], capacity: int, items: int, rounds: int) -> dict[str, list[float]]:
+def measure_hops(names: Iterable[str], capacity: int, items: int, rounds: int) -> dict[str, list[float]]:
     """Return µs a hop, one figure a round, the contestants taking turns."""
     found: dict[str, list[float]] = {name: [] for name in names}
     for number in range(rounds):
@@ -215,7 +215,7 @@ def summary(found: dict[int, dict[str, list[float]]], waits: dict[str, float]) -
     }
 
 
-def markdown(result: dict[str, Any]) -> str:
+def hop_table(result: dict[str, Any]) -> str:
     """Return the figures as a table."""
     capacities = result["capacities"]
     names = list(next(iter(capacities.values()))["median_us"])
@@ -259,9 +259,9 @@ def main() -> int:
     if importlib.util.find_spec("spdl") is None:
         names.remove("SPDL")
         print("SPDL is not installed and is left out; `pip install spdl` brings it", file=sys.stderr)
-    found = {each: measure(names, each, arguments.items, arguments.rounds) for each in CAPACITIES}
+    found = {each: measure_hops(names, each, arguments.items, arguments.rounds) for each in CAPACITIES}
     result = summary(found, idle())
-    text = markdown(result)
+    text = hop_table(result)
     print(text)
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

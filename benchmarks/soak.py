@@ -18,14 +18,14 @@ from dataclasses import asdict, dataclass, field
 from itertools import count
 from pathlib import Path
 
-from threadloom.pipeline.testing import FaultPlan, Report, exercise, random_subject
+from threadloom.pipeline.testing import FaultPlan, FaultReport, exercise, random_subject
 
 PLAIN = 7
 """One graph in so many has no faults."""
 
 
 @dataclass
-class Figures:
+class SoakFigures:
     """What a soak did."""
 
     first_seed: int
@@ -40,7 +40,7 @@ class Figures:
     python: str = sys.version.split()[0]
     gil: bool = True
 
-    def add(self, report: Report, seed: int) -> None:
+    def add(self, report: FaultReport, seed: int) -> None:
         self.graphs += 1
         self.stages += len(report.statistics.stages)
         self.items += sum(stage.items_in for stage in report.statistics.stages)
@@ -62,7 +62,7 @@ class Figures:
         )
 
 
-def try_seed(seed: int) -> Report:
+def try_seed(seed: int) -> FaultReport:
     """Run the graph of one seed under the faults of that seed."""
     subject = random_subject(seed)
     plan = FaultPlan() if seed % PLAIN == 0 else FaultPlan.random(subject.graph, seed)
@@ -71,9 +71,9 @@ def try_seed(seed: int) -> Report:
 
 def soak(
     seeds: Iterable[int], first_seed: int, seconds: float = float("inf"), say: Callable[[str], None] = print
-) -> Figures:
+) -> SoakFigures:
     """Try seeds until there are no more, or the time is up."""
-    figures = Figures(first_seed, gil=getattr(sys, "_is_gil_enabled", lambda: True)())
+    figures = SoakFigures(first_seed, gil=getattr(sys, "_is_gil_enabled", lambda: True)())
     began = time.monotonic()
     for seed in seeds:
         report = try_seed(seed)

@@ -3,8 +3,8 @@
 Guarantees: the process inherits its end of the connection and nothing else that is ours. `end` leaves neither the
 process, nor a zombie, nor a descriptor. Its end is noticed even if a fork of its own holds the connection open.
 
-Ownership: belongs to one thread, which also made it (on Linux the process dies with that thread); `wire.hang_up` may be
-called from others until `end`. `_SPAWNING` guards the table of children that multiprocess keeps for one thread.
+Ownership: belongs to one thread, which also made it (on Linux the process dies with that thread); `wire.shut_down`
+may be called from others until `end`. `_SPAWNING` guards the table of children that multiprocess keeps for one thread.
 """
 
 import math
@@ -24,8 +24,8 @@ from multiprocess import resource_tracker
 from multiprocess.reduction import DupFd
 
 from threadloom.pipeline.core import PipelineError
-from threadloom.pipeline.processes.wire import HungUp, Kind, Payload, Wire
-from threadloom.pipeline.processes.worker_process import serve
+from threadloom.pipeline.processes.child_main import child_main
+from threadloom.pipeline.processes.wire import ConnectionClosed, MessageKind, Payload, Wire
 
 _SPAWNING: Final = threading.Lock()
 
@@ -35,7 +35,7 @@ GUARD_REMEDY = (
 )
 
 
-class Late(Exception):
+class ReplyTimeout(Exception):
     """No answer came in time."""
 
 
@@ -84,7 +84,7 @@ class ChildProcess:
             self.wire = Wire(ours)
             arguments = (_Inherited(theirs.fileno()), _Inherited(self._crash.fileno()), os.getpid(), title)
             context = multiprocess.get_context("spawn")
-            self._process = context.Process(target=serve, args=arguments, name=title, daemon=True)
+            self._process = context.Process(target=child_main, args=arguments, name=title, daemon=True)
             try:
                 with _SPAWNING, _no_ctrl_c():
                     self._process.start()
@@ -101,20 +101,20 @@ class ChildProcess:
         for fd in (self.wire.fileno(), self._ended):
             self._poll.register(fd, select.POLLIN)
 
-    def receive(self, deadline: float | None) -> tuple[Kind, Payload]:
+    def receive(self, deadline: float | None) -> tuple[MessageKind, Payload]:
         """Return the next message. The thread waits here, without the GIL."""
         milliseconds = None if deadline is None else max(0, math.ceil((deadline - time.monotonic()) * 1e3))
         ready = [fd for fd, _ in self._poll.poll(milliseconds)]
         if not ready:
-            raise Late
+            raise ReplyTimeout
         if self.wire.fileno() not in ready:
-            raise HungUp("the process has ended")
+            raise ConnectionClosed("the process has ended")
         kind, payload, _ = self.wire.receive()
         return kind, payload
 
     def end(self, patience: float) -> int | None:
         """Wait for the process to end, and kill it if it does not; return its exit code, and keep nothing of it."""
-        self.wire.hang_up()
+        self.wire.shut_down()
         over = select.poll()
         over.register(self._ended, select.POLLIN)
         if not over.poll(patience * 1e3):
@@ -130,7 +130,7 @@ class ChildProcess:
         self.wire.close()
         return exitcode
 
-    def last_words(self) -> str:
+    def crash_report(self) -> str:
         """Return the Python stack that a crash left, and close the file."""
         with self._crash as file:
             file.seek(0)

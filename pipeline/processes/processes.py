@@ -11,8 +11,8 @@ Guarantees: a process lives inside the worker's context and nowhere else: it is 
 thread ends, after the end of the input, an error, a cancellation or a kill alike; descriptors are closed with it. An
 exception in the process is raised here, its `__cause__` the traceback from there. A process that dies raises
 `WorkerDied`, and slots that it had been lent are free again as soon as its item is let go. `abort` ends every wait at
-once; the process then has `PATIENCE` to finish its item and tear down, and is killed. Nothing outlives a parent that is
-killed. Nothing is written to /dev/shm.
+once; the process then has `ABORT_GRACE` to finish its item and tear down, and is killed. Nothing outlives a parent
+that is killed. Nothing is written to /dev/shm.
 
 Ownership: a `ProcessWorker` belongs to its worker thread; `abort` may come from any thread, and `_guard` is what the
 two share.
@@ -34,19 +34,19 @@ from types import TracebackType
 from typing import Any, Final, Generic, NoReturn, Self, TypeVar
 
 from threadloom.pipeline.core import Cancelled, PipelineError, SharedSlot
-from threadloom.pipeline.processes.child_process import GUARD_REMEDY, ChildProcess, Late
-from threadloom.pipeline.processes.wire import HungUp, Kind, Payload, Pickles, PoolHandle
-from threadloom.pipeline.processes.worker_process import Job, Report
+from threadloom.pipeline.processes.child_main import ErrorReport, Job
+from threadloom.pipeline.processes.child_process import GUARD_REMEDY, ChildProcess, ReplyTimeout
+from threadloom.pipeline.processes.wire import ConnectionClosed, MessageKind, Payload, Pickles, PoolHandle
 from threadloom.pipeline.run import PerWorker
 
 In = TypeVar("In")
 Out = TypeVar("Out")
 
-PATIENCE: Final = 0.5
+ABORT_GRACE: Final = 0.5
 """Seconds that a process may take to finish its item and tear down when the run was stopped; then it is killed."""
-TEAR_DOWN: Final = 10.0
+TEARDOWN_TIMEOUT: Final = 10.0
 """Seconds that a process may take to tear down at the end of the input."""
-LARGE: Final = 1 << 20
+LARGE_PICKLE: Final = 1 << 20
 """A pickle of more bytes than this is worth a warning."""
 
 
@@ -75,7 +75,7 @@ class ProcessError(PipelineError):
     """Stands in for an exception in a worker process that cannot be pickled; its `__cause__` has the traceback."""
 
 
-class _Moment(Enum):
+class _ChildPhase(Enum):
     """What a process does while it has no item."""
 
     START = "while it started and was set up"
@@ -112,8 +112,8 @@ class ProcessWorker(Generic[In, Out]):
         # The slots that the process takes for this item; those that are not in its answer are free again afterwards.
         taken: list[SharedSlot] = []
         try:
-            kind, answer = self._exchange(child, Kind.CALL, payload, deadline, item, taken)
-            if kind is Kind.ERROR:
+            kind, answer = self._exchange(child, MessageKind.CALL, payload, deadline, item, taken)
+            if kind is MessageKind.ERROR:
                 self._raise(answer, child.pid)
             result: Out = self._pickles.loads(answer)
             return result
@@ -127,12 +127,12 @@ class ProcessWorker(Generic[In, Out]):
             if child is None:
                 return
             if error is not None:
-                self._end(PATIENCE)
+                self._end(ABORT_GRACE)
                 return
-            deadline = time.monotonic() + TEAR_DOWN
-            answer, payload = self._exchange(child, Kind.END, None, deadline, _Moment.TEAR_DOWN)
-            self._end(PATIENCE)
-            if answer is Kind.ERROR:
+            deadline = time.monotonic() + TEARDOWN_TIMEOUT
+            answer, payload = self._exchange(child, MessageKind.END, None, deadline, _ChildPhase.TEAR_DOWN)
+            self._end(ABORT_GRACE)
+            if answer is MessageKind.ERROR:
                 self._raise(payload, child.pid)
         finally:
             self._owner.workers.discard(self)
@@ -142,7 +142,7 @@ class ProcessWorker(Generic[In, Out]):
         with self._guard:
             self._aborted = True
             if self._child is not None:
-                self._child.wire.hang_up()
+                self._child.wire.shut_down()
 
     def _start(self) -> ChildProcess:
         self._check_stopped()
@@ -156,9 +156,9 @@ class ProcessWorker(Generic[In, Out]):
             raise
         self._pickles = Pickles(self._held, owner=True)
         job = self._pickles.dumps(self._owner.job, by_value=self._owner.by_value)
-        kind, payload = self._exchange(child, Kind.BEGIN, job, None, _Moment.START)
-        if kind is Kind.ERROR:
-            self._end(PATIENCE)
+        kind, payload = self._exchange(child, MessageKind.BEGIN, job, None, _ChildPhase.START)
+        if kind is MessageKind.ERROR:
+            self._end(ABORT_GRACE)
             self._raise(payload, child.pid)
         return child
 
@@ -172,11 +172,11 @@ class ProcessWorker(Generic[In, Out]):
         child = self._child
         with self._guard:
             self._child = None  # before its descriptors are closed: `abort` must not meet others of their numbers
-        return child.end(patience), child.last_words()
+        return child.end(patience), child.crash_report()
 
     def _dump(self, value: Any) -> Payload:
         payload = self._pickles.dumps(value)
-        if len(payload.data) > LARGE and not self._warned:
+        if len(payload.data) > LARGE_PICKLE and not self._warned:
             self._warned = True
             warnings.warn(
                 f"{self._title} pickles {len(payload.data):,} bytes for one item; arrays of a SharedPool would cross "
@@ -189,12 +189,12 @@ class ProcessWorker(Generic[In, Out]):
     def _exchange(
         self,
         child: ChildProcess,
-        kind: Kind,
+        kind: MessageKind,
         payload: Payload | None,
         deadline: float | None,
         doing: Any,
         taken: list[SharedSlot] | None = None,
-    ) -> tuple[Kind, Payload]:
+    ) -> tuple[MessageKind, Payload]:
         """Send a message and return the answer, serving what the process asks for meanwhile."""
         try:
             if payload is not None and payload.pools:
@@ -202,22 +202,22 @@ class ProcessWorker(Generic[In, Out]):
             child.wire.send(kind, payload)
             while True:
                 answer, data = child.receive(deadline)
-                if answer is not Kind.TAKE:
+                if answer is not MessageKind.TAKE:
                     return answer, data
-                child.wire.send(Kind.SLOT, self._take(data, [] if taken is None else taken))
-        except HungUp:
+                child.wire.send(MessageKind.SLOT, self._take(data, [] if taken is None else taken))
+        except ConnectionClosed:
             raise self._explain_end(child, doing) from None
-        except Late:
+        except ReplyTimeout:
             raise self._explain_delay(child, doing) from None
         except BaseException:  # the conversation stopped halfway: Cancelled by a pool, for instance
-            self._end(PATIENCE)
+            self._end(ABORT_GRACE)
             raise
 
     def _send_pools(self, child: ChildProcess, payload: Payload) -> None:
         for pool in payload.pools:
             handle = PoolHandle(pool.name, pool.slots, pool.slot_bytes)
-            child.wire.send(Kind.POOL, self._pickles.dumps(handle), pool.fd())
-        self._pickles.told()
+            child.wire.send(MessageKind.POOL, self._pickles.dumps(handle), pool.fd())
+        self._pickles.mark_pools_sent()
 
     def _take(self, data: Payload, taken: list[SharedSlot]) -> Payload:
         number, timeout = self._pickles.loads(data)
@@ -229,10 +229,10 @@ class ProcessWorker(Generic[In, Out]):
         return self._pickles.pools[pool].held(number, serial)
 
     def _explain_end(self, child: ChildProcess, doing: Any) -> PipelineError:
-        exitcode, crash = self._end(PATIENCE)
+        exitcode, crash = self._end(ABORT_GRACE)
         if self._aborted:
             return Cancelled(f"{self._title} was stopped")
-        what = doing.value if isinstance(doing, _Moment) else f"while it worked on item {reprlib.repr(doing)}"
+        what = doing.value if isinstance(doing, _ChildPhase) else f"while it worked on item {reprlib.repr(doing)}"
         how = "ended" if exitcode is None else f"left with exit code {exitcode}"
         remedy = "Something in it called os._exit, or closed its connection"
         if exitcode is not None and exitcode < 0:
@@ -241,7 +241,7 @@ class ProcessWorker(Generic[In, Out]):
             remedy = (
                 "Its own code crashed" if crash else "Something outside killed it, perhaps for lack of memory (dmesg)"
             )
-        if doing is _Moment.START:
+        if doing is _ChildPhase.START:
             remedy = f"What it printed is on stderr. {GUARD_REMEDY}"
         stack = f"\n{crash}" if crash else ""
         message = f"process {child.pid} of {self._title!r} {how} {what}. {remedy}{stack}"
@@ -249,13 +249,13 @@ class ProcessWorker(Generic[In, Out]):
 
     def _explain_delay(self, child: ChildProcess, doing: Any) -> PipelineError:
         self._end(0.0)
-        late = f"its tear-down took longer than {TEAR_DOWN:g} s"
-        if not isinstance(doing, _Moment):
+        late = f"its tear-down took longer than {TEARDOWN_TIMEOUT:g} s"
+        if not isinstance(doing, _ChildPhase):
             late = f"item {reprlib.repr(doing)} took longer than the time limit of {self._owner.time_limit:g} s"
         return WorkerTimeout(f"process {child.pid} of {self._title!r} was killed: {late}")
 
     def _raise(self, payload: Payload, pid: int) -> NoReturn:
-        report: Report = self._pickles.loads(payload)
+        report: ErrorReport = self._pickles.loads(payload)
         cause = ProcessTraceback(f"in process {pid} of {self._title!r}:\n{report.traceback}")
         raise (ProcessError(report.summary) if report.error is None else report.error) from cause
 

@@ -4,8 +4,8 @@ Guarantees: an array whose memory is a SharedPool's crosses as about a hundred b
 views included, and arrives as a view of the same memory. Anything else is pickled. A handle that names memory beyond
 its slot, or a lending that is over, is refused.
 
-Ownership: one `Wire` belongs to one thread on either side; only `hang_up` may be called from another. A conversation is
-strictly one message there, one back, so nothing of the next message is ever in the way.
+Ownership: one `Wire` belongs to one thread on either side; only `shut_down` may be called from another. A conversation
+is strictly one message there, one back, so nothing of the next message is ever in the way.
 
 Assumption: the other end is our own process, reached by an unnamed socket; nothing here reads what others wrote.
 """
@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from threadloom.pipeline.core import PipelineError, SharedPool, SharedSlot, slot_of
 
 
-class Kind(IntEnum):
+class MessageKind(IntEnum):
     """What a message is."""
 
     BEGIN = 1  # to the worker: the function
@@ -42,7 +42,7 @@ class Kind(IntEnum):
     TAKE = 9  # from the worker: it needs a slot of a pool
 
 
-class HungUp(Exception):
+class ConnectionClosed(Exception):
     """The other side is gone, or this side was told to stop."""
 
 
@@ -75,7 +75,7 @@ class Wire:
     def fileno(self) -> int:
         return self._socket.fileno()
 
-    def send(self, kind: Kind, payload: Payload | None = None, fd: int | None = None) -> None:
+    def send(self, kind: MessageKind, payload: Payload | None = None, fd: int | None = None) -> None:
         data, dilled = (b"", False) if payload is None else payload[:2]
         header = _HEADER.pack(kind, dilled, fd is not None, len(data))
         try:
@@ -88,31 +88,31 @@ class Wire:
                 self._socket.sendall(header)
                 self._socket.sendall(data)
         except OSError as error:
-            raise HungUp(str(error)) from None
+            raise ConnectionClosed(str(error)) from None
 
-    def receive(self) -> tuple[Kind, Payload, int | None]:
+    def receive(self) -> tuple[MessageKind, Payload, int | None]:
         """Return the next message and the descriptor that came with it."""
         try:
             header, fds, _, _ = socket.recv_fds(self._socket, _HEADER.size, 1)
             while 0 < len(header) < _HEADER.size and (more := self._socket.recv(_HEADER.size - len(header))):
                 header += more
             if len(header) < _HEADER.size:
-                raise HungUp("the other side closed the connection")
+                raise ConnectionClosed("the other side closed the connection")
             kind, dilled, has_fd, size = _HEADER.unpack(header)
             data = bytearray(size)
             rest = memoryview(data)
             while rest:
                 got = self._socket.recv_into(rest)
                 if not got:
-                    raise HungUp("the other side closed the connection")
+                    raise ConnectionClosed("the other side closed the connection")
                 rest = rest[got:]
         except OSError as error:
-            raise HungUp(str(error)) from None
+            raise ConnectionClosed(str(error)) from None
         if has_fd and not fds:
             raise PipelineError("the descriptor of a pool did not arrive: too many open files (see ulimit -n)")
-        return Kind(kind), Payload(data, dilled), fds[0] if fds else None
+        return MessageKind(kind), Payload(data, dilled), fds[0] if fds else None
 
-    def hang_up(self) -> None:
+    def shut_down(self) -> None:
         """Make every wait on this connection end, on both sides. From any thread, any number of times."""
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
@@ -154,14 +154,14 @@ class Pickles:
         self.open_slot = open_slot
         self.pools: list[SharedPool] = []
         self._owner = owner
-        self._told = 0  # how many of the pools the other side has been told of
+        self._pools_sent = 0  # how many of the pools the other side has been told of
         self._registered = -1
         self._table: dict[type, Callable[[Any], Any]] = {}
 
     def dumps(self, value: Any, *, by_value: bool = False) -> Payload:
         """Pickle a value; with dill if the plain way does not do, or at once if `by_value`.
 
-        The caller sends the pools of the payload first, and then says so with `told`.
+        The caller sends the pools of the payload first, and then says so with `mark_pools_sent`.
         """
         plain: Exception | None = None
         if not by_value:
@@ -187,12 +187,12 @@ class Pickles:
         finally:
             del _reading.pickles
 
-    def told(self) -> None:
+    def mark_pools_sent(self) -> None:
         """Note that the other side has been sent every pool."""
-        self._told = len(self.pools)
+        self._pools_sent = len(self.pools)
 
     def _pack(self, data: bytes, *, dilled: bool) -> Payload:
-        return Payload(data, dilled, tuple(self.pools[self._told :]))
+        return Payload(data, dilled, tuple(self.pools[self._pools_sent :]))
 
     def _dump_plain(self, value: Any) -> bytes:
         if self._registered != len(copyreg.dispatch_table):  # libraries add to it as they are imported

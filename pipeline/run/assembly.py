@@ -1,4 +1,4 @@
-"""What a run is made of, from what its graph declares: channels, posts and workers. It starts no thread.
+"""What a run is made of, from what its graph declares: channels, runtimes and workers. It starts no thread.
 
 Ownership: the lists of workers grow under the lock of the run; a reader sees them as they are at that moment.
 """
@@ -13,60 +13,60 @@ from threadloom.pipeline.core import SLICE
 from threadloom.pipeline.observe import Counters, NodeKind, Stage, StageStatistics, summarise
 from threadloom.pipeline.policy import FailFast, Join, NumberedAdmission, ReorderBuffer
 from threadloom.pipeline.run.channel import Channel
-from threadloom.pipeline.run.deadlock import Doubts
-from threadloom.pipeline.run.output import Edge
-from threadloom.pipeline.run.retry import Tally
-from threadloom.pipeline.run.source_gate import Turnstile
-from threadloom.pipeline.run.watchdog import Sight
-from threadloom.pipeline.run.worker import OVER, Post, Surroundings, Worker
+from threadloom.pipeline.run.deadlock import DeadlockDetector
+from threadloom.pipeline.run.retry import FailureCounters
+from threadloom.pipeline.run.routing import Edge
+from threadloom.pipeline.run.source_gate import SourceGate
+from threadloom.pipeline.run.watchdog import WorkerSnapshot
+from threadloom.pipeline.run.worker import NULL_CONTEXT, StageRuntime, StageWorker, WorkerContext
 
 
 class Assembly:
     """The parts of one run."""
 
-    def __init__(self, stages: Sequence[Stage], clock: Callable[[], int], around: Surroundings) -> None:
+    def __init__(self, stages: Sequence[Stage], clock: Callable[[], int], context: WorkerContext) -> None:
         self.stages = tuple(stages)
         self._clock = clock
-        self._around = around
-        self.doubts = Doubts()
+        self._context = context
+        self.detector = DeadlockDetector()
         self.channels: dict[str, Channel[Any, Any]] = {
             each.name: self._channel_before(each) for each in stages if each.kind is not NodeKind.SOURCE
         }
-        self.turnstiles = {each.name: Turnstile() for each in stages if each.kind is NodeKind.SOURCE}
-        self.posts = {each.name: self._post(each) for each in stages if each.kind is not NodeKind.SINK}
-        self._workers: dict[str, list[Worker]] = {name: [] for name in self.posts}
+        self.source_gates = {each.name: SourceGate() for each in stages if each.kind is NodeKind.SOURCE}
+        self.runtimes = {each.name: self._runtime(each) for each in stages if each.kind is not NodeKind.SINK}
+        self._workers: dict[str, list[StageWorker]] = {name: [] for name in self.runtimes}
         for each in stages:
-            for _ in range(each.workers if each.name in self.posts else 0):
-                self.hire(each.name)
+            for _ in range(each.workers if each.name in self.runtimes else 0):
+                self.add_worker(each.name)
 
     def watch(self, working: Callable[[], int]) -> None:
         """Begin to look out for a run that cannot go on; `working` counts the workers that have not ended."""
-        sinks = [channel for name, channel in self.channels.items() if name not in self.posts]
-        inner = [channel for name, channel in self.channels.items() if name in self.posts]
-        self.doubts.watch(inner, sinks, working)
+        sinks = [channel for name, channel in self.channels.items() if name not in self.runtimes]
+        inner = [channel for name, channel in self.channels.items() if name in self.runtimes]
+        self.detector.watch(inner, sinks, working)
 
-    def let_go(self) -> None:
+    def drop_references(self) -> None:
         """Give up what refers back to the run, now that no thread is left."""
-        self.doubts.forget()
-        self._around = OVER
+        self.detector.stop()
+        self._context = NULL_CONTEXT
         for worker in self.workers():
-            worker.let_go()
-        for post in self.posts.values():
-            if post.tally:
-                post.tally.settle()
+            worker.drop_references()
+        for runtime in self.runtimes.values():
+            if runtime.failures:
+                runtime.failures.freeze_total()
 
-    def hire(self, name: str) -> Worker:
+    def add_worker(self, name: str) -> StageWorker:
         """Make one more worker of a stage, with an index that none had before."""
         workers = self._workers[name]
-        worker = Worker(self.posts[name], len(workers), self._around)
+        worker = StageWorker(self.runtimes[name], len(workers), self._context)
         workers.append(worker)
         return worker
 
-    def workers(self) -> Iterator[Worker]:
+    def workers(self) -> Iterator[StageWorker]:
         """Return every worker of every stage."""
         return chain.from_iterable(map(tuple, self._workers.values()))
 
-    def workers_of(self, name: str) -> tuple[Worker, ...]:
+    def workers_of(self, name: str) -> tuple[StageWorker, ...]:
         """Return every worker that a stage has or had."""
         return tuple(self._workers[name])
 
@@ -78,14 +78,14 @@ class Assembly:
         )
         if channel is not None:
             summary = replace(summary, workers=channel.workers)
-        tally = self.posts[stage.name].tally if stage.name in self.posts else None
-        return replace(summary, skipped=tally.skipped, retried=tally.retried) if tally else summary
+        failures = self.runtimes[stage.name].failures if stage.name in self.runtimes else None
+        return replace(summary, skipped=failures.skipped, retried=failures.retried) if failures else summary
 
-    def look(self, sinks: Mapping[str, Counters]) -> list[Sight]:
+    def look(self, sinks: Mapping[str, Counters]) -> list[WorkerSnapshot]:
         """Return what every worker, and the caller at every open sink, is doing now."""
         now = self._clock()
         seen = [
-            Sight(
+            WorkerSnapshot(
                 worker.stage.name,
                 worker.stage.kind,
                 worker.index,
@@ -98,18 +98,18 @@ class Assembly:
         for name, counters in sinks.items():
             channel = self.channels[name]
             waits, full = channel.receivers_wait, channel.senders_wait
-            seen.append(Sight(name, NodeKind.SINK, 0, *counters.in_progress(now), parked=waits, full=full))
+            seen.append(WorkerSnapshot(name, NodeKind.SINK, 0, *counters.in_progress(now), parked=waits, full=full))
         return seen
 
-    def _post(self, stage: Stage) -> Post:
+    def _runtime(self, stage: Stage) -> StageRuntime:
         guarded = not isinstance(stage.on_error, FailFast)
-        return Post(
+        return StageRuntime(
             stage,
             self._edges_of(stage),
             self.channels.get(stage.name),
-            self.turnstiles.get(stage.name),
+            self.source_gates.get(stage.name),
             ReorderBuffer() if stage.ordered else None,
-            Tally(stage.on_error, partial(self._begun, stage.name)) if guarded else None,
+            FailureCounters(stage.on_error, partial(self._begun, stage.name)) if guarded else None,
         )
 
     def _begun(self, name: str) -> int:
@@ -126,7 +126,7 @@ class Assembly:
             producers,
             self._clock,
             stage.workers,
-            self.doubts,
+            self.detector,
             SLICE if stage.kind is NodeKind.SINK else -1,
         )
 

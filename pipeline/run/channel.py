@@ -21,7 +21,7 @@ from typing import Any, Generic, TypeVar
 from threadloom.pipeline.core import AdmissionError, Cancelled, Closed
 from threadloom.pipeline.observe import ChannelStatistics
 from threadloom.pipeline.policy import Admission, FifoState, Ticket, WorkerCount
-from threadloom.pipeline.run.deadlock import Doubtful, Doubts
+from threadloom.pipeline.run.deadlock import DeadlockDetector, Inspectable
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -37,7 +37,7 @@ class Channel(Generic[In, Out]):
         producers: int,
         clock: Callable[[], int] = perf_counter_ns,
         workers: int = 1,
-        doubts: Doubts | None = None,
+        detector: DeadlockDetector | None = None,
         receive_slice: float = -1,
     ) -> None:
         self._lock = allocate_lock()
@@ -61,8 +61,8 @@ class Channel(Generic[In, Out]):
         self._refused: list[Ticket] = []  # tickets of the blocked senders, of keyed policies alone: see _check_progress
         self._producers = producers  # producers still to close; only `close` lowers it
         self._consumers = WorkerCount(workers)  # of the stage that takes from here
-        self._doubts = Doubts() if doubts is None else doubts
-        self._given_up = False  # set once, by `give_up`: nobody is left who could bring what is missing
+        self._detector = DeadlockDetector() if detector is None else detector
+        self._deadlocked = False  # set once, by `fail_senders`: nobody is left who could bring what is missing
         self._aborted = False  # set once, by `abort`
         self._held = False  # between `hold` and `release`
         self._look = False  # whether a receiver has anything of these three to look at; only `_note_orders` sets it
@@ -142,13 +142,13 @@ class Channel(Generic[In, Out]):
             self._held = False
             self._note_orders()
 
-    def staff(self, workers: int) -> int:
-        """Want another number of workers; return how many have to be hired. Those too many get Closed as they come."""
+    def set_consumers(self, workers: int) -> int:
+        """Want another number of workers; return how many have to be added. Those too many get Closed as they come."""
         with self._lock:
-            hired = self._consumers.resize(workers)
+            added = self._consumers.resize(workers)
             self._admission.consumers_changed(workers)
             self._note_orders()
-            return hired
+            return added
 
     def open(self) -> bool:
         """Expect one producer more. Return whether it may put: not if all the others are done already."""
@@ -195,11 +195,11 @@ class Channel(Generic[In, Out]):
                 starved=(self._receive_wait + now * self._receive_waiters) / 1e9,
             )
 
-    def look_at_all(self, others: Sequence[Doubtful], then: Callable[[], None]) -> None:
+    def with_all_locked(self, others: Sequence[Inspectable], then: Callable[[], None]) -> None:
         """Call `then` under the lock of this channel and of the others. Recursive, so that each is held by a `with`."""
         with self._lock:
             if others:
-                others[0].look_at_all(others[1:], then)
+                others[0].with_all_locked(others[1:], then)
             else:
                 then()
 
@@ -209,7 +209,7 @@ class Channel(Generic[In, Out]):
         """Return how many senders and receivers are parked, those woken up not among them."""
         return len(self._senders), len(self._receivers)
 
-    def in_doubt(self) -> bool:
+    def has_blocked_senders(self) -> bool:
         """Whether senders wait for room that is made only by an item which is still to come."""
         return bool(self._refused) and bool(self._admission.missing()) and not any(map(self._fits, self._refused))
 
@@ -221,9 +221,9 @@ class Channel(Generic[In, Out]):
         """Whether there is nothing to take, and nothing in a receiver's hands."""
         return not self._ready() and not self._admission.in_hand()
 
-    def give_up(self) -> None:
+    def fail_senders(self) -> None:
         """Let the senders know that nobody is left who could bring what is missing."""
-        self._given_up = True
+        self._deadlocked = True
         _wake_all(self._senders)
 
     def _note_orders(self) -> None:
@@ -231,7 +231,7 @@ class Channel(Generic[In, Out]):
         self._look = self._aborted or self._held or self._consumers.should_exit
         _wake_all(self._receivers)
 
-    def _let_go(self) -> None:
+    def _dismiss_worker(self) -> None:
         """Let the worker that calls end, and another one see to what it was woken for."""
         self._consumers.leave()
         self._look = self._aborted or self._held or self._consumers.should_exit
@@ -291,8 +291,8 @@ class Channel(Generic[In, Out]):
                     if self._keyed:
                         self._check_progress()
                     parked = _park(self._senders)
-                if self._doubts.any:
-                    self._doubts.look()
+                if self._detector.suspected:
+                    self._detector.check()
                 parked.acquire()
         finally:
             if waiting:
@@ -311,7 +311,7 @@ class Channel(Generic[In, Out]):
                     if self._aborted:
                         raise Cancelled("the channel was aborted before an item was ready for its receiver")
                     if self._consumers.should_exit:
-                        self._let_go()
+                        self._dismiss_worker()
                     if self._ended() and not self._held:
                         self._admission.finish()
                         if not self._ready():
@@ -323,8 +323,8 @@ class Channel(Generic[In, Out]):
                         self._receive_waiters += 1
                         self._receive_wait -= self._clock()
                     parked = _park(self._receivers)
-                if self._doubts.any:
-                    self._doubts.look()
+                if self._detector.suspected:
+                    self._detector.check()
                 while not parked.acquire(timeout=self._slice):
                     pass
         finally:
@@ -339,13 +339,14 @@ class Channel(Generic[In, Out]):
     def _check_progress(self) -> None:
         """Raise rather than wait for ever: nothing that is inside can be taken, and nobody can put what it lacks.
 
-        That is certain here if every producer is refused; the doubts of the run know of all else that may hold them up.
+        That is certain here if every producer is refused; the detector of the run knows
+        all else that may hold them up.
         """
         missing = self._admission.missing()
         if not missing or any(map(self._fits, self._refused)):
             return
-        self._doubts.any = True
-        if self._given_up or len(self._refused) >= self._producers:
+        self._detector.suspected = True
+        if self._deadlocked or len(self._refused) >= self._producers:
             raise AdmissionError(
                 f"the channel is full (capacity {self._capacity}) of items that wait for one still behind them: "
                 f"{missing}. Items may arrive at most as far out of order as the capacity: raise it, or send in order"

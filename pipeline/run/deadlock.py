@@ -19,53 +19,53 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 
-class Doubtful(Protocol):
-    """A channel, as far as doubts are concerned."""
+class Inspectable(Protocol):
+    """A channel, as far as detector are concerned."""
 
-    def look_at_all(self, others: "Sequence[Doubtful]", then: Callable[[], None]) -> None:
+    def with_all_locked(self, others: "Sequence[Inspectable]", then: Callable[[], None]) -> None:
         """Call `then` while this channel and the others, one by one, hold their locks."""
 
     def parked(self) -> tuple[int, int]:
         """Return how many senders and receivers are parked, those woken up not among them."""
 
-    def in_doubt(self) -> bool: ...
+    def has_blocked_senders(self) -> bool: ...
     def held(self) -> bool: ...
     def idle(self) -> bool: ...
-    def give_up(self) -> None: ...
+    def fail_senders(self) -> None: ...
 
 
-class Doubts:
+class DeadlockDetector:
     """Those of one run. Nothing is certain before `watch` has said who works in it."""
 
     def __init__(self) -> None:
-        self.any = False
+        self.suspected = False
         """Whether some channel may be in doubt, so that whoever parks has to `look`."""
-        self._inner: Sequence[Doubtful] = ()
-        self._sinks: Sequence[Doubtful] = ()
+        self._inner: Sequence[Inspectable] = ()
+        self._sinks: Sequence[Inspectable] = ()
         self._working: Callable[[], int] | None = None
 
-    def watch(self, inner: Sequence[Doubtful], sinks: Sequence[Doubtful], working: Callable[[], int]) -> None:
+    def watch(self, inner: Sequence[Inspectable], sinks: Sequence[Inspectable], working: Callable[[], int]) -> None:
         """Take the channels in front of stages, those in front of sinks, and what counts the workers not yet ended."""
         self._inner, self._sinks, self._working = inner, sinks, working
 
-    def forget(self) -> None:
+    def stop(self) -> None:
         """Look out for nothing any more, now that the run is over."""
         self._inner, self._sinks, self._working = (), (), None
 
-    def look(self) -> None:
+    def check(self) -> None:
         """Let the senders of the channels in doubt know if it has become certain. Called without a lock."""
         every = [*self._inner, *self._sinks]
         if every:
-            every[0].look_at_all(every[1:], self._decide)
+            every[0].with_all_locked(every[1:], self._decide)
 
     def _decide(self) -> None:
-        doubted = [each for each in (*self._inner, *self._sinks) if each.in_doubt()]
-        self.any = bool(doubted)
-        if doubted and self._nobody_moves():
+        doubted = [each for each in (*self._inner, *self._sinks) if each.has_blocked_senders()]
+        self.suspected = bool(doubted)
+        if doubted and self._all_parked():
             for each in doubted:
-                each.give_up()
+                each.fail_senders()
 
-    def _nobody_moves(self) -> bool:
+    def _all_parked(self) -> bool:
         if self._working is None or any(each.held() for each in self._inner):
             return False
         if not all(each.idle() for each in self._sinks):

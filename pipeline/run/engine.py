@@ -35,11 +35,18 @@ from threadloom.pipeline.observe import NodeKind, RunStatistics, Sink, Stage, St
 from threadloom.pipeline.policy import ACTIVE_STATES, RunAction, RunControl, RunState
 from threadloom.pipeline.run.assembly import Assembly
 from threadloom.pipeline.run.channel import Channel
-from threadloom.pipeline.run.delivery import Delivery
-from threadloom.pipeline.run.launch import Launch
-from threadloom.pipeline.run.source_gate import Turnstile
-from threadloom.pipeline.run.watchdog import Sight, StallReport, View, Watch, Watchdog, stack_of
-from threadloom.pipeline.run.worker import Surroundings, Worker
+from threadloom.pipeline.run.launch import ThreadLauncher
+from threadloom.pipeline.run.sink_iterator import SinkIterator
+from threadloom.pipeline.run.source_gate import SourceGate
+from threadloom.pipeline.run.watchdog import (
+    RunInspector,
+    StallReport,
+    Watchdog,
+    WatchdogThread,
+    WorkerSnapshot,
+    stack_of,
+)
+from threadloom.pipeline.run.worker import StageWorker, WorkerContext
 
 Item = TypeVar("Item")
 
@@ -71,7 +78,7 @@ class Run:
         self.clock = clock
         self._lock = allocate_lock()
         self._control = RunControl()
-        self._told = False  # whether the caller has been given the outcome
+        self._outcome_raised = False  # whether the caller has been given the outcome
         self._over = OneShotEvent()  # opens when the outcome is decided, or when the last worker has ended
         self._began: int | None = None
         self._finished: int | None = None  # when the last worker had ended and the last sink had delivered everything
@@ -81,23 +88,23 @@ class Run:
             some = {each.name for each in stages if each.when or each.via}
             trace.declare({each.name: each.after for each in stages}, selective=some)
         record = trace.record if trace is not None else None
-        around = Surroundings(clock, record, label, self.fail, self.cancel, self._worker_ended, self._pause_for)
-        self._parts = Assembly(stages, clock, around)
+        context = WorkerContext(clock, record, label, self.fail, self.cancel, self._worker_ended, self._pause_for)
+        self._parts = Assembly(stages, clock, context)
         self._sinks = {
-            each.name: Delivery(self, each, self._parts.channels[each.name])
+            each.name: SinkIterator(self, each, self._parts.channels[each.name])
             for each in stages
             if each.kind is NodeKind.SINK
         }
         self._open_sinks = set(self._sinks)
         self._threads: list[tuple[threading.Thread, OneShotEvent]] = []
-        self._launches: list[Launch] = []
-        self._gates: dict[Worker, OneShotEvent] = {worker: OneShotEvent() for worker in self._parts.workers()}
+        self._launchers: list[ThreadLauncher] = []
+        self._gates: dict[StageWorker, OneShotEvent] = {worker: OneShotEvent() for worker in self._parts.workers()}
         self._working = Counter(worker.stage.name for worker in self._gates)  # workers that have work, by stage
         self._alive = len(self._gates)  # workers that have not ended
         self._parts.watch(lambda: self._alive)
         limits = {each.name: each.limit for each in stages if each.limit is not None}
-        view = View(self._look, self._describe, self.fail, lambda: self.clock() / 1e9, self._over)
-        self._watch = Watch(watchdog, limits, view) if watchdog or limits else None
+        inspector = RunInspector(self._look, self._describe, self.fail, lambda: self.clock() / 1e9, self._over)
+        self._watch = WatchdogThread(watchdog, limits, inspector) if watchdog or limits else None
 
     @property
     def _outcome(self) -> StageFailure | Cancelled | None:
@@ -124,10 +131,10 @@ class Run:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.shut_down()
         if not self._left:
-            self._let_go()
-        problems = [] if self._told or not isinstance(self._outcome, StageFailure) else [self._outcome]
+            self._drop_references()
+        problems = [] if self._outcome_raised or not isinstance(self._outcome, StageFailure) else [self._outcome]
         unsaid: list[PipelineError] = [*problems, *([self._left] if self._left else [])]
-        self._told = True
+        self._outcome_raised = True
         for problem in unsaid:
             if error is None:
                 raise problem
@@ -181,17 +188,17 @@ class Run:
         """Give a stage another number of workers while it runs. Those too many end after their current item."""
         channel = self._parts.channels.get(stage)
         if channel is None or stage in self._sinks:
-            stages = [name for name in self._parts.posts if name in self._parts.channels]
+            stages = [name for name in self._parts.runtimes if name in self._parts.channels]
             raise PipelineError(f"graph {self.name!r} has no stage {stage!r} with workers to change; it has {stages}")
         if workers < 1:
             raise PipelineError(f"stage {stage!r} needs at least 1 worker, got workers={workers}: pause() stops all")
         with self._lock:
             if self._control.state not in ACTIVE_STATES:
                 return  # too late to matter
-            hired = [self._parts.hire(stage) for _ in range(channel.staff(workers))]
+            added = [self._parts.add_worker(stage) for _ in range(channel.set_consumers(workers))]
             threads = []
-            for worker in hired:
-                if not worker.sign_on():
+            for worker in added:
+                if not worker.register():
                     break  # the stage has had all of its input
                 self._gates[worker] = OneShotEvent()
                 self._working[stage] += 1
@@ -210,7 +217,7 @@ class Run:
         workers = () if sink else self._parts.workers_of(stage.name)
         return self._parts.statistics(stage, [sink.counters] if sink else [worker.counters for worker in workers])
 
-    def _thread_of(self, worker: Worker) -> threading.Thread:
+    def _thread_of(self, worker: StageWorker) -> threading.Thread:
         return self._thread(worker.run, f"{worker.stage.name}-{worker.index}", self._gates[worker])
 
     def _thread(self, target: Callable[[], None], name: str, ended: OneShotEvent) -> threading.Thread:
@@ -220,26 +227,26 @@ class Run:
         return thread
 
     def _launch(self, threads: Sequence[threading.Thread]) -> None:
-        launch = Launch(threads)
-        self._launches.append(launch)
+        launch = ThreadLauncher(threads)
+        self._launchers.append(launch)
         launch.start()
 
     # What the watchdog asks for, in its own thread.
 
-    def _look(self) -> tuple[object, list[Sight]]:
+    def _look(self) -> tuple[object, list[WorkerSnapshot]]:
         if self._control.state is RunState.PAUSED:
             return None, []
         sinks = {name: self._sinks[name].counters for name in tuple(self._open_sinks)}
         counted = [(each.counters.items_in, each.counters.items_out) for each in self._parts.workers()]
         return (counted, [each.items_in for each in sinks.values()]), self._parts.look(sinks)
 
-    def _describe(self, sight: Sight, doing: str) -> StallReport:
-        if sight.kind is NodeKind.SINK:
-            return StallReport(sight.stage, 0, "", "what waits there", doing, sight.seconds, "")
-        item = self._parts.workers_of(sight.stage)[sight.worker].in_hand()[1]
-        name = f"{self.name}.{sight.stage}-{sight.worker}"
+    def _describe(self, snapshot: WorkerSnapshot, doing: str) -> StallReport:
+        if snapshot.kind is NodeKind.SINK:
+            return StallReport(snapshot.stage, 0, "", "what waits there", doing, snapshot.seconds, "")
+        item = self._parts.workers_of(snapshot.stage)[snapshot.worker].in_hand()[1]
+        name = f"{self.name}.{snapshot.stage}-{snapshot.worker}"
         stacks = [stack_of(thread) for thread, _ in tuple(self._threads) if thread.name == name]
-        return StallReport(sight.stage, sight.worker, name, item, doing, sight.seconds, "".join(stacks))
+        return StallReport(snapshot.stage, snapshot.worker, name, item, doing, snapshot.seconds, "".join(stacks))
 
     # What workers report, in their own threads.
 
@@ -251,7 +258,7 @@ class Run:
         if self._over.wait(seconds):
             raise Cancelled("the run was stopped before an item was tried again")
 
-    def _worker_ended(self, worker: Worker) -> None:
+    def _worker_ended(self, worker: StageWorker) -> None:
         stage = worker.stage.name
         with self._lock:
             self._working[stage] -= 1
@@ -267,16 +274,16 @@ class Run:
             if not self._open_sinks:
                 self._finished = self.clock()
             self._over.set()
-        elif self._parts.doubts.any:
-            self._parts.doubts.look()
+        elif self._parts.detector.suspected:
+            self._parts.detector.check()
         self._gates[worker].set()
 
-    def _check_end_of(self, worker: Worker) -> None:
-        tally = self._parts.posts[worker.stage.name].tally
-        if tally is None:
+    def _check_end_of(self, worker: StageWorker) -> None:
+        failures = self._parts.runtimes[worker.stage.name].failures
+        if failures is None:
             return
         try:
-            tally.check_end()
+            failures.check_end()
         except PipelineError as error:
             self.fail(StageFailure(worker.stage.name, worker.index, {}, "the end of the input", error))
 
@@ -298,9 +305,9 @@ class Run:
             self._abort()
 
     def _carry_out(self, action: RunAction) -> None:
-        sources = self._parts.turnstiles.values()
+        sources = self._parts.source_gates.values()
         stages = [channel for name, channel in self._parts.channels.items() if name not in self._sinks]
-        held: list[Turnstile | Channel[Any, Any]] = [*sources, *stages]
+        held: list[SourceGate | Channel[Any, Any]] = [*sources, *stages]
         match action:
             case RunAction.HOLD:
                 for each in held:
@@ -313,7 +320,7 @@ class Run:
                     source.close()
 
     def _abort(self) -> None:
-        own: list[Abortable] = [*self._parts.channels.values(), *self._parts.turnstiles.values()]
+        own: list[Abortable] = [*self._parts.channels.values(), *self._parts.source_gates.values()]
         for each in (*own, *self._resources):
             try:
                 each.abort()
@@ -338,7 +345,7 @@ class Run:
 
     def _join(self, deadline: float) -> None:
         left = {}
-        for launch in self._launches:
+        for launch in self._launchers:
             wait_in_slices(launch.over, deadline)
         for thread, gate in tuple(self._threads):
             if thread.ident is None:
@@ -356,12 +363,12 @@ class Run:
             self._finished = self.clock()
         self._joined = True
 
-    def _let_go(self) -> None:
+    def _drop_references(self) -> None:
         """Cut the cycles that lead back here: memory goes with the last reference, and waits for no collector."""
         self._watch = None
-        self._parts.let_go()
+        self._parts.drop_references()
         for sink in self._sinks.values():
-            sink.let_go(self._outcome)
+            sink.drop_references(self._outcome)
 
     # What the caller's thread asks for.
 
@@ -370,8 +377,8 @@ class Run:
         self._open_sinks.discard(name)
         if not self._open_sinks:
             self._settle()
-        elif self._parts.doubts.any:
-            self._parts.doubts.look()  # what it held may have been all that kept them from being certain
+        elif self._parts.detector.suspected:
+            self._parts.detector.check()  # what it held may have been all that kept them from being certain
 
     def _settle(self) -> None:
         """Wait for the stages that are still at work, and raise if one of them fails."""
@@ -385,7 +392,7 @@ class Run:
     def _raise_outcome_if_any(self) -> None:
         self.shut_down()
         if self._outcome is not None:
-            self._told = True
+            self._outcome_raised = True
             if self._left is not None:
                 self._outcome.add_note(str(self._left))
                 self._left = None

@@ -15,7 +15,7 @@ from threading import Thread
 from threadloom.pipeline.core import OneShotEvent
 
 
-class Launch:
+class ThreadLauncher:
     """Threads to start, in this order; none after one that could not be started."""
 
     def __init__(self, threads: Sequence[Thread]) -> None:

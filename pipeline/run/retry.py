@@ -3,7 +3,8 @@
 Guarantees: an item is counted once, as done, skipped or fatal; a pause before a retry ends at once when the run does,
 with Cancelled; a dead letter is sent before the worker takes its next item.
 
-Ownership: a `Tally` is shared by the workers of a stage and belongs to its lock; a `Guard` belongs to one worker.
+Ownership: a `FailureCounters` is shared by the workers of a stage and belongs to its lock; a `RetryRunner` belongs to
+one worker.
 """
 
 from _thread import allocate_lock
@@ -16,7 +17,7 @@ from threadloom.pipeline.observe import SKIP, Stage
 from threadloom.pipeline.policy import Attempt, DeadLetter, Decision, OnError, RetryAfter
 
 
-class Tally:
+class FailureCounters:
     """What the workers of a stage skipped and tried again."""
 
     def __init__(self, policy: OnError, items: Callable[[], int]) -> None:
@@ -39,7 +40,7 @@ class Tally:
             error.add_note(f"{attempt.skipped} of {attempt.items} items of this stage had been skipped: {self._policy}")
         return verdict
 
-    def settle(self) -> None:
+    def freeze_total(self) -> None:
         """Note how many items there were, now that there will be no more: who counts them need not be kept."""
         items = self._items()
         self._items = lambda: items
@@ -53,12 +54,12 @@ class Tally:
 
 
 @dataclass(frozen=True)
-class Guard:
+class RetryRunner:
     """A stage function of one worker, called as its policy says."""
 
     fn: Callable[[Any], Any]
     stage: Stage
-    tally: Tally
+    failures: FailureCounters
     send_letter: Callable[[Any], None]
     pause: Callable[[float], None]
     """Wait so many seconds; raises Cancelled when the run ends."""
@@ -73,7 +74,7 @@ class Guard:
             except Cancelled:
                 raise
             except Exception as error:
-                verdict = self.tally.decide(error, number)
+                verdict = self.failures.decide(error, number)
                 if verdict is Decision.FAIL:
                     raise
                 if verdict is Decision.SKIP:

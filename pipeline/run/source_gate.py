@@ -1,8 +1,8 @@
 """The way that a source passes before it draws an element, so that it can be held up and closed.
 
-Guarantees: while `shut` is false nobody waits or takes a lock; `hold` stops a source before its next element, `release`
-lets it go on, `close` ends it for good, `abort` ends it with Cancelled. What is being drawn when the order comes is
-still sent. Ownership: every field belongs to the lock; `shut` is read without it, as a glance.
+Guarantees: while `needs_check` is false nobody waits or takes a lock; `hold` stops a source before its next element,
+`release` lets it go on, `close` ends it for good, `abort` ends it with Cancelled. What is being drawn when the order
+comes is still sent. Ownership: every field belongs to the lock; `needs_check` is read without it, as a glance.
 """
 
 from _thread import LockType, allocate_lock
@@ -10,17 +10,17 @@ from _thread import LockType, allocate_lock
 from threadloom.pipeline.core import Cancelled
 
 
-class Turnstile:
+class SourceGate:
     """In front of one source."""
 
     def __init__(self) -> None:
         self._lock = allocate_lock()
         self._held = self._closed = self._aborted = False
         self._parked: LockType | None = None  # of the source's one thread; locked, and released once, by `_change`
-        self.shut = False
-        """Whether there is a reason to call `enter`."""
+        self.needs_check = False
+        """Whether there is a reason to call `check`."""
 
-    def enter(self) -> bool:
+    def check(self) -> bool:
         """Wait while held up; return whether another element may be drawn."""
         while True:
             with self._lock:
@@ -49,7 +49,7 @@ class Turnstile:
             self._held = self._held if held is None else held
             self._closed |= closed
             self._aborted |= aborted
-            self.shut = self._held or self._closed or self._aborted
+            self.needs_check = self._held or self._closed or self._aborted
             if self._parked is not None:
                 if self._parked.locked():
                     self._parked.release()

@@ -13,7 +13,7 @@ Guarantees: the thread sleeps until the next moment at which something can be du
 once in a `limit`; it reports a standstill once, and again only after something has moved. It ends with the run. A limit
 is noticed when it has passed, and not before.
 
-Ownership: `Patience` belongs to the watch's thread; sights are what that thread saw, frozen.
+Ownership: `StallTimer` belongs to the watch's thread; snapshots are what that thread saw, frozen.
 """
 
 import logging
@@ -80,7 +80,7 @@ class Watchdog:
 
 
 @dataclass(frozen=True)
-class Sight:
+class WorkerSnapshot:
     """One worker or sink at one moment."""
 
     stage: str
@@ -97,19 +97,19 @@ class Sight:
     """Of a sink: whether senders wait for room in front of it."""
 
 
-def culprit(sights: Sequence[Sight]) -> tuple[Sight, str] | None:
+def find_blocker(snapshots: Sequence[WorkerSnapshot]) -> tuple[WorkerSnapshot, str] | None:
     """Return what the run waits for, and what that is doing; None if it waits for nothing of its own."""
-    stages = [each for each in sights if each.kind is NodeKind.STAGE]
+    stages = [each for each in snapshots if each.kind is NodeKind.STAGE]
     busy = [each for each in stages if each.phase is Phase.BUSY]
     if busy:
         return _longest(busy), "has been inside its function"
     acquiring = [each for each in stages if each.phase is Phase.WAITING and each.holds]
     if acquiring:
         return _longest(acquiring), "has been waiting in `acquire`"
-    blocked = [each for each in sights if each.kind is not NodeKind.SINK and each.phase is Phase.BLOCKED]
-    unread = [each for each in sights if each.kind is NodeKind.SINK and each.full and not each.parked]
+    blocked = [each for each in snapshots if each.kind is not NodeKind.SINK and each.phase is Phase.BLOCKED]
+    unread = [each for each in snapshots if each.kind is NodeKind.SINK and each.full and not each.parked]
     if unread:
-        if any(each.parked for each in sights):
+        if any(each.parked for each in snapshots):
             return _longest(unread), "is full and nobody has taken from it, while the caller waits at another sink,"
         return None
     if blocked:
@@ -117,87 +117,89 @@ def culprit(sights: Sequence[Sight]) -> tuple[Sight, str] | None:
     return None
 
 
-def _longest(sights: Sequence[Sight]) -> Sight:
-    return max(sights, key=lambda each: each.seconds)
+def _longest(snapshots: Sequence[WorkerSnapshot]) -> WorkerSnapshot:
+    return max(snapshots, key=lambda each: each.seconds)
 
 
-def overdue(sights: Sequence[Sight], limits: Mapping[str, float]) -> Sight | None:
+def overdue(snapshots: Sequence[WorkerSnapshot], limits: Mapping[str, float]) -> WorkerSnapshot | None:
     """Return a worker whose item has taken longer than the limit of its stage."""
     late = [
-        each for each in sights if each.phase is Phase.BUSY and each.seconds >= limits.get(each.stage, float("inf"))
+        each for each in snapshots if each.phase is Phase.BUSY and each.seconds >= limits.get(each.stage, float("inf"))
     ]
     return _longest(late) if late else None
 
 
-def next_look(sights: Sequence[Sight], limits: Mapping[str, float], after: float | None) -> float:
+def next_check(snapshots: Sequence[WorkerSnapshot], limits: Mapping[str, float], after: float | None) -> float:
     """Return in how many seconds something can be due: a limit of an item now in work, or of one that begins now."""
     due = [after / 4] if after is not None else []
     due += limits.values()
-    due += [limits[each.stage] - each.seconds for each in sights if each.stage in limits and each.phase is Phase.BUSY]
+    due += [
+        limits[each.stage] - each.seconds for each in snapshots if each.stage in limits and each.phase is Phase.BUSY
+    ]
     return max(0.001, min(due))
 
 
-class Patience:
+class StallTimer:
     """Since when nothing has moved."""
 
     def __init__(self, after: float, now: float) -> None:
         self._after = after
         self._since = now
         self._progress: object = None
-        self._told = False
+        self._reported = False
 
     def look(self, now: float, progress: object, waits: bool) -> bool:
         """Return whether it is time to say that nothing moves. `waits`: whether there is something to wait for."""
         if progress != self._progress or not waits:
-            self._progress, self._since, self._told = progress, now, False
-        due = not self._told and now - self._since >= self._after
-        self._told |= due
+            self._progress, self._since, self._reported = progress, now, False
+        due = not self._reported and now - self._since >= self._after
+        self._reported |= due
         return due
 
 
 @dataclass(frozen=True)
-class View:
+class RunInspector:
     """What the watch is given of its run."""
 
-    look: Callable[[], tuple[object, Sequence[Sight]]]
-    """Return a value that changes with every item counted, and all workers and sinks; no sights of a paused run."""
-    describe: Callable[[Sight, str], StallReport]
+    look: Callable[[], tuple[object, Sequence[WorkerSnapshot]]]
+    """Return a value that changes with every item counted, and all workers and sinks; no snapshots of a paused run."""
+    describe: Callable[[WorkerSnapshot, str], StallReport]
     fail: Callable[[StageFailure], None]
     now: Callable[[], float]
     over: OneShotEvent
 
 
-class Watch:
+class WatchdogThread:
     """The thread that looks; `run` is its target, and `ended` opens when it has ended."""
 
-    def __init__(self, config: Watchdog | None, limits: Mapping[str, float], view: View) -> None:
+    def __init__(self, config: Watchdog | None, limits: Mapping[str, float], run: RunInspector) -> None:
         self._config = config
         self._limits = limits
-        self._view = view
+        self._run = run
         self.ended = OneShotEvent()
 
     def run(self) -> None:
         """Look until the run is over."""
-        view, config = self._view, self._config
-        patience = Patience(config.after, view.now()) if config else None
-        sights: Sequence[Sight] = ()
+        run, config = self._run, self._config
+        timer = StallTimer(config.after, run.now()) if config else None
+        snapshots: Sequence[WorkerSnapshot] = ()
         try:
-            while not view.over.wait(next_look(sights, self._limits, config.after if config else None)):
-                progress, sights = view.look()
-                late = overdue(sights, self._limits)
+            while not run.over.wait(next_check(snapshots, self._limits, config.after if config else None)):
+                progress, snapshots = run.look()
+                late = overdue(snapshots, self._limits)
                 if late is not None:
                     self._fail_late(late)
                     return
-                found = culprit(sights)
-                if config and patience and patience.look(view.now(), progress, found is not None) and found is not None:
-                    self._act(config, view.describe(*found))
+                found = find_blocker(snapshots)
+                if config and timer and timer.look(run.now(), progress, found is not None) and found is not None:
+                    self._act(config, run.describe(*found))
         except Exception as error:
-            view.fail(StageFailure("watchdog", 0, {}, "a standstill", error))
+            run.fail(StageFailure("watchdog", 0, {}, "a standstill", error))
         finally:
             self.ended.set()
 
-    def _fail_late(self, late: Sight) -> None:
-        stuck = self._view.describe(late, "has been inside its function")
+    def _fail_late(self, late: WorkerSnapshot) -> None:
+        stuck = self._run.describe(late, "has been inside its function")
         limit = self._limits[late.stage]
         self._fail(stuck, ItemTimeout(f"it took longer than the limit of {limit:g} s for an item. {stuck}"))
 
@@ -212,7 +214,7 @@ class Watch:
                 act(stuck)
 
     def _fail(self, stuck: StallReport, error: PipelineError) -> None:
-        self._view.fail(StageFailure(stuck.stage, stuck.worker, {}, stuck.item, error))
+        self._run.fail(StageFailure(stuck.stage, stuck.worker, {}, stuck.item, error))
 
 
 def stack_of(thread: threading.Thread) -> str:

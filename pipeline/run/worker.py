@@ -19,14 +19,14 @@ from threadloom.pipeline.core import Cancelled, Closed, Label, StageFailure
 from threadloom.pipeline.observe import SKIP, Counters, Ids, Phase, Port, RawEvent, Stage
 from threadloom.pipeline.policy import FinishedItem, ReorderBuffer
 from threadloom.pipeline.run.channel import Channel
-from threadloom.pipeline.run.output import Edge, sender
-from threadloom.pipeline.run.retry import Guard, Tally
-from threadloom.pipeline.run.source_gate import Turnstile
+from threadloom.pipeline.run.retry import FailureCounters, RetryRunner
+from threadloom.pipeline.run.routing import Edge, sender
+from threadloom.pipeline.run.source_gate import SourceGate
 from threadloom.pipeline.run.worker_state import PerWorker
 
 
 @dataclass(frozen=True)
-class Surroundings:
+class WorkerContext:
     """What a worker is given of its run."""
 
     clock: Callable[[], int]
@@ -34,36 +34,36 @@ class Surroundings:
     label: Callable[[Any], Label] | None
     failed: Callable[[StageFailure], None]
     cancelled: Callable[[], None]
-    ended: Callable[["Worker"], None]
+    ended: Callable[["StageWorker"], None]
     pause: Callable[[float], None]
     """Wait so many seconds, but no longer than the run lasts: then Cancelled is raised."""
 
 
-def _nobody(*_: object) -> None:
+def _ignore(*_: object) -> None:
     pass
 
 
-OVER: Final = Surroundings(perf_counter_ns, None, None, _nobody, _nobody, _nobody, _nobody)
-"""What is around the workers of a run that is over."""
+NULL_CONTEXT: Final = WorkerContext(perf_counter_ns, None, None, _ignore, _ignore, _ignore, _ignore)
+"""Null context for workers after the run has ended."""
 
 
 @dataclass(frozen=True)
-class Post:
+class StageRuntime:
     """What the workers of one stage share."""
 
     stage: Stage
     edges: Sequence[Edge]
     channel: Channel[Any, Any] | None
     """In front of the stage; None for a source."""
-    turnstile: Turnstile | None
+    gate: SourceGate | None
     """In front of a source; None for others."""
     turns: ReorderBuffer | None
     """Of an ordered stage."""
-    tally: Tally | None
+    failures: FailureCounters | None
     """Of a stage whose policy is not to fail at once."""
 
 
-class Moment(Enum):
+class LifecyclePhase(Enum):
     """What a worker has in hand before its first item and after its last."""
 
     SET_UP = "set-up"
@@ -77,26 +77,26 @@ _NO_IDS: Final[tuple[int, ...]] = ()
 _WAITING, _BUSY, _BLOCKED = Phase.WAITING, Phase.BUSY, Phase.BLOCKED
 
 
-class Worker:
+class StageWorker:
     """One thread of a stage; `run` is the thread's target."""
 
-    def __init__(self, post: Post, index: int, run: Surroundings) -> None:
-        self.stage = post.stage
+    def __init__(self, runtime: StageRuntime, index: int, run: WorkerContext) -> None:
+        self.stage = runtime.stage
         self.index = index
         self.counters = Counters()
         self.item: Any = _NOTHING
         """What is in hand, for reports."""
-        self._post = post
-        self._input = post.channel
-        self._edges = post.edges
+        self._runtime = runtime
+        self._input = runtime.channel
+        self._edges = runtime.edges
         self._run = run
-        self._turns = post.turns
-        self._pass_on = sender([edge for edge in post.edges if edge.via is not Port.LETTERS])
+        self._turns = runtime.turns
+        self._send_result = sender([edge for edge in runtime.edges if edge.via is not Port.LETTERS])
         self._context: object = None  # of a stage with set-up and tear-down
         self._results: list[Any] = []  # of the item in hand; only of an ordered stage
-        self._send = self._pass_on if post.turns is None else self._results.append
+        self._send = self._send_result if runtime.turns is None else self._results.append
 
-    def sign_on(self) -> bool:
+    def register(self) -> bool:
         """Join a stage at work, before `run`. Return False if it is too late: everything has been sent already."""
         for place, edge in enumerate(self._edges):
             if not edge.channel.open():
@@ -111,9 +111,9 @@ class Worker:
         if abort is not None:
             abort()
 
-    def let_go(self) -> None:
+    def drop_references(self) -> None:
         """Refer to the run no more, now that it is over."""
-        self._run = OVER
+        self._run = NULL_CONTEXT
 
     def run(self) -> None:
         """Work until the input ends or the run does."""
@@ -146,7 +146,7 @@ class Worker:
         self._tear_down(context, None)
 
     def _set_up(self, fn: PerWorker[Any, Any]) -> tuple[AbstractContextManager[Any], Callable[..., Any]]:
-        self.item = Moment.SET_UP
+        self.item = LifecyclePhase.SET_UP
         self.counters.phase = Phase.BUSY
         context = self._context = fn.make()
         self._run.pause(0)  # Cancelled if the run is over already
@@ -158,7 +158,7 @@ class Worker:
         return context, entered
 
     def _tear_down(self, context: AbstractContextManager[Any], error: BaseException | None) -> None:
-        self.item = Moment.TEAR_DOWN
+        self.item = LifecyclePhase.TEAR_DOWN
         context.__exit__(type(error) if error else None, error, error.__traceback__ if error else None)
 
     def _handle(self, fn: Callable[..., Any] | None) -> None:
@@ -167,18 +167,18 @@ class Worker:
         if self._input is None:
             self._produce(fn)
         else:
-            self._serve(self._guarded(fn), self._input)
+            self._run_loop(self._with_failure_policy(fn), self._input)
         for edge in self._edges:
             edge.channel.close()
 
-    def _guarded(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+    def _with_failure_policy(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         """Return the function as the policy of the stage has it called."""
-        if self._post.tally is None:
+        if self._runtime.failures is None:
             return fn
         letters = sender([replace(edge, via=Port.RESULTS) for edge in self._edges if edge.via is Port.LETTERS])
-        return Guard(fn, self.stage, self._post.tally, letters, self._run.pause)
+        return RetryRunner(fn, self.stage, self._runtime.failures, letters, self._run.pause)
 
-    def _serve(self, fn: Callable[..., Any], channel: Channel[Any, Any]) -> None:
+    def _run_loop(self, fn: Callable[..., Any], channel: Channel[Any, Any]) -> None:
         """The loop that every item goes through; kept in one piece because it is the cost of a hop."""
         clock, record, send, index = self._run.clock, self._run.record, self._send, self.index
         counters, stage = self.counters, self.stage
@@ -212,7 +212,7 @@ class Worker:
             counters.items_in += 1
             result = fn(item)
             if expand:
-                mark = self._spread(result, start, tag, taken)
+                mark = self._send_expanded(result, start, tag, taken)
             else:
                 end = clock()
                 counters.busy += end - start
@@ -246,22 +246,22 @@ class Worker:
         while finished is not None:
             self.item = finished.item
             for result in finished.results:
-                self._pass_on(result)
+                self._send_result(result)
             channel.sent()
             finished = turns.next()
 
     def _produce(self, fn: Callable[..., Any]) -> None:
         assert self.counters.began is not None
         self.counters.phase = _BUSY
-        self._spread(fn(), self.counters.began, None, _NO_IDS)
+        self._send_expanded(fn(), self.counters.began, None, _NO_IDS)
 
-    def _spread(self, elements: Iterable[Any], start: int, tag: Label | None, taken: Ids) -> int:
+    def _send_expanded(self, elements: Iterable[Any], start: int, tag: Label | None, taken: Ids) -> int:
         """Send the elements one by one, time in `next` being busy; return when the last was done.
 
         `tag` labels the trace; a source has none, and its elements label themselves. `taken` identifies the input.
         """
         clock, record, counters = self._run.clock, self._run.record, self.counters
-        turnstile = self._post.turnstile
+        gate = self._runtime.gate
         iterator = iter(elements)
         lazy = iterator is elements  # otherwise everything was made in the call, and one event tells it
         fresh = True
@@ -269,9 +269,9 @@ class Worker:
         told: list[int] = []  # otherwise, what the one event tells
         try:
             while True:
-                if turnstile is not None and turnstile.shut:
+                if gate is not None and gate.needs_check:
                     counters.phase = _WAITING
-                    if not turnstile.enter():
+                    if not gate.check():
                         return start
                     counters.waiting -= start - (start := clock())
                     counters.phase = _BUSY
@@ -331,7 +331,7 @@ class Worker:
     def in_hand(self) -> tuple[Label, str]:
         """Return the label of what is in hand, and what it is in words. May be called from another thread."""
         item = self.item
-        if isinstance(item, Moment):
+        if isinstance(item, LifecyclePhase):
             return _UNLABELLED, item.value
         if item is _NOTHING:
             return _UNLABELLED, f"item {self.counters.items_out} of the source" if self._input is None else "no item"

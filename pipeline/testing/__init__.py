@@ -21,20 +21,20 @@ seed.
 """
 
 from threadloom.pipeline.testing.faults import Fault, FaultKind, FaultPlan, InjectedFault
-from threadloom.pipeline.testing.harness import InvariantBroken, Report, Subject, exercise, hammer
+from threadloom.pipeline.testing.harness import FaultReport, InvariantBroken, Subject, exercise, hammer
 from threadloom.pipeline.testing.journal import Fired
-from threadloom.pipeline.testing.leaks import Holdings, left_behind
+from threadloom.pipeline.testing.leaks import ResourceSnapshot, left_behind
 from threadloom.pipeline.testing.random_graphs import random_subject
 
 __all__ = [
     "Fault",
     "FaultKind",
     "FaultPlan",
+    "FaultReport",
     "Fired",
-    "Holdings",
     "InjectedFault",
     "InvariantBroken",
-    "Report",
+    "ResourceSnapshot",
     "Subject",
     "exercise",
     "hammer",

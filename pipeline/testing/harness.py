@@ -19,9 +19,9 @@ from threadloom.pipeline.graph import Graph
 from threadloom.pipeline.observe import NodeKind, RunStatistics, Trace
 from threadloom.pipeline.run import Abortable, Run
 from threadloom.pipeline.testing.faults import FaultKind, FaultPlan
-from threadloom.pipeline.testing.invariants import Observation, broken
+from threadloom.pipeline.testing.invariants import Observation, broken_invariants
 from threadloom.pipeline.testing.journal import Fired, Journal, wrap
-from threadloom.pipeline.testing.leaks import Holdings, left_behind
+from threadloom.pipeline.testing.leaks import ResourceSnapshot, left_behind
 
 
 class InvariantBroken(AssertionError):
@@ -49,7 +49,7 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Report:
+class FaultReport:
     """What one run under faults did."""
 
     plan: FaultPlan
@@ -67,7 +67,7 @@ class Report:
     broken: tuple[str, ...]
     """The invariants that did not hold, in words; empty if all is well."""
 
-    def check(self, again: str = "") -> "Report":
+    def check(self, again: str = "") -> "FaultReport":
         """Raise InvariantBroken if something is broken, with `again` as the way to see it again; return the report."""
         if self.broken:
             listing = "\n".join(f"  - {each}" for each in self.broken)
@@ -81,7 +81,7 @@ class Report:
 
 
 @dataclass
-class _Attempt:
+class _ObservedRun:
     """The state of one run while it is observed."""
 
     subject: Subject
@@ -161,7 +161,7 @@ def exercise(
     limit: float = 20.0,
     prompt: float = 2.0,
     grace: float = 5.0,
-) -> Report:
+) -> FaultReport:
     """Run a graph with the faults of a plan, and return what happened and which invariants did not hold.
 
     `limit` is how many seconds nothing may move before the run counts as hung, `prompt` how many it may take to end
@@ -176,8 +176,8 @@ def exercise(
         raise ValueError("an INTERRUPT fault reaches the main thread alone: call exercise() there, or leave it out")
     journal = Journal(subject.graph, plan)
     sinks = [stage.name for stage in subject.graph.stages if stage.kind is NodeKind.SINK]
-    attempt = _Attempt(subject, journal, wrap(subject.graph, journal), limit, {name: [] for name in sinks})
-    before = Holdings.now()
+    attempt = _ObservedRun(subject, journal, wrap(subject.graph, journal), limit, {name: [] for name in sinks})
+    before = ResourceSnapshot.now()
     handler = signal.getsignal(signal.SIGINT)
     interval = sys.getswitchinterval()
 
@@ -204,13 +204,13 @@ def exercise(
     observation = Observation(
         journal, subject.graph, run.statistics(), error, attempt.hang, ended, subject.resources, leaks
     )
-    problems = attempt.odd + broken(observation, subject, attempt.delivered, prompt)
-    return Report(
+    problems = attempt.odd + broken_invariants(observation, subject, attempt.delivered, prompt)
+    return FaultReport(
         plan, tuple(journal.fired), error, attempt.delivered, observation.statistics, ended - began, tuple(problems)
     )
 
 
-def _run(attempt: _Attempt, grace: float) -> tuple[Run, BaseException | None, float]:
+def _run(attempt: _ObservedRun, grace: float) -> tuple[Run, BaseException | None, float]:
     """Do the run; return it with what it raised and when it ended."""
     subject, journal = attempt.subject, attempt.journal
     run = attempt.wrapped.start(resources=subject.resources, label=subject.label, trace=subject.trace, grace=grace)
@@ -250,7 +250,7 @@ def hammer(
     most: int = 4,
     limit: float = 20.0,
     prompt: float = 2.0,
-) -> list[Report]:
+) -> list[FaultReport]:
     """Try a graph of one's own under one random plan of faults a seed; raise InvariantBroken at the first that breaks.
 
         hammer(build_my_graph, range(200))

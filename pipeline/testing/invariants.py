@@ -15,7 +15,7 @@ from threadloom.pipeline.observe import NodeKind, Port, RunStatistics, Stage
 from threadloom.pipeline.policy import FailFast, Fifo, Gather, InOrder, Join
 from threadloom.pipeline.processes import WorkerDied
 from threadloom.pipeline.testing.faults import STOPPING, FaultKind
-from threadloom.pipeline.testing.journal import Fired, Journal, Record
+from threadloom.pipeline.testing.journal import Fired, Journal, NodeRecord
 
 
 class Expected(Protocol):
@@ -59,7 +59,9 @@ class Observation:
         return self.error is None and not self.stoppers
 
 
-def broken(seen: Observation, subject: Expected, delivered: Mapping[str, list[Any]], prompt: float) -> list[str]:
+def broken_invariants(
+    seen: Observation, subject: Expected, delivered: Mapping[str, list[Any]], prompt: float
+) -> list[str]:
     """Return the invariants that do not hold."""
     if seen.hang is not None:
         return [f"nothing moved any more, and the run did not end:\n{seen.hang}"]
@@ -212,7 +214,7 @@ def _model(seen: Observation, subject: Expected, delivered: Mapping[str, list[An
             yield f"sink {sink!r} delivered out of order: {got}"
 
 
-def waiting_bound(stage: Stage, record: Record) -> int | None:
+def waiting_bound(stage: Stage, record: NodeRecord) -> int | None:
     """Return how deep the channel in front of a node may be; None for a policy of the user's own."""
     policy = stage.admission
     if isinstance(policy, Fifo):
@@ -224,7 +226,7 @@ def waiting_bound(stage: Stage, record: Record) -> int | None:
     return None
 
 
-def hand_bound(stage: Stage, record: Record) -> int:
+def hand_bound(stage: Stage, record: NodeRecord) -> int:
     """Return how many results of a node may have been made and not sent on."""
     if stage.ordered:
         return (stage.workers + stage.capacity) * record.most_made

@@ -44,7 +44,7 @@ class Fired:
 
 
 @dataclass
-class Record:
+class NodeRecord:
     """What is known of one node, from the calls of its function."""
 
     begun: list[Any] = field(default_factory=list)  # items, of a gathering stage each on its own, in order of the calls
@@ -77,7 +77,7 @@ class Journal:
         self.lock = threading.RLock()  # re-entrant: the garbage of a generator may end a call while it is held
         self.moved = threading.Condition(self.lock)
         self.stages = {stage.name: stage for stage in graph.stages}
-        self.of = {name: Record() for name in self.stages}
+        self.of = {name: NodeRecord() for name in self.stages}
         # What comes after a node, of what every result goes to; once for each way that leads there.
         self.followers: dict[str, list[Stage]] = {name: [] for name in self.stages}
         self.branches: dict[Branch, Stage] = {}

@@ -19,7 +19,7 @@ LIBRARY_CHILDREN = ("resource_tracker", "forkserver")
 
 
 @dataclass(frozen=True)
-class Holdings:
+class ResourceSnapshot:
     """What is held at one moment: in each set, what to call it in a report."""
 
     threads: frozenset[tuple[int, str]]
@@ -32,7 +32,7 @@ class Holdings:
     """Names of the shared-memory segments of this user."""
 
     @classmethod
-    def now(cls) -> "Holdings":
+    def now(cls) -> "ResourceSnapshot":
         """Look."""
         return cls(
             frozenset((thread.ident or 0, thread.name) for thread in threading.enumerate()),
@@ -41,7 +41,7 @@ class Holdings:
             frozenset(_segments()),
         )
 
-    def since(self, before: "Holdings") -> dict[str, list[str]]:
+    def since(self, before: "ResourceSnapshot") -> dict[str, list[str]]:
         """Return what is held here and was not before, by sort; empty if nothing is."""
         more = {
             "thread": sorted(name for _, name in self.threads - before.threads),
@@ -52,10 +52,10 @@ class Holdings:
         return {sort: names for sort, names in more.items() if names}
 
 
-def left_behind(before: Holdings, grace: float = 1.0) -> dict[str, list[str]]:
+def left_behind(before: ResourceSnapshot, grace: float = 1.0) -> dict[str, list[str]]:
     """Return what is held now and was not before, and still is when `grace` seconds have passed."""
     deadline = time.monotonic() + grace
-    while (more := Holdings.now().since(before)) and time.monotonic() < deadline:
+    while (more := ResourceSnapshot.now().since(before)) and time.monotonic() < deadline:
         time.sleep(0.002)  # the last instructions of a thread that has been joined by its own account
     return more
 

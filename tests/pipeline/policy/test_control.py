@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from threadloom.pipeline import Cancelled, Graph, PipelineError, Run
 from threadloom.pipeline.policy.control import ACTIVE_STATES, RunAction, RunControl, RunState, WorkerCount
-from threadloom.pipeline.run.source_gate import Turnstile
+from threadloom.pipeline.run.source_gate import SourceGate
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -275,18 +275,18 @@ def test_a_graph_without_sinks_is_drained_and_waited_for() -> None:
 
 
 def test_a_source_held_at_its_turnstile_goes_on_or_ends() -> None:
-    turnstile = Turnstile()
+    gate = SourceGate()
     passed: list[bool] = []
-    for order, expected in ((Turnstile.release, True), (Turnstile.close, False)):
-        turnstile.hold()
-        thread = threading.Thread(target=lambda: passed.append(turnstile.enter()))
+    for order, expected in ((SourceGate.release, True), (SourceGate.close, False)):
+        gate.hold()
+        thread = threading.Thread(target=lambda: passed.append(gate.check()))
         thread.start()
-        order(turnstile)
+        order(gate)
         thread.join(30)
         assert passed.pop() is expected
-    turnstile.abort()
+    gate.abort()
     with pytest.raises(Cancelled):
-        turnstile.enter()
+        gate.check()
 
 
 def test_what_cannot_be_resized_is_said() -> None:

@@ -77,7 +77,7 @@ def test_an_exception_comes_with_the_traceback_from_there() -> None:
     text = str(error.__cause__)
     assert "of 'one.work-0':\nTraceback" in text
     assert "in deeper\n    raise KeyError(value)" in text
-    assert "worker_process.py" not in text
+    assert "child_main.py" not in text
     assert "stage 'work' (worker 0) failed on ('raise', 'gone'): KeyError: 'gone'" in str(failure)
 
 
@@ -194,7 +194,7 @@ def test_a_run_that_is_stopped_does_not_wait_for_the_item(fifo: Path, verb: str,
     else:
         with graph.start() as run:
             stop(run)
-    assert time.monotonic() - begin < 5  # PATIENCE is 0.5; a loaded machine gets the rest
+    assert time.monotonic() - begin < 5  # ABORT_GRACE is 0.5; a loaded machine gets the rest
     assert not hang.workers
 
 

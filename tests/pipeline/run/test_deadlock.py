@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 import pytest
 
 from threadloom.pipeline import AdmissionError, Graph, InOrder, Node, Run, StageFailure
-from threadloom.pipeline.run.deadlock import Doubtful, Doubts
+from threadloom.pipeline.run.deadlock import DeadlockDetector, Inspectable
 
 pytestmark = pytest.mark.timeout(20)
 
@@ -62,7 +62,7 @@ def test_a_join_whose_lacking_item_is_behind_those_that_fill_it() -> None:
 
 
 def test_it_becomes_certain_when_the_last_other_worker_ends() -> None:
-    """`other` ends without a word to the channel in doubt, when all that it could wait for is parked."""
+    """`other` ends without a word to the suspected channel, when all that it could wait for is parked."""
     graph = Graph("g")
     node = graph.stage("a", lambda item: item, after=graph.source("src", LATE), workers=2, ordered=True)
     in_order(graph, node)
@@ -77,22 +77,22 @@ def test_it_becomes_certain_when_the_last_other_worker_ends() -> None:
 class Fake:
     """A channel that is as it is told to be."""
 
-    def __init__(self, *, doubt: bool = False, senders: int = 0, receivers: int = 0) -> None:
-        self.doubt, self.paused, self.empty = doubt, False, True
+    def __init__(self, *, suspected: bool = False, senders: int = 0, receivers: int = 0) -> None:
+        self.suspected, self.paused, self.empty = suspected, False, True
         self.senders, self.receivers = senders, receivers
-        self.given_up = False
+        self.failed = False
 
-    def look_at_all(self, others: Sequence[Doubtful], then: Callable[[], None]) -> None:
+    def with_all_locked(self, others: Sequence[Inspectable], then: Callable[[], None]) -> None:
         if others:
-            others[0].look_at_all(others[1:], then)
+            others[0].with_all_locked(others[1:], then)
         else:
             then()
 
     def parked(self) -> tuple[int, int]:
         return self.senders, self.receivers
 
-    def in_doubt(self) -> bool:
-        return self.doubt
+    def has_blocked_senders(self) -> bool:
+        return self.suspected
 
     def held(self) -> bool:
         return self.paused
@@ -100,75 +100,75 @@ class Fake:
     def idle(self) -> bool:
         return self.empty
 
-    def give_up(self) -> None:
-        self.given_up = True
+    def fail_senders(self) -> None:
+        self.failed = True
 
 
-def doubts_of(inner: Iterable[Fake], sinks: Iterable[Fake], working: int) -> Doubts:
-    doubts = Doubts()
-    doubts.watch(tuple(inner), tuple(sinks), lambda: working)
-    doubts.any = True
-    return doubts
+def detector_of(inner: Iterable[Fake], sinks: Iterable[Fake], working: int) -> DeadlockDetector:
+    detector = DeadlockDetector()
+    detector.watch(tuple(inner), tuple(sinks), lambda: working)
+    detector.suspected = True
+    return detector
 
 
 def test_only_the_channel_in_doubt_gives_up_when_all_are_parked() -> None:
-    before, doubted = Fake(senders=1, receivers=1), Fake(doubt=True, senders=1, receivers=1)
-    doubts_of([before, doubted], [], working=4).look()
-    assert (before.given_up, doubted.given_up) == (False, True)
+    before, suspect = Fake(senders=1, receivers=1), Fake(suspected=True, senders=1, receivers=1)
+    detector_of([before, suspect], [], working=4).check()
+    assert (before.failed, suspect.failed) == (False, True)
 
 
 def test_a_worker_that_moves_may_bring_it() -> None:
-    doubted = Fake(doubt=True, senders=1, receivers=1)
-    doubts = doubts_of([doubted], [], working=3)
-    doubts.look()
-    assert not doubted.given_up
-    assert doubts.any
+    suspect = Fake(suspected=True, senders=1, receivers=1)
+    detector = detector_of([suspect], [], working=3)
+    detector.check()
+    assert not suspect.failed
+    assert detector.suspected
 
 
 def test_a_pause_is_no_standstill() -> None:
-    doubted = Fake(doubt=True, senders=1, receivers=1)
-    doubted.paused = True
-    doubts_of([doubted], [], working=2).look()
-    assert not doubted.given_up
+    suspect = Fake(suspected=True, senders=1, receivers=1)
+    suspect.paused = True
+    detector_of([suspect], [], working=2).check()
+    assert not suspect.failed
 
 
 def test_a_caller_may_come_for_what_is_in_a_sink() -> None:
-    doubted, sink = Fake(doubt=True, senders=1, receivers=1), Fake(senders=1)
+    suspect, sink = Fake(suspected=True, senders=1, receivers=1), Fake(senders=1)
     sink.empty = False
-    doubts = doubts_of([doubted], [sink], working=3)
-    doubts.look()
-    assert not doubted.given_up
+    detector = detector_of([suspect], [sink], working=3)
+    detector.check()
+    assert not suspect.failed
     sink.empty = True
-    doubts.look()
-    assert doubted.given_up
+    detector.check()
+    assert suspect.failed
 
 
 def test_the_caller_is_no_worker() -> None:
-    doubted, sink = Fake(doubt=True, senders=1, receivers=1), Fake(receivers=1)
-    doubts_of([doubted], [sink], working=3).look()
-    assert not doubted.given_up
+    suspect, sink = Fake(suspected=True, senders=1, receivers=1), Fake(receivers=1)
+    detector_of([suspect], [sink], working=3).check()
+    assert not suspect.failed
 
 
 def test_a_doubt_that_has_passed_costs_nothing_more() -> None:
-    doubts = doubts_of([Fake(senders=1)], [], working=1)
-    doubts.look()
-    assert not doubts.any
+    detector = detector_of([Fake(senders=1)], [], working=1)
+    detector.check()
+    assert not detector.suspected
 
 
 def test_the_end_of_one_sink_may_make_it_certain_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
     """Everyone is parked, but for a sink that still has items for its caller; he takes them, and is told of the end."""
     all_parked = threading.Event()
-    decide = Doubts._decide
+    decide = DeadlockDetector._decide
 
-    def watched(doubts: Doubts) -> None:
-        decide(doubts)
-        inner, sinks = [each.parked() for each in doubts._inner], [each.parked() for each in doubts._sinks]
-        assert doubts._working is not None
+    def watched(detector: DeadlockDetector) -> None:
+        decide(detector)
+        inner, sinks = [each.parked() for each in detector._inner], [each.parked() for each in detector._sinks]
+        assert detector._working is not None
         senders = sum(sent for sent, _ in sinks)
-        if sum(map(sum, inner)) + senders == doubts._working() and (0, 1) in sinks:
+        if sum(map(sum, inner)) + senders == detector._working() and (0, 1) in sinks:
             all_parked.set()
 
-    monkeypatch.setattr(Doubts, "_decide", watched)
+    monkeypatch.setattr(DeadlockDetector, "_decide", watched)
     graph = Graph("two sinks")
     late = graph.source("late", range(1, 1000))  # item 0, which the others wait for, never comes
     passed = graph.stage("pass", lambda item: item, after=late, workers=2, ordered=True)

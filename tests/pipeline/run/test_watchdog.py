@@ -1,4 +1,4 @@
-"""The watchdog: whom it blames and when, by made-up sights; and runs that really stand still."""
+"""The watchdog: whom it blames and when, by made-up snapshots; and runs that really stand still."""
 
 import logging
 import threading
@@ -24,7 +24,7 @@ from threadloom.pipeline import (
 )
 from threadloom.pipeline.observe.stage import NodeKind
 from threadloom.pipeline.observe.statistics import Phase
-from threadloom.pipeline.run.watchdog import Patience, Sight, culprit, next_look, overdue
+from threadloom.pipeline.run.watchdog import StallTimer, WorkerSnapshot, find_blocker, next_check, overdue
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -32,19 +32,19 @@ BUSY, WAITING, BLOCKED = Phase.BUSY, Phase.WAITING, Phase.BLOCKED
 SOON = 0.02
 
 
-def stage(name: str, phase: Phase, seconds: float = 1, holds: bool = False) -> Sight:
-    return Sight(name, NodeKind.STAGE, 0, phase, seconds, holds=holds)
+def stage(name: str, phase: Phase, seconds: float = 1, holds: bool = False) -> WorkerSnapshot:
+    return WorkerSnapshot(name, NodeKind.STAGE, 0, phase, seconds, holds=holds)
 
 
-def source(phase: Phase, seconds: float = 1) -> Sight:
-    return Sight("source", NodeKind.SOURCE, 0, phase, seconds)
+def source(phase: Phase, seconds: float = 1) -> WorkerSnapshot:
+    return WorkerSnapshot("source", NodeKind.SOURCE, 0, phase, seconds)
 
 
-def sink(name: str, parked: bool, full: bool) -> Sight:
-    return Sight(name, NodeKind.SINK, 0, WAITING, 1, parked=parked, full=full)
+def sink(name: str, parked: bool, full: bool) -> WorkerSnapshot:
+    return WorkerSnapshot(name, NodeKind.SINK, 0, WAITING, 1, parked=parked, full=full)
 
 
-BLAMED: dict[str, tuple[list[Sight], str | None]] = {
+BLAMED: dict[str, tuple[list[WorkerSnapshot], str | None]] = {
     "nobody": ([], None),
     "an idle source is not": ([source(BUSY, 99), stage("a", WAITING), sink("out", parked=True, full=False)], None),
     "the busy stage": ([source(BLOCKED, 99), stage("a", BUSY), stage("b", WAITING, 50)], "a"),
@@ -69,30 +69,30 @@ BLAMED: dict[str, tuple[list[Sight], str | None]] = {
 
 @pytest.mark.parametrize("case", BLAMED)
 def test_whom_a_standstill_waits_for(case: str) -> None:
-    sights, name = BLAMED[case]
-    found = culprit(sights)
+    snapshots, name = BLAMED[case]
+    found = find_blocker(snapshots)
     assert (found[0].stage if found else None) == name
 
 
 def test_limits_are_looked_at_when_they_are_due() -> None:
-    sights = [stage("a", BUSY, 1), stage("b", BUSY, 7), stage("c", BUSY, 99)]
-    assert overdue(sights, {"a": 1.5, "b": 7.5}) is None
-    assert next_look(sights, {"a": 1.5, "b": 7.5}, after=60) == 0.5
-    assert overdue(sights, {"a": 1.5, "b": 7.0}) == sights[1]
-    assert next_look([], {"a": 1.5}, after=60) == 1.5  # an item that begins now is due then
-    assert next_look([], {}, after=60) == 15
+    snapshots = [stage("a", BUSY, 1), stage("b", BUSY, 7), stage("c", BUSY, 99)]
+    assert overdue(snapshots, {"a": 1.5, "b": 7.5}) is None
+    assert next_check(snapshots, {"a": 1.5, "b": 7.5}, after=60) == 0.5
+    assert overdue(snapshots, {"a": 1.5, "b": 7.0}) == snapshots[1]
+    assert next_check([], {"a": 1.5}, after=60) == 1.5  # an item that begins now is due then
+    assert next_check([], {}, after=60) == 15
 
 
-class PatienceMachine(RuleBasedStateMachine):
+class StallTimerMachine(RuleBasedStateMachine):
     """Time that passes with and without progress; told once, after long enough, and again only after progress."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.patience = Patience(after=10, now=0)
+        self.timer = StallTimer(after=10, now=0)
         self.now = self.still = 0
         self.progress = 0
         self.told = False
-        self.patience.look(0, 0, True)
+        self.timer.look(0, 0, True)
 
     @rule(seconds=st.integers(1, 6), items=st.sampled_from([0, 0, 0, 1]), waits=st.sampled_from([True, True, False]))
     def look(self, seconds: int, items: int, waits: bool) -> None:
@@ -101,12 +101,12 @@ class PatienceMachine(RuleBasedStateMachine):
         self.still = 0 if items or not waits else self.still + seconds
         if not self.still:
             self.told = False
-        due = self.patience.look(self.now, self.progress, waits)
+        due = self.timer.look(self.now, self.progress, waits)
         assert due == (self.still >= 10 and not self.told)
         self.told |= due
 
 
-test_patience = PatienceMachine.TestCase
+test_stall_timer = StallTimerMachine.TestCase
 
 
 class Held:
@@ -233,7 +233,7 @@ def test_idle_sources_callers_elsewhere_and_pauses_are_not_stuck() -> None:
             return look()
 
         assert run._watch is not None
-        object.__setattr__(run._watch._view, "look", counted)
+        object.__setattr__(run._watch._run, "look", counted)
         items = iter(run)
         assert next(items) == 0
         for step in (more.set, run.pause, run.resume):

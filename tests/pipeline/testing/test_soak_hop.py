@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from benchmarks.hop import CONTESTANTS, idle, markdown, measure, summary
+from benchmarks.hop import CONTESTANTS, hop_table, idle, measure_hops, summary
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -12,12 +12,12 @@ NAMES = [name for name in CONTESTANTS if name != "SPDL"]
 
 
 def test_every_contestant_takes_its_turn_and_the_medians_are_told() -> None:
-    found = {capacity: measure(NAMES, capacity, 200, 2) for capacity in (2, 64)}
+    found = {capacity: measure_hops(NAMES, capacity, 200, 2) for capacity in (2, 64)}
     assert all(len(each) == 2 and min(each) > 0 for figures in found.values() for each in figures.values())
     waits = idle(seconds=0.05)
     result = json.loads(json.dumps(summary(found, waits)))
     assert result["spdl"] is None
-    text = markdown(result)
+    text = hop_table(result)
     assert all(f"| {name} |" in text for name in NAMES)
     assert "capacity 2: at most 1.3 times queue.Queue: " in text
     assert "SPDL not installed" in text

@@ -20,8 +20,8 @@ from threadloom.pipeline import SKIP, Channel, Graph, Pool, StageFailure
 from threadloom.pipeline.policy.admission import FifoState
 from threadloom.pipeline.policy.control import RunControl
 from threadloom.pipeline.run.engine import Run
-from threadloom.pipeline.run.worker import Worker
-from threadloom.pipeline.testing import Fault, FaultKind, FaultPlan, InjectedFault, Report, Subject, exercise
+from threadloom.pipeline.run.worker import StageWorker
+from threadloom.pipeline.testing import Fault, FaultKind, FaultPlan, FaultReport, InjectedFault, Subject, exercise
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -94,9 +94,9 @@ def has_no_bound(patch: pytest.MonkeyPatch) -> None:
 
 def swallows(patch: pytest.MonkeyPatch) -> None:
     """A worker whose function raises goes on as if the item had been skipped."""
-    handle = Worker._handle
+    handle = StageWorker._handle
 
-    def forgiving(worker: Worker, fn: Any) -> None:
+    def forgiving(worker: StageWorker, fn: Any) -> None:
         def call(*item: Any) -> Any:
             try:
                 return fn(*item)
@@ -105,7 +105,7 @@ def swallows(patch: pytest.MonkeyPatch) -> None:
 
         handle(worker, call)
 
-    patch.setattr(Worker, "_handle", forgiving)
+    patch.setattr(StageWorker, "_handle", forgiving)
 
 
 def dies_in_silence(patch: pytest.MonkeyPatch) -> None:
@@ -138,24 +138,24 @@ def loses_a_wake_up(patch: pytest.MonkeyPatch) -> None:
 
 
 def miscounts(patch: pytest.MonkeyPatch) -> None:
-    statistics = Worker._serve
+    statistics = StageWorker._run_loop
 
-    def twice(worker: Worker, *rest: Any) -> None:
+    def twice(worker: StageWorker, *rest: Any) -> None:
         worker.counters.items_in += 1
         statistics(worker, *rest)
 
-    patch.setattr(Worker, "_serve", twice)
+    patch.setattr(StageWorker, "_run_loop", twice)
 
 
 def leaves_a_thread(patch: pytest.MonkeyPatch) -> None:
-    run = Worker.run
+    run = StageWorker.run
 
-    def lingering(worker: Worker) -> None:
+    def lingering(worker: StageWorker) -> None:
         run(worker)
         if worker.stage.name == "one":
             threading.Thread(target=RELEASE.wait, name="forgotten", daemon=True).start()
 
-    patch.setattr(Worker, "run", lingering)
+    patch.setattr(StageWorker, "run", lingering)
 
 
 RELEASE = threading.Event()
@@ -190,7 +190,7 @@ def test_a_defect_of_the_engine_is_seen(name: str, monkeypatch: pytest.MonkeyPat
 def test_a_consequence_given_for_the_first_error_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """The second stage raises once it has seen that the first one's failure ended the run."""
 
-    def report_of() -> Report:
+    def report_of() -> FaultReport:
         graph = Graph("two errors")
         source = graph.source("draw", lambda: iter(range(1000)))
         ended = threading.Event()

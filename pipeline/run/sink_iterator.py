@@ -15,7 +15,7 @@ Item = TypeVar("Item")
 _WAITING, _BUSY = Phase.WAITING, Phase.BUSY  # read for each item, as in `worker`
 
 
-class Recipient(Protocol):
+class SinkOwner(Protocol):
     """A run, as far as what comes out of it needs to know it."""
 
     clock: Callable[[], int]
@@ -27,7 +27,7 @@ class Recipient(Protocol):
     def exhausted(self, name: str) -> None: ...
 
 
-class _Over:
+class _FinishedRun:
     """A run whose block was left, as far as a sink still needs to know it: it has an outcome, and holds nothing."""
 
     def __init__(self, clock: Callable[[], int], outcome: StageFailure | Cancelled | None) -> None:
@@ -54,11 +54,11 @@ class _Over:
             raise self._outcome
 
 
-class Delivery(Generic[Item]):
+class SinkIterator(Generic[Item]):
     """What comes out of one sink, for the caller's thread to iterate."""
 
-    def __init__(self, run: Recipient, stage: Stage, channel: Channel[Any, Item]) -> None:
-        self._run: Recipient = run
+    def __init__(self, run: SinkOwner, stage: Stage, channel: Channel[Any, Item]) -> None:
+        self._run: SinkOwner = run
         self._channel = channel
         self._exclusive: bool = getattr(stage.admission, "exclusive", False)
         self.stage = stage
@@ -118,9 +118,9 @@ class Delivery(Generic[Item]):
         self.end(self._run.clock())
         self._run.exhausted(self.stage.name)
 
-    def let_go(self, outcome: StageFailure | Cancelled | None) -> None:
+    def drop_references(self, outcome: StageFailure | Cancelled | None) -> None:
         """Refer to the run no more, now that it is over."""
-        self._run = _Over(self._run.clock, outcome)
+        self._run = _FinishedRun(self._run.clock, outcome)
 
     def end(self, now: int) -> None:
         """Stop counting, unless that has been done."""

@@ -31,7 +31,7 @@ import multiprocess
 import threadpoolctl
 
 from threadloom.pipeline.core import PipelineError, SharedPool, SharedSlot, map_memory
-from threadloom.pipeline.processes.wire import HungUp, Kind, Payload, Pickles, PoolHandle, Wire
+from threadloom.pipeline.processes.wire import ConnectionClosed, MessageKind, Payload, Pickles, PoolHandle, Wire
 
 _PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
 
@@ -43,7 +43,7 @@ class Job(NamedTuple):
     """Entered once, in the process; what it yields is called with each item."""
 
 
-class Report(NamedTuple):
+class ErrorReport(NamedTuple):
     """What a function raised, as it is sent to the parent."""
 
     summary: str
@@ -51,7 +51,7 @@ class Report(NamedTuple):
     error: BaseException | None  # None if it cannot be pickled
 
 
-def serve(connection: int, crash: int, parent: int, title: str) -> None:
+def child_main(connection: int, crash: int, parent: int, title: str) -> None:
     """Be a worker process; the target of `multiprocess.Process`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # blocked while we started
@@ -116,18 +116,18 @@ class _Server:
 
     def run(self) -> None:
         stack = ExitStack()
-        with suppress(HungUp):
+        with suppress(ConnectionClosed):
             try:
                 fn = self._set_up(stack)
-            except HungUp:
+            except ConnectionClosed:
                 raise
             except BaseException as error:
                 self._send_error(error)
                 return
-            self._wire.send(Kind.READY)
+            self._wire.send(MessageKind.READY)
             try:
                 self._serve(fn)
-            except HungUp:  # the run was stopped, and nobody listens any more
+            except ConnectionClosed:  # the run was stopped, and nobody listens any more
                 with suppress(Exception):
                     stack.close()
                 raise
@@ -136,14 +136,14 @@ class _Server:
             except BaseException as error:
                 self._send_error(error)
             else:
-                self._wire.send(Kind.READY)
+                self._wire.send(MessageKind.READY)
 
     def ask(self, pool: _AttachedPool, timeout: float | None) -> SharedSlot:
         number = next(index for index, each in enumerate(self._pickles.pools) if each is pool)
-        self._wire.send(Kind.TAKE, self._pickles.dumps((number, timeout)))
+        self._wire.send(MessageKind.TAKE, self._pickles.dumps((number, timeout)))
         kind, payload, _ = self._wire.receive()
         answer = self._pickles.loads(payload)
-        if kind is Kind.ERROR:
+        if kind is MessageKind.ERROR:
             raise answer
         return self._lend(pool.slot(*answer))
 
@@ -156,10 +156,10 @@ class _Server:
         self._lent.append(weakref.ref(slot))
         return slot
 
-    def _receive(self) -> tuple[Kind, Payload]:
+    def _receive(self) -> tuple[MessageKind, Payload]:
         while True:
             kind, payload, fd = self._wire.receive()
-            if kind is not Kind.POOL:
+            if kind is not MessageKind.POOL:
                 return kind, payload
             assert fd is not None
             self._pickles.pools.append(_AttachedPool(self._pickles.loads(payload), fd, self))
@@ -172,18 +172,18 @@ class _Server:
     def _serve(self, fn: Callable[[Any], Any]) -> None:
         while True:
             kind, payload = self._receive()
-            if kind is Kind.END:
+            if kind is MessageKind.END:
                 return
             self._lent.clear()
             try:
                 answer = self._call(fn, payload)
                 self._check_nothing_is_kept(fn)
-            except HungUp:
+            except ConnectionClosed:
                 raise
             except BaseException as error:  # SystemExit too
                 self._send_error(error)
             else:
-                self._wire.send(Kind.RESULT, answer)
+                self._wire.send(MessageKind.RESULT, answer)
 
     def _call(self, fn: Callable[[Any], Any], payload: Payload) -> Payload:
         result = fn(self._pickles.loads(payload))
@@ -208,9 +208,9 @@ class _Server:
             trace = trace.tb_next
         text = "".join(traceback.format_exception(type(error), error, trace))
         summary = f"{type(error).__name__}: {error}"
-        report = self._pickles.dumps(Report(summary, text, None))
+        report = self._pickles.dumps(ErrorReport(summary, text, None))
         with suppress(Exception):  # an exception that pickles may still not come back
-            full = self._pickles.dumps(Report(summary, text, error))
+            full = self._pickles.dumps(ErrorReport(summary, text, error))
             self._pickles.loads(full)
             report = full
-        self._wire.send(Kind.ERROR, report)
+        self._wire.send(MessageKind.ERROR, report)
