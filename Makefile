@@ -118,6 +118,10 @@ format: $(INSTALLED) ## Repair the style
 types: $(INSTALLED) ## Check the types
 	$(BIN)/mypy
 
+.PHONY: hooks
+hooks: $(INSTALLED) ## Check style and types before each git commit
+	$(BIN)/pre-commit install
+
 .PHONY: docs
 docs: $(WRITERS) ## Build the documentation into build/docs; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --site-dir build/docs
