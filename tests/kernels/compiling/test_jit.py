@@ -10,6 +10,7 @@ from threadloom import kernels
 COMPILERS = {"jit", "njit", "vectorize", "guvectorize", "stencil", "cfunc", "jit_module", "generated_jit"}
 OVERLOADS = {"overload", "overload_method", "overload_attribute", "register_jitable"}
 PACKAGE = Path(kernels.__file__).parent
+JIT_MODULES = {"threadloom.kernels.compiling", "threadloom.kernels.compiling.jit"}
 
 
 def options_of_its_own(call: ast.Call, from_jit: set[str]) -> bool:
@@ -27,9 +28,7 @@ def compilers_used(source: str) -> list[str]:
     """
     found = []
     nodes = list(ast.walk(ast.parse(source)))
-    imports = [
-        node for node in nodes if isinstance(node, ast.ImportFrom) and node.module == "threadloom.kernels.compiling.jit"
-    ]
+    imports = [node for node in nodes if isinstance(node, ast.ImportFrom) and node.module in JIT_MODULES]
     from_jit = {name.asname or name.name for node in imports for name in node.names}
     for node in nodes:
         if isinstance(node, ast.Call) and options_of_its_own(node, from_jit):
