@@ -10,13 +10,13 @@ token ids and sizes must be right before it is called.
 from threadloom.kernels.common import (
     ATTENTION_TILE,
     CHUNK,
+    AccumulationTicket,
     Activations,
     AdamWStep,
     Scratch,
-    Turn,
     Weights,
     adamw_update,
-    own_turn,
+    single_writer,
     sum_lanes,
 )
 from threadloom.kernels.compiling import Floats, TokenIds
@@ -52,6 +52,7 @@ from threadloom.kernels.matmul import BlasInfo, GemmBackend, blas_info, gemm, ge
 __all__ = [
     "ATTENTION_TILE",
     "CHUNK",
+    "AccumulationTicket",
     "Activations",
     "AdamWStep",
     "BlasInfo",
@@ -61,7 +62,6 @@ __all__ = [
     "KVCache",
     "Scratch",
     "TokenIds",
-    "Turn",
     "Weights",
     "adamw_update",
     "attention_backward",
@@ -89,7 +89,7 @@ __all__ = [
     "linear_forward",
     "linear_residual_forward",
     "next_logits",
-    "own_turn",
     "prefill_cache",
+    "single_writer",
     "sum_lanes",
 ]

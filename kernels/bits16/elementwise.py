@@ -8,8 +8,8 @@ import math
 
 import numpy as np
 
-from threadloom.kernels.compiling import Floats, TokenIds, kernel
-from threadloom.kernels.simd import Short, exp32, load16, row_max, sigmoid32, store16
+from threadloom.kernels.compiling import Floats, TokenIds, jit_kernel
+from threadloom.kernels.simd import Bits16, exp32, load16, row_max, sigmoid32, store16
 
 _LINEAR = np.float32(1.5957691216057308)  # 2 sqrt(2 / pi), as in kernels.gelu
 _CUBIC = np.float32(0.07135481282636)  # 0.044715 * 2 sqrt(2 / pi)
@@ -18,8 +18,8 @@ _ONE = np.float32(1.0)
 _ZERO = np.float32(0.0)
 
 
-@kernel
-def gelu_backward_low(x: Short, d: Short, out: Short, d_bias: Floats, accumulate: bool) -> None:
+@jit_kernel
+def gelu_backward_low(x: Bits16, d: Bits16, out: Bits16, d_bias: Floats, accumulate: bool) -> None:
     """Turn `d`, the gradient of GELU(x), into that of `x` in place, and write GELU(x) to `out`; all (R, F).
 
     The columns' sums of the new `d`, the gradient of the bias in `x`, go to `d_bias` (F,): written, or added.
@@ -40,8 +40,8 @@ def gelu_backward_low(x: Short, d: Short, out: Short, d_bias: Floats, accumulate
             d_bias[j] += g
 
 
-@kernel
-def gelu_forward_low(x: Short, out: Short) -> None:
+@jit_kernel
+def gelu_forward_low(x: Bits16, out: Bits16) -> None:
     """Write GELU(x) to `out`; both (R, F). For products that do not end in the GELU by themselves."""
     for r in range(x.shape[0]):
         row, target = x[r], out[r]
@@ -50,8 +50,8 @@ def gelu_forward_low(x: Short, out: Short) -> None:
             store16(target, j, v * sigmoid32(v * (_LINEAR + _CUBIC * v * v)))
 
 
-@kernel
-def bias_backward_low(d_out: Short, d_bias: Floats, accumulate: bool) -> None:
+@jit_kernel
+def bias_backward_low(d_out: Bits16, d_bias: Floats, accumulate: bool) -> None:
     """Write, or add when `accumulate`, the sums of the columns of `d_out` (R, O) to `d_bias` (O,)."""
     if not accumulate:
         for j in range(d_bias.shape[0]):
@@ -67,8 +67,8 @@ def bias_backward_low(d_out: Short, d_bias: Floats, accumulate: bool) -> None:
             d_bias[j] += load16(row, j)
 
 
-@kernel
-def cross_entropy_backward_low(logits: Floats, targets: TokenIds, scale: float, d_logits: Short) -> float:
+@jit_kernel
+def cross_entropy_backward_low(logits: Floats, targets: TokenIds, scale: float, d_logits: Bits16) -> float:
     """Return the sum of the cross-entropies of the rows of `logits` (n, V), and write the gradient to `d_logits`.
 
     The gradient is ``(softmax - one-hot) * scale``, rounded once; `logits` are overwritten.

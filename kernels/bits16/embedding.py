@@ -7,13 +7,13 @@ from numba import types
 from numba.extending import overload
 
 from threadloom.kernels.bits16.tensors import Form
-from threadloom.kernels.compiling import OVERLOAD_OPTIONS, Floats, TokenIds, kernel
-from threadloom.kernels.matmul import PANEL, Words
-from threadloom.kernels.simd import Short, from_bf16, load16
+from threadloom.kernels.compiling import OVERLOAD_OPTIONS, Floats, TokenIds, jit_kernel
+from threadloom.kernels.matmul import PANEL, PackedBits
+from threadloom.kernels.simd import Bits16, from_bf16, load16
 
 
-@kernel
-def _gather_packed(form: Words, token: int, out: Floats) -> None:
+@jit_kernel
+def _gather_packed(form: PackedBits, token: int, out: Floats) -> None:
     """Write row `token` of the packed matrix to `out` (C,): every number is the high, or the low, half of a word."""
     shift = np.uint32(16 * (token & 1))
     for panel in range(form.shape[0]):
@@ -22,8 +22,8 @@ def _gather_packed(form: Words, token: int, out: Floats) -> None:
             out[first + j] = from_bf16(np.uint16(np.uint32(words[j] >> shift) & np.uint32(0xFFFF)))
 
 
-@kernel
-def _gather_rows(form: Short, token: int, out: Floats) -> None:
+@jit_kernel
+def _gather_rows(form: Bits16, token: int, out: Floats) -> None:
     row = form[token]
     for j in range(out.shape[0]):
         out[j] = load16(row, j)
@@ -44,7 +44,7 @@ def _gather(form: Any, token: Any, out: Any) -> Any:
     return run
 
 
-@kernel
+@jit_kernel
 def embedding_forward_low(form: Form, wpe: Floats, ids: TokenIds, sequence_length: int, out: Floats) -> None:
     """Write ``wte[ids[r]] + wpe[r % T]`` to row r of `out` (R, C); `form` is ``Forms.wte``, `ids` lie in 0 .. V - 1."""
     for r in range(ids.shape[0]):

@@ -6,17 +6,17 @@ makes the very same output again, and needs neither x nor its mean.
 
 import numpy as np
 
-from threadloom.kernels.compiling import Floats, kernel
+from threadloom.kernels.compiling import Floats, jit_kernel
 from threadloom.kernels.float32 import EPSILON
-from threadloom.kernels.simd import Short, load16, store16
+from threadloom.kernels.simd import Bits16, load16, store16
 
 _ONE = np.float32(1.0)
 _ZERO = np.float32(0.0)
 
 
-@kernel
+@jit_kernel
 def layernorm_forward_low(
-    x: Floats, weight: Floats, bias: Floats, added: Floats, normed: Short, out: Short, rstd: Floats
+    x: Floats, weight: Floats, bias: Floats, added: Floats, normed: Bits16, out: Bits16, rstd: Floats
 ) -> None:
     """Write the normalised rows of `x` to `normed`, and ``normed * weight + bias`` to `out`; all (R, C).
 
@@ -44,8 +44,8 @@ def layernorm_forward_low(
             row[j] += added[j]
 
 
-@kernel
-def layernorm_apply_turned(turned: Short, weight: Floats, bias: Floats) -> None:
+@jit_kernel
+def layernorm_apply_turned(turned: Bits16, weight: Floats, bias: Floats) -> None:
     """Turn the transposed `normed`, (C, R), into the transposed output of `layernorm_forward_low`, in place."""
     for j in range(turned.shape[0]):
         row, w, b = turned[j], weight[j], bias[j]
@@ -53,14 +53,14 @@ def layernorm_apply_turned(turned: Short, weight: Floats, bias: Floats) -> None:
             store16(row, r, load16(row, r) * w + b)
 
 
-@kernel
+@jit_kernel
 def layernorm_backward_low(
     d_out: Floats,
-    normed: Short,
+    normed: Bits16,
     weight: Floats,
     rstd: Floats,
     dx: Floats,
-    dx_low: Short,
+    dx_low: Bits16,
     d_weight: Floats,
     d_bias: Floats,
     d_added: Floats,

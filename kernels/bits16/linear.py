@@ -14,8 +14,8 @@ from numba.extending import overload
 from threadloom.kernels.bits16.elementwise import gelu_forward_low
 from threadloom.kernels.bits16.tensors import Form, Wide
 from threadloom.kernels.compiling import Floats
-from threadloom.kernels.matmul import gemm_bf16, gemm_half, gemm_rows_bf16, linear_bf16, linear_gelu_bf16, linear_half
-from threadloom.kernels.simd import Short
+from threadloom.kernels.matmul import gemm_bf16, gemm_fp16, gemm_rows_bf16, linear_bf16, linear_fp16, linear_gelu_bf16
+from threadloom.kernels.simd import Bits16
 
 
 def _rounded_packed(a: Any, form: Any, transposed: Any, bias: Any, out: Any, wide: Any) -> None:
@@ -23,7 +23,7 @@ def _rounded_packed(a: Any, form: Any, transposed: Any, bias: Any, out: Any, wid
 
 
 def _rounded_half(a: Any, form: Any, transposed: Any, bias: Any, out: Any, wide: Any) -> None:
-    linear_half(a, form, transposed, bias, out, wide.sums, wide.a, wide.b)
+    linear_fp16(a, form, transposed, bias, out, wide.sums, wide.a, wide.b)
 
 
 def _gelu_packed(a: Any, form: Any, bias: Any, before: Any, out: Any, wide: Any) -> None:
@@ -31,7 +31,7 @@ def _gelu_packed(a: Any, form: Any, bias: Any, before: Any, out: Any, wide: Any)
 
 
 def _gelu_half(a: Any, form: Any, bias: Any, before: Any, out: Any, wide: Any) -> None:
-    linear_half(a, form, False, bias, before, wide.sums, wide.a, wide.b)
+    linear_fp16(a, form, False, bias, before, wide.sums, wide.a, wide.b)
     gelu_forward_low(before, out)
 
 
@@ -40,7 +40,7 @@ def _float_packed(a: Any, form: Any, transposed: Any, out: Any, accumulate: Any,
 
 
 def _float_half(a: Any, form: Any, transposed: Any, out: Any, accumulate: Any, wide: Any) -> None:
-    gemm_half(a, form, out, False, transposed, accumulate, wide.a, wide.b)
+    gemm_fp16(a, form, out, False, transposed, accumulate, wide.a, wide.b)
 
 
 def _outer_bf16(a_turned: Any, d: Any, out: Any, accumulate: Any, wide: Any) -> None:
@@ -48,10 +48,10 @@ def _outer_bf16(a_turned: Any, d: Any, out: Any, accumulate: Any, wide: Any) -> 
 
 
 def _outer_half(a_turned: Any, d: Any, out: Any, accumulate: Any, wide: Any) -> None:
-    gemm_half(a_turned, d, out, False, False, accumulate, wide.a, wide.b)
+    gemm_fp16(a_turned, d, out, False, False, accumulate, wide.a, wide.b)
 
 
-def product_rounded(a: Short, form: Form, transposed: bool, bias: Floats, out: Short, wide: Wide) -> None:
+def product_rounded(a: Bits16, form: Form, transposed: bool, bias: Floats, out: Bits16, wide: Wide) -> None:
     """Write ``a @ W + bias``, rounded once, to `out`: a (M, K), out (M, N); bias (N,), or (0,) for none.
 
     `transposed` says that `form` is one of W's transpose; it matters only where that is the same array.
@@ -59,17 +59,17 @@ def product_rounded(a: Short, form: Form, transposed: bool, bias: Floats, out: S
     (_rounded_half if form.dtype == np.int16 else _rounded_packed)(a, form, transposed, bias, out, wide)
 
 
-def product_gelu(a: Short, form: Form, bias: Floats, before: Short, out: Short, wide: Wide) -> None:
+def product_gelu(a: Bits16, form: Form, bias: Floats, before: Bits16, out: Bits16, wide: Wide) -> None:
     """Write ``a @ W + bias`` to `before` and its GELU to `out`, both (M, N) and rounded."""
     (_gelu_half if form.dtype == np.int16 else _gelu_packed)(a, form, bias, before, out, wide)
 
 
-def product_float(a: Short, form: Form, transposed: bool, out: Floats, accumulate: bool, wide: Wide) -> None:
+def product_float(a: Bits16, form: Form, transposed: bool, out: Floats, accumulate: bool, wide: Wide) -> None:
     """Write, or add when `accumulate`, ``a @ W`` to the float32 `out` (M, N)."""
     (_float_half if form.dtype == np.int16 else _float_packed)(a, form, transposed, out, accumulate, wide)
 
 
-def product_outer(a_turned: Short, d: Short, out: Floats, accumulate: bool, wide: Wide) -> None:
+def product_outer(a_turned: Bits16, d: Bits16, out: Floats, accumulate: bool, wide: Wide) -> None:
     """Write, or add, ``a.T @ d`` to the float32 `out` (I, O), the gradient of a weight: a_turned (I, R), d (R, O)."""
     (_outer_half if d.dtype == np.int16 else _outer_bf16)(a_turned, d, out, accumulate, wide)
 

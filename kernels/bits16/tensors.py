@@ -1,6 +1,6 @@
 """The named tensors of training in 16 bits: compute forms of the weights, activations, and backward's scratch.
 
-The shape legend is that of `kernels.common.tensors`. ``Short`` arrays hold the bits of bfloat16 (uint16) or float16
+The shape legend is that of `kernels.common.tensors`. ``Bits16`` arrays hold the bits of bfloat16 (uint16) or float16
 (int16) numbers; everything that sums, normalises or measures is float32.
 """
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from threadloom.kernels.bits16.attention import AttentionScratch
 from threadloom.kernels.compiling import Floats
-from threadloom.kernels.simd import Short
+from threadloom.kernels.simd import Bits16
 
 Form = NDArray[Any]
 """A weight as products take it: packed bfloat16 (uint32 words), or float16 as it lies in its float32 master (int16)."""
@@ -58,33 +58,33 @@ class LowActivations(NamedTuple):
     """
 
     x: Floats  # (R, C) residual stream: the embeddings at first, at last what leaves the last block
-    normed1: Short  # (L, R, C) rows of the first LayerNorm before weight and bias
+    normed1: Bits16  # (L, R, C) rows of the first LayerNorm before weight and bias
     rstd1: Floats  # (L, R)
-    qkv: Short  # (L, R, 3C)
-    attn: Short  # (L, R, C)
+    qkv: Bits16  # (L, R, 3C)
+    attn: Bits16  # (L, R, C)
     attn_lse: Floats  # (L, B, H, T)
-    normed2: Short  # (L, R, C)
+    normed2: Bits16  # (L, R, C)
     rstd2: Floats  # (L, R)
-    fc: Short  # (L, R, F) before the GELU
-    h: Short  # (R, C) scratch: a LayerNorm's output
-    gelu: Short  # (R, F) scratch: the GELU's output
+    fc: Bits16  # (L, R, F) before the GELU
+    h: Bits16  # (R, C) scratch: a LayerNorm's output
+    gelu: Bits16  # (R, F) scratch: the GELU's output
 
 
 class LowScratch(NamedTuple):
     """What backward needs beside the activations; it belongs to the lane."""
 
     dx: Floats  # (R, C) gradient of the residual stream
-    dx_low: Short  # (R, C) the same, rounded: what the products of a block read
+    dx_low: Bits16  # (R, C) the same, rounded: what the products of a block read
     dh: Floats  # (R, C) gradient of a LayerNorm's output
-    d_attn: Short  # (R, C)
-    d_qkv: Short  # (R, 3C)
-    d_fc: Short  # (R, F)
-    gelu: Short  # (R, F) the GELU's output, made again
-    turned: Short  # (F, R) a transposed operand
+    d_attn: Bits16  # (R, C)
+    d_qkv: Bits16  # (R, 3C)
+    d_fc: Bits16  # (R, F)
+    gelu: Bits16  # (R, F) the GELU's output, made again
+    turned: Bits16  # (F, R) a transposed operand
     logits: Floats  # (rows of one chunk, V)
-    d_logits: Short  # (rows of one chunk, V)
-    d_logits_turned: Short  # (columns of one slice, rows of one chunk)
-    h: Short  # (R, C) the last LayerNorm's output
-    normed: Short  # (R, C) the same before weight and bias
+    d_logits: Bits16  # (rows of one chunk, V)
+    d_logits_turned: Bits16  # (columns of one slice, rows of one chunk)
+    h: Bits16  # (R, C) the last LayerNorm's output
+    normed: Bits16  # (R, C) the same before weight and bias
     rstd: Floats  # (R,)
     d_bias: Floats  # (C,) takes the gradient of a bias that no layer has

@@ -13,14 +13,14 @@ from threadloom.kernels.bits16.elementwise import bias_backward_low, cross_entro
 from threadloom.kernels.bits16.layernorm import layernorm_apply_turned, layernorm_backward_low, layernorm_forward_low
 from threadloom.kernels.bits16.linear import product_float, product_gelu, product_outer, product_rounded
 from threadloom.kernels.bits16.tensors import Forms, LowActivations, LowScratch, Workspace
-from threadloom.kernels.common import HEAD_SLICE, Turn, Weights, end_turn, wait_turn
-from threadloom.kernels.compiling import Floats, TokenIds, kernel, transparent
+from threadloom.kernels.common import HEAD_SLICE, AccumulationTicket, Weights, mark_part_done, wait_for_predecessor
+from threadloom.kernels.compiling import Floats, TokenIds, jit_inline_body, jit_kernel
 from threadloom.kernels.float32 import cross_entropy_forward
 from threadloom.kernels.matmul import transpose_bf16
-from threadloom.kernels.simd import Short
+from threadloom.kernels.simd import Bits16
 
 
-@kernel
+@jit_kernel
 def blocks_forward_low(
     weights: Weights,
     forms: Forms,
@@ -41,11 +41,11 @@ def blocks_forward_low(
         product_float(a.gelu, f.mlp_proj[n], False, a.x, True, work.wide)
 
 
-@transparent
+@jit_inline_body
 def _weight_backward(
-    x: Short,
-    d_out: Short,
-    turned: Short,
+    x: Bits16,
+    d_out: Bits16,
+    turned: Bits16,
     weight: Floats,
     bias: Floats,
     d_weight: Floats,
@@ -63,7 +63,7 @@ def _weight_backward(
     product_outer(part, d_out, d_weight, accumulate, work.wide)
 
 
-@transparent
+@jit_inline_body
 def _mlp_backward(
     weights: Weights,
     forms: Forms,
@@ -88,7 +88,7 @@ def _mlp_backward(
     )  # fmt: skip
 
 
-@transparent
+@jit_inline_body
 def _attention_backward(
     weights: Weights,
     forms: Forms,
@@ -117,7 +117,7 @@ def _attention_backward(
     )  # fmt: skip
 
 
-@kernel
+@jit_kernel
 def blocks_backward_low(
     weights: Weights,
     forms: Forms,
@@ -128,27 +128,27 @@ def blocks_backward_low(
     sequences: int,
     heads: int,
     accumulate: bool,
-    turn: Turn,
+    ticket: AccumulationTicket,
 ) -> None:
     """Take ``scratch.dx`` to the gradient of the embeddings; write or add the gradients of the blocks' tensors.
 
     The bias of the last block's MLP belongs to `head_backward_low`, which comes before; that of any other is written
-    by the block above it, in that block's part of the `turn`.
+    by the block above it, in that block's part of the `ticket`.
     """
     part = -(-weights.wte.shape[0] // HEAD_SLICE)
     for n in range(weights.qkv_weight.shape[0] - 1, -1, -1):
-        wait_turn(turn, part)
+        wait_for_predecessor(ticket, part)
         _mlp_backward(weights, forms, acts, grads, scratch, work, n, accumulate)
-        end_turn(turn, part)
-        wait_turn(turn, part + 1)
+        mark_part_done(ticket, part)
+        wait_for_predecessor(ticket, part + 1)
         _attention_backward(weights, forms, acts, grads, scratch, work, n, sequences, heads, accumulate)
-        end_turn(turn, part + 1)
+        mark_part_done(ticket, part + 1)
         part += 2
 
 
-@kernel
+@jit_kernel
 def head_loss_low(
-    weights: Weights, forms: Forms, x_final: Floats, targets: TokenIds, normed: Short, h: Short, rstd: Floats,
+    weights: Weights, forms: Forms, x_final: Floats, targets: TokenIds, normed: Bits16, h: Bits16, rstd: Floats,
     logits: Floats, work: Workspace,
 ) -> float:  # fmt: skip
     """Return the sum of the cross-entropies of all rows, without a gradient; scratch as in `head_backward_low`."""
@@ -163,7 +163,7 @@ def head_loss_low(
     return total
 
 
-@kernel
+@jit_kernel
 def head_backward_low(
     weights: Weights,
     forms: Forms,
@@ -174,7 +174,7 @@ def head_backward_low(
     scratch: LowScratch,
     work: Workspace,
     accumulate: bool,
-    turn: Turn,
+    ticket: AccumulationTicket,
 ) -> float:
     """Return the unscaled sum of the cross-entropies, and leave the gradient of `x_final` in ``scratch.dx``.
 
@@ -195,17 +195,17 @@ def head_backward_low(
         product_float(d_logits, forms.wte, False, s.dh[first:last], False, work.wide)
         for v0 in range(0, vocabulary, slice_width):
             v1 = min(v0 + slice_width, vocabulary)
-            wait_turn(turn, (v1 - 1) // HEAD_SLICE)
+            wait_for_predecessor(ticket, (v1 - 1) // HEAD_SLICE)
             turned = s.d_logits_turned[: v1 - v0, : last - first]
             transpose_bf16(d_logits[:, v0:v1], turned)
             product_outer(turned, h, grads.wte[v0:v1], adds, work.wide)
             if last == rows and v1 % HEAD_SLICE == 0 and v1 < vocabulary:
-                end_turn(turn, v0 // HEAD_SLICE)
+                mark_part_done(ticket, v0 // HEAD_SLICE)
         adds = True
     last_bias = grads.mlp_proj_bias[grads.mlp_proj_bias.shape[0] - 1]
     layernorm_backward_low(
         s.dh, s.normed, weights.lnf_weight, s.rstd, s.dx, s.dx_low,
         grads.lnf_weight, grads.lnf_bias, last_bias, False, accumulate,
     )  # fmt: skip
-    end_turn(turn, (vocabulary - 1) // HEAD_SLICE)
+    mark_part_done(ticket, (vocabulary - 1) // HEAD_SLICE)
     return total

@@ -7,16 +7,16 @@ with its transpose (`kernels.matmul.pack`). So the forms cost a write of four by
 import numpy as np
 
 from threadloom.kernels.common import AdamWStep, adamw_update
-from threadloom.kernels.compiling import JIT_ENABLED, Floats, exact
-from threadloom.kernels.matmul import PANEL, Words, join, pack_float32
-from threadloom.kernels.simd import to_bf16, write_word
+from threadloom.kernels.compiling import JIT_ENABLED, Floats, jit_strict_fp
+from threadloom.kernels.matmul import PANEL, PackedBits, pack_float32, pack_pair
+from threadloom.kernels.simd import store_uint32, to_bf16
 
 BLOCK = PANEL
 """Rows of a block: a range of rows begins at a multiple of it."""
 
 
-@exact
-def _pack_pairs_compiled(source: Floats, first_row: int, out: Words) -> None:
+@jit_strict_fp
+def _pack_pairs_compiled(source: Floats, first_row: int, out: PackedBits) -> None:
     """Pack the rows `first_row` and following of a matrix, `source` (rows, N), as pairs of rows into `out`."""
     rows, columns = source.shape
     pairs = out.shape[1]
@@ -25,18 +25,18 @@ def _pack_pairs_compiled(source: Floats, first_row: int, out: Words) -> None:
         place = out.ctypes.data + 4 * PANEL * (first_row // 2 + p)
         if 2 * p + 1 == rows:  # the last row of an odd number: zeros beside it
             for n in range(columns):
-                write_word(place + 4 * PANEL * pairs * (n // PANEL), n % PANEL, np.uint32(to_bf16(even[n])))
+                store_uint32(place + 4 * PANEL * pairs * (n // PANEL), n % PANEL, np.uint32(to_bf16(even[n])))
             continue
         for j in range(columns // PANEL):
             line, first = place + 4 * PANEL * pairs * j, j * PANEL
             for c in range(PANEL):
-                write_word(line, c, join(to_bf16(even[first + c]), to_bf16(odd[first + c])))
+                store_uint32(line, c, pack_pair(to_bf16(even[first + c]), to_bf16(odd[first + c])))
         for n in range(columns // PANEL * PANEL, columns):
             line = place + 4 * PANEL * pairs * (n // PANEL)
-            write_word(line, n % PANEL, join(to_bf16(even[n]), to_bf16(odd[n])))
+            store_uint32(line, n % PANEL, pack_pair(to_bf16(even[n]), to_bf16(odd[n])))
 
 
-def _pack_pairs_numpy(source: Floats, first_row: int, out: Words) -> None:
+def _pack_pairs_numpy(source: Floats, first_row: int, out: PackedBits) -> None:
     rows = source.shape[0]
     part = np.zeros((out.shape[0], -(-rows // BLOCK) * BLOCK // 2, PANEL), np.uint32)
     pack_float32(source, False, part)
@@ -46,8 +46,8 @@ def _pack_pairs_numpy(source: Floats, first_row: int, out: Words) -> None:
 _pack_pairs = _pack_pairs_compiled if JIT_ENABLED else _pack_pairs_numpy
 
 
-@exact
-def pack_rows(weights: Floats, first_row: int, form: Words, form_t: Words) -> None:
+@jit_strict_fp
+def pack_rows(weights: Floats, first_row: int, form: PackedBits, form_t: PackedBits) -> None:
     """Write what the rows `first_row` and following, `weights` (rows, O), are in both packed forms of their matrix.
 
     `first_row` is a multiple of `BLOCK`, and the rows end at one or at the matrix's last, or their neighbours' words
@@ -61,7 +61,7 @@ def pack_rows(weights: Floats, first_row: int, form: Words, form_t: Words) -> No
         pack_float32(part, True, form_t[panel : panel + 1])
 
 
-@exact
+@jit_strict_fp
 def adamw_update_packed(
     weights: Floats,
     new_weights: Floats,
@@ -69,8 +69,8 @@ def adamw_update_packed(
     m: Floats,
     v: Floats,
     first_row: int,
-    form: Words,
-    form_t: Words,
+    form: PackedBits,
+    form_t: PackedBits,
     step: AdamWStep,
 ) -> None:
     """Do `adamw_update` on rows of one decayed matrix, all (rows, O), and `pack_rows` of the new weights.

@@ -3,7 +3,14 @@
 May import: compiling, simd.
 """
 
-from threadloom.kernels.common.accumulation import HEAD_SLICE, Turn, end_turn, model_parts, own_turn, wait_turn
+from threadloom.kernels.common.accumulation import (
+    HEAD_SLICE,
+    AccumulationTicket,
+    mark_part_done,
+    model_parts,
+    single_writer,
+    wait_for_predecessor,
+)
 from threadloom.kernels.common.adamw import AdamWStep, adamw_update
 from threadloom.kernels.common.reduction import CHUNK, sum_lanes
 from threadloom.kernels.common.tensors import ATTENTION_TILE, Activations, Scratch, Weights
@@ -12,15 +19,15 @@ __all__ = [
     "ATTENTION_TILE",
     "CHUNK",
     "HEAD_SLICE",
+    "AccumulationTicket",
     "Activations",
     "AdamWStep",
     "Scratch",
-    "Turn",
     "Weights",
     "adamw_update",
-    "end_turn",
+    "mark_part_done",
     "model_parts",
-    "own_turn",
+    "single_writer",
     "sum_lanes",
-    "wait_turn",
+    "wait_for_predecessor",
 ]

@@ -20,7 +20,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from threadloom.kernels.compiling import JIT_ENABLED, exact
+from threadloom.kernels.compiling import JIT_ENABLED, jit_strict_fp
 
 Counts = NDArray[np.int64]
 """Counts of finished parts, ever growing: of all batches together."""
@@ -32,18 +32,18 @@ _WORD = ir.IntType(64)
 _ALWAYS = np.iinfo(np.int64).max
 
 
-class Turn(NamedTuple):
+class AccumulationTicket(NamedTuple):
     """Behind whom a micro-batch adds its gradients; each array has one element."""
 
-    before: Counts  # the parts that the micro-batch before it has finished
-    mine: Counts  # the parts that this one has finished: written here alone
+    predecessor_count: Counts  # the parts that the micro-batch before it has finished
+    done_count: Counts  # the parts that this one has finished: written here alone
     stop: Counts  # not 0: wait no longer, what is computed is thrown away
-    base: int  # what `before` and `mine` counted when the batch began
+    base: int  # what `predecessor_count` and `done_count` counted when the batch began
 
 
-def own_turn() -> Turn:
+def single_writer() -> AccumulationTicket:
     """Return the turn of somebody who adds alone."""
-    return Turn(np.full(1, _ALWAYS, np.int64), np.zeros(1, np.int64), np.zeros(1, np.int64), 0)
+    return AccumulationTicket(np.full(1, _ALWAYS, np.int64), np.zeros(1, np.int64), np.zeros(1, np.int64), 0)
 
 
 def model_parts(vocabulary: int, layers: int) -> int:
@@ -88,25 +88,25 @@ def _sleep(typing_context: Any) -> Any:
 
 if JIT_ENABLED:
 
-    @exact
-    def wait_turn(turn: Turn, part: int) -> None:
+    @jit_strict_fp
+    def wait_for_predecessor(ticket: AccumulationTicket, part: int) -> None:
         """Return once the gradients of `part` may be added to."""
-        before, stop = turn.before.ctypes.data, turn.stop.ctypes.data
-        while _load(before) <= turn.base + part and _load(stop) == 0:
+        predecessor_count, stop = ticket.predecessor_count.ctypes.data, ticket.stop.ctypes.data
+        while _load(predecessor_count) <= ticket.base + part and _load(stop) == 0:
             _sleep()
 
-    @exact
-    def end_turn(turn: Turn, part: int) -> None:
+    @jit_strict_fp
+    def mark_part_done(ticket: AccumulationTicket, part: int) -> None:
         """Say that this micro-batch has added to the gradients of `part`."""
-        _store(turn.mine.ctypes.data, turn.base + part + 1)
+        _store(ticket.done_count.ctypes.data, ticket.base + part + 1)
 
 else:
 
-    def wait_turn(turn: Turn, part: int) -> None:
+    def wait_for_predecessor(ticket: AccumulationTicket, part: int) -> None:
         """Return once the gradients of `part` may be added to."""
-        while turn.before[0] <= turn.base + part and turn.stop[0] == 0:
+        while ticket.predecessor_count[0] <= ticket.base + part and ticket.stop[0] == 0:
             time.sleep(_PAUSE * 1e-6)
 
-    def end_turn(turn: Turn, part: int) -> None:
+    def mark_part_done(ticket: AccumulationTicket, part: int) -> None:
         """Say that this micro-batch has added to the gradients of `part`."""
-        turn.mine[0] = turn.base + part + 1
+        ticket.done_count[0] = ticket.base + part + 1

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from threadloom.kernels.compiling import Floats, exact, exact_inlined
+from threadloom.kernels.compiling import Floats, jit_strict_fp, jit_strict_inline
 
 
 class AdamWStep(NamedTuple):
@@ -35,7 +35,7 @@ class _Factors(NamedTuple):
     keep: np.float32  # what decay leaves of a weight
 
 
-@exact
+@jit_strict_fp
 def _factors(step: AdamWStep, decay: float) -> _Factors:
     return _Factors(
         np.float32(step.beta1),
@@ -50,7 +50,7 @@ def _factors(step: AdamWStep, decay: float) -> _Factors:
     )
 
 
-@exact_inlined
+@jit_strict_inline
 def _element(
     weight: np.float32, g: np.float32, m: np.float32, v: np.float32, f: _Factors
 ) -> tuple[np.float32, np.float32, np.float32]:
@@ -61,7 +61,7 @@ def _element(
     return weight * f.keep - f.size * (first / (np.sqrt(second) * f.unbias + f.eps)), first, second
 
 
-@exact
+@jit_strict_fp
 def _update_range(weights: Floats, new_weights: Floats, gradient: Floats, m: Floats, v: Floats, f: _Factors) -> None:
     """Update one range whose elements are all decayed alike."""
     if weights.ctypes.data == new_weights.ctypes.data:  # one array under two names would not vectorise
@@ -72,7 +72,7 @@ def _update_range(weights: Floats, new_weights: Floats, gradient: Floats, m: Flo
             new_weights[i], m[i], v[i] = _element(weights[i], gradient[i], m[i], v[i], f)
 
 
-@exact
+@jit_strict_fp
 def adamw_update(
     weights: Floats, new_weights: Floats, gradient: Floats, m: Floats, v: Floats, decayed: int, step: AdamWStep
 ) -> None:

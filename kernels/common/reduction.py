@@ -7,7 +7,7 @@ chunks of an arena in any way.
 import numpy as np
 from numpy.typing import NDArray
 
-from threadloom.kernels.compiling import Floats, kernel
+from threadloom.kernels.compiling import Floats, jit_kernel
 
 CHUNK = 65536
 """Elements of one chunk: 256 KiB a lane."""
@@ -15,19 +15,19 @@ CHUNK = 65536
 _BLOCK = 4096  # elements summed over all lanes before the next ones, so that the sum stays in the L1 cache
 
 
-@kernel
+@jit_kernel
 def _add(total: Floats, term: Floats) -> None:
     for i in range(total.shape[0]):
         total[i] += term[i]
 
 
-@kernel
+@jit_kernel
 def _copy(target: Floats, source: Floats) -> None:
     for i in range(target.shape[0]):
         target[i] = source[i]
 
 
-@kernel
+@jit_kernel
 def _sum_of_squares(values: Floats) -> float:
     total = 0.0
     for i in range(values.shape[0]):
@@ -36,7 +36,7 @@ def _sum_of_squares(values: Floats) -> float:
     return total
 
 
-@kernel
+@jit_kernel
 def sum_lanes(lanes: Floats, out: Floats, partials: NDArray[np.float64], first_chunk: int, last_chunk: int) -> None:
     """Sum the lanes, in their order, for the chunks ``first_chunk .. last_chunk - 1``.
 

@@ -7,29 +7,29 @@ from threadloom.kernels.compiling.arrays import Floats, TokenIds
 from threadloom.kernels.compiling.entry import Entry
 from threadloom.kernels.compiling.jit import (
     JIT_ENABLED,
-    OVERLOAD_EXACT_INLINED,
     OVERLOAD_OPTIONS,
+    OVERLOAD_STRICT_INLINE,
     SOURCES_DIGEST,
-    exact,
-    exact_inlined,
-    inlined,
-    kernel,
-    transparent,
+    jit_always_inline,
+    jit_inline_body,
+    jit_kernel,
+    jit_strict_fp,
+    jit_strict_inline,
 )
 from threadloom.kernels.compiling.target import TARGET
 
 __all__ = [
     "JIT_ENABLED",
-    "OVERLOAD_EXACT_INLINED",
     "OVERLOAD_OPTIONS",
+    "OVERLOAD_STRICT_INLINE",
     "SOURCES_DIGEST",
     "TARGET",
     "Entry",
     "Floats",
     "TokenIds",
-    "exact",
-    "exact_inlined",
-    "inlined",
-    "kernel",
-    "transparent",
+    "jit_always_inline",
+    "jit_inline_body",
+    "jit_kernel",
+    "jit_strict_fp",
+    "jit_strict_inline",
 ]

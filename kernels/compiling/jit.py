@@ -1,15 +1,15 @@
 """The one place of compiler flags: every kernel of the package is decorated with something from here.
 
-`kernel` compiles to machine code that holds no GIL, caches it on disk, and allows the float32 rewrites that change
+`jit_kernel` compiles to machine code that holds no GIL, caches it on disk, and allows the float32 rewrites that change
 neither NaN nor infinity: reassociation (so that sums vectorise), fused multiply-add, reciprocals, and no sign of zero.
 `nnan` and `ninf` are left out on purpose: a diverging run must show NaN, not something undefined.
 
-`exact` allows no rewrite at all. It is for element-wise passes whose result must not depend on how an array is cut:
-LLVM may lower a division to an estimate in the vector body and to a true division in the scalar remainder, and only
-without these flags are the two the same bits.
+`jit_strict_fp` allows no rewrite at all. It is for element-wise passes whose result must not depend on how an array is
+split: LLVM may lower a division to an estimate in the vector body and to a true division in the scalar remainder, and
+only without these flags are the two the same bits.
 
-`inlined` is for small helpers that must disappear into the loop of their caller, so that it vectorises. Multiply-add
-may be fused in it, but nothing is reassociated, so that a two-part constant stays two parts.
+`jit_always_inline` is for small helpers that must be inlined into the loop of their caller, so that it vectorises.
+Multiply-add may be fused in it, but nothing is reassociated, so that a two-part constant stays two parts.
 
 A compiled kernel holds the code of those it calls, but Numba's cache looks only at the file of the outermost one, and
 would run yesterday's inner kernel after an edit or an upgrade. So every cache entry is stamped with a digest of all the
@@ -42,9 +42,9 @@ _COMMON: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck":
 _INLINED: dict[str, Any] = {"fastmath": False, "forceinline": True}
 
 OVERLOAD_OPTIONS: dict[str, Any] = _COMMON | {"fastmath": FASTMATH}
-"""What `kernel` compiles with, for the ``jit_options`` of an ``overload``, which takes no decorator from here."""
-OVERLOAD_EXACT_INLINED: dict[str, Any] = _COMMON | _INLINED
-"""The same of `exact_inlined`."""
+"""What `jit_kernel` compiles with, for the ``jit_options`` of an ``overload``, which takes no decorator from here."""
+OVERLOAD_STRICT_INLINE: dict[str, Any] = _COMMON | _INLINED
+"""The same of `jit_strict_inline`."""
 
 
 def _sources_digest() -> str:
@@ -69,7 +69,7 @@ def _compiled(function: Function, **options: Any) -> Function:
     return cast(Function, dispatcher)
 
 
-def transparent(function: Function) -> Function:
+def jit_inline_body(function: Function) -> Function:
     """Let Numba write the body of `function` into its callers: for those that only pass things on.
 
     Numba compiles and LLVM optimises every kernel with all that it calls, so each layer of wrappers around a large
@@ -79,21 +79,21 @@ def transparent(function: Function) -> Function:
     return _compiled(function, fastmath=False, inline="always")
 
 
-def kernel(function: Function) -> Function:
+def jit_kernel(function: Function) -> Function:
     """Compile `function` with the package's flags; the arguments' types are found at the first call."""
     return _compiled(function, fastmath=FASTMATH)
 
 
-def exact(function: Function) -> Function:
+def jit_strict_fp(function: Function) -> Function:
     """Compile `function` without any floating-point rewrite: every element has the bits of IEEE arithmetic."""
     return _compiled(function, fastmath=False)
 
 
-def exact_inlined(function: Function) -> Function:
-    """Compile a helper of an `exact` kernel, inlined like `inlined` and free of rewrites like `exact`."""
+def jit_strict_inline(function: Function) -> Function:
+    """Compile a helper of a `jit_strict_fp` kernel: always inlined, without any floating-point rewrite."""
     return _compiled(function, **_INLINED)
 
 
-def inlined(function: Function) -> Function:
+def jit_always_inline(function: Function) -> Function:
     """Compile a helper that LLVM must inline; only fused multiply-add and the sign of zero are free."""
     return _compiled(function, fastmath={"nsz", "contract"}, forceinline=True)

@@ -10,7 +10,7 @@ import math
 import numpy as np
 
 from threadloom.kernels.common import ATTENTION_TILE
-from threadloom.kernels.compiling import Floats, kernel
+from threadloom.kernels.compiling import Floats, jit_kernel
 from threadloom.kernels.matmul import gemm
 from threadloom.kernels.simd import exp32, row_max
 
@@ -18,7 +18,7 @@ _ZERO = np.float32(0.0)
 _BLOCK = 16  # a row's exponentials are made in whole blocks of so many, to stay in vector code
 
 
-@kernel
+@jit_kernel
 def _softmax_rows(scores: Floats, lse: Floats, queries: int, keys: int) -> None:
     """Turn the tile's scores into probabilities; query i sees the keys up to ``keys - queries + i``, others get 0."""
     for i in range(queries):
@@ -41,7 +41,7 @@ def _softmax_rows(scores: Floats, lse: Floats, queries: int, keys: int) -> None:
         lse[i] = largest + np.float32(math.log(total))
 
 
-@kernel
+@jit_kernel
 def attention_forward(qkv: Floats, sequences: int, heads: int, out: Floats, lse: Floats, scores: Floats) -> None:
     """Write the heads' outputs to `out` (R, C), and to `lse` (B, H, T) the log of each row's sum of exponentials.
 
@@ -68,7 +68,7 @@ def attention_forward(qkv: Floats, sequences: int, heads: int, out: Floats, lse:
                 gemm(tile, qkv[begin : begin + keys, v0 : v0 + size], target, False, False, 1.0, 0.0)
 
 
-@kernel
+@jit_kernel
 def _probability_rows(scores: Floats, lse: Floats, queries: int, keys: int) -> None:
     """Turn the tile's scores into the probabilities that forward had."""
     for i in range(queries):
@@ -84,7 +84,7 @@ def _probability_rows(scores: Floats, lse: Floats, queries: int, keys: int) -> N
             row[j] = _ZERO
 
 
-@kernel
+@jit_kernel
 def _d_score_rows(
     scores: Floats, d_scores: Floats, out: Floats, d_out: Floats, column: int, size: int, queries: int, keys: int
 ) -> None:
@@ -99,7 +99,7 @@ def _d_score_rows(
             dp[j] = p[j] * (dp[j] - delta)
 
 
-@kernel
+@jit_kernel
 def attention_backward(
     d_out: Floats,
     out: Floats,

@@ -4,13 +4,13 @@ import math
 
 import numpy as np
 
-from threadloom.kernels.compiling import Floats, TokenIds, kernel
+from threadloom.kernels.compiling import Floats, TokenIds, jit_kernel
 from threadloom.kernels.simd import exp32, row_max
 
 _ZERO = np.float32(0.0)
 
 
-@kernel
+@jit_kernel
 def cross_entropy_forward(logits: Floats, targets: TokenIds) -> float:
     """Return the sum over the rows of ``log(sum(exp(logits))) - logits[target]``: logits (n, V), targets (n,)."""
     total = 0.0
@@ -24,7 +24,7 @@ def cross_entropy_forward(logits: Floats, targets: TokenIds) -> float:
     return total
 
 
-@kernel
+@jit_kernel
 def cross_entropy_backward(logits: Floats, targets: TokenIds, scale: float) -> float:
     """Return what `cross_entropy_forward` does and overwrite `logits` with ``(softmax - one-hot) * scale``."""
     factor = np.float32(scale)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from threadloom.kernels.common import Weights
-from threadloom.kernels.compiling import Floats, kernel
+from threadloom.kernels.compiling import Floats, jit_kernel
 from threadloom.kernels.float32.gelu import gelu_forward
 from threadloom.kernels.float32.layernorm import layernorm_row
 from threadloom.kernels.simd import exp32, row_max
@@ -36,7 +36,7 @@ class DecodeScratch(NamedTuple):
     scores: Floats  # (context,) scores of one head
 
 
-@kernel
+@jit_kernel
 def _add_product(x: Floats, weight: Floats, out: Floats) -> None:
     """Add ``x @ weight`` to `out`: x (I,), weight (I, O), out (O,); eight rows of the weight a pass."""
     rows = weight.shape[0]
@@ -55,7 +55,7 @@ def _add_product(x: Floats, weight: Floats, out: Floats) -> None:
             out[j] += factor * row[j]
 
 
-@kernel
+@jit_kernel
 def _dot(a: Floats, b: Floats) -> np.float32:
     total = _ZERO
     for j in range(a.shape[0]):
@@ -63,13 +63,13 @@ def _dot(a: Floats, b: Floats) -> np.float32:
     return total
 
 
-@kernel
+@jit_kernel
 def _copy(source: Floats, target: Floats) -> None:
     for j in range(target.shape[0]):
         target[j] = source[j]
 
 
-@kernel
+@jit_kernel
 def _attend(qkv: Floats, keys: Floats, values: Floats, count: int, heads: int, scores: Floats, out: Floats) -> None:
     """Write the attention of one query over the first `count` keys and values (context, C) to `out` (C,)."""
     channels = out.shape[0]
@@ -96,7 +96,7 @@ def _attend(qkv: Floats, keys: Floats, values: Floats, count: int, heads: int, s
                 target[j] += share * row[j]
 
 
-@kernel
+@jit_kernel
 def next_logits(weights: Weights, x: Floats, h: Floats, logits: Floats) -> None:
     """Write the logits (V,) that follow `x` (C,), a row that left the last block; `h` (C,) is scratch."""
     layernorm_row(x, weights.lnf_weight, weights.lnf_bias, h)
@@ -104,7 +104,7 @@ def next_logits(weights: Weights, x: Floats, h: Floats, logits: Floats) -> None:
         logits[v] = _dot(weights.wte[v], h)
 
 
-@kernel
+@jit_kernel
 def decode_token(
     weights: Weights, cache: KVCache, token: int, position: int, heads: int, scratch: DecodeScratch, logits: Floats
 ) -> None:
@@ -135,13 +135,13 @@ def decode_token(
     next_logits(w, s.x, s.h, logits)
 
 
-@kernel
+@jit_kernel
 def _add_to(target: Floats, term: Floats) -> None:
     for j in range(target.shape[0]):
         target[j] += term[j]
 
 
-@kernel
+@jit_kernel
 def prefill_cache(qkv: Floats, first_row: int, length: int, cache: KVCache) -> None:
     """Fill positions 0 .. length - 1 of the cache from the rows ``first_row ...`` of forward's `qkv` (L, R, 3C)."""
     channels = cache.keys.shape[2]

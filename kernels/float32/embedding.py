@@ -1,9 +1,9 @@
 """Token and position embeddings: gather in forward, scatter in backward."""
 
-from threadloom.kernels.compiling import Floats, TokenIds, kernel
+from threadloom.kernels.compiling import Floats, TokenIds, jit_kernel
 
 
-@kernel
+@jit_kernel
 def embedding_forward(wte: Floats, wpe: Floats, ids: TokenIds, sequence_length: int, out: Floats) -> None:
     """Write ``wte[ids[r]] + wpe[r % T]`` to row r of `out` (R, C); `ids` (R,) must lie in 0 .. V - 1."""
     for r in range(ids.shape[0]):
@@ -12,7 +12,7 @@ def embedding_forward(wte: Floats, wpe: Floats, ids: TokenIds, sequence_length: 
             row[j] = token[j] + position[j]
 
 
-@kernel
+@jit_kernel
 def embedding_backward(
     ids: TokenIds, dx: Floats, sequence_length: int, d_wte: Floats, d_wpe: Floats, accumulate: bool
 ) -> None:

@@ -6,7 +6,7 @@ The bias of the layer before is in `x` already: `linear_forward` writes it where
 
 import numpy as np
 
-from threadloom.kernels.compiling import Floats, kernel
+from threadloom.kernels.compiling import Floats, jit_kernel
 from threadloom.kernels.simd import sigmoid32
 
 _LINEAR = np.float32(1.5957691216057308)  # 2 sqrt(2 / pi)
@@ -15,7 +15,7 @@ _THREE = np.float32(3.0)
 _ONE = np.float32(1.0)
 
 
-@kernel
+@jit_kernel
 def gelu_forward(x: Floats, out: Floats) -> None:
     """Write GELU(x) to `out`; both (R, F)."""
     for r in range(x.shape[0]):
@@ -25,7 +25,7 @@ def gelu_forward(x: Floats, out: Floats) -> None:
             target[j] = v * sigmoid32(v * (_LINEAR + _CUBIC * v * v))
 
 
-@kernel
+@jit_kernel
 def gelu_backward(x: Floats, d: Floats, out: Floats) -> None:
     """Turn `d`, the gradient of GELU(x), into the gradient of `x` in place, and write GELU(x) again to `out`; (R, F).
 

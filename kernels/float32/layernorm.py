@@ -2,14 +2,14 @@
 
 import numpy as np
 
-from threadloom.kernels.compiling import Floats, kernel
+from threadloom.kernels.compiling import Floats, jit_kernel
 
 EPSILON = np.float32(1e-5)
 _ONE = np.float32(1.0)
 _ZERO = np.float32(0.0)
 
 
-@kernel
+@jit_kernel
 def layernorm_row(row: Floats, weight: Floats, bias: Floats, out: Floats) -> tuple[np.float32, np.float32]:
     """Write ``(row - mean) * rstd * weight + bias`` to `out`, all (C,), and return mean and rstd.
 
@@ -30,14 +30,14 @@ def layernorm_row(row: Floats, weight: Floats, bias: Floats, out: Floats) -> tup
     return mean, rstd
 
 
-@kernel
+@jit_kernel
 def layernorm_forward(x: Floats, weight: Floats, bias: Floats, out: Floats, mean: Floats, rstd: Floats) -> None:
     """Write the normalised rows of `x` to `out`, both (R, C), and keep `mean` and `rstd` (R,) for backward."""
     for r in range(x.shape[0]):
         mean[r], rstd[r] = layernorm_row(x[r], weight, bias, out[r])
 
 
-@kernel
+@jit_kernel
 def layernorm_apply(x: Floats, weight: Floats, bias: Floats, mean: Floats, rstd: Floats, out: Floats) -> None:
     """Make the output of `layernorm_forward` again from the kept `mean` and `rstd`."""
     for r in range(x.shape[0]):
@@ -47,7 +47,7 @@ def layernorm_apply(x: Floats, weight: Floats, bias: Floats, mean: Floats, rstd:
             target[j] = (row[j] - middle) * scale * weight[j] + bias[j]
 
 
-@kernel
+@jit_kernel
 def layernorm_backward(
     d_out: Floats,
     x: Floats,

@@ -4,11 +4,11 @@ The bias (and the residual) is written into the output before the product, which
 a pass on clearing the output anyway.
 """
 
-from threadloom.kernels.compiling import Floats, kernel
+from threadloom.kernels.compiling import Floats, jit_kernel
 from threadloom.kernels.matmul import gemm
 
 
-@kernel
+@jit_kernel
 def linear_forward(x: Floats, weight: Floats, bias: Floats, out: Floats) -> None:
     """Write ``x @ weight + bias`` to `out`: x (R, I), weight (I, O), bias (O,), out (R, O)."""
     for r in range(out.shape[0]):
@@ -18,7 +18,7 @@ def linear_forward(x: Floats, weight: Floats, bias: Floats, out: Floats) -> None
     gemm(x, weight, out, False, False, 1.0, 1.0)
 
 
-@kernel
+@jit_kernel
 def linear_residual_forward(x: Floats, weight: Floats, bias: Floats, residual: Floats, out: Floats) -> None:
     """Write ``residual + x @ weight + bias`` to `out`: as `linear_forward`, with residual (R, O)."""
     for r in range(out.shape[0]):
@@ -28,19 +28,19 @@ def linear_residual_forward(x: Floats, weight: Floats, bias: Floats, residual: F
     gemm(x, weight, out, False, False, 1.0, 1.0)
 
 
-@kernel
+@jit_kernel
 def linear_backward_input(d_out: Floats, weight: Floats, dx: Floats) -> None:
     """Write the gradient of the input, ``d_out @ weight.T``, to `dx` (R, I)."""
     gemm(d_out, weight, dx, False, True, 1.0, 0.0)
 
 
-@kernel
+@jit_kernel
 def linear_backward_weight(x: Floats, d_out: Floats, d_weight: Floats, accumulate: bool) -> None:
     """Write, or add when `accumulate`, the gradient of the weight, ``x.T @ d_out``, to `d_weight` (I, O)."""
     gemm(x, d_out, d_weight, True, False, 1.0, 1.0 if accumulate else 0.0)
 
 
-@kernel
+@jit_kernel
 def linear_backward_bias(d_out: Floats, d_bias: Floats, accumulate: bool) -> None:
     """Write, or add when `accumulate`, the gradient of the bias, the sum of `d_out`'s rows, to `d_bias` (O,)."""
     rows, columns = d_out.shape

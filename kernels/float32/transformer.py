@@ -5,8 +5,16 @@ a last LayerNorm, and the token embedding as the output projection. Forward keep
 makes the LayerNorms' and the GELU's outputs again, which costs less than keeping them.
 """
 
-from threadloom.kernels.common import HEAD_SLICE, Activations, Scratch, Turn, Weights, end_turn, wait_turn
-from threadloom.kernels.compiling import Floats, TokenIds, kernel
+from threadloom.kernels.common import (
+    HEAD_SLICE,
+    AccumulationTicket,
+    Activations,
+    Scratch,
+    Weights,
+    mark_part_done,
+    wait_for_predecessor,
+)
+from threadloom.kernels.compiling import Floats, TokenIds, jit_kernel
 from threadloom.kernels.float32.attention import attention_backward, attention_forward
 from threadloom.kernels.float32.cross_entropy import cross_entropy_backward, cross_entropy_forward
 from threadloom.kernels.float32.gelu import gelu_backward, gelu_forward
@@ -21,7 +29,7 @@ from threadloom.kernels.float32.linear import (
 from threadloom.kernels.matmul import gemm
 
 
-@kernel
+@jit_kernel
 def blocks_forward(weights: Weights, acts: Activations, sequences: int, heads: int) -> None:
     """Run all blocks on ``acts.x[0]``, the embeddings, and fill every activation; R is a multiple of `sequences`."""
     w, a = weights, acts
@@ -37,7 +45,7 @@ def blocks_forward(weights: Weights, acts: Activations, sequences: int, heads: i
         linear_residual_forward(a.gelu, w.mlp_proj_weight[n], w.mlp_proj_bias[n], x_mid, a.x[n + 1])
 
 
-@kernel
+@jit_kernel
 def _mlp_backward(
     weights: Weights, acts: Activations, grads: Weights, scratch: Scratch, n: int, accumulate: bool
 ) -> None:
@@ -57,7 +65,7 @@ def _mlp_backward(
     )
 
 
-@kernel
+@jit_kernel
 def _attention_backward(
     weights: Weights,
     acts: Activations,
@@ -84,7 +92,7 @@ def _attention_backward(
     )
 
 
-@kernel
+@jit_kernel
 def blocks_backward(
     weights: Weights,
     acts: Activations,
@@ -93,25 +101,25 @@ def blocks_backward(
     sequences: int,
     heads: int,
     accumulate: bool,
-    turn: Turn,
+    ticket: AccumulationTicket,
 ) -> None:
     """Take ``scratch.dx`` from the gradient of x[L] to that of x[0]; write or add the gradients of the blocks' tensors.
 
-    Without `accumulate` every such gradient is overwritten, whatever was there. The parts of the `turn` are those after
-    the head's.
+    Without `accumulate` every such gradient is overwritten, whatever was there. The parts of the `ticket` are those
+    after the head's.
     """
     part = -(-weights.wte.shape[0] // HEAD_SLICE)
     for n in range(weights.qkv_weight.shape[0] - 1, -1, -1):
-        wait_turn(turn, part)
+        wait_for_predecessor(ticket, part)
         _mlp_backward(weights, acts, grads, scratch, n, accumulate)
-        end_turn(turn, part)
-        wait_turn(turn, part + 1)
+        mark_part_done(ticket, part)
+        wait_for_predecessor(ticket, part + 1)
         _attention_backward(weights, acts, grads, scratch, n, sequences, heads, accumulate)
-        end_turn(turn, part + 1)
+        mark_part_done(ticket, part + 1)
         part += 2
 
 
-@kernel
+@jit_kernel
 def head_loss(weights: Weights, x_final: Floats, targets: TokenIds, h: Floats, logits: Floats) -> float:
     """Return the sum of the cross-entropies of all rows, without a gradient.
 
@@ -130,7 +138,7 @@ def head_loss(weights: Weights, x_final: Floats, targets: TokenIds, h: Floats, l
     return total
 
 
-@kernel
+@jit_kernel
 def head_backward(
     weights: Weights,
     x_final: Floats,
@@ -139,14 +147,14 @@ def head_backward(
     grads: Weights,
     scratch: Scratch,
     accumulate: bool,
-    turn: Turn,
+    ticket: AccumulationTicket,
 ) -> float:
     """Return the unscaled sum of the cross-entropies, and leave the gradient of `x_final` in ``scratch.dx``.
 
     Every gradient is multiplied by `scale` (1 / tokens of the batch makes them those of the mean). Those of `wte`,
     `lnf_weight` and `lnf_bias` are written, or added when `accumulate`. The logits exist for the rows of one chunk
     (``scratch.logits.shape[0]``) at a time, and their gradient takes their place. The rows of `wte` are the first parts
-    of the `turn`.
+    of the `ticket`.
     """
     s = scratch
     rows, chunk, vocabulary = x_final.shape[0], s.logits.shape[0], weights.wte.shape[0]
@@ -162,14 +170,14 @@ def head_backward(
         gemm(logits, weights.wte, s.dh[first:last], False, False, 1.0, 0.0)
         for part in range(parts):
             v0, v1 = part * HEAD_SLICE, min((part + 1) * HEAD_SLICE, vocabulary)
-            wait_turn(turn, part)
+            wait_for_predecessor(ticket, part)
             gemm(logits[:, v0:v1], h, grads.wte[v0:v1], True, False, 1.0, beta)
             if last == rows and v1 < vocabulary:
-                end_turn(turn, part)
+                mark_part_done(ticket, part)
         beta = 1.0
     mean, rstd = s.lnf_mean, s.lnf_rstd
     layernorm_backward(
         s.dh, x_final, weights.lnf_weight, mean, rstd, s.dx, grads.lnf_weight, grads.lnf_bias, False, accumulate
     )
-    end_turn(turn, parts - 1)
+    mark_part_done(ticket, parts - 1)
     return total

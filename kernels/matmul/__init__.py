@@ -7,8 +7,16 @@ from threadloom.kernels.matmul.amx import K_STEP, TILE_SIZE, configure_tiles, re
 from threadloom.kernels.matmul.bf16 import gemm_bf16, gemm_rows_bf16, linear_bf16, linear_gelu_bf16
 from threadloom.kernels.matmul.blas import BlasInfo, GemmBackend, blas_info, gemm, gemm_backend
 from threadloom.kernels.matmul.epilogue import round_vector
-from threadloom.kernels.matmul.fp16 import gemm_half, half_scratch_sizes, half_sums_size, linear_half
-from threadloom.kernels.matmul.pack import PANEL, Words, join, pack_bf16, pack_float32, packed_shape, transpose_bf16
+from threadloom.kernels.matmul.fp16 import fp16_scratch_sizes, fp16_sums_size, gemm_fp16, linear_fp16
+from threadloom.kernels.matmul.pack import (
+    PANEL,
+    PackedBits,
+    pack_bf16,
+    pack_float32,
+    pack_pair,
+    packed_shape,
+    transpose_bf16,
+)
 from threadloom.kernels.matmul.split import gemm_split
 
 __all__ = [
@@ -17,23 +25,23 @@ __all__ = [
     "TILE_SIZE",
     "BlasInfo",
     "GemmBackend",
-    "Words",
+    "PackedBits",
     "blas_info",
     "configure_tiles",
+    "fp16_scratch_sizes",
+    "fp16_sums_size",
     "gemm",
     "gemm_backend",
     "gemm_bf16",
-    "gemm_half",
+    "gemm_fp16",
     "gemm_rows_bf16",
     "gemm_split",
-    "half_scratch_sizes",
-    "half_sums_size",
-    "join",
     "linear_bf16",
+    "linear_fp16",
     "linear_gelu_bf16",
-    "linear_half",
     "pack_bf16",
     "pack_float32",
+    "pack_pair",
     "packed_shape",
     "release_tiles",
     "round_vector",

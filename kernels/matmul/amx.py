@@ -25,7 +25,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from threadloom.kernels.simd import BYTE, FLOAT, HAS_TILES, INT, WORD, pointer, word
+from threadloom.kernels.simd import FLOAT32, HAS_AMX_BF16, INT8, INT32, INT64, int64, pointer
 
 TILE_SIZE = 32  # rows, and columns, of the result
 K_STEP = 32  # numbers along k of one step
@@ -81,7 +81,7 @@ class _Tiles:
         self._builder.call(function, arguments)
 
     def _memory(self, address: Any) -> Any:
-        return self._builder.inttoptr(address, BYTE.as_pointer())
+        return self._builder.inttoptr(address, INT8.as_pointer())
 
     def configure(self) -> None:
         """Give every tile 16 rows of 64 bytes: palette 1, bytes of a row from byte 16, rows from byte 48."""
@@ -90,25 +90,25 @@ class _Tiles:
         layout[0] = 1
         for tile in range(8):
             layout[16 + 2 * tile], layout[48 + tile] = _ROW_BYTES, _ROWS
-        kind = ir.ArrayType(BYTE, 64)
+        kind = ir.ArrayType(INT8, 64)
         place = cgutils.alloca_once(builder, kind)
         builder.store(ir.Constant(kind, layout), place)
-        self._call("ldtilecfg", builder.bitcast(place, BYTE.as_pointer()))
+        self._call("ldtilecfg", builder.bitcast(place, INT8.as_pointer()))
 
     def release(self) -> None:
         self._call("tilerelease")
 
     def zero(self, tile: int) -> None:
-        self._call("tilezero", ir.Constant(BYTE, tile))
+        self._call("tilezero", ir.Constant(INT8, tile))
 
     def load(self, tile: int, address: Any, stride: Any) -> None:
-        self._call("tileloadd64", ir.Constant(BYTE, tile), self._memory(address), stride)
+        self._call("tileloadd64", ir.Constant(INT8, tile), self._memory(address), stride)
 
     def store(self, tile: int, address: Any, stride: Any) -> None:
-        self._call("tilestored64", ir.Constant(BYTE, tile), self._memory(address), stride)
+        self._call("tilestored64", ir.Constant(INT8, tile), self._memory(address), stride)
 
     def product(self, result: int, left: int, right: int) -> None:
-        self._call("tdpbf16ps", *(ir.Constant(BYTE, tile) for tile in (result, left, right)))
+        self._call("tdpbf16ps", *(ir.Constant(INT8, tile) for tile in (result, left, right)))
 
 
 class _EmulatedTiles:
@@ -118,8 +118,8 @@ class _EmulatedTiles:
 
     def __init__(self, builder: Any) -> None:
         self._builder = builder
-        kind = ir.ArrayType(INT, _ROWS * _ROW_BYTES // 4)
-        self._tiles = [builder.ptrtoint(cgutils.alloca_once(builder, kind), WORD) for _ in range(8)]
+        kind = ir.ArrayType(INT32, _ROWS * _ROW_BYTES // 4)
+        self._tiles = [builder.ptrtoint(cgutils.alloca_once(builder, kind), INT64) for _ in range(8)]
 
     def configure(self) -> None:
         """Do nothing: memory needs no configuration."""
@@ -128,23 +128,23 @@ class _EmulatedTiles:
         """Do nothing."""
 
     def _element(self, kind: Any, tile: int, row: Any, column: Any) -> Any:
-        offsets = (self._builder.mul(row, word(_ROW_BYTES)), self._builder.mul(column, word(4)))
+        offsets = (self._builder.mul(row, int64(_ROW_BYTES)), self._builder.mul(column, int64(4)))
         return pointer(self._builder, kind, self._tiles[tile], *offsets)
 
     def _each(self, tile: int, action: Any) -> None:
         builder = self._builder
         with (
-            cgutils.for_range(builder, word(_ROWS)) as rows,
-            cgutils.for_range(builder, word(_ROW_BYTES // 4)) as columns,
+            cgutils.for_range(builder, int64(_ROWS)) as rows,
+            cgutils.for_range(builder, int64(_ROW_BYTES // 4)) as columns,
         ):
-            action(self._element(INT, tile, rows.index, columns.index), rows.index, columns.index)
+            action(self._element(INT32, tile, rows.index, columns.index), rows.index, columns.index)
 
     def _outside(self, address: Any, stride: Any, row: Any, column: Any) -> Any:
         builder = self._builder
-        return pointer(builder, INT, address, builder.mul(stride, row), builder.mul(column, word(4)))
+        return pointer(builder, INT32, address, builder.mul(stride, row), builder.mul(column, int64(4)))
 
     def zero(self, tile: int) -> None:
-        self._each(tile, lambda place, row, column: self._builder.store(ir.Constant(INT, 0), place))
+        self._each(tile, lambda place, row, column: self._builder.store(ir.Constant(INT32, 0), place))
 
     def load(self, tile: int, address: Any, stride: Any) -> None:
         builder = self._builder
@@ -168,23 +168,23 @@ class _EmulatedTiles:
         builder = self._builder
 
         def halves(value: Any) -> Any:
-            low = builder.shl(value, ir.Constant(INT, 16))
-            high = builder.and_(value, ir.Constant(INT, 0xFFFF0000))
-            return [builder.bitcast(half, FLOAT) for half in (low, high)]
+            low = builder.shl(value, ir.Constant(INT32, 16))
+            high = builder.and_(value, ir.Constant(INT32, 0xFFFF0000))
+            return [builder.bitcast(half, FLOAT32) for half in (low, high)]
 
-        with cgutils.for_range(builder, word(_ROWS)) as rows, cgutils.for_range(builder, word(16)) as pairs:
-            factors = halves(builder.load(self._element(INT, left, rows.index, pairs.index)))
-            with cgutils.for_range(builder, word(16)) as columns:
-                place = self._element(FLOAT, result, rows.index, columns.index)
+        with cgutils.for_range(builder, int64(_ROWS)) as rows, cgutils.for_range(builder, int64(16)) as pairs:
+            factors = halves(builder.load(self._element(INT32, left, rows.index, pairs.index)))
+            with cgutils.for_range(builder, int64(16)) as columns:
+                place = self._element(FLOAT32, result, rows.index, columns.index)
                 total = builder.load(place)
-                others = halves(builder.load(self._element(INT, right, pairs.index, columns.index)))
+                others = halves(builder.load(self._element(INT32, right, pairs.index, columns.index)))
                 for factor, other in zip(factors, others, strict=True):
                     total = builder.fadd(total, builder.fmul(factor, other))
                 builder.store(total, place)
 
 
 def _machine(builder: Any) -> Any:
-    return _Tiles(builder) if HAS_TILES else _EmulatedTiles(builder)
+    return _Tiles(builder) if HAS_AMX_BF16 else _EmulatedTiles(builder)
 
 
 @intrinsic
@@ -192,7 +192,7 @@ def configure_tiles(typing_context: Any) -> Any:
     """Set up this thread's tiles; `release_tiles` must follow before the thread leaves the kernel."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        if HAS_TILES:
+        if HAS_AMX_BF16:
             _Tiles(builder).configure()
         return context.get_dummy_value()
 
@@ -204,7 +204,7 @@ def release_tiles(typing_context: Any) -> Any:
     """Clear this thread's tiles, so that the system need not save 8 KiB at each switch of threads."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        if HAS_TILES:
+        if HAS_AMX_BF16:
             _Tiles(builder).release()
         return context.get_dummy_value()
 
@@ -223,12 +223,12 @@ def tile_amx(
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         a, row_bytes, panel, steps, out, out_bytes, accumulate = arguments
         machine = _machine(builder)
-        starts, strides = (a, panel), (row_bytes, word(128))
+        starts, strides = (a, panel), (row_bytes, int64(128))
 
         def place(result: TileResult) -> Any:
-            return builder.add(out, builder.add(builder.mul(out_bytes, word(result.row)), word(result.column)))
+            return builder.add(out, builder.add(builder.mul(out_bytes, int64(result.row)), int64(result.column)))
 
-        with builder.if_else(builder.icmp_signed("!=", accumulate, word(0))) as (then, otherwise):
+        with builder.if_else(builder.icmp_signed("!=", accumulate, int64(0))) as (then, otherwise):
             with then:
                 for result in RESULTS:
                     machine.load(result.tile, place(result), out_bytes)
@@ -238,8 +238,8 @@ def tile_amx(
         with cgutils.for_range(builder, steps) as loop:
             for load in LOADS:
                 stride = strides[load.operand]
-                offset = builder.add(builder.mul(stride, word(load.row)), word(load.column))
-                along_k = builder.mul(loop.index, word(load.step))
+                offset = builder.add(builder.mul(stride, int64(load.row)), int64(load.column))
+                along_k = builder.mul(loop.index, int64(load.step))
                 machine.load(load.tile, builder.add(builder.add(starts[load.operand], offset), along_k), stride)
             for product in PRODUCTS:
                 machine.product(*product)

@@ -22,22 +22,22 @@ from typing import NamedTuple
 import numpy as np
 from numba import types
 
-from threadloom.kernels.compiling import JIT_ENABLED, Entry, Floats, exact, exact_inlined
+from threadloom.kernels.compiling import JIT_ENABLED, Entry, Floats, jit_strict_fp, jit_strict_inline
 from threadloom.kernels.matmul.amx import K_STEP, TILE_SIZE, configure_tiles, release_tiles, tile_amx
 from threadloom.kernels.matmul.epilogue import finish_gelu, finish_rounded
-from threadloom.kernels.matmul.pack import PANEL, Words, pack_panel, unpack_bf16
+from threadloom.kernels.matmul.pack import PANEL, PackedBits, pack_panel, unpack_bf16
 from threadloom.kernels.matmul.tile import TILE_COLUMNS, TILE_ROWS, tile_avx512, tile_float32
 from threadloom.kernels.simd import (
-    Bits,
+    BF16Bits,
     DotPath,
     chosen_path,
-    read_float,
-    read_short,
-    rounded,
-    stack_space,
-    widened,
-    write_float,
-    write_short,
+    load_float32,
+    load_uint16,
+    round_to_bf16,
+    stack_buffer,
+    store_float32,
+    store_uint16,
+    upcast_bf16,
 )
 
 _DEPTH = 4096  # longest sum in one go: a panel of it is 256 KiB, a part of the L2 cache
@@ -48,10 +48,10 @@ _CUBIC = np.float32(0.07135481282636)  # 0.044715 * 2 sqrt(2 / pi)
 
 _AMX, _AVX512 = DotPath.AMX.value, DotPath.AVX512.value
 _WRITE, _ADD, _ROUND, _GELU = range(4)
-_tile_space = stack_space(TILE_SIZE * PANEL * 4)
-_bias_space = stack_space(PANEL * 4)
-_panel_space = stack_space(_STACK_DEPTH * PANEL * 2)
-_edge_space = stack_space(2 * TILE_SIZE * PANEL * 2)
+_tile_space = stack_buffer(TILE_SIZE * PANEL * 4)
+_bias_space = stack_buffer(PANEL * 4)
+_panel_space = stack_buffer(_STACK_DEPTH * PANEL * 2)
+_edge_space = stack_buffer(2 * TILE_SIZE * PANEL * 2)
 
 
 class _Product(NamedTuple):
@@ -73,7 +73,7 @@ class _Product(NamedTuple):
     other_bytes: int
 
 
-@exact
+@jit_strict_fp
 def _multiply_rows(
     path: int, a: int, a_bytes: int, height: int, panel: int, inner: int, out: int, out_bytes: int, accumulate: int
 ) -> None:
@@ -86,28 +86,28 @@ def _multiply_rows(
             tile_float32(a, a_bytes, height - 1, part, inner, target, out_bytes, accumulate)
 
 
-@exact
+@jit_strict_fp
 def _merge(p: _Product, tile: int, i0: int, j0: int, height: int, width: int, adds: bool) -> None:
     """Write, or add, the part of a tile that lies inside of a float32 result."""
     for i in range(height):
         source, target = tile + 4 * PANEL * i, p.out + (i0 + i) * p.out_bytes + 4 * j0
         if adds:
             for j in range(width):
-                write_float(target, j, read_float(target, j) + read_float(source, j))
+                store_float32(target, j, load_float32(target, j) + load_float32(source, j))
         else:
             for j in range(width):
-                write_float(target, j, read_float(source, j))
+                store_float32(target, j, load_float32(source, j))
 
 
-@exact
+@jit_strict_fp
 def _copy_shorts(source: int, source_bytes: int, target: int, target_bytes: int, height: int, width: int) -> None:
     for i in range(height):
         line, place = source + i * source_bytes, target + i * target_bytes
         for j in range(width):
-            write_short(place, j, read_short(line, j))
+            store_uint16(place, j, load_uint16(line, j))
 
 
-@exact
+@jit_strict_fp
 def _finish(p: _Product, tile: int, bias: int, edges: int, i0: int, j0: int, height: int, width: int) -> None:
     """Apply the rest of the layer to a tile of sums and round it into the result.
 
@@ -137,19 +137,19 @@ class _Room(NamedTuple):
     panel: int  # of B, where that is packed on the way
 
 
-@exact_inlined
+@jit_strict_inline
 def _find_panel(p: _Product, room: _Room, k0: int, inner: int, j0: int, width: int) -> int:
     """Return where the panel lies; its bias, if any is added, is in `room` then."""
     if p.mode > _ADD:
         for j in range(PANEL):
-            write_float(room.bias, j, read_float(p.bias + 4 * j0, j) if p.bias != 0 and j < width else 0.0)
+            store_float32(room.bias, j, load_float32(p.bias + 4 * j0, j) if p.bias != 0 and j < width else 0.0)
     if p.packed:
         return p.b + j0 // PANEL * p.b_bytes + k0 // 2 * (4 * PANEL)
     pack_panel(p.b + k0 * p.b_bytes + 2 * j0, p.b_bytes, inner, width, room.panel)
     return room.panel
 
 
-@exact_inlined
+@jit_strict_inline
 def _multiply_amx(
     path: int, a: int, a_bytes: int, panel: int, inner: int, out: int, out_bytes: int, accumulate: int
 ) -> None:
@@ -164,7 +164,7 @@ def _multiply_amx(
             _multiply_rows(path, rest, a_bytes, left, part, inner - done, out + i * out_bytes, out_bytes, 1)
 
 
-@exact_inlined
+@jit_strict_inline
 def _multiply_tile(
     p: _Product, path: int, room: _Room, panel: int, k0: int, inner: int, i0: int, rows1: int, j0: int
 ) -> int:
@@ -187,7 +187,7 @@ def _multiply_tile(
     return height
 
 
-@exact
+@jit_strict_fp
 def _product(p: _Product) -> None:
     """Compute it: for each depth and each block of rows, panel after panel, tile after tile."""
     path = chosen_path()
@@ -211,7 +211,7 @@ def _product(p: _Product) -> None:
         release_tiles()
 
 
-@exact
+@jit_strict_fp
 def _run(
     a: int, a_bytes: int, b: int, b_bytes: int, packed: int, out: int, out_bytes: int, rows: int, columns: int,
     inner: int, mode: int, bias: int, other: int, other_bytes: int,
@@ -229,8 +229,10 @@ _ENTRY.prepare()
 _call = _ENTRY.call
 
 
-@exact_inlined
-def _start(a: Bits, b: Words | Bits, packed: int, out: Floats | Bits, mode: int, bias: Floats, other: Bits) -> None:
+@jit_strict_inline
+def _start(
+    a: BF16Bits, b: PackedBits | BF16Bits, packed: int, out: Floats | BF16Bits, mode: int, bias: Floats, other: BF16Bits
+) -> None:
     rows, columns = out.shape
     biased = np.intp(bias.ctypes.data) if bias.shape[0] else np.intp(0)
     _call((
@@ -240,50 +242,50 @@ def _start(a: Bits, b: Words | Bits, packed: int, out: Floats | Bits, mode: int,
     ))  # fmt: skip
 
 
-@exact
-def _gemm_compiled(a: Bits, b: Words, out: Floats, accumulate: bool) -> None:
+@jit_strict_fp
+def _gemm_compiled(a: BF16Bits, b: PackedBits, out: Floats, accumulate: bool) -> None:
     _start(a, b, 1, out, _ADD if accumulate else _WRITE, out[0, :0], a)
 
 
-@exact
-def _gemm_rows_compiled(a: Bits, b: Bits, out: Floats, accumulate: bool) -> None:
+@jit_strict_fp
+def _gemm_rows_compiled(a: BF16Bits, b: BF16Bits, out: Floats, accumulate: bool) -> None:
     _start(a, b, 0, out, _ADD if accumulate else _WRITE, out[0, :0], a)
 
 
-@exact
-def _linear_compiled(a: Bits, b: Words, bias: Floats, out: Bits) -> None:
+@jit_strict_fp
+def _linear_compiled(a: BF16Bits, b: PackedBits, bias: Floats, out: BF16Bits) -> None:
     _start(a, b, 1, out, _ROUND, bias, out)
 
 
-@exact
-def _linear_gelu_compiled(a: Bits, b: Words, bias: Floats, before: Bits, out: Bits) -> None:
+@jit_strict_fp
+def _linear_gelu_compiled(a: BF16Bits, b: PackedBits, bias: Floats, before: BF16Bits, out: BF16Bits) -> None:
     _start(a, b, 1, out, _GELU, bias, before)
 
 
-def _multiply_numpy(a: Bits, b: Words, columns: int) -> Floats:
-    return np.matmul(widened(a), widened(unpack_bf16(b, a.shape[1], columns)))
+def _multiply_numpy(a: BF16Bits, b: PackedBits, columns: int) -> Floats:
+    return np.matmul(upcast_bf16(a), upcast_bf16(unpack_bf16(b, a.shape[1], columns)))
 
 
-def _gemm_numpy(a: Bits, b: Words, out: Floats, accumulate: bool) -> None:
+def _gemm_numpy(a: BF16Bits, b: PackedBits, out: Floats, accumulate: bool) -> None:
     product = _multiply_numpy(a, b, out.shape[1])
     out[...] = out + product if accumulate else product
 
 
-def _gemm_rows_numpy(a: Bits, b: Bits, out: Floats, accumulate: bool) -> None:
-    product = np.matmul(widened(a), widened(b))
+def _gemm_rows_numpy(a: BF16Bits, b: BF16Bits, out: Floats, accumulate: bool) -> None:
+    product = np.matmul(upcast_bf16(a), upcast_bf16(b))
     out[...] = out + product if accumulate else product
 
 
-def _linear_numpy(a: Bits, b: Words, bias: Floats, out: Bits) -> None:
+def _linear_numpy(a: BF16Bits, b: PackedBits, bias: Floats, out: BF16Bits) -> None:
     sums = _multiply_numpy(a, b, out.shape[1])
-    out[...] = rounded(sums + bias if bias.size else sums)
+    out[...] = round_to_bf16(sums + bias if bias.size else sums)
 
 
-def _linear_gelu_numpy(a: Bits, b: Words, bias: Floats, before: Bits, out: Bits) -> None:
+def _linear_gelu_numpy(a: BF16Bits, b: PackedBits, bias: Floats, before: BF16Bits, out: BF16Bits) -> None:
     _linear_numpy(a, b, bias, before)
-    v = widened(before)
+    v = upcast_bf16(before)
     with np.errstate(over="ignore"):
-        out[...] = rounded(v / (1 + np.exp(-v * (_LINEAR + _CUBIC * v * v))))
+        out[...] = round_to_bf16(v / (1 + np.exp(-v * (_LINEAR + _CUBIC * v * v))))
 
 
 if JIT_ENABLED:
@@ -297,8 +299,8 @@ else:
     _gemm, _gemm_rows, _linear, _linear_gelu = _gemm_numpy, _gemm_rows_numpy, _linear_numpy, _linear_gelu_numpy
 
 
-@exact
-def gemm_bf16(a: Bits, b: Words, out: Floats, accumulate: bool) -> None:
+@jit_strict_fp
+def gemm_bf16(a: BF16Bits, b: PackedBits, out: Floats, accumulate: bool) -> None:
     """Write, or add when `accumulate`, ``a @ B`` to `out`: a (M, K), `b` the packed B (K, N), out (M, N).
 
     K is at least 1. Elements lie side by side within the rows of `a` and `out`; the rows may lie apart. Without
@@ -307,8 +309,8 @@ def gemm_bf16(a: Bits, b: Words, out: Floats, accumulate: bool) -> None:
     _gemm(a, b, out, accumulate)
 
 
-@exact
-def gemm_rows_bf16(a: Bits, b: Bits, out: Floats, accumulate: bool) -> None:
+@jit_strict_fp
+def gemm_rows_bf16(a: BF16Bits, b: BF16Bits, out: Floats, accumulate: bool) -> None:
     """Write, or add when `accumulate`, ``a @ b`` to `out`, with `b` (K, N) row-major: it is packed panel by panel.
 
     For operands that are used once, as in the gradient of a weight: a the transposed x, b the dy.
@@ -316,14 +318,14 @@ def gemm_rows_bf16(a: Bits, b: Bits, out: Floats, accumulate: bool) -> None:
     _gemm_rows(a, b, out, accumulate)
 
 
-@exact
-def linear_bf16(a: Bits, b: Words, bias: Floats, out: Bits) -> None:
+@jit_strict_fp
+def linear_bf16(a: BF16Bits, b: PackedBits, bias: Floats, out: BF16Bits) -> None:
     """Write ``a @ B + bias``, rounded once, to `out` (M, N); arrays as in `gemm_bf16`, bias (N,), or (0,) for none."""
     _linear(a, b, bias, out)
 
 
-@exact
-def linear_gelu_bf16(a: Bits, b: Words, bias: Floats, before: Bits, out: Bits) -> None:
+@jit_strict_fp
+def linear_gelu_bf16(a: BF16Bits, b: PackedBits, bias: Floats, before: BF16Bits, out: BF16Bits) -> None:
     """Write ``a @ B + bias`` to `before` and its GELU to `out`, both (M, N) and rounded.
 
     The GELU is of the rounded numbers, so that backward, which has only those, makes it again: to float32's last

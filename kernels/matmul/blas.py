@@ -37,7 +37,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from threadloom.kernels.compiling import JIT_ENABLED, TARGET, Floats, kernel
+from threadloom.kernels.compiling import JIT_ENABLED, TARGET, Floats, jit_kernel
 from threadloom.kernels.matmul.float32 import gemm_blocked
 from threadloom.kernels.matmul.split import call_split, multiply_split, prepare_split
 
@@ -313,7 +313,7 @@ def _sgemm(
 _NO, _YES = np.uint8(ord("N")), np.uint8(ord("T"))
 
 
-@kernel
+@jit_kernel
 def _gemm_compiled(
     a: Floats, b: Floats, out: Floats, transpose_a: bool, transpose_b: bool, alpha: float, beta: float
 ) -> None:
@@ -364,7 +364,7 @@ else:
     _gemm = _gemm_numpy
 
 
-@kernel
+@jit_kernel
 def gemm(a: Floats, b: Floats, out: Floats, transpose_a: bool, transpose_b: bool, alpha: float, beta: float) -> None:
     """Compute ``out = alpha * op(a) @ op(b) + beta * out`` in float32; op transposes where asked.
 

@@ -14,7 +14,16 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from threadloom.kernels.matmul.pack import PANEL
-from threadloom.kernels.simd import FLOATS, INTS, LANES, SHORTS, exponential, fused_multiply_add, pointer, word
+from threadloom.kernels.simd import (
+    FLOAT32_VECTOR,
+    INT16_VECTOR,
+    INT32_VECTOR,
+    LANES,
+    exponential,
+    fused_multiply_add,
+    int64,
+    pointer,
+)
 
 _LINEAR = 1.5957691216057308  # 2 sqrt(2 / pi)
 _CUBIC = 0.07135481282636  # 0.044715 * 2 sqrt(2 / pi)
@@ -23,25 +32,25 @@ _ROW_FLOATS, _ROW_SHORTS = 4 * PANEL, 2 * PANEL
 
 
 def _floats(value: Any) -> Any:
-    return ir.Constant(FLOATS, [float(value)] * LANES)
+    return ir.Constant(FLOAT32_VECTOR, [float(value)] * LANES)
 
 
 def _ints(value: int) -> Any:
-    return ir.Constant(INTS, [value] * LANES)
+    return ir.Constant(INT32_VECTOR, [value] * LANES)
 
 
 def round_vector(builder: Any, x: Any) -> Any:
     """Return the nearest bfloat16 numbers as a vector of shorts; see `kernels.simd.bfloat16`."""
-    bits = builder.bitcast(x, INTS)
+    bits = builder.bitcast(x, INT32_VECTOR)
     upper = builder.lshr(bits, _ints(16))
     odd = builder.and_(upper, _ints(1))
     nearest = builder.lshr(builder.add(builder.add(bits, _ints(0x7FFF)), odd), _ints(16))
     is_nan = builder.fcmp_unordered("uno", x, x)
-    return builder.trunc(builder.select(is_nan, builder.or_(upper, _ints(0x40)), nearest), SHORTS)
+    return builder.trunc(builder.select(is_nan, builder.or_(upper, _ints(0x40)), nearest), INT16_VECTOR)
 
 
 def _widen(builder: Any, shorts: Any) -> Any:
-    return builder.bitcast(builder.shl(builder.zext(shorts, INTS), _ints(16)), FLOATS)
+    return builder.bitcast(builder.shl(builder.zext(shorts, INT32_VECTOR), _ints(16)), FLOAT32_VECTOR)
 
 
 def _exp(builder: Any, x: Any) -> Any:
@@ -57,8 +66,8 @@ def _exp(builder: Any, x: Any) -> Any:
     for coefficient in (e._P1, e._P2, e._P3, e._P4, e._P5):
         p = fused_multiply_add(builder, p, r, _floats(coefficient))
     p = builder.fadd(fused_multiply_add(builder, p, builder.fmul(r, r), r), _floats(1.0))
-    power = builder.add(builder.shl(builder.bitcast(t, INTS), _ints(23)), _ints(int(e._ONE_BITS)))
-    return builder.fmul(p, builder.bitcast(power, FLOATS))
+    power = builder.add(builder.shl(builder.bitcast(t, INT32_VECTOR), _ints(23)), _ints(int(e._ONE_BITS)))
+    return builder.fmul(p, builder.bitcast(power, FLOAT32_VECTOR))
 
 
 def _gelu(builder: Any, v: Any) -> Any:
@@ -90,10 +99,10 @@ def _make_finish(action: Action) -> Any:
             with cgutils.for_range(builder, rows) as loop:
                 row = loop.index
                 for v in range(0, PANEL, LANES):
-                    source = pointer(builder, FLOATS, tile, builder.mul(row, word(_ROW_FLOATS)), word(4 * v))
-                    beside = pointer(builder, SHORTS, other, builder.mul(row, other_bytes), word(2 * v))
-                    target = pointer(builder, SHORTS, out, builder.mul(row, out_bytes), word(2 * v))
-                    added = builder.load(pointer(builder, FLOATS, bias, word(4 * v)), align=4)
+                    source = pointer(builder, FLOAT32_VECTOR, tile, builder.mul(row, int64(_ROW_FLOATS)), int64(4 * v))
+                    beside = pointer(builder, INT16_VECTOR, other, builder.mul(row, other_bytes), int64(2 * v))
+                    target = pointer(builder, INT16_VECTOR, out, builder.mul(row, out_bytes), int64(2 * v))
+                    added = builder.load(pointer(builder, FLOAT32_VECTOR, bias, int64(4 * v)), align=4)
                     sums = builder.fadd(builder.load(source, align=4), added)
 
                     def write(value: Any, place: Any = beside) -> None:

@@ -16,7 +16,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from threadloom.kernels.compiling import TARGET, kernel
+from threadloom.kernels.compiling import TARGET, jit_kernel
 
 
 def _tile_shape() -> tuple[int, int, int]:
@@ -188,7 +188,7 @@ def _transpose(typing_context: Any, source: Any, stride: Any, target: Any) -> An
     return types.void(types.intp, types.intp, types.intp), codegen
 
 
-@kernel
+@jit_kernel
 def _pack(panel: int, b: int, ldb: int, transpose_b: bool, k0: int, depth: int, j0: int, width: int) -> None:
     """Copy op(b)[k0 : k0 + depth, j0 : j0 + width] to the panel, row after row of `_WIDTH`, with zeros to the right."""
     if transpose_b:
@@ -216,7 +216,7 @@ def _pack(panel: int, b: int, ldb: int, transpose_b: bool, k0: int, depth: int, 
                 _store(panel, k * _WIDTH + j, 0.0)
 
 
-@kernel
+@jit_kernel
 def _copy_edge(edge: int, a: int, row_stride: int, k_stride: int, height: int, depth: int) -> None:
     """Copy the last `height` rows of op(A) to `edge`, k after k of `_HEIGHT`, with the last row in the missing ones."""
     for k in range(depth):
@@ -224,7 +224,7 @@ def _copy_edge(edge: int, a: int, row_stride: int, k_stride: int, height: int, d
             _store(edge, k * _HEIGHT + i, _load(a, min(i, height - 1) * row_stride + k * k_stride))
 
 
-@kernel
+@jit_kernel
 def _merge(tile: int, out: int, ldc: int, height: int, width: int, beta: np.float32) -> None:
     """Store ``tile + beta * out`` for the part of the tile that lies inside `out`."""
     for i in range(height):
@@ -237,7 +237,7 @@ def _merge(tile: int, out: int, ldc: int, height: int, width: int, beta: np.floa
                 _store(target, j, _load(source, j) + beta * _load(target, j))
 
 
-@kernel
+@jit_kernel
 def gemm_blocked(
     a: int,
     lda: int,

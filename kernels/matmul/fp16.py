@@ -20,18 +20,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from threadloom.kernels.compiling import JIT_ENABLED, Floats, exact
+from threadloom.kernels.compiling import JIT_ENABLED, Floats, jit_strict_fp
 from threadloom.kernels.matmul.blas import gemm
 from threadloom.kernels.simd import (
-    Halves,
-    from_half,
-    half_rounded,
-    half_widened,
-    read_float,
-    read_short,
-    to_half,
-    write_float,
-    write_short,
+    FP16Bits,
+    from_fp16,
+    load_float32,
+    load_uint16,
+    round_to_fp16,
+    store_float32,
+    store_uint16,
+    to_fp16,
+    upcast_fp16,
 )
 
 _ROWS = 512  # rows of op(A) that meet every block of op(B) before the next ones, as in kernels.gemm
@@ -39,7 +39,7 @@ _COLUMNS = 512  # columns of op(B) of a block
 _DEPTH = 2048  # of both; a multiple of the depth at which kernels.gemm cuts its sums: the bits are those of one product
 
 
-def half_scratch_sizes(rows: int, columns: int, inner: int) -> tuple[int, int]:
+def fp16_scratch_sizes(rows: int, columns: int, inner: int) -> tuple[int, int]:
     """Return how many floats of `wide_a` and of `wide_b` a product of (rows, inner) and (inner, columns) needs.
 
     At most 1 Mi (4 MiB) each, whatever the shape; scratch that is longer, made for another product, will do.
@@ -48,8 +48,8 @@ def half_scratch_sizes(rows: int, columns: int, inner: int) -> tuple[int, int]:
     return min(rows, _ROWS) * depth, min(columns, _COLUMNS) * depth
 
 
-def half_sums_size(rows: int, columns: int) -> int:
-    """Return how many floats of `sums` `linear_half` needs for a result of (rows, columns); at most 256 Ki."""
+def fp16_sums_size(rows: int, columns: int) -> int:
+    """Return how many floats of `sums` `linear_fp16` needs for a result of (rows, columns); at most 256 Ki."""
     return min(rows, _ROWS) * min(columns, _COLUMNS)
 
 
@@ -65,16 +65,16 @@ class _Operands(NamedTuple):
     inner: int
 
 
-@exact
+@jit_strict_fp
 def _widen(source: int, row_bytes: int, rows: int, columns: int, out: int) -> None:
     """Write a block of a matrix to `out`, row after row; both are addresses, from which LLVM knows the steps."""
     for i in range(rows):
         line, target = source + i * row_bytes, out + 4 * columns * i
         for j in range(columns):
-            write_float(target, j, from_half(np.int16(read_short(line, j))))
+            store_float32(target, j, from_fp16(np.int16(load_uint16(line, j))))
 
 
-@exact
+@jit_strict_fp
 def _multiply(p: _Operands, out: Floats, i0: int, j0: int, accumulate: bool, wide_a: Floats, wide_b: Floats) -> None:
     """Compute the part of the product that begins at (i0, j0) and has the shape of `out`."""
     rows, columns = out.shape
@@ -98,10 +98,10 @@ def _multiply(p: _Operands, out: Floats, i0: int, j0: int, accumulate: bool, wid
                 gemm(block_a, block_b, part, p.transpose_a, p.transpose_b, 1.0, beta)
 
 
-@exact
+@jit_strict_fp
 def _gemm_compiled(
-    a: Halves,
-    b: Halves,
+    a: FP16Bits,
+    b: FP16Bits,
     out: Floats,
     transpose_a: bool,
     transpose_b: bool,
@@ -114,7 +114,7 @@ def _gemm_compiled(
     _multiply(operands, out, 0, 0, accumulate, wide_a, wide_b)
 
 
-@exact
+@jit_strict_fp
 def _round_rows(total: Floats, bias: int, out: int, out_bytes: int) -> None:
     """Write ``total + bias``, rounded, to the addresses of `out`; a `bias` of 0 is none."""
     rows, columns = total.shape
@@ -122,19 +122,19 @@ def _round_rows(total: Floats, bias: int, out: int, out_bytes: int) -> None:
         source, target = total.ctypes.data + 4 * columns * i, out + i * out_bytes
         if bias != 0:
             for j in range(columns):
-                write_short(target, j, np.uint16(to_half(read_float(source, j) + read_float(bias, j))))
+                store_uint16(target, j, np.uint16(to_fp16(load_float32(source, j) + load_float32(bias, j))))
         else:
             for j in range(columns):
-                write_short(target, j, np.uint16(to_half(read_float(source, j))))
+                store_uint16(target, j, np.uint16(to_fp16(load_float32(source, j))))
 
 
-@exact
+@jit_strict_fp
 def _linear_compiled(
-    a: Halves,
-    b: Halves,
+    a: FP16Bits,
+    b: FP16Bits,
     transpose_b: bool,
     bias: Floats,
-    out: Halves,
+    out: FP16Bits,
     sums: Floats,
     wide_a: Floats,
     wide_b: Floats,
@@ -152,8 +152,8 @@ def _linear_compiled(
 
 
 def _gemm_numpy(
-    a: Halves,
-    b: Halves,
+    a: FP16Bits,
+    b: FP16Bits,
     out: Floats,
     transpose_a: bool,
     transpose_b: bool,
@@ -161,22 +161,22 @@ def _gemm_numpy(
     wide_a: Floats,
     wide_b: Floats,
 ) -> None:
-    product = np.matmul(half_widened(a.T if transpose_a else a), half_widened(b.T if transpose_b else b))
+    product = np.matmul(upcast_fp16(a.T if transpose_a else a), upcast_fp16(b.T if transpose_b else b))
     out[...] = out + product if accumulate else product
 
 
 def _linear_numpy(
-    a: Halves,
-    b: Halves,
+    a: FP16Bits,
+    b: FP16Bits,
     transpose_b: bool,
     bias: Floats,
-    out: Halves,
+    out: FP16Bits,
     sums: Floats,
     wide_a: Floats,
     wide_b: Floats,
 ) -> None:
-    total = np.matmul(half_widened(a), half_widened(b.T if transpose_b else b))
-    out[...] = half_rounded(total + bias if bias.size else total)
+    total = np.matmul(upcast_fp16(a), upcast_fp16(b.T if transpose_b else b))
+    out[...] = round_to_fp16(total + bias if bias.size else total)
 
 
 if JIT_ENABLED:
@@ -185,10 +185,10 @@ else:
     _gemm, _linear = _gemm_numpy, _linear_numpy
 
 
-@exact
-def gemm_half(
-    a: Halves,
-    b: Halves,
+@jit_strict_fp
+def gemm_fp16(
+    a: FP16Bits,
+    b: FP16Bits,
     out: Floats,
     transpose_a: bool,
     transpose_b: bool,
@@ -200,24 +200,24 @@ def gemm_half(
 
     op(a) is (M, K), op(b) (K, N), both float16; K is at least 1. Elements lie side by side within a row, the rows may
     lie apart, in `out` too. Without `accumulate` the earlier content of `out` does not matter. The flat `wide_a` and
-    `wide_b` have at least the lengths of ``half_scratch_sizes(M, N, K)``. Nothing may overlap.
+    `wide_b` have at least the lengths of ``fp16_scratch_sizes(M, N, K)``. Nothing may overlap.
     """
     _gemm(a, b, out, transpose_a, transpose_b, accumulate, wide_a, wide_b)
 
 
-@exact
-def linear_half(
-    a: Halves,
-    b: Halves,
+@jit_strict_fp
+def linear_fp16(
+    a: FP16Bits,
+    b: FP16Bits,
     transpose_b: bool,
     bias: Floats,
-    out: Halves,
+    out: FP16Bits,
     sums: Floats,
     wide_a: Floats,
     wide_b: Floats,
 ) -> None:
     """Write ``a @ op(b) + bias``, rounded to float16 once, to `out` (M, N); bias (N,) float32, or (0,) for none.
 
-    Arrays as in `gemm_half`; the flat `sums` has at least ``half_sums_size(M, N)`` floats.
+    Arrays as in `gemm_fp16`; the flat `sums` has at least ``fp16_sums_size(M, N)`` floats.
     """
     _linear(a, b, transpose_b, bias, out, sums, wide_a, wide_b)

@@ -23,23 +23,23 @@ For the gradient of a weight, x.T @ dy, `transpose_bf16` makes the first operand
 import numpy as np
 from numpy.typing import NDArray
 
-from threadloom.kernels.compiling import JIT_ENABLED, Floats, exact, exact_inlined
+from threadloom.kernels.compiling import JIT_ENABLED, Floats, jit_strict_fp, jit_strict_inline
 from threadloom.kernels.simd import (
     LANES,
-    Bits,
-    Short,
-    join_rows,
-    read_float,
-    read_short,
-    rounded,
-    stack_space,
+    BF16Bits,
+    Bits16,
+    interleave_rows,
+    load_float32,
+    load_uint16,
+    round_to_bf16,
+    stack_buffer,
+    store_uint32,
     to_bf16,
-    transpose_shorts,
-    transpose_words,
-    write_word,
+    transpose_uint16,
+    transpose_uint32,
 )
 
-Words = NDArray[np.uint32]
+PackedBits = NDArray[np.uint32]
 """A packed operand: words of two bfloat16 numbers."""
 
 PANEL = 32
@@ -48,7 +48,7 @@ DEPTH_STEP = 32
 """Packed operands are padded to a multiple of this along k: what one AMX tile holds."""
 
 _SHIFT = np.uint32(16)
-_square_space = stack_space(LANES * LANES * 4)
+_square_space = stack_buffer(LANES * LANES * 4)
 
 
 def packed_shape(inner: int, columns: int) -> tuple[int, int, int]:
@@ -56,14 +56,14 @@ def packed_shape(inner: int, columns: int) -> tuple[int, int, int]:
     return -(-columns // PANEL), -(-inner // DEPTH_STEP) * DEPTH_STEP // 2, PANEL
 
 
-@exact_inlined
-def join(low: np.uint16, high: np.uint16) -> np.uint32:
+@jit_strict_inline
+def pack_pair(low: np.uint16, high: np.uint16) -> np.uint32:
     """Return the word of two numbers that follow each other along k."""
     return np.uint32(np.uint32(low) | np.uint32(np.uint32(high) << _SHIFT))
 
 
-@exact
-def _clear_edges(out: Words, inner: int, columns: int) -> None:
+@jit_strict_fp
+def _clear_edges(out: PackedBits, inner: int, columns: int) -> None:
     """Write zeros to what a packed matrix of (inner, columns) has beyond its pairs and its columns."""
     panels, pairs, _ = out.shape
     for j in range(panels):
@@ -77,25 +77,25 @@ def _clear_edges(out: Words, inner: int, columns: int) -> None:
                     out[j, p, c] = 0
 
 
-@exact
+@jit_strict_fp
 def pack_panel(source: int, row_bytes: int, inner: int, width: int, panel: int) -> None:
     """Pack one panel, `width` columns of a row-major matrix, between addresses; pairs after the last are left alone."""
     for p in range((inner + 1) // 2):
         even, target = source + 2 * p * row_bytes, panel + 4 * PANEL * p
         if width == PANEL and 2 * p + 1 < inner:
-            join_rows(even, even + row_bytes, target)
+            interleave_rows(even, even + row_bytes, target)
             continue
         for c in range(PANEL):
             low, high = np.uint16(0), np.uint16(0)
             if c < width:
-                low = read_short(even, c)
+                low = load_uint16(even, c)
                 if 2 * p + 1 < inner:
-                    high = read_short(even + row_bytes, c)
-            write_word(target, c, join(low, high))
+                    high = load_uint16(even + row_bytes, c)
+            store_uint32(target, c, pack_pair(low, high))
 
 
-@exact
-def _pack_bf16_rows(source: Bits, out: Words) -> None:
+@jit_strict_fp
+def _pack_bf16_rows(source: BF16Bits, out: PackedBits) -> None:
     """Pack `source` (K, N), which is B itself."""
     inner, columns = source.shape
     panels, pairs, _ = out.shape
@@ -108,8 +108,8 @@ def _pack_bf16_rows(source: Bits, out: Words) -> None:
                 out[j, p, c] = 0
 
 
-@exact
-def _pack_bf16_columns(source: Bits, out: Words) -> None:
+@jit_strict_fp
+def _pack_bf16_columns(source: BF16Bits, out: PackedBits) -> None:
     """Pack the transpose of `source` (N, K): a pair is a word of the source already, so that words are transposed."""
     columns, inner = source.shape
     _clear_edges(out, inner, columns)
@@ -119,17 +119,17 @@ def _pack_bf16_columns(source: Bits, out: Words) -> None:
     for n in range(0, whole_n, LANES):
         for p in range(0, whole_p, LANES):
             place = target + 4 * ((n // PANEL * pairs + p) * PANEL + n % PANEL)
-            transpose_words(source.ctypes.data + n * step + 4 * p, step, place, 4 * PANEL)
+            transpose_uint32(source.ctypes.data + n * step + 4 * p, step, place, 4 * PANEL)
     for n in range(columns):
         row, panel = source[n], out[n // PANEL]
         for p in range(whole_p if n < whole_n else 0, inner // 2):
-            panel[p, n % PANEL] = join(row[2 * p], row[2 * p + 1])
+            panel[p, n % PANEL] = pack_pair(row[2 * p], row[2 * p + 1])
         if inner % 2:
             panel[inner // 2, n % PANEL] = np.uint32(row[inner - 1])
 
 
-@exact
-def _pack_float_rows(source: Floats, out: Words) -> None:
+@jit_strict_fp
+def _pack_float_rows(source: Floats, out: PackedBits) -> None:
     """Round `source` (K, N), which is B itself, and pack it."""
     inner, columns = source.shape
     _clear_edges(out, inner, columns)
@@ -139,17 +139,17 @@ def _pack_float_rows(source: Floats, out: Words) -> None:
         for j in range(whole):
             row, first = out[j, p], j * PANEL
             for c in range(PANEL):
-                row[c] = join(to_bf16(even[first + c]), to_bf16(odd[first + c]))
+                row[c] = pack_pair(to_bf16(even[first + c]), to_bf16(odd[first + c]))
         for n in range(whole * PANEL, columns):
-            out[whole, p, n - whole * PANEL] = join(to_bf16(even[n]), to_bf16(odd[n]))
+            out[whole, p, n - whole * PANEL] = pack_pair(to_bf16(even[n]), to_bf16(odd[n]))
     if inner % 2:
         last = source[inner - 1]
         for n in range(columns):
             out[n // PANEL, inner // 2, n % PANEL] = np.uint32(to_bf16(last[n]))
 
 
-@exact
-def _pack_float_columns(source: Floats, out: Words) -> None:
+@jit_strict_fp
+def _pack_float_columns(source: Floats, out: PackedBits) -> None:
     """Round the transpose of `source` (N, K), by squares of words on the stack, and pack it."""
     columns, inner = source.shape
     _clear_edges(out, inner, columns)
@@ -162,32 +162,34 @@ def _pack_float_columns(source: Floats, out: Words) -> None:
             for i in range(LANES):
                 line, words = source.ctypes.data + (n + i) * step + 8 * p, square + 4 * LANES * i
                 for q in range(LANES):
-                    write_word(words, q, join(to_bf16(read_float(line, 2 * q)), to_bf16(read_float(line, 2 * q + 1))))
+                    store_uint32(
+                        words, q, pack_pair(to_bf16(load_float32(line, 2 * q)), to_bf16(load_float32(line, 2 * q + 1)))
+                    )
             place = target + 4 * ((n // PANEL * pairs + p) * PANEL + n % PANEL)
-            transpose_words(square, 4 * LANES, place, 4 * PANEL)
+            transpose_uint32(square, 4 * LANES, place, 4 * PANEL)
     for n in range(columns):
         row, panel = source[n], out[n // PANEL]
         for p in range(whole_p if n < whole_n else 0, inner // 2):
-            panel[p, n % PANEL] = join(to_bf16(row[2 * p]), to_bf16(row[2 * p + 1]))
+            panel[p, n % PANEL] = pack_pair(to_bf16(row[2 * p]), to_bf16(row[2 * p + 1]))
         if inner % 2:
             panel[inner // 2, n % PANEL] = np.uint32(to_bf16(row[inner - 1]))
 
 
-@exact
-def _transpose_compiled(source: Short, out: Short) -> None:
+@jit_strict_fp
+def _transpose_compiled(source: Bits16, out: Bits16) -> None:
     rows, columns = source.shape
     step, target_step = source.strides[0], out.strides[0]
     whole_r, whole_c = rows // (2 * LANES) * 2 * LANES, columns // LANES * LANES
     for r in range(0, whole_r, 2 * LANES):
         for c in range(0, whole_c, LANES):
             place = source.ctypes.data + r * step + 2 * c
-            transpose_shorts(place, step, out.ctypes.data + c * target_step + 2 * r, target_step)
+            transpose_uint16(place, step, out.ctypes.data + c * target_step + 2 * r, target_step)
     for r in range(rows):
         for c in range(whole_c if r < whole_r else 0, columns):
             out[c, r] = source[r, c]
 
 
-def unpack_bf16(packed: Words, inner: int, columns: int) -> Bits:
+def unpack_bf16(packed: PackedBits, inner: int, columns: int) -> BF16Bits:
     """Return the matrix (inner, columns) that was packed, in new memory: for tests and for looking at one."""
     panels, pairs, _ = packed.shape
     halves = packed.reshape(-1).view(np.uint16).reshape(panels, pairs, PANEL, 2)
@@ -195,7 +197,7 @@ def unpack_bf16(packed: Words, inner: int, columns: int) -> Bits:
     return np.ascontiguousarray(whole[:inner, :columns])
 
 
-def _pack_numpy(source: Bits, out: Words) -> None:
+def _pack_numpy(source: BF16Bits, out: PackedBits) -> None:
     inner, columns = source.shape
     panels, pairs, _ = out.shape
     whole = np.zeros((2 * pairs, panels * PANEL), np.uint32)
@@ -204,28 +206,28 @@ def _pack_numpy(source: Bits, out: Words) -> None:
     out[...] = joined.reshape(pairs, panels, PANEL).transpose(1, 0, 2)
 
 
-def _pack_bf16_numpy(source: Bits, transpose: bool, out: Words) -> None:
+def _pack_bf16_numpy(source: BF16Bits, transpose: bool, out: PackedBits) -> None:
     _pack_numpy(source.T if transpose else source, out)
 
 
-def _pack_float_numpy(source: Floats, transpose: bool, out: Words) -> None:
-    _pack_numpy(rounded(source.T if transpose else source), out)
+def _pack_float_numpy(source: Floats, transpose: bool, out: PackedBits) -> None:
+    _pack_numpy(round_to_bf16(source.T if transpose else source), out)
 
 
-def _transpose_numpy(source: Short, out: Short) -> None:
+def _transpose_numpy(source: Bits16, out: Bits16) -> None:
     out[...] = source.T
 
 
-@exact
-def _pack_bf16_compiled(source: Bits, transpose: bool, out: Words) -> None:
+@jit_strict_fp
+def _pack_bf16_compiled(source: BF16Bits, transpose: bool, out: PackedBits) -> None:
     if transpose:
         _pack_bf16_columns(source, out)
     else:
         _pack_bf16_rows(source, out)
 
 
-@exact
-def _pack_float_compiled(source: Floats, transpose: bool, out: Words) -> None:
+@jit_strict_fp
+def _pack_float_compiled(source: Floats, transpose: bool, out: PackedBits) -> None:
     if transpose:
         _pack_float_columns(source, out)
     else:
@@ -238,8 +240,8 @@ else:
     _pack_bits, _pack_floats, _transpose = _pack_bf16_numpy, _pack_float_numpy, _transpose_numpy
 
 
-@exact
-def pack_bf16(source: Bits, transpose: bool, out: Words) -> None:
+@jit_strict_fp
+def pack_bf16(source: BF16Bits, transpose: bool, out: PackedBits) -> None:
     """Pack `source` (K, N), or the transpose of `source` (N, K), into `out` of ``packed_shape(K, N)``.
 
     `source` has its elements side by side within a row; its rows may lie apart.
@@ -247,13 +249,13 @@ def pack_bf16(source: Bits, transpose: bool, out: Words) -> None:
     _pack_bits(source, transpose, out)
 
 
-@exact
-def pack_float32(source: Floats, transpose: bool, out: Words) -> None:
+@jit_strict_fp
+def pack_float32(source: Floats, transpose: bool, out: PackedBits) -> None:
     """Round `source` to bfloat16 and pack it, as `pack_bf16` does."""
     _pack_floats(source, transpose, out)
 
 
-@exact
-def transpose_bf16(source: Short, out: Short) -> None:
+@jit_strict_fp
+def transpose_bf16(source: Bits16, out: Bits16) -> None:
     """Write the transpose of `source` (R, C) to `out` (C, R); rows may lie apart in either. float16 will do as well."""
     _transpose(source, out)

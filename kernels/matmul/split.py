@@ -28,24 +28,24 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from threadloom.kernels.compiling import Entry, Floats, exact
+from threadloom.kernels.compiling import Entry, Floats, jit_strict_fp
 from threadloom.kernels.matmul.amx import K_STEP, TILE_SIZE, configure_tiles, release_tiles, tile_amx
 from threadloom.kernels.matmul.pack import PANEL
 from threadloom.kernels.matmul.tile import TILE_COLUMNS, TILE_ROWS, tile_avx512, tile_float32
 from threadloom.kernels.simd import (
-    FLOATS,
-    INTS,
+    FLOAT32_VECTOR,
+    INT16_VECTOR,
+    INT32_VECTOR,
     LANES,
-    SHORTS,
     DotPath,
     chosen_path,
+    load_float32,
     pointer,
-    read_float,
-    rounded,
-    stack_space,
-    transpose_words,
-    widened,
-    write_float,
+    round_to_bf16,
+    stack_buffer,
+    store_float32,
+    transpose_uint32,
+    upcast_bf16,
 )
 
 _DEPTH = 256  # of a panel: its two parts are 32 KiB
@@ -54,23 +54,23 @@ _ROW_BYTES = 4 * _DEPTH
 _LARGEST = 3.3895313892515355e38  # the largest finite bfloat16, 0x7F7F
 
 _AMX, _AVX512 = DotPath.AMX.value, DotPath.AVX512.value
-_rows_space = stack_space(_ROWS * _ROW_BYTES)
-_panel_space = stack_space(2 * _DEPTH * PANEL * 2)
-_square_space = stack_space(LANES * LANES * 4)
-_tile_space = stack_space(TILE_SIZE * PANEL * 4)
+_rows_space = stack_buffer(_ROWS * _ROW_BYTES)
+_panel_space = stack_buffer(2 * _DEPTH * PANEL * 2)
+_square_space = stack_buffer(LANES * LANES * 4)
+_tile_space = stack_buffer(TILE_SIZE * PANEL * 4)
 
 
 def _ints(value: int) -> Any:
-    return ir.Constant(INTS, [value] * LANES)
+    return ir.Constant(INT32_VECTOR, [value] * LANES)
 
 
 def _floats(value: float) -> Any:
-    return ir.Constant(FLOATS, [value] * LANES)
+    return ir.Constant(FLOAT32_VECTOR, [value] * LANES)
 
 
 def _round(builder: Any, x: Any) -> Any:
     """Return the bits of float32 numbers, rounded such that the upper halves are the nearest bfloat16; not of a NaN."""
-    bits = builder.bitcast(x, INTS)
+    bits = builder.bitcast(x, INT32_VECTOR)
     odd = builder.and_(builder.lshr(bits, _ints(16)), _ints(1))
     return builder.add(builder.add(bits, _ints(0x7FFF)), odd)
 
@@ -80,7 +80,7 @@ def _split(builder: Any, x: Any) -> tuple[Any, Any]:
     bounded = builder.select(builder.fcmp_ordered(">", x, _floats(-_LARGEST)), x, _floats(-_LARGEST))
     bounded = builder.select(builder.fcmp_ordered("<", bounded, _floats(_LARGEST)), bounded, _floats(_LARGEST))
     high = _round(builder, bounded)
-    upper = builder.bitcast(builder.and_(high, _ints(0xFFFF0000)), FLOATS)
+    upper = builder.bitcast(builder.and_(high, _ints(0xFFFF0000)), FLOAT32_VECTOR)
     rest = builder.fsub(x, upper)  # exact of a finite number
     is_nan = builder.fcmp_unordered("uno", x, x)
     return high, builder.select(is_nan, _ints(0x7FC00000), _round(builder, rest))
@@ -92,10 +92,10 @@ def _split_row(typing_context: Any, source: Any, high: Any, low: Any) -> Any:
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         source, *targets = arguments
-        x = builder.load(pointer(builder, FLOATS, source), align=4)
+        x = builder.load(pointer(builder, FLOAT32_VECTOR, source), align=4)
         for term, target in zip(_split(builder, x), targets, strict=True):
-            shorts = builder.trunc(builder.lshr(term, _ints(16)), SHORTS)
-            builder.store(shorts, pointer(builder, SHORTS, target), align=2)
+            shorts = builder.trunc(builder.lshr(term, _ints(16)), INT16_VECTOR)
+            builder.store(shorts, pointer(builder, INT16_VECTOR, target), align=2)
         return context.get_dummy_value()
 
     return types.void(*[types.intp] * 3), codegen
@@ -107,10 +107,10 @@ def _split_pair(typing_context: Any, even: Any, odd: Any, high: Any, low: Any) -
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         even, odd, *targets = arguments
-        pair = [_split(builder, builder.load(pointer(builder, FLOATS, row), align=4)) for row in (even, odd)]
+        pair = [_split(builder, builder.load(pointer(builder, FLOAT32_VECTOR, row), align=4)) for row in (even, odd)]
         for first, second, target in zip(*pair, targets, strict=True):
             words = builder.or_(builder.lshr(first, _ints(16)), builder.and_(second, _ints(0xFFFF0000)))
-            builder.store(words, pointer(builder, INTS, target), align=4)
+            builder.store(words, pointer(builder, INT32_VECTOR, target), align=4)
         return context.get_dummy_value()
 
     return types.void(*[types.intp] * 4), codegen
@@ -132,18 +132,18 @@ class _Product(NamedTuple):
     beta: np.float32
 
 
-@exact
+@jit_strict_fp
 def _gather(source: int, row_bytes: int, column_bytes: int, rows: int, columns: int, square: int) -> None:
     """Copy an incomplete square, element by element, and fill it up with zeros."""
     for i in range(LANES):
         for j in range(LANES):
             inside = i < rows and j < columns
-            write_float(
-                square, i * LANES + j, read_float(source + i * row_bytes + j * column_bytes, 0) if inside else 0.0
+            store_float32(
+                square, i * LANES + j, load_float32(source + i * row_bytes + j * column_bytes, 0) if inside else 0.0
             )
 
 
-@exact
+@jit_strict_fp
 def _split_rows(
     a: int,
     lda: int,
@@ -165,14 +165,14 @@ def _split_rows(
                 _gather(source, row_bytes, k_bytes, height - i, depth - k, square)
                 source, stride = square, 4 * LANES
             elif transposed:
-                transpose_words(source, k_bytes, square, 4 * LANES)
+                transpose_uint32(source, k_bytes, square, 4 * LANES)
                 source, stride = square, 4 * LANES
             for r in range(LANES):
                 target = (i + r) * _ROW_BYTES + 2 * k
                 _split_row(source + r * stride, high + target, low + target)
 
 
-@exact
+@jit_strict_fp
 def _split_panel(
     b: int, ldb: int, transposed: bool, depth: int, width: int, whole_depth: int, high: int, low: int
 ) -> None:
@@ -186,14 +186,14 @@ def _split_panel(
                 _gather(source, k_bytes, column_bytes, depth - k, width - j, square)
                 source, stride = square, 4 * LANES
             elif transposed:
-                transpose_words(source, column_bytes, square, 4 * LANES)
+                transpose_uint32(source, column_bytes, square, 4 * LANES)
                 source, stride = square, 4 * LANES
             for r in range(0, LANES, 2):
                 target, even = 2 * PANEL * (k + r) + 4 * j, source + r * stride
                 _split_pair(even, even + stride, high + target, low + target)
 
 
-@exact
+@jit_strict_fp
 def _three_products(path: int, a: int, last_row: int, b: int, depth: int, out: int, out_bytes: int, adds: bool) -> None:
     """Write, or add, a tile to `out`: `TILE_SIZE` rows on AMX, `TILE_ROWS` elsewhere, and 32 columns.
 
@@ -216,20 +216,20 @@ def _three_products(path: int, a: int, last_row: int, b: int, depth: int, out: i
                 tile_float32(left, _ROW_BYTES, last_row, part, inner, target, out_bytes, add)
 
 
-@exact
+@jit_strict_fp
 def _merge(tile: int, out: int, ldc: int, height: int, width: int, alpha: np.float32, beta: np.float32) -> None:
     """Store ``alpha * tile + beta * out`` for the part of the tile that lies inside of `out`."""
     for i in range(height):
         source, target = tile + 4 * PANEL * i, out + 4 * ldc * i
         if beta == 0.0:
             for j in range(width):
-                write_float(target, j, alpha * read_float(source, j))
+                store_float32(target, j, alpha * load_float32(source, j))
         else:
             for j in range(width):
-                write_float(target, j, alpha * read_float(source, j) + beta * read_float(target, j))
+                store_float32(target, j, alpha * load_float32(source, j) + beta * load_float32(target, j))
 
 
-@exact
+@jit_strict_fp
 def _multiply_block(
     p: _Product, path: int, i0: int, height: int, columns: int, k0: int, lines: int, panel: int, tile: int
 ) -> None:
@@ -257,7 +257,7 @@ def _multiply_block(
                 _merge(tile, target, p.ldc, rows, part, p.alpha, beta)
 
 
-@exact
+@jit_strict_fp
 def gemm_split(
     a: int,
     lda: int,
@@ -292,7 +292,7 @@ def gemm_split(
         release_tiles()
 
 
-@exact
+@jit_strict_fp
 def _entry(
     a: int,
     lda: int,
@@ -321,7 +321,7 @@ def prepare_split() -> None:
     _ENTRY.prepare()
 
 
-@exact
+@jit_strict_fp
 def call_split(
     a: int,
     lda: int,
@@ -348,7 +348,7 @@ def multiply_split(a: Floats, b: Floats) -> Floats:
     terms = []
     with np.errstate(invalid="ignore", over="ignore"):
         for x in (a, b):
-            high = widened(rounded(np.clip(np.nan_to_num(x, nan=0.0), -_LARGEST, _LARGEST)))
-            terms.append((high, widened(rounded(x - high))))
+            high = upcast_bf16(round_to_bf16(np.clip(np.nan_to_num(x, nan=0.0), -_LARGEST, _LARGEST)))
+            terms.append((high, upcast_bf16(round_to_bf16(x - high))))
         (a_high, a_low), (b_high, b_low) = terms
         return np.matmul(a_low, b_high) + np.matmul(a_high, b_low) + np.matmul(a_high, b_high)

@@ -5,7 +5,7 @@ A call of ``math.exp`` in a loop stays one call an element; these are plain arit
 
 import numpy as np
 
-from threadloom.kernels.compiling import Floats, exact_inlined, inlined, kernel
+from threadloom.kernels.compiling import Floats, jit_always_inline, jit_kernel, jit_strict_inline
 
 _LOG2_E = np.float32(1.4426950408889634)
 _LN2_HIGH = np.float32(0.693359375)  # ten bits, so that n * _LN2_HIGH is exact
@@ -37,12 +37,12 @@ _SQRT_HALF = np.float32(0.70710678118654752440)
 _HALF = np.float32(0.5)
 
 
-@inlined
+@jit_always_inline
 def exp32(x: np.float32) -> np.float32:
     """Return e**x to a relative error of about 1e-7; 0 below -87.33 (and at -inf), 2.4e38 above 88.37, NaN at NaN.
 
     Cody and Waite's reduction x = n ln 2 + r with the polynomial of Cephes' ``expf`` on r, and 2**n put together as
-    bits. The reduction works because `inlined` does not reassociate: ``t - _ROUNDER`` must round.
+    bits. The reduction works because `jit_always_inline` does not reassociate: ``t - _ROUNDER`` must round.
     """
     y = _LOWEST if x < _LOWEST else x  # noqa: FURB136 - max and min would not promise to keep a NaN
     y = _HIGHEST if y > _HIGHEST else y  # noqa: FURB136
@@ -56,13 +56,13 @@ def exp32(x: np.float32) -> np.float32:
     return _ZERO if x < _LOWEST else p * power
 
 
-@inlined
+@jit_always_inline
 def sigmoid32(x: np.float32) -> np.float32:
     """Return 1 / (1 + e**-x)."""
     return _ONE / (_ONE + exp32(-x))
 
 
-@kernel
+@jit_kernel
 def row_max(row: Floats, count: int) -> np.float32:
     """Return the largest of the first `count` (at least 1) elements of `row`; a positive NaN counts as the largest.
 
@@ -77,7 +77,7 @@ def row_max(row: Floats, count: int) -> np.float32:
     return np.int32(largest ^ np.int32(np.int32(largest >> _SIGN_SHIFT) & _NOT_SIGN)).view(np.float32)
 
 
-@exact_inlined
+@jit_strict_inline
 def log32(x: np.float32) -> np.float32:
     """Return ln(x) of a positive normal number as Cephes' ``logf`` does; infinity and NaN give themselves."""
     bits = np.float32(x).view(np.int32)

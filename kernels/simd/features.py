@@ -43,7 +43,7 @@ class LowPrecisionInfo:
 
     path: DotPath  # what the kernels call
     available: tuple[DotPath, ...]  # what may be chosen, slowest first
-    half_conversion: bool  # F16C: float16 is converted by an instruction, not by integer arithmetic
+    fp16_conversion: bool  # F16C: float16 is converted by an instruction, not by integer arithmetic
     reason: str  # why it is that path, in a sentence
 
 
@@ -93,7 +93,7 @@ llvmlite.binding.add_symbol(_FLAG_SYMBOL, ctypes.addressof(_path))
 
 def low_precision_info() -> LowPrecisionInfo:
     """Return what multiplies bfloat16 in this process."""
-    return LowPrecisionInfo(DotPath(_path.value), _chosen.available, _chosen.half_conversion, _chosen.reason)
+    return LowPrecisionInfo(DotPath(_path.value), _chosen.available, _chosen.fp16_conversion, _chosen.reason)
 
 
 @contextmanager

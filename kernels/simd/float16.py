@@ -19,10 +19,10 @@ from numba import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from threadloom.kernels.compiling import JIT_ENABLED, Floats, exact, exact_inlined
-from threadloom.kernels.simd.vector import FLOAT, HAS_HALF, SHORT
+from threadloom.kernels.compiling import JIT_ENABLED, Floats, jit_strict_fp, jit_strict_inline
+from threadloom.kernels.simd.vector import FLOAT32, HAS_F16C, INT16
 
-Halves = NDArray[np.int16]
+FP16Bits = NDArray[np.int16]
 """float16 numbers as their bits."""
 
 _SIGN = np.uint32(0x80000000)
@@ -42,8 +42,8 @@ _HALF_MAGNITUDE, _HALF_SIGN = np.uint32(0x7FFF), np.uint32(0x8000)
 _SUBNORMAL_BASE_BITS, _SUBNORMAL_BASE = np.uint32(0x00800000), np.float32(6.103515625e-05)  # 1 << 23; 2**-14
 
 
-@exact_inlined
-def to_half_integer(x: np.float32) -> np.int16:
+@jit_strict_inline
+def to_fp16_integer(x: np.float32) -> np.int16:
     """Return the float16 nearest to `x`, as bits, by integer arithmetic: compiled code only."""
     bits = np.float32(x).view(np.uint32)
     size = np.uint32(bits & _MAGNITUDE)
@@ -59,8 +59,8 @@ def to_half_integer(x: np.float32) -> np.int16:
     return np.int16(np.uint16(np.uint32(half | np.uint32(np.uint32(bits & _SIGN) >> _SIGN_SHIFT))))
 
 
-@exact_inlined
-def from_half_integer(bits: np.int16) -> np.float32:
+@jit_strict_inline
+def from_fp16_integer(bits: np.int16) -> np.float32:
     """Return the number with these bits, by integer arithmetic: compiled code only."""
     short = np.uint32(np.uint16(bits))
     size = np.uint32(np.uint32(short & _HALF_MAGNITUDE) << _DROPPED)
@@ -79,7 +79,7 @@ def from_half_integer(bits: np.int16) -> np.float32:
 @intrinsic
 def _to_half_instruction(typing_context: Any, x: Any) -> Any:
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.bitcast(builder.fptrunc(arguments[0], ir.HalfType()), SHORT)
+        return builder.bitcast(builder.fptrunc(arguments[0], ir.HalfType()), INT16)
 
     return types.int16(types.float32), codegen
 
@@ -87,12 +87,12 @@ def _to_half_instruction(typing_context: Any, x: Any) -> Any:
 @intrinsic
 def _from_half_instruction(typing_context: Any, bits: Any) -> Any:
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.fpext(builder.bitcast(arguments[0], ir.HalfType()), FLOAT)
+        return builder.fpext(builder.bitcast(arguments[0], ir.HalfType()), FLOAT32)
 
     return types.float32(types.int16), codegen
 
 
-def half_rounded(source: Floats) -> Halves:
+def round_to_fp16(source: Floats) -> FP16Bits:
     """Return the float16 nearest to each number, in new memory and by NumPy: for code without the compiler."""
     numbers = np.ascontiguousarray(source, np.float32)
     with np.errstate(over="ignore"):
@@ -102,7 +102,7 @@ def half_rounded(source: Floats) -> Halves:
     return np.where(np.isnan(numbers), nan, nearest).astype(np.uint16).view(np.int16)
 
 
-def half_widened(source: Halves) -> Floats:
+def upcast_fp16(source: FP16Bits) -> Floats:
     """Return the numbers as float32, in new memory and by NumPy."""
     numbers = np.ascontiguousarray(source, np.int16).view(np.float16).astype(np.float32)
     bits = numbers.view(np.uint32)
@@ -110,66 +110,66 @@ def half_widened(source: Halves) -> Floats:
 
 
 def _to_half_numpy(x: np.float32) -> np.int16:
-    return np.int16(half_rounded(np.array([x], np.float32))[0])
+    return np.int16(round_to_fp16(np.array([x], np.float32))[0])
 
 
 def _from_half_numpy(bits: np.int16) -> np.float32:
-    return np.float32(half_widened(np.array([bits], np.int16))[0])
+    return np.float32(upcast_fp16(np.array([bits], np.int16))[0])
 
 
 if not JIT_ENABLED:
     _to_scalar, _from_scalar = _to_half_numpy, _from_half_numpy
-elif HAS_HALF:
+elif HAS_F16C:
     _to_scalar, _from_scalar = _to_half_instruction, _from_half_instruction
 else:
-    _to_scalar, _from_scalar = to_half_integer, from_half_integer
+    _to_scalar, _from_scalar = to_fp16_integer, from_fp16_integer
 
 
-@exact_inlined
-def to_half(x: np.float32) -> np.int16:
+@jit_strict_inline
+def to_fp16(x: np.float32) -> np.int16:
     """Return the float16 nearest to `x`, as bits."""
     return _to_scalar(np.float32(x))
 
 
-@exact_inlined
-def from_half(bits: np.int16) -> np.float32:
+@jit_strict_inline
+def from_fp16(bits: np.int16) -> np.float32:
     """Return the number with these bits; every float16 is a float32."""
     return _from_scalar(np.int16(bits))
 
 
-@exact
-def _to_half_compiled(source: Floats, out: Halves) -> None:
+@jit_strict_fp
+def _to_fp16_compiled(source: Floats, out: FP16Bits) -> None:
     for i in range(source.shape[0]):
-        out[i] = to_half(source[i])
+        out[i] = to_fp16(source[i])
 
 
-@exact
-def _from_half_compiled(source: Halves, out: Floats) -> None:
+@jit_strict_fp
+def _from_fp16_compiled(source: FP16Bits, out: Floats) -> None:
     for i in range(source.shape[0]):
-        out[i] = from_half(source[i])
+        out[i] = from_fp16(source[i])
 
 
-def _to_half_array_numpy(source: Floats, out: Halves) -> None:
-    out[...] = half_rounded(source)
+def _to_half_array_numpy(source: Floats, out: FP16Bits) -> None:
+    out[...] = round_to_fp16(source)
 
 
-def _from_half_array_numpy(source: Halves, out: Floats) -> None:
-    out[...] = half_widened(source)
+def _from_half_array_numpy(source: FP16Bits, out: Floats) -> None:
+    out[...] = upcast_fp16(source)
 
 
 if JIT_ENABLED:
-    _to, _from = _to_half_compiled, _from_half_compiled
+    _to, _from = _to_fp16_compiled, _from_fp16_compiled
 else:
     _to, _from = _to_half_array_numpy, _from_half_array_numpy
 
 
-@exact
-def half_from_float32(source: Floats, out: Halves) -> None:
+@jit_strict_fp
+def fp16_from_float32(source: Floats, out: FP16Bits) -> None:
     """Write the float16 nearest to each number of `source` to `out`; both flat, of one length."""
     _to(source, out)
 
 
-@exact
-def float32_from_half(source: Halves, out: Floats) -> None:
+@jit_strict_fp
+def float32_from_fp16(source: FP16Bits, out: Floats) -> None:
     """Write each number of `source` to `out` as float32; both flat, of one length."""
     _from(source, out)

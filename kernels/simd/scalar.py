@@ -12,28 +12,28 @@ from numba import types
 from numba.extending import overload
 from numpy.typing import NDArray
 
-from threadloom.kernels.compiling import OVERLOAD_EXACT_INLINED
-from threadloom.kernels.simd.bfloat16 import from_bf16, rounded, to_bf16, widened
-from threadloom.kernels.simd.float16 import from_half, half_rounded, half_widened, to_half
+from threadloom.kernels.compiling import OVERLOAD_STRICT_INLINE
+from threadloom.kernels.simd.bfloat16 import from_bf16, round_to_bf16, to_bf16, upcast_bf16
+from threadloom.kernels.simd.float16 import from_fp16, round_to_fp16, to_fp16, upcast_fp16
 
-Short = NDArray[np.uint16] | NDArray[np.int16]
+Bits16 = NDArray[np.uint16] | NDArray[np.int16]
 """Bits of bfloat16 (uint16) or of float16 (int16) numbers."""
 
 
-def load16(row: Short, j: int) -> np.float32:
+def load16(row: Bits16, j: int) -> np.float32:
     """Return element `j` of a row of 16-bit numbers as float32."""
     if row.dtype == np.int16:
-        return np.float32(half_widened(row[j : j + 1].view(np.int16))[0])
-    return np.float32(widened(row[j : j + 1].view(np.uint16))[0])
+        return np.float32(upcast_fp16(row[j : j + 1].view(np.int16))[0])
+    return np.float32(upcast_bf16(row[j : j + 1].view(np.uint16))[0])
 
 
-def store16(row: Short, j: int, x: np.float32) -> None:
+def store16(row: Bits16, j: int, x: np.float32) -> None:
     """Round `x` to the row's format, nearest and ties to even, and write it to element `j`."""
     number = np.array([x], np.float32)
-    row[j : j + 1] = half_rounded(number) if row.dtype == np.int16 else rounded(number)
+    row[j : j + 1] = round_to_fp16(number) if row.dtype == np.int16 else round_to_bf16(number)
 
 
-@overload(load16, jit_options=OVERLOAD_EXACT_INLINED)
+@overload(load16, jit_options=OVERLOAD_STRICT_INLINE)
 def _load16(row: Any, j: Any) -> Any:
     if row.dtype == types.uint16:
 
@@ -44,13 +44,13 @@ def _load16(row: Any, j: Any) -> Any:
     if row.dtype == types.int16:
 
         def load_half(row: Any, j: Any) -> Any:
-            return from_half(row[j])
+            return from_fp16(row[j])
 
         return load_half
     return None
 
 
-@overload(store16, jit_options=OVERLOAD_EXACT_INLINED)
+@overload(store16, jit_options=OVERLOAD_STRICT_INLINE)
 def _store16(row: Any, j: Any, x: Any) -> Any:
     if row.dtype == types.uint16:
 
@@ -61,7 +61,7 @@ def _store16(row: Any, j: Any, x: Any) -> Any:
     if row.dtype == types.int16:
 
         def store_half(row: Any, j: Any, x: Any) -> None:
-            row[j] = to_half(x)
+            row[j] = to_fp16(x)
 
         return store_half
     return None

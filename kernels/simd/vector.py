@@ -18,9 +18,9 @@ from numba.extending import intrinsic
 
 from threadloom.kernels.compiling import TARGET
 
-HAS_DOT = TARGET.get("avx512bf16", False) and TARGET.get("avx512f", False)
-HAS_TILES = TARGET.get("amx-bf16", False) and TARGET.get("amx-tile", False)
-HAS_HALF = TARGET.get("f16c", False)
+HAS_AVX512_BF16 = TARGET.get("avx512bf16", False) and TARGET.get("avx512f", False)
+HAS_AMX_BF16 = TARGET.get("amx-bf16", False) and TARGET.get("amx-tile", False)
+HAS_F16C = TARGET.get("f16c", False)
 LANES = 16 if TARGET.get("avx512f", False) else 8
 """32-bit lanes of a vector."""
 
@@ -40,16 +40,16 @@ class Bfloat(ir.Type):  # type: ignore[misc]  # llvmlite has no types
         return hash(Bfloat)
 
 
-BYTE, SHORT, INT, WORD, FLOAT = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
-FLOATS = ir.VectorType(FLOAT, LANES)
-INTS = ir.VectorType(INT, LANES)
-SHORTS = ir.VectorType(SHORT, LANES)
-BFLOATS = ir.VectorType(Bfloat(), 2 * LANES)
+INT8, INT16, INT32, INT64, FLOAT32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
+FLOAT32_VECTOR = ir.VectorType(FLOAT32, LANES)
+INT32_VECTOR = ir.VectorType(INT32, LANES)
+INT16_VECTOR = ir.VectorType(INT16, LANES)
+BF16_VECTOR = ir.VectorType(Bfloat(), 2 * LANES)
 
 
-def word(value: int) -> Any:
+def int64(value: int) -> Any:
     """Return a 64-bit constant."""
-    return ir.Constant(WORD, value)
+    return ir.Constant(INT64, value)
 
 
 def pointer(builder: Any, kind: Any, base: Any, *offsets: Any) -> Any:
@@ -61,22 +61,22 @@ def pointer(builder: Any, kind: Any, base: Any, *offsets: Any) -> Any:
 
 def prefetch(builder: Any, address: Any) -> None:
     """Ask for the cache line at `address`, to write to it; an address that is not there does no harm."""
-    kind = ir.FunctionType(ir.VoidType(), [BYTE.as_pointer(), INT, INT, INT])
+    kind = ir.FunctionType(ir.VoidType(), [INT8.as_pointer(), INT32, INT32, INT32])
     function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-    place = builder.inttoptr(address, BYTE.as_pointer())
-    builder.call(function, [place, ir.Constant(INT, 1), ir.Constant(INT, 3), ir.Constant(INT, 1)])
+    place = builder.inttoptr(address, INT8.as_pointer())
+    builder.call(function, [place, ir.Constant(INT32, 1), ir.Constant(INT32, 3), ir.Constant(INT32, 1)])
 
 
-def spread(builder: Any, value: Any, kind: Any) -> Any:
+def broadcast(builder: Any, value: Any, kind: Any) -> Any:
     """Return the vector of type `kind` with `value` in every lane."""
     nothing = ir.Constant(kind, ir.Undefined)
-    first = builder.insert_element(nothing, value, ir.Constant(INT, 0))
-    return builder.shuffle_vector(first, nothing, ir.Constant(ir.VectorType(INT, kind.count), None))
+    first = builder.insert_element(nothing, value, ir.Constant(INT32, 0))
+    return builder.shuffle_vector(first, nothing, ir.Constant(ir.VectorType(INT32, kind.count), None))
 
 
 def fused_multiply_add(builder: Any, a: Any, b: Any, c: Any) -> Any:
     """Return a * b + c."""
-    kind = ir.FunctionType(FLOATS, [FLOATS] * 3)
+    kind = ir.FunctionType(FLOAT32_VECTOR, [FLOAT32_VECTOR] * 3)
     return builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.fmuladd.v{LANES}f32"), [a, b, c])
 
 
@@ -87,35 +87,35 @@ def dot_pairs(builder: Any, a: Any, b: Any, total: Any, native: bool) -> Any:
     Otherwise the halves are made float32, by a shift and a mask, and multiplied as such.
     """
     if native:
-        kind = ir.FunctionType(FLOATS, [FLOATS, BFLOATS, BFLOATS])
+        kind = ir.FunctionType(FLOAT32_VECTOR, [FLOAT32_VECTOR, BF16_VECTOR, BF16_VECTOR])
         name = f"llvm.x86.avx512bf16.dpbf16ps.{32 * LANES}"
         function = cgutils.get_or_insert_function(builder.module, kind, name)
-        return builder.call(function, [total, builder.bitcast(a, BFLOATS), builder.bitcast(b, BFLOATS)])
-    for half in (lower_half, upper_half):
+        return builder.call(function, [total, builder.bitcast(a, BF16_VECTOR), builder.bitcast(b, BF16_VECTOR)])
+    for half in (upcast_even, upcast_odd):
         total = fused_multiply_add(builder, half(builder, a), half(builder, b), total)
     return total
 
 
-def lower_half(builder: Any, words: Any) -> Any:
+def upcast_even(builder: Any, words: Any) -> Any:
     """Return the even elements of words as float32."""
-    return builder.bitcast(builder.shl(words, ir.Constant(INTS, [16] * LANES)), FLOATS)
+    return builder.bitcast(builder.shl(words, ir.Constant(INT32_VECTOR, [16] * LANES)), FLOAT32_VECTOR)
 
 
-def upper_half(builder: Any, words: Any) -> Any:
+def upcast_odd(builder: Any, words: Any) -> Any:
     """Return the odd elements of words as float32."""
-    return builder.bitcast(builder.and_(words, ir.Constant(INTS, [0xFFFF0000] * LANES)), FLOATS)
+    return builder.bitcast(builder.and_(words, ir.Constant(INT32_VECTOR, [0xFFFF0000] * LANES)), FLOAT32_VECTOR)
 
 
-def stack_space(size: int) -> Any:
+def stack_buffer(size: int) -> Any:
     """Return an intrinsic that gives the address of `size` bytes on its caller's stack, aligned to 64."""
 
     @intrinsic
     def space(typing_context: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             with builder.goto_entry_block():
-                room = builder.alloca(ir.ArrayType(BYTE, size))
+                room = builder.alloca(ir.ArrayType(INT8, size))
                 room.align = 64
-            return builder.ptrtoint(room, WORD)
+            return builder.ptrtoint(room, INT64)
 
         return types.intp(), codegen
 
@@ -151,9 +151,9 @@ def _writer(kind: Any, numba_type: Any) -> Any:
     return write
 
 
-read_float, write_float = _reader(FLOAT, types.float32), _writer(FLOAT, types.float32)
-read_short, write_short = _reader(SHORT, types.uint16), _writer(SHORT, types.uint16)
-read_word, write_word = _reader(INT, types.uint32), _writer(INT, types.uint32)
+load_float32, store_float32 = _reader(FLOAT32, types.float32), _writer(FLOAT32, types.float32)
+load_uint16, store_uint16 = _reader(INT16, types.uint16), _writer(INT16, types.uint16)
+load_uint32, store_uint32 = _reader(INT32, types.uint32), _writer(INT32, types.uint32)
 
 
 def _exchange(builder: Any, rows: list[Any]) -> list[Any]:
@@ -162,7 +162,7 @@ def _exchange(builder: Any, rows: list[Any]) -> list[Any]:
     while distance:
         keep = [lane if not lane & distance else LANES + lane - distance for lane in range(LANES)]
         swap = [lane + distance if not lane & distance else LANES + lane for lane in range(LANES)]
-        masks = [ir.Constant(INTS, lanes) for lanes in (keep, swap)]
+        masks = [ir.Constant(INT32_VECTOR, lanes) for lanes in (keep, swap)]
         for i in range(LANES):
             if not i & distance:
                 low, high = rows[i], rows[i + distance]
@@ -184,17 +184,17 @@ def _transposer(interleaves: bool) -> Any:
             source, source_stride, target, target_stride = arguments
 
             def row(i: int, kind: Any) -> Any:
-                place = pointer(builder, kind, source, builder.mul(source_stride, word(i)))
+                place = pointer(builder, kind, source, builder.mul(source_stride, int64(i)))
                 return builder.load(place, align=2)
 
             if interleaves:
-                shift = ir.Constant(INTS, [16] * LANES)
-                halves = [builder.zext(row(i, SHORTS), INTS) for i in range(2 * LANES)]
+                shift = ir.Constant(INT32_VECTOR, [16] * LANES)
+                halves = [builder.zext(row(i, INT16_VECTOR), INT32_VECTOR) for i in range(2 * LANES)]
                 rows = [builder.or_(halves[i], builder.shl(halves[i + 1], shift)) for i in range(0, 2 * LANES, 2)]
             else:
-                rows = [row(i, INTS) for i in range(LANES)]
+                rows = [row(i, INT32_VECTOR) for i in range(LANES)]
             for i, value in enumerate(_exchange(builder, rows)):
-                place = pointer(builder, INTS, target, builder.mul(target_stride, word(i)))
+                place = pointer(builder, INT32_VECTOR, target, builder.mul(target_stride, int64(i)))
                 builder.store(value, place, align=2)
             return context.get_dummy_value()
 
@@ -204,23 +204,23 @@ def _transposer(interleaves: bool) -> Any:
 
 
 @intrinsic
-def join_rows(typing_context: Any, even: Any, odd: Any, target: Any) -> Any:
+def interleave_rows(typing_context: Any, even: Any, odd: Any, target: Any) -> Any:
     """Make 32 words at `target` of 32 shorts at `even` and 32 at `odd`, all addresses."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         even, odd, target = arguments
-        shift = ir.Constant(INTS, [16] * LANES)
+        shift = ir.Constant(INT32_VECTOR, [16] * LANES)
         for v in range(0, 32, LANES):
             low, high = (
-                builder.zext(builder.load(pointer(builder, SHORTS, row, word(2 * v)), align=2), INTS)
+                builder.zext(builder.load(pointer(builder, INT16_VECTOR, row, int64(2 * v)), align=2), INT32_VECTOR)
                 for row in (even, odd)
             )
-            place = pointer(builder, INTS, target, word(4 * v))
+            place = pointer(builder, INT32_VECTOR, target, int64(4 * v))
             builder.store(builder.or_(low, builder.shl(high, shift)), place, align=4)
         return context.get_dummy_value()
 
     return types.void(*[types.intp] * 3), codegen
 
 
-transpose_words = _transposer(interleaves=False)
-transpose_shorts = _transposer(interleaves=True)
+transpose_uint32 = _transposer(interleaves=False)
+transpose_uint16 = _transposer(interleaves=True)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from threadloom.kernels.bits16.attention import attention_scratch_shapes
-from threadloom.kernels.matmul import half_scratch_sizes, half_sums_size, packed_shape
+from threadloom.kernels.matmul import fp16_scratch_sizes, fp16_sums_size, packed_shape
 from threadloom.pipeline import aligned_zeros
 from threadloom.stages.config import Precision
 from threadloom.stages.models import Geometry, Shape, parameter_shapes
@@ -115,8 +115,8 @@ def wide_kinds(geometry: Geometry, sequences: int) -> Kinds:
     linear = [(r, 3 * c, c), (r, c, c), (r, f, c), (r, c, f), (r, c, 3 * c)]  # rows, columns, inner
     outer = [(i, o, r) for i, o in ((c, 3 * c), (c, c), (c, f), (f, c))]
     head = [(chunk, v, c), (chunk, c, v), (min(SLICE, v), c, chunk)]
-    sizes = [half_scratch_sizes(*product) for product in linear + outer + head]
-    sums = max(half_sums_size(rows, columns) for rows, columns, _ in linear)
+    sizes = [fp16_scratch_sizes(*product) for product in linear + outer + head]
+    sums = max(fp16_sums_size(rows, columns) for rows, columns, _ in linear)
     return {
         "a": ((max(a for a, _ in sizes),), _FLOAT),
         "b": ((max(b for _, b in sizes),), _FLOAT),

@@ -11,7 +11,7 @@ their order.
 import numpy as np
 
 from threadloom import kernels
-from threadloom.kernels import Floats, TokenIds, Turn, Weights
+from threadloom.kernels import AccumulationTicket, Floats, TokenIds, Weights
 from threadloom.kernels.common import model_parts
 from threadloom.pipeline import LanePlan, Lanes
 from threadloom.stages.memory.float32 import as_weights
@@ -38,7 +38,7 @@ class OrderedAccumulation:
         self._ids = np.zeros((micro_batches, rows), np.int32)
         # Finished parts by micro-batch, all batches counted: written by the thread that holds it, read by the next.
         self._finished = np.zeros((micro_batches, _LINE), np.int64)
-        self._alone = kernels.own_turn()
+        self._alone = kernels.single_writer()
         self._stop = np.zeros(1, np.int64)  # set by abort() alone
 
     @property
@@ -51,11 +51,11 @@ class OrderedAccumulation:
         """Whether turns are no longer kept: what was computed is then worth nothing."""
         return bool(self._stop[0])
 
-    def turn(self, batch: int, micro: int) -> Turn:
+    def ticket(self, batch: int, micro: int) -> AccumulationTicket:
         """Return the turn of a micro-batch: behind the one before it in its lane and batch."""
         first = self._plan.starts_lane(micro)  # the batches before are reduced before a lane is written again
-        before = self._alone.before if first else self._finished[micro - self._plan.lanes, :1]
-        return Turn(before, self._finished[micro, :1], self._stop, batch * self._parts)
+        predecessor = self._alone.predecessor_count if first else self._finished[micro - self._plan.lanes, :1]
+        return AccumulationTicket(predecessor, self._finished[micro, :1], self._stop, batch * self._parts)
 
     def keep(self, micro: int, ids: TokenIds, dx: Floats) -> None:
         """Keep the gradient of a micro-batch's input embeddings, and which they were."""

@@ -133,7 +133,7 @@ def _faster(asked: Precision, speeds: "Speeds") -> Precision:
 
 def _path(precision: Precision, info: "LowPrecisionInfo") -> str:
     if precision is Precision.FP16:
-        how = "an instruction" if info.half_conversion else "integer arithmetic, as the processor has no F16C"
+        how = "an instruction" if info.fp16_conversion else "integer arithmetic, as the processor has no F16C"
         return f"float16 is converted by {how}, and multiplied as float32"
     return info.reason
 

@@ -38,8 +38,8 @@ from numpy.typing import NDArray
 
 from threadloom.kernels import GemmBackend, blas_info, gemm
 from threadloom.kernels.compiling import SOURCES_DIGEST, TARGET
-from threadloom.kernels.matmul import gemm_bf16, gemm_half, gemm_split, half_scratch_sizes, pack_float32, packed_shape
-from threadloom.kernels.simd import bf16_from_float32, half_from_float32, low_precision_info
+from threadloom.kernels.matmul import fp16_scratch_sizes, gemm_bf16, gemm_fp16, gemm_split, pack_float32, packed_shape
+from threadloom.kernels.simd import bf16_from_float32, fp16_from_float32, low_precision_info
 from threadloom.pipeline import blas_threads
 from threadloom.stages.config import Precision
 from threadloom.stages.machine import cache_root, detect
@@ -119,9 +119,9 @@ def _fp16_product() -> Call:
     a, b, out = _operands()
     halves = [np.empty(operand.shape, np.int16) for operand in (a, b)]
     for operand, bits in zip((a, b), halves, strict=True):
-        half_from_float32(operand.reshape(-1), bits.reshape(-1))
-    scratch = [np.empty(size, np.float32) for size in half_scratch_sizes(ROWS, COLUMNS, INNER)]
-    return lambda: gemm_half(halves[0], halves[1], out, False, False, False, scratch[0], scratch[1])
+        fp16_from_float32(operand.reshape(-1), bits.reshape(-1))
+    scratch = [np.empty(size, np.float32) for size in fp16_scratch_sizes(ROWS, COLUMNS, INNER)]
+    return lambda: gemm_fp16(halves[0], halves[1], out, False, False, False, scratch[0], scratch[1])
 
 
 PRODUCTS: Mapping[Precision, Callable[[], Call]] = {

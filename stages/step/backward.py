@@ -7,7 +7,7 @@ embedding into the lane, chunk of rows by chunk of rows while the logits are hot
 from typing import Any
 
 from threadloom import kernels
-from threadloom.kernels import own_turn
+from threadloom.kernels import single_writer
 from threadloom.pipeline import Cancelled, Lanes, Pool
 from threadloom.stages.memory import MicroBatch, MicroGradient, OrderedAccumulation, Slot, as_weights
 from threadloom.stages.step.compute import Compute
@@ -38,7 +38,7 @@ class Backward:
         self._context = context
         self._turns = turns
         self._gradients = tuple(as_weights(arena) for arena in lanes.arenas)
-        self._alone = tuple(own_turn() for _ in lanes.arenas)
+        self._alone = tuple(single_writer() for _ in lanes.arenas)
         self._scratch = scratch
 
     def acquire(self, item: MicroBatch) -> None:
@@ -63,8 +63,8 @@ class Backward:
         slot, lease = item.held()
         lane, accumulate = self._lanes.plan.lane_of(item.micro), not self._lanes.plan.starts_lane(item.micro)
         gradients, turns = self._gradients[lane], self._turns
-        turn = turns.turn(item.batch, item.micro) if turns else self._alone[lane]
-        loss = self._compute.backward(lease.bank, slot, scale, gradients, scratch, accumulate, turn)
+        ticket = turns.ticket(item.batch, item.micro) if turns else self._alone[lane]
+        loss = self._compute.backward(lease.bank, slot, scale, gradients, scratch, accumulate, ticket)
         dx = self._compute.input_gradient(scratch)
         if turns is None:
             kernels.embedding_backward(slot.ids, dx, self._context, gradients.wte, gradients.wpe, accumulate)

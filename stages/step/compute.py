@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from threadloom import kernels
-from threadloom.kernels import Floats, Scratch, Turn, Weights, own_turn
+from threadloom.kernels import AccumulationTicket, Floats, Scratch, Weights, single_writer
 from threadloom.stages.config import Precision
 from threadloom.stages.memory import Float32Slot, Slot, UpdateShard, allocate_scratch, logits_rows
 from threadloom.stages.models import Geometry, Shape
@@ -50,9 +50,16 @@ class Compute(Protocol):
         """Run all blocks: fill the slot's activations."""
 
     def backward(
-        self, version: Version, slot: Any, scale: float, gradients: Weights, scratch: Any, accumulate: bool, turn: Turn
+        self,
+        version: Version,
+        slot: Any,
+        scale: float,
+        gradients: Weights,
+        scratch: Any,
+        accumulate: bool,
+        ticket: AccumulationTicket,
     ) -> float:
-        """Return the sum of the losses; write, or add in its `turn`, the gradient of that sum times `scale`.
+        """Return the sum of the losses; write, or add in its `ticket`, the gradient of that sum times `scale`.
 
         That of the input embeddings is left as it reaches them, one row a token, in `input_gradient`.
         """
@@ -103,12 +110,12 @@ class Float32Compute:
 
     def backward(
         self, version: Version, slot: Float32Slot, scale: float, gradients: Weights, scratch: Scratch, accumulate: bool,
-        turn: Turn,
+        ticket: AccumulationTicket,
     ) -> float:  # fmt: skip
         """Run head and blocks backwards."""
         weights, acts, heads = version.weights, slot.activations, self._geometry.heads
-        loss = kernels.head_backward(weights, acts.x[-1], slot.targets, scale, gradients, scratch, accumulate, turn)
-        kernels.blocks_backward(weights, acts, gradients, scratch, self._sequences, heads, accumulate, turn)
+        loss = kernels.head_backward(weights, acts.x[-1], slot.targets, scale, gradients, scratch, accumulate, ticket)
+        kernels.blocks_backward(weights, acts, gradients, scratch, self._sequences, heads, accumulate, ticket)
         return float(loss)
 
     def input_gradient(self, scratch: Scratch) -> Floats:
@@ -135,7 +142,7 @@ def backward_with_embeddings(
     accumulate: bool = False,
 ) -> float:  # fmt: skip
     """Run the whole backward pass, embeddings included, for a caller who is alone with `gradients`."""
-    loss = compute.backward(version, slot, scale, gradients, scratch, accumulate, own_turn())
+    loss = compute.backward(version, slot, scale, gradients, scratch, accumulate, single_writer())
     dx = compute.input_gradient(scratch)
     kernels.embedding_backward(slot.ids, dx, geometry.context, gradients.wte, gradients.wpe, accumulate)
     return loss

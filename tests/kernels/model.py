@@ -18,7 +18,7 @@ from tests.kernels.support import (
     make_weights,
 )
 from tests.reference import Ids, Tensors
-from threadloom.kernels.common.accumulation import own_turn
+from threadloom.kernels.common.accumulation import single_writer
 from threadloom.kernels.common.tensors import Weights
 from threadloom.kernels.float32.embedding import embedding_backward, embedding_forward
 from threadloom.kernels.float32.transformer import blocks_backward, blocks_forward, head_backward, head_loss
@@ -54,9 +54,11 @@ class Model:
         s = self.sizes
         x_final = self.acts.x[s.layers]
         loss = head_backward(
-            self.weights, x_final, flat_ids(targets), scale, self.grads, self.scratch, accumulate, own_turn()
+            self.weights, x_final, flat_ids(targets), scale, self.grads, self.scratch, accumulate, single_writer()
         )
-        blocks_backward(self.weights, self.acts, self.grads, self.scratch, s.sequences, s.heads, accumulate, own_turn())
+        blocks_backward(
+            self.weights, self.acts, self.grads, self.scratch, s.sequences, s.heads, accumulate, single_writer()
+        )
         embedding_backward(flat_ids(ids), self.scratch.dx, s.tokens, self.grads.wte, self.grads.wpe, accumulate)
         return loss
 

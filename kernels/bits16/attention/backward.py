@@ -19,9 +19,9 @@ import numpy as np
 from threadloom.kernels.bits16.attention.products import LINE, multiply, pack_pairs, round_rows, strips
 from threadloom.kernels.bits16.attention.rows import d_score_rows, dot_columns, fetch_row
 from threadloom.kernels.bits16.attention.scratch import ATTENTION_BLOCK, AttentionScratch
-from threadloom.kernels.compiling import Floats, exact
+from threadloom.kernels.compiling import Floats, jit_strict_fp
 from threadloom.kernels.matmul import PANEL, configure_tiles, pack_bf16, release_tiles, transpose_bf16
-from threadloom.kernels.simd import LANES, Bits, DotPath, chosen_path, transpose_words
+from threadloom.kernels.simd import LANES, BF16Bits, DotPath, chosen_path, transpose_uint32
 
 _AMX = DotPath.AMX.value
 _QUERIES = 32  # of a tile in forward
@@ -32,7 +32,7 @@ _LN2_HIGH = np.float32(0.693359375)
 _ONE, _HALF, _ZERO = np.float32(1.0), np.float32(0.5), np.float32(0.0)
 
 
-@exact
+@jit_strict_fp
 def _statistics(lse: Floats, length: int, pairs: int, scratch: AttentionScratch) -> None:
     """Write each query's shift, in powers of two, and its delta, from the packed transposes of d_out and out."""
     shifts, deltas = scratch.statistics[0], scratch.statistics[1]
@@ -46,7 +46,7 @@ def _statistics(lse: Floats, length: int, pairs: int, scratch: AttentionScratch)
         dot_columns(d_o[j].ctypes.data, o[j].ctypes.data, pairs, deltas.ctypes.data + j * LINE)
 
 
-@exact
+@jit_strict_fp
 def _transpose_out(
     source: int, source_bytes: int, square: int, square_bytes: int, factor: np.float32, length: int, size: int,
     out: int, out_bytes: int,
@@ -54,11 +54,11 @@ def _transpose_out(
     """Write ``factor`` times the transpose of `source` (size, length) to `out` as bfloat16, by strips of `LANES`."""
     for t in range(0, length, LANES):
         for d in range(0, size, LANES):
-            transpose_words(source + d * source_bytes + 4 * t, source_bytes, square + 4 * d, square_bytes)
+            transpose_uint32(source + d * source_bytes + 4 * t, source_bytes, square + 4 * d, square_bytes)
         round_rows(square, square_bytes, factor, min(LANES, length - t), size, out + t * out_bytes, out_bytes)
 
 
-@exact
+@jit_strict_fp
 def _key_scores(
     path: int, a: int, a_bytes: int, rows: int, t: int, panel: int, inner: int, width: int, out: int, out_bytes: int
 ) -> None:
@@ -78,7 +78,7 @@ def _key_scores(
         )  # fmt: skip
 
 
-@exact
+@jit_strict_fp
 def _query_gradient(
     path: int, k: int, k_bytes: int, size: int, t: int, keys: int, panel: int, width: int, out: int, out_bytes: int,
     add: int,
@@ -96,7 +96,7 @@ def _query_gradient(
         )  # fmt: skip
 
 
-@exact
+@jit_strict_fp
 def _key_gradient(
     path: int, bits: int, bit_bytes: int, keys: int, count: int, rows: int, panel_bytes: int, size: int,
     factor: np.float32, result: int, result_bytes: int, out: int, out_bytes: int,
@@ -113,15 +113,15 @@ def _key_gradient(
     round_rows(result, result_bytes, factor, keys, size, out, out_bytes)
 
 
-@exact
+@jit_strict_fp
 def backward_bf16(
-    d_out: Bits,
-    out: Bits,
-    qkv: Bits,
+    d_out: BF16Bits,
+    out: BF16Bits,
+    qkv: BF16Bits,
     lse: Floats,
     sequences: int,
     heads: int,
-    d_qkv: Bits,
+    d_qkv: BF16Bits,
     scratch: AttentionScratch,
 ) -> None:
     """See `kernels.bits16.attention.layer.attention_backward_low`."""

@@ -11,9 +11,9 @@ import numpy as np
 from threadloom.kernels.bits16.attention.products import multiply, pack_pairs, round_rows
 from threadloom.kernels.bits16.attention.rows import ROW_GROUP, fetch_row, softmax_rows
 from threadloom.kernels.bits16.attention.scratch import ATTENTION_BLOCK, AttentionScratch
-from threadloom.kernels.compiling import Floats, exact
+from threadloom.kernels.compiling import Floats, jit_strict_fp
 from threadloom.kernels.matmul import PANEL, configure_tiles, pack_bf16, release_tiles
-from threadloom.kernels.simd import Bits, DotPath, chosen_path, log32
+from threadloom.kernels.simd import BF16Bits, DotPath, chosen_path, log32
 
 _AMX = DotPath.AMX.value
 _QUERIES = 32  # of a tile in forward
@@ -24,8 +24,10 @@ _LN2_HIGH = np.float32(0.693359375)
 _ONE, _HALF, _ZERO = np.float32(1.0), np.float32(0.5), np.float32(0.0)
 
 
-@exact
-def forward_bf16(qkv: Bits, sequences: int, heads: int, out: Bits, lse: Floats, scratch: AttentionScratch) -> None:
+@jit_strict_fp
+def forward_bf16(
+    qkv: BF16Bits, sequences: int, heads: int, out: BF16Bits, lse: Floats, scratch: AttentionScratch
+) -> None:
     """See `kernels.bits16.attention.layer.attention_forward_low`."""
     path = chosen_path()
     if path == _AMX:

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from threadloom.kernels.bits16.attention.backward import backward_bf16
 from threadloom.kernels.bits16.attention.forward import forward_bf16
 from threadloom.kernels.bits16.attention.scratch import ATTENTION_BLOCK, AttentionScratch, attention_scratch_shapes
-from threadloom.kernels.compiling import Floats, kernel, transparent
+from threadloom.kernels.compiling import Floats, jit_inline_body, jit_kernel
 from threadloom.kernels.matmul import gemm
-from threadloom.kernels.simd import Short, exp32, load16, rounded, row_max, store16, widened
+from threadloom.kernels.simd import Bits16, exp32, load16, round_to_bf16, row_max, store16, upcast_bf16
 
 __all__ = ["AttentionScratch", "attention_backward_low", "attention_forward_low", "attention_scratch_shapes"]
 
@@ -30,8 +30,8 @@ _BLOCK = 16  # a row's exponentials are made in whole blocks of so many, to stay
 _ZERO, _ONE = np.float32(0.0), np.float32(1.0)
 
 
-@kernel
-def _widen(source: Short, first: int, column: int, rows: int, out: Floats) -> None:
+@jit_kernel
+def _widen(source: Bits16, first: int, column: int, rows: int, out: Floats) -> None:
     """Write the head at `column`, of so many rows from `first` on, to `out` (rows, D)."""
     # The loops index whole rows: a slice of columns would have a stride that the compiler does not know to be 1.
     for i in range(rows):
@@ -40,8 +40,8 @@ def _widen(source: Short, first: int, column: int, rows: int, out: Floats) -> No
             target[j] = load16(line, column + j)
 
 
-@kernel
-def _round(source: Floats, rows: int, size: int, out: Short, first: int, column: int) -> None:
+@jit_kernel
+def _round(source: Floats, rows: int, size: int, out: Bits16, first: int, column: int) -> None:
     """Round `source` into the head at `column`."""
     for i in range(rows):
         line, target = source[i], out[first + i]
@@ -49,8 +49,8 @@ def _round(source: Floats, rows: int, size: int, out: Short, first: int, column:
             store16(target, column + j, line[j])
 
 
-@kernel
-def _round_rows(scores: Floats, bits: Short, queries: int, keys: int) -> None:
+@jit_kernel
+def _round_rows(scores: Floats, bits: Bits16, queries: int, keys: int) -> None:
     """Give the numbers of a tile the precision of the 16-bit format; `bits` is a row of it."""
     for i in range(queries):
         row = scores[i]
@@ -60,7 +60,7 @@ def _round_rows(scores: Floats, bits: Short, queries: int, keys: int) -> None:
             row[j] = load16(bits, j)
 
 
-@kernel
+@jit_kernel
 def _softmax_rows(scores: Floats, lse: Floats, queries: int, keys: int) -> None:
     """Turn scores into probabilities; query i sees the keys up to ``keys - queries + i``, others get 0."""
     for i in range(queries):
@@ -83,12 +83,12 @@ def _softmax_rows(scores: Floats, lse: Floats, queries: int, keys: int) -> None:
         lse[i] = largest + np.float32(math.log(total))
 
 
-@kernel
+@jit_kernel
 def _d_score_rows(
     scratch: AttentionScratch,
     lse: Floats,
-    out: Short,
-    d_out: Short,
+    out: Bits16,
+    d_out: Bits16,
     top: int,
     column: int,
     size: int,
@@ -115,9 +115,9 @@ def _d_score_rows(
             dp[j] = _ZERO
 
 
-@kernel
+@jit_kernel
 def _forward_widened(
-    qkv: Short, sequences: int, heads: int, out: Short, lse: Floats, scratch: AttentionScratch
+    qkv: Bits16, sequences: int, heads: int, out: Bits16, lse: Floats, scratch: AttentionScratch
 ) -> None:
     channels = out.shape[1]
     size = channels // heads
@@ -143,15 +143,15 @@ def _forward_widened(
                 _round(scratch.result, queries, size, out, begin + first, q0)
 
 
-@kernel
+@jit_kernel
 def _backward_widened(
-    d_out: Short,
-    out: Short,
-    qkv: Short,
+    d_out: Bits16,
+    out: Bits16,
+    qkv: Bits16,
     lse: Floats,
     sequences: int,
     heads: int,
-    d_qkv: Short,
+    d_qkv: Bits16,
     scratch: AttentionScratch,
 ) -> None:
     channels = out.shape[1]
@@ -197,21 +197,21 @@ def _backward_widened(
 
 def _heads_of(matrix: Any, sequences: int, heads: int) -> NDArray[np.float32]:
     """Return (B, H, T, D) float32 of (R, C) 16-bit numbers, by NumPy."""
-    wide = widened(matrix) if matrix.dtype == np.uint16 else matrix.view(np.float16).astype(np.float32)
+    wide = upcast_bf16(matrix) if matrix.dtype == np.uint16 else matrix.view(np.float16).astype(np.float32)
     return wide.reshape(sequences, matrix.shape[0] // sequences, heads, -1).transpose(0, 2, 1, 3)
 
 
 def _bits_of(values: Floats, kind: np.dtype[Any]) -> Any:
     """Return float32 numbers rounded to a 16-bit format, as bits, by NumPy."""
     if kind == np.uint16:
-        return rounded(values)
+        return round_to_bf16(values)
     with np.errstate(over="ignore"):
         return values.astype(np.float16).view(np.int16)
 
 
 def _rounded_as(values: Floats, kind: np.dtype[Any]) -> Floats:
     bits = _bits_of(values, kind)
-    return widened(bits) if kind == np.uint16 else bits.view(np.float16).astype(np.float32)
+    return upcast_bf16(bits) if kind == np.uint16 else bits.view(np.float16).astype(np.float32)
 
 
 def _rows_of(values: Floats, kind: np.dtype[Any]) -> Any:
@@ -270,9 +270,9 @@ def _choose_backward(
     return backward
 
 
-@transparent
+@jit_inline_body
 def attention_forward_low(
-    qkv: Short, sequences: int, heads: int, out: Short, lse: Floats, scratch: AttentionScratch
+    qkv: Bits16, sequences: int, heads: int, out: Bits16, lse: Floats, scratch: AttentionScratch
 ) -> None:
     """Write the heads' outputs to `out` (R, C), and to `lse` (B, H, T) float32 the log of each row's sum.
 
@@ -282,15 +282,15 @@ def attention_forward_low(
     _forward(qkv, sequences, heads, out, lse, scratch)
 
 
-@transparent
+@jit_inline_body
 def attention_backward_low(
-    d_out: Short,
-    out: Short,
-    qkv: Short,
+    d_out: Bits16,
+    out: Bits16,
+    qkv: Bits16,
     lse: Floats,
     sequences: int,
     heads: int,
-    d_qkv: Short,
+    d_qkv: Bits16,
     scratch: AttentionScratch,
 ) -> None:
     """Write the gradient of `qkv` (R, 3C) to `d_qkv`, from that of the output, `d_out` (R, C), and what forward kept.

@@ -17,9 +17,18 @@ from threadloom.kernels.bits16.attention.tile import (
     tile_float32,
     tile_native,
 )
-from threadloom.kernels.compiling import exact
+from threadloom.kernels.compiling import jit_strict_fp
 from threadloom.kernels.matmul import K_STEP, PANEL, TILE_SIZE, tile_amx
-from threadloom.kernels.simd import LANES, DotPath, join_rows, read_float, read_short, to_bf16, write_short, write_word
+from threadloom.kernels.simd import (
+    LANES,
+    DotPath,
+    interleave_rows,
+    load_float32,
+    load_uint16,
+    store_uint16,
+    store_uint32,
+    to_bf16,
+)
 
 _AMX, _AVX512 = DotPath.AMX.value, DotPath.AVX512.value
 LINE = 4 * PANEL
@@ -27,7 +36,7 @@ LINE = 4 * PANEL
 _SHIFT = np.uint32(16)
 
 
-@exact
+@jit_strict_fp
 def strips(
     path: int, a: int, a_bytes: int, rows: int, panel: int, inner: int, width: int, out: int, out_bytes: int, add: int
 ) -> None:
@@ -50,7 +59,7 @@ def strips(
                     tile_float32(line, a_bytes, rows - i - 1, part, inner, place, out_bytes, add)
 
 
-@exact
+@jit_strict_fp
 def multiply(
     path: int, a: int, a_bytes: int, rows: int, panel: int, inner: int, width: int, out: int, out_bytes: int, add: int
 ) -> None:
@@ -71,7 +80,7 @@ def multiply(
         strips(path, line, a_bytes, rows - done, panel, inner, width, place, out_bytes, add)
 
 
-@exact
+@jit_strict_fp
 def pack_pairs(source: int, row_bytes: int, inner: int, columns: int, target: int, panel_bytes: int) -> None:
     """Pack a matrix (inner, columns); what lies beyond the columns is left alone, the half of an odd pair is 0."""
     for p in range(inner // 2):
@@ -80,21 +89,21 @@ def pack_pairs(source: int, row_bytes: int, inner: int, columns: int, target: in
         for first in range(0, columns, PANEL):
             place = target + first // PANEL * panel_bytes + p * LINE
             if first + PANEL <= columns:
-                join_rows(even + 2 * first, odd + 2 * first, place)
+                interleave_rows(even + 2 * first, odd + 2 * first, place)
                 continue
             whole = (columns - first) // LANES * LANES
             for c in range(0, whole, LANES):
                 join_short_rows(even + 2 * (first + c), odd + 2 * (first + c), place + 4 * c)
             for c in range(whole, columns - first):
-                low, high = read_short(even, first + c), read_short(odd, first + c)
-                write_word(place, c, np.uint32(np.uint32(low) | np.uint32(np.uint32(high) << _SHIFT)))
+                low, high = load_uint16(even, first + c), load_uint16(odd, first + c)
+                store_uint32(place, c, np.uint32(np.uint32(low) | np.uint32(np.uint32(high) << _SHIFT)))
     if inner % 2:
         last, line = source + (inner - 1) * row_bytes, inner // 2 * LINE
         for c in range(columns):
-            write_word(target + c // PANEL * panel_bytes + line, c % PANEL, np.uint32(read_short(last, c)))
+            store_uint32(target + c // PANEL * panel_bytes + line, c % PANEL, np.uint32(load_uint16(last, c)))
 
 
-@exact
+@jit_strict_fp
 def round_rows(source: int, source_bytes: int, factor: np.float32, rows: int, size: int, out: int, step: int) -> None:
     """Write ``factor * source`` (rows, size) as bfloat16."""
     whole = size // LANES
@@ -102,4 +111,4 @@ def round_rows(source: int, source_bytes: int, factor: np.float32, rows: int, si
         line, target = source + i * source_bytes, out + i * step
         round_row(line, factor, target, whole)
         for j in range(whole * LANES, size):
-            write_short(target, j, to_bf16(np.float32(read_float(line, j) * factor)))
+            store_uint16(target, j, to_bf16(np.float32(load_float32(line, j) * factor)))

@@ -18,19 +18,19 @@ from numba.extending import intrinsic
 
 from threadloom.kernels.matmul import PANEL, round_vector
 from threadloom.kernels.simd import (
-    FLOATS,
-    HAS_DOT,
-    INT,
-    INTS,
+    FLOAT32_VECTOR,
+    HAS_AVX512_BF16,
+    INT16_VECTOR,
+    INT32,
+    INT32_VECTOR,
     LANES,
-    SHORTS,
     Bfloat,
+    broadcast,
     fused_multiply_add,
-    lower_half,
+    int64,
     pointer,
-    spread,
-    upper_half,
-    word,
+    upcast_even,
+    upcast_odd,
 )
 
 PADDING = 2 * LANES
@@ -48,15 +48,15 @@ _LOWEST = -126.0  # below it the power of two would not be a normal number
 
 
 def _floats(value: float) -> Any:
-    return ir.Constant(FLOATS, [float(value)] * LANES)
+    return ir.Constant(FLOAT32_VECTOR, [float(value)] * LANES)
 
 
 def _ints(value: int) -> Any:
-    return ir.Constant(INTS, [value] * LANES)
+    return ir.Constant(INT32_VECTOR, [value] * LANES)
 
 
 def _load_floats(builder: Any, *address: Any) -> Any:
-    return builder.load(pointer(builder, FLOATS, *address), align=4)
+    return builder.load(pointer(builder, FLOAT32_VECTOR, *address), align=4)
 
 
 def _exp2(builder: Any, x: Any) -> Any:
@@ -68,35 +68,35 @@ def _exp2(builder: Any, x: Any) -> Any:
     for coefficient in _POWERS[-2::-1]:
         p = fused_multiply_add(builder, p, f, _floats(coefficient))
     p = fused_multiply_add(builder, p, f, _floats(1.0))
-    power = builder.add(builder.shl(builder.bitcast(t, INTS), _ints(23)), _ints(0x3F800000))
-    return builder.fmul(p, builder.bitcast(power, FLOATS))
+    power = builder.add(builder.shl(builder.bitcast(t, INT32_VECTOR), _ints(23)), _ints(0x3F800000))
+    return builder.fmul(p, builder.bitcast(power, FLOAT32_VECTOR))
 
 
 def _round(builder: Any, x: Any) -> Any:
     """Return the nearest bfloat16 numbers as shorts; where there is an instruction, subnormal numbers become zero."""
-    if not HAS_DOT or LANES != 16:
+    if not HAS_AVX512_BF16 or LANES != 16:
         return round_vector(builder, x)
     result = ir.VectorType(Bfloat(), LANES)
     function = cgutils.get_or_insert_function(
-        builder.module, ir.FunctionType(result, [FLOATS]), f"llvm.x86.avx512bf16.cvtneps2bf16.{32 * LANES}"
+        builder.module, ir.FunctionType(result, [FLOAT32_VECTOR]), f"llvm.x86.avx512bf16.cvtneps2bf16.{32 * LANES}"
     )
-    return builder.bitcast(builder.call(function, [x]), SHORTS)
+    return builder.bitcast(builder.call(function, [x]), INT16_VECTOR)
 
 
 def _lanes(builder: Any, first: Any) -> Any:
     """Return the numbers of a vector's elements, the first of which is `first`, a word."""
-    start = spread(builder, builder.trunc(first, INT), INTS)
-    return builder.add(start, ir.Constant(INTS, list(range(LANES))))
+    start = broadcast(builder, builder.trunc(first, INT32), INT32_VECTOR)
+    return builder.add(start, ir.Constant(INT32_VECTOR, list(range(LANES))))
 
 
 def _across(builder: Any, x: Any, join: Callable[[Any, Any], Any]) -> Any:
     """Reduce a vector's lanes to one number."""
     distance = LANES // 2
     while distance:
-        mask = ir.Constant(INTS, [(lane + distance) % LANES for lane in range(LANES)])
+        mask = ir.Constant(INT32_VECTOR, [(lane + distance) % LANES for lane in range(LANES)])
         x = join(x, builder.shuffle_vector(x, x, mask))
         distance //= 2
-    return builder.extract_element(x, ir.Constant(INT, 0))
+    return builder.extract_element(x, ir.Constant(INT32, 0))
 
 
 def _larger(builder: Any, a: Any, b: Any) -> Any:
@@ -126,60 +126,60 @@ def softmax_rows(
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         scores, score_bytes, bits, bit_bytes, seen, width, factor, largest, totals = arguments
         rows = range(ROW_GROUP)
-        lines = [builder.add(scores, builder.mul(score_bytes, word(i))) for i in rows]
-        targets = [builder.add(bits, builder.mul(bit_bytes, word(i))) for i in rows]
-        limits = [spread(builder, builder.trunc(builder.add(seen, word(i)), INT), INTS) for i in rows]
-        whole = builder.udiv(seen, word(LANES))
-        some = builder.udiv(builder.add(seen, word(ROW_GROUP - 1 + LANES - 1)), word(LANES))
-        every = builder.udiv(builder.add(width, word(LANES - 1)), word(LANES))
-        lowest, zero = ir.Constant(FLOATS, [float("-inf")] * LANES), ir.Constant(FLOATS, None)
-        highest = [cgutils.alloca_once(builder, FLOATS) for _ in rows]
-        sums = [cgutils.alloca_once(builder, FLOATS) for _ in rows]
+        lines = [builder.add(scores, builder.mul(score_bytes, int64(i))) for i in rows]
+        targets = [builder.add(bits, builder.mul(bit_bytes, int64(i))) for i in rows]
+        limits = [broadcast(builder, builder.trunc(builder.add(seen, int64(i)), INT32), INT32_VECTOR) for i in rows]
+        whole = builder.udiv(seen, int64(LANES))
+        some = builder.udiv(builder.add(seen, int64(ROW_GROUP - 1 + LANES - 1)), int64(LANES))
+        every = builder.udiv(builder.add(width, int64(LANES - 1)), int64(LANES))
+        lowest, zero = ir.Constant(FLOAT32_VECTOR, [float("-inf")] * LANES), ir.Constant(FLOAT32_VECTOR, None)
+        highest = [cgutils.alloca_once(builder, FLOAT32_VECTOR) for _ in rows]
+        sums = [cgutils.alloca_once(builder, FLOAT32_VECTOR) for _ in rows]
         for i in rows:
             builder.store(lowest, highest[i])
             builder.store(zero, sums[i])
 
         def find(v: Any, masked: bool) -> None:
             for i in rows:
-                x = _load_floats(builder, lines[i], builder.mul(v, word(_VECTOR_BYTES)))
+                x = _load_floats(builder, lines[i], builder.mul(v, int64(_VECTOR_BYTES)))
                 if masked:
-                    inside = builder.icmp_signed("<", _lanes(builder, builder.mul(v, word(LANES))), limits[i])
+                    inside = builder.icmp_signed("<", _lanes(builder, builder.mul(v, int64(LANES))), limits[i])
                     x = builder.select(inside, x, lowest)
                 builder.store(_larger(builder, x, builder.load(highest[i])), highest[i])
 
-        with cgutils.for_range_slice(builder, word(0), whole, word(1)) as (v, _):
+        with cgutils.for_range_slice(builder, int64(0), whole, int64(1)) as (v, _):
             find(v, False)
-        with cgutils.for_range_slice(builder, whole, some, word(1)) as (v, _):
+        with cgutils.for_range_slice(builder, whole, some, int64(1)) as (v, _):
             find(v, True)
-        factors = spread(builder, factor, FLOATS)
+        factors = broadcast(builder, factor, FLOAT32_VECTOR)
         shifts = []
         for i in rows:
             top = _across(builder, builder.load(highest[i]), lambda a, b: _larger(builder, a, b))
-            builder.store(top, pointer(builder, ir.FloatType(), largest, word(4 * i)))
-            shifts.append(builder.fneg(builder.fmul(spread(builder, top, FLOATS), factors)))
+            builder.store(top, pointer(builder, ir.FloatType(), largest, int64(4 * i)))
+            shifts.append(builder.fneg(builder.fmul(broadcast(builder, top, FLOAT32_VECTOR), factors)))
 
         def exponentiate(v: Any, masked: bool) -> None:
             for i in rows:
-                x = _load_floats(builder, lines[i], builder.mul(v, word(_VECTOR_BYTES)))
+                x = _load_floats(builder, lines[i], builder.mul(v, int64(_VECTOR_BYTES)))
                 e = _exp2(builder, fused_multiply_add(builder, x, factors, shifts[i]))
                 if masked:
-                    inside = builder.icmp_signed("<", _lanes(builder, builder.mul(v, word(LANES))), limits[i])
+                    inside = builder.icmp_signed("<", _lanes(builder, builder.mul(v, int64(LANES))), limits[i])
                     e = builder.select(inside, e, zero)
                 builder.store(builder.fadd(builder.load(sums[i]), e), sums[i])
-                place = pointer(builder, SHORTS, targets[i], builder.mul(v, word(2 * LANES)))
+                place = pointer(builder, INT16_VECTOR, targets[i], builder.mul(v, int64(2 * LANES)))
                 builder.store(_round(builder, e), place, align=2)
 
-        with cgutils.for_range_slice(builder, word(0), whole, word(1)) as (v, _):
+        with cgutils.for_range_slice(builder, int64(0), whole, int64(1)) as (v, _):
             exponentiate(v, False)
-        with cgutils.for_range_slice(builder, whole, some, word(1)) as (v, _):
+        with cgutils.for_range_slice(builder, whole, some, int64(1)) as (v, _):
             exponentiate(v, True)
-        with cgutils.for_range_slice(builder, some, every, word(1)) as (v, _):
+        with cgutils.for_range_slice(builder, some, every, int64(1)) as (v, _):
             for i in rows:
-                place = pointer(builder, SHORTS, targets[i], builder.mul(v, word(2 * LANES)))
-                builder.store(ir.Constant(SHORTS, None), place, align=2)
+                place = pointer(builder, INT16_VECTOR, targets[i], builder.mul(v, int64(2 * LANES)))
+                builder.store(ir.Constant(INT16_VECTOR, None), place, align=2)
         for i in rows:
             total = _across(builder, builder.load(sums[i]), builder.fadd)
-            builder.store(total, pointer(builder, ir.FloatType(), totals, word(4 * i)))
+            builder.store(total, pointer(builder, ir.FloatType(), totals, int64(4 * i)))
         return context.get_dummy_value()
 
     word_type = types.intp
@@ -213,51 +213,55 @@ def d_score_rows(
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         scores, d_scores, score_bytes, p_bits, ds_bits, bit_bytes = arguments[:6]
         words, panel_bytes, shifts, deltas, factor, first, width = arguments[6:]
-        limits = [spread(builder, builder.trunc(builder.add(first, word(i)), INT), INTS) for i in range(2)]
-        factors = spread(builder, factor, FLOATS)
-        zero = ir.Constant(FLOATS, None)
+        limits = [
+            broadcast(builder, builder.trunc(builder.add(first, int64(i)), INT32), INT32_VECTOR) for i in range(2)
+        ]
+        factors = broadcast(builder, factor, FLOAT32_VECTOR)
+        zero = ir.Constant(FLOAT32_VECTOR, None)
         per_panel = PANEL // LANES
 
         def packed_place(v: Any) -> Any:
-            panel, part = builder.udiv(v, word(per_panel)), builder.urem(v, word(per_panel))
-            offset = builder.add(builder.mul(panel, panel_bytes), builder.mul(part, word(_VECTOR_BYTES)))
-            return pointer(builder, INTS, words, offset)
+            panel, part = builder.udiv(v, int64(per_panel)), builder.urem(v, int64(per_panel))
+            offset = builder.add(builder.mul(panel, panel_bytes), builder.mul(part, int64(_VECTOR_BYTES)))
+            return pointer(builder, INT32_VECTOR, words, offset)
 
         def row_place(row: Any, i: int, v: Any) -> Any:
-            return pointer(builder, SHORTS, row, builder.mul(bit_bytes, word(i)), builder.mul(v, word(2 * LANES)))
+            return pointer(
+                builder, INT16_VECTOR, row, builder.mul(bit_bytes, int64(i)), builder.mul(v, int64(2 * LANES))
+            )
 
         def make(v: Any, masked: bool) -> None:
-            offset = builder.mul(v, word(_VECTOR_BYTES))
+            offset = builder.mul(v, int64(_VECTOR_BYTES))
             shift, delta = _load_floats(builder, shifts, offset), _load_floats(builder, deltas, offset)
             halves = []
             for i in range(2):
-                line = builder.add(offset, builder.mul(score_bytes, word(i)))
+                line = builder.add(offset, builder.mul(score_bytes, int64(i)))
                 s, dp = _load_floats(builder, scores, line), _load_floats(builder, d_scores, line)
                 p = _exp2(builder, fused_multiply_add(builder, s, factors, builder.fneg(shift)))
                 ds = builder.fmul(p, builder.fsub(dp, delta))
                 if masked:
-                    inside = builder.icmp_signed(">=", _lanes(builder, builder.mul(v, word(LANES))), limits[i])
+                    inside = builder.icmp_signed(">=", _lanes(builder, builder.mul(v, int64(LANES))), limits[i])
                     p, ds = builder.select(inside, p, zero), builder.select(inside, ds, zero)
                 builder.store(_round(builder, p), row_place(p_bits, i, v), align=2)
                 half = _round(builder, ds)
                 builder.store(half, row_place(ds_bits, i, v), align=2)
-                halves.append(builder.zext(half, INTS))
+                halves.append(builder.zext(half, INT32_VECTOR))
             joined = builder.or_(halves[0], builder.shl(halves[1], _ints(16)))
             builder.store(joined, packed_place(v), align=4)
 
-        some = builder.udiv(first, word(LANES))
-        whole = builder.udiv(builder.add(first, word(1 + LANES - 1)), word(LANES))
-        every = builder.udiv(builder.add(width, word(LANES - 1)), word(LANES))
+        some = builder.udiv(first, int64(LANES))
+        whole = builder.udiv(builder.add(first, int64(1 + LANES - 1)), int64(LANES))
+        every = builder.udiv(builder.add(width, int64(LANES - 1)), int64(LANES))
         late = builder.icmp_signed(">", whole, every)
         whole = builder.select(late, every, whole)
-        with cgutils.for_range_slice(builder, word(0), some, word(1)) as (v, _):
+        with cgutils.for_range_slice(builder, int64(0), some, int64(1)) as (v, _):
             for i in range(2):
-                builder.store(ir.Constant(SHORTS, None), row_place(p_bits, i, v), align=2)
-                builder.store(ir.Constant(SHORTS, None), row_place(ds_bits, i, v), align=2)
-            builder.store(ir.Constant(INTS, None), packed_place(v), align=4)
-        with cgutils.for_range_slice(builder, some, whole, word(1)) as (v, _):
+                builder.store(ir.Constant(INT16_VECTOR, None), row_place(p_bits, i, v), align=2)
+                builder.store(ir.Constant(INT16_VECTOR, None), row_place(ds_bits, i, v), align=2)
+            builder.store(ir.Constant(INT32_VECTOR, None), packed_place(v), align=4)
+        with cgutils.for_range_slice(builder, some, whole, int64(1)) as (v, _):
             make(v, True)
-        with cgutils.for_range_slice(builder, whole, every, word(1)) as (v, _):
+        with cgutils.for_range_slice(builder, whole, every, int64(1)) as (v, _):
             make(v, False)
         return context.get_dummy_value()
 
@@ -271,19 +275,19 @@ def dot_columns(typing_context: Any, a: Any, b: Any, pairs: Any, out: Any) -> An
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         a, b, pairs, out = arguments
-        slots = [cgutils.alloca_once(builder, FLOATS) for _ in range(PANEL // LANES)]
+        slots = [cgutils.alloca_once(builder, FLOAT32_VECTOR) for _ in range(PANEL // LANES)]
         for slot in slots:
-            builder.store(ir.Constant(FLOATS, None), slot)
+            builder.store(ir.Constant(FLOAT32_VECTOR, None), slot)
         with cgutils.for_range(builder, pairs) as loop:
             for v, slot in enumerate(slots):
-                offset = builder.add(builder.mul(loop.index, word(4 * PANEL)), word(v * _VECTOR_BYTES))
-                x, y = (builder.load(pointer(builder, INTS, base, offset), align=4) for base in (a, b))
+                offset = builder.add(builder.mul(loop.index, int64(4 * PANEL)), int64(v * _VECTOR_BYTES))
+                x, y = (builder.load(pointer(builder, INT32_VECTOR, base, offset), align=4) for base in (a, b))
                 total = builder.load(slot)
-                for half in (lower_half, upper_half):
+                for half in (upcast_even, upcast_odd):
                     total = fused_multiply_add(builder, half(builder, x), half(builder, y), total)
                 builder.store(total, slot)
         for v, slot in enumerate(slots):
-            builder.store(builder.load(slot), pointer(builder, FLOATS, out, word(v * _VECTOR_BYTES)), align=4)
+            builder.store(builder.load(slot), pointer(builder, FLOAT32_VECTOR, out, int64(v * _VECTOR_BYTES)), align=4)
         return context.get_dummy_value()
 
     return types.void(*[types.intp] * 4), codegen
@@ -295,10 +299,10 @@ def round_row(typing_context: Any, source: Any, factor: Any, out: Any, vectors: 
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         source, factor, out, vectors = arguments
-        factors = spread(builder, factor, FLOATS)
+        factors = broadcast(builder, factor, FLOAT32_VECTOR)
         with cgutils.for_range(builder, vectors) as loop:
-            x = _load_floats(builder, source, builder.mul(loop.index, word(_VECTOR_BYTES)))
-            place = pointer(builder, SHORTS, out, builder.mul(loop.index, word(2 * LANES)))
+            x = _load_floats(builder, source, builder.mul(loop.index, int64(_VECTOR_BYTES)))
+            place = pointer(builder, INT16_VECTOR, out, builder.mul(loop.index, int64(2 * LANES)))
             builder.store(_round(builder, builder.fmul(x, factors)), place, align=2)
         return context.get_dummy_value()
 
@@ -311,8 +315,11 @@ def join_short_rows(typing_context: Any, even: Any, odd: Any, target: Any) -> An
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         even, odd, target = arguments
-        low, high = (builder.zext(builder.load(pointer(builder, SHORTS, row), align=2), INTS) for row in (even, odd))
-        builder.store(builder.or_(low, builder.shl(high, _ints(16))), pointer(builder, INTS, target), align=4)
+        low, high = (
+            builder.zext(builder.load(pointer(builder, INT16_VECTOR, row), align=2), INT32_VECTOR)
+            for row in (even, odd)
+        )
+        builder.store(builder.or_(low, builder.shl(high, _ints(16))), pointer(builder, INT32_VECTOR, target), align=4)
         return context.get_dummy_value()
 
     return types.void(*[types.intp] * 3), codegen
@@ -329,10 +336,10 @@ def fetch_row(typing_context: Any, address: Any, size: Any, write: Any) -> Any:
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         address, size, _ = arguments
-        kind = ir.FunctionType(ir.VoidType(), [ir.IntType(8).as_pointer(), INT, INT, INT])
+        kind = ir.FunctionType(ir.VoidType(), [ir.IntType(8).as_pointer(), INT32, INT32, INT32])
         function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        hints = [ir.Constant(INT, value) for value in (int(write.literal_value), 2, 1)]
-        with cgutils.for_range_slice(builder, word(0), size, word(64)) as (offset, _):
+        hints = [ir.Constant(INT32, value) for value in (int(write.literal_value), 2, 1)]
+        with cgutils.for_range_slice(builder, int64(0), size, int64(64)) as (offset, _):
             builder.call(function, [pointer(builder, ir.IntType(8), address, offset), *hints])
         return context.get_dummy_value()
 

@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from threadloom.kernels.compiling import Floats
-from threadloom.kernels.matmul import PANEL, Words, packed_shape
-from threadloom.kernels.simd import Bits
+from threadloom.kernels.matmul import PANEL, PackedBits, packed_shape
+from threadloom.kernels.simd import BF16Bits
 
 ATTENTION_BLOCK = 64
 """Rows of a tile of scores: as many queries in forward, keys in backward."""
@@ -25,12 +25,12 @@ class AttentionScratch(NamedTuple):
 
     scores: Floats  # (BLOCK, context) padded
     d_scores: Floats  # the same
-    p_bits: Bits  # (BLOCK, context) padded: probabilities, rounded
-    ds_bits: Bits  # the same, bfloat16 only: gradients of scores
-    ds_words: Words  # (context / 32, BLOCK / 2, 32) the same, packed
-    columns: Words  # (3, ...) packed transposes of the head's queries (forward: keys), d_out and out
-    rows: Words  # (2, ...) packed rows of the head's queries (forward: values) and of d_out
-    k_transposed: Bits  # (D, context) padded
+    p_bits: BF16Bits  # (BLOCK, context) padded: probabilities, rounded
+    ds_bits: BF16Bits  # the same, bfloat16 only: gradients of scores
+    ds_words: PackedBits  # (context / 32, BLOCK / 2, 32) the same, packed
+    columns: PackedBits  # (3, ...) packed transposes of the head's queries (forward: keys), d_out and out
+    rows: PackedBits  # (2, ...) packed rows of the head's queries (forward: values) and of d_out
+    k_transposed: BF16Bits  # (D, context) padded
     dq_transposed: Floats  # (D, context) padded
     result: Floats  # (BLOCK, D) padded
     statistics: Floats  # (2, context) padded: of each query

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from threadloom.kernels import Floats, Turn, Weights
+from threadloom.kernels import AccumulationTicket, Floats, Weights
 from threadloom.kernels.bits16 import (
     Forms,
     LowActivations,
@@ -21,7 +21,7 @@ from threadloom.kernels.bits16 import (
     pack_rows,
 )
 from threadloom.kernels.bits16.attention import AttentionScratch
-from threadloom.kernels.simd import half_from_float32
+from threadloom.kernels.simd import fp16_from_float32
 from threadloom.pipeline import Arena
 from threadloom.stages.config import Precision
 from threadloom.stages.memory import Slot, UpdateShard, arrays_bytes
@@ -102,7 +102,7 @@ class Bits16Compute:
         """Round every matrix, and pack those of bfloat16."""
         for master, form, form_t in matrix_forms(version.weights, version.packed):
             if self._half:
-                half_from_float32(master.reshape(-1), form.reshape(-1))
+                fp16_from_float32(master.reshape(-1), form.reshape(-1))
             else:
                 pack_rows(master, 0, form, form_t)
 
@@ -118,13 +118,13 @@ class Bits16Compute:
 
     def backward(
         self, version: Version, slot: Bits16Slot, scale: float, gradients: Weights, scratch: LaneWork, accumulate: bool,
-        turn: Turn,
+        ticket: AccumulationTicket,
     ) -> float:  # fmt: skip
         """Run head and blocks backwards."""
         weights, forms, acts, (s, work) = version.weights, version.packed, slot.activations, scratch
-        loss = head_backward_low(weights, forms, acts.x, slot.targets, scale, gradients, s, work, accumulate, turn)
+        loss = head_backward_low(weights, forms, acts.x, slot.targets, scale, gradients, s, work, accumulate, ticket)
         heads = self._geometry.heads
-        blocks_backward_low(weights, forms, acts, gradients, s, work, self._sequences, heads, accumulate, turn)
+        blocks_backward_low(weights, forms, acts, gradients, s, work, self._sequences, heads, accumulate, ticket)
         return float(loss)
 
     def input_gradient(self, scratch: LaneWork) -> Floats:

@@ -14,7 +14,7 @@ import numpy as np
 from threadloom.kernels import Weights, adamw_update
 from threadloom.kernels.bits16 import BLOCK, Form, Forms, adamw_update_packed, pack_rows
 from threadloom.kernels.compiling import Floats
-from threadloom.kernels.simd import half_from_float32
+from threadloom.kernels.simd import fp16_from_float32
 from threadloom.pipeline import Arena
 from threadloom.stages.memory import UpdateShard
 from threadloom.stages.memory.bits16 import MATRIX_FORMS
@@ -137,5 +137,5 @@ class HalfUpdate(ApplyUpdate):
             form, offset = getattr(shard.target.packed, field).reshape(-1), arena.offset(name)
             first, last = max(start, offset), min(stop, offset + form.size)
             if first < last:
-                half_from_float32(arena.flat[first:last], form[first - offset : last - offset])
+                fp16_from_float32(arena.flat[first:last], form[first - offset : last - offset])
         return done

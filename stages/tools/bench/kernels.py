@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from threadloom import kernels
-from threadloom.kernels import AdamWStep, Floats, own_turn
+from threadloom.kernels import AdamWStep, Floats, single_writer
 from threadloom.pipeline import LanePlan, Lanes
 from threadloom.stages.config import Config, Precision, micro_batches
 from threadloom.stages.memory import Bank, LossScaler, UpdateShard, as_weights
@@ -85,8 +85,8 @@ class KernelBench:
         self.scale = LossScaler(config.loss_scale).start(0).scale / self.rows  # of the loss, as in the first update
         self.compute.embed(self.bank, self.slot)
         self.compute.forward(self.bank, self.slot)
-        self.turn = own_turn()
-        self.compute.backward(self.bank, self.slot, self.scale, self.grads, self.scratch, False, self.turn)
+        self.ticket = single_writer()
+        self.compute.backward(self.bank, self.slot, self.scale, self.grads, self.scratch, False, self.ticket)
 
     def cases(self) -> list[Case]:
         """Return all kernels, each whole before its parts."""

@@ -74,7 +74,7 @@ class LowBench(KernelBench):
             self.s,
             work,
             accumulate,
-            self.turn,
+            self.ticket,
         )
 
     def _product(self, columns: int, inner: int, result: int, *, adds: bool = False) -> Work:
@@ -152,7 +152,7 @@ class LowBench(KernelBench):
         parts = [*self._input_gradients(), *self._weight_gradients(), *self._backward_passes()]
         call = partial(
             blocks_backward_low, self.weights, self.forms, self.acts, self.grads, self.s, self.work, self.sequences,
-            self.geometry.heads, True, self.turn,
+            self.geometry.heads, True, self.ticket,
         )  # fmt: skip
         return self.whole(BACKWARD, parts, call, self._reset_dx)
 

@@ -23,7 +23,7 @@ class FloatBench(KernelBench):
         self.acts: Activations = self.slot.activations
         self.s: Scratch = self.scratch
         s, x_final = self.s, self.acts.x[-1]
-        kernels.head_backward(self.weights, x_final, self.slot.targets, self.scale, self.grads, s, False, self.turn)
+        kernels.head_backward(self.weights, x_final, self.slot.targets, self.scale, self.grads, s, False, self.ticket)
         self._dx = s.dx.copy()  # what enters the last block
         self._d_fc = np.ascontiguousarray(self.random.standard_normal(s.d_fc.shape, dtype=np.float32))
         self._logits = self.random.standard_normal(s.logits.shape, dtype=np.float32)
@@ -94,14 +94,14 @@ class FloatBench(KernelBench):
         # The logits are the head's own business: its floor need not move them.
         work = Work(done.flops, FLOAT * float(2 * r * c + r + 3 * v * c), done.products)
         call = partial(
-            kernels.head_backward, w, self.acts.x[-1], slot.targets, self.scale, self.grads, s, True, self.turn
+            kernels.head_backward, w, self.acts.x[-1], slot.targets, self.scale, self.grads, s, True, self.ticket
         )  # fmt: skip
         return [Case(HEAD, self.micro, work, call), *parts]
 
     def _blocks_backward(self) -> list[Case]:
         w, a, g, s = self.weights, self.acts, self.geometry, self.s
         parts = [*self._backward_products(), *self._backward_passes()]
-        call = partial(kernels.blocks_backward, w, a, self.grads, s, self.sequences, g.heads, True, self.turn)
+        call = partial(kernels.blocks_backward, w, a, self.grads, s, self.sequences, g.heads, True, self.ticket)
         return self.whole(BACKWARD, parts, call, partial(np.copyto, s.dx, self._dx))
 
     def _backward_products(self) -> list[Case]:

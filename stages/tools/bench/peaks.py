@@ -130,11 +130,11 @@ PRODUCTS: tuple[Callable[[int], Work], ...] = (_product, partial(_product, turne
 def _bf16_product(size: int) -> Work:
     """Both operands as training has them: activations are bfloat16 already, weights are packed once an update."""
     from threadloom.kernels.matmul import gemm_bf16, pack_float32, packed_shape
-    from threadloom.kernels.simd import rounded  # these kernels are loaded by those who use them
+    from threadloom.kernels.simd import round_to_bf16  # these kernels are loaded by those who use them
 
     generator = np.random.default_rng(0)
     a, b = (generator.standard_normal((size, size), dtype=np.float32) for _ in range(2))
-    bits, words, out = rounded(a), np.empty(packed_shape(size, size), np.uint32), np.zeros_like(a)
+    bits, words, out = round_to_bf16(a), np.empty(packed_shape(size, size), np.uint32), np.zeros_like(a)
     pack_float32(b, False, words)
     return lambda: gemm_bf16(bits, words, out, False), 2.0 * size**3
 

@@ -80,7 +80,7 @@ def _bf16_paths(info: LowPrecisionInfo) -> Iterator[ProductPath]:
 
 
 def _fp16_paths(info: LowPrecisionInfo) -> Iterator[ProductPath]:
-    instruction = info.half_conversion
+    instruction = info.fp16_conversion
     missing = "" if instruction else "the processor has no F16C"
     yield ProductPath(Precision.FP16, "converted by F16C, float32 product", instruction, missing, instruction)
     unused = "F16C is there, and faster" if instruction else ""

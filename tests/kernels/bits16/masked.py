@@ -17,8 +17,8 @@ from tests.kernels.simd import test_bfloat16 as test_lowp_convert
 from tests.kernels.simd import test_float16 as test_lowp_half
 from threadloom.kernels.matmul.blas import GemmBackend, gemm_backend
 from threadloom.kernels.simd.features import low_precision_info
-from threadloom.kernels.simd.float16 import float32_from_half, half_from_float32
-from threadloom.kernels.simd.vector import HAS_DOT, HAS_HALF, HAS_TILES, LANES
+from threadloom.kernels.simd.float16 import float32_from_fp16, fp16_from_float32
+from threadloom.kernels.simd.vector import HAS_AMX_BF16, HAS_AVX512_BF16, HAS_F16C, LANES
 
 SIZES = ((7, 33, 5), (32, 32, 32), (45, 70, 67), (17, 64, 131))
 """Rows, columns and inner size: whole tiles, and edges on every side."""
@@ -41,8 +41,8 @@ def products(every_form: bool) -> None:
                 test_lowp_gemm.test_nan_and_infinity_come_through(path)
     test_lowp_convert.test_rounding_is_to_the_nearest_and_ties_go_to_even()
     test_lowp_convert.test_what_is_no_number_or_too_large()
-    test_lowp_half.test_every_float16_is_widened_as_numpy_does(float32_from_half)
-    test_lowp_half.test_any_float32_is_rounded_as_numpy_does(half_from_float32)
+    test_lowp_half.test_every_float16_is_widened_as_numpy_does(float32_from_fp16)
+    test_lowp_half.test_any_float32_is_rounded_as_numpy_does(fp16_from_float32)
 
 
 def attention() -> None:
@@ -76,8 +76,8 @@ def main() -> None:
     info = low_precision_info()
     found = {
         "path": info.path.name,
-        "half_conversion": info.half_conversion,
-        "has": [HAS_TILES, HAS_DOT, HAS_HALF],
+        "fp16_conversion": info.fp16_conversion,
+        "has": [HAS_AMX_BF16, HAS_AVX512_BF16, HAS_F16C],
         "lanes": LANES,
         "held": [path.name for path in paths_here()],
     }

@@ -23,11 +23,11 @@ from threadloom.kernels.bits16.transformer import (
     head_backward_low,
     head_loss_low,
 )
-from threadloom.kernels.common.accumulation import own_turn
+from threadloom.kernels.common.accumulation import single_writer
 from threadloom.kernels.common.tensors import Weights
 from threadloom.kernels.compiling.arrays import Floats
 from threadloom.kernels.float32.embedding import embedding_backward
-from threadloom.kernels.matmul.fp16 import half_scratch_sizes, half_sums_size
+from threadloom.kernels.matmul.fp16 import fp16_scratch_sizes, fp16_sums_size
 
 GRADIENT = {BF16.name: 0.02, FP16.name: 0.005}
 """Relative L2 distance allowed to the gradient of a tensor, from the same weights in float64.
@@ -137,8 +137,8 @@ class LowModel:
         rows, widths = self.scratch.logits.shape[0], (c, 3 * c, f)
         products = [(r, o, i) for i in widths for o in widths] + [(i, o, r) for i in widths for o in widths]
         products += [(rows, v, c), (rows, c, v), (self.scratch.d_logits_turned.shape[0], c, rows)]
-        a, b = (max(sizes) for sizes in zip(*(half_scratch_sizes(*product) for product in products), strict=True))
-        sums = max(half_sums_size(r, o) for o in widths)
+        a, b = (max(sizes) for sizes in zip(*(fp16_scratch_sizes(*product) for product in products), strict=True))
+        sums = max(fp16_sums_size(r, o) for o in widths)
         return Workspace(attention, Wide(self.floats(a), self.floats(b), self.floats(sums)))
 
     def forward(self, ids: Ids) -> None:
@@ -156,8 +156,8 @@ class LowModel:
         s, w, f, a, g, scratch, work = (
             self.sizes, self.weights, self.forms, self.acts, self.grads, self.scratch, self.lane_work
         )  # fmt: skip
-        loss = head_backward_low(w, f, a.x, flat_ids(targets), scale, g, scratch, work, accumulate, own_turn())
-        blocks_backward_low(w, f, a, g, scratch, work, s.sequences, s.heads, accumulate, own_turn())
+        loss = head_backward_low(w, f, a.x, flat_ids(targets), scale, g, scratch, work, accumulate, single_writer())
+        blocks_backward_low(w, f, a, g, scratch, work, s.sequences, s.heads, accumulate, single_writer())
         embedding_backward(flat_ids(ids), scratch.dx, s.tokens, g.wte, g.wpe, accumulate)
         return loss
 

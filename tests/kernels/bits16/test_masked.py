@@ -78,7 +78,7 @@ def cache(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 def test_the_baseline_of_x86_64(cache: Path) -> None:
     assert run_masked(BASELINE, cache) == {
         "path": "FLOAT32",
-        "half_conversion": False,
+        "fp16_conversion": False,
         "has": [False, False, False],
         "lanes": 8,
         "held": ["FLOAT32"],
@@ -100,7 +100,7 @@ def test_the_baseline_with_every_form_of_array(cache: Path) -> None:
 @pytest.mark.skipif(not all(map(_host().get, AVX2)), reason="the processor has no AVX2")
 def test_without_avx512(cache: Path) -> None:
     found = run_masked(NO_AVX512, cache, "--all")
-    assert (found["path"], found["half_conversion"], found["lanes"]) == ("FLOAT32", True, 8)
+    assert (found["path"], found["fp16_conversion"], found["lanes"]) == ("FLOAT32", True, 8)
     assert (found["has"], found["held"]) == ([False, False, True], ["FLOAT32"])
 
 

@@ -21,7 +21,7 @@ from tests.kernels.bits16.model import FEW, FORWARD, GRADIENT, LowModel, check_m
 from tests.kernels.bits16.support import on_path, paths_here
 from tests.kernels.support import Sizes, distance, flat_ids
 from threadloom.kernels.bits16.transformer import head_backward_low
-from threadloom.kernels.common.accumulation import own_turn
+from threadloom.kernels.common.accumulation import single_writer
 from threadloom.kernels.compiling.jit import JIT_ENABLED
 from threadloom.kernels.simd.features import DotPath
 
@@ -175,7 +175,7 @@ def test_the_head_leaves_the_gradient_of_its_input_and_the_input_itself(sizes: S
     before = model.acts.x.copy()
     head_backward_low(
         model.weights, model.forms, model.acts.x, flat_ids(targets), scale, model.grads, model.scratch,
-        model.lane_work, False, own_turn(),
+        model.lane_work, False, single_writer(),
     )  # fmt: skip
     np.testing.assert_array_equal(model.acts.x, before)
     found = {"dx": distance(model.scratch.dx / scaled, d_x_final)}

@@ -130,9 +130,9 @@ class TestKernels:
 
 SOURCE = """
 import numpy as np
-from threadloom.kernels.compiling.jit import kernel
+from threadloom.kernels.compiling.jit import jit_kernel
 
-@kernel
+@jit_kernel
 def total(x):
     s = np.float32(0.0)
     for i in range(x.shape[0]):

@@ -25,7 +25,7 @@ pytestmark = [
 SOURCE = """
 import numpy as np
 from numba.extending import overload
-from threadloom.kernels.compiling.jit import kernel
+from threadloom.kernels.compiling.jit import jit_kernel
 
 
 def overloaded(x):
@@ -42,7 +42,7 @@ def _overloaded(x):
     return implementation
 
 
-@kernel
+@jit_kernel
 def inner(x):
     total = np.float32(0.0)
     for i in range(x.shape[0]):
@@ -52,7 +52,7 @@ def inner(x):
     return total
 
 
-@kernel
+@jit_kernel
 def outer(x):
     for _ in range(3):
         inner(x)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests import reference
 from tests.kernels.model import Model, check_model
 from tests.kernels.support import BACKWARD, FORWARD, Sizes, assert_close, flat_ids, random_shapes
-from threadloom.kernels.common.accumulation import own_turn
+from threadloom.kernels.common.accumulation import single_writer
 from threadloom.kernels.float32.transformer import head_backward
 
 SIZES = {
@@ -123,7 +123,7 @@ def test_the_head_leaves_the_gradient_of_its_input(sizes: Sizes) -> None:
         model.grads,
         model.scratch,
         False,
-        own_turn(),
+        single_writer(),
     )
     np.testing.assert_array_equal(model.acts.x[sizes.layers], x_final)
     assert_close(model.scratch.dx, d_x_final, BACKWARD, "dx")

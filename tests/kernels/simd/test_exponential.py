@@ -6,17 +6,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from threadloom.kernels.compiling.arrays import Floats
-from threadloom.kernels.compiling.jit import kernel
+from threadloom.kernels.compiling.jit import jit_kernel
 from threadloom.kernels.simd.exponential import exp32, row_max, sigmoid32
 
 
-@kernel
+@jit_kernel
 def all_exp(x: Floats, out: Floats) -> None:
     for i in range(x.size):
         out[i] = exp32(x[i])
 
 
-@kernel
+@jit_kernel
 def all_sigmoid(x: Floats, out: Floats) -> None:
     for i in range(x.size):
         out[i] = sigmoid32(x[i])

@@ -33,7 +33,7 @@ def never() -> bool:
 )
 def test_choice(features: dict[str, bool], permission: bool | None, path: DotPath, half: bool) -> None:
     info = choose(features, never if permission is None else lambda: bool(permission))
-    assert (info.path, info.half_conversion) == (path, half)
+    assert (info.path, info.fp16_conversion) == (path, half)
     assert info.available == tuple(p for p in DotPath if p.value <= path.value)
     assert info.reason
 

@@ -19,19 +19,19 @@ from numpy.typing import NDArray
 from tests.kernels.bits16.support import Pages
 from tests.kernels.machine_code import converts_vectors, half_conversions, innermost_loops
 from tests.reference import Array
-from threadloom.kernels.compiling.jit import JIT_ENABLED, exact
+from threadloom.kernels.compiling.jit import JIT_ENABLED, jit_strict_fp
 from threadloom.kernels.matmul.blas import GemmBackend, gemm, gemm_backend
-from threadloom.kernels.matmul.fp16 import gemm_half, half_scratch_sizes, half_sums_size, linear_half
+from threadloom.kernels.matmul.fp16 import fp16_scratch_sizes, fp16_sums_size, gemm_fp16, linear_fp16
 from threadloom.kernels.simd.float16 import (
-    float32_from_half,
-    from_half,
-    from_half_integer,
-    half_from_float32,
-    to_half,
-    to_half_integer,
+    float32_from_fp16,
+    fp16_from_float32,
+    from_fp16,
+    from_fp16_integer,
+    to_fp16,
+    to_fp16_integer,
 )
 from threadloom.kernels.simd.scalar import load16, store16
-from threadloom.kernels.simd.vector import HAS_HALF
+from threadloom.kernels.simd.vector import HAS_F16C
 
 EPS = 2.0**-23
 ROUNDING = 2.0**-11  # half a unit in the last place of float16, relative
@@ -41,34 +41,34 @@ NAN = 0x7E01
 EVERY = np.arange(1 << 16, dtype=np.uint16).view(np.int16)
 
 
-@exact
+@jit_strict_fp
 def by_integers_to(source: Any, out: Any) -> None:
     for i in range(source.shape[0]):
-        out[i] = to_half_integer(source[i])
+        out[i] = to_fp16_integer(source[i])
 
 
-@exact
+@jit_strict_fp
 def by_integers_from(source: Any, out: Any) -> None:
     for i in range(source.shape[0]):
-        out[i] = from_half_integer(source[i])
+        out[i] = from_fp16_integer(source[i])
 
 
-@exact
+@jit_strict_fp
 def by_elements_to(source: Any, out: Any) -> None:
     for i in range(source.shape[0]):
         store16(out, i, source[i])
 
 
-@exact
+@jit_strict_fp
 def by_elements_from(source: Any, out: Any) -> None:
     for i in range(source.shape[0]):
         out[i] = load16(source, i)
 
 
 compiled = [by_integers_to, by_elements_to] if JIT_ENABLED else [by_elements_to]
-to_kernels = pytest.mark.parametrize("convert", [half_from_float32, *compiled])
+to_kernels = pytest.mark.parametrize("convert", [fp16_from_float32, *compiled])
 from_kernels = pytest.mark.parametrize(
-    "widen", [float32_from_half, by_elements_from, *([by_integers_from] if JIT_ENABLED else [])]
+    "widen", [float32_from_fp16, by_elements_from, *([by_integers_from] if JIT_ENABLED else [])]
 )
 
 
@@ -147,9 +147,9 @@ def test_every_length_gives_the_same_bits(convert: Any) -> None:
 
 
 def test_single_numbers() -> None:
-    assert to_half(np.float32(1.0)) == 0x3C00
-    assert to_half(np.float32(-65504.0)) == np.int16(-0x401)
-    assert from_half(np.int16(1)) == 2.0**-24
+    assert to_fp16(np.float32(1.0)) == 0x3C00
+    assert to_fp16(np.float32(-65504.0)) == np.int16(-0x401)
+    assert from_fp16(np.int16(1)) == 2.0**-24
     row = np.zeros(3, np.uint16)
     store16(row, 1, np.float32(-1.5))  # a bfloat16, by its type
     assert row[1] == 0xBFC0 and load16(row, 1) == -1.5
@@ -159,14 +159,14 @@ COMPILE = """
 import json
 import sys
 import numpy as np
-from threadloom.kernels.simd.float16 import _from_half_compiled, _to_half_compiled
-from threadloom.kernels.simd.vector import HAS_HALF
+from threadloom.kernels.simd.float16 import _from_fp16_compiled, _to_fp16_compiled
+from threadloom.kernels.simd.vector import HAS_F16C
 wide, short = np.arange(64, dtype=np.float32), np.zeros(64, np.int16)
-_to_half_compiled(wide, short)
-_from_half_compiled(short, wide)
+_to_fp16_compiled(wide, short)
+_from_fp16_compiled(short, wide)
 assert (short == wide.astype(np.float16).view(np.int16)).all()
-codes = ["".join(f.inspect_asm().values()) for f in (_to_half_compiled, _from_half_compiled)]
-json.dump({"has_half": HAS_HALF, "codes": codes}, sys.stdout)
+codes = ["".join(f.inspect_asm().values()) for f in (_to_fp16_compiled, _from_fp16_compiled)]
+json.dump({"has_half": HAS_F16C, "codes": codes}, sys.stdout)
 """
 RUNTIME_CONVERSION = re.compile(r"__(?:gnu_f2h_ieee|gnu_h2f_ieee|truncsfhf2|extendhfsf2)")
 """The functions of a C runtime that convert one number, for targets without an instruction."""
@@ -181,7 +181,7 @@ RUNTIME_CONVERSION = re.compile(r"__(?:gnu_f2h_ieee|gnu_h2f_ieee|truncsfhf2|exte
             "+avx2,+fma,+f16c,-avx512f",
             True,
             id="F16C alone",
-            marks=pytest.mark.skipif(not HAS_HALF, reason="the processor has no F16C"),
+            marks=pytest.mark.skipif(not HAS_F16C, reason="the processor has no F16C"),
         ),
         pytest.param("+avx2,+fma,-f16c,-avx512f", False, id="without F16C"),
     ],
@@ -217,7 +217,7 @@ def random_halves(rng: np.random.Generator, *shape: int) -> NDArray[np.int16]:
 
 
 def scratch(pages: Pages, rows: int, columns: int, inner: int) -> list[NDArray[np.float32]]:
-    return [pages.empty((size,), np.float32) for size in half_scratch_sizes(rows, columns, inner)]
+    return [pages.empty((size,), np.float32) for size in fp16_scratch_sizes(rows, columns, inner)]
 
 
 def close(found: NDArray[Any], expected: NDArray[Any], bound: NDArray[Any]) -> bool:
@@ -236,18 +236,18 @@ def check(rows: int, columns: int, inner: int, transpose_a: bool, transpose_b: b
     wide = scratch(pages, rows, columns, inner)
 
     out = pages.empty((rows, columns), np.float32, gap)
-    gemm_half(a, b, out, transpose_a, transpose_b, False, *wide)
+    gemm_fp16(a, b, out, transpose_a, transpose_b, False, *wide)
     assert close(out, exact_sums, error)
     before = out.astype(np.float64)
-    gemm_half(a, b, out, transpose_a, transpose_b, True, *wide)
+    gemm_fp16(a, b, out, transpose_a, transpose_b, True, *wide)
     assert close(out, before + exact_sums, error + EPS * (np.abs(before) + np.abs(exact_sums) + error))
 
     if not transpose_a:
-        sums = pages.empty((half_sums_size(rows, columns),), np.float32)
+        sums = pages.empty((fp16_sums_size(rows, columns),), np.float32)
         short = pages.empty((rows, columns), np.int16, gap)
         for bias in (pages.copy(rng.standard_normal(columns).astype(np.float32)), np.zeros(0, np.float32)):
             short[...] = NAN
-            linear_half(a, b, transpose_b, bias, short, sums, *wide)
+            linear_fp16(a, b, transpose_b, bias, short, sums, *wide)
             after = exact_sums + bias if bias.size else exact_sums
             unrounded = error + EPS * np.abs(after)
             assert close(numbers(short), after, unrounded + ROUNDING * (np.abs(after) + unrounded) + SUBNORMAL)
@@ -287,9 +287,9 @@ def test_products_at_the_edges_of_blocks(
 
 def test_scratch_is_bounded() -> None:
     for shape in ((64, 50257, 768), (50257, 768, 64), (64, 768, 50257), (100_000, 100_000, 100_000)):
-        assert max(half_scratch_sizes(*shape)) <= 1 << 20
-        assert half_sums_size(*shape[:2]) <= 1 << 18
-    assert half_scratch_sizes(3, 5, 7) == (21, 35)
+        assert max(fp16_scratch_sizes(*shape)) <= 1 << 20
+        assert fp16_sums_size(*shape[:2]) <= 1 << 18
+    assert fp16_scratch_sizes(3, 5, 7) == (21, 35)
 
 
 @pytest.mark.skipif(not JIT_ENABLED, reason="NumPy's product is not cut into blocks")
@@ -299,7 +299,7 @@ def test_bits_are_those_of_one_float32_product(rows: int, columns: int, inner: i
     a, b = random_halves(rng, rows, inner), random_halves(rng, columns, inner)
     found, expected = np.empty((rows, columns), np.float32), np.empty((rows, columns), np.float32)
     with gemm_backend(GemmBackend.NUMBA):
-        gemm_half(a, b, found, False, True, False, *scratch(Pages(True), rows, columns, inner))
+        gemm_fp16(a, b, found, False, True, False, *scratch(Pages(True), rows, columns, inner))
         wide = [numbers(bits).astype(np.float32) for bits in (a, b)]
         gemm(wide[0], wide[1], expected, False, True, 1.0, 0.0)
     assert (found == expected).all()
@@ -312,8 +312,8 @@ def test_nan_infinity_and_overflow_come_through() -> None:
     b[3, 5] = 0x7C00
     a[5, :] = b[:, 6] = halves(np.array([200.0]))[0]  # 200 * 200 * 10 is beyond 65504
     out = pages.empty((9, 40), np.int16)
-    sums = pages.empty((half_sums_size(9, 40),), np.float32)
-    linear_half(a, b, False, np.zeros(0, np.float32), out, sums, *scratch(pages, 9, 40, 10))
+    sums = pages.empty((fp16_sums_size(9, 40),), np.float32)
+    linear_fp16(a, b, False, np.zeros(0, np.float32), out, sums, *scratch(pages, 9, 40, 10))
     found = numbers(out)
     assert np.isnan(found[4]).all()
     rest = np.delete(found, 4, 0)
@@ -331,11 +331,11 @@ def test_threads_get_the_bits_of_one() -> None:
         pages, found = Pages(True), []
         out, short = np.empty((70, 90), np.float32), np.empty((70, 90), np.int16)
         wide = scratch(pages, 70, 90, 200)
-        sums = pages.empty((half_sums_size(70, 90),), np.float32)
+        sums = pages.empty((fp16_sums_size(70, 90),), np.float32)
         barrier.wait()
         for _repeat in range(5):
-            gemm_half(a, b, out, False, False, False, *wide)
-            linear_half(a, b, False, np.zeros(0, np.float32), short, sums, *wide)
+            gemm_fp16(a, b, out, False, False, False, *wide)
+            linear_fp16(a, b, False, np.zeros(0, np.float32), short, sums, *wide)
             found.append(out.tobytes() + short.tobytes())
         return found
 
@@ -349,12 +349,12 @@ def test_nothing_is_allocated() -> None:
     rng = np.random.default_rng(7)
     bits, out, short = random_halves(rng, 40, 40), np.empty((40, 40), np.float32), np.empty((40, 40), np.int16)
     wide = scratch(Pages(True), 40, 40, 40)
-    bias, sums = np.zeros(0, np.float32), np.empty(half_sums_size(40, 40), np.float32)
+    bias, sums = np.zeros(0, np.float32), np.empty(fp16_sums_size(40, 40), np.float32)
     calls: list[tuple[Any, ...]] = [
-        (half_from_float32, out.reshape(-1), short.reshape(-1)),
-        (float32_from_half, short.reshape(-1), out.reshape(-1)),
-        (gemm_half, bits, bits, out, True, False, True, *wide),
-        (linear_half, bits, bits, True, bias, short, sums, *wide),
+        (fp16_from_float32, out.reshape(-1), short.reshape(-1)),
+        (float32_from_fp16, short.reshape(-1), out.reshape(-1)),
+        (gemm_fp16, bits, bits, out, True, False, True, *wide),
+        (linear_fp16, bits, bits, True, bias, short, sums, *wide),
     ]
     _nrt_python.memsys_enable_stats()
     try:

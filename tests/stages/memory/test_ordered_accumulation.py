@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.stages.support import WAIT, build, run_sequence, run_threads, tiny
-from threadloom.kernels.common.accumulation import end_turn, model_parts, own_turn, wait_turn
+from threadloom.kernels.common.accumulation import mark_part_done, model_parts, single_writer, wait_for_predecessor
 from threadloom.pipeline import LanePlan, Lanes, StageFailure
 from threadloom.stages.memory.ordered_accumulation import OrderedAccumulation
 from threadloom.stages.models.gpt2 import Geometry, parameter_shapes
@@ -26,8 +26,8 @@ def make(lanes: int = 1, micro_batches: int = 3) -> OrderedAccumulation:
 
 def passes(turns: OrderedAccumulation, batch: int, micro: int, part: int) -> bool:
     """Say whether a micro-batch could add to a part now: it would not wait."""
-    turn = turns.turn(batch, micro)
-    return int(turn.before[0]) > turn.base + part
+    ticket = turns.ticket(batch, micro)
+    return int(ticket.predecessor_count[0]) > ticket.base + part
 
 
 def test_a_part_is_free_once_the_micro_batch_before_has_added_to_it() -> None:
@@ -35,7 +35,7 @@ def test_a_part_is_free_once_the_micro_batch_before_has_added_to_it() -> None:
     assert all(passes(turns, 0, 0, part) for part in range(PARTS)), "the first one waits for nobody"
     for part in range(PARTS):
         assert not passes(turns, 0, 1, part)
-        end_turn(turns.turn(0, 0), part)
+        mark_part_done(turns.ticket(0, 0), part)
         assert passes(turns, 0, 1, part)
         assert not passes(turns, 0, 2, part), "it is behind the second one"
 
@@ -44,7 +44,7 @@ def test_a_batch_begins_with_no_part_done() -> None:
     turns = make()
     for micro in range(3):
         for part in range(PARTS):
-            end_turn(turns.turn(0, micro), part)
+            mark_part_done(turns.ticket(0, micro), part)
     assert passes(turns, 1, 0, PARTS - 1)
     assert not any(passes(turns, 1, micro, part) for micro in (1, 2) for part in range(PARTS))
 
@@ -57,7 +57,7 @@ def test_lanes_do_not_wait_for_one_another() -> None:
     turns = make(lanes=2, micro_batches=4)
     assert passes(turns, 0, 0, PARTS - 1)
     assert passes(turns, 0, 1, PARTS - 1)
-    end_turn(turns.turn(0, 1), 0)
+    mark_part_done(turns.ticket(0, 1), 0)
     assert passes(turns, 0, 3, 0)
     assert not passes(turns, 0, 2, 0)
 
@@ -67,7 +67,7 @@ def test_a_kernel_waits_until_it_is_its_turn() -> None:
 
     def follow() -> None:
         begun.set()
-        wait_turn(turns.turn(0, 1), 0)
+        wait_for_predecessor(turns.ticket(0, 1), 0)
         log.append("second")
 
     thread = threading.Thread(target=follow)
@@ -76,14 +76,14 @@ def test_a_kernel_waits_until_it_is_its_turn() -> None:
     thread.join(0.05)
     assert thread.is_alive()
     log.append("first")
-    end_turn(turns.turn(0, 0), 0)
+    mark_part_done(turns.ticket(0, 0), 0)
     thread.join(WAIT)
     assert log == ["first", "second"]
 
 
 def test_an_abort_ends_the_waiting() -> None:
     turns = make()
-    thread = threading.Thread(target=wait_turn, args=(turns.turn(0, 1), 0))
+    thread = threading.Thread(target=wait_for_predecessor, args=(turns.ticket(0, 1), 0))
     thread.start()
     assert not turns.stopped
     turns.abort()
@@ -93,10 +93,10 @@ def test_an_abort_ends_the_waiting() -> None:
 
 
 def test_someone_alone_never_waits() -> None:
-    turn = own_turn()
+    ticket = single_writer()
     for part in range(100):
-        wait_turn(turn, part)
-        end_turn(turn, part)
+        wait_for_predecessor(ticket, part)
+        mark_part_done(ticket, part)
 
 
 def test_kept_gradients_are_scattered_in_the_order_of_the_micro_batches() -> None:
@@ -158,8 +158,8 @@ def test_an_error_ends_a_run_whose_other_threads_wait_for_the_turn_of_the_one_th
     compute = training.compute.backward
 
     def backward(*args: Any) -> float:
-        turn = args[-1]
-        if turn.before[0] > PARTS:  # the first of its lane
+        ticket = args[-1]
+        if ticket.predecessor_count[0] > PARTS:  # the first of its lane
             assert second.wait(WAIT)
             raise ValueError("on purpose")
         second.set()
