@@ -24,9 +24,9 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.throughput import RANDOM_VOCABULARY
-from threadloom.stages.config import Config, Precision
+from threadloom.stages.config import Precision, ResolvedConfig
 from threadloom.stages.console import command_of
-from threadloom.stages.resolve import from_json, load_config, resolve, to_json
+from threadloom.stages.resolve import load_config, resolve, resolved_from_json, to_json
 
 KERNELS, INTERPRETER, OTHERS = "compiled kernels", "the interpreter", "libraries"
 COSTS = tuple("0123456789+-*")
@@ -74,7 +74,7 @@ def whose(path: str) -> str:
     return INTERPRETER if name.startswith(("python", "libpython")) else OTHERS
 
 
-def train(config: Config, updates: int, counted: bool) -> None:
+def train(config: ResolvedConfig, updates: int, counted: bool) -> None:
     """Make an update, and then, if they are `counted`, so many that callgrind writes a profile of."""
     from threadloom.stages.data import random_batches
     from threadloom.stages.resolve import numerics
@@ -101,7 +101,7 @@ def _tell(what: str) -> None:
     subprocess.run(["callgrind_control", what, str(os.getpid())], check=True, stdout=subprocess.DEVNULL)
 
 
-def count(config: Config, updates: int) -> Counter[str]:
+def count(config: ResolvedConfig, updates: int) -> Counter[str]:
     """Return the instructions of so many updates, by whose they are (RuntimeError)."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "counts"
@@ -117,7 +117,7 @@ def count(config: Config, updates: int) -> Counter[str]:
     return parts
 
 
-def _child(before: list[str], config: Config, updates: int) -> subprocess.CompletedProcess[str]:
+def _child(before: list[str], config: ResolvedConfig, updates: int) -> subprocess.CompletedProcess[str]:
     mode = "counted" if before else "plain"
     command = [*before, *command_of("benchmarks.counts", "--updates", str(updates), "--train", mode)]
     return subprocess.run(
@@ -133,7 +133,7 @@ def _child(before: list[str], config: Config, updates: int) -> subprocess.Comple
 def main(name: str, precision: str, updates: int, child: str | None) -> None:
     """Count the instructions of an update with valgrind: minutes, for a small model."""
     if child is not None:
-        train(from_json(sys.stdin.read()), updates, child == "counted")
+        train(resolved_from_json(sys.stdin.read()), updates, child == "counted")
         return
     if not shutil.which("valgrind"):
         raise click.ClickException("valgrind is needed and is not installed (Debian's package: valgrind)")

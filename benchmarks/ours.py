@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 from benchmarks.protocol import FLOAT32, Steps
 from threadloom.kernels import Weights
-from threadloom.stages.config import Config, Precision, ScheduleConfig, ScheduleKind
+from threadloom.stages.config import Config, Precision, ResolvedConfig, ScheduleConfig, ScheduleKind
 from threadloom.stages.data import random_batches
 from threadloom.stages.memory import Update, label
 from threadloom.stages.resolve import from_json, numerics, resolve
@@ -28,12 +28,12 @@ def measured(config: Config, delay: int, precision: Precision = Precision.FLOAT3
     )
 
 
-def write_inputs(folder: Path, training: Training, config: Config) -> None:
+def write_inputs(folder: Path, training: Training, config: ResolvedConfig) -> None:
     """Write the first weights and the tokens of the first updates for the peer."""
     with training.banks.lease_newest() as lease:
         weights = lease.bank.weights
         save_file({name: getattr(weights, name) for name in Weights._fields}, folder / "weights.safetensors")
-    source, rows = random_batches(config), (config.micro_batch or 1) * config.model.context
+    source, rows = random_batches(config), config.micro_batch * config.model.context
     count = training.plan.micro_batches
     ids, targets = (np.zeros((CHECKED_UPDATES, count, rows), np.int32) for _ in range(2))
     for batch in range(CHECKED_UPDATES):

@@ -30,7 +30,7 @@ from benchmarks.scaling_model import Scaling, Workload, fit
 from benchmarks.throughput import machine_line, measure, sizes_of, warn_if_busy
 from threadloom.pipeline import available_cores
 from threadloom.stages.config import Config, InputError
-from threadloom.stages.memory import Bank, max_concurrent_backward
+from threadloom.stages.memory import Bank
 from threadloom.stages.resolve import load_config, resolve, to_json
 from threadloom.stages.tools.bench import adamw_bytes, best_rate, reduce_bytes, stream
 
@@ -89,10 +89,10 @@ def resolved_for(config: Config, cores: int, largest: int, same: bool) -> Config
 
 def workload_of(config: Config) -> Workload:
     """Return what an update of a configuration with micro-batch and lanes consists of."""
-    lanes = config.lanes or 1
-    elements = Bank(config.model.geometry()).arena.flat.size
-    count = config.sequences // (config.micro_batch or 1)
-    writers = max_concurrent_backward(resolve(config, count))  # more cores than micro-batches are of no use
+    resolved = resolve(config, 1)
+    lanes, count = resolved.lanes, resolved.micro_batches
+    elements = Bank(resolved.model.geometry()).arena.flat.size
+    writers = resolve(config, count).max_concurrent_backward  # more cores than micro-batches are of no use
     return Workload(count, lanes, reduce_bytes(elements, lanes) + adamw_bytes(elements), writers)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from threadloom.kernels import Weights
 from threadloom.pipeline import Graph, Node, RunStatistics, available_cores
-from threadloom.stages.config import Config
+from threadloom.stages.config import Config, ResolvedConfig
 from threadloom.stages.data import random_batches
 from threadloom.stages.memory import Update
 from threadloom.stages.resolve import load_config, numerics, resolve
@@ -60,7 +60,7 @@ class UpdateRatios:
             return lease.version, {name: getattr(weights, name).copy() for name in Weights._fields}
 
 
-def watched_training(config: Config, every: int = 10) -> UpdateRatios:
+def watched_training(config: ResolvedConfig, every: int = 10) -> UpdateRatios:
     """Train on random tokens with the stage in the graph; it is fed with one update in `every`."""
     training = Training(config, random_batches(config))
     watch = UpdateRatios(training)

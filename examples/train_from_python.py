@@ -23,7 +23,7 @@ def train(config: Config, text: str, folder: Path) -> float:
     """Train on a text, print what happens, and return the validation loss; `folder` takes the token files."""
     data = prepare(config, text, folder)
     config = resolve(config, available_cores(), data.tokenizer.vocab_size)
-    windows = evaluation_batches(data.validation, batch_size=12, micro_batch=config.micro_batch or 1, batches=20)
+    windows = evaluation_batches(data.validation, batch_size=12, micro_batch=config.micro_batch, batches=20)
     training = Training(config, training_batches(config, data.train), Validation(windows, windows))
     loss = float("nan")
     with numerics(config), training.graph().start(resources=training.resources) as run:

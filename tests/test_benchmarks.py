@@ -14,9 +14,10 @@ from benchmarks import convergence, summary, throughput
 from benchmarks.protocol import Side, Worker
 from benchmarks.results import Comparison, Measured, figure, markdown, rows, spread
 from benchmarks.throughput import compare, sizes_of
+from threadloom.stages.config import Config, ModelConfig
 from threadloom.stages.console.json_worker import WorkerError
 from threadloom.stages.models.gpt2 import parameter_count
-from threadloom.stages.resolve.loading import Config, ModelConfig, apply_overrides, load_config, to_json
+from threadloom.stages.resolve import load_config, resolve, to_json
 
 TINY = Config(name="tiny", model=ModelConfig(vocab_size=17, context=6, layers=2, heads=2, channels=8), batch_size=4,
               steps=12)  # fmt: skip
@@ -83,7 +84,7 @@ def test_a_table_has_only_sides_of_its_precision() -> None:
 
 @pytest.mark.parametrize("name", ["nanogpt-cpu", "small", "gpt2"])
 def test_sizes_agree_with_ours(name: str) -> None:
-    config = apply_overrides(load_config(name), [] if name != "nanogpt-cpu" else ["model.vocab_size=65"])
+    config = resolve(load_config(name), 2, 65 if name == "nanogpt-cpu" else None)
     sizes = sizes_of(load_config(name), 2)
     assert sizes.parameters == parameter_count(config.model.geometry())
     assert sizes.tokens == config.sequences * config.model.context

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from examples import custom_stage, sample, train_from_python, word_count
+from threadloom.stages.config import CheckpointConfig, Config, EvaluationConfig, ModelConfig
 from threadloom.stages.data.batches import random_batches
-from threadloom.stages.resolve.loading import CheckpointConfig, Config, EvaluationConfig, ModelConfig, resolve
+from threadloom.stages.resolve.resolution import resolve
 from threadloom.stages.training.sequential import replay
 from threadloom.stages.training.training import Training
 

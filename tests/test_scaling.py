@@ -10,7 +10,8 @@ from click.testing import CliRunner
 from benchmarks import scaling
 from benchmarks.scaling import Point, core_order, efficiency_text, figure, predict, resolved_for, workload_of
 from benchmarks.scaling_model import Scaling, Workload, fit, rounds, saturation_of, shared
-from threadloom.stages.resolve.loading import Config, ModelConfig, apply_overrides, load_config, to_json
+from threadloom.stages.config import Config, ModelConfig
+from threadloom.stages.resolve.loading import apply_overrides, load_config, to_json
 
 SIXTEEN = Workload(micro_batches=16, lanes=16, stream_bytes=2e9)
 TINY = Config(name="tiny", model=ModelConfig(vocab_size=17, context=6, layers=1, heads=2, channels=8), batch_size=4,

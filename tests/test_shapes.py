@@ -11,7 +11,7 @@ from benchmarks import shapes
 from benchmarks.protocol import Side
 from benchmarks.results import Comparison, Measured
 from benchmarks.shapes import SHAPES, Result, Shape, compare_shape, slower, table, to_dict
-from threadloom.stages.resolve.loading import resolve
+from threadloom.stages.resolve.resolution import resolve
 
 
 def invented(shape: Shape, ratio: float) -> Result:

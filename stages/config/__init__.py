@@ -3,6 +3,15 @@
 May import: models.
 """
 
+from threadloom.stages.config.resolved import (
+    ResolvedCheckpoint,
+    ResolvedConfig,
+    ResolvedEvaluation,
+    ResolvedLossScale,
+    ResolvedModel,
+    ResolvedSchedule,
+    ResolvedThreads,
+)
 from threadloom.stages.config.schedule import learning_rate
 from threadloom.stages.config.settings import (
     CheckpointConfig,
@@ -24,7 +33,6 @@ from threadloom.stages.config.settings import (
     TokenizerKind,
     TraceConfig,
     flatten,
-    micro_batches,
 )
 
 __all__ = [
@@ -41,6 +49,13 @@ __all__ = [
     "ModelConfig",
     "OptimizerConfig",
     "Precision",
+    "ResolvedCheckpoint",
+    "ResolvedConfig",
+    "ResolvedEvaluation",
+    "ResolvedLossScale",
+    "ResolvedModel",
+    "ResolvedSchedule",
+    "ResolvedThreads",
     "ScheduleConfig",
     "ScheduleKind",
     "ThreadsConfig",
@@ -48,5 +63,4 @@ __all__ = [
     "TraceConfig",
     "flatten",
     "learning_rate",
-    "micro_batches",
 ]

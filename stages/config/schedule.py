@@ -1,7 +1,8 @@
 """The learning rate of each update, as a pure function of the update's number.
 
-Updates count from 0: `learning_rate(config, k)` is used by the update that makes version k + 1 from version k. With
-the peak η = `optimizer.lr`, the end η_min = `schedule.min_lr`, W = `schedule.warmup` and D = `schedule.decay_steps`:
+Updates are numbered from 0: `learning_rate(schedule, peak, k)` is the rate of the update that computes version k + 1
+from version k. With the peak η = `optimizer.lr`, the end η_min = `schedule.min_lr`, W = `schedule.warmup` and
+D = `schedule.decay_steps`:
 
     all kinds        η (k + 1) / (W + 1) while k < W, nanoGPT's linear warm-up: never 0, and η itself at k = W
     constant         η
@@ -17,17 +18,14 @@ warm-up; He et al. 2015 for step decay; Loshchilov & Hutter 2017, "SGDR", equati
 
 import math
 
-from threadloom.stages.config.settings import Config, ConfigError, ScheduleConfig, ScheduleKind
+from threadloom.stages.config.resolved import ResolvedSchedule
+from threadloom.stages.config.settings import ScheduleKind
 
 
-def learning_rate(config: Config, update: int) -> float:
-    """Return the learning rate of update number `update` (from 0).
-
-    ConfigError where cosine or linear decay is asked for and `schedule.decay_steps` is still open.
-    """
-    schedule, peak = config.schedule, config.optimizer.lr
+def learning_rate(schedule: ResolvedSchedule, peak: float, update: int) -> float:
+    """Return the learning rate of update number `update` (from 0) of a schedule whose highest rate is `peak`."""
     if update < 0:
-        raise ValueError(f"updates count from 0, got {update}")
+        raise ValueError(f"updates are numbered from 0, got {update}")
     if update < schedule.warmup:
         return peak * (update + 1) / (schedule.warmup + 1)
     since = update - schedule.warmup
@@ -49,22 +47,14 @@ def _half_cosine(progress: float) -> float:
     return 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
-def _progress(schedule: ScheduleConfig, since: int) -> float:
-    """The part of the decay that is behind: 0 at the end of the warm-up, 1 from decay_steps on."""
-    if schedule.decay_steps is None:
-        raise ConfigError(
-            "schedule.decay_steps",
-            needed="the update at which the decay ends",
-            found="null",
-            cause="the configuration was not resolved",
-            remedy="resolve(config, cores, ...), or set it",
-        )
+def _progress(schedule: ResolvedSchedule, since: int) -> float:
+    """Return the completed fraction of the decay: 0 at the end of the warm-up, 1 from `decay_steps` on."""
     length = schedule.decay_steps - schedule.warmup
     return min(1.0, since / length) if length > 0 else 1.0
 
 
 def _cycle_position(since: int, period: int, multiplier: int) -> float:
-    """The part of the running cycle that is behind, in [0, 1)."""
+    """Return the completed fraction of the current cycle, in [0, 1)."""
     if multiplier == 1:
         return since % period / period
     while since >= period:

@@ -1,9 +1,4 @@
-"""The settings: what a configuration consists of, as frozen values with their defaults.
-
-Only the shape is here; `stages.resolve.loading` reads, changes, checks and resolves configurations, and is the place to
-import
-from.
-"""
+"""The settings of a run: frozen structs with defaults. None marks a setting that `stages.resolve` chooses."""
 
 import enum
 from typing import Any
@@ -117,17 +112,9 @@ class ModelConfig(_Section, frozen=True, kw_only=True):
     """Begin with smaller weights where a block writes to the residual stream, as GPT-2 does: it keeps deep models
     stable, and a shallow one learns a little better without."""
 
-    def geometry(self) -> Geometry:
-        """Return the sizes from which the tensors follow; ConfigError while the vocabulary is open."""
-        if self.vocab_size is None:
-            raise ConfigError(
-                "model.vocab_size",
-                needed="a size",
-                found="null",
-                cause="the configuration leaves it to the text's tokenizer and was not resolved",
-                remedy="resolve(config, cores, vocabulary=...) with the prepared data's vocabulary, or set it",
-            )
-        return Geometry(self.vocab_size, self.context, self.layers, self.heads, self.channels)
+    def geometry_with(self, vocabulary: int) -> Geometry:
+        """Return the sizes of the model with `vocabulary` tokens, from which the shapes of all tensors follow."""
+        return Geometry(vocabulary, self.context, self.layers, self.heads, self.channels)
 
 
 class DataConfig(_Section, frozen=True, kw_only=True):
@@ -307,19 +294,6 @@ class Config(_Section, frozen=True, kw_only=True):
     def sequences(self) -> int:
         """Sequences of one update, gradient accumulation included."""
         return self.batch_size * self.gradient_accumulation_steps
-
-
-def micro_batches(config: Config) -> int:
-    """Return the micro-batches of one update, gradient accumulation included; ConfigError while unresolved."""
-    if config.micro_batch is None:
-        raise ConfigError(
-            "micro_batch",
-            needed="a number of sequences",
-            found="null",
-            cause="the configuration was not resolved",
-            remedy="resolve(config, cores, ...), or set it",
-        )
-    return config.sequences // config.micro_batch
 
 
 def flatten(config: msgspec.Struct, prefix: str = "") -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from threadloom.stages.config import Config, micro_batches
+from threadloom.stages.config import ResolvedConfig
 from threadloom.stages.data.dataset import Dataset, Manifest, Split, prepare, require_same_text
 from threadloom.stages.data.token_file import DataError, TokenFile, token_type
 
@@ -138,17 +138,20 @@ class EvaluationWindows:
             self._tokens.read(int(self.starts[first + row]), ids[span], targets[span])
 
 
-def training_batches(config: Config, tokens: TokenFile) -> TokenBatches:
+def training_batches(config: ResolvedConfig, tokens: TokenFile) -> TokenBatches:
     """Return the training batches of a resolved configuration."""
-    size = config.sequences // micro_batches(config)
-    return TokenBatches(tokens, sequences=config.sequences, micro_batch=size, seed=config.seed)
+    return TokenBatches(tokens, sequences=config.sequences, micro_batch=config.micro_batch, seed=config.seed)
 
 
-def random_batches(config: Config) -> RandomTokens:
+def random_batches(config: ResolvedConfig) -> RandomTokens:
     """Return random batches in the sizes of a resolved configuration."""
-    size, geometry = config.sequences // micro_batches(config), config.model.geometry()
+    model = config.model
     return RandomTokens(
-        geometry.vocabulary, geometry.context, sequences=config.sequences, micro_batch=size, seed=config.seed
+        model.vocab_size,
+        model.context,
+        sequences=config.sequences,
+        micro_batch=config.micro_batch,
+        seed=config.seed,
     )
 
 

@@ -7,7 +7,6 @@ from threadloom.stages.memory.allocation_plan import (
     FLOAT,
     format_lanes,
     format_memory_plan,
-    max_concurrent_backward,
     memory_plan,
 )
 from threadloom.stages.memory.float32 import (
@@ -32,7 +31,7 @@ from threadloom.stages.memory.graph_items import (
     label,
 )
 from threadloom.stages.memory.loss_scale import LossScaler, Scaled, ScaleState
-from threadloom.stages.memory.ordered_accumulation import OrderedAccumulation, deferred_bytes
+from threadloom.stages.memory.ordered_accumulation import OrderedAccumulation
 
 __all__ = [
     "FLOAT",
@@ -55,11 +54,9 @@ __all__ = [
     "allocate_scratch",
     "arrays_bytes",
     "as_weights",
-    "deferred_bytes",
     "format_lanes",
     "format_memory_plan",
     "label",
     "logits_rows",
-    "max_concurrent_backward",
     "memory_plan",
 ]

@@ -4,10 +4,9 @@ from dataclasses import dataclass
 from math import prod
 
 from threadloom.pipeline import arena_size
-from threadloom.stages.config import Config, Precision, micro_batches
+from threadloom.stages.config import Precision, ResolvedConfig
 from threadloom.stages.memory.float32 import activation_shapes, logits_rows, scratch_shapes
-from threadloom.stages.memory.ordered_accumulation import deferred_bytes
-from threadloom.stages.models import Geometry, Shape, parameter_shapes
+from threadloom.stages.models import Geometry, Shape, input_gradient_bytes, parameter_shapes
 
 FLOAT = 4  # bytes
 
@@ -22,22 +21,21 @@ class Sizes:
     logits: int  # of an evaluation
 
 
-def memory_plan(config: Config, *, evaluates: bool = True, saves: bool = True) -> dict[str, int]:
+def memory_plan(config: ResolvedConfig, *, evaluates: bool = True, saves: bool = True) -> dict[str, int]:
     """Return the bytes of each part that a run of a resolved configuration allocates before its first step."""
-    geometry, sequences = config.model.geometry(), config.micro_batch or 1
-    lanes = config.lanes or 1
+    geometry, sequences = config.model.geometry(), config.micro_batch
     weights = arena_size(parameter_shapes(geometry)) * FLOAT
     short = config.precision in (Precision.BF16, Precision.FP16)
     sizes = _low_sizes(geometry, sequences, config.precision) if short else _float32_sizes(geometry, sequences)
     slot = sizes.slot + 2 * sequences * geometry.context * FLOAT  # token ids and targets
     return {
-        "weight banks": (weights + sizes.forms) * (config.delay + 1 + (config.spare_banks or 0)),
+        "weight banks": (weights + sizes.forms) * (config.delay + 1 + config.spare_banks),
         "optimizer moments": 2 * weights,
-        "gradient lanes": weights * lanes,
+        "gradient lanes": weights * config.lanes,
         "gradient": weights if config.delay else 0,
-        "slots": slot * (config.slots or 1),
-        "backward scratch": sizes.scratch * max_concurrent_backward(config),
-        "input gradients": deferred_bytes(geometry, micro_batches(config), sequences) if config.shared_lanes else 0,
+        "slots": slot * config.slots,
+        "backward scratch": sizes.scratch * config.max_concurrent_backward,
+        "input gradients": input_gradient_bytes(geometry, config.sequences) if config.shared_lanes else 0,
         "evaluation": slot + sizes.logits if evaluates else 0,
         "checkpoint copies": weights * (2 + config.delay) if saves and config.checkpoint.copies else 0,
     }
@@ -69,13 +67,7 @@ def _bytes(shapes: dict[str, Shape]) -> int:
     return sum(prod(shape) for shape in shapes.values()) * FLOAT
 
 
-def max_concurrent_backward(config: Config) -> int:
-    """Return how many micro-batches can be in backward at once: a lane that is not shared has one."""
-    threads = config.threads.backward or 1
-    return threads if config.shared_lanes else min(threads, config.lanes or 1)
-
-
-def format_lanes(config: Config) -> str:
+def format_lanes(config: ResolvedConfig) -> str:
     """Return how many lanes a resolved configuration has, in words."""
     lanes = f"{config.lanes} lane{'s' if config.lanes != 1 else ''}"
     return f"{lanes} for {config.threads.backward} threads" if config.shared_lanes else lanes

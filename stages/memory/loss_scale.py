@@ -26,7 +26,7 @@ micro-batches, whatever the threads.
 import math
 from dataclasses import dataclass
 
-from threadloom.stages.config import LossScaleConfig, LossScaling
+from threadloom.stages.config import LossScaling, ResolvedLossScale
 
 FLOOR = 2.0**-14
 """Backoff ends here; what overflows even then is no matter of scale. (fairseq's --min-loss-scale is 1e-4.)"""
@@ -81,12 +81,12 @@ class Scaled:
 class LossScaler:
     """The rules, as `settings` have them. Knows no threads and keeps nothing."""
 
-    settings: LossScaleConfig
+    settings: ResolvedLossScale
 
     @property
     def on(self) -> bool:
         """Whether losses are scaled at all, and updates that are not finite are skipped."""
-        return self.settings.kind not in (None, LossScaling.NONE)
+        return self.settings.kind is not LossScaling.NONE
 
     def start(self, version: int, saved: ScaleState | None = None) -> ScaleState:
         """Return the state of a version that a run begins with; `saved` is what its checkpoint says, if anything."""

@@ -20,11 +20,6 @@ from threadloom.stages.models import Geometry
 _LINE = 8  # counts to a cache line: each count is written by another thread
 
 
-def deferred_bytes(geometry: Geometry, micro_batches: int, sequences: int) -> int:
-    """Return the bytes that `OrderedAccumulation` keeps of a batch: a float32 row and an int32 for each token."""
-    return 4 * micro_batches * sequences * geometry.context * (geometry.channels + 1)
-
-
 class OrderedAccumulation:
     """The turns of one run's micro-batches. Backward keeps and waits, the last stage that sees a batch scatters."""
 

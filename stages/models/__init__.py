@@ -8,6 +8,7 @@ from threadloom.stages.models.gpt2 import (
     Shape,
     decayed_elements,
     initialise,
+    input_gradient_bytes,
     parameter_count,
     parameter_shapes,
 )
@@ -17,6 +18,7 @@ __all__ = [
     "Shape",
     "decayed_elements",
     "initialise",
+    "input_gradient_bytes",
     "parameter_count",
     "parameter_shapes",
 ]

@@ -65,6 +65,11 @@ def parameter_count(geometry: Geometry) -> int:
     return sum(prod(shape) for shape in parameter_shapes(geometry).values())
 
 
+def input_gradient_bytes(geometry: Geometry, sequences: int) -> int:
+    """Return the bytes of the embeddings' gradients (float32) and token ids (int32) of `sequences` sequences."""
+    return 4 * sequences * geometry.context * (geometry.channels + 1)
+
+
 def decayed_elements(geometry: Geometry) -> int:
     """Return how many leading elements of a parameter arena belong to matrices, and so decay."""
     shapes = parameter_shapes(geometry)

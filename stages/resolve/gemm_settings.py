@@ -5,25 +5,17 @@ from contextlib import ExitStack, contextmanager
 
 from threadloom.kernels import GemmBackend, gemm_backend
 from threadloom.pipeline import blas_threads
-from threadloom.stages.config import Config, ConfigError, Precision
+from threadloom.stages.config import Precision, ResolvedConfig
 
 
 @contextmanager
-def numerics(config: Config) -> Iterator[None]:
-    """Run the block with the float32 matrix product and the BLAS threads of a resolved configuration.
+def numerics(config: ResolvedConfig) -> Iterator[None]:
+    """Run the block with the float32 matrix product and the BLAS threads of a configuration.
 
     In bf16x3 the product is the one of three bfloat16 products, whatever `gemm` says, and all else is float32. A bf16
     run multiplies no float32 matrices, and the process keeps the product that it has. Both are process-wide: enter it
     before a run's stages start, and let no other run be under way.
     """
-    if config.gemm is None or config.threads.blas is None:
-        raise ConfigError(
-            "gemm",
-            needed="a matrix product and its threads",
-            found="null",
-            cause="the configuration was not resolved",
-            remedy="resolve(config, cores, ...) first",
-        )
     with ExitStack() as switches:
         if config.precision is Precision.BF16X3:
             switches.enter_context(gemm_backend(GemmBackend.BF16X3))

@@ -20,62 +20,7 @@ from typing import Any
 
 import msgspec
 
-from threadloom.stages.config import (
-    CheckpointConfig,
-    Config,
-    ConfigError,
-    DataConfig,
-    EvaluationConfig,
-    Gemm,
-    InputError,
-    LossScaleConfig,
-    LossScaling,
-    Matmul,
-    ModelConfig,
-    OptimizerConfig,
-    Precision,
-    ScheduleConfig,
-    ScheduleKind,
-    ThreadsConfig,
-    TokenizerKind,
-    TraceConfig,
-    flatten,
-    micro_batches,
-)
-from threadloom.stages.resolve.resolution import resolve, validate
-
-__all__ = [
-    "CONFIG_NAMES",
-    "CheckpointConfig",
-    "Config",
-    "ConfigError",
-    "DataConfig",
-    "EvaluationConfig",
-    "Gemm",
-    "InputError",
-    "LossScaleConfig",
-    "LossScaling",
-    "Matmul",
-    "ModelConfig",
-    "OptimizerConfig",
-    "Precision",
-    "ScheduleConfig",
-    "ScheduleKind",
-    "ThreadsConfig",
-    "TokenizerKind",
-    "TraceConfig",
-    "apply_overrides",
-    "flatten",
-    "from_json",
-    "load_config",
-    "micro_batches",
-    "resolve",
-    "setting_types",
-    "to_json",
-    "trajectory",
-    "trajectory_differences",
-    "validate",
-]
+from threadloom.stages.config import Config, ConfigError, LossScaling, ResolvedConfig, ScheduleKind, flatten
 
 _S = typing.TypeVar("_S", bound=msgspec.Struct)
 
@@ -93,14 +38,23 @@ def from_json(text: str | bytes, source: str = "configuration") -> Config:
 
     Keys and types are checked here (ConfigError), values by `validate`. `source` names the text in errors.
     """
+    return _decode(text, source, Config)
+
+
+def resolved_from_json(text: str | bytes, source: str = "configuration") -> ResolvedConfig:
+    """Return the resolved configuration that JSON text holds; a setting that is open in it is a ConfigError too."""
+    return _decode(text, source, ResolvedConfig)
+
+
+def _decode(text: str | bytes, source: str, kind: type[_S]) -> _S:
     try:
         raw = msgspec.json.decode(text)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ConfigError(
             source, needed="JSON", found=str(error), cause="a typing slip or a damaged file", remedy="correct it there"
         ) from error
-    _check_keys(raw, Config, "", source)
-    return msgspec.convert(raw, Config)
+    _check_keys(raw, kind, "", source)
+    return msgspec.convert(raw, kind)
 
 
 def load_config(name_or_path: str | Path) -> Config:

@@ -12,15 +12,20 @@ from threadloom.stages.config import (
     CheckpointConfig,
     Config,
     ConfigError,
+    EvaluationConfig,
     Gemm,
     LossScaleConfig,
     LossScaling,
+    ModelConfig,
     Precision,
+    ResolvedConfig,
+    ResolvedThreads,
+    ScheduleConfig,
     ThreadsConfig,
     TokenizerKind,
     flatten,
 )
-from threadloom.stages.models import parameter_count
+from threadloom.stages.models import Geometry, input_gradient_bytes, parameter_count
 from threadloom.stages.resolve.precision import choose_here, is_open, with_precision
 
 ROWS_PER_MICRO_BATCH = 256
@@ -113,7 +118,7 @@ def validate(config: Config) -> None:
             "model.vocab_size", "a size", "null", "a BPE tokenizer is trained up to a given size",
             "set model.vocab_size=10000, or data.tokenizer=characters",
         )  # fmt: skip
-    count = parameter_count(model.geometry()) if model.vocab_size else 0
+    count = parameter_count(model.geometry_with(model.vocab_size)) if model.vocab_size else 0
     if count > MAX_PARAMETERS:
         raise ConfigError(
             "model", f"at most {MAX_PARAMETERS:,} parameters", f"{count:,}", "a slip in one of the model's sizes",
@@ -148,7 +153,7 @@ def validate(config: Config) -> None:
         )  # fmt: skip
 
 
-def resolve(config: Config, cores: int, vocabulary: int | None = None) -> Config:
+def resolve(config: Config, cores: int, vocabulary: int | None = None) -> ResolvedConfig:
     """Return the configuration with every open setting chosen, validated.
 
     `cores`: those that the run may use; `vocabulary`: the size of the prepared text's tokenizer, taken where
@@ -160,49 +165,76 @@ def resolve(config: Config, cores: int, vocabulary: int | None = None) -> Config
     validate(config)
     if is_open(config):
         config = with_precision(config, choose_here(config).precision)
-    model, threads, evaluation = config.model, config.threads, config.evaluation
-    if model.vocab_size is None and vocabulary is not None:
-        model = msgspec.structs.replace(model, vocab_size=vocabulary)
-    model.geometry()
-    if vocabulary is not None and model.vocab_size is not None and vocabulary > model.vocab_size:
-        raise ConfigError(
-            "model.vocab_size", f"at least the tokenizer's {vocabulary} tokens", f"{model.vocab_size}",
-            "the tokenizer belongs to another model or text", f"set model.vocab_size={vocabulary} or prepare it anew",
-        )  # fmt: skip
-    config = msgspec.structs.replace(config, model=model)
+    geometry = config.model.geometry_with(_vocabulary_size(config.model, vocabulary))
     cores = max(1, cores)
-    size = config.micro_batch or _choose_micro_batch(config, cores)
+    size = config.micro_batch or _choose_micro_batch(config, geometry, cores)
     items = config.sequences // size
-    most = min(cores, items, _most_lanes(config))
+    most = min(cores, items, _most_lanes(geometry))
     fewer = config.lanes or -(-most // 2)
-    shared = _shares_lanes(config, most - fewer) if config.shared_lanes is None else config.shared_lanes
+    shared = _shares_lanes(config, geometry, most - fewer) if config.shared_lanes is None else config.shared_lanes
     lanes = config.lanes or (fewer if shared else most)
-    backward = min(cores, items if shared else lanes)
-    chosen = {"embed": 1, "forward": cores, "backward": backward, "reduce": cores, "update": cores, "blas": 1}
-    threads = ThreadsConfig(**{name: getattr(threads, name) or count for name, count in chosen.items()})
-    assert threads.forward is not None
-    assert threads.backward is not None
+    threads = _chosen_threads(config.threads, cores, backward=min(cores, items if shared else lanes))
     copies = _COPIES.get(config.precision, 1)
-    spare = int(copies * parameter_count(model.geometry()) <= SPARED)
-    decay_steps = config.schedule.decay_steps or max(config.steps, config.schedule.warmup)
-    resolved = msgspec.structs.replace(
+    spare = int(copies * parameter_count(geometry) <= SPARED)
+    chosen = msgspec.structs.replace(
         config,
+        model=msgspec.structs.replace(config.model, vocab_size=geometry.vocabulary),
         micro_batch=size,
         lanes=lanes,
         shared_lanes=shared,
-        gemm=config.gemm or _default_gemm(threads),
+        gemm=config.gemm or _default_gemm(threads.blas),
         threads=threads,
         channel_capacity=config.channel_capacity or CHANNEL_CAPACITY,
         # Micro-batches of batches that have to wait for their version need no slot yet.
         slots=config.slots or min(threads.forward + threads.backward, items * (config.delay + 1)),
         spare_banks=spare if config.spare_banks is None else config.spare_banks,
-        schedule=msgspec.structs.replace(config.schedule, decay_steps=decay_steps),
+        schedule=_with_decay(config),
         loss_scale=_with_kind(config),
-        checkpoint=_with_copies(config, parameter_count(model.geometry())),
-        evaluation=msgspec.structs.replace(evaluation, final_batches=evaluation.final_batches or evaluation.batches),
+        checkpoint=_with_copies(config, parameter_count(geometry)),
+        evaluation=_with_final(config.evaluation),
     )
-    validate(resolved)
-    return resolved
+    validate(chosen)
+    return msgspec.convert(msgspec.to_builtins(chosen), ResolvedConfig)  # fails if a setting is still open
+
+
+def _vocabulary_size(model: ModelConfig, vocabulary: int | None) -> int:
+    """Return the size of the vocabulary: the model's if set, else that of the text's tokenizer."""
+    if model.vocab_size is None:
+        if vocabulary is None:
+            raise ConfigError(
+                "model.vocab_size",
+                needed="a size",
+                found="null",
+                cause="the configuration leaves it to the text's tokenizer and was not resolved",
+                remedy="resolve(config, cores, vocabulary=...) with the prepared data's vocabulary, or set it",
+            )
+        return vocabulary
+    if vocabulary is not None and vocabulary > model.vocab_size:
+        raise ConfigError(
+            "model.vocab_size", f"at least the tokenizer's {vocabulary} tokens", f"{model.vocab_size}",
+            "the tokenizer belongs to another model or text", f"set model.vocab_size={vocabulary} or prepare it anew",
+        )  # fmt: skip
+    return model.vocab_size
+
+
+def _chosen_threads(threads: ThreadsConfig, cores: int, backward: int) -> ResolvedThreads:
+    return ResolvedThreads(
+        embed=threads.embed or 1,
+        forward=threads.forward or cores,
+        backward=threads.backward or backward,
+        reduce=threads.reduce or cores,
+        update=threads.update or cores,
+        blas=threads.blas or 1,
+    )
+
+
+def _with_decay(config: Config) -> ScheduleConfig:
+    end = config.schedule.decay_steps or max(config.steps, config.schedule.warmup)
+    return msgspec.structs.replace(config.schedule, decay_steps=end)
+
+
+def _with_final(evaluation: EvaluationConfig) -> EvaluationConfig:
+    return msgspec.structs.replace(evaluation, final_batches=evaluation.final_batches or evaluation.batches)
 
 
 def _with_kind(config: Config) -> LossScaleConfig:
@@ -218,9 +250,9 @@ def _with_copies(config: Config, parameters: int) -> CheckpointConfig:
     return msgspec.structs.replace(config.checkpoint, copies=small if copies is None else copies)
 
 
-def _default_gemm(threads: ThreadsConfig) -> Gemm:
+def _default_gemm(blas_threads: int) -> Gemm:
     """Return the product that is faster on this processor; one with several threads is BLAS's alone."""
-    if threads.blas is not None and threads.blas > 1:
+    if blas_threads > 1:
         return Gemm.BLAS
     # Numba is loaded only where a configuration is resolved, not for --help.
     from threadloom.kernels import GemmBackend, blas_info
@@ -228,18 +260,15 @@ def _default_gemm(threads: ThreadsConfig) -> Gemm:
     return Gemm.BLAS if blas_info(load=False).backend is GemmBackend.BLAS else Gemm.NUMBA
 
 
-def _shares_lanes(config: Config, saved: int) -> bool:
+def _shares_lanes(config: Config, geometry: Geometry, saved: int) -> bool:
     """Choose shared lanes where lanes are large, and `saved` of them more than what is kept of a batch."""
-    from threadloom.stages.memory import deferred_bytes  # with Numba, as below
-
-    geometry = config.model.geometry()
     parameters = parameter_count(geometry)
     large = config.precision not in _COPIES and parameters > SHARED
-    return large and saved * parameters * 4 > deferred_bytes(geometry, 1, config.sequences)
+    return large and saved * parameters * 4 > input_gradient_bytes(geometry, config.sequences)
 
 
-def _most_lanes(config: Config) -> int:
-    return max(MAX_LANES, LANES_NUMBERS // parameter_count(config.model.geometry()))
+def _most_lanes(geometry: Geometry) -> int:
+    return max(MAX_LANES, LANES_NUMBERS // parameter_count(geometry))
 
 
 def _divisors(number: int) -> list[int]:
@@ -247,20 +276,20 @@ def _divisors(number: int) -> list[int]:
     return sorted({*low, *(number // d for d in low)})
 
 
-def _choose_micro_batch(config: Config, cores: int) -> int:
+def _choose_micro_batch(config: Config, geometry: Geometry, cores: int) -> int:
     """Return the divisor of batch_size that keeps micro-batches in cache and the lanes evenly loaded.
 
     First of all each lane gets a micro-batch and the rows stay within twice the aim, where any size allows it; then the
     least sum of the time lost to idle lanes and, at half weight, the distance from the aim, both in powers of two.
     """
-    lanes = min(cores, config.sequences, _most_lanes(config))
+    lanes = min(cores, config.sequences, _most_lanes(geometry))
     if config.lanes and not config.shared_lanes:
         lanes = config.lanes
 
     aim = ROWS_PER_MICRO_BATCH * (2 if config.precision in _COPIES else 1)
 
     def cost(size: int) -> tuple[bool, bool, float, int]:
-        items, rows = config.sequences // size, size * config.model.context
+        items, rows = config.sequences // size, size * geometry.context
         idle = math.log2(-(-items // lanes) * lanes / items)
         away = abs(math.log2(rows / aim))
         return items < lanes, size > 1 and rows > 2 * aim, idle + away / 2, size

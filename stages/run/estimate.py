@@ -15,7 +15,7 @@ import numpy as np
 from loguru import logger
 
 from threadloom.pipeline import available_cores
-from threadloom.stages.config import Config, Precision
+from threadloom.stages.config import Config, Precision, ResolvedConfig
 from threadloom.stages.console import command_of, resident
 from threadloom.stages.data import TokenIds, read_text, train_tokenizer
 from threadloom.stages.machine import detect, others_at_work
@@ -37,7 +37,7 @@ SHORTEST, LONGEST = 0.5, 60.0
 class Estimate:
     """What a run will take."""
 
-    config: Config  # resolved
+    config: ResolvedConfig
     memory: dict[str, int]
     """Bytes: the plan, and the process's own."""
     available: int | None
@@ -104,7 +104,7 @@ def estimate_run(config: Config, *, tuned: bool = True, seconds: float = 3.0) ->
         update=resolved.sequences * resolved.model.context / trial.tokens_per_s,
         measured=seconds,
         evaluation=sequence * windows.batches * resolved.batch_size,
-        final_evaluation=sequence * (windows.final_batches or 1) * resolved.batch_size,
+        final_evaluation=sequence * windows.final_batches * resolved.batch_size,
     )
 
 
@@ -121,7 +121,7 @@ def _process_bytes(precision: Precision) -> int:
     return int(fresh.stdout)
 
 
-def planned_memory(config: Config, process: int) -> dict[str, int]:
+def planned_memory(config: ResolvedConfig, process: int) -> dict[str, int]:
     """Return what a run of a resolved configuration uses, part by part; `process`: before anything was built."""
     return {PROCESS: process, **memory_plan(config), "pictures, at the end": PICTURES}
 
@@ -141,9 +141,9 @@ class _OneMicroBatch:
         targets[:] = random.integers(0, self._vocabulary, targets.shape)
 
 
-def _evaluation_seconds(config: Config) -> float:
+def _evaluation_seconds(config: ResolvedConfig) -> float:
     """Return what evaluating a sequence takes on one core, the best of a few micro-batches."""
-    geometry, sequences = config.model.geometry(), config.micro_batch or 1
+    geometry, sequences = config.model.geometry(), config.micro_batch
     compute = compute_for(config.precision, geometry, sequences)
     bank, evaluator = Bank(geometry, compute.allocate_packed()), ValidationLoss(compute)
     initialise(bank.arena, geometry, config.seed)

@@ -12,7 +12,7 @@ from loguru import logger
 from threadloom.kernels import blas_info
 from threadloom.pipeline import Run, Trace, TraceEvent, available_cores, draw_timeline
 from threadloom.stages.checkpoint import Checkpoint, latest_checkpoint, remove_leftovers
-from threadloom.stages.config import Config, ConfigError, Precision
+from threadloom.stages.config import Config, ConfigError, Precision, ResolvedConfig
 from threadloom.stages.data import (
     Dataset,
     EvaluationWindows,
@@ -53,7 +53,7 @@ class Outcome:
     """What a finished run leaves behind."""
 
     run: RunDirectory
-    config: Config
+    config: ResolvedConfig
     step: int
     val_loss: float | None
     seconds: float
@@ -141,7 +141,9 @@ def _as_begun(config: Config, run: RunDirectory) -> Config:
     return msgspec.structs.replace(config, precision=saved.precision, matmul=saved.matmul)  # speeds may be others today
 
 
-def _same_trajectory(config: Config, run: RunDirectory, data: Dataset, start: Checkpoint | None) -> Config:
+def _same_trajectory(
+    config: ResolvedConfig, run: RunDirectory, data: Dataset, start: Checkpoint | None
+) -> ResolvedConfig:
     """Refuse a resumed run that would leave the trajectory of the saved one."""
     if start is None:
         return config
@@ -167,7 +169,7 @@ def _same_trajectory(config: Config, run: RunDirectory, data: Dataset, start: Ch
     return config
 
 
-def _finished(config: Config, run: RunDirectory) -> Outcome:
+def _finished(config: ResolvedConfig, run: RunDirectory) -> Outcome:
     """Return the outcome of a run that was resumed when it had made all of its updates."""
     records = read_metrics(run.metrics) if run.metrics.exists() else []
     scores = [record["val_loss"] for record in records if "val_loss" in record and record["step"] == config.steps]
@@ -176,7 +178,9 @@ def _finished(config: Config, run: RunDirectory) -> Outcome:
     return Outcome(run, config, config.steps, scores[-1] if scores else None, 0.0)
 
 
-def _train(config: Config, run: RunDirectory, data: Dataset, start: Checkpoint | None, choice: Choice) -> Outcome:
+def _train(
+    config: ResolvedConfig, run: RunDirectory, data: Dataset, start: Checkpoint | None, choice: Choice
+) -> Outcome:
     _announce(config, choice)
     compile_kernels(precision=config.precision)
     logged = Logged(config, start.step if start else 0)
@@ -202,7 +206,7 @@ def _follow(pipeline: Run, reporter: Reporter, logged: Logged) -> None:
         logged.take(event)
 
 
-def _announce(config: Config, choice: Choice) -> None:
+def _announce(config: ResolvedConfig, choice: Choice) -> None:
     """Say once what was detected and what was chosen."""
     blas = blas_info(load=False)
     geometry = config.model.geometry()
@@ -226,23 +230,23 @@ def _announce(config: Config, choice: Choice) -> None:
     )  # fmt: skip
 
 
-def _validation(config: Config, data: Dataset) -> Validation:
+def _validation(config: ResolvedConfig, data: Dataset) -> Validation:
     def windows(batches: int) -> EvaluationWindows:
         return evaluation_batches(
-            data.validation, batch_size=config.batch_size, micro_batch=config.micro_batch or 1, batches=batches
+            data.validation, batch_size=config.batch_size, micro_batch=config.micro_batch, batches=batches
         )
 
-    return Validation(windows(config.evaluation.batches), windows(config.evaluation.final_batches or 1))
+    return Validation(windows(config.evaluation.batches), windows(config.evaluation.final_batches))
 
 
-def _trace(config: Config, training: Training) -> Trace | None:
+def _trace(config: ResolvedConfig, training: Training) -> Trace | None:
     """Return a recorder that holds the last `trace.batches` batches, or None."""
     a_batch = 4 * training.plan.micro_batches + 2 * training.shards.shards + 8
     return Trace(capacity=config.trace.batches * a_batch) if config.trace.batches else None
 
 
 @contextmanager
-def _pictures(config: Config, run: RunDirectory, trace: Trace | None) -> Iterator[None]:
+def _pictures(config: ResolvedConfig, run: RunDirectory, trace: Trace | None) -> Iterator[None]:
     """Draw what there is to draw when the block ends, however it ends; an error on its way is not hidden."""
     try:
         yield
@@ -255,7 +259,7 @@ def _pictures(config: Config, run: RunDirectory, trace: Trace | None) -> Iterato
     _draw(config, run, trace)
 
 
-def _draw(config: Config, run: RunDirectory, trace: Trace | None) -> None:
+def _draw(config: ResolvedConfig, run: RunDirectory, trace: Trace | None) -> None:
     from threadloom.stages.run.plots import plot_loss
 
     if run.metrics.exists() and run.metrics.stat().st_size:

@@ -16,7 +16,7 @@ import numpy as np
 
 from threadloom.pipeline import Arena, Banks, Lease, Pool
 from threadloom.stages.checkpoint import TrainingState, kept_versions, save_checkpoint
-from threadloom.stages.config import Config
+from threadloom.stages.config import ResolvedConfig
 from threadloom.stages.memory import Bank, Saved, ScaleState, Update
 from threadloom.stages.models import parameter_shapes
 from threadloom.stages.step.optimizer import Moments
@@ -32,9 +32,9 @@ class Snapshot:
     memory of its own; without, they are the live ones: `hold` keeps the next update from them, leases keep the banks.
     """
 
-    def __init__(self, config: Config, banks: Banks[Bank], moments: Moments) -> None:
+    def __init__(self, config: ResolvedConfig, banks: Banks[Bank], moments: Moments) -> None:
         geometry = config.model.geometry()
-        self._copies = bool(config.checkpoint.copies)
+        self._copies = config.checkpoint.copies
         self._delay = config.delay
         self._live = moments
         self._banks = banks
@@ -97,7 +97,7 @@ class Save:
 
     def __init__(
         self,
-        config: Config,
+        config: ResolvedConfig,
         snapshot: Snapshot,
         folder: Path,
         tokenizer: Path | None,

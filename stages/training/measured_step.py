@@ -87,12 +87,12 @@ class MeasuredStepRunner:
     def __init__(self, text: str, way: ExecutionMode, cores: int) -> None:
         """`text`: the resolved configuration."""
         from threadloom.stages.data import random_batches
-        from threadloom.stages.resolve import from_json, numerics
+        from threadloom.stages.resolve import numerics, resolved_from_json
         from threadloom.stages.training.sequential import replay, stage_by_stage
         from threadloom.stages.training.training import Training
         from threadloom.stages.training.warmup import compile_kernels
 
-        self.config = from_json(text)
+        self.config = resolved_from_json(text)
         compile_kernels(lambda _: None, self.config.precision)
         self.base = resident("VmRSS")
         self.way = way
@@ -137,12 +137,12 @@ def time_to_first_update(begin: float, text: str) -> dict[str, float]:
     """Return the seconds since `begin`, a time.monotonic() of the parent, at each point up to the first update."""
     reached = {"interpreter": time.monotonic() - begin}
     from threadloom.stages.data import random_batches
-    from threadloom.stages.resolve import from_json, numerics
+    from threadloom.stages.resolve import numerics, resolved_from_json
     from threadloom.stages.training.training import Training
     from threadloom.stages.training.warmup import compile_kernels
 
     reached["imports"] = time.monotonic() - begin
-    config = from_json(text)
+    config = resolved_from_json(text)
     compile_kernels(lambda _: None, config.precision)
     reached["kernels"] = time.monotonic() - begin
     training = Training(config, random_batches(config))

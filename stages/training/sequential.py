@@ -11,7 +11,7 @@ backward if lanes are shared; memory is that of the pipeline.
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-from threadloom.stages.memory import Event, MicroBatch, MicroGradient, Update, max_concurrent_backward
+from threadloom.stages.memory import Event, MicroBatch, MicroGradient, Update
 from threadloom.stages.step import plan_micro_batches
 from threadloom.stages.training.training import Training
 
@@ -51,8 +51,8 @@ def stage_by_stage(training: Training, cores: int) -> Iterator[Update]:
     plan = training.plan
     # A wave is made of neighbours, so no lane has two in it unless lanes are shared. Then a micro-batch waits in the
     # middle of backward for the one before it, which must have found a thread and scratch: each of a wave does.
-    together = plan.lanes if training.turns is None else min(max_concurrent_backward(training.config), cores)
-    wide = min(together, training.config.slots or 1)
+    together = plan.lanes if training.turns is None else min(training.config.max_concurrent_backward, cores)
+    wide = min(together, training.config.slots)
     with ThreadPoolExecutor(cores, thread_name_prefix="bench") as pool:
 
         def forward(item: MicroBatch) -> None:

@@ -30,16 +30,9 @@ from threadloom.pipeline import (
     Pool,
 )
 from threadloom.stages.checkpoint import Checkpoint
-from threadloom.stages.config import Config, ConfigError, learning_rate, micro_batches
+from threadloom.stages.config import ResolvedConfig, learning_rate
 from threadloom.stages.data import BatchSource
-from threadloom.stages.memory import (
-    Bank,
-    LossScaler,
-    MicroBatch,
-    OrderedAccumulation,
-    arrays_bytes,
-    max_concurrent_backward,
-)
+from threadloom.stages.memory import Bank, LossScaler, MicroBatch, OrderedAccumulation, arrays_bytes
 from threadloom.stages.models import initialise, parameter_shapes
 from threadloom.stages.step import (
     Backward,
@@ -88,32 +81,24 @@ class Output:
 class Training:
     """The memory and the stages of one run, all allocated here.
 
-    `config` must be resolved; `data` gives the micro-batches; with `validation` the run evaluates, with `output` it
+    `data` gives the micro-batches; with `validation` the run evaluates, with `output` it
     writes checkpoints, with `start` it continues from one.
     """
 
     def __init__(
         self,
-        config: Config,
+        config: ResolvedConfig,
         data: BatchSource,
         validation: Validation | None = None,
         output: Output | None = None,
         start: Checkpoint | None = None,
     ) -> None:
-        if config.micro_batch is None or config.lanes is None or config.slots is None or config.spare_banks is None:
-            raise ConfigError(
-                "config",
-                needed="a resolved configuration",
-                found="settings that are still open",
-                cause="resolve() was not called",
-                remedy="resolve(config, cores, vocabulary) first",
-            )
         geometry = config.model.geometry()
         sequences, tokens = config.micro_batch, config.sequences * config.model.context
         self.config = config
         self.compute = compute_for(config.precision, geometry, sequences)
         self.first_batch = start.step if start else 0
-        self.plan = LanePlan(config.lanes, micro_batches(config))
+        self.plan = LanePlan(config.lanes, config.micro_batches)
         self.slots = Pool([self.compute.allocate_slot() for _ in range(config.slots)])
         self.moments = Moments(geometry)
         self.scaler = LossScaler(config.loss_scale)
@@ -121,20 +106,20 @@ class Training:
         self.lanes = Lanes(parameter_shapes(geometry), self.plan, self.first_batch)
         self.turns = OrderedAccumulation(geometry, self.lanes, sequences) if config.shared_lanes else None
         self.gradient = Gradient(self.lanes, config.delay)
-        self.shards = plan_shards(self.gradient.flat.size, max(config.threads.reduce or 1, config.threads.update or 1))
+        self.shards = plan_shards(self.gradient.flat.size, max(config.threads.reduce, config.threads.update))
         self.snapshot = Snapshot(config, self.banks, self.moments) if output else None
 
         self.draw = Draw(data, self.slots)
         self.embed = Embed(self.compute, self.banks)
         self.forward = Forward(self.compute)
-        self.scratch = Pool([self.compute.allocate_scratch() for _ in range(max_concurrent_backward(config))])
+        self.scratch = Pool([self.compute.allocate_scratch() for _ in range(config.max_concurrent_backward)])
         self.backward = Backward(
             self.compute, self.lanes, self.slots, self.scratch, tokens, geometry.context, self.turns
         )
         finish = self.turns.scatter if self.turns else None
         self.collect = Collect(self.banks, self.shards, tokens, self.scaler.on, finish)
         self.reduce = Reduce(self.lanes, self.gradient)
-        optimizer = Optimizer(config.optimizer, partial(learning_rate, config))
+        optimizer = Optimizer(config.optimizer, partial(learning_rate, config.schedule, config.optimizer.lr))
         self.clip = Clip(self.banks, self.lanes, self.gradient, self.shards, optimizer, self.scaler, self.snapshot)
         self.update = self.compute.make_update(self.gradient, self.moments, self.shards.shards)
         evaluation_due = due(config.evaluation.interval, config.steps) if validation else never
@@ -150,9 +135,7 @@ class Training:
     def _make_banks(self, start: Checkpoint | None) -> Banks[Bank]:
         """Allocate the banks and fill those that the run starts from."""
         config, geometry = self.config, self.config.model.geometry()
-        banks = [
-            Bank(geometry, self.compute.allocate_packed()) for _ in range(config.delay + 1 + (config.spare_banks or 0))
-        ]
+        banks = [Bank(geometry, self.compute.allocate_packed()) for _ in range(config.delay + 1 + config.spare_banks)]
         versions = start.versions if start else (0,)
         published = {version: index for index, version in enumerate(versions)}
         for version, index in published.items():
@@ -190,7 +173,7 @@ class Training:
     def graph(self) -> Graph:
         """Return the graph of the stages, ready to be started with `resources`."""
         config, threads = self.config, self.config.threads
-        count, shards, capacity = self.plan.micro_batches, self.shards.shards, config.channel_capacity or 1
+        count, shards, capacity = self.plan.micro_batches, self.shards.shards, config.channel_capacity
 
         def place(item: MicroBatch) -> tuple[int, int]:
             return item.batch, item.micro
@@ -199,11 +182,11 @@ class Training:
         plan = graph.source("plan", partial(plan_micro_batches, self.first_batch, config.steps, count))
         draw = graph.stage("draw", self.draw, after=plan, acquire=self.draw.acquire, capacity=capacity)
         embed = graph.stage(
-            "embed", self.embed, after=draw, acquire=self.embed.acquire, workers=threads.embed or 1, capacity=capacity
+            "embed", self.embed, after=draw, acquire=self.embed.acquire, workers=threads.embed, capacity=capacity
         )
         # Several threads of embed overtake each other. Forward must not follow: it could fill the channel in front of
         # backward with micro-batches whose lanes wait for one that it has yet to take.
-        overtaking = (threads.embed or 1) > 1
+        overtaking = threads.embed > 1
         in_turn = InOrder[MicroBatch](
             lambda item: (0, item.batch * count + item.micro), exclusive=False, first=self.first_batch * count
         )
@@ -213,7 +196,7 @@ class Training:
             self.forward,
             after=embed,
             admission=order,
-            workers=threads.forward or 1,
+            workers=threads.forward,
             capacity=capacity,
         )
         backward = graph.stage(
@@ -222,7 +205,7 @@ class Training:
             after=forward,
             acquire=self.backward.acquire,
             admission=LaneOrder(self.plan, place, self.first_batch, shared=self.turns is not None),
-            workers=threads.backward or 1,
+            workers=threads.backward,
             capacity=capacity,
         )
         collect = graph.stage(
@@ -234,7 +217,7 @@ class Training:
             expand=True,
             capacity=capacity,
         )
-        reduce = graph.stage("reduce", self.reduce, after=collect, workers=threads.reduce or 1, capacity=capacity)
+        reduce = graph.stage("reduce", self.reduce, after=collect, workers=threads.reduce, capacity=capacity)
         clip = graph.stage(
             "clip",
             self.clip,
@@ -244,7 +227,7 @@ class Training:
             expand=True,
             capacity=capacity,
         )
-        update = graph.stage("update", self.update, after=clip, workers=threads.update or 1, capacity=capacity)
+        update = graph.stage("update", self.update, after=clip, workers=threads.update, capacity=capacity)
         publish = graph.stage(
             "publish",
             self.publish,

@@ -22,17 +22,17 @@ from numpy.typing import NDArray
 from threadloom.pipeline import Trace
 from threadloom.stages.checkpoint.checkpoint import Checkpoint, kept_versions
 from threadloom.stages.cli import main
-from threadloom.stages.data.batches import BatchSource, EvaluationWindows, TokenFile, evaluation_batches, random_batches
-from threadloom.stages.memory.graph_items import Evaluation, Event, Saved, Update, label
-from threadloom.stages.resolve.loading import (
+from threadloom.stages.config import (
     Config,
     ModelConfig,
     OptimizerConfig,
+    ResolvedConfig,
     ScheduleConfig,
     ScheduleKind,
-    apply_overrides,
-    resolve,
 )
+from threadloom.stages.data.batches import BatchSource, EvaluationWindows, TokenFile, evaluation_batches, random_batches
+from threadloom.stages.memory.graph_items import Evaluation, Event, Saved, Update, label
+from threadloom.stages.resolve import apply_overrides, resolve
 from threadloom.stages.training.sequential import replay
 from threadloom.stages.training.training import Output, Training, Validation
 
@@ -55,27 +55,25 @@ SEVERAL_CHUNKS = ("model.vocab_size=4099", "model.channels=40", "model.heads=4",
 """Overrides that make the arena span three chunks, so that reduction and update really are shared among threads."""
 
 
-def tiny(*overrides: str, base: Config = TINY) -> Config:
+def tiny(*overrides: str, base: Config = TINY) -> ResolvedConfig:
     """Return the tiny configuration with settings changed as by `--set`, resolved for two cores."""
     return resolve(apply_overrides(base, overrides), cores=2)
 
 
-def validation(config: Config, batches: int = 2) -> Validation:
+def validation(config: ResolvedConfig, batches: int = 2) -> Validation:
     """Return windows over random tokens, other ones at the end."""
     geometry = config.model.geometry()
     ids = np.random.default_rng(9).integers(0, geometry.vocabulary, 40 * geometry.context + 1).astype(np.uint16)
     tokens = TokenFile(ids, geometry.vocabulary, geometry.context, Path("validation"))
 
     def windows(count: int) -> EvaluationWindows:
-        return evaluation_batches(
-            tokens, batch_size=config.batch_size, micro_batch=config.micro_batch or 1, batches=count
-        )
+        return evaluation_batches(tokens, batch_size=config.batch_size, micro_batch=config.micro_batch, batches=count)
 
     return Validation(windows(batches), windows(batches + 1))
 
 
 def build(
-    config: Config,
+    config: ResolvedConfig,
     folder: Path | None = None,
     *,
     evaluate: bool = False,

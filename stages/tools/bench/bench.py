@@ -22,7 +22,7 @@ import msgspec
 
 from threadloom.kernels import GemmBackend, blas_info
 from threadloom.pipeline import available_cores
-from threadloom.stages.config import Config, Precision, ScheduleConfig, ScheduleKind
+from threadloom.stages.config import Config, Precision, ResolvedConfig, ScheduleConfig, ScheduleKind
 from threadloom.stages.console import command_of
 from threadloom.stages.machine import Machine, detect, load_average
 from threadloom.stages.memory import Bank
@@ -83,7 +83,7 @@ class Start:
 class ConfigBench:
     """All about one configuration."""
 
-    config: Config  # resolved, at its own delay
+    config: ResolvedConfig  # resolved, at its own delay
     flops_per_token: float
     parameters: int
     checked: str
@@ -162,7 +162,7 @@ def _product() -> str:
     return "Numba's product" if blas.backend is GemmBackend.NUMBA else f"{blas.name} {blas.version}"
 
 
-def as_measured(config: Config, cores: int, delay: int | None = None) -> Config:
+def as_measured(config: Config, cores: int, delay: int | None = None) -> ResolvedConfig:
     """Return the configuration resolved as it is measured: without end, at a constant rate, at one delay."""
     model = msgspec.structs.replace(config.model, vocab_size=config.model.vocab_size or RANDOM_VOCABULARY)
     changed = msgspec.structs.replace(
@@ -184,7 +184,7 @@ def bench_config(config: Config, cores: int, seconds: float, cold: bool, peaks: 
     say(f"{config.name}: start")
     elements = Bank(geometry).arena.flat.size
     streams = {
-        "reduce": reduce_bytes(elements, resolved.lanes or 1),
+        "reduce": reduce_bytes(elements, resolved.lanes),
         "update": update_bytes(geometry, elements, resolved.precision),
     }
     return ConfigBench(
@@ -200,12 +200,12 @@ def bench_config(config: Config, cores: int, seconds: float, cold: bool, peaks: 
     )
 
 
-def one_layer(config: Config) -> Config:
+def one_layer(config: ResolvedConfig) -> ResolvedConfig:
     """Return the configuration with one layer and one sequence: what float64 can follow in seconds."""
     return msgspec.structs.replace(config, model=msgspec.structs.replace(config.model, layers=1), micro_batch=1)
 
 
-def measure_kernels(config: Config, peaks: Peaks, seconds: float) -> list[KernelTime]:
+def measure_kernels(config: ResolvedConfig, peaks: Peaks, seconds: float) -> list[KernelTime]:
     """Time every kernel of a resolved configuration, all of them in about so many seconds."""
     with numerics(config):
         cases = kernel_bench(config).cases()
@@ -217,7 +217,7 @@ def measure_ways(config: Config, cores: int, seconds: float, say: Say) -> list[M
     wanted = [(ExecutionMode.REPLAY, 0), (ExecutionMode.STAGES, 0)]
     wanted += [(ExecutionMode.PIPELINE, delay) for delay in dict.fromkeys((*DELAYS, config.delay))]
     with ExitStack() as stack:
-        workers: list[tuple[ExecutionMode, int, Config, MeasuredStepWorker]] = []
+        workers: list[tuple[ExecutionMode, int, ResolvedConfig, MeasuredStepWorker]] = []
         for way, delay in wanted:
             resolved = as_measured(config, cores, delay)
             workers.append(
@@ -250,7 +250,7 @@ def measure_ways(config: Config, cores: int, seconds: float, say: Say) -> list[M
     return found
 
 
-def measure_start(config: Config, starts: int, environment: dict[str, str]) -> Start:
+def measure_start(config: ResolvedConfig, starts: int, environment: dict[str, str]) -> Start:
     """Start fresh processes, and take the medians of when they reached what."""
     reached: list[dict[str, float]] = []
     for _ in range(starts):
@@ -264,7 +264,7 @@ def measure_start(config: Config, starts: int, environment: dict[str, str]) -> S
     return Start(starts, {name: statistics.median(one[name] for one in reached) for name in reached[0]})
 
 
-def _cold_start(config: Config, say: Say) -> Start:
+def _cold_start(config: ResolvedConfig, say: Say) -> Start:
     say(f"{config.name}: start without compiled kernels, which takes up to a minute")
     with tempfile.TemporaryDirectory(prefix="threadloom-bench-") as folder:
         return measure_start(config, 1, {"NUMBA_CACHE_DIR": folder})

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from threadloom.stages.config import Config, ModelConfig, Precision
+from threadloom.stages.config import Config, ModelConfig, Precision, ResolvedConfig
 from threadloom.stages.data import random_batches
 from threadloom.stages.memory import Bank, LossScaler, Slot, Update
 from threadloom.stages.models import Geometry, initialise
@@ -70,12 +70,12 @@ def check_schedules(cores: int, precision: Precision = Precision.FLOAT32) -> str
     return f"pipeline and stage by stage equal the replay bit for bit at τ = 0, 1, 2 ({ODD.steps} updates, odd sizes)"
 
 
-def odd(cores: int, precision: Precision, delay: int = 0) -> Config:
+def odd(cores: int, precision: Precision, delay: int = 0) -> ResolvedConfig:
     """Return the small model of odd sizes, resolved."""
     return resolve(apply_overrides(ODD, [f"delay={delay}", f"precision={precision.value}"]), cores)
 
 
-def _end(config: Config, way: str, cores: int) -> tuple[bytes, bytes, bytes, tuple[float, ...]]:
+def _end(config: ResolvedConfig, way: str, cores: int) -> tuple[bytes, bytes, bytes, tuple[float, ...]]:
     training = Training(config, random_batches(config))
     losses: list[float] = []
     if way == "pipeline":
@@ -89,13 +89,13 @@ def _end(config: Config, way: str, cores: int) -> tuple[bytes, bytes, bytes, tup
     return weights, training.moments.m.flat.tobytes(), training.moments.v.flat.tobytes(), tuple(losses)
 
 
-def check_kernels(config: Config, *, every_tensor: bool) -> str:
+def check_kernels(config: ResolvedConfig, *, every_tensor: bool) -> str:
     """Compare loss and gradient of one micro-batch with float64, tensor by tensor or all tensors in one direction.
 
     `config` is resolved, and its precision is what is checked.
     """
     geometry, precision, random = config.model.geometry(), config.precision, np.random.default_rng(11)
-    compute = compute_for(precision, geometry, config.micro_batch or 1)
+    compute = compute_for(precision, geometry, config.micro_batch)
     bank, slot, gradients = Bank(geometry, compute.allocate_packed()), compute.allocate_slot(), Bank(geometry)
     initialise(bank.arena, geometry, config.seed)
     bank.arena.flat[:] += random.standard_normal(bank.arena.flat.shape, dtype=np.float32) * np.float32(0.01)

@@ -21,7 +21,7 @@ import numpy as np
 from threadloom import kernels
 from threadloom.kernels import AdamWStep, Floats, single_writer
 from threadloom.pipeline import LanePlan, Lanes
-from threadloom.stages.config import Config, Precision, micro_batches
+from threadloom.stages.config import Precision, ResolvedConfig
 from threadloom.stages.memory import Bank, LossScaler, UpdateShard, as_weights
 from threadloom.stages.models import Geometry, initialise, parameter_shapes
 from threadloom.stages.step import Gradient, Moments, compute_for
@@ -62,13 +62,13 @@ class Case:
 class KernelBench:
     """The memory of one micro-batch and one update in one precision; kernels on it are added by those who derive."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: ResolvedConfig) -> None:
         """`config` is resolved; enter `numerics(config)` around this and the calls."""
         self.config = config
         self.geometry = g = config.model.geometry()
-        self.sequences = config.micro_batch or 1
+        self.sequences = config.micro_batch
         self.rows = self.sequences * g.context
-        self.micro = micro_batches(config)
+        self.micro = config.micro_batches
         self.compute = compute_for(config.precision, g, self.sequences)
         self.bank = Bank(g, self.compute.allocate_packed())
         initialise(self.bank.arena, g, config.seed)
@@ -78,7 +78,7 @@ class KernelBench:
         self.slot: Any = self.compute.allocate_slot()
         for ids in (self.slot.ids, self.slot.targets):
             ids[:] = self.random.integers(0, g.vocabulary, self.rows)
-        self.lanes = Lanes(parameter_shapes(g), LanePlan(config.lanes or 1, self.micro))
+        self.lanes = Lanes(parameter_shapes(g), LanePlan(config.lanes, self.micro))
         self.gradient = Gradient(self.lanes, config.delay)
         self.grads = as_weights(self.lanes.arenas[0])
         self.scratch: Any = self.compute.allocate_scratch()
@@ -149,7 +149,7 @@ class KernelBench:
         ]
 
 
-def kernel_bench(config: Config) -> KernelBench:
+def kernel_bench(config: ResolvedConfig) -> KernelBench:
     """Return the kernels of a resolved configuration, in its precision."""
     if config.precision in LOW:
         from threadloom.stages.tools.bench.kernels_bits16 import LowBench

@@ -31,7 +31,7 @@ from threadloom.kernels.bits16 import (
 )
 from threadloom.kernels.bits16.attention import attention_backward_low, attention_forward_low
 from threadloom.kernels.matmul import transpose_bf16
-from threadloom.stages.config import Config
+from threadloom.stages.config import ResolvedConfig
 from threadloom.stages.tools.bench.kernels import BACKWARD, FORWARD, HEAD, Call, Case, KernelBench
 from threadloom.stages.tools.bench.roofline import FLOAT, SHORT, Work, attention_work, gemm_work, total
 
@@ -39,7 +39,7 @@ from threadloom.stages.tools.bench.roofline import FLOAT, SHORT, Work, attention
 class LowBench(KernelBench):
     """The kernels on a micro-batch in 16 bits."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: ResolvedConfig) -> None:
         """`config` is resolved; enter `numerics(config)` around this and the calls."""
         super().__init__(config)
         self.forms: Forms = self.bank.packed

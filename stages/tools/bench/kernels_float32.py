@@ -9,7 +9,7 @@ import numpy as np
 
 from threadloom import kernels
 from threadloom.kernels import Activations, Scratch
-from threadloom.stages.config import Config
+from threadloom.stages.config import ResolvedConfig
 from threadloom.stages.tools.bench.kernels import BACKWARD, FORWARD, HEAD, Case, KernelBench
 from threadloom.stages.tools.bench.roofline import FLOAT, Work, attention_work, gemm_work, total
 
@@ -17,7 +17,7 @@ from threadloom.stages.tools.bench.roofline import FLOAT, Work, attention_work, 
 class FloatBench(KernelBench):
     """The kernels on a micro-batch in float32."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: ResolvedConfig) -> None:
         """`config` is resolved; enter `numerics(config)` around this and the calls."""
         super().__init__(config)
         self.acts: Activations = self.slot.activations

@@ -122,17 +122,16 @@ def _version(name: str) -> str:
 def _defaults(config: Config, cores: int) -> Defaults:
     vocabulary = UNKNOWN_VOCABULARY if config.model.vocab_size is None else None
     resolved = resolve(config, cores, vocabulary)
-    micro_batch, threads = resolved.micro_batch or 0, resolved.threads
-    rows = micro_batch * resolved.model.context
+    threads, rows = resolved.threads, resolved.micro_batch * resolved.model.context
     return Defaults(
         config=resolved.name,
-        micro_batch=micro_batch,
+        micro_batch=resolved.micro_batch,
         rows=rows,
-        lanes=resolved.lanes or 0,
-        forward=threads.forward or 0,
-        backward=threads.backward or 0,
-        reduce=threads.reduce or 0,
-        update=threads.update or 0,
+        lanes=resolved.lanes,
+        forward=threads.forward,
+        backward=threads.backward,
+        reduce=threads.reduce,
+        update=threads.update,
         # Of one layer, forward keeps x twice, two normed copies, qkv, attention's output and the two hidden forms of
         # 4C: about 16 float32 a row and channel.
         layer_bytes=rows * resolved.model.channels * 16 * 4,

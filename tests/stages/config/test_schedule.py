@@ -1,35 +1,27 @@
 """Learning rates against hand-computed values and against nanoGPT's own formula."""
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from threadloom.stages.config.resolved import ResolvedSchedule
 from threadloom.stages.config.schedule import learning_rate
-from threadloom.stages.resolve.loading import (
-    Config,
-    ConfigError,
-    ModelConfig,
-    OptimizerConfig,
-    ScheduleConfig,
-    ScheduleKind,
-)
+from threadloom.stages.config.settings import ScheduleKind
+
+Rate = Callable[[int], float]
 
 
-def with_schedule(lr: float = 1.0, **schedule: object) -> Config:
-    return Config(
-        name="x",
-        model=ModelConfig(vocab_size=1, context=1, layers=1, heads=1, channels=1),
-        batch_size=1,
-        steps=1,
-        optimizer=OptimizerConfig(lr=lr),
-        schedule=ScheduleConfig(**schedule),  # type: ignore[arg-type]
-    )
+def with_schedule(lr: float = 1.0, decay_steps: int = 1, **schedule: object) -> Rate:
+    """Return the learning rate as a function of the update."""
+    return partial(learning_rate, ResolvedSchedule(decay_steps=decay_steps, **schedule), lr)  # type: ignore[arg-type]
 
 
-def rates(config: Config, *updates: int) -> list[float]:
-    return [learning_rate(config, update) for update in updates]
+def rates(rate: Rate, *updates: int) -> list[float]:
+    return [rate(update) for update in updates]
 
 
 def nanogpt(it: int, lr: float, min_lr: float, warmup_iters: int, lr_decay_iters: int) -> float:
@@ -47,67 +39,64 @@ def nanogpt(it: int, lr: float, min_lr: float, warmup_iters: int, lr_decay_iters
 @settings(deadline=None)
 @given(st.integers(0, 50), st.integers(1, 200), st.floats(1e-5, 1.0), st.floats(0.0, 1.0), st.integers(0, 400))
 def test_cosine_is_nanogpts(warmup: int, length: int, lr: float, part: float, update: int) -> None:
-    config = with_schedule(lr, warmup=warmup, decay_steps=warmup + length, min_lr=lr * part)
-    assert learning_rate(config, update) == nanogpt(update, lr, lr * part, warmup, warmup + length)
+    rate = with_schedule(lr, warmup=warmup, decay_steps=warmup + length, min_lr=lr * part)
+    assert rate(update) == nanogpt(update, lr, lr * part, warmup, warmup + length)
 
 
 def test_cosine_end_points() -> None:
-    config = with_schedule(1e-3, warmup=100, decay_steps=2000, min_lr=1e-4)
-    assert rates(config, 0, 99, 100) == pytest.approx([1e-3 / 101, 1e-1 / 101, 1e-3], rel=1e-15)
-    assert learning_rate(config, 1050) == pytest.approx(5.5e-4, rel=1e-15)
-    assert learning_rate(config, 575) == pytest.approx(5.5e-4 + 4.5e-4 / math.sqrt(2), rel=1e-14)
-    assert rates(config, 2000, 2001, 10**9) == [1e-4, 1e-4, 1e-4]
+    rate = with_schedule(1e-3, warmup=100, decay_steps=2000, min_lr=1e-4)
+    assert rates(rate, 0, 99, 100) == pytest.approx([1e-3 / 101, 1e-1 / 101, 1e-3], rel=1e-15)
+    assert rate(1050) == pytest.approx(5.5e-4, rel=1e-15)
+    assert rate(575) == pytest.approx(5.5e-4 + 4.5e-4 / math.sqrt(2), rel=1e-14)
+    assert rates(rate, 2000, 2001, 10**9) == [1e-4, 1e-4, 1e-4]
 
 
 def test_constant() -> None:
-    config = with_schedule(0.3, kind=ScheduleKind.CONSTANT, warmup=2, min_lr=0.1)
-    assert rates(config, 2, 3, 10**9) == [0.3, 0.3, 0.3]
-    assert rates(config, 0, 1) == pytest.approx([0.1, 0.2])
+    rate = with_schedule(0.3, kind=ScheduleKind.CONSTANT, warmup=2, min_lr=0.1)
+    assert rates(rate, 2, 3, 10**9) == [0.3, 0.3, 0.3]
+    assert rates(rate, 0, 1) == pytest.approx([0.1, 0.2])
 
 
 def test_linear() -> None:
-    config = with_schedule(1.0, kind=ScheduleKind.LINEAR, warmup=3, decay_steps=7, min_lr=0.5)
-    assert rates(config, *range(9)) == [0.25, 0.5, 0.75, 1.0, 0.875, 0.75, 0.625, 0.5, 0.5]
+    rate = with_schedule(1.0, kind=ScheduleKind.LINEAR, warmup=3, decay_steps=7, min_lr=0.5)
+    assert rates(rate, *range(9)) == [0.25, 0.5, 0.75, 1.0, 0.875, 0.75, 0.625, 0.5, 0.5]
 
 
 def test_step_decay_counts_from_the_end_of_the_warm_up_and_stops_at_the_floor() -> None:
-    config = with_schedule(8.0, kind=ScheduleKind.STEP, warmup=1, every=2, factor=0.5, min_lr=1.5)
-    assert rates(config, *range(9)) == [4.0, 8.0, 8.0, 4.0, 4.0, 2.0, 2.0, 1.5, 1.5]
+    rate = with_schedule(8.0, kind=ScheduleKind.STEP, warmup=1, every=2, factor=0.5, min_lr=1.5)
+    assert rates(rate, *range(9)) == [4.0, 8.0, 8.0, 4.0, 4.0, 2.0, 2.0, 1.5, 1.5]
     never = with_schedule(8.0, kind=ScheduleKind.STEP, every=1, factor=0.0)
     assert rates(never, 0, 1, 10**6) == [8.0, 0.0, 0.0]
 
 
 def test_warm_restarts() -> None:
-    config = with_schedule(1.0, kind=ScheduleKind.COSINE_RESTARTS, warmup=1, period=2, multiplier=2)
+    rate = with_schedule(1.0, kind=ScheduleKind.COSINE_RESTARTS, warmup=1, period=2, multiplier=2)
     half = (1 + math.sqrt(0.5)) / 2
     expected = [0.5, 1.0, 0.5, 1.0, half, 0.5, 1 - half, 1.0]  # warm-up, a cycle of 2, one of 4, the next begins
-    assert rates(config, *range(8)) == pytest.approx(expected, rel=1e-15)
-    assert rates(config, 1, 3, 7, 15, 31) == [1.0] * 5
+    assert rates(rate, *range(8)) == pytest.approx(expected, rel=1e-15)
+    assert rates(rate, 1, 3, 7, 15, 31) == [1.0] * 5
 
 
 @settings(deadline=None)
 @given(st.integers(1, 20), st.integers(1, 4), st.integers(0, 500))
 def test_warm_restarts_against_a_walk_through_the_cycles(period: int, multiplier: int, update: int) -> None:
-    config = with_schedule(2.0, kind=ScheduleKind.COSINE_RESTARTS, period=period, multiplier=multiplier, min_lr=0.5)
+    rate = with_schedule(2.0, kind=ScheduleKind.COSINE_RESTARTS, period=period, multiplier=multiplier, min_lr=0.5)
     t, length = 0, period
     for _ in range(update):
         t += 1
         if t == length:
             t, length = 0, length * multiplier
-    assert learning_rate(config, update) == pytest.approx(0.5 + 0.75 * (1 + math.cos(math.pi * t / length)), rel=1e-12)
+    assert rate(update) == pytest.approx(0.5 + 0.75 * (1 + math.cos(math.pi * t / length)), rel=1e-12)
 
 
 @settings(deadline=None)
 @given(st.sampled_from(ScheduleKind), st.integers(0, 30), st.integers(0, 30), st.integers(0, 100))
 def test_rates_stay_between_the_end_and_the_peak(kind: ScheduleKind, warmup: int, length: int, update: int) -> None:
-    config = with_schedule(0.7, kind=kind, warmup=warmup, decay_steps=warmup + length, min_lr=0.1, every=7, period=5)
-    rate = learning_rate(config, update)
-    assert 0 < rate <= 0.7 * (1 + 1e-15)
-    assert update < warmup or rate >= 0.1
+    rate = with_schedule(0.7, kind=kind, warmup=warmup, decay_steps=warmup + length, min_lr=0.1, every=7, period=5)
+    assert 0 < rate(update) <= 0.7 * (1 + 1e-15)
+    assert update < warmup or rate(update) >= 0.1
 
 
 def test_what_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"schedule\.decay_steps"):
-        learning_rate(with_schedule(), 0)
-    with pytest.raises(ValueError, match="count from 0"):
-        learning_rate(with_schedule(decay_steps=3), -1)
+    with pytest.raises(ValueError, match="numbered from 0"):
+        with_schedule()(-1)

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from threadloom.stages.config import Config, ModelConfig
 from threadloom.stages.data.batches import (
     BatchSource,
     DataError,
@@ -29,7 +30,8 @@ from threadloom.stages.data.batches import (
     token_type,
     training_batches,
 )
-from threadloom.stages.resolve.loading import Config, ModelConfig, apply_overrides, resolve
+from threadloom.stages.resolve.loading import apply_overrides
+from threadloom.stages.resolve.resolution import resolve
 
 # --- token files ------------------------------------------------------------------------------------------------------
 

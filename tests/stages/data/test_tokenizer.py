@@ -10,6 +10,7 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from threadloom.stages.config import ConfigError, DataConfig, TokenizerKind
 from threadloom.stages.data.text import standard_library_text
 from threadloom.stages.data.tokenizer import (
     REPLACEMENT,
@@ -21,7 +22,6 @@ from threadloom.stages.data.tokenizer import (
     load_tokenizer,
     train_tokenizer,
 )
-from threadloom.stages.resolve.loading import ConfigError, DataConfig, TokenizerKind
 
 texts = st.text(st.characters(codec="utf-8"), max_size=60)
 

@@ -5,10 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from threadloom.stages.config import Config, ModelConfig, ResolvedConfig
 from threadloom.stages.data.batches import RandomTokens, TokenFile, evaluation_batches
 from threadloom.stages.memory.allocation_plan import format_memory_plan, memory_plan
 from threadloom.stages.models.gpt2 import Geometry
-from threadloom.stages.resolve.loading import Config, ModelConfig, apply_overrides, resolve
+from threadloom.stages.resolve.loading import apply_overrides
+from threadloom.stages.resolve.resolution import resolve
 from threadloom.stages.training.training import Output, Training, Validation
 
 CHANGES: tuple[dict[str, int | str], ...] = (
@@ -21,7 +23,7 @@ CHANGES: tuple[dict[str, int | str], ...] = (
 )
 
 
-def tiny(**changes: int | str) -> Config:
+def tiny(**changes: int | str) -> ResolvedConfig:
     model = ModelConfig(vocab_size=11, context=6, layers=2, heads=3, channels=15)
     config = Config(name="tiny", model=model, batch_size=6, micro_batch=2, lanes=2, steps=3)
     return resolve(apply_overrides(config, [f"{key}={value}" for key, value in changes.items()]), cores=2)

@@ -17,15 +17,16 @@ from tests.stages.support import (
 )
 from threadloom.stages.checkpoint.checkpoint import Checkpoint, TrainingState, save_checkpoint
 from threadloom.stages.checkpoint.manifest import MANIFEST_FILE, Manifest, encode_manifest
+from threadloom.stages.config import LossScaling, ResolvedLossScale
 from threadloom.stages.memory.loss_scale import CEILING, FLOOR, PATIENCE, LossScaler, ScaleState
-from threadloom.stages.resolve.loading import LossScaleConfig, LossScaling, trajectory
+from threadloom.stages.resolve.loading import trajectory
 from threadloom.stages.storage.tensor_file import CheckpointError
 
 pytestmark = pytest.mark.timeout(60)
 
 
 def scaler(kind: LossScaling = LossScaling.DYNAMIC, **settings: float) -> LossScaler:
-    return LossScaler(msgspec.convert({"kind": kind.value, **settings}, LossScaleConfig))
+    return LossScaler(msgspec.convert({"kind": kind.value, **settings}, ResolvedLossScale))
 
 
 # --- the transition ---------------------------------------------------------------------------------------------------
@@ -143,10 +144,10 @@ def test_a_scale_whose_lowering_does_not_help_is_given_up_after_twice_as_many(ba
 
 
 def test_without_scaling_nothing_is_skipped() -> None:
-    for off in (scaler(LossScaling.NONE), LossScaler(LossScaleConfig())):
-        assert not off.on
-        assert off.start(7) == ScaleState(scale=1.0, applied=7)
-        assert off.hopeless(off.start(7), 1.0) == "losses are not scaled"
+    off = scaler(LossScaling.NONE)
+    assert not off.on
+    assert off.start(7) == ScaleState(scale=1.0, applied=7)
+    assert off.hopeless(off.start(7), 1.0) == "losses are not scaled"
 
 
 def test_a_run_begins_with_the_saved_state_where_the_scale_is_dynamic() -> None:
@@ -212,12 +213,12 @@ def test_the_scale_is_among_what_decides_the_weights_only_where_there_is_one() -
 
     assert keys() == keys("loss_scale.interval=9") == set()
     assert keys("loss_scale.kind=static") == {"loss_scale.kind", "loss_scale.initial"}
-    assert keys("loss_scale.kind=dynamic") == {f"loss_scale.{name}" for name in LossScaleConfig.__struct_fields__}
+    assert keys("loss_scale.kind=dynamic") == {f"loss_scale.{name}" for name in ResolvedLossScale.__struct_fields__}
 
 
 def test_what_is_suspected_is_what_can_be_mended() -> None:
     def suspects(**changes: object) -> str:
-        return LossScaler(LossScaleConfig(**changes)).suspects  # type: ignore[arg-type]
+        return LossScaler(ResolvedLossScale(**changes)).suspects  # type: ignore[arg-type]
 
     assert "lower loss_scale.initial" in suspects(kind=LossScaling.STATIC)
     assert "loss_scale.backoff" in suspects(kind=LossScaling.DYNAMIC, backoff=1.0)

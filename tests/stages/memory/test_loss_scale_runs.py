@@ -25,9 +25,9 @@ from tests.stages.support import (
 from threadloom.pipeline import StageFailure
 from threadloom.stages.checkpoint.checkpoint import Checkpoint
 from threadloom.stages.checkpoint.manifest import MANIFEST_FILE
+from threadloom.stages.config import ConfigError
 from threadloom.stages.memory.graph_items import Event, MicroBatch, MicroGradient, Update
 from threadloom.stages.memory.loss_scale import PATIENCE
-from threadloom.stages.resolve.loading import ConfigError
 from threadloom.stages.run.session import train
 from threadloom.stages.step.backward import Backward
 from threadloom.stages.step.reducer import TrainingDiverged

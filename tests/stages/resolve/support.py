@@ -4,7 +4,7 @@ import msgspec
 import pytest
 from hypothesis import strategies as st
 
-from threadloom.stages.resolve.loading import (
+from threadloom.stages.config import (
     Config,
     ConfigError,
     DataConfig,

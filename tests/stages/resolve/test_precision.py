@@ -10,26 +10,19 @@ import pytest
 from loguru import logger
 
 from tests.stages.support import STORY, TINY, story
-from threadloom.kernels import GemmBackend, blas_info, gemm_backend
+from threadloom.kernels import GemmBackend, blas_info, gemm_backend, simd
 from threadloom.kernels.simd import features as lowp_features
 from threadloom.kernels.simd.features import LowPrecisionInfo
+from threadloom.stages import speeds
 from threadloom.stages.checkpoint.checkpoint import Checkpoint, latest_checkpoint
+from threadloom.stages.config import Gemm, LossScaling
 from threadloom.stages.config.settings import Config, ConfigError, Matmul, Precision
 from threadloom.stages.resolve import precision
 from threadloom.stages.resolve.gemm_settings import numerics
-from threadloom.stages.resolve.loading import (
-    Gemm,
-    LossScaling,
-    apply_overrides,
-    from_json,
-    load_config,
-    resolve,
-    to_json,
-    trajectory,
-)
+from threadloom.stages.resolve.loading import apply_overrides, load_config, resolved_from_json, to_json, trajectory
 from threadloom.stages.resolve.precision import ALLOW_SLOW, choose, choose_and_warn, choose_here, is_open, product_words
+from threadloom.stages.resolve.resolution import resolve
 from threadloom.stages.run.session import saved_config, train
-from threadloom.stages.speeds import speeds
 from threadloom.stages.speeds.speeds import Speeds
 from threadloom.stages.storage.run_directory import RunDirectory, RunMode
 
@@ -203,7 +196,7 @@ def on_machine(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     def become(name: str) -> None:
         info, figures = SPEEDS[name]
         monkeypatch.setattr(speeds, "speeds_here", lambda: figures)
-        monkeypatch.setattr(lowp_features, "low_precision_info", lambda: info)
+        monkeypatch.setattr(simd, "low_precision_info", lambda: info)
 
     monkeypatch.setattr(precision, "speed_matters", lambda: True)
     monkeypatch.delenv(ALLOW_SLOW, raising=False)
@@ -238,7 +231,7 @@ def test_a_resolved_precision_stays_on_any_machine(
     for other in SPEEDS:
         on_machine(other)
         assert resolve(resolved, 3) == resolved
-        assert from_json(to_json(resolved)) == resolved
+        assert resolved_from_json(to_json(resolved)) == resolved
 
 
 def test_plain_float32_is_resolved_without_measuring(monkeypatch: pytest.MonkeyPatch) -> None:

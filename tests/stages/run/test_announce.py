@@ -4,8 +4,9 @@ import pytest
 from loguru import logger
 
 from tests.stages.support import tiny
-from threadloom.stages.resolve.loading import Precision, resolve
+from threadloom.stages.config import Precision
 from threadloom.stages.resolve.precision import Choice
+from threadloom.stages.resolve.resolution import resolve
 from threadloom.stages.run import session
 
 

@@ -16,7 +16,8 @@ from threadloom.pipeline import available_cores
 from threadloom.stages.config.settings import Precision
 from threadloom.stages.console.json_worker import resident
 from threadloom.stages.resolve import precision
-from threadloom.stages.resolve.loading import apply_overrides, resolve, to_json
+from threadloom.stages.resolve.loading import apply_overrides, to_json
+from threadloom.stages.resolve.resolution import resolve
 from threadloom.stages.run import estimate
 from threadloom.stages.run.estimate import PROCESS, Estimate, due, duration, estimate_run, estimate_text, planned_memory
 from threadloom.stages.speeds import speeds

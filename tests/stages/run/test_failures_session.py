@@ -14,9 +14,10 @@ from tests.stages.support import STORY, Outcome, command, forked, story
 from tests.stages.training.test_resume import files
 from threadloom.stages.checkpoint.checkpoint import Checkpoint
 from threadloom.stages.cli import main
+from threadloom.stages.config import ResolvedConfig
 from threadloom.stages.data.batches import TokenBatches, TokenFile, training_batches
 from threadloom.stages.models.gpt2 import initialise
-from threadloom.stages.resolve.loading import Config, to_json
+from threadloom.stages.resolve.loading import to_json
 from threadloom.stages.run.session import train
 from threadloom.stages.storage.run_directory import RunDirectory, RunMode, read_metrics
 
@@ -147,7 +148,7 @@ class TestTokenFiles:
     def test_an_id_out_of_range_never_reaches_a_kernel_in_training(self, tmp_path: Path) -> None:
         """The file changes after it was checked: draw looks at every window that it copies."""
 
-        def poisoned(config: Config, tokens: TokenFile) -> TokenBatches:
+        def poisoned(config: ResolvedConfig, tokens: TokenFile) -> TokenBatches:
             tokens.ids = np.full(len(tokens.ids), 77, np.uint16)
             return training_batches(config, tokens)
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from tests.stages.support import assert_same, build, result, run_threads, tiny
+from threadloom.stages.config import ResolvedConfig
 from threadloom.stages.data.batches import RandomTokens, TokenIds, random_batches
 from threadloom.stages.memory.graph_items import Update
-from threadloom.stages.resolve.loading import Config
 from threadloom.stages.training.training import Training
 
 pytestmark = pytest.mark.timeout(60)
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.timeout(60)
 class Noting:
     """A source that notes the sequences that it gives, by batch."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: ResolvedConfig) -> None:
         self._source: RandomTokens = random_batches(config)
         self._length = config.model.context
         self.given: dict[tuple[int, int], list[bytes]] = {}

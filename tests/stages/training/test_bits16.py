@@ -23,13 +23,14 @@ from tests.stages.training.test_reference import sequences, start_from
 from threadloom.kernels.compiling.jit import JIT_ENABLED
 from threadloom.pipeline import Arena
 from threadloom.stages.checkpoint.checkpoint import Checkpoint, kept_versions
+from threadloom.stages.config import Precision, ResolvedConfig
 from threadloom.stages.memory.allocation_plan import memory_plan
 from threadloom.stages.memory.bits16 import MATRIX_FORMS
 from threadloom.stages.memory.float32 import Bank
 from threadloom.stages.memory.graph_items import MicroBatch, MicroGradient, Update
 from threadloom.stages.models.gpt2 import parameter_shapes
 from threadloom.stages.resolve.gemm_settings import numerics
-from threadloom.stages.resolve.loading import Config, Precision, trajectory
+from threadloom.stages.resolve.loading import trajectory
 
 pytestmark = [
     pytest.mark.timeout(600),  # minutes of it to compile, on a machine that was never here before
@@ -42,14 +43,14 @@ STAGES = ("embed", "forward", "backward", "reduce", "update")
 STEPS = 6
 
 
-def low(precision: str, *overrides: str) -> Config:
+def low(precision: str, *overrides: str) -> ResolvedConfig:
     return tiny(f"precision={precision}", f"steps={STEPS}", *overrides)
 
 
 _replays: dict[str, Result] = {}
 
 
-def replayed(config: Config) -> Result:
+def replayed(config: ResolvedConfig) -> Result:
     """Return the replay's result; configurations that differ in threads and sizes alone share it."""
     key = f"{trajectory(config)} {config.steps} {config.evaluation}"
     if key not in _replays:
@@ -164,13 +165,13 @@ def test_whatever_is_read_has_the_forms_of_its_master(precision: str, delay: int
 # --- what comes out ---------------------------------------------------------------------------------------------------
 
 
-def check_gradients(config: Config, bound: float) -> None:
+def check_gradients(config: ResolvedConfig, bound: float) -> None:
     """Run one batch through the pipeline, and compare its summed gradient, loss and norm with float64's."""
     with numerics(config):
         training = build(config)
         model = config.model
         weights = reference.random_tensors(
-            np.random.default_rng(1), model.vocab_size or 0, model.context, model.layers, model.channels,
+            np.random.default_rng(1), model.vocab_size, model.context, model.layers, model.channels,
             spread=0.6 * model.channels**-0.5,
         )  # fmt: skip
         start_from(training, weights)

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from threadloom.kernels.compiling.jit import JIT_ENABLED
-from threadloom.stages.resolve.loading import Config, ModelConfig, apply_overrides
+from threadloom.stages.config import Config, ModelConfig
+from threadloom.stages.resolve.loading import apply_overrides
 from threadloom.stages.run.session import train
 from threadloom.stages.storage.run_directory import read_metrics
 

@@ -9,9 +9,9 @@ from tests import reference
 from tests.stages.support import build, run_threads, tiny
 from tests.stages.training.test_reference import random_weights, sequences, start_from
 from threadloom.pipeline import Arena
+from threadloom.stages.config import ResolvedConfig
 from threadloom.stages.memory.graph_items import Update
 from threadloom.stages.models.gpt2 import parameter_shapes
-from threadloom.stages.resolve.loading import Config
 
 pytestmark = pytest.mark.timeout(90)
 
@@ -19,7 +19,7 @@ TOLERANCE = 2e-5
 """Relative L2 distance of a tensor: that of the kernels' own tests, twice for the sums over micro-batches and lanes."""
 
 
-def check_gradients(config: Config) -> None:
+def check_gradients(config: ResolvedConfig) -> None:
     """Run one batch through the pipeline, and compare its summed gradient, loss and norm."""
     training = build(config)
     weights = random_weights(config)

@@ -9,8 +9,8 @@ from tests import reference
 from tests.reference import AdamW, Ids, Tensors
 from tests.stages.support import build, run_threads, tiny
 from threadloom.pipeline import Arena
+from threadloom.stages.config import Config
 from threadloom.stages.memory.graph_items import Update
-from threadloom.stages.resolve.loading import Config
 from threadloom.stages.training.training import Training
 
 pytestmark = pytest.mark.timeout(60)
@@ -38,7 +38,7 @@ class Twin:
 def sequences(training: Training, batch: int) -> tuple[Ids, Ids]:
     """Return ids and targets (B, T) of a whole batch, as the data source gives them."""
     config, source = training.config, training.draw._source
-    rows, length = (config.micro_batch or 1) * config.model.context, config.model.context
+    rows, length = config.micro_batch * config.model.context, config.model.context
     ids, targets = (np.empty((training.plan.micro_batches, rows), np.int32) for _ in range(2))
     for micro in range(training.plan.micro_batches):
         source.fill(batch, micro, ids[micro], targets[micro])

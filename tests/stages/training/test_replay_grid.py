@@ -12,14 +12,15 @@ from hypothesis import strategies as st
 
 from tests.stages.support import SEVERAL_CHUNKS, Result, assert_same, build, result, run_sequence, run_threads, tiny
 from threadloom.pipeline import Trace
-from threadloom.stages.resolve.loading import Config, trajectory
+from threadloom.stages.config import ResolvedConfig
+from threadloom.stages.resolve.loading import trajectory
 
 pytestmark = pytest.mark.timeout(90)  # a deadlock fails
 
 _replays: dict[str, Result] = {}
 
 
-def replayed(config: Config) -> Result:
+def replayed(config: ResolvedConfig) -> Result:
     """Return the replay's result; those that differ in threads and sizes alone share it."""
     key = f"{trajectory(config)} {config.steps} {config.evaluation}"
     if key not in _replays:

@@ -15,13 +15,15 @@ from tests.stages.support import assert_same, build, command, result, run_sequen
 from tests.stages.tools.doctor.test_doctor import MACHINE
 from threadloom.kernels import Weights
 from threadloom.kernels.compiling.jit import JIT_ENABLED
+from threadloom.stages.config import ResolvedConfig
 from threadloom.stages.config.settings import Precision
 from threadloom.stages.data.batches import random_batches
 from threadloom.stages.memory.float32 import Bank, Slot
 from threadloom.stages.memory.graph_items import MicroBatch, MicroGradient
 from threadloom.stages.models.gpt2 import Geometry
 from threadloom.stages.resolve.gemm_settings import numerics
-from threadloom.stages.resolve.loading import Config, apply_overrides, load_config, resolve, to_json
+from threadloom.stages.resolve.loading import apply_overrides, load_config, to_json
+from threadloom.stages.resolve.resolution import resolve
 from threadloom.stages.step.compute import Compute
 from threadloom.stages.tools.bench import check as bench_check
 from threadloom.stages.tools.bench import peaks as bench_peaks
@@ -268,7 +270,7 @@ def test_a_wrong_gradient_of_any_tensor_is_found(tensor: str, monkeypatch: pytes
 
 def test_a_way_that_ends_in_other_bits_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     class Other:
-        def __init__(self, config: Config) -> None:
+        def __init__(self, config: ResolvedConfig) -> None:
             self._source = random_batches(config)
 
         def fill(self, batch: int, micro: int, ids: np.ndarray, targets: np.ndarray) -> None:
@@ -276,7 +278,7 @@ def test_a_way_that_ends_in_other_bits_is_found(monkeypatch: pytest.MonkeyPatch)
 
     sources = iter([random_batches, Other])
 
-    def source(config: Config) -> object:
+    def source(config: ResolvedConfig) -> object:
         return next(sources, random_batches)(config)
 
     monkeypatch.setattr(bench_check, "random_batches", source)

@@ -6,7 +6,8 @@ from collections.abc import Callable
 import pytest
 
 from threadloom.stages.config.settings import Gemm
-from threadloom.stages.resolve.loading import apply_overrides, load_config, resolve
+from threadloom.stages.resolve.loading import apply_overrides, load_config
+from threadloom.stages.resolve.resolution import resolve
 from threadloom.stages.tools.tune.search import GAIN, MIN_PAIRS, Findings, Trial, search
 from threadloom.stages.tools.tune.space import AXES, KEYS, Choice, Facts, Value, asked_for, described, fill_open, pinned
 

@@ -10,10 +10,12 @@ import pytest
 from loguru import logger
 from rich.console import Console
 
+from threadloom.stages.config import Config, ModelConfig
 from threadloom.stages.config.settings import Gemm
 from threadloom.stages.machine.machine import detect
 from threadloom.stages.resolve import precision
-from threadloom.stages.resolve.loading import Config, ModelConfig, apply_overrides, resolve
+from threadloom.stages.resolve.loading import apply_overrides
+from threadloom.stages.resolve.resolution import resolve
 from threadloom.stages.speeds import speeds
 from threadloom.stages.speeds.speeds import Speeds
 from threadloom.stages.tools.tune import tune

@@ -1,0 +1,91 @@
+"""The settings of a run with every choice made: a `Config` in which no setting is None.
+
+Each class narrows the types of the settings that its base leaves open, and `stages.resolve` chooses their values. Both
+kinds have the same fields in the same order, so they are written to the same JSON.
+"""
+
+from threadloom.stages.config.settings import (
+    CheckpointConfig,
+    Config,
+    EvaluationConfig,
+    Gemm,
+    LossScaleConfig,
+    LossScaling,
+    ModelConfig,
+    ScheduleConfig,
+    ThreadsConfig,
+)
+from threadloom.stages.models import Geometry
+
+
+class ResolvedModel(ModelConfig, frozen=True, kw_only=True):
+    """The model with the size of its vocabulary."""
+
+    vocab_size: int
+
+    def geometry(self) -> Geometry:
+        """Return the sizes from which the shapes of all tensors follow."""
+        return self.geometry_with(self.vocab_size)
+
+
+class ResolvedSchedule(ScheduleConfig, frozen=True, kw_only=True):
+    """The learning-rate schedule with the update at which its decay ends."""
+
+    decay_steps: int
+
+
+class ResolvedLossScale(LossScaleConfig, frozen=True, kw_only=True):
+    """The loss scaling of the run's precision."""
+
+    kind: LossScaling
+
+
+class ResolvedThreads(ThreadsConfig, frozen=True, kw_only=True):
+    """Thread counts of every stage and of BLAS."""
+
+    embed: int
+    forward: int
+    backward: int
+    reduce: int
+    update: int
+    blas: int
+
+
+class ResolvedEvaluation(EvaluationConfig, frozen=True, kw_only=True):
+    """Evaluation with the size of the final one."""
+
+    final_batches: int
+
+
+class ResolvedCheckpoint(CheckpointConfig, frozen=True, kw_only=True):
+    """Checkpoints, written from copies or not."""
+
+    copies: bool
+
+
+class ResolvedConfig(Config, frozen=True, kw_only=True):
+    """Every setting of a run, decided; returned by `resolve` and kept in the run directory."""
+
+    model: ResolvedModel
+    micro_batch: int
+    lanes: int
+    shared_lanes: bool
+    gemm: Gemm
+    schedule: ResolvedSchedule
+    loss_scale: ResolvedLossScale
+    threads: ResolvedThreads
+    channel_capacity: int
+    slots: int
+    spare_banks: int
+    evaluation: ResolvedEvaluation
+    checkpoint: ResolvedCheckpoint
+
+    @property
+    def micro_batches(self) -> int:
+        """Micro-batches of one update, gradient accumulation included."""
+        return self.sequences // self.micro_batch
+
+    @property
+    def max_concurrent_backward(self) -> int:
+        """Micro-batches that can be in backward at once: at most one per lane, unless lanes are shared."""
+        return self.threads.backward if self.shared_lanes else min(self.threads.backward, self.lanes)
