@@ -3,18 +3,18 @@
 May import: compiling, simd, common, matmul.
 """
 
-from threadloom.kernels.bits16.elementwise import bias_backward_low, cross_entropy_backward_low, gelu_backward_low
+from threadloom.kernels.bits16.adamw import BLOCK, adamw_update_packed, pack_rows
 from threadloom.kernels.bits16.embedding import embedding_forward_low
-from threadloom.kernels.bits16.layernorm import layernorm_apply_turned, layernorm_backward_low, layernorm_forward_low
-from threadloom.kernels.bits16.linear import product_float, product_gelu, product_outer, product_rounded
-from threadloom.kernels.bits16.tensors import Form, Forms, LowActivations, LowScratch, Wide, Workspace
-from threadloom.kernels.bits16.transformer import (
+from threadloom.kernels.bits16.gelu import bias_backward_low, cross_entropy_backward_low, gelu_backward_low
+from threadloom.kernels.bits16.gpt2 import (
     blocks_backward_low,
     blocks_forward_low,
     head_backward_low,
     head_loss_low,
 )
-from threadloom.kernels.bits16.update import BLOCK, adamw_update_packed, pack_rows
+from threadloom.kernels.bits16.layernorm import layernorm_apply_turned, layernorm_backward_low, layernorm_forward_low
+from threadloom.kernels.bits16.linear import product_float, product_gelu, product_outer, product_rounded
+from threadloom.kernels.bits16.tensors import Form, Forms, LowActivations, LowScratch, Wide, Workspace
 
 __all__ = [
     "BLOCK",

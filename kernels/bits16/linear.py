@@ -1,7 +1,7 @@
 """The products of a linear layer in 16 bits, one name each for bfloat16 and float16.
 
 Which arithmetic runs follows, when a kernel is compiled, from the type of the weight's form: packed words (uint32) are
-multiplied by `kernels.matmul.bf16`, float16 (int16) by `kernels.matmul.fp16`. So `kernels.bits16.transformer` serves
+multiplied by `kernels.matmul.bf16`, float16 (int16) by `kernels.matmul.fp16`. So `kernels.bits16.gpt2` serves
 every format.
 """
 
@@ -11,7 +11,7 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
-from threadloom.kernels.bits16.elementwise import gelu_forward_low
+from threadloom.kernels.bits16.gelu import gelu_forward_low
 from threadloom.kernels.bits16.tensors import Form, Wide
 from threadloom.kernels.compiling import Floats
 from threadloom.kernels.matmul import gemm_bf16, gemm_fp16, gemm_rows_bf16, linear_bf16, linear_fp16, linear_gelu_bf16

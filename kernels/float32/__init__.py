@@ -8,6 +8,7 @@ from threadloom.kernels.float32.cross_entropy import cross_entropy_backward, cro
 from threadloom.kernels.float32.decode import DecodeScratch, KVCache, decode_token, next_logits, prefill_cache
 from threadloom.kernels.float32.embedding import embedding_backward, embedding_forward
 from threadloom.kernels.float32.gelu import gelu_backward, gelu_forward
+from threadloom.kernels.float32.gpt2 import blocks_backward, blocks_forward, head_backward, head_loss
 from threadloom.kernels.float32.layernorm import EPSILON, layernorm_apply, layernorm_backward, layernorm_forward
 from threadloom.kernels.float32.linear import (
     linear_backward_bias,
@@ -16,7 +17,6 @@ from threadloom.kernels.float32.linear import (
     linear_forward,
     linear_residual_forward,
 )
-from threadloom.kernels.float32.transformer import blocks_backward, blocks_forward, head_backward, head_loss
 
 __all__ = [
     "EPSILON",

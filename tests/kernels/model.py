@@ -21,7 +21,7 @@ from tests.reference import Ids, Tensors
 from threadloom.kernels.common.accumulation import single_writer
 from threadloom.kernels.common.tensors import Weights
 from threadloom.kernels.float32.embedding import embedding_backward, embedding_forward
-from threadloom.kernels.float32.transformer import blocks_backward, blocks_forward, head_backward, head_loss
+from threadloom.kernels.float32.gpt2 import blocks_backward, blocks_forward, head_backward, head_loss
 
 
 @dataclass

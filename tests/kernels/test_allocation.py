@@ -16,7 +16,7 @@ from threadloom.kernels.compiling.arrays import Floats
 from threadloom.kernels.compiling.jit import JIT_ENABLED, jit_kernel
 from threadloom.kernels.float32.decode import decode_token
 from threadloom.kernels.float32.embedding import embedding_backward, embedding_forward
-from threadloom.kernels.float32.transformer import blocks_backward, blocks_forward, head_backward, head_loss
+from threadloom.kernels.float32.gpt2 import blocks_backward, blocks_forward, head_backward, head_loss
 
 pytestmark = pytest.mark.skipif(not JIT_ENABLED, reason="counts what compiled code allocates")
 

@@ -7,7 +7,7 @@ import json
 import sys
 
 from tests.kernels.bits16 import test_attention as test_lowp_attention
-from tests.kernels.bits16 import test_transformer as test_lowp_transformer
+from tests.kernels.bits16 import test_gpt2
 from tests.kernels.bits16.formats import BF16
 from tests.kernels.bits16.model import check_model
 from tests.kernels.bits16.support import on_path, paths_here
@@ -61,7 +61,7 @@ def the_rest() -> None:
             with gemm_backend(GemmBackend.BF16X3):
                 test_lowp_split_gemm.check(45, 70, 267, True, False, -2.5, 0.5, True, 3)
                 test_lowp_split_gemm.check(33, 65, 47, False, True, 1.0, 0.0, False, 3)
-            check_model(test_lowp_transformer.SIZES["odd"], BF16)
+            check_model(test_gpt2.SIZES["odd"], BF16)
 
 
 def main() -> None:

@@ -16,13 +16,13 @@ from tests.kernels.support import Sizes, distance, flat_ids
 from tests.reference import Array, Ids, Tensors
 from threadloom.kernels.bits16.attention.layer import AttentionScratch, attention_scratch_shapes
 from threadloom.kernels.bits16.embedding import embedding_forward_low
-from threadloom.kernels.bits16.tensors import Forms, LowActivations, LowScratch, Wide, Workspace
-from threadloom.kernels.bits16.transformer import (
+from threadloom.kernels.bits16.gpt2 import (
     blocks_backward_low,
     blocks_forward_low,
     head_backward_low,
     head_loss_low,
 )
+from threadloom.kernels.bits16.tensors import Forms, LowActivations, LowScratch, Wide, Workspace
 from threadloom.kernels.common.accumulation import single_writer
 from threadloom.kernels.common.tensors import Weights
 from threadloom.kernels.compiling.arrays import Floats

@@ -18,13 +18,13 @@ from tests.kernels.bits16.formats import BF16, FLOAT, FORMATS, Format, Shorts, c
 from tests.kernels.bits16.support import Pages
 from tests.kernels.support import random_shapes
 from tests.reference import Array
-from threadloom.kernels.bits16.elementwise import (
+from threadloom.kernels.bits16.embedding import embedding_forward_low
+from threadloom.kernels.bits16.gelu import (
     bias_backward_low,
     cross_entropy_backward_low,
     gelu_backward_low,
     gelu_forward_low,
 )
-from threadloom.kernels.bits16.embedding import embedding_forward_low
 from threadloom.kernels.bits16.layernorm import layernorm_apply_turned, layernorm_backward_low, layernorm_forward_low
 from threadloom.kernels.compiling.arrays import Floats
 from threadloom.kernels.compiling.jit import JIT_ENABLED

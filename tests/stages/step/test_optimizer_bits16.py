@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.stages.training.test_bits16 import assert_forms_are_those_of_the_master
 from threadloom.kernels import AdamWStep
-from threadloom.kernels.bits16.update import BLOCK
+from threadloom.kernels.bits16.adamw import BLOCK
 from threadloom.kernels.compiling.jit import JIT_ENABLED
 from threadloom.pipeline import Arena, LanePlan, Lanes
 from threadloom.stages.config.settings import Precision

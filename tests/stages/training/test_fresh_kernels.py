@@ -18,7 +18,7 @@ pytestmark = [
 RUN = """
 import hashlib, sys
 from threadloom.kernels import blocks_backward
-from threadloom.kernels.bits16.transformer import blocks_backward_low
+from threadloom.kernels.bits16.gpt2 import blocks_backward_low
 from threadloom.stages.resolve.resolution import resolve
 from threadloom.stages.resolve.loading import apply_overrides, load_config
 from threadloom.stages.data.batches import random_batches

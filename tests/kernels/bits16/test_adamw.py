@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tests.kernels.bits16.formats import pack
 from tests.kernels.bits16.support import Pages, nearest
 from tests.kernels.support import random_shapes
-from threadloom.kernels.bits16.update import BLOCK, adamw_update_packed, pack_rows
+from threadloom.kernels.bits16.adamw import BLOCK, adamw_update_packed, pack_rows
 from threadloom.kernels.common.adamw import AdamWStep, adamw_update
 from threadloom.kernels.compiling.arrays import Floats
 from threadloom.kernels.compiling.jit import JIT_ENABLED

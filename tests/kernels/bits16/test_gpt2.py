@@ -20,7 +20,7 @@ from tests.kernels.bits16.formats import BF16, FORMATS, FP16, Format
 from tests.kernels.bits16.model import FEW, FORWARD, GRADIENT, LowModel, check_model, held, random_tensors
 from tests.kernels.bits16.support import on_path, paths_here
 from tests.kernels.support import Sizes, distance, flat_ids
-from threadloom.kernels.bits16.transformer import head_backward_low
+from threadloom.kernels.bits16.gpt2 import head_backward_low
 from threadloom.kernels.common.accumulation import single_writer
 from threadloom.kernels.compiling.jit import JIT_ENABLED
 from threadloom.kernels.simd.features import DotPath

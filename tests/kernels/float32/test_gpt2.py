@@ -14,7 +14,7 @@ from tests import reference
 from tests.kernels.model import Model, check_model
 from tests.kernels.support import BACKWARD, FORWARD, Sizes, assert_close, flat_ids, random_shapes
 from threadloom.kernels.common.accumulation import single_writer
-from threadloom.kernels.float32.transformer import head_backward
+from threadloom.kernels.float32.gpt2 import head_backward
 
 SIZES = {
     "odd": Sizes(vocabulary=37, context=13, layers=3, heads=3, channels=15, sequences=3, tokens=11),

@@ -1,4 +1,4 @@
-"""The whole model for one micro-batch in 16 bits, as `kernels.float32.transformer` is in float32.
+"""The whole model for one micro-batch in 16 bits, as `kernels.float32.gpt2` is in float32.
 
 Weights, activations and the gradients that products read are bfloat16 or float16; the residual stream and its
 gradient, statistics, softmax, loss and the gradients of the weights are float32. One source serves both formats: the
@@ -9,7 +9,7 @@ hand; so the backward pass of a LayerNorm also gives the gradient of the bias th
 """
 
 from threadloom.kernels.bits16.attention import attention_backward_low, attention_forward_low
-from threadloom.kernels.bits16.elementwise import bias_backward_low, cross_entropy_backward_low, gelu_backward_low
+from threadloom.kernels.bits16.gelu import bias_backward_low, cross_entropy_backward_low, gelu_backward_low
 from threadloom.kernels.bits16.layernorm import layernorm_apply_turned, layernorm_backward_low, layernorm_forward_low
 from threadloom.kernels.bits16.linear import product_float, product_gelu, product_outer, product_rounded
 from threadloom.kernels.bits16.tensors import Forms, LowActivations, LowScratch, Workspace
@@ -178,7 +178,7 @@ def head_backward_low(
 ) -> float:
     """Return the unscaled sum of the cross-entropies, and leave the gradient of `x_final` in ``scratch.dx``.
 
-    As `kernels.float32.transformer.head_backward`; the gradient of the logits is rounded, transposed in slices of the
+    As `kernels.float32.gpt2.head_backward`; the gradient of the logits is rounded, transposed in slices of the
     vocabulary, and so never exists as a whole in that form. The gradient of the last block's MLP bias is written too.
     """
     s = scratch
