@@ -25,7 +25,7 @@ from rich.table import Table
 
 from benchmarks.throughput import RANDOM_VOCABULARY
 from threadloom.stages.config import Precision, ResolvedConfig
-from threadloom.stages.console import command_of
+from threadloom.stages.console import module_command
 from threadloom.stages.resolve import load_config, resolve, resolved_from_json, to_json
 
 KERNELS, INTERPRETER, OTHERS = "compiled kernels", "the interpreter", "libraries"
@@ -119,7 +119,7 @@ def count(config: ResolvedConfig, updates: int) -> Counter[str]:
 
 def _child(before: list[str], config: ResolvedConfig, updates: int) -> subprocess.CompletedProcess[str]:
     mode = "counted" if before else "plain"
-    command = [*before, *command_of("benchmarks.counts", "--updates", str(updates), "--train", mode)]
+    command = [*before, *module_command("benchmarks.counts", "--updates", str(updates), "--train", mode)]
     return subprocess.run(
         command, input=to_json(config), env=os.environ | AVX2, text=True, capture_output=True, check=False
     )

@@ -1,4 +1,4 @@
-"""Our side: the pipeline on random tokens, let go for so many updates at a time."""
+"""threadloom's side: the pipeline on random tokens, which makes a given number of updates per request."""
 
 import time
 from contextlib import ExitStack
@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 from safetensors.numpy import save_file
 
-from benchmarks.protocol import FLOAT32, Steps
+from benchmarks.protocol import FLOAT32, UpdateFigures
 from threadloom.kernels import Weights
 from threadloom.stages.config import Config, Precision, ResolvedConfig, ScheduleConfig, ScheduleKind
 from threadloom.stages.data import random_batches
@@ -22,14 +22,14 @@ CHECKED_UPDATES = 3
 
 
 def measured(config: Config, delay: int, precision: Precision = Precision.FLOAT32) -> Config:
-    """Return the configuration as it is measured: without end, at a constant learning rate."""
+    """Return the configuration that is measured: endless, at a constant learning rate."""
     return msgspec.structs.replace(
         config, delay=delay, steps=ENDLESS, schedule=ScheduleConfig(kind=ScheduleKind.CONSTANT), precision=precision
     )
 
 
 def write_inputs(folder: Path, training: Training, config: ResolvedConfig) -> None:
-    """Write the first weights and the tokens of the first updates for the peer."""
+    """Write the initial weights and the tokens of the first updates, for the peer."""
     with training.banks.lease_newest() as lease:
         weights = lease.bank.weights
         save_file({name: getattr(weights, name) for name in Weights._fields}, folder / "weights.safetensors")
@@ -44,7 +44,7 @@ def write_inputs(folder: Path, training: Training, config: ResolvedConfig) -> No
 
 
 class Threadloom:
-    """The pipeline at its default settings for `threads` cores; it stays filled with threads, idle between runs."""
+    """The pipeline at its default settings for `threads` cores. Its threads persist, and are idle between requests."""
 
     def __init__(
         self, config: str, delay: int, threads: int, folder: Path | None = None, precision: str = FLOAT32
@@ -59,10 +59,10 @@ class Threadloom:
         self._stack.enter_context(numerics(self.config))
         graph = self._training.graph()
         self._run: Any = self._stack.enter_context(graph.start(resources=self._training.resources, label=label))
-        self._stack.callback(self._gate.allow, ENDLESS)  # a stage that waits for its turn could not end
+        self._stack.callback(self._gate.allow, ENDLESS)  # releases a stage that waits at the gate
 
-    def run(self, updates: int) -> Steps:
-        """Make updates and say what they took, from the empty pipeline to the empty pipeline, and what they gave."""
+    def run(self, updates: int) -> UpdateFigures:
+        """Make `updates` updates and return their figures; filling and draining the pipeline count."""
         losses: list[float] = []
         norms: list[float] = []
         begin = time.perf_counter()
@@ -72,7 +72,7 @@ class Threadloom:
             assert isinstance(event, Update)
             losses.append(event.loss)
             norms.append(event.grad_norm)
-        return Steps(time.perf_counter() - begin, losses, norms)
+        return UpdateFigures(time.perf_counter() - begin, losses, norms)
 
     def close(self) -> None:
         """End the pipeline's threads."""

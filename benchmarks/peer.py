@@ -1,7 +1,8 @@
-"""The peer: the same GPT-2 in PyTorch as a person would write it, trained step by step in a process of its own.
+"""The peer: the same GPT-2 in idiomatic PyTorch, trained step by step in a separate process.
 
-It imports nothing of ours, so that its memory is PyTorch's alone. Weights and tokens for the comparison of results come
-in files: `weights.safetensors` by our names (matrices as (in, out)), `tokens.npz` with ids and targets of each update.
+It imports none of threadloom's numerical packages, so that its memory is PyTorch's alone. Weights and tokens for the
+comparison of results come from files: `weights.safetensors` under threadloom's names, with matrices as (in, out), and
+`tokens.npz` with the ids and targets of each update.
 """
 
 import time
@@ -16,7 +17,7 @@ from safetensors.numpy import load_file
 from torch import nn
 from torch.nn import functional
 
-from benchmarks.protocol import Sizes, Steps
+from benchmarks.protocol import FLOAT32, Side, TrainingSizes, UpdateFigures
 
 
 class Block(nn.Module):  # type: ignore[misc]  # torch has no types here
@@ -30,7 +31,7 @@ class Block(nn.Module):  # type: ignore[misc]  # torch has no types here
         self.fc, self.mlp_proj = nn.Linear(channels, 4 * channels), nn.Linear(4 * channels, channels)
 
     def forward(self, x: Any) -> Any:
-        """(B, T, C) → (B, T, C)."""
+        """Apply the block to (B, T, C)."""
         batch, length, channels = x.shape
         parts = self.qkv(self.ln1(x)).split(channels, 2)
         q, k, v = (part.view(batch, length, self.heads, -1).transpose(1, 2) for part in parts)
@@ -40,9 +41,9 @@ class Block(nn.Module):  # type: ignore[misc]  # torch has no types here
 
 
 class GPT(nn.Module):  # type: ignore[misc]
-    """GPT-2 with tied embeddings and learned positions; `forward` returns the mean loss."""
+    """GPT-2 with tied embeddings and learned positions. `forward` returns the mean loss."""
 
-    def __init__(self, sizes: Sizes) -> None:
+    def __init__(self, sizes: TrainingSizes) -> None:
         super().__init__()
         self.wte = nn.Embedding(sizes.vocabulary, sizes.channels)
         self.wpe = nn.Embedding(sizes.context, sizes.channels)
@@ -53,7 +54,7 @@ class GPT(nn.Module):  # type: ignore[misc]
                 nn.init.normal_(parameter, 0.0, 0.02)
 
     def forward(self, ids: Any, targets: Any) -> Any:
-        """Ids and targets (B, T) → loss."""
+        """Return the mean loss of ids and targets (B, T)."""
         x = self.wte(ids) + self.wpe.weight[: ids.shape[1]]
         for block in self.blocks:
             x = block(x)
@@ -62,7 +63,7 @@ class GPT(nn.Module):  # type: ignore[misc]
 
 
 def load_weights(model: GPT, file: Path) -> None:
-    """Copy weights that are named and laid out as ours into the model."""
+    """Copy weights with threadloom's names and layout into the model."""
     ours = {name: torch.from_numpy(array) for name, array in load_file(file).items()}
     with torch.no_grad():
         for name in ("wte", "wpe"):
@@ -77,8 +78,8 @@ def load_weights(model: GPT, file: Path) -> None:
 
 
 @dataclass(frozen=True)
-class Files:
-    """Token batches from a file, one an update."""
+class FileTokens:
+    """Token batches from a file, one per update."""
 
     file: Path
 
@@ -89,10 +90,10 @@ class Files:
 
 
 @dataclass(frozen=True)
-class Random:
-    """Random tokens for ever."""
+class RandomTokens:
+    """Endless random tokens."""
 
-    sizes: Sizes
+    sizes: TrainingSizes
 
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
         shape = (self.sizes.sequences, self.sizes.context)
@@ -104,17 +105,17 @@ class Random:
 class PyTorch:
     """Eager or compiled training with fused AdamW and clipping, on `sizes.threads` threads.
 
-    In float32, or (`low`) with forward under autocast to bfloat16, as PyTorch's own recipes do on a CPU.
+    In a precision other than float32, forward runs under autocast to bfloat16, as in PyTorch's recipes for CPUs.
     """
 
-    def __init__(self, sizes: Sizes, compiled: bool, folder: Path | None = None, low: bool = False) -> None:
-        self._low = low
+    def __init__(self, sizes: TrainingSizes, side: Side, precision: str, folder: Path | None = None) -> None:
+        self._autocast = precision != FLOAT32
         torch.set_num_threads(sizes.threads)
         torch.manual_seed(0)
         self._model = GPT(sizes)
         if folder:
             load_weights(self._model, folder / "weights.safetensors")
-        self._run: Any = torch.compile(self._model) if compiled else self._model
+        self._run: Any = torch.compile(self._model) if side is Side.COMPILED else self._model
         matrices = [p for p in self._model.parameters() if p.dim() > 1]
         vectors = [p for p in self._model.parameters() if p.dim() <= 1]
         groups = [
@@ -125,15 +126,15 @@ class PyTorch:
             groups, lr=sizes.lr, betas=(sizes.beta1, sizes.beta2), eps=sizes.eps, fused=True
         )
         self._clip = sizes.clip
-        self._batches = iter(Files(folder / "tokens.npz") if folder else Random(sizes))
+        self._batches = iter(FileTokens(folder / "tokens.npz") if folder else RandomTokens(sizes))
 
-    def run(self, updates: int) -> Steps:
-        """Make updates and say what they took and gave."""
+    def run(self, updates: int) -> UpdateFigures:
+        """Make `updates` updates and return their figures."""
         losses, norms = [], []
         begin = time.perf_counter()
         for _ in range(updates):
             ids, targets = next(self._batches)
-            with torch.autocast("cpu", torch.bfloat16, enabled=self._low):
+            with torch.autocast("cpu", torch.bfloat16, enabled=self._autocast):
                 loss = self._run(ids, targets)
             loss.backward()
             norm = nn.utils.clip_grad_norm_(self._model.parameters(), self._clip or float("inf"))
@@ -141,7 +142,7 @@ class PyTorch:
             self._optimizer.zero_grad(set_to_none=True)
             losses.append(loss.item())
             norms.append(norm.item())
-        return Steps(time.perf_counter() - begin, losses, norms)
+        return UpdateFigures(time.perf_counter() - begin, losses, norms)
 
     def close(self) -> None:
-        """Nothing is left running."""
+        """Do nothing: PyTorch keeps no thread of a training."""

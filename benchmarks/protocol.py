@@ -1,7 +1,7 @@
-"""The two sides of a comparison, each in a process of its own that answers questions (`stages.console.json_worker`).
+"""The sides of a comparison, each in a process of its own (`stages.console.json_worker`).
 
-A worker (`python -m benchmarks.worker`) is one side, say PyTorch eager or threadloom at delay 1. It computes only while
-it is asked to; between, it waits for its next line.
+A worker (`python -m benchmarks.worker`) is one side, such as PyTorch eager, or threadloom at delay 1. It computes on
+request and is idle between requests.
 """
 
 from collections.abc import Sequence
@@ -9,14 +9,14 @@ from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
 
-from threadloom.stages.console import Asked, command_of
+from threadloom.stages.console import JsonWorkerProcess, module_command
 
 FLOAT32 = "float32"
-"""The precision whose name tables leave out."""
+"""The precision that tables do not name."""
 
 
 class Side(Enum):
-    """Who is measured; the value is what tables say, with the delay behind it for ours."""
+    """A side of the comparison. The value is its name in tables, which for threadloom precedes the delay."""
 
     EAGER = "PyTorch eager"
     COMPILED = "PyTorch compile"
@@ -24,8 +24,8 @@ class Side(Enum):
 
 
 @dataclass(frozen=True)
-class Sizes:
-    """The model, the batch and the optimizer, as plain numbers that both sides take."""
+class TrainingSizes:
+    """The model, the batch and the optimizer, as plain numbers that both sides understand."""
 
     vocabulary: int
     context: int
@@ -43,56 +43,57 @@ class Sizes:
 
     @property
     def tokens(self) -> int:
-        """Tokens of one update."""
+        """Tokens per update."""
         return self.sequences * self.context
 
     @property
     def parameters(self) -> int:
-        """Of the model, embeddings tied."""
+        """Parameters of the model, with tied embeddings."""
         c = self.channels
         return (self.vocabulary + self.context) * c + self.layers * (12 * c * c + 13 * c) + 2 * c
 
     @property
     def flops_per_token(self) -> float:
-        """Six a parameter that multiplies (positions do not), and causal attention's products."""
+        """Six per parameter that takes part in a matrix multiply (positions do not), and causal attention."""
         matrices = self.parameters - self.context * self.channels
         return 6.0 * matrices + 6.0 * self.layers * self.context * self.channels
 
 
 @dataclass(frozen=True)
-class Steps:
-    """What some updates took and gave."""
+class UpdateFigures:
+    """The time that some updates took, and their losses and gradient norms."""
 
     seconds: float
     losses: list[float]
     grad_norms: list[float]
 
 
-class Worker(Asked):
-    """One side in its process; its memory is `peak`, and `libraries`, what it had before it built anything."""
+class SideWorker(JsonWorkerProcess):
+    """One side in its process. Its memory is `peak`, and `libraries`: what it held before it built a model."""
 
     def __init__(
-        self, side: Side, config: str, sizes: Sizes, delay: int = 0, folder: Path | None = None,
+        self, side: Side, config: str, sizes: TrainingSizes, delay: int = 0, folder: Path | None = None,
         precision: str = FLOAT32, cpus: Sequence[int] | None = None,
     ) -> None:  # fmt: skip
-        """`config`: ours as JSON; `folder`: where weights and tokens are for the comparison of results.
+        """Start the process.
 
-        `precision`: float32, or another of ours; PyTorch's side then runs under autocast to bfloat16. `cpus`: the only
-        ones that the process may use (Linux); None: all.
+        `config` is threadloom's configuration as JSON. `folder` holds the weights and tokens for the comparison of
+        results. With a `precision` other than float32 PyTorch runs under autocast to bfloat16. `cpus` are the only CPUs
+        that the process may use (Linux); None allows all.
         """
         self.side, self.delay, self.precision = side, delay, precision
         task = {
             "side": side.name, "config": config, "sizes": asdict(sizes), "delay": delay, "precision": precision,
             "folder": str(folder) if folder else None, "cpus": list(cpus) if cpus else None,
         }  # fmt: skip
-        super().__init__(command_of("benchmarks.worker"), task)
+        super().__init__(module_command("benchmarks.worker"), task)
 
     @property
     def name(self) -> str:
-        """How tables call it."""
+        """The name in tables."""
         kind = self.side.value if self.precision == FLOAT32 else f"{self.side.value} {self.precision}"
         return f"{kind} τ={self.delay}" if self.side is Side.OURS else kind
 
-    def run(self, updates: int) -> Steps:
-        """Let it make updates."""
-        return Steps(**self.ask({"run": updates}))
+    def run(self, updates: int) -> UpdateFigures:
+        """Make `updates` updates in the process and return their figures."""
+        return UpdateFigures(**self.request({"run": updates}))

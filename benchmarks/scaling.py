@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.protocol import Side, Worker
+from benchmarks.protocol import Side, SideWorker
 from benchmarks.results import FAINT, INK, spread
 from benchmarks.scaling_model import Scaling, Workload, fit
 from benchmarks.throughput import machine_line, measure, sizes_of, warn_if_busy
@@ -113,7 +113,7 @@ def run(
         for cores in counts:
             chosen = resolved_for(config, cores, largest, same)
             text, sizes = to_json(chosen), sizes_of(chosen, cores)
-            workers.append(stack.enter_context(Worker(Side.OURS, text, sizes, delay, cpus=order[:cores])))
+            workers.append(stack.enter_context(SideWorker(Side.OURS, text, sizes, delay, cpus=order[:cores])))
         found = measure(workers, sizes, seconds, say)
     return [
         Point(cores, side.tokens_per_s, found[0].tokens_per_s) for cores, side in zip(counts, found, strict=True)

@@ -22,7 +22,7 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.protocol import FLOAT32, Side, Worker
+from benchmarks.protocol import FLOAT32, Side, SideWorker
 from benchmarks.results import Comparison, spread
 from benchmarks.throughput import (
     INSTALL,
@@ -130,8 +130,8 @@ def compare_shape(
     try:
         checked = check(text, sizes, [0], precision)
         with ExitStack() as stack:
-            workers = [stack.enter_context(Worker(side, text, sizes, precision=beside)) for side in peers]
-            workers.append(stack.enter_context(Worker(Side.OURS, text, sizes, precision=precision)))
+            workers = [stack.enter_context(SideWorker(side, text, sizes, precision=beside)) for side in peers]
+            workers.append(stack.enter_context(SideWorker(Side.OURS, text, sizes, precision=precision)))
             result = Result(
                 shape, Comparison(shape.name, sizes.flops_per_token, checked, measure(workers, sizes, seconds, say))
             )

@@ -24,7 +24,7 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.protocol import FLOAT32, Side, Sizes, Worker
+from benchmarks.protocol import FLOAT32, Side, SideWorker, TrainingSizes
 from benchmarks.results import HEADINGS, Comparison, Measured, figure, markdown, rows
 from threadloom.stages.config import Config, InputError, Precision
 from threadloom.stages.machine import BUSY, detect, load_average
@@ -49,10 +49,10 @@ class CheckFailed(RuntimeError):
     """Two sides do not compute the same."""
 
 
-def sizes_of(config: Config, threads: int) -> Sizes:
+def sizes_of(config: Config, threads: int) -> TrainingSizes:
     """Return what both sides take."""
     model, optimizer = config.model, config.optimizer
-    return Sizes(
+    return TrainingSizes(
         vocabulary=model.vocab_size or RANDOM_VOCABULARY, context=model.context, layers=model.layers,
         heads=model.heads, channels=model.channels, sequences=config.sequences, lr=optimizer.lr,
         beta1=optimizer.beta1, beta2=optimizer.beta2, eps=optimizer.eps, weight_decay=optimizer.weight_decay,
@@ -60,7 +60,7 @@ def sizes_of(config: Config, threads: int) -> Sizes:
     )  # fmt: skip
 
 
-def check(config: str, sizes: Sizes, delays: Sequence[int], precision: str = FLOAT32) -> str:
+def check(config: str, sizes: TrainingSizes, delays: Sequence[int], precision: str = FLOAT32) -> str:
     """Compare losses and gradient norms of a few updates, and say what was equal; CheckFailed where it is not.
 
     At delay 0 all of them; a run at another delay begins with the same update, and departs from there by definition.
@@ -73,9 +73,9 @@ def check(config: str, sizes: Sizes, delays: Sequence[int], precision: str = FLO
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for delay in delays:
-            with Worker(Side.OURS, config, sizes, delay, folder, precision) as ours:
+            with SideWorker(Side.OURS, config, sizes, delay, folder, precision) as ours:
                 mine = ours.run(CHECKED_UPDATES)
-            with Worker(Side.EAGER, config, sizes, folder=folder) as peer:
+            with SideWorker(Side.EAGER, config, sizes, folder=folder) as peer:
                 theirs = peer.run(CHECKED_UPDATES)
             updates = CHECKED_UPDATES if delay == 0 else 1
             loss = _difference(mine.losses[:updates], theirs.losses[:updates])
@@ -97,14 +97,16 @@ def _difference(mine: Sequence[float], theirs: Sequence[float]) -> float:
     return max(abs(a - b) / abs(b) if math.isfinite(a) else math.inf for a, b in zip(mine, theirs, strict=True))
 
 
-def measure(workers: Sequence[Worker], sizes: Sizes, seconds: float, say: Callable[[str], None]) -> list[Measured]:
+def measure(
+    workers: Sequence[SideWorker], sizes: TrainingSizes, seconds: float, say: Callable[[str], None]
+) -> list[Measured]:
     """Let the sides run in turns, `seconds` each in all, the order turned round every other time."""
-    pace: dict[Worker, float] = {}
+    pace: dict[SideWorker, float] = {}
     for worker in workers:
         say(f"warming up {worker.name}")
         worker.run(LEAST_UPDATES + worker.delay)
         pace[worker] = worker.run(LEAST_UPDATES).seconds / LEAST_UPDATES
-    rates: dict[Worker, list[float]] = {worker: [] for worker in workers}
+    rates: dict[SideWorker, list[float]] = {worker: [] for worker in workers}
     for number in range(ROUNDS):
         say(f"round {number + 1} of {ROUNDS}")
         for worker in workers if number % 2 == 0 else reversed(workers):
@@ -134,9 +136,11 @@ def compare(
     # PyTorch's autocast on a CPU is to bfloat16, whichever precision of ours it stands beside.
     theirs = dict.fromkeys("bf16" if precision in LOW else FLOAT32 for precision in precisions)
     with ExitStack() as stack:
-        workers = [Worker(side, text, sizes, precision=precision) for precision in theirs for side in peers]
+        workers = [SideWorker(side, text, sizes, precision=precision) for precision in theirs for side in peers]
         workers += [
-            Worker(Side.OURS, text, sizes, delay, precision=precision) for precision in precisions for delay in delays
+            SideWorker(Side.OURS, text, sizes, delay, precision=precision)
+            for precision in precisions
+            for delay in delays
         ]
         for worker in workers:
             stack.enter_context(worker)

@@ -1,55 +1,60 @@
-"""One side of a comparison, told what to do by lines of JSON (`benchmarks.protocol`)."""
+"""One side of a comparison, controlled by lines of JSON (`benchmarks.protocol`)."""
 
-import json
 import os
-import sys
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from benchmarks.protocol import FLOAT32, Side, Sizes, Steps
-from threadloom.stages.console import answers_only, resident, serve
+from benchmarks.protocol import Side, TrainingSizes, UpdateFigures
+from threadloom.stages.console import resident_bytes, serve
 
 
 class Trainer(Protocol):
-    """What both sides can do."""
+    """The interface that both sides implement."""
 
-    def run(self, updates: int) -> Steps:
-        """Make updates and say what they took and gave."""
+    def run(self, updates: int) -> UpdateFigures:
+        """Make `updates` updates and return their figures."""
 
     def close(self) -> None:
-        """End what is running."""
+        """End the threads of the trainer."""
 
 
-def build(
-    side: Side, config: str, sizes: Sizes, delay: int, folder: Path | None, precision: str
-) -> tuple[Trainer, int]:
-    """Return the trainer of a side, and the memory that its libraries took before it built anything."""
+@dataclass(frozen=True)
+class SideServer:
+    """A trainer and the memory that its libraries took before it built anything, in bytes."""
+
+    trainer: Trainer
+    libraries: int
+
+    def run(self, updates: int) -> UpdateFigures:
+        """Make `updates` updates and return their figures."""
+        return self.trainer.run(updates)
+
+    def memory(self) -> dict[str, int]:
+        """Return the memory of the libraries."""
+        return {"libraries": self.libraries}
+
+    def close(self) -> None:
+        """End the threads of the trainer."""
+        self.trainer.close()
+
+
+def build_side(task: Any) -> SideServer:
+    """Return the server of a side, from the task of `protocol.SideWorker`."""
+    if task["cpus"]:
+        os.sched_setaffinity(0, task["cpus"])  # before any library starts threads, which inherit it
+    folder = Path(task["folder"]) if task["folder"] else None
+    side, sizes, precision = Side[task["side"]], TrainingSizes(**task["sizes"]), task["precision"]
     if side is Side.OURS:
         from benchmarks import ours
 
-        libraries = resident("VmRSS")
-        return ours.Threadloom(config, delay, sizes.threads, folder, precision), libraries
+        libraries = resident_bytes()
+        return SideServer(ours.Threadloom(task["config"], task["delay"], sizes.threads, folder, precision), libraries)
     from benchmarks import peer
 
-    libraries = resident("VmRSS")
-    return peer.PyTorch(sizes, side is Side.COMPILED, folder, low=precision != FLOAT32), libraries
-
-
-def main() -> None:
-    """Serve until the input ends."""
-    answers = answers_only()
-    task = json.loads(sys.stdin.readline())
-    if task["cpus"]:
-        os.sched_setaffinity(0, task["cpus"])  # before any library starts threads: they inherit it
-    folder = Path(task["folder"]) if task["folder"] else None
-    side, sizes = Side[task["side"]], Sizes(**task["sizes"])
-    trainer, libraries = build(side, task["config"], sizes, task["delay"], folder, task["precision"])
-    try:
-        serve(answers, lambda updates: asdict(trainer.run(updates)), lambda: {"libraries": libraries})
-    finally:
-        trainer.close()
+    libraries = resident_bytes()
+    return SideServer(peer.PyTorch(sizes, side, precision, folder), libraries)
 
 
 if __name__ == "__main__":
-    main()
+    serve(build_side)

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from safetensors.numpy import load_file
 
 from benchmarks import convergence, summary, throughput
-from benchmarks.protocol import Side, Worker
+from benchmarks.protocol import Side, SideWorker
 from benchmarks.results import Comparison, Measured, figure, markdown, rows, spread
 from benchmarks.throughput import compare, sizes_of
 from threadloom.stages.config import Config, ModelConfig
@@ -94,7 +94,7 @@ def test_sizes_agree_with_ours(name: str) -> None:
 
 
 def test_our_side_in_its_process(tmp_path: Path) -> None:
-    with Worker(Side.OURS, to_json(TINY), sizes_of(TINY, 2), delay=1, folder=tmp_path) as worker:
+    with SideWorker(Side.OURS, to_json(TINY), sizes_of(TINY, 2), delay=1, folder=tmp_path) as worker:
         assert worker.name == "threadloom τ=1"
         first = worker.run(3)
         more = worker.run(2)
@@ -112,7 +112,7 @@ def test_our_side_in_its_process(tmp_path: Path) -> None:
 
 def test_a_side_that_fails_is_named() -> None:
     sizes = sizes_of(TINY, 2)
-    with Worker(Side.OURS, "{}", sizes) as worker, pytest.raises(WorkerError, match=r"threadloom τ=0 ended with"):
+    with SideWorker(Side.OURS, "{}", sizes) as worker, pytest.raises(WorkerError, match=r"threadloom τ=0 exited with"):
         worker.run(1)
 
 
@@ -152,11 +152,11 @@ def test_wrong_results_stop_the_comparison(monkeypatch: pytest.MonkeyPatch) -> N
             pass
 
         def run(self, updates: int) -> object:
-            from benchmarks.protocol import Steps
+            from benchmarks.protocol import UpdateFigures
 
-            return Steps(1.0, [self.loss] * updates, [1.0] * updates)
+            return UpdateFigures(1.0, [self.loss] * updates, [1.0] * updates)
 
-    monkeypatch.setattr(throughput, "Worker", Liar)
+    monkeypatch.setattr(throughput, "SideWorker", Liar)
     with pytest.raises(throughput.CheckFailed, match="do not agree"):
         throughput.check(to_json(TINY), sizes_of(TINY, 2), [0])
 

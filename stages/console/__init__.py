@@ -1,18 +1,29 @@
-"""Terminal output and worker processes that speak JSON. Light: the command line imports it before anything else.
+"""Logging, and worker processes that exchange JSON with their parent. The command line imports it first: it is light.
 
-May import: nothing else of stages.
+May import: nothing.
 """
 
-from threadloom.stages.console.json_worker import Asked, WorkerError, answers_only, command_of, resident, serve
+from threadloom.stages.console.json_worker import (
+    JsonWorkerProcess,
+    UpdateServer,
+    WorkerError,
+    module_command,
+    peak_resident_bytes,
+    redirect_stdout_to_stderr,
+    resident_bytes,
+    serve,
+)
 from threadloom.stages.console.log import LogLevel, configure
 
 __all__ = [
-    "Asked",
+    "JsonWorkerProcess",
     "LogLevel",
+    "UpdateServer",
     "WorkerError",
-    "answers_only",
-    "command_of",
     "configure",
-    "resident",
+    "module_command",
+    "peak_resident_bytes",
+    "redirect_stdout_to_stderr",
+    "resident_bytes",
     "serve",
 ]

@@ -1,7 +1,8 @@
-"""Processes that answer questions: one line of JSON to them, one back, and so on. They are idle between.
+"""Worker processes that exchange lines of JSON with their parent: one request per line, one reply per line.
 
-What is measured gets a process of its own, so that its peak memory is its own, and several can take turns. Only the
-standard library is imported here: it would count as memory of whatever is measured.
+A measurement runs in a process of its own, so that its peak memory includes nothing else and several measurements can
+alternate. A worker is idle between requests. This module imports the standard library only, because whatever it imports
+counts towards the memory of the measured process.
 """
 
 import contextlib
@@ -9,19 +10,21 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TextIO
+from typing import Any, Protocol, Self, TextIO
 
 
 class WorkerError(RuntimeError):
-    """A process ended before it had answered; its own words are above."""
+    """A worker process exited before it replied. Its own messages are on standard error."""
 
 
-def command_of(module: str, *arguments: str) -> list[str]:
-    """Return the command that runs a module of ours as `python -m` does, with the import path of this process.
+def module_command(module: str, *arguments: str) -> list[str]:
+    """Return the command that runs a module as `python -m` does, with the import path of this process.
 
-    Not `-m` itself: that looks into the current folder first, where a user may have files named like modules of ours.
+    `python -m` itself would put the current directory first on the import path, where a user may have files with the
+    names of this project's modules.
     """
     boot = (
         "import json, runpy, sys; sys.path[:] = json.loads(sys.argv.pop(1)); "
@@ -30,17 +33,17 @@ def command_of(module: str, *arguments: str) -> list[str]:
     return [sys.executable, "-P", "-c", boot, json.dumps([str(path) for path in sys.path]), module, *arguments]
 
 
-class Asked:
-    """Another process that serves (`serve`). Used as a context manager; leaving ends the process."""
+class JsonWorkerProcess:
+    """A worker process, seen from its parent. A context manager: leaving the block ends the process."""
 
     def __init__(self, command: Sequence[str], task: Any) -> None:
-        """`task`: its first line, which it does not answer."""
+        """Start `command` and send `task` as its first line, to which there is no reply."""
         self._process = subprocess.Popen(command, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self._send(task)
 
     @property
     def name(self) -> str:
-        """How messages call it."""
+        """The name of the worker in messages."""
         raise NotImplementedError
 
     def __enter__(self) -> Self:
@@ -52,21 +55,21 @@ class Asked:
         if kind is not None:
             self._process.kill()
         with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.close()  # the end of its input ends it
+            self._process.stdin.close()  # a worker exits at the end of its input
         self._process.wait()
         self._process.stdout.close()
 
     def memory(self) -> dict[str, int]:
-        """Return its bytes: `peak` since it began, and what else its server says."""
-        return dict(self.ask({"memory": True}))
+        """Return sizes in bytes: `peak`, the most memory the process has held, and those its server adds."""
+        return dict(self.request({"memory": True}))
 
-    def ask(self, question: dict[str, Any]) -> Any:
-        """Return its answer (WorkerError)."""
-        self._send(question)
+    def request(self, message: dict[str, Any]) -> Any:
+        """Send a request and return the reply. Raises WorkerError if the process exits instead."""
+        self._send(message)
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise WorkerError(f"{self.name} ended with status {self._process.wait()}; its own words are above")
+            raise WorkerError(f"{self.name} exited with status {self._process.wait()}; its own messages are above")
         return json.loads(line)
 
     def _send(self, message: Any) -> None:
@@ -75,29 +78,62 @@ class Asked:
             self._process.stdin.write(json.dumps(message) + "\n")
             self._process.stdin.flush()
         except BrokenPipeError as error:
-            raise WorkerError(f"{self.name} ended with status {self._process.wait()}") from error
+            raise WorkerError(f"{self.name} exited with status {self._process.wait()}") from error
 
 
-def answers_only() -> TextIO:
-    """Return where this process writes its answers; whatever else it prints goes to standard error from now on."""
-    answers, sys.stdout = sys.stdout, sys.stderr
-    return answers
+class UpdateServer(Protocol):
+    """A training in a worker process, which makes optimizer updates on request."""
+
+    def run(self, updates: int) -> Any:
+        """Make `updates` updates and return their figures, a dataclass."""
+
+    def memory(self) -> dict[str, int]:
+        """Return sizes in bytes, by name."""
+
+    def close(self) -> None:
+        """End the threads of the training."""
 
 
-def serve(answers: TextIO, run: Callable[[int], dict[str, Any]], memory: Callable[[], dict[str, int]]) -> None:
-    """Answer until the input ends: ``{"run": n}`` by `run`, everything else by `memory` and the peak."""
-    for line in sys.stdin:
-        question = json.loads(line)
-        answer = run(question["run"]) if "run" in question else {"peak": resident("VmHWM")} | memory()
-        answers.write(json.dumps(answer) + "\n")
-        answers.flush()
+def redirect_stdout_to_stderr() -> TextIO:
+    """Return the standard output for replies, and send everything else that is printed to standard error."""
+    replies, sys.stdout = sys.stdout, sys.stderr
+    return replies
 
 
-def resident(field: str) -> int:
-    """Return a size of this process in bytes: VmRSS now, VmHWM at most so far. Elsewhere than on Linux, the peak.
+def serve(build: Callable[[Any], UpdateServer]) -> None:
+    """Build a server from the task, the first line of the input, and reply to requests until the input ends.
 
-    Not ru_maxrss on Linux: that begins with what the parent held when it started this process.
+    ``{"run": n}`` is answered by the server's `run`, any other request by its `memory` and the peak of the process.
     """
+    replies = redirect_stdout_to_stderr()
+    server = build(json.loads(sys.stdin.readline()))
+    try:
+        for line in sys.stdin:
+            message = json.loads(line)
+            if "run" in message:
+                reply = asdict(server.run(message["run"]))
+            else:
+                reply = {"peak": peak_resident_bytes(), **server.memory()}
+            replies.write(json.dumps(reply) + "\n")
+            replies.flush()
+    finally:
+        server.close()
+
+
+def resident_bytes() -> int:
+    """Return the memory that this process holds now, in bytes; on systems other than Linux, its peak."""
+    return _resident("VmRSS")
+
+
+def peak_resident_bytes() -> int:
+    """Return the most memory that this process has held, in bytes.
+
+    On Linux this is VmHWM, because ru_maxrss starts at the size of the parent process.
+    """
+    return _resident("VmHWM")
+
+
+def _resident(field: str) -> int:
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith(field + ":"):

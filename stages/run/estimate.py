@@ -16,7 +16,7 @@ from loguru import logger
 
 from threadloom.pipeline import available_cores
 from threadloom.stages.config import Config, Precision, ResolvedConfig
-from threadloom.stages.console import command_of, resident
+from threadloom.stages.console import module_command, resident_bytes
 from threadloom.stages.data import TokenIds, read_text, train_tokenizer
 from threadloom.stages.machine import detect, others_at_work
 from threadloom.stages.memory import FLOAT, Bank, format_lanes, format_memory_plan, memory_plan
@@ -111,9 +111,9 @@ def estimate_run(config: Config, *, tuned: bool = True, seconds: float = 3.0) ->
 def _process_bytes(precision: Precision) -> int:
     """Return what a process holds that has loaded its kernels; one that has compiled them holds the compiler's, too."""
     if compile_kernels(precision=precision) <= SLOW:
-        return resident("VmRSS")
+        return resident_bytes()
     fresh = subprocess.run(
-        command_of("threadloom.stages.run.estimate", precision.value),
+        module_command("threadloom.stages.run.estimate", precision.value),
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         check=True,
@@ -205,4 +205,4 @@ def duration(seconds: float) -> str:
 
 if __name__ == "__main__":
     compile_kernels(precision=Precision(sys.argv[1]))
-    sys.stdout.write(f"{resident('VmRSS')}\n")
+    sys.stdout.write(f"{resident_bytes()}\n")

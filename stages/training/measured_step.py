@@ -15,7 +15,13 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, cast
 
-from threadloom.stages.console import Asked, answers_only, command_of, resident, serve
+from threadloom.stages.console import (
+    JsonWorkerProcess,
+    module_command,
+    redirect_stdout_to_stderr,
+    resident_bytes,
+    serve,
+)
 
 ENDLESS = 1_000_000_000
 
@@ -39,14 +45,14 @@ class Rates:
     drawn: int
 
 
-class MeasuredStepWorker(Asked):
+class MeasuredStepWorker(JsonWorkerProcess):
     """A way of training in its process."""
 
     def __init__(self, config: str, way: ExecutionMode, cores: int) -> None:
         """`config`: resolved, as JSON."""
         self.way = way
-        how = json.dumps({"way": way.name, "cores": cores})
-        super().__init__(command_of("threadloom.stages.training.measured_step", how), json.loads(config))
+        task = {"way": way.name, "cores": cores, "config": config}
+        super().__init__(module_command("threadloom.stages.training.measured_step"), task)
 
     @property
     def name(self) -> str:
@@ -55,7 +61,7 @@ class MeasuredStepWorker(Asked):
 
     def run(self, updates: int) -> Rates:
         """Let it make updates, and some before and after them that fill and drain the pipeline."""
-        return Rates(**self.ask({"run": updates}))
+        return Rates(**self.request({"run": updates}))
 
 
 class StepGate:
@@ -94,7 +100,7 @@ class MeasuredStepRunner:
 
         self.config = resolved_from_json(text)
         compile_kernels(lambda _: None, self.config.precision)
-        self.base = resident("VmRSS")
+        self.base = resident_bytes()
         self.way = way
         self._gate = StepGate(random_batches(self.config))
         self._training = Training(self.config, self._gate)
@@ -128,6 +134,10 @@ class MeasuredStepRunner:
             busy = {stage.name: stage.busy for stage in lately.stages if stage.name not in ("plan", "draw", "events")}
         return Rates(updates, moments[apart + updates - 1] - moments[apart - 1], busy, drawn)
 
+    def memory(self) -> dict[str, int]:
+        """Return the bytes held before the training was built, and those of its memory plan."""
+        return {"base": self.base, "plan": self.plan}
+
     def close(self) -> None:
         """End the threads."""
         self._stack.close()
@@ -154,18 +164,12 @@ def time_to_first_update(begin: float, text: str) -> dict[str, float]:
 
 
 def main() -> None:
-    """Serve until the input ends."""
-    answers = answers_only()
-    task = json.loads(sys.argv[1])
-    text = sys.stdin.readline()
-    if "start" in task:
-        answers.write(json.dumps(time_to_first_update(task["start"], text)) + "\n")
+    """Serve requests; with a start time as an argument, reply once with the times to the first update."""
+    if len(sys.argv) > 1:
+        replies = redirect_stdout_to_stderr()
+        replies.write(json.dumps(time_to_first_update(float(sys.argv[1]), sys.stdin.read())) + "\n")
         return
-    runner = MeasuredStepRunner(text, ExecutionMode[task["way"]], task["cores"])
-    try:
-        serve(answers, lambda updates: vars(runner.run(updates)), lambda: {"base": runner.base, "plan": runner.plan})
-    finally:
-        runner.close()
+    serve(lambda task: MeasuredStepRunner(task["config"], ExecutionMode[task["way"]], task["cores"]))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from numba.core import event
 
 from threadloom.pipeline import available_cores
 from threadloom.stages.config import Config, ModelConfig, Precision
-from threadloom.stages.console import command_of
+from threadloom.stages.console import module_command
 from threadloom.stages.data import RandomTokens, TokenIds
 from threadloom.stages.memory import MicroGradient
 from threadloom.stages.resolve import resolve
@@ -160,7 +160,7 @@ def _helper(precision: Precision, wanted: bool, say: Say = logger.info) -> Itera
     if not wanted:
         yield lambda: None
         return
-    command = command_of("threadloom.stages.training.warmup", precision.value)
+    command = module_command("threadloom.stages.training.warmup", precision.value)
     null = subprocess.DEVNULL
     # Nothing is said to its input, which ends when this process does, however it does, and the other one with it.
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=null, stderr=null) as process:

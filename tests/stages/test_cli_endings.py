@@ -12,7 +12,7 @@ from loguru import logger
 
 from tests.stages.support import command, story
 from threadloom.stages import inference
-from threadloom.stages.console.json_worker import command_of
+from threadloom.stages.console.json_worker import module_command
 from threadloom.stages.resolve.loading import apply_overrides, to_json
 from threadloom.stages.run import report, session
 
@@ -108,7 +108,7 @@ def test_a_text_of_one_line_is_sampled(tmp_path: Path) -> None:
 def test_a_reader_that_has_gone_is_no_error(config: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     assert command("train", "--config", config, "--out", out, "--no-tuned", "--sample=0").status == 0
-    sampling = [*command_of("tests.stages.threadloom"), "sample", str(out), "--tokens=200"]
+    sampling = [*module_command("tests.stages.threadloom"), "sample", str(out), "--tokens=200"]
     read, write = os.pipe()
     os.close(read)
     ended = subprocess.run(sampling, stdout=write, stderr=subprocess.PIPE, text=True, timeout=50, check=False)

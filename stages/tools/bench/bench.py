@@ -23,7 +23,7 @@ import msgspec
 from threadloom.kernels import GemmBackend, blas_info
 from threadloom.pipeline import available_cores
 from threadloom.stages.config import Config, Precision, ResolvedConfig, ScheduleConfig, ScheduleKind
-from threadloom.stages.console import command_of
+from threadloom.stages.console import module_command
 from threadloom.stages.machine import Machine, detect, load_average
 from threadloom.stages.memory import Bank
 from threadloom.stages.models import parameter_count
@@ -254,12 +254,10 @@ def measure_start(config: ResolvedConfig, starts: int, environment: dict[str, st
     """Start fresh processes, and take the medians of when they reached what."""
     reached: list[dict[str, float]] = []
     for _ in range(starts):
-        begun = json.dumps({"start": time.monotonic()})
+        command = module_command("threadloom.stages.training.measured_step", repr(time.monotonic()))
         answer = subprocess.run(
-            command_of("threadloom.stages.training.measured_step", begun), input=json.dumps(json.loads(to_json(config)))
-            + "\n",
-            env={**os.environ, **environment}, stdout=subprocess.PIPE, text=True, check=True,
-        )  # fmt: skip
+            command, input=to_json(config), env=os.environ | environment, stdout=subprocess.PIPE, text=True, check=True
+        )
         reached.append(json.loads(answer.stdout))
     return Start(starts, {name: statistics.median(one[name] for one in reached) for name in reached[0]})
 

@@ -13,14 +13,14 @@ from loguru import logger
 
 from tests.stages.support import command, story, tiny
 from threadloom.pipeline import available_cores
+from threadloom.stages import speeds
 from threadloom.stages.config.settings import Precision
-from threadloom.stages.console.json_worker import resident
+from threadloom.stages.console.json_worker import peak_resident_bytes
 from threadloom.stages.resolve import precision
 from threadloom.stages.resolve.loading import apply_overrides, to_json
 from threadloom.stages.resolve.resolution import resolve
 from threadloom.stages.run import estimate
 from threadloom.stages.run.estimate import PROCESS, Estimate, due, duration, estimate_run, estimate_text, planned_memory
-from threadloom.stages.speeds import speeds
 from threadloom.stages.speeds.speeds import Speeds
 from threadloom.stages.training.warmup import compile_kernels
 
@@ -80,7 +80,7 @@ def test_a_real_estimate_leaves_no_directory(tmp_path: Path, monkeypatch: pytest
     assert found.update is not None
     assert 0 < found.update < 1
     assert found.config.model.vocab_size is not None, "taken from the text"
-    assert found.memory[PROCESS] <= resident("VmHWM")
+    assert found.memory[PROCESS] <= peak_resident_bytes()
     assert [path.name for path in tmp_path.iterdir()] == ["text.txt"]
 
 
@@ -121,15 +121,15 @@ from threadloom.pipeline import available_cores
 from threadloom.stages.step import saving
 from threadloom.stages.run import estimate
 from threadloom.stages.resolve import precision
-from threadloom.stages.speeds import speeds
-from threadloom.stages.console.json_worker import resident
+from threadloom.stages import speeds
+from threadloom.stages.console.json_worker import peak_resident_bytes, resident_bytes
 from threadloom.stages.resolve.loading import from_json
 from threadloom.stages.run.session import train
 from threadloom.stages.training.warmup import compile_kernels
 compile_kernels()
-process = resident("VmRSS")
+process = resident_bytes()
 outcome = train(from_json(sys.stdin.read()), Path(sys.argv[1]), tuned=False)
-print(json.dumps({"process": process, "peak": resident("VmHWM")}))
+print(json.dumps({"process": process, "peak": peak_resident_bytes()}))
 """
 
 

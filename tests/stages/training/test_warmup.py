@@ -12,7 +12,7 @@ from numba.core import event
 
 from threadloom.kernels.compiling.jit import JIT_ENABLED
 from threadloom.stages.config.settings import Precision
-from threadloom.stages.console.json_worker import command_of
+from threadloom.stages.console.json_worker import module_command
 from threadloom.stages.training import warmup
 from threadloom.stages.training.warmup import compile_kernels
 
@@ -133,7 +133,7 @@ class TestTheProcess:
         for name in ("pipeline", "kernels", "stages", "json"):  # our names, and one that is imported before all else
             (tmp_path / name).mkdir()
             (tmp_path / name / "__init__.py").write_text("raise ImportError('not the one')")
-        command = command_of("threadloom.stages.training.warmup", "float32")
+        command = module_command("threadloom.stages.training.warmup", "float32")
         with subprocess.Popen(command, cwd=tmp_path, stdin=subprocess.PIPE) as process:
             assert process.wait() == 0
 
@@ -141,7 +141,7 @@ class TestTheProcess:
         """Its input ends, as when that one is killed, while it has everything to compile."""
         environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
         process = subprocess.Popen(
-            command_of("threadloom.stages.training.warmup", "bf16"), env=environment, stdin=subprocess.PIPE
+            module_command("threadloom.stages.training.warmup", "bf16"), env=environment, stdin=subprocess.PIPE
         )
         process.communicate()
         assert process.returncode == 1

@@ -10,13 +10,13 @@ import pytest
 from loguru import logger
 from rich.console import Console
 
+from threadloom.stages import speeds
 from threadloom.stages.config import Config, ModelConfig
 from threadloom.stages.config.settings import Gemm
 from threadloom.stages.machine.machine import detect
 from threadloom.stages.resolve import precision
 from threadloom.stages.resolve.loading import apply_overrides
 from threadloom.stages.resolve.resolution import resolve
-from threadloom.stages.speeds import speeds
 from threadloom.stages.speeds.speeds import Speeds
 from threadloom.stages.tools.tune import tune
 from threadloom.stages.tools.tune.search import Findings, Trial, search
