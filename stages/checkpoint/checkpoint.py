@@ -373,4 +373,4 @@ def _remedy(path: Path) -> str:
 
 
 def _fail(path: Path, needed: str, found: str, cause: str, remedy: str) -> NoReturn:
-    raise CheckpointError(path, needed=needed, found=found, cause=cause, remedy=remedy)
+    raise CheckpointError(path, expected=needed, got=found, cause=cause, hint=remedy)

@@ -135,10 +135,10 @@ def read_geometry(path: Path) -> Geometry:
     except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(
             path,
-            needed="the configuration of a GPT-2 model as JSON",
-            found=f"{type(error).__name__}: {error}",
+            expected="the configuration of a GPT-2 model as JSON",
+            got=f"{type(error).__name__}: {error}",
             cause="the folder holds another kind of model, or is incomplete",
-            remedy="give a folder that `GPT2LMHeadModel.save_pretrained` wrote",
+            hint="give a folder that `GPT2LMHeadModel.save_pretrained` wrote",
         ) from error
     _check_config(path, config)
     return Geometry(config.vocab_size, config.n_positions, config.n_layer, config.n_head, config.n_embd)
@@ -170,7 +170,7 @@ def _check_config(path: Path, config: _Config) -> None:
 
 def _refuse(path: Path, needed: str, found: str, cause: str) -> None:
     remedy = "give a GPT-2 model of the published architecture"
-    raise CheckpointError(path, needed=needed, found=found, cause=cause, remedy=remedy)
+    raise CheckpointError(path, expected=needed, got=found, cause=cause, hint=remedy)
 
 
 def load_model(folder: Path) -> tuple[Geometry, Arena]:
@@ -200,10 +200,10 @@ def _open_model(folder: Path) -> AbstractContextManager[TensorFile]:
     if other and not path.exists():
         raise CheckpointError(
             path,
-            needed="the model in one safetensors file",
-            found=f"{other} in its place",
+            expected="the model in one safetensors file",
+            got=f"{other} in its place",
             cause="the model is stored in parts, or as a pickle, which is not opened here",
-            remedy='save it again with `model.save_pretrained(folder, max_shard_size="100GB")`',
+            hint='save it again with `model.save_pretrained(folder, max_shard_size="100GB")`',
         )
     return open_tensors(path)
 
@@ -240,8 +240,8 @@ def _check_tied(file: TensorFile, wte: Floats) -> None:
         found = f"shape {file.shapes[TIED]} instead of {wte.shape}"
     raise CheckpointError(
         file.path,
-        needed=f"{TIED} equal to {PREFIX}wte.weight",
-        found=found,
+        expected=f"{TIED} equal to {PREFIX}wte.weight",
+        got=found,
         cause="the model was trained with an output projection of its own",
-        remedy="use a model with tied embeddings",
+        hint="use a model with tied embeddings",
     )

@@ -69,10 +69,10 @@ def read_manifest(folder: Path, remedy: str) -> Manifest:
         if (version := msgspec.json.decode(data, type=_Format).format) != FORMAT:
             raise CheckpointError(
                 path,
-                needed=f"a checkpoint of format {FORMAT}",
-                found=f"format {version}",
+                expected=f"a checkpoint of format {FORMAT}",
+                got=f"format {version}",
                 cause="another release of threadloom wrote it, or the file is damaged",
-                remedy=f"open it with that release, or {remedy}",
+                hint=f"open it with that release, or {remedy}",
             )
         manifest = msgspec.json.decode(data, type=Manifest)
     except FileNotFoundError as error:
@@ -106,7 +106,7 @@ def _check_names(path: Path, manifest: Manifest, remedy: str) -> None:
 
 
 def _fault(path: Path, needed: str, found: str, cause: str, remedy: str) -> CheckpointError:
-    return CheckpointError(path, needed=needed, found=found, cause=cause, remedy=remedy)
+    return CheckpointError(path, expected=needed, got=found, cause=cause, hint=remedy)
 
 
 def as_config(config: Mapping[str, Any]) -> dict[str, Any]:

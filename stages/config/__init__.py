@@ -3,6 +3,7 @@
 May import: models.
 """
 
+from threadloom.stages.config.errors import ConfigError, InputError, UnknownSettingError
 from threadloom.stages.config.resolved import (
     ResolvedCheckpoint,
     ResolvedConfig,
@@ -16,11 +17,9 @@ from threadloom.stages.config.schedule import learning_rate
 from threadloom.stages.config.settings import (
     CheckpointConfig,
     Config,
-    ConfigError,
     DataConfig,
     EvaluationConfig,
     Gemm,
-    InputError,
     LossScaleConfig,
     LossScaling,
     Matmul,
@@ -61,6 +60,7 @@ __all__ = [
     "ThreadsConfig",
     "TokenizerKind",
     "TraceConfig",
+    "UnknownSettingError",
     "flatten",
     "learning_rate",
 ]

@@ -8,19 +8,6 @@ import msgspec
 from threadloom.stages.models import Geometry
 
 
-class InputError(ValueError):
-    """Something from outside cannot be used: what was needed, what was there, the likely cause and the remedy."""
-
-    def __init__(self, subject: str, needed: str, found: str, cause: str, remedy: str) -> None:
-        self.subject, self.needed, self.found, self.cause, self.remedy = subject, needed, found, cause, remedy
-        end = "" if remedy.endswith("?") else "."
-        super().__init__(f"{subject}: needed {needed}; found {found}. Likely cause: {cause}. Remedy: {remedy}{end}")
-
-
-class ConfigError(InputError):
-    """A setting that cannot be used; `subject` is its dotted key, or the file's name."""
-
-
 class ScheduleKind(enum.Enum):
     """The learning-rate schedules; formulas in `stages.config.schedule`."""
 

@@ -75,10 +75,10 @@ def prepare(config: Config, text: str, directory: Path) -> Dataset:
     if not text:
         raise DataError(
             str(directory),
-            needed="a text to tokenise",
-            found="no character",
+            expected="a text to tokenise",
+            got="no character",
             cause="the files are empty",
-            remedy="give a text with --text FILE_OR_DIR",
+            hint="give a text with --text FILE_OR_DIR",
         )
     cut = int(len(text) * config.data.train_fraction)
     checksum = _checksum(text)
@@ -114,10 +114,10 @@ def prepare(config: Config, text: str, directory: Path) -> Dataset:
         size = sum(array.nbytes for array in ids.values())
         raise DataError(
             str(error.filename or directory),
-            needed=f"{size:,} bytes of token files written to {directory}",
-            found=error.strerror or type(error).__name__,
+            expected=f"{size:,} bytes of token files written to {directory}",
+            got=error.strerror or type(error).__name__,
             cause="the disk is full, or the directory may not be written",
-            remedy="free some space or name another directory; nothing that was complete before is used half",
+            hint="free some space or name another directory; nothing that was complete before is used half",
         ) from error
     return _opened(config, directory, manifest, tokenizer, reused=False)
 
@@ -131,10 +131,10 @@ def require_same_text(directory: Path, text: str) -> None:
     if prepared != _checksum(text):
         raise DataError(
             str(directory),
-            needed="the text that the run was started with",
-            found=f"another one, of {len(text):,} characters",
+            expected="the text that the run was started with",
+            got=f"another one, of {len(text):,} characters",
             cause="a file of the text was changed, added or removed, or --text names another",
-            remedy="give the same text, or start a new run with another --out",
+            hint="give the same text, or start a new run with another --out",
         )
 
 

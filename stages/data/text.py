@@ -73,7 +73,7 @@ def read_text(paths: Iterable[str | Path]) -> Text:
                 try:
                     part = _read(file)
                 except TextError as error:
-                    skipped.append((file, error.found))
+                    skipped.append((file, error.got))
                     continue
                 files.append(file)
                 parts.append(part)
@@ -84,10 +84,10 @@ def read_text(paths: Iterable[str | Path]) -> Text:
     if not text:
         raise TextError(
             ", ".join(map(str, given)),
-            needed="text to train on",
-            found=f"no character in {len(files)} files, {len(skipped)} others skipped{_reasons(skipped)}",
+            expected="text to train on",
+            got=f"no character in {len(files)} files, {len(skipped)} others skipped{_reasons(skipped)}",
             cause="the files are empty, or not of a kind that is taken for text in a directory",
-            remedy="name files that hold UTF-8 text",
+            hint="name files that hold UTF-8 text",
         )
     return Text(text, tuple(files), tuple(skipped))
 
@@ -109,7 +109,7 @@ def standard_library_text(limit: int = STANDARD_LIBRARY_LIMIT) -> Text:
         try:
             part = _read(file)
         except TextError as error:
-            skipped.append((file, error.found))
+            skipped.append((file, error.got))
             continue
         if total + len(part) > limit:
             skipped.append((file, f"beyond the {limit:,} characters that are taken"))
@@ -121,10 +121,10 @@ def standard_library_text(limit: int = STANDARD_LIBRARY_LIMIT) -> Text:
     if not text:
         raise TextError(
             str(root),
-            needed="the source of Python's standard library (*.py)",
-            found="none",
+            expected="the source of Python's standard library (*.py)",
+            got="none",
             cause="this Python was installed without its source (a frozen or zipped library)",
-            remedy="name a text of your own: --text FILE_OR_DIR",
+            hint="name a text of your own: --text FILE_OR_DIR",
         )
     return Text(text, tuple(files), tuple(skipped))
 
@@ -182,18 +182,18 @@ def _reasons(skipped: list[tuple[Path, str]]) -> str:
 def _binary(file: Path, offset: int, byte: int) -> TextError:
     return TextError(
         str(file),
-        needed="UTF-8 text",
-        found=f"byte 0x{byte:02x} at offset {offset:,}",
+        expected="UTF-8 text",
+        got=f"byte 0x{byte:02x} at offset {offset:,}",
         cause="a binary file, or a text in another encoding",
-        remedy=f"leave it out, or convert it: iconv -f LATIN1 -t UTF-8 {file.name}",
+        hint=f"leave it out, or convert it: iconv -f LATIN1 -t UTF-8 {file.name}",
     )
 
 
 def _unreadable(path: Path, error: OSError) -> TextError:
     return TextError(
         str(path),
-        needed="a file or directory that can be read",
-        found=error.strerror or type(error).__name__,
+        expected="a file or directory that can be read",
+        got=error.strerror or type(error).__name__,
         cause="the path is misspelt, relative to another directory, or not permitted",
-        remedy="check it with ls -l",
+        hint="check it with ls -l",
     )

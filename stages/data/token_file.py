@@ -37,10 +37,10 @@ class TokenFile:
         if len(ids) < context + 1:
             raise DataError(
                 str(path),
-                needed=f"at least {context + 1:,} tokens: a context of {context:,} and the token after it",
-                found=f"{len(ids):,}",
+                expected=f"at least {context + 1:,} tokens: a context of {context:,} and the token after it",
+                got=f"{len(ids):,}",
                 cause="the text is too short for the context, or the split leaves it too little",
-                remedy="give more text, or set a smaller model.context or another data.train_fraction",
+                hint="give more text, or set a smaller model.context or another data.train_fraction",
             )
         self.ids, self.vocab_size, self.context, self.path = ids, vocab_size, context, path
 
@@ -55,27 +55,27 @@ class TokenFile:
             missing = isinstance(error, OSError)
             raise DataError(
                 str(path),
-                needed="a NumPy file (.npy) of token ids",
-                found=(error.strerror or type(error).__name__) if isinstance(error, OSError) else str(error),
+                expected="a NumPy file (.npy) of token ids",
+                got=(error.strerror or type(error).__name__) if isinstance(error, OSError) else str(error),
                 cause="the path is wrong or not permitted" if missing else "a damaged file, or one of another kind",
-                remedy="check the path" if missing else "delete it, so that it is made anew from the text",
+                hint="check the path" if missing else "delete it, so that it is made anew from the text",
             ) from error
         if len(shape) != 1 or fortran or dtype not in TOKEN_TYPES:
             raise DataError(
                 str(path),
-                needed=f"one dimension of {_names()}",
-                found=f"shape {shape} of {dtype}",
+                expected=f"one dimension of {_names()}",
+                got=f"shape {shape} of {dtype}",
                 cause="the file was not written as token ids",
-                remedy="delete it, so that it is made anew from the text",
+                hint="delete it, so that it is made anew from the text",
             )
         needed, found = start + shape[0] * dtype.itemsize, path.stat().st_size
         if needed != found:
             raise DataError(
                 str(path),
-                needed=f"{needed:,} bytes for the {shape[0]:,} tokens that its header promises",
-                found=f"{found:,} bytes",
+                expected=f"{needed:,} bytes for the {shape[0]:,} tokens that its header promises",
+                got=f"{found:,} bytes",
                 cause="a full disk or a broken copy cut it short" if found < needed else "something was appended",
-                remedy="delete it, so that it is made anew from the text, or copy it again",
+                hint="delete it, so that it is made anew from the text, or copy it again",
             )
         ids = np.memmap(path, dtype, "r", start, shape) if shape[0] else np.zeros(0, dtype)
         return cls(np.asarray(ids), vocab_size, context, path)
@@ -102,10 +102,10 @@ class TokenFile:
             at = int(np.argmax((copied < 0) | (copied >= self.vocab_size)))
             raise DataError(
                 str(self.path),
-                needed=f"ids from 0 to {self.vocab_size - 1} (the vocabulary has {self.vocab_size})",
-                found=f"id {int(window[at])} at position {start + at:,}",
+                expected=f"ids from 0 to {self.vocab_size - 1} (the vocabulary has {self.vocab_size})",
+                got=f"id {int(window[at])} at position {start + at:,}",
                 cause="the file is damaged, or was made with another tokenizer",
-                remedy="delete it, so that it is made anew from the text",
+                hint="delete it, so that it is made anew from the text",
             )
 
 

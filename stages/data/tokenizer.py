@@ -94,10 +94,10 @@ class CharacterTokenizer:
             at = int(np.argmax(ids < 0))
             raise TokenizerError(
                 f"character {at:,} of the text",
-                needed=f"one of the {self.vocab_size} characters of the tokenizer",
-                found=f"{text[at]!r} (U+{ord(text[at]):04X})",
+                expected=f"one of the {self.vocab_size} characters of the tokenizer",
+                got=f"{text[at]!r} (U+{ord(text[at]):04X})",
                 cause="the text that the model was trained on does not have this character",
-                remedy="leave it out, or train with a text that has it",
+                hint="leave it out, or train with a text that has it",
             )
         return ids
 
@@ -195,10 +195,10 @@ def train_tokenizer(data: DataConfig, vocab_size: int | None, text: str) -> Toke
     if (vocab_size is None and data.tokenizer is TokenizerKind.BPE) or (vocab_size is not None and vocab_size < least):
         raise ConfigError(
             "model.vocab_size",
-            needed=f"at least {least} for data.tokenizer={data.tokenizer.value}",
-            found="null" if vocab_size is None else f"{vocab_size}",
+            expected=f"at least {least} for data.tokenizer={data.tokenizer.value}",
+            got="null" if vocab_size is None else f"{vocab_size}",
             cause="the vocabulary does not fit the kind of tokenizer",
-            remedy=f"set model.vocab_size to {least} or more, or another data.tokenizer",
+            hint=f"set model.vocab_size to {least} or more, or another data.tokenizer",
         )
     match data.tokenizer:
         case TokenizerKind.BYTES:
@@ -235,10 +235,10 @@ def load_tokenizer(path: Path) -> Tokenizer:
         missing = isinstance(error, OSError)
         raise TokenizerError(
             str(path),
-            needed="a tokenizer saved by threadloom, or a tokenizer.json of Hugging Face",
-            found=(error.strerror or type(error).__name__) if isinstance(error, OSError) else str(error),
+            expected="a tokenizer saved by threadloom, or a tokenizer.json of Hugging Face",
+            got=(error.strerror or type(error).__name__) if isinstance(error, OSError) else str(error),
             cause="the path is wrong or not permitted" if missing else "the file is damaged or of another kind",
-            remedy="check the path" if missing else "take it from another checkpoint, or prepare the text anew",
+            hint="check the path" if missing else "take it from another checkpoint, or prepare the text anew",
         ) from error
 
 
@@ -264,10 +264,10 @@ def _utf8(text: str) -> bytes:
     except UnicodeEncodeError as error:
         raise TokenizerError(
             f"character {error.start:,} of the text",
-            needed="a character that UTF-8 has",
-            found=f"the lone surrogate U+{ord(text[error.start]):04X}",
+            expected="a character that UTF-8 has",
+            got=f"the lone surrogate U+{ord(text[error.start]):04X}",
             cause="the text was given in another encoding than the terminal's",
-            remedy="give it in UTF-8",
+            hint="give it in UTF-8",
         ) from error
 
 
@@ -279,10 +279,10 @@ def _checked(ids: ArrayLike, vocab_size: int) -> NDArray[np.int64]:
         at = int(np.argmax(wrong))
         raise TokenizerError(
             f"token {at:,}",
-            needed=f"an id from 0 to {vocab_size - 1}",
-            found=f"{array[at]}",
+            expected=f"an id from 0 to {vocab_size - 1}",
+            got=f"{array[at]}",
             cause="the ids come from another tokenizer, or the model's vocabulary is larger than the tokenizer's",
-            remedy="use the tokenizer that lies beside the model",
+            hint="use the tokenizer that lies beside the model",
         )
     return array
 

@@ -149,4 +149,4 @@ def _check_weights(weights: Weights, geometry: Geometry) -> None:
 
 
 def _refused(subject: str, needed: str, found: str, cause: str, remedy: str) -> GenerationError:
-    return GenerationError(subject, needed=needed, found=found, cause=cause, remedy=remedy)
+    return GenerationError(subject, expected=needed, got=found, cause=cause, hint=remedy)

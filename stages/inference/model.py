@@ -61,8 +61,8 @@ class Model:
             return cls(folder, geometry, as_weights(arena), load_tokenizer(folder / TOKENIZER_FILE), None)
         raise ModelError(
             str(path),
-            needed="a run directory with a checkpoint, a checkpoint, or a GPT-2 model in Hugging Face's layout",
-            found="none of them" if path.exists() else "no such folder",
+            expected="a run directory with a checkpoint, a checkpoint, or a GPT-2 model in Hugging Face's layout",
+            got="none of them" if path.exists() else "no such folder",
             cause="the run has not reached its first checkpoint yet, or the path is another",
-            remedy="name the folder that was given to train --out, or train for longer",
+            hint="name the folder that was given to train --out, or train for longer",
         )

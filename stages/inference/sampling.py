@@ -99,14 +99,14 @@ def _checked(logits: NDArray[np.floating]) -> NDArray[np.float64]:
     if not np.isfinite(scores.max()):  # NaN wins over every number
         raise SamplingError(
             "logits",
-            needed="numbers, at least one of them finite and none above",
-            found=f"a largest one of {scores.max()}",
+            expected="numbers, at least one of them finite and none above",
+            got=f"a largest one of {scores.max()}",
             cause="the model's weights are damaged, or its training diverged",
-            remedy="sample from an earlier checkpoint",
+            hint="sample from an earlier checkpoint",
         )
     return scores
 
 
 def _refused(name: str, needed: str, found: object) -> SamplingError:
     cause = "a slip in the command line or the call"
-    return SamplingError(name, needed=needed, found=str(found), cause=cause, remedy=f"give {name} as {needed}")
+    return SamplingError(name, expected=needed, got=str(found), cause=cause, hint=f"give {name} as {needed}")

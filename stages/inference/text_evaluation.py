@@ -56,10 +56,10 @@ def _validation_tokens(model: Model, run: Path) -> tuple[TokenFile, int]:
     if not path.exists():
         raise ConfigError(
             str(path),
-            needed="the validation tokens of a run",
-            found="no such file",
+            expected="the validation tokens of a run",
+            got="no such file",
             cause="a checkpoint or a model of another origin was named, or the run's data were removed",
-            remedy="give a text with --text FILE_OR_DIR",
+            hint="give a text with --text FILE_OR_DIR",
         )
     tokens = TokenFile.open(path, model.geometry.vocabulary, model.geometry.context)
     try:
@@ -67,8 +67,8 @@ def _validation_tokens(model: Model, run: Path) -> tuple[TokenFile, int]:
     except InputError as error:
         raise DataError(
             str(path),
-            needed=error.needed,
-            found=f"{error.found} as {error.subject}",
+            expected=error.expected,
+            got=f"{error.got} as {error.subject}",
             cause="the file is damaged, or was made with another tokenizer",
-            remedy="give a text with --text FILE_OR_DIR, or resume the run, which makes the file anew from its text",
+            hint="give a text with --text FILE_OR_DIR, or resume the run, which makes the file anew from its text",
         ) from error

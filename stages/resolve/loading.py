@@ -20,7 +20,15 @@ from typing import Any
 
 import msgspec
 
-from threadloom.stages.config import Config, ConfigError, LossScaling, ResolvedConfig, ScheduleKind, flatten
+from threadloom.stages.config import (
+    Config,
+    ConfigError,
+    LossScaling,
+    ResolvedConfig,
+    ScheduleKind,
+    UnknownSettingError,
+    flatten,
+)
 
 _S = typing.TypeVar("_S", bound=msgspec.Struct)
 
@@ -51,7 +59,9 @@ def _decode(text: str | bytes, source: str, kind: type[_S]) -> _S:
         raw = msgspec.json.decode(text)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ConfigError(
-            source, needed="JSON", found=str(error), cause="a typing slip or a damaged file", remedy="correct it there"
+            source,
+            expected="JSON",
+            got=str(error),
         ) from error
     _check_keys(raw, kind, "", source)
     return msgspec.convert(raw, kind)
@@ -67,13 +77,12 @@ def load_config(name_or_path: str | Path) -> Config:
     try:
         return from_json(file.read_bytes(), source=str(file))
     except OSError as error:
-        near = _near(path.name, CONFIG_NAMES)
+        close = _close_matches(path.name, CONFIG_NAMES)
         raise ConfigError(
             str(name_or_path),
-            needed=f"one of {', '.join(CONFIG_NAMES)}, or a JSON file",
-            found=error.strerror or type(error).__name__,
-            cause="the name is misspelt or the path does not lead to the file",
-            remedy=f"did you mean {near}?" if near else "give one of these names, or the path of a file",
+            expected=f"one of {', '.join(CONFIG_NAMES)}, or a JSON file",
+            got=error.strerror or type(error).__name__,
+            hint=f"did you mean {' or '.join(close)}?" if close else None,
         ) from error
 
 
@@ -87,9 +96,7 @@ def apply_overrides(config: Config, overrides: Iterable[str]) -> Config:
         key, equals, text = override.partition("=")
         key = key.strip()
         if not equals:
-            raise ConfigError(
-                override, "key=value", repr(override), "the equals sign is missing", "write it as in delay=2"
-            )
+            raise ConfigError(override, expected="key=value", got=repr(override))
         config = _replaced(config, key.split("."), _parsed(key, text.strip()))
     return config
 
@@ -103,7 +110,7 @@ def _replaced(section: _S, path: list[str], value: object) -> _S:
 def _parsed(key: str, text: str) -> object:
     kinds = setting_types()
     if key not in kinds:
-        raise _unknown(key, "a setting")
+        raise _unknown(key)
     kind = kinds[key]
     attempts: list[object] = [text, [text]]
     if text.lower() in ("none", "auto", "null") and text not in _choices(kind):  # loss_scale.kind=none is a choice
@@ -142,19 +149,16 @@ def setting_types(section: type[msgspec.Struct] = Config, prefix: str = "") -> d
 def _check_keys(raw: object, section: type[msgspec.Struct], prefix: str, source: str) -> None:
     """Refuse unknown and missing keys and wrong types, each under its dotted name."""
     if not isinstance(raw, dict):
-        cause = "a value stands where a section belongs"
-        raise ConfigError(
-            prefix.rstrip(".") or source, "a JSON object", _shown(raw), cause, "write its settings in braces"
-        )
+        raise ConfigError(prefix.rstrip(".") or source, expected="a JSON object", got=_shown(raw))
     hints = typing.get_type_hints(section)
     for name in raw:
         if name not in hints:
-            raise _unknown(prefix + name, f"a setting in {source}")
+            raise _unknown(prefix + name, source)
     for field in msgspec.structs.fields(section):
         key, kind = prefix + field.name, hints[field.name]
         if field.name not in raw:
             if field.required:
-                raise ConfigError(key, _described(kind), f"nothing in {source}", "the key is missing", f"add {key}")
+                raise ConfigError(key, expected=_described(kind), got=f"nothing in {source}")
         elif isinstance(kind, type) and issubclass(kind, msgspec.Struct):
             _check_keys(raw[field.name], kind, key + ".", source)
         else:
@@ -169,21 +173,17 @@ def _shown(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _near(word: str, words: Iterable[str]) -> str:
-    return " or ".join(difflib.get_close_matches(word, list(words), n=2, cutoff=0.6))
+def _close_matches(word: str, words: Iterable[str]) -> list[str]:
+    return difflib.get_close_matches(word, list(words), n=2, cutoff=0.6)
 
 
-def _unknown(key: str, needed: str) -> ConfigError:
+def _unknown(key: str, source: str | None = None) -> ConfigError:
     keys = list(setting_types())
     inside = [name for name in keys if name.startswith(key + ".")]
-    same_ending = [name for name in keys if name.rpartition(".")[2] == key.rpartition(".")[2]]
-    near = " or ".join(same_ending) or _near(key, keys)
     if inside:
-        cause, remedy = "it is a section, not a setting", f"name one of {', '.join(inside)}"
-    else:
-        cause = "the key is misspelt or belongs to another section"
-        remedy = f"did you mean {near}?" if near else f"the settings are {', '.join(keys)}"
-    return ConfigError(key, needed, "no setting of that name", cause, remedy)
+        return ConfigError(key, expected="a setting", got="a section", hint=f"its settings are {', '.join(inside)}")
+    same_ending = [name for name in keys if name.rpartition(".")[2] == key.rpartition(".")[2]]
+    return UnknownSettingError(key, source, close=same_ending or _close_matches(key, keys))
 
 
 def _described(kind: Any) -> str:
@@ -199,13 +199,12 @@ _OTHER_NAMES = {"bfloat16": "bf16", "float16": "fp16", "half": "fp16", "fp32": "
 """What PyTorch and its users call a precision, and our name of it."""
 
 
-def _mistyped(key: str, kind: Any, found: str) -> ConfigError:
-    cause = "a value of another type, or a misspelt choice"
-    word = found.strip("'\"").lower()
-    near = _OTHER_NAMES.get(word, _near(word, map(str, _choices(kind))))
-    if near in _choices(kind):
-        return ConfigError(key, _described(kind), found, cause, f"did you mean {near}?")
-    return ConfigError(key, _described(kind), found, cause, f"give {key} {_described(kind)}")
+def _mistyped(key: str, kind: Any, got: str) -> ConfigError:
+    choices = _choices(kind)
+    word = got.strip("'\"").lower()
+    close = [_OTHER_NAMES[word]] if word in _OTHER_NAMES else _close_matches(word, map(str, choices))
+    hint = f"did you mean {' or '.join(close)}?" if choices and set(close) & set(choices) else None
+    return ConfigError(key, expected=_described(kind), got=got, hint=hint)
 
 
 # --- what decides the weights -----------------------------------------------------------------------------------------

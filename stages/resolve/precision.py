@@ -80,17 +80,16 @@ def choose(
     if ratio < LEAST and not allow_slow:
         raise ConfigError(
             "precision",
-            needed="one that is at least a third as fast as float32 here",
-            found=f"{asked.value}: {_compared(asked, speeds)}",
+            expected="one that is at least a third as fast as float32 here",
+            got=f"{asked.value}: {_compared(asked, speeds)}",
             cause=_path(asked, info),
-            remedy=f"{instead}; or set {ALLOW_SLOW}=1 in the environment to train with it",
+            hint=f"{instead}; or set {ALLOW_SLOW}=1 in the environment to train with it",
         )
     return Choice(
         asked,
         reason,
-        f"precision={asked.value} was asked for, and is slower here than {faster.value}: {_compared(asked, speeds)}. "
-        f"Likely cause: {_path(asked, info)}. "
-        f"Remedy: {instead}{_worth(asked)}.",
+        f"precision={asked.value} is slower here than {faster.value}: {_compared(asked, speeds)}; "
+        f"{_path(asked, info)}. Hint: {instead}{_worth(asked)}.",
     )
 
 

@@ -104,53 +104,75 @@ def validate(config: Config) -> None:
         if key in _LIMITS and value is not None:
             low, high = _LIMITS[key]
             if not (math.isfinite(value) and low <= value <= high):
-                cause = "a slip in the number" if value > high else "a size or a rate that cannot work"
-                raise ConfigError(key, f"{low:g} to {high:g}", f"{value!r}", cause, f"set {key} within these limits")
+                raise ConfigError(key, expected=f"{low:g} to {high:g}", got=f"{value!r}")
     model, schedule = config.model, config.schedule
     if model.channels % model.heads:
         widths = [heads for heads in range(1, min(model.channels, 64) + 1) if model.channels % heads == 0]
         raise ConfigError(
-            "model.channels", f"a multiple of model.heads = {model.heads}", f"{model.channels}",
-            "every head takes an equal part of the channels", f"set model.heads to one of {widths}",
-        )  # fmt: skip
+            "model.channels",
+            expected=f"a multiple of model.heads = {model.heads}",
+            got=f"{model.channels}",
+            cause="every head takes an equal part of the channels",
+            hint=f"set model.heads to one of {widths}",
+        )
     if model.vocab_size is None and config.data.tokenizer is TokenizerKind.BPE:
         raise ConfigError(
-            "model.vocab_size", "a size", "null", "a BPE tokenizer is trained up to a given size",
-            "set model.vocab_size=10000, or data.tokenizer=characters",
-        )  # fmt: skip
+            "model.vocab_size",
+            expected="a size",
+            got="null",
+            cause="a BPE tokenizer is trained up to a given size",
+            hint="set model.vocab_size=10000, or data.tokenizer=characters",
+        )
     count = parameter_count(model.geometry_with(model.vocab_size)) if model.vocab_size else 0
     if count > MAX_PARAMETERS:
         raise ConfigError(
-            "model", f"at most {MAX_PARAMETERS:,} parameters", f"{count:,}", "a slip in one of the model's sizes",
-            "lower model.channels, model.layers or model.vocab_size",
-        )  # fmt: skip
+            "model",
+            expected=f"at most {MAX_PARAMETERS:,} parameters",
+            got=f"{count:,}",
+            hint="lower model.channels, model.layers or model.vocab_size",
+        )
     if config.micro_batch and config.batch_size % config.micro_batch:
         raise ConfigError(
-            "micro_batch", f"a divisor of batch_size = {config.batch_size}", f"{config.micro_batch}",
-            "a batch is cut into equal micro-batches", f"set micro_batch to one of {_divisors(config.batch_size)}",
-        )  # fmt: skip
+            "micro_batch",
+            expected=f"a divisor of batch_size = {config.batch_size}",
+            got=f"{config.micro_batch}",
+            cause="a batch is cut into equal micro-batches",
+            hint=f"set micro_batch to one of {_divisors(config.batch_size)}",
+        )
     items = config.sequences // (config.micro_batch or 1)
     if config.lanes and config.lanes > items:
         raise ConfigError(
-            "lanes", f"at most the {items} micro-batches of an update", f"{config.lanes}",
-            "a lane would sum no gradient", f"set lanes to at most {items}, or a smaller micro_batch",
-        )  # fmt: skip
+            "lanes",
+            expected=f"at most the {items} micro-batches of an update",
+            got=f"{config.lanes}",
+            cause="a lane would sum no gradient",
+            hint=f"set lanes to at most {items}, or a smaller micro_batch",
+        )
     blas = config.threads.blas
     if config.gemm is Gemm.NUMBA and blas is not None and blas > 1:
         raise ConfigError(
-            "threads.blas", "1 where gemm is numba", f"{blas}",
-            "only BLAS shares one matrix product among threads of its own", "set gemm=blas, or leave threads.blas at 1",
-        )  # fmt: skip
+            "threads.blas",
+            expected="1 where gemm is numba",
+            got=f"{blas}",
+            cause="only BLAS shares one matrix product among threads of its own",
+            hint="set gemm=blas, or leave threads.blas at 1",
+        )
     if schedule.min_lr > config.optimizer.lr:
         raise ConfigError(
-            "schedule.min_lr", f"at most optimizer.lr = {config.optimizer.lr:g}", f"{schedule.min_lr:g}",
-            "the schedule decays from optimizer.lr to schedule.min_lr", "lower schedule.min_lr or raise optimizer.lr",
-        )  # fmt: skip
+            "schedule.min_lr",
+            expected=f"at most optimizer.lr = {config.optimizer.lr:g}",
+            got=f"{schedule.min_lr:g}",
+            cause="the schedule decays from optimizer.lr to schedule.min_lr",
+            hint="lower schedule.min_lr or raise optimizer.lr",
+        )
     if schedule.decay_steps is not None and schedule.decay_steps < schedule.warmup:
         raise ConfigError(
-            "schedule.decay_steps", f"at least schedule.warmup = {schedule.warmup}", f"{schedule.decay_steps}",
-            "the decay would end before it begins", "raise schedule.decay_steps or lower schedule.warmup",
-        )  # fmt: skip
+            "schedule.decay_steps",
+            expected=f"at least schedule.warmup = {schedule.warmup}",
+            got=f"{schedule.decay_steps}",
+            cause="the decay would end before it begins",
+            hint="raise schedule.decay_steps or lower schedule.warmup",
+        )
 
 
 def resolve(config: Config, cores: int, vocabulary: int | None = None) -> ResolvedConfig:
@@ -203,17 +225,20 @@ def _vocabulary_size(model: ModelConfig, vocabulary: int | None) -> int:
         if vocabulary is None:
             raise ConfigError(
                 "model.vocab_size",
-                needed="a size",
-                found="null",
+                expected="a size",
+                got="null",
                 cause="the configuration leaves it to the text's tokenizer and was not resolved",
-                remedy="resolve(config, cores, vocabulary=...) with the prepared data's vocabulary, or set it",
+                hint="resolve(config, cores, vocabulary=...) with the prepared data's vocabulary, or set it",
             )
         return vocabulary
     if vocabulary is not None and vocabulary > model.vocab_size:
         raise ConfigError(
-            "model.vocab_size", f"at least the tokenizer's {vocabulary} tokens", f"{model.vocab_size}",
-            "the tokenizer belongs to another model or text", f"set model.vocab_size={vocabulary} or prepare it anew",
-        )  # fmt: skip
+            "model.vocab_size",
+            expected=f"at least the tokenizer's {vocabulary} tokens",
+            got=f"{model.vocab_size}",
+            cause="the tokenizer belongs to another model or text",
+            hint=f"set model.vocab_size={vocabulary} or prepare it anew",
+        )
     return model.vocab_size
 
 

@@ -104,7 +104,9 @@ def saved_config(out: Path) -> Config:
         else:
             cause, remedy = "there is no run in that folder", "name the folder that was given to train --out"
         found = error.strerror or type(error).__name__
-        raise ConfigError(str(run.config), "the configuration of a run", found, cause, remedy) from error
+        raise ConfigError(
+            str(run.config), expected="the configuration of a run", got=found, cause=cause, hint=remedy
+        ) from error
 
 
 def _last_checkpoint(run: RunDirectory) -> Checkpoint | None:
@@ -150,10 +152,10 @@ def _same_trajectory(
     if start.step > config.steps:
         raise ConfigError(
             "steps",
-            needed=f"at least the {start.step} updates that the run in {run.path} has made",
-            found=f"{config.steps}",
+            expected=f"at least the {start.step} updates that the run in {run.path} has made",
+            got=f"{config.steps}",
             cause="a run cannot be taken back",
-            remedy=f"give more than {start.step} to go on with it, or start a new run with another --out",
+            hint=f"give more than {start.step} to go on with it, or start a new run with another --out",
         )
     saved = trajectory(saved_config(run.path))
     differences = trajectory_differences(saved, trajectory(config))
@@ -161,10 +163,10 @@ def _same_trajectory(
         words = "; ".join(f"{key}: saved {old!r}, now {new!r}" for key, (old, new) in differences.items())
         raise ConfigError(
             next(iter(differences)),
-            needed=f"the settings that the run in {run.path} was started with",
-            found=words,
+            expected=f"the settings that the run in {run.path} was started with",
+            got=words,
             cause="these settings decide the weights, and the checkpoint was made with others",
-            remedy="resume without changing them, or start a new run with another --out",
+            hint="resume without changing them, or start a new run with another --out",
         )
     return config
 

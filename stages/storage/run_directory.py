@@ -113,32 +113,48 @@ class RunDirectory:
         run = cls(path)
         if path.exists() and not path.is_dir():
             raise RunDirectoryError(
-                str(path), "a folder for the run", "a file", "the name of another file was given", "give another --out"
+                str(path),
+                expected="a folder for the run",
+                got="a file",
+                cause="the name of another file was given",
+                hint="give another --out",
             )
         if mode is RunMode.RESUME and not run.holds_run():
             raise RunDirectoryError(
-                str(path), "a run to resume", "none", "it was never started, or lies in another folder",
-                "leave out --resume to start it, or give the run's own --out",
-            )  # fmt: skip
+                str(path),
+                expected="a run to resume",
+                got="none",
+                cause="it was never started, or lies in another folder",
+                hint="leave out --resume to start it, or give the run's own --out",
+            )
         if mode is not RunMode.RESUME and not run.holds_run() and _entries(path) and not run.checkpoints.is_dir():
             raise RunDirectoryError(
-                str(path), "an empty or new folder, or one with a run", f"{', '.join(_entries(path)[:3])} in it",
-                "the folder is for something else", "give another --out",
-            )  # fmt: skip
+                str(path),
+                expected="an empty or new folder, or one with a run",
+                got=f"{', '.join(_entries(path)[:3])} in it",
+                cause="the folder is for something else",
+                hint="give another --out",
+            )
         if mode is RunMode.NEW and run.holds_run():
             raise RunDirectoryError(
-                str(path), "an empty or new folder", "a run in it", "the same --out was used before",
-                "continue that run with --resume, replace it with --overwrite, or give another --out",
-            )  # fmt: skip
+                str(path),
+                expected="an empty or new folder",
+                got="a run in it",
+                cause="the same --out was used before",
+                hint="continue that run with --resume, replace it with --overwrite, or give another --out",
+            )
         try:
             # The checkpoints' folder first: it is what tells a run's directory from any other, should this be cut off.
             run.checkpoints.mkdir(parents=True, exist_ok=True)
             run.data.mkdir(exist_ok=True)
         except OSError as error:
             raise RunDirectoryError(
-                str(path), "a folder that can be made and written to", str(error.strerror),
-                "another user owns it, or the disk is full or read-only", "give another --out",
-            ) from error  # fmt: skip
+                str(path),
+                expected="a folder that can be made and written to",
+                got=str(error.strerror),
+                cause="another user owns it, or the disk is full or read-only",
+                hint="give another --out",
+            ) from error
         with _only_writer(path):
             if mode is RunMode.OVERWRITE:
                 run._remove_run()
@@ -180,9 +196,12 @@ def _only_writer(path: Path) -> Iterator[None]:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise RunDirectoryError(
-                    str(path), "a run that nobody writes to", "another process at work on it",
-                    "it is still training", "wait for it to end or stop it, or give another --out",
-                ) from error  # fmt: skip
+                    str(path),
+                    expected="a run that nobody writes to",
+                    got="another process at work on it",
+                    cause="it is still training",
+                    hint="wait for it to end or stop it, or give another --out",
+                ) from error
             except OSError as error:  # some network file systems have no locks
                 logger.debug("no lock on {}: {}", path, error)
         yield

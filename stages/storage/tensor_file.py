@@ -37,8 +37,10 @@ _READ = {"F32", "F16", "F64"}
 class CheckpointError(InputError):
     """A file of a checkpoint or of a model cannot be written or read; the text says which, why, and what to do."""
 
-    def __init__(self, path: Path, *, needed: str, found: str, cause: str, remedy: str) -> None:
-        super().__init__(str(path), needed, found, cause, remedy)
+    def __init__(
+        self, path: Path, *, expected: str, got: str, cause: str | None = None, hint: str | None = None
+    ) -> None:
+        super().__init__(str(path), expected, got, cause, hint)
         self.path = path
 
 
@@ -151,16 +153,16 @@ class TensorFile:
         if missing or unknown:
             found = f"{_listed(missing)} missing" if missing else f"{_listed(unknown)} beside them"
             raise CheckpointError(
-                self.path, needed=f"the {len(needed)} tensors of the model", found=found, cause=cause, remedy=remedy
+                self.path, expected=f"the {len(needed)} tensors of the model", got=found, cause=cause, hint=remedy
             )
         for name, shape in needed.items():
             if self.shapes[name] != tuple(shape):
                 raise CheckpointError(
                     self.path,
-                    needed=f"{name} of shape {tuple(shape)}",
-                    found=f"shape {self.shapes[name]}",
+                    expected=f"{name} of shape {tuple(shape)}",
+                    got=f"shape {self.shapes[name]}",
                     cause=cause,
-                    remedy=remedy,
+                    hint=remedy,
                 )
 
     def read(self, name: str, out: NDArray[np.float32]) -> None:
@@ -169,10 +171,10 @@ class TensorFile:
         if kind not in _READ:
             raise CheckpointError(
                 self.path,
-                needed=f"{name} as one of {', '.join(sorted(_READ))}",
-                found=str(kind),
+                expected=f"{name} as one of {', '.join(sorted(_READ))}",
+                got=str(kind),
                 cause="the model was saved in a compact form",
-                remedy="save it as float32, with `model.float().save_pretrained(folder)`",
+                hint="save it as float32, with `model.float().save_pretrained(folder)`",
             )
         if self.shapes[name] != out.shape:
             raise ValueError(f"{self.path}: {name} has shape {self.shapes[name]}, its place has {out.shape}")
@@ -187,10 +189,10 @@ def open_tensors(path: Path) -> Iterator[TensorFile]:
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
             path,
-            needed="a safetensors file",
-            found=f"{type(error).__name__}: {error}",
+            expected="a safetensors file",
+            got=f"{type(error).__name__}: {error}",
             cause="the file is missing, incomplete or of another kind",
-            remedy="restore it from a copy, or save the model again",
+            hint="restore it from a copy, or save the model again",
         ) from error
     with handle:
         yield TensorFile(path, handle)
@@ -210,10 +212,10 @@ def explain_fault(error: OSError, folder: Path, needed: int) -> CheckpointError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return CheckpointError(
             folder,
-            needed=f"{needed:,} bytes on the disk",
-            found=f"{free_bytes(folder):,} bytes free ({found})",
+            expected=f"{needed:,} bytes on the disk",
+            got=f"{free_bytes(folder):,} bytes free ({found})",
             cause="the disk, or the quota on it, is full",
-            remedy=f"free space or keep fewer checkpoints, then resume; {intact}",
+            hint=f"free space or keep fewer checkpoints, then resume; {intact}",
         )
     if error.errno == errno.EFBIG:
         cause, remedy = "a limit on the size of files", "raise it (`ulimit -f unlimited`)"
@@ -222,7 +224,7 @@ def explain_fault(error: OSError, folder: Path, needed: int) -> CheckpointError:
     else:
         cause, remedy = "the disk failed or went away", "look at the system's log, and choose another output folder"
     needed_text = f"to write {needed:,} bytes there"
-    return CheckpointError(path, needed=needed_text, found=found, cause=cause, remedy=f"{remedy}; {intact}")
+    return CheckpointError(path, expected=needed_text, got=found, cause=cause, hint=f"{remedy}; {intact}")
 
 
 def require_space(folder: Path, needed: int) -> None:

@@ -181,9 +181,7 @@ def run_tuning(config: Config, budget: float, console: Console | None = None) ->
     Compiling the kernels comes before and does not count.
     """
     if not budget > 0:
-        raise TuningError(
-            "--budget", "a number of seconds above 0", f"{budget:g}", "a slip in the number", "give --budget 60"
-        )
+        raise TuningError("--budget", expected="a number of seconds above 0", got=f"{budget:g}")
     console = console or Console(width=None if Console().is_terminal else 120)
     if words := others_at_work():
         logger.warning(words)

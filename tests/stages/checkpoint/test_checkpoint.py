@@ -177,7 +177,7 @@ def test_one_flipped_bit_is_found(whole: Path, name: str, data: st.DataObject) -
     content[place] ^= 1 << bit
     path.write_bytes(content)
     try:
-        with pytest.raises(CheckpointError, match=r"Remedy: .*(restore|open it with)") as caught:
+        with pytest.raises(CheckpointError, match=r"Hint: .*(restore|open it with)") as caught:
             Checkpoint.open(whole)
         assert caught.value.path == path
     finally:
@@ -203,7 +203,7 @@ def test_a_truncated_file_is_found(whole: Path, name: str, data: st.DataObject) 
 def test_a_missing_file_is_found(whole: Path, tmp_path: Path, name: str) -> None:
     copy = Path(shutil.copytree(whole, tmp_path / whole.name))
     (copy / name).unlink()
-    with pytest.raises(CheckpointError, match=f"{name}: needed .*no such file.*begin a new run"):
+    with pytest.raises(CheckpointError, match=f"{name}: expected .*no such file.*begin a new run"):
         Checkpoint.open(copy)
     if name in (OPTIMIZER_FILE, VERSIONS_FILE):
         sampled = Checkpoint.open(copy, for_training=False)
@@ -236,7 +236,7 @@ def forge(whole: Path, folder: Path, **changes: Any) -> Path:
 
 def test_an_unknown_format_is_refused(whole: Path, tmp_path: Path) -> None:
     path = forge(whole, tmp_path, format=2)
-    with pytest.raises(CheckpointError, match=r"needed a checkpoint of format 1; found format 2.*another release"):
+    with pytest.raises(CheckpointError, match=r"expected a checkpoint of format 1, got format 2.*another release"):
         Checkpoint.open(path)
 
 
@@ -247,7 +247,7 @@ def test_a_forged_description_does_not_lead_out_of_the_folder(whole: Path, tmp_p
         with pytest.raises(CheckpointError, match="plain names of files"):
             Checkpoint.open(path)
     path = forge(whole, tmp_path / "none", files={}, tokenizer=None)
-    with pytest.raises(CheckpointError, match="needed a record of 4 files"):
+    with pytest.raises(CheckpointError, match="expected a record of 4 files"):
         Checkpoint.open(path)
     path = forge(whole, tmp_path / "unrecorded", tokenizer="other.json")
     with pytest.raises(CheckpointError, match="record of the tokenizer"):
@@ -269,5 +269,5 @@ def test_another_geometry_or_version_is_refused(whole: Path) -> None:
         found.read_weights(7, empty(other))
     with pytest.raises(CheckpointError, match=refusal):
         found.read_moments(empty(), empty(other))
-    with pytest.raises(CheckpointError, match=r"needed version 4 .*found versions \[5, 6, 7\].*resume with delay=2"):
+    with pytest.raises(CheckpointError, match=r"expected version 4 .*got versions \[5, 6, 7\].*resume with delay=2"):
         found.read_weights(4, empty())

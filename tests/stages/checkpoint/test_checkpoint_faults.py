@@ -63,7 +63,7 @@ def test_a_full_disk_leaves_the_others(tmp_path: Path, monkeypatch: pytest.Monke
     writes = 1
     while error := save_with_room_for(tmp_path, writes, code, monkeypatch):
         writes += 1
-        assert re.search(r"needed [\d,]+ bytes on the disk; found [\d,]+ bytes free", str(error))
+        assert re.search(r"expected [\d,]+ bytes on the disk, got [\d,]+ bytes free", str(error))
         assert isinstance(error.__cause__, OSError)
         assert [path.name for path in tmp_path.iterdir()] == ["step-000001"]
         assert_holds(tmp_path / "step-000001", state_of(1, 1))
@@ -73,7 +73,7 @@ def test_a_full_disk_leaves_the_others(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_too_little_space_is_said_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tensorfile, "free_bytes", lambda _: 1234)
-    with pytest.raises(CheckpointError, match=r"needed [\d,]+ bytes on the disk; found 1,234 bytes free"):
+    with pytest.raises(CheckpointError, match=r"expected [\d,]+ bytes on the disk, got 1,234 bytes free"):
         save_checkpoint(tmp_path / "c", state_of(1, 0), None, 1)
     assert list((tmp_path / "c").iterdir()) == []
 

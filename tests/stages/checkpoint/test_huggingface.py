@@ -144,10 +144,10 @@ def test_a_stored_output_projection_must_be_the_embedding(folder: Path) -> None:
     rewrite(folder, lambda tensors: tensors | {TIED: tensors["transformer.wte.weight"].copy()})
     load_model(folder)
     rewrite(folder, lambda tensors: tensors | {TIED: tensors["transformer.wte.weight"] + np.float32(1)})
-    with pytest.raises(CheckpointError, match=r"lm_head\.weight equal to .* found other numbers"):
+    with pytest.raises(CheckpointError, match=r"lm_head\.weight equal to .* got other numbers"):
         load_model(folder)
     rewrite(folder, lambda tensors: tensors | {TIED: np.zeros((3, 12), np.float32)})
-    with pytest.raises(CheckpointError, match=r"found shape \(3, 12\) instead of \(37, 12\)"):
+    with pytest.raises(CheckpointError, match=r"got shape \(3, 12\) instead of \(37, 12\)"):
         load_model(folder)
 
 
@@ -158,28 +158,28 @@ def test_missing_unknown_and_misshapen_tensors_are_named(folder: Path) -> None:
     with pytest.raises(CheckpointError, match=re.escape(f"{name} missing")):
         load_model(folder)
     save_file(whole | {"transformer.h.3.ln_1.bias": np.zeros(12, np.float32)}, folder / MODEL_FILE)
-    with pytest.raises(CheckpointError, match=r"found transformer\.h\.3\.ln_1\.bias beside them"):
+    with pytest.raises(CheckpointError, match=r"got transformer\.h\.3\.ln_1\.bias beside them"):
         load_model(folder)
     save_file(whole | {name: np.ascontiguousarray(whole[name].T)}, folder / MODEL_FILE)
-    with pytest.raises(CheckpointError, match=re.escape(f"needed {name} of shape (12, 48); found shape (48, 12)")):
+    with pytest.raises(CheckpointError, match=re.escape(f"expected {name} of shape (12, 48), got shape (48, 12)")):
         load_model(folder)
 
 
 def test_another_geometry_is_refused(folder: Path) -> None:
     other = Geometry(vocabulary=37, context=11, layers=3, heads=3, channels=24)
-    with pytest.raises(CheckpointError, match=r"wte\.weight of shape \(37, 24\); found shape \(37, 12\)"):
+    with pytest.raises(CheckpointError, match=r"wte\.weight of shape \(37, 24\), got shape \(37, 12\)"):
         read_model(folder / MODEL_FILE, other, Arena(parameter_shapes(other)))
 
 
 @pytest.mark.parametrize(
     ("field", "value", "text"),
     [
-        ("model_type", "llama", 'needed model_type = "gpt2"; found "llama"'),
+        ("model_type", "llama", 'expected model_type = "gpt2", got "llama"'),
         ("activation_function", "gelu", 'activation_function = "gelu_new"'),
-        ("layer_norm_epsilon", 1e-6, "layer_norm_epsilon = 1e-05; found 1e-06"),
+        ("layer_norm_epsilon", 1e-6, "layer_norm_epsilon = 1e-05, got 1e-06"),
         ("tie_word_embeddings", False, "tie_word_embeddings = true"),
         ("scale_attn_by_inverse_layer_idx", True, "scale_attn_by_inverse_layer_idx = false"),
-        ("n_inner", 40, "n_inner = null or 48; found 40"),
+        ("n_inner", 40, "n_inner = null or 48, got 40"),
         ("n_head", 5, "n_embd = 12, n_head = 5"),
         ("n_layer", 0, "n_layer of at least 1"),
         ("n_layer", "three", "Expected `int`"),

@@ -67,8 +67,8 @@ def test_token_types() -> None:
         (np.zeros(20, ">u2"), ">u2"),
         (np.zeros((), np.uint16), r"shape \(\)"),
         (np.array([{"a": 1}] * 20, object), "object"),
-        (np.zeros(7, np.uint16), "at least 8 tokens.*found 7"),
-        (np.zeros(0, np.uint16), "at least 8 tokens.*found 0"),
+        (np.zeros(7, np.uint16), "at least 8 tokens.*got 7"),
+        (np.zeros(0, np.uint16), "at least 8 tokens.*got 0"),
     ],
 )
 def test_files_of_another_kind_are_refused(tmp_path: Path, ids: NDArray[Any], word: str) -> None:
@@ -82,8 +82,8 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
     path = save(tmp_path / "x.npy", np.zeros(1000, np.uint16))
     whole = path.read_bytes()
     for damaged, word in (
-        (whole[:-1], "2,128 bytes for the 1,000 tokens.*found 2,127 bytes.*cut it short"),
-        (whole[:500], "found 500 bytes"),
+        (whole[:-1], "2,128 bytes for the 1,000 tokens.*got 2,127 bytes.*cut it short"),
+        (whole[:500], "got 500 bytes"),
         (whole[:60], "a NumPy file"),
         (whole[:7], "a NumPy file"),
         (b"", "a NumPy file"),
@@ -345,7 +345,7 @@ def test_a_damaged_directory_is_made_anew(tmp_path: Path, name: str, damage: str
 
 
 def test_a_split_that_is_too_short_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"at least 9 tokens.*found 8") as caught:
+    with pytest.raises(DataError, match=r"at least 9 tokens.*got 8") as caught:
         prepare(config(), TEXT[:80], tmp_path / "none")
     assert caught.value.subject.endswith("validation.npy")
     with pytest.raises(DataError, match="no character"):

@@ -170,7 +170,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("wrong", [-1, 257, 10**12])
 def test_ids_outside_of_the_vocabulary_are_refused(make: "type[Tokenizer]", wrong: int) -> None:
     tokenizer = make()
-    with pytest.raises(TokenizerError, match=f"token 1: .*found {wrong}"):
+    with pytest.raises(TokenizerError, match=f"token 1: .*got {wrong}"):
         tokenizer.decode([0, wrong])
     assert tokenizer.decode([]) == ""
     assert len(tokenizer.encode("")) == 0

@@ -128,9 +128,9 @@ def test_greedy_text_is_that_of_transformers(tmp_path: Path) -> None:
 @pytest.mark.parametrize("prompt", [[37], [-1], [3, 2**40, 1], [], [[1, 2]], [1.5]])
 def test_a_prompt_is_checked_before_any_kernel_sees_it(prompt: list[int]) -> None:
     weights, _, _ = make()
-    with pytest.raises(GenerationError, match="the prompt: needed"):
+    with pytest.raises(GenerationError, match="the prompt: expected"):
         generate(weights, GEOMETRY, prompt, 5, GREEDY, 0)
-    with pytest.raises(GenerationError, match="the prompt: needed"):
+    with pytest.raises(GenerationError, match="the prompt: expected"):
         Decoder(weights, GEOMETRY).start(prompt)
 
 
@@ -139,7 +139,7 @@ def test_a_token_is_checked_before_the_kernel_sees_it() -> None:
     decoder = Decoder(weights, GEOMETRY)
     decoder.start([1])
     for token in (37, -1):
-        with pytest.raises(GenerationError, match=f"token ids from 0 to 36; found {token}"):
+        with pytest.raises(GenerationError, match=f"token ids from 0 to 36, got {token}"):
             decoder.take(token)
     assert decoder.position == 1
 
@@ -147,12 +147,12 @@ def test_a_token_is_checked_before_the_kernel_sees_it() -> None:
 def test_other_weights_tokens_or_seeds_are_refused_at_once() -> None:
     weights, _, _ = make()
     other = Geometry(vocabulary=38, context=12, layers=3, heads=3, channels=15)
-    with pytest.raises(GenerationError, match=r"the weights' wte: needed .*\(38, 15\); found float32 \(37, 15\)"):
+    with pytest.raises(GenerationError, match=r"the weights' wte: expected .*\(38, 15\), got float32 \(37, 15\)"):
         generate(weights, other, [1], 5, GREEDY, 0)
     turned = weights._replace(qkv_weight=np.zeros((3, 45, 15), np.float32).transpose(0, 2, 1))
     with pytest.raises(GenerationError, match="C-contiguous"):
         generate(turned, GEOMETRY, [1], 5, GREEDY, 0)
-    with pytest.raises(GenerationError, match="tokens: needed a number of at least 0; found -1"):
+    with pytest.raises(GenerationError, match="tokens: expected a number of at least 0, got -1"):
         generate(weights, GEOMETRY, [1], -1, GREEDY, 0)
     with pytest.raises(SamplingError, match="seed"):
         generate(weights, GEOMETRY, [1], 1, GREEDY, -1)

@@ -156,17 +156,17 @@ def test_a_tiny_temperature_is_greedy_without_a_warning() -> None:
     ],
 )
 def test_settings_that_mean_nothing_are_refused_by_name(name: str, value: float) -> None:
-    with pytest.raises(SamplingError, match=f"{name}: needed .* found {value}"):
+    with pytest.raises(SamplingError, match=f"{name}: expected .* got {value}"):
         SamplingSettings(**{name: value})  # type: ignore[arg-type]
 
 
 def test_a_negative_seed_is_refused() -> None:
-    with pytest.raises(SamplingError, match="seed: needed a whole number of at least 0; found -1"):
+    with pytest.raises(SamplingError, match="seed: expected a whole number of at least 0, got -1"):
         seeded(-1)
 
 
 @pytest.mark.parametrize("logits", [[1.0, math.nan], [math.inf, 0.0], [-math.inf, -math.inf], [], [[1.0, 2.0]]])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_logits_of_a_damaged_model_are_refused(logits: list[float], temperature: float) -> None:
-    with pytest.raises(SamplingError, match="logits: needed"):
+    with pytest.raises(SamplingError, match="logits: expected"):
         sample_token(np.array(logits, np.float32), SamplingSettings(temperature=temperature), seeded(0))

@@ -87,7 +87,7 @@ class TestFullDisk:
         arguments = ("train", "--resume", "--out", run, "--steps=8", "--no-tuned")
         error = self.limited(20_000, tmp_path / "log", *arguments)
         assert str(run / "checkpoints") in error
-        assert "Remedy: " in error
+        assert "Hint: " in error
         assert "stage 'save', step=6" in error
         assert (files(run, 2), files(run, 4)) == before
         assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step-000002", "step-000004"]
@@ -123,7 +123,7 @@ class TestDamagedCheckpoint:
     @pytest.mark.parametrize("what", ["sample", "eval"])
     def test_a_damaged_model_is_not_used(self, run: Path, what: str) -> None:
         flip(run / "checkpoints" / "step-000004" / "model.safetensors", 0.5)
-        command(what, run).refuses(run / "checkpoints" / "step-000004" / "model.safetensors", "Remedy: ")
+        command(what, run).refuses(run / "checkpoints" / "step-000004" / "model.safetensors", "Hint: ")
 
     @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
     def test_a_file_that_is_gone(self, run: Path, name: str) -> None:
@@ -136,14 +136,14 @@ class TestTokenFiles:
     def test_a_truncated_one_is_refused_by_eval(self, run: Path) -> None:
         path = run / "data" / "validation.npy"
         path.write_bytes(path.read_bytes()[:-10])
-        command("eval", run).refuses(path, "its header promises", "Remedy: ")
+        command("eval", run).refuses(path, "its header promises", "Hint: ")
 
     def test_an_id_out_of_range_is_refused_by_eval(self, run: Path) -> None:
         path = run / "data" / "validation.npy"
         ids = np.load(path)
         ids[5] = 999
         np.save(path, ids)
-        command("eval", run).refuses(path, "999", "Remedy: ")
+        command("eval", run).refuses(path, "999", "Hint: ")
 
     def test_an_id_out_of_range_never_reaches_a_kernel_in_training(self, tmp_path: Path) -> None:
         """The file changes after it was checked: draw looks at every window that it copies."""
@@ -182,7 +182,7 @@ class TestRefusedBeforeAnythingStarts:
     @pytest.mark.parametrize(
         ("setting", "parts"),
         [
-            ("delya=2", ("delya", "did you mean delay?")),
+            ("delya=2", ("delya", "did you mean 'delay'?")),
             ("forward=2", ("threads.forward",)),
             ("threads=2", ("threads.forward",)),
             ("delay=two", ("delay", "a whole number")),
@@ -215,9 +215,9 @@ class TestRefusedBeforeAnythingStarts:
         path, out = tmp_path / "config.json", tmp_path / "run"
         good = to_json(story(tmp_path))
         for bad, parts in {
-            good.replace('"delay"', '"dealy"'): ("dealy", "config.json", "did you mean delay"),
+            good.replace('"delay"', '"dealy"'): ("dealy", "config.json", "did you mean 'delay'?"),
             good.replace('"steps": 12', '"steps": "12"'): ("steps", '"12"', "a whole number"),
-            good[:-20]: (str(path), "needed JSON"),
+            good[:-20]: (str(path), "expected JSON"),
             "[]": ("a JSON object",),
         }.items():
             path.write_text(bad)
@@ -234,7 +234,7 @@ class TestRefusedBeforeAnythingStarts:
         for name in ("none.txt", "empty.txt", "short.txt", "binary.txt"):
             start = ("train", "--config", tmp_path / "config.json", "--out", tmp_path / f"run-{name}")
             outcome = command(*start, "--text", tmp_path / name)
-            outcome.refuses("Remedy: ", *([name] if name != "short.txt" else ["model.context"]))
+            outcome.refuses("Hint: ", *([name] if name != "short.txt" else ["model.context"]))
             assert not (tmp_path / f"run-{name}").exists()
 
     def test_a_start_that_failed_is_in_nobodys_way(self, tmp_path: Path) -> None:
@@ -272,7 +272,7 @@ class TestRefusedBeforeAnythingStarts:
 
     def test_what_is_sampled_and_evaluated(self, run: Path, tmp_path: Path) -> None:
         command("sample", tmp_path / "no").refuses("no such folder", "train --out")
-        command("eval", tmp_path).refuses(tmp_path, "Remedy: ")
+        command("eval", tmp_path).refuses(tmp_path, "Hint: ")
         command("sample", run, "--temperature=-1").refuses("temperature")
         command("sample", run, "--top-p=2").refuses("top_p")
         command("sample", run, "--top-k=0").refuses("top-k")

@@ -126,8 +126,8 @@ class TestRun:
         with pytest.raises(ConfigError, match=r"started with") as caught:
             train(story(tmp_path, "steps=4", "schedule.decay_steps=2", setting), tmp_path / "run", RunMode.RESUME)
         assert caught.value.subject == key
-        assert ("saved" in caught.value.found) and ("now" in caught.value.found)
-        assert "--out" in caught.value.remedy
+        assert ("saved" in caught.value.got) and ("now" in caught.value.got)
+        assert "--out" in str(caught.value.hint)
         assert ((tmp_path / "run" / "config.json").read_bytes(), files(tmp_path / "run", 2)) == before
 
     def test_another_text_is_refused(self, tmp_path: Path) -> None:
@@ -149,6 +149,6 @@ class TestRun:
 
     def test_a_run_cannot_be_taken_back(self, tmp_path: Path) -> None:
         train(story(tmp_path, "steps=4"), tmp_path / "run")
-        with pytest.raises(ConfigError, match=r"^steps: needed at least the 4 updates"):
+        with pytest.raises(ConfigError, match=r"^steps: expected at least the 4 updates"):
             train(story(tmp_path, "steps=3", "schedule.decay_steps=4"), tmp_path / "run", RunMode.RESUME)
         assert saved_config(tmp_path / "run").steps == 4
