@@ -1,4 +1,5 @@
-"""Errors, and memory that is shared: arenas, pools of slots, weight banks, gradient lanes, shared arrays; threads.
+"""Errors, and memory that threads share: arenas, pools, weight banks, gradient lanes, shared arrays; events, core
+counts.
 
 May import: nothing of this project.
 """

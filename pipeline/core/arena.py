@@ -1,8 +1,8 @@
 """One aligned allocation with named views in it.
 
-Guarantees: every view starts on a 64-byte boundary (a cache line, and the widest vector register), the views never
-overlap, the padding between them is zero when the arena is made, and nothing is allocated after that. Two arenas made
-from the same table have the same layout, so an operation on whole arenas needs only their flat forms.
+Guarantees: every view starts on a 64-byte boundary (a cache line, and the widest vector register); views never overlap;
+the padding between them is initially zero; nothing is allocated after construction. Two arenas with the same table of
+shapes have the same layout, so an operation on whole arenas needs only their `flat` arrays.
 """
 
 from collections.abc import Iterator, Mapping
@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 ALIGNMENT = 64
-"""Bytes between the boundaries on which views start."""
+"""Alignment of views, in bytes."""
 
 Shape = tuple[int, ...]
 
 
 def aligned_zeros(count: int, dtype: DTypeLike) -> NDArray[Any]:
-    """Return a zeroed one-dimensional array of `count` elements whose first byte lies on a 64-byte boundary."""
+    """Return a zeroed one-dimensional array of `count` elements aligned to 64 bytes."""
     kind = np.dtype(dtype)
     raw = np.zeros(count * kind.itemsize + ALIGNMENT, dtype=np.uint8)
     start = -raw.ctypes.data % ALIGNMENT
@@ -27,18 +27,18 @@ def aligned_zeros(count: int, dtype: DTypeLike) -> NDArray[Any]:
 
 
 def arena_size(shapes: Mapping[str, Shape], dtype: DTypeLike = np.float32) -> int:
-    """Return how many elements an arena of this table has, padding included."""
+    """Return the number of elements of an arena with these shapes, padding included."""
     return _layout(shapes, np.dtype(dtype))[1]
 
 
 def _layout(shapes: Mapping[str, Shape], kind: np.dtype[Any]) -> tuple[dict[str, int], int]:
-    """Return where each view begins, and where the last one ends, in elements."""
+    """Return the offset of each view and the total size, both in elements."""
     step = ALIGNMENT // kind.itemsize
     offsets: dict[str, int] = {}
     end = 0
     for name, shape in shapes.items():
         if any(size < 0 for size in shape):
-            raise ValueError(f"arena view {name!r} needs sizes of at least 0, got shape {shape}")
+            raise ValueError(f"arena view {name!r}: expected non-negative sizes, got shape {shape}")
         offsets[name] = end
         end += -(-prod(shape) // step) * step
     return offsets, end
@@ -47,24 +47,28 @@ def _layout(shapes: Mapping[str, Shape], kind: np.dtype[Any]) -> tuple[dict[str,
 class Arena(Mapping[str, NDArray[Any]]):
     """A mapping of name → array in which all arrays share one allocation.
 
-    `flat` is the whole allocation as one dimension, padding included; `offset(name)` is where a view begins in it.
+    `flat` is the whole allocation as a one-dimensional array, padding included; `offset(name)` is the index of a view
+    in it.
     """
 
     def __init__(
         self, shapes: Mapping[str, Shape], dtype: DTypeLike = np.float32, buffer: NDArray[Any] | None = None
     ) -> None:
-        """Lay `shapes` out in a new allocation of zeros, or in `buffer`: flat, aligned, of `arena_size` elements."""
+        """Lay out `shapes` in a new zeroed allocation, or in `buffer`: 1-D, 64-byte aligned, `arena_size` elements.
+
+        Raises ValueError if `buffer` does not fit, or if the element size does not divide 64 bytes.
+        """
         kind = np.dtype(dtype)
         if ALIGNMENT % kind.itemsize:
             raise ValueError(
-                f"an arena needs an element size that divides {ALIGNMENT} bytes, not {kind} ({kind.itemsize})"
+                f"expected a dtype whose size divides {ALIGNMENT} bytes, got {kind} ({kind.itemsize} bytes)"
             )
         self._offsets, size = _layout(shapes, kind)
         self.flat: NDArray[Any] = aligned_zeros(size, kind) if buffer is None else buffer
         misaligned = size and self.flat.ctypes.data % ALIGNMENT
         if self.flat.shape != (size,) or self.flat.dtype != kind or misaligned:
             raise ValueError(
-                f"an arena of this table needs a flat {kind} buffer of {size} elements on a {ALIGNMENT}-byte boundary, "
+                f"expected a 1-D {kind} buffer of {size} elements aligned to {ALIGNMENT} bytes, "
                 f"got shape {self.flat.shape} of {self.flat.dtype} at {self.flat.ctypes.data:#x}"
             )
         self._views = {
@@ -82,10 +86,10 @@ class Arena(Mapping[str, NDArray[Any]]):
         return len(self._views)
 
     def offset(self, name: str) -> int:
-        """Return the index in `flat` at which the view `name` begins."""
+        """Return the index in `flat` of the first element of view `name`."""
         return self._offsets[name]
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the allocation, padding between views included."""
+        """Size of the allocation in bytes, padding included."""
         return self.flat.nbytes

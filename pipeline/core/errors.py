@@ -1,77 +1,77 @@
-"""What can go wrong in the engine. Each message says what was needed, what was there, and the remedy."""
+"""Errors of the engine. Each message states the problem, the expected and the actual values, and a remedy."""
 
 from collections.abc import Mapping
 
 Label = Mapping[str, int | str]
-"""What tells one item from another, such as {"batch": 7, "micro": 2}."""
+"""Fields that identify an item in errors and traces, such as {"batch": 7, "micro": 2}."""
 
 
 class PipelineError(Exception):
-    """The base of every error that the engine raises on its own account."""
+    """Base class of all errors raised by the engine."""
 
 
 class GraphError(PipelineError, ValueError):
-    """A graph that cannot run: raised before any thread starts, with the name of the stage and the remedy."""
+    """An invalid graph. Raised before any thread starts."""
 
 
 class AdmissionError(PipelineError):
-    """Items that break the promise a stage was declared with: a gap, a duplicate, or an incomplete group."""
+    """Items that violate the admission policy of a stage: a gap, a duplicate, or an incomplete group."""
 
 
 class RouteError(PipelineError):
-    """An item whose key leads to none of the branches of its route."""
+    """An item whose key is not among the branches of its route."""
 
 
 class TooManySkipped(PipelineError):
-    """A stage that skipped a larger share of its items than its policy allows."""
+    """A stage skipped a larger share of its items than its failure policy allows."""
 
 
 class Stalled(PipelineError):
-    """A run in which nothing has moved for as long as its watchdog waits."""
+    """A run made no progress for the period that its watchdog allows."""
 
 
 class ItemTimeout(PipelineError):
-    """An item that took longer than the limit of its stage."""
+    """An item took longer than the time limit of its stage."""
 
 
 class Cancelled(PipelineError):
     """The run was stopped while this call waited.
 
-    Channels and resources raise it in every thread that waits on them, or comes to them, after `abort()`. In a worker
-    it is how the worker learns that it should end, and it is never reported as an error of its stage. The caller's
-    iteration raises it when the run was cancelled rather than failed.
+    After `abort()`, channels and resources raise it in all waiting threads and in later calls. A worker that gets it
+    ends, and it is not reported as an error of the stage. The caller's iteration raises it if the run was cancelled
+    rather than failed.
     """
 
 
 class Closed(PipelineError):
-    """Every producer of a channel is done and everything in it has been taken: the end of the input."""
+    """End of input: all producers of a channel have finished, and it is empty."""
 
 
 class StageFailure(PipelineError):
-    """The first error of a run; `__cause__` is the original exception with its own traceback."""
+    """The first error of a run; `__cause__` is the original exception with its traceback."""
 
     def __init__(self, stage: str, worker: int, label: Label, item: str, cause: BaseException) -> None:
         self.stage = stage
-        """The stage whose worker raised."""
+        """Name of the stage whose worker raised."""
         self.worker = worker
-        """Which of that stage's workers it was, counted from 0."""
+        """Index of that worker in its stage, from 0."""
         self.label = dict(label)
-        """The label of the item in hand; empty when the run has no label function or no item was in hand."""
+        """Label of the current item; empty if the run has no label function or the worker had no item."""
         self.item = item
-        """The item in hand in words, shortened; it stands in for the label in a run without one."""
+        """The current item as text: its label, or without a label function its shortened repr."""
         super().__init__(f"stage {stage!r} (worker {worker}) failed on {item}: {type(cause).__name__}: {cause}")
         self.__cause__ = cause
 
 
 class ShutdownTimeout(PipelineError):
-    """Threads that were told to end and did not within the grace period; the message has the stack of each."""
+    """Threads still running at the end of the grace period of a stopped run; the message contains their stacks."""
 
     def __init__(self, stacks: Mapping[str, str], grace: float) -> None:
         self.stacks = dict(stacks)
-        """Thread name → where it stood when the grace period ran out."""
+        """Thread name → its stack when the grace period expired."""
         listing = "\n".join(f"thread {name!r} is at:\n{stack}" for name, stack in stacks.items())
         super().__init__(
-            f"{len(stacks)} thread(s) did not end within {grace:g} s of being told to: a stage function neither "
-            f"returns nor waits on a channel or resource of this run. Bound its waits, or hand what it waits on to "
-            f"start(resources=...).\n{listing}"
+            f"{len(stacks)} thread(s) did not end within {grace:g} s of the stop request: a stage function neither "
+            f"returns nor waits on a channel or resource of this run. Add timeouts to its blocking calls, or pass the "
+            f"resource in start(resources=...).\n{listing}"
         )

@@ -1,11 +1,11 @@
-"""Gradient lanes: arenas in which the gradients of a batch's micro-batches are summed, each in one fixed order.
+"""Gradient lanes: buffers that each sum the gradients of some micro-batches of a batch, in one fixed order.
 
-Micro-batch m of every batch belongs to lane m mod n. A lane is written by one thread at a time, micro-batches in
-ascending order, so the sum in it has one order of additions however many threads there are; the reducer then adds the
-lanes, in order. The first micro-batch of a batch overwrites what the lane held, so lanes are never zeroed.
+With n lanes, micro-batch m of every batch belongs to lane m mod n. One thread at a time writes a lane, micro-batches in
+ascending order, so the order of additions does not depend on the number of threads; the reducer then adds the lanes in
+order. The first micro-batch of a batch overwrites its lane, so lanes need no zeroing.
 
-Ownership: lane l belongs to the worker that holds one of its micro-batches (admission `LaneOrder`); after a batch's
-last micro-batch it belongs to the reducer until `mark_reduced`.
+Ownership: lane l belongs to the worker that holds one of its micro-batches (admission `LaneOrder`); after the last
+micro-batch of a batch it belongs to the reducer until `mark_reduced`.
 """
 
 import threading
@@ -22,17 +22,18 @@ from threadloom.pipeline.core.errors import Cancelled
 
 @dataclass(frozen=True)
 class LanePlan:
-    """Which lane sums which micro-batch, and in which order."""
+    """The assignment of micro-batches to lanes."""
 
     lanes: int
     micro_batches: int
-    """Micro-batches of one batch."""
+    """Micro-batches per batch."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.lanes <= self.micro_batches:
             raise ValueError(
-                f"{self.micro_batches} micro-batches a batch allow 1 to {self.micro_batches} lanes, got {self.lanes}: "
-                "an unused lane would add stale gradients; use fewer lanes or smaller micro-batches"
+                f"expected 1 to {self.micro_batches} lanes for {self.micro_batches} micro-batches per batch, got "
+                f"{self.lanes}: an unused lane would contribute stale gradients; use fewer lanes or smaller "
+                f"micro-batches"
             )
 
     def lane_of(self, micro: int) -> int:
@@ -40,40 +41,40 @@ class LanePlan:
         return micro % self.lanes
 
     def starts_lane(self, micro: int) -> bool:
-        """Say whether `micro` is the first of its lane in a batch, which overwrites instead of adding."""
+        """Return True if `micro` is the first micro-batch of its lane, which overwrites the lane."""
         return micro < self.lanes
 
 
 class MonotonicCounter:
-    """A counter that only grows, and that threads can wait for."""
+    """A counter that only increases, and that threads can wait for."""
 
     def __init__(self, reached: int) -> None:
-        self._reached = reached  # only advance() changes it
+        self._reached = reached  # changed only by advance()
         self._changed = threading.Condition()
         self._aborted = False
 
     def advance(self, value: int) -> None:
-        """Raise the counter to `value` and wake who waited for it."""
+        """Increase the counter to `value` unless it is larger, and wake the waiters."""
         with self._changed:
             self._reached = max(self._reached, value)
             self._changed.notify_all()
 
     def wait_for(self, value: int) -> None:
-        """Wait until the counter has reached `value`; raises `Cancelled` on abort."""
+        """Wait until the counter is at least `value`. Raises `Cancelled` on abort."""
         with self._changed:
             self._changed.wait_for(lambda: self._aborted or self._reached >= value)
             if self._aborted:
                 raise Cancelled
 
     def abort(self) -> None:
-        """Wake everyone who waits with `Cancelled`."""
+        """Raise `Cancelled` in all waiting threads, and in later calls that would wait."""
         with self._changed:
             self._aborted = True
             self._changed.notify_all()
 
 
 class Lanes:
-    """The lanes' memory: one allocation of shape (lanes, elements of an arena), and an arena over each row."""
+    """The memory of all lanes: one float32 array of shape (lanes, arena size), and an arena over each row."""
 
     def __init__(self, shapes: Mapping[str, Shape], plan: LanePlan, first_batch: int = 0) -> None:
         size = arena_size(shapes)
@@ -83,18 +84,18 @@ class Lanes:
         self._reduced = MonotonicCounter(first_batch)
 
     def wait_writable(self, batch: int) -> None:
-        """Wait until the reducer has read every batch before `batch`, so that its gradients may be written."""
+        """Wait until the reducer has summed all batches before `batch`. Raises `Cancelled` on abort."""
         self._reduced.wait_for(batch)
 
     def mark_reduced(self, batch: int) -> None:
-        """Say that the lanes of `batch` have been summed elsewhere and may be written over."""
+        """Declare that the lanes of `batch` have been summed and may be overwritten."""
         self._reduced.advance(batch + 1)
 
     def abort(self) -> None:
-        """Wake everyone who waits with `Cancelled`."""
+        """Raise `Cancelled` in all waiting threads, and in later calls that would wait."""
         self._reduced.abort()
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all lanes."""
+        """Size of all lanes in bytes."""
         return self.flat.nbytes

@@ -1,9 +1,9 @@
-"""A fixed pool of pre-allocated things, lent and given back.
+"""A fixed pool of pre-allocated elements.
 
-Guarantees: the pool never makes a new element, so what is in flight has a bound; an element is lent to one holder at a
-time; an abort wakes everyone who waits. Assumption: who takes an element gives that same element back once. A pool
-whose holders pass elements along a pipeline must hand them out in the order of the items they serve (one stage with one
-worker), or a late item could hold what an early one needs.
+Guarantees: the pool creates no elements, so the number in use is bounded; an element has one holder at a time; an abort
+wakes all waiting threads. Assumption: each element taken is given back once. If elements travel along a pipeline, they
+must be taken in the order of the items they serve (by one stage with one worker); otherwise a later item may hold the
+element that an earlier item needs, and the pipeline deadlocks.
 """
 
 import threading
@@ -20,38 +20,38 @@ Element = TypeVar("Element")
 
 @dataclass(frozen=True)
 class PoolStatistics:
-    """How a pool was used."""
+    """Usage of a pool."""
 
     size: int
-    """Elements the pool was made with."""
+    """Number of elements of the pool."""
     lent: int
-    """Elements in use now."""
+    """Elements currently in use."""
     most_lent: int
-    """Largest number ever in use at once: below `size`, the pool was larger than needed."""
+    """Largest number in use at once so far; if below `size`, the pool is larger than needed."""
     waited: float
-    """Seconds that takers spent waiting: large, and the pool is what limits the pipeline."""
+    """Total seconds that `take` waited; if large, the pool is the bottleneck."""
 
 
 class Pool(Generic[Element]):
-    """Lends its elements one by one; `take` blocks while none is free."""
+    """A pool of elements; `take` blocks while none is free."""
 
     def __init__(self, elements: Iterable[Element]) -> None:
         self._elements = tuple(elements)
-        self._free = deque(self._elements)  # only take() and give_back() change it, under the condition's lock
+        self._free = deque(self._elements)  # changed only by take() and give_back(), under the lock
         self._size = len(self._free)
         if not self._size:
-            raise ValueError("a pool needs at least one element, got none; every taker would wait for ever")
+            raise ValueError("expected at least one element for a pool, got none: every take() would block forever")
         self._changed = threading.Condition()
         self._aborted = False
         self._most_lent = 0
         self._waited = 0.0
 
     def total(self, size: Callable[[Element], int]) -> int:
-        """Return the sum of a size over all elements, lent or not."""
+        """Return the sum of `size(element)` over all elements."""
         return sum(map(size, self._elements))
 
     def take(self) -> Element:
-        """Return a free element, waiting for one; raises `Cancelled` once the pool is aborted."""
+        """Return a free element, waiting until there is one. Raises `Cancelled` once the pool is aborted."""
         with self._changed:
             if not self._free and not self._aborted:
                 begin = time.perf_counter()
@@ -64,20 +64,22 @@ class Pool(Generic[Element]):
             return element
 
     def give_back(self, element: Element) -> None:
-        """Return an element that `take` lent."""
+        """Return `element`, obtained from `take`, to the pool. Raises RuntimeError if no element is in use."""
         with self._changed:
             if len(self._free) == self._size:
-                raise RuntimeError(f"a pool of {self._size} got back more than it lent: an element was returned twice")
+                raise RuntimeError(
+                    f"give_back called with all {self._size} elements free: an element was returned twice"
+                )
             self._free.append(element)
             self._changed.notify()
 
     def abort(self) -> None:
-        """Wake every waiting taker with `Cancelled`; later takers get it too."""
+        """Raise `Cancelled` in all waiting and later calls of `take`."""
         with self._changed:
             self._aborted = True
             self._changed.notify_all()
 
     def statistics(self) -> PoolStatistics:
-        """Return how the pool has been used so far."""
+        """Return the usage so far."""
         with self._changed:
             return PoolStatistics(self._size, self._size - len(self._free), self._most_lent, self._waited)

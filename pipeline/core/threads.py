@@ -1,8 +1,8 @@
-"""How many threads there may be: the cores that this process has, and the limit on BLAS's own threads.
+"""The cores available to this process, and the number of BLAS threads.
 
-Assumptions: a limit on BLAS threads holds for the whole process and not for one Python thread (OpenBLAS, MKL and BLIS
-keep one setting each), so it belongs around a whole run, entered before its stages start and left after they ended.
-Only libraries that are loaded when it is entered are limited: import the kernels first.
+Assumptions: a limit on BLAS threads applies to the whole process, not to one Python thread (OpenBLAS, MKL and BLIS keep
+one setting each), so it should enclose a whole run: entered before its stages start, left after they have ended. It
+affects only libraries loaded at that time: import the kernels first.
 """
 
 import os
@@ -16,17 +16,17 @@ import threadpoolctl
 
 @dataclass(frozen=True)
 class BlasThreads:
-    """The threads of one loaded BLAS library."""
+    """A loaded BLAS library and its number of threads."""
 
     library: str  # "openblas", "mkl", "blis" or "accelerate"
-    version: str | None  # None where the library does not tell
-    architecture: str | None  # the kernels that it picked for this CPU, in its own words ("Haswell", "SkylakeX")
-    threads: int  # how many it uses for one call at this moment
-    path: str  # file it was loaded from: NumPy and SciPy each bring one of their own
+    version: str | None  # None if the library does not report it
+    architecture: str | None  # its name of the kernels it selected for this CPU ("Haswell", "SkylakeX")
+    threads: int  # threads per call at present
+    path: str  # of the library file; NumPy and SciPy each bundle one
 
 
 def loaded_blas() -> tuple[BlasThreads, ...]:
-    """Return every BLAS library that this process has loaded, with the threads that it uses now."""
+    """Return the BLAS libraries loaded by this process, with their present numbers of threads."""
     return tuple(
         BlasThreads(
             library=pool["internal_api"],
@@ -42,44 +42,44 @@ def loaded_blas() -> tuple[BlasThreads, ...]:
 
 @contextmanager
 def blas_threads(limit: int) -> Iterator[tuple[BlasThreads, ...]]:
-    """Limit BLAS to `limit` threads a call, in the whole process, until the block ends.
+    """Limit BLAS to `limit` threads per call, in the whole process, until the block ends.
 
-    Yields what is loaded and the threads that each library then really uses: one that cannot be limited shows its own
-    number. Do not nest two of these in different threads: the one that leaves last decides what stays.
+    Yields the loaded libraries with the threads that each actually uses, which may differ from `limit` for a library
+    that cannot be limited. Do not overlap such blocks in different threads: the last to exit determines the setting.
     """
     if limit < 1:
-        raise ValueError(f"BLAS needs at least 1 thread, got {limit}; 1 and threads of the stages' own do best")
+        raise ValueError(f"expected a limit of at least 1 BLAS thread, got {limit}")
     with threadpoolctl.threadpool_limits(limits=limit, user_api="blas"):
         yield loaded_blas()
 
 
 def available_cores(root: Path = Path("/")) -> int:
-    """Return how many cores this process may use: its CPU affinity, cut to a container's CPU quota, at least 1.
+    """Return the number of cores available to this process: its CPU affinity, at most the container's CPU quota, >= 1.
 
-    A quota of 2.5 cores counts as 2: a third thread would be throttled, and with it the stages that wait for it. `root`
-    is where /proc and /sys are looked for.
+    A quota is rounded down (2.5 cores count as 2): a third thread would be throttled, and with it the stages that wait
+    for it. `root` is the directory that contains proc and sys.
     """
     try:
         cores = len(os.sched_getaffinity(0))
-    except AttributeError:  # macOS and Windows have no affinity
+    except AttributeError:  # no CPU affinity on macOS and Windows
         cores = os.cpu_count() or 1
     quota = cpu_quota(root)
     return cores if quota is None else max(1, min(cores, int(quota)))
 
 
 def cpu_quota(root: Path = Path("/")) -> float | None:
-    """Return the cores that the control groups of this process allow it (2.5 for instance), or None without a limit."""
+    """Return the CPU quota of this process's control groups in cores (such as 2.5), or None if there is no limit."""
     quotas: list[float | None] = []
     for line in _lines(root / "proc/self/cgroup"):
         _, controllers, path = line.split(":", 2)
-        if controllers == "":  # version 2, in one tree
+        if controllers == "":  # version 2: a single hierarchy
             folders = [root / "sys/fs/cgroup", root / "sys/fs/cgroup/unified"]
         elif "cpu" in controllers.split(","):  # version 1
             folders = [root / "sys/fs/cgroup/cpu", root / "sys/fs/cgroup" / controllers]
         else:
             continue
-        # Every group above this one limits it too. Within a container the path may be the host's and not exist here;
-        # the root of the tree is then the container's own group.
+        # All ancestors of the group limit it too. In a container the path may be the host's and not exist here; the
+        # root of the tree is then the container's group.
         group = Path(path.lstrip("/"))
         for folder in folders:
             quotas.extend(_group_quota(folder / part) for part in (group, *group.parents))
@@ -92,9 +92,9 @@ def _group_quota(group: Path) -> float | None:
         fields = _lines(group / "cpu.cfs_quota_us") + _lines(group / "cpu.cfs_period_us")
     try:
         quota, period = (float(field) for field in fields)
-    except ValueError:  # "max 100000": no limit; or not there
+    except ValueError:  # "max 100000" means no limit; the file may also be missing
         return None
-    return quota / period if quota > 0 and period > 0 else None  # version 1 says -1 for no limit
+    return quota / period if quota > 0 and period > 0 else None  # -1 means no limit in version 1
 
 
 def _lines(file: Path) -> list[str]:

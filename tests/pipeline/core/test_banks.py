@@ -1,4 +1,4 @@
-"""Versioned banks: the ledger's decisions driven by events, then the waiting, with interleavings forced."""
+"""Tests of the weight banks: VersionLedger by events, then the waiting of Banks under forced interleavings."""
 
 import threading
 
@@ -16,24 +16,24 @@ def test_version_for_is_the_declared_delay(delay: int, versions: list[int]) -> N
     assert [version_for(batch, delay) for batch in range(4)] == versions
 
 
-def test_the_ledger_refuses_what_can_never_work() -> None:
+def test_the_ledger_rejects_impossible_settings() -> None:
     with pytest.raises(ValueError, match="at least 3 banks"):
         VersionLedger(2, delay=2, published={0: 0})
-    with pytest.raises(ValueError, match="delay must be at least 0"):
+    with pytest.raises(ValueError, match="expected delay >= 0"):
         VersionLedger(2, delay=-1, published={0: 0})
     with pytest.raises(ValueError, match=r"versions \[4, 5\]"):
         VersionLedger(2, delay=1, published={5: 0})
-    with pytest.raises(ValueError, match="bank of its own"):
+    with pytest.raises(ValueError, match="in separate banks"):
         VersionLedger(2, delay=1, published={4: 0, 5: 0})
 
 
 class LedgerMachine(RuleBasedStateMachine):
-    """Random leases and updates: a leased version keeps its bank, and the declared versions are always there."""
+    """Random leases and updates: the bank of a leased version does not change, and the declared versions are kept."""
 
     def __init__(self) -> None:
         super().__init__()
         self.leases: list[tuple[int, int]] = []  # version, bank
-        self.contents: dict[int, int] = {}  # bank → version that its bytes hold, as a writer would leave them
+        self.contents: dict[int, int] = {}  # bank → version whose bytes it contains
 
     @initialize(delay=st.integers(0, 3), spare=st.integers(0, 2), first=st.integers(0, 5))
     def start(self, delay: int, spare: int, first: int) -> None:
@@ -44,7 +44,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(back=st.integers(0, 3))
     def lease(self, back: int) -> None:
-        # While version newest + 1 is written, the batches that read newest - delay are done.
+        # While version newest + 1 is being written, the batches that read newest - delay have finished.
         oldest = self.ledger.newest - self.ledger.delay + (self.ledger.writing is not None)
         version = max(self.ledger.newest - back, oldest)
         if 0 <= version <= self.ledger.newest and self.ledger.can_lease(version):
@@ -64,7 +64,7 @@ class LedgerMachine(RuleBasedStateMachine):
         bank = self.ledger.writable()
         assert bank is not None
         self.ledger.begin(bank)
-        self.contents[bank] = self.ledger.newest + 1  # from here on the bank's old bytes are gone
+        self.contents[bank] = self.ledger.newest + 1  # the previous content is lost from here on
 
     @precondition(lambda self: self.ledger.writing is not None)
     @rule()
@@ -81,12 +81,12 @@ class LedgerMachine(RuleBasedStateMachine):
             return
         newest, delay = self.ledger.newest, self.ledger.delay
         busy = self.ledger.writing is not None
-        # While version newest + 1 is written, only batches from newest + 1 on are yet to lease.
+        # While version newest + 1 is being written, only batches from newest + 1 on have yet to lease.
         for version in range(max(newest - delay + busy, 0), newest + 1):
             assert version in self.ledger.bank_of
 
     @invariant()
-    def a_lease_reads_its_own_version(self) -> None:
+    def each_bank_contains_its_version(self) -> None:
         if hasattr(self, "ledger"):
             for version, bank in self.ledger.bank_of.items():
                 assert bank == self.ledger.writing or self.contents[bank] == version
@@ -96,7 +96,7 @@ LedgerMachine.TestCase.settings = settings(max_examples=200, stateful_step_count
 TestLedger = LedgerMachine.TestCase
 
 
-def test_a_reader_waits_for_a_version_to_come() -> None:
+def test_a_reader_waits_for_a_future_version() -> None:
     banks = Banks(["a", "b"], delay=1)
     got: list[Lease[str]] = []
     reader = threading.Thread(target=lambda: got.append(banks.lease(1)))
@@ -128,7 +128,7 @@ def test_the_writer_waits_for_readers_of_the_oldest_version() -> None:
     assert order == ["released", "begun"]
 
 
-def test_a_spare_bank_lets_training_pass_a_held_version() -> None:
+def test_an_extra_bank_lets_the_writer_continue_past_a_leased_version() -> None:
     banks = Banks(["a", "b"], delay=0)
     held = banks.lease(0)
     for version in (1, 2, 3):
@@ -138,7 +138,7 @@ def test_a_spare_bank_lets_training_pass_a_held_version() -> None:
     held.release()
 
 
-def test_a_version_that_is_gone_is_refused_by_name() -> None:
+def test_an_overwritten_version_is_rejected() -> None:
     banks = Banks(["a"], delay=0)
     banks.begin()
     banks.publish()
@@ -146,7 +146,7 @@ def test_a_version_that_is_gone_is_refused_by_name() -> None:
         banks.lease(0)
 
 
-def test_staleness_is_counted_and_refused() -> None:
+def test_staleness_is_counted_and_checked() -> None:
     banks = Banks(["a", "b", "c"], delay=2)
     for batch in range(5):
         banks.check_staleness(batch, version_for(batch, 2))
@@ -165,7 +165,7 @@ def test_a_lease_is_released_once() -> None:
 
 
 @pytest.mark.parametrize("wait", [lambda banks: banks.lease(9), lambda banks: banks.wait_published(9)])
-def test_an_abort_wakes_who_waits(wait: object) -> None:
+def test_an_abort_wakes_waiting_threads(wait: object) -> None:
     banks = Banks(["a"], delay=0)
     raised: list[BaseException] = []
 

@@ -1,4 +1,4 @@
-"""Arenas, pools and lanes: layout, bounds and order."""
+"""Tests of arenas, pools and lanes."""
 
 import threading
 
@@ -26,10 +26,10 @@ def test_views_are_aligned_disjoint_and_cover_the_arena(table: dict[str, tuple[i
         owner[arena.offset(name) : arena.offset(name) + view.size] += 1
         view.fill(7)
     assert owner.max(initial=0) <= 1
-    assert np.array_equal(arena.flat == 7, owner == 1), "padding was written, or a view lies elsewhere"
+    assert np.array_equal(arena.flat == 7, owner == 1), "padding was written, or a view is outside its range"
 
 
-def test_a_buffer_of_the_wrong_size_is_refused() -> None:
+def test_a_buffer_of_the_wrong_size_is_rejected() -> None:
     with pytest.raises(ValueError, match="buffer of 16 elements"):
         Arena({"a": (3,)}, np.float32, np.zeros(3, np.float32))
 
@@ -50,13 +50,13 @@ def test_a_pool_lends_each_element_once_and_counts() -> None:
         pool.give_back(2)
 
 
-def test_an_empty_pool_is_refused_before_anyone_waits() -> None:
+def test_an_empty_pool_is_rejected() -> None:
     with pytest.raises(ValueError, match="at least one element"):
         Pool([])
 
 
-def test_an_aborted_pool_and_milestone_wake_who_waits() -> None:
-    pool, milestone = Pool([1]), MonotonicCounter(0)
+def test_abort_of_a_pool_and_a_counter_wakes_waiting_threads() -> None:
+    pool, counter = Pool([1]), MonotonicCounter(0)
     pool.take()
     raised: list[type[BaseException]] = []
 
@@ -68,19 +68,19 @@ def test_an_aborted_pool_and_milestone_wake_who_waits() -> None:
 
     threads = [
         threading.Thread(target=wait, args=(pool.take,)),
-        threading.Thread(target=wait, args=(lambda: milestone.wait_for(1),)),
+        threading.Thread(target=wait, args=(lambda: counter.wait_for(1),)),
     ]
     for thread in threads:
         thread.start()
     pool.abort()
-    milestone.abort()
+    counter.abort()
     for thread in threads:
         thread.join(10)
     assert raised == [Cancelled, Cancelled]
 
 
-def test_a_lane_without_micro_batches_is_refused() -> None:
-    with pytest.raises(ValueError, match="1 to 2 lanes, got 3"):
+def test_a_lane_without_micro_batches_is_rejected() -> None:
+    with pytest.raises(ValueError, match=r"expected 1 to 2 lanes .*, got 3"):
         LanePlan(3, 2)
 
 

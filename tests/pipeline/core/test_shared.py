@@ -1,4 +1,5 @@
-"""Pools of shared memory, in one process: sizes, lending, and what comes back. How they cross is in test_processes."""
+"""Tests of shared-memory pools in one process: sizes, lending and returning. test_processes has those across
+processes."""
 
 import gc
 import os
@@ -37,12 +38,12 @@ def test_arrays_are_aligned_separate_and_sized() -> None:
         assert str(pool) == "shared pool 'grid': 3 slots × 280 bytes = 12,288 bytes"
 
 
-def test_a_slot_comes_back_with_the_last_view_of_it() -> None:
+def test_a_slot_returns_when_its_last_view_is_deleted() -> None:
     with SharedPool(1, 64) as pool:
         array = pool.empty(16)
         view = array.reshape(4, 4)[1:, ::2].T
         del array
-        with pytest.raises(PoolExhausted, match=r"no slot of 'shared' came back within 0 s: all 1 are held by arrays"):
+        with pytest.raises(PoolExhausted, match=r"no slot of pool 'shared' was returned within 0 s: all 1 are held"):
             pool.empty(16, timeout=0)
         assert pool.statistics().lent == 1
         del view
@@ -52,7 +53,7 @@ def test_a_slot_comes_back_with_the_last_view_of_it() -> None:
         del again
 
 
-def test_a_slot_in_a_cycle_comes_back_with_the_cycle() -> None:
+def test_a_slot_in_a_reference_cycle_returns_after_garbage_collection() -> None:
     with SharedPool(1, 64) as pool:
         cycle: list[object] = [pool.empty(16)]
         cycle.append(cycle)
@@ -62,7 +63,7 @@ def test_a_slot_in_a_cycle_comes_back_with_the_cycle() -> None:
 
 
 @pytest.mark.parametrize("look_up", [None, 0.001], ids=["GIL", "no GIL"])
-def test_a_waiting_taker_is_woken_by_what_comes_back(monkeypatch: pytest.MonkeyPatch, look_up: float | None) -> None:
+def test_a_returned_slot_wakes_a_waiting_taker(monkeypatch: pytest.MonkeyPatch, look_up: float | None) -> None:
     monkeypatch.setattr("threadloom.pipeline.core.shared._LOOK_UP", look_up)
     with SharedPool(1, 64) as pool:
         held = [pool.empty(16)]
@@ -101,44 +102,44 @@ def test_abort_wakes_every_taker_and_reopen_makes_it_usable(takers: int) -> None
         assert pool.empty(16, timeout=30).shape == (16,)
 
 
-def test_what_does_not_fit_names_the_sizes() -> None:
+def test_an_array_that_does_not_fit_is_rejected_with_both_sizes() -> None:
     with SharedPool.of(2, (4, 4), name="tiles") as pool:
         with pytest.raises(
             PipelineError, match=r"\(4, 5\) and type float32 needs 80 bytes.*'tiles' have 64.*np.float32"
         ):
             pool.empty((4, 5))
-        with pytest.raises(PipelineError, match="objects live in one process"):
+        with pytest.raises(PipelineError, match="cannot hold arrays of object"):
             pool.empty(2, object)
-        with pytest.raises(ValueError, match="at least 0"):
+        with pytest.raises(ValueError, match="non-negative sizes"):
             pool.empty((-1, 2))
         assert pool.statistics().lent == 0
     with pytest.raises(ValueError, match="at least 1 slot"):
         SharedPool(0, 64)
 
 
-def test_memory_that_is_not_there_is_an_error_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_that_is_not_available_is_rejected_immediately(monkeypatch: pytest.MonkeyPatch) -> None:
     before = descriptors()
-    with pytest.raises(PipelineError, match=r"needs 1,125,899,906,842,624 bytes, and [\d,]+ are available"):
+    with pytest.raises(PipelineError, match=r"needs 1,125,899,906,842,624 bytes, but only [\d,]+ are available"):
         SharedPool(1, 1 << 50)
 
     def refuse(fd: int, offset: int, size: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", refuse)
-    with pytest.raises(PipelineError, match="the system refused"):
+    with pytest.raises(PipelineError, match="cannot allocate 4,096 bytes"):
         SharedPool(1, 64)
     assert descriptors() == before
 
 
 def test_close_frees_descriptor_and_memory_and_leaves_arrays_alive() -> None:
-    gc.collect()  # what earlier tests left in cycles
+    gc.collect()  # frees reference cycles left by earlier tests
     before, mapped, names = descriptors(), mappings(), os.listdir("/dev/shm")
     pool = SharedPool.of(2, (16,))
     assert (descriptors(), mappings(), os.listdir("/dev/shm")) == (
         before + 2,
         mapped + 1,
         names,
-    )  # a mapping has a descriptor too
+    )  # the mapping holds a descriptor too
     array = pool.empty(16)
     array[:] = 3
     pool.close()
@@ -152,7 +153,7 @@ def test_close_frees_descriptor_and_memory_and_leaves_arrays_alive() -> None:
     assert (descriptors(), mappings()) == (before, mapped)
 
 
-def test_a_pool_that_is_dropped_leaves_nothing() -> None:
+def test_a_deleted_pool_releases_everything() -> None:
     gc.collect()
     before, mapped = descriptors(), mappings()
     SharedPool.of(2, (16,)).empty(16)
@@ -179,7 +180,7 @@ def test_without_any_shared_memory_the_remedy_is_threads(monkeypatch: pytest.Mon
         anonymous_memory("none", 64)
 
 
-def test_slots_are_told_from_other_memory() -> None:
+def test_slot_of_recognises_memory_of_a_pool() -> None:
     with SharedPool(1, 64) as pool:
         array = pool.copy(np.arange(16, dtype=np.float32))
         slot = slot_of(array[3:])
@@ -189,28 +190,28 @@ def test_slots_are_told_from_other_memory() -> None:
         assert slot_of(np.frombuffer(b"abcd", np.uint8)) is None
         with pytest.raises(TypeError):
             slot.view((17,), np.float32)
-        with pytest.raises(ValueError, match="before its slot"):
+        with pytest.raises(ValueError, match="offset of at least 0 bytes"):
             slot.view((2,), np.float32, offset=-4)
         with pytest.raises(ValueError, match="strides"):
             slot.view((2,), np.float32, offset=0, strides=(-4,))
 
 
-def test_a_handle_of_an_earlier_lending_is_refused() -> None:
+def test_a_handle_of_an_earlier_loan_is_rejected() -> None:
     with SharedPool(1, 64) as pool:
         slot = pool.lend()
         number, serial = slot.number, slot.serial
         assert pool.held(number, serial) is slot
         del slot
-        with pytest.raises(PipelineError, match="lent for an earlier item"):
+        with pytest.raises(PipelineError, match="belonged to an earlier item"):
             pool.held(number, serial)
         later = pool.lend()
-        with pytest.raises(PipelineError, match="lent for an earlier item"):
+        with pytest.raises(PipelineError, match="belonged to an earlier item"):
             pool.held(number, serial)
         del later
 
 
 @given(st.lists(st.one_of(st.none(), st.integers(0, 5)), max_size=40))
-def test_lent_and_free_always_make_up_the_pool(steps: list[int | None]) -> None:
+def test_lent_and_free_slots_always_add_up(steps: list[int | None]) -> None:
     with SharedPool(3, 64) as pool:
         held: list[np.ndarray[Any, Any]] = []
         for step in steps:

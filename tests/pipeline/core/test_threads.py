@@ -1,4 +1,4 @@
-"""Cores by affinity and quota, read from tables laid out here; the limit on BLAS threads on the real libraries."""
+"""Tests of the available cores, with files written here, and of the BLAS thread limit, with the loaded libraries."""
 
 import os
 from pathlib import Path
@@ -9,8 +9,8 @@ import pytest
 from threadloom.pipeline.core.threads import available_cores, blas_threads, cpu_quota, loaded_blas
 
 
-def lay(root: Path, files: dict[str, str]) -> Path:
-    """Write a small /proc and /sys."""
+def write_files(root: Path, files: dict[str, str]) -> Path:
+    """Write the files of a fake /proc and /sys below `root`; return `root`."""
     for name, text in files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
@@ -24,12 +24,12 @@ def test_no_control_group_means_no_quota(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("text", "quota"), [("250000 100000", 2.5), ("max 100000", None), ("50000 100000", 0.5)])
 def test_version_2_quota(tmp_path: Path, text: str, quota: float | None) -> None:
-    lay(tmp_path, {"proc/self/cgroup": "0::/user/app\n", "sys/fs/cgroup/user/app/cpu.max": text + "\n"})
+    write_files(tmp_path, {"proc/self/cgroup": "0::/user/app\n", "sys/fs/cgroup/user/app/cpu.max": text + "\n"})
     assert cpu_quota(tmp_path) == quota
 
 
-def test_the_tightest_group_above_counts(tmp_path: Path) -> None:
-    lay(
+def test_the_smallest_quota_of_all_ancestors_applies(tmp_path: Path) -> None:
+    write_files(
         tmp_path,
         {
             "proc/self/cgroup": "0::/a/b\n",
@@ -41,15 +41,17 @@ def test_the_tightest_group_above_counts(tmp_path: Path) -> None:
     assert cpu_quota(tmp_path) == 3.0
 
 
-def test_within_a_container_the_root_of_the_tree_is_its_group(tmp_path: Path) -> None:
-    lay(tmp_path, {"proc/self/cgroup": "0::/host/path/not/seen/here\n", "sys/fs/cgroup/cpu.max": "150000 100000\n"})
+def test_in_a_container_the_root_group_applies(tmp_path: Path) -> None:
+    write_files(
+        tmp_path, {"proc/self/cgroup": "0::/host/path/not/seen/here\n", "sys/fs/cgroup/cpu.max": "150000 100000\n"}
+    )
     assert cpu_quota(tmp_path) == 1.5
 
 
 @pytest.mark.parametrize(("microseconds", "quota"), [("150000", 1.5), ("-1", None)])
 def test_version_1_quota(tmp_path: Path, microseconds: str, quota: float | None) -> None:
     folder = "sys/fs/cgroup/cpu,cpuacct/docker/x"
-    lay(
+    write_files(
         tmp_path,
         {
             "proc/self/cgroup": "9:memory:/m\n3:cpu,cpuacct:/docker/x\n",
@@ -60,12 +62,12 @@ def test_version_1_quota(tmp_path: Path, microseconds: str, quota: float | None)
     assert cpu_quota(tmp_path) == quota
 
 
-def test_cores_are_cut_to_the_quota_rounded_down_and_never_below_one(
+def test_cores_are_limited_by_the_quota_rounded_down_but_at_least_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
     quota = tmp_path / "sys/fs/cgroup/cpu.max"
-    lay(tmp_path, {"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "270000 100000"})
+    write_files(tmp_path, {"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "270000 100000"})
     assert available_cores(tmp_path) == 2
     quota.write_text("20000 100000")
     assert available_cores(tmp_path) == 1
@@ -83,9 +85,9 @@ def test_blas_threads_are_limited_within_the_block_and_restored() -> None:
     np.ones((2, 2)) @ np.ones((2, 2))
     before = [blas.threads for blas in loaded_blas()]
     if not before:
-        pytest.skip("no BLAS that threadpoolctl knows")
+        pytest.skip("no BLAS known to threadpoolctl is loaded")
     with blas_threads(2) as inside:
-        assert {blas.threads for blas in inside} <= {1, 2}  # a single core may keep it at 1
+        assert {blas.threads for blas in inside} <= {1, 2}  # 1 on a single core
         with blas_threads(1) as nested:
             assert {blas.threads for blas in nested} == {1}
         assert [blas.threads for blas in loaded_blas()] == [blas.threads for blas in inside]
@@ -100,6 +102,6 @@ def test_the_limit_is_restored_after_an_error() -> None:
 
 
 @pytest.mark.parametrize("limit", [0, -1])
-def test_a_limit_below_one_is_refused(limit: int) -> None:
-    with pytest.raises(ValueError, match="at least 1 thread"), blas_threads(limit):
+def test_a_limit_below_one_is_rejected(limit: int) -> None:
+    with pytest.raises(ValueError, match="at least 1 BLAS thread"), blas_threads(limit):
         pass
