@@ -1,4 +1,4 @@
-"""Decisions, apart from threads and clocks: admission order, joins, ordered output, failures, worker counts.
+"""Decisions as pure state machines, without threads and clocks: admission, joins, ordered output, failures, control.
 
 May import: core.
 """

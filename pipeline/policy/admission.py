@@ -1,18 +1,18 @@
-"""Which item may enter a channel, and which may be taken next: pure state machines, apart from threads.
+"""Admission policies: pure state machines that decide which items a channel accepts, and which is taken next.
 
-A policy (`Fifo`, `InOrder`, `Gather`) is a frozen setting that a graph holds; `begin(capacity)` makes its state for one
-run. The channel calls the state under its lock, so nothing here waits, locks or reads a clock, and a test drives it
-event by event: `fits` → `put` → `ready` → `take` → `done`, and `finish` at the end of the input.
+A policy (`Fifo`, `InOrder`, `Gather`) is a frozen setting of a graph; `begin(capacity)` creates its state for one run.
+The channel calls the state under its lock, so nothing here waits, locks or reads a clock, and tests drive it event by
+event: `fits` → `put` → `ready` → `take` → `done`, and `finish` at the end of the input.
 
 Bounds, with n the capacity:
 
-| policy  | held at most                                                                                              |
+| policy  | holds at most                                                                                             |
 | ------- | --------------------------------------------------------------------------------------------------------- |
 | Fifo    | n items                                                                                                   |
 | InOrder | n items, and one more for each key whose next item is among them                                          |
-| Gather  | no key is opened while n groups are complete, so n + the keys open at that moment, each of `count` items  |
+| Gather  | n groups plus the keys open when the n-th was completed, each of `count` items; then no key is opened     |
 
-InOrder and Gather accept more than n because the item that a full channel lacks may be the one that empties it.
+InOrder and Gather accept more than n items because the item missing from a full channel may be the one that drains it.
 """
 
 from abc import ABC, abstractmethod
@@ -29,74 +29,77 @@ Item = TypeVar("Item")
 Item_contra = TypeVar("Item_contra", contravariant=True)
 
 Ticket = Any
-"""What `ticket(item)` read off an item: the policy's own functions run once per item, before the channel's lock."""
+"""Key data of an item. Computed by the policy's functions once per item, before the channel's lock is acquired."""
 
 
 class Admission(ABC, Generic[In, Out]):
-    """The state of a policy in one run. Owned by one channel; every call but `ticket` is made under its lock."""
+    """The state of a policy in one run. Owned by one channel, which calls all methods but `ticket` under its lock."""
 
     keyed = True
-    """Whether room depends on the item itself, so that every waiting sender has to look again after each change."""
+    """True if `fits` depends on the item, so that all waiting senders have to check again after each change."""
 
     @abstractmethod
     def ticket(self, item: In) -> Ticket:
-        """Read off `item` what the other calls need to know of it. Runs the user's functions; touches no state."""
+        """Return the key data of `item` for the other calls. Calls the user's functions; uses no state."""
 
     @abstractmethod
     def fits(self, ticket: Ticket) -> bool:
-        """Whether the item with this ticket may be put now."""
+        """Return True if the item with this ticket may be put now."""
 
     @abstractmethod
     def put(self, ticket: Ticket, item: In) -> None:
-        """Take in an item that `fits`."""
+        """Add an item that `fits`. Raises `AdmissionError` for a duplicate."""
 
     @abstractmethod
     def ready(self) -> bool:
-        """Whether something can be taken now."""
+        """Return True if something can be taken now."""
 
     @abstractmethod
     def take(self, worker: int) -> Out:
-        """Hand the next thing to `worker`; only when `ready`."""
+        """Return the next item or group for `worker`. Only if `ready`."""
 
     @abstractmethod
     def depth(self) -> int:
-        """How much of the capacity is in use."""
+        """Return how much of the capacity is in use."""
 
     def done(self, worker: int) -> None:
-        """Note that `worker` has finished what it took last."""
+        """Record that `worker` has finished the item it took last."""
 
     def sent(self) -> None:
-        """Note that the results of the oldest item taken have left; only ordered stages say so."""
+        """Record that the results of the oldest item taken have been sent. Called by ordered stages only."""
 
     def consumers_changed(self, workers: int) -> None:
-        """Note that the stage now has so many workers."""
+        """Record that the stage now has `workers` workers."""
 
     def in_hand(self) -> int:
-        """How many workers hold something whose `done` may make more ready."""
+        """Return the number of workers whose `done` may make more items ready."""
         return 0
 
     def missing(self) -> str | None:
-        """Say what is missing if nothing can be taken, whatever the workers do, until another item is put."""
+        """Describe the missing items if nothing can become ready before another item is put; otherwise return None."""
         return None
 
     def finish(self) -> None:
-        """Note the end of the input, with nothing ready and nothing in hand; raise if something is left over."""
+        """Record the end of the input. Called with nothing ready and `in_hand` 0.
+
+        Raises `AdmissionError` if items are left over.
+        """
 
 
 class Policy(ABC, Generic[Item_contra]):
-    """A setting that makes an `Admission` for each run.
+    """An admission setting of a stage; `begin` creates its `Admission` state for one run.
 
-    One with a true attribute `exclusive` has its workers say `done` once the outputs of an item have been sent.
+    If it has a true attribute `exclusive`, workers call `done` after they have sent the results of an item.
     """
 
     @abstractmethod
     def begin(self, capacity: int) -> Admission[Any, Any]:
-        """Return a fresh state for a channel of this capacity."""
+        """Return the initial state for a channel of this capacity."""
 
 
 @dataclass(frozen=True)
 class Fifo(Policy[object]):
-    """Items are taken in the order in which they were put, whatever they are."""
+    """First in, first out."""
 
     def begin(self, capacity: int) -> Admission[Any, Any]:
         return FifoState(capacity)
@@ -104,15 +107,15 @@ class Fifo(Policy[object]):
 
 @dataclass(frozen=True)
 class InOrder(Policy[Item_contra]):
-    """The items of one key are taken in the order of their index, without gaps; keys do not wait for each other.
+    """The items of each key are taken in the order of their index, without gaps; keys are independent.
 
-    `order(item)` gives (key, index). With `exclusive`, at most one item of a key is in a worker's hands at a time: the
-    next is handed out once the outputs of the one before have been sent, so they leave in order too. Without it,
+    `order(item)` returns (key, index). With `exclusive`, at most one item per key is being processed at a time: the
+    next is taken after the results of its predecessor have been sent, so results leave in order too. Without it,
     several workers may hold consecutive items of one key.
 
-    `first` is the index at which a key begins: one number for all, a mapping, or a function of the key. `count` is how
-    many items a key has: after that many its state is dropped, and a key that is short of them at the end of the input
-    is an error. Leave it None for keys that go on for the whole run.
+    `first` is the first index of a key: one number for all keys, a mapping, or a function of the key. `count` is the
+    number of items per key: after `count` items the state of a key is dropped, and a key with fewer at the end of the
+    input is an error. None means that keys may continue until the end of the run.
     """
 
     order: Callable[[Item_contra], tuple[Hashable, int]]
@@ -122,7 +125,7 @@ class InOrder(Policy[Item_contra]):
 
     def __post_init__(self) -> None:
         if self.count is not None and self.count < 1:
-            raise ValueError(f"InOrder needs a count of at least 1 item per key, or None, got {self.count}")
+            raise ValueError(f"InOrder: expected count >= 1 or None, got {self.count}")
 
     def begin(self, capacity: int) -> Admission[Any, Any]:
         return InOrderState(self, capacity)
@@ -130,11 +133,11 @@ class InOrder(Policy[Item_contra]):
 
 @dataclass(frozen=True)
 class Gather(Policy[Item_contra]):
-    """Items are collected by key into lists of `count`, and a list is taken as one thing.
+    """Items are collected by key into groups, lists of `count` items that are taken as a whole.
 
-    Groups are taken in the order in which they became complete. A list is in order of arrival, or sorted by `sort`. At
-    the end of the input an incomplete group is an error, or with `partial` it is taken as it is, oldest first. Without
-    `key` all items are of one group: plain batching.
+    Groups are taken in the order of their completion. A group is in order of arrival, or sorted by `sort`. At the end
+    of the input an incomplete group is an error, or with `partial` it is taken as it is, oldest first. Without `key`,
+    all items have the same key: plain batching.
     """
 
     key: Callable[[Item_contra], Hashable] | None = None
@@ -144,7 +147,7 @@ class Gather(Policy[Item_contra]):
 
     def __post_init__(self) -> None:
         if self.count < 1:
-            raise ValueError(f"Gather needs a count of at least 1 item per group, got {self.count}")
+            raise ValueError(f"Gather: expected count >= 1, got {self.count}")
 
     def begin(self, capacity: int) -> Admission[Any, Any]:
         return GatherState(self, capacity)
@@ -179,18 +182,18 @@ class FifoState(Admission[Item, Item]):
 
 
 class InOrderState(Admission[Item, Item]):
-    """Per key, the index to hand out next and the later items that arrived before it."""
+    """State of `InOrder`: for each key the index to take next, and the items that arrived before their turn."""
 
     def __init__(self, policy: InOrder[Item], capacity: int) -> None:
         self._policy = policy
         self._capacity = capacity
-        # Invariant: len(_held) <= capacity + the number of keys whose next item is held. `fits` is what keeps it.
+        # Invariant: len(_held) <= capacity + the number of keys whose next item is held. Ensured by `fits`.
         self._held: dict[tuple[Hashable, int], Item] = {}
-        # Key -> index to hand out next. A key enters at its first ticket and leaves at its last take (see `count`).
+        # Key -> index to take next. A key is added at its first ticket and removed at its last take (see `count`).
         self._next: dict[Hashable, int] = {}
-        # Keys whose next item is held and may be taken, each once, in the order in which they became so.
+        # Keys whose next item is held and may be taken, without duplicates, in the order of becoming ready.
         self._ready: deque[Hashable] = deque()
-        # Worker -> key of what it holds. Only with `exclusive`; no key is in it twice, and none is also in _ready.
+        # Worker -> key of its item. Only with `exclusive`; without duplicates, and disjoint from _ready.
         self._hands: dict[int, Hashable] = {}
 
     def ticket(self, item: Item) -> tuple[Hashable, int]:
@@ -204,8 +207,8 @@ class InOrderState(Admission[Item, Item]):
         expected = self._expected(key)
         if index < expected or (key, index) in self._held:
             raise AdmissionError(
-                f"item {index} of key {key!r} came a second time: the key waits for item {expected}. The `order` of "
-                f"the stage must give each item of a key an index of its own, from `first` upwards"
+                f"duplicate item {index} of key {key!r}: expected item {expected}. The `order` of the stage must "
+                f"return a unique index for each item of a key, from `first` upwards"
             )
         self._held[key, index] = item
         if index == expected:
@@ -245,8 +248,8 @@ class InOrderState(Admission[Item, Item]):
         short = {key: index for key, index in self._next.items() if self._policy.count is not None}
         if self._held or short:
             raise AdmissionError(
-                f"the input ended with a gap: {self._gaps()}. An item was filtered out or never made, or `first` or "
-                f"`count` does not say what the producer sends"
+                f"the input ended with a gap: {self._gaps()}. An item was filtered out or never created, or `first` or "
+                f"`count` does not match the producer"
             )
 
     def _offer(self, key: Hashable) -> None:
@@ -271,22 +274,23 @@ class InOrderState(Admission[Item, Item]):
         for key, index in self._held:
             waiting.setdefault(key, []).append(index)
         gaps = [
-            f"key {key!r} waits for item {self._expected(key)}" + (f" and holds {_some(sorted(held))}" if held else "")
+            f"key {key!r} waits for item {self._expected(key)}"
+            + (f" and holds {_format_some(sorted(held))}" if held else "")
             for key, held in waiting.items()
             if held or self._policy.count is not None
         ]
-        return "; ".join(gaps[:4]) + (f"; and {len(gaps) - 4} keys more" if len(gaps) > 4 else "")
+        return "; ".join(gaps[:4]) + (f"; and {len(gaps) - 4} more keys" if len(gaps) > 4 else "")
 
 
 class GatherState(Admission[Item, list[Item]]):
-    """Open groups by key, and complete groups in the order in which they became so."""
+    """State of `Gather`: open groups by key, and complete groups in the order of completion."""
 
     def __init__(self, policy: Gather[Item], capacity: int) -> None:
         self._policy = policy
         self._capacity = capacity
-        # Key -> its items so far; never empty and always shorter than `count`.
+        # Key -> its items so far; at least one and fewer than `count`.
         self._open: dict[Hashable, list[Item]] = {}
-        # Invariant: while len(_complete) >= capacity, no key enters _open. `fits` is what keeps it.
+        # Invariant: while len(_complete) >= capacity, no key is added to _open. Ensured by `fits`.
         self._complete: deque[list[Item]] = deque()
 
     def ticket(self, item: Item) -> Hashable:
@@ -320,12 +324,13 @@ class GatherState(Admission[Item, list[Item]]):
         if self._open and not self._complete:
             short = [f"{key!r} has {len(group)}" for key, group in self._open.items()]
             raise AdmissionError(
-                f"the input ended with incomplete groups: of {self._policy.count} items each, key {_some(short)}. An "
-                f"item was filtered out or never made, or `count` is not what the producer sends; `partial=True` hands "
-                f"out what there is"
+                f"the input ended with incomplete groups: expected {self._policy.count} items each, but key "
+                f"{_format_some(short)}. An item was filtered out or never created, or `count` does not match the "
+                f"producer; `partial=True` accepts incomplete groups"
             )
 
 
-def _some(values: Iterable[object], limit: int = 8) -> str:
-    words = [str(value) for value in values]
-    return ", ".join(words[:limit]) + (f" and {len(words) - limit} more" if len(words) > limit else "")
+def _format_some(values: Iterable[object], limit: int = 8) -> str:
+    """Return the first `limit` values as text, and the number of the others."""
+    texts = [str(value) for value in values]
+    return ", ".join(texts[:limit]) + (f" and {len(texts) - limit} more" if len(texts) > limit else "")

@@ -1,16 +1,16 @@
-"""How a run is steered, apart from its threads: which orders are in force, and what a new one asks of the threads.
+"""The control of a run as a state machine without threads: commands, states, and actions on channels and sources.
 
-    order  | in force afterwards | asked of the threads
-    -------|---------------------|-------------------------------------------------------------------------
-    begin  | RUNNING             |
-    pause  | PAUSED              | HOLD: whoever is free takes nothing; sources draw nothing
-    resume | RUNNING             | RELEASE
-    drain  | DRAINING            | CLOSE_SOURCES: sources draw nothing more; RELEASE, if it was paused
-    stop   | STOPPING            | ABORT: every wait ends with Cancelled
-    end    | ENDED               |
+    command | new state | actions
+    --------|-----------|------------------------------------------------------------------------------
+    begin   | RUNNING   |
+    pause   | PAUSED    | HOLD: idle workers take no items, sources produce none
+    resume  | RUNNING   | RELEASE
+    drain   | DRAINING  | CLOSE_SOURCES: sources end; and RELEASE if the run was paused
+    stop    | STOPPING  | ABORT: all waits end with Cancelled
+    end     | ENDED     |
 
-Orders that come too late (a pause of a run that drains, anything after a stop) change nothing and ask for nothing; a
-stop is repeated as often as it is ordered, because a Ctrl-C may have cut the first one short.
+Commands that come too late (a pause while draining, any command after a stop) have no effect; a stop repeats its action
+each time, because a Ctrl-C may have interrupted the first one.
 
 Ownership: both classes are plain state. `RunControl` is guarded by the lock of its run, a `WorkerCount` by the lock of
 the input channel of its stage.
@@ -22,7 +22,7 @@ from threadloom.pipeline.core import Cancelled, StageFailure
 
 
 class RunState(Enum):
-    """What a run is doing."""
+    """The state of a run."""
 
     READY = "ready"
     RUNNING = "running"
@@ -33,7 +33,7 @@ class RunState(Enum):
 
 
 class RunAction(Enum):
-    """What is asked of channels and sources."""
+    """An action on the channels and sources of a run."""
 
     HOLD = "hold"
     RELEASE = "release"
@@ -42,15 +42,15 @@ class RunAction(Enum):
 
 
 ACTIVE_STATES = (RunState.RUNNING, RunState.PAUSED, RunState.DRAINING)
-"""The states in which threads may work, so that more of them can be hired."""
+"""The states in which workers may run, so that more of them can be started."""
 
 
 class RunControl:
-    """The state of a run, and the first reason to stop it."""
+    """The state of a run, and the first reason for stopping it. Each command returns the actions to carry out."""
 
     def __init__(self) -> None:
         self.state = RunState.READY
-        self.outcome: StageFailure | Cancelled | None = None  # set once, by the first `stop` while the run is not over
+        self.outcome: StageFailure | Cancelled | None = None  # set once, by the first `stop`
 
     def begin(self) -> tuple[RunAction, ...]:
         return self._go(RunState.RUNNING, (RunState.READY,))
@@ -67,7 +67,7 @@ class RunControl:
         return self._go(RunState.DRAINING, (RunState.RUNNING,), RunAction.CLOSE_SOURCES)
 
     def stop(self, outcome: StageFailure | Cancelled) -> tuple[RunAction, ...]:
-        """Stop for this reason, unless there is one already."""
+        """Stop the run; `outcome` is ignored if there is one already."""
         if self.outcome is None:
             self.outcome = outcome
         if self.state is not RunState.ENDED:
@@ -75,7 +75,7 @@ class RunControl:
         return (RunAction.ABORT,)
 
     def end(self) -> tuple[RunAction, ...]:
-        """Note that every worker has ended."""
+        """Record that all workers have ended."""
         self.state = RunState.ENDED
         return ()
 
@@ -87,24 +87,24 @@ class RunControl:
 
 
 class WorkerCount:
-    """How many workers a stage should have, and how many it has."""
+    """The intended and the actual number of workers of a stage."""
 
     def __init__(self, workers: int) -> None:
         self.wanted = workers
-        self.present = workers  # counted from the moment that a worker is promised to that at which it is let go
+        self.present = workers  # from the decision to start a worker until `leave`
 
     def resize(self, workers: int) -> int:
-        """Want another number; return how many have to be hired now. Those too many leave as they come by."""
+        """Set the intended number; return how many workers to start now. Excess workers exit at their next `get`."""
         self.wanted = workers
-        hired = max(0, workers - self.present)
-        self.present += hired
-        return hired
+        started = max(0, workers - self.present)
+        self.present += started
+        return started
 
     @property
     def should_exit(self) -> bool:
-        """Whether the next worker that comes by should leave."""
+        """True if the next worker that asks for an item should exit."""
         return self.present > self.wanted
 
     def leave(self) -> None:
-        """Let one worker go."""
+        """Record that a worker exits."""
         self.present -= 1

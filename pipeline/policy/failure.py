@@ -1,12 +1,12 @@
-"""What is done about an item whose stage function raised: pure decisions, apart from threads.
+"""Failure policies: pure decisions about items whose stage function raised.
 
     graph.stage("parse", parse, after=lines, on_error=SkipFailed(most=100))
     graph.stage("fetch", fetch, after=urls, on_error=Retry(times=3, first=0.5, then=SkipFailed(share=0.01)))
 
-A policy is a frozen setting; `decide` is a function of what failed and of how many were skipped before, so that a test
-needs neither threads nor time. Policies decide about exceptions of the stage function alone (of `Exception`, not
-SystemExit): what is raised by `acquire`, `when`, a label, a channel, set-up or tear-down ends the run, because it is no
-property of the item. An item's results are sent only when it has succeeded, so that a retry sends nothing twice.
+A policy is a frozen setting; `decide` is a pure function of the failed attempt and the number of items skipped so far,
+so tests need neither threads nor time. Policies apply to exceptions of the stage function only (of `Exception`, not
+SystemExit). An exception from `acquire`, `when`, a label, a channel, set-up or tear-down ends the run, because it is
+not a property of the item. Results are sent after the item has succeeded, so a retry sends nothing twice.
 """
 
 from abc import ABC, abstractmethod
@@ -18,7 +18,7 @@ Errors = tuple[type[Exception], ...]
 
 
 class Decision(Enum):
-    """What is done with an item that failed."""
+    """The decision about a failed item."""
 
     FAIL = "fail"
     SKIP = "skip"
@@ -26,23 +26,23 @@ class Decision(Enum):
 
 @dataclass(frozen=True)
 class RetryAfter:
-    """Try the item once more."""
+    """The decision to call the function again with the same item."""
 
     pause: float
-    """Seconds to wait before; the end of the run interrupts it."""
+    """Seconds to wait before the call; the end of the run interrupts the wait."""
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """One call of a stage function that raised."""
+    """A failed call of a stage function."""
 
     error: Exception
     number: int
-    """Which call for this item it was, counted from 1."""
+    """Number of the call for this item, from 1."""
     skipped: int
-    """Items of the stage that were skipped before this one."""
+    """Number of items of the stage skipped before this one."""
     items: int
-    """Items of the stage that were begun, this one included."""
+    """Number of items of the stage started so far, this one included."""
 
 
 class OnError(ABC):
@@ -50,15 +50,15 @@ class OnError(ABC):
 
     @property
     def skips(self) -> bool:
-        """Whether an item may be skipped, so that there can be dead letters."""
+        """True if items may be skipped, so that there can be dead letters."""
         return False
 
     @abstractmethod
     def decide(self, attempt: Attempt) -> Decision | RetryAfter:
-        """Say what to do. Called by workers, one at a time for each stage."""
+        """Return the decision about a failed attempt. Called by one worker of a stage at a time."""
 
     def final_check(self, skipped: int, items: int) -> str | None:
-        """Say what is wrong with how many were skipped, at the end of the input; None: nothing."""
+        """Return an error text if too many items were skipped by the end of the input, or None."""
         return None
 
 
@@ -72,11 +72,11 @@ class FailFast(OnError):
 
 @dataclass(frozen=True)
 class SkipFailed(OnError):
-    """Items that raise one of `errors` are skipped and counted, up to a number or a share of the items.
+    """Items that raise one of `errors` are skipped, up to a number or a share of the items.
 
-    The run fails with the item that would make more than `most` skipped, or more than the `share` of the items begun.
-    The share is judged once `least` items were begun, so that one bad item among the first is not half of them, and
-    again at the end of the input. Without either bound any number is skipped.
+    The run fails on the item that would exceed `most` skipped items, or the `share` of the items started. The share is
+    checked after `least` items have been started, so that a failure among the first few does not exceed it, and again
+    at the end of the input. Without bounds, any number of items is skipped.
     """
 
     most: int | None = None
@@ -86,9 +86,9 @@ class SkipFailed(OnError):
 
     def __post_init__(self) -> None:
         if self.most is not None and self.most < 0:
-            raise ValueError(f"SkipFailed needs most >= 0, got {self.most}")
+            raise ValueError(f"SkipFailed: expected most >= 0, got {self.most}")
         if self.share is not None and not 0 <= self.share <= 1:
-            raise ValueError(f"SkipFailed needs a share between 0 and 1, got {self.share}")
+            raise ValueError(f"SkipFailed: expected a share between 0 and 1, got {self.share}")
 
     @property
     def skips(self) -> bool:
@@ -105,7 +105,7 @@ class SkipFailed(OnError):
 
     def final_check(self, skipped: int, items: int) -> str | None:
         if self._too_large(skipped, items):
-            return f"{skipped} of {items} items were skipped, more than the share of {self.share:g} that may be"
+            return f"{skipped} of {items} items were skipped, more than the allowed share of {self.share:g}"
         return None
 
     def _too_many(self, skipped: int) -> bool:
@@ -117,7 +117,7 @@ class SkipFailed(OnError):
 
 @dataclass(frozen=True)
 class Retry(OnError):
-    """An item that raises one of `errors` is tried up to `times` more, after pauses that grow; then `then` decides.
+    """An item that raises one of `errors` is retried up to `times` times with exponential backoff; then `then` decides.
 
     The pauses are first, first·factor, first·factor², ... seconds, at most `longest`.
     """
@@ -132,7 +132,7 @@ class Retry(OnError):
     def __post_init__(self) -> None:
         if self.times < 1 or self.first < 0 or self.factor < 1:
             raise ValueError(
-                f"Retry needs times >= 1, first >= 0 and factor >= 1, got times={self.times}, first={self.first}, "
+                f"Retry: expected times >= 1, first >= 0 and factor >= 1, got times={self.times}, first={self.first}, "
                 f"factor={self.factor}"
             )
 
@@ -155,13 +155,13 @@ class Retry(OnError):
 
 @dataclass(frozen=True)
 class DeadLetter:
-    """An item that was skipped because its stage function raised; see `Graph.dead_letters`."""
+    """A skipped item; see `Graph.dead_letters`."""
 
     stage: str
-    """The stage that could not do it."""
+    """Name of the stage that skipped it."""
     item: Any
-    """The item, group or tuple that the function was called with."""
+    """The argument of the stage function: an item, a group or a tuple."""
     error: Exception
-    """What the last attempt raised, with its traceback (which keeps the variables of that call alive)."""
+    """The exception of the last attempt, with its traceback (which keeps the variables of that call alive)."""
     attempts: int
-    """How many times the function was called."""
+    """Number of calls of the function."""

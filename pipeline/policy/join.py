@@ -1,12 +1,12 @@
-"""Zip by item: one item of each input makes a tuple. A pure state machine, like the rest of `admission`.
+"""The admission policy of a join: a pure state machine that combines one item of each input into a tuple.
 
-Bound, with n the capacity: of each input at most n items wait for their partners, and no new tuple is begun while n are
-complete; so n + the tuples begun at that moment are held at most. An item that a begun tuple lacks always fits, because
-it may be the one that empties the channel.
+Bound, with n the capacity: at most n items of each input wait for their partners, and no tuple is started while n are
+complete, so at most n + the tuples started before that are held. An item that completes a started tuple always fits,
+because it may be the one that drains the channel.
 """
 
 from collections import deque
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,11 +16,11 @@ from threadloom.pipeline.policy.admission import Admission, Policy, Ticket
 
 @dataclass(frozen=True)
 class Join(Policy[Any]):
-    """Items come as (input, item), and leave as tuples of one item of each input, in the order of completion.
+    """Items arrive as (input index, item) and are taken as tuples of one item per input, in the order of completion.
 
-    `keys` has a function for each input: items whose keys are equal belong together, and a key may come again once its
-    tuple is complete. Without it the k-th item of each input belong together, in order of arrival. An item without its
-    partners at the end of the input is an error, or dropped with `drop_unmatched`.
+    `keys` has one function per input: items with equal keys are combined, and a key may recur after its tuple is
+    complete. Without `keys`, the k-th items of all inputs are combined, in order of arrival. An unmatched item at the
+    end of the input is an error, or dropped with `drop_unmatched`.
     """
 
     inputs: tuple[str, ...]
@@ -32,16 +32,16 @@ class Join(Policy[Any]):
 
 
 class JoinState(Admission[tuple[int, Any], tuple[Any, ...]]):
-    """Tuples begun, by key, and complete tuples in the order in which they became so."""
+    """State of `Join`: started tuples by key, and complete tuples in the order of completion."""
 
     def __init__(self, policy: Join, capacity: int) -> None:
         self._policy = policy
         self._capacity = capacity
-        # Key -> input -> item; never empty and never of all inputs.
-        self._begun: dict[Hashable, dict[int, Any]] = {}
-        # Invariant: input -> how many of its items are in _begun; at most capacity, but for those that fit a begun one.
+        # Key -> input -> item; at least one and fewer than all inputs per key.
+        self._started: dict[Hashable, dict[int, Any]] = {}
+        # Input -> number of its items in _started. Invariant: <= capacity, apart from items added to started tuples.
         self._waiting = [0] * len(policy.inputs)
-        self._arrived = [0] * len(policy.inputs)  # items put so far: the key of the next one when there are no keys
+        self._arrived = [0] * len(policy.inputs)  # items put so far by input; without `keys`, the key of the next item
         self._complete: deque[tuple[Any, ...]] = deque()
 
     def ticket(self, item: tuple[int, Any]) -> Ticket:
@@ -49,23 +49,23 @@ class JoinState(Admission[tuple[int, Any], tuple[Any, ...]]):
         return place, None if self._policy.keys is None else self._policy.keys[place](content)
 
     def fits(self, ticket: Ticket) -> bool:
-        if self._key(ticket) in self._begun:
+        if self._key(ticket) in self._started:
             return True
         return self._waiting[ticket[0]] < self._capacity and len(self._complete) < self._capacity
 
     def put(self, ticket: Ticket, item: tuple[int, Any]) -> None:
         place, key = ticket[0], self._key(ticket)
-        parts = self._begun.setdefault(key, {})
+        parts = self._started.setdefault(key, {})
         if place in parts:
             raise AdmissionError(
-                f"a second item with the key {key!r} came from {self._policy.inputs[place]!r} before "
-                f"{self._missing(key)} sent one: its key function must tell the items of one input apart"
+                f"duplicate key {key!r} from {self._policy.inputs[place]!r} before an item of "
+                f"{self._missing_inputs(key)}: the key function must return different keys for the items of one input"
             )
         parts[place] = item[1]
         self._waiting[place] += 1
         self._arrived[place] += 1
         if len(parts) == len(self._waiting):
-            del self._begun[key]
+            del self._started[key]
             self._waiting = [count - 1 for count in self._waiting]
             self._complete.append(tuple(parts[each] for each in range(len(parts))))
 
@@ -79,15 +79,15 @@ class JoinState(Admission[tuple[int, Any], tuple[Any, ...]]):
         return len(self._complete)
 
     def missing(self) -> str | None:
-        return None if self._complete else self._lacking()
+        return None if self._complete else self._unmatched()
 
     def finish(self) -> None:
         if self._policy.drop_unmatched:
-            self._begun.clear()
-        if self._begun:
+            self._started.clear()
+        if self._started:
             raise AdmissionError(
-                f"the input ended with items that have no partner: {self._lacking()}. An item was filtered out or "
-                f"never made, or the key functions do not agree; `drop_unmatched=True` drops such items"
+                f"the input ended with unmatched items: {self._unmatched()}. An item was filtered out or never "
+                f"created, or the key functions do not match; `drop_unmatched=True` drops such items"
             )
 
     def _key(self, ticket: Ticket) -> Hashable:
@@ -95,13 +95,10 @@ class JoinState(Admission[tuple[int, Any], tuple[Any, ...]]):
         key: Hashable = ticket[1]
         return self._arrived[place] if self._policy.keys is None else key
 
-    def _lacking(self) -> str:
-        some = [f"key {key!r} lacks an item of {self._missing(key)}" for key in list(self._begun)[:4]]
-        return "; ".join(some) + (f"; and {len(self._begun) - 4} keys more" if len(self._begun) > 4 else "")
+    def _unmatched(self) -> str:
+        some = [f"key {key!r} lacks an item of {self._missing_inputs(key)}" for key in list(self._started)[:4]]
+        return "; ".join(some) + (f"; and {len(self._started) - 4} more keys" if len(self._started) > 4 else "")
 
-    def _missing(self, key: Hashable) -> str:
-        return _listing([name for place, name in enumerate(self._policy.inputs) if place not in self._begun[key]])
-
-
-def _listing(names: Sequence[str]) -> str:
-    return " and ".join(map(repr, names))
+    def _missing_inputs(self, key: Hashable) -> str:
+        names = [name for place, name in enumerate(self._policy.inputs) if place not in self._started[key]]
+        return " and ".join(map(repr, names))

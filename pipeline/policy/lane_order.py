@@ -1,9 +1,9 @@
-"""The order in which micro-batches may be taken for their lanes: a pure admission policy.
+"""The admission policy of gradient lanes: a pure state machine.
 
-A lane's micro-batches are taken in ascending order, one at a time (exclusive) unless lanes are shared, and no
-micro-batch of a batch is taken before every micro-batch of the batches before it *has been taken*. Without that fence a
-lane that ran ahead could put all workers to waiting for the reduction of a batch whose last micro-batch no worker is
-left to take.
+The micro-batches of a lane are taken in ascending order, one at a time (exclusive) unless lanes are shared, and no
+micro-batch of a batch is taken before all micro-batches of earlier batches *have been taken*. Without this fence, lanes
+that run ahead could leave all workers waiting for the reduction of a batch whose last micro-batch is not yet taken: a
+deadlock.
 """
 
 from collections.abc import Callable
@@ -22,38 +22,38 @@ Place = tuple[int, int]
 
 @dataclass(frozen=True)
 class LaneOrder(Policy[ItemContra]):
-    """Micro-batches by `place(item)` = (batch, micro-batch), from `first_batch` on, each lane in order and exclusive.
+    """Micro-batches, identified by `place(item)` = (batch, micro-batch), are taken per lane in order and exclusively.
 
-    `shared`: several workers may hold micro-batches of one lane; they are still taken in order, so whoever waits for
-    the one before waits for somebody who is at work.
+    `first_batch` is the first batch of the run. With `shared`, several workers may hold micro-batches of one lane; they
+    are still taken in order, so a worker that waits for the preceding micro-batch waits for a running worker.
 
-    A channel with this policy holds at most its capacity and one item more for each lane: the one its lane waits for.
+    A channel with this policy holds at most its capacity, plus for each lane the item that the lane takes next.
     """
 
     plan: LanePlan
     place: Callable[[ItemContra], Place]
     first_batch: int = 0
     shared: bool = False
-    exclusive: bool = field(default=True, init=False)  # the engine's workers say `done`
+    exclusive: bool = field(default=True, init=False)  # makes workers call `done`
 
     def begin(self, capacity: int) -> Admission[Any, Any]:
         return LaneOrderState(self, capacity)
 
 
 class LaneOrderState(Admission[Item, Item], Generic[Item]):
-    """What is held, what each lane waits for, and which lanes are in a worker's hands."""
+    """State of `LaneOrder`: the items held, the place that each lane takes next, and the lanes being processed."""
 
     def __init__(self, policy: LaneOrder[Item], capacity: int) -> None:
         self._plan = policy.plan
         self._place = policy.place
         self._shared = policy.shared
         self._capacity = capacity
-        self._held: dict[Place, Item] = {}  # at most capacity + lanes; `fits` keeps it so
-        # Lane → the place that it takes next. Only take() moves it on.
+        self._held: dict[Place, Item] = {}  # at most capacity + lanes; ensured by `fits`
+        # Lane → place to take next. Changed only by take().
         self._next = {lane: (policy.first_batch, lane) for lane in range(self._plan.lanes)}
-        self._hands: dict[int, int] = {}  # worker → lane of what it holds; no lane twice unless shared
-        self._open = policy.first_batch  # every micro-batch of the batches before this one has been taken
-        self._taken = 0  # how many micro-batches of the open batch have been taken
+        self._hands: dict[int, int] = {}  # worker → lane of its item; without duplicates unless shared
+        self._open = policy.first_batch  # the first batch of which not all micro-batches have been taken
+        self._taken = 0  # number of micro-batches of that batch taken so far
 
     def ticket(self, item: Item) -> Place:
         return self._place(item)
@@ -63,7 +63,7 @@ class LaneOrderState(Admission[Item, Item], Generic[Item]):
 
     def put(self, ticket: Place, item: Item) -> None:
         if ticket < self._next[self._plan.lane_of(ticket[1])] or ticket in self._held:
-            raise AdmissionError(f"micro-batch {ticket[1]} of batch {ticket[0]} came a second time")
+            raise AdmissionError(f"duplicate micro-batch {ticket[1]} of batch {ticket[0]}")
         self._held[ticket] = item
 
     def ready(self) -> bool:
@@ -99,11 +99,11 @@ class LaneOrderState(Admission[Item, Item], Generic[Item]):
             raise AdmissionError(f"the input ended in the middle of a batch: {self._missing()}")
 
     def _candidate(self) -> Place | None:
-        """Return the earliest place that may be taken now."""
+        """Return the first place that may be taken now, or None."""
         busy = () if self._shared else self._hands.values()
         places = [p for lane, p in self._next.items() if lane not in busy and p[0] <= self._open and p in self._held]
         return min(places, default=None)
 
     def _missing(self) -> str:
         waiting = [f"lane {lane} waits for micro-batch {m} of batch {b}" for lane, (b, m) in self._next.items()]
-        return "; ".join(waiting) + f"; held are {sorted(self._held)[:8]}"
+        return "; ".join(waiting) + f"; the channel holds {sorted(self._held)[:8]}"

@@ -19,7 +19,7 @@ from threadloom.pipeline.policy.admission import Admission, Ticket
 
 
 class NumberedAdmission(Admission[Any, tuple[int, Any]]):
-    """Another admission state, whose items leave it with the numbers 0, 1, 2, ...; see `Channel.sent`."""
+    """An admission state around another, `inner`, that numbers the items taken: 0, 1, 2, ...; see `Channel.sent`."""
 
     keyed = True
 
@@ -50,7 +50,7 @@ class NumberedAdmission(Admission[Any, tuple[int, Any]]):
         return self._taken - 1, item
 
     def sent(self) -> None:
-        """Note that the results of the oldest item have left."""
+        """Record that the results of the oldest item have been sent."""
         self._sent += 1
 
     def consumers_changed(self, workers: int) -> None:
@@ -75,29 +75,29 @@ class NumberedAdmission(Admission[Any, tuple[int, Any]]):
 
 @dataclass(frozen=True, slots=True)
 class FinishedItem:
-    """An item with all its results."""
+    """A finished item with all its results."""
 
     item: Any
     results: list[Any]
 
 
 class ReorderBuffer:
-    """The results of one stage that have not left yet."""
+    """The finished items of one stage whose results have not been sent."""
 
     def __init__(self) -> None:
         self._lock = allocate_lock()
         self._kept: dict[int, FinishedItem] = {}
-        self._oldest = 0  # the number whose results leave next
-        self._sending = False  # whether a worker is between a `next` that returned something and the one after it
+        self._oldest = 0  # number of the item to send next
+        self._sending = False  # True while a worker sends an item returned by `finish` or `next`
 
     def finish(self, number: int, finished: FinishedItem) -> FinishedItem | None:
-        """Keep what was finished. Return what the caller has to send now, and then call `next`; None: nothing."""
+        """Add a finished item. Return the item that the caller must send now before it calls `next`, or None."""
         with self._lock:
             self._kept[number] = finished
             return None if self._sending else self._pop()
 
     def next(self) -> FinishedItem | None:
-        """Say that what was returned last has been sent; return what the caller has to send after it, if anything."""
+        """Record that the item returned last has been sent; return the next one for the caller to send, or None."""
         with self._lock:
             return self._pop()
 

@@ -1,4 +1,4 @@
-"""Admission policies as state machines: events in, decisions out, no threads."""
+"""Tests of the admission policies as state machines, without threads."""
 
 from collections import defaultdict, deque
 from typing import Any
@@ -44,7 +44,7 @@ def test_fifo_is_a_bounded_queue() -> None:
     assert take_all(state) == ["a", "b"]
 
 
-def test_in_order_accepts_the_awaited_item_when_full() -> None:
+def test_in_order_accepts_the_next_item_when_full() -> None:
     state = pair_order()
     put(state, ("k", 1), ("k", 2))
     assert not state.ready()
@@ -54,7 +54,7 @@ def test_in_order_accepts_the_awaited_item_when_full() -> None:
     assert take_all(state) == [("k", 0), ("k", 1), ("k", 2)]
 
 
-def test_exclusive_hands_out_one_item_of_a_key_at_a_time() -> None:
+def test_exclusive_allows_one_item_per_key_at_a_time() -> None:
     state = pair_order()
     put(state, ("k", 0), ("k", 1))
     assert state.take(0) == ("k", 0)
@@ -66,20 +66,20 @@ def test_exclusive_hands_out_one_item_of_a_key_at_a_time() -> None:
     assert state.take(0) == ("k", 1)
 
 
-def test_without_exclusive_several_workers_hold_one_key() -> None:
+def test_without_exclusive_several_workers_share_a_key() -> None:
     state = pair_order(exclusive=False)
     put(state, ("k", 0), ("k", 1))
     assert [state.take(0), state.take(1)] == [("k", 0), ("k", 1)]
 
 
 @pytest.mark.parametrize("first", [5, {"k": 5}, lambda key: 5 if key == "k" else 0])
-def test_in_order_begins_at_first(first: Any) -> None:
+def test_in_order_starts_at_first(first: Any) -> None:
     state = pair_order(first=first)
     put(state, ("k", 6), ("k", 5))
     assert take_all(state) == [("k", 5), ("k", 6)]
 
 
-def test_a_gap_at_the_end_is_named() -> None:
+def test_a_gap_at_the_end_of_the_input_is_an_error() -> None:
     state = pair_order()
     put(state, ("k", 1))
     with pytest.raises(AdmissionError, match="key 'k' waits for item 0 and holds 1"):
@@ -87,16 +87,16 @@ def test_a_gap_at_the_end_is_named() -> None:
 
 
 @pytest.mark.parametrize("again", [("k", 0), ("k", 2)])
-def test_a_second_item_with_the_same_place_is_refused(again: Pair) -> None:
+def test_a_duplicate_item_is_rejected(again: Pair) -> None:
     state = pair_order()
     put(state, ("k", 0))
     take_all(state)
     put(state, ("k", 2))
-    with pytest.raises(AdmissionError, match="came a second time"):
+    with pytest.raises(AdmissionError, match="duplicate item"):
         put(state, again)
 
 
-def test_count_drops_complete_keys_and_names_short_ones() -> None:
+def test_count_drops_complete_keys_and_reports_incomplete_ones() -> None:
     state = pair_order(count=2)
     put(state, ("k", 0), ("k", 1))
     take_all(state)
@@ -124,25 +124,25 @@ def test_gather_keeps_the_order_of_arrival_unless_sorted() -> None:
     assert take_all(ordered) == [[0, 1, 2]]
 
 
-def test_an_incomplete_group_is_an_error_that_names_it_or_is_handed_out() -> None:
+def test_an_incomplete_group_is_an_error_or_is_taken_with_partial() -> None:
     strict, partial = (Gather[Pair](lambda item: item[0], 3, partial=partial).begin(1) for partial in (False, True))
     for state in (strict, partial):
         put(state, ("a", 0), ("b", 0), ("b", 1))
-    with pytest.raises(AdmissionError, match="of 3 items each, key 'a' has 1, 'b' has 2"):
+    with pytest.raises(AdmissionError, match="expected 3 items each, but key 'a' has 1, 'b' has 2"):
         strict.finish()
     partial.finish()
     assert take_all(partial) == [[("a", 0)], [("b", 0), ("b", 1)]]
 
 
-def test_counts_below_one_are_refused() -> None:
-    with pytest.raises(ValueError, match="at least 1"):
+def test_counts_below_one_are_rejected() -> None:
+    with pytest.raises(ValueError, match="Gather: expected count >= 1, got 0"):
         Gather[int](count=0)
-    with pytest.raises(ValueError, match="at least 1"):
+    with pytest.raises(ValueError, match="InOrder: expected count >= 1 or None, got 0"):
         InOrder[Pair](order=lambda item: item, count=0)
 
 
 class InOrderMachine(RuleBasedStateMachine):
-    """Senders hold any items they like; workers take and finish when they like."""
+    """Senders put items in any order; workers take and finish items at any time."""
 
     @initialize(
         keys=st.integers(1, 3), length=st.integers(1, 6), capacity=st.integers(1, 3), exclusive=st.booleans(),
@@ -157,9 +157,9 @@ class InOrderMachine(RuleBasedStateMachine):
         self.taken: dict[int, list[int]] = defaultdict(list)
 
     @rule(data=st.data())
-    def some_sender_puts(self, data: st.DataObject) -> None:
+    def put_an_item(self, data: st.DataObject) -> None:
         fitting = [item for item in self.outside if self.state.fits(item)]
-        # Whoever waits for an item that is still outside can always be given it.
+        # The next item of a key always fits.
         awaited = {(key, len(self.taken[key])) for key in range(self.keys)}
         assert awaited & set(self.outside) <= set(fitting)
         if fitting:
@@ -169,7 +169,7 @@ class InOrderMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.state.ready())
     @rule(data=st.data())
-    def some_worker_takes(self, data: st.DataObject) -> None:
+    def take_an_item(self, data: st.DataObject) -> None:
         idle = [worker for worker in range(3) if worker not in self.hands]
         if idle:
             worker = data.draw(st.sampled_from(idle))
@@ -181,7 +181,7 @@ class InOrderMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.hands)
     @rule(data=st.data())
-    def some_worker_finishes(self, data: st.DataObject) -> None:
+    def finish_an_item(self, data: st.DataObject) -> None:
         worker = data.draw(st.sampled_from(sorted(self.hands)))
         del self.hands[worker]
         self.state.done(worker)
@@ -209,7 +209,7 @@ class InOrderMachine(RuleBasedStateMachine):
 
 
 class GatherMachine(RuleBasedStateMachine):
-    """Items of many keys in any order: every group comes out once, whole, in order of completion."""
+    """Items of several keys in any order: each group is taken once, complete, in the order of completion."""
 
     @initialize(count=st.integers(1, 4), capacity=st.integers(1, 3))
     def begin(self, count: int, capacity: int) -> None:
@@ -220,7 +220,7 @@ class GatherMachine(RuleBasedStateMachine):
         self.serial = 0
 
     @rule(key=st.integers(0, 4))
-    def item_comes(self, key: int) -> None:
+    def put_an_item(self, key: int) -> None:
         joins = bool(self.open[key])
         assert self.state.fits(key) == (joins or len(self.complete) < self.capacity)
         if self.state.fits(key):
@@ -232,7 +232,7 @@ class GatherMachine(RuleBasedStateMachine):
                 self.complete.append(self.open.pop(key))
 
     @rule()
-    def worker_takes(self) -> None:
+    def take_a_group(self) -> None:
         assert self.state.ready() == bool(self.complete)
         if self.complete:
             assert self.state.take(0) == self.complete.popleft()

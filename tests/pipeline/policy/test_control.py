@@ -1,4 +1,4 @@
-"""Steering a run: the state machines by hypothesis, and runs that are paused, drained, resized at a forced moment."""
+"""Tests of run control: the state machines by hypothesis, and runs paused, drained and resized at forced moments."""
 
 import threading
 from collections.abc import Iterator
@@ -14,11 +14,11 @@ from threadloom.pipeline.run.source_gate import SourceGate
 pytestmark = pytest.mark.timeout(60)
 
 SECOND = 1.0
-"""Within which every order must be in force."""
+"""Time limit for a command to take effect, in seconds."""
 
 
 class ControlMachine(RuleBasedStateMachine):
-    """Orders in any order, and what channels and sources are left in by the actions that come out."""
+    """Commands in any order, and the effect of their actions on channels and sources."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class ControlMachine(RuleBasedStateMachine):
             self.aborted |= action is RunAction.ABORT
 
     @invariant()
-    def the_actions_bring_about_the_state(self) -> None:
+    def the_actions_match_the_state(self) -> None:
         state = self.control.state
         if state in ACTIVE_STATES:
             assert self.held == (state is RunState.PAUSED)
@@ -55,12 +55,12 @@ class ControlMachine(RuleBasedStateMachine):
             assert self.aborted
 
     @invariant()
-    def the_first_reason_stays(self) -> None:
+    def the_first_outcome_is_kept(self) -> None:
         assert self.control.outcome is self.first
 
 
 class WorkerCountMachine(RuleBasedStateMachine):
-    """Workers that come by, and others that are wanted."""
+    """Workers that ask for items, and changes of their intended number."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -73,12 +73,12 @@ class WorkerCountMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.count.should_exit)
     @rule()
-    def one_comes_by(self) -> None:
+    def one_exits(self) -> None:
         self.count.leave()
         self.workers -= 1
 
     @invariant()
-    def nobody_is_missing(self) -> None:
+    def there_are_enough_workers(self) -> None:
         assert self.workers == self.count.present >= self.count.wanted >= 1
 
 
@@ -87,7 +87,7 @@ test_worker_count = WorkerCountMachine.TestCase
 
 
 class Steps:
-    """A stage function that tells when an item has begun, and finishes it when it is let."""
+    """A stage function that signals the start of each item, and returns when permitted."""
 
     def __init__(self) -> None:
         self.begun = threading.Semaphore(0)
@@ -124,7 +124,7 @@ def alive(stage: str = "work") -> int:
 
 
 def ended(run: Run, stage: str, count: int) -> bool:
-    """Wait until so many workers of a stage have ended, at most a second."""
+    """Wait until `count` workers of a stage have ended, at most SECOND; return True if they have."""
     gates = [gate for worker, gate in run._gates.items() if worker.stage.name == stage]
     deadline = threading.Event()
     timer = threading.Timer(SECOND, deadline.set)
@@ -137,12 +137,12 @@ def ended(run: Run, stage: str, count: int) -> bool:
 
 
 @pytest.mark.parametrize("ordered", [False, True])
-def test_more_workers_begin_at_once(ordered: bool) -> None:
+def test_additional_workers_start_immediately(ordered: bool) -> None:
     work = Steps()
     with graph_of(work, ordered=ordered).start() as run:
         assert work.await_begun()
         run.resize("work", workers=4)
-        assert work.await_begun(3)  # together with the first, which has not finished
+        assert work.await_begun(3)  # in parallel with the first, which has not finished
         assert run.statistics()["work"].workers == 4
         work.finish(1000)
         items = [item for item, _ in zip(run, range(50), strict=False)]
@@ -150,7 +150,7 @@ def test_more_workers_begin_at_once(ordered: bool) -> None:
         run.cancel()
 
 
-def test_fewer_workers_end_after_their_item_or_at_once_if_idle() -> None:
+def test_excess_workers_exit_after_their_item() -> None:
     work = Steps()
     with graph_of(work, workers=4).start() as run:
         assert work.await_begun(4)
@@ -164,7 +164,7 @@ def test_fewer_workers_end_after_their_item_or_at_once_if_idle() -> None:
         run.cancel()
 
 
-def test_idle_workers_leave_too() -> None:
+def test_idle_excess_workers_exit_immediately() -> None:
     more = threading.Event()
 
     def draw() -> Iterator[int]:
@@ -185,7 +185,7 @@ def test_idle_workers_leave_too() -> None:
 
 
 @pytest.mark.parametrize("sizes", [(5, 1, 3), (1, 4, 1), (2, 2), (1,)])
-def test_every_item_is_delivered_once_whatever_the_sizes(sizes: tuple[int, ...]) -> None:
+def test_each_item_is_delivered_once_under_resizing(sizes: tuple[int, ...]) -> None:
     graph = Graph("g")
     first = graph.stage("first", int, after=graph.source("draw", range(600)), workers=3)
     second = graph.stage("second", int, after=first, workers=2, ordered=True)
@@ -200,7 +200,7 @@ def test_every_item_is_delivered_once_whatever_the_sizes(sizes: tuple[int, ...])
     assert sorted(found) == list(range(600))
 
 
-def test_a_stage_that_has_ended_takes_nobody_on() -> None:
+def test_no_workers_are_added_to_an_ended_stage() -> None:
     graph = Graph("g")
     last = threading.Event()
 
@@ -219,14 +219,14 @@ def test_a_stage_that_has_ended_takes_nobody_on() -> None:
     run.resize("done", workers=3)
 
 
-def test_paused_workers_finish_their_item_and_take_no_other() -> None:
+def test_paused_workers_finish_their_item_and_take_no_further_one() -> None:
     work = Steps()
     with graph_of(work, workers=2).start() as run:
         items = iter(run)
         assert work.await_begun(2)
         run.pause()
         work.finish(2)
-        assert sorted([next(items), next(items)]) == [0, 1]  # what was in hand comes out
+        assert sorted([next(items), next(items)]) == [0, 1]  # items in progress are delivered
         assert not work.await_begun(seconds=0.05)
         run.resume()
         assert work.await_begun(2)
@@ -235,7 +235,7 @@ def test_paused_workers_finish_their_item_and_take_no_other() -> None:
         run.cancel()
 
 
-def test_a_paused_run_is_drained_or_cancelled_all_the_same() -> None:
+def test_a_paused_run_can_be_drained_and_cancelled() -> None:
     for order, expected in ((Run.drain, None), (Run.cancel, Cancelled)):
         work = Steps()
         with graph_of(work).start() as run:
@@ -250,7 +250,7 @@ def test_a_paused_run_is_drained_or_cancelled_all_the_same() -> None:
                 assert list(run) == list(range(run.statistics()["draw"].items_out))
 
 
-def test_drain_delivers_what_is_in_and_draws_nothing_more() -> None:
+def test_drain_delivers_items_in_flight_and_ends_the_sources() -> None:
     work = Steps()
     with graph_of(work, workers=2, ordered=True).start() as run:
         assert work.await_begun(2)
@@ -259,7 +259,7 @@ def test_drain_delivers_what_is_in_and_draws_nothing_more() -> None:
         found = list(run)
         drawn = run.statistics()["draw"].items_out
     assert found == list(range(drawn))
-    assert 2 <= drawn <= 6  # two in hand, two in the channel, one in the source's hand
+    assert 2 <= drawn <= 6  # two in workers, two in the channel, one in the source
 
 
 def test_a_graph_without_sinks_is_drained_and_waited_for() -> None:
@@ -274,7 +274,7 @@ def test_a_graph_without_sinks_is_drained_and_waited_for() -> None:
         assert run.statistics()["work"].items_in == run.statistics()["draw"].items_out
 
 
-def test_a_source_held_at_its_turnstile_goes_on_or_ends() -> None:
+def test_a_held_source_resumes_or_ends() -> None:
     gate = SourceGate()
     passed: list[bool] = []
     for order, expected in ((SourceGate.release, True), (SourceGate.close, False)):
@@ -289,7 +289,7 @@ def test_a_source_held_at_its_turnstile_goes_on_or_ends() -> None:
         gate.check()
 
 
-def test_what_cannot_be_resized_is_said() -> None:
+def test_invalid_resizes_are_rejected() -> None:
     work = Steps()
     with graph_of(work).start() as run:
         for name in ("draw", "out", "nothing"):

@@ -1,4 +1,4 @@
-"""Joins: the state event by event, and whole runs; what they refuse and what they say."""
+"""Tests of joins: the state by events, whole runs, and errors."""
 
 from functools import partial
 from typing import Any
@@ -48,14 +48,14 @@ def test_an_input_may_run_ahead_by_the_capacity() -> None:
     put(state, 0, "x2")
     put(state, 1, "y1")
     assert state.depth() == 2
-    assert state.fits(state.ticket((1, "y2")))  # x2 waits for it
+    assert state.fits(state.ticket((1, "y2")))  # completes the tuple started by x2
     assert [state.take(0), state.take(0)] == [("x0", "y0"), ("x1", "y1")]
 
 
-def test_a_second_item_of_one_key_is_refused_until_the_first_is_joined() -> None:
+def test_a_duplicate_key_is_rejected_until_its_tuple_is_complete() -> None:
     state = Join(("a", "b"), keys=(identity, identity)).begin(4)
     put(state, 0, 7)
-    with pytest.raises(AdmissionError, match="a second item with the key 7 came from 'a' before 'b' sent one"):
+    with pytest.raises(AdmissionError, match="duplicate key 7 from 'a' before an item of 'b'"):
         put(state, 0, 7)
     put(state, 1, 7)
     put(state, 0, 7)
@@ -63,7 +63,7 @@ def test_a_second_item_of_one_key_is_refused_until_the_first_is_joined() -> None
     assert [state.take(0), state.take(0)] == [(7, 7), (7, 7)]
 
 
-def test_what_has_no_partner_can_be_dropped() -> None:
+def test_unmatched_items_can_be_dropped() -> None:
     state = Join(("a", "b"), drop_unmatched=True).begin(4)
     put(state, 0, 7)
     state.finish()
@@ -77,7 +77,7 @@ def test_what_has_no_partner_can_be_dropped() -> None:
     capacity=st.integers(3, 4),
     keyed=st.booleans(),
 )
-def test_fork_and_join_bring_the_same_items_together(
+def test_fork_and_join_combine_the_same_items(
     count: int, inputs: int, workers: int, capacity: int, keyed: bool
 ) -> None:
     graph = Graph("g")
@@ -100,7 +100,7 @@ def test_several_sources_in_any_order_of_arrival() -> None:
     assert sorted(graph.sink("out", after=joined)) == [(1, "b"), (2, "aa"), (3, "ccc")]
 
 
-def test_a_lost_partner_is_told_at_the_end() -> None:
+def test_an_unmatched_item_is_reported_at_the_end_of_the_input() -> None:
     def odd(item: int) -> int | Skip:
         return item if item % 2 else SKIP
 
@@ -112,7 +112,7 @@ def test_a_lost_partner_is_told_at_the_end() -> None:
         graph.run()
 
 
-def test_two_full_inputs_that_do_not_match_are_told_at_once() -> None:
+def test_full_inputs_without_matching_keys_are_a_deadlock() -> None:
     graph = Graph("g")
     graph.join(
         "pair",
@@ -124,7 +124,7 @@ def test_two_full_inputs_that_do_not_match_are_told_at_once() -> None:
         graph.run()
 
 
-def test_what_cannot_be_joined_is_refused() -> None:
+def test_invalid_joins_are_rejected() -> None:
     graph = Graph("g")
     numbers, others = graph.source("numbers", [1]), graph.source("others", [1])
     with pytest.raises(GraphError, match=r"join 'j' comes after 1 input: a join needs at least 2"):

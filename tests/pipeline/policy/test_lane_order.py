@@ -1,4 +1,4 @@
-"""The admission of micro-batches to their lanes, driven event by event."""
+"""Tests of LaneOrder, by events."""
 
 from typing import Any
 
@@ -20,18 +20,18 @@ def put(state: Any, place: Place) -> None:
     state.put(state.ticket(place), place)
 
 
-def test_a_lane_is_taken_in_order_and_by_one_worker() -> None:
+def test_a_lane_is_taken_in_order_by_one_worker() -> None:
     state = begin(LanePlan(1, 2))
     put(state, (0, 1))
     assert not state.ready()
     put(state, (0, 0))
     assert state.take(worker=0) == (0, 0)
-    assert not state.ready(), "the lane is in a worker's hands"
+    assert not state.ready(), "a worker holds a micro-batch of the lane"
     state.done(worker=0)
     assert state.take(worker=0) == (0, 1)
 
 
-def test_a_shared_lane_is_taken_in_order_by_as_many_as_come() -> None:
+def test_a_shared_lane_is_taken_in_order_by_several_workers() -> None:
     state = LaneOrder(LanePlan(1, 3), lambda place: place, shared=True).begin(2)
     put(state, (0, 1))
     assert not state.ready()
@@ -45,20 +45,20 @@ def test_a_shared_lane_is_taken_in_order_by_as_many_as_come() -> None:
     assert state.in_hand() == 4
 
 
-def test_no_batch_is_begun_before_the_one_before_is_taken() -> None:
+def test_no_batch_is_taken_before_all_of_its_predecessor() -> None:
     state = begin(LanePlan(2, 2))
     put(state, (0, 0))
     put(state, (1, 0))
     assert state.take(worker=0) == (0, 0)
     state.done(worker=0)
-    assert not state.ready(), "a worker that took it would wait for the reduction of batch 0, and none would be left"
+    assert not state.ready(), "its worker would wait for the reduction of batch 0, with no worker left to complete it"
     put(state, (0, 1))
     assert state.take(worker=0) == (0, 1)
     state.done(worker=0)
     assert state.take(worker=0) == (1, 0)
 
 
-def test_a_full_channel_accepts_what_a_lane_waits_for() -> None:
+def test_a_full_channel_accepts_the_next_item_of_a_lane() -> None:
     state = begin(LanePlan(2, 4), capacity=2)
     put(state, (0, 2))
     put(state, (0, 3))
@@ -68,10 +68,10 @@ def test_a_full_channel_accepts_what_a_lane_waits_for() -> None:
     assert state.depth() == 4
 
 
-def test_a_second_copy_and_an_unfinished_batch_are_refused() -> None:
+def test_duplicates_and_an_incomplete_batch_are_errors() -> None:
     state = begin(LanePlan(1, 2))
     put(state, (0, 0))
-    with pytest.raises(AdmissionError, match="second time"):
+    with pytest.raises(AdmissionError, match="duplicate micro-batch 0 of batch 0"):
         state.put((0, 0), (0, 0))
     state.take(worker=0)
     state.done(worker=0)
@@ -80,7 +80,7 @@ def test_a_second_copy_and_an_unfinished_batch_are_refused() -> None:
 
 
 @given(st.data(), st.integers(1, 4), st.integers(0, 4), st.integers(1, 3), st.integers(1, 5))
-def test_any_arrival_order_gives_each_lane_its_order(
+def test_each_lane_is_in_order_for_any_order_of_arrival(
     data: st.DataObject, lanes: int, extra: int, batches: int, workers: int
 ) -> None:
     plan = LanePlan(lanes, lanes + extra)
@@ -90,7 +90,7 @@ def test_any_arrival_order_gives_each_lane_its_order(
         fitting = [place for place in waiting if state.fits(place)]
         events = ["put"] * bool(fitting) + ["done"] * bool(hands)
         events += ["take"] * (state.ready() and len(hands) < workers)
-        event = data.draw(st.sampled_from(events))  # never empty: the policy cannot get stuck
+        event = data.draw(st.sampled_from(events))  # never empty: the policy cannot deadlock
         if event == "put":
             place = data.draw(st.sampled_from(fitting))
             put(state, place)

@@ -1,4 +1,4 @@
-"""Results in input order: the numbering and the turns event by event, and whole runs with forced overtaking."""
+"""Tests of ordered stages: NumberedAdmission and ReorderBuffer by events, and whole runs with forced overtaking."""
 
 import threading
 from collections.abc import Iterator
@@ -15,25 +15,25 @@ from threadloom.pipeline.policy.ordered import FinishedItem, NumberedAdmission, 
 pytestmark = pytest.mark.timeout(60)
 
 
-def test_nothing_runs_further_ahead_than_the_window() -> None:
+def test_no_item_is_taken_beyond_the_window() -> None:
     state = NumberedAdmission(Fifo().begin(9), capacity=1, workers=1)
     for item in "abc":
         state.put(None, item)
     assert [state.take(0), state.take(1)] == [(0, "a"), (1, "b")]
     assert not state.ready()
-    assert state.in_hand()  # so the input has not ended
+    assert state.in_hand()  # so that the input does not end yet
     state.sent()
     assert state.take(0) == (2, "c")
     state.sent()
     assert not state.in_hand()
 
 
-class TurnsMachine(RuleBasedStateMachine):
-    """Workers that take numbers in turn and finish in any order; one at a time sends."""
+class ReorderBufferMachine(RuleBasedStateMachine):
+    """Workers that take consecutive numbers and finish in any order; one worker at a time sends."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.turns = ReorderBuffer()
+        self.buffer = ReorderBuffer()
         self.taken = 0
         self.hands: set[int] = set()
         self.kept: set[int] = set()
@@ -51,7 +51,7 @@ class TurnsMachine(RuleBasedStateMachine):
         number = data.draw(st.sampled_from(sorted(self.hands)))
         self.hands.remove(number)
         self.kept.add(number)
-        self._got(self.turns.finish(number, FinishedItem(number, [])), before=self.sending)
+        self._got(self.buffer.finish(number, FinishedItem(number, [])), before=self.sending)
 
     @precondition(lambda self: self.sending is not None)
     @rule()
@@ -59,30 +59,30 @@ class TurnsMachine(RuleBasedStateMachine):
         assert self.sending is not None
         self.left.append(self.sending)
         self.sending = None
-        self._got(self.turns.next(), before=None)
+        self._got(self.buffer.next(), before=None)
 
     def _got(self, finished: FinishedItem | None, before: int | None) -> None:
         if before is not None:
-            assert finished is None, "two workers send at once"
+            assert finished is None, "two workers send at the same time"
         elif finished is not None:
             self.kept.remove(finished.item)
             self.sending = finished.item
 
     @invariant()
-    def they_leave_in_order(self) -> None:
+    def items_leave_in_order(self) -> None:
         assert self.left == list(range(len(self.left)))
 
     @invariant()
-    def nobody_who_could_go_is_kept(self) -> None:
+    def the_next_item_is_not_kept(self) -> None:
         if self.sending is None:
             assert len(self.left) not in self.kept
 
 
-test_turns = TurnsMachine.TestCase
+test_reorder_buffer = ReorderBufferMachine.TestCase
 
 
 class Overtaking:
-    """Lets the first of each pair of items return only after the second has."""
+    """A stage function that returns the first item of each pair after the second."""
 
     def __init__(self) -> None:
         self.done = [threading.Event() for _ in range(200)]
@@ -94,20 +94,20 @@ class Overtaking:
         return item
 
 
-def test_the_later_item_waits_for_the_earlier() -> None:
+def test_an_ordered_stage_keeps_the_order() -> None:
     graph = Graph("g")
     work = graph.stage("work", Overtaking(), after=graph.source("draw", range(60)), workers=2, ordered=True)
     assert list(graph.sink("out", after=work)) == list(range(60))
 
 
-def test_without_it_they_leave_as_they_are_completed() -> None:
+def test_an_unordered_stage_sends_in_order_of_completion() -> None:
     graph = Graph("g")
     work = graph.stage("work", Overtaking(), after=graph.source("draw", range(2)), workers=2)
     assert list(graph.sink("out", after=work)) == [1, 0]
 
 
-def test_a_worker_goes_on_while_an_earlier_item_is_worked_on() -> None:
-    """Item 0 returns after item 3 does, so one worker takes items 1, 2 and 3 meanwhile."""
+def test_workers_continue_while_an_earlier_item_is_processed() -> None:
+    """Item 0 returns after item 3, so the other worker processes items 1, 2 and 3 before that."""
     third = threading.Event()
 
     def work(item: int) -> int:
@@ -131,7 +131,7 @@ def test_a_worker_goes_on_while_an_earlier_item_is_worked_on() -> None:
     batch=st.integers(1, 4),
     keyed=st.booleans(),
 )
-def test_any_settings_keep_the_order_without_a_hole(
+def test_order_is_kept_without_gaps_for_any_settings(
     count: int, workers: int, capacity: int, modulus: int, copies: int, batch: int, keyed: bool
 ) -> None:
     def thin(item: int) -> int | Skip:
@@ -153,7 +153,7 @@ def test_any_settings_keep_the_order_without_a_hole(
         assert sorted(graph) == expected
 
 
-def test_an_error_while_sending_for_another_names_the_others_item() -> None:
+def test_an_error_while_sending_an_item_of_another_worker_names_that_item() -> None:
     second = threading.Event()
 
     def work(item: int) -> int:
@@ -167,7 +167,7 @@ def test_an_error_while_sending_for_another_names_the_others_item() -> None:
         return "a"
 
     class Watch:
-        """Tells when item 1 has been finished, and so kept, by the second worker: item 2 is begun."""
+        """Sets `second` when item 2 is started: then the second worker has finished item 1, which is kept."""
 
         def __call__(self, item: int) -> None:
             if item == 2:

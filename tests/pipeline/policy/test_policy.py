@@ -1,4 +1,4 @@
-"""Failure policies: the decisions event by event, without threads, and what runs make of them."""
+"""Tests of failure policies: the decisions without threads, and their effect in runs."""
 
 import threading
 from collections.abc import Iterator
@@ -41,13 +41,13 @@ def attempt(number: int = 1, skipped: int = 0, items: int = 1000, error: Excepti
 DECISIONS: dict[str, tuple[OnError, Attempt, Decision | RetryAfter]] = {
     "fail fast": (FailFast(), attempt(), FAIL),
     "skip any number": (SkipFailed(), attempt(skipped=999), SKIP),
-    "skip the last that may be": (SkipFailed(most=3), attempt(skipped=2), SKIP),
+    "skip the last one allowed": (SkipFailed(most=3), attempt(skipped=2), SKIP),
     "one too many": (SkipFailed(most=3), attempt(skipped=3), FAIL),
-    "none may be": (SkipFailed(most=0), attempt(), FAIL),
+    "none allowed": (SkipFailed(most=0), attempt(), FAIL),
     "within the share": (SkipFailed(share=0.1), attempt(skipped=99), SKIP),
     "over the share": (SkipFailed(share=0.1), attempt(skipped=100), FAIL),
     "too early to judge": (SkipFailed(share=0.1, least=50), attempt(skipped=9, items=10), SKIP),
-    "early enough": (SkipFailed(share=0.1, least=50), attempt(skipped=5, items=50), FAIL),
+    "late enough to judge": (SkipFailed(share=0.1, least=50), attempt(skipped=5, items=50), FAIL),
     "both bounds": (SkipFailed(most=2, share=0.9), attempt(skipped=2), FAIL),
     "another error": (SkipFailed(errors=(ValueError,)), attempt(), FAIL),
     "this error": (SkipFailed(errors=(ValueError,)), attempt(error=UnicodeDecodeError("u", b"", 0, 1, "")), SKIP),
@@ -58,21 +58,21 @@ DECISIONS: dict[str, tuple[OnError, Attempt, Decision | RetryAfter]] = {
     "no more retries": (Retry(times=3), attempt(4), FAIL),
     "then skip": (Retry(times=3, then=SkipFailed(most=1)), attempt(4), SKIP),
     "then skip no more": (Retry(times=3, then=SkipFailed(most=1)), attempt(4, skipped=1), FAIL),
-    "retry other errors not": (Retry(errors=(ValueError,), then=SkipFailed()), attempt(1), SKIP),
+    "no retry of other errors": (Retry(errors=(ValueError,), then=SkipFailed()), attempt(1), SKIP),
     "retry one way, then another": (Retry(times=1, first=1, then=Retry(times=3, first=0)), attempt(2), RetryAfter(0)),
 }
 
 
 @pytest.mark.parametrize("case", DECISIONS)
 def test_decisions(case: str) -> None:
-    policy, event, verdict = DECISIONS[case]
-    assert policy.decide(event) == verdict
+    policy, event, decision = DECISIONS[case]
+    assert policy.decide(event) == decision
 
 
 @given(
     fails=st.lists(st.booleans(), max_size=80), most=st.integers(0, 9), share=st.floats(0, 1), least=st.integers(1, 20)
 )
-def test_what_is_let_through_stays_in_bounds(fails: list[bool], most: int, share: float, least: int) -> None:
+def test_skipped_items_stay_within_the_bounds(fails: list[bool], most: int, share: float, least: int) -> None:
     policy, skipped = SkipFailed(most=most, share=share, least=least), 0
     for items, failed in enumerate(fails, 1):
         if failed and policy.decide(attempt(1, skipped, items)) is FAIL:
@@ -87,9 +87,9 @@ def test_what_is_let_through_stays_in_bounds(fails: list[bool], most: int, share
     "make",
     [lambda: SkipFailed(most=-1), lambda: SkipFailed(share=2), lambda: Retry(times=0), lambda: Retry(factor=0.5)],
 )
-def test_settings_without_sense_are_refused(make: object) -> None:
+def test_invalid_settings_are_rejected(make: object) -> None:
     assert callable(make)
-    with pytest.raises(ValueError, match="needs"):
+    with pytest.raises(ValueError, match="expected"):
         make()
 
 
@@ -107,22 +107,22 @@ def graph_of(policy: OnError, count: int = 10, ordered: bool = False, workers: i
     return graph
 
 
-def test_skipped_items_are_counted_and_leave_no_hole() -> None:
+def test_skipped_items_are_counted_and_leave_no_gap() -> None:
     with graph_of(SkipFailed(), ordered=True).start() as run:
         assert list(run) == [0, 2, 4, 6, 8]
     statistics = run.statistics()["work"]
     assert (statistics.items_in, statistics.items_out, statistics.skipped, statistics.retried) == (10, 5, 5, 0)
 
 
-def test_one_too_many_fails_the_run_and_says_how_many_went_before() -> None:
+def test_one_skip_too_many_fails_the_run_and_reports_the_count() -> None:
     with pytest.raises(StageFailure, match="failed on 5: Boom: 5") as caught:
         list(graph_of(SkipFailed(most=2), workers=1))
     assert caught.value.__cause__ is not None
     assert "2 of 6 items of this stage had been skipped: SkipFailed(most=2" in caught.value.__cause__.__notes__[0]
 
 
-def test_the_share_is_judged_at_the_end_too() -> None:
-    with pytest.raises(StageFailure, match=r"5 of 10 items were skipped, more than the share of 0.4") as caught:
+def test_the_share_is_checked_at_the_end_too() -> None:
+    with pytest.raises(StageFailure, match=r"5 of 10 items were skipped, more than the allowed share of 0.4") as caught:
         list(graph_of(SkipFailed(share=0.4)))
     assert isinstance(caught.value.__cause__, TooManySkipped)
     assert len(list(graph_of(SkipFailed(share=0.5)))) == 5
@@ -189,16 +189,16 @@ def test_dead_letters_have_the_item_the_error_and_the_stage() -> None:
     assert {(letter.stage, letter.attempts, type(letter.error)) for letter in letters} == {("work", 2, Boom)}
 
 
-def test_results_and_dead_letters_may_go_the_same_way() -> None:
+def test_results_and_dead_letters_can_be_merged() -> None:
     graph = Graph("g")
     work = graph.stage("work", odd_fail, after=graph.source("draw", range(4)), on_error=SkipFailed())
 
-    def tell(item: int | DeadLetter) -> str:
+    def describe(item: int | DeadLetter) -> str:
         return f"failed {item.item}" if isinstance(item, DeadLetter) else f"done {item}"
 
     both: list[Node[int | DeadLetter]] = [work, graph.dead_letters(work)]
-    told = graph.stage("tell", tell, after=both)
-    assert list(graph.sink("out", after=told)) == ["done 0", "failed 1", "done 2", "failed 3"]
+    texts = graph.stage("describe", describe, after=both)
+    assert list(graph.sink("out", after=texts)) == ["done 0", "failed 1", "done 2", "failed 3"]
 
 
 @pytest.mark.parametrize("policy", [FailFast(), Retry()])
@@ -209,7 +209,7 @@ def test_a_stage_that_skips_nothing_has_no_dead_letters(policy: OnError) -> None
         graph.dead_letters(work)
 
 
-def test_what_is_no_property_of_an_item_is_never_skipped() -> None:
+def test_errors_outside_of_the_item_are_never_skipped() -> None:
     graph = Graph("g")
 
     def work(item: int) -> int:
