@@ -1,6 +1,6 @@
-"""What a run is made of, from what its graph declares: channels, runtimes and workers. It starts no thread.
+"""The channels, stage runtimes and workers of one run, built from its declared stages. Starts no thread.
 
-Ownership: the lists of workers grow under the lock of the run; a reader sees them as they are at that moment.
+Ownership: the lists of workers grow under the lock of the run; other readers see a snapshot.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,13 +11,13 @@ from typing import Any
 
 from threadloom.pipeline.core import SLICE
 from threadloom.pipeline.observe import Counters, NodeKind, Stage, StageStatistics, summarise
-from threadloom.pipeline.policy import FailFast, Join, NumberedAdmission, ReorderBuffer
+from threadloom.pipeline.policy import FailFast, Join, NumberedAdmission, ReorderBuffer, RunAction
 from threadloom.pipeline.run.channel import Channel
 from threadloom.pipeline.run.deadlock import DeadlockDetector
 from threadloom.pipeline.run.retry import FailureCounters
 from threadloom.pipeline.run.routing import Edge
 from threadloom.pipeline.run.source_gate import SourceGate
-from threadloom.pipeline.run.watchdog import WorkerSnapshot
+from threadloom.pipeline.run.stall_detection import WorkerSnapshot
 from threadloom.pipeline.run.worker import NULL_CONTEXT, StageRuntime, StageWorker, WorkerContext
 
 
@@ -30,7 +30,7 @@ class Assembly:
         self._context = context
         self.detector = DeadlockDetector()
         self.channels: dict[str, Channel[Any, Any]] = {
-            each.name: self._channel_before(each) for each in stages if each.kind is not NodeKind.SOURCE
+            each.name: self._input_channel(each) for each in stages if each.kind is not NodeKind.SOURCE
         }
         self.source_gates = {each.name: SourceGate() for each in stages if each.kind is NodeKind.SOURCE}
         self.runtimes = {each.name: self._runtime(each) for each in stages if each.kind is not NodeKind.SINK}
@@ -39,14 +39,36 @@ class Assembly:
             for _ in range(each.workers if each.name in self.runtimes else 0):
                 self.add_worker(each.name)
 
-    def watch(self, working: Callable[[], int]) -> None:
-        """Begin to look out for a run that cannot go on; `working` counts the workers that have not ended."""
+    def stage_channels(self) -> list[Channel[Any, Any]]:
+        """Return the input channels of stages."""
+        return [channel for name, channel in self.channels.items() if name in self.runtimes]
+
+    def detect_deadlocks(self, alive: Callable[[], int]) -> None:
+        """Start deadlock detection; `alive` returns the number of workers that have not ended."""
         sinks = [channel for name, channel in self.channels.items() if name not in self.runtimes]
-        inner = [channel for name, channel in self.channels.items() if name in self.runtimes]
-        self.detector.watch(inner, sinks, working)
+        self.detector.watch(self.stage_channels(), sinks, alive)
+
+    def apply(self, action: RunAction) -> None:
+        """Apply an action to sources and channels; ABORT does nothing here, see `abortables`."""
+        gates = self.source_gates.values()
+        pausable: list[Channel[Any, Any] | SourceGate] = [*gates, *self.stage_channels()]
+        match action:
+            case RunAction.HOLD:
+                for each in pausable:
+                    each.hold()
+            case RunAction.RELEASE:
+                for each in pausable:
+                    each.release()
+            case RunAction.CLOSE_SOURCES:
+                for gate in gates:
+                    gate.close()
+
+    def abortables(self) -> list[Channel[Any, Any] | SourceGate]:
+        """Return every object that has to be aborted to stop the run."""
+        return [*self.channels.values(), *self.source_gates.values()]
 
     def drop_references(self) -> None:
-        """Give up what refers back to the run, now that no thread is left."""
+        """Break reference cycles to the run, after all threads have been joined."""
         self.detector.stop()
         self._context = NULL_CONTEXT
         for worker in self.workers():
@@ -56,7 +78,7 @@ class Assembly:
                 runtime.failures.freeze_total()
 
     def add_worker(self, name: str) -> StageWorker:
-        """Make one more worker of a stage, with an index that none had before."""
+        """Create one more worker of a stage, with the next unused index."""
         workers = self._workers[name]
         worker = StageWorker(self.runtimes[name], len(workers), self._context)
         workers.append(worker)
@@ -67,11 +89,11 @@ class Assembly:
         return chain.from_iterable(map(tuple, self._workers.values()))
 
     def workers_of(self, name: str) -> tuple[StageWorker, ...]:
-        """Return every worker that a stage has or had."""
+        """Return every worker of a stage, those that have ended included."""
         return tuple(self._workers[name])
 
     def statistics(self, stage: Stage, counters: Sequence[Counters]) -> StageStatistics:
-        """Sum up a stage from the counters of its workers, or of its sink."""
+        """Return the statistics of a stage or sink, from the counters of its workers."""
         channel = self.channels.get(stage.name)
         summary = summarise(
             stage.name, list(counters), channel.statistics() if channel else None, self._clock, stage.kind, stage.after
@@ -81,16 +103,16 @@ class Assembly:
         failures = self.runtimes[stage.name].failures if stage.name in self.runtimes else None
         return replace(summary, skipped=failures.skipped, retried=failures.retried) if failures else summary
 
-    def look(self, sinks: Mapping[str, Counters]) -> list[WorkerSnapshot]:
-        """Return what every worker, and the caller at every open sink, is doing now."""
+    def snapshots(self, sinks: Mapping[str, Counters]) -> list[WorkerSnapshot]:
+        """Return a snapshot of every running worker, and of the caller at every open sink (name → its counters)."""
         now = self._clock()
-        seen = [
+        found = [
             WorkerSnapshot(
                 worker.stage.name,
                 worker.stage.kind,
                 worker.index,
                 *worker.counters.in_progress(now),
-                holds=worker.holds,
+                holds=worker.has_item,
             )
             for worker in self.workers()
             if worker.counters.began is not None and worker.counters.ended is None
@@ -98,24 +120,24 @@ class Assembly:
         for name, counters in sinks.items():
             channel = self.channels[name]
             waits, full = channel.receivers_wait, channel.senders_wait
-            seen.append(WorkerSnapshot(name, NodeKind.SINK, 0, *counters.in_progress(now), parked=waits, full=full))
-        return seen
+            found.append(WorkerSnapshot(name, NodeKind.SINK, 0, *counters.in_progress(now), parked=waits, full=full))
+        return found
 
     def _runtime(self, stage: Stage) -> StageRuntime:
-        guarded = not isinstance(stage.on_error, FailFast)
+        has_policy = not isinstance(stage.on_error, FailFast)
         return StageRuntime(
             stage,
             self._edges_of(stage),
             self.channels.get(stage.name),
             self.source_gates.get(stage.name),
             ReorderBuffer() if stage.ordered else None,
-            FailureCounters(stage.on_error, partial(self._begun, stage.name)) if guarded else None,
+            FailureCounters(stage.on_error, partial(self._items_started, stage.name)) if has_policy else None,
         )
 
-    def _begun(self, name: str) -> int:
+    def _items_started(self, name: str) -> int:
         return sum(worker.counters.items_in for worker in self.workers_of(name))
 
-    def _channel_before(self, stage: Stage) -> Channel[Any, Any]:
+    def _input_channel(self, stage: Stage) -> Channel[Any, Any]:
         producers = sum(each.workers for each in self.stages for name in stage.after if each.name == name)
         admission = stage.admission.begin(stage.capacity)
         if stage.ordered:

@@ -1,15 +1,16 @@
 """The bounded channel between stages: many producers, many consumers, one lock and two queues of parked threads.
 
-Guarantees: what is put is taken exactly once; the depth stays within the bound of the admission policy; a full channel
-blocks its senders and an empty one its receivers, without polling; after `abort` every call that waits or comes raises
-Cancelled at once, whatever is still inside; after the last `close` receivers take what is left and then get Closed.
+Guarantees: each item that is put is taken exactly once. The depth stays within the bound of the admission policy. A
+full channel blocks its senders (backpressure) and an empty one its receivers, without polling. After `abort`, every
+waiting and every later call raises Cancelled at once, even if items remain. After the last `close`, receivers take the
+remaining items and then get Closed.
 
-Assumptions: every producer calls `close` exactly once, after its last `put`; a worker number is used by one thread.
+Assumptions: every producer calls `close` exactly once, after its last `put`; a worker index is used by one thread.
 
-Ownership: the admission state and every counter belong to the lock. A thread that must wait parks on a lock of its own
-*outside* the channel's lock, and looks again when it is woken. That, rather than threading.Condition, is what makes a
-Ctrl-C at any instruction of the caller's thread safe: the lock is only ever held inside a `with`, never re-acquired in
-a `finally`, and so never left locked behind a KeyboardInterrupt. It also costs less.
+Ownership: the admission state and every counter are guarded by the channel's lock. A thread that has to wait parks on
+a lock of its own *outside* the channel's lock and checks again when it is woken. This, instead of threading.Condition,
+makes a Ctrl-C at any instruction of the caller's thread safe: the lock is held only inside a `with` and never
+re-acquired in a `finally`, so a KeyboardInterrupt cannot leave it locked. It is also faster.
 """
 
 from _thread import LockType, allocate_lock
@@ -28,7 +29,7 @@ Out = TypeVar("Out")
 
 
 class Channel(Generic[In, Out]):
-    """What producers put (In) comes out as the admission policy hands it out (Out: an item, or a list of them)."""
+    """A bounded queue of items (In), handed out in the form and order of its admission policy (Out: item or group)."""
 
     def __init__(
         self,
@@ -44,35 +45,33 @@ class Channel(Generic[In, Out]):
         self._admission = admission
         self._capacity = capacity
         self._clock = clock
-        self._slice = (
-            receive_slice  # seconds that a receiver waits at a time, -1 for as long as it takes: see `gate.SLICE`
-        )
+        self._slice = receive_slice  # longest uninterrupted wait of a receiver in seconds, -1 for no limit; see SLICE
         self._keyed = admission.keyed
         self._fits, self._store = admission.fits, admission.put
         self._ready, self._take, self._depth = admission.ready, admission.take, admission.depth
-        # The plain queue of a Fifo, None otherwise: `put` and `get` then do by hand what FifoState would, which takes
-        # a third off the cost of a hop. Only under the lock, like the state itself.
+        # The queue of a FifoState, None for other policies. `put` and `get` access it directly, which takes a third off
+        # the cost of a handoff. Guarded by the lock, like the admission state itself.
         self._plain: deque[Any] | None = admission.items if isinstance(admission, FifoState) else None
-        # Parked threads, oldest first. A lock is in here locked, and is released once, by `_wake` or `_wake_all`.
-        # Invariant: while something is ready and a receiver is parked, some woken receiver has yet to look: each put
-        # wakes one, and whoever takes and leaves something wakes the next. The same for room and senders.
+        # Parked threads, oldest first, each by a locked lock that `_wake` or `_wake_all` releases once.
+        # Invariant: while something is ready and a receiver is parked, some woken receiver has yet to check: each put
+        # wakes one, and a receiver that leaves something ready wakes the next. The same holds for capacity and senders.
         self._senders: deque[LockType] = deque()
         self._receivers: deque[LockType] = deque()
-        self._refused: list[Ticket] = []  # tickets of the blocked senders, of keyed policies alone: see _check_progress
-        self._producers = producers  # producers still to close; only `close` lowers it
-        self._consumers = WorkerCount(workers)  # of the stage that takes from here
+        self._refused: list[Ticket] = []  # tickets of the blocked senders, for keyed policies only: see _check_progress
+        self._producers = producers  # producers that have not closed; changed by `add_producer` and `close` only
+        self._consumers = WorkerCount(workers)  # workers of the downstream stage
         self._detector = DeadlockDetector() if detector is None else detector
-        self._deadlocked = False  # set once, by `fail_senders`: nobody is left who could bring what is missing
+        self._deadlocked = False  # set once, by `fail_senders`: no thread is left that could send the missing item
         self._aborted = False  # set once, by `abort`
-        self._held = False  # between `hold` and `release`
-        self._look = False  # whether a receiver has anything of these three to look at; only `_note_orders` sets it
-        # Counters. A wait in progress has its start subtracted already, so adding now × waiters gives the time so far.
+        self._held = False  # True between `hold` and `release`
+        self._slow_get = False  # aborted, held or too many workers; updated by `_update_slow_get` only
+        # Counters. The start of a wait in progress is subtracted already, so adding now × waiters is the time so far.
         self._put_count = self._depth_sum = self._depth_max = 0
         self._send_waiters = self._send_wait = 0
         self._receive_waiters = self._receive_wait = 0
 
     def put(self, item: In) -> None:
-        """Put `item`, waiting for room if there is none."""
+        """Put `item`, waiting for capacity if the channel is full."""
         plain = self._plain
         if plain is None:
             self._put_when_room(self._admission.ticket(item), item)
@@ -90,10 +89,10 @@ class Channel(Generic[In, Out]):
         self._put_when_room(None, item)
 
     def get(self, worker: int = 0) -> Out:
-        """Take what is next, waiting for it if need be; raises Closed at the end of the input."""
+        """Return the next item or group, waiting for it if necessary; raise Closed at the end of the input."""
         plain = self._plain
         with self._lock:
-            if plain and not self._look:
+            if plain and not self._slow_get:
                 out: Out = plain.popleft()
                 if self._senders:
                     _wake(self._senders)
@@ -103,86 +102,89 @@ class Channel(Generic[In, Out]):
         return self._get_when_ready(worker)
 
     def done(self, worker: int = 0) -> None:
-        """Say that `worker` has finished what it took last; exclusive policies then hand out the next of its kind."""
+        """Report that `worker` has finished its item; an exclusive policy can then hand out the next one of its key."""
         with self._lock:
             self._admission.done(worker)
-            self._look_again()
+            self._wake_after_progress()
 
     def sent(self) -> None:
-        """Say that the results of the oldest item taken have left; ordered stages may then take more."""
+        """Report that the results of the oldest item have been sent; an ordered stage can then take more items."""
         with self._lock:
             self._admission.sent()
-            self._look_again()
+            self._wake_after_progress()
 
     def close(self) -> None:
-        """Say that one producer will put nothing more."""
+        """Report that one producer will put nothing more."""
         with self._lock:
             self._producers -= 1
             if not self._producers:
                 _wake_all(self._receivers)
             elif self._refused:
-                _wake_all(self._senders)  # those left may now be stuck for certain: let them look
+                _wake_all(self._senders)  # the remaining producers may now be deadlocked: let them check
 
     def abort(self) -> None:
-        """Wake everyone with Cancelled, now and from now on. Safe from any thread, any number of times."""
+        """Make every waiting and later call raise Cancelled. May be called from any thread, any number of times."""
         with self._lock:
             self._aborted = True
-            self._note_orders()
+            self._orders_changed()
             _wake_all(self._senders)
 
     def hold(self) -> None:
-        """Hand nothing out until `release`. What is put goes in while there is room."""
+        """Hand nothing out until `release`. Items can still be put while there is capacity."""
         with self._lock:
             self._held = True
-            self._note_orders()
+            self._orders_changed()
 
     def release(self) -> None:
-        """Hand out again."""
+        """Hand items out again after `hold`."""
         with self._lock:
             self._held = False
-            self._note_orders()
+            self._orders_changed()
 
     def set_consumers(self, workers: int) -> int:
-        """Want another number of workers; return how many have to be added. Those too many get Closed as they come."""
-        with self._lock:
-            added = self._consumers.resize(workers)
-            self._admission.consumers_changed(workers)
-            self._note_orders()
-            return added
+        """Set the number of workers of the downstream stage; return how many have to be started.
 
-    def open(self) -> bool:
-        """Expect one producer more. Return whether it may put: not if all the others are done already."""
+        Excess workers get Closed at their next `get`.
+        """
+        with self._lock:
+            to_start = self._consumers.resize(workers)
+            self._admission.consumers_changed(workers)
+            self._orders_changed()
+            return to_start
+
+    def add_producer(self) -> bool:
+        """Register one more producer; return False if all others have closed, so that it is too late."""
         with self._lock:
             self._producers += bool(self._producers)
             return bool(self._producers)
 
     @property
     def keyed(self) -> bool:
-        """Whether `put` runs functions of the policy, which may raise."""
+        """True if `put` calls user functions of the policy, which may raise."""
         return self._keyed
 
     @property
     def workers(self) -> int:
-        """How many workers are wanted to take from here."""
+        """Requested number of workers of the downstream stage."""
         return self._consumers.wanted
 
     @property
     def senders_wait(self) -> bool:
-        """Whether somebody waits for room. A glance without the lock."""
+        """True while a sender waits for capacity. Read without the lock."""
         return self._send_waiters > 0
 
     @property
     def receivers_wait(self) -> bool:
-        """Whether somebody waits for an item. A glance without the lock."""
+        """True while a receiver waits for an item. Read without the lock."""
         return self._receive_waiters > 0
 
     @property
     def depth(self) -> int:
-        """How much of the capacity is in use: items, or complete groups. A glance without the lock."""
+        """Used capacity, in items or complete groups. Read without the lock."""
         return self._depth()
 
     def statistics(self) -> ChannelStatistics:
-        """Return the counters as of now."""
+        """Return the current counters."""
         with self._lock:
             now = self._clock()
             return ChannelStatistics(
@@ -195,58 +197,63 @@ class Channel(Generic[In, Out]):
                 starved=(self._receive_wait + now * self._receive_waiters) / 1e9,
             )
 
+    # The interface of the deadlock detector.
+
     def with_all_locked(self, others: Sequence[Inspectable], then: Callable[[], None]) -> None:
-        """Call `then` under the lock of this channel and of the others. Recursive, so that each is held by a `with`."""
+        """Call `then` while the locks of this channel and of `others` are held. Recursive: each is held by a `with`."""
         with self._lock:
             if others:
                 others[0].with_all_locked(others[1:], then)
             else:
                 then()
 
-    # From here to the end of the two slow paths: only with the lock held, unless said otherwise.
+    # From here on, all methods require the lock unless they state otherwise.
 
     def parked(self) -> tuple[int, int]:
-        """Return how many senders and receivers are parked, those woken up not among them."""
+        """Return the numbers of parked senders and parked receivers; threads already woken are not counted."""
         return len(self._senders), len(self._receivers)
 
     def has_blocked_senders(self) -> bool:
-        """Whether senders wait for room that is made only by an item which is still to come."""
+        """Return True if senders are blocked and only an item that has not arrived can free capacity for them."""
         return bool(self._refused) and bool(self._admission.missing()) and not any(map(self._fits, self._refused))
 
     def held(self) -> bool:
-        """Whether nothing is handed out for the time being."""
+        """Return True between `hold` and `release`."""
         return self._held
 
     def idle(self) -> bool:
-        """Whether there is nothing to take, and nothing in a receiver's hands."""
+        """Return True if no item is ready and no receiver is processing one."""
         return not self._ready() and not self._admission.in_hand()
 
     def fail_senders(self) -> None:
-        """Let the senders know that nobody is left who could bring what is missing."""
+        """Wake the blocked senders and make them raise: no thread is left that could send the missing item."""
         self._deadlocked = True
         _wake_all(self._senders)
 
-    def _note_orders(self) -> None:
-        """Let the receivers see what has changed about who may take what."""
-        self._look = self._aborted or self._held or self._consumers.should_exit
+    def _orders_changed(self) -> None:
+        """Let the receivers check again who may take items."""
+        self._update_slow_get()
         _wake_all(self._receivers)
 
+    def _update_slow_get(self) -> None:
+        self._slow_get = self._aborted or self._held or self._consumers.should_exit
+
     def _dismiss_worker(self) -> None:
-        """Let the worker that calls end, and another one see to what it was woken for."""
+        """Raise Closed for the calling worker, and pass its wake-up on to another."""
         self._consumers.leave()
-        self._look = self._aborted or self._held or self._consumers.should_exit
+        self._update_slow_get()
         if self._ready():
             _wake(self._receivers)
-        raise Closed("the stage has been given fewer workers")
+        raise Closed("the stage now has fewer workers")
 
-    def _look_again(self) -> None:
-        """Wake whoever may go on after something that was in hand is dealt with."""
+    def _wake_after_progress(self) -> None:
+        """Wake the threads that may continue after an item in hand has been finished."""
         if self._ready():
             _wake(self._receivers)
         elif not self._producers:
-            _wake_all(self._receivers)  # this may have been the last of the input
+            _wake_all(self._receivers)  # this may have been the last item of the input
         else:
-            _wake_all(self._senders)  # with nothing in hand they may be stuck for certain: let them look
+            _wake_all(self._senders)  # with no item in hand they may be deadlocked: let them check
 
     def _accept(self, ticket: Ticket, item: In) -> None:
         self._store(ticket, item)
@@ -272,13 +279,13 @@ class Channel(Generic[In, Out]):
         return out
 
     def _put_when_room(self, ticket: Ticket, item: In) -> None:
-        """Called without the lock."""
+        """Put `item` once it fits. Called without the lock."""
         waiting = False
         try:
             while True:
                 with self._lock:
                     if self._aborted:
-                        raise Cancelled("the channel was aborted before there was room for its sender")
+                        raise Cancelled("the channel was aborted; no item can be put")
                     if self._fits(ticket):
                         self._accept(ticket, item)
                         return
@@ -303,19 +310,19 @@ class Channel(Generic[In, Out]):
                         self._refused.remove(ticket)
 
     def _get_when_ready(self, worker: int) -> Out:
-        """Called without the lock."""
+        """Return the next item or group once it is ready. Called without the lock."""
         waiting = False
         try:
             while True:
                 with self._lock:
                     if self._aborted:
-                        raise Cancelled("the channel was aborted before an item was ready for its receiver")
+                        raise Cancelled("the channel was aborted; no item can be taken")
                     if self._consumers.should_exit:
                         self._dismiss_worker()
                     if self._ended() and not self._held:
                         self._admission.finish()
                         if not self._ready():
-                            raise Closed("every producer is done and everything has been taken")
+                            raise Closed("every producer has closed, and every item has been taken")
                     if self._ready() and not self._held:
                         return self._hand_out(worker)
                     if not waiting:
@@ -337,10 +344,9 @@ class Channel(Generic[In, Out]):
         return not self._producers and not self._ready() and not self._admission.in_hand()
 
     def _check_progress(self) -> None:
-        """Raise rather than wait for ever: nothing that is inside can be taken, and nobody can put what it lacks.
+        """Raise on deadlock: no queued item is ready, and no producer can send the missing one.
 
-        That is certain here if every producer is refused; the detector of the run knows
-        all else that may hold them up.
+        The deadlock is certain here if every producer is blocked; the detector of the run knows about all other waits.
         """
         missing = self._admission.missing()
         if not missing or any(map(self._fits, self._refused)):
@@ -348,13 +354,14 @@ class Channel(Generic[In, Out]):
         self._detector.suspected = True
         if self._deadlocked or len(self._refused) >= self._producers:
             raise AdmissionError(
-                f"the channel is full (capacity {self._capacity}) of items that wait for one still behind them: "
-                f"{missing}. Items may arrive at most as far out of order as the capacity: raise it, or send in order"
+                f"deadlock: the channel is full (capacity {self._capacity}), and the item that it has to hand out next "
+                f"cannot be sent: {missing}. Items may be out of order by at most the capacity: raise it, or send them "
+                f"in order"
             )
 
 
 def _park(queue: deque[LockType]) -> LockType:
-    """Return a locked lock that the next wake-up of `queue` releases; acquire it outside of the channel's lock."""
+    """Return a locked lock that the next wake-up of `queue` releases; acquire it outside the channel's lock."""
     parked = allocate_lock()
     parked.acquire()
     queue.append(parked)
@@ -363,7 +370,7 @@ def _park(queue: deque[LockType]) -> LockType:
 
 def _wake(queue: deque[LockType]) -> None:
     if queue:
-        # Released before it leaves the queue: an interrupt in between must not lose a thread that sleeps.
+        # Released before it is removed: an interrupt in between must not lose a sleeping thread.
         if queue[0].locked():
             queue[0].release()
         queue.popleft()

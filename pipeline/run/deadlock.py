@@ -1,18 +1,21 @@
-"""Finds out that a run cannot go on, at the moment in which that becomes certain, without polling.
+"""Deadlock detection for one run, without polling.
 
-A channel is in doubt while senders wait for room in it and what it lacks has not come: one of its producers may bring
-it, or nobody. The doubt is certain once every worker of the run is parked at some channel, because then no one is left
-who could put or take anything. So whoever parks, or ends, while there is a doubt looks *after* that: the last to do so
-sees all the others, and the senders of the channel in doubt are given the error.
+A channel is suspected of deadlock while senders are blocked on it and the item that would free capacity has not
+arrived. One of its producers may still send that item. The suspicion becomes certain once every worker of the run is
+parked at some channel, because no thread is left that could put or take anything: the blocked senders then raise.
 
-A caller who is elsewhere may still come to a sink: nothing is certain while a sink has an item for him, or he has not
-dealt with the one before. Nor while a run is paused. Workers in their function, in `acquire`, in a pause before a retry
-or at a source's `next` are not parked.
+While a deadlock is suspected, every worker calls `check` *after* it has parked and after it has ended. The last worker
+to do so therefore finds all others parked.
 
-Guarantees: no false alarm, because all channels are looked at together, under all their locks. No thread holds the lock
-of one channel while it waits for that of another but here, where they are taken in one order.
+Not a deadlock: a sink that holds an item for the caller, or whose last item the caller is still processing; a paused
+run; a worker inside its function, in `acquire`, in the delay before a retry, or in `next` of a source. None of these
+workers is parked.
 
-Ownership: `any` is raised under the lock of the channel in doubt, lowered under all the locks, and read as a glance.
+Guarantees: no false alarm, because all channels are inspected together while all their locks are held. A thread that
+holds the lock of one channel never waits for that of another, except here, where locks are acquired in one fixed order.
+
+Ownership: `suspected` is set under the lock of the suspected channel, cleared while all locks are held, and read
+without a lock as a hint.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,55 +23,67 @@ from typing import Protocol
 
 
 class Inspectable(Protocol):
-    """A channel, as far as detector are concerned."""
+    """The part of a channel that deadlock detection reads. All methods but the first require the channel's lock."""
 
     def with_all_locked(self, others: "Sequence[Inspectable]", then: Callable[[], None]) -> None:
-        """Call `then` while this channel and the others, one by one, hold their locks."""
+        """Call `then` while the locks of this channel and of `others` are held, acquired in this order."""
 
     def parked(self) -> tuple[int, int]:
-        """Return how many senders and receivers are parked, those woken up not among them."""
+        """Return the numbers of parked senders and parked receivers; threads already woken are not counted."""
 
-    def has_blocked_senders(self) -> bool: ...
-    def held(self) -> bool: ...
-    def idle(self) -> bool: ...
-    def fail_senders(self) -> None: ...
+    def has_blocked_senders(self) -> bool:
+        """Return True if senders are blocked and only an item that has not arrived can free capacity for them."""
+
+    def held(self) -> bool:
+        """Return True while the run is paused."""
+
+    def idle(self) -> bool:
+        """Return True if no item is ready and no receiver is processing one."""
+
+    def fail_senders(self) -> None:
+        """Wake the blocked senders and make them raise."""
 
 
 class DeadlockDetector:
-    """Those of one run. Nothing is certain before `watch` has said who works in it."""
+    """The deadlock detector of one run; inactive until `watch` registers channels and workers."""
 
     def __init__(self) -> None:
         self.suspected = False
-        """Whether some channel may be in doubt, so that whoever parks has to `look`."""
-        self._inner: Sequence[Inspectable] = ()
-        self._sinks: Sequence[Inspectable] = ()
-        self._working: Callable[[], int] | None = None
+        """True while some channel may be deadlocked, so that a worker that parks or ends has to call `check`."""
+        self.inner: Sequence[Inspectable] = ()
+        """Input channels of stages."""
+        self.sinks: Sequence[Inspectable] = ()
+        """Input channels of sinks."""
+        self.alive: Callable[[], int] | None = None
+        """Returns the number of workers that have not ended."""
 
-    def watch(self, inner: Sequence[Inspectable], sinks: Sequence[Inspectable], working: Callable[[], int]) -> None:
-        """Take the channels in front of stages, those in front of sinks, and what counts the workers not yet ended."""
-        self._inner, self._sinks, self._working = inner, sinks, working
+    def watch(self, inner: Sequence[Inspectable], sinks: Sequence[Inspectable], alive: Callable[[], int]) -> None:
+        """Start detection for these channels and workers."""
+        self.inner, self.sinks, self.alive = inner, sinks, alive
 
     def stop(self) -> None:
-        """Look out for nothing any more, now that the run is over."""
-        self._inner, self._sinks, self._working = (), (), None
+        """Stop detection and drop all references, after the run has ended."""
+        self.inner, self.sinks, self.alive = (), (), None
 
     def check(self) -> None:
-        """Let the senders of the channels in doubt know if it has become certain. Called without a lock."""
-        every = [*self._inner, *self._sinks]
-        if every:
-            every[0].with_all_locked(every[1:], self._decide)
+        """Make the blocked senders raise if the deadlock is certain. Call without holding a lock."""
+        channels = [*self.inner, *self.sinks]
+        if channels:
+            channels[0].with_all_locked(channels[1:], self.decide)
 
-    def _decide(self) -> None:
-        doubted = [each for each in (*self._inner, *self._sinks) if each.has_blocked_senders()]
-        self.suspected = bool(doubted)
-        if doubted and self._all_parked():
-            for each in doubted:
+    def decide(self) -> None:
+        """Update `suspected`; make the blocked senders of a certain deadlock raise. Requires all channel locks."""
+        suspects = [each for each in (*self.inner, *self.sinks) if each.has_blocked_senders()]
+        self.suspected = bool(suspects)
+        if suspects and self._all_parked():
+            for each in suspects:
                 each.fail_senders()
 
     def _all_parked(self) -> bool:
-        if self._working is None or any(each.held() for each in self._inner):
+        if self.alive is None or any(each.held() for each in self.inner):
             return False
-        if not all(each.idle() for each in self._sinks):
+        if not all(each.idle() for each in self.sinks):
             return False
-        parked = sum(sum(each.parked()) for each in self._inner) + sum(each.parked()[0] for each in self._sinks)
-        return parked == self._working()
+        # A receiver parked at a sink is the caller, not a worker.
+        parked = sum(sum(each.parked()) for each in self.inner) + sum(each.parked()[0] for each in self.sinks)
+        return parked == self.alive()

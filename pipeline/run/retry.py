@@ -1,10 +1,10 @@
-"""Where failure policies meet threads: the calls of a stage function, guarded by the policy of its stage.
+"""Calls of a stage function under the failure policy of its stage: retries, skipped items and dead letters.
 
-Guarantees: an item is counted once, as done, skipped or fatal; a pause before a retry ends at once when the run does,
-with Cancelled; a dead letter is sent before the worker takes its next item.
+Guarantees: each failed item is counted once, as skipped or fatal; the delay before a retry ends at once with Cancelled
+when the run is stopped; a dead letter is sent before the worker takes its next item.
 
-Ownership: a `FailureCounters` is shared by the workers of a stage and belongs to its lock; a `RetryRunner` belongs to
-one worker.
+Ownership: a `FailureCounters` is shared by the workers of a stage and guarded by its own lock; a `RetryRunner` belongs
+to one worker.
 """
 
 from _thread import allocate_lock
@@ -18,68 +18,73 @@ from threadloom.pipeline.policy import Attempt, DeadLetter, Decision, OnError, R
 
 
 class FailureCounters:
-    """What the workers of a stage skipped and tried again."""
+    """The numbers of items that one stage skipped and of calls that it repeated."""
 
     def __init__(self, policy: OnError, items: Callable[[], int]) -> None:
         self._lock = allocate_lock()
         self._policy = policy
-        self._items = items  # how many items of the stage were begun; called without a lock
+        self._items = items  # returns the number of items started by the stage; takes no lock
         self.skipped = 0
+        """Items skipped so far."""
         self.retried = 0
+        """Calls repeated so far."""
 
     def decide(self, error: Exception, number: int) -> Decision | RetryAfter:
-        """Ask the policy, and count its verdict."""
+        """Return the policy's decision about call `number` (from 1) for an item, which raised `error`; count it."""
         with self._lock:
             attempt = Attempt(error, number, self.skipped, self._items())
-            verdict = self._policy.decide(attempt)
-            if verdict is Decision.SKIP:
+            decision = self._policy.decide(attempt)
+            if decision is Decision.SKIP:
                 self.skipped += 1
-            elif isinstance(verdict, RetryAfter):
+            elif isinstance(decision, RetryAfter):
                 self.retried += 1
-        if verdict is Decision.FAIL and attempt.skipped:
-            error.add_note(f"{attempt.skipped} of {attempt.items} items of this stage had been skipped: {self._policy}")
-        return verdict
+        if decision is Decision.FAIL and attempt.skipped:
+            error.add_note(
+                f"{attempt.skipped} of {attempt.items} items of this stage were skipped before: {self._policy}"
+            )
+        return decision
 
     def freeze_total(self) -> None:
-        """Note how many items there were, now that there will be no more: who counts them need not be kept."""
+        """Store the final number of items, which drops the reference to the workers that count them."""
         items = self._items()
         self._items = lambda: items
 
     def check_end(self) -> None:
-        """Raise if too many were skipped, now that the stage has ended."""
+        """Raise TooManySkipped if the policy does not accept the number of skipped items at the end of the input."""
         with self._lock:
-            final_check = self._policy.final_check(self.skipped, self._items())
-        if final_check:
-            raise TooManySkipped(f"{final_check}: see what its dead letters have in common, or allow a larger share")
+            problem = self._policy.final_check(self.skipped, self._items())
+        if problem:
+            raise TooManySkipped(f"{problem}: see what the dead letters have in common, or allow a larger share")
 
 
 @dataclass(frozen=True)
 class RetryRunner:
-    """A stage function of one worker, called as its policy says."""
+    """The function of a stage for one worker, called under the stage's failure policy."""
 
     fn: Callable[[Any], Any]
     stage: Stage
     failures: FailureCounters
     send_letter: Callable[[Any], None]
-    pause: Callable[[float], None]
-    """Wait so many seconds; raises Cancelled when the run ends."""
+    sleep: Callable[[float], None]
+    """Sleeps for the given number of seconds; raises Cancelled as soon as the run is stopped."""
 
     def __call__(self, item: Any) -> Any:
+        """Return the result for `item`, or SKIP (an empty expansion) if the policy skips it."""
         number = 1
         while True:
             try:
                 result = self.fn(item)
-                # All of an expansion is made here, so that it fails before anything of it has been sent.
+                # An expansion is evaluated completely here, so that it fails before any element has been sent.
                 return list(result) if self.stage.expand else result
             except Cancelled:
                 raise
             except Exception as error:
-                verdict = self.failures.decide(error, number)
-                if verdict is Decision.FAIL:
+                decision = self.failures.decide(error, number)
+                if decision is Decision.FAIL:
                     raise
-                if verdict is Decision.SKIP:
+                if decision is Decision.SKIP:
                     self.send_letter(DeadLetter(self.stage.name, item, error, number))
                     return () if self.stage.expand else SKIP
-                pause = verdict.pause
-            self.pause(pause)
+                delay = decision.pause
+            self.sleep(delay)
             number += 1

@@ -1,6 +1,6 @@
-"""What comes out of one sink, for the thread that iterates it.
+"""The iterator over one sink of a run.
 
-Ownership: a delivery belongs to the one thread that iterates it; its counters are read by anyone.
+Ownership: a `SinkIterator` belongs to the one thread that iterates it; any thread may read its counters.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ _WAITING, _BUSY = Phase.WAITING, Phase.BUSY  # read for each item, as in `worker
 
 
 class SinkOwner(Protocol):
-    """A run, as far as what comes out of it needs to know it."""
+    """The part of a run that its sinks use; `Run` documents each method."""
 
     clock: Callable[[], int]
 
@@ -28,43 +28,44 @@ class SinkOwner(Protocol):
 
 
 class _FinishedRun:
-    """A run whose block was left, as far as a sink still needs to know it: it has an outcome, and holds nothing."""
+    """Stand-in for a run after its `with` block: it keeps the outcome, and no reference to the run."""
 
     def __init__(self, clock: Callable[[], int], outcome: StageFailure | Cancelled | None) -> None:
         self.clock = clock
         self._outcome = outcome
 
     def check_running(self) -> None:
-        """It has begun."""
+        """Do nothing: the run was started."""
 
     def fail(self, failure: StageFailure) -> None:
-        """It cannot fail any more."""
+        """Do nothing: the outcome is decided."""
 
     def shut_down(self) -> None:
-        """That is done."""
+        """Do nothing: all threads have been joined."""
 
     def raise_outcome(self) -> NoReturn:
-        """Raise what ended the run, once more."""
+        """Raise the outcome again."""
         assert self._outcome is not None
         raise self._outcome
 
     def exhausted(self, name: str) -> None:
-        """Raise what ended the run, if it was not the end of the input."""
+        """Raise the outcome again, unless the run ended with its input."""
         if self._outcome is not None:
             raise self._outcome
 
 
 class SinkIterator(Generic[Item]):
-    """What comes out of one sink, for the caller's thread to iterate."""
+    """An iterator over the items that arrive at one sink."""
 
     def __init__(self, run: SinkOwner, stage: Stage, channel: Channel[Any, Item]) -> None:
         self._run: SinkOwner = run
         self._channel = channel
         self._exclusive: bool = getattr(stage.admission, "exclusive", False)
         self.stage = stage
-        self.counters = Counters()  # busy is the time the caller spends between two items
-        self._mark: int | None = None
-        self._holds = False
+        self.counters = Counters()
+        """Counters of the caller as the worker of this sink: it is busy between two items."""
+        self._mark: int | None = None  # start of the current phase, in ns; None before the first item
+        self._holds = False  # True while the caller processes an item
 
     def __iter__(self) -> Iterator[Item]:
         return self
@@ -72,7 +73,7 @@ class SinkIterator(Generic[Item]):
     def __next__(self) -> Item:
         self._run.check_running()
         try:
-            self._give_back()
+            self._finish_item()
             item = self._channel.get()
         except Closed:
             self._finish()
@@ -82,7 +83,7 @@ class SinkIterator(Generic[Item]):
         except PipelineError as error:
             self._run.fail(StageFailure(self.stage.name, 0, {}, "the end of the input", error))
             self._run.raise_outcome()
-        except BaseException:  # Ctrl-C: what was interrupted halfway cannot go on
+        except BaseException:  # Ctrl-C: an interrupted call cannot be resumed
             self._run.shut_down()
             raise
         self._mark = self._switch(_BUSY)
@@ -90,8 +91,8 @@ class SinkIterator(Generic[Item]):
         self.counters.items_in += 1
         return item
 
-    def _give_back(self) -> None:
-        """Count the item before as dealt with."""
+    def _finish_item(self) -> None:
+        """Count the previous item as processed."""
         if self._holds:
             self._holds = False
             self._mark = self._switch(_WAITING)
@@ -100,8 +101,10 @@ class SinkIterator(Generic[Item]):
                 self._channel.done()
 
     def _switch(self, phase: Phase) -> int:
+        """Enter `phase`, attribute the time since the last switch to the previous one, and return the time."""
         counters, now = self.counters, self._run.clock()
-        if counters.ended is not None:  # looked at after the clock, see `Run._join`: the run ended without this caller
+        # Read after the clock, see `Run._join`: the run may have ended while the caller was elsewhere.
+        if counters.ended is not None:
             now = min(now, counters.ended)
         since = self._mark if self._mark is not None else counters.began
         assert since is not None
@@ -119,10 +122,10 @@ class SinkIterator(Generic[Item]):
         self._run.exhausted(self.stage.name)
 
     def drop_references(self, outcome: StageFailure | Cancelled | None) -> None:
-        """Refer to the run no more, now that it is over."""
+        """Break the reference cycle to the run, after its threads have been joined."""
         self._run = _FinishedRun(self._run.clock, outcome)
 
     def end(self, now: int) -> None:
-        """Stop counting, unless that has been done."""
+        """Stop counting time at `now`, unless that has been done."""
         if self.counters.ended is None:
             self.counters.ended = now

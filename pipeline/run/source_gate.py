@@ -1,8 +1,10 @@
-"""The way that a source passes before it draws an element, so that it can be held up and closed.
+"""The gate that a source checks before it produces each element, so that the source can be paused and stopped.
 
-Guarantees: while `needs_check` is false nobody waits or takes a lock; `hold` stops a source before its next element,
-`release` lets it go on, `close` ends it for good, `abort` ends it with Cancelled. What is being drawn when the order
-comes is still sent. Ownership: every field belongs to the lock; `needs_check` is read without it, as a glance.
+Guarantees: while `needs_check` is False a source neither waits nor takes a lock. `hold` pauses the source before its
+next element, `release` lets it continue, `close` ends it normally, and `abort` ends it with Cancelled. An element that
+is being produced when the order arrives is still sent.
+
+Ownership: every field is guarded by the lock; `needs_check` is read without it, as a hint.
 """
 
 from _thread import LockType, allocate_lock
@@ -11,21 +13,22 @@ from threadloom.pipeline.core import Cancelled
 
 
 class SourceGate:
-    """In front of one source."""
+    """Pause and close control of one source."""
 
     def __init__(self) -> None:
         self._lock = allocate_lock()
         self._held = self._closed = self._aborted = False
-        self._parked: LockType | None = None  # of the source's one thread; locked, and released once, by `_change`
+        # The lock that the thread of the source waits on while the gate is held; released once, by `_update`.
+        self._parked: LockType | None = None
         self.needs_check = False
-        """Whether there is a reason to call `check`."""
+        """True if the source has to call `check` before its next element."""
 
     def check(self) -> bool:
-        """Wait while held up; return whether another element may be drawn."""
+        """Wait while the gate is held; return True if another element may be produced."""
         while True:
             with self._lock:
                 if self._aborted:
-                    raise Cancelled("the run was stopped before its source drew another element")
+                    raise Cancelled("the run was stopped before its source produced another element")
                 if self._closed or not self._held:
                     return not self._closed
                 parked = self._parked = allocate_lock()
@@ -33,18 +36,22 @@ class SourceGate:
             parked.acquire()
 
     def hold(self) -> None:
-        self._change(held=True)
+        """Pause the source before its next element."""
+        self._update(held=True)
 
     def release(self) -> None:
-        self._change(held=False)
+        """Let the source continue."""
+        self._update(held=False)
 
     def close(self) -> None:
-        self._change(closed=True)
+        """End the source before its next element."""
+        self._update(closed=True)
 
     def abort(self) -> None:
-        self._change(aborted=True)
+        """Make `check` raise Cancelled, now and from now on."""
+        self._update(aborted=True)
 
-    def _change(self, held: bool | None = None, closed: bool = False, aborted: bool = False) -> None:
+    def _update(self, *, held: bool | None = None, closed: bool = False, aborted: bool = False) -> None:
         with self._lock:
             self._held = self._held if held is None else held
             self._closed |= closed

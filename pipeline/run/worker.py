@@ -1,24 +1,24 @@
-"""The worker that runs a stage in one thread.
+"""The worker: one thread of a stage or source.
 
-Guarantees: a worker holds at most one item (or group) at a time; it ends when its input ends, when a channel or a
-resource raises Cancelled, or when anything that it calls raises, and in the last case it reports the error, whatever
-its type, with the item in hand; however it ends, what it set up is torn down, and it says so exactly once.
+Guarantees: a worker holds at most one item (or group) at a time. It ends when its input ends, when a channel or a
+resource raises Cancelled, or when anything that it calls raises; in the last case it reports the error, of any type,
+together with its item. However it ends, its set-up is torn down, and it reports its end exactly once.
 
-Ownership: `item` and `counters` are written by the worker's own thread alone and read by anyone.
+Ownership: `item` and `counters` are written by the worker's own thread only; any thread may read them.
 """
 
-import reprlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from enum import Enum
 from time import perf_counter_ns
 from typing import Any, Final
 
-from threadloom.pipeline.core import Cancelled, Closed, Label, StageFailure
+from threadloom.pipeline.core import Cancelled, Closed, Label, OneShotEvent, StageFailure
 from threadloom.pipeline.observe import SKIP, Counters, Ids, Phase, Port, RawEvent, Stage
 from threadloom.pipeline.policy import FinishedItem, ReorderBuffer
 from threadloom.pipeline.run.channel import Channel
+from threadloom.pipeline.run.item_labels import UNLABELLED, ItemLabels
 from threadloom.pipeline.run.retry import FailureCounters, RetryRunner
 from threadloom.pipeline.run.routing import Edge, sender
 from threadloom.pipeline.run.source_gate import SourceGate
@@ -27,7 +27,7 @@ from threadloom.pipeline.run.worker_state import PerWorker
 
 @dataclass(frozen=True)
 class WorkerContext:
-    """What a worker is given of its run."""
+    """The clock and the callbacks that a run passes to its workers."""
 
     clock: Callable[[], int]
     record: Callable[[RawEvent], None] | None
@@ -35,8 +35,8 @@ class WorkerContext:
     failed: Callable[[StageFailure], None]
     cancelled: Callable[[], None]
     ended: Callable[["StageWorker"], None]
-    pause: Callable[[float], None]
-    """Wait so many seconds, but no longer than the run lasts: then Cancelled is raised."""
+    sleep: Callable[[float], None]
+    """Sleeps for the given number of seconds; raises Cancelled as soon as the run is stopped."""
 
 
 def _ignore(*_: object) -> None:
@@ -49,120 +49,123 @@ NULL_CONTEXT: Final = WorkerContext(perf_counter_ns, None, None, _ignore, _ignor
 
 @dataclass(frozen=True)
 class StageRuntime:
-    """What the workers of one stage share."""
+    """The state that the workers of one stage share."""
 
     stage: Stage
     edges: Sequence[Edge]
     channel: Channel[Any, Any] | None
-    """In front of the stage; None for a source."""
+    """The input channel; None for a source."""
     gate: SourceGate | None
-    """In front of a source; None for others."""
-    turns: ReorderBuffer | None
-    """Of an ordered stage."""
+    """The pause and close control of a source; None for others."""
+    reorder: ReorderBuffer | None
+    """The results of an ordered stage that are finished too early; None for others."""
     failures: FailureCounters | None
-    """Of a stage whose policy is not to fail at once."""
+    """The counters of a stage with a failure policy; None with FailFast."""
 
 
 class LifecyclePhase(Enum):
-    """What a worker has in hand before its first item and after its last."""
+    """The phases of a worker in which it has no item; the value stands in for the item in error messages."""
 
     SET_UP = "set-up"
     TEAR_DOWN = "tear-down"
 
 
-_NOTHING: Final = object()  # no item in hand, or no further element
-_UNLABELLED: Final[Mapping[str, int | str]] = {}
+_NOTHING: Final = object()  # no item, or no further element
 _NO_IDS: Final[tuple[int, ...]] = ()
-# Read for each item: before Python 3.12 a member read off its Enum costs 0.1 µs.
+# Read for each item: before Python 3.12, reading a member off its Enum costs 0.1 µs.
 _WAITING, _BUSY, _BLOCKED = Phase.WAITING, Phase.BUSY, Phase.BLOCKED
 
 
 class StageWorker:
-    """One thread of a stage; `run` is the thread's target."""
+    """One worker of a stage; `run` is the target of its thread."""
 
-    def __init__(self, runtime: StageRuntime, index: int, run: WorkerContext) -> None:
+    def __init__(self, runtime: StageRuntime, index: int, context: WorkerContext) -> None:
         self.stage = runtime.stage
         self.index = index
         self.counters = Counters()
+        self.ended = OneShotEvent()
+        """Set by the run as the last action of the worker's thread."""
         self.item: Any = _NOTHING
-        """What is in hand, for reports."""
+        """The current item, for error messages."""
         self._runtime = runtime
         self._input = runtime.channel
         self._edges = runtime.edges
-        self._run = run
-        self._turns = runtime.turns
+        self._context = context
+        self._labels = ItemLabels(context.label, gathers=runtime.stage.gathers)
+        self._reorder = runtime.reorder
         self._send_result = sender([edge for edge in runtime.edges if edge.via is not Port.LETTERS])
-        self._context: object = None  # of a stage with set-up and tear-down
-        self._results: list[Any] = []  # of the item in hand; only of an ordered stage
-        self._send = self._send_result if runtime.turns is None else self._results.append
+        self._manager: object = None  # the context manager of a stage with set-up and tear-down
+        self._results: list[Any] = []  # results of the current item; used by an ordered stage only
+        self._send = self._send_result if runtime.reorder is None else self._results.append
 
     def register(self) -> bool:
-        """Join a stage at work, before `run`. Return False if it is too late: everything has been sent already."""
+        """Register as an additional producer on all downstream channels, before `run`; False if one has closed."""
         for place, edge in enumerate(self._edges):
-            if not edge.channel.open():
-                for opened in self._edges[:place]:
-                    opened.channel.close()
+            if not edge.channel.add_producer():
+                for registered in self._edges[:place]:
+                    registered.channel.close()
                 return False
         return True
 
     def abort(self) -> None:
-        """End the waits of what the set-up made, if it has an `abort`: a process does. From any thread."""
-        abort = getattr(self._context, "abort", None)
+        """Call `abort` of the object that the set-up created, if it has one, to end its waits. From any thread."""
+        abort = getattr(self._manager, "abort", None)
         if abort is not None:
             abort()
 
     def drop_references(self) -> None:
-        """Refer to the run no more, now that it is over."""
-        self._run = NULL_CONTEXT
+        """Break the reference cycle to the run, after all threads have been joined."""
+        self._context = NULL_CONTEXT
+        self._labels = ItemLabels(None, gathers=self.stage.gathers)
 
     def run(self) -> None:
-        """Work until the input ends or the run does."""
-        self.counters.began = self._run.clock()
+        """Process items until the input ends or the run is stopped."""
+        self.counters.began = self._context.clock()
         try:
             self._work()
         except Cancelled:
-            self._run.cancelled()
-        except BaseException as error:  # SystemExit and MemoryError too: a worker never dies in silence
-            self._run.failed(self._describe(error))
+            self._context.cancelled()
+        except BaseException as error:  # SystemExit and MemoryError too: no error of a worker may be lost
+            self._context.failed(self._failure(error))
         finally:
             self.item = _NOTHING
-            self.counters.ended = self._run.clock()
-            self._run.ended(self)
+            self.counters.ended = self._context.clock()
+            self._context.ended(self)
 
     def _work(self) -> None:
-        """Do all the work, with set-up before and tear-down after it if the stage has them."""
+        """Process all items, between set-up and tear-down if the stage has them."""
         if not isinstance(self.stage.fn, PerWorker):
-            self._handle(self.stage.fn)
+            self._process(self.stage.fn)
             return
-        context, fn = self._set_up(self.stage.fn)
+        manager, fn = self._set_up(self.stage.fn)
         try:
-            self._handle(fn)
+            self._process(fn)
         except BaseException as error:
-            # Said before the tear-down, which may take its time: the others end meanwhile.
+            # Reported before the tear-down, which may take time, so that the other workers end meanwhile.
             if not isinstance(error, Cancelled):
-                self._run.failed(self._describe(error))
-            self._tear_down(context, error)
+                self._context.failed(self._failure(error))
+            self._tear_down(manager, error)
             raise
-        self._tear_down(context, None)
+        self._tear_down(manager, None)
 
     def _set_up(self, fn: PerWorker[Any, Any]) -> tuple[AbstractContextManager[Any], Callable[..., Any]]:
         self.item = LifecyclePhase.SET_UP
         self.counters.phase = Phase.BUSY
-        context = self._context = fn.make()
-        self._run.pause(0)  # Cancelled if the run is over already
-        entered = context.__enter__()  # not a `with`, because what it holds may not swallow the error of an item
+        manager = self._manager = fn.make()
+        self._context.sleep(0)  # raises Cancelled if the run has been stopped
+        entered = manager.__enter__()  # not a `with`, because the manager must not suppress the error of an item
         assert self.counters.began is not None
-        self.counters.busy = self._run.clock() - self.counters.began
+        self.counters.busy = self._context.clock() - self.counters.began
         self.counters.phase = Phase.WAITING
         self.item = _NOTHING
-        return context, entered
+        return manager, entered
 
-    def _tear_down(self, context: AbstractContextManager[Any], error: BaseException | None) -> None:
+    def _tear_down(self, manager: AbstractContextManager[Any], error: BaseException | None) -> None:
         self.item = LifecyclePhase.TEAR_DOWN
-        context.__exit__(type(error) if error else None, error, error.__traceback__ if error else None)
+        manager.__exit__(type(error) if error else None, error, error.__traceback__ if error else None)
 
-    def _handle(self, fn: Callable[..., Any] | None) -> None:
-        """Work until the input ends, then say so to the stages behind."""
+    def _process(self, fn: Callable[..., Any] | None) -> None:
+        """Process items until the input ends, then close the channels of the successors."""
         assert fn is not None
         if self._input is None:
             self._produce(fn)
@@ -172,40 +175,40 @@ class StageWorker:
             edge.channel.close()
 
     def _with_failure_policy(self, fn: Callable[..., Any]) -> Callable[..., Any]:
-        """Return the function as the policy of the stage has it called."""
+        """Return `fn`, called under the failure policy of the stage."""
         if self._runtime.failures is None:
             return fn
         letters = sender([replace(edge, via=Port.RESULTS) for edge in self._edges if edge.via is Port.LETTERS])
-        return RetryRunner(fn, self.stage, self._runtime.failures, letters, self._run.pause)
+        return RetryRunner(fn, self.stage, self._runtime.failures, letters, self._context.sleep)
 
     def _run_loop(self, fn: Callable[..., Any], channel: Channel[Any, Any]) -> None:
-        """The loop that every item goes through; kept in one piece because it is the cost of a hop."""
-        clock, record, send, index = self._run.clock, self._run.record, self._send, self.index
+        """Process every item of the input channel. One function, because its cost is the cost of a handoff."""
+        clock, record, send, index = self._context.clock, self._context.record, self._send, self.index
         counters, stage = self.counters, self.stage
         waits, tasks = counters.waits.counts, counters.tasks.counts
         get, acquire = channel.get, stage.acquire
         exclusive = getattr(stage.admission, "exclusive", False)
-        turns, number, expand = self._turns, 0, stage.expand
+        reorder, number, expand = self._reorder, 0, stage.expand
         assert counters.began is not None
-        tag: Label = _UNLABELLED
+        tag: Label = UNLABELLED
         taken: Ids = _NO_IDS
-        mark = counters.began + counters.busy  # busy so far with the set-up, if there is one
+        mark = counters.began + counters.busy  # busy so far is the time of the set-up, if the stage has one
         while True:
             try:
                 item = get(index)
             except Closed:
                 return
-            if turns is not None:
+            if reorder is not None:
                 number, item = item
             self.item = item
             if acquire is not None:
                 acquire(item)
             if record is not None:
-                tag = self._label(item)  # before the call: afterwards the item may belong to somebody else
+                tag = self._labels.of(item)  # before the call, which may pass the item on to another thread
                 taken = tuple(map(id, item)) if stage.gathers else id(item)
             start = clock()
             counters.waiting += start - mark
-            duration = start - mark + 16  # Histogram.add by hand, here and below: calling it costs a third more
+            duration = start - mark + 16  # Histogram.add inlined, here and below: calling it costs a third more
             exponent = duration.bit_length()
             waits[(exponent << 4) + (duration >> exponent - 5)] += 1
             counters.phase = _BUSY
@@ -228,27 +231,27 @@ class StageWorker:
                     counters.items_out += 1
                 mark = clock()
                 counters.blocked += mark - end
-            if turns is not None:
-                self._send_in_turn(turns, number, channel)
+            if reorder is not None:
+                self._send_in_order(reorder, number, channel)
                 end, mark = mark, clock()
                 counters.blocked += mark - end
             counters.phase = _WAITING
             if exclusive:
                 channel.done(index)
-            # Nothing is kept alive by a worker that waits.
+            # A waiting worker keeps no item alive.
             self.item = _NOTHING
             item = result = None
 
-    def _send_in_turn(self, turns: ReorderBuffer, number: int, channel: Channel[Any, Any]) -> None:
-        """Keep the results of the item in hand, or send them if it is their turn, and those kept that follow."""
-        finished = turns.finish(number, FinishedItem(self.item, self._results.copy()))
+    def _send_in_order(self, reorder: ReorderBuffer, number: int, channel: Channel[Any, Any]) -> None:
+        """Store the results of the current item; send them, and the stored ones that follow, if it is their turn."""
+        finished = reorder.finish(number, FinishedItem(self.item, self._results.copy()))
         self._results.clear()
         while finished is not None:
             self.item = finished.item
             for result in finished.results:
                 self._send_result(result)
             channel.sent()
-            finished = turns.next()
+            finished = reorder.next()
 
     def _produce(self, fn: Callable[..., Any]) -> None:
         assert self.counters.began is not None
@@ -256,17 +259,18 @@ class StageWorker:
         self._send_expanded(fn(), self.counters.began, None, _NO_IDS)
 
     def _send_expanded(self, elements: Iterable[Any], start: int, tag: Label | None, taken: Ids) -> int:
-        """Send the elements one by one, time in `next` being busy; return when the last was done.
+        """Send the elements one by one and return the time when the last was sent. Time in `next` counts as busy.
 
-        `tag` labels the trace; a source has none, and its elements label themselves. `taken` identifies the input.
+        `tag` is the label of the trace events, or None for a source, whose elements are labelled themselves. `taken` is
+        the id of the input item.
         """
-        clock, record, counters = self._run.clock, self._run.record, self.counters
+        clock, record, counters = self._context.clock, self._context.record, self.counters
         gate = self._runtime.gate
         iterator = iter(elements)
-        lazy = iterator is elements  # otherwise everything was made in the call, and one event tells it
-        fresh = True
-        alone = lazy or tag is None  # each element has an event of its own
-        told: list[int] = []  # otherwise, what the one event tells
+        lazy = iterator is elements  # otherwise the call created all elements, and has one trace event
+        first = True
+        one_event_each = lazy or tag is None
+        sent_ids: list[int] = []  # of all elements, if they share one event
         try:
             while True:
                 if gate is not None and gate.needs_check:
@@ -278,26 +282,26 @@ class StageWorker:
                 element = next(iterator, _NOTHING)
                 end = clock()
                 counters.busy += end - start
-                if fresh or element is not _NOTHING:  # the end of the iterable is not a task of its own
+                if first or element is not _NOTHING:  # the end of the iterable is not a task of its own
                     counters.tasks.add(end - start)
                 counters.phase = _BLOCKED
                 if tag is None:
                     self.item = element
                 if record is not None:
-                    made = element is not _NOTHING and element is not SKIP
-                    if fresh or (alone and element is not _NOTHING):
-                        sent: Ids = told if not alone else id(element) if made else _NO_IDS
-                        label = self._tag(element, tag)
+                    is_item = element is not _NOTHING and element is not SKIP
+                    if first or (one_event_each and element is not _NOTHING):
+                        sent: Ids = sent_ids if not one_event_each else id(element) if is_item else _NO_IDS
+                        label = self._element_label(element, tag)
                         record((self.stage.name, self.index, start, end, label, self._depth(), taken, sent))
-                        taken = _NO_IDS  # the events that follow it come from the same input
-                    if made and not alone:
-                        told.append(id(element))
+                        taken = _NO_IDS  # later events come from the same input item
+                    if is_item and not one_event_each:
+                        sent_ids.append(id(element))
                 if element is _NOTHING:
                     return end
                 if element is not SKIP:
                     self._send(element)
                     counters.items_out += 1
-                fresh = False
+                first = False
                 element = None
                 if tag is None:
                     self.item = _NOTHING
@@ -305,47 +309,33 @@ class StageWorker:
                 counters.blocked += start - end
                 counters.phase = _BUSY
         finally:
-            # A generator's own `finally` runs here, in its thread, and not whenever its last traceback is dropped.
-            # What the user handed over as an iterator stays open: they may go on with it.
+            # Runs the `finally` of a generator here, in its own thread, and not when its last traceback is dropped.
+            # An iterator that the user passed in stays open: the user may continue to use it.
             if self.stage.closes and lazy and hasattr(iterator, "close"):
                 iterator.close()
 
     def _depth(self) -> int:
         return 0 if self._input is None else self._input.depth
 
-    def _tag(self, element: Any, tag: Label | None) -> Label:
+    def _element_label(self, element: Any, tag: Label | None) -> Label:
         if tag is not None:
             return tag
-        return _UNLABELLED if element is _NOTHING or element is SKIP else self._label(element)
+        return UNLABELLED if element is _NOTHING or element is SKIP else self._labels.of(element)
 
-    def _label(self, item: Any) -> Label:
-        """The run's label of an item; of a group, what all its items agree on."""
-        label = self._run.label
-        if label is None:
-            return _UNLABELLED
-        if not self.stage.gathers:
-            return label(item)
-        common, *others = (label(each) for each in item)
-        return {key: value for key, value in common.items() if all(other.get(key) == value for other in others)}
-
-    def in_hand(self) -> tuple[Label, str]:
-        """Return the label of what is in hand, and what it is in words. May be called from another thread."""
+    def describe_item(self) -> tuple[Label, str]:
+        """Return the label of the current item, and the item formatted. May be called from another thread."""
         item = self.item
         if isinstance(item, LifecyclePhase):
-            return _UNLABELLED, item.value
+            return UNLABELLED, item.value
         if item is _NOTHING:
-            return _UNLABELLED, f"item {self.counters.items_out} of the source" if self._input is None else "no item"
-        try:
-            tag = self._label(item)
-            return tag, " ".join(f"{key}={value}" for key, value in tag.items()) or reprlib.repr(item)
-        except BaseException as second:  # there is something else to report; this only spoils its label
-            return _UNLABELLED, f"an item of type {type(item).__name__} (its label raised {type(second).__name__})"
+            return UNLABELLED, f"item {self.counters.items_out} of the source" if self._input is None else "no item"
+        return self._labels.describe(item)
 
     @property
-    def holds(self) -> bool:
-        """Whether an item is in hand."""
+    def has_item(self) -> bool:
+        """True while the worker has an item."""
         return self.item is not _NOTHING
 
-    def _describe(self, error: BaseException) -> StageFailure:
-        tag, words = self.in_hand()
-        return StageFailure(self.stage.name, self.index, tag, words, error)
+    def _failure(self, error: BaseException) -> StageFailure:
+        label, text = self.describe_item()
+        return StageFailure(self.stage.name, self.index, label, text, error)

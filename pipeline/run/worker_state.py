@@ -1,4 +1,4 @@
-"""A stage function with set-up and tear-down in each worker: `per_worker(make)` is used where a function is.
+"""Stage functions with set-up and tear-down per worker: `per_worker(make)` is passed in place of a function.
 
     class Detect:
         def __enter__(self) -> Self:            # in the worker's thread, before its first item
@@ -10,16 +10,17 @@
 
     graph.stage("detect", per_worker(Detect), after=images, workers=4)
 
-A generator with one `yield` of the function does as well:
+A generator function that yields the stage function once works as well:
 
     @contextmanager
     def connected() -> Iterator[Callable[[str], Row]]:
         with connect() as database:
             yield database.look_up
 
-Guarantees: `make` is called once for each worker, in its thread; what it returned is entered before the worker takes an
-item and left exactly once, with the error that ended the worker, if one did. An error in either is the run's, with
-"set-up" or "tear-down" for the item. The context manager cannot swallow the error of an item: a policy does that.
+Guarantees: `make` is called once per worker, in its thread. The context manager that it returns is entered before the
+worker takes an item and exited exactly once, with the error that ended the worker, if any. An error in either fails the
+run, with "set-up" or "tear-down" in place of the item. The context manager cannot suppress the error of an item; a
+failure policy can.
 """
 
 from collections.abc import Callable
@@ -33,13 +34,13 @@ Out_co = TypeVar("Out_co", covariant=True)
 
 
 class PerWorker(Generic[In_contra, Out_co]):
-    """What `per_worker` returns; a graph knows it, and everything else sees a function."""
+    """A stage function with per-worker state, returned by `per_worker`. It can also be called like a function."""
 
     def __init__(self, make: Callable[[], AbstractContextManager[Callable[[In_contra], Out_co]]]) -> None:
         self.make = make
 
     def __call__(self, item: In_contra) -> Out_co:
-        """Set up, call and tear down for one item, as anyone but a worker may do: a test, a sequential replay."""
+        """Set up, process one item and tear down, for callers other than a worker: a test, or sequential training."""
         context = self.make()
         fn = context.__enter__()
         try:
@@ -55,9 +56,9 @@ class PerWorker(Generic[In_contra, Out_co]):
 
 
 def per_worker(make: Callable[[], AbstractContextManager[Callable[[In], Out]]]) -> PerWorker[In, Out]:
-    """Return a stage function of which every worker has its own: see the top of this module.
+    """Return a stage function of which every worker has its own instance; see the top of this module.
 
-    If what `make` returns has a method `abort`, it is called, from another thread, when the run is stopped: end there
-    what the worker may be waiting for.
+    If the object returned by `make` has a method `abort`, it is called from another thread when the run is stopped; it
+    should end any wait of the worker.
     """
     return PerWorker(make)

@@ -216,7 +216,7 @@ class Journal:
             self._strike(fault)
 
     def _strike(self, fault: Fault) -> None:
-        late = self.run is None or self.run._outcome is not None
+        late = self.run is None or self.run.outcome is not None
         raised: dict[FaultKind, type[BaseException]] = {FaultKind.RAISE: InjectedFault, FaultKind.EXIT: SystemExit}
         error = raised[fault.kind](f"{fault.stage} {fault.at}") if fault.kind in raised else None
         with self.lock:

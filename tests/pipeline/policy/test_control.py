@@ -1,6 +1,7 @@
 """Tests of run control: the state machines by hypothesis, and runs paused, drained and resized at forced moments."""
 
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -123,17 +124,12 @@ def alive(stage: str = "work") -> int:
     return sum(thread.name.startswith(f"g.{stage}-") for thread in threading.enumerate())
 
 
-def ended(run: Run, stage: str, count: int) -> bool:
-    """Wait until `count` workers of a stage have ended, at most SECOND; return True if they have."""
-    gates = [gate for worker, gate in run._gates.items() if worker.stage.name == stage]
-    deadline = threading.Event()
-    timer = threading.Timer(SECOND, deadline.set)
-    timer.start()
-    while sum(gate.is_set for gate in gates) < count and not deadline.is_set():
-        next(gate for gate in gates if not gate.is_set).wait(0.01)
-    timer.cancel()
-    timer.join()
-    return sum(gate.is_set for gate in gates) >= count
+def falls_to(count: int, stage: str = "work") -> bool:
+    """Wait until at most `count` workers of a stage are alive, for at most a second."""
+    deadline = time.monotonic() + SECOND
+    while alive(stage) > count and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return alive(stage) <= count
 
 
 @pytest.mark.parametrize("ordered", [False, True])
@@ -156,7 +152,7 @@ def test_excess_workers_exit_after_their_item() -> None:
         assert work.await_begun(4)
         run.resize("work", workers=1)
         work.finish(3)
-        assert ended(run, "work", 3)
+        assert falls_to(1)
         assert run.statistics()["work"].workers == 1
         work.finish(1000)
         assert len([item for item, _ in zip(run, range(20), strict=False)]) == 20
@@ -178,7 +174,7 @@ def test_idle_excess_workers_exit_immediately() -> None:
         items = iter(run)
         assert next(items) == 1
         run.resize("work", workers=1)
-        assert ended(run, "work", 2)
+        assert falls_to(1)
         run.resize("work", workers=2)
         more.set()
         assert list(items) == [2]
@@ -211,7 +207,7 @@ def test_no_workers_are_added_to_an_ended_stage() -> None:
     done = graph.stage("done", int, after=graph.source("draw", [1]))
     graph.sink("out", after=graph.stage("slow", slow, after=done))
     with graph.start() as run:
-        assert ended(run, "done", 1)
+        assert falls_to(0, "done")
         run.resize("done", workers=3)
         last.set()
         assert list(run) == [1]

@@ -1,4 +1,4 @@
-"""A run that cannot go on for want of an item is an error at once, whatever keeps its workers from bringing it."""
+"""Deadlock detection: a run that can never get an item it needs fails at once, whatever its workers wait for."""
 
 import threading
 from collections.abc import Callable, Iterable, Sequence
@@ -11,11 +11,11 @@ from threadloom.pipeline.run.deadlock import DeadlockDetector, Inspectable
 pytestmark = pytest.mark.timeout(20)
 
 LATE = [*range(1, 30), 0]
-"""What a channel of capacity 1 cannot put in order: the first comes last."""
+"""Items that a channel of capacity 1 cannot put in order: the first arrives last."""
 
 
 def in_order(graph: Graph, node: Node[int]) -> None:
-    """Add a stage that needs the items 0, 1, 2, ... in order, and holds one at most."""
+    """Add a stage that takes the items 0, 1, 2, ... in order, with an input channel of capacity 1."""
     graph.stage("b", lambda item: item, after=node, capacity=1, admission=InOrder[int](lambda item: (0, item)))
 
 
@@ -29,8 +29,8 @@ def test_an_ordered_stage_of_many_workers_sends_with_one(workers: int) -> None:
     assert isinstance(caught.value.__cause__, AdmissionError)
 
 
-def test_workers_that_wait_for_the_key_in_the_hands_of_a_refused_one() -> None:
-    """Of four workers two hold an item each, and the other two get none of these keys before they are done."""
+def test_receivers_wait_for_a_key_whose_worker_is_blocked() -> None:
+    """Two of four workers hold an item each; the other two get no item of these keys before the first two are done."""
     graph = Graph("g")
     one_by_one = InOrder[int](lambda item: (LATE.index(item) % 2, LATE.index(item) // 2))
     node = graph.stage(
@@ -41,8 +41,8 @@ def test_workers_that_wait_for_the_key_in_the_hands_of_a_refused_one() -> None:
         graph.run()
 
 
-def test_a_producer_that_starves_behind_a_source_that_is_blocked() -> None:
-    """The source cannot send item 0 to the second way while the first is full of those before it."""
+def test_a_producer_starves_downstream_of_a_blocked_source() -> None:
+    """The source cannot send item 0 to the second branch while the first is full of earlier items."""
     graph = Graph("g")
     source = graph.source("src", LATE)
     odd = graph.stage("odd", lambda item: item, after=source, when=lambda item: item > 0)
@@ -52,7 +52,7 @@ def test_a_producer_that_starves_behind_a_source_that_is_blocked() -> None:
         list(graph)
 
 
-def test_a_join_whose_lacking_item_is_behind_those_that_fill_it() -> None:
+def test_the_missing_item_of_a_join_is_upstream_of_those_that_fill_it() -> None:
     graph = Graph("g")
     numbers = graph.source("numbers", range(100))
     some = graph.stage("some", lambda item: item, after=numbers, when=lambda item: item > 50)
@@ -61,8 +61,8 @@ def test_a_join_whose_lacking_item_is_behind_those_that_fill_it() -> None:
         list(graph)
 
 
-def test_it_becomes_certain_when_the_last_other_worker_ends() -> None:
-    """`other` ends without a word to the suspected channel, when all that it could wait for is parked."""
+def test_a_deadlock_becomes_certain_when_the_last_other_worker_ends() -> None:
+    """`other` ends without using the suspected channel, after all other workers have parked."""
     graph = Graph("g")
     node = graph.stage("a", lambda item: item, after=graph.source("src", LATE), workers=2, ordered=True)
     in_order(graph, node)
@@ -71,11 +71,11 @@ def test_it_becomes_certain_when_the_last_other_worker_ends() -> None:
         graph.run()
 
 
-# The decision, event by event.
+# The decision, driven event by event.
 
 
-class Fake:
-    """A channel that is as it is told to be."""
+class FakeChannel:
+    """A channel in a given state."""
 
     def __init__(self, *, suspected: bool = False, senders: int = 0, receivers: int = 0) -> None:
         self.suspected, self.paused, self.empty = suspected, False, True
@@ -104,38 +104,38 @@ class Fake:
         self.failed = True
 
 
-def detector_of(inner: Iterable[Fake], sinks: Iterable[Fake], working: int) -> DeadlockDetector:
+def detector_of(inner: Iterable[FakeChannel], sinks: Iterable[FakeChannel], alive: int) -> DeadlockDetector:
     detector = DeadlockDetector()
-    detector.watch(tuple(inner), tuple(sinks), lambda: working)
+    detector.watch(tuple(inner), tuple(sinks), lambda: alive)
     detector.suspected = True
     return detector
 
 
-def test_only_the_channel_in_doubt_gives_up_when_all_are_parked() -> None:
-    before, suspect = Fake(senders=1, receivers=1), Fake(suspected=True, senders=1, receivers=1)
-    detector_of([before, suspect], [], working=4).check()
-    assert (before.failed, suspect.failed) == (False, True)
+def test_only_the_suspected_channel_fails_when_all_workers_are_parked() -> None:
+    other, suspect = FakeChannel(senders=1, receivers=1), FakeChannel(suspected=True, senders=1, receivers=1)
+    detector_of([other, suspect], [], alive=4).check()
+    assert (other.failed, suspect.failed) == (False, True)
 
 
-def test_a_worker_that_moves_may_bring_it() -> None:
-    suspect = Fake(suspected=True, senders=1, receivers=1)
-    detector = detector_of([suspect], [], working=3)
+def test_a_running_worker_may_send_the_item() -> None:
+    suspect = FakeChannel(suspected=True, senders=1, receivers=1)
+    detector = detector_of([suspect], [], alive=3)
     detector.check()
     assert not suspect.failed
     assert detector.suspected
 
 
-def test_a_pause_is_no_standstill() -> None:
-    suspect = Fake(suspected=True, senders=1, receivers=1)
+def test_a_paused_run_is_not_deadlocked() -> None:
+    suspect = FakeChannel(suspected=True, senders=1, receivers=1)
     suspect.paused = True
-    detector_of([suspect], [], working=2).check()
+    detector_of([suspect], [], alive=2).check()
     assert not suspect.failed
 
 
-def test_a_caller_may_come_for_what_is_in_a_sink() -> None:
-    suspect, sink = Fake(suspected=True, senders=1, receivers=1), Fake(senders=1)
+def test_the_caller_may_take_an_item_from_a_sink() -> None:
+    suspect, sink = FakeChannel(suspected=True, senders=1, receivers=1), FakeChannel(senders=1)
     sink.empty = False
-    detector = detector_of([suspect], [sink], working=3)
+    detector = detector_of([suspect], [sink], alive=3)
     detector.check()
     assert not suspect.failed
     sink.empty = True
@@ -143,34 +143,34 @@ def test_a_caller_may_come_for_what_is_in_a_sink() -> None:
     assert suspect.failed
 
 
-def test_the_caller_is_no_worker() -> None:
-    suspect, sink = Fake(suspected=True, senders=1, receivers=1), Fake(receivers=1)
-    detector_of([suspect], [sink], working=3).check()
+def test_the_caller_is_not_counted_as_a_worker() -> None:
+    suspect, sink = FakeChannel(suspected=True, senders=1, receivers=1), FakeChannel(receivers=1)
+    detector_of([suspect], [sink], alive=3).check()
     assert not suspect.failed
 
 
-def test_a_doubt_that_has_passed_costs_nothing_more() -> None:
-    detector = detector_of([Fake(senders=1)], [], working=1)
+def test_a_resolved_suspicion_is_cleared() -> None:
+    detector = detector_of([FakeChannel(senders=1)], [], alive=1)
     detector.check()
     assert not detector.suspected
 
 
-def test_the_end_of_one_sink_may_make_it_certain_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Everyone is parked, but for a sink that still has items for its caller; he takes them, and is told of the end."""
+def test_the_end_of_one_sink_makes_a_deadlock_at_another_certain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All workers are parked while one sink still holds items; once they are taken, the deadlock is certain."""
     all_parked = threading.Event()
-    decide = DeadlockDetector._decide
+    decide = DeadlockDetector.decide
 
     def watched(detector: DeadlockDetector) -> None:
         decide(detector)
-        inner, sinks = [each.parked() for each in detector._inner], [each.parked() for each in detector._sinks]
-        assert detector._working is not None
+        inner, sinks = [each.parked() for each in detector.inner], [each.parked() for each in detector.sinks]
+        assert detector.alive is not None
         senders = sum(sent for sent, _ in sinks)
-        if sum(map(sum, inner)) + senders == detector._working() and (0, 1) in sinks:
+        if sum(map(sum, inner)) + senders == detector.alive() and (0, 1) in sinks:
             all_parked.set()
 
-    monkeypatch.setattr(DeadlockDetector, "_decide", watched)
+    monkeypatch.setattr(DeadlockDetector, "decide", watched)
     graph = Graph("two sinks")
-    late = graph.source("late", range(1, 1000))  # item 0, which the others wait for, never comes
+    late = graph.source("late", range(1, 1000))  # item 0, which the others wait for, is never sent
     passed = graph.stage("pass", lambda item: item, after=late, workers=2, ordered=True)
     graph.sink(
         "stuck",
@@ -179,20 +179,20 @@ def test_the_end_of_one_sink_may_make_it_certain_for_another(monkeypatch: pytest
         ),
     )
     graph.sink("free", after=graph.source("two", range(2)), capacity=4)
-    told: list[BaseException] = []
+    failures: list[BaseException] = []
 
     def consume(run: Run) -> None:
         try:
             list(run.items("stuck"))
         except StageFailure as failure:
-            told.append(failure)
+            failures.append(failure)
 
-    with pytest.raises(StageFailure, match="wait for one still behind them"), graph.start() as run:
+    with pytest.raises(StageFailure, match="deadlock: the channel is full"), graph.start() as run:
         consumer = threading.Thread(target=consume, args=(run,))
         consumer.start()
         assert all_parked.wait(30)
-        assert not told
+        assert not failures
         assert list(run.items("free")) == [0, 1]
         consumer.join(30)
-        assert told
-        raise told[0]
+        assert failures
+        raise failures[0]

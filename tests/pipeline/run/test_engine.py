@@ -241,7 +241,7 @@ def test_a_run_lasts_until_its_sink_has_been_taken_empty() -> None:
     out = graph.sink("out", after=graph.source("draw", [1]))
     with graph.start(clock=lambda: now[0]) as run:
         for _ in run.items(out):
-            assert run._over.wait(30)
+            assert run.wait_decided(30)
             now[0] += 3 * SECOND
     now[0] += 5 * SECOND
     after = run.statistics()

@@ -1,7 +1,8 @@
-"""The watchdog: whom it blames and when, by made-up snapshots; and runs that really stand still."""
+"""The watchdog: which worker blocks a run, from constructed snapshots; and runs that really stall."""
 
 import logging
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,7 +25,7 @@ from threadloom.pipeline import (
 )
 from threadloom.pipeline.observe.stage import NodeKind
 from threadloom.pipeline.observe.statistics import Phase
-from threadloom.pipeline.run.watchdog import StallTimer, WorkerSnapshot, find_blocker, next_check, overdue
+from threadloom.pipeline.run.stall_detection import StallTimer, WorkerSnapshot, find_blocker, next_check, overdue
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -44,14 +45,14 @@ def sink(name: str, parked: bool, full: bool) -> WorkerSnapshot:
     return WorkerSnapshot(name, NodeKind.SINK, 0, WAITING, 1, parked=parked, full=full)
 
 
-BLAMED: dict[str, tuple[list[WorkerSnapshot], str | None]] = {
-    "nobody": ([], None),
-    "an idle source is not": ([source(BUSY, 99), stage("a", WAITING), sink("out", parked=True, full=False)], None),
+BLOCKERS: dict[str, tuple[list[WorkerSnapshot], str | None]] = {
+    "nothing": ([], None),
+    "not an idle source": ([source(BUSY, 99), stage("a", WAITING), sink("out", parked=True, full=False)], None),
     "the busy stage": ([source(BLOCKED, 99), stage("a", BUSY), stage("b", WAITING, 50)], "a"),
-    "the one that is longest": ([stage("a", BUSY, 1), stage("b", BUSY, 2)], "b"),
-    "who waits in acquire": ([source(BLOCKED), stage("a", WAITING, holds=True), stage("b", WAITING)], "a"),
-    "a caller elsewhere is not": ([source(BLOCKED), stage("a", BLOCKED), sink("out", parked=False, full=True)], None),
-    "the sink that nobody drains": (
+    "the longest busy stage": ([stage("a", BUSY, 1), stage("b", BUSY, 2)], "b"),
+    "a stage that waits in acquire": ([source(BLOCKED), stage("a", WAITING, holds=True), stage("b", WAITING)], "a"),
+    "not a caller elsewhere": ([source(BLOCKED), stage("a", BLOCKED), sink("out", parked=False, full=True)], None),
+    "a full sink that nobody reads": (
         [
             source(BLOCKED),
             stage("a", WAITING),
@@ -60,68 +61,68 @@ BLAMED: dict[str, tuple[list[WorkerSnapshot], str | None]] = {
         ],
         "two",
     ),
-    "who is blocked by a join": (
+    "a source blocked by a join": (
         [source(BLOCKED), stage("join", WAITING), sink("out", parked=True, full=False)],
         "source",
     ),
 }
 
 
-@pytest.mark.parametrize("case", BLAMED)
-def test_whom_a_standstill_waits_for(case: str) -> None:
-    snapshots, name = BLAMED[case]
+@pytest.mark.parametrize("case", BLOCKERS)
+def test_the_blocker_of_a_stalled_run(case: str) -> None:
+    snapshots, name = BLOCKERS[case]
     found = find_blocker(snapshots)
     assert (found[0].stage if found else None) == name
 
 
-def test_limits_are_looked_at_when_they_are_due() -> None:
+def test_time_limits_are_checked_when_they_are_due() -> None:
     snapshots = [stage("a", BUSY, 1), stage("b", BUSY, 7), stage("c", BUSY, 99)]
     assert overdue(snapshots, {"a": 1.5, "b": 7.5}) is None
     assert next_check(snapshots, {"a": 1.5, "b": 7.5}, after=60) == 0.5
     assert overdue(snapshots, {"a": 1.5, "b": 7.0}) == snapshots[1]
-    assert next_check([], {"a": 1.5}, after=60) == 1.5  # an item that begins now is due then
+    assert next_check([], {"a": 1.5}, after=60) == 1.5  # the limit of an item that starts now
     assert next_check([], {}, after=60) == 15
 
 
 class StallTimerMachine(RuleBasedStateMachine):
-    """Time that passes with and without progress; told once, after long enough, and again only after progress."""
+    """Time passes with and without progress; a stall is reported once, and again only after progress."""
 
     def __init__(self) -> None:
         super().__init__()
         self.timer = StallTimer(after=10, now=0)
         self.now = self.still = 0
         self.progress = 0
-        self.told = False
-        self.timer.look(0, 0, True)
+        self.reported = False
+        self.timer.update(0, 0, True)
 
-    @rule(seconds=st.integers(1, 6), items=st.sampled_from([0, 0, 0, 1]), waits=st.sampled_from([True, True, False]))
-    def look(self, seconds: int, items: int, waits: bool) -> None:
+    @rule(seconds=st.integers(1, 6), items=st.sampled_from([0, 0, 0, 1]), blocked=st.sampled_from([True, True, False]))
+    def advance(self, seconds: int, items: int, blocked: bool) -> None:
         self.now += seconds
         self.progress += items
-        self.still = 0 if items or not waits else self.still + seconds
+        self.still = 0 if items or not blocked else self.still + seconds
         if not self.still:
-            self.told = False
-        due = self.timer.look(self.now, self.progress, waits)
-        assert due == (self.still >= 10 and not self.told)
-        self.told |= due
+            self.reported = False
+        due = self.timer.update(self.now, self.progress, blocked)
+        assert due == (self.still >= 10 and not self.reported)
+        self.reported |= due
 
 
 test_stall_timer = StallTimerMachine.TestCase
 
 
 class Held:
-    """A stage function that returns when it is let go."""
+    """A stage function that returns once it is released."""
 
     def __init__(self) -> None:
-        self.let = threading.Event()
+        self.released = threading.Event()
 
     def __call__(self, item: int) -> int:
-        assert self.let.wait(30)
+        assert self.released.wait(30)
         return item
 
-    def tell(self, stuck: StallReport) -> None:
-        self.stuck = stuck
-        self.let.set()
+    def receive(self, report: StallReport) -> None:
+        self.report = report
+        self.released.set()
 
 
 def graph_of(fn: Any, **options: Any) -> Graph:
@@ -134,23 +135,23 @@ def drain(run: Run) -> list[int]:
     return list(run)
 
 
-def test_a_stuck_stage_is_named_with_item_thread_and_stack() -> None:
+def test_a_stall_report_names_stage_item_thread_and_stack() -> None:
     held = Held()
-    with graph_of(held).start(watchdog=Watchdog(SOON, held.tell), label=lambda item: {"item": item}) as run:
+    with graph_of(held).start(watchdog=Watchdog(SOON, held.receive), label=lambda item: {"item": item}) as run:
         assert drain(run) == [7]
-    stuck = held.stuck
-    assert (stuck.stage, stuck.worker, stuck.thread, stuck.item) == ("work", 0, "g.work-0", "item=7")
-    assert "in __call__" in stuck.stack
-    assert "stage 'work' (worker 0) has been inside its function for" in str(stuck)
-    assert stuck.seconds >= SOON
+    report = held.report
+    assert (report.stage, report.worker, report.thread, report.item) == ("work", 0, "g.work-0", "item=7")
+    assert "in __call__" in report.stack
+    assert "stage 'work' (worker 0) has been inside its function for" in str(report)
+    assert report.seconds >= SOON
 
 
-def test_it_can_be_written_to_the_log(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_stall_can_be_logged(caplog: pytest.LogCaptureFixture) -> None:
     held = Held()
 
     class Release(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            held.let.set()
+            held.released.set()
 
     logger, handler = logging.getLogger("threadloom.pipeline.run.watchdog"), Release()
     logger.addHandler(handler)
@@ -159,34 +160,32 @@ def test_it_can_be_written_to_the_log(caplog: pytest.LogCaptureFixture) -> None:
             drain(run)
     finally:
         logger.removeHandler(handler)
-    assert "nothing has moved for 0.02 s: stage 'work' (worker 0)" in caplog.text
+    assert "no progress for 0.02 s: stage 'work' (worker 0)" in caplog.text
 
 
-def test_it_can_fail_the_run_and_a_thread_that_stays_is_reported() -> None:
+def test_a_stall_can_fail_the_run_and_a_remaining_thread_is_reported() -> None:
     held = Held()
-    with pytest.raises(StageFailure, match=r"'work' .* failed on 7: Stalled: nothing has moved") as caught:
+    with pytest.raises(StageFailure, match=r"'work' .* failed on 7: Stalled: no progress") as caught:
         with graph_of(held).start(watchdog=Watchdog(SOON, OnStall.FAIL), grace=0.1) as run:
             drain(run)
     assert isinstance(caught.value.__cause__, Stalled)
     assert "g.work-0" in caught.value.__notes__[0]
-    held.let.set()
+    held.released.set()
 
 
-def test_sinks_drained_one_after_the_other_are_found() -> None:
+def test_sinks_drained_one_after_the_other_are_reported() -> None:
     graph = Graph("g")
     numbers = graph.source("numbers", range(100))
     graph.sink("one", after=numbers)
     graph.sink("two", after=numbers)
-    with pytest.raises(
-        StageFailure, match=r"stage 'two' .* nobody has taken from it, while the caller waits at another"
-    ):
+    with pytest.raises(StageFailure, match=r"stage 'two' .* full and not read, while the caller waits at another sink"):
         with graph.start(watchdog=Watchdog(SOON, OnStall.FAIL)) as run:
             for name in ("one", "two"):
                 list(run.items(name))
 
 
-def test_a_join_that_lacks_an_item_is_found() -> None:
-    """The other source may still make it, so that this is no certain error; but it takes its time."""
+def test_a_join_that_lacks_an_item_is_reported() -> None:
+    """The other source may still send it, so the run is not deadlocked; but it stalls."""
     failed = threading.Event()
 
     class Resource:
@@ -201,21 +200,21 @@ def test_a_join_that_lacks_an_item_is_found() -> None:
     numbers, other = graph.source("numbers", range(100)), graph.source("other", late)
     joined = graph.join("join", sum, after=[numbers, other], keys=[int, int])
     graph.sink("out", after=joined)
-    with pytest.raises(StageFailure, match=r"stage 'numbers' .* blocked at a full channel"):
+    with pytest.raises(StageFailure, match=r"stage 'numbers' .* blocked by a full channel"):
         with graph.start(watchdog=Watchdog(SOON, OnStall.FAIL), resources=[Resource()]) as run:
             drain(run)
 
 
-def test_who_waits_for_a_resource_is_found() -> None:
+def test_a_worker_that_waits_for_a_resource_is_reported() -> None:
     held = Held()
-    with graph_of(int, acquire=held).start(watchdog=Watchdog(SOON, held.tell)) as run:
+    with graph_of(int, acquire=held).start(watchdog=Watchdog(SOON, held.receive)) as run:
         drain(run)
-    assert "waiting in `acquire`" in held.stuck.doing
+    assert "waiting in `acquire`" in held.report.doing
 
 
-def test_idle_sources_callers_elsewhere_and_pauses_are_not_stuck() -> None:
-    told: list[StallReport] = []
-    looks = threading.Semaphore(0)
+def test_idle_sources_callers_elsewhere_and_pauses_are_not_stalls() -> None:
+    reports: list[StallReport] = []
+    readings = threading.Semaphore(0)  # of the run's clock by the watchdog: it reads it once or twice per check
     more = threading.Event()
 
     def draw() -> Iterator[int]:
@@ -225,53 +224,51 @@ def test_idle_sources_callers_elsewhere_and_pauses_are_not_stuck() -> None:
 
     graph = Graph("g")
     graph.sink("out", after=graph.stage("work", int, after=graph.source("draw", draw)))
-    with graph.start(watchdog=Watchdog(SOON, told.append)) as run:
-        look = run._look
 
-        def counted() -> Any:
-            looks.release()
-            return look()
+    def clock() -> int:
+        if threading.current_thread().name == "g.watchdog":
+            readings.release()
+        return time.perf_counter_ns()
 
-        assert run._watch is not None
-        object.__setattr__(run._watch._run, "look", counted)
+    with graph.start(watchdog=Watchdog(SOON, reports.append), clock=clock) as run:
         items = iter(run)
         assert next(items) == 0
         for step in (more.set, run.pause, run.resume):
-            for _ in range(9):  # longer than it waits
-                assert looks.acquire(timeout=30)
+            for _ in range(18):  # at least nine checks, more than twice the time after which a stall is reported
+                assert readings.acquire(timeout=30)
             step()
         assert list(items) == list(range(1, 20))
-    assert told == []
+    assert reports == []
 
 
-def test_an_error_of_the_callback_is_not_lost() -> None:
+def test_an_error_of_the_callback_fails_the_run() -> None:
     held = Held()
 
-    def broken(stuck: StallReport) -> None:
-        held.let.set()
+    def broken(report: StallReport) -> None:
+        held.released.set()
         raise KeyError
 
-    with pytest.raises(StageFailure, match=r"'watchdog' .* failed on a standstill: KeyError"):
+    with pytest.raises(StageFailure, match=r"'watchdog' .* failed on a stalled run: KeyError"):
         with graph_of(held).start(watchdog=Watchdog(SOON, broken)) as run:
-            run._over.wait()
+            run.wait_decided()
             drain(run)
 
 
 @pytest.mark.parametrize("watchdog", [None, Watchdog()])
-def test_an_item_over_its_limit_fails_the_run_whatever_the_policy(watchdog: Watchdog | None) -> None:
+def test_an_item_over_its_time_limit_fails_the_run_under_any_policy(watchdog: Watchdog | None) -> None:
     held = Held()
     graph = graph_of(held, limit=SOON, on_error=Retry(then=SkipFailed()))
     with pytest.raises(
-        StageFailure, match=r"'work' .* failed on 7: ItemTimeout: it took longer than .* 0.02 s"
+        StageFailure, match=r"'work' .* failed on 7: ItemTimeout: the item exceeded the time limit of 0.02 s"
     ) as caught:
         with graph.start(watchdog=watchdog, grace=0.1) as run:
             drain(run)
     assert isinstance(caught.value.__cause__, ItemTimeout)
     assert "in __call__" in str(caught.value)
-    held.let.set()
+    held.released.set()
 
 
-def test_a_run_need_not_be_watched() -> None:
+def test_a_run_without_a_watchdog() -> None:
     with graph_of(int).start(watchdog=None) as run:
         assert not [thread for thread in threading.enumerate() if thread.name == "g.watchdog"]
         assert drain(run) == [7]

@@ -94,7 +94,7 @@ def has_no_bound(patch: pytest.MonkeyPatch) -> None:
 
 def swallows(patch: pytest.MonkeyPatch) -> None:
     """A worker whose function raises goes on as if the item had been skipped."""
-    handle = StageWorker._handle
+    process = StageWorker._process
 
     def forgiving(worker: StageWorker, fn: Any) -> None:
         def call(*item: Any) -> Any:
@@ -103,9 +103,9 @@ def swallows(patch: pytest.MonkeyPatch) -> None:
             except InjectedFault:
                 return SKIP
 
-        handle(worker, call)
+        process(worker, call)
 
-    patch.setattr(StageWorker, "_handle", forgiving)
+    patch.setattr(StageWorker, "_process", forgiving)
 
 
 def dies_in_silence(patch: pytest.MonkeyPatch) -> None:
