@@ -237,7 +237,7 @@ def test_the_reference_has_every_setting_and_choice_with_its_meaning() -> None:
     from threadloom.stages.resolve.loading import setting_types
 
     page = (ROOT / "docs" / "reference" / "stages.md").read_text(encoding="utf-8")
-    listed = dict(re.findall(r"^::: stages\.settings\.(\w+)\n    options: \{ (.*) \}$", page, re.MULTILINE))
+    listed = dict(re.findall(r"^::: threadloom\.stages\.config\.(\w+)\n    options: \{ (.*) \}$", page, re.MULTILINE))
     explained = names_with_meaning(ast.parse(Path(settings.__file__).read_text(encoding="utf-8")))
     sections = {"": settings.Config, **typing.get_type_hints(settings.Config)}
     for key, kind in setting_types().items():
