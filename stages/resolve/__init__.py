@@ -28,6 +28,19 @@ from threadloom.stages.resolve.precision import (
     with_precision,
 )
 from threadloom.stages.resolve.resolution import MAX_LANES, resolve, validate
+from threadloom.stages.resolve.tuning_record import (
+    TUNED_KEYS,
+    TunedSettings,
+    TuningRecord,
+    Value,
+    explicit_settings,
+    format_settings,
+    format_value,
+    record_path,
+    with_defaults,
+    with_tuned_settings,
+    write_record,
+)
 
 __all__ = [
     "CONFIG_NAMES",
@@ -35,16 +48,24 @@ __all__ = [
     "LEAST",
     "LEVEL",
     "MAX_LANES",
+    "TUNED_KEYS",
     "Choice",
+    "TunedSettings",
+    "TuningRecord",
+    "Value",
     "apply_overrides",
     "choose",
     "choose_and_warn",
     "choose_here",
+    "explicit_settings",
+    "format_settings",
+    "format_value",
     "from_json",
     "is_open",
     "load_config",
     "numerics",
     "product_words",
+    "record_path",
     "resolve",
     "resolved_from_json",
     "slow_allowed",
@@ -52,5 +73,8 @@ __all__ = [
     "trajectory",
     "trajectory_differences",
     "validate",
+    "with_defaults",
     "with_precision",
+    "with_tuned_settings",
+    "write_record",
 ]

@@ -21,10 +21,9 @@ from threadloom.stages.data import TokenIds, read_text, train_tokenizer
 from threadloom.stages.machine import detect, others_at_work
 from threadloom.stages.memory import FLOAT, Bank, format_lanes, format_memory_plan, memory_plan
 from threadloom.stages.models import initialise, parameter_count
-from threadloom.stages.resolve import choose_and_warn, numerics, resolve, with_precision
+from threadloom.stages.resolve import choose_and_warn, numerics, resolve, with_precision, with_tuned_settings
 from threadloom.stages.step import ValidationLoss, compute_for
-from threadloom.stages.tools.tune import Choice, Trials, tuned_settings
-from threadloom.stages.training import ENDLESS, SLOW, compile_kernels
+from threadloom.stages.training import ENDLESS, SLOW, compile_kernels, tokens_per_second
 
 PICTURES = 45_000_000
 """Bytes that Matplotlib and the pictures add when the run ends; measured, and held by a test."""
@@ -89,7 +88,7 @@ def estimate_run(config: Config, *, tuned: bool = True, seconds: float = 3.0) ->
     if config.model.vocab_size is None:
         vocabulary = train_tokenizer(config.data, None, read_text(config.data.text).text).vocab_size
     if tuned:
-        config = tuned_settings(config, machine)
+        config = with_tuned_settings(config, machine)
     resolved = resolve(config, cores, vocabulary)
     memory = planned_memory(resolved, _process_bytes(resolved.precision))
     found = Estimate(resolved, memory, machine.memory_available, None, 0.0, 0.0, 0.0)
@@ -97,11 +96,11 @@ def estimate_run(config: Config, *, tuned: bool = True, seconds: float = 3.0) ->
         return found
     seconds = min(max(seconds, SHORTEST), LONGEST)
     logger.info("measuring updates on random tokens for {:.1f} s", seconds)
-    trial = Trials(msgspec.structs.replace(resolved, steps=ENDLESS), cores, seconds)(Choice.of(resolved))
+    rate = tokens_per_second(msgspec.structs.replace(resolved, steps=ENDLESS), seconds)
     sequence, windows = _evaluation_seconds(resolved), resolved.evaluation
     return replace(
         found,
-        update=resolved.sequences * resolved.model.context / trial.tokens_per_s,
+        update=resolved.sequences * resolved.model.context / rate,
         measured=seconds,
         evaluation=sequence * windows.batches * resolved.batch_size,
         final_evaluation=sequence * windows.final_batches * resolved.batch_size,

@@ -40,11 +40,11 @@ from threadloom.stages.resolve import (
     trajectory_differences,
     validate,
     with_precision,
+    with_tuned_settings,
 )
 from threadloom.stages.run.display import Display
 from threadloom.stages.run.report import SHOWN, Logged, Reporter
 from threadloom.stages.storage import MetricsLog, RunDirectory, RunMode, atomic_write, read_metrics
-from threadloom.stages.tools.tune import tuned_settings
 from threadloom.stages.training import Output, Training, Validation, compile_kernels
 
 
@@ -80,7 +80,7 @@ def train(config: Config, out: Path, mode: RunMode = RunMode.NEW, *, tuned: bool
         config = with_precision(config, choice.precision)
         data = _prepare(config, text, run, mode)
         if tuned:
-            config = tuned_settings(config, detect())
+            config = with_tuned_settings(config, detect())
         resolved = resolve(config, available_cores(), data.tokenizer.vocab_size)
         if mode is RunMode.RESUME:
             resolved = _same_trajectory(resolved, run, data, start)

@@ -5,6 +5,7 @@ May import: models to step.
 
 from threadloom.stages.training.measured_step import ENDLESS, ExecutionMode, MeasuredStepWorker, StepGate
 from threadloom.stages.training.sequential import replay, stage_by_stage
+from threadloom.stages.training.short_run import tokens_per_second
 from threadloom.stages.training.training import Output, Training, Validation
 from threadloom.stages.training.warmup import SLOW, compile_kernels
 
@@ -20,4 +21,5 @@ __all__ = [
     "compile_kernels",
     "replay",
     "stage_by_stage",
+    "tokens_per_second",
 ]

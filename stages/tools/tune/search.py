@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from threadloom.stages.tools.tune.space import AXES, KEYS, ROUNDING, Axis, Choice, Facts, Value, described
+from threadloom.stages.resolve import TUNED_KEYS, TunedSettings, Value, format_settings
+from threadloom.stages.tools.tune.space import AXES, ROUNDING, Axis, Facts
 
 MARGIN = 0.01
 """A race is won by this part at least; less is not worth another setting."""
@@ -39,7 +40,7 @@ class Trial:
     """That the trial took in all, setting up included."""
 
 
-Measure = Callable[[Choice], Trial]
+Measure = Callable[[TunedSettings], Trial]
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,8 @@ class Comparison:
     """One choice against another, round by round."""
 
     axis: str
-    choice: Choice
-    base: Choice
+    choice: TunedSettings
+    base: TunedSettings
     rates: tuple[float, ...]  # tokens per second, one a round
     ratios: tuple[float, ...]  # to the base in the same round
 
@@ -75,8 +76,8 @@ class Comparison:
 class Findings:
     """What a search found."""
 
-    default: Choice
-    chosen: Choice
+    default: TunedSettings
+    chosen: TunedSettings
     reason: str
     ratio: float | None
     """Of the choice to the defaults; None where the defaults stay."""
@@ -97,7 +98,7 @@ class _Ledger:
     spent: float = 0.0
     costs: list[float] = field(default_factory=list)
 
-    def run(self, choice: Choice) -> float:
+    def run(self, choice: TunedSettings) -> float:
         trial = self.measure(choice)
         self.spent += trial.seconds
         self.costs.append(trial.seconds)
@@ -109,7 +110,7 @@ class _Ledger:
 
 
 def search(
-    default: Choice,
+    default: TunedSettings,
     facts: Facts,
     measure: Measure,
     budget: float,
@@ -136,7 +137,7 @@ def search(
         if not candidates:
             continue
         plural = "s" if len(candidates) > 1 else ""
-        say(f"{axis.name}: {len(candidates)} alternative{plural} to {described(_of_axis(best, candidates))}")
+        say(f"{axis.name}: {len(candidates)} alternative{plural} to {format_settings(_of_axis(best, candidates))}")
         rows = _race(axis.name, best, candidates, ledger)
         compared += rows
         winner = max((row for row in rows if len(row.ratios) > 1), key=_standing, default=None)
@@ -146,7 +147,7 @@ def search(
         reason = _reason_to_stay(compared, skipped)
         chosen, last = default, None
     else:
-        say(f"{described(best.differences(default))} against the defaults")
+        say(f"{format_settings(best.differences(default))} against the defaults")
         last = _duel(best, default, ledger)
         compared.append(last)
         chosen, reason = _verdict(last)
@@ -164,7 +165,7 @@ def search(
     )
 
 
-def _candidates(axis: Axis, best: Choice, facts: Facts, fixed: Mapping[str, Value]) -> list[Choice]:
+def _candidates(axis: Axis, best: TunedSettings, facts: Facts, fixed: Mapping[str, Value]) -> list[TunedSettings]:
     found = dict.fromkeys(
         msgspec.structs.replace(choice, slots=fixed.get("slots", choice.slots))
         for choice in axis.alternatives(best, facts)
@@ -172,20 +173,20 @@ def _candidates(axis: Axis, best: Choice, facts: Facts, fixed: Mapping[str, Valu
     return [choice for choice in found if choice != best and not choice.differences(best).keys() & fixed.keys()]
 
 
-def _of_axis(base: Choice, candidates: Sequence[Choice]) -> dict[str, Value]:
+def _of_axis(base: TunedSettings, candidates: Sequence[TunedSettings]) -> dict[str, Value]:
     """The values of the base in the fields that its alternatives change."""
     changed = {name for choice in candidates for name in choice.differences(base)}
-    return {name: getattr(base, name) for name in KEYS if name in changed}
+    return {name: getattr(base, name) for name in TUNED_KEYS if name in changed}
 
 
 def _standing(row: Comparison) -> tuple[int, float]:
     return len(row.ratios), row.ratio
 
 
-def _race(axis: str, base: Choice, candidates: Sequence[Choice], ledger: _Ledger) -> list[Comparison]:
+def _race(axis: str, base: TunedSettings, candidates: Sequence[TunedSettings], ledger: _Ledger) -> list[Comparison]:
     """Run rounds until one candidate is left, the slower half leaving from the second round on."""
-    rates: dict[Choice, list[float]] = {choice: [] for choice in candidates}
-    ratios: dict[Choice, list[float]] = {choice: [] for choice in candidates}
+    rates: dict[TunedSettings, list[float]] = {choice: [] for choice in candidates}
+    ratios: dict[TunedSettings, list[float]] = {choice: [] for choice in candidates}
     left, done = list(candidates), 0
     while left and (done < RACE_ROUNDS or len(left) > 1):
         if ledger.left() < len(left) + 1 + 2 * MIN_PAIRS:
@@ -209,7 +210,7 @@ def _race(axis: str, base: Choice, candidates: Sequence[Choice], ledger: _Ledger
     ]
 
 
-def _duel(best: Choice, default: Choice, ledger: _Ledger) -> Comparison:
+def _duel(best: TunedSettings, default: TunedSettings, ledger: _Ledger) -> Comparison:
     rates: list[float] = []
     ratios: list[float] = []
     while len(ratios) < PAIRS and (len(ratios) < MIN_PAIRS or ledger.left() >= 2):
@@ -220,11 +221,11 @@ def _duel(best: Choice, default: Choice, ledger: _Ledger) -> Comparison:
     return Comparison("all together", best, default, tuple(rates), tuple(ratios))
 
 
-def _verdict(last: Comparison) -> tuple[Choice, str]:
+def _verdict(last: Comparison) -> tuple[TunedSettings, str]:
     """Take the new choice if luck is no likely reason: equals win 7 of 8 pairs 9 times in 256, all of 4 once in 16."""
     pairs, won = len(last.ratios), sum(ratio > 1.0 for ratio in last.ratios)
     low, high = last.spread
-    best = described(last.choice.differences(last.base))
+    best = format_settings(last.choice.differences(last.base))
     figures = (
         f"{last.ratio:.2f} times the defaults (half of the pairs between {low:.2f} and {high:.2f}), "
         f"ahead in {won} of {pairs} alternated pairs"
@@ -242,4 +243,4 @@ def _reason_to_stay(compared: Sequence[Comparison], skipped: Sequence[str]) -> s
         )
     best = max(compared, key=_standing)
     tried = f"of {len(compared)} alternatives none was more than {MARGIN:.0%} faster in its own comparison"
-    return f"the defaults stay: {tried}, {described(best.choice.differences(best.base))} came to {best.ratio:.2f}"
+    return f"the defaults stay: {tried}, {format_settings(best.choice.differences(best.base))} came to {best.ratio:.2f}"

@@ -1,13 +1,7 @@
 """`threadloom tune`: short measured runs on random tokens, what they found, and the file that `train` finds it in.
 
-What is varied is in `stages.tools.tune.space`, the search in `stages.tools.tune.search`; here are the measuring, the
-table, and the records. A record holds for one machine, one model, batch and delay, and one version of the package,
-which its path is made of:
-
-    $XDG_CACHE_HOME/threadloom/tuned/MACHINE/MODEL-BATCH-DELAY-VERSION.json
-
-`tuned_settings` fills it into what a configuration leaves open. A setting that is given stands; and where one that is
-given is not what the record was measured with, the record says nothing and is left alone.
+What is varied is in `stages.tools.tune.space`, the search in `stages.tools.tune.search`, the record in
+`stages.resolve.tuning_record`; here are the measuring and the table.
 """
 
 import math
@@ -15,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import msgspec
@@ -26,118 +19,39 @@ from rich.table import Table
 from threadloom.kernels import blas_info
 from threadloom.pipeline import available_cores
 from threadloom.stages.config import Config, ConfigError, Gemm, Precision
-from threadloom.stages.data import random_batches
-from threadloom.stages.machine import Machine, cache_root, detect, others_at_work
-from threadloom.stages.memory import Update
-from threadloom.stages.resolve import choose_and_warn, choose_here, is_open, numerics, resolve, with_precision
-from threadloom.stages.storage import atomic_write
+from threadloom.stages.machine import Machine, detect, others_at_work
+from threadloom.stages.resolve import (
+    TunedSettings,
+    TuningRecord,
+    Value,
+    choose_and_warn,
+    explicit_settings,
+    format_settings,
+    format_value,
+    record_path,
+    resolve,
+    with_defaults,
+    with_precision,
+    write_record,
+)
 from threadloom.stages.tools.tune.search import Findings, Trial, search
 from threadloom.stages.tools.tune.space import (
-    KEYS,
     OWN_PRODUCT,
     ROUNDING,
-    Choice,
     Facts,
-    Value,
     asked_for,
-    described,
-    fill_open,
-    pinned,
-    worded,
 )
-from threadloom.stages.training import Training, compile_kernels
+from threadloom.stages.training import ENDLESS, compile_kernels, tokens_per_second
 
 RANDOM_VOCABULARY = 65
 """Stands for the vocabulary of a configuration that takes it from the text: tinyshakespeare's characters."""
 LONGEST_TRIAL, SHORTEST_TRIAL = 2.0, 0.25
 TRIALS_WANTED = 100
 """A whole search takes about as many; a trial gets its part of the budget, within these seconds."""
-LEAST_UPDATES = 2
-"""Updates that a trial measures at least, whatever they take."""
-ENDLESS = 1_000_000_000
-"""Updates of a trial's configuration; the clock ends it."""
 
 
 class TuningError(ConfigError):
     """Tuning cannot be done as asked."""
-
-
-class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What is kept of a tuning."""
-
-    machine: str
-    config: str
-    measured_with: dict[str, Value]
-    """The tuned settings that were given, by field of a Choice; a later run must not give others."""
-    choice: Choice
-    kept_defaults: bool
-    reason: str
-    seconds: float
-
-
-# --- where records are --------------------------------------------------------------------------------------------
-
-
-def record_path(config: Config, machine: Machine, given: dict[str, Value] | None = None) -> Path:
-    """Return where the record of a configuration is; `given`: the tuned settings that it was measured with.
-
-    A precision that is left open is settled first, so that a record is of what was computed in.
-    """
-    model = config.model
-    precision = choose_here(config).precision if is_open(config) else config.precision
-    vocabulary = "text" if model.vocab_size is None else model.vocab_size
-    parts = [
-        f"v{vocabulary}t{model.context}l{model.layers}h{model.heads}c{model.channels}",
-        f"b{config.batch_size}x{config.gradient_accumulation_steps}",
-        f"delay{config.delay}",
-        *([] if precision is Precision.FLOAT32 else [precision.value]),
-        *([] if config.shared_lanes is None else ["shared" if config.shared_lanes else "apart"]),
-        *(f"{name}{worded(value)}" for name, value in sorted((given or {}).items())),
-        _package_version(),
-    ]
-    return cache_root() / "tuned" / machine.fingerprint() / ("-".join(parts) + ".json")
-
-
-def _package_version() -> str:
-    try:
-        return version("threadloom")
-    except PackageNotFoundError:  # used from a checkout that is not installed
-        return "unreleased"
-
-
-def tuned_settings(config: Config, machine: Machine) -> Config:
-    """Return the configuration with this machine's tuned settings in what it leaves open; says so in one line.
-
-    The same configuration comes back where nothing was tuned, the defaults were best, or what was tuned does not fit
-    the settings that are given.
-    """
-    given = pinned(config)
-    if len(given) == len(KEYS):
-        return config  # a resolved configuration, such as that of a run to be resumed
-    for path in dict.fromkeys((record_path(config, machine, given), record_path(config, machine))):
-        record = _read(path)
-        if record is None or record.kept_defaults:
-            continue
-        other = {name: value for name, value in given.items() if getattr(record.choice, name) != value}
-        if other:
-            logger.info("tuned settings are left out: they were measured without {}", described(other))
-            continue
-        filled = fill_open(config, record.choice)
-        new = {name: value for name, value in pinned(filled).items() if name not in given}
-        if new:
-            logger.info("tuned for this machine: {} ({})", described(new), path)
-        return filled
-    return config
-
-
-def _read(path: Path) -> Record | None:
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=Record)
-    except FileNotFoundError:
-        return None
-    except (OSError, msgspec.DecodeError) as error:
-        logger.warning("tuned settings in {} cannot be read ({}); remove the file, or tune again", path, error)
-        return None
 
 
 # --- measuring ----------------------------------------------------------------------------------------------------
@@ -152,26 +66,10 @@ class Trials:
     seconds: float
     """That a trial measures for, after its warm-up."""
 
-    def __call__(self, choice: Choice) -> Trial:
-        """Run the pipeline for a moment; its first updates, while it fills, do not count."""
+    def __call__(self, choice: TunedSettings) -> Trial:
+        """Run the pipeline for a moment; building it counts in `seconds` of the result alone."""
         begin = time.perf_counter()
-        resolved = resolve(fill_open(self.config, choice), self.cores)
-        training = Training(resolved, random_batches(resolved))
-        tokens = resolved.sequences * resolved.model.context
-        first = last = None
-        with numerics(resolved), training.graph().start(resources=training.resources) as run:
-            for event in run:
-                if not isinstance(event, Update) or event.step <= resolved.delay:
-                    continue
-                if first is None:
-                    first = event
-                last = event
-                if event.step - first.step >= LEAST_UPDATES and event.seconds - first.seconds >= self.seconds:
-                    break
-        assert first is not None
-        assert last is not None
-        rate = (last.step - first.step) * tokens / max(last.seconds - first.seconds, 1e-9)
-        del training
+        rate = tokens_per_second(resolve(with_defaults(self.config, choice), self.cores), self.seconds)
         return Trial(rate, time.perf_counter() - begin)
 
 
@@ -193,12 +91,12 @@ def run_tuning(config: Config, budget: float, console: Console | None = None) ->
         model = msgspec.structs.replace(config.model, vocab_size=RANDOM_VOCABULARY)
         asked = msgspec.structs.replace(asked, model=model)
     resolved = resolve(asked, cores)
-    default = Choice.of(resolved)
+    default = TunedSettings.of(resolved)
     compile_kernels(precision=asked.precision)
     trials = Trials(asked, cores, min(LONGEST_TRIAL, max(SHORTEST_TRIAL, budget / TRIALS_WANTED)))
     trials(default)  # fills caches and raises the clock; does not count
     facts = Facts(cores, config.batch_size, config.sequences, _gemms(config.precision), bool(resolved.shared_lanes))
-    given = pinned(config)
+    given = explicit_settings(config)
     with _shown(console) as say:
         findings = search(default, facts, trials, budget, given, say)
     console.print(table_of(findings))
@@ -222,7 +120,7 @@ def _gemms(precision: Precision) -> tuple[Gemm, ...]:
 
 
 def _keep(path: Path, config: Config, machine: Machine, given: dict[str, Value], findings: Findings) -> None:
-    record = Record(
+    record = TuningRecord(
         machine=machine.fingerprint(),
         config=config.name,
         measured_with=given,
@@ -231,8 +129,7 @@ def _keep(path: Path, config: Config, machine: Machine, given: dict[str, Value],
         reason=findings.reason,
         seconds=round(findings.seconds, 1),
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(path, msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n")
+    write_record(path, record)
 
 
 @contextmanager
@@ -265,8 +162,8 @@ def table_of(findings: Findings) -> Table:
         values = asked_for(row.choice, row.base)
         table.add_row(
             "" if row.axis == shown else row.axis,
-            described(values),
-            " ".join(worded(getattr(row.base, name)) for name in values),
+            format_settings(values),
+            " ".join(format_value(getattr(row.base, name)) for name in values),
             f"{sorted(row.rates)[len(row.rates) // 2]:,.0f}",
             f"{row.ratio:.3f}",
             f"{low:.2f} to {high:.2f}",
@@ -280,14 +177,14 @@ def table_of(findings: Findings) -> Table:
 
 def conclusions(findings: Findings) -> list[str]:
     """Return what to say under the table, a sentence each."""
-    said = [f"{findings.trials} trials in {findings.seconds:.0f} s. Choice: {findings.reason}."]
+    said = [f"{findings.trials} trials in {findings.seconds:.0f} s. TunedSettings: {findings.reason}."]
     chosen = findings.chosen.differences(findings.default)
     exact = {name: value for name, value in chosen.items() if name not in ROUNDING}
     rounding = {name: value for name, value in chosen.items() if name in ROUNDING}
     if exact:
-        said.append(f"Without any change to the weights: {described(exact)}.")
+        said.append(f"Without any change to the weights: {format_settings(exact)}.")
     if rounding:
-        said.append(f"Changes the rounding, and is kept in the run's config.json: {described(rounding)}.")
+        said.append(f"Changes the rounding, and is kept in the run's config.json: {format_settings(rounding)}.")
     if findings.skipped:
         said.append(f"Not tried for want of time: {', '.join(findings.skipped)}; {_longer(findings)}.")
     return said

@@ -8,10 +8,11 @@ import pytest
 from threadloom.stages.config.settings import Gemm
 from threadloom.stages.resolve.loading import apply_overrides, load_config
 from threadloom.stages.resolve.resolution import resolve
+from threadloom.stages.resolve.tuning_record import TUNED_KEYS, TunedSettings, Value, format_settings, with_defaults
 from threadloom.stages.tools.tune.search import GAIN, MIN_PAIRS, Findings, Trial, search
-from threadloom.stages.tools.tune.space import AXES, KEYS, Choice, Facts, Value, asked_for, described, fill_open, pinned
+from threadloom.stages.tools.tune.space import AXES, Facts, asked_for
 
-DEFAULT = Choice(
+DEFAULT = TunedSettings(
     micro_batch=4, lanes=2, gemm=Gemm.NUMBA, blas=1, forward=2, backward=2, reduce=2, update=2, slots=6,
     channel_capacity=2,
 )  # fmt: skip
@@ -22,13 +23,13 @@ class Machine:
     """A machine whose speed is a function of the choice, with noise and a drift; every trial takes `cost` seconds."""
 
     def __init__(
-        self, speed: Callable[[Choice], float], noise: float = 0.0, drift: float = 0.0, cost: float = 1.0
+        self, speed: Callable[[TunedSettings], float], noise: float = 0.0, drift: float = 0.0, cost: float = 1.0
     ) -> None:
         self.speed, self.noise, self.drift, self.cost = speed, noise, drift, cost
-        self.tried: list[Choice] = []
+        self.tried: list[TunedSettings] = []
         self.rng = random.Random(7)
 
-    def __call__(self, choice: Choice) -> Trial:
+    def __call__(self, choice: TunedSettings) -> Trial:
         self.tried.append(choice)
         slower = (1.0 - self.drift) ** len(self.tried)
         return Trial(1000.0 * self.speed(choice) * slower * self.rng.gauss(1.0, self.noise), self.cost)
@@ -37,11 +38,11 @@ class Machine:
         return search(DEFAULT, FACTS, self, budget, fixed)
 
 
-def flat(choice: Choice) -> float:
+def flat(choice: TunedSettings) -> float:
     return 1.0
 
 
-def hilly(choice: Choice) -> float:
+def hilly(choice: TunedSettings) -> float:
     """Faster by a tenth for micro-batches of 8, and by as much again for one forward thread."""
     return 1.0 + 0.1 * (choice.micro_batch == 8) + 0.1 * (choice.forward == 1) - 0.1 * (choice.backward == 1)
 
@@ -107,12 +108,12 @@ def test_a_short_budget_tries_the_most_promising_first() -> None:
 
 
 def test_given_settings_never_vary() -> None:
-    for name in KEYS:
+    for name in TUNED_KEYS:
         machine = Machine(hilly)
         machine.search(**{name: getattr(DEFAULT, name)})
         assert {getattr(choice, name) for choice in machine.tried} == {getattr(DEFAULT, name)}, name
         assert len(machine.tried) > 1
-    everything = Machine(hilly).search(**{name: getattr(DEFAULT, name) for name in KEYS})
+    everything = Machine(hilly).search(**{name: getattr(DEFAULT, name) for name in TUNED_KEYS})
     assert everything.compared == ()
     assert "every setting was given" in everything.reason
 
@@ -164,30 +165,22 @@ def test_every_alternative_can_be_run(name: str, shared: bool, cores: int) -> No
     config = apply_overrides(load_config(name), ["model.vocab_size=65"])
     if shared:
         config = apply_overrides(config, ["shared_lanes=true"])
-    base = Choice.of(resolve(config, cores))
+    base = TunedSettings.of(resolve(config, cores))
     facts = Facts(cores, config.batch_size, config.sequences, (Gemm.NUMBA, Gemm.BLAS), shared)
     for axis in AXES:
         for choice in axis.alternatives(base, facts):
-            resolved = resolve(fill_open(config, choice), cores)  # validates
-            assert Choice.of(resolved) == choice
+            resolved = resolve(with_defaults(config, choice), cores)  # validates
+            assert TunedSettings.of(resolved) == choice
             items = config.sequences // choice.micro_batch
             writers = items if shared else choice.lanes
             assert choice.backward <= writers or choice.backward <= base.backward
             assert choice.slots >= min(choice.forward + choice.backward, items)
 
 
-def test_settings_that_are_given_stand_when_a_choice_is_filled_in() -> None:
-    config = apply_overrides(load_config("nanogpt-cpu"), ["lanes=3", "threads.update=5", "gemm=blas"])
-    assert pinned(config) == {"lanes": 3, "update": 5, "gemm": Gemm.BLAS}
-    filled = fill_open(config, DEFAULT)
-    assert pinned(filled) == {**pinned(fill_open(load_config("nanogpt-cpu"), DEFAULT)), **pinned(config)}
-    assert filled.threads.embed is None
-
-
 def test_how_choices_are_worded() -> None:
     other = DEFAULT.changed(forward=1, gemm=Gemm.BLAS)
     assert other.slots == 5
-    assert described(other.differences(DEFAULT)) == "gemm=blas threads.forward=1 slots=5"
-    assert described(asked_for(other, DEFAULT)) == "gemm=blas threads.forward=1"
-    assert described(asked_for(DEFAULT.changed(slots=9), DEFAULT)) == "slots=9"
-    assert described({}) == "the defaults"
+    assert format_settings(other.differences(DEFAULT)) == "gemm=blas threads.forward=1 slots=5"
+    assert format_settings(asked_for(other, DEFAULT)) == "gemm=blas threads.forward=1"
+    assert format_settings(asked_for(DEFAULT.changed(slots=9), DEFAULT)) == "slots=9"
+    assert format_settings({}) == "the defaults"

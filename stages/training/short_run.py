@@ -1,0 +1,33 @@
+"""The speed of a configuration, measured in a short run on random tokens."""
+
+from threadloom.stages.config import ResolvedConfig
+from threadloom.stages.data import random_batches
+from threadloom.stages.memory import Update
+from threadloom.stages.resolve import numerics
+from threadloom.stages.training.training import Training
+
+MIN_UPDATES = 2
+"""Updates that are measured even if they take longer than the time asked for."""
+
+
+def tokens_per_second(config: ResolvedConfig, seconds: float) -> float:
+    """Run the pipeline on random tokens for about `seconds` and return its speed in tokens per second.
+
+    The first τ + 1 updates, during which the pipeline fills, do not count. `config.steps` must be large enough for the
+    run to last that long. The kernels must have been compiled.
+    """
+    training = Training(config, random_batches(config))
+    first = last = None
+    with numerics(config), training.graph().start(resources=training.resources) as run:
+        for event in run:
+            if not isinstance(event, Update) or event.step <= config.delay:
+                continue
+            if first is None:
+                first = event
+            last = event
+            if event.step - first.step >= MIN_UPDATES and event.seconds - first.seconds >= seconds:
+                break
+    assert first is not None
+    assert last is not None
+    tokens = (last.step - first.step) * config.sequences * config.model.context
+    return tokens / max(last.seconds - first.seconds, 1e-9)
