@@ -1,15 +1,16 @@
-"""The inside of a worker process: it serves one worker thread of its parent until either is gone.
+"""The main function of a worker process, which serves one worker thread of its parent.
 
-Guarantees: the process ends when its parent does, by whatever death and whatever it is doing: the kernel kills it
-(Linux), or a thread sees the parent's end of a pipe close. Ctrl-C in the terminal is the parent's business alone. What
-the function raises goes to the parent with its traceback; a fault of the machine (a segmentation fault) leaves the
-Python stack in `crash`, for the parent to report. A wait for the parent uses no CPU.
+Guarantees: the process ends when its parent does, however the parent ends and whatever the process is doing: the kernel
+kills it (Linux), or a thread notices that the parent's end of a pipe was closed. Ctrl-C in the terminal is ignored here
+and handled by the parent. An exception of the function is sent to the parent with its traceback; a crash (for example a
+segmentation fault) leaves the Python stack in the file `crash`, for the parent to report. Waiting for the parent uses
+no CPU time.
 
-Ownership: the shared arrays of an item are this process's for the time of the call. One that the function keeps is an
-error, as its memory is given to somebody else afterwards; arrays that came with the function itself stay.
+Ownership: the shared arrays of an item belong to this process during the call. A function that keeps one fails, because
+their memory is reused for other items; arrays that were sent together with the function remain valid.
 
-Assumptions: pools are asked for slots by the thread that the function was called in. BLAS is held to one thread, as
-there are processes enough.
+Assumptions: slots of a pool are requested by the thread in which the function is called. BLAS is limited to one thread,
+because the stage has several processes.
 """
 
 import ctypes
@@ -31,20 +32,21 @@ import multiprocess
 import threadpoolctl
 
 from threadloom.pipeline.core import PipelineError, SharedPool, SharedSlot, map_memory
-from threadloom.pipeline.processes.wire import ConnectionClosed, MessageKind, Payload, Pickles, PoolHandle, Wire
+from threadloom.pipeline.processes.connection import Connection, ConnectionClosed, MessageKind, Payload
+from threadloom.pipeline.processes.pickling import MessagePickler, PoolHandle
 
 _PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
 
 
 class Job(NamedTuple):
-    """What a worker process is to do, as it is sent to it."""
+    """The work of a worker process, as it is sent to it."""
 
     make: Callable[[], AbstractContextManager[Callable[[Any], Any]]]
-    """Entered once, in the process; what it yields is called with each item."""
+    """Returns a context manager, entered once in the process, that yields the function to call with each item."""
 
 
 class ErrorReport(NamedTuple):
-    """What a function raised, as it is sent to the parent."""
+    """An exception of the function, as it is sent to the parent."""
 
     summary: str
     traceback: str
@@ -52,37 +54,38 @@ class ErrorReport(NamedTuple):
 
 
 def child_main(connection: int, crash: int, parent: int, title: str) -> None:
-    """Be a worker process; the target of `multiprocess.Process`."""
+    """Run a worker process; the target of `multiprocess.Process`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # blocked while we started
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # blocked while the process was started
     faulthandler.enable(crash)
-    _die_with(parent, title)
+    _end_with(parent, title)
     with threadpoolctl.threadpool_limits(limits=1, user_api="blas"):
-        wire = Wire(socket.socket(fileno=connection))
-        _Server(wire).run()
-        wire.close()
+        parent_connection = Connection(socket.socket(fileno=connection))
+        _Server(parent_connection).run()
+        parent_connection.close()
 
 
-def _die_with(parent: int, title: str) -> None:
-    """See to it that this process does not outlive its parent; also set the name that `top` shows."""
+def _end_with(parent: int, title: str) -> None:
+    """Ensure that this process ends with its parent; also set the process name that `top` shows."""
     if sys.platform == "linux":
         prctl = ctypes.CDLL(None).prctl
         prctl(_PR_SET_NAME, title.encode()[-15:], 0, 0, 0)
-        # The signal comes when the thread that made us ends: the worker thread, which waits for our end before its own.
+        # Linux sends the signal when the thread that started this process ends: the worker thread, which waits for the
+        # end of this process before its own.
         if prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0) == 0:
-            if os.getppid() != parent:  # it died before we asked
+            if os.getppid() != parent:  # it ended before the call
                 os._exit(1)
             return
-    threading.Thread(target=_outlive_nobody, daemon=True, name="QueueManagerThread").start()
+    threading.Thread(target=_exit_after_parent, daemon=True, name="QueueManagerThread").start()
 
 
-def _outlive_nobody() -> None:
+def _exit_after_parent() -> None:
     multiprocess.parent_process().join()
     os._exit(1)
 
 
 class _AttachedPool(SharedPool):
-    """A pool of the parent's, as the function sees it: `empty` and `copy` ask the parent for a slot."""
+    """A pool of the parent, attached in this process: `empty` and `copy` request slots from the parent."""
 
     def __init__(self, handle: PoolHandle, fd: int, server: "_Server") -> None:
         self._fd = fd
@@ -96,25 +99,26 @@ class _AttachedPool(SharedPool):
             os.close(self._fd)
 
     def __getattr__(self, name: str) -> Any:
-        raise AttributeError(f"pool {self.name!r} belongs to the parent process, and {name!r} is known only there")
+        raise AttributeError(f"pool {self.name!r} belongs to the parent process; {name!r} is available only there")
 
     def slot(self, number: int, serial: int) -> SharedSlot:
         return SharedSlot(self, self._memory, number, serial)
 
     def lend(self, timeout: float | None = None) -> SharedSlot:
-        return self._server.ask(self, timeout)
+        return self._server.request_slot(self, timeout)
 
 
 class _Server:
-    """The conversation with the parent."""
+    """The process's side of the protocol."""
 
-    def __init__(self, wire: Wire) -> None:
-        self._wire = wire
-        self._pickles = Pickles(self._open_slot, owner=False)
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._pickler = MessagePickler(self._open_slot, owner=False)
         self._lent: list[weakref.ref[SharedSlot]] = []
         """The slots of the call in progress."""
 
     def run(self) -> None:
+        """Set up, serve calls and tear down, until the parent ends the conversation."""
         stack = ExitStack()
         with suppress(ConnectionClosed):
             try:
@@ -124,10 +128,10 @@ class _Server:
             except BaseException as error:
                 self._send_error(error)
                 return
-            self._wire.send(MessageKind.READY)
+            self._connection.send(MessageKind.READY)
             try:
-                self._serve(fn)
-            except ConnectionClosed:  # the run was stopped, and nobody listens any more
+                self._serve_calls(fn)
+            except ConnectionClosed:  # the run was stopped, and nobody receives an error of the tear-down
                 with suppress(Exception):
                     stack.close()
                 raise
@@ -136,40 +140,42 @@ class _Server:
             except BaseException as error:
                 self._send_error(error)
             else:
-                self._wire.send(MessageKind.READY)
+                self._connection.send(MessageKind.READY)
 
-    def ask(self, pool: _AttachedPool, timeout: float | None) -> SharedSlot:
-        number = next(index for index, each in enumerate(self._pickles.pools) if each is pool)
-        self._wire.send(MessageKind.TAKE, self._pickles.dumps((number, timeout)))
-        kind, payload, _ = self._wire.receive()
-        answer = self._pickles.loads(payload)
+    def request_slot(self, pool: _AttachedPool, timeout: float | None) -> SharedSlot:
+        """Return a slot of a pool, lent by the parent for the call in progress."""
+        number = next(index for index, each in enumerate(self._pickler.pools) if each is pool)
+        self._connection.send(MessageKind.TAKE, self._pickler.dumps((number, timeout)))
+        kind, payload, _ = self._connection.receive()
+        answer = self._pickler.loads(payload)
         if kind is MessageKind.ERROR:
             raise answer
-        return self._lend(pool.slot(*answer))
+        return self._track(pool.slot(*answer))
 
     def _open_slot(self, pool: int, number: int, serial: int) -> SharedSlot:
-        attached = self._pickles.pools[pool]
+        attached = self._pickler.pools[pool]
         assert isinstance(attached, _AttachedPool)
-        return self._lend(attached.slot(number, serial))
+        return self._track(attached.slot(number, serial))
 
-    def _lend(self, slot: SharedSlot) -> SharedSlot:
+    def _track(self, slot: SharedSlot) -> SharedSlot:
         self._lent.append(weakref.ref(slot))
         return slot
 
     def _receive(self) -> tuple[MessageKind, Payload]:
+        """Return the next message other than POOL; attach the pools that arrive before it."""
         while True:
-            kind, payload, fd = self._wire.receive()
+            kind, payload, fd = self._connection.receive()
             if kind is not MessageKind.POOL:
                 return kind, payload
             assert fd is not None
-            self._pickles.pools.append(_AttachedPool(self._pickles.loads(payload), fd, self))
+            self._pickler.pools.append(_AttachedPool(self._pickler.loads(payload), fd, self))
 
     def _set_up(self, stack: ExitStack) -> Callable[[Any], Any]:
         _, payload = self._receive()
-        job: Job = self._pickles.loads(payload)
+        job: Job = self._pickler.loads(payload)
         return stack.enter_context(job.make())
 
-    def _serve(self, fn: Callable[[Any], Any]) -> None:
+    def _serve_calls(self, fn: Callable[[Any], Any]) -> None:
         while True:
             kind, payload = self._receive()
             if kind is MessageKind.END:
@@ -183,34 +189,34 @@ class _Server:
             except BaseException as error:  # SystemExit too
                 self._send_error(error)
             else:
-                self._wire.send(MessageKind.RESULT, answer)
+                self._connection.send(MessageKind.RESULT, answer)
 
     def _call(self, fn: Callable[[Any], Any], payload: Payload) -> Payload:
-        result = fn(self._pickles.loads(payload))
-        if isgenerator(result):  # an iterator that can be pickled, with the same elements
+        result = fn(self._pickler.loads(payload))
+        if isgenerator(result):  # replaced by an iterator over the same elements that can be pickled
             result = iter(list(result))
-        return self._pickles.dumps(result)
+        return self._pickler.dumps(result)
 
     def _check_nothing_is_kept(self, fn: Callable[[Any], Any]) -> None:
         if any(ref() is not None for ref in self._lent):
-            gc.collect()  # perhaps it was only a cycle
+            gc.collect()  # a reference cycle may keep them alive
             kept = [slot for ref in self._lent if (slot := ref()) is not None]
             if kept:
                 raise PipelineError(
                     f"{getattr(fn, '__qualname__', type(fn).__name__)} kept {len(kept)} array(s) of the shared pool "
-                    f"{kept[0].pool.name!r} after it returned, and their memory goes to other items now: keep a copy "
+                    f"{kept[0].pool.name!r} after it returned, but their memory is reused for other items: keep a copy "
                     f"(array.copy())"
                 )
 
     def _send_error(self, error: BaseException) -> None:
         trace = error.__traceback__
-        while trace is not None and trace.tb_frame.f_code.co_filename == __file__:  # begin with the function's own
+        while trace is not None and trace.tb_frame.f_code.co_filename == __file__:  # start at the function's own frame
             trace = trace.tb_next
         text = "".join(traceback.format_exception(type(error), error, trace))
         summary = f"{type(error).__name__}: {error}"
-        report = self._pickles.dumps(ErrorReport(summary, text, None))
-        with suppress(Exception):  # an exception that pickles may still not come back
-            full = self._pickles.dumps(ErrorReport(summary, text, error))
-            self._pickles.loads(full)
+        report = self._pickler.dumps(ErrorReport(summary, text, None))
+        with suppress(Exception):  # some exceptions can be pickled but not unpickled
+            full = self._pickler.dumps(ErrorReport(summary, text, error))
+            self._pickler.loads(full)
             report = full
-        self._wire.send(MessageKind.ERROR, report)
+        self._connection.send(MessageKind.ERROR, report)

@@ -1,10 +1,11 @@
-"""One spawned process and the connection to it, as its parent holds them.
+"""A spawned worker process and the connection to it, from the parent's side.
 
-Guarantees: the process inherits its end of the connection and nothing else that is ours. `end` leaves neither the
-process, nor a zombie, nor a descriptor. Its end is noticed even if a fork of its own holds the connection open.
+Guarantees: the process inherits its end of the connection, the file for crash reports, and no other descriptor of this
+program. `end` leaves neither the process, nor a zombie, nor a descriptor. The end of the process is noticed even if a
+process that it forked keeps the connection open.
 
-Ownership: belongs to one thread, which also made it (on Linux the process dies with that thread); `wire.shut_down`
-may be called from others until `end`. `_SPAWNING` guards the table of children that multiprocess keeps for one thread.
+Ownership: a `ChildProcess` belongs to the thread that created it (on Linux the process dies with that thread);
+`connection.shut_down` may be called from other threads until `end`.
 """
 
 import math
@@ -17,7 +18,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import IO, Any, Final
+from typing import IO, Any, ClassVar
 
 import multiprocess
 from multiprocess import resource_tracker
@@ -25,21 +26,19 @@ from multiprocess.reduction import DupFd
 
 from threadloom.pipeline.core import PipelineError
 from threadloom.pipeline.processes.child_main import child_main
-from threadloom.pipeline.processes.wire import ConnectionClosed, MessageKind, Payload, Wire
-
-_SPAWNING: Final = threading.Lock()
+from threadloom.pipeline.processes.connection import Connection, ConnectionClosed, MessageKind, Payload
 
 GUARD_REMEDY = (
-    "Every process imports the main script. If that is where the run is started, put the start under "
+    "Every worker process imports the main script. If that script starts the run, put the start under "
     "`if __name__ == '__main__':`"
 )
 
 
 class ReplyTimeout(Exception):
-    """No answer came in time."""
+    """No reply was received before the deadline."""
 
 
-class _Inherited:
+class _InheritedFd:
     """A descriptor that the process inherits."""
 
     def __init__(self, fd: int) -> None:
@@ -54,16 +53,16 @@ def _detach(inherited: Any) -> int:
     return fd
 
 
-def _scratch_file() -> IO[bytes]:
-    """Return a file without a name."""
+def _crash_file() -> IO[bytes]:
+    """Return an unnamed file for the crash report of the process."""
     if hasattr(os, "memfd_create"):
         return os.fdopen(os.memfd_create("threadloom-crash", os.MFD_CLOEXEC), "w+b", buffering=0)
     return tempfile.TemporaryFile(buffering=0)
 
 
 @contextmanager
-def _no_ctrl_c() -> Iterator[None]:
-    """Let a process start with SIGINT blocked, until it ignores it by itself."""
+def _sigint_blocked() -> Iterator[None]:
+    """Block SIGINT while a process is started: it inherits the mask, and unblocks SIGINT once it ignores the signal."""
     resource_tracker.ensure_running()  # it unblocks SIGINT when it starts
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -73,65 +72,68 @@ def _no_ctrl_c() -> Iterator[None]:
 
 
 class ChildProcess:
-    """One process and the connection to it."""
+    """One worker process and the connection to it."""
+
+    _children_lock: ClassVar = threading.Lock()
+    """Guards the table of child processes that multiprocess keeps for the whole program without a lock."""
 
     def __init__(self, title: str) -> None:
         if getattr(multiprocess.current_process(), "_inheriting", False):
-            raise PipelineError(f"a run was started while its own worker process was being set up. {GUARD_REMEDY}")
-        self._crash = _scratch_file()
+            raise PipelineError(f"a run was started during the set-up of its own worker process. {GUARD_REMEDY}")
+        self._crash = _crash_file()
         ours, theirs = socket.socketpair()
         with theirs:
-            self.wire = Wire(ours)
-            arguments = (_Inherited(theirs.fileno()), _Inherited(self._crash.fileno()), os.getpid(), title)
+            self.connection = Connection(ours)
+            arguments = (_InheritedFd(theirs.fileno()), _InheritedFd(self._crash.fileno()), os.getpid(), title)
             context = multiprocess.get_context("spawn")
             self._process = context.Process(target=child_main, args=arguments, name=title, daemon=True)
             try:
-                with _SPAWNING, _no_ctrl_c():
+                with self._children_lock, _sigint_blocked():
                     self._process.start()
             except BaseException:
                 ours.close()
                 self._crash.close()
                 raise
         self.pid: int = self._process.pid
-        # Readable once the process has ended, even if others hold its end of the connection (a fork of its own).
+        # Readable once the process has ended, even if a process that it forked holds its end of the connection.
         pidfd = os.pidfd_open(self.pid) if hasattr(os, "pidfd_open") else None
         self._pidfd = pidfd
         self._ended: int = self._process.sentinel if pidfd is None else pidfd
         self._poll = select.poll()
-        for fd in (self.wire.fileno(), self._ended):
+        for fd in (self.connection.fileno(), self._ended):
             self._poll.register(fd, select.POLLIN)
 
     def receive(self, deadline: float | None) -> tuple[MessageKind, Payload]:
-        """Return the next message. The thread waits here, without the GIL."""
+        """Return the next message; wait for it with the GIL released, until `deadline` on the monotonic clock."""
         milliseconds = None if deadline is None else max(0, math.ceil((deadline - time.monotonic()) * 1e3))
         ready = [fd for fd, _ in self._poll.poll(milliseconds)]
         if not ready:
             raise ReplyTimeout
-        if self.wire.fileno() not in ready:
+        if self.connection.fileno() not in ready:
             raise ConnectionClosed("the process has ended")
-        kind, payload, _ = self.wire.receive()
+        kind, payload, _ = self.connection.receive()
         return kind, payload
 
-    def end(self, patience: float) -> int | None:
-        """Wait for the process to end, and kill it if it does not; return its exit code, and keep nothing of it."""
-        self.wire.shut_down()
-        over = select.poll()
-        over.register(self._ended, select.POLLIN)
-        if not over.poll(patience * 1e3):
+    def end(self, timeout: float) -> int | None:
+        """Wait `timeout` seconds for the process to end, then kill it; release everything and return its exit code."""
+        self.connection.shut_down()
+        poll = select.poll()
+        poll.register(self._ended, select.POLLIN)
+        if not poll.poll(timeout * 1e3):
             self._process.kill()
-            over.poll()
-        with _SPAWNING:
+            poll.poll()
+        with self._children_lock:
             self._process.join()
             exitcode: int | None = self._process.exitcode
-            with suppress(ValueError):  # reaped by somebody else
+            with suppress(ValueError):  # another thread has reaped it
                 self._process.close()
         if self._pidfd is not None:
             os.close(self._pidfd)
-        self.wire.close()
+        self.connection.close()
         return exitcode
 
     def crash_report(self) -> str:
-        """Return the Python stack that a crash left, and close the file."""
+        """Return the Python stack that a crash has written, empty if there is none, and close the file."""
         with self._crash as file:
             file.seek(0)
             return file.read().decode(errors="replace").strip()

@@ -8,7 +8,6 @@ items apart by identity, and keeps them all alive for that.
 Ownership: everything but `run` belongs to `lock`; that is set by the thread of the harness.
 """
 
-import os
 import signal
 import threading
 import time
@@ -242,9 +241,9 @@ class Journal:
 
     def _kill(self, amount: float) -> None:
         worker = self.children[threading.current_thread()]
-        child = worker._child
-        if child is not None:
-            kill = threading.Timer(amount / 1000, _kill_child, (worker, child.pid))
+        pid = worker.pid
+        if pid is not None:
+            kill = threading.Timer(amount / 1000, worker.kill_process, (pid,))
             kill.start()
             if not amount:
                 kill.join()
@@ -256,12 +255,6 @@ class Journal:
             while self.moves < target and self.moved.wait(NO_MOVE):
                 pass
             self.holding -= 1
-
-
-def _kill_child(worker: ProcessWorker[Any, Any], pid: int) -> None:
-    with worker._guard:  # while it is held the process is not reaped, and its number nobody else's
-        if worker._child is not None and worker._child.pid == pid:
-            os.kill(pid, signal.SIGKILL)
 
 
 def wrap(graph: Graph, journal: Journal) -> Graph:

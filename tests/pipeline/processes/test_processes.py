@@ -12,9 +12,8 @@ import pytest
 
 from tests.pipeline.processes import process_work as work
 from tests.pipeline.processes.process_work import act
-from threadloom.pipeline import Graph, Node, PipelineError, per_worker
+from threadloom.pipeline import Graph, Node, OnProcesses, PipelineError, on_processes, per_worker
 from threadloom.pipeline.core.shared import SharedPool, slot_of
-from threadloom.pipeline.processes.processes import OnProcesses, on_processes
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -198,11 +197,11 @@ def test_the_process_is_quiet_and_named(actor: Any) -> None:
 
 def test_what_cannot_cross_is_refused_when_it_is_declared() -> None:
     running = (number for number in range(3))
-    with pytest.raises(PipelineError, match="cannot go to another process"):
+    with pytest.raises(PipelineError, match="cannot be sent to another process"):
         on_processes(lambda item: next(running))
     with pytest.raises(TypeError, match="needs a function"):
         on_processes(3)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="more than 0 seconds"):
+    with pytest.raises(ValueError, match="time_limit > 0 seconds"):
         on_processes(act, time_limit=0)
 
 

@@ -19,15 +19,19 @@ from multiprocess import resource_tracker
 from tests.conftest import children
 from tests.pipeline.processes import process_work as work
 from tests.pipeline.processes.process_work import act
-from threadloom.pipeline import Cancelled, Graph, Run, StageFailure, per_worker
-from threadloom.pipeline.core.shared import SharedPool
-from threadloom.pipeline.processes.processes import (
+from threadloom.pipeline import (
+    Cancelled,
+    Graph,
     ProcessError,
     ProcessTraceback,
+    Run,
+    StageFailure,
     WorkerDied,
     WorkerTimeout,
     on_processes,
+    per_worker,
 )
+from threadloom.pipeline.core.shared import SharedPool
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -99,8 +103,8 @@ def test_sys_exit_is_an_error_and_the_worker_goes_on_after_errors() -> None:
 @pytest.mark.parametrize(
     ("job", "exitcode", "words"),
     [
-        (("leave", 3), 3, r"left with exit code 3 while it worked on item \('leave', 3\).*os\._exit"),
-        (("kill", 9), -9, r"was killed by signal 9 \(SIGKILL\) while it worked on item \('kill', 9\).*outside.*memory"),
+        (("leave", 3), 3, r"exited with code 3 while processing item \('leave', 3\).*os\._exit"),
+        (("kill", 9), -9, r"was killed by signal 9 \(SIGKILL\) while processing item \('kill', 9\).*outside.*memory"),
         (("kill", 15), -15, r"was killed by signal 15 \(SIGTERM\)"),
         (("segfault", None), -11, r"was killed by signal 11 \(SIGSEGV\).*own code crashed\n+Fatal[^$]*in do_segfault"),
         (("fork_and_die", None), -9, r"was killed by signal 9 \(SIGKILL\)"),
@@ -148,9 +152,8 @@ def test_the_item_of_a_dead_process_is_free_once_the_error_is_dropped() -> None:
                 worker(("kill", 9 if pool.copy(np.zeros(4, np.float32)) is not None else 0))
         array = pool.copy(np.zeros(4, np.float32))
         with on_processes(work.Keeper(copying=True)).worker() as keeper:
-            child = keeper._child
-            assert child is not None
-            os.kill(child.pid, signal.SIGKILL)
+            assert keeper.pid is not None
+            keeper.kill_process(keeper.pid)
             with pytest.raises(WorkerDied):
                 keeper(array)
         del array
@@ -233,7 +236,7 @@ def test_a_pool_that_is_aborted_ends_a_process_that_waits_for_a_slot() -> None:
 def test_a_time_limit_kills_the_process() -> None:
     error = failure_of(("hang", os.devnull), time_limit=0.05).__cause__
     assert isinstance(error, WorkerTimeout)
-    assert "was killed: item ('hang', '/dev/null') took longer than the time limit of 0.05 s" in str(error)
+    assert "was killed: item ('hang', '/dev/null') exceeded the time limit of 0.05 s" in str(error)
 
 
 @pytest.mark.parametrize("word", ["enter", "exit"])
@@ -261,7 +264,7 @@ def test_tear_down_happens_after_an_error_too(tmp_path: Path) -> None:
 PARENT = """
 import sys
 from threadloom.pipeline import Graph
-from threadloom.pipeline.processes.processes import on_processes
+from threadloom.pipeline import on_processes
 from threadloom.pipeline.core.shared import SharedPool
 from tests.pipeline.processes import process_work as work
 
@@ -317,14 +320,14 @@ def test_a_script_without_the_guard_is_told_so(tmp_path: Path) -> None:
     with script(tmp_path, PARENT + "\nstart('return', None)\n") as parent:
         _, stderr = parent.communicate(timeout=30)
     assert parent.returncode == 1
-    assert "a run was started while its own worker process was being set up" in stderr
-    assert "left with exit code 1 while it started" in stderr
+    assert "a run was started during the set-up of its own worker process" in stderr
+    assert "exited with code 1 during its start and set-up" in stderr
     assert stderr.count("put the start under `if __name__ == '__main__':`") >= 2
 
 
 def test_functions_of_a_script_and_of_no_script(tmp_path: Path) -> None:
     body = """
-from threadloom.pipeline.processes.processes import on_processes
+from threadloom.pipeline import on_processes
 OFFSET = 4
 def add(item):
     return item + OFFSET

@@ -7,8 +7,7 @@ import operator
 
 import pytest
 
-from threadloom.pipeline import Graph, StageFailure
-from threadloom.pipeline.processes.processes import OnProcesses, WorkerDied, on_processes
+from threadloom.pipeline import Graph, OnProcesses, StageFailure, WorkerDied, on_processes
 from threadloom.pipeline.testing import Fault, FaultKind, FaultPlan, Subject, exercise, hammer
 
 pytestmark = pytest.mark.timeout(120)

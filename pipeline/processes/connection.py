@@ -1,0 +1,104 @@
+"""The connection between a worker thread and its process: messages over a socket.
+
+Ownership: on either side, one `Connection` belongs to one thread; only `shut_down` may be called from others. Messages
+strictly alternate, one request and one reply, so a reader never receives part of the next message.
+
+Assumption: the peer is a process of this program, connected by an unnamed socket; no foreign data is read.
+"""
+
+import socket
+import struct
+from collections.abc import Sequence
+from contextlib import suppress
+from enum import IntEnum
+from typing import NamedTuple
+
+from threadloom.pipeline.core import PipelineError, SharedPool
+
+
+class MessageKind(IntEnum):
+    """The kind of a message."""
+
+    BEGIN = 1  # to the process: the function
+    CALL = 2  # to the process: an item
+    SLOT = 3  # to the process: the slot that it requested
+    POOL = 4  # to the process, before any of these: a pool that the next message refers to
+    END = 5  # to the process: tear down and exit
+    READY = 6  # from the process: set-up or tear-down has succeeded
+    RESULT = 7  # from the process: the result of the function
+    ERROR = 8  # from the process: the exception that was raised
+    TAKE = 9  # from the process: a request for a slot of a pool
+
+
+class ConnectionClosed(Exception):
+    """The peer has closed the connection, or this side has shut it down."""
+
+
+class Payload(NamedTuple):
+    """A pickled value."""
+
+    data: bytes | bytearray
+    dilled: bool  # True if it has to be read with dill
+    pools: Sequence[SharedPool] = ()  # pools that the receiver has to map before it can read the value
+
+
+_HEADER = struct.Struct("<B??Q")  # kind, dilled, True if a descriptor is attached, number of bytes that follow
+_JOINED = 1 << 16  # payloads up to this many bytes are sent together with their header, which saves a system call
+
+
+class Connection:
+    """One end of a connection."""
+
+    def __init__(self, end: socket.socket) -> None:
+        self._socket = end
+
+    def fileno(self) -> int:
+        """Return the descriptor of the socket."""
+        return self._socket.fileno()
+
+    def send(self, kind: MessageKind, payload: Payload | None = None, fd: int | None = None) -> None:
+        """Send a message, with a file descriptor if `fd` is given."""
+        data, dilled = (b"", False) if payload is None else payload[:2]
+        header = _HEADER.pack(kind, dilled, fd is not None, len(data))
+        try:
+            if fd is not None:
+                socket.send_fds(self._socket, [header], [fd])
+                self._socket.sendall(data)
+            elif len(data) <= _JOINED:
+                self._socket.sendall(header + data)
+            else:
+                self._socket.sendall(header)
+                self._socket.sendall(data)
+        except OSError as error:
+            raise ConnectionClosed(str(error)) from None
+
+    def receive(self) -> tuple[MessageKind, Payload, int | None]:
+        """Return the next message and the file descriptor attached to it."""
+        try:
+            header, fds, _, _ = socket.recv_fds(self._socket, _HEADER.size, 1)
+            while 0 < len(header) < _HEADER.size and (more := self._socket.recv(_HEADER.size - len(header))):
+                header += more
+            if len(header) < _HEADER.size:
+                raise ConnectionClosed("the peer closed the connection")
+            kind, dilled, has_fd, size = _HEADER.unpack(header)
+            data = bytearray(size)
+            rest = memoryview(data)
+            while rest:
+                received = self._socket.recv_into(rest)
+                if not received:
+                    raise ConnectionClosed("the peer closed the connection")
+                rest = rest[received:]
+        except OSError as error:
+            raise ConnectionClosed(str(error)) from None
+        if has_fd and not fds:
+            raise PipelineError("the descriptor of a shared pool was not received: too many open files (see ulimit -n)")
+        return MessageKind(kind), Payload(data, dilled), fds[0] if fds else None
+
+    def shut_down(self) -> None:
+        """End every wait on this connection, on both sides. May be called from any thread, any number of times."""
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Close the descriptor."""
+        self._socket.close()
