@@ -1,4 +1,4 @@
-# threadloom: everything a person does with a clone. `make` lists the targets.
+# The commands for a clone of threadloom. `make` lists the targets.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -11,14 +11,14 @@ INSTALLED := $(VENV)/.installed
 PEERS := $(VENV)/.installed-bench
 WRITERS := $(VENV)/.installed-docs
 
-# Settings, each to be given as `make train STEPS=500`.
+# Settings, given as in `make train STEPS=500`.
 PYTHON ?=
 PYTHONS = $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python3.14 python)
 CONFIG ?= nanogpt-cpu
 TEXT ?= stdlib
 STEPS ?=
 ARGS ?=
-# A second `make train` starts a new run beside the first: runs/stdlib-1, runs/stdlib-2, ...
+# Each `make train` starts a new run: runs/stdlib-1, runs/stdlib-2, ...
 NAME = $(basename $(notdir $(firstword $(TEXT))))
 LAST = $(shell ls -d runs/$(NAME)-* 2>/dev/null | sed -n 's/^.*-\([0-9][0-9]*\)$$/\1/p' | sort -n | tail -1)
 OUT ?= runs/$(NAME)-$(shell echo $$(( $(or $(LAST),0) + 1 )))
@@ -29,8 +29,8 @@ newest = $(shell ls -t runs/*/config.json 2>/dev/null | while IFS= read -r file;
 RESUMED = $(or $(RUN),$(call newest,config.json))
 SAMPLED = $(or $(RUN),$(call newest,checkpoints/step-*))
 
-# The first Python from 3.11 to 3.14 (the range that Numba has wheels for) that can make a virtual environment. A name
-# on the PATH may still not run (pyenv's shims), so each is tried.
+# The first Python from 3.11 to 3.14 (the range that Numba has wheels for) that can create a virtual environment. A name
+# on the PATH may not run (pyenv's shims), so each is tried.
 define find_python
 set -e; python=; \
 for candidate in $(PYTHONS); do \
@@ -39,7 +39,7 @@ for candidate in $(PYTHONS); do \
 	fi; \
 done; \
 if [ -z "$$python" ]; then \
-	echo "make setup: needs Python 3.11 to 3.14 with its venv module; none of these is one: $(PYTHONS)" >&2; \
+	echo "make setup: needs Python 3.11 to 3.14 with its venv module; none of these qualifies: $(PYTHONS)" >&2; \
 	echo "Install one (on Debian and Ubuntu: apt-get install python3 python3-venv), or name one: make setup PYTHON=/path/to/python3.11" >&2; \
 	exit 1; \
 fi
@@ -54,7 +54,7 @@ help: ## List the targets
 	@echo "Settings: CONFIG=$(CONFIG) TEXT=$(TEXT) STEPS= OUT= RUN= ARGS='--set key=value ...' PYTHON="
 
 .PHONY: setup
-setup: $(INSTALLED) ## Make the virtual environment (.venv) and install everything into it
+setup: $(INSTALLED) ## Create the virtual environment (.venv) and install everything into it
 
 $(INSTALLED): pyproject.toml requirements.lock
 	@$(find_python); \
@@ -89,11 +89,11 @@ sample: $(INSTALLED) ## Generate text from the newest run that has a checkpoint,
 	$(BIN)/threadloom sample $(SAMPLED) $(ARGS)
 
 .PHONY: doctor
-doctor: $(INSTALLED) ## What this machine has, and what will be used because of it
+doctor: $(INSTALLED) ## Report on this machine and the choices that follow from it
 	$(BIN)/threadloom doctor $(ARGS)
 
 .PHONY: test
-test: $(INSTALLED) ## Run the tests (minutes; ARGS='-k name' picks some)
+test: $(INSTALLED) ## Run the tests (minutes; ARGS='-k name' selects some)
 	$(BIN)/python -m pytest $(ARGS)
 
 .PHONY: test-torch
@@ -110,7 +110,7 @@ lint: $(INSTALLED) ## Check the style
 	$(BIN)/ruff format --check .
 
 .PHONY: format
-format: $(INSTALLED) ## Repair the style
+format: $(INSTALLED) ## Fix the style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
@@ -127,11 +127,11 @@ docs: $(WRITERS) ## Build the documentation into build/docs; a warning is an err
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --site-dir build/docs
 
 .PHONY: docs-serve
-docs-serve: $(WRITERS) ## Show the documentation on http://127.0.0.1:8000 while you write it
+docs-serve: $(WRITERS) ## Serve the documentation on http://127.0.0.1:8000 and rebuild it on changes
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve $(ARGS)
 
 .PHONY: bench
-bench: $(PEERS) ## Throughput beside PyTorch, as ratios in one run
+bench: $(PEERS) ## Throughput compared with PyTorch, as ratios of one run
 	$(BIN)/python -m benchmarks.throughput $(ARGS)
 
 .PHONY: convergence
@@ -139,7 +139,7 @@ convergence: $(INSTALLED) ## nanoGPT's CPU recipe at delay 0, 1 and 2: three cur
 	$(BIN)/python -m benchmarks.convergence $(ARGS)
 
 .PHONY: lock
-lock: ## Renew requirements.lock from the newest versions that pyproject.toml admits
+lock: ## Update requirements.lock to the newest versions that pyproject.toml allows
 	@$(find_python); \
 	folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
 	"$$python" -m venv "$$folder"; \

@@ -1,4 +1,4 @@
-"""Draw how bfloat16 operands are packed: `python docs/draw_packed.py` writes images/packed.png."""
+"""Draw the layout of packed bfloat16 operands: `python docs/draw_packed.py` writes images/packed.png."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ def box(axes: Axes, x: float, y: float, width: float, height: float, colour: str
 
 
 def source(axes: Axes) -> None:
-    """B as it lies in its float32 master."""
+    """Draw B in its float32 master."""
     axes.text(0.0, -0.75, "B (K, N), float32 master", fontsize=10, fontweight="bold", color=INK)
     for panel, colour in enumerate(PANELS):
         box(axes, 3.0 * panel, 0.0, 3.0, 6.0, colour, f"panel {panel}\n32 columns")
@@ -33,7 +33,7 @@ def source(axes: Axes) -> None:
 
 
 def packed(axes: Axes) -> None:
-    """The same, panel after panel, pairs of k in words."""
+    """Draw the packed copy: panel by panel, pairs of k in 32-bit words."""
     axes.text(8.2, -0.75, "packed: panels × pairs of k × 32 words of uint32", fontsize=10, fontweight="bold", color=INK)
     for panel, colour in enumerate(PANELS):
         top = 3.2 * panel
@@ -53,7 +53,7 @@ def packed(axes: Axes) -> None:
         axes.text(8.05, top + 1.1, f"panel {panel}", ha="right", va="center", fontsize=8.5, color=INK, rotation=90)
     axes.text(8.2, 6.15, "one row of a panel = 128 bytes = two AVX-512 vectors, or a row of each of two AMX tiles",
               fontsize=8.5, color=INK)  # fmt: skip
-    axes.text(8.2, 6.6, "one word = two numbers that follow each other along k, as the dot products take them",
+    axes.text(8.2, 6.6, "one word = two neighbours along k, the operands of one dot-product instruction",
               fontsize=8.5, color=INK)  # fmt: skip
 
 

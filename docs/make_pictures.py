@@ -1,6 +1,6 @@
-"""Make the pictures of this documentation anew: `python docs/make_pictures.py`.
+"""Draw the pictures of this documentation: `python docs/make_pictures.py`.
 
-Each program runs as it is; its runs are started with a trace and with a label that numbers what flows through it.
+Each program runs unchanged. Its runs are started with a trace and a label that numbers the items.
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ def observed() -> Iterator[list[tuple[Graph, Run, Trace]]]:
 
 
 class Numbers:
-    """A label that numbers items by the first thing in them that tells them apart, in the order of coming up."""
+    """A label that numbers items by their first field, in order of appearance."""
 
     def __init__(self) -> None:
         self._seen: dict[Hashable, int] = {}
@@ -51,7 +51,7 @@ class Numbers:
 
 
 def draw(name: str, program: Callable[[], object], length: int) -> None:
-    """Run a program; draw the graph of its last run, and the `length` milliseconds in which its stages did most."""
+    """Run a program; draw the graph of its last run, and its busiest `length` milliseconds."""
     with observed() as runs:
         program()
     graph, run, trace = runs[-1]
@@ -62,7 +62,7 @@ def draw(name: str, program: Callable[[], object], length: int) -> None:
 
 
 def busiest(events: list[TraceEvent], stages: set[str], length: int) -> tuple[int, int]:
-    """Return the stretch of that many nanoseconds in which the calls of these stages took most time."""
+    """Return the window of `length` nanoseconds with the most time in calls of these stages."""
     first, last = events[0].start_ns, max(event.end_ns for event in events)
     step = max((last - first - length) // 100, 1)
 
@@ -77,7 +77,7 @@ def busiest(events: list[TraceEvent], stages: set[str], length: int) -> tuple[in
 
 
 def draw_training(config: Config) -> None:
-    """Draw the graph of a training and the timeline of its last batches, as its run directory has it."""
+    """Draw the graph of a training, and copy the timeline of its last batches from its run directory."""
     with observed() as runs, tempfile.TemporaryDirectory() as folder:
         outcome = train(config, Path(folder) / "run", tuned=False)
         (IMAGES / "timeline.png").write_bytes(outcome.run.timeline.read_bytes())

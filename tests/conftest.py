@@ -1,6 +1,7 @@
-"""What holds for every test: one BLAS thread, no window, no thread and no process left behind, the same examples in CI.
+"""Rules for every test: one BLAS thread, no window, no leaked thread or process, the same hypothesis examples in CI.
 
-The environment is set before anything imports NumPy: a BLAS reads it when it is loaded. Child processes inherit it.
+The environment is set before anything imports NumPy, because a BLAS reads it when it is loaded. Child processes inherit
+it.
 """
 
 import os
@@ -24,16 +25,16 @@ settings.register_profile("ci", settings.get_profile("default"), derandomize=Tru
 settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 GRACE = 2.0
-"""Seconds that threads and children have to end after a test: guarantee 4 allows one, a loaded machine gets another."""
+"""Seconds for threads and children to end after a test: one by guarantee 4, and one more for a loaded machine."""
 
 LIBRARY_THREADS = ("pytest_timeout", "tqdm", "loguru", "QueueFeederThread", "QueueManagerThread", "pydevd")
-"""Beginnings of the names of threads that libraries start and keep."""
+"""Prefixes of the names of threads that libraries start and keep."""
 LIBRARY_CHILDREN = ("resource_tracker", "forkserver")
 """Parts of the command lines of processes that multiprocessing starts and keeps."""
 
 
 def left_threads(before: set[threading.Thread]) -> list[threading.Thread]:
-    """Return the threads alive now that were not there before, those of libraries left out."""
+    """Return the live threads that are not in `before`, except those of libraries."""
     return [
         thread
         for thread in threading.enumerate()
@@ -42,7 +43,7 @@ def left_threads(before: set[threading.Thread]) -> list[threading.Thread]:
 
 
 def left_children(before: dict[int, str]) -> dict[int, str]:
-    """Return the child processes of now that were not there before: process number → command line."""
+    """Return the child processes that are not in `before`, except those of libraries: process number → command line."""
     return {
         pid: line
         for pid, line in children().items()
@@ -51,7 +52,7 @@ def left_children(before: dict[int, str]) -> dict[int, str]:
 
 
 def children() -> dict[int, str]:
-    """Return the living children of this process: number → command line. Empty where there is no /proc."""
+    """Return the live children of this process: number → command line. Empty on systems without /proc."""
     found = {}
     for entry in Path("/proc").glob("[0-9]*") if sys.platform == "linux" else ():
         try:
@@ -60,7 +61,7 @@ def children() -> dict[int, str]:
             if int(parent) == os.getpid() and state not in "ZX":
                 found[int(entry.name)] = (entry / "cmdline").read_text().replace("\0", " ").strip()
         except OSError:
-            continue  # ended while we looked
+            continue  # ended in the meantime
     return found
 
 
@@ -82,7 +83,7 @@ def nothing_left_behind() -> Iterator[None]:
 
 @pytest.hookimpl(trylast=True)
 def pytest_unconfigure() -> None:
-    """End the process even if a test left a thread that never ends: Python would wait for it for ever."""
+    """End the process even if a test left a thread that never ends, which Python would wait for."""
     stuck = [thread for thread in left_threads({threading.main_thread()}) if not thread.daemon]
     if stuck:
         for stream in (sys.stdout, sys.stderr):

@@ -1,16 +1,15 @@
-"""The documentation is true: its Python runs and prints what it shows, its commands parse, its links lead somewhere.
+"""The documentation: its Python runs and prints the shown output, its commands parse, its links lead to files.
 
-In README.md and docs/**/*.md,
+In README.md, CONTRIBUTING.md, CHANGELOG.md and docs/**/*.md,
 
-- a ```python block is run, and runs by itself. On a page that says "The blocks of this page belong together" they share
-  their names, one after another. One with `title="NAME.py"` is a program of its own: it is written to that file and
-  run by another Python.
-- a ```text block right after it with a title that begins with "prints" is what it printed: exactly, or with the title
-  "prints, in any order" line by line, or with "prints, for example" up to its numbers; "prints, on one machine" is only
-  shown.
-- the comment `<!-- not run: REASON -->` above a block leaves it out.
+- each ```python block is run in a separate namespace, or, on a page with the sentence "The blocks of this page belong
+  together", in a shared one. A block with `title="NAME.py"` is written to that file and run as a program.
+- a ```text block directly after it with a title that begins with "prints" is the expected output. The title "prints"
+  compares exactly, "prints, in any order" compares sorted lines, "prints, for example" ignores numbers, and "prints, on
+  one machine" compares nothing.
+- the comment `<!-- not run: REASON -->` above a block excludes it.
 
-After a change, `python tests/test_docs.py PAGE...` runs pages and puts what was printed into them.
+`python tests/test_docs.py PAGE...` runs pages and writes the printed output into them.
 """
 
 import ast
@@ -35,7 +34,7 @@ import click
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted(path for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")] if path.exists())
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 NAMES = [str(path.relative_to(ROOT)) for path in PAGES]
 FOLDERS = "kernels|pipeline|stages|examples|tests|benchmarks|docs"
 
@@ -52,10 +51,10 @@ class Block:
     language: str
     title: str
     line: int
-    """Of its opening fence, counted from 1."""
+    """Line of the opening fence, counted from 1."""
     text: str
     reason: str | None
-    """Why it is not run."""
+    """Reason for not running it; None for a block that is run."""
 
 
 def blocks_of(page: str) -> list[Block]:
@@ -92,7 +91,7 @@ def prose_of(page: str) -> str:
 
 
 def run_page(path: Path, folder: Path) -> Iterator[tuple[Block, Block | None, str]]:
-    """Run the Python of a page; yield each block, the one that shows what it prints if there is one, and its output."""
+    """Run the Python of a page; yield each block, the block with its expected output (or None), and its output."""
     page = path.read_text(encoding="utf-8")
     together, blocks = TOGETHER in " ".join(page.split()), blocks_of(page)
     module = types.ModuleType(f"page_{path.stem}")
@@ -117,7 +116,7 @@ def run_page(path: Path, folder: Path) -> Iterator[tuple[Block, Block | None, st
 
 
 def run_program(block: Block, folder: Path) -> str:
-    """Run a block as a program; return what it printed."""
+    """Run a block as a program; return its standard output."""
     (folder / block.title).write_text(block.text, encoding="utf-8")
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
@@ -128,7 +127,7 @@ def run_program(block: Block, folder: Path) -> str:
 
 
 def normalised(text: str, title: str) -> list[str]:
-    """Return the lines of an output as they are compared under such a title."""
+    """Return the lines of an output in the form that is compared under the title."""
     lines = [line.rstrip() for line in text.rstrip().splitlines()]
     if title == "prints, on one machine":
         return []
@@ -142,7 +141,7 @@ def normalised(text: str, title: str) -> list[str]:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working directory, on a machine that nobody has tuned."""
+    """An empty working directory and an empty cache, as on a machine without tuning records."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path
@@ -150,7 +149,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.timeout(300)  # the first run compiles kernels
 @pytest.mark.parametrize("path", PAGES, ids=NAMES)
-def test_the_python_of_a_page_runs_and_prints_what_it_shows(path: Path, folder: Path) -> None:
+def test_the_python_of_a_page_runs_and_prints_the_shown_output(path: Path, folder: Path) -> None:
     for block, shown, output in run_page(path, folder):
         if shown is not None:
             assert normalised(output, shown.title) == normalised(shown.text, shown.title), f"{path}:{block.line}"
@@ -169,7 +168,7 @@ def test_commands_have_real_subcommands_and_options(path: Path) -> None:
 
 
 def problem_with(words: list[str]) -> str | None:
-    """Say what is wrong with a command of this project; None: nothing, or another's command."""
+    """Return the problem with a command of this project; None if it has none, or for other programs."""
     try:
         if words[0] == "threadloom":
             parse(words[1:])
@@ -187,7 +186,7 @@ def problem_with(words: list[str]) -> str | None:
 
 
 def parse(words: list[str]) -> None:
-    """Parse a threadloom command, its settings too, without running it."""
+    """Parse a threadloom command and its settings without running it."""
     from threadloom.stages.cli import main
     from threadloom.stages.resolve.loading import apply_overrides, load_config
 
@@ -221,10 +220,10 @@ def test_only_files_that_exist_are_named(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", PAGES, ids=NAMES)
-def test_what_the_reference_describes_can_be_imported(path: Path) -> None:
+def test_every_name_of_the_reference_can_be_imported(path: Path) -> None:
     for name in re.findall(r"^::: (\S+)$", path.read_text(encoding="utf-8"), re.MULTILINE):
         parts = name.split(".")
-        for length in range(len(parts), 0, -1):  # the longest name of a module: a function may hide one of its name
+        for length in range(len(parts), 0, -1):  # the longest module name: a function may have the name of a module
             with contextlib.suppress(ModuleNotFoundError):
                 thing: object = importlib.import_module(".".join(parts[:length]))
                 break
@@ -254,7 +253,7 @@ def test_the_reference_has_every_setting_and_choice_with_its_meaning() -> None:
 
 
 def names_with_meaning(module: ast.Module) -> dict[str, set[str]]:
-    """Return, for each class, the names in its body that a text stands below: what the reference shows of it."""
+    """Return, for each class, the names in its body that have a docstring: the reference shows these."""
     found: dict[str, set[str]] = {}
     for one in module.body:
         if isinstance(one, ast.ClassDef):
@@ -296,9 +295,7 @@ def test_wrong_commands_are_noticed(command: str, problem: str | None) -> None:
 @pytest.mark.parametrize(
     ("sentence", "shared"), [("Two blocks.", False), ("The blocks of this page\nbelong together.", True)]
 )
-def test_a_block_has_the_names_of_those_before_it_only_if_the_page_says_so(
-    sentence: str, shared: bool, tmp_path: Path
-) -> None:
+def test_blocks_share_names_only_if_the_page_says_so(sentence: str, shared: bool, tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(f"{sentence}\n\n```python\nname = 1\n```\n\n```python\nprint(name)\n```\n", encoding="utf-8")
     if shared:
@@ -315,7 +312,7 @@ def test_outputs_are_compared_as_their_title_says() -> None:
 
 
 def rewrite(path: Path) -> None:
-    """Put what the blocks of a page print into it."""
+    """Write the output of the blocks of a page into the page."""
     lines = path.read_text(encoding="utf-8").splitlines()
     with tempfile.TemporaryDirectory() as temporary, contextlib.chdir(temporary):
         os.environ["XDG_CACHE_HOME"] = temporary

@@ -1,4 +1,4 @@
-"""The shape of the repository, held by reading its source: who imports whom, what is exported, how long a file is."""
+"""The structure of the repository, checked in its source: imports, exports, lengths of files."""
 
 import ast
 import importlib
@@ -20,10 +20,10 @@ MAY_IMPORT = {
     "stages": {"kernels", "pipeline", "stages"},
     "examples": {"kernels", "pipeline", "stages", "examples"},
 }
-"""Package → those of ours that it may import. Tests and benchmarks may import all, and nobody imports them."""
+"""Package → the packages that it may import. Tests and benchmarks may import all, and nothing imports them."""
 
 LONG, TOO_LONG = 400, 450
-"""Lines of a file: past the first it is probably two ideas, past the second the test fails."""
+"""Lines per file: the test warns above the first number and fails above the second."""
 
 PICKLES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 
@@ -73,7 +73,7 @@ def imports(path: Path) -> Iterator[tuple[int, str]]:
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name.removeprefix("threadloom.")) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            # A relative import stays in its package: ruff bans those that climb.
+            # Relative imports stay in their package: ruff bans those of parents.
             package = path.relative_to(ROOT).parts[0]
             module = f"{package}.{node.module or ''}" if node.level else node.module or ""
             if module == "threadloom":
@@ -101,7 +101,7 @@ def test_imports_keep_to_the_layers(package: str) -> None:
     assert not wrong
 
 
-def test_the_reference_imports_nothing_of_ours() -> None:
+def test_the_reference_model_imports_nothing_of_the_project() -> None:
     reference = ROOT / "tests" / "reference.py"
     assert [module for _, module in imports(reference) if module.partition(".")[0] in FOLDERS] == []
 
@@ -137,7 +137,7 @@ def test_nothing_is_pickled() -> None:
     wrong += [
         f"{path.relative_to(ROOT)}:{node.value.lineno} allows pickles"
         for path in sources()
-        if path.relative_to(ROOT).parts[0] != "tests"  # a test may write what must be refused
+        if path.relative_to(ROOT).parts[0] != "tests"  # a test may write a file that must be rejected
         for node in ast.walk(tree_of(path))
         if isinstance(node, ast.keyword) and node.arg == "allow_pickle" and ast.unparse(node.value) != "False"
     ]
@@ -154,7 +154,7 @@ def test_files_stay_short() -> None:
 
 
 def test_no_package_index_is_named() -> None:
-    # Where packages come from is the business of the machine; put together here so that this file names none either.
+    # The machine decides where packages come from. The words are split so that this file does not contain them.
     forbidden = [
         "pypi" + ".org",
         "python" + "hosted",
@@ -175,6 +175,6 @@ def test_no_package_index_is_named() -> None:
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError):
-            continue  # removed, or a picture
+            continue  # deleted, or binary
         wrong += [f"{name} has {word!r}" for word in forbidden if word in text and path != Path(__file__)]
     assert not wrong

@@ -1,4 +1,4 @@
-"""The files around the code agree with each other: requirements and lock, make targets and help, the CI script."""
+"""The project files agree with each other: requirements and lock, make targets and help, the CI script."""
 
 import os
 import re
@@ -29,7 +29,7 @@ def locked() -> dict[str, str]:
 
 
 def requirements(*extras: str) -> list[Requirement]:
-    """Return what the project asks for, with some of its extras; extras that stand for others are resolved."""
+    """Return the requirements of the project and of some extras, without references to the project itself."""
     texts = list(PROJECT["project"]["dependencies"])
     for extra in extras:
         texts += PROJECT["project"]["optional-dependencies"][extra]
@@ -48,14 +48,14 @@ def make(*arguments: str, folder: Path = ROOT) -> str:
 
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
-    """A folder that looks like a clone that was set up, without the environment in it."""
+    """A folder with the files of a clone that make needs, without the environment."""
     for name in ("Makefile", "pyproject.toml", "requirements.lock"):
         shutil.copy(ROOT / name, tmp_path / name)
     return tmp_path
 
 
 def set_up(clone: Path) -> None:
-    """Put the command of this environment where the targets look for it."""
+    """Install the command of this environment at the path that the targets use."""
     command = clone / ".venv" / "bin" / "threadloom"
     command.parent.mkdir(parents=True)
     command.write_text(f"#!{sys.executable}\nfrom threadloom.stages.cli import main\nmain()\n", encoding="utf-8")
@@ -80,7 +80,7 @@ def test_every_requirement_has_a_lower_bound() -> None:
 
 def test_the_environment_is_the_locked_one() -> None:
     if not os.environ.get("CI"):
-        pytest.skip("a person may try other versions; CI=true holds them to the lock")
+        pytest.skip("other versions are allowed locally; CI=true requires those of the lock")
     differ = {}
     for name, number in locked().items():
         try:
@@ -141,7 +141,7 @@ def test_a_second_train_takes_a_new_folder(clone: Path) -> None:
     )
 
 
-def test_resume_and_sample_take_the_newest_run_that_can_be(clone: Path) -> None:
+def test_resume_and_sample_take_the_newest_usable_run(clone: Path) -> None:
     set_up(clone)
     assert "no run in runs/" in make("resume", folder=clone)
     assert "no checkpoint in runs/" in make("sample", folder=clone)
@@ -159,7 +159,7 @@ def test_resume_and_sample_take_the_newest_run_that_can_be(clone: Path) -> None:
 
 
 @pytest.mark.timeout(300)  # the first run compiles kernels
-def test_train_resume_and_sample_do_what_they_say(clone: Path) -> None:
+def test_train_resume_and_sample_work(clone: Path) -> None:
     (clone / "book.txt").write_text("the cat sat on a mat and the dog ran to the sea\n" * 40, encoding="utf-8")
     set_up(clone)
     small = ("context=8", "layers=1", "heads=2", "channels=16")
@@ -187,7 +187,7 @@ def test_the_commands_of_the_targets_are_accepted(clone: Path) -> None:
                 assert problem_with(["threadloom", *shlex.split(line)[1:]]) is None, line
 
 
-def test_setup_without_a_usable_python_says_so_and_leaves_nothing(clone: Path) -> None:
+def test_setup_without_a_usable_python_is_an_error_and_leaves_nothing(clone: Path) -> None:
     said = make("setup", "PYTHON=no-such-python", folder=clone)
     assert "needs Python 3.11 to 3.14" in said
     assert "no-such-python" in said
@@ -235,7 +235,7 @@ def test_a_test_that_leaves_a_thread_or_a_process_fails(tmp_path: Path) -> None:
     shutil.copy(ROOT / "tests" / "conftest.py", tmp_path)
     (tmp_path / "test_leaks.py").write_text(LEAKS, encoding="utf-8")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)]
-    # The thread never ends; that the call returns at all is what pytest_unconfigure is for.
+    # The thread never ends: the call returns only because of pytest_unconfigure.
     answer = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
     assert answer.returncode != 0
     assert "threads ['forgotten'], child processes []" in answer.stdout

@@ -1,4 +1,4 @@
-"""The reference held against finite differences and PyTorch's GPT-2, so that kernels may be held against it."""
+"""The reference model, compared with finite differences and PyTorch's GPT-2: the oracle for the kernels."""
 
 from collections.abc import Callable
 
@@ -33,7 +33,7 @@ def make_case(
 
 
 def slope(function: Callable[[Array], float], at: Array, direction: Array, step: float = 1e-3) -> float:
-    """Central differences of the fourth order: the error left is about step**4 = 1e-12 and 1e-16 / step = 1e-13."""
+    """Return the central difference of order four: truncation error step**4 = 1e-12, rounding error 1e-16 / step."""
     near = function(at + step * direction) - function(at - step * direction)
     far = function(at + 2 * step * direction) - function(at - 2 * step * direction)
     return (8.0 * near - far) / (12.0 * step)
@@ -44,7 +44,7 @@ def close(actual: float, expected: float) -> None:
 
 
 def check_gradient(function: Callable[[Array], float], at: Array, gradient: Array, rng: np.random.Generator) -> None:
-    """Hold a gradient against finite differences in random directions of length one, and in single entries."""
+    """Compare a gradient with finite differences in random directions of norm one, and in single entries."""
     assert gradient.shape == at.shape
     for _ in range(3):
         direction = rng.standard_normal(at.shape)
