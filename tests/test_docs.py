@@ -280,7 +280,7 @@ def test_blocks_are_found_with_their_titles_and_reasons() -> None:
         ("threadloom --help", None),
         ("threadloom trian --out runs/a", "No such command"),
         ("threadloom train --out runs/a --fast", "No such option"),
-        ("threadloom train --out runs/a --set thread.forward=1", "no setting of that name"),
+        ("threadloom train --out runs/a --set thread.forward=1", "unknown setting"),
         ("make train STEPS=10", None),
         ("make tea", "no such target"),
         ("python -m examples.nothing", "no such module"),
