@@ -43,10 +43,10 @@ EXPORTS: dict[str, str] = {
         MonotonicCounter Node OnError OnProcesses OnStall PerWorker PipelineError Policy Pool PoolExhausted
         PoolStatistics ProcessError ProcessTraceback ProcessWorker Retry RetryAfter RouteError Run RunOptions
         RunStatistics SKIP SharedPool ShutdownTimeout Sink Skip SkipFailed StageFailure StageOptions StageStatistics
-        StaleVersion StallReport Stalled TooManySkipped Trace TraceEvent Wait Watchdog WorkerDied WorkerTimeout
-        aligned_zeros arena_size available_cores blas_threads diagnose draw_graph draw_timeline find_bottleneck
-        format_bytes format_clock format_duration format_estimate format_rate loaded_blas on_processes per_worker
-        status_line version_for
+        StaleVersion StallReport Stalled TimelineOptions TooManySkipped Trace TraceEvent Wait Watchdog WorkerDied
+        WorkerTimeout aligned_zeros arena_size available_cores blas_threads diagnose draw_graph draw_timeline
+        find_bottleneck format_bytes format_clock format_duration format_estimate format_rate loaded_blas on_processes
+        per_worker status_line version_for
     """,
 }
 """Package → its pinned `__all__`, names between spaces. A name that comes or goes is a decision: change it here too."""

@@ -103,6 +103,7 @@ __all__ = [  # noqa: F405
     "StaleVersion",
     "StallReport",
     "Stalled",
+    "TimelineOptions",
     "TooManySkipped",
     "Trace",
     "TraceEvent",

@@ -1,4 +1,4 @@
-"""What happened in a run: stages, statistics, diagnosis, trace, timeline.
+"""Observation of a run: declarations of nodes, statistics, diagnosis, traces, timelines, formatting.
 
 May import: core, policy.
 """
@@ -21,7 +21,7 @@ from threadloom.pipeline.observe.statistics import (
     StageStatistics,
     summarise,
 )
-from threadloom.pipeline.observe.timeline import draw_timeline
+from threadloom.pipeline.observe.timeline import TimelineOptions, draw_timeline
 from threadloom.pipeline.observe.trace import Trace
 from threadloom.pipeline.observe.trace_event import Ids, RawEvent, TraceEvent
 
@@ -45,6 +45,7 @@ __all__ = [
     "Skip",
     "Stage",
     "StageStatistics",
+    "TimelineOptions",
     "Trace",
     "TraceEvent",
     "Via",

@@ -1,12 +1,12 @@
-"""Which call made the items that another one took: the arrows from bar to bar of a trace, apart from threads.
+"""Arrows between the events of a trace: from the call that sent an item to the call that took it.
 
-An item is known by its id(), which no other object has while it waits in a channel. So the n-th time that a stage takes
-an id is the n-th time that the stages in front of it sent it. That holds for interned objects too, which may be in a
-channel several times: they are sent and taken in one order, or cannot be told apart anyway.
+An item is identified by its id(), which no other object has while the item is in a channel. Therefore the n-th time
+that a stage takes an id corresponds to the n-th time that its predecessors sent it. This includes interned objects,
+which may be in a channel several times: they are sent and taken in the same order, or are indistinguishable.
 
-Where it does not hold, an arrow is missing or leads to another item: events that the trace no longer keeps, and a
-stage with a `when`, to which not everything is sent that was made in front of it. For the latter the latest sender
-counts, which is right unless one object was sent again before it was taken.
+An arrow may be missing or wrong in two cases: events that the trace no longer keeps, and a stage with a `when`, which
+does not receive everything that its predecessors sent. For the latter, the latest sender is used, which is right unless
+an object was sent again before it was taken.
 """
 
 from collections import defaultdict, deque
@@ -18,13 +18,13 @@ from threadloom.pipeline.observe.trace_event import TraceEvent
 
 @dataclass(frozen=True)
 class Wiring:
-    """Who comes after whom, as a graph declared it."""
+    """The edges of a graph between its stages."""
 
-    after: Mapping[str, Sequence[str]] = field(default_factory=dict)  # stage → the stages that send to it
-    selective: Collection[str] = ()  # stages that take only some of what is sent
+    after: Mapping[str, Sequence[str]] = field(default_factory=dict)  # stage → its predecessors
+    selective: Collection[str] = ()  # stages with a `when`
 
-    def followers(self) -> dict[str, list[str]]:
-        """Return stage → the stages that it sends to."""
+    def successors(self) -> dict[str, list[str]]:
+        """Return a mapping of stage → its successors."""
         found: dict[str, list[str]] = defaultdict(list)
         for stage, before in self.after.items():
             for each in before:
@@ -33,22 +33,24 @@ class Wiring:
 
 
 def arrows(events: Sequence[TraceEvent], wiring: Wiring) -> list[tuple[int, int]]:
-    """Return (place of the sender, place of the taker) in `events` for each item that was both sent and taken.
+    """Return (index of the sender, index of the taker) in `events` for each item that was sent and taken.
 
-    The later elements of an expansion come from what its first came from.
+    All elements of an expansion have arrows from the sender of its input.
     """
-    followers = wiring.followers()
+    successors = wiring.successors()
     moments = [(event.end_ns, 0, place) for place, event in enumerate(events)]
     moments += [(event.start_ns, 1, place) for place, event in enumerate(events)]
-    pending: dict[tuple[str, int], deque[int]] = defaultdict(deque)  # (taker, id) → places that sent it, oldest first
-    senders: dict[tuple[str, int], list[int]] = {}  # worker → where what it took last came from
+    pending: dict[tuple[str, int], deque[int]] = defaultdict(
+        deque
+    )  # (taker, id) → indices of its senders, oldest first
+    senders: dict[tuple[str, int], list[int]] = {}  # worker → senders of the items it took last
     found: list[tuple[int, int]] = []
-    # In order of time, and at one time sending before taking: an event ends before its items are sent.
+    # In order of time, and sending before taking at equal times: an event ends before its items are sent.
     for _, takes, place in sorted(moments):
         event = events[place]
         worker = (event.stage, event.worker)
         if not takes:
-            for stage in followers.get(event.stage, ()):
+            for stage in successors.get(event.stage, ()):
                 for each in event.sent:
                     pending[stage, each].append(place)
             continue
@@ -63,11 +65,11 @@ def arrows(events: Sequence[TraceEvent], wiring: Wiring) -> list[tuple[int, int]
 
 
 def chains(arrows: Sequence[tuple[int, int]]) -> list[list[int]]:
-    """Join arrows end to end into as few chains as follow an item straight on; each arrow is in one chain.
+    """Concatenate arrows into chains that follow items through the graph; each arrow is in exactly one chain.
 
-    Where one call made several items, or several items met in one, all chains but one begin or end there.
+    At a call with several results or several inputs, all chains but one begin or end.
     """
-    chain_to: dict[int, list[list[int]]] = defaultdict(list)  # place → chains that end there so far
+    chain_to: dict[int, list[list[int]]] = defaultdict(list)  # index → chains that end there so far
     found = []
     for sender, taker in sorted(arrows):
         chain = chain_to[sender].pop() if chain_to[sender] else [sender]
@@ -81,9 +83,9 @@ def chains(arrows: Sequence[tuple[int, int]]) -> list[list[int]]:
 def item_numbers(
     events: Sequence[TraceEvent], arrows: Sequence[tuple[int, int]], wiring: Wiring, most: int = 16
 ) -> list[tuple[int, ...]]:
-    """Return for each event which elements of the source went into it, counted from 0; () if over `most` or unknown.
+    """Return for each event the numbers of the source elements it derives from; () if unknown or more than `most`.
 
-    With several sources, the elements of all are counted together, in order of time.
+    The elements of all sources are numbered together from 0, in order of time.
     """
     before: dict[int, list[int]] = defaultdict(list)
     for sender, taker in arrows:
@@ -95,7 +97,7 @@ def item_numbers(
             numbers.append((count,))
             count += 1
         else:
-            # Events are in order of start, so a sender comes before the taker.
+            # Events are in order of start, so senders precede takers.
             union = sorted({number for sender in before[place] for number in numbers[sender]})
             numbers.append(tuple(union) if len(union) <= most else ())
     return numbers

@@ -1,15 +1,15 @@
-"""A trace in the Chrome Trace Event Format, as https://ui.perfetto.dev and chrome://tracing read it.
+"""A trace in the Chrome Trace Event Format of https://ui.perfetto.dev and chrome://tracing.
 
-| ph      | what for                                                                                              |
+| ph      | content                                                                                               |
 | ------- | ----------------------------------------------------------------------------------------------------- |
-| M       | names of the process and of the rows, one row for each worker                                         |
-| X       | one call of a stage function: a bar with its label, and the numbers of the items that went into it    |
-| s, t, f | one item on its way from bar to bar: start, step, finish; one id for each chain of arrows             |
-| C       | depth of the channel in front of a stage, as it was at the end of each call                           |
+| M       | names of the process and of the rows, one row per worker                                              |
+| X       | one call of a stage function: a bar with its label, and the numbers of its source elements            |
+| s, t, f | an item passing from bar to bar: start, step, finish; one id per chain of arrows                      |
+| C       | depth of the input channel of a stage at the end of each call                                         |
 
-What the format asks for: `ts` and `dur` in microseconds; bars of one row do not overlap; an event of a flow lies within
-the bar that it belongs to, and comes after it in the file; `f` has "bp": "e", since by default it would be bound to the
-bar that follows. Flows with the same id, category and name are one.
+Requirements of the format: `ts` and `dur` are in microseconds; bars of one row do not overlap; an event of a flow is
+within its bar, and follows it in the file; `f` has "bp": "e", because by default it binds to the next bar. Flows with
+the same id, category and name are one flow.
 """
 
 from collections import defaultdict
@@ -20,22 +20,22 @@ from threadloom.pipeline.observe.arrows import Wiring, arrows, chains, item_numb
 from threadloom.pipeline.observe.trace_event import TraceEvent
 
 Entry = dict[str, Any]
-FIRST = 2  # number of the first row: Perfetto takes the thread with the number of its process, 1, for the main one
+FIRST = 2  # number of the first row: Perfetto regards thread 1 of process 1 as its main thread
 
 
 def chrome_events(sections: Sequence[Sequence[TraceEvent]], wiring: Wiring, process: str) -> list[Entry]:
-    """Return the entries: names of the rows first, then everything in order of time.
+    """Return the entries: first the names of the rows, then the others in order of time.
 
-    `sections` are runs of events without a gap, each in order of start; arrows stay within one.
+    `sections` are contiguous sequences of events, each in order of start; arrows do not cross sections.
     """
     events = sorted((event for section in sections for event in section), key=lambda event: event[2:4])
-    threads = rows(events, wiring)
+    threads = worker_rows(events, wiring)
     origin = events[0].start_ns if events else 0
     timed: list[Entry] = []
     flows = 0
     for section in sections:
         drawn = arrows(section, wiring)
-        steps: dict[int, list[tuple[str, int]]] = defaultdict(list)  # place in the section → (ph, id of the flow)
+        steps: dict[int, list[tuple[str, int]]] = defaultdict(list)  # index in the section → (ph, id of the flow)
         for chain in chains(drawn):
             flows += 1
             for place in chain:
@@ -44,12 +44,15 @@ def chrome_events(sections: Sequence[Sequence[TraceEvent]], wiring: Wiring, proc
             timed += _entries(event, threads[event.stage, event.worker] + FIRST, origin, items, steps[place])
             if not wiring.after or wiring.after.get(event.stage):
                 timed.append(_depth(event, threads[event.stage, event.worker] + FIRST, origin))
-    timed.sort(key=lambda entry: entry["ts"])  # stable, so a bar stays before what is bound to it
+    timed.sort(key=lambda entry: entry["ts"])  # stable: a bar stays before the events bound to it
     return [*_names(threads, process), *timed]
 
 
-def rows(events: Iterable[TraceEvent], wiring: Wiring) -> dict[tuple[str, int], int]:
-    """Number the (stage, worker) pairs: stages in the order of the graph, or else in which they first ran."""
+def worker_rows(events: Iterable[TraceEvent], wiring: Wiring) -> dict[tuple[str, int], int]:
+    """Return (stage, worker) → row:
+
+    stages in the order of the graph, or without a graph in the order of first events.
+    """
     events = list(events)
     names = dict.fromkeys([*wiring.after, *(event.stage for event in events)])
     stages = {stage: place for place, stage in enumerate(names)}
@@ -69,12 +72,12 @@ def _entries(
     event: TraceEvent, thread: int, origin: int, items: tuple[int, ...], steps: list[tuple[str, int]]
 ) -> Iterator[Entry]:
     where = {"pid": 1, "tid": thread}
-    # The row already says which stage it is; which batch or item is what one wants to read on the bar.
-    which = event.label.get("batch", items[0] if len(items) == 1 else None)
+    # The row shows the stage; the text of the bar is the batch or the item.
+    shown = event.label.get("batch", items[0] if len(items) == 1 else None)
     numbered = {"item": items[0]} if len(items) == 1 else {"items": ", ".join(map(str, items))} if items else {}
     yield {
         "ph": "X",
-        "name": event.stage if which is None else f"{event.stage} {which}",
+        "name": event.stage if shown is None else f"{event.stage} {shown}",
         "cat": event.stage,
         **where,
         "ts": (event.start_ns - origin) / 1000,
@@ -82,7 +85,7 @@ def _entries(
         "args": {"stage": event.stage, **numbered, **event.label},
     }
     for ph, number in steps:
-        # An item arrives when the call begins and leaves when it ends: a nanosecond earlier, to be within the bar.
+        # Items arrive at the start of the call and leave at its end, minus 1 ns to be within the bar.
         at = max(event.start_ns, event.end_ns - 1) if ph == "s" else event.start_ns
         flow = {"ph": ph, "name": "item", "cat": "item", "id": number, **where, "ts": (at - origin) / 1000}
         yield {**flow, "bp": "e"} if ph == "f" else flow

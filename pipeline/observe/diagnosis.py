@@ -1,9 +1,9 @@
-"""What holds a pipeline up, in words: a pure function of its statistics.
+"""The bottleneck of a pipeline: a pure function of its statistics.
 
-A worker's time has four parts: it waits for input (starved), it has an item and waits for a resource (`acquire`), it
-works (busy), or it waits for room behind (blocked). The stage that sets the pace is the one that is neither starved nor
-blocked; those before it are blocked by it, and those behind it are starved by it. When no stage is like that, the
-channel that is both full and empty a good part of the time is too small for the bursts that go through it.
+A worker waits for input (starved), waits for a resource with an item (`acquire`), works (busy), or waits for capacity
+downstream (blocked). The bottleneck is the stage that is neither starved nor blocked: it blocks the stages upstream and
+starves those downstream. If there is no such stage, a channel that is full and empty alternately is too small for the
+bursts that pass through it.
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,132 +15,134 @@ from threadloom.pipeline.observe.stage import NodeKind
 from threadloom.pipeline.observe.statistics import RunStatistics, StageStatistics
 
 OCCUPIED = 0.6
-"""From this share of its time on, with an item in hand, a stage is said to set the pace."""
+"""Occupancy from which a stage is reported as the bottleneck: the share of its time with an item and not blocked."""
 NOTICEABLE = 0.05
-"""Waits below this share of a stage's time are left out."""
+"""Waits below this share of a stage's time are not reported."""
 BURSTS = 0.15
-"""A channel whose senders and receivers both wait for it for this share of their time is full and empty in turns."""
-SHORT, HOP = 50e-6, 10e-6
-"""Seconds below which a call is not worth a hop of its own, and what a hop costs."""
+"""A channel is reported as too small if its senders and its receivers both wait for this share of the time."""
+SHORT, HANDOFF = 50e-6, 10e-6
+"""Call duration below which passing an item between stages dominates, and the cost of passing an item, in seconds."""
 
 
 class BottleneckKind(Enum):
-    """What kind of thing sets the pace."""
+    """The kind of a bottleneck."""
 
     NOTHING_YET = "nothing yet"
-    """Too little has happened to tell."""
+    """No items have been processed."""
     STAGE = "stage"
     """The work of one stage."""
     SOURCE = "source"
-    """How fast a source makes items."""
+    """A source that produces items slowly."""
     CALLER = "caller"
-    """How fast the caller takes them out of a sink."""
+    """The caller, which takes items from a sink slowly."""
     RESOURCE = "resource"
-    """What a stage acquires before it works: slots, a weight version."""
-    HOPS = "hops"
-    """Handing over costs more than the work itself."""
+    """A resource that a stage acquires before each call: slots, a weight version."""
+    HANDOFFS = "handoffs"
+    """Passing items between stages costs more than the work."""
     CORES = "cores"
-    """Every core is at work."""
+    """All cores are in use."""
     BURSTS = "bursts"
-    """A channel too small for the unevenness of the stages on both sides of it."""
+    """A channel too small for the variation of the durations on both sides."""
     NO_STAGE = "no stage"
-    """No stage is busy enough to be the cause: what they wait for is outside of the graph."""
+    """No stage is busy enough: the cause is outside of the graph."""
 
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """That one stage waits for another."""
+    """One stage waiting for another."""
 
     stage: str
-    """Who waits."""
+    """Name of the waiting stage."""
     on: str
-    """For whom: the stage behind, to make room, or the stage in front, to send something."""
+    """Name of the stage that it waits for: a successor with a full input channel, or a predecessor."""
     for_room: bool
-    """True: blocked, the channel in front of `on` is full. False: starved, the channel in front of `stage` is empty."""
+    """True if blocked: the input channel of `on` is full. False if starved: the input channel of `stage` is empty."""
     share: float
-    """Of the time of the workers that wait; 1 is always."""
+    """Share of the time of the waiting workers, between 0 and 1."""
 
     def __str__(self) -> str:
-        what = f"for room in front of {self.on}" if self.for_room else f"for items from {self.on}"
-        return f"{self.stage} waits {what} {self.share:.0%} of its time"
+        cause = f"for capacity of {self.on}" if self.for_room else f"for items from {self.on}"
+        return f"{self.stage} waits {cause} {self.share:.0%} of its time"
 
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """Where the time goes, and what to do about it."""
+    """The bottleneck of a run, and a remedy."""
 
     kind: BottleneckKind
-    """What kind of thing sets the pace."""
+    """The kind of the bottleneck."""
     stage: str | None
-    """The stage that it is about; None if it is about no single one."""
+    """Name of the stage concerned; None if there is no single one."""
     why: str
-    """The figures that say so, in a sentence."""
+    """The evidence: one sentence with figures."""
     remedy: str
-    """What to try first."""
+    """The first remedy to try."""
     waits: tuple[Wait, ...] = ()
-    """Which stage waits for which, the longest first."""
+    """The waits between stages, longest first."""
 
     def __str__(self) -> str:
         return f"{self.why}: {self.remedy}" if self.remedy else self.why
 
 
 def diagnose(statistics: RunStatistics, cores: int | None = None) -> Diagnosis:
-    """Name what sets the pace. For the last minute rather than the whole run, give `later.since(earlier)`.
+    """Return the bottleneck of a run. For an interval instead of the whole run, pass `later.since(earlier)`.
 
-    With `cores`, how many the process may use, more workers are not recommended where none is free for them.
+    `cores` is the number of cores available to the process; if given, more workers are recommended only if cores are
+    free.
     """
     waits = tuple(sorted(_waits(statistics), key=lambda wait: -wait.share))
     stages = [stage for stage in statistics.stages if _lifetime(stage) > 0]
     if not any(stage.items_out or stage.items_in for stage in stages):
-        return Diagnosis(
-            BottleneckKind.NOTHING_YET, None, "nothing has gone through yet", "wait a moment and look again", waits
-        )
+        return Diagnosis(BottleneckKind.NOTHING_YET, None, "no items have been processed yet", "try again later", waits)
     occupied = {stage.name: _occupied(stage) for stage in stages}
     name = find_bottleneck(occupied)
     if name is not None:
-        return _about(statistics[name], statistics, cores, waits)
+        return _describe(statistics[name], statistics, cores, waits)
     slowest = max(stages, key=_occupied)
-    hops = sum(stage.items_in for stage in stages) / statistics.elapsed if statistics.elapsed else 0.0
+    handoffs = sum(stage.items_in for stage in stages) / statistics.elapsed if statistics.elapsed else 0.0
     liveliest = max(stages, key=lambda stage: stage.items_in)
-    if hops * HOP >= 0.3 and liveliest.tasks.p50 < SHORT:
+    if handoffs * HANDOFF >= 0.3 and liveliest.tasks.p50 < SHORT:
         return Diagnosis(
-            BottleneckKind.HOPS,
+            BottleneckKind.HANDOFFS,
             None,
-            f"handing over takes the time: {hops:,.0f} hops a second, and a call of {liveliest.name} takes just "
-            f"{format_duration(liveliest.tasks.p50)}",
-            "hand over more at once (a larger micro-batch, or gather=Gather(count=...)), or join short stages into one",
+            f"passing items between stages dominates: {handoffs:,.0f} items per second, and a call of {liveliest.name} "
+            f"takes only {format_duration(liveliest.tasks.p50)}",
+            "batch items (a larger micro-batch, or gather=Gather(count=...)), or merge short stages",
             waits,
         )
     burst = max(stages, key=_bursts)
     if _bursts(burst) >= BURSTS and burst.channel is not None:
-        spread = f"{burst.tasks.p99 / burst.tasks.p50:.0f} times its p50" if burst.tasks.p50 else "uneven"
+        spread = f"{burst.tasks.p99 / burst.tasks.p50:.0f} times the p50" if burst.tasks.p50 else "irregular"
         return Diagnosis(
             BottleneckKind.BURSTS,
             burst.name,
-            f"the channel in front of {burst.name} is full and empty in turns (p99 of a task is {spread})",
-            f"raise its capacity from {burst.channel.capacity} to {2 * burst.channel.capacity}, or make items of more "
-            f"equal size",
+            f"the input channel of {burst.name} is full and empty alternately (the p99 of a call is {spread})",
+            f"increase its capacity from {burst.channel.capacity} to {2 * burst.channel.capacity}, or use items of "
+            f"more "
+            f"equal cost",
             waits,
         )
     return Diagnosis(
         BottleneckKind.NO_STAGE,
         None,
-        f"no stage sets the pace: the busiest, {slowest.name}, is at work {slowest.busy_share:.0%} of its time",
-        "look outside of the graph: other processes on the machine, or a stage function that holds the GIL",
+        f"no stage is the bottleneck: the busiest, {slowest.name}, is busy {slowest.busy_share:.0%} of its time",
+        "look outside of the graph for other processes on the machine, or a stage function that holds the GIL",
         waits,
     )
 
 
 def find_bottleneck(busy: Mapping[str, float], least: float = OCCUPIED) -> str | None:
-    """Return the stage with the largest share in `busy` (stage name → share of its time), or None if it is < `least`.
+    """Return the stage with the largest share in `busy`, or None if that share is below `least`.
 
-    Of stages with equal shares the first counts.
+    `busy` maps stage names to the share of their time that they are busy. Among equal shares the first is returned.
     """
     name = max(busy, key=lambda name: busy[name], default=None)
     return name if name is not None and busy[name] >= least else None
 
 
-def _about(stage: StageStatistics, statistics: RunStatistics, cores: int | None, waits: tuple[Wait, ...]) -> Diagnosis:
+def _describe(
+    stage: StageStatistics, statistics: RunStatistics, cores: int | None, waits: tuple[Wait, ...]
+) -> Diagnosis:
     name, workers = stage.name, f"{stage.workers} worker{'s' if stage.workers > 1 else ''}"
     each = f"a call takes {format_duration(stage.tasks.p50)} (p99 {format_duration(stage.tasks.p99)})"
     acquiring = _acquiring(stage)
@@ -149,39 +151,39 @@ def _about(stage: StageStatistics, statistics: RunStatistics, cores: int | None,
         return Diagnosis(
             BottleneckKind.RESOURCE,
             name,
-            f"{name} has an item but waits for what it acquires {acquiring / total:.0%} of its time",
-            "provide more of it (slots, banks), or have the stages behind give it back sooner",
+            f"{name} is waiting for a resource (`acquire`) {acquiring / total:.0%} of its time",
+            "provide more of the resource (slots, banks), or release it earlier downstream",
             waits,
         )
-    why = f"{name} sets the pace: its {workers} {'is' if stage.workers == 1 else 'are'} busy {stage.busy_share:.0%} of "
-    why += f"the time, and {each}"
+    why = f"{name} is the bottleneck: its {workers} {'is' if stage.workers == 1 else 'are'} busy "
+    why += f"{stage.busy_share:.0%} of the time, and {each}"
     if stage.kind is NodeKind.SINK:
-        why = f"the caller sets the pace: it keeps each item of {name} for {format_duration(stage.tasks.p50)}"
-        remedy = "do less between two items, or move that work into a stage with workers of its own"
+        why = f"the caller is the bottleneck: it keeps each item of {name} for {format_duration(stage.tasks.p50)}"
+        remedy = "do less work between items, or move it into a stage"
         return Diagnosis(BottleneckKind.CALLER, name, why, remedy, waits)
     if 0 < stage.tasks.p50 < SHORT:
-        remedy = "hand over more at once (a larger micro-batch, or gather=Gather(count=...)), so that hops weigh less"
-        return Diagnosis(BottleneckKind.HOPS, name, why, remedy, waits)
+        remedy = "batch items (a larger micro-batch, or gather=Gather(count=...))"
+        return Diagnosis(BottleneckKind.HANDOFFS, name, why, remedy, waits)
     if stage.kind is NodeKind.SOURCE:
-        remedy = "let the source make just names or indices, and do the work in a stage behind it, with several workers"
+        remedy = "let the source yield only names or indices, and do the work in a stage with several workers"
         return Diagnosis(BottleneckKind.SOURCE, name, why, remedy, waits)
     at_work = sum(each.busy for each in statistics.stages) / statistics.elapsed if statistics.elapsed else 0.0
     if cores is not None and at_work >= 0.9 * cores:
-        remedy = f"make it faster; more workers would not help, as {at_work:.1f} threads are at work on {cores} cores"
+        remedy = f"speed up its function; more workers do not help: {at_work:.1f} threads are busy on {cores} cores"
         return Diagnosis(BottleneckKind.CORES, name, why, remedy, waits)
-    remedy = f"give it more workers than {stage.workers}, or make its function faster"
+    remedy = f"use more than {workers}, or speed up its function"
     return Diagnosis(BottleneckKind.STAGE, name, why, remedy, waits)
 
 
 def _waits(statistics: RunStatistics) -> Iterator[Wait]:
-    """Who waits for whom: blocked senders by the stage behind, starved receivers by the stages in front."""
+    """Yield the waits of blocked senders for their successors, and of starved receivers for their predecessors."""
     for stage in statistics.stages:
         if stage.channel is None:
             continue
         before = [statistics[name] for name in stage.after if name in statistics]
         blocked = sum(each.blocked for each in before)
         for each in before:
-            # A channel counts the waits of its senders together: each gets the part that it was blocked for itself.
+            # A channel has one sum of the waits of its senders: divide it in proportion to their own blocked times.
             seconds = stage.channel.blocked * each.blocked / blocked if blocked else 0.0
             share = seconds / _lifetime(each) if _lifetime(each) else 0.0
             if share >= NOTICEABLE:
@@ -197,14 +199,17 @@ def _lifetime(stage: StageStatistics) -> float:
 
 
 def _acquiring(stage: StageStatistics) -> float:
-    """Seconds of waiting that were not for input. A sink acquires nothing: its caller had just not begun to iterate."""
+    """Return the seconds of waiting that were not for input.
+
+    0 for a sink, which acquires nothing: its caller had not started to iterate.
+    """
     if stage.channel is None or stage.kind is NodeKind.SINK:
         return 0.0
     return max(0.0, stage.waiting - stage.channel.starved)
 
 
 def _occupied(stage: StageStatistics) -> float:
-    """Share of its time in which a stage had an item in hand and was not held up behind."""
+    """Return the share of its time in which a stage had an item and was not blocked."""
     return (stage.busy + _acquiring(stage)) / _lifetime(stage)
 
 

@@ -1,4 +1,4 @@
-"""A stage as a graph declares it: its kind, its settings, and the handles that builders pass on."""
+"""Declarations of a graph: the nodes with their settings, and the handles that `after` takes."""
 
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
@@ -18,11 +18,11 @@ class Skip(Enum):
 
 
 SKIP: Final = Skip.SKIP
-"""A stage function returns it to send nothing on: the item ends here."""
+"""Returned by a stage function to send no result: the item ends at this stage."""
 
 
 class NodeKind(Enum):
-    """What a node of the graph is."""
+    """The kind of a node of the graph."""
 
     SOURCE = "source"
     STAGE = "stage"
@@ -31,7 +31,7 @@ class NodeKind(Enum):
 
 @dataclass(frozen=True, eq=False)
 class Route:
-    """One choice among several ways out of a node, made once for each item."""
+    """A choice among several outputs of a node, made once per item."""
 
     name: str
     key: Callable[[Any], Hashable]
@@ -40,7 +40,7 @@ class Route:
 
 @dataclass(frozen=True)
 class Branch:
-    """One of the ways of a route: the items whose key is `key`."""
+    """One output of a route: the items whose key is `key`."""
 
     route: Route
     key: Hashable
@@ -50,7 +50,7 @@ class Branch:
 
 
 class Port(Enum):
-    """What leaves a node besides what its route sends one way or another."""
+    """The outputs of a node other than branches of its route."""
 
     RESULTS = "results"
     LETTERS = "dead letters"
@@ -60,18 +60,18 @@ class Port(Enum):
 
 
 Via = Port | Branch
-"""Which of the things that leave a node an edge carries."""
+"""The output of a node that an edge carries."""
 
 
 class Deliverer(Protocol):
-    """A graph, as far as a sink needs to know it."""
+    """The interface of a graph that a sink uses."""
 
     def deliver(self, sink: "Sink[Out]") -> Iterator[Out]: ...
 
 
 @dataclass(frozen=True)
 class Node(Generic[Out_co]):
-    """A source, a stage or a branch of one graph, as its builder sees it: something that others may come `after`."""
+    """A handle of a source, a stage or a branch of one graph, for the `after` of other nodes."""
 
     name: str
     graph: object = field(repr=False)
@@ -80,9 +80,9 @@ class Node(Generic[Out_co]):
 
 @dataclass(frozen=True)
 class Sink(Generic[Out_co]):
-    """A sink of one graph, as its builder sees it.
+    """A handle of a sink of one graph, which knows the type of its items.
 
-    `for item in sink` runs the graph, and `run.items(sink)` takes what comes out of a run; both know the items' type.
+    `for item in sink` runs the graph and iterates the sink; `run.items(sink)` iterates the sink of an existing run.
     """
 
     name: str
@@ -94,7 +94,7 @@ class Sink(Generic[Out_co]):
 
 @dataclass(frozen=True)
 class Stage:
-    """One node of a graph, with everything it was declared with."""
+    """One node of a graph with all its settings."""
 
     name: str
     kind: NodeKind
@@ -103,17 +103,17 @@ class Stage:
     workers: int = 1
     capacity: int = 2
     admission: Policy[Any] = field(default_factory=Fifo)
-    gathers: bool = False  # whether what the function takes is several items: a group, or a tuple of a join
+    gathers: bool = False  # the argument of `fn` is several items: a group, or the tuple of a join
     expand: bool = False
-    closes: bool = False  # whether the iterables that `fn` returns are made for us, and so ours to close
+    closes: bool = False  # the engine owns the iterables that `fn` returns, and closes them
     acquire: Callable[[Any], object] | None = None
     when: Callable[[Any], bool] | None = None
     ordered: bool = False
     on_error: OnError = field(default_factory=FailFast)
-    limit: float | None = None  # seconds for one item
-    via: tuple[Via, ...] = ()  # what comes from each node of `after`; empty when it is the results of all
+    limit: float | None = None  # seconds per item
+    via: tuple[Via, ...] = ()  # the output of each node of `after`; empty if all are Port.RESULTS
 
     def inputs(self) -> tuple[tuple[str, Via], ...]:
-        """Return the nodes that it comes after, each with what comes from there."""
+        """Return the predecessors, each with the output that the edge carries."""
         via = self.via or (Port.RESULTS,) * len(self.after)
         return tuple(zip(self.after, via, strict=True))

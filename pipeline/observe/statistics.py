@@ -1,10 +1,10 @@
-"""Frozen statistics, and the counters behind them. Each field says how to read its number.
+"""Frozen statistics of a run, and the counters they are computed from.
 
-Ownership: a `Counters` belongs to one worker thread, which alone writes it; anyone may read it at any time, without a
-lock, because each figure is one assignment of an int and the state in progress is derived from their sum.
+Ownership: one worker thread writes a `Counters`; any thread may read it at any time without a lock, because each update
+is one assignment of an int, and the phase in progress is derived from their sum.
 
-Percentiles are always on. Measured: counting both durations of an item costs its stage 0.19 µs, of a hop of 7 µs at
-capacity 2. Sampling would save 0.1 µs of that and lose the rare long ones, which p99 is there for.
+Percentiles are always recorded. Measured: counting the two durations of an item costs 0.19 µs, while passing an item
+through a channel of capacity 2 costs 7 µs. Sampling would save 0.1 µs, and miss the rare long durations that p99 shows.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +16,7 @@ from threadloom.pipeline.observe.stage import NodeKind
 
 
 class Phase(Enum):
-    """What a worker is doing."""
+    """The activity of a worker."""
 
     WAITING = "waiting"
     BUSY = "busy"
@@ -25,28 +25,29 @@ class Phase(Enum):
 
 @dataclass(frozen=True, slots=True)
 class ChannelStatistics:
-    """The channel in front of a stage."""
+    """Statistics of the input channel of a stage or a sink."""
 
     capacity: int
-    """What the channel was given: items, or complete groups for a stage that gathers."""
+    """The declared capacity: items, or complete groups for a stage with `gather`."""
     depth: int
-    """Capacity in use now. With a policy that orders or gathers it may pass the capacity; `admission` has the bound."""
+    """Capacity in use now. With an ordering or gathering policy it may exceed the capacity; see `admission` for
+    bounds."""
     mean_depth: float
-    """The depth that an item made on its arrival, itself included, on average over items (not over time). Near the
-    capacity, the stage behind is the slower one; near 1 (near 0 for groups), the stage in front is."""
+    """Mean over items (not over time) of the depth just after each put. If near the capacity, the stage that takes from
+    the channel is slower than its predecessors; if near 1 (near 0 for groups), the predecessors are slower."""
     max_depth: int
-    """The largest depth so far."""
+    """Maximum depth so far."""
     items: int
-    """Items put so far."""
+    """Number of items put so far."""
     blocked: float
-    """Seconds that senders waited for room, summed over senders, the waits in progress included. High: the stage
-    behind this channel is a bottleneck; give it workers, or make it faster."""
+    """Total seconds that senders waited for capacity (backpressure), waits in progress included. If high, the stage
+    that takes from this channel is a bottleneck: add workers to it or speed it up."""
     starved: float
-    """Seconds that receivers waited for an item, summed over receivers, the waits in progress included. High: the
-    stages in front are too slow for the stage behind, or it has more workers than it needs."""
+    """Total seconds that receivers waited for an item, waits in progress included. If high, the upstream stages are too
+    slow, or the stage has more workers than it needs."""
 
     def since(self, earlier: "ChannelStatistics") -> "ChannelStatistics":
-        """Return what happened after `earlier`; the depths stay as they are, but for the mean."""
+        """Return the difference to `earlier`; `depth` and `max_depth` are those of `self`."""
         items = self.items - earlier.items
         depths = self.mean_depth * self.items - earlier.mean_depth * earlier.items
         return replace(
@@ -60,58 +61,58 @@ class ChannelStatistics:
 
 @dataclass(frozen=True, slots=True)
 class StageStatistics:
-    """A stage, its workers taken together."""
+    """Statistics of a stage, summed over its workers."""
 
     name: str
-    """The name in the graph."""
+    """Name of the stage in the graph."""
     workers: int
-    """Threads of the stage; a sink has one, the caller's."""
+    """Number of threads; 1 for a sink, the caller's."""
     items_in: int
-    """Items (or groups) whose work has begun; 0 for a source."""
+    """Number of items (or groups) started; 0 for a source."""
     items_out: int
-    """Results to send on, each counted once however many stages take it; skipped items are not in it. For a sink: items
-    that the caller has done with."""
+    """Number of results sent, each counted once even if several stages receive it; excludes skipped items. For a sink,
+    the number of items that the caller has finished."""
     busy: float
-    """Seconds inside the stage function (for a source: inside next) and in set-ups, summed over workers, work in
-    progress included."""
+    """Total seconds inside the stage function (inside `next` for a source) and in set-ups, the current call
+    included."""
     waiting: float
-    """Seconds waiting for input, `acquire` and the label included, summed over workers: starved, or short of slots."""
+    """Total seconds waiting for input, including `acquire` and the label function: starved, or short of resources."""
     blocked: float
-    """Seconds sending results, which is next to nothing unless a channel behind is full, summed over workers."""
+    """Total seconds sending results: close to 0 unless a downstream channel is full (backpressure)."""
     channel: ChannelStatistics | None
-    """The channel in front of the stage; None for a source."""
+    """Statistics of the input channel; None for a source."""
     tasks: Distribution = field(default_factory=Distribution)
-    """Seconds of each finished call of the stage function; of a source, and of a stage that expands, for each element
-    made. For a sink: how long the caller kept each item. p99 far above p50 is what a larger capacity evens out."""
+    """Duration of each finished call of the stage function; for a source and a stage with `expand`, of each element;
+    for a sink, the time that the caller kept each item. A larger capacity helps if p99 is far above p50."""
     waits: Distribution = field(default_factory=Distribution)
-    """Seconds that a worker was free before each item, `acquire` included. Near 0: there is always something to do.
-    Empty for a source."""
+    """Time that a worker waited before each item, `acquire` included; near 0 if there is always input. Empty for a
+    source."""
     kind: NodeKind = NodeKind.STAGE
-    """Whether it is a source, a stage or a sink."""
+    """Source, stage or sink."""
     after: tuple[str, ...] = ()
-    """The stages that send to it."""
+    """Names of the predecessors."""
     skipped: int = 0
-    """Items that the failure policy skipped because the stage function raised; they are not among `items_out`."""
+    """Number of items skipped by the failure policy because the stage function raised; not included in `items_out`."""
     retried: int = 0
-    """Calls of the stage function that were repeats."""
+    """Number of repeated calls of the stage function."""
 
     @property
     def busy_share(self) -> float:
-        """Busy time as a share of the workers' lifetime. The stage nearest to 1 is the one that limits the graph."""
+        """Busy time as a share of the workers' lifetime. The stage closest to 1 is the bottleneck of the graph."""
         return self._share(self.busy)
 
     @property
     def waiting_share(self) -> float:
-        """Waiting as a share of the workers' lifetime. High: the stages in front, or a resource, are too slow."""
+        """Waiting time as a share of the workers' lifetime. High if upstream stages or a resource are too slow."""
         return self._share(self.waiting)
 
     @property
     def blocked_share(self) -> float:
-        """Blocked time as a share of the workers' lifetime. High: a stage behind is too slow."""
+        """Blocked time as a share of the workers' lifetime. High if a downstream stage is too slow."""
         return self._share(self.blocked)
 
     def since(self, earlier: "StageStatistics") -> "StageStatistics":
-        """Return what happened after `earlier`."""
+        """Return the difference to `earlier`, an older state of the same stage."""
         return replace(
             self,
             items_in=self.items_in - earlier.items_in,
@@ -133,15 +134,15 @@ class StageStatistics:
 
 @dataclass(frozen=True, slots=True)
 class RunStatistics(Mapping[str, StageStatistics]):
-    """A whole run: a mapping of stage name → StageStatistics, in the order in which the graph was built."""
+    """Statistics of a run: a mapping of stage name → StageStatistics, in the order of declaration."""
 
     graph: str
-    """The graph's name."""
+    """Name of the graph."""
     elapsed: float
-    """Seconds since the run began, up to its end: when every worker had ended and every sink had been taken empty, or
-    when the block was left. No stage or sink counts more than this times its workers."""
+    """Seconds from the start of the run to now or to its end: all workers ended and all sinks empty, or the `with`
+    block left. The times of a stage or sink add up to at most this times its workers."""
     stages: tuple[StageStatistics, ...]
-    """The stages in the order in which the graph was built."""
+    """The stages in the order of declaration."""
 
     def __getitem__(self, name: str) -> StageStatistics:
         for stage in self.stages:
@@ -150,7 +151,7 @@ class RunStatistics(Mapping[str, StageStatistics]):
         raise KeyError(name)
 
     def since(self, earlier: "RunStatistics | None") -> "RunStatistics":
-        """Return what happened after `earlier`, an older state of the same run: rates and shares of late."""
+        """Return the difference to `earlier`, an older state of the same run, for recent rates and shares."""
         if earlier is None:
             return self
         stages = tuple(stage.since(earlier[stage.name]) if stage.name in earlier else stage for stage in self.stages)
@@ -164,7 +165,7 @@ class RunStatistics(Mapping[str, StageStatistics]):
 
 
 class Counters:
-    """What one worker counts of itself. Times are in the nanoseconds of the run's clock."""
+    """The counters of one worker. Times are in nanoseconds of the run's clock."""
 
     __slots__ = ("began", "blocked", "busy", "ended", "items_in", "items_out", "phase", "tasks", "waiting", "waits")
 
@@ -172,14 +173,14 @@ class Counters:
         self.began: int | None = None
         self.ended: int | None = None
         self.phase = Phase.WAITING
-        # Finished intervals. They follow each other without a gap, so began + waiting + busy + blocked is when the
-        # interval in progress began; nothing else records that moment, and so no reader can see it half updated.
+        # Sums of finished intervals, which are contiguous: began + waiting + busy + blocked is the start of the
+        # interval in progress. It is not stored separately, so a reader cannot see an inconsistent value.
         self.waiting = self.busy = self.blocked = 0
         self.items_in = self.items_out = 0
-        self.tasks, self.waits = Histogram(), Histogram()  # of the finished intervals, one by one
+        self.tasks, self.waits = Histogram(), Histogram()  # of finished intervals
 
     def read(self, now: int) -> dict[Phase, int]:
-        """Return the nanoseconds spent in each phase up to `now`, the one in progress included."""
+        """Return the nanoseconds spent in each phase up to `now`, the interval in progress included."""
         phase = self.phase
         spent = {Phase.WAITING: self.waiting, Phase.BUSY: self.busy, Phase.BLOCKED: self.blocked}
         if self.began is not None:
@@ -188,7 +189,7 @@ class Counters:
         return spent
 
     def in_progress(self, now: int) -> tuple[Phase, float]:
-        """Return the phase and the seconds since it began; 0 if it changed while we looked."""
+        """Return the current phase and the seconds since it began; 0 if it changed during the call."""
         phase, done = self.phase, self.waiting + self.busy + self.blocked
         if self.began is None or self.phase is not phase or done != self.waiting + self.busy + self.blocked:
             return self.phase, 0.0
@@ -203,7 +204,7 @@ def summarise(
     kind: NodeKind = NodeKind.STAGE,
     after: tuple[str, ...] = (),
 ) -> StageStatistics:
-    """Sum the counters of a stage's workers."""
+    """Return the statistics of a stage from the counters of its workers."""
     now = clock()
     spent = [worker.read(now) for worker in workers]
     return StageStatistics(

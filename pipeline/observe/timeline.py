@@ -1,77 +1,122 @@
-"""A picture of a trace: who worked on which batch, and what ran at the same time.
+"""A picture of a trace: the batch that each worker processes over time.
 
-Matplotlib is imported when a picture is drawn, and only its Figure is used: no window, no pyplot, no global state, so
-this may be called from any thread.
+Matplotlib is imported when a picture is drawn, and only its Figure is used, without windows, pyplot or global state, so
+`draw_timeline` may be called from any thread.
 """
 
 import os
 from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from threadloom.pipeline.observe.trace_event import TraceEvent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 PALETTE = ("#4c78a8", "#f2a541", "#5aa469", "#b279a2", "#e4695e", "#6fb7b7", "#9d7660", "#8a8fbf")
-"""Neighbouring batches get neighbouring colours, so that two in a row are told apart at a glance."""
-LIGHT = ("#f2a541", "#6fb7b7", OTHER := "#c3c9d0")  # of these, the ones that need dark figures on them
+"""Colours of consecutive batches; neighbours are easily distinguished."""
+LIGHT = ("#f2a541", "#6fb7b7", OTHER := "#c3c9d0")  # colours that need dark text
 INK, FAINT, BAND = "#22272e", "#7b848e", "#f4f6f8"
-LEFT, WIDE = 0.115, 0.825  # where the rows begin and how wide they are, as shares of the picture
+LEFT, WIDTH = 0.115, 0.825  # left edge and width of the rows, as shares of the width of the picture
 CAPTION = (
     "A bar is one call of a stage function, with the number of its {key}. "
-    "A gap is waiting: for input, for a resource, or for room behind."
+    "A gap is a wait for input, for a resource, or for capacity downstream."
 )
-ROW = 0.36  # inches a row
-LETTER = 0.072  # inches a digit of the size used in bars
+ROW = 0.36  # height of a row in inches
+LETTER = 0.072  # width of a digit in a bar in inches
+
+Worker = tuple[str, int]
+"""The name of a stage, and the index of a worker in it."""
+
+
+class TimelineOptions(TypedDict, total=False):
+    """Keyword arguments of `draw_timeline`."""
+
+    key: str
+    """The entry of the label that identifies the batch. "batch" by default."""
+    last: int
+    """Draw from the start of the last `last` batches. 4 by default."""
+    window: tuple[int, int] | None
+    """The interval to draw instead: (start, end) in nanoseconds of the run's clock."""
+    stages: Sequence[str] | None
+    """The stages to draw, in this order. All by default, in the order of their first events."""
+    title: str | None
+    width: float
+    """Width of the picture in inches. 12 by default."""
+    dpi: int
+    """Pixels per inch. 150 by default."""
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """The content of a picture."""
+
+    events: Sequence[TraceEvent]
+    """The events within the interval."""
+    rows: dict[Worker, int]
+    start: int
+    end: int
+    """The interval, in nanoseconds of the run's clock."""
+    key: str
+    """The entry of the label that identifies the batch."""
+    colours: dict[Hashable, str]
+    """Batch → colour."""
+
+    @property
+    def duration(self) -> int:
+        """Length of the interval in nanoseconds, at least 1."""
+        return max(1, self.end - self.start)
+
+    def clip(self, event: TraceEvent) -> tuple[int, int]:
+        """Return start and end of an event within the interval, in nanoseconds since its start."""
+        start, end = (max(self.start, min(self.end, each)) for each in (event.start_ns, event.end_ns))
+        return start - self.start, end - self.start
 
 
 def draw_timeline(
-    events: Iterable[TraceEvent],
-    path: str | os.PathLike[str],
-    *,
-    key: str = "batch",
-    last: int = 4,
-    window: tuple[int, int] | None = None,
-    stages: Sequence[str] | None = None,
-    title: str | None = None,
-    width: float = 12.0,
-    dpi: int = 150,
+    events: Iterable[TraceEvent], path: str | os.PathLike[str], **options: Unpack[TimelineOptions]
 ) -> None:
-    """Draw a PNG with a row per stage worker and a bar per call, coloured and numbered by the item's batch.
+    """Draw a PNG with one row per worker and one bar per call, coloured and numbered by batch.
 
-    Shown is `window`, from and to in nanoseconds of the run's clock, or else everything from the start of the `last`
-    batches on. `key` is the entry of the label that counts as the batch. `stages` picks and orders the stages; without
-    it they come in the order in which they first ran.
+    `TimelineOptions` documents the keyword arguments. Raises ValueError if there are no events to draw.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    picked = [event for event in events if stages is None or event.stage in stages]
-    if not picked:
-        raise ValueError(
-            "a timeline needs events, and there are none: was the run given a trace, are the stages named?"
-        )
-    start, end = window or _last_batches(picked, key, last)
-    shown = [event for event in picked if event.end_ns > start and event.start_ns < end]
-    rows = _rows(picked, stages)
-    height = len(rows) * ROW + 1.9
-    figure = Figure(figsize=(width, height), dpi=dpi, facecolor="white")
+    timeline = _timeline(events, options)
+    width, rows = options.get("width", 12.0), len(timeline.rows)
+    height = rows * ROW + 1.9
+    figure = Figure(figsize=(width, height), dpi=options.get("dpi", 150), facecolor="white")
     FigureCanvasAgg(figure)
-    axes = figure.add_axes((LEFT, 0.75 / height, WIDE, len(rows) * ROW / height))
-    colours = _colours(shown, key)
-    _draw_rows(axes, rows, shown, (start, end))
-    _draw_bars(axes, rows, shown, (start, end), key, colours, width * WIDE)
-    _draw_frame(axes, rows, (start, end))
-    _draw_moment(axes, rows, shown, (start, end), key)
-    figure.text(LEFT, 1 - 0.36 / height, title or "What ran when", color=INK, fontsize=13, fontweight="bold")
-    figure.text(LEFT, 0.14 / height, CAPTION.format(key=key), color=FAINT, fontsize=8.5)
-    _draw_legend(figure, key, colours, height)
+    axes = figure.add_axes((LEFT, 0.75 / height, WIDTH, rows * ROW / height))
+    _draw_rows(axes, timeline)
+    _draw_bars(axes, timeline, inches=width * WIDTH)
+    _draw_frame(axes, timeline)
+    _mark_most_concurrent(axes, timeline)
+    title = options.get("title") or "Timeline"
+    figure.text(LEFT, 1 - 0.36 / height, title, color=INK, fontsize=13, fontweight="bold")
+    figure.text(LEFT, 0.14 / height, CAPTION.format(key=timeline.key), color=FAINT, fontsize=8.5)
+    _draw_legend(figure, timeline, height)
     figure.savefig(path, format="png")
 
 
-def _last_batches(events: Sequence[TraceEvent], key: str, last: int) -> tuple[int, int]:
+def _timeline(events: Iterable[TraceEvent], options: TimelineOptions) -> Timeline:
+    key, stages = options.get("key", "batch"), options.get("stages")
+    selected = [event for event in events if stages is None or event.stage in stages]
+    if not selected:
+        raise ValueError(
+            "a timeline needs at least one event, got none: pass a trace to the run, and check the names in `stages`"
+        )
+    start, end = options.get("window") or last_batches(selected, key, options.get("last", 4))
+    shown = [event for event in selected if event.end_ns > start and event.start_ns < end]
+    return Timeline(shown, timeline_rows(selected, stages), start, end, key, batch_colours(shown, key))
+
+
+def last_batches(events: Sequence[TraceEvent], key: str, last: int) -> tuple[int, int]:
+    """Return the interval from the start of the last `last` batches to the end of all events, in nanoseconds."""
     first_start: dict[Any, int] = {}
     for event in sorted(events, key=lambda event: event.start_ns):
         if key in event.label:
@@ -80,70 +125,57 @@ def _last_batches(events: Sequence[TraceEvent], key: str, last: int) -> tuple[in
     return starts[-min(last, len(starts))], max(event.end_ns for event in events)
 
 
-def _rows(events: Sequence[TraceEvent], stages: Sequence[str] | None) -> dict[tuple[str, int], int]:
+def timeline_rows(events: Sequence[TraceEvent], stages: Sequence[str] | None) -> dict[Worker, int]:
+    """Return worker → row; the stages are in the order of `stages`, or of their first events if it is None."""
     order = list(stages or dict.fromkeys(event.stage for event in sorted(events, key=lambda event: event.start_ns)))
     pairs = {(event.stage, event.worker) for event in events}
     return {pair: row for row, pair in enumerate(sorted(pairs, key=lambda pair: (order.index(pair[0]), pair[1])))}
 
 
-def _colours(events: Sequence[TraceEvent], key: str) -> dict[Hashable, str]:
+def batch_colours(events: Sequence[TraceEvent], key: str) -> dict[Hashable, str]:
+    """Return batch → colour, for the batches in the entry `key` of the labels."""
     batches = {event.label[key] for event in events if key in event.label}
     ordered = sorted(batches, key=lambda batch: (isinstance(batch, str), batch))
-    # A number keeps its colour in every picture of a run; names take the colours in turn.
+    # The colour of a number is the same in all pictures of a run; names get colours in order.
     places = [batch if isinstance(batch, int) else place for place, batch in enumerate(ordered)]
     return {batch: PALETTE[place % len(PALETTE)] for batch, place in zip(ordered, places, strict=True)}
 
 
-def _draw_rows(
-    axes: "Axes", rows: dict[tuple[str, int], int], events: Sequence[TraceEvent], window: tuple[int, int]
-) -> None:
-    """Stage names on the left, a band behind every other stage, the busy share on the right."""
-    start, end = window
-    stages = list(dict.fromkeys(stage for stage, _ in rows))
-    for place, stage in enumerate(stages):
-        own = [row for (name, _), row in rows.items() if name == stage]
+def _draw_rows(axes: "Axes", timeline: Timeline) -> None:
+    """Draw stage names on the left, a band for every other stage, and the busy shares on the right."""
+    busy = dict.fromkeys(timeline.rows, 0)
+    for event in timeline.events:
+        start, end = timeline.clip(event)
+        busy[event.stage, event.worker] += end - start
+    left = axes.get_yaxis_transform()
+    for place, stage in enumerate(dict.fromkeys(stage for stage, _ in timeline.rows)):
+        own = {worker: row for (name, worker), row in timeline.rows.items() if name == stage}
+        top, bottom = min(own.values()), max(own.values())
         if place % 2 == 0:
-            axes.axhspan(own[0] - 0.5, own[-1] + 0.5, color=BAND, zorder=0, linewidth=0)
-        left = axes.get_yaxis_transform()
-        middle = (own[0] + own[-1]) / 2
-        axes.text(-0.028, middle, stage, transform=left, ha="right", va="center", color=INK, fontsize=10)
-        for (name, worker), row in rows.items():
-            if name != stage:
-                continue
-            busy = sum(
-                min(event.end_ns, end) - max(event.start_ns, start)
-                for event in events
-                if (event.stage, event.worker) == (name, worker)
-            )
-            share = f"{busy / max(1, end - start):.0%}"
+            axes.axhspan(top - 0.5, bottom + 0.5, color=BAND, zorder=0, linewidth=0)
+        axes.text(-0.028, (top + bottom) / 2, stage, transform=left, ha="right", va="center", color=INK, fontsize=10)
+        for worker, row in own.items():
+            share = f"{busy[stage, worker] / timeline.duration:.0%}"
             if len(own) > 1:
                 axes.text(-0.009, row, str(worker), transform=left, ha="right", va="center", color=FAINT, fontsize=8)
             axes.text(1.008, row, share, transform=left, ha="left", va="center", color=FAINT, fontsize=8.5)
 
 
-def _draw_bars(
-    axes: "Axes",
-    rows: dict[tuple[str, int], int],
-    events: Sequence[TraceEvent],
-    window: tuple[int, int],
-    key: str,
-    colours: dict[Hashable, str],
-    inches: float,
-) -> None:
+def _draw_bars(axes: "Axes", timeline: Timeline, inches: float) -> None:
+    """Draw the bars, with the batch in those that have enough space; `inches` is the width of the rows."""
     from matplotlib.collections import PatchCollection
     from matplotlib.patches import Rectangle
 
-    start, end = window
-    scale = inches * 1e6 / max(1, end - start)  # inches a millisecond
+    scale = inches * 1e6 / timeline.duration  # inches per millisecond
     patches, faces, edges = [], [], []
-    for event in events:
-        begin, stop = ((max(start, min(end, each)) - start) / 1e6 for each in (event.start_ns, event.end_ns))
-        row = rows[event.stage, event.worker]
-        batch = event.label.get(key)
-        # A pixel and a half is kept even for the shortest call, so that nothing that ran is invisible.
+    for event in timeline.events:
+        begin, stop = (each / 1e6 for each in timeline.clip(event))
+        row = timeline.rows[event.stage, event.worker]
+        batch = event.label.get(timeline.key)
+        # At least 1.5 pixels wide, so that short calls are visible.
         patches.append(Rectangle((begin, row - 0.38), max(stop - begin, 0.01 / scale), 0.76))
-        faces.append(colours.get(batch, OTHER))
-        edges.append("white" if (stop - begin) * scale > 0.04 else "none")  # on a thin bar the edge would be all
+        faces.append(timeline.colours.get(batch, OTHER))
+        edges.append("white" if (stop - begin) * scale > 0.04 else "none")  # an edge would cover a thin bar
         text = "" if batch is None else str(batch)
         if text and (stop - begin) * scale > LETTER * len(text) + 0.03:
             ink = INK if faces[-1] in LIGHT else "white"
@@ -152,9 +184,9 @@ def _draw_bars(
     axes.add_collection(PatchCollection(patches, facecolor=faces, edgecolor=edges, linewidth=0.6, zorder=2))
 
 
-def _draw_frame(axes: "Axes", rows: dict[tuple[str, int], int], window: tuple[int, int]) -> None:
-    axes.set_xlim(0, max(1, window[1] - window[0]) / 1e6)
-    axes.set_ylim(len(rows) - 0.5, -0.5)
+def _draw_frame(axes: "Axes", timeline: Timeline) -> None:
+    axes.set_xlim(0, timeline.duration / 1e6)
+    axes.set_ylim(len(timeline.rows) - 0.5, -0.5)
     axes.set_yticks([])
     axes.text(1.0, -0.5, "  busy", transform=axes.get_yaxis_transform(), va="bottom", color=FAINT, fontsize=8.5)
     axes.xaxis.set_major_formatter("{x:g} ms")
@@ -166,61 +198,59 @@ def _draw_frame(axes: "Axes", rows: dict[tuple[str, int], int], window: tuple[in
     axes.spines["bottom"].set_color("#cfd5db")
 
 
-def _draw_moment(
-    axes: "Axes",
-    rows: dict[tuple[str, int], int],
-    events: Sequence[TraceEvent],
-    window: tuple[int, int],
-    key: str,
-) -> None:
-    """Mark the moment at which the most batches were worked on at once, and say which stage had which."""
-    best = _richest_moment([event for event in events if key in event.label], window, key)
+def _mark_most_concurrent(axes: "Axes", timeline: Timeline) -> None:
+    """Mark the time at which the most batches are processed concurrently, and list them by stage."""
+    best = most_concurrent(timeline)
     if best is None:
         return
-    moment, running = best
+    time, running = best
     batches: dict[str, list[str]] = {}
     for event in sorted(running, key=lambda event: (event.stage, event.worker)):
-        batches.setdefault(event.stage, []).append(str(event.label[key]))
-    order = [stage for stage in dict.fromkeys(stage for stage, _ in rows) if stage in batches]
-    words = "  ‖  ".join(f"{stage} {', '.join(dict.fromkeys(batches[stage]))}" for stage in order)
-    at = (moment - window[0]) / 1e6
-    share = at / ((window[1] - window[0]) / 1e6)
+        batches.setdefault(event.stage, []).append(str(event.label[timeline.key]))
+    order = [stage for stage in dict.fromkeys(stage for stage, _ in timeline.rows) if stage in batches]
+    text = "  ‖  ".join(f"{stage} {', '.join(dict.fromkeys(batches[stage]))}" for stage in order)
+    at = (time - timeline.start) / 1e6
+    share = (time - timeline.start) / timeline.duration
     axes.plot(
-        [at, at], [-0.5, len(rows) - 0.5], color=INK, alpha=0.75, linewidth=0.9, linestyle=(0, (4, 3)), zorder=2.5
-    )
+        [at, at], [-0.5, len(timeline.rows) - 0.5], color=INK, alpha=0.75, linewidth=0.9, linestyle=(0, (4, 3)),
+        zorder=2.5,
+    )  # fmt: skip
     side = "left" if share < 0.25 else "right" if share > 0.75 else "center"
-    axes.text(at, -0.68, f"at once:  {words}", ha=side, va="bottom", color=INK, fontsize=9)
+    axes.text(at, -0.68, f"at once:  {text}", ha=side, va="bottom", color=INK, fontsize=9)
 
 
-def _richest_moment(
-    events: Sequence[TraceEvent], window: tuple[int, int], key: str
-) -> tuple[int, list[TraceEvent]] | None:
-    """Return when the most batches are worked on, by the most workers, for longest; None if never two batches."""
-    edges = sorted({each for event in events for each in (event.start_ns, event.end_ns)} | set(window))
+def most_concurrent(timeline: Timeline) -> tuple[int, list[TraceEvent]] | None:
+    """Return the time with the most batches in progress, and the events at that time; None if there are never two.
+
+    Ties are resolved by the number of workers, then by the length of the interval, of which the midpoint is returned.
+    """
+    key = timeline.key
+    events = [event for event in timeline.events if key in event.label]
+    edges = {each for event in events for each in (event.start_ns, event.end_ns)} | {timeline.start, timeline.end}
     starts = sorted(events, key=lambda event: event.start_ns)
     best: tuple[tuple[int, int, int], int, list[TraceEvent]] | None = None
     running: list[TraceEvent] = []
     following = 0
-    for begin, stop in pairwise(edges):
+    for begin, stop in pairwise(sorted(edges)):
         while following < len(starts) and starts[following].start_ns <= begin:
             running.append(starts[following])
             following += 1
         running = [event for event in running if event.end_ns > begin]
         batches = len({event.label[key] for event in running})
         rank = (batches, len(running), stop - begin)
-        inside = window[0] <= begin and stop <= window[1]
+        inside = timeline.start <= begin and stop <= timeline.end
         if inside and batches > 1 and (best is None or rank > best[0]):
             best = (rank, (begin + stop) // 2, running.copy())
     return None if best is None else best[1:]
 
 
-def _draw_legend(figure: Any, key: str, colours: dict[Hashable, str], height: float) -> None:
+def _draw_legend(figure: "Figure", timeline: Timeline, height: float) -> None:
     from matplotlib.patches import Patch
 
-    some = list(colours.items())[-len(PALETTE) :]  # beyond that colours repeat, and the numbers in the bars tell
+    some = list(timeline.colours.items())[-len(PALETTE) :]  # colours repeat for more; bars contain the numbers
     if not some:
         return
-    handles = [Patch(facecolor=colour, label=f"{key} {batch}") for batch, colour in some]
+    handles = [Patch(facecolor=colour, label=f"{timeline.key} {batch}") for batch, colour in some]
     figure.legend(
         handles=handles,
         loc="upper left",

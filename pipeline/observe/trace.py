@@ -1,8 +1,7 @@
-"""What every worker did and when, in bounded memory, for Perfetto (`write_chrome`) or a picture (`timeline`).
+"""A trace of all calls of stage functions, in bounded memory, for Perfetto (`write_chrome`) or `draw_timeline`.
 
-Guarantees: `record` is one append to a deque, which CPython makes atomic, so workers share a trace without a lock; at
-most `capacity` events are kept, the most recent, and besides them the first `first` of the run. A run without a trace
-does not come here at all.
+Guarantees: `record` is one append to a deque, which is atomic in CPython, so workers share a trace without a lock; the
+trace keeps the `first` events of a run and the most recent `capacity` events. A run without a trace has no overhead.
 """
 
 import json
@@ -17,22 +16,22 @@ from threadloom.pipeline.observe.trace_event import RawEvent, TraceEvent
 
 
 class Trace:
-    """A recorder to hand to `Graph.start(trace=...)`."""
+    """A recorder of events for `Graph.start(trace=...)`."""
 
     def __init__(self, capacity: int = 100_000, first: int = 0) -> None:
         if capacity < 1 or first < 0:
-            raise ValueError(f"a trace needs capacity >= 1 and first >= 0, got capacity={capacity}, first={first}")
+            raise ValueError(f"expected capacity >= 1 and first >= 0, got capacity={capacity}, first={first}")
         self.capacity = capacity
-        """How many of the most recent events are kept."""
+        """Number of most recent events kept."""
         self.first = first
-        """How many of the earliest events are kept besides them."""
-        # Workers only ever append. _head may pass `first` by one event a thread (they look, then append); reading
-        # puts both in order of time, so such an event is just kept a little longer.
+        """Number of earliest events kept in addition."""
+        # Workers only append. _head may exceed `first` by one event per thread (they check, then append); readers sort
+        # by time, so such an event is only kept longer.
         self._recent: deque[RawEvent] = deque(maxlen=capacity)
         self._head: list[RawEvent] = []
-        self._wiring = Wiring()  # set by `declare` alone, before the threads of a run start
+        self._wiring = Wiring()  # changed only by `declare`, before the threads of a run start
         self.record: Callable[[RawEvent], None] = self._record_first if first else self._recent.append
-        """Add an event. Called by workers; about 0.1 µs."""
+        """Add an event. Called by workers; takes about 0.1 µs."""
 
     def _record_first(self, event: RawEvent) -> None:
         if len(self._head) < self.first:
@@ -41,9 +40,10 @@ class Trace:
             self._recent.append(event)
 
     def declare(self, after: Mapping[str, Sequence[str]], selective: Collection[str]) -> None:
-        """Take the graph of the run to come: stage → stages before it, and stages that a `when` selects for.
+        """Set the edges of the graph: `after` maps each stage to its predecessors; `selective` are stages with a
+        `when`.
 
-        Called as the run is made. It is how arrows know their way; without it there are none.
+        Called when a run is created. Without it, `write_chrome` draws no arrows.
         """
         self._wiring = Wiring(after, selective)
 
@@ -51,25 +51,25 @@ class Trace:
         return len(self._head) + len(self._recent)
 
     def events(self) -> list[TraceEvent]:
-        """Return what is kept, in order of start. May be called while a run records."""
+        """Return the kept events in order of start. May be called during a run."""
         return _in_order(self._head + list(self._recent.copy()))
 
     def _sections(self) -> list[list[TraceEvent]]:
-        """Return what is kept in stretches without a gap, so that no arrow leads across one."""
+        """Return the kept events in contiguous sections, so that no arrow crosses a gap."""
         head, recent = self._head.copy(), list(self._recent.copy())
-        full = len(recent) == self.capacity  # so some may have been dropped between the two
+        full = len(recent) == self.capacity  # events between the two may have been dropped
         return [_in_order(head), _in_order(recent)] if full else [_in_order(head + recent)]
 
     def clear(self) -> None:
-        """Forget everything recorded so far. Only between runs."""
+        """Delete all events. Only between runs."""
         self._head.clear()
         self._recent.clear()
 
     def write_chrome(self, path: str | os.PathLike[str], process: str = "pipeline") -> None:
-        """Write Chrome trace JSON that Perfetto (https://ui.perfetto.dev) opens: a row per worker, arrows along items.
+        """Write Chrome trace JSON for Perfetto (https://ui.perfetto.dev): one row per worker, with arrows along items.
 
-        `chrome` says what is in it, `arrows` how an item is followed. Times are microseconds since the first event.
-        The file appears whole or not at all.
+        Times are microseconds since the first event. See `chrome` for the entries, and `arrows` for how items are
+        followed. The file is written atomically.
         """
         document = {"displayTimeUnit": "ms", "traceEvents": chrome_events(self._sections(), self._wiring, process)}
         target = Path(path)

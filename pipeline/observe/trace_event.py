@@ -1,4 +1,4 @@
-"""What a trace keeps of one call of a stage function."""
+"""Events of a trace."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -6,36 +6,36 @@ from typing import NamedTuple
 from threadloom.pipeline.core import Label
 
 Ids = int | Sequence[int]
-"""One id, or those of a group: a number that is alone needs no container, which would cost as much as the event."""
+"""The id of an item, or the ids of several. A single id needs no container, which would cost as much as the event."""
 
 RawEvent = tuple[str, int, int, int, Label, int, Ids, Ids]
-"""The fields of a TraceEvent: a worker hands over a plain tuple, which costs a quarter of a named one."""
+"""The fields of a TraceEvent as a plain tuple, which costs workers a quarter of a named one."""
 
 
 class TraceEvent(NamedTuple):
-    """One call of a stage function. Waiting, `acquire` and sending are not in it: they are the gaps between events."""
+    """One call of a stage function. Waiting, `acquire` and sending are the gaps between events."""
 
     stage: str
-    """The stage's name."""
+    """Name of the stage."""
     worker: int
-    """Which of its workers, counted from 0."""
+    """Index of the worker in its stage, from 0."""
     start_ns: int
-    """When the function was called, in the nanoseconds of the run's clock."""
+    """Time of the call, in nanoseconds of the run's clock."""
     end_ns: int
-    """When it returned."""
+    """Time of its return."""
     label: Label
-    """The label of the item as it was before the call."""
+    """Label of the item before the call."""
     depth: int
-    """Depth of the channel in front of the stage at `end_ns`; 0 for a source."""
+    """Depth of the stage's input channel at `end_ns`; 0 for a source."""
     taken: tuple[int, ...] = ()
-    """id() of each item that the call was given; empty for a source, and for the later elements of an expansion."""
+    """id() of each input item; empty for a source, and for all elements of an expansion but the first."""
     sent: tuple[int, ...] = ()
-    """id() of each item that it made. While an item is in a channel no other object has its id, so `arrows` can match
-    the two afterwards, and no item has to be wrapped to carry a number of ours."""
+    """id() of each result. While an item is in a channel, no other object has its id, so `arrows` can match results
+    with inputs afterwards, and items need no wrapper with a number."""
 
     @staticmethod
     def of(raw: RawEvent) -> "TraceEvent":
-        """Name the fields of what a worker handed over."""
+        """Return the event with these fields."""
         return TraceEvent(*raw[:6], _tuple(raw[6]), _tuple(raw[7]))
 
 

@@ -1,4 +1,4 @@
-"""Which call made what another took: driven by made-up events, without a run."""
+"""Tests of arrows between events, on constructed events."""
 
 from threadloom.pipeline import TraceEvent
 from threadloom.pipeline.observe.arrows import Wiring, arrows, chains, item_numbers
@@ -10,17 +10,17 @@ def event(stage: str, start: int, end: int, taken: tuple[int, ...] = (), sent: t
     return TraceEvent(stage, 0, start, end, {}, 0, taken, sent)
 
 
-def test_an_item_is_taken_from_whoever_sent_it() -> None:
+def test_an_item_has_an_arrow_from_its_sender() -> None:
     events = [event("a", 0, 1, (), (7,)), event("b", 2, 3, (7,), (8,)), event("c", 4, 5, (8,))]
     assert arrows(events, LINE) == [(0, 1), (1, 2)]
     assert item_numbers(events, arrows(events, LINE), LINE) == [(0,), (0,), (0,)]
 
 
-def test_sending_and_taking_may_bear_one_time() -> None:
+def test_sending_and_taking_may_have_the_same_time() -> None:
     assert arrows([event("a", 0, 2, (), (7,)), event("b", 2, 3, (7,))], LINE) == [(0, 1)]
 
 
-def test_an_interned_object_is_taken_in_the_order_in_which_it_was_sent() -> None:
+def test_an_interned_object_is_taken_in_the_order_of_sending() -> None:
     events = [
         event("a", 0, 1, (), (7,)),
         event("a", 1, 2, (), (7,)),
@@ -30,28 +30,28 @@ def test_an_interned_object_is_taken_in_the_order_in_which_it_was_sent() -> None
     assert arrows(events, LINE) == [(0, 2), (1, 3)]
 
 
-def test_what_a_when_left_out_does_not_shift_the_rest() -> None:
+def test_items_excluded_by_a_when_do_not_shift_the_others() -> None:
     events = [event("a", 0, 1, (), (7,)), event("a", 1, 2, (), (7,)), event("b", 3, 4, (7,))]
     assert arrows(events, Wiring({"a": (), "b": ("a",)}, {"b"})) == [(1, 2)]
 
 
-def test_nothing_is_taken_before_it_was_sent() -> None:
+def test_no_arrow_leads_back_in_time() -> None:
     assert arrows([event("b", 0, 1, (7,)), event("a", 2, 3, (), (7,))], LINE) == []
 
 
-def test_only_stages_in_front_send() -> None:
+def test_only_predecessors_are_senders() -> None:
     events = [event("a", 0, 1, (), (7,)), event("c", 2, 3, (7,))]
     assert arrows(events, LINE) == []
     assert arrows(events, Wiring()) == []
     assert item_numbers(events, [], LINE) == [(0,), ()]
 
 
-def test_a_group_comes_from_all_its_items_and_an_expansion_from_its_input() -> None:
+def test_a_group_has_arrows_from_all_its_items_and_an_expansion_from_its_input() -> None:
     events = [
         event("a", 0, 1, (), (7,)),
         event("a", 1, 2, (), (8,)),
         event("b", 3, 4, (7, 8), (9,)),
-        event("b", 4, 5, (), (10,)),  # a later element of what was taken before
+        event("b", 4, 5, (), (10,)),  # a further element of the same input
         event("c", 6, 7, (10,)),
     ]
     found = arrows(events, LINE)
@@ -60,7 +60,7 @@ def test_a_group_comes_from_all_its_items_and_an_expansion_from_its_input() -> N
     assert item_numbers(events, found, LINE, most=1)[2:] == [(), (), ()]
 
 
-def test_chains_follow_an_item_and_hold_each_arrow_once() -> None:
+def test_chains_contain_each_arrow_once() -> None:
     assert chains([(0, 1), (1, 2), (2, 3)]) == [[0, 1, 2, 3]]
     assert chains([(0, 1), (0, 2), (1, 3), (2, 3), (3, 4)]) == [[0, 1, 3], [0, 2, 3, 4]]
     assert chains([]) == []

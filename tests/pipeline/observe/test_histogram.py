@@ -1,4 +1,4 @@
-"""Durations in fixed memory: the promised error, merging, differences, and what one costs."""
+"""Tests of histograms of durations: the error bound, merging, differences, and the cost per duration."""
 
 from itertools import chain
 from math import ceil
@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from threadloom.pipeline import Graph
-from threadloom.pipeline.observe.histogram import SIZE, Distribution, Histogram, _lower
+from threadloom.pipeline.observe.histogram import SIZE, Distribution, Histogram, lower_bound
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -17,16 +17,16 @@ nanoseconds = st.integers(0, 2**40) | st.integers(0, 2**63 - 1) | st.integers(0,
 
 
 def histogram(durations: list[int]) -> Histogram:
-    made = Histogram()
+    histogram = Histogram()
     for each in durations:
-        made.add(each)
-    return made
+        histogram.add(each)
+    return histogram
 
 
 @given(nanoseconds)
-def test_a_duration_falls_into_the_bucket_that_holds_it(duration: int) -> None:
+def test_a_duration_is_within_the_bounds_of_its_bucket(duration: int) -> None:
     (place,) = [place for place, count in enumerate(histogram([duration]).counts) if count]
-    assert _lower(place) <= duration < _lower(place + 1)
+    assert lower_bound(place) <= duration < lower_bound(place + 1)
 
 
 @given(st.lists(nanoseconds, min_size=1, max_size=200), st.floats(0, 1))
@@ -44,7 +44,7 @@ def test_the_named_quantiles() -> None:
     assert found.p50 == found.quantile(0.5)
 
 
-def test_nothing_recorded_reads_as_zero() -> None:
+def test_an_empty_distribution_is_zero() -> None:
     assert Distribution.of([]) == Distribution.of([Histogram()]) == Distribution()
     assert (Distribution().p99, Distribution().quantile(0.5)) == (0.0, 0.0)
 
@@ -56,14 +56,14 @@ def test_a_share_is_checked(share: float) -> None:
 
 
 @given(st.lists(st.lists(nanoseconds, max_size=20), max_size=4))
-def test_merging_is_recording_together(parts: list[list[int]]) -> None:
+def test_merging_equals_recording_together(parts: list[list[int]]) -> None:
     merged = Distribution.of([histogram(part) for part in parts])
     assert merged == Distribution.of([histogram(list(chain(*parts)))])
     assert merged == Distribution.of([Distribution.of([histogram(part)]) for part in parts])
 
 
 @given(st.lists(nanoseconds, max_size=30), st.lists(nanoseconds, max_size=30))
-def test_what_came_since_is_the_difference(before: list[int], after: list[int]) -> None:
+def test_since_is_the_difference(before: list[int], after: list[int]) -> None:
     earlier, later = (Distribution.of([histogram(each)]) for each in (before, before + after))
     assert later.since(earlier) == Distribution.of([histogram(after)])
     assert earlier.since(earlier) == Distribution()
@@ -79,7 +79,7 @@ def test_recording_costs_well_under_a_microsecond() -> None:
 
 
 def test_a_run_counts_tasks_and_waits_of_every_stage() -> None:
-    """The clock moves on by a microsecond each time that it is read, in whatever thread."""
+    """The clock advances by 1 µs at each reading, in any thread."""
     ticks = iter(range(0, 10**9, 1000))
     graph = Graph("timed")
     twice = graph.stage("twice", lambda item: item * 2, after=graph.source("count", range(20)))
@@ -91,7 +91,7 @@ def test_a_run_counts_tasks_and_waits_of_every_stage() -> None:
     assert {name: stage.tasks.count for name, stage in statistics.items()} == {
         "count": 20,
         "twice": 20,
-        "spread": 40,  # each element is one, made in `next`
+        "spread": 40,  # one per element, computed in `next`
         "out": 40,
     }
     assert {name: stage.waits.count for name, stage in statistics.items()} == {

@@ -1,4 +1,4 @@
-"""The picture of a trace: that it is drawn, what it chooses to show, and that it leaves no global state."""
+"""Tests of draw_timeline and of the selection of its content."""
 
 import sys
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from threadloom.pipeline import TraceEvent, draw_timeline
-from threadloom.pipeline.observe.timeline import _colours, _last_batches, _richest_moment, _rows
+from threadloom.pipeline.observe.timeline import Timeline, batch_colours, last_batches, most_concurrent, timeline_rows
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -15,6 +15,10 @@ MS = 1_000_000
 
 def event(stage: str, start: int, end: int, worker: int = 0, **label: int | str) -> TraceEvent:
     return TraceEvent(stage, worker, start * MS, end * MS, label, 0)
+
+
+def timeline(events: list[TraceEvent], end: int) -> Timeline:
+    return Timeline(events, timeline_rows(events, None), 0, end * MS, "batch", batch_colours(events, "batch"))
 
 
 # Forward on batch N, backward on N - 1, optimizer on N - 2, ten milliseconds each.
@@ -39,32 +43,32 @@ def test_events_without_a_batch_are_drawn_too(tmp_path: Path) -> None:
     draw_timeline([event("work", 0, 0), event("work", 1, 5, name="x")], tmp_path / "timeline.png")
 
 
-def test_no_events_is_an_error_that_says_why(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="was the run given a trace"):
+def test_no_events_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="pass a trace to the run"):
         draw_timeline(OVERLAP, tmp_path / "timeline.png", stages=["unknown"])
 
 
-def test_the_window_begins_with_the_last_batches() -> None:
-    assert _last_batches(OVERLAP, "batch", 2) == (40 * MS, 80 * MS)
-    assert _last_batches(OVERLAP, "batch", 99) == (0, 80 * MS)
+def test_the_window_begins_with_thelast_batches() -> None:
+    assert last_batches(OVERLAP, "batch", 2) == (40 * MS, 80 * MS)
+    assert last_batches(OVERLAP, "batch", 99) == (0, 80 * MS)
 
 
-def test_rows_follow_the_first_run_or_the_wish() -> None:
+def test_rows_are_in_the_order_of_first_events_or_of_stages() -> None:
     events = [event("b", 0, 1, worker=1), event("a", 1, 2), event("b", 2, 3)]
-    assert list(_rows(events, None)) == [("b", 0), ("b", 1), ("a", 0)]
-    assert list(_rows(events, ["a", "b"])) == [("a", 0), ("b", 0), ("b", 1)]
+    assert list(timeline_rows(events, None)) == [("b", 0), ("b", 1), ("a", 0)]
+    assert list(timeline_rows(events, ["a", "b"])) == [("a", 0), ("b", 0), ("b", 1)]
 
 
 def test_neighbouring_batches_differ_in_colour() -> None:
-    colours = _colours(OVERLAP, "batch")
+    colours = batch_colours(OVERLAP, "batch")
     assert len(set(colours.values())) == 6
-    assert _colours([event("a", 0, 1, batch="x"), event("a", 0, 1, batch=2)], "batch").keys() == {"x", 2}
+    assert batch_colours([event("a", 0, 1, batch="x"), event("a", 0, 1, batch=2)], "batch").keys() == {"x", 2}
 
 
-def test_the_moment_with_the_most_batches_is_found() -> None:
-    found = _richest_moment(OVERLAP, (0, 80 * MS), "batch")
+def test_the_time_with_the_most_concurrent_batches() -> None:
+    found = most_concurrent(timeline(OVERLAP, 80))
     assert found is not None
-    moment, running = found
-    assert moment == 25 * MS
+    time, running = found
+    assert time == 25 * MS
     assert {each.stage: each.label["batch"] for each in running} == {"forward": 2, "backward": 1, "optimizer": 0}
-    assert _richest_moment(OVERLAP[:1], (0, 10 * MS), "batch") is None
+    assert most_concurrent(timeline(OVERLAP[:1], 10)) is None

@@ -1,4 +1,4 @@
-"""Traces: what is kept, what it costs, and whether Perfetto can open it."""
+"""Tests of traces: the events kept, the cost of recording, and the Chrome trace files."""
 
 import json
 import threading
@@ -33,7 +33,7 @@ def test_the_most_recent_events_are_kept() -> None:
     assert len(trace) == 3
 
 
-def test_the_first_events_can_be_kept_besides() -> None:
+def test_the_first_events_can_be_kept_in_addition() -> None:
     trace = Trace(capacity=2, first=2)
     for number in range(10):
         trace.record(event(number))
@@ -48,7 +48,7 @@ def test_sizes_are_checked(settings: dict[str, int]) -> None:
         Trace(**settings)
 
 
-def test_threads_record_at_once_without_losing_events() -> None:
+def test_threads_record_concurrently_without_losing_events() -> None:
     trace = Trace()
     together = threading.Barrier(4, timeout=30)
 
@@ -87,8 +87,10 @@ def test_every_call_is_an_event_of_its_worker_with_the_label_of_its_item() -> No
     assert [each.label for each in events["draw"]][:8] == [{"batch": item // 2, "item": item} for item in range(8)]
     assert sorted(each.label["item"] for each in events["work"]) == list(range(8))
     assert {each.worker for each in events["work"]} <= {0, 1}
-    assert len(events["spread"]) == 8  # one for each element that the generator made
-    assert {tuple(each.label) for each in events["spread"]} == {("batch",)}  # on which both items of a group agree
+    assert len(events["spread"]) == 8  # one per element of the generator
+    assert {tuple(each.label) for each in events["spread"]} == {
+        ("batch",)
+    }  # the entries equal in both items of a group
     for each in chain(*events.values()):
         assert each.start_ns <= each.end_ns
 
@@ -102,7 +104,7 @@ def test_a_materialised_expansion_is_one_event() -> None:
 
 
 def test_the_label_is_taken_before_the_call() -> None:
-    """Afterwards a slot may have been given back, and belong to the next item."""
+    """After the call, a slot may have been released and belong to the next item."""
 
     class Slot:
         batch = 1
@@ -124,17 +126,17 @@ def written(trace: Trace, folder: Path) -> list[dict[str, Any]]:
 
 
 def check_chrome(entries: list[dict[str, Any]]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """Read the entries as Perfetto does, in the order of the file, and return the arrows as pairs of bars.
+    """Read the entries in the order of the file, as Perfetto does, and return the arrows as pairs of bars.
 
-    A flow is bound to the bar that was begun last on its row, so this fails if Perfetto would bind it elsewhere.
+    A flow is bound to the last bar started on its row, so this fails if Perfetto would bind it elsewhere.
     """
     timed = [entry for entry in entries if entry["ph"] != "M"]
     assert entries[: len(entries) - len(timed)] == [entry for entry in entries if entry["ph"] == "M"]
     assert [entry["ts"] for entry in timed] == sorted(entry["ts"] for entry in timed)
     assert all(entry["ts"] >= 0 and entry["pid"] == 1 for entry in timed)
     rows = {entry["tid"] for entry in entries if entry["name"] == "thread_name"}
-    bars: dict[int, dict[str, Any]] = {}  # row → the bar begun last
-    flows: dict[int, dict[str, Any]] = {}  # id → where it was last
+    bars: dict[int, dict[str, Any]] = {}  # row → the last bar started
+    flows: dict[int, dict[str, Any]] = {}  # id → its last bar
     finished: set[int] = set()
     arrows = []
     for entry in timed:
@@ -162,7 +164,7 @@ def check_chrome(entries: list[dict[str, Any]]) -> list[tuple[dict[str, Any], di
     return arrows
 
 
-def test_chrome_json_is_what_perfetto_reads(tmp_path: Path) -> None:
+def test_chrome_json_is_valid_for_perfetto(tmp_path: Path) -> None:
     entries = written(traced(), tmp_path)
     assert [each.name for each in tmp_path.iterdir()] == ["trace.json"]
     assert {entry["ph"] for entry in entries} == {"M", "X", "C", "s", "t", "f"}
@@ -192,7 +194,7 @@ def test_arrows_lead_along_the_items(tmp_path: Path) -> None:
         assert sender["args"]["batch"] == taker["args"]["batch"]
         if taker["cat"] == "work":
             assert sender["args"]["item"] == taker["args"]["item"]
-    # Each item once into work; the two elements of a group both come from both of its items.
+    # One arrow per item into work; both elements of a group have arrows from both of its items.
     assert [taker["cat"] for _, taker in arrows].count("work") == 8
     assert [taker["cat"] for _, taker in arrows].count("spread") == 16
 
@@ -212,10 +214,10 @@ def test_an_item_keeps_its_number_without_a_label(tmp_path: Path) -> None:
     assert sorted(int(number) for each in paired for number in each.split(", ")) == list(range(5))
 
 
-def test_forks_and_joins_have_an_arrow_for_each_way(tmp_path: Path) -> None:
+def test_forks_and_joins_have_an_arrow_per_path(tmp_path: Path) -> None:
     graph = Graph("diamond")
     source = graph.source("draw", [object() for _ in range(6)])
-    left = graph.stage("left", lambda item: item, after=source)  # the very same object goes on
+    left = graph.stage("left", lambda item: item, after=source)  # sends the same object
     right = graph.stage("right", lambda item: [item], after=source, workers=2)
     graph.stage("both", lambda item: SKIP, after=[left, right])
     trace = Trace()
@@ -246,9 +248,11 @@ def test_a_materialised_expansion_sends_its_elements_from_one_bar(tmp_path: Path
     ]
 
 
-def test_a_trace_that_lost_events_still_holds_together(tmp_path: Path) -> None:
+def test_a_trace_with_dropped_events_is_valid(tmp_path: Path) -> None:
     graph = Graph("long")
-    work = graph.stage("work", lambda item: item % 3, after=graph.source("draw", range(300)))  # few objects, used again
+    work = graph.stage(
+        "work", lambda item: item % 3, after=graph.source("draw", range(300))
+    )  # few objects, sent repeatedly
     graph.stage("end", lambda item: SKIP, after=work)
     trace = Trace(capacity=50, first=20)
     graph.run(trace=trace)
@@ -256,8 +260,8 @@ def test_a_trace_that_lost_events_still_holds_together(tmp_path: Path) -> None:
     assert len(arrows) > 20
 
 
-def test_tracing_an_item_costs_less_than_a_microsecond_more(tmp_path: Path) -> None:
-    """What a worker does for a trace: two ids, the tuple, and the append."""
+def test_tracing_costs_less_than_a_microsecond_per_item(tmp_path: Path) -> None:
+    """The work per event: two ids, a tuple, and an append."""
     trace, label, item = Trace(), {"batch": 1}, object()
     record = trace.record
     best = min(repeat(lambda: record(("work", 0, 1, 2, label, 1, id(item), id(label))), number=10_000, repeat=5))
