@@ -1,6 +1,6 @@
-"""What people declare: graphs of stages, their settings, and the checks on both.
+"""Graphs of stages: the user's declarations, their settings, and their validation.
 
-May import: core, policy, observe, run, processes.
+May import: core, policy, observe, run.
 """
 
 from threadloom.pipeline.graph.graph import Graph

@@ -1,4 +1,4 @@
-"""Stages and the edges between them, declared and checked before anything starts.
+"""Graphs of stages, declared and validated before any thread starts.
 
     graph = Graph("words")
     lines = graph.source("read", open("book.txt"))
@@ -6,15 +6,15 @@
     for word in graph.sink("report", after=words):
         print(word)
 
-A node can only come after nodes that exist, so a graph has no cycle and every node is reachable from a source. Types
-flow along the edges: a function that does not take what the node before it makes fails in mypy.
+A node can only follow existing nodes, so a graph has no cycle and every node is reachable from a source. Types flow
+along the edges: mypy rejects a function whose argument does not match the results of its predecessor.
 
-Every stage has one channel in front of it, whatever comes after whatever: several nodes in `after` are merged into it,
-and a node that several stages come after sends each of them every item for which their `when` holds. `route` sends an
-item one of several ways, and `join` puts one item of each of several inputs together.
+Every stage has exactly one input channel, whatever the topology: several nodes in `after` are merged into it, and a
+node with several successors sends each of them every item for which their `when` is true. `route` sends each item to
+one of several branches, and `join` combines one item of each of several inputs.
 
-Several sinks of one run have to be iterated at the same time, by a thread each: while one is drained to its end, the
-others fill up, hold up the stages in front of them, and the run stands still. The watchdog names the sink then.
+The sinks of one run must be iterated concurrently, each in its own thread: while one is iterated to its end, the others
+fill up and block the stages upstream, and the run stalls. The watchdog then reports the sink.
 """
 
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -40,24 +40,24 @@ FIFO = Fifo()
 
 
 class Graph:
-    """A graph of named stages. It holds declarations alone, so it can be started any number of times."""
+    """A graph of named stages. It contains declarations only, and can be started any number of times."""
 
     def __init__(self, name: str) -> None:
         self.name = name
-        """The name that its threads begin with."""
+        """Prefix of the names of its threads."""
         self._stages: dict[str, Stage] = {}
         self._routes: dict[str, Route] = {}
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """What was declared, in that order."""
+        """All nodes in the order of declaration."""
         return tuple(self._stages.values())
 
     def source(self, name: str, items: Iterable[Out] | Callable[[], Iterable[Out]]) -> Node[Out]:
-        """Add a source, whose one worker iterates `items`.
+        """Add a source, whose single worker iterates `items`.
 
-        A function is called anew in each run, in the worker's thread; if it is a generator, it is closed there when the
-        run ends early. An iterable is iterated as it is, and an iterator therefore only once.
+        A function is called in each run, in the worker's thread; if it is a generator function, the generator is closed
+        there when the run ends early. An iterable is iterated in each run, so an iterator yields items only once.
         """
         made_here = callable(items) and not isinstance(items, Iterable)
         fn = items if made_here else lambda: items
@@ -131,19 +131,19 @@ class Graph:
         expand: bool = False,
         **options: Unpack[StageOptions],
     ) -> Node[Any]:
-        """Add a stage: workers that call `fn` on what comes `after` other nodes, and send on what it returns.
+        """Add a stage: workers that call `fn` with each item of the nodes in `after`, and send its results.
 
-        `fn` is a function, or `per_worker(...)` for one with set-up and tear-down. `admission` says in what order items
-        leave the channel in front of it. With `gather`, `fn` takes a list of items instead. With `expand`, `fn` returns
-        an iterable, and each element of it is sent on as it is made. A result of SKIP is not sent on. `acquire` is
-        called with the item just before `fn` and may wait for a resource. `when` selects: an item for which it is false
-        does not come here. A stage that nothing comes after is run for its effect. `StageOptions` has the rest.
+        `fn` is a function, or `per_worker(...)` for a function with set-up and tear-down. `admission` determines the
+        order in which items are taken from the input channel. With `gather`, `fn` takes a list of items. With `expand`,
+        `fn` returns an iterable, whose elements are sent as they are produced. A result of SKIP is not sent. `acquire`
+        is called with the item just before `fn`, and may wait for a resource. Items for which `when` is false are not
+        sent to this stage. A stage without successors is run for its side effects. `StageOptions` documents the other
+        keyword arguments. Raises GraphError if the stage is invalid.
         """
         if gather is not None and admission != FIFO:
             raise GraphError(
-                f"stage {name!r} has both gather and admission={admission!r}, and its channel can follow only one: "
-                f"leave out admission, sort inside the groups with Gather(sort=...), or put the groups in order with "
-                f"an InOrder on the next stage"
+                f"stage {name!r} has both gather and admission={admission!r}, expected one of them: omit admission, "
+                f"sort within groups by Gather(sort=...), or order the groups by an InOrder of the next stage"
             )
         stage = Stage(
             name,
@@ -207,12 +207,13 @@ class Graph:
     ) -> Node[Any]:
         """Add a stage whose `fn` takes a tuple with one item of each of several inputs.
 
-        Items belong together when the `keys` of their inputs agree, or else by position: the first of each input, then
-        the second. What has no partner at the end of the input fails the run, or is dropped with `drop_unmatched`.
+        Items are combined if their keys are equal (`keys` has one function per input), or without `keys` by position:
+        the first items of all inputs, then the second. An item without partners at the end of the input fails the run,
+        or is dropped with `drop_unmatched`.
 
-        `capacity` is how many items of one input may wait for their partners. If one way from a fork to the join loses
-        items or delivers them further out of order than that, the other way fills up and the run stands still: the
-        watchdog says so. Raise the capacity, or send an item in place of each one that is lost.
+        `capacity` is the number of items of one input that may wait for their partners. If one path from a fork to the
+        join drops items, or reorders them by more than that, the other path fills up and the run deadlocks, which the
+        watchdog reports. Increase the capacity, or send a placeholder for each dropped item.
         """
         names = self._names(name, after)
         admission = Join(names, None if keys is None else tuple(keys), drop_unmatched)
@@ -224,35 +225,35 @@ class Graph:
     def route(
         self, name: str, key: Callable[[In], Key], *, after: Node[In] | Sequence[Node[In]], to: Sequence[Key]
     ) -> Mapping[Key, Node[In]]:
-        """Send each item one of several ways: return the branches, by key, for stages to come `after`.
+        """Add a route, which sends each item to one of several branches; return key → branch, for `after`.
 
-        `key(item)` is called once for each item, by the worker that sends it, and must return one of `to`; another key
-        fails the run. A route has no thread and no channel of its own. Every branch must lead to one stage or sink.
+        `key(item)` is called once per item, by the worker that sends it, and must return an element of `to`; any other
+        key fails the run. A route has no threads and no channel. Each branch must have exactly one successor.
         """
         route = Route(name, key, tuple(to))
         nodes = self._nodes(name, after)
         check_route(route, _vias(nodes))
         if name in self._routes:
-            raise GraphError(f"route {name!r} is already in graph {self.name!r}: give each a name of its own")
+            raise GraphError(f"graph {self.name!r} already has a route {name!r}: use a different name")
         if len(nodes) != 1:
             raise GraphError(
-                f"route {name!r} comes after {len(nodes)} nodes ({', '.join(each.name for each in nodes)}): merge them "
-                f"with a stage in front of it, or give each a route of its own"
+                f"route {name!r} has {len(nodes)} predecessors ({', '.join(each.name for each in nodes)}), expected "
+                f"one: merge them in a stage before the route, or add a route for each"
             )
         self._routes[name] = route
         return {each: Node(nodes[0].name, self, Branch(route, each)) for each in to}
 
     def dead_letters(self, stage: Node[Any]) -> Node[DeadLetter]:
-        """Return what a stage skips because its function raised, for a stage or a sink to come `after`.
+        """Return the output of the items that a stage skips because its function raised, for the `after` of a node.
 
-        A dead letter has the item, the error and the stage. Someone has to take them, like the results of a stage.
+        The items of that output are `DeadLetter`s, and must be consumed like the results of a stage.
         """
         (node,) = self._nodes(f"the dead letters of {getattr(stage, 'name', stage)}", stage)
         declared = self._stages[node.name]
         if not declared.on_error.skips:
             raise GraphError(
-                f"{declared.kind.value} {node.name!r} has on_error={declared.on_error!r}, which skips nothing, so it "
-                f"has no dead letters: give it on_error=SkipFailed(...), or Retry(..., then=SkipFailed(...))"
+                f"{declared.kind.value} {node.name!r} has no dead letters, because on_error={declared.on_error!r} "
+                f"skips no items: use on_error=SkipFailed(...), or Retry(..., then=SkipFailed(...))"
             )
         return Node(node.name, self, Port.LETTERS)
 
@@ -265,7 +266,7 @@ class Graph:
         admission: Policy[Out] = FIFO,
         when: Callable[[Out], bool] | None = None,
     ) -> Sink[Out]:
-        """Add a sink: a channel that the caller's thread iterates."""
+        """Add a sink: a channel whose items the caller's thread iterates."""
         names = self._names(name, after)
         self._add(
             Stage(name, NodeKind.SINK, names, capacity=capacity, admission=admission, when=when, via=_vias(after))
@@ -273,58 +274,61 @@ class Graph:
         return Sink(name, self)
 
     def start(self, **options: Unpack[RunOptions]) -> Run:
-        """Check the graph and return a run of it; `with` starts its threads, and ends them whatever happens.
+        """Validate the graph and return a run; its `with` block starts the threads, and ends them in all cases.
 
-        `RunOptions` has the keyword arguments.
+        `RunOptions` documents the keyword arguments. Raises GraphError if the graph is invalid.
         """
         self.check()
         return Run(self.name, self.stages, **options)
 
     def run(self, **options: Unpack[RunOptions]) -> RunStatistics:
-        """Run a graph without sinks to its end, and return its statistics; the keyword arguments are those of start."""
+        """Run a graph without sinks to its end and return its statistics.
+
+        The keyword arguments are those of `start`.
+        """
         sinks = [stage.name for stage in self.stages if stage.kind is NodeKind.SINK]
         if sinks:
             raise GraphError(
-                f"graph {self.name!r} has sinks {sinks}, and run() would leave what comes there: iterate the graph, "
-                f"or let a stage take the items instead"
+                f"run() does not iterate the sinks {sinks} of graph {self.name!r}: iterate the graph, or use a stage "
+                f"instead of the sink"
             )
         with self.start(**options) as run:
             run.wait()
             return run.statistics()
 
     def __iter__(self) -> Iterator[Any]:
-        """Run the graph and iterate its one sink; `for item in sink` does the same and knows the type of the items.
+        """Run the graph and iterate its only sink; `for item in sink` does the same with typed items.
 
-        The run lives as long as the iterator. A `for` statement is the only holder of its iterator, and CPython drops
-        it as the loop is left - by its end, `break`, `return` or any exception, a KeyboardInterrupt in the loop's body
-        too - before the exception reaches anyone: a traceback keeps the variables of a frame, and a loop's iterator is
-        none. So the threads are joined before the statement after the loop, as with `start`. What `start` does more:
-        it takes options, gives statistics and control, and raises a failure that came after `break`. An iterator that
-        you keep in a variable of your own keeps the threads: close() it, or use `start`.
+        The run ends with the iterator. A `for` statement holds the only reference to its iterator, and CPython drops it
+        when the loop ends, by exhaustion, `break`, `return` or an exception (including a KeyboardInterrupt in the
+        body), and before the exception propagates: a traceback keeps the local variables of a frame, but not the
+        iterator of a loop. Therefore the threads have been joined before the next statement, as with `start`.
+        In addition, `start` takes options, provides statistics and control, and raises a failure that occurs after
+        `break`. If you keep the iterator in a variable, the threads keep running: call its close(), or use `start`.
         """
         sinks = [stage.name for stage in self.stages if stage.kind is NodeKind.SINK]
         if len(sinks) != 1:
-            remedy = f"iterate run.items(sink) for each of {sinks}" if sinks else "use run()"
-            raise GraphError(f"graph {self.name!r} has {len(sinks)} sinks, and only one can be iterated so: {remedy}")
+            remedy = f"use start(), and iterate run.items(sink) for each of {sinks}" if sinks else "use run()"
+            raise GraphError(f"cannot iterate graph {self.name!r} with {len(sinks)} sinks, expected 1: {remedy}")
         return self.deliver(Sink(sinks[0], self))
 
     def deliver(self, sink: Sink[Out]) -> Generator[Out, None, None]:
-        """Run the graph and yield what comes out of its only sink: what iterating a graph or a sink does."""
+        """Run the graph and yield the items of its only sink; the iterator of a graph and of a sink."""
         others = [stage.name for stage in self.stages if stage.kind is NodeKind.SINK and stage.name != sink.name]
         if others:
             raise GraphError(
-                f"graph {self.name!r} has other sinks than {sink.name!r}: {others}. Nobody would take what comes "
-                f"there: use start() and iterate all, each in a thread of its own"
+                f"cannot iterate only sink {sink.name!r} of graph {self.name!r}, which has the sinks {others} too: use "
+                f"start(), and iterate all sinks, each in its own thread"
             )
         with self.start() as run:
             yield from run.items(sink)
 
     def check(self) -> None:
-        """Raise GraphError if the graph as a whole cannot run. What concerns one stage was checked as it was added."""
+        """Raise GraphError if the graph as a whole is invalid. Single stages are checked when they are added."""
         check_graph(self.name, self.stages, self._routes.values())
 
     def resize(self, name: str, *, workers: int | None = None, capacity: int | None = None) -> None:
-        """Change the workers or the capacity of a declared stage, for runs that start from now on."""
+        """Change the workers or the capacity of a stage, for runs that are started later."""
         if name not in self._stages:
             raise GraphError(f"graph {self.name!r} has no stage {name!r}; it has {list(self._stages)}")
         stage = self._stages[name]
@@ -338,11 +342,11 @@ class Graph:
 
     def _add(self, stage: Stage) -> None:
         if not stage.name:
-            raise GraphError(f"a {stage.kind.value} of graph {self.name!r} has an empty name: give it one")
+            raise GraphError(f"a {stage.kind.value} of graph {self.name!r} has an empty name")
         if stage.name in self._stages:
             raise GraphError(
-                f"stage {stage.name!r} is already in graph {self.name!r}, as a {self._stages[stage.name].kind.value}: "
-                f"give each a name of its own"
+                f"graph {self.name!r} already has a {self._stages[stage.name].kind.value} {stage.name!r}: use a "
+                f"different name"
             )
         check_stage(stage)
         self._stages[stage.name] = stage
@@ -350,13 +354,16 @@ class Graph:
     def _nodes(self, name: str, after: Node[Any] | Sequence[Node[Any]]) -> tuple[Node[Any], ...]:
         nodes = (after,) if isinstance(after, Node) else tuple(after)
         if not nodes:
-            raise GraphError(f"stage {name!r} comes after nothing, so nothing would reach it: name at least one node")
+            raise GraphError(f"stage {name!r} has no predecessors: pass at least one node in `after`")
         for node in nodes:
             if not isinstance(node, Node):
-                raise GraphError(f"stage {name!r} comes after {node!r}: give what source() or stage() returned")
+                raise GraphError(
+                    f"invalid predecessor {node!r} of stage {name!r}: expected a node returned by source() or stage()"
+                )
             if node.graph is not self:
                 raise GraphError(
-                    f"stage {name!r} comes after {node.name!r}, which belongs to another graph: add it here"
+                    f"predecessor {node.name!r} of stage {name!r} belongs to another graph: add it to graph "
+                    f"{self.name!r}"
                 )
         return nodes
 
@@ -364,11 +371,11 @@ class Graph:
         nodes = self._nodes(name, after)
         names = tuple(node.name for node in nodes)
         if len({(node.name, node.via) for node in nodes}) != len(nodes):
-            raise GraphError(f"stage {name!r} comes after the same node twice ({', '.join(names)}): name each once")
+            raise GraphError(f"stage {name!r} has a duplicate predecessor ({', '.join(names)})")
         return names
 
 
 def _vias(after: Node[Any] | Sequence[Node[Any]]) -> tuple[Via, ...]:
-    """Return what comes from each node; empty if that is the results of all of them."""
+    """Return the output that each node of `after` stands for; empty if all are results."""
     vias = (after.via,) if isinstance(after, Node) else tuple(node.via for node in after)
     return () if set(vias) == {Port.RESULTS} else vias

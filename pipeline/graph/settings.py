@@ -1,4 +1,4 @@
-"""The settings that stages have whatever the type of their items, and those of a run: keyword arguments."""
+"""Keyword arguments of stages that do not depend on the type of items, and of runs."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, TypedDict
@@ -13,34 +13,35 @@ class StageOptions(TypedDict, total=False):
     """Keyword arguments of every `stage` and `join`."""
 
     workers: int
-    """Threads that call the function. 1 unless given."""
+    """Number of threads that call the function. 1 by default."""
     capacity: int
-    """Bound of the channel in front of the stage: items, groups or tuples. 2 unless given."""
+    """Capacity of the input channel: items, groups or tuples. 2 by default."""
     ordered: bool
-    """Whether results leave in the order in which the items came out of the channel in front, rather than as they are
-    completed. Items that are skipped leave no hole. At most workers + capacity items are between the two; the elements
-    of an expanded item are collected before they are sent."""
+    """If True, results are sent in the order in which their items were taken from the input channel, instead of in the
+    order of completion. Skipped items leave no gap. At most workers + capacity items are taken but not sent; the
+    elements of an expanded item are collected before they are sent."""
     on_error: OnError
-    """What is done about an item whose function raises: FailFast() unless given; SkipFailed(...), Retry(...)."""
+    """Failure policy for items whose function raises: FailFast() by default, or SkipFailed(...), Retry(...)."""
     limit: float
-    """Seconds that one item may take, retries and their pauses included; of an expansion without retries, one element.
+    """Time limit per item in seconds, including retries and their pauses; per element for an expansion without retries.
 
-    A thread cannot be taken from what it calls. So an item that takes longer fails the run, whatever `on_error` says,
-    with the stack of its thread; and that thread ends when the function returns, or is reported after the `grace`."""
+    A thread cannot be interrupted in a call. An item that exceeds the limit fails the run, regardless of `on_error`,
+    with the stack of its thread; that thread ends when the function returns, or is reported after the `grace`
+    period."""
 
 
 class RunOptions(TypedDict, total=False):
     """Keyword arguments of `start` and `run`."""
 
     resources: Sequence[Abortable]
-    """What is aborted with the channels, so that no worker waits for it in vain."""
+    """Objects to abort together with the channels, so that no worker waits for them forever."""
     trace: Trace | None
-    """Where every call of a stage function is recorded."""
+    """Recorder of all calls of stage functions."""
     label: Callable[[Any], Label] | None
-    """Says which item something is, in errors and traces; it must know every type of item in the graph."""
+    """Returns the label of an item for errors and traces; must accept all types of items in the graph."""
     grace: float
-    """Seconds that threads may take to end before they are reported. 10 unless given."""
+    """Seconds within which threads must end after a stop before `ShutdownTimeout` is raised. 10 by default."""
     watchdog: Watchdog | None
-    """What finds a run that stands still. Watchdog() unless given: a warning in the log after a minute."""
+    """Detects stalled runs. Watchdog() by default, which logs a warning after a minute without progress."""
     clock: Callable[[], int]
-    """Counts nanoseconds."""
+    """Returns nanoseconds; monotonic. time.perf_counter_ns by default."""

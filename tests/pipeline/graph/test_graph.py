@@ -1,4 +1,4 @@
-"""What a graph refuses before anything starts, and what it declares."""
+"""Tests of the declarations of a graph and their validation."""
 
 import threading
 from collections.abc import Callable
@@ -23,8 +23,8 @@ def test_three_stages_in_a_dozen_lines() -> None:
     numbers = graph.source("numbers", range(10))
     halves = graph.stage("halve", halve, after=numbers)
     pairs = graph.stage("pair", sum, after=halves, gather=Gather(count=2, partial=True))
-    words = graph.stage("say", str, after=pairs)
-    graph.sink("out", after=words)
+    texts = graph.stage("text", str, after=pairs)
+    graph.sink("out", after=texts)
     with graph.start() as run:
         assert list(run) == ["1", "5", "4"]
 
@@ -32,24 +32,27 @@ def test_three_stages_in_a_dozen_lines() -> None:
 Build = Callable[[Graph], Any]
 PLACE = InOrder[int](order=lambda item: (0, item))
 
-REFUSED: dict[str, tuple[Build, str]] = {
+INVALID: dict[str, tuple[Build, str]] = {
     "name used twice": (
         lambda g: g.stage("a", identity, after=g.source("a", [1])),
-        "'a' is already in graph 'g', as a so",
+        "graph 'g' already has a source 'a': use a different name",
     ),
-    "empty name": (lambda g: g.source("", [1]), "empty name: give it one"),
+    "empty name": (lambda g: g.source("", [1]), "a source of graph 'g' has an empty name"),
     "no workers": (
         lambda g: g.stage("b", identity, after=g.source("a", [1]), workers=0),
         "'b' needs at least 1 worker",
     ),
-    "no room": (lambda g: g.sink("b", after=g.source("a", [1]), capacity=0), "'b' needs a capacity of at least 1"),
-    "after nothing": (lambda g: g.stage("b", identity, after=[]), "'b' comes after nothing"),
+    "no capacity": (lambda g: g.sink("b", after=g.source("a", [1]), capacity=0), "'b' needs a capacity of at least 1"),
+    "after nothing": (lambda g: g.stage("b", identity, after=[]), "'b' has no predecessors: pass at least one node"),
     "after no node": (
         lambda g: g.stage("b", identity, after=["a"]),  # type: ignore[list-item]
-        "'b' comes after 'a': give what source",
+        "invalid predecessor 'a' of stage 'b': expected a node",
     ),
-    "other graph": (lambda g: g.sink("b", after=Graph("h").source("a", [1])), "'b' comes after 'a', which belongs to"),
-    "twice the same": (lambda g: g.sink("b", after=[g.source("a", [1])] * 2), "'b' comes after the same node twice"),
+    "other graph": (
+        lambda g: g.sink("b", after=Graph("h").source("a", [1])),
+        "predecessor 'a' of stage 'b' belongs to another graph",
+    ),
+    "duplicate predecessor": (lambda g: g.sink("b", after=[g.source("a", [1])] * 2), "'b' has a duplicate predecessor"),
     "no function": (
         lambda g: g.stage("b", 3, after=g.source("a", [1])),  # type: ignore[call-overload]
         "'b' needs a function, got 3",
@@ -58,32 +61,32 @@ REFUSED: dict[str, tuple[Build, str]] = {
         lambda g: g.stage(  # type: ignore[call-overload]
             "b", sum, after=g.source("a", [1]), gather=Gather(count=2), admission=PLACE
         ),
-        "'b' has both gather and admission=.* leave out admission",
+        "'b' has both gather and admission=.*: omit admission",
     ),
     "gather as admission": (
         lambda g: g.stage("b", identity, after=g.source("a", [1]), admission=Gather(count=2)),
-        "'b' has admission=Gather.*: give a stage gather=Gather",
+        "'b' has admission=Gather.*: use gather=Gather",
     ),
     "no source": (lambda g: g.check(), "has no source"),
-    "source without end": (lambda g: (g.source("a", [1]), g.start()), "nothing comes after source 'a'"),
+    "source without successor": (lambda g: (g.source("a", [1]), g.start()), "source 'a' has no successor"),
     "resize unknown": (lambda g: g.resize("z", workers=2), r"has no stage 'z'; it has \[\]"),
     "resize source": (
         lambda g: g.resize(g.source("a", [1]).name, workers=2),
-        "source 'a' has one worker",
+        "source 'a' has exactly one worker",
     ),
 }
 
 
-@pytest.mark.parametrize("case", REFUSED)
-def test_what_cannot_run_is_refused_by_name_with_the_remedy(case: str) -> None:
-    build, message = REFUSED[case]
+@pytest.mark.parametrize("case", INVALID)
+def test_invalid_graphs_are_rejected(case: str) -> None:
+    build, message = INVALID[case]
     before = threading.active_count()
     with pytest.raises(GraphError, match=message):
         build(Graph("g"))
     assert threading.active_count() == before
 
 
-def test_a_refused_stage_leaves_no_trace() -> None:
+def test_a_rejected_stage_is_not_added() -> None:
     graph = Graph("g")
     numbers = graph.source("numbers", [1])
     with pytest.raises(GraphError):
@@ -102,7 +105,7 @@ def test_resize_changes_the_next_run() -> None:
     assert statistics.channel.capacity == 5
 
 
-def test_a_graph_runs_as_often_as_one_likes() -> None:
+def test_a_graph_can_be_run_repeatedly() -> None:
     graph = Graph("g")
     numbers = graph.source("numbers", lambda: iter(range(3)))
     ordered = graph.stage("b", identity, after=numbers, admission=PLACE)
@@ -112,7 +115,7 @@ def test_a_graph_runs_as_often_as_one_likes() -> None:
             assert list(run.items(out)) == [0, 1, 2]
 
 
-def test_a_run_is_used_once_and_inside_with() -> None:
+def test_a_run_is_used_once_and_in_a_with_block() -> None:
     graph = Graph("g")
     graph.sink("out", after=graph.source("numbers", [1]))
     run = graph.start()
@@ -120,11 +123,11 @@ def test_a_run_is_used_once_and_inside_with() -> None:
         next(iter(run))
     with run:
         assert list(run) == [1]
-    with pytest.raises(PipelineError, match="has been used"), run:
+    with pytest.raises(PipelineError, match="has already been used"), run:
         pass
 
 
-def test_which_sink_and_whether_to_wait_is_said() -> None:
+def test_wrong_use_of_sinks_is_rejected() -> None:
     graph = Graph("g")
     numbers = graph.source("numbers", [1])
     graph.sink("one", after=numbers)

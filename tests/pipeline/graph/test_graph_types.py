@@ -1,4 +1,4 @@
-"""Types flow along the edges: mypy refuses a function that does not take what the node before it makes."""
+"""Tests of the types along edges: mypy rejects a function whose argument does not match its predecessor."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ pytestmark = pytest.mark.timeout(120)
 
 ROOT = Path(__file__).parents[3]
 
-FITS = """
+VALID = """
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -61,7 +61,7 @@ for item in out:
 reveal_type(words)
 """
 
-MISFITS = {
+INVALID = {
     "plain": 'graph.stage("x", length, after=lengths)',
     "after gather": 'graph.stage("x", length, after=totals)',
     "gather of others": 'graph.stage("x", total, after=texts, gather=Gather(count=2))',
@@ -85,17 +85,17 @@ MISFITS = {
 }
 
 
-def test_what_fits_passes_and_what_does_not_fails(tmp_path: Path) -> None:
+def test_mypy_accepts_valid_and_rejects_invalid_stages(tmp_path: Path) -> None:
     api = pytest.importorskip("mypy.api")
     program = tmp_path / "program.py"
-    program.write_text(FITS + "\n" + "\n".join(MISFITS.values()) + "\n", encoding="utf-8")
+    program.write_text(VALID + "\n" + "\n".join(INVALID.values()) + "\n", encoding="utf-8")
     report, errors, _ = api.run([str(program), "--config-file", str(ROOT / "pyproject.toml"), "--no-pretty"])
     assert errors == ""
     lines = [line.partition("program.py:")[2] for line in report.splitlines() if "program.py:" in line]
     assert any('note: Revealed type is "builtins.bytes"' in line or '"bytes"' in line for line in lines), report
     assert any("Node[" in line and "str]" in line for line in lines), report
     wrong = {int(line.partition(":")[0]) for line in lines if ": error:" in line}
-    first = len(FITS.splitlines()) + 1 + 1
-    missed = [name for place, name in enumerate(MISFITS) if first + place not in wrong]
+    first = len(VALID.splitlines()) + 1 + 1
+    missed = [name for place, name in enumerate(INVALID) if first + place not in wrong]
     assert not missed, report
     assert min(wrong) >= first, report

@@ -127,9 +127,9 @@ def test_full_inputs_without_matching_keys_are_a_deadlock() -> None:
 def test_invalid_joins_are_rejected() -> None:
     graph = Graph("g")
     numbers, others = graph.source("numbers", [1]), graph.source("others", [1])
-    with pytest.raises(GraphError, match=r"join 'j' comes after 1 input: a join needs at least 2"):
+    with pytest.raises(GraphError, match=r"join 'j' needs at least 2 inputs, got 1"):
         graph.join("j", identity, after=[numbers])
-    with pytest.raises(GraphError, match=r"join 'j' has 2 inputs and 1 key functions: give one for each"):
+    with pytest.raises(GraphError, match=r"join 'j' has 2 inputs but 1 key functions: pass one per input"):
         graph.join("j", identity, after=[numbers, others], keys=[identity])
-    with pytest.raises(GraphError, match="'j' comes after the same node twice"):
+    with pytest.raises(GraphError, match="'j' has a duplicate predecessor"):
         graph.join("j", identity, after=[numbers, numbers])

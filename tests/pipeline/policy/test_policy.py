@@ -118,7 +118,7 @@ def test_one_skip_too_many_fails_the_run_and_reports_the_count() -> None:
     with pytest.raises(StageFailure, match="failed on 5: Boom: 5") as caught:
         list(graph_of(SkipFailed(most=2), workers=1))
     assert caught.value.__cause__ is not None
-    assert "2 of 6 items of this stage had been skipped: SkipFailed(most=2" in caught.value.__cause__.__notes__[0]
+    assert "2 of 6 items of this stage were skipped before: SkipFailed(most=2" in caught.value.__cause__.__notes__[0]
 
 
 def test_the_share_is_checked_at_the_end_too() -> None:
@@ -205,7 +205,9 @@ def test_results_and_dead_letters_can_be_merged() -> None:
 def test_a_stage_that_skips_nothing_has_no_dead_letters(policy: OnError) -> None:
     graph = Graph("g")
     work = graph.stage("work", odd_fail, after=graph.source("draw", [1]), on_error=policy)
-    with pytest.raises(GraphError, match=r"stage 'work' has on_error=.* skips nothing.*SkipFailed"):
+    with pytest.raises(
+        GraphError, match=r"stage 'work' has no dead letters, because on_error=.* skips no items: use .*SkipFailed"
+    ):
         graph.dead_letters(work)
 
 

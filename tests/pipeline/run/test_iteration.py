@@ -103,18 +103,22 @@ def test_a_kept_iterator_is_closed_by_hand() -> None:
     assert threads() == []
 
 
-def test_which_graphs_can_be_iterated_and_which_run() -> None:
+def test_iteration_needs_one_sink_and_run_none() -> None:
     graph = Graph("g")
     numbers = graph.source("numbers", [1])
     graph.stage("leaf", int, after=numbers)
-    with pytest.raises(GraphError, match=r"has 0 sinks, .*: use run\(\)"):
+    with pytest.raises(GraphError, match=r"with 0 sinks, expected 1: use run\(\)"):
         iter(graph)
     graph.run()
     one = graph.sink("one", after=numbers)
-    with pytest.raises(GraphError, match=r"has sinks \['one'\], and run\(\) would leave"):
+    with pytest.raises(GraphError, match=r"run\(\) does not iterate the sinks \['one'\] of graph 'g'"):
         graph.run()
     graph.sink("two", after=numbers)
-    with pytest.raises(GraphError, match=r"has 2 sinks.* run.items\(sink\) for each of \['one', 'two'\]"):
+    with pytest.raises(
+        GraphError, match=r"with 2 sinks, expected 1: .* run.items\(sink\) for each of \['one', 'two'\]"
+    ):
         iter(graph)
-    with pytest.raises(GraphError, match=r"other sinks than 'one': \['two'\]"):
+    with pytest.raises(
+        GraphError, match=r"cannot iterate only sink 'one' of graph 'g', which has the sinks \['two'\] too"
+    ):
         next(iter(one))

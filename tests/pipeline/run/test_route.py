@@ -64,27 +64,27 @@ def test_a_key_without_a_branch_fails_the_run() -> None:
     assert isinstance(caught.value.__cause__, RouteError)
 
 
-def test_what_cannot_be_routed_is_refused() -> None:
+def test_invalid_routes_are_rejected() -> None:
     graph = Graph("g")
     numbers = graph.source("numbers", [1])
-    with pytest.raises(GraphError, match="route 'r' leads nowhere: list the keys"):
+    with pytest.raises(GraphError, match="route 'r' has no branches: list their keys"):
         graph.route("r", size, after=numbers, to=[])
-    with pytest.raises(GraphError, match=r"route 'r' has a key twice"):
+    with pytest.raises(GraphError, match=r"route 'r' has a duplicate key"):
         graph.route("r", size, after=numbers, to=[Size.SMALL, Size.SMALL])
     with pytest.raises(GraphError, match="route 'r' needs a key function, got 3"):
         graph.route("r", 3, after=numbers, to=[1])  # type: ignore[arg-type]
     ways = graph.route("r", size, after=numbers, to=list(Size))
-    with pytest.raises(GraphError, match="route 'r' is already in graph 'g'"):
+    with pytest.raises(GraphError, match="graph 'g' already has a route 'r'"):
         graph.route("r", size, after=numbers, to=list(Size))
-    with pytest.raises(GraphError, match=r"route 's' comes after branch .* of route 'r': let one key function"):
+    with pytest.raises(GraphError, match=r"route 's' cannot follow branch .* of route 'r': use one key function"):
         graph.route("s", size, after=ways[Size.SMALL], to=list(Size))
     with pytest.raises(GraphError, match="'b' has both `when` and a branch"):
         graph.stage("b", identity, after=ways[Size.SMALL], when=bool)
     graph.stage("b", identity, after=ways[Size.SMALL])
-    with pytest.raises(GraphError, match=r"nothing comes after branch .*LARGE.* of route 'r': give a stage"):
+    with pytest.raises(GraphError, match=r"branch .*LARGE.* of route 'r' has no successor: add a stage"):
         graph.check()
     graph.stage("c", identity, after=[ways[Size.LARGE]])
     graph.check()
     graph.stage("d", identity, after=ways[Size.LARGE])
-    with pytest.raises(GraphError, match="leads to both 'c' and 'd', and an item takes one way"):
+    with pytest.raises(GraphError, match="has two successors, 'c' and 'd', expected one"):
         graph.check()
