@@ -70,13 +70,13 @@ class ResolvedConfig(Config, frozen=True, kw_only=True):
     micro_batch: int
     lanes: int
     shared_lanes: bool
-    gemm: Gemm
+    gemm_backend: Gemm
     schedule: ResolvedSchedule
     loss_scale: ResolvedLossScale
     threads: ResolvedThreads
     channel_capacity: int
     slots: int
-    spare_banks: int
+    extra_banks: int
     evaluation: ResolvedEvaluation
     checkpoint: ResolvedCheckpoint
 

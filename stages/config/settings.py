@@ -58,7 +58,7 @@ class Precision(enum.Enum):
     """The fastest that is exact enough, by what was measured on this machine; never fp16."""
 
 
-class Matmul(enum.Enum):
+class MatmulPrecision(enum.Enum):
     """How exact a float32 product must be: `HIGH` allows bf16x3 where that is faster, as in PyTorch."""
 
     HIGHEST = "highest"
@@ -184,7 +184,7 @@ class ThreadsConfig(_Section, frozen=True, kw_only=True):
     update: int | None = None
     """Threads that apply AdamW."""
     blas: int | None = None
-    """Threads of one BLAS product; more than 1 only with gemm=blas. The only one of these that can change a bit."""
+    """Threads of one BLAS call; more than 1 only with gemm_backend=blas. The only count of these that changes bits."""
 
 
 class EvaluationConfig(_Section, frozen=True, kw_only=True):
@@ -247,9 +247,9 @@ class Config(_Section, frozen=True, kw_only=True):
     """τ: batch k reads the weights after max(k−τ, 0) updates. 0: ordinary synchronous training."""
     precision: Precision = Precision.FLOAT32
     """What activations, products and the gradients between layers are made in."""
-    matmul: Matmul = Matmul.HIGHEST
+    float32_matmul_precision: MatmulPrecision = MatmulPrecision.HIGHEST
     """How exact a float32 product must be."""
-    gemm: Gemm | None = None
+    gemm_backend: Gemm | None = None
     """What multiplies float32 matrices. None: the faster one on this processor."""
     steps: int
     """Updates of the run."""
@@ -267,7 +267,7 @@ class Config(_Section, frozen=True, kw_only=True):
     """Items that a channel between two stages holds. None: 2."""
     slots: int | None = None
     """Micro-batches in flight; each has its memory. None: enough for the threads."""
-    spare_banks: int | None = None
+    extra_banks: int | None = None
     """Banks of weights beyond the τ+1 that the delay needs, so that an evaluation or a checkpoint holds up no update.
     None: 1 for small models, else 0."""
     evaluation: EvaluationConfig = EvaluationConfig()

@@ -29,7 +29,7 @@ def memory_plan(config: ResolvedConfig, *, evaluates: bool = True, saves: bool =
     sizes = _low_sizes(geometry, sequences, config.precision) if short else _float32_sizes(geometry, sequences)
     slot = sizes.slot + 2 * sequences * geometry.context * FLOAT  # token ids and targets
     return {
-        "weight banks": (weights + sizes.forms) * (config.delay + 1 + config.spare_banks),
+        "weight banks": (weights + sizes.forms) * (config.delay + 1 + config.extra_banks),
         "optimizer moments": 2 * weights,
         "gradient lanes": weights * config.lanes,
         "gradient": weights if config.delay else 0,

@@ -35,6 +35,9 @@ _S = typing.TypeVar("_S", bound=msgspec.Struct)
 CONFIG_NAMES = ("nanogpt-cpu", "shakespeare", "small", "optimized", "large", "gpt2")
 """The configurations that ship with the package, by name."""
 
+_RENAMED = {"gemm": "gemm_backend", "matmul": "float32_matmul_precision", "spare_banks": "extra_banks"}
+"""Earlier names of settings, which files and `--set` may still use."""
+
 
 def to_json(config: Config) -> str:
     """Return the configuration as indented JSON, every setting in it; `from_json` gives it back."""
@@ -63,6 +66,10 @@ def _decode(text: str | bytes, source: str, kind: type[_S]) -> _S:
             expected="JSON",
             got=str(error),
         ) from error
+    if isinstance(raw, dict):
+        raw = {
+            _RENAMED.get(name, name) if _RENAMED.get(name) not in raw else name: value for name, value in raw.items()
+        }
     _check_keys(raw, kind, "", source)
     return msgspec.convert(raw, kind)
 
@@ -95,6 +102,7 @@ def apply_overrides(config: Config, overrides: Iterable[str]) -> Config:
     for override in overrides:
         key, equals, text = override.partition("=")
         key = key.strip()
+        key = _RENAMED.get(key, key)
         if not equals:
             raise ConfigError(override, expected="key=value", got=repr(override))
         config = _replaced(config, key.split("."), _parsed(key, text.strip()))
@@ -216,7 +224,7 @@ _ALWAYS = (
     "data.alphabet",
     "data.train_fraction",
     "precision",
-    "gemm",
+    "gemm_backend",
     "batch_size",
     "gradient_accumulation_steps",
     "micro_batch",

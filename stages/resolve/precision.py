@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import msgspec
 from loguru import logger
 
-from threadloom.stages.config import Config, ConfigError, Matmul, Precision
+from threadloom.stages.config import Config, ConfigError, MatmulPrecision, Precision
 
 if TYPE_CHECKING:  # Numba is loaded only where something is measured, not for --help
     from threadloom.kernels.simd import LowPrecisionInfo
@@ -51,19 +51,23 @@ class Choice:
 
 def is_open(config: Config) -> bool:
     """Return whether the precision of a configuration depends on how fast things are here."""
-    inexact = config.precision is Precision.FLOAT32 and config.matmul is Matmul.HIGH
+    inexact = config.precision is Precision.FLOAT32 and config.float32_matmul_precision is MatmulPrecision.HIGH
     return config.precision is Precision.AUTO or inexact
 
 
 def choose(
-    asked: Precision, matmul: Matmul, speeds: "Speeds | None", info: "LowPrecisionInfo", allow_slow: bool = False
+    asked: Precision,
+    matmul: MatmulPrecision,
+    speeds: "Speeds | None",
+    info: "LowPrecisionInfo",
+    allow_slow: bool = False,
 ) -> Choice:
     """Return what to compute in.
 
     `speeds` None: they are not known, so that nothing is chosen for its speed, and nothing warned of. `allow_slow`:
     what would be refused (ConfigError) is warned of.
     """
-    if asked is Precision.AUTO or (asked is Precision.FLOAT32 and matmul is Matmul.HIGH):
+    if asked is Precision.AUTO or (asked is Precision.FLOAT32 and matmul is MatmulPrecision.HIGH):
         return _fastest(asked, matmul, speeds, info)
     if asked is Precision.FLOAT32:
         return Choice(asked, "as asked")
@@ -93,13 +97,13 @@ def choose(
     )
 
 
-def _fastest(asked: Precision, matmul: Matmul, speeds: "Speeds | None", info: "LowPrecisionInfo") -> Choice:
+def _fastest(asked: Precision, matmul: MatmulPrecision, speeds: "Speeds | None", info: "LowPrecisionInfo") -> Choice:
     if speeds is None:
         return Choice(Precision.FLOAT32, "no speeds were measured here")
     tried = []
     if asked is Precision.AUTO:
         tried.append((Precision.BF16, AUTO_GAIN))
-    if matmul is Matmul.HIGH:
+    if matmul is MatmulPrecision.HIGH:
         tried.append((Precision.BF16X3, HIGH_GAIN))
     said = []
     for precision, gain in tried:
@@ -185,10 +189,10 @@ def choose_here(config: Config, allow_slow: bool = False) -> Choice:
             return Choice(Precision.FLOAT32, "as asked")
         return Choice(Precision.FLOAT32, f"as asked; precision=auto may be faster: {info.reason}")
     if not speed_matters():
-        return choose(config.precision, config.matmul, None, info)
+        return choose(config.precision, config.float32_matmul_precision, None, info)
     from threadloom.stages.speeds import speeds_here
 
-    return choose(config.precision, config.matmul, speeds_here(), info, allow_slow or slow_allowed())
+    return choose(config.precision, config.float32_matmul_precision, speeds_here(), info, allow_slow or slow_allowed())
 
 
 def choose_and_warn(config: Config) -> Choice:
@@ -204,5 +208,5 @@ def with_precision(config: Config, precision: Precision) -> Config:
 
     Where float32 is the answer, `matmul` has been answered with it; a bf16x3 keeps the permission that it came from.
     """
-    matmul = Matmul.HIGHEST if precision is Precision.FLOAT32 else config.matmul
-    return msgspec.structs.replace(config, precision=precision, matmul=matmul)
+    matmul = MatmulPrecision.HIGHEST if precision is Precision.FLOAT32 else config.float32_matmul_precision
+    return msgspec.structs.replace(config, precision=precision, float32_matmul_precision=matmul)

@@ -89,7 +89,7 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "loss_scale.interval": (1, 1_000_000_000),
     "channel_capacity": (1, 65_536),
     "slots": (1, 65_536),
-    "spare_banks": (0, 64),
+    "extra_banks": (0, 64),
     "evaluation.interval": (0, 1_000_000_000),
     "checkpoint.interval": (0, 1_000_000_000),
     "checkpoint.keep": (0, 1_000_000_000),
@@ -149,13 +149,13 @@ def validate(config: Config) -> None:
             hint=f"set lanes to at most {items}, or a smaller micro_batch",
         )
     blas = config.threads.blas
-    if config.gemm is Gemm.NUMBA and blas is not None and blas > 1:
+    if config.gemm_backend is Gemm.NUMBA and blas is not None and blas > 1:
         raise ConfigError(
             "threads.blas",
-            expected="1 where gemm is numba",
+            expected="1 with gemm_backend=numba",
             got=f"{blas}",
             cause="only BLAS shares one matrix product among threads of its own",
-            hint="set gemm=blas, or leave threads.blas at 1",
+            hint="set gemm_backend=blas, or leave threads.blas at 1",
         )
     if schedule.min_lr > config.optimizer.lr:
         raise ConfigError(
@@ -204,12 +204,12 @@ def resolve(config: Config, cores: int, vocabulary: int | None = None) -> Resolv
         micro_batch=size,
         lanes=lanes,
         shared_lanes=shared,
-        gemm=config.gemm or _default_gemm(threads.blas),
+        gemm_backend=config.gemm_backend or _default_gemm(threads.blas),
         threads=threads,
         channel_capacity=config.channel_capacity or CHANNEL_CAPACITY,
         # Micro-batches of batches that have to wait for their version need no slot yet.
         slots=config.slots or min(threads.forward + threads.backward, items * (config.delay + 1)),
-        spare_banks=spare if config.spare_banks is None else config.spare_banks,
+        extra_banks=spare if config.extra_banks is None else config.extra_banks,
         schedule=_with_decay(config),
         loss_scale=_with_kind(config),
         checkpoint=_with_copies(config, parameter_count(geometry)),

@@ -26,7 +26,7 @@ Value = int | Gemm
 TUNED_KEYS: Mapping[str, str] = {
     "micro_batch": "micro_batch",
     "lanes": "lanes",
-    "gemm": "gemm",
+    "gemm": "gemm_backend",
     "blas": "threads.blas",
     "forward": "threads.forward",
     "backward": "threads.backward",
@@ -100,7 +100,7 @@ def with_defaults(config: Config, tuned: TunedSettings) -> Config:
         config,
         micro_batch=config.micro_batch or tuned.micro_batch,
         lanes=config.lanes or tuned.lanes,
-        gemm=config.gemm or tuned.gemm,
+        gemm_backend=config.gemm_backend or tuned.gemm,
         slots=config.slots or tuned.slots,
         channel_capacity=config.channel_capacity or tuned.channel_capacity,
         threads=ThreadsConfig(embed=threads.embed, **counts),

@@ -140,7 +140,9 @@ def _as_begun(config: Config, run: RunDirectory) -> Config:
         config = msgspec.structs.replace(config, shared_lanes=bool(saved.shared_lanes))
     if not is_open(config) or (config.precision is Precision.FLOAT32 and saved.precision not in FLOAT32_PRECISIONS):
         return config
-    return msgspec.structs.replace(config, precision=saved.precision, matmul=saved.matmul)  # speeds may be others today
+    return msgspec.structs.replace(
+        config, precision=saved.precision, float32_matmul_precision=saved.float32_matmul_precision
+    )  # speeds may be others today
 
 
 def _same_trajectory(

@@ -135,7 +135,7 @@ class Training:
     def _make_banks(self, start: Checkpoint | None) -> Banks[Bank]:
         """Allocate the banks and fill those that the run starts from."""
         config, geometry = self.config, self.config.model.geometry()
-        banks = [Bank(geometry, self.compute.allocate_packed()) for _ in range(config.delay + 1 + config.spare_banks)]
+        banks = [Bank(geometry, self.compute.allocate_packed()) for _ in range(config.delay + 1 + config.extra_banks)]
         versions = start.versions if start else (0,)
         published = {version: index for index, version in enumerate(versions)}
         for version, index in published.items():

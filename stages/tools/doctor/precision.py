@@ -1,7 +1,7 @@
 """The ways in which this machine can multiply, at each precision: there or not and why, how fast, and which are taken.
 
 `product_paths` is a pure function of what the processor and the libraries have; `measured_paths` adds the figures, on
-one core and on all; `choices_of` says what `precision=auto` and `matmul=high` stand for with them.
+one core and on all; `choices_of` says what `precision=auto` and `float32_matmul_precision=high` stand for with them.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from rich.text import Text
 from threadloom.kernels import BlasInfo, GemmBackend, gemm_backend
 from threadloom.kernels.simd import DotPath, LowPrecisionInfo, dot_path
 from threadloom.pipeline import blas_threads
-from threadloom.stages.config import Matmul, Precision
+from threadloom.stages.config import MatmulPrecision, Precision
 from threadloom.stages.machine import rate
 from threadloom.stages.resolve import LEAST, LEVEL, Choice, choose, slow_allowed
 from threadloom.stages.speeds import COLUMNS, INNER, OPERATIONS, PRODUCTS, ROWS, Speeds
@@ -114,8 +114,8 @@ def _measured(path: ProductPath, cores: int, seconds: float) -> ProductPath:
 def choices_of(speeds: Speeds | None, info: LowPrecisionInfo) -> dict[str, Choice]:
     """Return what is computed in where a person leaves it to the machine, by the settings that say so."""
     return {
-        "precision=auto": choose(Precision.AUTO, Matmul.HIGHEST, speeds, info),
-        "matmul=high": choose(Precision.FLOAT32, Matmul.HIGH, speeds, info),
+        "precision=auto": choose(Precision.AUTO, MatmulPrecision.HIGHEST, speeds, info),
+        "float32_matmul_precision=high": choose(Precision.FLOAT32, MatmulPrecision.HIGH, speeds, info),
     }
 
 

@@ -16,7 +16,7 @@ from threadloom.stages.training.training import Output, Training, Validation
 CHANGES: tuple[dict[str, int | str], ...] = (
     {},
     {"delay": 2},
-    {"lanes": 3, "spare_banks": 0},
+    {"lanes": 3, "extra_banks": 0},
     {"slots": 9, "delay": 1},
     {"threads.backward": 5},
     {"lanes": 1, "shared_lanes": "true", "threads.backward": 3},

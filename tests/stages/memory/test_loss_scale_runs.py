@@ -115,7 +115,7 @@ def test_pipeline_and_replay_skip_the_same_updates_and_give_the_same_bits(delay:
     used, skipped, expected = scales(alone, run_sequence(alone))
     assert (used, skipped) == SKIPS[delay]
     for number, threads in enumerate(THREADS):
-        sizes = (f"slots={number + 1}", f"channel_capacity={number + 1}", f"spare_banks={number}")
+        sizes = (f"slots={number + 1}", f"channel_capacity={number + 1}", f"extra_banks={number}")
         config = tiny(*common, *threads, *sizes, f"checkpoint.copies={'true' if number else 'false'}")
         training = poison(build(config, tmp_path / f"{number}", evaluate=True), overflowing(256))
         again, left_out, found = scales(training, run_threads(training))

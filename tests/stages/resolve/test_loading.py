@@ -12,7 +12,7 @@ from threadloom.stages.config import (
     Config,
     Gemm,
     LossScaling,
-    Matmul,
+    MatmulPrecision,
     Precision,
     ScheduleConfig,
     ScheduleKind,
@@ -78,7 +78,7 @@ def sample(kind: object) -> tuple[str, object]:
         (TokenizerKind, "bpe", TokenizerKind.BPE),
         (Gemm | None, "blas", Gemm.BLAS),
         (Precision, "auto", Precision.AUTO),
-        (Matmul, "high", Matmul.HIGH),
+        (MatmulPrecision, "high", MatmulPrecision.HIGH),
         (LossScaling | None, "static", LossScaling.STATIC),
         (bool | None, "true", True),
         (bool, "false", False),
@@ -204,7 +204,7 @@ def test_configurations_are_loaded_by_name_by_file_and_from_a_run_directory(tmp_
 @pytest.mark.parametrize(
     "override",
     [
-        "threads.forward=7", "threads.backward=7", "threads.update=7", "channel_capacity=9", "slots=3", "spare_banks=2",
+        "threads.forward=7", "threads.backward=7", "threads.update=7", "channel_capacity=9", "slots=3", "extra_banks=2",
         "name=other", "steps=11", "evaluation.interval=3", "checkpoint.keep=9", "trace.batches=1", "data.text=x",
         "schedule.every=7",
     ],

@@ -16,7 +16,7 @@ from threadloom.kernels.simd.features import LowPrecisionInfo
 from threadloom.stages import speeds
 from threadloom.stages.checkpoint.checkpoint import Checkpoint, latest_checkpoint
 from threadloom.stages.config import ConfigError, Gemm, LossScaling
-from threadloom.stages.config.settings import Config, Matmul, Precision
+from threadloom.stages.config.settings import Config, MatmulPrecision, Precision
 from threadloom.stages.resolve import precision
 from threadloom.stages.resolve.gemm_settings import numerics
 from threadloom.stages.resolve.loading import apply_overrides, load_config, resolved_from_json, to_json, trajectory
@@ -44,7 +44,7 @@ SPEEDS = {
     "AMX": (XEON, Speeds(float32=200, bf16=1200, bf16x3=350, fp16=180)),
 }
 AUTO, FLOAT32, BF16, BF16X3, FP16 = (Precision(name) for name in ("auto", "float32", "bf16", "bf16x3", "fp16"))
-HIGHEST, HIGH = Matmul.HIGHEST, Matmul.HIGH
+HIGHEST, HIGH = MatmulPrecision.HIGHEST, MatmulPrecision.HIGH
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,9 @@ HIGHEST, HIGH = Matmul.HIGHEST, Matmul.HIGH
         ("AMX", FLOAT32, HIGHEST, FLOAT32),
     ],
 )
-def test_the_fastest_within_the_accuracy(machine: str, asked: Precision, matmul: Matmul, chosen: Precision) -> None:
+def test_the_fastest_within_the_accuracy(
+    machine: str, asked: Precision, matmul: MatmulPrecision, chosen: Precision
+) -> None:
     info, figures = SPEEDS[machine]
     choice = choose(asked, matmul, figures, info)
     assert choice.precision is chosen
@@ -89,11 +91,11 @@ def test_the_fastest_within_the_accuracy(machine: str, asked: Precision, matmul:
         (None, HIGH, FLOAT32),
     ],
 )
-def test_where_auto_changes(figures: Speeds | None, matmul: Matmul, chosen: Precision) -> None:
+def test_where_auto_changes(figures: Speeds | None, matmul: MatmulPrecision, chosen: Precision) -> None:
     assert choose(AUTO, matmul, figures, ZEN).precision is chosen
 
 
-@pytest.mark.parametrize("matmul", Matmul)
+@pytest.mark.parametrize("matmul", MatmulPrecision)
 @pytest.mark.parametrize(
     ("machine", "asked", "faster"),
     [
@@ -109,7 +111,7 @@ def test_where_auto_changes(figures: Speeds | None, matmul: Matmul, chosen: Prec
     ],
 )
 def test_what_is_asked_for_runs_and_is_warned_of_where_it_is_slower(
-    machine: str, asked: Precision, faster: str | None, matmul: Matmul
+    machine: str, asked: Precision, faster: str | None, matmul: MatmulPrecision
 ) -> None:
     info, figures = SPEEDS[machine]
     choice = choose(asked, matmul, figures, info)
@@ -211,21 +213,21 @@ def tiny(*overrides: str) -> Config:
     ("machine", "overrides", "chosen", "matmul"),
     [
         ("AMX", ["precision=auto"], BF16, HIGHEST),
-        ("AMX", ["precision=auto", "matmul=high"], BF16, HIGH),
-        ("AMX", ["matmul=high"], BF16X3, HIGH),
-        ("AVX-512", ["matmul=high"], FLOAT32, HIGHEST),
-        ("AVX2", ["precision=auto", "matmul=high"], FLOAT32, HIGHEST),
-        ("AVX2", ["precision=bf16", "matmul=high"], BF16, HIGH),
+        ("AMX", ["precision=auto", "float32_matmul_precision=high"], BF16, HIGH),
+        ("AMX", ["float32_matmul_precision=high"], BF16X3, HIGH),
+        ("AVX-512", ["float32_matmul_precision=high"], FLOAT32, HIGHEST),
+        ("AVX2", ["precision=auto", "float32_matmul_precision=high"], FLOAT32, HIGHEST),
+        ("AVX2", ["precision=bf16", "float32_matmul_precision=high"], BF16, HIGH),
         ("SSE2 only", ["precision=bf16x3"], BF16X3, HIGHEST),
         ("SSE2 only", [], FLOAT32, HIGHEST),
     ],
 )
 def test_a_resolved_precision_stays_on_any_machine(
-    on_machine: Callable[[str], None], machine: str, overrides: list[str], chosen: Precision, matmul: Matmul
+    on_machine: Callable[[str], None], machine: str, overrides: list[str], chosen: Precision, matmul: MatmulPrecision
 ) -> None:
     on_machine(machine)
     resolved = resolve(tiny(*overrides), 2)
-    assert (resolved.precision, resolved.matmul) == (chosen, matmul)
+    assert (resolved.precision, resolved.float32_matmul_precision) == (chosen, matmul)
     assert not is_open(resolved)
     assert resolved.loss_scale.kind is LossScaling.NONE
     for other in SPEEDS:
@@ -285,9 +287,9 @@ def test_bf16x3_is_another_product_for_as_long_as_the_run() -> None:
         ("bf16", "blas", before),
         ("fp16", "numba", GemmBackend.NUMBA),
     ):
-        with numerics(resolve(tiny(f"precision={name}", f"gemm={gemm}"), 2)):
+        with numerics(resolve(tiny(f"precision={name}", f"gemm_backend={gemm}"), 2)):
             assert blas_info().backend is backend
-            assert resolve(tiny(), 2).gemm in (Gemm.NUMBA, Gemm.BLAS)
+            assert resolve(tiny(), 2).gemm_backend in (Gemm.NUMBA, Gemm.BLAS)
     assert blas_info().backend is before
 
 

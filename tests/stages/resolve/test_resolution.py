@@ -136,8 +136,8 @@ def test_whether_lanes_are_shared_decides_the_weights_and_earlier_runs_go_on() -
 def test_what_is_chosen_for_the_cores() -> None:
     resolved = resolve(load_config("small"), 3)
     assert resolved.threads == ResolvedThreads(embed=1, forward=3, backward=3, reduce=3, update=3, blas=1)
-    assert (resolved.slots, resolved.spare_banks) == (6, 1)
-    assert resolve(load_config("large"), 2).spare_banks == 0
+    assert (resolved.slots, resolved.extra_banks) == (6, 1)
+    assert resolve(load_config("large"), 2).extra_banks == 0
     few = resolve(tiny(batch_size=2, micro_batch=1), 5)
     assert (few.lanes, few.threads.backward, few.threads.forward, few.slots) == (2, 2, 5, 2)
 
@@ -150,7 +150,7 @@ def test_a_spare_bank_counts_its_forms(monkeypatch: pytest.MonkeyPatch, precisio
     count = parameter_count(resolve(config, 2).model.geometry())
     for room, spare in ((1.0, 1), (0.99, 0)):
         monkeypatch.setattr(resolution, "SPARED", copies * count * room)
-        assert resolve(config, 2).spare_banks == spare
+        assert resolve(config, 2).extra_banks == spare
 
 
 def test_an_open_vocabulary_is_the_tokenizers() -> None:

@@ -112,7 +112,7 @@ def test_a_record_with_impossible_values_is_refused_by_name() -> None:
 
 
 def test_explicit_settings_stay_when_tuned_ones_are_filled_in() -> None:
-    config = apply_overrides(load_config("nanogpt-cpu"), ["lanes=3", "threads.update=5", "gemm=blas"])
+    config = apply_overrides(load_config("nanogpt-cpu"), ["lanes=3", "threads.update=5", "gemm_backend=blas"])
     assert explicit_settings(config) == {"lanes": 3, "update": 5, "gemm": Gemm.BLAS}
     filled = with_defaults(config, TUNED)
     assert explicit_settings(filled) == {

@@ -70,7 +70,7 @@ def test_threads_do_not_change_a_bit(precision: str, delay: int, lanes: int) -> 
     expected = replayed(low(precision, *common))
     for (forward, backward), spare in (((1, 1), 0), ((2, 3), 1), ((3, 2), 0)):
         threads = (f"threads.forward={forward}", f"threads.backward={backward}", f"threads.embed={spare + 1}")
-        sizes = (f"channel_capacity={forward}", f"spare_banks={spare}", f"slots={backward + 1}")
+        sizes = (f"channel_capacity={forward}", f"extra_banks={spare}", f"slots={backward + 1}")
         training = build(low(precision, *common, *threads, *sizes), evaluate=True)
         assert_same(result(training, run_threads(training)), expected)
 
@@ -85,7 +85,7 @@ def test_shards_of_reduction_and_update_do_not_change_a_bit(
     common = (*SEVERAL_CHUNKS, f"delay={delay}", "lanes=3", "steps=4")
     expected = replayed(low(precision, *common))
     for threads, spare in ((1, 0), (2, 1), (3, 0)):
-        shared = (f"threads.reduce={threads}", f"threads.update={threads}", f"spare_banks={spare}")
+        shared = (f"threads.reduce={threads}", f"threads.update={threads}", f"extra_banks={spare}")
         training = build(low(precision, *common, *shared), evaluate=True)
         assert_same(result(training, run_threads(training)), expected)
 
@@ -106,7 +106,7 @@ def test_a_resumed_run_goes_on_along_the_same_trajectory(precision: str, delay: 
     whole = build(low(precision, *common), tmp_path, evaluate=True)
     expected = result(whole, run_threads(whole))
     for step in (1, 2, 5):
-        threads = (*(f"threads.{stage}={step % 3 + 1}" for stage in STAGES), f"spare_banks={step % 2}")
+        threads = (*(f"threads.{stage}={step % 3 + 1}" for stage in STAGES), f"extra_banks={step % 2}")
         start = Checkpoint.open(tmp_path / f"step-{step:06d}")
         training = build(low(precision, *common, *threads), evaluate=True, start=start)
         evaluations = tuple(e for e in expected.evaluations if e[0] > step)
@@ -138,7 +138,7 @@ def assert_forms_are_those_of_the_master(bank: Bank, precision: str) -> None:
 @pytest.mark.parametrize("spare", [0, 1])
 def test_whatever_is_read_has_the_forms_of_its_master(precision: str, delay: int, spare: int) -> None:
     """At every forward pass of every version, whichever bank holds it, also after updates that were skipped."""
-    scaled = ("loss_scale.kind=dynamic", f"spare_banks={spare}", f"delay={delay}")
+    scaled = ("loss_scale.kind=dynamic", f"extra_banks={spare}", f"delay={delay}")
     training = build(low(precision, *scaled, *SEVERAL_CHUNKS, "steps=7", "threads.update=2"))
     seen = set()
 
@@ -240,7 +240,7 @@ def test_evaluations_are_close_to_those_of_float32(precision: str) -> None:
     [
         (),
         ("delay=2",),
-        ("lanes=3", "spare_banks=0", "delay=1"),
+        ("lanes=3", "extra_banks=0", "delay=1"),
         ("slots=9", "model.channels=64", "model.heads=2", "model.context=130"),
         ("model.vocab_size=5003", "model.channels=33", "model.heads=1", "micro_batch=4", "lanes=1", "model.context=1"),
         SEVERAL_CHUNKS,

@@ -32,7 +32,7 @@ def losses(precision: str, folder: Path, delay: int, lr: str) -> tuple[float, li
     config = apply_overrides(
         base,
         (f'data.text=["{text}"]', f"optimizer.lr={lr}", "schedule.warmup=20", f"delay={delay}", "trace.batches=0",
-         "evaluation.batches=8", "evaluation.final_batches=8", f"precision={precision}", "gemm=numba"),
+         "evaluation.batches=8", "evaluation.final_batches=8", f"precision={precision}", "gemm_backend=numba"),
     )  # fmt: skip
     outcome = train(config, folder / precision, tuned=False)
     assert outcome.config.precision.value == precision

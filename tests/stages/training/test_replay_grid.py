@@ -51,7 +51,7 @@ def test_threads_do_not_change_a_bit(delay: int, lanes: int) -> None:
     for forward, backward in ((1, 1), (2, 3), (3, 2), (1, 3), (3, 1)):
         for capacity, spare in ((1, 0), (2, 1), (8, 1)):
             threads = (f"threads.forward={forward}", f"threads.backward={backward}", f"threads.embed={spare + 1}")
-            sizes = (f"channel_capacity={capacity}", f"spare_banks={spare}", f"slots={capacity + 2}")
+            sizes = (f"channel_capacity={capacity}", f"extra_banks={spare}", f"slots={capacity + 2}")
             training = build(tiny(*common, *threads, *sizes), evaluate=True)
             trace = Trace() if spare else None
             assert_same(result(training, run_threads(training, trace)), expected)
@@ -91,7 +91,7 @@ def test_the_least_memory_still_finishes(delay: int, lanes: int, tmp_path: Path)
     common = (f"delay={delay}", f"lanes={lanes}", "steps=4", "evaluation.interval=1")
     for threads, slots in ((1, 1), (3, 1), (3, 2)):
         config = tiny(
-            *common, f"slots={slots}", "channel_capacity=1", "spare_banks=0", "checkpoint.interval=1",
+            *common, f"slots={slots}", "channel_capacity=1", "extra_banks=0", "checkpoint.interval=1",
             f"checkpoint.copies={'true' if slots == 2 else 'false'}",
             *(f"threads.{stage}={threads}" for stage in ("forward", "backward", "reduce", "update", "embed")),
         )  # fmt: skip
@@ -121,7 +121,7 @@ def configurations() -> st.SearchStrategy[tuple[str, ...]]:
         setting("threads.embed", 1, 2),
         setting("channel_capacity", 1, 8),
         setting("slots", 1, 9),
-        setting("spare_banks", 0, 1),
+        setting("extra_banks", 0, 1),
         setting("evaluation.interval", 0, 2),
         setting("checkpoint.interval", 0, 3),
         st.sampled_from(["checkpoint.copies=true", "checkpoint.copies=false"]),

@@ -181,7 +181,7 @@ def test_what_reads_a_version_sees_it_whole_while_training_goes_on(
     Which bank is written when differs with the interval, so that a bank that were not protected would be met.
     """
     often = (f"evaluation.interval={interval}", f"checkpoint.interval={interval}", "checkpoint.keep=0")
-    config = tiny(f"delay={delay}", f"steps={2 * interval}", "spare_banks=1", "checkpoint.copies=true", *often)
+    config = tiny(f"delay={delay}", f"steps={2 * interval}", "extra_banks=1", "checkpoint.copies=true", *often)
     later = threading.Event()
     # One of the two only: the lease of the other would protect the version as well.
     saves = stage == "save"

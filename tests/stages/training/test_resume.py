@@ -40,7 +40,7 @@ def test_from_any_step_and_with_other_threads_the_bits_are_the_same(
 ) -> None:
     delay, folder, expected = whole
     other = (f"threads.{stage}={threads}" for stage in ("embed", "forward", "backward", "reduce", "update"))
-    config = tiny(*settings(delay), *other, f"slots={threads + 1}", f"channel_capacity={threads}", "spare_banks=0")
+    config = tiny(*settings(delay), *other, f"slots={threads + 1}", f"channel_capacity={threads}", "extra_banks=0")
     training = build(config, evaluate=True, start=Checkpoint.open(folder / f"step-{step:06d}"))
     found = result(training, run_threads(training))
     tail = Result(

@@ -35,7 +35,7 @@ class WrongEmbed:
 
 @pytest.mark.parametrize(("delay", "off"), [(1, 1), (2, 1), (2, 2), (3, 3), (1, -1), (2, -1)])
 def test_a_batch_computed_with_another_version_is_refused_and_makes_no_update(delay: int, off: int) -> None:
-    training = build(tiny(f"delay={delay}", f"steps={STEPS}", "spare_banks=2"))
+    training = build(tiny(f"delay={delay}", f"steps={STEPS}", "extra_banks=2"))
     setattr(training, "embed", WrongEmbed(training, off))  # noqa: B010 - a stage that is no Embed
     version = 4 - delay + off
     pinned: list[object] = []
@@ -59,7 +59,7 @@ def test_a_batch_computed_with_another_version_is_refused_and_makes_no_update(de
     assert statistics.newest == 4, "batches 0 to 3 made versions 1 to 4, and batch 4 none"
     assert statistics.staleness[delay - off] >= 1
 
-    expected = build(tiny(f"delay={delay}", "steps=4", "spare_banks=2", "schedule.decay_steps=6"))
+    expected = build(tiny(f"delay={delay}", "steps=4", "extra_banks=2", "schedule.decay_steps=6"))
     run_sequence(expected)
     for found, right in ((training.moments.m, expected.moments.m), (training.moments.v, expected.moments.v)):
         np.testing.assert_array_equal(found.flat, right.flat)

@@ -213,8 +213,8 @@ def test_figures_say_when_they_were_measured(monkeypatch: pytest.MonkeyPatch) ->
 def test_figures_of_this_moment_are_told_from_earlier_ones() -> None:
     report = dataclasses.replace(REPORT, speeds_from="measured earlier, kept in a file")
     assert report.choices[-1] == (
-        "The GFLOP/s behind precision=auto and matmul=high were measured earlier, kept in a file. Every run goes by "
-        "them; the table has those of this moment, beside whatever else runs now."
+        "The GFLOP/s behind precision=auto and float32_matmul_precision=high were measured earlier, kept in a file. "
+        "Every run goes by them; the table has those of this moment, beside whatever else runs now."
     )
     assert "earlier" not in "".join(cell for row in rows_of(report) for cell in row)
     assert "products of 256 × 384 × 1536" in text_of(report)
@@ -234,7 +234,7 @@ def test_the_table_of_a_machine_that_has_everything() -> None:
         ["precision", "product", "one core", "all 2"],
         ["float32", "Numba's kernel", "200 GFLOP/s", "400 GFLOP/s"],
         ["float32", "BLAS: openblas 0.3.30", "200 GFLOP/s", "400 GFLOP/s", "used by default"],
-        ["bf16x3", "three products: AMX tiles", "350 GFLOP/s", "700 GFLOP/s", "used by matmul=high"],
+        ["bf16x3", "three products: AMX tiles", "350 GFLOP/s", "700 GFLOP/s", "used by float32_matmul_precision=high"],
         ["bf16", "AMX tiles", "1,200 GFLOP/s", "2,400 GFLOP/s", "used by precision=auto"],
         ["bf16", "AVX-512 BF16", "1,200 GFLOP/s", "2,400 GFLOP/s"],
         ["bf16", "widened to float32 in registers", "1,200 GFLOP/s", "2,400 GFLOP/s"],
@@ -264,7 +264,7 @@ def test_the_table_of_a_machine_that_has_everything() -> None:
             info_of("amx-tile", "avx512f", "avx512bf16"),
             [
                 ["float32", "BLAS: openblas 0.3.30", "100 GFLOP/s", "200 GFLOP/s",
-                 "used by default, precision=auto, matmul=high"],
+                 "used by default, precision=auto, float32_matmul_precision=high"],
                 ["bf16", "AVX-512 BF16", "-", "-", "the processor has no AVX-512 BF16"],
                 ["bf16", "widened to float32 in registers", "95 GFLOP/s", "190 GFLOP/s", "used where asked for"],
                 ["fp16", "converted by F16C, float32 product", "90 GFLOP/s", "180 GFLOP/s", SLOWER],

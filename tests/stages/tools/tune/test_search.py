@@ -180,7 +180,7 @@ def test_every_alternative_can_be_run(name: str, shared: bool, cores: int) -> No
 def test_how_choices_are_worded() -> None:
     other = DEFAULT.changed(forward=1, gemm=Gemm.BLAS)
     assert other.slots == 5
-    assert format_settings(other.differences(DEFAULT)) == "gemm=blas threads.forward=1 slots=5"
-    assert format_settings(asked_for(other, DEFAULT)) == "gemm=blas threads.forward=1"
+    assert format_settings(other.differences(DEFAULT)) == "gemm_backend=blas threads.forward=1 slots=5"
+    assert format_settings(asked_for(other, DEFAULT)) == "gemm_backend=blas threads.forward=1"
     assert format_settings(asked_for(DEFAULT.changed(slots=9), DEFAULT)) == "slots=9"
     assert format_settings({}) == "the defaults"

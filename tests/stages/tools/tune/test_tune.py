@@ -107,7 +107,8 @@ def with_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("open_one", "settled"), [("precision=auto", "precision=bf16"), ("matmul=high", "precision=bf16x3")]
+    ("open_one", "settled"),
+    [("precision=auto", "precision=bf16"), ("float32_matmul_precision=high", "precision=bf16x3")],
 )
 @pytest.mark.usefixtures("with_tiles")
 def test_a_record_is_of_the_precision_that_was_computed_in(
