@@ -332,13 +332,18 @@ class Graph:
         if name not in self._stages:
             raise GraphError(f"graph {self.name!r} has no stage {name!r}; it has {list(self._stages)}")
         stage = self._stages[name]
-        changed = replace(
-            stage,
-            workers=stage.workers if workers is None else workers,
-            capacity=stage.capacity if capacity is None else capacity,
+        self.replace_stage(
+            replace(
+                stage,
+                workers=stage.workers if workers is None else workers,
+                capacity=stage.capacity if capacity is None else capacity,
+            )
         )
-        check_stage(changed)
-        self._stages[name] = changed
+
+    def replace_stage(self, stage: Stage) -> None:
+        """Replace the declaration of the stage with this name. Internal: for `threadloom.pipeline.testing`."""
+        check_stage(stage)
+        self._stages[stage.name] = stage
 
     def _add(self, stage: Stage) -> None:
         if not stage.name:

@@ -101,7 +101,7 @@ class ThreadLauncher:
             self._finished.set()
 
 
-def stack_of(thread: threading.Thread) -> str:
-    """Return the current stack of a thread, formatted like a traceback."""
+def stack_of(thread: threading.Thread, frames: int | None = None) -> str:
+    """Return the current stack of a thread, or its innermost `frames`, formatted like a traceback."""
     frame = sys._current_frames().get(thread.ident or 0)
-    return "".join(traceback.format_stack(frame)) if frame else "(its stack could not be read)\n"
+    return "".join(traceback.format_stack(frame, limit=frames)) if frame else "(its stack could not be read)\n"

@@ -1,4 +1,4 @@
-"""Faults on purpose: any pipeline under exceptions, delays, deaths of workers, cancellation and Ctrl-C, from a seed.
+"""Fault injection: runs any graph under exceptions, delays, worker deaths, cancellation and Ctrl-C, from a seed.
 
     from threadloom.pipeline.testing import hammer
 
@@ -8,21 +8,24 @@
     def test_my_pipeline_survives_anything() -> None:
         hammer(build, range(200))
 
-Each seed makes a plan of faults, runs the graph under it, and checks what the engine promises: each item delivered
-once or accounted for, order kept, depths bounded, the first error reported and no other, a prompt end, statistics that
-add up, and no thread, process, file descriptor, shared-memory segment or pool element left behind. A failure names its
-seed.
+Each seed determines a plan of faults. The graph is run under it, and the promises of the engine are checked: each item
+is delivered once or accounted for, order is kept, depths are bounded, the first error is reported and no other, the run
+ends promptly, statistics add up, and no thread, process, file descriptor, shared-memory segment or pool element is left
+behind. A failure names its seed.
 
-    faults, leaks     what goes wrong, and what a process holds: data
-    journal           what happened, written down by wrapped functions
-    invariants        what must hold, as functions of that
-    harness           runs and reports: `exercise` one plan, `hammer` many
-    random_graphs     graphs made from a seed, with a model of what comes out of them
+    faults, leaks             faults and plans of them; the resources that a process holds: data
+    journal                   a record of the events of a run, independent of the engine's counters
+    injection, instrument     injects the faults of a plan; wraps the functions of a graph so that they report
+    invariants                the conditions that must hold after a run, as functions of the record
+    harness                   `exercise` runs one plan, `hammer` many
+    random_graphs             graphs determined by a seed, with a model of their output
+
+May import: every room of the pipeline except draw.
 """
 
 from threadloom.pipeline.testing.faults import Fault, FaultKind, FaultPlan, InjectedFault
 from threadloom.pipeline.testing.harness import FaultReport, InvariantBroken, Subject, exercise, hammer
-from threadloom.pipeline.testing.journal import Fired
+from threadloom.pipeline.testing.injection import Fired
 from threadloom.pipeline.testing.leaks import ResourceSnapshot, left_behind
 from threadloom.pipeline.testing.random_graphs import random_subject
 

@@ -1,47 +1,50 @@
-"""Run a graph under a plan of faults, on the caller's thread, and check afterwards that everything held.
+"""Runs a graph under a plan of faults on the caller's thread, and checks the invariants afterwards.
 
-Guarantees: `exercise` returns within about `limit` seconds after the last thing that moved, hang or no hang; it leaves
-signal handlers and the switch interval as they were. What it cannot end it reports.
+Guarantees: `exercise` returns at most about `limit` seconds after the last event, even if the run hangs. It restores
+signal handlers and the thread switch interval. Threads that it cannot end are reported.
 """
 
 import signal
 import sys
 import threading
 import time
-import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any
 
 from threadloom.pipeline.core import Label
 from threadloom.pipeline.graph import Graph
-from threadloom.pipeline.observe import NodeKind, RunStatistics, Trace
-from threadloom.pipeline.run import Abortable, Run
+from threadloom.pipeline.observe import NodeKind, RunStatistics, Stage, Trace
+from threadloom.pipeline.run import Abortable, Run, stack_of
 from threadloom.pipeline.testing.faults import FaultKind, FaultPlan
+from threadloom.pipeline.testing.injection import FaultInjector, Fired
+from threadloom.pipeline.testing.instrument import instrument
 from threadloom.pipeline.testing.invariants import Observation, broken_invariants
-from threadloom.pipeline.testing.journal import Fired, Journal, wrap
+from threadloom.pipeline.testing.journal import Journal
 from threadloom.pipeline.testing.leaks import ResourceSnapshot, left_behind
 
 
 class InvariantBroken(AssertionError):
-    """A run did not hold what the engine promises; the message says what, and how to run it again."""
+    """A run violated an invariant of the engine; the message lists the violations and how to repeat the run."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A graph to try, with what it needs and what is known of its outcome."""
+    """A graph under test, with its resources and its expected outcome."""
 
     graph: Graph
-    """The graph; one whose sources are functions can be tried again."""
+    """The graph. It can be tried several times if its sources are functions."""
     resources: Sequence[Abortable] = ()
-    """What its workers wait on, as for `Graph.start`. Of a Pool everything must be back when a run ends well."""
+    """The resources that its workers wait on, as for `Graph.start`. After a run without a failure, every element of a
+    Pool must have been returned."""
     expected: Mapping[str, Iterable[Any]] | None = None
-    """Sink → the items that come out of it, in any order: all in a run that ends well, some in one that is stopped."""
+    """Sink → its items, in any order. A run without a failure delivers all of them, another some of them."""
     ordered: frozenset[str] = frozenset()
-    """Sinks whose items come in the very order of `expected`."""
+    """Sinks whose items arrive in the order of `expected`."""
     may_raise: tuple[type[BaseException], ...] = ()
-    """Errors that the graph may end with on its own account."""
+    """Errors with which the graph may end without a fault."""
     label: Callable[[Any], Label] | None = None
     """As for `Graph.start`."""
     trace: Trace | None = None
@@ -50,66 +53,66 @@ class Subject:
 
 @dataclass(frozen=True)
 class FaultReport:
-    """What one run under faults did."""
+    """The result of one run under faults."""
 
     plan: FaultPlan
-    """What was to go wrong."""
+    """The planned faults."""
     fired: tuple[Fired, ...]
-    """What did, in order. A fault at a call that never came did not."""
+    """The faults that occurred, in order. A fault at a call that was never made did not occur."""
     error: BaseException | None
-    """What the `with` block raised."""
+    """The exception raised by the `with` block."""
     delivered: Mapping[str, list[Any]]
-    """Sink → what came out of it."""
+    """Sink → the items that it delivered."""
     statistics: RunStatistics
-    """As of the end of the run."""
+    """The statistics after the end of the run."""
     seconds: float
-    """How long the run took, its end included."""
+    """Duration of the run, its shutdown included."""
     broken: tuple[str, ...]
-    """The invariants that did not hold, in words; empty if all is well."""
+    """Descriptions of the violated invariants; empty if all hold."""
 
     def check(self, again: str = "") -> "FaultReport":
-        """Raise InvariantBroken if something is broken, with `again` as the way to see it again; return the report."""
+        """Return this report; raise InvariantBroken if an invariant is violated. `again`: code that repeats the run."""
         if self.broken:
             listing = "\n".join(f"  - {each}" for each in self.broken)
             how = again or f"exercise(subject, {self.plan!r})"
             raise InvariantBroken(
-                f"{len(self.broken)} invariant(s) of graph {self.statistics.graph!r} did not hold:\n{listing}\n"
-                f"the run ended with {self.error!r}; faults that struck: {[each.fault for each in self.fired]}\n"
-                f"again: {how}"
+                f"{len(self.broken)} invariant(s) of graph {self.statistics.graph!r} violated:\n{listing}\n"
+                f"the run ended with {self.error!r}; faults that occurred: {[each.fault for each in self.fired]}\n"
+                f"repeat with: {how}"
             ) from self.error
         return self
 
 
 @dataclass
 class _ObservedRun:
-    """The state of one run while it is observed."""
+    """The state of one run under observation."""
 
-    subject: Subject
+    name: str
     journal: Journal
-    wrapped: Graph
+    faults: FaultInjector
     limit: float
     delivered: dict[str, list[Any]]
     ended: threading.Event = field(default_factory=threading.Event)
-    hang: str | None = None
-    odd: list[str] = field(default_factory=list)  # what the watcher saw
+    hang: str | None = None  # stacks of a run without events; set by the watcher thread only
+    problems: list[str] = field(default_factory=list)  # found by the watcher thread
 
     def consume(self, run: Run, name: str) -> bool:
-        """Take everything from a sink; return whether the caller is to leave before its end."""
-        journal = self.journal
+        """Take all items from a sink; return True if a fault makes the caller leave early."""
+        journal, faults = self.journal, self.faults
         for item in run.items(name):
             self.delivered[name].append(item)
-            number = journal.take_number(name)
+            number = journal.next_call(name)
             journal.begin(name, item)
-            struck = len(journal.fired)
-            journal.strike(name, number, after=False)
-            journal.strike(name, number, after=True)
+            before = len(faults.fired)
+            faults.inject(name, number, after=False)
+            faults.inject(name, number, after=True)
             journal.end(name, item, error=False)
-            if any(f.fault.kind is FaultKind.LEAVE and f.fault.stage == name for f in journal.fired[struck:]):
+            if any(f.fault.kind is FaultKind.LEAVE and f.fault.stage == name for f in faults.fired[before:]):
                 return True
         return False
 
     def drive(self, run: Run) -> None:
-        """Do what a caller does in the `with` block."""
+        """Perform the caller's part in the `with` block."""
         if len(self.delivered) == 1:
             if not self.consume(run, *self.delivered):
                 run.statistics()
@@ -119,6 +122,7 @@ class _ObservedRun:
             self.drive_several(run)
 
     def drive_several(self, run: Run) -> None:
+        """Consume several sinks, one thread each, until all are exhausted or one consumer leaves or raises."""
         answers: SimpleQueue[BaseException | bool] = SimpleQueue()
 
         def consumer(name: str) -> None:
@@ -137,19 +141,19 @@ class _ObservedRun:
                 return
 
     def watch(self) -> None:
-        """Read the statistics all the while, as a display would, and end a run in which nothing moves any more."""
-        moves, since = -1, time.monotonic()
+        """Read the statistics repeatedly, as a display would, and cancel a run without events."""
+        events, since = -1, time.monotonic()
         while not self.ended.wait(0.005):
-            run = self.journal.run
+            run = self.faults.run
             if run is not None and self.hang is None:
                 try:
                     run.statistics()
                 except Exception as error:
-                    self.odd.append(f"run.statistics() raised {error!r} while the run was on")
-            if self.journal.moves != moves:
-                moves, since = self.journal.moves, time.monotonic()
+                    self.problems.append(f"run.statistics() raised {error!r} during the run")
+            if self.journal.events != events:
+                events, since = self.journal.events, time.monotonic()
             elif time.monotonic() - since > self.limit and self.hang is None:
-                self.hang = _stacks(self.wrapped.name)
+                self.hang = _stacks(self.name)
                 if run is not None:
                     run.cancel()
 
@@ -162,82 +166,96 @@ def exercise(
     prompt: float = 2.0,
     grace: float = 5.0,
 ) -> FaultReport:
-    """Run a graph with the faults of a plan, and return what happened and which invariants did not hold.
+    """Run a graph under the faults of a plan; return a report with the violated invariants.
 
-    `limit` is how many seconds nothing may move before the run counts as hung, `prompt` how many it may take to end
-    after the first fault that stops it, `grace` is that of `Graph.start`. Each call takes the faults' `amount` as it
-    is: keep the delays small.
+    `limit` is the time in seconds without an event after which the run counts as hung, `prompt` the time in seconds
+    that it may take to end after the first fault that stops it, and `grace` that of `Graph.start`. Delays of the plan
+    are not scaled: keep them small.
     """
     subject = subject if isinstance(subject, Subject) else Subject(subject)
     plan = FaultPlan() if plan is None else plan
-    plan.check(subject.graph)
+    graph = subject.graph
+    graph.check()
+    plan.check(graph)
     interrupts = any(fault.kind is FaultKind.INTERRUPT for fault in plan.faults)
     if interrupts and threading.current_thread() is not threading.main_thread():
-        raise ValueError("an INTERRUPT fault reaches the main thread alone: call exercise() there, or leave it out")
-    journal = Journal(subject.graph, plan)
-    sinks = [stage.name for stage in subject.graph.stages if stage.kind is NodeKind.SINK]
-    attempt = _ObservedRun(subject, journal, wrap(subject.graph, journal), limit, {name: [] for name in sinks})
+        raise ValueError("an INTERRUPT fault needs the main thread: call exercise() there, or leave the fault out")
+    journal = Journal(graph)
+    faults = FaultInjector(plan, journal)
+    sinks = [stage.name for stage in graph.stages if stage.kind is NodeKind.SINK]
+    observed = _ObservedRun(graph.name, journal, faults, limit, {name: [] for name in sinks})
     before = ResourceSnapshot.now()
+    watcher = threading.Thread(target=observed.watch, name="fault watcher", daemon=True)
+    with _process_settings(plan, faults, interrupts=interrupts):
+        try:
+            watcher.start()
+            began = time.monotonic()
+            run, error, ended = _run(observed, instrument(graph, journal, faults), subject, grace)
+        finally:
+            observed.ended.set()
+            watcher.join()
+    leaks = left_behind(before)
+    observation = Observation(
+        journal, tuple(faults.fired), graph, run.statistics(), error, observed.hang, ended, subject.resources, leaks
+    )
+    problems = observed.problems + broken_invariants(observation, subject, observed.delivered, prompt)
+    return FaultReport(
+        plan, tuple(faults.fired), error, observed.delivered, observation.statistics, ended - began, tuple(problems)
+    )
+
+
+@contextmanager
+def _process_settings(plan: FaultPlan, faults: FaultInjector, *, interrupts: bool) -> Iterator[None]:
+    """Set the switch interval of the plan and a SIGINT handler that ignores a late INTERRUPT; restore both."""
     handler = signal.getsignal(signal.SIGINT)
     interval = sys.getswitchinterval()
 
     def on_interrupt(number: int, frame: object) -> None:
-        if journal.armed:
+        if faults.interruptible:
             raise KeyboardInterrupt
 
-    watcher = threading.Thread(target=attempt.watch, name="watcher of faults", daemon=True)
-    if interrupts:
-        signal.signal(signal.SIGINT, on_interrupt)
     try:
+        if interrupts:
+            signal.signal(signal.SIGINT, on_interrupt)
         if plan.switch_interval is not None:
             sys.setswitchinterval(plan.switch_interval)
-        watcher.start()
-        began = time.monotonic()
-        run, error, ended = _run(attempt, grace)
+        yield
     finally:
         sys.setswitchinterval(interval)
         if interrupts:
             signal.signal(signal.SIGINT, handler)
-        attempt.ended.set()
-        watcher.join()
-    leaks = left_behind(before)
-    observation = Observation(
-        journal, subject.graph, run.statistics(), error, attempt.hang, ended, subject.resources, leaks
-    )
-    problems = attempt.odd + broken_invariants(observation, subject, attempt.delivered, prompt)
-    return FaultReport(
-        plan, tuple(journal.fired), error, attempt.delivered, observation.statistics, ended - began, tuple(problems)
-    )
 
 
-def _run(attempt: _ObservedRun, grace: float) -> tuple[Run, BaseException | None, float]:
-    """Do the run; return it with what it raised and when it ended."""
-    subject, journal = attempt.subject, attempt.journal
-    run = attempt.wrapped.start(resources=subject.resources, label=subject.label, trace=subject.trace, grace=grace)
+def _run(
+    observed: _ObservedRun, stages: Sequence[Stage], subject: Subject, grace: float
+) -> tuple[Run, BaseException | None, float]:
+    """Execute the run; return it with the exception of its `with` block and the time at which the block was left."""
+    faults = observed.faults
+    run = Run(observed.name, stages, subject.resources, subject.trace, subject.label, grace)
     error: BaseException | None = None
     ended = 0.0
     try:
-        journal.armed = True
-        journal.run = run
+        faults.interruptible = True
+        faults.run = run
         with run:
-            attempt.drive(run)
+            observed.drive(run)
         ended = time.monotonic()
-        journal.disarm()  # a Ctrl-C that came at the very end strikes here
+        faults.end_interrupts()  # a Ctrl-C at the very end is raised here
     except BaseException as raised:
         error = raised
         try:
-            journal.disarm()
+            faults.end_interrupts()
         except KeyboardInterrupt as interrupt:  # or here
             error = interrupt
     return run, error, ended or time.monotonic()
 
 
 def _stacks(graph: str) -> str:
-    frames = sys._current_frames()
+    """Return the stacks of the main thread and of the threads of a graph's run."""
     return "\n".join(
-        f"thread {thread.name!r} is at:\n{''.join(traceback.format_stack(frames[thread.ident], limit=4))}"
+        f"thread {thread.name!r} is at:\n{stack_of(thread, frames=4)}"
         for thread in threading.enumerate()
-        if thread.ident in frames and (thread.name.startswith(graph) or thread is threading.main_thread())
+        if thread.name.startswith(graph) or thread is threading.main_thread()
     )
 
 
@@ -251,12 +269,12 @@ def hammer(
     limit: float = 20.0,
     prompt: float = 2.0,
 ) -> list[FaultReport]:
-    """Try a graph of one's own under one random plan of faults a seed; raise InvariantBroken at the first that breaks.
+    """Run a graph under one random fault plan per seed; raise InvariantBroken at the first violation.
 
         hammer(build_my_graph, range(200))
 
-    `make` builds the graph anew for each seed; `kinds`, `calls` and `most` are those of `FaultPlan.random`. The error
-    names the seed, and `hammer(build_my_graph, [seed])` runs it again.
+    `make` builds a new graph for each seed; `kinds`, `calls` and `most` are those of `FaultPlan.random`. The error
+    names the seed, and `hammer(build_my_graph, [seed])` repeats its run.
     """
     reports = []
     for seed in seeds:

@@ -1,8 +1,8 @@
-"""What a process holds, so that what a run leaves behind can be told: threads, children, descriptors, shared memory.
+"""The resources that a process holds, to find out what a run leaves behind: threads, children, descriptors, memory.
 
-Assumption: nothing else in this process starts threads or opens files while a run is observed. Shared memory is looked
-for by file, and other processes of this machine make such files too; only those that carry one of the `prefixes` and
-that no process but ours made are counted where the name tells.
+Assumption: nothing else in this process starts threads or opens files while a run is observed. Shared memory is found
+by its files, which other processes of this machine create as well: a segment whose name contains the id of another
+running process is not counted.
 """
 
 import os
@@ -20,12 +20,12 @@ LIBRARY_CHILDREN = ("resource_tracker", "forkserver")
 
 @dataclass(frozen=True)
 class ResourceSnapshot:
-    """What is held at one moment: in each set, what to call it in a report."""
+    """The resources held at one moment."""
 
     threads: frozenset[tuple[int, str]]
     """Ident and name of each living thread."""
     children: frozenset[tuple[int, str]]
-    """Process number and command line of each child, dead but unreaped ones included."""
+    """Process id and command line of each child process, zombies included."""
     descriptors: frozenset[tuple[int, str]]
     """Number and target of each open file descriptor."""
     segments: frozenset[str]
@@ -33,7 +33,7 @@ class ResourceSnapshot:
 
     @classmethod
     def now(cls) -> "ResourceSnapshot":
-        """Look."""
+        """Return the resources held now."""
         return cls(
             frozenset((thread.ident or 0, thread.name) for thread in threading.enumerate()),
             frozenset(_children()),
@@ -42,22 +42,22 @@ class ResourceSnapshot:
         )
 
     def since(self, before: "ResourceSnapshot") -> dict[str, list[str]]:
-        """Return what is held here and was not before, by sort; empty if nothing is."""
-        more = {
+        """Return the resources in this snapshot that are not in `before`, by sort; empty if there are none."""
+        added = {
             "thread": sorted(name for _, name in self.threads - before.threads),
             "child process": sorted(f"{pid}: {line}" for pid, line in self.children - before.children),
             "file descriptor": sorted(f"{fd}: {target}" for fd, target in self.descriptors - before.descriptors),
             "shared-memory segment": sorted(self.segments - before.segments),
         }
-        return {sort: names for sort, names in more.items() if names}
+        return {sort: names for sort, names in added.items() if names}
 
 
 def left_behind(before: ResourceSnapshot, grace: float = 1.0) -> dict[str, list[str]]:
-    """Return what is held now and was not before, and still is when `grace` seconds have passed."""
+    """Return the resources acquired since `before` that are still held after at most `grace` seconds."""
     deadline = time.monotonic() + grace
-    while (more := ResourceSnapshot.now().since(before)) and time.monotonic() < deadline:
-        time.sleep(0.002)  # the last instructions of a thread that has been joined by its own account
-    return more
+    while (left := ResourceSnapshot.now().since(before)) and time.monotonic() < deadline:
+        time.sleep(0.002)  # a thread that has been joined may still execute its last instructions
+    return left
 
 
 def _children() -> list[tuple[int, str]]:
@@ -67,7 +67,7 @@ def _children() -> list[tuple[int, str]]:
         try:
             pids = (task / "children").read_text().split()
         except OSError:
-            continue  # a thread that ended while we looked
+            continue  # the thread ended during the listing
         for pid in pids:
             try:
                 line = Path("/proc", pid, "cmdline").read_text().replace("\0", " ").strip()
@@ -93,7 +93,7 @@ def _descriptors() -> list[tuple[int, str]]:
 
 
 def _library_descriptors() -> set[int | None]:
-    """Return the pipes to the resource trackers, which the first spawned process starts and which stay."""
+    """Return the pipes to the resource trackers, which the first spawned process creates and which stay open."""
     modules = (sys.modules.get(f"{name}.resource_tracker") for name in ("multiprocessing", "multiprocess"))
     return {getattr(getattr(module, "_resource_tracker", None), "_fd", None) for module in modules}
 
@@ -102,15 +102,15 @@ def _segments() -> list[str]:
     found = []
     for path in SHARED_MEMORY.iterdir() if SHARED_MEMORY.is_dir() else ():
         try:
-            if path.stat().st_uid == os.getuid() and _is_ours(path.name):
+            if path.stat().st_uid == os.getuid() and _may_be_own(path.name):
                 found.append(path.name)
         except OSError:
-            continue  # unlinked while we looked
+            continue  # unlinked during the listing
     return found
 
 
-def _is_ours(name: str) -> bool:
-    """Tell a segment of this process, where its name has a process number in it, from those of others."""
+def _may_be_own(name: str) -> bool:
+    """Return False if the name of a segment contains the id of another running process and not that of this one."""
     numbers = [int(part) for part in name.replace("-", "_").replace(".", "_").split("_") if part.isdigit()]
     others = [number for number in numbers if number != os.getpid() and Path("/proc", str(number)).exists()]
     return not others or os.getpid() in numbers

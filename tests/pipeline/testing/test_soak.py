@@ -1,4 +1,4 @@
-"""Random graphs under random faults: a slice of the soak in every run of the tests, and minutes of it on demand."""
+"""Random graphs under random faults: a part of the soak test in every test run, and minutes of it on demand."""
 
 from itertools import count
 
@@ -9,14 +9,14 @@ from threadloom.pipeline import Graph
 from threadloom.pipeline.testing import random_subject
 
 QUICK = 1200
-"""Seeds that every run of the tests tries; some twenty seconds on two cores."""
+"""Number of seeds in every test run; about twenty seconds on two cores."""
 MINUTES = 3
 FROM = 1_000_000
-"""Where the long soak begins, so that it tries others."""
+"""First seed of the long soak test, so that it tries other graphs."""
 
 
 @pytest.mark.timeout(300)
-def test_a_slice_of_the_soak() -> None:
+def test_part_of_the_soak() -> None:
     figures = soak(range(QUICK), 0)
     assert figures.failures == []
     assert figures.graphs == QUICK
@@ -27,12 +27,12 @@ def test_a_slice_of_the_soak() -> None:
 @pytest.mark.soak
 @pytest.mark.timeout(MINUTES * 60 + 120)
 def test_the_long_soak() -> None:
-    said: list[str] = []
-    figures = soak(count(FROM), FROM, MINUTES * 60, said.append)
-    assert figures.failures == [], "\n".join(said)
+    messages: list[str] = []
+    figures = soak(count(FROM), FROM, MINUTES * 60, messages.append)
+    assert figures.failures == [], "\n".join(messages)
 
 
-def test_random_graphs_are_a_function_of_their_seed_and_have_everything() -> None:
+def test_random_graphs_are_determined_by_their_seed_and_have_all_features() -> None:
     graphs = [random_subject(seed).graph for seed in range(200)]
     again = [random_subject(seed).graph for seed in range(200)]
 

@@ -1,4 +1,4 @@
-"""The benchmark of a hop: it checks what it times, and tells what it found."""
+"""The handoff benchmark: every contestant is checked and timed, and the medians are reported."""
 
 import json
 
@@ -11,7 +11,7 @@ pytestmark = pytest.mark.timeout(60)
 NAMES = [name for name in CONTESTANTS if name != "SPDL"]
 
 
-def test_every_contestant_takes_its_turn_and_the_medians_are_told() -> None:
+def test_every_contestant_is_measured_and_the_medians_are_reported() -> None:
     found = {capacity: measure_hops(NAMES, capacity, 200, 2) for capacity in (2, 64)}
     assert all(len(each) == 2 and min(each) > 0 for figures in found.values() for each in figures.values())
     waits = idle(seconds=0.05)

@@ -1,4 +1,4 @@
-"""The fault harness: a plan does what it says, well-behaved graphs pass, and a failure says how to see it again."""
+"""The fault harness: plans take effect, correct graphs pass, and a failure includes the code that repeats it."""
 
 import threading
 
@@ -22,7 +22,7 @@ COUNT = 60
 
 
 def line(count: int = COUNT, workers: int = 1) -> Subject:
-    """Three stages of one or more workers, with a model."""
+    """Return a graph with two stages of `workers` workers each, and its expected output."""
     graph = Graph("line")
     numbers = graph.source("draw", lambda: iter(range(1000, 1000 + count)))
     one = graph.stage("one", lambda item: item + 1000, after=numbers, workers=workers)
@@ -37,7 +37,7 @@ def plan(*faults: Fault) -> FaultPlan:
     return FaultPlan(faults)
 
 
-# Plans and what they do.
+# Plans and their effects.
 
 
 def test_a_plan_is_a_function_of_its_seed_and_its_repr_is_python() -> None:
@@ -46,20 +46,20 @@ def test_a_plan_is_a_function_of_its_seed_and_its_repr_is_python() -> None:
     assert plans == [FaultPlan.random(graph, seed) for seed in range(50)]
     assert len(set(map(repr, plans))) > 25
     kinds = {fault.kind for each in plans for fault in each.faults}
-    assert kinds == set(FaultKind) - {FaultKind.KILL}  # which strikes process stages alone
+    assert kinds == set(FaultKind) - {FaultKind.KILL}  # process stages only
     assert [eval(repr(each)) for each in plans] == plans  # noqa: S307
 
 
 @pytest.mark.parametrize(
-    ("fault", "words"),
+    ("fault", "message"),
     [
-        (Fault("tow", 0, FaultKind.RAISE), "does not have"),
-        (Fault("two", 0, FaultKind.LEAVE), "cannot strike a stage"),
-        (Fault("out", 0, FaultKind.EXIT), "cannot strike a sink"),
+        (Fault("tow", 0, FaultKind.RAISE), "no stage 'tow'"),
+        (Fault("two", 0, FaultKind.LEAVE), "cannot occur at a stage"),
+        (Fault("out", 0, FaultKind.EXIT), "cannot occur at a sink"),
     ],
 )
-def test_a_fault_that_cannot_strike_is_refused(fault: Fault, words: str) -> None:
-    with pytest.raises(ValueError, match=words):
+def test_a_fault_that_cannot_occur_is_rejected(fault: Fault, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         exercise(line(), plan(fault))
 
 
@@ -67,7 +67,7 @@ def test_a_fault_that_cannot_strike_is_refused(fault: Fault, words: str) -> None
 @pytest.mark.parametrize("at", [0, COUNT - 1])
 @pytest.mark.parametrize("stage", ["draw", "one", "two"])
 @pytest.mark.parametrize("kind", [FaultKind.RAISE, FaultKind.EXIT, FaultKind.CANCEL, FaultKind.INTERRUPT])
-def test_what_stops_a_run_strikes_where_it_was_told_to(kind: FaultKind, stage: str, at: int, after: bool) -> None:
+def test_a_fault_that_stops_a_run_occurs_at_its_call(kind: FaultKind, stage: str, at: int, after: bool) -> None:
     report = exercise(line(), plan(Fault(stage, at, kind, after=after))).check()
     assert [fired.fault.stage for fired in report.fired] == [stage]
     match kind:
@@ -83,7 +83,7 @@ def test_what_stops_a_run_strikes_where_it_was_told_to(kind: FaultKind, stage: s
 
 
 @pytest.mark.parametrize("kind", [FaultKind.RAISE, FaultKind.CANCEL, FaultKind.INTERRUPT, FaultKind.LEAVE])
-def test_what_the_caller_does_at_a_sink(kind: FaultKind) -> None:
+def test_faults_of_the_caller_at_a_sink(kind: FaultKind) -> None:
     report = exercise(line(), plan(Fault("out", 7, kind))).check()
     wanted = {
         FaultKind.RAISE: InjectedFault,
@@ -104,7 +104,7 @@ def test_a_hold_lets_other_items_overtake() -> None:
     assert place > 0, "nothing overtook the first item"
 
 
-def test_delays_and_slow_consumers_change_nothing_else() -> None:
+def test_delays_and_slow_consumers_do_not_change_the_result() -> None:
     faults = [
         Fault("one", 3, FaultKind.DELAY, 1),
         Fault("out", 0, FaultKind.DELAY, 1),
@@ -116,7 +116,7 @@ def test_delays_and_slow_consumers_change_nothing_else() -> None:
     assert report.delivered["out"] == list(range(3000, 3000 + COUNT))
 
 
-def test_an_interrupt_is_for_the_main_thread_alone() -> None:
+def test_an_interrupt_needs_the_main_thread() -> None:
     caught: list[BaseException] = []
 
     def elsewhere() -> None:
@@ -138,12 +138,12 @@ def test_hammer_tries_each_seed_and_names_the_one_that_breaks() -> None:
         subject = line()
         return Subject(subject.graph, expected={"out": range(3000, 3000 + COUNT + 1)})
 
-    with pytest.raises(InvariantBroken, match=r"again: hammer\(wrong, \[0\]\)") as caught:
+    with pytest.raises(InvariantBroken, match=r"repeat with: hammer\(wrong, \[0\]\)") as caught:
         hammer(wrong, [0], most=0)
     assert "did not deliver {3060: 1}" in str(caught.value)
 
 
-def test_an_order_that_cannot_be_kept_is_the_graphs_own_error() -> None:
+def test_an_order_that_cannot_be_kept_is_an_expected_error_of_the_graph() -> None:
     graph = Graph("gap")
     order = InOrder[int](lambda item: (0, item))
     graph.sink("out", after=graph.source("draw", [0, 2]), admission=order)
@@ -153,7 +153,7 @@ def test_an_order_that_cannot_be_kept_is_the_graphs_own_error() -> None:
 
 
 def test_closed_raised_by_a_stage_is_an_error_like_any_other() -> None:
-    """It is what a channel says at the end of its input: from a function it must not be taken for that."""
+    """Channels raise Closed at the end of the input; raised by a function it must not be mistaken for that."""
 
     def closing(item: int) -> int:
         if item == 3:

@@ -1,6 +1,6 @@
-"""The fault harness sees defects: put into the engine by a patch, or into a stage function; each must be named.
+"""The fault harness detects defects, patched into the engine or written into a stage function.
 
-That a defect is not the harness's own doing shows in the same graph passing without it.
+Each graph also runs without its defect and passes.
 """
 
 import itertools
@@ -29,7 +29,7 @@ COUNT = 60
 
 
 def line(count: int = COUNT, workers: int = 1) -> Subject:
-    """Three stages of one or more workers, with a model."""
+    """Return a graph with two stages of `workers` workers each, and its expected output."""
     graph = Graph("line")
     numbers = graph.source("draw", lambda: iter(range(1000, 1000 + count)))
     one = graph.stage("one", lambda item: item + 1000, after=numbers, workers=workers)
@@ -50,7 +50,7 @@ Defect = Callable[[pytest.MonkeyPatch], None]
 
 
 def drops(patch: pytest.MonkeyPatch) -> None:
-    put, numbers = Channel.put, itertools.count(1)  # `next` of which is atomic: each thread gets another number
+    put, numbers = Channel.put, itertools.count(1)  # `next` is atomic: every call gets another number
 
     def dropping(channel: Channel[Any, Any], item: Any) -> None:
         if next(numbers) != 30:
@@ -71,7 +71,7 @@ def duplicates(patch: pytest.MonkeyPatch) -> None:
 
 
 def swaps(patch: pytest.MonkeyPatch) -> None:
-    """Once, the second item of the queue is handed out before the first."""
+    """Channels hand out items of the queue in another order."""
     get = Channel.get
 
     def swapping(channel: Channel[Any, Any], worker: int = 0) -> Any:
@@ -93,7 +93,7 @@ def has_no_bound(patch: pytest.MonkeyPatch) -> None:
 
 
 def swallows(patch: pytest.MonkeyPatch) -> None:
-    """A worker whose function raises goes on as if the item had been skipped."""
+    """A worker whose function raises continues as if the item had been skipped."""
     process = StageWorker._process
 
     def forgiving(worker: StageWorker, fn: Any) -> None:
@@ -108,13 +108,13 @@ def swallows(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(StageWorker, "_process", forgiving)
 
 
-def dies_in_silence(patch: pytest.MonkeyPatch) -> None:
-    """A worker that raises ends without telling anyone."""
+def ends_silently(patch: pytest.MonkeyPatch) -> None:
+    """A worker that raises ends without reporting its error."""
     patch.setattr(Run, "fail", lambda run, failure: None)
 
 
 def reports_the_last(patch: pytest.MonkeyPatch) -> None:
-    """A later failure takes the place of the first."""
+    """A later failure replaces the first."""
     stop = RunControl.stop
 
     def replacing(control: RunControl, outcome: Any) -> Any:
@@ -126,7 +126,7 @@ def reports_the_last(patch: pytest.MonkeyPatch) -> None:
 
 
 def loses_a_wake_up(patch: pytest.MonkeyPatch) -> None:
-    """Whoever puts or takes wakes nobody; an abort still wakes everyone."""
+    """`put` and `get` wake no thread; `abort` still wakes all of them."""
     wake = channel_module._wake
 
     def all_of(queue: Any) -> None:
@@ -162,21 +162,21 @@ RELEASE = threading.Event()
 RAISE = Fault("one", 20, FaultKind.RAISE)
 SLOW = [Fault("two", at, FaultKind.HOLD, 30) for at in range(4)]
 DEFECTS: dict[str, tuple[Defect, list[Fault], str]] = {
-    "drops": (drops, [], "never came there"),
+    "drops": (drops, [], "did not arrive"),
     "duplicates": (duplicates, [], "more than once"),
     "swaps": (swaps, [], "in the order of sending"),
-    "has no bound": (has_no_bound, SLOW, "its bound is"),
-    "swallows": (swallows, [RAISE], "told nothing"),
-    "dies in silence": (dies_in_silence, [RAISE], "nothing moved any more"),
-    "loses a wake-up": (loses_a_wake_up, [], "nothing moved any more"),
-    "miscounts": (miscounts, [], "count 61 items in, and there were 60"),
+    "has no bound": (has_no_bound, SLOW, "the bound is"),
+    "swallows": (swallows, [RAISE], "got no error"),
+    "ends silently": (ends_silently, [RAISE], "no progress"),
+    "loses a wake-up": (loses_a_wake_up, [], "no progress"),
+    "miscounts": (miscounts, [], "count 61 items in; the journal has 60"),
     "leaves a thread": (leaves_a_thread, [], "left behind: a thread: forgotten"),
 }
 
 
 @pytest.mark.parametrize("name", DEFECTS)
-def test_a_defect_of_the_engine_is_seen(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    defect, faults, words = DEFECTS[name]
+def test_a_defect_of_the_engine_is_detected(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    defect, faults, text = DEFECTS[name]
     exercise(line(), plan(*faults)).check()
     defect(monkeypatch)
     RELEASE.clear()
@@ -184,11 +184,11 @@ def test_a_defect_of_the_engine_is_seen(name: str, monkeypatch: pytest.MonkeyPat
         report = exercise(line(), plan(*faults), limit=0.5, grace=0.2)
     finally:
         RELEASE.set()
-    assert any(words in each for each in report.broken), report.broken
+    assert any(text in each for each in report.broken), report.broken
 
 
-def test_a_consequence_given_for_the_first_error_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second stage raises once it has seen that the first one's failure ended the run."""
+def test_a_consequence_reported_as_the_first_error_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second stage raises after the failure of the first has ended the run."""
 
     def report_of() -> FaultReport:
         graph = Graph("two errors")
@@ -211,7 +211,7 @@ def test_a_consequence_given_for_the_first_error_is_seen(monkeypatch: pytest.Mon
     assert any("a consequence" in each for each in report_of().broken)
 
 
-# Defects of stage functions: what a run leaves behind.
+# Defects of stage functions: resources left behind.
 
 
 def forgets_a_slot(pool: Pool[int], item: int) -> int:
@@ -221,17 +221,17 @@ def forgets_a_slot(pool: Pool[int], item: int) -> int:
     return item
 
 
-def test_a_slot_that_is_not_given_back_is_seen() -> None:
+def test_a_slot_that_is_not_returned_is_detected() -> None:
     pool = Pool(range(2))
     graph = Graph("slots")
     numbers = graph.source("draw", range(1000, 1000 + COUNT))
     graph.stage("one", lambda item: forgets_a_slot(pool, item), after=numbers)
-    assert exercise(Subject(graph, [pool])).broken == ("1 element(s) of a pool were not given back",)
+    assert exercise(Subject(graph, [pool])).broken == ("1 element(s) of a pool were not returned",)
 
 
 @pytest.fixture
 def held() -> Iterator[list[Callable[[], object]]]:
-    """What ends, after a test, the things that a stage left behind on purpose."""
+    """Functions, called after the test, that release the resources that a stage has leaked on purpose."""
     endings: list[Callable[[], object]] = []
     yield endings
     for each in endings:
@@ -253,19 +253,19 @@ def makes_a_segment(held: list[Callable[[], object]]) -> None:
     held.extend([segment.close, segment.unlink])
 
 
-@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="what a process holds is read from /proc")
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="held resources are read from /proc")
 @pytest.mark.parametrize(
-    ("leak", "words"),
+    ("leak", "text"),
     [
         (opens_a_file, "file descriptor"),
         (starts_a_process, "child process"),
         (makes_a_segment, "shared-memory segment"),
     ],
 )
-def test_what_a_stage_leaves_open_is_seen(
-    leak: Callable[[list[Callable[[], object]]], None], words: str, held: list[Callable[[], object]]
+def test_resources_that_a_stage_leaves_open_are_detected(
+    leak: Callable[[list[Callable[[], object]]], None], text: str, held: list[Callable[[], object]]
 ) -> None:
     graph = Graph("leak")
     graph.stage("one", lambda item: leak(held), after=graph.source("draw", range(1)))
     report = exercise(graph)
-    assert any(each.startswith(f"left behind: a {words}") for each in report.broken), report.broken
+    assert any(each.startswith(f"left behind: a {text}") for each in report.broken), report.broken

@@ -1,6 +1,6 @@
-"""Faults at process stages: a worker's process is killed; nothing of it is left, and its items are accounted for.
+"""Faults at process stages: a killed worker process leaves nothing behind, and its items are accounted for.
 
-Each process is spawned, which takes a fraction of a second: there are few tests here.
+Spawning a process takes a fraction of a second, so there are few tests here.
 """
 
 import operator
@@ -27,7 +27,7 @@ def negating() -> Subject:
 
 
 @pytest.mark.parametrize("fault", [Fault("negate", 0, FaultKind.KILL), Fault("negate", 7, FaultKind.KILL, 0.2)])
-def test_a_killed_process_is_the_runs_first_error(fault: Fault) -> None:
+def test_a_killed_process_is_the_first_error_of_the_run(fault: Fault) -> None:
     report = exercise(negating(), FaultPlan((fault,))).check()
     assert [fired.fault for fired in report.fired] == [fault]
     if fault.amount == 0:
@@ -36,7 +36,7 @@ def test_a_killed_process_is_the_runs_first_error(fault: Fault) -> None:
         assert report.error.stage == "negate"
 
 
-def test_a_kill_after_the_last_item_is_survived_or_told() -> None:
+def test_a_kill_after_the_last_item_may_or_may_not_fail_the_run() -> None:
     report = exercise(negating(), FaultPlan((Fault("negate", COUNT - 1, FaultKind.KILL, after=True),))).check()
     assert len(report.fired) == 1
 
@@ -47,5 +47,5 @@ def test_process_stages_under_random_faults() -> None:
 
 
 def test_only_a_process_can_be_killed() -> None:
-    with pytest.raises(ValueError, match="cannot strike a source"):
+    with pytest.raises(ValueError, match="cannot occur at a source"):
         exercise(negating(), FaultPlan((Fault("draw", 0, FaultKind.KILL),)))

@@ -1,0 +1,159 @@
+"""Instrumentation of a graph: its functions are wrapped so that they report to a journal and inject faults.
+
+Guarantees: the wrapped stages have the same shape. Items are not wrapped, so the engine and the user's functions see
+the same objects as without instrumentation.
+"""
+
+import threading
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from copy import copy
+from dataclasses import replace
+from typing import Any
+
+from threadloom.pipeline.graph import Graph
+from threadloom.pipeline.observe import Branch, NodeKind, Route, Stage, Via
+from threadloom.pipeline.processes import ProcessWorker
+from threadloom.pipeline.run import PerWorker
+from threadloom.pipeline.testing.injection import FaultInjector
+from threadloom.pipeline.testing.journal import Journal
+
+
+def instrument(graph: Graph, journal: Journal, faults: FaultInjector) -> list[Stage]:
+    """Return the stages of a graph with every function wrapped. Consumers of sinks report by themselves."""
+    wrap = _Wrapper(journal, faults)
+    return [wrap.stage(stage) for stage in graph.stages]
+
+
+class _Wrapper:
+    """The wrapping of one graph's functions."""
+
+    def __init__(self, journal: Journal, faults: FaultInjector) -> None:
+        self._journal = journal
+        self._faults = faults
+        self._routes: dict[Route, Route] = {}  # original → wrapped: the branches of a route share one wrapped route
+
+    def stage(self, stage: Stage) -> Stage:
+        changes: dict[str, Any] = {"via": tuple(self._via(via) for via in stage.via)}
+        if stage.when is not None:
+            changes["when"] = self._when(stage.name, stage.when)
+        if stage.kind is NodeKind.SOURCE:
+            assert stage.fn is not None
+            changes |= {"fn": self._source(stage, stage.fn), "closes": True}
+        elif stage.kind is NodeKind.STAGE:
+            assert stage.fn is not None
+            fn = stage.fn
+            changes["fn"] = self._per_worker(stage, fn) if isinstance(fn, PerWorker) else self._function(stage, fn)
+        return replace(stage, **changes)
+
+    def _when(self, name: str, when: Callable[[Any], bool]) -> Callable[[Any], bool]:
+        def wrapped(item: Any) -> bool:
+            accepted = when(item)
+            self._journal.select(name, item, accepted=accepted)
+            return accepted
+
+        return wrapped
+
+    def _via(self, via: Via) -> Via:
+        if not isinstance(via, Branch):
+            return via
+        route = via.route
+
+        def key(item: Any) -> Hashable:
+            chosen = route.key(item)
+            self._journal.choose(Branch(route, chosen), item)
+            return chosen
+
+        if route not in self._routes:
+            self._routes[route] = replace(route, key=key)
+        return Branch(self._routes[route], via.key)
+
+    def _source(self, stage: Stage, fn: Callable[..., Any]) -> Callable[[], Iterator[Any]]:
+        journal, faults = self._journal, self._faults
+
+        def wrapped() -> Iterator[Any]:
+            iterator = iter(fn())
+            try:
+                while True:
+                    number = journal.next_call(stage.name)
+                    faults.inject(stage.name, number, after=False)
+                    try:
+                        element = next(iterator)
+                    except StopIteration:
+                        return
+                    faults.inject(stage.name, number, after=True)
+                    journal.emit(stage.name, element)
+                    yield element
+            finally:
+                if stage.closes and hasattr(iterator, "close"):
+                    iterator.close()
+
+        return wrapped
+
+    def _function(self, stage: Stage, fn: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        journal, faults, name = self._journal, self._faults, stage.name
+
+        def wrapped(item: Any) -> Any:
+            number = journal.next_call(name)
+            journal.begin(name, item)
+            try:
+                faults.inject(name, number, after=False)
+                result = fn(item)
+                faults.inject(name, number, after=True)
+            except BaseException:
+                journal.end(name, item, error=True)
+                raise
+            if stage.expand:
+                elements = self._elements(stage, item, result)
+                # A lazy result stays lazy and others do not: the engine closes and traces the two differently.
+                return elements if hasattr(result, "__next__") else _Elements(elements)
+            journal.end(name, item, error=False)
+            journal.emit(name, result)
+            return result
+
+        return wrapped
+
+    def _elements(self, stage: Stage, item: Any, result: Iterable[Any]) -> Iterator[Any]:
+        error, count = True, 0
+        record = self._journal.of[stage.name]
+        try:
+            for element in result:
+                count += 1
+                record.most_emitted = max(record.most_emitted, count)
+                self._journal.emit(stage.name, element)
+                yield element
+            error = False
+        finally:
+            self._journal.end(stage.name, item, error=error)
+            if hasattr(result, "close"):
+                result.close()
+
+    def _per_worker(self, stage: Stage, fn: PerWorker[Any, Any]) -> PerWorker[Any, Any]:
+        wrap_function, workers, make = self._function, self._faults.workers, fn.make
+
+        class Wrapped(AbstractContextManager[Callable[[Any], Any]]):
+            def __init__(self) -> None:
+                self.inner = make()
+
+            def __enter__(self) -> Callable[[Any], Any]:
+                entered = self.inner.__enter__()
+                if isinstance(entered, ProcessWorker):
+                    workers[threading.current_thread()] = entered
+                return wrap_function(stage, entered)
+
+            def __exit__(self, *error: Any) -> None:
+                self.inner.__exit__(*error)
+
+        wrapped = copy(fn)  # keeps other abilities, for example to abort its processes
+        wrapped.make = Wrapped
+        return wrapped
+
+
+class _Elements:
+    """An iterable that is not an iterator, like a list."""
+
+    def __init__(self, elements: Iterator[Any]) -> None:
+        self._elements = elements
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._elements
