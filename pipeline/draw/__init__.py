@@ -4,7 +4,7 @@ May import: core, policy, observe, graph.
 """
 
 from threadloom.pipeline.draw.drawing import GraphFormat, draw_graph
-from threadloom.pipeline.draw.view import GraphView, LiveView, status_line
+from threadloom.pipeline.draw.live_view import GraphView, LiveView, status_line
 
 __all__ = [
     "GraphFormat",

@@ -56,8 +56,8 @@ def draw_graph(
 
     SVG and Mermaid are whole documents to be written to a file as they are (UTF-8). Names may hold any character.
     """
-    from threadloom.pipeline.draw.drawing_svg import svg
-    from threadloom.pipeline.draw.drawing_text import mermaid, text
+    from threadloom.pipeline.draw.svg import svg
+    from threadloom.pipeline.draw.text import mermaid, text
 
     picture = _picture(graph, statistics)
     return {GraphFormat.TEXT: text, GraphFormat.MERMAID: mermaid, GraphFormat.SVG: svg}[format](picture)

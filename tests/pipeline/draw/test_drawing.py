@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from threadloom.pipeline import Gather, Graph, Node
 from threadloom.pipeline.draw.drawing import GraphFormat, draw_graph
-from threadloom.pipeline.draw.drawing_text import COLOURS, colour
 from threadloom.pipeline.draw.layout import layered
+from threadloom.pipeline.draw.text import COLOURS, colour
 from threadloom.pipeline.observe.diagnosis import diagnose
 from threadloom.pipeline.observe.statistics import ChannelStatistics, RunStatistics, StageStatistics
 

@@ -6,8 +6,8 @@ from textwrap import wrap
 from xml.sax.saxutils import escape
 
 from threadloom.pipeline.draw.drawing import Box, Picture
-from threadloom.pipeline.draw.drawing_text import COLOURS, colour, plain
 from threadloom.pipeline.draw.layout import Place, layered
+from threadloom.pipeline.draw.text import COLOURS, colour, plain
 from threadloom.pipeline.observe import NodeKind
 
 INK, FAINT, LINE, BLOCKED, ALARM = "#22272e", "#5f6b78", "#8b97a5", "#e0a030", "#c0392b"

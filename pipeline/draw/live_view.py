@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar
 
-from threadloom.pipeline.draw.drawing_text import plain
+from threadloom.pipeline.draw.text import plain
 from threadloom.pipeline.observe import (
     RunStatistics,
     StageStatistics,

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from threadloom.pipeline import Graph
-from threadloom.pipeline.draw.view import LINE_INTERVAL, LIVE_INTERVAL, WINDOW, GraphView, LiveView, status_line
+from threadloom.pipeline.draw.live_view import LINE_INTERVAL, LIVE_INTERVAL, WINDOW, GraphView, LiveView, status_line
 from threadloom.pipeline.observe.histogram import Distribution, Histogram
 from threadloom.pipeline.observe.stage import NodeKind
 from threadloom.pipeline.observe.statistics import ChannelStatistics, RunStatistics, StageStatistics
