@@ -1,6 +1,6 @@
-"""Pictures of a graph and of a live run: text, Mermaid, SVG, terminal.
+"""Pictures of graphs (text, Mermaid, SVG), and the live view of a run on a terminal.
 
-May import: core, policy, observe, graph.
+May import: policy, observe, graph.
 """
 
 from threadloom.pipeline.draw.drawing import GraphFormat, draw_graph

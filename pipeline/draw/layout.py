@@ -1,8 +1,8 @@
-"""Where the nodes of a graph go: in layers from left to right, in an order with few crossings.
+"""The layout of a graph: layers from left to right, ordered for few crossings.
 
-The usual three steps of a layered drawing (Sugiyama): the layer of a node is its longest way from a source; an edge
-over several layers gets a waypoint in each; the order inside the layers comes from sweeps in which each node moves to
-the mean place of its neighbours. Pure, and the same for the same graph.
+The three steps of layered graph drawing (Sugiyama et al.): the layer of a node is its longest path from a source; an
+edge across several layers gets a waypoint in each; sweeps move each node to the mean position of its neighbours to
+order the layers (barycentre heuristic). Deterministic, without side effects.
 """
 
 from collections import defaultdict
@@ -11,37 +11,36 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 Place = tuple[int, int]
-"""Layer and row; rows of neighbouring layers with the same number lie at the same height."""
+"""(layer, row). Equal rows of all layers have the same height in the picture."""
 Cell = tuple[object, ...]
-"""What takes up a row of a layer: (name,) of a node, or (sender, taker, layer) where a line passes through."""
+"""An occupied row of a layer: (name,) for a node, or (sender, taker, layer) for a line that passes through."""
 SWEEPS = 8
 
 
 @dataclass(frozen=True)
 class Layout:
-    """A drawing without sizes."""
+    """Positions of nodes and lines, without sizes."""
 
     nodes: Mapping[str, Place]
-    edges: Sequence[
-        tuple[str, str, tuple[Place, ...]]
-    ]  # from, to, and the places that the line goes through, both ends
+    edges: Sequence[tuple[str, str, tuple[Place, ...]]]
+    """(sender, taker, places on the line including both ends)."""
     layers: int
     rows: int
 
 
 def layered(after: Mapping[str, Sequence[str]]) -> Layout:
-    """Lay out a graph given as node → the nodes before it; each of those must be listed before it."""
+    """Return the layout of a graph given as node → predecessors, in topological order."""
     layer: dict[str, int] = {}
     for name, before in after.items():
         layer[name] = max((layer[each] + 1 for each in before), default=0)
-    # A source far from where it is needed moves up to it.
-    followers: dict[str, list[str]] = defaultdict(list)
+    # Move sources next to their first successor.
+    successors: dict[str, list[str]] = defaultdict(list)
     for name, before in after.items():
         for each in before:
-            followers[each].append(name)
+            successors[each].append(name)
     for name, before in after.items():
-        if not before and followers[name]:
-            layer[name] = min(layer[each] for each in followers[name]) - 1
+        if not before and successors[name]:
+            layer[name] = min(layer[each] for each in successors[name]) - 1
     columns: list[list[Cell]] = [[] for _ in range(max(layer.values(), default=-1) + 1)]
     links: list[tuple[Cell, Cell]] = []
     ways: list[tuple[str, str, list[Cell]]] = []
@@ -67,7 +66,7 @@ def layered(after: Mapping[str, Sequence[str]]) -> Layout:
 
 
 def _rows(columns: list[list[Cell]], links: Sequence[tuple[Cell, Cell]]) -> dict[Cell, int]:
-    """Order the columns and give each cell a row; cells of a column have rows of their own."""
+    """Order the cells of each column for few crossings, and return the row of each cell, unique in its column."""
     left: dict[Cell, list[Cell]] = defaultdict(list)
     right: dict[Cell, list[Cell]] = defaultdict(list)
     for sender, taker in links:
@@ -76,16 +75,16 @@ def _rows(columns: list[list[Cell]], links: Sequence[tuple[Cell, Cell]]) -> dict
     place = {cell: float(number) for column in columns for number, cell in enumerate(column)}
     best, fewest = [column.copy() for column in columns], None
     for sweep in range(SWEEPS):
-        beside = left if sweep % 2 == 0 else right
+        neighbours = left if sweep % 2 == 0 else right
         for column in columns if sweep % 2 == 0 else reversed(columns):
-            wish = {cell: _mean([place[each] for each in beside[cell]], place[cell]) for cell in column}
-            column.sort(key=wish.__getitem__)  # stable: without a reason the order of declaration stays
+            wish = {cell: _mean([place[each] for each in neighbours[cell]], place[cell]) for cell in column}
+            column.sort(key=wish.__getitem__)  # stable: ties keep the order of declaration
             for number, cell in enumerate(column):
                 place[cell] = float(number)
         crossings = _crossings(place, links, columns)
         if fewest is None or crossings < fewest:
             best, fewest = [column.copy() for column in columns], crossings
-    # Rows: every column is centred against the tallest one, and straight lines stay straight where there is room.
+    # Rows: columns are centred, and lines are kept straight if there is space.
     height = max(map(len, best), default=0)
     rows: dict[Cell, int] = {}
     for column in best:

@@ -1,14 +1,14 @@
-"""A graph at work, live on a terminal: rates, queues, shares of time, and what sets the pace in words.
+"""A live view of a run on a terminal: rates, queues, shares of time, and the bottleneck.
 
     with graph.start() as run, LiveView(run.statistics) as view:
         for item in view.over(run):
             ...
 
-The picture is a pure function of frozen statistics (`GraphView`), so that tests draw it without a run. No thread is
-started: the caller's thread draws, at most four times a second, whenever it comes by. A drawing takes 1 to 2 ms.
-Where there is no terminal, a line every few seconds says the same.
+The view is a pure function of frozen statistics (`GraphView`), so tests draw it without a run. It starts no thread: the
+caller's thread draws in `update`, at most four times per second, which takes 1 to 2 ms. Without a terminal, one line
+every few seconds shows the same figures.
 
-rich is imported when there is something to show.
+rich is imported on first use.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar
 
-from threadloom.pipeline.draw.text import plain
+from threadloom.pipeline.draw.picture import single_line
 from threadloom.pipeline.observe import (
     RunStatistics,
     StageStatistics,
@@ -36,38 +36,38 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 
 LIVE_INTERVAL = 0.25
-"""Seconds between two drawings."""
+"""Minimum time between two drawings, in seconds."""
 LINE_INTERVAL = 5.0
-"""Seconds between two lines where the output is no terminal."""
+"""Minimum time between two lines without a terminal, in seconds."""
 WINDOW = 8
-"""Drawings that rates and shares look back on: two seconds of them."""
-LONGEST = 28  # letters of a name that are shown
-GAUGE = 6  # cells of a queue
+"""Number of drawings over which rates and shares are computed: two seconds."""
+LONGEST = 28  # maximum length of a name
+GAUGE = 6  # width of the gauge of a queue in characters
 
 
 class GraphView:
-    """The picture, as wide as the console lets it be."""
+    """A table of a run's statistics for rich, as wide as the console."""
 
     def __init__(self, statistics: RunStatistics, earlier: RunStatistics | None = None) -> None:
-        """Show what happened between `earlier` and `statistics`; without `earlier`, since the run began."""
+        """Show the interval from `earlier` to `statistics`; without `earlier`, from the start of the run."""
         self._now = statistics
-        self._late = statistics.since(earlier)
-        self._diagnosis = diagnose(self._late)
+        self._recent = statistics.since(earlier)
+        self._diagnosis = diagnose(self._recent)
 
     def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> "RenderResult":
-        """Lay the lines out; each is one Text, which is far cheaper than rich's tables."""
+        """Yield one Text per line, which is far cheaper than a rich Table."""
         width, ascii_only = min(options.max_width, 130), options.ascii_only
-        yield _line((plain(self._now.graph), "bold"), (f"  {format_clock(int(self._now.elapsed))}", "dim"))
+        yield _line((single_line(self._now.graph), "bold"), (f"  {format_clock(int(self._now.elapsed))}", "dim"))
         yield from self._stages(width, ascii_only)
-        yield _line((plain(self._diagnosis.why), "bold"), wrap=True)
+        yield _line((single_line(self._diagnosis.why), "bold"), wrap=True)
         if self._diagnosis.remedy:
-            yield _line((f"{'->' if ascii_only else '→'} {plain(self._diagnosis.remedy)}", ""), wrap=True)
+            yield _line((f"{'->' if ascii_only else '→'} {single_line(self._diagnosis.remedy)}", ""), wrap=True)
 
     def _stages(self, width: int, ascii_only: bool) -> "Iterator[Text]":
-        names = {stage.name: _name(stage) for stage in self._late.stages}
+        names = {stage.name: _name(stage) for stage in self._recent.stages}
         wide = max(map(len, names.values()), default=0)
-        others = wide + 35  # columns that are always there
-        times = width >= others + 17 + 20  # whether there is room for p50 and p99
+        others = wide + 35  # width of the columns that are always shown
+        times = width >= others + 17 + 20  # whether p50 and p99 fit
         bar = max(6, min(40, width - others - (17 if times else 0)))
         busy, blocked, waiting = ("#", "!", ".") if ascii_only else ("█", "▒", "░")
         legend = [(f"{busy} busy ", "green"), (f"{blocked} blocked ", "yellow"), (f"{waiting} waiting", "bright_black")]
@@ -76,10 +76,10 @@ class GraphView:
             (" " * (wide + 2), ""),
             *(legend if room >= 0 else ()),
             (" " * (room if room >= 0 else bar), ""),
-            (f"{'busy':>5}{'rate':>11}  {'queue in front':<15}", "dim"),
+            (f"{'busy':>5}{'rate':>11}  {'input queue':<15}", "dim"),
             (f"{'p50':>8}{'p99':>9}" if times else "", "dim"),
         )
-        for stage in self._late.stages:
+        for stage in self._recent.stages:
             strong = "bold" if stage.name == self._diagnosis.stage else ""
             first = round(min(1.0, stage.busy_share) * bar)
             second = round(min(1.0, stage.busy_share + stage.blocked_share) * bar) - first
@@ -94,26 +94,26 @@ class GraphView:
                 (blocked * second, "yellow"),
                 (waiting * (bar - first - second), "bright_black"),
                 (f"{stage.busy_share:>5.0%}", strong),
-                (f"{format_rate(stage.items_out, self._late.elapsed):>11}  ", strong),
+                (f"{format_rate(stage.items_out, self._recent.elapsed):>11}  ", strong),
                 (f"{_queue(stage, ascii_only):<15}", "yellow" if _full(stage) else "dim"),
                 (tasks if times else "", "dim"),
             )
 
 
 def status_line(statistics: RunStatistics, earlier: RunStatistics | None = None) -> str:
-    """Return the state in one line of plain text, for logs."""
-    late = statistics.since(earlier)
+    """Return the state of a run as one line of plain text, for logs."""
+    recent = statistics.since(earlier)
     parts = []
-    for stage in late.stages:
+    for stage in recent.stages:
         queue = f" {stage.channel.depth}/{stage.channel.capacity}" if stage.channel else ""
-        rate = format_rate(stage.items_out, late.elapsed)
-        parts.append(f"{plain(stage.name)}{queue} {rate} {stage.busy_share:.0%} busy")
-    head = f"{plain(statistics.graph)} {format_clock(int(statistics.elapsed))}"
-    return f"{head}: {', '.join(parts)}; {plain(diagnose(late).why)}"
+        rate = format_rate(stage.items_out, recent.elapsed)
+        parts.append(f"{single_line(stage.name)}{queue} {rate} {stage.busy_share:.0%} busy")
+    head = f"{single_line(statistics.graph)} {format_clock(int(statistics.elapsed))}"
+    return f"{head}: {', '.join(parts)}; {single_line(diagnose(recent).why)}"
 
 
 class LiveView:
-    """Shows a run while its block lasts. Owned by one thread: the one that calls `update`."""
+    """A live view of a run within a `with` block. Owned by the thread that calls `update`."""
 
     def __init__(
         self,
@@ -122,7 +122,7 @@ class LiveView:
         clock: Callable[[], float] = time.monotonic,
         report: Callable[[str], None] | None = None,
     ) -> None:
-        """`statistics` is `run.statistics`. `report` takes the lines where `console` is no terminal."""
+        """`statistics` is `run.statistics`. `report` receives the lines if `console` is not a terminal."""
         from rich.console import Console
         from rich.live import Live
 
@@ -131,20 +131,20 @@ class LiveView:
         self._clock = clock
         self._report = report or self._print
         self._next = -math.inf
-        # The drawings of late, oldest first: rates are over the time between the first of them and now.
+        # The statistics of recent drawings, oldest first; rates are computed from the oldest to the present.
         self._earlier: deque[RunStatistics] = deque(maxlen=WINDOW if self.is_live else 1)
-        # Lines that are printed meanwhile appear above: Live puts itself in the place of stdout and stderr.
+        # Live redirects stdout and stderr, so printed lines appear above the view.
         self._live: Live | None = (
             Live(console=self._console, auto_refresh=False, vertical_overflow="crop") if self.is_live else None
         )
 
     @property
     def is_live(self) -> bool:
-        """Whether there is a terminal to draw on."""
+        """True if the view is drawn on a terminal."""
         return self._console.is_terminal and not self._console.is_dumb_terminal
 
     def update(self) -> None:
-        """Draw if the last drawing is long enough ago; next to nothing otherwise."""
+        """Draw if the minimum time since the last drawing has passed. Cheap otherwise."""
         if self._clock() >= self._next:
             self._next = self._clock() + (LIVE_INTERVAL if self.is_live else LINE_INTERVAL)
             now = self._statistics()
@@ -152,7 +152,7 @@ class LiveView:
             self._earlier.append(now)
 
     def over(self, items: Iterable[Item]) -> Iterator[Item]:
-        """Iterate a run, and update the view at each item."""
+        """Yield `items`, and update the view before each."""
         for item in items:
             self.update()
             yield item
@@ -174,7 +174,7 @@ class LiveView:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # The whole run stays on the screen. A terminal that is gone must not hide the error that is on its way.
+        # The final view covers the whole run. A closed terminal must not replace an exception in progress.
         with contextlib.suppress(OSError) if error is not None else contextlib.nullcontext():
             try:
                 self._show(self._statistics(), None)
@@ -193,7 +193,7 @@ def _line(*parts: tuple[str, str], wrap: bool = False) -> "Text":
 
 
 def _name(stage: StageStatistics) -> str:
-    name = plain(stage.name)
+    name = single_line(stage.name)
     name = name if len(name) <= LONGEST else name[: LONGEST - 1] + "…"
     return f"{name} x{stage.workers}" if stage.workers > 1 else name
 

@@ -1,19 +1,18 @@
-"""A picture of a graph as SVG: one file that stands for itself, without scripts, links or fonts of its own."""
+"""A picture of a graph as a self-contained SVG file, without scripts, links or embedded fonts."""
 
 import unicodedata
 from collections.abc import Callable
 from textwrap import wrap
 from xml.sax.saxutils import escape
 
-from threadloom.pipeline.draw.drawing import Box, Picture
 from threadloom.pipeline.draw.layout import Place, layered
-from threadloom.pipeline.draw.text import COLOURS, colour, plain
+from threadloom.pipeline.draw.picture import COLOURS, Box, Picture, fill_colour, single_line
 from threadloom.pipeline.observe import NodeKind
 
 INK, FAINT, LINE, BLOCKED, ALARM = "#22272e", "#5f6b78", "#8b97a5", "#e0a030", "#c0392b"
 IDLE, WORK = "#ffffff", "#3f7fbf"
 MARGIN, GAP_X, GAP_Y = 24.0, 92.0, 26.0
-LETTER, SMALL = 7.9, 6.4  # width of an ordinary letter of a name (14 px, bold) and of the rest (12 px)
+LETTER, SMALL = 7.9, 6.4  # mean width of a letter of a name (14 px, bold) and of other text (12 px)
 STYLE = (
     "text{font-family:system-ui,-apple-system,'Segoe UI','DejaVu Sans',sans-serif;font-size:12px;fill:" + FAINT + "}"
     ".n{font-size:14px;font-weight:600;fill:" + INK + "}.t{font-size:17px;font-weight:600;fill:" + INK + "}"
@@ -28,8 +27,8 @@ ARROW = (
 
 
 def svg(picture: Picture) -> str:
-    """Draw rounded boxes from left to right, joined by curves."""
-    layout = layered({box.name: box.before for box in picture.boxes})
+    """Return an SVG document with rounded boxes joined by curves, from left to right."""
+    layout = layered({box.name: box.after for box in picture.boxes})
     boxes = {box.name: box for box in picture.boxes}
     height = max((_height(box) for box in picture.boxes), default=0.0)
     widths = [0.0] * layout.layers
@@ -40,7 +39,9 @@ def svg(picture: Picture) -> str:
         lefts.append(x)
         x += width + GAP_X
     seen = any(box.busy is not None for box in picture.boxes)
-    wide = max(x - GAP_X + MARGIN, 560.0 if seen else 0.0, 2 * MARGIN + LETTER * 1.25 * _letters(plain(picture.name)))
+    wide = max(
+        x - GAP_X + MARGIN, 560.0 if seen else 0.0, 2 * MARGIN + LETTER * 1.25 * _letters(single_line(picture.name))
+    )
     top = MARGIN + 34.0
 
     def middle(row: int) -> float:
@@ -54,7 +55,7 @@ def svg(picture: Picture) -> str:
         width = _box_width(box)
         body += _node(box, lefts[layer] + (widths[layer] - width) / 2, middle(row) - _height(box) / 2, width)
     y = top + layout.rows * (height + GAP_Y)
-    for line in wrap(plain(picture.caption), max(20, int((wide - 2 * MARGIN) / 6.9))):
+    for line in wrap(single_line(picture.caption), max(20, int((wide - 2 * MARGIN) / 6.9))):
         body.append(_text(MARGIN, y + 10, line, "c"))
         y += 19
     if seen:
@@ -64,7 +65,7 @@ def svg(picture: Picture) -> str:
     size = f'width="{wide:.0f}" height="{tall:.0f}"'
     head = [
         f'<svg xmlns="http://www.w3.org/2000/svg" {size} viewBox="0 0 {wide:.0f} {tall:.0f}" role="img">',
-        f"<title>{escape(plain(picture.name))}</title>",
+        f"<title>{escape(single_line(picture.name))}</title>",
         f"<style>{STYLE}</style>",
         ARROW,
         f'<rect {size} fill="white"/>',
@@ -75,12 +76,12 @@ def svg(picture: Picture) -> str:
 
 def _node(box: Box, x: float, y: float, width: float) -> list[str]:
     height = _height(box)
-    fill = "#f4f6f8" if box.busy is None else colour(box.busy)
-    border, thick = (ALARM, 2.5) if box.slowest else (LINE, 1.2)
+    fill = "#f4f6f8" if box.busy is None else fill_colour(box.busy)
+    border, thick = (ALARM, 2.5) if box.is_bottleneck else (LINE, 1.2)
     round_ = height / 2 if box.kind is NodeKind.SOURCE else 8
     outline = f'fill="{fill}" stroke="{border}" stroke-width="{thick}"'
     parts = [_rect(x, y, width, height, f'rx="{min(round_, 22):.1f}" {outline}')]
-    if box.kind is NodeKind.SINK:  # a second line on the right: the way out
+    if box.kind is NodeKind.SINK:  # a second line on the right marks a sink
         parts.append(
             f'<path d="M{x + width - 6:.1f} {y + 5:.1f}v{height - 10:.1f}" stroke="{border}" stroke-width="1.2"/>'
         )
@@ -112,7 +113,7 @@ def _edge(
     at, height = start, middle(way[0][1])
     for layer, row in way[1:]:
         last = (layer, row) == way[-1]
-        # The bend lies in the gap in front of the layer; through a layer without a box of its own the line runs on.
+        # The bend is in the gap before the layer; the line passes straight through a layer without a box.
         gap = lefts[layer] - GAP_X + 6
         into = end if last else lefts[layer] - 4
         path.append(f"L{max(at, gap):.1f} {height:.1f}")
@@ -122,9 +123,9 @@ def _edge(
         path.append(f"C{bend:.1f} {height:.1f} {bend:.1f} {below:.1f} {stop:.1f} {below:.1f}")
         path.append(f"L{(into if last else lefts[layer] + widths[layer]):.1f} {below:.1f}")
         at, height = (into if last else lefts[layer] + widths[layer]), below
-    hot = ALARM if taker.slowest and taker.full > 0.5 else LINE
+    hot = ALARM if taker.is_bottleneck and taker.fill > 0.5 else LINE
     parts = [f'<path d="{"".join(path)}" fill="none" stroke="{hot}" stroke-width="1.6" marker-end="url(#arrow)"/>']
-    if taker.depth and sender.name == taker.before[0]:  # one channel, however many lines lead into it
+    if taker.depth and sender.name == taker.after[0]:  # one channel, even if several lines lead into it
         parts.append(_text(end - 12, height - 6, taker.depth, "d", "end"))
     return parts
 
@@ -133,9 +134,9 @@ def _legend(x: float, y: float) -> list[str]:
     edge = f'stroke="{LINE}" stroke-width="0.5"'
     parts = [_rect(x + 16 * number, y, 16, 10, f'fill="{ink}" {edge}') for number, ink in enumerate(COLOURS)]
     parts.append(_text(x + 88, y + 9, "idle to always busy", "d"))
-    for left, ink, words in ((214.0, WORK, "busy"), (268.0, BLOCKED, "blocked"), (338.0, IDLE, "waiting")):
+    for left, ink, label in ((214.0, WORK, "busy"), (268.0, BLOCKED, "blocked"), (338.0, IDLE, "waiting")):
         parts.append(_rect(x + left, y + 2, 14, 6, f'fill="{ink}" {edge}'))
-        parts.append(_text(x + left + 19, y + 9, words, "d"))
+        parts.append(_text(x + left + 19, y + 9, label, "d"))
     parts.append(_text(x + 408, y + 9, "1.5/2: mean depth", "d"))
     return parts
 
@@ -144,9 +145,9 @@ def _rect(x: float, y: float, width: float, height: float, more: str) -> str:
     return f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" {more}/>'
 
 
-def _text(x: float, y: float, words: str, style: str = "", anchor: str = "") -> str:
+def _text(x: float, y: float, text: str, style: str = "", anchor: str = "") -> str:
     more = (f' class="{style}"' if style else "") + (f' text-anchor="{anchor}"' if anchor else "")
-    return f'<text x="{x:.1f}" y="{y:.1f}"{more}>{escape(plain(words))}</text>'
+    return f'<text x="{x:.1f}" y="{y:.1f}"{more}>{escape(single_line(text))}</text>'
 
 
 def _box_width(box: Box) -> float:
@@ -158,5 +159,5 @@ def _height(box: Box) -> float:
     return 36.0 + 17 * len(box.lines) + (12 if box.busy is not None else 0)
 
 
-def _letters(words: str) -> float:
-    return sum(1.8 if unicodedata.east_asian_width(each) in "WF" else 1.0 for each in words)
+def _letters(text: str) -> float:
+    return sum(1.8 if unicodedata.east_asian_width(each) in "WF" else 1.0 for each in text)

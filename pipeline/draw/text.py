@@ -1,13 +1,11 @@
-"""Pictures of a graph in characters: boxes and lines for a terminal, and Mermaid's flowchart language."""
+"""A picture of a graph in box-drawing characters."""
 
-import re
 import unicodedata
 from collections import defaultdict
 from itertools import pairwise
 
-from threadloom.pipeline.draw.drawing import Box, Picture
 from threadloom.pipeline.draw.layout import Place, layered
-from threadloom.pipeline.observe import NodeKind
+from threadloom.pipeline.draw.picture import Box, Picture, single_line
 
 RIGHT, LEFT, DOWN, UP = 1, 2, 4, 8
 LINES = {
@@ -16,20 +14,13 @@ LINES = {
     RIGHT | LEFT | DOWN: "┬", RIGHT | LEFT | UP: "┴", UP | DOWN | RIGHT: "├", UP | DOWN | LEFT: "┤",
     RIGHT | LEFT | UP | DOWN: "┼",
 }  # fmt: skip
-BAR = 10  # characters of a busy bar
-LEGEND = "(█ busy, ▒ blocked, ░ waiting; in 1.5/2: mean depth of the channel in front, and its capacity)"
-COLOURS = ("#eef3f8", "#dcebdc", "#fbeec2", "#fbd7a8", "#f6b3a2")
-"""Fill of a node by busyness, a fifth each: from pale blue for idle to red for always busy."""
-
-
-def colour(busy: float) -> str:
-    """Return the fill of a node that is at work this share of its time."""
-    return COLOURS[min(len(COLOURS) - 1, int(max(0.0, busy) * len(COLOURS)))]
+BAR = 10  # width of a busy bar in characters
+LEGEND = "(█ busy, ▒ blocked, ░ waiting; in 1.5/2: mean depth and capacity of the input channel)"
 
 
 def text(picture: Picture) -> str:
-    """Draw boxes and lines from left to right."""
-    layout = layered({box.name: box.before for box in picture.boxes})
+    """Return boxes joined by lines, from left to right."""
+    layout = layered({box.name: box.after for box in picture.boxes})
     boxes = {box.name: _frame(box) for box in picture.boxes}
     height = max((len(lines) for lines in boxes.values()), default=0)
     widths = [0] * layout.layers
@@ -63,53 +54,28 @@ def text(picture: Picture) -> str:
     right = max((at[0] for at in canvas), default=-1) + 1
     bottom = max((at[1] for at in canvas), default=-1) + 1
     drawn = ["".join(canvas.get((x, y), " ") for x in range(right)).rstrip() for y in range(bottom)]
-    legend = [plain(picture.caption), LEGEND] if picture.caption else []
-    return "\n".join([plain(picture.name), *drawn, *legend]) + "\n"
-
-
-def mermaid(picture: Picture) -> str:
-    """Write a flowchart; a channel's mean depth stands on the line into the stage behind it."""
-    ids = {box.name: f"n{number}" for number, box in enumerate(picture.boxes)}
-    lines = ["---", f"title: {_quoted(plain(picture.name))}", "---", "flowchart LR"]
-    for box in picture.boxes:
-        label = "<br/>".join([f"<b>{_entities(box.name)}</b>", *map(_entities, box.lines)])
-        shape = {NodeKind.SOURCE: '(["{}"])', NodeKind.STAGE: '["{}"]', NodeKind.SINK: '[["{}"]]'}[box.kind]
-        lines.append(f"    {ids[box.name]}{shape.format(label)}")
-    for box in picture.boxes:
-        line = f"-->|{box.depth}|" if box.depth else "-->"
-        lines += [f"    {ids[before]} {line} {ids[box.name]}" for before in box.before]
-    for box in picture.boxes:
-        if box.busy is not None:
-            border = "stroke:#c0392b,stroke-width:3px" if box.slowest else "stroke:#8b97a5"
-            lines.append(f"    style {ids[box.name]} fill:{colour(box.busy)},{border},color:#22272e")
-    if picture.caption:
-        lines.append(f"    %% {plain(picture.caption)}")
-    return "\n".join(lines) + "\n"
-
-
-def plain(words: str) -> str:
-    """Return a text in one line, without characters that a terminal or a document would act on."""
-    return "".join(" " if unicodedata.category(each)[0] in "CZ" else each for each in words)
+    legend = [single_line(picture.caption), LEGEND] if picture.caption else []
+    return "\n".join([single_line(picture.name), *drawn, *legend]) + "\n"
 
 
 def _frame(box: Box) -> list[str]:
-    lines = [plain(box.name), *box.lines]
+    lines = [single_line(box.name), *box.lines]
     if box.busy is not None:
         full = round(max(0.0, min(1.0, box.busy)) * BAR)
         held = round(max(0.0, min(1.0 - full / BAR, box.blocked)) * BAR)
         bar = "█" * full + "▒" * held + "░" * (BAR - full - held)
         lines.append(f"{bar} in {box.depth}" if box.depth else bar)
     wide = max(map(_width, lines))
-    left, right, across = ("┏┗", "┓┛", "━") if box.slowest else ("╭╰", "╮╯", "─")
-    side = "┃" if box.slowest else "│"
+    left, right, across = ("┏┗", "┓┛", "━") if box.is_bottleneck else ("╭╰", "╮╯", "─")
+    side = "┃" if box.is_bottleneck else "│"
     body = [f"{side} {line}{' ' * (wide - _width(line))} {side}" for line in lines]
     return [left[0] + across * (wide + 2) + right[0], *body, left[1] + across * (wide + 2) + right[1]]
 
 
 def _tracks(ways: list[tuple[Place, ...]], layers: int) -> list[list[Place]]:
-    """Return, for the gap behind each layer, the places that bend their lines there, each in a column of its own.
+    """Return, for the gap after each layer, the places whose lines bend there, in the order of their columns.
 
-    A place bends before another if a line of the other arrives at its height: the two would run into one otherwise.
+    A place bends before another if a line of the other arrives in its row; otherwise the two lines would overlap.
     """
     found: list[list[Place]] = []
     for layer in range(layers):
@@ -117,15 +83,15 @@ def _tracks(ways: list[tuple[Place, ...]], layers: int) -> list[list[Place]]:
         rest, order = sorted({a for a, _ in pairs}), list[Place]()
         while rest:
             free = [a for a in rest if not any(b[1] == a[1] != other[1] for other, b in pairs if other in order)]
-            free = [a for a in free if not _held_up(a, rest, pairs)] or free or rest
+            free = [a for a in free if not _is_held_up(a, rest, pairs)] or free or rest
             order.append(free[0])
             rest.remove(free[0])
         found.append(order)
     return found
 
 
-def _held_up(place: Place, rest: list[Place], pairs: set[tuple[Place, Place]]) -> bool:
-    """Whether a line of `place` arrives at the height of one that has yet to bend."""
+def _is_held_up(place: Place, rest: list[Place], pairs: set[tuple[Place, Place]]) -> bool:
+    """Return True if a line of `place` arrives in the row of another place that has yet to bend."""
     return any(a == place and b[1] == other[1] for a, b in pairs for other in rest if other != place)
 
 
@@ -144,7 +110,7 @@ def _vertical(marks: dict[tuple[int, int], int], x: int, start: int, end: int) -
 def _write(canvas: dict[tuple[int, int], str], x: int, y: int, line: str) -> None:
     for each in line:
         wide = _width(each)
-        if wide == 0:  # a combining mark stays with what it is on
+        if wide == 0:  # append a combining mark to its base character
             canvas[x - 1, y] += each
             continue
         canvas[x, y] = each
@@ -153,18 +119,8 @@ def _write(canvas: dict[tuple[int, int], str], x: int, y: int, line: str) -> Non
         x += wide
 
 
-def _width(words: str) -> int:
-    """Return how many columns of a terminal a text takes."""
+def _width(text: str) -> int:
+    """Return the width of a text in columns of a terminal."""
     return sum(
-        0 if unicodedata.combining(each) else 2 if unicodedata.east_asian_width(each) in "WF" else 1 for each in words
+        0 if unicodedata.combining(each) else 2 if unicodedata.east_asian_width(each) in "WF" else 1 for each in text
     )
-
-
-def _entities(words: str) -> str:
-    """Write what Mermaid or HTML would act on as entities, in Mermaid's spelling (#35; for a #)."""
-    return re.sub(r"[^\w .,:%/·()\-+×]", lambda found: f"#{ord(found[0])};", plain(words))
-
-
-def _quoted(words: str) -> str:
-    """Quote a text for the YAML at the head of a flowchart."""
-    return '"' + words.replace("\\", "\\\\").replace('"', '\\"') + '"'

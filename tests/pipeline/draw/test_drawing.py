@@ -1,4 +1,4 @@
-"""Pictures of graphs: where things go, that every format is well-formed whatever the names, what the colours say."""
+"""Tests of pictures of graphs: the layout, well-formed output for any names, and the colours."""
 
 import re
 import xml.etree.ElementTree as ElementTree
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from threadloom.pipeline import Gather, Graph, Node
 from threadloom.pipeline.draw.drawing import GraphFormat, draw_graph
 from threadloom.pipeline.draw.layout import layered
-from threadloom.pipeline.draw.text import COLOURS, colour
+from threadloom.pipeline.draw.picture import COLOURS, fill_colour
 from threadloom.pipeline.observe.diagnosis import diagnose
 from threadloom.pipeline.observe.statistics import ChannelStatistics, RunStatistics, StageStatistics
 
@@ -32,7 +32,7 @@ def diamond(name: str = "images", hostile: str = "scale") -> Graph:
 
 
 def measured(graph: Graph) -> RunStatistics:
-    """Return made-up statistics in which the second stage does all the work."""
+    """Return constructed statistics in which the second stage does all the work."""
     stages = []
     for place, stage in enumerate(graph.stages):
         busy = 9.5 if place == 1 else 0.5
@@ -56,7 +56,7 @@ def graphs(draw: st.DrawFn) -> dict[str, list[str]]:
 
 
 @given(graphs())
-def test_every_node_has_a_place_of_its_own_and_every_line_goes_right(after: dict[str, list[str]]) -> None:
+def test_nodes_have_distinct_places_and_lines_lead_right(after: dict[str, list[str]]) -> None:
     layout = layered(after)
     assert set(layout.nodes) == set(after)
     assert {(sender, taker) for sender, taker, _ in layout.edges} == {(b, name) for name in after for b in after[name]}
@@ -79,13 +79,13 @@ def test_the_text_shows_every_node_and_every_arrow(after: dict[str, list[str]]) 
         )
     drawn = draw_graph(graph)
     assert all(f"│ {name} " in drawn for name in after)
-    assert drawn.count("▶") == sum(bool(before) for before in after.values())  # lines into one channel meet before it
+    assert drawn.count("▶") == sum(bool(before) for before in after.values())  # one per channel
     root = ElementTree.fromstring(draw_graph(graph, format=GraphFormat.SVG))
     arrows = [each for each in root.iter(f"{SVG}path") if each.get("marker-end")]
     assert len(arrows) == sum(map(len, after.values()))
 
 
-def test_a_crossing_that_can_be_avoided_is() -> None:
+def test_avoidable_crossings_are_avoided() -> None:
     layout = layered({"a": [], "b": [], "c": ["b"], "d": ["a"]})
     order = [layout.nodes[name][1] for name in "abcd"]
     assert (order[0] < order[1]) == (order[3] < order[2])
@@ -99,7 +99,7 @@ def test_a_line_as_text() -> None:
         "words\n"
         "╭────────╮      ╭────────────────────────╮      ╭───────────────────╮\n"
         "│ read   │      │ split                  │      │ report            │\n"
-        "│ source │─────▶│ 2 workers · room for 2 │─────▶│ sink · room for 2 │\n"
+        "│ source │─────▶│ 2 workers · capacity 2 │─────▶│ sink · capacity 2 │\n"
         "╰────────╯      ╰────────────────────────╯      ╰───────────────────╯\n"
     )
 
@@ -110,13 +110,13 @@ def test_a_fork_as_text() -> None:
     graph.stage("s", abs, after=read)
     graph.stage("t", abs, after=read)
     assert draw_graph(graph).splitlines()[3:6] == [
-        "│ source │─┬───▶│ room for 2 │",
+        "│ source │─┬───▶│ capacity 2 │",
         "╰────────╯ │    ╰────────────╯",
         "           │",
     ]
 
 
-def test_statistics_are_shown_as_busyness_depth_and_what_sets_the_pace() -> None:
+def test_statistics_are_shown_as_busy_share_depth_and_bottleneck() -> None:
     graph = diamond()
     statistics = measured(graph)
     drawn = draw_graph(graph, statistics)
@@ -129,12 +129,12 @@ def test_statistics_are_shown_as_busyness_depth_and_what_sets_the_pace() -> None
     assert "n0 -->|1.9/2| n1" in chart
     picture = draw_graph(graph, statistics, GraphFormat.SVG)
     assert f'fill="{COLOURS[-1]}"' in picture
-    assert "sets the pace" in picture
-    assert "sets the pace" not in draw_graph(graph, None, GraphFormat.SVG)
+    assert "is the bottleneck" in picture
+    assert "is the bottleneck" not in draw_graph(graph, None, GraphFormat.SVG)
 
 
 @pytest.mark.parametrize("with_statistics", [False, True])
-def test_an_svg_is_well_formed_whatever_the_names(with_statistics: bool) -> None:
+def test_an_svg_is_well_formed_for_any_names(with_statistics: bool) -> None:
     graph = diamond(HOSTILE, HOSTILE)
     root = ElementTree.fromstring(
         draw_graph(graph, measured(graph) if with_statistics else None, GraphFormat.SVG).encode()
@@ -160,18 +160,18 @@ def test_boxes_do_not_overlap_and_stay_in_the_picture() -> None:
     assert all(y + height < float(root.get("height", "")) for _, y, _, height in boxes)
 
 
-def test_mermaid_escapes_what_it_would_act_on() -> None:
+def test_mermaid_escapes_special_characters() -> None:
     chart = draw_graph(diamond(HOSTILE, HOSTILE), format=GraphFormat.MERMAID)
     lines = chart.splitlines()
     assert lines[:4] == ["---", 'title: "a<b>&\\"\' ]]>  [31m|#;end"', "---", "flowchart LR"]
     assert '    n0(["<b>read</b><br/>source"])' in lines
     label = next(line for line in lines if line.startswith("    n1["))
-    assert re.fullmatch(r'    n1\["<b>[\w ;#&]*</b><br/>2 workers · room for 2"\]', label)
+    assert re.fullmatch(r'    n1\["<b>[\w ;#&]*</b><br/>2 workers · capacity 2"\]', label)
     assert "#60;b#62;#38;#34;#39;" in label
     assert sum("-->" in line for line in lines) == 6
 
 
-def test_the_text_has_nothing_that_a_terminal_acts_on() -> None:
+def test_the_text_contains_no_control_characters() -> None:
     drawn = draw_graph(diamond(HOSTILE, HOSTILE))
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f]", drawn)
 
@@ -188,6 +188,6 @@ def test_an_empty_graph_can_be_drawn() -> None:
 
 
 def test_colours_go_from_idle_to_busy() -> None:
-    assert [colour(busy) for busy in (-0.1, 0.0, 0.3, 0.5, 0.7, 0.99, 1.2)] == [
+    assert [fill_colour(busy) for busy in (-0.1, 0.0, 0.3, 0.5, 0.7, 0.99, 1.2)] == [
         COLOURS[0], COLOURS[0], COLOURS[1], COLOURS[2], COLOURS[3], COLOURS[4], COLOURS[4]
     ]  # fmt: skip

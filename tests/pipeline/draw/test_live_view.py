@@ -1,4 +1,4 @@
-"""The live view: drawn from made-up statistics, and updated by a clock that the test moves on."""
+"""Tests of the live view, with constructed statistics and a clock advanced by the test."""
 
 from dataclasses import replace
 from io import BytesIO, StringIO, TextIOWrapper
@@ -22,7 +22,7 @@ def tasks(nanoseconds: int) -> Distribution:
 
 
 def state(elapsed: float = 10.0, items: int = 1000) -> RunStatistics:
-    """Return a run whose second stage works all the time."""
+    """Return the statistics of a run whose second stage is always busy."""
     part = elapsed / 10
     full = ChannelStatistics(4, 4, 3.9, 4, items, 8.9 * part, 0.1)
     empty = ChannelStatistics(2, 0, 1.0, 1, items, 0.0, 9.0 * part)
@@ -41,22 +41,24 @@ def drawn(view: GraphView, width: int = 120, encoding: str = "utf-8") -> list[st
     return raw.getvalue().decode(encoding).splitlines()
 
 
-def test_a_line_for_each_stage_and_the_bottleneck_in_words() -> None:
+def test_one_line_per_stage_and_the_bottleneck() -> None:
     lines = drawn(GraphView(state()))
     assert lines[0] == "words  0:10"
     assert lines[1].split() == [
-        *("█", "busy", "▒", "blocked", "░", "waiting", "busy", "rate", "queue", "in", "front", "p50", "p99")
+        *("█", "busy", "▒", "blocked", "░", "waiting", "busy", "rate", "input", "queue", "p50", "p99")
     ]
     read, decode, show = (line.split() for line in lines[2:5])
     assert (read[0], set(read[1]), read[2:]) == ("read", {"█", "▒"}, ["10%", "100/s", "900", "µs", "900", "µs"])
     assert decode[:2] == ["decode", "x2"]
     assert decode[3:] == ["95%", "100/s", "▮▮▮▮", "4/4", "12", "ms", "12", "ms"]
     assert show[2:6] == ["10%", "100/s", "▯▯", "0/2"]
-    assert lines[5].startswith("decode sets the pace: its 2 workers are busy 95% of the time, and a call takes 12 ms")
-    assert "more workers than 2" in " ".join(lines[6:])
+    assert lines[5].startswith(
+        "decode is the bottleneck: its 2 workers are busy 95% of the time, and a call takes 12 ms"
+    )
+    assert "more than 2 workers" in " ".join(lines[6:])
 
 
-def test_shares_and_rates_are_of_late() -> None:
+def test_shares_and_rates_are_recent() -> None:
     early, late = state(10.0, 1000), state(12.0, 1500)
     decode = next(line for line in drawn(GraphView(late, early)) if line.startswith("decode"))
     assert "250/s" in decode
@@ -64,7 +66,7 @@ def test_shares_and_rates_are_of_late() -> None:
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 100, 200])
-def test_columns_stand_below_each_other_at_any_width(width: int) -> None:
+def test_columns_are_aligned_at_any_width(width: int) -> None:
     lines = drawn(GraphView(state()), width)
     assert max(map(len, lines)) <= width
     stages = lines[2:5]
@@ -73,13 +75,13 @@ def test_columns_stand_below_each_other_at_any_width(width: int) -> None:
         assert {line.index("%") for line in stages} == {lines[1].index("rate") - 8}
 
 
-def test_plain_letters_where_the_output_has_no_others() -> None:
+def test_ascii_output_for_ascii_terminals() -> None:
     lines = drawn(GraphView(state()), encoding="ascii")
-    assert [line for line in lines if "?" in line.replace("?s", "us")] == []  # but for the sign of a microsecond
+    assert [line for line in lines if "?" in line.replace("?s", "us")] == []  # except the micro sign
     assert any(line.startswith("->") for line in lines)
 
 
-def test_a_name_cannot_steer_the_terminal() -> None:
+def test_names_cannot_control_the_terminal() -> None:
     hostile = replace(state(), graph="\x1b[2Jwords")
     hostile = replace(hostile, stages=tuple(replace(stage, name=f"\x1b]0;{stage.name}\n") for stage in hostile.stages))
     text = "".join(drawn(GraphView(hostile))) + status_line(hostile)
@@ -88,12 +90,12 @@ def test_a_name_cannot_steer_the_terminal() -> None:
 
 def test_one_line_for_logs() -> None:
     assert status_line(state()).startswith(
-        "words 0:10: read 100/s 10% busy, decode 4/4 100/s 95% busy, show 0/2 100/s 10% busy; decode sets the pace"
+        "words 0:10: read 100/s 10% busy, decode 4/4 100/s 95% busy, show 0/2 100/s 10% busy; decode is the bottleneck"
     )
 
 
 class Moving:
-    """A clock and the statistics of a run that goes on with it."""
+    """A clock, and the statistics of a run at its time."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -107,7 +109,7 @@ class Moving:
         return state(self.now + 1.0, int(100 * self.now) + 1)
 
 
-def test_lines_come_every_few_seconds_where_there_is_no_terminal() -> None:
+def test_one_line_every_few_seconds_without_a_terminal() -> None:
     moving, lines = Moving(), list[str]()
     console = Console(file=StringIO(), force_terminal=False)
     with LiveView(moving.statistics, console, moving.clock, lines.append) as view:
@@ -115,7 +117,7 @@ def test_lines_come_every_few_seconds_where_there_is_no_terminal() -> None:
         for _ in range(12):
             view.update()
             moving.now += LINE_INTERVAL / 5
-    assert moving.asked == [0.0, 5.0, 10.0, 12.0]  # and the whole run at the end
+    assert moving.asked == [0.0, 5.0, 10.0, 12.0]  # the last at the end, for the whole run
     assert len(lines) == 4
     assert "decode 4/4 100/s" in lines[2]
 
@@ -127,7 +129,7 @@ def test_lines_go_to_the_console_by_default() -> None:
     assert output.getvalue() == status_line(state()) + "\n"
 
 
-def test_a_terminal_is_drawn_on_four_times_a_second() -> None:
+def test_a_terminal_is_updated_four_times_per_second() -> None:
     moving, output = Moving(), StringIO()
     console = Console(file=output, width=100, height=30, force_terminal=True, _environ={"TERM": "xterm-256color"})
     with LiveView(moving.statistics, console, moving.clock) as view:
@@ -138,10 +140,10 @@ def test_a_terminal_is_drawn_on_four_times_a_second() -> None:
             moving.now += LIVE_INTERVAL
             view.update()
     assert (drawings, len(moving.asked)) == (1, 1 + WINDOW + 1)
-    assert "decode sets the pace" in output.getvalue()
+    assert "decode is the bottleneck" in output.getvalue()
 
 
-def test_a_terminal_that_is_gone_hides_no_error() -> None:
+def test_a_closed_terminal_does_not_replace_an_exception() -> None:
     class Gone(StringIO):
         def write(self, text: str) -> int:
             raise OSError("the terminal is gone")
@@ -151,10 +153,10 @@ def test_a_terminal_that_is_gone_hides_no_error() -> None:
         raise ZeroDivisionError
 
 
-def test_a_run_is_watched_from_the_callers_thread() -> None:
-    graph = Graph("watched")
+def test_a_run_is_viewed_from_the_callers_thread() -> None:
+    graph = Graph("viewed")
     graph.sink("out", after=graph.stage("work", abs, after=graph.source("draw", range(50))))
     lines: list[str] = []
     with graph.start() as run, LiveView(run.statistics, Console(file=StringIO()), report=lines.append) as view:
         assert sum(view.over(run)) == sum(range(50))
-    assert lines[-1].startswith("watched 0:0")
+    assert lines[-1].startswith("viewed 0:0")
