@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from threadloom.pipeline import Arena
 from threadloom.stages.models import Geometry, Shape, parameter_shapes
-from threadloom.stages.storage import CheckpointError, FileRecord, TensorFile, open_tensors, write_bytes, write_tensors
+from threadloom.stages.storage import CheckpointError, FileDigest, TensorFile, open_tensors, write_bytes, write_tensors
 
 Floats = NDArray[np.float32]
 
@@ -119,7 +119,7 @@ def model_config(geometry: Geometry, end_of_text: int | None = None) -> dict[str
 
 def write_model(
     folder: Path, weights: Mapping[str, Floats], geometry: Geometry, end_of_text: int | None = None
-) -> dict[str, FileRecord]:
+) -> dict[str, FileDigest]:
     """Write the two files of a model into `folder`, which exists and holds neither; raises `OSError`."""
     config = json.dumps(model_config(geometry, end_of_text), indent=2) + "\n"
     return {

@@ -1,4 +1,8 @@
-"""`training.json`: what a checkpoint is, and how to tell that each of its files, this one too, is what was written."""
+"""The manifest of a checkpoint, `training.json`.
+
+It holds step, τ, geometry, the run's configuration, the loss scaler's state of each version if losses are scaled, and
+the size and SHA-256 of every other file; its last entry is its own SHA-256.
+"""
 
 import hashlib
 import json
@@ -9,109 +13,123 @@ from typing import Annotated, Any
 
 import msgspec
 
+from threadloom.stages.checkpoint.format import FORMATS
 from threadloom.stages.memory import ScaleState
 from threadloom.stages.models import Geometry
-from threadloom.stages.storage import CheckpointError, FileRecord, write_bytes
+from threadloom.stages.storage import CheckpointError, FileDigest, write_bytes
 
 MANIFEST_FILE = "training.json"
-FORMAT = 1
-"""Counts the changes after which an older reader would misunderstand a checkpoint."""
 
-_UNSIGNED = "0" * 64  # stands in for the checksum while it is computed
+_NO_CHECKSUM = "0" * 64  # placeholder while the checksum is computed
 _Count = Annotated[int, msgspec.Meta(ge=0)]
 
 
-class _Format(msgspec.Struct):
+class _FormatOnly(msgspec.Struct):
     format: int
 
 
-class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The content of the file; `files` has the name of every other one of the checkpoint."""
+class CheckpointManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Content of the file."""
 
-    format: int = FORMAT
+    format: int
+    """Key in `FORMATS`."""
     step: _Count
     delay: _Count
     geometry: Geometry
     config: dict[str, Any]
     tokenizer: str | None
+    """Name of the tokenizer's file."""
     scalers: list[ScaleState] | None = None
-    """The loss scaler's state of each version, the oldest first; absent where losses are not scaled."""
-    files: dict[str, FileRecord]
-    checksum: str = _UNSIGNED
-    """SHA-256 of the file's own text with 64 zeros in this place."""
+    """State of the loss scaler for each version, the oldest first; absent if losses are not scaled."""
+    files: dict[str, FileDigest]
+    """Name → digest of every other file of the checkpoint."""
+    checksum: str = _NO_CHECKSUM
+    """SHA-256 of the text of this file with 64 zeros in place of the checksum."""
 
 
-def encode_manifest(manifest: Manifest) -> bytes:
-    """Return the text of the file, signed; raises `ValueError` or `TypeError` for a configuration that is not JSON."""
+def encode_manifest(manifest: CheckpointManifest) -> bytes:
+    """Return the text of the file with its checksum; raises `ValueError` or `TypeError` if JSON cannot hold it."""
     content = {name: getattr(manifest, name) for name in manifest.__struct_fields__}
     content["geometry"] = asdict(manifest.geometry)
-    content["files"] = {name: asdict(record) for name, record in manifest.files.items()}
+    content["files"] = {name: asdict(digest) for name, digest in manifest.files.items()}
     if manifest.scalers is None:
-        del content["scalers"]  # as checkpoints were before there was any: their readers open it
+        del content["scalers"]  # releases without loss scaling refuse unknown entries
     else:
         content["scalers"] = [asdict(state) for state in manifest.scalers]
     text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
-    # The checksum is the last entry, so that its place is certain even if the configuration holds 64 zeros.
-    head, _, tail = text.rpartition(_UNSIGNED)
+    # The checksum is the last entry: its place is known even if the configuration contains 64 zeros.
+    head, _, tail = text.rpartition(_NO_CHECKSUM)
     return (head + hashlib.sha256(text.encode()).hexdigest() + tail).encode()
 
 
-def write_manifest(folder: Path, manifest: Manifest) -> FileRecord:
+def write_manifest(directory: Path, manifest: CheckpointManifest) -> FileDigest:
     """Write the file durably; raises `OSError`."""
-    return write_bytes(folder / MANIFEST_FILE, encode_manifest(manifest))
+    return write_bytes(directory / MANIFEST_FILE, encode_manifest(manifest))
 
 
-def read_manifest(folder: Path, remedy: str) -> Manifest:
-    """Read the file and check that it is what was written; every `CheckpointError` of it ends with `remedy`."""
-    path = folder / MANIFEST_FILE
+def read_manifest(directory: Path, hint: str) -> CheckpointManifest:
+    """Read and verify the file; raises `CheckpointError` with `hint`."""
+    path = directory / MANIFEST_FILE
     try:
         data = path.read_bytes()
-        if (version := msgspec.json.decode(data, type=_Format).format) != FORMAT:
+        number = msgspec.json.decode(data, type=_FormatOnly).format
+        if number not in FORMATS:
             raise CheckpointError(
                 path,
-                expected=f"a checkpoint of format {FORMAT}",
-                got=f"format {version}",
+                expected=f"a checkpoint of format {' or '.join(map(str, FORMATS))}",
+                got=f"format {number}",
                 cause="another release of threadloom wrote it, or the file is damaged",
-                hint=f"open it with that release, or {remedy}",
+                hint=f"open it with that release, or {hint}",
             )
-        manifest = msgspec.json.decode(data, type=Manifest)
+        manifest = msgspec.json.decode(data, type=CheckpointManifest)
     except FileNotFoundError as error:
-        raise _fault(path, "a folder that holds it", "no such file", "the folder is no checkpoint", remedy) from error
+        cause = "the directory is not a checkpoint"
+        raise CheckpointError(path, expected="a file", got="no such file", cause=cause, hint=hint) from error
     except OSError as error:
-        found = error.strerror or str(error)
-        raise _fault(path, "a readable file", found, "the file belongs to another user", remedy) from error
+        got = error.strerror or str(error)
+        raise CheckpointError(path, expected="a readable file", got=got, hint=hint) from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise _fault(path, "the description of a checkpoint", str(error), "the file is damaged", remedy) from error
-    _check_signature(path, data, manifest.checksum, remedy)
-    _check_names(path, manifest, remedy)
+        expected = "the manifest of a checkpoint"
+        raise CheckpointError(
+            path, expected=expected, got=str(error), cause="the file is damaged", hint=hint
+        ) from error
+    _verify_checksum(path, data, manifest.checksum, hint)
+    _verify_names(path, manifest, hint)
     return manifest
 
 
-def _check_signature(path: Path, data: bytes, checksum: str, remedy: str) -> None:
+def _verify_checksum(path: Path, data: bytes, checksum: str, hint: str) -> None:
     head, _, tail = data.rpartition(checksum.encode())
-    actual = hashlib.sha256(head + _UNSIGNED.encode() + tail).hexdigest()
+    actual = hashlib.sha256(head + _NO_CHECKSUM.encode() + tail).hexdigest()
     if actual != checksum:
-        cause = "the file was changed or damaged after it was written"
-        raise _fault(path, f"SHA-256 {checksum}", f"SHA-256 {actual}", cause, remedy)
+        raise CheckpointError(
+            path,
+            expected=f"SHA-256 {checksum}",
+            got=f"SHA-256 {actual}",
+            cause="the file was modified or damaged after it was written",
+            hint=hint,
+        )
 
 
-def _check_names(path: Path, manifest: Manifest, remedy: str) -> None:
-    """Refuse a name that leads out of the folder: the file may come from anywhere."""
+def _verify_names(path: Path, manifest: CheckpointManifest, hint: str) -> None:
+    """Raise `CheckpointError` for a file name that leads out of the directory: the manifest is untrusted."""
     for name in manifest.files:
         if name in ("", ".", "..") or "/" in name or "\0" in name:
-            raise _fault(path, "plain names of files", repr(name), "the file was made by hand", remedy)
+            expected = "plain file names"
+            raise CheckpointError(path, expected=expected, got=repr(name), cause="the file was edited", hint=hint)
     if manifest.tokenizer is not None and manifest.tokenizer not in manifest.files:
-        found = f"{manifest.tokenizer!r} without one"
-        raise _fault(path, "a record of the tokenizer's file", found, "the file was made by hand", remedy)
+        raise CheckpointError(
+            path,
+            expected="a record of the tokenizer file",
+            got=f"{manifest.tokenizer!r} without one",
+            cause="the file was edited",
+            hint=hint,
+        )
 
 
-def _fault(path: Path, needed: str, found: str, cause: str, remedy: str) -> CheckpointError:
-    return CheckpointError(path, expected=needed, got=found, cause=cause, hint=remedy)
-
-
-def as_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a copy of `config` as JSON gives it back; raises `ValueError` or `TypeError` if JSON cannot hold it."""
+def json_copy(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `config` converted to JSON values and back; raises `ValueError` or `TypeError` if JSON cannot hold it."""
     copy = json.loads(json.dumps(config, allow_nan=False))
     if not isinstance(copy, dict):
-        raise TypeError(f"a checkpoint's configuration needs to be a mapping, not {type(config).__name__}")
+        raise TypeError(f"the configuration of a checkpoint must be a mapping, not {type(config).__name__}")
     return copy

@@ -16,7 +16,6 @@ can be written, each process measures for itself.
 
 import contextlib
 import math
-import os
 import statistics
 import threading
 import time
@@ -25,11 +24,6 @@ from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 import msgspec
 import numpy as np
@@ -43,7 +37,7 @@ from threadloom.kernels.simd import bf16_from_float32, fp16_from_float32, low_pr
 from threadloom.pipeline import blas_threads
 from threadloom.stages.config import Precision
 from threadloom.stages.machine import cache_root, detect
-from threadloom.stages.storage import atomic_write
+from threadloom.stages.storage import atomic_write, file_lock
 
 ROWS, INNER, COLUMNS = 256, 384, 1536
 """The measured product: the rows of a micro-batch through the first half of an MLP of 384 channels."""
@@ -241,7 +235,12 @@ def kept_speeds(path: Path, key: Mapping[str, str], measure: Callable[[], Speeds
     found = read_speeds(path, key)
     if found is not None:
         return found
-    with _only_one(path.with_suffix(".lock")):
+    with contextlib.ExitStack() as stack:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(file_lock(path.with_suffix(".lock"), timeout=PATIENCE))
+        except OSError as error:
+            logger.debug("measuring without the lock of {}: {}", path, error)
         found = read_speeds(path, key)  # another process may have measured while this one waited
         if found is not None:
             return found
@@ -252,39 +251,6 @@ def kept_speeds(path: Path, key: Mapping[str, str], measure: Callable[[], Speeds
         except OSError as error:
             logger.debug("the speeds are not kept: {}", error)
         return measured
-
-
-@contextlib.contextmanager
-def _only_one(path: Path) -> Iterator[None]:
-    """Let one process after another through, as far as the file system has locks; give up waiting in the end."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o644)
-    except OSError as error:
-        logger.debug("no lock at {}: {}", path, error)
-        yield
-        return
-    try:
-        _wait_for_lock(handle, path)
-        yield
-    finally:
-        os.close(handle)
-
-
-def _wait_for_lock(handle: int, path: Path) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while fcntl is not None:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                logger.debug("another process holds {}; measuring beside it", path)
-                return
-            time.sleep(0.02)
-        except OSError as error:  # some network file systems have no locks
-            logger.debug("no lock on {}: {}", path, error)
-            return
 
 
 _measuring = threading.Lock()  # two threads that measured at once would halve each other's figures

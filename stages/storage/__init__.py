@@ -1,44 +1,49 @@
-"""Files: durable writes, the run directory, safetensors.
+"""Files: durable operations, hashed files, safetensors, the directory and the metrics of a run.
 
 May import: models, config.
 """
 
-from threadloom.stages.storage.run_directory import (
-    MetricsLog,
-    RunDirectory,
-    RunMode,
+from threadloom.stages.storage.durable_io import (
+    DiskFullError,
     atomic_write,
-    read_metrics,
-    sync_folder,
+    explain_disk_full,
+    file_lock,
+    fsync_directory,
+    make_directory,
+    require_free_space,
 )
-from threadloom.stages.storage.tensor_file import (
-    CheckpointError,
-    FileRecord,
-    TensorFile,
-    copy_file,
-    explain_fault,
-    open_tensors,
-    record_file,
-    require_space,
-    write_bytes,
-    write_tensors,
+from threadloom.stages.storage.hashed_file import FileDigest, copy_file, digest_file, write_bytes
+from threadloom.stages.storage.metrics_log import MetricsLog, read_metrics
+from threadloom.stages.storage.run_directory import (
+    RunDirectory,
+    RunDirectoryError,
+    RunMode,
+    checkpoint_name,
+    finished_checkpoints,
 )
+from threadloom.stages.storage.tensor_file import CheckpointError, TensorFile, open_tensors, write_tensors
 
 __all__ = [
     "CheckpointError",
-    "FileRecord",
+    "DiskFullError",
+    "FileDigest",
     "MetricsLog",
     "RunDirectory",
+    "RunDirectoryError",
     "RunMode",
     "TensorFile",
     "atomic_write",
+    "checkpoint_name",
     "copy_file",
-    "explain_fault",
+    "digest_file",
+    "explain_disk_full",
+    "file_lock",
+    "finished_checkpoints",
+    "fsync_directory",
+    "make_directory",
     "open_tensors",
     "read_metrics",
-    "record_file",
-    "require_space",
-    "sync_folder",
+    "require_free_space",
     "write_bytes",
     "write_tensors",
 ]

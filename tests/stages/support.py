@@ -20,7 +20,7 @@ from click.testing import CliRunner
 from numpy.typing import NDArray
 
 from threadloom.pipeline import Trace
-from threadloom.stages.checkpoint.checkpoint import Checkpoint, kept_versions
+from threadloom.stages.checkpoint import Checkpoint, kept_versions
 from threadloom.stages.cli import main
 from threadloom.stages.config import (
     Config,

@@ -12,7 +12,7 @@ from tests.stages.training.test_resume import files
 from threadloom.stages.resolve.loading import CONFIG_NAMES, load_config, to_json
 from threadloom.stages.resolve.resolution import resolve
 from threadloom.stages.run.session import train
-from threadloom.stages.storage.run_directory import RunMode, read_metrics
+from threadloom.stages.storage import RunMode, read_metrics
 
 pytestmark = pytest.mark.timeout(60)
 

@@ -18,15 +18,15 @@ from unittest.mock import patch
 import numpy as np
 
 from threadloom.pipeline import Arena
-from threadloom.stages.checkpoint.checkpoint import (
+from threadloom.stages.checkpoint import (
     Checkpoint,
     TrainingState,
     kept_versions,
     remove_leftovers,
     save_checkpoint,
 )
-from threadloom.stages.models.gpt2 import Geometry, parameter_shapes
-from threadloom.stages.storage import tensor_file as tensorfile
+from threadloom.stages.models import Geometry, parameter_shapes
+from threadloom.stages.storage import hashed_file
 
 GEOMETRY = Geometry(vocabulary=13, context=5, layers=2, heads=2, channels=4)
 AUDITED = {"os.rename", "os.mkdir", "os.remove", "os.rmdir", "open"}
@@ -110,7 +110,7 @@ class Operations:
                 return super().write(data)
 
         patch.object(os, "fsync", counted_fsync).start()
-        patch.object(tensorfile, "FileIO", CountedFile).start()
+        patch.object(hashed_file, "FileIO", CountedFile).start()
 
     def _audit(self, event: str, arguments: tuple[Any, ...]) -> None:
         if event in AUDITED and (event != "open" or _writes(arguments)):

@@ -12,22 +12,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.stages.checkpoint.checkpoint_writer import GEOMETRY, arena_of, assert_holds, assert_same, empty, state_of
-from threadloom.stages.checkpoint.checkpoint import (
-    OPTIMIZER_FILE,
-    VERSIONS_FILE,
+from threadloom.stages.checkpoint import (
     Checkpoint,
     TrainingState,
-    finished_checkpoints,
     kept_versions,
     latest_checkpoint,
     remove_leftovers,
     save_checkpoint,
 )
 from threadloom.stages.checkpoint.huggingface import CONFIG_FILE, MODEL_FILE, load_model
-from threadloom.stages.checkpoint.manifest import MANIFEST_FILE, Manifest, encode_manifest
-from threadloom.stages.models.gpt2 import Geometry
-from threadloom.stages.storage import tensor_file as tensorfile
-from threadloom.stages.storage.tensor_file import CheckpointError
+from threadloom.stages.checkpoint.manifest import MANIFEST_FILE, CheckpointManifest, encode_manifest
+from threadloom.stages.checkpoint.safetensors_format import OPTIMIZER_FILE, VERSIONS_FILE
+from threadloom.stages.models import Geometry
+from threadloom.stages.storage import CheckpointError, FileDigest, finished_checkpoints
 
 FILES = (MODEL_FILE, CONFIG_FILE, OPTIMIZER_FILE, VERSIONS_FILE, MANIFEST_FILE, "tokenizer.json")
 
@@ -76,7 +73,7 @@ def test_versions_that_a_delay_needs() -> None:
 
 def test_a_state_must_be_complete() -> None:
     state = state_of(5, 1)
-    with pytest.raises(ValueError, match=r"step 5 with delay 1 needs the versions \[4, 5\], got \[5\]"):
+    with pytest.raises(ValueError, match=r"step 5 with delay 1: expected versions \[4, 5\], got \[5\]"):
         TrainingState(5, 1, {5: state.versions[5]}, state.m, state.v, {}, GEOMETRY)
     other = Geometry(vocabulary=14, context=5, layers=2, heads=2, channels=4)
     with pytest.raises(ValueError, match="the arena of v does not have the shapes"):
@@ -85,9 +82,9 @@ def test_a_state_must_be_complete() -> None:
 
 def test_arguments_that_cannot_be_saved_leave_nothing(tmp_path: Path) -> None:
     state = state_of(1, 0)
-    with pytest.raises(ValueError, match="keep needs to be at least 1, or 0 for all, got -1"):
+    with pytest.raises(ValueError, match="keep: expected the number of checkpoints to keep, or 0 for all, got -1"):
         save_checkpoint(tmp_path / "c", state, None, -1)
-    with pytest.raises(ValueError, match=r"cannot be called model\.safetensors"):
+    with pytest.raises(ValueError, match=r"cannot be named model\.safetensors"):
         save_checkpoint(tmp_path / "c", state, tmp_path / MODEL_FILE, 1)
     for config in ({"lr": float("nan")}, {"path": tmp_path}):
         broken = TrainingState(1, 0, state.versions, state.m, state.v, config, GEOMETRY)
@@ -203,7 +200,7 @@ def test_a_truncated_file_is_found(whole: Path, name: str, data: st.DataObject) 
 def test_a_missing_file_is_found(whole: Path, tmp_path: Path, name: str) -> None:
     copy = Path(shutil.copytree(whole, tmp_path / whole.name))
     (copy / name).unlink()
-    with pytest.raises(CheckpointError, match=f"{name}: expected .*no such file.*begin a new run"):
+    with pytest.raises(CheckpointError, match=f"{name}: expected .*no such file.*start a new run"):
         Checkpoint.open(copy)
     if name in (OPTIMIZER_FILE, VERSIONS_FILE):
         sampled = Checkpoint.open(copy, for_training=False)
@@ -218,7 +215,7 @@ def test_the_remedy_names_the_checkpoint_before(tmp_path: Path) -> None:
     newest = latest_checkpoint(tmp_path)
     assert newest is not None
     (newest / MODEL_FILE).write_bytes(b"")
-    with pytest.raises(CheckpointError, match=r"truncated.*remove .*step-000002 and go on from step-000001"):
+    with pytest.raises(CheckpointError, match=r"truncated.*remove .*step-000002 to resume from step-000001"):
         Checkpoint.open(newest)
     assert_holds(tmp_path / "step-000001", state_of(1, 0))
 
@@ -228,8 +225,8 @@ def forge(whole: Path, folder: Path, **changes: Any) -> Path:
     copy = Path(shutil.copytree(whole, folder / whole.name))
     content = json.loads((copy / MANIFEST_FILE).read_text())
     content["geometry"] = Geometry(**content["geometry"])
-    content["files"] = {name: tensorfile.FileRecord(**record) for name, record in content["files"].items()}
-    manifest = Manifest(**(content | {"checksum": "0" * 64} | changes))
+    content["files"] = {name: FileDigest(**record) for name, record in content["files"].items()}
+    manifest = CheckpointManifest(**(content | {"checksum": "0" * 64} | changes))
     (copy / MANIFEST_FILE).write_bytes(encode_manifest(manifest))
     return copy
 
@@ -241,10 +238,10 @@ def test_an_unknown_format_is_refused(whole: Path, tmp_path: Path) -> None:
 
 
 def test_a_forged_description_does_not_lead_out_of_the_folder(whole: Path, tmp_path: Path) -> None:
-    record = tensorfile.FileRecord("0" * 64, 0)
+    record = FileDigest("0" * 64, 0)
     for number, name in enumerate(("../secret", "/etc/passwd", "..")):
         path = forge(whole, tmp_path / str(number), files={name: record})
-        with pytest.raises(CheckpointError, match="plain names of files"):
+        with pytest.raises(CheckpointError, match="plain file names"):
             Checkpoint.open(path)
     path = forge(whole, tmp_path / "none", files={}, tokenizer=None)
     with pytest.raises(CheckpointError, match="expected a record of 4 files"):

@@ -15,16 +15,8 @@ import numpy as np
 import pytest
 
 from tests.stages.checkpoint.checkpoint_writer import Operations, assert_holds, state_of
-from threadloom.stages.checkpoint import checkpoint as checkpoint_module
-from threadloom.stages.checkpoint.checkpoint import (
-    Checkpoint,
-    finished_checkpoints,
-    latest_checkpoint,
-    remove_leftovers,
-    save_checkpoint,
-)
-from threadloom.stages.storage import tensor_file as tensorfile
-from threadloom.stages.storage.tensor_file import CheckpointError
+from threadloom.stages.checkpoint import Checkpoint, latest_checkpoint, remove_leftovers, save_checkpoint, writer
+from threadloom.stages.storage import CheckpointError, DiskFullError, durable_io, finished_checkpoints, hashed_file
 
 # --- failures while writing -------------------------------------------------------------------------------------------
 
@@ -43,15 +35,15 @@ class FullDisk(FileIO):
         return super().write(data[: max(len(data) // 2, 1)])
 
 
-def save_with_room_for(folder: Path, writes: int, code: int, patch: pytest.MonkeyPatch) -> CheckpointError | None:
+def save_with_room_for(folder: Path, writes: int, code: int, patch: pytest.MonkeyPatch) -> DiskFullError | None:
     """Save step 2 on a disk that is full at write number `writes`; returns the error."""
     with patch.context() as within:
         within.setattr(FullDisk, "left", writes)
         within.setattr(FullDisk, "code", code)
-        within.setattr(tensorfile, "FileIO", FullDisk)
+        within.setattr(hashed_file, "FileIO", FullDisk)
         try:
             save_checkpoint(folder, state_of(2, 1), None, 2)
-        except CheckpointError as error:
+        except DiskFullError as error:
             return error
     return None
 
@@ -63,7 +55,7 @@ def test_a_full_disk_leaves_the_others(tmp_path: Path, monkeypatch: pytest.Monke
     writes = 1
     while error := save_with_room_for(tmp_path, writes, code, monkeypatch):
         writes += 1
-        assert re.search(r"expected [\d,]+ bytes on the disk, got [\d,]+ bytes free", str(error))
+        assert re.search(r"expected space for [\d,]+ bytes, got [\d,]+ bytes free", str(error))
         assert isinstance(error.__cause__, OSError)
         assert [path.name for path in tmp_path.iterdir()] == ["step-000001"]
         assert_holds(tmp_path / "step-000001", state_of(1, 1))
@@ -72,8 +64,8 @@ def test_a_full_disk_leaves_the_others(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_too_little_space_is_said_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tensorfile, "free_bytes", lambda _: 1234)
-    with pytest.raises(CheckpointError, match=r"expected [\d,]+ bytes on the disk, got 1,234 bytes free"):
+    monkeypatch.setattr(durable_io, "free_bytes", lambda _: 1234)
+    with pytest.raises(DiskFullError, match=r"expected space for [\d,]+ bytes, got 1,234 bytes free"):
         save_checkpoint(tmp_path / "c", state_of(1, 0), None, 1)
     assert list((tmp_path / "c").iterdir()) == []
 
@@ -83,8 +75,8 @@ def test_a_limit_on_file_sizes_is_an_error_of_ours(tmp_path: Path) -> None:
     for largest in (0, 100, 2000, 4000):
         failed = run_writer(tmp_path, "--first=2", "--last=2", f"--largest-file={largest}")
         assert failed.returncode == 1
-        assert "CheckpointError" in failed.stderr
-        assert "limit on the size of files" in failed.stderr
+        assert "DiskFullError" in failed.stderr
+        assert "a lower limit on file sizes" in failed.stderr
         assert [path.name for path in tmp_path.iterdir()] == ["step-000001"]
     assert_holds(tmp_path / "step-000001", state_of(1, 2))
 
@@ -100,8 +92,8 @@ def test_a_refused_write_is_an_error_of_ours(tmp_path: Path, monkeypatch: pytest
     def refuse(path: Path, _mode: str) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
-    monkeypatch.setattr(tensorfile, "FileIO", refuse)
-    with pytest.raises(CheckpointError, match=r"model\.safetensors.*Permission denied.*another user.*untouched"):
+    monkeypatch.setattr(hashed_file, "FileIO", refuse)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors.*Permission denied.*another user.*unchanged"):
         save_checkpoint(tmp_path, state_of(1, 0), None, 1)
     assert list(tmp_path.iterdir()) == []
 
@@ -110,7 +102,7 @@ def test_an_interrupt_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoint_module, "write_manifest", interrupt)
+    monkeypatch.setattr(writer, "write_manifest", interrupt)
     with pytest.raises(KeyboardInterrupt):
         save_checkpoint(tmp_path, state_of(1, 0), None, 1)
     assert list(tmp_path.iterdir()) == []

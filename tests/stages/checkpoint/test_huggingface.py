@@ -24,7 +24,7 @@ from threadloom.stages.checkpoint.huggingface import (
     write_model,
 )
 from threadloom.stages.models.gpt2 import Geometry, parameter_shapes
-from threadloom.stages.storage.tensor_file import CheckpointError
+from threadloom.stages.storage import CheckpointError
 
 GEOMETRY = Geometry(vocabulary=37, context=11, layers=3, heads=3, channels=12)
 

@@ -15,12 +15,12 @@ from tests.stages.checkpoint.checkpoint_writer import GEOMETRY, state_of
 from tests.stages.support import (
     tiny,
 )
-from threadloom.stages.checkpoint.checkpoint import Checkpoint, TrainingState, save_checkpoint
-from threadloom.stages.checkpoint.manifest import MANIFEST_FILE, Manifest, encode_manifest
+from threadloom.stages.checkpoint import Checkpoint, TrainingState, save_checkpoint
+from threadloom.stages.checkpoint.manifest import MANIFEST_FILE, CheckpointManifest, encode_manifest
 from threadloom.stages.config import LossScaling, ResolvedLossScale
 from threadloom.stages.memory.loss_scale import CEILING, FLOOR, PATIENCE, LossScaler, ScaleState
 from threadloom.stages.resolve.loading import trajectory
-from threadloom.stages.storage.tensor_file import CheckpointError
+from threadloom.stages.storage import CheckpointError
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -199,7 +199,7 @@ def test_states_that_were_changed_by_hand_are_refused(change: Callable[[Any], An
     content = json.loads(file.read_text())
     content["scalers"] = change(content["scalers"])
     try:
-        manifest = msgspec.convert({**content, "checksum": "0" * 64}, Manifest)
+        manifest = msgspec.convert({**content, "checksum": "0" * 64}, CheckpointManifest)
         file.write_bytes(encode_manifest(manifest))
     except (msgspec.ValidationError, ValueError):
         file.write_text(json.dumps(content).replace("Infinity", "1e999"))

@@ -23,7 +23,7 @@ from tests.stages.support import (
     tiny,
 )
 from threadloom.pipeline import StageFailure
-from threadloom.stages.checkpoint.checkpoint import Checkpoint
+from threadloom.stages.checkpoint import Checkpoint
 from threadloom.stages.checkpoint.manifest import MANIFEST_FILE
 from threadloom.stages.config import ConfigError
 from threadloom.stages.memory.graph_items import Event, MicroBatch, MicroGradient, Update
@@ -31,7 +31,7 @@ from threadloom.stages.memory.loss_scale import PATIENCE
 from threadloom.stages.run.session import train
 from threadloom.stages.step.backward import Backward
 from threadloom.stages.step.reducer import TrainingDiverged
-from threadloom.stages.storage.run_directory import RunMode, read_metrics
+from threadloom.stages.storage import RunMode, read_metrics
 from threadloom.stages.training.training import Training
 
 pytestmark = pytest.mark.timeout(60)

@@ -14,7 +14,7 @@ from threadloom.kernels import GemmBackend, blas_info, gemm_backend, simd
 from threadloom.kernels.simd import features as lowp_features
 from threadloom.kernels.simd.features import LowPrecisionInfo
 from threadloom.stages import speeds
-from threadloom.stages.checkpoint.checkpoint import Checkpoint, latest_checkpoint
+from threadloom.stages.checkpoint import Checkpoint, latest_checkpoint
 from threadloom.stages.config import ConfigError, Gemm, LossScaling
 from threadloom.stages.config.settings import Config, MatmulPrecision, Precision
 from threadloom.stages.resolve import precision
@@ -24,7 +24,7 @@ from threadloom.stages.resolve.precision import ALLOW_SLOW, choose, choose_and_w
 from threadloom.stages.resolve.resolution import resolve
 from threadloom.stages.run.session import saved_config, train
 from threadloom.stages.speeds.speeds import Speeds
-from threadloom.stages.storage.run_directory import RunDirectory, RunMode
+from threadloom.stages.storage import RunDirectory, RunMode
 
 NOTHING: dict[str, bool] = {}
 AVX2 = {"avx2": True, "f16c": True}

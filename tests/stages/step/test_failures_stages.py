@@ -13,9 +13,10 @@ import pytest
 
 from tests.stages.support import WAIT, build, intercept, run_threads, tiny, wait_for
 from threadloom.pipeline import Cancelled, StageFailure
-from threadloom.stages.checkpoint.checkpoint import Checkpoint, finished_checkpoints
+from threadloom.stages.checkpoint import Checkpoint
 from threadloom.stages.memory.graph_items import Event, Update, label
 from threadloom.stages.step.reducer import TrainingDiverged
+from threadloom.stages.storage import finished_checkpoints
 from threadloom.stages.training.training import Training
 
 pytestmark = pytest.mark.timeout(60)

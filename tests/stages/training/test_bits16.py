@@ -22,7 +22,7 @@ from tests.stages.support import (
 from tests.stages.training.test_reference import sequences, start_from
 from threadloom.kernels.compiling.jit import JIT_ENABLED
 from threadloom.pipeline import Arena
-from threadloom.stages.checkpoint.checkpoint import Checkpoint, kept_versions
+from threadloom.stages.checkpoint import Checkpoint, kept_versions
 from threadloom.stages.config import Precision, ResolvedConfig
 from threadloom.stages.memory.allocation_plan import memory_plan
 from threadloom.stages.memory.bits16 import MATRIX_FORMS

@@ -10,7 +10,7 @@ from threadloom.kernels.compiling.jit import JIT_ENABLED
 from threadloom.stages.config import Config, ModelConfig
 from threadloom.stages.resolve.loading import apply_overrides
 from threadloom.stages.run.session import train
-from threadloom.stages.storage.run_directory import read_metrics
+from threadloom.stages.storage import read_metrics
 
 pytestmark = [
     pytest.mark.timeout(900),

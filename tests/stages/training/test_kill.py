@@ -18,12 +18,12 @@ import pytest
 from tests.stages.checkpoint.checkpoint_writer import Operations, kill_self
 from tests.stages.support import STORY, forked, story
 from tests.stages.training.test_resume import files
-from threadloom.stages.checkpoint.checkpoint import Checkpoint, finished_checkpoints
+from threadloom.stages.checkpoint import Checkpoint
 from threadloom.stages.config import Config
 from threadloom.stages.memory.graph_items import label
 from threadloom.stages.resolve.loading import to_json
 from threadloom.stages.run.session import train
-from threadloom.stages.storage.run_directory import MetricsLog, RunMode, read_metrics
+from threadloom.stages.storage import MetricsLog, RunMode, finished_checkpoints, read_metrics
 
 pytestmark = [pytest.mark.timeout(120), STORY]
 

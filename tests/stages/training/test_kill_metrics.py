@@ -8,11 +8,10 @@ from unittest.mock import patch
 import pytest
 
 from tests.stages.support import STORY, forked, story
-from threadloom.stages.checkpoint.checkpoint import finished_checkpoints
 from threadloom.stages.memory.graph_items import Evaluation, Event, Update
 from threadloom.stages.run.report import Reporter
 from threadloom.stages.run.session import train
-from threadloom.stages.storage.run_directory import RunMode, read_metrics
+from threadloom.stages.storage import RunMode, finished_checkpoints, read_metrics
 
 pytestmark = [pytest.mark.timeout(60), STORY]
 

@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 
 from tests.stages.support import Result, assert_same, build, result, run_sequence, run_threads, story, tiny
-from threadloom.stages.checkpoint.checkpoint import Checkpoint
+from threadloom.stages.checkpoint import Checkpoint
 from threadloom.stages.config import ConfigError
 from threadloom.stages.data.batches import DataError
 from threadloom.stages.resolve import resolution
 from threadloom.stages.resolve.loading import apply_overrides
 from threadloom.stages.run import session
 from threadloom.stages.run.session import saved_config, train
-from threadloom.stages.storage.run_directory import RunMode, read_metrics
+from threadloom.stages.storage import RunMode, read_metrics
 
 pytestmark = pytest.mark.timeout(60)
 

@@ -1,0 +1,50 @@
+"""The checkpoint formats that can be read.
+
+A format determines the files in which a checkpoint stores weights and optimizer state. Atomicity, checksums and the
+manifest are the same for all of them. To add one, write its class in a module of this package and add it to `FORMATS`.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from threadloom.stages.checkpoint.safetensors_format import SafetensorsFormat
+from threadloom.stages.checkpoint.state import TrainingState
+from threadloom.stages.models import Geometry
+from threadloom.stages.storage import FileDigest
+
+Weights = Mapping[str, NDArray[np.float32]]
+
+
+class CheckpointFormat(Protocol):
+    """Writer and reader of the files of a training state; raises `OSError` and `CheckpointError`, respectively."""
+
+    file_names: frozenset[str]
+    """Every file name that the format may use."""
+
+    def write(self, directory: Path, state: TrainingState) -> dict[str, FileDigest]:
+        """Write a state to new files, durably; returns file name → digest."""
+
+    def model_files(self) -> frozenset[str]:
+        """Return the names of the files that hold the newest weights."""
+
+    def training_files(self, versions: range) -> frozenset[str]:
+        """Return the names of the files of a training state with these versions of the weights."""
+
+    def read_weights(
+        self, directory: Path, geometry: Geometry, versions: range, version: int, weights: Weights
+    ) -> None:
+        """Read one of `versions`, those in the checkpoint, into `weights`, bit for bit."""
+
+    def read_moments(self, directory: Path, geometry: Geometry, m: Weights, v: Weights) -> None:
+        """Read AdamW's moments, bit for bit."""
+
+
+FORMATS: Mapping[int, CheckpointFormat] = {1: SafetensorsFormat()}
+"""Number in the manifest → format. A change that older releases would misread needs a new number."""
+
+WRITTEN_FORMAT = 1
+"""The format of new checkpoints."""

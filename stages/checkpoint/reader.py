@@ -1,0 +1,150 @@
+"""Reading checkpoints."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from threadloom.stages.checkpoint.format import FORMATS, CheckpointFormat, Weights
+from threadloom.stages.checkpoint.manifest import MANIFEST_FILE, CheckpointManifest, read_manifest
+from threadloom.stages.checkpoint.state import kept_versions
+from threadloom.stages.memory import ScaleState
+from threadloom.stages.models import Geometry, parameter_shapes
+from threadloom.stages.storage import CheckpointError, FileDigest, digest_file, finished_checkpoints
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint whose files have been verified; created by `open`."""
+
+    path: Path
+    step: int
+    delay: int
+    config: Mapping[str, Any]
+    """Resolved configuration of the run, as JSON values."""
+    geometry: Geometry
+    tokenizer: Path | None
+    """Copy of the tokenizer file, if one was saved."""
+    scalers: Mapping[int, ScaleState]
+    """State of the loss scaler for each of `versions`; empty if the run does not scale losses."""
+    format: int
+    """Key in `FORMATS`."""
+
+    @classmethod
+    def open(cls, path: Path, *, for_training: bool = True) -> Self:
+        """Verify size and SHA-256 of each file of a checkpoint, and return its description.
+
+        Without `for_training` only the newest weights, their configuration and the tokenizer are verified, which is
+        enough to sample or evaluate; other files may be missing. Raises `CheckpointError`.
+        """
+        hint = _damage_hint(path)
+        manifest = read_manifest(path, hint)
+        versions = kept_versions(manifest.step, manifest.delay)
+        layout = FORMATS[manifest.format]
+        tokenizer = {manifest.tokenizer} if manifest.tokenizer else set[str]()
+        _require_records(path, manifest, layout.training_files(versions) | tokenizer, hint)
+        for name in sorted((layout.training_files(versions) if for_training else layout.model_files()) | tokenizer):
+            _verify(path / name, manifest.files[name], hint)
+        return cls(
+            path=path,
+            step=manifest.step,
+            delay=manifest.delay,
+            config=manifest.config,
+            geometry=manifest.geometry,
+            tokenizer=path / manifest.tokenizer if manifest.tokenizer else None,
+            scalers={state.version: state for state in manifest.scalers or ()},
+            format=manifest.format,
+        )
+
+    @property
+    def versions(self) -> range:
+        """Versions of the weights in the checkpoint; the last is `step`."""
+        return kept_versions(self.step, self.delay)
+
+    def read_weights(self, version: int, arena: Weights) -> None:
+        """Read one of `versions` into an arena of this geometry, bit for bit; raises `CheckpointError`."""
+        self._require_shapes(arena)
+        if version not in self.versions:
+            raise CheckpointError(
+                self.path,
+                expected=f"version {version} of the weights",
+                got=f"versions {list(self.versions)}",
+                cause="the delay of the run differs from that of the checkpoint",
+                hint=f"resume with delay={self.delay}",
+            )
+        self._layout.read_weights(self.path, self.geometry, self.versions, version, arena)
+
+    def read_moments(self, m: Weights, v: Weights) -> None:
+        """Read AdamW's moments into arenas of this geometry, bit for bit; raises `CheckpointError`."""
+        self._require_shapes(m)
+        self._require_shapes(v)
+        self._layout.read_moments(self.path, self.geometry, m, v)
+
+    @property
+    def _layout(self) -> CheckpointFormat:
+        return FORMATS[self.format]
+
+    def _require_shapes(self, arena: Weights) -> None:
+        for name, shape in parameter_shapes(self.geometry).items():
+            expected = arena[name].shape if name in arena else "no such tensor"
+            if expected != shape:
+                raise CheckpointError(
+                    self.path,
+                    expected=f"the sizes in the configuration of the run ({name}: {expected})",
+                    got=f"{self.geometry} ({name}: {shape})",
+                    cause="the configuration is of another model",
+                    hint="resume with the config.json of the run, or start a new run",
+                )
+
+
+def _require_records(path: Path, manifest: CheckpointManifest, names: frozenset[str], hint: str) -> None:
+    """Raise `CheckpointError` unless the manifest lists `names` and, if losses are scaled, a state per version."""
+    if missing := names - set(manifest.files):
+        raise CheckpointError(
+            path / MANIFEST_FILE,
+            expected=f"a record of {len(names)} files",
+            got=f"none of {', '.join(sorted(missing))}",
+            cause="the file was edited",
+            hint=hint,
+        )
+    versions = list(kept_versions(manifest.step, manifest.delay))
+    scaled = [state.version for state in manifest.scalers or ()]
+    if scaled and scaled != versions:
+        raise CheckpointError(
+            path / MANIFEST_FILE,
+            expected=f"loss scaler states of versions {versions}",
+            got=f"those of versions {scaled}",
+            cause="the file was edited",
+            hint=hint,
+        )
+
+
+def _verify(path: Path, written: FileDigest, hint: str) -> None:
+    """Raise `CheckpointError` unless the file has the digest that was recorded when it was written."""
+    expected, cause = f"a file of {written.size:,} bytes", None
+    try:
+        size = path.stat().st_size
+        found = digest_file(path) if size == written.size else None
+    except FileNotFoundError:
+        got, cause = "no such file", "it was removed, or not copied"
+    except OSError as error:
+        expected, got = "a readable file", error.strerror or str(error)
+    else:
+        if found == written:
+            return
+        if found is None:
+            got = f"{size:,} bytes"
+            cause = "the file was truncated, or copied in part" if size < written.size else "the file was modified"
+        else:
+            expected, got = f"SHA-256 {written.sha256}", f"SHA-256 {found.sha256}"
+            cause = "the file was modified or damaged after it was written"
+    raise CheckpointError(path, expected=expected, got=got, cause=cause, hint=hint)
+
+
+def _damage_hint(path: Path) -> str:
+    """Return the hint for a damaged checkpoint: restore it, or use the previous one."""
+    finished = finished_checkpoints(path.parent)
+    older = finished[: finished.index(path)] if path in finished else finished
+    if older:
+        return f"restore the file from a copy, or remove {path} to resume from {older[-1].name}"
+    return "restore the file from a copy, or start a new run, since there is no earlier checkpoint"

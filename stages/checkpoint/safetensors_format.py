@@ -1,0 +1,85 @@
+"""The checkpoint format: weights, optimizer state and older versions as safetensors.
+
+===================== ==================================================================================================
+model.safetensors     weights of version `step`, in Hugging Face's layout (`huggingface`)
+config.json           sizes of the model, for `GPT2LMHeadModel.from_pretrained`
+optimizer.safetensors AdamW's moments as `m.*` and `v.*`, with the names of `parameter_shapes`
+versions.safetensors  weights of versions max(step - τ, 0) to step - 1 as `<version>.*`; absent if there are none
+===================== ==================================================================================================
+
+Tensors are read back bit for bit.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from threadloom.stages.checkpoint.huggingface import CONFIG_FILE, MODEL_FILE, read_model, write_model
+from threadloom.stages.checkpoint.state import TrainingState, kept_versions
+from threadloom.stages.models import Geometry, parameter_shapes
+from threadloom.stages.storage import FileDigest, open_tensors, write_tensors
+
+Floats = NDArray[np.float32]
+Weights = Mapping[str, Floats]
+
+OPTIMIZER_FILE = "optimizer.safetensors"
+VERSIONS_FILE = "versions.safetensors"
+
+
+class SafetensorsFormat:
+    """Implementation of `CheckpointFormat` described above."""
+
+    file_names = frozenset({MODEL_FILE, CONFIG_FILE, OPTIMIZER_FILE, VERSIONS_FILE})
+
+    def write(self, directory: Path, state: TrainingState) -> dict[str, FileDigest]:
+        """Write a state to new files, durably; returns file name → digest."""
+        files = write_model(directory, state.versions[state.step], state.geometry)
+        moments = _with_prefix("m", state.m) | _with_prefix("v", state.v)
+        files[OPTIMIZER_FILE] = write_tensors(directory / OPTIMIZER_FILE, moments, {})
+        older: dict[str, Floats] = {}
+        for version in kept_versions(state.step, state.delay)[:-1]:
+            older |= _with_prefix(str(version), state.versions[version])
+        if older:
+            files[VERSIONS_FILE] = write_tensors(directory / VERSIONS_FILE, older, {})
+        return files
+
+    def model_files(self) -> frozenset[str]:
+        """Return the names of the files that hold the newest weights."""
+        return frozenset({MODEL_FILE, CONFIG_FILE})
+
+    def training_files(self, versions: range) -> frozenset[str]:
+        """Return the names of the files of a training state with these versions of the weights."""
+        older = {VERSIONS_FILE} if len(versions) > 1 else set[str]()
+        return self.model_files() | {OPTIMIZER_FILE} | older
+
+    def read_weights(
+        self, directory: Path, geometry: Geometry, versions: range, version: int, weights: Weights
+    ) -> None:
+        """Read one of `versions`, those in the checkpoint, into `weights`."""
+        if version == versions[-1]:
+            read_model(directory / MODEL_FILE, geometry, weights)
+        else:
+            prefixes = {str(older): weights if older == version else None for older in versions[:-1]}
+            _read(directory / VERSIONS_FILE, geometry, prefixes)
+
+    def read_moments(self, directory: Path, geometry: Geometry, m: Weights, v: Weights) -> None:
+        """Read AdamW's moments."""
+        _read(directory / OPTIMIZER_FILE, geometry, {"m": m, "v": v})
+
+
+def _with_prefix(prefix: str, weights: Weights) -> dict[str, Floats]:
+    return {f"{prefix}.{name}": view for name, view in weights.items()}
+
+
+def _read(path: Path, geometry: Geometry, arenas: Mapping[str, Weights | None]) -> None:
+    """Read the tensors `<prefix>.*` of a file into the arena of each prefix; with None they are only checked."""
+    shapes = parameter_shapes(geometry)
+    with open_tensors(path) as file:
+        expected = {f"{prefix}.{name}": shape for prefix in arenas for name, shape in shapes.items()}
+        file.require(expected, cause="the file is of another run")
+        for prefix, arena in arenas.items():
+            if arena is not None:
+                for name in shapes:
+                    file.read(f"{prefix}.{name}", arena[name])
