@@ -120,7 +120,7 @@ def model_config(geometry: Geometry, end_of_text: int | None = None) -> dict[str
 def write_model(
     folder: Path, weights: Mapping[str, Floats], geometry: Geometry, end_of_text: int | None = None
 ) -> dict[str, FileDigest]:
-    """Write the two files of a model into `folder`, which exists and holds neither; raises `OSError`."""
+    """Write the two files of a model to `folder`, an existing directory without them; returns file name → digest."""
     config = json.dumps(model_config(geometry, end_of_text), indent=2) + "\n"
     return {
         MODEL_FILE: write_tensors(folder / MODEL_FILE, model_views(weights), {"format": "pt"}),
@@ -129,7 +129,7 @@ def write_model(
 
 
 def read_geometry(path: Path) -> Geometry:
-    """Read a `config.json`; raises `CheckpointError` for a model that is not the GPT-2 of this package."""
+    """Read a `config.json`; raises `CheckpointError` if it is not that of a supported GPT-2 model."""
     try:
         config = msgspec.json.decode(path.read_bytes(), type=_Config)
     except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -137,15 +137,15 @@ def read_geometry(path: Path) -> Geometry:
             path,
             expected="the configuration of a GPT-2 model as JSON",
             got=f"{type(error).__name__}: {error}",
-            cause="the folder holds another kind of model, or is incomplete",
-            hint="give a folder that `GPT2LMHeadModel.save_pretrained` wrote",
+            cause="the directory holds another kind of model, or is incomplete",
+            hint="use a directory written by `GPT2LMHeadModel.save_pretrained`",
         ) from error
     _check_config(path, config)
     return Geometry(config.vocab_size, config.n_positions, config.n_layer, config.n_head, config.n_embd)
 
 
 def _check_config(path: Path, config: _Config) -> None:
-    """Raise `CheckpointError` where the model would compute anything else than ours."""
+    """Raise `CheckpointError` for a variant that the kernels do not compute."""
     accepted: dict[str, tuple[Any, ...]] = {
         "model_type": ("gpt2",),
         "n_inner": (None, 4 * config.n_embd),
@@ -159,25 +159,26 @@ def _check_config(path: Path, config: _Config) -> None:
     for name, values in accepted.items():
         if getattr(config, name) not in values:
             wanted = " or ".join(json.dumps(value) for value in values)
-            _refuse(path, f"{name} = {wanted}", f"{json.dumps(getattr(config, name))}", "the model is no plain GPT-2")
+            _refuse(path, f"{name} = {wanted}", json.dumps(getattr(config, name)), "an unsupported variant of GPT-2")
     for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head"):
         if getattr(config, name) < 1:
-            _refuse(path, f"{name} of at least 1", str(getattr(config, name)), "the file was changed by hand")
+            _refuse(path, f"{name} of at least 1", str(getattr(config, name)), "the file was edited")
     if config.n_embd % config.n_head:
         found = f"n_embd = {config.n_embd}, n_head = {config.n_head}"
-        _refuse(path, "n_embd that n_head divides", found, "the file was changed by hand")
+        _refuse(path, "n_embd that n_head divides", found, "the file was edited")
 
 
-def _refuse(path: Path, needed: str, found: str, cause: str) -> None:
-    remedy = "give a GPT-2 model of the published architecture"
-    raise CheckpointError(path, expected=needed, got=found, cause=cause, hint=remedy)
+def _refuse(path: Path, expected: str, got: str, cause: str) -> None:
+    hint = "use a GPT-2 model of the published architecture"
+    raise CheckpointError(path, expected=expected, got=got, cause=cause, hint=hint)
 
 
 def load_model(folder: Path) -> tuple[Geometry, Arena]:
-    """Read a GPT-2 model of Hugging Face's layout into an arena of its own.
+    """Read a GPT-2 model in Hugging Face's layout into a new arena.
 
-    The names may lack `transformer.`, the causal masks of older files are passed over, and `lm_head.weight` may be
-    there if it equals the token embedding. Everything is checked against the file's header before memory is taken.
+    The names may lack the prefix `transformer.`, causal masks in older files are ignored, and `lm_head.weight` may be
+    present if it equals the token embedding. Names and shapes are checked before memory is allocated. Raises
+    `CheckpointError`.
     """
     geometry = read_geometry(folder / CONFIG_FILE)
     with _open_model(folder) as file:
@@ -188,35 +189,35 @@ def load_model(folder: Path) -> tuple[Geometry, Arena]:
 
 
 def read_model(path: Path, geometry: Geometry, weights: Mapping[str, Floats]) -> None:
-    """Read a `model.safetensors` into weights of a known geometry; the errors are those of `load_model`."""
+    """Read a `model.safetensors` into weights of a known geometry; raises `CheckpointError` if it does not fit."""
     with open_tensors(path) as file:
         _read_tensors(file, _check_model(file, geometry), weights)
 
 
 def _open_model(folder: Path) -> AbstractContextManager[TensorFile]:
-    """Open the tensors in `folder`; says what to do about the other forms in which models are found."""
+    """Open the tensors in `folder`; the error for a sharded or pickled model explains how to convert it."""
     path = folder / MODEL_FILE
     other = next((name for name in (f"{MODEL_FILE}.index.json", "pytorch_model.bin") if (folder / name).exists()), None)
     if other and not path.exists():
         raise CheckpointError(
             path,
             expected="the model in one safetensors file",
-            got=f"{other} in its place",
-            cause="the model is stored in parts, or as a pickle, which is not opened here",
-            hint='save it again with `model.save_pretrained(folder, max_shard_size="100GB")`',
+            got=other,
+            cause="sharded models and pickles are not supported",
+            hint='save it again with `model.save_pretrained(directory, max_shard_size="100GB")`',
         )
     return open_tensors(path)
 
 
 def _check_model(file: TensorFile, geometry: Geometry) -> dict[str, str]:
-    """Return the name in the file of each of `model_shapes`; raises `CheckpointError` if the file does not fit."""
+    """Return name in `model_shapes` → name in the file; raises `CheckpointError` if the file does not fit."""
     prefixed = any(name.startswith(PREFIX) for name in file.shapes)
     names = {name: name if prefixed else name.removeprefix(PREFIX) for name in model_shapes(geometry)}
     masks = {name for name in file.shapes if _CAUSAL_MASK.fullmatch(name.removeprefix(PREFIX))}
     file.require(
         {names[name]: shape for name, shape in model_shapes(geometry).items()},
         ignored=frozenset(masks | {TIED}),
-        cause=f"the model is not the GPT-2 that was expected ({geometry})",
+        cause=f"the model does not have the sizes {geometry}",
     )
     return names
 
@@ -230,18 +231,18 @@ def _read_tensors(file: TensorFile, names: Mapping[str, str], weights: Mapping[s
 
 def _check_tied(file: TensorFile, wte: Floats) -> None:
     """Raise `CheckpointError` unless the output projection equals the token embedding."""
-    found = "other numbers"
+    got = "different values"
     if file.shapes[TIED] == wte.shape:
         projection = np.empty_like(wte)
         file.read(TIED, projection)
         if np.array_equal(projection, wte):
             return
     else:
-        found = f"shape {file.shapes[TIED]} instead of {wte.shape}"
+        got = f"shape {file.shapes[TIED]} instead of {wte.shape}"
     raise CheckpointError(
         file.path,
         expected=f"{TIED} equal to {PREFIX}wte.weight",
-        got=found,
-        cause="the model was trained with an output projection of its own",
+        got=got,
+        cause="the output projection is not tied to the token embedding",
         hint="use a model with tied embeddings",
     )

@@ -40,9 +40,7 @@ def disk_full_error(path: Path, needed: int | None, code: int = errno.ENOSPC) ->
     else:
         got = f"{free_bytes(path):,} bytes free"
         hint = "free some space or choose an output directory on another disk"
-    message = (
-        f"{path}: expected {expected}, got {got} ({os.strerror(code)}). Hint: {hint}; existing files are kept"
-    )
+    message = f"{path}: expected {expected}, got {got} ({os.strerror(code)}). Hint: {hint}; existing files are kept"
     return DiskFullError(code, message)
 
 

@@ -1,7 +1,7 @@
-"""A process that writes checkpoints until it is done or killed.
+"""A process that writes checkpoints until it is done or killed, and helpers to compare checkpoints.
 
-It says `step N` on a line of its own when checkpoint N is on the disk, and dies by SIGKILL before the file operation of
-a given number. The operations are those that change a disk: opening, writing, syncing, renaming, making and removing.
+It prints a line `step N` when checkpoint N is on the disk, and kills itself with SIGKILL before the file operation of a
+given number. Operations are those that change the disk: open, write, sync, rename, create and remove.
 """
 
 import argparse
@@ -33,7 +33,7 @@ AUDITED = {"os.rename", "os.mkdir", "os.remove", "os.rmdir", "open"}
 
 
 def arena_of(number: int, geometry: Geometry = GEOMETRY) -> Arena:
-    """Return an arena in which every number differs from those of other `number`s."""
+    """Return an arena of random elements, seeded with `number`."""
     arena = Arena(parameter_shapes(geometry))
     rng = np.random.default_rng(number)
     for view in arena.values():
@@ -42,7 +42,7 @@ def arena_of(number: int, geometry: Geometry = GEOMETRY) -> Arena:
 
 
 def state_of(step: int, delay: int, salt: int = 0, geometry: Geometry = GEOMETRY) -> TrainingState:
-    """Return a state that is a function of its arguments alone."""
+    """Return a training state that depends only on the arguments."""
     base = 1000 * salt
     return TrainingState(
         step=step,
@@ -56,17 +56,17 @@ def state_of(step: int, delay: int, salt: int = 0, geometry: Geometry = GEOMETRY
 
 
 def assert_same(found: Arena, expected: Arena) -> None:
-    """Compare every bit, the padding's too."""
+    """Assert that two arenas have the same bits, including the padding."""
     np.testing.assert_array_equal(found.flat.view(np.int32), expected.flat.view(np.int32))
 
 
 def empty(geometry: Geometry = GEOMETRY) -> Arena:
-    """Return an arena to read into."""
+    """Return an uninitialised arena."""
     return Arena(parameter_shapes(geometry))
 
 
 def assert_holds(path: Path, state: TrainingState) -> None:
-    """Check that a checkpoint verifies and gives the whole state back."""
+    """Assert that a checkpoint is undamaged and holds `state`."""
     found = Checkpoint.open(path)
     assert (found.step, found.delay, found.geometry) == (state.step, state.delay, state.geometry)
     assert found.config == state.config
@@ -82,7 +82,7 @@ def assert_holds(path: Path, state: TrainingState) -> None:
 
 
 class Operations:
-    """Counts the process's file operations, and does something before one of them."""
+    """Counter of the file operations of this process; calls `act` before number `at`."""
 
     def __init__(self, at: int, act: Callable[[], None]) -> None:
         self.count = 0
@@ -90,13 +90,13 @@ class Operations:
         self._act = act
 
     def step(self) -> None:
-        """Count one more."""
+        """Count one operation."""
         self.count += 1
         if self.count == self._at:
             self._act()
 
     def watch(self) -> None:
-        """Count from now on: audit events, and the two calls that raise none."""
+        """Start counting: audit events, and fsync and write, which have none."""
         sys.addaudithook(self._audit)
         fsync, step = os.fsync, self.step
 
@@ -123,12 +123,12 @@ def _writes(arguments: tuple[Any, ...]) -> bool:
 
 
 def kill_self() -> None:
-    """Die without any clean-up."""
+    """Kill this process with SIGKILL."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def main() -> None:
-    """Write the checkpoints that the command line asks for."""
+    """Write the checkpoints given by the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--first", type=int, default=0)

@@ -1,5 +1,6 @@
-"""Checkpoints: the same bits back, every damage found, and nothing finished ever lost."""
+"""Checkpoints: exact round trips, retention, detection of damage."""
 
+import hashlib
 import json
 import os
 import re
@@ -12,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.stages.checkpoint.checkpoint_writer import GEOMETRY, arena_of, assert_holds, assert_same, empty, state_of
+from threadloom.pipeline import Arena
 from threadloom.stages.checkpoint import (
     Checkpoint,
     TrainingState,
@@ -38,17 +40,17 @@ def tokenizer(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a checkpoint with every kind of file in it."""
+    """Return a checkpoint that has all of the possible files."""
     folder = tmp_path_factory.mktemp("whole")
     (folder / "tokenizer.json").write_text('{"characters": "abc"}')
     return save_checkpoint(folder / "checkpoints", state_of(7, 2), folder / "tokenizer.json", 3)
 
 
-# --- what is saved ----------------------------------------------------------------------------------------------------
+# --- round trips ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("step", "delay"), [(0, 0), (5, 0), (0, 2), (1, 2), (2, 2), (9, 3)])
-def test_the_state_comes_back_bit_for_bit(tmp_path: Path, tokenizer: Path, step: int, delay: int) -> None:
+def test_the_state_is_read_back_bit_for_bit(tmp_path: Path, tokenizer: Path, step: int, delay: int) -> None:
     state = state_of(step, delay)
     path = save_checkpoint(tmp_path / "run" / "checkpoints", state, tokenizer, 2)
     assert path == tmp_path / "run" / "checkpoints" / f"step-{step:06d}"
@@ -60,13 +62,35 @@ def test_the_state_comes_back_bit_for_bit(tmp_path: Path, tokenizer: Path, step:
     assert sorted(entry.name for entry in path.parent.iterdir()) == [path.name]
 
 
-def test_the_model_opens_as_one_of_hugging_face(whole: Path) -> None:
+def digest_of(arena: Arena) -> str:
+    """Return the beginning of the SHA-256 of all tensors, without padding."""
+    return hashlib.sha256(b"".join(view.tobytes() for view in arena.values())).hexdigest()[:16]
+
+
+def test_a_checkpoint_of_an_earlier_release_is_read_bit_for_bit() -> None:
+    """Commit 133a6fa wrote it: float16 with loss scaling and delay 2, after four updates; it also gave the digests."""
+    found = Checkpoint.open(Path(__file__).parent / "fixtures" / "step-000004")
+    assert (found.step, found.delay, found.geometry) == (4, 2, Geometry(4, 4, 1, 1, 4))
+    digests = {}
+    for version in found.versions:
+        found.read_weights(version, weights := empty(found.geometry))
+        digests[version] = digest_of(weights)
+    assert digests == {2: "ad1376580f8c4423", 3: "67b02e6164f241f4", 4: "8abe7e5b9f3172a7"}
+    m, v = empty(found.geometry), empty(found.geometry)
+    found.read_moments(m, v)
+    assert (digest_of(m), digest_of(v)) == ("ac59fecd1c701009", "7c3e2ea9673f3fe1")
+    assert [(version, state.scale) for version, state in found.scalers.items()] == [(k, 1024.0) for k in (2, 3, 4)]
+    assert found.tokenizer is not None
+    assert json.loads(found.tokenizer.read_text())
+
+
+def test_the_model_opens_in_hugging_faces_layout(whole: Path) -> None:
     geometry, weights = load_model(whole)
     assert geometry == GEOMETRY
     assert_same(weights, arena_of(7))
 
 
-def test_versions_that_a_delay_needs() -> None:
+def test_versions_kept_for_a_delay() -> None:
     assert [list(kept_versions(step, 2)) for step in range(5)] == [[0], [0, 1], [0, 1, 2], [1, 2, 3], [2, 3, 4]]
     assert list(kept_versions(4, 0)) == [4]
 
@@ -93,7 +117,7 @@ def test_arguments_that_cannot_be_saved_leave_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "c").exists()
 
 
-def test_everything_is_on_the_disk_before_it_has_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_are_synced_before_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[tuple[str, str]] = []
     fsync, rename = os.fsync, Path.rename
 
@@ -113,7 +137,7 @@ def test_everything_is_on_the_disk_before_it_has_the_name(tmp_path: Path, monkey
     partial = str(folder / ".step-000001.partial")
     names = (MODEL_FILE, CONFIG_FILE, OPTIMIZER_FILE, VERSIONS_FILE, MANIFEST_FILE)
     assert events == [
-        ("sync", str(tmp_path)),  # the folder was made
+        ("sync", str(tmp_path)),  # the directory was created
         *(("sync", f"{partial}/{name}") for name in names),
         ("sync", partial),
         ("rename", "step-000001"),
@@ -121,7 +145,7 @@ def test_everything_is_on_the_disk_before_it_has_the_name(tmp_path: Path, monkey
     ]
 
 
-# --- which are kept ---------------------------------------------------------------------------------------------------
+# --- retention -------------------------------------------------------------------------------------------------------
 
 
 def test_the_newest_are_kept(tmp_path: Path) -> None:
@@ -138,7 +162,7 @@ def test_the_one_just_written_is_never_removed(tmp_path: Path) -> None:
     assert [path.name for path in finished_checkpoints(tmp_path)] == ["step-000003", "step-000008", "step-000009"]
 
 
-def test_a_step_written_again_replaces_the_first(tmp_path: Path) -> None:
+def test_a_second_checkpoint_of_a_step_replaces_the_first(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, state_of(4, 1), None, 2)
     path = save_checkpoint(tmp_path, state_of(4, 1, salt=1), None, 2)
     assert_holds(path, state_of(4, 1, salt=1))
@@ -151,7 +175,7 @@ def test_all_are_kept_if_asked(tmp_path: Path) -> None:
     assert len(finished_checkpoints(tmp_path)) == 4
 
 
-def test_no_folder_has_no_checkpoint(tmp_path: Path) -> None:
+def test_directories_without_a_checkpoint(tmp_path: Path) -> None:
     assert latest_checkpoint(tmp_path / "none") is None
     (tmp_path / "step-000001").touch()
     (tmp_path / "step-1").mkdir()
@@ -209,7 +233,7 @@ def test_a_missing_file_is_found(whole: Path, tmp_path: Path, name: str) -> None
         assert_same(weights, arena_of(7))
 
 
-def test_the_remedy_names_the_checkpoint_before(tmp_path: Path) -> None:
+def test_the_hint_names_the_previous_checkpoint(tmp_path: Path) -> None:
     for step in (1, 2):
         save_checkpoint(tmp_path, state_of(step, 0), None, 2)
     newest = latest_checkpoint(tmp_path)
@@ -221,7 +245,7 @@ def test_the_remedy_names_the_checkpoint_before(tmp_path: Path) -> None:
 
 
 def forge(whole: Path, folder: Path, **changes: Any) -> Path:
-    """Copy a checkpoint with a changed, but signed, description."""
+    """Copy a checkpoint with a changed manifest and its correct checksum."""
     copy = Path(shutil.copytree(whole, folder / whole.name))
     content = json.loads((copy / MANIFEST_FILE).read_text())
     content["geometry"] = Geometry(**content["geometry"])
@@ -237,7 +261,7 @@ def test_an_unknown_format_is_refused(whole: Path, tmp_path: Path) -> None:
         Checkpoint.open(path)
 
 
-def test_a_forged_description_does_not_lead_out_of_the_folder(whole: Path, tmp_path: Path) -> None:
+def test_file_names_in_a_forged_manifest_cannot_leave_the_directory(whole: Path, tmp_path: Path) -> None:
     record = FileDigest("0" * 64, 0)
     for number, name in enumerate(("../secret", "/etc/passwd", "..")):
         path = forge(whole, tmp_path / str(number), files={name: record})
@@ -251,7 +275,7 @@ def test_a_forged_description_does_not_lead_out_of_the_folder(whole: Path, tmp_p
         Checkpoint.open(path)
 
 
-def test_a_configuration_full_of_zeros_is_signed_all_the_same(tmp_path: Path) -> None:
+def test_a_configuration_with_64_zeros_does_not_confuse_the_checksum(tmp_path: Path) -> None:
     state = state_of(1, 0)
     config = {"a": "0" * 64, "checksum": "0" * 64}
     state = TrainingState(1, 0, state.versions, state.m, state.v, config, GEOMETRY)

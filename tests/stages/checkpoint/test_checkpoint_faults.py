@@ -1,4 +1,4 @@
-"""Checkpoints while things go wrong: a full disk, a refused write, an interrupt, kill -9. Nothing is lost by any."""
+"""Faults while a checkpoint is written: full disk, refused write, interrupt, SIGKILL. Finished ones are never lost."""
 
 import errno
 import os
@@ -22,13 +22,13 @@ from threadloom.stages.storage import CheckpointError, DiskFullError, durable_io
 
 
 class FullDisk(FileIO):
-    """A file that takes a part of what it is given, until the disk is full."""
+    """A file whose writes are partial until the disk is full."""
 
-    left = 0  # writes until then, of all files together
+    left = 0  # writes left, over all files
     code = errno.ENOSPC
 
     def write(self, data: Any) -> int:
-        """Write half of the data, or raise."""
+        """Write half of the data, or raise `OSError`."""
         FullDisk.left -= 1
         if FullDisk.left == 0:
             raise OSError(FullDisk.code, os.strerror(FullDisk.code))
@@ -36,7 +36,7 @@ class FullDisk(FileIO):
 
 
 def save_with_room_for(folder: Path, writes: int, code: int, patch: pytest.MonkeyPatch) -> DiskFullError | None:
-    """Save step 2 on a disk that is full at write number `writes`; returns the error."""
+    """Save step 2 on a disk that is full at write number `writes`; return the error, if any."""
     with patch.context() as within:
         within.setattr(FullDisk, "left", writes)
         within.setattr(FullDisk, "code", code)
@@ -49,8 +49,10 @@ def save_with_room_for(folder: Path, writes: int, code: int, patch: pytest.Monke
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
-def test_a_full_disk_leaves_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
-    """The disk is full at each write in turn."""
+def test_a_full_disk_leaves_other_checkpoints_unchanged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """Every write in turn is the first that does not fit."""
     save_checkpoint(tmp_path, state_of(1, 1), None, 2)
     writes = 1
     while error := save_with_room_for(tmp_path, writes, code, monkeypatch):
@@ -63,14 +65,16 @@ def test_a_full_disk_leaves_the_others(tmp_path: Path, monkeypatch: pytest.Monke
     assert_holds(tmp_path / "step-000002", state_of(2, 1))
 
 
-def test_too_little_space_is_said_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_space_is_reported_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(durable_io, "free_bytes", lambda _: 1234)
     with pytest.raises(DiskFullError, match=r"expected space for [\d,]+ bytes, got 1,234 bytes free"):
         save_checkpoint(tmp_path / "c", state_of(1, 0), None, 1)
     assert list((tmp_path / "c").iterdir()) == []
 
 
-def test_a_limit_on_file_sizes_is_an_error_of_ours(tmp_path: Path) -> None:
+def test_a_limit_on_file_sizes_is_reported_as_such(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, state_of(1, 2), None, 2)
     for largest in (0, 100, 2000, 4000):
         failed = run_writer(tmp_path, "--first=2", "--last=2", f"--largest-file={largest}")
@@ -82,13 +86,13 @@ def test_a_limit_on_file_sizes_is_an_error_of_ours(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_no_permission_is_an_error_of_ours(tmp_path: Path) -> None:
+def test_missing_permission_is_reported(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(CheckpointError, match="belongs to another user"):
         save_checkpoint(tmp_path / "c", state_of(1, 0), None, 1)
 
 
-def test_a_refused_write_is_an_error_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refused_write_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(path: Path, _mode: str) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
@@ -114,7 +118,7 @@ def test_a_missing_tokenizer_is_an_error_that_names_it(tmp_path: Path) -> None:
     assert list((tmp_path / "c").iterdir()) == []
 
 
-# --- kill -9 ----------------------------------------------------------------------------------------------------------
+# --- SIGKILL ----------------------------------------------------------------------------------------------------------
 
 WRITER = (sys.executable, "-m", "tests.stages.checkpoint.checkpoint_writer")
 
@@ -124,7 +128,7 @@ def run_writer(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
 
 
 def assert_nothing_lost(folder: Path, finished: int, salts: tuple[int, ...] = (0,)) -> None:
-    """Check that every checkpoint with a name is whole, and that there is one at least as new as `finished`."""
+    """Check that every finished checkpoint is complete, and that the newest is at least that of step `finished`."""
     remove_leftovers(folder)
     assert all(path.name.startswith("step-") for path in folder.iterdir())
     for path in finished_checkpoints(folder):
@@ -137,9 +141,9 @@ def assert_nothing_lost(folder: Path, finished: int, salts: tuple[int, ...] = (0
 
 
 def fork_writer(folder: Path, kill_at: int, salt: int) -> bool:
-    """Write step 3 again in a child that dies before its operation `kill_at`; returns whether it did.
+    """Write steps 3 and 4 in a child that dies before file operation `kill_at`; return True if it got that far.
 
-    A fork of this process: the child starts at once, which leaves time to try every operation.
+    The child is a fork, which starts fast enough to try every operation.
     """
     child = os.fork()
     if child == 0:
@@ -158,7 +162,7 @@ def fork_writer(folder: Path, kill_at: int, salt: int) -> bool:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # a fork while other threads are alive
 def test_kill_before_every_file_operation_loses_nothing(tmp_path: Path) -> None:
-    """A checkpoint is replaced and another pushes the oldest out, and the writer dies at each operation in turn."""
+    """The child replaces a checkpoint and adds another, which removes the oldest; it dies at each operation in turn."""
     save_checkpoint(tmp_path, state_of(2, 2), None, 2)
     save_checkpoint(tmp_path, state_of(3, 2), None, 2)
     pristine = tmp_path.with_name("pristine")
@@ -174,19 +178,19 @@ def test_kill_before_every_file_operation_loses_nothing(tmp_path: Path) -> None:
 
 
 def test_kill_at_random_moments_loses_nothing(tmp_path: Path) -> None:
-    """The writer is killed from outside some way into a checkpoint, goes on where it was, and is killed again."""
+    """A writer is killed while it writes a checkpoint, and started again from its last one; four times."""
     rng = np.random.default_rng(5)
     finished = 0
     for _ in range(4):
         newest = latest_checkpoint(tmp_path)
-        first = Checkpoint.open(newest).step if newest else 0  # that step again: it is replaced
+        first = Checkpoint.open(newest).step if newest else 0  # writing that step again replaces it
         with subprocess.Popen(
             [*WRITER, str(tmp_path), f"--first={first}"], stdout=subprocess.PIPE, text=True
         ) as writer:
             assert writer.stdout is not None
             for _ in range(int(rng.integers(1, 20))):
                 finished = int(writer.stdout.readline().split()[1])
-            for _ in range(int(rng.integers(0, 200_000))):  # no sleep: some way into the next one
+            for _ in range(int(rng.integers(0, 200_000))):  # a random time into the next one, too short for sleep
                 pass
             writer.kill()
             finished = max([finished, *(int(line.split()[1]) for line in writer.stdout if line.endswith("\n"))])

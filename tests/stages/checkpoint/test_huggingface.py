@@ -1,4 +1,4 @@
-"""Models in Hugging Face's layout: what transformers reads of ours, and what we read of theirs."""
+"""Models in Hugging Face's layout: files of this package read by transformers, and the reverse."""
 
 import json
 import re
@@ -30,7 +30,7 @@ GEOMETRY = Geometry(vocabulary=37, context=11, layers=3, heads=3, channels=12)
 
 
 def random_weights(geometry: Geometry = GEOMETRY, seed: int = 0) -> Arena:
-    """Return weights in which no tensor is zero or one."""
+    """Return weights without tensors of zeros or ones."""
     g = geometry
     tensors = reference.random_tensors(np.random.default_rng(seed), g.vocabulary, g.context, g.layers, g.channels)
     weights = Arena(parameter_shapes(geometry))
@@ -41,13 +41,13 @@ def random_weights(geometry: Geometry = GEOMETRY, seed: int = 0) -> Arena:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Return a folder that holds a model."""
+    """Return a directory with a model."""
     write_model(tmp_path, random_weights(), GEOMETRY)
     return tmp_path
 
 
 def rewrite(folder: Path, change: Any) -> None:
-    """Apply `change` to the tensors of a model's file."""
+    """Apply `change` to the tensors in the file of a model."""
     tensors = load_file(folder / MODEL_FILE)
     save_file(change(tensors) or tensors, folder / MODEL_FILE)
 
@@ -88,7 +88,7 @@ def test_every_bit_pattern_survives(tmp_path: Path) -> None:
     np.testing.assert_array_equal(back.flat.view(np.int32), weights.flat.view(np.int32))
 
 
-def test_transformers_opens_it_without_a_word_and_computes_the_same_loss(
+def test_transformers_opens_it_without_warnings_and_computes_the_same_loss(
     folder: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     transformers = pytest.importorskip("transformers")
@@ -102,15 +102,15 @@ def test_transformers_opens_it_without_a_word_and_computes_the_same_loss(
     assert not any(report.values()), report
     ids = np.random.default_rng(2).integers(0, GEOMETRY.vocabulary, (2, GEOMETRY.context))
     with torch.no_grad():
-        found = model.double()(torch.tensor(ids), labels=torch.tensor(ids))  # it shifts the labels itself
+        found = model.double()(torch.tensor(ids), labels=torch.tensor(ids))  # the labels are shifted by the model
     tensors = {name: view.astype(np.float64) for name, view in random_weights().items()}
     expected = reference.forward(tensors, ids, GEOMETRY.heads).logits
     np.testing.assert_allclose(found.logits.numpy(), expected, rtol=1e-10, atol=1e-10)
     loss = reference.loss_mean(tensors, ids[:, :-1], ids[:, 1:], GEOMETRY.heads)
-    assert float(found.loss) == pytest.approx(loss, rel=1e-6)  # it takes the loss in float32
+    assert float(found.loss) == pytest.approx(loss, rel=1e-6)  # the loss is computed in float32
 
 
-def test_a_model_of_transformers_opens_here(tmp_path: Path) -> None:
+def test_a_model_saved_by_transformers_opens(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     transformers.utils.logging.disable_progress_bar()
     config = transformers.GPT2Config(vocab_size=23, n_positions=8, n_embd=8, n_layer=2, n_head=2)
@@ -134,17 +134,17 @@ def test_older_layouts_open(folder: Path) -> None:
     np.testing.assert_array_equal(weights.flat, random_weights().flat)
 
 
-def test_half_precision_is_widened(folder: Path) -> None:
+def test_float16_is_upcast(folder: Path) -> None:
     rewrite(folder, lambda tensors: {name: tensor.astype(np.float16) for name, tensor in tensors.items()})
     _, weights = load_model(folder)
     np.testing.assert_array_equal(weights["wte"], random_weights()["wte"].astype(np.float16).astype(np.float32))
 
 
-def test_a_stored_output_projection_must_be_the_embedding(folder: Path) -> None:
+def test_a_stored_output_projection_must_equal_the_embedding(folder: Path) -> None:
     rewrite(folder, lambda tensors: tensors | {TIED: tensors["transformer.wte.weight"].copy()})
     load_model(folder)
     rewrite(folder, lambda tensors: tensors | {TIED: tensors["transformer.wte.weight"] + np.float32(1)})
-    with pytest.raises(CheckpointError, match=r"lm_head\.weight equal to .* got other numbers"):
+    with pytest.raises(CheckpointError, match=r"lm_head\.weight equal to .* got different values"):
         load_model(folder)
     rewrite(folder, lambda tensors: tensors | {TIED: np.zeros((3, 12), np.float32)})
     with pytest.raises(CheckpointError, match=r"got shape \(3, 12\) instead of \(37, 12\)"):
@@ -158,7 +158,7 @@ def test_missing_unknown_and_misshapen_tensors_are_named(folder: Path) -> None:
     with pytest.raises(CheckpointError, match=re.escape(f"{name} missing")):
         load_model(folder)
     save_file(whole | {"transformer.h.3.ln_1.bias": np.zeros(12, np.float32)}, folder / MODEL_FILE)
-    with pytest.raises(CheckpointError, match=r"got transformer\.h\.3\.ln_1\.bias beside them"):
+    with pytest.raises(CheckpointError, match=r"got transformer\.h\.3\.ln_1\.bias in addition to them"):
         load_model(folder)
     save_file(whole | {name: np.ascontiguousarray(whole[name].T)}, folder / MODEL_FILE)
     with pytest.raises(CheckpointError, match=re.escape(f"expected {name} of shape (12, 48), got shape (48, 12)")):
@@ -194,7 +194,7 @@ def test_a_configuration_of_another_model_is_refused(folder: Path, field: str, v
     assert caught.value.path == path
 
 
-def test_a_damaged_or_missing_file_is_an_error_of_ours(folder: Path) -> None:
+def test_a_damaged_or_missing_file_is_reported(folder: Path) -> None:
     model = folder / MODEL_FILE
     model.write_bytes(model.read_bytes()[:-5])
     with pytest.raises(CheckpointError, match=re.escape(str(model))):
@@ -203,14 +203,14 @@ def test_a_damaged_or_missing_file_is_an_error_of_ours(folder: Path) -> None:
     with pytest.raises(CheckpointError, match=re.escape(str(model))):
         load_model(folder)
     (folder / "pytorch_model.bin").touch()
-    with pytest.raises(CheckpointError, match="pickle"):
+    with pytest.raises(CheckpointError, match="pickles are not supported"):
         load_model(folder)
     (folder / CONFIG_FILE).write_bytes(b"\xff\x00")
     with pytest.raises(CheckpointError, match=r"config\.json"):
         load_model(folder)
 
 
-def test_the_end_of_text_is_in_the_configuration() -> None:
+def test_the_end_of_text_token_is_in_the_configuration() -> None:
     config = model_config(GEOMETRY, end_of_text=36)
     assert config["bos_token_id"] == config["eos_token_id"] == 36
     assert model_config(GEOMETRY)["eos_token_id"] is None

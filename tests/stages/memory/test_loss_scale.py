@@ -181,8 +181,8 @@ def test_states_come_back_from_a_checkpoint(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda states: states[:1], "scalers of versions"),
-        (lambda states: states[::-1], "scalers of versions"),
+        (lambda states: states[:1], "loss scaler states of versions"),
+        (lambda states: states[::-1], "loss scaler states of versions"),
         (lambda states: [{**states[0], "scale": -1.0}, states[1]], "the file is damaged"),
         (lambda states: [{**states[0], "scale": 1e999}, states[1]], "the file is damaged"),
         (lambda states: [{**states[0], "good": "many"}, states[1]], "the file is damaged"),

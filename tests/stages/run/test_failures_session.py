@@ -263,7 +263,7 @@ class TestRefusedBeforeAnythingStarts:
         command("train", "--resume", "--out", tmp_path / "nothing").refuses("nothing", "train --out")
         command(*new, run, "--resume", "--overwrite").refuses("give one of them")
         with RunDirectory.claim(run, RunMode.RESUME):
-            go_on(run).refuses(run, "another process", "wait for it to end")
+            go_on(run).refuses(run, "another process", "wait until it ends")
             command(*new, run, "--overwrite").refuses(run, "another process")
         assert files(run, 4)
         (run / "config.json").unlink()

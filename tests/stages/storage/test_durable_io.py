@@ -42,7 +42,7 @@ def test_a_full_disk_is_explained_and_the_previous_file_kept(tmp_path: Path, num
         raise OSError(number, "No space left on device")
 
     with pytest.raises(
-        DiskFullError, match=r"file: expected space for the file, got .* Hint: .*; existing files are unchanged"
+        DiskFullError, match=r"file: expected space for the file, got .* Hint: .*; existing files are kept"
     ) as caught:
         atomic_write(file, fail)
     assert caught.value.errno == number
