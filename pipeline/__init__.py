@@ -1,24 +1,20 @@
-"""The engine: stages, channels, slots, arenas, versions, lanes, threads, trace. There is no model in it.
+"""The pipeline engine: graphs of stages on threads, joined by bounded channels. It contains no model code.
 
-This package stands on the standard library and NumPy, besides threadpoolctl (BLAS threads), multiprocess (process
-stages), rich (the live view) and Matplotlib (the timeline); it never imports `kernels` or `stages`. Inside it, each
-layer imports only those before it:
+It depends on NumPy, threadpoolctl (BLAS threads), multiprocess (process stages), rich (the live view) and Matplotlib
+(timelines), and never imports `kernels` or `stages`. Its sub-packages, each of which imports only those above it:
 
-    errors                     what can go wrong
-    admission, join, ordered,  decisions, apart from threads
-    failure, control, watchdog
-    histogram, statistics,     figures, and what they say
-    diagnosis
-    arena, slots, shared,      memory: aligned arenas, pools, arrays shared among processes, versioned weights,
-    banks, lanes, lane_order   gradient lanes and their order
-    gate, channel, turnstile,  what threads share
-    trace
-    stage, per_worker,         what a stage is, and one on processes
-    processes
-    sending, guard, worker     one thread of a stage, its ways out, its failures
-    assembly, delivery, engine the parts of a run, what comes out, its threads
-    settings, checks, graph    what people declare
-    timeline, drawing, view    pictures of what happened, and of what happens
+| package   | content                                                                                        |
+| --------- | ---------------------------------------------------------------------------------------------- |
+| core      | errors, arenas, pools, weight banks, gradient lanes, shared arrays, events, core counts         |
+| policy    | decisions without threads: admission, joins, ordered output, failures, control                  |
+| observe   | declarations of nodes, statistics, diagnosis, traces, timelines, formatting                     |
+| run       | channels, workers, sink iteration, deadlock and stall detection, start and shutdown of threads  |
+| processes | stages whose workers are processes                                                              |
+| graph     | graphs: the user's declarations, their settings and their validation                            |
+| draw      | pictures of graphs, and the live view of a run                                                  |
+| testing   | fault injection for any graph                                                                   |
+
+Other packages import from here (and `testing` from `threadloom.pipeline.testing`), not from the sub-packages.
 """
 
 from threadloom.pipeline.core import (

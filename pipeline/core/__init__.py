@@ -1,5 +1,4 @@
-"""Errors, and memory that threads share: arenas, pools, weight banks, gradient lanes, shared arrays; events, core
-counts.
+"""Errors, arenas, pools, weight banks, gradient lanes, shared arrays, events, core counts.
 
 May import: nothing of this project.
 """

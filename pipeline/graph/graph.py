@@ -381,6 +381,6 @@ class Graph:
 
 
 def _vias(after: Node[Any] | Sequence[Node[Any]]) -> tuple[Via, ...]:
-    """Return the output that each node of `after` stands for; empty if all are results."""
+    """Return the output that each node of `after` refers to; empty if all are results."""
     vias = (after.via,) if isinstance(after, Node) else tuple(node.via for node in after)
     return () if set(vias) == {Port.RESULTS} else vias

@@ -100,13 +100,14 @@ def diagnose(statistics: RunStatistics, cores: int | None = None) -> Diagnosis:
         return _describe(statistics[name], statistics, cores, waits)
     slowest = max(stages, key=_occupied)
     handoffs = sum(stage.items_in for stage in stages) / statistics.elapsed if statistics.elapsed else 0.0
-    liveliest = max(stages, key=lambda stage: stage.items_in)
-    if handoffs * HANDOFF >= 0.3 and liveliest.tasks.p50 < SHORT:
+    most_frequent = max(stages, key=lambda stage: stage.items_in)
+    if handoffs * HANDOFF >= 0.3 and most_frequent.tasks.p50 < SHORT:
         return Diagnosis(
             BottleneckKind.HANDOFFS,
             None,
-            f"passing items between stages dominates: {handoffs:,.0f} items per second, and a call of {liveliest.name} "
-            f"takes only {format_duration(liveliest.tasks.p50)}",
+            f"passing items between stages dominates: {handoffs:,.0f} items per second, and a call of "
+            f"{most_frequent.name} "
+            f"takes only {format_duration(most_frequent.tasks.p50)}",
             "batch items (a larger micro-batch, or gather=Gather(count=...)), or merge short stages",
             waits,
         )
@@ -118,8 +119,7 @@ def diagnose(statistics: RunStatistics, cores: int | None = None) -> Diagnosis:
             burst.name,
             f"the input channel of {burst.name} is full and empty alternately (the p99 of a call is {spread})",
             f"increase its capacity from {burst.channel.capacity} to {2 * burst.channel.capacity}, or use items of "
-            f"more "
-            f"equal cost",
+            f"more equal cost",
             waits,
         )
     return Diagnosis(
