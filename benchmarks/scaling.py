@@ -30,14 +30,14 @@ from benchmarks.scaling_model import Scaling, Workload, fit
 from benchmarks.throughput import machine_line, measure, sizes_of, warn_if_busy
 from threadloom.pipeline import available_cores
 from threadloom.stages.config import Config, InputError
-from threadloom.stages.memory import Bank
+from threadloom.stages.machine import stream_add, throughput
+from threadloom.stages.memory import Bank, adamw_bytes, reduction_bytes
 from threadloom.stages.resolve import load_config, resolve, to_json
-from threadloom.stages.tools.bench import adamw_bytes, best_rate, reduce_bytes, stream
 
 COUNTS = (1, 2, 4, 8, 16)
 BASE = (1, 2)
 """The counts that the prediction is made from."""
-STREAM_BYTES, WINDOW = 256 << 20, 0.05
+STREAM_BYTES, WINDOW, WINDOWS = 256 << 20, 0.05, 6
 MEASURED, PREDICTED = "#2563eb", "#c3a46b"
 
 
@@ -93,12 +93,14 @@ def workload_of(config: Config) -> Workload:
     lanes, count = resolved.lanes, resolved.micro_batches
     elements = Bank(resolved.model.geometry()).arena.flat.size
     writers = resolve(config, count).max_concurrent_backward  # more cores than micro-batches are of no use
-    return Workload(count, lanes, reduce_bytes(elements, lanes) + adamw_bytes(elements), writers)
+    return Workload(count, lanes, reduction_bytes(elements, lanes) + adamw_bytes(elements), writers)
 
 
 def bandwidths() -> tuple[float, float]:
-    """Return the memory bandwidth of one core and of two at once, bytes a second."""
-    one, two = (best_rate([stream(STREAM_BYTES // count) for _ in range(count)], WINDOW) for count in (1, 2))
+    """Return the memory bandwidth of one core and of two together, in bytes per second."""
+    one, two = (
+        throughput([stream_add(STREAM_BYTES // count) for _ in range(count)], WINDOW, WINDOWS) for count in (1, 2)
+    )
     return one, max(one, two)
 
 

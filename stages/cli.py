@@ -186,13 +186,13 @@ def doctor(as_json: bool, no_measure: bool) -> None:
         import msgspec
         from rich.console import Console
 
-        from threadloom.stages.tools.doctor import ReportView, examine, to_dict
+        from threadloom.stages.tools.doctor import DoctorView, doctor_dict, examine
 
         report = examine(measure=not no_measure)
         if as_json:
-            click.echo(msgspec.json.format(msgspec.json.encode(to_dict(report)), indent=2).decode())
+            click.echo(msgspec.json.format(msgspec.json.encode(doctor_dict(report)), indent=2).decode())
         else:
-            Console().print(ReportView(report))
+            Console().print(DoctorView(report))
 
 
 @main.command()

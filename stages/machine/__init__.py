@@ -1,4 +1,4 @@
-"""This machine: processor, caches, memory, load; timing of functions on its cores.
+"""This machine: processor, caches, memory, load; timing of calls on its cores. It imports no kernel.
 
 May import: config, storage, console.
 """
@@ -10,20 +10,30 @@ from threadloom.stages.machine.machine import (
     cache_root,
     detect,
     load_average,
-    others_at_work,
+    load_warning,
 )
-from threadloom.stages.machine.measuring import GEMM_SIZE, Measured, measure_machine, rate
+from threadloom.stages.machine.streaming import stream_add, stream_add_in_place, stream_copy, stream_negate
+from threadloom.stages.machine.timing import (
+    Work,
+    alternate_rounds,
+    seconds_per_call,
+    throughput,
+)
 
 __all__ = [
     "BUSY",
-    "GEMM_SIZE",
     "Machine",
-    "Measured",
     "VectorWidth",
+    "Work",
+    "alternate_rounds",
     "cache_root",
     "detect",
     "load_average",
-    "measure_machine",
-    "others_at_work",
-    "rate",
+    "load_warning",
+    "seconds_per_call",
+    "stream_add",
+    "stream_add_in_place",
+    "stream_copy",
+    "stream_negate",
+    "throughput",
 ]

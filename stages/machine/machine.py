@@ -1,7 +1,7 @@
-"""What this machine is: the CPU, its caches and features, the cores and the memory that this process has.
+"""Description of this machine: CPU, features and caches, and the cores and memory available to this process.
 
-Read once at start, from the system's own tables; nothing is measured here (`stages.tools.doctor.doctor` measures). What
-a system does not tell is None, so that macOS and ARM work with less said.
+It is read from the system's tables, without any measurement (`stages.tools.doctor` measures). A value that the system
+does not provide is None, as several are on macOS and ARM.
 """
 
 import hashlib
@@ -36,15 +36,15 @@ FEATURES = (
     "bf16",
     "sve",
 )
-"""The CPU features, in LLVM's names, that decide what compiled code can use; the others are not reported."""
+"""CPU features, in LLVM's names, that decide which instructions compiled code can use; others are not reported."""
 
 
 class VectorWidth(Enum):
-    """The widest vectors that compiled kernels can use; the value is what a person reads."""
+    """The widest vectors that compiled kernels can use. The value is the name in reports."""
 
-    PLAIN = "plain"  # what the architecture always has: SSE2 on x86-64, NEON on ARM (128 bits)
+    PLAIN = "plain"  # the baseline of the architecture: SSE2 on x86-64, NEON on ARM (128 bits)
     AVX2 = "AVX2"  # 256 bits with fused multiply-add
-    AVX512 = "AVX-512"  # 512 bits with the byte, word and double-word forms (the server and Zen 4 subset)
+    AVX512 = "AVX-512"  # 512 bits with instructions on 8, 16 and 32-bit elements (servers and Zen 4)
 
     @property
     def bits(self) -> int:
@@ -54,20 +54,20 @@ class VectorWidth(Enum):
 
 @dataclass(frozen=True)
 class Machine:
-    """The machine as this process sees it. Sizes are in bytes; None stands for what the system does not tell."""
+    """The machine as this process sees it. Sizes are in bytes; None where the system does not provide a value."""
 
-    cpu: str  # the model's name
-    microarchitecture: str  # LLVM's name of it ("znver5"), which compiled kernels are made for
+    cpu: str  # model name
+    microarchitecture: str  # LLVM's name for it ("znver5"), the target of compiled kernels
     architecture: str  # "x86_64", "arm64"
     system: str  # "Linux", "Darwin"
-    logical_cores: int  # hardware threads that this process may use: affinity and container quota counted
-    physical_cores: int | None  # how many cores those lie on; fewer where two hardware threads share one
-    features: tuple[str, ...]  # those of FEATURES that the CPU has and the system has switched on
-    l1d: int | None  # data cache of one core
-    l2: int | None  # of one core, or of the cores that share it
-    l3: int | None  # of the cores that share it
-    memory_total: int | None  # installed, or a container's limit where that is lower
-    memory_available: int | None  # what could be had now without swapping
+    logical_cores: int  # hardware threads available to this process, within its affinity and container quota
+    physical_cores: int | None  # physical cores of those threads; fewer if hardware threads share cores
+    features: tuple[str, ...]  # the FEATURES that the CPU has and the system has enabled
+    l1d: int | None  # data cache per core
+    l2: int | None  # per core, or per group of cores that share it
+    l3: int | None  # per group of cores that share it
+    memory_total: int | None  # installed memory, or the container's limit if lower
+    memory_available: int | None  # available now without swapping
 
     @property
     def vector_width(self) -> VectorWidth:
@@ -80,13 +80,13 @@ class Machine:
 
     @property
     def has_amx_bf16(self) -> bool:
-        """Whether the CPU multiplies bfloat16 tiles."""
+        """True if the CPU multiplies bfloat16 tiles (AMX)."""
         return {"amx-tile", "amx-bf16"} <= set(self.features)
 
     def fingerprint(self) -> str:
-        """Return a name that is the same for machines on which one tuning holds, fit for a file name.
+        """Return an identifier for machines that can share tuned settings, usable as a file name.
 
-        It covers the CPU, its caches and the cores at hand, not the memory: that changes from run to run.
+        It covers the CPU, its caches and the available cores, but not the memory, which changes from run to run.
         """
         lasting = asdict(self)
         del lasting["memory_total"], lasting["memory_available"]
@@ -95,13 +95,13 @@ class Machine:
 
 
 def cache_root() -> Path:
-    """Return the folder of everything that was found out about this machine and may be found out anew."""
+    """Return the folder of everything measured on this machine, which can be deleted and measured again."""
     given = os.environ.get("XDG_CACHE_HOME", "")
     return (Path(given) if Path(given).is_absolute() else Path.home() / ".cache") / "threadloom"
 
 
 def detect(root: Path = Path("/")) -> Machine:
-    """Describe this machine. `root` is where /proc and /sys are looked for; tests lay their own."""
+    """Return the description of this machine. /proc and /sys are read below `root`, which tests replace."""
     cpus = _affinity()
     name, features = _llvm_host()
     total, available = _memory(root)
@@ -122,12 +122,12 @@ def detect(root: Path = Path("/")) -> Machine:
 
 
 def _llvm_host() -> tuple[str, tuple[str, ...]]:
-    """LLVM's name for the CPU, and which of FEATURES it would compile for."""
+    """Return LLVM's name for the CPU, and the FEATURES that it compiles for."""
     import llvmlite.binding as llvm
 
     try:
         present = llvm.get_host_cpu_features()
-    except RuntimeError:  # LLVM knows no way to ask on this platform
+    except RuntimeError:  # LLVM cannot query this platform
         present = {}
     return str(llvm.get_host_cpu_name()), tuple(name for name in FEATURES if present.get(name))
 
@@ -157,7 +157,7 @@ def _physical_cores(root: Path, cpus: tuple[int, ...]) -> int | None:
 
 
 def _cache(root: Path, cpus: tuple[int, ...], level: int, kind: str, sysctl_name: str) -> int | None:
-    """The size of one cache of the first core that this process may use."""
+    """Return the size of one cache of the first core that this process may use."""
     for folder in sorted((root / f"sys/devices/system/cpu/cpu{cpus[0]}/cache").glob("index*")):
         if _read(folder / "level") == str(level) and _read(folder / "type") in (kind, "Unified"):
             return _bytes(_read(folder / "size"))
@@ -166,13 +166,13 @@ def _cache(root: Path, cpus: tuple[int, ...], level: int, kind: str, sysctl_name
 
 
 def _bytes(text: str | None) -> int | None:
-    """The number that sysfs writes as 48K or 1024K."""
+    """Parse a size as sysfs writes it: 48K, 1024K."""
     found = re.fullmatch(r"(\d+)([KMG]?)", text or "")
     return int(found[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[found[2]] if found else None
 
 
 def _memory(root: Path) -> tuple[int | None, int | None]:
-    """Total and available memory, both cut to the container's limit."""
+    """Return total and available memory, both capped at the container's limit."""
     table = dict(re.findall(r"^(\w+):\s+(\d+) kB$", _read(root / "proc/meminfo") or "", re.MULTILINE))
     total = int(table["MemTotal"]) << 10 if "MemTotal" in table else None
     available = int(table["MemAvailable"]) << 10 if "MemAvailable" in table else None
@@ -194,7 +194,7 @@ def _memory(root: Path) -> tuple[int | None, int | None]:
 
 
 def _sysctl(name: str) -> str | None:
-    """One value of macOS's table, or None elsewhere."""
+    """Return a value of macOS's sysctl table; None on other systems."""
     if platform.system() != "Darwin":
         return None
     answer = subprocess.run(["/usr/sbin/sysctl", "-n", name], capture_output=True, text=True, check=False)
@@ -213,17 +213,17 @@ def _slug(text: str) -> str:
 
 
 BUSY = 0.5
-"""Load average from which figures are not worth much."""
+"""Load average above which measurements are unreliable."""
 
 
 def load_average() -> float | None:
-    """Return how many threads were at work or ready to be, on average over the last minute; None where none says."""
+    """Return the mean number of runnable threads in the last minute; None if the system does not provide it."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 
-def others_at_work() -> str | None:
-    """Return, in words for someone about to measure, that other programs have been at work, or None."""
+def load_warning() -> str | None:
+    """Return a warning for measurements if other programs keep this machine busy, else None."""
     load = load_average()
     if load is None or load <= BUSY:
         return None
-    return f"{load:.1f} threads have been at work here lately: times measured now may be too long"
+    return f"the load average is {load:.1f}: other programs are running, and measured times may be too long"

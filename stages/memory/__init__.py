@@ -32,6 +32,7 @@ from threadloom.stages.memory.graph_items import (
 )
 from threadloom.stages.memory.loss_scale import LossScaler, Scaled, ScaleState
 from threadloom.stages.memory.ordered_accumulation import OrderedAccumulation
+from threadloom.stages.memory.traffic import adamw_bytes, reduction_bytes
 
 __all__ = [
     "FLOAT",
@@ -51,6 +52,7 @@ __all__ = [
     "Update",
     "UpdateShard",
     "activation_shapes",
+    "adamw_bytes",
     "allocate_scratch",
     "arrays_bytes",
     "as_weights",
@@ -59,4 +61,5 @@ __all__ = [
     "label",
     "logits_rows",
     "memory_plan",
+    "reduction_bytes",
 ]

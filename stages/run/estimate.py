@@ -18,7 +18,7 @@ from threadloom.pipeline import available_cores
 from threadloom.stages.config import Config, Precision, ResolvedConfig
 from threadloom.stages.console import module_command, resident_bytes
 from threadloom.stages.data import TokenIds, read_text, train_tokenizer
-from threadloom.stages.machine import detect, others_at_work
+from threadloom.stages.machine import detect, load_warning
 from threadloom.stages.memory import FLOAT, Bank, format_lanes, format_memory_plan, memory_plan
 from threadloom.stages.models import initialise, parameter_count
 from threadloom.stages.resolve import choose_and_warn, numerics, resolve, with_precision, with_tuned_settings
@@ -81,7 +81,7 @@ def due(steps: int, interval: int) -> int:
 def estimate_run(config: Config, *, tuned: bool = True, seconds: float = 3.0) -> Estimate:
     """Estimate the run of a configuration by measuring `seconds` of it."""
     machine, cores = detect(), available_cores()
-    if words := others_at_work():
+    if words := load_warning():
         logger.warning(words)
     config = with_precision(config, choose_and_warn(config).precision)
     vocabulary = None

@@ -36,7 +36,7 @@ from threadloom.kernels.matmul import fp16_scratch_sizes, gemm_bf16, gemm_fp16, 
 from threadloom.kernels.simd import bf16_from_float32, fp16_from_float32, low_precision_info
 from threadloom.pipeline import blas_threads
 from threadloom.stages.config import Precision
-from threadloom.stages.machine import cache_root, detect
+from threadloom.stages.machine import cache_root, detect, seconds_per_call
 from threadloom.stages.storage import atomic_write, file_lock
 
 ROWS, INNER, COLUMNS = 256, 384, 1536
@@ -140,7 +140,7 @@ def measure_speeds() -> Speeds:
             if done >= LEAST_ROUNDS and time.perf_counter() - begin > SECONDS:
                 break
             for precision, call in calls.items():
-                seconds[precision].append(_seconds_of(call, clock, least))
+                seconds[precision].append(seconds_per_call(call, least, clock))
     rates = {precision.value: OPERATIONS / 1e9 / statistics.median(found) for precision, found in seconds.items()}
     return msgspec.convert(rates, Speeds)
 
@@ -163,17 +163,6 @@ def _tick(clock: Callable[[], float]) -> float:
             steps.append(now - last)
             last = now
     return min(steps, default=math.inf)
-
-
-def _seconds_of(call: Call, clock: Callable[[], float], least: float) -> float:
-    """Return the seconds of one call, from as many as take `least`, which is above 0."""
-    started, calls = clock(), 0
-    while True:
-        call()
-        calls += 1
-        passed = clock() - started
-        if passed >= least:
-            return passed / calls
 
 
 @contextlib.contextmanager

@@ -1,13 +1,27 @@
-"""The speed of a configuration, measured in a short run on random tokens."""
+"""Short runs on random tokens, which measure the speed of a configuration."""
 
-from threadloom.stages.config import ResolvedConfig
+import msgspec
+
+from threadloom.stages.config import Config, ResolvedConfig, ScheduleConfig, ScheduleKind
 from threadloom.stages.data import random_batches
 from threadloom.stages.memory import Update
 from threadloom.stages.resolve import numerics
+from threadloom.stages.training.measured_step import ENDLESS
 from threadloom.stages.training.training import Training
 
+RANDOM_VOCABULARY = 65
+"""Vocabulary assumed for a configuration that takes it from the text: the characters of tinyshakespeare."""
 MIN_UPDATES = 2
 """Updates that are measured even if they take longer than the time asked for."""
+
+
+def measured_config(config: Config, delay: int | None = None) -> Config:
+    """Return an endless configuration at a constant learning rate with a vocabulary, and with `delay` if given."""
+    model = msgspec.structs.replace(config.model, vocab_size=config.model.vocab_size or RANDOM_VOCABULARY)
+    return msgspec.structs.replace(
+        config, model=model, steps=ENDLESS, schedule=ScheduleConfig(kind=ScheduleKind.CONSTANT),
+        delay=config.delay if delay is None else delay,
+    )  # fmt: skip
 
 
 def tokens_per_second(config: ResolvedConfig, seconds: float) -> float:

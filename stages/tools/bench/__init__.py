@@ -1,21 +1,11 @@
-"""`threadloom bench`: checks, then speed, stage by stage and kernel by kernel.
+"""`threadloom bench`: checks, then throughput, stage by stage and kernel by kernel.
 
-May import: models to run.
+May import: all above.
 """
 
-from threadloom.stages.tools.bench.bench import run_bench, write_json
+from threadloom.stages.tools.bench.bench import run_bench
 from threadloom.stages.tools.bench.check import BenchCheckFailed
-from threadloom.stages.tools.bench.kernels import adamw_bytes, reduce_bytes
-from threadloom.stages.tools.bench.peaks import best_rate, stream
+from threadloom.stages.tools.bench.report import write_json
 from threadloom.stages.tools.bench.tables import BenchView
 
-__all__ = [
-    "BenchCheckFailed",
-    "BenchView",
-    "adamw_bytes",
-    "best_rate",
-    "reduce_bytes",
-    "run_bench",
-    "stream",
-    "write_json",
-]
+__all__ = ["BenchCheckFailed", "BenchView", "run_bench", "write_json"]

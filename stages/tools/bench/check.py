@@ -1,15 +1,15 @@
-"""Correctness before any time is taken: what `threadloom bench` checks, a second for each precision.
+"""The correctness checks of `threadloom bench`, made before anything is timed: about a second per precision.
 
-The pipeline, the stages one after another, and the replay in one thread must end in the same bits; and the kernels must
-agree with an independent model in float64 NumPy: its loss directly, the gradient of every tensor by a central
-difference of that loss along a random direction.
+The pipeline, the stages one after another, and the replay in one thread must give the same bits. The kernels must agree
+with an independent model in float64 NumPy: the loss directly, the gradient of every tensor by a central difference of
+that loss along a random direction.
 
-How far a gradient may be off: along a direction of unit normal entries, an error vector e shows as a normal number of
-deviation ``|e|``, as the gradient g itself shows as one of ``|g|``. In 16 bits each tensor between two kernels is
-rounded once, and each rounding moves a gradient by at most about the format's root-mean-square rounding error, on its
-own: after n of them ``|e| / |g|`` is at most that error times sqrt(n), which is multiplied by the deviations that the
-worst of some dozens of directions may have. (Roundings in a block move only what the block adds to the residual stream,
-so that small models are off by a quarter of this.)
+The tolerance of a gradient: along a direction with independent standard normal entries, an error vector e contributes a
+normal variable of standard deviation ``|e|``, and the gradient g one of ``|g|``. In 16 bits each tensor between two
+kernels is rounded once, and each rounding independently changes a gradient by at most about the root-mean-square
+rounding error of the format. After n roundings ``|e| / |g|`` is at most that error times sqrt(n). It is multiplied by
+the number of standard deviations that the worst of some dozens of directions may have. (Roundings in a block change
+only its contribution to the residual stream, so that the errors of small models are a quarter of this.)
 """
 
 import math
@@ -25,64 +25,62 @@ from threadloom.stages.memory import Bank, LossScaler, Slot, Update
 from threadloom.stages.models import Geometry, initialise
 from threadloom.stages.resolve import apply_overrides, numerics, resolve
 from threadloom.stages.step import Compute, backward_with_embeddings, compute_for
-from threadloom.stages.training import Training, replay, stage_by_stage
+from threadloom.stages.training import ExecutionMode, Training, replay, stage_by_stage
 
 ODD = Config(
     name="odd", model=ModelConfig(vocab_size=131, context=37, layers=2, heads=3, channels=27),
     batch_size=6, micro_batch=1, lanes=2, steps=4,
 )  # fmt: skip
-"""Sizes that no vector length divides."""
+"""A small model whose sizes are no multiples of a vector length."""
 LOSS_TOLERANCE = {Precision.FLOAT32: 2e-6, Precision.BF16X3: 2e-5, Precision.BF16: 1e-3, Precision.FP16: 1e-3}
-"""Relative to float64."""
+"""Relative tolerance of the loss, compared with float64."""
 GRADIENT_TOLERANCE = 1e-3
-"""In float32 and bf16x3: of the gradient's length, for its product with a direction, which is about that length."""
+"""Tolerance in float32 and bf16x3 of the gradient's product with a direction, relative to the gradient's length."""
 ROUNDING = {Precision.BF16: 2.0**-8 / 2.4, Precision.FP16: 2.0**-11 / 2.4}
-"""Root mean square of the relative error of a rounding: uniform within half a last place, numbers uniform in log."""
+"""Root mean square of the relative rounding error: uniform within half a unit in the last place, values log-uniform."""
 LAYER_ROUNDINGS, OTHER_ROUNDINGS = 26, 6
-"""On the way of a gradient through a layer (forward: four weights, two LayerNorms twice, qkv, probabilities, what comes
-of attention, fc, its GELU; backward about as many), and outside of the layers."""
+"""Roundings of a gradient's terms in one layer (forward: four weights, two LayerNorms twice, qkv, probabilities, output
+of attention, fc, GELU; backward about as many), and outside the layers."""
 DEVIATIONS = 4
 STEP = 1e-4
-"""Of the central difference; its own error is of the order of the square, and far below float32's."""
+"""Step of the central difference. Its truncation error is O(step^2), far below the error of float32."""
 
 Doubles = NDArray[np.float64]
 
 
 class BenchCheckFailed(RuntimeError):
-    """What is to be measured computes something else than it should."""
+    """A check failed: the code to be measured computes wrong results."""
 
 
 def check_schedules(cores: int, precision: Precision = Precision.FLOAT32) -> str:
-    """Run a small model of odd sizes all three ways at each delay, compare bit for bit, and say what was equal."""
+    """Compare all execution modes of a small model bit for bit; return a summary or raise BenchCheckFailed."""
     for delay in (0, 1, 2):
         config = odd(cores, precision, delay)
         with numerics(config):
-            ends = {"the replay in one thread": _end(config, "replay", cores)}
-            ends["the pipeline"] = _end(config, "pipeline", cores)
-            ends["stage by stage"] = _end(config, "stages", cores)
-        wanted = ends["the replay in one thread"]
-        for name, end in ends.items():
-            if end != wanted:
+            results = {mode: _train(config, mode, cores) for mode in ExecutionMode}
+        for mode, result in results.items():
+            if result != results[ExecutionMode.REPLAY]:
                 raise BenchCheckFailed(
-                    f"{name} at delay {delay} in {precision.value} does not end in the bits of the replay: a fault of "
-                    "threadloom or of the machine; run the tests"
+                    f"{mode.value} at delay {delay} in {precision.value} gives other bits than the replay in one "
+                    "thread: a fault of threadloom or of the machine; run the tests"
                 )
     return f"pipeline and stage by stage equal the replay bit for bit at τ = 0, 1, 2 ({ODD.steps} updates, odd sizes)"
 
 
 def odd(cores: int, precision: Precision, delay: int = 0) -> ResolvedConfig:
-    """Return the small model of odd sizes, resolved."""
+    """Return the configuration of the small model."""
     return resolve(apply_overrides(ODD, [f"delay={delay}", f"precision={precision.value}"]), cores)
 
 
-def _end(config: ResolvedConfig, way: str, cores: int) -> tuple[bytes, bytes, bytes, tuple[float, ...]]:
+def _train(config: ResolvedConfig, mode: ExecutionMode, cores: int) -> tuple[bytes, bytes, bytes, tuple[float, ...]]:
+    """Train in an execution mode and return weights, both moments and losses."""
     training = Training(config, random_batches(config))
     losses: list[float] = []
-    if way == "pipeline":
+    if mode is ExecutionMode.PIPELINE:
         with training.graph().start(resources=training.resources) as run:
             losses += [event.loss for event in run if isinstance(event, Update)]
     else:
-        events = replay(training) if way == "replay" else stage_by_stage(training, cores)
+        events = replay(training) if mode is ExecutionMode.REPLAY else stage_by_stage(training, cores)
         losses += [event.loss for event in events if isinstance(event, Update)]
     with training.banks.lease_newest() as lease:
         weights = lease.bank.arena.flat.tobytes()
@@ -90,9 +88,9 @@ def _end(config: ResolvedConfig, way: str, cores: int) -> tuple[bytes, bytes, by
 
 
 def check_kernels(config: ResolvedConfig, *, every_tensor: bool) -> str:
-    """Compare loss and gradient of one micro-batch with float64, tensor by tensor or all tensors in one direction.
+    """Compare loss and gradient of one micro-batch with float64, per tensor or along one direction of all tensors.
 
-    `config` is resolved, and its precision is what is checked.
+    Return a summary; raise BenchCheckFailed.
     """
     geometry, precision, random = config.model.geometry(), config.precision, np.random.default_rng(11)
     compute = compute_for(precision, geometry, config.micro_batch)
@@ -109,7 +107,7 @@ def check_kernels(config: ResolvedConfig, *, every_tensor: bool) -> str:
     reference = reference_loss(weights, geometry, slot.ids, slot.targets)
     error = abs(loss - reference) / (abs(reference) or 1.0)  # a vocabulary of one token has a loss of 0
     if not error <= LOSS_TOLERANCE[precision]:
-        raise BenchCheckFailed(f"{said} loss is {loss!r}, float64 says {reference!r}")
+        raise BenchCheckFailed(f"{said} loss is {loss!r}; in float64 it is {reference!r}")
     names = list(weights)
     worst, tolerance = 0.0, gradient_tolerance(precision, geometry.layers)
     for chosen in [[name] for name in names] if every_tensor else [names]:
@@ -120,19 +118,19 @@ def check_kernels(config: ResolvedConfig, *, every_tensor: bool) -> str:
         off = abs(found - expected)
         if length > 0:
             off /= length
-        elif off > 0:  # no gradient is right only where the loss does not change either
+        elif off > 0:  # a gradient of zero is right only if the loss does not change
             off = math.inf
         worst = max(worst, off)
         if not off <= tolerance:
             raise BenchCheckFailed(
-                f"{said} gradient of {', '.join(chosen)} gives {found!r} along a direction in which float64 rises by "
-                f"{expected!r}"
+                f"{said} gradient of {', '.join(chosen)} is {found!r} along a direction in which the loss in float64 "
+                f"rises by {expected!r}"
             )
     return f"loss within {error:.0e} of float64, gradient within {worst:.0e} of its length"
 
 
 def gradient_tolerance(precision: Precision, layers: int) -> float:
-    """Return how far a gradient may be off along a direction, as a share of its length (see the top of this module)."""
+    """Return the tolerance of a gradient along a direction, relative to its length (see the module docstring)."""
     if precision not in ROUNDING:
         return GRADIENT_TOLERANCE
     return DEVIATIONS * ROUNDING[precision] * math.sqrt(LAYER_ROUNDINGS * layers + OTHER_ROUNDINGS)
@@ -141,7 +139,7 @@ def gradient_tolerance(precision: Precision, layers: int) -> float:
 def _loss_and_gradient(
     compute: Compute, geometry: Geometry, bank: Bank, slot: Slot, gradients: Bank, scale: float
 ) -> float:
-    """Return the mean loss of a micro-batch, and leave its gradient in `gradients`; `scale` is in there on the way."""
+    """Return the mean loss of a micro-batch, and write its gradient to `gradients`; `scale` is the loss scale."""
     rows = slot.ids.size
     compute.pack_from_master(bank)
     compute.embed(bank, slot)
@@ -154,7 +152,7 @@ def _loss_and_gradient(
 
 
 def _slope(weights: Mapping[str, Doubles], directions: Mapping[str, Doubles], geometry: Geometry, slot: Slot) -> float:
-    """The rise of the float64 loss along a direction, by a central difference."""
+    """Return the slope of the float64 loss along a direction, by a central difference."""
     ends = []
     for sign in (STEP, -STEP):
         moved = {name: array + sign * directions[name] if name in directions else array
@@ -164,7 +162,7 @@ def _slope(weights: Mapping[str, Doubles], directions: Mapping[str, Doubles], ge
 
 
 def reference_loss(weights: Mapping[str, Doubles], geometry: Geometry, ids: Any, targets: Any) -> float:
-    """Return GPT-2's mean cross-entropy in float64, written for being right: no kernel has a part in it."""
+    """Return GPT-2's mean cross-entropy in float64, in plain NumPy that uses no kernel."""
     w, t, heads = weights, geometry.context, geometry.heads
     sequences, size = ids.size // t, geometry.channels // heads
     x = w["wte"][ids].reshape(sequences, t, -1) + w["wpe"][:t]

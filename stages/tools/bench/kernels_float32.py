@@ -1,6 +1,6 @@
-"""The kernels of an update in float32, each with what it must do. See `stages.tools.bench.kernels`.
+"""The kernels of an update in float32, each with its work (`stages.tools.bench.kernel_bench`).
 
-In bf16x3 they are the same ones with another product, which `numerics` enters.
+In bf16x3 they are the same kernels with another GEMM, which `numerics` selects.
 """
 
 from functools import partial
@@ -8,103 +8,107 @@ from functools import partial
 import numpy as np
 
 from threadloom import kernels
-from threadloom.kernels import Activations, Scratch
+from threadloom.kernels import Activations, Floats, Scratch
 from threadloom.stages.config import ResolvedConfig
-from threadloom.stages.tools.bench.kernels import BACKWARD, FORWARD, HEAD, Case, KernelBench
-from threadloom.stages.tools.bench.roofline import FLOAT, Work, attention_work, gemm_work, total
+from threadloom.stages.tools.bench.kernel_bench import BACKWARD, FORWARD, HEAD, KernelBench
+from threadloom.stages.tools.bench.kernel_case import KernelCase
+from threadloom.stages.tools.bench.roofline import FLOAT, KernelWork, attention_work, gemm_work, total
 
 
-class FloatBench(KernelBench):
-    """The kernels on a micro-batch in float32."""
+class Float32Bench(KernelBench):
+    """The kernels in float32."""
+
+    EMBEDDING_BYTES = FLOAT
 
     def __init__(self, config: ResolvedConfig) -> None:
-        """`config` is resolved; enter `numerics(config)` around this and the calls."""
+        """Allocate the memory; the caller keeps `numerics(config)` active here and during the calls."""
         super().__init__(config)
         self.acts: Activations = self.slot.activations
         self.s: Scratch = self.scratch
         s, x_final = self.s, self.acts.x[-1]
         kernels.head_backward(self.weights, x_final, self.slot.targets, self.scale, self.grads, s, False, self.ticket)
-        self._dx = s.dx.copy()  # what enters the last block
+        self._dx = s.dx.copy()  # the input of backward through the last block
         self._d_fc = np.ascontiguousarray(self.random.standard_normal(s.d_fc.shape, dtype=np.float32))
         self._logits = self.random.standard_normal(s.logits.shape, dtype=np.float32)
 
-    def cases(self) -> list[Case]:
-        """Return all kernels, each whole before its parts."""
-        return [
-            self.embedding(FLOAT), *self._blocks_forward(), *self._head(), *self._blocks_backward(),
-            self.d_embedding(self.s.dx), *self.streams(),
-        ]  # fmt: skip
+    @property
+    def d_stream(self) -> Floats:
+        """The gradient of the residual stream, (rows, channels)."""
+        return self.s.dx
 
-    def _blocks_forward(self) -> list[Case]:
+    def forward_blocks(self) -> list[KernelCase]:
+        """Return forward through all blocks, and its parts."""
         w, a, g, r = self.weights, self.acts, self.geometry, self.rows
         calls = self.micro * g.layers
         products = {name: gemm_work(r, outputs, inputs) for name, inputs, outputs in self.linears()}
-        residual = Work(0.0, float(FLOAT * r * g.channels))  # that the projections add: one more array to read
+        residual = KernelWork(0.0, float(FLOAT * r * g.channels))  # added by the projections: one more array to read
         for name in ("attn_proj", "mlp_proj"):
             products[name] = total([(products[name], 1), (residual, 1)])
         attention = attention_work(self.sequences, g.context, g.channels, backward=False)
         norm, gelu = self.row_work(g.channels, 2 * FLOAT, 8), self.row_work(g.hidden, 2 * FLOAT, 20)
         parts = [
-            Case("LayerNorm", 2 * calls, norm, partial(
+            KernelCase("LayerNorm", 2 * calls, norm, partial(
                 kernels.layernorm_forward, a.x[0], w.ln1_weight[0], w.ln1_bias[0], a.h, a.ln1_mean[0], a.ln1_rstd[0]
             ), FORWARD),
-            Case("qkv", calls, products["qkv"], partial(
+            KernelCase("qkv", calls, products["qkv"], partial(
                 kernels.linear_forward, a.h, w.qkv_weight[0], w.qkv_bias[0], a.qkv[0]
             ), FORWARD),
-            Case("attention", calls, attention, partial(
+            KernelCase("attention", calls, attention, partial(
                 kernels.attention_forward, a.qkv[0], self.sequences, g.heads, a.attn[0], a.attn_lse[0], a.scores
             ), FORWARD),
-            Case("attn_proj", calls, products["attn_proj"], partial(
+            KernelCase("attn_proj", calls, products["attn_proj"], partial(
                 kernels.linear_residual_forward,
                 a.attn[0], w.attn_proj_weight[0], w.attn_proj_bias[0], a.x[0], a.x_mid[0],
             ), FORWARD),
-            Case("fc", calls, products["fc"], partial(
+            KernelCase("fc", calls, products["fc"], partial(
                 kernels.linear_forward, a.h, w.fc_weight[0], w.fc_bias[0], a.fc[0]
             ), FORWARD),
-            Case("GELU", calls, gelu, partial(kernels.gelu_forward, a.fc[0], a.gelu), FORWARD),
-            Case("mlp_proj", calls, products["mlp_proj"], partial(
+            KernelCase("GELU", calls, gelu, partial(kernels.gelu_forward, a.fc[0], a.gelu), FORWARD),
+            KernelCase("mlp_proj", calls, products["mlp_proj"], partial(
                 kernels.linear_residual_forward,
                 a.gelu, w.mlp_proj_weight[0], w.mlp_proj_bias[0], a.x_mid[0], a.x[1],
             ), FORWARD),
         ]  # fmt: skip
         return self.whole(FORWARD, parts, partial(self.compute.forward, self.bank, self.slot))
 
-    def _head(self) -> list[Case]:
+    def head(self) -> list[KernelCase]:
+        """Return the output projection with cross-entropy and its gradient, and its parts."""
         w, s, r, slot = self.weights, self.s, self.rows, self.slot
         v, c = self.geometry.vocabulary, self.geometry.channels
         chunk = s.logits.shape[0]
         chunks = -(-r // chunk)
         calls = self.micro * chunks
         h, targets = s.h[:chunk], slot.targets[:chunk]
-        softmax = Work(20.0 * chunk * v, 2.0 * FLOAT * chunk * v, held=float(FLOAT * chunk * v))
-        # float64 times float32 would make a strided, slower call: the scale is a Python float, as in training.
+        softmax = KernelWork(20.0 * chunk * v, 2.0 * FLOAT * chunk * v, held=float(FLOAT * chunk * v))
+        # The scale is a Python float, as in training: a NumPy float64 would select a slower kernel.
         parts = [
-            Case("logits", calls, gemm_work(chunk, v, c),
+            KernelCase("logits", calls, gemm_work(chunk, v, c),
                  partial(kernels.gemm, h, w.wte, s.logits, False, True, 1.0, 0.0), HEAD),
-            Case("cross-entropy", calls, softmax,
+            KernelCase("cross-entropy", calls, softmax,
                  partial(kernels.cross_entropy_backward, s.logits, targets, self.scale), HEAD,
                  partial(np.copyto, s.logits, self._logits)),
-            Case("d_wte", calls, gemm_work(v, c, chunk, adds=True),
+            KernelCase("d_wte", calls, gemm_work(v, c, chunk, adds=True),
                  partial(kernels.gemm, s.logits, h, self.grads.wte, True, False, 1.0, 1.0), HEAD),
-            Case("d_head input", calls, gemm_work(chunk, c, v),
+            KernelCase("d_head input", calls, gemm_work(chunk, c, v),
                  partial(kernels.gemm, s.logits, w.wte, s.dh[:chunk], False, False, 1.0, 0.0), HEAD),
         ]  # fmt: skip
         norms = (self.row_work(c, 2 * FLOAT, 8), 1), (self.row_work(c, 3 * FLOAT, 14), 1)
         done = total([*((case.work, chunks) for case in parts), *norms])
-        # The logits are the head's own business: its floor need not move them.
-        work = Work(done.flops, FLOAT * float(2 * r * c + r + 3 * v * c), done.products)
+        # The logits are internal to the head, so its bound does not count them.
+        work = KernelWork(done.flops, FLOAT * float(2 * r * c + r + 3 * v * c), done.products)
         call = partial(
             kernels.head_backward, w, self.acts.x[-1], slot.targets, self.scale, self.grads, s, True, self.ticket
         )  # fmt: skip
-        return [Case(HEAD, self.micro, work, call), *parts]
+        return [KernelCase(HEAD, self.micro, work, call), *parts]
 
-    def _blocks_backward(self) -> list[Case]:
+    def backward_blocks(self) -> list[KernelCase]:
+        """Return backward through all blocks, and its parts."""
         w, a, g, s = self.weights, self.acts, self.geometry, self.s
         parts = [*self._backward_products(), *self._backward_passes()]
         call = partial(kernels.blocks_backward, w, a, self.grads, s, self.sequences, g.heads, True, self.ticket)
         return self.whole(BACKWARD, parts, call, partial(np.copyto, s.dx, self._dx))
 
-    def _backward_products(self) -> list[Case]:
+    def _backward_products(self) -> list[KernelCase]:
         w, a, d, s, r = self.weights, self.acts, self.grads, self.s, self.rows
         calls = self.micro * self.geometry.layers
         into = {"qkv": s.d_qkv, "attn_proj": s.dx, "fc": s.d_fc, "mlp_proj": s.dx}
@@ -114,18 +118,18 @@ class FloatBench(KernelBench):
         for name, inputs, outputs in self.linears():
             weight, gradient = getattr(w, f"{name}_weight")[0], getattr(d, f"{name}_weight")[0]
             parts += [
-                Case(f"d_{name} weight", calls, gemm_work(inputs, outputs, r, adds=True),
+                KernelCase(f"d_{name} weight", calls, gemm_work(inputs, outputs, r, adds=True),
                      partial(kernels.linear_backward_weight, given[name], into[name], gradient, True), BACKWARD),
-                Case(f"d_{name} input", calls, gemm_work(r, inputs, outputs),
+                KernelCase(f"d_{name} input", calls, gemm_work(r, inputs, outputs),
                      partial(kernels.linear_backward_input, into[name], weight, back[name]), BACKWARD),
             ]  # fmt: skip
         return parts
 
-    def _backward_passes(self) -> list[Case]:
+    def _backward_passes(self) -> list[KernelCase]:
         w, a, d, g, s, r = self.weights, self.acts, self.grads, self.geometry, self.s, self.rows
         calls = self.micro * g.layers
         c, f = g.channels, g.hidden
-        bias = Work(float(r * (5 * c + f)), FLOAT * float(r * (5 * c + f)), held=FLOAT * float(r * (4 * c + f)))
+        bias = KernelWork(float(r * (5 * c + f)), FLOAT * float(r * (5 * c + f)), held=FLOAT * float(r * (4 * c + f)))
 
         def biases() -> None:
             kernels.linear_backward_bias(s.dx, d.mlp_proj_bias[0], True)
@@ -137,17 +141,17 @@ class FloatBench(KernelBench):
         reset_fc, reset_dx = partial(np.copyto, s.d_fc, self._d_fc), partial(np.copyto, s.dx, self._dx)
         mean, rstd = a.ln1_mean[0], a.ln1_rstd[0]
         return [
-            Case("d_biases (4)", calls, bias, biases, BACKWARD),
-            Case("d_attention", calls, attention, partial(
+            KernelCase("d_biases (4)", calls, bias, biases, BACKWARD),
+            KernelCase("d_attention", calls, attention, partial(
                 kernels.attention_backward, s.d_attn, a.attn[0], a.qkv[0], a.attn_lse[0], self.sequences, g.heads,
                 s.d_qkv, s.scores, s.d_scores,
             ), BACKWARD),
-            Case("d_GELU", calls, self.row_work(f, 4 * FLOAT, 30, in_place=FLOAT),
+            KernelCase("d_GELU", calls, self.row_work(f, 4 * FLOAT, 30, in_place=FLOAT),
                  partial(kernels.gelu_backward, a.fc[0], s.d_fc, s.gelu), BACKWARD, reset_fc),
-            Case("LayerNorm again", 2 * calls, self.row_work(c, 2 * FLOAT, 4), partial(
+            KernelCase("LayerNorm recomputed", 2 * calls, self.row_work(c, 2 * FLOAT, 4), partial(
                 kernels.layernorm_apply, a.x[0], w.ln1_weight[0], w.ln1_bias[0], mean, rstd, s.h
             ), BACKWARD),
-            Case("d_LayerNorm", 2 * calls, self.row_work(c, 4 * FLOAT, 14, in_place=FLOAT), partial(
+            KernelCase("d_LayerNorm", 2 * calls, self.row_work(c, 4 * FLOAT, 14, in_place=FLOAT), partial(
                 kernels.layernorm_backward,
                 s.dh, a.x[0], w.ln1_weight[0], mean, rstd, s.dx, d.ln1_weight[0], d.ln1_bias[0], True, True,
             ), BACKWARD, reset_dx),

@@ -1,10 +1,11 @@
-"""The roofline of a kernel: the time below which it cannot go, from what it must compute and what it must move.
+"""The roofline model: the minimum time of a kernel, from the arithmetic it must do and the bytes it must move.
 
-After Williams, Waterman and Patterson (Roofline, CACM 52(4), 2009). Matrix products have the peak of the product that
-the precision multiplies with; all other arithmetic is float32 in every precision, and has that of the float32 product.
-The bandwidth is that of arrays as large as what the kernel works on: a micro-batch is sized to stay in a cache, as do
-all parameters of a small model, so the bandwidth of memory would be no floor. Between two measured sizes it is the
-smaller one's, since larger arrays are no faster. All is pure arithmetic on figures that others measure.
+After Williams, Waterman and Patterson (Roofline, CACM 52(4), 2009). GEMM is compared with the peak of the GEMM that the
+precision uses; all other arithmetic is float32 in every precision and is compared with the peak of float32 GEMM. The
+bandwidth is that measured with arrays of the size of the kernel's working set: a micro-batch is sized to stay in a
+cache, as do all parameters of a small model, so that the bandwidth of memory would be no bound. Between two measured
+sizes the rate of the smaller one applies, because larger arrays are no faster. This module only computes; `peaks` and
+`kernel_case` measure.
 """
 
 from collections.abc import Sequence
@@ -13,47 +14,48 @@ from dataclasses import dataclass
 from threadloom.stages.config import Precision
 from threadloom.stages.models import Geometry, parameter_count
 
-FLOAT, SHORT = 4, 2  # bytes
+FLOAT, SHORT = 4, 2
+"""Bytes per float32 and per 16-bit element."""
 
 
 @dataclass(frozen=True)
-class Level:
-    """The bandwidth of one core on arrays that take so many bytes together."""
+class BandwidthLevel:
+    """The bandwidth of one core with arrays of `bytes` bytes together."""
 
     bytes: int
     gb_per_s: float
 
 
 @dataclass(frozen=True)
-class ProductPeak:
-    """The product of one precision."""
+class GemmPeak:
+    """The peak rate of the GEMM of one precision."""
 
     precision: Precision
-    one: float  # GFLOP/s of one core
-    all: float  # of all at once
+    one: float  # GFLOP/s on one core
+    all: float  # GFLOP/s on all cores together
 
 
 @dataclass(frozen=True)
 class Peaks:
-    """What the machine can do at best, as measured in this run."""
+    """The best rates of the machine, measured in this run."""
 
     cores: int
-    gemm_one: float  # GFLOP/s of one core, float32
-    gemm_all: float  # of all at once
+    gemm_one: float  # GFLOP/s on one core, float32
+    gemm_all: float  # GFLOP/s on all cores together
     stream_one: float  # GB/s of memory, one core
     stream_all: float
-    levels: tuple[Level, ...]  # one core; from the smallest to the largest
-    others: tuple[ProductPeak, ...] = ()
-    """Products of other precisions; only those that a measured configuration uses."""
+    levels: tuple[BandwidthLevel, ...]  # one core; from the smallest to the largest
+    others: tuple[GemmPeak, ...] = ()
+    """GEMM of other precisions; only those that a measured configuration uses."""
 
-    def product(self, precision: Precision) -> ProductPeak:
-        """Return the peak of what multiplies in a precision: float16 is widened, and multiplied as float32."""
+    def gemm(self, precision: Precision) -> GemmPeak:
+        """Return the peak of the GEMM that a precision uses. Float16 is upcast and uses that of float32."""
         if precision in (Precision.FLOAT32, Precision.FP16):
-            return ProductPeak(Precision.FLOAT32, self.gemm_one, self.gemm_all)
+            return GemmPeak(Precision.FLOAT32, self.gemm_one, self.gemm_all)
         return next(peak for peak in self.others if peak.precision is precision)
 
     def bandwidth(self, working_set: float) -> float:
-        """Return what one core's GB/s on so many bytes cannot exceed: that of the largest level that is no larger."""
+        """Return the bandwidth of one core for a working set in bytes: that of the largest measured size within it."""
         if not self.levels:
             return self.stream_one
         smaller = [level for level in self.levels if level.bytes <= working_set]
@@ -61,133 +63,133 @@ class Peaks:
 
 
 @dataclass(frozen=True)
-class Work:
-    """What one call of a kernel must do, whoever writes it: the floor knows nothing of the implementation."""
+class KernelWork:
+    """The work that one call of a kernel must do, independent of the implementation."""
 
     flops: float
     bytes: float
-    """Each input read once and each output written once (an output that is added to counts twice)."""
+    """Each input read once and each output written once; an output that is added to counts twice."""
     products: float = 0.0
-    """Those of the `flops` that are matrix products."""
+    """The part of `flops` in matrix multiplies."""
     held: float = 0.0
-    """Bytes of all arrays, each once, where that is not `bytes`, as one that is changed in place moves twice; or 0."""
+    """Size of all arrays if it differs from `bytes`: an array changed in place is read and written. 0: equal to it."""
 
     @property
     def working_set(self) -> float:
-        """Bytes that stay in a cache if it holds so many."""
+        """Bytes of cache in which the kernel's arrays fit."""
         return self.held or self.bytes
 
 
 @dataclass(frozen=True)
 class KernelTime:
-    """A kernel's measured time on one core, beside its floor."""
+    """The measured time of a kernel on one core, and its roofline bound."""
 
     name: str
     calls: int
-    """Calls in one update."""
-    work: Work
+    """Calls per update."""
+    work: KernelWork
     seconds: float
-    """Of one call, the median."""
+    """Median time of one call."""
     spread: tuple[float, float]
-    """The lower and the upper quartile of the calls."""
+    """Lower and upper quartile of the times."""
     floor: float
-    """Seconds that one call takes at least: `bound` says because of what."""
+    """Roofline bound: the minimum seconds of one call."""
     bound: str
-    """'compute' or 'bandwidth'."""
+    """'compute' or 'bandwidth': the resource that determines the bound."""
     part_of: str | None = None
-    """The whole that it is a part of; None for a whole, and wholes sum up to an update."""
+    """The kernel that calls this one; None for a kernel of its own. Those without add up to an update."""
     arithmetic: float = 0.0
-    """Seconds that the arithmetic of one call takes at its peaks, whatever bounds the floor."""
+    """Seconds that the arithmetic of one call takes at the peak rates."""
 
     @property
     def above_floor(self) -> float:
-        """How many times its floor it takes; 1 at best."""
+        """Measured time relative to the roofline bound; at best 1."""
         return self.seconds / self.floor if self.floor > 0 else 0.0
 
     @property
     def of_peak(self) -> float:
-        """The share of the peaks that its arithmetic achieves."""
+        """Achieved share of the peak arithmetic rate."""
         return self.arithmetic / self.seconds if self.seconds > 0 else 0.0
 
     @property
     def gflop_per_s(self) -> float:
-        """Achieved arithmetic."""
+        """Achieved arithmetic rate."""
         return self.work.flops / self.seconds / 1e9 if self.seconds > 0 else 0.0
 
     @property
     def gb_per_s(self) -> float:
-        """Achieved traffic, in bytes that must move: not what moves in fact."""
+        """Achieved bandwidth, counting the bytes that must move, not those that do."""
         return self.work.bytes / self.seconds / 1e9 if self.seconds > 0 else 0.0
 
     @property
     def per_update(self) -> float:
-        """Seconds of one core in an update."""
+        """Seconds of one core per update."""
         return self.calls * self.seconds
 
     @property
     def lost(self) -> float:
-        """Seconds of one core in an update above the floor: where there is something to gain."""
+        """Seconds of one core per update above the roofline bound: the possible gain."""
         return self.calls * max(0.0, self.seconds - self.floor)
 
 
-def arithmetic_of(work: Work, peaks: Peaks, precision: Precision = Precision.FLOAT32) -> float:
-    """Return the seconds of the arithmetic on one core: products at the precision's peak, the rest at float32's."""
-    product = peaks.product(precision)
-    return work.products / (product.one * 1e9) + (work.flops - work.products) / (peaks.gemm_one * 1e9)
+def arithmetic_seconds(work: KernelWork, peaks: Peaks, precision: Precision = Precision.FLOAT32) -> float:
+    """Return the seconds of the arithmetic on one core: GEMM at the precision's peak, the rest at that of float32."""
+    gemm = peaks.gemm(precision)
+    return work.products / (gemm.one * 1e9) + (work.flops - work.products) / (peaks.gemm_one * 1e9)
 
 
-def floor_of(work: Work, peaks: Peaks, precision: Precision = Precision.FLOAT32) -> tuple[float, str]:
-    """Return the least seconds of a call on one core, and what bounds it: the larger of arithmetic and traffic."""
-    compute = arithmetic_of(work, peaks, precision)
+def roofline_bound(work: KernelWork, peaks: Peaks, precision: Precision = Precision.FLOAT32) -> tuple[float, str]:
+    """Return the minimum seconds of a call on one core, and the resource that determines them: compute or bandwidth."""
+    compute = arithmetic_seconds(work, peaks, precision)
     moving = work.bytes / (peaks.bandwidth(work.working_set) * 1e9)
     return (compute, "compute") if compute >= moving else (moving, "bandwidth")
 
 
-def floor_of_steps(
-    steps: Sequence[tuple[Work, int]], peaks: Peaks, precision: Precision = Precision.FLOAT32
+def roofline_bound_of_steps(
+    steps: Sequence[tuple[KernelWork, int]], peaks: Peaks, precision: Precision = Precision.FLOAT32
 ) -> tuple[float, str]:
-    """Return the floor of steps that follow each other, each done so many times, and what bounds most of it."""
+    """Return the bound of consecutive steps, each (work, repetitions), and the resource that determines most of it."""
     bounds = {"compute": 0.0, "bandwidth": 0.0}
     for work, times in steps:
-        seconds, bound = floor_of(work, peaks, precision)
+        seconds, bound = roofline_bound(work, peaks, precision)
         bounds[bound] += times * seconds
     return sum(bounds.values()), max(bounds, key=lambda bound: bounds[bound])
 
 
 def flops_per_token(geometry: Geometry) -> float:
-    """Return the design's figure: 6 (P - P_positions) + 6 L T d, with causal attention's products counted once."""
+    """Return 6 (P - P_positions) + 6 L T d: the usual count, with the products of causal attention counted once."""
     matrices = parameter_count(geometry) - geometry.context * geometry.channels
     return 6.0 * matrices + 6.0 * geometry.layers * geometry.context * geometry.channels
 
 
 def gemm_work(
     rows: int, columns: int, inner: int, *, adds: bool = False, operand: int = FLOAT, result: int = FLOAT
-) -> Work:
-    """Return the work of a product (rows, inner) @ (inner, columns).
+) -> KernelWork:
+    """Return the work of (rows, inner) @ (inner, columns).
 
-    `adds`: to what is there. `operand`, `result`: bytes of a number of either factor, and of the result.
+    `adds`: the result is added to its array. `operand`, `result`: bytes per element of the operands and the result.
     """
     held = operand * (rows * inner + inner * columns) + result * rows * columns
     moved = held + (result * rows * columns if adds else 0)
     flops = 2.0 * rows * columns * inner
-    return Work(flops, float(moved), flops, float(held) if adds else 0.0)
+    return KernelWork(flops, float(moved), flops, float(held) if adds else 0.0)
 
 
-def attention_work(sequences: int, context: int, channels: int, *, backward: bool, number: int = FLOAT) -> Work:
-    """Return the work of causal attention: half of the full products, two forward and four backward.
+def attention_work(sequences: int, context: int, channels: int, *, backward: bool, element: int = FLOAT) -> KernelWork:
+    """Return the work of causal attention: half of the full products, two in forward and four in backward.
 
-    `number`: bytes of a number of what it reads and writes.
+    `element`: bytes per element of its inputs and outputs.
     """
     rows = sequences * context
     flops = (4.0 if backward else 2.0) * rows * context * channels
     moved = rows * channels * ((1 + 1 + 3 + 3) if backward else (3 + 1))
-    return Work(flops, float(number * moved), flops)
+    return KernelWork(flops, float(element * moved), flops)
 
 
-def total(parts: Sequence[tuple[Work, int]]) -> Work:
-    """Return the work of several kernels, each done so many times."""
+def total(parts: Sequence[tuple[KernelWork, int]]) -> KernelWork:
+    """Return the sum of (work, repetitions) pairs."""
     flops, moved, products, held = (
         sum(getattr(work, name) * times for work, times in parts)
         for name in ("flops", "bytes", "products", "working_set")
     )
-    return Work(flops, moved, products, held if held != moved else 0.0)
+    return KernelWork(flops, moved, products, held if held != moved else 0.0)

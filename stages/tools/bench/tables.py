@@ -1,4 +1,4 @@
-"""The tables of `threadloom bench`, from a report and nothing else."""
+"""The printed report of `threadloom bench`."""
 
 import statistics
 from collections.abc import Iterator, Sequence
@@ -9,17 +9,18 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from threadloom.pipeline import format_bytes
 from threadloom.stages.config import Precision
 from threadloom.stages.machine import BUSY
-from threadloom.stages.tools.bench.bench import BenchReport, ConfigBench, Measured
-from threadloom.stages.tools.bench.roofline import KernelTime, ProductPeak
+from threadloom.stages.tools.bench.report import BenchReport, ConfigBench, ModeMeasurement
+from threadloom.stages.tools.bench.roofline import GemmPeak, KernelTime
 
 WIDE = 10_000
-"""Columns that any table finds enough."""
+"""A console width at which every table fits."""
 
 
 class BenchView:
-    """The report as a person reads it; coloured on a terminal, plain text elsewhere."""
+    """The report as a rich renderable: coloured on a terminal, plain text elsewhere."""
 
     def __init__(self, report: BenchReport) -> None:
         self._report = report
@@ -32,26 +33,25 @@ class BenchView:
         yield Text("\nMachine", "bold")
         yield Padding(Group(*machine_lines(report)), (0, 0, 0, 2), expand=False)
         if report.load is not None and report.load > BUSY:
-            words = f"{report.load:.1f} threads of other programs were at work before this: wait, and measure again."
-            yield Text(f"  {words}", "yellow")
+            yield Text(f"  load average before: {report.load:.1f}; other programs are running, measure again", "yellow")
         for bench in report.configs:
             yield from _config(report, bench)
 
 
 def machine_lines(report: BenchReport) -> list[Text]:
-    """Return what the machine can do at best."""
+    """Return the peaks of the machine, one line each."""
     peaks, machine = report.peaks, report.machine
-    levels = ", ".join(f"{_size(level.bytes)}: {level.gb_per_s:,.0f}" for level in peaks.levels)
+    levels = ", ".join(f"{format_bytes(level.bytes)}: {level.gb_per_s:,.0f}" for level in peaks.levels)
     return [
-        Text(f"{machine.cpu}, {machine.logical_cores} cores; products by {report.product}"),
-        *(Text(_product_line(peak, peaks.cores)) for peak in (peaks.product(Precision.FLOAT32), *peaks.others)),
+        Text(f"{machine.cpu}, {machine.logical_cores} cores; GEMM by {report.product}"),
+        *(Text(_gemm_line(peak, peaks.cores)) for peak in (peaks.gemm(Precision.FLOAT32), *peaks.others)),
         Text(f"memory {peaks.stream_one:,.1f} GB/s on one core, {peaks.stream_all:,.1f} on {peaks.cores}"),
-        Text(f"GB/s of one core by the size of what it works on: {levels}"),
+        Text(f"GB/s of one core by size of the working set: {levels}"),
     ]
 
 
-def _product_line(peak: ProductPeak, cores: int) -> str:
-    return f"{peak.precision.value} product {peak.one:,.0f} GFLOP/s on one core, {peak.all:,.0f} on {cores}"
+def _gemm_line(peak: GemmPeak, cores: int) -> str:
+    return f"{peak.precision.value} GEMM {peak.one:,.0f} GFLOP/s on one core, {peak.all:,.0f} on {cores}"
 
 
 def _config(report: BenchReport, bench: ConfigBench) -> Iterator[RenderableType]:
@@ -60,7 +60,7 @@ def _config(report: BenchReport, bench: ConfigBench) -> Iterator[RenderableType]
         f"\n{config.name} in {config.precision.value}: {bench.parameters:,} parameters, "
         f"V {model.vocab_size} T {model.context} d {model.channels} "
         f"L {model.layers}, {config.sequences} sequences in micro-batches of {config.micro_batch}, "
-        f"{bench.flops_per_token / 1e6:,.2f} MFLOP a token",
+        f"{bench.flops_per_token / 1e6:,.2f} MFLOP per token",
         "bold",
     )
     yield Padding(Text(f"checked: {bench.checked}"), (0, 0, 0, 2), expand=False)
@@ -73,24 +73,24 @@ def _config(report: BenchReport, bench: ConfigBench) -> Iterator[RenderableType]
         yield Text(f"  {line}")
 
 
-class Figures:
-    """A table in which a figure is whole or absent: a terminal too narrow for all columns shows the first in rank.
+class FittedTable:
+    """A table that drops its least important columns on a narrow terminal, so that no figure is truncated.
 
-    What is piped is never cut down.
+    Output that is not to a terminal has all columns.
     """
 
     def __init__(self, *headings: str, spare: Sequence[str] = ()) -> None:
-        """`spare`: columns that can be left out, the least important one first."""
+        """`spare` are the columns that can be dropped, the least important first."""
         self._headings = headings
         self._spare = spare
         self._rows: list[tuple[tuple[str, ...], str]] = []
 
     def add_row(self, *cells: str, style: str = "") -> None:
-        """Add a row, with a cell a heading."""
+        """Add a row with one cell per heading."""
         self._rows.append((cells, style))
 
     def fitting(self, console: Console, width: int) -> tuple[Table, list[str]]:
-        """Return the table with as many columns as fit, and those that it lacks."""
+        """Return the table with the columns that fit, and the headings of the dropped ones."""
         missing: list[str] = []
         if not console.is_terminal:
             return self._table(missing), missing
@@ -98,7 +98,7 @@ class Figures:
             if self._fits(console, width, missing):
                 break
             missing.append(heading)
-        for heading in missing[-2::-1]:  # a wide one among them may have made room for others
+        for heading in missing[-2::-1]:  # dropping a wide column may have left space for narrow ones
             if self._fits(console, width, [one for one in missing if one != heading]):
                 missing.remove(heading)
         return self._table(missing), missing
@@ -111,38 +111,38 @@ class Figures:
         shown = [place for place, heading in enumerate(self._headings) if heading not in missing]
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
         for place in shown:
-            # On a terminal that is too narrow even so, cells break over lines: three dots would hide digits.
+            # On a still narrower terminal cells wrap over lines, because an ellipsis would hide digits.
             table.add_column(self._headings[place], justify="right" if place else "left", overflow="fold")
         for cells, style in self._rows:
             table.add_row(*(cells[place] for place in shown), style=style)
         return table
 
     def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
-        """Ask for the room of the columns that are shown."""
+        """Return the width of the columns that are shown."""
         table, missing = self.fitting(console, options.max_width)
         parts: list[Table | Text] = [table, *_missing_line(missing)]
         found = [Measurement.get(console, options, part) for part in parts]
         return Measurement(max(one.minimum for one in found), max(one.maximum for one in found))
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Lay out the columns that fit, and name the others."""
+        """Lay out the columns that fit, and name the dropped ones."""
         table, missing = self.fitting(console, options.max_width)
         yield table
         yield from _missing_line(missing)
 
 
 def _missing_line(missing: Sequence[str]) -> list[Text]:
-    words = f"not shown for want of width: {', '.join(missing)}; --json FILE has all"
-    return [Text(words, "dim")] if missing else []
+    text = f"columns hidden (terminal too narrow): {', '.join(missing)}; --json FILE has all"
+    return [Text(text, "dim")] if missing else []
 
 
-def ways_table(report: BenchReport, bench: ConfigBench) -> Figures:
-    """Return the ways to train, side by side."""
-    table = Figures(
-        "way", "cores", "tokens/s", "ms/update", "(least to most)", "GFLOP/s", "MFU", "efficiency",
+def ways_table(report: BenchReport, bench: ConfigBench) -> FittedTable:
+    """Return the table of execution modes."""
+    table = FittedTable(
+        "mode", "cores", "tokens/s", "ms/update", "(min to max)", "GFLOP/s", "MFU", "efficiency",
         "peak MB", "base", "plan", "peak/(base+plan)",
         spare=(
-            "base", "plan", "peak/(base+plan)", "(least to most)", "GFLOP/s", "cores", "peak MB", "efficiency", "MFU",
+            "base", "plan", "peak/(base+plan)", "(min to max)", "GFLOP/s", "cores", "peak MB", "efficiency", "MFU",
         ),
     )  # fmt: skip
     for one in bench.ways:
@@ -158,31 +158,34 @@ def ways_table(report: BenchReport, bench: ConfigBench) -> Figures:
     return table
 
 
-def stages_table(bench: ConfigBench) -> Figures:
-    """Return the stages of the pipeline at the configuration's own delay."""
+def stages_table(bench: ConfigBench) -> FittedTable:
+    """Return the table of stages of the pipeline at the configuration's own delay."""
     one = bench.default
     seconds = statistics.median(one.seconds)
-    table = Figures(
-        f"stage ({_name(one)})", "busy ms/update", "share of cores", "GB/s a thread",
-        spare=("GB/s a thread", "share of cores"),
+    table = FittedTable(
+        f"stage ({_name(one)})", "busy ms/update", "share of cores", "GB/s per thread",
+        spare=("GB/s per thread", "share of cores"),
     )  # fmt: skip
     for name, busy in one.busy.items():
         moved = bench.stream_bytes.get(name)
         rate = f"{moved / busy / 1e9:,.1f}" if moved and busy > 0 else ""
         table.add_row(name, f"{1e3 * busy:,.2f}", f"{100 * busy / seconds / one.cores:.1f} %", rate)
     idle = 1.0 - sum(one.busy.values()) / seconds / one.cores
-    # Stages have more threads than there are cores: one that waits for a core in the middle of its work counts as busy.
-    name = "(idle or between)" if idle >= 0 else "(of this waiting for a core)"
+    # There are more stage threads than cores; one that waits for a core in the middle of a call counts as busy.
+    name = "(idle or between calls)" if idle >= 0 else "(of this, waiting for a core)"
     table.add_row(name, f"{1e3 * abs(idle) * seconds * one.cores:,.2f}", f"{100 * abs(idle):.1f} %", "")
     return table
 
 
-def roofline_table(kernels: Sequence[KernelTime]) -> Figures:
-    """Return every kernel beside its floor."""
-    table = Figures(
+def roofline_table(kernels: Sequence[KernelTime]) -> FittedTable:
+    """Return the table of kernels with their roofline bounds."""
+    table = FittedTable(
         "kernel (one core)", "calls", "µs/call", "(quartiles)", "MFLOP", "MB", "GFLOP/s", "of peak", "GB/s",
-        "floor µs", "by", "× floor", "ms/update", "above floor ms",
-        spare=("MFLOP", "MB", "(quartiles)", "GFLOP/s", "GB/s", "of peak", "calls", "by", "floor µs", "above floor ms"),
+        "bound µs", "bound by", "× bound", "ms/update", "above bound ms",
+        spare=(
+            "MFLOP", "MB", "(quartiles)", "GFLOP/s", "GB/s", "of peak", "calls", "bound by", "bound µs",
+            "above bound ms",
+        ),
     )  # fmt: skip
     for one in kernels:
         low, high = one.spread
@@ -195,34 +198,30 @@ def roofline_table(kernels: Sequence[KernelTime]) -> Figures:
         )  # fmt: skip
     wholes = [one for one in kernels if one.part_of is None]
     spent, lost = (1e3 * sum(getattr(one, name) for one in wholes) for name in ("per_update", "lost"))
-    table.add_row("sum of the wholes", *[""] * 11, f"{spent:,.2f}", f"{lost:,.2f}")
+    table.add_row("sum without parts", *[""] * 11, f"{spent:,.2f}", f"{lost:,.2f}")
     return table
 
 
 def peak_lines(report: BenchReport, bench: ConfigBench) -> list[str]:
-    """Return what MFU and floors are measured against."""
+    """Return the peaks to which MFU and roofline bounds refer."""
     precision, peak = bench.config.precision, report.peak(bench)
-    widened = " (float16 is widened for it)" if precision is Precision.FP16 else ""
+    upcast = " (float16 is upcast for it)" if precision is Precision.FP16 else ""
     rates = f"{peak.one:,.0f} GFLOP/s on one core, {peak.all:,.0f} on {report.peaks.cores}"
-    said = [f"MFU: of the measured peak of the {peak.precision.value} product{widened}, {rates}"]
+    said = [f"MFU: relative to the measured peak of {peak.precision.value} GEMM{upcast}, {rates}"]
     if peak.precision is not Precision.FLOAT32:
-        said.append("floors: products at that peak, all other arithmetic at float32's")
+        said.append("bounds: GEMM at that peak, all other arithmetic at that of float32 GEMM")
     return said
 
 
 def start_lines(bench: ConfigBench) -> list[str]:
-    """Return how long a fresh process takes to its first update."""
+    """Return the times from the start of a process to its first update."""
     said = []
     for name, start in (("warm", bench.warm), ("cold", bench.cold)):
         if start is not None:
-            steps = ", ".join(f"{what} {seconds:.2f}" for what, seconds in start.reached.items())
+            steps = ", ".join(f"{point} {seconds:.2f}" for point, seconds in start.reached.items())
             said.append(f"{name} start: first update after {start.seconds:.2f} s (reached: {steps})")
     return said
 
 
-def _name(one: Measured) -> str:
+def _name(one: ModeMeasurement) -> str:
     return f"{one.way} τ={one.delay}" if one.busy else one.way
-
-
-def _size(count: int) -> str:
-    return f"{count >> 20} MiB" if count >= 1 << 20 else f"{count >> 10} KiB"

@@ -1,13 +1,13 @@
-"""`threadloom doctor`: what this machine has and what follows.
+"""`threadloom doctor`: the machine, its measured rates, and the choices that follow.
 
 May import: models to run.
 """
 
-from threadloom.stages.tools.doctor.doctor import examine, to_dict
-from threadloom.stages.tools.doctor.view import ReportView
+from threadloom.stages.tools.doctor.doctor import doctor_dict, examine
+from threadloom.stages.tools.doctor.view import DoctorView
 
 __all__ = [
-    "ReportView",
+    "DoctorView",
+    "doctor_dict",
     "examine",
-    "to_dict",
 ]

@@ -1,7 +1,7 @@
-"""The ways in which this machine can multiply, at each precision: there or not and why, how fast, and which are taken.
+"""The ways to multiply matrices on this machine at each precision: available or not, how fast, and which are used.
 
-`product_paths` is a pure function of what the processor and the libraries have; `measured_paths` adds the figures, on
-one core and on all; `choices_of` says what `precision=auto` and `float32_matmul_precision=high` stand for with them.
+`product_paths` is a pure function of the processor's features and the libraries; `measured_paths` adds throughput on
+one core and on all; `automatic_choices` returns the precisions that the automatic settings select.
 """
 
 import contextlib
@@ -16,50 +16,50 @@ from threadloom.kernels import BlasInfo, GemmBackend, gemm_backend
 from threadloom.kernels.simd import DotPath, LowPrecisionInfo, dot_path
 from threadloom.pipeline import blas_threads
 from threadloom.stages.config import MatmulPrecision, Precision
-from threadloom.stages.machine import rate
+from threadloom.stages.machine import throughput
 from threadloom.stages.resolve import LEAST, LEVEL, Choice, choose, slow_allowed
 from threadloom.stages.speeds import COLUMNS, INNER, OPERATIONS, PRODUCTS, ROWS, Speeds
 
 SECONDS = 0.1
-"""Of each measurement; there are two for each way that is there."""
+"""Seconds per measurement; each available path is measured twice, on one core and on all."""
 
-CAPTION = f"products of {ROWS} × {INNER} × {COLUMNS}, about those of a micro-batch"
-"""What the figures of the table are of."""
+CAPTION = f"GEMM of {ROWS} × {INNER} × {COLUMNS}, about the size of those of a micro-batch"
+"""Caption of the table."""
 
 _DOTS = {
     DotPath.AMX: ("AMX tiles", "the processor has no AMX"),
     DotPath.AVX512: ("AVX-512 BF16", "the processor has no AVX-512 BF16"),
-    DotPath.FLOAT32: ("widened to float32 in registers", ""),
+    DotPath.FLOAT32: ("upcast to float32 in registers", ""),
 }
-"""How a product of bfloat16 is made, and why not, where nothing more particular is known; the fastest first."""
+"""Instructions for bfloat16 → name, and the general reason why they are unavailable; fastest first."""
 
 
 @dataclass(frozen=True)
 class ProductPath:
-    """One way to multiply, and what is known of it."""
+    """One way to multiply matrices."""
 
     precision: Precision
-    way: str  # what does it, as a person reads it
+    way: str  # the name in reports
     available: bool
-    why: str  # why it is not there; "" where it is
-    taken: bool  # whether a run takes it that computes in this precision and chooses nothing itself
-    gemm: GemmBackend | None = None  # what it must be measured with; None: as the process has it
+    why: str  # why it is unavailable; "" if it is available
+    taken: bool  # used by runs in this precision that do not select a path themselves
+    gemm: GemmBackend | None = None  # the backend to measure it with; None: the current backend
     dot: DotPath | None = None
-    one: float | None = None  # GFLOP/s of one core; None: not measured
-    all: float | None = None  # of all cores at once
+    one: float | None = None  # GFLOP/s on one core; None: not measured
+    all: float | None = None  # GFLOP/s on all cores
 
 
 def product_paths(blas: BlasInfo, info: LowPrecisionInfo) -> tuple[ProductPath, ...]:
-    """Return every way, whether it is there or not, by precision and the fastest instruction first."""
+    """Return all paths, available or not, grouped by precision, the fastest instruction first."""
     return (*_float32_paths(blas), _bf16x3_path(info), *_bf16_paths(info), *_fp16_paths(info))
 
 
 def _float32_paths(blas: BlasInfo) -> Iterator[ProductPath]:
     numba = blas.backend is GemmBackend.NUMBA
     yield ProductPath(Precision.FLOAT32, "Numba's kernel", True, "", numba, gemm=GemmBackend.NUMBA)
-    missing = "" if blas.name else "there is no BLAS"
+    missing = "" if blas.name else "no BLAS is installed"
     if blas.known_bad:
-        missing = f"version {blas.version} is wrong when several threads call it"
+        missing = f"version {blas.version} returns wrong results to concurrent callers"
     name = " ".join(part for part in ("BLAS:", blas.name, blas.version) if part)
     backend = GemmBackend.BLAS
     yield ProductPath(Precision.FLOAT32, name if blas.name else "BLAS", not missing, missing, not numba, gemm=backend)
@@ -82,16 +82,16 @@ def _bf16_paths(info: LowPrecisionInfo) -> Iterator[ProductPath]:
 def _fp16_paths(info: LowPrecisionInfo) -> Iterator[ProductPath]:
     instruction = info.fp16_conversion
     missing = "" if instruction else "the processor has no F16C"
-    yield ProductPath(Precision.FP16, "converted by F16C, float32 product", instruction, missing, instruction)
-    unused = "F16C is there, and faster" if instruction else ""
-    way = "converted by integers, float32 product"
+    yield ProductPath(Precision.FP16, "converted by F16C, float32 GEMM", instruction, missing, instruction)
+    unused = "F16C is available, and faster" if instruction else ""
+    way = "converted by integers, float32 GEMM"
     yield ProductPath(Precision.FP16, way, not instruction, unused, not instruction)
 
 
 def measured_paths(paths: Sequence[ProductPath], cores: int, seconds: float = SECONDS) -> tuple[ProductPath, ...]:
-    """Return the paths with figures where they are there; each is switched on for its measurement.
+    """Return the paths with throughput for those that are available; each is selected for its measurement.
 
-    The switches are the process's: nothing else may multiply meanwhile.
+    The selection is process-wide, so nothing else may multiply matrices during the measurement.
     """
     return tuple(_measured(path, cores, seconds) if path.available else path for path in paths)
 
@@ -103,44 +103,44 @@ def _measured(path: ProductPath, cores: int, seconds: float) -> ProductPath:
     with contextlib.ExitStack() as switches:
         if path.gemm is not None:
             switches.enter_context(gemm_backend(path.gemm))
-        switches.enter_context(blas_threads(1))  # after it: asking for BLAS may be what loads it
+        switches.enter_context(blas_threads(1))  # after the backend, whose selection may load BLAS
         if path.dot is not None:
             switches.enter_context(dot_path(path.dot))
         work = [(make(), OPERATIONS) for _ in range(cores)]
-        one, every = (rate(work[:count], seconds) / 1e9 for count in (1, cores))
+        one, every = (throughput(work[:count], seconds) / 1e9 for count in (1, cores))
     return replace(path, one=one, all=every)
 
 
-def choices_of(speeds: Speeds | None, info: LowPrecisionInfo) -> dict[str, Choice]:
-    """Return what is computed in where a person leaves it to the machine, by the settings that say so."""
+def automatic_choices(speeds: Speeds | None, info: LowPrecisionInfo) -> dict[str, Choice]:
+    """Return the precision that each automatic setting selects on this machine."""
     return {
         "precision=auto": choose(Precision.AUTO, MatmulPrecision.HIGHEST, speeds, info),
         "float32_matmul_precision=high": choose(Precision.FLOAT32, MatmulPrecision.HIGH, speeds, info),
     }
 
 
-def choice_sentences(chosen: dict[str, Choice], source: str = "", now: bool = False) -> tuple[str, ...]:
-    """Say what the settings stand for here, by figures of which `source` says where they are from.
+def precision_sentences(chosen: dict[str, Choice], source: str = "", now: bool = False) -> tuple[str, ...]:
+    """Return sentences on the precisions that automatic settings select, and on the measurement that decides them.
 
-    `now`: the table has figures of the moment, which may be others.
+    `source` is the origin of that measurement. With `now`, the table has rates measured just now, which may differ.
     """
-    said = [f"{setting} stands for {choice.precision.value}: {choice.reason}." for setting, choice in chosen.items()]
+    said = [f"{setting} selects {choice.precision.value}: {choice.reason}." for setting, choice in chosen.items()]
     if source:
-        table = "; the table has those of this moment, beside whatever else runs now" if now else ""
-        said.append(f"The GFLOP/s behind {' and '.join(chosen)} were {source}. Every run goes by them{table}.")
+        table = "; the table has rates measured just now, under the current load" if now else ""
+        said.append(f"The GFLOP/s that decide {' and '.join(chosen)} were {source}. Every run uses them{table}.")
     return tuple(said)
 
 
 def paths_table(
     paths: Sequence[ProductPath], cores: int, chosen: dict[str, Choice], speeds: Speeds | None = None
 ) -> Padding:
-    """Return the ways as a table: those that are there with their figures, the others with the reason.
+    """Return the table of paths: throughput of those that are available, the reason for the others.
 
-    `speeds`: the figures that training goes by, for what it would say of a precision, and where nothing was measured.
+    `speeds` are the kept rates that runs use. They decide the notes, and stand in for rates that were not measured now.
     """
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
     table.add_column("precision")
-    table.add_column("product")
+    table.add_column("GEMM")
     table.add_column("one core", justify="right")
     table.add_column(f"all {cores}", justify="right")
     table.add_column("")
@@ -169,7 +169,7 @@ def _note(path: ProductPath, chosen: dict[str, Choice], speeds: Speeds | None) -
         return f"used by {', '.join(settings)}"
     rate = speeds.of(path.precision) if speeds is not None else None
     if speeds is None or rate is None or rate / speeds.float32 >= LEVEL:
-        return "used where asked for"
+        return "used on request"
     if rate / speeds.float32 < LEAST and not slow_allowed():
         return "refused: below a third of float32"
-    return "used where asked for; slower than float32"
+    return "used on request; slower than float32"

@@ -1,4 +1,4 @@
-"""The doctor's report as a person reads it."""
+"""The printed report of `threadloom doctor`."""
 
 from collections.abc import Sequence
 
@@ -7,15 +7,17 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from threadloom.stages.machine import GEMM_SIZE, Machine, Measured
-from threadloom.stages.tools.doctor.doctor import Defaults, Report, blas_name, size_text
+from threadloom.pipeline import format_bytes
+from threadloom.stages.machine import Machine
+from threadloom.stages.tools.doctor.doctor import ConfigDefaults, DoctorReport, blas_name
+from threadloom.stages.tools.doctor.measuring import GEMM_SIZE, MachineRates
 from threadloom.stages.tools.doctor.precision import CAPTION, paths_table
 
 
-class ReportView:
-    """The report as a person reads it; coloured on a terminal, plain text elsewhere."""
+class DoctorView:
+    """The report as a rich renderable: coloured on a terminal, plain text elsewhere."""
 
-    def __init__(self, report: Report) -> None:
+    def __init__(self, report: DoctorReport) -> None:
         self._report = report
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
@@ -31,12 +33,12 @@ class ReportView:
         yield Text("\nPrecisions", "bold")
         yield Padding(Text(CAPTION, "dim"), (0, 0, 0, 2))
         yield paths_table(report.products, report.machine.logical_cores, report.precisions, report.speeds)
-        yield Text("\nWhat will be used", "bold")
+        yield Text("\nChoices", "bold")
         yield from (_sentence(sentence, "-", "") for sentence in report.choices)
         yield Text()
         yield _defaults_table(report.defaults)
         if report.warnings:
-            yield Text("\nWorth a look", "bold yellow")
+            yield Text("\nWarnings", "bold yellow")
             yield from (_sentence(sentence, "!", "yellow") for sentence in report.warnings)
 
 
@@ -49,33 +51,33 @@ def _machine_rows(machine: Machine) -> list[tuple[str, str]]:
         ("CPU", f"{machine.cpu} ({machine.microarchitecture}, {machine.architecture}), {machine.system}"),
         ("cores for this process", cores),
         ("features", " ".join(machine.features) or "unknown"),
-        ("caches", ", ".join(f"{name} {size_text(size)}" for name, size in caches)),
-        ("memory", f"{size_text(machine.memory_total)}, {size_text(machine.memory_available)} available"),
+        ("caches", ", ".join(f"{name} {format_bytes(size)}" for name, size in caches)),
+        ("memory", f"{format_bytes(machine.memory_total)}, {format_bytes(machine.memory_available)} available"),
     ]
 
 
-def _software_rows(report: Report) -> list[tuple[str, str]]:
+def _software_rows(report: DoctorReport) -> list[tuple[str, str]]:
     libraries = ", ".join(f"{name} {number}" for name, number in report.libraries.items())
     rows = [("Python", report.python), ("libraries", libraries)]
-    rows.append(("BLAS of the kernels", f"{blas_name(report.blas)}, {report.blas.architecture or 'unknown kernels'}"))
+    rows.append(("BLAS for the kernels", f"{blas_name(report.blas)}, {report.blas.architecture or 'unknown kernels'}"))
     rows.extend(
         (
             "BLAS loaded",
-            f"{blas.library} {blas.version}, {blas.architecture}, {blas.threads} threads a call ({_owner(blas.path)})",
+            f"{blas.library} {blas.version}, {blas.architecture}, threads: {blas.threads} ({_owner(blas.path)})",
         )
         for blas in report.loaded
     )
     return rows
 
 
-def _measured_table(measured: Measured) -> Padding:
+def _measured_table(measured: MachineRates) -> Padding:
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
     table.add_column("")
     table.add_column("one core", justify="right")
     table.add_column(f"all {measured.cores}", justify="right")
     table.add_column("ratio", justify="right")
     for name, one, every, unit in (
-        (f"float32 product, {GEMM_SIZE} × {GEMM_SIZE}", measured.gemm_one, measured.gemm_all, "GFLOP/s"),
+        (f"float32 GEMM, {GEMM_SIZE} × {GEMM_SIZE}", measured.gemm_one, measured.gemm_all, "GFLOP/s"),
         ("memory copy", measured.copy_one, measured.copy_all, "GB/s"),
         ("memory add", measured.add_one, measured.add_all, "GB/s"),
     ):
@@ -84,7 +86,7 @@ def _measured_table(measured: Measured) -> Padding:
     return Padding(table, (0, 0, 0, 2))
 
 
-def _defaults_table(defaults: Sequence[Defaults]) -> Padding:
+def _defaults_table(defaults: Sequence[ConfigDefaults]) -> Padding:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("config")
     for heading in ("micro-batch", "rows", "lanes", "forward", "backward", "reduce", "update"):
@@ -111,7 +113,7 @@ def _sentence(sentence: str, mark: str, style: str) -> Padding:
 
 
 def _owner(path: str) -> str:
-    """Which package brought a library: NumPy's and SciPy's wheels keep theirs in numpy.libs and scipy.libs."""
+    """Return the package that a library belongs to: the wheels of NumPy and SciPy keep theirs in {numpy,scipy}.libs."""
     for package, name in (("numpy", "NumPy's"), ("scipy", "SciPy's")):
         if f"{package}.libs" in path or f"/{package}/" in path:
             return name

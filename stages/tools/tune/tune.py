@@ -19,7 +19,7 @@ from rich.table import Table
 from threadloom.kernels import blas_info
 from threadloom.pipeline import available_cores
 from threadloom.stages.config import Config, ConfigError, Gemm, Precision
-from threadloom.stages.machine import Machine, detect, others_at_work
+from threadloom.stages.machine import Machine, detect, load_warning
 from threadloom.stages.resolve import (
     TunedSettings,
     TuningRecord,
@@ -81,7 +81,7 @@ def run_tuning(config: Config, budget: float, console: Console | None = None) ->
     if not budget > 0:
         raise TuningError("--budget", expected="a number of seconds above 0", got=f"{budget:g}")
     console = console or Console(width=None if Console().is_terminal else 120)
-    if words := others_at_work():
+    if words := load_warning():
         logger.warning(words)
     machine, cores = detect(), available_cores()
     config = with_precision(config, choose_and_warn(config).precision)

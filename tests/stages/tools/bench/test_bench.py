@@ -18,6 +18,8 @@ from threadloom.kernels.compiling.jit import JIT_ENABLED
 from threadloom.stages.config import ResolvedConfig
 from threadloom.stages.config.settings import Precision
 from threadloom.stages.data.batches import random_batches
+from threadloom.stages.machine import Work
+from threadloom.stages.memory import adamw_bytes, reduction_bytes
 from threadloom.stages.memory.float32 import Bank, Slot
 from threadloom.stages.memory.graph_items import MicroBatch, MicroGradient
 from threadloom.stages.models.gpt2 import Geometry
@@ -27,43 +29,47 @@ from threadloom.stages.resolve.resolution import resolve
 from threadloom.stages.step.compute import Compute
 from threadloom.stages.tools.bench import check as bench_check
 from threadloom.stages.tools.bench import peaks as bench_peaks
-from threadloom.stages.tools.bench.bench import (
-    BenchReport,
-    ConfigBench,
-    Measured,
-    Start,
-    as_measured,
-    one_layer,
-    to_dict,
-)
+from threadloom.stages.tools.bench.bench import one_layer
 from threadloom.stages.tools.bench.check import ODD, BenchCheckFailed, check_kernels, check_schedules, odd
-from threadloom.stages.tools.bench.kernels import BACKWARD, FORWARD, HEAD, Case, adamw_bytes, kernel_bench, reduce_bytes
-from threadloom.stages.tools.bench.peaks import best_rate
-from threadloom.stages.tools.bench.roofline import KernelTime, Level, Peaks, ProductPeak, Work, floor_of_steps
+from threadloom.stages.tools.bench.kernel_bench import BACKWARD, FORWARD, HEAD
+from threadloom.stages.tools.bench.kernel_case import KernelCase
+from threadloom.stages.tools.bench.kernels import kernel_bench
+from threadloom.stages.tools.bench.report import BenchReport, ConfigBench, ModeMeasurement, StartTimes, bench_dict
+from threadloom.stages.tools.bench.roofline import (
+    BandwidthLevel,
+    GemmPeak,
+    KernelTime,
+    KernelWork,
+    Peaks,
+    roofline_bound_of_steps,
+)
 from threadloom.stages.tools.bench.tables import BenchView, start_lines
 from threadloom.stages.training import sequential as bench_sequential
 from threadloom.stages.training.measured_step import ExecutionMode
 from threadloom.stages.training.sequential import stage_by_stage
+from threadloom.stages.training.short_run import measured_config
 from threadloom.stages.training.warmup import compile_kernels
 
-PEAKS = Peaks(2, 200.0, 400.0, 20.0, 30.0, (Level(1 << 20, 90.0), Level(1 << 27, 20.0)))
+PEAKS = Peaks(2, 200.0, 400.0, 20.0, 30.0, (BandwidthLevel(1 << 20, 90.0), BandwidthLevel(1 << 27, 20.0)))
 
 
 def made_up() -> BenchReport:
     """100 tokens an update: 1,000 a second in one thread, 1,500 stage by stage, 1,800 in the pipeline."""
     config = resolve(ODD, 2)
     ways = [
-        Measured(ExecutionMode.REPLAY.value, 0, 1, 100, [0.1, 0.09, 0.12], {}, 300, 100, 190),
-        Measured(ExecutionMode.STAGES.value, 0, 2, 100, [1 / 15], {}, 300, 100, 190),
-        Measured(ExecutionMode.PIPELINE.value, 0, 2, 100, [1 / 18], {"forward": 0.04, "reduce": 0.001}, 300, 100, 190),
+        ModeMeasurement(ExecutionMode.REPLAY.value, 0, 1, 100, [0.1, 0.09, 0.12], {}, 300, 100, 190),
+        ModeMeasurement(ExecutionMode.STAGES.value, 0, 2, 100, [1 / 15], {}, 300, 100, 190),
+        ModeMeasurement(
+            ExecutionMode.PIPELINE.value, 0, 2, 100, [1 / 18], {"forward": 0.04, "reduce": 0.001}, 300, 100, 190
+        ),
     ]
     kernels = [
-        KernelTime("head", 6, Work(4e9, 2e6), 0.04, (0.03, 0.05), 0.02, "compute", arithmetic=0.02),
-        KernelTime("logits", 6, Work(2e9, 2e6), 0.03, (0.03, 0.05), 0.01, "compute", "head"),
+        KernelTime("head", 6, KernelWork(4e9, 2e6), 0.04, (0.03, 0.05), 0.02, "compute", arithmetic=0.02),
+        KernelTime("logits", 6, KernelWork(2e9, 2e6), 0.03, (0.03, 0.05), 0.01, "compute", "head"),
     ]
-    start = Start(3, {"interpreter": 0.1, "first update": 1.25})
+    start = StartTimes(3, {"interpreter": 0.1, "first update": 1.25})
     bench = ConfigBench(config, 1e8, 1234, "all", ways, kernels, {"reduce": 5e6}, start, None)
-    return BenchReport(MACHINE, "Numba's product", 3.0, "everything", PEAKS, [bench])
+    return BenchReport(MACHINE, "Numba's GEMM", 3.0, "everything", PEAKS, [bench])
 
 
 def test_the_derived_figures() -> None:
@@ -94,10 +100,10 @@ def test_the_tables_have_the_figures_and_no_control_characters() -> None:
         assert any(wanted in " ".join(row) for row in rows), wanted
     kernel = next(row for row in rows if row[:2] == ["head", "6"])
     assert kernel[kernel.index("%") - 1] == "50", "of peak"
-    assert "MFU: of the measured peak of the float32 product, 200 GFLOP/s on one core, 400 on 2" in text
+    assert "MFU: relative to the measured peak of float32 GEMM, 200 GFLOP/s on one core, 400 on 2" in text
     assert kernel[-5:] == ["20,000.0", "compute", "2.00", "240.00", "120.00"]
-    assert "sum of the wholes 240.00 120.00" in [" ".join(row) for row in rows], "parts are not counted again"
-    assert "3.0 threads of other programs" in text
+    assert "sum without parts 240.00 120.00" in [" ".join(row) for row in rows], "parts are not counted again"
+    assert "load average before: 3.0" in text
 
 
 def shown(report: BenchReport, width: int, terminal: bool = True) -> str:
@@ -135,11 +141,11 @@ def test_no_figure_loses_digits_on_a_narrow_terminal(report: BenchReport, width:
 
 
 def test_a_terminal_has_as_many_columns_as_fit_and_names_the_others() -> None:
-    assert "not shown" not in shown(large(), 200)
+    assert "columns hidden" not in shown(large(), 200)
     narrow, wider = (shown(large(), width) for width in (100, 150))
-    assert "not shown for want of width: MFLOP, MB, (quartiles)" in narrow
+    assert "columns hidden (terminal too narrow): MFLOP, MB, (quartiles)" in narrow
     assert "(quartiles)" in wider.partition("kernel (one core)")[2].splitlines()[0], "the others make room enough"
-    assert "not shown" not in shown(large(), 180, terminal=False), "what is piped is whole"
+    assert "columns hidden" not in shown(large(), 180, terminal=False), "what is piped is whole"
 
 
 def test_stages_with_more_threads_than_cores_are_not_idle_for_less_than_no_time() -> None:
@@ -148,9 +154,9 @@ def test_stages_with_more_threads_than_cores_are_not_idle_for_less_than_no_time(
     ways = [dataclasses.replace(one, busy={"forward": 0.1, "backward": 0.02} if one.busy else {}) for one in bench.ways]
     busy = dataclasses.replace(report, configs=[dataclasses.replace(bench, ways=ways)])
     rows = [" ".join(line.split()) for line in shown(busy, 100).splitlines()]
-    assert "(of this waiting for a core) 8.89 8.0 %" in rows
-    assert "(idle or between)" not in shown(busy, 100)
-    assert "(idle or between)" in shown(report, 100)
+    assert "(of this, waiting for a core) 8.89 8.0 %" in rows
+    assert "(idle or between calls)" not in shown(busy, 100)
+    assert "(idle or between calls)" in shown(report, 100)
 
 
 def test_start_lines() -> None:
@@ -158,12 +164,12 @@ def test_start_lines() -> None:
     assert start_lines(bench) == [
         "warm start: first update after 1.25 s (reached: interpreter 0.10, first update 1.25)"
     ]
-    cold = dataclasses.replace(bench, cold=Start(1, {"first update": 30.0}))
+    cold = dataclasses.replace(bench, cold=StartTimes(1, {"first update": 30.0}))
     assert start_lines(cold)[1].startswith("cold start: first update after 30.00 s")
 
 
 def test_the_report_as_json() -> None:
-    found = json.loads(json.dumps(to_dict(made_up())))
+    found = json.loads(json.dumps(bench_dict(made_up())))
     way = found["configs"][0]["ways"][2]
     assert way["tokens_per_s"] == pytest.approx(1800)
     assert way["efficiency"] == pytest.approx(0.9)
@@ -229,7 +235,7 @@ def test_the_checks_pass_with_a_vocabulary_of_one_token() -> None:
 
 def test_a_loss_that_should_be_0_and_is_not_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_check, "_loss_and_gradient", lambda *_: 1e-4)
-    with pytest.raises(BenchCheckFailed, match="float64 says 0"):
+    with pytest.raises(BenchCheckFailed, match="in float64 it is 0"):
         check_kernels(resolve(apply_overrides(ODD, ["model.vocab_size=1"]), 2), every_tensor=False)
 
 
@@ -242,7 +248,7 @@ def test_no_gradient_where_the_loss_changes_is_found(monkeypatch: pytest.MonkeyP
         return loss
 
     monkeypatch.setattr(bench_check, "_loss_and_gradient", wrong)
-    with pytest.raises(BenchCheckFailed, match=r"gives 0\.0 along a direction"):
+    with pytest.raises(BenchCheckFailed, match=r"is 0\.0 along a direction"):
         check_kernels(resolve(ODD, 2), every_tensor=False)
 
 
@@ -282,11 +288,11 @@ def test_a_way_that_ends_in_other_bits_is_found(monkeypatch: pytest.MonkeyPatch)
         return next(sources, random_batches)(config)
 
     monkeypatch.setattr(bench_check, "random_batches", source)
-    with pytest.raises(BenchCheckFailed, match="does not end in the bits"):
+    with pytest.raises(BenchCheckFailed, match="gives other bits than the replay"):
         check_schedules(2)
 
 
-def call_all(cases: Sequence[Case]) -> None:
+def call_all(cases: Sequence[KernelCase]) -> None:
     """Call each twice; the second one finds what the first has left."""
     for case in cases:
         for _ in range(2):
@@ -295,15 +301,15 @@ def call_all(cases: Sequence[Case]) -> None:
             case.call()
 
 
-def check_sums(cases: Sequence[Case], precision: Precision) -> None:
+def check_sums(cases: Sequence[KernelCase], precision: Precision) -> None:
     """A whole's floor is its parts' for the blocks; the head's is less, as it need not move the logits."""
-    peaks = dataclasses.replace(PEAKS, others=(ProductPeak(Precision.BF16, 500.0, 900.0),))
+    peaks = dataclasses.replace(PEAKS, others=(GemmPeak(Precision.BF16, 500.0, 900.0),))
     assert len({case.name for case in cases}) == len(cases)
     assert {case.part_of for case in cases if case.part_of} == {FORWARD, HEAD, BACKWARD}
     by_name = {case.name: case for case in cases}
 
-    def floor(case: Case) -> float:
-        return case.calls * floor_of_steps(case.steps or [(case.work, 1)], peaks, precision)[0]
+    def floor(case: KernelCase) -> float:
+        return case.calls * roofline_bound_of_steps(case.steps or [(case.work, 1)], peaks, precision)[0]
 
     for name in (FORWARD, HEAD, BACKWARD):
         whole, parts = by_name[name], [case for case in cases if case.part_of == name]
@@ -341,12 +347,12 @@ def test_rows_that_many_tokens_meet_move_once() -> None:
 
 
 def test_what_streams_must_move() -> None:
-    assert reduce_bytes(10, 2) == 120
+    assert reduction_bytes(10, 2) == 120
     assert adamw_bytes(10) == 280
 
 
 def test_a_configuration_as_it_is_measured() -> None:
-    config = as_measured(load_config("nanogpt-cpu"), 2, delay=1)
+    config = resolve(measured_config(load_config("nanogpt-cpu"), delay=1), 2)
     assert (config.delay, config.model.vocab_size) == (1, 65)
     assert config.micro_batch
     small = one_layer(config)
@@ -361,18 +367,14 @@ def test_the_peak_is_that_of_the_product_which_the_machine_likes_best(monkeypatc
         nonlocal rate
         rate = 300e9 if turned_b and a.shape[0] <= 256 else 200e9
 
-    def rate_of(work: Sequence[bench_peaks.Work], window: float) -> float:
+    def rate_of(work: Sequence[Work], window: float, windows: int) -> float:
         work[0][0]()
         return rate
 
     monkeypatch.setattr(bench_peaks, "gemm", product)
-    monkeypatch.setattr(bench_peaks, "best_rate", rate_of)
+    monkeypatch.setattr(bench_peaks, "throughput", rate_of)
     peaks = bench_peaks.measure_peaks(dataclasses.replace(MACHINE, l3=None, memory_available=64 << 20))
     assert peaks.gemm_one == 300
-
-
-def test_the_best_window_counts() -> None:
-    assert best_rate([(lambda: None, 2.0)] * 2, 0.001) > 1000
 
 
 @pytest.mark.timeout(120)

@@ -15,13 +15,13 @@ from threadloom.kernels import Weights
 from threadloom.kernels.compiling.jit import JIT_ENABLED
 from threadloom.stages.config.settings import Precision
 from threadloom.stages.machine.machine import detect
+from threadloom.stages.memory import adamw_bytes
 from threadloom.stages.memory.float32 import Bank, Slot
 from threadloom.stages.models.gpt2 import Geometry
 from threadloom.stages.resolve.gemm_settings import numerics
 from threadloom.stages.resolve.loading import to_json
 from threadloom.stages.step.compute import Compute
 from threadloom.stages.tools.bench import check as bench_check
-from threadloom.stages.tools.bench.bench import BenchReport, to_dict
 from threadloom.stages.tools.bench.check import (
     ODD,
     BenchCheckFailed,
@@ -30,9 +30,11 @@ from threadloom.stages.tools.bench.check import (
     gradient_tolerance,
     odd,
 )
-from threadloom.stages.tools.bench.kernels import adamw_bytes, kernel_bench, update_bytes
+from threadloom.stages.tools.bench.kernel_bench import update_bytes
+from threadloom.stages.tools.bench.kernels import kernel_bench
 from threadloom.stages.tools.bench.peaks import measure_peaks
-from threadloom.stages.tools.bench.roofline import ProductPeak
+from threadloom.stages.tools.bench.report import BenchReport, bench_dict
+from threadloom.stages.tools.bench.roofline import GemmPeak
 from threadloom.stages.tools.bench.tables import BenchView, peak_lines
 from threadloom.stages.training.measured_step import ExecutionMode
 
@@ -45,10 +47,10 @@ pytestmark = [
 
 
 def in_bf16() -> BenchReport:
-    """The made-up report in bfloat16, with a product twice as fast as float32's."""
+    """The made-up report in bfloat16, with a GEMM twice as fast as float32's."""
     report = made_up()
     bench = dataclasses.replace(report.configs[0], config=odd(2, BF16))
-    peaks = dataclasses.replace(PEAKS, others=(ProductPeak(BF16, 400.0, 800.0),))
+    peaks = dataclasses.replace(PEAKS, others=(GemmPeak(BF16, 400.0, 800.0),))
     return dataclasses.replace(report, peaks=peaks, configs=[bench])
 
 
@@ -66,13 +68,13 @@ def test_the_tables_and_the_json_name_the_precision() -> None:
         console.print(BenchView(report), highlight=False)
     for words in (
         "odd in bf16: 1,234 parameters",
-        "float32 product 200 GFLOP/s on one core, 400 on 2",
-        "bf16 product 400 GFLOP/s on one core, 800 on 2",
-        "MFU: of the measured peak of the bf16 product, 400 GFLOP/s on one core, 800 on 2",
-        "floors: products at that peak, all other arithmetic at float32's",
+        "float32 GEMM 200 GFLOP/s on one core, 400 on 2",
+        "bf16 GEMM 400 GFLOP/s on one core, 800 on 2",
+        "MFU: relative to the measured peak of bf16 GEMM, 400 GFLOP/s on one core, 800 on 2",
+        "bounds: GEMM at that peak, all other arithmetic at that of float32 GEMM",
     ):
         assert words in capture.get()
-    found = json.loads(json.dumps(to_dict(report)))
+    found = json.loads(json.dumps(bench_dict(report)))
     assert found["configs"][0]["precision"] == "bf16"
     assert found["configs"][0]["mfu_peak"] == {"precision": "bf16", "one": 400, "all": 800}
     assert found["peaks"]["others"] == [{"precision": "bf16", "one": 400, "all": 800}]
@@ -82,7 +84,7 @@ def test_float16_is_widened_for_float32s_product() -> None:
     report = made_up()
     bench = dataclasses.replace(report.configs[0], config=odd(2, FP16))
     assert report.mfu(bench, bench.default) == pytest.approx(180 / 400)
-    assert "the float32 product (float16 is widened for it), 200 GFLOP/s" in peak_lines(report, bench)[0]
+    assert "float32 GEMM (float16 is upcast for it), 200 GFLOP/s" in peak_lines(report, bench)[0]
 
 
 @pytest.mark.parametrize("precision", [BF16, FP16])
@@ -166,7 +168,7 @@ def test_the_command_from_end_to_end(tmp_path: Path) -> None:
         "odd in bf16",
         "fc + GELU",
         "d_wte slices",
-        "bf16 product",
+        "bf16 GEMM",
     ):
         assert words in said.out
     bench = json.loads(found.read_text())["configs"][0]

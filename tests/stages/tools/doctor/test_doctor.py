@@ -12,16 +12,15 @@ from threadloom.kernels.compiling.jit import JIT_ENABLED
 from threadloom.kernels.matmul.blas import BlasInfo, GemmBackend, blas_info
 from threadloom.kernels.simd.features import DotPath, LowPrecisionInfo, choose, low_precision_info
 from threadloom.stages.config.settings import Precision
-from threadloom.stages.machine import measuring as doctor_measure
 from threadloom.stages.machine.machine import Machine
-from threadloom.stages.machine.measuring import Measured
 from threadloom.stages.resolve.loading import CONFIG_NAMES
 from threadloom.stages.resolve.precision import ALLOW_SLOW
 from threadloom.stages.speeds.speeds import PRODUCTS, Speeds
-from threadloom.stages.tools.doctor import doctor
-from threadloom.stages.tools.doctor.doctor import Defaults, Report, choices, examine, to_dict, warnings
-from threadloom.stages.tools.doctor.precision import choices_of, measured_paths, product_paths
-from threadloom.stages.tools.doctor.view import ReportView
+from threadloom.stages.tools.doctor import doctor, measuring
+from threadloom.stages.tools.doctor.doctor import ConfigDefaults, DoctorReport, choices, doctor_dict, examine, warnings
+from threadloom.stages.tools.doctor.measuring import MachineRates
+from threadloom.stages.tools.doctor.precision import automatic_choices, measured_paths, product_paths
+from threadloom.stages.tools.doctor.view import DoctorView
 
 MACHINE = Machine(
     cpu="Some CPU",
@@ -47,10 +46,10 @@ BLAS = BlasInfo(
     reason="OpenBLAS knows the processor",
     known_bad=False,
 )
-MEASURED = Measured(2, gemm_one=200.0, gemm_all=390.0, copy_one=12.0, copy_all=20.0, add_one=13.0, add_all=22.0)
+MEASURED = MachineRates(2, gemm_one=200.0, gemm_all=390.0, copy_one=12.0, copy_all=20.0, add_one=13.0, add_all=22.0)
 DEFAULTS = (
-    Defaults("tiny", 3, 192, 2, 2, 2, 2, 2, layer_bytes=1 << 20),
-    Defaults("big", 2, 256, 2, 2, 2, 2, 2, layer_bytes=6 << 20),
+    ConfigDefaults("tiny", 3, 192, 2, 2, 2, 2, 2, layer_bytes=1 << 20),
+    ConfigDefaults("big", 2, 256, 2, 2, 2, 2, 2, layer_bytes=6 << 20),
 )
 PERMITTED = {"avx512f": True, "avx512bf16": True, "f16c": True, "amx-tile": True, "amx-bf16": True}
 """Features, in LLVM's names, of a processor that has everything."""
@@ -69,7 +68,7 @@ def info_of(*missing: str, permission: bool = True) -> LowPrecisionInfo:
     return choose(features, lambda: permission)
 
 
-def report_of(info: LowPrecisionInfo, speeds: Speeds | None = SPEEDS, blas: BlasInfo = BLAS) -> Report:
+def report_of(info: LowPrecisionInfo, speeds: Speeds | None = SPEEDS, blas: BlasInfo = BLAS) -> DoctorReport:
     """Return a report with every way measured that is there, at the speed of its precision."""
     products = tuple(
         dataclasses.replace(path, one=speeds.of(path.precision), all=2 * (speeds.of(path.precision) or 0))
@@ -78,18 +77,18 @@ def report_of(info: LowPrecisionInfo, speeds: Speeds | None = SPEEDS, blas: Blas
         for path in product_paths(blas, info)
     )
     libraries = {"numpy": "2.4.6"}
-    return Report(
-        MACHINE, "3.12.1", libraries, blas, (), MEASURED, DEFAULTS, products, choices_of(speeds, info), speeds
+    return DoctorReport(
+        MACHINE, "3.12.1", libraries, blas, (), MEASURED, DEFAULTS, products, automatic_choices(speeds, info), speeds
     )  # fmt: skip
 
 
 REPORT = report_of(info_of())
 
 
-def text_of(report: Report, width: int = 100) -> str:
+def text_of(report: DoctorReport, width: int = 100) -> str:
     console = Console(file=io.StringIO(), width=width, color_system=None)
     with console.capture() as capture:
-        console.print(ReportView(report))
+        console.print(DoctorView(report))
     return capture.get()
 
 
@@ -101,14 +100,17 @@ def test_a_sound_machine_has_no_warnings() -> None:
 @pytest.mark.parametrize(
     ("report", "words"),
     [
-        (dataclasses.replace(REPORT, blas=dataclasses.replace(BLAS, known_bad=True)), "wrong products"),
+        (
+            dataclasses.replace(REPORT, blas=dataclasses.replace(BLAS, known_bad=True)),
+            "wrong results to concurrent callers",
+        ),
         (dataclasses.replace(REPORT, machine=dataclasses.replace(MACHINE, features=())), "no AVX2"),
         (dataclasses.replace(REPORT, machine=dataclasses.replace(MACHINE, physical_cores=1)), "share 1 cores"),
         (dataclasses.replace(REPORT, measured=dataclasses.replace(MEASURED, gemm_all=210.0)), "only 1.1 times as fast"),
         (dataclasses.replace(REPORT, machine=dataclasses.replace(MACHINE, memory_available=1 << 30)), "Only 1 GiB"),
     ],
 )
-def test_each_trouble_has_its_warning(report: Report, words: str) -> None:
+def test_each_trouble_has_its_warning(report: DoctorReport, words: str) -> None:
     assert len(report.warnings) == 1
     assert words in report.warnings[0]
     assert report.warnings[0].split()[0] in text_of(report)
@@ -118,7 +120,7 @@ def test_the_choices_name_what_they_follow_from() -> None:
     said = "\n".join(choices(MACHINE, BLAS, DEFAULTS))
     assert "compiled for sapphirerapids, with AVX-512" in said
     assert "OpenBLAS 0.3.30 with its SkylakeX kernels; OpenBLAS knows the processor." in said
-    assert "about 1 MiB (tiny) to 6 MiB (big), and the L2 cache has 2 MiB" in said
+    assert "about 1 MiB (tiny) to 6 MiB (big); the L2 cache has 2 MiB" in said
     assert MACHINE.fingerprint() in said
 
 
@@ -126,7 +128,7 @@ def test_the_choices_without_what_a_system_does_not_tell() -> None:
     bare = dataclasses.replace(MACHINE, architecture="arm64", microarchitecture="apple-m1", features=("neon",), l2=None)
     without = dataclasses.replace(BLAS, backend=GemmBackend.NUMBA, name="", version="", architecture="", reason="none")
     said = "\n".join(choices(bare, without, DEFAULTS))
-    assert "128-bit vectors that every arm64 has" in said
+    assert "baseline 128-bit vectors of arm64" in said
     assert "not BLAS; none." in said
     assert "L2" not in said
     assert "THREADLOOM_GEMM" not in said
@@ -138,8 +140,8 @@ def test_what_is_wrong_with_a_blas_that_does_not_run_is_said_of_it_alone() -> No
     why = "on AVX-512 Numba's product is used, which is as fast or faster"
     idle = dataclasses.replace(BLAS, backend=GemmBackend.NUMBA, reason=f"{slow}; {why}")
     said = choices(MACHINE, idle, DEFAULTS)
-    assert f"Matrix products: the blocked product in Numba, not BLAS; {why}." in said
-    assert f"BLAS, where THREADLOOM_GEMM=blas asks for it: {slow}." in said
+    assert f"GEMM: Numba's blocked kernel, not BLAS; {why}." in said
+    assert f"BLAS, if selected by THREADLOOM_GEMM=blas: {slow}." in said
     wrong = dataclasses.replace(idle, known_bad=True)
     assert not any("THREADLOOM_GEMM" in words for words in choices(MACHINE, wrong, DEFAULTS)), "nobody should"
     runs = dataclasses.replace(idle, backend=GemmBackend.BLAS)
@@ -148,7 +150,7 @@ def test_what_is_wrong_with_a_blas_that_does_not_run_is_said_of_it_alone() -> No
 
 def test_the_report_as_text_has_the_figures() -> None:
     lines = text_of(REPORT).splitlines()
-    assert ["float32 product, 768 × 768", "200.0 GFLOP/s", "390.0 GFLOP/s", "1.95"] in [
+    assert ["float32 GEMM, 768 × 768", "200.0 GFLOP/s", "390.0 GFLOP/s", "1.95"] in [
         [field.strip() for field in line.split("  ") if field.strip()] for line in lines
     ]
     assert any("L1d 48 KiB, L2 2 MiB, L3 32 MiB" in line for line in lines)
@@ -162,7 +164,7 @@ def test_the_report_fits_the_console(width: int) -> None:
 
 
 def test_the_report_as_json() -> None:
-    found = json.loads(json.dumps(to_dict(REPORT)))
+    found = json.loads(json.dumps(doctor_dict(REPORT)))
     assert found["machine"]["vector_width"] == "AVX-512"
     assert found["machine"]["fingerprint"] == MACHINE.fingerprint()
     assert found["blas"]["backend"] == "blas"
@@ -175,8 +177,8 @@ def test_the_report_as_json() -> None:
 
 
 def test_a_real_examination(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor_measure, "GEMM_SIZE", 64)
-    monkeypatch.setattr(doctor_measure, "STREAM_BYTES", 1 << 20)
+    monkeypatch.setattr(measuring, "GEMM_SIZE", 64)
+    monkeypatch.setattr(measuring, "STREAM_BYTES", 1 << 20)
     monkeypatch.setattr(doctor, "measured_paths", lambda paths, *_: paths)
     monkeypatch.setattr(doctor, "detect", lambda: dataclasses.replace(MACHINE, l3=None))
     report = examine(seconds=0.02)
@@ -185,7 +187,7 @@ def test_a_real_examination(monkeypatch: pytest.MonkeyPatch) -> None:
     assert report.measured is not None
     for rate in dataclasses.astuple(report.measured):
         assert rate > 0
-    assert json.dumps(to_dict(report))
+    assert json.dumps(doctor_dict(report))
     assert Path(report.blas.library).name in text_of(report, 200) or report.blas.version in text_of(report, 200)
 
 
@@ -203,8 +205,8 @@ def test_figures_say_when_they_were_measured(monkeypatch: pytest.MonkeyPatch) ->
     assert first.speeds_from.startswith("measured just now, kept in ")
     assert second.speeds_from.startswith("measured earlier, kept in ")
     assert first.speeds == second.speeds == SPEEDS
-    assert to_dict(second)["speeds_from"] == second.speeds_from
-    assert f"were {second.speeds_from}. Every run goes by them." in second.choices[-1]
+    assert doctor_dict(second)["speeds_from"] == second.speeds_from
+    assert f"were {second.speeds_from}. Every run uses them." in second.choices[-1]
     cells = [cell for row in rows_of(second) for cell in row]
     assert "1,200 GFLOP/s earlier" in cells
     assert "200 GFLOP/s earlier" in cells
@@ -213,17 +215,17 @@ def test_figures_say_when_they_were_measured(monkeypatch: pytest.MonkeyPatch) ->
 def test_figures_of_this_moment_are_told_from_earlier_ones() -> None:
     report = dataclasses.replace(REPORT, speeds_from="measured earlier, kept in a file")
     assert report.choices[-1] == (
-        "The GFLOP/s behind precision=auto and float32_matmul_precision=high were measured earlier, kept in a file. "
-        "Every run goes by them; the table has those of this moment, beside whatever else runs now."
+        "The GFLOP/s that decide precision=auto and float32_matmul_precision=high were measured earlier, kept in a "
+        "file. Every run uses them; the table has rates measured just now, under the current load."
     )
     assert "earlier" not in "".join(cell for row in rows_of(report) for cell in row)
-    assert "products of 256 × 384 × 1536" in text_of(report)
+    assert "GEMM of 256 × 384 × 1536" in text_of(report)
 
 
-SLOWER = "used where asked for; slower than float32"
+SLOWER = "used on request; slower than float32"
 
 
-def rows_of(report: Report) -> list[list[str]]:
+def rows_of(report: DoctorReport) -> list[list[str]]:
     """Return the cells of the table of precisions, line by line."""
     lines = text_of(report, 160).partition("\nPrecisions\n")[2].partition("\n\n")[0].splitlines()[1:]
     return [[cell.strip() for cell in line.split("   ") if cell.strip()] for line in lines]
@@ -231,17 +233,17 @@ def rows_of(report: Report) -> list[list[str]]:
 
 def test_the_table_of_a_machine_that_has_everything() -> None:
     assert rows_of(REPORT) == [
-        ["precision", "product", "one core", "all 2"],
+        ["precision", "GEMM", "one core", "all 2"],
         ["float32", "Numba's kernel", "200 GFLOP/s", "400 GFLOP/s"],
         ["float32", "BLAS: openblas 0.3.30", "200 GFLOP/s", "400 GFLOP/s", "used by default"],
         ["bf16x3", "three products: AMX tiles", "350 GFLOP/s", "700 GFLOP/s", "used by float32_matmul_precision=high"],
         ["bf16", "AMX tiles", "1,200 GFLOP/s", "2,400 GFLOP/s", "used by precision=auto"],
         ["bf16", "AVX-512 BF16", "1,200 GFLOP/s", "2,400 GFLOP/s"],
-        ["bf16", "widened to float32 in registers", "1,200 GFLOP/s", "2,400 GFLOP/s"],
-        ["fp16", "converted by F16C, float32 product", "150 GFLOP/s", "300 GFLOP/s", SLOWER],
-        ["fp16", "converted by integers, float32 product", "-", "-", "F16C is there, and faster"],
+        ["bf16", "upcast to float32 in registers", "1,200 GFLOP/s", "2,400 GFLOP/s"],
+        ["fp16", "converted by F16C, float32 GEMM", "150 GFLOP/s", "300 GFLOP/s", SLOWER],
+        ["fp16", "converted by integers, float32 GEMM", "-", "-", "F16C is available, and faster"],
     ]
-    assert "precision=auto stands for bf16: bf16 is 6.00 times as fast" in text_of(REPORT, 300)
+    assert "precision=auto selects bf16: bf16 is 6.00 times as fast" in text_of(REPORT, 300)
 
 
 @pytest.mark.parametrize(
@@ -251,7 +253,7 @@ def test_the_table_of_a_machine_that_has_everything() -> None:
             info_of("amx-tile"),
             [
                 ["bf16", "AMX tiles", "-", "-", "the processor has no AMX"],
-                ["bf16", "AVX-512 BF16", "95 GFLOP/s", "190 GFLOP/s", "used where asked for"],
+                ["bf16", "AVX-512 BF16", "95 GFLOP/s", "190 GFLOP/s", "used on request"],
                 ["bf16x3", "three products: AVX-512 BF16", "30 GFLOP/s", "60 GFLOP/s",
                  "refused: below a third of float32"],
             ],
@@ -266,15 +268,15 @@ def test_the_table_of_a_machine_that_has_everything() -> None:
                 ["float32", "BLAS: openblas 0.3.30", "100 GFLOP/s", "200 GFLOP/s",
                  "used by default, precision=auto, float32_matmul_precision=high"],
                 ["bf16", "AVX-512 BF16", "-", "-", "the processor has no AVX-512 BF16"],
-                ["bf16", "widened to float32 in registers", "95 GFLOP/s", "190 GFLOP/s", "used where asked for"],
-                ["fp16", "converted by F16C, float32 product", "90 GFLOP/s", "180 GFLOP/s", SLOWER],
+                ["bf16", "upcast to float32 in registers", "95 GFLOP/s", "190 GFLOP/s", "used on request"],
+                ["fp16", "converted by F16C, float32 GEMM", "90 GFLOP/s", "180 GFLOP/s", SLOWER],
             ],
         ),
         (
             info_of(*PERMITTED),
             [
-                ["fp16", "converted by F16C, float32 product", "-", "-", "the processor has no F16C"],
-                ["fp16", "converted by integers, float32 product", "90 GFLOP/s", "180 GFLOP/s", SLOWER],
+                ["fp16", "converted by F16C, float32 GEMM", "-", "-", "the processor has no F16C"],
+                ["fp16", "converted by integers, float32 GEMM", "90 GFLOP/s", "180 GFLOP/s", SLOWER],
             ],
         ),
     ],
@@ -295,13 +297,13 @@ def test_the_table_says_nothing_of_a_refusal_where_the_environment_allows_it(mon
 
 def test_the_table_says_what_was_not_measured_and_what_blas_lacks() -> None:
     report = report_of(info_of(), None)
-    assert ["bf16", "AMX tiles", "not measured", "not measured", "used where asked for"] in rows_of(report)
-    assert "precision=auto stands for float32: no speeds were measured here." in report.choices
+    assert ["bf16", "AMX tiles", "not measured", "not measured", "used on request"] in rows_of(report)
+    assert "precision=auto selects float32: no speeds were measured here." in report.choices
     without = dataclasses.replace(BLAS, backend=GemmBackend.NUMBA, name="", version="")
-    assert ["float32", "BLAS", "-", "-", "there is no BLAS"] in rows_of(report_of(info_of(), blas=without))
+    assert ["float32", "BLAS", "-", "-", "no BLAS is installed"] in rows_of(report_of(info_of(), blas=without))
     bad = dataclasses.replace(BLAS, backend=GemmBackend.NUMBA, version="0.3.29", known_bad=True)
     (row,) = [row for row in rows_of(report_of(info_of(), blas=bad)) if "BLAS: openblas 0.3.29" in row]
-    assert row[-1] == "version 0.3.29 is wrong when several threads call it"
+    assert row[-1] == "version 0.3.29 returns wrong results to concurrent callers"
 
 
 @pytest.mark.skipif(not JIT_ENABLED, reason="without the compiler the figures say nothing")

@@ -1,0 +1,157 @@
+"""Every kernel of an update, called alone on one core with arrays of the sizes that a configuration gives it.
+
+The arrays are those of one micro-batch and are used again by every call, so that they stay in a cache if they fit one,
+as they do in training when the previous kernel has just written them. Each call is made from Python, which adds about a
+microsecond.
+
+`KernelBench` lists the kernels and has all that is the same in every precision: the memory of a micro-batch and of an
+update, the embeddings, and the passes over all parameters. `kernels_float32` and `kernels_bits16` implement the rest.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import partial
+from math import prod
+from typing import Any, ClassVar
+
+import numpy as np
+
+from threadloom import kernels
+from threadloom.kernels import AdamWStep, Floats, single_writer
+from threadloom.pipeline import LanePlan, Lanes
+from threadloom.stages.config import Precision, ResolvedConfig
+from threadloom.stages.memory import Bank, LossScaler, UpdateShard, adamw_bytes, as_weights, reduction_bytes
+from threadloom.stages.models import Geometry, initialise, parameter_shapes
+from threadloom.stages.step import Gradient, Moments, compute_for
+from threadloom.stages.tools.bench.kernel_case import Call, KernelCase
+from threadloom.stages.tools.bench.roofline import FLOAT, SHORT, KernelWork, total
+
+STEP = AdamWStep(1e-3, 0.9, 0.95, 1e-8, 0.1, 0.1, 0.05, 1.0)
+FORWARD, HEAD, BACKWARD, REDUCE, ADAMW = "forward blocks", "head", "backward blocks", "reduce", "AdamW"
+BITS16 = (Precision.BF16, Precision.FP16)
+
+
+class KernelBench(ABC):
+    """The kernels of an update in one precision, and the memory of one micro-batch and one update for them."""
+
+    EMBEDDING_BYTES: ClassVar[int]
+    """Bytes per element of the embedding table that forward reads."""
+
+    def __init__(self, config: ResolvedConfig) -> None:
+        """Allocate the memory; the caller keeps `numerics(config)` active here and during the calls."""
+        self.config = config
+        self.geometry = g = config.model.geometry()
+        self.sequences = config.micro_batch
+        self.rows = self.sequences * g.context
+        self.micro = config.micro_batches
+        self.compute = compute_for(config.precision, g, self.sequences)
+        self.bank = Bank(g, self.compute.allocate_packed())
+        initialise(self.bank.arena, g, config.seed)
+        self.compute.pack_from_master(self.bank)
+        self.weights = self.bank.weights
+        self.random = np.random.default_rng(7)
+        self.slot: Any = self.compute.allocate_slot()
+        for ids in (self.slot.ids, self.slot.targets):
+            ids[:] = self.random.integers(0, g.vocabulary, self.rows)
+        self.lanes = Lanes(parameter_shapes(g), LanePlan(config.lanes, self.micro))
+        self.gradient = Gradient(self.lanes, config.delay)
+        self.grads = as_weights(self.lanes.arenas[0])
+        self.scratch: Any = self.compute.allocate_scratch()
+        self.scale = LossScaler(config.loss_scale).start(0).scale / self.rows  # of the loss, as in the first update
+        self.compute.embed(self.bank, self.slot)
+        self.compute.forward(self.bank, self.slot)
+        self.ticket = single_writer()
+        self.compute.backward(self.bank, self.slot, self.scale, self.grads, self.scratch, False, self.ticket)
+
+    def cases(self) -> list[KernelCase]:
+        """Return the kernels of an update; one that calls others precedes them."""
+        return [
+            self.embedding(), *self.forward_blocks(), *self.head(), *self.backward_blocks(),
+            self.d_embedding(self.d_stream), *self.streams(),
+        ]  # fmt: skip
+
+    @property
+    @abstractmethod
+    def d_stream(self) -> Floats:
+        """The gradient of the residual stream, (rows, channels)."""
+
+    @abstractmethod
+    def forward_blocks(self) -> list[KernelCase]:
+        """Return forward through all blocks, and its parts."""
+
+    @abstractmethod
+    def head(self) -> list[KernelCase]:
+        """Return the output projection with cross-entropy and its gradient, and its parts."""
+
+    @abstractmethod
+    def backward_blocks(self) -> list[KernelCase]:
+        """Return backward through all blocks, and its parts."""
+
+    def linears(self) -> list[tuple[str, int, int]]:
+        """Return the linear layers of a block: name, inputs, outputs."""
+        c, f = self.geometry.channels, self.geometry.hidden
+        return [("qkv", c, 3 * c), ("attn_proj", c, c), ("fc", c, f), ("mlp_proj", f, c)]
+
+    def row_work(self, width: int, element_bytes: int, flops: int, in_place: int = 0) -> KernelWork:
+        """Return the work of a pass over rows of `width` elements, from the bytes and operations per element.
+
+        `in_place` is the part of the bytes that is written to where other bytes were read.
+        """
+        elements = self.rows * width
+        held = float((element_bytes - in_place) * elements) if in_place else 0.0
+        return KernelWork(float(flops * elements), float(element_bytes * elements), held=held)
+
+    def whole(
+        self, name: str, parts: Sequence[KernelCase], call: Call, prepare: Call | None = None
+    ) -> list[KernelCase]:
+        """Return a kernel and the parts that it calls; its roofline bound is the sum of theirs."""
+        steps = tuple((case.work, case.calls // self.micro) for case in parts)
+        return [KernelCase(name, self.micro, total(steps), call, None, prepare, steps), *parts]
+
+    def embedding(self) -> KernelCase:
+        """Return the gather of the embeddings."""
+        tokens, positions = self._gathered_rows()
+        moved = self.EMBEDDING_BYTES * tokens + FLOAT * (positions + self.rows)
+        work = KernelWork(float(self.rows * self.geometry.channels), float(moved * self.geometry.channels))
+        return KernelCase("embedding", self.micro, work, partial(self.compute.embed, self.bank, self.slot))
+
+    def d_embedding(self, dx: Floats) -> KernelCase:
+        """Return the scatter of the embeddings' gradient, which is float32 in every precision."""
+        d, g = self.grads, self.geometry
+        added = sum(self._gathered_rows())
+        moved, held = (float(FLOAT * g.channels * (self.rows + times * added)) for times in (2, 1))
+        work = KernelWork(2.0 * self.rows * g.channels, moved, held=held)
+        call = partial(kernels.embedding_backward, self.slot.ids, dx, g.context, d.wte, d.wpe, True)
+        return KernelCase("d_embedding", self.micro, work, call)
+
+    def _gathered_rows(self) -> tuple[int, int]:
+        """Return the numbers of distinct rows of both tables that a micro-batch uses; each row moves once."""
+        return np.unique(self.slot.ids).size, self.geometry.context
+
+    def streams(self) -> list[KernelCase]:
+        """Return the passes over all parameters: the sum of the lanes, and AdamW with the packed weights it writes."""
+        lanes, flat = self.lanes.flat, self.gradient.flat
+        count, elements = lanes.shape
+        chunks = -(-elements // kernels.CHUNK)
+        separate = 0 if self.gradient.in_lane else 1  # arrays for the sum in addition to the lanes
+        held = FLOAT * float((count + separate) * elements)
+        reduced = KernelWork(float((count + 1) * elements), reduction_bytes(elements, count), held=held)
+        moved = update_bytes(self.geometry, elements, self.config.precision)
+        updated = KernelWork(16.0 * elements, moved, held=moved - FLOAT * 3.0 * elements)  # three are changed in place
+        update = self.compute.make_update(self.gradient, Moments(self.geometry), 1)
+        shard = UpdateShard(0, 0, (0, elements), self.bank, self.bank, STEP, 0.0, 0.0)
+        return [
+            KernelCase(REDUCE, 1, reduced, partial(kernels.sum_lanes, lanes, flat, self.gradient.squares, 0, chunks)),
+            KernelCase(ADAMW, 1, updated, partial(update, shard)),
+        ]
+
+
+def update_bytes(geometry: Geometry, elements: int, precision: Precision) -> float:
+    """Return the bytes that AdamW moves: in 16 bits it also writes packed weights, in two layouts for bfloat16."""
+    if precision not in BITS16:
+        return adamw_bytes(elements)
+    from threadloom.stages.memory.bits16 import MATRIX_FORMS
+
+    shapes = parameter_shapes(geometry)
+    layouts = 2 if precision is Precision.BF16 else 1
+    return adamw_bytes(elements) + layouts * SHORT * float(sum(prod(shapes[name]) for name in MATRIX_FORMS))
