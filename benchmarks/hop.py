@@ -1,15 +1,16 @@
-"""What one hop from stage to stage costs: ours beside a bare queue.Queue pipeline, SPDL and concurrent.futures.
+"""The cost of one hop from stage to stage: threadloom compared with bare queue.Queue, SPDL and concurrent.futures.
 
-    python -m benchmarks.hop                         # a table; --json FILE and --markdown FILE write it down too
+    python -m benchmarks.hop                         # prints a table; --json FILE and --markdown FILE also write it
     python -m benchmarks.hop --rounds 15 --items 20000
 
-Three stages that do nothing, one thread each; a hop is what an item costs at each of the four channels that it goes
-through. Everything is run in turn, round after round, in one process, and the median of the rounds is told: the machine
-may be noisy, the ratios are what counts. Each pipeline's answer is checked before its time is taken down.
+A hop is the handoff of one item through one channel. Each pipeline has three stages that do nothing, with one thread
+each, so an item makes four hops. The pipelines run alternately, for several rounds, in one process; the medians of the
+rounds are reported. The machine may be noisy: compare ratios. The output of each pipeline is checked before its time is
+recorded.
 
-The aims: ours with statistics at most 1.3 times the bare pipeline at capacity 2, and a tenth of SPDL; a trace at most
-1 µs more an event (a hop has one event); and a pipeline that waits uses no CPU. The trace is judged at the largest
-capacity: what it adds is the same at each, and at capacity 2 it drowns in how the threads happen to take turns.
+Goals: threadloom, with statistics, needs at most 1.3 times the time of queue.Queue at capacity 2 and a tenth of SPDL's;
+a trace adds at most 1 µs per event (one event per hop); a waiting pipeline uses no CPU time. The trace is assessed at
+the largest capacity: its cost is the same at each, and at capacity 2 it is lost in scheduling noise.
 """
 
 import argparse
@@ -42,12 +43,12 @@ Contestant = Callable[[int, int], float]
 
 
 def same(item: int) -> int:
-    """Do what each stage does: nothing."""
+    """Return the item: the function of every stage."""
     return item
 
 
 def bare(items: int, capacity: int) -> float:
-    """Threads and bounded queues with nothing around them: no statistics, no errors, no cancellation."""
+    """Run threads and bounded queues without statistics, error handling or cancellation."""
     queues: list[Queue[int | None]] = [Queue(capacity) for _ in range(STAGES + 1)]
 
     def source() -> None:
@@ -81,7 +82,7 @@ def _graph(items: Iterable[int] | Callable[[], Iterable[int]], capacity: int, wo
 
 
 def ours(items: int, capacity: int, trace: Trace | None = None) -> float:
-    """Our pipeline; its statistics are always on."""
+    """Run a threadloom pipeline; its statistics are always on."""
     graph = _graph(range(items), capacity)
     began = time.perf_counter()
     with graph.start(trace=trace) as run:
@@ -90,12 +91,12 @@ def ours(items: int, capacity: int, trace: Trace | None = None) -> float:
 
 
 def traced(items: int, capacity: int) -> float:
-    """Our pipeline with every call recorded."""
+    """Run a threadloom pipeline with every call recorded."""
     return ours(items, capacity, Trace(capacity=items * (STAGES + 1)))
 
 
 def futures(items: int, capacity: int) -> float:
-    """A chain of executors of one thread each, with at most `capacity` futures in flight in each."""
+    """Run a chain of single-thread executors with at most `capacity` futures in flight in each."""
 
     def through(executor: ThreadPoolExecutor, source: Iterable[int]) -> Iterator[int]:
         flying: deque[Future[int]] = deque()
@@ -118,7 +119,7 @@ def futures(items: int, capacity: int) -> float:
 
 
 def spdl(items: int, capacity: int) -> float:
-    """SPDL's pipeline; its stages have buffers of their own, and `capacity` is that of its sink."""
+    """Run an SPDL pipeline; its stages have buffers of a fixed size, and `capacity` is that of its sink."""
     peer: Any = import_module(PEER)
     builder = peer.PipelineBuilder().add_source(range(items))
     for _ in range(STAGES):
@@ -133,7 +134,7 @@ def spdl(items: int, capacity: int) -> float:
 def _checked(out: list[Any], items: int, began: float) -> float:
     seconds = time.perf_counter() - began
     if out != list(range(items)):
-        raise AssertionError(f"of {items} items {len(out)} came out, or in another order")
+        raise AssertionError(f"the pipeline delivered {len(out)} of {items} items, or delivered them out of order")
     return seconds
 
 
@@ -144,42 +145,42 @@ CONTESTANTS: dict[str, tuple[Contestant, int]] = {
     "concurrent.futures": (futures, 1),
     "SPDL": (spdl, 10),
 }
-"""Name → how it is run, and by how much fewer items: a hop of SPDL takes so long."""
+"""Name → (function, divisor of the number of items, because a hop of SPDL is slow)."""
 
 
 def measure_hops(names: Iterable[str], capacity: int, items: int, rounds: int) -> dict[str, list[float]]:
-    """Return µs a hop, one figure a round, the contestants taking turns."""
+    """Return µs per hop, one value per round; the contestants run alternately."""
     found: dict[str, list[float]] = {name: [] for name in names}
     for number in range(rounds):
-        # Backwards every other round, so that nobody always runs after the same neighbour.
+        # In reverse order in every other round, so that no contestant always runs after the same one.
         for name in list(found)[:: -1 if number % 2 else 1]:
-            run, fewer = CONTESTANTS[name]
-            many = max(items // fewer, 1)
-            found[name].append(run(many, capacity) / many / (STAGES + 1) * 1e6)
+            run, divisor = CONTESTANTS[name]
+            count = max(items // divisor, 1)
+            found[name].append(run(count, capacity) / count / (STAGES + 1) * 1e6)
     return found
 
 
 def idle(seconds: float = 1.0, workers: int = 4) -> dict[str, float]:
-    """Return the milliseconds of CPU that this process uses in `seconds` without and with a pipeline that waits."""
+    """Return the CPU time in ms that this process uses in `seconds`, without and with a waiting pipeline."""
 
     def used() -> float:
         began = time.process_time()
         threading.Event().wait(seconds)
         return (time.process_time() - began) * 1e3
 
-    entered, go_on = threading.Event(), threading.Event()
+    entered, resume = threading.Event(), threading.Event()
 
     def draw() -> Iterator[int]:
         yield 1
         entered.set()
-        go_on.wait()
+        resume.wait()
 
     without = used()
     with _graph(draw, 2, workers).start() as run:
         first = next(iter(run))
         entered.wait()
         waiting = used()
-        go_on.set()
+        resume.set()
         rest = list(run)
     if (first, rest) != (1, []):
         raise AssertionError(f"an idle pipeline delivered {first} and {rest}")
@@ -187,13 +188,13 @@ def idle(seconds: float = 1.0, workers: int = 4) -> dict[str, float]:
 
 
 def summary(found: dict[int, dict[str, list[float]]], waits: dict[str, float]) -> dict[str, Any]:
-    """Return everything as plain data: medians, ratios of the medians, and whether the aims are met."""
+    """Return the results as plain data: medians, ratios of the medians, and whether the goals are met."""
     capacities = {}
     for capacity, figures in found.items():
         median = {name: statistics.median(each) for name, each in figures.items()}
         aims = {}
         if capacity == max(found):
-            aims["a trace costs at most 1 µs an event"] = median["ours, traced"] - median["ours"] <= EVENT_AT_MOST
+            aims["a trace costs at most 1 µs per event"] = median["ours, traced"] - median["ours"] <= EVENT_AT_MOST
         if capacity == min(found):
             aims["at most 1.3 times queue.Queue"] = median["ours"] <= BARE_AT_MOST * median["queue.Queue"]
         if "SPDL" in median:
@@ -216,21 +217,21 @@ def summary(found: dict[int, dict[str, list[float]]], waits: dict[str, float]) -
 
 
 def hop_table(result: dict[str, Any]) -> str:
-    """Return the figures as a table."""
+    """Return the results as a Markdown table."""
     capacities = result["capacities"]
     names = list(next(iter(capacities.values()))["median_us"])
     lines = [
-        "| µs a hop (times queue.Queue) | " + " | ".join(f"capacity {each}" for each in capacities) + " |",
+        "| µs per hop (relative to queue.Queue) | " + " | ".join(f"capacity {each}" for each in capacities) + " |",
         "| --- |" + " ---: |" * len(capacities),
     ]
     for name in names:
         cells = (f"{each['median_us'][name]:.2f} ({each['times_bare'][name]:.2f}×)" for each in capacities.values())
         lines.append(f"| {name} | {' | '.join(cells)} |")
     events = (f"{each['trace_us_an_event']:.2f}" for each in capacities.values())
-    lines.append(f"| a trace, µs an event | {' | '.join(events)} |")
+    lines.append(f"| trace, µs per event | {' | '.join(events)} |")
     waits = result["idle_cpu_ms"]
     cpu = (
-        f"CPU in {waits['seconds']:g} s of waiting: {waits['with']:.2f} ms with an idle pipeline of "
+        f"CPU time in {waits['seconds']:g} s of waiting: {waits['with']:.2f} ms with an idle pipeline of "
         f"{waits['threads']:.0f} threads, {waits['without']:.2f} ms without."
     )
     lines += [
@@ -250,15 +251,17 @@ def hop_table(result: dict[str, Any]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=9, help="runs of each, of which the median counts (9)")
-    parser.add_argument("--items", type=int, default=10_000, help="items a run; SPDL gets a tenth of them (10000)")
-    parser.add_argument("--json", type=Path, help="write all figures to this file")
+    parser.add_argument(
+        "--rounds", type=int, default=9, help="runs of each pipeline, of which the median is reported (9)"
+    )
+    parser.add_argument("--items", type=int, default=10_000, help="items per run; SPDL gets a tenth of them (10000)")
+    parser.add_argument("--json", type=Path, help="write all results to this file")
     parser.add_argument("--markdown", type=Path, help="write the table to this file")
     arguments = parser.parse_args()
     names = list(CONTESTANTS)
     if importlib.util.find_spec("spdl") is None:
         names.remove("SPDL")
-        print("SPDL is not installed and is left out; `pip install spdl` brings it", file=sys.stderr)
+        print("SPDL is not installed and is left out (pip install spdl)", file=sys.stderr)
     found = {each: measure_hops(names, each, arguments.items, arguments.rounds) for each in CAPACITIES}
     result = summary(found, idle())
     text = hop_table(result)

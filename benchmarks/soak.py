@@ -1,11 +1,11 @@
-"""Thousands of random graphs under random faults, in bounded time; every invariant of `pipeline.testing` is checked.
+"""Soak test: thousands of random graphs under random faults, checked against every invariant of `pipeline.testing`.
 
-    python -m benchmarks.soak --seconds 60 --seed 0     # what ran, as JSON with --json FILE
-    python -m benchmarks.soak --only 1234               # one seed again, told in full
+    python -m benchmarks.soak --seconds 60 --seed 0     # --json FILE also writes the results as JSON
+    python -m benchmarks.soak --only 1234               # repeats one seed, with all details
 
-Seeds are tried one after another from --seed on, so a run of more seconds tries all that a shorter one did. Every
-seventh graph has no faults, and must deliver everything. A seed that fails is printed with the line that repeats it,
-and the exit status is 1.
+Seeds are tried in ascending order from --seed, so a longer run includes all seeds of a shorter one. Every seventh graph
+has no faults and must deliver all items. A failing seed is printed with the command that repeats it, and the exit
+status is 1.
 """
 
 import argparse
@@ -21,42 +21,43 @@ from pathlib import Path
 from threadloom.pipeline.testing import FaultPlan, FaultReport, exercise, random_subject
 
 PLAIN = 7
-"""One graph in so many has no faults."""
+"""Every PLAIN-th graph has no faults."""
 
 
 @dataclass
 class SoakFigures:
-    """What a soak did."""
+    """The results of a soak test."""
 
     first_seed: int
     graphs: int = 0
     stages: int = 0
-    items: int = 0  # taken by stages and sinks
-    faults: Counter[str] = field(default_factory=Counter)  # that struck, by kind
-    outcomes: Counter[str] = field(default_factory=Counter)  # how the runs ended
-    slowest: float = 0.0  # seconds of the longest run
-    failures: list[int] = field(default_factory=list)  # seeds
+    items: int = 0  # processed by stages and sinks
+    faults: Counter[str] = field(default_factory=Counter)  # faults that occurred, by kind
+    outcomes: Counter[str] = field(default_factory=Counter)  # outcomes of the runs
+    slowest: float = 0.0  # duration of the longest run in seconds
+    failures: list[int] = field(default_factory=list)  # failed seeds
     seconds: float = 0.0
     python: str = sys.version.split()[0]
     gil: bool = True
 
     def add(self, report: FaultReport, seed: int) -> None:
+        """Add the report of one seed."""
         self.graphs += 1
         self.stages += len(report.statistics.stages)
         self.items += sum(stage.items_in for stage in report.statistics.stages)
         self.faults.update(fired.fault.kind.value for fired in report.fired)
-        self.outcomes["a good end" if report.error is None else type(report.error).__name__] += 1
+        self.outcomes["success" if report.error is None else type(report.error).__name__] += 1
         self.slowest = max(self.slowest, report.seconds)
         if report.broken:
             self.failures.append(seed)
 
     def __str__(self) -> str:
-        faults = ", ".join(f"{kind} {many}" for kind, many in sorted(self.faults.items())) or "none"
-        outcomes = ", ".join(f"{name} {many}" for name, many in self.outcomes.most_common())
+        faults = ", ".join(f"{kind} {number}" for kind, number in sorted(self.faults.items())) or "none"
+        outcomes = ", ".join(f"{name} {number}" for name, number in self.outcomes.most_common())
         return (
             f"graphs {self.graphs} ({self.stages} stages), items {self.items:,}, failures {len(self.failures)}, "
             f"seconds {self.seconds:.1f}\n"
-            f"faults that struck: {self.faults.total()} ({faults})\n"
+            f"faults that occurred: {self.faults.total()} ({faults})\n"
             f"outcomes: {outcomes}; the slowest run took {self.slowest:.2f} s\n"
             f"CPython {self.python}{'' if self.gil else ', free-threaded'}, seeds from {self.first_seed}"
         )
@@ -70,16 +71,18 @@ def try_seed(seed: int) -> FaultReport:
 
 
 def soak(
-    seeds: Iterable[int], first_seed: int, seconds: float = float("inf"), say: Callable[[str], None] = print
+    seeds: Iterable[int], first_seed: int, seconds: float = float("inf"), report_failure: Callable[[str], None] = print
 ) -> SoakFigures:
-    """Try seeds until there are no more, or the time is up."""
+    """Try seeds until they are exhausted or `seconds` have passed."""
     figures = SoakFigures(first_seed, gil=getattr(sys, "_is_gil_enabled", lambda: True)())
     began = time.monotonic()
     for seed in seeds:
         report = try_seed(seed)
         figures.add(report, seed)
         if report.broken:
-            say(f"seed {seed} FAILED: {report.broken[0]}\n  again: python -m benchmarks.soak --only {seed}")
+            report_failure(
+                f"seed {seed} FAILED: {report.broken[0]}\n  repeat with: python -m benchmarks.soak --only {seed}"
+            )
         figures.seconds = time.monotonic() - began
         if figures.seconds > seconds:
             break
@@ -88,10 +91,10 @@ def soak(
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=60.0, help="how long to go on (60)")
-    parser.add_argument("--seed", type=int, default=0, help="the first seed (0)")
-    parser.add_argument("--only", type=int, help="try this seed alone, and say everything")
-    parser.add_argument("--json", type=Path, help="write the figures to this file too")
+    parser.add_argument("--seconds", type=float, default=60.0, help="duration in seconds (60)")
+    parser.add_argument("--seed", type=int, default=0, help="first seed (0)")
+    parser.add_argument("--only", type=int, help="try only this seed, and print all details")
+    parser.add_argument("--json", type=Path, help="also write the results to this file")
     arguments = parser.parse_args()
     if arguments.only is not None:
         for stage in random_subject(arguments.only).graph.stages:

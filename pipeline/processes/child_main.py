@@ -1,7 +1,7 @@
 """The main function of a worker process, which serves one worker thread of its parent.
 
-Guarantees: the process ends when its parent does, however the parent ends and whatever the process is doing: the kernel
-kills it (Linux), or a thread notices that the parent's end of a pipe was closed. Ctrl-C in the terminal is ignored here
+Guarantees: the process ends when its parent does, however the parent ends and even inside a call: the kernel kills it
+(Linux), or a thread notices that the parent's end of a pipe was closed. Ctrl-C in the terminal is ignored here
 and handled by the parent. An exception of the function is sent to the parent with its traceback; a crash (for example a
 segmentation fault) leaves the Python stack in the file `crash`, for the parent to report. Waiting for the parent uses
 no CPU time.

@@ -95,7 +95,7 @@ class ChildProcess:
                 self._crash.close()
                 raise
         self.pid: int = self._process.pid
-        # Readable once the process has ended, even if a process that it forked holds its end of the connection.
+        # Readable once the process has ended, even if a process that it forked holds the connection open.
         pidfd = os.pidfd_open(self.pid) if hasattr(os, "pidfd_open") else None
         self._pidfd = pidfd
         self._ended: int = self._process.sentinel if pidfd is None else pidfd

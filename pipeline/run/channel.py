@@ -8,9 +8,9 @@ remaining items and then get Closed.
 Assumptions: every producer calls `close` exactly once, after its last `put`; a worker index is used by one thread.
 
 Ownership: the admission state and every counter are guarded by the channel's lock. A thread that has to wait parks on
-a lock of its own *outside* the channel's lock and checks again when it is woken. This, instead of threading.Condition,
-makes a Ctrl-C at any instruction of the caller's thread safe: the lock is held only inside a `with` and never
-re-acquired in a `finally`, so a KeyboardInterrupt cannot leave it locked. It is also faster.
+a separate lock, *outside* the channel's lock, and checks again when it is woken. Compared with threading.Condition,
+this is safe under Ctrl-C at any instruction of the caller's thread (the lock is held only inside a `with` and never
+re-acquired in a `finally`, so a KeyboardInterrupt cannot leave it locked) and faster.
 """
 
 from _thread import LockType, allocate_lock

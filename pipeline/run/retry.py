@@ -54,7 +54,7 @@ class FailureCounters:
         with self._lock:
             problem = self._policy.final_check(self.skipped, self._items())
         if problem:
-            raise TooManySkipped(f"{problem}: see what the dead letters have in common, or allow a larger share")
+            raise TooManySkipped(f"{problem}: compare the dead letters to find a common cause, or allow a larger share")
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Output routing of a stage: each result goes to every successor whose `when` accepts it, and to one branch per route.
 
-Ownership: everything here belongs to the worker that calls it; state shared between threads is behind `Channel.put`.
+Ownership: everything here belongs to the worker that calls it; only `Channel.put` touches state shared between threads.
 """
 
 from collections.abc import Callable, Hashable, Sequence

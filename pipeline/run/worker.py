@@ -141,7 +141,7 @@ class StageWorker:
         try:
             self._process(fn)
         except BaseException as error:
-            # Reported before the tear-down, which may take time, so that the other workers end meanwhile.
+            # Reported before the tear-down, which may take time, so that the other workers can end during it.
             if not isinstance(error, Cancelled):
                 self._context.failed(self._failure(error))
             self._tear_down(manager, error)
@@ -282,7 +282,7 @@ class StageWorker:
                 element = next(iterator, _NOTHING)
                 end = clock()
                 counters.busy += end - start
-                if first or element is not _NOTHING:  # the end of the iterable is not a task of its own
+                if first or element is not _NOTHING:  # the end of the iterable does not count as a task
                     counters.tasks.add(end - start)
                 counters.phase = _BLOCKED
                 if tag is None:

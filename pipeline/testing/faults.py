@@ -1,8 +1,8 @@
 """Faults and fault plans: pure data, determined by a seed, apart from threads.
 
 A fault occurs at one call: the `at`-th call of a stage's function, the `at`-th element of a source, or the `at`-th item
-that the caller takes from a sink, counted from 0 over all workers. The plan determines where it occurs and what it
-does. Scheduling determines the worker and, with several workers, the item.
+that the caller takes from a sink, counted from 0 over all workers. The plan determines its place and
+effect; scheduling determines the worker and, with several workers, the item.
 """
 
 import random

@@ -1,4 +1,4 @@
-"""The invariants that must hold after a run, whatever faults occurred.
+"""The invariants that must hold after a run with any faults.
 
 All functions are pure functions of an `Observation`; `broken_invariants` returns descriptions of the violations. A run
 *succeeded* if it raised nothing and no fault that stops a run occurred before its end.

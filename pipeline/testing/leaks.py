@@ -1,4 +1,4 @@
-"""The resources that a process holds, to find out what a run leaves behind: threads, children, descriptors, memory.
+"""The resources that a process holds, for leak checks: threads, child processes, descriptors, shared memory.
 
 Assumption: nothing else in this process starts threads or opens files while a run is observed. Shared memory is found
 by its files, which other processes of this machine create as well: a segment whose name contains the id of another

@@ -1,4 +1,4 @@
-"""What the tests run in worker processes, in a module that a process can import quickly."""
+"""Functions that the tests run in worker processes, in a module that imports quickly."""
 
 import ctypes
 import os
@@ -27,7 +27,7 @@ def pid_of(item: object) -> int:
 
 
 def act(job: Job) -> Any:
-    """Do what the item says."""
+    """Call the function `do_<verb>` of this module, for the job (verb, value)."""
     verb, value = job
     return globals()[f"do_{verb}"](value)
 
@@ -46,7 +46,7 @@ def deeper(value: str) -> None:
 
 class TwoArguments(Exception):
     def __init__(self, one: int, two: int) -> None:
-        super().__init__(f"{one} and {two}")  # so that unpickling it, with one argument, fails
+        super().__init__(f"{one} and {two}")  # so that unpickling it with one argument fails
 
 
 def do_raise_unpicklable(value: object) -> None:
@@ -70,22 +70,22 @@ def do_segfault(value: object) -> None:
 
 
 def do_hang(fifo: str) -> None:
-    """Say that we are here, by the process's number, and never return."""
+    """Write the process id to a FIFO and never return."""
     Path(fifo).write_text(str(os.getpid()))
     threading.Event().wait()
 
 
 def do_hold_gil(fifo: str) -> None:
-    """As hang, in C code that lets no other thread of this process run."""
+    """Write the process id to a FIFO and never return, in C code that holds the GIL."""
     Path(fifo).write_text(str(os.getpid()))
     ctypes.PyDLL(None).pause()
 
 
 def do_fork_and_die(value: object) -> None:
-    """Leave a fork behind that holds our end of the connection open, until its stdin is closed."""
+    """Die after forking a process that keeps this end of the connection open."""
     reader, _ = os.pipe()
     if os.fork() == 0:
-        ctypes.CDLL(None).prctl(1, int(signal.SIGKILL), 0, 0, 0)  # die with our parent, so that nothing is left
+        ctypes.CDLL(None).prctl(1, int(signal.SIGKILL), 0, 0, 0)  # die with the parent, so that no process is left
         os.read(reader, 1)
         os._exit(0)
     os.kill(os.getpid(), signal.SIGKILL)
@@ -105,7 +105,7 @@ def do_skip(value: object) -> Skip:
 
 def open_files() -> Iterator[str]:
     for link in Path("/proc/self/fd").iterdir():
-        with suppress(FileNotFoundError):  # the one that lists them
+        with suppress(FileNotFoundError):  # the descriptor of the listing itself
             yield str(link.readlink())
 
 
@@ -141,7 +141,7 @@ def spell(item: int) -> Iterator[int]:
 
 
 class Pad:
-    """Takes a slot of the pool for its result."""
+    """A function that takes a slot of the pool for its result."""
 
     def __init__(self, pool: SharedPool) -> None:
         self.pool = pool
@@ -154,7 +154,7 @@ class Pad:
 
 
 class TakeThen:
-    """Takes slots of the pool, and then does what the item says."""
+    """A function that takes slots of the pool and then executes the job."""
 
     def __init__(self, pool: SharedPool, slots: int = 1) -> None:
         self.pool = pool
@@ -168,7 +168,7 @@ class TakeThen:
 
 
 class Keeper:
-    """Keeps what it is given; `copying`, as one may."""
+    """A function that keeps its argument, or a copy of it if `copying`, which is allowed."""
 
     def __init__(self, copying: bool) -> None:
         self.copying = copying
@@ -181,24 +181,24 @@ class Keeper:
 
 
 class Logged:
-    """Set-up and tear-down that say in a file when they happened."""
+    """A stage function whose set-up and tear-down are recorded in a file."""
 
     def __init__(self, path: str, fails: str = "") -> None:
         self.path = path
         self.fails = fails
 
-    def say(self, word: str) -> None:
+    def log(self, word: str) -> None:
         with Path(self.path).open("a") as file:
             file.write(f"{word} {os.getpid()}\n")
         if self.fails == word:
             raise ValueError(f"no {word}")
 
     def __enter__(self) -> Self:
-        self.say("enter")
+        self.log("enter")
         return self
 
     def __call__(self, job: Job) -> Any:
         return act(job)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self.say("exit")
+        self.log("exit")

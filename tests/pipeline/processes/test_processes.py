@@ -1,4 +1,4 @@
-"""Stages on processes: what crosses, and how. What goes wrong in them is in test_processes_failures."""
+"""Process stages: values, arrays and functions that are sent. Failures are tested in test_processes_failures."""
 
 import os
 import threading
@@ -20,18 +20,12 @@ pytestmark = pytest.mark.timeout(60)
 
 @pytest.fixture(scope="module")
 def actor() -> Iterator[Any]:
-    """A worker process that does what it is told; one for all tests that leave it well."""
+    """A worker process that executes jobs, shared by all tests that leave it intact."""
     with on_processes(act).worker() as worker:
         yield worker
 
 
-def test_each_worker_has_a_process_of_its_own() -> None:
-    both = threading.Barrier(2, timeout=30)
-
-    def meet(pid: int) -> int:
-        both.wait()
-        return pid
-
+def test_each_worker_has_its_own_process() -> None:
     graph = Graph("named")
     pids = graph.stage("work", on_processes(work.pid_of), after=graph.source("draw", range(6)), workers=2)
     graph.sink("out", after=pids)
@@ -42,7 +36,7 @@ def test_each_worker_has_a_process_of_its_own() -> None:
     assert not any(Path(f"/proc/{pid}").exists() for pid in seen)
 
 
-def test_a_graph_can_be_run_again_and_leaves_nothing(tmp_path: Path) -> None:
+def test_a_graph_can_be_run_again_and_leaves_nothing_behind(tmp_path: Path) -> None:
     with SharedPool.of(4, (1024,)) as pool:
 
         def draw() -> Iterator[work.Floats]:
@@ -62,7 +56,7 @@ def test_a_graph_can_be_run_again_and_leaves_nothing(tmp_path: Path) -> None:
         assert os.listdir("/dev/shm") == names
 
 
-def test_types_flow_along(actor: Any) -> None:
+def test_types_are_inferred(actor: Any) -> None:
     graph = Graph("typed")
     numbers: Node[int] = graph.source("numbers", range(3))
     doubled: Node[int] = graph.stage("double", on_processes(work.double_exact), after=numbers)
@@ -75,7 +69,7 @@ def test_types_flow_along(actor: Any) -> None:
 @pytest.mark.parametrize(
     "value", [None, 3, "word", b"x" * 300_000, {"a": [1, (2, 3)]}, np.arange(5), np.array([1, "x"], object)]
 )
-def test_plain_values_cross(actor: Any, value: Any) -> None:
+def test_plain_values_are_sent_unchanged(actor: Any, value: Any) -> None:
     answer = actor(("return", value))
     assert type(answer) is type(value)
     assert np.array_equal(answer, value) if isinstance(value, np.ndarray) else answer == value
@@ -91,22 +85,22 @@ def test_skip_generators_lambdas_and_children_of_the_process(actor: Any) -> None
     assert actor(("subprocess", "hello")) == "hello"
 
 
-def test_shared_arrays_cross_without_a_copy(actor: Any) -> None:
+def test_shared_arrays_are_sent_without_copying(actor: Any) -> None:
     with SharedPool.of(2, (6, 8)) as pool:
         array = pool.copy(np.arange(48, dtype=np.float32).reshape(6, 8))
-        everything = [array, array[1:, ::-2].T, array.view(np.int32)[2], array.view(">f4"), array[:0]]
-        answer = actor(("return", {"all": everything}))["all"]
-        for sent, got in zip(everything, answer, strict=True):
+        arrays = [array, array[1:, ::-2].T, array.view(np.int32)[2], array.view(">f4"), array[:0]]
+        answer = actor(("return", {"all": arrays}))["all"]
+        for sent, got in zip(arrays, answer, strict=True):
             assert slot_of(got) is slot_of(array)
             assert (got.shape, got.strides, got.dtype) == (sent.shape, sent.strides, sent.dtype)
             assert got.ctypes.data == sent.ctypes.data
         array.flags.writeable = False
         assert actor(("return", array)).flags.writeable is False
-        del everything, answer, sent, got
+        del arrays, answer, sent, got
         assert pool.statistics().lent == 1
 
 
-def test_the_process_writes_into_our_memory() -> None:
+def test_the_process_writes_into_the_memory_of_the_parent() -> None:
     with SharedPool.of(1, (6,)) as pool, on_processes(work.double).worker() as double:
         array = pool.copy(np.arange(6, dtype=np.float32))
         double(array[2:4])
@@ -127,7 +121,7 @@ def test_two_pools_and_slots_taken_by_the_process() -> None:
         assert padded.statistics().lent == 0
 
 
-def test_slots_that_are_not_in_the_answer_come_back() -> None:
+def test_slots_that_are_not_in_the_reply_are_returned() -> None:
     with SharedPool.of(2, (4,)) as pool, on_processes(work.TakeThen(pool, 2)).worker() as take:
         for _ in range(3):
             assert take(("return", 1)) == 1
@@ -136,7 +130,7 @@ def test_slots_that_are_not_in_the_answer_come_back() -> None:
             assert pool.statistics().lent == 0
 
 
-def test_a_function_that_keeps_a_shared_array_is_told() -> None:
+def test_a_function_that_keeps_a_shared_array_fails() -> None:
     with SharedPool.of(2, (4,)) as pool:
         with on_processes(work.Keeper(copying=True)).worker() as copies:
             assert [copies(pool.copy(np.full(4, value, np.float32))) for value in (1, 2, 3)] == [0.0, 1.0, 2.0]
@@ -147,7 +141,7 @@ def test_a_function_that_keeps_a_shared_array_is_told() -> None:
                 keeps(pool.copy(np.zeros(4, np.float32)))
 
 
-def test_arrays_that_came_with_the_function_stay() -> None:
+def test_arrays_sent_with_the_function_remain_valid() -> None:
     with SharedPool.of(1, (4,)) as pool:
         table = pool.copy(np.arange(4, dtype=np.float32))
         read: Callable[[int], float] = lambda index: float(table[index])  # noqa: E731
@@ -158,7 +152,7 @@ def test_arrays_that_came_with_the_function_stay() -> None:
         del look_up, read
 
 
-def test_large_pickles_are_warned_of_once(actor: Any) -> None:
+def test_a_large_pickle_causes_one_warning(actor: Any) -> None:
     with pytest.warns(RuntimeWarning, match=r"pickles 2,0\d\d,\d\d\d bytes for one item; arrays of a SharedPool"):
         actor(("return", bytearray(2_000_000)))
     actor(("return", bytearray(2_000_000)))
@@ -191,11 +185,11 @@ def test_the_process_is_quiet_and_named(actor: Any) -> None:
     assert facts["name"] == "MainThread"
     assert facts["sockets"] == 1
     before = actor(("facts", None))["cpu"]
-    threading.Event().wait(0.3)  # the only wait here: that nothing happens in it is the point
+    threading.Event().wait(0.3)  # checks that nothing happens during this wait
     assert actor(("facts", None))["cpu"] - before <= 0.02
 
 
-def test_what_cannot_cross_is_refused_when_it_is_declared() -> None:
+def test_a_function_that_cannot_be_sent_is_rejected_at_declaration() -> None:
     running = (number for number in range(3))
     with pytest.raises(PipelineError, match="cannot be sent to another process"):
         on_processes(lambda item: next(running))
@@ -205,7 +199,7 @@ def test_what_cannot_cross_is_refused_when_it_is_declared() -> None:
         on_processes(act, time_limit=0)
 
 
-def test_it_can_be_called_as_a_function_too() -> None:
+def test_a_process_stage_can_be_called_like_a_function() -> None:
     stage: OnProcesses[object, int] = on_processes(work.pid_of)
     assert stage(None) != os.getpid()
     assert repr(stage) == "on_processes(pid_of)"

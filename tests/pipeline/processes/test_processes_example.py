@@ -1,11 +1,11 @@
-"""The example of process stages and their benchmark run, small, and do what they say."""
+"""The example of process stages and their benchmark, at small sizes."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmarks.process_hop import What, hops
+from benchmarks.process_hop import Content, hops
 from examples import image_directory
 from examples.image_directory import Image, dither, dither_folder, make_pictures, read_header, write_pgm
 from threadloom.pipeline.core.shared import SharedPool
@@ -13,9 +13,7 @@ from threadloom.pipeline.core.shared import SharedPool
 pytestmark = pytest.mark.timeout(60)
 
 
-def test_pictures_are_dithered_alike_on_processes_and_threads(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_processes_and_threads_dither_pictures_identically(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_pictures(tmp_path, count=4, size=24)
     results = []
     for processes in (True, False):
@@ -32,17 +30,17 @@ def test_pictures_are_dithered_alike_on_processes_and_threads(
         assert set(np.unique(pixels)) == {0, 255}
         assert share == pytest.approx((pixels == 0).sum() / (width * height))
         before = np.frombuffer((tmp_path / name).read_bytes(), np.uint8, offset=begin)
-        assert pixels.mean() == pytest.approx(before.mean(), abs=12)  # the grey is kept
+        assert pixels.mean() == pytest.approx(before.mean(), abs=12)  # the mean grey level is kept
     assert image_directory.main(tmp_path, processes=False) == results[0][0]
     assert "4 pictures" in capsys.readouterr().out
 
 
-def test_an_error_of_a_pixel_goes_to_its_neighbours() -> None:
+def test_the_error_of_a_pixel_is_distributed_to_its_neighbours() -> None:
     image = dither(Image(Path("half"), np.full((16, 16), 128, np.uint8)))
     assert image.ink == pytest.approx(0.5, abs=0.1)
 
 
-def test_files_that_are_no_pictures_are_refused(tmp_path: Path) -> None:
+def test_files_that_are_not_pictures_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no \*.pgm file"):
         dither_folder(tmp_path, tmp_path)
     write_pgm(tmp_path / "short.pgm", np.zeros((4, 4), np.uint8))
@@ -59,5 +57,9 @@ def test_files_that_are_no_pictures_are_refused(tmp_path: Path) -> None:
 def test_the_benchmark_measures_every_kind_of_item() -> None:
     with SharedPool(2, 1 << 20) as pool:
         seen = hops(pool, megabytes=1, rounds=3, pickled_rounds=2)
-    assert {what: len(times) for what, times in seen.items()} == {What.NOTHING: 3, What.SHARED: 3, What.PICKLED: 2}
+    assert {content: len(times) for content, times in seen.items()} == {
+        Content.EMPTY: 3,
+        Content.SHARED: 3,
+        Content.PICKLED: 2,
+    }
     assert all(time > 0 for times in seen.values() for time in times)

@@ -1,4 +1,4 @@
-"""Stages on processes that raise, die, hang or are stopped, or whose parent dies: what is told, and what is left."""
+"""Process stages that raise, die, hang or are stopped, or whose parent dies: errors, and resources left behind."""
 
 import gc
 import os
@@ -40,13 +40,13 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.fixture(autouse=True)
 def nothing_of_the_system_left() -> Iterator[None]:
-    """Fail a test that leaves a descriptor, a child or a name in /dev/shm, at once and not after a while."""
-    resource_tracker.ensure_running()  # multiprocess keeps it, once for all
+    """Fail a test that leaves a descriptor, a child process or a name in /dev/shm, without a grace period."""
+    resource_tracker.ensure_running()  # multiprocess starts it once and keeps it
     gc.collect()
     descriptors, before = len(os.listdir("/proc/self/fd")), (set(children()), os.listdir("/dev/shm"))
     yield
-    gc.collect()  # exceptions hold their items
-    assert len(os.listdir("/proc/self/fd")) <= descriptors  # less if pytest lets go of an earlier test's exception
+    gc.collect()  # exceptions refer to their items
+    assert len(os.listdir("/proc/self/fd")) <= descriptors  # fewer if pytest drops the exception of an earlier test
     assert (set(children()), os.listdir("/dev/shm")) == before
 
 
@@ -72,7 +72,7 @@ def failure_of(job: work.Job, **settings: Any) -> StageFailure:
     return caught.value
 
 
-def test_an_exception_comes_with_the_traceback_from_there() -> None:
+def test_an_exception_has_the_traceback_of_the_process() -> None:
     failure = failure_of(("raise", "gone"))
     error = failure.__cause__
     assert isinstance(error, KeyError)
@@ -85,14 +85,14 @@ def test_an_exception_comes_with_the_traceback_from_there() -> None:
     assert "stage 'work' (worker 0) failed on ('raise', 'gone'): KeyError: 'gone'" in str(failure)
 
 
-def test_an_exception_that_cannot_be_pickled_is_told_in_words() -> None:
+def test_an_exception_that_cannot_be_pickled_is_replaced_by_its_text() -> None:
     error = failure_of(("raise_unpicklable", None)).__cause__
     assert isinstance(error, ProcessError)
     assert str(error) == "TwoArguments: 1 and 2"
     assert "raise TwoArguments(1, 2)" in str(error.__cause__)
 
 
-def test_sys_exit_is_an_error_and_the_worker_goes_on_after_errors() -> None:
+def test_sys_exit_is_an_error_and_the_worker_continues_after_errors() -> None:
     with on_processes(act).worker() as worker:
         for _ in range(2):
             with pytest.raises(SystemExit):
@@ -101,7 +101,7 @@ def test_sys_exit_is_an_error_and_the_worker_goes_on_after_errors() -> None:
 
 
 @pytest.mark.parametrize(
-    ("job", "exitcode", "words"),
+    ("job", "exitcode", "message"),
     [
         (("leave", 3), 3, r"exited with code 3 while processing item \('leave', 3\).*os\._exit"),
         (("kill", 9), -9, r"was killed by signal 9 \(SIGKILL\) while processing item \('kill', 9\).*outside.*memory"),
@@ -111,13 +111,13 @@ def test_sys_exit_is_an_error_and_the_worker_goes_on_after_errors() -> None:
     ],
     ids=["os._exit", "kill -9", "kill", "segfault", "fork"],
 )
-def test_a_death_is_told_with_process_signal_and_item(job: work.Job, exitcode: int, words: str) -> None:
+def test_the_error_of_a_death_names_process_signal_and_item(job: work.Job, exitcode: int, message: str) -> None:
     failure = failure_of(job)
     error = failure.__cause__
     assert isinstance(error, WorkerDied)
     assert error.exitcode == exitcode
     assert not Path(f"/proc/{error.pid}").exists()
-    with pytest.raises(WorkerDied, match=rf"process {error.pid} of 'one\.work-0' {words}"):
+    with pytest.raises(WorkerDied, match=rf"process {error.pid} of 'one\.work-0' {message}"):
         raise error
     assert failure.stage == "work"
 
@@ -145,7 +145,7 @@ def test_a_kill_from_outside_ends_the_run_and_frees_the_slots(fifo: Path) -> Non
         assert pool.statistics().lent == 0
 
 
-def test_the_item_of_a_dead_process_is_free_once_the_error_is_dropped() -> None:
+def test_the_slots_of_a_dead_process_are_returned_once_the_error_is_dropped() -> None:
     with SharedPool.of(2, (4,)) as pool:
         with on_processes(act).worker() as worker:
             with pytest.raises(WorkerDied):
@@ -164,7 +164,7 @@ def test_the_item_of_a_dead_process_is_free_once_the_error_is_dropped() -> None:
 @pytest.mark.parametrize(
     ("how", "verb"), [("cancel", "hang"), ("cancel", "hold_gil"), ("leave", "hang"), ("fail elsewhere", "hang")]
 )
-def test_a_run_that_is_stopped_does_not_wait_for_the_item(fifo: Path, verb: str, how: str) -> None:
+def test_a_stopped_run_does_not_wait_for_the_item(fifo: Path, verb: str, how: str) -> None:
     hang = on_processes(act)
     graph = Graph("stopped")
     ready = threading.Event()
@@ -197,7 +197,7 @@ def test_a_run_that_is_stopped_does_not_wait_for_the_item(fifo: Path, verb: str,
     else:
         with graph.start() as run:
             stop(run)
-    assert time.monotonic() - begin < 5  # ABORT_GRACE is 0.5; a loaded machine gets the rest
+    assert time.monotonic() - begin < 5  # ABORT_GRACE is 0.5 s; the rest is for a loaded machine
     assert not hang.workers
 
 
@@ -240,7 +240,7 @@ def test_a_time_limit_kills_the_process() -> None:
 
 
 @pytest.mark.parametrize("word", ["enter", "exit"])
-def test_set_up_and_tear_down_that_fail_are_the_runs_error(tmp_path: Path, word: str) -> None:
+def test_an_error_of_set_up_or_tear_down_fails_the_run(tmp_path: Path, word: str) -> None:
     path = tmp_path / "log"
     graph = Graph("failing")
     make: Callable[[], work.Logged] = lambda: work.Logged(str(path), word)  # noqa: E731
@@ -248,10 +248,10 @@ def test_set_up_and_tear_down_that_fail_are_the_runs_error(tmp_path: Path, word:
     graph.sink("out", after=node)
     with pytest.raises(StageFailure, match=f"ValueError: no {word}") as caught, graph.start() as run:
         assert list(run) == [1]
-    assert "in say" in str(caught.value.__cause__ and caught.value.__cause__.__cause__)
+    assert "in log" in str(caught.value.__cause__ and caught.value.__cause__.__cause__)
 
 
-def test_tear_down_happens_after_an_error_too(tmp_path: Path) -> None:
+def test_the_process_tears_down_after_an_error(tmp_path: Path) -> None:
     path = tmp_path / "log"
     stage = on_processes(per_worker(lambda: work.Logged(str(path))))
     with pytest.raises(KeyError), stage.worker() as worker:
@@ -294,7 +294,7 @@ def script(tmp_path: Path, text: str, *arguments: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.parametrize("verb", ["hang", "hold_gil"])
-def test_nothing_outlives_a_parent_that_is_killed(tmp_path: Path, fifo: Path, verb: str) -> None:
+def test_no_process_outlives_a_killed_parent(tmp_path: Path, fifo: Path, verb: str) -> None:
     with script(tmp_path, PARENT + GUARDED, verb, str(fifo)) as parent:
         pid = int(fifo.read_text())
         ended = os.pidfd_open(pid)
@@ -306,7 +306,7 @@ def test_nothing_outlives_a_parent_that_is_killed(tmp_path: Path, fifo: Path, ve
             os.close(ended)
 
 
-def test_ctrl_c_reaches_the_parent_alone(tmp_path: Path, fifo: Path) -> None:
+def test_ctrl_c_interrupts_the_parent_only(tmp_path: Path, fifo: Path) -> None:
     with script(tmp_path, PARENT + GUARDED, "hang", str(fifo)) as parent:
         fifo.read_text()
         os.killpg(parent.pid, signal.SIGINT)
@@ -316,7 +316,7 @@ def test_ctrl_c_reaches_the_parent_alone(tmp_path: Path, fifo: Path) -> None:
     assert stderr.rstrip().endswith("KeyboardInterrupt")
 
 
-def test_a_script_without_the_guard_is_told_so(tmp_path: Path) -> None:
+def test_a_script_without_the_main_guard_gets_a_hint(tmp_path: Path) -> None:
     with script(tmp_path, PARENT + "\nstart('return', None)\n") as parent:
         _, stderr = parent.communicate(timeout=30)
     assert parent.returncode == 1
@@ -325,7 +325,7 @@ def test_a_script_without_the_guard_is_told_so(tmp_path: Path) -> None:
     assert stderr.count("put the start under `if __name__ == '__main__':`") >= 2
 
 
-def test_functions_of_a_script_and_of_no_script(tmp_path: Path) -> None:
+def test_functions_of_a_script_and_of_python_c(tmp_path: Path) -> None:
     body = """
 from threadloom.pipeline import on_processes
 OFFSET = 4

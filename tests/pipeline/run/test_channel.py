@@ -1,4 +1,4 @@
-"""Channels between real threads, with the interleavings forced: a clock that is read says that a thread now waits."""
+"""Channels between real threads with forced interleavings: a reading of the clock shows that a thread now waits."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -29,7 +29,7 @@ def in_thread(fn: Callable[[], Any]) -> Future[Any]:
 
 
 class WaitClock:
-    """Stands still at `now`. A channel reads it, holding its lock, just before a thread parks."""
+    """A clock that always returns `now`. A channel reads it, holding its lock, just before a thread parks."""
 
     def __init__(self) -> None:
         self.now = 0
@@ -41,9 +41,9 @@ class WaitClock:
 
     @contextmanager
     def one_waits(self) -> Iterator[None]:
-        """The body sends a thread into a wait; afterwards it waits (whoever takes the lock next finds it parked)."""
+        """Return after the thread that the body starts waits: the next thread that takes the lock finds it parked."""
         while self.read.acquire(blocking=False):
-            pass  # the ends of earlier waits
+            pass  # readings at the ends of earlier waits
         yield
         assert self.read.acquire(timeout=30)
 
@@ -67,7 +67,7 @@ def test_first_in_first_out_until_closed() -> None:
         channel.get()
 
 
-def test_a_full_channel_blocks_its_sender_until_there_is_room() -> None:
+def test_a_full_channel_blocks_its_sender() -> None:
     clock = WaitClock()
     channel = Channel[int, int](Fifo().begin(1), 1, producers=1, clock=clock)
     channel.put(0)
@@ -81,7 +81,7 @@ def test_a_full_channel_blocks_its_sender_until_there_is_room() -> None:
 
 
 def test_the_awaited_item_enters_a_full_channel() -> None:
-    """Capacity 2 is filled by items 1 and 2, a third sender waits with 3, and 0 comes last: no deadlock."""
+    """Items 1 and 2 fill a capacity of 2, a third sender waits with 3, and 0 arrives last: no deadlock."""
     clock = WaitClock()
     channel = Channel[tuple[str, int], tuple[str, int]](PAIRS.begin(2), 2, producers=4, clock=clock)
     channel.put(("k", 1))
@@ -89,7 +89,7 @@ def test_the_awaited_item_enters_a_full_channel() -> None:
     with clock.one_waits():
         third = in_thread(lambda: channel.put(("k", 3)))
     assert not third.done()
-    channel.put(("k", 0))  # does not block: the bound is the capacity and one for each key
+    channel.put(("k", 0))  # does not block: the bound is the capacity plus one per key
     assert channel.statistics().max_depth == 3
     taken = []
     for _ in range(4):
@@ -99,8 +99,8 @@ def test_the_awaited_item_enters_a_full_channel() -> None:
     third.result(30)
 
 
-def test_a_certain_deadlock_is_an_error_not_a_hang() -> None:
-    """The only producer would wait for room that only its own next item could make."""
+def test_a_certain_deadlock_raises() -> None:
+    """The only producer would wait for capacity that only its own next item could free."""
     channel = Channel[tuple[str, int], tuple[str, int]](PAIRS.begin(2), 2, producers=1)
     channel.put(("k", 1))
     channel.put(("k", 2))
@@ -108,7 +108,7 @@ def test_a_certain_deadlock_is_an_error_not_a_hang() -> None:
         channel.put(("k", 3))
 
 
-def test_a_deadlock_is_found_when_the_last_other_producer_closes() -> None:
+def test_a_deadlock_is_detected_when_the_last_other_producer_closes() -> None:
     clock = WaitClock()
     channel = Channel[tuple[str, int], tuple[str, int]](PAIRS.begin(1), 1, producers=2, clock=clock)
     channel.put(("k", 1))
@@ -133,12 +133,12 @@ def test_exclusive_receivers_wait_for_done_and_then_for_the_end() -> None:
     with clock.one_waits():
         end = in_thread(lambda: channel.get(0))
     channel.close()
-    channel.done(1)  # only now is it certain that nothing more can become ready
+    channel.done(1)  # only after this can no further item become ready
     with pytest.raises(Closed):
         end.result(30)
 
 
-def test_a_group_is_one_thing_and_what_is_missing_is_named_at_the_end() -> None:
+def test_a_group_is_taken_as_one_and_missing_items_are_named_at_the_end() -> None:
     channel = Channel[int, list[int]](Gather[int](lambda item: item % 2, 2).begin(1), 1, producers=1)
     for item in (0, 1, 2):
         channel.put(item)
@@ -149,7 +149,7 @@ def test_a_group_is_one_thing_and_what_is_missing_is_named_at_the_end() -> None:
 
 
 @pytest.mark.parametrize("policy", [Fifo(), InOrder[int](order=lambda item: (0, item))])
-def test_abort_wakes_everyone_at_once(policy: Any) -> None:
+def test_abort_wakes_all_waiting_threads(policy: Any) -> None:
     clock = WaitClock()
     empty, full = (Channel[int, int](policy.begin(1), 1, producers=9, clock=clock) for _ in range(2))
     full.put(0)
@@ -171,7 +171,7 @@ def test_abort_wakes_everyone_at_once(policy: Any) -> None:
             late()
 
 
-def test_close_wakes_receivers_that_wait() -> None:
+def test_close_wakes_waiting_receivers() -> None:
     clock = WaitClock()
     channel = Channel[int, int](Fifo().begin(1), 1, producers=2, clock=clock)
     with clock.one_waits():

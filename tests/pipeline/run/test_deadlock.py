@@ -1,4 +1,4 @@
-"""Deadlock detection: a run that can never get an item it needs fails at once, whatever its workers wait for."""
+"""Deadlock detection: a run that can never get an item it needs fails at once, wherever its workers wait."""
 
 import threading
 from collections.abc import Callable, Iterable, Sequence

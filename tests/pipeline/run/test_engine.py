@@ -1,4 +1,4 @@
-"""Runs of graphs: delivery, order, back-pressure, statistics. How they fail and stop is in test_engine_failures."""
+"""Runs of graphs: delivery, order, backpressure, statistics. Failures are tested in test_engine_failures."""
 
 import sys
 import threading
@@ -78,13 +78,13 @@ def test_gather_then_expand_lazily() -> None:
 
 
 def test_in_order_exclusive_restores_the_order_of_each_key() -> None:
-    later_is_out = [threading.Event() for _ in range(8)]
+    later_sent = [threading.Event() for _ in range(8)]
 
     def shuffle(item: int) -> int:
-        """Of each four items in a row, the two later ones leave first: both keys arrive out of order."""
+        """Of every four consecutive items, send the last two first, so that both keys arrive out of order."""
         if item % 4 < 2:
-            assert later_is_out[item + 2].wait(30)
-        later_is_out[item].set()
+            assert later_sent[item + 2].wait(30)
+        later_sent[item].set()
         return item
 
     in_hand: Counter[int] = Counter()
@@ -105,7 +105,7 @@ def test_in_order_exclusive_restores_the_order_of_each_key() -> None:
     assert [item for item in items if item % 2] == [1, 3, 5, 7]
 
 
-def test_a_sink_can_put_things_in_order() -> None:
+def test_a_sink_can_restore_the_order() -> None:
     graph = Graph("order")
     numbers = graph.stage("work", identity, after=graph.source("numbers", range(50)), workers=3)
     graph.sink("out", after=numbers, admission=InOrder(order=lambda item: (0, item)))
@@ -113,7 +113,7 @@ def test_a_sink_can_put_things_in_order() -> None:
         assert list(run) == list(range(50))
 
 
-def test_acquire_comes_before_the_function_and_counts_as_waiting() -> None:
+def test_acquire_is_called_before_the_function_and_counts_as_waiting() -> None:
     now = [0]
     calls = []
 
@@ -135,7 +135,7 @@ def test_acquire_comes_before_the_function_and_counts_as_waiting() -> None:
     assert statistics.busy_share + statistics.waiting_share + statistics.blocked_share == pytest.approx(1)
 
 
-def test_one_long_item_shows_while_it_lasts() -> None:
+def test_an_item_in_progress_is_counted_as_busy() -> None:
     now = [0]
     begun, finish = threading.Event(), threading.Event()
 
@@ -158,7 +158,7 @@ def test_one_long_item_shows_while_it_lasts() -> None:
     assert during["work"].busy_share == 1.0
 
 
-def test_time_of_a_source_is_busy_and_of_the_caller_is_the_sinks() -> None:
+def test_the_time_of_a_source_is_busy_and_the_callers_is_the_sinks() -> None:
     now = [0]
 
     def draw() -> Iterator[int]:
@@ -176,17 +176,17 @@ def test_time_of_a_source_is_busy_and_of_the_caller_is_the_sinks() -> None:
     assert (statistics["out"].items_in, statistics["out"].items_out) == (1, 1)
 
 
-def test_a_slow_consumer_bounds_what_is_in_flight() -> None:
-    """Nothing is taken from the sink, so each stage fills up: its channel, and one item in each worker's hands."""
-    made = [0]
+def test_the_number_of_items_in_flight_is_bounded() -> None:
+    """The sink is not read, so each stage fills its channel and one item per worker."""
+    produced = [0]
     full = threading.Event()
     # In flight: sink 1, work 2 workers + channel 3, source 1.
     bound = 1 + 2 + 3 + 1
 
     def draw() -> Iterator[int]:
         for item in range(100):
-            made[0] += 1
-            if made[0] == bound:
+            produced[0] += 1
+            if produced[0] == bound:
                 full.set()
             yield item
 
@@ -198,15 +198,15 @@ def test_a_slow_consumer_bounds_what_is_in_flight() -> None:
         assert full.wait(30)
         for _ in run:
             taken += 1
-            assert made[0] <= taken + bound
+            assert produced[0] <= taken + bound
     assert taken == 100
 
 
 @pytest.mark.skipif(
     not getattr(sys, "_is_gil_enabled", lambda: True)(),
-    reason="without the GIL an object is freed only when the thread that made it runs again, and this one waits",
+    reason="without the GIL an object is freed only when the thread that created it runs again, which waits here",
 )
-def test_nothing_is_kept_alive_by_a_worker_that_waits() -> None:
+def test_a_waiting_worker_keeps_no_item_alive() -> None:
     class Thing:
         pass
 
@@ -226,7 +226,7 @@ def test_nothing_is_kept_alive_by_a_worker_that_waits() -> None:
         assert next(iter(run)) == 1
         reference = gone[0]
         thing = reference()
-        if thing is not None:  # the worker may still be on its way back to its channel
+        if thing is not None:  # the worker may not have returned to its channel yet
             dropped = threading.Event()
             weakref.finalize(thing, dropped.set)
             del thing
@@ -234,8 +234,8 @@ def test_nothing_is_kept_alive_by_a_worker_that_waits() -> None:
         more.set()
 
 
-def test_a_run_lasts_until_its_sink_has_been_taken_empty() -> None:
-    """The workers end at once, and the caller keeps the last item for three seconds after that."""
+def test_a_run_lasts_until_its_sink_is_exhausted() -> None:
+    """The workers end at once, and the caller processes the last item for three more seconds."""
     now = [0]
     graph = Graph("slow caller")
     out = graph.sink("out", after=graph.source("draw", [1]))
@@ -248,7 +248,7 @@ def test_a_run_lasts_until_its_sink_has_been_taken_empty() -> None:
     assert (after.elapsed, after["out"].busy, after["out"].waiting) == (3.0, 3.0, 0.0)
 
 
-def test_a_sink_that_was_left_stops_counting_when_the_run_does() -> None:
+def test_a_sink_that_is_not_exhausted_stops_counting_with_the_run() -> None:
     now = [0]
     graph = Graph("left")
     out = graph.sink("out", after=graph.source("draw", [1, 2, 3]))
@@ -261,7 +261,7 @@ def test_a_sink_that_was_left_stops_counting_when_the_run_does() -> None:
     assert (after.elapsed, after["out"].busy) == (2.0, 2.0)
 
 
-def test_a_caller_who_goes_on_after_the_run_has_ended_is_not_counted() -> None:
+def test_the_callers_time_after_the_end_of_the_run_is_not_counted() -> None:
     now = [0]
     graph = Graph("two callers")
     source = graph.source("draw", [1, 2])
@@ -283,7 +283,7 @@ def test_a_caller_who_goes_on_after_the_run_has_ended_is_not_counted() -> None:
 
 @st.composite
 def layered(draw: st.DrawFn) -> list[dict[str, Any]]:
-    """Nodes after node 0, the source: whom each comes after, and its settings."""
+    """Return the predecessors and settings of nodes that follow node 0, the source."""
     return [
         {
             "after": sorted(draw(st.sets(st.integers(0, number - 1), min_size=1, max_size=3))),
@@ -297,7 +297,7 @@ def layered(draw: st.DrawFn) -> list[dict[str, Any]]:
 
 
 @given(nodes=layered(), count=st.integers(0, 30))
-def test_any_graph_delivers_each_item_once_a_path(nodes: list[dict[str, Any]], count: int) -> None:
+def test_any_graph_delivers_each_item_once_per_path(nodes: list[dict[str, Any]], count: int) -> None:
     graph = Graph("random")
     built: list[Node[int]] = [graph.source("0", range(count))]
     arriving: list[Counter[int]] = [Counter(range(count))]

@@ -1,6 +1,4 @@
-"""How runs fail. That no thread is left is checked after every test by conftest; how runs are stopped is in
-test_engine_stopping.
-"""
+"""Failures of runs. conftest checks after every test that no thread is left; see test_engine_stopping for stopping."""
 
 import threading
 import traceback
@@ -31,7 +29,7 @@ class Boom(Exception):
 
 
 class Pool:
-    """A resource on which everyone waits until it is aborted."""
+    """A resource whose takers wait until it is aborted."""
 
     def __init__(self) -> None:
         self.aborted = threading.Event()
@@ -69,7 +67,7 @@ def diamond(fns: dict[str, Fn]) -> Graph:
 
 
 def training(fns: dict[str, Fn]) -> Graph:
-    """Gather, expansion, order, a leaf that nothing comes after."""
+    """Return a graph with a gathering stage, an expansion, an order and a stage without successors."""
     graph = Graph("training")
     source = graph.source("draw", lambda: map(fns["draw"], range(COUNT)))
     order = InOrder[int](order=lambda item: (item % 2, item // 2))
@@ -108,7 +106,7 @@ def label(item: object) -> dict[str, int | str]:
 @pytest.mark.parametrize("at", [0, COUNT // 2, COUNT - 1])
 @pytest.mark.parametrize("stage", ["draw", "one", "two", "three"])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_first_error_of_any_stage_at_any_item_is_the_callers(
+def test_the_caller_gets_the_first_error_of_any_stage_at_any_item(
     shape: str, stage: str, at: int, raised: type[BaseException]
 ) -> None:
     error = raised("at the item")
@@ -158,15 +156,15 @@ def test_an_error_in_any_other_function_is_reported_too(which: str, at: int) -> 
     expected = {"acquire": "one", "when": "one", "order": "draw", "label": "draw", "key": "two"}
     assert caught.value.stage == expected[which]
     if which in ("when", "order", "key"):
-        behind = {"when": "two", "order": "one", "key": "three"}[which]
-        assert f"while sending to stage {behind!r}" in caught.value.__cause__.__notes__[0]
+        successor = {"when": "two", "order": "one", "key": "three"}[which]
+        assert f"while sending to stage {successor!r}" in caught.value.__cause__.__notes__[0]
 
 
 def test_only_the_first_of_several_errors_is_reported() -> None:
     first_raised = threading.Event()
 
     class Late(Pool):
-        def abort(self) -> None:  # called once the outcome is settled
+        def abort(self) -> None:  # called once the outcome is decided
             first_raised.set()
 
     def work(item: int) -> int:
@@ -201,7 +199,7 @@ def test_an_error_reaches_workers_that_wait_for_a_resource() -> None:
     assert caught.value.stage == "failing"
 
 
-def test_a_resource_whose_abort_raises_does_not_keep_the_others_from_theirs() -> None:
+def test_all_resources_are_aborted_even_if_one_abort_raises() -> None:
     class Broken:
         def abort(self) -> None:
             raise ValueError("cannot")
@@ -218,7 +216,7 @@ def test_a_resource_whose_abort_raises_does_not_keep_the_others_from_theirs() ->
     assert "abort() of Broken raised ValueError: cannot" in caught.value.__notes__
 
 
-def test_a_leaf_that_fails_after_the_sink_has_ended_is_not_missed() -> None:
+def test_a_failure_after_the_sink_is_exhausted_is_raised() -> None:
     out_ended = threading.Event()
 
     def slow(item: int) -> None:
@@ -234,7 +232,7 @@ def test_a_leaf_that_fails_after_the_sink_has_ended_is_not_missed() -> None:
             out_ended.set()
 
 
-def test_a_failure_that_the_caller_has_not_seen_is_raised_on_leaving() -> None:
+def test_a_failure_that_was_not_raised_before_is_raised_at_the_end_of_the_block() -> None:
     pool = Pool()
 
     def work(item: int) -> int:
@@ -250,7 +248,7 @@ def test_a_failure_that_the_caller_has_not_seen_is_raised_on_leaving() -> None:
     assert "StageFailure: stage 'work'" in caught.value.__notes__[0]
 
 
-def test_missing_items_of_a_sinks_order_are_the_sinks_failure() -> None:
+def test_missing_items_of_an_ordered_sink_are_a_failure_of_the_sink() -> None:
     graph = Graph("gap")
     order = InOrder[int](order=lambda item: (0, item))
     graph.sink("out", after=graph.source("draw", [0, 2]), admission=order)
@@ -259,7 +257,7 @@ def test_missing_items_of_a_sinks_order_are_the_sinks_failure() -> None:
     assert caught.value.stage == "out"
 
 
-def test_an_incomplete_group_is_its_stages_failure() -> None:
+def test_an_incomplete_group_is_a_failure_of_its_stage() -> None:
     graph = Graph("groups")
     graph.stage("sum", sum, after=graph.source("draw", range(5)), gather=Gather(count=2))
     with pytest.raises(StageFailure, match="None has 1") as caught:

@@ -1,4 +1,4 @@
-"""A run that was left is gone with its last reference: no cycle of it waits for the collector."""
+"""The memory of a run is freed with its last reference, without the garbage collector."""
 
 import gc
 import weakref
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.timeout(60)
 
 
 class Heavy:
-    """What a user's stage holds."""
+    """A stage function whose memory should be freed."""
 
     def __call__(self, item: int) -> int:
         if item == 13:
@@ -21,7 +21,7 @@ class Heavy:
         return item
 
     def abort(self) -> None:
-        """Nothing waits here."""
+        """Do nothing: no thread waits here."""
 
 
 def add(items: list[int]) -> int:
@@ -45,8 +45,8 @@ def graph_of(heavy: Heavy, count: int) -> Graph:
     return graph
 
 
-def left_behind(work: Callable[[Heavy], Run]) -> list[object]:
-    """Run it, and return what of it is still there when nothing of it is in our hands."""
+def still_alive(work: Callable[[Heavy], Run]) -> list[object]:
+    """Return those of the stage function and the run that are alive after all references to them were dropped."""
     heavy = Heavy()
     watched = weakref.ref(heavy), weakref.ref(work(heavy))
     del heavy
@@ -60,19 +60,19 @@ def test_after_the_end_of_the_input() -> None:
         assert run.statistics()["work"].items_in == 12
         return run
 
-    assert left_behind(whole) == []
+    assert still_alive(whole) == []
 
 
-def test_left_in_the_middle() -> None:
+def test_after_leaving_early() -> None:
     def part(heavy: Heavy) -> Run:
         with graph_of(heavy, 12).start(resources=[heavy]) as run:
             next(iter(run))
         return run
 
-    assert left_behind(part) == []
+    assert still_alive(part) == []
 
 
-def test_with_items_skipped_and_counted() -> None:
+def test_after_skipped_items_were_counted() -> None:
     def skipping(heavy: Heavy) -> Run:
         graph = Graph("skips")
         work = graph.stage("work", heavy, after=graph.source("numbers", range(20)), on_error=SkipFailed())
@@ -82,10 +82,10 @@ def test_with_items_skipped_and_counted() -> None:
         assert run.statistics()["work"].skipped == 1
         return run
 
-    assert left_behind(skipping) == []
+    assert still_alive(skipping) == []
 
 
-def test_a_sink_that_outlives_its_run_says_how_that_ended() -> None:
+def test_an_iterator_that_outlives_its_run_raises_the_outcome() -> None:
     ended: Iterator[Any] = iter(())
     failed = left = ended
     with graph_of(Heavy(), 12).start() as run:

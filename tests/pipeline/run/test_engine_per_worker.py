@@ -1,4 +1,4 @@
-"""Set-up and tear-down in each worker: when, where and how often they happen, and what becomes of their errors."""
+"""Set-up and tear-down per worker: when, where and how often they run, and how their errors are reported."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -17,7 +17,7 @@ class Boom(Exception):
 
 
 class Log:
-    """What happened in which thread, in order."""
+    """The events of all threads, in order."""
 
     def __init__(self) -> None:
         self.entries: list[tuple[str, str]] = []
@@ -33,26 +33,26 @@ class Log:
 
 
 class Worked:
-    """The class form; `fails` names the moment at which it raises."""
+    """A context manager as a stage function; `fails` is the event at which it raises."""
 
     def __init__(self, log: Log, fails: str = "", both: threading.Barrier | None = None) -> None:
         self.log, self.fails, self.both = log, fails, both
 
     def __enter__(self) -> Self:
-        self._note("enter")
+        self.note("enter")
         return self
 
     def __exit__(self, *error: object) -> bool:
-        self._note("exit" if error[0] is None else "exit with error")
-        return True  # which must not swallow anything
+        self.note("exit" if error[0] is None else "exit with error")
+        return True  # must not suppress the error
 
     def __call__(self, item: int) -> int:
-        self._note("call")
+        self.note("call")
         if self.both is not None:
             self.both.wait()
         return item
 
-    def _note(self, word: str) -> None:
+    def note(self, word: str) -> None:
         self.log.add(word)
         if self.fails and word.startswith(self.fails):
             raise Boom(word)
@@ -80,7 +80,7 @@ def test_each_worker_sets_up_works_and_tears_down_in_its_own_thread() -> None:
         assert (words.count("enter"), words.count("exit")) == (1, 1)
 
 
-def test_a_generator_does_as_well() -> None:
+def test_a_generator_function_works_as_well() -> None:
     log = Log()
 
     @contextmanager
@@ -98,7 +98,7 @@ def test_a_generator_does_as_well() -> None:
 
 
 @pytest.mark.parametrize(("fails", "item"), [("enter", "set-up"), ("exit", "tear-down"), ("call", "0")])
-def test_an_error_names_the_moment(fails: str, item: str) -> None:
+def test_an_error_names_set_up_tear_down_or_item(fails: str, item: str) -> None:
     log = Log()
     with pytest.raises(StageFailure, match=f"stage 'work' .* failed on {item}: Boom") as caught:
         with graph_of(per_worker(lambda: Worked(log, fails))).start() as run:
@@ -109,7 +109,7 @@ def test_an_error_names_the_moment(fails: str, item: str) -> None:
     assert log.count("exit") == (fails == "exit")
 
 
-def test_an_error_in_making_it_is_one_of_the_set_up() -> None:
+def test_an_error_of_make_is_an_error_of_the_set_up() -> None:
     def make() -> Worked:
         raise Boom
 
@@ -117,10 +117,10 @@ def test_an_error_in_making_it_is_one_of_the_set_up() -> None:
         drain(run)
 
 
-def test_the_error_of_an_item_comes_before_that_of_its_tear_down() -> None:
+def test_the_error_of_an_item_has_precedence_over_that_of_the_tear_down() -> None:
     class Worst(Worked):
-        def _note(self, word: str) -> None:
-            super()._note(word)
+        def note(self, word: str) -> None:
+            super().note(word)
             if word != "enter":
                 raise Boom(word)
 
@@ -141,7 +141,7 @@ def test_a_run_that_ends_early_tears_down_too(end: str) -> None:
     assert log.count("enter") == log.count("exit") + log.count("exit with error") > 0
 
 
-def test_the_time_of_a_set_up_is_busy() -> None:
+def test_the_set_up_counts_as_busy() -> None:
     now = [0]
 
     class Slow(Worked):

@@ -1,4 +1,4 @@
-"""How runs are left, cancelled, interrupted and, at worst, reported. That no thread is left is checked by conftest."""
+"""Leaving, cancelling and interrupting runs, and threads that do not end. conftest checks that no thread is left."""
 
 import signal
 import threading
@@ -20,7 +20,7 @@ class Boom(Exception):
 
 
 class Pool:
-    """A resource on which everyone waits until it is aborted."""
+    """A resource whose takers wait until it is aborted."""
 
     def __init__(self) -> None:
         self.aborted = threading.Event()
@@ -55,7 +55,7 @@ def endless(closed: threading.Event | None = None) -> Iterator[int]:
 
 
 @pytest.mark.parametrize("leave", ["break", "raise", "at once"])
-def test_leaving_early_ends_everything(leave: str) -> None:
+def test_leaving_early_ends_all_threads(leave: str) -> None:
     closed = threading.Event()
     pool = Pool()
     graph = Graph("endless")
@@ -68,11 +68,11 @@ def test_leaving_early_ends_everything(leave: str) -> None:
                         raise Boom
                     break
     if leave != "at once":
-        assert closed.is_set()  # the generator's own `finally` has run
+        assert closed.is_set()  # the `finally` of the generator has run
     assert pool.aborted.is_set()
 
 
-def test_cancel_from_elsewhere_ends_the_iteration() -> None:
+def test_cancel_from_another_thread_ends_the_iteration() -> None:
     graph = Graph("endless")
     graph.sink("out", after=graph.stage("work", int, after=graph.source("draw", endless)))
     with graph.start() as run:
@@ -119,13 +119,15 @@ def test_ctrl_c_while_the_caller_waits(sink: bool) -> None:
 
 
 @pytest.mark.parametrize("sink", [True, False])
-def test_ctrl_c_that_comes_just_before_the_caller_waits(sink: bool) -> None:
-    """Forced by an interrupt that is noted for the main thread and does not wake it from its wait."""
+def test_ctrl_c_just_before_the_caller_waits(sink: bool) -> None:
+    """Forced by an interrupt that is pending for the main thread and does not end its wait."""
     pool = Pool()
 
     def work(item: int) -> None:
         begun = time.monotonic()
-        while time.monotonic() < begun + 0.05:  # until the caller waits; if it does not yet, the test proves nothing
+        while (
+            time.monotonic() < begun + 0.05
+        ):  # until the caller waits; if it does not yet, the test passes without checking this case
             pass
         interrupt_main_later()
         pool.take(item)
@@ -154,7 +156,7 @@ def test_ctrl_c_at_many_points_of_a_busy_run() -> None:
 
 def test_a_second_ctrl_c_waits_for_the_threads() -> None:
     class Impatient(Pool):
-        """The user presses again while the run is being stopped."""
+        """A second Ctrl-C is pressed while the run is being stopped."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -189,7 +191,7 @@ def test_a_second_ctrl_c_during_the_join(monkeypatch: pytest.MonkeyPatch) -> Non
     def watched(gate: OneShotEvent, seconds: float = -1) -> bool:
         calls.append(gate)
         joining.set()
-        if calls.count(gate) > 1:  # the join was interrupted and has begun anew
+        if calls.count(gate) > 1:  # the join was interrupted and repeated
             again.set()
         return wait(gate, seconds)
 
@@ -253,9 +255,10 @@ def test_threads_that_cannot_be_started_end_the_others(monkeypatch: pytest.Monke
 
 
 def test_ctrl_c_while_a_thread_is_being_started_waits_for_that_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forced: the system has been asked for a thread, which comes only when the interrupt is being dealt with."""
+    """Forced: the thread that was requested starts only while the interrupt is being handled."""
     start, wait = threading.Thread.start, OneShotEvent.wait
-    interrupted, come, told = threading.Event(), threading.Event(), []
+    interrupted, may_start = threading.Event(), threading.Event()
+    started_names: list[str] = []
 
     def slow(self: threading.Thread) -> None:
         if not self.name.startswith("interrupted."):
@@ -265,9 +268,9 @@ def test_ctrl_c_while_a_thread_is_being_started_waits_for_that_thread(monkeypatc
         done = threading.Event()
 
         def later() -> None:
-            come.wait(30)
+            may_start.wait(30)
             start(self)
-            told.append(self.name)
+            started_names.append(self.name)
             done.set()
 
         start_new_thread(later, ())
@@ -278,7 +281,7 @@ def test_ctrl_c_while_a_thread_is_being_started_waits_for_that_thread(monkeypatc
 
     def watched(gate: OneShotEvent, seconds: float = -1) -> bool:
         if seconds >= 0 and interrupted.is_set():  # the run is being shut down
-            come.set()
+            may_start.set()
         return wait(gate, seconds)
 
     monkeypatch.setattr(threading.Thread, "start", slow)
@@ -288,9 +291,9 @@ def test_ctrl_c_while_a_thread_is_being_started_waits_for_that_thread(monkeypatc
     with pytest.raises(KeyboardInterrupt), graph.start(watchdog=None):
         pass
     left = ["interrupted.draw-0", "interrupted.work-0"]
-    started = told.copy()
-    come.set()
-    assert started == left, "a thread was started after the run had been left"
+    started = started_names.copy()
+    may_start.set()
+    assert started == left, "a thread was started after the end of the run"
     assert not [thread for thread in threading.enumerate() if thread.name in left]
 
 
@@ -311,7 +314,7 @@ def test_an_interrupt_that_a_start_raises_ends_the_threads_started(monkeypatch: 
 
 
 def test_a_run_can_be_interrupted_at_any_moment_of_its_start() -> None:
-    """Another thread presses Ctrl-C after more and more time, so that it falls anywhere in `__enter__`."""
+    """Another thread sends Ctrl-C after increasing delays, so that it occurs anywhere in `__enter__`."""
     for at in range(60):
         graph = Graph("interrupted")
         graph.stage("work", int, after=graph.source("draw", endless), workers=4)

@@ -1,4 +1,4 @@
-"""`for item in graph` and `for item in sink`: however the loop is left, no thread is, before the next statement."""
+"""`for item in graph` and `for item in sink`: however the loop is left, all threads end before the next statement."""
 
 import signal
 import threading
@@ -94,7 +94,7 @@ def test_a_failure_is_raised_in_the_loop() -> None:
     assert threads() == []
 
 
-def test_a_kept_iterator_is_closed_by_hand() -> None:
+def test_an_iterator_kept_in_a_variable_has_to_be_closed() -> None:
     graph, sink = counting()
     iterator = graph.deliver(sink)
     assert next(iterator) == 0

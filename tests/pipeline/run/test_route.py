@@ -1,4 +1,4 @@
-"""Routes: each item goes one way, every way is used, and what goes nowhere is told."""
+"""Routes: each item is sent to one branch, every branch is used, and an item without a branch is an error."""
 
 from collections import Counter
 from enum import Enum
@@ -26,7 +26,7 @@ def identity(item: int) -> int:
 
 
 @given(items=st.lists(st.integers(0, 9), max_size=40), workers=st.integers(1, 3))
-def test_each_item_goes_one_way(items: list[int], workers: int) -> None:
+def test_each_item_is_sent_to_one_branch(items: list[int], workers: int) -> None:
     calls: list[int] = []
 
     def counted(item: int) -> Size:
@@ -40,10 +40,10 @@ def test_each_item_goes_one_way(items: list[int], workers: int) -> None:
     large = graph.stage("large", lambda item: ("large", item), after=ways[Size.LARGE])
     expected = Counter((size(item).value, item) for item in items)
     assert Counter(graph.sink("out", after=[small, large])) == expected
-    assert sorted(calls) == sorted(items)  # the key is asked for once
+    assert sorted(calls) == sorted(items)  # the key function is called once per item
 
 
-def test_branches_may_be_merged_and_others_may_see_everything() -> None:
+def test_branches_can_be_merged_and_other_stages_get_every_item() -> None:
     graph = Graph("g")
     numbers = graph.source("numbers", range(9))
     ways = graph.route("rest", lambda item: item % 3, after=numbers, to=[0, 1, 2])

@@ -1,4 +1,4 @@
-"""The watchdog: which worker blocks a run, from constructed snapshots; and runs that really stall."""
+"""The watchdog: the blocker of a run, from constructed snapshots, and runs that stall."""
 
 import logging
 import threading

@@ -20,7 +20,7 @@ def test_part_of_the_soak() -> None:
     figures = soak(range(QUICK), 0)
     assert figures.failures == []
     assert figures.graphs == QUICK
-    assert {"a good end", "StageFailure", "Cancelled", "KeyboardInterrupt", "InjectedFault"} <= set(figures.outcomes)
+    assert {"success", "StageFailure", "Cancelled", "KeyboardInterrupt", "InjectedFault"} <= set(figures.outcomes)
     assert {"raise", "exit", "cancel", "interrupt", "leave", "delay", "hold"} <= set(figures.faults)
 
 

@@ -26,4 +26,4 @@ def test_every_contestant_is_measured_and_the_medians_are_reported() -> None:
 def test_aims_are_judged_by_the_medians() -> None:
     rounds = {"queue.Queue": [9.0, 10.0, 99.0], "ours": [12.0, 13.0, 50.0], "ours, traced": [14.5] * 3}
     aims = summary({2: rounds}, {})["capacities"]["2"]["aims"]
-    assert aims == {"a trace costs at most 1 µs an event": False, "at most 1.3 times queue.Queue": True}
+    assert aims == {"a trace costs at most 1 µs per event": False, "at most 1.3 times queue.Queue": True}
