@@ -24,7 +24,7 @@ def sample(run: Path, prompt: str | None = None, tokens: int = 200, seed: int = 
     """Return a continuation of the prompt by the newest model of a run, and print how fast it came."""
     model = Model.open(run)
     settings = SamplingSettings(temperature=0.8, top_k=40)
-    prompt_ids = model.start() if prompt is None else model.tokenizer.encode(prompt)
+    prompt_ids = model.default_prompt() if prompt is None else model.tokenizer.encode(prompt)
     list(generate(model.weights, model.geometry, prompt_ids, 2, settings, seed))  # loads the kernels
     begin = time.perf_counter()
     ids = list(generate(model.weights, model.geometry, prompt_ids, tokens, settings, seed))

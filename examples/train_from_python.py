@@ -16,7 +16,8 @@ from threadloom.stages.config import Config
 from threadloom.stages.data import evaluation_batches, prepare, read_text, training_batches
 from threadloom.stages.memory import Evaluation, Update
 from threadloom.stages.resolve import load_config, numerics, resolve
-from threadloom.stages.training import Training, Validation, compile_kernels
+from threadloom.stages.step import Validation
+from threadloom.stages.training import Training, compile_kernels
 
 
 def train(config: Config, text: str, folder: Path) -> float:

@@ -303,7 +303,7 @@ def _sample(
 
     model = Model.open(run)
     settings = SamplingSettings(temperature=temperature, top_k=top_k, top_p=top_p)
-    prompt_ids = model.start() if prompt is None else model.tokenizer.encode(prompt)
+    prompt_ids = model.default_prompt() if prompt is None else model.tokenizer.encode(prompt)
     said = prompt or model.tokenizer.decode(prompt_ids)
     click.echo(said if said.strip() else "", nl=False)
     ids: list[int] = []

@@ -1,16 +1,23 @@
-"""A trained model: opening, sampling, generating, evaluating a text.
+"""A trained model: opening it, decoding, sampling, generating text, evaluating a text.
 
-May import: models to step.
+A `Decoder` is one sequence with its cache; `generate` is a loop of decoding and sampling. May import: models to step,
+`stages.step.float32`.
 """
 
+from threadloom.stages.inference.decoder import Decoder, GenerationError
 from threadloom.stages.inference.generation import generate
-from threadloom.stages.inference.model import Model
-from threadloom.stages.inference.sampling import SamplingSettings
-from threadloom.stages.inference.text_evaluation import evaluate_text
+from threadloom.stages.inference.model import Model, ModelError
+from threadloom.stages.inference.sampling import SamplingError, SamplingSettings
+from threadloom.stages.inference.text_evaluation import TextEvaluation, evaluate_text
 
 __all__ = [
+    "Decoder",
+    "GenerationError",
     "Model",
+    "ModelError",
+    "SamplingError",
     "SamplingSettings",
+    "TextEvaluation",
     "evaluate_text",
     "generate",
 ]

@@ -1,4 +1,4 @@
-"""A trained model, opened for reading: from a run directory, a checkpoint, or a folder in Hugging Face's layout."""
+"""A trained model, read from a run directory, a checkpoint, or a folder in Hugging Face's layout."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,37 +17,36 @@ TOKENIZER_FILE = "tokenizer.json"
 
 
 class ModelError(InputError):
-    """There is no model to open where one was named."""
+    """The named path contains no model."""
 
 
 @dataclass(frozen=True)
 class Model:
-    """Weights, sizes and tokenizer; `weights` are views of memory that nothing else writes."""
+    """Weights, geometry and tokenizer. The weights are read-only by convention: several threads may share a model."""
 
     path: Path
     geometry: Geometry
     weights: Weights
     tokenizer: Tokenizer
     step: int | None
-    """Updates that made it; None for a model from elsewhere."""
+    """Number of updates that the weights result from; None if unknown (Hugging Face's layout)."""
 
     @property
     def packed(self) -> None:
-        """A model that is read is computed with in float32."""
-        return
+        """None: inference runs in float32, whose GEMMs read `weights`."""
 
-    def start(self) -> TokenIds:
-        """Return what a text begins with where nothing is given: the end of a line, or id 0 where none is known."""
+    def default_prompt(self) -> TokenIds:
+        """Return the prompt of a text without one: a newline, or id 0 if the tokenizer cannot encode a newline."""
         try:
             return self.tokenizer.encode("\n")
-        except TokenizerError:  # it learned from a single line
+        except TokenizerError:  # it was trained on a single line
             return np.zeros(1, np.int32)
 
     @classmethod
     def open(cls, path: Path) -> "Model":
-        """Open the newest checkpoint of a run directory, a checkpoint, or a GPT-2 model of Hugging Face's layout.
+        """Open the newest checkpoint of a run directory, a checkpoint, or a GPT-2 model in Hugging Face's layout.
 
-        Raises ModelError where there is none, CheckpointError or TokenizerError for one that is damaged.
+        Raises `ModelError` if there is none, `CheckpointError` or `TokenizerError` if its files are damaged.
         """
         folder = latest_checkpoint(path / "checkpoints") or path
         if (folder / MANIFEST_FILE).exists():
@@ -63,6 +62,5 @@ class Model:
             str(path),
             expected="a run directory with a checkpoint, a checkpoint, or a GPT-2 model in Hugging Face's layout",
             got="none of them" if path.exists() else "no such folder",
-            cause="the run has not reached its first checkpoint yet, or the path is another",
-            hint="name the folder that was given to train --out, or train for longer",
+            hint="pass the folder of train --out, once the run has written its first checkpoint",
         )

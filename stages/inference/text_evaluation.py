@@ -1,4 +1,4 @@
-"""The loss of a saved model on a text: what `threadloom eval` prints."""
+"""The loss of a saved model on a text, as printed by `threadloom eval`."""
 
 import math
 import time
@@ -8,12 +8,13 @@ from pathlib import Path
 from threadloom.stages.config import ConfigError, InputError
 from threadloom.stages.data import DataError, EvaluationWindows, TokenFile, evaluation_batches, read_text, token_type
 from threadloom.stages.inference.model import Model
-from threadloom.stages.step import Float32Compute, ValidationLoss
+from threadloom.stages.step import ValidationLoss
+from threadloom.stages.step.float32 import Float32Compute
 
 
 @dataclass(frozen=True)
 class TextEvaluation:
-    """How well a model predicts a text."""
+    """Quality of a model's predictions of a text."""
 
     loss: float
     """Mean over the tokens, in nats."""
@@ -28,12 +29,15 @@ class TextEvaluation:
 
     @property
     def bits_per_character(self) -> float:
-        """The loss in bits, spread over the characters that the tokens stand for."""
+        """The loss in bits per character of the text."""
         return self.loss / math.log(2) / self.characters_per_token
 
 
 def evaluate_text(run: Path, texts: tuple[str, ...]) -> TextEvaluation:
-    """Evaluate the newest model of a run on texts, or on the run's own validation part."""
+    """Return the loss of a run's newest model on texts, or on the run's validation split if there are none.
+
+    Raises `ConfigError` if the validation split is needed and missing, and the errors of `Model.open`.
+    """
     begin = time.perf_counter()
     model = Model.open(run)
     tokens, characters = _text_tokens(model, texts) if texts else _validation_tokens(model, run)
@@ -58,8 +62,8 @@ def _validation_tokens(model: Model, run: Path) -> tuple[TokenFile, int]:
             str(path),
             expected="the validation tokens of a run",
             got="no such file",
-            cause="a checkpoint or a model of another origin was named, or the run's data were removed",
-            hint="give a text with --text FILE_OR_DIR",
+            cause="the path is not a run directory, or its data were removed",
+            hint="pass a text with --text FILE_OR_DIR",
         )
     tokens = TokenFile.open(path, model.geometry.vocabulary, model.geometry.context)
     try:
@@ -69,6 +73,6 @@ def _validation_tokens(model: Model, run: Path) -> tuple[TokenFile, int]:
             str(path),
             expected=error.expected,
             got=f"{error.got} as {error.subject}",
-            cause="the file is damaged, or was made with another tokenizer",
-            hint="give a text with --text FILE_OR_DIR, or resume the run, which makes the file anew from its text",
+            cause="the file is damaged, or belongs to another tokenizer",
+            hint="pass a text with --text FILE_OR_DIR, or resume the run, which rebuilds the file from its text",
         ) from error

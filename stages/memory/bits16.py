@@ -1,96 +1,101 @@
-"""The memory of training in 16 bits: packed forms of the weights, activations of half the size, backward's scratch."""
+"""The memory of training in bfloat16 and float16: packed weights, activations of half the size, backward's scratch.
+
+Loaded by runs in 16 bits only, since it loads their kernels.
+"""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from threadloom.kernels.bits16.attention import attention_scratch_shapes
+from threadloom.kernels.bits16 import Forms, LowActivations, LowScratch, Wide, Workspace
+from threadloom.kernels.bits16.attention import AttentionScratch, attention_scratch_shapes
 from threadloom.kernels.matmul import fp16_scratch_sizes, fp16_sums_size, packed_shape
 from threadloom.pipeline import aligned_zeros
 from threadloom.stages.config import Precision
+from threadloom.stages.memory.precision_memory import (
+    MicroBatchSlot,
+    allocate_token_ids,
+    arrays_bytes,
+    logits_chunk_rows,
+    token_ids_bytes,
+)
 from threadloom.stages.models import Geometry, Shape, parameter_shapes
 
 LOGITS_BYTES = 16 << 20
-"""Most bytes that the float32 logits of one chunk of rows take; their rounded gradient takes half as many."""
-SLICE = 512
+"""Upper bound of the bytes of one chunk's float32 logits; their gradient in 16 bits takes half as much."""
+VOCABULARY_SLICE = 512
 """Columns of the vocabulary whose gradient is transposed at a time."""
 
-MATRIX_FORMS = {
+PACKED_FIELDS = {
     "wte": "wte",
     "qkv_weight": "qkv",
     "attn_proj_weight": "attn_proj",
     "fc_weight": "fc",
     "mlp_proj_weight": "mlp_proj",
 }
-"""The matrices that products read in a form of their own, and the field of `Forms`; its twin ends in ``_t``."""
+"""Matrices with packed weights → field of `Forms`. The field with the suffix ``_t`` is the packed transpose."""
 
-Kinds = dict[str, tuple[Shape, np.dtype[Any]]]
-"""Shape and type of named arrays."""
+ArraySpecs = dict[str, tuple[Shape, np.dtype[Any]]]
+"""Name → shape and dtype."""
 
 _FLOAT = np.dtype(np.float32)
 
 
-def low_activation_kinds(geometry: Geometry, sequences: int, short: np.dtype[Any]) -> Kinds:
-    """Return shape and type of every field of `LowActivations`; `short` is uint16 (bfloat16) or int16 (float16)."""
+def activation_specs(geometry: Geometry, sequences: int, storage: np.dtype[Any]) -> ArraySpecs:
+    """Return shape and dtype of every field of `LowActivations`; `storage` is uint16 (bfloat16) or int16 (float16)."""
     n, c, f, t, b = geometry.layers, geometry.channels, geometry.hidden, geometry.context, sequences
     r = b * t
     return {
         "x": ((r, c), _FLOAT),
-        "normed1": ((n, r, c), short),
+        "normed1": ((n, r, c), storage),
         "rstd1": ((n, r), _FLOAT),
-        "qkv": ((n, r, 3 * c), short),
-        "attn": ((n, r, c), short),
+        "qkv": ((n, r, 3 * c), storage),
+        "attn": ((n, r, c), storage),
         "attn_lse": ((n, b, geometry.heads, t), _FLOAT),
-        "normed2": ((n, r, c), short),
+        "normed2": ((n, r, c), storage),
         "rstd2": ((n, r), _FLOAT),
-        "fc": ((n, r, f), short),
-        "h": ((r, c), short),
-        "gelu": ((r, f), short),
+        "fc": ((n, r, f), storage),
+        "h": ((r, c), storage),
+        "gelu": ((r, f), storage),
     }
 
 
-def low_scratch_kinds(geometry: Geometry, sequences: int, short: np.dtype[Any]) -> Kinds:
-    """Return shape and type of every field of `LowScratch`."""
+def scratch_specs(geometry: Geometry, sequences: int, storage: np.dtype[Any]) -> ArraySpecs:
+    """Return shape and dtype of every field of `LowScratch`."""
     c, f, v = geometry.channels, geometry.hidden, geometry.vocabulary
     r = sequences * geometry.context
-    chunk = low_logits_rows(v, r)
+    chunk = logits_chunk_rows(v, r, LOGITS_BYTES)
     return {
         "dx": ((r, c), _FLOAT),
-        "dx_low": ((r, c), short),
+        "dx_low": ((r, c), storage),
         "dh": ((r, c), _FLOAT),
-        "d_attn": ((r, c), short),
-        "d_qkv": ((r, 3 * c), short),
-        "d_fc": ((r, f), short),
-        "gelu": ((r, f), short),
-        "turned": ((f, r), short),
+        "d_attn": ((r, c), storage),
+        "d_qkv": ((r, 3 * c), storage),
+        "d_fc": ((r, f), storage),
+        "gelu": ((r, f), storage),
+        "turned": ((f, r), storage),
         "logits": ((chunk, v), _FLOAT),
-        "d_logits": ((chunk, v), short),
-        "d_logits_turned": ((min(SLICE, v), chunk), short),
-        "h": ((r, c), short),
-        "normed": ((r, c), short),
+        "d_logits": ((chunk, v), storage),
+        "d_logits_turned": ((min(VOCABULARY_SLICE, v), chunk), storage),
+        "h": ((r, c), storage),
+        "normed": ((r, c), storage),
         "rstd": ((r,), _FLOAT),
         "d_bias": ((c,), _FLOAT),
     }
 
 
-def attention_kinds(geometry: Geometry, short: np.dtype[Any]) -> Kinds:
-    """Return shape and type of every field of `AttentionScratch`."""
-    shapes = attention_scratch_shapes(geometry.context, geometry.channels // geometry.heads, short)
+def attention_specs(geometry: Geometry, storage: np.dtype[Any]) -> ArraySpecs:
+    """Return shape and dtype of every field of `AttentionScratch`."""
+    shapes = attention_scratch_shapes(geometry.context, geometry.channels // geometry.heads, storage)
     return {name: (shape, np.dtype(kind)) for name, (shape, kind) in shapes.items()}
 
 
-def low_logits_rows(vocabulary: int, rows: int) -> int:
-    """Return how many rows' logits are made at a time: as many as fit in `LOGITS_BYTES`, in chunks of like size."""
-    most = max(LOGITS_BYTES // (4 * vocabulary), 1)
-    chunks = -(-rows // most)
-    return -(-rows // chunks)
-
-
-def packed_kinds(geometry: Geometry) -> Kinds:
-    """Return shape and type of every field of `Forms` for bfloat16: packed words, two a weight in each direction."""
+def packed_bf16_specs(geometry: Geometry) -> ArraySpecs:
+    """Return shape and dtype of the packed weights for bfloat16: pairs in uint32, each matrix and its transpose."""
     v, n, c, f = geometry.vocabulary, geometry.layers, geometry.channels, geometry.hidden
 
     def both(name: str, inner: int, outer: int) -> dict[str, Shape]:
@@ -101,21 +106,21 @@ def packed_kinds(geometry: Geometry) -> Kinds:
     return {name: (shape, np.dtype(np.uint32)) for name, shape in shapes.items()}
 
 
-def half_kinds(geometry: Geometry) -> Kinds:
-    """Return shape and type of the forms for float16: each matrix as it lies in its master."""
+def packed_fp16_specs(geometry: Geometry) -> ArraySpecs:
+    """Return shape and dtype of the packed weights for float16: each matrix in the layout of its master."""
     shapes, kind = parameter_shapes(geometry), np.dtype(np.int16)
-    return {field: (shapes[name], kind) for name, field in MATRIX_FORMS.items()}
+    return {field: (shapes[name], kind) for name, field in PACKED_FIELDS.items()}
 
 
-def wide_kinds(geometry: Geometry, sequences: int) -> Kinds:
-    """Return shape and type of every field of `Wide`, for the largest of float16's products."""
+def upcast_specs(geometry: Geometry, sequences: int) -> ArraySpecs:
+    """Return shape and dtype of every field of `Wide`, for the largest of float16's GEMMs."""
     v, c, f = geometry.vocabulary, geometry.channels, geometry.hidden
     r = sequences * geometry.context
-    chunk = low_logits_rows(v, r)
+    chunk = logits_chunk_rows(v, r, LOGITS_BYTES)
     linear = [(r, 3 * c, c), (r, c, c), (r, f, c), (r, c, f), (r, c, 3 * c)]  # rows, columns, inner
     outer = [(i, o, r) for i, o in ((c, 3 * c), (c, c), (c, f), (f, c))]
-    head = [(chunk, v, c), (chunk, c, v), (min(SLICE, v), c, chunk)]
-    sizes = [fp16_scratch_sizes(*product) for product in linear + outer + head]
+    head = [(chunk, v, c), (chunk, c, v), (min(VOCABULARY_SLICE, v), c, chunk)]
+    sizes = [fp16_scratch_sizes(*gemm) for gemm in linear + outer + head]
     sums = max(fp16_sums_size(rows, columns) for rows, columns, _ in linear)
     return {
         "a": ((max(a for a, _ in sizes),), _FLOAT),
@@ -124,20 +129,98 @@ def wide_kinds(geometry: Geometry, sequences: int) -> Kinds:
     }
 
 
-NOTHING_WIDE: Kinds = {"a": ((0,), _FLOAT), "b": ((0,), _FLOAT), "sums": ((0,), _FLOAT)}
-"""`Wide` where products widen nothing."""
+NO_UPCAST: ArraySpecs = {"a": ((0,), _FLOAT), "b": ((0,), _FLOAT), "sums": ((0,), _FLOAT)}
+"""`Wide` for bfloat16, whose GEMMs upcast no operand."""
 
 
-def short_type(precision: Precision) -> np.dtype[Any]:
-    """Return the integer type that holds the bits of a 16-bit precision, as `kernels.simd.scalar` tells them apart."""
-    return np.dtype(np.int16 if precision is Precision.FP16 else np.uint16)
+def specs_bytes(specs: ArraySpecs) -> int:
+    """Return the bytes of arrays of these shapes and dtypes."""
+    return sum(prod(shape) * kind.itemsize for shape, kind in specs.values())
 
 
-def array_bytes(kinds: Kinds) -> int:
-    """Return the bytes of arrays of these kinds."""
-    return sum(prod(shape) * kind.itemsize for shape, kind in kinds.values())
+def allocate(specs: ArraySpecs) -> Mapping[str, NDArray[Any]]:
+    """Return zeroed arrays of these shapes and dtypes, each starting on a cache line."""
+    return {name: aligned_zeros(prod(shape), kind).reshape(shape) for name, (shape, kind) in specs.items()}
 
 
-def allocate(kinds: Kinds) -> Mapping[str, NDArray[Any]]:
-    """Return zeroed arrays of these kinds, each beginning on a cache line."""
-    return {name: aligned_zeros(prod(shape), kind).reshape(shape) for name, (shape, kind) in kinds.items()}
+class BackwardScratch(NamedTuple):
+    """Scratch of one backward pass."""
+
+    scratch: LowScratch
+    work: Workspace
+
+
+@dataclass(frozen=True)
+class Bits16Slot(MicroBatchSlot):
+    """A slot whose activations have 16 bits, with the scratch of its forward pass."""
+
+    activations: LowActivations
+    work: Workspace
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays."""
+        return super().nbytes + arrays_bytes((self.activations, self.work))
+
+
+class Bits16Memory:
+    """Arrays of training in bfloat16 or float16. Implements `PrecisionMemory`."""
+
+    def __init__(self, precision: Precision, geometry: Geometry, sequences: int) -> None:
+        fp16 = precision is Precision.FP16
+        storage = np.dtype(np.int16 if fp16 else np.uint16)  # `kernels.simd.scalar` tells the formats apart by dtype
+        self._fp16 = fp16
+        self._rows = sequences * geometry.context
+        self._activations = activation_specs(geometry, sequences, storage)
+        self._scratch = scratch_specs(geometry, sequences, storage)
+        self._attention = attention_specs(geometry, storage)
+        self._upcast = upcast_specs(geometry, sequences) if fp16 else NO_UPCAST
+        self._packed = packed_fp16_specs(geometry) if fp16 else packed_bf16_specs(geometry)
+
+    @property
+    def packed_bytes(self) -> int:
+        """Size of one bank's packed weights."""
+        return specs_bytes(self._packed)
+
+    @property
+    def slot_bytes(self) -> int:
+        """Size of one slot, scratch of its forward pass included."""
+        return token_ids_bytes(self._rows) + specs_bytes(self._activations) + self._workspace_bytes
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Size of the scratch of one backward pass."""
+        return specs_bytes(self._scratch) + self._workspace_bytes
+
+    @property
+    def logits_shape(self) -> Shape:
+        """Shape of the scratch of a loss without gradient."""
+        return self._scratch["logits"][0]
+
+    def allocate_packed(self) -> Forms:
+        """Allocate packed weights: two arrays per matrix for bfloat16; one for float16, which serves both fields."""
+        views = allocate(self._packed)
+        return Forms(*(views[name.removesuffix("_t") if self._fp16 else name] for name in Forms._fields))
+
+    def allocate_slot(self) -> Bits16Slot:
+        """Allocate the arrays of one micro-batch in flight."""
+        ids, targets = allocate_token_ids(self._rows)
+        views = allocate(self._activations)
+        activations = LowActivations(*(views[name] for name in LowActivations._fields))
+        return Bits16Slot(ids, targets, activations, self._workspace())
+
+    def allocate_scratch(self) -> BackwardScratch:
+        """Allocate the scratch of one backward pass."""
+        views = allocate(self._scratch)
+        return BackwardScratch(LowScratch(*(views[name] for name in LowScratch._fields)), self._workspace())
+
+    def _workspace(self) -> Workspace:
+        attention, upcast = allocate(self._attention), allocate(self._upcast)
+        return Workspace(
+            AttentionScratch(*(attention[name] for name in AttentionScratch._fields)),
+            Wide(*(upcast[name] for name in Wide._fields)),
+        )
+
+    @property
+    def _workspace_bytes(self) -> int:
+        return specs_bytes(self._attention) + specs_bytes(self._upcast)

@@ -1,22 +1,26 @@
-"""The memory of a training run: what is allocated before the first step, and how its parts are named.
+"""The memory of training in float32: GEMMs read the master weights, activations are float32.
 
-Everything here is made from the geometry's tables (`parameters.parameter_shapes` and the two below) in aligned arenas;
-nothing is allocated after that.
+Shapes are computed from the geometry; all arrays are allocated before the first step.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from math import prod
 
-import numpy as np
-
-from threadloom.kernels import ATTENTION_TILE, Activations, Scratch, TokenIds, Weights
+from threadloom.kernels import ATTENTION_TILE, Activations, Scratch
 from threadloom.pipeline import Arena
-from threadloom.stages.memory.loss_scale import ScaleState
-from threadloom.stages.models import Geometry, Shape, parameter_shapes
+from threadloom.stages.memory.precision_memory import (
+    MicroBatchSlot,
+    allocate_token_ids,
+    arrays_bytes,
+    logits_chunk_rows,
+    token_ids_bytes,
+)
+from threadloom.stages.models import Geometry, Shape
 
 LOGITS_BYTES = 32 << 20
-"""Most bytes that the logits of one chunk of rows take; the head works through a micro-batch chunk by chunk."""
+"""Upper bound of the bytes of one chunk's logits; the output projection processes a micro-batch chunk by chunk."""
+_FLOAT_BYTES = 4
 
 
 def activation_shapes(geometry: Geometry, sequences: int) -> dict[str, Shape]:
@@ -54,84 +58,63 @@ def scratch_shapes(geometry: Geometry, sequences: int) -> dict[str, Shape]:
         "h": (r, c),
         "scores": (ATTENTION_TILE, t),
         "d_scores": (ATTENTION_TILE, t),
-        "logits": (logits_rows(geometry.vocabulary, r), geometry.vocabulary),
+        "logits": (logits_chunk_rows(geometry.vocabulary, r, LOGITS_BYTES), geometry.vocabulary),
         "lnf_mean": (r,),
         "lnf_rstd": (r,),
     }
 
 
-def logits_rows(vocabulary: int, rows: int) -> int:
-    """Return how many rows' logits are made at a time: as many as fit in `LOGITS_BYTES`, in chunks of like size."""
-    most = max(LOGITS_BYTES // (4 * vocabulary), 1)
-    chunks = -(-rows // most)
-    return -(-rows // chunks)
-
-
-def as_weights(views: Mapping[str, np.ndarray]) -> Weights:
-    """Return the arena's views as the tuple that kernels take."""
-    return Weights(*(views[name] for name in Weights._fields))
-
-
-class Bank:
-    """One full copy of the weights: the float32 master, and the forms that products read where they are others."""
-
-    def __init__(self, geometry: Geometry, forms: Any = None) -> None:
-        self.arena = Arena(parameter_shapes(geometry))
-        self.weights = as_weights(self.arena)
-        self.packed = forms  # of `Compute.allocate_packed`; the rounded master whenever the bank can be leased
-        self.scaler = ScaleState()  # of its version; written with the weights, by Clip alone once the run goes
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of master and forms."""
-        return self.arena.nbytes + arrays_bytes(self.packed or ())
-
-
-def arrays_bytes(arrays: Iterable[Any]) -> int:
-    """Return the bytes of arrays in a tuple, or in tuples of a tuple; one that appears twice counts once."""
-    found: dict[int, int] = {}
-    for item in arrays:
-        if isinstance(item, tuple):
-            found[id(item)] = arrays_bytes(item)
-        else:
-            found[id(item)] = item.nbytes
-    return sum(found.values())
-
-
 @dataclass(frozen=True)
-class Slot:
-    """The pre-allocated arrays of one micro-batch in flight; each precision adds its activations."""
-
-    ids: TokenIds  # (R,)
-    targets: TokenIds  # (R,)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all its arrays."""
-        return self.ids.nbytes + self.targets.nbytes
-
-
-@dataclass(frozen=True)
-class Float32Slot(Slot):
+class Float32Slot(MicroBatchSlot):
     """A slot whose activations are float32."""
 
     activations: Activations
 
-    @classmethod
-    def allocate(cls, geometry: Geometry, sequences: int) -> "Float32Slot":
-        """Make the arrays for micro-batches of `sequences` sequences of the full context."""
-        rows = sequences * geometry.context
-        tokens = Arena({"ids": (rows,), "targets": (rows,)}, np.int32)
-        views = Arena(activation_shapes(geometry, sequences))
-        return cls(tokens["ids"], tokens["targets"], Activations(*(views[name] for name in Activations._fields)))
-
     @property
     def nbytes(self) -> int:
-        """Bytes of all its arrays."""
+        """Bytes of all arrays."""
         return super().nbytes + arrays_bytes(self.activations)
 
 
-def allocate_scratch(geometry: Geometry, sequences: int) -> Scratch:
-    """Make backward's scratch for micro-batches of `sequences` sequences."""
-    views = Arena(scratch_shapes(geometry, sequences))
-    return Scratch(*(views[name] for name in Scratch._fields))
+class Float32Memory:
+    """Arrays of training in float32. Implements `PrecisionMemory`."""
+
+    packed_bytes = 0
+
+    def __init__(self, geometry: Geometry, sequences: int) -> None:
+        self._rows = sequences * geometry.context
+        self._activations = activation_shapes(geometry, sequences)
+        self._scratch = scratch_shapes(geometry, sequences)
+
+    @property
+    def slot_bytes(self) -> int:
+        """Size of one slot."""
+        return token_ids_bytes(self._rows) + _bytes(self._activations)
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Size of the scratch of one backward pass."""
+        return _bytes(self._scratch)
+
+    @property
+    def logits_shape(self) -> Shape:
+        """Shape of the scratch of a loss without gradient."""
+        return self._scratch["logits"]
+
+    def allocate_packed(self) -> None:
+        """Return None: GEMMs read the master."""
+
+    def allocate_slot(self) -> Float32Slot:
+        """Allocate the arrays of one micro-batch in flight."""
+        ids, targets = allocate_token_ids(self._rows)
+        views = Arena(self._activations)
+        return Float32Slot(ids, targets, Activations(*(views[name] for name in Activations._fields)))
+
+    def allocate_scratch(self) -> Scratch:
+        """Allocate the scratch of one backward pass."""
+        views = Arena(self._scratch)
+        return Scratch(*(views[name] for name in Scratch._fields))
+
+
+def _bytes(shapes: Mapping[str, Shape]) -> int:
+    return sum(map(prod, shapes.values())) * _FLOAT_BYTES

@@ -1,27 +1,28 @@
-"""What flows along the edges of the training graph.
+"""The items that flow along the edges of the training graph, and the events that a run reports.
 
-`batch` counts optimizer updates from 0: batch k makes version k + 1 of the weights.
+`batch` counts optimizer updates from 0: the update from batch k produces version k + 1 of the weights.
 """
 
 from dataclasses import dataclass, field
+from typing import Protocol
 
-from threadloom.kernels import AdamWStep
 from threadloom.pipeline import Lease
-from threadloom.stages.memory.float32 import Bank, Slot
+from threadloom.stages.memory.bank import Bank
 from threadloom.stages.memory.loss_scale import Scaled
+from threadloom.stages.memory.precision_memory import MicroBatchSlot
 
 
 @dataclass(slots=True)
 class MicroBatch:
-    """A micro-batch on its way from `draw` to `backward`, with what it holds on that way."""
+    """A micro-batch between `draw` and `backward`, with the resources that it holds."""
 
     batch: int
     micro: int
-    version: int | None = None  # of the weights that it reads; known from `embed` on
-    slot: Slot | None = None  # taken before draw, given back by backward
-    lease: Lease[Bank] | None = None  # taken before embed, released by backward
+    version: int | None = None  # of the weights that it reads; set by embed
+    slot: MicroBatchSlot | None = None  # acquired by draw, released by backward
+    lease: Lease[Bank] | None = None  # acquired by embed, released by backward
 
-    def held(self) -> tuple[Slot, Lease[Bank]]:
+    def held(self) -> tuple[MicroBatchSlot, Lease[Bank]]:
         """Return slot and lease of a micro-batch that has passed `embed`."""
         assert self.slot is not None, "draw comes before every other stage"
         assert self.lease is not None, "embed comes before forward and backward"
@@ -30,7 +31,7 @@ class MicroBatch:
 
 @dataclass(frozen=True, slots=True)
 class MicroGradient:
-    """Word that a micro-batch's gradient lies in its lane."""
+    """Notice that a micro-batch's gradient has been added to its lane."""
 
     batch: int
     micro: int
@@ -38,40 +39,48 @@ class MicroGradient:
     loss: float
     """Sum of the losses of its tokens, in nats, unscaled."""
     scale: float = 1.0
-    """The loss scale in the gradient: that of `version`, so one for the whole batch."""
+    """The loss scale in the gradient. It belongs to `version`, so all micro-batches of a batch have the same."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReduceShard:
-    """A run of the arena's chunks, to be summed over the lanes."""
+    """A range of chunks of the arena, to be summed over the lanes."""
 
     batch: int
     shard: int
     chunks: tuple[int, int]
     loss: float
-    """Mean loss of the whole batch in nats a token; it travels with every shard to the log."""
+    """Mean loss of the whole batch, in nats per token; every shard carries it to the log."""
     scale: float = 1.0
-    """The loss scale that is in the gradient."""
+    """The loss scale in the gradient."""
+
+
+class StepParameters(Protocol):
+    """Scalar parameters of one update, passed to the optimizer's kernels."""
+
+    @property
+    def lr(self) -> float:
+        """The learning rate."""
 
 
 @dataclass(frozen=True, slots=True)
 class UpdateShard:
-    """A run of the arena's elements, to be updated."""
+    """A range of elements of the arena, to be updated."""
 
     batch: int
     shard: int
     span: tuple[int, int]
     source: Bank
     target: Bank
-    step: AdamWStep
+    step: StepParameters
     loss: float
     grad_norm: float
     scaled: Scaled | None = None
-    """None where no loss is scaled."""
+    """None if losses are not scaled."""
 
     @property
     def skipped(self) -> bool:
-        """Whether the update leaves weights and moments as they are."""
+        """True if the update leaves weights and optimizer state unchanged."""
         return self.scaled is not None and self.scaled.skipped
 
 
@@ -80,20 +89,20 @@ class Update:
     """One finished optimizer update, as it is logged."""
 
     step: int
-    """Updates done, this one included: the version that it made."""
+    """Number of updates done, including this one: the version that it produced."""
     loss: float
-    """Mean training loss of the batch, in nats a token."""
+    """Mean training loss of the batch, in nats per token."""
     lr: float
     grad_norm: float
-    """Global norm of the gradient, unscaled, before clipping; inf or nan where the update was skipped."""
+    """Global norm of the gradient, unscaled, before clipping; inf or nan if the update was skipped."""
     seconds: float
-    """Since the run started."""
+    """Time since the run started."""
     scaled: Scaled | None = None
-    """The loss scale, and whether the update was skipped for what is not finite; None where no loss is scaled."""
+    """The loss scale, and whether the update was skipped because of inf or nan; None if losses are not scaled."""
     evaluation: Lease[Bank] | None = field(default=None, compare=False)
-    """The new version, leased for the evaluation that is due."""
+    """Lease of the new version for the evaluation that is due."""
     checkpoint: Lease[Bank] | None = field(default=None, compare=False)
-    """The new version, leased for the checkpoint that is due."""
+    """Lease of the new version for the checkpoint that is due."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,24 +114,24 @@ class Evaluation:
     """Mean over the tokens, in nats."""
     tokens: int
     seconds: float
-    """That the evaluation took."""
+    """Duration of the evaluation."""
 
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """A checkpoint that is whole on disk."""
+    """A complete checkpoint on disk."""
 
     step: int
     path: str
     seconds: float
-    """That writing it took."""
+    """Duration of writing it."""
 
 
 Event = Update | Evaluation | Saved
-"""What a run reports to its caller."""
+"""An event that a run reports to its caller."""
 
 
 def label(item: object) -> dict[str, int | str]:
-    """Return what tells an item from another, for errors and for the trace: batch, micro-batch, shard, version."""
+    """Return the fields that identify an item in errors and traces: batch, micro-batch, shard, version, step."""
     names = ("batch", "micro", "shard", "version", "step")
     return {name: value for name in names if isinstance(value := getattr(item, name, None), int)}

@@ -6,7 +6,6 @@ long as those on a text, and of real evaluation.
 """
 
 import subprocess
-import sys
 import time
 from dataclasses import dataclass, replace
 
@@ -22,8 +21,8 @@ from threadloom.stages.machine import detect, load_warning
 from threadloom.stages.memory import FLOAT, Bank, format_lanes, format_memory_plan, memory_plan
 from threadloom.stages.models import initialise, parameter_count
 from threadloom.stages.resolve import choose_and_warn, numerics, resolve, with_precision, with_tuned_settings
-from threadloom.stages.step import ValidationLoss, compute_for
-from threadloom.stages.training import ENDLESS, SLOW, compile_kernels, tokens_per_second
+from threadloom.stages.step import ValidationLoss
+from threadloom.stages.training import ENDLESS, SLOW, compile_kernels, compute_for, tokens_per_second
 
 PICTURES = 45_000_000
 """Bytes that Matplotlib and the pictures add when the run ends; measured, and held by a test."""
@@ -112,7 +111,7 @@ def _process_bytes(precision: Precision) -> int:
     if compile_kernels(precision=precision) <= SLOW:
         return resident_bytes()
     fresh = subprocess.run(
-        module_command("threadloom.stages.run.estimate", precision.value),
+        module_command("threadloom.stages.child_processes.process_memory", precision.value),
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         check=True,
@@ -122,7 +121,8 @@ def _process_bytes(precision: Precision) -> int:
 
 def planned_memory(config: ResolvedConfig, process: int) -> dict[str, int]:
     """Return what a run of a resolved configuration uses, part by part; `process`: before anything was built."""
-    return {PROCESS: process, **memory_plan(config), "pictures, at the end": PICTURES}
+    memory = compute_for(config.precision, config.model.geometry(), config.micro_batch).memory
+    return {PROCESS: process, **memory_plan(config, memory), "pictures, at the end": PICTURES}
 
 
 class _OneMicroBatch:
@@ -144,7 +144,7 @@ def _evaluation_seconds(config: ResolvedConfig) -> float:
     """Return what evaluating a sequence takes on one core, the best of a few micro-batches."""
     geometry, sequences = config.model.geometry(), config.micro_batch
     compute = compute_for(config.precision, geometry, sequences)
-    bank, evaluator = Bank(geometry, compute.allocate_packed()), ValidationLoss(compute)
+    bank, evaluator = Bank(geometry, compute.memory.allocate_packed()), ValidationLoss(compute)
     initialise(bank.arena, geometry, config.seed)
     compute.pack_from_master(bank)
     windows = _OneMicroBatch(geometry.vocabulary, sequences * geometry.context)
@@ -200,8 +200,3 @@ def duration(seconds: float) -> str:
         return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-if __name__ == "__main__":
-    compile_kernels(precision=Precision(sys.argv[1]))
-    sys.stdout.write(f"{resident_bytes()}\n")

@@ -44,8 +44,9 @@ from threadloom.stages.resolve import (
 )
 from threadloom.stages.run.display import Display
 from threadloom.stages.run.report import SHOWN, Logged, Reporter
+from threadloom.stages.step import CheckpointOutput, Validation
 from threadloom.stages.storage import MetricsLog, RunDirectory, RunMode, atomic_write, read_metrics
-from threadloom.stages.training import Output, Training, Validation, compile_kernels
+from threadloom.stages.training import Training, compile_kernels
 
 
 @dataclass(frozen=True)
@@ -188,7 +189,7 @@ def _train(
     _announce(config, choice)
     compile_kernels(precision=config.precision)
     logged = Logged(config, start.step if start else 0)
-    output = Output(run.checkpoints, data.tokenizer_path, logged.wait_for)
+    output = CheckpointOutput(run.checkpoints, data.tokenizer_path, logged.wait_for)
     training = Training(config, training_batches(config, data.train), _validation(config, data), output, start)
     logger.info("memory, allocated for the whole run:\n{}", format_memory_plan(training.memory()))
     trace = _trace(config, training)

@@ -1,39 +1,40 @@
-"""The stages of one update: forward, backward, reducer, optimizer, evaluation, saving, and their arithmetic.
+"""The stages of one update, from drawing tokens to saving, and the protocol of the arithmetic that they call.
 
-May import: models to checkpoint, in the order of docs/architecture.md.
+`stages.step.optimizers` has the optimizers; `stages.step.float32` and `stages.step.bits16` implement `Compute`.
+
+May import: models to checkpoint, in the order of docs/architecture.md, and `stages.step.optimizers`.
 """
 
 from threadloom.stages.step.backward import Backward
-from threadloom.stages.step.compute import Compute, Float32Compute, Version, backward_with_embeddings, compute_for
-from threadloom.stages.step.evaluate import EvaluateStage, ValidationLoss, Windows
+from threadloom.stages.step.compute import Compute, Version, backward_with_embeddings
+from threadloom.stages.step.evaluate import EvaluateStage, Validation, ValidationLoss, Windows
 from threadloom.stages.step.forward import Draw, Embed, Forward, plan_micro_batches
-from threadloom.stages.step.optimizer import ApplyUpdate, Clip, Moments, Optimizer, Publish
-from threadloom.stages.step.reducer import Collect, Gradient, Reduce, plan_shards
-from threadloom.stages.step.saving import Save, Snapshot, due, never
+from threadloom.stages.step.reducer import Collect, Gradient, Reduce, TrainingDiverged, plan_shards
+from threadloom.stages.step.saving import CheckpointOutput, CheckpointSnapshot, RunRecord, Save, due, never
+from threadloom.stages.step.update import Clip, Publish
 
 __all__ = [
-    "ApplyUpdate",
     "Backward",
+    "CheckpointOutput",
+    "CheckpointSnapshot",
     "Clip",
     "Collect",
     "Compute",
     "Draw",
     "Embed",
     "EvaluateStage",
-    "Float32Compute",
     "Forward",
     "Gradient",
-    "Moments",
-    "Optimizer",
     "Publish",
     "Reduce",
+    "RunRecord",
     "Save",
-    "Snapshot",
+    "TrainingDiverged",
+    "Validation",
     "ValidationLoss",
     "Version",
     "Windows",
     "backward_with_embeddings",
-    "compute_for",
     "due",
     "never",
     "plan_micro_batches",

@@ -1,7 +1,8 @@
-"""The loss on the validation split, of a leased version, while training goes on."""
+"""The loss on the validation split, computed from a leased version while training continues."""
 
 import math
 import time
+from dataclasses import dataclass
 from typing import Protocol
 
 from threadloom.pipeline import Arena
@@ -16,24 +17,32 @@ class Windows(BatchSource, Protocol):
 
     @property
     def micro_batches(self) -> int:
-        """How many there are."""
+        """Number of micro-batches."""
 
     @property
     def tokens(self) -> int:
-        """Target tokens in all of them."""
+        """Number of target tokens in all of them."""
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The windows of every evaluation, and those of the evaluation that ends the run."""
+
+    windows: Windows
+    final: Windows
 
 
 class ValidationLoss:
-    """Computes losses with memory of its own: one slot, and the logits of one chunk of rows."""
+    """Computes losses in one slot and the logits of one chunk of rows, both allocated here."""
 
     def __init__(self, compute: Compute) -> None:
         self._compute = compute
-        self._slot = compute.allocate_slot()
-        self._logits = Arena({"logits": compute.logits_shape()})["logits"]
+        self._slot = compute.memory.allocate_slot()
+        self._logits = Arena({"logits": compute.memory.logits_shape})["logits"]
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its memory."""
+        """Bytes allocated."""
         return self._slot.nbytes + self._logits.nbytes
 
     def mean_loss(self, version: Version, windows: Windows) -> float:
@@ -49,32 +58,30 @@ class ValidationLoss:
 
 
 class EvaluateStage:
-    """The stage: evaluates the version that an update leased for it, and lets go of it."""
+    """Evaluates the version that an update leased for it, and releases the lease."""
 
-    def __init__(self, compute: Compute, windows: Windows, final: Windows, last_step: int) -> None:
-        """`windows` are those of every evaluation but that of `last_step`, which takes `final`."""
-        self._evaluator = ValidationLoss(compute)
-        self._windows = windows
-        self._final = final
+    def __init__(self, compute: Compute, validation: Validation, last_step: int) -> None:
+        """`last_step` is evaluated on `validation.final`, every other step on `validation.windows`."""
+        self._loss = ValidationLoss(compute)
+        self._validation = validation
         self._last_step = last_step
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its memory."""
-        return self._evaluator.nbytes
+        """Bytes allocated."""
+        return self._loss.nbytes
 
     def __call__(self, update: Update) -> Evaluation:
-        """Return the validation loss of version `update.step`."""
+        """Return the validation loss of version `update.step`; raise `TrainingDiverged` if it is not finite."""
         begin = time.perf_counter()
         lease = update.evaluation
         assert lease is not None, "only updates with a leased version reach this stage"
-        windows = self._final if update.step == self._last_step else self._windows
-        loss = self._evaluator.mean_loss(lease.bank, windows)
+        windows = self._validation.final if update.step == self._last_step else self._validation.windows
+        loss = self._loss.mean_loss(lease.bank, windows)
         lease.release()
         if not math.isfinite(loss):
             raise TrainingDiverged(
-                f"the validation loss after {update.step} updates is {loss}: needed a finite number. Likely a learning "
-                "rate that is too high, or a precision that is too narrow; start a new run with a lower optimizer.lr, "
-                "a longer schedule.warmup, or precision=float32"
+                f"the validation loss after {update.step} updates is {loss}; expected a finite number. Hint: start a "
+                "new run: lower optimizer.lr, lengthen schedule.warmup, or set precision=float32"
             )
         return Evaluation(update.step, loss, windows.tokens, time.perf_counter() - begin)

@@ -1,28 +1,28 @@
-"""From token ids to the residual stream's end: draw, embed, forward.
+"""From token ids to the end of the residual stream: draw, embed, forward.
 
-`Draw` and `Embed` run ahead of the rest: the input embeddings of a micro-batch are gathered from the version that its
-batch reads, into the slot's own buffer, while earlier micro-batches are in forward and backward.
+`Draw` and `Embed` run ahead of the other stages: while earlier micro-batches are in forward and backward, the input
+embeddings of a micro-batch are gathered into its slot from the version that its batch reads.
 """
 
 from collections.abc import Iterator
 
 from threadloom.pipeline import Banks, Pool, version_for
 from threadloom.stages.data import BatchSource
-from threadloom.stages.memory import Bank, MicroBatch, Slot
+from threadloom.stages.memory import Bank, MicroBatch, MicroBatchSlot
 from threadloom.stages.step.compute import Compute
 
 
 def plan_micro_batches(first_batch: int, steps: int, micro_batches: int) -> Iterator[MicroBatch]:
-    """Yield the micro-batches of batches `first_batch` … `steps` - 1 in the order in which they are to be drawn."""
+    """Yield the micro-batches of batches `first_batch` … `steps` - 1 in the order in which they are drawn."""
     for batch in range(first_batch, steps):
         for micro in range(micro_batches):
             yield MicroBatch(batch, micro)
 
 
 class Draw:
-    """Fills a slot with the token ids of a micro-batch and their targets; the source checks the ids."""
+    """Fills a slot with the token ids and targets of a micro-batch; the source checks the ids."""
 
-    def __init__(self, source: BatchSource, slots: Pool[Slot]) -> None:
+    def __init__(self, source: BatchSource, slots: Pool[MicroBatchSlot]) -> None:
         self._source = source
         self._slots = slots
 
@@ -45,19 +45,19 @@ class Embed:
         self._banks = banks
 
     def acquire(self, item: MicroBatch) -> None:
-        """Lease version max(batch - τ, 0), waiting until it is published."""
+        """Wait until version max(batch - τ, 0) is published, and lease it."""
         item.version = version_for(item.batch, self._banks.delay)
         item.lease = self._banks.lease(item.version)
 
     def __call__(self, item: MicroBatch) -> MicroBatch:
-        """Write token plus position embeddings to the start of the slot's residual stream."""
+        """Write the sum of token and position embeddings to the start of the slot's residual stream."""
         slot, lease = item.held()
         self._compute.embed(lease.bank, slot)
         return item
 
 
 class Forward:
-    """Runs all transformer blocks of a micro-batch in one call, so that the worker stays in compiled code."""
+    """Runs all transformer blocks of a micro-batch in one compiled call, which releases the GIL throughout."""
 
     def __init__(self, compute: Compute) -> None:
         self._compute = compute

@@ -1,4 +1,4 @@
-"""The sum of the lanes, its global norm, and the checks that stand between a gradient and the weights."""
+"""The sum of the lanes and its global norm, with the checks of a gradient before it reaches the weights."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -12,15 +12,15 @@ from threadloom.stages.memory import Bank, MicroGradient, ReduceShard
 
 
 class TrainingDiverged(ArithmeticError):
-    """The loss or the gradient is no longer a finite number."""
+    """The loss or the gradient is not a finite number."""
 
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """The arena cut into shards of whole chunks.
+    """A partition of the arena into shards of whole chunks.
 
-    Chunks are of a fixed size, and norms are summed chunk by chunk in order, so the number of shards, which follows the
-    threads at hand, has no part in the result.
+    Chunks have a fixed size, and norms are summed chunk by chunk in order, so the number of shards, which depends on
+    the number of threads, does not affect the result.
     """
 
     elements: int
@@ -28,30 +28,30 @@ class ShardPlan:
 
     @property
     def chunks(self) -> int:
-        """Chunks of the whole arena."""
+        """Number of chunks of the whole arena."""
         return -(-self.elements // kernels.CHUNK)
 
     def chunk_range(self, shard: int) -> tuple[int, int]:
-        """Return first and past-the-last chunk of a shard."""
+        """Return the first and the past-the-last chunk of a shard."""
         return self.chunks * shard // self.shards, self.chunks * (shard + 1) // self.shards
 
     def span(self, shard: int) -> tuple[int, int]:
-        """Return first and past-the-last element of a shard."""
+        """Return the first and the past-the-last element of a shard."""
         first, last = self.chunk_range(shard)
         return first * kernels.CHUNK, min(last * kernels.CHUNK, self.elements)
 
 
 def plan_shards(elements: int, threads: int) -> ShardPlan:
-    """Cut an arena into two shards a thread, or one a chunk where there are fewer."""
+    """Divide an arena into two shards per thread, or one per chunk if there are fewer chunks."""
     chunks = -(-elements // kernels.CHUNK)
     return ShardPlan(elements, max(1, min(2 * threads, chunks)))
 
 
 class Gradient:
-    """The batch's gradient: the sum of the lanes, and the sum of squares of each of its chunks.
+    """The gradient of a batch: the sum of the lanes, and the sum of squares of each chunk.
 
-    At delay 0 it lies in lane 0, since no backward runs while it is needed; at any other it has memory of its own, so
-    that the lanes are free for the next batch as soon as they are summed.
+    At delay 0 it is stored in lane 0, since no backward pass runs while it is needed. At any other delay it is a
+    separate array, so that the lanes are free for the next batch as soon as they are summed.
     """
 
     def __init__(self, lanes: Lanes, delay: int) -> None:
@@ -60,16 +60,21 @@ class Gradient:
         self.flat = lanes.flat[0] if self.in_lane else aligned_zeros(elements, np.float32)
         self.squares = np.zeros(-(-elements // kernels.CHUNK), np.float64)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated in addition to the lanes."""
+        return 0 if self.in_lane else int(self.flat.nbytes)
+
     def norm(self) -> float:
-        """Return the global norm, adding the chunks in their order."""
+        """Return the global norm, summed over the chunks in order."""
         return math.sqrt(math.fsum(self.squares.tolist()))
 
 
 class Collect:
-    """Meets the micro-batches of a batch, checks what they read, and opens the reduction.
+    """Gathers the micro-batches of a batch, checks the versions that they read, and begins the reduction.
 
-    `scaled`: a loss that is not finite may be an overflow of the scaled run, and is left to `Clip`, which skips it.
-    `finish` adds what could not be added to the lanes before all micro-batches were done.
+    With `scaled`, a loss that is not finite is passed on: it may be an overflow of the scaled loss, and `Clip` skips
+    it. `finish` is called once all micro-batches are done, to add the deferred gradients to the lanes.
     """
 
     def __init__(
@@ -77,6 +82,7 @@ class Collect:
         banks: Banks[Bank],
         plan: ShardPlan,
         tokens_in_batch: int,
+        *,
         scaled: bool = False,
         finish: Callable[[], None] | None = None,
     ) -> None:
@@ -87,11 +93,15 @@ class Collect:
         self._tokens = tokens_in_batch
 
     def acquire(self, gradients: Sequence[MicroGradient]) -> None:
-        """Wait until the gradient of the batch before has been used up: its version is published."""
+        """Wait until the gradient of the previous batch is no longer needed: its version is published."""
         self._banks.wait_published(gradients[0].batch)
 
     def __call__(self, gradients: Sequence[MicroGradient]) -> Iterator[ReduceShard]:
-        """Refuse a batch that breaks the declared delay or has no finite loss; otherwise hand out its shards."""
+        """Yield the batch's shards.
+
+        Raises `StaleVersion` if a micro-batch read another version than the delay declares, `TrainingDiverged` if the
+        loss is not finite.
+        """
         batch = gradients[0].batch
         for version in sorted({gradient.version for gradient in gradients}):
             self._banks.check_staleness(batch, version)
@@ -100,9 +110,9 @@ class Collect:
         if not math.isfinite(loss) and not self._scaled:
             bad = [gradient.micro for gradient in gradients if not math.isfinite(gradient.loss)]
             raise TrainingDiverged(
-                f"the loss of update {batch + 1} is {loss} (micro-batches {bad}): needed a finite number. "
-                "Likely a learning rate that is too high or a clip that is off; start a new run with a lower "
-                "optimizer.lr, a longer schedule.warmup, or optimizer.clip=1.0. Checkpoints from before are good"
+                f"the loss of update {batch + 1} is {loss} (micro-batches {bad}); expected a finite number. Hint: "
+                "start a new run: lower optimizer.lr, lengthen schedule.warmup, or set optimizer.clip=1.0. Earlier "
+                "checkpoints are unaffected"
             )
         if self._finish:
             self._finish()
@@ -111,7 +121,7 @@ class Collect:
 
 
 class Reduce:
-    """Sums a shard's chunks over the lanes, lane 0 first, with the sum of squares of each chunk."""
+    """Sums a shard's chunks over the lanes, lane 0 first, and computes the sum of squares of each chunk."""
 
     def __init__(self, lanes: Lanes, gradient: Gradient) -> None:
         self._lanes = lanes

@@ -1,87 +1,90 @@
-"""Checkpoints while training goes on.
+"""Checkpoints written while training continues.
 
-The optimizer's moments change with every update, and at τ > 0 the older versions are soon overwritten. Either they are
-copied between two updates, into memory set aside for it (`checkpoint.copies`), or the next update waits until they are
-on the disk; forward and backward go on meanwhile as far as the delay allows. The newest version is leased in any case:
-its bank stays as it is.
+Every update changes the optimizer's moments, and at τ > 0 the older versions are soon overwritten. Either they are
+copied between two updates into memory allocated for that purpose (`checkpoint.copies`), or the next update waits until
+they are on disk, while forward and backward continue as far as the delay allows. The newest version is leased in both
+cases, so its bank does not change.
 """
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-import msgspec
 import numpy as np
 
 from threadloom.pipeline import Arena, Banks, Lease, Pool
 from threadloom.stages.checkpoint import TrainingState, kept_versions, save_checkpoint
-from threadloom.stages.config import ResolvedConfig
 from threadloom.stages.memory import Bank, Saved, ScaleState, Update
-from threadloom.stages.models import parameter_shapes
-from threadloom.stages.step.optimizer import Moments
+from threadloom.stages.models import Geometry, parameter_shapes
+from threadloom.stages.step.optimizers import Moments
 
-TURN: Final = object()
-"""What a checkpoint holds while it is under way, since there is room for one."""
+_PERMIT: Final = object()
+"""Held by the checkpoint that is being written; there is one, so checkpoints are written one at a time."""
 
 
-class Snapshot:
-    """What a checkpoint needs besides the newest version, kept as it is until the checkpoint is written.
+class CheckpointSnapshot:
+    """The state that a checkpoint needs besides the newest version, constant until the checkpoint is written.
 
-    There is one, so a run never has two checkpoints under way. With copies, `moments` and the older versions lie in
-    memory of its own; without, they are the live ones: `hold` keeps the next update from them, leases keep the banks.
+    There is one per run, so checkpoints are written one at a time. With `copies`, `moments` and the older versions are
+    copied to memory of the snapshot; without, they are the live ones: `wait_writable` delays the next update, and
+    leases keep the banks.
     """
 
-    def __init__(self, config: ResolvedConfig, banks: Banks[Bank], moments: Moments) -> None:
-        geometry = config.model.geometry()
-        self._copies = config.checkpoint.copies
-        self._delay = config.delay
+    def __init__(self, geometry: Geometry, banks: Banks[Bank], moments: Moments, *, copies: bool) -> None:
+        self._copies = copies
         self._live = moments
         self._banks = banks
-        self._own = [Arena(parameter_shapes(geometry)) for _ in range(config.delay)] if self._copies else []
+        self._own = [Arena(parameter_shapes(geometry)) for _ in range(banks.delay)] if copies else []
         self._leases: list[Lease[Bank]] = []  # of the older versions, without copies
-        self._free = Pool([TURN])
-        self.moments = Moments(geometry) if self._copies else moments
+        self._permits = Pool([_PERMIT])
+        self.moments = Moments(geometry) if copies else moments
         self.older: Mapping[int, Arena] = {}
-        """The versions before the newest that the delay still needs; set by `take`, good until `release`."""
+        """Older versions that the delay still needs; set by `take`, valid until `release`."""
         self.scalers: Mapping[int, ScaleState] = {}
-        """Their states of the loss scaler; set by `take` too."""
+        """Their loss scaler states; set by `take`."""
+
+    @property
+    def delay(self) -> int:
+        """The delay τ of the run."""
+        return self._banks.delay
 
     @property
     def nbytes(self) -> int:
-        """Bytes set aside."""
+        """Bytes allocated for copies."""
         return (self.moments.nbytes if self._copies else 0) + sum(arena.nbytes for arena in self._own)
 
     def acquire(self) -> None:
-        """Wait until the checkpoint before has been written."""
-        self._free.take()
+        """Wait until the previous checkpoint has been written."""
+        self._permits.take()
 
-    def hold(self) -> None:
-        """Wait until the next update may write over what a checkpoint needs."""
+    def wait_writable(self) -> None:
+        """Wait until the next update may overwrite the state that a checkpoint needs."""
         if not self._copies:
-            self._free.give_back(self._free.take())
+            self._permits.give_back(self._permits.take())
 
     def take(self, step: int) -> None:
         """Keep the moments after `step` updates and the older versions; called before version `step` is published."""
-        self._leases = [self._banks.lease(version) for version in kept_versions(step, self._delay)[:-1]]
+        self._leases = [self._banks.lease(version) for version in kept_versions(step, self.delay)[:-1]]
         self.older = {lease.version: lease.bank.arena for lease in self._leases}
         self.scalers = {lease.version: lease.bank.scaler for lease in self._leases}
         if self._copies:
-            np.copyto(self.moments.m.flat, self._live.m.flat)
-            np.copyto(self.moments.v.flat, self._live.v.flat)
+            for copy, live in zip(self.moments.arenas, self._live.arenas, strict=True):
+                np.copyto(copy.flat, live.flat)
             for copy, arena in zip(self._own, self.older.values(), strict=False):
                 np.copyto(copy.flat, arena.flat)
             self.older = dict(zip(self.older, self._own, strict=False))
             self._release_leases()
 
     def release(self) -> None:
-        """Let the next update, or the next checkpoint, go on."""
+        """Allow the next update, or the next checkpoint, to proceed."""
         self._release_leases()
-        self._free.give_back(TURN)
+        self._permits.give_back(_PERMIT)
 
     def abort(self) -> None:
-        """Wake who waits with `Cancelled`."""
-        self._free.abort()
+        """Wake all waiters with `Cancelled`."""
+        self._permits.abort()
 
     def _release_leases(self) -> None:
         for lease in self._leases:
@@ -89,58 +92,68 @@ class Snapshot:
         self._leases = []
 
 
-class Save:
-    """Writes the checkpoint of a version; `tokenizer` is the file that is put beside it.
+@dataclass(frozen=True)
+class CheckpointOutput:
+    """The folder of the checkpoints, and the tokenizer file that is copied into each.
 
-    `ready(step)` is called before anything is written, and may wait for what must be on the disk by then.
+    `ready(step)` is called before the checkpoint of a step is written: it may wait for files that must be on disk
+    first.
     """
 
-    def __init__(
-        self,
-        config: ResolvedConfig,
-        snapshot: Snapshot,
-        folder: Path,
-        tokenizer: Path | None,
-        ready: Callable[[int], None] | None = None,
-    ) -> None:
-        self._config = config
+    checkpoints: Path
+    tokenizer: Path | None = None
+    ready: Callable[[int], None] | None = None
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """The description of the run that every checkpoint contains, and the number of checkpoints to keep (0: all)."""
+
+    geometry: Geometry
+    config: Mapping[str, Any]
+    """The resolved configuration as JSON types."""
+    keep: int
+
+
+class Save:
+    """Writes the checkpoint of a version."""
+
+    def __init__(self, snapshot: CheckpointSnapshot, output: CheckpointOutput, record: RunRecord) -> None:
         self._snapshot = snapshot
-        self._folder = folder
-        self._tokenizer = tokenizer
-        self._ready = ready
+        self._output = output
+        self._record = record
 
     def acquire(self, update: Update) -> None:
-        """Wait until the checkpoint may stand on the disk."""
-        if self._ready:
-            self._ready(update.step)
+        """Wait until the checkpoint may be written."""
+        if self._output.ready:
+            self._output.ready(update.step)
 
     def __call__(self, update: Update) -> Saved:
-        """Write version `update.step` with everything that continues its trajectory."""
+        """Write version `update.step` with all state that continues its trajectory."""
         begin = time.perf_counter()
-        lease = update.checkpoint
+        lease, snapshot = update.checkpoint, self._snapshot
         assert lease is not None, "only updates with a leased version reach this stage"
-        scalers = {**self._snapshot.scalers, update.step: lease.bank.scaler} if update.scaled else {}
         state = TrainingState(
             step=update.step,
-            delay=self._config.delay,
-            versions={**self._snapshot.older, update.step: lease.bank.arena},
-            m=self._snapshot.moments.m,
-            v=self._snapshot.moments.v,
-            config=msgspec.to_builtins(self._config),
-            geometry=self._config.model.geometry(),
-            scalers=scalers,
+            delay=snapshot.delay,
+            versions={**snapshot.older, update.step: lease.bank.arena},
+            m=snapshot.moments.m,
+            v=snapshot.moments.v,
+            config=self._record.config,
+            geometry=self._record.geometry,
+            scalers={**snapshot.scalers, update.step: lease.bank.scaler} if update.scaled else {},
         )
-        path = save_checkpoint(self._folder, state, self._tokenizer, self._config.checkpoint.keep)
+        path = save_checkpoint(self._output.checkpoints, state, self._output.tokenizer, self._record.keep)
         lease.release()
-        self._snapshot.release()
+        snapshot.release()
         return Saved(update.step, str(path), time.perf_counter() - begin)
 
 
 def due(interval: int, last: int) -> Callable[[int], bool]:
-    """Return whether something is to be done at a step: every `interval` updates (0: never) and at the last one."""
+    """Return a function of the step: True every `interval` updates (0: never) and at the last one."""
     return lambda step: step == last or (interval > 0 and step % interval == 0)
 
 
 def never(step: int) -> bool:
-    """What is never to be done."""
+    """Return False, for an evaluation or a checkpoint that is never due."""
     return False

@@ -1,33 +1,29 @@
-"""One way of training, measured in a process of its own: `threadloom bench` starts these and tells them what to do.
+"""Updates in a worker process, measured: one process per execution mode, driven by `threadloom bench`.
 
-It computes while it is asked to, and is idle between (`stages.console.json_worker`). Its memory is `peak`, `base`, what
-it held before training was built, and `plan`, what was then allocated.
-
-`--start` is another thing: a fresh process that says how long it took from its start to the first update.
+The worker computes on request and is idle between requests (`stages.console.json_worker`).
 """
 
 import contextlib
-import json
-import sys
-import time
+import threading
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, cast
 
-from threadloom.stages.console import (
-    JsonWorkerProcess,
-    module_command,
-    redirect_stdout_to_stderr,
-    resident_bytes,
-    serve,
-)
+from threadloom.stages.config import ResolvedConfig
+from threadloom.stages.console import JsonWorkerProcess, module_command, resident_bytes
+from threadloom.stages.data import BatchSource, TokenIds, random_batches
+from threadloom.stages.resolve import numerics, resolved_from_json
+from threadloom.stages.training.sequential import replay, stage_by_stage
+from threadloom.stages.training.training import Training
+from threadloom.stages.training.warmup import compile_kernels
 
 ENDLESS = 1_000_000_000
+"""Number of updates of a run that is measured: more than any measurement makes."""
 
 
 class ExecutionMode(Enum):
-    """How the updates are made; the value is what tables say."""
+    """How the stages are executed; the value is the name in tables."""
 
     REPLAY = "one thread"
     STAGES = "stage by stage"
@@ -35,142 +31,102 @@ class ExecutionMode(Enum):
 
 
 @dataclass(frozen=True)
-class Rates:
-    """What some updates took, in the steady state."""
+class StepTimes:
+    """Times of consecutive updates in the steady state."""
 
     updates: int
     seconds: float
+    """Wall time of `updates` updates."""
     busy: dict[str, float]
-    """Seconds inside each stage, summed over its threads, during all updates of the round: `drawn` many."""
+    """Seconds inside each stage, summed over its threads, during `drawn` updates."""
     drawn: int
+    """Updates of the whole round, including those that fill and drain the pipeline."""
 
 
 class MeasuredStepWorker(JsonWorkerProcess):
-    """A way of training in its process."""
+    """A worker process that trains in one execution mode."""
 
-    def __init__(self, config: str, way: ExecutionMode, cores: int) -> None:
-        """`config`: resolved, as JSON."""
-        self.way = way
-        task = {"way": way.name, "cores": cores, "config": config}
-        super().__init__(module_command("threadloom.stages.training.measured_step"), task)
+    def __init__(self, config: str, mode: ExecutionMode, cores: int) -> None:
+        """`config` is a resolved configuration as JSON."""
+        self.mode = mode
+        task = {"mode": mode.name, "cores": cores, "config": config}
+        super().__init__(module_command("threadloom.stages.child_processes.measured_step"), task)
 
     @property
     def name(self) -> str:
-        """How messages call it."""
-        return f"the measurement of {self.way.value}"
+        """The name of the process in messages."""
+        return f"the measurement of {self.mode.value}"
 
-    def run(self, updates: int) -> Rates:
-        """Let it make updates, and some before and after them that fill and drain the pipeline."""
-        return Rates(**self.request({"run": updates}))
+    def run(self, updates: int) -> StepTimes:
+        """Return the times of `updates` updates; others before and after them fill and drain the pipeline."""
+        return StepTimes(**self.request({"run": updates}))
 
 
 class StepGate:
-    """A batch source that lets batches through up to a number: beyond, the pipeline runs empty and waits, idle."""
+    """A batch source that blocks batches beyond a limit: the pipeline drains and is idle until the limit is raised."""
 
-    def __init__(self, source: Any) -> None:
-        import threading
-
+    def __init__(self, source: BatchSource) -> None:
         self._source = source
-        self._allowed = 0  # batches; under the condition's lock
+        self._allowed = 0  # batches; guarded by the condition
         self._changed = threading.Condition()
 
     def allow(self, more: int) -> None:
-        """Let so many more batches through."""
+        """Raise the limit by `more` batches."""
         with self._changed:
             self._allowed += more
             self._changed.notify_all()
 
-    def fill(self, batch: int, micro: int, ids: Any, targets: Any) -> None:
-        """Wait for the batch's turn, then draw the micro-batch."""
+    def fill(self, batch: int, micro: int, ids: TokenIds, targets: TokenIds) -> None:
+        """Wait until the batch is allowed, then draw the micro-batch."""
         with self._changed:
             self._changed.wait_for(lambda: batch < self._allowed)
         self._source.fill(batch, micro, ids, targets)
 
 
 class MeasuredStepRunner:
-    """The training of one way, stopped between rounds."""
+    """A training in one execution mode that advances on request; runs in the worker process."""
 
-    def __init__(self, text: str, way: ExecutionMode, cores: int) -> None:
-        """`text`: the resolved configuration."""
-        from threadloom.stages.data import random_batches
-        from threadloom.stages.resolve import numerics, resolved_from_json
-        from threadloom.stages.training.sequential import replay, stage_by_stage
-        from threadloom.stages.training.training import Training
-        from threadloom.stages.training.warmup import compile_kernels
-
-        self.config = resolved_from_json(text)
+    def __init__(self, text: str, mode: ExecutionMode, cores: int) -> None:
+        """`text` is a resolved configuration as JSON."""
+        self.config: ResolvedConfig = resolved_from_json(text)
         compile_kernels(lambda _: None, self.config.precision)
-        self.base = resident_bytes()
-        self.way = way
+        self._base = resident_bytes()
+        self._mode = mode
         self._gate = StepGate(random_batches(self.config))
         self._training = Training(self.config, self._gate)
-        self.plan = sum(self._training.memory().values())
         self._stack = contextlib.ExitStack()
         self._stack.enter_context(numerics(self.config))
         self._run: Any = None
-        if way is ExecutionMode.PIPELINE:
+        if mode is ExecutionMode.PIPELINE:
             graph = self._training.graph()
             self._run = self._stack.enter_context(graph.start(resources=self._training.resources))
-            self._stack.callback(self._gate.allow, ENDLESS)  # a stage that waits for its turn could not end
+            self._stack.callback(self._gate.allow, ENDLESS)  # first on exit: a stage that waits at the gate cannot end
             self._events: Iterable[Any] = self._run
         else:
             self._gate.allow(ENDLESS)
-            made = replay(self._training) if way is ExecutionMode.REPLAY else stage_by_stage(self._training, cores)
-            sequence = cast(Generator[Any], made)  # its end ends the threads of its own
+            found = replay(self._training) if mode is ExecutionMode.REPLAY else stage_by_stage(self._training, cores)
+            sequence = cast(Generator[Any], found)
             self._events = sequence
-            self._stack.callback(sequence.close)
+            self._stack.callback(sequence.close)  # ends its threads
 
-    def run(self, updates: int) -> Rates:
-        """Make updates; the first ones, while the pipeline fills, and the last ones, while it drains, do not count."""
-        apart = self.config.delay + 1 if self.way is ExecutionMode.PIPELINE else 1
+    def run(self, updates: int) -> StepTimes:
+        """Return the times of `updates` updates, excluding those that fill and drain the pipeline."""
+        apart = self.config.delay + 1 if self._mode is ExecutionMode.PIPELINE else 1
         drawn = updates + 2 * apart
         before = self._run.statistics() if self._run else None
         if self._run:
             self._gate.allow(drawn)
-        moments = [next(iter(self._events)).seconds for _ in range(drawn)]
+        ends = [next(iter(self._events)).seconds for _ in range(drawn)]
         busy = {}
         if self._run:
-            lately = self._run.statistics().since(before)
-            busy = {stage.name: stage.busy for stage in lately.stages if stage.name not in ("plan", "draw", "events")}
-        return Rates(updates, moments[apart + updates - 1] - moments[apart - 1], busy, drawn)
+            round_ = self._run.statistics().since(before)
+            busy = {stage.name: stage.busy for stage in round_.stages if stage.name not in ("plan", "draw", "events")}
+        return StepTimes(updates, ends[apart + updates - 1] - ends[apart - 1], busy, drawn)
 
     def memory(self) -> dict[str, int]:
-        """Return the bytes held before the training was built, and those of its memory plan."""
-        return {"base": self.base, "plan": self.plan}
+        """Return the bytes held before the training was built (`base`) and those of its memory plan (`plan`)."""
+        return {"base": self._base, "plan": sum(self._training.memory().values())}
 
     def close(self) -> None:
         """End the threads."""
         self._stack.close()
-
-
-def time_to_first_update(begin: float, text: str) -> dict[str, float]:
-    """Return the seconds since `begin`, a time.monotonic() of the parent, at each point up to the first update."""
-    reached = {"interpreter": time.monotonic() - begin}
-    from threadloom.stages.data import random_batches
-    from threadloom.stages.resolve import numerics, resolved_from_json
-    from threadloom.stages.training.training import Training
-    from threadloom.stages.training.warmup import compile_kernels
-
-    reached["imports"] = time.monotonic() - begin
-    config = resolved_from_json(text)
-    compile_kernels(lambda _: None, config.precision)
-    reached["kernels"] = time.monotonic() - begin
-    training = Training(config, random_batches(config))
-    reached["memory and weights"] = time.monotonic() - begin
-    with numerics(config), training.graph().start(resources=training.resources) as run:
-        next(iter(run))
-        reached["first update"] = time.monotonic() - begin
-    return reached
-
-
-def main() -> None:
-    """Serve requests; with a start time as an argument, reply once with the times to the first update."""
-    if len(sys.argv) > 1:
-        replies = redirect_stdout_to_stderr()
-        replies.write(json.dumps(time_to_first_update(float(sys.argv[1]), sys.stdin.read())) + "\n")
-        return
-    serve(lambda task: MeasuredStepRunner(task["config"], ExecutionMode[task["way"]], task["cores"]))
-
-
-if __name__ == "__main__":
-    main()

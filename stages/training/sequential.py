@@ -1,11 +1,11 @@
-"""The same updates without a pipeline, for comparison with it.
+"""The updates of a training without the pipeline, for comparison with it.
 
-`replay` runs every stage function in the caller's thread: the pipeline must give the same bits.
+`replay` calls every stage function in the caller's thread; the pipeline must compute the same bits.
 
-`stage_by_stage` runs one stage after another, each on all cores, as the step of most trainers does. It uses the same
-kernels, micro-batches and cores, so it is the baseline of the pipeline's speed. A lane sums its micro-batches in the
-same order, so the weights have the same bits. One micro-batch per lane is in flight at a time, or one per thread of
-backward if lanes are shared; memory is that of the pipeline.
+`stage_by_stage` runs one stage after another, each on all cores, as most trainers do. Kernels, micro-batches and cores
+are those of the pipeline, so it is the baseline of the pipeline's speed. A lane sums its micro-batches in the same
+order, so the weights have the same bits. At most one micro-batch per lane is in flight, or one per thread of backward
+if lanes are shared; memory is that of the pipeline.
 """
 
 from collections.abc import Iterator
@@ -17,9 +17,9 @@ from threadloom.stages.training.training import Training
 
 
 def replay(training: Training) -> Iterator[Event]:
-    """Run the stages of `training` sequentially, in the caller's thread, and yield what the pipeline would report.
+    """Run the stages of `training` in the caller's thread, and yield the events that the pipeline would report.
 
-    Nothing waits here: each batch's version is published before the batch begins, whatever the delay.
+    No call waits: each batch's version is published before the batch begins, at any delay.
     """
     count = training.plan.micro_batches
     for batch in range(training.first_batch, training.config.steps):
@@ -46,13 +46,13 @@ def replay(training: Training) -> Iterator[Event]:
 def stage_by_stage(training: Training, cores: int) -> Iterator[Update]:
     """Run the stages of `training` one after another on `cores` threads, and yield the updates.
 
-    Neither evaluates nor saves.
+    Evaluations and checkpoints are left out.
     """
     plan = training.plan
-    # A wave is made of neighbours, so no lane has two in it unless lanes are shared. Then a micro-batch waits in the
-    # middle of backward for the one before it, which must have found a thread and scratch: each of a wave does.
-    together = plan.lanes if training.turns is None else min(training.config.max_concurrent_backward, cores)
-    wide = min(together, training.config.slots)
+    # A wave consists of consecutive micro-batches, so no two of them are in one lane unless lanes are shared. If they
+    # are, a micro-batch waits inside backward for its predecessor, so the whole wave must have threads and scratch.
+    together = plan.lanes if training.accumulation is None else min(training.config.max_concurrent_backward, cores)
+    width = min(together, training.config.slots)
     with ThreadPoolExecutor(cores, thread_name_prefix="bench") as pool:
 
         def forward(item: MicroBatch) -> None:
@@ -61,8 +61,8 @@ def stage_by_stage(training: Training, cores: int) -> Iterator[Update]:
         for batch in range(training.first_batch, training.config.steps):
             items = list(plan_micro_batches(batch, batch + 1, plan.micro_batches))
             gradients: list[MicroGradient] = []
-            for first in range(0, len(items), wide):
-                wave = items[first : first + wide]
+            for first in range(0, len(items), width):
+                wave = items[first : first + width]
                 for item in wave:
                     training.draw.acquire(item)
                     training.embed.acquire(item)

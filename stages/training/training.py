@@ -1,19 +1,24 @@
-"""The assembly: memory and stages of one run, and the graph that joins them.
+"""The assembly of a run: its memory, its stages, and the graph that joins them.
 
-        draw → embed → forward → backward → collect → reduce → clip → update → publish ─┬→ events
-        slot   lease                        a batch   shards   norm   shards   version  ├→ evaluate → events
-                                                                                        └→ save     → events
+    draw ─→ embed ─→ forward ─→ backward ─→ collect ─→ reduce ─→ clip ─→ update ─→ publish ─┬─→ events
+                                            (batch)   (shard)  (batch)  (shard)   (batch)   ├─→ evaluate ─→ events
+                                                                                            └─→ save ─────→ events
 
-Batch k is in forward while batch k - 1 is in backward and batch k - 2 in the optimizer, as far as the delay τ allows:
-what holds batch k back is the lease of version max(k - τ, 0), and nothing else. `Training` knows no threads; `replay`
-runs the same stages one after another, and the weights are the same, bit for bit.
+    time ──→           1       2       3       4       5         with delay τ = 2 and stages of equal duration
+    forward            k     k + 1   k + 2   k + 3   k + 4
+    backward         k - 1     k     k + 1   k + 2   k + 3
+    reduce … publish k - 2   k - 1     k     k + 1   k + 2
+
+Batch k reads version max(k - τ, 0) of the weights, and `embed` waits until that version is published. No other wait
+orders the batches, so up to τ + 1 of them are in flight. `Training` itself starts no thread: `graph()` declares the
+pipeline, `stages.training.sequential` calls the same stages in one thread, and both compute the same bits.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from threadloom.pipeline import (
     Abortable,
@@ -32,10 +37,20 @@ from threadloom.pipeline import (
 from threadloom.stages.checkpoint import Checkpoint
 from threadloom.stages.config import ResolvedConfig, learning_rate
 from threadloom.stages.data import BatchSource
-from threadloom.stages.memory import Bank, LossScaler, MicroBatch, OrderedAccumulation, arrays_bytes
+from threadloom.stages.memory import (
+    Bank,
+    LossScaler,
+    MicroBatch,
+    OrderedAccumulation,
+    arrays_bytes,
+    check_allocation,
+    memory_plan,
+)
 from threadloom.stages.models import initialise, parameter_shapes
 from threadloom.stages.step import (
     Backward,
+    CheckpointOutput,
+    CheckpointSnapshot,
     Clip,
     Collect,
     Draw,
@@ -43,46 +58,25 @@ from threadloom.stages.step import (
     EvaluateStage,
     Forward,
     Gradient,
-    Moments,
-    Optimizer,
     Publish,
     Reduce,
+    RunRecord,
     Save,
-    Snapshot,
-    Windows,
-    compute_for,
+    Validation,
     due,
     never,
     plan_micro_batches,
     plan_shards,
 )
-
-
-@dataclass(frozen=True)
-class Validation:
-    """The windows of every evaluation, and those of the one that ends the run."""
-
-    windows: Windows
-    final: Windows
-
-
-@dataclass(frozen=True)
-class Output:
-    """Where checkpoints go, and the tokenizer file that is put beside each.
-
-    `ready(step)` is called before the checkpoint of a step is written: it may wait for what must be on the disk first.
-    """
-
-    checkpoints: Path
-    tokenizer: Path | None = None
-    ready: Callable[[int], None] | None = None
+from threadloom.stages.step.optimizers import AdamW, Moments
+from threadloom.stages.training.precisions import compute_for
 
 
 class Training:
-    """The memory and the stages of one run, all allocated here.
+    """The memory and the stages of one run, all allocated on construction.
 
-    `data` gives the micro-batches; with `validation` the run evaluates, with `output` it
-    writes checkpoints, with `start` it continues from one.
+    `data` yields the micro-batches. With `validation` the run evaluates, with `output` it writes checkpoints, with
+    `start` it continues from one.
     """
 
     def __init__(
@@ -90,52 +84,61 @@ class Training:
         config: ResolvedConfig,
         data: BatchSource,
         validation: Validation | None = None,
-        output: Output | None = None,
+        output: CheckpointOutput | None = None,
         start: Checkpoint | None = None,
     ) -> None:
-        geometry = config.model.geometry()
-        sequences, tokens = config.micro_batch, config.sequences * config.model.context
+        geometry, tokens = config.model.geometry(), config.sequences * config.model.context
         self.config = config
-        self.compute = compute_for(config.precision, geometry, sequences)
         self.first_batch = start.step if start else 0
         self.plan = LanePlan(config.lanes, config.micro_batches)
-        self.slots = Pool([self.compute.allocate_slot() for _ in range(config.slots)])
-        self.moments = Moments(geometry)
+        self.compute = compute_for(config.precision, geometry, config.micro_batch)
+        memory = self.compute.memory
         self.scaler = LossScaler(config.loss_scale)
-        self.banks = self._make_banks(start)
+
+        self.moments = Moments(geometry)
+        self.banks = self._allocate_banks(start)
         self.lanes = Lanes(parameter_shapes(geometry), self.plan, self.first_batch)
-        self.turns = OrderedAccumulation(geometry, self.lanes, sequences) if config.shared_lanes else None
         self.gradient = Gradient(self.lanes, config.delay)
+        self.slots = Pool([memory.allocate_slot() for _ in range(config.slots)])
+        self.scratch = Pool([memory.allocate_scratch() for _ in range(config.max_concurrent_backward)])
+        self.accumulation: OrderedAccumulation | None = None
+        if config.shared_lanes:
+            self.accumulation = OrderedAccumulation(geometry, self.lanes, config.micro_batch)
+        self.snapshot: CheckpointSnapshot | None = None
+        if output:
+            self.snapshot = CheckpointSnapshot(geometry, self.banks, self.moments, copies=config.checkpoint.copies)
+
         self.shards = plan_shards(self.gradient.flat.size, max(config.threads.reduce, config.threads.update))
-        self.snapshot = Snapshot(config, self.banks, self.moments) if output else None
+        optimizer = AdamW(config.optimizer, partial(learning_rate, config.schedule, config.optimizer.lr), self.moments)
+        evaluation_due = due(config.evaluation.interval, config.steps) if validation else never
+        checkpoint_due = due(config.checkpoint.interval, config.steps) if output else never
+        finish = self.accumulation.scatter_deferred if self.accumulation else None
 
         self.draw = Draw(data, self.slots)
         self.embed = Embed(self.compute, self.banks)
         self.forward = Forward(self.compute)
-        self.scratch = Pool([self.compute.allocate_scratch() for _ in range(config.max_concurrent_backward)])
         self.backward = Backward(
-            self.compute, self.lanes, self.slots, self.scratch, tokens, geometry.context, self.turns
+            self.compute, self.lanes, self.slots, self.scratch, tokens, geometry.context, self.accumulation
         )
-        finish = self.turns.scatter if self.turns else None
-        self.collect = Collect(self.banks, self.shards, tokens, self.scaler.on, finish)
+        self.collect = Collect(self.banks, self.shards, tokens, scaled=self.scaler.on, finish=finish)
         self.reduce = Reduce(self.lanes, self.gradient)
-        optimizer = Optimizer(config.optimizer, partial(learning_rate, config.schedule, config.optimizer.lr))
         self.clip = Clip(self.banks, self.lanes, self.gradient, self.shards, optimizer, self.scaler, self.snapshot)
-        self.update = self.compute.make_update(self.gradient, self.moments, self.shards.shards)
-        evaluation_due = due(config.evaluation.interval, config.steps) if validation else never
-        checkpoint_due = due(config.checkpoint.interval, config.steps) if output else never
+        self.update = self.compute.update_stage(self.gradient, optimizer, self.shards.shards)
         self.publish = Publish(self.banks, self.lanes, self.gradient, evaluation_due, checkpoint_due, self.snapshot)
-        self.evaluate: EvaluateStage | None = None
-        if validation:
-            self.evaluate = EvaluateStage(self.compute, validation.windows, validation.final, config.steps)
+        self.evaluate = EvaluateStage(self.compute, validation, config.steps) if validation else None
         self.save: Save | None = None
         if output and self.snapshot:
-            self.save = Save(config, self.snapshot, output.checkpoints, output.tokenizer, output.ready)
+            record = RunRecord(geometry, msgspec.to_builtins(config), config.checkpoint.keep)
+            self.save = Save(self.snapshot, output, record)
 
-    def _make_banks(self, start: Checkpoint | None) -> Banks[Bank]:
-        """Allocate the banks and fill those that the run starts from."""
+        self._memory_plan = memory_plan(config, memory, evaluates=bool(validation), saves=bool(output))
+        check_allocation(self._memory_plan, self._allocated())
+
+    def _allocate_banks(self, start: Checkpoint | None) -> Banks[Bank]:
+        """Allocate the banks and the weights, packed weights and moments that the run starts from."""
         config, geometry = self.config, self.config.model.geometry()
-        banks = [Bank(geometry, self.compute.allocate_packed()) for _ in range(config.delay + 1 + config.extra_banks)]
+        count = config.delay + 1 + config.extra_banks
+        banks = [Bank(geometry, self.compute.memory.allocate_packed()) for _ in range(count)]
         versions = start.versions if start else (0,)
         published = {version: index for index, version in enumerate(versions)}
         for version, index in published.items():
@@ -151,105 +154,78 @@ class Training:
 
     def memory(self) -> dict[str, int]:
         """Return the bytes of each part that is allocated for the whole run."""
-        snapshot = self.snapshot
-        return {
-            "weight banks": self.banks.total(lambda bank: bank.nbytes),
-            "optimizer moments": self.moments.nbytes,
-            "gradient lanes": self.lanes.nbytes,
-            "gradient": 0 if self.gradient.in_lane else self.gradient.flat.nbytes,
-            "slots": self.slots.total(lambda slot: slot.nbytes),
-            "backward scratch": self.scratch.total(arrays_bytes),
-            "input gradients": self.turns.nbytes if self.turns else 0,
-            "evaluation": self.evaluate.nbytes if self.evaluate else 0,
-            "checkpoint copies": snapshot.nbytes if snapshot else 0,
-        }
+        return dict(self._memory_plan)
+
+    def _allocated(self) -> list[int]:
+        """Return the allocated bytes of each part of `memory_plan`, in its order."""
+        return [
+            self.banks.total(lambda bank: bank.nbytes),
+            self.moments.nbytes,
+            self.lanes.nbytes,
+            self.gradient.nbytes,
+            self.slots.total(lambda slot: slot.nbytes),
+            self.scratch.total(arrays_bytes),
+            self.accumulation.nbytes if self.accumulation else 0,
+            self.evaluate.nbytes if self.evaluate else 0,
+            self.snapshot.nbytes if self.snapshot else 0,
+        ]
 
     @property
     def resources(self) -> list[Abortable]:
-        """What stages wait on besides channels; a run that ends early wakes them all."""
-        optional = [resource for resource in (self.turns, self.snapshot) if resource]
+        """Objects that stages wait on, besides channels; a run that ends early aborts all of them."""
+        optional = [resource for resource in (self.accumulation, self.snapshot) if resource]
         return [self.banks, self.slots, self.lanes, self.scratch, *optional]
 
     def graph(self) -> Graph:
         """Return the graph of the stages, ready to be started with `resources`."""
-        config, threads = self.config, self.config.threads
-        count, shards, capacity = self.plan.micro_batches, self.shards.shards, config.channel_capacity
+        graph, threads = Graph("training"), self.config.threads
+        whole_batch = Gather[Any](key=lambda item: item.batch, count=self.plan.micro_batches)
+        all_shards = Gather[Any](key=lambda item: item.batch, count=self.shards.shards)
+        micro_batches = partial(plan_micro_batches, self.first_batch, self.config.steps, self.plan.micro_batches)
 
-        def place(item: MicroBatch) -> tuple[int, int]:
-            return item.batch, item.micro
+        def stage(name: str, fn: Callable[[Any], Any], after: Node[Any], **options: Any) -> Node[Any]:
+            return graph.stage(name, fn, after=after, capacity=self.config.channel_capacity, **options)
 
-        graph = Graph("training")
-        plan = graph.source("plan", partial(plan_micro_batches, self.first_batch, config.steps, count))
-        draw = graph.stage("draw", self.draw, after=plan, acquire=self.draw.acquire, capacity=capacity)
-        embed = graph.stage(
-            "embed", self.embed, after=draw, acquire=self.embed.acquire, workers=threads.embed, capacity=capacity
+        plan = graph.source("plan", micro_batches)
+        draw = stage("draw", self.draw, plan, acquire=self.draw.acquire)
+        embed = stage("embed", self.embed, draw, acquire=self.embed.acquire, workers=threads.embed)
+        forward = stage("forward", self.forward, embed, admission=self._forward_order(), workers=threads.forward)
+        backward = stage(
+            "backward", self.backward, forward, acquire=self.backward.acquire,
+            admission=self._backward_order(), workers=threads.backward,
+        )  # fmt: skip
+        collect = stage(
+            "collect", self.collect, backward, acquire=self.collect.acquire, gather=whole_batch, expand=True
         )
-        # Several threads of embed overtake each other. Forward must not follow: it could fill the channel in front of
-        # backward with micro-batches whose lanes wait for one that it has yet to take.
-        overtaking = threads.embed > 1
-        in_turn = InOrder[MicroBatch](
-            lambda item: (0, item.batch * count + item.micro), exclusive=False, first=self.first_batch * count
-        )
-        order: Policy[MicroBatch] = in_turn if overtaking else Fifo()
-        forward = graph.stage(
-            "forward",
-            self.forward,
-            after=embed,
-            admission=order,
-            workers=threads.forward,
-            capacity=capacity,
-        )
-        backward = graph.stage(
-            "backward",
-            self.backward,
-            after=forward,
-            acquire=self.backward.acquire,
-            admission=LaneOrder(self.plan, place, self.first_batch, shared=self.turns is not None),
-            workers=threads.backward,
-            capacity=capacity,
-        )
-        collect = graph.stage(
-            "collect",
-            self.collect,
-            after=backward,
-            acquire=self.collect.acquire,
-            gather=Gather(key=lambda item: item.batch, count=count),
-            expand=True,
-            capacity=capacity,
-        )
-        reduce = graph.stage("reduce", self.reduce, after=collect, workers=threads.reduce, capacity=capacity)
-        clip = graph.stage(
-            "clip",
-            self.clip,
-            after=reduce,
-            acquire=self.clip.acquire,
-            gather=Gather(key=lambda item: item.batch, count=shards),
-            expand=True,
-            capacity=capacity,
-        )
-        update = graph.stage("update", self.update, after=clip, workers=threads.update, capacity=capacity)
-        publish = graph.stage(
-            "publish",
-            self.publish,
-            after=update,
-            acquire=self.publish.acquire,
-            gather=Gather(key=lambda item: item.batch, count=shards),
-            capacity=capacity,
-        )
-        reports: list[Node[Any]] = [publish]
+        reduce = stage("reduce", self.reduce, collect, workers=threads.reduce)
+        clip = stage("clip", self.clip, reduce, acquire=self.clip.acquire, gather=all_shards, expand=True)
+        update = stage("update", self.update, clip, workers=threads.update)
+        publish = stage("publish", self.publish, update, acquire=self.publish.acquire, gather=all_shards)
+        reports = [publish]
         if self.evaluate:
-            reports.append(
-                graph.stage("evaluate", self.evaluate, after=publish, when=lambda update: update.evaluation is not None)
-            )
+            evaluates = lambda update: update.evaluation is not None  # noqa: E731
+            reports.append(graph.stage("evaluate", self.evaluate, after=publish, when=evaluates))
         if self.save:
-            reports.append(
-                graph.stage(
-                    "save",
-                    self.save,
-                    after=publish,
-                    acquire=self.save.acquire,
-                    when=lambda update: update.checkpoint is not None,
-                )
-            )
+            saves = lambda update: update.checkpoint is not None  # noqa: E731
+            reports.append(graph.stage("save", self.save, after=publish, acquire=self.save.acquire, when=saves))
         graph.sink("events", after=reports, capacity=64)
         return graph
+
+    def _forward_order(self) -> Policy[MicroBatch]:
+        """Return the admission order of forward.
+
+        Several threads of embed overtake each other. Forward must restore the order: otherwise it could fill the input
+        channel of backward with micro-batches whose lanes wait for one that it has not received yet.
+        """
+        if self.config.threads.embed == 1:
+            return Fifo()
+        count = self.plan.micro_batches
+        return InOrder(
+            lambda item: (0, item.batch * count + item.micro), exclusive=False, first=self.first_batch * count
+        )
+
+    def _backward_order(self) -> Policy[MicroBatch]:
+        """Return the admission order of backward: ascending within each lane, one at a time unless lanes are shared."""
+        return LaneOrder(
+            self.plan, lambda item: (item.batch, item.micro), self.first_batch, shared=self.config.shared_lanes
+        )

@@ -1,16 +1,14 @@
-"""Compiling the kernels before the run: a tiny training step through every stage, one after another.
+"""Compilation of the kernels before the run, by a tiny training whose stages are called one after another.
 
-Numba compiles a kernel at its first call and keeps the result on disk; the types of its arguments decide, not their
-sizes, so a model of a few hundred parameters compiles all that a large one needs. From then on this takes a blink.
-Each precision has kernels of its own.
+Numba compiles a kernel at its first call and caches the result on disk. The result depends on the types of the
+arguments, not on their sizes, so a model of a few hundred parameters compiles all kernels that a large one needs. Each
+precision has its own kernels. Loading cached kernels takes a fraction of a second.
 
-Numba compiles one kernel at a time in a process. So where something has to be compiled, a second process compiles the
-backward pass, the largest part, while this one compiles the rest, and this one loads it from the cache then.
+Numba compiles one kernel at a time per process. If kernels have to be compiled, a second process compiles the backward
+pass, the largest part, while this one compiles the others; this one then loads the backward pass from the cache.
 """
 
-import os
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -29,45 +27,41 @@ from threadloom.stages.resolve import resolve
 from threadloom.stages.step import ValidationLoss, plan_micro_batches
 from threadloom.stages.training.training import Training
 
-Say = Callable[[str], None]
-"""What hears of it, from whichever thread."""
+OnProgress = Callable[[str], None]
+"""Progress callback, called with a line of text; may be called from any thread."""
 SLOW = 1.0
-"""Seconds from which loading kernels is worth a line."""
-EVERY = 5.0
-"""Seconds between two lines about how far compiling is."""
+"""Seconds of loading or compiling above which progress is reported."""
+INTERVAL = 5.0
+"""Seconds between two progress reports."""
 
 
-class _Windows:
-    """A single micro-batch to evaluate."""
+def compile_kernels(on_progress: OnProgress = logger.info, precision: Precision = Precision.FLOAT32) -> float:
+    """Load or compile every kernel that training calls in a precision; return the elapsed seconds.
 
-    micro_batches = 1
-    tokens = 4
-
-    def fill(self, batch: int, micro: int, ids: TokenIds, targets: TokenIds) -> None:
-        ids.fill(0)
-        targets.fill(1)
-
-
-def compile_kernels(say: Say = logger.info, precision: Precision = Precision.FLOAT32) -> float:
-    """Load or compile every kernel that training calls in this precision; returns the seconds that it took.
-
-    `say` hears of it, from another thread, as soon as it takes longer than loading would.
+    `on_progress` is called, from another thread too, once this takes longer than loading cached kernels.
     """
     begin = time.perf_counter()
-    with _Progress(say) as progress:
-        rehearsal = _Rehearsal(precision)  # in 16 bits the weights' forms are made, and their kernels compiled, here
-        _compile(rehearsal, precision, say, progress)
+    with _CompileProgress(on_progress) as progress:
+        step = _TinyStep(precision)  # in 16 bits this packs weights, which compiles kernels
+        _compile(step, precision, on_progress, progress)
     return time.perf_counter() - begin
 
 
-class _Progress(event.Listener):  # type: ignore[misc]  # Numba has no types
-    """Says from a thread of its own that kernels are being compiled, and how many have been, until the block ends.
+def compile_backward(precision: Precision) -> None:
+    """Compile the backward pass alone, in the second process; forward is left out, since only types matter."""
+    step = _TinyStep(precision)
+    step.embedding()
+    step.backward()
 
-    Cached kernels load in a blink: of those nothing is said. What takes longer a person should hear of meanwhile.
+
+class _CompileProgress(event.Listener):  # type: ignore[misc]  # Numba has no types
+    """Counts compiled kernels, and reports the count from a thread until the block ends.
+
+    Loading cached kernels is fast and is not reported.
     """
 
-    def __init__(self, say: Say) -> None:
-        self._say = say
+    def __init__(self, on_progress: OnProgress) -> None:
+        self._on_progress = on_progress
         self.compiled = 0  # written by the thread that compiles
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._report, name="compiling")
@@ -83,22 +77,35 @@ class _Progress(event.Listener):  # type: ignore[misc]  # Numba has no types
         event.unregister("numba:compile", self)
 
     def on_start(self, event: event.Event) -> None:
-        """Nothing is done yet."""
+        """Ignore the start of a compilation."""
 
     def on_end(self, event: event.Event) -> None:
-        """Count a kernel."""
+        """Count a compiled kernel."""
         self.compiled += 1
 
     def _report(self) -> None:
         if self._over.wait(SLOW):
             return
-        self._say("compiling the kernels for this processor, once, which takes about half a minute; they are cached")
-        while not self._over.wait(EVERY):
-            self._say(f"compiling: {self.compiled} kernels so far")
+        self._on_progress(
+            "compiling the kernels for this processor, once, which takes about half a minute; they are cached"
+        )
+        while not self._over.wait(INTERVAL):
+            self._on_progress(f"compiling: {self.compiled} kernels so far")
 
 
-class _Rehearsal:
-    """A tiny training whose stages are called one after another, in any order: only `embedding` has to come first."""
+class _OneWindow:
+    """A single micro-batch to evaluate."""
+
+    micro_batches = 1
+    tokens = 4
+
+    def fill(self, batch: int, micro: int, ids: TokenIds, targets: TokenIds) -> None:
+        ids.fill(0)
+        targets.fill(1)
+
+
+class _TinyStep:
+    """One step of a tiny training. Its methods may be called in any order, except that `embedding` comes first."""
 
     def __init__(self, precision: Precision) -> None:
         self._training = _tiny_training(precision)
@@ -113,12 +120,12 @@ class _Rehearsal:
             self._training.embed(item)
 
     def forward(self) -> None:
-        """Run the blocks."""
+        """Run the forward pass of the blocks."""
         for item in self._batch:
             self._training.forward(item)
 
     def backward(self) -> None:
-        """Run head and blocks backwards."""
+        """Run the backward pass of head and blocks."""
         self._gradients.extend(self._training.backward(item) for item in self._batch)
 
     def optimizer(self) -> None:
@@ -131,61 +138,52 @@ class _Rehearsal:
     def evaluation(self) -> None:
         """Evaluate the newest version."""
         with self._training.banks.lease_newest() as lease:
-            ValidationLoss(self._training.compute).mean_loss(lease.bank, _Windows())
+            ValidationLoss(self._training.compute).mean_loss(lease.bank, _OneWindow())
 
 
-def _compile(rehearsal: _Rehearsal, precision: Precision, say: Say, progress: _Progress) -> None:
-    def do(name: str, work: Callable[[], object]) -> None:
+def _compile(step: _TinyStep, precision: Precision, on_progress: OnProgress, progress: _CompileProgress) -> None:
+    def timed(name: str, work: Callable[[], object]) -> None:
         started = time.perf_counter()
         work()
         seconds = time.perf_counter() - started
         if seconds > SLOW:
-            say(f"compiled kernels: {name} ({seconds:.1f} s)")
+            on_progress(f"compiled kernels: {name} ({seconds:.1f} s)")
 
-    do("embedding", rehearsal.embedding)
-    with _helper(precision, wanted=progress.compiled > 0 and available_cores() > 1, say=say) as wait:
-        do("forward", rehearsal.forward)
-        do("evaluation", rehearsal.evaluation)
-        do("backward, in a second process", wait)
-        do("backward", rehearsal.backward)
-        do("optimizer", rehearsal.optimizer)
+    timed("embedding", step.embedding)
+    # If embedding had to be compiled, so have the others.
+    wanted = progress.compiled > 0 and available_cores() > 1
+    with _second_process(precision, wanted=wanted, on_progress=on_progress) as wait:
+        timed("forward", step.forward)
+        timed("evaluation", step.evaluation)
+        timed("backward, in a second process", wait)
+        timed("backward", step.backward)
+        timed("optimizer", step.optimizer)
 
 
 @contextmanager
-def _helper(precision: Precision, wanted: bool, say: Say = logger.info) -> Iterator[Callable[[], object]]:
-    """Compile the backward pass in another process, and give a function that waits for it; it does not outlive this.
+def _second_process(
+    precision: Precision, *, wanted: bool, on_progress: OnProgress = logger.info
+) -> Iterator[Callable[[], object]]:
+    """Compile the backward pass in a process that ends with the block; yield a function that waits for it.
 
-    If it fails, nothing is lost but time: what it did not compile is compiled here.
+    If the process fails, the kernels that it did not compile are compiled in this process.
     """
     if not wanted:
         yield lambda: None
         return
-    command = module_command("threadloom.stages.training.warmup", precision.value)
+    command = module_command("threadloom.stages.child_processes.compile_backward", precision.value)
     null = subprocess.DEVNULL
-    # Nothing is said to its input, which ends when this process does, however it does, and the other one with it.
+    # Its standard input closes when this process ends for any reason, and it exits at the end of its input.
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=null, stderr=null) as process:
 
         def wait() -> None:
             if status := process.wait():
-                say(f"the second process that compiles ended with status {status}: this will take longer")
+                on_progress(f"the second compiling process exited with status {status}: compiling will take longer")
 
         try:
             yield wait
         finally:
             process.kill()
-
-
-def _end_with_parent() -> None:
-    """End this process when the one that started it has ended, however it did."""
-    os.read(sys.stdin.fileno(), 1)  # not through the buffer, whose lock Python needs at its end
-    os._exit(1)
-
-
-def _help(precision: Precision) -> None:
-    """Compile the backward pass: its kernels take the same types whatever is in the activations."""
-    rehearsal = _Rehearsal(precision)
-    rehearsal.embedding()
-    rehearsal.backward()
 
 
 def _tiny_training(precision: Precision) -> Training:
@@ -198,10 +196,4 @@ def _tiny_training(precision: Precision) -> Training:
         steps=1,
         precision=precision,
     )
-    config = resolve(config, cores=1)
-    return Training(config, RandomTokens(3, 4, sequences=2, micro_batch=1, seed=0))
-
-
-if __name__ == "__main__":
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    _help(Precision(sys.argv[1]))
+    return Training(resolve(config, cores=1), RandomTokens(3, 4, sequences=2, micro_batch=1, seed=0))

@@ -1,6 +1,6 @@
-"""What the tests of training share: tiny configurations, runs in threads and in one thread, and how they are compared.
+"""Shared by the tests of stages: tiny configurations, runs in threads and in one thread, comparison of their results.
 
-Nothing here waits for time to pass: a test that needs an order of events forces it with events of its own.
+Nothing sleeps: a test that needs an order of events forces it with threading.Event.
 """
 
 import os
@@ -31,13 +31,17 @@ from threadloom.stages.config import (
     ScheduleKind,
 )
 from threadloom.stages.data.batches import BatchSource, EvaluationWindows, TokenFile, evaluation_batches, random_batches
+from threadloom.stages.memory.allocation_plan import memory_plan
 from threadloom.stages.memory.graph_items import Evaluation, Event, Saved, Update, label
 from threadloom.stages.resolve import apply_overrides, resolve
+from threadloom.stages.step.evaluate import Validation
+from threadloom.stages.step.saving import CheckpointOutput
+from threadloom.stages.training.precisions import compute_for
 from threadloom.stages.training.sequential import replay
-from threadloom.stages.training.training import Output, Training, Validation
+from threadloom.stages.training.training import Training
 
 WAIT = 30.0
-"""Seconds that a forced order may take to come about; a test in which it does not fails, it does not hang."""
+"""Seconds to wait for a forced order of events before the test fails."""
 
 TINY = Config(
     name="tiny",
@@ -49,10 +53,10 @@ TINY = Config(
     optimizer=OptimizerConfig(lr=1e-2, clip=1.0),
     schedule=ScheduleConfig(kind=ScheduleKind.COSINE, warmup=2, min_lr=1e-3),
 )
-"""Sizes that are no multiples of 8; four micro-batches an update in two lanes."""
+"""Sizes that are not multiples of 8; four micro-batches per update in two lanes."""
 
 SEVERAL_CHUNKS = ("model.vocab_size=4099", "model.channels=40", "model.heads=4", "model.context=3", "model.layers=1")
-"""Overrides that make the arena span three chunks, so that reduction and update really are shared among threads."""
+"""Overrides with an arena of three chunks, so that several threads share reduction and update."""
 
 
 def tiny(*overrides: str, base: Config = TINY) -> ResolvedConfig:
@@ -61,7 +65,7 @@ def tiny(*overrides: str, base: Config = TINY) -> ResolvedConfig:
 
 
 def validation(config: ResolvedConfig, batches: int = 2) -> Validation:
-    """Return windows over random tokens, other ones at the end."""
+    """Return windows over random tokens; the final evaluation has one batch more."""
     geometry = config.model.geometry()
     ids = np.random.default_rng(9).integers(0, geometry.vocabulary, 40 * geometry.context + 1).astype(np.uint16)
     tokens = TokenFile(ids, geometry.vocabulary, geometry.context, Path("validation"))
@@ -80,24 +84,30 @@ def build(
     start: Checkpoint | None = None,
     data: BatchSource | None = None,
 ) -> Training:
-    """Return the training of a resolved configuration on random tokens; with `folder` it writes checkpoints there."""
+    """Return a training on random tokens; with `folder` it writes checkpoints there."""
     return Training(
         config,
         data or random_batches(config),
         validation(config) if evaluate else None,
-        Output(folder) if folder else None,
+        CheckpointOutput(folder) if folder else None,
         start,
     )
 
 
+def planned(config: ResolvedConfig, *, evaluates: bool = True, saves: bool = True) -> dict[str, int]:
+    """Return the memory plan of a resolved configuration."""
+    memory = compute_for(config.precision, config.model.geometry(), config.micro_batch).memory
+    return memory_plan(config, memory, evaluates=evaluates, saves=saves)
+
+
 def run_threads(training: Training, trace: Trace | None = None) -> list[Event]:
-    """Run the training as the pipeline, and return all that it reports."""
+    """Run the training as a pipeline, and return its events."""
     with training.graph().start(resources=training.resources, trace=trace, label=label) as run:
         return list(run)
 
 
 def run_sequence(training: Training) -> list[Event]:
-    """Run the training in this thread."""
+    """Run the training in this thread, and return its events."""
     return list(replay(training))
 
 
@@ -106,7 +116,7 @@ Bits = NDArray[np.int32]
 
 @dataclass(frozen=True)
 class Result:
-    """All that a run decides, as bits: the tensors of every version still needed, both moments, and every figure."""
+    """The result of a run as bits: all tensors of the needed versions, both moments, and all reported numbers."""
 
     tensors: Mapping[str, Bits]
     updates: tuple[tuple[int, float, float, float], ...]
@@ -116,7 +126,7 @@ class Result:
 
 
 def result(training: Training, events: Iterable[Event]) -> Result:
-    """Take the result of a training that has run, and check that it left nothing leased or lent."""
+    """Return the result of a finished training; check that no lease and no slot is still held."""
     events = list(events)
     statistics = training.banks.statistics()
     assert statistics.leases == 0, "a lease was not released"
@@ -136,7 +146,7 @@ def result(training: Training, events: Iterable[Event]) -> Result:
 
 
 def assert_same(found: Result, expected: Result) -> None:
-    """Compare tensor by tensor, bit for bit, and every figure."""
+    """Compare all tensors bit for bit, and all reported numbers."""
     assert list(found.tensors) == list(expected.tensors)
     for name, tensor in expected.tensors.items():
         np.testing.assert_array_equal(found.tensors[name], tensor, err_msg=name)
@@ -146,7 +156,7 @@ def assert_same(found: Result, expected: Result) -> None:
 
 
 class Intercepted:
-    """A stage with something done before or after each call; its `acquire` stays its own."""
+    """A stage that calls functions before and after each call; other attributes are those of the stage."""
 
     def __init__(
         self, stage: Any, before: Callable[[Any], None] | None, after: Callable[[Any, Any], None] | None
@@ -158,10 +168,10 @@ class Intercepted:
     def __call__(self, item: Any) -> Any:
         if self._before:
             self._before(item)
-        made = self._stage(item)
+        result = self._stage(item)
         if self._after:
-            self._after(item, made)
-        return made
+            self._after(item, result)
+        return result
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stage, name)
@@ -173,18 +183,18 @@ def intercept(
     before: Callable[[Any], None] | None = None,
     after: Callable[[Any, Any], None] | None = None,
 ) -> None:
-    """Have `before(item)` and `after(item, made)` called around a stage, in its threads. Before `graph` is called."""
+    """Call `before(item)` and `after(item, result)` around a stage, in its threads. Use before calling `graph`."""
     setattr(training, stage, Intercepted(getattr(training, stage), before, after))
 
 
 def wait_for(event: threading.Event, what: str) -> None:
-    """Wait for an event of the order that a test forces; raise if it never comes."""
+    """Wait for an event of a forced order; raise TimeoutError after `WAIT` seconds."""
     if not event.wait(WAIT):
-        raise TimeoutError(f"it never came to this: {what}")
+        raise TimeoutError(f"not reached within {WAIT} s: {what}")
 
 
 def write_config(path: Path, *overrides: str, base: Config = TINY) -> Path:
-    """Write a configuration as a person has it in a file: nothing resolved."""
+    """Write a configuration to a file, unresolved."""
     path.write_bytes(msgspec.json.encode(apply_overrides(base, overrides)))
     return path
 
@@ -195,7 +205,7 @@ STORY = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # a fork while
 
 
 def story(folder: Path, *overrides: str) -> Config:
-    """Return a small configuration for `session.train` with a text of its own in `folder`, the same one every time."""
+    """Return a small configuration for `session.train`, with its text in `folder`; the text is always the same."""
     text = folder / "text.txt"
     if not text.exists():
         words = ("the", "cat", "sat", "on", "a", "mat", "and", "dog", "ran", "to", "sea")
@@ -208,7 +218,7 @@ def story(folder: Path, *overrides: str) -> Config:
 
 
 def forked(work: Callable[[], object], log: Path | None = None) -> int:
-    """Run `work` in a fork of this process, which starts at once, and return its exit status (negative: the signal)."""
+    """Run `work` in a fork of this process, and return its exit status (negative: the signal)."""
     child = os.fork()
     if child == 0:
         status = 1
@@ -235,14 +245,14 @@ CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a command ended, and what it said."""
+    """The exit status and the output of a command."""
 
     status: int
     out: str
     err: str
 
     def refuses(self, *parts: str | Path) -> None:
-        """Check that it failed with one clear line which names all of `parts`, and no traceback."""
+        """Check that it failed with one line of error which contains all of `parts`, and no traceback."""
         assert self.status not in (0, None), self.out
         assert "Traceback" not in self.out + self.err
         lines = [line for line in self.err.splitlines() if " ERROR " in line or line.startswith("Error: ")]
@@ -252,9 +262,9 @@ class Outcome:
 
 
 def command(*arguments: str | Path | float) -> Outcome:
-    """Run `threadloom` in this process, not on a terminal, and check that it ended in one of the ways it may."""
+    """Run `threadloom` in this process, not on a terminal; check that it raised no exception but SystemExit."""
     found = CliRunner().invoke(main, [str(argument) for argument in arguments])
     if found.exception is not None and not isinstance(found.exception, SystemExit):
         raise found.exception
-    assert not CONTROL.search(found.output), "control characters where there is no terminal"
+    assert not CONTROL.search(found.output), "control characters without a terminal"
     return Outcome(found.exit_code, found.stdout, found.stderr)

@@ -1,6 +1,6 @@
-"""The arithmetic of an update in bfloat16 and float16. Loaded only by runs in 16 bits.
+"""The arithmetic of an update in bfloat16 and float16, loaded by runs in 16 bits only.
 
-May import: what `stages.step` may import, and `stages.step`.
+`stages.step.float32` has the same file names for float32. May import: what `stages.step` may import, and `stages.step`.
 """
 
 from threadloom.stages.step.bits16.compute import Bits16Compute

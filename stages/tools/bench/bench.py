@@ -136,7 +136,7 @@ def measure_start(config: ResolvedConfig, starts: int, environment: dict[str, st
     """Start new processes and return the medians of the times at which they reached each point."""
     reached: list[dict[str, float]] = []
     for _ in range(starts):
-        command = module_command("threadloom.stages.training.measured_step", repr(time.monotonic()))
+        command = module_command("threadloom.stages.child_processes.measured_step", repr(time.monotonic()))
         answer = subprocess.run(
             command, input=to_json(config), env=os.environ | environment, stdout=subprocess.PIPE, text=True, check=True
         )

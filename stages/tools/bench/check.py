@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 
 from threadloom.stages.config import Config, ModelConfig, Precision, ResolvedConfig
 from threadloom.stages.data import random_batches
-from threadloom.stages.memory import Bank, LossScaler, Slot, Update
+from threadloom.stages.memory import Bank, LossScaler, MicroBatchSlot, Update
 from threadloom.stages.models import Geometry, initialise
 from threadloom.stages.resolve import apply_overrides, numerics, resolve
-from threadloom.stages.step import Compute, backward_with_embeddings, compute_for
-from threadloom.stages.training import ExecutionMode, Training, replay, stage_by_stage
+from threadloom.stages.step import Compute, backward_with_embeddings
+from threadloom.stages.training import ExecutionMode, Training, compute_for, replay, stage_by_stage
 
 ODD = Config(
     name="odd", model=ModelConfig(vocab_size=131, context=37, layers=2, heads=3, channels=27),
@@ -94,7 +94,8 @@ def check_kernels(config: ResolvedConfig, *, every_tensor: bool) -> str:
     """
     geometry, precision, random = config.model.geometry(), config.precision, np.random.default_rng(11)
     compute = compute_for(precision, geometry, config.micro_batch)
-    bank, slot, gradients = Bank(geometry, compute.allocate_packed()), compute.allocate_slot(), Bank(geometry)
+    bank, gradients = Bank(geometry, compute.memory.allocate_packed()), Bank(geometry)
+    slot = compute.memory.allocate_slot()
     initialise(bank.arena, geometry, config.seed)
     bank.arena.flat[:] += random.standard_normal(bank.arena.flat.shape, dtype=np.float32) * np.float32(0.01)
     slot.ids[:] = random.integers(0, geometry.vocabulary, slot.ids.shape)
@@ -137,7 +138,7 @@ def gradient_tolerance(precision: Precision, layers: int) -> float:
 
 
 def _loss_and_gradient(
-    compute: Compute, geometry: Geometry, bank: Bank, slot: Slot, gradients: Bank, scale: float
+    compute: Compute, geometry: Geometry, bank: Bank, slot: MicroBatchSlot, gradients: Bank, scale: float
 ) -> float:
     """Return the mean loss of a micro-batch, and write its gradient to `gradients`; `scale` is the loss scale."""
     rows = slot.ids.size
@@ -145,13 +146,15 @@ def _loss_and_gradient(
     compute.embed(bank, slot)
     compute.forward(bank, slot)
     loss = backward_with_embeddings(
-        compute, geometry, bank, slot, scale / rows, gradients.weights, compute.allocate_scratch()
+        compute, geometry, bank, slot, scale / rows, gradients.weights, compute.memory.allocate_scratch()
     )
     gradients.arena.flat[:] /= np.float32(scale)
     return loss / rows
 
 
-def _slope(weights: Mapping[str, Doubles], directions: Mapping[str, Doubles], geometry: Geometry, slot: Slot) -> float:
+def _slope(
+    weights: Mapping[str, Doubles], directions: Mapping[str, Doubles], geometry: Geometry, slot: MicroBatchSlot
+) -> float:
     """Return the slope of the float64 loss along a direction, by a central difference."""
     ends = []
     for sign in (STEP, -STEP):

@@ -22,9 +22,11 @@ from threadloom.pipeline import LanePlan, Lanes
 from threadloom.stages.config import Precision, ResolvedConfig
 from threadloom.stages.memory import Bank, LossScaler, UpdateShard, adamw_bytes, as_weights, reduction_bytes
 from threadloom.stages.models import Geometry, initialise, parameter_shapes
-from threadloom.stages.step import Gradient, Moments, compute_for
+from threadloom.stages.step import Gradient
+from threadloom.stages.step.optimizers import AdamW, Moments
 from threadloom.stages.tools.bench.kernel_case import Call, KernelCase
 from threadloom.stages.tools.bench.roofline import FLOAT, SHORT, KernelWork, total
+from threadloom.stages.training import compute_for
 
 STEP = AdamWStep(1e-3, 0.9, 0.95, 1e-8, 0.1, 0.1, 0.05, 1.0)
 FORWARD, HEAD, BACKWARD, REDUCE, ADAMW = "forward blocks", "head", "backward blocks", "reduce", "AdamW"
@@ -45,18 +47,18 @@ class KernelBench(ABC):
         self.rows = self.sequences * g.context
         self.micro = config.micro_batches
         self.compute = compute_for(config.precision, g, self.sequences)
-        self.bank = Bank(g, self.compute.allocate_packed())
+        self.bank = Bank(g, self.compute.memory.allocate_packed())
         initialise(self.bank.arena, g, config.seed)
         self.compute.pack_from_master(self.bank)
         self.weights = self.bank.weights
         self.random = np.random.default_rng(7)
-        self.slot: Any = self.compute.allocate_slot()
+        self.slot: Any = self.compute.memory.allocate_slot()
         for ids in (self.slot.ids, self.slot.targets):
             ids[:] = self.random.integers(0, g.vocabulary, self.rows)
         self.lanes = Lanes(parameter_shapes(g), LanePlan(config.lanes, self.micro))
         self.gradient = Gradient(self.lanes, config.delay)
         self.grads = as_weights(self.lanes.arenas[0])
-        self.scratch: Any = self.compute.allocate_scratch()
+        self.scratch: Any = self.compute.memory.allocate_scratch()
         self.scale = LossScaler(config.loss_scale).start(0).scale / self.rows  # of the loss, as in the first update
         self.compute.embed(self.bank, self.slot)
         self.compute.forward(self.bank, self.slot)
@@ -138,7 +140,8 @@ class KernelBench(ABC):
         reduced = KernelWork(float((count + 1) * elements), reduction_bytes(elements, count), held=held)
         moved = update_bytes(self.geometry, elements, self.config.precision)
         updated = KernelWork(16.0 * elements, moved, held=moved - FLOAT * 3.0 * elements)  # three are changed in place
-        update = self.compute.make_update(self.gradient, Moments(self.geometry), 1)
+        optimizer = AdamW(self.config.optimizer, lambda _: float(STEP.lr), Moments(self.geometry))
+        update = self.compute.update_stage(self.gradient, optimizer, 1)
         shard = UpdateShard(0, 0, (0, elements), self.bank, self.bank, STEP, 0.0, 0.0)
         return [
             KernelCase(REDUCE, 1, reduced, partial(kernels.sum_lanes, lanes, flat, self.gradient.squares, 0, chunks)),
@@ -150,8 +153,8 @@ def update_bytes(geometry: Geometry, elements: int, precision: Precision) -> flo
     """Return the bytes that AdamW moves: in 16 bits it also writes packed weights, in two layouts for bfloat16."""
     if precision not in BITS16:
         return adamw_bytes(elements)
-    from threadloom.stages.memory.bits16 import MATRIX_FORMS
+    from threadloom.stages.memory.bits16 import PACKED_FIELDS
 
     shapes = parameter_shapes(geometry)
     layouts = 2 if precision is Precision.BF16 else 1
-    return adamw_bytes(elements) + layouts * SHORT * float(sum(prod(shapes[name]) for name in MATRIX_FORMS))
+    return adamw_bytes(elements) + layouts * SHORT * float(sum(prod(shapes[name]) for name in PACKED_FIELDS))

@@ -1,4 +1,4 @@
-"""Generation against the reference's full forward pass, and against transformers."""
+"""Generation, compared with the reference's full forward pass and with transformers."""
 
 from pathlib import Path
 
@@ -9,9 +9,10 @@ from tests import reference
 from threadloom.kernels import Weights
 from threadloom.pipeline import Arena
 from threadloom.stages.checkpoint.huggingface import write_model
-from threadloom.stages.inference.generation import Decoder, GenerationError, checked_ids, generate
+from threadloom.stages.inference.decoder import Decoder, GenerationError, checked_ids
+from threadloom.stages.inference.generation import generate
 from threadloom.stages.inference.sampling import SamplingError, SamplingSettings
-from threadloom.stages.memory.float32 import as_weights
+from threadloom.stages.memory.bank import as_weights
 from threadloom.stages.models.gpt2 import Geometry, parameter_shapes
 
 GEOMETRY = Geometry(vocabulary=37, context=12, layers=3, heads=3, channels=15)
@@ -24,7 +25,7 @@ ODD = (
 
 
 def make(geometry: Geometry = GEOMETRY, seed: int = 0) -> tuple[Weights, Arena, reference.Tensors]:
-    """Return the same weights as the kernels, the arena and the reference take them."""
+    """Return the same weights for the kernels, as an arena, and for the reference."""
     g = geometry
     tensors = reference.random_tensors(np.random.default_rng(seed), g.vocabulary, g.context, g.layers, g.channels)
     arena = Arena(parameter_shapes(geometry))
@@ -48,31 +49,31 @@ def test_cached_logits_equal_a_full_forward_at_every_position(geometry: Geometry
     ids = random_ids(geometry.context, geometry)
     for prompt in {1, geometry.context // 2 or 1, geometry.context}:
         decoder = Decoder(weights, geometry)
-        assert_logits(decoder.start(ids[:prompt]), tensors, ids[:prompt], geometry)
+        assert_logits(decoder.prefill(ids[:prompt]), tensors, ids[:prompt], geometry)
         for position in range(prompt, geometry.context):
             assert decoder.position == position
-            logits = decoder.take(int(ids[position]))
+            logits = decoder.append(int(ids[position]))
             assert_logits(logits, tensors, ids[: position + 1], geometry)
 
 
-def test_beyond_the_context_the_last_half_is_taken_in_anew() -> None:
+def test_beyond_the_context_the_last_half_is_processed_again() -> None:
     weights, _, tensors = make()
     ids = random_ids(40)
     decoder = Decoder(weights, GEOMETRY)
-    decoder.start(ids[:1])
-    begin = 0  # where the window that the model sees begins
+    decoder.prefill(ids[:1])
+    begin = 0  # first position of the window that the model sees
     for position in range(1, len(ids)):
-        logits = decoder.take(int(ids[position]))
+        logits = decoder.append(int(ids[position]))
         if position - begin == GEOMETRY.context:
             begin = position + 1 - GEOMETRY.context // 2
         assert decoder.position == position + 1 - begin
         assert_logits(logits, tensors, ids[begin : position + 1], GEOMETRY)
 
 
-def test_a_long_prompt_is_cut_to_the_last_context() -> None:
+def test_a_long_prompt_is_truncated_to_the_last_context() -> None:
     weights, _, tensors = make()
     ids = random_ids(30)
-    assert_logits(Decoder(weights, GEOMETRY).start(ids), tensors, ids[-12:], GEOMETRY)
+    assert_logits(Decoder(weights, GEOMETRY).prefill(ids), tensors, ids[-12:], GEOMETRY)
 
 
 def test_a_context_of_one_token_still_generates() -> None:
@@ -84,16 +85,16 @@ def test_a_context_of_one_token_still_generates() -> None:
         assert found == token
 
 
-def test_starting_again_forgets_what_was_there() -> None:
+def test_prefill_clears_the_cache() -> None:
     weights, _, _ = make()
     decoder = Decoder(weights, GEOMETRY)
-    first = decoder.start(random_ids(5)).copy()
-    decoder.take(3)
-    decoder.start(random_ids(9, seed=7))
-    np.testing.assert_array_equal(decoder.start(random_ids(5)), first)
+    first = decoder.prefill(random_ids(5)).copy()
+    decoder.append(3)
+    decoder.prefill(random_ids(9, seed=7))
+    np.testing.assert_array_equal(decoder.prefill(random_ids(5)), first)
 
 
-def test_the_same_seed_gives_the_same_tokens() -> None:
+def test_the_same_seed_draws_the_same_tokens() -> None:
     weights, _, _ = make()
     settings = SamplingSettings(temperature=1.5, top_k=30, top_p=0.99)
     texts = [list(generate(weights, GEOMETRY, [1, 2], 30, settings, seed)) for seed in (5, 5, 6)]
@@ -102,14 +103,14 @@ def test_the_same_seed_gives_the_same_tokens() -> None:
     assert list(generate(weights, GEOMETRY, [1, 2], 10, settings, 5)) == texts[0][:10]
 
 
-def test_tokens_come_one_by_one() -> None:
+def test_tokens_are_yielded_one_by_one() -> None:
     weights, _, _ = make()
     tokens = generate(weights, GEOMETRY, [1], 10**9, GREEDY, 0)
     assert len([next(tokens) for _ in range(3)]) == 3
     assert list(generate(weights, GEOMETRY, [1], 0, GREEDY, 0)) == []
 
 
-def test_greedy_text_is_that_of_transformers(tmp_path: Path) -> None:
+def test_greedy_text_equals_that_of_transformers(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     torch = pytest.importorskip("torch")
     transformers.utils.logging.disable_progress_bar()
@@ -126,39 +127,39 @@ def test_greedy_text_is_that_of_transformers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("prompt", [[37], [-1], [3, 2**40, 1], [], [[1, 2]], [1.5]])
-def test_a_prompt_is_checked_before_any_kernel_sees_it(prompt: list[int]) -> None:
+def test_a_prompt_is_checked_before_kernels_run(prompt: list[int]) -> None:
     weights, _, _ = make()
     with pytest.raises(GenerationError, match="the prompt: expected"):
         generate(weights, GEOMETRY, prompt, 5, GREEDY, 0)
     with pytest.raises(GenerationError, match="the prompt: expected"):
-        Decoder(weights, GEOMETRY).start(prompt)
+        Decoder(weights, GEOMETRY).prefill(prompt)
 
 
-def test_a_token_is_checked_before_the_kernel_sees_it() -> None:
+def test_a_token_is_checked_before_kernels_run() -> None:
     weights, _, _ = make()
     decoder = Decoder(weights, GEOMETRY)
-    decoder.start([1])
+    decoder.prefill([1])
     for token in (37, -1):
         with pytest.raises(GenerationError, match=f"token ids from 0 to 36, got {token}"):
-            decoder.take(token)
+            decoder.append(token)
     assert decoder.position == 1
 
 
-def test_other_weights_tokens_or_seeds_are_refused_at_once() -> None:
+def test_invalid_weights_counts_and_seeds_are_refused_before_the_first_token() -> None:
     weights, _, _ = make()
     other = Geometry(vocabulary=38, context=12, layers=3, heads=3, channels=15)
     with pytest.raises(GenerationError, match=r"the weights' wte: expected .*\(38, 15\), got float32 \(37, 15\)"):
         generate(weights, other, [1], 5, GREEDY, 0)
-    turned = weights._replace(qkv_weight=np.zeros((3, 45, 15), np.float32).transpose(0, 2, 1))
+    transposed = weights._replace(qkv_weight=np.zeros((3, 45, 15), np.float32).transpose(0, 2, 1))
     with pytest.raises(GenerationError, match="C-contiguous"):
-        generate(turned, GEOMETRY, [1], 5, GREEDY, 0)
+        generate(transposed, GEOMETRY, [1], 5, GREEDY, 0)
     with pytest.raises(GenerationError, match="tokens: expected a number of at least 0, got -1"):
         generate(weights, GEOMETRY, [1], -1, GREEDY, 0)
     with pytest.raises(SamplingError, match="seed"):
         generate(weights, GEOMETRY, [1], 1, GREEDY, -1)
 
 
-def test_ids_of_every_integer_type_are_taken() -> None:
+def test_ids_of_every_integer_type_are_accepted() -> None:
     for kind in (np.uint8, np.int64, np.uint64, np.uint16):
         ids = checked_ids(np.array([0, 36], kind), GEOMETRY)
         assert ids.dtype == np.int32

@@ -1,4 +1,4 @@
-"""Sampling against its definitions, written out slowly."""
+"""Sampling, compared with slow implementations of its definitions."""
 
 import math
 from fractions import Fraction
@@ -29,12 +29,12 @@ def softmax(logits: np.ndarray, temperature: float) -> list[float]:
 
 
 def ranked(probabilities: list[float], logits: np.ndarray) -> list[int]:
-    """Return the token ids, the likeliest first, equals by id."""
+    """Return the token ids in order of descending logit, equal ones by id."""
     return sorted(range(len(probabilities)), key=lambda token: (-float(logits[token]), token))
 
 
 def among(probabilities: list[float], kept: list[int]) -> list[float]:
-    """Return the probabilities with only the tokens `kept` left."""
+    """Return the renormalised probabilities of the tokens `kept`, 0 for the others."""
     total = math.fsum(probabilities[token] for token in kept)
     return [probability / total if token in kept else 0.0 for token, probability in enumerate(probabilities)]
 
@@ -46,7 +46,7 @@ def test_temperature(logits: np.ndarray, temperature: float) -> None:
 
 
 @given(logit_rows)
-def test_temperature_zero_takes_the_likeliest(logits: np.ndarray) -> None:
+def test_temperature_zero_selects_the_most_likely(logits: np.ndarray) -> None:
     settings = SamplingSettings(temperature=0.0, top_k=3, top_p=0.5)
     best = ranked([0.0] * len(logits), logits)[0]
     assert sample_token(logits, settings, seeded(0)) == best
@@ -54,7 +54,7 @@ def test_temperature_zero_takes_the_likeliest(logits: np.ndarray) -> None:
 
 
 @given(logit_rows, temperatures, counts)
-def test_top_k_leaves_exactly_k(logits: np.ndarray, temperature: float, k: int) -> None:
+def test_top_k_keeps_exactly_k(logits: np.ndarray, temperature: float, k: int) -> None:
     found = token_probabilities(logits, SamplingSettings(temperature=temperature, top_k=k))
     probabilities = softmax(logits, temperature)
     expected = among(probabilities, ranked(probabilities, logits)[:k])
@@ -62,7 +62,7 @@ def test_top_k_leaves_exactly_k(logits: np.ndarray, temperature: float, k: int) 
 
 
 def nucleus_edges(probabilities: list[float], order: list[int], top_p: float) -> set[int]:
-    """Return how many tokens reach `top_p`, by exact sums; more than one where rounding may decide."""
+    """Return how many tokens reach `top_p` by exact sums: several numbers if rounding may decide."""
     exact = [Fraction(probabilities[token]) for token in order]
     total, running, sizes = sum(exact), Fraction(0), set()
     for margin in (-1e-12, 0.0, 1e-12):
@@ -75,7 +75,7 @@ def nucleus_edges(probabilities: list[float], order: list[int], top_p: float) ->
 
 
 @given(logit_rows, temperatures, st.one_of(st.none(), counts), st.floats(0.01, 1.0, exclude_max=True))
-def test_top_p_leaves_the_fewest_that_reach_p(
+def test_top_p_keeps_the_fewest_that_reach_p(
     logits: np.ndarray, temperature: float, k: int | None, top_p: float
 ) -> None:
     found = token_probabilities(logits, SamplingSettings(temperature=temperature, top_k=k, top_p=top_p))
@@ -132,7 +132,7 @@ def test_the_last_draw_below_one_stays_in_the_vocabulary() -> None:
 
     rng = np.random.default_rng(4)
     for _ in range(200):
-        logits = np.append(rng.standard_normal(50), -np.inf)  # the last token can never come
+        logits = np.append(rng.standard_normal(50), -np.inf)  # the last token has probability 0
         assert sample_token(logits, SamplingSettings(), Highest()) < 50  # type: ignore[arg-type]
 
 
@@ -155,13 +155,13 @@ def test_a_tiny_temperature_is_greedy_without_a_warning() -> None:
         ("top_p", float("nan")),
     ],
 )
-def test_settings_that_mean_nothing_are_refused_by_name(name: str, value: float) -> None:
+def test_settings_out_of_range_are_refused_by_name(name: str, value: float) -> None:
     with pytest.raises(SamplingError, match=f"{name}: expected .* got {value}"):
         SamplingSettings(**{name: value})  # type: ignore[arg-type]
 
 
 def test_a_negative_seed_is_refused() -> None:
-    with pytest.raises(SamplingError, match="seed: expected a whole number of at least 0, got -1"):
+    with pytest.raises(SamplingError, match="seed: expected an integer of at least 0, got -1"):
         seeded(-1)
 
 

@@ -1,17 +1,20 @@
-"""The memory plan is what a run allocates, part by part."""
+"""The memory plan, against the allocations of a run."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.stages.support import planned
 from threadloom.stages.config import Config, ModelConfig, ResolvedConfig
 from threadloom.stages.data.batches import RandomTokens, TokenFile, evaluation_batches
-from threadloom.stages.memory.allocation_plan import format_memory_plan, memory_plan
+from threadloom.stages.memory.allocation_plan import check_allocation, format_memory_plan
 from threadloom.stages.models.gpt2 import Geometry
 from threadloom.stages.resolve.loading import apply_overrides
 from threadloom.stages.resolve.resolution import resolve
-from threadloom.stages.training.training import Output, Training, Validation
+from threadloom.stages.step.evaluate import Validation
+from threadloom.stages.step.saving import CheckpointOutput
+from threadloom.stages.training.training import Training
 
 CHANGES: tuple[dict[str, int | str], ...] = (
     {},
@@ -31,26 +34,35 @@ def tiny(**changes: int | str) -> ResolvedConfig:
 
 @pytest.mark.parametrize("changes", CHANGES)
 @pytest.mark.parametrize("outputs", [False, True])
-def test_the_plan_is_what_is_allocated(changes: dict[str, int | str], outputs: bool, tmp_path: Path) -> None:
+def test_a_run_allocates_what_is_planned(changes: dict[str, int | str], outputs: bool, tmp_path: Path) -> None:
     config = tiny(**changes)
     data = RandomTokens(11, 6, sequences=6, micro_batch=2, seed=0)
     windows = evaluation_batches(
         TokenFile(np.arange(60, dtype=np.uint16) % 11, 11, 6, tmp_path), batch_size=2, micro_batch=2, batches=2
     )
     validation = Validation(windows, windows) if outputs else None
-    training = Training(config, data, validation, Output(tmp_path) if outputs else None)
-    assert training.memory() == memory_plan(config, evaluates=outputs, saves=outputs)
+    training = Training(config, data, validation, CheckpointOutput(tmp_path) if outputs else None)
+    assert training.memory() == planned(config, evaluates=outputs, saves=outputs)
 
 
-def test_scratch_is_for_those_who_can_be_in_backward_at_once() -> None:
+def test_an_allocation_that_differs_from_the_plan_names_the_part() -> None:
+    plan = {"slots": 1_000, "evaluation": 0}
+    check_allocation(plan, [1_000, 0])
+    with pytest.raises(AssertionError, match="slots: planned 1,000 bytes, allocated 999"):
+        check_allocation(plan, [999, 0])
+    with pytest.raises(ValueError, match="shorter"):
+        check_allocation(plan, [1_000])
+
+
+def test_scratch_is_planned_for_every_micro_batch_that_can_be_in_backward() -> None:
     alone, apart, more, shared = (
-        memory_plan(tiny(**changes))["backward scratch"]
+        planned(tiny(**changes))["backward scratch"]
         for changes in ({"lanes": 1}, {}, {"threads.backward": 5}, {"shared_lanes": "true", "threads.backward": 3})
     )
     assert (apart, more, shared) == (2 * alone, 2 * alone, 3 * alone)
 
 
-def test_the_table_ends_in_the_sum() -> None:
+def test_the_table_ends_in_the_total() -> None:
     table = format_memory_plan({"a": 1_500_000, "b": 0, "c": 4_000_000})
     assert table.splitlines()[0].split() == ["c", "4.0", "MB"]
     assert table.splitlines()[-1].split() == ["in", "all", "5.5", "MB"]

@@ -1,4 +1,4 @@
-"""The memory that training in 16 bits allocates is enough: every array of it ends, or begins, at a guard page."""
+"""Training in 16 bits stays within its arrays: each array ends, or begins, at a guard page."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,27 +13,27 @@ from tests.kernels.bits16.support import Pages
 from threadloom.kernels.compiling.jit import JIT_ENABLED
 from threadloom.pipeline import Arena
 from threadloom.stages.config.settings import Precision
-from threadloom.stages.memory import bits16 as memory_low
-from threadloom.stages.memory.bits16 import Kinds, low_logits_rows
-from threadloom.stages.memory.float32 import Bank, as_weights
+from threadloom.stages.memory import bits16 as memory_bits16
+from threadloom.stages.memory.bank import Bank, as_weights
+from threadloom.stages.memory.bits16 import ArraySpecs
+from threadloom.stages.memory.precision_memory import logits_chunk_rows
 from threadloom.stages.models.gpt2 import Geometry, initialise, parameter_shapes
-from threadloom.stages.step.bits16 import compute as compute_low
 from threadloom.stages.step.bits16.compute import Bits16Compute
 from threadloom.stages.step.compute import backward_with_embeddings
 
 pytestmark = [
-    pytest.mark.timeout(600),  # minutes of it to compile, on a machine that was never here before
+    pytest.mark.timeout(600),  # includes minutes of compiling with an empty cache
     pytest.mark.skipif(not JIT_ENABLED, reason="training in 16 bits needs the compiler"),
 ]
 
 
 def between_pages(pages: Pages) -> Any:
-    """Return what allocates between guard pages: NaN in all but packed words, whose edges are promised to be zero."""
+    """Return an `allocate` between guard pages: arrays contain NaN, packed weights zeros, as their edges must."""
 
-    def allocate(kinds: Kinds) -> Mapping[str, NDArray[Any]]:
+    def allocate(specs: ArraySpecs) -> Mapping[str, NDArray[Any]]:
         made = {
             name: pages.empty(shape, kind) if 0 not in shape else np.empty(shape, kind)
-            for name, (shape, kind) in kinds.items()
+            for name, (shape, kind) in specs.items()
         }
         for array in made.values():
             if array.dtype == np.uint32:
@@ -55,18 +55,19 @@ def between_pages(pages: Pages) -> Any:
     logits_bytes=st.sampled_from([1, 20_000, 1 << 24]),
     at_end=st.booleans(),
 )
-def test_a_micro_batch_stays_within_what_is_allocated(
+def test_a_micro_batch_stays_within_the_allocated_arrays(
     precision: Precision, vocabulary: int, context: int, layers: int, heads: int, head_size: int, sequences: int,
     logits_bytes: int, at_end: bool,
 ) -> None:  # fmt: skip
     geometry = Geometry(vocabulary, context, layers, heads, heads * head_size)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compute_low, "allocate", between_pages(Pages(at_end)))
-        patch.setattr(memory_low, "LOGITS_BYTES", logits_bytes)
+        patch.setattr(memory_bits16, "allocate", between_pages(Pages(at_end)))
+        patch.setattr(memory_bits16, "LOGITS_BYTES", logits_bytes)
         compute = Bits16Compute(precision, geometry, sequences)
-        slot, scratch, forms = compute.allocate_slot(), compute.allocate_scratch(), compute.allocate_packed()
-        logits = Pages(at_end).empty(compute.logits_shape(), np.float32)
-        bank = Bank(geometry, forms)
+        memory = compute.memory
+        slot, scratch, packed = memory.allocate_slot(), memory.allocate_scratch(), memory.allocate_packed()
+        logits = Pages(at_end).empty(memory.logits_shape, np.float32)
+        bank = Bank(geometry, packed)
         initialise(bank.arena, geometry, seed=1)
         compute.pack_from_master(bank)
         rng = np.random.default_rng(vocabulary)
@@ -81,17 +82,18 @@ def test_a_micro_batch_stays_within_what_is_allocated(
             )
             assert all(np.isfinite(tensor).all() for tensor in gradient.values())
         assert compute.loss(bank, slot, logits) == pytest.approx(loss, rel=1e-5, abs=1e-5)
-        # A logit is at most |h| |wte[v]|, where h is normalised; and the loss is off log V by twice that at most.
+        # A logit is at most |h| |wte[v]| with h normalised, so the loss differs from log V by at most twice that.
         largest = float(np.sqrt(geometry.channels) * np.linalg.norm(bank.weights.wte, axis=1).max())
         assert loss / slot.ids.size == pytest.approx(np.log(vocabulary), abs=2.1 * largest)
 
 
 @given(vocabulary=st.integers(1, 100_000), rows=st.integers(1, 5000))
-def test_chunks_of_logits_fit_and_are_of_like_size(vocabulary: int, rows: int) -> None:
-    chunk = low_logits_rows(vocabulary, rows)
+def test_chunks_of_logits_fit_and_have_similar_sizes(vocabulary: int, rows: int) -> None:
+    limit = memory_bits16.LOGITS_BYTES
+    chunk = logits_chunk_rows(vocabulary, rows, limit)
     assert 1 <= chunk <= rows
-    assert chunk == 1 or 4 * vocabulary * chunk <= memory_low.LOGITS_BYTES
+    assert chunk == 1 or 4 * vocabulary * chunk <= limit
     chunks = -(-rows // chunk)
     assert rows - chunk * (chunks - 1) > 0
-    most = max(memory_low.LOGITS_BYTES // (4 * vocabulary), 1)
+    most = max(limit // (4 * vocabulary), 1)
     assert chunks == -(-rows // most)

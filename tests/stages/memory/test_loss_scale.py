@@ -1,4 +1,4 @@
-"""Loss scaling: the rules by themselves, apart from any run, and what files hold of them."""
+"""Loss scaling: the transition rules, and the states in checkpoints."""
 
 import json
 import math
@@ -18,7 +18,7 @@ from tests.stages.support import (
 from threadloom.stages.checkpoint import Checkpoint, TrainingState, save_checkpoint
 from threadloom.stages.checkpoint.manifest import MANIFEST_FILE, CheckpointManifest, encode_manifest
 from threadloom.stages.config import LossScaling, ResolvedLossScale
-from threadloom.stages.memory.loss_scale import CEILING, FLOOR, PATIENCE, LossScaler, ScaleState
+from threadloom.stages.memory.loss_scale import CEILING, FLOOR, MAX_SKIPPED, LossScaler, ScaleState
 from threadloom.stages.resolve.loading import trajectory
 from threadloom.stages.storage import CheckpointError
 
@@ -33,7 +33,7 @@ def scaler(kind: LossScaling = LossScaling.DYNAMIC, **settings: float) -> LossSc
 
 
 class GradScaler:
-    """The rules of torch.amp.GradScaler, as its documentation has them; scale and counter are its own."""
+    """The rules of torch.amp.GradScaler, from its documentation."""
 
     def __init__(self, scale: float, growth: float, backoff: float, interval: int) -> None:
         self.scale, self.growth, self.backoff, self.interval, self.tracker = scale, growth, backoff, interval, 0
@@ -53,7 +53,7 @@ class GradScaler:
     backoff=st.sampled_from([0.25, 0.5, 0.75, 1.0]),
     interval=st.integers(1, 5),
 )
-def test_without_delay_it_is_torchs_between_floor_and_ceiling(
+def test_without_delay_it_equals_torchs_between_floor_and_ceiling(
     events: list[bool], growth: float, backoff: float, interval: int
 ) -> None:
     ours = scaler(growth=growth, backoff=backoff, interval=interval)
@@ -81,7 +81,7 @@ def by_version(ours: LossScaler, events: Iterable[bool], delay: int) -> list[Sca
     initial=st.sampled_from([2.0**-20, FLOOR, 1.0, 1024.0, CEILING, 2.0**40]),
     kind=st.sampled_from([LossScaling.STATIC, LossScaling.DYNAMIC]),
 )
-def test_whatever_happens_the_counts_add_up_and_the_scale_keeps_to_its_limits(
+def test_counts_add_up_and_the_scale_stays_within_its_limits(
     events: list[bool], delay: int, interval: int, initial: float, kind: LossScaling
 ) -> None:
     states = by_version(scaler(kind, initial=initial, interval=interval), events, delay)
@@ -89,68 +89,68 @@ def test_whatever_happens_the_counts_add_up_and_the_scale_keeps_to_its_limits(
         assert state.version == version
         assert state.skipped == version - sum(events[:version])
         assert min(FLOOR, initial) <= state.scale <= max(CEILING, initial)
-        assert math.frexp(state.scale)[0] == 0.5, "a power of two stays one"
+        assert math.frexp(state.scale)[0] == 0.5, "it remains a power of two"
         assert 0 <= state.good < interval
         assert kind is LossScaling.DYNAMIC or state.scale == initial
         in_a_row = next((n for n, finite in enumerate(reversed(events[:version])) if finite), version)
         assert state.in_row == in_a_row
 
 
-def test_batches_under_way_at_an_overflow_lower_the_scale_no_further() -> None:
-    """At τ = 2 batches 0, 1, 2 have scale 1024 and overflow; batch 3 is the first with the lower one."""
+def test_batches_in_flight_at_an_overflow_do_not_lower_the_scale_again() -> None:
+    """At τ = 2 batches 0, 1, 2 have scale 1024 and overflow; batch 3 is the first with the lower scale."""
     states = by_version(scaler(interval=2), [False, False, False, False, True, True, True, True, True], delay=2)
     assert [state.scale for state in states] == [1024, 512, 512, 512, 256, 256, 512, 512, 512, 512]
-    # Batches 4 and 5 still had 512 and were finite, which counts for 256; 6 and 7 had 256, which says nothing of 512.
+    # Batches 4 and 5 had 512 and were finite, which counts for 256; 6 and 7 had 256, which does not count for 512.
     assert [state.good for state in states] == [0, 0, 0, 0, 0, 1, 0, 0, 0, 1]
 
 
-def test_batches_under_way_at_a_growth_do_not_count_towards_the_next() -> None:
+def test_batches_in_flight_at_a_growth_do_not_count_towards_the_next() -> None:
     states = by_version(scaler(interval=1), [True] * 7, delay=2)
     assert [state.scale for state in states] == [1024, 2048, 2048, 2048, 4096, 4096, 4096, 8192]
 
 
-def test_a_dynamic_scale_is_given_up_at_the_floor() -> None:
+def test_a_dynamic_scale_fails_at_the_floor() -> None:
     ours = scaler(initial=4 * FLOOR)
     state, skipped = ours.start(0), 0
-    while not ours.hopeless(state, state.scale):
+    while not ours.failure(state, state.scale):
         state, skipped = ours.after(state, state.scale, finite=False), skipped + 1
     assert (state.scale, skipped) == (FLOOR, 2)
-    # A batch that read an older version, with a higher scale, is no reason yet.
-    assert ours.hopeless(state, 2 * FLOOR) is None
+    # A batch of an older version with a higher scale does not fail the run.
+    assert ours.failure(state, 2 * FLOOR) is None
 
 
 @pytest.mark.parametrize("ours", [scaler(LossScaling.STATIC), scaler(backoff=1.0)], ids=["static", "backoff-1"])
-def test_a_scale_that_cannot_be_lowered_is_given_up_after_a_while(ours: LossScaler) -> None:
+def test_a_scale_that_cannot_be_lowered_fails_after_max_skipped(ours: LossScaler) -> None:
     state = ours.start(0)
-    for _ in range(PATIENCE - 1):
-        assert ours.hopeless(state, state.scale) is None
+    for _ in range(MAX_SKIPPED - 1):
+        assert ours.failure(state, state.scale) is None
         state = ours.after(state, state.scale, finite=False)
-    assert f"{PATIENCE} updates in a row" in str(ours.hopeless(state, state.scale))
+    assert f"{MAX_SKIPPED} consecutive updates" in str(ours.failure(state, state.scale))
     state = ours.after(state, state.scale, finite=True)
-    assert ours.hopeless(state, state.scale) is None
+    assert ours.failure(state, state.scale) is None
 
 
 @pytest.mark.parametrize(("backoff", "initial"), [(0.999, 1024.0), (0.5, 2.0**40)])
-def test_a_scale_whose_lowering_does_not_help_is_given_up_after_twice_as_many(backoff: float, initial: float) -> None:
+def test_a_scale_whose_lowering_does_not_help_fails_after_twice_as_many(backoff: float, initial: float) -> None:
     ours = scaler(backoff=backoff, initial=initial)
     state = ours.start(0)
-    for _ in range(2 * PATIENCE - 1):
-        assert ours.hopeless(state, state.scale) is None
+    for _ in range(2 * MAX_SKIPPED - 1):
+        assert ours.failure(state, state.scale) is None
         state = ours.after(state, state.scale, finite=False)
-    assert f"{2 * PATIENCE} updates in a row, down to" in str(ours.hopeless(state, state.scale))
-    # A batch that was under way when the scale was lowered is no reason yet, however many of them there are.
-    assert ours.hopeless(state, 2 * state.scale) is None
-    assert ours.hopeless(ours.after(state, state.scale, finite=True), state.scale) is None
+    assert f"{2 * MAX_SKIPPED} consecutive updates overflowed, down to" in str(ours.failure(state, state.scale))
+    # A batch that was in flight when the scale was lowered does not fail the run.
+    assert ours.failure(state, 2 * state.scale) is None
+    assert ours.failure(ours.after(state, state.scale, finite=True), state.scale) is None
 
 
 def test_without_scaling_nothing_is_skipped() -> None:
     off = scaler(LossScaling.NONE)
     assert not off.on
     assert off.start(7) == ScaleState(scale=1.0, applied=7)
-    assert off.hopeless(off.start(7), 1.0) == "losses are not scaled"
+    assert off.failure(off.start(7), 1.0) == "losses are not scaled"
 
 
-def test_a_run_begins_with_the_saved_state_where_the_scale_is_dynamic() -> None:
+def test_a_run_begins_with_the_saved_state_if_the_scale_is_dynamic() -> None:
     saved = ScaleState(scale=64.0, good=3, in_row=0, skipped=2, applied=5)
     assert scaler().start(7, saved) is saved
     static = scaler(LossScaling.STATIC, initial=8.0).start(7, saved)
@@ -161,7 +161,7 @@ def test_a_run_begins_with_the_saved_state_where_the_scale_is_dynamic() -> None:
     "numbers",
     [{"scale": 0.0}, {"scale": math.inf}, {"scale": math.nan}, {"good": -1}, {"applied": -1}, {"in_row": 1}],
 )
-def test_a_state_that_no_run_can_come_to_is_refused(numbers: dict[str, Any]) -> None:
+def test_an_impossible_state_is_refused(numbers: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="loss scale"):
         ScaleState(**numbers)
 
@@ -169,7 +169,7 @@ def test_a_state_that_no_run_can_come_to_is_refused(numbers: dict[str, Any]) -> 
 # --- in checkpoints and configurations -------------------------------------------------------------------------------
 
 
-def test_states_come_back_from_a_checkpoint(tmp_path: Path) -> None:
+def test_states_are_read_back_from_a_checkpoint(tmp_path: Path) -> None:
     whole = state_of(7, 1)
     states = {6: ScaleState(0.1, 3, 0, 2, 4), 7: ScaleState(2.0**-14, 0, 1, 3, 4)}
     state = TrainingState(7, 1, whole.versions, whole.m, whole.v, {}, GEOMETRY, states)
@@ -189,7 +189,7 @@ def test_states_come_back_from_a_checkpoint(tmp_path: Path) -> None:
         (lambda states: "none", "the file is damaged"),
     ],
 )
-def test_states_that_were_changed_by_hand_are_refused(change: Callable[[Any], Any], words: str, tmp_path: Path) -> None:
+def test_modified_states_are_refused(change: Callable[[Any], Any], words: str, tmp_path: Path) -> None:
     whole = state_of(7, 1)
     states = {6: ScaleState(1.0, 0, 0, 0, 6), 7: ScaleState(1.0, 0, 0, 0, 7)}
     path = save_checkpoint(
@@ -207,7 +207,7 @@ def test_states_that_were_changed_by_hand_are_refused(change: Callable[[Any], An
         Checkpoint.open(path)
 
 
-def test_the_scale_is_among_what_decides_the_weights_only_where_there_is_one() -> None:
+def test_the_scale_belongs_to_the_trajectory_only_if_losses_are_scaled() -> None:
     def keys(*overrides: str) -> set[str]:
         return {key for key in trajectory(tiny(*overrides)) if key.startswith("loss_scale")}
 
@@ -216,12 +216,12 @@ def test_the_scale_is_among_what_decides_the_weights_only_where_there_is_one() -
     assert keys("loss_scale.kind=dynamic") == {f"loss_scale.{name}" for name in ResolvedLossScale.__struct_fields__}
 
 
-def test_what_is_suspected_is_what_can_be_mended() -> None:
-    def suspects(**changes: object) -> str:
-        return LossScaler(ResolvedLossScale(**changes)).suspects  # type: ignore[arg-type]
+def test_the_hint_names_settings_that_can_help() -> None:
+    def hint(**changes: object) -> str:
+        return LossScaler(ResolvedLossScale(**changes)).failure_hint  # type: ignore[arg-type]
 
-    assert "lower loss_scale.initial" in suspects(kind=LossScaling.STATIC)
-    assert "loss_scale.backoff" in suspects(kind=LossScaling.DYNAMIC, backoff=1.0)
+    assert "lower loss_scale.initial" in hint(kind=LossScaling.STATIC)
+    assert "loss_scale.backoff" in hint(kind=LossScaling.DYNAMIC, backoff=1.0)
     for changes in ({"kind": LossScaling.DYNAMIC}, {"kind": LossScaling.NONE}):
-        assert "optimizer.lr" in suspects(**changes)
-        assert "loss_scale" not in suspects(**changes)
+        assert "optimizer.lr" in hint(**changes)
+        assert "loss_scale" not in hint(**changes)

@@ -1,4 +1,4 @@
-"""Runs that scale their losses: they skip what is not finite, and stay on one trajectory, resumed or not."""
+"""Runs with loss scaling: updates that are not finite are skipped, and the trajectory is one, resumed or not."""
 
 import json
 import math
@@ -27,7 +27,7 @@ from threadloom.stages.checkpoint import Checkpoint
 from threadloom.stages.checkpoint.manifest import MANIFEST_FILE
 from threadloom.stages.config import ConfigError
 from threadloom.stages.memory.graph_items import Event, MicroBatch, MicroGradient, Update
-from threadloom.stages.memory.loss_scale import PATIENCE
+from threadloom.stages.memory.loss_scale import MAX_SKIPPED
 from threadloom.stages.run.session import train
 from threadloom.stages.step.backward import Backward
 from threadloom.stages.step.reducer import TrainingDiverged
@@ -45,7 +45,7 @@ def updates(events: Iterable[Event]) -> list[Update]:
 
 
 def poison(training: Training, wrong: Callable[[MicroGradient], bool], value: float = math.inf) -> Training:
-    """Make one element of a lane infinite after backward has written it, as an overflow does."""
+    """Set one element of a lane to infinity after backward, as an overflow would."""
 
     def after(_: MicroBatch, made: MicroGradient) -> None:
         if wrong(made):
@@ -56,7 +56,7 @@ def poison(training: Training, wrong: Callable[[MicroGradient], bool], value: fl
 
 
 def overflowing(limit: float) -> Callable[[MicroGradient], bool]:
-    """Return what a format whose largest number is reached at scales above `limit` does, at the last micro-batch."""
+    """Return a predicate: the last micro-batch overflows at scales above `limit`."""
     return lambda made: made.scale > limit and made.micro == 3
 
 
@@ -70,7 +70,7 @@ def scales(training: Training, events: list[Event]) -> tuple[list[float], list[i
 
 @pytest.mark.parametrize("initial", ["2", "1024", "16777216", "0.001953125"])
 def test_a_power_of_two_changes_no_bit(initial: str) -> None:
-    """Every number of backward is exactly that many times larger, and so are the squares and roots of the norm."""
+    """All numbers of the backward pass, and the squares and roots of the norm, are scaled exactly."""
     for overrides in ((), ("delay=2", "lanes=3", *SEVERAL_CHUNKS), ("optimizer.clip=0.01",)):
         plain = build(tiny(*overrides), evaluate=True)
         expected = result(plain, run_threads(plain))
@@ -81,7 +81,7 @@ def test_a_power_of_two_changes_no_bit(initial: str) -> None:
         assert_same(found, expected)
 
 
-def test_another_scale_is_taken_out_but_for_a_rounding() -> None:
+def test_another_scale_is_divided_out_up_to_rounding() -> None:
     plain, scaled = build(tiny()), build(tiny("loss_scale.kind=static", "loss_scale.initial=1000"))
     expected, found = updates(run_sequence(plain)), updates(run_sequence(scaled))
     np.testing.assert_allclose([u.loss for u in found], [u.loss for u in expected], rtol=1e-4)
@@ -105,11 +105,11 @@ THREADS = [
 SKIPS = {0: ([1024, 512, 256, 256, 512, 256, 256, 512], [1, 2, 5, 8]),
          1: ([1024, 1024, 512, 512, 256, 256, 256, 512], [1, 2, 3, 4, 8]),
          2: ([1024, 1024, 1024, 512, 512, 512, 256, 256], [1, 2, 3, 4, 5, 6])}  # fmt: skip
-"""By delay: the scale of every batch and the steps that are skipped, where all above 256 overflows."""
+"""Delay → the scale of every batch and the skipped steps, if all scales above 256 overflow."""
 
 
 @pytest.mark.parametrize("delay", SKIPS)
-def test_pipeline_and_replay_skip_the_same_updates_and_give_the_same_bits(delay: int, tmp_path: Path) -> None:
+def test_pipeline_and_replay_skip_the_same_updates_and_compute_the_same_bits(delay: int, tmp_path: Path) -> None:
     common = (f"delay={delay}", *DYNAMIC, *SEVERAL_CHUNKS, "evaluation.interval=3", "checkpoint.interval=3")
     alone = poison(build(tiny(*common), tmp_path / "replay", evaluate=True), overflowing(256))
     used, skipped, expected = scales(alone, run_sequence(alone))
@@ -125,8 +125,8 @@ def test_pipeline_and_replay_skip_the_same_updates_and_give_the_same_bits(delay:
 
 @pytest.mark.timeout(300)  # the kernels of 16 bits may have to be compiled
 @pytest.mark.parametrize("delay", [0, 1])
-def test_float16_overflows_by_itself_and_recovers_along_one_trajectory(delay: int, tmp_path: Path) -> None:
-    """Nothing is put in here: the gradients of the tiny model pass 65,504 at this scale. Default: dynamic."""
+def test_float16_overflows_and_recovers_along_one_trajectory(delay: int, tmp_path: Path) -> None:
+    """A real overflow: gradients of the tiny model exceed 65,504 at this scale. Dynamic scaling is the default."""
     common = ("precision=fp16", f"delay={delay}", "loss_scale.initial=4194304", "loss_scale.interval=3", "steps=10")
     alone = build(tiny(*common))
     used, skipped, expected = scales(alone, run_sequence(alone))
@@ -146,8 +146,8 @@ def test_float16_overflows_by_itself_and_recovers_along_one_trajectory(delay: in
 
 
 @pytest.mark.parametrize("delay", [0, 1, 2])
-def test_a_skipped_update_leaves_everything_but_the_learning_rate_as_it_was(delay: int) -> None:
-    """Updates 2 and 3 are skipped: the versions that they make have the bits of version 2, and so have the moments."""
+def test_a_skipped_update_changes_nothing_but_the_learning_rate(delay: int) -> None:
+    """The updates from batches 2 and 3 are skipped: versions 3 and 4 and the moments have the bits of version 2."""
 
     def state(steps: int) -> Result:
         training = build(tiny(f"delay={delay}", *DYNAMIC, f"steps={steps}", f"schedule.decay_steps={STEPS}"))
@@ -166,7 +166,7 @@ def test_a_skipped_update_leaves_everything_but_the_learning_rate_as_it_was(dela
 
 
 def test_bias_corrections_count_applied_updates() -> None:
-    """If the first updates are skipped, the first that is applied is corrected as update 1: all else is equal."""
+    """If the first updates are skipped, the first applied one has the bias corrections of update 1."""
     constant = ("schedule.kind=constant", "schedule.warmup=0", "optimizer.clip=0", "loss_scale.kind=static")
     skipping = poison(build(tiny(*constant, "steps=4")), lambda made: made.batch < 3)
     steps = []
@@ -176,7 +176,7 @@ def test_bias_corrections_count_applied_updates() -> None:
 
 
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
-def test_any_number_that_is_not_finite_is_skipped(value: float) -> None:
+def test_inf_and_nan_are_skipped(value: float) -> None:
     training = poison(build(tiny(*DYNAMIC, "steps=3")), lambda made: made.batch == 1, value)
     _, skipped, found = scales(training, run_threads(training))
     assert skipped == [2]
@@ -207,16 +207,16 @@ def test_a_loss_that_is_not_finite_is_skipped_too() -> None:
     ("overrides", "update", "reason"),
     [
         (("loss_scale.kind=none",), 3, "losses are not scaled"),
-        (("loss_scale.kind=static",), 2 + PATIENCE, f"{PATIENCE} updates in a row at a loss scale of 1024"),
-        (("loss_scale.kind=dynamic",), 27, "the loss scale is down to 6.10352e-05"),
+        (("loss_scale.kind=static",), 2 + MAX_SKIPPED, f"{MAX_SKIPPED} consecutive updates overflowed at a loss scale"),
+        (("loss_scale.kind=dynamic",), 27, "the loss scale is 6.10352e-05, the lowest allowed"),
     ],
 )
-def test_a_run_that_does_not_come_back_is_ended(overrides: tuple[str, ...], update: int, reason: str) -> None:
+def test_a_run_that_does_not_recover_fails(overrides: tuple[str, ...], update: int, reason: str) -> None:
     training = poison(build(tiny("steps=40", *overrides)), lambda made: made.batch >= 2)
     with pytest.raises(StageFailure) as caught:
         run_threads(training)
     assert isinstance(caught.value.__cause__, TrainingDiverged)
-    for part in (f"the gradient of update {update} has norm inf", "needed a finite number", reason, "optimizer.lr"):
+    for part in (f"the gradient of update {update} has norm inf", "expected a finite number", reason, "optimizer.lr"):
         assert part in str(caught.value.__cause__)
 
 
@@ -224,7 +224,7 @@ def test_a_run_that_does_not_come_back_is_ended(overrides: tuple[str, ...], upda
 
 
 @pytest.mark.parametrize("delay", SKIPS)
-def test_from_any_step_a_run_goes_on_with_the_same_scales_and_bits(delay: int, tmp_path: Path) -> None:
+def test_from_any_step_a_run_resumes_with_the_same_scales_and_bits(delay: int, tmp_path: Path) -> None:
     common = (f"delay={delay}", *DYNAMIC, "checkpoint.interval=1", "checkpoint.keep=0")
     copies = f"checkpoint.copies={'false' if delay == 1 else 'true'}"
     whole = poison(build(tiny(*common, copies), tmp_path), overflowing(256))
@@ -240,7 +240,7 @@ def test_from_any_step_a_run_goes_on_with_the_same_scales_and_bits(delay: int, t
 
 @pytest.mark.parametrize(("delay", "step"), [(1, 3), (2, 5)])
 def test_the_states_of_the_older_versions_matter(delay: int, step: int, tmp_path: Path) -> None:
-    """A run that began with the newest state alone would have other scales: the comparison above can fail."""
+    """A run that started from the newest state alone would have other scales: the test above can fail."""
     common = (f"delay={delay}", *DYNAMIC, "checkpoint.interval=1", "checkpoint.keep=0")
     whole = poison(build(tiny(*common), tmp_path), overflowing(256))
     used, _, _ = scales(whole, run_threads(whole))
@@ -252,8 +252,8 @@ def test_the_states_of_the_older_versions_matter(delay: int, step: int, tmp_path
     assert again != used[step:]
 
 
-def test_a_checkpoint_without_states_is_opened_and_starts_afresh(tmp_path: Path) -> None:
-    """As those of a run without scaling, and of the time before it, which have the very same manifest."""
+def test_a_checkpoint_without_states_starts_with_the_initial_scale(tmp_path: Path) -> None:
+    """Checkpoints of runs without scaling, and of versions without loss scaling, have the same manifest."""
     config = tiny("steps=3", "schedule.decay_steps=6")
     run_threads(build(config, tmp_path))
     path = tmp_path / "step-000003"
@@ -265,10 +265,10 @@ def test_a_checkpoint_without_states_is_opened_and_starts_afresh(tmp_path: Path)
     assert_same(result(scaled, run_threads(scaled)), expected)
 
 
-# --- what a person sees -----------------------------------------------------------------------------------------------
+# --- reports -----------------------------------------------------------------------------------------------
 
 
-def test_a_run_directory_tells_of_the_scale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_directory_records_the_scale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     backward = Backward.__call__
 
     def overflow(self: Backward, item: MicroBatch) -> MicroGradient:
@@ -301,7 +301,7 @@ def test_a_run_directory_tells_of_the_scale(tmp_path: Path, monkeypatch: pytest.
     )
     assert any("loss scale 256 (5 skipped)" in line for line in lines), lines
     image = matplotlib.image.imread(tmp_path / "run" / "loss.png")
-    assert image.shape[0] > 728, "a third part of the picture, for the scale"
+    assert image.shape[0] > 728, "the picture has a third panel, for the scale"
 
     for setting in ("loss_scale.kind=static", "loss_scale.kind=none", "loss_scale.interval=4"):
         with pytest.raises(ConfigError, match="started with"):

@@ -1,4 +1,4 @@
-"""Threads that share a lane: whose turn it is, what waits for the end of the batch, and that a run still ends."""
+"""Threads that share a lane: the order of accumulation, deferred gradients, and the end of a run."""
 
 import threading
 from typing import Any
@@ -24,29 +24,29 @@ def make(lanes: int = 1, micro_batches: int = 3) -> OrderedAccumulation:
     return OrderedAccumulation(GEOMETRY, Lanes(parameter_shapes(GEOMETRY), LanePlan(lanes, micro_batches)), sequences=2)
 
 
-def passes(turns: OrderedAccumulation, batch: int, micro: int, part: int) -> bool:
-    """Say whether a micro-batch could add to a part now: it would not wait."""
-    ticket = turns.ticket(batch, micro)
+def passes(accumulation: OrderedAccumulation, batch: int, micro: int, part: int) -> bool:
+    """Return True if a micro-batch could add to a part now without waiting."""
+    ticket = accumulation.ticket(batch, micro)
     return int(ticket.predecessor_count[0]) > ticket.base + part
 
 
-def test_a_part_is_free_once_the_micro_batch_before_has_added_to_it() -> None:
-    turns = make()
-    assert all(passes(turns, 0, 0, part) for part in range(PARTS)), "the first one waits for nobody"
+def test_a_part_is_free_once_the_predecessor_has_added_to_it() -> None:
+    accumulation = make()
+    assert all(passes(accumulation, 0, 0, part) for part in range(PARTS)), "the first micro-batch never waits"
     for part in range(PARTS):
-        assert not passes(turns, 0, 1, part)
-        mark_part_done(turns.ticket(0, 0), part)
-        assert passes(turns, 0, 1, part)
-        assert not passes(turns, 0, 2, part), "it is behind the second one"
+        assert not passes(accumulation, 0, 1, part)
+        mark_part_done(accumulation.ticket(0, 0), part)
+        assert passes(accumulation, 0, 1, part)
+        assert not passes(accumulation, 0, 2, part), "it comes after the second"
 
 
 def test_a_batch_begins_with_no_part_done() -> None:
-    turns = make()
+    accumulation = make()
     for micro in range(3):
         for part in range(PARTS):
-            mark_part_done(turns.ticket(0, micro), part)
-    assert passes(turns, 1, 0, PARTS - 1)
-    assert not any(passes(turns, 1, micro, part) for micro in (1, 2) for part in range(PARTS))
+            mark_part_done(accumulation.ticket(0, micro), part)
+    assert passes(accumulation, 1, 0, PARTS - 1)
+    assert not any(passes(accumulation, 1, micro, part) for micro in (1, 2) for part in range(PARTS))
 
 
 def test_a_head_of_several_parts_has_a_part_for_each_slice_of_the_vocabulary() -> None:
@@ -54,20 +54,20 @@ def test_a_head_of_several_parts_has_a_part_for_each_slice_of_the_vocabulary() -
 
 
 def test_lanes_do_not_wait_for_one_another() -> None:
-    turns = make(lanes=2, micro_batches=4)
-    assert passes(turns, 0, 0, PARTS - 1)
-    assert passes(turns, 0, 1, PARTS - 1)
-    mark_part_done(turns.ticket(0, 1), 0)
-    assert passes(turns, 0, 3, 0)
-    assert not passes(turns, 0, 2, 0)
+    accumulation = make(lanes=2, micro_batches=4)
+    assert passes(accumulation, 0, 0, PARTS - 1)
+    assert passes(accumulation, 0, 1, PARTS - 1)
+    mark_part_done(accumulation.ticket(0, 1), 0)
+    assert passes(accumulation, 0, 3, 0)
+    assert not passes(accumulation, 0, 2, 0)
 
 
-def test_a_kernel_waits_until_it_is_its_turn() -> None:
-    turns, log, begun = make(), [], threading.Event()
+def test_a_kernel_waits_for_its_predecessor() -> None:
+    accumulation, log, begun = make(), [], threading.Event()
 
     def follow() -> None:
         begun.set()
-        wait_for_predecessor(turns.ticket(0, 1), 0)
+        wait_for_predecessor(accumulation.ticket(0, 1), 0)
         log.append("second")
 
     thread = threading.Thread(target=follow)
@@ -76,41 +76,41 @@ def test_a_kernel_waits_until_it_is_its_turn() -> None:
     thread.join(0.05)
     assert thread.is_alive()
     log.append("first")
-    mark_part_done(turns.ticket(0, 0), 0)
+    mark_part_done(accumulation.ticket(0, 0), 0)
     thread.join(WAIT)
     assert log == ["first", "second"]
 
 
-def test_an_abort_ends_the_waiting() -> None:
-    turns = make()
-    thread = threading.Thread(target=wait_for_predecessor, args=(turns.ticket(0, 1), 0))
+def test_an_abort_ends_waits() -> None:
+    accumulation = make()
+    thread = threading.Thread(target=wait_for_predecessor, args=(accumulation.ticket(0, 1), 0))
     thread.start()
-    assert not turns.stopped
-    turns.abort()
+    assert not accumulation.stopped
+    accumulation.abort()
     thread.join(WAIT)
     assert not thread.is_alive()
-    assert turns.stopped
+    assert accumulation.stopped
 
 
-def test_someone_alone_never_waits() -> None:
+def test_a_single_writer_never_waits() -> None:
     ticket = single_writer()
     for part in range(100):
         wait_for_predecessor(ticket, part)
         mark_part_done(ticket, part)
 
 
-def test_kept_gradients_are_scattered_in_the_order_of_the_micro_batches() -> None:
-    """Float32 sums of numbers of very different size depend on their order."""
+def test_deferred_gradients_are_scattered_in_the_order_of_the_micro_batches() -> None:
+    """The gradients differ in magnitude, so that float32 sums depend on their order."""
     shapes, plan = parameter_shapes(GEOMETRY), LanePlan(2, 4)
     lanes = Lanes(shapes, plan)
-    turns, rows = OrderedAccumulation(GEOMETRY, lanes, sequences=2), 2 * GEOMETRY.context
+    accumulation, rows = OrderedAccumulation(GEOMETRY, lanes, sequences=2), 2 * GEOMETRY.context
     rng = np.random.default_rng(0)
     ids = rng.integers(0, GEOMETRY.vocabulary, (4, rows)).astype(np.int32)
     dx = (rng.standard_normal((4, rows, GEOMETRY.channels)) * 10.0 ** rng.integers(-3, 4, (4, rows, 1))).astype("f4")
     for micro in (2, 0, 3, 1):
-        turns.keep(micro, ids[micro], dx[micro])
-    lanes.flat[:] = 1.0  # the head's gradient is there; what the positions held before is overwritten
-    turns.scatter()
+        accumulation.defer(micro, ids[micro], dx[micro])
+    lanes.flat[:] = 1.0  # wte has the head's gradient already; wpe is overwritten
+    accumulation.scatter_deferred()
     for lane, arena in enumerate(lanes.arenas):
         wte, wpe = np.ones((11, 7), np.float32), np.zeros((5, 7), np.float32)
         for micro in (lane, lane + 2):
@@ -125,15 +125,15 @@ def gradients_of(training: Training) -> list[float]:
     return [update.grad_norm for update in run_sequence(training)]  # type: ignore[union-attr]
 
 
-def test_a_shared_lane_is_a_trajectory_of_its_own_near_that_of_lanes_apart() -> None:
+def test_a_shared_lane_has_another_trajectory_close_to_that_of_separate_lanes() -> None:
     shared = gradients_of(build(tiny("lanes=1", "steps=3", *SHARED)))
     apart = gradients_of(build(tiny("lanes=1", "steps=3")))
     assert shared != apart, "the embedding's gradient is summed in another order"
     np.testing.assert_allclose(shared, apart, rtol=1e-5)
 
 
-def test_neighbours_are_in_backward_at_the_same_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second micro-batch of a lane enters while the first has not come out."""
+def test_consecutive_micro_batches_are_in_backward_at_the_same_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second micro-batch of a lane enters backward before the first has left it."""
     training = build(tiny("lanes=1", "steps=1", *SHARED))
     both, inside = threading.Event(), list[None]()
     compute = training.compute.backward
@@ -150,7 +150,7 @@ def test_neighbours_are_in_backward_at_the_same_time(monkeypatch: pytest.MonkeyP
     assert len(inside) == training.plan.micro_batches
 
 
-def test_an_error_ends_a_run_whose_other_threads_wait_for_the_turn_of_the_one_that_failed(
+def test_an_error_ends_a_run_whose_other_threads_wait_for_the_failed_micro_batch(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     training = build(tiny("lanes=1", "steps=2", *SHARED))
@@ -163,7 +163,7 @@ def test_an_error_ends_a_run_whose_other_threads_wait_for_the_turn_of_the_one_th
             assert second.wait(WAIT)
             raise ValueError("on purpose")
         second.set()
-        return compute(*args)  # waits for the first one, for ever but for the abort
+        return compute(*args)  # waits for the first one until the abort
 
     monkeypatch.setattr(training.compute, "backward", backward)
     with pytest.raises(StageFailure) as caught:

@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.stages.resolve.support import configs, refusal, tiny
+from tests.stages.support import planned
 from threadloom.stages.config import Config, Precision, ResolvedThreads, flatten
-from threadloom.stages.memory.allocation_plan import memory_plan
 from threadloom.stages.models.gpt2 import Geometry, parameter_count
 from threadloom.stages.resolve import resolution
 from threadloom.stages.resolve.loading import apply_overrides, load_config, resolved_from_json, to_json, trajectory
@@ -115,7 +115,7 @@ def test_lanes_are_shared_where_memory_counts_more_than_speed(overrides: list[st
 def test_lanes_that_are_shared_by_themselves_save_memory(context: int, batch: int, steps: int, cores: int) -> None:
     sizes = (f"model.context={context}", f"batch_size={batch}", f"gradient_accumulation_steps={steps}")
     chosen, apart = (
-        memory_plan(resolve(apply_overrides(load_config("gpt2"), [*sizes, *more]), cores))
+        planned(resolve(apply_overrides(load_config("gpt2"), [*sizes, *more]), cores))
         for more in ((), ("shared_lanes=false",))
     )
     parts = ("gradient lanes", "input gradients")

@@ -1,4 +1,4 @@
-"""Gradient accumulation: k steps of b sequences are one step of k·b, and micro-batches change rounding alone."""
+"""Gradient accumulation: k steps of b sequences equal one step of k·b, and micro-batches affect rounding only."""
 
 import numpy as np
 import pytest
@@ -12,43 +12,43 @@ from threadloom.stages.training.training import Training
 pytestmark = pytest.mark.timeout(60)
 
 
-class Noting:
-    """A source that notes the sequences that it gives, by batch."""
+class RecordingSource:
+    """A source that records the sequences that it yields, by batch."""
 
     def __init__(self, config: ResolvedConfig) -> None:
         self._source: RandomTokens = random_batches(config)
         self._length = config.model.context
-        self.given: dict[tuple[int, int], list[bytes]] = {}
+        self.drawn: dict[tuple[int, int], list[bytes]] = {}
 
     def fill(self, batch: int, micro: int, ids: TokenIds, targets: TokenIds) -> None:
         self._source.fill(batch, micro, ids, targets)
         pairs = zip(ids.reshape(-1, self._length), targets.reshape(-1, self._length), strict=True)
-        self.given[batch, micro] = [row.tobytes() + target.tobytes() for row, target in pairs]
+        self.drawn[batch, micro] = [row.tobytes() + target.tobytes() for row, target in pairs]
 
     def batches(self) -> list[list[bytes]]:
         """Return the sequences of each batch, in the order of their micro-batches."""
-        count = max(batch for batch, _ in self.given) + 1
+        count = max(batch for batch, _ in self.drawn) + 1
         return [
-            [row for place, rows in sorted(self.given.items()) if place[0] == batch for row in rows]
+            [row for place, rows in sorted(self.drawn.items()) if place[0] == batch for row in rows]
             for batch in range(count)
         ]
 
 
-def trained(*overrides: str) -> tuple[Training, list[Update], Noting]:
+def trained(*overrides: str) -> tuple[Training, list[Update], RecordingSource]:
     config = tiny("steps=4", "optimizer.eps=1e-4", *overrides)
-    source = Noting(config)
+    source = RecordingSource(config)
     training = build(config, data=source)
     return training, [event for event in run_threads(training) if isinstance(event, Update)], source
 
 
 def assert_close(found: Training, expected: Training, start: Training) -> None:
-    """Compare the way that each tensor has come since the start, within float32 rounding."""
+    """Compare the change of each tensor since the start, within float32 rounding."""
     newest = found.config.steps
     with found.banks.lease(newest) as one, expected.banks.lease(newest) as other, start.banks.lease(0) as origin:
         for name, begin in origin.bank.arena.items():
-            way = other.bank.arena[name].astype(np.float64) - begin
-            distance = np.linalg.norm(one.bank.arena[name] - begin - way) / np.linalg.norm(way)
-            assert distance < 1e-4, f"{name}: off by {distance:.1e} of its way"
+            change = other.bank.arena[name].astype(np.float64) - begin
+            distance = np.linalg.norm(one.bank.arena[name] - begin - change) / np.linalg.norm(change)
+            assert distance < 1e-4, f"{name}: off by {distance:.1e} of its change"
     for name in ("m", "v"):
         found_moment, right = getattr(found.moments, name), getattr(expected.moments, name)
         np.testing.assert_allclose(
@@ -71,7 +71,7 @@ def test_accumulation_equals_one_large_batch(steps: int, batch: int, delay: int)
     assert_close(found, expected, build(found.config))
 
 
-def test_with_the_same_micro_batches_accumulation_is_the_same_bits() -> None:
+def test_with_the_same_micro_batches_accumulation_has_the_same_bits() -> None:
     accumulated, events, _ = trained("gradient_accumulation_steps=4", "batch_size=3", "micro_batch=1", "lanes=3")
     whole, other, _ = trained("gradient_accumulation_steps=1", "batch_size=12", "micro_batch=1", "lanes=3")
     assert_same(result(accumulated, events), result(whole, other))
@@ -79,7 +79,7 @@ def test_with_the_same_micro_batches_accumulation_is_the_same_bits() -> None:
 
 @pytest.mark.parametrize("micro", [1, 2, 3, 4, 6])
 @pytest.mark.parametrize("lanes", [1, 2])
-def test_the_size_of_micro_batches_and_lanes_change_rounding_alone(micro: int, lanes: int) -> None:
+def test_micro_batch_size_and_lanes_affect_rounding_only(micro: int, lanes: int) -> None:
     found, updates, source = trained("batch_size=12", f"micro_batch={micro}", f"lanes={lanes}")
     expected, right, whole = trained("batch_size=12", "micro_batch=12", "lanes=1")
     assert source.batches() == whole.batches()
@@ -88,6 +88,6 @@ def test_the_size_of_micro_batches_and_lanes_change_rounding_alone(micro: int, l
 
 
 def test_two_batches_are_not_the_same_sequences() -> None:
-    """The comparison of sequences above is no empty one."""
+    """The comparison of sequences above can fail."""
     _, _, source = trained()
     assert len({row for batch in source.batches() for row in batch}) == 4 * 4

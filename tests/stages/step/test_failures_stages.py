@@ -1,7 +1,4 @@
-"""What happens when a stage of the training raises, when a person stops it, and when nobody wants its results any more.
-
-That no thread is left after any of these is checked after every test by conftest.
-"""
+"""Trainings that end early: a stage raises, Ctrl-C, or the caller leaves. conftest checks for leaked threads."""
 
 import signal
 import threading
@@ -23,7 +20,7 @@ pytestmark = pytest.mark.timeout(60)
 
 STEPS = 6
 LAST = {"draw": 23, "embed": 23, "forward": 23, "backward": 23, "save": 2, "evaluate": 2}
-"""The number of the last call of each stage, counted from 0; of the others it is that of the last update."""
+"""Stage → number of its last call, counted from 0; for the others it is that of the last update."""
 STAGES = ("draw", "embed", "forward", "backward", "collect", "reduce", "clip", "update", "publish", "evaluate", "save")
 
 
@@ -32,13 +29,13 @@ class Boom(Exception):
 
 
 def make(folder: Path, *overrides: str, delay: int = 1) -> Training:
-    """Return a training in which each stage has something to do: evaluations and checkpoints at 2, 4 and 6."""
+    """Return a training in which every stage runs: evaluations and checkpoints at steps 2, 4 and 6."""
     config = tiny(f"delay={delay}", f"steps={STEPS}", "evaluation.interval=2", "checkpoint.interval=2", *overrides)
     return build(config, folder, evaluate=True)
 
 
 def place(item: Any) -> tuple[int, ...]:
-    """Return what tells an item from another of its stage: batch and micro-batch or shard, or the step."""
+    """Return the numbers that identify an item in its stage: batch and micro-batch or shard, or the step."""
     if isinstance(item, list):
         return (item[0].batch,)
     tag = label(item)
@@ -46,7 +43,7 @@ def place(item: Any) -> tuple[int, ...]:
 
 
 def place_of_call(stage: str, number: int) -> tuple[int, ...]:
-    """Return which item is call `number` of a stage, by the order in which the items are made."""
+    """Return the place of the item of call `number` of a stage, in the order in which items are created."""
     if stage in ("draw", "embed", "forward", "backward"):
         return divmod(number, 4)
     if stage in ("evaluate", "save"):
@@ -57,7 +54,7 @@ def place_of_call(stage: str, number: int) -> tuple[int, ...]:
 @pytest.mark.parametrize("at", ["first", "middle", "last"])
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("delay", [0, 2])
-def test_the_first_error_of_any_stage_at_any_item_is_the_callers(
+def test_the_caller_gets_the_first_error_of_any_stage_at_any_item(
     delay: int, stage: str, at: str, tmp_path: Path
 ) -> None:
     training = make(tmp_path, delay=delay)
@@ -85,17 +82,17 @@ def test_the_first_error_of_any_stage_at_any_item_is_the_callers(
     assert tuple(named.values())[: len(where)] == where
     assert ended - raised[0] < 1.0
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("training.")]
-    # Nothing of what came before is lost: its updates were reported or made no mark, and its checkpoints are whole.
+    # Earlier work is kept: updates are reported in order, and checkpoints are complete.
     steps = [event.step for event in seen if isinstance(event, Update)]
     assert steps == list(range(1, len(steps) + 1))
     for path in finished_checkpoints(tmp_path):
         assert Checkpoint.open(path).step in (2, 4, 6)
-    assert not list(tmp_path.glob(".*")), "nothing half written is left"
+    assert not list(tmp_path.glob(".*")), "no partial checkpoint remains"
 
 
 @pytest.mark.parametrize("stage", ["draw", "embed", "backward", "collect", "clip", "publish"])
 def test_an_error_while_waiting_for_memory_is_reported_too(stage: str, tmp_path: Path) -> None:
-    """`acquire` runs in the worker as well."""
+    """`acquire` runs in the worker too."""
     training = make(tmp_path)
     error = Boom("while waiting")
     whole = getattr(training, stage)
@@ -118,7 +115,7 @@ def test_an_error_while_waiting_for_memory_is_reported_too(stage: str, tmp_path:
 
 @pytest.mark.parametrize("stage", ["draw", "backward", "update", "save"])
 @pytest.mark.parametrize("raised", [SystemExit, MemoryError, KeyboardInterrupt])
-def test_no_kind_of_error_ends_a_thread_in_silence(stage: str, raised: type[BaseException], tmp_path: Path) -> None:
+def test_every_kind_of_error_is_reported(stage: str, raised: type[BaseException], tmp_path: Path) -> None:
     training = make(tmp_path)
     error = raised("odd")
 
@@ -133,7 +130,7 @@ def test_no_kind_of_error_ends_a_thread_in_silence(stage: str, raised: type[Base
 
 @pytest.mark.parametrize("delay", [0, 1, 2])
 def test_only_the_first_of_several_errors_is_reported(delay: int, tmp_path: Path) -> None:
-    """Backward fails once the run is known to be ending because of update: that is no news."""
+    """Forward fails after update has ended the run: its error is not reported."""
     training = make(tmp_path, "slots=9", delay=delay)
     ended = threading.Event()
     abort = training.banks.abort
@@ -163,7 +160,7 @@ def test_only_the_first_of_several_errors_is_reported(delay: int, tmp_path: Path
 
 @pytest.mark.parametrize("stage", ["forward", "backward", "update", "evaluate", "save"])
 def test_ctrl_c_in_the_middle_ends_every_thread(stage: str, tmp_path: Path) -> None:
-    """The signal comes while a given stage is at work on batch 2."""
+    """The signal arrives while a given stage processes batch 2."""
     training = make(tmp_path)
     pressed: list[float] = []
 
@@ -179,8 +176,8 @@ def test_ctrl_c_in_the_middle_ends_every_thread(stage: str, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("after", [0, 1, 3])
-def test_a_caller_that_goes_away_ends_the_run(after: int, tmp_path: Path) -> None:
-    """Leaving the block early drops what is in flight, also while stages wait for slots, banks and channels."""
+def test_a_caller_that_leaves_the_block_ends_the_run(after: int, tmp_path: Path) -> None:
+    """Items in flight are dropped, even while stages wait for slots, banks and channels."""
     training = make(tmp_path, "slots=1", "channel_capacity=1")
     taken: list[Event] = []
     with training.graph().start(resources=training.resources, label=label) as run:
@@ -192,8 +189,8 @@ def test_a_caller_that_goes_away_ends_the_run(after: int, tmp_path: Path) -> Non
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("training.")]
 
 
-def test_a_sink_that_is_never_read_holds_the_run_up_and_lets_it_end(tmp_path: Path) -> None:
-    """More updates than the sink's channel holds: publish waits for room until the caller leaves."""
+def test_a_sink_that_is_never_read_blocks_the_run_until_the_caller_leaves(tmp_path: Path) -> None:
+    """With more updates than the sink's capacity, publish is blocked until the caller leaves."""
     training = build(tiny("steps=200", "batch_size=1", "lanes=1", "model.layers=1"), tmp_path)
     full = threading.Event()
     intercept(training, "publish", after=lambda _, made: full.set() if made.step == 65 else None)
@@ -223,8 +220,8 @@ def test_cancel_from_another_thread(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("delay", [0, 2])
-def test_a_loss_that_is_no_number_stops_before_the_weights_are_harmed(delay: int, tmp_path: Path) -> None:
-    """Version 3 is poisoned as it is published: the batch that reads it stops the run, and makes no update."""
+def test_a_loss_of_nan_fails_before_the_weights_change(delay: int, tmp_path: Path) -> None:
+    """Version 3 becomes NaN when it is published: the batch that reads it fails the run without an update."""
     training = make(tmp_path, f"delay={delay}", "evaluation.interval=0", delay=delay)
     published: list[int] = []
     saved = threading.Event()
@@ -236,7 +233,7 @@ def test_a_loss_that_is_no_number_stops_before_the_weights_are_harmed(delay: int
             shards[0].target.weights.wte[:] = float("nan")
 
     intercept(training, "publish", poison, after=lambda _, made: published.append(made.step))
-    with pytest.raises(StageFailure, match="needed a finite number") as caught:
+    with pytest.raises(StageFailure, match="expected a finite number") as caught:
         run_threads(training)
     assert isinstance(caught.value.__cause__, TrainingDiverged)
     assert caught.value.stage == "collect"
@@ -249,8 +246,8 @@ def test_a_loss_that_is_no_number_stops_before_the_weights_are_harmed(delay: int
         assert abs(lease.bank.arena.flat).max() < 10
 
 
-def test_a_gradient_that_is_no_number_stops_before_the_weights_are_harmed(tmp_path: Path) -> None:
-    """The loss is fine here; the norm tells."""
+def test_an_infinite_gradient_fails_before_the_weights_change(tmp_path: Path) -> None:
+    """The loss is finite, the norm is not."""
     training = make(tmp_path)
 
     def poison(item: Any, _: Any) -> None:
@@ -265,8 +262,8 @@ def test_a_gradient_that_is_no_number_stops_before_the_weights_are_harmed(tmp_pa
     assert training.banks.statistics().newest == 3
 
 
-def test_a_validation_loss_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
-    """At a delay no batch ever reads the last versions; their evaluation does."""
+def test_a_validation_loss_of_nan_fails_the_run(tmp_path: Path) -> None:
+    """With a delay no batch reads the last versions, but their evaluation does."""
     training = make(tmp_path, "delay=2", delay=2)
 
     def poison(shards: list[Any]) -> None:

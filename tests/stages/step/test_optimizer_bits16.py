@@ -1,4 +1,4 @@
-"""AdamW with forms, cut into shards: every element once, the bits of AdamW alone, the forms of the new weights."""
+"""Updates that pack weights, in shards: every element once, the bits of the float32 update, packed new weights."""
 
 from collections.abc import Callable, Iterator
 
@@ -7,20 +7,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.stages.training.test_bits16 import assert_forms_are_those_of_the_master
+from tests.stages.training.test_bits16 import assert_packed_equals_master
 from threadloom.kernels import AdamWStep
 from threadloom.kernels.bits16.adamw import BLOCK
 from threadloom.kernels.compiling.jit import JIT_ENABLED
 from threadloom.pipeline import Arena, LanePlan, Lanes
-from threadloom.stages.config.settings import Precision
-from threadloom.stages.memory.float32 import Bank
+from threadloom.stages.config import OptimizerConfig, Precision
+from threadloom.stages.memory.bank import Bank
 from threadloom.stages.memory.graph_items import UpdateShard
 from threadloom.stages.memory.loss_scale import Scaled, ScaleState
 from threadloom.stages.models.gpt2 import MATRICES, Geometry, decayed_elements, parameter_shapes
-from threadloom.stages.step.bits16 import optimizer as optimizer_low
+from threadloom.stages.step.bits16 import optimizer as optimizer_bits16
 from threadloom.stages.step.bits16.compute import Bits16Compute
-from threadloom.stages.step.bits16.optimizer import Rows, Stretch, plan_parts
-from threadloom.stages.step.optimizer import ApplyUpdate, Moments
+from threadloom.stages.step.bits16.optimizer import ArenaRange, MatrixRows, plan_parts
+from threadloom.stages.step.float32.optimizer import Float32Update
+from threadloom.stages.step.optimizers import AdamW, Moments
 from threadloom.stages.step.reducer import Gradient
 
 pytestmark = pytest.mark.timeout(300)
@@ -37,16 +38,16 @@ geometries = st.builds(
 
 @pytest.fixture(autouse=True, scope="module")
 def small_parts() -> Iterator[None]:
-    """Let parts be small, so that small models have many of them."""
+    """Make parts small, so that small models have many of them."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(optimizer_low, "PART", 1 << 10)
+        patch.setattr(optimizer_bits16, "PART", 1 << 10)
         yield
 
 
 @settings(max_examples=100, derandomize=True, deadline=None)
 @given(geometry=geometries, shards=st.integers(1, 12))
 def test_parts_cover_every_element_once(geometry: Geometry, shards: int) -> None:
-    """Whole blocks of rows of each matrix, and the rest in stretches; padding between tensors is nobody's."""
+    """Matrices are covered by whole blocks of rows, the rest by ranges, padding between tensors by none."""
     layout = Arena(parameter_shapes(geometry))
     decayed = decayed_elements(geometry)
     plan = plan_parts(layout, decayed, shards)
@@ -54,8 +55,8 @@ def test_parts_cover_every_element_once(geometry: Geometry, shards: int) -> None
     parts = [part for shard in plan for part in shard]
     layout.flat[...] = 0.0
     for part in parts:
-        if isinstance(part, Stretch):
-            assert part.decayed == (part.stop <= decayed)
+        if isinstance(part, ArenaRange):
+            assert part.stop <= decayed or part.start >= decayed
             assert part.elements == part.stop - part.start
             layout.flat[part.start : part.stop] += 1.0
             continue
@@ -67,32 +68,33 @@ def test_parts_cover_every_element_once(geometry: Geometry, shards: int) -> None
     assert all((tensor == 1.0).all() for tensor in layout.values())
     assert layout.flat.max() == 1.0
 
-    # A shard ends with the part in which its share ends, so it is off by one part at most on either side.
+    # A shard ends with the part in which its share ends, so its size is off by at most one part on either side.
     sizes = [sum(part.elements for part in shard) for shard in plan]
     largest = max(part.elements for part in parts)
     assert max(sizes) <= sum(sizes) / shards + largest
 
 
-def test_parts_have_about_the_size_that_is_asked_for() -> None:
+def test_parts_have_about_the_requested_size() -> None:
     geometry = Geometry(5000, 64, 2, 1, 64)
-    rows = [part for part in plan_parts(Arena(parameter_shapes(geometry)), 0, 1)[0] if isinstance(part, Rows)]
-    limit = max(optimizer_low.PART, BLOCK * 4 * geometry.channels)
+    rows = [part for part in plan_parts(Arena(parameter_shapes(geometry)), 0, 1)[0] if isinstance(part, MatrixRows)]
+    limit = max(optimizer_bits16.PART, BLOCK * 4 * geometry.channels)
     assert all(part.elements <= limit for part in rows)
     assert {part.name for part in rows} == set(MATRICES) - {"wpe"}
 
 
-class Update:
-    """One update of random weights by either stage, from the same state each time."""
+class RandomUpdate:
+    """One update of random weights, from the same state each time."""
 
     def __init__(self, geometry: Geometry, precision: Precision, in_place: bool, skipped: bool) -> None:
         rng = np.random.default_rng([geometry.vocabulary, geometry.channels])
         self.precision, self.geometry = precision, geometry
         self.compute = Bits16Compute(precision, geometry, 1)
         self.moments = Moments(geometry)
+        self.optimizer = AdamW(OptimizerConfig(), lambda _: 3e-3, self.moments)
         lanes = Lanes(parameter_shapes(geometry), LanePlan(1, 1), 0)
         self.gradient = Gradient(lanes, 1)
-        self.source = Bank(geometry, self.compute.allocate_packed())
-        self.target = self.source if in_place else Bank(geometry, self.compute.allocate_packed())
+        self.source = Bank(geometry, self.compute.memory.allocate_packed())
+        self.target = self.source if in_place else Bank(geometry, self.compute.memory.allocate_packed())
         gradient = Arena(parameter_shapes(geometry), np.float32, self.gradient.flat)
         for name, tensor in self.source.arena.items():
             tensor[...] = rng.standard_normal(tensor.shape)
@@ -105,17 +107,17 @@ class Update:
         self.step = AdamWStep(3e-3, 0.9, 0.99, 1e-8, 0.1, 1.0 - 0.9**3, 1.0 - 0.99**3, 0.3)
         self.scaled = Scaled(2.0, skipped, ScaleState())
 
-    def apply(self, shards: int, forms: bool) -> list[bytes]:
+    def apply(self, shards: int, *, packs: bool) -> list[bytes]:
         """Update all shards, the last one first, and return the bits of new weights and moments."""
         size = self.gradient.flat.size
-        stage: Callable[[UpdateShard], UpdateShard] = ApplyUpdate(self.geometry, self.gradient, self.moments)
-        if forms:
-            stage = self.compute.make_update(self.gradient, self.moments, shards)
+        stage: Callable[[UpdateShard], UpdateShard] = Float32Update(self.geometry, self.gradient, self.optimizer)
+        if packs:
+            stage = self.compute.update_stage(self.gradient, self.optimizer, shards)
         for shard in reversed(range(shards)):
             span = size * shard // shards, size * (shard + 1) // shards
             stage(UpdateShard(0, shard, span, self.source, self.target, self.step, 0.0, 1.0, self.scaled))
-        if forms:
-            assert_forms_are_those_of_the_master(self.target, self.precision.value)
+        if packs:
+            assert_packed_equals_master(self.target, self.precision.value)
         return [arena.flat.tobytes() for arena in (self.target.arena, self.moments.m, self.moments.v)]
 
 
@@ -123,12 +125,12 @@ class Update:
 @pytest.mark.parametrize("precision", [Precision.BF16, Precision.FP16], ids=lambda precision: precision.value)
 @settings(max_examples=25, derandomize=True, deadline=None)
 @given(geometry=geometries, shards=st.integers(1, 9), in_place=st.booleans(), skipped=st.booleans())
-def test_any_number_of_shards_gives_the_bits_of_adamw_and_the_forms_of_the_new_weights(
+def test_any_number_of_shards_computes_the_bits_of_the_float32_update_and_packs_the_new_weights(
     precision: Precision, geometry: Geometry, shards: int, in_place: bool, skipped: bool
 ) -> None:
-    plain = Update(geometry, precision, in_place, skipped)
+    plain = RandomUpdate(geometry, precision, in_place, skipped)
     before = plain.source.arena.flat.tobytes()
-    expected = plain.apply(1, forms=False)
-    found = Update(geometry, precision, in_place, skipped).apply(shards, forms=True)
+    expected = plain.apply(1, packs=False)
+    found = RandomUpdate(geometry, precision, in_place, skipped).apply(shards, packs=True)
     assert found == expected
     assert (found[0] == before) is skipped

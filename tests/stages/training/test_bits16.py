@@ -1,4 +1,4 @@
-"""Training in 16 bits through the pipeline: one trajectory, resumed or not, forms in step with the master, memory."""
+"""Training in 16 bits through the pipeline: one trajectory, resumed or not; packed weights equal to the master."""
 
 from functools import cache
 from pathlib import Path
@@ -14,6 +14,7 @@ from tests.stages.support import (
     assert_same,
     build,
     intercept,
+    planned,
     result,
     run_sequence,
     run_threads,
@@ -24,16 +25,15 @@ from threadloom.kernels.compiling.jit import JIT_ENABLED
 from threadloom.pipeline import Arena
 from threadloom.stages.checkpoint import Checkpoint, kept_versions
 from threadloom.stages.config import Precision, ResolvedConfig
-from threadloom.stages.memory.allocation_plan import memory_plan
-from threadloom.stages.memory.bits16 import MATRIX_FORMS
-from threadloom.stages.memory.float32 import Bank
+from threadloom.stages.memory.bank import Bank
+from threadloom.stages.memory.bits16 import PACKED_FIELDS
 from threadloom.stages.memory.graph_items import MicroBatch, MicroGradient, Update
 from threadloom.stages.models.gpt2 import parameter_shapes
 from threadloom.stages.resolve.gemm_settings import numerics
 from threadloom.stages.resolve.loading import trajectory
 
 pytestmark = [
-    pytest.mark.timeout(600),  # minutes of it to compile, on a machine that was never here before
+    pytest.mark.timeout(600),  # includes minutes of compiling with an empty cache
     pytest.mark.skipif(not JIT_ENABLED, reason="training in 16 bits needs the compiler"),
 ]
 
@@ -51,7 +51,7 @@ _replays: dict[str, Result] = {}
 
 
 def replayed(config: ResolvedConfig) -> Result:
-    """Return the replay's result; configurations that differ in threads and sizes alone share it."""
+    """Return the replay's result, cached: threads and sizes do not affect it."""
     key = f"{trajectory(config)} {config.steps} {config.evaluation}"
     if key not in _replays:
         training = build(config, evaluate=True)
@@ -80,7 +80,7 @@ def test_threads_do_not_change_a_bit(precision: str, delay: int, lanes: int) -> 
 def test_shards_of_reduction_and_update_do_not_change_a_bit(
     precision: str, delay: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The arena spans several chunks and many parts, which one, two or three threads share."""
+    """The arena has several chunks and many parts, which one, two or three threads share."""
     monkeypatch.setattr("threadloom.stages.step.bits16.optimizer.PART", 1 << 13)
     common = (*SEVERAL_CHUNKS, f"delay={delay}", "lanes=3", "steps=4")
     expected = replayed(low(precision, *common))
@@ -91,8 +91,8 @@ def test_shards_of_reduction_and_update_do_not_change_a_bit(
 
 
 @LOW
-def test_a_precision_is_a_trajectory_of_its_own(precision: str) -> None:
-    """The comparisons above could fail: float32 gives other losses, and the other format others again."""
+def test_each_precision_has_another_trajectory(precision: str) -> None:
+    """The comparisons above can fail: losses differ from those of float32 and of the other format."""
     losses = {p: [loss for _, loss, _, _ in replayed(low(p)).updates] for p in ("float32", "bf16", "fp16")}
     own = losses.pop(precision)
     assert all(own[0] != other[0] and own[1:] != other[1:] for other in losses.values())
@@ -100,8 +100,8 @@ def test_a_precision_is_a_trajectory_of_its_own(precision: str) -> None:
 
 @LOW
 @DELAYS
-def test_a_resumed_run_goes_on_along_the_same_trajectory(precision: str, delay: int, tmp_path: Path) -> None:
-    """Forms are not in checkpoints: they are made anew, of every version that is still read."""
+def test_a_resumed_run_continues_the_same_trajectory(precision: str, delay: int, tmp_path: Path) -> None:
+    """Packed weights are not in checkpoints: they are recomputed for every version that is still read."""
     common = (f"delay={delay}", "evaluation.interval=2", "checkpoint.interval=1", "checkpoint.keep=0")
     whole = build(low(precision, *common), tmp_path, evaluate=True)
     expected = result(whole, run_threads(whole))
@@ -114,12 +114,12 @@ def test_a_resumed_run_goes_on_along_the_same_trajectory(precision: str, delay: 
         assert_same(found, Result(expected.tensors, expected.updates[step:], evaluations, ()))
 
 
-# --- the forms --------------------------------------------------------------------------------------------------------
+# --- packed weights ---------------------------------------------------------------------------------------------------
 
 
-def assert_forms_are_those_of_the_master(bank: Bank, precision: str) -> None:
-    """Compare every word, the zeros at the edges among them, with what the description makes of the master."""
-    for name, field in MATRIX_FORMS.items():
+def assert_packed_equals_master(bank: Bank, precision: str) -> None:
+    """Compare every element, zeros at the edges included, with the rounded and packed master."""
+    for name, field in PACKED_FIELDS.items():
         master = bank.arena[name]
         found, found_t = getattr(bank.packed, field), getattr(bank.packed, f"{field}_t")
         if precision == "fp16":
@@ -127,17 +127,17 @@ def assert_forms_are_those_of_the_master(bank: Bank, precision: str) -> None:
             np.testing.assert_array_equal(found, FP16.nearest(master), name)
             continue
         layers = master if master.ndim == 3 else master[None]
-        for form, turned in ((found, False), (found_t, True)):
-            bits = [BF16.nearest(np.ascontiguousarray(matrix.T if turned else matrix)) for matrix in layers]
+        for packed, transposed in ((found, False), (found_t, True)):
+            bits = [BF16.nearest(np.ascontiguousarray(matrix.T if transposed else matrix)) for matrix in layers]
             expected = np.stack([pack(matrix) for matrix in bits])
-            np.testing.assert_array_equal(form, expected.reshape(form.shape), f"{name}, turned: {turned}")
+            np.testing.assert_array_equal(packed, expected.reshape(packed.shape), f"{name}, transposed: {transposed}")
 
 
 @LOW
 @DELAYS
 @pytest.mark.parametrize("spare", [0, 1])
-def test_whatever_is_read_has_the_forms_of_its_master(precision: str, delay: int, spare: int) -> None:
-    """At every forward pass of every version, whichever bank holds it, also after updates that were skipped."""
+def test_every_version_is_read_with_packed_weights_equal_to_its_master(precision: str, delay: int, spare: int) -> None:
+    """Checked at every forward pass, in every bank, also after skipped updates."""
     scaled = ("loss_scale.kind=dynamic", f"extra_banks={spare}", f"delay={delay}")
     training = build(low(precision, *scaled, *SEVERAL_CHUNKS, "steps=7", "threads.update=2"))
     seen = set()
@@ -146,7 +146,7 @@ def test_whatever_is_read_has_the_forms_of_its_master(precision: str, delay: int
         _, lease = item.held()
         if (lease.version, id(lease.bank)) not in seen:
             seen.add((lease.version, id(lease.bank)))
-            assert_forms_are_those_of_the_master(lease.bank, precision)
+            assert_packed_equals_master(lease.bank, precision)
 
     def overflow(_: MicroBatch, made: MicroGradient) -> None:
         if made.batch in (1, 4):
@@ -159,14 +159,14 @@ def test_whatever_is_read_has_the_forms_of_its_master(precision: str, delay: int
     assert {version for version, _ in seen} == set(range(7 - delay))
     for version in kept_versions(7, delay):
         with training.banks.lease(version) as lease:
-            assert_forms_are_those_of_the_master(lease.bank, precision)
+            assert_packed_equals_master(lease.bank, precision)
 
 
-# --- what comes out ---------------------------------------------------------------------------------------------------
+# --- results ----------------------------------------------------------------------------------------------------------
 
 
 def check_gradients(config: ResolvedConfig, bound: float) -> None:
-    """Run one batch through the pipeline, and compare its summed gradient, loss and norm with float64's."""
+    """Run one batch through the pipeline, and compare its gradient, loss and norm with float64."""
     with numerics(config):
         training = build(config)
         model = config.model
@@ -200,12 +200,12 @@ def check_gradients(config: ResolvedConfig, bound: float) -> None:
     ],
 )  # fmt: skip
 def test_every_gradient_tensor(precision: str, bound: float, sizes: tuple[str, ...]) -> None:
-    """The bounds are those of the kernels' own tests; bf16x3 is float32 with products off by 2**-16 or so."""
+    """The bounds are those of the kernels' tests; bf16x3 is float32 with GEMM errors of about 2**-16."""
     check_gradients(tiny(*sizes, f"precision={precision}", "steps=1", "threads.backward=2"), bound)
 
 
 @pytest.mark.parametrize("delay", [0, 2])
-def test_bf16x3_is_a_trajectory_of_its_own_close_to_that_of_float32(delay: int) -> None:
+def test_bf16x3_has_another_trajectory_close_to_that_of_float32(delay: int) -> None:
     config = low("bf16x3", f"delay={delay}", "threads.forward=2", "threads.backward=3")
     with numerics(config):
         expected = replayed(config)
@@ -224,7 +224,7 @@ def validation_losses(precision: str) -> tuple[float, ...]:
 
 @LOW
 def test_evaluations_are_close_to_those_of_float32(precision: str) -> None:
-    """Of random tokens nothing can be learned but their frequency: the losses stay near ln 13."""
+    """Only the frequency of random tokens can be learned, so the losses stay near ln 13."""
     found, expected = validation_losses(precision), validation_losses("float32")
     assert len(found) == 3
     np.testing.assert_allclose(found, expected, rtol=2e-3 if precision == "bf16" else 3e-4)
@@ -247,7 +247,9 @@ def test_evaluations_are_close_to_those_of_float32(precision: str) -> None:
         ("model.vocab_size=50257", "model.context=64", "model.channels=8", "model.heads=1", "micro_batch=4", "lanes=1"),
     ],
 )
-def test_the_plan_is_what_is_allocated(precision: str, changes: tuple[str, ...], outputs: bool, tmp_path: Path) -> None:
+def test_a_run_allocates_what_is_planned(
+    precision: str, changes: tuple[str, ...], outputs: bool, tmp_path: Path
+) -> None:
     config = low(precision, *changes)
     training = build(config, tmp_path if outputs else None, evaluate=outputs)
-    assert training.memory() == memory_plan(config, evaluates=outputs, saves=outputs)
+    assert training.memory() == planned(config, evaluates=outputs, saves=outputs)

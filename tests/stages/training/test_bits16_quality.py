@@ -1,4 +1,4 @@
-"""What training in 16 bits costs in quality: 200 updates of one small model on one text, in every precision."""
+"""Quality of training in 16 bits: 200 updates of a small model on one text, in every precision."""
 
 import sysconfig
 from pathlib import Path
@@ -19,7 +19,7 @@ pytestmark = [
 
 UPDATES = 200
 SOURCES = ("argparse.py", "dataclasses.py", "statistics.py")
-"""A text that every machine has: the standard library's own."""
+"""Part of the standard library, a text that every machine has."""
 
 
 def losses(precision: str, folder: Path, delay: int, lr: str) -> tuple[float, list[float]]:
@@ -44,19 +44,19 @@ def losses(precision: str, folder: Path, delay: int, lr: str) -> tuple[float, li
 @pytest.mark.soak
 @pytest.mark.parametrize(("delay", "lr"), [(0, "3e-3"), (1, "1e-3"), (2, "5e-4")])
 def test_200_updates_end_where_float32_ends(delay: int, lr: str, tmp_path: Path) -> None:
-    """The same seed and data in each; learning rates at which a delay does not make training chaotic.
+    """All runs have the same seed and data, and a learning rate at which training with the delay is not chaotic.
 
-    The last validation loss and the mean of the last 20 training losses, in nats: bf16 was within 0.0008 of float32,
-    fp16 within 0.0001, bf16x3 equal in four places; other seeds part by 0.02 and 0.05. Ten times that is allowed.
+    Final validation loss and mean of the last 20 training losses, in nats: bf16 was measured within 0.0008 of float32,
+    fp16 within 0.0001, bf16x3 equal to four places; seeds differ by 0.02 and 0.05. The bounds are about ten times that.
     """
     expected, trained = losses("float32", tmp_path, delay, lr)
     assert len(trained) == UPDATES
-    assert expected < 3.2, "it has learned something: of ln 90 = 4.5 at the start"
+    assert expected < 3.2, "the loss has decreased from ln 90 = 4.5"
     for precision, tolerance in (("bf16x3", 0.002), ("bf16", 0.01), ("fp16", 0.005)):
         found, along = losses(precision, tmp_path, delay, lr)
         print(f"delay {delay}, {precision}: {found:.4f}, float32 {expected:.4f}")  # noqa: T201
         assert len(along) == UPDATES
-        assert along != trained, "it is no float32 in disguise"
+        assert along != trained, "the run did not compute in float32"
         assert np.isfinite(along).all()
         assert abs(found - expected) <= tolerance
         assert abs(np.mean(along[-20:]) - np.mean(trained[-20:])) <= tolerance

@@ -1,4 +1,4 @@
-"""A run whose kernels had to be compiled, and one that found them in the cache, are the same trajectory."""
+"""A run that compiles its kernels and a run that loads them from the cache have the same trajectory."""
 
 import os
 import subprocess
@@ -43,7 +43,7 @@ with training.banks.lease(2) as lease:
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16", "fp16", "bf16x3"])
-def test_compiled_here_or_loaded_gives_the_same_bits(precision: str, tmp_path: Path) -> None:
+def test_compiled_and_loaded_kernels_compute_the_same_bits(precision: str, tmp_path: Path) -> None:
     def run(cache: str, *arguments: str) -> str:
         environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / cache), "THREADLOOM_ALLOW_SLOW": "1"}
         command = [sys.executable, "-c", RUN, precision, *arguments]

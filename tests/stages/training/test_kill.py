@@ -1,7 +1,7 @@
-"""kill -9 at random moments, resumed until done: the same bits as of a run never interrupted, and every metric once.
+"""Runs killed at random moments and resumed: the same bits as without interruption, and every metric once.
 
-Runs are forks of this process, which have everything loaded; one test does the same with the command line itself. The
-moments follow from seeds and from the run's own progress.
+Runs are forks of this process, in which all modules are loaded; one test uses the command line. The moments are
+determined by seeds and by the progress of the run.
 """
 
 import os
@@ -36,7 +36,7 @@ def settings(delay: int) -> tuple[str, ...]:
 
 
 def start_or_resume(config: Config, out: Path) -> None:
-    """Do what a person does who finds a run stopped: go on with it, or begin it again if it had not begun."""
+    """Resume a run, or start it if it has no configuration yet."""
     if not (out / "config.json").exists():
         train(config, out, RunMode.OVERWRITE)
     else:
@@ -53,7 +53,7 @@ def figures(out: Path) -> tuple[list[tuple[int, float, float, float]], list[tupl
 
 
 def assert_never_interrupted(out: Path, whole: Path) -> None:
-    """Compare the last checkpoint's files, which hold weights, older versions and moments, and all metrics."""
+    """Compare the files of the last checkpoint (weights, older versions, moments) and all metrics."""
     assert files(out, STEPS) == files(whole, STEPS)
     assert figures(out) == figures(whole)
     assert [step for step, *_ in figures(out)[0]] == list(range(1, STEPS + 1))
@@ -66,14 +66,14 @@ def assert_checkpoints_good(out: Path) -> None:
 
 @pytest.fixture(scope="module", params=[0, 1, 2])
 def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Path]:
-    """A run that is never interrupted."""
+    """The delay, and the folder of a run that is never interrupted."""
     folder = tmp_path_factory.mktemp("whole")
     train(story(folder, *settings(request.param)), folder / "run")
     return request.param, folder
 
 
 def killed_until_done(folder: Path, out: Path, delay: int, kills: list[Callable[[], None]], *more: str) -> int:
-    """Run under each of `kills` in turn, with other threads each time, then to the end; returns how many died."""
+    """Run with each of `kills` in turn, with varying threads, then to the end; return the number of killed runs."""
     died = 0
     for number, prepare in enumerate([*kills, lambda: None]):
         threads = (f"threads.forward={number % 3 + 1}", f"threads.backward={number % 2 + 1}", f"slots={number % 4 + 1}")
@@ -91,7 +91,7 @@ def killed_until_done(folder: Path, out: Path, delay: int, kills: list[Callable[
 
 
 def at_metrics_line(count: int) -> Callable[[], None]:
-    """Die when so many lines of metrics have been written, before or after the last."""
+    """Return a function that arranges to kill the process once `count` lines of metrics have been written."""
 
     def prepare() -> None:
         append, written = MetricsLog.append, iter(range(1, 10**6))
@@ -107,12 +107,12 @@ def at_metrics_line(count: int) -> Callable[[], None]:
 
 
 def at_file_operation(number: int) -> Callable[[], None]:
-    """Die before an operation on the disk, counted over the whole run: preparing, metrics, checkpoints, pictures."""
+    """Return a function that arranges to kill the process before the file operation `number` of the whole run."""
     return lambda: Operations(number, kill_self).watch()
 
 
 def at_stage_call(number: int, spin: int) -> Callable[[], None]:
-    """Die some way into a call of a stage function, counted over all stages of a traced run, which labels each."""
+    """Return a function that arranges to kill the process within stage call `number`, counted over a traced run."""
 
     def prepare() -> None:
         calls = iter(range(1, 10**6))
@@ -154,7 +154,7 @@ def test_killed_in_the_middle_of_stages_and_resumed(whole: tuple[int, Path], tmp
 
 @pytest.mark.parametrize("whole", [1], indirect=True)
 def test_killed_before_each_of_the_first_file_operations(whole: tuple[int, Path], tmp_path: Path) -> None:
-    """Before there is a configuration, before there is a checkpoint: the run can always be begun or gone on with."""
+    """Killed before the configuration or the first checkpoint exists, a run can be started or resumed."""
     delay, folder = whole
     kills = [at_file_operation(number) for number in (1, 2, 3, *range(5, 40, 3))]
     assert killed_until_done(folder, tmp_path / "run", delay, kills) == len(kills)

@@ -1,4 +1,4 @@
-"""What a kill may not take: a checkpoint never stands on the disk before the metrics that lead up to it."""
+"""Metrics survive a kill: a checkpoint is not written before the metrics up to its step."""
 
 import os
 import signal
@@ -18,10 +18,10 @@ pytestmark = [pytest.mark.timeout(60), STORY]
 
 @pytest.mark.parametrize("slow", [Update, Evaluation])
 @pytest.mark.parametrize("delay", [0, 2])
-def test_metrics_that_are_slow_to_be_written_are_not_lost(slow: type, delay: int, tmp_path: Path) -> None:
-    """The first metrics of each kind due at step 4 come late: the process dies before it writes them.
+def test_metrics_that_are_written_late_are_not_lost(slow: type, delay: int, tmp_path: Path) -> None:
+    """The process is killed before it writes the metrics of step 4.
 
-    Whatever checkpoint stands by then, the run that goes on from it must end with every line.
+    A run resumed from the checkpoints that exist then must end with every line.
     """
     config = story(tmp_path, f"delay={delay}", "steps=8", "evaluation.interval=2", "checkpoint.interval=2")
     out = tmp_path / "run"
@@ -48,7 +48,7 @@ def test_metrics_that_are_slow_to_be_written_are_not_lost(slow: type, delay: int
 
 
 def spin(out: Path) -> None:
-    """Look for the checkpoint of step 4 for as long as it takes to write one, many times over."""
+    """Wait for the checkpoint of step 4, many times as long as writing one takes."""
     for _ in range(20_000):
         if (out / "checkpoints" / "step-000004").exists():
             return

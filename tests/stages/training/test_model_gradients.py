@@ -1,4 +1,4 @@
-"""Every gradient tensor as the stages make it, of a whole batch over lanes, against the float64 reference."""
+"""Every gradient tensor of a whole batch, summed over lanes, compared with the float64 reference."""
 
 import numpy as np
 import pytest
@@ -16,11 +16,11 @@ from threadloom.stages.models.gpt2 import parameter_shapes
 pytestmark = pytest.mark.timeout(90)
 
 TOLERANCE = 2e-5
-"""Relative L2 distance of a tensor: that of the kernels' own tests, twice for the sums over micro-batches and lanes."""
+"""Relative L2 distance of a tensor: twice that of the kernels' tests, for the sums over micro-batches and lanes."""
 
 
 def check_gradients(config: ResolvedConfig) -> None:
-    """Run one batch through the pipeline, and compare its summed gradient, loss and norm."""
+    """Run one batch through the pipeline, and compare its gradient, loss and norm."""
     training = build(config)
     weights = random_weights(config)
     start_from(training, weights)
@@ -33,7 +33,7 @@ def check_gradients(config: ResolvedConfig) -> None:
     gradient = Arena(parameter_shapes(config.model.geometry()), np.float32, training.gradient.flat)
     scale = reference.global_norm(expected)
     for name, tensor in expected.items():
-        # A tensor whose gradient vanishes next to the others' is compared on their scale.
+        # A tensor with a negligible gradient is compared on the scale of the others.
         size = max(float(np.linalg.norm(tensor)), 1e-3 * scale)
         distance = float(np.linalg.norm(gradient[name] - tensor)) / size
         assert distance < TOLERANCE, f"{name}: off by {distance:.2e}"
@@ -60,7 +60,7 @@ def test_every_gradient_tensor_of_any_size(data: st.DataObject) -> None:
     def draw(low: int, high: int) -> int:
         return data.draw(st.integers(low, high))
 
-    # Two channels and one token are left out: their gradients are all 0, and rounding is all that there is to compare.
+    # Two channels and one token are left out: all gradients are 0, so only rounding would be compared.
     heads, micro, count = draw(1, 3), draw(1, 3), draw(1, 4)
     config = tiny(
         f"model.heads={heads}", f"model.channels={heads * draw(3, 9)}", f"model.layers={draw(1, 2)}",

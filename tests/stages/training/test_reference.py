@@ -1,4 +1,4 @@
-"""The threaded training, whole updates of it, against the float64 reference with the declared staleness."""
+"""Whole updates of the threaded training, compared with the float64 reference with the declared staleness."""
 
 from dataclasses import dataclass
 
@@ -17,8 +17,8 @@ pytestmark = pytest.mark.timeout(60)
 
 LR = 2e-2
 EPSILON = 1e-4
-"""Larger than the usual 1e-8: the gradient of the keys' bias is exactly 0, and what rounding leaves of it must not
-become a whole step. That AdamW's own epsilon is right is for the kernel's tests."""
+"""Larger than the usual 1e-8: the gradient of the keys' bias is exactly 0, and its rounding error must not become a
+whole step. The kernel's tests cover the usual epsilon."""
 
 SMALL = ("optimizer.clip=0.7", f"optimizer.lr={LR}", f"optimizer.eps={EPSILON}", "schedule.kind=constant",
          "schedule.warmup=0", "optimizer.beta1=0.8", "optimizer.beta2=0.97", "optimizer.weight_decay=0.3")  # fmt: skip
@@ -26,7 +26,7 @@ SMALL = ("optimizer.clip=0.7", f"optimizer.lr={LR}", f"optimizer.eps={EPSILON}",
 
 @dataclass
 class Twin:
-    """The reference's training: every version of the weights, the moments, and what each update reported."""
+    """The reference's training: every version of the weights, the moments, losses and gradient norms."""
 
     versions: list[Tensors]
     m: Tensors
@@ -36,7 +36,7 @@ class Twin:
 
 
 def sequences(training: Training, batch: int) -> tuple[Ids, Ids]:
-    """Return ids and targets (B, T) of a whole batch, as the data source gives them."""
+    """Return ids and targets (B, T) of a whole batch of the data source."""
     config, source = training.config, training.draw._source
     rows, length = config.micro_batch * config.model.context, config.model.context
     ids, targets = (np.empty((training.plan.micro_batches, rows), np.int32) for _ in range(2))
@@ -72,18 +72,18 @@ def random_weights(config: Config) -> Tensors:
 
 
 def start_from(training: Training, weights: Tensors) -> None:
-    """Write the reference's weights over version 0."""
+    """Replace version 0 by the reference's weights."""
     with training.banks.lease(0) as lease:
         for name, view in lease.bank.arena.items():
             view[...] = weights[name]
 
 
-def assert_moved_alike(found: Arena, expected: Tensors, start: Tensors, tolerance: float, what: str) -> None:
-    """Compare how far each tensor has come from where it began, which is harder than to compare where it is."""
+def assert_same_change(found: Arena, expected: Tensors, start: Tensors, tolerance: float, what: str) -> None:
+    """Compare the change of each tensor since the start, which is stricter than to compare its value."""
     for name, tensor in expected.items():
         moved, right = found[name].astype(np.float64) - start[name], tensor - start[name]
         distance = np.linalg.norm(moved - right) / np.linalg.norm(right)
-        assert distance < tolerance, f"{what} {name}: off by {distance:.2e} of its way"
+        assert distance < tolerance, f"{what} {name}: off by {distance:.2e} of its change"
 
 
 GEOMETRIES = {
@@ -91,14 +91,14 @@ GEOMETRIES = {
     "one token": ("model.vocab_size=11", "model.context=1", "model.layers=1", "model.heads=1", "model.channels=9"),
     "one sequence": ("model.context=9", "batch_size=1", "lanes=1", "model.channels=18", "model.heads=2"),
     "accumulated": ("batch_size=3", "gradient_accumulation_steps=3", "micro_batch=3", "lanes=2"),
-    "lanes that threads share": ("batch_size=6", "lanes=2", "shared_lanes=true", "threads.backward=3"),
+    "shared lanes": ("batch_size=6", "lanes=2", "shared_lanes=true", "threads.backward=3"),
     "in micro-batches": ("batch_size=10", "micro_batch=2", "lanes=4", "model.vocab_size=5"),
 }
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES)
 @pytest.mark.parametrize("delay", [0, 1, 2])
-def test_updates_through_the_pipeline_are_those_of_the_reference(delay: int, geometry: str) -> None:
+def test_updates_through_the_pipeline_equal_those_of_the_reference(delay: int, geometry: str) -> None:
     threads = ("threads.forward=2", "threads.backward=2")
     config = tiny(*SMALL, *threads, *GEOMETRIES[geometry], f"delay={delay}", "steps=5")
     training = build(config)
@@ -109,17 +109,17 @@ def test_updates_through_the_pipeline_are_those_of_the_reference(delay: int, geo
 
     np.testing.assert_allclose([update.loss for update in updates], twin.losses, rtol=1e-5)
     np.testing.assert_allclose([update.grad_norm for update in updates], twin.norms, rtol=1e-4)
-    assert max(twin.norms) > config.optimizer.clip, "the clip takes part"
+    assert max(twin.norms) > config.optimizer.clip, "gradients are clipped"
     zero = dict.fromkeys(weights, 0.0)
-    assert_moved_alike(training.moments.m, twin.m, zero, 1e-3, "m")  # type: ignore[arg-type]
-    assert_moved_alike(training.moments.v, twin.v, zero, 1e-3, "v")  # type: ignore[arg-type]
+    assert_same_change(training.moments.m, twin.m, zero, 1e-3, "m")  # type: ignore[arg-type]
+    assert_same_change(training.moments.v, twin.v, zero, 1e-3, "v")  # type: ignore[arg-type]
     for version in range(max(config.steps - delay, 0), config.steps + 1):
         with training.banks.lease(version) as lease:
-            assert_moved_alike(lease.bank.arena, twin.versions[version], weights, 2e-3, f"version {version}")
+            assert_same_change(lease.bank.arena, twin.versions[version], weights, 2e-3, f"version {version}")
 
 
-def test_the_reference_tells_delays_apart() -> None:
-    """The comparison above is no empty one: another delay is off by a hundred times what it allows."""
+def test_the_reference_distinguishes_delays() -> None:
+    """The comparison above can fail: another delay differs by a hundred times its tolerance."""
     config = tiny(*SMALL, "delay=1", "steps=5")
     weights = random_weights(config)
     twin = train_reference(build(config), weights)
@@ -127,4 +127,4 @@ def test_the_reference_tells_delays_apart() -> None:
     start_from(training, weights)
     run_threads(training)
     with training.banks.lease(5) as lease, pytest.raises(AssertionError, match=r"off by"):
-        assert_moved_alike(lease.bank.arena, twin.versions[5], weights, 0.2, "version 5")
+        assert_same_change(lease.bank.arena, twin.versions[5], weights, 0.2, "version 5")

@@ -1,4 +1,4 @@
-"""One trajectory: the pipeline and its sequential replay give the same bits, whatever the threads, sizes and timing."""
+"""One trajectory: the pipeline and its sequential replay compute the same bits, for all threads, sizes and timing."""
 
 import itertools
 import sys
@@ -21,7 +21,7 @@ _replays: dict[str, Result] = {}
 
 
 def replayed(config: ResolvedConfig) -> Result:
-    """Return the replay's result; those that differ in threads and sizes alone share it."""
+    """Return the replay's result, cached: threads and sizes do not affect it."""
     key = f"{trajectory(config)} {config.steps} {config.evaluation}"
     if key not in _replays:
         training = build(config, evaluate=True)
@@ -35,7 +35,7 @@ def without_files(found: Result) -> Result:
 
 @pytest.fixture(params=[None, 1e-6], ids=["usual-switches", "many-switches"])
 def switches(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Run the test with Python's own switch interval, and with one that makes threads alternate all the time."""
+    """Run the test with the usual switch interval, and with one at which threads alternate all the time."""
     usual = sys.getswitchinterval()
     sys.setswitchinterval(request.param or usual)
     yield
@@ -73,7 +73,7 @@ def test_threads_that_share_lanes_do_not_change_a_bit(sizes: tuple[str, ...], de
 
 @pytest.mark.parametrize("delay", [0, 1, 2, 3])
 def test_shards_of_reduction_and_update_do_not_change_a_bit(delay: int) -> None:
-    """The arena spans several chunks here, so the shards are really shared among one, two or three threads."""
+    """The arena has several chunks here, so that one, two or three threads share the shards."""
     common = (*SEVERAL_CHUNKS, f"delay={delay}", "lanes=3", "steps=4")
     expected = replayed(tiny(*common))
     shards = set()
@@ -86,8 +86,8 @@ def test_shards_of_reduction_and_update_do_not_change_a_bit(delay: int) -> None:
 
 @pytest.mark.parametrize("lanes", [1, 4])
 @pytest.mark.parametrize("delay", [0, 1, 2, 3])
-def test_the_least_memory_still_finishes(delay: int, lanes: int, tmp_path: Path) -> None:
-    """One slot, channels of one, no spare bank, more threads than work, an evaluation and a checkpoint every update."""
+def test_a_run_with_minimal_memory_finishes(delay: int, lanes: int, tmp_path: Path) -> None:
+    """One slot, capacity 1, no extra bank, more threads than work, an evaluation and a checkpoint per update."""
     common = (f"delay={delay}", f"lanes={lanes}", "steps=4", "evaluation.interval=1")
     for threads, slots in ((1, 1), (3, 1), (3, 2)):
         config = tiny(
@@ -105,7 +105,7 @@ def test_the_least_memory_still_finishes(delay: int, lanes: int, tmp_path: Path)
 
 @cache
 def configurations() -> st.SearchStrategy[tuple[str, ...]]:
-    """Return overrides that reach every setting which must not matter, and those that decide the trajectory."""
+    """Return overrides of settings that determine the trajectory and of all that must not affect it."""
 
     def setting(name: str, low: int, high: int) -> st.SearchStrategy[str]:
         return st.integers(low, high).map(lambda value: f"{name}={value}")
@@ -161,7 +161,7 @@ def test_any_configuration_equals_its_replay(
 
 
 def staleness(steps: int, delay: int) -> dict[int, int]:
-    """Return how often each staleness must be seen: the first τ batches work up to it."""
+    """Return the expected count of each staleness: the first τ batches have less than τ."""
     seen: dict[int, int] = {}
     for batch in range(steps):
         seen[min(batch, delay)] = seen.get(min(batch, delay), 0) + 1
@@ -169,14 +169,14 @@ def staleness(steps: int, delay: int) -> dict[int, int]:
 
 
 @pytest.mark.parametrize("delay", [0, 1, 2, 3])
-def test_the_delay_is_no_empty_setting(delay: int) -> None:
-    """Another delay is another trajectory from update 2 on, and the same one before."""
+def test_the_delay_changes_the_trajectory(delay: int) -> None:
+    """Trajectories of different delays differ from update 2 on."""
     losses = [loss for _, loss, _, _ in replayed(tiny(f"delay={delay}", "steps=5", "evaluation.interval=2")).updates]
     ordinary = [loss for _, loss, _, _ in replayed(tiny("delay=0", "steps=5", "evaluation.interval=2")).updates]
     assert losses[0] == ordinary[0]
     assert (losses[1:] == ordinary[1:]) is (delay == 0)
 
 
-def test_the_replay_of_a_replay_is_the_same() -> None:
+def test_two_replays_are_equal() -> None:
     first, second = (build(tiny("delay=2")) for _ in range(2))
     assert_same(result(first, run_sequence(first)), result(second, run_sequence(second)))

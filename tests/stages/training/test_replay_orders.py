@@ -1,4 +1,4 @@
-"""Orders that seldom come about by themselves, forced with events: overlap is possible, and none changes a bit."""
+"""Rare orders of events, forced: batches can overlap, and no order changes a bit."""
 
 import itertools
 import threading
@@ -31,20 +31,20 @@ STEPS = 6
 
 
 def assert_equals_replay(training: Training, folder: Path | None = None) -> None:
-    """Run a training whose stages are intercepted, and hold it against the replay."""
+    """Run a training with intercepted stages, and compare it with the replay."""
     found = result(training, run_threads(training))
     expected = build(training.config, folder, evaluate=training.evaluate is not None)
     assert_same(found, result(expected, run_sequence(expected)))
 
 
-def meet(training: Training, meetings: dict[str, int], batches: Sequence[int]) -> list[int]:
-    """Hold the first call of each stage on batch k - back, for every (stage, back), until all are under way.
+def force_overlap(training: Training, stages: dict[str, int], batches: Sequence[int]) -> list[int]:
+    """For every k of `batches`, block the first call of each stage on batch k - back until all of them have begun.
 
-    Returns the list to which each k of `batches` is added whose meeting came about.
+    `stages` maps stage to back. Returns a list to which each k is added once its calls have overlapped.
     """
-    met: list[int] = []
-    barriers = {batch: threading.Barrier(len(meetings), partial(met.append, batch)) for batch in batches}
-    for stage, back in meetings.items():
+    overlapped: list[int] = []
+    barriers = {batch: threading.Barrier(len(stages), partial(overlapped.append, batch)) for batch in batches}
+    for stage, back in stages.items():
 
         def before(item: Any, back: int = back) -> None:
             first = getattr(item, "micro", None) == 0 or getattr(item, "shard", None) == 0
@@ -52,26 +52,26 @@ def meet(training: Training, meetings: dict[str, int], batches: Sequence[int]) -
                 barriers[item.batch + back].wait(WAIT)
 
         intercept(training, stage, before)
-    return met
+    return overlapped
 
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_at_delay_2_forward_backward_and_update_of_three_batches_overlap(threads: int) -> None:
-    """F(N), B(N-1) and O(N-2) at the same time, in every step of the steady state."""
+    """F(N), B(N-1) and O(N-2) run at the same time, in every step of the steady state."""
     both = (f"threads.forward={threads}", f"threads.backward={threads}")
     room = ("slots=9", "channel_capacity=8")  # for two whole batches
     training = build(tiny("delay=2", f"steps={STEPS}", *room, *both))
-    met = meet(training, {"forward": 0, "backward": 1, "update": 2}, range(2, STEPS))
+    overlapped = force_overlap(training, {"forward": 0, "backward": 1, "update": 2}, range(2, STEPS))
     assert_equals_replay(training)
-    assert met == list(range(2, STEPS))
+    assert overlapped == list(range(2, STEPS))
 
 
 @pytest.mark.parametrize(
     "stages", [{"forward": 0, "backward": 1}, {"forward": 0, "update": 1}, {"embed": 0, "clip": 1}]
 )
-def test_at_delay_1_a_batch_overlaps_with_the_one_before(stages: dict[str, int]) -> None:
+def test_at_delay_1_a_batch_overlaps_with_the_previous(stages: dict[str, int]) -> None:
     training = build(tiny("delay=1", f"steps={STEPS}", "batch_size=2", "lanes=1"))
-    if "clip" in stages:  # it is given the shards of a batch
+    if "clip" in stages:  # its argument is the list of a batch's shards
         gate = {batch: threading.Event() for batch in range(STEPS)}
         intercept(training, "embed", lambda item: gate[item.batch].set())
         intercept(
@@ -81,14 +81,14 @@ def test_at_delay_1_a_batch_overlaps_with_the_one_before(stages: dict[str, int])
         )
         assert_equals_replay(training)
         return
-    met = meet(training, stages, range(1, STEPS))
+    overlapped = force_overlap(training, stages, range(1, STEPS))
     assert_equals_replay(training)
-    assert met == list(range(1, STEPS))
+    assert overlapped == list(range(1, STEPS))
 
 
 @pytest.mark.parametrize("delay", [0, 1, 2, 3])
-def test_no_batch_is_read_with_weights_that_are_too_new_or_not_there_yet(delay: int) -> None:
-    """When a batch's forward begins, the version it reads is published, and that version is the declared one."""
+def test_every_batch_reads_the_declared_version_after_it_is_published(delay: int) -> None:
+    """When the forward pass of a batch begins, its version is published and is the declared one."""
     training = build(tiny(f"delay={delay}", f"steps={STEPS}", "threads.forward=3"))
     seen: list[tuple[int, int, int]] = []
 
@@ -104,8 +104,8 @@ def test_no_batch_is_read_with_weights_that_are_too_new_or_not_there_yet(delay: 
         assert version <= newest <= batch
 
 
-def test_a_lane_that_is_held_back_in_forward_does_not_let_another_overtake_it() -> None:
-    """Lane 0's first micro-batch is held until lane 1's of the next batch has gone through forward."""
+def test_a_lane_blocked_in_forward_is_not_overtaken_by_another() -> None:
+    """Lane 0's first micro-batch is blocked until lane 1's of the next batch has passed forward."""
     training = build(
         tiny("delay=1", "batch_size=2", "lanes=2", "threads.forward=3", "threads.backward=3", "channel_capacity=1",
              "slots=6", f"steps={STEPS}")
@@ -125,8 +125,8 @@ def test_a_lane_that_is_held_back_in_forward_does_not_let_another_overtake_it() 
     assert_equals_replay(training)
 
 
-def test_a_lane_that_is_held_back_in_backward_keeps_its_order() -> None:
-    """Lane 0 stands still in backward while every other micro-batch of this batch and the next comes to wait."""
+def test_a_lane_blocked_in_backward_keeps_its_order() -> None:
+    """Lane 0 is blocked in backward until all other micro-batches of this batch and the next wait."""
     config = tiny("delay=1", "lanes=2", "threads.backward=3", "slots=9", "channel_capacity=8", f"steps={STEPS}")
     training = build(config)
     last = training.plan.micro_batches - 1
@@ -148,7 +148,7 @@ def test_a_lane_that_is_held_back_in_backward_keeps_its_order() -> None:
 @pytest.mark.parametrize("stage", ["reduce", "update"])
 @pytest.mark.parametrize("delay", [0, 2])
 def test_shards_may_be_done_in_any_order(stage: str, delay: int) -> None:
-    """The first shard is held until all others are done."""
+    """The first shard is blocked until all others are done."""
     training = build(tiny(*SEVERAL_CHUNKS, f"delay={delay}", "threads.reduce=3", "threads.update=3", "steps=3"))
     shards = training.shards.shards
     assert shards == 3
@@ -173,23 +173,23 @@ def test_shards_may_be_done_in_any_order(stage: str, delay: int) -> None:
 @pytest.mark.parametrize("interval", [4, 5, 6])
 @pytest.mark.parametrize("stage", ["evaluate", "save"])
 @pytest.mark.parametrize("delay", [0, 1, 2])
-def test_what_reads_a_version_sees_it_whole_while_training_goes_on(
+def test_a_version_does_not_change_while_it_is_evaluated_or_saved(
     delay: int, stage: str, interval: int, tmp_path: Path
 ) -> None:
-    """The first evaluation, or checkpoint, is held until three more updates are done, all over other banks.
+    """The first evaluation or checkpoint is blocked until three more updates have written to other banks.
 
-    Which bank is written when differs with the interval, so that a bank that were not protected would be met.
+    The order of the banks depends on the interval, so an unprotected bank would be overwritten in some case.
     """
     often = (f"evaluation.interval={interval}", f"checkpoint.interval={interval}", "checkpoint.keep=0")
     config = tiny(f"delay={delay}", f"steps={2 * interval}", "extra_banks=1", "checkpoint.copies=true", *often)
     later = threading.Event()
-    # One of the two only: the lease of the other would protect the version as well.
+    # Only one of the two, since the lease of the other would protect the version as well.
     saves = stage == "save"
     training = build(config, tmp_path / "threads" if saves else None, evaluate=not saves)
 
     def before(update: Update) -> None:
         if update.step == interval:
-            wait_for(later, "three updates more while a version is read")
+            wait_for(later, "three more updates while a version is read")
 
     intercept(training, "publish", after=lambda _, made: later.set() if made.step == interval + 3 else None)
     intercept(training, stage, before)
@@ -203,7 +203,7 @@ def test_what_reads_a_version_sees_it_whole_while_training_goes_on(
 
 @pytest.mark.parametrize("delay", [0, 1, 2])
 def test_without_copies_no_update_begins_before_the_checkpoint_is_written(delay: int, tmp_path: Path) -> None:
-    """The shards of the next update would change the moments that are being written."""
+    """The next update would change the moments while they are written."""
     config = tiny(f"delay={delay}", "steps=6", "checkpoint.interval=2", "checkpoint.keep=0", "checkpoint.copies=false")
     training = build(config, tmp_path / "threads")
     order: list[tuple[str, int]] = []
@@ -228,7 +228,7 @@ def test_without_copies_no_update_begins_before_the_checkpoint_is_written(delay:
             assert path.read_bytes() == (tmp_path / "threads" / path.parent.name / path.name).read_bytes(), path.name
 
 
-def test_the_loss_of_a_batch_does_not_depend_on_the_order_in_which_its_micro_batches_arrive() -> None:
+def test_the_loss_of_a_batch_does_not_depend_on_the_arrival_order_of_its_micro_batches() -> None:
     training = build(tiny("delay=1"))
     parts = [MicroGradient(0, micro, 0, loss) for micro, loss in enumerate((1e16, 1.0, -1e16, 3.0))]
     losses = {next(iter(training.collect(order))).loss for order in itertools.permutations(parts)}

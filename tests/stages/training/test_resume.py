@@ -1,4 +1,4 @@
-"""A run that is resumed goes on along the very trajectory of one that never stopped: at every τ, from every step."""
+"""A resumed run continues the trajectory of an uninterrupted one: at every τ, from every step."""
 
 import json
 from pathlib import Path
@@ -26,7 +26,7 @@ def settings(delay: int) -> tuple[str, ...]:
 
 @pytest.fixture(scope="module", params=[0, 1, 2, 3])
 def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Path, Result]:
-    """A run that never stopped, with a checkpoint after every update."""
+    """The delay, the folder and the result of an uninterrupted run with a checkpoint after every update."""
     folder = tmp_path_factory.mktemp("whole")
     copies = "false" if request.param % 2 else "true"
     training = build(tiny(*settings(request.param), f"checkpoint.copies={copies}"), folder, evaluate=True)
@@ -58,7 +58,7 @@ def test_the_replay_resumes_too(whole: tuple[int, Path, Result]) -> None:
 
 @pytest.mark.parametrize("whole", [1, 2, 3], indirect=True)
 def test_the_older_versions_of_a_checkpoint_matter(whole: tuple[int, Path, Result]) -> None:
-    """At τ > 0 a run that began from the newest version alone would leave the trajectory: the comparison can fail."""
+    """At τ > 0, a run started from the newest version alone leaves the trajectory: the tests above can fail."""
     delay, folder, expected = whole
     training = build(tiny(*settings(delay)), start=Checkpoint.open(folder / "step-000004"))
     with training.banks.lease(4) as newest, training.banks.lease(4 - delay) as oldest:
@@ -77,10 +77,10 @@ def losses(run: Path) -> list[tuple[int, float]]:
 
 
 class TestRun:
-    """The same through a run directory."""
+    """Resuming in a run directory."""
 
     @pytest.mark.parametrize("delay", [0, 2])
-    def test_a_run_in_three_parts_is_the_run_in_one(self, delay: int, tmp_path: Path) -> None:
+    def test_a_run_in_three_parts_equals_an_uninterrupted_run(self, delay: int, tmp_path: Path) -> None:
         common = (f"delay={delay}", "steps=9", "schedule.decay_steps=9", "evaluation.interval=3")
         train(story(tmp_path, *common), tmp_path / "whole")
         for steps, mode in ((2, RunMode.NEW), (5, RunMode.RESUME), (9, RunMode.RESUME)):
@@ -90,10 +90,10 @@ class TestRun:
         assert files(tmp_path / "parts", 9) == files(tmp_path / "whole", 9)
         assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
 
-    def test_a_run_from_before_there_were_shared_lanes_goes_on(
+    def test_a_run_of_a_version_without_shared_lanes_is_resumed(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Where a new run of the same settings would share its lanes, and end with other bits."""
+        """A new run with the same settings would share its lanes and compute other bits."""
         monkeypatch.setattr(resolution, "SHARED", 0)
         monkeypatch.setattr(session, "available_cores", lambda: 4)
         common = ("batch_size=8", "schedule.decay_steps=6")
@@ -105,7 +105,7 @@ class TestRun:
         train(apply_overrides(saved_config(tmp_path / "run"), ["steps=6"]), tmp_path / "run", RunMode.RESUME)
         assert files(tmp_path / "run", 6) == files(tmp_path / "whole", 6)
 
-    def test_a_damaged_token_file_is_made_anew_and_the_run_goes_on(self, tmp_path: Path) -> None:
+    def test_a_damaged_token_file_is_rebuilt_and_the_run_continues(self, tmp_path: Path) -> None:
         common = ("steps=6", "schedule.decay_steps=6")
         train(story(tmp_path, *common), tmp_path / "whole")
         train(story(tmp_path, *common, "steps=3"), tmp_path / "run")
@@ -119,7 +119,7 @@ class TestRun:
         ["delay=1", "optimizer.lr=0.5", "seed=3", "micro_batch=1", "lanes=1", "batch_size=8", "schedule.warmup=1",
          "model.layers=2", "gradient_accumulation_steps=2", "optimizer.clip=0.1"],
     )  # fmt: skip
-    def test_a_setting_that_decides_the_weights_is_refused_by_name(self, setting: str, tmp_path: Path) -> None:
+    def test_a_changed_setting_of_the_trajectory_is_refused_by_name(self, setting: str, tmp_path: Path) -> None:
         train(story(tmp_path, "steps=2"), tmp_path / "run")
         before = (tmp_path / "run" / "config.json").read_bytes(), files(tmp_path / "run", 2)
         key = setting.partition("=")[0]
@@ -139,7 +139,7 @@ class TestRun:
             train(config, tmp_path / "run", RunMode.RESUME)
         assert files(tmp_path / "run", 2) == saved
 
-    def test_a_finished_run_stays_as_it_is(self, tmp_path: Path) -> None:
+    def test_a_finished_run_is_not_changed(self, tmp_path: Path) -> None:
         config = story(tmp_path, "steps=4")
         first = train(config, tmp_path / "run")
         before = losses(tmp_path / "run"), files(tmp_path / "run", 4)
@@ -147,7 +147,7 @@ class TestRun:
         assert (again.step, again.val_loss) == (4, first.val_loss)
         assert (losses(tmp_path / "run"), files(tmp_path / "run", 4)) == before
 
-    def test_a_run_cannot_be_taken_back(self, tmp_path: Path) -> None:
+    def test_steps_cannot_be_below_the_updates_done(self, tmp_path: Path) -> None:
         train(story(tmp_path, "steps=4"), tmp_path / "run")
         with pytest.raises(ConfigError, match=r"^steps: expected at least the 4 updates"):
             train(story(tmp_path, "steps=3", "schedule.decay_steps=4"), tmp_path / "run", RunMode.RESUME)

@@ -1,4 +1,4 @@
-"""Compiling before a run: who compiles what, and that a second process never outlives the first."""
+"""Compiling before a run: which process compiles what, and that the second process never outlives the first."""
 
 import os
 import subprocess
@@ -20,13 +20,13 @@ pytestmark = pytest.mark.timeout(240)  # in a fresh clone kernels are compiled h
 
 
 class FakeProcess:
-    """Stands for the second process."""
+    """A stub of the second process."""
 
     status = 0
 
     def __init__(self, arguments: list[str], **options: Any) -> None:
         self.arguments = arguments
-        self.said: list[str] = []
+        self.calls: list[str] = []
         self.options = options
         started.append(self)
 
@@ -34,14 +34,14 @@ class FakeProcess:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.said.append("leave")
+        self.calls.append("leave")
 
     def wait(self) -> int:
-        self.said.append("wait")
+        self.calls.append("wait")
         return self.status
 
     def kill(self) -> None:
-        self.said.append("kill")
+        self.calls.append("kill")
 
 
 started: list[FakeProcess] = []
@@ -54,24 +54,24 @@ def processes(monkeypatch: pytest.MonkeyPatch) -> list[FakeProcess]:
     return started
 
 
-def test_nothing_to_compile_needs_no_second_process(processes: list[FakeProcess]) -> None:
-    with warmup._helper(Precision.FLOAT32, wanted=False) as wait:
+def test_without_compiling_no_second_process_is_started(processes: list[FakeProcess]) -> None:
+    with warmup._second_process(Precision.FLOAT32, wanted=False) as wait:
         wait()
     assert not processes
 
 
 def test_the_second_process_is_waited_for_and_ended(processes: list[FakeProcess]) -> None:
-    with warmup._helper(Precision.BF16, wanted=True) as wait:
+    with warmup._second_process(Precision.BF16, wanted=True) as wait:
         wait()
     (process,) = processes
-    assert process.arguments[-2:] == ["threadloom.stages.training.warmup", "bf16"]
-    assert process.said == ["wait", "kill", "leave"]
+    assert process.arguments[-2:] == ["threadloom.stages.child_processes.compile_backward", "bf16"]
+    assert process.calls == ["wait", "kill", "leave"]
 
 
 def test_an_error_ends_the_second_process(processes: list[FakeProcess]) -> None:
-    with pytest.raises(KeyboardInterrupt), warmup._helper(Precision.BF16, wanted=True):
+    with pytest.raises(KeyboardInterrupt), warmup._second_process(Precision.BF16, wanted=True):
         raise KeyboardInterrupt
-    assert processes[0].said == ["kill", "leave"]
+    assert processes[0].calls == ["kill", "leave"]
 
 
 @pytest.mark.usefixtures("processes")
@@ -80,14 +80,14 @@ def test_a_second_process_that_fails_is_not_silent(monkeypatch: pytest.MonkeyPat
     said: list[str] = []
     sink = logger.add(lambda message: said.append(str(message)), level="INFO", format="{message}")
     try:
-        with warmup._helper(Precision.BF16, wanted=True) as wait:
+        with warmup._second_process(Precision.BF16, wanted=True) as wait:
             wait()
     finally:
         logger.remove(sink)
     assert "status 3" in "".join(said)
 
 
-def test_kernels_that_are_there_are_loaded_without_a_word_and_without_a_second_process(
+def test_cached_kernels_are_loaded_without_messages_and_without_a_second_process(
     processes: list[FakeProcess],
 ) -> None:
     compile_kernels(lambda _: None)
@@ -100,7 +100,7 @@ def test_kernels_that_are_there_are_loaded_without_a_word_and_without_a_second_p
 
 def test_compiling_is_reported_while_it_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(warmup, "SLOW", 0.0)
-    monkeypatch.setattr(warmup, "EVERY", 0.001)
+    monkeypatch.setattr(warmup, "INTERVAL", 0.001)
     said: list[str] = []
     enough = threading.Event()
 
@@ -109,7 +109,7 @@ def test_compiling_is_reported_while_it_lasts(monkeypatch: pytest.MonkeyPatch) -
         if words.endswith("2 kernels so far"):
             enough.set()
 
-    with warmup._Progress(say):
+    with warmup._CompileProgress(say):
         for _ in range(2):
             with event.trigger_event("numba:compile"):
                 pass
@@ -123,25 +123,24 @@ def test_compiling_is_reported_while_it_lasts(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("precision", [Precision.FLOAT32, Precision.BF16])
 def test_backward_can_be_compiled_before_forward(precision: Precision) -> None:
-    warmup._help(precision)
+    warmup.compile_backward(precision)
 
 
 @pytest.mark.skipif(not JIT_ENABLED, reason="there is nothing to compile")
 class TestTheProcess:
-    def test_it_works_where_the_user_has_packages_of_our_names(self, tmp_path: Path) -> None:
+    def test_it_ignores_the_users_packages_of_the_same_names(self, tmp_path: Path) -> None:
         compile_kernels()
-        for name in ("pipeline", "kernels", "stages", "json"):  # our names, and one that is imported before all else
+        for name in ("pipeline", "kernels", "stages", "json"):  # this project's names, and one that is imported first
             (tmp_path / name).mkdir()
             (tmp_path / name / "__init__.py").write_text("raise ImportError('not the one')")
-        command = module_command("threadloom.stages.training.warmup", "float32")
+        command = module_command("threadloom.stages.child_processes.compile_backward", "float32")
         with subprocess.Popen(command, cwd=tmp_path, stdin=subprocess.PIPE) as process:
             assert process.wait() == 0
 
-    def test_it_ends_with_the_one_that_started_it(self, tmp_path: Path) -> None:
-        """Its input ends, as when that one is killed, while it has everything to compile."""
+    def test_it_exits_with_its_parent(self, tmp_path: Path) -> None:
+        """Its standard input is closed while it compiles, as when the parent is killed."""
         environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
-        process = subprocess.Popen(
-            module_command("threadloom.stages.training.warmup", "bf16"), env=environment, stdin=subprocess.PIPE
-        )
+        command = module_command("threadloom.stages.child_processes.compile_backward", "bf16")
+        process = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE)
         process.communicate()
         assert process.returncode == 1

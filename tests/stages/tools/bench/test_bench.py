@@ -20,8 +20,9 @@ from threadloom.stages.config.settings import Precision
 from threadloom.stages.data.batches import random_batches
 from threadloom.stages.machine import Work
 from threadloom.stages.memory import adamw_bytes, reduction_bytes
-from threadloom.stages.memory.float32 import Bank, Slot
+from threadloom.stages.memory.bank import Bank
 from threadloom.stages.memory.graph_items import MicroBatch, MicroGradient
+from threadloom.stages.memory.precision_memory import MicroBatchSlot
 from threadloom.stages.models.gpt2 import Geometry
 from threadloom.stages.resolve.gemm_settings import numerics
 from threadloom.stages.resolve.loading import apply_overrides, load_config, to_json
@@ -242,7 +243,9 @@ def test_a_loss_that_should_be_0_and_is_not_is_found(monkeypatch: pytest.MonkeyP
 def test_no_gradient_where_the_loss_changes_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     right = bench_check._loss_and_gradient
 
-    def wrong(compute: Compute, geometry: Geometry, bank: Bank, slot: Slot, gradients: Bank, scale: float) -> float:
+    def wrong(
+        compute: Compute, geometry: Geometry, bank: Bank, slot: MicroBatchSlot, gradients: Bank, scale: float
+    ) -> float:
         loss = right(compute, geometry, bank, slot, gradients, scale)
         gradients.arena.flat[:] = 0.0
         return loss
@@ -264,7 +267,9 @@ def test_the_checks_pass_with_the_product_of_three() -> None:
 def test_a_wrong_gradient_of_any_tensor_is_found(tensor: str, monkeypatch: pytest.MonkeyPatch) -> None:
     right = bench_check._loss_and_gradient
 
-    def wrong(compute: Compute, geometry: Geometry, bank: Bank, slot: Slot, gradients: Bank, scale: float) -> float:
+    def wrong(
+        compute: Compute, geometry: Geometry, bank: Bank, slot: MicroBatchSlot, gradients: Bank, scale: float
+    ) -> float:
         loss = right(compute, geometry, bank, slot, gradients, scale)
         gradients.arena[tensor][...] *= np.float32(1.02)
         return loss

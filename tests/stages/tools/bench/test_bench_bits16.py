@@ -16,7 +16,8 @@ from threadloom.kernels.compiling.jit import JIT_ENABLED
 from threadloom.stages.config.settings import Precision
 from threadloom.stages.machine.machine import detect
 from threadloom.stages.memory import adamw_bytes
-from threadloom.stages.memory.float32 import Bank, Slot
+from threadloom.stages.memory.bank import Bank
+from threadloom.stages.memory.precision_memory import MicroBatchSlot
 from threadloom.stages.models.gpt2 import Geometry
 from threadloom.stages.resolve.gemm_settings import numerics
 from threadloom.stages.resolve.loading import to_json
@@ -133,7 +134,9 @@ def test_the_tolerance_grows_with_the_root_of_the_roundings() -> None:
 def test_a_wrong_gradient_of_any_tensor_is_found(tensor: str, monkeypatch: pytest.MonkeyPatch) -> None:
     right = bench_check._loss_and_gradient
 
-    def wrong(compute: Compute, geometry: Geometry, bank: Bank, slot: Slot, gradients: Bank, scale: float) -> float:
+    def wrong(
+        compute: Compute, geometry: Geometry, bank: Bank, slot: MicroBatchSlot, gradients: Bank, scale: float
+    ) -> float:
         loss = right(compute, geometry, bank, slot, gradients, scale)
         gradients.arena[tensor][...] *= np.float32(1.5)
         return loss

@@ -1,0 +1,89 @@
+"""The arrays that training in one number format needs for micro-batches of one size: protocol and shared parts."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from threadloom.kernels import TokenIds
+from threadloom.pipeline import Arena
+from threadloom.stages.models import Shape
+
+
+@dataclass(frozen=True)
+class MicroBatchSlot:
+    """The pre-allocated arrays of one micro-batch in flight; each number format adds its activations."""
+
+    ids: TokenIds  # (R,)
+    targets: TokenIds  # (R,)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays."""
+        return self.ids.nbytes + self.targets.nbytes
+
+
+class PrecisionMemory(Protocol):
+    """Sizes and allocation of the arrays of one number format, for one model and one micro-batch size.
+
+    Sizes are in bytes and exclude the padding between arrays. Nothing is allocated before a method is called.
+    """
+
+    @property
+    def packed_bytes(self) -> int:
+        """Size of one bank's packed weights, in addition to its float32 master; 0 if GEMMs read the master."""
+
+    @property
+    def slot_bytes(self) -> int:
+        """Size of one `MicroBatchSlot`."""
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Size of the scratch of one backward pass."""
+
+    @property
+    def logits_shape(self) -> Shape:
+        """Shape of the float32 scratch of a loss without gradient: (rows of one chunk, V)."""
+
+    def allocate_packed(self) -> Any:
+        """Allocate the packed weights of one bank: a named tuple of arrays, or None if GEMMs read the master."""
+
+    def allocate_slot(self) -> MicroBatchSlot:
+        """Allocate the arrays of one micro-batch in flight."""
+
+    def allocate_scratch(self) -> Any:
+        """Allocate the scratch of one backward pass: a named tuple of arrays."""
+
+
+def allocate_token_ids(rows: int) -> tuple[TokenIds, TokenIds]:
+    """Allocate the token ids and the targets of a slot, int32 (rows,) each."""
+    arena = Arena({"ids": (rows,), "targets": (rows,)}, np.int32)
+    return arena["ids"], arena["targets"]
+
+
+def token_ids_bytes(rows: int) -> int:
+    """Return the bytes of the token ids and the targets of a slot."""
+    return 2 * rows * np.dtype(np.int32).itemsize
+
+
+def logits_chunk_rows(vocabulary: int, rows: int, chunk_bytes: int) -> int:
+    """Return how many of a micro-batch's rows the output projection processes at a time.
+
+    The rows are divided into equal chunks (the last may be smaller), as few as possible, such that the float32 logits
+    of a chunk fit in `chunk_bytes`.
+    """
+    most = max(chunk_bytes // (4 * vocabulary), 1)
+    chunks = -(-rows // most)
+    return -(-rows // chunks)
+
+
+def arrays_bytes(arrays: Iterable[Any]) -> int:
+    """Return the bytes of the arrays in a tuple, or in a tuple of tuples; an array that appears twice counts once."""
+    found: dict[int, int] = {}
+    for item in arrays:
+        if isinstance(item, tuple):
+            found[id(item)] = arrays_bytes(item)
+        else:
+            found[id(item)] = item.nbytes
+    return sum(found.values())

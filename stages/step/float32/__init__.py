@@ -1,0 +1,12 @@
+"""The arithmetic of an update in float32. `stages.step.bits16` has the same file names for bfloat16 and float16.
+
+May import: what `stages.step` may import, and `stages.step`.
+"""
+
+from threadloom.stages.step.float32.compute import Float32Compute
+from threadloom.stages.step.float32.optimizer import Float32Update
+
+__all__ = [
+    "Float32Compute",
+    "Float32Update",
+]

@@ -1,0 +1,54 @@
+"""Forward and backward passes in float32."""
+
+from threadloom import kernels
+from threadloom.kernels import AccumulationTicket, Floats, Scratch, Weights
+from threadloom.stages.memory import Float32Memory, Float32Slot
+from threadloom.stages.models import Geometry
+from threadloom.stages.step.compute import Version
+from threadloom.stages.step.float32.optimizer import Float32Update
+from threadloom.stages.step.optimizers import Optimizer
+from threadloom.stages.step.reducer import Gradient
+
+
+class Float32Compute:
+    """All arithmetic in float32, without packed weights. Implements `Compute`."""
+
+    def __init__(self, geometry: Geometry, sequences: int) -> None:
+        self.memory = Float32Memory(geometry, sequences)
+        self._geometry = geometry
+        self._sequences = sequences
+
+    def pack_from_master(self, version: Version) -> None:
+        """Do nothing: GEMMs read the master."""
+
+    def embed(self, version: Version, slot: Float32Slot) -> None:
+        """Gather the embeddings."""
+        w = version.weights
+        kernels.embedding_forward(w.wte, w.wpe, slot.ids, self._geometry.context, slot.activations.x[0])
+
+    def forward(self, version: Version, slot: Float32Slot) -> None:
+        """Run all blocks in one compiled call."""
+        kernels.blocks_forward(version.weights, slot.activations, self._sequences, self._geometry.heads)
+
+    def backward(
+        self, version: Version, slot: Float32Slot, scale: float, gradients: Weights, scratch: Scratch, accumulate: bool,
+        ticket: AccumulationTicket,
+    ) -> float:  # fmt: skip
+        """Run the backward pass of head and blocks."""
+        weights, acts, heads = version.weights, slot.activations, self._geometry.heads
+        loss = kernels.head_backward(weights, acts.x[-1], slot.targets, scale, gradients, scratch, accumulate, ticket)
+        kernels.blocks_backward(weights, acts, gradients, scratch, self._sequences, heads, accumulate, ticket)
+        return float(loss)
+
+    def input_gradient(self, scratch: Scratch) -> Floats:
+        """Return the gradient of the input embeddings."""
+        return scratch.dx
+
+    def loss(self, version: Version, slot: Float32Slot, logits: Floats) -> float:
+        """Run the head's forward pass."""
+        acts = slot.activations
+        return float(kernels.head_loss(version.weights, acts.x[-1], slot.targets, acts.h, logits))
+
+    def update_stage(self, gradient: Gradient, optimizer: Optimizer, shards: int) -> Float32Update:
+        """Return the stage that updates the master."""
+        return Float32Update(self._geometry, gradient, optimizer)

@@ -1,0 +1,17 @@
+"""Optimizers: one file each, with its state, its parameters per update, and its kernels.
+
+An optimizer does not know which number format it runs in: `stages.step.float32` and `stages.step.bits16` call its
+kernels on the parts of a shard.
+
+May import: models to checkpoint.
+"""
+
+from threadloom.stages.step.optimizers.adamw import AdamW, Moments
+from threadloom.stages.step.optimizers.optimizer import MasterUpdate, Optimizer
+
+__all__ = [
+    "AdamW",
+    "MasterUpdate",
+    "Moments",
+    "Optimizer",
+]

@@ -1,0 +1,74 @@
+"""AdamW (Loshchilov & Hutter 2019) with clipping by global norm."""
+
+from collections.abc import Callable, Sequence
+
+from threadloom import kernels
+from threadloom.kernels import AdamWStep
+from threadloom.pipeline import Arena
+from threadloom.stages.config import OptimizerConfig
+from threadloom.stages.models import Geometry, parameter_shapes
+
+
+class Moments:
+    """Running means of the gradient (`m`) and of its square (`v`)."""
+
+    def __init__(self, geometry: Geometry) -> None:
+        shapes = parameter_shapes(geometry)
+        self.m = Arena(shapes)
+        self.v = Arena(shapes)
+
+    @property
+    def arenas(self) -> tuple[Arena, Arena]:
+        """Both moments, in the order in which the kernels take them."""
+        return self.m, self.v
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of both moments."""
+        return self.m.nbytes + self.v.nbytes
+
+
+class AdamW:
+    """AdamW with its moments and its learning-rate schedule. Implements `Optimizer`."""
+
+    def __init__(self, settings: OptimizerConfig, learning_rate: Callable[[int], float], moments: Moments) -> None:
+        """`learning_rate` maps the number of an update, counted from 0, to its learning rate."""
+        self._settings = settings
+        self._learning_rate = learning_rate
+        self.moments = moments
+
+    @property
+    def state(self) -> Sequence[Arena]:
+        """The moments."""
+        return self.moments.arenas
+
+    @property
+    def update(self) -> Callable[..., None]:
+        """The kernel on flat float32 arrays."""
+        return kernels.adamw_update
+
+    @property
+    def update_packed(self) -> Callable[..., None]:
+        """The kernel on rows of a matrix that packs the new weights as bfloat16."""
+        from threadloom.kernels.bits16 import adamw_update_packed  # loaded by runs in bfloat16 only
+
+        return adamw_update_packed
+
+    def step(self, batch: int, applied: int, grad_norm: float, scale: float) -> AdamWStep:
+        """Return the parameters of the update from batch `batch`, after `applied` updates that were not skipped.
+
+        `grad_norm` is the unscaled global norm; the gradient itself still contains the loss scale `scale`. Clipping is
+        by global norm (Pascanu et al. 2013); bias corrections are those of Adam (Kingma & Ba 2015, Algorithm 1).
+        """
+        s = self._settings
+        clip = s.clip / (grad_norm + 1e-6) if s.clip and grad_norm > s.clip else 1.0
+        return AdamWStep(
+            lr=self._learning_rate(batch),
+            beta1=s.beta1,
+            beta2=s.beta2,
+            eps=s.eps,
+            weight_decay=s.weight_decay,
+            bias_correction1=1.0 - s.beta1 ** (applied + 1),
+            bias_correction2=1.0 - s.beta2 ** (applied + 1),
+            grad_scale=clip / scale,
+        )

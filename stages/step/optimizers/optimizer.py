@@ -1,0 +1,60 @@
+"""The protocol of an optimizer, and its application to a range of the master weights."""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from threadloom.kernels import Floats
+from threadloom.pipeline import Arena
+from threadloom.stages.memory import StepParameters, UpdateShard
+from threadloom.stages.models import Geometry, decayed_elements
+
+
+class Optimizer(Protocol):
+    """An update rule with its state. Its kernels are element-wise, so shards may be updated in any order."""
+
+    @property
+    def state(self) -> Sequence[Arena]:
+        """Running statistics of the gradient, each with the layout of the parameters; the kernels update them."""
+
+    @property
+    def update(self) -> Callable[..., None]:
+        """Kernel: ``update(old, new, gradient, *state, decayed, step)`` on flat arrays of equal length.
+
+        The first `decayed` elements use weight decay. `old` and `new` may be one array.
+        """
+
+    @property
+    def update_packed(self) -> Callable[..., None]:
+        """Kernel: ``update_packed(old, new, gradient, *state, first_row, packed, packed_t, step)`` on rows of a matrix.
+
+        It has the bits of `update` with weight decay, and packs the new weights as bfloat16.
+        """
+
+    def step(self, batch: int, applied: int, grad_norm: float, scale: float) -> StepParameters:
+        """Return the parameters of the update from batch `batch`, after `applied` updates that were not skipped.
+
+        `grad_norm` is the unscaled global norm; the gradient itself still contains the loss scale `scale`.
+        """
+
+
+class MasterUpdate:
+    """Updates ranges of the float32 master weights, given as elements of the parameter arena."""
+
+    def __init__(self, geometry: Geometry, gradient: Floats, optimizer: Optimizer) -> None:
+        """`gradient` is flat, with the layout of the arena."""
+        self._decayed = decayed_elements(geometry)
+        self._gradient = gradient
+        self._optimizer = optimizer
+
+    def apply(self, shard: UpdateShard, start: int, stop: int) -> None:
+        """Write the elements `start` … `stop` - 1 of the new version; a skipped update copies the old one."""
+        part = slice(start, stop)
+        old, new = shard.source.arena.flat[part], shard.target.arena.flat[part]
+        if shard.skipped:
+            np.copyto(new, old)
+            return
+        state = (arena.flat[part] for arena in self._optimizer.state)
+        decayed = min(max(self._decayed - start, 0), stop - start)
+        self._optimizer.update(old, new, self._gradient[part], *state, decayed, shard.step)

@@ -1,0 +1,117 @@
+"""The stages that begin and end an update: from the gradient of batch k to version k + 1 of the weights.
+
+Between them, the stage of `Compute.update_stage` applies the optimizer to the shards.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+from threadloom.pipeline import Banks, Lanes
+from threadloom.stages.memory import Bank, LossScaler, ReduceShard, Scaled, Update, UpdateShard
+from threadloom.stages.step.optimizers import Optimizer
+from threadloom.stages.step.reducer import Gradient, ShardPlan, TrainingDiverged
+from threadloom.stages.step.saving import CheckpointSnapshot
+
+Due = Callable[[int], bool]
+"""Returns True if an evaluation or a checkpoint is due after the given number of updates."""
+
+
+class Clip:
+    """Gathers the reduced shards, computes the global norm, and begins the update."""
+
+    def __init__(
+        self,
+        banks: Banks[Bank],
+        lanes: Lanes,
+        gradient: Gradient,
+        plan: ShardPlan,
+        optimizer: Optimizer,
+        scaler: LossScaler,
+        snapshot: CheckpointSnapshot | None,
+    ) -> None:
+        self._banks = banks
+        self._lanes = lanes
+        self._gradient = gradient
+        self._plan = plan
+        self._optimizer = optimizer
+        self._scaler = scaler
+        self._snapshot = snapshot
+        self._write: tuple[Bank, Bank] | None = None  # set by acquire(); one batch at a time is updated
+
+    def acquire(self, shards: Sequence[ReduceShard]) -> None:
+        """Free the lanes, then wait for a bank that the next version may be written to."""
+        if not self._gradient.in_lane:
+            self._lanes.mark_reduced(shards[0].batch)
+        if self._snapshot:
+            self._snapshot.wait_writable()
+        self._write = self._banks.begin()
+
+    def __call__(self, shards: Sequence[ReduceShard]) -> Iterator[UpdateShard]:
+        """Yield the shards of the update; if loss or norm is not finite, skip it or raise `TrainingDiverged`."""
+        assert self._write is not None
+        source, target = self._write
+        batch, loss, scale = shards[0].batch, shards[0].loss, shards[0].scale
+        norm = self._gradient.norm() / scale
+        finite = math.isfinite(norm) and math.isfinite(loss)
+        before = source.scaler  # read now: source and target may be the same bank
+        if not finite and (reason := self._scaler.failure(before, scale)):
+            raise TrainingDiverged(
+                f"the gradient of update {batch + 1} has norm {norm} (loss {loss:.4f}); expected a finite number. "
+                f"{reason}. Hint: start a new run: {self._scaler.failure_hint}. Earlier checkpoints are unaffected"
+            )
+        target.scaler = self._scaler.after(before, scale, finite)
+        scaled = Scaled(scale, not finite, target.scaler) if self._scaler.on else None
+        step = self._optimizer.step(batch, before.applied, norm, scale)
+        plan = self._plan
+        return iter(
+            [UpdateShard(batch, s, plan.span(s), source, target, step, loss, norm, scaled) for s in range(plan.shards)]
+        )
+
+
+class Publish:
+    """Gathers the updated shards, publishes the new version, and leases it for what is due on it."""
+
+    def __init__(
+        self,
+        banks: Banks[Bank],
+        lanes: Lanes,
+        gradient: Gradient,
+        evaluation_due: Due,
+        checkpoint_due: Due,
+        snapshot: CheckpointSnapshot | None,
+    ) -> None:
+        self._banks = banks
+        self._lanes = lanes
+        self._gradient = gradient
+        self._evaluation_due = evaluation_due
+        self._checkpoint_due = checkpoint_due
+        self._snapshot = snapshot
+        self._started = time.perf_counter()
+
+    def acquire(self, shards: Sequence[UpdateShard]) -> None:
+        """If a checkpoint is due, wait until the previous one has been written."""
+        if self._snapshot and self._checkpoint_due(shards[0].batch + 1):
+            self._snapshot.acquire()
+
+    def __call__(self, shards: Sequence[UpdateShard]) -> Update:
+        """Publish the new version; if a checkpoint is due, take its snapshot before that."""
+        first = shards[0]
+        step = first.batch + 1
+        save = self._snapshot is not None and self._checkpoint_due(step)
+        if self._snapshot and save:
+            self._snapshot.take(step)
+        if self._gradient.in_lane:
+            self._lanes.mark_reduced(first.batch)
+        self._banks.publish()
+        # No later version is begun before this stage returns, so these leases never wait.
+        return Update(
+            step=step,
+            loss=first.loss,
+            lr=float(first.step.lr),
+            grad_norm=first.grad_norm,
+            seconds=time.perf_counter() - self._started,
+            scaled=first.scaled,
+            evaluation=self._banks.lease(step) if self._evaluation_due(step) else None,
+            checkpoint=self._banks.lease(step) if save else None,
+        )

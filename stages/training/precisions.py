@@ -1,0 +1,18 @@
+"""The arithmetic of each precision. The classes of 16 bits are imported on first use, and their kernels with them."""
+
+from threadloom.stages.config import Precision
+from threadloom.stages.models import Geometry
+from threadloom.stages.step import Compute
+from threadloom.stages.step.float32 import Float32Compute
+
+
+def compute_for(precision: Precision, geometry: Geometry, sequences: int) -> Compute:
+    """Return the arithmetic of a resolved precision, for micro-batches of `sequences` sequences.
+
+    bf16x3 is float32 with another GEMM (`stages.resolve.gemm_settings`).
+    """
+    if precision in (Precision.FLOAT32, Precision.BF16X3):
+        return Float32Compute(geometry, sequences)
+    from threadloom.stages.step.bits16 import Bits16Compute
+
+    return Bits16Compute(precision, geometry, sequences)
