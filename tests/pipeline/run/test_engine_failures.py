@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
+from tests.pipeline.run.helpers import Boom, WaitingResource, consume
 from threadloom.pipeline import (
     Cancelled,
     Gather,
     Graph,
     InOrder,
     PipelineError,
-    Run,
     ShutdownTimeout,
     StageFailure,
     Trace,
@@ -22,26 +22,6 @@ from threadloom.pipeline import (
 pytestmark = pytest.mark.timeout(60)
 
 COUNT = 24
-
-
-class Boom(Exception):
-    pass
-
-
-class Pool:
-    """A resource whose takers wait until it is aborted."""
-
-    def __init__(self) -> None:
-        self.aborted = threading.Event()
-        self.entered = threading.Event()
-
-    def take(self, item: object) -> None:
-        self.entered.set()
-        assert self.aborted.wait(30)
-        raise Cancelled
-
-    def abort(self) -> None:
-        self.aborted.set()
 
 
 Fn = Callable[[Any], Any]
@@ -90,14 +70,6 @@ def no_sink(fns: dict[str, Fn]) -> Graph:
 SHAPES = {shape.__name__: shape for shape in (line, diamond, training, no_sink)}
 
 
-def consume(run: Run) -> None:
-    if "out" in run.statistics():
-        for _ in run:
-            pass
-    else:
-        run.wait()
-
-
 def label(item: object) -> dict[str, int | str]:
     return {"item": item} if isinstance(item, int) else {}
 
@@ -117,7 +89,7 @@ def test_the_caller_gets_the_first_error_of_any_stage_at_any_item(
         return item
 
     fns: dict[str, Fn] = {name: failing if name == stage else int for name in ("draw", "one", "two", "three")}
-    pool = Pool()
+    pool = WaitingResource()
     with pytest.raises(StageFailure) as caught, SHAPES[shape](fns).start(resources=[pool], label=label) as run:
         consume(run)
     failure = caught.value
@@ -163,7 +135,7 @@ def test_an_error_in_any_other_function_is_reported_too(which: str, at: int) -> 
 def test_only_the_first_of_several_errors_is_reported() -> None:
     first_raised = threading.Event()
 
-    class Late(Pool):
+    class Late(WaitingResource):
         def abort(self) -> None:  # called once the outcome is decided
             first_raised.set()
 
@@ -183,7 +155,7 @@ def test_only_the_first_of_several_errors_is_reported() -> None:
 
 
 def test_an_error_reaches_workers_that_wait_for_a_resource() -> None:
-    pool = Pool()
+    pool = WaitingResource()
 
     def fail_when_other_waits(item: int) -> int:
         assert pool.entered.wait(30)
@@ -207,7 +179,7 @@ def test_all_resources_are_aborted_even_if_one_abort_raises() -> None:
     def work(item: int) -> int:
         raise Boom
 
-    pool = Pool()
+    pool = WaitingResource()
     graph = Graph("broken")
     graph.stage("work", work, after=graph.source("draw", [1]))
     with pytest.raises(StageFailure) as caught:
@@ -233,7 +205,7 @@ def test_a_failure_after_the_sink_is_exhausted_is_raised() -> None:
 
 
 def test_a_failure_that_was_not_raised_before_is_raised_at_the_end_of_the_block() -> None:
-    pool = Pool()
+    pool = WaitingResource()
 
     def work(item: int) -> int:
         raise Boom
@@ -242,7 +214,7 @@ def test_a_failure_that_was_not_raised_before_is_raised_at_the_end_of_the_block(
     graph.stage("work", work, after=graph.source("draw", [1]))
     with pytest.raises(StageFailure), graph.start(resources=[pool]):
         assert pool.aborted.wait(30)
-    with pytest.raises(KeyError) as caught, graph.start(resources=[pool := Pool()]):
+    with pytest.raises(KeyError) as caught, graph.start(resources=[pool := WaitingResource()]):
         assert pool.aborted.wait(30)
         raise KeyError
     assert "StageFailure: stage 'work'" in caught.value.__notes__[0]

@@ -9,38 +9,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from threadloom.pipeline import Cancelled, Graph, Run, ShutdownTimeout, StageFailure
+from tests.pipeline.run.helpers import Boom, WaitingResource, consume
+from threadloom.pipeline import Cancelled, Graph, ShutdownTimeout, StageFailure
 from threadloom.pipeline.core.event import OneShotEvent
 
 pytestmark = pytest.mark.timeout(60)
-
-
-class Boom(Exception):
-    pass
-
-
-class Pool:
-    """A resource whose takers wait until it is aborted."""
-
-    def __init__(self) -> None:
-        self.aborted = threading.Event()
-        self.entered = threading.Event()
-
-    def take(self, item: object) -> None:
-        self.entered.set()
-        assert self.aborted.wait(30)
-        raise Cancelled
-
-    def abort(self) -> None:
-        self.aborted.set()
-
-
-def consume(run: Run) -> None:
-    if "out" in run.statistics():
-        for _ in run:
-            pass
-    else:
-        run.wait()
 
 
 def endless(closed: threading.Event | None = None) -> Iterator[int]:
@@ -57,7 +30,7 @@ def endless(closed: threading.Event | None = None) -> Iterator[int]:
 @pytest.mark.parametrize("leave", ["break", "raise", "at once"])
 def test_leaving_early_ends_all_threads(leave: str) -> None:
     closed = threading.Event()
-    pool = Pool()
+    pool = WaitingResource()
     graph = Graph("endless")
     graph.sink("out", after=graph.stage("work", int, after=graph.source("draw", lambda: endless(closed)), workers=2))
     with pytest.raises(Boom) if leave == "raise" else graph.start() as _, graph.start(resources=[pool]) as run:
@@ -85,7 +58,7 @@ def test_cancel_from_another_thread_ends_the_iteration() -> None:
 
 
 def test_waiting_for_a_cancelled_run_raises() -> None:
-    pool = Pool()
+    pool = WaitingResource()
     graph = Graph("waiting")
     graph.stage("work", int, after=graph.source("draw", [1]), acquire=pool.take)
     with graph.start(resources=[pool]) as run:
@@ -101,7 +74,7 @@ def interrupt_main() -> None:
 
 @pytest.mark.parametrize("sink", [True, False])
 def test_ctrl_c_while_the_caller_waits(sink: bool) -> None:
-    pool = Pool()
+    pool = WaitingResource()
 
     def work(item: int) -> int:
         if item == 3:
@@ -121,7 +94,7 @@ def test_ctrl_c_while_the_caller_waits(sink: bool) -> None:
 @pytest.mark.parametrize("sink", [True, False])
 def test_ctrl_c_just_before_the_caller_waits(sink: bool) -> None:
     """Forced by an interrupt that is pending for the main thread and does not end its wait."""
-    pool = Pool()
+    pool = WaitingResource()
 
     def work(item: int) -> None:
         begun = time.monotonic()
@@ -155,7 +128,7 @@ def test_ctrl_c_at_many_points_of_a_busy_run() -> None:
 
 
 def test_a_second_ctrl_c_waits_for_the_threads() -> None:
-    class Impatient(Pool):
+    class Impatient(WaitingResource):
         """A second Ctrl-C is pressed while the run is being stopped."""
 
         def __init__(self) -> None:

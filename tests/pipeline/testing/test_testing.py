@@ -4,6 +4,7 @@ import threading
 
 import pytest
 
+from tests.pipeline.testing.subjects import COUNT, line, plan
 from threadloom.pipeline import AdmissionError, Cancelled, Closed, Graph, InOrder, StageFailure
 from threadloom.pipeline.testing import (
     Fault,
@@ -17,24 +18,6 @@ from threadloom.pipeline.testing import (
 )
 
 pytestmark = pytest.mark.timeout(60)
-
-COUNT = 60
-
-
-def line(count: int = COUNT, workers: int = 1) -> Subject:
-    """Return a graph with two stages of `workers` workers each, and its expected output."""
-    graph = Graph("line")
-    numbers = graph.source("draw", lambda: iter(range(1000, 1000 + count)))
-    one = graph.stage("one", lambda item: item + 1000, after=numbers, workers=workers)
-    two = graph.stage("two", lambda item: item + 1000, after=one, workers=workers)
-    graph.sink("out", after=two)
-    return Subject(
-        graph, expected={"out": range(3000, 3000 + count)}, ordered=frozenset({"out"} if workers == 1 else ())
-    )
-
-
-def plan(*faults: Fault) -> FaultPlan:
-    return FaultPlan(faults)
 
 
 # Plans and their effects.

@@ -16,32 +16,15 @@ from typing import Any
 import pytest
 
 import threadloom.pipeline.run.channel as channel_module
+from tests.pipeline.testing.subjects import COUNT, line, plan
 from threadloom.pipeline import SKIP, Channel, Graph, Pool, StageFailure
 from threadloom.pipeline.policy.admission import FifoState
 from threadloom.pipeline.policy.control import RunControl
 from threadloom.pipeline.run.engine import Run
 from threadloom.pipeline.run.worker import StageWorker
-from threadloom.pipeline.testing import Fault, FaultKind, FaultPlan, FaultReport, InjectedFault, Subject, exercise
+from threadloom.pipeline.testing import Fault, FaultKind, FaultReport, InjectedFault, Subject, exercise
 
 pytestmark = pytest.mark.timeout(60)
-
-COUNT = 60
-
-
-def line(count: int = COUNT, workers: int = 1) -> Subject:
-    """Return a graph with two stages of `workers` workers each, and its expected output."""
-    graph = Graph("line")
-    numbers = graph.source("draw", lambda: iter(range(1000, 1000 + count)))
-    one = graph.stage("one", lambda item: item + 1000, after=numbers, workers=workers)
-    two = graph.stage("two", lambda item: item + 1000, after=one, workers=workers)
-    graph.sink("out", after=two)
-    return Subject(
-        graph, expected={"out": range(3000, 3000 + count)}, ordered=frozenset({"out"} if workers == 1 else ())
-    )
-
-
-def plan(*faults: Fault) -> FaultPlan:
-    return FaultPlan(faults)
 
 
 # Defects of the engine.
