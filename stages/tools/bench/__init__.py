@@ -3,8 +3,8 @@
 May import: all above.
 """
 
-from threadloom.stages.tools.bench.bench import run_bench
 from threadloom.stages.tools.bench.check import BenchCheckFailed
+from threadloom.stages.tools.bench.measurements import run_bench
 from threadloom.stages.tools.bench.report import write_json
 from threadloom.stages.tools.bench.tables import BenchView
 

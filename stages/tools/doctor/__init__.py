@@ -3,7 +3,7 @@
 May import: models to run.
 """
 
-from threadloom.stages.tools.doctor.doctor import doctor_dict, examine
+from threadloom.stages.tools.doctor.examination import doctor_dict, examine
 from threadloom.stages.tools.doctor.view import DoctorView
 
 __all__ = [

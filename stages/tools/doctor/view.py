@@ -9,7 +9,7 @@ from rich.text import Text
 
 from threadloom.pipeline import format_bytes
 from threadloom.stages.machine import Machine
-from threadloom.stages.tools.doctor.doctor import ConfigDefaults, DoctorReport, blas_name
+from threadloom.stages.tools.doctor.examination import ConfigDefaults, DoctorReport, blas_name
 from threadloom.stages.tools.doctor.measuring import GEMM_SIZE, MachineRates
 from threadloom.stages.tools.doctor.precision import CAPTION, paths_table
 

@@ -3,7 +3,7 @@
 May import: models to run.
 """
 
-from threadloom.stages.tools.tune.tune import RANDOM_VOCABULARY, Trials, run_tuning
+from threadloom.stages.tools.tune.tuning import RANDOM_VOCABULARY, Trials, run_tuning
 
 __all__ = [
     "RANDOM_VOCABULARY",

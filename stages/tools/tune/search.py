@@ -1,7 +1,7 @@
 """The search behind `threadloom tune`: which settings to try, in what order, and when a difference counts.
 
 Nothing here measures, waits or reads a clock: `search` is given a function that measures one choice and says what that
-cost, so that a test drives it with invented figures. `stages.tools.tune.tune` measures.
+cost, so that a test drives it with invented figures. `stages.tools.tune.tuning` measures.
 
 How: one axis after another (micro-batch, stage threads, lanes, ...), each a race between the best so far and its
 alternatives. A round of a race measures everybody once, every other round in the opposite order, and compares each

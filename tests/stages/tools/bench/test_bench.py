@@ -30,11 +30,11 @@ from threadloom.stages.resolve.resolution import resolve
 from threadloom.stages.step.compute import Compute
 from threadloom.stages.tools.bench import check as bench_check
 from threadloom.stages.tools.bench import peaks as bench_peaks
-from threadloom.stages.tools.bench.bench import one_layer
 from threadloom.stages.tools.bench.check import ODD, BenchCheckFailed, check_kernels, check_schedules, odd
 from threadloom.stages.tools.bench.kernel_bench import BACKWARD, FORWARD, HEAD
 from threadloom.stages.tools.bench.kernel_case import KernelCase
 from threadloom.stages.tools.bench.kernels import kernel_bench
+from threadloom.stages.tools.bench.measurements import one_layer
 from threadloom.stages.tools.bench.report import BenchReport, ConfigBench, ModeMeasurement, StartTimes, bench_dict
 from threadloom.stages.tools.bench.roofline import (
     BandwidthLevel,

@@ -16,8 +16,15 @@ from threadloom.stages.machine.machine import Machine
 from threadloom.stages.resolve.loading import CONFIG_NAMES
 from threadloom.stages.resolve.precision import ALLOW_SLOW
 from threadloom.stages.speeds.speeds import PRODUCTS, Speeds
-from threadloom.stages.tools.doctor import doctor, measuring
-from threadloom.stages.tools.doctor.doctor import ConfigDefaults, DoctorReport, choices, doctor_dict, examine, warnings
+from threadloom.stages.tools.doctor import examination, measuring
+from threadloom.stages.tools.doctor.examination import (
+    ConfigDefaults,
+    DoctorReport,
+    choices,
+    doctor_dict,
+    examine,
+    warnings,
+)
 from threadloom.stages.tools.doctor.measuring import MachineRates
 from threadloom.stages.tools.doctor.precision import automatic_choices, measured_paths, product_paths
 from threadloom.stages.tools.doctor.view import DoctorView
@@ -179,8 +186,8 @@ def test_the_report_as_json() -> None:
 def test_a_real_examination(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measuring, "GEMM_SIZE", 64)
     monkeypatch.setattr(measuring, "STREAM_BYTES", 1 << 20)
-    monkeypatch.setattr(doctor, "measured_paths", lambda paths, *_: paths)
-    monkeypatch.setattr(doctor, "detect", lambda: dataclasses.replace(MACHINE, l3=None))
+    monkeypatch.setattr(examination, "measured_paths", lambda paths, *_: paths)
+    monkeypatch.setattr(examination, "detect", lambda: dataclasses.replace(MACHINE, l3=None))
     report = examine(seconds=0.02)
     assert [row.config for row in report.defaults] == list(CONFIG_NAMES)
     assert all(row.rows and row.lanes and row.forward and row.backward for row in report.defaults)
@@ -198,8 +205,8 @@ def test_without_measuring_it_is_quick_and_says_so() -> None:
 @pytest.mark.skipif(not JIT_ENABLED, reason="without the compiler no speeds are kept")
 def test_figures_say_when_they_were_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     assert examine(measure=False).speeds_from == "", "there are none yet"
-    monkeypatch.setattr(doctor, "measure_machine", lambda *_: MEASURED)
-    monkeypatch.setattr(doctor, "measured_paths", lambda paths, *_: paths)
+    monkeypatch.setattr(examination, "measure_machine", lambda *_: MEASURED)
+    monkeypatch.setattr(examination, "measured_paths", lambda paths, *_: paths)
     monkeypatch.setattr("threadloom.stages.speeds.speeds.measure_speeds", lambda: SPEEDS)
     first, second = examine(), examine(measure=False)
     assert first.speeds_from.startswith("measured just now, kept in ")

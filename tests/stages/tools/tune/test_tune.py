@@ -18,10 +18,10 @@ from threadloom.stages.resolve.loading import apply_overrides
 from threadloom.stages.resolve.resolution import resolve
 from threadloom.stages.resolve.tuning_record import TunedSettings, TuningRecord, record_path, with_tuned_settings
 from threadloom.stages.speeds.speeds import Speeds
-from threadloom.stages.tools.tune import tune
+from threadloom.stages.tools.tune import tuning
 from threadloom.stages.tools.tune.search import Findings, Trial, search
 from threadloom.stages.tools.tune.space import Facts
-from threadloom.stages.tools.tune.tune import Trials, TuningError, conclusions, run_tuning, table_of
+from threadloom.stages.tools.tune.tuning import Trials, TuningError, conclusions, run_tuning, table_of
 
 TINY = Config(
     name="tiny", model=ModelConfig(context=4, layers=1, heads=2, channels=8), batch_size=4, steps=10, delay=1
@@ -66,8 +66,8 @@ def test_tuning_is_shown_and_kept_and_picked_up(monkeypatch: pytest.MonkeyPatch,
             lanes = 1.5 if (choice.lanes, choice.micro_batch) == (1, 2) else 1.0
             return Trial(1000.0 * lanes * (1.1 if choice.slots > 6 else 1.0), 0.001)
 
-    monkeypatch.setattr(tune, "Trials", Faster)
-    monkeypatch.setattr(tune, "available_cores", lambda: 2)
+    monkeypatch.setattr(tuning, "Trials", Faster)
+    monkeypatch.setattr(tuning, "available_cores", lambda: 2)
     console, stream = plain_console()
     findings = run_tuning(TINY, 5.0, console)
     shown = stream.getvalue()
@@ -91,7 +91,7 @@ def test_the_defaults_are_kept_in_a_record_that_changes_nothing(monkeypatch: pyt
         def __call__(self, choice: TunedSettings) -> Trial:
             return Trial(1000.0, 0.01)
 
-    monkeypatch.setattr(tune, "Trials", Flat)
+    monkeypatch.setattr(tuning, "Trials", Flat)
     console, stream = plain_console()
     run_tuning(TINY, 1.0, console)
     assert "the defaults stay" in stream.getvalue()
@@ -119,9 +119,9 @@ def test_a_record_is_of_the_precision_that_was_computed_in(
             assert self.config.precision.value == settled.partition("=")[2]
             return Trial(2000.0 if choice.slots > 6 else 1000.0, 0.001)
 
-    monkeypatch.setattr(tune, "Trials", Slots)
-    monkeypatch.setattr(tune, "available_cores", lambda: 2)
-    monkeypatch.setattr(tune, "compile_kernels", lambda precision: None)
+    monkeypatch.setattr(tuning, "Trials", Slots)
+    monkeypatch.setattr(tuning, "available_cores", lambda: 2)
+    monkeypatch.setattr(tuning, "compile_kernels", lambda precision: None)
     asked = apply_overrides(TINY, [open_one])
     findings = run_tuning(asked, 5.0, plain_console()[0])
     assert not {"matrix product", "BLAS threads"} & {row.axis for row in findings.compared}
@@ -138,8 +138,8 @@ def test_tuning_a_slow_precision_says_that_it_is_slow(monkeypatch: pytest.Monkey
         def __call__(self, choice: TunedSettings) -> Trial:
             return Trial(1000.0, 0.01)
 
-    monkeypatch.setattr(tune, "Trials", Flat)
-    monkeypatch.setattr(tune, "compile_kernels", lambda precision: None)
+    monkeypatch.setattr(tuning, "Trials", Flat)
+    monkeypatch.setattr(tuning, "compile_kernels", lambda precision: None)
     run_tuning(apply_overrides(TINY, ["precision=fp16"]), 0.5, plain_console()[0])
     assert sum("precision=fp16 is slower here" in line for line in said) == 1
 
