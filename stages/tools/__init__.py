@@ -1,4 +1,5 @@
-"""One sub-package per command that is not `train`.
+"""The commands: one sub-package each. `common` has the options and the error messages that they share.
 
-May import: models to run.
+Each `__init__` exports the click command, whose module imports everything heavy within functions: `threadloom --help`
+imports all commands.
 """

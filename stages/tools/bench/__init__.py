@@ -1,11 +1,8 @@
-"""`threadloom bench`: checks, then throughput, stage by stage and kernel by kernel.
+"""`threadloom bench`: checks, then training speed, stage by stage and kernel by kernel.
 
 May import: all above.
 """
 
-from threadloom.stages.tools.bench.check import BenchCheckFailed
-from threadloom.stages.tools.bench.measurements import run_bench
-from threadloom.stages.tools.bench.report import write_json
-from threadloom.stages.tools.bench.tables import BenchView
+from threadloom.stages.tools.bench.command import bench
 
-__all__ = ["BenchCheckFailed", "BenchView", "run_bench", "write_json"]
+__all__ = ["bench"]

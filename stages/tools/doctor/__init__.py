@@ -1,13 +1,8 @@
 """`threadloom doctor`: the machine, its measured rates, and the choices that follow.
 
-May import: models to run.
+May import: all above.
 """
 
-from threadloom.stages.tools.doctor.examination import doctor_dict, examine
-from threadloom.stages.tools.doctor.view import DoctorView
+from threadloom.stages.tools.doctor.command import doctor
 
-__all__ = [
-    "DoctorView",
-    "doctor_dict",
-    "examine",
-]
+__all__ = ["doctor"]

@@ -1,12 +1,8 @@
-"""`threadloom tune`: search for thread counts and sizes.
+"""`threadloom tune`: a search for the fastest thread counts and sizes.
 
-May import: models to run.
+May import: all above.
 """
 
-from threadloom.stages.tools.tune.tuning import RANDOM_VOCABULARY, Trials, run_tuning
+from threadloom.stages.tools.tune.command import tune
 
-__all__ = [
-    "RANDOM_VOCABULARY",
-    "Trials",
-    "run_tuning",
-]
+__all__ = ["tune"]

@@ -1,13 +1,14 @@
-"""The search behind `threadloom tune`: which settings to try, in what order, and when a difference counts.
+"""The search of `threadloom tune`: which settings to try, in which order, and when a difference is significant.
 
-Nothing here measures, waits or reads a clock: `search` is given a function that measures one choice and says what that
-cost, so that a test drives it with invented figures. `stages.tools.tune.tuning` measures.
+This module neither measures nor reads a clock: `search` calls a function that measures one choice and returns its speed
+and cost, so that tests run it with made-up figures. `stages.tools.tune.tuning` measures.
 
-How: one axis after another (micro-batch, stage threads, lanes, ...), each a race between the best so far and its
-alternatives. A round of a race measures everybody once, every other round in the opposite order, and compares each
-alternative with the best of that same round only: a machine that slows down for a while slows both sides. From the
-second round on the slower half leaves. What wins all of it meets the defaults once more in alternated pairs, and the
-defaults stay unless it is ahead in all of the pairs (one of eight may be lost), by two in a hundred or more.
+The search varies one dimension after another (micro-batch, stage threads, lanes, ...). Each is a race between the best
+choice so far and its alternatives. A round of a race measures all of them once, every other round in reverse order, and
+compares each alternative with the best choice in the same round only, so that a temporary slowdown of the machine
+affects both. From the second round on the slower half is dropped. The final choice is compared with the defaults in
+alternating pairs. The defaults are kept unless the choice is faster by at least `GAIN` in the median, and in every pair
+(one of eight may be lost).
 """
 
 import math
@@ -18,40 +19,40 @@ from dataclasses import dataclass, field
 import msgspec
 
 from threadloom.stages.resolve import TUNED_KEYS, TunedSettings, Value, format_settings
-from threadloom.stages.tools.tune.space import AXES, ROUNDING, Axis, Facts
+from threadloom.stages.tools.tune.space import DIMENSIONS, ROUNDING, Dimension, Limits
 
 MARGIN = 0.01
-"""A race is won by this part at least; less is not worth another setting."""
+"""Minimum relative speed-up to accept an alternative in a race."""
 GAIN = 0.02
-"""The defaults give way to this much at least."""
+"""Minimum relative speed-up to replace the defaults."""
 HOPELESS = 0.8
-"""What runs at less than this part of the best of its first round leaves at once."""
+"""An alternative below this fraction of the best of its first round is dropped at once."""
 RACE_ROUNDS = 3
 MIN_PAIRS, PAIRS = 4, 8
-"""Of the last comparison with the defaults: without the least of them there is no result, more are not needed."""
+"""Minimum and maximum number of pairs in the comparison with the defaults."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What one short run measured."""
+    """The result of one short run."""
 
     tokens_per_s: float
     seconds: float
-    """That the trial took in all, setting up included."""
+    """Duration of the whole trial, including its setup."""
 
 
 Measure = Callable[[TunedSettings], Trial]
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """One choice against another, round by round."""
+class TrialComparison:
+    """One choice compared with another, round by round."""
 
-    axis: str
+    dimension: str
     choice: TunedSettings
     base: TunedSettings
-    rates: tuple[float, ...]  # tokens per second, one a round
-    ratios: tuple[float, ...]  # to the base in the same round
+    rates: tuple[float, ...]  # tokens per second, one per round
+    ratios: tuple[float, ...]  # to the rate of the base in the same round
 
     @property
     def ratio(self) -> float:
@@ -60,7 +61,7 @@ class Comparison:
 
     @property
     def spread(self) -> tuple[float, float]:
-        """The ratios' quartiles: half of all rounds lie between. The extremes where there are fewer than four."""
+        """The quartiles of the ratios; the extremes if there are fewer than four rounds."""
         if len(self.ratios) < 4:
             return min(self.ratios), max(self.ratios)
         low, _, high = statistics.quantiles(self.ratios, n=4, method="inclusive")
@@ -68,30 +69,30 @@ class Comparison:
 
     @property
     def changes_rounding(self) -> bool:
-        """Whether the weights come out with other last bits than with the base."""
+        """True if the weights differ in their last bits from those of the base."""
         return any(name in ROUNDING for name in self.choice.differences(self.base))
 
 
 @dataclass(frozen=True)
-class Findings:
-    """What a search found."""
+class SearchResult:
+    """The result of a search."""
 
     default: TunedSettings
     chosen: TunedSettings
     reason: str
     ratio: float | None
-    """Of the choice to the defaults; None where the defaults stay."""
+    """Speed of the choice relative to the defaults; None if the defaults are kept."""
     spread: tuple[float, float] | None
-    compared: tuple[Comparison, ...]
+    compared: tuple[TrialComparison, ...]
     skipped: tuple[str, ...]
-    """The axes that the budget did not reach."""
+    """Dimensions that the budget did not reach."""
     trials: int
     seconds: float
 
 
 @dataclass
-class _Ledger:
-    """What was spent, and whether more may be. A trial is expected to cost what the dearest of the last ones did."""
+class _Budget:
+    """The time spent on trials. The next trial is expected to cost as much as the most expensive recent one."""
 
     measure: Measure
     budget: float
@@ -105,54 +106,56 @@ class _Ledger:
         return trial.tokens_per_s
 
     def left(self) -> int:
-        """How many trials more there is time for."""
+        """Return the number of trials that fit in the remaining time."""
         return int((self.budget - self.spent) / max(self.costs[-8:], default=math.inf))
 
 
 def search(
     default: TunedSettings,
-    facts: Facts,
+    limits: Limits,
     measure: Measure,
     budget: float,
     fixed: Mapping[str, Value] | None = None,
-    say: Callable[[str], None] = lambda _: None,
-) -> Findings:
-    """Look for a faster choice than `default` with trials that take `budget` seconds in all.
+    on_progress: Callable[[str], None] = lambda _: None,
+) -> SearchResult:
+    """Search for a faster choice than `default` with trials that take at most `budget` seconds in total.
 
-    `fixed`: the fields that must keep their value. `say` hears of each axis as it is begun.
+    `fixed` are the fields that keep their value. `on_progress` is called at the start of each dimension.
     """
-    ledger = _Ledger(measure, budget)
+    budgeted = _Budget(measure, budget)
     best, compared, skipped = default, [], []
-    for axis in AXES:
-        candidates = _candidates(axis, best, facts, fixed or {})
+    for dimension in DIMENSIONS:
+        candidates = _candidates(dimension, best, limits, fixed or {})
         if not candidates:
             continue
-        if not ledger.costs:
-            ledger.run(best)
-        # What is kept back is for the last comparison, without which a win means nothing.
-        room = (ledger.left() - 2 * MIN_PAIRS) // 2 - 1
+        if not budgeted.costs:
+            budgeted.run(best)
+        # Time is reserved for the comparison with the defaults, without which no choice is accepted.
+        room = (budgeted.left() - 2 * MIN_PAIRS) // 2 - 1
         if room < len(candidates):
-            skipped.append(axis.name if room < 1 else f"some of {axis.name}")
+            skipped.append(dimension.name if room < 1 else f"some of {dimension.name}")
             candidates = candidates[: max(0, room)]
         if not candidates:
             continue
         plural = "s" if len(candidates) > 1 else ""
-        say(f"{axis.name}: {len(candidates)} alternative{plural} to {format_settings(_of_axis(best, candidates))}")
-        rows = _race(axis.name, best, candidates, ledger)
+        on_progress(
+            f"{dimension.name}: {len(candidates)} alternative{plural} to {format_settings(_varied(best, candidates))}"
+        )
+        rows = _race(dimension.name, best, candidates, budgeted)
         compared += rows
-        winner = max((row for row in rows if len(row.ratios) > 1), key=_standing, default=None)
+        winner = max((row for row in rows if len(row.ratios) > 1), key=_rank, default=None)
         if winner is not None and winner.ratio > 1.0 + MARGIN:
             best = winner.choice
     if best == default:
-        reason = _reason_to_stay(compared, skipped)
+        reason = _reason_for_defaults(compared, skipped)
         chosen, last = default, None
     else:
-        say(f"{format_settings(best.differences(default))} against the defaults")
-        last = _duel(best, default, ledger)
+        on_progress(f"{format_settings(best.differences(default))} compared with the defaults")
+        last = _compare_pairs(best, default, budgeted)
         compared.append(last)
-        chosen, reason = _verdict(last)
+        chosen, reason = _decide(last)
     won = last if last is not None and chosen != default else None
-    return Findings(
+    return SearchResult(
         default=default,
         chosen=chosen,
         reason=reason,
@@ -160,39 +163,43 @@ def search(
         spread=won.spread if won else None,
         compared=tuple(compared),
         skipped=tuple(skipped),
-        trials=len(ledger.costs),
-        seconds=ledger.spent,
+        trials=len(budgeted.costs),
+        seconds=budgeted.spent,
     )
 
 
-def _candidates(axis: Axis, best: TunedSettings, facts: Facts, fixed: Mapping[str, Value]) -> list[TunedSettings]:
+def _candidates(
+    dimension: Dimension, best: TunedSettings, limits: Limits, fixed: Mapping[str, Value]
+) -> list[TunedSettings]:
     found = dict.fromkeys(
         msgspec.structs.replace(choice, slots=fixed.get("slots", choice.slots))
-        for choice in axis.alternatives(best, facts)
+        for choice in dimension.alternatives(best, limits)
     )
     return [choice for choice in found if choice != best and not choice.differences(best).keys() & fixed.keys()]
 
 
-def _of_axis(base: TunedSettings, candidates: Sequence[TunedSettings]) -> dict[str, Value]:
-    """The values of the base in the fields that its alternatives change."""
+def _varied(base: TunedSettings, candidates: Sequence[TunedSettings]) -> dict[str, Value]:
+    """Return the values of the base in the fields that its alternatives change."""
     changed = {name for choice in candidates for name in choice.differences(base)}
     return {name: getattr(base, name) for name in TUNED_KEYS if name in changed}
 
 
-def _standing(row: Comparison) -> tuple[int, float]:
+def _rank(row: TrialComparison) -> tuple[int, float]:
     return len(row.ratios), row.ratio
 
 
-def _race(axis: str, base: TunedSettings, candidates: Sequence[TunedSettings], ledger: _Ledger) -> list[Comparison]:
-    """Run rounds until one candidate is left, the slower half leaving from the second round on."""
+def _race(
+    dimension: str, base: TunedSettings, candidates: Sequence[TunedSettings], budgeted: _Budget
+) -> list[TrialComparison]:
+    """Run rounds until one candidate is left; from the second round on the slower half is dropped."""
     rates: dict[TunedSettings, list[float]] = {choice: [] for choice in candidates}
     ratios: dict[TunedSettings, list[float]] = {choice: [] for choice in candidates}
     left, done = list(candidates), 0
     while left and (done < RACE_ROUNDS or len(left) > 1):
-        if ledger.left() < len(left) + 1 + 2 * MIN_PAIRS:
+        if budgeted.left() < len(left) + 1 + 2 * MIN_PAIRS:
             break
         order = [base, *left] if done % 2 == 0 else [*reversed(left), base]
-        measured = {choice: ledger.run(choice) for choice in order}
+        measured = {choice: budgeted.run(choice) for choice in order}
         for choice in left:
             rates[choice].append(measured[choice])
             ratios[choice].append(measured[choice] / measured[base])
@@ -204,43 +211,44 @@ def _race(axis: str, base: TunedSettings, candidates: Sequence[TunedSettings], l
         else:
             left = left[: math.ceil(len(left) / 2)]
     return [
-        Comparison(axis, choice, base, tuple(rates[choice]), tuple(ratios[choice]))
+        TrialComparison(dimension, choice, base, tuple(rates[choice]), tuple(ratios[choice]))
         for choice in candidates
         if ratios[choice]
     ]
 
 
-def _duel(best: TunedSettings, default: TunedSettings, ledger: _Ledger) -> Comparison:
+def _compare_pairs(best: TunedSettings, default: TunedSettings, budgeted: _Budget) -> TrialComparison:
     rates: list[float] = []
     ratios: list[float] = []
-    while len(ratios) < PAIRS and (len(ratios) < MIN_PAIRS or ledger.left() >= 2):
+    while len(ratios) < PAIRS and (len(ratios) < MIN_PAIRS or budgeted.left() >= 2):
         order = (default, best) if len(ratios) % 2 == 0 else (best, default)
-        measured = {choice: ledger.run(choice) for choice in order}
+        measured = {choice: budgeted.run(choice) for choice in order}
         rates.append(measured[best])
         ratios.append(measured[best] / measured[default])
-    return Comparison("all together", best, default, tuple(rates), tuple(ratios))
+    return TrialComparison("all together", best, default, tuple(rates), tuple(ratios))
 
 
-def _verdict(last: Comparison) -> tuple[TunedSettings, str]:
-    """Take the new choice if luck is no likely reason: equals win 7 of 8 pairs 9 times in 256, all of 4 once in 16."""
+def _decide(last: TrialComparison) -> tuple[TunedSettings, str]:
+    """Accept the new choice if chance is unlikely: equal choices win 7 of 8 pairs with p = 9/256, 4 of 4 with 1/16."""
     pairs, won = len(last.ratios), sum(ratio > 1.0 for ratio in last.ratios)
     low, high = last.spread
     best = format_settings(last.choice.differences(last.base))
     figures = (
-        f"{last.ratio:.2f} times the defaults (half of the pairs between {low:.2f} and {high:.2f}), "
-        f"ahead in {won} of {pairs} alternated pairs"
+        f"{last.ratio:.2f} times the defaults (quartiles {low:.2f} and {high:.2f}), faster in {won} of {pairs} "
+        "alternating pairs"
     )
     if last.ratio >= 1.0 + GAIN and pairs - won <= pairs // PAIRS:
         return last.choice, f"{best} ran at {figures}"
-    words = "slower" if not won else "within the noise"
-    return last.base, f"the defaults stay: the best found, {best}, ran at {figures}, which is {words}"
+    conclusion = "slower" if not won else "within the noise"
+    return last.base, f"the defaults are kept: the best alternative, {best}, ran at {figures}, which is {conclusion}"
 
 
-def _reason_to_stay(compared: Sequence[Comparison], skipped: Sequence[str]) -> str:
+def _reason_for_defaults(compared: Sequence[TrialComparison], skipped: Sequence[str]) -> str:
     if not compared:
-        return "the defaults stay: " + (
-            "the budget is too short to compare anything with them" if skipped else "every setting was given"
+        return "the defaults are kept: " + (
+            "the budget is too short for any comparison" if skipped else "every setting was given"
         )
-    best = max(compared, key=_standing)
-    tried = f"of {len(compared)} alternatives none was more than {MARGIN:.0%} faster in its own comparison"
-    return f"the defaults stay: {tried}, {format_settings(best.choice.differences(best.base))} came to {best.ratio:.2f}"
+    best = max(compared, key=_rank)
+    tried = f"none of {len(compared)} alternatives was more than {MARGIN:.0%} faster"
+    settings = format_settings(best.choice.differences(best.base))
+    return f"the defaults are kept: {tried}; the best, {settings}, had a ratio of {best.ratio:.2f}"

@@ -1,20 +1,16 @@
-"""`threadloom tune`: short measured runs on random tokens, what they found, and the file that `train` finds it in.
+"""The measurements of `threadloom tune`: a search whose trials are short runs on random tokens.
 
-What is varied is in `stages.tools.tune.space`, the search in `stages.tools.tune.search`, the record in
-`stages.resolve.tuning_record`; here are the measuring and the table.
+`search` decides what to try, `space` lists the alternatives, `table` prints the result, and
+`stages.resolve.tuning_record` stores it for `train`.
 """
 
-import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
-import msgspec
 from loguru import logger
 from rich.console import Console
-from rich.table import Table
 
 from threadloom.kernels import blas_info
 from threadloom.pipeline import available_cores
@@ -26,35 +22,22 @@ from threadloom.stages.resolve import (
     Value,
     choose_and_warn,
     explicit_settings,
-    format_settings,
-    format_value,
     record_path,
     resolve,
     with_defaults,
     with_precision,
     write_record,
 )
-from threadloom.stages.tools.tune.search import Findings, Trial, search
-from threadloom.stages.tools.tune.space import (
-    OWN_PRODUCT,
-    ROUNDING,
-    Facts,
-    asked_for,
-)
-from threadloom.stages.training import ENDLESS, compile_kernels, tokens_per_second
+from threadloom.stages.tools.tune.search import SearchResult, Trial, search
+from threadloom.stages.tools.tune.space import SEPARATE_GEMM, Limits
+from threadloom.stages.tools.tune.table import TRIALS_WANTED, conclusions, trials_table
+from threadloom.stages.training import RANDOM_VOCABULARY, compile_kernels, measured_config, tokens_per_second
 
-RANDOM_VOCABULARY = 65
-"""Stands for the vocabulary of a configuration that takes it from the text: tinyshakespeare's characters."""
-LONGEST_TRIAL, SHORTEST_TRIAL = 2.0, 0.25
-TRIALS_WANTED = 100
-"""A whole search takes about as many; a trial gets its part of the budget, within these seconds."""
+MIN_TRIAL_SECONDS, MAX_TRIAL_SECONDS = 0.25, 2.0
 
 
 class TuningError(ConfigError):
-    """Tuning cannot be done as asked."""
-
-
-# --- measuring ----------------------------------------------------------------------------------------------------
+    """The arguments of a tuning are invalid."""
 
 
 @dataclass(frozen=True)
@@ -64,53 +47,51 @@ class Trials:
     config: Config
     cores: int
     seconds: float
-    """That a trial measures for, after its warm-up."""
+    """Duration of the measurement in a trial, after its warm-up."""
 
     def __call__(self, choice: TunedSettings) -> Trial:
-        """Run the pipeline for a moment; building it counts in `seconds` of the result alone."""
+        """Measure the pipeline with the settings of `choice`; the duration of the trial includes its setup."""
         begin = time.perf_counter()
         rate = tokens_per_second(resolve(with_defaults(self.config, choice), self.cores), self.seconds)
         return Trial(rate, time.perf_counter() - begin)
 
 
-def run_tuning(config: Config, budget: float, console: Console | None = None) -> Findings:
-    """Find the fastest settings of what `config` leaves open, within `budget` seconds; show and keep them.
+def run_tuning(config: Config, budget: float, console: Console | None = None) -> SearchResult:
+    """Find the fastest values of the settings that `config` leaves open in `budget` seconds; print and store them.
 
-    Compiling the kernels comes before and does not count.
+    The kernels are compiled before and do not count. Raises TuningError for a budget that is not positive.
     """
     if not budget > 0:
         raise TuningError("--budget", expected="a number of seconds above 0", got=f"{budget:g}")
     console = console or Console(width=None if Console().is_terminal else 120)
-    if words := load_warning():
-        logger.warning(words)
+    if warning := load_warning():
+        logger.warning(warning)
     machine, cores = detect(), available_cores()
     config = with_precision(config, choose_and_warn(config).precision)
-    asked = msgspec.structs.replace(config, steps=ENDLESS)
     if config.model.vocab_size is None:
-        logger.info("the vocabulary comes from the text; tuning with {} random tokens", RANDOM_VOCABULARY)
-        model = msgspec.structs.replace(config.model, vocab_size=RANDOM_VOCABULARY)
-        asked = msgspec.structs.replace(asked, model=model)
-    resolved = resolve(asked, cores)
+        logger.info("the vocabulary depends on the text; tuning with {} random tokens", RANDOM_VOCABULARY)
+    measured = measured_config(config)
+    resolved = resolve(measured, cores)
     default = TunedSettings.of(resolved)
-    compile_kernels(precision=asked.precision)
-    trials = Trials(asked, cores, min(LONGEST_TRIAL, max(SHORTEST_TRIAL, budget / TRIALS_WANTED)))
-    trials(default)  # fills caches and raises the clock; does not count
-    facts = Facts(cores, config.batch_size, config.sequences, _gemms(config.precision), bool(resolved.shared_lanes))
-    given = explicit_settings(config)
-    with _shown(console) as say:
-        findings = search(default, facts, trials, budget, given, say)
-    console.print(table_of(findings))
-    for sentence in conclusions(findings):
+    compile_kernels(precision=config.precision)
+    trials = Trials(measured, cores, min(MAX_TRIAL_SECONDS, max(MIN_TRIAL_SECONDS, budget / TRIALS_WANTED)))
+    trials(default)  # warms up caches and clock; does not count
+    limits = Limits(cores, config.batch_size, config.sequences, _gemms(config.precision), resolved.shared_lanes)
+    explicit = explicit_settings(config)
+    with _progress(console) as on_progress:
+        result = search(default, limits, trials, budget, explicit, on_progress)
+    console.print(trials_table(result))
+    for sentence in conclusions(result):
         console.print(sentence, highlight=False, soft_wrap=True)
-    path = record_path(config, machine, given)
-    _keep(path, config, machine, given, findings)
+    path = record_path(config, machine, explicit)
+    write_record(path, _record(config, machine, explicit, result))
     console.print(f"Kept in {path}; `threadloom train` uses it here for this model.", highlight=False, soft_wrap=True)
-    return findings
+    return result
 
 
 def _gemms(precision: Precision) -> tuple[Gemm, ...]:
-    """The float32 products that are sound here; none where the precision has a product of its own."""
-    if precision in OWN_PRODUCT:
+    """Return the usable float32 GEMM backends; none for a precision with a GEMM of its own."""
+    if precision in SEPARATE_GEMM:
         return ()
     blas = blas_info()
     if not blas.name or blas.known_bad:
@@ -119,78 +100,23 @@ def _gemms(precision: Precision) -> tuple[Gemm, ...]:
     return Gemm.NUMBA, Gemm.BLAS
 
 
-def _keep(path: Path, config: Config, machine: Machine, given: dict[str, Value], findings: Findings) -> None:
-    record = TuningRecord(
+def _record(config: Config, machine: Machine, explicit: Mapping[str, Value], result: SearchResult) -> TuningRecord:
+    return TuningRecord(
         machine=machine.fingerprint(),
         config=config.name,
-        measured_with=given,
-        choice=findings.chosen,
-        kept_defaults=findings.chosen == findings.default,
-        reason=findings.reason,
-        seconds=round(findings.seconds, 1),
+        measured_with=dict(explicit),
+        choice=result.chosen,
+        kept_defaults=result.chosen == result.default,
+        reason=result.reason,
+        seconds=round(result.seconds, 1),
     )
-    write_record(path, record)
 
 
 @contextmanager
-def _shown(console: Console) -> Iterator[Callable[[str], None]]:
-    """Say what is being tried: in one living line on a terminal, as log lines elsewhere."""
+def _progress(console: Console) -> Iterator[Callable[[str], None]]:
+    """Yield a function that shows the current step: in a status line on a terminal, as log lines elsewhere."""
     if console.is_terminal:
         with console.status("tuning") as status:
-            yield lambda sentence: status.update(f"tuning: {sentence}")
+            yield lambda step: status.update(f"tuning: {step}")
     else:
-        yield lambda sentence: logger.info("trying {}", sentence)
-
-
-# --- showing ------------------------------------------------------------------------------------------------------
-
-
-def table_of(findings: Findings) -> Table:
-    """Return what was tried: each alternative with its ratio to the best that was known when it was tried."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), title_justify="left")
-    table.add_column("varied")
-    table.add_column("tried")
-    table.add_column("against")
-    table.add_column("tokens/s", justify="right")
-    table.add_column("ratio", justify="right")
-    table.add_column("spread", justify="right")
-    table.add_column("rounds", justify="right")
-    table.add_column("rounding")
-    shown = ""
-    for row in findings.compared:
-        low, high = row.spread
-        values = asked_for(row.choice, row.base)
-        table.add_row(
-            "" if row.axis == shown else row.axis,
-            format_settings(values),
-            " ".join(format_value(getattr(row.base, name)) for name in values),
-            f"{sorted(row.rates)[len(row.rates) // 2]:,.0f}",
-            f"{row.ratio:.3f}",
-            f"{low:.2f} to {high:.2f}",
-            str(len(row.ratios)),
-            "changes" if row.changes_rounding else "same bits",
-            style="bold" if row.choice == findings.chosen else "",
-        )
-        shown = row.axis
-    return table
-
-
-def conclusions(findings: Findings) -> list[str]:
-    """Return what to say under the table, a sentence each."""
-    said = [f"{findings.trials} trials in {findings.seconds:.0f} s. TunedSettings: {findings.reason}."]
-    chosen = findings.chosen.differences(findings.default)
-    exact = {name: value for name, value in chosen.items() if name not in ROUNDING}
-    rounding = {name: value for name, value in chosen.items() if name in ROUNDING}
-    if exact:
-        said.append(f"Without any change to the weights: {format_settings(exact)}.")
-    if rounding:
-        said.append(f"Changes the rounding, and is kept in the run's config.json: {format_settings(rounding)}.")
-    if findings.skipped:
-        said.append(f"Not tried for want of time: {', '.join(findings.skipped)}; {_longer(findings)}.")
-    return said
-
-
-def _longer(findings: Findings) -> str:
-    """Advise a budget for a whole search, by what the trials took."""
-    seconds = findings.seconds / max(findings.trials, 1) * TRIALS_WANTED
-    return f"a whole search takes about --budget {math.ceil(seconds / 30) * 30} here"
+        yield lambda step: logger.info("trying {}", step)

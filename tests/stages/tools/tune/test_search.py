@@ -9,14 +9,14 @@ from threadloom.stages.config.settings import Gemm
 from threadloom.stages.resolve.loading import apply_overrides, load_config
 from threadloom.stages.resolve.resolution import resolve
 from threadloom.stages.resolve.tuning_record import TUNED_KEYS, TunedSettings, Value, format_settings, with_defaults
-from threadloom.stages.tools.tune.search import GAIN, MIN_PAIRS, Findings, Trial, search
-from threadloom.stages.tools.tune.space import AXES, Facts, asked_for
+from threadloom.stages.tools.tune.search import GAIN, MIN_PAIRS, SearchResult, Trial, search
+from threadloom.stages.tools.tune.space import DIMENSIONS, Limits, overrides_from
 
 DEFAULT = TunedSettings(
     micro_batch=4, lanes=2, gemm=Gemm.NUMBA, blas=1, forward=2, backward=2, reduce=2, update=2, slots=6,
     channel_capacity=2,
 )  # fmt: skip
-FACTS = Facts(cores=2, batch_size=16, sequences=16, gemms=(Gemm.NUMBA, Gemm.BLAS))
+LIMITS = Limits(cores=2, batch_size=16, sequences=16, gemms=(Gemm.NUMBA, Gemm.BLAS))
 
 
 class Machine:
@@ -34,8 +34,8 @@ class Machine:
         slower = (1.0 - self.drift) ** len(self.tried)
         return Trial(1000.0 * self.speed(choice) * slower * self.rng.gauss(1.0, self.noise), self.cost)
 
-    def search(self, budget: float = 1000.0, **fixed: Value) -> Findings:
-        return search(DEFAULT, FACTS, self, budget, fixed)
+    def search(self, budget: float = 1000.0, **fixed: Value) -> SearchResult:
+        return search(DEFAULT, LIMITS, self, budget, fixed)
 
 
 def flat(choice: TunedSettings) -> float:
@@ -73,7 +73,7 @@ def test_noise_alone_hardly_ever_moves_the_defaults() -> None:
         if findings.chosen != DEFAULT:
             moved.append(findings.ratio)
         else:
-            assert findings.reason.startswith("the defaults stay")
+            assert findings.reason.startswith("the defaults are kept")
             assert findings.ratio is None
     assert len(moved) <= 8
     assert all(ratio and ratio >= 1.0 + GAIN for ratio in moved)
@@ -101,7 +101,7 @@ def test_the_budget_is_kept(cost: float) -> None:
 def test_a_short_budget_tries_the_most_promising_first() -> None:
     machine = Machine(flat)
     findings = machine.search(budget=18.0)
-    assert findings.compared[0].axis == "micro-batch"
+    assert findings.compared[0].dimension == "micro-batch"
     assert {row.choice.micro_batch for row in findings.compared} <= {1, 2, 8}
     assert findings.skipped[0] == "some of micro-batch"
     assert findings.skipped[-1] == "channel capacity"
@@ -127,7 +127,7 @@ def test_both_sides_of_a_comparison_take_turns_in_going_first() -> None:
 
 def test_the_slower_half_leaves() -> None:
     findings = Machine(hilly).search()
-    rounds = {row.choice.micro_batch: len(row.ratios) for row in findings.compared if row.axis == "micro-batch"}
+    rounds = {row.choice.micro_batch: len(row.ratios) for row in findings.compared if row.dimension == "micro-batch"}
     assert rounds[8] == max(rounds.values())
     assert min(rounds.values()) < rounds[8]
 
@@ -135,9 +135,9 @@ def test_the_slower_half_leaves() -> None:
 def test_what_changes_rounding_is_known() -> None:
     machine = Machine(lambda choice: 1.0 + 0.1 * (choice.micro_batch == 8))
     rows = machine.search().compared
-    assert {row.axis for row in rows if row.changes_rounding} >= {"micro-batch", "lanes", "matrix product"}
+    assert {row.dimension for row in rows if row.changes_rounding} >= {"micro-batch", "lanes", "GEMM"}
     exact = {"slots", "channel capacity", "reduce and update threads"}
-    assert not any(row.changes_rounding for row in rows if row.axis in exact)
+    assert not any(row.changes_rounding for row in rows if row.dimension in exact)
     assert rows[-1].changes_rounding
 
 
@@ -152,8 +152,8 @@ def test_blas_threads_are_tried_where_blas_multiplies_only() -> None:
 
 def test_the_float32_product_stays_where_a_precision_has_its_own() -> None:
     base = DEFAULT.changed(gemm=Gemm.BLAS)
-    facts = Facts(cores=2, batch_size=16, sequences=16, gemms=())
-    tried = [choice for axis in AXES for choice in axis.alternatives(base, facts)]
+    limits = Limits(cores=2, batch_size=16, sequences=16, gemms=())
+    tried = [choice for dimension in DIMENSIONS for choice in dimension.alternatives(base, limits)]
     assert tried
     assert {(choice.gemm, choice.blas) for choice in tried} == {(Gemm.BLAS, 1)}
 
@@ -166,9 +166,9 @@ def test_every_alternative_can_be_run(name: str, shared: bool, cores: int) -> No
     if shared:
         config = apply_overrides(config, ["shared_lanes=true"])
     base = TunedSettings.of(resolve(config, cores))
-    facts = Facts(cores, config.batch_size, config.sequences, (Gemm.NUMBA, Gemm.BLAS), shared)
-    for axis in AXES:
-        for choice in axis.alternatives(base, facts):
+    limits = Limits(cores, config.batch_size, config.sequences, (Gemm.NUMBA, Gemm.BLAS), shared)
+    for dimension in DIMENSIONS:
+        for choice in dimension.alternatives(base, limits):
             resolved = resolve(with_defaults(config, choice), cores)  # validates
             assert TunedSettings.of(resolved) == choice
             items = config.sequences // choice.micro_batch
@@ -181,6 +181,6 @@ def test_how_choices_are_worded() -> None:
     other = DEFAULT.changed(forward=1, gemm=Gemm.BLAS)
     assert other.slots == 5
     assert format_settings(other.differences(DEFAULT)) == "gemm_backend=blas threads.forward=1 slots=5"
-    assert format_settings(asked_for(other, DEFAULT)) == "gemm_backend=blas threads.forward=1"
-    assert format_settings(asked_for(DEFAULT.changed(slots=9), DEFAULT)) == "slots=9"
+    assert format_settings(overrides_from(DEFAULT, other)) == "gemm_backend=blas threads.forward=1"
+    assert format_settings(overrides_from(DEFAULT, DEFAULT.changed(slots=9))) == "slots=9"
     assert format_settings({}) == "the defaults"

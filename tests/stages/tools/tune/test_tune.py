@@ -19,9 +19,10 @@ from threadloom.stages.resolve.resolution import resolve
 from threadloom.stages.resolve.tuning_record import TunedSettings, TuningRecord, record_path, with_tuned_settings
 from threadloom.stages.speeds.speeds import Speeds
 from threadloom.stages.tools.tune import tuning
-from threadloom.stages.tools.tune.search import Findings, Trial, search
-from threadloom.stages.tools.tune.space import Facts
-from threadloom.stages.tools.tune.tuning import Trials, TuningError, conclusions, run_tuning, table_of
+from threadloom.stages.tools.tune.search import SearchResult, Trial, search
+from threadloom.stages.tools.tune.space import Limits
+from threadloom.stages.tools.tune.table import conclusions, trials_table
+from threadloom.stages.tools.tune.tuning import Trials, TuningError, run_tuning
 
 TINY = Config(
     name="tiny", model=ModelConfig(context=4, layers=1, heads=2, channels=8), batch_size=4, steps=10, delay=1
@@ -94,7 +95,7 @@ def test_the_defaults_are_kept_in_a_record_that_changes_nothing(monkeypatch: pyt
     monkeypatch.setattr(tuning, "Trials", Flat)
     console, stream = plain_console()
     run_tuning(TINY, 1.0, console)
-    assert "the defaults stay" in stream.getvalue()
+    assert "the defaults are kept" in stream.getvalue()
     assert record_path(TINY, MACHINE).exists()
     assert with_tuned_settings(TINY, MACHINE) == TINY
 
@@ -124,7 +125,7 @@ def test_a_record_is_of_the_precision_that_was_computed_in(
     monkeypatch.setattr(tuning, "compile_kernels", lambda precision: None)
     asked = apply_overrides(TINY, [open_one])
     findings = run_tuning(asked, 5.0, plain_console()[0])
-    assert not {"matrix product", "BLAS threads"} & {row.axis for row in findings.compared}
+    assert not {"GEMM", "BLAS threads"} & {row.dimension for row in findings.compared}
     path = record_path(apply_overrides(TINY, [settled]), MACHINE)
     assert path.exists()
     assert path == record_path(asked, MACHINE) != record_path(TINY, MACHINE)
@@ -152,13 +153,13 @@ def test_a_budget_that_is_no_time_is_refused(budget: float) -> None:
 
 def test_the_table_and_the_sentences_are_functions_of_the_findings() -> None:
     default = TunedSettings.of(resolve(apply_overrides(TINY, ["model.vocab_size=65"]), 2))
-    facts = Facts(2, 4, 4, (Gemm.NUMBA,))
+    limits = Limits(2, 4, 4, (Gemm.NUMBA,))
 
     def speed(choice: TunedSettings) -> Trial:
         return Trial(2.0 if choice.slots > default.slots else 1.0, 1.0)
 
-    findings: Findings = search(default, facts, speed, 60.0)
-    table = table_of(findings)
+    findings: SearchResult = search(default, limits, speed, 60.0)
+    table = trials_table(findings)
     assert table.row_count == len(findings.compared)
     sentences = conclusions(findings)
     assert "2.00 times the defaults" in sentences[0]

@@ -1,0 +1,24 @@
+"""The command `threadloom doctor`."""
+
+import click
+
+from threadloom.stages.tools.common import reported_errors
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--no-measure", is_flag=True, help="Skip the measurements.")
+def doctor(*, as_json: bool, no_measure: bool) -> None:
+    """Report on this machine and the settings that follow from it."""
+    with reported_errors():
+        import msgspec
+        from rich.console import Console
+
+        from threadloom.stages.tools.doctor.examination import doctor_dict, examine
+        from threadloom.stages.tools.doctor.view import DoctorView
+
+        report = examine(measure=not no_measure)
+        if as_json:
+            click.echo(msgspec.json.format(msgspec.json.encode(doctor_dict(report)), indent=2).decode())
+        else:
+            Console().print(DoctorView(report))

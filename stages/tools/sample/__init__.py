@@ -1,0 +1,8 @@
+"""`threadloom sample`: text from a trained model.
+
+May import: all above.
+"""
+
+from threadloom.stages.tools.sample.command import print_sample, sample
+
+__all__ = ["print_sample", "sample"]

@@ -1,0 +1,96 @@
+"""The command `threadloom train`."""
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from threadloom.stages.tools.common import STDLIB, changed_config, config_options, named_config, reported_errors
+
+if TYPE_CHECKING:
+    from threadloom.stages.config import Config
+    from threadloom.stages.storage import RunMode
+
+
+@click.command()
+@config_options
+@click.option(
+    "--text", "texts", multiple=True, metavar="FILE_OR_DIR",
+    help=f"Text to train on. Repeatable. '{STDLIB}' is the source of Python's standard library (default).",
+)  # fmt: skip
+@click.option("--out", type=click.Path(path_type=Path), help="The run directory.  [required]")
+@click.option("--estimate", is_flag=True, help="Print estimated memory and time, then exit; needs no --out.")
+@click.option("--resume", is_flag=True, help="Resume the run in --out from its last checkpoint.")
+@click.option("--overwrite", is_flag=True, help="Replace the run in --out.")
+@click.option("--no-tuned", is_flag=True, help="Ignore the settings that `threadloom tune` found for this machine.")
+@click.option("--sample", "sample_tokens", type=click.IntRange(min=0), default=300, show_default=True,
+              help="Tokens to generate after the training.")  # fmt: skip
+def train(
+    *,
+    config_name: str | None,
+    overrides: tuple[str, ...],
+    steps: int | None,
+    texts: tuple[str, ...],
+    out: Path | None,
+    estimate: bool,
+    resume: bool,
+    overwrite: bool,
+    no_tuned: bool,
+    sample_tokens: int,
+) -> None:
+    """Train a model and write the run to a directory.
+
+    The directory gets config.json, metrics.jsonl, loss.png, timeline.png, trace.json (open it in ui.perfetto.dev) and
+    checkpoints/, whose models `transformers` can open. Ctrl-C stops the run; --resume continues it from the last
+    checkpoint, on exactly the trajectory of a run that was not interrupted.
+    """
+    if resume and overwrite:
+        raise click.UsageError("--resume and --overwrite exclude each other")
+    if resume and config_name:
+        raise click.UsageError("--resume uses the configuration of the run: omit --config (--set is allowed)")
+    if out is None and (resume or not estimate):
+        raise click.MissingParameter(param_hint="'--out'", param_type="option")
+
+    def config() -> "Config":
+        from threadloom.stages.run import saved_config
+
+        base = saved_config(out) if out is not None and resume else named_config(config_name)
+        return changed_config(base, overrides, steps, texts)
+
+    if estimate:
+        with reported_errors():
+            from threadloom.stages.run import estimate_run, estimate_text
+
+            click.echo(estimate_text(estimate_run(config(), tuned=not no_tuned)))
+        return
+    assert out is not None
+    with reported_errors(partial(_last_checkpoint, out)):
+        from threadloom.stages.storage import RunMode
+
+        mode = RunMode.RESUME if resume else RunMode.OVERWRITE if overwrite else RunMode.NEW
+        _train(config(), out, mode, tuned=not no_tuned, sample_tokens=sample_tokens)
+
+
+def _train(config: "Config", out: Path, mode: "RunMode", *, tuned: bool, sample_tokens: int) -> None:
+    from threadloom.stages.inference import SamplingSettings
+    from threadloom.stages.run import train as train_run
+    from threadloom.stages.tools.sample import print_sample
+
+    outcome = train_run(config, out, mode, tuned=tuned)
+    if outcome.val_loss is not None:
+        click.echo(f"validation loss {outcome.val_loss:.4f} after {outcome.step:,} updates, {outcome.seconds:.1f} s")
+    if sample_tokens:
+        click.echo("")
+        print_sample(out, None, sample_tokens, SamplingSettings(temperature=0.8, top_k=40, top_p=1.0), config.seed)
+    click.echo(f"run directory: {out}")
+
+
+def _last_checkpoint(out: Path) -> str:
+    """Return the text on the checkpoints of an interrupted run."""
+    from threadloom.stages.storage import RunDirectory
+
+    steps = RunDirectory(out).checkpoint_steps()
+    if not steps:
+        return "; there is no checkpoint yet"
+    return f"; the last checkpoint is that of step {steps[-1]:,} (train --resume continues from it)"
