@@ -106,8 +106,7 @@ def diagnose(statistics: RunStatistics, cores: int | None = None) -> Diagnosis:
             BottleneckKind.HANDOFFS,
             None,
             f"passing items between stages dominates: {handoffs:,.0f} items per second, and a call of "
-            f"{most_frequent.name} "
-            f"takes only {format_duration(most_frequent.tasks.p50)}",
+            f"{most_frequent.name} takes only {format_duration(most_frequent.tasks.p50)}",
             "batch items (a larger micro-batch, or gather=Gather(count=...)), or merge short stages",
             waits,
         )
