@@ -2,8 +2,8 @@
 
 import unicodedata
 from collections.abc import Callable
+from html import escape
 from textwrap import wrap
-from xml.sax.saxutils import escape
 
 from threadloom.pipeline.draw.layout import Place, layered
 from threadloom.pipeline.draw.picture import COLOURS, Box, Picture, fill_colour, single_line
@@ -65,7 +65,7 @@ def svg(picture: Picture) -> str:
     size = f'width="{wide:.0f}" height="{tall:.0f}"'
     head = [
         f'<svg xmlns="http://www.w3.org/2000/svg" {size} viewBox="0 0 {wide:.0f} {tall:.0f}" role="img">',
-        f"<title>{escape(single_line(picture.name))}</title>",
+        f"<title>{escape(single_line(picture.name), quote=False)}</title>",
         f"<style>{STYLE}</style>",
         ARROW,
         f'<rect {size} fill="white"/>',
@@ -147,7 +147,7 @@ def _rect(x: float, y: float, width: float, height: float, more: str) -> str:
 
 def _text(x: float, y: float, text: str, style: str = "", anchor: str = "") -> str:
     more = (f' class="{style}"' if style else "") + (f' text-anchor="{anchor}"' if anchor else "")
-    return f'<text x="{x:.1f}" y="{y:.1f}"{more}>{escape(single_line(text))}</text>'
+    return f'<text x="{x:.1f}" y="{y:.1f}"{more}>{escape(single_line(text), quote=False)}</text>'
 
 
 def _box_width(box: Box) -> float:
