@@ -77,12 +77,12 @@ def whose(path: str) -> str:
 def train(config: ResolvedConfig, updates: int, counted: bool) -> None:
     """Make an update, and then, if they are `counted`, so many that callgrind writes a profile of."""
     from threadloom.stages.data import random_batches
-    from threadloom.stages.resolve import numerics
+    from threadloom.stages.resolve import gemm_settings
     from threadloom.stages.training import Training, compile_kernels, replay
 
     compile_kernels(lambda _: None, config.precision)
     config = msgspec.structs.replace(config, steps=1 + updates)
-    with numerics(config):
+    with gemm_settings(config):
         made = replay(Training(config, random_batches(config)))
         next(made)
         if not counted:

@@ -14,7 +14,7 @@ from threadloom.kernels import Weights
 from threadloom.stages.config import Config, Precision, ResolvedConfig, ScheduleConfig, ScheduleKind
 from threadloom.stages.data import random_batches
 from threadloom.stages.memory import Update, label
-from threadloom.stages.resolve import from_json, numerics, resolve
+from threadloom.stages.resolve import from_json, gemm_settings, resolve
 from threadloom.stages.training import ENDLESS, StepGate, Training, compile_kernels
 
 CHECKED_UPDATES = 3
@@ -56,7 +56,7 @@ class Threadloom:
         if folder:
             write_inputs(folder, self._training, self.config)
         self._stack = ExitStack()
-        self._stack.enter_context(numerics(self.config))
+        self._stack.enter_context(gemm_settings(self.config))
         graph = self._training.graph()
         self._run: Any = self._stack.enter_context(graph.start(resources=self._training.resources, label=label))
         self._stack.callback(self._gate.allow, ENDLESS)  # releases a stage that waits at the gate

@@ -18,7 +18,7 @@ from threadloom.pipeline import Graph, Node, RunStatistics, available_cores
 from threadloom.stages.config import Config, ResolvedConfig
 from threadloom.stages.data import random_batches
 from threadloom.stages.memory import Update
-from threadloom.stages.resolve import load_config, numerics, resolve
+from threadloom.stages.resolve import gemm_settings, load_config, resolve
 from threadloom.stages.training import Training, compile_kernels
 
 
@@ -66,7 +66,7 @@ def watched_training(config: ResolvedConfig, every: int = 10) -> UpdateRatios:
     watch = UpdateRatios(training)
     graph = training.graph()
     graph.stage("ratios", watch, after=Node[Update]("publish", graph), when=lambda update: update.step % every == 0)
-    with numerics(config), graph.start(resources=training.resources) as run:
+    with gemm_settings(config), graph.start(resources=training.resources) as run:
         for event in run:
             if isinstance(event, Update) and event.step % every == 0:
                 print(f"update {event.step}: loss {event.loss:.4f}")

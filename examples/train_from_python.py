@@ -15,7 +15,7 @@ from threadloom.pipeline import RunStatistics, available_cores
 from threadloom.stages.config import Config
 from threadloom.stages.data import evaluation_batches, prepare, read_text, training_batches
 from threadloom.stages.memory import Evaluation, Update
-from threadloom.stages.resolve import load_config, numerics, resolve
+from threadloom.stages.resolve import gemm_settings, load_config, resolve
 from threadloom.stages.step import Validation
 from threadloom.stages.training import Training, compile_kernels
 
@@ -27,7 +27,7 @@ def train(config: Config, text: str, folder: Path) -> float:
     windows = evaluation_batches(data.validation, batch_size=12, micro_batch=config.micro_batch, batches=20)
     training = Training(config, training_batches(config, data.train), Validation(windows, windows))
     loss = float("nan")
-    with numerics(config), training.graph().start(resources=training.resources) as run:
+    with gemm_settings(config), training.graph().start(resources=training.resources) as run:
         for event in run:
             if isinstance(event, Update) and event.step % 50 == 0:
                 print(f"update {event.step}: loss {event.loss:.4f}, gradient norm {event.grad_norm:.3f}")

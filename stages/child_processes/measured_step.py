@@ -16,7 +16,7 @@ def time_to_first_update(begin: float, text: str) -> dict[str, float]:
     """Return the seconds since `begin` at each point up to the first update of the configuration `text`."""
     reached = {"interpreter": time.monotonic() - begin}
     from threadloom.stages.data import random_batches
-    from threadloom.stages.resolve import numerics, resolved_from_json
+    from threadloom.stages.resolve import gemm_settings, resolved_from_json
     from threadloom.stages.training import Training, compile_kernels
 
     reached["imports"] = time.monotonic() - begin
@@ -25,7 +25,7 @@ def time_to_first_update(begin: float, text: str) -> dict[str, float]:
     reached["kernels"] = time.monotonic() - begin
     training = Training(config, random_batches(config))
     reached["memory and weights"] = time.monotonic() - begin
-    with numerics(config), training.graph().start(resources=training.resources) as run:
+    with gemm_settings(config), training.graph().start(resources=training.resources) as run:
         next(iter(run))
         reached["first update"] = time.monotonic() - begin
     return reached

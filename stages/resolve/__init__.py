@@ -1,9 +1,8 @@
-"""From a configuration as written to one in which every setting is decided, with the reasons.
+"""From a configuration as written to one in which every setting is decided: reading, checks, choices, tuned settings.
 
-May import: models, config, storage, machine, memory.
+May import: models, config, storage, machine, memory, speeds.
 """
 
-from threadloom.stages.resolve.gemm_settings import numerics
 from threadloom.stages.resolve.loading import (
     CONFIG_NAMES,
     apply_overrides,
@@ -11,28 +10,28 @@ from threadloom.stages.resolve.loading import (
     load_config,
     resolved_from_json,
     to_json,
-    trajectory,
-    trajectory_differences,
 )
 from threadloom.stages.resolve.precision import (
+    EQUAL_SPEED,
     FLOAT32_PRECISIONS,
-    LEAST,
-    LEVEL,
-    Choice,
-    choose,
-    choose_and_warn,
-    choose_here,
-    is_open,
-    product_words,
+    MIN_SPEED,
+    PrecisionChoice,
+    choose_precision,
+    choose_precision_and_warn,
+    choose_precision_here,
+    gemm_description,
+    is_precision_open,
     slow_allowed,
     with_precision,
 )
-from threadloom.stages.resolve.resolution import MAX_LANES, resolve, validate
+from threadloom.stages.resolve.process_wide import gemm_settings
+from threadloom.stages.resolve.resolution import MAX_LANES, resolve
+from threadloom.stages.resolve.trajectory_settings import trajectory, trajectory_differences
 from threadloom.stages.resolve.tuning_record import (
     TUNED_KEYS,
     TunedSettings,
+    TunedValue,
     TuningRecord,
-    Value,
     explicit_settings,
     format_settings,
     format_value,
@@ -41,30 +40,31 @@ from threadloom.stages.resolve.tuning_record import (
     with_tuned_settings,
     write_record,
 )
+from threadloom.stages.resolve.validation import validate
 
 __all__ = [
     "CONFIG_NAMES",
+    "EQUAL_SPEED",
     "FLOAT32_PRECISIONS",
-    "LEAST",
-    "LEVEL",
     "MAX_LANES",
+    "MIN_SPEED",
     "TUNED_KEYS",
-    "Choice",
+    "PrecisionChoice",
     "TunedSettings",
+    "TunedValue",
     "TuningRecord",
-    "Value",
     "apply_overrides",
-    "choose",
-    "choose_and_warn",
-    "choose_here",
+    "choose_precision",
+    "choose_precision_and_warn",
+    "choose_precision_here",
     "explicit_settings",
     "format_settings",
     "format_value",
     "from_json",
-    "is_open",
+    "gemm_description",
+    "gemm_settings",
+    "is_precision_open",
     "load_config",
-    "numerics",
-    "product_words",
     "record_path",
     "resolve",
     "resolved_from_json",

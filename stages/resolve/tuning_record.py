@@ -18,10 +18,10 @@ from loguru import logger
 
 from threadloom.stages.config import Config, Gemm, Precision, ResolvedConfig, ThreadsConfig, flatten
 from threadloom.stages.machine import Machine, cache_root
-from threadloom.stages.resolve.precision import choose_here, is_open
+from threadloom.stages.resolve.precision import choose_precision_here, is_precision_open
 from threadloom.stages.storage import atomic_write
 
-Value = int | Gemm
+TunedValue = int | Gemm
 
 TUNED_KEYS: Mapping[str, str] = {
     "micro_batch": "micro_batch",
@@ -59,11 +59,11 @@ class TunedSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         values = flatten(resolved)
         return cls(**{name: values[key] for name, key in TUNED_KEYS.items()})
 
-    def differences(self, other: "TunedSettings") -> dict[str, Value]:
+    def differences(self, other: "TunedSettings") -> dict[str, TunedValue]:
         """Return, by field, the values that differ from those of `other`."""
         return {name: value for name in TUNED_KEYS if (value := getattr(self, name)) != getattr(other, name)}
 
-    def changed(self, **values: Value) -> "TunedSettings":
+    def changed(self, **values: TunedValue) -> "TunedSettings":
         """Return the settings with other values; unless `slots` is among them, slots grow and shrink with the threads.
 
         The number of slots beyond one per thread of forward and backward stays the same.
@@ -83,7 +83,7 @@ class TuningRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Fingerprint of the machine."""
     config: str
     """Name of the configuration."""
-    measured_with: dict[str, Value]
+    measured_with: dict[str, TunedValue]
     """Explicit settings during the tuning, by field of `TunedSettings`; the record holds for runs with the same."""
     choice: TunedSettings
     kept_defaults: bool
@@ -107,29 +107,29 @@ def with_defaults(config: Config, tuned: TunedSettings) -> Config:
     )
 
 
-def explicit_settings(config: Config) -> dict[str, Value]:
+def explicit_settings(config: Config) -> dict[str, TunedValue]:
     """Return, by field of `TunedSettings`, the settings that the configuration does not leave open."""
     values = flatten(config)
     return {name: values[key] for name, key in TUNED_KEYS.items() if values[key] is not None}
 
 
-def format_settings(values: Mapping[str, Value]) -> str:
+def format_settings(values: Mapping[str, TunedValue]) -> str:
     """Format settings, given by field of `TunedSettings`, as arguments of `--set`; "the defaults" if there are none."""
     return " ".join(f"{TUNED_KEYS[name]}={format_value(value)}" for name, value in values.items()) or "the defaults"
 
 
-def format_value(value: Value) -> str:
+def format_value(value: TunedValue) -> str:
     """Format a value as `--set` accepts it."""
     return value.value if isinstance(value, Gemm) else str(value)
 
 
-def record_path(config: Config, machine: Machine, explicit: Mapping[str, Value] | None = None) -> Path:
+def record_path(config: Config, machine: Machine, explicit: Mapping[str, TunedValue] | None = None) -> Path:
     """Return the path of a configuration's record; `explicit` are the explicit settings during the tuning.
 
     An open precision is chosen first, so that a record belongs to the precision that was measured.
     """
     model = config.model
-    precision = choose_here(config).precision if is_open(config) else config.precision
+    precision = choose_precision_here(config).precision if is_precision_open(config) else config.precision
     vocabulary = "text" if model.vocab_size is None else model.vocab_size
     parts = [
         f"v{vocabulary}t{model.context}l{model.layers}h{model.heads}c{model.channels}",

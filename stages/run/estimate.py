@@ -20,7 +20,13 @@ from threadloom.stages.data import TokenIds, read_text, train_tokenizer
 from threadloom.stages.machine import detect, load_warning
 from threadloom.stages.memory import FLOAT, Bank, format_lanes, format_memory_plan, memory_plan
 from threadloom.stages.models import initialise, parameter_count
-from threadloom.stages.resolve import choose_and_warn, numerics, resolve, with_precision, with_tuned_settings
+from threadloom.stages.resolve import (
+    choose_precision_and_warn,
+    gemm_settings,
+    resolve,
+    with_precision,
+    with_tuned_settings,
+)
 from threadloom.stages.step import ValidationLoss
 from threadloom.stages.training import ENDLESS, SLOW, compile_kernels, compute_for, tokens_per_second
 
@@ -82,7 +88,7 @@ def estimate_run(config: Config, *, tuned: bool = True, seconds: float = 3.0) ->
     machine, cores = detect(), available_cores()
     if words := load_warning():
         logger.warning(words)
-    config = with_precision(config, choose_and_warn(config).precision)
+    config = with_precision(config, choose_precision_and_warn(config).precision)
     vocabulary = None
     if config.model.vocab_size is None:
         vocabulary = train_tokenizer(config.data, None, read_text(config.data.text).text).vocab_size
@@ -149,7 +155,7 @@ def _evaluation_seconds(config: ResolvedConfig) -> float:
     compute.pack_from_master(bank)
     windows = _OneMicroBatch(geometry.vocabulary, sequences * geometry.context)
     taken = []
-    with numerics(config):
+    with gemm_settings(config):
         for _ in range(3):
             begin = time.perf_counter()
             evaluator.mean_loss(bank, windows)

@@ -28,12 +28,12 @@ from threadloom.stages.memory import format_lanes, format_memory_plan, label
 from threadloom.stages.models import parameter_count
 from threadloom.stages.resolve import (
     FLOAT32_PRECISIONS,
-    Choice,
-    choose_here,
+    PrecisionChoice,
+    choose_precision_here,
     from_json,
-    is_open,
-    numerics,
-    product_words,
+    gemm_description,
+    gemm_settings,
+    is_precision_open,
     resolve,
     to_json,
     trajectory,
@@ -70,14 +70,14 @@ def train(config: Config, out: Path, mode: RunMode = RunMode.NEW, *, tuned: bool
     """
     validate(config)
     # What may refuse the run comes before the claim, which makes its folder, or removes the run that was in it.
-    choice = choose_here(config) if mode is not RunMode.RESUME else None
+    choice = choose_precision_here(config) if mode is not RunMode.RESUME else None
     text = read_text(config.data.text)
     with RunDirectory.claim(out, mode) as run:
         start = _last_checkpoint(run) if mode is RunMode.RESUME else None
         if start is not None:
             config = _as_begun(config, run)
         if choice is None:  # what was begun goes on, however slowly this machine does it
-            choice = choose_here(config, allow_slow=start is not None)
+            choice = choose_precision_here(config, allow_slow=start is not None)
         config = with_precision(config, choice.precision)
         data = _prepare(config, text, run, mode)
         if tuned:
@@ -88,7 +88,7 @@ def train(config: Config, out: Path, mode: RunMode = RunMode.NEW, *, tuned: bool
         atomic_write(run.config, to_json(resolved).encode())
         if start is not None and start.step == resolved.steps:
             return _finished(resolved, run)
-        with numerics(resolved):
+        with gemm_settings(resolved):
             return _train(resolved, run, data, start, choice)
 
 
@@ -139,7 +139,9 @@ def _as_begun(config: Config, run: RunDirectory) -> Config:
     saved = saved_config(run.path)
     if config.shared_lanes is None:  # a run from before there were shared lanes has none
         config = msgspec.structs.replace(config, shared_lanes=bool(saved.shared_lanes))
-    if not is_open(config) or (config.precision is Precision.FLOAT32 and saved.precision not in FLOAT32_PRECISIONS):
+    if not is_precision_open(config) or (
+        config.precision is Precision.FLOAT32 and saved.precision not in FLOAT32_PRECISIONS
+    ):
         return config
     return msgspec.structs.replace(
         config, precision=saved.precision, float32_matmul_precision=saved.float32_matmul_precision
@@ -184,7 +186,7 @@ def _finished(config: ResolvedConfig, run: RunDirectory) -> Outcome:
 
 
 def _train(
-    config: ResolvedConfig, run: RunDirectory, data: Dataset, start: Checkpoint | None, choice: Choice
+    config: ResolvedConfig, run: RunDirectory, data: Dataset, start: Checkpoint | None, choice: PrecisionChoice
 ) -> Outcome:
     _announce(config, choice)
     compile_kernels(precision=config.precision)
@@ -211,12 +213,12 @@ def _follow(pipeline: Run, reporter: Reporter, logged: Logged) -> None:
         logged.take(event)
 
 
-def _announce(config: ResolvedConfig, choice: Choice) -> None:
+def _announce(config: ResolvedConfig, choice: PrecisionChoice) -> None:
     """Say once what was detected and what was chosen."""
     blas = blas_info(load=False)
     geometry = config.model.geometry()
     width = detect().vector_width
-    product = product_words(config)
+    product = gemm_description(config.precision)
     logger.info("processor: {} cores, {}; matrix products by {}", available_cores(), width.value, product)
     if config.precision in (Precision.FLOAT32, Precision.FP16):
         logger.debug("matrix products: {}", blas.reason)

@@ -13,7 +13,7 @@ from typing import Any, cast
 from threadloom.stages.config import ResolvedConfig
 from threadloom.stages.console import JsonWorkerProcess, module_command, resident_bytes
 from threadloom.stages.data import BatchSource, TokenIds, random_batches
-from threadloom.stages.resolve import numerics, resolved_from_json
+from threadloom.stages.resolve import gemm_settings, resolved_from_json
 from threadloom.stages.training.sequential import replay, stage_by_stage
 from threadloom.stages.training.training import Training
 from threadloom.stages.training.warmup import compile_kernels
@@ -95,7 +95,7 @@ class MeasuredStepRunner:
         self._gate = StepGate(random_batches(self.config))
         self._training = Training(self.config, self._gate)
         self._stack = contextlib.ExitStack()
-        self._stack.enter_context(numerics(self.config))
+        self._stack.enter_context(gemm_settings(self.config))
         self._run: Any = None
         if mode is ExecutionMode.PIPELINE:
             graph = self._training.graph()

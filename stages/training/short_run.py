@@ -5,7 +5,7 @@ import msgspec
 from threadloom.stages.config import Config, ResolvedConfig, ScheduleConfig, ScheduleKind
 from threadloom.stages.data import random_batches
 from threadloom.stages.memory import Update
-from threadloom.stages.resolve import numerics
+from threadloom.stages.resolve import gemm_settings
 from threadloom.stages.training.measured_step import ENDLESS
 from threadloom.stages.training.training import Training
 
@@ -32,7 +32,7 @@ def tokens_per_second(config: ResolvedConfig, seconds: float) -> float:
     """
     training = Training(config, random_batches(config))
     first = last = None
-    with numerics(config), training.graph().start(resources=training.resources) as run:
+    with gemm_settings(config), training.graph().start(resources=training.resources) as run:
         for event in run:
             if not isinstance(event, Update) or event.step <= config.delay:
                 continue

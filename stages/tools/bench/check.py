@@ -23,7 +23,7 @@ from threadloom.stages.config import Config, ModelConfig, Precision, ResolvedCon
 from threadloom.stages.data import random_batches
 from threadloom.stages.memory import Bank, LossScaler, MicroBatchSlot, Update
 from threadloom.stages.models import Geometry, initialise
-from threadloom.stages.resolve import apply_overrides, numerics, resolve
+from threadloom.stages.resolve import apply_overrides, gemm_settings, resolve
 from threadloom.stages.step import Compute, backward_with_embeddings
 from threadloom.stages.training import ExecutionMode, Training, compute_for, replay, stage_by_stage
 
@@ -56,7 +56,7 @@ def check_schedules(cores: int, precision: Precision = Precision.FLOAT32) -> str
     """Compare all execution modes of a small model bit for bit; return a summary or raise BenchCheckFailed."""
     for delay in (0, 1, 2):
         config = odd(cores, precision, delay)
-        with numerics(config):
+        with gemm_settings(config):
             results = {mode: _train(config, mode, cores) for mode in ExecutionMode}
         for mode, result in results.items():
             if result != results[ExecutionMode.REPLAY]:
@@ -101,7 +101,7 @@ def check_kernels(config: ResolvedConfig, *, every_tensor: bool) -> str:
     slot.ids[:] = random.integers(0, geometry.vocabulary, slot.ids.shape)
     slot.targets[:] = random.integers(0, geometry.vocabulary, slot.targets.shape)
     scale = LossScaler(config.loss_scale).start(0).scale
-    with numerics(config):
+    with gemm_settings(config):
         loss = _loss_and_gradient(compute, geometry, bank, slot, gradients, scale)
     weights = {name: array.astype(np.float64) for name, array in bank.arena.items()}
     said = f"{config.name} in {precision.value}: the kernels'"

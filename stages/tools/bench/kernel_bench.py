@@ -40,7 +40,7 @@ class KernelBench(ABC):
     """Bytes per element of the embedding table that forward reads."""
 
     def __init__(self, config: ResolvedConfig) -> None:
-        """Allocate the memory; the caller keeps `numerics(config)` active here and during the calls."""
+        """Allocate the memory; the caller keeps `gemm_settings(config)` active here and during the calls."""
         self.config = config
         self.geometry = g = config.model.geometry()
         self.sequences = config.micro_batch

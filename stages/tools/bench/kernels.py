@@ -1,7 +1,7 @@
 """The kernels of an update in the precision of a configuration, timed one by one."""
 
 from threadloom.stages.config import ResolvedConfig
-from threadloom.stages.resolve import numerics
+from threadloom.stages.resolve import gemm_settings
 from threadloom.stages.tools.bench.kernel_bench import BITS16, KernelBench
 from threadloom.stages.tools.bench.kernel_case import time_case
 from threadloom.stages.tools.bench.roofline import KernelTime, Peaks
@@ -20,6 +20,6 @@ def kernel_bench(config: ResolvedConfig) -> KernelBench:
 
 def measure_kernels(config: ResolvedConfig, peaks: Peaks, seconds: float) -> list[KernelTime]:
     """Time every kernel of a configuration, all together for about `seconds` seconds."""
-    with numerics(config):
+    with gemm_settings(config):
         cases = kernel_bench(config).cases()
         return [time_case(case, peaks, seconds / len(cases), config.precision) for case in cases]

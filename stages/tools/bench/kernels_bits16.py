@@ -42,7 +42,7 @@ class Bits16Bench(KernelBench):
     EMBEDDING_BYTES = SHORT
 
     def __init__(self, config: ResolvedConfig) -> None:
-        """Allocate the memory; the caller keeps `numerics(config)` active here and during the calls."""
+        """Allocate the memory; the caller keeps `gemm_settings(config)` active here and during the calls."""
         super().__init__(config)
         self.forms: Forms = self.bank.packed
         self.acts: LowActivations = self.slot.activations

@@ -1,6 +1,6 @@
 """The kernels of an update in float32, each with its work (`stages.tools.bench.kernel_bench`).
 
-In bf16x3 they are the same kernels with another GEMM, which `numerics` selects.
+In bf16x3 they are the same kernels with another GEMM, which `gemm_settings` selects.
 """
 
 from functools import partial
@@ -21,7 +21,7 @@ class Float32Bench(KernelBench):
     EMBEDDING_BYTES = FLOAT
 
     def __init__(self, config: ResolvedConfig) -> None:
-        """Allocate the memory; the caller keeps `numerics(config)` active here and during the calls."""
+        """Allocate the memory; the caller keeps `gemm_settings(config)` active here and during the calls."""
         super().__init__(config)
         self.acts: Activations = self.slot.activations
         self.s: Scratch = self.scratch

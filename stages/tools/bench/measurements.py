@@ -25,7 +25,7 @@ from threadloom.stages.console import module_command
 from threadloom.stages.machine import alternate_rounds, detect, load_average
 from threadloom.stages.memory import Bank, reduction_bytes
 from threadloom.stages.models import parameter_count
-from threadloom.stages.resolve import choose_and_warn, resolve, to_json
+from threadloom.stages.resolve import choose_precision_and_warn, resolve, to_json
 from threadloom.stages.tools.bench.check import check_kernels, check_schedules, odd
 from threadloom.stages.tools.bench.kernel_bench import update_bytes
 from threadloom.stages.tools.bench.kernels import measure_kernels
@@ -49,7 +49,7 @@ def run_bench(configs: Sequence[Config], seconds: float, cold: bool, on_progress
     load = load_average()
     cores, machine = available_cores(), detect()
     for config in configs:
-        choose_and_warn(config)
+        choose_precision_and_warn(config)
     precisions = list(dict.fromkeys(resolve(measured_config(config), cores).precision for config in configs))
     checked = "; ".join(check_precision(precision, cores, on_progress) for precision in precisions)
     on_progress("measuring the machine")

@@ -18,7 +18,7 @@ from threadloom.kernels.simd import low_precision_info
 from threadloom.pipeline import BlasThreads, format_bytes, loaded_blas
 from threadloom.stages.config import Config
 from threadloom.stages.machine import Machine, VectorWidth, detect
-from threadloom.stages.resolve import CONFIG_NAMES, Choice, load_config, resolve
+from threadloom.stages.resolve import CONFIG_NAMES, PrecisionChoice, load_config, resolve
 from threadloom.stages.speeds import Speeds, read_speeds, speeds_here, speeds_key, speeds_path
 from threadloom.stages.tools.doctor.measuring import MachineRates, measure_machine
 from threadloom.stages.tools.doctor.precision import (
@@ -61,7 +61,7 @@ class DoctorReport:
     measured: MachineRates | None  # None: not requested
     defaults: tuple[ConfigDefaults, ...]
     products: tuple[ProductPath, ...]  # every way to multiply matrices
-    precisions: dict[str, Choice]  # automatic setting → the precision that it selects
+    precisions: dict[str, PrecisionChoice]  # automatic setting → the precision that it selects
     speeds: Speeds | None = None  # the kept rates by which a run selects, warns about or refuses a precision
     speeds_from: str = ""  # when they were measured and where they are kept; "" if there are none
 

@@ -17,7 +17,7 @@ from threadloom.kernels.simd import DotPath, LowPrecisionInfo, dot_path
 from threadloom.pipeline import blas_threads
 from threadloom.stages.config import MatmulPrecision, Precision
 from threadloom.stages.machine import throughput
-from threadloom.stages.resolve import LEAST, LEVEL, Choice, choose, slow_allowed
+from threadloom.stages.resolve import EQUAL_SPEED, MIN_SPEED, PrecisionChoice, choose_precision, slow_allowed
 from threadloom.stages.speeds import COLUMNS, INNER, OPERATIONS, PRODUCTS, ROWS, Speeds
 
 SECONDS = 0.1
@@ -111,15 +111,15 @@ def _measured(path: ProductPath, cores: int, seconds: float) -> ProductPath:
     return replace(path, one=one, all=every)
 
 
-def automatic_choices(speeds: Speeds | None, info: LowPrecisionInfo) -> dict[str, Choice]:
+def automatic_choices(speeds: Speeds | None, info: LowPrecisionInfo) -> dict[str, PrecisionChoice]:
     """Return the precision that each automatic setting selects on this machine."""
     return {
-        "precision=auto": choose(Precision.AUTO, MatmulPrecision.HIGHEST, speeds, info),
-        "float32_matmul_precision=high": choose(Precision.FLOAT32, MatmulPrecision.HIGH, speeds, info),
+        "precision=auto": choose_precision(Precision.AUTO, MatmulPrecision.HIGHEST, speeds, info),
+        "float32_matmul_precision=high": choose_precision(Precision.FLOAT32, MatmulPrecision.HIGH, speeds, info),
     }
 
 
-def precision_sentences(chosen: dict[str, Choice], source: str = "", now: bool = False) -> tuple[str, ...]:
+def precision_sentences(chosen: dict[str, PrecisionChoice], source: str = "", now: bool = False) -> tuple[str, ...]:
     """Return sentences on the precisions that automatic settings select, and on the measurement that decides them.
 
     `source` is the origin of that measurement. With `now`, the table has rates measured just now, which may differ.
@@ -132,7 +132,7 @@ def precision_sentences(chosen: dict[str, Choice], source: str = "", now: bool =
 
 
 def paths_table(
-    paths: Sequence[ProductPath], cores: int, chosen: dict[str, Choice], speeds: Speeds | None = None
+    paths: Sequence[ProductPath], cores: int, chosen: dict[str, PrecisionChoice], speeds: Speeds | None = None
 ) -> Padding:
     """Return the table of paths: throughput of those that are available, the reason for the others.
 
@@ -160,7 +160,7 @@ def _figure(path: ProductPath, value: float | None) -> str:
     return "not measured" if value is None else f"{value:,.0f} GFLOP/s"
 
 
-def _note(path: ProductPath, chosen: dict[str, Choice], speeds: Speeds | None) -> str:
+def _note(path: ProductPath, chosen: dict[str, PrecisionChoice], speeds: Speeds | None) -> str:
     if not path.taken:
         return ""
     settings = ["default"] if path.precision is Precision.FLOAT32 else []
@@ -168,8 +168,8 @@ def _note(path: ProductPath, chosen: dict[str, Choice], speeds: Speeds | None) -
     if settings:
         return f"used by {', '.join(settings)}"
     rate = speeds.of(path.precision) if speeds is not None else None
-    if speeds is None or rate is None or rate / speeds.float32 >= LEVEL:
+    if speeds is None or rate is None or rate / speeds.float32 >= EQUAL_SPEED:
         return "used on request"
-    if rate / speeds.float32 < LEAST and not slow_allowed():
+    if rate / speeds.float32 < MIN_SPEED and not slow_allowed():
         return "refused: below a third of float32"
     return "used on request; slower than float32"

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from threadloom.stages.resolve import TUNED_KEYS, TunedSettings, Value, format_settings
+from threadloom.stages.resolve import TUNED_KEYS, TunedSettings, TunedValue, format_settings
 from threadloom.stages.tools.tune.space import DIMENSIONS, ROUNDING, Dimension, Limits
 
 MARGIN = 0.01
@@ -115,7 +115,7 @@ def search(
     limits: Limits,
     measure: Measure,
     budget: float,
-    fixed: Mapping[str, Value] | None = None,
+    fixed: Mapping[str, TunedValue] | None = None,
     on_progress: Callable[[str], None] = lambda _: None,
 ) -> SearchResult:
     """Search for a faster choice than `default` with trials that take at most `budget` seconds in total.
@@ -169,7 +169,7 @@ def search(
 
 
 def _candidates(
-    dimension: Dimension, best: TunedSettings, limits: Limits, fixed: Mapping[str, Value]
+    dimension: Dimension, best: TunedSettings, limits: Limits, fixed: Mapping[str, TunedValue]
 ) -> list[TunedSettings]:
     found = dict.fromkeys(
         msgspec.structs.replace(choice, slots=fixed.get("slots", choice.slots))
@@ -178,7 +178,7 @@ def _candidates(
     return [choice for choice in found if choice != best and not choice.differences(best).keys() & fixed.keys()]
 
 
-def _varied(base: TunedSettings, candidates: Sequence[TunedSettings]) -> dict[str, Value]:
+def _varied(base: TunedSettings, candidates: Sequence[TunedSettings]) -> dict[str, TunedValue]:
     """Return the values of the base in the fields that its alternatives change."""
     changed = {name for choice in candidates for name in choice.differences(base)}
     return {name: getattr(base, name) for name in TUNED_KEYS if name in changed}

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from threadloom.stages.config import Gemm, Precision
-from threadloom.stages.resolve import MAX_LANES, TunedSettings, Value
+from threadloom.stages.resolve import MAX_LANES, TunedSettings, TunedValue
 
 ROUNDING = ("micro_batch", "lanes", "gemm", "blas")
 """Fields that change the order of floating-point sums, and so the last bits of the weights."""
@@ -13,7 +13,7 @@ SEPARATE_GEMM = (Precision.BF16, Precision.BF16X3)
 """Precisions with a GEMM of their own, which `gemm_backend` and the threads of BLAS do not affect."""
 
 
-def overrides_from(base: TunedSettings, choice: TunedSettings) -> dict[str, Value]:
+def overrides_from(base: TunedSettings, choice: TunedSettings) -> dict[str, TunedValue]:
     """Return the settings that turn `base` into `choice`, without slots that follow from the threads."""
     values = choice.differences(base)
     rest = {name: value for name, value in values.items() if name != "slots"}

@@ -18,9 +18,9 @@ from threadloom.stages.config import Config, ConfigError, Gemm, Precision
 from threadloom.stages.machine import Machine, detect, load_warning
 from threadloom.stages.resolve import (
     TunedSettings,
+    TunedValue,
     TuningRecord,
-    Value,
-    choose_and_warn,
+    choose_precision_and_warn,
     explicit_settings,
     record_path,
     resolve,
@@ -67,7 +67,7 @@ def run_tuning(config: Config, budget: float, console: Console | None = None) ->
     if warning := load_warning():
         logger.warning(warning)
     machine, cores = detect(), available_cores()
-    config = with_precision(config, choose_and_warn(config).precision)
+    config = with_precision(config, choose_precision_and_warn(config).precision)
     if config.model.vocab_size is None:
         logger.info("the vocabulary depends on the text; tuning with {} random tokens", RANDOM_VOCABULARY)
     measured = measured_config(config)
@@ -100,7 +100,7 @@ def _gemms(precision: Precision) -> tuple[Gemm, ...]:
     return Gemm.NUMBA, Gemm.BLAS
 
 
-def _record(config: Config, machine: Machine, explicit: Mapping[str, Value], result: SearchResult) -> TuningRecord:
+def _record(config: Config, machine: Machine, explicit: Mapping[str, TunedValue], result: SearchResult) -> TuningRecord:
     return TuningRecord(
         machine=machine.fingerprint(),
         config=config.name,

@@ -19,7 +19,7 @@ from threadloom.stages.checkpoint import Checkpoint, TrainingState, save_checkpo
 from threadloom.stages.checkpoint.manifest import MANIFEST_FILE, CheckpointManifest, encode_manifest
 from threadloom.stages.config import LossScaling, ResolvedLossScale
 from threadloom.stages.memory.loss_scale import CEILING, FLOOR, MAX_SKIPPED, LossScaler, ScaleState
-from threadloom.stages.resolve.loading import trajectory
+from threadloom.stages.resolve.trajectory_settings import trajectory
 from threadloom.stages.storage import CheckpointError
 
 pytestmark = pytest.mark.timeout(60)

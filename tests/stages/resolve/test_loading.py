@@ -26,10 +26,10 @@ from threadloom.stages.resolve.loading import (
     load_config,
     setting_types,
     to_json,
-    trajectory,
-    trajectory_differences,
 )
-from threadloom.stages.resolve.resolution import resolve, validate
+from threadloom.stages.resolve.resolution import resolve
+from threadloom.stages.resolve.trajectory_settings import trajectory, trajectory_differences
+from threadloom.stages.resolve.validation import validate
 
 TABLE = {  # the design's: V, T, d, L, heads, batch
     "nanogpt-cpu": (None, 64, 128, 4, 4, 12),
@@ -118,10 +118,10 @@ def test_a_choice_that_is_called_none_or_auto_is_that_choice() -> None:
         ("thread.forward=2", "thread.forward", ["threads.forward"]),
         ("lr=1e-3", "lr", ["did you mean 'optimizer.lr'?"]),
         ("threads=2", "threads", ["section", "threads.backward"]),
-        ("delay=1.5", "delay", ["a whole number", "1.5"]),
-        ("delay=true", "delay", ["a whole number"]),
-        ("delay=", "delay", ["a whole number"]),
-        ("lanes=two", "lanes", ["a whole number or null", "two"]),
+        ("delay=1.5", "delay", ["an integer", "1.5"]),
+        ("delay=true", "delay", ["an integer"]),
+        ("delay=", "delay", ["an integer"]),
+        ("lanes=two", "lanes", ["an integer or null", "two"]),
         ("optimizer.lr=fast", "optimizer.lr", ["a number"]),
         ("schedule.kind=cos", "schedule.kind", ["constant, cosine, linear, step, cosine_restarts"]),
         ("delay", "delay", ["key=value"]),
@@ -174,7 +174,7 @@ def raw(**changes: object) -> str:
     [
         (raw(batch_sise=3), "batch_sise", ["batch_size", "here.json"]),
         (raw(threads={"forwards": 1}), "threads.forwards", ["threads.forward"]),
-        (raw(steps="10"), "steps", ['got "10"', "a whole number"]),
+        (raw(steps="10"), "steps", ['got "10"', "an integer"]),
         (raw(model=3), "model", ["a JSON object", "got 3"]),
         (raw(model={"context": 8}), "model.layers", ["got nothing in here.json"]),
         ('{"name": "x"}', "model", ["got nothing in here.json"]),

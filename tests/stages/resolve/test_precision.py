@@ -18,10 +18,18 @@ from threadloom.stages.checkpoint import Checkpoint, latest_checkpoint
 from threadloom.stages.config import ConfigError, Gemm, LossScaling
 from threadloom.stages.config.settings import Config, MatmulPrecision, Precision
 from threadloom.stages.resolve import precision
-from threadloom.stages.resolve.gemm_settings import numerics
-from threadloom.stages.resolve.loading import apply_overrides, load_config, resolved_from_json, to_json, trajectory
-from threadloom.stages.resolve.precision import ALLOW_SLOW, choose, choose_and_warn, choose_here, is_open, product_words
+from threadloom.stages.resolve.loading import apply_overrides, load_config, resolved_from_json, to_json
+from threadloom.stages.resolve.precision import (
+    ALLOW_SLOW,
+    choose_precision,
+    choose_precision_and_warn,
+    choose_precision_here,
+    gemm_description,
+    is_precision_open,
+)
+from threadloom.stages.resolve.process_wide import gemm_settings
 from threadloom.stages.resolve.resolution import resolve
+from threadloom.stages.resolve.trajectory_settings import trajectory
 from threadloom.stages.run.session import saved_config, train
 from threadloom.stages.speeds.speeds import Speeds
 from threadloom.stages.storage import RunDirectory, RunMode
@@ -69,7 +77,7 @@ def test_the_fastest_within_the_accuracy(
     machine: str, asked: Precision, matmul: MatmulPrecision, chosen: Precision
 ) -> None:
     info, figures = SPEEDS[machine]
-    choice = choose(asked, matmul, figures, info)
+    choice = choose_precision(asked, matmul, figures, info)
     assert choice.precision is chosen
     assert choice.warning is None
     if (asked, matmul) != (FLOAT32, HIGHEST):
@@ -92,7 +100,7 @@ def test_the_fastest_within_the_accuracy(
     ],
 )
 def test_where_auto_changes(figures: Speeds | None, matmul: MatmulPrecision, chosen: Precision) -> None:
-    assert choose(AUTO, matmul, figures, ZEN).precision is chosen
+    assert choose_precision(AUTO, matmul, figures, ZEN).precision is chosen
 
 
 @pytest.mark.parametrize("matmul", MatmulPrecision)
@@ -114,7 +122,7 @@ def test_what_is_asked_for_runs_and_is_warned_of_where_it_is_slower(
     machine: str, asked: Precision, faster: str | None, matmul: MatmulPrecision
 ) -> None:
     info, figures = SPEEDS[machine]
-    choice = choose(asked, matmul, figures, info)
+    choice = choose_precision(asked, matmul, figures, info)
     assert choice.precision is asked
     assert f"{figures.of(asked):,.0f} to {figures.float32:,.0f} GFLOP/s" in choice.reason
     if faster is None:
@@ -129,16 +137,16 @@ def test_what_is_asked_for_runs_and_is_warned_of_where_it_is_slower(
 def test_an_imitation_is_refused_unless_it_is_allowed(machine: str, asked: Precision) -> None:
     info, figures = SPEEDS[machine]
     with pytest.raises(ConfigError, match=f"{asked.value} is 0.* times as fast .*{ALLOW_SLOW}=1") as caught:
-        choose(asked, HIGHEST, figures, info)
+        choose_precision(asked, HIGHEST, figures, info)
     assert caught.value.subject == "precision"
-    allowed = choose(asked, HIGHEST, figures, info, allow_slow=True)
+    allowed = choose_precision(asked, HIGHEST, figures, info, allow_slow=True)
     assert allowed.precision is asked
     assert allowed.warning is not None
 
 
 def test_nothing_is_said_of_a_speed_that_is_not_known() -> None:
     for asked, figures in itertools.product((BF16, BF16X3, FP16), (None, Speeds(float32=100))):
-        choice = choose(asked, HIGH, figures, OLD)
+        choice = choose_precision(asked, HIGH, figures, OLD)
         path = "float16 is converted by integer arithmetic" if asked is FP16 else OLD.reason
         assert choice.reason.startswith(f"as asked; its speed here was not measured; {path}")
         assert (choice.precision, choice.warning) == (asked, None)
@@ -147,27 +155,29 @@ def test_nothing_is_said_of_a_speed_that_is_not_known() -> None:
 def test_what_was_asked_for_says_how_it_is_computed() -> None:
     for info, figures in SPEEDS.values():
         for asked in (BF16, BF16X3):
-            assert choose(asked, HIGHEST, figures, info, allow_slow=True).reason.endswith(f"core); {info.reason}")
-        reason = choose(FP16, HIGHEST, figures, info, allow_slow=True).reason
+            assert choose_precision(asked, HIGHEST, figures, info, allow_slow=True).reason.endswith(
+                f"core); {info.reason}"
+            )
+        reason = choose_precision(FP16, HIGHEST, figures, info, allow_slow=True).reason
         assert ("integer arithmetic" if info is OLD else "converted by an instruction") in reason
 
 
 def test_a_slow_bf16x3_is_not_sent_to_auto_which_is_less_exact() -> None:
     info, figures = SPEEDS["AVX-512"]
-    warning = choose(BF16X3, HIGHEST, figures, info).warning
+    warning = choose_precision(BF16X3, HIGHEST, figures, info).warning
     assert warning is not None
     assert warning.endswith("Hint: set precision=float32.")
     with pytest.raises(ConfigError, match=f"set precision=float32; or set {ALLOW_SLOW}=1"):
-        choose(BF16X3, HIGHEST, SPEEDS["AVX2"][1], PLAIN)
+        choose_precision(BF16X3, HIGHEST, SPEEDS["AVX2"][1], PLAIN)
 
 
 @pytest.mark.parametrize(
-    ("machine", "bf16"), [("AMX", "AMX tiles"), ("AVX-512", "AVX-512 BF16"), ("AVX2", "bfloat16 widened to float32")]
+    ("machine", "bf16"), [("AMX", "AMX tiles"), ("AVX-512", "AVX-512 BF16"), ("AVX2", "bfloat16 upcast to float32")]
 )
 def test_what_multiplies_is_named(on_machine: Callable[[str], None], machine: str, bf16: str) -> None:
     on_machine(machine)
     with gemm_backend(GemmBackend.NUMBA):
-        said = {name: product_words(tiny(f"precision={name}")) for name in ("float32", "bf16", "bf16x3", "fp16")}
+        said = {name: gemm_description(Precision(name)) for name in ("float32", "bf16", "bf16x3", "fp16")}
     assert said == {
         "float32": "Numba's kernel", "bf16": bf16, "bf16x3": f"three of bfloat16: {bf16}", "fp16": "Numba's kernel"
     }  # fmt: skip
@@ -177,13 +187,13 @@ def test_what_multiplies_is_named(on_machine: Callable[[str], None], machine: st
     ("features", "words"), [(NOTHING, "integer arithmetic, as the processor has no F16C"), (AVX2, "an instruction")]
 )
 def test_how_float16_is_converted_is_said(features: dict[str, bool], words: str) -> None:
-    warning = choose(FP16, HIGHEST, Speeds(float32=100, fp16=80), info_of(features)).warning
+    warning = choose_precision(FP16, HIGHEST, Speeds(float32=100, fp16=80), info_of(features)).warning
     assert warning is not None
     assert words in warning
 
 
 def test_amx_without_permission_is_named() -> None:
-    choice = choose(AUTO, HIGHEST, Speeds(float32=200, bf16=210), info_of(TILES, permission=False))
+    choice = choose_precision(AUTO, HIGHEST, Speeds(float32=200, bf16=210), info_of(TILES, permission=False))
     assert choice.precision is FLOAT32
     assert "the system does not permit its use" in choice.reason
 
@@ -228,7 +238,7 @@ def test_a_resolved_precision_stays_on_any_machine(
     on_machine(machine)
     resolved = resolve(tiny(*overrides), 2)
     assert (resolved.precision, resolved.float32_matmul_precision) == (chosen, matmul)
-    assert not is_open(resolved)
+    assert not is_precision_open(resolved)
     assert resolved.loss_scale.kind is LossScaling.NONE
     for other in SPEEDS:
         on_machine(other)
@@ -242,16 +252,16 @@ def test_plain_float32_is_resolved_without_measuring(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(speeds, "speeds_here", never)
     assert resolve(tiny(), 2).precision is FLOAT32
-    assert choose_here(tiny()).warning is None
+    assert choose_precision_here(tiny()).warning is None
     for name in ("bf16", "fp16", "bf16x3"):
         assert resolve(tiny(f"precision={name}"), 2).precision is Precision(name)
 
 
 def test_float32_hints_at_what_the_processor_has(on_machine: Callable[[str], None]) -> None:
     on_machine("AMX")
-    assert choose_here(tiny()).reason == f"as asked; precision=auto may be faster: {XEON.reason}"
+    assert choose_precision_here(tiny()).reason == f"as asked; precision=auto may be faster: {XEON.reason}"
     on_machine("AVX2")
-    assert choose_here(tiny()).reason == "as asked"
+    assert choose_precision_here(tiny()).reason == "as asked"
 
 
 @pytest.mark.parametrize(("value", "allows"), [("1", True), ("yes", True), ("0", False), ("", False), ("no", False)])
@@ -261,17 +271,17 @@ def test_the_environment_may_allow_what_is_slow(
     on_machine("AVX2")
     monkeypatch.setenv(ALLOW_SLOW, value)
     if allows:
-        assert choose_here(tiny("precision=bf16x3")).warning is not None
+        assert choose_precision_here(tiny("precision=bf16x3")).warning is not None
     else:
         with pytest.raises(ConfigError):
-            choose_here(tiny("precision=bf16x3"))
+            choose_precision_here(tiny("precision=bf16x3"))
 
 
 def test_with_the_compiler_off_nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(precision, "speed_matters", lambda: False)
     monkeypatch.setattr(speeds, "speeds_here", lambda: pytest.fail("measured"))
     assert resolve(tiny("precision=auto"), 2).precision is FLOAT32
-    assert choose_here(tiny("precision=bf16x3")).warning is None
+    assert choose_precision_here(tiny("precision=bf16x3")).warning is None
 
 
 def test_fp16_scales_its_loss() -> None:
@@ -287,7 +297,7 @@ def test_bf16x3_is_another_product_for_as_long_as_the_run() -> None:
         ("bf16", "blas", before),
         ("fp16", "numba", GemmBackend.NUMBA),
     ):
-        with numerics(resolve(tiny(f"precision={name}", f"gemm_backend={gemm}"), 2)):
+        with gemm_settings(resolve(tiny(f"precision={name}", f"gemm_backend={gemm}"), 2)):
             assert blas_info().backend is backend
             assert resolve(tiny(), 2).gemm_backend in (Gemm.NUMBA, Gemm.BLAS)
     assert blas_info().backend is before
@@ -348,7 +358,7 @@ def test_a_slow_precision_is_refused_before_a_run_and_warned_of_in_one(
     assert kept is not None
     assert Checkpoint.open(kept).step == 1
     assert saved_config(out).precision is BF16
-    assert any(text.endswith("; matrix products by bfloat16 widened to float32") for _, text in said)
+    assert any(text.endswith("; matrix products by bfloat16 upcast to float32") for _, text in said)
     warned = [text for level, text in said if level == "WARNING"]
     assert len(warned) == 1
     assert warned[0].startswith("precision=bf16 is slower here than float32")
@@ -358,13 +368,13 @@ def test_what_only_measures_warns_of_a_slow_precision(
     on_machine: Callable[[str], None], said: list[tuple[str, str]]
 ) -> None:
     on_machine("AVX2")
-    assert choose_and_warn(tiny("precision=bf16x3")).precision is BF16X3
+    assert choose_precision_and_warn(tiny("precision=bf16x3")).precision is BF16X3
     assert [text.partition(" is slower")[0] for level, text in said if level == "WARNING"] == ["precision=bf16x3"]
     said.clear()
-    assert choose_and_warn(tiny("precision=auto")).precision is FLOAT32
+    assert choose_precision_and_warn(tiny("precision=auto")).precision is FLOAT32
     assert said == []
 
 
 def test_a_choice_is_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
-        choose(AUTO, HIGH, None, ZEN).precision = BF16  # type: ignore[misc]
+        choose_precision(AUTO, HIGH, None, ZEN).precision = BF16  # type: ignore[misc]

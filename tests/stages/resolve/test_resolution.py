@@ -9,8 +9,9 @@ from tests.stages.support import planned
 from threadloom.stages.config import Config, Precision, ResolvedThreads, flatten
 from threadloom.stages.models.gpt2 import Geometry, parameter_count
 from threadloom.stages.resolve import resolution
-from threadloom.stages.resolve.loading import apply_overrides, load_config, resolved_from_json, to_json, trajectory
+from threadloom.stages.resolve.loading import apply_overrides, load_config, resolved_from_json, to_json
 from threadloom.stages.resolve.resolution import resolve
+from threadloom.stages.resolve.trajectory_settings import trajectory
 
 
 @settings(deadline=None)
@@ -149,7 +150,7 @@ def test_a_spare_bank_counts_its_forms(monkeypatch: pytest.MonkeyPatch, precisio
     config = tiny(precision=precision)
     count = parameter_count(resolve(config, 2).model.geometry())
     for room, spare in ((1.0, 1), (0.99, 0)):
-        monkeypatch.setattr(resolution, "SPARED", copies * count * room)
+        monkeypatch.setattr(resolution, "SMALL_MODEL_ELEMENTS", copies * count * room)
         assert resolve(config, 2).extra_banks == spare
 
 

@@ -5,7 +5,7 @@ from loguru import logger
 
 from tests.stages.support import tiny
 from threadloom.stages.config import Precision
-from threadloom.stages.resolve.precision import Choice
+from threadloom.stages.resolve.precision import PrecisionChoice
 from threadloom.stages.resolve.resolution import resolve
 from threadloom.stages.run import session
 
@@ -16,7 +16,7 @@ def test_more_threads_than_cores_can_serve_are_warned_of(threads: int, warned: b
     sink = logger.add(lambda message: said.append(str(message)), level="WARNING", format="{message}")
     try:
         config = resolve(tiny(f"threads.forward={threads}"), 2)
-        session._announce(config, Choice(Precision.FLOAT32, reason="as asked"))
+        session._announce(config, PrecisionChoice(Precision.FLOAT32, reason="as asked"))
     finally:
         logger.remove(sink)
     assert any("threads.forward=500" in words for words in said) == warned

@@ -185,12 +185,12 @@ class TestRefusedBeforeAnythingStarts:
             ("delya=2", ("delya", "did you mean 'delay'?")),
             ("forward=2", ("threads.forward",)),
             ("threads=2", ("threads.forward",)),
-            ("delay=two", ("delay", "a whole number")),
-            ("delay=1.5", ("delay", "a whole number")),
+            ("delay=two", ("delay", "an integer")),
+            ("delay=1.5", ("delay", "an integer")),
             ("delay=-1", ("delay", "0 to 64")),
             ("delay", ("key=value",)),
             ("optimizer.lr=nan", ("optimizer.lr",)),
-            ("model.heads=3", ("model.channels", "a multiple of model.heads = 3", "model.heads to one of")),
+            ("model.heads=3", ("model.channels", "a multiple of model.heads = 3", "divide it: [1, 2, 4, 8, 16]")),
             ("micro_batch=3", ("micro_batch", "a divisor of batch_size = 4", "[1, 2, 4]")),
             ("lanes=9", ("lanes", "micro-batches")),
             ("model.context=5000", ("model.context",)),
@@ -216,7 +216,7 @@ class TestRefusedBeforeAnythingStarts:
         good = to_json(story(tmp_path))
         for bad, parts in {
             good.replace('"delay"', '"dealy"'): ("dealy", "config.json", "did you mean 'delay'?"),
-            good.replace('"steps": 12', '"steps": "12"'): ("steps", '"12"', "a whole number"),
+            good.replace('"steps": 12', '"steps": "12"'): ("steps", '"12"', "an integer"),
             good[:-20]: (str(path), "expected JSON"),
             "[]": ("a JSON object",),
         }.items():

@@ -29,8 +29,8 @@ from threadloom.stages.memory.bank import Bank
 from threadloom.stages.memory.bits16 import PACKED_FIELDS
 from threadloom.stages.memory.graph_items import MicroBatch, MicroGradient, Update
 from threadloom.stages.models.gpt2 import parameter_shapes
-from threadloom.stages.resolve.gemm_settings import numerics
-from threadloom.stages.resolve.loading import trajectory
+from threadloom.stages.resolve.process_wide import gemm_settings
+from threadloom.stages.resolve.trajectory_settings import trajectory
 
 pytestmark = [
     pytest.mark.timeout(600),  # includes minutes of compiling with an empty cache
@@ -167,7 +167,7 @@ def test_every_version_is_read_with_packed_weights_equal_to_its_master(precision
 
 def check_gradients(config: ResolvedConfig, bound: float) -> None:
     """Run one batch through the pipeline, and compare its gradient, loss and norm with float64."""
-    with numerics(config):
+    with gemm_settings(config):
         training = build(config)
         model = config.model
         weights = reference.random_tensors(
@@ -207,7 +207,7 @@ def test_every_gradient_tensor(precision: str, bound: float, sizes: tuple[str, .
 @pytest.mark.parametrize("delay", [0, 2])
 def test_bf16x3_has_another_trajectory_close_to_that_of_float32(delay: int) -> None:
     config = low("bf16x3", f"delay={delay}", "threads.forward=2", "threads.backward=3")
-    with numerics(config):
+    with gemm_settings(config):
         expected = replayed(config)
         training = build(config, evaluate=True)
         assert_same(result(training, run_threads(training)), expected)

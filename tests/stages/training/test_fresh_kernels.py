@@ -22,7 +22,7 @@ from threadloom.kernels.bits16.gpt2 import blocks_backward_low
 from threadloom.stages.resolve.resolution import resolve
 from threadloom.stages.resolve.loading import apply_overrides, load_config
 from threadloom.stages.data.batches import random_batches
-from threadloom.stages.resolve.gemm_settings import numerics
+from threadloom.stages.resolve.process_wide import gemm_settings
 from threadloom.stages.training.sequential import replay
 from threadloom.stages.training.training import Training
 from threadloom.stages.training.warmup import compile_kernels
@@ -35,7 +35,7 @@ if "warm" in sys.argv:
     blocks = blocks_backward_low if low else blocks_backward
     assert not blocks.stats.cache_misses, "the second process has compiled it"
 training = Training(config, random_batches(config))
-with numerics(config):
+with gemm_settings(config):
     updates = list(replay(training))
 with training.banks.lease(2) as lease:
     print([(update.loss, update.grad_norm) for update in updates], hashlib.sha256(lease.bank.arena.flat).hexdigest())

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.stages.support import SEVERAL_CHUNKS, Result, assert_same, build, result, run_sequence, run_threads, tiny
 from threadloom.pipeline import Trace
 from threadloom.stages.config import ResolvedConfig
-from threadloom.stages.resolve.loading import trajectory
+from threadloom.stages.resolve.trajectory_settings import trajectory
 
 pytestmark = pytest.mark.timeout(90)  # a deadlock fails
 

@@ -24,8 +24,8 @@ from threadloom.stages.memory.bank import Bank
 from threadloom.stages.memory.graph_items import MicroBatch, MicroGradient
 from threadloom.stages.memory.precision_memory import MicroBatchSlot
 from threadloom.stages.models.gpt2 import Geometry
-from threadloom.stages.resolve.gemm_settings import numerics
 from threadloom.stages.resolve.loading import apply_overrides, load_config, to_json
+from threadloom.stages.resolve.process_wide import gemm_settings
 from threadloom.stages.resolve.resolution import resolve
 from threadloom.stages.step.compute import Compute
 from threadloom.stages.tools.bench import check as bench_check
@@ -329,7 +329,7 @@ def check_sums(cases: Sequence[KernelCase], precision: Precision) -> None:
 
 def test_every_kernel_of_an_update_can_be_called() -> None:
     config = tiny()
-    with numerics(config):
+    with gemm_settings(config):
         cases = kernel_bench(config).cases()
         call_all(cases)
     check_sums(cases, Precision.FLOAT32)
@@ -338,7 +338,7 @@ def test_every_kernel_of_an_update_can_be_called() -> None:
 def test_rows_that_many_tokens_meet_move_once() -> None:
     """14 tokens of a vocabulary of 2 in 7 positions; and AdamW changes three of its four arrays in place."""
     config = tiny("model.vocab_size=2", "micro_batch=2")
-    with numerics(config):
+    with gemm_settings(config):
         bench = kernel_bench(config)
         bench.slot.ids[:] = 0
         bench.slot.ids[3] = 1

@@ -19,8 +19,8 @@ from threadloom.stages.memory import adamw_bytes
 from threadloom.stages.memory.bank import Bank
 from threadloom.stages.memory.precision_memory import MicroBatchSlot
 from threadloom.stages.models.gpt2 import Geometry
-from threadloom.stages.resolve.gemm_settings import numerics
 from threadloom.stages.resolve.loading import to_json
+from threadloom.stages.resolve.process_wide import gemm_settings
 from threadloom.stages.step.compute import Compute
 from threadloom.stages.tools.bench import check as bench_check
 from threadloom.stages.tools.bench.check import (
@@ -91,7 +91,7 @@ def test_float16_is_widened_for_float32s_product() -> None:
 @pytest.mark.parametrize("precision", [BF16, FP16])
 def test_every_kernel_of_an_update_can_be_called(precision: Precision) -> None:
     config = tiny(f"precision={precision.value}")
-    with numerics(config):
+    with gemm_settings(config):
         cases = kernel_bench(config).cases()
         call_all(cases)
     check_sums(cases, precision)
@@ -102,7 +102,7 @@ def test_the_wholes_do_what_float32s_do() -> None:
     wholes = {}
     for precision in (Precision.FLOAT32, BF16):
         config = tiny(f"precision={precision.value}")
-        with numerics(config):
+        with gemm_settings(config):
             wholes[precision] = {case.name: case for case in kernel_bench(config).cases() if case.part_of is None}
     for name, case in wholes[BF16].items():
         other = wholes[Precision.FLOAT32][name]

@@ -8,7 +8,13 @@ import pytest
 from threadloom.stages.config.settings import Gemm
 from threadloom.stages.resolve.loading import apply_overrides, load_config
 from threadloom.stages.resolve.resolution import resolve
-from threadloom.stages.resolve.tuning_record import TUNED_KEYS, TunedSettings, Value, format_settings, with_defaults
+from threadloom.stages.resolve.tuning_record import (
+    TUNED_KEYS,
+    TunedSettings,
+    TunedValue,
+    format_settings,
+    with_defaults,
+)
 from threadloom.stages.tools.tune.search import GAIN, MIN_PAIRS, SearchResult, Trial, search
 from threadloom.stages.tools.tune.space import DIMENSIONS, Limits, overrides_from
 
@@ -34,7 +40,7 @@ class Machine:
         slower = (1.0 - self.drift) ** len(self.tried)
         return Trial(1000.0 * self.speed(choice) * slower * self.rng.gauss(1.0, self.noise), self.cost)
 
-    def search(self, budget: float = 1000.0, **fixed: Value) -> SearchResult:
+    def search(self, budget: float = 1000.0, **fixed: TunedValue) -> SearchResult:
         return search(DEFAULT, LIMITS, self, budget, fixed)
 
 

@@ -1,0 +1,26 @@
+"""The process-wide GEMM backend and BLAS thread count of a run."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+from threadloom.kernels import GemmBackend, gemm_backend
+from threadloom.pipeline import blas_threads
+from threadloom.stages.config import Precision, ResolvedConfig
+
+
+@contextmanager
+def gemm_settings(config: ResolvedConfig) -> Iterator[None]:
+    """Set the GEMM backend and the BLAS threads of a configuration while the context is open.
+
+    In bf16x3 the backend is the one of three bfloat16 products, whatever `config.gemm_backend` is; bf16 multiplies no
+    float32 matrices and leaves the backend as it is. Both settings are process-wide: enter the context before the
+    stages of a run start, and while no other run is active.
+    """
+    with ExitStack() as switches:
+        if config.precision is Precision.BF16X3:
+            switches.enter_context(gemm_backend(GemmBackend.BF16X3))
+        elif config.precision is not Precision.BF16:
+            switches.enter_context(gemm_backend(GemmBackend(config.gemm_backend.value)))
+        # The backend comes first: asking for BLAS may load it, and only a loaded library has a thread count.
+        switches.enter_context(blas_threads(config.threads.blas))
+        yield

@@ -1,0 +1,62 @@
+"""The settings that decide the weights: a resumed run may change any setting but these."""
+
+import enum
+from collections.abc import Mapping
+from typing import Any
+
+from threadloom.stages.config import Config, LossScaling, ScheduleKind, flatten
+
+_ALWAYS = (
+    "model.",
+    "optimizer.",
+    "data.tokenizer",
+    "data.alphabet",
+    "data.train_fraction",
+    "precision",
+    "gemm_backend",
+    "batch_size",
+    "gradient_accumulation_steps",
+    "micro_batch",
+    "lanes",
+    "delay",
+    "seed",
+    "threads.blas",
+    "schedule.kind",
+    "schedule.warmup",
+)
+_BY_SCHEDULE = {
+    ScheduleKind.CONSTANT: (),
+    ScheduleKind.COSINE: ("schedule.min_lr", "schedule.decay_steps"),
+    ScheduleKind.LINEAR: ("schedule.min_lr", "schedule.decay_steps"),
+    ScheduleKind.STEP: ("schedule.min_lr", "schedule.every", "schedule.factor"),
+    ScheduleKind.COSINE_RESTARTS: ("schedule.min_lr", "schedule.period", "schedule.multiplier"),
+}
+_BY_SCALING = {
+    None: (),  # saved by a version without loss scaling
+    LossScaling.NONE: (),
+    LossScaling.STATIC: ("loss_scale.kind", "loss_scale.initial"),
+    LossScaling.DYNAMIC: ("loss_scale.",),
+}
+
+
+def trajectory(config: Config, text_sha256: str | None = None) -> dict[str, Any]:
+    """Return the settings that decide the weights, by dotted key, as JSON values; the configuration is resolved.
+
+    `steps` is not among them: it only decides where cosine and linear decay end, which is `schedule.decay_steps` once
+    resolved. The text is identified by its checksum (`DatasetManifest.text_sha256`), which the caller may add.
+    """
+    keys = (*_ALWAYS, *_BY_SCHEDULE[config.schedule.kind], *_BY_SCALING[config.loss_scale.kind])
+    if config.shared_lanes:
+        keys = (*keys, "shared_lanes")  # absent otherwise, as in runs that earlier versions saved
+    picked = {
+        key: value.value if isinstance(value, enum.Enum) else value
+        for key, value in flatten(config).items()
+        if key in keys or key.partition(".")[0] + "." in keys
+    }
+    return picked if text_sha256 is None else {**picked, "data.text_sha256": text_sha256}
+
+
+def trajectory_differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return, by key, the saved and the wanted value where two trajectories differ; None stands for an absent key."""
+    keys = [*saved, *(key for key in wanted if key not in saved)]
+    return {key: (saved.get(key), wanted.get(key)) for key in keys if saved.get(key) != wanted.get(key)}

@@ -1,0 +1,157 @@
+"""Checks of a configuration's values: against their limits, and against one another.
+
+Open settings (None) pass every check, so a configuration can be validated before and after it is resolved.
+"""
+
+import math
+
+from threadloom.stages.config import (
+    Config,
+    ConfigError,
+    Gemm,
+    ModelConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+    ThreadsConfig,
+    TokenizerKind,
+    flatten,
+)
+from threadloom.stages.models import parameter_count
+
+MAX_PARAMETERS = 20_000_000_000
+
+_COUNTS = (
+    "micro_batch",
+    "steps",
+    "schedule.every",
+    "schedule.period",
+    "schedule.multiplier",
+    "schedule.decay_steps",
+    "evaluation.batches",
+    "evaluation.final_batches",
+    "trace.timeline",
+)
+_LIMITS: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(_COUNTS, (1, 1_000_000_000)),
+    **{f"threads.{name}": (1, 1024) for name in ThreadsConfig.__struct_fields__},
+    "model.vocab_size": (1, 16_777_216),
+    "model.context": (1, 131_072),
+    "model.layers": (1, 1024),
+    "model.heads": (1, 1024),
+    "model.channels": (1, 65_536),
+    "data.alphabet": (2, 1_114_112),
+    "data.train_fraction": (0.01, 0.99),
+    "batch_size": (1, 1_000_000),
+    "gradient_accumulation_steps": (1, 1_000_000),
+    "lanes": (1, 1024),
+    "delay": (0, 64),
+    "seed": (0, 2**63 - 1),
+    "optimizer.lr": (0, 1e3),
+    "optimizer.beta1": (0, 0.999999),
+    "optimizer.beta2": (0, 0.999999),
+    "optimizer.eps": (1e-30, 1),
+    "optimizer.weight_decay": (0, 1e3),
+    "optimizer.clip": (0, 1e9),
+    "schedule.warmup": (0, 1_000_000_000),
+    "schedule.min_lr": (0, 1e3),
+    "schedule.factor": (0, 1),
+    "loss_scale.initial": (2.0**-24, 2.0**40),
+    "loss_scale.growth": (1, 1024),
+    "loss_scale.backoff": (2.0**-10, 1),
+    "loss_scale.interval": (1, 1_000_000_000),
+    "channel_capacity": (1, 65_536),
+    "slots": (1, 65_536),
+    "extra_banks": (0, 64),
+    "evaluation.interval": (0, 1_000_000_000),
+    "checkpoint.interval": (0, 1_000_000_000),
+    "checkpoint.keep": (0, 1_000_000_000),
+    "trace.batches": (0, 1_000_000),
+}
+"""Smallest and largest value of each number. The largest are far beyond use and catch typos and overflow."""
+
+
+def validate(config: Config) -> None:
+    """Raise ConfigError, which names the setting, for a value outside its limits or at odds with another one."""
+    _check_limits(config)
+    _check_model(config.model, config.data.tokenizer)
+    _check_batches(config)
+    _check_blas_threads(config.threads.blas, config.gemm_backend)
+    _check_schedule(config.schedule, config.optimizer)
+
+
+def divisors(number: int) -> list[int]:
+    """Return the divisors of a number, in ascending order."""
+    low = [d for d in range(1, math.isqrt(number) + 1) if number % d == 0]
+    return sorted({*low, *(number // d for d in low)})
+
+
+def _check_limits(config: Config) -> None:
+    for key, value in flatten(config).items():
+        if key in _LIMITS and value is not None:
+            low, high = _LIMITS[key]
+            if not (math.isfinite(value) and low <= value <= high):
+                raise ConfigError(key, expected=f"{low:g} to {high:g}", got=f"{value!r}")
+
+
+def _check_model(model: ModelConfig, tokenizer: TokenizerKind) -> None:
+    if model.channels % model.heads:
+        heads = [count for count in divisors(model.channels) if count <= 64]
+        raise ConfigError(
+            "model.channels",
+            expected=f"a multiple of model.heads = {model.heads}",
+            got=f"{model.channels}",
+            hint=f"these numbers of heads divide it: {heads}",
+        )
+    if model.vocab_size is None:
+        if tokenizer is TokenizerKind.BPE:
+            raise ConfigError(
+                "model.vocab_size",
+                expected="a size, up to which the BPE tokenizer is trained",
+                got="null",
+                hint="set model.vocab_size=10000, or data.tokenizer=characters",
+            )
+        return
+    count = parameter_count(model.geometry_with(model.vocab_size))
+    if count > MAX_PARAMETERS:
+        raise ConfigError("model", expected=f"at most {MAX_PARAMETERS:,} parameters", got=f"{count:,}")
+
+
+def _check_batches(config: Config) -> None:
+    if config.micro_batch and config.batch_size % config.micro_batch:
+        raise ConfigError(
+            "micro_batch",
+            expected=f"a divisor of batch_size = {config.batch_size}",
+            got=f"{config.micro_batch}",
+            hint=f"its divisors are {divisors(config.batch_size)}",
+        )
+    micro_batches = config.sequences // (config.micro_batch or 1)
+    if config.lanes and config.lanes > micro_batches:
+        raise ConfigError(
+            "lanes",
+            expected=f"at most the {micro_batches} micro-batches of an update",
+            got=f"{config.lanes}",
+            hint="set fewer lanes or a smaller micro_batch",
+        )
+
+
+def _check_blas_threads(threads: int | None, backend: Gemm | None) -> None:
+    if backend is Gemm.NUMBA and threads is not None and threads > 1:
+        raise ConfigError(
+            "threads.blas",
+            expected="1 with gemm_backend=numba",
+            got=f"{threads}",
+            cause="only BLAS splits one matrix product among threads",
+        )
+
+
+def _check_schedule(schedule: ScheduleConfig, optimizer: OptimizerConfig) -> None:
+    if schedule.min_lr > optimizer.lr:
+        raise ConfigError(
+            "schedule.min_lr", expected=f"at most optimizer.lr = {optimizer.lr:g}", got=f"{schedule.min_lr:g}"
+        )
+    if schedule.decay_steps is not None and schedule.decay_steps < schedule.warmup:
+        raise ConfigError(
+            "schedule.decay_steps",
+            expected=f"at least schedule.warmup = {schedule.warmup}",
+            got=f"{schedule.decay_steps}",
+        )
