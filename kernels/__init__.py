@@ -47,7 +47,7 @@ from threadloom.kernels.float32 import (
     next_logits,
     prefill_cache,
 )
-from threadloom.kernels.matmul import BlasInfo, GemmBackend, blas_info, gemm, gemm_backend
+from threadloom.kernels.matmul import BlasInfo, GemmBackend, Op, blas_info, gemm, gemm_backend
 
 __all__ = [
     "ATTENTION_TILE",
@@ -60,6 +60,7 @@ __all__ = [
     "Floats",
     "GemmBackend",
     "KVCache",
+    "Op",
     "Scratch",
     "TokenIds",
     "Weights",

@@ -30,7 +30,7 @@ PICKLES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "she
 EXPORTS: dict[str, str] = {
     "kernels": """
         ATTENTION_TILE CHUNK AccumulationTicket Activations AdamWStep BlasInfo DecodeScratch Floats GemmBackend
-        KVCache Scratch TokenIds Weights adamw_update attention_backward attention_forward blas_info blocks_backward
+        KVCache Op Scratch TokenIds Weights adamw_update attention_backward attention_forward blas_info blocks_backward
         blocks_forward cross_entropy_backward cross_entropy_forward decode_token embedding_backward
         embedding_forward gelu_backward gelu_forward gemm gemm_backend head_backward head_loss layernorm_apply
         layernorm_backward layernorm_forward linear_backward_bias linear_backward_input linear_backward_weight

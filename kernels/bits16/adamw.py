@@ -8,7 +8,7 @@ import numpy as np
 
 from threadloom.kernels.common import AdamWStep, adamw_update
 from threadloom.kernels.compiling import JIT_ENABLED, Floats, jit_strict_fp
-from threadloom.kernels.matmul import PANEL, PackedBits, pack_float32, pack_pair
+from threadloom.kernels.matmul import PANEL, Op, PackedBits, pack_float32, pack_pair
 from threadloom.kernels.simd import store_uint32, to_bf16
 
 BLOCK = PANEL
@@ -39,7 +39,7 @@ def _pack_pairs_compiled(source: Floats, first_row: int, out: PackedBits) -> Non
 def _pack_pairs_numpy(source: Floats, first_row: int, out: PackedBits) -> None:
     rows = source.shape[0]
     part = np.zeros((out.shape[0], -(-rows // BLOCK) * BLOCK // 2, PANEL), np.uint32)
-    pack_float32(source, False, part)
+    pack_float32(source, Op.N, part)
     out[:, first_row // 2 : first_row // 2 + part.shape[1]] = part
 
 
@@ -58,7 +58,7 @@ def pack_rows(weights: Floats, first_row: int, form: PackedBits, form_t: PackedB
         part = weights[begin : begin + BLOCK]
         panel = (first_row + begin) // PANEL
         _pack_pairs(part, first_row + begin, form)
-        pack_float32(part, True, form_t[panel : panel + 1])
+        pack_float32(part, Op.T, form_t[panel : panel + 1])
 
 
 @jit_strict_fp

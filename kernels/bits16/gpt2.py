@@ -16,7 +16,7 @@ from threadloom.kernels.bits16.tensors import Forms, LowActivations, LowScratch,
 from threadloom.kernels.common import HEAD_SLICE, AccumulationTicket, Weights, mark_part_done, wait_for_predecessor
 from threadloom.kernels.compiling import Floats, TokenIds, jit_inline_body, jit_kernel
 from threadloom.kernels.float32 import cross_entropy_forward
-from threadloom.kernels.matmul import transpose_bf16
+from threadloom.kernels.matmul import Op, transpose_bf16
 from threadloom.kernels.simd import Bits16
 
 
@@ -33,12 +33,12 @@ def blocks_forward_low(
     w, f, a = weights, forms, acts
     for n in range(w.qkv_weight.shape[0]):
         layernorm_forward_low(a.x, w.ln1_weight[n], w.ln1_bias[n], w.attn_proj_bias[n], a.normed1[n], a.h, a.rstd1[n])
-        product_rounded(a.h, f.qkv[n], False, w.qkv_bias[n], a.qkv[n], work.wide)
+        product_rounded(a.h, f.qkv[n], Op.N, w.qkv_bias[n], a.qkv[n], work.wide)
         attention_forward_low(a.qkv[n], sequences, heads, a.attn[n], a.attn_lse[n], work.attention)
-        product_float(a.attn[n], f.attn_proj[n], False, a.x, True, work.wide)
+        product_float(a.attn[n], f.attn_proj[n], Op.N, a.x, True, work.wide)
         layernorm_forward_low(a.x, w.ln2_weight[n], w.ln2_bias[n], w.mlp_proj_bias[n], a.normed2[n], a.h, a.rstd2[n])
         product_gelu(a.h, f.fc[n], w.fc_bias[n], a.fc[n], a.gelu, work.wide)
-        product_float(a.gelu, f.mlp_proj[n], False, a.x, True, work.wide)
+        product_float(a.gelu, f.mlp_proj[n], Op.N, a.x, True, work.wide)
 
 
 @jit_inline_body
@@ -77,11 +77,11 @@ def _mlp_backward(
     """Take ``scratch.dx`` from the gradient of the stream after block `n` to that between its two halves."""
     w, f, a, g, s = weights, forms, acts, grads, scratch
     nothing = s.d_bias[:0]
-    product_rounded(s.dx_low, f.mlp_proj_t[n], True, nothing, s.d_fc, work.wide)
+    product_rounded(s.dx_low, f.mlp_proj_t[n], Op.T, nothing, s.d_fc, work.wide)
     gelu_backward_low(a.fc[n], s.d_fc, s.gelu, g.fc_bias[n], accumulate)
     _weight_backward(s.gelu, s.dx_low, s.turned, nothing, nothing, g.mlp_proj_weight[n], accumulate, work)
     _weight_backward(a.normed2[n], s.d_fc, s.turned, w.ln2_weight[n], w.ln2_bias[n], g.fc_weight[n], accumulate, work)
-    product_float(s.d_fc, f.fc_t[n], True, s.dh, False, work.wide)
+    product_float(s.d_fc, f.fc_t[n], Op.T, s.dh, False, work.wide)
     layernorm_backward_low(
         s.dh, a.normed2[n], w.ln2_weight[n], a.rstd2[n], s.dx, s.dx_low,
         g.ln2_weight[n], g.ln2_bias[n], g.attn_proj_bias[n], True, accumulate,
@@ -105,11 +105,11 @@ def _attention_backward(
     w, f, a, g, s = weights, forms, acts, grads, scratch
     nothing = s.d_bias[:0]
     _weight_backward(a.attn[n], s.dx_low, s.turned, nothing, nothing, g.attn_proj_weight[n], accumulate, work)
-    product_rounded(s.dx_low, f.attn_proj_t[n], True, nothing, s.d_attn, work.wide)
+    product_rounded(s.dx_low, f.attn_proj_t[n], Op.T, nothing, s.d_attn, work.wide)
     attention_backward_low(s.d_attn, a.attn[n], a.qkv[n], a.attn_lse[n], sequences, heads, s.d_qkv, work.attention)
     bias_backward_low(s.d_qkv, g.qkv_bias[n], accumulate)
     _weight_backward(a.normed1[n], s.d_qkv, s.turned, w.ln1_weight[n], w.ln1_bias[n], g.qkv_weight[n], accumulate, work)
-    product_float(s.d_qkv, f.qkv_t[n], True, s.dh, False, work.wide)
+    product_float(s.d_qkv, f.qkv_t[n], Op.T, s.dh, False, work.wide)
     below = g.mlp_proj_bias[n - 1] if n > 0 else s.d_bias
     layernorm_backward_low(
         s.dh, a.normed1[n], w.ln1_weight[n], a.rstd1[n], s.dx, s.dx_low,
@@ -158,7 +158,7 @@ def head_loss_low(
     for first in range(0, rows, chunk):
         last = min(first + chunk, rows)
         part = logits[: last - first]
-        product_float(h[first:last], forms.wte_t, True, part, False, work.wide)
+        product_float(h[first:last], forms.wte_t, Op.T, part, False, work.wide)
         total += cross_entropy_forward(part, targets[first:last])
     return total
 
@@ -190,9 +190,9 @@ def head_backward_low(
     for first in range(0, rows, chunk):
         last = min(first + chunk, rows)
         logits, d_logits, h = s.logits[: last - first], s.d_logits[: last - first], s.h[first:last]
-        product_float(h, forms.wte_t, True, logits, False, work.wide)
+        product_float(h, forms.wte_t, Op.T, logits, False, work.wide)
         total += cross_entropy_backward_low(logits, targets[first:last], scale, d_logits)
-        product_float(d_logits, forms.wte, False, s.dh[first:last], False, work.wide)
+        product_float(d_logits, forms.wte, Op.N, s.dh[first:last], False, work.wide)
         for v0 in range(0, vocabulary, slice_width):
             v1 = min(v0 + slice_width, vocabulary)
             wait_for_predecessor(ticket, (v1 - 1) // HEAD_SLICE)

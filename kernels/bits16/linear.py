@@ -14,16 +14,24 @@ from numba.extending import overload
 from threadloom.kernels.bits16.gelu import gelu_forward_low
 from threadloom.kernels.bits16.tensors import Form, Wide
 from threadloom.kernels.compiling import Floats
-from threadloom.kernels.matmul import gemm_bf16, gemm_fp16, gemm_rows_bf16, linear_bf16, linear_fp16, linear_gelu_bf16
+from threadloom.kernels.matmul import (
+    Op,
+    gemm_bf16,
+    gemm_fp16,
+    gemm_rows_bf16,
+    linear_bf16,
+    linear_fp16,
+    linear_gelu_bf16,
+)
 from threadloom.kernels.simd import Bits16
 
 
-def _rounded_packed(a: Any, form: Any, transposed: Any, bias: Any, out: Any, wide: Any) -> None:
+def _rounded_packed(a: Any, form: Any, op: Any, bias: Any, out: Any, wide: Any) -> None:
     linear_bf16(a, form, bias, out)
 
 
-def _rounded_half(a: Any, form: Any, transposed: Any, bias: Any, out: Any, wide: Any) -> None:
-    linear_fp16(a, form, transposed, bias, out, wide.sums, wide.a, wide.b)
+def _rounded_half(a: Any, form: Any, op: Any, bias: Any, out: Any, wide: Any) -> None:
+    linear_fp16(a, form, op, bias, out, wide.sums, wide.a, wide.b)
 
 
 def _gelu_packed(a: Any, form: Any, bias: Any, before: Any, out: Any, wide: Any) -> None:
@@ -31,16 +39,16 @@ def _gelu_packed(a: Any, form: Any, bias: Any, before: Any, out: Any, wide: Any)
 
 
 def _gelu_half(a: Any, form: Any, bias: Any, before: Any, out: Any, wide: Any) -> None:
-    linear_fp16(a, form, False, bias, before, wide.sums, wide.a, wide.b)
+    linear_fp16(a, form, Op.N, bias, before, wide.sums, wide.a, wide.b)
     gelu_forward_low(before, out)
 
 
-def _float_packed(a: Any, form: Any, transposed: Any, out: Any, accumulate: Any, wide: Any) -> None:
+def _float_packed(a: Any, form: Any, op: Any, out: Any, accumulate: Any, wide: Any) -> None:
     gemm_bf16(a, form, out, accumulate)
 
 
-def _float_half(a: Any, form: Any, transposed: Any, out: Any, accumulate: Any, wide: Any) -> None:
-    gemm_fp16(a, form, out, False, transposed, accumulate, wide.a, wide.b)
+def _float_half(a: Any, form: Any, op: Any, out: Any, accumulate: Any, wide: Any) -> None:
+    gemm_fp16(a, form, out, Op.N, op, accumulate, wide.a, wide.b)
 
 
 def _outer_bf16(a_turned: Any, d: Any, out: Any, accumulate: Any, wide: Any) -> None:
@@ -48,15 +56,15 @@ def _outer_bf16(a_turned: Any, d: Any, out: Any, accumulate: Any, wide: Any) -> 
 
 
 def _outer_half(a_turned: Any, d: Any, out: Any, accumulate: Any, wide: Any) -> None:
-    gemm_fp16(a_turned, d, out, False, False, accumulate, wide.a, wide.b)
+    gemm_fp16(a_turned, d, out, Op.N, Op.N, accumulate, wide.a, wide.b)
 
 
-def product_rounded(a: Bits16, form: Form, transposed: bool, bias: Floats, out: Bits16, wide: Wide) -> None:
+def product_rounded(a: Bits16, form: Form, op: Op, bias: Floats, out: Bits16, wide: Wide) -> None:
     """Write ``a @ W + bias``, rounded once, to `out`: a (M, K), out (M, N); bias (N,), or (0,) for none.
 
-    `transposed` says that `form` is one of W's transpose; it matters only where that is the same array.
+    `op` is T if `form` is stored as W's transpose; it matters only for float16, of which there is one array for both.
     """
-    (_rounded_half if form.dtype == np.int16 else _rounded_packed)(a, form, transposed, bias, out, wide)
+    (_rounded_half if form.dtype == np.int16 else _rounded_packed)(a, form, op, bias, out, wide)
 
 
 def product_gelu(a: Bits16, form: Form, bias: Floats, before: Bits16, out: Bits16, wide: Wide) -> None:
@@ -64,9 +72,9 @@ def product_gelu(a: Bits16, form: Form, bias: Floats, before: Bits16, out: Bits1
     (_gelu_half if form.dtype == np.int16 else _gelu_packed)(a, form, bias, before, out, wide)
 
 
-def product_float(a: Bits16, form: Form, transposed: bool, out: Floats, accumulate: bool, wide: Wide) -> None:
+def product_float(a: Bits16, form: Form, op: Op, out: Floats, accumulate: bool, wide: Wide) -> None:
     """Write, or add when `accumulate`, ``a @ W`` to the float32 `out` (M, N)."""
-    (_float_half if form.dtype == np.int16 else _float_packed)(a, form, transposed, out, accumulate, wide)
+    (_float_half if form.dtype == np.int16 else _float_packed)(a, form, op, out, accumulate, wide)
 
 
 def product_outer(a_turned: Bits16, d: Bits16, out: Floats, accumulate: bool, wide: Wide) -> None:
@@ -75,7 +83,7 @@ def product_outer(a_turned: Bits16, d: Bits16, out: Floats, accumulate: bool, wi
 
 
 @overload(product_rounded, inline="always")
-def _rounded(a: Any, form: Any, transposed: Any, bias: Any, out: Any, wide: Any) -> Any:
+def _rounded(a: Any, form: Any, op: Any, bias: Any, out: Any, wide: Any) -> Any:
     return _rounded_half if form.dtype == types.int16 else _rounded_packed
 
 
@@ -85,7 +93,7 @@ def _gelu(a: Any, form: Any, bias: Any, before: Any, out: Any, wide: Any) -> Any
 
 
 @overload(product_float, inline="always")
-def _float(a: Any, form: Any, transposed: Any, out: Any, accumulate: Any, wide: Any) -> Any:
+def _float(a: Any, form: Any, op: Any, out: Any, accumulate: Any, wide: Any) -> Any:
     return _float_half if form.dtype == types.int16 else _float_packed
 
 

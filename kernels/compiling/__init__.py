@@ -3,6 +3,7 @@
 May import: nothing of this project.
 """
 
+from threadloom.kernels.compiling.arguments import numba_type
 from threadloom.kernels.compiling.arrays import Floats, TokenIds
 from threadloom.kernels.compiling.entry import Entry
 from threadloom.kernels.compiling.jit import (
@@ -16,6 +17,7 @@ from threadloom.kernels.compiling.jit import (
     jit_strict_fp,
     jit_strict_inline,
 )
+from threadloom.kernels.compiling.process_switch import ProcessSwitch
 from threadloom.kernels.compiling.target import TARGET
 
 __all__ = [
@@ -26,10 +28,12 @@ __all__ = [
     "TARGET",
     "Entry",
     "Floats",
+    "ProcessSwitch",
     "TokenIds",
     "jit_always_inline",
     "jit_inline_body",
     "jit_kernel",
     "jit_strict_fp",
     "jit_strict_inline",
+    "numba_type",
 ]

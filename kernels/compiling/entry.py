@@ -1,8 +1,8 @@
-"""Kernels that are compiled once and called by address, so that their callers do not hold them.
+"""Kernels that are compiled once and called through an address, so that their callers do not contain them.
 
-Numba links into every kernel the code of all that it calls, and LLVM works through it again in each: a product that
-the layers of a model reach by twenty ways would be compiled twenty times over. One behind an entry is compiled by
-itself; a call of it is a jump to an address that compiled code reads by a symbol. The address is that of this process,
+Numba links the code of every callee into a kernel, and LLVM optimises it there again: a matrix product that the layers
+of a model reach by twenty paths would be compiled twenty times. A kernel behind an entry is compiled on its own; a call
+is an indirect jump to an address that compiled code loads through a symbol. The address is valid in this process only,
 so the cache on disk never holds one.
 """
 
@@ -16,47 +16,49 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from threadloom.kernels.compiling.arguments import numba_type
 from threadloom.kernels.compiling.jit import JIT_ENABLED
 
-_BYTE, _WORD = ir.IntType(8), ir.IntType(64)
+_INT8, _INT64 = ir.IntType(8), ir.IntType(64)
 
 
 class Entry:
-    """A kernel behind an address. A module-level constant: compiled code reads its memory."""
+    """Kernel behind an address. Must be a module-level constant: compiled code reads its memory."""
 
     call: Callable[[Any], None]
-    """Calls the kernel with a tuple of its arguments, in compiled code only, and only after `prepare`."""
+    """Call the kernel with its named tuple, in compiled code only; RuntimeError if `prepare` was not called before."""
 
-    def __init__(self, symbol: str, function: Any, arguments: tuple[Any, ...]) -> None:
-        """`function`: a kernel; `arguments`: their Numba types, integers of a word (intp) and doubles (float64).
+    def __init__(self, symbol: str, function: Any, arguments: type) -> None:
+        """Register an address for `function`, a kernel of one named tuple of class `arguments`.
 
-        `symbol` names the address in this process; no two entries may share one.
+        `symbol` names the address in this process and must be unique.
         """
-        self._function, self._arguments = function, arguments
+        self._function, self._type = function, numba_type(arguments)
         self._address = ctypes.c_int64(0)  # written by `prepare` alone
         llvmlite.binding.add_symbol(symbol, ctypes.addressof(self._address))
-        self.call = _caller(symbol, arguments)
+        self.call = _make_call(symbol, self._type)
 
     def prepare(self) -> None:
-        """Compile the kernel, or load it from the cache, unless that was done."""
+        """Compile the kernel or load it from the cache, unless that was done; without the compiler, do nothing."""
         if JIT_ENABLED and not self._address.value:
-            self._function.compile(self._arguments)
-            compiled = self._function.overloads[self._arguments]
+            self._function.compile((self._type,))
+            compiled = self._function.overloads[(self._type,)]
             self._address.value = compiled.library.get_pointer_to_function(compiled.fndesc.llvm_cfunc_wrapper_name)
 
 
-def _caller(symbol: str, arguments: tuple[Any, ...]) -> Callable[[Any], None]:
-    signature = types.void(types.BaseTuple.from_types(arguments))
+def _make_call(symbol: str, argument_type: Any) -> Callable[[Any], None]:
+    """Return the intrinsic that loads the address and calls it; the tuple is one LLVM value, passed by its fields."""
 
     @intrinsic
-    def call(typing_context: Any, values: Any) -> Any:
-        def codegen(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-            values = cgutils.unpack_tuple(builder, given[0], len(arguments))
-            kind = ir.FunctionType(_BYTE.as_pointer(), [value.type for value in values])  # Numba's None is a pointer
-            cell = cgutils.add_global_variable(builder.module, _WORD, symbol)
-            builder.call(builder.inttoptr(builder.load(cell), kind.as_pointer()), values)
+    def call(typing_context: Any, arguments: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+            kind = ir.FunctionType(_INT8.as_pointer(), [values[0].type])  # Numba's None is a pointer
+            address = builder.load(cgutils.add_global_variable(builder.module, _INT64, symbol))
+            with builder.if_then(builder.icmp_signed("==", address, ir.Constant(_INT64, 0)), likely=False):
+                context.call_conv.return_user_exc(builder, RuntimeError, (f"{symbol} was called before prepare()",))
+            builder.call(builder.inttoptr(address, kind.as_pointer()), values)
             return context.get_dummy_value()
 
-        return signature, codegen
+        return types.void(argument_type), codegen
 
     return call

@@ -11,7 +11,7 @@ import numpy as np
 
 from threadloom.kernels.common import ATTENTION_TILE
 from threadloom.kernels.compiling import Floats, jit_kernel
-from threadloom.kernels.matmul import gemm
+from threadloom.kernels.matmul import Op, gemm
 from threadloom.kernels.simd import exp32, row_max
 
 _ZERO = np.float32(0.0)
@@ -62,10 +62,10 @@ def attention_forward(qkv: Floats, sequences: int, heads: int, out: Floats, lse:
                 queries = keys - first
                 tile = scores[:queries, :keys]
                 q = qkv[begin + first : begin + keys, q0 : q0 + size]
-                gemm(q, qkv[begin : begin + keys, k0 : k0 + size], tile, False, True, scale, 0.0)
+                gemm(q, qkv[begin : begin + keys, k0 : k0 + size], tile, Op.N, Op.T, scale, 0.0)
                 _softmax_rows(scores, lse[b, head, first:keys], queries, keys)
                 target = out[begin + first : begin + keys, q0 : q0 + size]
-                gemm(tile, qkv[begin : begin + keys, v0 : v0 + size], target, False, False, 1.0, 0.0)
+                gemm(tile, qkv[begin : begin + keys, v0 : v0 + size], target, Op.N, Op.N, 1.0, 0.0)
 
 
 @jit_kernel
@@ -135,11 +135,11 @@ def attention_backward(
                 p, ds = scores[:queries, :keys], d_scores[:queries, :keys]
                 q, k = qkv[top:bottom, q0 : q0 + size], qkv[begin:bottom, k0 : k0 + size]
                 d_o = d_out[top:bottom, q0 : q0 + size]
-                gemm(q, k, p, False, True, scale, 0.0)
+                gemm(q, k, p, Op.N, Op.T, scale, 0.0)
                 _probability_rows(scores, lse[b, head, first:keys], queries, keys)
-                gemm(p, d_o, d_qkv[begin:bottom, v0 : v0 + size], True, False, 1.0, beta)
-                gemm(d_o, qkv[begin:bottom, v0 : v0 + size], ds, False, True, 1.0, 0.0)
+                gemm(p, d_o, d_qkv[begin:bottom, v0 : v0 + size], Op.T, Op.N, 1.0, beta)
+                gemm(d_o, qkv[begin:bottom, v0 : v0 + size], ds, Op.N, Op.T, 1.0, 0.0)
                 _d_score_rows(scores, d_scores, out[top:bottom], d_out[top:bottom], q0, size, queries, keys)
-                gemm(ds, k, d_qkv[top:bottom, q0 : q0 + size], False, False, scale, 0.0)
-                gemm(ds, q, d_qkv[begin:bottom, k0 : k0 + size], True, False, scale, beta)
+                gemm(ds, k, d_qkv[top:bottom, q0 : q0 + size], Op.N, Op.N, scale, 0.0)
+                gemm(ds, q, d_qkv[begin:bottom, k0 : k0 + size], Op.T, Op.N, scale, beta)
                 beta = 1.0

@@ -26,7 +26,7 @@ from threadloom.kernels.float32.linear import (
     linear_forward,
     linear_residual_forward,
 )
-from threadloom.kernels.matmul import gemm
+from threadloom.kernels.matmul import Op, gemm
 
 
 @jit_kernel
@@ -133,7 +133,7 @@ def head_loss(weights: Weights, x_final: Floats, targets: TokenIds, h: Floats, l
         part, normed = logits[: last - first], h[first:last]
         for r in range(first, last):
             layernorm_row(x_final[r], weights.lnf_weight, weights.lnf_bias, h[r])
-        gemm(normed, weights.wte, part, False, True, 1.0, 0.0)
+        gemm(normed, weights.wte, part, Op.N, Op.T, 1.0, 0.0)
         total += cross_entropy_forward(part, targets[first:last])
     return total
 
@@ -165,13 +165,13 @@ def head_backward(
     for first in range(0, rows, chunk):
         last = min(first + chunk, rows)
         logits, h = s.logits[: last - first], s.h[first:last]
-        gemm(h, weights.wte, logits, False, True, 1.0, 0.0)
+        gemm(h, weights.wte, logits, Op.N, Op.T, 1.0, 0.0)
         total += cross_entropy_backward(logits, targets[first:last], scale)
-        gemm(logits, weights.wte, s.dh[first:last], False, False, 1.0, 0.0)
+        gemm(logits, weights.wte, s.dh[first:last], Op.N, Op.N, 1.0, 0.0)
         for part in range(parts):
             v0, v1 = part * HEAD_SLICE, min((part + 1) * HEAD_SLICE, vocabulary)
             wait_for_predecessor(ticket, part)
-            gemm(logits[:, v0:v1], h, grads.wte[v0:v1], True, False, 1.0, beta)
+            gemm(logits[:, v0:v1], h, grads.wte[v0:v1], Op.T, Op.N, 1.0, beta)
             if last == rows and v1 < vocabulary:
                 mark_part_done(ticket, part)
         beta = 1.0

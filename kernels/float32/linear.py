@@ -5,7 +5,7 @@ a pass on clearing the output anyway.
 """
 
 from threadloom.kernels.compiling import Floats, jit_kernel
-from threadloom.kernels.matmul import gemm
+from threadloom.kernels.matmul import Op, gemm
 
 
 @jit_kernel
@@ -15,7 +15,7 @@ def linear_forward(x: Floats, weight: Floats, bias: Floats, out: Floats) -> None
         row = out[r]
         for j in range(row.shape[0]):
             row[j] = bias[j]
-    gemm(x, weight, out, False, False, 1.0, 1.0)
+    gemm(x, weight, out, Op.N, Op.N, 1.0, 1.0)
 
 
 @jit_kernel
@@ -25,19 +25,19 @@ def linear_residual_forward(x: Floats, weight: Floats, bias: Floats, residual: F
         row, base = out[r], residual[r]
         for j in range(row.shape[0]):
             row[j] = base[j] + bias[j]
-    gemm(x, weight, out, False, False, 1.0, 1.0)
+    gemm(x, weight, out, Op.N, Op.N, 1.0, 1.0)
 
 
 @jit_kernel
 def linear_backward_input(d_out: Floats, weight: Floats, dx: Floats) -> None:
     """Write the gradient of the input, ``d_out @ weight.T``, to `dx` (R, I)."""
-    gemm(d_out, weight, dx, False, True, 1.0, 0.0)
+    gemm(d_out, weight, dx, Op.N, Op.T, 1.0, 0.0)
 
 
 @jit_kernel
 def linear_backward_weight(x: Floats, d_out: Floats, d_weight: Floats, accumulate: bool) -> None:
     """Write, or add when `accumulate`, the gradient of the weight, ``x.T @ d_out``, to `d_weight` (I, O)."""
-    gemm(x, d_out, d_weight, True, False, 1.0, 1.0 if accumulate else 0.0)
+    gemm(x, d_out, d_weight, Op.T, Op.N, 1.0, 1.0 if accumulate else 0.0)
 
 
 @jit_kernel

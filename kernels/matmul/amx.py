@@ -1,21 +1,19 @@
-"""The innermost product of bfloat16 on AMX: 32 x 32 results in four tiles, two tiles of A and two of B.
+"""Innermost bfloat16 product on AMX: a 32 x 32 block of the result in four tiles, with two tiles of A and two of B.
 
-A tile is 16 rows of 64 bytes. Of A it is 16 rows of 32 numbers along k; of the packed B, 16 pairs of 16 columns; of the
-result, 16 x 16 float32::
+A tile is 16 rows of 64 bytes: 16 rows of 32 elements along k of A; 16 pairs of 16 columns of the packed B; 16 x 16
+float32 of the result::
 
-                       B: tile 6   tile 7       a panel's row is 128 bytes, so that the halves of 16 successive rows
-                      +---------+---------+     are the two tiles, at a stride of 128
+                       B: tile 6   tile 7       a row of a panel is 128 bytes: the halves of 16 successive rows are the
+                      +---------+---------+     two tiles, at a stride of 128
            A: tile 4  | tile 0  | tile 1  |
-           A: tile 5  | tile 2  | tile 3  |     each loaded tile is used twice, four products to four loads
+           A: tile 5  | tile 2  | tile 3  |     each loaded tile is used twice: four products per four loads
                       +---------+---------+
 
-The steps are a table, `LOADS` and `PRODUCTS`, with two interpreters: one emits the tile instructions; the other, on a
-target without them, emits the same steps on tiles in ordinary memory, for tests. So whatever runs around them, and
-every address, is tested on any machine. **The tile instructions themselves have been compiled for Sapphire Rapids and
-their schedule emulated, but not run on the machine where this was written, which has no AMX.** The scheme is that of a
-sketch which ran at 960 to 1300 GFLOP/s on one core of a Xeon.
+The steps are a table, `LOADS` and `PRODUCTS`, with two interpreters: one emits the tile instructions; the other, for
+targets without them, emits the same steps on tiles in ordinary memory, so that the schedule and every address are
+tested on any machine.
 
-TDPBF16PS takes subnormal inputs for zero, as VDPBF16PS does.
+TDPBF16PS treats subnormal inputs as zero, as VDPBF16PS does.
 """
 
 from typing import Any, NamedTuple
@@ -25,16 +23,20 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from threadloom.kernels.compiling import numba_type
+from threadloom.kernels.matmul.operands import MatrixRef
 from threadloom.kernels.simd import FLOAT32, HAS_AMX_BF16, INT8, INT32, INT64, int64, pointer
 
-TILE_SIZE = 32  # rows, and columns, of the result
-K_STEP = 32  # numbers along k of one step
+TILE_SIZE = 32
+"""Rows, and columns, of the block of the result."""
+K_STEP = 32
+"""Elements along k of one step."""
 
 _ROWS, _ROW_BYTES = 16, 64
 
 
 class TileLoad(NamedTuple):
-    """One load: tile `tile` from row `row` and byte `column` of an operand, moving `step` bytes at each step of k."""
+    """Load of tile `tile` from row `row` and byte `column` of an operand, `step` bytes further at each step of k."""
 
     tile: int
     operand: int  # 0: A, 1: the panel of B
@@ -44,7 +46,7 @@ class TileLoad(NamedTuple):
 
 
 class TileProduct(NamedTuple):
-    """``result += left @ right``, tiles by number."""
+    """Product of tiles, by number: ``result += left @ right``."""
 
     result: int
     left: int
@@ -52,7 +54,7 @@ class TileProduct(NamedTuple):
 
 
 class TileResult(NamedTuple):
-    """Where a tile of the result lies: from row `row` and byte `column` of the 32 x 32 block."""
+    """Place of a tile in the result: from row `row` and byte `column` of the 32 x 32 block."""
 
     tile: int
     row: int
@@ -70,7 +72,7 @@ RESULTS = (TileResult(0, 0, 0), TileResult(1, 0, 64), TileResult(2, 16, 0), Tile
 
 
 class _Tiles:
-    """Emits tile instructions."""
+    """Emitter of tile instructions."""
 
     def __init__(self, builder: Any) -> None:
         self._builder = builder
@@ -84,7 +86,7 @@ class _Tiles:
         return self._builder.inttoptr(address, INT8.as_pointer())
 
     def configure(self) -> None:
-        """Give every tile 16 rows of 64 bytes: palette 1, bytes of a row from byte 16, rows from byte 48."""
+        """Set every tile to 16 rows of 64 bytes: palette 1, bytes per row from byte 16, rows from byte 48."""
         builder = self._builder
         layout = [0] * 64
         layout[0] = 1
@@ -112,7 +114,7 @@ class _Tiles:
 
 
 class _EmulatedTiles:
-    """Emits the same steps on eight tiles in memory; the product follows Intel's pseudocode for TDPBF16PS."""
+    """Emitter of the same steps on eight tiles in memory; the product follows Intel's pseudocode for TDPBF16PS."""
 
     _tiles: list[Any]
 
@@ -189,7 +191,7 @@ def _machine(builder: Any) -> Any:
 
 @intrinsic
 def configure_tiles(typing_context: Any) -> Any:
-    """Set up this thread's tiles; `release_tiles` must follow before the thread leaves the kernel."""
+    """Configure this thread's tiles; `release_tiles` must follow before the thread leaves the kernel."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         if HAS_AMX_BF16:
@@ -201,7 +203,7 @@ def configure_tiles(typing_context: Any) -> Any:
 
 @intrinsic
 def release_tiles(typing_context: Any) -> Any:
-    """Clear this thread's tiles, so that the system need not save 8 KiB at each switch of threads."""
+    """Release this thread's tiles, so that the system need not save 8 KiB at each context switch."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         if HAS_AMX_BF16:
@@ -212,16 +214,16 @@ def release_tiles(typing_context: Any) -> Any:
 
 
 @intrinsic
-def tile_amx(
-    typing_context: Any, a: Any, row_bytes: Any, panel: Any, steps: Any, out: Any, out_bytes: Any, accumulate: Any
-) -> Any:
-    """Multiply 32 rows of A with a panel along ``32 * steps`` numbers; write, or add to, the 32 x 32 block at `out`.
+def tile_amx(typing_context: Any, a: Any, panel: Any, steps: Any, out: Any, accumulate: Any) -> Any:
+    """Write the product of 32 rows of `a` and the panel at an address along ``32 * steps`` elements to `out`, 32 x 32.
 
-    Everything is an address or a count of bytes. The tiles must be configured.
+    If `accumulate` is not 0, it is added instead. `a` and `out` are of type `MatrixRef`. The tiles must be
+    configured.
     """
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        a, row_bytes, panel, steps, out, out_bytes, accumulate = arguments
+        a_ref, panel, steps, out_ref, accumulate = arguments
+        (a, row_bytes), (out, out_bytes) = (cgutils.unpack_tuple(builder, ref, 2) for ref in (a_ref, out_ref))
         machine = _machine(builder)
         starts, strides = (a, panel), (row_bytes, int64(128))
 
@@ -247,4 +249,5 @@ def tile_amx(
             machine.store(result.tile, place(result), out_bytes)
         return context.get_dummy_value()
 
-    return types.void(*[types.intp] * 7), codegen
+    matrix = numba_type(MatrixRef)
+    return types.void(matrix, types.intp, types.intp, matrix, types.intp), codegen

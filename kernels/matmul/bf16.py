@@ -1,38 +1,41 @@
-"""Products of bfloat16 matrices with sums in float32: what linear layers, attention and the vocabulary projection use.
+"""bfloat16 matrix products with float32 accumulators, used by linear layers, attention and the vocabulary projection.
 
-The first operand is row-major, the second packed (`kernels.matmul.pack`); nothing is copied on the way. The result is
-float32, written or added to, or bfloat16 with the bias added before the one rounding, and if asked for its GELU. A
+The first operand is row-major, the second packed (`kernels.matmul.pack`); neither is copied. The result is float32,
+written or accumulated, or bfloat16: then the bias is added before the one rounding, and optionally the GELU applied. A
 linear layer needs three products::
 
-    forward          y  = x @ W       a = x            b = pack(W)               once an update
-    input's grad.    dx = dy @ W.T    a = dy           b = pack(W, transpose)    once an update
-    weight's grad.   dW += x.T @ dy   a = transpose(x) b = dy, packed on the way each micro-batch
+    forward          y  = x @ W       a = x            b = pack(W)                once per update
+    input gradient   dx = dy @ W.T    a = dy           b = pack(W, Op.T)          once per update
+    weight gradient  dW += x.T @ dy   a = transpose(x) b = dy, packed on the fly  once per micro-batch
 
-Blocks: a panel of B, 32 columns, meets a block of rows of A that stays in the L2 cache, tile after tile; sums longer
-than `_DEPTH` are cut there when the result is float32. Within a row nothing depends on where the other rows are cut,
-except that AMX takes the rows and the part of k that fill its tiles and leaves the rest to AVX-512; all of it follows
-from the shapes alone, so the bits are the same in any thread.
+Blocking: each panel of B, 32 columns, is multiplied by a block of rows of A that stays in the L2 cache, tile after
+tile; sums longer than `_DEPTH` are split there if the result is float32. Within a row nothing depends on how the other
+rows are split, except that AMX computes the rows and the part of k that fill its tiles and AVX-512 the rest; all of it
+follows from the shapes alone, so the bits are the same in any thread.
 
-Sums are float32, in the order of k: the error of one is at most about ``K * 2**-23 * |a| @ |b|``, and much less on
-average. The instructions take subnormal inputs (below 1.2e-38) for zero.
+Accumulators are float32, summed in the order of k: the error of an element is at most about ``K * 2**-23 * |a| @ |b|``,
+and much less on average. The instructions treat subnormal inputs (below 1.2e-38) as zero.
 """
 
+from enum import IntEnum
 from typing import NamedTuple
 
 import numpy as np
-from numba import types
 
 from threadloom.kernels.compiling import JIT_ENABLED, Entry, Floats, jit_strict_fp, jit_strict_inline
 from threadloom.kernels.matmul.amx import K_STEP, TILE_SIZE, configure_tiles, release_tiles, tile_amx
 from threadloom.kernels.matmul.epilogue import finish_gelu, finish_rounded
+from threadloom.kernels.matmul.operands import MatrixRef, address_of, matrix_ref, shifted
 from threadloom.kernels.matmul.pack import PANEL, PackedBits, pack_panel, unpack_bf16
 from threadloom.kernels.matmul.tile import TILE_COLUMNS, TILE_ROWS, tile_avx512, tile_float32
 from threadloom.kernels.simd import (
+    GELU_CUBIC,
+    GELU_LINEAR,
     BF16Bits,
     DotPath,
-    chosen_path,
     load_float32,
     load_uint16,
+    read_dot_path,
     round_to_bf16,
     stack_buffer,
     store_float32,
@@ -40,57 +43,78 @@ from threadloom.kernels.simd import (
     upcast_bf16,
 )
 
-_DEPTH = 4096  # longest sum in one go: a panel of it is 256 KiB, a part of the L2 cache
-_STACK_DEPTH = 512  # the same where B is packed on the way, panel by panel: 32 KiB of the L1 cache and of the stack
-_BLOCK = 1 << 18  # numbers of A that all panels meet before the next ones: 512 KiB of the L2 cache
-_LINEAR = np.float32(1.5957691216057308)  # 2 sqrt(2 / pi), as in kernels.gelu
-_CUBIC = np.float32(0.07135481282636)  # 0.044715 * 2 sqrt(2 / pi)
+_DEPTH = 4096  # longest sum in one pass: its panel is 256 KiB, a part of the L2 cache
+_STACK_DEPTH = 512  # the same if B is packed on the fly, panel by panel: 32 KiB of the L1 cache and of the stack
+_BLOCK = 1 << 18  # elements of A multiplied by all panels before the next ones: 512 KiB of the L2 cache
 
-_AMX, _AVX512 = DotPath.AMX.value, DotPath.AVX512.value
-_WRITE, _ADD, _ROUND, _GELU = range(4)
-_tile_space = stack_buffer(TILE_SIZE * PANEL * 4)
-_bias_space = stack_buffer(PANEL * 4)
-_panel_space = stack_buffer(_STACK_DEPTH * PANEL * 2)
-_edge_space = stack_buffer(2 * TILE_SIZE * PANEL * 2)
+_tile_buffer = stack_buffer(TILE_SIZE * PANEL * 4)
+_bias_buffer = stack_buffer(PANEL * 4)
+_panel_buffer = stack_buffer(_STACK_DEPTH * PANEL * 2)
+_edge_buffer = stack_buffer(2 * TILE_SIZE * PANEL * 2)
 
 
-class _Product(NamedTuple):
-    """One product, by addresses; row strides are in bytes."""
+class Epilogue(IntEnum):
+    """Last step of a product, from the float32 sums to the result."""
 
-    a: int  # (rows, inner) bfloat16
-    a_bytes: int
-    b: int  # packed (inner, columns), or not
-    b_bytes: int  # from panel to panel, or from row to row
+    WRITE = 0  # write them; the result is float32
+    ADD = 1  # add them to the result, float32
+    ROUND = 2  # add the bias and round to bfloat16
+    GELU = 3  # the same, then apply the GELU to the rounded numbers
+
+
+class Bf16GemmArgs(NamedTuple):
+    """Arguments of one product ``out = epilogue(a @ b)``."""
+
+    a: MatrixRef  # (rows, inner) bfloat16
+    b: MatrixRef  # (inner, columns) bfloat16; if packed, the stride is that between panels
     packed: bool
-    out: int  # (rows, columns): float32 for _WRITE and _ADD, bfloat16 for the others
-    out_bytes: int
+    out: MatrixRef  # (rows, columns) float32 or bfloat16
     rows: int
     columns: int
     inner: int
-    mode: int  # _WRITE, _ADD: no bias; _ROUND: bias; _GELU: bias and GELU
-    bias: int  # (columns,) float32; 0: none
-    other: int  # bfloat16 (rows, columns): what goes into the GELU; the other modes leave it alone
-    other_bytes: int
+    epilogue: Epilogue
+    bias: int  # address of (columns,) float32; 0: none
+    pre_gelu: MatrixRef  # (rows, columns) bfloat16, the input of the GELU; written by Epilogue.GELU alone
+    path: int  # a `DotPath`
+
+
+class _Stack(NamedTuple):
+    """Addresses of buffers on the stack."""
+
+    tile: int  # float32 sums that are not written straight into the result
+    bias: int  # of a panel's columns, padded with zeros
+    edges: int  # two bfloat16 tiles
+    panel: int  # of B, if it is packed on the fly
+
+
+class _Panel(NamedTuple):
+    """Panel of B that is multiplied now."""
+
+    address: int
+    k0: int  # first row of B in it
+    inner: int  # rows of B in it
+    j0: int  # first column
+    width: int  # columns
 
 
 @jit_strict_fp
 def _multiply_rows(
-    path: int, a: int, a_bytes: int, height: int, panel: int, inner: int, out: int, out_bytes: int, accumulate: int
+    path: int, a: MatrixRef, height: int, panel: int, inner: int, out: MatrixRef, accumulate: int
 ) -> None:
-    """Multiply up to `TILE_ROWS` rows with a panel. All `TILE_ROWS` x 32 floats at `out` are written."""
+    """Multiply up to `TILE_ROWS` rows by a panel. All `TILE_ROWS` x 32 floats of `out` are written."""
     for column in range(0, PANEL, TILE_COLUMNS):
-        part, target = panel + 4 * column, out + 4 * column
-        if path >= _AVX512:
-            tile_avx512(a, a_bytes, height - 1, part, inner, target, out_bytes, accumulate)
+        part, target = panel + 4 * column, MatrixRef(out.address + 4 * column, out.stride)
+        if path >= DotPath.AVX512:
+            tile_avx512(a, height - 1, part, inner, target, accumulate)
         else:
-            tile_float32(a, a_bytes, height - 1, part, inner, target, out_bytes, accumulate)
+            tile_float32(a, height - 1, part, inner, target, accumulate)
 
 
 @jit_strict_fp
-def _merge(p: _Product, tile: int, i0: int, j0: int, height: int, width: int, adds: bool) -> None:
-    """Write, or add, the part of a tile that lies inside of a float32 result."""
+def _merge(tile: int, out: MatrixRef, height: int, width: int, adds: bool) -> None:
+    """Write, or add, the part of a tile that is inside a float32 result."""
     for i in range(height):
-        source, target = tile + 4 * PANEL * i, p.out + (i0 + i) * p.out_bytes + 4 * j0
+        source, target = tile + 4 * PANEL * i, out.address + i * out.stride
         if adds:
             for j in range(width):
                 store_float32(target, j, load_float32(target, j) + load_float32(source, j))
@@ -100,102 +124,89 @@ def _merge(p: _Product, tile: int, i0: int, j0: int, height: int, width: int, ad
 
 
 @jit_strict_fp
-def _copy_shorts(source: int, source_bytes: int, target: int, target_bytes: int, height: int, width: int) -> None:
+def _copy_bits(source: MatrixRef, target: MatrixRef, height: int, width: int) -> None:
     for i in range(height):
-        line, place = source + i * source_bytes, target + i * target_bytes
+        line, place = source.address + i * source.stride, target.address + i * target.stride
         for j in range(width):
             store_uint16(place, j, load_uint16(line, j))
 
 
 @jit_strict_fp
-def _finish(p: _Product, tile: int, bias: int, edges: int, i0: int, j0: int, height: int, width: int) -> None:
-    """Apply the rest of the layer to a tile of sums and round it into the result.
+def _finish(p: Bf16GemmArgs, stack: _Stack, i0: int, j0: int, height: int, width: int) -> None:
+    """Apply the epilogue to a tile of sums and round it into the result.
 
-    At the right edge this happens in `edges`, room for two tiles, since the vectors would reach past the arrays.
+    At the right edge this is done in the two tiles of ``stack.edges``, because vectors would reach past the arrays.
     """
-    out, other = p.out + i0 * p.out_bytes + 2 * j0, p.other + i0 * p.other_bytes + 2 * j0
-    target, target_bytes, beside, beside_bytes = out, p.out_bytes, other, p.other_bytes
+    out, pre_gelu = shifted(p.out, i0, 2 * j0), shifted(p.pre_gelu, i0, 2 * j0)
+    to_out, to_pre_gelu = out, pre_gelu
     if width < PANEL:
-        target, beside = edges, edges + TILE_SIZE * 2 * PANEL
-        target_bytes = beside_bytes = 2 * PANEL
-    if p.mode == _ROUND:
-        finish_rounded(tile, height, bias, beside, beside_bytes, target, target_bytes)
+        to_out, to_pre_gelu = (
+            MatrixRef(stack.edges, 2 * PANEL),
+            MatrixRef(stack.edges + TILE_SIZE * 2 * PANEL, 2 * PANEL),
+        )
+    if p.epilogue == Epilogue.ROUND:
+        finish_rounded(stack.tile, height, stack.bias, to_pre_gelu, to_out)
     else:
-        finish_gelu(tile, height, bias, beside, beside_bytes, target, target_bytes)
+        finish_gelu(stack.tile, height, stack.bias, to_pre_gelu, to_out)
     if width < PANEL:
-        _copy_shorts(target, target_bytes, out, p.out_bytes, height, width)
-        if p.mode == _GELU:
-            _copy_shorts(beside, beside_bytes, other, p.other_bytes, height, width)
-
-
-class _Room(NamedTuple):
-    """Addresses on the stack."""
-
-    tile: int  # of sums, where they do not go straight into the result
-    bias: int  # of a panel's columns, zeros filled up
-    edges: int
-    panel: int  # of B, where that is packed on the way
+        _copy_bits(to_out, out, height, width)
+        if p.epilogue == Epilogue.GELU:
+            _copy_bits(to_pre_gelu, pre_gelu, height, width)
 
 
 @jit_strict_inline
-def _find_panel(p: _Product, room: _Room, k0: int, inner: int, j0: int, width: int) -> int:
-    """Return where the panel lies; its bias, if any is added, is in `room` then."""
-    if p.mode > _ADD:
+def _find_panel(p: Bf16GemmArgs, stack: _Stack, k0: int, inner: int, j0: int) -> _Panel:
+    """Return the panel, packed if necessary; write its bias, if the epilogue adds one, to ``stack.bias``."""
+    width = min(PANEL, p.columns - j0)
+    if p.epilogue >= Epilogue.ROUND:
         for j in range(PANEL):
-            store_float32(room.bias, j, load_float32(p.bias + 4 * j0, j) if p.bias != 0 and j < width else 0.0)
+            store_float32(stack.bias, j, load_float32(p.bias + 4 * j0, j) if p.bias != 0 and j < width else 0.0)
     if p.packed:
-        return p.b + j0 // PANEL * p.b_bytes + k0 // 2 * (4 * PANEL)
-    pack_panel(p.b + k0 * p.b_bytes + 2 * j0, p.b_bytes, inner, width, room.panel)
-    return room.panel
+        return _Panel(p.b.address + j0 // PANEL * p.b.stride + k0 // 2 * (4 * PANEL), k0, inner, j0, width)
+    pack_panel(shifted(p.b, k0, 2 * j0), inner, width, stack.panel)
+    return _Panel(stack.panel, k0, inner, j0, width)
 
 
 @jit_strict_inline
-def _multiply_amx(
-    path: int, a: int, a_bytes: int, panel: int, inner: int, out: int, out_bytes: int, accumulate: int
-) -> None:
-    """Multiply `TILE_SIZE` rows with a panel: what fills no tile along k by AVX-512."""
+def _multiply_amx(path: int, a: MatrixRef, panel: int, inner: int, out: MatrixRef, accumulate: int) -> None:
+    """Multiply `TILE_SIZE` rows by a panel; AVX-512 computes what fills no tile along k."""
     steps = inner // K_STEP
-    tile_amx(a, a_bytes, panel, steps, out, out_bytes, accumulate)
+    tile_amx(a, panel, steps, out, accumulate)
     done = steps * K_STEP
     if done < inner:
         for i in range(0, TILE_SIZE, TILE_ROWS):
-            rest, part = a + i * a_bytes + 2 * done, panel + done // 2 * (4 * PANEL)
-            left = min(TILE_ROWS, TILE_SIZE - i)
-            _multiply_rows(path, rest, a_bytes, left, part, inner - done, out + i * out_bytes, out_bytes, 1)
+            rest, part = shifted(a, i, 2 * done), panel + done // 2 * (4 * PANEL)
+            _multiply_rows(path, rest, min(TILE_ROWS, TILE_SIZE - i), part, inner - done, shifted(out, i, 0), 1)
 
 
 @jit_strict_inline
-def _multiply_tile(
-    p: _Product, path: int, room: _Room, panel: int, k0: int, inner: int, i0: int, rows1: int, j0: int
-) -> int:
-    """Multiply the next rows, from `i0` on and before `rows1`, with a panel; return how many they were."""
-    plain, adds = p.mode <= _ADD, p.mode == _ADD or k0 > 0
-    width = min(PANEL, p.columns - j0)
-    amx = path == _AMX and i0 + TILE_SIZE <= rows1 and inner >= K_STEP
+def _multiply_tile(p: Bf16GemmArgs, stack: _Stack, panel: _Panel, i0: int, rows1: int) -> int:
+    """Multiply the next rows, from `i0` on and before `rows1`, by a panel; return their number."""
+    rounds, adds = p.epilogue >= Epilogue.ROUND, p.epilogue == Epilogue.ADD or panel.k0 > 0
+    amx = p.path == DotPath.AMX and i0 + TILE_SIZE <= rows1 and panel.inner >= K_STEP
     height = TILE_SIZE if amx else min(TILE_ROWS, rows1 - i0)
-    direct = plain and width == PANEL and (amx or height == TILE_ROWS)
-    out, out_bytes = (p.out + i0 * p.out_bytes + 4 * j0, p.out_bytes) if direct else (room.tile, 4 * PANEL)
-    a, add = p.a + i0 * p.a_bytes + 2 * k0, 1 if direct and adds else 0
+    direct = not rounds and panel.width == PANEL and (amx or height == TILE_ROWS)
+    out = shifted(p.out, i0, 4 * panel.j0) if direct else MatrixRef(stack.tile, 4 * PANEL)
+    a, accumulate = shifted(p.a, i0, 2 * panel.k0), 1 if direct and adds else 0
     if amx:
-        _multiply_amx(path, a, p.a_bytes, panel, inner, out, out_bytes, add)
+        _multiply_amx(p.path, a, panel.address, panel.inner, out, accumulate)
     else:
-        _multiply_rows(path, a, p.a_bytes, height, panel, inner, out, out_bytes, add)
-    if not plain:
-        _finish(p, room.tile, room.bias, room.edges, i0, j0, height, width)
+        _multiply_rows(p.path, a, height, panel.address, panel.inner, out, accumulate)
+    if rounds:
+        _finish(p, stack, i0, panel.j0, height, panel.width)
     elif not direct:
-        _merge(p, room.tile, i0, j0, height, width, adds)
+        _merge(stack.tile, shifted(p.out, i0, 4 * panel.j0), height, panel.width, adds)
     return height
 
 
 @jit_strict_fp
-def _product(p: _Product) -> None:
-    """Compute it: for each depth and each block of rows, panel after panel, tile after tile."""
-    path = chosen_path()
-    room = _Room(_tile_space(), _bias_space(), _edge_space(), _panel_space())
-    if path == _AMX:
+def run_bf16(p: Bf16GemmArgs) -> None:
+    """Compute the product: for each depth and each block of rows, panel after panel, tile after tile."""
+    stack = _Stack(_tile_buffer(), _bias_buffer(), _edge_buffer(), _panel_buffer())
+    if p.path == DotPath.AMX:
         configure_tiles()
     depth = p.inner
-    if p.mode <= _ADD:  # what is rounded at its end is summed in one go
+    if p.epilogue <= Epilogue.ADD:  # sums that are rounded at their end are summed in one pass
         depth = min(depth, _DEPTH if p.packed else _STACK_DEPTH)
     block = max(_BLOCK // depth // TILE_SIZE, 2) * TILE_SIZE
     for k0 in range(0, p.inner, depth):
@@ -203,63 +214,62 @@ def _product(p: _Product) -> None:
         for rows0 in range(0, p.rows, block):
             rows1 = min(rows0 + block, p.rows)
             for j0 in range(0, p.columns, PANEL):
-                panel = _find_panel(p, room, k0, inner, j0, min(PANEL, p.columns - j0))
+                panel = _find_panel(p, stack, k0, inner, j0)
                 i0 = rows0
                 while i0 < rows1:
-                    i0 += _multiply_tile(p, path, room, panel, k0, inner, i0, rows1, j0)
-    if path == _AMX:
+                    i0 += _multiply_tile(p, stack, panel, i0, rows1)
+    if p.path == DotPath.AMX:
         release_tiles()
 
 
-@jit_strict_fp
-def _run(
-    a: int, a_bytes: int, b: int, b_bytes: int, packed: int, out: int, out_bytes: int, rows: int, columns: int,
-    inner: int, mode: int, bias: int, other: int, other_bytes: int,
-) -> None:  # fmt: skip
-    """Run `_product`, with arguments that have one form in C, too."""
-    _product(
-        _Product(
-            a, a_bytes, b, b_bytes, packed != 0, out, out_bytes, rows, columns, inner, mode, bias, other, other_bytes
-        )
-    )
-
-
-_ENTRY = Entry("threadloom_lowp_product", _run, (types.intp,) * 14)
-_ENTRY.prepare()
+_ENTRY = Entry("threadloom_gemm_bf16", run_bf16, Bf16GemmArgs)
 _call = _ENTRY.call
+
+
+def prepare_bf16() -> None:
+    """Compile the product or load it from the cache; must be called before any kernel that multiplies bfloat16."""
+    _ENTRY.prepare()
 
 
 @jit_strict_inline
 def _start(
-    a: BF16Bits, b: PackedBits | BF16Bits, packed: int, out: Floats | BF16Bits, mode: int, bias: Floats, other: BF16Bits
+    a: BF16Bits,
+    b: PackedBits | BF16Bits,
+    packed: bool,
+    out: Floats | BF16Bits,
+    epilogue: Epilogue,
+    bias: Floats,
+    pre_gelu: BF16Bits,
 ) -> None:
+    """Call the product on arrays. `bias` may be empty; only `Epilogue.GELU` writes `pre_gelu`."""
     rows, columns = out.shape
-    biased = np.intp(bias.ctypes.data) if bias.shape[0] else np.intp(0)
-    _call((
-        np.intp(a.ctypes.data), a.strides[0], np.intp(b.ctypes.data), b.strides[0], packed,
-        np.intp(out.ctypes.data), out.strides[0], rows, columns, a.shape[1], mode,
-        biased, np.intp(other.ctypes.data), other.strides[0],
-    ))  # fmt: skip
+    bias_address = address_of(bias) if bias.shape[0] else 0
+    _call(
+        Bf16GemmArgs(
+            matrix_ref(a), matrix_ref(b), packed, matrix_ref(out), rows, columns, a.shape[1],
+            epilogue, bias_address, matrix_ref(pre_gelu), read_dot_path(),
+        )
+    )  # fmt: skip
 
 
 @jit_strict_fp
 def _gemm_compiled(a: BF16Bits, b: PackedBits, out: Floats, accumulate: bool) -> None:
-    _start(a, b, 1, out, _ADD if accumulate else _WRITE, out[0, :0], a)
+    _start(a, b, True, out, Epilogue.ADD if accumulate else Epilogue.WRITE, out[0, :0], a)
 
 
 @jit_strict_fp
 def _gemm_rows_compiled(a: BF16Bits, b: BF16Bits, out: Floats, accumulate: bool) -> None:
-    _start(a, b, 0, out, _ADD if accumulate else _WRITE, out[0, :0], a)
+    _start(a, b, False, out, Epilogue.ADD if accumulate else Epilogue.WRITE, out[0, :0], a)
 
 
 @jit_strict_fp
 def _linear_compiled(a: BF16Bits, b: PackedBits, bias: Floats, out: BF16Bits) -> None:
-    _start(a, b, 1, out, _ROUND, bias, out)
+    _start(a, b, True, out, Epilogue.ROUND, bias, out)
 
 
 @jit_strict_fp
-def _linear_gelu_compiled(a: BF16Bits, b: PackedBits, bias: Floats, before: BF16Bits, out: BF16Bits) -> None:
-    _start(a, b, 1, out, _GELU, bias, before)
+def _linear_gelu_compiled(a: BF16Bits, b: PackedBits, bias: Floats, pre_gelu: BF16Bits, out: BF16Bits) -> None:
+    _start(a, b, True, out, Epilogue.GELU, bias, pre_gelu)
 
 
 def _multiply_numpy(a: BF16Bits, b: PackedBits, columns: int) -> Floats:
@@ -281,11 +291,11 @@ def _linear_numpy(a: BF16Bits, b: PackedBits, bias: Floats, out: BF16Bits) -> No
     out[...] = round_to_bf16(sums + bias if bias.size else sums)
 
 
-def _linear_gelu_numpy(a: BF16Bits, b: PackedBits, bias: Floats, before: BF16Bits, out: BF16Bits) -> None:
-    _linear_numpy(a, b, bias, before)
-    v = upcast_bf16(before)
+def _linear_gelu_numpy(a: BF16Bits, b: PackedBits, bias: Floats, pre_gelu: BF16Bits, out: BF16Bits) -> None:
+    _linear_numpy(a, b, bias, pre_gelu)
+    v = upcast_bf16(pre_gelu)
     with np.errstate(over="ignore"):
-        out[...] = round_to_bf16(v / (1 + np.exp(-v * (_LINEAR + _CUBIC * v * v))))
+        out[...] = round_to_bf16(v / (1 + np.exp(-v * (GELU_LINEAR + GELU_CUBIC * v * v))))
 
 
 if JIT_ENABLED:
@@ -301,19 +311,20 @@ else:
 
 @jit_strict_fp
 def gemm_bf16(a: BF16Bits, b: PackedBits, out: Floats, accumulate: bool) -> None:
-    """Write, or add when `accumulate`, ``a @ B`` to `out`: a (M, K), `b` the packed B (K, N), out (M, N).
+    """Write ``a @ B`` to `out`, or add it if `accumulate`: a (M, K), `b` the packed B (K, N), out (M, N).
 
-    K is at least 1. Elements lie side by side within the rows of `a` and `out`; the rows may lie apart. Without
-    `accumulate` the earlier content of `out` does not matter. `out` must not overlap `a` or `b`.
+    K is at least 1. Elements are contiguous within the rows of `a` and `out`; the rows need not be. Without
+    `accumulate` the earlier content of `out` does not matter. `out` must not overlap `a` or `b`. `prepare_bf16` must
+    have been called in this process.
     """
     _gemm(a, b, out, accumulate)
 
 
 @jit_strict_fp
 def gemm_rows_bf16(a: BF16Bits, b: BF16Bits, out: Floats, accumulate: bool) -> None:
-    """Write, or add when `accumulate`, ``a @ b`` to `out`, with `b` (K, N) row-major: it is packed panel by panel.
+    """Write ``a @ b`` to `out`, or add it if `accumulate`, with `b` (K, N) row-major: it is packed panel by panel.
 
-    For operands that are used once, as in the gradient of a weight: a the transposed x, b the dy.
+    For operands that are used once, as in the gradient of a weight: a is the transposed x, b is dy.
     """
     _gemm_rows(a, b, out, accumulate)
 
@@ -325,10 +336,10 @@ def linear_bf16(a: BF16Bits, b: PackedBits, bias: Floats, out: BF16Bits) -> None
 
 
 @jit_strict_fp
-def linear_gelu_bf16(a: BF16Bits, b: PackedBits, bias: Floats, before: BF16Bits, out: BF16Bits) -> None:
-    """Write ``a @ B + bias`` to `before` and its GELU to `out`, both (M, N) and rounded.
+def linear_gelu_bf16(a: BF16Bits, b: PackedBits, bias: Floats, pre_gelu: BF16Bits, out: BF16Bits) -> None:
+    """Write ``a @ B + bias`` to `pre_gelu` and its GELU to `out`, both (M, N) and rounded.
 
-    The GELU is of the rounded numbers, so that backward, which has only those, makes it again: to float32's last
-    rounding, which now and then takes the bfloat16 to its neighbour.
+    The GELU is computed from the rounded numbers, so that backward, which has only those, recomputes it: up to the last
+    rounding of float32, which occasionally changes the bfloat16 to its neighbour.
     """
-    _linear_gelu(a, b, bias, before, out)
+    _linear_gelu(a, b, bias, pre_gelu, out)

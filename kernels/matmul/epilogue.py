@@ -1,8 +1,8 @@
-"""What follows a product before its one rounding to bfloat16, on a tile of sums: bias, GELU. LLVM vectors.
+"""Epilogue of a bfloat16 product: bias, GELU and the one rounding of a tile of float32 sums, as LLVM vectors.
 
-Numba's own vectors are 256 bits wide on some processors with AVX-512, and loops over addresses are checked for overlap
-at each entry; written out, the epilogue of a tile costs a few percent of its product. The formulas, constants and the
-rounding are those of `kernels.float32.gelu`, `kernels.simd.exponential` and `kernels.simd.bfloat16`.
+Numba's own vectors are 256 bits wide on some processors with AVX-512, and its loops over addresses are checked for
+overlap at each entry; with explicit vectors, the epilogue of a tile costs a few percent of its product. Formulas,
+constants and rounding are those of `kernels.float32.gelu`, `kernels.simd.exponential` and `kernels.simd.bfloat16`.
 """
 
 from collections.abc import Callable
@@ -13,34 +13,41 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from threadloom.kernels.compiling import numba_type
+from threadloom.kernels.matmul.operands import MatrixRef
 from threadloom.kernels.matmul.pack import PANEL
 from threadloom.kernels.simd import (
+    EXP_HIGHEST,
+    EXP_LOWEST,
+    EXP_POLYNOMIAL,
     FLOAT32_VECTOR,
+    GELU_CUBIC,
+    GELU_LINEAR,
     INT16_VECTOR,
     INT32_VECTOR,
+    INTEGER_ROUNDER,
     LANES,
-    exponential,
+    LN2_HIGH,
+    LN2_LOW,
+    LOG2_E,
+    MANTISSA_BITS,
+    ONE_BITS,
     fused_multiply_add,
     int64,
     pointer,
 )
-
-_LINEAR = 1.5957691216057308  # 2 sqrt(2 / pi)
-_CUBIC = 0.07135481282636  # 0.044715 * 2 sqrt(2 / pi)
-
-_ROW_FLOATS, _ROW_SHORTS = 4 * PANEL, 2 * PANEL
 
 
 def _floats(value: Any) -> Any:
     return ir.Constant(FLOAT32_VECTOR, [float(value)] * LANES)
 
 
-def _ints(value: int) -> Any:
-    return ir.Constant(INT32_VECTOR, [value] * LANES)
+def _ints(value: Any) -> Any:
+    return ir.Constant(INT32_VECTOR, [int(value)] * LANES)
 
 
 def round_vector(builder: Any, x: Any) -> Any:
-    """Return the nearest bfloat16 numbers as a vector of shorts; see `kernels.simd.bfloat16`."""
+    """Return the nearest bfloat16 numbers as a vector of int16; see `kernels.simd.bfloat16`."""
     bits = builder.bitcast(x, INT32_VECTOR)
     upper = builder.lshr(bits, _ints(16))
     odd = builder.and_(upper, _ints(1))
@@ -49,83 +56,84 @@ def round_vector(builder: Any, x: Any) -> Any:
     return builder.trunc(builder.select(is_nan, builder.or_(upper, _ints(0x40)), nearest), INT16_VECTOR)
 
 
-def _widen(builder: Any, shorts: Any) -> Any:
-    return builder.bitcast(builder.shl(builder.zext(shorts, INT32_VECTOR), _ints(16)), FLOAT32_VECTOR)
+def _upcast(builder: Any, bits: Any) -> Any:
+    return builder.bitcast(builder.shl(builder.zext(bits, INT32_VECTOR), _ints(16)), FLOAT32_VECTOR)
 
 
 def _exp(builder: Any, x: Any) -> Any:
     """Return e**x as `kernels.simd.exponential.exp32` does."""
-    e = exponential
-    y = builder.select(builder.fcmp_ordered("<", x, _floats(e._LOWEST)), _floats(e._LOWEST), x)
-    y = builder.select(builder.fcmp_ordered(">", y, _floats(e._HIGHEST)), _floats(e._HIGHEST), y)
-    t = fused_multiply_add(builder, y, _floats(e._LOG2_E), _floats(e._ROUNDER))
-    n = builder.fsub(t, _floats(e._ROUNDER))
-    r = fused_multiply_add(builder, n, _floats(-e._LN2_HIGH), y)
-    r = fused_multiply_add(builder, n, _floats(-e._LN2_LOW), r)
-    p = _floats(e._P0)
-    for coefficient in (e._P1, e._P2, e._P3, e._P4, e._P5):
+    y = builder.select(builder.fcmp_ordered("<", x, _floats(EXP_LOWEST)), _floats(EXP_LOWEST), x)
+    y = builder.select(builder.fcmp_ordered(">", y, _floats(EXP_HIGHEST)), _floats(EXP_HIGHEST), y)
+    t = fused_multiply_add(builder, y, _floats(LOG2_E), _floats(INTEGER_ROUNDER))
+    n = builder.fsub(t, _floats(INTEGER_ROUNDER))
+    r = fused_multiply_add(builder, n, _floats(-LN2_HIGH), y)
+    r = fused_multiply_add(builder, n, _floats(-LN2_LOW), r)
+    p = _floats(EXP_POLYNOMIAL[0])
+    for coefficient in EXP_POLYNOMIAL[1:]:
         p = fused_multiply_add(builder, p, r, _floats(coefficient))
     p = builder.fadd(fused_multiply_add(builder, p, builder.fmul(r, r), r), _floats(1.0))
-    power = builder.add(builder.shl(builder.bitcast(t, INT32_VECTOR), _ints(23)), _ints(int(e._ONE_BITS)))
+    power = builder.add(builder.shl(builder.bitcast(t, INT32_VECTOR), _ints(MANTISSA_BITS)), _ints(ONE_BITS))
     return builder.fmul(p, builder.bitcast(power, FLOAT32_VECTOR))
 
 
 def _gelu(builder: Any, v: Any) -> Any:
-    """Return v / (1 + e**(-2u)), ``2u = v (_LINEAR + _CUBIC v**2)``."""
-    factor = fused_multiply_add(builder, builder.fmul(v, v), _floats(-_CUBIC), _floats(-_LINEAR))
+    """Return v / (1 + e**(-2u)), ``2u = v (GELU_LINEAR + GELU_CUBIC v**2)``."""
+    factor = fused_multiply_add(builder, builder.fmul(v, v), _floats(-GELU_CUBIC), _floats(-GELU_LINEAR))
     return builder.fdiv(v, builder.fadd(_exp(builder, builder.fmul(v, factor)), _floats(1.0)))
 
 
 Action = Callable[[Any, Any, Callable[[Any], None]], Any]
-"""From builder, vector of sums, and how to write `other`, to the vector of shorts of the result."""
+"""Emitter from (builder, vector of sums, store_pre_gelu) to the vector of int16 of the result."""
 
 
 def _make_finish(action: Action) -> Any:
-    @intrinsic
-    def finish(
-        typing_context: Any,
-        tile: Any,
-        rows: Any,
-        bias: Any,
-        other: Any,
-        other_bytes: Any,
-        out: Any,
-        out_bytes: Any,
-    ) -> Any:
-        """Take `rows` rows of 32 sums at `tile`, side by side, to `out`; `bias` has 32 floats. All are addresses."""
+    """Return the intrinsic ``finish(tile, rows, bias, pre_gelu, out)``.
 
+    It applies `action` to `rows` rows of 32 contiguous sums at the address `tile`, after adding the 32 floats at the
+    address `bias`, and writes the results to `out`; `pre_gelu` and `out` are of type `MatrixRef`.
+    """
+
+    @intrinsic
+    def finish(typing_context: Any, tile: Any, rows: Any, bias: Any, pre_gelu: Any, out: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            tile, rows, bias, other, other_bytes, out, out_bytes = arguments
+            tile, rows, bias, pre_gelu, out = arguments
             with cgutils.for_range(builder, rows) as loop:
-                row = loop.index
                 for v in range(0, PANEL, LANES):
-                    source = pointer(builder, FLOAT32_VECTOR, tile, builder.mul(row, int64(_ROW_FLOATS)), int64(4 * v))
-                    beside = pointer(builder, INT16_VECTOR, other, builder.mul(row, other_bytes), int64(2 * v))
-                    target = pointer(builder, INT16_VECTOR, out, builder.mul(row, out_bytes), int64(2 * v))
+                    source = pointer(
+                        builder, FLOAT32_VECTOR, tile, builder.mul(loop.index, int64(4 * PANEL)), int64(4 * v)
+                    )
                     added = builder.load(pointer(builder, FLOAT32_VECTOR, bias, int64(4 * v)), align=4)
                     sums = builder.fadd(builder.load(source, align=4), added)
+                    before, target = (_place(builder, matrix, loop.index, v) for matrix in (pre_gelu, out))
 
-                    def write(value: Any, place: Any = beside) -> None:
+                    def store_pre_gelu(value: Any, place: Any = before) -> None:
                         builder.store(value, place, align=2)
 
-                    builder.store(action(builder, sums, write), target, align=2)
+                    builder.store(action(builder, sums, store_pre_gelu), target, align=2)
             return context.get_dummy_value()
 
-        return types.void(*[types.intp] * 7), codegen
+        matrix = numba_type(MatrixRef)
+        return types.void(types.intp, types.intp, types.intp, matrix, matrix), codegen
 
     return finish
 
 
-def _rounded(builder: Any, sums: Any, write: Any) -> Any:
+def _place(builder: Any, matrix: Any, row: Any, column: int) -> Any:
+    """Return a pointer to the 16-bit vector at `row` and `column` of a matrix."""
+    address, stride = cgutils.unpack_tuple(builder, matrix, 2)
+    return pointer(builder, INT16_VECTOR, address, builder.mul(row, stride), int64(2 * column))
+
+
+def _round(builder: Any, sums: Any, store_pre_gelu: Callable[[Any], None]) -> Any:
     return round_vector(builder, sums)
 
 
-def _with_gelu(builder: Any, sums: Any, write: Any) -> Any:
-    """Write the rounded sums beside, and return the GELU of them: of the rounded ones, which backward will have."""
-    before = round_vector(builder, sums)
-    write(before)
-    return round_vector(builder, _gelu(builder, _widen(builder, before)))
+def _round_and_gelu(builder: Any, sums: Any, store_pre_gelu: Callable[[Any], None]) -> Any:
+    """Store the rounded sums and return the GELU of those, which are all that backward will have."""
+    rounded = round_vector(builder, sums)
+    store_pre_gelu(rounded)
+    return round_vector(builder, _gelu(builder, _upcast(builder, rounded)))
 
 
-finish_rounded = _make_finish(_rounded)
-finish_gelu = _make_finish(_with_gelu)
+finish_rounded = _make_finish(_round)
+finish_gelu = _make_finish(_round_and_gelu)

@@ -1,27 +1,26 @@
-"""Products of float16 matrices through float32: blocks of both operands are upcast and multiplied by BLAS.
+"""float16 matrix products through float32: blocks of both operands are upcast and multiplied by the float32 GEMM.
 
-x86-64 processors below AVX-512-FP16 have no arithmetic in float16, only conversions, and float16 sums would lose too
-much anyway; what float16 saves is memory. So a block of each operand is widened into scratch of the caller's, where it
-stays in the L2 cache or near it, and the float32 product runs on the blocks::
+x86-64 processors below AVX512-FP16 convert float16 but have no arithmetic on it, and float16 sums would lose too much
+precision anyway; float16 saves memory. Each block is upcast into scratch of the caller, where it stays in or near the
+L2 cache, and the float32 product runs on the blocks::
 
         op(B):   _COLUMNS wide            for each _DEPTH of k
-               +------+------+              for each _ROWS of op(A): widen, once
-               |      |      | _DEPTH         for each _COLUMNS of op(B): widen, unless it is there already
+               +------+------+              for each _ROWS of op(A): upcast, once
+               |      |      | _DEPTH         for each _COLUMNS of op(B): upcast, unless it is there already
                +------+------+                  out += the product of the two
       op(A)    +------+------+
       _ROWS |  | out  |      |
             |  +------+------+
 
-The widening is exact, so the result is that of the float32 product of the numbers, and of any backend the error is the
-float32 one. Blocks follow from the shapes alone: the bits are the same in any thread.
+Upcasting is exact, so the result is that of the float32 product of the numbers, and has the error of float32 on any
+backend. Blocks follow from the shapes alone: the bits are the same in any thread.
 """
-
-from typing import NamedTuple
 
 import numpy as np
 
 from threadloom.kernels.compiling import JIT_ENABLED, Floats, jit_strict_fp
-from threadloom.kernels.matmul.blas import gemm
+from threadloom.kernels.matmul.backend import gemm_at
+from threadloom.kernels.matmul.operands import GemmArgs, MatrixRef, Op, address_of, gemm_args, matrix_ref, shifted
 from threadloom.kernels.simd import (
     FP16Bits,
     from_fp16,
@@ -34,92 +33,75 @@ from threadloom.kernels.simd import (
     upcast_fp16,
 )
 
-_ROWS = 512  # rows of op(A) that meet every block of op(B) before the next ones, as in kernels.gemm
-_COLUMNS = 512  # columns of op(B) of a block
-_DEPTH = 2048  # of both; a multiple of the depth at which kernels.gemm cuts its sums: the bits are those of one product
+_ROWS = 512  # rows of op(A) that are multiplied by every block of op(B) before the next ones, as in matmul.float32
+_COLUMNS = 512  # columns of op(B) in a block
+_DEPTH = 2048  # of both; a multiple of the depth at which matmul.float32 splits sums: the bits are those of one product
 
 
 def fp16_scratch_sizes(rows: int, columns: int, inner: int) -> tuple[int, int]:
-    """Return how many floats of `wide_a` and of `wide_b` a product of (rows, inner) and (inner, columns) needs.
+    """Return the numbers of floats of `wide_a` and of `wide_b` for a product of (rows, inner) and (inner, columns).
 
-    At most 1 Mi (4 MiB) each, whatever the shape; scratch that is longer, made for another product, will do.
+    At most 1 Mi (4 MiB) each, for any shape; longer scratch, allocated for another product, may be used.
     """
     depth = min(inner, _DEPTH)
     return min(rows, _ROWS) * depth, min(columns, _COLUMNS) * depth
 
 
 def fp16_sums_size(rows: int, columns: int) -> int:
-    """Return how many floats of `sums` `linear_fp16` needs for a result of (rows, columns); at most 256 Ki."""
+    """Return the number of floats of `sums` that `linear_fp16` needs for a (rows, columns) result; at most 256 Ki."""
     return min(rows, _ROWS) * min(columns, _COLUMNS)
 
 
-class _Operands(NamedTuple):
-    """Both factors of a product, by addresses; row strides are in bytes."""
-
-    a: int
-    a_bytes: int
-    transpose_a: bool
-    b: int
-    b_bytes: int
-    transpose_b: bool
-    inner: int
-
-
 @jit_strict_fp
-def _widen(source: int, row_bytes: int, rows: int, columns: int, out: int) -> None:
-    """Write a block of a matrix to `out`, row after row; both are addresses, from which LLVM knows the steps."""
+def _upcast(source: MatrixRef, rows: int, columns: int, out: int) -> None:
+    """Write a block of a float16 matrix to the address `out`, row after row."""
     for i in range(rows):
-        line, target = source + i * row_bytes, out + 4 * columns * i
+        line, target = source.address + i * source.stride, out + 4 * columns * i
         for j in range(columns):
             store_float32(target, j, from_fp16(np.int16(load_uint16(line, j))))
 
 
 @jit_strict_fp
-def _multiply(p: _Operands, out: Floats, i0: int, j0: int, accumulate: bool, wide_a: Floats, wide_b: Floats) -> None:
-    """Compute the part of the product that begins at (i0, j0) and has the shape of `out`."""
-    rows, columns = out.shape
+def _upcast_block(matrix: MatrixRef, op: Op, i0: int, j0: int, rows: int, columns: int, out: int) -> MatrixRef:
+    """Upcast op(matrix)[i0 : i0 + rows, j0 : j0 + columns] to the address `out`, as it is stored; return the copy."""
+    if op == Op.T:
+        _upcast(shifted(matrix, j0, 2 * i0), columns, rows, out)
+        return MatrixRef(out, 4 * rows)
+    _upcast(shifted(matrix, i0, 2 * j0), rows, columns, out)
+    return MatrixRef(out, 4 * columns)
+
+
+@jit_strict_fp
+def _multiply(p: GemmArgs, wide_a: int, wide_b: int) -> None:
+    """Compute the product of float16 operands; the upcast blocks are written to the addresses `wide_a` and `wide_b`."""
     for k0 in range(0, p.inner, _DEPTH):
         depth = min(_DEPTH, p.inner - k0)
-        beta = 1.0 if accumulate or k0 > 0 else 0.0
-        for i in range(0, rows, _ROWS):
-            height = min(_ROWS, rows - i)
-            block_a = wide_a[: height * depth].reshape((depth, height) if p.transpose_a else (height, depth))
-            first, second = (k0, i0 + i) if p.transpose_a else (i0 + i, k0)
-            source = p.a + first * p.a_bytes + 2 * second
-            _widen(source, p.a_bytes, block_a.shape[0], block_a.shape[1], wide_a.ctypes.data)
-            for j in range(0, columns, _COLUMNS):
-                width = min(_COLUMNS, columns - j)
-                block_b = wide_b[: width * depth].reshape((width, depth) if p.transpose_b else (depth, width))
-                if i == 0 or columns > _COLUMNS:
-                    first, second = (j0 + j, k0) if p.transpose_b else (k0, j0 + j)
-                    source = p.b + first * p.b_bytes + 2 * second
-                    _widen(source, p.b_bytes, block_b.shape[0], block_b.shape[1], wide_b.ctypes.data)
-                part = out[i : i + height, j : j + width]
-                gemm(block_a, block_b, part, p.transpose_a, p.transpose_b, 1.0, beta)
+        beta = p.beta if k0 == 0 else np.float32(1.0)
+        b = MatrixRef(wide_b, 0)
+        for i in range(0, p.rows, _ROWS):
+            height = min(_ROWS, p.rows - i)
+            a = _upcast_block(p.a, p.op_a, i, k0, height, depth, wide_a)
+            for j in range(0, p.columns, _COLUMNS):
+                width = min(_COLUMNS, p.columns - j)
+                if i == 0 or p.columns > _COLUMNS:
+                    b = _upcast_block(p.b, p.op_b, k0, j, depth, width, wide_b)
+                out = shifted(p.out, i, 4 * j)
+                gemm_at(GemmArgs(a, p.op_a, b, p.op_b, out, height, width, depth, p.alpha, beta))
 
 
 @jit_strict_fp
 def _gemm_compiled(
-    a: FP16Bits,
-    b: FP16Bits,
-    out: Floats,
-    transpose_a: bool,
-    transpose_b: bool,
-    accumulate: bool,
-    wide_a: Floats,
-    wide_b: Floats,
+    a: FP16Bits, b: FP16Bits, out: Floats, op_a: Op, op_b: Op, accumulate: bool, wide_a: Floats, wide_b: Floats
 ) -> None:
-    inner = a.shape[0] if transpose_a else a.shape[1]
-    operands = _Operands(a.ctypes.data, a.strides[0], transpose_a, b.ctypes.data, b.strides[0], transpose_b, inner)
-    _multiply(operands, out, 0, 0, accumulate, wide_a, wide_b)
+    args = gemm_args(a, b, out, op_a, op_b, 1.0, 1.0 if accumulate else 0.0)
+    _multiply(args, address_of(wide_a), address_of(wide_b))
 
 
 @jit_strict_fp
-def _round_rows(total: Floats, bias: int, out: int, out_bytes: int) -> None:
-    """Write ``total + bias``, rounded, to the addresses of `out`; a `bias` of 0 is none."""
-    rows, columns = total.shape
+def _round_rows(total: MatrixRef, bias: int, rows: int, columns: int, out: MatrixRef) -> None:
+    """Write ``total + bias``, rounded, to `out`; `bias` is an address, 0 for none."""
     for i in range(rows):
-        source, target = total.ctypes.data + 4 * columns * i, out + i * out_bytes
+        source, target = total.address + i * total.stride, out.address + i * out.stride
         if bias != 0:
             for j in range(columns):
                 store_uint16(target, j, np.uint16(to_fp16(load_float32(source, j) + load_float32(bias, j))))
@@ -130,52 +112,33 @@ def _round_rows(total: Floats, bias: int, out: int, out_bytes: int) -> None:
 
 @jit_strict_fp
 def _linear_compiled(
-    a: FP16Bits,
-    b: FP16Bits,
-    transpose_b: bool,
-    bias: Floats,
-    out: FP16Bits,
-    sums: Floats,
-    wide_a: Floats,
-    wide_b: Floats,
+    a: FP16Bits, b: FP16Bits, op_b: Op, bias: Floats, out: FP16Bits, sums: Floats, wide_a: Floats, wide_b: Floats
 ) -> None:
     rows, columns = out.shape
-    operands = _Operands(a.ctypes.data, a.strides[0], False, b.ctypes.data, b.strides[0], transpose_b, a.shape[1])
+    scales = np.float32(1.0), np.float32(0.0)
     for i in range(0, rows, _ROWS):
         height = min(_ROWS, rows - i)
         for j in range(0, columns, _COLUMNS):
             width = min(_COLUMNS, columns - j)
-            total = sums[: height * width].reshape((height, width))
-            _multiply(operands, total, i, j, False, wide_a, wide_b)
-            place = out.ctypes.data + i * out.strides[0] + 2 * j
-            _round_rows(total, bias.ctypes.data + 4 * j if bias.shape[0] > 0 else 0, place, out.strides[0])
+            total = MatrixRef(address_of(sums), 4 * width)
+            part = shifted(matrix_ref(b), j, 0) if op_b == Op.T else shifted(matrix_ref(b), 0, 2 * j)
+            args = GemmArgs(shifted(matrix_ref(a), i, 0), Op.N, part, op_b, total, height, width, a.shape[1], *scales)
+            _multiply(args, address_of(wide_a), address_of(wide_b))
+            bias_address = address_of(bias) + 4 * j if bias.shape[0] > 0 else 0
+            _round_rows(total, bias_address, height, width, shifted(matrix_ref(out), i, 2 * j))
 
 
 def _gemm_numpy(
-    a: FP16Bits,
-    b: FP16Bits,
-    out: Floats,
-    transpose_a: bool,
-    transpose_b: bool,
-    accumulate: bool,
-    wide_a: Floats,
-    wide_b: Floats,
+    a: FP16Bits, b: FP16Bits, out: Floats, op_a: Op, op_b: Op, accumulate: bool, wide_a: Floats, wide_b: Floats
 ) -> None:
-    product = np.matmul(upcast_fp16(a.T if transpose_a else a), upcast_fp16(b.T if transpose_b else b))
+    product = np.matmul(upcast_fp16(a.T if op_a == Op.T else a), upcast_fp16(b.T if op_b == Op.T else b))
     out[...] = out + product if accumulate else product
 
 
 def _linear_numpy(
-    a: FP16Bits,
-    b: FP16Bits,
-    transpose_b: bool,
-    bias: Floats,
-    out: FP16Bits,
-    sums: Floats,
-    wide_a: Floats,
-    wide_b: Floats,
+    a: FP16Bits, b: FP16Bits, op_b: Op, bias: Floats, out: FP16Bits, sums: Floats, wide_a: Floats, wide_b: Floats
 ) -> None:
-    total = np.matmul(upcast_fp16(a), upcast_fp16(b.T if transpose_b else b))
+    total = np.matmul(upcast_fp16(a), upcast_fp16(b.T if op_b == Op.T else b))
     out[...] = round_to_fp16(total + bias if bias.size else total)
 
 
@@ -187,37 +150,23 @@ else:
 
 @jit_strict_fp
 def gemm_fp16(
-    a: FP16Bits,
-    b: FP16Bits,
-    out: Floats,
-    transpose_a: bool,
-    transpose_b: bool,
-    accumulate: bool,
-    wide_a: Floats,
-    wide_b: Floats,
+    a: FP16Bits, b: FP16Bits, out: Floats, op_a: Op, op_b: Op, accumulate: bool, wide_a: Floats, wide_b: Floats
 ) -> None:
-    """Write, or add when `accumulate`, ``op(a) @ op(b)`` to `out` (M, N) in float32; op transposes where asked.
+    """Write ``op_a(a) @ op_b(b)`` to `out` (M, N) in float32, or add it if `accumulate`.
 
-    op(a) is (M, K), op(b) (K, N), both float16; K is at least 1. Elements lie side by side within a row, the rows may
-    lie apart, in `out` too. Without `accumulate` the earlier content of `out` does not matter. The flat `wide_a` and
-    `wide_b` have at least the lengths of ``fp16_scratch_sizes(M, N, K)``. Nothing may overlap.
+    op_a(a) is (M, K), op_b(b) (K, N), both float16; K is at least 1. Elements are contiguous within a row; the rows
+    need not be, in `out` either. Without `accumulate` the earlier content of `out` does not matter. The flat `wide_a`
+    and `wide_b` have at least the lengths of ``fp16_scratch_sizes(M, N, K)``. Nothing may overlap.
     """
-    _gemm(a, b, out, transpose_a, transpose_b, accumulate, wide_a, wide_b)
+    _gemm(a, b, out, op_a, op_b, accumulate, wide_a, wide_b)
 
 
 @jit_strict_fp
 def linear_fp16(
-    a: FP16Bits,
-    b: FP16Bits,
-    transpose_b: bool,
-    bias: Floats,
-    out: FP16Bits,
-    sums: Floats,
-    wide_a: Floats,
-    wide_b: Floats,
+    a: FP16Bits, b: FP16Bits, op_b: Op, bias: Floats, out: FP16Bits, sums: Floats, wide_a: Floats, wide_b: Floats
 ) -> None:
-    """Write ``a @ op(b) + bias``, rounded to float16 once, to `out` (M, N); bias (N,) float32, or (0,) for none.
+    """Write ``a @ op_b(b) + bias``, rounded to float16 once, to `out` (M, N); bias (N,) float32, or (0,) for none.
 
     Arrays as in `gemm_fp16`; the flat `sums` has at least ``fp16_sums_size(M, N)`` floats.
     """
-    _linear(a, b, transpose_b, bias, out, sums, wide_a, wide_b)
+    _linear(a, b, op_b, bias, out, sums, wide_a, wide_b)

@@ -1,7 +1,7 @@
-"""The forms in which bfloat16 matrices are multiplied: the packed second operand, and the transposed first one.
+"""Layouts of the operands of bfloat16 products: the packed second operand and the transposed first one.
 
-A product A @ B takes A (M, K) row after row, its elements side by side along k, and B (K, N) packed: pairs of k in
-words (see `kernels.simd.vector`), 32 columns to a panel, panel after panel, with zeros at the edges::
+A product A @ B takes A (M, K) row-major and B (K, N) packed: pairs along k in one uint32 (see `kernels.simd.vector`),
+32 columns per panel, panel after panel, padded with zeros::
 
     B (K, N)                    packed (panels, pairs, 32) of uint32
 
@@ -13,17 +13,18 @@ words (see `kernels.simd.vector`), 32 columns to a panel, panel after panel, wit
          +-------+-------+-     pair 0  | B[1,32] B[0,32] | ...                                  panel 1
 
 A row of a panel is 128 bytes: two vectors of AVX-512, or one row of each of two AMX tiles, whose 16 rows are 16
-successive pairs. The zeros let a tile be loaded across the last k; the memory is that of bfloat16 plus these edges. A
-weight bank holds a weight (I, O) as ``pack_bf16(weight, False)`` for the forward product and as
-``pack_bf16(weight, True)``, which is the packed transpose, for the gradient of the input.
+successive pairs. The padding lets a tile be loaded past the last k; the memory is that of bfloat16 plus the padding. A
+weight bank holds a weight (I, O) packed with `Op.N` for the forward product, and with `Op.T`, as the packed transpose,
+for the gradient of the input.
 
-For the gradient of a weight, x.T @ dy, `transpose_bf16` makes the first operand and `pack_bf16` packs the second.
+For the gradient of a weight, x.T @ dy, `transpose_bf16` computes the first operand and `pack_bf16` packs the second.
 """
 
 import numpy as np
 from numpy.typing import NDArray
 
 from threadloom.kernels.compiling import JIT_ENABLED, Floats, jit_strict_fp, jit_strict_inline
+from threadloom.kernels.matmul.operands import MatrixRef, Op, address_of, matrix_ref, shifted
 from threadloom.kernels.simd import (
     LANES,
     BF16Bits,
@@ -40,12 +41,12 @@ from threadloom.kernels.simd import (
 )
 
 PackedBits = NDArray[np.uint32]
-"""A packed operand: words of two bfloat16 numbers."""
+"""Packed operand: each element holds a pair of bfloat16 numbers."""
 
 PANEL = 32
 """Columns of a panel."""
 DEPTH_STEP = 32
-"""Packed operands are padded to a multiple of this along k: what one AMX tile holds."""
+"""Packed operands are padded to a multiple of this along k: the depth of one AMX tile."""
 
 _SHIFT = np.uint32(16)
 _square_space = stack_buffer(LANES * LANES * 4)
@@ -58,13 +59,13 @@ def packed_shape(inner: int, columns: int) -> tuple[int, int, int]:
 
 @jit_strict_inline
 def pack_pair(low: np.uint16, high: np.uint16) -> np.uint32:
-    """Return the word of two numbers that follow each other along k."""
+    """Return the uint32 of two numbers that are adjacent along k."""
     return np.uint32(np.uint32(low) | np.uint32(np.uint32(high) << _SHIFT))
 
 
 @jit_strict_fp
 def _clear_edges(out: PackedBits, inner: int, columns: int) -> None:
-    """Write zeros to what a packed matrix of (inner, columns) has beyond its pairs and its columns."""
+    """Write zeros to the padding of a packed matrix of (inner, columns)."""
     panels, pairs, _ = out.shape
     for j in range(panels):
         width = min(PANEL, columns - j * PANEL)
@@ -78,31 +79,31 @@ def _clear_edges(out: PackedBits, inner: int, columns: int) -> None:
 
 
 @jit_strict_fp
-def pack_panel(source: int, row_bytes: int, inner: int, width: int, panel: int) -> None:
-    """Pack one panel, `width` columns of a row-major matrix, between addresses; pairs after the last are left alone."""
+def pack_panel(source: MatrixRef, inner: int, width: int, panel: int) -> None:
+    """Pack `width` columns of a row-major matrix at the address `panel`; the padding along k is not written."""
     for p in range((inner + 1) // 2):
-        even, target = source + 2 * p * row_bytes, panel + 4 * PANEL * p
+        even, target = source.address + 2 * p * source.stride, panel + 4 * PANEL * p
         if width == PANEL and 2 * p + 1 < inner:
-            interleave_rows(even, even + row_bytes, target)
+            interleave_rows(even, even + source.stride, target)
             continue
         for c in range(PANEL):
             low, high = np.uint16(0), np.uint16(0)
             if c < width:
                 low = load_uint16(even, c)
                 if 2 * p + 1 < inner:
-                    high = load_uint16(even + row_bytes, c)
+                    high = load_uint16(even + source.stride, c)
             store_uint32(target, c, pack_pair(low, high))
 
 
 @jit_strict_fp
 def _pack_bf16_rows(source: BF16Bits, out: PackedBits) -> None:
-    """Pack `source` (K, N), which is B itself."""
+    """Pack `source` (K, N)."""
     inner, columns = source.shape
     panels, pairs, _ = out.shape
     for j in range(panels):
         width = min(PANEL, columns - j * PANEL)
-        first, panel = source.ctypes.data + 2 * PANEL * j, out.ctypes.data + j * pairs * 4 * PANEL
-        pack_panel(first, source.strides[0], inner, width, panel)
+        panel = address_of(out) + j * pairs * 4 * PANEL
+        pack_panel(shifted(matrix_ref(source), 0, 2 * PANEL * j), inner, width, panel)
         for p in range((inner + 1) // 2, pairs):
             for c in range(PANEL):
                 out[j, p, c] = 0
@@ -110,7 +111,7 @@ def _pack_bf16_rows(source: BF16Bits, out: PackedBits) -> None:
 
 @jit_strict_fp
 def _pack_bf16_columns(source: BF16Bits, out: PackedBits) -> None:
-    """Pack the transpose of `source` (N, K): a pair is a word of the source already, so that words are transposed."""
+    """Pack the transpose of `source` (N, K): a pair is one uint32 of the source, so that these are transposed."""
     columns, inner = source.shape
     _clear_edges(out, inner, columns)
     step, target = source.strides[0], out.ctypes.data
@@ -130,7 +131,7 @@ def _pack_bf16_columns(source: BF16Bits, out: PackedBits) -> None:
 
 @jit_strict_fp
 def _pack_float_rows(source: Floats, out: PackedBits) -> None:
-    """Round `source` (K, N), which is B itself, and pack it."""
+    """Round `source` (K, N) and pack it."""
     inner, columns = source.shape
     _clear_edges(out, inner, columns)
     for p in range(inner // 2):
@@ -150,7 +151,7 @@ def _pack_float_rows(source: Floats, out: PackedBits) -> None:
 
 @jit_strict_fp
 def _pack_float_columns(source: Floats, out: PackedBits) -> None:
-    """Round the transpose of `source` (N, K), by squares of words on the stack, and pack it."""
+    """Round the transpose of `source` (N, K), by squares of pairs on the stack, and pack it."""
     columns, inner = source.shape
     _clear_edges(out, inner, columns)
     square = _square_space()
@@ -160,11 +161,10 @@ def _pack_float_columns(source: Floats, out: PackedBits) -> None:
     for n in range(0, whole_n, LANES):
         for p in range(0, whole_p, LANES):
             for i in range(LANES):
-                line, words = source.ctypes.data + (n + i) * step + 8 * p, square + 4 * LANES * i
+                line, pairs_row = source.ctypes.data + (n + i) * step + 8 * p, square + 4 * LANES * i
                 for q in range(LANES):
-                    store_uint32(
-                        words, q, pack_pair(to_bf16(load_float32(line, 2 * q)), to_bf16(load_float32(line, 2 * q + 1)))
-                    )
+                    even, odd = load_float32(line, 2 * q), load_float32(line, 2 * q + 1)
+                    store_uint32(pairs_row, q, pack_pair(to_bf16(even), to_bf16(odd)))
             place = target + 4 * ((n // PANEL * pairs + p) * PANEL + n % PANEL)
             transpose_uint32(square, 4 * LANES, place, 4 * PANEL)
     for n in range(columns):
@@ -190,7 +190,7 @@ def _transpose_compiled(source: Bits16, out: Bits16) -> None:
 
 
 def unpack_bf16(packed: PackedBits, inner: int, columns: int) -> BF16Bits:
-    """Return the matrix (inner, columns) that was packed, in new memory: for tests and for looking at one."""
+    """Return the matrix (inner, columns) that was packed, in new memory: for tests and inspection."""
     panels, pairs, _ = packed.shape
     halves = packed.reshape(-1).view(np.uint16).reshape(panels, pairs, PANEL, 2)
     whole = halves.transpose(1, 3, 0, 2).reshape(2 * pairs, panels * PANEL)
@@ -206,12 +206,12 @@ def _pack_numpy(source: BF16Bits, out: PackedBits) -> None:
     out[...] = joined.reshape(pairs, panels, PANEL).transpose(1, 0, 2)
 
 
-def _pack_bf16_numpy(source: BF16Bits, transpose: bool, out: PackedBits) -> None:
-    _pack_numpy(source.T if transpose else source, out)
+def _pack_bf16_numpy(source: BF16Bits, op: Op, out: PackedBits) -> None:
+    _pack_numpy(source.T if op == Op.T else source, out)
 
 
-def _pack_float_numpy(source: Floats, transpose: bool, out: PackedBits) -> None:
-    _pack_numpy(round_to_bf16(source.T if transpose else source), out)
+def _pack_float_numpy(source: Floats, op: Op, out: PackedBits) -> None:
+    _pack_numpy(round_to_bf16(source.T if op == Op.T else source), out)
 
 
 def _transpose_numpy(source: Bits16, out: Bits16) -> None:
@@ -219,16 +219,16 @@ def _transpose_numpy(source: Bits16, out: Bits16) -> None:
 
 
 @jit_strict_fp
-def _pack_bf16_compiled(source: BF16Bits, transpose: bool, out: PackedBits) -> None:
-    if transpose:
+def _pack_bf16_compiled(source: BF16Bits, op: Op, out: PackedBits) -> None:
+    if op == Op.T:
         _pack_bf16_columns(source, out)
     else:
         _pack_bf16_rows(source, out)
 
 
 @jit_strict_fp
-def _pack_float_compiled(source: Floats, transpose: bool, out: PackedBits) -> None:
-    if transpose:
+def _pack_float_compiled(source: Floats, op: Op, out: PackedBits) -> None:
+    if op == Op.T:
         _pack_float_columns(source, out)
     else:
         _pack_float_rows(source, out)
@@ -241,21 +241,21 @@ else:
 
 
 @jit_strict_fp
-def pack_bf16(source: BF16Bits, transpose: bool, out: PackedBits) -> None:
-    """Pack `source` (K, N), or the transpose of `source` (N, K), into `out` of ``packed_shape(K, N)``.
+def pack_bf16(source: BF16Bits, op: Op, out: PackedBits) -> None:
+    """Pack ``op(source)`` (K, N) into `out` of ``packed_shape(K, N)``.
 
-    `source` has its elements side by side within a row; its rows may lie apart.
+    Elements of `source` are contiguous within a row; the rows need not be.
     """
-    _pack_bits(source, transpose, out)
+    _pack_bits(source, op, out)
 
 
 @jit_strict_fp
-def pack_float32(source: Floats, transpose: bool, out: PackedBits) -> None:
-    """Round `source` to bfloat16 and pack it, as `pack_bf16` does."""
-    _pack_floats(source, transpose, out)
+def pack_float32(source: Floats, op: Op, out: PackedBits) -> None:
+    """Round ``op(source)`` to bfloat16 and pack it as `pack_bf16` does."""
+    _pack_floats(source, op, out)
 
 
 @jit_strict_fp
 def transpose_bf16(source: Bits16, out: Bits16) -> None:
-    """Write the transpose of `source` (R, C) to `out` (C, R); rows may lie apart in either. float16 will do as well."""
+    """Write the transpose of `source` (R, C) to `out` (C, R); rows of either may be strided. Accepts float16 too."""
     _transpose(source, out)

@@ -28,8 +28,9 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from threadloom.kernels.compiling import Entry, Floats, jit_strict_fp
+from threadloom.kernels.compiling import Entry, Floats, jit_strict_fp, jit_strict_inline
 from threadloom.kernels.matmul.amx import K_STEP, TILE_SIZE, configure_tiles, release_tiles, tile_amx
+from threadloom.kernels.matmul.operands import GemmArgs, MatrixRef, Op, gemm_args, shifted
 from threadloom.kernels.matmul.pack import PANEL
 from threadloom.kernels.matmul.tile import TILE_COLUMNS, TILE_ROWS, tile_avx512, tile_float32
 from threadloom.kernels.simd import (
@@ -37,10 +38,11 @@ from threadloom.kernels.simd import (
     INT16_VECTOR,
     INT32_VECTOR,
     LANES,
+    LARGEST_BF16,
     DotPath,
-    chosen_path,
     load_float32,
     pointer,
+    read_dot_path,
     round_to_bf16,
     stack_buffer,
     store_float32,
@@ -48,24 +50,22 @@ from threadloom.kernels.simd import (
     upcast_bf16,
 )
 
-_DEPTH = 256  # of a panel: its two parts are 32 KiB
-_ROWS = 256  # of A that all panels of that depth meet; both parts are 256 KiB
+_DEPTH = 256  # rows of a panel: its two terms are 32 KiB
+_ROWS = 256  # rows of A that are multiplied by all panels of that depth; both terms are 256 KiB
 _ROW_BYTES = 4 * _DEPTH
-_LARGEST = 3.3895313892515355e38  # the largest finite bfloat16, 0x7F7F
 
-_AMX, _AVX512 = DotPath.AMX.value, DotPath.AVX512.value
-_rows_space = stack_buffer(_ROWS * _ROW_BYTES)
-_panel_space = stack_buffer(2 * _DEPTH * PANEL * 2)
-_square_space = stack_buffer(LANES * LANES * 4)
-_tile_space = stack_buffer(TILE_SIZE * PANEL * 4)
+_lines_buffer = stack_buffer(_ROWS * _ROW_BYTES)
+_panel_buffer = stack_buffer(2 * _DEPTH * PANEL * 2)
+_square_buffer = stack_buffer(LANES * LANES * 4)
+_tile_buffer = stack_buffer(TILE_SIZE * PANEL * 4)
 
 
 def _ints(value: int) -> Any:
     return ir.Constant(INT32_VECTOR, [value] * LANES)
 
 
-def _floats(value: float) -> Any:
-    return ir.Constant(FLOAT32_VECTOR, [value] * LANES)
+def _floats(value: Any) -> Any:
+    return ir.Constant(FLOAT32_VECTOR, [float(value)] * LANES)
 
 
 def _round(builder: Any, x: Any) -> Any:
@@ -77,8 +77,8 @@ def _round(builder: Any, x: Any) -> Any:
 
 def _split(builder: Any, x: Any) -> tuple[Any, Any]:
     """Return two vectors of words with the high and the low term in their upper halves, and anything in the lower."""
-    bounded = builder.select(builder.fcmp_ordered(">", x, _floats(-_LARGEST)), x, _floats(-_LARGEST))
-    bounded = builder.select(builder.fcmp_ordered("<", bounded, _floats(_LARGEST)), bounded, _floats(_LARGEST))
+    bounded = builder.select(builder.fcmp_ordered(">", x, _floats(-LARGEST_BF16)), x, _floats(-LARGEST_BF16))
+    bounded = builder.select(builder.fcmp_ordered("<", bounded, _floats(LARGEST_BF16)), bounded, _floats(LARGEST_BF16))
     high = _round(builder, bounded)
     upper = builder.bitcast(builder.and_(high, _ints(0xFFFF0000)), FLOAT32_VECTOR)
     rest = builder.fsub(x, upper)  # exact of a finite number
@@ -116,111 +116,101 @@ def _split_pair(typing_context: Any, even: Any, odd: Any, high: Any, low: Any) -
     return types.void(*[types.intp] * 4), codegen
 
 
-class _Product(NamedTuple):
-    """One product, by addresses; the leading dimensions count floats."""
+class _Stack(NamedTuple):
+    """Addresses of buffers on the stack."""
 
-    a: int
-    lda: int
-    transpose_a: bool
-    b: int
-    ldb: int
-    transpose_b: bool
-    out: int
-    ldc: int
-    inner: int
-    alpha: np.float32
-    beta: np.float32
+    lines: int  # both terms of a block of op(A), row-major
+    panel: int  # both terms of a panel of op(B), packed
+    tile: int  # float32 sums that are not written straight into the result
+
+
+class _Block(NamedTuple):
+    """Block of an operand, (height, depth) or (depth, width) float32 elements."""
+
+    address: int
+    row_stride: int  # bytes from row to row of op(A), or from k to k of op(B)
+    column_stride: int  # bytes from element to element of such a row
+    transposed: bool  # the stored matrix is transposed: row_stride is 4, or column_stride is not
+    rows: int
+    columns: int
 
 
 @jit_strict_fp
-def _gather(source: int, row_bytes: int, column_bytes: int, rows: int, columns: int, square: int) -> None:
-    """Copy an incomplete square, element by element, and fill it up with zeros."""
+def _gather(block: _Block, row: int, column: int, square: int) -> None:
+    """Copy an incomplete square of a block, element by element, and pad it with zeros."""
+    source = block.address + row * block.row_stride + column * block.column_stride
     for i in range(LANES):
         for j in range(LANES):
-            inside = i < rows and j < columns
-            store_float32(
-                square, i * LANES + j, load_float32(source + i * row_bytes + j * column_bytes, 0) if inside else 0.0
-            )
+            inside = i < block.rows - row and j < block.columns - column
+            place = source + i * block.row_stride + j * block.column_stride
+            store_float32(square, i * LANES + j, load_float32(place, 0) if inside else 0.0)
+
+
+@jit_strict_inline
+def _square(block: _Block, row: int, column: int, square: int) -> MatrixRef:
+    """Return the square of a block at (row, column), in place if possible, else copied to the address `square`."""
+    if block.rows - row < LANES or block.columns - column < LANES:
+        _gather(block, row, column, square)
+        return MatrixRef(square, 4 * LANES)
+    source = block.address + row * block.row_stride + column * block.column_stride
+    if block.transposed:
+        transpose_uint32(source, block.column_stride, square, 4 * LANES)
+        return MatrixRef(square, 4 * LANES)
+    return MatrixRef(source, block.row_stride)
 
 
 @jit_strict_fp
-def _split_rows(
-    a: int,
-    lda: int,
-    transposed: bool,
-    height: int,
-    depth: int,
-    whole_height: int,
-    whole_depth: int,
-    high: int,
-    low: int,
-) -> None:
-    """Split the block of op(A) at `a`, (height, depth), into two row-major ones of the whole sizes."""
-    square = _square_space()
-    row_bytes, k_bytes = (4, 4 * lda) if transposed else (4 * lda, 4)
-    for i in range(0, whole_height, LANES):
+def _split_rows(block: _Block, whole_rows: int, whole_depth: int, high: int, low: int) -> None:
+    """Split a block of op(A), (height, depth), into two row-major ones of the whole sizes."""
+    square = _square_buffer()
+    for i in range(0, whole_rows, LANES):
         for k in range(0, whole_depth, LANES):
-            source, stride = a + i * row_bytes + k * k_bytes, row_bytes
-            if height - i < LANES or depth - k < LANES:
-                _gather(source, row_bytes, k_bytes, height - i, depth - k, square)
-                source, stride = square, 4 * LANES
-            elif transposed:
-                transpose_uint32(source, k_bytes, square, 4 * LANES)
-                source, stride = square, 4 * LANES
+            source = _square(block, i, k, square)
             for r in range(LANES):
                 target = (i + r) * _ROW_BYTES + 2 * k
-                _split_row(source + r * stride, high + target, low + target)
+                _split_row(source.address + r * source.stride, high + target, low + target)
 
 
 @jit_strict_fp
-def _split_panel(
-    b: int, ldb: int, transposed: bool, depth: int, width: int, whole_depth: int, high: int, low: int
-) -> None:
-    """Split and pack the panel of op(B) at `b`, (depth, width), filled up to `whole_depth` and 32 columns."""
-    square = _square_space()
-    k_bytes, column_bytes = (4, 4 * ldb) if transposed else (4 * ldb, 4)
+def _split_panel(block: _Block, whole_depth: int, high: int, low: int) -> None:
+    """Split and pack a panel of op(B), (depth, width), padded to `whole_depth` and 32 columns."""
+    square = _square_buffer()
     for j in range(0, PANEL, LANES):
         for k in range(0, whole_depth, LANES):
-            source, stride = b + k * k_bytes + j * column_bytes, k_bytes
-            if depth - k < LANES or width - j < LANES:
-                _gather(source, k_bytes, column_bytes, depth - k, width - j, square)
-                source, stride = square, 4 * LANES
-            elif transposed:
-                transpose_uint32(source, column_bytes, square, 4 * LANES)
-                source, stride = square, 4 * LANES
+            source = _square(block, k, j, square)
             for r in range(0, LANES, 2):
-                target, even = 2 * PANEL * (k + r) + 4 * j, source + r * stride
-                _split_pair(even, even + stride, high + target, low + target)
+                target, even = 2 * PANEL * (k + r) + 4 * j, source.address + r * source.stride
+                _split_pair(even, even + source.stride, high + target, low + target)
 
 
 @jit_strict_fp
-def _three_products(path: int, a: int, last_row: int, b: int, depth: int, out: int, out_bytes: int, adds: bool) -> None:
+def _three_products(path: int, a: int, last_row: int, b: int, depth: int, out: MatrixRef, adds: bool) -> None:
     """Write, or add, a tile to `out`: `TILE_SIZE` rows on AMX, `TILE_ROWS` elsewhere, and 32 columns.
 
-    In memory a row of A is its low terms and then its high ones, a panel of B its high terms and then its low ones: the
-    two mixed products are one of twice the depth.
+    In memory a row of A is its low terms followed by its high ones, a panel of B its high terms followed by its low
+    ones: the two mixed products are one of twice the depth.
     """
     for product in range(2):
         if product == 0:
-            left, right, inner, add = a, b, 2 * depth, 1 if adds else 0
+            left, inner, accumulate = MatrixRef(a, _ROW_BYTES), 2 * depth, 1 if adds else 0
         else:
-            left, right, inner, add = a + 2 * depth, b, depth, 1
-        if path == _AMX:
-            tile_amx(left, _ROW_BYTES, right, inner // K_STEP, out, out_bytes, add)
+            left, inner, accumulate = MatrixRef(a + 2 * depth, _ROW_BYTES), depth, 1
+        if path == DotPath.AMX:
+            tile_amx(left, b, inner // K_STEP, out, accumulate)
             continue
         for column in range(0, PANEL, TILE_COLUMNS):
-            part, target = right + 4 * column, out + 4 * column
-            if path == _AVX512:
-                tile_avx512(left, _ROW_BYTES, last_row, part, inner, target, out_bytes, add)
+            part, target = b + 4 * column, MatrixRef(out.address + 4 * column, out.stride)
+            if path == DotPath.AVX512:
+                tile_avx512(left, last_row, part, inner, target, accumulate)
             else:
-                tile_float32(left, _ROW_BYTES, last_row, part, inner, target, out_bytes, add)
+                tile_float32(left, last_row, part, inner, target, accumulate)
 
 
 @jit_strict_fp
-def _merge(tile: int, out: int, ldc: int, height: int, width: int, alpha: np.float32, beta: np.float32) -> None:
-    """Store ``alpha * tile + beta * out`` for the part of the tile that lies inside of `out`."""
+def _merge(tile: int, out: MatrixRef, height: int, width: int, alpha: np.float32, beta: np.float32) -> None:
+    """Store ``alpha * tile + beta * out`` for the part of the tile that is inside `out`."""
     for i in range(height):
-        source, target = tile + 4 * PANEL * i, out + 4 * ldc * i
+        source, target = tile + 4 * PANEL * i, out.address + i * out.stride
         if beta == 0.0:
             for j in range(width):
                 store_float32(target, j, alpha * load_float32(source, j))
@@ -229,118 +219,79 @@ def _merge(tile: int, out: int, ldc: int, height: int, width: int, alpha: np.flo
                 store_float32(target, j, alpha * load_float32(source, j) + beta * load_float32(target, j))
 
 
+@jit_strict_inline
+def _block_of_a(p: GemmArgs, i0: int, k0: int, height: int, depth: int) -> _Block:
+    """Return op(a)[i0 : i0 + height, k0 : k0 + depth]."""
+    if p.op_a == Op.T:
+        return _Block(p.a.address + k0 * p.a.stride + 4 * i0, 4, p.a.stride, True, height, depth)
+    return _Block(p.a.address + i0 * p.a.stride + 4 * k0, p.a.stride, 4, False, height, depth)
+
+
+@jit_strict_inline
+def _block_of_b(p: GemmArgs, k0: int, j0: int, depth: int, width: int) -> _Block:
+    """Return op(b)[k0 : k0 + depth, j0 : j0 + width]."""
+    if p.op_b == Op.T:
+        return _Block(p.b.address + j0 * p.b.stride + 4 * k0, 4, p.b.stride, True, depth, width)
+    return _Block(p.b.address + k0 * p.b.stride + 4 * j0, p.b.stride, 4, False, depth, width)
+
+
 @jit_strict_fp
-def _multiply_block(
-    p: _Product, path: int, i0: int, height: int, columns: int, k0: int, lines: int, panel: int, tile: int
-) -> None:
-    """Add the products along one depth from `k0` to a block of the result; the last three are room on the stack."""
+def _multiply_block(p: GemmArgs, path: int, stack: _Stack, i0: int, height: int, k0: int) -> None:
+    """Add the products along one depth from `k0` to a block of the result."""
     depth = min(_DEPTH, p.inner - k0)
     whole = -(-depth // K_STEP) * K_STEP
     whole_height = -(-height // TILE_SIZE) * TILE_SIZE
-    step = TILE_SIZE if path == _AMX else TILE_ROWS
+    step = TILE_SIZE if path == DotPath.AMX else TILE_ROWS
     beta = p.beta if k0 == 0 else np.float32(1.0)
     plain = p.alpha == 1.0 and (beta == 0.0 or beta == 1.0)
-    source = p.a + 4 * (k0 * p.lda + i0 if p.transpose_a else i0 * p.lda + k0)
-    _split_rows(source, p.lda, p.transpose_a, height, depth, whole_height, whole, lines + 2 * whole, lines)
-    for j in range(0, columns, PANEL):
-        part = min(PANEL, columns - j)
-        source = p.b + 4 * (j * p.ldb + k0 if p.transpose_b else k0 * p.ldb + j)
-        _split_panel(source, p.ldb, p.transpose_b, depth, part, whole, panel, panel + 2 * PANEL * whole)
+    high, low = stack.lines + 2 * whole, stack.lines
+    _split_rows(_block_of_a(p, i0, k0, height, depth), whole_height, whole, high, low)
+    for j in range(0, p.columns, PANEL):
+        width = min(PANEL, p.columns - j)
+        _split_panel(_block_of_b(p, k0, j, depth, width), whole, stack.panel, stack.panel + 2 * PANEL * whole)
         for i in range(0, height, step):
             rows = min(step, height - i)
-            target = p.out + 4 * ((i0 + i) * p.ldc + j)
-            direct = plain and rows == step and part == PANEL
-            place, place_bytes = (target, 4 * p.ldc) if direct else (tile, 4 * PANEL)
+            target = shifted(p.out, i0 + i, 4 * j)
+            direct = plain and rows == step and width == PANEL
+            place = target if direct else MatrixRef(stack.tile, 4 * PANEL)
             adds = direct and beta == 1.0
-            _three_products(path, lines + i * _ROW_BYTES, rows - 1, panel, whole, place, place_bytes, adds)
+            _three_products(path, stack.lines + i * _ROW_BYTES, rows - 1, stack.panel, whole, place, adds)
             if not direct:
-                _merge(tile, target, p.ldc, rows, part, p.alpha, beta)
+                _merge(stack.tile, target, rows, width, p.alpha, beta)
 
 
 @jit_strict_fp
-def gemm_split(
-    a: int,
-    lda: int,
-    transpose_a: bool,
-    b: int,
-    ldb: int,
-    transpose_b: bool,
-    out: int,
-    ldc: int,
-    rows: int,
-    columns: int,
-    inner: int,
-    alpha: float,
-    beta: float,
-) -> None:
-    """Compute ``out = alpha * op(a) @ op(b) + beta * out`` on addresses; the leading dimensions count floats.
-
-    `out` is (rows, columns) and `inner` the length of the sums. With ``beta == 0`` `out` is never read. Reached through
-    `kernels.matmul.blas.gemm`, which takes arrays.
-    """
-    scales = np.float32(alpha), np.float32(beta)
-    product = _Product(a, lda, transpose_a, b, ldb, transpose_b, out, ldc, inner, *scales)
-    path = chosen_path()
-    lines, panel, tile = _rows_space(), _panel_space(), _tile_space()
-    if path == _AMX:
+def run_split(p: GemmArgs) -> None:
+    """Compute ``p.out = alpha * op(a) @ op(b) + beta * out``. Reached through `kernels.matmul.blas.gemm`."""
+    path = read_dot_path()
+    stack = _Stack(_lines_buffer(), _panel_buffer(), _tile_buffer())
+    if path == DotPath.AMX:
         configure_tiles()
-    for i0 in range(0, rows, _ROWS):
-        height = min(_ROWS, rows - i0)
-        for k0 in range(0, inner, _DEPTH):
-            _multiply_block(product, path, i0, height, columns, k0, lines, panel, tile)
-    if path == _AMX:
+    for i0 in range(0, p.rows, _ROWS):
+        height = min(_ROWS, p.rows - i0)
+        for k0 in range(0, p.inner, _DEPTH):
+            _multiply_block(p, path, stack, i0, height, k0)
+    if path == DotPath.AMX:
         release_tiles()
 
 
+_ENTRY = Entry("threadloom_gemm_split", run_split, GemmArgs)
+call_split = _ENTRY.call
+"""Run `run_split` through its entry, in compiled code only; `prepare_split` must have been called in this process."""
+
+
 @jit_strict_fp
-def _entry(
-    a: int,
-    lda: int,
-    transpose_a: int,
-    b: int,
-    ldb: int,
-    transpose_b: int,
-    out: int,
-    ldc: int,
-    rows: int,
-    columns: int,
-    inner: int,
-    alpha: float,
-    beta: float,
-) -> None:
-    """Call `gemm_split`, with arguments that have one form in C, too."""
-    gemm_split(a, lda, transpose_a != 0, b, ldb, transpose_b != 0, out, ldc, rows, columns, inner, alpha, beta)
+def gemm_split(a: Floats, b: Floats, out: Floats, op_a: Op, op_b: Op, alpha: float, beta: float) -> None:
+    """Compute ``out = alpha * op_a(a) @ op_b(b) + beta * out`` by this product, whatever the process's backend is.
 
-
-_ENTRY = Entry("threadloom_gemm_split", _entry, (types.intp,) * 11 + (types.float64,) * 2)
-_call = _ENTRY.call
+    In compiled code only; `prepare_split` must have been called in this process.
+    """
+    call_split(gemm_args(a, b, out, op_a, op_b, alpha, beta))
 
 
 def prepare_split() -> None:
-    """Compile this product, which `call_split` will run: to be called before it is chosen, as few processes do."""
+    """Compile the product, or load it from the cache: must be called before it is selected, as few processes do."""
     _ENTRY.prepare()
-
-
-@jit_strict_fp
-def call_split(
-    a: int,
-    lda: int,
-    transpose_a: bool,
-    b: int,
-    ldb: int,
-    transpose_b: bool,
-    out: int,
-    ldc: int,
-    rows: int,
-    columns: int,
-    inner: int,
-    alpha: float,
-    beta: float,
-) -> None:
-    """Run `gemm_split`; `prepare_split` must have been called in this process."""
-    _call((
-        a, lda, int(transpose_a), b, ldb, int(transpose_b), out, ldc, rows, columns, inner, float(alpha), float(beta)
-    ))  # fmt: skip
 
 
 def multiply_split(a: Floats, b: Floats) -> Floats:
@@ -348,7 +299,7 @@ def multiply_split(a: Floats, b: Floats) -> Floats:
     terms = []
     with np.errstate(invalid="ignore", over="ignore"):
         for x in (a, b):
-            high = upcast_bf16(round_to_bf16(np.clip(np.nan_to_num(x, nan=0.0), -_LARGEST, _LARGEST)))
+            high = upcast_bf16(round_to_bf16(np.clip(np.nan_to_num(x, nan=0.0), -LARGEST_BF16, LARGEST_BF16)))
             terms.append((high, upcast_bf16(round_to_bf16(x - high))))
         (a_high, a_low), (b_high, b_low) = terms
         return np.matmul(a_low, b_high) + np.matmul(a_high, b_low) + np.matmul(a_high, b_high)

@@ -4,8 +4,22 @@ May import: compiling.
 """
 
 from threadloom.kernels.simd.bfloat16 import BF16Bits, bf16_from_float32, from_bf16, round_to_bf16, to_bf16, upcast_bf16
+from threadloom.kernels.simd.constants import (
+    EXP_HIGHEST,
+    EXP_LOWEST,
+    EXP_POLYNOMIAL,
+    GELU_CUBIC,
+    GELU_LINEAR,
+    INTEGER_ROUNDER,
+    LARGEST_BF16,
+    LN2_HIGH,
+    LN2_LOW,
+    LOG2_E,
+    MANTISSA_BITS,
+    ONE_BITS,
+)
 from threadloom.kernels.simd.exponential import exp32, log32, row_max, sigmoid32
-from threadloom.kernels.simd.features import DotPath, LowPrecisionInfo, chosen_path, dot_path, low_precision_info
+from threadloom.kernels.simd.features import DotPath, LowPrecisionInfo, dot_path, low_precision_info, read_dot_path
 from threadloom.kernels.simd.float16 import FP16Bits, fp16_from_float32, from_fp16, round_to_fp16, to_fp16, upcast_fp16
 from threadloom.kernels.simd.scalar import Bits16, load16, store16
 from threadloom.kernels.simd.vector import (
@@ -41,8 +55,13 @@ from threadloom.kernels.simd.vector import (
 )
 
 __all__ = [
+    "EXP_HIGHEST",
+    "EXP_LOWEST",
+    "EXP_POLYNOMIAL",
     "FLOAT32",
     "FLOAT32_VECTOR",
+    "GELU_CUBIC",
+    "GELU_LINEAR",
     "HAS_AMX_BF16",
     "HAS_AVX512_BF16",
     "INT8",
@@ -51,7 +70,14 @@ __all__ = [
     "INT32",
     "INT32_VECTOR",
     "INT64",
+    "INTEGER_ROUNDER",
     "LANES",
+    "LARGEST_BF16",
+    "LN2_HIGH",
+    "LN2_LOW",
+    "LOG2_E",
+    "MANTISSA_BITS",
+    "ONE_BITS",
     "BF16Bits",
     "Bfloat",
     "Bits16",
@@ -60,7 +86,6 @@ __all__ = [
     "LowPrecisionInfo",
     "bf16_from_float32",
     "broadcast",
-    "chosen_path",
     "dot_pairs",
     "dot_path",
     "exp32",
@@ -77,6 +102,7 @@ __all__ = [
     "low_precision_info",
     "pointer",
     "prefetch",
+    "read_dot_path",
     "round_to_bf16",
     "round_to_fp16",
     "row_max",

@@ -30,9 +30,18 @@ import numpy as np
 from loguru import logger
 from numpy.typing import NDArray
 
-from threadloom.kernels import GemmBackend, blas_info, gemm
+from threadloom.kernels import GemmBackend, Op, blas_info, gemm
 from threadloom.kernels.compiling import SOURCES_DIGEST, TARGET
-from threadloom.kernels.matmul import fp16_scratch_sizes, gemm_bf16, gemm_fp16, gemm_split, pack_float32, packed_shape
+from threadloom.kernels.matmul import (
+    fp16_scratch_sizes,
+    gemm_bf16,
+    gemm_fp16,
+    gemm_split,
+    pack_float32,
+    packed_shape,
+    prepare_bf16,
+    prepare_split,
+)
 from threadloom.kernels.simd import bf16_from_float32, fp16_from_float32, low_precision_info
 from threadloom.pipeline import blas_threads
 from threadloom.stages.config import Precision
@@ -85,27 +94,24 @@ def _operands() -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.fl
 
 def _float32_product() -> Call:
     a, b, out = _operands()
-    return lambda: gemm(a, b, out, False, False, 1.0, 0.0)
+    return lambda: gemm(a, b, out, Op.N, Op.N, 1.0, 0.0)
 
 
 def _bf16_product() -> Call:
     """Activations are bfloat16 already, and weights are packed once an update: the product is all there is."""
+    prepare_bf16()
     a, b, out = _operands()
     bits, words = np.empty(a.shape, np.uint16), np.empty(packed_shape(INNER, COLUMNS), np.uint32)
     bf16_from_float32(a.reshape(-1), bits.reshape(-1))
-    pack_float32(b, False, words)
+    pack_float32(b, Op.N, words)
     return lambda: gemm_bf16(bits, words, out, False)
 
 
 def _bf16x3_product() -> Call:
-    """Both operands are float32, and split on the way; called by its address, not by a switch of the process."""
+    """Both operands are float32, and split on the fly; called directly, so that the process's backend is unchanged."""
     a, b, out = _operands()
-
-    def call() -> None:
-        at, bt, ct = a.ctypes.data, b.ctypes.data, out.ctypes.data
-        gemm_split(at, INNER, False, bt, COLUMNS, False, ct, COLUMNS, ROWS, COLUMNS, INNER, 1.0, 0.0)
-
-    return call
+    prepare_split()
+    return lambda: gemm_split(a, b, out, Op.N, Op.N, 1.0, 0.0)
 
 
 def _fp16_product() -> Call:
@@ -115,7 +121,7 @@ def _fp16_product() -> Call:
     for operand, bits in zip((a, b), halves, strict=True):
         fp16_from_float32(operand.reshape(-1), bits.reshape(-1))
     scratch = [np.empty(size, np.float32) for size in fp16_scratch_sizes(ROWS, COLUMNS, INNER)]
-    return lambda: gemm_fp16(halves[0], halves[1], out, False, False, False, scratch[0], scratch[1])
+    return lambda: gemm_fp16(halves[0], halves[1], out, Op.N, Op.N, False, scratch[0], scratch[1])
 
 
 PRODUCTS: Mapping[Precision, Callable[[], Call]] = {

@@ -20,8 +20,8 @@ from threadloom.kernels.bits16.attention.products import LINE, multiply, pack_pa
 from threadloom.kernels.bits16.attention.rows import d_score_rows, dot_columns, fetch_row
 from threadloom.kernels.bits16.attention.scratch import ATTENTION_BLOCK, AttentionScratch
 from threadloom.kernels.compiling import Floats, jit_strict_fp
-from threadloom.kernels.matmul import PANEL, configure_tiles, pack_bf16, release_tiles, transpose_bf16
-from threadloom.kernels.simd import LANES, BF16Bits, DotPath, chosen_path, transpose_uint32
+from threadloom.kernels.matmul import PANEL, Op, configure_tiles, pack_bf16, release_tiles, transpose_bf16
+from threadloom.kernels.simd import LANES, BF16Bits, DotPath, read_dot_path, transpose_uint32
 
 _AMX = DotPath.AMX.value
 _QUERIES = 32  # of a tile in forward
@@ -125,7 +125,7 @@ def backward_bf16(
     scratch: AttentionScratch,
 ) -> None:
     """See `kernels.bits16.attention.layer.attention_backward_low`."""
-    path = chosen_path()
+    path = read_dot_path()
     if path == _AMX:
         configure_tiles()
     channels = out.shape[1]
@@ -158,9 +158,9 @@ def backward_bf16(
         for head in range(heads):
             q0 = head * size
             k0, v0 = channels + q0, 2 * channels + q0
-            pack_bf16(qkv[begin:end, q0 : q0 + size], True, q_columns)
-            pack_bf16(d_out[begin:end, q0 : q0 + size], True, d_o_columns)
-            pack_bf16(out[begin:end, q0 : q0 + size], True, o_columns)
+            pack_bf16(qkv[begin:end, q0 : q0 + size], Op.T, q_columns)
+            pack_bf16(d_out[begin:end, q0 : q0 + size], Op.T, d_o_columns)
+            pack_bf16(out[begin:end, q0 : q0 + size], Op.T, o_columns)
             transpose_bf16(qkv[begin:end, k0 : k0 + size], scratch.k_transposed[:, :length])
             start, d_start = qkv.ctypes.data + begin * row_bytes, d_qkv.ctypes.data + begin * d_bytes
             pack_pairs(start + 2 * q0, row_bytes, length, size, q_rows.ctypes.data, row_panel)

@@ -12,8 +12,8 @@ from threadloom.kernels.bits16.attention.products import multiply, pack_pairs, r
 from threadloom.kernels.bits16.attention.rows import ROW_GROUP, fetch_row, softmax_rows
 from threadloom.kernels.bits16.attention.scratch import ATTENTION_BLOCK, AttentionScratch
 from threadloom.kernels.compiling import Floats, jit_strict_fp
-from threadloom.kernels.matmul import PANEL, configure_tiles, pack_bf16, release_tiles
-from threadloom.kernels.simd import BF16Bits, DotPath, chosen_path, log32
+from threadloom.kernels.matmul import PANEL, Op, configure_tiles, pack_bf16, release_tiles
+from threadloom.kernels.simd import BF16Bits, DotPath, log32, read_dot_path
 
 _AMX = DotPath.AMX.value
 _QUERIES = 32  # of a tile in forward
@@ -29,7 +29,7 @@ def forward_bf16(
     qkv: BF16Bits, sequences: int, heads: int, out: BF16Bits, lse: Floats, scratch: AttentionScratch
 ) -> None:
     """See `kernels.bits16.attention.layer.attention_forward_low`."""
-    path = chosen_path()
+    path = read_dot_path()
     if path == _AMX:
         configure_tiles()
     channels = out.shape[1]
@@ -50,7 +50,7 @@ def forward_bf16(
         for head in range(heads):
             q0 = head * size
             k0, v0 = channels + q0, 2 * channels + q0
-            pack_bf16(qkv[begin:end, k0 : k0 + size], True, k_columns)
+            pack_bf16(qkv[begin:end, k0 : k0 + size], Op.T, k_columns)
             start = qkv.ctypes.data + begin * row_bytes
             ahead = start + 2 * (q0 + size) if head + 1 < heads else start + length * row_bytes
             out_start = out.ctypes.data + begin * out_bytes + 2 * q0

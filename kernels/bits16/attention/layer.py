@@ -21,7 +21,7 @@ from threadloom.kernels.bits16.attention.backward import backward_bf16
 from threadloom.kernels.bits16.attention.forward import forward_bf16
 from threadloom.kernels.bits16.attention.scratch import ATTENTION_BLOCK, AttentionScratch, attention_scratch_shapes
 from threadloom.kernels.compiling import Floats, jit_inline_body, jit_kernel
-from threadloom.kernels.matmul import gemm
+from threadloom.kernels.matmul import Op, gemm
 from threadloom.kernels.simd import Bits16, exp32, load16, round_to_bf16, row_max, store16, upcast_bf16
 
 __all__ = ["AttentionScratch", "attention_backward_low", "attention_forward_low", "attention_scratch_shapes"]
@@ -136,10 +136,10 @@ def _forward_widened(
                 keys = min(first + ATTENTION_BLOCK, length)
                 queries = keys - first
                 tile, o = scratch.scores[:queries, :keys], scratch.result[:queries, :size]
-                gemm(scratch.widened[0][first:keys], scratch.widened[1][:keys], tile, False, True, scale, 0.0)
+                gemm(scratch.widened[0][first:keys], scratch.widened[1][:keys], tile, Op.N, Op.T, scale, 0.0)
                 _softmax_rows(scratch.scores, lse[b, head, first:keys], queries, keys)
                 _round_rows(scratch.scores, bits, queries, keys)
-                gemm(tile, scratch.widened[2][:keys], o, False, False, 1.0, 0.0)
+                gemm(tile, scratch.widened[2][:keys], o, Op.N, Op.N, 1.0, 0.0)
                 _round(scratch.result, queries, size, out, begin + first, q0)
 
 
@@ -181,14 +181,14 @@ def _backward_widened(
                     scratch.widened[3][first:keys],
                     scratch.result[:queries, :size],
                 )
-                gemm(q, scratch.widened[1][:keys], p, False, True, scale, 0.0)
-                gemm(d_o, scratch.widened[2][:keys], ds, False, True, 1.0, 0.0)
+                gemm(q, scratch.widened[1][:keys], p, Op.N, Op.T, scale, 0.0)
+                gemm(d_o, scratch.widened[2][:keys], ds, Op.N, Op.T, 1.0, 0.0)
                 _d_score_rows(scratch, lse[b, head, first:keys], out, d_out, top, q0, size, queries, keys)
                 _round_rows(scratch.scores, bits, queries, keys)
                 _round_rows(scratch.d_scores, bits, queries, keys)
-                gemm(p, d_o, scratch.widened[5][:keys], True, False, 1.0, beta)
-                gemm(ds, q, scratch.widened[4][:keys], True, False, scale, beta)
-                gemm(ds, scratch.widened[1][:keys], dq, False, False, scale, 0.0)
+                gemm(p, d_o, scratch.widened[5][:keys], Op.T, Op.N, 1.0, beta)
+                gemm(ds, q, scratch.widened[4][:keys], Op.T, Op.N, scale, beta)
+                gemm(ds, scratch.widened[1][:keys], dq, Op.N, Op.N, scale, 0.0)
                 _round(scratch.result, queries, size, d_qkv, top, q0)
                 beta = 1.0
             _round(scratch.widened[4], length, size, d_qkv, begin, k0)

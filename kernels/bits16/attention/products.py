@@ -18,7 +18,7 @@ from threadloom.kernels.bits16.attention.tile import (
     tile_native,
 )
 from threadloom.kernels.compiling import jit_strict_fp
-from threadloom.kernels.matmul import K_STEP, PANEL, TILE_SIZE, tile_amx
+from threadloom.kernels.matmul import K_STEP, PANEL, TILE_SIZE, MatrixRef, tile_amx
 from threadloom.kernels.simd import (
     LANES,
     DotPath,
@@ -30,7 +30,6 @@ from threadloom.kernels.simd import (
     to_bf16,
 )
 
-_AMX, _AVX512 = DotPath.AMX.value, DotPath.AVX512.value
 LINE = 4 * PANEL
 """Bytes of a pair in a panel."""
 _SHIFT = np.uint32(16)
@@ -45,18 +44,18 @@ def strips(
         part, target = panel + 4 * column, out + 4 * column
         if width - column <= NARROW_COLUMNS:
             for i in range(0, rows, NARROW_ROWS):
-                line, place = a + i * a_bytes, target + i * out_bytes
-                if path >= _AVX512:
-                    narrow_native(line, a_bytes, rows - i - 1, part, inner, place, out_bytes, add)
+                line, place = MatrixRef(a + i * a_bytes, a_bytes), MatrixRef(target + i * out_bytes, out_bytes)
+                if path >= DotPath.AVX512:
+                    narrow_native(line, rows - i - 1, part, inner, place, add)
                 else:
-                    narrow_float32(line, a_bytes, rows - i - 1, part, inner, place, out_bytes, add)
+                    narrow_float32(line, rows - i - 1, part, inner, place, add)
         else:
             for i in range(0, rows, TILE_ROWS):
-                line, place = a + i * a_bytes, target + i * out_bytes
-                if path >= _AVX512:
-                    tile_native(line, a_bytes, rows - i - 1, part, inner, place, out_bytes, add)
+                line, place = MatrixRef(a + i * a_bytes, a_bytes), MatrixRef(target + i * out_bytes, out_bytes)
+                if path >= DotPath.AVX512:
+                    tile_native(line, rows - i - 1, part, inner, place, add)
                 else:
-                    tile_float32(line, a_bytes, rows - i - 1, part, inner, place, out_bytes, add)
+                    tile_float32(line, rows - i - 1, part, inner, place, add)
 
 
 @jit_strict_fp
@@ -65,12 +64,12 @@ def multiply(
 ) -> None:
     """Write, or add, the product of rows of A with `width` columns of a panel; `out` is padded to whole tiles."""
     done = 0
-    if path == _AMX and inner >= K_STEP:
+    if path == DotPath.AMX and inner >= K_STEP:
         steps = inner // K_STEP
         depth = steps * K_STEP
         while done + TILE_SIZE <= rows:
             line, place = a + done * a_bytes, out + done * out_bytes
-            tile_amx(line, a_bytes, panel, steps, place, out_bytes, add)
+            tile_amx(MatrixRef(line, a_bytes), panel, steps, MatrixRef(place, out_bytes), add)
             if depth < inner:
                 rest = panel + depth // 2 * LINE
                 strips(path, line + 2 * depth, a_bytes, TILE_SIZE, rest, inner - depth, width, place, out_bytes, 1)

@@ -11,6 +11,7 @@ from threadloom.kernels.bits16 import (
     head_loss_low,
     pack_rows,
 )
+from threadloom.kernels.matmul import prepare_bf16
 from threadloom.kernels.simd import fp16_from_float32
 from threadloom.stages.config import Precision
 from threadloom.stages.memory import UpdateShard
@@ -30,6 +31,8 @@ class Bits16Compute:
         self._fp16 = precision is Precision.FP16
         self._geometry = geometry
         self._sequences = sequences
+        if not self._fp16:
+            prepare_bf16()
 
     def pack_from_master(self, version: Version) -> None:
         """Round every matrix to 16 bits, and pack the bfloat16 ones."""

@@ -29,7 +29,7 @@ from threadloom.kernels.bits16 import (
     product_rounded,
 )
 from threadloom.kernels.bits16.attention import attention_backward_low, attention_forward_low
-from threadloom.kernels.matmul import transpose_bf16
+from threadloom.kernels.matmul import Op, transpose_bf16
 from threadloom.stages.config import ResolvedConfig
 from threadloom.stages.tools.bench.kernel_bench import BACKWARD, FORWARD, HEAD, KernelBench
 from threadloom.stages.tools.bench.kernel_case import KernelCase, restorer
@@ -94,19 +94,19 @@ class Bits16Bench(KernelBench):
                 a.x, w.ln1_weight[0], w.ln1_bias[0], w.attn_proj_bias[0], a.normed1[0], a.h, a.rstd1[0],
             ), FORWARD, self._reset_x),
             KernelCase("qkv", calls, self._product(3 * c, c, SHORT), partial(
-                product_rounded, a.h, f.qkv[0], False, w.qkv_bias[0], a.qkv[0], wide
+                product_rounded, a.h, f.qkv[0], Op.N, w.qkv_bias[0], a.qkv[0], wide
             ), FORWARD),
             KernelCase("attention", calls, attention, partial(
                 attention_forward_low, a.qkv[0], self.sequences, g.heads, a.attn[0], a.attn_lse[0], self.work.attention
             ), FORWARD),
             KernelCase("attn_proj", calls, self._product(c, c, FLOAT, adds=True), partial(
-                product_float, a.attn[0], f.attn_proj[0], False, a.x, True, wide
+                product_float, a.attn[0], f.attn_proj[0], Op.N, a.x, True, wide
             ), FORWARD, self._reset_x),
             KernelCase("fc + GELU", calls, total([(self._product(hidden, c, SHORT), 1), (gelu, 1)]), partial(
                 product_gelu, a.h, f.fc[0], w.fc_bias[0], a.fc[0], a.gelu, wide
             ), FORWARD),
             KernelCase("mlp_proj", calls, self._product(c, hidden, FLOAT, adds=True), partial(
-                product_float, a.gelu, f.mlp_proj[0], False, a.x, True, wide
+                product_float, a.gelu, f.mlp_proj[0], Op.N, a.x, True, wide
             ), FORWARD, self._reset_x),
         ]  # fmt: skip
         return self.whole(FORWARD, parts, partial(self.compute.forward, self.bank, self.slot), self._reset_x)
@@ -125,12 +125,12 @@ class Bits16Bench(KernelBench):
         softmax = KernelWork(20.0 * chunk * v, float((FLOAT + SHORT) * chunk * v))
         parts = [
             KernelCase("logits", calls, work(chunk, v, c),
-                 partial(product_float, h, f.wte_t, True, s.logits, False, wide), HEAD),
+                 partial(product_float, h, f.wte_t, Op.T, s.logits, False, wide), HEAD),
             KernelCase("cross-entropy", calls, softmax,
                  partial(cross_entropy_backward_low, s.logits, targets, self.scale, s.d_logits), HEAD,
                  self._reset_logits),
             KernelCase("d_head input", calls, work(chunk, c, v),
-                 partial(product_float, s.d_logits, f.wte, False, dh, False, wide), HEAD),
+                 partial(product_float, s.d_logits, f.wte, Op.N, dh, False, wide), HEAD),
             KernelCase("d_wte slices", calls, work(v, c, chunk, adds=True), self._d_wte, HEAD),
         ]  # fmt: skip
         norms = self.row_work(c, FLOAT + 2 * SHORT, 8), self.row_work(c, 2 * FLOAT + 2 * SHORT, 16)
@@ -165,16 +165,16 @@ class Bits16Bench(KernelBench):
         c, hidden = g.channels, g.hidden
         return [
             KernelCase("d_qkv input", calls, self._product(c, 3 * c, FLOAT), partial(
-                product_float, s.d_qkv, f.qkv_t[0], True, s.dh, False, wide
+                product_float, s.d_qkv, f.qkv_t[0], Op.T, s.dh, False, wide
             ), BACKWARD),
             KernelCase("d_attn_proj input", calls, self._product(c, c, SHORT), partial(
-                product_rounded, s.dx_low, f.attn_proj_t[0], True, nothing, s.d_attn, wide
+                product_rounded, s.dx_low, f.attn_proj_t[0], Op.T, nothing, s.d_attn, wide
             ), BACKWARD),
             KernelCase("d_fc input", calls, self._product(c, hidden, FLOAT), partial(
-                product_float, s.d_fc, f.fc_t[0], True, s.dh, False, wide
+                product_float, s.d_fc, f.fc_t[0], Op.T, s.dh, False, wide
             ), BACKWARD),
             KernelCase("d_mlp_proj input", calls, self._product(hidden, c, SHORT), partial(
-                product_rounded, s.dx_low, f.mlp_proj_t[0], True, nothing, s.d_fc, wide
+                product_rounded, s.dx_low, f.mlp_proj_t[0], Op.T, nothing, s.d_fc, wide
             ), BACKWARD),
         ]  # fmt: skip
 

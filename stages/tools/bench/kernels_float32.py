@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 
 from threadloom import kernels
-from threadloom.kernels import Activations, Floats, Scratch
+from threadloom.kernels import Activations, Floats, Op, Scratch
 from threadloom.stages.config import ResolvedConfig
 from threadloom.stages.tools.bench.kernel_bench import BACKWARD, FORWARD, HEAD, KernelBench
 from threadloom.stages.tools.bench.kernel_case import KernelCase
@@ -83,14 +83,14 @@ class Float32Bench(KernelBench):
         # The scale is a Python float, as in training: a NumPy float64 would select a slower kernel.
         parts = [
             KernelCase("logits", calls, gemm_work(chunk, v, c),
-                 partial(kernels.gemm, h, w.wte, s.logits, False, True, 1.0, 0.0), HEAD),
+                 partial(kernels.gemm, h, w.wte, s.logits, Op.N, Op.T, 1.0, 0.0), HEAD),
             KernelCase("cross-entropy", calls, softmax,
                  partial(kernels.cross_entropy_backward, s.logits, targets, self.scale), HEAD,
                  partial(np.copyto, s.logits, self._logits)),
             KernelCase("d_wte", calls, gemm_work(v, c, chunk, adds=True),
-                 partial(kernels.gemm, s.logits, h, self.grads.wte, True, False, 1.0, 1.0), HEAD),
+                 partial(kernels.gemm, s.logits, h, self.grads.wte, Op.T, Op.N, 1.0, 1.0), HEAD),
             KernelCase("d_head input", calls, gemm_work(chunk, c, v),
-                 partial(kernels.gemm, s.logits, w.wte, s.dh[:chunk], False, False, 1.0, 0.0), HEAD),
+                 partial(kernels.gemm, s.logits, w.wte, s.dh[:chunk], Op.N, Op.N, 1.0, 0.0), HEAD),
         ]  # fmt: skip
         norms = (self.row_work(c, 2 * FLOAT, 8), 1), (self.row_work(c, 3 * FLOAT, 14), 1)
         done = total([*((case.work, chunks) for case in parts), *norms])

@@ -10,7 +10,7 @@ from functools import partial
 
 import numpy as np
 
-from threadloom.kernels import GemmBackend, blas_info, gemm, gemm_backend
+from threadloom.kernels import GemmBackend, Op, blas_info, gemm, gemm_backend
 from threadloom.pipeline import blas_threads
 from threadloom.stages.config import Precision
 from threadloom.stages.machine import (
@@ -105,23 +105,24 @@ def _operands(size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return a, b, np.zeros_like(a)
 
 
-def _gemm(size: int, transpose_b: bool = False) -> Work:
+def _gemm(size: int, op_b: Op = Op.N) -> Work:
     a, b, out = _operands(size)
-    return lambda: gemm(a, b, out, False, transpose_b, 1.0, 0.0), 2.0 * size**3
+    return lambda: gemm(a, b, out, Op.N, op_b, 1.0, 0.0), 2.0 * size**3
 
 
-FLOAT32_GEMMS: tuple[Callable[[int], Work], ...] = (_gemm, partial(_gemm, transpose_b=True))
+FLOAT32_GEMMS: tuple[Callable[[int], Work], ...] = (_gemm, partial(_gemm, op_b=Op.T))
 """The GEMM of forward, and that of input gradients, whose second operand is transposed: a little faster."""
 
 
 def _bf16_gemm(size: int) -> Work:
     """Return a GEMM with operands as in training: activations in bfloat16, weights packed in advance."""
-    from threadloom.kernels.matmul import gemm_bf16, pack_float32, packed_shape
+    from threadloom.kernels.matmul import gemm_bf16, pack_float32, packed_shape, prepare_bf16
     from threadloom.kernels.simd import round_to_bf16  # the 16-bit kernels are loaded on demand
 
+    prepare_bf16()
     a, b, out = _operands(size)
     bits, packed = round_to_bf16(a), np.empty(packed_shape(size, size), np.uint32)
-    pack_float32(b, False, packed)
+    pack_float32(b, Op.N, packed)
     return lambda: gemm_bf16(bits, packed, out, False), 2.0 * size**3
 
 

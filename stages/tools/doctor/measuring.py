@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from threadloom.kernels import gemm
+from threadloom.kernels import Op, gemm
 from threadloom.pipeline import blas_threads
 from threadloom.stages.machine import Machine, Work, stream_add, stream_copy, throughput
 
@@ -66,4 +66,4 @@ def _gemm_work() -> Work:
     generator = np.random.default_rng(0)
     a, b = (generator.standard_normal((GEMM_SIZE, GEMM_SIZE), dtype=np.float32) for _ in range(2))
     out = np.zeros_like(a)
-    return lambda: gemm(a, b, out, False, False, 1.0, 0.0), 2.0 * GEMM_SIZE**3
+    return lambda: gemm(a, b, out, Op.N, Op.N, 1.0, 0.0), 2.0 * GEMM_SIZE**3

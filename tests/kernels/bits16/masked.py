@@ -15,7 +15,8 @@ from tests.kernels.matmul import test_bf16 as test_lowp_gemm
 from tests.kernels.matmul import test_split as test_lowp_split_gemm
 from tests.kernels.simd import test_bfloat16 as test_lowp_convert
 from tests.kernels.simd import test_float16 as test_lowp_half
-from threadloom.kernels.matmul.blas import GemmBackend, gemm_backend
+from threadloom.kernels.matmul.backend import GemmBackend, gemm_backend
+from threadloom.kernels.matmul.operands import Op
 from threadloom.kernels.simd.features import low_precision_info
 from threadloom.kernels.simd.float16 import float32_from_fp16, fp16_from_float32
 from threadloom.kernels.simd.vector import HAS_AMX_BF16, HAS_AVX512_BF16, HAS_F16C, LANES
@@ -59,8 +60,8 @@ def the_rest() -> None:
     for path in paths_here():
         with on_path(path):
             with gemm_backend(GemmBackend.BF16X3):
-                test_lowp_split_gemm.check(45, 70, 267, True, False, -2.5, 0.5, True, 3)
-                test_lowp_split_gemm.check(33, 65, 47, False, True, 1.0, 0.0, False, 3)
+                test_lowp_split_gemm.check(45, 70, 267, Op.T, Op.N, -2.5, 0.5, True, 3)
+                test_lowp_split_gemm.check(33, 65, 47, Op.N, Op.T, 1.0, 0.0, False, 3)
             check_model(test_gpt2.SIZES["odd"], BF16)
 
 

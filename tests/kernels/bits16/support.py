@@ -14,6 +14,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from tests.reference import Array
 from threadloom.kernels.compiling.jit import JIT_ENABLED
+from threadloom.kernels.matmul.bf16 import prepare_bf16
 from threadloom.kernels.simd.features import DotPath, dot_path, low_precision_info
 from threadloom.kernels.simd.vector import LANES
 
@@ -90,5 +91,6 @@ def paths_here() -> list[DotPath]:
 @contextmanager
 def on_path(path: DotPath) -> Iterator[None]:
     """Take a path, emulated if need be."""
+    prepare_bf16()
     with dot_path(path, emulate=True):
         yield

@@ -16,6 +16,7 @@ from threadloom.kernels.bits16.adamw import BLOCK, adamw_update_packed, pack_row
 from threadloom.kernels.common.adamw import AdamWStep, adamw_update
 from threadloom.kernels.compiling.arrays import Floats
 from threadloom.kernels.compiling.jit import JIT_ENABLED
+from threadloom.kernels.matmul.operands import Op
 from threadloom.kernels.matmul.pack import pack_float32, packed_shape
 
 LARGEST = 150 if JIT_ENABLED else 70
@@ -42,9 +43,9 @@ def both_forms(weights: Floats) -> tuple[Words, Words]:
     """Return the form of a matrix and that of its transpose, as described; `pack_float32` must give the same."""
     bits = nearest(weights)
     forms = pack(bits), pack(np.ascontiguousarray(bits.T))
-    for form, transpose in zip(forms, (False, True), strict=True):
+    for form, op in zip(forms, Op, strict=True):
         whole = np.full(form.shape, 0xFFFFFFFF, np.uint32)
-        pack_float32(weights, transpose, whole)
+        pack_float32(weights, op, whole)
         np.testing.assert_array_equal(whole, form)
     return forms
 

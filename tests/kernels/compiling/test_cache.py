@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from threadloom.kernels.compiling.cache import CacheFile
 from threadloom.kernels.compiling.jit import JIT_ENABLED
-from threadloom.kernels.matmul.blas import gemm
+from threadloom.kernels.matmul.backend import gemm
 
 pytestmark = pytest.mark.timeout(240)
 

@@ -17,18 +17,18 @@ from tests.kernels.machine_code import innermost_loops
 from tests.kernels.support import assert_within, product_error
 from threadloom.kernels.compiling.jit import JIT_ENABLED
 from threadloom.kernels.matmul.amx import K_STEP, LOADS, PRODUCTS, RESULTS, TILE_SIZE
+from threadloom.kernels.matmul.operands import Op
 from threadloom.kernels.matmul.pack import pack_bf16, packed_shape
 
 ROOT = Path(__file__).resolve().parents[3]
 SAPPHIRE_RAPIDS = "+amx-bf16,+amx-tile,+avx512f,+avx512bw,+avx512dq,+avx512vl,+avx512bf16,+avx2,+avx,+fma,+f16c,+bmi2"
 COMPILE = """
 import sys
-import numba
-from threadloom.kernels.matmul.bf16 import _Product, _product
-members = [numba.boolean if kind is bool else numba.intp for kind in _Product.__annotations__.values()]
-signature = (numba.types.NamedTuple(members, _Product),)
-_product.compile(signature)
-sys.stdout.write(_product.inspect_asm()[signature])
+from threadloom.kernels.compiling import numba_type
+from threadloom.kernels.matmul.bf16 import Bf16GemmArgs, run_bf16
+signature = (numba_type(Bf16GemmArgs),)
+run_bf16.compile(signature)
+sys.stdout.write(run_bf16.inspect_asm()[signature])
 """
 
 
@@ -39,7 +39,7 @@ def test_the_schedule_on_numpy_tiles() -> None:
     inner = steps * K_STEP
     a, b = random_bits(rng, TILE_SIZE, inner + 6), random_bits(rng, inner, TILE_SIZE)
     words = np.zeros(packed_shape(inner, TILE_SIZE), np.uint32)
-    pack_bf16(b, False, words)
+    pack_bf16(b, Op.N, words)
     operands, strides = (a.view(np.uint8).reshape(-1), words.view(np.uint8).reshape(-1)), (2 * (inner + 6), 128)
     tiles = np.zeros((8, 16, 64), np.uint8)
     for step in range(steps):

@@ -20,6 +20,7 @@ from threadloom.kernels.matmul.bf16 import (
     linear_bf16,
     linear_gelu_bf16,
 )
+from threadloom.kernels.matmul.operands import Op
 from threadloom.kernels.matmul.pack import pack_bf16, pack_float32, packed_shape, transpose_bf16, unpack_bf16
 from threadloom.kernels.simd.features import DotPath
 
@@ -48,11 +49,11 @@ sizes = given(
 )
 
 
-def packed(pages: Pages, source: NDArray[Any], transpose: bool = False) -> NDArray[Any]:
+def packed(pages: Pages, source: NDArray[Any], op: Op = Op.N) -> NDArray[Any]:
     """Pack by the kernel into poisoned memory between guard pages."""
-    inner, columns = source.shape[::-1] if transpose else source.shape
+    inner, columns = source.shape[::-1] if op is Op.T else source.shape
     out = pages.empty(packed_shape(inner, columns), np.uint32)
-    (pack_float32 if source.dtype == np.float32 else pack_bf16)(source, transpose, out)
+    (pack_float32 if source.dtype == np.float32 else pack_bf16)(source, op, out)
     return out
 
 
@@ -125,8 +126,8 @@ def test_packed_forms(rows: int, columns: int, inner: int, at_end: bool, gap: in
     whole[:inner, :columns] = bits
     expected = whole.reshape(pairs, 2, panels, width).transpose(2, 0, 3, 1)
     for source in (bits, floats):
-        for transpose in (False, True):
-            words = packed(pages, pages.copy(source.T if transpose else source, gap), transpose)
+        for op in Op:
+            words = packed(pages, pages.copy(source.T if op is Op.T else source, gap), op)
             assert (words.view(np.uint16).reshape(expected.shape) == expected).all()
     assert (unpack_bf16(words, inner, columns) == bits).all()
     turned = pages.empty((columns, inner), np.uint16, gap)
@@ -142,7 +143,7 @@ def test_the_three_products_of_a_linear_layer(path: DotPath) -> None:
     turned = pages.empty((70, 45), np.uint16)
     transpose_bf16(x, turned)
     gemm_bf16(x, packed(pages, w), y, False)
-    gemm_bf16(dy, packed(pages, w, True), dx, False)
+    gemm_bf16(dy, packed(pages, w, Op.T), dx, False)
     dw[...] = 1.0
     gemm_rows_bf16(turned, dy, dw, True)
     for found, a, b in ((y, x, w), (dx, dy, w.T), (dw - 1.0, x.T, dy)):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from threadloom.kernels.compiling.jit import JIT_ENABLED
-from threadloom.kernels.matmul.blas import GemmBackend, blas_info
+from threadloom.kernels.matmul.backend import GemmBackend, blas_info
 
 ROOT = Path(__file__).parents[3]
 
@@ -22,7 +22,7 @@ import sys
 import numpy as np
 from threadloom.kernels import GemmBackend
 from threadloom.kernels import blas_info
-from threadloom.kernels import gemm
+from threadloom.kernels import gemm, Op
 from threadloom.kernels import gemm_backend
 
 def loaded():
@@ -32,7 +32,7 @@ def product_error():
     rng = np.random.default_rng(0)
     a, b = rng.standard_normal((37, 64), np.float32), rng.standard_normal((64, 45), np.float32)
     out = np.full((37, 45), np.nan, np.float32)
-    gemm(a, b, out, False, False, 1.0, 0.0)
+    gemm(a, b, out, Op.N, Op.N, 1.0, 0.0)
     return float(np.abs(out - a.astype(np.float64) @ b).max())
 """
 
@@ -118,7 +118,7 @@ print(loaded(), (dot(a, b) == 24.0).all(), loaded())
 
 
 def test_a_name_that_is_none_of_them_is_refused() -> None:
-    run = "import threadloom.kernels.matmul.blas"
+    run = "import threadloom.kernels.matmul.backend"
     environment = {**os.environ, "THREADLOOM_GEMM": "fast"}
     done = subprocess.run([sys.executable, "-c", run], cwd=ROOT, env=environment, capture_output=True, check=False)
     assert done.returncode != 0

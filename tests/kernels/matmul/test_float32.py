@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from tests.kernels.support import Guarded, assert_within, float32_numbers, product_error
 from tests.reference import Array
 from threadloom.kernels.compiling.arrays import Floats
-from threadloom.kernels.matmul.blas import GemmBackend, blas_info, gemm, gemm_backend
+from threadloom.kernels.matmul.backend import GemmBackend, blas_info, gemm, gemm_backend
+from threadloom.kernels.matmul.operands import Op
 
 
 @pytest.fixture(params=list(GemmBackend), ids=lambda backend: backend.value)
@@ -48,8 +49,8 @@ def check(
     rows: int,
     columns: int,
     inner: int,
-    transpose_a: bool,
-    transpose_b: bool,
+    op_a: Op,
+    op_b: Op,
     beta: float,
     strided: bool,
     alpha: float = 1.0,
@@ -59,9 +60,9 @@ def check(
     a, b = float32_numbers(rng, rows, inner), float32_numbers(rng, inner, columns)
     before = float32_numbers(rng, rows, columns)
     out = place(memory, np.full((rows, columns), np.nan) if beta == 0.0 else before, strided)
-    in_a = place(memory, a.T if transpose_a else a, strided)
-    in_b = place(memory, b.T if transpose_b else b, strided)
-    gemm(in_a, in_b, out, transpose_a, transpose_b, alpha, beta)
+    in_a = place(memory, a.T if op_a is Op.T else a, strided)
+    in_b = place(memory, b.T if op_b is Op.T else b, strided)
+    gemm(in_a, in_b, out, op_a, op_b, alpha, beta)
     added = [beta * before] if beta else []
     expected = sum(added, alpha * (a @ b))
     assert_within(out, expected, error_bound(a, b, *added, alpha=alpha))
@@ -78,8 +79,8 @@ def check(
     rows=st.integers(1, 70),
     columns=st.integers(1, 90),
     inner=st.one_of(st.integers(1, 40), st.integers(250, 530)),
-    transpose_a=st.booleans(),
-    transpose_b=st.booleans(),
+    op_a=st.sampled_from(Op),
+    op_b=st.sampled_from(Op),
     beta=st.sampled_from([0.0, 1.0]),
     strided=st.booleans(),
 )
@@ -88,19 +89,19 @@ def test_product_equals_float64(
     rows: int,
     columns: int,
     inner: int,
-    transpose_a: bool,
-    transpose_b: bool,
+    op_a: Op,
+    op_b: Op,
     beta: float,
     strided: bool,
 ) -> None:
     assert blas_info().backend is backend
-    check(rows, columns, inner, transpose_a, transpose_b, beta, strided)
+    check(rows, columns, inner, op_a, op_b, beta, strided)
 
 
 @pytest.mark.parametrize("strided", [False, True])
 @pytest.mark.parametrize("beta", [0.0, 1.0])
-@pytest.mark.parametrize("transpose_a", [False, True])
-@pytest.mark.parametrize("transpose_b", [False, True])
+@pytest.mark.parametrize("op_a", list(Op))
+@pytest.mark.parametrize("op_b", list(Op))
 @pytest.mark.parametrize(
     ("rows", "columns", "inner"), [(1, 1, 1), (1, 33, 257), (9, 1, 256), (64, 96, 512), (8, 32, 1), (517, 545, 259)]
 )
@@ -109,23 +110,23 @@ def test_product_at_the_edges_of_blocks(
     rows: int,
     columns: int,
     inner: int,
-    transpose_a: bool,
-    transpose_b: bool,
+    op_a: Op,
+    op_b: Op,
     beta: float,
     strided: bool,
 ) -> None:
-    check(rows, columns, inner, transpose_a, transpose_b, beta, strided)
+    check(rows, columns, inner, op_a, op_b, beta, strided)
 
 
 def test_alpha_and_beta_other_than_zero_and_one(backend: GemmBackend) -> None:
-    check(13, 35, 300, transpose_a=False, transpose_b=True, beta=0.5, strided=False, alpha=-2.5)
+    check(13, 35, 300, op_a=Op.N, op_b=Op.T, beta=0.5, strided=False, alpha=-2.5)
 
 
 def test_nan_and_infinity_come_through(backend: GemmBackend) -> None:
     a, b, out = np.ones((9, 10), np.float32), np.ones((10, 40), np.float32), np.zeros((9, 40), np.float32)
     a[4, 7] = np.nan
     b[3, 5] = np.inf
-    gemm(a, b, out, False, False, 1.0, 0.0)
+    gemm(a, b, out, Op.N, Op.N, 1.0, 0.0)
     assert np.isnan(out[4]).all()
     assert (out[np.arange(9) != 4, 5] == np.inf).all()
     assert np.isfinite(np.delete(np.delete(out, 4, 0), 5, 1)).all()
@@ -149,7 +150,7 @@ def test_callers_at_once_get_the_bits_of_one_alone(backend: GemmBackend, callers
         results = []
         for a, b in mine:
             out = np.full((len(a), len(b)), np.nan, np.float32)
-            gemm(a, b, out, False, True, 1.0, 0.0)
+            gemm(a, b, out, Op.N, Op.T, 1.0, 0.0)
             results.append(out)
         return results
 

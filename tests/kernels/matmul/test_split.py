@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from tests.kernels.bits16.support import Pages, nearest, numbers, on_path, paths_here
 from tests.reference import Array
 from threadloom.kernels.compiling.jit import JIT_ENABLED
-from threadloom.kernels.matmul.blas import GemmBackend, blas_info, gemm, gemm_backend
+from threadloom.kernels.matmul.backend import GemmBackend, blas_info, gemm, gemm_backend
+from threadloom.kernels.matmul.operands import Op
 from threadloom.kernels.simd.features import DotPath
 
 EPS = 2.0**-23
@@ -40,8 +41,8 @@ def check(
     rows: int,
     columns: int,
     inner: int,
-    transpose_a: bool,
-    transpose_b: bool,
+    op_a: Op,
+    op_b: Op,
     alpha: float,
     beta: float,
     at_end: bool,
@@ -58,11 +59,11 @@ def check(
     if beta != 0.0:
         out[...] = before
     gemm(
-        pages.copy(a.T if transpose_a else a, gap),
-        pages.copy(b.T if transpose_b else b, gap),
+        pages.copy(a.T if op_a is Op.T else a, gap),
+        pages.copy(b.T if op_b is Op.T else b, gap),
         out,
-        transpose_a,
-        transpose_b,
+        op_a,
+        op_b,
         alpha,
         beta,
     )
@@ -87,8 +88,8 @@ def check(
     rows=st.integers(1, 75),
     columns=st.integers(1, 100),
     inner=st.one_of(st.integers(1, 70), st.integers(250, 300)),
-    transpose_a=st.booleans(),
-    transpose_b=st.booleans(),
+    op_a=st.sampled_from(Op),
+    op_b=st.sampled_from(Op),
     alpha=st.sampled_from([1.0, -2.5]),
     beta=st.sampled_from([0.0, 1.0, 0.5]),
     at_end=st.booleans(),
@@ -99,31 +100,31 @@ def test_products_equal_float64(
     rows: int,
     columns: int,
     inner: int,
-    transpose_a: bool,
-    transpose_b: bool,
+    op_a: Op,
+    op_b: Op,
     alpha: float,
     beta: float,
     at_end: bool,
     gap: int,
 ) -> None:
     assert blas_info().backend is GemmBackend.BF16X3
-    check(rows, columns, inner, transpose_a, transpose_b, alpha, beta, at_end, gap)
+    check(rows, columns, inner, op_a, op_b, alpha, beta, at_end, gap)
 
 
-@pytest.mark.parametrize("transpose_a", [False, True])
-@pytest.mark.parametrize("transpose_b", [False, True])
+@pytest.mark.parametrize("op_a", list(Op))
+@pytest.mark.parametrize("op_b", list(Op))
 @pytest.mark.parametrize(("rows", "columns", "inner"), [(1, 1, 1), (32, 32, 32), (257, 33, 513), (8, 31, 256)])
 def test_products_at_the_edges_of_blocks(
-    path: DotPath, rows: int, columns: int, inner: int, transpose_a: bool, transpose_b: bool
+    path: DotPath, rows: int, columns: int, inner: int, op_a: Op, op_b: Op
 ) -> None:
-    check(rows, columns, inner, transpose_a, transpose_b, 1.0, 1.0, True, 0)
+    check(rows, columns, inner, op_a, op_b, 1.0, 1.0, True, 0)
 
 
 def test_error_is_a_fraction_of_bfloat16s(path: DotPath) -> None:
     rng = np.random.default_rng(1)
     a, b = rng.standard_normal((40, 300)).astype(np.float32), rng.standard_normal((300, 50)).astype(np.float32)
     out = np.empty((40, 50), np.float32)
-    gemm(a, b, out, False, False, 1.0, 0.0)
+    gemm(a, b, out, Op.N, Op.N, 1.0, 0.0)
     expected = a.astype(np.float64) @ b.astype(np.float64)
     assert np.linalg.norm(out - expected) <= 1e-5 * np.linalg.norm(expected)
 
@@ -135,7 +136,7 @@ def test_nan_infinity_and_the_largest_numbers_come_through(path: DotPath) -> Non
     a[4, 7], a[5, 8], a[6, 9], a[7, 0] = np.nan, -np.inf, large, odd_nan  # bfloat16 would round large to infinity
     b[3, 5], b[2, 6] = np.inf, 0.0
     out = np.empty((35, 40), np.float32)
-    gemm(a, b, out, False, False, 1.0, 0.0)
+    gemm(a, b, out, Op.N, Op.N, 1.0, 0.0)
     assert np.isnan(out[[4, 7]]).all()
     assert (np.delete(out[5], 5) == -np.inf).all() and np.isnan(out[5, 5])
     assert np.allclose(np.delete(out[6], 5), large, rtol=1e-5)
@@ -153,7 +154,7 @@ def test_threads_get_the_bits_of_one(path: DotPath) -> None:
         out, found = np.empty((70, 90), np.float32), []
         barrier.wait()
         for _repeat in range(5):
-            gemm(a, b, out, False, False, 1.0, 0.0)
+            gemm(a, b, out, Op.N, Op.N, 1.0, 0.0)
             found.append(out.tobytes())
         return found
 
@@ -168,8 +169,8 @@ def test_rows_of_a_wider_result_have_the_bits_of_fewer_rows(path: DotPath) -> No
     a, b = rng.standard_normal((300, 90)).astype(np.float32), rng.standard_normal((90, 40)).astype(np.float32)
     whole: NDArray[Any] = np.empty((300, 40), np.float32)
     part: NDArray[Any] = np.empty((13, 40), np.float32)
-    gemm(a, b, whole, False, False, 1.0, 0.0)
-    gemm(a[250:263], b, part, False, False, 1.0, 0.0)
+    gemm(a, b, whole, Op.N, Op.N, 1.0, 0.0)
+    gemm(a[250:263], b, part, Op.N, Op.N, 1.0, 0.0)
     assert (whole[250:263] == part).all()
 
 
@@ -179,9 +180,9 @@ def test_nothing_is_allocated(path: DotPath) -> None:
     b, out = a.copy(), a.copy()
     _nrt_python.memsys_enable_stats()
     try:
-        gemm(a, b, out, True, False, 1.0, 1.0)
+        gemm(a, b, out, Op.T, Op.N, 1.0, 1.0)
         before = rtsys.get_allocation_stats().alloc
-        gemm(a, b, out, True, False, 1.0, 1.0)
+        gemm(a, b, out, Op.T, Op.N, 1.0, 1.0)
         # Numba keeps a small record of each of the three arrays that cross over from Python.
         assert rtsys.get_allocation_stats().alloc - before == 3
     finally:

@@ -20,8 +20,9 @@ from tests.kernels.bits16.support import Pages
 from tests.kernels.machine_code import converts_vectors, half_conversions, innermost_loops
 from tests.reference import Array
 from threadloom.kernels.compiling.jit import JIT_ENABLED, jit_strict_fp
-from threadloom.kernels.matmul.blas import GemmBackend, gemm, gemm_backend
+from threadloom.kernels.matmul.backend import GemmBackend, gemm, gemm_backend
 from threadloom.kernels.matmul.fp16 import fp16_scratch_sizes, fp16_sums_size, gemm_fp16, linear_fp16
+from threadloom.kernels.matmul.operands import Op
 from threadloom.kernels.simd.float16 import (
     float32_from_fp16,
     fp16_from_float32,
@@ -224,30 +225,30 @@ def close(found: NDArray[Any], expected: NDArray[Any], bound: NDArray[Any]) -> b
     return bool((np.abs(found - expected) <= bound).all())  # False for a NaN
 
 
-def check(rows: int, columns: int, inner: int, transpose_a: bool, transpose_b: bool, at_end: bool, gap: int) -> None:
+def check(rows: int, columns: int, inner: int, op_a: Op, op_b: Op, at_end: bool, gap: int) -> None:
     rng = np.random.default_rng([rows, columns, inner])
     pages = Pages(at_end)
     plain_a, plain_b = random_halves(rng, rows, inner), random_halves(rng, inner, columns)
-    a = pages.copy(plain_a.T if transpose_a else plain_a, gap)
-    b = pages.copy(plain_b.T if transpose_b else plain_b, gap)
+    a = pages.copy(plain_a.T if op_a is Op.T else plain_a, gap)
+    b = pages.copy(plain_b.T if op_b is Op.T else plain_b, gap)
     exact_sums = numbers(plain_a) @ numbers(plain_b)
     # A float32 sum of K products errs by at most K half units in the last place of the sum of their sizes.
     error = (inner + 2) * EPS / 2 * (np.abs(numbers(plain_a)) @ np.abs(numbers(plain_b)))
     wide = scratch(pages, rows, columns, inner)
 
     out = pages.empty((rows, columns), np.float32, gap)
-    gemm_fp16(a, b, out, transpose_a, transpose_b, False, *wide)
+    gemm_fp16(a, b, out, op_a, op_b, False, *wide)
     assert close(out, exact_sums, error)
     before = out.astype(np.float64)
-    gemm_fp16(a, b, out, transpose_a, transpose_b, True, *wide)
+    gemm_fp16(a, b, out, op_a, op_b, True, *wide)
     assert close(out, before + exact_sums, error + EPS * (np.abs(before) + np.abs(exact_sums) + error))
 
-    if not transpose_a:
+    if op_a is Op.N:
         sums = pages.empty((fp16_sums_size(rows, columns),), np.float32)
         short = pages.empty((rows, columns), np.int16, gap)
         for bias in (pages.copy(rng.standard_normal(columns).astype(np.float32)), np.zeros(0, np.float32)):
             short[...] = NAN
-            linear_fp16(a, b, transpose_b, bias, short, sums, *wide)
+            linear_fp16(a, b, op_b, bias, short, sums, *wide)
             after = exact_sums + bias if bias.size else exact_sums
             unrounded = error + EPS * np.abs(after)
             assert close(numbers(short), after, unrounded + ROUNDING * (np.abs(after) + unrounded) + SUBNORMAL)
@@ -263,26 +264,24 @@ def check(rows: int, columns: int, inner: int, transpose_a: bool, transpose_b: b
     rows=st.integers(1, 75),
     columns=st.integers(1, 100),
     inner=st.integers(1, 140),
-    transpose_a=st.booleans(),
-    transpose_b=st.booleans(),
+    op_a=st.sampled_from(Op),
+    op_b=st.sampled_from(Op),
     at_end=st.booleans(),
     gap=st.sampled_from([0, 1, 7]),
 )
 def test_products_equal_float64(
-    rows: int, columns: int, inner: int, transpose_a: bool, transpose_b: bool, at_end: bool, gap: int
+    rows: int, columns: int, inner: int, op_a: Op, op_b: Op, at_end: bool, gap: int
 ) -> None:
-    check(rows, columns, inner, transpose_a, transpose_b, at_end, gap)
+    check(rows, columns, inner, op_a, op_b, at_end, gap)
 
 
-@pytest.mark.parametrize("transpose_a", [False, True])
-@pytest.mark.parametrize("transpose_b", [False, True])
+@pytest.mark.parametrize("op_a", list(Op))
+@pytest.mark.parametrize("op_b", list(Op))
 @pytest.mark.parametrize(
     ("rows", "columns", "inner"), [(1, 1, 1), (513, 3, 2049), (5, 1025, 4100), (515, 514, 70), (512, 512, 33)]
 )
-def test_products_at_the_edges_of_blocks(
-    rows: int, columns: int, inner: int, transpose_a: bool, transpose_b: bool
-) -> None:
-    check(rows, columns, inner, transpose_a, transpose_b, True, 1)
+def test_products_at_the_edges_of_blocks(rows: int, columns: int, inner: int, op_a: Op, op_b: Op) -> None:
+    check(rows, columns, inner, op_a, op_b, True, 1)
 
 
 def test_scratch_is_bounded() -> None:
@@ -299,9 +298,9 @@ def test_bits_are_those_of_one_float32_product(rows: int, columns: int, inner: i
     a, b = random_halves(rng, rows, inner), random_halves(rng, columns, inner)
     found, expected = np.empty((rows, columns), np.float32), np.empty((rows, columns), np.float32)
     with gemm_backend(GemmBackend.NUMBA):
-        gemm_fp16(a, b, found, False, True, False, *scratch(Pages(True), rows, columns, inner))
+        gemm_fp16(a, b, found, Op.N, Op.T, False, *scratch(Pages(True), rows, columns, inner))
         wide = [numbers(bits).astype(np.float32) for bits in (a, b)]
-        gemm(wide[0], wide[1], expected, False, True, 1.0, 0.0)
+        gemm(wide[0], wide[1], expected, Op.N, Op.T, 1.0, 0.0)
     assert (found == expected).all()
 
 
@@ -313,7 +312,7 @@ def test_nan_infinity_and_overflow_come_through() -> None:
     a[5, :] = b[:, 6] = halves(np.array([200.0]))[0]  # 200 * 200 * 10 is beyond 65504
     out = pages.empty((9, 40), np.int16)
     sums = pages.empty((fp16_sums_size(9, 40),), np.float32)
-    linear_fp16(a, b, False, np.zeros(0, np.float32), out, sums, *scratch(pages, 9, 40, 10))
+    linear_fp16(a, b, Op.N, np.zeros(0, np.float32), out, sums, *scratch(pages, 9, 40, 10))
     found = numbers(out)
     assert np.isnan(found[4]).all()
     rest = np.delete(found, 4, 0)
@@ -334,8 +333,8 @@ def test_threads_get_the_bits_of_one() -> None:
         sums = pages.empty((fp16_sums_size(70, 90),), np.float32)
         barrier.wait()
         for _repeat in range(5):
-            gemm_fp16(a, b, out, False, False, False, *wide)
-            linear_fp16(a, b, False, np.zeros(0, np.float32), short, sums, *wide)
+            gemm_fp16(a, b, out, Op.N, Op.N, False, *wide)
+            linear_fp16(a, b, Op.N, np.zeros(0, np.float32), short, sums, *wide)
             found.append(out.tobytes() + short.tobytes())
         return found
 
@@ -353,8 +352,8 @@ def test_nothing_is_allocated() -> None:
     calls: list[tuple[Any, ...]] = [
         (fp16_from_float32, out.reshape(-1), short.reshape(-1)),
         (float32_from_fp16, short.reshape(-1), out.reshape(-1)),
-        (gemm_fp16, bits, bits, out, True, False, True, *wide),
-        (linear_fp16, bits, bits, True, bias, short, sums, *wide),
+        (gemm_fp16, bits, bits, out, Op.T, Op.N, True, *wide),
+        (linear_fp16, bits, bits, Op.T, bias, short, sums, *wide),
     ]
     _nrt_python.memsys_enable_stats()
     try:

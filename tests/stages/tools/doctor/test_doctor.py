@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from threadloom.kernels.compiling.jit import JIT_ENABLED
-from threadloom.kernels.matmul.blas import BlasInfo, GemmBackend, blas_info
+from threadloom.kernels.matmul.backend import BlasInfo, GemmBackend, blas_info
 from threadloom.kernels.simd.features import DotPath, LowPrecisionInfo, choose, low_precision_info
 from threadloom.stages.config.settings import Precision
 from threadloom.stages.machine.machine import Machine
