@@ -16,7 +16,7 @@ from benchmarks.results import Comparison, Measured, figure, markdown, rows, spr
 from benchmarks.throughput import compare, sizes_of
 from threadloom.stages.config import Config, ModelConfig
 from threadloom.stages.console.json_worker import WorkerError
-from threadloom.stages.models.gpt2 import parameter_count
+from threadloom.stages.models import parameter_count
 from threadloom.stages.resolve import load_config, resolve, to_json
 
 TINY = Config(name="tiny", model=ModelConfig(vocab_size=17, context=6, layers=2, heads=2, channels=8), batch_size=4,

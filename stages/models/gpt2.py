@@ -1,105 +1,160 @@
-"""One table of name and shape, from which everything that holds a model's tensors is made.
+"""GPT-2: shapes, initialisation and the names of Hugging Face's layout.
 
-The arenas (weights, gradients, AdamW's moments), the initialisation, the optimizer's decay and the checkpoint all read
-the same table, so none of them can disagree with another about what a model consists of.
+Matrices are stored as (inputs, outputs) by threadloom and by Hugging Face, so nothing is transposed.
 """
 
+import json
+import re
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from math import prod, sqrt
+from math import sqrt
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+import msgspec
 
-from threadloom.pipeline import arena_size, available_cores
-
-Shape = tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """The sizes of a GPT-2 model; everything about its tensors follows from these."""
-
-    vocabulary: int
-    context: int
-    layers: int
-    heads: int
-    channels: int
-
-    @property
-    def hidden(self) -> int:
-        """Width of the MLP's hidden layer."""
-        return 4 * self.channels
-
-
-def parameter_shapes(geometry: Geometry) -> dict[str, Shape]:
-    """Return the shape of every field of `kernels.Weights`, in its order: matrices first, then vectors."""
-    v, t, n, c, f = geometry.vocabulary, geometry.context, geometry.layers, geometry.channels, geometry.hidden
-    return {
-        "wte": (v, c),
-        "wpe": (t, c),
-        "qkv_weight": (n, c, 3 * c),
-        "attn_proj_weight": (n, c, c),
-        "fc_weight": (n, c, f),
-        "mlp_proj_weight": (n, f, c),
-        "ln1_weight": (n, c),
-        "ln1_bias": (n, c),
-        "qkv_bias": (n, 3 * c),
-        "attn_proj_bias": (n, c),
-        "ln2_weight": (n, c),
-        "ln2_bias": (n, c),
-        "fc_bias": (n, f),
-        "mlp_proj_bias": (n, c),
-        "lnf_weight": (c,),
-        "lnf_bias": (c,),
-    }
-
+from threadloom.stages.models.architecture import HuggingFaceLayout, InitialValue, UnsupportedModelError
+from threadloom.stages.models.geometry import Geometry, Shape
 
 MATRICES = ("wte", "wpe", "qkv_weight", "attn_proj_weight", "fc_weight", "mlp_proj_weight")
-"""The tensors that AdamW's weight decay applies to; they lead the table."""
+
+"""The tensors with weight decay, which lead the table of shapes."""
+
+_HUGGINGFACE_NAMES = {
+    "wte": "wte.weight",
+    "wpe": "wpe.weight",
+    "qkv_weight": "h.{layer}.attn.c_attn.weight",
+    "attn_proj_weight": "h.{layer}.attn.c_proj.weight",
+    "fc_weight": "h.{layer}.mlp.c_fc.weight",
+    "mlp_proj_weight": "h.{layer}.mlp.c_proj.weight",
+    "ln1_weight": "h.{layer}.ln_1.weight",
+    "ln1_bias": "h.{layer}.ln_1.bias",
+    "qkv_bias": "h.{layer}.attn.c_attn.bias",
+    "attn_proj_bias": "h.{layer}.attn.c_proj.bias",
+    "ln2_weight": "h.{layer}.ln_2.weight",
+    "ln2_bias": "h.{layer}.ln_2.bias",
+    "fc_bias": "h.{layer}.mlp.c_fc.bias",
+    "mlp_proj_bias": "h.{layer}.mlp.c_proj.bias",
+    "lnf_weight": "ln_f.weight",
+    "lnf_bias": "ln_f.bias",
+}
 
 
-def parameter_count(geometry: Geometry) -> int:
-    """Return how many parameters the model has (padding not counted)."""
-    return sum(prod(shape) for shape in parameter_shapes(geometry).values())
+class _HuggingFaceConfig(msgspec.Struct):
+    """The fields of a GPT2Config that decide what the model computes; those without a default are required."""
+
+    vocab_size: int
+    n_positions: int
+    n_embd: int
+    n_layer: int
+    n_head: int
+    n_inner: int | None = None
+    activation_function: str = "gelu_new"
+    layer_norm_epsilon: float = 1e-5
+    scale_attn_weights: bool = True
+    scale_attn_by_inverse_layer_idx: bool = False
+    add_cross_attention: bool = False
+    tie_word_embeddings: bool = True
 
 
-def input_gradient_bytes(geometry: Geometry, sequences: int) -> int:
-    """Return the bytes of the embeddings' gradients (float32) and token ids (int32) of `sequences` sequences."""
-    return 4 * sequences * geometry.context * (geometry.channels + 1)
+class Gpt2HuggingFace:
+    """The layout of `transformers.GPT2LMHeadModel`."""
+
+    model_type = "gpt2"
+    prefix = "transformer."
+    names: Mapping[str, str] = _HUGGINGFACE_NAMES
+    tied = ("lm_head.weight", "wte")
+    ignored = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")  # causal masks
+
+    def config(self, geometry: Geometry, end_of_text: int | None) -> dict[str, Any]:
+        """Return the content of config.json."""
+        return {
+            "architectures": ["GPT2LMHeadModel"],
+            "model_type": self.model_type,
+            "vocab_size": geometry.vocabulary,
+            "n_positions": geometry.context,
+            "n_embd": geometry.channels,
+            "n_layer": geometry.layers,
+            "n_head": geometry.heads,
+            "n_inner": None,
+            "activation_function": "gelu_new",
+            "layer_norm_epsilon": 1e-5,
+            "resid_pdrop": 0.0,
+            "embd_pdrop": 0.0,
+            "attn_pdrop": 0.0,
+            "scale_attn_weights": True,
+            "scale_attn_by_inverse_layer_idx": False,
+            "tie_word_embeddings": True,
+            "bos_token_id": end_of_text,
+            "eos_token_id": end_of_text,
+        }
+
+    def geometry(self, config: bytes) -> Geometry:
+        """Return the geometry of a config.json; see `HuggingFaceLayout`."""
+        found = msgspec.json.decode(config, type=_HuggingFaceConfig)
+        _check(found)
+        return Geometry(found.vocab_size, found.n_positions, found.n_layer, found.n_head, found.n_embd)
 
 
-def decayed_elements(geometry: Geometry) -> int:
-    """Return how many leading elements of a parameter arena belong to matrices, and so decay."""
-    shapes = parameter_shapes(geometry)
-    return arena_size({name: shapes[name] for name in MATRICES})
+class Gpt2:
+    """The architecture of GPT-2 (Radford et al. 2019)."""
+
+    name = "gpt2"
+    matrices: tuple[str, ...] = MATRICES
+    huggingface: HuggingFaceLayout = Gpt2HuggingFace()
+
+    def parameter_shapes(self, geometry: Geometry) -> dict[str, Shape]:
+        """Return the shape of every field of `kernels.Weights`, in its order."""
+        v, t, n, c, f = geometry.vocabulary, geometry.context, geometry.layers, geometry.channels, geometry.hidden
+        return {
+            "wte": (v, c),
+            "wpe": (t, c),
+            "qkv_weight": (n, c, 3 * c),
+            "attn_proj_weight": (n, c, c),
+            "fc_weight": (n, c, f),
+            "mlp_proj_weight": (n, f, c),
+            "ln1_weight": (n, c),
+            "ln1_bias": (n, c),
+            "qkv_bias": (n, 3 * c),
+            "attn_proj_bias": (n, c),
+            "ln2_weight": (n, c),
+            "ln2_bias": (n, c),
+            "fc_bias": (n, f),
+            "mlp_proj_bias": (n, c),
+            "lnf_weight": (c,),
+            "lnf_bias": (c,),
+        }
+
+    def initial_values(self, geometry: Geometry, *, residual_scaling: bool) -> dict[str, InitialValue]:
+        """Return the distributions of section 2.3 of the paper.
+
+        Matrices have a standard deviation of 0.02, with `residual_scaling` 0.02 / √(2 L) if they write to the residual
+        stream; LayerNorm weights are 1, biases 0.
+        """
+        residual = 0.02 / sqrt(2 * geometry.layers) if residual_scaling else 0.02
+        values = {name: InitialValue() for name in self.parameter_shapes(geometry)}
+        values |= {name: InitialValue(deviation=0.02) for name in MATRICES}
+        values |= {name: InitialValue(deviation=residual) for name in ("attn_proj_weight", "mlp_proj_weight")}
+        return values | {name: InitialValue(constant=1.0) for name in ("ln1_weight", "ln2_weight", "lnf_weight")}
 
 
-def initialise(
-    weights: Mapping[str, NDArray[np.float32]], geometry: Geometry, seed: int, residual_scaling: bool = True
-) -> None:
-    """Write GPT-2's initial weights into `weights`, the views of a parameter arena.
-
-    Matrices are normal with a standard deviation of 0.02; with `residual_scaling` those that write to the residual
-    stream have 0.02 / √(2 L) (Radford et al. 2019, section 2.3). LayerNorm weights are 1, biases 0. Each tensor has a
-    generator of its own, Philox with the key (seed, place in the table), so that a tensor does not depend on the shapes
-    of the others, nor on the thread that draws it: the tensors are shared among the cores, the largest first.
-    """
-    residual = 0.02 / sqrt(2 * geometry.layers) if residual_scaling else 0.02
-    deviation = dict.fromkeys(MATRICES, 0.02) | {"attn_proj_weight": residual, "mlp_proj_weight": residual}
-
-    def draw(place: int, name: str) -> None:
-        tensor = weights[name]
-        if name in deviation:
-            key = np.array([seed, place], np.uint64)
-            np.random.Generator(np.random.Philox(key=key)).standard_normal(dtype=np.float32, out=tensor)
-            tensor *= np.float32(deviation[name])
-        else:
-            tensor.fill(1.0 if name in ("ln1_weight", "ln2_weight", "lnf_weight") else 0.0)
-
-    shapes = parameter_shapes(geometry)
-    largest_first = sorted(enumerate(shapes), key=lambda entry: -prod(shapes[entry[1]]))
-    with ThreadPoolExecutor(min(available_cores(), len(MATRICES)), "initialise") as pool:
-        for drawn in [pool.submit(draw, place, name) for place, name in largest_first]:
-            drawn.result()
+def _check(config: _HuggingFaceConfig) -> None:
+    """Raise UnsupportedModelError for a variant that the kernels do not compute."""
+    accepted: dict[str, tuple[Any, ...]] = {
+        "n_inner": (None, 4 * config.n_embd),
+        "activation_function": ("gelu_new", "gelu_pytorch_tanh"),  # two names of one function
+        "layer_norm_epsilon": (1e-5,),
+        "scale_attn_weights": (True,),
+        "scale_attn_by_inverse_layer_idx": (False,),
+        "add_cross_attention": (False,),
+        "tie_word_embeddings": (True,),
+    }
+    for name, values in accepted.items():
+        if getattr(config, name) not in values:
+            expected = " or ".join(json.dumps(value) for value in values)
+            got = json.dumps(getattr(config, name))
+            raise UnsupportedModelError(f"{name} = {expected}", got, "an unsupported variant of GPT-2")
+    for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head"):
+        if getattr(config, name) < 1:
+            raise UnsupportedModelError(f"{name} of at least 1", str(getattr(config, name)), "the file was edited")
+    if config.n_embd % config.n_head:
+        got = f"n_embd = {config.n_embd}, n_head = {config.n_head}"
+        raise UnsupportedModelError("n_embd that n_head divides", got, "the file was edited")

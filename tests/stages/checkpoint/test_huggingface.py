@@ -14,19 +14,17 @@ from threadloom.pipeline import Arena
 from threadloom.stages.checkpoint.huggingface import (
     CONFIG_FILE,
     MODEL_FILE,
-    TIED,
     load_model,
-    model_config,
-    model_shapes,
-    model_views,
     read_geometry,
     read_model,
     write_model,
 )
-from threadloom.stages.models.gpt2 import Geometry, parameter_shapes
+from threadloom.stages.models import Geometry, architecture_of, huggingface_views, parameter_shapes
 from threadloom.stages.storage import CheckpointError
 
 GEOMETRY = Geometry(vocabulary=37, context=11, layers=3, heads=3, channels=12)
+LAYOUT = architecture_of(GEOMETRY).huggingface
+TIED = LAYOUT.tied[0]
 
 
 def random_weights(geometry: Geometry = GEOMETRY, seed: int = 0) -> Arena:
@@ -50,18 +48,6 @@ def rewrite(folder: Path, change: Any) -> None:
     """Apply `change` to the tensors in the file of a model."""
     tensors = load_file(folder / MODEL_FILE)
     save_file(change(tensors) or tensors, folder / MODEL_FILE)
-
-
-def test_names_cover_every_parameter_once() -> None:
-    weights = random_weights()
-    views = model_views(weights)
-    assert list(views) == list(model_shapes(GEOMETRY))
-    assert {name: view.shape for name, view in views.items()} == model_shapes(GEOMETRY)
-    assert sum(view.size for view in views.values()) == sum(view.size for view in weights.values())
-    for view in views.values():
-        assert np.shares_memory(view, weights.flat)
-        view[...] = 0
-    assert not weights.flat.any()
 
 
 def test_written_model_reads_back_bit_for_bit(folder: Path) -> None:
@@ -119,7 +105,7 @@ def test_a_model_saved_by_transformers_opens(tmp_path: Path) -> None:
     geometry, weights = load_model(tmp_path)
     assert geometry == Geometry(vocabulary=23, context=8, layers=2, heads=2, channels=8)
     state = model.state_dict()
-    for name, view in model_views(weights).items():
+    for name, view in huggingface_views(weights, LAYOUT).items():
         np.testing.assert_array_equal(view, state[name].numpy())
 
 
@@ -208,9 +194,3 @@ def test_a_damaged_or_missing_file_is_reported(folder: Path) -> None:
     (folder / CONFIG_FILE).write_bytes(b"\xff\x00")
     with pytest.raises(CheckpointError, match=r"config\.json"):
         load_model(folder)
-
-
-def test_the_end_of_text_token_is_in_the_configuration() -> None:
-    config = model_config(GEOMETRY, end_of_text=36)
-    assert config["bos_token_id"] == config["eos_token_id"] == 36
-    assert model_config(GEOMETRY)["eos_token_id"] is None

@@ -13,7 +13,7 @@ from threadloom.stages.inference.decoder import Decoder, GenerationError, checke
 from threadloom.stages.inference.generation import generate
 from threadloom.stages.inference.sampling import SamplingError, SamplingSettings
 from threadloom.stages.memory.bank import as_weights
-from threadloom.stages.models.gpt2 import Geometry, parameter_shapes
+from threadloom.stages.models import Geometry, parameter_shapes
 
 GEOMETRY = Geometry(vocabulary=37, context=12, layers=3, heads=3, channels=15)
 GREEDY = SamplingSettings(temperature=0.0)

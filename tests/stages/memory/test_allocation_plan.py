@@ -9,7 +9,7 @@ from tests.stages.support import planned
 from threadloom.stages.config import Config, ModelConfig, ResolvedConfig
 from threadloom.stages.data.batches import RandomTokens, TokenFile, evaluation_batches
 from threadloom.stages.memory.allocation_plan import check_allocation, format_memory_plan
-from threadloom.stages.models.gpt2 import Geometry
+from threadloom.stages.models import Geometry
 from threadloom.stages.resolve.loading import apply_overrides
 from threadloom.stages.resolve.resolution import resolve
 from threadloom.stages.step.evaluate import Validation

@@ -17,7 +17,7 @@ from threadloom.stages.memory import bits16 as memory_bits16
 from threadloom.stages.memory.bank import Bank, as_weights
 from threadloom.stages.memory.bits16 import ArraySpecs
 from threadloom.stages.memory.precision_memory import logits_chunk_rows
-from threadloom.stages.models.gpt2 import Geometry, initialise, parameter_shapes
+from threadloom.stages.models import Geometry, initialise, parameter_shapes
 from threadloom.stages.step.bits16.compute import Bits16Compute
 from threadloom.stages.step.compute import backward_with_embeddings
 

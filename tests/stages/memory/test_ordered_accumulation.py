@@ -10,7 +10,7 @@ from tests.stages.support import WAIT, build, run_sequence, run_threads, tiny
 from threadloom.kernels.common.accumulation import mark_part_done, model_parts, single_writer, wait_for_predecessor
 from threadloom.pipeline import LanePlan, Lanes, StageFailure
 from threadloom.stages.memory.ordered_accumulation import OrderedAccumulation
-from threadloom.stages.models.gpt2 import Geometry, parameter_shapes
+from threadloom.stages.models import Geometry, parameter_shapes
 from threadloom.stages.training.training import Training
 
 pytestmark = pytest.mark.timeout(60)

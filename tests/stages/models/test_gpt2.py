@@ -6,14 +6,8 @@ import numpy as np
 import pytest
 
 from threadloom.pipeline import Arena
-from threadloom.stages.models.gpt2 import (
-    MATRICES,
-    Geometry,
-    decayed_elements,
-    initialise,
-    parameter_count,
-    parameter_shapes,
-)
+from threadloom.stages.models import Geometry, decayed_elements, initialise, parameter_count, parameter_shapes
+from threadloom.stages.models.gpt2 import MATRICES
 
 GEOMETRY = Geometry(vocabulary=301, context=65, layers=3, heads=5, channels=55)
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tests.stages.resolve.support import configs, refusal, tiny
 from tests.stages.support import planned
 from threadloom.stages.config import Config, Precision, ResolvedThreads, flatten
-from threadloom.stages.models.gpt2 import Geometry, parameter_count
+from threadloom.stages.models import Geometry, parameter_count
 from threadloom.stages.resolve import resolution
 from threadloom.stages.resolve.loading import apply_overrides, load_config, resolved_from_json, to_json
 from threadloom.stages.resolve.resolution import resolve

@@ -16,7 +16,7 @@ from threadloom.stages.checkpoint import Checkpoint
 from threadloom.stages.cli import main
 from threadloom.stages.config import ResolvedConfig
 from threadloom.stages.data.batches import TokenBatches, TokenFile, training_batches
-from threadloom.stages.models.gpt2 import initialise
+from threadloom.stages.models import initialise
 from threadloom.stages.resolve.loading import to_json
 from threadloom.stages.run.session import train
 from threadloom.stages.storage import RunDirectory, RunMode, read_metrics

@@ -16,7 +16,8 @@ from threadloom.stages.config import OptimizerConfig, Precision
 from threadloom.stages.memory.bank import Bank
 from threadloom.stages.memory.graph_items import UpdateShard
 from threadloom.stages.memory.loss_scale import Scaled, ScaleState
-from threadloom.stages.models.gpt2 import MATRICES, Geometry, decayed_elements, parameter_shapes
+from threadloom.stages.models import Geometry, decayed_elements, parameter_shapes
+from threadloom.stages.models.gpt2 import MATRICES
 from threadloom.stages.step.bits16 import optimizer as optimizer_bits16
 from threadloom.stages.step.bits16.compute import Bits16Compute
 from threadloom.stages.step.bits16.optimizer import ArenaRange, MatrixRows, plan_parts

@@ -28,7 +28,7 @@ from threadloom.stages.config import Precision, ResolvedConfig
 from threadloom.stages.memory.bank import Bank
 from threadloom.stages.memory.bits16 import PACKED_FIELDS
 from threadloom.stages.memory.graph_items import MicroBatch, MicroGradient, Update
-from threadloom.stages.models.gpt2 import parameter_shapes
+from threadloom.stages.models import parameter_shapes
 from threadloom.stages.resolve.process_wide import gemm_settings
 from threadloom.stages.resolve.trajectory_settings import trajectory
 

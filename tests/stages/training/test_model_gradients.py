@@ -11,7 +11,7 @@ from tests.stages.training.test_reference import random_weights, sequences, star
 from threadloom.pipeline import Arena
 from threadloom.stages.config import ResolvedConfig
 from threadloom.stages.memory.graph_items import Update
-from threadloom.stages.models.gpt2 import parameter_shapes
+from threadloom.stages.models import parameter_shapes
 
 pytestmark = pytest.mark.timeout(90)
 

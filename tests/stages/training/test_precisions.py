@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from threadloom.stages.config import Precision
-from threadloom.stages.models.gpt2 import Geometry
+from threadloom.stages.models import Geometry
 from threadloom.stages.step.bits16 import Bits16Compute
 from threadloom.stages.step.float32 import Float32Compute
 from threadloom.stages.training.precisions import compute_for

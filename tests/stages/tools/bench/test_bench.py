@@ -23,7 +23,7 @@ from threadloom.stages.memory import adamw_bytes, reduction_bytes
 from threadloom.stages.memory.bank import Bank
 from threadloom.stages.memory.graph_items import MicroBatch, MicroGradient
 from threadloom.stages.memory.precision_memory import MicroBatchSlot
-from threadloom.stages.models.gpt2 import Geometry
+from threadloom.stages.models import Geometry
 from threadloom.stages.resolve.loading import apply_overrides, load_config, to_json
 from threadloom.stages.resolve.process_wide import gemm_settings
 from threadloom.stages.resolve.resolution import resolve

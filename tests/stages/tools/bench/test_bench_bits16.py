@@ -18,7 +18,7 @@ from threadloom.stages.machine.machine import detect
 from threadloom.stages.memory import adamw_bytes
 from threadloom.stages.memory.bank import Bank
 from threadloom.stages.memory.precision_memory import MicroBatchSlot
-from threadloom.stages.models.gpt2 import Geometry
+from threadloom.stages.models import Geometry
 from threadloom.stages.resolve.loading import to_json
 from threadloom.stages.resolve.process_wide import gemm_settings
 from threadloom.stages.step.compute import Compute

@@ -3,7 +3,7 @@
 import pytest
 
 from threadloom.stages.config.settings import Precision
-from threadloom.stages.models.gpt2 import Geometry
+from threadloom.stages.models import Geometry
 from threadloom.stages.tools.bench.peaks import non_increasing
 from threadloom.stages.tools.bench.roofline import (
     BandwidthLevel,

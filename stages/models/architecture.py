@@ -1,0 +1,81 @@
+"""The protocol of an architecture: everything about its tensors that other rooms need to know.
+
+The table of `parameter_shapes` drives the arenas (weights, gradients, AdamW's moments), the initialisation, the
+optimizer's weight decay and the checkpoint, so all of them agree on the tensors of a model.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from threadloom.stages.models.geometry import Geometry, Shape
+
+Floats = NDArray[np.float32]
+
+
+class UnsupportedModelError(ValueError):
+    """A model in Hugging Face's layout that no architecture here computes."""
+
+    def __init__(self, expected: str, got: str, cause: str) -> None:
+        self.expected, self.got, self.cause = expected, got, cause
+        super().__init__(f"expected {expected}, got {got} ({cause})")
+
+
+@dataclass(frozen=True)
+class InitialValue:
+    """The distribution that a tensor is initialised from: normal around 0, or a constant."""
+
+    deviation: float = 0.0
+    """Standard deviation; 0 for a constant."""
+    constant: float = 0.0
+
+
+class HuggingFaceLayout(Protocol):
+    """The names of an architecture's tensors, and its configuration, in Hugging Face's layout.
+
+    Every tensor of theirs is a view of one of ours: ours stack the layers of one kind along the first axis.
+    """
+
+    model_type: str
+    """`model_type` in their config.json."""
+    prefix: str
+    """Prefix of the names, which files may lack."""
+    names: Mapping[str, str]
+    """Our name → theirs without the prefix; `{layer}` stands for the index along our first axis."""
+    tied: tuple[str, str]
+    """Name of their output projection, which is not stored, and of our tensor that it is tied to."""
+    ignored: re.Pattern[str]
+    """Unprefixed names of tensors in files of older versions that hold constants."""
+
+    def config(self, geometry: Geometry, end_of_text: int | None) -> dict[str, Any]:
+        """Return the content of config.json; `end_of_text` is the id of the token that begins and ends texts."""
+
+    def geometry(self, config: bytes) -> Geometry:
+        """Return the geometry that a config.json describes.
+
+        Raises UnsupportedModelError for a variant that the kernels do not compute, msgspec.DecodeError for missing
+        keys and values of the wrong type.
+        """
+
+
+class Architecture(Protocol):
+    """One model architecture; an instance of each is in `ARCHITECTURES`."""
+
+    name: str
+    """Key in `ARCHITECTURES`, and `Geometry.architecture`."""
+    matrices: tuple[str, ...]
+    """The tensors that weight decay applies to; they lead the table of shapes."""
+    huggingface: HuggingFaceLayout
+
+    def parameter_shapes(self, geometry: Geometry) -> dict[str, Shape]:
+        """Return name → shape of every tensor, in the order of the arena: `matrices` first."""
+
+    def initial_values(self, geometry: Geometry, *, residual_scaling: bool) -> dict[str, InitialValue]:
+        """Return name → initial distribution of every tensor.
+
+        With `residual_scaling`, the projections that write to the residual stream start smaller in deep models.
+        """

@@ -1,0 +1,30 @@
+"""The sizes of a model, from which the shapes of all its tensors follow."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The sizes of a GPT-2 model; another architecture derives from it and names itself."""
+
+    architecture: ClassVar[str] = "gpt2"
+    """Key of `ARCHITECTURES`."""
+
+    vocabulary: int
+    context: int
+    layers: int
+    heads: int
+    channels: int
+
+    @property
+    def hidden(self) -> int:
+        """Width of the hidden layer of the MLP."""
+        return 4 * self.channels
+
+
+def input_gradient_bytes(geometry: Geometry, sequences: int) -> int:
+    """Return the bytes of the gradients of the input embeddings (float32) and of the token ids (int32)."""
+    return 4 * sequences * geometry.context * (geometry.channels + 1)

@@ -1,0 +1,35 @@
+"""The registry of architectures. To add one, write its file and list it here."""
+
+import json
+from collections.abc import Mapping
+
+import msgspec
+
+from threadloom.stages.models.architecture import Architecture, UnsupportedModelError
+from threadloom.stages.models.geometry import Geometry
+from threadloom.stages.models.gpt2 import Gpt2
+
+ARCHITECTURES: Mapping[str, Architecture] = {architecture.name: architecture for architecture in (Gpt2(),)}
+"""Name → architecture."""
+
+
+class _ModelType(msgspec.Struct):
+    model_type: str = "gpt2"
+
+
+def architecture_of(geometry: Geometry) -> Architecture:
+    """Return the architecture that a geometry belongs to."""
+    return ARCHITECTURES[geometry.architecture]
+
+
+def geometry_of_huggingface(config: bytes) -> Geometry:
+    """Return the geometry of a model from its config.json in Hugging Face's layout.
+
+    Raises UnsupportedModelError for a model that no architecture computes, msgspec.DecodeError for other content.
+    """
+    found = msgspec.json.decode(config, type=_ModelType).model_type
+    layouts = {architecture.huggingface.model_type: architecture.huggingface for architecture in ARCHITECTURES.values()}
+    if found not in layouts:
+        expected = " or ".join(json.dumps(name) for name in layouts)
+        raise UnsupportedModelError(f"model_type = {expected}", json.dumps(found), "an unsupported architecture")
+    return layouts[found].geometry(config)
