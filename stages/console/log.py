@@ -1,8 +1,8 @@
-"""What the program says while it runs: loguru, set up once by the command line.
+"""Logging by loguru, configured once by the command line.
 
-On a terminal a line is short and coloured; elsewhere (a file, a CI log) it carries the date and the level, without any
-control character. Lines go to whatever `sys.stderr` is at that moment, so that they appear above a live display, which
-puts itself in its place, and are not torn by it.
+On a terminal lines are short and coloured; elsewhere (a file, a CI log) they have the date and the level, without
+control characters. Each line is written to the current `sys.stderr`, which a live display replaces, so that log lines
+appear above the display.
 """
 
 import os
@@ -17,18 +17,18 @@ PLAIN_FORMAT = "{time:YYYY-MM-DD HH:mm:ss} {level: <7} {message}"
 
 
 class LogLevel(Enum):
-    """How much is said; the value is loguru's name of the level, and what the command line takes."""
+    """The minimum level of log lines. The value is loguru's name, and that of the command-line option."""
 
-    DEBUG = "DEBUG"  # choices and timings that help to find a fault
-    INFO = "INFO"  # what was detected and chosen, progress, what was written
-    WARNING = "WARNING"  # what a person should know about
+    DEBUG = "DEBUG"  # choices and timings for debugging
+    INFO = "INFO"  # detected machine, chosen settings, progress, written files
+    WARNING = "WARNING"  # problems that do not stop the command
     ERROR = "ERROR"
 
 
 def configure(level: LogLevel = LogLevel.INFO, stream: TextIO | None = None) -> None:
-    """Send log lines of at least `level` to `stream`, or to standard error; replaces any earlier configuration.
+    """Write log lines of at least `level` to `stream`, by default standard error. Replaces any earlier configuration.
 
-    The frames of an exception are shown with the values of variables at level DEBUG only: those may be whole texts.
+    Tracebacks show the values of variables at level DEBUG only, because a value may be a whole text.
     """
     coloured = _is_terminal(stream or sys.stderr) and "NO_COLOR" not in os.environ
 

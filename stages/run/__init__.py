@@ -1,6 +1,6 @@
-"""A run in its directory: session, report, plots, live display, estimate.
+"""A run in its directory: the session, its reports, plots and live display, and the estimate before it.
 
-May import: models to inference.
+May import: all above.
 """
 
 from threadloom.stages.run.estimate import estimate_run, estimate_text

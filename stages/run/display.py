@@ -1,8 +1,8 @@
-"""What a person sees while a model trains: a live picture on a terminal, a line every few seconds elsewhere.
+"""The display of a training: a live view on a terminal, a line every few seconds elsewhere.
 
-The picture is a pure function of `Progress`, so that tests draw it without a run. No thread is started: whoever has
-news calls `Display.update`, which draws at most four times a second. Drawing holds the GIL (kernels go on, they hold
-none), so it must stay cheap: about a millisecond.
+The view is a pure function of `TrainingProgress`, so that tests draw it without a run. It has no thread of its own: the
+caller's `Display.update` draws at most four times per second. Drawing holds the GIL, which kernels release, and takes
+about a millisecond.
 """
 
 import contextlib
@@ -17,62 +17,64 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
 from rich.text import Text
 
+from threadloom.pipeline import find_bottleneck, format_clock
+
 LIVE_INTERVAL = 0.25
-"""Seconds between two drawings of the live picture."""
+"""Seconds between two drawings of the live view."""
 LINE_INTERVAL = 5.0
-"""Seconds between two lines where the output is no terminal."""
+"""Seconds between two lines if the output is not a terminal."""
 
 
 @dataclass(frozen=True)
 class StageShares:
-    """What the threads of one stage did with their time lately. The shares are of 1 and averages over its workers."""
+    """The shares of time of one stage since the last display, averaged over its workers; they add up to 1."""
 
     name: str
     workers: int  # threads
-    busy: float  # at work
-    waiting: float  # for input: the stages before it are slower
-    blocked: float  # on output: the stages behind it are slower (back-pressure)
+    busy: float  # inside the stage's function
+    waiting: float  # for input: an upstream stage is slower
+    blocked: float  # on output: a downstream stage is slower (back-pressure)
 
 
 @dataclass(frozen=True)
 class ChannelDepth:
-    """How full one channel is: always full points at the stage behind it, always empty at the one before."""
+    """The items in one channel: always full means a slow downstream stage, always empty a slow upstream one."""
 
     name: str
-    depth: int  # items in it now
-    capacity: int  # items that it holds at most
+    depth: int  # items now
+    capacity: int  # maximum number of items
 
 
 @dataclass(frozen=True)
-class Progress:
-    """Where the training stands."""
+class TrainingProgress:
+    """The state of a training."""
 
     step: int  # updates done
-    steps: int  # updates in all
-    loss: float  # of the last update, nats a token
+    steps: int  # updates in total
+    loss: float  # of the last update, nats per token
     smoothed_loss: float  # see Smoothing
     lr: float  # of the last update
     grad_norm: float  # global, before clipping
-    tokens_per_s: float  # lately
-    eta_s: float | None  # seconds until the last update; None while it cannot be told
-    val_loss: float | None = None  # of the last evaluation, nats a token; None before the first
-    loss_scale: float | None = None  # of the next update; None where losses are not scaled
-    skipped: int = 0  # updates left out in all, since they were not finite
+    tokens_per_s: float  # over the last updates
+    eta_s: float | None  # seconds until the last update; None if unknown
+    val_loss: float | None = None  # of the last evaluation, nats per token; None before the first
+    loss_scale: float | None = None  # of the next update; None if losses are not scaled
+    skipped: int = 0  # updates skipped so far because they were not finite
     stages: Sequence[StageShares] = ()
     channels: Sequence[ChannelDepth] = ()
 
 
 class Smoothing:
-    """An exponential mean whose first values are not pulled towards zero (Adam's bias correction)."""
+    """An exponential moving average without a bias towards zero at the start (Adam's bias correction)."""
 
     def __init__(self, window: float = 50.0) -> None:
-        """`window` is how many values the mean looks back on."""
+        """`window` is the number of values that the average covers."""
         self._decay = 1.0 - 1.0 / max(1.0, window)
         self._sum = 0.0
         self._weight = 0.0
 
     def add(self, value: float) -> float:
-        """Take in one value and return the mean. One that is not finite is passed through and does not stay."""
+        """Add a value and return the average. A value that is not finite is returned and not added."""
         if not math.isfinite(value):
             return value
         self._sum = self._decay * self._sum + (1.0 - self._decay) * value
@@ -81,42 +83,32 @@ class Smoothing:
 
 
 def bottleneck(stages: Sequence[StageShares]) -> str | None:
-    """Return the stage that sets the pace, the busiest one, or None while none is busy for half of its time."""
-    busiest = max(stages, key=lambda stage: stage.busy, default=None)
-    return busiest.name if busiest is not None and busiest.busy >= 0.5 else None
+    """Return the busiest stage, or None if none is busy for half of its time."""
+    return find_bottleneck({stage.name: stage.busy for stage in stages}, least=0.5)
 
 
-def duration(seconds: float | None) -> str:
-    """Return seconds as a person says them: 0:07, 12:34, 1:02:03."""
-    if seconds is None or not math.isfinite(seconds) or seconds < 0:
-        return "-:--"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def scale_text(scale: float) -> str:
-    """Return a loss scale as a person reads it: 16,777,216 or 0.125."""
+def format_scale(scale: float) -> str:
+    """Return a loss scale as text: 16,777,216 or 0.125."""
     return f"{scale:,.0f}" if scale == round(scale) else f"{scale:g}"
 
 
-def _figure(number: float, places: int) -> str:
-    """A number with its decimals, or in short where it has run away."""
+def _format_number(number: float, places: int) -> str:
+    """Return a number with `places` decimals, or in scientific notation if it is large."""
     return f"{number:.{places}f}" if abs(number) < 1e5 else f"{number:.3e}"
 
 
-def progress_line(progress: Progress) -> str:
-    """Return the state in one line of plain text, for logs."""
+def progress_line(progress: TrainingProgress) -> str:
+    """Return the state as one line of plain text, for logs."""
     parts = [
         f"step {progress.step:,}/{progress.steps:,}",
-        f"mean loss {_figure(progress.smoothed_loss, 4)}",  # of the last updates: in a short run far from the last one
+        f"mean loss {_format_number(progress.smoothed_loss, 4)}",  # an average
         f"lr {progress.lr:.2e}",
-        f"grad norm {_figure(progress.grad_norm, 3)}",
+        f"grad norm {_format_number(progress.grad_norm, 3)}",
         f"{progress.tokens_per_s:,.0f} tokens/s",
-        f"ETA {duration(progress.eta_s)}",
+        f"ETA {format_clock(progress.eta_s)}",
     ]
     if progress.val_loss is not None:
-        parts.insert(2, f"val loss {_figure(progress.val_loss, 4)}")
+        parts.insert(2, f"val loss {_format_number(progress.val_loss, 4)}")
     if progress.loss_scale is not None:
         parts.append(f"loss scale {_scale(progress)}")
     slowest = bottleneck(progress.stages)
@@ -124,21 +116,21 @@ def progress_line(progress: Progress) -> str:
     return ", ".join(parts)
 
 
-def _scale(progress: Progress) -> str:
-    """The loss scale and how often it was too high: 1,024 (3 skipped)."""
+def _scale(progress: TrainingProgress) -> str:
+    """Return the loss scale and the number of skipped updates: 1,024 (3 skipped)."""
     assert progress.loss_scale is not None
-    return scale_text(progress.loss_scale) + (f" ({progress.skipped:,} skipped)" if progress.skipped else "")
+    return format_scale(progress.loss_scale) + (f" ({progress.skipped:,} skipped)" if progress.skipped else "")
 
 
 class ProgressView:
-    """The live picture, as wide as the console lets it be."""
+    """The live view, as wide as the console."""
 
-    def __init__(self, progress: Progress, title: str = "training") -> None:
+    def __init__(self, progress: TrainingProgress, title: str = "training") -> None:
         self._progress = progress
         self._title = title
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Lay the lines out; each is one Text, which is far cheaper than rich's tables."""
+        """Lay out the lines. Each is one Text, which is much cheaper than a rich table."""
         width, ascii_only = min(options.max_width, 110), options.ascii_only
         yield self._head(width, ascii_only)
         yield self._numbers(width)
@@ -152,7 +144,7 @@ class ProgressView:
         progress = self._progress
         done = min(1.0, progress.step / progress.steps) if progress.steps > 0 else 1.0
         title = f"{self._title}  "
-        count = f"  {progress.step:,}/{progress.steps:,} {done:4.0%}  ETA {duration(progress.eta_s)}"
+        count = f"  {progress.step:,}/{progress.steps:,} {done:4.0%}  ETA {format_clock(progress.eta_s)}"
         room = max(5, width - len(title) - len(count))
         full = int(done * room)
         mark = "#" if ascii_only else "━"
@@ -168,10 +160,10 @@ class ProgressView:
         groups = [
             [
                 ("loss ", "dim"),
-                (_figure(progress.smoothed_loss, 4), "bold"),
-                (f" (last {_figure(progress.loss, 4)})", "dim"),
+                (_format_number(progress.smoothed_loss, 4), "bold"),
+                (f" (last {_format_number(progress.loss, 4)})", "dim"),
             ],
-            [("grad norm ", "dim"), (_figure(progress.grad_norm, 3), "")],
+            [("grad norm ", "dim"), (_format_number(progress.grad_norm, 3), "")],
             [("lr ", "dim"), (f"{progress.lr:.2e}", "")],
             [(f"{progress.tokens_per_s:,.0f}", "bold"), (" tokens/s", "dim")],
         ]
@@ -197,7 +189,7 @@ class ProgressView:
         stages = self._progress.stages
         names = [f"{stage.name} x{stage.workers}" if stage.workers > 1 else stage.name for stage in stages]
         wide = max(len(name) for name in names)
-        bar = max(4, min(50, width - wide - 22))  # beside it: the share and the bottleneck's mark
+        bar = max(4, min(50, width - wide - 22))  # leaves space for the share and the mark of the bottleneck
         busy, waiting, blocked = ("#", ".", "!") if ascii_only else ("█", "░", "▒")
         lines = [
             _line(
@@ -217,7 +209,7 @@ class ProgressView:
                     (blocked * second, "yellow"),
                     (waiting * (bar - first - second), "bright_black"),
                     (f" {stage.busy:4.0%}", "bold" if stage.name == slowest else ""),
-                    ("  sets the pace" if stage.name == slowest else "", "bold green"),
+                    ("  bottleneck" if stage.name == slowest else "", "bold green"),
                 )
             )
         return lines
@@ -243,7 +235,7 @@ def _line(*parts: tuple[str, str]) -> Text:
 
 
 def _cells(stage: StageShares, width: int) -> tuple[int, int]:
-    """How many of `width` cells are busy and how many blocked; the rest is waiting. Shares above 1 are cut."""
+    """Return the numbers of busy and blocked cells among `width`; the rest is waiting. Shares are clipped to 0 to 1."""
     busy = min(1.0, max(0.0, stage.busy))
     blocked = min(1.0 - busy, max(0.0, stage.blocked))
     first = round(busy * width)
@@ -251,7 +243,7 @@ def _cells(stage: StageShares, width: int) -> tuple[int, int]:
 
 
 class Display:
-    """Shows progress while its block runs. Owned by one thread: the one that calls `update`."""
+    """Shows progress within a `with` block. Owned by one thread, which calls `update`."""
 
     def __init__(
         self,
@@ -260,36 +252,36 @@ class Display:
         clock: Callable[[], float] = time.monotonic,
         report: Callable[[str], None] = logger.info,
     ) -> None:
-        """`report` takes the lines where `console` is no terminal; `clock` is in seconds."""
+        """`report` receives the lines if `console` is not a terminal; `clock` returns seconds."""
         self._title = title
         self._console = console or Console()
         self._clock = clock
         self._report = report
         self._next = -math.inf
-        self._last: Progress | None = None
-        self._shown: Progress | None = None
+        self._last: TrainingProgress | None = None
+        self._shown: TrainingProgress | None = None
         self._live: Live | None = None
         if self.is_live:
-            # Lines of a log that come meanwhile appear above: Live puts itself in the place of stdout and stderr.
+            # Log lines appear above the view, because Live replaces stdout and stderr.
             self._live = Live(console=self._console, auto_refresh=False, vertical_overflow="crop")
 
     @property
     def is_live(self) -> bool:
-        """Whether there is a terminal to draw on."""
+        """True if the output is a terminal that can be drawn on."""
         return self._console.is_terminal and not self._console.is_dumb_terminal
 
     def due(self) -> bool:
-        """Whether an update would be shown now; ask before you gather what it needs."""
+        """Return True if an update would be shown now. Check it before collecting statistics for one."""
         return self._clock() >= self._next
 
-    def update(self, progress: Progress) -> None:
-        """Show the state if the last drawing is long enough ago; what is left out is shown at the end."""
+    def update(self, progress: TrainingProgress) -> None:
+        """Show the state if the last drawing is long enough ago. The last state is shown when the block ends."""
         self._last = progress
         if self.due():
             self._next = self._clock() + (LIVE_INTERVAL if self.is_live else LINE_INTERVAL)
             self._show(progress)
 
-    def _show(self, progress: Progress) -> None:
+    def _show(self, progress: TrainingProgress) -> None:
         self._shown = progress
         if self._live is not None:
             self._live.update(ProgressView(progress, self._title), refresh=True)
@@ -302,7 +294,7 @@ class Display:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        # The last state stays on the screen. A terminal that is gone must not hide the error that is on its way.
+        # The last state stays on the screen. An error of a closed terminal must not replace the error of the block.
         with contextlib.suppress(OSError) if error is not None else contextlib.nullcontext():
             if self._last is not None and self._last is not self._shown:
                 self._show(self._last)

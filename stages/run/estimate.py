@@ -1,8 +1,8 @@
-"""`threadloom train --estimate`: what a run will take, in memory and time, without a run and without its directory.
+"""The estimate of `threadloom train --estimate`: memory and time of a run, without a run directory.
 
-Memory is the plan that training allocates to the byte, with the process's own: what this process held when its kernels
-were loaded, before anything was built. Time comes from a few seconds of real updates on random tokens, which take as
-long as those on a text, and of real evaluation.
+Memory is the plan that training allocates, exact to the byte, and the memory of the process with its kernels loaded.
+Time is extrapolated from a few seconds of updates on random tokens, which take as long as those on a text, and from the
+evaluation of a few micro-batches.
 """
 
 import subprocess
@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 from loguru import logger
 
-from threadloom.pipeline import available_cores
+from threadloom.pipeline import available_cores, format_estimate
 from threadloom.stages.config import Config, Precision, ResolvedConfig
 from threadloom.stages.console import module_command, resident_bytes
 from threadloom.stages.data import TokenIds, read_text, train_tokenizer
@@ -31,63 +31,63 @@ from threadloom.stages.step import ValidationLoss
 from threadloom.stages.training import ENDLESS, SLOW, compile_kernels, compute_for, tokens_per_second
 
 PICTURES = 45_000_000
-"""Bytes that Matplotlib and the pictures add when the run ends; measured, and held by a test."""
+"""Bytes that Matplotlib and the pictures add at the end of a run; measured, and checked by a test."""
 PROCESS = "libraries, kernels"
-SHORTEST, LONGEST = 0.5, 60.0
-"""Seconds of updates."""
+MIN_SECONDS, MAX_SECONDS = 0.5, 60.0
+"""Limits of the duration of the measurement."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run will take."""
+    """Memory and time of a run."""
 
     config: ResolvedConfig
     memory: dict[str, int]
-    """Bytes: the plan, and the process's own."""
+    """Bytes by part: the memory plan, and the process itself."""
     available: int | None
-    """Bytes of memory that can be had now."""
+    """Bytes of available memory; None if unknown."""
     update: float | None
-    """Seconds of an update; None where the run would not fit, so that nothing was measured."""
+    """Seconds per update; None if the run does not fit, so that nothing was measured."""
     measured: float
-    """Seconds that the updates were measured for."""
+    """Duration of the measurement in seconds."""
     evaluation: float
-    """Seconds of an evaluation of the most windows that it may have, on one core."""
+    """Seconds of an evaluation of the maximum number of windows, on one core."""
     final_evaluation: float
 
     @property
     def fits(self) -> bool:
-        """Whether the memory is there."""
+        """True if the memory is available."""
         return self.available is None or sum(self.memory.values()) - self.memory[PROCESS] <= self.available
 
     @property
     def evaluations(self) -> int:
-        """Before the one that ends the run."""
-        return due(self.config.steps, self.config.evaluation.interval) - 1
+        """Number of evaluations before the one at the end of the run."""
+        return count_due(self.config.steps, self.config.evaluation.interval) - 1
 
     @property
     def checkpoints(self) -> int:
-        """Written in all."""
-        return due(self.config.steps, self.config.checkpoint.interval)
+        """Number of checkpoints of the run."""
+        return count_due(self.config.steps, self.config.checkpoint.interval)
 
     @property
     def seconds(self) -> float | None:
-        """Of the whole run: evaluations take a core from the updates beside them, and the last one is waited for."""
+        """Seconds of the run. Evaluations take a core from concurrent updates, except the last, which follows them."""
         if self.update is None:
             return None
-        beside = self.evaluations * self.evaluation / available_cores()
-        return self.config.steps * self.update + beside + self.final_evaluation
+        concurrent = self.evaluations * self.evaluation / available_cores()
+        return self.config.steps * self.update + concurrent + self.final_evaluation
 
 
-def due(steps: int, interval: int) -> int:
-    """Return how often something is done in so many updates: every `interval` of them, and after the last one."""
+def count_due(steps: int, interval: int) -> int:
+    """Return how often in `steps` updates something is due that is due every `interval` updates and after the last."""
     return (steps - 1) // interval + 1 if interval else 1
 
 
 def estimate_run(config: Config, *, tuned: bool = True, seconds: float = 3.0) -> Estimate:
-    """Estimate the run of a configuration by measuring `seconds` of it."""
+    """Estimate the run of a configuration by measuring it for `seconds` seconds."""
     machine, cores = detect(), available_cores()
-    if words := load_warning():
-        logger.warning(words)
+    if warning := load_warning():
+        logger.warning(warning)
     config = with_precision(config, choose_precision_and_warn(config).precision)
     vocabulary = None
     if config.model.vocab_size is None:
@@ -99,7 +99,7 @@ def estimate_run(config: Config, *, tuned: bool = True, seconds: float = 3.0) ->
     found = Estimate(resolved, memory, machine.memory_available, None, 0.0, 0.0, 0.0)
     if not found.fits:
         return found
-    seconds = min(max(seconds, SHORTEST), LONGEST)
+    seconds = min(max(seconds, MIN_SECONDS), MAX_SECONDS)
     logger.info("measuring updates on random tokens for {:.1f} s", seconds)
     rate = tokens_per_second(msgspec.structs.replace(resolved, steps=ENDLESS), seconds)
     sequence, windows = _evaluation_seconds(resolved), resolved.evaluation
@@ -113,7 +113,7 @@ def estimate_run(config: Config, *, tuned: bool = True, seconds: float = 3.0) ->
 
 
 def _process_bytes(precision: Precision) -> int:
-    """Return what a process holds that has loaded its kernels; one that has compiled them holds the compiler's, too."""
+    """Return the memory of a process with its kernels loaded. If this one has compiled them, a new one is measured."""
     if compile_kernels(precision=precision) <= SLOW:
         return resident_bytes()
     fresh = subprocess.run(
@@ -126,13 +126,13 @@ def _process_bytes(precision: Precision) -> int:
 
 
 def planned_memory(config: ResolvedConfig, process: int) -> dict[str, int]:
-    """Return what a run of a resolved configuration uses, part by part; `process`: before anything was built."""
+    """Return the bytes of a run by part; `process` is the memory of the process before anything is built."""
     memory = compute_for(config.precision, config.model.geometry(), config.micro_batch).memory
     return {PROCESS: process, **memory_plan(config, memory), "pictures, at the end": PICTURES}
 
 
 class _OneMicroBatch:
-    """Random tokens to evaluate once."""
+    """One micro-batch of random tokens, as evaluation windows."""
 
     micro_batches = 1
 
@@ -147,7 +147,7 @@ class _OneMicroBatch:
 
 
 def _evaluation_seconds(config: ResolvedConfig) -> float:
-    """Return what evaluating a sequence takes on one core, the best of a few micro-batches."""
+    """Return the seconds to evaluate one sequence on one core, from the fastest of a few micro-batches."""
     geometry, sequences = config.model.geometry(), config.micro_batch
     compute = compute_for(config.precision, geometry, sequences)
     bank, evaluator = Bank(geometry, compute.memory.allocate_packed()), ValidationLoss(compute)
@@ -164,7 +164,7 @@ def _evaluation_seconds(config: ResolvedConfig) -> float:
 
 
 def estimate_text(found: Estimate) -> str:
-    """Return the estimate as a person reads it, with how it is known."""
+    """Return the estimate as text, with its method."""
     config, geometry = found.config, found.config.model.geometry()
     lines = [
         f"{config.name}: {parameter_count(geometry):,} parameters",
@@ -177,32 +177,27 @@ def estimate_text(found: Estimate) -> str:
     ]
     available = f"{(found.available or 0) / 1e6:,.0f} MB are available"
     if found.update is None or found.seconds is None:
-        lines.append(f"It does not fit: {available}. Lower batch_size, micro_batch, lanes or the model's sizes.")
+        lines.append(
+            f"The run does not fit: {available}. Lower batch_size, micro_batch, lanes or the size of the model."
+        )
         return "\n".join(lines)
-    beside = f"  {found.evaluations:,} evaluations of {found.evaluation:,.2f} s at most on one core, beside updates"
+    evaluations = (
+        f"  {found.evaluations:,} evaluations of at most {found.evaluation:,.2f} s on one core, during updates"
+    )
     size = parameter_count(geometry) * FLOAT * (found.config.delay + 3)
     lines += [
         "time",
-        f"  {config.steps:,} updates of {1e3 * found.update:,.1f} ms: {duration(config.steps * found.update)}",
-        beside,
-        f"  the evaluation that ends the run: {found.final_evaluation:,.2f} s at most",
-        f"  in all about {duration(found.seconds)}",
+        f"  {config.steps:,} updates of {1e3 * found.update:,.1f} ms: {format_estimate(config.steps * found.update)}",
+        evaluations,
+        f"  final evaluation: at most {found.final_evaluation:,.2f} s",
+        f"  in total about {format_estimate(found.seconds)}",
         f"  not counted: reading the text; {found.checkpoints:,} checkpoints of {size / 1e6:,.0f} MB each",
         "",
-        f"How it is known: the times are those of {found.measured:.1f} s of updates on random tokens and of three",
-        "micro-batches of evaluation, measured here just now. The memory is the plan that training allocates, what",
-        "this process held with its kernels loaded, and what pictures took elsewhere. Preparing a text takes memory of",
-        "its own, which is given back before training.",
+        f"Method: times are extrapolated from {found.measured:.1f} s of updates on random tokens and three",
+        "micro-batches of evaluation, measured just now. Memory is the plan that training allocates, the memory of",
+        "this process with its kernels loaded, and that of pictures, measured elsewhere. Preparing a text takes",
+        "additional memory, which is released before training.",
     ]
     if found.available is not None:
         lines.insert(lines.index("time"), f"  {available}")
     return "\n".join(lines)
-
-
-def duration(seconds: float) -> str:
-    """Return a duration as a person says it."""
-    whole = round(seconds)
-    if whole < 120:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -1,6 +1,6 @@
-"""The picture of a run's losses, drawn from its metrics file; several runs in one picture to compare them.
+"""The loss plot of a run, drawn from its metrics file, or of several runs for comparison.
 
-Drawn on a Figure of its own and not through pyplot: nothing global, no window, callable from any thread.
+Plots are drawn on a Figure without pyplot: there is no global state and no window, and any thread may draw.
 """
 
 import io
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from threadloom.stages.storage import atomic_write, read_metrics
 
-if TYPE_CHECKING:  # Matplotlib is loaded by the functions that draw: it takes 60 MB
+if TYPE_CHECKING:  # Matplotlib takes 60 MB and is imported by the functions that draw
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -27,7 +27,7 @@ Series = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Curves:
-    """What one metrics file says, by step. Losses are in nats a token; a loss that was not finite is nan."""
+    """The content of a metrics file, by step. Losses are in nats per token; a loss that was not finite is nan."""
 
     steps: Series
     loss: Series
@@ -35,23 +35,23 @@ class Curves:
     val_steps: Series
     val_loss: Series
     scale: Series
-    """The loss scale of each update; all nan where losses are not scaled."""
+    """The loss scale of each update; all nan if losses are not scaled."""
     skipped: NDArray[np.bool_]
-    """Whether the update was skipped."""
+    """True for skipped updates."""
 
     @property
     def scaled(self) -> bool:
-        """Whether any loss was scaled."""
+        """True if any loss was scaled."""
         return bool(np.isfinite(self.scale).any())
 
     @classmethod
     def read(cls, metrics: Path) -> "Curves":
-        """Read a metrics file, also while it is being written."""
+        """Read a metrics file, which may still be written to."""
         return cls.of(read_metrics(metrics))
 
     @classmethod
     def of(cls, records: Sequence[Mapping[str, Any]]) -> "Curves":
-        """Sort records into curves: those with `loss` are updates, those with `val_loss` evaluations."""
+        """Return the curves of records: those with `loss` are updates, those with `val_loss` evaluations."""
         updates = [record for record in records if "loss" in record]
         evaluations = [record for record in records if "val_loss" in record]
         return cls(
@@ -71,7 +71,7 @@ def _column(records: Sequence[Mapping[str, Any]], key: str) -> Series:
 
 
 def smoothed(values: Series, window: int) -> Series:
-    """Return the mean over the `window` values around each one, fewer at the ends; nan counts for nothing."""
+    """Return the centred moving average over `window` values, fewer at the ends; nan is ignored."""
     if not len(values):
         return values
     half = max(0, min(window, len(values)) // 2)
@@ -85,15 +85,15 @@ def smoothed(values: Series, window: int) -> Series:
 
 
 def plot_loss(metrics: Path, out: Path, title: str = "") -> None:
-    """Draw one run: training loss, its smoothed course, the evaluations, and the learning rate below.
+    """Plot one run: training loss, raw and smoothed, evaluations, and the learning rate below.
 
-    A run that scales its losses gets the scale below that, with the updates that were skipped.
+    If the run scales its losses, the loss scale and the skipped updates are plotted below that.
     """
     plot_runs({"": metrics}, out, title)
 
 
 def plot_runs(runs: Mapping[str, Path], out: Path, title: str = "") -> None:
-    """Draw several runs in one picture. `runs` maps a label (τ = 1) to a metrics file; `out` is written whole."""
+    """Plot several runs together. `runs` maps labels (τ = 1) to metrics files; `out` is written atomically."""
     figure = loss_figure({label: Curves.read(metrics) for label, metrics in runs.items()}, title)
     image = io.BytesIO()
     figure.savefig(image, format="png")
@@ -101,7 +101,7 @@ def plot_runs(runs: Mapping[str, Path], out: Path, title: str = "") -> None:
 
 
 def loss_figure(runs: Mapping[str, Curves], title: str = "") -> "Figure":
-    """Return the picture of labelled runs as a Figure, not written anywhere."""
+    """Return the plot of labelled runs as a Figure."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
@@ -116,14 +116,14 @@ def loss_figure(runs: Mapping[str, Curves], title: str = "") -> "Figure":
     if scaled:
         _draw_scales(parts[2], runs)
     for axes in parts:
-        _dress(axes)
+        _style_axes(axes)
     _frame_losses(top, runs)
     top.set_ylabel("loss (nats per token)")
     if top.get_legend_handles_labels()[0]:
         top.legend(frameon=False, labelcolor=INK, loc="upper right")
     bottom.set_ylabel("learning\nrate")
     bottom.yaxis.set_major_locator(MaxNLocator(3))
-    bottom.yaxis.set_major_formatter(FuncFormatter(_rate))
+    bottom.yaxis.set_major_formatter(FuncFormatter(_format_rate))
     bottom.set_ylim(bottom=0.0)
     parts[-1].set_xlabel("update")
     parts[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -136,7 +136,7 @@ def loss_figure(runs: Mapping[str, Curves], title: str = "") -> "Figure":
 
 def _draw_run(axes: "Axes", run: Curves, label: str, colour: str, alone: bool) -> None:
     ended = f"validation {run.val_loss[-1]:.4f} at the end" if len(run.val_loss) else ""
-    both = f"{label}: {ended}" if ended else label  # of several runs: one entry each
+    both = f"{label}: {ended}" if ended else label  # one legend entry per run
     window = max(1, len(run.steps) // 40)
     if len(run.steps):
         axes.plot(run.steps, run.loss, color=colour, alpha=0.22 if alone else 0.12, linewidth=0.8)
@@ -163,7 +163,7 @@ def _draw_run(axes: "Axes", run: Curves, label: str, colour: str, alone: bool) -
 
 
 def _draw_rates(axes: "Axes", runs: Mapping[str, Curves]) -> None:
-    """One line where all runs share the schedule, which they mostly do."""
+    """Plot the learning rates, as one line if all runs share the schedule."""
     shown = list(runs.values())
     shared = all(np.array_equal(run.lr, shown[0].lr, equal_nan=True) for run in shown)
     for index, run in enumerate(shown[:1] if shared else shown):
@@ -171,7 +171,7 @@ def _draw_rates(axes: "Axes", runs: Mapping[str, Curves]) -> None:
 
 
 def _draw_scales(axes: "Axes", runs: Mapping[str, Curves]) -> None:
-    """The loss scale in powers of two, and a cross where an update was skipped."""
+    """Plot the loss scale on a log2 axis, with a cross for each skipped update."""
     for index, run in enumerate(runs.values()):
         colour = INK if len(runs) == 1 else COLOURS[index % len(COLOURS)]
         axes.plot(run.steps, run.scale, color=colour, linewidth=1.4, drawstyle="steps-post")
@@ -181,14 +181,14 @@ def _draw_scales(axes: "Axes", runs: Mapping[str, Curves]) -> None:
     axes.set_ylabel("loss scale\n(x: skipped)")
 
 
-def _rate(value: float, _: int) -> str:
-    """A learning rate as people write it: 6e-4."""
+def _format_rate(value: float, _: int) -> str:
+    """Return a learning rate as text: 6e-4."""
     mantissa, exponent = f"{value:.2e}".split("e")
     return f"{float(mantissa):g}e{int(exponent)}" if value else "0"
 
 
 def _frame_losses(axes: "Axes", runs: Mapping[str, Curves]) -> None:
-    """Fit the axis to the smoothed curves and the evaluations: one wild batch must not flatten the picture."""
+    """Fit the axis to the smoothed curves and the evaluations, so that a single outlier does not flatten the plot."""
     parts = [smoothed(run.loss, max(1, len(run.steps) // 40)) for run in runs.values()]
     parts += [run.val_loss for run in runs.values()]
     values = np.concatenate(parts) if parts else np.empty(0)
@@ -201,7 +201,7 @@ def _frame_losses(axes: "Axes", runs: Mapping[str, Curves]) -> None:
     axes.set_ylim(low - 2 * margin, high + margin)
 
 
-def _dress(axes: "Axes") -> None:
+def _style_axes(axes: "Axes") -> None:
     axes.grid(axis="y", color=FAINT, linewidth=0.8)
     axes.set_axisbelow(True)
     for side in ("top", "right"):

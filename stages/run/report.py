@@ -1,4 +1,4 @@
-"""What a run tells: each event to the metrics file and to the display, in the caller's thread."""
+"""Reports of a run: each event is written to the metrics file and shown on the display, in the caller's thread."""
 
 import time
 from collections import deque
@@ -10,30 +10,30 @@ from loguru import logger
 from threadloom.pipeline import MonotonicCounter, RunStatistics
 from threadloom.stages.config import Config
 from threadloom.stages.memory import Evaluation, Event, Saved, Scaled, Update
-from threadloom.stages.run.display import ChannelDepth, Display, Progress, Smoothing, StageShares, scale_text
+from threadloom.stages.run.display import ChannelDepth, Display, Smoothing, StageShares, TrainingProgress, format_scale
 from threadloom.stages.storage import MetricsLog
 
 SHOWN = ("draw", "embed", "forward", "backward", "reduce", "update", "evaluate", "save")
-"""Stages that the display shows; the others only meet and part, and take microseconds."""
+"""Stages that the display shows; the others are gather and scatter steps that take microseconds."""
 RATE_WINDOW = 20
-"""Updates over which tokens per second are taken."""
+"""Number of updates over which tokens per second are averaged."""
 
 
-class Logged:
-    """How far the metrics file has come: a checkpoint must not stand on the disk before the lines that lead up to it.
+class WrittenMetrics:
+    """The progress of the metrics file. A checkpoint must not be on disk before the lines up to its step.
 
-    A run that goes on from a checkpoint makes the lines after it again, but never those before.
+    A run resumed from a checkpoint writes the lines after it again, but never those before.
     """
 
     def __init__(self, config: Config, step: int) -> None:
-        """`step`: the updates before the run, whose lines are there."""
+        """`step` is the number of updates before the run, whose lines are in the file."""
         self._interval = config.evaluation.interval
         self._steps = config.steps
         self._updates = MonotonicCounter(step)
         self._evaluations = MonotonicCounter(step)
 
     def take(self, event: Event) -> None:
-        """Note that the line of `event` has been written."""
+        """Record that the line of `event` has been written."""
         match event:
             case Update():
                 self._updates.advance(event.step)
@@ -41,22 +41,22 @@ class Logged:
                 self._evaluations.advance(event.step)
 
     def wait_for(self, step: int) -> None:
-        """Wait until the line of every update up to `step` is written, and of every evaluation due on them."""
+        """Wait until the lines of all updates up to `step` are written, and of all evaluations due by then."""
         self._updates.wait_for(step)
         last = step if step == self._steps else step - step % self._interval if self._interval else 0
         self._evaluations.wait_for(last)
 
     def abort(self) -> None:
-        """Wake who waits with `Cancelled`."""
+        """Raise `Cancelled` in all waiters."""
         self._updates.abort()
         self._evaluations.abort()
 
 
 class Reporter:
-    """Writes one line of metrics an event, and shows where the run stands. Owned by one thread."""
+    """Writes one line of metrics per event, and updates the display. Owned by one thread."""
 
     def __init__(self, config: Config, log: MetricsLog, display: Display, began: float) -> None:
-        """`began`: when the run started, by `time.perf_counter`."""
+        """`began` is the start of the run on `time.perf_counter`."""
         self._config = config
         self._log = log
         self._display = display
@@ -65,12 +65,12 @@ class Reporter:
         self._times: deque[float] = deque([time.perf_counter()], maxlen=RATE_WINDOW + 1)
         self._smoothing = Smoothing()
         self._earlier: RunStatistics | None = None
-        self._shown: Progress | None = None
+        self._shown: TrainingProgress | None = None
         self.last_update: Update | None = None
         self.last_evaluation: Evaluation | None = None
 
     def take(self, event: Event, statistics: Callable[[], RunStatistics]) -> None:
-        """Record one event; `statistics` is asked for only when the display is due."""
+        """Record one event; `statistics` is called only when the display is due."""
         match event:
             case Update():
                 self._take_update(event, statistics)
@@ -107,7 +107,7 @@ class Reporter:
             self._shown = self._progress(update, smoothed, rate, statistics())
             self._display.update(self._shown)
 
-    def _progress(self, update: Update, smoothed: float, rate: float, statistics: RunStatistics) -> Progress:
+    def _progress(self, update: Update, smoothed: float, rate: float, statistics: RunStatistics) -> TrainingProgress:
         left = (self._config.steps - update.step) * self._tokens
         shares = [_shares(name, statistics, self._earlier) for name in SHOWN if name in statistics]
         channels = [
@@ -116,7 +116,7 @@ class Reporter:
             if stage.channel and stage.name in SHOWN
         ]
         self._earlier = statistics
-        return Progress(
+        return TrainingProgress(
             step=update.step,
             steps=self._config.steps,
             loss=update.loss,
@@ -134,16 +134,16 @@ class Reporter:
 
 
 def skip_line(step: int, scaled: Scaled) -> str:
-    """Return what is said of an update that was skipped."""
-    now = "stays" if scaled.after.scale == scaled.scale else f"is now {scale_text(scaled.after.scale)}"
+    """Return the warning about a skipped update."""
+    change = "unchanged" if scaled.after.scale == scaled.scale else f"now {format_scale(scaled.after.scale)}"
     return (
         f"step {step}: update skipped, its loss or gradient is not finite at a loss scale of "
-        f"{scale_text(scaled.scale)}, which {now}; {scaled.after.skipped:,} skipped in all"
+        f"{format_scale(scaled.scale)} ({change}); {scaled.after.skipped:,} skipped in total"
     )
 
 
 def _shares(name: str, now: RunStatistics, earlier: RunStatistics | None) -> StageShares:
-    """Return how a stage's workers spent the time since `earlier`, or since the start."""
+    """Return how the workers of a stage spent the time since `earlier`, or since the start."""
     stage, before = now[name], earlier[name] if earlier else None
     spent = [
         getattr(stage, phase) - (getattr(before, phase) if before else 0.0) for phase in ("busy", "waiting", "blocked")

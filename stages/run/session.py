@@ -1,4 +1,4 @@
-"""One run in its run directory, from the text to the last picture."""
+"""One run in its run directory, from reading the text to drawing the plots."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -43,7 +43,7 @@ from threadloom.stages.resolve import (
     with_tuned_settings,
 )
 from threadloom.stages.run.display import Display
-from threadloom.stages.run.report import SHOWN, Logged, Reporter
+from threadloom.stages.run.report import SHOWN, Reporter, WrittenMetrics
 from threadloom.stages.step import CheckpointOutput, Validation
 from threadloom.stages.storage import MetricsLog, RunDirectory, RunMode, atomic_write, read_metrics
 from threadloom.stages.training import Training, compile_kernels
@@ -51,32 +51,32 @@ from threadloom.stages.training import Training, compile_kernels
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a finished run leaves behind."""
+    """The result of a finished run."""
 
     run: RunDirectory
     config: ResolvedConfig
     step: int
     val_loss: float | None
     seconds: float
-    """From the first micro-batch to the last event."""
+    """Seconds from the first micro-batch to the last event."""
 
 
 def train(config: Config, out: Path, mode: RunMode = RunMode.NEW, *, tuned: bool = True) -> Outcome:
-    """Train as `config` says, in the run directory `out`, or go on with the run in it.
+    """Train a configuration in the run directory `out`, or resume the run in it.
 
-    What the configuration leaves open is filled in as `threadloom tune` found it best here, unless `tuned` is False.
-    Raises what the parts raise: ConfigError, TextError, DataError, RunDirectoryError, CheckpointError, and StageFailure
-    for whatever happens once the pipeline runs, TrainingDiverged among its causes.
+    With `tuned`, settings that the configuration leaves open get the values that `threadloom tune` found on this
+    machine. Raises ConfigError, TextError, DataError, RunDirectoryError or CheckpointError before the training starts,
+    and StageFailure for an error in the pipeline, such as TrainingDiverged.
     """
     validate(config)
-    # What may refuse the run comes before the claim, which makes its folder, or removes the run that was in it.
+    # Checks that may refuse the run come first: the claim creates the directory, or removes the run in it.
     choice = choose_precision_here(config) if mode is not RunMode.RESUME else None
     text = read_text(config.data.text)
     with RunDirectory.claim(out, mode) as run:
         start = _last_checkpoint(run) if mode is RunMode.RESUME else None
         if start is not None:
             config = _as_begun(config, run)
-        if choice is None:  # what was begun goes on, however slowly this machine does it
+        if choice is None:  # a started run is resumed even if its precision is slow on this machine
             choice = choose_precision_here(config, allow_slow=start is not None)
         config = with_precision(config, choice.precision)
         data = _prepare(config, text, run, mode)
@@ -99,11 +99,11 @@ def saved_config(out: Path) -> Config:
         return from_json(run.config.read_bytes(), str(run.config))
     except OSError as error:
         if run.checkpoint_steps():
-            cause, remedy = "it was removed", "put it back, or start again with --overwrite"
+            cause, remedy = "it was removed", "restore it, or start again with --overwrite"
         elif run.checkpoints.is_dir():
-            cause, remedy = "the run was stopped before it had begun", "leave out --resume to start it"
+            cause, remedy = "the run was stopped before its first update", "leave out --resume to start it"
         else:
-            cause, remedy = "there is no run in that folder", "name the folder that was given to train --out"
+            cause, remedy = "there is no run in that folder", "give the folder that was passed to train --out"
         found = error.strerror or type(error).__name__
         raise ConfigError(
             str(run.config), expected="the configuration of a run", got=found, cause=cause, hint=remedy
@@ -124,7 +124,7 @@ def _prepare(config: Config, text: Text, run: RunDirectory, mode: RunMode) -> Da
     if mode is RunMode.RESUME:
         require_same_text(run.data, text.text)
     if text.skipped:
-        logger.info("left out {} files or folders that are not text", len(text.skipped))
+        logger.info("skipped {} files or folders that are not text", len(text.skipped))
     data = prepare(config, text.text, run.data)
     logger.info(
         "text: {}, {:,} characters, {:,} training and {:,} validation tokens, vocabulary {}",
@@ -135,9 +135,9 @@ def _prepare(config: Config, text: Text, run: RunDirectory, mode: RunMode) -> Da
 
 
 def _as_begun(config: Config, run: RunDirectory) -> Config:
-    """Answer what is left open, and decides the weights, as it was answered when the run began."""
+    """Return the configuration with open settings that affect the weights as they were decided when the run began."""
     saved = saved_config(run.path)
-    if config.shared_lanes is None:  # a run from before there were shared lanes has none
+    if config.shared_lanes is None:  # saved by a version without shared lanes
         config = msgspec.structs.replace(config, shared_lanes=bool(saved.shared_lanes))
     if not is_precision_open(config) or (
         config.precision is Precision.FLOAT32 and saved.precision not in FLOAT32_PRECISIONS
@@ -145,13 +145,13 @@ def _as_begun(config: Config, run: RunDirectory) -> Config:
         return config
     return msgspec.structs.replace(
         config, precision=saved.precision, float32_matmul_precision=saved.float32_matmul_precision
-    )  # speeds may be others today
+    )  # the measured speeds may have changed
 
 
 def _same_trajectory(
     config: ResolvedConfig, run: RunDirectory, data: Dataset, start: Checkpoint | None
 ) -> ResolvedConfig:
-    """Refuse a resumed run that would leave the trajectory of the saved one."""
+    """Raise ConfigError if a resumed run would leave the trajectory of the saved one."""
     if start is None:
         return config
     if start.step > config.steps:
@@ -159,28 +159,28 @@ def _same_trajectory(
             "steps",
             expected=f"at least the {start.step} updates that the run in {run.path} has made",
             got=f"{config.steps}",
-            cause="a run cannot be taken back",
-            hint=f"give more than {start.step} to go on with it, or start a new run with another --out",
+            cause="a run cannot be resumed at an earlier step",
+            hint=f"give more than {start.step} steps, or start a new run with another --out",
         )
     saved = trajectory(saved_config(run.path))
     differences = trajectory_differences(saved, trajectory(config))
     if differences:
-        words = "; ".join(f"{key}: saved {old!r}, now {new!r}" for key, (old, new) in differences.items())
+        changes = "; ".join(f"{key}: saved {old!r}, now {new!r}" for key, (old, new) in differences.items())
         raise ConfigError(
             next(iter(differences)),
             expected=f"the settings that the run in {run.path} was started with",
-            got=words,
-            cause="these settings decide the weights, and the checkpoint was made with others",
-            hint="resume without changing them, or start a new run with another --out",
+            got=changes,
+            cause="these settings affect the weights, and the checkpoint was written with others",
+            hint="resume with the same settings, or start a new run with another --out",
         )
     return config
 
 
 def _finished(config: ResolvedConfig, run: RunDirectory) -> Outcome:
-    """Return the outcome of a run that was resumed when it had made all of its updates."""
+    """Return the outcome of a run that was resumed after its last update."""
     records = read_metrics(run.metrics) if run.metrics.exists() else []
     scores = [record["val_loss"] for record in records if "val_loss" in record and record["step"] == config.steps]
-    logger.info("the run has made all of its {:,} updates; give more with --steps to go on with it", config.steps)
+    logger.info("the run has made all of its {:,} updates; set more with --steps to continue it", config.steps)
     _draw(config, run, None)
     return Outcome(run, config, config.steps, scores[-1] if scores else None, 0.0)
 
@@ -190,8 +190,8 @@ def _train(
 ) -> Outcome:
     _announce(config, choice)
     compile_kernels(precision=config.precision)
-    logged = Logged(config, start.step if start else 0)
-    output = CheckpointOutput(run.checkpoints, data.tokenizer_path, logged.wait_for)
+    written = WrittenMetrics(config, start.step if start else 0)
+    output = CheckpointOutput(run.checkpoints, data.tokenizer_path, written.wait_for)
     training = Training(config, training_batches(config, data.train), _validation(config, data), output, start)
     logger.info("memory, allocated for the whole run:\n{}", format_memory_plan(training.memory()))
     trace = _trace(config, training)
@@ -200,35 +200,35 @@ def _train(
         reporter = Reporter(config, log, display, begin)
         with _pictures(config, run, trace):
             graph = training.graph()
-            resources = [*training.resources, logged]
+            resources = [*training.resources, written]
             with graph.start(resources=resources, trace=trace, label=label) as pipeline:
-                _follow(pipeline, reporter, logged)
+                _follow(pipeline, reporter, written)
     last = reporter.last_evaluation
     return Outcome(run, config, config.steps, last.val_loss if last else None, time.perf_counter() - begin)
 
 
-def _follow(pipeline: Run, reporter: Reporter, logged: Logged) -> None:
+def _follow(pipeline: Run, reporter: Reporter, written: WrittenMetrics) -> None:
     for event in pipeline:
         reporter.take(event, pipeline.statistics)
-        logged.take(event)
+        written.take(event)
 
 
 def _announce(config: ResolvedConfig, choice: PrecisionChoice) -> None:
-    """Say once what was detected and what was chosen."""
+    """Log the detected machine and the chosen settings."""
     blas = blas_info(load=False)
     geometry = config.model.geometry()
     width = detect().vector_width
     product = gemm_description(config.precision)
-    logger.info("processor: {} cores, {}; matrix products by {}", available_cores(), width.value, product)
+    logger.info("processor: {} cores, {}; GEMM by {}", available_cores(), width.value, product)
     if config.precision in (Precision.FLOAT32, Precision.FP16):
-        logger.debug("matrix products: {}", blas.reason)
+        logger.debug("GEMM: {}", blas.reason)
     logger.info("precision: {}; {}", config.precision.value, choice.reason)
     if choice.warning:
         logger.warning("{}", choice.warning)
     threads = {f"threads.{name}": count for name, count in msgspec.structs.asdict(config.threads).items()}
     if many := [f"{name}={count}" for name, count in threads.items() if count > 4 * available_cores()]:
         logger.warning(
-            "{} on {} cores: threads that wait for a core slow each other", ", ".join(many), available_cores()
+            "{} on {} cores: more threads than cores slow each other down", ", ".join(many), available_cores()
         )
     logger.info(
         "model: {:,} parameters; batches of {} x {} tokens in micro-batches of {}, {}, delay {}",
@@ -247,21 +247,21 @@ def _validation(config: ResolvedConfig, data: Dataset) -> Validation:
 
 
 def _trace(config: ResolvedConfig, training: Training) -> Trace | None:
-    """Return a recorder that holds the last `trace.batches` batches, or None."""
-    a_batch = 4 * training.plan.micro_batches + 2 * training.shards.shards + 8
-    return Trace(capacity=config.trace.batches * a_batch) if config.trace.batches else None
+    """Return a recorder for the last `trace.batches` batches, or None."""
+    events_per_batch = 4 * training.plan.micro_batches + 2 * training.shards.shards + 8
+    return Trace(capacity=config.trace.batches * events_per_batch) if config.trace.batches else None
 
 
 @contextmanager
 def _pictures(config: ResolvedConfig, run: RunDirectory, trace: Trace | None) -> Iterator[None]:
-    """Draw what there is to draw when the block ends, however it ends; an error on its way is not hidden."""
+    """Draw the plots when the block ends, also after an error, which is raised again."""
     try:
         yield
     except BaseException:
         try:
             _draw(config, run, trace)
-        except Exception as error:  # the disk that stopped the run is full for pictures too
-            logger.warning("the pictures of the run were not drawn: {}", error)
+        except Exception as error:  # for example the full disk that stopped the run
+            logger.warning("the plots of the run were not drawn: {}", error)
         raise
     _draw(config, run, trace)
 
@@ -280,9 +280,9 @@ def _draw(config: ResolvedConfig, run: RunDirectory, trace: Trace | None) -> Non
 
 
 def steady_window(events: Sequence[TraceEvent], batches: int) -> tuple[int, int] | None:
-    """Return from when to when a picture shows the last `batches` batches before the pipeline ran empty, in ns.
+    """Return the interval (start_ns, end_ns) of the last `batches` batches before the pipeline drained.
 
-    None where the trace holds too little to tell.
+    Return None if the trace has too few events.
     """
     drawn = [event for event in events if event.stage == "draw"]
     if not drawn:

@@ -296,8 +296,8 @@ def test_a_run_directory_records_the_scale(tmp_path: Path, monkeypatch: pytest.M
     said = [line for line in lines if "update skipped" in line]
     assert len(said) == 2 * sum(r["skipped"] for r in records)
     assert said[0] == (
-        "step 1: update skipped, its loss or gradient is not finite at a loss scale of 1,024, which is now 512; "
-        "1 skipped in all"
+        "step 1: update skipped, its loss or gradient is not finite at a loss scale of 1,024 (now 512); "
+        "1 skipped in total"
     )
     assert any("loss scale 256 (5 skipped)" in line for line in lines), lines
     image = matplotlib.image.imread(tmp_path / "run" / "loss.png")

@@ -358,7 +358,7 @@ def test_a_slow_precision_is_refused_before_a_run_and_warned_of_in_one(
     assert kept is not None
     assert Checkpoint.open(kept).step == 1
     assert saved_config(out).precision is BF16
-    assert any(text.endswith("; matrix products by bfloat16 upcast to float32") for _, text in said)
+    assert any(text.endswith("; GEMM by bfloat16 upcast to float32") for _, text in said)
     warned = [text for level, text in said if level == "WARNING"]
     assert len(warned) == 1
     assert warned[0].startswith("precision=bf16 is slower here than float32")

@@ -1,4 +1,4 @@
-"""The live picture and the log line as functions of one frozen Progress; the display by a clock of the test's own."""
+"""The live view and the log line as functions of a TrainingProgress; the display with a clock of the test."""
 
 import dataclasses
 import io
@@ -17,16 +17,15 @@ from threadloom.stages.run.display import (
     LIVE_INTERVAL,
     ChannelDepth,
     Display,
-    Progress,
     ProgressView,
     Smoothing,
     StageShares,
+    TrainingProgress,
     bottleneck,
-    duration,
     progress_line,
 )
 
-PROGRESS = Progress(
+PROGRESS = TrainingProgress(
     step=1234,
     steps=2000,
     loss=1.9043,
@@ -45,15 +44,15 @@ PROGRESS = Progress(
 )
 
 
-def picture(progress: Progress, width: int = 80) -> str:
+def view(progress: TrainingProgress, width: int = 80) -> str:
     console = Console(file=io.StringIO(), width=width, color_system=None, force_terminal=False)
     with console.capture() as capture:
         console.print(ProgressView(progress, "run"))
     return capture.get()
 
 
-def test_the_picture_at_eighty_columns() -> None:
-    assert picture(PROGRESS).splitlines() == [
+def test_the_view_at_eighty_columns() -> None:
+    assert view(PROGRESS).splitlines() == [
         "run  " + "━" * 47 + "  1,234/2,000  62%  ETA 0:42",
         "loss 1.8921 (last 1.9043)   val loss 1.9012   grad norm 0.412   lr 8.21e-04",
         "28,120 tokens/s",
@@ -61,14 +60,14 @@ def test_the_picture_at_eighty_columns() -> None:
         "             █ busy  ▒ blocked on output  ░ waiting for input",
         "embed        " + "█" * 5 + "▒" * 33 + "░" * 9 + "  10%",
         "forward x2   " + "█" * 28 + "▒" * 14 + "░" * 5 + "  60%",
-        "backward x2  " + "█" * 45 + "░" * 2 + "  95%  sets the pace",
+        "backward x2  " + "█" * 45 + "░" * 2 + "  95%  bottleneck",
         "channels  embed→forward 2/2  forward→backward 1/4",
     ]
 
 
 @pytest.mark.parametrize("width", [30, 40, 60, 100, 200])
 def test_no_line_is_wider_than_the_console(width: int) -> None:
-    for line in picture(PROGRESS, width).splitlines():
+    for line in view(PROGRESS, width).splitlines():
         assert cell_len(line) <= width
 
 
@@ -87,7 +86,7 @@ def test_ascii_terminals_get_ascii() -> None:
 SHARE = st.floats(-0.5, 1.5) | st.just(0.0)
 
 
-def test_numbers_that_ran_away_are_short() -> None:
+def test_diverged_values_are_short() -> None:
     away = dataclasses.replace(PROGRESS, smoothed_loss=1932904.4932, grad_norm=1.0064240857811848e37)
     line = progress_line(away)
     assert "mean loss 1.933e+06, " in line
@@ -95,12 +94,12 @@ def test_numbers_that_ran_away_are_short() -> None:
 
 
 @given(busy=SHARE, blocked=SHARE, step=st.integers(0, 3000), steps=st.integers(0, 2000), width=st.integers(20, 150))
-def test_odd_numbers_never_break_the_picture(busy: float, blocked: float, step: int, steps: int, width: int) -> None:
+def test_odd_numbers_never_break_the_view(busy: float, blocked: float, step: int, steps: int, width: int) -> None:
     stage = StageShares("stage", 1, busy, 1.0 - busy - blocked, blocked)
     odd = dataclasses.replace(
         PROGRESS, step=step, steps=steps, loss=math.nan, eta_s=math.inf, val_loss=None, stages=(stage,)
     )
-    for line in picture(odd, width).splitlines():
+    for line in view(odd, width).splitlines():
         assert cell_len(line) <= width
     assert "nan" not in progress_line(odd).replace("loss nan", "")
 
@@ -120,25 +119,17 @@ def test_the_line_for_logs() -> None:
         (0.125, 1, "loss scale 0.125"),
     ],
 )
-def test_the_loss_scale_is_shown_where_there_is_one(scale: float, skipped: int, words: str) -> None:
+def test_the_loss_scale_is_shown_if_there_is_one(scale: float, skipped: int, words: str) -> None:
     scaled = dataclasses.replace(PROGRESS, loss_scale=scale, skipped=skipped)
     assert words in progress_line(scaled)
-    assert words in picture(scaled, 110)
-    assert "loss scale" not in progress_line(PROGRESS) + picture(PROGRESS, 110)
+    assert words in view(scaled, 110)
+    assert "loss scale" not in progress_line(PROGRESS) + view(PROGRESS, 110)
 
 
 def test_the_bottleneck_is_the_busiest_stage_that_is_busy_at_all() -> None:
     assert bottleneck(PROGRESS.stages) == "backward"
     assert bottleneck(PROGRESS.stages[:1]) is None
     assert bottleneck(()) is None
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0, "0:00"), (7.4, "0:07"), (59.7, "1:00"), (754, "12:34"), (3723, "1:02:03"), (None, "-:--"), (math.nan, "-:--")],
-)
-def test_duration(seconds: float | None, text: str) -> None:
-    assert duration(seconds) == text
 
 
 def test_smoothing_starts_at_the_first_value_and_follows() -> None:

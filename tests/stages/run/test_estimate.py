@@ -20,7 +20,7 @@ from threadloom.stages.resolve import precision
 from threadloom.stages.resolve.loading import apply_overrides, to_json
 from threadloom.stages.resolve.resolution import resolve
 from threadloom.stages.run import estimate
-from threadloom.stages.run.estimate import PROCESS, Estimate, due, duration, estimate_run, estimate_text, planned_memory
+from threadloom.stages.run.estimate import PROCESS, Estimate, count_due, estimate_run, estimate_text, planned_memory
 from threadloom.stages.speeds.speeds import Speeds
 from threadloom.stages.training.warmup import compile_kernels
 
@@ -36,21 +36,16 @@ def made_up(available: int = 10**9) -> Estimate:
 @pytest.mark.parametrize(
     ("steps", "interval", "times"), [(12, 4, 3), (13, 4, 4), (11, 4, 3), (5, 0, 1), (3, 9, 1), (1, 1, 1)]
 )
-def test_how_often_something_is_due(steps: int, interval: int, times: int) -> None:
-    assert due(steps, interval) == times
-    assert due(steps, interval) == sum(
+def test_how_often_something_is_count_due(steps: int, interval: int, times: int) -> None:
+    assert count_due(steps, interval) == times
+    assert count_due(steps, interval) == sum(
         step == steps or (interval and step % interval == 0) for step in range(1, steps + 1)
     )
 
 
-@pytest.mark.parametrize(
-    ("seconds", "said"), [(0.25, "0.2 s"), (59.7, "60 s"), (130, "2 min"), (7100, "118 min"), (7260, "2 h 01 min")]
-)
-def test_durations(seconds: float, said: str) -> None:
-    assert duration(seconds) == said
-
-
-def test_evaluations_beside_updates_take_their_core_and_the_last_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_concurrent_evaluations_take_a_core_and_the_last_one_follows_the_updates(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("threadloom.stages.run.estimate.available_cores", lambda: 4)
     found = made_up()
     assert found.evaluations == 3
@@ -60,7 +55,7 @@ def test_evaluations_beside_updates_take_their_core_and_the_last_is_waited_for(m
 
 def test_the_text_has_the_plan_the_time_and_how_it_is_known() -> None:
     text = estimate_text(made_up())
-    for said in ("slots", "100.0 MB", "1,000 MB are available", "500.0 ms", "in all about", "random tokens"):
+    for said in ("slots", "100.0 MB", "1,000 MB are available", "500.0 ms", "in total about", "random tokens"):
         assert said in text
     assert max(map(len, text.splitlines())) <= 120
 
@@ -101,7 +96,7 @@ def test_the_command(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(to_json(story(tmp_path)))
     said = command("train", "--config", tmp_path / "config.json", "--estimate", "--no-tuned")
     assert said.status == 0
-    assert "in all about" in said.out
+    assert "in total about" in said.out
     assert {path.name for path in tmp_path.iterdir()} == {"config.json", "text.txt"}
 
 

@@ -261,7 +261,7 @@ class TestRefusedBeforeAnythingStarts:
         new = ("train", "--config", tmp_path / "config.json", "--no-tuned", "--out")
         command(*new, run).refuses(run, "--resume", "--overwrite")
         command("train", "--resume", "--out", tmp_path / "nothing").refuses("nothing", "train --out")
-        command(*new, run, "--resume", "--overwrite").refuses("give one of them")
+        command(*new, run, "--resume", "--overwrite").refuses("exclude each other")
         with RunDirectory.claim(run, RunMode.RESUME):
             go_on(run).refuses(run, "another process", "wait until it ends")
             command(*new, run, "--overwrite").refuses(run, "another process")
