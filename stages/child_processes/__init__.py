@@ -1,5 +1,5 @@
-"""Entry points of the processes that other rooms start with `stages.console.module_command`; nothing imports them.
+"""Entry points of child processes, run with `stages.console.module_command`; no module imports them.
 
-They are apart because importing a module first imports its package: this one imports nothing, so a process that
-measures its own start loads only what it measures. May import: models to tools.
+They have a package without imports, since importing a module first imports its package: a process that measures its
+own start must not load other modules before. May import: models to training.
 """

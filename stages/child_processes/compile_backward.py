@@ -1,4 +1,4 @@
-"""Compile the kernels of the backward pass into the cache, for a training that compiles the others meanwhile.
+"""Compile the kernels of the backward pass into the cache, while the parent compiles the others.
 
 Usage: ``compile_backward PRECISION``. The process exits when its parent does, which closes its standard input.
 """

@@ -29,7 +29,14 @@ from threadloom.stages.memory.graph_items import (
 )
 from threadloom.stages.memory.loss_scale import LossScaler, Scaled, ScaleState
 from threadloom.stages.memory.ordered_accumulation import OrderedAccumulation
-from threadloom.stages.memory.precision_memory import MicroBatchSlot, PrecisionMemory, arrays_bytes
+from threadloom.stages.memory.precision_memory import (
+    MicroBatchSlot,
+    PrecisionMemory,
+    allocate_token_ids,
+    arrays_bytes,
+    logits_chunk_rows,
+    token_ids_bytes,
+)
 from threadloom.stages.memory.traffic import adamw_bytes, reduction_bytes
 
 __all__ = [
@@ -54,12 +61,15 @@ __all__ = [
     "UpdateShard",
     "activation_shapes",
     "adamw_bytes",
+    "allocate_token_ids",
     "arrays_bytes",
     "as_weights",
     "check_allocation",
     "format_lanes",
     "format_memory_plan",
     "label",
+    "logits_chunk_rows",
     "memory_plan",
     "reduction_bytes",
+    "token_ids_bytes",
 ]

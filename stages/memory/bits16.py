@@ -16,7 +16,7 @@ from threadloom.kernels.bits16.attention import AttentionScratch, attention_scra
 from threadloom.kernels.matmul import fp16_scratch_sizes, fp16_sums_size, packed_shape
 from threadloom.pipeline import aligned_zeros
 from threadloom.stages.config import Precision
-from threadloom.stages.memory.precision_memory import (
+from threadloom.stages.memory import (
     MicroBatchSlot,
     allocate_token_ids,
     arrays_bytes,
@@ -168,7 +168,7 @@ class Bits16Memory:
 
     def __init__(self, precision: Precision, geometry: Geometry, sequences: int) -> None:
         fp16 = precision is Precision.FP16
-        storage = np.dtype(np.int16 if fp16 else np.uint16)  # `kernels.simd.scalar` tells the formats apart by dtype
+        storage = np.dtype(np.int16 if fp16 else np.uint16)  # `kernels.simd.scalar` distinguishes formats by dtype
         self._fp16 = fp16
         self._rows = sequences * geometry.context
         self._activations = activation_specs(geometry, sequences, storage)

@@ -10,7 +10,7 @@ from threadloom.stages.step.compute import Compute, Version, backward_with_embed
 from threadloom.stages.step.evaluate import EvaluateStage, Validation, ValidationLoss, Windows
 from threadloom.stages.step.forward import Draw, Embed, Forward, plan_micro_batches
 from threadloom.stages.step.reducer import Collect, Gradient, Reduce, TrainingDiverged, plan_shards
-from threadloom.stages.step.saving import CheckpointOutput, CheckpointSnapshot, RunRecord, Save, due, never
+from threadloom.stages.step.saving import CheckpointOutput, CheckpointSnapshot, RunRecord, Save, due_every, never
 from threadloom.stages.step.update import Clip, Publish
 
 __all__ = [
@@ -35,7 +35,7 @@ __all__ = [
     "Version",
     "Windows",
     "backward_with_embeddings",
-    "due",
+    "due_every",
     "never",
     "plan_micro_batches",
     "plan_shards",

@@ -149,7 +149,7 @@ class Save:
         return Saved(update.step, str(path), time.perf_counter() - begin)
 
 
-def due(interval: int, last: int) -> Callable[[int], bool]:
+def due_every(interval: int, last: int) -> Callable[[int], bool]:
     """Return a function of the step: True every `interval` updates (0: never) and at the last one."""
     return lambda step: step == last or (interval > 0 and step % interval == 0)
 

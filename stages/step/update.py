@@ -70,7 +70,7 @@ class Clip:
 
 
 class Publish:
-    """Gathers the updated shards, publishes the new version, and leases it for what is due on it."""
+    """Gathers the updated shards, publishes the new version, and leases it for a due evaluation or checkpoint."""
 
     def __init__(
         self,

@@ -19,7 +19,7 @@ from threadloom.stages.training.training import Training
 from threadloom.stages.training.warmup import compile_kernels
 
 ENDLESS = 1_000_000_000
-"""Number of updates of a run that is measured: more than any measurement makes."""
+"""Number of updates of a run that is measured: more than any measurement needs."""
 
 
 class ExecutionMode(Enum):

@@ -63,7 +63,7 @@ from threadloom.stages.step import (
     RunRecord,
     Save,
     Validation,
-    due,
+    due_every,
     never,
     plan_micro_batches,
     plan_shards,
@@ -110,8 +110,8 @@ class Training:
 
         self.shards = plan_shards(self.gradient.flat.size, max(config.threads.reduce, config.threads.update))
         optimizer = AdamW(config.optimizer, partial(learning_rate, config.schedule, config.optimizer.lr), self.moments)
-        evaluation_due = due(config.evaluation.interval, config.steps) if validation else never
-        checkpoint_due = due(config.checkpoint.interval, config.steps) if output else never
+        evaluation_due = due_every(config.evaluation.interval, config.steps) if validation else never
+        checkpoint_due = due_every(config.checkpoint.interval, config.steps) if output else never
         finish = self.accumulation.scatter_deferred if self.accumulation else None
 
         self.draw = Draw(data, self.slots)

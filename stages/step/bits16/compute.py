@@ -17,10 +17,9 @@ from threadloom.stages.config import Precision
 from threadloom.stages.memory import UpdateShard
 from threadloom.stages.memory.bits16 import BackwardScratch, Bits16Memory, Bits16Slot
 from threadloom.stages.models import Geometry
+from threadloom.stages.step import Gradient, Version
 from threadloom.stages.step.bits16.optimizer import Bf16Update, Fp16Update, packed_matrices
-from threadloom.stages.step.compute import Version
 from threadloom.stages.step.optimizers import Optimizer
-from threadloom.stages.step.reducer import Gradient
 
 
 class Bits16Compute:

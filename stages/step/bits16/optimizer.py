@@ -18,8 +18,8 @@ from threadloom.pipeline import Arena
 from threadloom.stages.memory import UpdateShard
 from threadloom.stages.memory.bits16 import PACKED_FIELDS
 from threadloom.stages.models import Geometry, decayed_elements, parameter_shapes
+from threadloom.stages.step import Gradient
 from threadloom.stages.step.optimizers import MasterUpdate, Optimizer
-from threadloom.stages.step.reducer import Gradient
 
 PART = 1 << 17
 """Approximate elements of a part: half a MiB of each array, and a kernel call of some tens of microseconds."""

@@ -4,10 +4,9 @@ from threadloom import kernels
 from threadloom.kernels import AccumulationTicket, Floats, Scratch, Weights
 from threadloom.stages.memory import Float32Memory, Float32Slot
 from threadloom.stages.models import Geometry
-from threadloom.stages.step.compute import Version
+from threadloom.stages.step import Gradient, Version
 from threadloom.stages.step.float32.optimizer import Float32Update
 from threadloom.stages.step.optimizers import Optimizer
-from threadloom.stages.step.reducer import Gradient
 
 
 class Float32Compute:

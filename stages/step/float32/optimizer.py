@@ -2,8 +2,8 @@
 
 from threadloom.stages.memory import UpdateShard
 from threadloom.stages.models import Geometry
+from threadloom.stages.step import Gradient
 from threadloom.stages.step.optimizers import MasterUpdate, Optimizer
-from threadloom.stages.step.reducer import Gradient
 
 
 class Float32Update:

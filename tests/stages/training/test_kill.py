@@ -170,7 +170,7 @@ def test_killed_between_the_first_two_folders(whole: tuple[int, Path], tmp_path:
 
 @pytest.mark.parametrize("whole", [2], indirect=True)
 def test_the_command_line_killed_from_outside_and_resumed(whole: tuple[int, Path], tmp_path: Path) -> None:
-    """The process is killed when it has said that a checkpoint stands, and goes on by --resume alone."""
+    """The process is killed once it has reported a checkpoint, and resumed with --resume."""
     delay, folder = whole
     (tmp_path / "config.json").write_text(to_json(story(folder, *settings(delay))))
     out = tmp_path / "run"

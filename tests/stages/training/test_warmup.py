@@ -132,7 +132,7 @@ class TestTheProcess:
         compile_kernels()
         for name in ("pipeline", "kernels", "stages", "json"):  # this project's names, and one that is imported first
             (tmp_path / name).mkdir()
-            (tmp_path / name / "__init__.py").write_text("raise ImportError('not the one')")
+            (tmp_path / name / "__init__.py").write_text("raise ImportError('wrong module')")
         command = module_command("threadloom.stages.child_processes.compile_backward", "float32")
         with subprocess.Popen(command, cwd=tmp_path, stdin=subprocess.PIPE) as process:
             assert process.wait() == 0
