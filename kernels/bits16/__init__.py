@@ -1,44 +1,77 @@
-"""Layers and whole blocks in bfloat16 and float16. `kernels.float32` has the same file names for float32.
+"""Layers and whole models in bfloat16 and float16. `kernels.float32` has the same file names for float32.
 
 May import: compiling, simd, common, matmul.
 """
 
 from threadloom.kernels.bits16.adamw import BLOCK, adamw_update_packed, pack_rows
-from threadloom.kernels.bits16.embedding import embedding_forward_low
-from threadloom.kernels.bits16.gelu import bias_backward_low, cross_entropy_backward_low, gelu_backward_low
-from threadloom.kernels.bits16.gpt2 import (
-    blocks_backward_low,
-    blocks_forward_low,
-    head_backward_low,
-    head_loss_low,
+from threadloom.kernels.bits16.attention import attention_backward, attention_forward
+from threadloom.kernels.bits16.cross_entropy import cross_entropy_backward
+from threadloom.kernels.bits16.embedding import embedding_forward
+from threadloom.kernels.bits16.gelu import gelu_backward, gelu_forward
+from threadloom.kernels.bits16.gpt2 import blocks_backward, blocks_forward, head_backward, head_loss
+from threadloom.kernels.bits16.layernorm import (
+    LayerNormGradients,
+    NormalizedRows,
+    layernorm_apply_transposed,
+    layernorm_backward,
+    layernorm_forward,
+    layernorm_residual_backward,
 )
-from threadloom.kernels.bits16.layernorm import layernorm_apply_turned, layernorm_backward_low, layernorm_forward_low
-from threadloom.kernels.bits16.linear import product_float, product_gelu, product_outer, product_rounded
-from threadloom.kernels.bits16.tensors import Form, Forms, LowActivations, LowScratch, Wide, Workspace
+from threadloom.kernels.bits16.linear import (
+    linear_backward_bias,
+    linear_backward_input,
+    linear_backward_weight,
+    linear_forward,
+    linear_gelu_forward,
+    linear_residual_forward,
+    logits_backward_input,
+    logits_forward,
+)
+from threadloom.kernels.bits16.tensors import (
+    Activations16,
+    Fp16UpcastScratch,
+    PackedPair,
+    PackedWeight,
+    PackedWeights,
+    Scratch16,
+    ThreadScratch,
+    Weights16,
+)
 
 __all__ = [
     "BLOCK",
-    "Form",
-    "Forms",
-    "LowActivations",
-    "LowScratch",
-    "Wide",
-    "Workspace",
+    "Activations16",
+    "Fp16UpcastScratch",
+    "LayerNormGradients",
+    "NormalizedRows",
+    "PackedPair",
+    "PackedWeight",
+    "PackedWeights",
+    "Scratch16",
+    "ThreadScratch",
+    "Weights16",
     "adamw_update_packed",
-    "bias_backward_low",
-    "blocks_backward_low",
-    "blocks_forward_low",
-    "cross_entropy_backward_low",
-    "embedding_forward_low",
-    "gelu_backward_low",
-    "head_backward_low",
-    "head_loss_low",
-    "layernorm_apply_turned",
-    "layernorm_backward_low",
-    "layernorm_forward_low",
+    "attention_backward",
+    "attention_forward",
+    "blocks_backward",
+    "blocks_forward",
+    "cross_entropy_backward",
+    "embedding_forward",
+    "gelu_backward",
+    "gelu_forward",
+    "head_backward",
+    "head_loss",
+    "layernorm_apply_transposed",
+    "layernorm_backward",
+    "layernorm_forward",
+    "layernorm_residual_backward",
+    "linear_backward_bias",
+    "linear_backward_input",
+    "linear_backward_weight",
+    "linear_forward",
+    "linear_gelu_forward",
+    "linear_residual_forward",
+    "logits_backward_input",
+    "logits_forward",
     "pack_rows",
-    "product_float",
-    "product_gelu",
-    "product_outer",
-    "product_rounded",
 ]

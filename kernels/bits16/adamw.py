@@ -1,18 +1,19 @@
-"""AdamW on the rows of one matrix, with the packed bfloat16 forms of the new weights made while they are in the cache.
+"""AdamW on the rows of one matrix that also packs the new weights as bfloat16 while they are in the cache.
 
-A block of 32 rows is updated, then packed twice: as pairs of rows for products with W, and as one panel for products
-with its transpose (`kernels.matmul.pack`). So the forms cost a write of four bytes a weight, and no read.
+A block of 32 rows is updated, then packed twice: as pairs of rows for GEMMs with W, and as one panel for GEMMs with its
+transpose (`kernels.matmul.pack`). So packing costs a write of four bytes per weight, and no read.
 """
 
 import numpy as np
 
+from threadloom.kernels.bits16.tensors import PackedPair
 from threadloom.kernels.common import AdamWStep, adamw_update
 from threadloom.kernels.compiling import JIT_ENABLED, Floats, jit_strict_fp
 from threadloom.kernels.matmul import PANEL, Op, PackedBits, pack_float32, pack_pair
 from threadloom.kernels.simd import store_uint32, to_bf16
 
 BLOCK = PANEL
-"""Rows of a block: a range of rows begins at a multiple of it."""
+"""Rows of a block; a range of rows begins at a multiple of it."""
 
 
 @jit_strict_fp
@@ -23,7 +24,7 @@ def _pack_pairs_compiled(source: Floats, first_row: int, out: PackedBits) -> Non
     for p in range((rows + 1) // 2):
         even, odd = source[2 * p], source[min(2 * p + 1, rows - 1)]
         place = out.ctypes.data + 4 * PANEL * (first_row // 2 + p)
-        if 2 * p + 1 == rows:  # the last row of an odd number: zeros beside it
+        if 2 * p + 1 == rows:  # an odd number of rows: the last one is paired with zeros
             for n in range(columns):
                 store_uint32(place + 4 * PANEL * pairs * (n // PANEL), n % PANEL, np.uint32(to_bf16(even[n])))
             continue
@@ -47,18 +48,18 @@ _pack_pairs = _pack_pairs_compiled if JIT_ENABLED else _pack_pairs_numpy
 
 
 @jit_strict_fp
-def pack_rows(weights: Floats, first_row: int, form: PackedBits, form_t: PackedBits) -> None:
-    """Write what the rows `first_row` and following, `weights` (rows, O), are in both packed forms of their matrix.
+def pack_rows(weights: Floats, first_row: int, pair: PackedPair) -> None:
+    """Pack the rows `first_row` and following of a matrix (I, O), `weights` (rows, O), into both compute copies.
 
-    `first_row` is a multiple of `BLOCK`, and the rows end at one or at the matrix's last, or their neighbours' words
-    would be cleared. `form` is that of the matrix (I, O), `form_t` that of its transpose. What the forms have beyond
-    the matrix is left as it is: zeros, since their memory was cleared.
+    `first_row` is a multiple of `BLOCK`, and the last row is the matrix's last or precedes a multiple of `BLOCK`;
+    otherwise words of neighbouring rows would be cleared. Padding beyond the matrix is not written: it is zero because
+    the memory was zeroed when it was allocated.
     """
     for begin in range(0, weights.shape[0], BLOCK):
         part = weights[begin : begin + BLOCK]
         panel = (first_row + begin) // PANEL
-        _pack_pairs(part, first_row + begin, form)
-        pack_float32(part, Op.T, form_t[panel : panel + 1])
+        _pack_pairs(part, first_row + begin, pair.packed)
+        pack_float32(part, Op.T, pair.packed_t[panel : panel + 1])
 
 
 @jit_strict_fp
@@ -69,13 +70,12 @@ def adamw_update_packed(
     m: Floats,
     v: Floats,
     first_row: int,
-    form: PackedBits,
-    form_t: PackedBits,
+    pair: PackedPair,
     step: AdamWStep,
 ) -> None:
-    """Do `adamw_update` on rows of one decayed matrix, all (rows, O), and `pack_rows` of the new weights.
+    """Apply `adamw_update` with weight decay to rows of one matrix, all (rows, O), and `pack_rows` to the new weights.
 
-    The new weights and moments have the bits that `adamw_update` gives.
+    New weights and moments are the same bits as those of `adamw_update`.
     """
     for begin in range(0, weights.shape[0], BLOCK):
         rows = slice(begin, min(begin + BLOCK, weights.shape[0]))
@@ -84,4 +84,4 @@ def adamw_update_packed(
             weights[rows].reshape(count), new.reshape(count), gradient[rows].reshape(count),
             m[rows].reshape(count), v[rows].reshape(count), count, step,
         )  # fmt: skip
-        pack_rows(new, first_row + begin, form, form_t)
+        pack_rows(new, first_row + begin, pair)

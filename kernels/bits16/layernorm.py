@@ -1,103 +1,136 @@
 """LayerNorm between 16-bit tensors and a float32 residual stream (Ba, Kiros and Hinton, 2016, equation 4).
 
-What is kept for backward is n = (x - mean) * rstd, rounded; the output is made from the rounded n, so that backward
-makes the very same output again, and needs neither x nor its mean.
+The forward pass keeps n = (x - mean) * rstd, rounded, and computes its output from the rounded n. So the backward pass
+recomputes the output bit for bit, and needs neither x nor its mean.
 """
+
+from typing import NamedTuple
 
 import numpy as np
 
-from threadloom.kernels.compiling import Floats, jit_kernel
-from threadloom.kernels.float32 import EPSILON
+from threadloom.kernels.common import Affine, row_statistics
+from threadloom.kernels.compiling import Floats, jit_inline_body, jit_kernel
 from threadloom.kernels.simd import Bits16, load16, store16
 
-_ONE = np.float32(1.0)
 _ZERO = np.float32(0.0)
 
 
-@jit_kernel
-def layernorm_forward_low(
-    x: Floats, weight: Floats, bias: Floats, added: Floats, normed: Bits16, out: Bits16, rstd: Floats
-) -> None:
-    """Write the normalised rows of `x` to `normed`, and ``normed * weight + bias`` to `out`; all (R, C).
+class NormalizedRows(NamedTuple):
+    """Rows that `layernorm_forward` keeps for the backward pass."""
 
-    Then `added` (C,) is added to every row of `x`: the bias of the product whose result is added to it next. `rstd`
-    (R,) is kept for backward. A length of 0 adds nothing.
+    n: Bits16  # (R, C) (x - mean) * rstd, rounded
+    rstd: Floats  # (R,) reciprocal standard deviation
+
+
+class LayerNormGradients(NamedTuple):
+    """Gradients of a LayerNorm's parameters, and of the bias added to the residual stream just before it; all (C,)."""
+
+    weight: Floats
+    bias: Floats
+    added: Floats
+
+
+@jit_kernel
+def layernorm_forward(x: Floats, affine: Affine, added: Floats, kept: NormalizedRows, out: Bits16) -> None:
+    """Write the normalised rows of `x` to ``kept.n``, and ``n * weight + bias`` to `out`; all (R, C).
+
+    Then add `added` (C,) to every row of `x`: the bias of the linear layer whose result is added to `x` next. An
+    `added` of length 0 adds nothing.
     """
-    channels = np.float32(x.shape[1])
     for r in range(x.shape[0]):
-        row, n, target = x[r], normed[r], out[r]
-        total = _ZERO
+        row, n, target = x[r], kept.n[r], out[r]
+        mean, rstd = row_statistics(row)
+        kept.rstd[r] = rstd
         for j in range(row.shape[0]):
-            total += row[j]
-        mean = np.float32(total / channels)
-        squares = _ZERO
+            store16(n, j, (row[j] - mean) * rstd)
         for j in range(row.shape[0]):
-            centred = row[j] - mean
-            squares += centred * centred
-        scale = np.float32(_ONE / np.sqrt(squares / channels + EPSILON))
-        rstd[r] = scale
-        for j in range(row.shape[0]):
-            store16(n, j, (row[j] - mean) * scale)
-        for j in range(row.shape[0]):
-            store16(target, j, load16(n, j) * weight[j] + bias[j])
+            store16(target, j, load16(n, j) * affine.weight[j] + affine.bias[j])
         for j in range(added.shape[0]):
             row[j] += added[j]
 
 
 @jit_kernel
-def layernorm_apply_turned(turned: Bits16, weight: Floats, bias: Floats) -> None:
-    """Turn the transposed `normed`, (C, R), into the transposed output of `layernorm_forward_low`, in place."""
-    for j in range(turned.shape[0]):
-        row, w, b = turned[j], weight[j], bias[j]
+def layernorm_apply_transposed(n_t: Bits16, affine: Affine) -> None:
+    """Replace the transposed normalised rows (C, R) by the transposed output of `layernorm_forward`."""
+    for j in range(n_t.shape[0]):
+        row, w, b = n_t[j], affine.weight[j], affine.bias[j]
         for r in range(row.shape[0]):
             store16(row, r, load16(row, r) * w + b)
 
 
 @jit_kernel
-def layernorm_backward_low(
+def _clear(grads: LayerNormGradients) -> None:
+    for j in range(grads.weight.shape[0]):
+        grads.weight[j] = _ZERO
+        grads.bias[j] = _ZERO
+        grads.added[j] = _ZERO
+
+
+@jit_inline_body
+def _affine_backward(d: Floats, n: Bits16, weight: Floats, grads: LayerNormGradients) -> tuple[np.float32, np.float32]:
+    """Add one row's gradient of weight and bias; return ``mean(g)`` and ``mean(g * n)`` as in `layernorm_backward`."""
+    channels = np.float32(d.shape[0])
+    sum_g = _ZERO
+    sum_gn = _ZERO
+    for j in range(d.shape[0]):
+        value = load16(n, j)
+        g = d[j] * weight[j]
+        sum_g += g
+        sum_gn += g * value
+        grads.weight[j] += d[j] * value
+        grads.bias[j] += d[j]
+    return sum_g / channels, sum_gn / channels
+
+
+@jit_inline_body
+def _round_and_sum(dx: Floats, dx16: Bits16, d_added: Floats) -> None:
+    for j in range(dx.shape[0]):
+        store16(dx16, j, dx[j])
+        d_added[j] += dx[j]
+
+
+@jit_kernel
+def layernorm_backward(
     d_out: Floats,
-    normed: Bits16,
+    kept: NormalizedRows,
     weight: Floats,
-    rstd: Floats,
     dx: Floats,
-    dx_low: Bits16,
-    d_weight: Floats,
-    d_bias: Floats,
-    d_added: Floats,
-    add_to_dx: bool,
+    dx16: Bits16,
+    grads: LayerNormGradients,
     accumulate: bool,
 ) -> None:
-    """Give the gradients of the input (R, C), the weight and the bias (C,), as `layernorm_backward` does.
+    """Compute the gradients of the input (R, C), the weight and the bias (C,) from `d_out`, that of the output.
 
-    `dx` is float32, `dx_low` the same rounded. The columns' sums of `dx` go to `d_added` (C,): the gradient of the bias
-    that was added to the residual stream just before. The three (C,) results are written, or added (`accumulate`).
+    Formulas as in `kernels.float32.layernorm.layernorm_backward`. `dx` is float32, `dx16` the same rounded. The column
+    sums of `dx` go to ``grads.added``: the gradient of the bias that was added to the residual stream just before. The
+    gradients of parameters are written, or added when `accumulate`.
     """
-    channels = np.float32(dx.shape[1])
     if not accumulate:
-        for j in range(d_weight.shape[0]):
-            d_weight[j] = _ZERO
-            d_bias[j] = _ZERO
-            d_added[j] = _ZERO
+        _clear(grads)
     for r in range(dx.shape[0]):
-        n, d, target, low = normed[r], d_out[r], dx[r], dx_low[r]
-        scale = rstd[r]
-        sum_g = _ZERO
-        sum_gn = _ZERO
+        n, d, target, rstd = kept.n[r], d_out[r], dx[r], kept.rstd[r]
+        mean_g, mean_gn = _affine_backward(d, n, weight, grads)
         for j in range(d.shape[0]):
-            value = load16(n, j)
-            g = d[j] * weight[j]
-            sum_g += g
-            sum_gn += g * value
-            d_weight[j] += d[j] * value
-            d_bias[j] += d[j]
-        mean_g = sum_g / channels
-        mean_gn = sum_gn / channels
-        if add_to_dx:
-            for j in range(d.shape[0]):
-                target[j] += scale * (d[j] * weight[j] - mean_g - load16(n, j) * mean_gn)
-        else:
-            for j in range(d.shape[0]):
-                target[j] = scale * (d[j] * weight[j] - mean_g - load16(n, j) * mean_gn)
+            target[j] = rstd * (d[j] * weight[j] - mean_g - load16(n, j) * mean_gn)
+        _round_and_sum(target, dx16[r], grads.added)
+
+
+@jit_kernel
+def layernorm_residual_backward(
+    d_out: Floats,
+    kept: NormalizedRows,
+    weight: Floats,
+    dx: Floats,
+    dx16: Bits16,
+    grads: LayerNormGradients,
+    accumulate: bool,
+) -> None:
+    """Do the same as `layernorm_backward`, but add to `dx`, the gradient of the residual stream."""
+    if not accumulate:
+        _clear(grads)
+    for r in range(dx.shape[0]):
+        n, d, target, rstd = kept.n[r], d_out[r], dx[r], kept.rstd[r]
+        mean_g, mean_gn = _affine_backward(d, n, weight, grads)
         for j in range(d.shape[0]):
-            store16(low, j, target[j])
-            d_added[j] += target[j]
+            target[j] += rstd * (d[j] * weight[j] - mean_g - load16(n, j) * mean_gn)
+        _round_and_sum(target, dx16[r], grads.added)

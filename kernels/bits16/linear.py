@@ -1,8 +1,8 @@
-"""The products of a linear layer in 16 bits, one name each for bfloat16 and float16.
+"""Linear layers in 16 bits, with one name each for bfloat16 and float16.
 
-Which arithmetic runs follows, when a kernel is compiled, from the type of the weight's form: packed words (uint32) are
-multiplied by `kernels.matmul.bf16`, float16 (int16) by `kernels.matmul.fp16`. So `kernels.bits16.gpt2` serves
-every format.
+The dtype of the weight's compute copy selects the arithmetic when a kernel is compiled: packed words (uint32) are
+multiplied by `kernels.matmul.bf16`, float16 (int16) by `kernels.matmul.fp16`. So `kernels.bits16.gpt2` serves both
+formats. Only float16 reads `upcast`, its scratch.
 """
 
 from typing import Any
@@ -11,9 +11,9 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
-from threadloom.kernels.bits16.gelu import gelu_forward_low
-from threadloom.kernels.bits16.tensors import Form, Wide
-from threadloom.kernels.compiling import Floats
+from threadloom.kernels.bits16.gelu import gelu_forward
+from threadloom.kernels.bits16.tensors import Fp16UpcastScratch, PackedWeight
+from threadloom.kernels.compiling import Floats, jit_inline_body, jit_kernel
 from threadloom.kernels.matmul import (
     Op,
     gemm_bf16,
@@ -23,80 +23,158 @@ from threadloom.kernels.matmul import (
     linear_fp16,
     linear_gelu_bf16,
 )
-from threadloom.kernels.simd import Bits16
+from threadloom.kernels.simd import Bits16, load16
 
 
-def _rounded_packed(a: Any, form: Any, op: Any, bias: Any, out: Any, wide: Any) -> None:
-    linear_bf16(a, form, bias, out)
+def linear_forward(x: Bits16, weight: PackedWeight, bias: Floats, out: Bits16, upcast: Fp16UpcastScratch) -> None:
+    """Write ``x @ W + bias``, rounded once, to `out`: x (R, I), W (I, O), bias (O,), out (R, O)."""
+    (_forward_fp16 if weight.dtype == np.int16 else _forward_bf16)(x, weight, bias, out, upcast)
 
 
-def _rounded_half(a: Any, form: Any, op: Any, bias: Any, out: Any, wide: Any) -> None:
-    linear_fp16(a, form, op, bias, out, wide.sums, wide.a, wide.b)
+@overload(linear_forward, inline="always")
+def _forward(x: Any, weight: Any, bias: Any, out: Any, upcast: Any) -> Any:
+    return _forward_fp16 if weight.dtype == types.int16 else _forward_bf16
 
 
-def _gelu_packed(a: Any, form: Any, bias: Any, before: Any, out: Any, wide: Any) -> None:
-    linear_gelu_bf16(a, form, bias, before, out)
+def _forward_bf16(x: Any, weight: Any, bias: Any, out: Any, upcast: Any) -> None:
+    linear_bf16(x, weight, bias, out)
 
 
-def _gelu_half(a: Any, form: Any, bias: Any, before: Any, out: Any, wide: Any) -> None:
-    linear_fp16(a, form, Op.N, bias, before, wide.sums, wide.a, wide.b)
-    gelu_forward_low(before, out)
+def _forward_fp16(x: Any, weight: Any, bias: Any, out: Any, upcast: Any) -> None:
+    linear_fp16(x, weight, Op.N, bias, out, upcast.sums, upcast.a, upcast.b)
 
 
-def _float_packed(a: Any, form: Any, op: Any, out: Any, accumulate: Any, wide: Any) -> None:
-    gemm_bf16(a, form, out, accumulate)
+def linear_gelu_forward(
+    x: Bits16, weight: PackedWeight, bias: Floats, before: Bits16, out: Bits16, upcast: Fp16UpcastScratch
+) -> None:
+    """Write ``x @ W + bias`` to `before` and its GELU to `out`, both (R, O) and rounded."""
+    (_gelu_fp16 if weight.dtype == np.int16 else _gelu_bf16)(x, weight, bias, before, out, upcast)
 
 
-def _float_half(a: Any, form: Any, op: Any, out: Any, accumulate: Any, wide: Any) -> None:
-    gemm_fp16(a, form, out, Op.N, op, accumulate, wide.a, wide.b)
+@overload(linear_gelu_forward, inline="always")
+def _gelu(x: Any, weight: Any, bias: Any, before: Any, out: Any, upcast: Any) -> Any:
+    return _gelu_fp16 if weight.dtype == types.int16 else _gelu_bf16
 
 
-def _outer_bf16(a_turned: Any, d: Any, out: Any, accumulate: Any, wide: Any) -> None:
-    gemm_rows_bf16(a_turned, d, out, accumulate)
+def _gelu_bf16(x: Any, weight: Any, bias: Any, before: Any, out: Any, upcast: Any) -> None:
+    linear_gelu_bf16(x, weight, bias, before, out)
 
 
-def _outer_half(a_turned: Any, d: Any, out: Any, accumulate: Any, wide: Any) -> None:
-    gemm_fp16(a_turned, d, out, Op.N, Op.N, accumulate, wide.a, wide.b)
+def _gelu_fp16(x: Any, weight: Any, bias: Any, before: Any, out: Any, upcast: Any) -> None:
+    linear_fp16(x, weight, Op.N, bias, before, upcast.sums, upcast.a, upcast.b)
+    gelu_forward(before, out)
 
 
-def product_rounded(a: Bits16, form: Form, op: Op, bias: Floats, out: Bits16, wide: Wide) -> None:
-    """Write ``a @ W + bias``, rounded once, to `out`: a (M, K), out (M, N); bias (N,), or (0,) for none.
+def linear_residual_forward(x: Bits16, weight: PackedWeight, residual: Floats, upcast: Fp16UpcastScratch) -> None:
+    """Add ``x @ W`` to the float32 `residual` (R, O); the bias has been added to it already (`layernorm_forward`)."""
+    (_residual_fp16 if weight.dtype == np.int16 else _residual_bf16)(x, weight, residual, upcast)
 
-    `op` is T if `form` is stored as W's transpose; it matters only for float16, of which there is one array for both.
+
+@overload(linear_residual_forward, inline="always")
+def _residual(x: Any, weight: Any, residual: Any, upcast: Any) -> Any:
+    return _residual_fp16 if weight.dtype == types.int16 else _residual_bf16
+
+
+def _residual_bf16(x: Any, weight: Any, residual: Any, upcast: Any) -> None:
+    gemm_bf16(x, weight, residual, True)
+
+
+def _residual_fp16(x: Any, weight: Any, residual: Any, upcast: Any) -> None:
+    gemm_fp16(x, weight, residual, Op.N, Op.N, True, upcast.a, upcast.b)
+
+
+def linear_backward_input(
+    d_out: Bits16, weight_t: PackedWeight, dx: Floats | Bits16, upcast: Fp16UpcastScratch
+) -> None:
+    """Write the gradient of the input, ``d_out @ W.T``, to `dx` (R, I), which is float32 or 16 bits (rounded once)."""
+    if dx.dtype == np.float32:
+        (_input_float32_fp16 if weight_t.dtype == np.int16 else _input_float32_bf16)(d_out, weight_t, dx, upcast)
+    else:
+        (_input_fp16 if weight_t.dtype == np.int16 else _input_bf16)(d_out, weight_t, dx, upcast)
+
+
+@overload(linear_backward_input, inline="always")
+def _input(d_out: Any, weight_t: Any, dx: Any, upcast: Any) -> Any:
+    if dx.dtype == types.float32:
+        return _input_float32_fp16 if weight_t.dtype == types.int16 else _input_float32_bf16
+    return _input_fp16 if weight_t.dtype == types.int16 else _input_bf16
+
+
+def _input_float32_bf16(d_out: Any, weight_t: Any, dx: Any, upcast: Any) -> None:
+    gemm_bf16(d_out, weight_t, dx, False)
+
+
+def _input_float32_fp16(d_out: Any, weight_t: Any, dx: Any, upcast: Any) -> None:
+    gemm_fp16(d_out, weight_t, dx, Op.N, Op.T, False, upcast.a, upcast.b)
+
+
+def _input_bf16(d_out: Any, weight_t: Any, dx: Any, upcast: Any) -> None:
+    linear_bf16(d_out, weight_t, upcast.a[:0], dx)
+
+
+def _input_fp16(d_out: Any, weight_t: Any, dx: Any, upcast: Any) -> None:
+    linear_fp16(d_out, weight_t, Op.T, upcast.a[:0], dx, upcast.sums, upcast.a, upcast.b)
+
+
+def linear_backward_weight(
+    x_t: Bits16, d_out: Bits16, d_weight: Floats, accumulate: bool, upcast: Fp16UpcastScratch
+) -> None:
+    """Write, or add when `accumulate`, the gradient of the weight, ``x.T @ d_out``, to the float32 `d_weight` (I, O).
+
+    `x_t` (I, R) is the transposed input, d_out (R, O).
     """
-    (_rounded_half if form.dtype == np.int16 else _rounded_packed)(a, form, op, bias, out, wide)
+    (_weight_fp16 if d_out.dtype == np.int16 else _weight_bf16)(x_t, d_out, d_weight, accumulate, upcast)
 
 
-def product_gelu(a: Bits16, form: Form, bias: Floats, before: Bits16, out: Bits16, wide: Wide) -> None:
-    """Write ``a @ W + bias`` to `before` and its GELU to `out`, both (M, N) and rounded."""
-    (_gelu_half if form.dtype == np.int16 else _gelu_packed)(a, form, bias, before, out, wide)
+@overload(linear_backward_weight, inline="always")
+def _weight(x_t: Any, d_out: Any, d_weight: Any, accumulate: Any, upcast: Any) -> Any:
+    return _weight_fp16 if d_out.dtype == types.int16 else _weight_bf16
 
 
-def product_float(a: Bits16, form: Form, op: Op, out: Floats, accumulate: bool, wide: Wide) -> None:
-    """Write, or add when `accumulate`, ``a @ W`` to the float32 `out` (M, N)."""
-    (_float_half if form.dtype == np.int16 else _float_packed)(a, form, op, out, accumulate, wide)
+def _weight_bf16(x_t: Any, d_out: Any, d_weight: Any, accumulate: Any, upcast: Any) -> None:
+    gemm_rows_bf16(x_t, d_out, d_weight, accumulate)
 
 
-def product_outer(a_turned: Bits16, d: Bits16, out: Floats, accumulate: bool, wide: Wide) -> None:
-    """Write, or add, ``a.T @ d`` to the float32 `out` (I, O), the gradient of a weight: a_turned (I, R), d (R, O)."""
-    (_outer_half if d.dtype == np.int16 else _outer_bf16)(a_turned, d, out, accumulate, wide)
+def _weight_fp16(x_t: Any, d_out: Any, d_weight: Any, accumulate: Any, upcast: Any) -> None:
+    gemm_fp16(x_t, d_out, d_weight, Op.N, Op.N, accumulate, upcast.a, upcast.b)
 
 
-@overload(product_rounded, inline="always")
-def _rounded(a: Any, form: Any, op: Any, bias: Any, out: Any, wide: Any) -> Any:
-    return _rounded_half if form.dtype == types.int16 else _rounded_packed
+@jit_kernel
+def linear_backward_bias(d_out: Bits16, d_bias: Floats, accumulate: bool) -> None:
+    """Write, or add when `accumulate`, the gradient of the bias, the sum of the rows of `d_out`, to `d_bias` (O,)."""
+    if not accumulate:
+        for j in range(d_bias.shape[0]):
+            d_bias[j] = 0.0
+    four = d_out.shape[0] - d_out.shape[0] % 4
+    for r in range(0, four, 4):
+        a, b, c, d = d_out[r], d_out[r + 1], d_out[r + 2], d_out[r + 3]
+        for j in range(d_bias.shape[0]):
+            d_bias[j] += (load16(a, j) + load16(b, j)) + (load16(c, j) + load16(d, j))
+    for r in range(four, d_out.shape[0]):
+        row = d_out[r]
+        for j in range(d_bias.shape[0]):
+            d_bias[j] += load16(row, j)
 
 
-@overload(product_gelu, inline="always")
-def _gelu(a: Any, form: Any, bias: Any, before: Any, out: Any, wide: Any) -> Any:
-    return _gelu_half if form.dtype == types.int16 else _gelu_packed
+@jit_inline_body
+def logits_forward(h: Bits16, wte_t: PackedWeight, logits: Floats, upcast: Fp16UpcastScratch) -> None:
+    """Write ``h @ wte.T``, the projection tied to the token embedding (V, C), to `logits` (rows, V): h (rows, C)."""
+    linear_backward_input(h, wte_t, logits, upcast)
 
 
-@overload(product_float, inline="always")
-def _float(a: Any, form: Any, op: Any, out: Any, accumulate: Any, wide: Any) -> Any:
-    return _float_half if form.dtype == types.int16 else _float_packed
+def logits_backward_input(d_logits: Bits16, wte: PackedWeight, dh: Floats, upcast: Fp16UpcastScratch) -> None:
+    """Write ``d_logits @ wte``, the gradient of the input of `logits_forward`, to the float32 `dh` (rows, C)."""
+    (_logits_input_fp16 if wte.dtype == np.int16 else _logits_input_bf16)(d_logits, wte, dh, upcast)
 
 
-@overload(product_outer, inline="always")
-def _outer(a_turned: Any, d: Any, out: Any, accumulate: Any, wide: Any) -> Any:
-    return _outer_half if d.dtype == types.int16 else _outer_bf16
+@overload(logits_backward_input, inline="always")
+def _logits_input(d_logits: Any, wte: Any, dh: Any, upcast: Any) -> Any:
+    return _logits_input_fp16 if wte.dtype == types.int16 else _logits_input_bf16
+
+
+def _logits_input_bf16(d_logits: Any, wte: Any, dh: Any, upcast: Any) -> None:
+    gemm_bf16(d_logits, wte, dh, False)
+
+
+def _logits_input_fp16(d_logits: Any, wte: Any, dh: Any, upcast: Any) -> None:
+    gemm_fp16(d_logits, wte, dh, Op.N, Op.N, False, upcast.a, upcast.b)

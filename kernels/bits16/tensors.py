@@ -1,7 +1,7 @@
-"""The named tensors of training in 16 bits: compute forms of the weights, activations, and backward's scratch.
+"""Named tensors of training in 16 bits: packed weights, activations, and scratch.
 
-The shape legend is that of `kernels.common.tensors`. ``Bits16`` arrays hold the bits of bfloat16 (uint16) or float16
-(int16) numbers; everything that sums, normalises or measures is float32.
+`kernels.common.tensors` has the legend of shapes. `Bits16` arrays hold the bits of bfloat16 (uint16) or float16 (int16)
+numbers. Sums, statistics and the residual stream are float32.
 """
 
 from typing import Any, NamedTuple
@@ -9,55 +9,71 @@ from typing import Any, NamedTuple
 from numpy.typing import NDArray
 
 from threadloom.kernels.bits16.attention import AttentionScratch
+from threadloom.kernels.common import Weights
 from threadloom.kernels.compiling import Floats
 from threadloom.kernels.simd import Bits16
 
-Form = NDArray[Any]
-"""A weight as products take it: packed bfloat16 (uint32 words), or float16 as it lies in its float32 master (int16)."""
+PackedWeight = NDArray[Any]
+"""Compute copy of a matrix that GEMMs read: packed bfloat16 (uint32 words), or float16 in the master's layout (int16).
+"""
 
 
-class Forms(NamedTuple):
-    """What products read of one version of the weights; the vectors are read from the float32 master.
+class PackedPair(NamedTuple):
+    """Compute copies of one matrix (I, O) for both directions."""
 
-    A field holds a weight W (I, O) as the second operand of ``x @ W``, its ``_t`` twin as that of ``dy @ W.T``. For
-    bfloat16 both are packed (`kernels.matmul.pack`); float16 has one form, which both fields name.
+    packed: PackedWeight  # right operand of ``x @ W``
+    packed_t: PackedWeight  # right operand of ``dy @ W.T``
+
+
+class PackedWeights(NamedTuple):
+    """Compute copies of all matrices of one version of the weights. Vectors are read from the float32 master.
+
+    A field holds a weight W (I, O) as the right operand of ``x @ W``, the field that ends in ``_t`` as that of
+    ``dy @ W.T``. For bfloat16 both are packed (`kernels.matmul.pack`); for float16 both fields are one array.
     """
 
-    wte: Form  # dlogits @ wte: packed (V, C)
-    wte_t: Form  # h @ wte.T: packed (C, V)
-    qkv: Form  # (L, form of (C, 3C))
-    qkv_t: Form
-    attn_proj: Form  # (L, form of (C, C))
-    attn_proj_t: Form
-    fc: Form  # (L, form of (C, F))
-    fc_t: Form
-    mlp_proj: Form  # (L, form of (F, C))
-    mlp_proj_t: Form
+    wte: PackedWeight  # d_logits @ wte: packed (V, C)
+    wte_t: PackedWeight  # h @ wte.T: packed (C, V)
+    qkv: PackedWeight  # (L, packed (C, 3C))
+    qkv_t: PackedWeight
+    attn_proj: PackedWeight  # (L, packed (C, C))
+    attn_proj_t: PackedWeight
+    fc: PackedWeight  # (L, packed (C, F))
+    fc_t: PackedWeight
+    mlp_proj: PackedWeight  # (L, packed (F, C))
+    mlp_proj_t: PackedWeight
 
 
-class Wide(NamedTuple):
-    """Scratch of products that widen their operands to float32, float16's; all of length 0 where none is needed."""
+class Weights16(NamedTuple):
+    """One version of the weights as the kernels of this room read it."""
+
+    master: Weights  # float32
+    packed: PackedWeights  # the matrices of `master`, rounded
+
+
+class Fp16UpcastScratch(NamedTuple):
+    """Operands of float16's GEMMs, upcast to float32. All arrays have length 0 for bfloat16, which needs none."""
 
     a: Floats  # flat: sizes from `kernels.matmul.fp16`
     b: Floats
     sums: Floats
 
 
-class Workspace(NamedTuple):
-    """What kernels write on the way, for one thread; it tells nothing afterwards."""
+class ThreadScratch(NamedTuple):
+    """Scratch that only one thread uses at a time. Contents are undefined before and after a call."""
 
     attention: AttentionScratch
-    wide: Wide
+    upcast: Fp16UpcastScratch
 
 
-class LowActivations(NamedTuple):
-    """What forward keeps of one micro-batch for backward, and forward's own scratch (the last two).
+class Activations16(NamedTuple):
+    """Arrays that the forward pass keeps of one micro-batch for the backward pass; the last three are scratch.
 
-    The residual stream exists once and is not kept: backward needs each LayerNorm's normalised rows, from which the
-    output follows, and not what went into it.
+    The residual stream exists once and is not kept: the backward pass needs only each LayerNorm's normalised rows, from
+    which the LayerNorm's output follows.
     """
 
-    x: Floats  # (R, C) residual stream: the embeddings at first, at last what leaves the last block
+    x: Floats  # (R, C) residual stream: first the embeddings, at the end the output of the last block
     normed1: Bits16  # (L, R, C) rows of the first LayerNorm before weight and bias
     rstd1: Floats  # (L, R)
     qkv: Bits16  # (L, R, 3C)
@@ -68,23 +84,25 @@ class LowActivations(NamedTuple):
     fc: Bits16  # (L, R, F) before the GELU
     h: Bits16  # (R, C) scratch: a LayerNorm's output
     gelu: Bits16  # (R, F) scratch: the GELU's output
+    thread: ThreadScratch
 
 
-class LowScratch(NamedTuple):
-    """What backward needs beside the activations; it belongs to the lane."""
+class Scratch16(NamedTuple):
+    """Scratch of the backward pass. It belongs to a lane: only one thread uses it at a time."""
 
     dx: Floats  # (R, C) gradient of the residual stream
-    dx_low: Bits16  # (R, C) the same, rounded: what the products of a block read
+    dx16: Bits16  # (R, C) the same, rounded: the operand of a block's GEMMs
     dh: Floats  # (R, C) gradient of a LayerNorm's output
     d_attn: Bits16  # (R, C)
     d_qkv: Bits16  # (R, 3C)
     d_fc: Bits16  # (R, F)
-    gelu: Bits16  # (R, F) the GELU's output, made again
-    turned: Bits16  # (F, R) a transposed operand
+    gelu: Bits16  # (R, F) the GELU's output, recomputed
+    transposed: Bits16  # (F, R) a transposed operand
     logits: Floats  # (rows of one chunk, V)
     d_logits: Bits16  # (rows of one chunk, V)
-    d_logits_turned: Bits16  # (columns of one slice, rows of one chunk)
+    d_logits_t: Bits16  # (columns of one slice, rows of one chunk)
     h: Bits16  # (R, C) the last LayerNorm's output
     normed: Bits16  # (R, C) the same before weight and bias
     rstd: Floats  # (R,)
-    d_bias: Floats  # (C,) takes the gradient of a bias that no layer has
+    d_bias: Floats  # (C,) receives the gradient of a bias that no layer has
+    thread: ThreadScratch

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from threadloom.kernels.common import Weights
+from threadloom.kernels.common import Affine, Weights
 from threadloom.kernels.compiling import Floats, jit_kernel
 from threadloom.kernels.float32.gelu import gelu_forward
 from threadloom.kernels.float32.layernorm import layernorm_row
@@ -99,7 +99,7 @@ def _attend(qkv: Floats, keys: Floats, values: Floats, count: int, heads: int, s
 @jit_kernel
 def next_logits(weights: Weights, x: Floats, h: Floats, logits: Floats) -> None:
     """Write the logits (V,) that follow `x` (C,), a row that left the last block; `h` (C,) is scratch."""
-    layernorm_row(x, weights.lnf_weight, weights.lnf_bias, h)
+    layernorm_row(x, Affine(weights.lnf_weight, weights.lnf_bias), h)
     for v in range(logits.shape[0]):
         logits[v] = _dot(weights.wte[v], h)
 
@@ -118,7 +118,7 @@ def decode_token(
     for j in range(channels):
         s.x[j] = token_row[j] + position_row[j]
     for n in range(w.qkv_weight.shape[0]):
-        layernorm_row(s.x, w.ln1_weight[n], w.ln1_bias[n], s.h)
+        layernorm_row(s.x, Affine(w.ln1_weight[n], w.ln1_bias[n]), s.h)
         _copy(w.qkv_bias[n], s.qkv)
         _add_product(s.h, w.qkv_weight[n], s.qkv)
         _copy(s.qkv[channels : 2 * channels], cache.keys[n, position])
@@ -126,7 +126,7 @@ def decode_token(
         _attend(s.qkv, cache.keys[n], cache.values[n], position + 1, heads, s.scores, s.attn)
         _add_to(s.x, w.attn_proj_bias[n])
         _add_product(s.attn, w.attn_proj_weight[n], s.x)
-        layernorm_row(s.x, w.ln2_weight[n], w.ln2_bias[n], s.h)
+        layernorm_row(s.x, Affine(w.ln2_weight[n], w.ln2_bias[n]), s.h)
         _copy(w.fc_bias[n], s.fc)
         _add_product(s.h, w.fc_weight[n], s.fc)
         gelu_forward(s.fc.reshape(1, -1), s.gelu.reshape(1, -1))

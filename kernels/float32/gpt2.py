@@ -1,32 +1,41 @@
-"""The whole model for one micro-batch, each function one call that holds no GIL from its start to its end.
+"""GPT-2 (Radford et al., 2019) in float32 for one micro-batch; each function releases the GIL for its whole duration.
 
-The model is GPT-2 (Radford et al., 2019): blocks of ``x += attention(layernorm(x))`` and ``x += mlp(layernorm(x))``,
-a last LayerNorm, and the token embedding as the output projection. Forward keeps what `Activations` lists; backward
-makes the LayerNorms' and the GELU's outputs again, which costs less than keeping them.
+The model is blocks of ``x += attention(layernorm(x))`` and ``x += mlp(layernorm(x))``, a last LayerNorm, and the token
+embedding as the output projection. The forward pass keeps the arrays of `Activations`; the backward pass recomputes the
+outputs of LayerNorm and GELU, which costs less than keeping them. Implements `kernels.common.protocol.ModelKernels`.
 """
 
 from threadloom.kernels.common import (
     HEAD_SLICE,
     AccumulationTicket,
-    Activations,
-    Scratch,
+    Affine,
     Weights,
+    cross_entropy_forward,
     mark_part_done,
     wait_for_predecessor,
 )
 from threadloom.kernels.compiling import Floats, TokenIds, jit_kernel
 from threadloom.kernels.float32.attention import attention_backward, attention_forward
-from threadloom.kernels.float32.cross_entropy import cross_entropy_backward, cross_entropy_forward
+from threadloom.kernels.float32.cross_entropy import cross_entropy_backward
 from threadloom.kernels.float32.gelu import gelu_backward, gelu_forward
-from threadloom.kernels.float32.layernorm import layernorm_apply, layernorm_backward, layernorm_forward, layernorm_row
+from threadloom.kernels.float32.layernorm import (
+    RowStatistics,
+    layernorm_apply,
+    layernorm_backward,
+    layernorm_forward,
+    layernorm_residual_backward,
+    layernorm_row,
+)
 from threadloom.kernels.float32.linear import (
     linear_backward_bias,
     linear_backward_input,
     linear_backward_weight,
     linear_forward,
     linear_residual_forward,
+    logits_backward_input,
+    logits_forward,
 )
-from threadloom.kernels.matmul import Op, gemm
+from threadloom.kernels.float32.tensors import Activations, Scratch
 
 
 @jit_kernel
@@ -35,11 +44,12 @@ def blocks_forward(weights: Weights, acts: Activations, sequences: int, heads: i
     w, a = weights, acts
     for n in range(w.qkv_weight.shape[0]):
         x, x_mid = a.x[n], a.x_mid[n]
-        layernorm_forward(x, w.ln1_weight[n], w.ln1_bias[n], a.h, a.ln1_mean[n], a.ln1_rstd[n])
+        ln1, ln2 = Affine(w.ln1_weight[n], w.ln1_bias[n]), Affine(w.ln2_weight[n], w.ln2_bias[n])
+        layernorm_forward(x, ln1, a.h, RowStatistics(a.ln1_mean[n], a.ln1_rstd[n]))
         linear_forward(a.h, w.qkv_weight[n], w.qkv_bias[n], a.qkv[n])
         attention_forward(a.qkv[n], sequences, heads, a.attn[n], a.attn_lse[n], a.scores)
         linear_residual_forward(a.attn[n], w.attn_proj_weight[n], w.attn_proj_bias[n], x, x_mid)
-        layernorm_forward(x_mid, w.ln2_weight[n], w.ln2_bias[n], a.h, a.ln2_mean[n], a.ln2_rstd[n])
+        layernorm_forward(x_mid, ln2, a.h, RowStatistics(a.ln2_mean[n], a.ln2_rstd[n]))
         linear_forward(a.h, w.fc_weight[n], w.fc_bias[n], a.fc[n])
         gelu_forward(a.fc[n], a.gelu)
         linear_residual_forward(a.gelu, w.mlp_proj_weight[n], w.mlp_proj_bias[n], x_mid, a.x[n + 1])
@@ -55,14 +65,13 @@ def _mlp_backward(
     gelu_backward(a.fc[n], s.d_fc, s.gelu)
     linear_backward_weight(s.gelu, s.dx, g.mlp_proj_weight[n], accumulate)
     linear_backward_bias(s.dx, g.mlp_proj_bias[n], accumulate)
-    mean, rstd = a.ln2_mean[n], a.ln2_rstd[n]
-    layernorm_apply(a.x_mid[n], w.ln2_weight[n], w.ln2_bias[n], mean, rstd, s.h)
+    statistics = RowStatistics(a.ln2_mean[n], a.ln2_rstd[n])
+    layernorm_apply(a.x_mid[n], Affine(w.ln2_weight[n], w.ln2_bias[n]), statistics, s.h)
     linear_backward_weight(s.h, s.d_fc, g.fc_weight[n], accumulate)
     linear_backward_bias(s.d_fc, g.fc_bias[n], accumulate)
     linear_backward_input(s.d_fc, w.fc_weight[n], s.dh)
-    layernorm_backward(
-        s.dh, a.x_mid[n], w.ln2_weight[n], mean, rstd, s.dx, g.ln2_weight[n], g.ln2_bias[n], True, accumulate
-    )
+    d_affine = Affine(g.ln2_weight[n], g.ln2_bias[n])
+    layernorm_residual_backward(s.dh, a.x_mid[n], w.ln2_weight[n], statistics, s.dx, d_affine, accumulate)
 
 
 @jit_kernel
@@ -81,15 +90,14 @@ def _attention_backward(
     linear_backward_weight(a.attn[n], s.dx, g.attn_proj_weight[n], accumulate)
     linear_backward_bias(s.dx, g.attn_proj_bias[n], accumulate)
     linear_backward_input(s.dx, w.attn_proj_weight[n], s.d_attn)
-    attention_backward(s.d_attn, a.attn[n], a.qkv[n], a.attn_lse[n], sequences, heads, s.d_qkv, s.scores, s.d_scores)
-    mean, rstd = a.ln1_mean[n], a.ln1_rstd[n]
-    layernorm_apply(a.x[n], w.ln1_weight[n], w.ln1_bias[n], mean, rstd, s.h)
+    attention_backward(s.d_attn, a.attn[n], a.qkv[n], a.attn_lse[n], sequences, heads, s.d_qkv, s.scores)
+    statistics = RowStatistics(a.ln1_mean[n], a.ln1_rstd[n])
+    layernorm_apply(a.x[n], Affine(w.ln1_weight[n], w.ln1_bias[n]), statistics, s.h)
     linear_backward_weight(s.h, s.d_qkv, g.qkv_weight[n], accumulate)
     linear_backward_bias(s.d_qkv, g.qkv_bias[n], accumulate)
     linear_backward_input(s.d_qkv, w.qkv_weight[n], s.dh)
-    layernorm_backward(
-        s.dh, a.x[n], w.ln1_weight[n], mean, rstd, s.dx, g.ln1_weight[n], g.ln1_bias[n], True, accumulate
-    )
+    d_affine = Affine(g.ln1_weight[n], g.ln1_bias[n])
+    layernorm_residual_backward(s.dh, a.x[n], w.ln1_weight[n], statistics, s.dx, d_affine, accumulate)
 
 
 @jit_kernel
@@ -105,8 +113,8 @@ def blocks_backward(
 ) -> None:
     """Take ``scratch.dx`` from the gradient of x[L] to that of x[0]; write or add the gradients of the blocks' tensors.
 
-    Without `accumulate` every such gradient is overwritten, whatever was there. The parts of the `ticket` are those
-    after the head's.
+    Without `accumulate` every such gradient is overwritten; it need not be initialised. The parts of the `ticket` are
+    those that follow the head's.
     """
     part = -(-weights.wte.shape[0] // HEAD_SLICE)
     for n in range(weights.qkv_weight.shape[0] - 1, -1, -1):
@@ -120,20 +128,21 @@ def blocks_backward(
 
 
 @jit_kernel
-def head_loss(weights: Weights, x_final: Floats, targets: TokenIds, h: Floats, logits: Floats) -> float:
+def head_loss(weights: Weights, acts: Activations, targets: TokenIds, logits: Floats) -> float:
     """Return the sum of the cross-entropies of all rows, without a gradient.
 
-    `x_final` (R, C) leaves the last block, `targets` (R,) lie in 0 .. V - 1; `h` (R, C) and `logits` (rows of a chunk,
-    V) are scratch.
+    `targets` (R,) are in 0 .. V - 1; `logits` (rows of a chunk, V) is scratch.
     """
+    x_final, h = acts.x[acts.x.shape[0] - 1], acts.h
     rows, chunk = x_final.shape[0], logits.shape[0]
+    affine = Affine(weights.lnf_weight, weights.lnf_bias)
     total = 0.0
     for first in range(0, rows, chunk):
         last = min(first + chunk, rows)
-        part, normed = logits[: last - first], h[first:last]
+        part = logits[: last - first]
         for r in range(first, last):
-            layernorm_row(x_final[r], weights.lnf_weight, weights.lnf_bias, h[r])
-        gemm(normed, weights.wte, part, Op.N, Op.T, 1.0, 0.0)
+            layernorm_row(x_final[r], affine, h[r])
+        logits_forward(h[first:last], weights.wte, part)
         total += cross_entropy_forward(part, targets[first:last])
     return total
 
@@ -141,7 +150,7 @@ def head_loss(weights: Weights, x_final: Floats, targets: TokenIds, h: Floats, l
 @jit_kernel
 def head_backward(
     weights: Weights,
-    x_final: Floats,
+    acts: Activations,
     targets: TokenIds,
     scale: float,
     grads: Weights,
@@ -149,35 +158,34 @@ def head_backward(
     accumulate: bool,
     ticket: AccumulationTicket,
 ) -> float:
-    """Return the unscaled sum of the cross-entropies, and leave the gradient of `x_final` in ``scratch.dx``.
+    """Return the unscaled sum of the cross-entropies, and write the gradient of ``acts.x[L]`` to ``scratch.dx``.
 
-    Every gradient is multiplied by `scale` (1 / tokens of the batch makes them those of the mean). Those of `wte`,
+    Every gradient is multiplied by `scale` (1 / tokens of the batch gives the gradient of the mean). Those of `wte`,
     `lnf_weight` and `lnf_bias` are written, or added when `accumulate`. The logits exist for the rows of one chunk
-    (``scratch.logits.shape[0]``) at a time, and their gradient takes their place. The rows of `wte` are the first parts
+    (``scratch.logits.shape[0]``) at a time and are overwritten by their gradient. The rows of `wte` are the first parts
     of the `ticket`.
     """
-    s = scratch
+    s, x_final = scratch, acts.x[acts.x.shape[0] - 1]
     rows, chunk, vocabulary = x_final.shape[0], s.logits.shape[0], weights.wte.shape[0]
     parts = -(-vocabulary // HEAD_SLICE)
-    layernorm_forward(x_final, weights.lnf_weight, weights.lnf_bias, s.h, s.lnf_mean, s.lnf_rstd)
+    statistics = RowStatistics(s.lnf_mean, s.lnf_rstd)
+    layernorm_forward(x_final, Affine(weights.lnf_weight, weights.lnf_bias), s.h, statistics)
     total = 0.0
-    beta = 1.0 if accumulate else 0.0
+    adds = accumulate
     for first in range(0, rows, chunk):
         last = min(first + chunk, rows)
         logits, h = s.logits[: last - first], s.h[first:last]
-        gemm(h, weights.wte, logits, Op.N, Op.T, 1.0, 0.0)
+        logits_forward(h, weights.wte, logits)
         total += cross_entropy_backward(logits, targets[first:last], scale)
-        gemm(logits, weights.wte, s.dh[first:last], Op.N, Op.N, 1.0, 0.0)
+        logits_backward_input(logits, weights.wte, s.dh[first:last])
         for part in range(parts):
             v0, v1 = part * HEAD_SLICE, min((part + 1) * HEAD_SLICE, vocabulary)
             wait_for_predecessor(ticket, part)
-            gemm(logits[:, v0:v1], h, grads.wte[v0:v1], Op.T, Op.N, 1.0, beta)
+            linear_backward_weight(logits[:, v0:v1], h, grads.wte[v0:v1], adds)
             if last == rows and v1 < vocabulary:
                 mark_part_done(ticket, part)
-        beta = 1.0
-    mean, rstd = s.lnf_mean, s.lnf_rstd
-    layernorm_backward(
-        s.dh, x_final, weights.lnf_weight, mean, rstd, s.dx, grads.lnf_weight, grads.lnf_bias, False, accumulate
-    )
+        adds = True
+    d_affine = Affine(grads.lnf_weight, grads.lnf_bias)
+    layernorm_backward(s.dh, x_final, weights.lnf_weight, statistics, s.dx, d_affine, accumulate)
     mark_part_done(ticket, parts - 1)
     return total

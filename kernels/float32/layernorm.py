@@ -1,50 +1,72 @@
-"""Layer normalisation (Ba, Kiros and Hinton, 2016, equation 4), over the channels of each row, with GPT-2's epsilon."""
+"""Layer normalisation over the channels of each row, in float32 (Ba, Kiros and Hinton, 2016, equation 4)."""
+
+from typing import NamedTuple
 
 import numpy as np
 
-from threadloom.kernels.compiling import Floats, jit_kernel
+from threadloom.kernels.common import Affine, row_statistics
+from threadloom.kernels.compiling import Floats, jit_inline_body, jit_kernel
 
-EPSILON = np.float32(1e-5)
-_ONE = np.float32(1.0)
 _ZERO = np.float32(0.0)
 
 
-@jit_kernel
-def layernorm_row(row: Floats, weight: Floats, bias: Floats, out: Floats) -> tuple[np.float32, np.float32]:
-    """Write ``(row - mean) * rstd * weight + bias`` to `out`, all (C,), and return mean and rstd.
+class RowStatistics(NamedTuple):
+    """Statistics of the rows that `layernorm_forward` keeps for the backward pass."""
 
-    ``rstd = 1 / sqrt(var + 1e-5)`` with the biased variance, summed from the centred row.
-    """
-    channels = np.float32(row.shape[0])
-    total = _ZERO
+    mean: Floats  # (R,)
+    rstd: Floats  # (R,) reciprocal standard deviation
+
+
+@jit_kernel
+def layernorm_row(row: Floats, affine: Affine, out: Floats) -> tuple[np.float32, np.float32]:
+    """Write ``(row - mean) * rstd * weight + bias`` to `out`, all (C,); return mean and rstd."""
+    mean, rstd = row_statistics(row)
     for j in range(row.shape[0]):
-        total += row[j]
-    mean = np.float32(total / channels)
-    squares = _ZERO
-    for j in range(row.shape[0]):
-        centred = row[j] - mean
-        squares += centred * centred
-    rstd = np.float32(_ONE / np.sqrt(squares / channels + EPSILON))
-    for j in range(row.shape[0]):
-        out[j] = (row[j] - mean) * rstd * weight[j] + bias[j]
+        out[j] = (row[j] - mean) * rstd * affine.weight[j] + affine.bias[j]
     return mean, rstd
 
 
 @jit_kernel
-def layernorm_forward(x: Floats, weight: Floats, bias: Floats, out: Floats, mean: Floats, rstd: Floats) -> None:
-    """Write the normalised rows of `x` to `out`, both (R, C), and keep `mean` and `rstd` (R,) for backward."""
+def layernorm_forward(x: Floats, affine: Affine, out: Floats, statistics: RowStatistics) -> None:
+    """Write the normalised rows of `x` to `out`, both (R, C), and keep their `statistics`."""
     for r in range(x.shape[0]):
-        mean[r], rstd[r] = layernorm_row(x[r], weight, bias, out[r])
+        statistics.mean[r], statistics.rstd[r] = layernorm_row(x[r], affine, out[r])
 
 
 @jit_kernel
-def layernorm_apply(x: Floats, weight: Floats, bias: Floats, mean: Floats, rstd: Floats, out: Floats) -> None:
-    """Make the output of `layernorm_forward` again from the kept `mean` and `rstd`."""
+def layernorm_apply(x: Floats, affine: Affine, statistics: RowStatistics, out: Floats) -> None:
+    """Recompute the output of `layernorm_forward` from the kept `statistics`."""
     for r in range(x.shape[0]):
         row, target = x[r], out[r]
-        middle, scale = mean[r], rstd[r]
+        mean, rstd = statistics.mean[r], statistics.rstd[r]
         for j in range(row.shape[0]):
-            target[j] = (row[j] - middle) * scale * weight[j] + bias[j]
+            target[j] = (row[j] - mean) * rstd * affine.weight[j] + affine.bias[j]
+
+
+@jit_kernel
+def _clear(d_affine: Affine) -> None:
+    for j in range(d_affine.weight.shape[0]):
+        d_affine.weight[j] = _ZERO
+        d_affine.bias[j] = _ZERO
+
+
+@jit_inline_body
+def _affine_backward(
+    d_row: Floats, row: Floats, weight: Floats, mean: np.float32, rstd: np.float32, d_affine: Affine
+) -> tuple[np.float32, np.float32]:
+    """Add one row's gradient of weight and bias; return ``mean(g)`` and ``mean(g * n)`` as in `layernorm_backward`."""
+    channels = np.float32(row.shape[0])
+    sum_g = _ZERO
+    sum_gn = _ZERO
+    for j in range(row.shape[0]):
+        n = (row[j] - mean) * rstd
+        d = d_row[j]
+        g = d * weight[j]
+        sum_g += g
+        sum_gn += g * n
+        d_affine.weight[j] += d * n
+        d_affine.bias[j] += d
+    return sum_g / channels, sum_gn / channels
 
 
 @jit_kernel
@@ -52,45 +74,44 @@ def layernorm_backward(
     d_out: Floats,
     x: Floats,
     weight: Floats,
-    mean: Floats,
-    rstd: Floats,
+    statistics: RowStatistics,
     dx: Floats,
-    d_weight: Floats,
-    d_bias: Floats,
-    add_to_dx: bool,
+    d_affine: Affine,
     accumulate: bool,
 ) -> None:
-    """Give the gradients of the input (R, C), the weight and the bias (C,).
+    """Compute the gradients of the input (R, C), the weight and the bias (C,) from `d_out`, that of the output.
 
     With n = (x - mean) * rstd and g = d_out * weight: ``dx = rstd * (g - mean(g) - n * mean(g * n))``, means over the
-    channels, written to `dx` or added to it (`add_to_dx`, where a residual stream passes by). ``d_weight = sum(d_out *
-    n)`` and ``d_bias = sum(d_out)`` over the rows, written or added (`accumulate`).
+    channels. ``d_weight = sum(d_out * n)`` and ``d_bias = sum(d_out)`` over the rows, written or added (`accumulate`).
     """
-    channels = np.float32(x.shape[1])
     if not accumulate:
-        for j in range(d_weight.shape[0]):
-            d_weight[j] = _ZERO
-            d_bias[j] = _ZERO
+        _clear(d_affine)
     for r in range(x.shape[0]):
         row, d_row, target = x[r], d_out[r], dx[r]
-        middle, scale = mean[r], rstd[r]
-        sum_g = _ZERO
-        sum_gn = _ZERO
+        mean, rstd = statistics.mean[r], statistics.rstd[r]
+        mean_g, mean_gn = _affine_backward(d_row, row, weight, mean, rstd, d_affine)
         for j in range(row.shape[0]):
-            n = (row[j] - middle) * scale
-            d = d_row[j]
-            g = d * weight[j]
-            sum_g += g
-            sum_gn += g * n
-            d_weight[j] += d * n
-            d_bias[j] += d
-        mean_g = sum_g / channels
-        mean_gn = sum_gn / channels
-        if add_to_dx:
-            for j in range(row.shape[0]):
-                n = (row[j] - middle) * scale
-                target[j] += scale * (d_row[j] * weight[j] - mean_g - n * mean_gn)
-        else:
-            for j in range(row.shape[0]):
-                n = (row[j] - middle) * scale
-                target[j] = scale * (d_row[j] * weight[j] - mean_g - n * mean_gn)
+            n = (row[j] - mean) * rstd
+            target[j] = rstd * (d_row[j] * weight[j] - mean_g - n * mean_gn)
+
+
+@jit_kernel
+def layernorm_residual_backward(
+    d_out: Floats,
+    x: Floats,
+    weight: Floats,
+    statistics: RowStatistics,
+    dx: Floats,
+    d_affine: Affine,
+    accumulate: bool,
+) -> None:
+    """Do the same as `layernorm_backward`, but add to `dx`, the gradient of the residual stream that `x` is part of."""
+    if not accumulate:
+        _clear(d_affine)
+    for r in range(x.shape[0]):
+        row, d_row, target = x[r], d_out[r], dx[r]
+        mean, rstd = statistics.mean[r], statistics.rstd[r]
+        mean_g, mean_gn = _affine_backward(d_row, row, weight, mean, rstd, d_affine)
+        for j in range(row.shape[0]):
+            n = (row[j] - mean) * rstd
+            target[j] += rstd * (d_row[j] * weight[j] - mean_g - n * mean_gn)

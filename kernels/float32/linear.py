@@ -1,7 +1,7 @@
-"""Linear layers: ``y = x @ weight + bias``, with weights stored (inputs, outputs) as in GPT-2's files.
+"""Linear layers in float32: ``y = x @ weight + bias``, with weights stored (inputs, outputs) as in GPT-2's files.
 
-The bias (and the residual) is written into the output before the product, which is then added to it: BLAS would spend
-a pass on clearing the output anyway.
+The bias (and the residual) is written to the output first, and the GEMM adds to it: BLAS would otherwise spend a pass
+on clearing the output.
 """
 
 from threadloom.kernels.compiling import Floats, jit_kernel
@@ -56,3 +56,15 @@ def linear_backward_bias(d_out: Floats, d_bias: Floats, accumulate: bool) -> Non
         row = d_out[r]
         for j in range(columns):
             d_bias[j] += row[j]
+
+
+@jit_kernel
+def logits_forward(h: Floats, wte: Floats, logits: Floats) -> None:
+    """Write ``h @ wte.T``, the projection tied to the token embedding (V, C), to `logits` (rows, V): h (rows, C)."""
+    gemm(h, wte, logits, Op.N, Op.T, 1.0, 0.0)
+
+
+@jit_kernel
+def logits_backward_input(d_logits: Floats, wte: Floats, dh: Floats) -> None:
+    """Write ``d_logits @ wte``, the gradient of the input of `logits_forward`, to `dh` (rows, C)."""
+    gemm(d_logits, wte, dh, Op.N, Op.N, 1.0, 0.0)

@@ -3,7 +3,7 @@
 import numpy as np
 
 GELU_LINEAR = np.float32(1.5957691216057308)
-"""2 sqrt(2 / pi): GELU(x) = x * sigmoid(x * (GELU_LINEAR + GELU_CUBIC * x**2)), see `kernels.float32.gelu`."""
+"""2 sqrt(2 / pi): GELU(x) = x * sigmoid(x * (GELU_LINEAR + GELU_CUBIC * x**2)), see `kernels.common.gelu`."""
 GELU_CUBIC = np.float32(0.07135481282636)
 """0.044715 * 2 sqrt(2 / pi)."""
 

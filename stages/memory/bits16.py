@@ -6,12 +6,12 @@ Loaded by runs in 16 bits only, since it loads their kernels.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from threadloom.kernels.bits16 import Forms, LowActivations, LowScratch, Wide, Workspace
+from threadloom.kernels.bits16 import Activations16, Fp16UpcastScratch, PackedWeights, Scratch16, ThreadScratch
 from threadloom.kernels.bits16.attention import AttentionScratch, attention_scratch_shapes
 from threadloom.kernels.matmul import fp16_scratch_sizes, fp16_sums_size, packed_shape
 from threadloom.pipeline import aligned_zeros
@@ -37,7 +37,7 @@ PACKED_FIELDS = {
     "fc_weight": "fc",
     "mlp_proj_weight": "mlp_proj",
 }
-"""Matrices with packed weights → field of `Forms`. The field with the suffix ``_t`` is the packed transpose."""
+"""Matrices with packed weights → field of `PackedWeights`. The field with the suffix ``_t`` is the packed transpose."""
 
 ArraySpecs = dict[str, tuple[Shape, np.dtype[Any]]]
 """Name → shape and dtype."""
@@ -46,7 +46,7 @@ _FLOAT = np.dtype(np.float32)
 
 
 def activation_specs(geometry: Geometry, sequences: int, storage: np.dtype[Any]) -> ArraySpecs:
-    """Return shape and dtype of every field of `LowActivations`; `storage` is uint16 (bfloat16) or int16 (float16)."""
+    """Return shape and dtype of every field of `Activations16`; `storage` is uint16 (bfloat16) or int16 (float16)."""
     n, c, f, t, b = geometry.layers, geometry.channels, geometry.hidden, geometry.context, sequences
     r = b * t
     return {
@@ -65,22 +65,22 @@ def activation_specs(geometry: Geometry, sequences: int, storage: np.dtype[Any])
 
 
 def scratch_specs(geometry: Geometry, sequences: int, storage: np.dtype[Any]) -> ArraySpecs:
-    """Return shape and dtype of every field of `LowScratch`."""
+    """Return shape and dtype of every field of `Scratch16`."""
     c, f, v = geometry.channels, geometry.hidden, geometry.vocabulary
     r = sequences * geometry.context
     chunk = logits_chunk_rows(v, r, LOGITS_BYTES)
     return {
         "dx": ((r, c), _FLOAT),
-        "dx_low": ((r, c), storage),
+        "dx16": ((r, c), storage),
         "dh": ((r, c), _FLOAT),
         "d_attn": ((r, c), storage),
         "d_qkv": ((r, 3 * c), storage),
         "d_fc": ((r, f), storage),
         "gelu": ((r, f), storage),
-        "turned": ((f, r), storage),
+        "transposed": ((f, r), storage),
         "logits": ((chunk, v), _FLOAT),
         "d_logits": ((chunk, v), storage),
-        "d_logits_turned": ((min(VOCABULARY_SLICE, v), chunk), storage),
+        "d_logits_t": ((min(VOCABULARY_SLICE, v), chunk), storage),
         "h": ((r, c), storage),
         "normed": ((r, c), storage),
         "rstd": ((r,), _FLOAT),
@@ -113,7 +113,7 @@ def packed_fp16_specs(geometry: Geometry) -> ArraySpecs:
 
 
 def upcast_specs(geometry: Geometry, sequences: int) -> ArraySpecs:
-    """Return shape and dtype of every field of `Wide`, for the largest of float16's GEMMs."""
+    """Return shape and dtype of every field of `Fp16UpcastScratch`, for the largest of float16's GEMMs."""
     v, c, f = geometry.vocabulary, geometry.channels, geometry.hidden
     r = sequences * geometry.context
     chunk = logits_chunk_rows(v, r, LOGITS_BYTES)
@@ -129,8 +129,8 @@ def upcast_specs(geometry: Geometry, sequences: int) -> ArraySpecs:
     }
 
 
-NO_UPCAST: ArraySpecs = {"a": ((0,), _FLOAT), "b": ((0,), _FLOAT), "sums": ((0,), _FLOAT)}
-"""`Wide` for bfloat16, whose GEMMs upcast no operand."""
+EMPTY_UPCAST_SCRATCH: ArraySpecs = {"a": ((0,), _FLOAT), "b": ((0,), _FLOAT), "sums": ((0,), _FLOAT)}
+"""`Fp16UpcastScratch` for bfloat16, whose GEMMs upcast no operand."""
 
 
 def specs_bytes(specs: ArraySpecs) -> int:
@@ -143,24 +143,16 @@ def allocate(specs: ArraySpecs) -> Mapping[str, NDArray[Any]]:
     return {name: aligned_zeros(prod(shape), kind).reshape(shape) for name, (shape, kind) in specs.items()}
 
 
-class BackwardScratch(NamedTuple):
-    """Scratch of one backward pass."""
-
-    scratch: LowScratch
-    work: Workspace
-
-
 @dataclass(frozen=True)
 class Bits16Slot(MicroBatchSlot):
     """A slot whose activations have 16 bits, with the scratch of its forward pass."""
 
-    activations: LowActivations
-    work: Workspace
+    activations: Activations16
 
     @property
     def nbytes(self) -> int:
         """Bytes of all arrays."""
-        return super().nbytes + arrays_bytes((self.activations, self.work))
+        return super().nbytes + arrays_bytes(self.activations)
 
 
 class Bits16Memory:
@@ -174,7 +166,7 @@ class Bits16Memory:
         self._activations = activation_specs(geometry, sequences, storage)
         self._scratch = scratch_specs(geometry, sequences, storage)
         self._attention = attention_specs(geometry, storage)
-        self._upcast = upcast_specs(geometry, sequences) if fp16 else NO_UPCAST
+        self._upcast = upcast_specs(geometry, sequences) if fp16 else EMPTY_UPCAST_SCRATCH
         self._packed = packed_fp16_specs(geometry) if fp16 else packed_bf16_specs(geometry)
 
     @property
@@ -185,42 +177,37 @@ class Bits16Memory:
     @property
     def slot_bytes(self) -> int:
         """Size of one slot, scratch of its forward pass included."""
-        return token_ids_bytes(self._rows) + specs_bytes(self._activations) + self._workspace_bytes
+        return token_ids_bytes(self._rows) + specs_bytes(self._activations) + self._thread_scratch_bytes
 
     @property
     def scratch_bytes(self) -> int:
         """Size of the scratch of one backward pass."""
-        return specs_bytes(self._scratch) + self._workspace_bytes
+        return specs_bytes(self._scratch) + self._thread_scratch_bytes
 
     @property
     def logits_shape(self) -> Shape:
         """Shape of the scratch of a loss without gradient."""
         return self._scratch["logits"][0]
 
-    def allocate_packed(self) -> Forms:
+    def allocate_packed(self) -> PackedWeights:
         """Allocate packed weights: two arrays per matrix for bfloat16; one for float16, which serves both fields."""
         views = allocate(self._packed)
-        return Forms(*(views[name.removesuffix("_t") if self._fp16 else name] for name in Forms._fields))
+        names = (name.removesuffix("_t") if self._fp16 else name for name in PackedWeights._fields)
+        return PackedWeights(*(views[name] for name in names))
 
     def allocate_slot(self) -> Bits16Slot:
         """Allocate the arrays of one micro-batch in flight."""
         ids, targets = allocate_token_ids(self._rows)
-        views = allocate(self._activations)
-        activations = LowActivations(*(views[name] for name in LowActivations._fields))
-        return Bits16Slot(ids, targets, activations, self._workspace())
+        return Bits16Slot(ids, targets, Activations16(**allocate(self._activations), thread=self._thread_scratch()))
 
-    def allocate_scratch(self) -> BackwardScratch:
+    def allocate_scratch(self) -> Scratch16:
         """Allocate the scratch of one backward pass."""
-        views = allocate(self._scratch)
-        return BackwardScratch(LowScratch(*(views[name] for name in LowScratch._fields)), self._workspace())
+        return Scratch16(**allocate(self._scratch), thread=self._thread_scratch())
 
-    def _workspace(self) -> Workspace:
+    def _thread_scratch(self) -> ThreadScratch:
         attention, upcast = allocate(self._attention), allocate(self._upcast)
-        return Workspace(
-            AttentionScratch(*(attention[name] for name in AttentionScratch._fields)),
-            Wide(*(upcast[name] for name in Wide._fields)),
-        )
+        return ThreadScratch(AttentionScratch(**attention), Fp16UpcastScratch(**upcast))
 
     @property
-    def _workspace_bytes(self) -> int:
+    def _thread_scratch_bytes(self) -> int:
         return specs_bytes(self._attention) + specs_bytes(self._upcast)

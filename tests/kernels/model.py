@@ -19,8 +19,9 @@ from tests.kernels.support import (
 )
 from tests.reference import Ids, Tensors
 from threadloom.kernels.common.accumulation import single_writer
+from threadloom.kernels.common.embedding import embedding_backward
 from threadloom.kernels.common.tensors import Weights
-from threadloom.kernels.float32.embedding import embedding_backward, embedding_forward
+from threadloom.kernels.float32.embedding import embedding_forward
 from threadloom.kernels.float32.gpt2 import blocks_backward, blocks_forward, head_backward, head_loss
 
 
@@ -46,20 +47,14 @@ class Model:
 
     def loss(self, targets: Ids) -> float:
         """Return the sum of the losses, without gradients."""
-        x_final = self.acts.x[self.sizes.layers]
-        return head_loss(self.weights, x_final, flat_ids(targets), self.acts.h, self.scratch.logits)
+        return head_loss(self.weights, self.acts, flat_ids(targets), self.scratch.logits)
 
     def backward(self, ids: Ids, targets: Ids, scale: float, accumulate: bool) -> float:
         """Return the sum of the losses; write or add all gradients."""
-        s = self.sizes
-        x_final = self.acts.x[s.layers]
-        loss = head_backward(
-            self.weights, x_final, flat_ids(targets), scale, self.grads, self.scratch, accumulate, single_writer()
-        )
-        blocks_backward(
-            self.weights, self.acts, self.grads, self.scratch, s.sequences, s.heads, accumulate, single_writer()
-        )
-        embedding_backward(flat_ids(ids), self.scratch.dx, s.tokens, self.grads.wte, self.grads.wpe, accumulate)
+        s, w, a, g, scratch = self.sizes, self.weights, self.acts, self.grads, self.scratch
+        loss = head_backward(w, a, flat_ids(targets), scale, g, scratch, accumulate, single_writer())
+        blocks_backward(w, a, g, scratch, s.sequences, s.heads, accumulate, single_writer())
+        embedding_backward(flat_ids(ids), scratch.dx, s.tokens, g.wte, g.wpe, accumulate)
         return loss
 
     def check_gradients(self, expected: Tensors, tolerance: float = BACKWARD) -> None:

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 from tests import reference
 from tests.reference import Array, Ids, Tensors
-from threadloom.kernels.common.tensors import ATTENTION_TILE, Activations, Scratch, Weights
+from threadloom.kernels.common.tensors import ATTENTION_TILE, Weights
 from threadloom.kernels.compiling.arrays import Floats, TokenIds
 from threadloom.kernels.compiling.jit import JIT_ENABLED
 from threadloom.kernels.float32.decode import DecodeScratch, KVCache
+from threadloom.kernels.float32.tensors import Activations, Scratch
 
 FORWARD = 5e-6
 """Relative L2 distance allowed to the output of one operation, or of a model of a few layers.
@@ -145,8 +146,7 @@ def make_scratch(sizes: Sizes, memory: Guarded, logits_rows: int = 3) -> Scratch
         d_fc=memory.empty(r, 4 * c),
         gelu=memory.empty(r, 4 * c),
         h=memory.empty(r, c),
-        scores=memory.empty(ATTENTION_TILE, sizes.context),
-        d_scores=memory.empty(ATTENTION_TILE, sizes.context),
+        scores=memory.empty(2, ATTENTION_TILE, sizes.context),
         logits=memory.empty(logits_rows, sizes.vocabulary),
         lnf_mean=memory.empty(r),
         lnf_rstd=memory.empty(r),

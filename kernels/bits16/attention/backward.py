@@ -124,7 +124,7 @@ def backward_bf16(
     d_qkv: BF16Bits,
     scratch: AttentionScratch,
 ) -> None:
-    """See `kernels.bits16.attention.layer.attention_backward_low`."""
+    """See `kernels.bits16.attention.layer.attention_backward`."""
     path = read_dot_path()
     if path == _AMX:
         configure_tiles()

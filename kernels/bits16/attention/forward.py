@@ -28,7 +28,7 @@ _ONE, _HALF, _ZERO = np.float32(1.0), np.float32(0.5), np.float32(0.0)
 def forward_bf16(
     qkv: BF16Bits, sequences: int, heads: int, out: BF16Bits, lse: Floats, scratch: AttentionScratch
 ) -> None:
-    """See `kernels.bits16.attention.layer.attention_forward_low`."""
+    """See `kernels.bits16.attention.layer.attention_forward`."""
     path = read_dot_path()
     if path == _AMX:
         configure_tiles()

@@ -34,11 +34,11 @@ class AttentionScratch(NamedTuple):
     dq_transposed: Floats  # (D, context) padded
     result: Floats  # (BLOCK, D) padded
     statistics: Floats  # (2, context) padded: of each query
-    widened: Floats  # (6, context, D) float16 only: q, k, v, d_out, and the gradients of k and v
+    upcast: Floats  # (6, context, D) float16 only: q, k, v, d_out, and the gradients of k and v
 
 
 _BFLOAT16_ONLY = ("ds_bits", "ds_words", "columns", "rows", "k_transposed", "dq_transposed", "statistics")
-_FLOAT16_ONLY = ("widened",)
+_FLOAT16_ONLY = ("upcast",)
 
 
 def attention_scratch_shapes(
@@ -64,7 +64,7 @@ def attention_scratch_shapes(
         "dq_transposed": ((padded_size + _SPARE_ROWS, columns), np.float32),
         "result": ((rows, padded_size), np.float32),
         "statistics": ((2, columns), np.float32),
-        "widened": ((6, context, head_size), np.float32),
+        "upcast": ((6, context, head_size), np.float32),
     }
     if short is not None:
         for name in _BFLOAT16_ONLY if np.dtype(short) == np.int16 else _FLOAT16_ONLY:

@@ -4,18 +4,20 @@ from collections.abc import Callable
 
 from threadloom.kernels import AccumulationTicket, Floats, Weights
 from threadloom.kernels.bits16 import (
-    blocks_backward_low,
-    blocks_forward_low,
-    embedding_forward_low,
-    head_backward_low,
-    head_loss_low,
+    Scratch16,
+    Weights16,
+    blocks_backward,
+    blocks_forward,
+    embedding_forward,
+    head_backward,
+    head_loss,
     pack_rows,
 )
 from threadloom.kernels.matmul import prepare_bf16
 from threadloom.kernels.simd import fp16_from_float32
 from threadloom.stages.config import Precision
 from threadloom.stages.memory import UpdateShard
-from threadloom.stages.memory.bits16 import BackwardScratch, Bits16Memory, Bits16Slot
+from threadloom.stages.memory.bits16 import Bits16Memory, Bits16Slot
 from threadloom.stages.models import Geometry
 from threadloom.stages.step import Gradient, Version
 from threadloom.stages.step.bits16.optimizer import Bf16Update, Fp16Update, packed_matrices
@@ -35,43 +37,38 @@ class Bits16Compute:
 
     def pack_from_master(self, version: Version) -> None:
         """Round every matrix to 16 bits, and pack the bfloat16 ones."""
-        for master, packed, packed_t in packed_matrices(version.weights, version.packed):
+        for master, pair in packed_matrices(version.weights, version.packed):
             if self._fp16:
-                fp16_from_float32(master.reshape(-1), packed.reshape(-1))
+                fp16_from_float32(master.reshape(-1), pair.packed.reshape(-1))
             else:
-                pack_rows(master, 0, packed, packed_t)
+                pack_rows(master, 0, pair)
 
     def embed(self, version: Version, slot: Bits16Slot) -> None:
         """Gather the embeddings from the packed token embedding."""
         wpe, context = version.weights.wpe, self._geometry.context
-        embedding_forward_low(version.packed.wte, wpe, slot.ids, context, slot.activations.x)
+        embedding_forward(version.packed.wte, wpe, slot.ids, context, slot.activations.x)
 
     def forward(self, version: Version, slot: Bits16Slot) -> None:
         """Run all blocks in one compiled call."""
-        weights, acts, heads = version.weights, slot.activations, self._geometry.heads
-        blocks_forward_low(weights, version.packed, acts, slot.work, self._sequences, heads)
+        blocks_forward(_weights(version), slot.activations, self._sequences, self._geometry.heads)
 
     def backward(
-        self, version: Version, slot: Bits16Slot, scale: float, gradients: Weights, scratch: BackwardScratch,
+        self, version: Version, slot: Bits16Slot, scale: float, gradients: Weights, scratch: Scratch16,
         accumulate: bool, ticket: AccumulationTicket,
     ) -> float:  # fmt: skip
         """Run the backward pass of head and blocks."""
-        weights, packed, acts, (s, work) = version.weights, version.packed, slot.activations, scratch
-        loss = head_backward_low(weights, packed, acts.x, slot.targets, scale, gradients, s, work, accumulate, ticket)
-        heads = self._geometry.heads
-        blocks_backward_low(weights, packed, acts, gradients, s, work, self._sequences, heads, accumulate, ticket)
+        weights, acts, heads = _weights(version), slot.activations, self._geometry.heads
+        loss = head_backward(weights, acts, slot.targets, scale, gradients, scratch, accumulate, ticket)
+        blocks_backward(weights, acts, gradients, scratch, self._sequences, heads, accumulate, ticket)
         return float(loss)
 
-    def input_gradient(self, scratch: BackwardScratch) -> Floats:
+    def input_gradient(self, scratch: Scratch16) -> Floats:
         """Return the gradient of the input embeddings."""
-        return scratch.scratch.dx
+        return scratch.dx
 
     def loss(self, version: Version, slot: Bits16Slot, logits: Floats) -> float:
-        """Run the head's forward pass; the first layer's normalised rows, no longer needed, serve as scratch."""
-        a, weights, packed = slot.activations, version.weights, version.packed
-        return float(
-            head_loss_low(weights, packed, a.x, slot.targets, a.normed1[0], a.h, a.rstd1[0], logits, slot.work)
-        )
+        """Run the head's forward pass; a backward pass must not follow."""
+        return float(head_loss(_weights(version), slot.activations, slot.targets, logits))
 
     def update_stage(
         self, gradient: Gradient, optimizer: Optimizer, shards: int
@@ -80,3 +77,7 @@ class Bits16Compute:
         if self._fp16:
             return Fp16Update(self._geometry, gradient, optimizer)
         return Bf16Update(self._geometry, gradient, optimizer, shards)
+
+
+def _weights(version: Version) -> Weights16:
+    return Weights16(version.weights, version.packed)

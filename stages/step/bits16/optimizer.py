@@ -12,7 +12,7 @@ from itertools import pairwise
 import numpy as np
 
 from threadloom.kernels import Floats, Weights
-from threadloom.kernels.bits16 import BLOCK, Form, Forms, pack_rows
+from threadloom.kernels.bits16 import BLOCK, PackedPair, PackedWeights, pack_rows
 from threadloom.kernels.simd import fp16_from_float32
 from threadloom.pipeline import Arena
 from threadloom.stages.memory import UpdateShard
@@ -49,14 +49,18 @@ class ArenaRange:
         return self.stop - self.start
 
 
-def packed_matrices(weights: Weights, packed: Forms) -> Iterator[tuple[Floats, Form, Form]]:
-    """Yield (master, packed, packed transpose) of every packed matrix, layer by layer."""
+def packed_matrices(weights: Weights, packed: PackedWeights) -> Iterator[tuple[Floats, PackedPair]]:
+    """Yield (master, packed pair) of every packed matrix, layer by layer."""
     for name, field in PACKED_FIELDS.items():
-        matrix, copy, copy_t = getattr(weights, name), getattr(packed, field), getattr(packed, f"{field}_t")
-        if matrix.ndim == 2:
-            yield matrix, copy, copy_t
-        else:
-            yield from zip(matrix, copy, copy_t, strict=True)
+        matrix = getattr(weights, name)
+        for layer in range(matrix.shape[0]) if matrix.ndim == 3 else [None]:
+            yield matrix if layer is None else matrix[layer], packed_pair(packed, field, layer)
+
+
+def packed_pair(packed: PackedWeights, field: str, layer: int | None) -> PackedPair:
+    """Return the packed weights of one matrix; `layer` is None for a matrix without layers."""
+    pair = PackedPair(getattr(packed, field), getattr(packed, f"{field}_t"))
+    return pair if layer is None else PackedPair(pair.packed[layer], pair.packed_t[layer])
 
 
 def plan_parts(layout: Arena, decayed: int, shards: int) -> list[list[MatrixRows | ArenaRange]]:
@@ -106,17 +110,14 @@ class Bf16Update:
             found: Floats = matrix[part.first : part.last]
             return found
 
-        field = PACKED_FIELDS[part.name]
-        packed, packed_t = getattr(shard.target.packed, field), getattr(shard.target.packed, f"{field}_t")
-        if part.layer is not None:
-            packed, packed_t = packed[part.layer], packed_t[part.layer]
+        pair = packed_pair(shard.target.packed, PACKED_FIELDS[part.name], part.layer)
         old, new = rows(shard.source.arena), rows(shard.target.arena)
         if shard.skipped:
             np.copyto(new, old)
-            pack_rows(new, part.first, packed, packed_t)
+            pack_rows(new, part.first, pair)
             return
         state = map(rows, self._optimizer.state)
-        self._optimizer.update_packed(old, new, rows(self._gradient), *state, part.first, packed, packed_t, shard.step)
+        self._optimizer.update_packed(old, new, rows(self._gradient), *state, part.first, pair, shard.step)
 
 
 class Fp16Update:

@@ -35,7 +35,7 @@ class Float32Compute:
     ) -> float:  # fmt: skip
         """Run the backward pass of head and blocks."""
         weights, acts, heads = version.weights, slot.activations, self._geometry.heads
-        loss = kernels.head_backward(weights, acts.x[-1], slot.targets, scale, gradients, scratch, accumulate, ticket)
+        loss = kernels.head_backward(weights, acts, slot.targets, scale, gradients, scratch, accumulate, ticket)
         kernels.blocks_backward(weights, acts, gradients, scratch, self._sequences, heads, accumulate, ticket)
         return float(loss)
 
@@ -45,8 +45,7 @@ class Float32Compute:
 
     def loss(self, version: Version, slot: Float32Slot, logits: Floats) -> float:
         """Run the head's forward pass."""
-        acts = slot.activations
-        return float(kernels.head_loss(version.weights, acts.x[-1], slot.targets, acts.h, logits))
+        return float(kernels.head_loss(version.weights, slot.activations, slot.targets, logits))
 
     def update_stage(self, gradient: Gradient, optimizer: Optimizer, shards: int) -> Float32Update:
         """Return the stage that updates the master."""

@@ -27,9 +27,9 @@ class Optimizer(Protocol):
 
     @property
     def update_packed(self) -> Callable[..., None]:
-        """Kernel: ``update_packed(old, new, gradient, *state, first_row, packed, packed_t, step)`` on rows of a matrix.
+        """Kernel: ``update_packed(old, new, gradient, *state, first_row, pair, step)`` on rows of a matrix.
 
-        It has the bits of `update` with weight decay, and packs the new weights as bfloat16.
+        It has the bits of `update` with weight decay, and packs the new weights into `pair` (`PackedPair`, bfloat16).
         """
 
     def step(self, batch: int, applied: int, grad_norm: float, scale: float) -> StepParameters:

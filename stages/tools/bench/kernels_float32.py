@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 
 from threadloom import kernels
-from threadloom.kernels import Activations, Floats, Op, Scratch
+from threadloom.kernels import Activations, Affine, Floats, RowStatistics, Scratch
 from threadloom.stages.config import ResolvedConfig
 from threadloom.stages.tools.bench.kernel_bench import BACKWARD, FORWARD, HEAD, KernelBench
 from threadloom.stages.tools.bench.kernel_case import KernelCase
@@ -25,8 +25,8 @@ class Float32Bench(KernelBench):
         super().__init__(config)
         self.acts: Activations = self.slot.activations
         self.s: Scratch = self.scratch
-        s, x_final = self.s, self.acts.x[-1]
-        kernels.head_backward(self.weights, x_final, self.slot.targets, self.scale, self.grads, s, False, self.ticket)
+        s, acts, targets = self.s, self.acts, self.slot.targets
+        kernels.head_backward(self.weights, acts, targets, self.scale, self.grads, s, False, self.ticket)
         self._dx = s.dx.copy()  # the input of backward through the last block
         self._d_fc = np.ascontiguousarray(self.random.standard_normal(s.d_fc.shape, dtype=np.float32))
         self._logits = self.random.standard_normal(s.logits.shape, dtype=np.float32)
@@ -48,7 +48,7 @@ class Float32Bench(KernelBench):
         norm, gelu = self.row_work(g.channels, 2 * FLOAT, 8), self.row_work(g.hidden, 2 * FLOAT, 20)
         parts = [
             KernelCase("LayerNorm", 2 * calls, norm, partial(
-                kernels.layernorm_forward, a.x[0], w.ln1_weight[0], w.ln1_bias[0], a.h, a.ln1_mean[0], a.ln1_rstd[0]
+                kernels.layernorm_forward, a.x[0], Affine(w.ln1_weight[0], w.ln1_bias[0]), a.h, self._statistics()
             ), FORWARD),
             KernelCase("qkv", calls, products["qkv"], partial(
                 kernels.linear_forward, a.h, w.qkv_weight[0], w.qkv_bias[0], a.qkv[0]
@@ -83,21 +83,21 @@ class Float32Bench(KernelBench):
         # The scale is a Python float, as in training: a NumPy float64 would select a slower kernel.
         parts = [
             KernelCase("logits", calls, gemm_work(chunk, v, c),
-                 partial(kernels.gemm, h, w.wte, s.logits, Op.N, Op.T, 1.0, 0.0), HEAD),
+                 partial(kernels.logits_forward, h, w.wte, s.logits), HEAD),
             KernelCase("cross-entropy", calls, softmax,
                  partial(kernels.cross_entropy_backward, s.logits, targets, self.scale), HEAD,
                  partial(np.copyto, s.logits, self._logits)),
             KernelCase("d_wte", calls, gemm_work(v, c, chunk, adds=True),
-                 partial(kernels.gemm, s.logits, h, self.grads.wte, Op.T, Op.N, 1.0, 1.0), HEAD),
+                 partial(kernels.linear_backward_weight, s.logits, h, self.grads.wte, True), HEAD),
             KernelCase("d_head input", calls, gemm_work(chunk, c, v),
-                 partial(kernels.gemm, s.logits, w.wte, s.dh[:chunk], Op.N, Op.N, 1.0, 0.0), HEAD),
+                 partial(kernels.logits_backward_input, s.logits, w.wte, s.dh[:chunk]), HEAD),
         ]  # fmt: skip
         norms = (self.row_work(c, 2 * FLOAT, 8), 1), (self.row_work(c, 3 * FLOAT, 14), 1)
         done = total([*((case.work, chunks) for case in parts), *norms])
         # The logits are internal to the head, so its bound does not count them.
         work = KernelWork(done.flops, FLOAT * float(2 * r * c + r + 3 * v * c), done.products)
         call = partial(
-            kernels.head_backward, w, self.acts.x[-1], slot.targets, self.scale, self.grads, s, True, self.ticket
+            kernels.head_backward, w, self.acts, slot.targets, self.scale, self.grads, s, True, self.ticket
         )  # fmt: skip
         return [KernelCase(HEAD, self.micro, work, call), *parts]
 
@@ -107,6 +107,9 @@ class Float32Bench(KernelBench):
         parts = [*self._backward_products(), *self._backward_passes()]
         call = partial(kernels.blocks_backward, w, a, self.grads, s, self.sequences, g.heads, True, self.ticket)
         return self.whole(BACKWARD, parts, call, partial(np.copyto, s.dx, self._dx))
+
+    def _statistics(self) -> RowStatistics:
+        return RowStatistics(self.acts.ln1_mean[0], self.acts.ln1_rstd[0])
 
     def _backward_products(self) -> list[KernelCase]:
         w, a, d, s, r = self.weights, self.acts, self.grads, self.s, self.rows
@@ -139,20 +142,19 @@ class Float32Bench(KernelBench):
 
         attention = attention_work(self.sequences, g.context, c, backward=True)
         reset_fc, reset_dx = partial(np.copyto, s.d_fc, self._d_fc), partial(np.copyto, s.dx, self._dx)
-        mean, rstd = a.ln1_mean[0], a.ln1_rstd[0]
         return [
             KernelCase("d_biases (4)", calls, bias, biases, BACKWARD),
             KernelCase("d_attention", calls, attention, partial(
                 kernels.attention_backward, s.d_attn, a.attn[0], a.qkv[0], a.attn_lse[0], self.sequences, g.heads,
-                s.d_qkv, s.scores, s.d_scores,
+                s.d_qkv, s.scores,
             ), BACKWARD),
             KernelCase("d_GELU", calls, self.row_work(f, 4 * FLOAT, 30, in_place=FLOAT),
                  partial(kernels.gelu_backward, a.fc[0], s.d_fc, s.gelu), BACKWARD, reset_fc),
             KernelCase("LayerNorm recomputed", 2 * calls, self.row_work(c, 2 * FLOAT, 4), partial(
-                kernels.layernorm_apply, a.x[0], w.ln1_weight[0], w.ln1_bias[0], mean, rstd, s.h
+                kernels.layernorm_apply, a.x[0], Affine(w.ln1_weight[0], w.ln1_bias[0]), self._statistics(), s.h
             ), BACKWARD),
             KernelCase("d_LayerNorm", 2 * calls, self.row_work(c, 4 * FLOAT, 14, in_place=FLOAT), partial(
-                kernels.layernorm_backward,
-                s.dh, a.x[0], w.ln1_weight[0], mean, rstd, s.dx, d.ln1_weight[0], d.ln1_bias[0], True, True,
+                kernels.layernorm_residual_backward,
+                s.dh, a.x[0], w.ln1_weight[0], self._statistics(), s.dx, Affine(d.ln1_weight[0], d.ln1_bias[0]), True,
             ), BACKWARD, reset_dx),
         ]  # fmt: skip

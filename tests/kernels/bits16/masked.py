@@ -56,7 +56,7 @@ def attention() -> None:
 
 def the_rest() -> None:
     """Hold attention in float16, bf16x3 and a whole model in bfloat16 against float64."""
-    test_lowp_attention.check(2, 2, 48, 97, form=test_lowp_attention.FLOAT16)
+    test_lowp_attention.check(2, 2, 48, 97, fmt=test_lowp_attention.FLOAT16)
     for path in paths_here():
         with on_path(path):
             with gemm_backend(GemmBackend.BF16X3):

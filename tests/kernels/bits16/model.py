@@ -14,19 +14,21 @@ from tests.kernels.bits16.formats import BF16, FP16, Format, pack
 from tests.kernels.bits16.support import Pages
 from tests.kernels.support import Sizes, distance, flat_ids
 from tests.reference import Array, Ids, Tensors
-from threadloom.kernels.bits16.attention.layer import AttentionScratch, attention_scratch_shapes
-from threadloom.kernels.bits16.embedding import embedding_forward_low
-from threadloom.kernels.bits16.gpt2 import (
-    blocks_backward_low,
-    blocks_forward_low,
-    head_backward_low,
-    head_loss_low,
+from threadloom.kernels.bits16.attention.scratch import AttentionScratch, attention_scratch_shapes
+from threadloom.kernels.bits16.embedding import embedding_forward
+from threadloom.kernels.bits16.gpt2 import blocks_backward, blocks_forward, head_backward, head_loss
+from threadloom.kernels.bits16.tensors import (
+    Activations16,
+    Fp16UpcastScratch,
+    PackedWeights,
+    Scratch16,
+    ThreadScratch,
+    Weights16,
 )
-from threadloom.kernels.bits16.tensors import Forms, LowActivations, LowScratch, Wide, Workspace
 from threadloom.kernels.common.accumulation import single_writer
+from threadloom.kernels.common.embedding import embedding_backward
 from threadloom.kernels.common.tensors import Weights
 from threadloom.kernels.compiling.arrays import Floats
-from threadloom.kernels.float32.embedding import embedding_backward
 from threadloom.kernels.matmul.fp16 import fp16_scratch_sizes, fp16_sums_size
 
 GRADIENT = {BF16.name: 0.02, FP16.name: 0.005}
@@ -62,27 +64,27 @@ def random_tensors(sizes: Sizes, rng: np.random.Generator) -> Tensors:
     )
 
 
-def make_forms(form: Format, tensors: Tensors, pages: Pages) -> Forms:
-    """Return the forms of the rounded matrices."""
-    made: dict[str, NDArray[Any]] = {}
+def pack_weights(fmt: Format, tensors: Tensors, pages: Pages) -> PackedWeights:
+    """Return the packed weights of the rounded matrices, by the slow reference."""
+    views: dict[str, NDArray[Any]] = {}
     for name, tensor in {"wte": tensors["wte"], **{name: tensors[of] for name, of in MATRICES.items()}}.items():
-        bits = form.nearest(tensor)
-        if form is FP16:
-            made[name] = made[f"{name}_t"] = pages.copy(bits)
+        bits = fmt.nearest(tensor)
+        if fmt is FP16:
+            views[name] = views[f"{name}_t"] = pages.copy(bits)
             continue
         layers = bits if bits.ndim == 3 else bits[None]
         for key, both in ((name, layers), (f"{name}_t", layers.transpose(0, 2, 1))):
             packed = np.stack([pack(np.ascontiguousarray(matrix)) for matrix in both])
-            made[key] = pages.copy(packed if bits.ndim == 3 else packed[0])
-    return Forms(**made)
+            views[key] = pages.copy(packed if bits.ndim == 3 else packed[0])
+    return PackedWeights(**views)
 
 
 @dataclass
-class LowModel:
-    """Weights, forms, gradients, activations and scratch for micro-batches of one size; all that is written is NaN."""
+class Model16:
+    """Weights, gradients, activations and scratch for micro-batches of one size; arrays start as NaN."""
 
     sizes: Sizes
-    form: Format
+    fmt: Format
     tensors: Tensors
     logits_rows: int = 5
     slice_width: int = 16
@@ -91,73 +93,81 @@ class LowModel:
 
     def __post_init__(self) -> None:
         self.pages = Pages(self.at_end)
-        self.weights = Weights(**{n: self.pages.copy(t.astype(np.float32)) for n, t in self.tensors.items()})
-        self.forms = make_forms(self.form, self.tensors, self.pages)
+        self.master = Weights(**{n: self.pages.copy(t.astype(np.float32)) for n, t in self.tensors.items()})
+        self.weights = Weights16(self.master, pack_weights(self.fmt, self.tensors, self.pages))
         self.grads = Weights(**{n: self.floats(*shape) for n, shape in self.sizes.shapes().items()})
         self.acts, self.scratch = self._activations(), self._scratch()
-        self.work, self.lane_work = self._workspace(), self._workspace()
 
     def floats(self, *shape: int) -> Floats:
         """Return a float32 array full of NaN."""
         return self.pages.empty(shape, np.float32)
 
-    def shorts(self, *shape: int) -> NDArray[Any]:
+    def bits(self, *shape: int) -> NDArray[Any]:
         """Return an array of the format, full of NaN."""
-        return self.pages.empty(shape, self.form.kind)
+        return self.pages.empty(shape, self.fmt.kind)
 
-    def _activations(self) -> LowActivations:
+    def _activations(self) -> Activations16:
         s = self.sizes
         n, r, c, f = s.layers, s.rows, s.channels, 4 * s.channels
-        return LowActivations(
-            x=self.floats(r, c), normed1=self.shorts(n, r, c), rstd1=self.floats(n, r), qkv=self.shorts(n, r, 3 * c),
-            attn=self.shorts(n, r, c), attn_lse=self.floats(n, s.sequences, s.heads, s.tokens),
-            normed2=self.shorts(n, r, c), rstd2=self.floats(n, r), fc=self.shorts(n, r, f), h=self.shorts(r, c),
-            gelu=self.shorts(r, f),
+        return Activations16(
+            x=self.floats(r, c), normed1=self.bits(n, r, c), rstd1=self.floats(n, r), qkv=self.bits(n, r, 3 * c),
+            attn=self.bits(n, r, c), attn_lse=self.floats(n, s.sequences, s.heads, s.tokens),
+            normed2=self.bits(n, r, c), rstd2=self.floats(n, r), fc=self.bits(n, r, f), h=self.bits(r, c),
+            gelu=self.bits(r, f), thread=self._thread_scratch(),
         )  # fmt: skip
 
-    def _scratch(self) -> LowScratch:
-        s = self.sizes
-        r, c, f, chunk = s.rows, s.channels, 4 * s.channels, min(self.logits_rows, s.rows)
-        return LowScratch(
-            dx=self.floats(r, c), dx_low=self.shorts(r, c), dh=self.floats(r, c), d_attn=self.shorts(r, c),
-            d_qkv=self.shorts(r, 3 * c), d_fc=self.shorts(r, f), gelu=self.shorts(r, f), turned=self.shorts(f, r),
-            logits=self.floats(chunk, s.vocabulary), d_logits=self.shorts(chunk, s.vocabulary),
-            d_logits_turned=self.shorts(min(self.slice_width, s.vocabulary), chunk), h=self.shorts(r, c),
-            normed=self.shorts(r, c), rstd=self.floats(r), d_bias=self.floats(c),
+    @property
+    def _chunk(self) -> int:
+        return min(self.logits_rows, self.sizes.rows)
+
+    @property
+    def _slice(self) -> int:
+        return min(self.slice_width, self.sizes.vocabulary)
+
+    def _scratch(self) -> Scratch16:
+        s, chunk = self.sizes, self._chunk
+        r, c, f = s.rows, s.channels, 4 * s.channels
+        return Scratch16(
+            dx=self.floats(r, c), dx16=self.bits(r, c), dh=self.floats(r, c), d_attn=self.bits(r, c),
+            d_qkv=self.bits(r, 3 * c), d_fc=self.bits(r, f), gelu=self.bits(r, f), transposed=self.bits(f, r),
+            logits=self.floats(chunk, s.vocabulary), d_logits=self.bits(chunk, s.vocabulary),
+            d_logits_t=self.bits(self._slice, chunk), h=self.bits(r, c), normed=self.bits(r, c), rstd=self.floats(r),
+            d_bias=self.floats(c), thread=self._thread_scratch(),
         )  # fmt: skip
 
-    def _workspace(self) -> Workspace:
+    def _thread_scratch(self) -> ThreadScratch:
         s = self.sizes
-        shapes = attention_scratch_shapes(s.context, s.channels // s.heads, self.form.kind)
+        shapes = attention_scratch_shapes(s.context, s.channels // s.heads, self.fmt.kind)
         attention = AttentionScratch(**{name: self.pages.empty(shape, kind) for name, (shape, kind) in shapes.items()})
-        nothing = np.empty(0, np.float32)
-        if self.form is BF16:
-            return Workspace(attention, Wide(nothing, nothing, nothing))
+        empty = np.empty(0, np.float32)
+        if self.fmt is BF16:
+            return ThreadScratch(attention, Fp16UpcastScratch(empty, empty, empty))
         r, c, f, v = s.rows, s.channels, 4 * s.channels, s.vocabulary
-        rows, widths = self.scratch.logits.shape[0], (c, 3 * c, f)
-        products = [(r, o, i) for i in widths for o in widths] + [(i, o, r) for i in widths for o in widths]
-        products += [(rows, v, c), (rows, c, v), (self.scratch.d_logits_turned.shape[0], c, rows)]
-        a, b = (max(sizes) for sizes in zip(*(fp16_scratch_sizes(*product) for product in products), strict=True))
+        widths = (c, 3 * c, f)
+        shapes_mnk = [(r, o, i) for i in widths for o in widths] + [(i, o, r) for i in widths for o in widths]
+        shapes_mnk += [(self._chunk, v, c), (self._chunk, c, v), (self._slice, c, self._chunk)]
+        a, b = (max(sizes) for sizes in zip(*(fp16_scratch_sizes(*mnk) for mnk in shapes_mnk), strict=True))
         sums = max(fp16_sums_size(r, o) for o in widths)
-        return Workspace(attention, Wide(self.floats(a), self.floats(b), self.floats(sums)))
+        return ThreadScratch(attention, Fp16UpcastScratch(self.floats(a), self.floats(b), self.floats(sums)))
 
     def forward(self, ids: Ids) -> None:
         """Fill the activations."""
-        embedding_forward_low(self.forms.wte, self.weights.wpe, flat_ids(ids), self.sizes.tokens, self.acts.x)
-        blocks_forward_low(self.weights, self.forms, self.acts, self.work, self.sizes.sequences, self.sizes.heads)
+        s, packed = self.sizes, self.weights.packed
+        embedding_forward(packed.wte, self.master.wpe, flat_ids(ids), s.tokens, self.acts.x)
+        blocks_forward(self.weights, self.acts, s.sequences, s.heads)
 
     def loss(self, targets: Ids) -> float:
-        """Return the sum of the losses without gradients; backward may follow."""
-        x, flat, s = self.acts.x, flat_ids(targets), self.scratch
-        return head_loss_low(self.weights, self.forms, x, flat, s.normed, s.h, s.rstd, s.logits, self.lane_work)
+        """Return the sum of the losses without gradients; the activations stay valid for `backward`."""
+        kept = self.acts.normed1.copy(), self.acts.rstd1.copy()
+        loss = head_loss(self.weights, self.acts, flat_ids(targets), self.scratch.logits)
+        self.acts.normed1[...], self.acts.rstd1[...] = kept
+        return loss
 
     def backward(self, ids: Ids, targets: Ids, scale: float, accumulate: bool) -> float:
         """Return the sum of the losses; write or add all gradients."""
-        s, w, f, a, g, scratch, work = (
-            self.sizes, self.weights, self.forms, self.acts, self.grads, self.scratch, self.lane_work
-        )  # fmt: skip
-        loss = head_backward_low(w, f, a.x, flat_ids(targets), scale, g, scratch, work, accumulate, single_writer())
-        blocks_backward_low(w, f, a, g, scratch, work, s.sequences, s.heads, accumulate, single_writer())
+        s, w, a, g, scratch = self.sizes, self.weights, self.acts, self.grads, self.scratch
+        loss = head_backward(w, a, flat_ids(targets), scale, g, scratch, accumulate, single_writer())
+        blocks_backward(w, a, g, scratch, s.sequences, s.heads, accumulate, single_writer())
         embedding_backward(flat_ids(ids), scratch.dx, s.tokens, g.wte, g.wpe, accumulate)
         return loss
 
@@ -167,7 +177,7 @@ class LowModel:
 
     def values(self, name: str) -> Array:
         """Return a 16-bit activation in float64."""
-        return self.form.numbers(getattr(self.acts, name))
+        return self.fmt.numbers(getattr(self.acts, name))
 
 
 def held(errors: dict[str, float], bound: float) -> None:
@@ -177,24 +187,24 @@ def held(errors: dict[str, float], bound: float) -> None:
 
 
 def check_model(
-    sizes: Sizes, form: Format, seed: int = 0, logits_rows: int = 5, slice_width: int = 16, at_end: bool = True
+    sizes: Sizes, fmt: Format, seed: int = 0, logits_rows: int = 5, slice_width: int = 16, at_end: bool = True
 ) -> dict[str, float]:
     """Hold the loss and every gradient of one micro-batch against the reference, and return the errors found.
 
     The loss is scaled as people scale it for float16, by a power of two, and the gradients are taken back.
     """
     rng = np.random.default_rng(seed)
-    model = LowModel(sizes, form, random_tensors(sizes, rng), logits_rows, slice_width, at_end)
+    model = Model16(sizes, fmt, random_tensors(sizes, rng), logits_rows, slice_width, at_end)
     ids, targets = sizes.ids(rng), sizes.ids(rng)
     scale = 1.0 / sizes.rows
     expected_loss, expected = reference.loss_and_gradients(model.tensors, ids, targets, sizes.heads, scale)
     model.forward(ids)
     found = {"loss without gradients": abs(model.loss(targets) / expected_loss - 1.0)}
-    scaled = 1024.0 if form is FP16 else 1.0
+    scaled = 1024.0 if fmt is FP16 else 1.0
     found["loss"] = abs(model.backward(ids, targets, scaled * scale, accumulate=False) / expected_loss - 1.0)
-    held(found, LOSS[form.name] / sizes.rows**0.5)
+    held(found, LOSS[fmt.name] / sizes.rows**0.5)
     errors = model.errors(expected, scaled)
     many = 1.0 if sizes.rows >= FEW else 2.0
-    held(errors, many * GRADIENT[form.name])
-    held({"mean over all tensors": float(np.mean(list(errors.values())))}, many * MEAN[form.name])
+    held(errors, many * GRADIENT[fmt.name])
+    held({"mean over all tensors": float(np.mean(list(errors.values())))}, many * MEAN[fmt.name])
     return found | errors

@@ -13,6 +13,7 @@ from tests.kernels.bits16.formats import pack
 from tests.kernels.bits16.support import Pages, nearest
 from tests.kernels.support import random_shapes
 from threadloom.kernels.bits16.adamw import BLOCK, adamw_update_packed, pack_rows
+from threadloom.kernels.bits16.tensors import PackedPair
 from threadloom.kernels.common.adamw import AdamWStep, adamw_update
 from threadloom.kernels.compiling.arrays import Floats
 from threadloom.kernels.compiling.jit import JIT_ENABLED
@@ -39,23 +40,24 @@ def numbers_of_any_size(rng: np.random.Generator, rows: int, columns: int) -> Fl
     return found
 
 
-def both_forms(weights: Floats) -> tuple[Words, Words]:
-    """Return the form of a matrix and that of its transpose, as described; `pack_float32` must give the same."""
+def packed_pair(weights: Floats) -> PackedPair:
+    """Return a matrix and its transpose packed by the slow reference; `pack_float32` must return the same."""
     bits = nearest(weights)
-    forms = pack(bits), pack(np.ascontiguousarray(bits.T))
-    for form, op in zip(forms, Op, strict=True):
-        whole = np.full(form.shape, 0xFFFFFFFF, np.uint32)
+    pair = PackedPair(pack(bits), pack(np.ascontiguousarray(bits.T)))
+    for packed, op in zip(pair, Op, strict=True):
+        whole = np.full(packed.shape, 0xFFFFFFFF, np.uint32)
         pack_float32(weights, op, whole)
-        np.testing.assert_array_equal(whole, form)
-    return forms
+        np.testing.assert_array_equal(whole, packed)
+    return pair
 
 
-def empty_forms(pages: Pages, rows: int, columns: int, fill: int = 0) -> tuple[Words, Words]:
-    """Return memory for both forms, cleared as a bank's is, between guard pages."""
-    forms = pages.empty(packed_shape(rows, columns), np.uint32), pages.empty(packed_shape(columns, rows), np.uint32)
-    for form in forms:
-        form[...] = fill
-    return forms
+def empty_pair(pages: Pages, rows: int, columns: int, fill: int = 0) -> PackedPair:
+    """Return memory for both compute copies, cleared as a bank's is, between guard pages."""
+    shapes = packed_shape(rows, columns), packed_shape(columns, rows)
+    pair = PackedPair(*(pages.empty(shape, np.uint32) for shape in shapes))
+    for packed in pair:
+        packed[...] = fill
+    return pair
 
 
 def ranges(rows: int, cuts: list[int]) -> list[tuple[int, int]]:
@@ -84,16 +86,15 @@ def test_rows_packed_in_any_ranges_are_the_whole_matrix_packed(
     """In any order, and again over what lay there before; what is beyond the matrix stays zero."""
     rng = np.random.default_rng([rows, columns])
     pages = Pages(at_end)
-    form, form_t = empty_forms(pages, rows, columns)
+    pair = empty_pair(pages, rows, columns)
     for _ in range(2):
         weights = pages.copy(numbers_of_any_size(rng, rows, columns))
         parts = ranges(rows, cuts)
         order.shuffle(parts)
         for first, last in parts:
-            pack_rows(weights[first:last], first, form, form_t)
-        expected, expected_t = both_forms(weights)
-        np.testing.assert_array_equal(form, expected)
-        np.testing.assert_array_equal(form_t, expected_t)
+            pack_rows(weights[first:last], first, pair)
+        for found, expected in zip(pair, packed_pair(weights), strict=True):
+            np.testing.assert_array_equal(found, expected)
 
 
 @random_shapes
@@ -103,13 +104,14 @@ def test_a_range_leaves_the_other_blocks_alone(rows: int, columns: int, block: i
     rng = np.random.default_rng([rows, columns])
     block = min(block, (rows - 1) // BLOCK)
     first, last = BLOCK * block, min(BLOCK * (block + 1), rows)
-    marked, marked_t = empty_forms(Pages(True), rows, columns, fill=0xABCDEF01)
+    marked = empty_pair(Pages(True), rows, columns, fill=0xABCDEF01)
     weights = numbers_of_any_size(rng, rows, columns)
-    pack_rows(weights[first:last], first, marked, marked_t)
+    pack_rows(weights[first:last], first, marked)
     mark = np.uint32(0xABCDEF01)
     pairs = slice(first // 2, first // 2 + BLOCK // 2)
-    assert (np.delete(marked, np.arange(pairs.start, min(pairs.stop, marked.shape[1])), axis=1) == mark).all()
-    assert (np.delete(marked_t, block, axis=0) == mark).all()
+    written = np.arange(pairs.start, min(pairs.stop, marked.packed.shape[1]))
+    assert (np.delete(marked.packed, written, axis=1) == mark).all()
+    assert (np.delete(marked.packed_t, block, axis=0) == mark).all()
 
 
 @pytest.mark.parametrize("in_place", [False, True])
@@ -135,24 +137,24 @@ def test_updates_have_the_bits_of_adamw_and_leave_the_forms_of_the_new_weights(
 
     weights, gradient, m, v = (pages.copy(array) for array in (weights, gradient, m, v))
     new = weights if in_place else pages.empty(weights.shape, np.float32)
-    form, form_t = empty_forms(pages, rows, columns)
+    pair = empty_pair(pages, rows, columns)
     for first, last in ranges(rows, cuts):
         part = slice(first, last)
-        adamw_update_packed(weights[part], new[part], gradient[part], m[part], v[part], first, form, form_t, step)
+        adamw_update_packed(weights[part], new[part], gradient[part], m[part], v[part], first, pair, step)
     np.testing.assert_array_equal(new.reshape(-1), expected)
     np.testing.assert_array_equal(m.reshape(-1), expected_m)
     np.testing.assert_array_equal(v.reshape(-1), expected_v)
     assert in_place or np.array_equal(weights, old)
-    for found, right in zip((form, form_t), both_forms(new), strict=True):
+    for found, right in zip(pair, packed_pair(new), strict=True):
         np.testing.assert_array_equal(found, right)
 
 
 def test_numbers_that_are_not_finite_stay_so() -> None:
     """A weight that diverged must be seen in its forms, not become a number."""
     weights = np.array([[np.nan, 1.0, np.inf], [2.0, -np.inf, 3.0], [0.5, 0.5, np.nan]], np.float32)
-    form, form_t = empty_forms(Pages(True), 3, 3)
-    pack_rows(weights, 0, form, form_t)
-    for words, right in ((form, weights), (form_t, weights.T)):
+    pair = empty_pair(Pages(True), 3, 3)
+    pack_rows(weights, 0, pair)
+    for words, right in zip(pair, (weights, weights.T), strict=True):
         halves = words[0].view(np.uint16).reshape(-1, 32, 2).transpose(0, 2, 1).reshape(-1, 32)[:3, :3]
         found = (halves.astype(np.uint32) << 16).view(np.float32)
         np.testing.assert_array_equal(found, right)

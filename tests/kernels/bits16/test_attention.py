@@ -14,12 +14,8 @@ from tests import reference
 from tests.kernels.bits16.support import Pages, nearest, numbers, on_path, paths_here
 from tests.kernels.support import random_shapes
 from tests.reference import Array
-from threadloom.kernels.bits16.attention.layer import (
-    AttentionScratch,
-    attention_backward_low,
-    attention_forward_low,
-    attention_scratch_shapes,
-)
+from threadloom.kernels.bits16.attention.layer import attention_backward, attention_forward
+from threadloom.kernels.bits16.attention.scratch import AttentionScratch, attention_scratch_shapes
 from threadloom.kernels.compiling.jit import JIT_ENABLED
 from threadloom.kernels.simd.features import DotPath
 
@@ -64,20 +60,20 @@ def distance(found: Array, expected: Array) -> float:
     return float(np.linalg.norm(found.ravel() - expected.ravel())) / (float(np.linalg.norm(expected)) or 1.0)
 
 
-def scratch_of(pages: Pages, context: int, size: int, form: Format) -> AttentionScratch:
-    shapes = attention_scratch_shapes(context, size, form.kind)
+def scratch_of(pages: Pages, context: int, size: int, fmt: Format) -> AttentionScratch:
+    shapes = attention_scratch_shapes(context, size, fmt.kind)
     return AttentionScratch(**{name: pages.empty(shape, dtype) for name, (shape, dtype) in shapes.items()})
 
 
-@pytest.mark.parametrize("form", [BFLOAT16, FLOAT16], ids=["bfloat16", "float16"])
-def test_scratch_of_one_format_is_less_of_that_for_both(form: Format) -> None:
+@pytest.mark.parametrize("fmt", [BFLOAT16, FLOAT16], ids=["bfloat16", "float16"])
+def test_scratch_of_one_format_is_less_of_that_for_both(fmt: Format) -> None:
     """Of the same types and dimensions, so that the kernels are compiled for one form of it."""
-    both, one = attention_scratch_shapes(90, 48), attention_scratch_shapes(90, 48, form.kind)
+    both, one = attention_scratch_shapes(90, 48), attention_scratch_shapes(90, 48, fmt.kind)
     assert list(one) == list(both) == list(AttentionScratch._fields)
     for name, (shape, dtype) in one.items():
         assert (shape, dtype) in {both[name], ((0,) * len(both[name][0]), both[name][1])}
-    assert (one["widened"] == both["widened"]) == (form is FLOAT16)
-    assert (one["columns"] == both["columns"]) == (form is BFLOAT16)
+    assert (one["upcast"] == both["upcast"]) == (fmt is FLOAT16)
+    assert (one["columns"] == both["columns"]) == (fmt is BFLOAT16)
 
 
 def check(
@@ -88,33 +84,33 @@ def check(
     spare: int = 0,
     at_end: bool = True,
     spread: float = 1.0,
-    form: Format = BFLOAT16,
+    fmt: Format = BFLOAT16,
 ) -> tuple[Bits, Bits, Bits]:
     """Hold forward and backward against the reference; `spare`: how much longer the context is than the sequence."""
     rng = np.random.default_rng([sequences, heads, size, tokens])
     pages = Pages(at_end)
     rows, channels = sequences * tokens, heads * size
-    qkv = pages.copy(form.bits(spread * rng.standard_normal((rows, 3 * channels))))
-    out = pages.empty((rows, channels), form.kind)
+    qkv = pages.copy(fmt.bits(spread * rng.standard_normal((rows, 3 * channels))))
+    out = pages.empty((rows, channels), fmt.kind)
     lse = pages.empty((sequences, heads, tokens), np.float32)
-    attention_forward_low(qkv, sequences, heads, out, lse, scratch_of(pages, tokens + spare, size, form))
-    exact = form.numbers(qkv).reshape(sequences, tokens, 3 * channels)
+    attention_forward(qkv, sequences, heads, out, lse, scratch_of(pages, tokens + spare, size, fmt))
+    exact = fmt.numbers(qkv).reshape(sequences, tokens, 3 * channels)
     expected, expected_lse = reference.attention_forward(exact, heads)
-    assert distance(form.numbers(out), expected) <= form.forward
+    assert distance(fmt.numbers(out), expected) <= fmt.forward
     assert np.abs(lse - expected_lse).max() <= 2e-6 * max(1.0, np.abs(expected_lse).max())
 
-    d_out = pages.copy(form.bits(rng.standard_normal((rows, channels))))
-    d_qkv = pages.empty((rows, 3 * channels), form.kind)
-    scratch = scratch_of(pages, tokens + spare, size, form)
-    attention_backward_low(d_out, out, qkv, lse, sequences, heads, d_qkv, scratch)
-    d_exact = form.numbers(d_out).reshape(sequences, tokens, channels)
+    d_out = pages.copy(fmt.bits(rng.standard_normal((rows, channels))))
+    d_qkv = pages.empty((rows, 3 * channels), fmt.kind)
+    scratch = scratch_of(pages, tokens + spare, size, fmt)
+    attention_backward(d_out, out, qkv, lse, sequences, heads, d_qkv, scratch)
+    d_exact = fmt.numbers(d_out).reshape(sequences, tokens, channels)
     expected_d = reference.attention_backward(d_exact, exact, heads).reshape(rows, 3 * channels)
-    found_d = form.numbers(d_qkv)
-    assert distance(found_d, expected_d) <= form.backward * spread**2
+    found_d = fmt.numbers(d_qkv)
+    assert distance(found_d, expected_d) <= fmt.backward * spread**2
     if tokens >= 4:  # a token that sees itself only has no gradient by its query and key: they have no size to compare
         for part in range(3):
             columns = slice(part * channels, (part + 1) * channels)
-            assert distance(found_d[:, columns], expected_d[:, columns]) <= form.backward * spread**2, "qkv"[part]
+            assert distance(found_d[:, columns], expected_d[:, columns]) <= fmt.backward * spread**2, "qkv"[part]
     return out, lse, d_qkv
 
 
@@ -155,7 +151,7 @@ def test_sharp_scores() -> None:
 @random_shapes
 @given(sequences=st.integers(1, 2), heads=st.integers(1, 3), size=sizes, tokens=st.integers(1, 90))
 def test_float16(sequences: int, heads: int, size: int, tokens: int) -> None:
-    check(sequences, heads, size, tokens, form=FLOAT16)
+    check(sequences, heads, size, tokens, fmt=FLOAT16)
 
 
 def test_threads_get_the_same_bits() -> None:
@@ -174,7 +170,7 @@ def test_threads_get_the_same_bits() -> None:
 def forward(qkv: Bits, heads: int) -> Array:
     rows, width = qkv.shape
     out, lse = np.zeros((rows, width // 3), np.uint16), np.empty((1, heads, rows), np.float32)
-    attention_forward_low(qkv, 1, heads, out, lse, scratch_of(Pages(True), rows, width // 3 // heads, BFLOAT16))
+    attention_forward(qkv, 1, heads, out, lse, scratch_of(Pages(True), rows, width // 3 // heads, BFLOAT16))
     return numbers(out)
 
 
@@ -198,15 +194,15 @@ def test_nan_and_infinity_show_from_their_token_on(position: int, value: float) 
 
 
 @pytest.mark.skipif(not JIT_ENABLED, reason="NumPy allocates")
-@pytest.mark.parametrize("form", [BFLOAT16, FLOAT16], ids=["bfloat16", "float16"])
-def test_nothing_is_allocated(form: Format) -> None:
+@pytest.mark.parametrize("fmt", [BFLOAT16, FLOAT16], ids=["bfloat16", "float16"])
+def test_nothing_is_allocated(fmt: Format) -> None:
     rng, pages = np.random.default_rng(7), Pages(True)
-    qkv, d_out = form.bits(rng.standard_normal((40, 48))), form.bits(rng.standard_normal((40, 16)))
+    qkv, d_out = fmt.bits(rng.standard_normal((40, 48))), fmt.bits(rng.standard_normal((40, 16)))
     out, d_qkv, lse = np.empty_like(d_out), np.empty_like(qkv), np.empty((2, 2, 20), np.float32)
-    scratch = scratch_of(pages, 20, 8, form)
+    scratch = scratch_of(pages, 20, 8, fmt)
     calls: list[tuple[Any, ...]] = [
-        (attention_forward_low, qkv, 2, 2, out, lse, scratch),
-        (attention_backward_low, d_out, out, qkv, lse, 2, 2, d_qkv, scratch),
+        (attention_forward, qkv, 2, 2, out, lse, scratch),
+        (attention_backward, d_out, out, qkv, lse, 2, 2, d_qkv, scratch),
     ]
     _nrt_python.memsys_enable_stats()
     try:

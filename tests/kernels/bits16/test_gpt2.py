@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 
 from tests import reference
 from tests.kernels.bits16.formats import BF16, FORMATS, FP16, Format
-from tests.kernels.bits16.model import FEW, FORWARD, GRADIENT, LowModel, check_model, held, random_tensors
+from tests.kernels.bits16.model import FEW, FORWARD, GRADIENT, Model16, check_model, held, random_tensors
 from tests.kernels.bits16.support import on_path, paths_here
 from tests.kernels.support import Sizes, distance, flat_ids
-from threadloom.kernels.bits16.gpt2 import head_backward_low
+from threadloom.kernels.bits16.gpt2 import head_backward
 from threadloom.kernels.common.accumulation import single_writer
 from threadloom.kernels.compiling.jit import JIT_ENABLED
 from threadloom.kernels.simd.features import DotPath
@@ -42,7 +42,7 @@ SIZES = {
 if not JIT_ENABLED:
     SIZES = {"odd": Sizes(vocabulary=19, context=6, layers=2, heads=2, channels=16, sequences=2, tokens=5)}
 
-EITHER = pytest.mark.parametrize("form", FORMATS, ids=lambda form: form.name)
+EITHER = pytest.mark.parametrize("fmt", FORMATS, ids=lambda fmt: fmt.name)
 ON_PATHS = [(BF16, path) for path in paths_here()] + [(FP16, paths_here()[-1])]
 """float16 takes none of the paths of bfloat16's products; its attention may."""
 
@@ -52,26 +52,26 @@ def sizes(request: pytest.FixtureRequest) -> Sizes:
     return SIZES[request.param]
 
 
-def allowed(form: Format, sizes: Sizes) -> float:
-    return GRADIENT[form.name] * (1.0 if sizes.rows >= FEW else 2.0)
+def allowed(fmt: Format, sizes: Sizes) -> float:
+    return GRADIENT[fmt.name] * (1.0 if sizes.rows >= FEW else 2.0)
 
 
-def half_scale(form: Format, sizes: Sizes) -> tuple[float, float]:
+def half_scale(fmt: Format, sizes: Sizes) -> tuple[float, float]:
     """Return the scale of a mean over the rows as people train with it, and what it has to be divided by afterwards."""
-    scaled = 1024.0 if form is FP16 else 1.0
+    scaled = 1024.0 if fmt is FP16 else 1.0
     return scaled / sizes.rows, scaled
 
 
 @pytest.mark.parametrize(("logits_rows", "slice_width"), [(1, 5), (7, 32), (400, 2000)])
-@pytest.mark.parametrize(("form", "path"), ON_PATHS, ids=lambda value: getattr(value, "name", None))
+@pytest.mark.parametrize(("fmt", "path"), ON_PATHS, ids=lambda value: getattr(value, "name", None))
 def test_loss_and_every_gradient_equal_the_reference(
-    sizes: Sizes, form: Format, path: DotPath, logits_rows: int, slice_width: int
+    sizes: Sizes, fmt: Format, path: DotPath, logits_rows: int, slice_width: int
 ) -> None:
     """On every path, in chunks of rows and slices of the vocabulary, between guard pages, over memory full of NaN."""
     with on_path(path):
-        errors = check_model(sizes, form, 3, logits_rows, slice_width, at_end=logits_rows != 7)
+        errors = check_model(sizes, fmt, 3, logits_rows, slice_width, at_end=logits_rows != 7)
     worst = max(errors, key=lambda name: errors[name])
-    print(f"{form.name}: worst {worst} {errors[worst]:.2%}, mean {np.mean(list(errors.values())):.2%}")  # noqa: T201
+    print(f"{fmt.name}: worst {worst} {errors[worst]:.2%}, mean {np.mean(list(errors.values())):.2%}")  # noqa: T201
 
 
 @EITHER
@@ -89,18 +89,18 @@ def test_loss_and_every_gradient_equal_the_reference(
     seed=st.integers(0, 1000),
 )
 def test_loss_and_every_gradient_of_random_geometries(
-    form: Format, vocabulary: int, spare: int, layers: int, heads: int, head_size: int, sequences: int, tokens: int,
+    fmt: Format, vocabulary: int, spare: int, layers: int, heads: int, head_size: int, sequences: int, tokens: int,
     logits_rows: int, slice_width: int, seed: int,
 ) -> None:  # fmt: skip
     sizes = Sizes(vocabulary, tokens + spare, layers, heads, heads * head_size, sequences, tokens)
-    check_model(sizes, form, seed, logits_rows, slice_width)
+    check_model(sizes, fmt, seed, logits_rows, slice_width)
 
 
 @pytest.mark.skipif(not JIT_ENABLED, reason="the sizes are for compiled code")
 @pytest.mark.parametrize(
-    ("form", "bound"), [(BF16, 0.01), (FP16, 0.0015)], ids=lambda value: getattr(value, "name", None)
+    ("fmt", "bound"), [(BF16, 0.01), (FP16, 0.0015)], ids=lambda value: getattr(value, "name", None)
 )
-def test_a_model_as_it_is_initialised(form: Format, bound: float) -> None:
+def test_a_model_as_it_is_initialised(fmt: Format, bound: float) -> None:
     """With GPT-2's initial weights half a percent is lost in bfloat16 and an eighth of that in float16."""
     sizes = Sizes(vocabulary=65, context=64, layers=4, heads=4, channels=128, sequences=4, tokens=64)
     rng = np.random.default_rng(10)
@@ -109,9 +109,9 @@ def test_a_model_as_it_is_initialised(form: Format, bound: float) -> None:
         vector = name.endswith("bias") or name.startswith("ln")
         tensor[...] = float(name.endswith("weight")) if vector else 0.02 * rng.standard_normal(tensor.shape)
     tensors = {name: tensor.astype(np.float32).astype(np.float64) for name, tensor in tensors.items()}
-    model = LowModel(sizes, form, tensors, logits_rows=100, slice_width=512)
+    model = Model16(sizes, fmt, tensors, logits_rows=100, slice_width=512)
     ids, targets = sizes.ids(rng), sizes.ids(rng)
-    scale, scaled = half_scale(form, sizes)
+    scale, scaled = half_scale(fmt, sizes)
     _, expected = reference.loss_and_gradients(tensors, ids, targets, sizes.heads, 1.0 / sizes.rows)
     model.forward(ids)
     model.backward(ids, targets, scale, accumulate=False)
@@ -119,13 +119,13 @@ def test_a_model_as_it_is_initialised(form: Format, bound: float) -> None:
 
 
 @EITHER
-def test_every_activation_equals_the_reference(sizes: Sizes, form: Format) -> None:
+def test_every_activation_equals_the_reference(sizes: Sizes, fmt: Format) -> None:
     rng = np.random.default_rng(1)
-    model = LowModel(sizes, form, random_tensors(sizes, rng))
+    model = Model16(sizes, fmt, random_tensors(sizes, rng))
     ids = sizes.ids(rng)
     record = reference.forward(model.tensors, ids, sizes.heads)
     model.forward(ids)
-    bound = FORWARD[form.name]
+    bound = FORWARD[fmt.name]
     held({"x": distance(model.acts.x, record.x_final)}, bound)
     for layer, block in enumerate(record.blocks):
         for name, expected in (("qkv", block.qkv), ("attn", block.attn), ("fc", block.fc)):
@@ -139,12 +139,12 @@ def test_every_activation_equals_the_reference(sizes: Sizes, form: Format) -> No
 
 
 @EITHER
-def test_two_micro_batches_accumulated_are_the_sum_of_both(sizes: Sizes, form: Format) -> None:
+def test_two_micro_batches_accumulated_are_the_sum_of_both(sizes: Sizes, fmt: Format) -> None:
     """To float32's precision the sum of the gradients of each alone; and the reference's of one of twice the size."""
     rng = np.random.default_rng(2)
-    model = LowModel(sizes, form, random_tensors(sizes, rng))
+    model = Model16(sizes, fmt, random_tensors(sizes, rng))
     ids, targets = [sizes.ids(rng), sizes.ids(rng)], [sizes.ids(rng), sizes.ids(rng)]
-    scale, scaled = half_scale(form, sizes)
+    scale, scaled = half_scale(fmt, sizes)
     alone = []
     for i in range(2):
         model.forward(ids[i])
@@ -160,40 +160,38 @@ def test_two_micro_batches_accumulated_are_the_sum_of_both(sizes: Sizes, form: F
     _, expected = reference.loss_and_gradients(
         model.tensors, np.concatenate(ids), np.concatenate(targets), sizes.heads, 0.5 / sizes.rows
     )
-    held(model.errors(expected, scaled), allowed(form, sizes))
+    held(model.errors(expected, scaled), allowed(fmt, sizes))
 
 
 @EITHER
-def test_the_head_leaves_the_gradient_of_its_input_and_the_input_itself(sizes: Sizes, form: Format) -> None:
+def test_the_head_leaves_the_gradient_of_its_input_and_the_input_itself(sizes: Sizes, fmt: Format) -> None:
     rng = np.random.default_rng(3)
-    model = LowModel(sizes, form, random_tensors(sizes, rng))
+    model = Model16(sizes, fmt, random_tensors(sizes, rng))
     ids, targets = sizes.ids(rng), sizes.ids(rng)
     record = reference.forward(model.tensors, ids, sizes.heads)
-    scale, scaled = half_scale(form, sizes)
+    scale, scaled = half_scale(fmt, sizes)
     expected, d_x_final = reference.backward(model.tensors, record, targets, scale=1.0 / sizes.rows)
     model.acts.x[...] = record.x_final.reshape(sizes.rows, sizes.channels)
     before = model.acts.x.copy()
-    head_backward_low(
-        model.weights, model.forms, model.acts.x, flat_ids(targets), scale, model.grads, model.scratch,
-        model.lane_work, False, single_writer(),
-    )  # fmt: skip
+    w, a, g, s = model.weights, model.acts, model.grads, model.scratch
+    head_backward(w, a, flat_ids(targets), scale, g, s, False, single_writer())
     np.testing.assert_array_equal(model.acts.x, before)
     found = {"dx": distance(model.scratch.dx / scaled, d_x_final)}
     for name in ("lnf_weight", "lnf_bias"):
         found[name] = distance(getattr(model.grads, name) / scaled, expected[name])
     last_bias = model.grads.mlp_proj_bias[-1] / scaled
     found["bias of the last MLP"] = distance(last_bias, expected["mlp_proj_bias"][-1])
-    held(found, allowed(form, sizes))
-    np.testing.assert_array_equal(model.scratch.dx_low, form.nearest(model.scratch.dx))
+    held(found, allowed(fmt, sizes))
+    np.testing.assert_array_equal(model.scratch.dx16, fmt.nearest(model.scratch.dx))
 
 
 @EITHER
-def test_the_same_call_gives_the_same_bits(sizes: Sizes, form: Format) -> None:
+def test_the_same_call_gives_the_same_bits(sizes: Sizes, fmt: Format) -> None:
     """Whatever an earlier micro-batch, or the NaN of fresh memory, left in activations, scratch and gradients."""
     rng = np.random.default_rng(5)
     tensors = random_tensors(sizes, rng)
     ids, targets = sizes.ids(rng), sizes.ids(rng)
-    fresh, used = LowModel(sizes, form, tensors), LowModel(sizes, form, tensors, at_end=False)
+    fresh, used = Model16(sizes, fmt, tensors), Model16(sizes, fmt, tensors, at_end=False)
     used.forward(sizes.ids(rng))
     used.backward(sizes.ids(rng), sizes.ids(rng), 7.0, accumulate=False)
     losses = []
@@ -205,14 +203,14 @@ def test_the_same_call_gives_the_same_bits(sizes: Sizes, form: Format) -> None:
         np.testing.assert_array_equal(gradient, getattr(used.grads, name), name)
 
 
-@pytest.mark.parametrize(("form", "path"), ON_PATHS, ids=lambda value: getattr(value, "name", None))
-def test_two_threads_at_once_give_the_bits_of_one(form: Format, path: DotPath) -> None:
+@pytest.mark.parametrize(("fmt", "path"), ON_PATHS, ids=lambda value: getattr(value, "name", None))
+def test_two_threads_at_once_give_the_bits_of_one(fmt: Format, path: DotPath) -> None:
     """Each with activations and scratch of its own, and the weights and forms shared, as lanes have them."""
     sizes = next(reversed(SIZES.values()))
     rng = np.random.default_rng(6)
     tensors = random_tensors(sizes, rng)
-    models = [LowModel(sizes, form, tensors) for _ in range(2)]
-    models[1].weights, models[1].forms = models[0].weights, models[0].forms
+    models = [Model16(sizes, fmt, tensors) for _ in range(2)]
+    models[1].weights = models[0].weights
     batches = [(sizes.ids(rng), sizes.ids(rng)) for _ in models]
     barrier = Barrier(len(models))
 
@@ -237,7 +235,7 @@ def test_float16_needs_a_scale_for_small_gradients() -> None:
     """A mean over 65,536 tokens, as people train with: most shares of it are below float16's smallest number."""
     sizes = Sizes(vocabulary=300, context=9, layers=1, heads=2, channels=16, sequences=1, tokens=9)
     rng = np.random.default_rng(7)
-    model = LowModel(sizes, FP16, random_tensors(sizes, rng))
+    model = Model16(sizes, FP16, random_tensors(sizes, rng))
     ids, targets = sizes.ids(rng), sizes.ids(rng)
     _, expected = reference.loss_and_gradients(model.tensors, ids, targets, sizes.heads, 1.0 / 65536)
     worst = {}
@@ -253,7 +251,7 @@ def test_bfloat16_needs_none() -> None:
     """A power of two changes no bit but the exponents'."""
     sizes = SIZES["odd"]
     rng = np.random.default_rng(8)
-    model = LowModel(sizes, BF16, random_tensors(sizes, rng))
+    model = Model16(sizes, BF16, random_tensors(sizes, rng))
     ids, targets = sizes.ids(rng), sizes.ids(rng)
     found = []
     for scale in (1.0, 2.0**-20, 2.0**20):
@@ -269,7 +267,7 @@ def test_numbers_beyond_float16_are_seen() -> None:
     """A scale under which gradients overflow leaves something that is not finite, which skips the update."""
     sizes = SIZES["odd"]
     rng = np.random.default_rng(9)
-    model = LowModel(sizes, FP16, random_tensors(sizes, rng))
+    model = Model16(sizes, FP16, random_tensors(sizes, rng))
     ids, targets = sizes.ids(rng), sizes.ids(rng)
     model.forward(ids)
     with np.errstate(over="ignore", invalid="ignore"):
@@ -287,8 +285,8 @@ def test_the_model_without_the_compiler() -> None:
         "from tests.kernels.bits16.model import check_model\n"
         "from tests.kernels.support import Sizes\n"
         "sizes = Sizes(vocabulary=19, context=4, layers=2, heads=2, channels=16, sequences=2, tokens=3)\n"
-        "for form in FORMATS:\n"
-        "    check_model(sizes, form, logits_rows=4, slice_width=7)\n"
+        "for fmt in FORMATS:\n"
+        "    check_model(sizes, fmt, logits_rows=4, slice_width=7)\n"
     )
     environment = {**os.environ, "NUMBA_DISABLE_JIT": "1", "PYTHONPATH": str(root)}
     command = [sys.executable, "-c", program]

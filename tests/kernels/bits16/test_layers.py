@@ -18,20 +18,25 @@ from tests.kernels.bits16.formats import BF16, FLOAT, FORMATS, Format, Shorts, c
 from tests.kernels.bits16.support import Pages
 from tests.kernels.support import random_shapes
 from tests.reference import Array
-from threadloom.kernels.bits16.embedding import embedding_forward_low
-from threadloom.kernels.bits16.gelu import (
-    bias_backward_low,
-    cross_entropy_backward_low,
-    gelu_backward_low,
-    gelu_forward_low,
+from threadloom.kernels.bits16.cross_entropy import cross_entropy_backward
+from threadloom.kernels.bits16.embedding import embedding_forward
+from threadloom.kernels.bits16.gelu import gelu_backward, gelu_forward
+from threadloom.kernels.bits16.layernorm import (
+    LayerNormGradients,
+    NormalizedRows,
+    layernorm_apply_transposed,
+    layernorm_backward,
+    layernorm_forward,
+    layernorm_residual_backward,
 )
-from threadloom.kernels.bits16.layernorm import layernorm_apply_turned, layernorm_backward_low, layernorm_forward_low
+from threadloom.kernels.bits16.linear import linear_backward_bias
+from threadloom.kernels.common.layernorm import Affine
 from threadloom.kernels.compiling.arrays import Floats
 from threadloom.kernels.compiling.jit import JIT_ENABLED
 
 LARGEST = 140 if JIT_ENABLED else 40
 MOST_ROWS = 45 if JIT_ENABLED else 9
-EITHER = pytest.mark.parametrize("form", FORMATS, ids=lambda form: form.name)
+EITHER = pytest.mark.parametrize("fmt", FORMATS, ids=lambda fmt: fmt.name)
 
 
 def sizes(**more: st.SearchStrategy[Any]) -> Callable[[Any], Any]:
@@ -52,18 +57,18 @@ def floats(rng: np.random.Generator, *shape: int, spread: float = 1.0, centre: f
 # --- LayerNorm --------------------------------------------------------------------------------------------------------
 
 
-def normalise(form: Format, pages: Pages, x: Floats, weight: Floats, bias: Floats) -> tuple[Shorts, Shorts, Floats]:
+def normalise(fmt: Format, pages: Pages, x: Floats, weight: Floats, bias: Floats) -> tuple[Shorts, Shorts, Floats]:
     """Return what forward makes of `x`, which stays as it is: the kept rows, the output, and rstd."""
-    normed, out = pages.empty(x.shape, form.kind), pages.empty(x.shape, form.kind)
+    normed, out = pages.empty(x.shape, fmt.kind), pages.empty(x.shape, fmt.kind)
     rstd = pages.empty(x.shape[:1], np.float32)
-    layernorm_forward_low(pages.copy(x), weight, bias, weight[:0], normed, out, rstd)
+    layernorm_forward(pages.copy(x), Affine(weight, bias), weight[:0], NormalizedRows(normed, rstd), out)
     return normed, out, rstd
 
 
 @EITHER
 @random_shapes
 @sizes(adds=st.booleans())
-def test_layernorm_forward(form: Format, rows: int, columns: int, at_end: bool, seed: int, adds: bool) -> None:
+def test_layernorm_forward(fmt: Format, rows: int, columns: int, at_end: bool, seed: int, adds: bool) -> None:
     """The kept rows are off by a rounding and by float32's; the output by a rounding from what the kept rows give.
 
     With m = (columns + 16) u: the mean is off by m max|x|, the sum of squares and with it rstd by m of itself (an error
@@ -76,9 +81,9 @@ def test_layernorm_forward(form: Format, rows: int, columns: int, at_end: bool, 
     x = pages.copy(before)
     weight, bias = pages.copy(floats(rng, columns, centre=1.0)), pages.copy(floats(rng, columns))
     added = pages.copy(floats(rng, columns)) if adds else weight[:0]
-    normed, out = pages.empty(x.shape, form.kind), pages.empty(x.shape, form.kind)
+    normed, out = pages.empty(x.shape, fmt.kind), pages.empty(x.shape, fmt.kind)
     rstd = pages.empty((rows,), np.float32)
-    layernorm_forward_low(x, weight, bias, added, normed, out, rstd)
+    layernorm_forward(x, Affine(weight, bias), added, NormalizedRows(normed, rstd), out)
 
     exact = before.astype(np.float64)
     mean, expected_rstd = reference.layernorm_statistics(exact)
@@ -88,36 +93,36 @@ def test_layernorm_forward(form: Format, rows: int, columns: int, at_end: bool, 
     # Rows of one number have a variance of 0, and of nothing but rounding: epsilon bounds what it is divided by.
     assert close(rstd, expected_rstd, expected_rstd * (relative + (relative * largest * expected_rstd) ** 2))
     error = relative * (np.abs(expected) + (expected_rstd * largest)[:, None])
-    kept = form.numbers(normed)
-    assert close(kept, expected, (1 + form.unit) * error + form.rounding(expected))
+    kept = fmt.numbers(normed)
+    assert close(kept, expected, (1 + fmt.unit) * error + fmt.rounding(expected))
 
     scaled = kept * weight
     error = 3 * FLOAT * (np.abs(scaled) + np.abs(bias))
-    assert close(form.numbers(out), scaled + bias, 1.01 * error + form.rounding(scaled + bias))
+    assert close(fmt.numbers(out), scaled + bias, 1.01 * error + fmt.rounding(scaled + bias))
     np.testing.assert_array_equal(x, before + added if adds else before)
 
 
 @EITHER
 @random_shapes
 @sizes()
-def test_backward_makes_the_very_output_of_forward_again(
-    form: Format, rows: int, columns: int, at_end: bool, seed: int
+def test_backward_recomputes_the_output_of_forward(
+    fmt: Format, rows: int, columns: int, at_end: bool, seed: int
 ) -> None:
     """From the kept rows, transposed: bit for bit, however the loops over rows and over columns are cut."""
     rng = np.random.default_rng([seed, rows, columns])
     pages = Pages(at_end)
     weight, bias = pages.copy(floats(rng, columns, centre=1.0)), pages.copy(floats(rng, columns))
-    normed, out, _ = normalise(form, pages, floats(rng, rows, columns, spread=3.0), weight, bias)
-    turned = pages.copy(normed.T)
-    layernorm_apply_turned(turned, weight, bias)
-    np.testing.assert_array_equal(turned, out.T)
+    normed, out, _ = normalise(fmt, pages, floats(rng, rows, columns, spread=3.0), weight, bias)
+    n_t = pages.copy(normed.T)
+    layernorm_apply_transposed(n_t, Affine(weight, bias))
+    np.testing.assert_array_equal(n_t, out.T)
 
 
 @EITHER
 @random_shapes
-@sizes(columns=st.integers(2, LARGEST), add_to_dx=st.booleans(), accumulate=st.booleans())
+@sizes(columns=st.integers(2, LARGEST), residual=st.booleans(), accumulate=st.booleans())
 def test_layernorm_backward(
-    form: Format, rows: int, columns: int, at_end: bool, seed: int, add_to_dx: bool, accumulate: bool
+    fmt: Format, rows: int, columns: int, at_end: bool, seed: int, residual: bool, accumulate: bool
 ) -> None:
     """From the kept n as it is, float32's roundings alone; from the input itself, n's rounding besides.
 
@@ -129,25 +134,25 @@ def test_layernorm_backward(
     pages = Pages(at_end)
     x = floats(rng, rows, columns, spread=2.0)
     weight, bias = pages.copy(floats(rng, columns, centre=1.0)), pages.copy(floats(rng, columns))
-    normed, _, rstd = normalise(form, pages, x, weight, bias)
+    normed, _, rstd = normalise(fmt, pages, x, weight, bias)
     d_out = pages.copy(floats(rng, rows, columns))
-    before = floats(rng, rows, columns) if add_to_dx else np.zeros((rows, columns), np.float32)
-    dx = pages.copy(before) if add_to_dx else pages.empty(x.shape, np.float32)
-    dx_low = pages.empty(x.shape, form.kind)
+    before = floats(rng, rows, columns) if residual else np.zeros((rows, columns), np.float32)
+    dx = pages.copy(before) if residual else pages.empty(x.shape, np.float32)
+    dx16 = pages.empty(x.shape, fmt.kind)
     old = floats(rng, 3, columns) if accumulate else np.zeros((3, columns), np.float32)
     d_weight, d_bias, d_added = (pages.copy(row) if accumulate else pages.empty((columns,), np.float32) for row in old)
-    layernorm_backward_low(
-        d_out, normed, weight, rstd, dx, dx_low, d_weight, d_bias, d_added, add_to_dx, accumulate
-    )  # fmt: skip
+    backward = layernorm_residual_backward if residual else layernorm_backward
+    grads = LayerNormGradients(d_weight, d_bias, d_added)
+    backward(d_out, NormalizedRows(normed, rstd), weight, dx, dx16, grads, accumulate)
 
-    n, dy, scale = form.numbers(normed), d_out.astype(np.float64), rstd.astype(np.float64)[:, None]
+    n, dy, scale = fmt.numbers(normed), d_out.astype(np.float64), rstd.astype(np.float64)[:, None]
     g = dy * weight
     size_g, size_gn = np.abs(g).mean(axis=1, keepdims=True), np.abs(g * n).mean(axis=1, keepdims=True)
     through = scale * (g - g.mean(axis=1, keepdims=True) - n * (g * n).mean(axis=1, keepdims=True))
     error = (columns + 8) * FLOAT * scale * (np.abs(g) + size_g + np.abs(n) * size_gn)
     error += 2 * FLOAT * (np.abs(before) + np.abs(through))
     assert close(dx, before + through, error)
-    np.testing.assert_array_equal(dx_low, form.nearest(dx))
+    np.testing.assert_array_equal(dx16, fmt.nearest(dx))
 
     for found, terms, start in ((d_weight, dy * n, old[0]), (d_bias, dy, old[1]), (d_added, dx, old[2])):
         rough = (rows + 2) * FLOAT * (np.abs(terms).sum(axis=0) + np.abs(start))
@@ -157,7 +162,7 @@ def test_layernorm_backward(
     true_dx, true_weight, _ = reference.layernorm_backward(dy, x.astype(np.float64), weight.astype(np.float64))
     m = (columns + 16) * FLOAT
     largest = (np.abs(x).max(axis=1, keepdims=True)) * scale
-    e = form.rounding(n) + m * (np.abs(n) + largest)
+    e = fmt.rounding(n) + m * (np.abs(n) + largest)
     error += scale * (e * size_gn + np.abs(n) * (np.abs(g) * e).mean(axis=1, keepdims=True))
     error += (m + (m * largest) ** 2) * np.abs(through)
     assert close(dx, before + true_dx, 1.1 * error)
@@ -184,25 +189,25 @@ def gelu_parts(v: Array) -> tuple[Array, Array, Array, Array]:
 @EITHER
 @random_shapes
 @sizes(accumulate=st.booleans(), spread=st.sampled_from([0.1, 1.0, 6.0]))
-def test_gelu(form: Format, rows: int, columns: int, at_end: bool, seed: int, accumulate: bool, spread: float) -> None:
+def test_gelu(fmt: Format, rows: int, columns: int, at_end: bool, seed: int, accumulate: bool, spread: float) -> None:
     """Forward, and backward with the sums of its columns, which are made before the gradient is rounded."""
     rng = np.random.default_rng([seed, rows, columns])
     pages = Pages(at_end)
-    x, d = (pages.copy(form.random(rng, rows, columns, spread=s)) for s in (spread, 1.0))
-    kept, dy = x.copy(), form.numbers(d)
-    out, again = pages.empty(x.shape, form.kind), pages.empty(x.shape, form.kind)
+    x, d = (pages.copy(fmt.random(rng, rows, columns, spread=s)) for s in (spread, 1.0))
+    kept, dy = x.copy(), fmt.numbers(d)
+    out, again = pages.empty(x.shape, fmt.kind), pages.empty(x.shape, fmt.kind)
     old = floats(rng, columns) if accumulate else np.zeros(columns, np.float32)
     d_bias = pages.copy(old) if accumulate else pages.empty((columns,), np.float32)
-    gelu_forward_low(x, out)
-    gelu_backward_low(x, d, again, d_bias, accumulate)
+    gelu_forward(x, out)
+    gelu_backward(x, d, again, d_bias, accumulate)
     np.testing.assert_array_equal(x, kept)
 
-    v = form.numbers(x)
+    v = fmt.numbers(x)
     s, y, slope, error_s = gelu_parts(v)
     np.testing.assert_allclose(y, reference.gelu_forward(v), rtol=1e-12, atol=1e-12)
     for found in (out, again):
         bound = np.abs(v) * error_s + 2 * FLOAT * np.abs(y)
-        assert close(form.numbers(found), y, 1.01 * bound + form.rounding(y))
+        assert close(fmt.numbers(found), y, 1.01 * bound + fmt.rounding(y))
 
     expected = dy * (s + y * (1.0 - s) * slope)  # the reference's tanh is off by 1e-16 where it is -1, and s is not
     np.testing.assert_allclose(expected, reference.gelu_backward(dy, v), rtol=1e-9, atol=1e-11)
@@ -211,7 +216,7 @@ def test_gelu(form: Format, rows: int, columns: int, at_end: bool, seed: int, ac
     error_y = np.abs(v) * error_s + 2 * FLOAT * np.abs(y)
     error = error_s + error_y * (1.0 - s) * slope + np.abs(y) * slope * (error_s + FLOAT) + 8 * FLOAT * (s + second)
     error *= np.abs(dy)
-    assert close(form.numbers(d), expected, 1.01 * error + form.rounding(expected))
+    assert close(fmt.numbers(d), expected, 1.01 * error + fmt.rounding(expected))
     total = old + expected.sum(axis=0)
     rough = (rows + 2) * FLOAT * (np.abs(expected).sum(axis=0) + np.abs(old))
     assert close(d_bias, total, error.sum(axis=0) + rough + 1e-14)
@@ -220,14 +225,14 @@ def test_gelu(form: Format, rows: int, columns: int, at_end: bool, seed: int, ac
 @EITHER
 @random_shapes
 @sizes(accumulate=st.booleans())
-def test_bias_backward(form: Format, rows: int, columns: int, at_end: bool, seed: int, accumulate: bool) -> None:
+def test_bias_backward(fmt: Format, rows: int, columns: int, at_end: bool, seed: int, accumulate: bool) -> None:
     rng = np.random.default_rng([seed, rows, columns])
     pages = Pages(at_end)
-    d = pages.copy(form.random(rng, rows, columns))
+    d = pages.copy(fmt.random(rng, rows, columns))
     old = floats(rng, columns) if accumulate else np.zeros(columns, np.float32)
     d_bias = pages.copy(old) if accumulate else pages.empty((columns,), np.float32)
-    bias_backward_low(d, d_bias, accumulate)
-    exact = form.numbers(d)
+    linear_backward_bias(d, d_bias, accumulate)
+    exact = fmt.numbers(d)
     bound = (rows + 2) * FLOAT * (np.abs(exact).sum(axis=0) + np.abs(old))
     assert close(d_bias, old + exact.sum(axis=0), bound)
 
@@ -239,7 +244,7 @@ def test_bias_backward(form: Format, rows: int, columns: int, at_end: bool, seed
 @random_shapes
 @sizes(scale=st.sampled_from([1.0, 1 / 37, 1024 / 37, 2.0**-14]), spread=st.sampled_from([0.5, 4.0, 30.0]))
 def test_cross_entropy(
-    form: Format, rows: int, columns: int, at_end: bool, seed: int, scale: float, spread: float
+    fmt: Format, rows: int, columns: int, at_end: bool, seed: int, scale: float, spread: float
 ) -> None:
     """With z = logit - largest, e**z is off by (|z| + 3) u of itself and their sum by (V + 3 + max|z|) u: the loss of
     a row by that sum, a share of the gradient by both of it, of which the target's then loses the scale.
@@ -248,9 +253,9 @@ def test_cross_entropy(
     pages = Pages(at_end)
     logits = pages.copy(floats(rng, rows, columns, spread=spread))
     targets = rng.integers(0, columns, rows).astype(np.int32)
-    d_logits = pages.empty(logits.shape, form.kind)
+    d_logits = pages.empty(logits.shape, fmt.kind)
     exact = logits.astype(np.float64)
-    loss = cross_entropy_backward_low(logits, targets, scale, d_logits)
+    loss = cross_entropy_backward(logits, targets, scale, d_logits)
 
     depth = exact.max(axis=1, keepdims=True) - exact
     relative = (columns + 8 + 2 * np.minimum(depth, 90.0).max(axis=1, keepdims=True)) * FLOAT
@@ -260,16 +265,16 @@ def test_cross_entropy(
     shares[np.arange(rows), targets] += scale
     error = 2 * relative * shares + 2 * FLOAT * np.abs(expected) + scale * 2.0**-125
     error[np.arange(rows), targets] += 2 * FLOAT * scale
-    assert close(form.numbers(d_logits), expected, 1.01 * error + form.rounding(expected))
+    assert close(fmt.numbers(d_logits), expected, 1.01 * error + fmt.rounding(expected))
 
 
 def test_a_loss_that_is_not_a_number_is_seen() -> None:
-    for form in FORMATS:
+    for fmt in FORMATS:
         logits = np.zeros((2, 5), np.float32)
         logits[1, 3] = np.nan
-        d_logits = np.zeros((2, 5), form.kind)
-        assert np.isnan(cross_entropy_backward_low(logits, np.zeros(2, np.int32), 1.0, d_logits))
-        found = form.numbers(d_logits)
+        d_logits = np.zeros((2, 5), fmt.kind)
+        assert np.isnan(cross_entropy_backward(logits, np.zeros(2, np.int32), 1.0, d_logits))
+        found = fmt.numbers(d_logits)
         assert np.isfinite(found[0]).all()
         assert np.isnan(found[1]).all()
 
@@ -278,15 +283,15 @@ def test_a_loss_that_is_not_a_number_is_seen() -> None:
 @random_shapes
 @sizes(tokens=st.integers(1, 9), vocabulary=st.integers(1, 90), spare=st.integers(0, 3))
 def test_embedding_forward(
-    form: Format, rows: int, columns: int, at_end: bool, seed: int, tokens: int, vocabulary: int, spare: int
+    fmt: Format, rows: int, columns: int, at_end: bool, seed: int, tokens: int, vocabulary: int, spare: int
 ) -> None:
     """One addition of a stored number and a float32 one: NumPy's has the same bits."""
     rng = np.random.default_rng([seed, rows, columns, vocabulary])
     pages = Pages(at_end)
-    wte, wpe = form.random(rng, vocabulary, columns), pages.copy(floats(rng, tokens + spare, columns))
+    wte, wpe = fmt.random(rng, vocabulary, columns), pages.copy(floats(rng, tokens + spare, columns))
     ids = rng.integers(0, vocabulary, rows * tokens).astype(np.int32)
     ids[[0, -1]] = 0, vocabulary - 1
     out = pages.empty((ids.size, columns), np.float32)
-    embedding_forward_low(pages.copy(pack(wte) if form is BF16 else wte), wpe, ids, tokens, out)
-    expected = form.numbers(wte)[ids].astype(np.float32) + np.tile(wpe[:tokens], (rows, 1))
+    embedding_forward(pages.copy(pack(wte) if fmt is BF16 else wte), wpe, ids, tokens, out)
+    expected = fmt.numbers(wte)[ids].astype(np.float32) + np.tile(wpe[:tokens], (rows, 1))
     np.testing.assert_array_equal(out, expected)

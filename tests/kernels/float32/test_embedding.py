@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from tests import reference
 from tests.kernels.support import BACKWARD, FORWARD, Guarded, assert_close, flat_ids, float32_numbers, random_shapes
-from threadloom.kernels.float32.embedding import embedding_backward, embedding_forward
+from threadloom.kernels.common.embedding import embedding_backward
+from threadloom.kernels.float32.embedding import embedding_forward
 
 SHAPES = {
     "vocabulary": st.integers(1, 40),

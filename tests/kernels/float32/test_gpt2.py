@@ -115,16 +115,8 @@ def test_the_head_leaves_the_gradient_of_its_input(sizes: Sizes) -> None:
     expected, d_x_final = reference.backward(model.tensors, record, targets, scale=0.25)
     model.acts.x[sizes.layers] = record.x_final.reshape(sizes.rows, sizes.channels)
     x_final = model.acts.x[sizes.layers].copy()
-    head_backward(
-        model.weights,
-        model.acts.x[sizes.layers],
-        flat_ids(targets),
-        0.25,
-        model.grads,
-        model.scratch,
-        False,
-        single_writer(),
-    )
+    w, a, g, s = model.weights, model.acts, model.grads, model.scratch
+    head_backward(w, a, flat_ids(targets), 0.25, g, s, False, single_writer())
     np.testing.assert_array_equal(model.acts.x[sizes.layers], x_final)
     assert_close(model.scratch.dx, d_x_final, BACKWARD, "dx")
     assert_close(model.grads.lnf_weight, expected["lnf_weight"], BACKWARD, "lnf_weight")

@@ -1,4 +1,4 @@
-"""LayerNorm, with and without the residual stream's gradient passing by."""
+"""Tests of LayerNorm in float32, with the gradient of its input written or added to the residual stream's."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,14 @@ from hypothesis import strategies as st
 from tests import reference
 from tests.kernels.support import BACKWARD, FORWARD, Guarded, assert_close, float32_numbers, random_shapes
 from tests.reference import Array
-from threadloom.kernels.float32.layernorm import layernorm_apply, layernorm_backward, layernorm_forward
+from threadloom.kernels.common.layernorm import Affine
+from threadloom.kernels.float32.layernorm import (
+    RowStatistics,
+    layernorm_apply,
+    layernorm_backward,
+    layernorm_forward,
+    layernorm_residual_backward,
+)
 
 ROWS, CHANNELS = st.integers(1, 40), st.integers(5, 150)
 OFFSET = st.sampled_from([0.0, 3.0])
@@ -24,58 +31,49 @@ def make_input(rng: np.random.Generator, rows: int, channels: int, offset: float
 @example(rows=3, channels=1, offset=0.0, spread=1.0)
 @example(rows=1, channels=8, offset=0.0, spread=3e-3)
 @given(rows=ROWS, channels=CHANNELS, offset=OFFSET, spread=SPREAD)
-def test_forward_and_the_output_made_again(rows: int, channels: int, offset: float, spread: float) -> None:
+def test_forward_and_the_recomputed_output(rows: int, channels: int, offset: float, spread: float) -> None:
     rng = np.random.default_rng([rows, channels])
     memory = Guarded()
     x = make_input(rng, rows, channels, offset, spread)
     weight, bias = float32_numbers(rng, channels), float32_numbers(rng, channels)
-    in_x, in_weight, in_bias = memory.copy(x), memory.copy(weight), memory.copy(bias)
-    out, mean, rstd = memory.empty(rows, channels), memory.empty(rows), memory.empty(rows)
-    layernorm_forward(in_x, in_weight, in_bias, out, mean, rstd)
+    in_x, affine = memory.copy(x), Affine(memory.copy(weight), memory.copy(bias))
+    out, statistics = memory.empty(rows, channels), RowStatistics(memory.empty(rows), memory.empty(rows))
+    layernorm_forward(in_x, affine, out, statistics)
     expected = reference.layernorm_forward(x, weight, bias)
     expected_mean, expected_rstd = reference.layernorm_statistics(x)
     assert_close(out, expected, FORWARD, "out")
-    assert_close(rstd, expected_rstd, FORWARD, "rstd")
-    assert np.abs(mean - expected_mean).max() <= FORWARD * np.abs(x).max()
+    assert_close(statistics.rstd, expected_rstd, FORWARD, "rstd")
+    assert np.abs(statistics.mean - expected_mean).max() <= FORWARD * np.abs(x).max()
     again = memory.empty(rows, channels)
-    layernorm_apply(in_x, in_weight, in_bias, mean, rstd, again)
+    layernorm_apply(in_x, affine, statistics, again)
     assert_close(again, expected, FORWARD, "again")
     memory.check()
 
 
-@pytest.mark.parametrize("add_to_dx", [False, True])
+@pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("accumulate", [False, True])
 @random_shapes
 @example(rows=3, channels=1, offset=0.0, spread=1.0)
 @example(rows=1, channels=8, offset=0.0, spread=3e-3)
 @given(rows=ROWS, channels=CHANNELS, offset=OFFSET, spread=SPREAD)
-def test_backward(add_to_dx: bool, accumulate: bool, rows: int, channels: int, offset: float, spread: float) -> None:
+def test_backward(residual: bool, accumulate: bool, rows: int, channels: int, offset: float, spread: float) -> None:
     rng = np.random.default_rng([rows, channels])
     memory = Guarded()
     x = make_input(rng, rows, channels, offset, spread)
     weight, d_out = float32_numbers(rng, channels), float32_numbers(rng, rows, channels)
     dx, d_weight, d_bias = reference.layernorm_backward(d_out, x, weight)
-    mean, rstd = (memory.copy(part) for part in reference.layernorm_statistics(x))
+    statistics = RowStatistics(*(memory.copy(part) for part in reference.layernorm_statistics(x)))
     out_dx, out_weight, out_bias = memory.empty(rows, channels), memory.empty(channels), memory.empty(channels)
-    if add_to_dx:
+    if residual:
         before = float32_numbers(rng, rows, channels)
         out_dx[...], dx = before, dx + before
     if accumulate:
         before_weight, before_bias = float32_numbers(rng, channels), float32_numbers(rng, channels)
         out_weight[...], d_weight = before_weight, d_weight + before_weight
         out_bias[...], d_bias = before_bias, d_bias + before_bias
-    layernorm_backward(
-        memory.copy(d_out),
-        memory.copy(x),
-        memory.copy(weight),
-        mean,
-        rstd,
-        out_dx,
-        out_weight,
-        out_bias,
-        add_to_dx,
-        accumulate,
-    )
+    backward = layernorm_residual_backward if residual else layernorm_backward
+    d_affine = Affine(out_weight, out_bias)
+    backward(memory.copy(d_out), memory.copy(x), memory.copy(weight), statistics, out_dx, d_affine, accumulate)
     assert_close(out_dx, dx, BACKWARD, "dx")
     assert_close(out_weight, d_weight, BACKWARD, "weight")
     assert_close(out_bias, d_bias, BACKWARD, "bias")
@@ -86,7 +84,7 @@ def test_nan_stays_in_its_row() -> None:
     x = np.ones((3, 9), np.float32)
     x[:, ::2] = -1.0
     x[1, 4] = np.nan
-    out, mean, rstd = np.empty_like(x), np.empty(3, np.float32), np.empty(3, np.float32)
-    layernorm_forward(x, np.ones(9, np.float32), np.zeros(9, np.float32), out, mean, rstd)
+    out, statistics = np.empty_like(x), RowStatistics(np.empty(3, np.float32), np.empty(3, np.float32))
+    layernorm_forward(x, Affine(np.ones(9, np.float32), np.zeros(9, np.float32)), out, statistics)
     assert np.isnan(out[1]).all()
     assert np.isfinite(out[[0, 2]]).all()

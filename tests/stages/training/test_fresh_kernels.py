@@ -17,8 +17,7 @@ pytestmark = [
 
 RUN = """
 import hashlib, sys
-from threadloom.kernels import blocks_backward
-from threadloom.kernels.bits16.gpt2 import blocks_backward_low
+from threadloom.kernels import bits16, float32
 from threadloom.stages.resolve.resolution import resolve
 from threadloom.stages.resolve.loading import apply_overrides, load_config
 from threadloom.stages.data.batches import random_batches
@@ -31,9 +30,8 @@ overrides = ["steps=2", f"precision={sys.argv[1]}", "model.layers=2"]
 config = resolve(apply_overrides(load_config("nanogpt-cpu"), overrides), 2, 65)
 if "warm" in sys.argv:
     compile_kernels(lambda _: None, config.precision)
-    low = config.precision.value in ("bf16", "fp16")
-    blocks = blocks_backward_low if low else blocks_backward
-    assert not blocks.stats.cache_misses, "the second process has compiled it"
+    room = bits16 if config.precision.value in ("bf16", "fp16") else float32
+    assert not room.blocks_backward.stats.cache_misses, "the second process has compiled it"
 training = Training(config, random_batches(config))
 with gemm_settings(config):
     updates = list(replay(training))

@@ -1,0 +1,36 @@
+"""Softmax cross-entropy over rows of float32 logits: the loss, and the pass that the gradient of every format needs."""
+
+import math
+
+import numpy as np
+
+from threadloom.kernels.compiling import Floats, TokenIds, jit_inline_body, jit_kernel
+from threadloom.kernels.simd import exp32, row_max
+
+_ZERO = np.float32(0.0)
+
+
+@jit_kernel
+def cross_entropy_forward(logits: Floats, targets: TokenIds) -> float:
+    """Return the sum over the rows of ``log(sum(exp(logits))) - logits[target]``: logits (n, V), targets (n,)."""
+    total = 0.0
+    for r in range(targets.shape[0]):
+        row = logits[r]
+        largest = row_max(row, row.shape[0])
+        exponentials = _ZERO
+        for j in range(row.shape[0]):
+            exponentials += exp32(row[j] - largest)
+        total += math.log(exponentials) + np.float64(largest) - np.float64(row[targets[r]])
+    return total
+
+
+@jit_inline_body  # into the loop over rows: the order of the sum depends on the loop nest that LLVM vectorises
+def exponentiate_row(row: Floats) -> tuple[np.float32, np.float32]:
+    """Replace `row` (V,) by ``exp(row - max(row))``; return the maximum and the sum of the exponentials."""
+    largest = row_max(row, row.shape[0])
+    total = _ZERO
+    for j in range(row.shape[0]):
+        e = exp32(row[j] - largest)
+        row[j] = e
+        total += e
+    return largest, total

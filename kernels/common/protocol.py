@@ -1,0 +1,87 @@
+"""Kernels that every number format provides.
+
+A number format is a sub-package next to `kernels.float32` that has the modules of `KERNELS` and re-exports their
+kernels. A kernel has the same name in every format. Layers have the parameters that their format needs (packed weights,
+scratch); whole models have the same parameters everywhere (`ModelKernels`), so callers differ only in the types that
+they allocate.
+
+A further architecture is a module next to `gpt2` in every format: it implements `ModelKernels`, and is listed here.
+"""
+
+from typing import Protocol, TypeVar
+
+from threadloom.kernels.common.accumulation import AccumulationTicket
+from threadloom.kernels.common.tensors import Weights
+from threadloom.kernels.compiling import Floats, TokenIds
+
+MODEL_KERNELS = ("blocks_forward", "blocks_backward", "head_loss", "head_backward")
+"""Kernels of every architecture, as `ModelKernels` declares them."""
+
+KERNELS: dict[str, tuple[str, ...]] = {
+    "attention": ("attention_forward", "attention_backward"),
+    "cross_entropy": ("cross_entropy_backward",),
+    "embedding": ("embedding_forward",),
+    "gelu": ("gelu_forward", "gelu_backward"),
+    "gpt2": MODEL_KERNELS,
+    "layernorm": ("layernorm_forward", "layernorm_backward", "layernorm_residual_backward"),
+    "linear": (
+        "linear_forward",
+        "linear_residual_forward",
+        "linear_backward_input",
+        "linear_backward_weight",
+        "linear_backward_bias",
+        "logits_forward",
+        "logits_backward_input",
+    ),
+}
+"""Module of a number format → kernels that it provides. A test holds every format to it."""
+
+WeightsT = TypeVar("WeightsT", contravariant=True)
+ActivationsT = TypeVar("ActivationsT", contravariant=True)
+ScratchT = TypeVar("ScratchT", contravariant=True)
+
+
+class ModelKernels(Protocol[WeightsT, ActivationsT, ScratchT]):
+    """An architecture in one number format: a module such as `kernels.float32.gpt2`.
+
+    Type parameters: the format's weights, activations and scratch of the backward pass. Gradients are float32 in every
+    format.
+    """
+
+    def blocks_forward(self, weights: WeightsT, acts: ActivationsT, sequences: int, heads: int) -> None:
+        """Run all blocks on the embeddings, which are in the residual stream of `acts`; fill every activation."""
+
+    def blocks_backward(
+        self,
+        weights: WeightsT,
+        acts: ActivationsT,
+        grads: Weights,
+        scratch: ScratchT,
+        sequences: int,
+        heads: int,
+        accumulate: bool,
+        ticket: AccumulationTicket,
+    ) -> None:
+        """Run all blocks backwards after `head_backward`; write the gradient of the embeddings to ``scratch.dx``.
+
+        Gradients of the blocks' tensors are written, or added when `accumulate`, in the order that `ticket` gives.
+        """
+
+    def head_loss(self, weights: WeightsT, acts: ActivationsT, targets: TokenIds, logits: Floats) -> float:
+        """Return the sum of the cross-entropies of all rows; `acts` are no longer valid for a backward pass."""
+
+    def head_backward(
+        self,
+        weights: WeightsT,
+        acts: ActivationsT,
+        targets: TokenIds,
+        scale: float,
+        grads: Weights,
+        scratch: ScratchT,
+        accumulate: bool,
+        ticket: AccumulationTicket,
+    ) -> float:
+        """Return the unscaled sum of the cross-entropies; write the scaled gradient of the blocks' output to scratch.
+
+        Gradients of the head's tensors are written, or added when `accumulate`, in the order that `ticket` gives.
+        """

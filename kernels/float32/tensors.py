@@ -1,0 +1,39 @@
+"""Named tensors of training in float32. `kernels.common.tensors` has the legend of shapes."""
+
+from typing import NamedTuple
+
+from threadloom.kernels.compiling import Floats
+
+
+class Activations(NamedTuple):
+    """Arrays that the forward pass keeps of one micro-batch for the backward pass; the last three are scratch."""
+
+    x: Floats  # (L + 1, R, C) residual stream: x[0] the embeddings, x[l] enters block l, x[L] leaves the last
+    ln1_mean: Floats  # (L, R)
+    ln1_rstd: Floats  # (L, R) reciprocal standard deviation
+    qkv: Floats  # (L, R, 3C)
+    attn: Floats  # (L, R, C) heads' outputs side by side, before the projection
+    attn_lse: Floats  # (L, B, H, T) log of the sum of exponentials of each row of scaled scores
+    x_mid: Floats  # (L, R, C) residual stream between attention and MLP
+    ln2_mean: Floats  # (L, R)
+    ln2_rstd: Floats  # (L, R)
+    fc: Floats  # (L, R, F) before the GELU
+    h: Floats  # (R, C) scratch: a LayerNorm's output
+    gelu: Floats  # (R, F) scratch: the GELU's output
+    scores: Floats  # (TILE, context) scratch: attention scores of one tile of queries
+
+
+class Scratch(NamedTuple):
+    """Scratch of the backward pass. It belongs to a lane: only one thread uses it at a time."""
+
+    dx: Floats  # (R, C) gradient of the residual stream
+    dh: Floats  # (R, C) gradient of a LayerNorm's output
+    d_attn: Floats  # (R, C) gradient of the attention's output
+    d_qkv: Floats  # (R, 3C)
+    d_fc: Floats  # (R, F)
+    gelu: Floats  # (R, F) the GELU's output, recomputed
+    h: Floats  # (R, C) a LayerNorm's output, recomputed
+    scores: Floats  # (2, TILE, context) attention scores of one tile, and their gradient
+    logits: Floats  # (rows of one chunk, V) logits, then their gradient
+    lnf_mean: Floats  # (R,)
+    lnf_rstd: Floats  # (R,)
