@@ -1,8 +1,8 @@
-"""Does delay, or a precision, cost quality? One recipe in several variants: `python -m benchmarks.convergence`.
+"""The effect of delay and precision on the loss, for one recipe: `python -m benchmarks.convergence`.
 
-Each variant, a delay with a precision, is a run of its own for each seed, through the same session as `threadloom
-train`, on the same batches, at default and not at tuned settings, so that the losses can be had again on another
-machine of the same cores.
+Each variant, a delay with a precision, is trained once per seed, through the same session as `threadloom train`, on the
+same batches and with default instead of tuned settings, so that the losses can be reproduced on another machine with
+the same number of cores.
 """
 
 import math
@@ -24,20 +24,20 @@ from threadloom.stages.run import Outcome, plot_runs, train
 from threadloom.stages.storage import RunMode, read_metrics
 
 TINYSHAKESPEARE = Path(__file__).parents[2] / "shared" / "data" / "tinyshakespeare.txt"
-"""The text of nanoGPT's published figure; where it is not there, Python's own source stands for it."""
+"""The text of nanoGPT's published result; if it is missing, the source of Python's standard library is used."""
 PICTURE = "convergence.png"
 
 
 @dataclass(frozen=True)
 class Variant:
-    """What is compared with what."""
+    """A delay and a precision to compare."""
 
     delay: int
     precision: Precision
 
     @property
     def name(self) -> str:
-        """How tables and the picture call it."""
+        """The name in tables and in the plot."""
         return (
             f"τ = {self.delay}" if self.precision is Precision.FLOAT32 else f"τ = {self.delay}, {self.precision.value}"
         )
@@ -45,30 +45,30 @@ class Variant:
 
 @dataclass(frozen=True)
 class Converged:
-    """One run."""
+    """The result of one run."""
 
     variant: Variant
     seed: int
     outcome: Outcome
     best: float
-    """The lowest validation loss of all evaluations."""
+    """Minimum validation loss over all evaluations."""
 
     @property
     def final(self) -> float:
-        """The validation loss at the end."""
+        """Validation loss at the end."""
         return self.outcome.val_loss or math.nan
 
     @property
     def tokens_per_s(self) -> float:
-        """Over the whole run, evaluations and checkpoints included."""
+        """Tokens per second of the whole run, including evaluations and checkpoints."""
         config = self.outcome.config
         return self.outcome.step * config.sequences * config.model.context / self.outcome.seconds
 
 
 def converge(config: Config, variants: Sequence[Variant], seeds: Sequence[int], out: Path) -> list[Converged]:
-    """Train each variant with each seed in a folder of its own under `out`, replacing earlier runs.
+    """Train each variant with each seed in a separate folder under `out`, replacing earlier runs.
 
-    The picture shows the runs of the first seed.
+    The plot shows the runs with the first seed.
     """
     done = []
     for seed in seeds:
@@ -83,10 +83,10 @@ def converge(config: Config, variants: Sequence[Variant], seeds: Sequence[int], 
     return done
 
 
-def table_of(done: Sequence[Converged]) -> Table:
-    """Return the losses, each with its distance from the first variant's with the same seed, and the means."""
+def convergence_table(done: Sequence[Converged]) -> Table:
+    """Return the table of losses with their differences from the first variant with the same seed, and of the means."""
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
-    for heading in ("variant", "seed", "final validation loss", "against the first", "lowest", "tokens/s", "seconds"):
+    for heading in ("variant", "seed", "final validation loss", "minus first variant", "lowest", "tokens/s", "seconds"):
         table.add_column(heading, justify="left" if heading == "variant" else "right")
     variants, seeds = list(dict.fromkeys(run.variant for run in done)), list(dict.fromkeys(run.seed for run in done))
     first = {run.seed: run.final for run in done if run.variant == variants[0]}
@@ -106,16 +106,16 @@ def table_of(done: Sequence[Converged]) -> Table:
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--config", "name", default="nanogpt-cpu", show_default=True, metavar="NAME_OR_FILE")
 @click.option("--text", "texts", multiple=True, metavar="FILE_OR_DIR",
-              help="Default: ../shared/data/tinyshakespeare.txt if it is there, else Python's source.")  # fmt: skip
+              help="Default: ../shared/data/tinyshakespeare.txt if present, else the source of Python.")  # fmt: skip
 @click.option("--delays", default="0,1,2", show_default=True)
-@click.option("--precisions", default="float32", show_default=True, help="Such as float32,bf16,fp16.")
-@click.option("--seeds", default="", help="Such as 1337,1,2; default: the configuration's own.")
+@click.option("--precisions", default="float32", show_default=True, help="For example float32,bf16,fp16.")
+@click.option("--seeds", default="", help="For example 1337,1,2. Default: the seed of the configuration.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a setting, as for train.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/convergence"), show_default=True)
 def main(
     name: str, texts: tuple[str, ...], delays: str, precisions: str, seeds: str, overrides: tuple[str, ...], out: Path
 ) -> None:
-    """Train one recipe in several variants and draw the losses in one picture."""
+    """Train one recipe in several variants and plot the losses together."""
     configure()
     if not texts and TINYSHAKESPEARE.exists():
         texts = (str(TINYSHAKESPEARE),)
@@ -133,8 +133,8 @@ def main(
         raise click.ClickException(str(error)) from error
     console = Console(width=None if sys.stdout.isatty() else 110)
     console.print(f"{name} on {', '.join(texts) or 'the source of the standard library'}")
-    console.print(table_of(done))
-    console.print(f"picture: {out / PICTURE}", highlight=False, soft_wrap=True)
+    console.print(convergence_table(done))
+    console.print(f"plot: {out / PICTURE}", highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

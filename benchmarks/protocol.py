@@ -67,6 +67,11 @@ class UpdateFigures:
     losses: list[float]
     grad_norms: list[float]
 
+    @property
+    def updates(self) -> int:
+        """The number of updates."""
+        return len(self.losses)
+
 
 class SideWorker(JsonWorkerProcess):
     """One side in its process. Its memory is `peak`, and `libraries`: what it held before it built a model."""

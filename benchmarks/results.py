@@ -1,4 +1,4 @@
-"""What a comparison found, and how a person reads it: Markdown, a picture, JSON. Pure functions of the figures."""
+"""The results of a comparison, as Markdown and as a plot: pure functions of the measurements."""
 
 import statistics
 from collections.abc import Sequence
@@ -10,62 +10,62 @@ from matplotlib.figure import Figure
 
 PEER_COLOURS = ("#8b95a5", "#c3a46b", "#5d6675", "#94743a")
 OUR_COLOURS = ("#2563eb", "#0f9d75", "#b4348f", "#6d5bd0")
-MOST_LEVEL = 4
-"""Sides from which the words above their bars stand upright, so as not to overlap."""
+MAX_HORIZONTAL = 4
+"""Maximum number of sides with horizontal labels above the bars; labels of more sides are vertical."""
 INK, FAINT = "#1f2937", "#d7dce3"
 
 
 @dataclass(frozen=True)
-class Measured:
-    """One side on one configuration."""
+class SideResult:
+    """The measurements of one side on one configuration."""
 
     name: str
     ours: bool
     tokens_per_s: list[float]
-    """One figure a round; the sides' rounds alternate."""
+    """One value per round; the rounds of the sides alternate."""
     peak_bytes: int
-    """The most memory that its process ever held."""
+    """Peak memory of the process."""
     library_bytes: int
-    """How much of that it held before it had built anything."""
+    """Memory of the process before it built a model."""
 
     @property
     def median(self) -> float:
-        """Tokens per second, the median of the rounds."""
+        """Median tokens per second over the rounds."""
         return statistics.median(self.tokens_per_s)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """All sides on one configuration."""
+    """The results of all sides on one configuration."""
 
     config: str
     flops_per_token: float
     checked: str
-    """What was found equal before any time was taken."""
-    sides: list[Measured]
+    """The summary of the check for equal results."""
+    sides: list[SideResult]
 
-    def ratios(self, side: Measured, base: Measured) -> list[float]:
-        """Return the ratio of two sides in each round."""
+    def ratios(self, side: SideResult, base: SideResult) -> list[float]:
+        """Return the ratio of the speeds of two sides, round by round."""
         return [mine / other for mine, other in zip(side.tokens_per_s, base.tokens_per_s, strict=True)]
 
     @property
-    def peers(self) -> list[Measured]:
-        """The sides that are not ours."""
+    def peers(self) -> list[SideResult]:
+        """The sides other than threadloom."""
         return [side for side in self.sides if not side.ours]
 
     @property
-    def best_peer(self) -> Measured | None:
-        """The fastest of them, which ratios are to."""
+    def best_peer(self) -> SideResult | None:
+        """The fastest peer, to which ratios refer."""
         return max(self.peers, key=lambda side: side.median, default=None)
 
 
-def spread(values: Sequence[float], digits: int = 2) -> str:
-    """Return a median with the least and the largest of the values."""
+def format_spread(values: Sequence[float], digits: int = 2) -> str:
+    """Return the median of values with their minimum and maximum, as text."""
     return f"{statistics.median(values):,.{digits}f} ({min(values):,.{digits}f} to {max(values):,.{digits}f})"
 
 
-def rows(comparisons: Sequence[Comparison]) -> list[list[str]]:
-    """Return the table, one row a side: config, side, tokens/s, ratio, GFLOP/s, peak memory and its ratio."""
+def comparison_rows(comparisons: Sequence[Comparison]) -> list[list[str]]:
+    """Return the rows of the table, one per side, with the columns of `HEADINGS`."""
     found = []
     for comparison in comparisons:
         base = comparison.best_peer
@@ -75,8 +75,8 @@ def rows(comparisons: Sequence[Comparison]) -> list[list[str]]:
                 [
                     comparison.config,
                     side.name,
-                    spread(side.tokens_per_s, 0),
-                    spread(comparison.ratios(side, base)) if base and relative else "1" if base else "",
+                    format_spread(side.tokens_per_s, 0),
+                    format_spread(comparison.ratios(side, base)) if base and relative else "1" if base else "",
                     f"{side.median * comparison.flops_per_token / 1e9:,.0f}",
                     f"{side.peak_bytes / 1e9:.2f} GB",
                     f"{side.peak_bytes / base.peak_bytes:.2f}" if base else "",
@@ -88,21 +88,24 @@ def rows(comparisons: Sequence[Comparison]) -> list[list[str]]:
 HEADINGS = ("config", "side", "tokens/s", "ratio to the best peer", "GFLOP/s", "peak memory", "ratio")
 
 
-def markdown(comparisons: Sequence[Comparison], machine: str) -> str:
-    """Return the results as a page."""
+def comparison_markdown(comparisons: Sequence[Comparison], machine: str) -> str:
+    """Return the results as a Markdown page."""
     lines = [
         "| " + " | ".join(HEADINGS) + " |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
-        *("| " + " | ".join(row) + " |" for row in rows(comparisons)),
+        *("| " + " | ".join(row) + " |" for row in comparison_rows(comparisons)),
     ]
-    said = ["", f"{machine}. Medians of alternated rounds, in brackets the least and the largest; float32 unless"]
-    said.append("named; peak memory of each side's own process. Checked before the time was taken:")
-    said += [f"- {comparison.config}: {comparison.checked}" for comparison in comparisons]
-    return "\n".join([*lines, *said]) + "\n"
+    notes = [
+        "",
+        f"{machine}. Medians of alternating rounds, with minimum and maximum in brackets; float32 unless named;",
+    ]
+    notes.append("peak memory of the process of each side. Checked before the measurement:")
+    notes += [f"- {comparison.config}: {comparison.checked}" for comparison in comparisons]
+    return "\n".join([*lines, *notes]) + "\n"
 
 
-def figure(comparisons: Sequence[Comparison], machine: str) -> Figure:
-    """Return the picture: speed and peak memory of every side, relative to the first peer."""
+def comparison_figure(comparisons: Sequence[Comparison], machine: str) -> Figure:
+    """Return the plot of the speed and the peak memory of every side, relative to the first peer."""
     drawn = Figure(figsize=(max(8.0, 2.6 + 2.3 * len(comparisons)), 6.4), dpi=130, facecolor="white")
     drawn.set_layout_engine("constrained")
     speed, memory = drawn.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": [1.5, 1.0]})
@@ -122,11 +125,11 @@ def figure(comparisons: Sequence[Comparison], machine: str) -> Figure:
                 speed.errorbar(at, middle, [[below], [above]], color=INK, linewidth=1.0, capsize=2.5)
             share = side.peak_bytes / base.peak_bytes
             memory.bar(at, share, 0.92 * width, color=colour)
-            upright = len(names) > MOST_LEVEL
-            _above(speed, at, max(middle, *ratios), f"{side.median:,.0f}", upright)
-            _above(memory, at, share, f"{side.peak_bytes / 1e9:.2f} GB", upright)
-    _dress(speed, f"tokens/s\nrelative to {_base_name(comparisons)}")
-    _dress(memory, "peak memory,\nrelative")
+            vertical = len(names) > MAX_HORIZONTAL
+            _label_above(speed, at, max(middle, *ratios), f"{side.median:,.0f}", vertical)
+            _label_above(memory, at, share, f"{side.peak_bytes / 1e9:.2f} GB", vertical)
+    _style_axes(speed, f"tokens/s\nrelative to {_base_name(comparisons)}")
+    _style_axes(memory, "peak memory,\nrelative")
     memory.set_xticks(range(len(comparisons)), [comparison.config for comparison in comparisons], fontsize=10)
     speed.set_title("Training throughput", loc="left", color=INK, fontsize=12, fontweight="bold", pad=26)
     memory.set_xlabel(f"\n{machine}", color=INK, fontsize=8)
@@ -136,15 +139,15 @@ def figure(comparisons: Sequence[Comparison], machine: str) -> Figure:
     return drawn
 
 
-def _above(axes: Axes, x: float, y: float, words: str, upright: bool) -> None:
+def _label_above(axes: Axes, x: float, y: float, text: str, vertical: bool) -> None:
     axes.annotate(
-        words, (x, y), (0, 3), textcoords="offset points", ha="center", va="bottom", fontsize=8, color=INK,
-        rotation=90 if upright else 0,
+        text, (x, y), (0, 3), textcoords="offset points", ha="center", va="bottom", fontsize=8, color=INK,
+        rotation=90 if vertical else 0,
     )  # fmt: skip
 
 
 def _colours(names: Sequence[str], peers: set[str]) -> dict[str, str]:
-    """Return a colour for each side: muted ones for the peers, bright ones for ours."""
+    """Return a colour for each side: muted for peers, bright for threadloom."""
     muted, bright = cycle(PEER_COLOURS), cycle(OUR_COLOURS)
     return {name: next(muted if name in peers else bright) for name in names}
 
@@ -154,12 +157,12 @@ def _base_name(comparisons: Sequence[Comparison]) -> str:
     return sides[0].name
 
 
-def _dress(axes: Axes, label: str) -> None:
+def _style_axes(axes: Axes, label: str) -> None:
     axes.set_ylabel(label, color=INK)
     axes.axhline(1.0, color=INK, linewidth=0.9, linestyle=(0, (4, 3)), zorder=0)
     axes.grid(axis="y", color=FAINT, linewidth=0.8)
     axes.set_axisbelow(True)
-    axes.set_ylim(0.0, 1.2 * axes.get_ylim()[1])  # room for the words above the bars
+    axes.set_ylim(0.0, 1.2 * axes.get_ylim()[1])  # space for the labels above the bars
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     for side in ("left", "bottom"):

@@ -1,9 +1,9 @@
-"""Throughput beside PyTorch: `python -m benchmarks.throughput`.
+"""Training throughput compared with PyTorch: `python -m benchmarks.throughput`.
 
-First the answer: from the same weights, on the same tokens, the losses and gradient norms of some updates must be equal
-within float32. Then the time: every side in a process of its own, in alternated rounds, so that what else the machine
-does meets all of them. Our side runs at its default settings; each of its rounds begins and ends with an empty
-pipeline, so filling and draining it count against us.
+First the results are compared: from the same weights and tokens, the losses and gradient norms of some updates must be
+equal within the accuracy of float32. Then the sides are measured, each in a separate process, in alternating rounds, so
+that other load on the machine affects all of them. threadloom runs at its default settings; each of its rounds begins
+and ends with an empty pipeline, so that filling and draining it count.
 """
 
 import importlib.util
@@ -25,32 +25,36 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.protocol import FLOAT32, Side, SideWorker, TrainingSizes
-from benchmarks.results import HEADINGS, Comparison, Measured, figure, markdown, rows
+from benchmarks.results import (
+    HEADINGS,
+    Comparison,
+    SideResult,
+    comparison_figure,
+    comparison_markdown,
+    comparison_rows,
+)
 from threadloom.stages.config import Config, InputError, Precision
-from threadloom.stages.machine import BUSY, detect, load_average
+from threadloom.stages.machine import BUSY, alternate_rounds, detect, load_average
 from threadloom.stages.resolve import load_config, to_json
+from threadloom.stages.training import RANDOM_VOCABULARY
 
 DEFAULT_CONFIGS = ("nanogpt-cpu", "small", "optimized")
-RANDOM_VOCABULARY = 65
-"""Stands for the vocabulary of a configuration that takes it from the text: tinyshakespeare's characters."""
 ROUNDS = 5
 LEAST_UPDATES = 3
-"""Of one round."""
-TOLERANCES = {True: (2e-5, 1e-3), False: (2e-3, 2e-2)}
-"""Of loss and gradient norm, relative, on each of the checked updates: in float32, and in 16 bits. float32's first loss
-agrees to about 1e-7; what follows has been through AdamW, which turns a rounding of a gradient near zero into a step of
-full size."""
-LOW = (Precision.BF16.value, Precision.FP16.value)
-"""Precisions of 16 bits."""
-INSTALL = "PyTorch is not installed: run `make bench`, or `pip install 'threadloom[bench]'`; or give --no-peers"
+"""Minimum number of updates per round."""
+TOLERANCES_FLOAT32, TOLERANCES_BITS16 = (2e-5, 1e-3), (2e-3, 2e-2)
+"""Relative tolerances of loss and gradient norm per checked update. In float32 the first loss agrees to about 1e-7;
+later ones depend on AdamW, which amplifies the rounding of a gradient near zero to a step of full size."""
+BITS16 = (Precision.BF16.value, Precision.FP16.value)
+INSTALL = "PyTorch is not installed: run `make bench` or `pip install 'threadloom[bench]'`, or pass --no-peers"
 
 
 class CheckFailed(RuntimeError):
-    """Two sides do not compute the same."""
+    """The sides compute different results."""
 
 
 def sizes_of(config: Config, threads: int) -> TrainingSizes:
-    """Return what both sides take."""
+    """Return the sizes of a configuration for both sides."""
     model, optimizer = config.model, config.optimizer
     return TrainingSizes(
         vocabulary=model.vocab_size or RANDOM_VOCABULARY, context=model.context, layers=model.layers,
@@ -60,16 +64,16 @@ def sizes_of(config: Config, threads: int) -> TrainingSizes:
     )  # fmt: skip
 
 
-def check(config: str, sizes: TrainingSizes, delays: Sequence[int], precision: str = FLOAT32) -> str:
-    """Compare losses and gradient norms of a few updates, and say what was equal; CheckFailed where it is not.
+def check_equal(config: str, sizes: TrainingSizes, delays: Sequence[int], precision: str = FLOAT32) -> str:
+    """Compare losses and gradient norms of a few updates. Return a summary; raise CheckFailed if they differ.
 
-    At delay 0 all of them; a run at another delay begins with the same update, and departs from there by definition.
-    The peer computes in float32 here, whatever ours does.
+    At delay 0 all of them are compared; at another delay only the first update is the same by definition. The peer
+    computes in float32, for any precision of threadloom.
     """
-    loss_tolerance, norm_tolerance = TOLERANCES[precision in (FLOAT32, Precision.BF16X3.value)]
+    loss_tolerance, norm_tolerance = TOLERANCES_BITS16 if precision in BITS16 else TOLERANCES_FLOAT32
     from benchmarks.ours import CHECKED_UPDATES
 
-    said = []
+    summaries = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for delay in delays:
@@ -82,59 +86,50 @@ def check(config: str, sizes: TrainingSizes, delays: Sequence[int], precision: s
             norm = _difference(mine.grad_norms[:updates], theirs.grad_norms[:updates])
             if not (loss <= loss_tolerance and norm <= norm_tolerance):
                 raise CheckFailed(
-                    f"threadloom at delay {delay} and PyTorch do not agree: losses {mine.losses[:updates]} and "
+                    f"threadloom at delay {delay} and PyTorch disagree: losses {mine.losses[:updates]} and "
                     f"{theirs.losses[:updates]}, gradient norms {mine.grad_norms[:updates]} and "
                     f"{theirs.grad_norms[:updates]}"
                 )
             plural = "s" if updates > 1 else ""
             within = f"loss within {loss:.0e}, gradient norm within {norm:.0e}"
-            said.append(f"{precision} τ={delay}: {updates} update{plural}, {within}")
-    return "; ".join(said)
+            summaries.append(f"{precision} τ={delay}: {updates} update{plural}, {within}")
+    return "; ".join(summaries)
 
 
 def _difference(mine: Sequence[float], theirs: Sequence[float]) -> float:
-    """The largest relative difference."""
+    """Return the largest relative difference."""
     return max(abs(a - b) / abs(b) if math.isfinite(a) else math.inf for a, b in zip(mine, theirs, strict=True))
 
 
-def measure(
-    workers: Sequence[SideWorker], sizes: TrainingSizes, seconds: float, say: Callable[[str], None]
-) -> list[Measured]:
-    """Let the sides run in turns, `seconds` each in all, the order turned round every other time."""
-    pace: dict[SideWorker, float] = {}
-    for worker in workers:
-        say(f"warming up {worker.name}")
-        worker.run(LEAST_UPDATES + worker.delay)
-        pace[worker] = worker.run(LEAST_UPDATES).seconds / LEAST_UPDATES
-    rates: dict[SideWorker, list[float]] = {worker: [] for worker in workers}
-    for number in range(ROUNDS):
-        say(f"round {number + 1} of {ROUNDS}")
-        for worker in workers if number % 2 == 0 else reversed(workers):
-            updates = max(LEAST_UPDATES, round(seconds / ROUNDS / pace[worker]))
-            pace[worker] = worker.run(updates).seconds / updates
-            rates[worker].append(sizes.tokens / pace[worker])
-    found = []
-    for worker in workers:
+def measure_sides(
+    workers: Sequence[SideWorker], sizes: TrainingSizes, seconds: float, on_progress: Callable[[str], None]
+) -> list[SideResult]:
+    """Measure the sides in alternating rounds, `seconds` for each in total."""
+    measured = alternate_rounds(
+        workers, seconds, rounds=ROUNDS, least_updates=LEAST_UPDATES, on_progress=on_progress,
+        warm_up=LEAST_UPDATES + max(worker.delay for worker in workers),
+    )  # fmt: skip
+    results = []
+    for worker, rounds in zip(workers, measured, strict=True):
+        rates = [sizes.tokens * one.updates / one.seconds for one in rounds]
         memory = worker.memory()
-        found.append(
-            Measured(worker.name, worker.side is Side.OURS, rates[worker], memory["peak"], memory["libraries"])
-        )
-    return found
+        results.append(SideResult(worker.name, worker.side is Side.OURS, rates, memory["peak"], memory["libraries"]))
+    return results
 
 
 def compare(
-    config: Config, delays: Sequence[int], peers: Sequence[Side], seconds: float, say: Callable[[str], None],
+    config: Config, delays: Sequence[int], peers: Sequence[Side], seconds: float, on_progress: Callable[[str], None],
     precisions: Sequence[str] = (FLOAT32,),
 ) -> Comparison:  # fmt: skip
-    """Check, then measure, one configuration."""
+    """Compare the results of the sides on one configuration, then measure them."""
     sizes = sizes_of(config, detect().logical_cores)
     model = msgspec.structs.replace(config.model, vocab_size=sizes.vocabulary)
     text = to_json(msgspec.structs.replace(config, model=model))
-    say("checking that both compute the same")
-    every = [check(text, sizes, delays, precision) for precision in precisions] if peers else []
-    checked = "; ".join(every) or "nothing, for want of a peer"
-    # PyTorch's autocast on a CPU is to bfloat16, whichever precision of ours it stands beside.
-    theirs = dict.fromkeys("bf16" if precision in LOW else FLOAT32 for precision in precisions)
+    on_progress("checking that both sides compute the same")
+    every = [check_equal(text, sizes, delays, precision) for precision in precisions] if peers else []
+    checked = "; ".join(every) or "nothing: no peer was measured"
+    # PyTorch's autocast on a CPU is to bfloat16, also when threadloom runs in float16.
+    theirs = dict.fromkeys("bf16" if precision in BITS16 else FLOAT32 for precision in precisions)
     with ExitStack() as stack:
         workers = [SideWorker(side, text, sizes, precision=precision) for precision in theirs for side in peers]
         workers += [
@@ -144,22 +139,23 @@ def compare(
         ]
         for worker in workers:
             stack.enter_context(worker)
-        sides = measure(workers, sizes, seconds, say)
+        sides = measure_sides(workers, sizes, seconds, on_progress)
     return Comparison(config.name, sizes.flops_per_token, checked, sides)
 
 
-def warn_if_busy(say: Callable[[str], None]) -> None:
-    """Say so if other programs are at work: the comparison is then not fair, however it alternates."""
+def warn_if_busy(warn: Callable[[str], None]) -> None:
+    """Warn if other programs are running, because they slow PyTorch more than threadloom."""
     load = load_average()
     if load is not None and load > BUSY:
-        say(
-            f"{load:.1f} threads of other programs have been at work lately. PyTorch's threads meet after every "
-            "operation and suffer far more from that than a pipeline does: ratios will flatter threadloom. Wait."
+        warn(
+            f"the load average is {load:.1f}: other programs are running. PyTorch's threads synchronise after every "
+            "operation and are slowed more than a pipeline, so ratios will be biased towards threadloom; rerun on an "
+            "idle machine"
         )
 
 
 def machine_line() -> str:
-    """Say what was measured on, and with which versions."""
+    """Return the machine and the versions of the libraries, as text."""
     machine = detect()
     versions = []
     for name in ("torch", "numba", "numpy"):
@@ -170,8 +166,8 @@ def machine_line() -> str:
     return f"{machine.cpu}, {machine.logical_cores} cores, Python {platform.python_version()}, {', '.join(versions)}"
 
 
-def write(out: Path, comparisons: Sequence[Comparison]) -> None:
-    """Write JSON, Markdown and the picture."""
+def write_results(out: Path, comparisons: Sequence[Comparison]) -> None:
+    """Write throughput.json, throughput.md and throughput.png."""
     out.mkdir(parents=True, exist_ok=True)
     load = os.getloadavg() if hasattr(os, "getloadavg") else None
     content = {
@@ -180,16 +176,16 @@ def write(out: Path, comparisons: Sequence[Comparison]) -> None:
         "comparisons": [asdict(comparison) for comparison in comparisons],
     }
     (out / "throughput.json").write_text(json.dumps(content, indent=2) + "\n")
-    (out / "throughput.md").write_text(markdown(comparisons, machine_line()))
-    figure(comparisons, machine_line()).savefig(out / "throughput.png")
+    (out / "throughput.md").write_text(comparison_markdown(comparisons, machine_line()))
+    comparison_figure(comparisons, machine_line()).savefig(out / "throughput.png")
 
 
-def show(console: Console, comparisons: Sequence[Comparison]) -> None:
+def print_comparisons(console: Console, comparisons: Sequence[Comparison]) -> None:
     """Print the table."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for heading in HEADINGS:
         table.add_column(heading, justify="left" if heading in ("config", "side") else "right")
-    for row in rows(comparisons):
+    for row in comparison_rows(comparisons):
         table.add_row(*row)
     console.print(table)
     for comparison in comparisons:
@@ -199,24 +195,24 @@ def show(console: Console, comparisons: Sequence[Comparison]) -> None:
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--config", "names", multiple=True, metavar="NAME_OR_FILE", help="Repeatable; three by default.")
 @click.option("--seconds", type=click.FloatRange(min=0.0), default=20.0, show_default=True,
-              help="Seconds that each side runs for, in all rounds together.")  # fmt: skip
-@click.option("--delays", default="0", show_default=True, help="Delays of our side, such as 0,1,2.")
+              help="Seconds per side, over all rounds.")  # fmt: skip
+@click.option("--delays", default="0", show_default=True, help="Delays of threadloom, for example 0,1,2.")
 @click.option("--compile", "compiled", is_flag=True, help="Also torch.compile, which needs a C++ compiler.")
 @click.option(
     "--precision",
     "precisions",
     default=FLOAT32,
     show_default=True,
-    help="Precisions of our side, such as float32,bf16; PyTorch runs under autocast beside those of 16 bits.",
+    help="Precisions of threadloom, for example float32,bf16; for 16 bits PyTorch runs under autocast.",
 )
-@click.option("--peers/--no-peers", default=True, show_default=True, help="Whether PyTorch runs beside.")
+@click.option("--peers/--no-peers", default=True, show_default=True, help="Measure PyTorch too.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/throughput"), show_default=True)
 def main(
-    names: tuple[str, ...], seconds: float, delays: str, compiled: bool, precisions: str, peers: bool, as_json: bool,
+    *, names: tuple[str, ...], seconds: float, delays: str, compiled: bool, precisions: str, peers: bool, as_json: bool,
     out: Path,
 ) -> None:  # fmt: skip
-    """Measure training throughput side by side with PyTorch, after checking that both compute the same."""
+    """Measure training throughput and compare it with PyTorch, after checking that both compute the same."""
     if peers and importlib.util.find_spec("torch") is None:
         raise click.ClickException(INSTALL)
     try:
@@ -227,20 +223,20 @@ def main(
         raise click.ClickException(str(error)) from error
     sides = [Side.EAGER, *([Side.COMPILED] if compiled else [])] if peers else []
     console = Console(stderr=as_json, width=None if sys.stdout.isatty() else 150)
-    warn_if_busy(lambda sentence: console.print(f"warning: {sentence}", style="yellow", highlight=False))
+    warn_if_busy(lambda text: console.print(f"warning: {text}", style="yellow", highlight=False))
     comparisons = []
     for config in configs:
-        say = _speaker(console, config.name)
-        comparisons.append(compare(config, wanted, sides, seconds, say, wanted_precisions))
-        write(out, comparisons)  # after each: what was measured is kept if the next one fails
-    show(console, comparisons)
+        on_progress = _printer(console, config.name)
+        comparisons.append(compare(config, wanted, sides, seconds, on_progress, wanted_precisions))
+        write_results(out, comparisons)  # after each, so that it is kept if the next one fails
+    print_comparisons(console, comparisons)
     console.print(f"written to {out}: throughput.json, throughput.md, throughput.png", highlight=False)
     if as_json:
         click.echo((out / "throughput.json").read_text(), nl=False)
 
 
-def _speaker(console: Console, name: str) -> Callable[[str], None]:
-    return lambda sentence: console.print(f"{name}: {sentence}", style="dim", highlight=False)
+def _printer(console: Console, name: str) -> Callable[[str], None]:
+    return lambda text: console.print(f"{name}: {text}", style="dim", highlight=False)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,14 @@ from safetensors.numpy import load_file
 
 from benchmarks import convergence, summary, throughput
 from benchmarks.protocol import Side, SideWorker
-from benchmarks.results import Comparison, Measured, figure, markdown, rows, spread
+from benchmarks.results import (
+    Comparison,
+    SideResult,
+    comparison_figure,
+    comparison_markdown,
+    comparison_rows,
+    format_spread,
+)
 from benchmarks.throughput import compare, sizes_of
 from threadloom.stages.config import Config, ModelConfig
 from threadloom.stages.console.json_worker import WorkerError
@@ -22,9 +29,9 @@ from threadloom.stages.resolve import load_config, resolve, to_json
 TINY = Config(name="tiny", model=ModelConfig(vocab_size=17, context=6, layers=2, heads=2, channels=8), batch_size=4,
               steps=12)  # fmt: skip
 
-EAGER = Measured("PyTorch eager", False, [100.0, 90.0, 110.0], 2_000_000_000, 300_000_000)
-COMPILED = Measured("PyTorch compile", False, [120.0, 130.0, 125.0], 2_200_000_000, 300_000_000)
-OURS = Measured("threadloom τ=0", True, [240.0, 130.0, 250.0], 900_000_000, 200_000_000)
+EAGER = SideResult("PyTorch eager", False, [100.0, 90.0, 110.0], 2_000_000_000, 300_000_000)
+COMPILED = SideResult("PyTorch compile", False, [120.0, 130.0, 125.0], 2_200_000_000, 300_000_000)
+OURS = SideResult("threadloom τ=0", True, [240.0, 130.0, 250.0], 900_000_000, 200_000_000)
 
 
 def quiet(_: str) -> None:
@@ -35,20 +42,20 @@ def test_ratios_are_of_one_round_and_to_the_best_peer() -> None:
     comparison = Comparison("small", 1e9, "equal", [EAGER, COMPILED, OURS])
     assert comparison.best_peer is COMPILED
     assert comparison.ratios(OURS, COMPILED) == [2.0, 1.0, 2.0]
-    table = rows([comparison])
+    table = comparison_rows([comparison])
     assert [row[1] for row in table] == ["PyTorch eager", "PyTorch compile", "threadloom τ=0"]
     assert table[2][2:] == ["240 (130 to 250)", "2.00 (1.00 to 2.00)", "240", "0.90 GB", "0.41"]
     assert table[1][3] == "1"
-    assert spread([3.0, 1.0, 2.0]) == "2.00 (1.00 to 3.00)"
-    page = markdown([comparison], "a machine")
+    assert format_spread([3.0, 1.0, 2.0]) == "2.00 (1.00 to 3.00)"
+    page = comparison_markdown([comparison], "a machine")
     assert "| small | threadloom τ=0 | 240 (130 to 250) |" in page
     assert "- small: equal" in page
 
 
 @pytest.mark.parametrize("sides", [[EAGER, OURS], [EAGER, COMPILED, OURS], [OURS]])
-def test_the_picture_can_be_drawn(sides: list[Measured]) -> None:
+def test_the_picture_can_be_drawn(sides: list[SideResult]) -> None:
     comparisons = [Comparison(name, 1e9, "equal", sides) for name in ("small", "large")]
-    drawn = figure(comparisons, "a machine")
+    drawn = comparison_figure(comparisons, "a machine")
     drawn.canvas.draw()
     speed, memory = drawn.axes
     assert len(speed.patches) == len(memory.patches) == 2 * len(sides)
@@ -56,10 +63,10 @@ def test_the_picture_can_be_drawn(sides: list[Measured]) -> None:
 
 
 def test_several_comparisons_on_one_page(tmp_path: Path) -> None:
-    autocast = Measured("PyTorch eager bf16", False, [150.0, 160.0, 170.0], 1_000_000_000, 0)
-    low = Measured("threadloom bf16 τ=0", True, [450.0, 320.0, 340.0], 450_000_000, 0)
+    autocast = SideResult("PyTorch eager bf16", False, [150.0, 160.0, 170.0], 1_000_000_000, 0)
+    low = SideResult("threadloom bf16 τ=0", True, [450.0, 320.0, 340.0], 450_000_000, 0)
     for name, sides in (("small", [EAGER, COMPILED, autocast, OURS, low]), ("gpt2", [EAGER, COMPILED, OURS])):
-        throughput.write(tmp_path / name, [Comparison(name, 1e9, "equal", sides)])
+        throughput.write_results(tmp_path / name, [Comparison(name, 1e9, "equal", sides)])
     files = [str(tmp_path / name / "throughput.json") for name in ("small", "gpt2")]
     done = CliRunner().invoke(summary.main, [*files, "--out", str(tmp_path)], catch_exceptions=False)
     assert done.exit_code == 0
@@ -74,7 +81,7 @@ def test_several_comparisons_on_one_page(tmp_path: Path) -> None:
 def test_a_table_has_only_sides_of_its_precision() -> None:
     names = ("PyTorch eager", "PyTorch eager bf16", "threadloom τ=0", "threadloom bf16 τ=0", "threadloom bf16x3 τ=0",
              "threadloom fp16 τ=0")  # fmt: skip
-    sides = [Measured(name, name.startswith("threadloom"), [100.0 * n], 1, 0) for n, name in enumerate(names, 1)]
+    sides = [SideResult(name, name.startswith("threadloom"), [100.0 * n], 1, 0) for n, name in enumerate(names, 1)]
     comparison = Comparison("small", 1e9, "equal", sides)
     for low, expected in ((False, [names[0], names[2]]), (True, [names[1], names[3]])):
         found = summary.of_precision(comparison, low)
@@ -157,8 +164,8 @@ def test_wrong_results_stop_the_comparison(monkeypatch: pytest.MonkeyPatch) -> N
             return UpdateFigures(1.0, [self.loss] * updates, [1.0] * updates)
 
     monkeypatch.setattr(throughput, "SideWorker", Liar)
-    with pytest.raises(throughput.CheckFailed, match="do not agree"):
-        throughput.check(to_json(TINY), sizes_of(TINY, 2), [0])
+    with pytest.raises(throughput.CheckFailed, match="disagree"):
+        throughput.check_equal(to_json(TINY), sizes_of(TINY, 2), [0])
 
 
 @pytest.mark.torch

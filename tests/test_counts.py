@@ -1,6 +1,6 @@
 """Reading callgrind's profiles; counting itself takes minutes and valgrind, and is not tested here."""
 
-from benchmarks.counts import INTERPRETER, KERNELS, OTHERS, count_by_object, whose
+from benchmarks.counts import INTERPRETER, KERNELS, OTHERS, classify_object, count_by_object
 
 PROFILE = """\
 # callgrind format
@@ -42,6 +42,8 @@ def test_instructions_belong_to_the_object_that_spends_them() -> None:
 
 
 def test_whose_code_an_object_holds() -> None:
-    assert [whose(path) for path in ("", "???")] == [KERNELS, KERNELS]
-    assert [whose(path) for path in ("/usr/bin/python3.11", "/opt/lib/libpython3.12.so.1.0")] == [INTERPRETER] * 2
-    assert whose("/x/numpy/_core/_multiarray_umath.cpython-311-x86_64-linux-gnu.so") == OTHERS
+    assert [classify_object(path) for path in ("", "???")] == [KERNELS, KERNELS]
+    assert [classify_object(path) for path in ("/usr/bin/python3.11", "/opt/lib/libpython3.12.so.1.0")] == [
+        INTERPRETER
+    ] * 2
+    assert classify_object("/x/numpy/_core/_multiarray_umath.cpython-311-x86_64-linux-gnu.so") == OTHERS

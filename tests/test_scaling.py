@@ -8,7 +8,17 @@ import pytest
 from click.testing import CliRunner
 
 from benchmarks import scaling
-from benchmarks.scaling import Point, core_order, efficiency_text, figure, predict, resolved_for, workload_of
+from benchmarks.scaling import (
+    Point,
+    Sweep,
+    Trajectory,
+    config_for,
+    core_order,
+    efficiency_text,
+    predict,
+    scaling_figure,
+    workload_of,
+)
 from benchmarks.scaling_model import Scaling, Workload, fit, rounds, saturation_of, shared
 from threadloom.stages.config import Config, ModelConfig
 from threadloom.stages.resolve.loading import apply_overrides, load_config, to_json
@@ -51,7 +61,7 @@ def test_threads_that_share_a_lane_work_at_once(cores: int, expected: float) -> 
 )
 def test_the_writers_are_those_that_the_pipeline_lets_into_backward(overrides: tuple[str, ...], writers: int) -> None:
     config = apply_overrides(TINY, ["micro_batch=1", "lanes=2", *overrides])
-    workload = workload_of(resolved_for(config, 2, 16, same=True))
+    workload = workload_of(config_for(config, 2, 16, Trajectory.SAME))
     assert (workload.micro_batches, workload.lanes, workload.writers) == (4, 2, writers)
 
 
@@ -112,9 +122,9 @@ def test_rounds_show_how_sure_a_prediction_is() -> None:
 
 def test_one_trajectory_for_all_counts_or_one_for_each() -> None:
     large = load_config("large")
-    same, largest = (resolved_for(large, cores, 16, same=True) for cores in (1, 16))
+    same, largest = (config_for(large, cores, 16, Trajectory.SAME) for cores in (1, 16))
     assert (same.micro_batch, same.lanes) == (largest.micro_batch, largest.lanes)
-    own = resolved_for(large, 1, 16, same=False)
+    own = config_for(large, 1, 16, Trajectory.OWN)
     assert own.lanes == 1
     assert own.threads.forward is None  # left to the count itself
     workload = workload_of(largest)
@@ -133,10 +143,10 @@ def test_hardware_threads_of_one_core_come_last(tmp_path: Path, monkeypatch: pyt
 
 
 def test_the_program_predicts_what_the_machine_has_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def run(config: Config, counts: list[int], *_: object) -> list[Point]:
+    def measured(sweep: Sweep, counts: list[int], *_: object) -> list[Point]:
         return [Point(cores, [100.0 * cores] * 5, [100.0] * 5) for cores in counts]
 
-    monkeypatch.setattr(scaling, "run", run)
+    monkeypatch.setattr(scaling, "measure_points", measured)
     monkeypatch.setattr(scaling, "bandwidths", lambda: (1e12, 2e12))
     monkeypatch.setattr(scaling, "available_cores", lambda: 4)
     file = tmp_path / "tiny.json"
@@ -144,7 +154,7 @@ def test_the_program_predicts_what_the_machine_has_not(tmp_path: Path, monkeypat
     answer = CliRunner().invoke(scaling.main, ["--config", str(file), "--cores", "4,8", "--out", str(tmp_path)])
     assert answer.exit_code == 0, answer.output
     assert "predicted for 8 cores" in answer.output
-    assert "not here" in answer.output
+    assert "not measured" in answer.output
     found = json.loads((tmp_path / "scaling.json").read_text())
     assert [point["cores"] for point in found["measured"]] == [1, 2, 4]
     assert [point["cores"] for point in found["predicted"]] == [1, 2, 4, 8]
@@ -153,6 +163,6 @@ def test_the_program_predicts_what_the_machine_has_not(tmp_path: Path, monkeypat
 
 def test_the_picture_can_be_drawn() -> None:
     point = Point(1, [1.0], [1.0])
-    drawn = figure("large", [point], [fit(SIXTEEN, {1: 3.0, 2: 1.6}, 1e10, 1.6e10)] * 2, [1, 2, 4], "a machine")
+    drawn = scaling_figure("large", [point], [fit(SIXTEEN, {1: 3.0, 2: 1.6}, 1e10, 1.6e10)] * 2, [1, 2, 4], "a machine")
     drawn.canvas.draw()
     assert len(drawn.axes) == 2

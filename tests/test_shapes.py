@@ -9,15 +9,15 @@ from click.testing import CliRunner
 
 from benchmarks import shapes
 from benchmarks.protocol import Side
-from benchmarks.results import Comparison, Measured
-from benchmarks.shapes import SHAPES, Result, Shape, compare_shape, slower, table, to_dict
+from benchmarks.results import Comparison, SideResult
+from benchmarks.shapes import SHAPES, Shape, ShapeResult, compare_shape, shape_dict, shapes_table, slower
 from threadloom.stages.resolve.resolution import resolve
 
 
-def invented(shape: Shape, ratio: float) -> Result:
-    peer = Measured("PyTorch eager", False, [100.0] * 3, 10**9, 10**8)
-    ours = Measured("threadloom τ=0", True, [100.0 * ratio] * 3, 10**9, 10**8)
-    return Result(shape, Comparison(shape.name, 1e9, "equal", [peer, ours]))
+def invented(shape: Shape, ratio: float) -> ShapeResult:
+    peer = SideResult("PyTorch eager", False, [100.0] * 3, 10**9, 10**8)
+    ours = SideResult("threadloom τ=0", True, [100.0 * ratio] * 3, 10**9, 10**8)
+    return ShapeResult(shape, Comparison(shape.name, 1e9, "equal", [peer, ours]))
 
 
 def test_a_name_is_read_back() -> None:
@@ -44,10 +44,10 @@ def test_the_extremes_of_every_dimension_are_there() -> None:
 
 def test_what_is_slower_or_failed_counts() -> None:
     good, bad = invented(SHAPES[0], 1.5), invented(SHAPES[1], 0.9)
-    failed = Result(SHAPES[2], None, failure="losses differ")
+    failed = ShapeResult(SHAPES[2], None, failure="losses differ")
     assert slower([good, bad, failed]) == [bad, failed]
-    assert to_dict(bad)["ratio"] == pytest.approx(0.9)
-    drawn = table([good, bad, failed])
+    assert shape_dict(bad)["ratio"] == pytest.approx(0.9)
+    drawn = shapes_table([good, bad, failed])
     assert list(drawn.columns[0].cells) == [SHAPES[2].name, SHAPES[1].name, SHAPES[0].name]
     assert list(drawn.columns[5].cells) == ["losses differ", "SLOWER", ""]
 
@@ -58,7 +58,7 @@ def test_the_status_says_whether_one_is_slower(
 ) -> None:
     asked: list[object] = []
 
-    def compared(shape: Shape, precision: str, peers: Sequence[Side], *_: object) -> Result:
+    def compared(shape: Shape, precision: str, peers: Sequence[Side], *_: object) -> ShapeResult:
         asked.append((precision, peers))
         return invented(shape, ratio)
 
