@@ -86,14 +86,14 @@ def classify_object(path: str) -> str:
 
 def train_counted(config: ResolvedConfig, updates: int, mode: ChildMode) -> None:
     """Make one update, and in mode COUNT `updates` more, of which callgrind writes a profile."""
-    from threadloom.stages.data import random_batches
+    from threadloom.stages.data import RandomTokens
     from threadloom.stages.resolve import gemm_settings
     from threadloom.stages.training import Training, compile_kernels, replay
 
     compile_kernels(lambda _: None, config.precision)
     config = msgspec.structs.replace(config, steps=1 + updates)
     with gemm_settings(config):
-        made = replay(Training(config, random_batches(config)))
+        made = replay(Training(config, RandomTokens(config.model.geometry(), config.batch_sizes, config.seed)))
         next(made)
         if mode is ChildMode.WARM_UP:
             return

@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 from benchmarks.protocol import FLOAT32, UpdateFigures
 from threadloom.kernels import Weights
 from threadloom.stages.config import Config, Precision, ResolvedConfig, ScheduleConfig, ScheduleKind
-from threadloom.stages.data import random_batches
+from threadloom.stages.data import RandomTokens
 from threadloom.stages.memory import Update, label
 from threadloom.stages.resolve import from_json, gemm_settings, resolve
 from threadloom.stages.training import ENDLESS, StepGate, Training, compile_kernels
@@ -33,7 +33,8 @@ def write_inputs(folder: Path, training: Training, config: ResolvedConfig) -> No
     with training.banks.lease_newest() as lease:
         weights = lease.bank.weights
         save_file({name: getattr(weights, name) for name in Weights._fields}, folder / "weights.safetensors")
-    source, rows = random_batches(config), config.micro_batch * config.model.context
+    source = RandomTokens(config.model.geometry(), config.batch_sizes, config.seed)
+    rows = config.micro_batch * config.model.context
     count = training.plan.micro_batches
     ids, targets = (np.zeros((CHECKED_UPDATES, count, rows), np.int32) for _ in range(2))
     for batch in range(CHECKED_UPDATES):
@@ -51,7 +52,7 @@ class Threadloom:
     ) -> None:
         self.config = resolve(measured(from_json(config), delay, Precision(precision)), threads)
         compile_kernels(lambda _: None, self.config.precision)
-        self._gate = StepGate(random_batches(self.config))
+        self._gate = StepGate(RandomTokens(self.config.model.geometry(), self.config.batch_sizes, self.config.seed))
         self._training = Training(self.config, self._gate)
         if folder:
             write_inputs(folder, self._training, self.config)

@@ -16,7 +16,7 @@ import numpy as np
 from threadloom.kernels import Weights
 from threadloom.pipeline import Graph, Node, RunStatistics, available_cores
 from threadloom.stages.config import Config, ResolvedConfig
-from threadloom.stages.data import random_batches
+from threadloom.stages.data import RandomTokens
 from threadloom.stages.memory import Update
 from threadloom.stages.resolve import gemm_settings, load_config, resolve
 from threadloom.stages.training import Training, compile_kernels
@@ -62,7 +62,7 @@ class UpdateRatios:
 
 def watched_training(config: ResolvedConfig, every: int = 10) -> UpdateRatios:
     """Train on random tokens with the stage in the graph; it is fed with one update in `every`."""
-    training = Training(config, random_batches(config))
+    training = Training(config, RandomTokens(config.model.geometry(), config.batch_sizes, config.seed))
     watch = UpdateRatios(training)
     graph = training.graph()
     graph.stage("ratios", watch, after=Node[Update]("publish", graph), when=lambda update: update.step % every == 0)

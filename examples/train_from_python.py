@@ -13,7 +13,7 @@ import msgspec
 
 from threadloom.pipeline import RunStatistics, available_cores
 from threadloom.stages.config import Config
-from threadloom.stages.data import evaluation_batches, prepare, read_text, training_batches
+from threadloom.stages.data import TokenBatches, evaluation_batches, prepare, read_text
 from threadloom.stages.memory import Evaluation, Update
 from threadloom.stages.resolve import gemm_settings, load_config, resolve
 from threadloom.stages.step import Validation
@@ -22,10 +22,10 @@ from threadloom.stages.training import Training, compile_kernels
 
 def train(config: Config, text: str, folder: Path) -> float:
     """Train on a text, print what happens, and return the validation loss; `folder` takes the token files."""
-    data = prepare(config, text, folder)
+    data = prepare(config.data, config.model, text, folder)
     config = resolve(config, available_cores(), data.tokenizer.vocab_size)
     windows = evaluation_batches(data.validation, batch_size=12, micro_batch=config.micro_batch, batches=20)
-    training = Training(config, training_batches(config, data.train), Validation(windows, windows))
+    training = Training(config, TokenBatches(data.train, config.batch_sizes, config.seed), Validation(windows, windows))
     loss = float("nan")
     with gemm_settings(config), training.graph().start(resources=training.resources) as run:
         for event in run:

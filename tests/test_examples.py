@@ -8,7 +8,7 @@ import pytest
 
 from examples import custom_stage, sample, train_from_python, word_count
 from threadloom.stages.config import CheckpointConfig, Config, EvaluationConfig, ModelConfig
-from threadloom.stages.data.batches import random_batches
+from threadloom.stages.data.batches import RandomTokens
 from threadloom.stages.resolve.resolution import resolve
 from threadloom.stages.training.sequential import replay
 from threadloom.stages.training.training import Training
@@ -59,7 +59,7 @@ def test_a_stage_in_the_training_sees_every_update_and_changes_no_bit(capsys: py
     assert "ratios: 5 calls" in capsys.readouterr().out
     assert max(watch.ratios) == 10
     assert all(ratio > 0 for ratio in watch.ratios[10].values())
-    alone = Training(config, random_batches(config))
+    alone = Training(config, RandomTokens(config.model.geometry(), config.batch_sizes, config.seed))
     assert [update.step for update in replay(alone)] == list(range(1, 11))
     with alone.banks.lease_newest() as expected:
         for name, tensor in watch._before.items():

@@ -15,7 +15,7 @@ from threadloom.stages.console import redirect_stdout_to_stderr, serve
 def time_to_first_update(begin: float, text: str) -> dict[str, float]:
     """Return the seconds since `begin` at each point up to the first update of the configuration `text`."""
     reached = {"interpreter": time.monotonic() - begin}
-    from threadloom.stages.data import random_batches
+    from threadloom.stages.data import RandomTokens
     from threadloom.stages.resolve import gemm_settings, resolved_from_json
     from threadloom.stages.training import Training, compile_kernels
 
@@ -23,7 +23,7 @@ def time_to_first_update(begin: float, text: str) -> dict[str, float]:
     config = resolved_from_json(text)
     compile_kernels(lambda _: None, config.precision)
     reached["kernels"] = time.monotonic() - begin
-    training = Training(config, random_batches(config))
+    training = Training(config, RandomTokens(config.model.geometry(), config.batch_sizes, config.seed))
     reached["memory and weights"] = time.monotonic() - begin
     with gemm_settings(config), training.graph().start(resources=training.resources) as run:
         next(iter(run))

@@ -5,6 +5,7 @@ May import: models.
 
 from threadloom.stages.config.errors import ConfigError, InputError, UnknownSettingError
 from threadloom.stages.config.resolved import (
+    BatchSizes,
     ResolvedCheckpoint,
     ResolvedConfig,
     ResolvedEvaluation,
@@ -35,6 +36,7 @@ from threadloom.stages.config.settings import (
 )
 
 __all__ = [
+    "BatchSizes",
     "CheckpointConfig",
     "Config",
     "ConfigError",

@@ -4,6 +4,8 @@ Each class narrows the types of the settings that its base leaves open, and `sta
 kinds have the same fields in the same order, so they are written to the same JSON.
 """
 
+from dataclasses import dataclass
+
 from threadloom.stages.config.settings import (
     CheckpointConfig,
     Config,
@@ -16,6 +18,26 @@ from threadloom.stages.config.settings import (
     ThreadsConfig,
 )
 from threadloom.stages.models import Geometry
+
+
+@dataclass(frozen=True)
+class BatchSizes:
+    """How many sequences an update has, and how they are divided into micro-batches."""
+
+    sequences: int
+    """Sequences of one update, gradient accumulation included."""
+    micro_batch: int
+    """Sequences of a micro-batch, a divisor of `sequences`."""
+
+    def __post_init__(self) -> None:
+        """Raise ValueError if the micro-batches do not divide the sequences."""
+        if self.micro_batch < 1 or self.sequences < 1 or self.sequences % self.micro_batch:
+            raise ValueError(f"micro-batches of {self.micro_batch} sequences do not divide {self.sequences} sequences")
+
+    @property
+    def micro_batches(self) -> int:
+        """Micro-batches of one update."""
+        return self.sequences // self.micro_batch
 
 
 class ResolvedModel(ModelConfig, frozen=True, kw_only=True):
@@ -81,9 +103,14 @@ class ResolvedConfig(Config, frozen=True, kw_only=True):
     checkpoint: ResolvedCheckpoint
 
     @property
+    def batch_sizes(self) -> BatchSizes:
+        """The sizes of an update and of its micro-batches."""
+        return BatchSizes(self.sequences, self.micro_batch)
+
+    @property
     def micro_batches(self) -> int:
         """Micro-batches of one update, gradient accumulation included."""
-        return self.sequences // self.micro_batch
+        return self.batch_sizes.micro_batches
 
     @property
     def max_concurrent_backward(self) -> int:

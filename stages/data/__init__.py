@@ -1,21 +1,21 @@
-"""From text to micro-batches: texts, tokenizers, token files, datasets, batch sources.
+"""From text to micro-batches: texts, tokenizers and their registry, token files, datasets, batch sources.
 
-May import: models, config, storage, machine, memory, resolve.
+May import: models, config, storage.
 """
 
 from threadloom.stages.data.batches import (
     BatchSource,
     EvaluationWindows,
     RandomTokens,
+    TokenBatches,
     TokenIds,
     evaluation_batches,
-    random_batches,
-    training_batches,
 )
 from threadloom.stages.data.dataset import Dataset, prepare, require_same_text
-from threadloom.stages.data.text import Text, read_text
+from threadloom.stages.data.text import Text, TextError, read_text
 from threadloom.stages.data.token_file import DataError, TokenFile, token_type
-from threadloom.stages.data.tokenizer import Tokenizer, TokenizerError, load_tokenizer, train_tokenizer
+from threadloom.stages.data.tokenizer import Tokenizer, TokenizerError
+from threadloom.stages.data.tokenizer_registry import load_tokenizer, train_tokenizer
 
 __all__ = [
     "BatchSource",
@@ -24,6 +24,8 @@ __all__ = [
     "EvaluationWindows",
     "RandomTokens",
     "Text",
+    "TextError",
+    "TokenBatches",
     "TokenFile",
     "TokenIds",
     "Tokenizer",
@@ -31,10 +33,8 @@ __all__ = [
     "evaluation_batches",
     "load_tokenizer",
     "prepare",
-    "random_batches",
     "read_text",
     "require_same_text",
     "token_type",
     "train_tokenizer",
-    "training_batches",
 ]

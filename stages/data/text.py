@@ -1,8 +1,8 @@
-"""Reading text: files and directories into one text, and the text that every machine has.
+"""Reading files and directories into one text; the source of Python's standard library as the default text.
 
-What is read depends on the files' names and contents alone: directories are walked in the order of their entries'
-names (by code point), and nothing of the file system's own order, times or locale enters. Files are UTF-8; a byte order
-mark at the front is dropped, line ends stay as they are, and a line end is put between files where the first has none.
+The text depends only on the names and contents of the files: directories are walked in the order of their entries'
+names (by code point), regardless of the file system's order, times and locale. Files are UTF-8; a byte order mark at
+the start is dropped, line ends are kept, and a line end is added between files if the first of them has none.
 """
 
 import sysconfig
@@ -22,13 +22,13 @@ TEXT_SUFFIXES = frozenset(
         ".tsv", ".srt",
     )
 )  # fmt: skip
-"""Files of a directory that are taken for text, by their lower-case suffix; a file named outright may have any."""
+"""Lower-case suffixes of the files that are read from directories; an explicitly named file may have any suffix."""
 
 SKIPPED_DIRECTORIES = frozenset(("__pycache__", "site-packages", "dist-packages", "node_modules", "venv"))
-"""Directories that are not walked into; nor are hidden ones, nor links to directories (they may form circles)."""
+"""Directories that are skipped, in addition to hidden ones and links to directories (which may form cycles)."""
 
 STANDARD_LIBRARY_LIMIT = 12_000_000
-"""Characters of the standard library's source that are taken at most."""
+"""Maximum number of characters of the standard library that are read."""
 
 _NOT_IN_EVERY_PYTHON = frozenset(
     (
@@ -36,7 +36,7 @@ _NOT_IN_EVERY_PYTHON = frozenset(
         "pydoc_data",
     )
 )  # fmt: skip
-"""Parts of the standard library that some systems package apart or newer versions dropped, and tables of codes."""
+"""Parts of the standard library that some systems package separately or newer versions dropped, and code tables."""
 
 
 class TextError(InputError):
@@ -45,21 +45,21 @@ class TextError(InputError):
 
 @dataclass(frozen=True)
 class Text:
-    """A text and where it came from."""
+    """A text and its sources."""
 
     text: str
     files: tuple[Path, ...]
-    """The files that it consists of, in their order."""
+    """Its files, in order."""
     skipped: tuple[tuple[Path, str], ...]
-    """What was found in directories and left out, each with the reason; a directory stands for all that is in it."""
+    """Files and whole directories that were found in directories and skipped, each with the reason."""
 
 
 def read_text(paths: Iterable[str | Path]) -> Text:
-    """Return the text of files and directories, in the order given; no path at all: the standard library's.
+    """Return the text of files and directories, in the given order; without paths, that of the standard library.
 
-    A file that is named must be UTF-8 text (TextError with the offset of the first byte that is not); in directories
-    only such files with a suffix of TEXT_SUFFIXES are taken, the others are reported as skipped. TextError too for a
-    path that is not there or cannot be read, and where there is no character in the end.
+    A named file must be UTF-8 text. In directories, UTF-8 files with a suffix of `TEXT_SUFFIXES` are read and the
+    others reported as skipped. Raises TextError for a named file that is not UTF-8 (with the offset of the first
+    invalid byte), for a path that does not exist or cannot be read, and for an empty text.
     """
     given = [Path(path) for path in paths]
     if not given:
@@ -80,23 +80,21 @@ def read_text(paths: Iterable[str | Path]) -> Text:
         else:
             parts.append(_read(path))
             files.append(path)
-    text = _joined(parts)
+    text = _join(parts)
     if not text:
         raise TextError(
             ", ".join(map(str, given)),
             expected="text to train on",
             got=f"no character in {len(files)} files, {len(skipped)} others skipped{_reasons(skipped)}",
-            cause="the files are empty, or not of a kind that is taken for text in a directory",
-            hint="name files that hold UTF-8 text",
         )
     return Text(text, tuple(files), tuple(skipped))
 
 
 def standard_library_text(limit: int = STANDARD_LIBRARY_LIMIT) -> Text:
-    """Return the source of Python's own standard library: the text that every machine has.
+    """Return the source of Python's standard library, a text that is available on every machine.
 
-    Its *.py files in sorted order, without what a system may package apart (tests, idlelib, ...), what is made for the
-    machine, and what was installed besides; whole files up to `limit` characters. TextError where there is none.
+    It consists of the *.py files in sorted order, whole files up to `limit` characters, without parts that a system may
+    package separately (tests, idlelib, ...), generated files and installed packages. Raises TextError if there is none.
     """
     root = Path(sysconfig.get_path("stdlib"))
     parts: list[str] = []
@@ -112,25 +110,25 @@ def standard_library_text(limit: int = STANDARD_LIBRARY_LIMIT) -> Text:
             skipped.append((file, error.got))
             continue
         if total + len(part) > limit:
-            skipped.append((file, f"beyond the {limit:,} characters that are taken"))
+            skipped.append((file, f"beyond the limit of {limit:,} characters"))
             continue
         total += len(part)
         parts.append(part)
         files.append(file)
-    text = _joined(parts)
+    text = _join(parts)
     if not text:
         raise TextError(
             str(root),
             expected="the source of Python's standard library (*.py)",
             got="none",
             cause="this Python was installed without its source (a frozen or zipped library)",
-            hint="name a text of your own: --text FILE_OR_DIR",
+            hint="pass a text with --text FILE_OR_DIR",
         )
     return Text(text, tuple(files), tuple(skipped))
 
 
-def _walk(root: Path, skipped: list[tuple[Path, str]], besides: frozenset[str] = frozenset()) -> Iterator[Path]:
-    """Yield the text-like files below a directory in sorted order, noting what is left out."""
+def _walk(root: Path, skipped: list[tuple[Path, str]], excluded: frozenset[str] = frozenset()) -> Iterator[Path]:
+    """Yield the files with a suffix of text below a directory, in sorted order; append the others to `skipped`."""
     try:
         entries = sorted(root.iterdir(), key=lambda entry: entry.name)
     except OSError as error:
@@ -139,12 +137,12 @@ def _walk(root: Path, skipped: list[tuple[Path, str]], besides: frozenset[str] =
         if entry.name.startswith("."):
             skipped.append((entry, "hidden"))
         elif entry.is_dir():
-            if entry.name in SKIPPED_DIRECTORIES or entry.name in besides:
-                skipped.append((entry, "a directory that is left out"))
+            if entry.name in SKIPPED_DIRECTORIES or entry.name in excluded:
+                skipped.append((entry, "an excluded directory"))
             elif entry.is_symlink():
                 skipped.append((entry, "a link to a directory"))
             else:
-                yield from _walk(entry, skipped, besides)
+                yield from _walk(entry, skipped, excluded)
         elif not entry.is_file():
             skipped.append((entry, "not a regular file"))
         elif entry.suffix.lower() not in TEXT_SUFFIXES:
@@ -154,7 +152,7 @@ def _walk(root: Path, skipped: list[tuple[Path, str]], besides: frozenset[str] =
 
 
 def _read(file: Path) -> str:
-    """The text of one file; TextError where it cannot be read or is no UTF-8 text."""
+    """Return the text of one file; raises TextError if it cannot be read or is not UTF-8."""
     try:
         raw = file.read_bytes()
     except OSError as error:
@@ -162,14 +160,14 @@ def _read(file: Path) -> str:
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise _binary(file, error.start, raw[error.start]) from error
+        raise _not_text(file, error.start, raw[error.start]) from error
     zero = raw.find(b"\0")
     if zero >= 0:
-        raise _binary(file, zero, 0)
+        raise _not_text(file, zero, 0)
     return text.removeprefix("\ufeff")
 
 
-def _joined(parts: list[str]) -> str:
+def _join(parts: list[str]) -> str:
     ended = [part if part.endswith(("\n", "\r")) or not part else part + "\n" for part in parts[:-1]]
     return "".join([*ended, *parts[-1:]])
 
@@ -179,21 +177,19 @@ def _reasons(skipped: list[tuple[Path, str]]) -> str:
     return f" ({shown}{'; ...' if len(skipped) > 3 else ''})" if shown else ""
 
 
-def _binary(file: Path, offset: int, byte: int) -> TextError:
+def _not_text(file: Path, offset: int, byte: int) -> TextError:
     return TextError(
         str(file),
         expected="UTF-8 text",
         got=f"byte 0x{byte:02x} at offset {offset:,}",
-        cause="a binary file, or a text in another encoding",
-        hint=f"leave it out, or convert it: iconv -f LATIN1 -t UTF-8 {file.name}",
+        cause="a binary file, or another encoding",
+        hint=f"convert the encoding: iconv -f LATIN1 -t UTF-8 {file.name}",
     )
 
 
 def _unreadable(path: Path, error: OSError) -> TextError:
     return TextError(
         str(path),
-        expected="a file or directory that can be read",
+        expected="a readable file or directory",
         got=error.strerror or type(error).__name__,
-        cause="the path is misspelt, relative to another directory, or not permitted",
-        hint="check it with ls -l",
     )

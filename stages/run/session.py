@@ -17,11 +17,11 @@ from threadloom.stages.data import (
     Dataset,
     EvaluationWindows,
     Text,
+    TokenBatches,
     evaluation_batches,
     prepare,
     read_text,
     require_same_text,
-    training_batches,
 )
 from threadloom.stages.machine import detect
 from threadloom.stages.memory import format_lanes, format_memory_plan, label
@@ -125,7 +125,7 @@ def _prepare(config: Config, text: Text, run: RunDirectory, mode: RunMode) -> Da
         require_same_text(run.data, text.text)
     if text.skipped:
         logger.info("skipped {} files or folders that are not text", len(text.skipped))
-    data = prepare(config, text.text, run.data)
+    data = prepare(config.data, config.model, text.text, run.data)
     logger.info(
         "text: {}, {:,} characters, {:,} training and {:,} validation tokens, vocabulary {}",
         f"{len(text.files):,} files" if len(text.files) != 1 else "1 file",
@@ -192,7 +192,8 @@ def _train(
     compile_kernels(precision=config.precision)
     written = WrittenMetrics(config, start.step if start else 0)
     output = CheckpointOutput(run.checkpoints, data.tokenizer_path, written.wait_for)
-    training = Training(config, training_batches(config, data.train), _validation(config, data), output, start)
+    source = TokenBatches(data.train, config.batch_sizes, config.seed)
+    training = Training(config, source, _validation(config, data), output, start)
     logger.info("memory, allocated for the whole run:\n{}", format_memory_plan(training.memory()))
     trace = _trace(config, training)
     begin = time.perf_counter()

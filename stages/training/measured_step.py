@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from threadloom.stages.config import ResolvedConfig
 from threadloom.stages.console import JsonWorkerProcess, module_command, resident_bytes
-from threadloom.stages.data import BatchSource, TokenIds, random_batches
+from threadloom.stages.data import BatchSource, RandomTokens, TokenIds
 from threadloom.stages.resolve import gemm_settings, resolved_from_json
 from threadloom.stages.training.sequential import replay, stage_by_stage
 from threadloom.stages.training.training import Training
@@ -92,7 +92,7 @@ class MeasuredStepRunner:
         compile_kernels(lambda _: None, self.config.precision)
         self._base = resident_bytes()
         self._mode = mode
-        self._gate = StepGate(random_batches(self.config))
+        self._gate = StepGate(RandomTokens(self.config.model.geometry(), self.config.batch_sizes, self.config.seed))
         self._training = Training(self.config, self._gate)
         self._stack = contextlib.ExitStack()
         self._stack.enter_context(gemm_settings(self.config))

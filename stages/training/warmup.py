@@ -196,4 +196,5 @@ def _tiny_training(precision: Precision) -> Training:
         steps=1,
         precision=precision,
     )
-    return Training(resolve(config, cores=1), RandomTokens(3, 4, sequences=2, micro_batch=1, seed=0))
+    resolved = resolve(config, cores=1)
+    return Training(resolved, RandomTokens(resolved.model.geometry(), resolved.batch_sizes, resolved.seed))

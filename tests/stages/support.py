@@ -30,7 +30,8 @@ from threadloom.stages.config import (
     ScheduleConfig,
     ScheduleKind,
 )
-from threadloom.stages.data.batches import BatchSource, EvaluationWindows, TokenFile, evaluation_batches, random_batches
+from threadloom.stages.data.batches import BatchSource, EvaluationWindows, RandomTokens, evaluation_batches
+from threadloom.stages.data.token_file import TokenFile
 from threadloom.stages.memory.allocation_plan import memory_plan
 from threadloom.stages.memory.graph_items import Evaluation, Event, Saved, Update, label
 from threadloom.stages.resolve import apply_overrides, resolve
@@ -87,7 +88,7 @@ def build(
     """Return a training on random tokens; with `folder` it writes checkpoints there."""
     return Training(
         config,
-        data or random_batches(config),
+        data or RandomTokens(config.model.geometry(), config.batch_sizes, config.seed),
         validation(config) if evaluate else None,
         CheckpointOutput(folder) if folder else None,
         start,

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from threadloom.stages.config import Config, ModelConfig, Precision, ResolvedConfig
-from threadloom.stages.data import random_batches
+from threadloom.stages.data import RandomTokens
 from threadloom.stages.memory import Bank, LossScaler, MicroBatchSlot, Update
 from threadloom.stages.models import Geometry, initialise
 from threadloom.stages.resolve import apply_overrides, gemm_settings, resolve
@@ -74,7 +74,7 @@ def odd(cores: int, precision: Precision, delay: int = 0) -> ResolvedConfig:
 
 def _train(config: ResolvedConfig, mode: ExecutionMode, cores: int) -> tuple[bytes, bytes, bytes, tuple[float, ...]]:
     """Train in an execution mode and return weights, both moments and losses."""
-    training = Training(config, random_batches(config))
+    training = Training(config, RandomTokens(config.model.geometry(), config.batch_sizes, config.seed))
     losses: list[float] = []
     if mode is ExecutionMode.PIPELINE:
         with training.graph().start(resources=training.resources) as run:

@@ -16,22 +16,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from threadloom.stages.config import Config, ModelConfig
+from threadloom.stages.config import BatchSizes, Config, ModelConfig
 from threadloom.stages.data.batches import (
     BatchSource,
-    DataError,
     EvaluationWindows,
     RandomTokens,
     TokenBatches,
-    TokenFile,
     evaluation_batches,
-    prepare,
-    random_batches,
-    token_type,
-    training_batches,
 )
+from threadloom.stages.data.dataset import Dataset, prepare
+from threadloom.stages.data.token_file import DataError, TokenFile, token_type
+from threadloom.stages.models import Geometry
 from threadloom.stages.resolve.loading import apply_overrides
 from threadloom.stages.resolve.resolution import resolve
+
+
+def prepared(config: Config, text: str, directory: Path) -> Dataset:
+    return prepare(config.data, config.model, text, directory)
+
 
 # --- token files ------------------------------------------------------------------------------------------------------
 
@@ -82,7 +84,7 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
     path = save(tmp_path / "x.npy", np.zeros(1000, np.uint16))
     whole = path.read_bytes()
     for damaged, word in (
-        (whole[:-1], "2,128 bytes for the 1,000 tokens.*got 2,127 bytes.*cut it short"),
+        (whole[:-1], "2,128 bytes for the 1,000 tokens.*got 2,127 bytes.*truncated"),
         (whole[:500], "got 500 bytes"),
         (whole[:60], "a NumPy file"),
         (whole[:7], "a NumPy file"),
@@ -157,7 +159,7 @@ def filled(source: BatchSource, batch: int, micro: int, rows: int) -> tuple[list
 def test_starts_are_drawn_by_philox_from_seed_batch_and_sequence(
     seed: int, batch: int, sequence: int, extra: int
 ) -> None:
-    batches = TokenBatches(token_file(8 + extra, 7), sequences=12, micro_batch=1, seed=seed)
+    batches = TokenBatches(token_file(8 + extra, 7), BatchSizes(12, 1), seed)
     draw = philox([1, sequence, batch, 0], [seed, int.from_bytes(b"starts", "big")])[0]
     start = draw * (1 + extra) // 2**64
     assert batches.start(batch, sequence) == start
@@ -167,7 +169,7 @@ def test_starts_are_drawn_by_philox_from_seed_batch_and_sequence(
 
 
 def test_the_drawn_starts_stay_what_they_are() -> None:
-    batches = TokenBatches(token_file(1_000_064, 64), sequences=4, micro_batch=2, seed=1337)
+    batches = TokenBatches(token_file(1_000_064, 64), BatchSizes(4, 2), 1337)
     assert [batches.start(batch, sequence) for batch in (0, 1) for sequence in range(4)] == [
         74809,
         177205,
@@ -187,8 +189,8 @@ def test_sequences_do_not_move_with_micro_batches_or_order(
 ) -> None:
     def source(sequences: int, micro_batch: int) -> BatchSource:
         if random:
-            return RandomTokens(50, 5, sequences=sequences, micro_batch=micro_batch, seed=3)
-        return TokenBatches(token_file(99, 5), sequences=sequences, micro_batch=micro_batch, seed=3)
+            return RandomTokens(Geometry(50, 5, 1, 1, 1), BatchSizes(sequences, micro_batch), 3)
+        return TokenBatches(token_file(99, 5), BatchSizes(sequences, micro_batch), 3)
 
     whole = filled(source(12, 12), batch, 0, 60)
     cut = source(12, size)
@@ -201,21 +203,21 @@ def test_sequences_do_not_move_with_micro_batches_or_order(
 def test_batches_sequences_and_seeds_differ() -> None:
     tokens = token_file(100_000, 5)
     starts = [
-        TokenBatches(tokens, sequences=4, micro_batch=1, seed=seed).start(batch, sequence)
+        TokenBatches(tokens, BatchSizes(4, 1), seed).start(batch, sequence)
         for seed in range(5) for batch in range(5) for sequence in range(4)
     ]  # fmt: skip
     assert len(set(starts)) > 95
 
 
 def test_starts_are_spread_evenly() -> None:
-    batches = TokenBatches(token_file(17, 7), sequences=100, micro_batch=1, seed=5)
+    batches = TokenBatches(token_file(17, 7), BatchSizes(100, 1), 5)
     counts = np.bincount([batches.start(batch, sequence) for batch in range(50) for sequence in range(100)])
     assert len(counts) == 10  # the last window that fits is drawn too
     assert ((counts - 500) ** 2 / 500).sum() < 27.9  # chi-squared of 9 degrees: 1 in 1000
 
 
 def test_random_tokens_cover_the_vocabulary() -> None:
-    ids, targets = filled(RandomTokens(11, 500, sequences=4, micro_batch=2, seed=1), 0, 1, 1000)
+    ids, targets = filled(RandomTokens(Geometry(11, 500, 1, 1, 1), BatchSizes(4, 2), 1), 0, 1, 1000)
     assert set(ids) == set(targets) == set(range(11))
     assert ids[1:500] == targets[:499]
 
@@ -225,8 +227,8 @@ def test_wrong_buffers_and_micro_batches_are_refused(size: int) -> None:
     right, wrong = np.zeros(60, np.int32), np.zeros(size, np.int32)
     wide: Any = np.zeros(60, np.int64)
     sources: list[BatchSource] = [
-        TokenBatches(token_file(99, 5), sequences=24, micro_batch=12, seed=0),
-        RandomTokens(9, 5, sequences=24, micro_batch=12, seed=0),
+        TokenBatches(token_file(99, 5), BatchSizes(24, 12), 0),
+        RandomTokens(Geometry(9, 5, 1, 1, 1), BatchSizes(24, 12), 0),
         evaluation_batches(token_file(199, 5), batch_size=24, micro_batch=12, batches=1),
     ]
     for source in sources:
@@ -240,7 +242,7 @@ def test_wrong_buffers_and_micro_batches_are_refused(size: int) -> None:
 
 def test_micro_batches_must_divide() -> None:
     with pytest.raises(ValueError, match="do not divide"):
-        TokenBatches(token_file(99, 5), sequences=12, micro_batch=5, seed=0)
+        TokenBatches(token_file(99, 5), BatchSizes(12, 5), 0)
     with pytest.raises(ValueError, match="windows start"):
         EvaluationWindows(token_file(9, 5), np.array([4]), 1)
 
@@ -286,7 +288,7 @@ def config(*overrides: str) -> Config:
 
 @pytest.mark.parametrize("kind", ["characters", "bytes", "bpe"])
 def test_a_text_is_split_first_and_then_tokenised(tmp_path: Path, kind: str) -> None:
-    data = prepare(config(f"data.tokenizer={kind}", "model.vocab_size=300"), TEXT, tmp_path / "deep" / "er")
+    data = prepared(config(f"data.tokenizer={kind}", "model.vocab_size=300"), TEXT, tmp_path / "deep" / "er")
     cut = 1800  # int(2001 * 0.9)
     assert data.tokenizer.decode(data.train.ids) == TEXT[:cut]
     assert data.tokenizer.decode(data.validation.ids) == TEXT[cut:]
@@ -302,14 +304,14 @@ def test_a_text_is_split_first_and_then_tokenised(tmp_path: Path, kind: str) -> 
 
 def test_tiny_shakespeare_is_split_as_by_nanogpt(tmp_path: Path) -> None:
     alphabet = "".join(chr(33 + i) for i in range(65))
-    data = prepare(config(), (alphabet * 17160)[:1_115_394], tmp_path)  # its length and number of characters
+    data = prepared(config(), (alphabet * 17160)[:1_115_394], tmp_path)  # its length and number of characters
     assert (len(data.train), len(data.validation), data.tokenizer.vocab_size) == (1_003_854, 111_540, 65)
 
 
 def test_an_up_to_date_directory_is_used_again(tmp_path: Path) -> None:
-    first = prepare(config(), TEXT, tmp_path)
+    first = prepared(config(), TEXT, tmp_path)
     resolved = resolve(config(), 2, first.tokenizer.vocab_size)
-    again = prepare(resolved, TEXT, tmp_path)
+    again = prepared(resolved, TEXT, tmp_path)
     assert (first.reused, again.reused) == (False, True)
     assert again.manifest == first.manifest
     assert again.tokenizer.encode(TEXT).tolist() == first.tokenizer.encode(TEXT).tolist()
@@ -317,10 +319,10 @@ def test_an_up_to_date_directory_is_used_again(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("change", ["data.train_fraction=0.8", "data.alphabet=9", "data.tokenizer=bytes", "text"])
 def test_what_has_changed_is_made_anew(tmp_path: Path, change: str) -> None:
-    prepare(config(), TEXT, tmp_path)
+    prepared(config(), TEXT, tmp_path)
     text = "Z" + TEXT[1:] if change == "text" else TEXT
     changed = config() if change == "text" else config(change)
-    data, fresh = prepare(changed, text, tmp_path), prepare(changed, text, tmp_path / "fresh")
+    data, fresh = prepared(changed, text, tmp_path), prepared(changed, text, tmp_path / "fresh")
     assert not data.reused
     assert data.manifest == fresh.manifest
     assert data.train.ids.tolist() == fresh.train.ids.tolist()
@@ -329,7 +331,7 @@ def test_what_has_changed_is_made_anew(tmp_path: Path, change: str) -> None:
 @pytest.mark.parametrize("name", ["manifest.json", "tokenizer.json", "train.npy", "validation.npy"])
 @pytest.mark.parametrize("damage", ["missing", "flipped", "cut"])
 def test_a_damaged_directory_is_made_anew(tmp_path: Path, name: str, damage: str) -> None:
-    expected = prepare(config(), TEXT, tmp_path).train.ids.tolist()
+    expected = prepared(config(), TEXT, tmp_path).train.ids.tolist()
     path = tmp_path / name
     content = bytearray(path.read_bytes())
     path.unlink()
@@ -338,18 +340,18 @@ def test_a_damaged_directory_is_made_anew(tmp_path: Path, name: str, damage: str
         path.write_bytes(content)
     elif damage == "cut":
         path.write_bytes(content[:-3])
-    data = prepare(config(), TEXT, tmp_path)
+    data = prepared(config(), TEXT, tmp_path)
     assert not data.reused
     assert data.train.ids.tolist() == expected
-    assert prepare(config(), TEXT, tmp_path).reused
+    assert prepared(config(), TEXT, tmp_path).reused
 
 
 def test_a_split_that_is_too_short_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"at least 9 tokens.*got 8") as caught:
-        prepare(config(), TEXT[:80], tmp_path / "none")
+        prepared(config(), TEXT[:80], tmp_path / "none")
     assert caught.value.subject.endswith("validation.npy")
-    with pytest.raises(DataError, match="no character"):
-        prepare(config(), "", tmp_path / "none")
+    with pytest.raises(DataError, match="got empty files"):
+        prepared(config(), "", tmp_path / "none")
     assert not (tmp_path / "none").exists()
 
 
@@ -366,21 +368,22 @@ def file_size_limit(size: int) -> Iterator[None]:
 
 def test_a_disk_that_takes_no_more_is_reported_and_nothing_is_left_half(tmp_path: Path) -> None:
     with file_size_limit(1000), pytest.raises(DataError, match=r"token files written.*free some space"):
-        prepare(config(), TEXT, tmp_path)
+        prepared(config(), TEXT, tmp_path)
     assert list(tmp_path.iterdir()) == []
-    assert not prepare(config(), TEXT, tmp_path).reused
+    assert not prepared(config(), TEXT, tmp_path).reused
 
 
 def test_a_directory_that_is_a_file_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(DataError, match=os.strerror(errno.EEXIST)):
-        prepare(config(), TEXT, tmp_path / "file")
+        prepared(config(), TEXT, tmp_path / "file")
 
 
 def test_batches_of_a_configuration(tmp_path: Path) -> None:
     made = config("gradient_accumulation_steps=3", "micro_batch=2", "seed=5")
-    data = prepare(made, TEXT, tmp_path)
+    data = prepared(made, TEXT, tmp_path)
     resolved = resolve(made, 2, data.tokenizer.vocab_size)
-    same = TokenBatches(data.train, sequences=12, micro_batch=2, seed=5)
-    assert filled(training_batches(resolved, data.train), 4, 5, 16) == filled(same, 4, 5, 16)
-    assert max(filled(random_batches(resolved), 4, 5, 16)[0]) < data.tokenizer.vocab_size
+    assert resolved.batch_sizes == BatchSizes(12, 2)
+    assert data.train.vocab_size == data.tokenizer.vocab_size
+    source = RandomTokens(resolved.model.geometry(), resolved.batch_sizes, resolved.seed)
+    assert max(filled(source, 4, 5, 16)[0]) < data.tokenizer.vocab_size

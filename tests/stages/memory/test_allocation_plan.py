@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from tests.stages.support import planned
-from threadloom.stages.config import Config, ModelConfig, ResolvedConfig
-from threadloom.stages.data.batches import RandomTokens, TokenFile, evaluation_batches
+from threadloom.stages.config import BatchSizes, Config, ModelConfig, ResolvedConfig
+from threadloom.stages.data.batches import RandomTokens, evaluation_batches
+from threadloom.stages.data.token_file import TokenFile
 from threadloom.stages.memory.allocation_plan import check_allocation, format_memory_plan
 from threadloom.stages.models import Geometry
 from threadloom.stages.resolve.loading import apply_overrides
@@ -36,7 +37,7 @@ def tiny(**changes: int | str) -> ResolvedConfig:
 @pytest.mark.parametrize("outputs", [False, True])
 def test_a_run_allocates_what_is_planned(changes: dict[str, int | str], outputs: bool, tmp_path: Path) -> None:
     config = tiny(**changes)
-    data = RandomTokens(11, 6, sequences=6, micro_batch=2, seed=0)
+    data = RandomTokens(Geometry(11, 6, 1, 1, 1), BatchSizes(6, 2), 0)
     windows = evaluation_batches(
         TokenFile(np.arange(60, dtype=np.uint16) % 11, 11, 6, tmp_path), batch_size=2, micro_batch=2, batches=2
     )

@@ -14,8 +14,9 @@ from tests.stages.support import STORY, Outcome, command, forked, story
 from tests.stages.training.test_resume import files
 from threadloom.stages.checkpoint import Checkpoint
 from threadloom.stages.cli import main
-from threadloom.stages.config import ResolvedConfig
-from threadloom.stages.data.batches import TokenBatches, TokenFile, training_batches
+from threadloom.stages.config import BatchSizes
+from threadloom.stages.data.batches import TokenBatches
+from threadloom.stages.data.token_file import TokenFile
 from threadloom.stages.models import initialise
 from threadloom.stages.resolve.loading import to_json
 from threadloom.stages.run.session import train
@@ -136,7 +137,7 @@ class TestTokenFiles:
     def test_a_truncated_one_is_refused_by_eval(self, run: Path) -> None:
         path = run / "data" / "validation.npy"
         path.write_bytes(path.read_bytes()[:-10])
-        command("eval", run).refuses(path, "its header promises", "Hint: ")
+        command("eval", run).refuses(path, "tokens in its header", "Hint: ")
 
     def test_an_id_out_of_range_is_refused_by_eval(self, run: Path) -> None:
         path = run / "data" / "validation.npy"
@@ -148,12 +149,12 @@ class TestTokenFiles:
     def test_an_id_out_of_range_never_reaches_a_kernel_in_training(self, tmp_path: Path) -> None:
         """The file changes after it was checked: draw looks at every window that it copies."""
 
-        def poisoned(config: ResolvedConfig, tokens: TokenFile) -> TokenBatches:
+        def poisoned(tokens: TokenFile, sizes: BatchSizes, seed: int) -> TokenBatches:
             tokens.ids = np.full(len(tokens.ids), 77, np.uint16)
-            return training_batches(config, tokens)
+            return TokenBatches(tokens, sizes, seed)
 
         (tmp_path / "config.json").write_text(to_json(story(tmp_path)))
-        with patch("threadloom.stages.run.session.training_batches", poisoned):
+        with patch("threadloom.stages.run.session.TokenBatches", poisoned):
             outcome = command("train", "--config", tmp_path / "config.json", "--out", tmp_path / "run", "--no-tuned")
         outcome.refuses("train.npy", "id 77 at position", "delete it", "stage 'draw', batch=0 micro=0")
 
@@ -234,7 +235,7 @@ class TestRefusedBeforeAnythingStarts:
         for name in ("none.txt", "empty.txt", "short.txt", "binary.txt"):
             start = ("train", "--config", tmp_path / "config.json", "--out", tmp_path / f"run-{name}")
             outcome = command(*start, "--text", tmp_path / name)
-            outcome.refuses("Hint: ", *([name] if name != "short.txt" else ["model.context"]))
+            outcome.refuses(*([name] if name != "short.txt" else ["model.context"]))
             assert not (tmp_path / f"run-{name}").exists()
 
     def test_a_start_that_failed_is_in_nobodys_way(self, tmp_path: Path) -> None:

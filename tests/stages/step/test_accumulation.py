@@ -5,7 +5,7 @@ import pytest
 
 from tests.stages.support import assert_same, build, result, run_threads, tiny
 from threadloom.stages.config import ResolvedConfig
-from threadloom.stages.data.batches import RandomTokens, TokenIds, random_batches
+from threadloom.stages.data.batches import RandomTokens, TokenIds
 from threadloom.stages.memory.graph_items import Update
 from threadloom.stages.training.training import Training
 
@@ -16,7 +16,7 @@ class RecordingSource:
     """A source that records the sequences that it yields, by batch."""
 
     def __init__(self, config: ResolvedConfig) -> None:
-        self._source: RandomTokens = random_batches(config)
+        self._source: RandomTokens = RandomTokens(config.model.geometry(), config.batch_sizes, config.seed)
         self._length = config.model.context
         self.drawn: dict[tuple[int, int], list[bytes]] = {}
 

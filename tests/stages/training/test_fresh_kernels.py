@@ -20,7 +20,7 @@ import hashlib, sys
 from threadloom.kernels import bits16, float32
 from threadloom.stages.resolve.resolution import resolve
 from threadloom.stages.resolve.loading import apply_overrides, load_config
-from threadloom.stages.data.batches import random_batches
+from threadloom.stages.data.batches import RandomTokens
 from threadloom.stages.resolve.process_wide import gemm_settings
 from threadloom.stages.training.sequential import replay
 from threadloom.stages.training.training import Training
@@ -32,7 +32,7 @@ if "warm" in sys.argv:
     compile_kernels(lambda _: None, config.precision)
     room = bits16 if config.precision.value in ("bf16", "fp16") else float32
     assert not room.blocks_backward.stats.cache_misses, "the second process has compiled it"
-training = Training(config, random_batches(config))
+training = Training(config, RandomTokens(config.model.geometry(), config.batch_sizes, config.seed))
 with gemm_settings(config):
     updates = list(replay(training))
 with training.banks.lease(2) as lease:

@@ -8,7 +8,7 @@ import pytest
 from tests.stages.support import Result, assert_same, build, result, run_sequence, run_threads, story, tiny
 from threadloom.stages.checkpoint import Checkpoint
 from threadloom.stages.config import ConfigError
-from threadloom.stages.data.batches import DataError
+from threadloom.stages.data.token_file import DataError
 from threadloom.stages.resolve import resolution
 from threadloom.stages.resolve.loading import apply_overrides
 from threadloom.stages.run import session

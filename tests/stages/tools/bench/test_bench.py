@@ -17,7 +17,7 @@ from threadloom.kernels import Weights
 from threadloom.kernels.compiling.jit import JIT_ENABLED
 from threadloom.stages.config import ResolvedConfig
 from threadloom.stages.config.settings import Precision
-from threadloom.stages.data.batches import random_batches
+from threadloom.stages.data.batches import RandomTokens
 from threadloom.stages.machine import Work
 from threadloom.stages.memory import adamw_bytes, reduction_bytes
 from threadloom.stages.memory.bank import Bank
@@ -282,17 +282,17 @@ def test_a_wrong_gradient_of_any_tensor_is_found(tensor: str, monkeypatch: pytes
 def test_a_way_that_ends_in_other_bits_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     class Other:
         def __init__(self, config: ResolvedConfig) -> None:
-            self._source = random_batches(config)
+            self._source = RandomTokens(config.model.geometry(), config.batch_sizes, config.seed)
 
         def fill(self, batch: int, micro: int, ids: np.ndarray, targets: np.ndarray) -> None:
             self._source.fill(batch + 1, micro, ids, targets)
 
-    sources = iter([random_batches, Other])
+    sources = iter([RandomTokens, Other])
 
     def source(config: ResolvedConfig) -> object:
-        return next(sources, random_batches)(config)
+        return next(sources, RandomTokens)(config)
 
-    monkeypatch.setattr(bench_check, "random_batches", source)
+    monkeypatch.setattr(bench_check, "RandomTokens", source)
     with pytest.raises(BenchCheckFailed, match="gives other bits than the replay"):
         check_schedules(2)
 

@@ -1,0 +1,47 @@
+"""The bytes tokenizer: one id per byte of UTF-8."""
+
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from threadloom.stages.config import TokenizerKind
+from threadloom.stages.data.tokenizer import checked_ids, utf8_bytes, write_content
+
+
+class BytesTokenizer:
+    """One id per byte of the UTF-8 encoding: it encodes any text, with a vocabulary of 256."""
+
+    kind: ClassVar[TokenizerKind] = TokenizerKind.BYTES
+    min_vocabulary: ClassVar[int] = 256
+    needs_vocabulary: ClassVar[bool] = False
+    learns_validation: ClassVar[bool] = True
+    vocab_size = 256
+
+    @classmethod
+    def max_vocabulary(cls, text: str, vocab_size: int | None, alphabet: int) -> int:
+        """Return 256."""
+        return cls.vocab_size
+
+    @classmethod
+    def train(cls, text: str, limit: int) -> Self:
+        """Return the tokenizer, which does not depend on the text."""
+        return cls()
+
+    @classmethod
+    def from_content(cls, content: dict[str, Any]) -> Self:
+        """Return the tokenizer."""
+        return cls()
+
+    def encode(self, text: str) -> NDArray[np.int32]:
+        """Return the bytes of the text."""
+        return np.frombuffer(utf8_bytes(text), np.uint8).astype(np.int32)
+
+    def decode(self, ids: ArrayLike) -> str:
+        """Return the text of the bytes, with U+FFFD for invalid UTF-8."""
+        return checked_ids(ids, self.vocab_size).astype(np.uint8).tobytes().decode("utf-8", "replace")
+
+    def save(self, path: Path) -> None:
+        """Write a JSON file that names this tokenizer."""
+        write_content(path, self.kind)

@@ -1,0 +1,101 @@
+"""The character tokenizer: one id per character."""
+
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from threadloom.stages.config import TokenizerKind
+from threadloom.stages.data.tokenizer import TokenizerError, checked_ids, write_content
+
+REPLACEMENT = "\ufffd"
+"""Character that replaces those that a limited alphabet leaves out."""
+
+_CODE_POINTS = 0x110000
+
+
+class CharacterTokenizer:
+    """One id per character, in the order of the code points, as nanoGPT's character-level tokenizer.
+
+    Characters outside the alphabet become U+FFFD if the alphabet contains it (a limited alphabet), and raise otherwise.
+    """
+
+    kind: ClassVar[TokenizerKind] = TokenizerKind.CHARACTERS
+    min_vocabulary: ClassVar[int] = 2
+    needs_vocabulary: ClassVar[bool] = False
+    learns_validation: ClassVar[bool] = True  # as nanoGPT: the alphabet is that of the whole text
+
+    def __init__(self, alphabet: str) -> None:
+        """`alphabet`: at least one character, each once, sorted by code point; raises ValueError."""
+        points = _code_points(alphabet)
+        if not len(points) or np.any(points[1:] <= points[:-1]):
+            raise ValueError("an alphabet needs at least one character, each once, in the order of the code points")
+        self.alphabet = alphabet
+        self._points = points
+        self._ids = np.full(_CODE_POINTS, -1, np.int32)
+        if REPLACEMENT in alphabet:
+            self._ids[:] = alphabet.index(REPLACEMENT)
+        self._ids[points] = np.arange(len(points), dtype=np.int32)
+
+    @classmethod
+    def max_vocabulary(cls, text: str, vocab_size: int | None, alphabet: int) -> int:
+        """Return the number of different characters of the text, at most `alphabet` and `vocab_size`."""
+        return min(alphabet, vocab_size or alphabet, len(set(text)))
+
+    @classmethod
+    def train(cls, text: str, limit: int = 256) -> Self:
+        """Return the tokenizer of the characters in `text`, which must not be empty (ValueError).
+
+        If there are more than `limit`, the alphabet consists of the limit − 1 most frequent ones (of equally frequent
+        ones, those with the lower code point) and U+FFFD for the others.
+        """
+        counts = np.bincount(_code_points(text), minlength=0)
+        present = np.flatnonzero(counts)
+        if len(present) > limit:
+            ranked = present[np.argsort(-counts[present], kind="stable")]
+            ranked = ranked[ranked != ord(REPLACEMENT)][: limit - 1]
+            present = np.sort(np.append(ranked, ord(REPLACEMENT)))
+        return cls(_text(present.astype(np.uint32)))
+
+    @classmethod
+    def from_content(cls, content: dict[str, Any]) -> Self:
+        """Return the tokenizer with the saved alphabet."""
+        alphabet = content.get("alphabet")
+        if not isinstance(alphabet, str) or len(alphabet) != content.get("size"):
+            raise ValueError("an incomplete alphabet")
+        return cls(alphabet)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of characters in the alphabet."""
+        return len(self._points)
+
+    def encode(self, text: str) -> NDArray[np.int32]:
+        """Return one id per character; raises TokenizerError for one outside an alphabet without U+FFFD."""
+        ids = self._ids[_code_points(text)]
+        if len(ids) and ids.min() < 0:
+            at = int(np.argmax(ids < 0))
+            raise TokenizerError(
+                f"character {at:,} of the text",
+                expected=f"one of the {self.vocab_size} characters of the tokenizer",
+                got=f"{text[at]!r} (U+{ord(text[at]):04X})",
+                cause="the training text does not contain it",
+            )
+        return ids
+
+    def decode(self, ids: ArrayLike) -> str:
+        """Return the characters of the ids."""
+        return _text(self._points[checked_ids(ids, self.vocab_size)])
+
+    def save(self, path: Path) -> None:
+        """Write the alphabet as JSON."""
+        write_content(path, self.kind, size=len(self.alphabet), alphabet=self.alphabet)
+
+
+def _code_points(text: str) -> NDArray[np.uint32]:
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.dtype("<u4"))
+
+
+def _text(points: NDArray[np.uint32]) -> str:
+    return points.astype("<u4").tobytes().decode("utf-32-le", "surrogatepass")
