@@ -1,6 +1,6 @@
 """Layers and whole models in bfloat16 and float16. `kernels.float32` has the same file names for float32.
 
-May import: compiling, simd, common, matmul.
+May import: compiling, simd, common, matmul, bits16/attention.
 """
 
 from threadloom.kernels.bits16.adamw import BLOCK, adamw_update_packed, pack_rows

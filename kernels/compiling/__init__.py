@@ -1,6 +1,6 @@
 """How kernels are compiled, cached and called: decorators, compiler flags, cache entries, target features, entries.
 
-May import: nothing of this project.
+May import: nothing.
 """
 
 from threadloom.kernels.compiling.arguments import numba_type

@@ -1,6 +1,6 @@
 """Errors, arenas, pools, weight banks, gradient lanes, shared arrays, events, core counts.
 
-May import: nothing of this project.
+May import: nothing.
 """
 
 from threadloom.pipeline.core.arena import ALIGNMENT, Arena, aligned_zeros, arena_size

@@ -1,6 +1,6 @@
 """Pictures of graphs (text, Mermaid, SVG), and the live view of a run on a terminal.
 
-May import: policy, observe, graph.
+May import: core, policy, observe, graph.
 """
 
 from threadloom.pipeline.draw.drawing import GraphFormat, draw_graph

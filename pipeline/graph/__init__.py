@@ -1,6 +1,6 @@
 """Graphs of stages: the user's declarations, their settings, and their validation.
 
-May import: core, policy, observe, run.
+May import: core, policy, observe, run, processes.
 """
 
 from threadloom.pipeline.graph.graph import Graph

@@ -20,7 +20,7 @@ behind. A failure names its seed.
     harness                   `exercise` runs one plan, `hammer` many
     random_graphs             graphs determined by a seed, with a model of their output
 
-May import: every room of the pipeline except draw.
+May import: all above.
 """
 
 from threadloom.pipeline.testing.faults import Fault, FaultKind, FaultPlan, InjectedFault

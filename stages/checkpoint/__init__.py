@@ -1,6 +1,6 @@
 """Checkpoints: saving and opening them, their format and manifest, models in Hugging Face's layout.
 
-May import: models, config, storage, machine, memory, resolve.
+May import: all above.
 """
 
 from threadloom.stages.checkpoint.directory import latest_checkpoint, remove_leftovers

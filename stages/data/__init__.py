@@ -1,6 +1,6 @@
 """From text to micro-batches: texts, tokenizers and their registry, token files, datasets, batch sources.
 
-May import: models, config, storage.
+May import: all above.
 """
 
 from threadloom.stages.data.batches import (

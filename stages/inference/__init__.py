@@ -2,6 +2,8 @@
 
 A `Decoder` is one sequence with its cache; `generate` is a loop of decoding and sampling. May import: models to step,
 `stages.step.float32`.
+
+May import: all above.
 """
 
 from threadloom.stages.inference.decoder import Decoder, GenerationError

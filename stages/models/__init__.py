@@ -1,6 +1,6 @@
 """Model architectures, one file each: sizes, tensor shapes, initialisation, names in Hugging Face's layout.
 
-May import: nothing else of stages.
+May import: nothing.
 """
 
 from threadloom.stages.models.architecture import HuggingFaceLayout, UnsupportedModelError

@@ -1,6 +1,6 @@
 """From a configuration as written to one in which every setting is decided: reading, checks, choices, tuned settings.
 
-May import: models, config, storage, machine, memory, speeds.
+May import: all above.
 """
 
 from threadloom.stages.resolve.loading import (

@@ -1,6 +1,6 @@
 """How fast each precision multiplies on this machine: measured once, and kept on disk. It loads every matrix kernel.
 
-May import: models, config, storage, machine, memory.
+May import: all above.
 """
 
 from threadloom.stages.speeds.speeds import (

@@ -2,7 +2,7 @@
 
 `stages.step.optimizers` has the optimizers; `stages.step.float32` and `stages.step.bits16` implement `Compute`.
 
-May import: models to checkpoint, in the order of docs/architecture.md, and `stages.step.optimizers`.
+May import: all above.
 """
 
 from threadloom.stages.step.backward import Backward

@@ -1,6 +1,6 @@
 """The assembly of a training: memory, stages and graph; its sequential execution, warm-up, and a measured step.
 
-May import: models to step, in the order of docs/architecture.md.
+May import: all above.
 """
 
 from threadloom.stages.training.measured_step import (

@@ -1,6 +1,6 @@
 """The arithmetic of an update in float32. `stages.step.bits16` has the same file names for bfloat16 and float16.
 
-May import: what `stages.step` may import, and `stages.step`.
+May import: all above.
 """
 
 from threadloom.stages.step.float32.compute import Float32Compute

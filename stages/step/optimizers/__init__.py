@@ -3,7 +3,7 @@
 An optimizer does not know which number format it runs in: `stages.step.float32` and `stages.step.bits16` call its
 kernels on the parts of a shard.
 
-May import: models to checkpoint.
+May import: all above.
 """
 
 from threadloom.stages.step.optimizers.adamw import AdamW, Moments
