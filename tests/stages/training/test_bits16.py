@@ -16,10 +16,10 @@ from tests.stages.support import (
     intercept,
     planned,
     result,
-    run_sequence,
     run_threads,
     tiny,
 )
+from tests.stages.training.support import replayed
 from tests.stages.training.test_reference import sequences, start_from
 from threadloom.kernels.compiling.jit import JIT_ENABLED
 from threadloom.pipeline import Arena
@@ -30,7 +30,6 @@ from threadloom.stages.memory.bits16 import PACKED_FIELDS
 from threadloom.stages.memory.graph_items import MicroBatch, MicroGradient, Update
 from threadloom.stages.models import parameter_shapes
 from threadloom.stages.resolve.process_wide import gemm_settings
-from threadloom.stages.resolve.trajectory_settings import trajectory
 
 pytestmark = [
     pytest.mark.timeout(600),  # includes minutes of compiling with an empty cache
@@ -45,18 +44,6 @@ STEPS = 6
 
 def low(precision: str, *overrides: str) -> ResolvedConfig:
     return tiny(f"precision={precision}", f"steps={STEPS}", *overrides)
-
-
-_replays: dict[str, Result] = {}
-
-
-def replayed(config: ResolvedConfig) -> Result:
-    """Return the replay's result, cached: threads and sizes do not affect it."""
-    key = f"{trajectory(config)} {config.steps} {config.evaluation}"
-    if key not in _replays:
-        training = build(config, evaluate=True)
-        _replays[key] = result(training, run_sequence(training))
-    return _replays[key]
 
 
 # --- one trajectory ---------------------------------------------------------------------------------------------------

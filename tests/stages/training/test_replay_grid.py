@@ -11,22 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.stages.support import SEVERAL_CHUNKS, Result, assert_same, build, result, run_sequence, run_threads, tiny
+from tests.stages.training.support import replayed
 from threadloom.pipeline import Trace
-from threadloom.stages.config import ResolvedConfig
-from threadloom.stages.resolve.trajectory_settings import trajectory
 
 pytestmark = pytest.mark.timeout(90)  # a deadlock fails
-
-_replays: dict[str, Result] = {}
-
-
-def replayed(config: ResolvedConfig) -> Result:
-    """Return the replay's result, cached: threads and sizes do not affect it."""
-    key = f"{trajectory(config)} {config.steps} {config.evaluation}"
-    if key not in _replays:
-        training = build(config, evaluate=True)
-        _replays[key] = result(training, run_sequence(training))
-    return _replays[key]
 
 
 def without_files(found: Result) -> Result:
