@@ -21,7 +21,7 @@ from threadloom.stages.resolve.loading import apply_overrides, to_json
 from threadloom.stages.resolve.resolution import resolve
 from threadloom.stages.run import estimate
 from threadloom.stages.run.estimate import PROCESS, Estimate, count_due, estimate_run, estimate_text, planned_memory
-from threadloom.stages.speeds.speeds import Speeds
+from threadloom.stages.speeds import Speeds
 from threadloom.stages.training.warmup import compile_kernels
 
 ROOT = Path(__file__).parents[3]

@@ -1,4 +1,4 @@
-"""Measured speeds and the file that they are kept in: damaged, foreign, unwritable, and asked for by many at once."""
+"""Measured speeds and the file that stores them: damaged, of another machine, unwritable, concurrent readers."""
 
 import json
 import multiprocessing
@@ -12,24 +12,18 @@ import pytest
 
 from threadloom.kernels.compiling.jit import JIT_ENABLED
 from threadloom.stages.resolve.resolution import ROWS_PER_MICRO_BATCH
-from threadloom.stages.speeds import speeds
-from threadloom.stages.speeds.speeds import (
-    PRODUCTS,
-    Speeds,
-    kept_speeds,
-    measure_speeds,
-    read_speeds,
-    speeds_here,
-    speeds_key,
-)
+from threadloom.stages.speeds import measuring, record
+from threadloom.stages.speeds.measuring import Speeds, measure_speeds
+from threadloom.stages.speeds.products import OPERATIONS, PRODUCTS, ROWS
+from threadloom.stages.speeds.record import read_speeds, speeds_here, speeds_key, stored_speeds
 
-needs_jit = pytest.mark.skipif(not JIT_ENABLED, reason="without the compiler nothing is measured")
+needs_jit = pytest.mark.skipif(not JIT_ENABLED, reason="speeds are measured for compiled kernels only")
 
 KEY = {"cpu": "Some CPU", "numba": "0.68"}
 
 
-class Measuring:
-    """Hands out figures that tell how often they were asked for."""
+class FakeMeasurement:
+    """Returns speeds that count the measurements."""
 
     def __init__(self, seconds: float = 0.0) -> None:
         self.times = 0
@@ -41,19 +35,19 @@ class Measuring:
         return Speeds(float32=100 + self.times, bf16=50.5)
 
 
-def test_what_was_measured_is_kept(tmp_path: Path) -> None:
-    path, measuring = tmp_path / "a" / "precision.json", Measuring()
-    first = kept_speeds(path, KEY, measuring)
-    assert kept_speeds(path, KEY, measuring) == first == read_speeds(path, KEY)
+def test_measured_speeds_are_stored(tmp_path: Path) -> None:
+    path, measuring = tmp_path / "a" / "precision.json", FakeMeasurement()
+    first = stored_speeds(path, KEY, measuring)
+    assert stored_speeds(path, KEY, measuring) == first == read_speeds(path, KEY)
     assert measuring.times == 1
     assert sorted(file.name for file in path.parent.iterdir()) == ["precision.json", "precision.lock"]
 
 
 @pytest.mark.parametrize("changed", [{"cpu": "Another CPU"}, {"numba": "0.69"}, {"more": "x"}])
-def test_figures_of_something_else_are_measured_anew(tmp_path: Path, changed: dict[str, str]) -> None:
-    path, measuring = tmp_path / "precision.json", Measuring()
-    kept_speeds(path, KEY, measuring)
-    assert kept_speeds(path, KEY | changed, measuring).float32 == 102
+def test_speeds_of_another_key_are_measured_again(tmp_path: Path, changed: dict[str, str]) -> None:
+    path, measuring = tmp_path / "precision.json", FakeMeasurement()
+    stored_speeds(path, KEY, measuring)
+    assert stored_speeds(path, KEY | changed, measuring).float32 == 102
     assert read_speeds(path, KEY) is None
     assert read_speeds(path, KEY | changed) is not None
 
@@ -81,18 +75,18 @@ GOOD = {"key": KEY, "speeds": {"float32": 100.0, "bf16": None, "bf16x3": 3.0, "f
     ],
 )
 def test_a_damaged_file_is_replaced(tmp_path: Path, content: bytes) -> None:
-    path, measuring = tmp_path / "precision.json", Measuring()
+    path, measuring = tmp_path / "precision.json", FakeMeasurement()
     path.write_bytes(content)
-    found = kept_speeds(path, KEY, measuring)
+    found = stored_speeds(path, KEY, measuring)
     assert measuring.times == 1
     assert read_speeds(path, KEY) == found
     path.write_text(json.dumps(GOOD))
-    assert kept_speeds(path, KEY, measuring) == Speeds(float32=100, bf16x3=3, fp16=1)
+    assert stored_speeds(path, KEY, measuring) == Speeds(float32=100, bf16x3=3, fp16=1)
 
 
 @pytest.mark.parametrize("obstacle", ["a file in the way", "a folder in the way", "read-only"])
-def test_where_nothing_can_be_written_it_is_measured_each_time(tmp_path: Path, obstacle: str) -> None:
-    folder, measuring = tmp_path / "cache", Measuring()
+def test_without_a_writable_file_every_process_measures(tmp_path: Path, obstacle: str) -> None:
+    folder, measuring = tmp_path / "cache", FakeMeasurement()
     path = folder / "precision" / "machine.json"
     if obstacle == "a file in the way":
         folder.write_text("")
@@ -102,8 +96,8 @@ def test_where_nothing_can_be_written_it_is_measured_each_time(tmp_path: Path, o
         path.parent.mkdir(parents=True)
         path.parent.chmod(0o500)  # root may write there all the same
     try:
-        assert kept_speeds(path, KEY, measuring).float32 == 101
-        assert kept_speeds(path, KEY, measuring).float32 in (101, 102)
+        assert stored_speeds(path, KEY, measuring).float32 == 101
+        assert stored_speeds(path, KEY, measuring).float32 in (101, 102)
     finally:
         if obstacle == "read-only":
             path.parent.chmod(0o700)
@@ -111,10 +105,10 @@ def test_where_nothing_can_be_written_it_is_measured_each_time(tmp_path: Path, o
         assert measuring.times == 2
 
 
-def test_threads_that_ask_at_once_measure_once(tmp_path: Path) -> None:
-    path, measuring = tmp_path / "precision.json", Measuring(seconds=0.1)
+def test_concurrent_threads_measure_once(tmp_path: Path) -> None:
+    path, measuring = tmp_path / "precision.json", FakeMeasurement(seconds=0.1)
     found: list[Speeds] = []
-    threads = [threading.Thread(target=lambda: found.append(kept_speeds(path, KEY, measuring))) for _ in range(4)]
+    threads = [threading.Thread(target=lambda: found.append(stored_speeds(path, KEY, measuring))) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -129,11 +123,11 @@ def _measure_slowly(path: Path, started: Any, go_on: Any) -> None:
         go_on.wait(20)
         return Speeds(float32=7)
 
-    kept_speeds(path, KEY, measure)
+    stored_speeds(path, KEY, measure)
 
 
-def test_a_process_that_measures_is_waited_for(tmp_path: Path) -> None:
-    path, measuring = tmp_path / "precision.json", Measuring()
+def test_another_process_that_measures_is_waited_for(tmp_path: Path) -> None:
+    path, measuring = tmp_path / "precision.json", FakeMeasurement()
     context = multiprocessing.get_context("spawn")
     started, go_on = context.Event(), context.Event()
     child = context.Process(target=_measure_slowly, args=(path, started, go_on))
@@ -141,24 +135,24 @@ def test_a_process_that_measures_is_waited_for(tmp_path: Path) -> None:
     assert started.wait(60)
     waiting = threading.Timer(0.1, go_on.set)
     waiting.start()
-    assert kept_speeds(path, KEY, measuring) == Speeds(float32=7)
+    assert stored_speeds(path, KEY, measuring) == Speeds(float32=7)
     child.join()
     waiting.join()
     assert measuring.times == 0
 
 
-def test_one_that_never_ends_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(speeds, "PATIENCE", 0.05)
+def test_waiting_for_another_process_times_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(record, "LOCK_TIMEOUT", 0.05)
     path = tmp_path / "precision.json"
 
     def measure() -> Speeds:
-        return kept_speeds(path, KEY, Measuring())  # as another process would, while this one holds the lock
+        return stored_speeds(path, KEY, FakeMeasurement())  # as another process would, while this one holds the lock
 
-    assert kept_speeds(path, KEY, measure).float32 == 101
+    assert stored_speeds(path, KEY, measure).float32 == 101
 
 
 @needs_jit
-def test_the_real_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_real_speeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     figures = speeds_here()
     for name in PRODUCTS:
@@ -166,7 +160,7 @@ def test_the_real_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     (kept,) = (tmp_path / "threadloom" / "precision").glob("*.json")
     assert read_speeds(kept, speeds_key()) == figures
     kept.unlink()
-    assert speeds_here() is figures, "one process has one answer"
+    assert speeds_here() is figures, "the speeds of a process never change"
     begin = time.perf_counter()
     measure_speeds()
     assert time.perf_counter() - begin < 20  # 0.1 s on an idle machine with AVX-512
@@ -180,24 +174,24 @@ def _busy() -> None:
 
 @pytest.mark.parametrize("step", [0.0, 2e-4, 0.0156])
 def test_a_coarse_clock_of_the_thread_does_no_harm(monkeypatch: pytest.MonkeyPatch, step: float) -> None:
-    """Clocks that stand still, or go on in steps longer than a call."""
+    """Clocks that do not advance, or advance in steps longer than a call."""
     clock = time.perf_counter
     monkeypatch.setattr(time, "thread_time", lambda: clock() // step * step if step else 5.0)
-    monkeypatch.setattr(speeds, "PRODUCTS", dict.fromkeys(PRODUCTS, lambda: _busy))
+    monkeypatch.setattr(measuring, "PRODUCTS", dict.fromkeys(PRODUCTS, lambda: _busy))
     figures = measure_speeds()
     for name in PRODUCTS:
-        seconds = speeds.OPERATIONS / 1e9 / (figures.of(name) or 0)
+        seconds = OPERATIONS / 1e9 / (figures.of(name) or 0)
         assert 0.9e-4 < seconds < 1e-2
 
 
 def test_the_product_is_of_a_micro_batch_and_part_of_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert speeds.ROWS == ROWS_PER_MICRO_BATCH
+    assert ROWS == ROWS_PER_MICRO_BATCH
     before = speeds_key()
-    monkeypatch.setattr(speeds, "ROWS", 512)
+    monkeypatch.setattr(record, "ROWS", 512)
     assert speeds_key() != before
 
 
-def test_the_figures_are_frozen_and_are_rates() -> None:
+def test_speeds_are_frozen_and_positive() -> None:
     figures = Speeds(float32=1.0)
     with pytest.raises(AttributeError):
         figures.float32 = 3.0  # type: ignore[misc]

@@ -15,7 +15,7 @@ from threadloom.stages.config.settings import Precision
 from threadloom.stages.machine.machine import Machine
 from threadloom.stages.resolve.loading import CONFIG_NAMES
 from threadloom.stages.resolve.precision import ALLOW_SLOW
-from threadloom.stages.speeds.speeds import PRODUCTS, Speeds
+from threadloom.stages.speeds import PRODUCTS, Speeds
 from threadloom.stages.tools.doctor import examination, measuring
 from threadloom.stages.tools.doctor.examination import (
     ConfigDefaults,
@@ -207,7 +207,7 @@ def test_figures_say_when_they_were_measured(monkeypatch: pytest.MonkeyPatch) ->
     assert examine(measure=False).speeds_from == "", "there are none yet"
     monkeypatch.setattr(examination, "measure_machine", lambda *_: MEASURED)
     monkeypatch.setattr(examination, "measured_paths", lambda paths, *_: paths)
-    monkeypatch.setattr("threadloom.stages.speeds.speeds.measure_speeds", lambda: SPEEDS)
+    monkeypatch.setattr("threadloom.stages.speeds.record.measure_speeds", lambda: SPEEDS)
     first, second = examine(), examine(measure=False)
     assert first.speeds_from.startswith("measured just now, kept in ")
     assert second.speeds_from.startswith("measured earlier, kept in ")

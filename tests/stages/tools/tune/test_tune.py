@@ -17,7 +17,7 @@ from threadloom.stages.resolve import precision
 from threadloom.stages.resolve.loading import apply_overrides
 from threadloom.stages.resolve.resolution import resolve
 from threadloom.stages.resolve.tuning_record import TunedSettings, TuningRecord, record_path, with_tuned_settings
-from threadloom.stages.speeds.speeds import Speeds
+from threadloom.stages.speeds import Speeds
 from threadloom.stages.tools.tune import tuning
 from threadloom.stages.tools.tune.search import SearchResult, Trial, search
 from threadloom.stages.tools.tune.space import Limits
