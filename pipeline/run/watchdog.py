@@ -17,14 +17,14 @@ from enum import Enum
 from threadloom.pipeline.core import ItemTimeout, OneShotEvent, PipelineError, StageFailure, Stalled
 from threadloom.pipeline.run.stall_detection import StallTimer, WorkerSnapshot, find_blocker, next_check, overdue
 
-LOG = logging.getLogger("threadloom.pipeline.run.watchdog")
+LOG = logging.getLogger("threadloom.pipeline.watchdog")
 
 
 class OnStall(Enum):
     """The watchdog's action on a stalled run."""
 
     LOG = "log"
-    """Log a warning to the logger `threadloom.pipeline.run.watchdog` and keep waiting."""
+    """Log a warning to the logger `threadloom.pipeline.watchdog` and keep waiting."""
     FAIL = "fail"
     """Fail the run, with `Stalled` as the cause."""
 

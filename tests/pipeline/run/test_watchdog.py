@@ -153,7 +153,7 @@ def test_a_stall_can_be_logged(caplog: pytest.LogCaptureFixture) -> None:
         def emit(self, record: logging.LogRecord) -> None:
             held.released.set()
 
-    logger, handler = logging.getLogger("threadloom.pipeline.run.watchdog"), Release()
+    logger, handler = logging.getLogger("threadloom.pipeline.watchdog"), Release()
     logger.addHandler(handler)
     try:
         with graph_of(held).start(watchdog=Watchdog(SOON)) as run:
