@@ -20,7 +20,7 @@ from torch.nn import functional
 from benchmarks.protocol import FLOAT32, Side, TrainingSizes, UpdateFigures
 
 
-class Block(nn.Module):  # type: ignore[misc]  # torch has no types here
+class TransformerBlock(nn.Module):  # type: ignore[misc]  # torch has no types here
     """Attention and MLP, each after its LayerNorm, each added to the residual stream."""
 
     def __init__(self, channels: int, heads: int) -> None:
@@ -47,7 +47,7 @@ class GPT(nn.Module):  # type: ignore[misc]
         super().__init__()
         self.wte = nn.Embedding(sizes.vocabulary, sizes.channels)
         self.wpe = nn.Embedding(sizes.context, sizes.channels)
-        self.blocks = nn.ModuleList([Block(sizes.channels, sizes.heads) for _ in range(sizes.layers)])
+        self.blocks = nn.ModuleList([TransformerBlock(sizes.channels, sizes.heads) for _ in range(sizes.layers)])
         self.lnf = nn.LayerNorm(sizes.channels)
         for parameter in self.parameters():
             if parameter.dim() > 1:
@@ -90,7 +90,7 @@ class FileTokens:
 
 
 @dataclass(frozen=True)
-class RandomTokens:
+class EndlessTokens:
     """Endless random tokens."""
 
     sizes: TrainingSizes
@@ -126,7 +126,7 @@ class PyTorch:
             groups, lr=sizes.lr, betas=(sizes.beta1, sizes.beta2), eps=sizes.eps, fused=True
         )
         self._clip = sizes.clip
-        self._batches = iter(FileTokens(folder / "tokens.npz") if folder else RandomTokens(sizes))
+        self._batches = iter(FileTokens(folder / "tokens.npz") if folder else EndlessTokens(sizes))
 
     def run(self, updates: int) -> UpdateFigures:
         """Make `updates` updates and return their figures."""

@@ -1,1 +1,1 @@
-"""Programs to run and read: `python -m examples.NAME`."""
+"""Example programs: `python -m examples.NAME`."""

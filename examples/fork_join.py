@@ -6,9 +6,9 @@
     numbers → record ┤            ├→ describe ─ range               ├→ notes
                      └→ pitch ────┘               └ treble → treble ─┘
 
-Two stages after one are a fork: both get every signal. `describe` is a join: it takes one result of each, which belong
-together because they carry the same number. `range` is a route: it sends each note one of two ways. Two stages before
-one are a merge. NumPy's Fourier transform holds no GIL, so `pitch` has two threads.
+Two stages after one are a fork: both receive every signal. `describe` is a join: it takes one result of each, matched
+by the number of the signal. `range` is a route: it sends each note to one of two stages. Two stages before one are a
+merge. NumPy's Fourier transform releases the GIL, so `pitch` has two threads.
 """
 
 import sys
@@ -17,12 +17,12 @@ from typing import Unpack
 
 import numpy as np
 
-from threadloom.pipeline import Graph, RunOptions, RunStatistics
+from threadloom import Graph, RunOptions, RunStatistics
 
 RATE = 48_000
-"""Samples a second; a signal is one second long."""
+"""Samples per second; a signal lasts one second."""
 MIDDLE_C = 261.6
-"""Hz. Below is bass."""
+"""Hz; lower notes are bass."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class Signal:
 
 
 @dataclass(frozen=True)
-class Measured:
-    """One figure about a signal."""
+class Feature:
+    """One measured value of a signal."""
 
     number: int
     value: float
@@ -43,7 +43,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Note:
-    """What is known of a signal when both figures have met."""
+    """The pitch and the loudness of a signal."""
 
     number: int
     pitch: float
@@ -51,43 +51,43 @@ class Note:
 
 
 def record(number: int) -> Signal:
-    """Make a tone in noise; the number says which."""
+    """Return a tone with noise; the number seeds its pitch and amplitude."""
     random = np.random.default_rng(number)
     pitch, amplitude = random.integers(60, 1000), random.uniform(0.5, 2.0)
     time = np.arange(RATE) / RATE
     return Signal(number, amplitude * np.sin(2 * np.pi * pitch * time) + random.normal(scale=0.2, size=RATE))
 
 
-def loudness(signal: Signal) -> Measured:
-    """Root mean square."""
-    return Measured(signal.number, float(np.sqrt(np.mean(signal.samples**2))))
+def loudness(signal: Signal) -> Feature:
+    """Return the root mean square of a signal."""
+    return Feature(signal.number, float(np.sqrt(np.mean(signal.samples**2))))
 
 
-def pitch(signal: Signal) -> Measured:
-    """Frequency of the largest peak of the spectrum, in Hz."""
-    return Measured(signal.number, float(np.abs(np.fft.rfft(signal.samples)).argmax()))
+def pitch(signal: Signal) -> Feature:
+    """Return the frequency of the largest peak of the spectrum, in Hz."""
+    return Feature(signal.number, float(np.abs(np.fft.rfft(signal.samples)).argmax()))
 
 
-def describe(pair: tuple[Measured, Measured]) -> Note:
-    """Put the two figures of one signal together."""
+def describe(pair: tuple[Feature, Feature]) -> Note:
+    """Combine the two features of one signal."""
     strength, height = pair
     return Note(height.number, height.value, strength.value)
 
 
 def octave_up(note: Note) -> Note:
-    """What is done to a bass note."""
+    """Return a bass note one octave higher."""
     return Note(note.number, 2 * note.pitch, note.loudness)
 
 
 def softer(note: Note) -> Note:
-    """What is done to a treble note."""
+    """Return a treble note at half its loudness."""
     return Note(note.number, note.pitch, note.loudness / 2)
 
 
-def build(signals: int = 200) -> Graph:
+def sound_graph(signals: int = 200) -> Graph:
     """Declare the graph drawn above."""
     graph = Graph("fork and join")
-    # Two threads overtake each other, so signals come in any order: the join goes by their number.
+    # Two threads overtake each other, so the order of signals varies: the join matches them by number.
     recorded = graph.stage("record", record, after=graph.source("numbers", range(signals)), workers=2)
     loud = graph.stage("loudness", loudness, after=recorded)
     high = graph.stage("pitch", pitch, after=recorded)
@@ -99,24 +99,24 @@ def build(signals: int = 200) -> Graph:
     return graph
 
 
-def by_number(measured: Measured) -> int:
-    """What tells which figures belong together."""
-    return measured.number
+def by_number(feature: Feature) -> int:
+    """Return the key by which the join matches features."""
+    return feature.number
 
 
 def register(note: Note) -> str:
-    """Say which way a note goes."""
+    """Return the route of a note."""
     return "bass" if note.pitch < MIDDLE_C else "treble"
 
 
 def listen(signals: int = 200, **options: Unpack[RunOptions]) -> tuple[list[Note], RunStatistics]:
-    """Run it to its end."""
-    with build(signals).start(**options) as run:
+    """Run the graph to its end."""
+    with sound_graph(signals).start(**options) as run:
         return list(run), run.statistics()
 
 
 def main(signals: int = 200) -> list[Note]:
-    """Listen, and print some notes and what each stage did."""
+    """Run the graph, and print some notes and the statistics of the stages."""
     notes, statistics = listen(signals)
     for note in sorted(notes, key=lambda note: note.number)[:4]:
         print(f"signal {note.number}: {note.pitch:.0f} Hz, loudness {note.loudness:.2f}")

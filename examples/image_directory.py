@@ -1,13 +1,13 @@
-"""Image processing over a directory, the pure-Python part on processes: dithering, which no array library does at once.
+"""Image processing over a directory, with the pure-Python part on processes: dithering, which cannot be vectorised.
 
     python -m examples.image_directory [FOLDER] [--threads]
 
     paths → read → dither → write → done
 
-Error diffusion goes from pixel to pixel, as each needs the error of the one before: Python code that holds the GIL, so
-that threads do not help. Every worker of `dither` has a process. The pixels lie in shared memory from `read` to
-`write`; what crosses to a process and back is the name of a slot. With `--threads` the same graph runs on threads, for
-comparison. Without a folder, pictures are made in a temporary one.
+Error diffusion visits pixels one by one, because each depends on the error of its predecessor. It is Python code that
+holds the GIL, so threads do not help, and each worker of `dither` has a process. The pixels stay in shared memory from
+`read` to `write`; only the name of a slot is sent to a process and back. With `--threads` the same graph runs on
+threads, for comparison. Without a folder, pictures are generated in a temporary one.
 """
 
 import sys
@@ -19,23 +19,23 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from threadloom.pipeline import Graph, RunStatistics, SharedPool, available_cores, on_processes
+from threadloom import Graph, RunStatistics, SharedPool, available_cores, on_processes
 
 Pixels = NDArray[np.uint8]
 
 
 @dataclass
 class Image:
-    """A grey picture and the file that it came from."""
+    """A greyscale picture and its file."""
 
     path: Path
     pixels: Pixels
     ink: float = 0.0
-    """Share of black pixels, once it is dithered."""
+    """Share of black pixels after dithering."""
 
 
 def dither(image: Image) -> Image:
-    """Turn grey into black and white where it stands, passing each pixel's error on (Floyd and Steinberg, 1976)."""
+    """Convert grey to black and white in place by error diffusion (Floyd and Steinberg, 1976)."""
     pixels = image.pixels
     height, width = pixels.shape
     below = [float(value) for value in pixels[0]]
@@ -60,15 +60,15 @@ def dither(image: Image) -> Image:
 
 
 def read_header(path: Path) -> tuple[int, int, int]:
-    """Return width, height and where the pixels begin of a binary PGM file without comments."""
+    """Return width, height and offset of the pixels of a binary PGM file without comments. Raises ValueError."""
     with path.open("rb") as file:
         fields = file.read(64).split(None, 4)[:4]
     if len(fields) < 4 or fields[0] != b"P5" or fields[3] != b"255" or not (fields[1] + fields[2]).isdigit():
-        raise ValueError(f"{path} is no 8-bit binary PGM file (P5): its first fields are {fields}")
+        raise ValueError(f"{path} is not an 8-bit binary PGM file (P5): its first fields are {fields}")
     width, height = int(fields[1]), int(fields[2])
     begin = path.stat().st_size - width * height
     if begin < 0 or not width or not height:
-        raise ValueError(f"{path} says it has {width} × {height} pixels, and has {path.stat().st_size} bytes")
+        raise ValueError(f"{path} should have {width} × {height} pixels, but has {path.stat().st_size} bytes")
     return width, height, begin
 
 
@@ -80,7 +80,7 @@ def write_pgm(path: Path, pixels: Pixels) -> None:
 
 
 def make_pictures(folder: Path, count: int = 24, size: int = 512) -> None:
-    """Write pictures of smooth waves, each another."""
+    """Write `count` different pictures of smooth waves."""
     y, x = np.mgrid[0:size, 0:size] / size
     for number in range(count):
         angle = np.pi * number / count
@@ -91,12 +91,12 @@ def make_pictures(folder: Path, count: int = 24, size: int = 512) -> None:
 def dither_folder(
     folder: Path, out: Path, workers: int = 2, processes: bool = True
 ) -> tuple[dict[str, float], RunStatistics, str]:
-    """Dither every PGM file of a folder into another; return name → share of ink, statistics, and the memory used."""
+    """Dither all PGM files of a folder into another. Return name → share of ink, statistics, and the memory used."""
     paths = sorted(folder.glob("*.pgm"))
     if not paths:
-        raise FileNotFoundError(f"there is no *.pgm file in {folder}")
+        raise FileNotFoundError(f"no *.pgm file in {folder}")
     largest = max(width * height for width, height, _ in map(read_header, paths))
-    # As many as can be in flight: each channel's two, each worker's one. With less, `read` would wait at times.
+    # As many as can be in flight: two per channel, one per worker. With fewer, `read` would wait at times.
     pool = SharedPool(2 + workers + 2 + 1 + 1, largest, name="pictures")
 
     def read(path: Path) -> Image:
@@ -122,7 +122,7 @@ def dither_folder(
 
 
 def main(folder: Path | None = None, processes: bool = True, workers: int | None = None) -> dict[str, float]:
-    """Dither a folder's pictures, and print what each stage did."""
+    """Dither the pictures of a folder, and print the statistics of the stages."""
     with tempfile.TemporaryDirectory(prefix="pictures-") as temporary:
         source = folder or Path(temporary)
         if folder is None:
@@ -140,7 +140,7 @@ def main(folder: Path | None = None, processes: bool = True, workers: int | None
             f"{stage.name:>6}: {stage.workers} worker(s), {stage.busy_share:4.0%} busy, {stage.waiting_share:4.0%} "
             f"waiting, {stage.blocked_share:4.0%} blocked, {stage.items_out} out, p50 {stage.tasks.p50 * 1e3:.1f} ms"
         )
-    print(f"{seconds:.2f} s, processes started and ended included")
+    print(f"{seconds:.2f} s, including the start and the end of processes")
     return ink
 
 

@@ -1,8 +1,8 @@
-"""Text from a trained model, from Python.
+"""Sampling from a trained model in Python.
 
     python -m examples.sample [RUN [PROMPT]]
 
-RUN is a run directory, a checkpoint, or a GPT-2 folder in Hugging Face's layout. Without one, a small model is trained
+RUN is a run directory, a checkpoint, or a GPT-2 folder in Hugging Face's layout. Without it, a small model is trained
 for some seconds first.
 """
 
@@ -13,36 +13,33 @@ from pathlib import Path
 
 import msgspec
 
-from threadloom.stages.config import Config
+from threadloom import Config, SamplingSettings, generate, load_config, load_model, train
 from threadloom.stages.console import configure
-from threadloom.stages.inference import Model, SamplingSettings, generate
-from threadloom.stages.resolve import load_config
-from threadloom.stages.run import train
 
 
-def sample(run: Path, prompt: str | None = None, tokens: int = 200, seed: int = 1) -> str:
-    """Return a continuation of the prompt by the newest model of a run, and print how fast it came."""
-    model = Model.open(run)
+def print_continuation(run: Path, prompt: str | None = None, tokens: int = 200, seed: int = 1) -> str:
+    """Generate a continuation of the prompt with the newest model of a run; print and return it, with the speed."""
+    model = load_model(run)
     settings = SamplingSettings(temperature=0.8, top_k=40)
     prompt_ids = model.default_prompt() if prompt is None else model.tokenizer.encode(prompt)
-    list(generate(model.weights, model.geometry, prompt_ids, 2, settings, seed))  # loads the kernels
+    list(generate(model.weights, model.geometry, prompt_ids, 2, settings, seed))  # compiles or loads the kernels
     begin = time.perf_counter()
     ids = list(generate(model.weights, model.geometry, prompt_ids, tokens, settings, seed))
     seconds = time.perf_counter() - begin
     text = model.tokenizer.decode(ids)
     print((prompt or "") + text)
-    print(f"\n{model.path}: {len(ids)} tokens, {len(ids) / seconds:,.0f} a second")
+    print(f"\n{model.path}: {len(ids)} tokens, {len(ids) / seconds:,.0f} per second")
     return text
 
 
 def main(run: Path | None = None, prompt: str | None = None, steps: int = 200, config: Config | None = None) -> str:
-    """Sample from a run, or from a model trained for the occasion."""
+    """Sample from a run, or from a model trained for this example."""
     if run is not None:
-        return sample(run, prompt)
+        return print_continuation(run, prompt)
     with tempfile.TemporaryDirectory() as folder:
         config = msgspec.structs.replace(config or load_config("nanogpt-cpu"), steps=steps)
         outcome = train(config, Path(folder) / "run")
-        return sample(outcome.run.path, prompt)
+        return print_continuation(outcome.run.path, prompt)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""Training from Python: the stages of `threadloom train`, put together by hand.
+"""Training from Python: the stages of `threadloom train`, assembled by hand.
 
     python -m examples.train_from_python [FILE_OR_DIR ...]
 
-Without a text it learns the source of Python's standard library.
+Without a text, the model is trained on the source of Python's standard library. To train into a run directory instead,
+as the command does, call `threadloom.train`.
 """
 
 import sys
@@ -11,17 +12,16 @@ from pathlib import Path
 
 import msgspec
 
-from threadloom.pipeline import RunStatistics, available_cores
-from threadloom.stages.config import Config
+from threadloom import Config, RunStatistics, available_cores, load_config
 from threadloom.stages.data import TokenBatches, evaluation_batches, prepare, read_text
 from threadloom.stages.memory import Evaluation, Update
-from threadloom.stages.resolve import gemm_settings, load_config, resolve
+from threadloom.stages.resolve import gemm_settings, resolve
 from threadloom.stages.step import Validation
 from threadloom.stages.training import Training, compile_kernels
 
 
-def train(config: Config, text: str, folder: Path) -> float:
-    """Train on a text, print what happens, and return the validation loss; `folder` takes the token files."""
+def train_on_text(config: Config, text: str, folder: Path) -> float:
+    """Train on a text, print the progress, and return the validation loss. Token files are written to `folder`."""
     data = prepare(config.data, config.model, text, folder)
     config = resolve(config, available_cores(), data.tokenizer.vocab_size)
     windows = evaluation_batches(data.validation, batch_size=12, micro_batch=config.micro_batch, batches=20)
@@ -34,13 +34,13 @@ def train(config: Config, text: str, folder: Path) -> float:
             elif isinstance(event, Evaluation):
                 loss = event.val_loss
                 print(f"update {event.step}: validation loss {loss:.4f}")
-    show(run.statistics())
-    print(f"batches by the age of the weights that they read: {dict(training.banks.statistics().staleness)}")
+    print_stages(run.statistics())
+    print(f"batches by staleness of the weights that they read: {dict(training.banks.statistics().staleness)}")
     return loss
 
 
-def show(statistics: RunStatistics) -> None:
-    """Print how each stage spent its time: the busiest one is the one that limits the pipeline."""
+def print_stages(statistics: RunStatistics) -> None:
+    """Print how each stage spent its time; the busiest stage is the bottleneck."""
     print(f"\n{'stage':>10} {'threads':>8} {'items':>8} {'busy':>6} {'waiting':>8} {'blocked':>8}")
     for stage in statistics.values():
         shares = f"{stage.busy_share:6.0%} {stage.waiting_share:8.0%} {stage.blocked_share:8.0%}"
@@ -48,11 +48,11 @@ def show(statistics: RunStatistics) -> None:
 
 
 def main(texts: tuple[str, ...] = (), steps: int = 200, config: Config | None = None) -> float:
-    """Train the small character model for a moment at delay 1, where the optimizer overlaps forward and backward."""
+    """Train the small character model for some seconds at delay 1: the optimizer overlaps with forward and backward."""
     compile_kernels(print)
     config = msgspec.structs.replace(config or load_config("nanogpt-cpu"), steps=steps, delay=1)
     with tempfile.TemporaryDirectory() as folder:
-        return train(config, read_text(texts).text, Path(folder))
+        return train_on_text(config, read_text(texts).text, Path(folder))
 
 
 if __name__ == "__main__":

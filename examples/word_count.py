@@ -5,8 +5,8 @@
     paths → read ─┬→ words ─┬→ total
                   └→ lines ─┘
 
-At no moment are more than a few files in memory: every channel is bounded, and a full one stops the stages before it.
-The words are counted by two threads at once; that helps only where a stage leaves the GIL, as reading does here.
+Only a few files are in memory at a time: every channel is bounded, and a full one blocks the upstream stages. Two
+threads read and two count words; that helps only stages that release the GIL, as reading does.
 """
 
 import re
@@ -16,13 +16,13 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from threadloom.pipeline import Graph, RunStatistics
+from threadloom import Graph, RunStatistics
 
 WORD = re.compile(r"[A-Za-z_]\w+")
 
 
-def read(path: Path) -> str:
-    """Return the text of a file; bytes that are no UTF-8 are replaced."""
+def read_text(path: Path) -> str:
+    """Return the text of a file; invalid UTF-8 is replaced."""
     return path.read_text(encoding="utf-8", errors="replace")
 
 
@@ -32,18 +32,18 @@ def count_words(text: str) -> Counter[str]:
 
 
 def count_lines(text: str) -> Counter[str]:
-    """Count the lines of one file, under a name that is no word."""
+    """Count the lines of one file, under a key that is not a word."""
     return Counter({"(lines)": text.count("\n"), "(files)": 1})
 
 
-def count(folder: Path, workers: int = 2) -> tuple[Counter[str], RunStatistics]:
+def count_folder(folder: Path, workers: int = 2) -> tuple[Counter[str], RunStatistics]:
     """Count the words and lines of the Python files under a folder."""
 
     def paths() -> Iterator[Path]:
         return (path for path in folder.rglob("*.py") if "site-packages" not in path.parts)
 
     graph = Graph("word count")
-    text = graph.stage("read", read, after=graph.source("paths", paths), workers=workers, capacity=8)
+    text = graph.stage("read", read_text, after=graph.source("paths", paths), workers=workers, capacity=8)
     words = graph.stage("words", count_words, after=text, workers=workers)  # two stages after one: a fork
     lines = graph.stage("lines", count_lines, after=text)
     counted = graph.sink("total", after=[words, lines])  # one after two: a merge
@@ -55,8 +55,8 @@ def count(folder: Path, workers: int = 2) -> tuple[Counter[str], RunStatistics]:
 
 
 def main(folder: Path | None = None) -> Counter[str]:
-    """Count, and print the most frequent words and what each stage did."""
-    total, statistics = count(folder or Path(sysconfig.get_path("stdlib")))
+    """Count, and print the most frequent words and the statistics of the stages."""
+    total, statistics = count_folder(folder or Path(sysconfig.get_path("stdlib")))
     print(f"{total.pop('(files)', 0):,} files, {total.pop('(lines)', 0):,} lines, {total.total():,} words")
     for word, number in total.most_common(10):
         print(f"{number:>9,}  {word}")

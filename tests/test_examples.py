@@ -1,4 +1,4 @@
-"""The examples run, with tiny sizes, and do what they say."""
+"""The examples run with tiny sizes and print the expected results."""
 
 import hashlib
 from pathlib import Path
@@ -46,7 +46,7 @@ def test_training_from_python(text: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "{0: 1, 1: 49}" in shown
 
 
-def test_three_stages_of_ones_own() -> None:
+def test_a_pipeline_of_three_stages() -> None:
     digests, statistics = custom_stage.checksums(blocks=20, size=10)
     assert digests == {n: hashlib.sha256(bytes([n]) * 10).hexdigest()[:12] for n in range(20)}
     assert statistics["hash"].items_out == 20
@@ -70,7 +70,7 @@ def test_custom_stages_print_their_statistics(capsys: pytest.CaptureFixture[str]
     custom_stage.main(steps=20, config=TINY)
     shown = capsys.readouterr().out
     assert "64 blocks hashed by 2 threads" in shown
-    assert "of its size an update" in shown
+    assert "of its norm per update" in shown
 
 
 def test_word_count(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -84,12 +84,12 @@ def test_word_count(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "2 files, 3 lines, 6 words" in shown
     for stage in ("paths", "read", "words", "lines", "total"):
         assert f" {stage}: " in shown
-    many, statistics = word_count.count(tmp_path, workers=3)
+    many, statistics = word_count.count_folder(tmp_path, workers=3)
     assert many["import"] == 3
     assert statistics["total"].items_in == 4
 
 
-def test_sampling_from_a_run_and_from_a_model_trained_for_it(
+def test_sampling_from_a_model_trained_for_the_example(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small = tmp_path / "text.txt"

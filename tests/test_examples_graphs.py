@@ -1,4 +1,4 @@
-"""The examples of graphs run, and do what they say."""
+"""The examples of graphs run and return the expected results."""
 
 import zlib
 from pathlib import Path
@@ -47,4 +47,4 @@ def test_fork_and_join_describe_every_signal_once(capsys: pytest.CaptureFixture[
 
 
 def test_fork_and_join_under_faults() -> None:
-    hammer(lambda: Subject(fork_join.build(12)), range(10))
+    hammer(lambda: Subject(fork_join.sound_graph(12)), range(10))
