@@ -1,4 +1,4 @@
-"""The sides of a comparison, each in a process of its own (`stages.console.json_worker`).
+"""The sides of a comparison, each in a separate process (`stages.console.json_worker`).
 
 A worker (`python -m benchmarks.worker`) is one side, such as PyTorch eager, or threadloom at delay 1. It computes on
 request and is idle between requests.
@@ -74,7 +74,7 @@ class UpdateFigures:
 
 
 class SideWorker(JsonWorkerProcess):
-    """One side in its process. Its memory is `peak`, and `libraries`: what it held before it built a model."""
+    """One side in its process. Its memory is `peak`, and `libraries`, the memory before it built a model."""
 
     def __init__(
         self, side: Side, config: str, sizes: TrainingSizes, delay: int = 0, folder: Path | None = None,

@@ -1,4 +1,4 @@
-"""The command line. Each command imports what it needs when it runs, so that `--help` is fast."""
+"""The command line. Commands import numerical libraries only when they run, so that `--help` is fast."""
 
 import signal
 import threading

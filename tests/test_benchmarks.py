@@ -1,4 +1,4 @@
-"""The benchmarks: figures and pictures from invented results, processes with our side, and all of it with PyTorch."""
+"""The benchmarks: tables and plots of made-up results, worker processes of threadloom, and comparisons with PyTorch."""
 
 import importlib.util
 import json
@@ -38,7 +38,7 @@ def quiet(_: str) -> None:
     pass
 
 
-def test_ratios_are_of_one_round_and_to_the_best_peer() -> None:
+def test_ratios_are_per_round_and_relative_to_the_best_peer() -> None:
     comparison = Comparison("small", 1e9, "equal", [EAGER, COMPILED, OURS])
     assert comparison.best_peer is COMPILED
     assert comparison.ratios(OURS, COMPILED) == [2.0, 1.0, 2.0]
@@ -53,7 +53,7 @@ def test_ratios_are_of_one_round_and_to_the_best_peer() -> None:
 
 
 @pytest.mark.parametrize("sides", [[EAGER, OURS], [EAGER, COMPILED, OURS], [OURS]])
-def test_the_picture_can_be_drawn(sides: list[SideResult]) -> None:
+def test_the_plot_can_be_drawn(sides: list[SideResult]) -> None:
     comparisons = [Comparison(name, 1e9, "equal", sides) for name in ("small", "large")]
     drawn = comparison_figure(comparisons, "a machine")
     drawn.canvas.draw()
@@ -74,7 +74,7 @@ def test_several_comparisons_on_one_page(tmp_path: Path) -> None:
     assert "| `small` | 100 | 125 | 240 | 2.00 (1.00 to 2.00) | 0.90 of 2.00 GB (0.45) |" in text
     assert "| `gpt2` | 100 | 125 | 240 | 2.00 (1.00 to 2.00) | 0.90 of 2.00 GB (0.45) |" in text
     assert "| `small` | 160 | 340 | 2.00 (2.00 to 3.00) | 1.88 | 0.45 of 0.90 GB (0.50) |" in text
-    assert text.count("`gpt2`") == 1, "nothing of it was measured in bfloat16"
+    assert text.count("`gpt2`") == 1, "it was not measured in bfloat16"
     assert (tmp_path / "summary.png").stat().st_size > 10_000
 
 
@@ -90,7 +90,7 @@ def test_a_table_has_only_sides_of_its_precision() -> None:
 
 
 @pytest.mark.parametrize("name", ["nanogpt-cpu", "small", "gpt2"])
-def test_sizes_agree_with_ours(name: str) -> None:
+def test_sizes_agree_with_the_model(name: str) -> None:
     config = resolve(load_config(name), 2, 65 if name == "nanogpt-cpu" else None)
     sizes = sizes_of(load_config(name), 2)
     assert sizes.parameters == parameter_count(config.model.geometry())
@@ -100,7 +100,7 @@ def test_sizes_agree_with_ours(name: str) -> None:
     assert sizes.flops_per_token == 6 * matrices + 6 * model.layers * model.context * model.channels
 
 
-def test_our_side_in_its_process(tmp_path: Path) -> None:
+def test_threadloom_in_its_process(tmp_path: Path) -> None:
     with SideWorker(Side.OURS, to_json(TINY), sizes_of(TINY, 2), delay=1, folder=tmp_path) as worker:
         assert worker.name == "threadloom τ=1"
         first = worker.run(3)
@@ -123,7 +123,7 @@ def test_a_side_that_fails_is_named() -> None:
         worker.run(1)
 
 
-def test_without_peers_our_side_is_measured_alone(tmp_path: Path) -> None:
+def test_threadloom_can_be_measured_without_peers(tmp_path: Path) -> None:
     file = tmp_path / "tiny.json"
     file.write_text(to_json(TINY))
     out = tmp_path / "out"
@@ -177,8 +177,8 @@ def test_both_sides_compute_the_same_and_are_measured() -> None:
 
 
 @pytest.mark.torch
-@pytest.mark.timeout(300)  # the kernels of 16 bits take a minute to compile
-def test_sixteen_bits_are_measured_beside_autocast() -> None:
+@pytest.mark.timeout(300)  # compiling the kernels of 16 bits takes a minute
+def test_sixteen_bits_are_compared_with_autocast() -> None:
     found = compare(TINY, [0], [Side.EAGER], 0.2, quiet, ["float32", "bf16"])
     assert [side.name for side in found.sides] == [
         "PyTorch eager", "PyTorch eager bf16", "threadloom τ=0", "threadloom bf16 τ=0",
@@ -186,14 +186,14 @@ def test_sixteen_bits_are_measured_beside_autocast() -> None:
     assert "bf16 τ=0: 3 updates" in found.checked
 
 
-def test_convergence_draws_every_delay_in_one_picture(tmp_path: Path) -> None:
+def test_convergence_plots_all_delays_together(tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("one two three four five six seven " * 60)
     file = tmp_path / "tiny.json"
     file.write_text(to_json(TINY))
     out = tmp_path / "out"
     arguments = ["--config", str(file), "--text", str(text), "--delays", "0,2", "--out", str(out)]
-    for _ in range(2):  # a second time replaces the first
+    for _ in range(2):  # the second time replaces the first
         answer = CliRunner().invoke(convergence.main, [*arguments, "--set", "evaluation.interval=5"])
         assert answer.exit_code == 0, answer.output
     assert "final validation loss" in answer.output

@@ -1,4 +1,4 @@
-"""Reading callgrind's profiles; counting itself takes minutes and valgrind, and is not tested here."""
+"""Parsing of callgrind profiles. Counting takes minutes and needs valgrind, so it is not tested here."""
 
 from benchmarks.counts import INTERPRETER, KERNELS, OTHERS, classify_object, count_by_object
 
@@ -35,13 +35,13 @@ totals: 70430
 """
 
 
-def test_instructions_belong_to_the_object_that_spends_them() -> None:
+def test_instructions_are_attributed_to_the_executing_object() -> None:
     found = count_by_object(PROFILE.splitlines())
     assert found.total() == 70430
     assert found == {"/usr/bin/python3.11": 430, "???": 69000, "/usr/lib/libm.so.6": 1000}
 
 
-def test_whose_code_an_object_holds() -> None:
+def test_object_files_are_classified() -> None:
     assert [classify_object(path) for path in ("", "???")] == [KERNELS, KERNELS]
     assert [classify_object(path) for path in ("/usr/bin/python3.11", "/opt/lib/libpython3.12.so.1.0")] == [
         INTERPRETER

@@ -10,7 +10,7 @@ from threadloom.pipeline import Trace
 from threadloom.pipeline.testing import Subject, hammer
 
 
-def test_three_stages_keep_the_order_and_weigh_right(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_three_stages_keep_the_order_and_return_the_sizes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     contents = {f"{number:02}.py": bytes(range(number)) * number for number in range(20)}
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)

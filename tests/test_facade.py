@@ -1,4 +1,4 @@
-"""`import threadloom`: the public names, loaded on first use, whatever files the user has in the current directory."""
+"""`import threadloom`: public names that are loaded on first use, independent of files in the current directory."""
 
 import json
 import os
@@ -27,7 +27,7 @@ TRAINER = {"Config", "RunMode", "SamplingSettings", "generate", "load_config", "
 
 
 def python(*arguments: str, **environment: str) -> str:
-    """Run Python with these arguments in a process of its own and return its output."""
+    """Run Python with these arguments in a new process and return its output."""
     done = subprocess.run(
         [sys.executable, *arguments], env=os.environ | environment, capture_output=True, text=True, check=False
     )

@@ -1,4 +1,4 @@
-"""The prediction of the scaling over cores, as a pure function, and its program with invented figures."""
+"""The model of scaling over cores, and its program with made-up measurements."""
 
 import json
 from pathlib import Path
@@ -35,18 +35,18 @@ TINY = Config(name="tiny", model=ModelConfig(vocab_size=17, context=6, layers=1,
         (16, 16, 4, 4.0),
         (16, 16, 16, 1.0),
         (16, 16, 32, 1.0),  # more cores than micro-batches are idle
-        (16, 8, 16, 1 / 3 + 2 * 2 / 3),  # two rounds of backward, for want of lanes
+        (16, 8, 16, 1 / 3 + 2 * 2 / 3),  # too few lanes: two rounds of backward
         (8, 8, 16, 1.0),
-        (5, 4, 4, 2.0),  # the fifth waits for another round
+        (5, 4, 4, 2.0),  # the fifth takes another round
         (1, 1, 8, 1.0),
     ],
 )
-def test_work_goes_in_whole_rounds(micro_batches: int, lanes: int, cores: int, expected: float) -> None:
+def test_work_is_done_in_whole_rounds(micro_batches: int, lanes: int, cores: int, expected: float) -> None:
     assert rounds(Workload(micro_batches, lanes, 0.0), cores) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(("cores", "expected"), [(1, 8.0), (4, 2.0), (8, 1.0), (16, 1.0)])
-def test_threads_that_share_a_lane_work_at_once(cores: int, expected: float) -> None:
+def test_threads_that_share_a_lane_work_concurrently(cores: int, expected: float) -> None:
     assert rounds(Workload(8, 1, 0.0, writers=8), cores) == pytest.approx(expected)
 
 
@@ -59,7 +59,7 @@ def test_threads_that_share_a_lane_work_at_once(cores: int, expected: float) -> 
         (("threads.backward=1",), 1),
     ],
 )
-def test_the_writers_are_those_that_the_pipeline_lets_into_backward(overrides: tuple[str, ...], writers: int) -> None:
+def test_the_writers_are_the_maximum_number_in_backward(overrides: tuple[str, ...], writers: int) -> None:
     config = apply_overrides(TINY, ["micro_batch=1", "lanes=2", *overrides])
     workload = workload_of(config_for(config, 2, 16, Trajectory.SAME))
     assert (workload.micro_batches, workload.lanes, workload.writers) == (4, 2, writers)
@@ -68,7 +68,7 @@ def test_the_writers_are_those_that_the_pipeline_lets_into_backward(overrides: t
 def test_bandwidth_saturates() -> None:
     assert saturation_of(10.0, 20.0) == 0.0
     assert saturation_of(10.0, 10.0) == 1.0
-    assert saturation_of(10.0, 25.0) == 0.0  # more than twice is noise
+    assert saturation_of(10.0, 25.0) == 0.0  # more than a factor of two is noise
     assert saturation_of(10.0, 5.0) == 1.0
     assert [shared(0.0, cores) for cores in (1, 2, 16)] == [1.0, 0.5, 1 / 16]
     assert shared(1.0, 16) == 1.0
@@ -77,7 +77,7 @@ def test_bandwidth_saturates() -> None:
         saturation_of(0.0, 1.0)
 
 
-def test_the_fit_finds_the_constants_that_made_the_times() -> None:
+def test_the_fit_recovers_the_constants() -> None:
     truth = Scaling(SIXTEEN, serial=0.004, micro=0.05, memory=2e9 / 10e9, saturation=saturation_of(10e9, 16e9))
     found = fit(SIXTEEN, {cores: truth.seconds(cores) for cores in (1, 2)}, 10e9, 16e9)
     for cores in (1, 2, 4, 8, 16):
@@ -88,7 +88,7 @@ def test_the_fit_finds_the_constants_that_made_the_times() -> None:
     assert 1.0 > found.efficiency(2) > found.efficiency(4) > found.efficiency(16) > 0.0
 
 
-def test_without_serial_part_and_memory_the_speed_up_is_that_of_the_rounds() -> None:
+def test_without_serial_part_and_memory_the_speed_up_follows_from_the_rounds() -> None:
     found = fit(Workload(8, 8, 0.0), {1: 8.0, 2: 4.0}, 1.0, 2.0)
     assert [found.speedup(cores) for cores in (1, 2, 4, 8, 16)] == pytest.approx([1, 2, 4, 8, 8])
     assert found.efficiency(16) == pytest.approx(0.5)
@@ -103,14 +103,14 @@ def test_noise_does_not_become_a_negative_constant() -> None:
     assert useless.speedup(16) == 1.0
 
 
-def test_what_cannot_be_fitted_is_refused() -> None:
+def test_impossible_measurements_are_refused() -> None:
     with pytest.raises(ValueError, match="needs 1 and 2 cores"):
         fit(SIXTEEN, {1: 1.0, 4: 0.3}, 1e9, 2e9)
     with pytest.raises(ValueError, match="cannot stream"):
         fit(SIXTEEN, {1: 0.1, 2: 0.05}, 1e9, 2e9)
 
 
-def test_rounds_show_how_sure_a_prediction_is() -> None:
+def test_rounds_show_the_uncertainty_of_a_prediction() -> None:
     one, two = Point(1, [100.0, 100.0, 100.0], [100.0] * 3), Point(2, [190.0, 200.0, 180.0], [100.0] * 3)
     assert two.speedups == [1.9, 2.0, 1.8]
     assert two.efficiency == pytest.approx(0.95)
@@ -120,13 +120,13 @@ def test_rounds_show_how_sure_a_prediction_is() -> None:
     assert efficiency_text(models, 2) == "95% (90% to 100%)"
 
 
-def test_one_trajectory_for_all_counts_or_one_for_each() -> None:
+def test_one_trajectory_for_all_numbers_of_cores_or_one_for_each() -> None:
     large = load_config("large")
     same, largest = (config_for(large, cores, 16, Trajectory.SAME) for cores in (1, 16))
     assert (same.micro_batch, same.lanes) == (largest.micro_batch, largest.lanes)
     own = config_for(large, 1, 16, Trajectory.OWN)
     assert own.lanes == 1
-    assert own.threads.forward is None  # left to the count itself
+    assert own.threads.forward is None  # left open
     workload = workload_of(largest)
     assert workload.lanes == largest.lanes
     assert workload.micro_batches * (largest.micro_batch or 0) == large.sequences
@@ -142,7 +142,9 @@ def test_hardware_threads_of_one_core_come_last(tmp_path: Path, monkeypatch: pyt
     assert core_order(tmp_path) == [0, 2, 1, 3]
 
 
-def test_the_program_predicts_what_the_machine_has_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_program_predicts_numbers_of_cores_that_the_machine_lacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def measured(sweep: Sweep, counts: list[int], *_: object) -> list[Point]:
         return [Point(cores, [100.0 * cores] * 5, [100.0] * 5) for cores in counts]
 
@@ -161,7 +163,7 @@ def test_the_program_predicts_what_the_machine_has_not(tmp_path: Path, monkeypat
     assert (tmp_path / "scaling.png").stat().st_size > 10_000
 
 
-def test_the_picture_can_be_drawn() -> None:
+def test_the_plot_can_be_drawn() -> None:
     point = Point(1, [1.0], [1.0])
     drawn = scaling_figure("large", [point], [fit(SIXTEEN, {1: 3.0, 2: 1.6}, 1e10, 1.6e10)] * 2, [1, 2, 4], "a machine")
     drawn.canvas.draw()

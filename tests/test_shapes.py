@@ -1,4 +1,4 @@
-"""The sweep over shapes: what it covers, how it counts, and its program with invented figures."""
+"""The sweep over shapes: its coverage, its results, and its program with made-up measurements."""
 
 import json
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ def invented(shape: Shape, ratio: float) -> ShapeResult:
     return ShapeResult(shape, Comparison(shape.name, 1e9, "equal", [peer, ours]))
 
 
-def test_a_name_is_read_back() -> None:
+def test_a_name_can_be_parsed() -> None:
     for shape in SHAPES:
         assert Shape.parse(shape.name) == shape
     assert Shape.parse("65,32,4,48,1") == Shape(65, 32, 4, 48, 1)
@@ -28,7 +28,7 @@ def test_a_name_is_read_back() -> None:
         Shape.parse("65,32")
 
 
-def test_the_extremes_of_every_dimension_are_there() -> None:
+def test_the_extremes_of_every_dimension_are_covered() -> None:
     assert len({shape.name for shape in SHAPES}) == len(SHAPES)
     assert {shape.head_size for shape in SHAPES} == {32, 48, 64, 80}
     for values in (
@@ -42,7 +42,7 @@ def test_the_extremes_of_every_dimension_are_there() -> None:
             resolve(shape.config(), cores)
 
 
-def test_what_is_slower_or_failed_counts() -> None:
+def test_slower_and_failed_shapes_are_reported() -> None:
     good, bad = invented(SHAPES[0], 1.5), invented(SHAPES[1], 0.9)
     failed = ShapeResult(SHAPES[2], None, failure="losses differ")
     assert slower([good, bad, failed]) == [bad, failed]
@@ -53,7 +53,7 @@ def test_what_is_slower_or_failed_counts() -> None:
 
 
 @pytest.mark.parametrize(("ratio", "status"), [(1.2, 0), (0.8, 1)])
-def test_the_status_says_whether_one_is_slower(
+def test_the_exit_status_is_1_if_a_shape_is_slower(
     ratio: float, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[object] = []

@@ -1,8 +1,8 @@
 """Worker processes that exchange lines of JSON with their parent: one request per line, one reply per line.
 
-A measurement runs in a process of its own, so that its peak memory includes nothing else and several measurements can
-alternate. A worker is idle between requests. This module imports the standard library only, because whatever it imports
-counts towards the memory of the measured process.
+A measurement runs in a separate process, so that its peak memory includes nothing else and several measurements can
+alternate. A worker is idle between requests. This module imports the standard library only, because its imports count
+towards the memory of the measured process.
 """
 
 import contextlib

@@ -28,7 +28,7 @@ def seconds_per_call(
 def throughput(
     work: Sequence[Work], seconds: float, windows: int = 1, reduce: Callable[[Iterable[float]], float] = max
 ) -> float:
-    """Return the amount of work per second that all of `work` does together, each item on a thread of its own.
+    """Return the amount of work per second that all of `work` does together, each item on its own thread.
 
     Each call is made once before the measurement, which compiles it and touches its memory. The rate is measured over
     `windows` windows of `seconds` seconds, each of which all threads begin together; `reduce` selects one of the rates.

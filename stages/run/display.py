@@ -1,8 +1,8 @@
 """The display of a training: a live view on a terminal, a line every few seconds elsewhere.
 
-The view is a pure function of `TrainingProgress`, so that tests draw it without a run. It has no thread of its own: the
-caller's `Display.update` draws at most four times per second. Drawing holds the GIL, which kernels release, and takes
-about a millisecond.
+The view is a pure function of `TrainingProgress`, so that tests draw it without a run. No thread is started:
+`Display.update` draws in the caller's thread, at most four times per second. Drawing holds the GIL, which kernels
+release, and takes about a millisecond.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""The command line as a person uses it: help, a run from text to sample, and output that can be kept in a file."""
+"""The command line: help, a run from text to sample, and output to a file."""
 
 import json
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.timeout(60)
 
 @pytest.fixture(autouse=True)
 def quiet() -> Iterator[None]:
-    """The command line sets the log up for itself; put that back."""
+    """Remove the log configuration of the command line."""
     yield
     logger.remove()
 
@@ -37,7 +37,7 @@ HELP = {
 
 @pytest.mark.parametrize("name", HELP)
 @pytest.mark.parametrize("flag", ["--help", "-h"])
-def test_help_says_what_a_newcomer_needs(name: str, flag: str) -> None:
+def test_help_has_the_options_and_the_basics(name: str, flag: str) -> None:
     outcome = command(*([name] if name else []), flag)
     assert outcome.status == 0
     for part in HELP[name]:
@@ -45,7 +45,7 @@ def test_help_says_what_a_newcomer_needs(name: str, flag: str) -> None:
     assert max(map(len, outcome.out.splitlines())) <= 112
 
 
-def test_what_is_not_there_is_refused() -> None:
+def test_unknown_commands_and_options_are_refused() -> None:
     for arguments in (("trian",), ("train", "--nosuch"), ("train",), ("sample",), ("train", "--steps=0", "--out=x")):
         outcome = command(*arguments)
         assert outcome.status == 2
@@ -54,7 +54,7 @@ def test_what_is_not_there_is_refused() -> None:
 
 
 def test_from_text_to_sample_and_score(tmp_path: Path) -> None:
-    """The main road, with a prompt, seeds and another text; nothing here is a terminal."""
+    """Training, sampling and evaluation, with a prompt, seeds and another text; without a terminal."""
     (tmp_path / "config.json").write_text(to_json(story(tmp_path, "trace.batches=8")))
     out = tmp_path / "run"
     trained = command("train", "--config", tmp_path / "config.json", "--out", out, "--sample", 30, "--no-tuned")
@@ -98,7 +98,7 @@ def test_from_text_to_sample_and_score(tmp_path: Path) -> None:
 
 
 def test_eval_repeats_the_final_validation_loss_of_the_run(tmp_path: Path) -> None:
-    """The last evaluation covers the whole split when it may, and so does `eval`."""
+    """The last evaluation covers the whole split if enough batches are allowed, as `eval` does."""
     config = story(tmp_path, "evaluation.final_batches=1000", "micro_batch=1", "steps=3")
     outcome = train(config, tmp_path / "run")
     assert outcome.val_loss is not None
@@ -146,7 +146,7 @@ def test_shipped_configurations_resolve_for_any_machine(name: str, cores: int) -
     assert sizes == table[name]
     resolved = resolve(config, cores, model.vocab_size or 65)
     assert resolved.micro_batches >= resolved.lanes >= 1
-    assert resolve(resolved, 3) == resolved, "nothing is left open"
+    assert resolve(resolved, 3) == resolved, "no setting is open"
     if name == "nanogpt-cpu":
         optimizer, schedule = config.optimizer, config.schedule
         recipe = (config.steps, optimizer.lr, schedule.min_lr, schedule.warmup, optimizer.beta2, optimizer.weight_decay)

@@ -1,4 +1,4 @@
-"""How a command ends that is not let finish: Ctrl-C, SIGTERM, a reader that has gone, and what it says is left."""
+"""Interrupted commands: Ctrl-C, SIGTERM, a closed pipe, and the message on the remaining checkpoints."""
 
 import os
 import signal
@@ -33,7 +33,7 @@ def config(tmp_path: Path) -> Path:
 
 
 def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int, number: signal.Signals) -> None:
-    """Have the process get a signal when the update, or checkpoint, of a step is reported."""
+    """Send a signal to this process when the checkpoint of a step is reported."""
     follow = report.Reporter.take
 
     def take(self: Any, event: Any, *rest: Any) -> None:
@@ -45,7 +45,7 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int, number: signal.Sign
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_training_says_where_it_goes_on(
+def test_a_stopped_training_names_its_last_checkpoint(
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, status: int
 ) -> None:
     interrupt_at(monkeypatch, 4, number)
@@ -59,7 +59,7 @@ def test_a_training_says_where_it_goes_on(
     assert resumed.status == 0
 
 
-def test_a_training_without_a_checkpoint_promises_none(
+def test_a_stopped_training_without_a_checkpoint_does_not_mention_resume(
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(*_: object, **__: object) -> None:
@@ -72,7 +72,7 @@ def test_a_training_without_a_checkpoint_promises_none(
     assert "--resume" not in ended.err
 
 
-def test_what_leaves_nothing_promises_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_evaluation_mentions_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
@@ -94,7 +94,7 @@ def test_an_estimate_of_a_run_is_of_that_run(config: Path, tmp_path: Path) -> No
 
 
 def test_a_text_of_one_line_is_sampled(tmp_path: Path) -> None:
-    """Its tokenizer knows no end of line, with which a sample begins otherwise."""
+    """Its tokenizer has no newline token, with which a sample begins by default."""
     (tmp_path / "one.txt").write_text("acgt" * 200)
     (tmp_path / "config.json").write_text(to_json(apply_overrides(story(tmp_path), ["steps=2"])))
     start = ("train", "--config", tmp_path / "config.json", "--text", tmp_path / "one.txt", "--no-tuned")
@@ -105,7 +105,7 @@ def test_a_text_of_one_line_is_sampled(tmp_path: Path) -> None:
     command("sample", tmp_path / "run", "--prompt=x").refuses("'x'")
 
 
-def test_a_reader_that_has_gone_is_no_error(config: Path, tmp_path: Path) -> None:
+def test_a_closed_pipe_is_not_an_error(config: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     assert command("train", "--config", config, "--out", out, "--no-tuned", "--sample=0").status == 0
     sampling = [*module_command("tests.stages.threadloom"), "sample", str(out), "--tokens=200"]

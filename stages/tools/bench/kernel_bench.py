@@ -106,7 +106,7 @@ class KernelBench(ABC):
     def whole(
         self, name: str, parts: Sequence[KernelCase], call: Call, prepare: Call | None = None
     ) -> list[KernelCase]:
-        """Return a kernel and the parts that it calls; its roofline bound is the sum of theirs."""
+        """Return a kernel and the parts that it calls; its roofline bound is the sum of the parts."""
         steps = tuple((case.work, case.calls // self.micro) for case in parts)
         return [KernelCase(name, self.micro, total(steps), call, None, prepare, steps), *parts]
 

@@ -33,7 +33,7 @@ class KernelCase:
     work: KernelWork
     call: Call
     part_of: str | None = None
-    """The kernel that calls this one; None for a kernel of its own."""
+    """The kernel that calls this one; None for a top-level kernel."""
     prepare: Call | None = None
     """Restores arrays that the call overwrites; not timed."""
     steps: tuple[tuple[KernelWork, int], ...] = ()

@@ -40,7 +40,7 @@ SEPARATE_GEMM = (Precision.BF16, Precision.BF16X3)
 def measure_peaks(machine: Machine, seconds: float = 4.0, precisions: Collection[Precision] = ()) -> Peaks:
     """Measure float32 GEMM by Numba and by BLAS, and bandwidths, in about `seconds` seconds.
 
-    `precisions` are those of the measured configurations; a precision with a GEMM of its own has it measured too.
+    `precisions` are those of the measured configurations; their separate GEMMs are measured too.
     """
     cores, blas = machine.logical_cores, blas_info()
     backends = [GemmBackend.NUMBA, *([GemmBackend.BLAS] if blas.name and not blas.known_bad else [])]

@@ -97,7 +97,7 @@ class KernelTime:
     bound: str
     """'compute' or 'bandwidth': the resource that determines the bound."""
     part_of: str | None = None
-    """The kernel that calls this one; None for a kernel of its own. Those without add up to an update."""
+    """The kernel that calls this one; None for a top-level kernel. Top-level kernels add up to an update."""
     arithmetic: float = 0.0
     """Seconds that the arithmetic of one call takes at the peak rates."""
 

@@ -136,7 +136,7 @@ def paths_table(
 ) -> Padding:
     """Return the table of paths: throughput of those that are available, the reason for the others.
 
-    `speeds` are the kept rates that runs use. They decide the notes, and stand in for rates that were not measured now.
+    `speeds` are the kept rates that runs use. They decide the notes, and replace rates that were not measured now.
     """
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
     table.add_column("precision")

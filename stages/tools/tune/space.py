@@ -10,7 +10,7 @@ from threadloom.stages.resolve import MAX_LANES, TunedSettings, TunedValue
 ROUNDING = ("micro_batch", "lanes", "gemm", "blas")
 """Fields that change the order of floating-point sums, and so the last bits of the weights."""
 SEPARATE_GEMM = (Precision.BF16, Precision.BF16X3)
-"""Precisions with a GEMM of their own, which `gemm_backend` and the threads of BLAS do not affect."""
+"""Precisions with a separate GEMM, which `gemm_backend` and the threads of BLAS do not affect."""
 
 
 def overrides_from(base: TunedSettings, choice: TunedSettings) -> dict[str, TunedValue]:

@@ -42,7 +42,7 @@ class TuningError(ConfigError):
 
 @dataclass(frozen=True)
 class Trials:
-    """Measures choices for one configuration, each in a run of its own on random tokens."""
+    """Measures choices for one configuration, each in a separate run on random tokens."""
 
     config: Config
     cores: int
@@ -90,7 +90,7 @@ def run_tuning(config: Config, budget: float, console: Console | None = None) ->
 
 
 def _gemms(precision: Precision) -> tuple[Gemm, ...]:
-    """Return the usable float32 GEMM backends; none for a precision with a GEMM of its own."""
+    """Return the usable float32 GEMM backends; none for a precision with a separate GEMM."""
     if precision in SEPARATE_GEMM:
         return ()
     blas = blas_info()

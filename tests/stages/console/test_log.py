@@ -1,4 +1,4 @@
-"""Log lines: plain off a terminal, coloured on one, and written to whatever standard error is at that moment."""
+"""Log lines: plain in files, coloured on a terminal, and written to the current standard error."""
 
 import io
 import re
@@ -18,7 +18,7 @@ class Terminal(io.StringIO):
 
 @pytest.fixture(autouse=True)
 def restored() -> Iterator[None]:
-    """Leave loguru as a test run expects it: with one sink on standard error."""
+    """Restore loguru's default: one sink on standard error."""
     yield
     logger.remove()
     logger.add(sys.stderr)
@@ -31,7 +31,7 @@ def test_a_plain_line_has_the_date_the_level_and_no_control_character() -> None:
     assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d INFO    loss 1\.50 <b>\n", out.getvalue())
 
 
-def test_a_terminal_gets_colour_unless_it_asks_for_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_gets_colour_unless_no_color_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.delenv("NO_COLOR", raising=False)
     coloured, plain = Terminal(), Terminal()
@@ -44,7 +44,7 @@ def test_a_terminal_gets_colour_unless_it_asks_for_none(monkeypatch: pytest.Monk
     assert "\x1b[" not in plain.getvalue()
 
 
-def test_the_level_decides_what_is_said() -> None:
+def test_lines_below_the_level_are_dropped() -> None:
     out = io.StringIO()
     configure(LogLevel.WARNING, out)
     logger.info("quiet")
@@ -53,7 +53,7 @@ def test_the_level_decides_what_is_said() -> None:
     assert "loud" in out.getvalue()
 
 
-def test_a_display_that_takes_over_standard_error_gets_the_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_display_that_replaces_standard_error_gets_the_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     configure()
     taken = io.StringIO()
     monkeypatch.setattr(sys, "stderr", taken)

@@ -1,4 +1,4 @@
-"""The machine as read from tables laid out here, and the real one where the test runs."""
+"""The description of a machine, read from prepared system tables, and that of the real machine."""
 
 import dataclasses
 import os
@@ -70,7 +70,7 @@ def test_a_containers_memory_limit_counts(root: Path) -> None:
     assert detect(root).memory_total == 8 << 30
 
 
-def test_what_the_system_does_not_tell_is_none(tmp_path: Path) -> None:
+def test_values_that_the_system_does_not_provide_are_none(tmp_path: Path) -> None:
     found = detect(tmp_path)
     assert (found.l1d, found.l2, found.l3, found.physical_cores) == (None, None, None, None)
     assert (found.memory_total, found.memory_available) == (None, None)
@@ -78,7 +78,7 @@ def test_what_the_system_does_not_tell_is_none(tmp_path: Path) -> None:
     assert found.fingerprint()
 
 
-def test_a_cpu_that_llvm_cannot_ask_has_no_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cpu_that_llvm_cannot_query_has_no_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import llvmlite.binding as llvm
 
     def refuse() -> None:
@@ -90,7 +90,7 @@ def test_a_cpu_that_llvm_cannot_ask_has_no_features(tmp_path: Path, monkeypatch:
     assert found.vector_width is VectorWidth.PLAIN
 
 
-def test_the_real_machine_is_sound() -> None:
+def test_the_real_machine_is_plausible() -> None:
     found = detect()
     assert 1 <= (found.physical_cores or 1) <= found.logical_cores
     assert set(found.features) <= set(module.FEATURES)
@@ -102,7 +102,7 @@ def test_the_real_machine_is_sound() -> None:
     [
         (XEON.features, VectorWidth.AVX512),
         (("sse2", "avx", "avx2", "fma", "avx512f"), VectorWidth.AVX2),
-        (("sse2", "avx", "avx2"), VectorWidth.PLAIN),  # without fused multiply-add it is another class of CPU
+        (("sse2", "avx", "avx2"), VectorWidth.PLAIN),  # AVX2 requires fused multiply-add
         (("neon", "bf16"), VectorWidth.PLAIN),
         ((), VectorWidth.PLAIN),
     ],
@@ -116,7 +116,7 @@ def test_amx_needs_the_tiles_and_bfloat16() -> None:
     assert not dataclasses.replace(XEON, features=("amx-tile", "amx-int8")).has_amx_bf16
 
 
-def test_the_fingerprint_is_of_what_lasts() -> None:
+def test_the_fingerprint_omits_memory() -> None:
     assert XEON.fingerprint() == "sapphirerapids-2c-" + XEON.fingerprint()[-10:]
     assert dataclasses.replace(XEON, memory_available=1, memory_total=2).fingerprint() == XEON.fingerprint()
     for change in ({"l2": 1 << 20}, {"cpu": "Other"}, {"features": ("sse2",)}, {"logical_cores": 4}):

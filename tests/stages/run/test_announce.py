@@ -1,4 +1,4 @@
-"""What a run says of itself before it begins."""
+"""The log lines at the start of a run."""
 
 import pytest
 from loguru import logger
@@ -11,7 +11,7 @@ from threadloom.stages.run import session
 
 
 @pytest.mark.parametrize(("threads", "warned"), [(500, True), (2, False)])
-def test_more_threads_than_cores_can_serve_are_warned_of(threads: int, warned: bool) -> None:
+def test_many_more_threads_than_cores_are_warned_about(threads: int, warned: bool) -> None:
     said: list[str] = []
     sink = logger.add(lambda message: said.append(str(message)), level="WARNING", format="{message}")
     try:

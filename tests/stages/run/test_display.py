@@ -126,7 +126,7 @@ def test_the_loss_scale_is_shown_if_there_is_one(scale: float, skipped: int, wor
     assert "loss scale" not in progress_line(PROGRESS) + view(PROGRESS, 110)
 
 
-def test_the_bottleneck_is_the_busiest_stage_that_is_busy_at_all() -> None:
+def test_the_bottleneck_is_the_busiest_stage_if_busy_for_half_of_its_time() -> None:
     assert bottleneck(PROGRESS.stages) == "backward"
     assert bottleneck(PROGRESS.stages[:1]) is None
     assert bottleneck(()) is None
@@ -166,7 +166,7 @@ def test_an_update_that_was_shown_is_not_repeated_at_the_end() -> None:
     assert len(lines) == 1
 
 
-def test_on_a_terminal_it_draws_at_most_four_times_a_second_and_starts_no_thread() -> None:
+def test_on_a_terminal_it_draws_at_most_four_times_per_second_without_a_thread() -> None:
     clock, threads = Clock(), threading.active_count()
     out = io.StringIO()
     console = Console(file=out, width=80, force_terminal=True, color_system=None, _environ={"TERM": "xterm"})
@@ -179,7 +179,7 @@ def test_on_a_terminal_it_draws_at_most_four_times_a_second_and_starts_no_thread
         drawn = out.getvalue().count("run  ━")
         assert 9 <= drawn <= 12
     assert "100/2,000" in out.getvalue()
-    assert out.getvalue().endswith("\x1b[?25h")  # the cursor is back
+    assert out.getvalue().endswith("\x1b[?25h")  # the cursor is visible again
 
 
 def test_an_error_passes_through_and_the_terminal_is_restored() -> None:
@@ -202,7 +202,7 @@ def test_a_refresh_is_cheap() -> None:
     with Display("run", console, clock) as display:
         for step in range(30):
             clock.now += 1
-            begin = time.thread_time()  # of this thread alone: other work on the machine does not count
+            begin = time.thread_time()  # CPU time of this thread, independent of other load
             display.update(dataclasses.replace(PROGRESS, step=step, stages=(*PROGRESS.stages, *PROGRESS.stages)))
             times.append(time.thread_time() - begin)
     assert sorted(times)[len(times) // 2] < 0.005

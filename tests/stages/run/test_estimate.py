@@ -1,4 +1,4 @@
-"""What `train --estimate` says, from made-up figures and for real; and that its memory is what a run uses."""
+"""`train --estimate`: its text from made-up figures, a real estimate, and its memory compared with a run."""
 
 import json
 import os
@@ -36,7 +36,7 @@ def made_up(available: int = 10**9) -> Estimate:
 @pytest.mark.parametrize(
     ("steps", "interval", "times"), [(12, 4, 3), (13, 4, 4), (11, 4, 3), (5, 0, 1), (3, 9, 1), (1, 1, 1)]
 )
-def test_how_often_something_is_count_due(steps: int, interval: int, times: int) -> None:
+def test_how_often_something_is_due(steps: int, interval: int, times: int) -> None:
     assert count_due(steps, interval) == times
     assert count_due(steps, interval) == sum(
         step == steps or (interval and step % interval == 0) for step in range(1, steps + 1)
@@ -53,14 +53,14 @@ def test_concurrent_evaluations_take_a_core_and_the_last_one_follows_the_updates
     assert found.seconds == 100 * 0.5 + 3 * 8.0 / 4 + 2.0
 
 
-def test_the_text_has_the_plan_the_time_and_how_it_is_known() -> None:
+def test_the_text_has_the_plan_the_time_and_the_method() -> None:
     text = estimate_text(made_up())
     for said in ("slots", "100.0 MB", "1,000 MB are available", "500.0 ms", "in total about", "random tokens"):
         assert said in text
     assert max(map(len, text.splitlines())) <= 120
 
 
-def test_what_does_not_fit_is_said_and_not_measured() -> None:
+def test_a_run_that_does_not_fit_is_not_measured() -> None:
     found = replace(made_up(available=10**8 - 1), update=None)
     assert not found.fits
     assert found.seconds is None
@@ -79,7 +79,7 @@ def test_a_real_estimate_leaves_no_directory(tmp_path: Path, monkeypatch: pytest
     assert [path.name for path in tmp_path.iterdir()] == ["text.txt"]
 
 
-def test_an_estimate_of_a_slow_precision_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_estimate_warns_about_a_slow_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(precision, "speed_matters", lambda: True)
     monkeypatch.setattr(speeds, "speeds_here", lambda: Speeds(float32=200, bf16=1200, bf16x3=20, fp16=90))
     said: list[str] = []
@@ -100,12 +100,12 @@ def test_the_command(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"config.json", "text.txt"}
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a process does not say what it holds now")
-def test_what_compiling_holds_is_not_part_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux reports the current memory of a process")
+def test_the_memory_of_the_compiler_is_not_part_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     compile_kernels()
     ballast = np.ones(300_000_000, np.uint8)
     assert estimate._process_bytes(Precision.FLOAT32) > ballast.nbytes
-    monkeypatch.setattr(estimate, "compile_kernels", lambda **_: 20.0)  # as if they had been compiled just now
+    monkeypatch.setattr(estimate, "compile_kernels", lambda **_: 20.0)  # as if the kernels had been compiled just now
     assert 50e6 < estimate._process_bytes(Precision.FLOAT32) < 250e6
 
 
@@ -128,7 +128,7 @@ print(json.dumps({"process": process, "peak": peak_resident_bytes()}))
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a process does not say what it holds now")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux reports the current memory of a process")
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -141,8 +141,8 @@ print(json.dumps({"process": process, "peak": peak_resident_bytes()}))
         ),
     ],
 )  # fmt: skip
-def test_the_plan_is_what_a_run_uses(overrides: tuple[str, ...], tmp_path: Path) -> None:
-    """Within a tenth, pictures, evaluation and checkpoints included."""
+def test_the_plan_agrees_with_the_memory_of_a_run(overrides: tuple[str, ...], tmp_path: Path) -> None:
+    """Within a tenth, including plots, evaluation and checkpoints."""
     config = apply_overrides(
         story(tmp_path, *overrides), ("batch_size=8", "micro_batch=2", "steps=3", "trace.batches=8")
     )

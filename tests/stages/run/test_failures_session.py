@@ -1,4 +1,4 @@
-"""Faults of a whole run, as a person meets them: one clear line with file and remedy, and what was saved stays good."""
+"""Faults of a whole run: one error line with the file and a hint, and earlier checkpoints are unaffected."""
 
 import resource
 import shutil
@@ -27,14 +27,14 @@ pytestmark = [pytest.mark.timeout(60), STORY]
 
 @pytest.fixture(autouse=True)
 def quiet() -> Iterator[None]:
-    """The command line sets the log up for itself; put that back."""
+    """Remove the log configuration of the command line."""
     yield
     logger.remove()
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `run`, of 4 updates with checkpoints at 2 and 4, and its text."""
+    """Return a folder with the text and `run`, which has 4 updates and checkpoints at 2 and 4."""
     folder = tmp_path_factory.mktemp("finished")
     train(story(folder, "steps=4", "schedule.decay_steps=8", "checkpoint.interval=2"), folder / "run")
     return folder
@@ -42,12 +42,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(finished: Path, tmp_path: Path) -> Path:
-    """A copy of the finished run."""
+    """Return a copy of the finished run."""
     shutil.copytree(finished / "run", tmp_path / "run")
     return tmp_path / "run"
 
 
-def go_on(run: Path, *more: str) -> Outcome:
+def resume(run: Path, *more: str) -> Outcome:
     return command("train", "--resume", "--out", run, "--steps=8", "--sample=0", "--no-tuned", *more)
 
 
@@ -58,7 +58,7 @@ def flip(path: Path, place: float) -> None:
 
 
 class TestFullDisk:
-    """A limit on the size of files stands for the disk: the system refuses real writes."""
+    """A full disk, simulated by a limit on the size of files: the system refuses real writes."""
 
     def limited(self, limit: int, log: Path, *arguments: str | Path) -> str:
         def child() -> None:
@@ -79,7 +79,7 @@ class TestFullDisk:
         assert f"{out / 'metrics.jsonl'}: expected " in error
         assert "ulimit -f" in error
         steps = [record["step"] for record in read_metrics(out / "metrics.jsonl")]
-        assert steps == list(range(1, len(steps) + 1)), "whole lines, none lost"
+        assert steps == list(range(1, len(steps) + 1)), "complete lines, none missing"
         assert Checkpoint.open(max((out / "checkpoints").glob("step-*"))).step >= 100
         train(story(tmp_path, "steps=700", "schedule.decay_steps=1200"), out, RunMode.RESUME)
 
@@ -92,7 +92,7 @@ class TestFullDisk:
         assert "stage 'save', step=6" in error
         assert (files(run, 2), files(run, 4)) == before
         assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step-000002", "step-000004"]
-        assert go_on(run).status == 0
+        assert resume(run).status == 0
         train(story(finished, "steps=8", "checkpoint.interval=2"), tmp_path / "whole")
         assert files(run, 8) == files(tmp_path / "whole", 8)
 
@@ -107,17 +107,17 @@ class TestFullDisk:
 class TestDamagedCheckpoint:
     @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "training.json", "config.json"])
     @pytest.mark.parametrize("place", [0.0, 0.5, 1.0])
-    def test_one_flipped_byte_is_refused_and_the_remedy_works(
+    def test_one_flipped_byte_is_refused_and_the_hint_works(
         self, run: Path, finished: Path, tmp_path: Path, name: str, place: float
     ) -> None:
         newest = run / "checkpoints" / "step-000004"
         flip(newest / name, place)
         older = files(run, 2)
-        go_on(run).refuses(newest / name, f"remove {newest} to resume from step-000002")
+        resume(run).refuses(newest / name, f"remove {newest} to resume from step-000002")
         assert files(run, 2) == older
         if (name, place) == ("optimizer.safetensors", 0.5):
             shutil.rmtree(newest)
-            assert go_on(run).status == 0
+            assert resume(run).status == 0
             train(story(finished, "steps=8", "checkpoint.interval=2"), tmp_path / "whole")
             assert files(run, 8) == files(tmp_path / "whole", 8)
 
@@ -127,14 +127,14 @@ class TestDamagedCheckpoint:
         command(what, run).refuses(run / "checkpoints" / "step-000004" / "model.safetensors", "Hint: ")
 
     @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
-    def test_a_file_that_is_gone(self, run: Path, name: str) -> None:
+    def test_a_missing_file(self, run: Path, name: str) -> None:
         (run / "checkpoints" / "step-000004" / name).unlink()
-        for outcome in (go_on(run), command("sample", run)):
+        for outcome in (resume(run), command("sample", run)):
             outcome.refuses(run / "checkpoints" / "step-000004" / name, "no such file")
 
 
 class TestTokenFiles:
-    def test_a_truncated_one_is_refused_by_eval(self, run: Path) -> None:
+    def test_a_truncated_file_is_refused_by_eval(self, run: Path) -> None:
         path = run / "data" / "validation.npy"
         path.write_bytes(path.read_bytes()[:-10])
         command("eval", run).refuses(path, "tokens in its header", "Hint: ")
@@ -147,7 +147,7 @@ class TestTokenFiles:
         command("eval", run).refuses(path, "999", "Hint: ")
 
     def test_an_id_out_of_range_never_reaches_a_kernel_in_training(self, tmp_path: Path) -> None:
-        """The file changes after it was checked: draw looks at every window that it copies."""
+        """The file changes after its check, and the draw stage checks every window that it copies."""
 
         def poisoned(tokens: TokenFile, sizes: BatchSizes, seed: int) -> TokenBatches:
             tokens.ids = np.full(len(tokens.ids), 77, np.uint16)
@@ -160,10 +160,10 @@ class TestTokenFiles:
 
 
 class TestDivergence:
-    def test_a_loss_that_is_no_number(self, tmp_path: Path) -> None:
+    def test_a_loss_that_is_nan(self, tmp_path: Path) -> None:
         def poisoned(weights: dict[str, np.ndarray], *rest: object) -> None:
             initialise(weights, *rest)  # type: ignore[arg-type]
-            if len(weights["wte"]) > 3:  # the model that warms the kernels up is smaller
+            if len(weights["wte"]) > 3:  # the warm-up model is smaller
                 weights["lnf_bias"][3] = np.nan
 
         (tmp_path / "config.json").write_text(to_json(story(tmp_path)))
@@ -171,7 +171,7 @@ class TestDivergence:
             outcome = command("train", "--config", tmp_path / "config.json", "--out", tmp_path / "run", "--no-tuned")
         outcome.refuses("the loss of update 1 is nan", "optimizer.lr", "TrainingDiverged")
 
-    def test_a_learning_rate_beyond_all_use_is_refused_before_anything_starts(self, tmp_path: Path) -> None:
+    def test_an_absurd_learning_rate_is_refused_before_the_start(self, tmp_path: Path) -> None:
         (tmp_path / "config.json").write_text(to_json(story(tmp_path)))
         out = tmp_path / "run"
         outcome = command("train", "--config", tmp_path / "config.json", "--out", out, "--set", "optimizer.lr=1e30")
@@ -179,7 +179,7 @@ class TestDivergence:
         assert not out.exists()
 
 
-class TestRefusedBeforeAnythingStarts:
+class TestRefusedBeforeTheStart:
     @pytest.mark.parametrize(
         ("setting", "parts"),
         [
@@ -238,8 +238,8 @@ class TestRefusedBeforeAnythingStarts:
             outcome.refuses(*([name] if name != "short.txt" else ["model.context"]))
             assert not (tmp_path / f"run-{name}").exists()
 
-    def test_a_start_that_failed_is_in_nobodys_way(self, tmp_path: Path) -> None:
-        """The same --out serves the next attempt, also after a process that was killed before the run began."""
+    def test_a_failed_start_does_not_block_the_directory(self, tmp_path: Path) -> None:
+        """The same --out can be used again, also after a process was killed before its first update."""
         (tmp_path / "config.json").write_text(to_json(story(tmp_path, "steps=1")))
         (tmp_path / "short.txt").write_text("ab" * 20)
         out = tmp_path / "run"
@@ -247,11 +247,11 @@ class TestRefusedBeforeAnythingStarts:
         command(*start, "--text", tmp_path / "short.txt").refuses("model.context")
         (out / "checkpoints").mkdir(parents=True)
         (out / "data").mkdir()
-        go_on(out).refuses(out / "config.json", "leave out --resume")
+        resume(out).refuses(out / "config.json", "leave out --resume")
         assert command(*start).status == 0
         command(*start).refuses("--resume", "--overwrite")
 
-    def test_a_run_is_not_replaced_for_a_text_that_cannot_be_read(self, run: Path, tmp_path: Path) -> None:
+    def test_a_run_is_not_replaced_if_the_new_text_cannot_be_read(self, run: Path, tmp_path: Path) -> None:
         before = files(run, 4)
         start = ("train", "--config", run / "config.json", "--out", run, "--overwrite")
         command(*start, "--text", tmp_path / "none.txt").refuses("none.txt")
@@ -264,14 +264,14 @@ class TestRefusedBeforeAnythingStarts:
         command("train", "--resume", "--out", tmp_path / "nothing").refuses("nothing", "train --out")
         command(*new, run, "--resume", "--overwrite").refuses("exclude each other")
         with RunDirectory.claim(run, RunMode.RESUME):
-            go_on(run).refuses(run, "another process", "wait until it ends")
+            resume(run).refuses(run, "another process", "wait until it ends")
             command(*new, run, "--overwrite").refuses(run, "another process")
         assert files(run, 4)
         (run / "config.json").unlink()
-        go_on(run).refuses(run / "config.json", "--overwrite")
+        resume(run).refuses(run / "config.json", "--overwrite")
         assert command(*new, run, "--overwrite", "--steps=1", "--sample=0").status == 0
 
-    def test_what_is_sampled_and_evaluated(self, run: Path, tmp_path: Path) -> None:
+    def test_models_to_sample_and_evaluate(self, run: Path, tmp_path: Path) -> None:
         command("sample", tmp_path / "no").refuses("no such folder", "train --out")
         command("eval", tmp_path).refuses(tmp_path, "Hint: ")
         command("sample", run, "--temperature=-1").refuses("temperature")
@@ -285,9 +285,9 @@ class TestRefusedBeforeAnythingStarts:
 
 def test_resume_with_a_changed_setting_or_text(run: Path, finished: Path, tmp_path: Path) -> None:
     saved = files(run, 4)
-    go_on(run, "--set", "delay=1").refuses("delay: ", "saved 0, now 1", "--out")
+    resume(run, "--set", "delay=1").refuses("delay: ", "saved 0, now 1", "--out")
     (tmp_path / "other.txt").write_text("another text, which is long enough for the context. " * 40)
-    go_on(run, "--text", str(tmp_path / "other.txt")).refuses("the text that the run was started with", "--out")
+    resume(run, "--text", str(tmp_path / "other.txt")).refuses("the text that the run was started with", "--out")
     command("train", "--resume", "--out", run, "--steps=3").refuses("steps", "at least the 4 updates")
     assert files(run, 4) == saved
-    assert go_on(run, "--set", "threads.forward=1", "--set", "slots=2").status == 0
+    assert resume(run, "--set", "threads.forward=1", "--set", "slots=2").status == 0

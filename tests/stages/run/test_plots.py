@@ -1,4 +1,4 @@
-"""The curves behind the pictures by their numbers; the pictures themselves only in that they are there and whole."""
+"""The data of the plots; the image files are only checked to exist and to be complete."""
 
 import json
 import math
@@ -12,7 +12,7 @@ from threadloom.stages.run.plots import Curves, loss_figure, plot_loss, plot_run
 
 
 def write_run(file: Path, updates: int, shift: float = 0.0) -> Path:
-    """Write the metrics of a run as a training leaves them."""
+    """Write a metrics file like that of a training."""
     with file.open("w") as out:
         for step in range(1, updates + 1):
             loss = shift + 1.8 + 2.5 * math.exp(-step / 100)
@@ -52,7 +52,7 @@ def test_one_run_at_any_length(tmp_path: Path, updates: int) -> None:
     assert image[..., :3].std() > 0.02
 
 
-def test_several_runs_have_an_entry_each_that_ends_in_the_validation_loss(tmp_path: Path) -> None:
+def test_every_run_has_a_legend_entry_with_its_validation_loss(tmp_path: Path) -> None:
     runs = {f"τ = {delay}": write_run(tmp_path / f"{delay}.jsonl", 100, 0.1 * delay) for delay in range(3)}
     figure = loss_figure({label: Curves.read(file) for label, file in runs.items()})
     legend = figure.axes[0].get_legend()
@@ -61,12 +61,12 @@ def test_several_runs_have_an_entry_each_that_ends_in_the_validation_loss(tmp_pa
     assert [entry.get_text() for entry in legend.get_texts()] == [
         f"τ = {delay}: validation {end:.4f} at the end" for delay, end in enumerate(ends)
     ]
-    assert len(figure.axes[1].lines) == 1  # they share the schedule
+    assert len(figure.axes[1].lines) == 1  # the schedule is shared
     plot_runs(runs, tmp_path / "runs.png", "delays")
     assert (tmp_path / "runs.png").stat().st_size > 10_000
 
 
-def test_one_wild_batch_does_not_flatten_the_picture() -> None:
+def test_an_outlier_does_not_flatten_the_plot() -> None:
     records = [{"step": step, "loss": 2.0 + step / 1000, "lr": 1.0} for step in range(1, 1001)]
     records[500]["loss"] = 1e6
     records[501]["loss"] = math.nan
@@ -75,7 +75,7 @@ def test_one_wild_batch_does_not_flatten_the_picture() -> None:
     assert high < 1e5
 
 
-def test_the_loss_scale_has_a_part_of_its_own_only_where_there_is_one() -> None:
+def test_the_loss_scale_has_its_own_axes_if_losses_are_scaled() -> None:
     plain = [{"step": step, "loss": 2.0, "lr": 1.0} for step in (1, 2, 3)]
     scaled = [record | {"loss_scale": 1024.0 / record["step"], "skipped": record["step"] == 2} for record in plain]
     assert len(loss_figure({"": Curves.of(plain)}).axes) == 2

@@ -1,4 +1,4 @@
-"""What a run leaves behind in its process: nothing."""
+"""A finished run releases its memory."""
 
 import gc
 import weakref
@@ -14,8 +14,8 @@ from threadloom.stages.training import training
 pytestmark = pytest.mark.timeout(60)
 
 
-def test_the_arrays_of_a_run_are_gone_when_it_returns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where the cyclic collector does not come by of its own accord: runs in one process must not add up."""
+def test_the_arrays_of_a_run_are_freed_when_it_returns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the cyclic garbage collector, so that consecutive runs in one process do not accumulate memory."""
     banks: list[weakref.ref[Any]] = []
 
     class Watched(training.Training):

@@ -1,4 +1,4 @@
-"""The checkpoints of a run in other people's hands: transformers opens them and computes the same loss."""
+"""Interoperability of checkpoints: transformers opens them and computes the same loss."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.timeout(120)
 
 
 def trained(tmp_path: Path) -> tuple[Path, float]:
-    """Train and return the last checkpoint with the run's own final validation loss over the whole split."""
+    """Train, and return the last checkpoint with the final validation loss of the run over the whole split."""
     config = story(
         tmp_path, "steps=200", "delay=1", "optimizer.lr=1e-2", "evaluation.final_batches=1000", "micro_batch=1"
     )
@@ -25,7 +25,7 @@ def trained(tmp_path: Path) -> tuple[Path, float]:
 
 
 def windows(tmp_path: Path, context: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return ids and targets of the validation split, cut here and not by the product: windows that do not overlap."""
+    """Return ids and targets of the validation split, as non-overlapping windows, without use of the tested code."""
     tokens = np.load(tmp_path / "run" / "data" / "validation.npy").astype(np.int64)
     count = (len(tokens) - 1) // context
     return tokens[: count * context].reshape(count, context), tokens[1 : count * context + 1].reshape(count, context)
@@ -38,11 +38,11 @@ def test_the_reference_computes_the_same_validation_loss(tmp_path: Path) -> None
     ids, targets = windows(tmp_path, model.geometry.context)
     expected = reference.loss_mean(weights, ids, targets, model.geometry.heads)
     assert val_loss == pytest.approx(expected, rel=1e-5)
-    assert val_loss < 2.0, "it has learned something, so the numbers are no chance"
+    assert val_loss < 2.0, "the model has learned, so that equality is no coincidence"
 
 
 @pytest.mark.torch
-@pytest.mark.filterwarnings("default")  # the libraries' own
+@pytest.mark.filterwarnings("default")  # warnings of the libraries
 def test_transformers_opens_the_checkpoint_and_computes_the_same_loss(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     torch = pytest.importorskip("torch")

@@ -1,4 +1,4 @@
-"""`threadloom bench`: its checks find what is wrong, its tables say what the figures say, and it runs to the end."""
+"""`threadloom bench`: its checks find errors, its tables have the measured figures, and the command completes."""
 
 import dataclasses
 import io
@@ -55,7 +55,7 @@ PEAKS = Peaks(2, 200.0, 400.0, 20.0, 30.0, (BandwidthLevel(1 << 20, 90.0), Bandw
 
 
 def made_up() -> BenchReport:
-    """100 tokens an update: 1,000 a second in one thread, 1,500 stage by stage, 1,800 in the pipeline."""
+    """Return a report: 100 tokens per update, 1,000 per second in one thread, 1,500 by stage, 1,800 in the pipeline."""
     config = resolve(ODD, 2)
     ways = [
         ModeMeasurement(ExecutionMode.REPLAY.value, 0, 1, 100, [0.1, 0.09, 0.12], {}, 300, 100, 190),
@@ -80,8 +80,8 @@ def test_the_derived_figures() -> None:
     assert replay.tokens_per_s == pytest.approx(1000), "the median"
     assert bench.efficiency(pipeline) == pytest.approx(0.9)
     assert bench.gflop_per_s(pipeline) == pytest.approx(180)
-    assert report.mfu(bench, pipeline) == pytest.approx(0.45), "of both cores' peak"
-    assert report.mfu(bench, replay) == pytest.approx(0.5), "of one core's"
+    assert report.mfu(bench, pipeline) == pytest.approx(0.45), "relative to the peak of both cores"
+    assert report.mfu(bench, replay) == pytest.approx(0.5), "relative to the peak of one core"
 
 
 def test_the_tables_have_the_figures_and_no_control_characters() -> None:
@@ -138,18 +138,20 @@ def test_no_figure_loses_digits_on_a_narrow_terminal(report: BenchReport, width:
         assert len(rows) == 3
         assert whole.issuperset(" ".join(rows).split())
         (kernel,) = [row for row in rows if row.startswith("  head")]
-        assert len(kernel.split()) >= 5, "what a kernel takes, beside its floor"
+        assert len(kernel.split()) >= 5, "the time of a kernel and its bound"
 
 
-def test_a_terminal_has_as_many_columns_as_fit_and_names_the_others() -> None:
+def test_a_narrow_terminal_hides_columns_and_names_them() -> None:
     assert "columns hidden" not in shown(large(), 200)
     narrow, wider = (shown(large(), width) for width in (100, 150))
     assert "columns hidden (terminal too narrow): MFLOP, MB, (quartiles)" in narrow
-    assert "(quartiles)" in wider.partition("kernel (one core)")[2].splitlines()[0], "the others make room enough"
-    assert "columns hidden" not in shown(large(), 180, terminal=False), "what is piped is whole"
+    assert "(quartiles)" in wider.partition("kernel (one core)")[2].splitlines()[0], (
+        "the other hidden columns leave enough space"
+    )
+    assert "columns hidden" not in shown(large(), 180, terminal=False), "a pipe gets all columns"
 
 
-def test_stages_with_more_threads_than_cores_are_not_idle_for_less_than_no_time() -> None:
+def test_idle_time_is_not_negative_with_more_threads_than_cores() -> None:
     report = made_up()
     bench = report.configs[0]
     ways = [dataclasses.replace(one, busy={"forward": 0.1, "backward": 0.02} if one.busy else {}) for one in bench.ways]
@@ -198,8 +200,8 @@ def test_stage_by_stage_is_the_replay_bit_for_bit(overrides: tuple[str, ...]) ->
         (("lanes=2", "slots=4"), 3, 2),
     ],
 )
-def test_no_wave_is_wider_than_what_all_of_it_needs(overrides: tuple[str, ...], cores: int, most: int) -> None:
-    """One that waits for another's turn while it holds what the other needs would wait for ever."""
+def test_no_wave_is_wider_than_its_resources(overrides: tuple[str, ...], cores: int, most: int) -> None:
+    """A wider wave would deadlock: one micro-batch waits for its predecessor, which waits for a slot that it holds."""
     training = build(tiny(*overrides, "steps=2"))
     begun, waves = training.backward, [0]
 
@@ -214,7 +216,7 @@ def test_no_wave_is_wider_than_what_all_of_it_needs(overrides: tuple[str, ...], 
             return begun(item)
 
     training.backward = Counted()  # type: ignore[assignment]
-    # One thread takes the micro-batches in their order, so that a wave which is too wide is counted, not waited for.
+    # A single thread takes micro-batches in order, so that a wave that is too wide is counted and does not deadlock.
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bench_sequential, "ThreadPoolExecutor", lambda cores, **named: ThreadPoolExecutor(1, **named))
         list(stage_by_stage(training, cores))
@@ -228,19 +230,19 @@ def test_the_checks_pass() -> None:
 
 
 def test_the_checks_pass_with_a_vocabulary_of_one_token() -> None:
-    """Nothing is left to learn: its loss is 0, and so are its gradients."""
+    """The loss of such a model is 0, and so are its gradients."""
     compile_kernels(lambda _: None)
     one = resolve(apply_overrides(ODD, ["model.vocab_size=1"]), 2)
     assert check_kernels(one, every_tensor=True) == "loss within 0e+00 of float64, gradient within 0e+00 of its length"
 
 
-def test_a_loss_that_should_be_0_and_is_not_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_nonzero_loss_instead_of_zero_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_check, "_loss_and_gradient", lambda *_: 1e-4)
     with pytest.raises(BenchCheckFailed, match="in float64 it is 0"):
         check_kernels(resolve(apply_overrides(ODD, ["model.vocab_size=1"]), 2), every_tensor=False)
 
 
-def test_no_gradient_where_the_loss_changes_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_zero_gradient_of_a_changing_loss_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     right = bench_check._loss_and_gradient
 
     def wrong(
@@ -255,8 +257,8 @@ def test_no_gradient_where_the_loss_changes_is_found(monkeypatch: pytest.MonkeyP
         check_kernels(resolve(ODD, 2), every_tensor=False)
 
 
-def test_the_checks_pass_with_the_product_of_three() -> None:
-    """bf16x3 is float32 with another product, which the checks must enter."""
+def test_the_checks_pass_in_bf16x3() -> None:
+    """bf16x3 is float32 with another GEMM, which the checks must select."""
     compile_kernels(lambda _: None)
     assert "bit for bit" in check_schedules(2, Precision.BF16X3)
     exact = check_kernels(odd(2, Precision.FLOAT32), every_tensor=False)
@@ -279,7 +281,7 @@ def test_a_wrong_gradient_of_any_tensor_is_found(tensor: str, monkeypatch: pytes
         check_kernels(resolve(ODD, 2), every_tensor=True)
 
 
-def test_a_way_that_ends_in_other_bits_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_execution_mode_with_other_bits_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     class Other:
         def __init__(self, config: ResolvedConfig) -> None:
             self._source = RandomTokens(config.model.geometry(), config.batch_sizes, config.seed)
@@ -298,7 +300,7 @@ def test_a_way_that_ends_in_other_bits_is_found(monkeypatch: pytest.MonkeyPatch)
 
 
 def call_all(cases: Sequence[KernelCase]) -> None:
-    """Call each twice; the second one finds what the first has left."""
+    """Call each kernel twice; the second call sees the results of the first."""
     for case in cases:
         for _ in range(2):
             if case.prepare:
@@ -307,13 +309,13 @@ def call_all(cases: Sequence[KernelCase]) -> None:
 
 
 def check_sums(cases: Sequence[KernelCase], precision: Precision) -> None:
-    """A whole's floor is its parts' for the blocks; the head's is less, as it need not move the logits."""
+    """The bound of the blocks is the sum of their parts; that of the head is lower, as it does not count the logits."""
     peaks = dataclasses.replace(PEAKS, others=(GemmPeak(Precision.BF16, 500.0, 900.0),))
     assert len({case.name for case in cases}) == len(cases)
     assert {case.part_of for case in cases if case.part_of} == {FORWARD, HEAD, BACKWARD}
     by_name = {case.name: case for case in cases}
 
-    def floor(case: KernelCase) -> float:
+    def bound(case: KernelCase) -> float:
         return case.calls * roofline_bound_of_steps(case.steps or [(case.work, 1)], peaks, precision)[0]
 
     for name in (FORWARD, HEAD, BACKWARD):
@@ -324,7 +326,7 @@ def check_sums(cases: Sequence[KernelCase], precision: Precision) -> None:
             assert whole.work.flops * whole.calls > sum(case.calls * case.work.flops for case in parts), "its LayerNorm"
             assert whole.work.bytes * whole.calls < sum(case.calls * case.work.bytes for case in parts)
         else:
-            assert floor(whole) == pytest.approx(sum(map(floor, parts)), rel=1e-12)
+            assert bound(whole) == pytest.approx(sum(map(bound, parts)), rel=1e-12)
 
 
 def test_every_kernel_of_an_update_can_be_called() -> None:
@@ -335,8 +337,8 @@ def test_every_kernel_of_an_update_can_be_called() -> None:
     check_sums(cases, Precision.FLOAT32)
 
 
-def test_rows_that_many_tokens_meet_move_once() -> None:
-    """14 tokens of a vocabulary of 2 in 7 positions; and AdamW changes three of its four arrays in place."""
+def test_rows_used_by_many_tokens_count_once() -> None:
+    """14 tokens from a vocabulary of 2 in 7 positions; AdamW changes three of its four arrays in place."""
     config = tiny("model.vocab_size=2", "micro_batch=2")
     with gemm_settings(config):
         bench = kernel_bench(config)
@@ -351,12 +353,12 @@ def test_rows_that_many_tokens_meet_move_once() -> None:
     assert works["reduce"].bytes / works["reduce"].working_set == 3 / 2, "two lanes, and the sum in the first one"
 
 
-def test_what_streams_must_move() -> None:
+def test_the_bytes_of_streaming_passes() -> None:
     assert reduction_bytes(10, 2) == 120
     assert adamw_bytes(10) == 280
 
 
-def test_a_configuration_as_it_is_measured() -> None:
+def test_the_measured_configuration() -> None:
     config = resolve(measured_config(load_config("nanogpt-cpu"), delay=1), 2)
     assert (config.delay, config.model.vocab_size) == (1, 65)
     assert config.micro_batch
@@ -364,8 +366,8 @@ def test_a_configuration_as_it_is_measured() -> None:
     assert (small.model.layers, small.micro_batch, small.model.channels) == (1, 1, 128)
 
 
-def test_the_peak_is_that_of_the_product_which_the_machine_likes_best(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Made-up rates: the kind of the gradients of inputs is the faster one, at the size of a micro-batch."""
+def test_the_peak_is_that_of_the_fastest_gemm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With made-up rates the GEMM of input gradients is the fastest, at the size of a micro-batch."""
     rate = 0.0
 
     def product(a: np.ndarray, b: np.ndarray, out: np.ndarray, turned_a: bool, turned_b: bool, *_: float) -> None:

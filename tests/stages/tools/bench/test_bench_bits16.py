@@ -1,4 +1,4 @@
-"""`threadloom bench` in 16 bits: its own kernels, peaks and tolerances, and the precision named beside figures."""
+"""`threadloom bench` in 16 bits: kernels, peaks and tolerances, and the precision in tables and JSON."""
 
 import dataclasses
 import io
@@ -42,20 +42,20 @@ from threadloom.stages.training.measured_step import ExecutionMode
 BF16, FP16 = Precision.BF16, Precision.FP16
 
 pytestmark = [
-    pytest.mark.skipif(not JIT_ENABLED, reason="what trains in 16 bits is compiled code only"),
-    pytest.mark.timeout(300),  # its kernels take a minute to compile where other work has the cores
+    pytest.mark.skipif(not JIT_ENABLED, reason="training in 16 bits requires compiled code"),
+    pytest.mark.timeout(300),  # compiling its kernels takes a minute under load
 ]
 
 
 def in_bf16() -> BenchReport:
-    """The made-up report in bfloat16, with a GEMM twice as fast as float32's."""
+    """Return the made-up report in bfloat16, with a GEMM twice as fast as that of float32."""
     report = made_up()
     bench = dataclasses.replace(report.configs[0], config=odd(2, BF16))
     peaks = dataclasses.replace(PEAKS, others=(GemmPeak(BF16, 400.0, 800.0),))
     return dataclasses.replace(report, peaks=peaks, configs=[bench])
 
 
-def test_mfu_is_against_the_product_of_the_precision() -> None:
+def test_mfu_is_relative_to_the_gemm_of_the_precision() -> None:
     report = in_bf16()
     bench = report.configs[0]
     assert report.mfu(bench, bench.default) == pytest.approx(180 / 800)
@@ -81,7 +81,7 @@ def test_the_tables_and_the_json_name_the_precision() -> None:
     assert found["peaks"]["others"] == [{"precision": "bf16", "one": 400, "all": 800}]
 
 
-def test_float16_is_widened_for_float32s_product() -> None:
+def test_float16_uses_float32_gemm() -> None:
     report = made_up()
     bench = dataclasses.replace(report.configs[0], config=odd(2, FP16))
     assert report.mfu(bench, bench.default) == pytest.approx(180 / 400)
@@ -97,8 +97,8 @@ def test_every_kernel_of_an_update_can_be_called(precision: Precision) -> None:
     check_sums(cases, precision)
 
 
-def test_the_wholes_do_what_float32s_do() -> None:
-    """The same products; their operands are half as long."""
+def test_kernels_have_the_same_gemms_as_in_float32() -> None:
+    """The GEMMs are the same, with operands of half the size."""
     wholes = {}
     for precision in (Precision.FLOAT32, BF16):
         config = tiny(f"precision={precision.value}")
@@ -110,7 +110,7 @@ def test_the_wholes_do_what_float32s_do() -> None:
         assert case.work.bytes < other.work.bytes or name in ("reduce", "AdamW", "d_embedding")
 
 
-def test_what_the_update_must_move() -> None:
+def test_the_bytes_of_the_update() -> None:
     geometry = Geometry(10, 3, 2, 1, 4)  # a matrix of 40 weights, and two layers of 48 + 16 + 64 + 64
     elements = 1000
     forms = 40 + 2 * (48 + 16 + 64 + 64)
@@ -124,7 +124,7 @@ def test_the_checks_pass(precision: Precision) -> None:
     assert "gradient within" in check_kernels(odd(2, precision), every_tensor=True)
 
 
-def test_the_tolerance_grows_with_the_root_of_the_roundings() -> None:
+def test_the_tolerance_grows_with_the_square_root_of_the_roundings() -> None:
     assert gradient_tolerance(Precision.FLOAT32, 12) == gradient_tolerance(Precision.BF16X3, 1) == 1e-3
     assert gradient_tolerance(BF16, 1) == pytest.approx(8 * gradient_tolerance(FP16, 1))
     assert 0.03 < gradient_tolerance(BF16, 1) < gradient_tolerance(BF16, 4) < 2 * gradient_tolerance(BF16, 1)
@@ -153,7 +153,7 @@ def test_a_wrong_loss_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
         check_kernels(odd(2, BF16), every_tensor=True)
 
 
-def test_only_products_in_use_are_measured() -> None:
+def test_only_used_gemms_are_measured() -> None:
     peaks = measure_peaks(detect(), 0.01, (Precision.FLOAT32, FP16, BF16))
     assert [peak.precision for peak in peaks.others] == [BF16]
     assert 0 < peaks.others[0].one <= peaks.others[0].all

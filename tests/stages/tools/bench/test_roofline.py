@@ -1,4 +1,4 @@
-"""The roofline's arithmetic on made-up machines."""
+"""The roofline model with made-up peaks."""
 
 import pytest
 
@@ -30,44 +30,44 @@ PEAKS = Peaks(
 @pytest.mark.parametrize(
     ("size", "rate"), [(1, 80), (1_000, 80), (999_999, 80), (1_000_000, 40), (2_000_000, 40), (10**7, 10), (10**12, 10)]
 )
-def test_the_bandwidth_is_that_of_the_largest_level_that_is_no_larger(size: int, rate: float) -> None:
-    """A floor may be too low, not too high: what is smaller than a level may be faster than the level."""
+def test_the_bandwidth_is_that_of_the_largest_size_within_the_working_set(size: int, rate: float) -> None:
+    """A smaller size may be faster, so that a bound may be too low but not too high."""
     assert PEAKS.bandwidth(size) == rate
 
 
-def test_what_is_changed_in_place_takes_its_room_once_and_moves_twice() -> None:
+def test_an_array_changed_in_place_is_stored_once_and_moves_twice() -> None:
     in_place = KernelWork(0.0, 1.4e6, held=8e5)
     assert roofline_bound(in_place, PEAKS)[0] == pytest.approx(1.4e6 / 80e9), "8e5 bytes are in the first level"
     assert roofline_bound(KernelWork(0.0, 1.4e6), PEAKS)[0] == pytest.approx(1.4e6 / 40e9)
 
 
-def test_no_level_is_slower_than_a_larger_one() -> None:
+def test_no_size_is_slower_than_a_larger_one() -> None:
     measured = [BandwidthLevel(1, 70.0), BandwidthLevel(2, 110.0), BandwidthLevel(4, 40.0), BandwidthLevel(8, 45.0)]
     assert [level.gb_per_s for level in non_increasing(measured)] == [110.0, 110.0, 45.0, 45.0]
 
 
-def test_without_levels_the_bandwidth_is_memorys() -> None:
+def test_without_sizes_the_bandwidth_is_that_of_memory() -> None:
     assert Peaks(1, 1.0, 1.0, 7.0, 7.0, ()).bandwidth(5) == 7.0
 
 
-def test_the_floor_is_the_larger_of_arithmetic_and_traffic() -> None:
+def test_the_bound_is_the_larger_of_arithmetic_and_traffic() -> None:
     assert roofline_bound(KernelWork(1e9, 8e5), PEAKS) == (0.01, "compute")
     seconds, bound = roofline_bound(KernelWork(1e5, 8e5), PEAKS)
     assert seconds == pytest.approx(1e-5)
     assert bound == "bandwidth"
 
 
-def test_products_have_the_peak_of_their_precision_and_all_else_float32s() -> None:
+def test_gemms_have_the_peak_of_their_precision_and_other_arithmetic_that_of_float32() -> None:
     assert PEAKS.gemm(Precision.BF16) is BF16
     for precision in (Precision.FLOAT32, Precision.FP16):
-        assert PEAKS.gemm(precision) == GemmPeak(Precision.FLOAT32, 100.0, 190.0), "float16 is widened"
-    half_a_product = KernelWork(8e9, 0.0, 4e9)
-    assert arithmetic_seconds(half_a_product, PEAKS, Precision.BF16) == pytest.approx(0.05)
-    assert arithmetic_seconds(half_a_product, PEAKS) == pytest.approx(0.08)
-    assert roofline_bound(half_a_product, PEAKS, Precision.BF16)[0] == pytest.approx(0.05)
+        assert PEAKS.gemm(precision) == GemmPeak(Precision.FLOAT32, 100.0, 190.0), "float16 is upcast"
+    half_gemm = KernelWork(8e9, 0.0, 4e9)
+    assert arithmetic_seconds(half_gemm, PEAKS, Precision.BF16) == pytest.approx(0.05)
+    assert arithmetic_seconds(half_gemm, PEAKS) == pytest.approx(0.08)
+    assert roofline_bound(half_gemm, PEAKS, Precision.BF16)[0] == pytest.approx(0.05)
 
 
-def test_the_roofline_bound_of_steps_is_the_sum_of_theirs() -> None:
+def test_the_bound_of_steps_is_the_sum_of_their_bounds() -> None:
     computes, moves = KernelWork(1e9, 8e5), KernelWork(1e5, 8e5)
     seconds, bound = roofline_bound_of_steps([(computes, 1), (moves, 2)], PEAKS)
     assert seconds == pytest.approx(0.01 + 2 * 1e-5)
@@ -75,7 +75,7 @@ def test_the_roofline_bound_of_steps_is_the_sum_of_theirs() -> None:
     assert roofline_bound_of_steps([(computes, 0), (moves, 1)], PEAKS)[1] == "bandwidth"
 
 
-def test_a_kernel_beside_its_floor() -> None:
+def test_a_kernel_and_its_bound() -> None:
     one = KernelTime("k", 6, KernelWork(4e9, 2e8), 0.05, (0.04, 0.06), 0.04, "compute", arithmetic=0.02)
     assert one.gflop_per_s == pytest.approx(80)
     assert one.gb_per_s == pytest.approx(4)
@@ -85,11 +85,11 @@ def test_a_kernel_beside_its_floor() -> None:
     assert one.lost == pytest.approx(0.06)
 
 
-def test_a_kernel_below_its_floor_gains_nothing_for_the_others() -> None:
+def test_a_kernel_faster_than_its_bound_has_no_possible_gain() -> None:
     assert KernelTime("k", 6, KernelWork(1.0, 1.0), 0.03, (0.0, 0.0), 0.04, "compute").lost == 0
 
 
-def test_the_work_of_products() -> None:
+def test_the_work_of_gemm() -> None:
     assert gemm_work(2, 3, 5) == KernelWork(60, 4 * (10 + 15 + 6), 60)
     assert gemm_work(2, 3, 5, adds=True).bytes == 4 * (10 + 15 + 12)
     assert gemm_work(2, 3, 5, operand=2, result=4).bytes == 2 * (10 + 15) + 4 * 6
@@ -100,8 +100,8 @@ def test_the_work_of_products() -> None:
     assert total([(KernelWork(1, 20, 1, held=10), 1), (KernelWork(1, 5), 2)]).working_set == 20
 
 
-def test_the_parts_of_an_update_sum_up_to_the_designs_formula() -> None:
-    """Without the vectors' gradients and the embedding, which multiply nothing."""
+def test_the_parts_of_an_update_add_up_to_the_formula() -> None:
+    """Without the gradients of vectors and the embedding, which have no matrix multiply."""
     g = Geometry(50, 8, 3, 2, 16)
     sequences, rows = 4, 32
     linear = [(16, 48), (16, 16), (16, 64), (64, 16)]

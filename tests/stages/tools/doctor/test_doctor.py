@@ -1,4 +1,4 @@
-"""What the doctor concludes, from machines made up here; and one real examination, kept short."""
+"""The conclusions of the doctor from made-up machines, and one short real examination."""
 
 import dataclasses
 import io
@@ -59,13 +59,13 @@ DEFAULTS = (
     ConfigDefaults("big", 2, 256, 2, 2, 2, 2, 2, layer_bytes=6 << 20),
 )
 PERMITTED = {"avx512f": True, "avx512bf16": True, "f16c": True, "amx-tile": True, "amx-bf16": True}
-"""Features, in LLVM's names, of a processor that has everything."""
+"""Features, in LLVM's names, of a processor with all of them."""
 SPEEDS = Speeds(float32=200.0, bf16=1200.0, bf16x3=350.0, fp16=150.0)
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave the speeds that this machine keeps for real runs alone."""
+    """Use an empty cache, so that the kept speeds of this machine are not touched."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv(ALLOW_SLOW, raising=False)
 
@@ -76,7 +76,7 @@ def info_of(*missing: str, permission: bool = True) -> LowPrecisionInfo:
 
 
 def report_of(info: LowPrecisionInfo, speeds: Speeds | None = SPEEDS, blas: BlasInfo = BLAS) -> DoctorReport:
-    """Return a report with every way measured that is there, at the speed of its precision."""
+    """Return a report with all available paths measured at the speed of their precision."""
     products = tuple(
         dataclasses.replace(path, one=speeds.of(path.precision), all=2 * (speeds.of(path.precision) or 0))
         if speeds and path.available
@@ -99,7 +99,7 @@ def text_of(report: DoctorReport, width: int = 100) -> str:
     return capture.get()
 
 
-def test_a_sound_machine_has_no_warnings() -> None:
+def test_a_good_machine_has_no_warnings() -> None:
     assert warnings(MACHINE, BLAS, MEASURED) == ()
     assert warnings(MACHINE, BLAS, None) == ()
 
@@ -117,13 +117,13 @@ def test_a_sound_machine_has_no_warnings() -> None:
         (dataclasses.replace(REPORT, machine=dataclasses.replace(MACHINE, memory_available=1 << 30)), "Only 1 GiB"),
     ],
 )
-def test_each_trouble_has_its_warning(report: DoctorReport, words: str) -> None:
+def test_each_problem_has_its_warning(report: DoctorReport, words: str) -> None:
     assert len(report.warnings) == 1
     assert words in report.warnings[0]
     assert report.warnings[0].split()[0] in text_of(report)
 
 
-def test_the_choices_name_what_they_follow_from() -> None:
+def test_the_choices_name_their_reasons() -> None:
     said = "\n".join(choices(MACHINE, BLAS, DEFAULTS))
     assert "compiled for sapphirerapids, with AVX-512" in said
     assert "OpenBLAS 0.3.30 with its SkylakeX kernels; OpenBLAS knows the processor." in said
@@ -131,7 +131,7 @@ def test_the_choices_name_what_they_follow_from() -> None:
     assert MACHINE.fingerprint() in said
 
 
-def test_the_choices_without_what_a_system_does_not_tell() -> None:
+def test_the_choices_without_unknown_values() -> None:
     bare = dataclasses.replace(MACHINE, architecture="arm64", microarchitecture="apple-m1", features=("neon",), l2=None)
     without = dataclasses.replace(BLAS, backend=GemmBackend.NUMBA, name="", version="", architecture="", reason="none")
     said = "\n".join(choices(bare, without, DEFAULTS))
@@ -142,7 +142,7 @@ def test_the_choices_without_what_a_system_does_not_tell() -> None:
     assert warnings(bare, without, None) == ()
 
 
-def test_what_is_wrong_with_a_blas_that_does_not_run_is_said_of_it_alone() -> None:
+def test_problems_of_an_unused_blas_are_reported_separately() -> None:
     slow = "the environment sets OPENBLAS_CORETYPE=Haswell; unset it for up to twice the speed"
     why = "on AVX-512 Numba's product is used, which is as fast or faster"
     idle = dataclasses.replace(BLAS, backend=GemmBackend.NUMBA, reason=f"{slow}; {why}")
@@ -150,7 +150,9 @@ def test_what_is_wrong_with_a_blas_that_does_not_run_is_said_of_it_alone() -> No
     assert f"GEMM: Numba's blocked kernel, not BLAS; {why}." in said
     assert f"BLAS, if selected by THREADLOOM_GEMM=blas: {slow}." in said
     wrong = dataclasses.replace(idle, known_bad=True)
-    assert not any("THREADLOOM_GEMM" in words for words in choices(MACHINE, wrong, DEFAULTS)), "nobody should"
+    assert not any("THREADLOOM_GEMM" in words for words in choices(MACHINE, wrong, DEFAULTS)), (
+        "it returns wrong results"
+    )
     runs = dataclasses.replace(idle, backend=GemmBackend.BLAS)
     assert any(f"{slow}; {why}." in words for words in choices(MACHINE, runs, DEFAULTS))
 
@@ -198,13 +200,13 @@ def test_a_real_examination(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Path(report.blas.library).name in text_of(report, 200) or report.blas.version in text_of(report, 200)
 
 
-def test_without_measuring_it_is_quick_and_says_so() -> None:
+def test_measurements_can_be_skipped() -> None:
     assert examine(measure=False).measured is None
 
 
-@pytest.mark.skipif(not JIT_ENABLED, reason="without the compiler no speeds are kept")
-def test_figures_say_when_they_were_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert examine(measure=False).speeds_from == "", "there are none yet"
+@pytest.mark.skipif(not JIT_ENABLED, reason="no speeds are kept without the compiler")
+def test_the_origin_of_kept_speeds_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert examine(measure=False).speeds_from == "", "no speeds are kept yet"
     monkeypatch.setattr(examination, "measure_machine", lambda *_: MEASURED)
     monkeypatch.setattr(examination, "measured_paths", lambda paths, *_: paths)
     monkeypatch.setattr("threadloom.stages.speeds.record.measure_speeds", lambda: SPEEDS)
@@ -219,7 +221,7 @@ def test_figures_say_when_they_were_measured(monkeypatch: pytest.MonkeyPatch) ->
     assert "200 GFLOP/s earlier" in cells
 
 
-def test_figures_of_this_moment_are_told_from_earlier_ones() -> None:
+def test_current_rates_are_distinguished_from_kept_ones() -> None:
     report = dataclasses.replace(REPORT, speeds_from="measured earlier, kept in a file")
     assert report.choices[-1] == (
         "The GFLOP/s that decide precision=auto and float32_matmul_precision=high were measured earlier, kept in a "
@@ -233,12 +235,12 @@ SLOWER = "used on request; slower than float32"
 
 
 def rows_of(report: DoctorReport) -> list[list[str]]:
-    """Return the cells of the table of precisions, line by line."""
+    """Return the cells of the table of precisions by row."""
     lines = text_of(report, 160).partition("\nPrecisions\n")[2].partition("\n\n")[0].splitlines()[1:]
     return [[cell.strip() for cell in line.split("   ") if cell.strip()] for line in lines]
 
 
-def test_the_table_of_a_machine_that_has_everything() -> None:
+def test_the_table_of_a_machine_with_all_features() -> None:
     assert rows_of(REPORT) == [
         ["precision", "GEMM", "one core", "all 2"],
         ["float32", "Numba's kernel", "200 GFLOP/s", "400 GFLOP/s"],
@@ -289,20 +291,20 @@ def test_the_table_of_a_machine_that_has_everything() -> None:
     ],
     ids=["no AMX", "no permission", "AVX2", "SSE2"],
 )  # fmt: skip
-def test_the_table_of_lesser_machines(info: LowPrecisionInfo, rows: list[list[str]]) -> None:
+def test_the_table_of_machines_with_fewer_features(info: LowPrecisionInfo, rows: list[list[str]]) -> None:
     found = rows_of(report_of(info, Speeds(float32=100.0, bf16=95.0, bf16x3=30.0, fp16=90.0)))
     for row in rows:
         assert row in found
 
 
-def test_the_table_says_nothing_of_a_refusal_where_the_environment_allows_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_table_has_no_refusal_if_the_environment_allows_slow_precisions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(ALLOW_SLOW, "1")
     report = report_of(info_of("amx-tile"), Speeds(float32=100.0, bf16=95.0, bf16x3=30.0, fp16=90.0))
     (row,) = [row for row in rows_of(report) if row[0] == "bf16x3"]
     assert row[-1] == SLOWER
 
 
-def test_the_table_says_what_was_not_measured_and_what_blas_lacks() -> None:
+def test_the_table_names_missing_measurements_and_problems_of_blas() -> None:
     report = report_of(info_of(), None)
     assert ["bf16", "AMX tiles", "not measured", "not measured", "used on request"] in rows_of(report)
     assert "precision=auto selects float32: no speeds were measured here." in report.choices
@@ -313,8 +315,8 @@ def test_the_table_says_what_was_not_measured_and_what_blas_lacks() -> None:
     assert row[-1] == "version 0.3.29 returns wrong results to concurrent callers"
 
 
-@pytest.mark.skipif(not JIT_ENABLED, reason="without the compiler the figures say nothing")
-def test_each_way_of_this_machine_is_measured_and_none_is_left_switched_on() -> None:
+@pytest.mark.skipif(not JIT_ENABLED, reason="rates without the compiler are meaningless")
+def test_all_paths_of_this_machine_are_measured_and_no_selection_remains() -> None:
     before = low_precision_info(), blas_info()
     found = measured_paths(product_paths(blas_info(), low_precision_info()), 2, seconds=0.01)
     assert (low_precision_info(), blas_info()) == before

@@ -1,4 +1,4 @@
-"""The search against invented machines: it finds what is faster, is not fooled by noise, and keeps to its budget."""
+"""The search on simulated machines: it finds faster settings, is robust to noise, and keeps its budget."""
 
 import random
 from collections.abc import Callable
@@ -26,7 +26,7 @@ LIMITS = Limits(cores=2, batch_size=16, sequences=16, gemms=(Gemm.NUMBA, Gemm.BL
 
 
 class Machine:
-    """A machine whose speed is a function of the choice, with noise and a drift; every trial takes `cost` seconds."""
+    """A simulated machine: speed is a function of the choice, with noise and drift; a trial takes `cost` seconds."""
 
     def __init__(
         self, speed: Callable[[TunedSettings], float], noise: float = 0.0, drift: float = 0.0, cost: float = 1.0
@@ -49,11 +49,11 @@ def flat(choice: TunedSettings) -> float:
 
 
 def hilly(choice: TunedSettings) -> float:
-    """Faster by a tenth for micro-batches of 8, and by as much again for one forward thread."""
+    """Return a speed that is 0.1 higher for micro-batches of 8, and for one forward thread."""
     return 1.0 + 0.1 * (choice.micro_batch == 8) + 0.1 * (choice.forward == 1) - 0.1 * (choice.backward == 1)
 
 
-def test_the_fastest_settings_are_found_along_several_axes() -> None:
+def test_the_fastest_settings_are_found_along_several_dimensions() -> None:
     findings = Machine(hilly).search()
     assert findings.chosen.differences(DEFAULT) == {"micro_batch": 8, "forward": 1, "slots": 5}
     assert findings.ratio == pytest.approx(1.2)
@@ -64,13 +64,13 @@ def test_the_fastest_settings_are_found_along_several_axes() -> None:
 
 
 @pytest.mark.parametrize("drift", [0.0, 0.01])
-def test_they_are_found_under_noise_and_while_the_machine_slows_down(drift: float) -> None:
+def test_they_are_found_under_noise_and_drift(drift: float) -> None:
     findings = Machine(hilly, noise=0.01, drift=drift).search()
     assert (findings.chosen.micro_batch, findings.chosen.forward) == (8, 1)
     assert findings.ratio == pytest.approx(1.2, rel=0.05)
 
 
-def test_noise_alone_hardly_ever_moves_the_defaults() -> None:
+def test_noise_rarely_replaces_the_defaults() -> None:
     moved = []
     for seed in range(100):
         machine = Machine(flat, noise=0.05)
@@ -85,7 +85,7 @@ def test_noise_alone_hardly_ever_moves_the_defaults() -> None:
     assert all(ratio and ratio >= 1.0 + GAIN for ratio in moved)
 
 
-def test_a_machine_that_only_gets_slower_moves_nothing() -> None:
+def test_drift_does_not_replace_the_defaults() -> None:
     findings = Machine(flat, drift=0.02).search()
     assert findings.chosen == DEFAULT
 
@@ -113,7 +113,7 @@ def test_a_short_budget_tries_the_most_promising_first() -> None:
     assert findings.skipped[-1] == "channel capacity"
 
 
-def test_given_settings_never_vary() -> None:
+def test_explicit_settings_never_vary() -> None:
     for name in TUNED_KEYS:
         machine = Machine(hilly)
         machine.search(**{name: getattr(DEFAULT, name)})
@@ -124,21 +124,21 @@ def test_given_settings_never_vary() -> None:
     assert "every setting was given" in everything.reason
 
 
-def test_both_sides_of_a_comparison_take_turns_in_going_first() -> None:
+def test_the_order_of_a_pair_alternates() -> None:
     machine = Machine(hilly)
     machine.search()
     last = machine.tried[-16:]
     assert [choice == DEFAULT for choice in last] == [True, False, False, True] * 4
 
 
-def test_the_slower_half_leaves() -> None:
+def test_the_slower_half_is_dropped() -> None:
     findings = Machine(hilly).search()
     rounds = {row.choice.micro_batch: len(row.ratios) for row in findings.compared if row.dimension == "micro-batch"}
     assert rounds[8] == max(rounds.values())
     assert min(rounds.values()) < rounds[8]
 
 
-def test_what_changes_rounding_is_known() -> None:
+def test_changes_of_rounding_are_marked() -> None:
     machine = Machine(lambda choice: 1.0 + 0.1 * (choice.micro_batch == 8))
     rows = machine.search().compared
     assert {row.dimension for row in rows if row.changes_rounding} >= {"micro-batch", "lanes", "GEMM"}
@@ -147,7 +147,7 @@ def test_what_changes_rounding_is_known() -> None:
     assert rows[-1].changes_rounding
 
 
-def test_blas_threads_are_tried_where_blas_multiplies_only() -> None:
+def test_blas_threads_are_tried_only_with_blas() -> None:
     slow, fast = Machine(flat), Machine(lambda choice: 1.0 + (choice.gemm is Gemm.BLAS))
     slow.search()
     fast.search()
@@ -156,7 +156,7 @@ def test_blas_threads_are_tried_where_blas_multiplies_only() -> None:
     assert {choice.gemm for choice in fast.tried if choice.blas == 2} == {Gemm.BLAS}
 
 
-def test_the_float32_product_stays_where_a_precision_has_its_own() -> None:
+def test_the_float32_gemm_is_not_varied_for_a_precision_with_a_separate_gemm() -> None:
     base = DEFAULT.changed(gemm=Gemm.BLAS)
     limits = Limits(cores=2, batch_size=16, sequences=16, gemms=())
     tried = [choice for dimension in DIMENSIONS for choice in dimension.alternatives(base, limits)]
@@ -183,7 +183,7 @@ def test_every_alternative_can_be_run(name: str, shared: bool, cores: int) -> No
             assert choice.slots >= min(choice.forward + choice.backward, items)
 
 
-def test_how_choices_are_worded() -> None:
+def test_choices_are_formatted_as_overrides() -> None:
     other = DEFAULT.changed(forward=1, gemm=Gemm.BLAS)
     assert other.slots == 5
     assert format_settings(other.differences(DEFAULT)) == "gemm_backend=blas threads.forward=1 slots=5"

@@ -1,4 +1,4 @@
-"""Tuning for real, on a model of a few hundred parameters: measured, shown, kept, and found again by `train`."""
+"""Tuning of a model of a few hundred parameters: measured, printed, stored, and read again by `train`."""
 
 import io
 from collections.abc import Iterator
@@ -59,9 +59,9 @@ def test_a_trial_runs_the_pipeline_and_counts_tokens() -> None:
     assert trials(default.changed(micro_batch=1, lanes=3, forward=1, channel_capacity=1)).tokens_per_s > 0
 
 
-def test_tuning_is_shown_and_kept_and_picked_up(monkeypatch: pytest.MonkeyPatch, said: list[str]) -> None:
+def test_tuning_is_printed_stored_and_used(monkeypatch: pytest.MonkeyPatch, said: list[str]) -> None:
     class Faster(Trials):
-        """Figures by which one lane is faster, with the same micro-batch, and so are many slots."""
+        """Made-up rates: one lane is faster with the same micro-batch, and so are many slots."""
 
         def __call__(self, choice: TunedSettings) -> Trial:
             lanes = 1.5 if (choice.lanes, choice.micro_batch) == (1, 2) else 1.0
@@ -102,7 +102,7 @@ def test_the_defaults_are_kept_in_a_record_that_changes_nothing(monkeypatch: pyt
 
 @pytest.fixture
 def with_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let bfloat16 be far faster than float32."""
+    """Simulate a machine on which bfloat16 is much faster than float32."""
     monkeypatch.setattr(precision, "speed_matters", lambda: True)
     monkeypatch.setattr(speeds, "speeds_here", lambda: Speeds(float32=200, bf16=1200, bf16x3=350, fp16=90))
 
@@ -112,7 +112,7 @@ def with_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     [("precision=auto", "precision=bf16"), ("float32_matmul_precision=high", "precision=bf16x3")],
 )
 @pytest.mark.usefixtures("with_tiles")
-def test_a_record_is_of_the_precision_that_was_computed_in(
+def test_a_record_belongs_to_the_precision_of_the_run(
     monkeypatch: pytest.MonkeyPatch, open_one: str, settled: str
 ) -> None:
     class Slots(Trials):
@@ -134,7 +134,7 @@ def test_a_record_is_of_the_precision_that_was_computed_in(
 
 
 @pytest.mark.usefixtures("with_tiles")
-def test_tuning_a_slow_precision_says_that_it_is_slow(monkeypatch: pytest.MonkeyPatch, said: list[str]) -> None:
+def test_tuning_warns_about_a_slow_precision(monkeypatch: pytest.MonkeyPatch, said: list[str]) -> None:
     class Flat(Trials):
         def __call__(self, choice: TunedSettings) -> Trial:
             return Trial(1000.0, 0.01)
@@ -146,12 +146,12 @@ def test_tuning_a_slow_precision_says_that_it_is_slow(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("budget", [0.0, -1.0, float("nan")])
-def test_a_budget_that_is_no_time_is_refused(budget: float) -> None:
+def test_an_invalid_budget_is_refused(budget: float) -> None:
     with pytest.raises(TuningError, match="--budget"):
         run_tuning(TINY, budget)
 
 
-def test_the_table_and_the_sentences_are_functions_of_the_findings() -> None:
+def test_the_table_and_the_conclusions_are_functions_of_the_result() -> None:
     default = TunedSettings.of(resolve(apply_overrides(TINY, ["model.vocab_size=65"]), 2))
     limits = Limits(2, 4, 4, (Gemm.NUMBA,))
 
