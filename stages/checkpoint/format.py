@@ -39,8 +39,8 @@ class CheckpointFormat(Protocol):
     ) -> None:
         """Read one of `versions`, those in the checkpoint, into `weights`, bit for bit."""
 
-    def read_moments(self, directory: Path, geometry: Geometry, m: Weights, v: Weights) -> None:
-        """Read AdamW's moments, bit for bit."""
+    def read_optimizer(self, directory: Path, geometry: Geometry, state: Mapping[str, Weights]) -> None:
+        """Read the optimizer's state into the arenas of `state`, bit for bit."""
 
 
 FORMATS: Mapping[int, CheckpointFormat] = {1: SafetensorsFormat()}

@@ -74,11 +74,14 @@ class Checkpoint:
             )
         self._layout.read_weights(self.path, self.geometry, self.versions, version, arena)
 
-    def read_moments(self, m: Weights, v: Weights) -> None:
-        """Read AdamW's moments into arenas of this geometry, bit for bit; raises `CheckpointError`."""
-        self._require_shapes(m)
-        self._require_shapes(v)
-        self._layout.read_moments(self.path, self.geometry, m, v)
+    def read_optimizer(self, state: Mapping[str, Weights]) -> None:
+        """Read the optimizer's state into arenas of this geometry, bit for bit; raises `CheckpointError`.
+
+        `state` must have the names that were written, such as AdamW's `m` and `v`.
+        """
+        for arena in state.values():
+            self._require_shapes(arena)
+        self._layout.read_optimizer(self.path, self.geometry, state)
 
     @property
     def _layout(self) -> CheckpointFormat:

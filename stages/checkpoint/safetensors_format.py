@@ -3,7 +3,7 @@
 ===================== ==================================================================================================
 model.safetensors     weights of version `step`, in Hugging Face's layout (`huggingface`)
 config.json           sizes of the model, for `GPT2LMHeadModel.from_pretrained`
-optimizer.safetensors AdamW's moments as `m.*` and `v.*`, with the names of `parameter_shapes`
+optimizer.safetensors state of the optimizer as `<name>.*`, such as AdamW's `m.*` and `v.*`
 versions.safetensors  weights of versions max(step - τ, 0) to step - 1 as `<version>.*`; absent if there are none
 ===================== ==================================================================================================
 
@@ -36,8 +36,10 @@ class SafetensorsFormat:
     def write(self, directory: Path, state: TrainingState) -> dict[str, FileDigest]:
         """Write a state to new files, durably; returns file name → digest."""
         files = write_model(directory, state.versions[state.step], state.geometry)
-        moments = _with_prefix("m", state.m) | _with_prefix("v", state.v)
-        files[OPTIMIZER_FILE] = write_tensors(directory / OPTIMIZER_FILE, moments, {})
+        tensors: dict[str, Floats] = {}
+        for name, arena in state.optimizer.items():
+            tensors |= _with_prefix(name, arena)
+        files[OPTIMIZER_FILE] = write_tensors(directory / OPTIMIZER_FILE, tensors, {})
         older: dict[str, Floats] = {}
         for version in kept_versions(state.step, state.delay)[:-1]:
             older |= _with_prefix(str(version), state.versions[version])
@@ -64,9 +66,9 @@ class SafetensorsFormat:
             prefixes = {str(older): weights if older == version else None for older in versions[:-1]}
             _read(directory / VERSIONS_FILE, geometry, prefixes)
 
-    def read_moments(self, directory: Path, geometry: Geometry, m: Weights, v: Weights) -> None:
-        """Read AdamW's moments."""
-        _read(directory / OPTIMIZER_FILE, geometry, {"m": m, "v": v})
+    def read_optimizer(self, directory: Path, geometry: Geometry, state: Mapping[str, Weights]) -> None:
+        """Read the optimizer's state into the arenas of `state`."""
+        _read(directory / OPTIMIZER_FILE, geometry, state)
 
 
 def _with_prefix(prefix: str, weights: Weights) -> dict[str, Floats]:

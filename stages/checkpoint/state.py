@@ -19,17 +19,15 @@ class TrainingState:
     """Everything that continues a run on the same trajectory after `step` updates.
 
     The arrays are read while the checkpoint is written and must not change until then: hold leases on the versions, and
-    copy the moments or pause the optimizer.
+    copy the optimizer's state or pause the optimizer.
     """
 
     step: int
     delay: int
     versions: Mapping[int, Arena]
     """Weights of each of `kept_versions(step, delay)`."""
-    m: Arena
-    """First moments of AdamW."""
-    v: Arena
-    """Second moments of AdamW."""
+    optimizer: Mapping[str, Arena]
+    """State of the optimizer: name → arena, such as AdamW's moments `m` and `v`."""
     config: Mapping[str, Any]
     """Resolved configuration of the run, as JSON values."""
     geometry: Geometry
@@ -47,7 +45,7 @@ class TrainingState:
         if self.scalers and sorted(self.scalers) != kept:
             raise ValueError(f"loss scaler states: expected versions {kept}, got {sorted(self.scalers)}")
         shapes = parameter_shapes(self.geometry)
-        arenas = {"m": self.m, "v": self.v, **{f"version {k}": arena for k, arena in self.versions.items()}}
+        arenas = {**self.optimizer, **{f"version {k}": arena for k, arena in self.versions.items()}}
         for label, arena in arenas.items():
             if {name: view.shape for name, view in arena.items()} != shapes:
                 raise ValueError(f"the arena of {label} does not have the shapes of {self.geometry}")
@@ -55,4 +53,4 @@ class TrainingState:
     @property
     def nbytes(self) -> int:
         """Size of the arrays in memory, in bytes."""
-        return sum(arena.nbytes for arena in (self.m, self.v, *self.versions.values()))
+        return sum(arena.nbytes for arena in (*self.optimizer.values(), *self.versions.values()))

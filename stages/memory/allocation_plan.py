@@ -10,25 +10,31 @@ FLOAT = 4
 
 
 def memory_plan(
-    config: ResolvedConfig, memory: PrecisionMemory, *, evaluates: bool = True, saves: bool = True
+    config: ResolvedConfig,
+    memory: PrecisionMemory,
+    optimizer_arenas: int = 2,
+    *,
+    evaluates: bool = True,
+    saves: bool = True,
 ) -> dict[str, int]:
     """Return the bytes of each part that a run allocates before its first step.
 
-    `memory` is that of the run's precision. The keys are in the order in which `Training` lists its allocations.
+    `memory` is that of the run's precision, `optimizer_arenas` the number of arenas of optimizer state. The keys are in
+    the order in which `Training` lists its allocations.
     """
     geometry = config.model.geometry()
     weights = arena_size(parameter_shapes(geometry)) * FLOAT
     logits_rows, vocabulary = memory.logits_shape
     return {
         "weight banks": (weights + memory.packed_bytes) * (config.delay + 1 + config.extra_banks),
-        "optimizer moments": 2 * weights,
+        "optimizer moments": optimizer_arenas * weights,
         "gradient lanes": weights * config.lanes,
         "gradient": weights if config.delay else 0,
         "slots": memory.slot_bytes * config.slots,
         "backward scratch": memory.scratch_bytes * config.max_concurrent_backward,
         "input gradients": input_gradient_bytes(geometry, config.sequences) if config.shared_lanes else 0,
         "evaluation": memory.slot_bytes + logits_rows * vocabulary * FLOAT if evaluates else 0,
-        "checkpoint copies": weights * (2 + config.delay) if saves and config.checkpoint.copies else 0,
+        "checkpoint copies": weights * (optimizer_arenas + config.delay) if saves and config.checkpoint.copies else 0,
     }
 
 

@@ -1,6 +1,6 @@
 """Checkpoints written while training continues.
 
-Every update changes the optimizer's moments, and at τ > 0 the older versions are soon overwritten. Either they are
+Every update changes the optimizer's state, and at τ > 0 the older versions are soon overwritten. Either they are
 copied between two updates into memory allocated for that purpose (`checkpoint.copies`), or the next update waits until
 they are on disk, while forward and backward continue as far as the delay allows. The newest version is leased in both
 cases, so its bank does not change.
@@ -18,7 +18,6 @@ from threadloom.pipeline import Arena, Banks, Lease, Pool
 from threadloom.stages.checkpoint import TrainingState, kept_versions, save_checkpoint
 from threadloom.stages.memory import Bank, Saved, ScaleState, Update
 from threadloom.stages.models import Geometry, parameter_shapes
-from threadloom.stages.step.optimizers import Moments
 
 _PERMIT: Final = object()
 """Held by the checkpoint that is being written; there is one, so checkpoints are written one at a time."""
@@ -27,19 +26,21 @@ _PERMIT: Final = object()
 class CheckpointSnapshot:
     """The state that a checkpoint needs besides the newest version, constant until the checkpoint is written.
 
-    There is one per run, so checkpoints are written one at a time. With `copies`, `moments` and the older versions are
-    copied to memory of the snapshot; without, they are the live ones: `wait_writable` delays the next update, and
+    There is one per run, so checkpoints are written one at a time. With `copies`, `optimizer` and the older versions
+    are copied to memory of the snapshot; without, they are the live ones: `wait_writable` delays the next update, and
     leases keep the banks.
     """
 
-    def __init__(self, geometry: Geometry, banks: Banks[Bank], moments: Moments, *, copies: bool) -> None:
+    def __init__(self, geometry: Geometry, banks: Banks[Bank], optimizer: Mapping[str, Arena], *, copies: bool) -> None:
+        """`optimizer` is the live state of the optimizer."""
+        shapes = parameter_shapes(geometry)
         self._copies = copies
-        self._live = moments
+        self._live = optimizer
         self._banks = banks
-        self._own = [Arena(parameter_shapes(geometry)) for _ in range(banks.delay)] if copies else []
+        self._own = [Arena(shapes) for _ in range(banks.delay)] if copies else []
         self._leases: list[Lease[Bank]] = []  # of the older versions, without copies
         self._permits = Pool([_PERMIT])
-        self.moments = Moments(geometry) if copies else moments
+        self.optimizer = {name: Arena(shapes) for name in optimizer} if copies else optimizer
         self.older: Mapping[int, Arena] = {}
         """Older versions that the delay still needs; set by `take`, valid until `release`."""
         self.scalers: Mapping[int, ScaleState] = {}
@@ -53,7 +54,7 @@ class CheckpointSnapshot:
     @property
     def nbytes(self) -> int:
         """Bytes allocated for copies."""
-        return (self.moments.nbytes if self._copies else 0) + sum(arena.nbytes for arena in self._own)
+        return sum(arena.nbytes for arena in (*self.optimizer.values(), *self._own)) if self._copies else 0
 
     def acquire(self) -> None:
         """Wait until the previous checkpoint has been written."""
@@ -65,13 +66,13 @@ class CheckpointSnapshot:
             self._permits.give_back(self._permits.take())
 
     def take(self, step: int) -> None:
-        """Keep the moments after `step` updates and the older versions; called before version `step` is published."""
+        """Keep the optimizer's state after `step` updates and the older versions; precedes publishing `step`."""
         self._leases = [self._banks.lease(version) for version in kept_versions(step, self.delay)[:-1]]
         self.older = {lease.version: lease.bank.arena for lease in self._leases}
         self.scalers = {lease.version: lease.bank.scaler for lease in self._leases}
         if self._copies:
-            for copy, live in zip(self.moments.arenas, self._live.arenas, strict=True):
-                np.copyto(copy.flat, live.flat)
+            for name, live in self._live.items():
+                np.copyto(self.optimizer[name].flat, live.flat)
             for copy, arena in zip(self._own, self.older.values(), strict=False):
                 np.copyto(copy.flat, arena.flat)
             self.older = dict(zip(self.older, self._own, strict=False))
@@ -137,8 +138,7 @@ class Save:
             step=update.step,
             delay=snapshot.delay,
             versions={**snapshot.older, update.step: lease.bank.arena},
-            m=snapshot.moments.m,
-            v=snapshot.moments.v,
+            optimizer=snapshot.optimizer,
             config=self._record.config,
             geometry=self._record.geometry,
             scalers={**snapshot.scalers, update.step: lease.bank.scaler} if update.scaled else {},

@@ -68,7 +68,7 @@ from threadloom.stages.step import (
     plan_micro_batches,
     plan_shards,
 )
-from threadloom.stages.step.optimizers import AdamW, Moments
+from threadloom.stages.step.optimizers import create_optimizer
 from threadloom.stages.training.precisions import compute_for
 
 
@@ -95,7 +95,8 @@ class Training:
         memory = self.compute.memory
         self.scaler = LossScaler(config.loss_scale)
 
-        self.moments = Moments(geometry)
+        rate = partial(learning_rate, config.schedule, config.optimizer.lr)
+        self.optimizer = create_optimizer(config.optimizer, rate, geometry)
         self.banks = self._allocate_banks(start)
         self.lanes = Lanes(parameter_shapes(geometry), self.plan, self.first_batch)
         self.gradient = Gradient(self.lanes, config.delay)
@@ -106,10 +107,11 @@ class Training:
             self.accumulation = OrderedAccumulation(geometry, self.lanes, config.micro_batch)
         self.snapshot: CheckpointSnapshot | None = None
         if output:
-            self.snapshot = CheckpointSnapshot(geometry, self.banks, self.moments, copies=config.checkpoint.copies)
+            self.snapshot = CheckpointSnapshot(
+                geometry, self.banks, self.optimizer.state, copies=config.checkpoint.copies
+            )
 
         self.shards = plan_shards(self.gradient.flat.size, max(config.threads.reduce, config.threads.update))
-        optimizer = AdamW(config.optimizer, partial(learning_rate, config.schedule, config.optimizer.lr), self.moments)
         evaluation_due = due_every(config.evaluation.interval, config.steps) if validation else never
         checkpoint_due = due_every(config.checkpoint.interval, config.steps) if output else never
         finish = self.accumulation.scatter_deferred if self.accumulation else None
@@ -122,8 +124,8 @@ class Training:
         )
         self.collect = Collect(self.banks, self.shards, tokens, scaled=self.scaler.on, finish=finish)
         self.reduce = Reduce(self.lanes, self.gradient)
-        self.clip = Clip(self.banks, self.lanes, self.gradient, self.shards, optimizer, self.scaler, self.snapshot)
-        self.update = self.compute.update_stage(self.gradient, optimizer, self.shards.shards)
+        self.clip = Clip(self.banks, self.lanes, self.gradient, self.shards, self.optimizer, self.scaler, self.snapshot)
+        self.update = self.compute.update_stage(self.gradient, self.optimizer, self.shards.shards)
         self.publish = Publish(self.banks, self.lanes, self.gradient, evaluation_due, checkpoint_due, self.snapshot)
         self.evaluate = EvaluateStage(self.compute, validation, config.steps) if validation else None
         self.save: Save | None = None
@@ -131,11 +133,13 @@ class Training:
             record = RunRecord(geometry, msgspec.to_builtins(config), config.checkpoint.keep)
             self.save = Save(self.snapshot, output, record)
 
-        self._memory_plan = memory_plan(config, memory, evaluates=bool(validation), saves=bool(output))
+        self._memory_plan = memory_plan(
+            config, memory, len(self.optimizer.state), evaluates=bool(validation), saves=bool(output)
+        )
         check_allocation(self._memory_plan, self._allocated())
 
     def _allocate_banks(self, start: Checkpoint | None) -> Banks[Bank]:
-        """Allocate the banks and the weights, packed weights and moments that the run starts from."""
+        """Allocate the banks and the weights, packed weights and optimizer state that the run starts from."""
         config, geometry = self.config, self.config.model.geometry()
         count = config.delay + 1 + config.extra_banks
         banks = [Bank(geometry, self.compute.memory.allocate_packed()) for _ in range(count)]
@@ -149,7 +153,7 @@ class Training:
                 initialise(banks[index].arena, geometry, config.seed, config.model.residual_scaling)
             self.compute.pack_from_master(banks[index])
         if start:
-            start.read_moments(self.moments.m, self.moments.v)
+            start.read_optimizer(self.optimizer.state)
         return Banks(banks, config.delay, published)
 
     def memory(self) -> dict[str, int]:
@@ -160,7 +164,7 @@ class Training:
         """Return the allocated bytes of each part of `memory_plan`, in its order."""
         return [
             self.banks.total(lambda bank: bank.nbytes),
-            self.moments.nbytes,
+            sum(arena.nbytes for arena in self.optimizer.state.values()),
             self.lanes.nbytes,
             self.gradient.nbytes,
             self.slots.total(lambda slot: slot.nbytes),

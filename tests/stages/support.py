@@ -136,7 +136,7 @@ def result(training: Training, events: Iterable[Event]) -> Result:
     for version in kept_versions(statistics.newest, training.config.delay):
         with training.banks.lease(version) as lease:
             tensors |= {f"version {version} {n}": t.copy().view(np.int32) for n, t in lease.bank.arena.items()}
-    for name, arena in {"m": training.moments.m, "v": training.moments.v}.items():
+    for name, arena in training.optimizer.state.items():
         tensors |= {f"{name} {n}": t.copy().view(np.int32) for n, t in arena.items()}
     return Result(
         tensors,

@@ -116,7 +116,7 @@ class Bf16Update:
             np.copyto(new, old)
             pack_rows(new, part.first, pair)
             return
-        state = map(rows, self._optimizer.state)
+        state = map(rows, self._optimizer.state.values())
         self._optimizer.update_packed(old, new, rows(self._gradient), *state, part.first, pair, shard.step)
 
 

@@ -6,12 +6,13 @@ kernels on the parts of a shard.
 May import: all above.
 """
 
-from threadloom.stages.step.optimizers.adamw import AdamW, Moments
+from threadloom.stages.step.optimizers.adamw import AdamW
 from threadloom.stages.step.optimizers.optimizer import MasterUpdate, Optimizer
+from threadloom.stages.step.optimizers.registry import create_optimizer
 
 __all__ = [
     "AdamW",
     "MasterUpdate",
-    "Moments",
     "Optimizer",
+    "create_optimizer",
 ]

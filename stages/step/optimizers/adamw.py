@@ -1,6 +1,6 @@
 """AdamW (Loshchilov & Hutter 2019) with clipping by global norm."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from threadloom import kernels
 from threadloom.kernels import AdamWStep
@@ -9,38 +9,14 @@ from threadloom.stages.config import OptimizerConfig
 from threadloom.stages.models import Geometry, parameter_shapes
 
 
-class Moments:
-    """Running means of the gradient (`m`) and of its square (`v`)."""
-
-    def __init__(self, geometry: Geometry) -> None:
-        shapes = parameter_shapes(geometry)
-        self.m = Arena(shapes)
-        self.v = Arena(shapes)
-
-    @property
-    def arenas(self) -> tuple[Arena, Arena]:
-        """Both moments, in the order in which the kernels take them."""
-        return self.m, self.v
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of both moments."""
-        return self.m.nbytes + self.v.nbytes
-
-
 class AdamW:
-    """AdamW with its moments and its learning-rate schedule. Implements `Optimizer`."""
+    """AdamW with its moments, running means of the gradient (`m`) and of its square (`v`). Implements `Optimizer`."""
 
-    def __init__(self, settings: OptimizerConfig, learning_rate: Callable[[int], float], moments: Moments) -> None:
+    def __init__(self, settings: OptimizerConfig, learning_rate: Callable[[int], float], geometry: Geometry) -> None:
         """`learning_rate` maps the number of an update, counted from 0, to its learning rate."""
         self._settings = settings
         self._learning_rate = learning_rate
-        self.moments = moments
-
-    @property
-    def state(self) -> Sequence[Arena]:
-        """The moments."""
-        return self.moments.arenas
+        self.state = {name: Arena(parameter_shapes(geometry)) for name in ("m", "v")}  # in the kernels' order
 
     @property
     def update(self) -> Callable[..., None]:

@@ -1,6 +1,6 @@
 """The protocol of an optimizer, and its application to a range of the master weights."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import numpy as np
@@ -15,8 +15,11 @@ class Optimizer(Protocol):
     """An update rule with its state. Its kernels are element-wise, so shards may be updated in any order."""
 
     @property
-    def state(self) -> Sequence[Arena]:
-        """Running statistics of the gradient, each with the layout of the parameters; the kernels update them."""
+    def state(self) -> Mapping[str, Arena]:
+        """Running statistics of the gradient, each with the layout of the parameters; checkpoints have their names.
+
+        They are in the order in which the kernels, which update them, take them.
+        """
 
     @property
     def update(self) -> Callable[..., None]:
@@ -55,6 +58,6 @@ class MasterUpdate:
         if shard.skipped:
             np.copyto(new, old)
             return
-        state = (arena.flat[part] for arena in self._optimizer.state)
+        state = (arena.flat[part] for arena in self._optimizer.state.values())
         decayed = min(max(self._decayed - start, 0), stop - start)
         self._optimizer.update(old, new, self._gradient[part], *state, decayed, shard.step)

@@ -84,7 +84,12 @@ def _train(config: ResolvedConfig, mode: ExecutionMode, cores: int) -> tuple[byt
         losses += [event.loss for event in events if isinstance(event, Update)]
     with training.banks.lease_newest() as lease:
         weights = lease.bank.arena.flat.tobytes()
-    return weights, training.moments.m.flat.tobytes(), training.moments.v.flat.tobytes(), tuple(losses)
+    return (
+        weights,
+        training.optimizer.state["m"].flat.tobytes(),
+        training.optimizer.state["v"].flat.tobytes(),
+        tuple(losses),
+    )
 
 
 def check_kernels(config: ResolvedConfig, *, every_tensor: bool) -> str:

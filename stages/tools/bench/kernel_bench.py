@@ -23,7 +23,7 @@ from threadloom.stages.config import Precision, ResolvedConfig
 from threadloom.stages.memory import Bank, LossScaler, UpdateShard, adamw_bytes, as_weights, reduction_bytes
 from threadloom.stages.models import Geometry, initialise, parameter_shapes
 from threadloom.stages.step import Gradient
-from threadloom.stages.step.optimizers import AdamW, Moments
+from threadloom.stages.step.optimizers import AdamW
 from threadloom.stages.tools.bench.kernel_case import Call, KernelCase
 from threadloom.stages.tools.bench.roofline import FLOAT, SHORT, KernelWork, total
 from threadloom.stages.training import compute_for
@@ -140,7 +140,7 @@ class KernelBench(ABC):
         reduced = KernelWork(float((count + 1) * elements), reduction_bytes(elements, count), held=held)
         moved = update_bytes(self.geometry, elements, self.config.precision)
         updated = KernelWork(16.0 * elements, moved, held=moved - FLOAT * 3.0 * elements)  # three are changed in place
-        optimizer = AdamW(self.config.optimizer, lambda _: float(STEP.lr), Moments(self.geometry))
+        optimizer = AdamW(self.config.optimizer, lambda _: float(STEP.lr), self.geometry)
         update = self.compute.update_stage(self.gradient, optimizer, 1)
         shard = UpdateShard(0, 0, (0, elements), self.bank, self.bank, STEP, 0.0, 0.0)
         return [

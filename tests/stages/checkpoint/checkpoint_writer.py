@@ -48,8 +48,7 @@ def state_of(step: int, delay: int, salt: int = 0, geometry: Geometry = GEOMETRY
         step=step,
         delay=delay,
         versions={version: arena_of(base + version, geometry) for version in kept_versions(step, delay)},
-        m=arena_of(base + 300 + step, geometry),
-        v=arena_of(base + 600 + step, geometry),
+        optimizer={"m": arena_of(base + 300 + step, geometry), "v": arena_of(base + 600 + step, geometry)},
         config={"delay": delay, "lr": 1e-3, "name": "größer", "salt": salt},
         geometry=geometry,
     )
@@ -75,10 +74,10 @@ def assert_holds(path: Path, state: TrainingState) -> None:
         weights = empty(state.geometry)
         found.read_weights(version, weights)
         assert_same(weights, arena)
-    m, v = empty(state.geometry), empty(state.geometry)
-    found.read_moments(m, v)
-    assert_same(m, state.m)
-    assert_same(v, state.v)
+    optimizer = {name: empty(state.geometry) for name in state.optimizer}
+    found.read_optimizer(optimizer)
+    for name, arena in state.optimizer.items():
+        assert_same(optimizer[name], arena)
 
 
 class Operations:

@@ -77,7 +77,7 @@ def test_a_checkpoint_of_an_earlier_release_is_read_bit_for_bit() -> None:
         digests[version] = digest_of(weights)
     assert digests == {2: "ad1376580f8c4423", 3: "67b02e6164f241f4", 4: "8abe7e5b9f3172a7"}
     m, v = empty(found.geometry), empty(found.geometry)
-    found.read_moments(m, v)
+    found.read_optimizer({"m": m, "v": v})
     assert (digest_of(m), digest_of(v)) == ("ac59fecd1c701009", "7c3e2ea9673f3fe1")
     assert [(version, state.scale) for version, state in found.scalers.items()] == [(k, 1024.0) for k in (2, 3, 4)]
     assert found.tokenizer is not None
@@ -98,10 +98,10 @@ def test_versions_kept_for_a_delay() -> None:
 def test_a_state_must_be_complete() -> None:
     state = state_of(5, 1)
     with pytest.raises(ValueError, match=r"step 5 with delay 1: expected versions \[4, 5\], got \[5\]"):
-        TrainingState(5, 1, {5: state.versions[5]}, state.m, state.v, {}, GEOMETRY)
+        TrainingState(5, 1, {5: state.versions[5]}, state.optimizer, {}, GEOMETRY)
     other = Geometry(vocabulary=14, context=5, layers=2, heads=2, channels=4)
     with pytest.raises(ValueError, match="the arena of v does not have the shapes"):
-        TrainingState(5, 1, state.versions, state.m, empty(other), {}, GEOMETRY)
+        TrainingState(5, 1, state.versions, {**state.optimizer, "v": empty(other)}, {}, GEOMETRY)
 
 
 def test_arguments_that_cannot_be_saved_leave_nothing(tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_arguments_that_cannot_be_saved_leave_nothing(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"cannot be named model\.safetensors"):
         save_checkpoint(tmp_path / "c", state, tmp_path / MODEL_FILE, 1)
     for config in ({"lr": float("nan")}, {"path": tmp_path}):
-        broken = TrainingState(1, 0, state.versions, state.m, state.v, config, GEOMETRY)
+        broken = TrainingState(1, 0, state.versions, state.optimizer, config, GEOMETRY)
         with pytest.raises((ValueError, TypeError)):
             save_checkpoint(tmp_path / "c", broken, None, 1)
     assert not (tmp_path / "c").exists()
@@ -278,7 +278,7 @@ def test_file_names_in_a_forged_manifest_cannot_leave_the_directory(whole: Path,
 def test_a_configuration_with_64_zeros_does_not_confuse_the_checksum(tmp_path: Path) -> None:
     state = state_of(1, 0)
     config = {"a": "0" * 64, "checksum": "0" * 64}
-    state = TrainingState(1, 0, state.versions, state.m, state.v, config, GEOMETRY)
+    state = TrainingState(1, 0, state.versions, state.optimizer, config, GEOMETRY)
     assert_holds(save_checkpoint(tmp_path, state, None, 1), state)
 
 
@@ -289,6 +289,6 @@ def test_another_geometry_or_version_is_refused(whole: Path) -> None:
     with pytest.raises(CheckpointError, match=refusal):
         found.read_weights(7, empty(other))
     with pytest.raises(CheckpointError, match=refusal):
-        found.read_moments(empty(), empty(other))
+        found.read_optimizer({"m": empty(), "v": empty(other)})
     with pytest.raises(CheckpointError, match=r"expected version 4 .*got versions \[5, 6, 7\].*resume with delay=2"):
         found.read_weights(4, empty())

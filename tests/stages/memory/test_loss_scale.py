@@ -172,10 +172,10 @@ def test_an_impossible_state_is_refused(numbers: dict[str, Any]) -> None:
 def test_states_are_read_back_from_a_checkpoint(tmp_path: Path) -> None:
     whole = state_of(7, 1)
     states = {6: ScaleState(0.1, 3, 0, 2, 4), 7: ScaleState(2.0**-14, 0, 1, 3, 4)}
-    state = TrainingState(7, 1, whole.versions, whole.m, whole.v, {}, GEOMETRY, states)
+    state = TrainingState(7, 1, whole.versions, whole.optimizer, {}, GEOMETRY, states)
     assert Checkpoint.open(save_checkpoint(tmp_path, state, None, 0)).scalers == states
     with pytest.raises(ValueError, match=r"versions \[6, 7\], got \[7\]"):
-        TrainingState(7, 1, whole.versions, whole.m, whole.v, {}, GEOMETRY, {7: states[7]})
+        TrainingState(7, 1, whole.versions, whole.optimizer, {}, GEOMETRY, {7: states[7]})
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ def test_modified_states_are_refused(change: Callable[[Any], Any], words: str, t
     whole = state_of(7, 1)
     states = {6: ScaleState(1.0, 0, 0, 0, 6), 7: ScaleState(1.0, 0, 0, 0, 7)}
     path = save_checkpoint(
-        tmp_path, TrainingState(7, 1, whole.versions, whole.m, whole.v, {}, GEOMETRY, states), None, 0
+        tmp_path, TrainingState(7, 1, whole.versions, whole.optimizer, {}, GEOMETRY, states), None, 0
     )
     file = path / MANIFEST_FILE
     content = json.loads(file.read_text())

@@ -69,7 +69,7 @@ def test_a_checkpoint_is_opened_and_read() -> None:
     arenas = [Arena(shapes) for _ in range(4)]
     for version, arena in zip(checkpoint.versions, arenas[:2], strict=True):
         checkpoint.read_weights(version, arena)
-    checkpoint.read_moments(*arenas[2:])
+    checkpoint.read_optimizer(dict(zip("mv", arenas[2:], strict=True)))
     assert all(arena.flat.any() for arena in arenas)
 
 

@@ -22,7 +22,7 @@ from threadloom.stages.step.bits16 import optimizer as optimizer_bits16
 from threadloom.stages.step.bits16.compute import Bits16Compute
 from threadloom.stages.step.bits16.optimizer import ArenaRange, MatrixRows, plan_parts
 from threadloom.stages.step.float32.optimizer import Float32Update
-from threadloom.stages.step.optimizers import AdamW, Moments
+from threadloom.stages.step.optimizers import AdamW
 from threadloom.stages.step.reducer import Gradient
 
 pytestmark = pytest.mark.timeout(300)
@@ -90,8 +90,8 @@ class RandomUpdate:
         rng = np.random.default_rng([geometry.vocabulary, geometry.channels])
         self.precision, self.geometry = precision, geometry
         self.compute = Bits16Compute(precision, geometry, 1)
-        self.moments = Moments(geometry)
-        self.optimizer = AdamW(OptimizerConfig(), lambda _: 3e-3, self.moments)
+        self.optimizer = AdamW(OptimizerConfig(), lambda _: 3e-3, geometry)
+        self.m, self.v = self.optimizer.state.values()
         lanes = Lanes(parameter_shapes(geometry), LanePlan(1, 1), 0)
         self.gradient = Gradient(lanes, 1)
         self.source = Bank(geometry, self.compute.memory.allocate_packed())
@@ -100,8 +100,8 @@ class RandomUpdate:
         for name, tensor in self.source.arena.items():
             tensor[...] = rng.standard_normal(tensor.shape)
             gradient[name][...] = rng.standard_normal(tensor.shape)
-            self.moments.m[name][...] = rng.standard_normal(tensor.shape)
-            self.moments.v[name][...] = rng.random(tensor.shape)
+            self.m[name][...] = rng.standard_normal(tensor.shape)
+            self.v[name][...] = rng.random(tensor.shape)
         if skipped:
             self.gradient.flat[0] = np.inf
         self.compute.pack_from_master(self.source)
@@ -119,7 +119,7 @@ class RandomUpdate:
             stage(UpdateShard(0, shard, span, self.source, self.target, self.step, 0.0, 1.0, self.scaled))
         if packs:
             assert_packed_equals_master(self.target, self.precision.value)
-        return [arena.flat.tobytes() for arena in (self.target.arena, self.moments.m, self.moments.v)]
+        return [arena.flat.tobytes() for arena in (self.target.arena, self.m, self.v)]
 
 
 @pytest.mark.skipif(not JIT_ENABLED, reason="the sizes are for compiled code")

@@ -94,7 +94,7 @@ class TestRun:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A new run with the same settings would share its lanes and compute other bits."""
-        monkeypatch.setattr(resolution, "SHARED", 0)
+        monkeypatch.setattr(resolution, "SHARED_LANE_ELEMENTS", 0)
         monkeypatch.setattr(session, "available_cores", lambda: 4)
         common = ("batch_size=8", "schedule.decay_steps=6")
         assert resolution.resolve(story(tmp_path, *common, "model.vocab_size=30"), 4).shared_lanes
