@@ -1,4 +1,4 @@
-"""The settings of a run as frozen values, the learning-rate schedule, configuration errors.
+"""The settings of a run, open and resolved; the learning-rate schedule; errors about input.
 
 May import: models.
 """

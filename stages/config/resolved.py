@@ -1,4 +1,4 @@
-"""The settings of a run with every choice made: a `Config` in which no setting is None.
+"""The settings of a run with a value for every choice: a `Config` in which no setting is None.
 
 Each class narrows the types of the settings that its base leaves open, and `stages.resolve` chooses their values. Both
 kinds have the same fields in the same order, so they are written to the same JSON.

@@ -12,7 +12,7 @@ D = `schedule.decay_steps`:
     cosine_restarts  η_min + (η − η_min) (1 + cos(π t / T_i)) / 2, where t counts the updates since the last restart
                      and cycle i lasts T_i = period · multiplier^i updates
 
-Sources: Radford et al. 2018 (warm-up and cosine) in the form of nanoGPT's `get_lr`; Goyal et al. 2017 for linear
+Sources: Radford et al. 2018 (warm-up and cosine) as in nanoGPT's `get_lr`; Goyal et al. 2017 for linear
 warm-up; He et al. 2015 for step decay; Loshchilov & Hutter 2017, "SGDR", equation 5, for the warm restarts.
 """
 

@@ -1,4 +1,4 @@
-"""The settings of a run: frozen structs with defaults. None marks a setting that `stages.resolve` chooses."""
+"""The settings of a run: frozen structs with defaults. None marks an open setting, which `stages.resolve` chooses."""
 
 import enum
 from typing import Any
@@ -14,90 +14,93 @@ class ScheduleKind(enum.Enum):
     CONSTANT = "constant"
     """`optimizer.lr` throughout."""
     COSINE = "cosine"
-    """Down to `min_lr` along half a cosine."""
+    """Half a cosine from `optimizer.lr` to `min_lr`."""
     LINEAR = "linear"
-    """Down to `min_lr` in a straight line."""
+    """A straight line from `optimizer.lr` to `min_lr`."""
     STEP = "step"
-    """Multiplied by `factor` again and again."""
+    """Multiplied by `factor` every `every` updates."""
     COSINE_RESTARTS = "cosine_restarts"
-    """Cosines that begin anew, each cycle longer than the last."""
+    """A sequence of cosines, each cycle `multiplier` times as long as the previous one."""
 
 
 class TokenizerKind(enum.Enum):
-    """How a text becomes token ids; see `stages.data.tokenizer`."""
+    """The tokenizers; see `stages.data.tokenizer_registry`."""
 
     CHARACTERS = "characters"
-    """A token a character, of the most frequent ones."""
+    """One token per character, of the most frequent characters."""
     BYTES = "bytes"
-    """A token a byte of UTF-8: 256, for any text."""
+    """One token per byte of UTF-8: a vocabulary of 256 for any text."""
     BPE = "bpe"
-    """Byte pairs, trained on the text up to `model.vocab_size`, which must then be set."""
+    """Byte pairs, trained on the text up to `model.vocab_size`, which must be set."""
 
 
 class Gemm(enum.Enum):
-    """What multiplies matrices: the package's own kernel, or BLAS. The two round differently."""
+    """The implementations of float32 matrix multiplication, which round differently."""
 
     NUMBA = "numba"
-    """The package's own kernel."""
+    """The kernel of this package."""
     BLAS = "blas"
-    """The BLAS that comes with SciPy."""
+    """The BLAS library of SciPy."""
 
 
 class Precision(enum.Enum):
-    """What activations, products and the gradients between layers are made in; the weights' masters are float32."""
+    """The number formats of activations, matrix multiplications and gradients between layers.
+
+    The master weights are float32 in all of them.
+    """
 
     FLOAT32 = "float32"
-    """All of it in float32."""
+    """Everything in float32."""
     BF16X3 = "bf16x3"
-    """Activations in float32; products of two bfloat16 numbers an operand, which are three products."""
+    """Activations in float32; each operand of a GEMM is split into two bfloat16 values, which takes three products."""
     BF16 = "bf16"
-    """Activations and products in bfloat16; sums in float32."""
+    """Activations and GEMM operands in bfloat16, accumulators in float32."""
     FP16 = "fp16"
-    """Activations in float16, products widened to float32; the loss is scaled."""
+    """Activations in float16, upcast to float32 in GEMMs; the loss is scaled."""
     AUTO = "auto"
-    """The fastest that is exact enough, by what was measured on this machine; never fp16."""
+    """The fastest of bf16, bf16x3 (if `float32_matmul_precision` permits it) and float32 on this machine."""
 
 
 class MatmulPrecision(enum.Enum):
-    """How exact a float32 product must be: `HIGH` allows bf16x3 where that is faster, as in PyTorch."""
+    """The accuracy of float32 matrix multiplications, as PyTorch's `float32_matmul_precision`."""
 
     HIGHEST = "highest"
     """Float32 products only."""
     HIGH = "high"
-    """Three bfloat16 products instead of one of float32 where that is faster."""
+    """Also bf16x3, if it is faster."""
 
 
 class LossScaling(enum.Enum):
-    """Whether gradients are multiplied before they are rounded; see `stages.memory.loss_scale`."""
+    """The kinds of loss scaling; see `stages.memory.loss_scale`."""
 
     NONE = "none"
-    """Not scaled."""
+    """No scaling."""
     STATIC = "static"
-    """By `initial`, always."""
+    """A constant scale, `initial`."""
     DYNAMIC = "dynamic"
-    """By a scale that grows while gradients stay finite, and shrinks when they overflow."""
+    """A scale that grows while gradients are finite and shrinks when they overflow."""
 
 
 class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What all parts of a configuration have in common."""
+    """Base of all sections of a configuration."""
 
 
 class ModelConfig(_Section, frozen=True, kw_only=True):
     """The GPT-2 model."""
 
     vocab_size: int | None = None
-    """Tokens that the model knows. None: as many as the text's tokenizer turns out to have."""
+    """Number of tokens of the model. None: the vocabulary of the text's tokenizer."""
     context: int
-    """Tokens that the model sees at once, the length of a training sequence."""
+    """Tokens of a sequence."""
     layers: int
     """Transformer blocks."""
     heads: int
-    """Attention heads of a block; they share its channels equally."""
+    """Attention heads of a block, which share its channels equally."""
     channels: int
     """Width of the residual stream, a multiple of `heads`."""
     residual_scaling: bool = True
-    """Begin with smaller weights where a block writes to the residual stream, as GPT-2 does: it keeps deep models
-    stable, and a shallow one learns a little better without."""
+    """Initialise the projections that write to the residual stream with smaller weights, as GPT-2 does. It keeps deep
+    models stable; shallow models learn slightly better without it."""
 
     def geometry_with(self, vocabulary: int) -> Geometry:
         """Return the sizes of the model with `vocabulary` tokens, from which the shapes of all tensors follow."""
@@ -108,77 +111,77 @@ class DataConfig(_Section, frozen=True, kw_only=True):
     """The text and its tokens."""
 
     text: tuple[str, ...] = ()
-    """Files and folders. Empty: the source of Python's standard library."""
+    """Files and directories. Empty: the source of Python's standard library."""
     tokenizer: TokenizerKind = TokenizerKind.CHARACTERS
-    """How the text becomes token ids."""
+    """The tokenizer of the text."""
     alphabet: int = 256
-    """Characters that a character tokenizer keeps at most; U+FFFD stands for the others."""
+    """Maximum number of characters of a character tokenizer; U+FFFD replaces the others."""
     train_fraction: float = 0.9
-    """The part of the text, from the front, that is trained on; the rest validates."""
+    """Fraction of the text, from its start, for training; the rest is for validation."""
 
 
 class OptimizerConfig(_Section, frozen=True, kw_only=True):
-    """AdamW with decoupled decay on matrices only."""
+    """AdamW with decoupled weight decay of matrices."""
 
     lr: float = 1e-3
-    """The highest learning rate; the schedule says when it is less."""
+    """Peak learning rate; the schedule determines that of each update."""
     beta1: float = 0.9
-    """Decay of the mean of the gradient."""
+    """Decay rate of the first moment."""
     beta2: float = 0.95
-    """Decay of the mean of its square."""
+    """Decay rate of the second moment."""
     eps: float = 1e-8
     """Added to the denominator."""
     weight_decay: float = 0.1
-    """The part of a weight that an update at learning rate 1 would take away."""
+    """Fraction of a weight that decays per update, at a learning rate of 1."""
     clip: float = 1.0
-    """Most that the norm of the whole gradient may be; a longer one is scaled down to it. 0: any length."""
+    """Maximum global norm of the gradient, which is scaled down if it is larger. 0: no limit."""
 
 
 class ScheduleConfig(_Section, frozen=True, kw_only=True):
     """The learning rate over the updates."""
 
     kind: ScheduleKind = ScheduleKind.COSINE
-    """How it decays after the warm-up."""
+    """The decay after the warm-up."""
     warmup: int = 0
-    """Updates of linear rise at the start."""
+    """Updates of the linear warm-up."""
     min_lr: float = 0.0
-    """Where the decay ends; for step decay, what it does not go below."""
+    """Learning rate at the end of the decay; the lower limit of step decay."""
     decay_steps: int | None = None
-    """The update at which cosine and linear reach `min_lr`. None: `steps`."""
+    """Update at which cosine and linear reach `min_lr`. None: `steps`."""
     every: int = 1000
-    """Step decay: updates from one step to the next."""
+    """Step decay: updates between two steps."""
     factor: float = 0.5
-    """Step decay: what a step multiplies the learning rate by."""
+    """Step decay: factor of a step."""
     period: int = 1000
     """Warm restarts: updates of the first cycle."""
     multiplier: int = 2
-    """Warm restarts: how many times as long as a cycle the next one is."""
+    """Warm restarts: ratio of the lengths of two consecutive cycles."""
 
 
 class LossScaleConfig(_Section, frozen=True, kw_only=True):
-    """The factor on the loss that keeps small gradients above a narrow format's smallest number."""
+    """The scale of the loss, which prevents small gradients from underflowing in a narrow number format."""
 
     kind: LossScaling | None = None
     """None: dynamic for fp16, none otherwise."""
     initial: float = 1024.0
-    """The scale of the first update, and of all of them when static."""
+    """Scale of the first update; of all updates if static."""
     growth: float = 2.0
-    """Dynamic: what the scale is multiplied by after `interval` finite updates in a row."""
+    """Dynamic: factor of the scale after `interval` consecutive finite updates."""
     backoff: float = 0.5
-    """Dynamic: what it is multiplied by when an update has infinities, and is skipped."""
+    """Dynamic: factor of the scale after an update that overflows, which is skipped."""
     interval: int = 200
-    """Dynamic: finite updates in a row before the scale grows."""
+    """Dynamic: consecutive finite updates before the scale grows."""
 
 
 class ThreadsConfig(_Section, frozen=True, kw_only=True):
-    """Threads of each stage, and of BLAS in the whole process. None: chosen for the cores."""
+    """Thread counts of the stages, and of BLAS in the whole process. None: chosen for the cores."""
 
     embed: int | None = None
-    """Threads that look up the embeddings of the tokens."""
+    """Threads that look up embeddings."""
     forward: int | None = None
-    """Threads that take micro-batches through the model."""
+    """Threads that compute the forward pass of micro-batches."""
     backward: int | None = None
-    """Threads that make the gradients of micro-batches."""
+    """Threads that compute the backward pass of micro-batches."""
     reduce: int | None = None
     """Threads that sum the lanes into the gradient of a batch."""
     update: int | None = None
@@ -188,73 +191,73 @@ class ThreadsConfig(_Section, frozen=True, kw_only=True):
 
 
 class EvaluationConfig(_Section, frozen=True, kw_only=True):
-    """How often, and on how much of the validation text, the loss is measured; always once more at the end."""
+    """Frequency and size of the evaluations on the validation text; there is always one at the end."""
 
     interval: int = 250
-    """Updates from one evaluation to the next. 0: only at the end."""
+    """Updates between evaluations. 0: only at the end."""
     batches: int = 50
-    """Batches of `batch_size` windows that an evaluation takes at most."""
+    """Maximum number of batches, of `batch_size` windows, of an evaluation."""
     final_batches: int | None = None
-    """The same for the one that ends the run. None: as `batches`."""
+    """The same for the evaluation at the end. None: as `batches`."""
 
 
 class CheckpointConfig(_Section, frozen=True, kw_only=True):
-    """How often checkpoints are written, and how many stay; always one more at the end."""
+    """Frequency and number of checkpoints; there is always one at the end."""
 
     interval: int = 500
-    """Updates from one checkpoint to the next. 0: only at the end."""
+    """Updates between checkpoints. 0: only at the end."""
     keep: int = 2
-    """Checkpoints that stay, the last ones. 0: all."""
+    """Number of checkpoints that are kept, the newest ones. 0: all."""
     copies: bool | None = None
-    """True: what the next update writes over is copied first, which takes memory; False: the update waits for the
-    disk. None: True for small models."""
+    """True: copy the arrays that the next update overwrites, which takes memory; False: the update waits for the disk.
+    None: True for small models."""
 
 
 class TraceConfig(_Section, frozen=True, kw_only=True):
-    """What is kept of when each stage worked."""
+    """The trace of the stages' work."""
 
     batches: int = 64
-    """The last ones of a run, kept in trace.json. 0: no trace, and no timeline.png."""
+    """Number of batches at the end of a run in trace.json. 0: neither trace.json nor timeline.png."""
     timeline: int = 6
-    """How many of them timeline.png shows."""
+    """Number of batches in timeline.png."""
 
 
 class Config(_Section, frozen=True, kw_only=True):
-    """Everything about a run.
+    """The settings of a run.
 
-    An update learns from `batch_size` × `gradient_accumulation_steps` sequences; they are cut into micro-batches,
+    An update consists of `batch_size` × `gradient_accumulation_steps` sequences. They are divided into micro-batches,
     whose gradients are summed in lanes. None: chosen by `resolve`.
     """
 
     name: str
-    """What the configuration is called, in displays and pictures."""
+    """Name of the configuration in displays and pictures."""
     model: ModelConfig
     """The settings `model.*`."""
     data: DataConfig = DataConfig()
     """The settings `data.*`."""
     batch_size: int
-    """Sequences of a batch, cut into micro-batches."""
+    """Sequences of a batch, which are divided into micro-batches."""
     gradient_accumulation_steps: int = 1
-    """Batches of `batch_size` whose gradients make one update."""
+    """Batches of `batch_size` whose gradients are summed into one update."""
     micro_batch: int | None = None
-    """Sequences of a micro-batch, a divisor of `batch_size`. None: so many that it stays in the cache."""
+    """Sequences of a micro-batch, a divisor of `batch_size`. None: chosen to fit the cache."""
     lanes: int | None = None
-    """Gradient arenas that the micro-batches of an update are summed in. None: about one a core."""
+    """Gradient arenas in which the micro-batches of an update are summed. None: about one per core."""
     shared_lanes: bool | None = None
-    """Whether threads follow one another through a lane, which takes less memory and a little time. None: in
-    float32, where lanes are large and it saves memory."""
+    """True: two threads share a lane and take turns, which saves memory and costs some time. None: True in float32 for
+    large models if it saves memory."""
     delay: int = 0
     """τ: batch k reads the weights after max(k−τ, 0) updates. 0: ordinary synchronous training."""
     precision: Precision = Precision.FLOAT32
-    """What activations, products and the gradients between layers are made in."""
+    """Number format of activations, matrix multiplications and gradients between layers."""
     float32_matmul_precision: MatmulPrecision = MatmulPrecision.HIGHEST
-    """How exact a float32 product must be."""
+    """Accuracy of float32 matrix multiplications."""
     gemm_backend: Gemm | None = None
-    """What multiplies float32 matrices. None: the faster one on this processor."""
+    """Implementation of float32 matrix multiplications. None: the faster one on this processor."""
     steps: int
     """Updates of the run."""
     seed: int = 1337
-    """Of the initial weights and the order of the data."""
+    """Seed of the initial weights and of the order of the data."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """The settings `optimizer.*`."""
     schedule: ScheduleConfig = ScheduleConfig()
@@ -264,12 +267,12 @@ class Config(_Section, frozen=True, kw_only=True):
     threads: ThreadsConfig = ThreadsConfig()
     """The settings `threads.*`."""
     channel_capacity: int | None = None
-    """Items that a channel between two stages holds. None: 2."""
+    """Capacity of the channel between two stages, in items. None: 2."""
     slots: int | None = None
-    """Micro-batches in flight; each has its memory. None: enough for the threads."""
+    """Micro-batches in flight, each with its activations. None: enough for the threads."""
     extra_banks: int | None = None
-    """Banks of weights beyond the τ+1 that the delay needs, so that an evaluation or a checkpoint holds up no update.
-    None: 1 for small models, else 0."""
+    """Banks of weights in addition to the τ+1 that the delay needs, so that an evaluation or a checkpoint does not
+    delay updates. None: 1 for small models, 0 otherwise."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """The settings `evaluation.*`."""
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -284,7 +287,7 @@ class Config(_Section, frozen=True, kw_only=True):
 
 
 def flatten(config: msgspec.Struct, prefix: str = "") -> dict[str, Any]:
-    """Return the value of every setting, by dotted key, in the order of the configuration; enums as enums."""
+    """Return the value of every setting, by dotted key, in the order of the configuration."""
     found: dict[str, Any] = {}
     for name in config.__struct_fields__:
         value = getattr(config, name)

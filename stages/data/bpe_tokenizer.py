@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from threadloom.stages.config import TokenizerKind
-from threadloom.stages.data.tokenizer import checked_ids, utf8_bytes
+from threadloom.stages.data.tokenizer import utf8_bytes, validated_ids
 
 if TYPE_CHECKING:  # 3 MB that only byte-pair encoding needs
     import tokenizers
@@ -94,7 +94,7 @@ class BpeTokenizer:
 
     def decode(self, ids: ArrayLike) -> str:
         """Return the text of the ids, with U+FFFD for an incomplete character at the end."""
-        return self._tokenizer.decode(checked_ids(ids, self.vocab_size).tolist(), skip_special_tokens=False)
+        return self._tokenizer.decode(validated_ids(ids, self.vocab_size).tolist(), skip_special_tokens=False)
 
     def save(self, path: Path) -> None:
         """Write Hugging Face's tokenizer.json."""

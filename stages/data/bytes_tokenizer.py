@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from threadloom.stages.config import TokenizerKind
-from threadloom.stages.data.tokenizer import checked_ids, utf8_bytes, write_content
+from threadloom.stages.data.tokenizer import utf8_bytes, validated_ids, write_content
 
 
 class BytesTokenizer:
@@ -40,7 +40,7 @@ class BytesTokenizer:
 
     def decode(self, ids: ArrayLike) -> str:
         """Return the text of the bytes, with U+FFFD for invalid UTF-8."""
-        return checked_ids(ids, self.vocab_size).astype(np.uint8).tobytes().decode("utf-8", "replace")
+        return validated_ids(ids, self.vocab_size).astype(np.uint8).tobytes().decode("utf-8", "replace")
 
     def save(self, path: Path) -> None:
         """Write a JSON file that names this tokenizer."""

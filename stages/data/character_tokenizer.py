@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from threadloom.stages.config import TokenizerKind
-from threadloom.stages.data.tokenizer import TokenizerError, checked_ids, write_content
+from threadloom.stages.data.tokenizer import TokenizerError, validated_ids, write_content
 
 REPLACEMENT = "\ufffd"
 """Character that replaces those that a limited alphabet leaves out."""
@@ -86,7 +86,7 @@ class CharacterTokenizer:
 
     def decode(self, ids: ArrayLike) -> str:
         """Return the characters of the ids."""
-        return _text(self._points[checked_ids(ids, self.vocab_size)])
+        return _text(self._points[validated_ids(ids, self.vocab_size)])
 
     def save(self, path: Path) -> None:
         """Write the alphabet as JSON."""

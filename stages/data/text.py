@@ -25,7 +25,7 @@ TEXT_SUFFIXES = frozenset(
 """Lower-case suffixes of the files that are read from directories; an explicitly named file may have any suffix."""
 
 SKIPPED_DIRECTORIES = frozenset(("__pycache__", "site-packages", "dist-packages", "node_modules", "venv"))
-"""Directories that are skipped, in addition to hidden ones and links to directories (which may form cycles)."""
+"""Directories that are skipped, in addition to hidden ones and links to directories (which may be cyclic)."""
 
 STANDARD_LIBRARY_LIMIT = 12_000_000
 """Maximum number of characters of the standard library that are read."""
@@ -55,7 +55,7 @@ class Text:
 
 
 def read_text(paths: Iterable[str | Path]) -> Text:
-    """Return the text of files and directories, in the given order; without paths, that of the standard library.
+    """Return the text of files and directories, in order; without paths, that of the standard library.
 
     A named file must be UTF-8 text. In directories, UTF-8 files with a suffix of `TEXT_SUFFIXES` are read and the
     others reported as skipped. Raises TextError for a named file that is not UTF-8 (with the offset of the first

@@ -76,7 +76,7 @@ def utf8_bytes(text: str) -> bytes:
         ) from error
 
 
-def checked_ids(ids: ArrayLike, vocab_size: int) -> NDArray[np.int64]:
+def validated_ids(ids: ArrayLike, vocab_size: int) -> NDArray[np.int64]:
     """Return ids as a one-dimensional array; raises TokenizerError for an id outside [0, vocab_size)."""
     array = np.asarray(ids, dtype=np.int64).ravel()
     wrong = (array < 0) | (array >= vocab_size)

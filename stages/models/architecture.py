@@ -37,17 +37,17 @@ class InitialValue:
 class HuggingFaceLayout(Protocol):
     """The names of an architecture's tensors, and its configuration, in Hugging Face's layout.
 
-    Every tensor of theirs is a view of one of ours: ours stack the layers of one kind along the first axis.
+    Each of its tensors is a view of a tensor of `parameter_shapes`, which stacks all layers along the first axis.
     """
 
     model_type: str
-    """`model_type` in their config.json."""
+    """`model_type` in config.json."""
     prefix: str
     """Prefix of the names, which files may lack."""
     names: Mapping[str, str]
-    """Our name → theirs without the prefix; `{layer}` stands for the index along our first axis."""
+    """Name in `parameter_shapes` → name in the layout without the prefix, with the layer's index as `{layer}`."""
     tied: tuple[str, str]
-    """Name of their output projection, which is not stored, and of our tensor that it is tied to."""
+    """Name of the output projection, which is not stored, and our name of the tensor that it is tied to."""
     ignored: re.Pattern[str]
     """Unprefixed names of tensors in files of older versions that hold constants."""
 

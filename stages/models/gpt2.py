@@ -39,7 +39,7 @@ _HUGGINGFACE_NAMES = {
 
 
 class _HuggingFaceConfig(msgspec.Struct):
-    """The fields of a GPT2Config that decide what the model computes; those without a default are required."""
+    """The fields of a GPT2Config that change the computation; those without a default are required."""
 
     vocab_size: int
     n_positions: int

@@ -8,7 +8,7 @@ from threadloom.stages.models.registry import architecture_of
 
 
 def huggingface_views(weights: Mapping[str, Floats], layout: HuggingFaceLayout) -> dict[str, Floats]:
-    """Return their name → view of our tensor: read the views to save a model, write to them to load one."""
+    """Return name in the layout → view of a tensor: read the views to save a model, write to them to load one."""
     views: dict[str, Floats] = {}
     for name, theirs in layout.names.items():
         if "{layer}" in theirs:
@@ -19,7 +19,7 @@ def huggingface_views(weights: Mapping[str, Floats], layout: HuggingFaceLayout) 
 
 
 def huggingface_shapes(geometry: Geometry) -> dict[str, Shape]:
-    """Return their name → shape of every tensor, in the order of `huggingface_views`."""
+    """Return name in the layout → shape of every tensor, in the order of `huggingface_views`."""
     architecture = architecture_of(geometry)
     layout = architecture.huggingface
     shapes: dict[str, Shape] = {}

@@ -46,7 +46,7 @@ def resolved_from_json(text: str | bytes, source: str = "configuration") -> Reso
 
 
 def load_config(name_or_path: str | Path) -> Config:
-    """Return a shipped configuration by name, or the one in a JSON file or in the config.json of a run directory.
+    """Return a shipped configuration by name, or that of a JSON file or of the config.json in a run directory.
 
     Raises ConfigError if there is none, or if it has unknown or missing keys or values of the wrong type.
     """

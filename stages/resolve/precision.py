@@ -1,4 +1,4 @@
-"""The choice of a run's precision: the one that was asked for, or the fastest that is accurate enough.
+"""The choice of a run's precision: explicit, or the fastest that is accurate enough.
 
 `choose_precision` is a pure function of the settings, of measured speeds and of the processor's features:
 
@@ -39,7 +39,7 @@ MIN_SPEED = 1 / 3
 """Minimum speed relative to float32. Emulated bfloat16 on AVX2 reaches 0.45 to 0.65 at half of the memory, which is a
 reasonable choice and only warned about."""
 ALLOW_SLOW = "THREADLOOM_ALLOW_SLOW"
-"""Environment variable that makes slow precisions a warning instead of an error, unless empty, "0", "no" or "false"."""
+"""Environment variable that turns the error for slow precisions into a warning, unless empty, "0", "no", "false"."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,8 @@ def choose_precision(
 ) -> PrecisionChoice:
     """Return the precision to compute in, for the settings `precision` and `float32_matmul_precision`.
 
-    With unknown `speeds` (None) the choice is float32 or what was asked for, without a warning. Raises ConfigError for
-    a precision that is too slow, unless `allow_slow`.
+    With unknown `speeds` (None) the choice is float32 or the explicit precision, without a warning. Raises ConfigError
+    for a precision that is too slow, unless `allow_slow`.
     """
     if asked is Precision.AUTO or (asked is Precision.FLOAT32 and matmul is MatmulPrecision.HIGH):
         return _fastest(asked, matmul, speeds, info)
@@ -85,7 +85,7 @@ def choose_precision(
     if ratio >= EQUAL_SPEED:
         return PrecisionChoice(asked, reason)
     faster = _faster_alternative(asked, speeds)
-    # Users of bf16x3 want the accuracy of float32, which auto may give up for bf16.
+    # Users of bf16x3 want the accuracy of float32, which auto may trade for bf16.
     instead = f"set precision={faster.value}" + ("" if asked is Precision.BF16X3 else ", or auto")
     if ratio < MIN_SPEED and not allow_slow:
         raise ConfigError(
@@ -133,7 +133,7 @@ def _comparison(precision: Precision, speeds: "Speeds") -> str:
 
 
 def _faster_alternative(asked: Precision, speeds: "Speeds") -> Precision:
-    """Return the fastest precision that is at least as accurate as the one that was asked for."""
+    """Return the fastest precision that is at least as accurate as `asked`."""
     accurate = {
         Precision.BF16: (Precision.BF16X3, Precision.FLOAT32),
         Precision.FP16: (Precision.BF16X3, Precision.FLOAT32),

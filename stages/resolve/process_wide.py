@@ -12,7 +12,7 @@ from threadloom.stages.config import Precision, ResolvedConfig
 def gemm_settings(config: ResolvedConfig) -> Iterator[None]:
     """Set the GEMM backend and the BLAS threads of a configuration while the context is open.
 
-    In bf16x3 the backend is the one of three bfloat16 products, whatever `config.gemm_backend` is; bf16 multiplies no
+    In bf16x3 the backend is that of three bfloat16 products, regardless of `config.gemm_backend`; bf16 multiplies no
     float32 matrices and leaves the backend as it is. Both settings are process-wide: enter the context before the
     stages of a run start, and while no other run is active.
     """

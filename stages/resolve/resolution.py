@@ -1,4 +1,4 @@
-"""Choices for the settings that a configuration leaves open, made for the cores, the processor and the text at hand."""
+"""Choices for the settings that a configuration leaves open, which depend on the cores, the processor and the text."""
 
 import math
 
@@ -108,7 +108,7 @@ def _vocabulary_size(model: ModelConfig, vocabulary: int | None) -> int:
 def _choose_micro_batch(config: Config, geometry: Geometry, cores: int) -> int:
     """Return the divisor of `batch_size` that best fits the cache and the lanes.
 
-    Sizes that give every lane a micro-batch and have at most twice the preferred number of rows come first. Among
+    Sizes with a micro-batch for every lane and have at most twice the preferred number of rows come first. Among
     them, the cost is the time lost to idle lanes plus half the distance from the preferred rows, both as log2.
     """
     lanes = min(cores, config.sequences, _max_lanes(parameter_count(geometry)))

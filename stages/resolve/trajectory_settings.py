@@ -57,6 +57,6 @@ def trajectory(config: Config, text_sha256: str | None = None) -> dict[str, Any]
 
 
 def trajectory_differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Return, by key, the saved and the wanted value where two trajectories differ; None stands for an absent key."""
+    """Return, by key, the saved and the wanted value where two trajectories differ; None if absent."""
     keys = [*saved, *(key for key in wanted if key not in saved)]
     return {key: (saved.get(key), wanted.get(key)) for key in keys if saved.get(key) != wanted.get(key)}

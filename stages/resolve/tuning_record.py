@@ -114,7 +114,7 @@ def explicit_settings(config: Config) -> dict[str, TunedValue]:
 
 
 def format_settings(values: Mapping[str, TunedValue]) -> str:
-    """Format settings, given by field of `TunedSettings`, as arguments of `--set`; "the defaults" if there are none."""
+    """Format settings, keyed by field of `TunedSettings`, as arguments of `--set`; "the defaults" if there are none."""
     return " ".join(f"{TUNED_KEYS[name]}={format_value(value)}" for name, value in values.items()) or "the defaults"
 
 
@@ -157,7 +157,7 @@ def write_record(path: Path, record: TuningRecord) -> None:
 
 
 def with_tuned_settings(config: Config, machine: Machine) -> Config:
-    """Return the configuration with this machine's tuned settings in what it leaves open, and log them.
+    """Return the configuration with this machine's tuned settings for its open settings, and log them.
 
     The configuration is returned as it is if there is no record, if the defaults were fastest, or if the record does
     not agree with the explicit settings.

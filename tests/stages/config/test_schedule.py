@@ -1,4 +1,4 @@
-"""Learning rates against hand-computed values and against nanoGPT's own formula."""
+"""Learning rates compared with hand-computed values and with nanoGPT."""
 
 import math
 from collections.abc import Callable
@@ -25,7 +25,7 @@ def rates(rate: Rate, *updates: int) -> list[float]:
 
 
 def nanogpt(it: int, lr: float, min_lr: float, warmup_iters: int, lr_decay_iters: int) -> float:
-    """`get_lr` of nanoGPT's train.py, word for word but for the globals."""
+    """Return the rate of `get_lr` in nanoGPT's train.py, copied without its globals."""
     if it < warmup_iters:
         return lr * (it + 1) / (warmup_iters + 1)
     if it > lr_decay_iters:
@@ -38,7 +38,7 @@ def nanogpt(it: int, lr: float, min_lr: float, warmup_iters: int, lr_decay_iters
 
 @settings(deadline=None)
 @given(st.integers(0, 50), st.integers(1, 200), st.floats(1e-5, 1.0), st.floats(0.0, 1.0), st.integers(0, 400))
-def test_cosine_is_nanogpts(warmup: int, length: int, lr: float, part: float, update: int) -> None:
+def test_cosine_equals_nanogpt(warmup: int, length: int, lr: float, part: float, update: int) -> None:
     rate = with_schedule(lr, warmup=warmup, decay_steps=warmup + length, min_lr=lr * part)
     assert rate(update) == nanogpt(update, lr, lr * part, warmup, warmup + length)
 
@@ -79,7 +79,7 @@ def test_warm_restarts() -> None:
 
 @settings(deadline=None)
 @given(st.integers(1, 20), st.integers(1, 4), st.integers(0, 500))
-def test_warm_restarts_against_a_walk_through_the_cycles(period: int, multiplier: int, update: int) -> None:
+def test_warm_restarts_equal_a_simulation_of_the_cycles(period: int, multiplier: int, update: int) -> None:
     rate = with_schedule(2.0, kind=ScheduleKind.COSINE_RESTARTS, period=period, multiplier=multiplier, min_lr=0.5)
     t, length = 0, period
     for _ in range(update):
@@ -97,6 +97,6 @@ def test_rates_stay_between_the_end_and_the_peak(kind: ScheduleKind, warmup: int
     assert update < warmup or rate(update) >= 0.1
 
 
-def test_what_is_refused() -> None:
+def test_negative_updates_are_rejected() -> None:
     with pytest.raises(ValueError, match="numbered from 0"):
         with_schedule()(-1)

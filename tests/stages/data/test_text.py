@@ -1,4 +1,4 @@
-"""Reading text: the order, what is left out, and what is refused."""
+"""Reading text: order, skipped files and errors."""
 
 import os
 from pathlib import Path
@@ -15,7 +15,7 @@ def write(root: Path, **files: bytes) -> None:
         path.write_bytes(content)
 
 
-def test_files_are_joined_in_sorted_order_whatever_the_order_of_their_making(tmp_path: Path) -> None:
+def test_files_are_joined_in_sorted_order(tmp_path: Path) -> None:
     for name in ("b/z.txt", "a.txt", "b/a.md", "B.py", "c.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(f"<{name}>")
@@ -26,7 +26,7 @@ def test_files_are_joined_in_sorted_order_whatever_the_order_of_their_making(tmp
     assert read_text([tmp_path / "c.txt", tmp_path / "a.txt"]).text == "ends\n<a.txt>"
 
 
-def test_what_is_left_out_of_a_directory_is_reported(tmp_path: Path) -> None:
+def test_skipped_entries_of_a_directory_are_reported(tmp_path: Path) -> None:
     write(tmp_path, a_txt=b"kept", picture_png=b"\x89PNG", bad_txt=b"abc\xff", zero_txt=b"a\0b")
     for name in (".hidden", "__pycache__", "site-packages"):
         (tmp_path / name).mkdir()
@@ -53,7 +53,7 @@ def test_a_named_file_may_have_any_suffix_and_a_byte_order_mark(tmp_path: Path) 
     ("content", "word"),
     [(b"text \xff", "byte 0xff at offset 5"), (b"MZ\0\0", "byte 0x00 at offset 2"), (b"", "no character")],
 )
-def test_files_that_are_refused(tmp_path: Path, content: bytes, word: str) -> None:
+def test_invalid_files_are_rejected(tmp_path: Path, content: bytes, word: str) -> None:
     file = tmp_path / "x.txt"
     file.write_bytes(content)
     with pytest.raises(TextError, match=word) as caught:
@@ -61,7 +61,7 @@ def test_files_that_are_refused(tmp_path: Path, content: bytes, word: str) -> No
     assert caught.value.subject == str(file)
 
 
-def test_what_is_not_there_is_refused(tmp_path: Path) -> None:
+def test_missing_paths_and_empty_texts_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(TextError, match="No such file"):
         read_text([tmp_path / "none.txt"])
     (tmp_path / "a.bin").write_bytes(b"x")
@@ -69,7 +69,7 @@ def test_what_is_not_there_is_refused(tmp_path: Path) -> None:
         read_text([tmp_path])
 
 
-def test_the_standard_library_is_there_and_always_the_same() -> None:
+def test_the_standard_library_is_deterministic() -> None:
     result = read_text([])
     assert result == standard_library_text()
     assert 2_000_000 < len(result.text) <= 12_000_000
@@ -78,7 +78,7 @@ def test_the_standard_library_is_there_and_always_the_same() -> None:
     assert not any("/site-packages/" in name or "/test/" in name or "_sysconfigdata" in name for name in names)
 
 
-def test_the_limit_takes_whole_files_only() -> None:
+def test_the_limit_keeps_whole_files() -> None:
     result = standard_library_text(limit=100_000)
     assert 50_000 < len(result.text) <= 100_000 + len(result.files)
     assert any("beyond" in reason for _, reason in result.skipped)

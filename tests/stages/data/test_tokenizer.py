@@ -1,4 +1,4 @@
-"""Tokenizers: nothing is lost, ids are those of simple twins, and damaged files are refused."""
+"""Tokenizers: lossless, equal to simple implementations, and damaged files are rejected."""
 
 import json
 from collections import Counter
@@ -33,7 +33,7 @@ def bpe(source: str) -> BpeTokenizer:
 
 @settings(deadline=None)
 @given(texts.filter(bool))
-def test_characters_are_numbered_as_nanogpt_numbers_them(text: str) -> None:
+def test_character_ids_equal_nanogpt(text: str) -> None:
     tokenizer = CharacterTokenizer.train(text, limit=1000)
     stoi = {character: place for place, character in enumerate(sorted(set(text)))}
     ids = tokenizer.encode(text)
@@ -58,7 +58,7 @@ def test_a_limited_alphabet_keeps_the_most_frequent_characters(text: str, limit:
     assert tokenizer.decode(tokenizer.encode(text)) == expected
 
 
-def test_a_character_that_is_not_in_the_alphabet_is_named() -> None:
+def test_a_character_outside_the_alphabet_is_named() -> None:
     with pytest.raises(TokenizerError, match=r"character 2 .*'\?' \(U\+003F\)"):
         CharacterTokenizer("abc").encode("ab?c")
     assert CharacterTokenizer("ab" + REPLACEMENT).encode("a?b").tolist() == [0, 2, 1]
@@ -69,7 +69,7 @@ def test_a_character_that_is_not_in_the_alphabet_is_named() -> None:
 
 @settings(deadline=None)
 @given(texts)
-def test_bytes_are_those_of_utf8(text: str) -> None:
+def test_byte_ids_equal_utf8(text: str) -> None:
     tokenizer = BytesTokenizer()
     assert tokenizer.encode(text).tolist() == list(text.encode())
     assert tokenizer.decode(tokenizer.encode(text)) == text
@@ -77,14 +77,14 @@ def test_bytes_are_those_of_utf8(text: str) -> None:
 
 @settings(deadline=None)
 @given(text=texts)
-def test_bpe_gives_back_any_text(bpe: BpeTokenizer, text: str) -> None:
+def test_bpe_round_trip(bpe: BpeTokenizer, text: str) -> None:
     ids = bpe.encode(text)
     assert bpe.decode(ids) == text
     assert ids.dtype == np.int32
     assert not len(ids) or 0 <= ids.min() <= ids.max() < bpe.vocab_size
 
 
-def test_bpe_applies_its_merges_in_order_as_a_simple_twin(bpe: BpeTokenizer, tmp_path: Path) -> None:
+def test_bpe_equals_a_simple_implementation(bpe: BpeTokenizer, tmp_path: Path) -> None:
     bpe.save(tmp_path / "t.json")
     model = json.loads((tmp_path / "t.json").read_text())["model"]
     for word in ("return", "selfish", "import", "zzz", "__init__"):
@@ -99,13 +99,13 @@ def test_bpe_applies_its_merges_in_order_as_a_simple_twin(bpe: BpeTokenizer, tmp
             assert bpe.encode(word).tolist() == [model["vocab"][piece] for piece in pieces]
 
 
-def test_bpe_of_a_long_text_is_the_same_as_of_the_whole_at_once(bpe: BpeTokenizer, source: str, tmp_path: Path) -> None:
+def test_bpe_in_chunks_equals_bpe_of_the_whole_text(bpe: BpeTokenizer, source: str, tmp_path: Path) -> None:
     bpe.save(tmp_path / "t.json")
     whole = tokenizers.Tokenizer.from_file(str(tmp_path / "t.json")).encode(source)
     assert bpe.encode(source).tolist() == whole.ids
 
 
-def test_bpe_training_is_deterministic_and_keeps_to_its_size(bpe: BpeTokenizer, source: str, tmp_path: Path) -> None:
+def test_bpe_training_is_deterministic_and_limited(bpe: BpeTokenizer, source: str, tmp_path: Path) -> None:
     again = BpeTokenizer.train(source, 600)
     again.save(tmp_path / "a.json")
     bpe.save(tmp_path / "b.json")
@@ -116,7 +116,7 @@ def test_bpe_training_is_deterministic_and_keeps_to_its_size(bpe: BpeTokenizer, 
 
 
 @pytest.mark.parametrize("kind", list(TokenizerKind))
-def test_saved_tokenizers_are_loaded_whichever_they_are(kind: TokenizerKind, tmp_path: Path) -> None:
+def test_saved_tokenizers_are_loaded(kind: TokenizerKind, tmp_path: Path) -> None:
     text = "a quick brown fox, é and \U0001f600\n" * 9
     made = train_tokenizer(DataConfig(tokenizer=kind), 300, text)
     path = tmp_path / "tokenizer.json"
@@ -146,7 +146,7 @@ def test_saved_tokenizers_are_loaded_whichever_they_are(kind: TokenizerKind, tmp
         b'{"format": "threadloom-tokenizer", "kind": "bpe"}',
     ],
 )
-def test_damaged_files_are_refused(content: bytes, tmp_path: Path) -> None:
+def test_damaged_files_are_rejected(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.json"
     path.write_bytes(content)
     with pytest.raises(TokenizerError, match="expected a tokenizer saved by threadloom") as caught:
@@ -163,7 +163,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
     "make", [lambda: CharacterTokenizer("abc"), BytesTokenizer, lambda: BpeTokenizer.train("a", 257)]
 )
 @pytest.mark.parametrize("wrong", [-1, 257, 10**12])
-def test_ids_outside_of_the_vocabulary_are_refused(make: "type[Tokenizer]", wrong: int) -> None:
+def test_ids_outside_the_vocabulary_are_rejected(make: "type[Tokenizer]", wrong: int) -> None:
     tokenizer = make()
     with pytest.raises(TokenizerError, match=f"token 1: .*got {wrong}"):
         tokenizer.decode([0, wrong])
@@ -172,7 +172,7 @@ def test_ids_outside_of_the_vocabulary_are_refused(make: "type[Tokenizer]", wron
 
 
 @pytest.mark.parametrize("kind", [TokenizerKind.BYTES, TokenizerKind.BPE])
-def test_a_lone_surrogate_is_refused(kind: TokenizerKind) -> None:
+def test_a_lone_surrogate_is_rejected(kind: TokenizerKind) -> None:
     tokenizer = train_tokenizer(DataConfig(tokenizer=kind), 300, "abc")
     with pytest.raises(TokenizerError, match=r"U\+DCFF"):
         tokenizer.encode("a\udcff")
@@ -182,12 +182,12 @@ def test_a_lone_surrogate_is_refused(kind: TokenizerKind) -> None:
     ("kind", "size"),
     [(TokenizerKind.BYTES, 255), (TokenizerKind.BPE, 256), (TokenizerKind.BPE, None), (TokenizerKind.CHARACTERS, 1)],
 )
-def test_vocabularies_too_small_for_the_kind_are_refused(kind: TokenizerKind, size: int | None) -> None:
+def test_vocabularies_too_small_for_the_kind_are_rejected(kind: TokenizerKind, size: int | None) -> None:
     with pytest.raises(ConfigError, match=r"model\.vocab_size"):
         train_tokenizer(DataConfig(tokenizer=kind), size, "abc")
 
 
-def test_the_alphabet_is_bounded_by_both_settings() -> None:
+def test_the_alphabet_is_limited_by_both_settings() -> None:
     data = DataConfig(alphabet=4)
     assert train_tokenizer(data, None, "abcdef").vocab_size == 4
     assert train_tokenizer(data, 3, "abcdef").vocab_size == 3

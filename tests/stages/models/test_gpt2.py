@@ -1,4 +1,4 @@
-"""The table of parameters and how they begin."""
+"""Shapes, decay and initial values of GPT-2."""
 
 import math
 
@@ -18,8 +18,8 @@ def weights(seed: int = 1, residual_scaling: bool = True, geometry: Geometry = G
     return arena
 
 
-def test_the_count_is_that_of_gpt2() -> None:
-    """124,439,808 parameters, as published for the smallest GPT-2."""
+def test_the_number_of_parameters_is_that_of_gpt2() -> None:
+    """The smallest GPT-2 has 124,439,808 parameters."""
     assert parameter_count(Geometry(vocabulary=50257, context=1024, layers=12, heads=12, channels=768)) == 124_439_808
 
 
@@ -30,7 +30,7 @@ def test_the_matrices_lead_the_arena() -> None:
 
 
 @pytest.mark.parametrize("residual_scaling", [False, True])
-def test_the_deviations_are_those_of_the_docstring(residual_scaling: bool) -> None:
+def test_initial_values_have_the_documented_distributions(residual_scaling: bool) -> None:
     arena = weights(residual_scaling=residual_scaling)
     small = 0.02 / math.sqrt(6) if residual_scaling else 0.02
     for name, tensor in arena.items():
@@ -42,7 +42,7 @@ def test_the_deviations_are_those_of_the_docstring(residual_scaling: bool) -> No
             assert np.unique(tensor).tolist() == [1.0 if name in ("ln1_weight", "ln2_weight", "lnf_weight") else 0.0]
 
 
-def test_a_tensor_depends_on_the_seed_and_on_no_other_tensor() -> None:
+def test_a_tensor_depends_on_the_seed_but_on_no_other_tensor() -> None:
     first, again, other = weights(1), weights(1), weights(2)
     taller = weights(1, geometry=Geometry(vocabulary=17, context=65, layers=3, heads=5, channels=55))
     assert np.array_equal(first.flat, again.flat)

@@ -42,7 +42,7 @@ def test_the_end_of_text_token_is_in_the_configuration() -> None:
     assert config["bos_token_id"] == config["eos_token_id"] == 36
 
 
-def test_an_unknown_architecture_is_named() -> None:
+def test_an_unknown_architecture_is_rejected_by_name() -> None:
     with pytest.raises(UnsupportedModelError, match='expected model_type = "gpt2", got "llama"'):
         geometry_of_huggingface(b'{"model_type": "llama", "hidden_size": 8}')
 

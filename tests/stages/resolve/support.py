@@ -1,4 +1,4 @@
-"""Configurations for tests, and how their refusal is expected."""
+"""Configurations for tests, and the expectation of a ConfigError."""
 
 import msgspec
 import pytest

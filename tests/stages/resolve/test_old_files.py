@@ -54,7 +54,7 @@ def test_earlier_names_of_settings_are_accepted_by_set() -> None:
     assert config.float32_matmul_precision is MatmulPrecision.HIGH
 
 
-def test_a_file_with_both_names_of_a_setting_is_refused() -> None:
+def test_a_file_with_both_names_of_a_setting_is_rejected() -> None:
     raw = json.loads((RUN / "config.json").read_text()) | {"extra_banks": 2}
     with pytest.raises(ValueError, match="unknown setting 'spare_banks'"):
         resolved_from_json(json.dumps(raw))

@@ -1,4 +1,4 @@
-"""What a run computes in: the choice, from figures made up here; configurations and resumed runs that keep theirs."""
+"""The choice of the precision, from invented speeds; configurations and resumed runs keep their choice."""
 
 import dataclasses
 import itertools
@@ -73,7 +73,7 @@ HIGHEST, HIGH = MatmulPrecision.HIGHEST, MatmulPrecision.HIGH
         ("AMX", FLOAT32, HIGHEST, FLOAT32),
     ],
 )
-def test_the_fastest_within_the_accuracy(
+def test_auto_chooses_the_fastest_accurate_precision(
     machine: str, asked: Precision, matmul: MatmulPrecision, chosen: Precision
 ) -> None:
     info, figures = SPEEDS[machine]
@@ -94,12 +94,12 @@ def test_the_fastest_within_the_accuracy(
         (Speeds(float32=100, bf16=114, bf16x3=110), HIGHEST, FLOAT32),
         (Speeds(float32=100, bf16=114, bf16x3=110), HIGH, BF16X3),
         (Speeds(float32=100, bf16=114, bf16x3=109), HIGH, FLOAT32),
-        (Speeds(float32=100, fp16=500), HIGH, FLOAT32),  # too few exponents to be chosen without being asked for
+        (Speeds(float32=100, fp16=500), HIGH, FLOAT32),  # its range of exponents is too small for an automatic choice
         (Speeds(float32=100), HIGH, FLOAT32),
         (None, HIGH, FLOAT32),
     ],
 )
-def test_where_auto_changes(figures: Speeds | None, matmul: MatmulPrecision, chosen: Precision) -> None:
+def test_thresholds_of_auto(figures: Speeds | None, matmul: MatmulPrecision, chosen: Precision) -> None:
     assert choose_precision(AUTO, matmul, figures, ZEN).precision is chosen
 
 
@@ -118,7 +118,7 @@ def test_where_auto_changes(figures: Speeds | None, matmul: MatmulPrecision, cho
         ("AMX", FP16, "bf16x3"),
     ],
 )
-def test_what_is_asked_for_runs_and_is_warned_of_where_it_is_slower(
+def test_a_slower_explicit_precision_is_kept_with_a_warning(
     machine: str, asked: Precision, faster: str | None, matmul: MatmulPrecision
 ) -> None:
     info, figures = SPEEDS[machine]
@@ -134,7 +134,7 @@ def test_what_is_asked_for_runs_and_is_warned_of_where_it_is_slower(
 
 
 @pytest.mark.parametrize(("machine", "asked"), [("SSE2 only", BF16X3), ("SSE2 only", FP16), ("AVX2", BF16X3)])
-def test_an_imitation_is_refused_unless_it_is_allowed(machine: str, asked: Precision) -> None:
+def test_an_emulated_precision_is_rejected_unless_allowed(machine: str, asked: Precision) -> None:
     info, figures = SPEEDS[machine]
     with pytest.raises(ConfigError, match=f"{asked.value} is 0.* times as fast .*{ALLOW_SLOW}=1") as caught:
         choose_precision(asked, HIGHEST, figures, info)
@@ -144,7 +144,7 @@ def test_an_imitation_is_refused_unless_it_is_allowed(machine: str, asked: Preci
     assert allowed.warning is not None
 
 
-def test_nothing_is_said_of_a_speed_that_is_not_known() -> None:
+def test_unknown_speeds_cause_no_warning() -> None:
     for asked, figures in itertools.product((BF16, BF16X3, FP16), (None, Speeds(float32=100))):
         choice = choose_precision(asked, HIGH, figures, OLD)
         path = "float16 is converted by integer arithmetic" if asked is FP16 else OLD.reason
@@ -152,7 +152,7 @@ def test_nothing_is_said_of_a_speed_that_is_not_known() -> None:
         assert (choice.precision, choice.warning) == (asked, None)
 
 
-def test_what_was_asked_for_says_how_it_is_computed() -> None:
+def test_the_reason_names_the_method() -> None:
     for info, figures in SPEEDS.values():
         for asked in (BF16, BF16X3):
             assert choose_precision(asked, HIGHEST, figures, info, allow_slow=True).reason.endswith(
@@ -162,7 +162,7 @@ def test_what_was_asked_for_says_how_it_is_computed() -> None:
         assert ("integer arithmetic" if info is OLD else "converted by an instruction") in reason
 
 
-def test_a_slow_bf16x3_is_not_sent_to_auto_which_is_less_exact() -> None:
+def test_the_hint_for_a_slow_bf16x3_does_not_suggest_auto() -> None:
     info, figures = SPEEDS["AVX-512"]
     warning = choose_precision(BF16X3, HIGHEST, figures, info).warning
     assert warning is not None
@@ -174,7 +174,7 @@ def test_a_slow_bf16x3_is_not_sent_to_auto_which_is_less_exact() -> None:
 @pytest.mark.parametrize(
     ("machine", "bf16"), [("AMX", "AMX tiles"), ("AVX-512", "AVX-512 BF16"), ("AVX2", "bfloat16 upcast to float32")]
 )
-def test_what_multiplies_is_named(on_machine: Callable[[str], None], machine: str, bf16: str) -> None:
+def test_gemm_descriptions(on_machine: Callable[[str], None], machine: str, bf16: str) -> None:
     on_machine(machine)
     with gemm_backend(GemmBackend.NUMBA):
         said = {name: gemm_description(Precision(name)) for name in ("float32", "bf16", "bf16x3", "fp16")}
@@ -186,7 +186,7 @@ def test_what_multiplies_is_named(on_machine: Callable[[str], None], machine: st
 @pytest.mark.parametrize(
     ("features", "words"), [(NOTHING, "integer arithmetic, as the processor has no F16C"), (AVX2, "an instruction")]
 )
-def test_how_float16_is_converted_is_said(features: dict[str, bool], words: str) -> None:
+def test_the_warning_names_the_conversion_of_float16(features: dict[str, bool], words: str) -> None:
     warning = choose_precision(FP16, HIGHEST, Speeds(float32=100, fp16=80), info_of(features)).warning
     assert warning is not None
     assert words in warning
@@ -203,7 +203,7 @@ def test_amx_without_permission_is_named() -> None:
 
 @pytest.fixture
 def on_machine(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Return what makes this process believe in one of the machines above."""
+    """Return a function that replaces the features and speeds of this machine by those of one above."""
 
     def become(name: str) -> None:
         info, figures = SPEEDS[name]
@@ -232,7 +232,7 @@ def tiny(*overrides: str) -> Config:
         ("SSE2 only", [], FLOAT32, HIGHEST),
     ],
 )
-def test_a_resolved_precision_stays_on_any_machine(
+def test_a_resolved_precision_is_kept_on_every_machine(
     on_machine: Callable[[str], None], machine: str, overrides: list[str], chosen: Precision, matmul: MatmulPrecision
 ) -> None:
     on_machine(machine)
@@ -257,7 +257,7 @@ def test_plain_float32_is_resolved_without_measuring(monkeypatch: pytest.MonkeyP
         assert resolve(tiny(f"precision={name}"), 2).precision is Precision(name)
 
 
-def test_float32_hints_at_what_the_processor_has(on_machine: Callable[[str], None]) -> None:
+def test_the_reason_for_float32_mentions_faster_instructions(on_machine: Callable[[str], None]) -> None:
     on_machine("AMX")
     assert choose_precision_here(tiny()).reason == f"as asked; precision=auto may be faster: {XEON.reason}"
     on_machine("AVX2")
@@ -265,7 +265,7 @@ def test_float32_hints_at_what_the_processor_has(on_machine: Callable[[str], Non
 
 
 @pytest.mark.parametrize(("value", "allows"), [("1", True), ("yes", True), ("0", False), ("", False), ("no", False)])
-def test_the_environment_may_allow_what_is_slow(
+def test_the_environment_can_allow_slow_precisions(
     on_machine: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, value: str, allows: bool
 ) -> None:
     on_machine("AVX2")
@@ -289,7 +289,7 @@ def test_fp16_scales_its_loss() -> None:
     assert resolve(tiny("precision=fp16", "loss_scale.kind=static"), 2).loss_scale.kind is LossScaling.STATIC
 
 
-def test_bf16x3_is_another_product_for_as_long_as_the_run() -> None:
+def test_the_backend_is_changed_for_the_run_only() -> None:
     before = blas_info().backend
     for name, gemm, backend in (
         ("bf16x3", before.value, GemmBackend.BF16X3),
@@ -315,7 +315,7 @@ def test_shipped_configurations_resolve_with_auto(on_machine: Callable[[str], No
 
 @pytest.fixture
 def said() -> Any:
-    """The lines that are logged, as level and text."""
+    """Return the list of logged lines, as level and text."""
     lines: list[tuple[str, str]] = []
     handle = logger.add(lambda message: lines.append((message.record["level"].name, message.record["message"])))
     yield lines
@@ -343,7 +343,7 @@ def test_a_resumed_run_keeps_its_precision(
 
 
 @STORY
-def test_a_slow_precision_is_refused_before_a_run_and_warned_of_in_one(
+def test_a_slow_precision_is_rejected_before_a_run_starts_and_only_warned_about_if_fast_enough(
     tmp_path: Path, on_machine: Callable[[str], None], said: list[tuple[str, str]]
 ) -> None:
     out = tmp_path / "run"
@@ -364,7 +364,7 @@ def test_a_slow_precision_is_refused_before_a_run_and_warned_of_in_one(
     assert warned[0].startswith("precision=bf16 is slower here than float32")
 
 
-def test_what_only_measures_warns_of_a_slow_precision(
+def test_measurements_warn_about_a_slow_precision(
     on_machine: Callable[[str], None], said: list[tuple[str, str]]
 ) -> None:
     on_machine("AVX2")

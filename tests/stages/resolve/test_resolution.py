@@ -1,4 +1,4 @@
-"""What `resolve` chooses where a setting is open, and what it refuses."""
+"""The choices of `resolve` for open settings, and its errors."""
 
 import pytest
 from hypothesis import given, settings
@@ -16,7 +16,7 @@ from threadloom.stages.resolve.trajectory_settings import trajectory
 
 @settings(deadline=None)
 @given(configs, st.integers(1, 64), st.integers(1, 9))
-def test_a_resolved_configuration_is_complete_valid_and_stays_as_it_is(
+def test_a_resolved_configuration_is_complete_and_valid_and_resolves_to_itself(
     config: Config, cores: int, vocabulary: int
 ) -> None:
     if config.model.vocab_size is not None:
@@ -66,7 +66,7 @@ def test_micro_batches_fit_the_cache_and_load_the_lanes_evenly(
         ("gpt2", 128, 128),
     ],
 )
-def test_numbers_of_half_the_size_come_twice_as_many(name: str, rows: int, rows_in_16_bits: int) -> None:
+def test_micro_batches_are_twice_as_large_in_16_bits(name: str, rows: int, rows_in_16_bits: int) -> None:
     for precision, expected in ((Precision.FLOAT32, rows), (Precision.BF16, rows_in_16_bits)):
         config = apply_overrides(load_config(name), [f"precision={precision.value}"])
         resolved = resolve(config, 2, config.model.vocab_size or 65)
@@ -77,9 +77,7 @@ def test_numbers_of_half_the_size_come_twice_as_many(name: str, rows: int, rows_
     ("name", "micro_batch", "lanes"),
     [("nanogpt-cpu", 1, 12), ("shakespeare", 1, 16), ("small", 2, 16), ("large", 1, 16)],
 )
-def test_sixteen_cores_have_a_lane_each_where_the_batch_and_the_memory_allow_it(
-    name: str, micro_batch: int, lanes: int
-) -> None:
+def test_sixteen_cores_have_one_lane_each_if_batch_and_memory_allow_it(name: str, micro_batch: int, lanes: int) -> None:
     config = load_config(name)
     resolved = resolve(config, 16, config.model.vocab_size or 65)
     assert (resolved.micro_batch, resolved.lanes, resolved.threads.backward) == (micro_batch, lanes, lanes)
@@ -102,7 +100,7 @@ def test_lanes_of_a_large_model_stay_few_and_are_shared() -> None:
         (["model.context=1024", "batch_size=12", "gradient_accumulation_steps=40"], 2, False),
     ],
 )
-def test_lanes_are_shared_where_memory_counts_more_than_speed(overrides: list[str], lanes: int, shared: bool) -> None:
+def test_large_lanes_are_shared(overrides: list[str], lanes: int, shared: bool) -> None:
     resolved = resolve(apply_overrides(load_config("gpt2"), overrides), 2)
     assert (resolved.lanes, resolved.shared_lanes) == (lanes, shared)
     assert not resolve(load_config("large"), 2).shared_lanes
@@ -113,7 +111,7 @@ def test_lanes_are_shared_where_memory_counts_more_than_speed(overrides: list[st
     st.sampled_from([16, 64, 256, 1024]), st.integers(1, 16), st.sampled_from([1, 2, 8, 40, 480]), st.integers(1, 16)
 )
 @settings(deadline=None, max_examples=60)
-def test_lanes_that_are_shared_by_themselves_save_memory(context: int, batch: int, steps: int, cores: int) -> None:
+def test_automatic_sharing_of_lanes_saves_memory(context: int, batch: int, steps: int, cores: int) -> None:
     sizes = (f"model.context={context}", f"batch_size={batch}", f"gradient_accumulation_steps={steps}")
     chosen, apart = (
         planned(resolve(apply_overrides(load_config("gpt2"), [*sizes, *more]), cores))
@@ -123,18 +121,18 @@ def test_lanes_that_are_shared_by_themselves_save_memory(context: int, batch: in
     assert sum(chosen[part] for part in parts) <= sum(apart[part] for part in parts)
 
 
-def test_no_slot_waits_for_a_version_that_is_far_away() -> None:
+def test_slots_are_limited_by_the_delay() -> None:
     assert [resolve(tiny(batch_size=2, micro_batch=1, delay=delay), 4).slots for delay in (0, 1, 2, 3)] == [2, 4, 6, 6]
 
 
-def test_whether_lanes_are_shared_decides_the_weights_and_earlier_runs_go_on() -> None:
+def test_shared_lanes_are_part_of_the_trajectory_only_if_true() -> None:
     shared, apart = (
         trajectory(resolve(tiny(lanes=1, micro_batch=1, shared_lanes=shared), 2)) for shared in (True, False)
     )
     assert shared == {**apart, "shared_lanes": True}
 
 
-def test_what_is_chosen_for_the_cores() -> None:
+def test_choices_for_the_cores() -> None:
     resolved = resolve(load_config("small"), 3)
     assert resolved.threads == ResolvedThreads(embed=1, forward=3, backward=3, reduce=3, update=3, blas=1)
     assert (resolved.slots, resolved.extra_banks) == (6, 1)
@@ -146,7 +144,7 @@ def test_what_is_chosen_for_the_cores() -> None:
 @pytest.mark.parametrize(
     ("precision", "copies"), [(Precision.FLOAT32, 1.0), (Precision.FP16, 1.5), (Precision.BF16, 2.0)]
 )
-def test_a_spare_bank_counts_its_forms(monkeypatch: pytest.MonkeyPatch, precision: Precision, copies: float) -> None:
+def test_extra_banks_count_packed_weights(monkeypatch: pytest.MonkeyPatch, precision: Precision, copies: float) -> None:
     config = tiny(precision=precision)
     count = parameter_count(resolve(config, 2).model.geometry())
     for room, spare in ((1.0, 1), (0.99, 0)):
@@ -154,7 +152,7 @@ def test_a_spare_bank_counts_its_forms(monkeypatch: pytest.MonkeyPatch, precisio
         assert resolve(config, 2).extra_banks == spare
 
 
-def test_an_open_vocabulary_is_the_tokenizers() -> None:
+def test_an_open_vocabulary_is_that_of_the_tokenizer() -> None:
     config = load_config("nanogpt-cpu")
     assert resolve(config, 2, 97).model.geometry() == Geometry(97, 64, 4, 4, 128)
     with refusal("model.vocab_size", "null", "resolve"):

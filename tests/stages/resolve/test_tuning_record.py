@@ -1,4 +1,4 @@
-"""Records of tuned settings: where they are, when they apply, and that damaged ones are ignored."""
+"""Records of tuned settings: their paths, when they apply, and damaged files."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -104,7 +104,7 @@ def test_a_damaged_record_is_named_and_ignored(content: bytes, logged: list[str]
     assert str(path) in logged[-1]
 
 
-def test_a_record_with_impossible_values_is_refused_by_name() -> None:
+def test_a_record_with_invalid_values_is_rejected_by_name() -> None:
     path, _ = keep(TINY, slots=9)
     path.write_bytes(path.read_bytes().replace(b'"slots": 9', b'"slots": -9'))
     with pytest.raises(ValueError, match="slots"):
