@@ -61,7 +61,7 @@ class Estimate:
 
     @property
     def evaluations(self) -> int:
-        """Number of evaluations before the one at the end of the run."""
+        """Number of evaluations before the final evaluation."""
         return count_due(self.config.steps, self.config.evaluation.interval) - 1
 
     @property
@@ -193,10 +193,11 @@ def estimate_text(found: Estimate) -> str:
         f"  in total about {format_estimate(found.seconds)}",
         f"  not counted: reading the text; {found.checkpoints:,} checkpoints of {size / 1e6:,.0f} MB each",
         "",
-        f"Method: times are extrapolated from {found.measured:.1f} s of updates on random tokens and three",
-        "micro-batches of evaluation, measured just now. Memory is the plan that training allocates, the memory of",
-        "this process with its kernels loaded, and that of pictures, measured elsewhere. Preparing a text takes",
-        "additional memory, which is released before training.",
+        f"Method: times are extrapolated from {found.measured:.1f} s of updates on random tokens and",
+        "three micro-batches of evaluation, measured just now. Memory is the plan that",
+        "training allocates, the memory of this process with its kernels loaded, and",
+        "that of pictures, measured elsewhere. Preparing a text takes additional memory,",
+        "which is released before training.",
     ]
     if found.available is not None:
         lines.insert(lines.index("time"), f"  {available}")

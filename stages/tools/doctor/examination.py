@@ -63,7 +63,7 @@ class DoctorReport:
     products: tuple[ProductPath, ...]  # every way to multiply matrices
     precisions: dict[str, PrecisionChoice]  # automatic setting → the precision that it selects
     speeds: Speeds | None = None  # the kept rates by which a run selects, warns about or refuses a precision
-    speeds_from: str = ""  # when they were measured and where they are kept; "" if there are none
+    speeds_from: str = ""  # time of the measurement and path of the file; "" if there are none
 
     @property
     def choices(self) -> tuple[str, ...]:

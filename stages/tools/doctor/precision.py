@@ -143,7 +143,7 @@ def paths_table(
     table.add_column("GEMM")
     table.add_column("one core", justify="right")
     table.add_column(f"all {cores}", justify="right")
-    table.add_column("")
+    table.add_column("", overflow="fold")  # the name of a setting must not be truncated
     for path in paths:
         one, every = (_figure(path, value) for value in (path.one, path.all))
         if path.one is None and path.available and path.taken and speeds and (kept := speeds.of(path.precision)):

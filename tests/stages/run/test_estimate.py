@@ -57,7 +57,7 @@ def test_the_text_has_the_plan_the_time_and_the_method() -> None:
     text = estimate_text(made_up())
     for said in ("slots", "100.0 MB", "1,000 MB are available", "500.0 ms", "in total about", "random tokens"):
         assert said in text
-    assert max(map(len, text.splitlines())) <= 120
+    assert max(map(len, text.splitlines())) <= 80
 
 
 def test_a_run_that_does_not_fit_is_not_measured() -> None:
