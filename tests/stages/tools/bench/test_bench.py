@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,6 @@ from tests.stages.support import assert_same, build, command, result, run_sequen
 from tests.stages.tools.doctor.test_doctor import MACHINE
 from threadloom.kernels import Weights
 from threadloom.kernels.compiling.jit import JIT_ENABLED
-from threadloom.stages.config import ResolvedConfig
 from threadloom.stages.config.settings import Precision
 from threadloom.stages.data.batches import RandomTokens
 from threadloom.stages.machine import Work
@@ -283,16 +283,16 @@ def test_a_wrong_gradient_of_any_tensor_is_found(tensor: str, monkeypatch: pytes
 
 def test_an_execution_mode_with_other_bits_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     class Other:
-        def __init__(self, config: ResolvedConfig) -> None:
-            self._source = RandomTokens(config.model.geometry(), config.batch_sizes, config.seed)
+        def __init__(self, *arguments: Any) -> None:
+            self._source = RandomTokens(*arguments)
 
         def fill(self, batch: int, micro: int, ids: np.ndarray, targets: np.ndarray) -> None:
             self._source.fill(batch + 1, micro, ids, targets)
 
     sources = iter([RandomTokens, Other])
 
-    def source(config: ResolvedConfig) -> object:
-        return next(sources, RandomTokens)(config)
+    def source(*arguments: Any) -> object:
+        return next(sources, RandomTokens)(*arguments)
 
     monkeypatch.setattr(bench_check, "RandomTokens", source)
     with pytest.raises(BenchCheckFailed, match="gives other bits than the replay"):
