@@ -68,7 +68,7 @@ def check_precision(precision: Precision, cores: int, on_progress: Progress) -> 
 
 def _gemm_name() -> str:
     blas = blas_info(load=False)
-    return "Numba's GEMM" if blas.backend is GemmBackend.NUMBA else f"{blas.name} {blas.version}"
+    return "Numba's kernel" if blas.backend is GemmBackend.NUMBA else f"{blas.name} {blas.version}"
 
 
 def bench_config(

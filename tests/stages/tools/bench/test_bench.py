@@ -70,7 +70,7 @@ def made_up() -> BenchReport:
     ]
     start = StartTimes(3, {"interpreter": 0.1, "first update": 1.25})
     bench = ConfigBench(config, 1e8, 1234, "all", ways, kernels, {"reduce": 5e6}, start, None)
-    return BenchReport(MACHINE, "Numba's GEMM", 3.0, "everything", PEAKS, [bench])
+    return BenchReport(MACHINE, "Numba's kernel", 3.0, "everything", PEAKS, [bench])
 
 
 def test_the_derived_figures() -> None:
