@@ -28,7 +28,7 @@ def decayed_elements(geometry: Geometry) -> int:
     return arena_size({name: shapes[name] for name in architecture_of(geometry).matrices})
 
 
-def initialise(weights: Mapping[str, Floats], geometry: Geometry, seed: int, residual_scaling: bool = True) -> None:
+def initialise(weights: Mapping[str, Floats], geometry: Geometry, seed: int, *, residual_scaling: bool = True) -> None:
     """Write the initial weights of the geometry's architecture into `weights`, the views of a parameter arena.
 
     Each tensor has its own generator, Philox with the key (seed, index in the table), so it does not depend on the

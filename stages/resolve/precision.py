@@ -22,7 +22,7 @@ from loguru import logger
 
 from threadloom.stages.config import Config, ConfigError, MatmulPrecision, Precision
 
-if TYPE_CHECKING:  # loads Numba, which --help must not
+if TYPE_CHECKING:  # loads Numba, which reading a configuration must not
     from threadloom.kernels.simd import LowPrecisionInfo
     from threadloom.stages.speeds import Speeds
 

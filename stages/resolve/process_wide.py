@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-from threadloom.kernels import GemmBackend, gemm_backend
 from threadloom.pipeline import blas_threads
 from threadloom.stages.config import Precision, ResolvedConfig
 
@@ -16,6 +15,8 @@ def gemm_settings(config: ResolvedConfig) -> Iterator[None]:
     float32 matrices and leaves the backend as it is. Both settings are process-wide: enter the context before the
     stages of a run start, and while no other run is active.
     """
+    from threadloom.kernels import GemmBackend, gemm_backend  # loads Numba, which reading a configuration must not
+
     with ExitStack() as switches:
         if config.precision is Precision.BF16X3:
             switches.enter_context(gemm_backend(GemmBackend.BF16X3))

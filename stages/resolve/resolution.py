@@ -160,7 +160,7 @@ def _fastest_gemm(blas_threads: int) -> Gemm:
     """Return the faster float32 GEMM of this processor; only BLAS can use several threads for one product."""
     if blas_threads > 1:
         return Gemm.BLAS
-    from threadloom.kernels import GemmBackend, blas_info  # loads Numba, which --help must not
+    from threadloom.kernels import GemmBackend, blas_info  # loads Numba
 
     return Gemm.BLAS if blas_info(load=False).backend is GemmBackend.BLAS else Gemm.NUMBA
 

@@ -150,7 +150,7 @@ class Training:
             if start:
                 start.read_weights(version, banks[index].arena)
             else:
-                initialise(banks[index].arena, geometry, config.seed, config.model.residual_scaling)
+                initialise(banks[index].arena, geometry, config.seed, residual_scaling=config.model.residual_scaling)
             self.compute.pack_from_master(banks[index])
         if start:
             start.read_optimizer(self.optimizer.state)

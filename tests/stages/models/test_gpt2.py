@@ -14,7 +14,7 @@ GEOMETRY = Geometry(vocabulary=301, context=65, layers=3, heads=5, channels=55)
 
 def weights(seed: int = 1, residual_scaling: bool = True, geometry: Geometry = GEOMETRY) -> Arena:
     arena = Arena(parameter_shapes(geometry))
-    initialise(arena, geometry, seed, residual_scaling)
+    initialise(arena, geometry, seed, residual_scaling=residual_scaling)
     return arena
 
 

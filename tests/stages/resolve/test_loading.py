@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -172,3 +174,10 @@ def test_configurations_are_loaded_by_name_by_file_and_from_a_run_directory(tmp_
 def test_configurations_are_immutable() -> None:
     with pytest.raises(AttributeError, match=re.escape("immutable")):
         tiny().steps = 3  # type: ignore[misc]
+
+
+def test_reading_a_configuration_loads_no_numba() -> None:
+    program = (
+        "import sys, threadloom.stages.resolve as room; room.load_config('small'); sys.exit('numba' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)

@@ -161,8 +161,8 @@ class TestTokenFiles:
 
 class TestDivergence:
     def test_a_loss_that_is_nan(self, tmp_path: Path) -> None:
-        def poisoned(weights: dict[str, np.ndarray], *rest: object) -> None:
-            initialise(weights, *rest)  # type: ignore[arg-type]
+        def poisoned(weights: dict[str, np.ndarray], *rest: object, **options: object) -> None:
+            initialise(weights, *rest, **options)  # type: ignore[arg-type]
             if len(weights["wte"]) > 3:  # the warm-up model is smaller
                 weights["lnf_bias"][3] = np.nan
 
