@@ -1,4 +1,4 @@
-"""How kernels are compiled, cached and called: decorators, compiler flags, cache entries, target features, entries.
+"""Compiling, caching and calling of kernels: decorators, flags, cache files, target features, entries, switches.
 
 May import: nothing.
 """

@@ -1,4 +1,4 @@
-"""The types of arrays that every kernel takes."""
+"""Array types that every kernel takes."""
 
 import numpy as np
 from numpy.typing import NDArray

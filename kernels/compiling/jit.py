@@ -1,23 +1,23 @@
-"""The one place of compiler flags: every kernel of the package is decorated with something from here.
+"""The only place of compiler flags: every kernel of the package is decorated with a function of this module.
 
-`jit_kernel` compiles to machine code that holds no GIL, caches it on disk, and allows the float32 rewrites that change
-neither NaN nor infinity: reassociation (so that sums vectorise), fused multiply-add, reciprocals, and no sign of zero.
-`nnan` and `ninf` are left out on purpose: a diverging run must show NaN, not something undefined.
+`jit_kernel` compiles to machine code that releases the GIL, caches it on disk, and allows the float32 rewrites that
+preserve NaN and infinity: reassociation (so that sums vectorise), fused multiply-add, reciprocals, and ignoring the
+sign of zero. `nnan` and `ninf` are omitted on purpose: a diverging run must show NaN, not undefined values.
 
-`jit_strict_fp` allows no rewrite at all. It is for element-wise passes whose result must not depend on how an array is
-split: LLVM may lower a division to an estimate in the vector body and to a true division in the scalar remainder, and
-only without these flags are the two the same bits.
+`jit_strict_fp` allows no rewrite. It is for element-wise passes whose result must not depend on how an array is split:
+LLVM may lower a division to an estimate in the vector body and to a true division in the scalar remainder, and only
+without these flags are the two the same bits.
 
 `jit_always_inline` is for small helpers that must be inlined into the loop of their caller, so that it vectorises.
 Multiply-add may be fused in it, but nothing is reassociated, so that a two-part constant stays two parts.
 
-A compiled kernel holds the code of those it calls, but Numba's cache looks only at the file of the outermost one, and
-would run yesterday's inner kernel after an edit or an upgrade. So every cache entry is stamped with a digest of all the
-package's sources, and several processes may write it at once (`kernels.compiling.cache`). And of several copies of an
-inner kernel a process would run the one that it loaded first, so the copies are private
+A compiled kernel contains the code of its callees, but Numba's cache checks only the file of the outermost one, and
+would run an outdated inner kernel after an edit or an upgrade. So every cache entry is stamped with a digest of all
+sources of the package, and several processes may write it at once (`kernels.compiling.cache`). If several copies of an
+inner kernel were visible, a process would run the first one that it loaded, so the copies are private
 (`kernels.compiling.symbol_visibility`).
 
-With ``NUMBA_DISABLE_JIT=1`` all of them return the function unchanged, and everything runs as Python and NumPy.
+With ``NUMBA_DISABLE_JIT=1`` all decorators return the function unchanged, and everything runs as Python and NumPy.
 """
 
 import hashlib
@@ -35,16 +35,15 @@ Function = TypeVar("Function", bound=Callable[..., object])
 FASTMATH = {"nsz", "arcp", "contract", "afn", "reassoc"}
 
 JIT_ENABLED: bool = not numba.config.DISABLE_JIT
-"""False when ``NUMBA_DISABLE_JIT`` is set: then the code that only a compiler understands is replaced."""
-
+"""False if ``NUMBA_DISABLE_JIT`` is set: then code that only the compiler understands is replaced by NumPy."""
 
 _COMMON: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck": False}
 _INLINED: dict[str, Any] = {"fastmath": False, "forceinline": True}
 
 OVERLOAD_OPTIONS: dict[str, Any] = _COMMON | {"fastmath": FASTMATH}
-"""What `jit_kernel` compiles with, for the ``jit_options`` of an ``overload``, which takes no decorator from here."""
+"""Flags of `jit_kernel`, for the ``jit_options`` of an ``overload``, which takes no decorator of this module."""
 OVERLOAD_STRICT_INLINE: dict[str, Any] = _COMMON | _INLINED
-"""The same of `jit_strict_inline`."""
+"""Flags of `jit_strict_inline`, likewise."""
 
 
 def _sources_digest() -> str:
@@ -56,44 +55,44 @@ def _sources_digest() -> str:
 
 
 SOURCES_DIGEST = _sources_digest()
-"""Of all sources of the package: what was compiled, or measured, with others does not hold."""
+"""Digest of all sources of the package: code compiled, or speeds measured, with other sources are not valid."""
 
 
 def _compiled(function: Function, **options: Any) -> Function:
-    """Return `function` as a Numba dispatcher that checks no bounds, holds no GIL and is cached under the digest."""
+    """Return `function` as a Numba dispatcher that checks no bounds, releases the GIL, and is cached under the digest."""
     jit = numba.njit(cache=True, pipeline_class=PrivateCompiler, **_COMMON, **options)
     dispatcher = jit(function)
     cache: Any = getattr(dispatcher, "_cache", None)
-    if hasattr(cache, "_cache_file"):  # Numba has no public way to say where entries lie and what they depend on
+    if hasattr(cache, "_cache_file"):  # Numba has no public way to set the files of a cache and their stamp
         cache._cache_file = CacheFile(cache.cache_path, cache._impl.filename_base, SOURCES_DIGEST)
     return cast(Function, dispatcher)
 
 
 def jit_inline_body(function: Function) -> Function:
-    """Let Numba write the body of `function` into its callers: for those that only pass things on.
+    """Make Numba copy the body of `function` into its callers: for functions that only pass arguments on.
 
-    Numba compiles and LLVM optimises every kernel with all that it calls, so each layer of wrappers around a large
-    kernel costs as much compile time as the kernel itself. This saves the layer. No arithmetic may be in it: that would
-    have the floating-point flags of the caller.
+    Numba compiles and LLVM optimises every kernel with all its callees, so each layer of wrappers around a large kernel
+    costs as much compile time as the kernel itself. This saves the layer. The function must do no arithmetic, which
+    would have the floating-point flags of the caller.
     """
     return _compiled(function, fastmath=False, inline="always")
 
 
 def jit_kernel(function: Function) -> Function:
-    """Compile `function` with the package's flags; the arguments' types are found at the first call."""
+    """Compile `function` with the package's flags; the types of the arguments are inferred at the first call."""
     return _compiled(function, fastmath=FASTMATH)
 
 
 def jit_strict_fp(function: Function) -> Function:
-    """Compile `function` without any floating-point rewrite: every element has the bits of IEEE arithmetic."""
+    """Compile `function` without floating-point rewrites: every element has the bits of IEEE arithmetic."""
     return _compiled(function, fastmath=False)
 
 
 def jit_strict_inline(function: Function) -> Function:
-    """Compile a helper of a `jit_strict_fp` kernel: always inlined, without any floating-point rewrite."""
+    """Compile a helper of a `jit_strict_fp` kernel: always inlined, without floating-point rewrites."""
     return _compiled(function, **_INLINED)
 
 
 def jit_always_inline(function: Function) -> Function:
-    """Compile a helper that LLVM must inline; only fused multiply-add and the sign of zero are free."""
+    """Compile a helper that LLVM must inline; only fusing multiply-add and ignoring the sign of zero are allowed."""
     return _compiled(function, fastmath={"nsz", "contract"}, forceinline=True)

@@ -1,15 +1,15 @@
-"""Kernels whose machine code is their own: what a kernel calls is a private copy in it, the same in every process.
+"""Kernels with private machine code: the callees of a kernel are private copies in it, the same in every process.
 
-Numba links into a kernel the code of what it calls, optimises it there once more, and leaves each copy visible under
-one name; of all copies that a process has loaded, the dynamic linker takes the one that came first. Two copies may sum
-in another order (LLVM vectorises them in another context), so the bits of a result would depend on what else had been
-loaded: a process that compiled its kernels, which has the inner ones too, would differ from one that found the outer
-ones in the cache, and a resumed run from the one that it continues.
+Numba links the code of the callees into a kernel, optimises it there again, and leaves each copy visible under one
+name; of all copies that a process has loaded, the dynamic linker takes the first. Two copies may sum in another order
+(LLVM vectorises them in another context), so the bits of a result would depend on what else had been loaded: a process
+that compiled its kernels, which has the inner ones too, would differ from one that loaded the outer ones from the
+cache, and a resumed run from the run that it continues.
 
-So before a kernel is turned into machine code, and after everything was optimised, all functions in it but its own are
-made private. Numba has no public way to ask for that: `PrivateLibrary` overrides the step of its code library that
-hands the finished module over, and a pass puts it in the place of the usual library. A Numba that names that step
-otherwise would never call the override, so `check_hooks` looks for it when this module is imported, and warns.
+So after optimisation, and before a kernel is compiled to machine code, all functions in it except its own are made
+private. Numba has no public way to do that: `PrivateLibrary` overrides the step of its code library that finalises the
+module, and a compiler pass installs it in place of the usual library. A Numba in which that step has another name would
+never call the override, so `check_hooks` looks for it when this module is imported, and warns.
 """
 
 import inspect
@@ -24,17 +24,17 @@ from numba.core.compiler_machinery import AnalysisPass, register_pass
 from numba.core.typed_passes import AnnotateTypes
 
 HOOKS = (("finalize", "_finalize_final_module"), ("_get_module_for_linking", "_shared_module"))
-"""Methods of Numba's library, each with what it must use for `PrivateLibrary` to have an effect."""
+"""Methods of Numba's library, each with the name that it must use for `PrivateLibrary` to have an effect."""
 TESTED_NUMBA = "0.68.1"
-"""As in requirements.lock."""
+"""Version of Numba in requirements.lock."""
 
 
 class PrivateLibrary(JITCodeLibrary):  # type: ignore[misc]  # Numba has no types
-    """The code of one kernel, of which nobody else sees more than its entry points."""
+    """Code of one kernel, of which only its entry points are visible to others."""
 
     def _finalize_final_module(self) -> None:
         module = self._final_module
-        # For kernels that call this one: a copy in which everything may be merged with copies of the same.
+        # For callers of this kernel: a copy whose functions the linker may merge with equal ones.
         shared = module.clone()
         for function in shared.functions:
             if not function.is_declaration and function.linkage == Linkage.external:
@@ -48,7 +48,7 @@ class PrivateLibrary(JITCodeLibrary):  # type: ignore[misc]  # Numba has no type
 
 @register_pass(mutates_CFG=False, analysis_only=True)
 class _OwnLibrary(AnalysisPass):  # type: ignore[misc]
-    """Gives the compilation the library that its lowering will write to."""
+    """Compiler pass that sets the library to which the kernel is lowered."""
 
     _name = "own_library"
 
@@ -57,7 +57,7 @@ class _OwnLibrary(AnalysisPass):  # type: ignore[misc]
 
     def run_pass(self, state: Any) -> bool:
         state.library = PrivateLibrary(state.targetctx.codegen(), state.func_id.func_qualname)
-        state.library.enable_object_caching()  # so that it can be cached
+        state.library.enable_object_caching()  # required by the cache
         return False
 
 
@@ -65,7 +65,7 @@ class PrivateCompiler(CompilerBase):  # type: ignore[misc]
     """Numba's compiler with a `PrivateLibrary`, for ``jit(pipeline_class=...)``."""
 
     def define_pipelines(self) -> list[Any]:
-        """Return the usual passes, and the one that chooses the library."""
+        """Return the usual passes and the one that sets the library."""
         passes = DefaultPassBuilder.define_nopython_pipeline(self.state)
         passes.add_pass_after(_OwnLibrary, AnnotateTypes)
         passes.finalize()
@@ -73,7 +73,7 @@ class PrivateCompiler(CompilerBase):  # type: ignore[misc]
 
 
 def missing_hooks(library: type) -> list[str]:
-    """Return the methods of `HOOKS` that the class has not, or that do not use what they should."""
+    """Return the methods of `HOOKS` that the class lacks, or that do not use the expected name."""
     missing = []
     for method, used in HOOKS:
         code = getattr(inspect.unwrap(getattr(library, method, None)), "__code__", None)  # type: ignore[arg-type]
@@ -83,15 +83,14 @@ def missing_hooks(library: type) -> list[str]:
 
 
 def check_hooks(library: type) -> None:
-    """Warn where the copies would silently stay visible to others."""
+    """Warn if the copies would silently remain visible to others."""
     missing = missing_hooks(library)
     if missing:
         warnings.warn(
-            f"kernels cannot keep their inner copies to themselves. Needed: a Numba whose {library.__name__} has "
-            f"{' and '.join(missing)}. Found: Numba {numba.__version__} without. Likely cause: it is newer than what "
-            f"threadloom was tested with, and builds its code another way. Remedy: pip install numba=={TESTED_NUMBA}. "
-            "Until then results may differ in their last bits between a process that compiled its kernels and one that "
-            "loaded them, so that a resumed run need not equal the one that it continues.",
+            f"compiled kernels cannot have private copies of their callees: expected a Numba whose {library.__name__} "
+            f"has {' and '.join(missing)}, found Numba {numba.__version__} without. Results may differ in their last "
+            "bits between a process that compiled its kernels and one that loaded them from the cache, so a resumed "
+            f"run need not equal the run that it continues. Hint: pip install numba=={TESTED_NUMBA}",
             RuntimeWarning,
             stacklevel=2,
         )

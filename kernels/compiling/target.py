@@ -1,13 +1,13 @@
-"""What the compiled code may use: the features of the target that Numba compiles for."""
+"""Features of the target that Numba compiles for."""
 
 import llvmlite.binding
 import numba
 
 
 def target_features() -> dict[str, bool]:
-    """Return the features that Numba compiles for: the host's, or what ``NUMBA_CPU_FEATURES`` says.
+    """Return the features that Numba compiles for: those of the host, or those in ``NUMBA_CPU_FEATURES``.
 
-    An intrinsic of a feature that the target lacks makes LLVM abort the process, so it must not even be compiled.
+    An intrinsic that needs a missing feature makes LLVM abort the process, so it must not even be compiled.
     """
     given = numba.config.CPU_FEATURES
     if given is not None:
@@ -19,4 +19,4 @@ def target_features() -> dict[str, bool]:
 
 
 TARGET = target_features()
-"""The features, by LLVM's names; one that is not there is absent or False."""
+"""The features, by LLVM's names; a missing one is absent or False."""

@@ -6,7 +6,6 @@ May import: compiling, simd, common.
 from threadloom.kernels.matmul.amx import K_STEP, TILE_SIZE, configure_tiles, release_tiles, tile_amx
 from threadloom.kernels.matmul.backend import BlasInfo, GemmBackend, blas_info, gemm, gemm_backend
 from threadloom.kernels.matmul.bf16 import gemm_bf16, gemm_rows_bf16, linear_bf16, linear_gelu_bf16, prepare_bf16
-from threadloom.kernels.matmul.epilogue import round_vector
 from threadloom.kernels.matmul.fp16 import fp16_scratch_sizes, fp16_sums_size, gemm_fp16, linear_fp16
 from threadloom.kernels.matmul.operands import MatrixRef, Op, matrix_ref, shifted
 from threadloom.kernels.matmul.pack import (
@@ -54,7 +53,6 @@ __all__ = [
     "prepare_bf16",
     "prepare_split",
     "release_tiles",
-    "round_vector",
     "shifted",
     "tile_amx",
     "transpose_bf16",

@@ -8,7 +8,6 @@ constants and rounding are those of `kernels.float32.gelu`, `kernels.simd.expone
 from collections.abc import Callable
 from typing import Any
 
-from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
@@ -32,54 +31,40 @@ from threadloom.kernels.simd import (
     LOG2_E,
     MANTISSA_BITS,
     ONE_BITS,
+    float32_vector,
     fused_multiply_add,
+    int32_vector,
     int64,
     pointer,
+    round_vector,
 )
 
 
-def _floats(value: Any) -> Any:
-    return ir.Constant(FLOAT32_VECTOR, [float(value)] * LANES)
-
-
-def _ints(value: Any) -> Any:
-    return ir.Constant(INT32_VECTOR, [int(value)] * LANES)
-
-
-def round_vector(builder: Any, x: Any) -> Any:
-    """Return the nearest bfloat16 numbers as a vector of int16; see `kernels.simd.bfloat16`."""
-    bits = builder.bitcast(x, INT32_VECTOR)
-    upper = builder.lshr(bits, _ints(16))
-    odd = builder.and_(upper, _ints(1))
-    nearest = builder.lshr(builder.add(builder.add(bits, _ints(0x7FFF)), odd), _ints(16))
-    is_nan = builder.fcmp_unordered("uno", x, x)
-    return builder.trunc(builder.select(is_nan, builder.or_(upper, _ints(0x40)), nearest), INT16_VECTOR)
-
-
 def _upcast(builder: Any, bits: Any) -> Any:
-    return builder.bitcast(builder.shl(builder.zext(bits, INT32_VECTOR), _ints(16)), FLOAT32_VECTOR)
+    return builder.bitcast(builder.shl(builder.zext(bits, INT32_VECTOR), int32_vector(16)), FLOAT32_VECTOR)
 
 
 def _exp(builder: Any, x: Any) -> Any:
     """Return e**x as `kernels.simd.exponential.exp32` does."""
-    y = builder.select(builder.fcmp_ordered("<", x, _floats(EXP_LOWEST)), _floats(EXP_LOWEST), x)
-    y = builder.select(builder.fcmp_ordered(">", y, _floats(EXP_HIGHEST)), _floats(EXP_HIGHEST), y)
-    t = fused_multiply_add(builder, y, _floats(LOG2_E), _floats(INTEGER_ROUNDER))
-    n = builder.fsub(t, _floats(INTEGER_ROUNDER))
-    r = fused_multiply_add(builder, n, _floats(-LN2_HIGH), y)
-    r = fused_multiply_add(builder, n, _floats(-LN2_LOW), r)
-    p = _floats(EXP_POLYNOMIAL[0])
+    y = builder.select(builder.fcmp_ordered("<", x, float32_vector(EXP_LOWEST)), float32_vector(EXP_LOWEST), x)
+    y = builder.select(builder.fcmp_ordered(">", y, float32_vector(EXP_HIGHEST)), float32_vector(EXP_HIGHEST), y)
+    t = fused_multiply_add(builder, y, float32_vector(LOG2_E), float32_vector(INTEGER_ROUNDER))
+    n = builder.fsub(t, float32_vector(INTEGER_ROUNDER))
+    r = fused_multiply_add(builder, n, float32_vector(-LN2_HIGH), y)
+    r = fused_multiply_add(builder, n, float32_vector(-LN2_LOW), r)
+    p = float32_vector(EXP_POLYNOMIAL[0])
     for coefficient in EXP_POLYNOMIAL[1:]:
-        p = fused_multiply_add(builder, p, r, _floats(coefficient))
-    p = builder.fadd(fused_multiply_add(builder, p, builder.fmul(r, r), r), _floats(1.0))
-    power = builder.add(builder.shl(builder.bitcast(t, INT32_VECTOR), _ints(MANTISSA_BITS)), _ints(ONE_BITS))
+        p = fused_multiply_add(builder, p, r, float32_vector(coefficient))
+    p = builder.fadd(fused_multiply_add(builder, p, builder.fmul(r, r), r), float32_vector(1.0))
+    exponent = builder.shl(builder.bitcast(t, INT32_VECTOR), int32_vector(MANTISSA_BITS))
+    power = builder.add(exponent, int32_vector(ONE_BITS))
     return builder.fmul(p, builder.bitcast(power, FLOAT32_VECTOR))
 
 
 def _gelu(builder: Any, v: Any) -> Any:
     """Return v / (1 + e**(-2u)), ``2u = v (GELU_LINEAR + GELU_CUBIC v**2)``."""
-    factor = fused_multiply_add(builder, builder.fmul(v, v), _floats(-GELU_CUBIC), _floats(-GELU_LINEAR))
-    return builder.fdiv(v, builder.fadd(_exp(builder, builder.fmul(v, factor)), _floats(1.0)))
+    factor = fused_multiply_add(builder, builder.fmul(v, v), float32_vector(-GELU_CUBIC), float32_vector(-GELU_LINEAR))
+    return builder.fdiv(v, builder.fadd(_exp(builder, builder.fmul(v, factor)), float32_vector(1.0)))
 
 
 Action = Callable[[Any, Any, Callable[[Any], None]], Any]

@@ -1,30 +1,29 @@
-"""A float32 product out of three bfloat16 products, "bf16x3": for processors on which bfloat16 is far faster.
+"""float32 GEMM by three bfloat16 products, "bf16x3", for processors on which bfloat16 is much faster.
 
 Each operand is split into two bfloat16 terms, ``x = high + low + rest`` with a rest below 2**-17 |x|, and of the four
-products the smallest is left out (Henry, Tang, Heinecke, "Leveraging the bfloat16 Artificial Intelligence Datatype For
-Higher-Precision Computations", ARITH 2019)::
+products of terms the smallest is omitted (Henry, Tang, Heinecke, "Leveraging the bfloat16 Artificial Intelligence
+Datatype For Higher-Precision Computations", ARITH 2019)::
 
     a b  ~  a_low b_high + a_high b_low + a_high b_high        each summed in float32, the small ones first
 
-Leaving out a_low b_low is an error of up to 2**-16 |a b|, and the two rests of up to 2**-17 each: 3e-5 in the worst
-case, 4.4e-6 of the norm of a result with random operands. It costs three times the arithmetic at bfloat16's rate: a
-gain on AMX, where that is about ten times float32's (by these rates: it has not run there); on AVX-512, where it is
-twice, it has 0.6 of the speed of `kernels.matmul.float32`.
+Omitting a_low b_low is an error of up to 2**-16 |a b|, and each of the two rests of up to 2**-17: 3e-5 in the worst
+case, 4.4e-6 of the norm of a result with random operands. It costs three times the arithmetic, at the rate of bfloat16:
+a gain on AMX, where that is about ten times the rate of float32; on AVX-512, where it is twice, it reaches 0.6 of the
+speed of `kernels.matmul.float32`.
 
-The scheme is that of `kernels.matmul.float32`, with the splitting done where that one packs, on the stack: a block of
-rows of A, row-major, in the L2 cache, and panel after panel of B, packed (`kernels.matmul.pack`), in the L1 cache. The
-tiles are those of `kernels.matmul.bf16`. Operands are read in squares, which also takes care of transposes and of
-edges, where zeros fill up. Every cut follows from the shapes: the bits are the same in any thread.
+The scheme is that of `kernels.matmul.float32`, with splitting in place of packing, on the stack: a block of rows of A,
+row-major, in the L2 cache, and panel after panel of B, packed (`kernels.matmul.pack`), in the L1 cache. The tiles are
+those of `kernels.matmul.bf16`. Operands are read in squares, which also handles transposes and edges; these are padded
+with zeros. All blocks follow from the shapes: the bits are the same in any thread.
 
-An infinite or NaN number has itself as the low term and the largest finite number as the high one, so that no infinity
-meets the zero low term of a number like 1; a sum that overflows may be NaN where float32 has an infinity. Terms below
-1.2e-38 count as zero on AVX-512 and AMX, so numbers below 1e-35 or so have fewer correct digits.
+An infinity or NaN is its own low term, and its high term is the largest finite number, so that no infinity is
+multiplied by the zero low term of a number like 1; a sum that overflows may be NaN where float32 has an infinity. Terms
+below 1.2e-38 are treated as zero on AVX-512 and AMX, so numbers below about 1e-35 have fewer correct digits.
 """
 
 from typing import Any, NamedTuple
 
 import numpy as np
-from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
@@ -40,10 +39,13 @@ from threadloom.kernels.simd import (
     LANES,
     LARGEST_BF16,
     DotPath,
+    float32_vector,
+    int32_vector,
     load_float32,
     pointer,
     read_dot_path,
     round_to_bf16,
+    rounded_bits,
     stack_buffer,
     store_float32,
     transpose_uint32,
@@ -60,42 +62,28 @@ _square_buffer = stack_buffer(LANES * LANES * 4)
 _tile_buffer = stack_buffer(TILE_SIZE * PANEL * 4)
 
 
-def _ints(value: int) -> Any:
-    return ir.Constant(INT32_VECTOR, [value] * LANES)
-
-
-def _floats(value: Any) -> Any:
-    return ir.Constant(FLOAT32_VECTOR, [float(value)] * LANES)
-
-
-def _round(builder: Any, x: Any) -> Any:
-    """Return the bits of float32 numbers, rounded such that the upper halves are the nearest bfloat16; not of a NaN."""
-    bits = builder.bitcast(x, INT32_VECTOR)
-    odd = builder.and_(builder.lshr(bits, _ints(16)), _ints(1))
-    return builder.add(builder.add(bits, _ints(0x7FFF)), odd)
-
-
 def _split(builder: Any, x: Any) -> tuple[Any, Any]:
-    """Return two vectors of words with the high and the low term in their upper halves, and anything in the lower."""
-    bounded = builder.select(builder.fcmp_ordered(">", x, _floats(-LARGEST_BF16)), x, _floats(-LARGEST_BF16))
-    bounded = builder.select(builder.fcmp_ordered("<", bounded, _floats(LARGEST_BF16)), bounded, _floats(LARGEST_BF16))
-    high = _round(builder, bounded)
-    upper = builder.bitcast(builder.and_(high, _ints(0xFFFF0000)), FLOAT32_VECTOR)
-    rest = builder.fsub(x, upper)  # exact of a finite number
+    """Return two vectors with the high and the low term in their upper halves; the lower halves are undefined."""
+    lowest, largest = float32_vector(-LARGEST_BF16), float32_vector(LARGEST_BF16)
+    bounded = builder.select(builder.fcmp_ordered(">", x, lowest), x, lowest)
+    bounded = builder.select(builder.fcmp_ordered("<", bounded, largest), bounded, largest)
+    high = rounded_bits(builder, bounded)
+    upper = builder.bitcast(builder.and_(high, int32_vector(0xFFFF0000)), FLOAT32_VECTOR)
+    rest = builder.fsub(x, upper)  # exact if x is finite
     is_nan = builder.fcmp_unordered("uno", x, x)
-    return high, builder.select(is_nan, _ints(0x7FC00000), _round(builder, rest))
+    return high, builder.select(is_nan, int32_vector(0x7FC00000), rounded_bits(builder, rest))
 
 
 @intrinsic
 def _split_row(typing_context: Any, source: Any, high: Any, low: Any) -> Any:
-    """Write the terms of the `LANES` floats at `source` as shorts to `high` and `low`, all addresses."""
+    """Store the terms of the `LANES` floats at `source` as bfloat16 to `high` and `low`, all addresses."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         source, *targets = arguments
         x = builder.load(pointer(builder, FLOAT32_VECTOR, source), align=4)
         for term, target in zip(_split(builder, x), targets, strict=True):
-            shorts = builder.trunc(builder.lshr(term, _ints(16)), INT16_VECTOR)
-            builder.store(shorts, pointer(builder, INT16_VECTOR, target), align=2)
+            bits = builder.trunc(builder.lshr(term, int32_vector(16)), INT16_VECTOR)
+            builder.store(bits, pointer(builder, INT16_VECTOR, target), align=2)
         return context.get_dummy_value()
 
     return types.void(*[types.intp] * 3), codegen
@@ -103,14 +91,14 @@ def _split_row(typing_context: Any, source: Any, high: Any, low: Any) -> Any:
 
 @intrinsic
 def _split_pair(typing_context: Any, even: Any, odd: Any, high: Any, low: Any) -> Any:
-    """Write the terms of `LANES` floats at `even` and at `odd` as words, the even ones' in the low halves."""
+    """Store the terms of `LANES` floats at `even` and at `odd` as pairs to `high` and `low`, all addresses."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         even, odd, *targets = arguments
         pair = [_split(builder, builder.load(pointer(builder, FLOAT32_VECTOR, row), align=4)) for row in (even, odd)]
         for first, second, target in zip(*pair, targets, strict=True):
-            words = builder.or_(builder.lshr(first, _ints(16)), builder.and_(second, _ints(0xFFFF0000)))
-            builder.store(words, pointer(builder, INT32_VECTOR, target), align=4)
+            pairs = builder.or_(builder.lshr(first, int32_vector(16)), builder.and_(second, int32_vector(0xFFFF0000)))
+            builder.store(pairs, pointer(builder, INT32_VECTOR, target), align=4)
         return context.get_dummy_value()
 
     return types.void(*[types.intp] * 4), codegen

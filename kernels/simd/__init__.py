@@ -1,4 +1,4 @@
-"""Vector code below the level of a kernel: polynomial exp and log, bfloat16 and float16 conversion, LLVM IR helpers.
+"""Building blocks of kernels: exp and log as polynomials, bfloat16 and float16 conversion, constants, LLVM IR helpers.
 
 May import: compiling.
 """
@@ -37,13 +37,17 @@ from threadloom.kernels.simd.vector import (
     Bfloat,
     broadcast,
     dot_pairs,
+    float32_vector,
     fused_multiply_add,
+    int32_vector,
     int64,
     interleave_rows,
     load_float32,
     load_uint16,
     pointer,
     prefetch,
+    round_vector,
+    rounded_bits,
     stack_buffer,
     store_float32,
     store_uint16,
@@ -89,10 +93,12 @@ __all__ = [
     "dot_pairs",
     "dot_path",
     "exp32",
+    "float32_vector",
     "fp16_from_float32",
     "from_bf16",
     "from_fp16",
     "fused_multiply_add",
+    "int32_vector",
     "int64",
     "interleave_rows",
     "load16",
@@ -105,6 +111,8 @@ __all__ = [
     "read_dot_path",
     "round_to_bf16",
     "round_to_fp16",
+    "round_vector",
+    "rounded_bits",
     "row_max",
     "sigmoid32",
     "stack_buffer",

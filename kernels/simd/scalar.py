@@ -1,8 +1,8 @@
-"""Reading and writing single 16-bit numbers in a loop: what makes one kernel serve bfloat16 and float16.
+"""Loads and stores of single 16-bit numbers, with which one kernel serves bfloat16 and float16.
 
-NumPy has no bfloat16 and Numba no float16 on the CPU, so both are kept as their bits, and the integer type says which:
-uint16 is a bfloat16, int16 a float16. `load16` and `store16` look at it when a kernel is compiled, and leave the loop
-around them free for vector code.
+NumPy has no bfloat16 and Numba no float16 on the CPU, so both are stored as their bits, and the integer type is the
+format: uint16 is bfloat16, int16 is float16. `load16` and `store16` dispatch on it when a kernel is compiled, so the
+caller's loop still vectorises.
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ from threadloom.kernels.simd.bfloat16 import from_bf16, round_to_bf16, to_bf16, 
 from threadloom.kernels.simd.float16 import from_fp16, round_to_fp16, to_fp16, upcast_fp16
 
 Bits16 = NDArray[np.uint16] | NDArray[np.int16]
-"""Bits of bfloat16 (uint16) or of float16 (int16) numbers."""
+"""bfloat16 (uint16) or float16 (int16) numbers, stored as their bits."""
 
 
 def load16(row: Bits16, j: int) -> np.float32:
@@ -28,7 +28,7 @@ def load16(row: Bits16, j: int) -> np.float32:
 
 
 def store16(row: Bits16, j: int, x: np.float32) -> None:
-    """Round `x` to the row's format, nearest and ties to even, and write it to element `j`."""
+    """Round `x` to the row's format, to nearest and ties to even, and write it to element `j`."""
     number = np.array([x], np.float32)
     row[j : j + 1] = round_to_fp16(number) if row.dtype == np.int16 else round_to_bf16(number)
 

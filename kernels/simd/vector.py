@@ -1,12 +1,12 @@
-"""LLVM pieces that the low-precision kernels share: the target's features, loads and stores at addresses, transposes.
+"""LLVM building blocks of hand-written vector code: IR types, loads and stores at addresses, transposes, dot products.
 
-A matrix of bfloat16 is a NumPy array of uint16, since NumPy has no such type. Two of them that follow each other along
-the summed dimension k make one uint32 word, the even k in the low half::
+A matrix of bfloat16 is a NumPy array of uint16, since NumPy has no such type. Two elements that are adjacent along the
+summed dimension k form one uint32, a pair, with the even k in the low half::
 
     bits 31 ........ 16 15 ........ 0
          k = 2p + 1       k = 2p
 
-LLVM's intrinsics take vectors of its type ``bfloat``, which llvmlite does not know; `Bfloat` adds its name.
+LLVM's intrinsics take vectors of its type ``bfloat``, which llvmlite does not define; `Bfloat` adds its name.
 """
 
 from typing import Any
@@ -22,11 +22,11 @@ HAS_AVX512_BF16 = TARGET.get("avx512bf16", False) and TARGET.get("avx512f", Fals
 HAS_AMX_BF16 = TARGET.get("amx-bf16", False) and TARGET.get("amx-tile", False)
 HAS_F16C = TARGET.get("f16c", False)
 LANES = 16 if TARGET.get("avx512f", False) else 8
-"""32-bit lanes of a vector."""
+"""32-bit lanes of the target's vectors."""
 
 
 class Bfloat(ir.Type):  # type: ignore[misc]  # llvmlite has no types
-    """LLVM's bfloat."""
+    """LLVM's type bfloat."""
 
     null = "0.0"
 
@@ -52,6 +52,16 @@ def int64(value: int) -> Any:
     return ir.Constant(INT64, value)
 
 
+def int32_vector(value: Any) -> Any:
+    """Return the constant vector with an integer in every lane."""
+    return ir.Constant(INT32_VECTOR, [int(value)] * LANES)
+
+
+def float32_vector(value: Any) -> Any:
+    """Return the constant vector with a float in every lane."""
+    return ir.Constant(FLOAT32_VECTOR, [float(value)] * LANES)
+
+
 def pointer(builder: Any, kind: Any, base: Any, *offsets: Any) -> Any:
     """Return a pointer to a `kind` at the address `base` plus the offsets, all in bytes."""
     for offset in offsets:
@@ -60,7 +70,7 @@ def pointer(builder: Any, kind: Any, base: Any, *offsets: Any) -> Any:
 
 
 def prefetch(builder: Any, address: Any) -> None:
-    """Ask for the cache line at `address`, to write to it; an address that is not there does no harm."""
+    """Prefetch the cache line at `address` for writing; an address that is not mapped has no effect."""
     kind = ir.FunctionType(ir.VoidType(), [INT8.as_pointer(), INT32, INT32, INT32])
     function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
     place = builder.inttoptr(address, INT8.as_pointer())
@@ -81,10 +91,10 @@ def fused_multiply_add(builder: Any, a: Any, b: Any, c: Any) -> Any:
 
 
 def dot_pairs(builder: Any, a: Any, b: Any, total: Any, native: bool) -> Any:
-    """Return `total` plus, in each lane, the two products of the pairs of bfloat16 in the words `a` and `b`.
+    """Return `total` plus, in each lane, the dot product of the pairs of bfloat16 in `a` and `b`.
 
-    `native` is the instruction VDPBF16PS, which takes subnormal inputs for zero and rounds after either addition.
-    Otherwise the halves are made float32, by a shift and a mask, and multiplied as such.
+    With `native` it is the instruction VDPBF16PS, which treats subnormal inputs as zero and rounds after each addition.
+    Otherwise both elements of a pair are upcast to float32, by a shift and a mask, and multiplied as such.
     """
     if native:
         kind = ir.FunctionType(FLOAT32_VECTOR, [FLOAT32_VECTOR, BF16_VECTOR, BF16_VECTOR])
@@ -96,51 +106,69 @@ def dot_pairs(builder: Any, a: Any, b: Any, total: Any, native: bool) -> Any:
     return total
 
 
-def upcast_even(builder: Any, words: Any) -> Any:
-    """Return the even elements of words as float32."""
-    return builder.bitcast(builder.shl(words, ir.Constant(INT32_VECTOR, [16] * LANES)), FLOAT32_VECTOR)
+def upcast_even(builder: Any, pairs: Any) -> Any:
+    """Return the even elements of pairs as float32."""
+    return builder.bitcast(builder.shl(pairs, int32_vector(16)), FLOAT32_VECTOR)
 
 
-def upcast_odd(builder: Any, words: Any) -> Any:
-    """Return the odd elements of words as float32."""
-    return builder.bitcast(builder.and_(words, ir.Constant(INT32_VECTOR, [0xFFFF0000] * LANES)), FLOAT32_VECTOR)
+def upcast_odd(builder: Any, pairs: Any) -> Any:
+    """Return the odd elements of pairs as float32."""
+    return builder.bitcast(builder.and_(pairs, int32_vector(0xFFFF0000)), FLOAT32_VECTOR)
+
+
+def rounded_bits(builder: Any, x: Any) -> Any:
+    """Return the bits of a float32 vector, rounded so that the upper halves are the nearest bfloat16; not for NaN.
+
+    Rounds to nearest, ties to even, as `kernels.simd.bfloat16.to_bf16`; the lower halves are undefined.
+    """
+    bits = builder.bitcast(x, INT32_VECTOR)
+    odd = builder.and_(builder.lshr(bits, int32_vector(16)), int32_vector(1))
+    return builder.add(builder.add(bits, int32_vector(0x7FFF)), odd)
+
+
+def round_vector(builder: Any, x: Any) -> Any:
+    """Return the bfloat16 numbers nearest to a float32 vector as a vector of int16, as `kernels.simd.bfloat16` does."""
+    quiet = builder.or_(builder.lshr(builder.bitcast(x, INT32_VECTOR), int32_vector(16)), int32_vector(0x40))
+    nearest = builder.lshr(rounded_bits(builder, x), int32_vector(16))
+    is_nan = builder.fcmp_unordered("uno", x, x)
+    return builder.trunc(builder.select(is_nan, quiet, nearest), INT16_VECTOR)
 
 
 def stack_buffer(size: int) -> Any:
-    """Return an intrinsic that gives the address of `size` bytes on its caller's stack, aligned to 64."""
+    """Return an intrinsic that returns the address of `size` bytes on its caller's stack, aligned to 64 bytes."""
 
     @intrinsic
-    def space(typing_context: Any) -> Any:
+    def buffer(typing_context: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             with builder.goto_entry_block():
-                room = builder.alloca(ir.ArrayType(INT8, size))
-                room.align = 64
-            return builder.ptrtoint(room, INT64)
+                memory = builder.alloca(ir.ArrayType(INT8, size))
+                memory.align = 64
+            return builder.ptrtoint(memory, INT64)
 
         return types.intp(), codegen
 
-    return space
+    return buffer
 
 
-def _reader(kind: Any, numba_type: Any) -> Any:
-    """Return an intrinsic that reads element `index` of an array of `kind` at an address."""
+def _loader(kind: Any, numba_type: Any) -> Any:
+    """Return an intrinsic that loads element `index` of an array of `kind` at an address."""
 
     @intrinsic
-    def read(typing_context: Any, base: Any, index: Any) -> Any:
+    def load(typing_context: Any, base: Any, index: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             base, index = arguments
             return builder.load(builder.gep(builder.inttoptr(base, kind.as_pointer()), [index]))
 
         return numba_type(types.intp, types.intp), codegen
 
-    return read
+    return load
 
 
-def _writer(kind: Any, numba_type: Any) -> Any:
-    """Return an intrinsic that writes element `index` of an array of `kind` at an address."""
+def _storer(kind: Any, numba_type: Any) -> Any:
+    """Return an intrinsic that stores element `index` of an array of `kind` at an address."""
 
     @intrinsic
-    def write(typing_context: Any, base: Any, index: Any, value: Any) -> Any:
+    def store(typing_context: Any, base: Any, index: Any, value: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             base, index, value = arguments
             builder.store(value, builder.gep(builder.inttoptr(base, kind.as_pointer()), [index]))
@@ -148,16 +176,19 @@ def _writer(kind: Any, numba_type: Any) -> Any:
 
         return types.void(types.intp, types.intp, numba_type), codegen
 
-    return write
+    return store
 
 
-load_float32, store_float32 = _reader(FLOAT32, types.float32), _writer(FLOAT32, types.float32)
-load_uint16, store_uint16 = _reader(INT16, types.uint16), _writer(INT16, types.uint16)
-load_uint32, store_uint32 = _reader(INT32, types.uint32), _writer(INT32, types.uint32)
+load_float32, store_float32 = _loader(FLOAT32, types.float32), _storer(FLOAT32, types.float32)
+load_uint16, store_uint16 = _loader(INT16, types.uint16), _storer(INT16, types.uint16)
+load_uint32, store_uint32 = _loader(INT32, types.uint32), _storer(INT32, types.uint32)
 
 
 def _exchange(builder: Any, rows: list[Any]) -> list[Any]:
-    """Transpose a square of words held in vectors: in round d, lanes whose bit d differs from the row's are swapped."""
+    """Transpose a square held in vectors, by an exchange network.
+
+    In round d each pair of rows (i, i + d) swaps the lanes in which bit d of the lane and of the row differ.
+    """
     distance = LANES // 2
     while distance:
         keep = [lane if not lane & distance else LANES + lane - distance for lane in range(LANES)]
@@ -172,10 +203,10 @@ def _exchange(builder: Any, rows: list[Any]) -> list[Any]:
 
 
 def _transposer(interleaves: bool) -> Any:
-    """Return an intrinsic that transposes a square of `LANES` x `LANES` words; strides between rows are in bytes.
+    """Return an intrinsic that transposes `LANES` x `LANES` elements of 32 bits; strides between rows are in bytes.
 
-    With `interleaves` the words are made of two successive rows of shorts: 2 * `LANES` rows of `LANES` shorts become
-    `LANES` rows of 2 * `LANES`.
+    With `interleaves` the elements are 16 bits wide: 2 * `LANES` rows of `LANES` become `LANES` rows of 2 * `LANES`,
+    after two successive rows were interleaved into one of 32-bit elements.
     """
 
     @intrinsic
@@ -188,9 +219,9 @@ def _transposer(interleaves: bool) -> Any:
                 return builder.load(place, align=2)
 
             if interleaves:
-                shift = ir.Constant(INT32_VECTOR, [16] * LANES)
-                halves = [builder.zext(row(i, INT16_VECTOR), INT32_VECTOR) for i in range(2 * LANES)]
-                rows = [builder.or_(halves[i], builder.shl(halves[i + 1], shift)) for i in range(0, 2 * LANES, 2)]
+                shift = int32_vector(16)
+                narrow = [builder.zext(row(i, INT16_VECTOR), INT32_VECTOR) for i in range(2 * LANES)]
+                rows = [builder.or_(narrow[i], builder.shl(narrow[i + 1], shift)) for i in range(0, 2 * LANES, 2)]
             else:
                 rows = [row(i, INT32_VECTOR) for i in range(LANES)]
             for i, value in enumerate(_exchange(builder, rows)):
@@ -205,11 +236,11 @@ def _transposer(interleaves: bool) -> Any:
 
 @intrinsic
 def interleave_rows(typing_context: Any, even: Any, odd: Any, target: Any) -> Any:
-    """Make 32 words at `target` of 32 shorts at `even` and 32 at `odd`, all addresses."""
+    """Store 32 pairs at `target` from 32 elements of 16 bits at `even` and 32 at `odd`, all addresses."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         even, odd, target = arguments
-        shift = ir.Constant(INT32_VECTOR, [16] * LANES)
+        shift = int32_vector(16)
         for v in range(0, 32, LANES):
             low, high = (
                 builder.zext(builder.load(pointer(builder, INT16_VECTOR, row, int64(2 * v)), align=2), INT32_VECTOR)

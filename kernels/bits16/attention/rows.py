@@ -16,7 +16,7 @@ from numba.core import cgutils
 from numba.core.errors import RequireLiteralValue
 from numba.extending import intrinsic
 
-from threadloom.kernels.matmul import PANEL, round_vector
+from threadloom.kernels.matmul import PANEL
 from threadloom.kernels.simd import (
     FLOAT32_VECTOR,
     HAS_AVX512_BF16,
@@ -29,6 +29,7 @@ from threadloom.kernels.simd import (
     fused_multiply_add,
     int64,
     pointer,
+    round_vector,
     upcast_even,
     upcast_odd,
 )
