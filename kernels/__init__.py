@@ -1,10 +1,11 @@
-"""The arithmetic: Numba kernels in forward/backward pairs, on arrays that the caller owns, without state or allocation.
+"""Numba kernels in forward/backward pairs, on arrays that the caller owns, without state or allocation.
 
-Layering: this package imports nothing of `pipeline` or `stages`. SciPy's BLAS is loaded when it is first needed, with
-the kernel set that fits the processor (`blas_info` tells); that works only while nothing else has loaded it.
+Layering: this package imports nothing from `pipeline` or `stages`. SciPy's BLAS is loaded at the first use, with the
+kernel set that fits the processor (reported by `blas_info`); that works only if nothing else has loaded it before.
 
-Every kernel holds no GIL, gives the same bits for the same input in whichever thread, and checks no bounds: shapes,
-token ids and sizes must be right before it is called.
+Every kernel releases the GIL, returns the same bits for the same input in any thread, and checks no bounds: the caller
+must pass correct shapes, token ids and sizes. The names here are the float32 kernels and the parts that all formats
+share; `kernels.bits16` has the kernels of bfloat16 and float16.
 """
 
 from threadloom.kernels.common import (

@@ -1,13 +1,13 @@
-"""Turns: micro-batches that add to the gradients of one arena at the same time, each a part behind the one before.
+"""Ordered accumulation: several threads add the gradients of micro-batches to one arena, in a fixed order per tensor.
 
 The backward pass goes through the model part by part: first the rows of the embedding, `HEAD_SLICE` at a time (the last
-LayerNorm belongs to the last of them), then, from the last block to the first, its MLP and its attention. A micro-batch
-adds to the gradients of a part once the micro-batch before it has, so the sum of every tensor has one order of
-additions however many threads there are, and two threads that work on neighbours are one part apart. Products that
-write no gradient do not wait.
+LayerNorm belongs to the last of these parts), then, from the last block to the first, its MLP and its attention. A
+micro-batch adds to the gradients of a part after its predecessor has done so. The sum of every tensor therefore has one
+order of additions for any number of threads, and two threads that work on successive micro-batches are one part apart.
+Products that write no gradient do not wait.
 
-A thread waits inside of a kernel, holding no GIL, asleep most of the time. It cannot wait for ever: the micro-batch
-before it was begun before it, and raises the count that is waited for, or whoever stops the run sets `stop`.
+A thread waits inside a kernel, with the GIL released, asleep most of the time. The wait is finite: the predecessor was
+started earlier and increments its count, or the thread that stops the run sets `stop`.
 """
 
 import time
@@ -23,50 +23,50 @@ from numpy.typing import NDArray
 from threadloom.kernels.compiling import JIT_ENABLED, jit_strict_fp
 
 Counts = NDArray[np.int64]
-"""Counts of finished parts, ever growing: of all batches together."""
+"""Counts of finished parts, (1,); they grow over all batches of a run."""
 
 HEAD_SLICE = 4096
-"""Rows of the embedding in a part: whole blocks of the matrix product, some milliseconds each."""
+"""Rows of the embedding per part: a multiple of the GEMM's block, some milliseconds of work."""
 _PAUSE = 50  # microseconds; a part takes from tens of microseconds to tens of milliseconds
-_WORD = ir.IntType(64)
-_ALWAYS = np.iinfo(np.int64).max
+_INT64 = ir.IntType(64)
+_ALL_PARTS = np.iinfo(np.int64).max
 
 
 class AccumulationTicket(NamedTuple):
-    """Behind whom a micro-batch adds its gradients; each array has one element."""
+    """Ordering ticket of one micro-batch, which adds its gradients after its predecessor; all arrays are (1,)."""
 
-    predecessor_count: Counts  # the parts that the micro-batch before it has finished
-    done_count: Counts  # the parts that this one has finished: written here alone
-    stop: Counts  # not 0: wait no longer, what is computed is thrown away
-    base: int  # what `predecessor_count` and `done_count` counted when the batch began
+    predecessor_count: Counts  # parts finished by the predecessor
+    done_count: Counts  # parts finished by this micro-batch; written by its thread alone
+    stop: Counts  # if not 0, nobody waits, and the results are discarded
+    base: int  # value of both counts at the start of the batch
 
 
 def single_writer() -> AccumulationTicket:
-    """Return the turn of somebody who adds alone."""
-    return AccumulationTicket(np.full(1, _ALWAYS, np.int64), np.zeros(1, np.int64), np.zeros(1, np.int64), 0)
+    """Return the ticket of a thread that is the only writer of its arena: it never waits."""
+    return AccumulationTicket(np.full(1, _ALL_PARTS, np.int64), np.zeros(1, np.int64), np.zeros(1, np.int64), 0)
 
 
 def model_parts(vocabulary: int, layers: int) -> int:
-    """Return how many parts a model has."""
+    """Return the number of parts of a model with `vocabulary` rows in its embedding and `layers` blocks."""
     return -(-vocabulary // HEAD_SLICE) + 2 * layers
 
 
 @intrinsic
 def _load(typing_context: Any, address: types.Integer) -> Any:
-    """Read a count, and see all that was written before it was."""
+    """Load a count with acquire ordering: everything written before the count is visible afterwards."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.load_atomic(builder.inttoptr(arguments[0], _WORD.as_pointer()), "acquire", 8)
+        return builder.load_atomic(builder.inttoptr(arguments[0], _INT64.as_pointer()), "acquire", 8)
 
     return types.int64(address), generate
 
 
 @intrinsic
 def _store(typing_context: Any, address: types.Integer, value: types.Integer) -> Any:
-    """Write a count after all that was written before."""
+    """Store a count with release ordering, after all earlier writes."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        place = builder.inttoptr(arguments[0], _WORD.as_pointer())
+        place = builder.inttoptr(arguments[0], _INT64.as_pointer())
         builder.store_atomic(arguments[1], place, "release", 8)
         return context.get_dummy_value()
 
@@ -75,7 +75,7 @@ def _store(typing_context: Any, address: types.Integer, value: types.Integer) ->
 
 @intrinsic
 def _sleep(typing_context: Any) -> Any:
-    """Leave the core to others for a moment (POSIX usleep)."""
+    """Sleep for `_PAUSE` (POSIX usleep)."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         number = ir.IntType(32)
@@ -90,23 +90,23 @@ if JIT_ENABLED:
 
     @jit_strict_fp
     def wait_for_predecessor(ticket: AccumulationTicket, part: int) -> None:
-        """Return once the gradients of `part` may be added to."""
+        """Wait until this micro-batch may add to the gradients of `part`: its predecessor has, or the run stops."""
         predecessor_count, stop = ticket.predecessor_count.ctypes.data, ticket.stop.ctypes.data
         while _load(predecessor_count) <= ticket.base + part and _load(stop) == 0:
             _sleep()
 
     @jit_strict_fp
     def mark_part_done(ticket: AccumulationTicket, part: int) -> None:
-        """Say that this micro-batch has added to the gradients of `part`."""
+        """Record that this micro-batch has added to the gradients of `part`."""
         _store(ticket.done_count.ctypes.data, ticket.base + part + 1)
 
 else:
 
     def wait_for_predecessor(ticket: AccumulationTicket, part: int) -> None:
-        """Return once the gradients of `part` may be added to."""
+        """Wait until this micro-batch may add to the gradients of `part`: its predecessor has, or the run stops."""
         while ticket.predecessor_count[0] <= ticket.base + part and ticket.stop[0] == 0:
             time.sleep(_PAUSE * 1e-6)
 
     def mark_part_done(ticket: AccumulationTicket, part: int) -> None:
-        """Say that this micro-batch has added to the gradients of `part`."""
+        """Record that this micro-batch has added to the gradients of `part`."""
         ticket.done_count[0] = ticket.base + part + 1

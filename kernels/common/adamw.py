@@ -1,4 +1,4 @@
-"""AdamW (Loshchilov and Hutter, 2019, algorithm 2), with PyTorch's order of operations, in one streaming pass."""
+"""AdamW (Loshchilov and Hutter, 2019, algorithm 2) with PyTorch's order of operations, in one streaming pass."""
 
 import math
 from typing import NamedTuple
@@ -9,7 +9,7 @@ from threadloom.kernels.compiling import Floats, jit_strict_fp, jit_strict_inlin
 
 
 class AdamWStep(NamedTuple):
-    """The numbers of one update; the bias corrections belong to update t = 1, 2, ... of the run."""
+    """Hyperparameters of one update; the bias corrections are those of update t = 1, 2, ... of the run."""
 
     lr: float
     beta1: float
@@ -18,11 +18,11 @@ class AdamWStep(NamedTuple):
     weight_decay: float
     bias_correction1: float  # 1 - beta1**t
     bias_correction2: float  # 1 - beta2**t
-    grad_scale: float  # the clip factor that the gradient is multiplied with first; 1 leaves it
+    grad_scale: float  # clip factor, multiplied with the gradient first; 1 for none
 
 
 class _Factors(NamedTuple):
-    """The numbers of one update in float32, as the loop needs them."""
+    """Factors of one update in float32, as used in the loop."""
 
     beta1: np.float32
     rest1: np.float32  # 1 - beta1
@@ -32,7 +32,7 @@ class _Factors(NamedTuple):
     unbias: np.float32  # 1 / sqrt(bias_correction2)
     eps: np.float32
     clip: np.float32
-    keep: np.float32  # what decay leaves of a weight
+    keep: np.float32  # 1 - lr * weight_decay
 
 
 @jit_strict_fp
@@ -54,7 +54,7 @@ def _factors(step: AdamWStep, decay: float) -> _Factors:
 def _element(
     weight: np.float32, g: np.float32, m: np.float32, v: np.float32, f: _Factors
 ) -> tuple[np.float32, np.float32, np.float32]:
-    """Return one element's new weight and moments."""
+    """Return the new weight and moments of one element."""
     clipped = g * f.clip
     first = f.beta1 * m + f.rest1 * clipped
     second = f.beta2 * v + f.rest2 * (clipped * clipped)
@@ -63,8 +63,8 @@ def _element(
 
 @jit_strict_fp
 def _update_range(weights: Floats, new_weights: Floats, gradient: Floats, m: Floats, v: Floats, f: _Factors) -> None:
-    """Update one range whose elements are all decayed alike."""
-    if weights.ctypes.data == new_weights.ctypes.data:  # one array under two names would not vectorise
+    """Update a range whose elements all have the same weight decay."""
+    if weights.ctypes.data == new_weights.ctypes.data:  # two names of one array would not vectorise
         for i in range(weights.shape[0]):
             weights[i], m[i], v[i] = _element(weights[i], gradient[i], m[i], v[i], f)
     else:
@@ -76,11 +76,11 @@ def _update_range(weights: Floats, new_weights: Floats, gradient: Floats, m: Flo
 def adamw_update(
     weights: Floats, new_weights: Floats, gradient: Floats, m: Floats, v: Floats, decayed: int, step: AdamWStep
 ) -> None:
-    """Write the updated weights to `new_weights` and update the moments `m` and `v` in place; all flat, one length.
+    """Write the updated weights to `new_weights` and update the moments `m` and `v` in place; all arrays are (N,).
 
-    The first `decayed` elements get decoupled weight decay. `new_weights` may be `weights` itself, but must not overlap
-    it in part. Each element's result depends on that element alone, bit for bit, so an arena may be cut at will: give
-    a slice ``min(max(decayed - start, 0), length)``.
+    Decoupled weight decay applies to the first `decayed` elements. `new_weights` may be `weights` itself, but must not
+    overlap it partially. The result of an element depends on that element alone, bit for bit, so an arena may be split
+    anywhere: a slice has ``min(max(decayed - start, 0), length)`` decayed elements.
     """
     with_decay, without, d = _factors(step, step.weight_decay), _factors(step, 0.0), decayed
     _update_range(weights[:d], new_weights[:d], gradient[:d], m[:d], v[:d], with_decay)

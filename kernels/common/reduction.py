@@ -1,7 +1,7 @@
-"""Sum of gradient lanes, with the squares that the global norm needs, in one streaming pass over chunks.
+"""Sum of gradient lanes, with the squares for the global norm, in one streaming pass over chunks.
 
-A chunk is the unit of work and of rounding: whichever thread takes it, it gives the same bits, so threads may share the
-chunks of an arena in any way.
+A chunk is the unit of work and of rounding: its bits do not depend on the thread, so threads may divide the chunks of
+an arena in any way.
 """
 
 import numpy as np
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from threadloom.kernels.compiling import Floats, jit_kernel
 
 CHUNK = 65536
-"""Elements of one chunk: 256 KiB a lane."""
+"""Elements per chunk: 256 KiB per lane."""
 
 _BLOCK = 4096  # elements summed over all lanes before the next ones, so that the sum stays in the L1 cache
 
@@ -31,8 +31,8 @@ def _copy(target: Floats, source: Floats) -> None:
 def _sum_of_squares(values: Floats) -> float:
     total = 0.0
     for i in range(values.shape[0]):
-        wide = np.float64(values[i])
-        total += wide * wide
+        value = np.float64(values[i])
+        total += value * value
     return total
 
 
@@ -40,8 +40,8 @@ def _sum_of_squares(values: Floats) -> float:
 def sum_lanes(lanes: Floats, out: Floats, partials: NDArray[np.float64], first_chunk: int, last_chunk: int) -> None:
     """Sum the lanes, in their order, for the chunks ``first_chunk .. last_chunk - 1``.
 
-    `lanes` (lanes, N), `out` (N,), which may be ``lanes[0]`` itself; ``partials[c]`` becomes the sum of the squares of
-    `out`'s chunk c in float64, `partials` (ceil(N / CHUNK),).
+    `lanes` is (lanes, N), `out` (N,); `out` may be ``lanes[0]`` itself. The sum of squares of chunk c of `out`, in
+    float64, is written to ``partials[c]``; `partials` is (ceil(N / CHUNK),).
     """
     in_place = lanes[0].ctypes.data == out.ctypes.data
     for chunk in range(first_chunk, last_chunk):

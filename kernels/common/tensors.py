@@ -1,4 +1,4 @@
-"""The named tensors that kernels read and write, grouped so that one argument stands for many arrays.
+"""Named tuples of tensors that kernels read and write, so that one argument groups many arrays.
 
 Shape legend, used in every kernel's docstring:
 
@@ -14,8 +14,8 @@ V      vocabulary
 ====== =========================================================
 
 All arrays are C-contiguous float32 unless a comment says otherwise; matrices are stored (inputs, outputs), as in
-GPT-2's own files, so that a linear layer is ``y = x @ weight + bias``. The layers of one kind are stacked in the first
-axis. Numba compiles against these tuples: a change of a field is a change of every compiled signature.
+GPT-2's own files, so that a linear layer is ``y = x @ weight + bias``. The layers of one kind are stacked along the
+first axis. Numba compiles for these tuples: a change of a field changes every compiled signature.
 """
 
 from typing import NamedTuple
@@ -24,14 +24,14 @@ from threadloom.kernels.compiling import Floats
 
 
 class Weights(NamedTuple):
-    """The parameters of a model, or anything shaped like them: gradients, AdamW's moments.
+    """Parameters of a model, or arrays of the same shapes: gradients, AdamW's moments.
 
     Matrices come first and vectors last: weight decay applies to matrices only, so in a flat arena it covers a prefix.
     """
 
     wte: Floats  # (V, C) token embedding, tied with the output projection
     wpe: Floats  # (context, C) position embedding
-    qkv_weight: Floats  # (L, C, 3C) query, key and value side by side
+    qkv_weight: Floats  # (L, C, 3C) columns of query, key and value
     attn_proj_weight: Floats  # (L, C, C)
     fc_weight: Floats  # (L, C, F)
     mlp_proj_weight: Floats  # (L, F, C)
@@ -48,4 +48,4 @@ class Weights(NamedTuple):
 
 
 ATTENTION_TILE = 64
-"""Queries of one head that are scored at a time: ``TILE`` in the shapes above."""
+"""Queries of one head whose scores exist at a time: ``TILE`` in shapes."""

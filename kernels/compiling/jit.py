@@ -59,7 +59,7 @@ SOURCES_DIGEST = _sources_digest()
 
 
 def _compiled(function: Function, **options: Any) -> Function:
-    """Return `function` as a Numba dispatcher that checks no bounds, releases the GIL, and is cached under the digest."""
+    """Return `function` as a Numba dispatcher that checks no bounds, releases the GIL, and caches under the digest."""
     jit = numba.njit(cache=True, pipeline_class=PrivateCompiler, **_COMMON, **options)
     dispatcher = jit(function)
     cache: Any = getattr(dispatcher, "_cache", None)

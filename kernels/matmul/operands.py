@@ -14,7 +14,10 @@ Operand = Floats | FP16Bits
 
 
 class Op(IntEnum):
-    """How a stored matrix enters a product, as in BLAS."""
+    """Operation on a stored matrix before a product, as in BLAS.
+
+    Compiled code passes it for free; from Python, Numba needs some microseconds to unbox an enum.
+    """
 
     N = 0  # as it is stored
     T = 1  # transposed

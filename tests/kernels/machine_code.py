@@ -1,4 +1,4 @@
-"""Questions about x86-64 machine code in AT&T syntax that are independent of the instructions a compiler chooses."""
+"""Properties of x86-64 machine code in AT&T syntax that do not depend on the instructions a compiler selects."""
 
 import re
 
@@ -8,7 +8,7 @@ _VECTOR_CONVERSION = re.compile(r"vcvt(?:ps2phx[yz]|p[sh]2p[sh]x?)\b")
 
 
 def innermost_loops(code: str) -> list[list[str]]:
-    """Return the instructions of each loop that is a single basic block, one string an instruction.
+    """Return the instructions of each loop that is a single basic block, one string per instruction.
 
     The block runs from its label to the last jump back to it. A loop whose body branches is not among them.
     """
@@ -24,12 +24,12 @@ def innermost_loops(code: str) -> list[list[str]]:
 
 
 def half_conversions(instructions: list[str]) -> list[str]:
-    """Return those instructions that convert between float16 and float32, of F16C and of AVX512-FP16, scalar or not."""
+    """Return the instructions that convert between float16 and float32, of F16C and of AVX512-FP16, scalar or not."""
     return [line for line in instructions if _CONVERSION.match(line)]
 
 
 def converts_vectors(instruction: str) -> bool:
-    """Return whether a conversion of float16 has at least 256 bits of float32 on one side.
+    """Return True if a conversion of float16 has at least 256 bits of float32 on one side.
 
     These are VCVTPS2PH and VCVTPH2PS, and VCVTPS2PHX and VCVTPH2PSX, with a YMM or ZMM register; or with the suffix y
     or z, by which AT&T syntax gives the width of a source in memory. VCVTSS2SH and VCVTSH2SS convert one number.

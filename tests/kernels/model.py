@@ -1,4 +1,4 @@
-"""The whole model run through the kernels as the stages run it, and held against the reference."""
+"""A whole model computed by the kernels as the stages do, and compared with the reference."""
 
 from dataclasses import dataclass, field
 
@@ -58,14 +58,14 @@ class Model:
         return loss
 
     def check_gradients(self, expected: Tensors, tolerance: float = BACKWARD) -> None:
-        """Hold every gradient against the reference's."""
+        """Compare every gradient with the reference's."""
         for name in Weights._fields:
             assert_close(getattr(self.grads, name), expected[name], tolerance, name)
         self.memory.check()
 
 
 def check_model(sizes: Sizes, seed: int = 0, logits_rows: int = 3) -> None:
-    """Hold activations, loss and every gradient of one micro-batch against the reference."""
+    """Compare activations, loss and every gradient of one micro-batch with the reference."""
     rng = np.random.default_rng(seed)
     model = Model(sizes, sizes.tensors(rng), logits_rows)
     ids, targets = sizes.ids(rng), sizes.ids(rng)

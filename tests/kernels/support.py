@@ -1,7 +1,7 @@
-"""What the kernel tests share: guarded, poisoned arrays, a model's tensors made from its sizes, and the comparison.
+"""Support of the kernel tests: guarded arrays filled with NaN, a model's tensors by its sizes, and comparisons.
 
-Every output is a view into a larger array: a write on either side of it changes a guard value, and a number that the
-kernel should have written but did not is still NaN.
+Every output is a view into a larger array: a write outside of it changes a guard value, and an element that the kernel
+failed to write is still NaN.
 """
 
 from dataclasses import dataclass, field
@@ -21,19 +21,19 @@ from threadloom.kernels.float32.tensors import Activations, Scratch
 FORWARD = 5e-6
 """Relative L2 distance allowed to the output of one operation, or of a model of a few layers.
 
-A float32 number is off by at most 6e-8 of itself; a sum of n products by about sqrt(n) * 6e-8 of its terms' norm, so
-1e-6 for the sums of a few hundred terms here. The rest is for the operations that follow each other, and for the
-cancellation in LayerNorm and softmax. Over 500 random models, with either product, the worst tensor was at 0.3 of
+The relative error of a float32 number is at most 6e-8; that of a sum of n products is about sqrt(n) * 6e-8 of the norm
+of its terms, so 1e-6 for the sums of a few hundred terms here. The rest is for successive operations, and for the
+cancellation in LayerNorm and softmax. Over 500 random models, with either backend, the worst tensor reached 0.3 of
 these bounds.
 """
 BACKWARD = 1e-5
-"""The same for gradients: their errors come on top of those of forward."""
+"""The same for gradients, whose errors add to those of forward."""
 
 UNIT_ROUNDOFF = 2.0**-24
 """Largest relative error of one float32 operation, rounded to nearest."""
 
 random_shapes = settings(max_examples=40 if JIT_ENABLED else 5, deadline=None, derandomize=True)
-"""How Hypothesis looks for shapes: the same ones in every run, without a time limit (the first call compiles)."""
+"""Hypothesis settings for shapes: the same ones in every run, without a deadline (the first call compiles)."""
 
 GUARD = 32
 GUARD_VALUE = 77.0
@@ -41,12 +41,12 @@ GUARD_VALUE = 77.0
 
 @dataclass
 class Guarded:
-    """Makes float32 arrays that have guard values on both sides, and says whether any was written over."""
+    """Allocator of float32 arrays with guard values on both sides, and check of the guards."""
 
     _guards: list[Floats] = field(default_factory=list)
 
     def empty(self, *shape: int) -> Floats:
-        """Return an array full of NaN."""
+        """Return an array filled with NaN."""
         size = int(np.prod(shape, dtype=np.int64))
         buffer = np.full(size + 2 * GUARD, GUARD_VALUE, np.float32)
         self._guards += [buffer[:GUARD], buffer[GUARD + size :]]
@@ -55,7 +55,7 @@ class Guarded:
         return view
 
     def empty_columns(self, rows: int, columns: int) -> Floats:
-        """Return a matrix full of NaN with guard values on both sides of every row."""
+        """Return a matrix filled with NaN, with guard values on both sides of every row."""
         wide = self.empty(rows, columns + 5)
         wide[...] = GUARD_VALUE
         self._guards += [wide[:, :3], wide[:, 3 + columns :]]
@@ -64,20 +64,20 @@ class Guarded:
         return view
 
     def copy(self, values: NDArray[np.floating]) -> Floats:
-        """Return an array that holds these values."""
+        """Return an array with these values."""
         view = self.empty(*values.shape)
         view[...] = values
         return view
 
     def check(self) -> None:
-        """Fail if something was written outside of an array made here."""
+        """Fail if anything was written outside of an array allocated here."""
         for guard in self._guards:
             assert (guard == GUARD_VALUE).all(), "written outside of an output"
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """A model's geometry and the micro-batch's."""
+    """Geometry of a model and of a micro-batch."""
 
     vocabulary: int
     context: int
@@ -106,17 +106,17 @@ class Sizes:
 
 
 def empty_weights(sizes: Sizes, memory: Guarded) -> Weights:
-    """Make the tensors of a model, all NaN."""
+    """Return the tensors of a model, filled with NaN."""
     return Weights(**{name: memory.empty(*shape) for name, shape in sizes.shapes().items()})
 
 
 def make_weights(tensors: Tensors, memory: Guarded) -> Weights:
-    """Make a float32 copy of the reference's tensors."""
+    """Return a float32 copy of the reference's tensors."""
     return Weights(**{name: memory.copy(tensor) for name, tensor in tensors.items()})
 
 
 def make_activations(sizes: Sizes, memory: Guarded) -> Activations:
-    """Make what forward writes, all NaN."""
+    """Return the outputs and scratch of forward, filled with NaN."""
     n, r, c = sizes.layers, sizes.rows, sizes.channels
     return Activations(
         x=memory.empty(n + 1, r, c),
@@ -136,7 +136,7 @@ def make_activations(sizes: Sizes, memory: Guarded) -> Activations:
 
 
 def make_scratch(sizes: Sizes, memory: Guarded, logits_rows: int = 3) -> Scratch:
-    """Make what backward writes beside the gradients, all NaN."""
+    """Return the scratch of backward, filled with NaN."""
     r, c = sizes.rows, sizes.channels
     return Scratch(
         dx=memory.empty(r, c),
@@ -154,13 +154,13 @@ def make_scratch(sizes: Sizes, memory: Guarded, logits_rows: int = 3) -> Scratch
 
 
 def make_cache(sizes: Sizes, memory: Guarded) -> KVCache:
-    """Make the keys and values of one sequence, all NaN."""
+    """Return the keys and values of one sequence, filled with NaN."""
     shape = (sizes.layers, sizes.context, sizes.channels)
     return KVCache(keys=memory.empty(*shape), values=memory.empty(*shape))
 
 
 def make_decode_scratch(sizes: Sizes, memory: Guarded) -> DecodeScratch:
-    """Make what one step of generation writes beside the cache, all NaN."""
+    """Return the scratch of one step of generation, filled with NaN."""
     c = sizes.channels
     return DecodeScratch(
         x=memory.empty(c),
@@ -174,12 +174,12 @@ def make_decode_scratch(sizes: Sizes, memory: Guarded) -> DecodeScratch:
 
 
 def flat_ids(ids: Ids) -> TokenIds:
-    """Return token ids in the form that kernels take: int32, one a row."""
+    """Return token ids as kernels take them: int32, (R,)."""
     return np.ascontiguousarray(ids.reshape(-1), np.int32)
 
 
 def float32_numbers(rng: np.random.Generator, *shape: int) -> Array:
-    """Return normal random numbers in float64 that float32 holds exactly."""
+    """Return normal random numbers in float64 that are exact in float32."""
     return rng.standard_normal(shape).astype(np.float32).astype(np.float64)
 
 
@@ -208,20 +208,20 @@ def product_error(a: Array, b: Array, *added: Array, alpha: float = 1.0, splits:
 
 
 def assert_within(actual: Floats, expected: Array, bound: Array, name: str = "") -> None:
-    """Assert that every element is within its own bound of the expected one; NaN never is."""
+    """Assert that the error of every element is within its bound; NaN fails."""
     assert actual.shape == expected.shape, name
     excess = np.abs(actual - expected) / np.maximum(bound, np.finfo(np.float64).tiny)
     assert (excess <= 1.0).all(), f"{name} {actual.shape}: an error is {np.max(excess):.3g} of its bound"
 
 
 def distance(actual: Floats, expected: Array) -> float:
-    """Return the relative L2 distance; of a tensor that should be all zero, the absolute one."""
+    """Return the relative L2 distance, or the absolute one if the expected tensor is zero."""
     norm = float(np.linalg.norm(expected))
     return float(np.linalg.norm(actual.astype(np.float64).ravel() - expected.ravel())) / (norm or 1.0)
 
 
 def assert_close(actual: Floats, expected: Array, tolerance: float, name: str = "") -> None:
-    """Hold a float32 tensor against the reference's; NaN never passes."""
+    """Compare a float32 tensor with the reference's; NaN fails."""
     assert actual.size == expected.size, name
     found = distance(actual, expected)
     assert found <= tolerance, f"{name} {actual.shape}: relative L2 distance {found:.3g}, allowed {tolerance:.3g}"

@@ -1,4 +1,4 @@
-"""No kernel allocates: nothing is allocated in the steady state of a training."""
+"""No kernel allocates memory."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -19,7 +19,7 @@ from threadloom.kernels.float32.decode import decode_token
 from threadloom.kernels.float32.embedding import embedding_forward
 from threadloom.kernels.float32.gpt2 import blocks_backward, blocks_forward, head_backward, head_loss
 
-pytestmark = pytest.mark.skipif(not JIT_ENABLED, reason="counts what compiled code allocates")
+pytestmark = pytest.mark.skipif(not JIT_ENABLED, reason="counts allocations of compiled code")
 
 
 @pytest.fixture(autouse=True)
@@ -32,14 +32,14 @@ def _counting() -> Iterator[None]:
 
 
 def arrays_in(value: Any) -> int:
-    """Count the arrays of an argument: Numba allocates one small record for each that crosses over from Python."""
+    """Count the arrays of an argument: Numba allocates a small record for each one passed from Python."""
     if isinstance(value, tuple):
         return sum(arrays_in(part) for part in value)
     return int(isinstance(value, np.ndarray))
 
 
 def allocations(function: Callable[..., Any], *arguments: Any) -> int:
-    """Return what a warm call allocates beyond its arguments' records."""
+    """Return the number of allocations of a warm call, without the records of its arguments."""
     function(*arguments)
     before = rtsys.get_allocation_stats().alloc
     function(*arguments)

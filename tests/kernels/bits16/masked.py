@@ -6,15 +6,12 @@ Numba is told by the environment to compile for a lesser processor than the one 
 import json
 import sys
 
-from tests.kernels.bits16 import test_attention as test_lowp_attention
-from tests.kernels.bits16 import test_gpt2
+from tests.kernels.bits16 import test_attention, test_gpt2
 from tests.kernels.bits16.formats import BF16
 from tests.kernels.bits16.model import check_model
 from tests.kernels.bits16.support import on_path, paths_here
-from tests.kernels.matmul import test_bf16 as test_lowp_gemm
-from tests.kernels.matmul import test_split as test_lowp_split_gemm
-from tests.kernels.simd import test_bfloat16 as test_lowp_convert
-from tests.kernels.simd import test_float16 as test_lowp_half
+from tests.kernels.matmul import test_bf16, test_split
+from tests.kernels.simd import test_bfloat16, test_float16
 from threadloom.kernels.matmul.backend import GemmBackend, gemm_backend
 from threadloom.kernels.matmul.operands import Op
 from threadloom.kernels.simd.features import low_precision_info
@@ -34,34 +31,34 @@ def products(every_form: bool) -> None:
         with on_path(path):
             for rows, columns, inner in SIZES:
                 for at_end in (True, False):
-                    test_lowp_gemm.check(rows, columns, inner, at_end, gap=3)
+                    test_bf16.check(rows, columns, inner, at_end, gap=3)
             if every_form:
-                test_lowp_gemm.check(1, 1, 1, True, gap=0)
-                test_lowp_gemm.check(33, 65, 47, True, gap=0)
-                test_lowp_gemm.test_the_three_products_of_a_linear_layer(path)
-                test_lowp_gemm.test_nan_and_infinity_come_through(path)
-    test_lowp_convert.test_rounding_is_to_the_nearest_and_ties_go_to_even()
-    test_lowp_convert.test_what_is_no_number_or_too_large()
-    test_lowp_half.test_every_float16_is_widened_as_numpy_does(float32_from_fp16)
-    test_lowp_half.test_any_float32_is_rounded_as_numpy_does(fp16_from_float32)
+                test_bf16.check(1, 1, 1, True, gap=0)
+                test_bf16.check(33, 65, 47, True, gap=0)
+                test_bf16.test_the_three_products_of_a_linear_layer(path)
+                test_bf16.test_nan_and_infinity(path)
+    test_bfloat16.test_rounding_is_to_nearest_ties_to_even()
+    test_bfloat16.test_nan_infinity_and_overflow()
+    test_float16.test_upcast_equals_numpy_for_every_float16(float32_from_fp16)
+    test_float16.test_rounding_equals_numpy_for_random_float32(fp16_from_float32)
 
 
 def attention() -> None:
     """Hold attention in bfloat16 on every path against float64: more than a tile of queries, and less than one."""
     for path in paths_here():
         with on_path(path):
-            test_lowp_attention.check(2, 2, 48, 97)
-            test_lowp_attention.check(1, 1, 5, 33, at_end=False)
+            test_attention.check(2, 2, 48, 97)
+            test_attention.check(1, 1, 5, 33, at_end=False)
 
 
 def the_rest() -> None:
     """Hold attention in float16, bf16x3 and a whole model in bfloat16 against float64."""
-    test_lowp_attention.check(2, 2, 48, 97, fmt=test_lowp_attention.FLOAT16)
+    test_attention.check(2, 2, 48, 97, fmt=test_attention.FLOAT16)
     for path in paths_here():
         with on_path(path):
             with gemm_backend(GemmBackend.BF16X3):
-                test_lowp_split_gemm.check(45, 70, 267, Op.T, Op.N, -2.5, 0.5, True, 3)
-                test_lowp_split_gemm.check(33, 65, 47, Op.N, Op.T, 1.0, 0.0, False, 3)
+                test_split.check(45, 70, 267, Op.T, Op.N, -2.5, 0.5, True, 3)
+                test_split.check(33, 65, 47, Op.N, Op.T, 1.0, 0.0, False, 3)
             check_model(test_gpt2.SIZES["odd"], BF16)
 
 

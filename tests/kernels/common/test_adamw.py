@@ -1,4 +1,4 @@
-"""AdamW against the reference, and the same bits however the arena is cut."""
+"""AdamW against the reference, and with the same bits for every split of the arena."""
 
 import numpy as np
 import pytest
@@ -50,7 +50,7 @@ def test_several_updates_equal_the_reference(in_place: bool, decayed: int, rest:
     memory.check()
 
 
-def test_the_weights_read_are_left_alone() -> None:
+def test_the_old_weights_are_unchanged() -> None:
     rng = np.random.default_rng(0)
     weights, gradient = (rng.standard_normal(37, np.float32) for _ in range(2))
     before = weights.copy()
@@ -60,7 +60,7 @@ def test_the_weights_read_are_left_alone() -> None:
 
 
 def test_every_element_has_the_bits_of_ieee_arithmetic() -> None:
-    """No fused multiply-add and no estimate of a division or a root: those depend on where an element lies."""
+    """No fused multiply-add and no estimate of a division or a root: these depend on the position of an element."""
     rng = np.random.default_rng(2)
     w, g, m, v = (rng.standard_normal(1003, np.float32) for _ in range(4))
     v *= v
@@ -86,8 +86,8 @@ def test_every_element_has_the_bits_of_ieee_arithmetic() -> None:
     in_place=st.booleans(),
     shift=st.integers(0, 15),
 )
-def test_same_bits_however_the_arena_is_cut(cuts: list[int], decayed: int, in_place: bool, shift: int) -> None:
-    """In one call, in slices, in place or not, and wherever the arrays lie in memory."""
+def test_same_bits_for_every_split_of_the_arena(cuts: list[int], decayed: int, in_place: bool, shift: int) -> None:
+    """In one call, in slices, in place or not, and at any alignment."""
     rng = np.random.default_rng(3)
     size = 1003
     step = make_step(3, grad_scale=0.3)

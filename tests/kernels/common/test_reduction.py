@@ -1,4 +1,4 @@
-"""The sum of lanes and the squares for the norm, in chunks."""
+"""Sum of lanes and of the squares for the norm, in chunks."""
 
 import numpy as np
 import pytest
@@ -18,14 +18,14 @@ def chunks_of(size: int) -> int:
 @pytest.mark.parametrize("in_place", [False, True])
 @pytest.mark.parametrize("count", [1, 2, 5])
 @pytest.mark.parametrize("size", SIZES)
-def test_sum_in_the_order_of_the_lanes_and_its_squares(size: int, count: int, in_place: bool) -> None:
+def test_sums_in_the_order_of_the_lanes(size: int, count: int, in_place: bool) -> None:
     rng = np.random.default_rng([size, count])
     memory = Guarded()
     lanes = memory.copy(float32_numbers(rng, count, size))
     before = lanes.copy()
     expected = before[0].copy()
     for lane in before[1:]:
-        expected += lane  # float32, in this order: the bits are known
+        expected += lane  # float32, in this order: the bits are determined
     out = lanes[0] if in_place else memory.empty(size)
     partials = np.full(chunks_of(size) + 2, np.nan)
     sum_lanes(lanes, out, partials[1:-1], 0, chunks_of(size))
@@ -40,8 +40,8 @@ def test_sum_in_the_order_of_the_lanes_and_its_squares(size: int, count: int, in
 
 @random_shapes
 @given(order=st.permutations(range(5)), shift=st.integers(0, 15), in_place=st.booleans())
-def test_same_bits_whoever_takes_which_chunk(order: list[int], shift: int, in_place: bool) -> None:
-    """In one call or chunk by chunk in any order, in place or not, wherever the arrays lie in memory."""
+def test_same_bits_in_any_order_of_chunks(order: list[int], shift: int, in_place: bool) -> None:
+    """In one call or chunk by chunk in any order, in place or not, at any alignment."""
     rng = np.random.default_rng(1)
     size = 4 * CHUNK + 777
     values = rng.standard_normal((3, size), np.float32)
@@ -58,7 +58,7 @@ def test_same_bits_whoever_takes_which_chunk(order: list[int], shift: int, in_pl
     np.testing.assert_array_equal(partials, whole_partials)
 
 
-def test_only_the_chunks_asked_for_are_written() -> None:
+def test_only_the_requested_chunks_are_written() -> None:
     lanes = np.ones((2, 3 * CHUNK), np.float32)
     out, partials = np.full(3 * CHUNK, np.nan, np.float32), np.full(3, np.nan)
     sum_lanes(lanes, out, partials, 1, 2)

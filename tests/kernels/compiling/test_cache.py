@@ -1,4 +1,4 @@
-"""Compiled kernels on disk: entries that several processes write at once, or that others than today's sources made."""
+"""Compiled kernels on disk: entries written by several processes at once, or compiled from other sources."""
 
 import itertools
 import os
@@ -25,7 +25,7 @@ def entries(folder: Path, stamp: str = "today") -> CacheFile:
     return CacheFile(str(folder), "sums.total-3.py311", stamp)
 
 
-def test_every_key_has_its_own_entry(tmp_path: Path) -> None:
+def test_every_key_has_an_entry(tmp_path: Path) -> None:
     file = entries(tmp_path)
     for key in KEYS:
         file.save(key, f"code of {key}")
@@ -35,22 +35,22 @@ def test_every_key_has_its_own_entry(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_code_of_other_sources_is_never_loaded_and_removed_by_the_next_save(tmp_path: Path) -> None:
-    entries(tmp_path, "yesterday").save(KEYS[0], "yesterday's")
+def test_code_of_other_sources_is_not_loaded_and_removed_by_the_next_save(tmp_path: Path) -> None:
+    entries(tmp_path, "other sources").save(KEYS[0], "old code")
     (tmp_path / "sums.total-3.py311.nbi").write_bytes(b"Numba's own")
     (tmp_path / "sums.total-3.py311.1.nbc").write_bytes(b"Numba's own")
-    other = CacheFile(str(tmp_path), "sums.total-31.py311", "yesterday")
+    other = CacheFile(str(tmp_path), "sums.total-31.py311", "other sources")
     other.save(KEYS[0], "another kernel's")
     assert entries(tmp_path).load(KEYS[0]) is None
     entries(tmp_path).save(KEYS[1], "today's")
-    assert entries(tmp_path, "yesterday").load(KEYS[0]) is None
+    assert entries(tmp_path, "other sources").load(KEYS[0]) is None
     assert entries(tmp_path).load(KEYS[1]) == "today's"
     assert other.load(KEYS[0]) == "another kernel's"
     assert len(list(tmp_path.iterdir())) == 2
 
 
 @given(st.binary(max_size=60) | st.sampled_from([b"cno.such\nthing\n.", b"\x80\x05."]))
-def test_a_spoilt_entry_is_none(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+def test_a_corrupt_entry_is_ignored(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     file = entries(tmp_path_factory.mktemp("spoilt"))
     file.save(KEYS[0], "whole")
     (path,) = Path(file._cache_path).iterdir()
@@ -58,7 +58,7 @@ def test_a_spoilt_entry_is_none(tmp_path_factory: pytest.TempPathFactory, conten
     assert file.load(KEYS[0]) is None
 
 
-def test_nothing_is_left_of_a_save_that_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_save_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError("the disk is full")
 
@@ -72,10 +72,10 @@ def test_nothing_is_left_of_a_save_that_failed(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("order", sorted(set(itertools.permutations("AABB"))))
-def test_two_that_save_at_once_do_not_mix_their_entries(
+def test_concurrent_saves_do_not_mix_entries(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: tuple[str, ...]
 ) -> None:
-    """Each writes aside and moves its entry into place: all orders of these steps, two signatures and the same one."""
+    """All orders of the steps (write a temporary file, rename it), for two signatures and for one."""
     turns = {place: threading.Event() for place in range(len(order) + 1)}
     places = {name: iter([place for place, whose in enumerate(order) if whose == name]) for name in "AB"}
     turns[0].set()
@@ -106,12 +106,12 @@ def test_two_that_save_at_once_do_not_mix_their_entries(
 
 @pytest.mark.skipif(not JIT_ENABLED, reason="there is no compiled code")
 class TestKernels:
-    def test_they_are_kept_here(self) -> None:
+    def test_kernels_use_this_cache(self) -> None:
         kernel: Any = gemm
         assert isinstance(kernel._cache._cache_file, CacheFile)
 
-    def test_processes_that_compile_one_kernel_for_several_signatures_at_once(self, tmp_path: Path) -> None:
-        """Of a cache that mixes them up, the next process would read a strided array as if it lay side by side."""
+    def test_processes_compile_one_kernel_for_several_signatures_at_once(self, tmp_path: Path) -> None:
+        """If the cache mixed them up, the next process would read a strided array as if it were contiguous."""
         (tmp_path / "sums.py").write_text(SOURCE, "utf-8")
         for _ in range(2):
             running = [

@@ -1,11 +1,13 @@
-"""Compiler flags live in one place, and no kernel allocates."""
+"""Compiler flags are in one module, and the digest of the sources covers the package."""
 
 import ast
+import shutil
 from pathlib import Path
 
 import pytest
 
 from threadloom import kernels
+from threadloom.kernels.compiling import jit
 
 COMPILERS = {"jit", "njit", "vectorize", "guvectorize", "stencil", "cfunc", "jit_module", "generated_jit"}
 OVERLOADS = {"overload", "overload_method", "overload_attribute", "register_jitable"}
@@ -13,8 +15,8 @@ PACKAGE = Path(kernels.__file__).parent
 JIT_MODULES = {"threadloom.kernels.compiling", "threadloom.kernels.compiling.jit"}
 
 
-def options_of_its_own(call: ast.Call, from_jit: set[str]) -> bool:
-    """Tell whether a call is an ``overload`` that is neither written into its caller nor has options of jit.py."""
+def has_other_options(call: ast.Call, from_jit: set[str]) -> bool:
+    """Return True if a call is an ``overload`` that is neither inlined into its caller nor has options of jit.py."""
     if getattr(call.func, "id", getattr(call.func, "attr", None)) not in OVERLOADS:
         return False
     keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
@@ -24,14 +26,14 @@ def options_of_its_own(call: ast.Call, from_jit: set[str]) -> bool:
 def compilers_used(source: str) -> list[str]:
     """Return every mention of a Numba decorator, by attribute (numba.njit) or by import (from numba import njit).
 
-    And every ``overload`` with flags that are not of jit.py.
+    And every ``overload`` with flags that are not from jit.py.
     """
     found = []
     nodes = list(ast.walk(ast.parse(source)))
     imports = [node for node in nodes if isinstance(node, ast.ImportFrom) and node.module in JIT_MODULES]
     from_jit = {name.asname or name.name for node in imports for name in node.names}
     for node in nodes:
-        if isinstance(node, ast.Call) and options_of_its_own(node, from_jit):
+        if isinstance(node, ast.Call) and has_other_options(node, from_jit):
             found.append(f"line {node.lineno}: {ast.unparse(node)}")
         if isinstance(node, ast.Attribute) and node.attr in COMPILERS:
             found.append(f"line {node.lineno}: {ast.unparse(node)}")
@@ -41,7 +43,7 @@ def compilers_used(source: str) -> list[str]:
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.glob("**/*.py")), ids=lambda path: path.stem)
-def test_only_jit_py_names_a_compiler(path: Path) -> None:
+def test_only_jit_py_uses_a_numba_decorator(path: Path) -> None:
     found = compilers_used(path.read_text(encoding="utf-8"))
     assert bool(found) == (path.name == "jit.py"), found
 
@@ -60,7 +62,7 @@ def test_only_jit_py_names_a_compiler(path: Path) -> None:
         "OPTIONS = {}\n@overload(f, jit_options=OPTIONS)\ndef g(x): ...",
     ],
 )
-def test_a_decorator_around_it_is_found(source: str) -> None:
+def test_a_numba_decorator_is_found(source: str) -> None:
     assert compilers_used(source)
 
 
@@ -74,5 +76,20 @@ def test_a_decorator_around_it_is_found(source: str) -> None:
         "@overload(f, inline='always')\ndef g(x): ...",
     ],
 )
-def test_an_overload_with_its_flags_is_not(source: str) -> None:
+def test_an_overload_with_flags_of_jit_py_is_allowed(source: str) -> None:
     assert not compilers_used(source)
+
+
+def test_the_digest_covers_every_source_of_every_sub_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy = tmp_path / "kernels"
+    shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(jit, "__file__", str(copy / "compiling" / "jit.py"))
+    assert jit._sources_digest() == jit.SOURCES_DIGEST
+    for path in sorted(copy.rglob("*.py")):
+        source = path.read_bytes()
+        path.write_bytes(source + b"\n")
+        assert jit._sources_digest() != jit.SOURCES_DIGEST, f"{path.relative_to(copy)} is not in the digest"
+        path.write_bytes(source)
+    (copy / "new").mkdir()
+    (copy / "new" / "__init__.py").touch()
+    assert jit._sources_digest() != jit.SOURCES_DIGEST, "a new sub-package is not in the digest"

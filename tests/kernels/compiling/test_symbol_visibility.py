@@ -1,4 +1,4 @@
-"""A kernel runs its own copies of what it calls, whatever else the process has loaded, compiled or not."""
+"""A kernel runs private copies of its callees, whether compiled or loaded, and independent of other loaded kernels."""
 
 import importlib.util
 import json
@@ -85,8 +85,8 @@ def load(folder: Path) -> Any:
     return module
 
 
-def test_every_function_in_a_kernel_is_private_or_its_own(folder: Path) -> None:
-    """Of a function that others could see too, the process would run the copy that was loaded first."""
+def test_every_function_in_a_kernel_is_private_or_its_entry(folder: Path) -> None:
+    """If a callee were visible to other kernels, the process would run the copy that was loaded first."""
     sums = load(folder)
     sums.outer(np.ones((5, 37), np.float32))
     (compiled,) = sums.outer.overloads.values()
@@ -97,7 +97,7 @@ def test_every_function_in_a_kernel_is_private_or_its_own(folder: Path) -> None:
     assert all("outer" in name for name in own), own
 
 
-def test_a_kernel_can_still_be_called_by_others(folder: Path) -> None:
+def test_a_kernel_can_be_called_by_others(folder: Path) -> None:
     sums, x = load(folder), np.full((2, 3), 0.1, np.float32)
     expected = x.copy()
     for _ in range(4):
@@ -108,7 +108,7 @@ def test_a_kernel_can_still_be_called_by_others(folder: Path) -> None:
     assert sums.outer(x) == pytest.approx(float(total + expected[0].sum()), rel=1e-5)
 
 
-def test_compiled_or_loaded_alone_or_after_others_gives_the_same_bits(folder: Path) -> None:
+def test_same_bits_compiled_or_loaded_alone_or_after_others(folder: Path) -> None:
     def run(*arguments: str) -> list[str]:
         command = [sys.executable, "-c", RUN, str(folder), *arguments]
         done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
@@ -121,12 +121,12 @@ def test_compiled_or_loaded_alone_or_after_others_gives_the_same_bits(folder: Pa
 
 
 class Renamed:
-    """A library that hands its module over by a step of another name."""
+    """Library in which the finalising step has another name."""
 
     def finalize(self) -> None:
-        self._hand_over()
+        self._finalize_module()
 
-    def _hand_over(self) -> None:
+    def _finalize_module(self) -> None:
         pass
 
     def _get_module_for_linking(self) -> object:
@@ -135,13 +135,13 @@ class Renamed:
     _shared_module = None
 
 
-def test_this_numba_has_the_steps_that_are_overridden() -> None:
+def test_this_numba_has_the_overridden_methods() -> None:
     assert missing_hooks(JITCodeLibrary) == []
     with warnings.catch_warnings(action="error"):
         check_hooks(JITCodeLibrary)
 
 
-def test_a_numba_that_names_its_steps_otherwise_is_warned_of() -> None:
+def test_a_numba_without_the_overridden_methods_is_reported() -> None:
     assert missing_hooks(Renamed) == ["finalize() with _finalize_final_module"]
     assert missing_hooks(object) == [f"{method}() with {used}" for method, used in HOOKS]
     words = rf"expected .*finalize\(\).*found Numba {re.escape(numba.__version__)}.*Hint: .*numba=={TESTED_NUMBA}"
@@ -149,7 +149,7 @@ def test_a_numba_that_names_its_steps_otherwise_is_warned_of() -> None:
         check_hooks(Renamed)
 
 
-def test_it_is_warned_of_once_the_kernels_are_imported() -> None:
+def test_the_import_of_the_kernels_warns() -> None:
     code = (
         "import numba.core.codegen as c; c.JITCodeLibrary.finalize = lambda self: None; "
         "import threadloom.kernels.compiling.symbol_visibility"
@@ -158,6 +158,6 @@ def test_it_is_warned_of_once_the_kernels_are_imported() -> None:
     assert done.stderr.count("compiled kernels cannot have private copies of their callees") == 1
 
 
-def test_the_remedy_names_the_version_that_is_tested() -> None:
+def test_the_hint_names_the_locked_version() -> None:
     lock = (Path(__file__).parents[3] / "requirements.lock").read_text("utf-8")
     assert f"\nnumba=={TESTED_NUMBA}\n" in lock

@@ -1,6 +1,6 @@
-"""The AMX kernel without AMX: its schedule on NumPy tiles, and the machine code made for a processor that has it.
+"""The AMX kernel without AMX: its schedule on NumPy tiles, and the machine code compiled for a processor with AMX.
 
-`test_lowp_gemm.py` runs the same schedule, compiled, on tiles in ordinary memory, with all that is around it.
+`test_bf16.py` runs the compiled schedule within whole products, on AMX or on emulated tiles.
 """
 
 import os
@@ -33,14 +33,14 @@ sys.stdout.write(run_bf16.inspect_asm()[signature])
 
 
 def test_the_schedule_on_numpy_tiles() -> None:
-    """Run the table with Intel's definition of TDPBF16PS: every byte is where the steps look for it."""
+    """Interpret the table with Intel's definition of TDPBF16PS: every load reads the right bytes."""
     rng = np.random.default_rng(0)
     steps = 3
     inner = steps * K_STEP
     a, b = random_bits(rng, TILE_SIZE, inner + 6), random_bits(rng, inner, TILE_SIZE)
-    words = np.zeros(packed_shape(inner, TILE_SIZE), np.uint32)
-    pack_bf16(b, Op.N, words)
-    operands, strides = (a.view(np.uint8).reshape(-1), words.view(np.uint8).reshape(-1)), (2 * (inner + 6), 128)
+    packed = np.zeros(packed_shape(inner, TILE_SIZE), np.uint32)
+    pack_bf16(b, Op.N, packed)
+    operands, strides = (a.view(np.uint8).reshape(-1), packed.view(np.uint8).reshape(-1)), (2 * (inner + 6), 128)
     tiles = np.zeros((8, 16, 64), np.uint8)
     for step in range(steps):
         for load in LOADS:
@@ -62,7 +62,7 @@ def test_the_schedule_on_numpy_tiles() -> None:
 
 
 @pytest.mark.skipif(not JIT_ENABLED or sys.platform != "linux", reason="compiles for x86-64 Linux")
-@pytest.mark.skipif(os.uname().machine != "x86_64", reason="Numba compiles for the kind of processor it runs on")
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="Numba compiles for the architecture it runs on")
 def test_machine_code_for_sapphire_rapids(tmp_path: Path) -> None:
     environment = {
         **os.environ,
@@ -83,14 +83,14 @@ def test_machine_code_for_sapphire_rapids(tmp_path: Path) -> None:
     code = done.stdout
     # A call configures the tiles once and releases them once.
     assert code.count("ldtilecfg") == code.count("tilerelease") == 1
-    # The sums start from zero or from the result. They stay in their tiles: no loop that multiplies stores a sum.
+    # The accumulators start from zero or from the result and stay in their tiles: no multiplying loop stores one.
     assert code.count("tilezero") >= len(RESULTS)
     assert code.count("tilestored") >= len(RESULTS)
     loops = [loop for loop in innermost_loops(code) if any(line.startswith("tdpbf16ps") for line in loop)]
     assert loops
     for loop in loops:
         names = Counter(line.split()[0].removesuffix("t1") for line in loop if "%tmm" in line)
-        steps = names["tdpbf16ps"] // len(PRODUCTS)  # more than one where the compiler unrolled the loop
+        steps = names["tdpbf16ps"] // len(PRODUCTS)  # more than one if the compiler unrolled the loop
         assert steps > 0
         assert names == {"tdpbf16ps": steps * len(PRODUCTS), "tileloadd": steps * len(LOADS)}
-    assert "vdpbf16ps" in code  # the one instruction of its kind: it multiplies the rows that fill no tile
+    assert "vdpbf16ps" in code  # for the rows that fill no tile

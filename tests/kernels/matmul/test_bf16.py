@@ -1,4 +1,4 @@
-"""Products of bfloat16 on every path against float64 of the same operands; packed forms; guard pages; many threads."""
+"""bfloat16 products on every path against float64, packed layouts, guard pages, several threads."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -62,16 +62,16 @@ def close(found: NDArray[Any], expected: NDArray[Any], bound: NDArray[Any]) -> b
 
 
 def check(rows: int, columns: int, inner: int, at_end: bool, gap: int) -> None:
-    """Hold every kind of product against float64."""
+    """Compare every kind of product with float64."""
     rng = np.random.default_rng([rows, columns, inner])
     pages = Pages(at_end)
     a, b = pages.copy(random_bits(rng, rows, inner), gap), pages.copy(random_bits(rng, inner, columns), gap)
-    words = packed(pages, b)
+    packed_b = packed(pages, b)
     exact = numbers(a) @ numbers(b)
     error = (inner + 2) * EPS * (np.abs(numbers(a)) @ np.abs(numbers(b)))
 
     out = pages.empty((rows, columns), np.float32, gap)
-    gemm_bf16(a, words, out, False)
+    gemm_bf16(a, packed_b, out, False)
     assert close(out, exact, error)
     out[...] = np.nan
     gemm_rows_bf16(a, b, out, False)
@@ -80,17 +80,17 @@ def check(rows: int, columns: int, inner: int, at_end: bool, gap: int) -> None:
     gemm_rows_bf16(a, b, out, True)
     assert close(out, before + exact, error + 2 * EPS * np.abs(before))
     before = out.astype(np.float64)
-    gemm_bf16(a, words, out, True)
+    gemm_bf16(a, packed_b, out, True)
     assert close(out, before + exact, error + 2 * EPS * np.abs(before))
 
     bias = pages.copy(rng.standard_normal(columns).astype(np.float32))
     sums, error = exact + bias, error + 4 * EPS * (np.abs(exact) + np.abs(bias))
     short = pages.empty((rows, columns), np.uint16, gap)
-    linear_bf16(a, words, bias, short)
+    linear_bf16(a, packed_b, bias, short)
     assert close(numbers(short), sums, error + ROUNDING * np.abs(sums))
 
     pre, gelu = pages.empty((rows, columns), np.uint16, gap), pages.empty((rows, columns), np.uint16, gap)
-    linear_gelu_bf16(a, words, bias, pre, gelu)
+    linear_gelu_bf16(a, packed_b, bias, pre, gelu)
     assert (pre == short).all()
     v = numbers(pre)
     with np.errstate(over="ignore"):
@@ -109,14 +109,14 @@ def test_products_at_the_edges_of_blocks(path: DotPath, rows: int, columns: int,
     check(rows, columns, inner, True, 0)
 
 
-@pytest.mark.skipif(not JIT_ENABLED, reason="blocks of rows exist in compiled code only")
+@pytest.mark.skipif(not JIT_ENABLED, reason="only compiled code has blocks of rows")
 def test_more_rows_than_a_block(path: DotPath) -> None:
     check(150, 33, 4100, True, 0)
 
 
 @shapes
 @sizes
-def test_packed_forms(rows: int, columns: int, inner: int, at_end: bool, gap: int) -> None:
+def test_packed_layout(rows: int, columns: int, inner: int, at_end: bool, gap: int) -> None:
     rng = np.random.default_rng([columns, inner])
     pages = Pages(at_end)
     floats = rng.standard_normal((inner, columns)).astype(np.float32)
@@ -127,12 +127,12 @@ def test_packed_forms(rows: int, columns: int, inner: int, at_end: bool, gap: in
     expected = whole.reshape(pairs, 2, panels, width).transpose(2, 0, 3, 1)
     for source in (bits, floats):
         for op in Op:
-            words = packed(pages, pages.copy(source.T if op is Op.T else source, gap), op)
-            assert (words.view(np.uint16).reshape(expected.shape) == expected).all()
-    assert (unpack_bf16(words, inner, columns) == bits).all()
-    turned = pages.empty((columns, inner), np.uint16, gap)
-    transpose_bf16(pages.copy(bits, gap), turned)
-    assert (turned == bits.T).all()
+            packed_b = packed(pages, pages.copy(source.T if op is Op.T else source, gap), op)
+            assert (packed_b.view(np.uint16).reshape(expected.shape) == expected).all()
+    assert (unpack_bf16(packed_b, inner, columns) == bits).all()
+    transposed = pages.empty((columns, inner), np.uint16, gap)
+    transpose_bf16(pages.copy(bits, gap), transposed)
+    assert (transposed == bits.T).all()
 
 
 def test_the_three_products_of_a_linear_layer(path: DotPath) -> None:
@@ -140,25 +140,25 @@ def test_the_three_products_of_a_linear_layer(path: DotPath) -> None:
     pages = Pages(True)
     x, w, dy = random_bits(rng, 45, 70), random_bits(rng, 70, 50), random_bits(rng, 45, 50)
     y, dx, dw = (pages.empty(shape, np.float32) for shape in ((45, 50), (45, 70), (70, 50)))
-    turned = pages.empty((70, 45), np.uint16)
-    transpose_bf16(x, turned)
+    transposed = pages.empty((70, 45), np.uint16)
+    transpose_bf16(x, transposed)
     gemm_bf16(x, packed(pages, w), y, False)
     gemm_bf16(dy, packed(pages, w, Op.T), dx, False)
     dw[...] = 1.0
-    gemm_rows_bf16(turned, dy, dw, True)
+    gemm_rows_bf16(transposed, dy, dw, True)
     for found, a, b in ((y, x, w), (dx, dy, w.T), (dw - 1.0, x.T, dy)):
         bound = 100 * EPS * (np.abs(numbers(a)) @ np.abs(numbers(b)) + 1.0)
         assert close(found, numbers(a) @ numbers(b), bound)
 
 
-def test_nan_and_infinity_come_through(path: DotPath) -> None:
+def test_nan_and_infinity(path: DotPath) -> None:
     pages = Pages(True)
     a, b = np.full((40, 71), 0x3F80, np.uint16), np.full((71, 40), 0x3F80, np.uint16)
     a[4, 70], a[5, 3], b[33, 7] = 0x7FC0, 0x7FC0, 0x7F80
     out, short = pages.empty((40, 40), np.float32), pages.empty((40, 40), np.uint16)
-    words = packed(pages, b)
-    gemm_bf16(a, words, out, False)
-    linear_bf16(a, words, np.zeros(0, np.float32), short)
+    packed_b = packed(pages, b)
+    gemm_bf16(a, packed_b, out, False)
+    linear_bf16(a, packed_b, np.zeros(0, np.float32), short)
     for found in (out, numbers(short)):
         assert np.isnan(found[4:6]).all()
         rest = np.delete(found, [4, 5], 0)
@@ -166,24 +166,24 @@ def test_nan_and_infinity_come_through(path: DotPath) -> None:
         assert np.isfinite(np.delete(rest, 7, 1)).all()
 
 
-@pytest.mark.skipif(not JIT_ENABLED, reason="BLAS promises nothing of the kind")
-def test_rows_of_a_wider_result_have_the_bits_of_fewer_rows() -> None:
+@pytest.mark.skipif(not JIT_ENABLED, reason="BLAS does not guarantee it")
+def test_a_row_has_the_same_bits_in_any_number_of_rows() -> None:
     rng = np.random.default_rng(4)
     a, b = random_bits(rng, 50, 90), random_bits(rng, 90, 40)
-    words = packed(Pages(True), b)
+    packed_b = packed(Pages(True), b)
     whole, part = np.empty((50, 40), np.float32), np.empty((13, 40), np.float32)
     for other in (DotPath.FLOAT32, DotPath.AVX512):
         if other in paths_here():
             with on_path(other):
-                gemm_bf16(a, words, whole, False)
-                gemm_bf16(a[20:33], words, part, False)
+                gemm_bf16(a, packed_b, whole, False)
+                gemm_bf16(a[20:33], packed_b, part, False)
             assert (whole[20:33] == part).all()
 
 
-def test_threads_get_the_bits_of_one(path: DotPath) -> None:
+def test_concurrent_callers_get_the_same_bits(path: DotPath) -> None:
     rng = np.random.default_rng(5)
     a, b = random_bits(rng, 70, 200), random_bits(rng, 200, 90)
-    words, bias = packed(Pages(True), b), rng.standard_normal(90).astype(np.float32)
+    packed_b, bias = packed(Pages(True), b), rng.standard_normal(90).astype(np.float32)
     barrier = Barrier(4)
 
     def work(_: int) -> list[bytes]:
@@ -191,8 +191,8 @@ def test_threads_get_the_bits_of_one(path: DotPath) -> None:
         found = []
         barrier.wait()
         for _repeat in range(5):
-            gemm_bf16(a, words, out, False)
-            linear_bf16(a, words, bias, short)
+            gemm_bf16(a, packed_b, out, False)
+            linear_bf16(a, packed_b, bias, short)
             found.append(out.tobytes() + short.tobytes())
         return found
 
@@ -202,19 +202,19 @@ def test_threads_get_the_bits_of_one(path: DotPath) -> None:
 
 
 @pytest.mark.skipif(not JIT_ENABLED, reason="NumPy allocates")
-def test_nothing_is_allocated() -> None:
+def test_no_allocation() -> None:
     rng = np.random.default_rng(7)
     floats = rng.standard_normal((40, 40)).astype(np.float32)
-    bits, words, bias = nearest(floats), np.zeros(packed_shape(40, 40), np.uint32), floats[0].copy()
+    bits, packed_b, bias = nearest(floats), np.zeros(packed_shape(40, 40), np.uint32), floats[0].copy()
     out, short, other = np.empty_like(floats), np.empty_like(bits), np.empty_like(bits)
     calls: list[tuple[Any, ...]] = [
-        (pack_float32, floats, True, words),
-        (pack_bf16, bits, False, words),
+        (pack_float32, floats, True, packed_b),
+        (pack_bf16, bits, False, packed_b),
         (transpose_bf16, bits, other),
-        (gemm_bf16, bits, words, out, True),
+        (gemm_bf16, bits, packed_b, out, True),
         (gemm_rows_bf16, bits, bits, out, True),
-        (linear_bf16, bits, words, bias, short),
-        (linear_gelu_bf16, bits, words, bias, other, short),
+        (linear_bf16, bits, packed_b, bias, short),
+        (linear_gelu_bf16, bits, packed_b, bias, other, short),
     ]
     _nrt_python.memsys_enable_stats()
     try:
@@ -222,7 +222,7 @@ def test_nothing_is_allocated() -> None:
             function(*arguments)
             before = rtsys.get_allocation_stats().alloc
             function(*arguments)
-            # Numba keeps a small record of each array that crosses over from Python.
+            # Numba allocates a small record for each array passed from Python.
             records = sum(isinstance(argument, np.ndarray) for argument in arguments)
             assert rtsys.get_allocation_stats().alloc - before == records, function
     finally:

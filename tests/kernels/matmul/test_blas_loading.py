@@ -1,4 +1,4 @@
-"""SciPy's BLAS is loaded only by who asks for it, at any time, and compiled code finds it then, from the cache too."""
+"""SciPy's BLAS is loaded at its first use, at any time, and compiled code finds it, also code loaded from the cache."""
 
 import os
 import subprocess
@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[3]
 
 needs_own_default = pytest.mark.skipif(
     not JIT_ENABLED or blas_info(load=False).backend is not GemmBackend.NUMBA,
-    reason="BLAS is the product of this process, and loaded with it",
+    reason="this process uses BLAS, which is loaded at import",
 )
 
 PRELUDE = """
@@ -38,7 +38,7 @@ def product_error():
 
 
 def in_a_fresh_process(body: str, **environment: str) -> str:
-    """Run statements after the prelude in a process of their own and return what they print."""
+    """Run statements after the prelude in a new process and return their output."""
     inherited = {name: value for name, value in os.environ.items() if name != "THREADLOOM_GEMM"}
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", PRELUDE + body], cwd=ROOT, env={**inherited, **environment},
@@ -49,7 +49,7 @@ def in_a_fresh_process(body: str, **environment: str) -> str:
 
 
 @needs_own_default
-def test_training_with_our_own_product_loads_no_blas() -> None:
+def test_training_with_the_numba_product_loads_no_blas() -> None:
     body = """
 from threadloom.stages.training.warmup import compile_kernels
 import threadloom.stages.run.session
@@ -62,7 +62,7 @@ print(loaded(), product_error() < 1e-4)
 
 
 @needs_own_default
-def test_a_product_by_blas_after_one_by_numba_loads_it() -> None:
+def test_the_first_product_by_blas_loads_it() -> None:
     body = """
 before = loaded(), product_error() < 1e-4, loaded()
 with gemm_backend(GemmBackend.BLAS):
@@ -82,15 +82,15 @@ print(loaded(), bool(info.name), info.backend is before.backend, blas_info(load=
     assert in_a_fresh_process(body) == "True True True True"
 
 
-@pytest.mark.skipif(not JIT_ENABLED, reason="NumPy multiplies where nothing is compiled")
-def test_the_environment_asks_for_blas_from_the_start() -> None:
+@pytest.mark.skipif(not JIT_ENABLED, reason="NumPy multiplies if nothing is compiled")
+def test_the_environment_selects_blas() -> None:
     body = "print(loaded(), blas_info(load=False).backend.value, product_error() < 1e-4)"
     assert in_a_fresh_process(body, THREADLOOM_GEMM="blas") == "True blas True"
 
 
 @needs_own_default
-def test_the_kernel_set_is_still_chosen_when_blas_comes_late() -> None:
-    """The variable is set for the moment of loading only, and the user's own value stands."""
+def test_the_kernel_set_is_chosen_at_the_first_use() -> None:
+    """The environment variable is set only during loading, and a value of the user's is respected."""
     body = """
 import os
 product_error()
@@ -101,8 +101,8 @@ print(os.environ.get("OPENBLAS_CORETYPE"), info.overridden, "OPENBLAS_CORETYPE=H
 
 
 @needs_own_default
-def test_other_code_still_compiles_products_of_its_own() -> None:
-    """Numba is kept from loading BLAS early; a kernel of a user's own with ``np.dot`` in it gets it all the same."""
+def test_np_dot_still_compiles_in_other_code() -> None:
+    """Numba does not load BLAS at import, but does when it compiles a user's kernel with ``np.dot``."""
     body = """
 import numba
 product_error()
@@ -117,7 +117,7 @@ print(loaded(), (dot(a, b) == 24.0).all(), loaded())
     assert in_a_fresh_process(body) == "False True True"
 
 
-def test_a_name_that_is_none_of_them_is_refused() -> None:
+def test_an_unknown_backend_is_rejected() -> None:
     run = "import threadloom.kernels.matmul.backend"
     environment = {**os.environ, "THREADLOOM_GEMM": "fast"}
     done = subprocess.run([sys.executable, "-c", run], cwd=ROOT, env=environment, capture_output=True, check=False)

@@ -1,4 +1,4 @@
-"""bf16x3, a float32 product of three bfloat16 ones, on every path: against float64; guard pages, edges, threads."""
+"""bf16x3, a float32 GEMM by three bfloat16 products, on every path: against float64, guard pages, edges, threads."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,9 +20,9 @@ from threadloom.kernels.matmul.operands import Op
 from threadloom.kernels.simd.features import DotPath
 
 EPS = 2.0**-23
-# Of one product, relative: a rest of 2**-17 in each operand, and the product of two low terms, 2**-8 of their numbers
-# at most, that is left out.
-LEFT_OUT = 2 * 2.0**-17 + 2.0**-16
+# Relative error of one product: a rest of 2**-17 in each operand, and the omitted product of the low terms, each at
+# most 2**-8 of its number.
+OMITTED = 2 * 2.0**-17 + 2.0**-16
 
 
 @pytest.fixture(params=paths_here(), ids=lambda path: path.name)
@@ -32,7 +32,7 @@ def path(request: pytest.FixtureRequest) -> Iterator[DotPath]:
 
 
 def terms(values: NDArray[Any]) -> tuple[Array, Array]:
-    """Return the high and the low term of a split, in float64, by the slow rounding of the tests."""
+    """Return the high and the low term of a split, in float64, by the rounding of the tests."""
     high = numbers(nearest(values))
     return high, numbers(nearest(np.asarray(values, np.float64) - high))
 
@@ -69,10 +69,10 @@ def check(
     )
     wide_a, wide_b = a.astype(np.float64), b.astype(np.float64)
     sizes = np.abs(alpha) * (np.abs(wide_a) @ np.abs(wide_b)) + np.abs(beta * before)
-    # 3 K products (K padded to at most 31 zeros more, which cost nothing), each sum rounded; alpha and beta.
+    # 3 K products (the zeros that pad K add no error), each sum rounded; alpha and beta.
     summing = (3 * inner + 8) * EPS * sizes
     expected = alpha * (wide_a @ wide_b) + (beta * before if beta else 0.0)
-    assert (np.abs(out - expected) <= LEFT_OUT * sizes + summing).all()  # False for a NaN
+    assert (np.abs(out - expected) <= OMITTED * sizes + summing).all()  # False for a NaN
     (a_high, a_low), (b_high, b_low) = terms(a), terms(b)
     three = alpha * (a_low @ b_high + a_high @ b_low + a_high @ b_high) + (beta * before if beta else 0.0)
     assert (np.abs(out - three) <= summing).all()
@@ -120,7 +120,7 @@ def test_products_at_the_edges_of_blocks(
     check(rows, columns, inner, op_a, op_b, 1.0, 1.0, True, 0)
 
 
-def test_error_is_a_fraction_of_bfloat16s(path: DotPath) -> None:
+def test_error_is_far_below_that_of_bfloat16(path: DotPath) -> None:
     rng = np.random.default_rng(1)
     a, b = rng.standard_normal((40, 300)).astype(np.float32), rng.standard_normal((300, 50)).astype(np.float32)
     out = np.empty((40, 50), np.float32)
@@ -129,8 +129,8 @@ def test_error_is_a_fraction_of_bfloat16s(path: DotPath) -> None:
     assert np.linalg.norm(out - expected) <= 1e-5 * np.linalg.norm(expected)
 
 
-def test_nan_infinity_and_the_largest_numbers_come_through(path: DotPath) -> None:
-    """None of these meets a low term of zero as an infinity, which would be NaN."""
+def test_nan_infinity_and_the_largest_numbers(path: DotPath) -> None:
+    """No infinity is multiplied by a low term of zero, which would be NaN."""
     a, b = np.ones((35, 40), np.float32), np.ones((40, 40), np.float32)
     large, odd_nan = np.array([0x7F7FC000, 0xFFFFFFFF], np.uint32).view(np.float32)
     a[4, 7], a[5, 8], a[6, 9], a[7, 0] = np.nan, -np.inf, large, odd_nan  # bfloat16 would round large to infinity
@@ -145,7 +145,7 @@ def test_nan_infinity_and_the_largest_numbers_come_through(path: DotPath) -> Non
     assert (np.delete(rest, [5, 6], 1) == 40.0).all()
 
 
-def test_threads_get_the_bits_of_one(path: DotPath) -> None:
+def test_concurrent_callers_get_the_same_bits(path: DotPath) -> None:
     rng = np.random.default_rng(5)
     a, b = rng.standard_normal((70, 300)).astype(np.float32), rng.standard_normal((300, 90)).astype(np.float32)
     barrier = Barrier(4)
@@ -163,8 +163,8 @@ def test_threads_get_the_bits_of_one(path: DotPath) -> None:
     assert len(set(results)) == 1
 
 
-@pytest.mark.skipif(not JIT_ENABLED, reason="NumPy's products are not cut by rows")
-def test_rows_of_a_wider_result_have_the_bits_of_fewer_rows(path: DotPath) -> None:
+@pytest.mark.skipif(not JIT_ENABLED, reason="NumPy's products do not guarantee it")
+def test_a_row_has_the_same_bits_in_any_number_of_rows(path: DotPath) -> None:
     rng = np.random.default_rng(6)
     a, b = rng.standard_normal((300, 90)).astype(np.float32), rng.standard_normal((90, 40)).astype(np.float32)
     whole: NDArray[Any] = np.empty((300, 40), np.float32)
@@ -175,7 +175,7 @@ def test_rows_of_a_wider_result_have_the_bits_of_fewer_rows(path: DotPath) -> No
 
 
 @pytest.mark.skipif(not JIT_ENABLED, reason="NumPy allocates")
-def test_nothing_is_allocated(path: DotPath) -> None:
+def test_no_allocation(path: DotPath) -> None:
     a = np.ones((40, 40), np.float32)
     b, out = a.copy(), a.copy()
     _nrt_python.memsys_enable_stats()
@@ -183,7 +183,7 @@ def test_nothing_is_allocated(path: DotPath) -> None:
         gemm(a, b, out, Op.T, Op.N, 1.0, 1.0)
         before = rtsys.get_allocation_stats().alloc
         gemm(a, b, out, Op.T, Op.N, 1.0, 1.0)
-        # Numba keeps a small record of each of the three arrays that cross over from Python.
+        # Numba allocates a small record for each of the three arrays passed from Python.
         assert rtsys.get_allocation_stats().alloc - before == 3
     finally:
         _nrt_python.memsys_disable_stats()

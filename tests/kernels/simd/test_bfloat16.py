@@ -1,4 +1,4 @@
-"""Conversions between float32 and bfloat16 against the definition: every bit pattern one way, all kinds back."""
+"""Conversions between float32 and bfloat16 against the definition: every bfloat16, and float32 of all kinds."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ def convert(values: NDArray[Any]) -> NDArray[Any]:
     return out[1:-1].reshape(np.shape(values))
 
 
-def test_every_bfloat16_comes_back() -> None:
+def test_every_bfloat16_is_restored() -> None:
     wide = np.empty(EVERY.size, np.float32)
     float32_from_bf16(EVERY, wide)
     assert (wide.view(np.uint32) == EVERY.astype(np.uint32) << 16).all()
@@ -27,16 +27,16 @@ def test_every_bfloat16_comes_back() -> None:
     assert (convert(wide) == quiet).all()
 
 
-def test_rounding_is_to_the_nearest_and_ties_go_to_even() -> None:
+def test_rounding_is_to_nearest_ties_to_even() -> None:
     rng = np.random.default_rng(0)
     finite = EVERY[(EVERY & 0x7F80) != 0x7F80].astype(np.uint32)
     lows = np.concatenate([[0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF], rng.integers(0, 1 << 16, 10)]).astype(np.uint32)
     values = ((finite[:, None] << 16) | lows).view(np.float32)
-    values = values[np.abs(values) <= np.float32(3.3895e38)]  # half a step beyond the largest is another test
+    values = values[np.abs(values) <= np.float32(3.3895e38)]  # larger numbers are in the next test
     assert (convert(values) == nearest(values)).all()
 
 
-def test_what_is_no_number_or_too_large() -> None:
+def test_nan_infinity_and_overflow() -> None:
     bits = np.array([0x7F800001, 0xFFFFFFFF, 0x7FC00000, 0x7F80FFFF, 0x7FFFFFFF], np.uint32)
     assert np.isnan(numbers(convert(bits.view(np.float32)))).all()
     assert (convert(np.array([np.inf, -np.inf])) == [0x7F80, 0xFF80]).all()
@@ -44,7 +44,7 @@ def test_what_is_no_number_or_too_large() -> None:
     assert (convert(largest) == [0x7F80, 0x7F80, 0x7F7F]).all()
 
 
-def test_every_length_gives_the_same_bits() -> None:
+def test_same_bits_at_every_length() -> None:
     values = np.random.default_rng(1).standard_normal(70).astype(np.float32)
     whole = convert(values)
     for length in range(70):

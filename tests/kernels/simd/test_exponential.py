@@ -1,4 +1,4 @@
-"""exp and sigmoid as polynomials, the largest of a row: accuracy, and what happens to NaN and infinity."""
+"""Accuracy of the polynomial exp and sigmoid, and of the row maximum; their results for NaN and infinity."""
 
 import numpy as np
 import pytest
@@ -34,7 +34,7 @@ def test_exp_is_within_a_few_units_in_the_last_place() -> None:
     assert np.max(np.abs(out / expected - 1.0)) < RELATIVE
 
 
-def test_exp_of_what_has_no_float32() -> None:
+def test_exp_beyond_the_range_of_float32() -> None:
     x = np.array([-np.inf, -1e30, -87.4, 0.0, -0.0, 89.0, 1e30, np.inf, np.nan], np.float32)
     out = np.full_like(x, 5.0)
     all_exp(x, out)
@@ -54,14 +54,14 @@ def test_sigmoid_over_its_whole_range() -> None:
 
 @settings(deadline=None)
 @given(st.lists(st.floats(width=32, allow_nan=False), min_size=1, max_size=40), st.data())
-def test_largest_of_a_row(values: list[float], data: st.DataObject) -> None:
+def test_row_maximum(values: list[float], data: st.DataObject) -> None:
     row = np.array(values, np.float32)
     count = data.draw(st.integers(1, len(values)))
     assert row_max(row, count) == row[:count].max()
 
 
 @pytest.mark.parametrize("position", [0, 3, 8])
-def test_nan_counts_as_the_largest(position: int) -> None:
+def test_nan_is_the_maximum(position: int) -> None:
     row = np.arange(9, dtype=np.float32)
     row[position] = np.nan
     assert np.isnan(row_max(row, 9))

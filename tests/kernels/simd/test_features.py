@@ -1,10 +1,11 @@
-"""Which path is chosen on which processor, and that nothing can be chosen that is not there."""
+"""Choice of the path by the features of the processor, and rejection of unavailable paths."""
 
 import dataclasses
 import threading
 
 import pytest
 
+from threadloom.kernels.simd import features
 from threadloom.kernels.simd.features import DotPath, amx_permission, choose, dot_path, low_precision_info
 
 NOTHING: dict[str, bool] = {}
@@ -15,11 +16,11 @@ AMX = {**DOT, "amx-tile": True, "amx-bf16": True}
 
 
 def never() -> bool:
-    raise AssertionError("permission was asked for on a processor without AMX")
+    raise AssertionError("permission was requested on a processor without AMX")
 
 
 @pytest.mark.parametrize(
-    ("features", "permission", "path", "half"),
+    ("available", "permission", "path", "half"),
     [
         (NOTHING, None, DotPath.FLOAT32, False),
         (AVX2, None, DotPath.FLOAT32, True),
@@ -31,14 +32,14 @@ def never() -> bool:
         ({"amx-tile": True, "amx-bf16": True}, None, DotPath.FLOAT32, False),
     ],
 )
-def test_choice(features: dict[str, bool], permission: bool | None, path: DotPath, half: bool) -> None:
-    info = choose(features, never if permission is None else lambda: bool(permission))
+def test_choice(available: dict[str, bool], permission: bool | None, path: DotPath, half: bool) -> None:
+    info = choose(available, never if permission is None else lambda: bool(permission))
     assert (info.path, info.fp16_conversion) == (path, half)
     assert info.available == tuple(p for p in DotPath if p.value <= path.value)
     assert info.reason
 
 
-def test_the_report_is_frozen_and_follows_the_choice() -> None:
+def test_report_is_frozen_and_follows_the_switch() -> None:
     info = low_precision_info()
     with pytest.raises(dataclasses.FrozenInstanceError):
         info.path = DotPath.AMX  # type: ignore[misc]
@@ -51,12 +52,13 @@ def test_the_report_is_frozen_and_follows_the_choice() -> None:
     assert low_precision_info() == info
 
 
-def test_a_path_that_is_not_there_is_refused() -> None:
-    for path in set(DotPath) - set(low_precision_info().available):
-        with pytest.raises(RuntimeError, match=f"{path.name} was asked for, but this process has only"), dot_path(path):
-            pass
+def test_an_unavailable_path_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features, "_default", choose(NOTHING, never))
+    expected = "AVX512 is not available in this process, which has FLOAT32: the processor has neither AMX nor AVX-512"
+    with pytest.raises(RuntimeError, match=expected), dot_path(DotPath.AVX512):
+        pass
 
 
-def test_permission_is_asked_once() -> None:
+def test_permission_is_requested_once() -> None:
     assert amx_permission() is amx_permission()
     assert amx_permission.cache_info().currsize == 1

@@ -1,4 +1,4 @@
-"""Every matrix product, OpenBLAS's, the blocked one and bf16x3, against float64; and many callers at once."""
+"""float32 GEMM on every backend (BLAS, Numba, bf16x3) against float64, and with concurrent callers."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,20 +24,20 @@ def backend(request: pytest.FixtureRequest) -> Iterator[GemmBackend]:
 
 
 def error_bound(a: Array, b: Array, *added: Array, alpha: float = 1.0) -> Array:
-    """Return the error allowed to each element of ``alpha * a @ b + sum(added)`` with the backend that is chosen.
+    """Return the error allowed to each element of ``alpha * a @ b + sum(added)`` with the selected backend.
 
-    bf16x3 sums three products for each product x y. Their sizes add up to at most
-    (1 + 2**-8)**2 + 2 * 2**-8 * (1 + 2**-8) < 1.02 of |x y|, and they leave out at most 2**-16 + 2 * 2**-17 of it,
-    times the same factor.
+    bf16x3 sums three products for each product x y. Their absolutes add up to at most
+    (1 + 2**-8)**2 + 2 * 2**-8 * (1 + 2**-8) < 1.02 of |x y|, and they omit at most 2**-16 + 2 * 2**-17 of it, times
+    the same factor.
     """
     if blas_info().backend is not GemmBackend.BF16X3:
         return product_error(a, b, *added, alpha=alpha)
-    left_out = 2.0**-15 * np.abs(alpha) * (np.abs(a) @ np.abs(b))
-    return 1.02 * (left_out + product_error(a, b, *added, alpha=alpha, splits=3))
+    omitted = 2.0**-15 * np.abs(alpha) * (np.abs(a) @ np.abs(b))
+    return 1.02 * (omitted + product_error(a, b, *added, alpha=alpha, splits=3))
 
 
 def place(memory: Guarded, values: Array, strided: bool) -> Floats:
-    """Return the values as float32: side by side, or as some columns of a wider array whose others are guards."""
+    """Return the values as a contiguous float32 array, or as columns of a wider array with guards around."""
     if not strided:
         return memory.copy(values)
     view = memory.empty_columns(*values.shape)
@@ -122,7 +122,7 @@ def test_alpha_and_beta_other_than_zero_and_one(backend: GemmBackend) -> None:
     check(13, 35, 300, op_a=Op.N, op_b=Op.T, beta=0.5, strided=False, alpha=-2.5)
 
 
-def test_nan_and_infinity_come_through(backend: GemmBackend) -> None:
+def test_nan_and_infinity(backend: GemmBackend) -> None:
     a, b, out = np.ones((9, 10), np.float32), np.ones((10, 40), np.float32), np.zeros((9, 40), np.float32)
     a[4, 7] = np.nan
     b[3, 5] = np.inf
@@ -136,8 +136,8 @@ SHAPES = [(64, 128, 512), (33, 70, 257), (128, 300, 65), (5, 1000, 96), (256, 25
 
 
 @pytest.mark.parametrize("callers", [2, 4])
-def test_callers_at_once_get_the_bits_of_one_alone(backend: GemmBackend, callers: int) -> None:
-    """OpenBLAS 0.3.28 and 0.3.29 gave wrong products here."""
+def test_concurrent_callers_get_the_same_bits(backend: GemmBackend, callers: int) -> None:
+    """OpenBLAS 0.3.28 and 0.3.29 return wrong products here."""
     rng = np.random.default_rng(callers)
 
     def matrix(rows: int, columns: int) -> Floats:
@@ -171,7 +171,7 @@ def test_callers_at_once_get_the_bits_of_one_alone(backend: GemmBackend, callers
                 np.testing.assert_array_equal(result, out)
 
 
-def test_what_multiplies_is_known_and_the_choice_ends_with_its_block() -> None:
+def test_the_backend_is_reported_and_restored() -> None:
     info = blas_info()
     assert info.reason
     other = GemmBackend.NUMBA if info.backend is GemmBackend.BLAS else GemmBackend.BLAS
