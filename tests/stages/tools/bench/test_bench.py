@@ -18,7 +18,7 @@ from threadloom.kernels import Weights
 from threadloom.kernels.compiling.jit import JIT_ENABLED
 from threadloom.stages.config.settings import Precision
 from threadloom.stages.data.batches import RandomTokens
-from threadloom.stages.machine import Work
+from threadloom.stages.machine import Work, detect
 from threadloom.stages.memory import adamw_bytes, reduction_bytes
 from threadloom.stages.memory.bank import Bank
 from threadloom.stages.memory.graph_items import MicroBatch, MicroGradient
@@ -384,7 +384,16 @@ def test_the_peak_is_that_of_the_fastest_gemm(monkeypatch: pytest.MonkeyPatch) -
     assert peaks.gemm_one == 300
 
 
+@pytest.mark.soak
+def test_peaks_at_full_size() -> None:
+    peaks = bench_peaks.measure_peaks(detect(), 1.0, tuple(Precision))
+    assert [peak.precision for peak in peaks.others] == [Precision.BF16, Precision.BF16X3]
+    assert len(peaks.levels) == len(bench_peaks.LEVEL_BYTES) + 1
+    assert all(0 < peak.one <= peak.all for peak in peaks.others)
+
+
 @pytest.mark.timeout(120)
+@pytest.mark.usefixtures("quick_peaks")
 def test_the_command_from_end_to_end(tmp_path: Path) -> None:
     (tmp_path / "odd.json").write_text(to_json(ODD))
     said = command("bench", "--config", tmp_path / "odd.json", "--seconds", "0.1", "--json", tmp_path / "bench.json")

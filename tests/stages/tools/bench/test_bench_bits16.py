@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -33,9 +34,8 @@ from threadloom.stages.tools.bench.check import (
 )
 from threadloom.stages.tools.bench.kernel_bench import update_bytes
 from threadloom.stages.tools.bench.kernels import kernel_bench
-from threadloom.stages.tools.bench.peaks import measure_peaks
 from threadloom.stages.tools.bench.report import BenchReport, bench_dict
-from threadloom.stages.tools.bench.roofline import GemmPeak
+from threadloom.stages.tools.bench.roofline import GemmPeak, Peaks
 from threadloom.stages.tools.bench.tables import BenchView, peak_lines
 from threadloom.stages.training.measured_step import ExecutionMode
 
@@ -153,12 +153,13 @@ def test_a_wrong_loss_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
         check_kernels(odd(2, BF16), every_tensor=True)
 
 
-def test_only_used_gemms_are_measured() -> None:
-    peaks = measure_peaks(detect(), 0.01, (Precision.FLOAT32, FP16, BF16))
+def test_only_used_gemms_are_measured(quick_peaks: Callable[..., Peaks]) -> None:
+    peaks = quick_peaks(detect(), 0.01, (Precision.FLOAT32, FP16, BF16))
     assert [peak.precision for peak in peaks.others] == [BF16]
     assert 0 < peaks.others[0].one <= peaks.others[0].all
 
 
+@pytest.mark.usefixtures("quick_peaks")
 def test_the_command_from_end_to_end(tmp_path: Path) -> None:
     (tmp_path / "odd.json").write_text(to_json(ODD))
     found = tmp_path / "bench.json"
