@@ -93,8 +93,8 @@ doctor: $(INSTALLED) ## Report on this machine and the choices that follow from 
 	$(BIN)/threadloom doctor $(ARGS)
 
 .PHONY: test
-test: $(INSTALLED) ## Run the tests (minutes; ARGS='-k name' selects some)
-	$(BIN)/python -m pytest $(ARGS)
+test: $(INSTALLED) ## Run the tests in two processes (minutes; ARGS='-n 0 -k name' selects some, in one)
+	$(BIN)/python -m pytest -n 2 $(ARGS)
 
 .PHONY: test-torch
 test-torch: $(PEERS) ## Run the tests that compare with PyTorch and transformers

@@ -15,6 +15,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from tests import distribution
 from tests.test_docs import problem_with
 
 ROOT = Path(__file__).parents[1]
@@ -236,8 +237,18 @@ def test_a_test_that_leaves_a_thread_or_a_process_fails(tmp_path: Path) -> None:
     (tmp_path / "test_leaks.py").write_text(LEAKS, encoding="utf-8")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)]
     # The thread never ends: the call returns only because of pytest_unconfigure.
-    answer = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}  # conftest.py imports tests.distribution
+    answer = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=60
+    )
     assert answer.returncode != 0
     assert "threads ['forgotten'], child processes []" in answer.stdout
     assert "threads [], child processes ['" in answer.stdout
     assert "3 passed, 2 errors" in answer.stdout
+
+
+def test_the_distribution_of_the_tests_names_existing_files() -> None:
+    assert [path for path in distribution.ORDER if not (ROOT / path).exists()] == []
+    units = {distribution.unit_of(f"{path}::test_x") for path in distribution.ORDER if path.endswith(".py")}
+    assert units == set(distribution.ORDER[2:])
+    assert distribution.unit_of("tests/kernels/float32/test_gelu.py::test_x[1]") == "tests/kernels"
