@@ -57,6 +57,7 @@ def flip(path: Path, place: float) -> None:
     path.write_bytes(content)
 
 
+@pytest.mark.usefixtures("finished")  # compiles the kernels, whose cache entries exceed the limits on file sizes
 class TestFullDisk:
     """A full disk, simulated by a limit on the size of files: the system refuses real writes."""
 
