@@ -21,7 +21,7 @@ from threadloom import Graph, RunStatistics
 WORD = re.compile(r"[A-Za-z_]\w+")
 
 
-def read_text(path: Path) -> str:
+def load_text(path: Path) -> str:
     """Return the text of a file; invalid UTF-8 is replaced."""
     return path.read_text(encoding="utf-8", errors="replace")
 
@@ -43,7 +43,7 @@ def count_folder(folder: Path, workers: int = 2) -> tuple[Counter[str], RunStati
         return (path for path in folder.rglob("*.py") if "site-packages" not in path.parts)
 
     graph = Graph("word count")
-    text = graph.stage("read", read_text, after=graph.source("paths", paths), workers=workers, capacity=8)
+    text = graph.stage("read", load_text, after=graph.source("paths", paths), workers=workers, capacity=8)
     words = graph.stage("words", count_words, after=text, workers=workers)  # two stages after one: a fork
     lines = graph.stage("lines", count_lines, after=text)
     counted = graph.sink("total", after=[words, lines])  # one after two: a merge
