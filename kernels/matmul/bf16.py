@@ -78,8 +78,8 @@ class Bf16GemmArgs(NamedTuple):
     path: int  # a `DotPath`
 
 
-class _Stack(NamedTuple):
-    """Addresses of buffers on the stack."""
+class _Bf16Buffers(NamedTuple):
+    """Addresses of the product's buffers on the buffers."""
 
     tile: int  # float32 sums that are not written straight into the result
     bias: int  # of a panel's columns, padded with zeros
@@ -132,22 +132,22 @@ def _copy_bits(source: MatrixRef, target: MatrixRef, height: int, width: int) ->
 
 
 @jit_strict_fp
-def _finish(p: Bf16GemmArgs, stack: _Stack, i0: int, j0: int, height: int, width: int) -> None:
+def _finish(p: Bf16GemmArgs, buffers: _Bf16Buffers, i0: int, j0: int, height: int, width: int) -> None:
     """Apply the epilogue to a tile of sums and round it into the result.
 
-    At the right edge this is done in the two tiles of ``stack.edges``, because vectors would reach past the arrays.
+    At the right edge this is done in the two tiles of ``buffers.edges``, because vectors would reach past the arrays.
     """
     out, pre_gelu = shifted(p.out, i0, 2 * j0), shifted(p.pre_gelu, i0, 2 * j0)
     to_out, to_pre_gelu = out, pre_gelu
     if width < PANEL:
         to_out, to_pre_gelu = (
-            MatrixRef(stack.edges, 2 * PANEL),
-            MatrixRef(stack.edges + TILE_SIZE * 2 * PANEL, 2 * PANEL),
+            MatrixRef(buffers.edges, 2 * PANEL),
+            MatrixRef(buffers.edges + TILE_SIZE * 2 * PANEL, 2 * PANEL),
         )
     if p.epilogue == Epilogue.ROUND:
-        finish_rounded(stack.tile, height, stack.bias, to_pre_gelu, to_out)
+        finish_rounded(buffers.tile, height, buffers.bias, to_pre_gelu, to_out)
     else:
-        finish_gelu(stack.tile, height, stack.bias, to_pre_gelu, to_out)
+        finish_gelu(buffers.tile, height, buffers.bias, to_pre_gelu, to_out)
     if width < PANEL:
         _copy_bits(to_out, out, height, width)
         if p.epilogue == Epilogue.GELU:
@@ -155,21 +155,21 @@ def _finish(p: Bf16GemmArgs, stack: _Stack, i0: int, j0: int, height: int, width
 
 
 @jit_strict_inline
-def _find_panel(p: Bf16GemmArgs, stack: _Stack, k0: int, inner: int, j0: int) -> _Panel:
-    """Return the panel, packed if necessary; write its bias, if the epilogue adds one, to ``stack.bias``."""
+def _find_panel(p: Bf16GemmArgs, buffers: _Bf16Buffers, k0: int, inner: int, j0: int) -> _Panel:
+    """Return the panel, packed if necessary; write its bias, if the epilogue adds one, to ``buffers.bias``."""
     width = min(PANEL, p.columns - j0)
     if p.epilogue >= Epilogue.ROUND:
         for j in range(PANEL):
-            store_float32(stack.bias, j, load_float32(p.bias + 4 * j0, j) if p.bias != 0 and j < width else 0.0)
+            store_float32(buffers.bias, j, load_float32(p.bias + 4 * j0, j) if p.bias != 0 and j < width else 0.0)
     if p.packed:
         return _Panel(p.b.address + j0 // PANEL * p.b.stride + k0 // 2 * (4 * PANEL), k0, inner, j0, width)
-    pack_panel(shifted(p.b, k0, 2 * j0), inner, width, stack.panel)
-    return _Panel(stack.panel, k0, inner, j0, width)
+    pack_panel(shifted(p.b, k0, 2 * j0), inner, width, buffers.panel)
+    return _Panel(buffers.panel, k0, inner, j0, width)
 
 
 @jit_strict_inline
 def _multiply_amx(path: int, a: MatrixRef, panel: int, inner: int, out: MatrixRef, accumulate: int) -> None:
-    """Multiply `TILE_SIZE` rows by a panel; AVX-512 computes what fills no tile along k."""
+    """Multiply `TILE_SIZE` rows by a panel; AVX-512 computes the rest of k that fills no tile."""
     steps = inner // K_STEP
     tile_amx(a, panel, steps, out, accumulate)
     done = steps * K_STEP
@@ -180,29 +180,29 @@ def _multiply_amx(path: int, a: MatrixRef, panel: int, inner: int, out: MatrixRe
 
 
 @jit_strict_inline
-def _multiply_tile(p: Bf16GemmArgs, stack: _Stack, panel: _Panel, i0: int, rows1: int) -> int:
+def _multiply_tile(p: Bf16GemmArgs, buffers: _Bf16Buffers, panel: _Panel, i0: int, rows1: int) -> int:
     """Multiply the next rows, from `i0` on and before `rows1`, by a panel; return their number."""
     rounds, adds = p.epilogue >= Epilogue.ROUND, p.epilogue == Epilogue.ADD or panel.k0 > 0
     amx = p.path == DotPath.AMX and i0 + TILE_SIZE <= rows1 and panel.inner >= K_STEP
     height = TILE_SIZE if amx else min(TILE_ROWS, rows1 - i0)
     direct = not rounds and panel.width == PANEL and (amx or height == TILE_ROWS)
-    out = shifted(p.out, i0, 4 * panel.j0) if direct else MatrixRef(stack.tile, 4 * PANEL)
+    out = shifted(p.out, i0, 4 * panel.j0) if direct else MatrixRef(buffers.tile, 4 * PANEL)
     a, accumulate = shifted(p.a, i0, 2 * panel.k0), 1 if direct and adds else 0
     if amx:
         _multiply_amx(p.path, a, panel.address, panel.inner, out, accumulate)
     else:
         _multiply_rows(p.path, a, height, panel.address, panel.inner, out, accumulate)
     if rounds:
-        _finish(p, stack, i0, panel.j0, height, panel.width)
+        _finish(p, buffers, i0, panel.j0, height, panel.width)
     elif not direct:
-        _merge(stack.tile, shifted(p.out, i0, 4 * panel.j0), height, panel.width, adds)
+        _merge(buffers.tile, shifted(p.out, i0, 4 * panel.j0), height, panel.width, adds)
     return height
 
 
 @jit_strict_fp
 def run_bf16(p: Bf16GemmArgs) -> None:
     """Compute the product: for each depth and each block of rows, panel after panel, tile after tile."""
-    stack = _Stack(_tile_buffer(), _bias_buffer(), _edge_buffer(), _panel_buffer())
+    buffers = _Bf16Buffers(_tile_buffer(), _bias_buffer(), _edge_buffer(), _panel_buffer())
     if p.path == DotPath.AMX:
         configure_tiles()
     depth = p.inner
@@ -214,10 +214,10 @@ def run_bf16(p: Bf16GemmArgs) -> None:
         for rows0 in range(0, p.rows, block):
             rows1 = min(rows0 + block, p.rows)
             for j0 in range(0, p.columns, PANEL):
-                panel = _find_panel(p, stack, k0, inner, j0)
+                panel = _find_panel(p, buffers, k0, inner, j0)
                 i0 = rows0
                 while i0 < rows1:
-                    i0 += _multiply_tile(p, stack, panel, i0, rows1)
+                    i0 += _multiply_tile(p, buffers, panel, i0, rows1)
     if p.path == DotPath.AMX:
         release_tiles()
 

@@ -104,8 +104,8 @@ def _split_pair(typing_context: Any, even: Any, odd: Any, high: Any, low: Any) -
     return types.void(*[types.intp] * 4), codegen
 
 
-class _Stack(NamedTuple):
-    """Addresses of buffers on the stack."""
+class _SplitBuffers(NamedTuple):
+    """Addresses of the product's buffers on the buffers."""
 
     lines: int  # both terms of a block of op(A), row-major
     panel: int  # both terms of a panel of op(B), packed
@@ -224,7 +224,7 @@ def _block_of_b(p: GemmArgs, k0: int, j0: int, depth: int, width: int) -> _Block
 
 
 @jit_strict_fp
-def _multiply_block(p: GemmArgs, path: int, stack: _Stack, i0: int, height: int, k0: int) -> None:
+def _multiply_block(p: GemmArgs, path: int, buffers: _SplitBuffers, i0: int, height: int, k0: int) -> None:
     """Add the products along one depth from `k0` to a block of the result."""
     depth = min(_DEPTH, p.inner - k0)
     whole = -(-depth // K_STEP) * K_STEP
@@ -232,33 +232,33 @@ def _multiply_block(p: GemmArgs, path: int, stack: _Stack, i0: int, height: int,
     step = TILE_SIZE if path == DotPath.AMX else TILE_ROWS
     beta = p.beta if k0 == 0 else np.float32(1.0)
     plain = p.alpha == 1.0 and (beta == 0.0 or beta == 1.0)
-    high, low = stack.lines + 2 * whole, stack.lines
+    high, low = buffers.lines + 2 * whole, buffers.lines
     _split_rows(_block_of_a(p, i0, k0, height, depth), whole_height, whole, high, low)
     for j in range(0, p.columns, PANEL):
         width = min(PANEL, p.columns - j)
-        _split_panel(_block_of_b(p, k0, j, depth, width), whole, stack.panel, stack.panel + 2 * PANEL * whole)
+        _split_panel(_block_of_b(p, k0, j, depth, width), whole, buffers.panel, buffers.panel + 2 * PANEL * whole)
         for i in range(0, height, step):
             rows = min(step, height - i)
             target = shifted(p.out, i0 + i, 4 * j)
             direct = plain and rows == step and width == PANEL
-            place = target if direct else MatrixRef(stack.tile, 4 * PANEL)
+            place = target if direct else MatrixRef(buffers.tile, 4 * PANEL)
             adds = direct and beta == 1.0
-            _three_products(path, stack.lines + i * _ROW_BYTES, rows - 1, stack.panel, whole, place, adds)
+            _three_products(path, buffers.lines + i * _ROW_BYTES, rows - 1, buffers.panel, whole, place, adds)
             if not direct:
-                _merge(stack.tile, target, rows, width, p.alpha, beta)
+                _merge(buffers.tile, target, rows, width, p.alpha, beta)
 
 
 @jit_strict_fp
 def run_split(p: GemmArgs) -> None:
     """Compute ``p.out = alpha * op(a) @ op(b) + beta * out``. Reached through `kernels.matmul.blas.gemm`."""
     path = read_dot_path()
-    stack = _Stack(_lines_buffer(), _panel_buffer(), _tile_buffer())
+    buffers = _SplitBuffers(_lines_buffer(), _panel_buffer(), _tile_buffer())
     if path == DotPath.AMX:
         configure_tiles()
     for i0 in range(0, p.rows, _ROWS):
         height = min(_ROWS, p.rows - i0)
         for k0 in range(0, p.inner, _DEPTH):
-            _multiply_block(p, path, stack, i0, height, k0)
+            _multiply_block(p, path, buffers, i0, height, k0)
     if path == DotPath.AMX:
         release_tiles()
 
@@ -270,7 +270,7 @@ call_split = _ENTRY.call
 
 @jit_strict_fp
 def gemm_split(a: Floats, b: Floats, out: Floats, op_a: Op, op_b: Op, alpha: float, beta: float) -> None:
-    """Compute ``out = alpha * op_a(a) @ op_b(b) + beta * out`` by this product, whatever the process's backend is.
+    """Compute ``out = alpha * op_a(a) @ op_b(b) + beta * out`` by this product, independent of the process's backend.
 
     In compiled code only; `prepare_split` must have been called in this process.
     """

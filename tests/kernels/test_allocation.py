@@ -1,12 +1,9 @@
 """No kernel allocates memory."""
 
-from collections.abc import Callable, Iterator
-from typing import Any
-
 import numpy as np
 import pytest
-from numba.core.runtime import _nrt_python, rtsys
 
+from tests.kernels.allocations import allocations
 from tests.kernels.model import Model
 from tests.kernels.support import Sizes, flat_ids, make_cache, make_decode_scratch
 from threadloom.kernels.common.accumulation import single_writer
@@ -20,30 +17,6 @@ from threadloom.kernels.float32.embedding import embedding_forward
 from threadloom.kernels.float32.gpt2 import blocks_backward, blocks_forward, head_backward, head_loss
 
 pytestmark = pytest.mark.skipif(not JIT_ENABLED, reason="counts allocations of compiled code")
-
-
-@pytest.fixture(autouse=True)
-def _counting() -> Iterator[None]:
-    enabled = _nrt_python.memsys_stats_enabled()
-    _nrt_python.memsys_enable_stats()
-    yield
-    if not enabled:
-        _nrt_python.memsys_disable_stats()
-
-
-def arrays_in(value: Any) -> int:
-    """Count the arrays of an argument: Numba allocates a small record for each one passed from Python."""
-    if isinstance(value, tuple):
-        return sum(arrays_in(part) for part in value)
-    return int(isinstance(value, np.ndarray))
-
-
-def allocations(function: Callable[..., Any], *arguments: Any) -> int:
-    """Return the number of allocations of a warm call, without the records of its arguments."""
-    function(*arguments)
-    before = rtsys.get_allocation_stats().alloc
-    function(*arguments)
-    return int(rtsys.get_allocation_stats().alloc) - int(before) - arrays_in(arguments)
 
 
 @jit_kernel

@@ -57,8 +57,8 @@ def the_rest() -> None:
     for path in paths_here():
         with on_path(path):
             with gemm_backend(GemmBackend.BF16X3):
-                test_split.check(45, 70, 267, Op.T, Op.N, -2.5, 0.5, True, 3)
-                test_split.check(33, 65, 47, Op.N, Op.T, 1.0, 0.0, False, 3)
+                test_split.check(test_split.Case(45, 70, 267, Op.T, Op.N, -2.5, 0.5, True, 3))
+                test_split.check(test_split.Case(33, 65, 47, Op.N, Op.T, 1.0, 0.0, False, 3))
             check_model(test_gpt2.SIZES["odd"], BF16)
 
 

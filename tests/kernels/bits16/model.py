@@ -29,6 +29,7 @@ from threadloom.kernels.common.accumulation import single_writer
 from threadloom.kernels.common.embedding import embedding_backward
 from threadloom.kernels.common.tensors import Weights
 from threadloom.kernels.compiling.arrays import Floats
+from threadloom.kernels.matmul.bf16 import prepare_bf16
 from threadloom.kernels.matmul.fp16 import fp16_scratch_sizes, fp16_sums_size
 
 GRADIENT = {BF16.name: 0.02, FP16.name: 0.005}
@@ -92,6 +93,7 @@ class Model16:
     pages: Pages = field(init=False)
 
     def __post_init__(self) -> None:
+        prepare_bf16()
         self.pages = Pages(self.at_end)
         self.master = Weights(**{n: self.pages.copy(t.astype(np.float32)) for n, t in self.tensors.items()})
         self.weights = Weights16(self.master, pack_weights(self.fmt, self.tensors, self.pages))

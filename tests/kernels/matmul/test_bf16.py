@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from numba.core.runtime import _nrt_python, rtsys
 from numpy.typing import NDArray
 
+from tests.kernels.allocations import allocations
 from tests.kernels.bits16.support import Pages, nearest, numbers, on_path, paths_here, random_bits
 from threadloom.kernels.compiling.jit import JIT_ENABLED
 from threadloom.kernels.matmul.bf16 import (
@@ -19,6 +19,7 @@ from threadloom.kernels.matmul.bf16 import (
     gemm_rows_bf16,
     linear_bf16,
     linear_gelu_bf16,
+    prepare_bf16,
 )
 from threadloom.kernels.matmul.operands import Op
 from threadloom.kernels.matmul.pack import pack_bf16, pack_float32, packed_shape, transpose_bf16, unpack_bf16
@@ -203,27 +204,15 @@ def test_concurrent_callers_get_the_same_bits(path: DotPath) -> None:
 
 @pytest.mark.skipif(not JIT_ENABLED, reason="NumPy allocates")
 def test_no_allocation() -> None:
+    prepare_bf16()
     rng = np.random.default_rng(7)
     floats = rng.standard_normal((40, 40)).astype(np.float32)
     bits, packed_b, bias = nearest(floats), np.zeros(packed_shape(40, 40), np.uint32), floats[0].copy()
     out, short, other = np.empty_like(floats), np.empty_like(bits), np.empty_like(bits)
-    calls: list[tuple[Any, ...]] = [
-        (pack_float32, floats, True, packed_b),
-        (pack_bf16, bits, False, packed_b),
-        (transpose_bf16, bits, other),
-        (gemm_bf16, bits, packed_b, out, True),
-        (gemm_rows_bf16, bits, bits, out, True),
-        (linear_bf16, bits, packed_b, bias, short),
-        (linear_gelu_bf16, bits, packed_b, bias, other, short),
-    ]
-    _nrt_python.memsys_enable_stats()
-    try:
-        for function, *arguments in calls:
-            function(*arguments)
-            before = rtsys.get_allocation_stats().alloc
-            function(*arguments)
-            # Numba allocates a small record for each array passed from Python.
-            records = sum(isinstance(argument, np.ndarray) for argument in arguments)
-            assert rtsys.get_allocation_stats().alloc - before == records, function
-    finally:
-        _nrt_python.memsys_disable_stats()
+    assert allocations(pack_float32, floats, Op.T, packed_b) == 0
+    assert allocations(pack_bf16, bits, Op.N, packed_b) == 0
+    assert allocations(transpose_bf16, bits, other) == 0
+    assert allocations(gemm_bf16, bits, packed_b, out, True) == 0
+    assert allocations(gemm_rows_bf16, bits, bits, out, True) == 0
+    assert allocations(linear_bf16, bits, packed_b, bias, short) == 0
+    assert allocations(linear_gelu_bf16, bits, packed_b, bias, other, short) == 0

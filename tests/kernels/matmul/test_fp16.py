@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from numba.core.runtime import _nrt_python, rtsys
 from numpy.typing import NDArray
 
+from tests.kernels.allocations import allocations
 from tests.kernels.bits16.support import Pages
 from tests.reference import Array
 from threadloom.kernels.compiling.jit import JIT_ENABLED
@@ -171,20 +171,7 @@ def test_no_allocation() -> None:
     bits, out, short = random_float16(rng, 40, 40), np.empty((40, 40), np.float32), np.empty((40, 40), np.int16)
     wide = scratch(Pages(True), 40, 40, 40)
     bias, sums = np.zeros(0, np.float32), np.empty(fp16_sums_size(40, 40), np.float32)
-    calls: list[tuple[Any, ...]] = [
-        (fp16_from_float32, out.reshape(-1), short.reshape(-1)),
-        (float32_from_fp16, short.reshape(-1), out.reshape(-1)),
-        (gemm_fp16, bits, bits, out, Op.T, Op.N, True, *wide),
-        (linear_fp16, bits, bits, Op.T, bias, short, sums, *wide),
-    ]
-    _nrt_python.memsys_enable_stats()
-    try:
-        for function, *arguments in calls:
-            function(*arguments)
-            before = rtsys.get_allocation_stats().alloc
-            function(*arguments)
-            # Numba allocates a small record for each array passed from Python.
-            records = sum(isinstance(argument, np.ndarray) for argument in arguments)
-            assert rtsys.get_allocation_stats().alloc - before == records, function
-    finally:
-        _nrt_python.memsys_disable_stats()
+    assert allocations(fp16_from_float32, out.reshape(-1), short.reshape(-1)) == 0
+    assert allocations(float32_from_fp16, short.reshape(-1), out.reshape(-1)) == 0
+    assert allocations(gemm_fp16, bits, bits, out, Op.T, Op.N, True, *wide) == 0
+    assert allocations(linear_fp16, bits, bits, Op.T, bias, short, sums, *wide) == 0

@@ -1,7 +1,9 @@
 """float32 GEMM on every backend (BLAS, Numba, bf16x3) against float64, and with concurrent callers."""
 
+import itertools
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from threading import Barrier
 
 import numpy as np
@@ -45,24 +47,30 @@ def place(memory: Guarded, values: Array, strided: bool) -> Floats:
     return view
 
 
-def check(
-    rows: int,
-    columns: int,
-    inner: int,
-    op_a: Op,
-    op_b: Op,
-    beta: float,
-    strided: bool,
-    alpha: float = 1.0,
-) -> None:
+@dataclass(frozen=True)
+class Case:
+    """One product; `strided` arrays are columns of wider ones."""
+
+    rows: int
+    columns: int
+    inner: int
+    op_a: Op = Op.N
+    op_b: Op = Op.N
+    alpha: float = 1.0
+    beta: float = 0.0
+    strided: bool = False
+
+
+def check(case: Case) -> None:
+    rows, columns, inner, alpha, beta = case.rows, case.columns, case.inner, case.alpha, case.beta
     rng = np.random.default_rng([rows, columns, inner])
     memory = Guarded()
     a, b = float32_numbers(rng, rows, inner), float32_numbers(rng, inner, columns)
     before = float32_numbers(rng, rows, columns)
-    out = place(memory, np.full((rows, columns), np.nan) if beta == 0.0 else before, strided)
-    in_a = place(memory, a.T if op_a is Op.T else a, strided)
-    in_b = place(memory, b.T if op_b is Op.T else b, strided)
-    gemm(in_a, in_b, out, op_a, op_b, alpha, beta)
+    out = place(memory, np.full((rows, columns), np.nan) if beta == 0.0 else before, case.strided)
+    stored_a = place(memory, a.T if case.op_a is Op.T else a, case.strided)
+    stored_b = place(memory, b.T if case.op_b is Op.T else b, case.strided)
+    gemm(stored_a, stored_b, out, case.op_a, case.op_b, alpha, beta)
     added = [beta * before] if beta else []
     expected = sum(added, alpha * (a @ b))
     assert_within(out, expected, error_bound(a, b, *added, alpha=alpha))
@@ -76,50 +84,36 @@ def check(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(
-    rows=st.integers(1, 70),
-    columns=st.integers(1, 90),
-    inner=st.one_of(st.integers(1, 40), st.integers(250, 530)),
-    op_a=st.sampled_from(Op),
-    op_b=st.sampled_from(Op),
-    beta=st.sampled_from([0.0, 1.0]),
-    strided=st.booleans(),
+    case=st.builds(
+        Case,
+        rows=st.integers(1, 70),
+        columns=st.integers(1, 90),
+        inner=st.one_of(st.integers(1, 40), st.integers(250, 530)),
+        op_a=st.sampled_from(Op),
+        op_b=st.sampled_from(Op),
+        beta=st.sampled_from([0.0, 1.0]),
+        strided=st.booleans(),
+    )
 )
-def test_product_equals_float64(
-    backend: GemmBackend,
-    rows: int,
-    columns: int,
-    inner: int,
-    op_a: Op,
-    op_b: Op,
-    beta: float,
-    strided: bool,
-) -> None:
+def test_product_equals_float64(backend: GemmBackend, case: Case) -> None:
     assert blas_info().backend is backend
-    check(rows, columns, inner, op_a, op_b, beta, strided)
+    check(case)
 
 
 @pytest.mark.parametrize("strided", [False, True])
 @pytest.mark.parametrize("beta", [0.0, 1.0])
-@pytest.mark.parametrize("op_a", list(Op))
-@pytest.mark.parametrize("op_b", list(Op))
+@pytest.mark.parametrize(("op_a", "op_b"), list(itertools.product(Op, Op)))
 @pytest.mark.parametrize(
     ("rows", "columns", "inner"), [(1, 1, 1), (1, 33, 257), (9, 1, 256), (64, 96, 512), (8, 32, 1), (517, 545, 259)]
 )
 def test_product_at_the_edges_of_blocks(
-    backend: GemmBackend,
-    rows: int,
-    columns: int,
-    inner: int,
-    op_a: Op,
-    op_b: Op,
-    beta: float,
-    strided: bool,
+    backend: GemmBackend, rows: int, columns: int, inner: int, op_a: Op, op_b: Op, beta: float, strided: bool
 ) -> None:
-    check(rows, columns, inner, op_a, op_b, beta, strided)
+    check(Case(rows, columns, inner, op_a, op_b, beta=beta, strided=strided))
 
 
 def test_alpha_and_beta_other_than_zero_and_one(backend: GemmBackend) -> None:
-    check(13, 35, 300, op_a=Op.N, op_b=Op.T, beta=0.5, strided=False, alpha=-2.5)
+    check(Case(13, 35, 300, Op.N, Op.T, alpha=-2.5, beta=0.5))
 
 
 def test_nan_and_infinity(backend: GemmBackend) -> None:

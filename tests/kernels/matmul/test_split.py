@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from threading import Barrier
 from typing import Any
 
@@ -9,9 +10,9 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from numba.core.runtime import _nrt_python, rtsys
 from numpy.typing import NDArray
 
+from tests.kernels.allocations import allocations
 from tests.kernels.bits16.support import Pages, nearest, numbers, on_path, paths_here
 from tests.reference import Array
 from threadloom.kernels.compiling.jit import JIT_ENABLED
@@ -37,36 +38,34 @@ def terms(values: NDArray[Any]) -> tuple[Array, Array]:
     return high, numbers(nearest(np.asarray(values, np.float64) - high))
 
 
-def check(
-    rows: int,
-    columns: int,
-    inner: int,
-    op_a: Op,
-    op_b: Op,
-    alpha: float,
-    beta: float,
-    at_end: bool,
-    gap: int,
-) -> None:
+@dataclass(frozen=True)
+class Case:
+    """One product, and how its arrays are placed between guard pages."""
+
+    rows: int
+    columns: int
+    inner: int
+    op_a: Op = Op.N
+    op_b: Op = Op.N
+    alpha: float = 1.0
+    beta: float = 1.0
+    at_end: bool = True
+    gap: int = 0
+
+
+def check(case: Case) -> None:
+    rows, columns, inner, alpha, beta = case.rows, case.columns, case.inner, case.alpha, case.beta
     rng = np.random.default_rng([rows, columns, inner])
-    pages = Pages(at_end)
-    a, b = (
-        rng.standard_normal((rows, inner)).astype(np.float32),
-        rng.standard_normal((inner, columns)).astype(np.float32),
-    )
+    pages = Pages(case.at_end)
+    a = rng.standard_normal((rows, inner)).astype(np.float32)
+    b = rng.standard_normal((inner, columns)).astype(np.float32)
     before = rng.standard_normal((rows, columns)).astype(np.float32)
-    out = pages.empty((rows, columns), np.float32, gap)
+    out = pages.empty((rows, columns), np.float32, case.gap)
     if beta != 0.0:
         out[...] = before
-    gemm(
-        pages.copy(a.T if op_a is Op.T else a, gap),
-        pages.copy(b.T if op_b is Op.T else b, gap),
-        out,
-        op_a,
-        op_b,
-        alpha,
-        beta,
-    )
+    stored_a = pages.copy(a.T if case.op_a is Op.T else a, case.gap)
+    stored_b = pages.copy(b.T if case.op_b is Op.T else b, case.gap)
+    gemm(stored_a, stored_b, out, case.op_a, case.op_b, alpha, beta)
     wide_a, wide_b = a.astype(np.float64), b.astype(np.float64)
     sizes = np.abs(alpha) * (np.abs(wide_a) @ np.abs(wide_b)) + np.abs(beta * before)
     # 3 K products (the zeros that pad K add no error), each sum rounded; alpha and beta.
@@ -85,30 +84,22 @@ def check(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(
-    rows=st.integers(1, 75),
-    columns=st.integers(1, 100),
-    inner=st.one_of(st.integers(1, 70), st.integers(250, 300)),
-    op_a=st.sampled_from(Op),
-    op_b=st.sampled_from(Op),
-    alpha=st.sampled_from([1.0, -2.5]),
-    beta=st.sampled_from([0.0, 1.0, 0.5]),
-    at_end=st.booleans(),
-    gap=st.sampled_from([0, 1, 7]),
+    case=st.builds(
+        Case,
+        rows=st.integers(1, 75),
+        columns=st.integers(1, 100),
+        inner=st.one_of(st.integers(1, 70), st.integers(250, 300)),
+        op_a=st.sampled_from(Op),
+        op_b=st.sampled_from(Op),
+        alpha=st.sampled_from([1.0, -2.5]),
+        beta=st.sampled_from([0.0, 1.0, 0.5]),
+        at_end=st.booleans(),
+        gap=st.sampled_from([0, 1, 7]),
+    )
 )
-def test_products_equal_float64(
-    path: DotPath,
-    rows: int,
-    columns: int,
-    inner: int,
-    op_a: Op,
-    op_b: Op,
-    alpha: float,
-    beta: float,
-    at_end: bool,
-    gap: int,
-) -> None:
+def test_products_equal_float64(path: DotPath, case: Case) -> None:
     assert blas_info().backend is GemmBackend.BF16X3
-    check(rows, columns, inner, op_a, op_b, alpha, beta, at_end, gap)
+    check(case)
 
 
 @pytest.mark.parametrize("op_a", list(Op))
@@ -117,7 +108,7 @@ def test_products_equal_float64(
 def test_products_at_the_edges_of_blocks(
     path: DotPath, rows: int, columns: int, inner: int, op_a: Op, op_b: Op
 ) -> None:
-    check(rows, columns, inner, op_a, op_b, 1.0, 1.0, True, 0)
+    check(Case(rows, columns, inner, op_a, op_b))
 
 
 def test_error_is_far_below_that_of_bfloat16(path: DotPath) -> None:
@@ -178,12 +169,4 @@ def test_a_row_has_the_same_bits_in_any_number_of_rows(path: DotPath) -> None:
 def test_no_allocation(path: DotPath) -> None:
     a = np.ones((40, 40), np.float32)
     b, out = a.copy(), a.copy()
-    _nrt_python.memsys_enable_stats()
-    try:
-        gemm(a, b, out, Op.T, Op.N, 1.0, 1.0)
-        before = rtsys.get_allocation_stats().alloc
-        gemm(a, b, out, Op.T, Op.N, 1.0, 1.0)
-        # Numba allocates a small record for each of the three arrays passed from Python.
-        assert rtsys.get_allocation_stats().alloc - before == 3
-    finally:
-        _nrt_python.memsys_disable_stats()
+    assert allocations(gemm, a, b, out, Op.T, Op.N, 1.0, 1.0) == 0
