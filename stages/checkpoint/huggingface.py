@@ -1,7 +1,7 @@
-"""Models in Hugging Face's layout: a folder with `model.safetensors` and `config.json`, written and read.
+"""Writing and reading models in Hugging Face's layout: a directory with `model.safetensors` and `config.json`.
 
-The architecture names the tensors (`stages.models`), each of which is a view of one of ours. The output projection is
-tied to the token embedding and not stored. `transformers.GPT2LMHeadModel.from_pretrained` opens the folder as it is.
+The layout of an architecture (`stages.models`) maps its names to views of our tensors. The output projection is tied to
+the token embedding and not stored. `transformers.GPT2LMHeadModel.from_pretrained` opens such a directory directly.
 """
 
 import json
