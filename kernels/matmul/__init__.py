@@ -7,7 +7,7 @@ from threadloom.kernels.matmul.amx import K_STEP, TILE_SIZE, configure_tiles, re
 from threadloom.kernels.matmul.backend import BlasInfo, GemmBackend, blas_info, gemm, gemm_backend
 from threadloom.kernels.matmul.bf16 import gemm_bf16, gemm_rows_bf16, linear_bf16, linear_gelu_bf16, prepare_bf16
 from threadloom.kernels.matmul.fp16 import fp16_scratch_sizes, fp16_sums_size, gemm_fp16, linear_fp16
-from threadloom.kernels.matmul.operands import MatrixRef, Op, matrix_ref, shifted
+from threadloom.kernels.matmul.operands import MatrixRef, Op, address_of, matrix_ref, shifted
 from threadloom.kernels.matmul.pack import (
     PANEL,
     PackedBits,
@@ -31,6 +31,7 @@ __all__ = [
     "Op",
     "PackedBits",
     "TileShape",
+    "address_of",
     "blas_info",
     "configure_tiles",
     "fp16_scratch_sizes",

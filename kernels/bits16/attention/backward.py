@@ -1,41 +1,97 @@
 """Causal self-attention in bfloat16, backward: a tile of keys at a time.
 
-It makes the transposed scores, a row a key. So the probabilities and the
-gradients of scores are, as they come, the left operands of the gradients of values and of keys, which are complete
-after one product; packed by pairs of keys they are the right operand of the queries' gradient, transposed, to which
-the tiles of keys add in turn::
+The transposed scores are computed, one row per key. So the probabilities and the gradients of the scores are already
+the left operands of the gradients of values and of keys, which are complete after one GEMM; packed by pairs of keys the
+gradients of the scores are the right operand of the transposed gradient of the queries, to which the tiles of keys add
+one after another::
 
     S.T = K Q.T     P.T = 2**(c S.T - L)     dV = P.T dO     dK = c' dS.T Q     dQ.T += K.T dS      c' = 1 / sqrt(D)
                     dS.T = P.T (V dO.T - delta)
 
-with the row statistics L (log-sum-exp) and delta = sum(dO O) running along the vectors. The bits follow from the
-shapes alone.
+with the row statistics L (log-sum-exp) and delta = sum(dO O) along the vectors. Results depend on the shapes and the
+inputs alone, bit for bit.
 """
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 
-from threadloom.kernels.bits16.attention.products import LINE, multiply, pack_pairs, round_rows, strips
-from threadloom.kernels.bits16.attention.rows import d_score_rows, dot_columns, fetch_row
-from threadloom.kernels.bits16.attention.scratch import ATTENTION_BLOCK, AttentionScratch
-from threadloom.kernels.compiling import Floats, jit_strict_fp
-from threadloom.kernels.matmul import PANEL, Op, configure_tiles, pack_bf16, release_tiles, transpose_bf16
+from threadloom.kernels.bits16.attention.head import (
+    ELEMENT,
+    HeadIndex,
+    HeadShape,
+    QkvRef,
+    head_of,
+    head_shape,
+    next_head,
+    prefetch_d_qkv_row,
+    prefetch_qkv_row,
+    qkv_of,
+)
+from threadloom.kernels.bits16.attention.products import LINE, multiply, multiply_vectors, pack_pairs, round_rows
+from threadloom.kernels.bits16.attention.rows import dot_columns, prefetch_row
+from threadloom.kernels.bits16.attention.scratch import AttentionScratch
+from threadloom.kernels.bits16.attention.softmax import SoftmaxBackwardRows, softmax_backward_rows
+from threadloom.kernels.common import ATTENTION_TILE
+from threadloom.kernels.compiling import Floats, jit_strict_fp, jit_strict_inline
+from threadloom.kernels.matmul import (
+    PANEL,
+    MatrixRef,
+    Op,
+    address_of,
+    configure_tiles,
+    matrix_ref,
+    pack_bf16,
+    release_tiles,
+    shifted,
+    transpose_bf16,
+)
 from threadloom.kernels.simd import LANES, BF16Bits, DotPath, read_dot_path, transpose_uint32
 
-_AMX = DotPath.AMX.value
-_QUERIES = 32  # of a tile in forward
-_KEYS = ATTENTION_BLOCK  # of a tile in backward
+_HALF_PANEL = PANEL // 2  # squares on the diagonal are divided into quarters, one of which is masked as a whole
+_HALF_LINE = 4 * _HALF_PANEL
 _LOG2_E = 1.4426950408889634
-_HALF_PANEL = PANEL // 2  # squares on the diagonal are cut in quarters, one of which is never needed
-_LN2_HIGH = np.float32(0.693359375)
-_ONE, _HALF, _ZERO = np.float32(1.0), np.float32(0.5), np.float32(0.0)
+_ONE, _ZERO = np.float32(1.0), np.float32(0.0)
+
+
+class _HeadRefs(NamedTuple):
+    """Matrices (length, D) of one head that are read (`qkv`, `out`, `d_out`) or written (`d_qkv`)."""
+
+    qkv: QkvRef
+    out: MatrixRef
+    d_out: MatrixRef
+    d_qkv: QkvRef
+
+
+class _Buffers(NamedTuple):
+    """Scratch of one head and one tile of its keys."""
+
+    q_columns: MatrixRef  # packed transpose of the queries; stride: from panel to panel
+    d_out_columns: MatrixRef  # the same of `d_out`
+    q_rows: MatrixRef  # packed queries; stride: from panel to panel
+    d_out_rows: MatrixRef  # the same of `d_out`
+    rows: SoftmaxBackwardRows  # scores, probabilities and their gradients
+    k_transposed: MatrixRef  # (D, length)
+    dq_transposed: MatrixRef  # (D, length) float32
+    result: MatrixRef  # float32
+
+
+class _Tile(NamedTuple):
+    """A tile of keys, which the queries `first` … `first` + `queries` - 1, the last of the sequence, see."""
+
+    path: int
+    first: int
+    keys: int
+    queries: int
+    size: int  # columns of a head
 
 
 @jit_strict_fp
-def _statistics(lse: Floats, length: int, pairs: int, scratch: AttentionScratch) -> None:
+def _statistics(lse: Floats, pairs: int, scratch: AttentionScratch) -> None:
     """Write each query's shift, in powers of two, and its delta, from the packed transposes of d_out and out."""
     shifts, deltas = scratch.statistics[0], scratch.statistics[1]
+    length = lse.shape[0]
     for t in range(length):
         shifts[t] = lse[t] * np.float32(_LOG2_E)
     padded = (length + PANEL - 1) // PANEL * PANEL
@@ -47,70 +103,139 @@ def _statistics(lse: Floats, length: int, pairs: int, scratch: AttentionScratch)
 
 
 @jit_strict_fp
-def _transpose_out(
-    source: int, source_bytes: int, square: int, square_bytes: int, factor: np.float32, length: int, size: int,
-    out: int, out_bytes: int,
-) -> None:  # fmt: skip
-    """Write ``factor`` times the transpose of `source` (size, length) to `out` as bfloat16, by strips of `LANES`."""
-    for t in range(0, length, LANES):
-        for d in range(0, size, LANES):
-            transpose_uint32(source + d * source_bytes + 4 * t, source_bytes, square + 4 * d, square_bytes)
-        round_rows(square, square_bytes, factor, min(LANES, length - t), size, out + t * out_bytes, out_bytes)
+def _key_scores(tile: _Tile, a: MatrixRef, t: int, columns: MatrixRef, out: MatrixRef) -> None:
+    """Multiply the tile's keys, or values, `a` with a panel of queries, or of d_out, from the tile's query `t` on.
 
-
-@jit_strict_fp
-def _key_scores(
-    path: int, a: int, a_bytes: int, rows: int, t: int, panel: int, inner: int, width: int, out: int, out_bytes: int
-) -> None:
-    """Multiply keys (or values) with a panel of queries (or d_out), that begins at the tile's key `t`.
-
-    The panel's first half does not see the second half of the keys beside it.
+    The panel's first half does not see the second half of the keys of the same number.
     """
-    late = t + _HALF_PANEL
-    if path == _AMX or rows <= late:
-        multiply(path, a, a_bytes, rows, panel, inner, width, out, out_bytes, 0)
+    rows, width = min(tile.keys, t + PANEL), min(PANEL, tile.queries - t)
+    panel = columns.address + (tile.first + t) // PANEL * columns.stride
+    target, late = shifted(out, 0, 4 * t), t + _HALF_PANEL
+    if tile.path == DotPath.AMX or rows <= late:
+        multiply(tile.path, a, rows, panel, tile.size, width, target, 0)
         return
-    strips(path, a, a_bytes, late, panel, inner, width, out, out_bytes, 0)
+    multiply_vectors(tile.path, a, late, panel, tile.size, width, target, 0)
     if width > _HALF_PANEL:
-        strips(
-            path, a + late * a_bytes, a_bytes, rows - late, panel + 4 * _HALF_PANEL, inner, width - _HALF_PANEL,
-            out + late * out_bytes + 4 * _HALF_PANEL, out_bytes, 0,
+        corner = shifted(target, late, _HALF_LINE)
+        multiply_vectors(
+            tile.path, shifted(a, late, 0), rows - late, panel + _HALF_LINE, tile.size, width - _HALF_PANEL, corner, 0
         )  # fmt: skip
 
 
-@jit_strict_fp
-def _query_gradient(
-    path: int, k: int, k_bytes: int, size: int, t: int, keys: int, panel: int, width: int, out: int, out_bytes: int,
-    add: int,
-) -> None:  # fmt: skip
-    """Write, or add, the product of transposed keys with gradients of scores of the queries from the key `t` on."""
-    late = t + _HALF_PANEL
-    if path == _AMX or keys <= late:
-        multiply(path, k, k_bytes, size, panel, min(keys, t + PANEL), width, out, out_bytes, add)
-        return
-    strips(path, k, k_bytes, size, panel, late, min(width, _HALF_PANEL), out, out_bytes, add)
-    if width > _HALF_PANEL:
-        strips(
-            path, k, k_bytes, size, panel + 4 * _HALF_PANEL, min(keys, t + PANEL), width - _HALF_PANEL,
-            out + 4 * _HALF_PANEL, out_bytes, add,
-        )  # fmt: skip
+@jit_strict_inline
+def _d_scores(tile: _Tile, head: _HeadRefs, ahead: _HeadRefs, b: _Buffers, factor: np.float32) -> None:
+    """Compute probabilities and gradients of scores; prefetch as many rows of the next head and of the gradients."""
+    r, length = b.rows, tile.first + tile.queries
+    for j in range(0, tile.keys, 2):
+        for t in range(tile.first + j, min(tile.first + j + 2, length)):
+            prefetch_qkv_row(ahead.qkv, t, tile.size)
+            prefetch_d_qkv_row(head.d_qkv, t, tile.size)
+            prefetch_row(ahead.out.address + t * ahead.out.stride, ELEMENT * tile.size, False)
+            prefetch_row(ahead.d_out.address + t * ahead.d_out.stride, ELEMENT * tile.size, False)
+        pair = SoftmaxBackwardRows(
+            shifted(r.scores, j, 0),
+            r.d_probabilities + j * r.scores.stride,
+            shifted(r.probabilities, j, 0),
+            r.d_scores + j * r.probabilities.stride,
+            shifted(r.d_score_pairs, 0, j // 2 * LINE),
+            r.shifts + 4 * tile.first,
+            r.deltas + 4 * tile.first,
+        )
+        softmax_backward_rows(pair, factor, j, tile.queries)
 
 
 @jit_strict_fp
 def _key_gradient(
-    path: int, bits: int, bit_bytes: int, keys: int, count: int, rows: int, panel_bytes: int, size: int,
-    factor: np.float32, result: int, result_bytes: int, out: int, out_bytes: int,
-) -> None:  # fmt: skip
-    """Write ``factor * bits @ rows`` to the gradients of a tile of keys; `count` queries, from its first key's on."""
-    step = PANEL if path == _AMX else _HALF_PANEL
-    for i in range(0, keys, step):
-        height = min(step, keys - i)
-        line = bits + i * bit_bytes + 2 * i
-        for j in range(0, size, PANEL):
-            panel, target = rows + j // PANEL * panel_bytes + i // 2 * LINE, result + i * result_bytes + 4 * j
-            width = min(PANEL, size - j)
-            multiply(path, line, bit_bytes, height, panel, count - i, width, target, result_bytes, 0)
-    round_rows(result, result_bytes, factor, keys, size, out, out_bytes)
+    tile: _Tile, a: MatrixRef, packed: MatrixRef, factor: np.float32, result: MatrixRef, out: MatrixRef
+) -> None:
+    """Write ``factor * a @ b`` to the tile's rows of the gradient `out` of keys or of values.
+
+    `a` (keys, queries) are probabilities or gradients of scores, b the `packed` rows of queries or of `d_out`.
+    """
+    step = PANEL if tile.path == DotPath.AMX else _HALF_PANEL
+    for i in range(0, tile.keys, step):
+        height = min(step, tile.keys - i)
+        line = shifted(a, i, 2 * i)  # queries before key i do not see it
+        for j in range(0, tile.size, PANEL):
+            panel = packed.address + j // PANEL * packed.stride + (tile.first // 2 + i // 2) * LINE
+            target = shifted(result, i, 4 * j)
+            multiply(tile.path, line, height, panel, tile.queries - i, min(PANEL, tile.size - j), target, 0)
+    round_rows(result, factor, tile.keys, tile.size, shifted(out, tile.first, 0))
+
+
+@jit_strict_inline
+def _query_gradient(tile: _Tile, t: int, b: _Buffers) -> None:
+    """Write, or add if the tile is not the first, the product of transposed keys and gradients of scores to dQ.T.
+
+    The queries are those of one panel, from the tile's query `t` on.
+    """
+    k, out = shifted(b.k_transposed, 0, 2 * tile.first), shifted(b.dq_transposed, 0, 4 * (tile.first + t))
+    panel, width = b.rows.d_score_pairs.address + t // PANEL * b.rows.d_score_pairs.stride, min(PANEL, tile.queries - t)
+    late, seen, add = t + _HALF_PANEL, min(tile.keys, t + PANEL), 1 if tile.first > 0 else 0
+    if tile.path == DotPath.AMX or tile.keys <= late:
+        multiply(tile.path, k, tile.size, panel, seen, width, out, add)
+        return
+    multiply_vectors(tile.path, k, tile.size, panel, late, min(width, _HALF_PANEL), out, add)
+    if width > _HALF_PANEL:
+        right = shifted(out, 0, _HALF_LINE)
+        multiply_vectors(tile.path, k, tile.size, panel + _HALF_LINE, seen, width - _HALF_PANEL, right, add)
+
+
+@jit_strict_fp
+def _transpose_out(b: _Buffers, factor: np.float32, shape: HeadShape, out: MatrixRef) -> None:
+    """Write ``factor`` times the transpose of ``b.dq_transposed`` to `out` as bfloat16, `LANES` rows at a time."""
+    source, square = b.dq_transposed, b.result
+    for t in range(0, shape.length, LANES):
+        for d in range(0, shape.size, LANES):
+            place = shifted(source, d, 4 * t)
+            transpose_uint32(place.address, place.stride, square.address + 4 * d, square.stride)
+        round_rows(square, factor, min(LANES, shape.length - t), shape.size, shifted(out, t, 0))
+
+
+@jit_strict_fp
+def _key_tile(tile: _Tile, head: _HeadRefs, ahead: _HeadRefs, b: _Buffers, scale: np.float32) -> None:
+    """Compute the gradients of a tile of keys and values, and the tile's part of the gradient of the queries."""
+    offset, stride, d_stride = tile.first * head.qkv.stride, head.qkv.stride, head.d_qkv.stride
+    k, v = MatrixRef(head.qkv.k + offset, stride), MatrixRef(head.qkv.v + offset, stride)
+    d_scores = MatrixRef(b.rows.d_scores, b.rows.probabilities.stride)
+    for t in range(0, tile.queries, PANEL):
+        _key_scores(tile, k, t, b.q_columns, b.rows.scores)
+        _key_scores(tile, v, t, b.d_out_columns, MatrixRef(b.rows.d_probabilities, b.rows.scores.stride))
+    _d_scores(tile, head, ahead, b, np.float32(_LOG2_E / math.sqrt(tile.size)))
+    _key_gradient(tile, b.rows.probabilities, b.d_out_rows, _ONE, b.result, MatrixRef(head.d_qkv.v, d_stride))
+    _key_gradient(tile, d_scores, b.q_rows, scale, b.result, MatrixRef(head.d_qkv.k, d_stride))
+    for t in range(0, tile.queries, PANEL):
+        _query_gradient(tile, t, b)
+
+
+@jit_strict_fp
+def _head_refs(
+    qkv: BF16Bits, out: BF16Bits, d_out: BF16Bits, d_qkv: BF16Bits, shape: HeadShape, index: HeadIndex
+) -> _HeadRefs:
+    return _HeadRefs(
+        qkv_of(qkv, shape, index),
+        head_of(out, shape, index),
+        head_of(d_out, shape, index),
+        qkv_of(d_qkv, shape, index),
+    )
+
+
+@jit_strict_fp
+def _buffers(s: AttentionScratch) -> _Buffers:
+    column_panel, row_panel = s.columns.strides[1], s.rows.strides[1]
+    shifts, deltas = address_of(s.statistics[0]), address_of(s.statistics[1])
+    pairs = MatrixRef(address_of(s.ds_pairs), s.ds_pairs.strides[0])
+    scores, d_scores = matrix_ref(s.scores), address_of(s.d_scores)
+    return _Buffers(
+        MatrixRef(address_of(s.columns[0]), column_panel),
+        MatrixRef(address_of(s.columns[1]), column_panel),
+        MatrixRef(address_of(s.rows[0]), row_panel),
+        MatrixRef(address_of(s.rows[1]), row_panel),
+        SoftmaxBackwardRows(scores, d_scores, matrix_ref(s.p_bits), address_of(s.ds_bits), pairs, shifts, deltas),
+        matrix_ref(s.k_transposed),
+        matrix_ref(s.dq_transposed),
+        matrix_ref(s.result),
+    )
 
 
 @jit_strict_fp
@@ -126,96 +251,30 @@ def backward_bf16(
 ) -> None:
     """See `kernels.bits16.attention.layer.attention_backward`."""
     path = read_dot_path()
-    if path == _AMX:
+    if path == DotPath.AMX:
         configure_tiles()
-    channels = out.shape[1]
-    size = channels // heads
-    length = out.shape[0] // sequences
-    panels = (length + PANEL - 1) // PANEL
-    scale = np.float32(1.0 / math.sqrt(size))
-    factor = np.float32(_LOG2_E / math.sqrt(size))
-    row_bytes, out_bytes, d_bytes = qkv.strides[0], d_out.strides[0], d_qkv.strides[0]
-    q_columns, d_o_columns, o_columns = (
-        scratch.columns[0, :panels],
-        scratch.columns[1, :panels],
-        scratch.columns[2, :panels],
-    )
-    q_rows, d_o_rows = scratch.rows[0], scratch.rows[1]
-    column_panel, row_panel = q_columns.strides[0], q_rows.strides[0]
-    scores, d_scores, score_bytes = (
-        scratch.scores.ctypes.data,
-        scratch.d_scores.ctypes.data,
-        scratch.scores.strides[0],
-    )
-    p_bits, ds_bits, bit_bytes = scratch.p_bits.ctypes.data, scratch.ds_bits.ctypes.data, scratch.p_bits.strides[0]
-    words, word_panel = scratch.ds_words.ctypes.data, scratch.ds_words.strides[0]
-    kt, kt_bytes = scratch.k_transposed.ctypes.data, scratch.k_transposed.strides[0]
-    dqt, dqt_bytes = scratch.dq_transposed.ctypes.data, scratch.dq_transposed.strides[0]
-    result, result_bytes = scratch.result.ctypes.data, scratch.result.strides[0]
-    shifts, deltas = scratch.statistics[0].ctypes.data, scratch.statistics[1].ctypes.data
+    shape = head_shape(out, sequences, heads)
+    scale = np.float32(1.0 / math.sqrt(shape.size))
+    buffers, panels = _buffers(scratch), (shape.length + PANEL - 1) // PANEL
+    q_columns, d_o_columns = scratch.columns[0, :panels], scratch.columns[1, :panels]
+    o_columns, k_transposed = scratch.columns[2, :panels], scratch.k_transposed[:, : shape.length]
     for b in range(sequences):
-        begin, end = b * length, (b + 1) * length
-        for head in range(heads):
-            q0 = head * size
-            k0, v0 = channels + q0, 2 * channels + q0
-            pack_bf16(qkv[begin:end, q0 : q0 + size], Op.T, q_columns)
-            pack_bf16(d_out[begin:end, q0 : q0 + size], Op.T, d_o_columns)
-            pack_bf16(out[begin:end, q0 : q0 + size], Op.T, o_columns)
-            transpose_bf16(qkv[begin:end, k0 : k0 + size], scratch.k_transposed[:, :length])
-            start, d_start = qkv.ctypes.data + begin * row_bytes, d_qkv.ctypes.data + begin * d_bytes
-            pack_pairs(start + 2 * q0, row_bytes, length, size, q_rows.ctypes.data, row_panel)
-            d_o = d_out.ctypes.data + begin * out_bytes + 2 * q0
-            last = head + 1 == heads
-            ahead = start + length * row_bytes if last else start + 2 * (q0 + size)
-            o_ahead = (begin + length) * out_bytes if last else begin * out_bytes + 2 * (q0 + size)
-            d_o_ahead, o_ahead = d_out.ctypes.data + o_ahead, out.ctypes.data + o_ahead
-            pack_pairs(d_o, out_bytes, length, size, d_o_rows.ctypes.data, row_panel)
-            _statistics(lse[b, head], length, (size + 1) // 2, scratch)
-            for first in range(0, length, _KEYS):
-                keys, count = min(_KEYS, length - first), length - first
-                line = start + first * row_bytes
-                for t in range(0, count, PANEL):
-                    rows, width, panel = min(keys, t + PANEL), min(PANEL, count - t), (first + t) // PANEL
-                    at = panel * column_panel
-                    _key_scores(
-                        path, line + 2 * k0, row_bytes, rows, t, q_columns.ctypes.data + at, size, width,
-                        scores + 4 * t, score_bytes,
-                    )  # fmt: skip
-                    _key_scores(
-                        path, line + 2 * v0, row_bytes, rows, t, d_o_columns.ctypes.data + at, size, width,
-                        d_scores + 4 * t, score_bytes,
-                    )  # fmt: skip
-                for j in range(0, keys, 2):
-                    for t in range(first + j, min(first + j + 2, length)):
-                        line, place = ahead + t * row_bytes, d_start + t * d_bytes + 2 * q0
-                        for part in range(3):
-                            fetch_row(line + 2 * part * channels, 2 * size, False)
-                            fetch_row(place + 2 * part * channels, 2 * size, True)
-                        fetch_row(o_ahead + t * out_bytes, 2 * size, False)
-                        fetch_row(d_o_ahead + t * out_bytes, 2 * size, False)
-                    d_score_rows(
-                        scores + j * score_bytes, d_scores + j * score_bytes, score_bytes,
-                        p_bits + j * bit_bytes, ds_bits + j * bit_bytes, bit_bytes, words + j // 2 * LINE, word_panel,
-                        shifts + 4 * first, deltas + 4 * first, factor, j, count,
-                    )  # fmt: skip
-                offset = first // 2 * LINE
-                target = d_start + first * d_bytes
-                _key_gradient(
-                    path, p_bits, bit_bytes, keys, count, d_o_rows.ctypes.data + offset, row_panel, size,
-                    _ONE, result, result_bytes, target + 2 * v0, d_bytes,
-                )  # fmt: skip
-                _key_gradient(
-                    path, ds_bits, bit_bytes, keys, count, q_rows.ctypes.data + offset, row_panel, size,
-                    scale, result, result_bytes, target + 2 * k0, d_bytes,
-                )  # fmt: skip
-                for t in range(0, count, PANEL):
-                    panel, place = words + t // PANEL * word_panel, dqt + 4 * (first + t)
-                    _query_gradient(
-                        path, kt + 2 * first, kt_bytes, size, t, keys, panel, min(PANEL, count - t), place, dqt_bytes,
-                        1 if first > 0 else 0,
-                    )  # fmt: skip
-            _transpose_out(
-                dqt, dqt_bytes, result, result_bytes, scale, length, size, d_start + 2 * q0, d_bytes
-            )  # fmt: skip
-    if path == _AMX:
+        for h in range(heads):
+            index = HeadIndex(b, h)
+            head = _head_refs(qkv, out, d_out, d_qkv, shape, index)
+            ahead = _head_refs(qkv, out, d_out, d_qkv, shape, next_head(index, shape))
+            top, bottom, q0, k0 = b * shape.length, (b + 1) * shape.length, h * shape.size, (heads + h) * shape.size
+            pack_bf16(qkv[top:bottom, q0 : q0 + shape.size], Op.T, q_columns)
+            pack_bf16(d_out[top:bottom, q0 : q0 + shape.size], Op.T, d_o_columns)
+            pack_bf16(out[top:bottom, q0 : q0 + shape.size], Op.T, o_columns)
+            transpose_bf16(qkv[top:bottom, k0 : k0 + shape.size], k_transposed)
+            pack_pairs(MatrixRef(head.qkv.q, head.qkv.stride), shape.length, shape.size, buffers.q_rows)
+            pack_pairs(head.d_out, shape.length, shape.size, buffers.d_out_rows)
+            _statistics(lse[b, h], (shape.size + 1) // 2, scratch)
+            for first in range(0, shape.length, ATTENTION_TILE):
+                queries = shape.length - first
+                tile = _Tile(path, first, min(ATTENTION_TILE, queries), queries, shape.size)
+                _key_tile(tile, head, ahead, buffers, scale)
+            _transpose_out(buffers, scale, shape, MatrixRef(head.d_qkv.q, head.d_qkv.stride))
+    if path == DotPath.AMX:
         release_tiles()

@@ -1,27 +1,115 @@
-"""Causal self-attention in bfloat16, forward: a tile of queries at a time, exponentials unnormalised.
+"""Causal self-attention in bfloat16, forward: a tile of queries at a time, with unnormalised exponentials.
 
-The sums divide the output's rows. Products and passes are made for the small matrices of one head
-(`kernels.bits16.attention.products`, `kernels.bits16.attention.rows`); the bits follow from the shapes alone.
+The rows of the output are divided by the sums of the exponentials. GEMMs and passes are made for the small matrices of
+one head (`kernels.bits16.attention.products`, `kernels.bits16.attention.softmax`). Results depend on the shapes and the
+inputs alone, bit for bit.
 """
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 
+from threadloom.kernels.bits16.attention.head import (
+    ELEMENT,
+    HeadIndex,
+    QkvRef,
+    head_of,
+    head_shape,
+    next_head,
+    prefetch_qkv_row,
+    qkv_of,
+)
 from threadloom.kernels.bits16.attention.products import multiply, pack_pairs, round_rows
-from threadloom.kernels.bits16.attention.rows import ROW_GROUP, fetch_row, softmax_rows
-from threadloom.kernels.bits16.attention.scratch import ATTENTION_BLOCK, AttentionScratch
-from threadloom.kernels.compiling import Floats, jit_strict_fp
-from threadloom.kernels.matmul import PANEL, Op, configure_tiles, pack_bf16, release_tiles
-from threadloom.kernels.simd import BF16Bits, DotPath, log32, read_dot_path
+from threadloom.kernels.bits16.attention.rows import prefetch_row
+from threadloom.kernels.bits16.attention.scratch import AttentionScratch
+from threadloom.kernels.bits16.attention.softmax import ROW_GROUP, ExpRows, exp_rows
+from threadloom.kernels.compiling import Floats, jit_strict_fp, jit_strict_inline
+from threadloom.kernels.matmul import (
+    PANEL,
+    MatrixRef,
+    Op,
+    address_of,
+    configure_tiles,
+    matrix_ref,
+    pack_bf16,
+    release_tiles,
+    shifted,
+)
+from threadloom.kernels.simd import BF16Bits, DotPath, load_float32, log32, read_dot_path, store_float32
 
-_AMX = DotPath.AMX.value
-_QUERIES = 32  # of a tile in forward
-_KEYS = ATTENTION_BLOCK  # of a tile in backward
+_QUERIES = 32  # per tile
+_HALF_PANEL = PANEL // 2  # squares on the diagonal are divided into quarters, one of which is masked as a whole
 _LOG2_E = 1.4426950408889634
-_HALF_PANEL = PANEL // 2  # squares on the diagonal are cut in quarters, one of which is never needed
-_LN2_HIGH = np.float32(0.693359375)
-_ONE, _HALF, _ZERO = np.float32(1.0), np.float32(0.5), np.float32(0.0)
+_ONE = np.float32(1.0)
+
+
+class _Buffers(NamedTuple):
+    """Scratch of one head and one tile of its queries."""
+
+    k_columns: MatrixRef  # packed transpose of the keys; stride: from panel to panel
+    v_rows: MatrixRef  # packed values; stride: from panel to panel
+    rows: ExpRows  # scores, probabilities, and their statistics
+    result: MatrixRef  # float32, output before normalisation
+
+
+class _Tile(NamedTuple):
+    """A tile of queries, which sees the keys 0 … `first` + `queries` - 1."""
+
+    path: int
+    first: int
+    queries: int
+    size: int  # columns of a head
+
+
+@jit_strict_inline
+def _scores(tile: _Tile, q: MatrixRef, b: _Buffers) -> None:
+    """Write the products of the tile's queries and the keys that they see to the buffer of scores."""
+    for j in range(0, tile.first + tile.queries, PANEL):
+        panel = b.k_columns.address + j // PANEL * b.k_columns.stride
+        step = tile.queries if j < tile.first or tile.path == DotPath.AMX else _HALF_PANEL
+        for i in range(0, tile.queries, step):
+            height = min(step, tile.queries - i)
+            width = min(PANEL, tile.first + i + height - j)
+            target = shifted(b.rows.scores, i, 4 * j)
+            multiply(tile.path, shifted(q, tile.first + i, 0), height, panel, tile.size, width, target, 0)
+
+
+@jit_strict_inline
+def _probabilities(tile: _Tile, ahead: QkvRef, out: MatrixRef, length: int, b: _Buffers, factor: np.float32) -> None:
+    """Replace the scores by exponentials; prefetch as many rows of the next head, `ahead`, and of the output."""
+    r = b.rows
+    for i in range(0, tile.queries, ROW_GROUP):
+        for t in range(tile.first + i, min(tile.first + i + ROW_GROUP, length)):
+            prefetch_qkv_row(ahead, t, tile.size)
+            prefetch_row(out.address + t * out.stride, ELEMENT * tile.size, True)
+        scores, probabilities = shifted(r.scores, i, 0), shifted(r.probabilities, i, 0)
+        group = ExpRows(scores, probabilities, r.largest + 4 * i, r.totals + 4 * i)
+        exp_rows(group, tile.first + i + 1, tile.first + tile.queries, factor)
+
+
+@jit_strict_inline
+def _weighted_values(tile: _Tile, b: _Buffers) -> None:
+    """Write the products of the exponentials and the values to ``b.result``."""
+    step = tile.queries if tile.path == DotPath.AMX else _HALF_PANEL
+    for i in range(0, tile.queries, step):
+        height = min(step, tile.queries - i)
+        line, keys = shifted(b.rows.probabilities, i, 0), tile.first + i + height
+        for j in range(0, tile.size, PANEL):
+            panel = b.v_rows.address + j // PANEL * b.v_rows.stride
+            target = shifted(b.result, i, 4 * j)
+            multiply(tile.path, line, height, panel, keys, min(PANEL, tile.size - j), target, 0)
+
+
+@jit_strict_inline
+def _normalise(tile: _Tile, out: MatrixRef, lse: int, b: _Buffers, scale: np.float32) -> None:
+    """Write the tile's rows of the output and, to the address `lse`, their log-sum-exp."""
+    for i in range(tile.queries):
+        largest, total = load_float32(b.rows.largest, i), load_float32(b.rows.totals, i)
+        store_float32(lse, tile.first + i, np.float32(largest * scale) + log32(total))
+    for i in range(tile.queries):
+        share = _ONE / load_float32(b.rows.totals, i)
+        round_rows(shifted(b.result, i, 0), share, 1, tile.size, shifted(out, tile.first + i, 0))
 
 
 @jit_strict_fp
@@ -30,71 +118,33 @@ def forward_bf16(
 ) -> None:
     """See `kernels.bits16.attention.layer.attention_forward`."""
     path = read_dot_path()
-    if path == _AMX:
+    if path == DotPath.AMX:
         configure_tiles()
-    channels = out.shape[1]
-    size = channels // heads
-    length = out.shape[0] // sequences
-    panels = (length + PANEL - 1) // PANEL
-    scale = np.float32(1.0 / math.sqrt(size))
-    factor = np.float32(_LOG2_E / math.sqrt(size))
-    row_bytes, out_bytes = qkv.strides[0], out.strides[0]
+    shape = head_shape(out, sequences, heads)
+    scale = np.float32(1.0 / math.sqrt(shape.size))
+    factor = np.float32(_LOG2_E / math.sqrt(shape.size))
+    panels = (shape.length + PANEL - 1) // PANEL
     k_columns, v_rows = scratch.columns[0, :panels], scratch.rows[0]
-    k_panel, v_panel = k_columns.strides[0], v_rows.strides[0]
-    scores, score_bytes = scratch.scores.ctypes.data, scratch.scores.strides[0]
-    bits, bit_bytes = scratch.p_bits.ctypes.data, scratch.p_bits.strides[0]
-    result, result_bytes = scratch.result.ctypes.data, scratch.result.strides[0]
-    largest, totals = scratch.statistics[0], scratch.statistics[1]
+    largest, totals = address_of(scratch.statistics[0]), address_of(scratch.statistics[1])
+    buffers = _Buffers(
+        MatrixRef(address_of(k_columns), k_columns.strides[0]),
+        MatrixRef(address_of(v_rows), v_rows.strides[0]),
+        ExpRows(matrix_ref(scratch.scores), matrix_ref(scratch.p_bits), largest, totals),
+        matrix_ref(scratch.result),
+    )
     for b in range(sequences):
-        begin, end = b * length, (b + 1) * length
-        for head in range(heads):
-            q0 = head * size
-            k0, v0 = channels + q0, 2 * channels + q0
-            pack_bf16(qkv[begin:end, k0 : k0 + size], Op.T, k_columns)
-            start = qkv.ctypes.data + begin * row_bytes
-            ahead = start + 2 * (q0 + size) if head + 1 < heads else start + length * row_bytes
-            out_start = out.ctypes.data + begin * out_bytes + 2 * q0
-            pack_pairs(start + 2 * v0, row_bytes, length, size, v_rows.ctypes.data, v_panel)
-            for first in range(0, length, _QUERIES):
-                keys = min(first + _QUERIES, length)
-                queries = keys - first
-                q = start + first * row_bytes + 2 * q0
-                for j in range(0, keys, PANEL):
-                    panel, target = k_columns.ctypes.data + j // PANEL * k_panel, scores + 4 * j
-                    step = queries if j < first or path == _AMX else _HALF_PANEL
-                    for i in range(0, queries, step):
-                        height = min(step, queries - i)
-                        multiply(
-                            path, q + i * row_bytes, row_bytes, height, panel, size, min(PANEL, first + i + height - j),
-                            target + i * score_bytes, score_bytes, 0,
-                        )  # fmt: skip
-                for i in range(0, queries, ROW_GROUP):
-                    for t in range(first + i, min(first + i + ROW_GROUP, length)):
-                        line = ahead + t * row_bytes
-                        fetch_row(line, 2 * size, False)
-                        fetch_row(line + 2 * channels, 2 * size, False)
-                        fetch_row(line + 4 * channels, 2 * size, False)
-                        fetch_row(out_start + t * out_bytes, 2 * size, True)
-                    softmax_rows(
-                        scores + i * score_bytes, score_bytes, bits + i * bit_bytes, bit_bytes, first + i + 1, keys,
-                        factor, largest.ctypes.data + 4 * i, totals.ctypes.data + 4 * i,
-                    )  # fmt: skip
-                step = queries if path == _AMX else _HALF_PANEL
-                for i in range(0, queries, step):
-                    height = min(step, queries - i)
-                    inner = first + i + height
-                    for j in range(0, size, PANEL):
-                        panel, target = v_rows.ctypes.data + j // PANEL * v_panel, result + i * result_bytes + 4 * j
-                        line = bits + i * bit_bytes
-                        multiply(
-                            path, line, bit_bytes, height, panel, inner, min(PANEL, size - j), target, result_bytes, 0
-                        )
-                kept = lse[b, head, first:keys]
-                for i in range(queries):
-                    kept[i] = np.float32(largest[i] * scale) + log32(totals[i])
-                target = out_start + first * out_bytes
-                for i in range(queries):
-                    share = _ONE / totals[i]
-                    round_rows(result + i * result_bytes, result_bytes, share, 1, size, target + i * out_bytes, 0)
-    if path == _AMX:
+        for h in range(heads):
+            index = HeadIndex(b, h)
+            begin, column = b * shape.length, (heads + h) * shape.size
+            pack_bf16(qkv[begin : begin + shape.length, column : column + shape.size], Op.T, k_columns)
+            source, ahead = qkv_of(qkv, shape, index), qkv_of(qkv, shape, next_head(index, shape))
+            pack_pairs(MatrixRef(source.v, source.stride), shape.length, shape.size, buffers.v_rows)
+            target, target_lse = head_of(out, shape, index), address_of(lse[b, h])
+            for first in range(0, shape.length, _QUERIES):
+                tile = _Tile(path, first, min(_QUERIES, shape.length - first), shape.size)
+                _scores(tile, MatrixRef(source.q, source.stride), buffers)
+                _probabilities(tile, ahead, target, shape.length, buffers, factor)
+                _weighted_values(tile, buffers)
+                _normalise(tile, target, target_lse, buffers, scale)
+    if path == DotPath.AMX:
         release_tiles()

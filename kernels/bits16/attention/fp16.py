@@ -8,8 +8,8 @@ import math
 
 import numpy as np
 
-from threadloom.kernels.bits16.attention.scratch import ATTENTION_BLOCK, AttentionScratch
-from threadloom.kernels.common import softmax_backward_row, softmax_rows
+from threadloom.kernels.bits16.attention.scratch import AttentionScratch
+from threadloom.kernels.common import ATTENTION_TILE, softmax_backward_row, softmax_rows
 from threadloom.kernels.compiling import Floats, jit_kernel
 from threadloom.kernels.matmul import Op, gemm
 from threadloom.kernels.simd import Bits16, load16, store16
@@ -81,8 +81,8 @@ def forward_fp16(qkv: Bits16, sequences: int, heads: int, out: Bits16, lse: Floa
             _upcast_head(qkv, begin, q0, length, q)
             _upcast_head(qkv, begin, channels + q0, length, k)
             _upcast_head(qkv, begin, 2 * channels + q0, length, v)
-            for first in range(0, length, ATTENTION_BLOCK):
-                keys = min(first + ATTENTION_BLOCK, length)
+            for first in range(0, length, ATTENTION_TILE):
+                keys = min(first + ATTENTION_TILE, length)
                 queries = keys - first
                 tile, o = scratch.scores[:queries, :keys], scratch.result[:queries, :size]
                 gemm(q[first:keys], k[:keys], tile, Op.N, Op.T, scale, 0.0)
@@ -108,7 +108,7 @@ def backward_fp16(
     size = channels // heads
     length = out.shape[0] // sequences
     scale = 1.0 / math.sqrt(size)
-    tiles = (length + ATTENTION_BLOCK - 1) // ATTENTION_BLOCK
+    tiles = (length + ATTENTION_TILE - 1) // ATTENTION_TILE
     buffer = scratch.p_bits[0].view(qkv.dtype)
     q, k, v, d_o = scratch.upcast[0], scratch.upcast[1], scratch.upcast[2], scratch.upcast[3]
     d_k, d_v = scratch.upcast[4], scratch.upcast[5]
@@ -123,8 +123,8 @@ def backward_fp16(
             _upcast_head(d_out, begin, q0, length, d_o)
             beta = 0.0
             for number in range(tiles):  # the last tile sees every key: it writes the sums that the others add to
-                first = (tiles - 1 - number) * ATTENTION_BLOCK
-                keys = min(first + ATTENTION_BLOCK, length)
+                first = (tiles - 1 - number) * ATTENTION_TILE
+                keys = min(first + ATTENTION_TILE, length)
                 queries = keys - first
                 top, bottom = begin + first, begin + keys
                 p, ds = scratch.scores[:queries, :keys], scratch.d_scores[:queries, :keys]
