@@ -5,6 +5,7 @@ it.
 """
 
 import os
+import signal
 import sys
 import threading
 import time
@@ -20,6 +21,8 @@ from tests.distribution import rank_of, unit_of
 for _name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS"):
     os.environ[_name] = "1"
 os.environ["MPLBACKEND"] = "Agg"
+# A shell that starts a job in the background lets it ignore SIGINT, and Python then raises no KeyboardInterrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile(
     "default", max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True

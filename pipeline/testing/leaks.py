@@ -42,12 +42,15 @@ class ResourceSnapshot:
         )
 
     def since(self, before: "ResourceSnapshot") -> dict[str, list[str]]:
-        """Return the resources in this snapshot that are not in `before`, by sort; empty if there are none."""
+        """Return the resources in this snapshot that are not in `before`, by sort; empty if there are none.
+
+        A segment that another process maps and this one does not belongs to the other process.
+        """
         added = {
             "thread": sorted(name for _, name in self.threads - before.threads),
             "child process": sorted(f"{pid}: {line}" for pid, line in self.children - before.children),
             "file descriptor": sorted(f"{fd}: {target}" for fd, target in self.descriptors - before.descriptors),
-            "shared-memory segment": sorted(self.segments - before.segments),
+            "shared-memory segment": sorted(_without_those_of_others(self.segments - before.segments)),
         }
         return {sort: names for sort, names in added.items() if names}
 
@@ -114,3 +117,27 @@ def _may_be_own(name: str) -> bool:
     numbers = [int(part) for part in name.replace("-", "_").replace(".", "_").split("_") if part.isdigit()]
     others = [number for number in numbers if number != os.getpid() and Path("/proc", str(number)).exists()]
     return not others or os.getpid() in numbers
+
+
+def _without_those_of_others(names: frozenset[str]) -> set[str]:
+    """Return `names` without the segments that other processes map and this one does not.
+
+    The random name of a semaphore of `multiprocessing` does not tell its process.
+    """
+    if not names:
+        return set()
+    others: set[str] = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        if process.name != str(os.getpid()):
+            others |= _mapped(process)
+    return {name for name in names if name not in others or name in _mapped(Path("/proc/self"))}
+
+
+def _mapped(process: Path) -> set[str]:
+    """Return the names of the shared-memory segments that a process maps; empty if it has ended or is not ours."""
+    prefix = f"{SHARED_MEMORY}/"
+    try:
+        lines = (process / "maps").read_text().splitlines()
+    except OSError:
+        return set()
+    return {line.partition(prefix)[2].removesuffix(" (deleted)") for line in lines if prefix in line}

@@ -14,6 +14,7 @@ from tests.pipeline.processes import process_work as work
 from tests.pipeline.processes.process_work import act
 from threadloom.pipeline import Graph, Node, OnProcesses, PipelineError, on_processes, per_worker
 from threadloom.pipeline.core.shared import SharedPool, slot_of
+from threadloom.pipeline.testing import ResourceSnapshot
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -46,14 +47,14 @@ def test_a_graph_can_be_run_again_and_leaves_nothing_behind(tmp_path: Path) -> N
         graph = Graph("twice")
         doubled = graph.stage("double", on_processes(work.double), after=graph.source("draw", draw))
         graph.sink("out", after=graph.stage("again", on_processes(work.double), after=doubled))
-        counts, names = [], os.listdir("/dev/shm")
+        counts, before = [], ResourceSnapshot.now()
         for _ in range(2):
             with graph.start(resources=[pool]) as run:
                 assert [float(array[-1]) for array in run] == [4.0 * number for number in range(6)]
             counts.append(len(os.listdir("/proc/self/fd")))
             assert pool.statistics().lent == 0
         assert counts[0] == counts[1]
-        assert os.listdir("/dev/shm") == names
+        assert "shared-memory segment" not in ResourceSnapshot.now().since(before)
 
 
 def test_types_are_inferred(actor: Any) -> None:

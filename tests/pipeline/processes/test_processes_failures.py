@@ -32,6 +32,7 @@ from threadloom.pipeline import (
     per_worker,
 )
 from threadloom.pipeline.core.shared import SharedPool
+from threadloom.pipeline.testing import ResourceSnapshot
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -52,11 +53,12 @@ def nothing_of_the_system_left() -> Iterator[None]:
     """Fail a test that leaves a descriptor, a child process or a name in /dev/shm, without a grace period."""
     resource_tracker.ensure_running()  # multiprocess starts it once and keeps it
     gc.collect()
-    descriptors, before = len(os.listdir("/proc/self/fd")), (set(children()), os.listdir("/dev/shm"))
+    descriptors, before = len(os.listdir("/proc/self/fd")), (set(children()), ResourceSnapshot.now())
     yield
     gc.collect()  # exceptions refer to their items
     assert len(os.listdir("/proc/self/fd")) <= descriptors  # fewer if pytest drops the exception of an earlier test
-    assert (set(children()), os.listdir("/dev/shm")) == before
+    assert set(children()) == before[0]
+    assert "shared-memory segment" not in ResourceSnapshot.now().since(before[1])
 
 
 @pytest.fixture

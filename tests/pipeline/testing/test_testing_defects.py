@@ -4,6 +4,7 @@ Each graph also runs without its defect and passes.
 """
 
 import itertools
+import mmap
 import os
 import subprocess
 import sys
@@ -22,7 +23,15 @@ from threadloom.pipeline.policy.admission import FifoState
 from threadloom.pipeline.policy.control import RunControl
 from threadloom.pipeline.run.engine import Run
 from threadloom.pipeline.run.worker import StageWorker
-from threadloom.pipeline.testing import Fault, FaultKind, FaultReport, InjectedFault, Subject, exercise
+from threadloom.pipeline.testing import (
+    Fault,
+    FaultKind,
+    FaultReport,
+    InjectedFault,
+    ResourceSnapshot,
+    Subject,
+    exercise,
+)
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -252,3 +261,25 @@ def test_resources_that_a_stage_leaves_open_are_detected(
     graph.stage("one", lambda item: leak(held), after=graph.source("draw", range(1)))
     report = exercise(graph)
     assert any(each.startswith(f"left behind: a {text}") for each in report.broken), report.broken
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="segments are listed from /dev/shm")
+def test_a_segment_of_another_process_is_not_counted() -> None:
+    before = ResourceSnapshot.now()
+    program = (
+        "from multiprocessing.shared_memory import SharedMemory\n"
+        "segment = SharedMemory(create=True, size=64)\n"
+        "print(segment.name, flush=True)\n"
+        "input()\n"
+        "segment.close(), segment.unlink()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        name = other.stdout.readline().strip()
+        assert name in ResourceSnapshot.now().segments
+        assert "shared-memory segment" not in ResourceSnapshot.now().since(before)
+        with Path("/dev/shm", name).open("r+b") as file, mmap.mmap(file.fileno(), 0):
+            assert ResourceSnapshot.now().since(before)["shared-memory segment"] == [name]
+        other.communicate("\n")
