@@ -51,7 +51,7 @@ from threadloom.pipeline.core import (
     loaded_blas,
     version_for,
 )
-from threadloom.pipeline.draw import GraphFormat, GraphView, LiveView, draw_graph, status_line
+from threadloom.pipeline.draw import GraphFormat, GraphView, LiveView, draw_graph, is_redrawable, status_line
 from threadloom.pipeline.graph import Graph, RunOptions, StageOptions
 from threadloom.pipeline.observe import (
     SKIP,
@@ -191,6 +191,7 @@ __all__ = [
     "format_duration",
     "format_estimate",
     "format_rate",
+    "is_redrawable",
     "loaded_blas",
     "on_processes",
     "per_worker",

@@ -3,10 +3,11 @@
 import signal
 import threading
 from functools import partial
+from typing import Any
 
 import click
 
-from threadloom.stages.console import LogLevel, configure
+from threadloom.stages.console import LogLevel, configure, discard_unwritable, prepare_streams
 from threadloom.stages.tools.bench import bench
 from threadloom.stages.tools.common import terminate
 from threadloom.stages.tools.doctor import doctor
@@ -16,7 +17,19 @@ from threadloom.stages.tools.train import train
 from threadloom.stages.tools.tune import tune
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+class CommandLine(click.Group):
+    """The group of all commands. Standard streams are prepared before anything is parsed or printed."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run a command and exit with its status."""
+        prepare_streams()
+        try:
+            return super().main(*args, **kwargs)
+        finally:
+            discard_unwritable()
+
+
+@click.group(cls=CommandLine, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="threadloom")
 @click.option("--log-level", type=click.Choice([level.value for level in LogLevel]), default="INFO", show_default=True)
 def main(log_level: str) -> None:

@@ -125,6 +125,7 @@ __all__ = [  # noqa: F405
     "format_estimate",
     "format_rate",
     "generate",
+    "is_redrawable",
     "load_config",
     "load_model",
     "loaded_blas",

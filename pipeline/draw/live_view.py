@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar
 
 from threadloom.pipeline.draw.picture import single_line
+from threadloom.pipeline.draw.redrawing import is_redrawable
 from threadloom.pipeline.observe import (
     RunStatistics,
     StageStatistics,
@@ -113,7 +114,10 @@ def status_line(statistics: RunStatistics, earlier: RunStatistics | None = None)
 
 
 class LiveView:
-    """A live view of a run within a `with` block. Owned by the thread that calls `update`."""
+    """A live view of a run within a `with` block. Owned by the thread that calls `update`.
+
+    It ends, and the run continues, if the terminal or the file that it writes to is closed or full.
+    """
 
     def __init__(
         self,
@@ -141,7 +145,7 @@ class LiveView:
     @property
     def is_live(self) -> bool:
         """True if the view is drawn on a terminal."""
-        return self._console.is_terminal and not self._console.is_dumb_terminal
+        return is_redrawable(self._console)
 
     def update(self) -> None:
         """Draw if the minimum time since the last drawing has passed. Cheap otherwise."""
@@ -158,28 +162,32 @@ class LiveView:
             yield item
 
     def _show(self, now: RunStatistics, earlier: RunStatistics | None) -> None:
-        if self._live is not None:
-            self._live.update(GraphView(now, earlier), refresh=True)
-        else:
-            self._report(status_line(now, earlier))
+        try:
+            if self._live is not None:
+                self._live.update(GraphView(now, earlier), refresh=True)
+            else:
+                self._report(status_line(now, earlier))
+        except OSError:  # the terminal is closed, or the disk full: the run matters more than its view
+            self._next = math.inf
 
     def _print(self, line: str) -> None:
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def __enter__(self) -> Self:
         if self._live is not None:
-            self._live.start()
+            with contextlib.suppress(OSError):
+                self._live.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # The final view covers the whole run. A closed terminal must not replace an exception in progress.
-        with contextlib.suppress(OSError) if error is not None else contextlib.nullcontext():
-            try:
-                self._show(self._statistics(), None)
-            finally:
-                if self._live is not None:
+        try:
+            if self._next < math.inf:
+                self._show(self._statistics(), None)  # the final view covers the whole run
+        finally:
+            if self._live is not None:
+                with contextlib.suppress(OSError):
                     self._live.stop()
 
 

@@ -1,4 +1,5 @@
-"""Logging, and worker processes that exchange JSON with their parent. The command line imports it first: it is light.
+"""Standard streams, logging, and worker processes that exchange JSON with their parent. The command line imports it
+first: it is light.
 
 May import: nothing.
 """
@@ -14,6 +15,7 @@ from threadloom.stages.console.json_worker import (
     serve,
 )
 from threadloom.stages.console.log import LogLevel, configure
+from threadloom.stages.console.streams import discard_unwritable, prepare_streams, write_output
 
 __all__ = [
     "JsonWorkerProcess",
@@ -21,9 +23,12 @@ __all__ = [
     "UpdateServer",
     "WorkerError",
     "configure",
+    "discard_unwritable",
     "module_command",
     "peak_resident_bytes",
+    "prepare_streams",
     "redirect_stdout_to_stderr",
     "resident_bytes",
     "serve",
+    "write_output",
 ]

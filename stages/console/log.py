@@ -5,6 +5,7 @@ control characters. Each line is written to the current `sys.stderr`, which a li
 appear above the display.
 """
 
+import contextlib
 import os
 import sys
 from enum import Enum
@@ -28,14 +29,16 @@ class LogLevel(Enum):
 def configure(level: LogLevel = LogLevel.INFO, stream: TextIO | None = None) -> None:
     """Write log lines of at least `level` to `stream`, by default standard error. Replaces any earlier configuration.
 
-    Tracebacks show the values of variables at level DEBUG only, because a value may be a whole text.
+    Tracebacks show the values of variables at level DEBUG only, because a value may be a whole text. A line that cannot
+    be written, to a closed terminal or a full disk, is dropped: no command fails because of it.
     """
-    coloured = _is_terminal(stream or sys.stderr) and "NO_COLOR" not in os.environ
+    coloured = _is_terminal(stream or sys.stderr) and not os.environ.get("NO_COLOR")
 
     def write(line: str) -> None:
         target = stream or sys.stderr
-        target.write(line)
-        target.flush()
+        with contextlib.suppress(OSError, ValueError):
+            target.write(line)
+            target.flush()
 
     logger.remove()
     logger.add(
@@ -48,5 +51,5 @@ def configure(level: LogLevel = LogLevel.INFO, stream: TextIO | None = None) -> 
     )
 
 
-def _is_terminal(stream: TextIO) -> bool:
-    return stream.isatty() and os.environ.get("TERM") != "dumb"
+def _is_terminal(stream: TextIO | None) -> bool:
+    return stream is not None and stream.isatty() and os.environ.get("TERM") != "dumb"

@@ -17,7 +17,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
 from rich.text import Text
 
-from threadloom.pipeline import find_bottleneck, format_clock
+from threadloom.pipeline import find_bottleneck, format_clock, is_redrawable
 
 LIVE_INTERVAL = 0.25
 """Seconds between two drawings of the live view."""
@@ -243,7 +243,10 @@ def _cells(stage: StageShares, width: int) -> tuple[int, int]:
 
 
 class Display:
-    """Shows progress within a `with` block. Owned by one thread, which calls `update`."""
+    """Shows progress within a `with` block. Owned by one thread, which calls `update`.
+
+    It ends, and the training continues, if the terminal is closed.
+    """
 
     def __init__(
         self,
@@ -268,7 +271,7 @@ class Display:
     @property
     def is_live(self) -> bool:
         """True if the output is a terminal that can be drawn on."""
-        return self._console.is_terminal and not self._console.is_dumb_terminal
+        return is_redrawable(self._console)
 
     def due(self) -> bool:
         """Return True if an update would be shown now. Check it before collecting statistics for one."""
@@ -283,20 +286,23 @@ class Display:
 
     def _show(self, progress: TrainingProgress) -> None:
         self._shown = progress
-        if self._live is not None:
-            self._live.update(ProgressView(progress, self._title), refresh=True)
-        else:
-            self._report(progress_line(progress))
+        try:
+            if self._live is not None:
+                self._live.update(ProgressView(progress, self._title), refresh=True)
+            else:
+                self._report(progress_line(progress))
+        except OSError:
+            self._next = math.inf
 
     def __enter__(self) -> Self:
         if self._live is not None:
-            self._live.start()
+            with contextlib.suppress(OSError):
+                self._live.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        # The last state stays on the screen. An error of a closed terminal must not replace the error of the block.
-        with contextlib.suppress(OSError) if error is not None else contextlib.nullcontext():
-            if self._last is not None and self._last is not self._shown:
-                self._show(self._last)
-            if self._live is not None:
+        if self._last is not None and self._last is not self._shown and self._next < math.inf:
+            self._show(self._last)  # stays on the screen
+        if self._live is not None:
+            with contextlib.suppress(OSError):
                 self._live.stop()

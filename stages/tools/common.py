@@ -68,6 +68,19 @@ def changed_config(
     return config
 
 
+def text_argument(argument: str) -> str:
+    """Return a command-line argument as text that UTF-8 can encode.
+
+    Bytes that the locale cannot decode, which Python passes as lone surrogates, are read as UTF-8; those that are not
+    UTF-8 either become U+FFFD.
+    """
+    try:
+        argument.encode()
+    except UnicodeEncodeError:
+        return os.fsencode(argument).decode("utf-8", "replace")
+    return argument
+
+
 @contextmanager
 def reported_errors(remains: Callable[[], str] = str) -> Iterator[None]:
     """Log errors that the user can correct as one line and exit with status 1; after Ctrl-C 130, after SIGTERM 143.
@@ -84,7 +97,6 @@ def reported_errors(remains: Callable[[], str] = str) -> Iterator[None]:
         logger.warning("stopped by {}{}", "SIGTERM" if terminated else "Ctrl-C", remains())
         sys.exit(143 if terminated else 130)
     except BrokenPipeError:  # the reader of the output, such as `head`, has exited
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes stdout once more at exit
         sys.exit(1)
     except StageFailure as failure:
         cause = failure.__cause__

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 from loguru import logger
 
+from threadloom.stages.console import write_output
 from threadloom.stages.tools.common import changed_config, named_config, reported_errors
 
 DEFAULT_CONFIGS = ("nanogpt-cpu", "small", "optimized")
@@ -31,6 +32,7 @@ def bench(
     with reported_errors():
         from rich.console import Console
 
+        from threadloom.pipeline import is_redrawable
         from threadloom.stages.console import WorkerError
         from threadloom.stages.tools.bench.check import BenchCheckFailed
         from threadloom.stages.tools.bench.measurements import run_bench
@@ -43,7 +45,7 @@ def bench(
         except (BenchCheckFailed, WorkerError) as error:
             raise click.ClickException(str(error)) from error
         terminal = Console()
-        (terminal if terminal.is_terminal else Console(width=180)).print(BenchView(report), highlight=False)
+        (terminal if is_redrawable(terminal) else Console(width=180)).print(BenchView(report), highlight=False)
         if json_file is not None:
             write_json(report, json_file)
-            click.echo(f"written to {json_file}")
+            write_output(f"written to {json_file}")

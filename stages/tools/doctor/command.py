@@ -1,7 +1,10 @@
 """The command `threadloom doctor`."""
 
+import json
+
 import click
 
+from threadloom.stages.console import write_output
 from threadloom.stages.tools.common import reported_errors
 
 
@@ -19,6 +22,6 @@ def doctor(*, as_json: bool, no_measure: bool) -> None:
 
         report = examine(measure=not no_measure)
         if as_json:
-            click.echo(msgspec.json.format(msgspec.json.encode(doctor_dict(report)), indent=2).decode())
+            write_output(json.dumps(msgspec.to_builtins(doctor_dict(report)), indent=2))  # ASCII
         else:
             Console().print(DoctorView(report))

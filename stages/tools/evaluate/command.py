@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from threadloom.stages.console import write_output
 from threadloom.stages.tools.common import reported_errors
 
 
@@ -22,7 +23,7 @@ def evaluate(run: Path, texts: tuple[str, ...]) -> None:
         from threadloom.stages.inference import evaluate_text
 
         score = evaluate_text(run, tuple(texts))
-        click.echo(
+        write_output(
             f"loss {score.loss:.4f} nats per token, perplexity {score.perplexity:.3f}, "
             f"{score.bits_per_character:.4f} bits per character ({score.tokens:,} tokens, {score.seconds:.1f} s)"
         )

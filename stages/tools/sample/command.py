@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import click
 from loguru import logger
 
-from threadloom.stages.tools.common import reported_errors
+from threadloom.stages.console import write_output
+from threadloom.stages.tools.common import reported_errors, text_argument
 
 if TYPE_CHECKING:
     from threadloom.stages.inference import SamplingSettings
@@ -35,6 +36,7 @@ def sample(
         from threadloom.stages.inference import SamplingSettings
 
         begin = time.perf_counter()
+        prompt = None if prompt is None else text_argument(prompt)
         print_sample(run, prompt, tokens, SamplingSettings(temperature=temperature, top_k=top_k, top_p=top_p), seed)
         logger.debug("{} tokens in {:.2f} s", tokens, time.perf_counter() - begin)
 
@@ -46,7 +48,7 @@ def print_sample(run: Path, prompt: str | None, tokens: int, settings: "Sampling
     model = Model.open(run)
     prompt_ids = model.default_prompt() if prompt is None else model.tokenizer.encode(prompt)
     beginning = prompt or model.tokenizer.decode(prompt_ids)
-    click.echo(beginning if beginning.strip() else "", nl=False)
+    write_output(beginning if beginning.strip() else "", end="")
     ids: list[int] = []
     shown = ""
     try:
@@ -54,9 +56,9 @@ def print_sample(run: Path, prompt: str | None, tokens: int, settings: "Sampling
             ids.append(token)
             text = model.tokenizer.decode(ids)
             if not text.endswith("\ufffd"):  # a character may consist of several tokens
-                click.echo(text[len(shown) :], nl=False)
+                write_output(text[len(shown) :], end="")
                 shown = text
     except KeyboardInterrupt:
-        click.echo("")
+        write_output()
         raise
-    click.echo(model.tokenizer.decode(ids)[len(shown) :] if ids else "")
+    write_output(model.tokenizer.decode(ids)[len(shown) :] if ids else "")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from threadloom.stages.console import write_output
 from threadloom.stages.tools.common import STDLIB, changed_config, config_options, named_config, reported_errors
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def train(
         with reported_errors():
             from threadloom.stages.run import estimate_run, estimate_text
 
-            click.echo(estimate_text(estimate_run(config(), tuned=not no_tuned)))
+            write_output(estimate_text(estimate_run(config(), tuned=not no_tuned)))
         return
     assert out is not None
     with reported_errors(partial(_last_checkpoint, out)):
@@ -79,11 +80,11 @@ def _train(config: "Config", out: Path, mode: "RunMode", *, tuned: bool, sample_
 
     outcome = train_run(config, out, mode, tuned=tuned)
     if outcome.val_loss is not None:
-        click.echo(f"validation loss {outcome.val_loss:.4f} after {outcome.step:,} updates, {outcome.seconds:.1f} s")
+        write_output(f"validation loss {outcome.val_loss:.4f} after {outcome.step:,} updates, {outcome.seconds:.1f} s")
     if sample_tokens:
-        click.echo("")
+        write_output()
         print_sample(out, None, sample_tokens, SamplingSettings(temperature=0.8, top_k=40, top_p=1.0), config.seed)
-    click.echo(f"run directory: {out}")
+    write_output(f"run directory: {out}")
 
 
 def _last_checkpoint(out: Path) -> str:

@@ -13,7 +13,7 @@ from loguru import logger
 from rich.console import Console
 
 from threadloom.kernels import blas_info
-from threadloom.pipeline import available_cores
+from threadloom.pipeline import available_cores, is_redrawable
 from threadloom.stages.config import Config, ConfigError, Gemm, Precision
 from threadloom.stages.machine import Machine, detect, load_warning
 from threadloom.stages.resolve import (
@@ -63,7 +63,7 @@ def run_tuning(config: Config, budget: float, console: Console | None = None) ->
     """
     if not budget > 0:
         raise TuningError("--budget", expected="a number of seconds above 0", got=f"{budget:g}")
-    console = console or Console(width=None if Console().is_terminal else 120)
+    console = console or Console(width=None if is_redrawable(Console()) else 120)
     if warning := load_warning():
         logger.warning(warning)
     machine, cores = detect(), available_cores()
@@ -115,7 +115,7 @@ def _record(config: Config, machine: Machine, explicit: Mapping[str, TunedValue]
 @contextmanager
 def _progress(console: Console) -> Iterator[Callable[[str], None]]:
     """Yield a function that shows the current step: in a status line on a terminal, as log lines elsewhere."""
-    if console.is_terminal:
+    if is_redrawable(console):
         with console.status("tuning") as status:
             yield lambda step: status.update(f"tuning: {step}")
     else:

@@ -1,5 +1,6 @@
 """Tests of the live view, with constructed statistics and a clock advanced by the test."""
 
+import re
 from dataclasses import replace
 from io import BytesIO, StringIO, TextIOWrapper
 
@@ -129,8 +130,13 @@ def test_lines_go_to_the_console_by_default() -> None:
     assert output.getvalue() == status_line(state()) + "\n"
 
 
+class Terminal(StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
 def test_a_terminal_is_updated_four_times_per_second() -> None:
-    moving, output = Moving(), StringIO()
+    moving, output = Moving(), Terminal()
     console = Console(file=output, width=100, height=30, force_terminal=True, _environ={"TERM": "xterm-256color"})
     with LiveView(moving.statistics, console, moving.clock) as view:
         assert view.is_live
@@ -143,12 +149,41 @@ def test_a_terminal_is_updated_four_times_per_second() -> None:
     assert "decode is the bottleneck" in output.getvalue()
 
 
-def test_a_closed_terminal_does_not_replace_an_exception() -> None:
-    class Gone(StringIO):
-        def write(self, text: str) -> int:
-            raise OSError("the terminal is gone")
+@pytest.mark.parametrize("variable", ["FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"])
+def test_a_file_gets_lines_even_if_colour_is_forced(variable: str) -> None:
+    moving, output = Moving(), StringIO()
+    environment = {"TERM": "xterm-256color", "TTY_COMPATIBLE": "1", variable: "1"}
+    console = Console(file=output, width=200, _environ=environment)
+    assert console.is_terminal
+    with LiveView(moving.statistics, console, moving.clock) as view:
+        assert not view.is_live
+        view.update()
+    assert re.findall(r"\x1b\[[^m]*[A-Za-ln-z]", output.getvalue()) == [], "cursor movements"
 
-    console = Console(file=Gone(), force_terminal=False)
+
+class Gone(Terminal):
+    """A terminal that is closed after the first `kept` characters."""
+
+    kept = 0
+
+    def write(self, text: str) -> int:
+        if self.tell() >= self.kept:
+            raise OSError("the terminal is gone")
+        return super().write(text)
+
+
+@pytest.mark.parametrize("kept", [0, 40])
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_run_outlives_its_terminal(terminal: bool, kept: int) -> None:
+    moving, output = Moving(), Gone()
+    output.kept = kept
+    console = Console(file=output, width=30, force_terminal=terminal, _environ={"TERM": "xterm"})
+    with LiveView(moving.statistics, console, moving.clock) as view:
+        assert view.is_live is terminal
+        for _ in range(5):
+            moving.now += LINE_INTERVAL
+            view.update()
+    assert len(moving.asked) < 5, "nothing is computed for a view that nobody sees"
     with pytest.raises(ZeroDivisionError), LiveView(state, console):
         raise ZeroDivisionError
 

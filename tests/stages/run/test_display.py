@@ -166,9 +166,14 @@ def test_an_update_that_was_shown_is_not_repeated_at_the_end() -> None:
     assert len(lines) == 1
 
 
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
 def test_on_a_terminal_it_draws_at_most_four_times_per_second_without_a_thread() -> None:
     clock, threads = Clock(), threading.active_count()
-    out = io.StringIO()
+    out = Terminal()
     console = Console(file=out, width=80, force_terminal=True, color_system=None, _environ={"TERM": "xterm"})
     with Display("run", console, clock) as display:
         assert display.is_live
@@ -183,7 +188,7 @@ def test_on_a_terminal_it_draws_at_most_four_times_per_second_without_a_thread()
 
 
 def test_an_error_passes_through_and_the_terminal_is_restored() -> None:
-    out = io.StringIO()
+    out = Terminal()
     console = Console(file=out, width=80, force_terminal=True, _environ={"TERM": "xterm"})
 
     def interrupted() -> None:
@@ -197,7 +202,7 @@ def test_an_error_passes_through_and_the_terminal_is_restored() -> None:
 
 
 def test_a_refresh_is_cheap() -> None:
-    console = Console(file=io.StringIO(), width=100, force_terminal=True, color_system="truecolor")
+    console = Console(file=Terminal(), width=100, force_terminal=True, color_system="truecolor")
     clock, times = Clock(), list[float]()
     with Display("run", console, clock) as display:
         for step in range(30):
@@ -206,3 +211,27 @@ def test_a_refresh_is_cheap() -> None:
             display.update(dataclasses.replace(PROGRESS, step=step, stages=(*PROGRESS.stages, *PROGRESS.stages)))
             times.append(time.thread_time() - begin)
     assert sorted(times)[len(times) // 2] < 0.005
+
+
+def test_a_file_gets_lines_even_if_colour_is_forced() -> None:
+    out, lines = io.StringIO(), list[str]()
+    console = Console(file=out, _environ={"FORCE_COLOR": "1", "TTY_COMPATIBLE": "1", "TERM": "xterm"})
+    assert console.is_terminal
+    with Display("run", console, Clock(), lines.append) as display:
+        display.update(PROGRESS)
+    assert len(lines) == 1
+    assert out.getvalue() == ""
+
+
+def test_a_training_outlives_its_terminal() -> None:
+    class Gone(Terminal):
+        def write(self, text: str) -> int:
+            raise OSError("the terminal is gone")
+
+    clock = Clock()
+    with Display("run", Console(file=Gone(), force_terminal=True, _environ={"TERM": "xterm"}), clock) as display:
+        assert display.is_live
+        display.update(PROGRESS)
+        clock.now += 1e6
+        assert not display.due(), "no statistics are collected for a display that nobody sees"
+        display.update(dataclasses.replace(PROGRESS, step=1235))

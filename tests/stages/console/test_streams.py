@@ -1,0 +1,88 @@
+"""Standard streams: characters that a console lacks, closed descriptors, output that cannot be written."""
+
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from threadloom.stages.cli import main
+from threadloom.stages.console.streams import discard_unwritable, prepare_streams, write_output
+from threadloom.stages.tools.common import text_argument
+
+
+@pytest.mark.parametrize(
+    ("encoding", "expected"),
+    [("ascii", b"? ? ? ?\n"), ("latin-1", b"\xe9 ? ? ?\n"), ("cp1252", b"\xe9 ? ? ?\n"),
+     ("utf-8", b"\xc3\xa9 \xcf\x84 \xe2\x98\x83 ?\n")],
+)  # fmt: skip
+def test_a_character_that_the_console_lacks_is_replaced(
+    monkeypatch: pytest.MonkeyPatch, encoding: str, expected: bytes
+) -> None:
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding=encoding, errors="strict"))
+    prepare_streams()
+    write_output("é τ ☃ \udcff")
+    assert raw.getvalue() == expected
+
+
+def test_the_command_line_prepares_its_streams() -> None:
+    """The report has a table with the multiplication sign, which rich writes to standard output itself."""
+    found = CliRunner(charset="ascii").invoke(main, ["doctor", "--no-measure"])
+    assert found.exception is None
+    assert "?" in found.stdout
+    assert CliRunner(charset="ascii").invoke(main, ["--help"]).exit_code == 0
+
+
+def test_arguments_that_the_locale_could_not_decode_are_read_as_utf8() -> None:
+    assert text_argument("é ☃") == "é ☃"
+    assert text_argument(os.fsdecode(b"a\xff")) == "a\ufffd"
+    undecoded = "é".encode().decode("ascii", "surrogateescape")  # as in a locale of ASCII
+    assert text_argument(undecoded) == "é"
+
+
+def python(script: str, redirections: str) -> subprocess.CompletedProcess[str]:
+    """Run a script with the shell's redirections."""
+    call = ["sh", "-c", f'exec "$@" {redirections}', "sh", sys.executable, "-c", script]
+    return subprocess.run(call, capture_output=True, text=True, timeout=30, check=False)
+
+
+def test_closed_streams_are_opened_before_a_file_gets_their_descriptor(tmp_path: Path) -> None:
+    script = f"""
+import sys
+from threadloom.stages.console.streams import discard_unwritable, prepare_streams, write_output
+prepare_streams()
+with open({str(tmp_path / "file")!r}, "w") as file:
+    write_output("to nobody")
+    print("to nobody", file=sys.stderr)
+    file.write(f"{{file.fileno() > 2}} {{sys.stdin.read()!r}}")
+discard_unwritable()
+"""
+    assert python(script, "<&- >&- 2>&-").returncode == 0
+    assert (tmp_path / "file").read_text() == "True ''"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
+def test_output_to_a_full_disk_is_one_error_and_no_second_one_at_exit() -> None:
+    script = """
+import sys
+from threadloom.stages.console.streams import discard_unwritable, write_output
+try:
+    write_output("too much")
+except OSError as error:
+    print(error, file=sys.stderr)
+discard_unwritable()
+"""
+    done = python(script, ">/dev/full")
+    assert (done.returncode, done.stderr) == (0, "[Errno 28] No space left on device: 'standard output'\n")
+
+
+def test_output_that_can_be_written_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="utf-8"))
+    sys.stdout.write("kept")
+    discard_unwritable()
+    assert raw.getvalue() == b"kept"
