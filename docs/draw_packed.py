@@ -1,4 +1,4 @@
-"""Draw the layout of packed bfloat16 operands: `python docs/draw_packed.py` writes images/packed.png."""
+"""Draw the layout of packed bfloat16 operands: `python -m docs.draw_packed` writes images/packed.png."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Draw the pictures of this documentation: `python docs/make_pictures.py`.
+"""Draw the pictures of this documentation: `python -m docs.make_pictures`.
 
 Each program runs unchanged. Its runs are started with a trace and a label that numbers the items.
 """
