@@ -76,6 +76,7 @@ from threadloom.pipeline.observe import (
     format_duration,
     format_estimate,
     format_rate,
+    render_png,
 )
 from threadloom.pipeline.policy import (
     Attempt,
@@ -195,6 +196,7 @@ __all__ = [
     "loaded_blas",
     "on_processes",
     "per_worker",
+    "render_png",
     "status_line",
     "version_for",
 ]

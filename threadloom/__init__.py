@@ -131,6 +131,7 @@ __all__ = [  # noqa: F405
     "loaded_blas",
     "on_processes",
     "per_worker",
+    "render_png",
     "status_line",
     "train",
     "version_for",

@@ -4,6 +4,7 @@ May import: core, policy.
 """
 
 from threadloom.pipeline.observe.diagnosis import BottleneckKind, Diagnosis, Wait, diagnose, find_bottleneck
+from threadloom.pipeline.observe.figures import render_png
 from threadloom.pipeline.observe.formatting import (
     format_bytes,
     format_clock,
@@ -58,5 +59,6 @@ __all__ = [
     "format_duration",
     "format_estimate",
     "format_rate",
+    "render_png",
     "summarise",
 ]

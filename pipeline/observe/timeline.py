@@ -1,15 +1,17 @@
 """A picture of a trace: the batch that each worker processes over time.
 
-Matplotlib is imported when a picture is drawn, and only its Figure is used, without windows, pyplot or global state, so
-`draw_timeline` may be called from any thread.
+Matplotlib is imported when a picture is drawn, without windows or pyplot, so any thread may call `draw_timeline`.
 """
 
 import os
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
+from threadloom.pipeline.observe.figures import render_png
 from threadloom.pipeline.observe.trace_event import TraceEvent
 
 if TYPE_CHECKING:
@@ -83,14 +85,16 @@ def draw_timeline(
 
     `TimelineOptions` documents the keyword arguments. Raises ValueError if there are no events to draw.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    timeline = _timeline(events, options)
+    Path(path).write_bytes(render_png(partial(_timeline_figure, timeline, options)))
+
+
+def _timeline_figure(timeline: Timeline, options: TimelineOptions) -> "Figure":
     from matplotlib.figure import Figure
 
-    timeline = _timeline(events, options)
     width, rows = options.get("width", 12.0), len(timeline.rows)
     height = rows * ROW + 1.9
     figure = Figure(figsize=(width, height), dpi=options.get("dpi", 150), facecolor="white")
-    FigureCanvasAgg(figure)
     axes = figure.add_axes((LEFT, 0.75 / height, WIDTH, rows * ROW / height))
     _draw_rows(axes, timeline)
     _draw_bars(axes, timeline, inches=width * WIDTH)
@@ -100,7 +104,7 @@ def draw_timeline(
     figure.text(LEFT, 1 - 0.36 / height, title, color=INK, fontsize=13, fontweight="bold")
     figure.text(LEFT, 0.14 / height, CAPTION.format(key=timeline.key), color=FAINT, fontsize=8.5)
     _draw_legend(figure, timeline, height)
-    figure.savefig(path, format="png")
+    return figure
 
 
 def _timeline(events: Iterable[TraceEvent], options: TimelineOptions) -> Timeline:

@@ -279,6 +279,8 @@ class Config(_Section, frozen=True, kw_only=True):
     """The settings `checkpoint.*`."""
     trace: TraceConfig = TraceConfig()
     """The settings `trace.*`."""
+    pictures: bool = True
+    """Draw loss.png and timeline.png at the end of the run, which takes about a second and 60 MB of memory."""
 
     @property
     def sequences(self) -> int:

@@ -1,18 +1,20 @@
 """The loss plot of a run, drawn from its metrics file, or of several runs for comparison.
 
-Plots are drawn on a Figure without pyplot: there is no global state and no window, and any thread may draw.
+Plots are drawn on a Figure without pyplot: there is no window, and any thread may draw.
 """
 
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from threadloom.pipeline import render_png
+from threadloom.stages.run.display import format_scale
 from threadloom.stages.storage import atomic_write, read_metrics
 
 if TYPE_CHECKING:  # Matplotlib takes 60 MB and is imported by the functions that draw
@@ -21,6 +23,8 @@ if TYPE_CHECKING:  # Matplotlib takes 60 MB and is imported by the functions tha
 
 COLOURS = ("#2563eb", "#dc6803", "#0f9d75", "#b4348f", "#6d5bd0", "#8a6d3b")
 INK, FAINT = "#1f2937", "#d7dce3"
+LONGEST_TITLE = 80
+"""Characters of a title; more would not fit."""
 
 Series = NDArray[np.float64]
 
@@ -94,10 +98,8 @@ def plot_loss(metrics: Path, out: Path, title: str = "") -> None:
 
 def plot_runs(runs: Mapping[str, Path], out: Path, title: str = "") -> None:
     """Plot several runs together. `runs` maps labels (τ = 1) to metrics files; `out` is written atomically."""
-    figure = loss_figure({label: Curves.read(metrics) for label, metrics in runs.items()}, title)
-    image = io.BytesIO()
-    figure.savefig(image, format="png")
-    atomic_write(out, image.getvalue())
+    curves = {label: Curves.read(metrics) for label, metrics in runs.items()}
+    atomic_write(out, render_png(partial(loss_figure, curves, title)))
 
 
 def loss_figure(runs: Mapping[str, Curves], title: str = "") -> "Figure":
@@ -130,7 +132,7 @@ def loss_figure(runs: Mapping[str, Curves], title: str = "") -> "Figure":
     if len(runs) > 1:
         top.set_title("solid: training, circles: validation", loc="right", color=INK, fontsize=9, pad=10)
     if title:
-        top.set_title(title, loc="left", color=INK, fontsize=12, fontweight="bold", pad=10)
+        top.set_title(title[:LONGEST_TITLE], loc="left", color=INK, fontsize=12, fontweight="bold", pad=10)
     return figure
 
 
@@ -172,12 +174,16 @@ def _draw_rates(axes: "Axes", runs: Mapping[str, Curves]) -> None:
 
 def _draw_scales(axes: "Axes", runs: Mapping[str, Curves]) -> None:
     """Plot the loss scale on a log2 axis, with a cross for each skipped update."""
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
     for index, run in enumerate(runs.values()):
         colour = INK if len(runs) == 1 else COLOURS[index % len(COLOURS)]
         axes.plot(run.steps, run.scale, color=colour, linewidth=1.4, drawstyle="steps-post")
         left_out = run.skipped & np.isfinite(run.scale)
         axes.plot(run.steps[left_out], run.scale[left_out], color=COLOURS[1], linestyle="", marker="x", markersize=5)
     axes.set_yscale("log", base=2)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda scale, _: format_scale(scale)))
+    axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_ylabel("loss scale\n(x: skipped)")
 
 

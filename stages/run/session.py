@@ -255,29 +255,41 @@ def _trace(config: ResolvedConfig, training: Training) -> Trace | None:
 
 @contextmanager
 def _pictures(config: ResolvedConfig, run: RunDirectory, trace: Trace | None) -> Iterator[None]:
-    """Draw the plots when the block ends, also after an error, which is raised again."""
+    """Write the trace and draw the pictures when the block ends, also after an error."""
     try:
         yield
-    except BaseException:
-        try:
-            _draw(config, run, trace)
-        except Exception as error:  # for example the full disk that stopped the run
-            logger.warning("the plots of the run were not drawn: {}", error)
-        raise
-    _draw(config, run, trace)
+    finally:
+        _draw(config, run, trace)
 
 
 def _draw(config: ResolvedConfig, run: RunDirectory, trace: Trace | None) -> None:
-    from threadloom.stages.run.plots import plot_loss
-
-    if run.metrics.exists() and run.metrics.stat().st_size:
-        plot_loss(run.metrics, run.loss_plot, config.name)
+    """Write the trace and draw the pictures. A failure is a warning: they are optional."""
     events = trace.events() if trace is not None else []
-    if trace is not None and any(event.stage in SHOWN for event in events):
-        trace.write_chrome(run.trace, f"threadloom {config.name}")
-        title = f"{config.name}, delay {config.delay}"
-        window = steady_window(events, config.trace.timeline)
-        draw_timeline(events, run.timeline, window=window, stages=SHOWN, title=title)
+    traced = any(event.stage in SHOWN for event in events)
+    if trace is not None and traced:
+        with _optional(f"{run.trace} was not written"):
+            trace.write_chrome(run.trace, f"threadloom {config.name}")
+    if not config.pictures:
+        return
+    with _optional("the pictures of the run were not drawn"):
+        from threadloom.stages.run.plots import plot_loss
+
+        if run.metrics.exists() and run.metrics.stat().st_size:
+            plot_loss(run.metrics, run.loss_plot, config.name)
+        if traced:
+            title = f"{config.name}, delay {config.delay}"
+            window = steady_window(events, config.trace.timeline)
+            draw_timeline(events, run.timeline, window=window, stages=SHOWN, title=title)
+
+
+@contextmanager
+def _optional(failure: str) -> Iterator[None]:
+    """Log an error of the block as a warning that begins with `failure`."""
+    try:
+        yield
+    except Exception as error:  # of Matplotlib, its configuration or its fonts, of the disk, or too little memory
+        logger.opt(exception=error).debug("traceback")
+        logger.warning("{}; the run is not affected: {}: {}", failure, type(error).__name__, error)
 
 
 def steady_window(events: Sequence[TraceEvent], batches: int) -> tuple[int, int] | None:
