@@ -100,6 +100,10 @@ test: $(INSTALLED) ## Run the tests in two processes (minutes; ARGS='-n 0 -k nam
 test-torch: $(PEERS) ## Run the tests that compare with PyTorch and transformers
 	$(BIN)/python -m pytest -m torch $(ARGS)
 
+.PHONY: targets
+targets: $(INSTALLED) ## Compile every kernel for eight processors, and test those that this machine can run
+	$(BIN)/python -m tests.targets $(ARGS)
+
 .PHONY: soak
 soak: $(INSTALLED) ## Run the long tests
 	$(BIN)/python -m pytest -m soak --timeout 1800 $(ARGS)

@@ -7,12 +7,12 @@ at about the same time.
 """
 
 SEPARATE = (
-    "tests/kernels/bits16/test_masked.py",
+    "tests/targets/test_targets.py",
     "tests/kernels/compiling/test_symbol_visibility.py",
     "tests/kernels/compiling/test_cache.py",
     "tests/kernels/matmul/test_blas_loading.py",
 )
-"""Files in `tests/kernels` that compile in processes of their own."""
+"""Files that compile in processes of their own."""
 
 LARGE = (
     "tests/stages/checkpoint/test_checkpoint_faults.py",

@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from tests import reference
+from tests.kernels.comparison import assert_close
 from tests.kernels.support import (
     BACKWARD,
     FORWARD,
     Guarded,
     Sizes,
-    assert_close,
     empty_weights,
     flat_ids,
     make_activations,

@@ -1,4 +1,4 @@
-"""Support of the kernel tests: guarded arrays filled with NaN, a model's tensors by its sizes, and comparisons.
+"""Support of the kernel tests: guarded arrays filled with NaN, and a model's tensors by its sizes.
 
 Every output is a view into a larger array: a write outside of it changes a guard value, and an element that the kernel
 failed to write is still NaN.
@@ -205,23 +205,3 @@ def product_error(a: Array, b: Array, *added: Array, alpha: float = 1.0, splits:
     for term in added:
         sizes = sizes + np.abs(term)
     return gamma * sizes
-
-
-def assert_within(actual: Floats, expected: Array, bound: Array, name: str = "") -> None:
-    """Assert that the error of every element is within its bound; NaN fails."""
-    assert actual.shape == expected.shape, name
-    excess = np.abs(actual - expected) / np.maximum(bound, np.finfo(np.float64).tiny)
-    assert (excess <= 1.0).all(), f"{name} {actual.shape}: an error is {np.max(excess):.3g} of its bound"
-
-
-def distance(actual: Floats, expected: Array) -> float:
-    """Return the relative L2 distance, or the absolute one if the expected tensor is zero."""
-    norm = float(np.linalg.norm(expected))
-    return float(np.linalg.norm(actual.astype(np.float64).ravel() - expected.ravel())) / (norm or 1.0)
-
-
-def assert_close(actual: Floats, expected: Array, tolerance: float, name: str = "") -> None:
-    """Compare a float32 tensor with the reference's; NaN fails."""
-    assert actual.size == expected.size, name
-    found = distance(actual, expected)
-    assert found <= tolerance, f"{name} {actual.shape}: relative L2 distance {found:.3g}, allowed {tolerance:.3g}"

@@ -62,8 +62,3 @@ def pack(bits: Shorts) -> NDArray[np.uint32]:
     whole[:inner, :columns] = bits
     words: NDArray[np.uint32] = (whole[0::2] + (whole[1::2] << np.uint32(16))).astype(np.uint32)
     return np.ascontiguousarray(words.reshape(pairs, panels, PANEL).transpose(1, 0, 2))
-
-
-def close(found: NDArray[Any], expected: Array, bound: Array | float) -> bool:
-    """Say whether every element is within its bound; a NaN is not."""
-    return bool((np.abs(found.astype(np.float64) - expected) <= bound).all())

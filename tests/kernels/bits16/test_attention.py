@@ -12,6 +12,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from tests import reference
 from tests.kernels.bits16.support import Pages, nearest, numbers, on_path, paths_here
+from tests.kernels.comparison import assert_close
 from tests.kernels.support import random_shapes
 from tests.reference import Array
 from threadloom.kernels.bits16.attention.layer import attention_backward, attention_forward
@@ -55,11 +56,6 @@ BFLOAT16 = Format(np.uint16, 2.0**-9)
 FLOAT16 = Format(np.int16, 2.0**-12)
 
 
-def distance(found: Array, expected: Array) -> float:
-    """Return the relative L2 distance; where all should be zero, the absolute one."""
-    return float(np.linalg.norm(found.ravel() - expected.ravel())) / (float(np.linalg.norm(expected)) or 1.0)
-
-
 def scratch_of(pages: Pages, context: int, size: int, fmt: Format) -> AttentionScratch:
     shapes = attention_scratch_shapes(context, size, fmt.kind)
     return AttentionScratch(**{name: pages.empty(shape, dtype) for name, (shape, dtype) in shapes.items()})
@@ -96,7 +92,7 @@ def check(
     attention_forward(qkv, sequences, heads, out, lse, scratch_of(pages, tokens + spare, size, fmt))
     exact = fmt.numbers(qkv).reshape(sequences, tokens, 3 * channels)
     expected, expected_lse = reference.attention_forward(exact, heads)
-    assert distance(fmt.numbers(out), expected) <= fmt.forward
+    assert_close(fmt.numbers(out), expected, fmt.forward, "out")
     assert np.abs(lse - expected_lse).max() <= 2e-6 * max(1.0, np.abs(expected_lse).max())
 
     d_out = pages.copy(fmt.bits(rng.standard_normal((rows, channels))))
@@ -106,11 +102,11 @@ def check(
     d_exact = fmt.numbers(d_out).reshape(sequences, tokens, channels)
     expected_d = reference.attention_backward(d_exact, exact, heads).reshape(rows, 3 * channels)
     found_d = fmt.numbers(d_qkv)
-    assert distance(found_d, expected_d) <= fmt.backward * spread**2
+    assert_close(found_d, expected_d, fmt.backward * spread**2, "d_qkv")
     if tokens >= 4:  # a token that sees itself only has no gradient by its query and key: they have no size to compare
         for part in range(3):
             columns = slice(part * channels, (part + 1) * channels)
-            assert distance(found_d[:, columns], expected_d[:, columns]) <= fmt.backward * spread**2, "qkv"[part]
+            assert_close(found_d[:, columns], expected_d[:, columns], fmt.backward * spread**2, "d_" + "qkv"[part])
     return out, lse, d_qkv
 
 

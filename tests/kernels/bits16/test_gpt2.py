@@ -19,7 +19,8 @@ from tests import reference
 from tests.kernels.bits16.formats import BF16, FORMATS, FP16, Format
 from tests.kernels.bits16.model import FEW, FORWARD, GRADIENT, Model16, check_model, held, random_tensors
 from tests.kernels.bits16.support import on_path, paths_here
-from tests.kernels.support import Sizes, distance, flat_ids
+from tests.kernels.comparison import distance
+from tests.kernels.support import Sizes, flat_ids
 from threadloom.kernels.bits16.gpt2 import head_backward
 from threadloom.kernels.common.accumulation import single_writer
 from threadloom.kernels.compiling.jit import JIT_ENABLED

@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests import reference
-from tests.kernels.bits16.formats import BF16, FLOAT, FORMATS, Format, Shorts, close, pack
+from tests.kernels.bits16.formats import BF16, FLOAT, FORMATS, Format, Shorts, pack
 from tests.kernels.bits16.support import Pages
+from tests.kernels.comparison import within
 from tests.kernels.support import random_shapes
 from tests.reference import Array
 from threadloom.kernels.bits16.cross_entropy import cross_entropy_backward
@@ -91,14 +92,14 @@ def test_layernorm_forward(fmt: Format, rows: int, columns: int, at_end: bool, s
     relative = (columns + 16) * FLOAT
     largest = np.abs(exact).max(axis=1)
     # Rows of one number have a variance of 0, and of nothing but rounding: epsilon bounds what it is divided by.
-    assert close(rstd, expected_rstd, expected_rstd * (relative + (relative * largest * expected_rstd) ** 2))
+    assert within(rstd, expected_rstd, expected_rstd * (relative + (relative * largest * expected_rstd) ** 2))
     error = relative * (np.abs(expected) + (expected_rstd * largest)[:, None])
     kept = fmt.numbers(normed)
-    assert close(kept, expected, (1 + fmt.unit) * error + fmt.rounding(expected))
+    assert within(kept, expected, (1 + fmt.unit) * error + fmt.rounding(expected))
 
     scaled = kept * weight
     error = 3 * FLOAT * (np.abs(scaled) + np.abs(bias))
-    assert close(fmt.numbers(out), scaled + bias, 1.01 * error + fmt.rounding(scaled + bias))
+    assert within(fmt.numbers(out), scaled + bias, 1.01 * error + fmt.rounding(scaled + bias))
     np.testing.assert_array_equal(x, before + added if adds else before)
 
 
@@ -151,12 +152,12 @@ def test_layernorm_backward(
     through = scale * (g - g.mean(axis=1, keepdims=True) - n * (g * n).mean(axis=1, keepdims=True))
     error = (columns + 8) * FLOAT * scale * (np.abs(g) + size_g + np.abs(n) * size_gn)
     error += 2 * FLOAT * (np.abs(before) + np.abs(through))
-    assert close(dx, before + through, error)
+    assert within(dx, before + through, error)
     np.testing.assert_array_equal(dx16, fmt.nearest(dx))
 
     for found, terms, start in ((d_weight, dy * n, old[0]), (d_bias, dy, old[1]), (d_added, dx, old[2])):
         rough = (rows + 2) * FLOAT * (np.abs(terms).sum(axis=0) + np.abs(start))
-        assert close(found, start + terms.sum(axis=0), rough)
+        assert within(found, start + terms.sum(axis=0), rough)
 
     # From x: n is off by e, rstd relatively by m as in the test of forward, and 1.1 is for what is of second order.
     true_dx, true_weight, _ = reference.layernorm_backward(dy, x.astype(np.float64), weight.astype(np.float64))
@@ -165,9 +166,9 @@ def test_layernorm_backward(
     e = fmt.rounding(n) + m * (np.abs(n) + largest)
     error += scale * (e * size_gn + np.abs(n) * (np.abs(g) * e).mean(axis=1, keepdims=True))
     error += (m + (m * largest) ** 2) * np.abs(through)
-    assert close(dx, before + true_dx, 1.1 * error)
+    assert within(dx, before + true_dx, 1.1 * error)
     bound = (np.abs(dy) * e).sum(axis=0) + (rows + 2) * FLOAT * (np.abs(dy * n).sum(axis=0) + np.abs(old[0]))
-    assert close(d_weight, old[0] + true_weight, 1.1 * bound)
+    assert within(d_weight, old[0] + true_weight, 1.1 * bound)
 
 
 # --- GELU and biases --------------------------------------------------------------------------------------------------
@@ -207,7 +208,7 @@ def test_gelu(fmt: Format, rows: int, columns: int, at_end: bool, seed: int, acc
     np.testing.assert_allclose(y, reference.gelu_forward(v), rtol=1e-12, atol=1e-12)
     for found in (out, again):
         bound = np.abs(v) * error_s + 2 * FLOAT * np.abs(y)
-        assert close(fmt.numbers(found), y, 1.01 * bound + fmt.rounding(y))
+        assert within(fmt.numbers(found), y, 1.01 * bound + fmt.rounding(y))
 
     expected = dy * (s + y * (1.0 - s) * slope)  # the reference's tanh is off by 1e-16 where it is -1, and s is not
     np.testing.assert_allclose(expected, reference.gelu_backward(dy, v), rtol=1e-9, atol=1e-11)
@@ -216,10 +217,10 @@ def test_gelu(fmt: Format, rows: int, columns: int, at_end: bool, seed: int, acc
     error_y = np.abs(v) * error_s + 2 * FLOAT * np.abs(y)
     error = error_s + error_y * (1.0 - s) * slope + np.abs(y) * slope * (error_s + FLOAT) + 8 * FLOAT * (s + second)
     error *= np.abs(dy)
-    assert close(fmt.numbers(d), expected, 1.01 * error + fmt.rounding(expected))
+    assert within(fmt.numbers(d), expected, 1.01 * error + fmt.rounding(expected))
     total = old + expected.sum(axis=0)
     rough = (rows + 2) * FLOAT * (np.abs(expected).sum(axis=0) + np.abs(old))
-    assert close(d_bias, total, error.sum(axis=0) + rough + 1e-14)
+    assert within(d_bias, total, error.sum(axis=0) + rough + 1e-14)
 
 
 @EITHER
@@ -234,7 +235,7 @@ def test_bias_backward(fmt: Format, rows: int, columns: int, at_end: bool, seed:
     linear_backward_bias(d, d_bias, accumulate)
     exact = fmt.numbers(d)
     bound = (rows + 2) * FLOAT * (np.abs(exact).sum(axis=0) + np.abs(old))
-    assert close(d_bias, old + exact.sum(axis=0), bound)
+    assert within(d_bias, old + exact.sum(axis=0), bound)
 
 
 # --- the two ends -----------------------------------------------------------------------------------------------------
@@ -265,7 +266,7 @@ def test_cross_entropy(
     shares[np.arange(rows), targets] += scale
     error = 2 * relative * shares + 2 * FLOAT * np.abs(expected) + scale * 2.0**-125
     error[np.arange(rows), targets] += 2 * FLOAT * scale
-    assert close(fmt.numbers(d_logits), expected, 1.01 * error + fmt.rounding(expected))
+    assert within(fmt.numbers(d_logits), expected, 1.01 * error + fmt.rounding(expected))
 
 
 def test_a_loss_that_is_not_a_number_is_seen() -> None:

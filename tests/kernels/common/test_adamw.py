@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests import reference
-from tests.kernels.support import FORWARD, Guarded, assert_close, float32_numbers, random_shapes
+from tests.kernels.comparison import assert_close
+from tests.kernels.support import FORWARD, Guarded, float32_numbers, random_shapes
 from threadloom.kernels.common.adamw import AdamWStep, adamw_update
 from threadloom.kernels.compiling.arrays import Floats
 

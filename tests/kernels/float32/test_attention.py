@@ -6,7 +6,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests import reference
-from tests.kernels.support import BACKWARD, FORWARD, Guarded, assert_close, float32_numbers, random_shapes
+from tests.kernels.comparison import assert_close
+from tests.kernels.support import BACKWARD, FORWARD, Guarded, float32_numbers, random_shapes
 from tests.reference import Array
 from threadloom.kernels.common.tensors import ATTENTION_TILE
 from threadloom.kernels.compiling.arrays import Floats

@@ -6,7 +6,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests import reference
-from tests.kernels.support import BACKWARD, FORWARD, Guarded, assert_close, flat_ids, float32_numbers, random_shapes
+from tests.kernels.comparison import assert_close
+from tests.kernels.support import BACKWARD, FORWARD, Guarded, flat_ids, float32_numbers, random_shapes
 from threadloom.kernels.common.cross_entropy import cross_entropy_forward
 from threadloom.kernels.float32.cross_entropy import cross_entropy_backward
 

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from tests import reference
+from tests.kernels.comparison import assert_close
 from tests.kernels.model import Model
-from tests.kernels.support import FORWARD, Sizes, assert_close, make_cache, make_decode_scratch
+from tests.kernels.support import FORWARD, Sizes, make_cache, make_decode_scratch
 from threadloom.kernels.float32.decode import decode_token, next_logits, prefill_cache
 
 SIZES = {

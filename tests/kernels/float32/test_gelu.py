@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests import reference
-from tests.kernels.support import BACKWARD, FORWARD, Guarded, assert_close, float32_numbers, random_shapes
+from tests.kernels.comparison import assert_close
+from tests.kernels.support import BACKWARD, FORWARD, Guarded, float32_numbers, random_shapes
 from threadloom.kernels.float32.gelu import gelu_backward, gelu_forward
 
 

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests import reference
+from tests.kernels.comparison import assert_close
 from tests.kernels.model import Model, check_model
-from tests.kernels.support import BACKWARD, FORWARD, Sizes, assert_close, flat_ids, random_shapes
+from tests.kernels.support import BACKWARD, FORWARD, Sizes, flat_ids, random_shapes
 from threadloom.kernels.common.accumulation import single_writer
 from threadloom.kernels.float32.gpt2 import head_backward
 

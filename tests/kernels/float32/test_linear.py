@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests import reference
-from tests.kernels.support import Guarded, assert_within, float32_numbers, product_error, random_shapes
+from tests.kernels.comparison import assert_within
+from tests.kernels.support import Guarded, float32_numbers, product_error, random_shapes
 from threadloom.kernels.float32.linear import (
     linear_backward_bias,
     linear_backward_input,

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from tests.kernels.allocations import allocations
 from tests.kernels.bits16.support import Pages, nearest, numbers, on_path, paths_here, random_bits
+from tests.kernels.comparison import within
 from threadloom.kernels.compiling.jit import JIT_ENABLED
 from threadloom.kernels.matmul.bf16 import (
     gemm_bf16,
@@ -58,10 +59,6 @@ def packed(pages: Pages, source: NDArray[Any], op: Op = Op.N) -> NDArray[Any]:
     return out
 
 
-def close(found: NDArray[Any], expected: NDArray[Any], bound: NDArray[Any]) -> bool:
-    return bool((np.abs(found - expected) <= bound).all())  # False for a NaN
-
-
 def check(rows: int, columns: int, inner: int, at_end: bool, gap: int) -> None:
     """Compare every kind of product with float64."""
     rng = np.random.default_rng([rows, columns, inner])
@@ -73,22 +70,22 @@ def check(rows: int, columns: int, inner: int, at_end: bool, gap: int) -> None:
 
     out = pages.empty((rows, columns), np.float32, gap)
     gemm_bf16(a, packed_b, out, False)
-    assert close(out, exact, error)
+    assert within(out, exact, error)
     out[...] = np.nan
     gemm_rows_bf16(a, b, out, False)
-    assert close(out, exact, error)
+    assert within(out, exact, error)
     before = out.astype(np.float64)
     gemm_rows_bf16(a, b, out, True)
-    assert close(out, before + exact, error + 2 * EPS * np.abs(before))
+    assert within(out, before + exact, error + 2 * EPS * np.abs(before))
     before = out.astype(np.float64)
     gemm_bf16(a, packed_b, out, True)
-    assert close(out, before + exact, error + 2 * EPS * np.abs(before))
+    assert within(out, before + exact, error + 2 * EPS * np.abs(before))
 
     bias = pages.copy(rng.standard_normal(columns).astype(np.float32))
     sums, error = exact + bias, error + 4 * EPS * (np.abs(exact) + np.abs(bias))
     short = pages.empty((rows, columns), np.uint16, gap)
     linear_bf16(a, packed_b, bias, short)
-    assert close(numbers(short), sums, error + ROUNDING * np.abs(sums))
+    assert within(numbers(short), sums, error + ROUNDING * np.abs(sums))
 
     pre, gelu = pages.empty((rows, columns), np.uint16, gap), pages.empty((rows, columns), np.uint16, gap)
     linear_gelu_bf16(a, packed_b, bias, pre, gelu)
@@ -96,7 +93,7 @@ def check(rows: int, columns: int, inner: int, at_end: bool, gap: int) -> None:
     v = numbers(pre)
     with np.errstate(over="ignore"):
         expected = v / (1.0 + np.exp(-2.0 * np.sqrt(2.0 / np.pi) * (v + 0.044715 * v**3)))
-    assert close(numbers(gelu), expected, 1.01 * ROUNDING * np.abs(expected) + 1e-30)
+    assert within(numbers(gelu), expected, 1.01 * ROUNDING * np.abs(expected) + 1e-30)
 
 
 @shapes
@@ -149,7 +146,7 @@ def test_the_three_products_of_a_linear_layer(path: DotPath) -> None:
     gemm_rows_bf16(transposed, dy, dw, True)
     for found, a, b in ((y, x, w), (dx, dy, w.T), (dw - 1.0, x.T, dy)):
         bound = 100 * EPS * (np.abs(numbers(a)) @ np.abs(numbers(b)) + 1.0)
-        assert close(found, numbers(a) @ numbers(b), bound)
+        assert within(found, numbers(a) @ numbers(b), bound)
 
 
 def test_nan_and_infinity(path: DotPath) -> None:

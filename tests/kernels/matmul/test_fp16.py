@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from tests.kernels.allocations import allocations
 from tests.kernels.bits16.support import Pages
+from tests.kernels.comparison import within
 from tests.reference import Array
 from threadloom.kernels.compiling.jit import JIT_ENABLED
 from threadloom.kernels.matmul.backend import GemmBackend, gemm, gemm_backend
@@ -43,10 +44,6 @@ def scratch(pages: Pages, rows: int, columns: int, inner: int) -> list[NDArray[n
     return [pages.empty((size,), np.float32) for size in fp16_scratch_sizes(rows, columns, inner)]
 
 
-def close(found: NDArray[Any], expected: NDArray[Any], bound: NDArray[Any]) -> bool:
-    return bool((np.abs(found - expected) <= bound).all())  # False for a NaN
-
-
 def check(rows: int, columns: int, inner: int, op_a: Op, op_b: Op, at_end: bool, gap: int) -> None:
     rng = np.random.default_rng([rows, columns, inner])
     pages = Pages(at_end)
@@ -60,10 +57,10 @@ def check(rows: int, columns: int, inner: int, op_a: Op, op_b: Op, at_end: bool,
 
     out = pages.empty((rows, columns), np.float32, gap)
     gemm_fp16(a, b, out, op_a, op_b, False, *wide)
-    assert close(out, exact_sums, error)
+    assert within(out, exact_sums, error)
     before = out.astype(np.float64)
     gemm_fp16(a, b, out, op_a, op_b, True, *wide)
-    assert close(out, before + exact_sums, error + EPS * (np.abs(before) + np.abs(exact_sums) + error))
+    assert within(out, before + exact_sums, error + EPS * (np.abs(before) + np.abs(exact_sums) + error))
 
     if op_a is Op.N:
         sums = pages.empty((fp16_sums_size(rows, columns),), np.float32)
@@ -73,7 +70,7 @@ def check(rows: int, columns: int, inner: int, op_a: Op, op_b: Op, at_end: bool,
             linear_fp16(a, b, op_b, bias, short, sums, *wide)
             after = exact_sums + bias if bias.size else exact_sums
             unrounded = error + EPS * np.abs(after)
-            assert close(numbers(short), after, unrounded + ROUNDING * (np.abs(after) + unrounded) + SUBNORMAL)
+            assert within(numbers(short), after, unrounded + ROUNDING * (np.abs(after) + unrounded) + SUBNORMAL)
 
 
 @settings(

@@ -12,7 +12,8 @@ import threadpoolctl
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.kernels.support import Guarded, assert_within, float32_numbers, product_error
+from tests.kernels.comparison import assert_within
+from tests.kernels.support import Guarded, float32_numbers, product_error
 from tests.reference import Array
 from threadloom.kernels.compiling.arrays import Floats
 from threadloom.kernels.matmul.backend import GemmBackend, blas_info, gemm, gemm_backend
