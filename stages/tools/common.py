@@ -10,6 +10,8 @@ import click
 from loguru import logger
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from threadloom.stages.config import Config
 
 STDLIB = "stdlib"
@@ -79,6 +81,20 @@ def text_argument(argument: str) -> str:
     except UnicodeEncodeError:
         return os.fsencode(argument).decode("utf-8", "replace")
     return argument
+
+
+def report_console(least: int, in_files: int) -> "Console":
+    """Return a console for the report of a command.
+
+    On a terminal it has the terminal's width, but at least `least` columns: a narrower terminal wraps the lines, which
+    keeps all figures of a table. In a file it has `in_files` columns.
+    """
+    from rich.console import Console
+
+    from threadloom.pipeline import is_redrawable
+
+    console = Console()
+    return Console(width=max(least, console.width) if is_redrawable(console) else in_files)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import click
 from loguru import logger
 
 from threadloom.stages.console import write_output
-from threadloom.stages.tools.common import changed_config, named_config, reported_errors
+from threadloom.stages.tools.common import changed_config, named_config, report_console, reported_errors
 
 DEFAULT_CONFIGS = ("nanogpt-cpu", "small", "optimized")
 
@@ -30,9 +30,6 @@ def bench(
     and the time to start.
     """
     with reported_errors():
-        from rich.console import Console
-
-        from threadloom.pipeline import is_redrawable
         from threadloom.stages.console import WorkerError
         from threadloom.stages.tools.bench.check import BenchCheckFailed
         from threadloom.stages.tools.bench.measurements import run_bench
@@ -44,8 +41,7 @@ def bench(
             report = run_bench(configs, seconds, cold, logger.info)
         except (BenchCheckFailed, WorkerError) as error:
             raise click.ClickException(str(error)) from error
-        terminal = Console()
-        (terminal if is_redrawable(terminal) else Console(width=180)).print(BenchView(report), highlight=False)
+        report_console(least=40, in_files=180).print(BenchView(report), highlight=False)
         if json_file is not None:
             write_json(report, json_file)
             write_output(f"written to {json_file}")

@@ -5,7 +5,7 @@ import json
 import click
 
 from threadloom.stages.console import write_output
-from threadloom.stages.tools.common import reported_errors
+from threadloom.stages.tools.common import report_console, reported_errors
 
 
 @click.command()
@@ -15,7 +15,6 @@ def doctor(*, as_json: bool, no_measure: bool) -> None:
     """Report on this machine and the settings that follow from it."""
     with reported_errors():
         import msgspec
-        from rich.console import Console
 
         from threadloom.stages.tools.doctor.examination import doctor_dict, examine
         from threadloom.stages.tools.doctor.view import DoctorView
@@ -24,4 +23,4 @@ def doctor(*, as_json: bool, no_measure: bool) -> None:
         if as_json:
             write_output(json.dumps(msgspec.to_builtins(doctor_dict(report)), indent=2))  # ASCII
         else:
-            Console().print(DoctorView(report))
+            report_console(least=80, in_files=80).print(DoctorView(report))

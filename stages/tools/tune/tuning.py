@@ -28,6 +28,7 @@ from threadloom.stages.resolve import (
     with_precision,
     write_record,
 )
+from threadloom.stages.tools.common import report_console
 from threadloom.stages.tools.tune.search import SearchResult, Trial, search
 from threadloom.stages.tools.tune.space import SEPARATE_GEMM, Limits
 from threadloom.stages.tools.tune.table import TRIALS_WANTED, conclusions, trials_table
@@ -63,7 +64,7 @@ def run_tuning(config: Config, budget: float, console: Console | None = None) ->
     """
     if not budget > 0:
         raise TuningError("--budget", expected="a number of seconds above 0", got=f"{budget:g}")
-    console = console or Console(width=None if is_redrawable(Console()) else 120)
+    console = console or report_console(least=80, in_files=120)
     if warning := load_warning():
         logger.warning(warning)
     machine, cores = detect(), available_cores()

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from threadloom.stages.cli import main
 from threadloom.stages.console.streams import discard_unwritable, prepare_streams, write_output
-from threadloom.stages.tools.common import text_argument
+from threadloom.stages.tools.common import report_console, text_argument
 
 
 @pytest.mark.parametrize(
@@ -86,3 +86,17 @@ def test_output_that_can_be_written_is_kept(monkeypatch: pytest.MonkeyPatch) -> 
     sys.stdout.write("kept")
     discard_unwritable()
     assert raw.getvalue() == b"kept"
+
+
+@pytest.mark.parametrize(("columns", "terminal", "width"), [(20, True, 80), (200, True, 200), (20, False, 100)])
+def test_a_report_keeps_its_columns_on_a_narrow_terminal(
+    monkeypatch: pytest.MonkeyPatch, columns: int, terminal: bool, width: int
+) -> None:
+    class Console(io.StringIO):
+        def isatty(self) -> bool:
+            return terminal
+
+    monkeypatch.setattr(sys, "stdout", Console())
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("TERM", "xterm")
+    assert report_console(least=80, in_files=100).width == width
