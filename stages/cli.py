@@ -1,15 +1,12 @@
 """The command line. Commands import numerical libraries only when they run, so that `--help` is fast."""
 
-import signal
 import threading
-from functools import partial
 from typing import Any
 
 import click
 
-from threadloom.stages.console import LogLevel, configure, discard_unwritable, prepare_streams
+from threadloom.stages.console import LogLevel, StopSignals, configure, discard_unwritable, prepare_streams
 from threadloom.stages.tools.bench import bench
-from threadloom.stages.tools.common import terminate
 from threadloom.stages.tools.doctor import doctor
 from threadloom.stages.tools.evaluate import evaluate
 from threadloom.stages.tools.sample import sample
@@ -41,8 +38,8 @@ def main(log_level: str) -> None:
     """
     configure(LogLevel(log_level))
     if threading.current_thread() is threading.main_thread():  # only the main thread may set handlers
-        before = signal.signal(signal.SIGTERM, terminate)
-        click.get_current_context().call_on_close(partial(signal.signal, signal.SIGTERM, before))
+        context = click.get_current_context()
+        context.obj = context.with_resource(StopSignals())
 
 
 for command in (train, sample, evaluate, tune, doctor, bench):

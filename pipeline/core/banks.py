@@ -19,7 +19,8 @@ allows one more version to stay leased (by an evaluation, a checkpoint) without 
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Generic, TypeVar
@@ -152,6 +153,7 @@ class Banks(Generic[Bank]):
         self._ledger = VersionLedger(len(self._banks), delay, {0: 0} if published is None else published)
         self._changed = threading.Condition()
         self._aborted = False
+        self._held = False  # True inside hold()
         self._staleness: Counter[int] = Counter()  # changed only by check_staleness()
 
     def total(self, size: Callable[[Bank], int]) -> int:
@@ -185,7 +187,7 @@ class Banks(Generic[Bank]):
         version. Raises `Cancelled` on abort.
         """
         with self._changed:
-            self._wait_for(lambda: self._ledger.writable() is not None)
+            self._wait_for(lambda: not self._held and self._ledger.writable() is not None)
             target = self._ledger.writable()
             assert target is not None
             source = self._ledger.bank_of[self._ledger.newest]
@@ -198,6 +200,24 @@ class Banks(Generic[Bank]):
             version = self._ledger.publish()
             self._changed.notify_all()
             return version
+
+    @contextmanager
+    def hold(self) -> Iterator[int]:
+        """Wait until no version is being written, and let no writer begin before the block ends. One caller at a time.
+
+        Yields the newest version. Until the end of the block the versions that can be leased stay the same, and so does
+        everything that only the writer changes. Raises `Cancelled` on abort.
+        """
+        with self._changed:
+            self._wait_for(lambda: self._ledger.writing is None and not self._held)
+            self._held = True
+            newest = self._ledger.newest
+        try:
+            yield newest
+        finally:
+            with self._changed:
+                self._held = False
+                self._changed.notify_all()
 
     def wait_published(self, version: int) -> None:
         """Wait until `version` or a later one has been published. Raises `Cancelled` on abort."""

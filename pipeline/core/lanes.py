@@ -59,12 +59,21 @@ class MonotonicCounter:
             self._reached = max(self._reached, value)
             self._changed.notify_all()
 
-    def wait_for(self, value: int) -> None:
-        """Wait until the counter is at least `value`. Raises `Cancelled` on abort."""
+    @property
+    def reached(self) -> int:
+        """The value of the counter."""
+        return self._reached
+
+    def wait_for(self, value: int, seconds: float | None = None) -> bool:
+        """Wait until the counter is at least `value`, at most `seconds`; return True if it is.
+
+        Raises `Cancelled` on abort.
+        """
         with self._changed:
-            self._changed.wait_for(lambda: self._aborted or self._reached >= value)
+            self._changed.wait_for(lambda: self._aborted or self._reached >= value, seconds)
             if self._aborted:
                 raise Cancelled
+            return self._reached >= value
 
     def abort(self) -> None:
         """Raise `Cancelled` in all waiting threads, and in later calls that would wait."""

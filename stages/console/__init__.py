@@ -1,5 +1,6 @@
-"""Standard streams, logging, and worker processes that exchange JSON with their parent. The command line imports it
-first: it is light.
+"""Standard streams, logging, signals that stop a command, and worker processes that exchange JSON with their parent.
+
+The command line imports it first: it is light.
 
 May import: nothing.
 """
@@ -15,11 +16,14 @@ from threadloom.stages.console.json_worker import (
     serve,
 )
 from threadloom.stages.console.log import LogLevel, configure
+from threadloom.stages.console.stop_signals import Stopped, StopSignals
 from threadloom.stages.console.streams import discard_unwritable, prepare_streams, write_output
 
 __all__ = [
     "JsonWorkerProcess",
     "LogLevel",
+    "StopSignals",
+    "Stopped",
     "UpdateServer",
     "WorkerError",
     "configure",

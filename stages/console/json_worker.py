@@ -7,13 +7,31 @@ towards the memory of the measured process.
 
 import contextlib
 import json
+import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self, TextIO
+
+_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
+"""Signals that a command reacts to; its child processes ignore them."""
+
+
+@contextlib.contextmanager
+def signals_blocked() -> Iterator[None]:
+    """Block stop signals while a process of `module_command` is started: it inherits that until it ignores them."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    numbers = {getattr(signal, name) for name in _SIGNALS if hasattr(signal, name)}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class WorkerError(RuntimeError):
@@ -24,10 +42,14 @@ def module_command(module: str, *arguments: str) -> list[str]:
     """Return the command that runs a module as `python -m` does, with the import path of this process.
 
     `python -m` itself would put the current directory first on the import path, where a user may have files with the
-    names of this project's modules.
+    names of this project's modules. The process ignores stop signals: those of a terminal, of SLURM or of systemd are
+    sent to children too, but the parent ends them, by closing their standard input or by `kill`.
     """
     boot = (
-        "import json, runpy, sys; sys.path[:] = json.loads(sys.argv.pop(1)); "
+        "import json, runpy, signal, sys; "
+        f"[signal.signal(getattr(signal, name), signal.SIG_IGN) for name in {_SIGNALS} if hasattr(signal, name)]; "
+        "hasattr(signal, 'pthread_sigmask') and signal.pthread_sigmask(signal.SIG_SETMASK, ()); "
+        "sys.path[:] = json.loads(sys.argv.pop(1)); "
         "runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)"
     )
     return [sys.executable, "-P", "-c", boot, json.dumps([str(path) for path in sys.path]), module, *arguments]
@@ -38,7 +60,8 @@ class JsonWorkerProcess:
 
     def __init__(self, command: Sequence[str], task: Any) -> None:
         """Start `command` and send `task` as its first line, to which there is no reply."""
-        self._process = subprocess.Popen(command, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        with signals_blocked():
+            self._process = subprocess.Popen(command, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self._send(task)
 
     @property

@@ -43,8 +43,16 @@ class WrittenMetrics:
     def wait_for(self, step: int) -> None:
         """Wait until the lines of all updates up to `step` are written, and of all evaluations due by then."""
         self._updates.wait_for(step)
-        last = step if step == self._steps else step - step % self._interval if self._interval else 0
-        self._evaluations.wait_for(last)
+        self._evaluations.wait_for(self._last_due(step))
+
+    def settle(self, seconds: float) -> None:
+        """Wait for due evaluations for at most `seconds`; after that `wait_for` waits for none."""
+        self._evaluations.wait_for(self._last_due(self._updates.reached), seconds)
+        self._evaluations.advance(self._steps)
+
+    def _last_due(self, step: int) -> int:
+        """Return the step of the last evaluation that is due after `step` updates."""
+        return step if step == self._steps else step - step % self._interval if self._interval else 0
 
     def abort(self) -> None:
         """Raise `Cancelled` in all waiters."""
@@ -75,14 +83,18 @@ class Reporter:
             case Update():
                 self._take_update(event, statistics)
             case Evaluation():
-                self.last_evaluation = event
-                if self._shown:
-                    self._display.update(replace(self._shown, val_loss=event.val_loss))
-                self._log.append({"step": event.step, "val_loss": event.val_loss, "tokens": event.tokens})
-                logger.info("step {}: validation loss {:.4f} ({:.1f} s)", event.step, event.val_loss, event.seconds)
+                self.take_evaluation(event)
             case Saved():
                 self._log.sync()
                 logger.info("step {}: checkpoint {} ({:.1f} s)", event.step, event.path, event.seconds)
+
+    def take_evaluation(self, event: Evaluation) -> None:
+        """Record an evaluation."""
+        self.last_evaluation = event
+        if self._shown:
+            self._display.update(replace(self._shown, val_loss=event.val_loss))
+        self._log.append({"step": event.step, "val_loss": event.val_loss, "tokens": event.tokens})
+        logger.info("step {}: validation loss {:.4f} ({:.1f} s)", event.step, event.val_loss, event.seconds)
 
     def _take_update(self, update: Update, statistics: Callable[[], RunStatistics]) -> None:
         now = time.perf_counter()

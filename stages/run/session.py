@@ -10,9 +10,10 @@ import msgspec
 from loguru import logger
 
 from threadloom.kernels import blas_info
-from threadloom.pipeline import Run, Trace, TraceEvent, available_cores, draw_timeline
+from threadloom.pipeline import Cancelled, Run, Trace, TraceEvent, available_cores, draw_timeline
 from threadloom.stages.checkpoint import Checkpoint, latest_checkpoint, remove_leftovers
 from threadloom.stages.config import Config, ConfigError, Precision, ResolvedConfig
+from threadloom.stages.console import StopSignals
 from threadloom.stages.data import (
     Dataset,
     EvaluationWindows,
@@ -42,6 +43,7 @@ from threadloom.stages.resolve import (
     with_precision,
     with_tuned_settings,
 )
+from threadloom.stages.run.checkpoint_requests import CheckpointRequests
 from threadloom.stages.run.display import Display
 from threadloom.stages.run.report import SHOWN, Reporter, WrittenMetrics
 from threadloom.stages.step import CheckpointOutput, Validation
@@ -61,12 +63,21 @@ class Outcome:
     """Seconds from the first micro-batch to the last event."""
 
 
-def train(config: Config, out: Path, mode: RunMode = RunMode.NEW, *, tuned: bool = True) -> Outcome:
+def train(
+    config: Config,
+    out: Path,
+    mode: RunMode = RunMode.NEW,
+    *,
+    tuned: bool = True,
+    signals: StopSignals | None = None,
+) -> Outcome:
     """Train a configuration in the run directory `out`, or resume the run in it.
 
     With `tuned`, settings that the configuration leaves open get the values that `threadloom tune` found on this
-    machine. Raises ConfigError, TextError, DataError, RunDirectoryError or CheckpointError before the training starts,
-    and StageFailure for an error in the pipeline, such as TrainingDiverged.
+    machine. With `signals`, a stop signal during the training writes a checkpoint and then raises `Stopped`.
+
+    Raises ConfigError, TextError, DataError, RunDirectoryError or CheckpointError before the training starts, and
+    StageFailure for an error in the pipeline, such as TrainingDiverged.
     """
     validate(config)
     # Checks that may refuse the run come first: the claim creates the directory, or removes the run in it.
@@ -86,10 +97,10 @@ def train(config: Config, out: Path, mode: RunMode = RunMode.NEW, *, tuned: bool
         if mode is RunMode.RESUME:
             resolved = _same_trajectory(resolved, run, data, start)
         atomic_write(run.config, to_json(resolved).encode())
-        if start is not None and start.step == resolved.steps:
+        if start is not None and start.step == resolved.steps and _is_evaluated(run, start.step):
             return _finished(resolved, run)
         with gemm_settings(resolved):
-            return _train(resolved, run, data, start, choice)
+            return _train(resolved, run, data, start, choice, signals)
 
 
 def saved_config(out: Path) -> Config:
@@ -177,16 +188,30 @@ def _same_trajectory(
 
 
 def _finished(config: ResolvedConfig, run: RunDirectory) -> Outcome:
-    """Return the outcome of a run that was resumed after its last update."""
-    records = read_metrics(run.metrics) if run.metrics.exists() else []
-    scores = [record["val_loss"] for record in records if "val_loss" in record and record["step"] == config.steps]
+    """Return the outcome of a run that was resumed after its last update and evaluation."""
     logger.info("the run has made all of its {:,} updates; set more with --steps to continue it", config.steps)
     _draw(config, run, None)
-    return Outcome(run, config, config.steps, scores[-1] if scores else None, 0.0)
+    return Outcome(run, config, config.steps, _scores(run)[config.steps], 0.0)
+
+
+def _scores(run: RunDirectory) -> dict[int, float]:
+    """Return step → validation loss of the evaluations in the metrics file."""
+    records = read_metrics(run.metrics) if run.metrics.exists() else []
+    return {record["step"]: record["val_loss"] for record in records if "val_loss" in record}
+
+
+def _is_evaluated(run: RunDirectory, step: int) -> bool:
+    """Return True if a step has been evaluated; a stopped run does not wait for long evaluations."""
+    return step in _scores(run)
 
 
 def _train(
-    config: ResolvedConfig, run: RunDirectory, data: Dataset, start: Checkpoint | None, choice: PrecisionChoice
+    config: ResolvedConfig,
+    run: RunDirectory,
+    data: Dataset,
+    start: Checkpoint | None,
+    choice: PrecisionChoice,
+    signals: StopSignals | None,
 ) -> Outcome:
     _announce(config, choice)
     compile_kernels(precision=config.precision)
@@ -201,9 +226,12 @@ def _train(
         reporter = Reporter(config, log, display, begin)
         with _pictures(config, run, trace):
             graph = training.graph()
+            if not _is_evaluated(run, training.first_batch) and (missed := training.evaluate_start()):
+                reporter.take_evaluation(missed)
             resources = [*training.resources, written]
             with graph.start(resources=resources, trace=trace, label=label) as pipeline:
-                _follow(pipeline, reporter, written)
+                with _checkpoints_on_request(training, pipeline, written, signals):
+                    _follow(pipeline, reporter, written)
     last = reporter.last_evaluation
     return Outcome(run, config, config.steps, last.val_loss if last else None, time.perf_counter() - begin)
 
@@ -212,6 +240,23 @@ def _follow(pipeline: Run, reporter: Reporter, written: WrittenMetrics) -> None:
     for event in pipeline:
         reporter.take(event, pipeline.statistics)
         written.take(event)
+
+
+@contextmanager
+def _checkpoints_on_request(
+    training: Training, pipeline: Run, written: WrittenMetrics, signals: StopSignals | None
+) -> Iterator[None]:
+    """Write a checkpoint at SIGUSR1; at a stop signal write one, end the pipeline and raise `Stopped`."""
+    if signals is None:
+        yield
+        return
+    with CheckpointRequests(training.save_newest, written.settle, pipeline.cancel) as requests:
+        with signals.deferred(requests.stop, requests.save):
+            try:
+                yield
+            except Cancelled:
+                if not signals.stopped:
+                    raise
 
 
 def _announce(config: ResolvedConfig, choice: PrecisionChoice) -> None:

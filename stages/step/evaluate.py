@@ -5,9 +5,9 @@ import time
 from dataclasses import dataclass
 from typing import Protocol
 
-from threadloom.pipeline import Arena
+from threadloom.pipeline import Arena, Cancelled, Lease
 from threadloom.stages.data import BatchSource
-from threadloom.stages.memory import Evaluation, Update
+from threadloom.stages.memory import Bank, Evaluation, Update
 from threadloom.stages.step.compute import Compute, Version
 from threadloom.stages.step.reducer import TrainingDiverged
 
@@ -39,6 +39,7 @@ class ValidationLoss:
         self._compute = compute
         self._slot = compute.memory.allocate_slot()
         self._logits = Arena({"logits": compute.memory.logits_shape})["logits"]
+        self._aborted = False
 
     @property
     def nbytes(self) -> int:
@@ -46,15 +47,21 @@ class ValidationLoss:
         return self._slot.nbytes + self._logits.nbytes
 
     def mean_loss(self, version: Version, windows: Windows) -> float:
-        """Return the mean loss of the windows' target tokens, in nats."""
+        """Return the mean loss of the windows' target tokens, in nats. Raises `Cancelled` after `abort`."""
         slot = self._slot
         sums = []
         for micro in range(windows.micro_batches):
+            if self._aborted:
+                raise Cancelled
             windows.fill(0, micro, slot.ids, slot.targets)
             self._compute.embed(version, slot)
             self._compute.forward(version, slot)
             sums.append(self._compute.loss(version, slot, self._logits))
         return math.fsum(sums) / windows.tokens
+
+    def abort(self) -> None:
+        """End a computation in another thread after its current micro-batch."""
+        self._aborted = True
 
 
 class EvaluateStage:
@@ -71,17 +78,25 @@ class EvaluateStage:
         """Bytes allocated."""
         return self._loss.nbytes
 
+    def abort(self) -> None:
+        """End the current evaluation with `Cancelled`."""
+        self._loss.abort()
+
     def __call__(self, update: Update) -> Evaluation:
         """Return the validation loss of version `update.step`; raise `TrainingDiverged` if it is not finite."""
+        assert update.evaluation is not None, "only updates with a leased version reach this stage"
+        return self.evaluate(update.evaluation)
+
+    def evaluate(self, lease: Lease[Bank]) -> Evaluation:
+        """Return the validation loss of a leased version, and release it; raise as a call of the stage does."""
         begin = time.perf_counter()
-        lease = update.evaluation
-        assert lease is not None, "only updates with a leased version reach this stage"
-        windows = self._validation.final if update.step == self._last_step else self._validation.windows
+        step = lease.version
+        windows = self._validation.final if step == self._last_step else self._validation.windows
         loss = self._loss.mean_loss(lease.bank, windows)
         lease.release()
         if not math.isfinite(loss):
             raise TrainingDiverged(
-                f"the validation loss after {update.step} updates is {loss}; expected a finite number. Hint: start a "
+                f"the validation loss after {step} updates is {loss}; expected a finite number. Hint: start a "
                 "new run: lower optimizer.lr, lengthen schedule.warmup, or set precision=float32"
             )
-        return Evaluation(update.step, loss, windows.tokens, time.perf_counter() - begin)
+        return Evaluation(step, loss, windows.tokens, time.perf_counter() - begin)

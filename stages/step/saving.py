@@ -8,6 +8,7 @@ cases, so its bank does not change.
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -50,6 +51,11 @@ class CheckpointSnapshot:
     def delay(self) -> int:
         """The delay τ of the run."""
         return self._banks.delay
+
+    @property
+    def copies(self) -> bool:
+        """True if the state is copied, so that updates proceed while it is written."""
+        return self._copies
 
     @property
     def nbytes(self) -> int:
@@ -117,12 +123,17 @@ class RunRecord:
 
 
 class Save:
-    """Writes the checkpoint of a version."""
+    """Writes checkpoints: of the versions that are due, as a stage, and of the newest one on request."""
 
-    def __init__(self, snapshot: CheckpointSnapshot, output: CheckpointOutput, record: RunRecord) -> None:
+    def __init__(
+        self, snapshot: CheckpointSnapshot, banks: Banks[Bank], output: CheckpointOutput, record: RunRecord, start: int
+    ) -> None:
+        """`start` is the version that the run starts from, which is in a checkpoint or can be initialised again."""
         self._snapshot = snapshot
+        self._banks = banks
         self._output = output
         self._record = record
+        self._saved = start  # the newest version that needs no checkpoint; changed by the owner of the snapshot
 
     def acquire(self, update: Update) -> None:
         """Wait until the checkpoint may be written."""
@@ -131,22 +142,49 @@ class Save:
 
     def __call__(self, update: Update) -> Saved:
         """Write version `update.step` with all state that continues its trajectory."""
+        assert update.checkpoint is not None, "only updates with a leased version reach this stage"
+        saved = self._write(update.checkpoint, scaled=update.scaled is not None)
+        update.checkpoint.release()
+        self._snapshot.release()
+        return saved
+
+    def newest(self, *, scaled: bool) -> Saved | None:
+        """Write the newest version, between two updates; return None if there is a checkpoint of it.
+
+        To be called by one thread, which is not that of a stage. On failure the run can continue. `scaled` is True if
+        the run scales its loss. Raises `Cancelled` if the run ends first.
+        """
+        snapshot = self._snapshot
+        with ExitStack() as stack:
+            held = stack.enter_context(ExitStack())
+            step = held.enter_context(self._banks.hold())
+            snapshot.acquire()
+            stack.callback(snapshot.release)
+            if step == self._saved:
+                return None
+            snapshot.take(step)
+            lease = stack.enter_context(self._banks.lease(step))
+            if snapshot.copies:
+                held.close()
+            if self._output.ready:
+                self._output.ready(step)
+            return self._write(lease, scaled=scaled)
+
+    def _write(self, lease: Lease[Bank], *, scaled: bool) -> Saved:
         begin = time.perf_counter()
-        lease, snapshot = update.checkpoint, self._snapshot
-        assert lease is not None, "only updates with a leased version reach this stage"
+        snapshot, step = self._snapshot, lease.version
         state = TrainingState(
-            step=update.step,
+            step=step,
             delay=snapshot.delay,
-            versions={**snapshot.older, update.step: lease.bank.arena},
+            versions={**snapshot.older, step: lease.bank.arena},
             optimizer=snapshot.optimizer,
             config=self._record.config,
             geometry=self._record.geometry,
-            scalers={**snapshot.scalers, update.step: lease.bank.scaler} if update.scaled else {},
+            scalers={**snapshot.scalers, step: lease.bank.scaler} if scaled else {},
         )
         path = save_checkpoint(self._output.checkpoints, state, self._output.tokenizer, self._record.keep)
-        lease.release()
-        snapshot.release()
-        return Saved(update.step, str(path), time.perf_counter() - begin)
+        self._saved = step
+        return Saved(step, str(path), time.perf_counter() - begin)
 
 
 def due_every(interval: int, last: int) -> Callable[[int], bool]:

@@ -45,8 +45,10 @@ class MetricsLog:
         os.fsync(self._handle)
 
     def close(self) -> None:
-        """Close the file; may be called more than once."""
+        """Sync and close the file; may be called more than once."""
         if self._handle >= 0:
+            with contextlib.suppress(OSError):
+                self.sync()
             os.close(self._handle)
             self._handle = -1
 

@@ -1,13 +1,18 @@
 """Options, error messages and exit status that the commands share. Importing it loads no numerical library."""
 
+import math
 import os
+import re
+import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NoReturn
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
 
 import click
 from loguru import logger
+
+from threadloom.stages.console import Stopped, StopSignals
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -19,13 +24,32 @@ STDLIB = "stdlib"
 DEFAULT_CONFIG = "nanogpt-cpu"
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, sent by `docker stop` and systemd: the command ends as after Ctrl-C, with another exit status."""
+class Seconds(click.ParamType[float]):
+    """A positive, finite number of seconds, also as 90m, 2h, 1d, MM:SS, HH:MM:SS or D-HH:MM:SS as in SLURM."""
+
+    name = "time"
+    _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}  # noqa: RUF012 - constant
+    _CLOCK = re.compile(r"(?:(?:(?P<d>\d+)-)?(?P<h>\d+):)?(?P<m>\d+):(?P<s>\d+)")
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the number of seconds; fail for anything else."""
+        text = str(value).strip().lower()
+        if clock := self._CLOCK.fullmatch(text):
+            seconds = sum(self._UNITS[unit] * float(count or 0) for unit, count in clock.groupdict().items())
+        else:
+            number = text[:-1] if text[-1:] in self._UNITS else text
+            try:
+                seconds = float(number) * (self._UNITS[text[-1]] if number != text else 1.0)
+            except ValueError:
+                seconds = math.nan
+        if not 0 < seconds < math.inf:
+            self.fail(f"expected a positive time in seconds, or such as 90m, 2h or 1:30:00, got {value!r}", param, ctx)
+        return seconds
 
 
-def terminate(number: int, frame: object) -> NoReturn:
-    """Raise Terminated; the handler of SIGTERM."""
-    raise Terminated
+def stop_signals() -> StopSignals | None:
+    """Return the signal handlers of the running command; None in a thread that may not set them."""
+    return click.get_current_context().find_object(StopSignals)
 
 
 def config_options(command: Any) -> Any:
@@ -99,19 +123,22 @@ def report_console(least: int, in_files: int) -> "Console":
 
 @contextmanager
 def reported_errors(remains: Callable[[], str] = str) -> Iterator[None]:
-    """Log errors that the user can correct as one line and exit with status 1; after Ctrl-C 130, after SIGTERM 143.
+    """Log errors that the user can correct as one line and exit with status 1.
 
-    `remains` returns a text on the state that an interrupted command leaves.
+    After Ctrl-C the status is 130, after SIGTERM 143, after SIGHUP 129. `remains` returns a text on the state that a
+    stopped command leaves.
     """
     from threadloom.pipeline import StageFailure
     from threadloom.stages.config import InputError
 
+    signals = stop_signals()
     try:
-        yield
+        with signals.raising(remains) if signals else nullcontext():
+            yield
     except KeyboardInterrupt as interrupt:
-        terminated = isinstance(interrupt, Terminated)
-        logger.warning("stopped by {}{}", "SIGTERM" if terminated else "Ctrl-C", remains())
-        sys.exit(143 if terminated else 130)
+        stopped = interrupt if isinstance(interrupt, Stopped) else Stopped(signal.SIGINT)
+        logger.warning("stopped by {}{}", stopped.name, remains())
+        sys.exit(stopped.status)
     except BrokenPipeError:  # the reader of the output, such as `head`, has exited
         sys.exit(1)
     except StageFailure as failure:

@@ -39,9 +39,11 @@ from threadloom.stages.config import ResolvedConfig, learning_rate
 from threadloom.stages.data import BatchSource
 from threadloom.stages.memory import (
     Bank,
+    Evaluation,
     LossScaler,
     MicroBatch,
     OrderedAccumulation,
+    Saved,
     arrays_bytes,
     check_allocation,
     memory_plan,
@@ -112,7 +114,7 @@ class Training:
             )
 
         self.shards = plan_shards(self.gradient.flat.size, max(config.threads.reduce, config.threads.update))
-        evaluation_due = due_every(config.evaluation.interval, config.steps) if validation else never
+        self._evaluation_due = due_every(config.evaluation.interval, config.steps) if validation else never
         checkpoint_due = due_every(config.checkpoint.interval, config.steps) if output else never
         finish = self.accumulation.scatter_deferred if self.accumulation else None
 
@@ -126,12 +128,14 @@ class Training:
         self.reduce = Reduce(self.lanes, self.gradient)
         self.clip = Clip(self.banks, self.lanes, self.gradient, self.shards, self.optimizer, self.scaler, self.snapshot)
         self.update = self.compute.update_stage(self.gradient, self.optimizer, self.shards.shards)
-        self.publish = Publish(self.banks, self.lanes, self.gradient, evaluation_due, checkpoint_due, self.snapshot)
+        self.publish = Publish(
+            self.banks, self.lanes, self.gradient, self._evaluation_due, checkpoint_due, self.snapshot
+        )
         self.evaluate = EvaluateStage(self.compute, validation, config.steps) if validation else None
         self.save: Save | None = None
         if output and self.snapshot:
             record = RunRecord(geometry, msgspec.to_builtins(config), config.checkpoint.keep)
-            self.save = Save(self.snapshot, output, record)
+            self.save = Save(self.snapshot, self.banks, output, record, self.first_batch)
 
         self._memory_plan = memory_plan(
             config, memory, len(self.optimizer.state), evaluates=bool(validation), saves=bool(output)
@@ -174,10 +178,21 @@ class Training:
             self.snapshot.nbytes if self.snapshot else 0,
         ]
 
+    def save_newest(self) -> Saved | None:
+        """Write a checkpoint of the newest version, as `Save.newest` does; the training writes checkpoints."""
+        assert self.save is not None, "the training was created without an output for checkpoints"
+        return self.save.newest(scaled=self.scaler.on)
+
+    def evaluate_start(self) -> Evaluation | None:
+        """Evaluate the version that the run starts from; return None if no evaluation is due there."""
+        if self.evaluate is None or not self.first_batch or not self._evaluation_due(self.first_batch):
+            return None
+        return self.evaluate.evaluate(self.banks.lease(self.first_batch))
+
     @property
     def resources(self) -> list[Abortable]:
         """Objects that stages wait on, besides channels; a run that ends early aborts all of them."""
-        optional = [resource for resource in (self.accumulation, self.snapshot) if resource]
+        optional = [resource for resource in (self.accumulation, self.snapshot, self.evaluate) if resource]
         return [self.banks, self.slots, self.lanes, self.scratch, *optional]
 
     def graph(self) -> Graph:

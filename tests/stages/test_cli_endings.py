@@ -3,8 +3,10 @@
 import os
 import signal
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,8 +15,11 @@ from loguru import logger
 from tests.stages.support import command, story
 from threadloom.stages import inference
 from threadloom.stages.console.json_worker import module_command
+from threadloom.stages.memory import Update
 from threadloom.stages.resolve.loading import apply_overrides, to_json
-from threadloom.stages.run import report, session
+from threadloom.stages.run import checkpoint_requests, report, session
+from threadloom.stages.step import EvaluateStage
+from threadloom.stages.storage import RunDirectory
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -33,30 +38,95 @@ def config(tmp_path: Path) -> Path:
 
 
 def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int, number: signal.Signals) -> None:
-    """Send a signal to this process when the checkpoint of a step is reported."""
+    """Send a signal to this process when the update of a step is reported."""
     follow = report.Reporter.take
 
     def take(self: Any, event: Any, *rest: Any) -> None:
         follow(self, event, *rest)
-        if type(event).__name__ == "Saved" and event.step == step:
+        if isinstance(event, Update) and event.step == step:
             signal.raise_signal(number)
 
     monkeypatch.setattr(report.Reporter, "take", take)
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_stopped_training_names_its_last_checkpoint(
-    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, status: int
+@pytest.mark.parametrize(
+    ("number", "status", "name"),
+    [(signal.SIGINT, 130, "Ctrl-C"), (signal.SIGTERM, 143, "SIGTERM"), (signal.SIGHUP, 129, "SIGHUP")],
+)
+def test_a_stopped_training_writes_a_checkpoint_and_names_the_command_that_continues_it(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, status: int, name: str
 ) -> None:
-    interrupt_at(monkeypatch, 4, number)
-    before = signal.getsignal(signal.SIGTERM)
-    ended = command("train", "--config", config, "--out", tmp_path / "run", "--no-tuned", "--sample=0")
-    assert signal.getsignal(signal.SIGTERM) is before
+    interrupt_at(monkeypatch, 3, number)
+    before = signal.getsignal(number)
+    start = ("train", "--config", config, "--no-tuned", "--sample=0", *MANY_UPDATES, f"--set=delay={status % 3}")
+    ended = command(*start, "--out", tmp_path / "run")
+    assert signal.getsignal(number) is before
     assert ended.status == status
-    assert f"stopped by {'SIGTERM' if status == 143 else 'Ctrl-C'}; the last checkpoint is that of step" in ended.err
+    stop = next(line for line in ended.err.splitlines() if "stopped by" in line)
+    resume = f"threadloom train --resume --out {tmp_path / 'run'}"
+    assert f"stopped by {name}; the last checkpoint is that of step" in stop
+    assert stop.endswith(f"to continue: {resume}")
+    (step,) = RunDirectory(tmp_path / "run").checkpoint_steps()
+    assert 3 <= step < UPDATES
     monkeypatch.undo()
-    resumed = command("train", "--resume", "--out", tmp_path / "run", "--no-tuned", "--sample=0")
-    assert resumed.status == 0
+    assert command(*resume.split()[1:], "--no-tuned", "--sample=0").status == 0
+    assert command(*start, "--out", tmp_path / "whole").status == 0
+    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+
+
+UPDATES = 400
+MANY_UPDATES = (f"--steps={UPDATES}", "--set=checkpoint.interval=0", "--set=evaluation.interval=0")
+"""Enough updates for a signal to arrive before the last one."""
+
+
+def weights(run: Path) -> dict[str, bytes]:
+    """Return the tensors of the last checkpoint, by file name."""
+    folder = run / "checkpoints" / f"step-{UPDATES:06d}"
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "training.json"}
+
+
+def test_sigusr1_writes_a_checkpoint_and_the_training_continues(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupt_at(monkeypatch, 3, signal.SIGUSR1)
+    options = ("--config", config, "--out", tmp_path / "run", "--no-tuned", "--sample=0", *MANY_UPDATES)
+    ended = command("train", *options)
+    assert ended.status == 0, ended.err
+    first, last = RunDirectory(tmp_path / "run").checkpoint_steps()
+    assert 3 <= first < last == UPDATES
+
+
+def test_the_time_limit_stops_a_training_as_sigterm_does(config: Path, tmp_path: Path) -> None:
+    options = ("--config", config, "--out", tmp_path / "run", "--no-tuned", "--sample=0", "--steps=10000000")
+    ended = command("train", *options, "--time-limit=1")
+    assert ended.status == 143
+    assert "stopped by the time limit" in ended.err
+
+
+def test_a_stop_during_the_last_evaluation_loses_neither_the_weights_nor_the_loss(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint_requests, "EVALUATION_SECONDS", 0.01)
+    evaluate = EvaluateStage.evaluate
+
+    def endless(self: Any, lease: Any) -> Any:
+        final = self._validation.final
+        self._validation = SimpleNamespace(
+            final=SimpleNamespace(micro_batches=10**9, tokens=1, fill=lambda _, __, *rows: final.fill(0, 0, *rows))
+        )
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+        return evaluate(self, lease)
+
+    monkeypatch.setattr(EvaluateStage, "evaluate", endless)
+    options = ("--config", config, "--no-tuned", "--sample=0", *MANY_UPDATES)
+    stopped = command("train", *options, "--out", tmp_path / "run")
+    assert stopped.status == 143, stopped.err
+    monkeypatch.undo()
+    resumed = command("train", "--resume", "--out", tmp_path / "run", "--sample=0")
+    whole = command("train", *options, "--out", tmp_path / "whole")
+    assert resumed.out.split(" updates")[0] == whole.out.split(" updates")[0]
+    assert "validation loss" in resumed.out
+    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
 
 
 def test_a_stopped_training_without_a_checkpoint_does_not_mention_resume(

@@ -1,5 +1,6 @@
 """The command `threadloom train`."""
 
+import shlex
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -7,7 +8,15 @@ from typing import TYPE_CHECKING
 import click
 
 from threadloom.stages.console import write_output
-from threadloom.stages.tools.common import STDLIB, changed_config, config_options, named_config, reported_errors
+from threadloom.stages.tools.common import (
+    STDLIB,
+    Seconds,
+    changed_config,
+    config_options,
+    named_config,
+    reported_errors,
+    stop_signals,
+)
 
 if TYPE_CHECKING:
     from threadloom.stages.config import Config
@@ -27,6 +36,8 @@ if TYPE_CHECKING:
 @click.option("--no-tuned", is_flag=True, help="Ignore the settings that `threadloom tune` found for this machine.")
 @click.option("--sample", "sample_tokens", type=click.IntRange(min=0), default=300, show_default=True,
               help="Tokens to generate after the training.")  # fmt: skip
+@click.option("--time-limit", type=Seconds(), metavar="TIME",
+              help="Stop after this time, as SIGTERM does: seconds, or such as 90m, 2h, 1:30:00.")  # fmt: skip
 def train(
     *,
     config_name: str | None,
@@ -39,12 +50,14 @@ def train(
     overwrite: bool,
     no_tuned: bool,
     sample_tokens: int,
+    time_limit: float | None,
 ) -> None:
     """Train a model and write the run to a directory.
 
     The directory gets config.json, metrics.jsonl, loss.png, timeline.png, trace.json (open it in ui.perfetto.dev) and
-    checkpoints/, whose models `transformers` can open. Ctrl-C stops the run; --resume continues it from the last
-    checkpoint, on exactly the trajectory of a run that was not interrupted.
+    checkpoints/, whose models `transformers` can open. Ctrl-C, SIGTERM, SIGHUP and --time-limit write a checkpoint and
+    stop the run; after SIGUSR1 it continues. --resume continues a run from its last checkpoint, on exactly the
+    trajectory of a run that was not interrupted.
     """
     if resume and overwrite:
         raise click.UsageError("--resume and --overwrite exclude each other")
@@ -66,6 +79,8 @@ def train(
             write_output(estimate_text(estimate_run(config(), tuned=not no_tuned)))
         return
     assert out is not None
+    if time_limit is not None and (signals := stop_signals()):
+        signals.limit_time(time_limit)
     with reported_errors(partial(_last_checkpoint, out)):
         from threadloom.stages.storage import RunMode
 
@@ -78,7 +93,7 @@ def _train(config: "Config", out: Path, mode: "RunMode", *, tuned: bool, sample_
     from threadloom.stages.run import train as train_run
     from threadloom.stages.tools.sample import print_sample
 
-    outcome = train_run(config, out, mode, tuned=tuned)
+    outcome = train_run(config, out, mode, tuned=tuned, signals=stop_signals())
     if outcome.val_loss is not None:
         write_output(f"validation loss {outcome.val_loss:.4f} after {outcome.step:,} updates, {outcome.seconds:.1f} s")
     if sample_tokens:
@@ -88,10 +103,11 @@ def _train(config: "Config", out: Path, mode: "RunMode", *, tuned: bool, sample_
 
 
 def _last_checkpoint(out: Path) -> str:
-    """Return the text on the checkpoints of an interrupted run."""
+    """Return the text on the checkpoints of a stopped run."""
     from threadloom.stages.storage import RunDirectory
 
     steps = RunDirectory(out).checkpoint_steps()
     if not steps:
         return "; there is no checkpoint yet"
-    return f"; the last checkpoint is that of step {steps[-1]:,} (train --resume continues from it)"
+    resume = f"threadloom train --resume --out {shlex.quote(str(out))}"
+    return f"; the last checkpoint is that of step {steps[-1]:,}; to continue: {resume}"

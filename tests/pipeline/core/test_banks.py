@@ -146,6 +146,36 @@ def test_an_overwritten_version_is_rejected() -> None:
         banks.lease(0)
 
 
+def test_a_hold_waits_for_the_writer_and_delays_the_next_one() -> None:
+    banks = Banks(["A", "B"], delay=1)
+    banks.begin()
+    held, release, begun = threading.Event(), threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with banks.hold() as newest:
+            assert newest == 1
+            held.set()
+            release.wait(5)
+            assert not begun.is_set()
+            assert banks.statistics().newest == 1
+
+    def write() -> None:
+        banks.begin()
+        begun.set()
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    assert not held.is_set(), "version 1 is being written"
+    banks.publish()
+    assert held.wait(5)
+    writer = threading.Thread(target=write)
+    writer.start()
+    release.set()
+    holder.join(5)
+    assert begun.wait(5)
+    writer.join(5)
+
+
 def test_staleness_is_counted_and_checked() -> None:
     banks = Banks(["a", "b", "c"], delay=2)
     for batch in range(5):
