@@ -3,7 +3,7 @@
 May import: models.
 """
 
-from threadloom.stages.config.errors import ConfigError, InputError, UnknownSettingError
+from threadloom.stages.config.errors import ConfigError, InputError, UnknownSettingError, printable
 from threadloom.stages.config.resolved import (
     BatchSizes,
     ResolvedCheckpoint,
@@ -65,4 +65,5 @@ __all__ = [
     "UnknownSettingError",
     "flatten",
     "learning_rate",
+    "printable",
 ]

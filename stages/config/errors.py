@@ -3,6 +3,17 @@
 from collections.abc import Sequence
 
 
+def printable(text: str) -> str:
+    """Return a text for one line of a message: control characters and undecodable bytes of file names are escaped."""
+    return "".join(character if character.isprintable() else _escaped(character) for character in text)
+
+
+def _escaped(character: str) -> str:
+    if 0xDC80 <= ord(character) <= 0xDCFF:  # a byte that is not UTF-8, as os.fsdecode represents it
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode()
+
+
 class InputError(ValueError):
     """Input that cannot be used.
 
@@ -13,7 +24,7 @@ class InputError(ValueError):
         self, subject: str, expected: str, got: str, cause: str | None = None, hint: str | None = None
     ) -> None:
         self.subject, self.expected, self.got, self.cause, self.hint = subject, expected, got, cause, hint
-        super().__init__(self._message())
+        super().__init__(printable(self._message()))
 
     def _message(self) -> str:
         message = f"{self.subject}: expected {self.expected}, got {self.got}"

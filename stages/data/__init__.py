@@ -12,7 +12,10 @@ from threadloom.stages.data.batches import (
     evaluation_batches,
 )
 from threadloom.stages.data.dataset import Dataset, prepare, require_same_text
-from threadloom.stages.data.text import Text, TextError, read_text
+from threadloom.stages.data.text import Text, absolute_text, read_text
+from threadloom.stages.data.text_files import LeftOut
+from threadloom.stages.data.text_format import TextError
+from threadloom.stages.data.text_record import recorded_outputs, write_sources
 from threadloom.stages.data.token_file import DataError, TokenFile, token_type
 from threadloom.stages.data.tokenizer import Tokenizer, TokenizerError
 from threadloom.stages.data.tokenizer_registry import load_tokenizer, train_tokenizer
@@ -22,6 +25,7 @@ __all__ = [
     "DataError",
     "Dataset",
     "EvaluationWindows",
+    "LeftOut",
     "RandomTokens",
     "Text",
     "TextError",
@@ -30,11 +34,14 @@ __all__ = [
     "TokenIds",
     "Tokenizer",
     "TokenizerError",
+    "absolute_text",
     "evaluation_batches",
     "load_tokenizer",
     "prepare",
     "read_text",
+    "recorded_outputs",
     "require_same_text",
     "token_type",
     "train_tokenizer",
+    "write_sources",
 ]

@@ -18,6 +18,8 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from threadloom.stages.config import DataConfig, InputError, ModelConfig, TokenizerKind
+from threadloom.stages.data.text import Text
+from threadloom.stages.data.text_record import text_changes
 from threadloom.stages.data.token_file import DataError, TokenFile, token_type
 from threadloom.stages.data.tokenizer import Tokenizer
 from threadloom.stages.data.tokenizer_registry import TOKENIZERS, load_tokenizer, train_tokenizer
@@ -118,19 +120,20 @@ def prepare(data: DataConfig, model: ModelConfig, text: str, directory: Path) ->
     return _open_prepared(wanted) or _prepare(wanted)
 
 
-def require_same_text(directory: Path, text: str) -> None:
+def require_same_text(directory: Path, text: Text) -> None:
     """Raise DataError if `directory` was prepared from another text; an incomplete directory passes."""
     try:
         prepared = msgspec.json.decode((directory / MANIFEST_FILE).read_bytes(), type=DatasetManifest).text_sha256
     except (OSError, msgspec.DecodeError):
         return
-    if prepared != _checksum(text):
+    if prepared != _checksum(text.text):
+        changes = text_changes(directory, text)
         raise DataError(
             str(directory),
             expected="the text that the run was started with",
-            got=f"another one of {len(text):,} characters",
-            cause="a file of the text was changed, added or removed, or --text names another",
-            hint="pass the same text, or start a new run with another --out",
+            got=f"another one of {len(text.text):,} characters",
+            cause=changes or "a file of the text was changed, added or removed, or --text names another",
+            hint="pass the same text with --resume --text FILE_OR_DIR, or start a new run with another --out",
         )
 
 

@@ -1,34 +1,28 @@
 """Reading files and directories into one text; the source of Python's standard library as the default text.
 
-The text depends only on the names and contents of the files: directories are walked in the order of their entries'
-names (by code point), regardless of the file system's order, times and locale. Files are UTF-8; a byte order mark at
-the start is dropped, line ends are kept, and a line end is added between files if the first of them has none.
+The text depends only on the names and contents of the files (`text_files`), each of which is UTF-8 text
+(`text_decoding`). A byte order mark at the start of a file is dropped, line ends are kept, and a line end is added
+between files if the first of them has none.
 """
 
+import hashlib
 import sysconfig
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+import urllib.parse
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
-from threadloom.stages.config import InputError
-
-TEXT_SUFFIXES = frozenset(
-    (
-        "", ".txt", ".text", ".md", ".markdown", ".rst", ".adoc", ".org", ".tex", ".bib", ".log",
-        ".py", ".pyi", ".pyx", ".ipynb", ".c", ".h", ".cc", ".cpp", ".cxx", ".hh", ".hpp", ".cs", ".go", ".java", ".js",
-        ".jsx", ".jl", ".kt", ".lua", ".m", ".ml", ".hs", ".php", ".pl", ".r", ".rb", ".rs", ".scala", ".sh", ".bash",
-        ".sql", ".swift", ".ts", ".tsx", ".zig", ".lisp", ".el", ".clj", ".ex", ".erl", ".f90", ".cmake", ".mk",
-        ".css", ".html", ".htm", ".xml", ".svg", ".json", ".jsonl", ".toml", ".yaml", ".yml", ".ini", ".cfg", ".csv",
-        ".tsv", ".srt",
-    )
-)  # fmt: skip
-"""Lower-case suffixes of the files that are read from directories; an explicitly named file may have any suffix."""
-
-SKIPPED_DIRECTORIES = frozenset(("__pycache__", "site-packages", "dist-packages", "node_modules", "venv"))
-"""Directories that are skipped, in addition to hidden ones and links to directories (which may be cyclic)."""
+from threadloom.stages.data.text_decoding import text_chunks, unreadable
+from threadloom.stages.data.text_files import FileId, LeftOut, file_ids, find_files
+from threadloom.stages.data.text_format import TextError
+from threadloom.stages.machine import detect
 
 STANDARD_LIBRARY_LIMIT = 12_000_000
 """Maximum number of characters of the standard library that are read."""
+
+PREPARATION_BYTES = 10
+"""Bytes of memory, at least, that the preparation of a text takes per character."""
 
 _NOT_IN_EVERY_PYTHON = frozenset(
     (
@@ -38,9 +32,16 @@ _NOT_IN_EVERY_PYTHON = frozenset(
 )  # fmt: skip
 """Parts of the standard library that some systems package separately or newer versions dropped, and code tables."""
 
+_URI = "file:///"
 
-class TextError(InputError):
-    """A text that cannot be read; `subject` is the file or directory."""
+
+class TextFile(NamedTuple):
+    """One file of a text."""
+
+    path: Path
+    characters: int
+    sha256: str
+    """Checksum of its text in UTF-8."""
 
 
 @dataclass(frozen=True)
@@ -48,46 +49,60 @@ class Text:
     """A text and its sources."""
 
     text: str
-    files: tuple[Path, ...]
+    files: tuple[TextFile, ...]
     """Its files, in order."""
-    skipped: tuple[tuple[Path, str], ...]
-    """Files and whole directories that were found in directories and skipped, each with the reason."""
+    left_out: tuple[LeftOut, ...]
+    """Files and whole directories that were found in directories and are not part of the text."""
 
 
-def read_text(paths: Iterable[str | Path]) -> Text:
+def text_path(text: str | Path) -> Path:
+    """Return the path of a text: a path as it is, or the path in a file URI, whose bytes need not be UTF-8."""
+    if isinstance(text, str) and text.startswith(_URI):
+        return Path(urllib.parse.unquote(text[len(_URI) - 1 :], "utf-8", "surrogateescape"))
+    return Path(text)
+
+
+def absolute_text(text: str | Path) -> str:
+    """Return the name of a text that is valid in any directory: its absolute path, or a file URI if that is not UTF-8.
+
+    JSON cannot hold a path that is not UTF-8.
+    """
+    path = text_path(text).absolute()
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return path.as_uri()
+    return str(path)
+
+
+def read_text(paths: Iterable[str | Path], excluded: Sequence[Path] = (), limit: int | None = None) -> Text:
     """Return the text of files and directories, in order; without paths, that of the standard library.
 
-    A named file must be UTF-8 text. In directories, UTF-8 files with a suffix of `TEXT_SUFFIXES` are read and the
-    others reported as skipped. Raises TextError for a named file that is not UTF-8 (with the offset of the first
-    invalid byte), for a path that does not exist or cannot be read, and for an empty text.
+    A named file must be UTF-8 text, which may be compressed. In directories, such files with a suffix of
+    `TEXT_SUFFIXES` are read and the others left out, as are `excluded` directories, runs, and whatever cannot be read.
+    `limit` is the maximum number of characters, by default as many as the available memory can prepare. Raises
+    TextError for a named path that cannot be read or is not UTF-8, with the likely format and a remedy, for a text
+    beyond the limit, and for an empty text.
     """
-    given = [Path(path) for path in paths]
+    given = [text_path(path) for path in paths]
     if not given:
         return standard_library_text()
-    parts: list[str] = []
-    files: list[Path] = []
-    skipped: list[tuple[Path, str]] = []
+    reader = _Reader(_memory_limit() if limit is None else limit)
+    ids = file_ids(excluded)
     for path in given:
-        if path.is_dir():
-            for file in _walk(path, skipped):
-                try:
-                    part = _read(file)
-                except TextError as error:
-                    skipped.append((file, error.got))
-                    continue
-                files.append(file)
-                parts.append(part)
+        if _is_directory(path):
+            reader.read_directory(path, ids)
         else:
-            parts.append(_read(path))
-            files.append(path)
-    text = _join(parts)
+            reader.read(path)
+    text = reader.joined()
     if not text:
+        count, others = len(reader.files), len(reader.left_out)
         raise TextError(
             ", ".join(map(str, given)),
             expected="text to train on",
-            got=f"no character in {len(files)} files, {len(skipped)} others skipped{_reasons(skipped)}",
+            got=f"no character in {count} files, {others} others left out{_reasons(reader.left_out)}",
         )
-    return Text(text, tuple(files), tuple(skipped))
+    return Text(text, tuple(reader.files), tuple(reader.left_out))
 
 
 def standard_library_text(limit: int = STANDARD_LIBRARY_LIMIT) -> Text:
@@ -97,25 +112,17 @@ def standard_library_text(limit: int = STANDARD_LIBRARY_LIMIT) -> Text:
     package separately (tests, idlelib, ...), generated files and installed packages. Raises TextError if there is none.
     """
     root = Path(sysconfig.get_path("stdlib"))
-    parts: list[str] = []
-    files: list[Path] = []
-    skipped: list[tuple[Path, str]] = []
-    total = 0
-    for file in _walk(root, skipped, _NOT_IN_EVERY_PYTHON):
+    reader = _Reader(limit)
+    for file in find_files(root, reader.left_out, frozenset(), _NOT_IN_EVERY_PYTHON):
         if file.suffix != ".py" or file.name.startswith("_sysconfigdata") or file.parent.name.startswith("config-"):
             continue
         try:
-            part = _read(file)
+            reader.read(file)
+        except _TooLargeError:
+            reader.left_out.append(LeftOut(file, f"beyond the limit of {limit:,} characters"))
         except TextError as error:
-            skipped.append((file, error.got))
-            continue
-        if total + len(part) > limit:
-            skipped.append((file, f"beyond the limit of {limit:,} characters"))
-            continue
-        total += len(part)
-        parts.append(part)
-        files.append(file)
-    text = _join(parts)
+            reader.left_out.append(_failed(file, error))
+    text = reader.joined()
     if not text:
         raise TextError(
             str(root),
@@ -124,72 +131,75 @@ def standard_library_text(limit: int = STANDARD_LIBRARY_LIMIT) -> Text:
             cause="this Python was installed without its source (a frozen or zipped library)",
             hint="pass a text with --text FILE_OR_DIR",
         )
-    return Text(text, tuple(files), tuple(skipped))
+    return Text(text, tuple(reader.files), tuple(reader.left_out))
 
 
-def _walk(root: Path, skipped: list[tuple[Path, str]], excluded: frozenset[str] = frozenset()) -> Iterator[Path]:
-    """Yield the files with a suffix of text below a directory, in sorted order; append the others to `skipped`."""
+class _TooLargeError(TextError):
+    """A file with which the text exceeds its limit."""
+
+
+@dataclass
+class _Reader:
+    """The files that have been read. A file is added whole or not at all."""
+
+    limit: int
+    characters: int = 0
+    parts: list[str] = field(default_factory=list)
+    files: list[TextFile] = field(default_factory=list)
+    left_out: list[LeftOut] = field(default_factory=list)
+
+    def read_directory(self, root: Path, excluded: frozenset[FileId]) -> None:
+        """Add the files of a directory; those that are not text are left out."""
+        for file in find_files(root, self.left_out, excluded):
+            try:
+                self.read(file)
+            except _TooLargeError:
+                raise
+            except TextError as error:
+                self.left_out.append(_failed(file, error))
+
+    def read(self, file: Path) -> None:
+        """Add a file; raises TextError."""
+        chunks, size, digest = [], 0, hashlib.sha256()
+        for chunk in text_chunks(file):
+            size += len(chunk)
+            if self.characters + size > self.limit:
+                raise _TooLargeError(
+                    str(file),
+                    expected=f"a text of at most {self.limit:,} characters in all",
+                    got="a larger one",
+                    cause=f"its preparation takes {PREPARATION_BYTES} bytes of memory per character",
+                    hint="use a part of the text",
+                )
+            digest.update(chunk.encode())
+            chunks.append(chunk)
+        self.characters += size
+        self.parts.append("".join(chunks))
+        self.files.append(TextFile(file, size, digest.hexdigest()))
+
+    def joined(self) -> str:
+        """Return the text of all files, with a line end after each that has none, except the last."""
+        ended = [part if part.endswith(("\n", "\r")) or not part else part + "\n" for part in self.parts[:-1]]
+        return "".join([*ended, *self.parts[-1:]])
+
+
+def _failed(file: Path, error: TextError) -> LeftOut:
+    reason = f"{error.got}; {error.cause}" if error.cause else error.got
+    return LeftOut(file, f"{reason}. {error.hint}" if error.hint else reason, failed=True)
+
+
+def _is_directory(path: Path) -> bool:
     try:
-        entries = sorted(root.iterdir(), key=lambda entry: entry.name)
-    except OSError as error:
-        raise _unreadable(root, error) from error
-    for entry in entries:
-        if entry.name.startswith("."):
-            skipped.append((entry, "hidden"))
-        elif entry.is_dir():
-            if entry.name in SKIPPED_DIRECTORIES or entry.name in excluded:
-                skipped.append((entry, "an excluded directory"))
-            elif entry.is_symlink():
-                skipped.append((entry, "a link to a directory"))
-            else:
-                yield from _walk(entry, skipped, excluded)
-        elif not entry.is_file():
-            skipped.append((entry, "not a regular file"))
-        elif entry.suffix.lower() not in TEXT_SUFFIXES:
-            skipped.append((entry, f"not a suffix of text: {entry.suffix}"))
-        else:
-            yield entry
+        return path.is_dir()
+    except (OSError, ValueError) as error:  # a parent that may not be searched, a null character
+        raise unreadable(path, error) from error
 
 
-def _read(file: Path) -> str:
-    """Return the text of one file; raises TextError if it cannot be read or is not UTF-8."""
-    try:
-        raw = file.read_bytes()
-    except OSError as error:
-        raise _unreadable(file, error) from error
-    try:
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise _not_text(file, error.start, raw[error.start]) from error
-    zero = raw.find(b"\0")
-    if zero >= 0:
-        raise _not_text(file, zero, 0)
-    return text.removeprefix("\ufeff")
+def _memory_limit() -> int:
+    available = detect().memory_available
+    return 1 << 62 if available is None else available // PREPARATION_BYTES
 
 
-def _join(parts: list[str]) -> str:
-    ended = [part if part.endswith(("\n", "\r")) or not part else part + "\n" for part in parts[:-1]]
-    return "".join([*ended, *parts[-1:]])
-
-
-def _reasons(skipped: list[tuple[Path, str]]) -> str:
-    shown = "; ".join(f"{path}: {reason}" for path, reason in skipped[:3])
-    return f" ({shown}{'; ...' if len(skipped) > 3 else ''})" if shown else ""
-
-
-def _not_text(file: Path, offset: int, byte: int) -> TextError:
-    return TextError(
-        str(file),
-        expected="UTF-8 text",
-        got=f"byte 0x{byte:02x} at offset {offset:,}",
-        cause="a binary file, or another encoding",
-        hint=f"convert the encoding: iconv -f LATIN1 -t UTF-8 {file.name}",
-    )
-
-
-def _unreadable(path: Path, error: OSError) -> TextError:
-    return TextError(
-        str(path),
-        expected="a readable file or directory",
-        got=error.strerror or type(error).__name__,
-    )
+def _reasons(left_out: Sequence[LeftOut]) -> str:
+    shown = "; ".join(f"{found.path}: {found.reason}" for found in left_out[:3])
+    return f" ({shown}{'; ...' if len(left_out) > 3 else ''})" if shown else ""

@@ -12,17 +12,21 @@ from loguru import logger
 from threadloom.kernels import blas_info
 from threadloom.pipeline import Cancelled, Run, Trace, TraceEvent, available_cores, draw_timeline
 from threadloom.stages.checkpoint import Checkpoint, latest_checkpoint, remove_leftovers
-from threadloom.stages.config import Config, ConfigError, Precision, ResolvedConfig
+from threadloom.stages.config import Config, ConfigError, Precision, ResolvedConfig, printable
 from threadloom.stages.console import StopSignals
 from threadloom.stages.data import (
     Dataset,
     EvaluationWindows,
     Text,
+    TextError,
     TokenBatches,
+    absolute_text,
     evaluation_batches,
     prepare,
     read_text,
+    recorded_outputs,
     require_same_text,
+    write_sources,
 )
 from threadloom.stages.machine import detect
 from threadloom.stages.memory import format_lanes, format_memory_plan, label
@@ -49,6 +53,9 @@ from threadloom.stages.run.report import SHOWN, Reporter, WrittenMetrics
 from threadloom.stages.step import CheckpointOutput, Validation
 from threadloom.stages.storage import MetricsLog, RunDirectory, RunMode, atomic_write, read_metrics
 from threadloom.stages.training import Training, compile_kernels
+
+MOST_NAMED = 10
+"""Maximum number of files that are left out of the text and named in the log."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +89,7 @@ def train(
     validate(config)
     # Checks that may refuse the run come first: the claim creates the directory, or removes the run in it.
     choice = choose_precision_here(config) if mode is not RunMode.RESUME else None
-    text = read_text(config.data.text)
+    config, text = _read_text(config, out, mode)
     with RunDirectory.claim(out, mode) as run:
         start = _last_checkpoint(run) if mode is RunMode.RESUME else None
         if start is not None:
@@ -131,11 +138,40 @@ def _last_checkpoint(run: RunDirectory) -> Checkpoint | None:
     return Checkpoint.open(path)
 
 
+def _read_text(config: Config, out: Path, mode: RunMode) -> tuple[Config, Text]:
+    """Return the text, and the configuration with its absolute paths: a run may be resumed in another directory."""
+    paths = tuple(map(absolute_text, config.data.text))
+    config = msgspec.structs.replace(config, data=msgspec.structs.replace(config.data, text=paths))
+    outputs = recorded_outputs(RunDirectory(out).data) if mode is RunMode.RESUME else []
+    try:
+        return config, read_text(paths, excluded=[out, *outputs])
+    except TextError as error:
+        if mode is not RunMode.RESUME:
+            raise
+        cause = error.cause or "the text of the run was moved, removed or protected"
+        hint = "pass the same text with --resume --text FILE_OR_DIR"
+        raise TextError(error.subject, error.expected, error.got, cause, hint) from error
+
+
+def _report_left_out(text: Text, sources: Path) -> None:
+    """Log the number of entries that are not part of the text and some of them, those that failed first."""
+    if not text.left_out:
+        return
+    shown = sorted(text.left_out, key=lambda found: not found.failed)[:MOST_NAMED]
+    lines = "".join(f"\n  {printable(f'{found.path}: {found.reason}')}" for found in shown)
+    failed = sum(found.failed for found in text.left_out)
+    logger.log(
+        "WARNING" if failed else "INFO",
+        "left out {:,} files or folders, of which {:,} could not be read; all are listed in {}{}",
+        len(text.left_out), failed, sources, lines,
+    )  # fmt: skip
+
+
 def _prepare(config: Config, text: Text, run: RunDirectory, mode: RunMode) -> Dataset:
     if mode is RunMode.RESUME:
-        require_same_text(run.data, text.text)
-    if text.skipped:
-        logger.info("skipped {} files or folders that are not text", len(text.skipped))
+        require_same_text(run.data, text)
+    sources = write_sources(run.data, text)
+    _report_left_out(text, sources)
     data = prepare(config.data, config.model, text.text, run.data)
     logger.info(
         "text: {}, {:,} characters, {:,} training and {:,} validation tokens, vocabulary {}",

@@ -20,6 +20,7 @@ from threadloom.stages.storage.run_directory import (
     RunMode,
     checkpoint_name,
     finished_checkpoints,
+    holds_training_files,
 )
 from threadloom.stages.storage.tensor_file import CheckpointError, TensorFile, open_tensors, write_tensors
 
@@ -40,6 +41,7 @@ __all__ = [
     "file_lock",
     "finished_checkpoints",
     "fsync_directory",
+    "holds_training_files",
     "make_directory",
     "open_tensors",
     "read_metrics",

@@ -52,6 +52,15 @@ def finished_checkpoints(directory: Path) -> list[Path]:
     return sorted((p for p in directory.iterdir() if _CHECKPOINT.fullmatch(p.name) and p.is_dir()), key=_step)
 
 
+def holds_training_files(directory: Path) -> bool:
+    """Return True if a directory has the layout of a run or of a checkpoint."""
+    if (directory / "training.json").is_file() and (directory / "model.safetensors").is_file():
+        return True
+    run = RunDirectory(directory)
+    evidence = (run.metrics, run.path / _LOCK, run.data / "manifest.json")
+    return run.checkpoints.is_dir() and (any(file.is_file() for file in evidence) or bool(run.checkpoint_steps()))
+
+
 def _step(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("step-"))
 

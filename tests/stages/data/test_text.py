@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from threadloom.stages.data.text import TextError, read_text, standard_library_text
+from threadloom.stages.data.text import read_text, standard_library_text
+from threadloom.stages.data.text_format import TextError
 
 
 def write(root: Path, **files: bytes) -> None:
@@ -22,7 +23,13 @@ def test_files_are_joined_in_sorted_order(tmp_path: Path) -> None:
     (tmp_path / "c.txt").write_text("ends\n")
     result = read_text([tmp_path])
     assert result.text == "<B.py>\n<a.txt>\n<b/a.md>\n<b/z.txt>\nends\n"
-    assert [str(file.relative_to(tmp_path)) for file in result.files] == ["B.py", "a.txt", "b/a.md", "b/z.txt", "c.txt"]
+    assert [str(file.path.relative_to(tmp_path)) for file in result.files] == [
+        "B.py",
+        "a.txt",
+        "b/a.md",
+        "b/z.txt",
+        "c.txt",
+    ]
     assert read_text([tmp_path / "c.txt", tmp_path / "a.txt"]).text == "ends\n<a.txt>"
 
 
@@ -35,7 +42,8 @@ def test_skipped_entries_of_a_directory_are_reported(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.txt")
     result = read_text([tmp_path])
     assert result.text == "kept"
-    reasons = {path.name: reason for path, reason in result.skipped}
+    reasons = {path.name: reason for path, reason, _ in result.left_out}
+    assert {path.name for path, _, failed in result.left_out if failed} == {"bad.txt", "zero.txt"}
     assert set(reasons) == {
         "picture.png", "bad.txt", "zero.txt", ".hidden", "__pycache__", "site-packages", "loop", "pipe.txt",
     }  # fmt: skip
@@ -74,11 +82,11 @@ def test_the_standard_library_is_deterministic() -> None:
     assert result == standard_library_text()
     assert 2_000_000 < len(result.text) <= 12_000_000
     assert "class OrderedDict" in result.text
-    names = [file.as_posix() for file in result.files]
+    names = [file.path.as_posix() for file in result.files]
     assert not any("/site-packages/" in name or "/test/" in name or "_sysconfigdata" in name for name in names)
 
 
 def test_the_limit_keeps_whole_files() -> None:
     result = standard_library_text(limit=100_000)
     assert 50_000 < len(result.text) <= 100_000 + len(result.files)
-    assert any("beyond" in reason for _, reason in result.skipped)
+    assert any("beyond" in reason for _, reason, _ in result.left_out)
