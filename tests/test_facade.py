@@ -36,7 +36,8 @@ def python(*arguments: str, **environment: str) -> str:
 
 
 def test_importing_threadloom_loads_nothing_else() -> None:
-    loaded = json.loads(python("-c", "import json, sys, threadloom; print(json.dumps(list(sys.modules)))"))
+    script = "import json, sys, threadloom; assert not hasattr(threadloom, '__wrapped__'); "
+    loaded = json.loads(python("-c", script + "print(json.dumps(list(sys.modules)))"))
     assert [name for name in HEAVY if name in loaded] == []
 
 

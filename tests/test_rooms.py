@@ -106,18 +106,22 @@ def imports(path: Path) -> tuple[Import, ...]:
 
 @cache
 def exported(package: str) -> dict[str, str]:
-    """Return the names in a package's `__all__`, each with the module that its `__init__` imports it from."""
+    """Return the public names of a package, each with the module that its `__init__` imports it from.
+
+    A room re-exports by `from module import name as name`; the packages that users import list `__all__`.
+    """
     tree = ast.parse(modules()[package].read_text(encoding="utf-8"))
-    origin = {
-        alias.asname or alias.name: (node.module or "").partition(".")[2]
+    imported = [
+        (alias, (node.module or "").partition(".")[2])
         for node in tree.body
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
-    }
-    public: list[str] = []
+    ]
+    public = [alias.name for alias, _ in imported if alias.asname == alias.name]
     for node in tree.body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
-            public = ast.literal_eval(node.value)
+            public += ast.literal_eval(node.value)
+    origin = {alias.asname or alias.name: module for alias, module in imported}
     return {name: origin[name] for name in public}
 
 

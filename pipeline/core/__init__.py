@@ -3,65 +3,50 @@
 May import: nothing.
 """
 
-from threadloom.pipeline.core.arena import ALIGNMENT, Arena, aligned_zeros, arena_size
-from threadloom.pipeline.core.banks import Banks, BankStatistics, Lease, StaleVersion, version_for
-from threadloom.pipeline.core.errors import (
-    AdmissionError,
-    Cancelled,
-    Closed,
-    GraphError,
-    ItemTimeout,
-    Label,
-    PipelineError,
-    RouteError,
-    ShutdownTimeout,
-    StageFailure,
-    Stalled,
-    TooManySkipped,
+from threadloom.pipeline.core.arena import (
+    ALIGNMENT as ALIGNMENT,
+    Arena as Arena,
+    aligned_zeros as aligned_zeros,
+    arena_size as arena_size,
 )
-from threadloom.pipeline.core.event import SLICE, OneShotEvent, wait_in_slices
-from threadloom.pipeline.core.lanes import LanePlan, Lanes, MonotonicCounter
-from threadloom.pipeline.core.shared import PoolExhausted, SharedPool, SharedSlot, map_memory, slot_of
-from threadloom.pipeline.core.slots import Pool, PoolStatistics
-from threadloom.pipeline.core.threads import BlasThreads, available_cores, blas_threads, loaded_blas
-
-__all__ = [
-    "ALIGNMENT",
-    "SLICE",
-    "AdmissionError",
-    "Arena",
-    "BankStatistics",
-    "Banks",
-    "BlasThreads",
-    "Cancelled",
-    "Closed",
-    "GraphError",
-    "ItemTimeout",
-    "Label",
-    "LanePlan",
-    "Lanes",
-    "Lease",
-    "MonotonicCounter",
-    "OneShotEvent",
-    "PipelineError",
-    "Pool",
-    "PoolExhausted",
-    "PoolStatistics",
-    "RouteError",
-    "SharedPool",
-    "SharedSlot",
-    "ShutdownTimeout",
-    "StageFailure",
-    "StaleVersion",
-    "Stalled",
-    "TooManySkipped",
-    "aligned_zeros",
-    "arena_size",
-    "available_cores",
-    "blas_threads",
-    "loaded_blas",
-    "map_memory",
-    "slot_of",
-    "version_for",
-    "wait_in_slices",
-]
+from threadloom.pipeline.core.banks import (
+    Banks as Banks,
+    BankStatistics as BankStatistics,
+    Lease as Lease,
+    StaleVersion as StaleVersion,
+    version_for as version_for,
+)
+from threadloom.pipeline.core.errors import (
+    AdmissionError as AdmissionError,
+    Cancelled as Cancelled,
+    Closed as Closed,
+    GraphError as GraphError,
+    ItemTimeout as ItemTimeout,
+    Label as Label,
+    PipelineError as PipelineError,
+    RouteError as RouteError,
+    ShutdownTimeout as ShutdownTimeout,
+    StageFailure as StageFailure,
+    Stalled as Stalled,
+    TooManySkipped as TooManySkipped,
+)
+from threadloom.pipeline.core.event import (
+    SLICE as SLICE,
+    OneShotEvent as OneShotEvent,
+    wait_in_slices as wait_in_slices,
+)
+from threadloom.pipeline.core.lanes import LanePlan as LanePlan, Lanes as Lanes, MonotonicCounter as MonotonicCounter
+from threadloom.pipeline.core.shared import (
+    PoolExhausted as PoolExhausted,
+    SharedPool as SharedPool,
+    SharedSlot as SharedSlot,
+    map_memory as map_memory,
+    slot_of as slot_of,
+)
+from threadloom.pipeline.core.slots import Pool as Pool, PoolStatistics as PoolStatistics
+from threadloom.pipeline.core.threads import (
+    BlasThreads as BlasThreads,
+    available_cores as available_cores,
+    blas_threads as blas_threads,
+    loaded_blas as loaded_blas,
+)

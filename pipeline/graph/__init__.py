@@ -3,11 +3,5 @@
 May import: core, policy, observe, run, processes.
 """
 
-from threadloom.pipeline.graph.graph import Graph
-from threadloom.pipeline.graph.settings import RunOptions, StageOptions
-
-__all__ = [
-    "Graph",
-    "RunOptions",
-    "StageOptions",
-]
+from threadloom.pipeline.graph.graph import Graph as Graph
+from threadloom.pipeline.graph.settings import RunOptions as RunOptions, StageOptions as StageOptions

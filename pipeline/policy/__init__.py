@@ -3,46 +3,36 @@
 May import: core.
 """
 
-from threadloom.pipeline.policy.admission import Admission, Fifo, FifoState, Gather, InOrder, Policy, Ticket
-from threadloom.pipeline.policy.control import ACTIVE_STATES, RunAction, RunControl, RunState, WorkerCount
-from threadloom.pipeline.policy.failure import (
-    Attempt,
-    DeadLetter,
-    Decision,
-    FailFast,
-    OnError,
-    Retry,
-    RetryAfter,
-    SkipFailed,
+from threadloom.pipeline.policy.admission import (
+    Admission as Admission,
+    Fifo as Fifo,
+    FifoState as FifoState,
+    Gather as Gather,
+    InOrder as InOrder,
+    Policy as Policy,
+    Ticket as Ticket,
 )
-from threadloom.pipeline.policy.join import Join
-from threadloom.pipeline.policy.lane_order import LaneOrder
-from threadloom.pipeline.policy.ordered import FinishedItem, NumberedAdmission, ReorderBuffer
-
-__all__ = [
-    "ACTIVE_STATES",
-    "Admission",
-    "Attempt",
-    "DeadLetter",
-    "Decision",
-    "FailFast",
-    "Fifo",
-    "FifoState",
-    "FinishedItem",
-    "Gather",
-    "InOrder",
-    "Join",
-    "LaneOrder",
-    "NumberedAdmission",
-    "OnError",
-    "Policy",
-    "ReorderBuffer",
-    "Retry",
-    "RetryAfter",
-    "RunAction",
-    "RunControl",
-    "RunState",
-    "SkipFailed",
-    "Ticket",
-    "WorkerCount",
-]
+from threadloom.pipeline.policy.control import (
+    ACTIVE_STATES as ACTIVE_STATES,
+    RunAction as RunAction,
+    RunControl as RunControl,
+    RunState as RunState,
+    WorkerCount as WorkerCount,
+)
+from threadloom.pipeline.policy.failure import (
+    Attempt as Attempt,
+    DeadLetter as DeadLetter,
+    Decision as Decision,
+    FailFast as FailFast,
+    OnError as OnError,
+    Retry as Retry,
+    RetryAfter as RetryAfter,
+    SkipFailed as SkipFailed,
+)
+from threadloom.pipeline.policy.join import Join as Join
+from threadloom.pipeline.policy.lane_order import LaneOrder as LaneOrder
+from threadloom.pipeline.policy.ordered import (
+    FinishedItem as FinishedItem,
+    NumberedAdmission as NumberedAdmission,
+    ReorderBuffer as ReorderBuffer,
+)

@@ -3,16 +3,11 @@
 May import: core, run.
 """
 
-from threadloom.pipeline.processes.errors import ProcessError, ProcessTraceback, WorkerDied, WorkerTimeout
-from threadloom.pipeline.processes.process_stage import OnProcesses, on_processes
-from threadloom.pipeline.processes.process_worker import ProcessWorker
-
-__all__ = [
-    "OnProcesses",
-    "ProcessError",
-    "ProcessTraceback",
-    "ProcessWorker",
-    "WorkerDied",
-    "WorkerTimeout",
-    "on_processes",
-]
+from threadloom.pipeline.processes.errors import (
+    ProcessError as ProcessError,
+    ProcessTraceback as ProcessTraceback,
+    WorkerDied as WorkerDied,
+    WorkerTimeout as WorkerTimeout,
+)
+from threadloom.pipeline.processes.process_stage import OnProcesses as OnProcesses, on_processes as on_processes
+from threadloom.pipeline.processes.process_worker import ProcessWorker as ProcessWorker

@@ -3,20 +3,8 @@
 May import: core, policy, observe.
 """
 
-from threadloom.pipeline.run.channel import Channel
-from threadloom.pipeline.run.engine import Abortable, Run
-from threadloom.pipeline.run.thread_group import stack_of
-from threadloom.pipeline.run.watchdog import OnStall, StallReport, Watchdog
-from threadloom.pipeline.run.worker_state import PerWorker, per_worker
-
-__all__ = [
-    "Abortable",
-    "Channel",
-    "OnStall",
-    "PerWorker",
-    "Run",
-    "StallReport",
-    "Watchdog",
-    "per_worker",
-    "stack_of",
-]
+from threadloom.pipeline.run.channel import Channel as Channel
+from threadloom.pipeline.run.engine import Abortable as Abortable, Run as Run
+from threadloom.pipeline.run.thread_group import stack_of as stack_of
+from threadloom.pipeline.run.watchdog import OnStall as OnStall, StallReport as StallReport, Watchdog as Watchdog
+from threadloom.pipeline.run.worker_state import PerWorker as PerWorker, per_worker as per_worker

@@ -3,21 +3,12 @@
 May import: all above.
 """
 
-from threadloom.stages.checkpoint.directory import latest_checkpoint, remove_leftovers
-from threadloom.stages.checkpoint.huggingface import CONFIG_FILE, load_model
-from threadloom.stages.checkpoint.manifest import MANIFEST_FILE
-from threadloom.stages.checkpoint.reader import Checkpoint
-from threadloom.stages.checkpoint.state import TrainingState, kept_versions
-from threadloom.stages.checkpoint.writer import save_checkpoint
-
-__all__ = [
-    "CONFIG_FILE",
-    "MANIFEST_FILE",
-    "Checkpoint",
-    "TrainingState",
-    "kept_versions",
-    "latest_checkpoint",
-    "load_model",
-    "remove_leftovers",
-    "save_checkpoint",
-]
+from threadloom.stages.checkpoint.directory import (
+    latest_checkpoint as latest_checkpoint,
+    remove_leftovers as remove_leftovers,
+)
+from threadloom.stages.checkpoint.huggingface import CONFIG_FILE as CONFIG_FILE, load_model as load_model
+from threadloom.stages.checkpoint.manifest import MANIFEST_FILE as MANIFEST_FILE
+from threadloom.stages.checkpoint.reader import Checkpoint as Checkpoint
+from threadloom.stages.checkpoint.state import TrainingState as TrainingState, kept_versions as kept_versions
+from threadloom.stages.checkpoint.writer import save_checkpoint as save_checkpoint

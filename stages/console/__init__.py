@@ -6,33 +6,19 @@ May import: nothing.
 """
 
 from threadloom.stages.console.json_worker import (
-    JsonWorkerProcess,
-    UpdateServer,
-    WorkerError,
-    module_command,
-    peak_resident_bytes,
-    redirect_stdout_to_stderr,
-    resident_bytes,
-    serve,
+    JsonWorkerProcess as JsonWorkerProcess,
+    UpdateServer as UpdateServer,
+    WorkerError as WorkerError,
+    module_command as module_command,
+    peak_resident_bytes as peak_resident_bytes,
+    redirect_stdout_to_stderr as redirect_stdout_to_stderr,
+    resident_bytes as resident_bytes,
+    serve as serve,
 )
-from threadloom.stages.console.log import LogLevel, configure
-from threadloom.stages.console.stop_signals import Stopped, StopSignals
-from threadloom.stages.console.streams import discard_unwritable, prepare_streams, write_output
-
-__all__ = [
-    "JsonWorkerProcess",
-    "LogLevel",
-    "StopSignals",
-    "Stopped",
-    "UpdateServer",
-    "WorkerError",
-    "configure",
-    "discard_unwritable",
-    "module_command",
-    "peak_resident_bytes",
-    "prepare_streams",
-    "redirect_stdout_to_stderr",
-    "resident_bytes",
-    "serve",
-    "write_output",
-]
+from threadloom.stages.console.log import LogLevel as LogLevel, configure as configure
+from threadloom.stages.console.stop_signals import Stopped as Stopped, StopSignals as StopSignals
+from threadloom.stages.console.streams import (
+    discard_unwritable as discard_unwritable,
+    prepare_streams as prepare_streams,
+    write_output as write_output,
+)

@@ -6,20 +6,8 @@ A `Decoder` is one sequence with its cache; `generate` is a loop of decoding and
 May import: all above.
 """
 
-from threadloom.stages.inference.decoder import Decoder, GenerationError
-from threadloom.stages.inference.generation import generate
-from threadloom.stages.inference.model import Model, ModelError
-from threadloom.stages.inference.sampling import SamplingError, SamplingSettings
-from threadloom.stages.inference.text_evaluation import TextEvaluation, evaluate_text
-
-__all__ = [
-    "Decoder",
-    "GenerationError",
-    "Model",
-    "ModelError",
-    "SamplingError",
-    "SamplingSettings",
-    "TextEvaluation",
-    "evaluate_text",
-    "generate",
-]
+from threadloom.stages.inference.decoder import Decoder as Decoder, GenerationError as GenerationError
+from threadloom.stages.inference.generation import generate as generate
+from threadloom.stages.inference.model import Model as Model, ModelError as ModelError
+from threadloom.stages.inference.sampling import SamplingError as SamplingError, SamplingSettings as SamplingSettings
+from threadloom.stages.inference.text_evaluation import TextEvaluation as TextEvaluation, evaluate_text as evaluate_text

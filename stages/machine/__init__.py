@@ -4,36 +4,23 @@ May import: config, storage, console.
 """
 
 from threadloom.stages.machine.machine import (
-    BUSY,
-    Machine,
-    VectorWidth,
-    cache_root,
-    detect,
-    load_average,
-    load_warning,
+    BUSY as BUSY,
+    Machine as Machine,
+    VectorWidth as VectorWidth,
+    cache_root as cache_root,
+    detect as detect,
+    load_average as load_average,
+    load_warning as load_warning,
 )
-from threadloom.stages.machine.streaming import stream_add, stream_add_in_place, stream_copy, stream_negate
+from threadloom.stages.machine.streaming import (
+    stream_add as stream_add,
+    stream_add_in_place as stream_add_in_place,
+    stream_copy as stream_copy,
+    stream_negate as stream_negate,
+)
 from threadloom.stages.machine.timing import (
-    Work,
-    alternate_rounds,
-    seconds_per_call,
-    throughput,
+    Work as Work,
+    alternate_rounds as alternate_rounds,
+    seconds_per_call as seconds_per_call,
+    throughput as throughput,
 )
-
-__all__ = [
-    "BUSY",
-    "Machine",
-    "VectorWidth",
-    "Work",
-    "alternate_rounds",
-    "cache_root",
-    "detect",
-    "load_average",
-    "load_warning",
-    "seconds_per_call",
-    "stream_add",
-    "stream_add_in_place",
-    "stream_copy",
-    "stream_negate",
-    "throughput",
-]

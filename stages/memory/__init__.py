@@ -7,69 +7,38 @@ May import: models, config, storage, machine.
 """
 
 from threadloom.stages.memory.allocation_plan import (
-    FLOAT,
-    check_allocation,
-    format_lanes,
-    format_memory_plan,
-    memory_plan,
+    FLOAT as FLOAT,
+    check_allocation as check_allocation,
+    format_lanes as format_lanes,
+    format_memory_plan as format_memory_plan,
+    memory_plan as memory_plan,
 )
-from threadloom.stages.memory.bank import Bank, as_weights
-from threadloom.stages.memory.float32 import Float32Memory, Float32Slot, activation_shapes
+from threadloom.stages.memory.bank import Bank as Bank, as_weights as as_weights
+from threadloom.stages.memory.float32 import (
+    Float32Memory as Float32Memory,
+    Float32Slot as Float32Slot,
+    activation_shapes as activation_shapes,
+)
 from threadloom.stages.memory.graph_items import (
-    Evaluation,
-    Event,
-    MicroBatch,
-    MicroGradient,
-    ReduceShard,
-    Saved,
-    StepParameters,
-    Update,
-    UpdateShard,
-    label,
+    Evaluation as Evaluation,
+    Event as Event,
+    MicroBatch as MicroBatch,
+    MicroGradient as MicroGradient,
+    ReduceShard as ReduceShard,
+    Saved as Saved,
+    StepParameters as StepParameters,
+    Update as Update,
+    UpdateShard as UpdateShard,
+    label as label,
 )
-from threadloom.stages.memory.loss_scale import LossScaler, Scaled, ScaleState
-from threadloom.stages.memory.ordered_accumulation import OrderedAccumulation
+from threadloom.stages.memory.loss_scale import LossScaler as LossScaler, Scaled as Scaled, ScaleState as ScaleState
+from threadloom.stages.memory.ordered_accumulation import OrderedAccumulation as OrderedAccumulation
 from threadloom.stages.memory.precision_memory import (
-    MicroBatchSlot,
-    PrecisionMemory,
-    allocate_token_ids,
-    arrays_bytes,
-    logits_chunk_rows,
-    token_ids_bytes,
+    MicroBatchSlot as MicroBatchSlot,
+    PrecisionMemory as PrecisionMemory,
+    allocate_token_ids as allocate_token_ids,
+    arrays_bytes as arrays_bytes,
+    logits_chunk_rows as logits_chunk_rows,
+    token_ids_bytes as token_ids_bytes,
 )
-from threadloom.stages.memory.traffic import adamw_bytes, reduction_bytes
-
-__all__ = [
-    "FLOAT",
-    "Bank",
-    "Evaluation",
-    "Event",
-    "Float32Memory",
-    "Float32Slot",
-    "LossScaler",
-    "MicroBatch",
-    "MicroBatchSlot",
-    "MicroGradient",
-    "OrderedAccumulation",
-    "PrecisionMemory",
-    "ReduceShard",
-    "Saved",
-    "ScaleState",
-    "Scaled",
-    "StepParameters",
-    "Update",
-    "UpdateShard",
-    "activation_shapes",
-    "adamw_bytes",
-    "allocate_token_ids",
-    "arrays_bytes",
-    "as_weights",
-    "check_allocation",
-    "format_lanes",
-    "format_memory_plan",
-    "label",
-    "logits_chunk_rows",
-    "memory_plan",
-    "reduction_bytes",
-    "token_ids_bytes",
-]
+from threadloom.stages.memory.traffic import adamw_bytes as adamw_bytes, reduction_bytes as reduction_bytes

@@ -3,25 +3,27 @@
 May import: nothing.
 """
 
-from threadloom.stages.models.architecture import HuggingFaceLayout, UnsupportedModelError
-from threadloom.stages.models.geometry import Geometry, Shape, input_gradient_bytes
-from threadloom.stages.models.huggingface import huggingface_shapes, huggingface_views
-from threadloom.stages.models.parameters import decayed_elements, initialise, parameter_count, parameter_shapes
-from threadloom.stages.models.registry import ARCHITECTURES, architecture_of, geometry_of_huggingface
-
-__all__ = [
-    "ARCHITECTURES",
-    "Geometry",
-    "HuggingFaceLayout",
-    "Shape",
-    "UnsupportedModelError",
-    "architecture_of",
-    "decayed_elements",
-    "geometry_of_huggingface",
-    "huggingface_shapes",
-    "huggingface_views",
-    "initialise",
-    "input_gradient_bytes",
-    "parameter_count",
-    "parameter_shapes",
-]
+from threadloom.stages.models.architecture import (
+    HuggingFaceLayout as HuggingFaceLayout,
+    UnsupportedModelError as UnsupportedModelError,
+)
+from threadloom.stages.models.geometry import (
+    Geometry as Geometry,
+    Shape as Shape,
+    input_gradient_bytes as input_gradient_bytes,
+)
+from threadloom.stages.models.huggingface import (
+    huggingface_shapes as huggingface_shapes,
+    huggingface_views as huggingface_views,
+)
+from threadloom.stages.models.parameters import (
+    decayed_elements as decayed_elements,
+    initialise as initialise,
+    parameter_count as parameter_count,
+    parameter_shapes as parameter_shapes,
+)
+from threadloom.stages.models.registry import (
+    ARCHITECTURES as ARCHITECTURES,
+    architecture_of as architecture_of,
+    geometry_of_huggingface as geometry_of_huggingface,
+)

@@ -3,15 +3,6 @@
 May import: all above.
 """
 
-from threadloom.stages.run.estimate import estimate_run, estimate_text
-from threadloom.stages.run.plots import plot_runs
-from threadloom.stages.run.session import Outcome, saved_config, train
-
-__all__ = [
-    "Outcome",
-    "estimate_run",
-    "estimate_text",
-    "plot_runs",
-    "saved_config",
-    "train",
-]
+from threadloom.stages.run.estimate import estimate_run as estimate_run, estimate_text as estimate_text
+from threadloom.stages.run.plots import plot_runs as plot_runs
+from threadloom.stages.run.session import Outcome as Outcome, saved_config as saved_config, train as train

@@ -3,19 +3,17 @@
 May import: all above.
 """
 
-from threadloom.stages.speeds.measuring import Speeds
-from threadloom.stages.speeds.products import COLUMNS, INNER, OPERATIONS, PRODUCTS, ROWS
-from threadloom.stages.speeds.record import read_speeds, speeds_here, speeds_key, speeds_path
-
-__all__ = [
-    "COLUMNS",
-    "INNER",
-    "OPERATIONS",
-    "PRODUCTS",
-    "ROWS",
-    "Speeds",
-    "read_speeds",
-    "speeds_here",
-    "speeds_key",
-    "speeds_path",
-]
+from threadloom.stages.speeds.measuring import Speeds as Speeds
+from threadloom.stages.speeds.products import (
+    COLUMNS as COLUMNS,
+    INNER as INNER,
+    OPERATIONS as OPERATIONS,
+    PRODUCTS as PRODUCTS,
+    ROWS as ROWS,
+)
+from threadloom.stages.speeds.record import (
+    read_speeds as read_speeds,
+    speeds_here as speeds_here,
+    speeds_key as speeds_key,
+    speeds_path as speeds_path,
+)

@@ -5,38 +5,37 @@
 May import: all above.
 """
 
-from threadloom.stages.step.backward import Backward
-from threadloom.stages.step.compute import Compute, Version, backward_with_embeddings
-from threadloom.stages.step.evaluate import EvaluateStage, Validation, ValidationLoss, Windows
-from threadloom.stages.step.forward import Draw, Embed, Forward, plan_micro_batches
-from threadloom.stages.step.reducer import Collect, Gradient, Reduce, TrainingDiverged, plan_shards
-from threadloom.stages.step.saving import CheckpointOutput, CheckpointSnapshot, RunRecord, Save, due_every, never
-from threadloom.stages.step.update import Clip, Publish
-
-__all__ = [
-    "Backward",
-    "CheckpointOutput",
-    "CheckpointSnapshot",
-    "Clip",
-    "Collect",
-    "Compute",
-    "Draw",
-    "Embed",
-    "EvaluateStage",
-    "Forward",
-    "Gradient",
-    "Publish",
-    "Reduce",
-    "RunRecord",
-    "Save",
-    "TrainingDiverged",
-    "Validation",
-    "ValidationLoss",
-    "Version",
-    "Windows",
-    "backward_with_embeddings",
-    "due_every",
-    "never",
-    "plan_micro_batches",
-    "plan_shards",
-]
+from threadloom.stages.step.backward import Backward as Backward
+from threadloom.stages.step.compute import (
+    Compute as Compute,
+    Version as Version,
+    backward_with_embeddings as backward_with_embeddings,
+)
+from threadloom.stages.step.evaluate import (
+    EvaluateStage as EvaluateStage,
+    Validation as Validation,
+    ValidationLoss as ValidationLoss,
+    Windows as Windows,
+)
+from threadloom.stages.step.forward import (
+    Draw as Draw,
+    Embed as Embed,
+    Forward as Forward,
+    plan_micro_batches as plan_micro_batches,
+)
+from threadloom.stages.step.reducer import (
+    Collect as Collect,
+    Gradient as Gradient,
+    Reduce as Reduce,
+    TrainingDiverged as TrainingDiverged,
+    plan_shards as plan_shards,
+)
+from threadloom.stages.step.saving import (
+    CheckpointOutput as CheckpointOutput,
+    CheckpointSnapshot as CheckpointSnapshot,
+    RunRecord as RunRecord,
+    Save as Save,
+    due_every as due_every,
+    never as never,
+)
+from threadloom.stages.step.update import Clip as Clip, Publish as Publish

@@ -4,48 +4,32 @@ May import: models, config.
 """
 
 from threadloom.stages.storage.durable_io import (
-    DiskFullError,
-    atomic_write,
-    explain_disk_full,
-    file_lock,
-    fsync_directory,
-    make_directory,
-    require_free_space,
+    DiskFullError as DiskFullError,
+    atomic_write as atomic_write,
+    explain_disk_full as explain_disk_full,
+    file_lock as file_lock,
+    fsync_directory as fsync_directory,
+    make_directory as make_directory,
+    require_free_space as require_free_space,
 )
-from threadloom.stages.storage.hashed_file import FileDigest, copy_file, digest_file, write_bytes
-from threadloom.stages.storage.metrics_log import MetricsLog, read_metrics
+from threadloom.stages.storage.hashed_file import (
+    FileDigest as FileDigest,
+    copy_file as copy_file,
+    digest_file as digest_file,
+    write_bytes as write_bytes,
+)
+from threadloom.stages.storage.metrics_log import MetricsLog as MetricsLog, read_metrics as read_metrics
 from threadloom.stages.storage.run_directory import (
-    RunDirectory,
-    RunDirectoryError,
-    RunMode,
-    checkpoint_name,
-    finished_checkpoints,
-    holds_training_files,
+    RunDirectory as RunDirectory,
+    RunDirectoryError as RunDirectoryError,
+    RunMode as RunMode,
+    checkpoint_name as checkpoint_name,
+    finished_checkpoints as finished_checkpoints,
+    holds_training_files as holds_training_files,
 )
-from threadloom.stages.storage.tensor_file import CheckpointError, TensorFile, open_tensors, write_tensors
-
-__all__ = [
-    "CheckpointError",
-    "DiskFullError",
-    "FileDigest",
-    "MetricsLog",
-    "RunDirectory",
-    "RunDirectoryError",
-    "RunMode",
-    "TensorFile",
-    "atomic_write",
-    "checkpoint_name",
-    "copy_file",
-    "digest_file",
-    "explain_disk_full",
-    "file_lock",
-    "finished_checkpoints",
-    "fsync_directory",
-    "holds_training_files",
-    "make_directory",
-    "open_tensors",
-    "read_metrics",
-    "require_free_space",
-    "write_bytes",
-    "write_tensors",
-]
+from threadloom.stages.storage.tensor_file import (
+    CheckpointError as CheckpointError,
+    TensorFile as TensorFile,
+    open_tensors as open_tensors,
+    write_tensors as write_tensors,
+)

@@ -8,11 +8,9 @@ from typing import Any
 import pytest
 
 from threadloom.kernels import bits16, float32
-from threadloom.kernels.bits16 import Activations16, Scratch16, Weights16
-from threadloom.kernels.bits16 import gpt2 as gpt2_bits16
+from threadloom.kernels.bits16 import Activations16, Scratch16, Weights16, gpt2 as gpt2_bits16
 from threadloom.kernels.common import KERNELS, MODEL_KERNELS, ModelKernels, Weights
-from threadloom.kernels.float32 import Activations, Scratch
-from threadloom.kernels.float32 import gpt2 as gpt2_float32
+from threadloom.kernels.float32 import Activations, Scratch, gpt2 as gpt2_float32
 
 FORMATS = (float32, bits16)
 each_format = pytest.mark.parametrize("room", FORMATS, ids=lambda room: room.__name__.rpartition(".")[2])

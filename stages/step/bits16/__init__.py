@@ -5,8 +5,4 @@
 May import: all above.
 """
 
-from threadloom.stages.step.bits16.compute import Bits16Compute
-
-__all__ = [
-    "Bits16Compute",
-]
+from threadloom.stages.step.bits16.compute import Bits16Compute as Bits16Compute

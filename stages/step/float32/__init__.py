@@ -3,10 +3,5 @@
 May import: all above.
 """
 
-from threadloom.stages.step.float32.compute import Float32Compute
-from threadloom.stages.step.float32.optimizer import Float32Update
-
-__all__ = [
-    "Float32Compute",
-    "Float32Update",
-]
+from threadloom.stages.step.float32.compute import Float32Compute as Float32Compute
+from threadloom.stages.step.float32.optimizer import Float32Update as Float32Update

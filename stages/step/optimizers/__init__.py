@@ -6,13 +6,6 @@ kernels on the parts of a shard.
 May import: all above.
 """
 
-from threadloom.stages.step.optimizers.adamw import AdamW
-from threadloom.stages.step.optimizers.optimizer import MasterUpdate, Optimizer
-from threadloom.stages.step.optimizers.registry import create_optimizer
-
-__all__ = [
-    "AdamW",
-    "MasterUpdate",
-    "Optimizer",
-    "create_optimizer",
-]
+from threadloom.stages.step.optimizers.adamw import AdamW as AdamW
+from threadloom.stages.step.optimizers.optimizer import MasterUpdate as MasterUpdate, Optimizer as Optimizer
+from threadloom.stages.step.optimizers.registry import create_optimizer as create_optimizer

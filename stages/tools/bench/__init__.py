@@ -3,6 +3,4 @@
 May import: all above.
 """
 
-from threadloom.stages.tools.bench.command import bench
-
-__all__ = ["bench"]
+from threadloom.stages.tools.bench.command import bench as bench

@@ -3,6 +3,4 @@
 May import: all above.
 """
 
-from threadloom.stages.tools.doctor.command import doctor
-
-__all__ = ["doctor"]
+from threadloom.stages.tools.doctor.command import doctor as doctor

@@ -3,6 +3,4 @@
 May import: all above.
 """
 
-from threadloom.stages.tools.evaluate.command import evaluate
-
-__all__ = ["evaluate"]
+from threadloom.stages.tools.evaluate.command import evaluate as evaluate

@@ -3,6 +3,4 @@
 May import: all above.
 """
 
-from threadloom.stages.tools.sample.command import print_sample, sample
-
-__all__ = ["print_sample", "sample"]
+from threadloom.stages.tools.sample.command import print_sample as print_sample, sample as sample

@@ -3,6 +3,4 @@
 May import: all above.
 """
 
-from threadloom.stages.tools.train.command import train
-
-__all__ = ["train"]
+from threadloom.stages.tools.train.command import train as train

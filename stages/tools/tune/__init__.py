@@ -3,6 +3,4 @@
 May import: all above.
 """
 
-from threadloom.stages.tools.tune.command import tune
-
-__all__ = ["tune"]
+from threadloom.stages.tools.tune.command import tune as tune

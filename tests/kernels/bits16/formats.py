@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tests.kernels.bits16.support import nearest as nearest_bf16
-from tests.kernels.bits16.support import numbers as bf16_numbers
+from tests.kernels.bits16.support import nearest as nearest_bf16, numbers as bf16_numbers
 from tests.reference import Array
 from threadloom.kernels.matmul.pack import DEPTH_STEP, PANEL
 

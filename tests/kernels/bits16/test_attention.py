@@ -5,8 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from hypothesis import example, given
-from hypothesis import strategies as st
+from hypothesis import example, given, strategies as st
 from numba.core.runtime import _nrt_python, rtsys
 from numpy.typing import DTypeLike, NDArray
 

@@ -12,8 +12,7 @@ from threading import Barrier
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from tests import reference
 from tests.kernels.bits16.formats import BF16, FORMATS, FP16, Format

@@ -2,8 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from tests.kernels.support import FORWARD, Guarded, float32_numbers, random_shapes
 from threadloom.kernels.common.reduction import CHUNK, sum_lanes

@@ -1,8 +1,7 @@
 """GELU in the tanh form."""
 
 import numpy as np
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from tests import reference
 from tests.kernels.comparison import assert_close

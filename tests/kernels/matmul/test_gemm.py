@@ -9,8 +9,7 @@ from threading import Barrier
 import numpy as np
 import pytest
 import threadpoolctl
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 from tests.kernels.comparison import assert_within
 from tests.kernels.support import Guarded, float32_numbers, product_error

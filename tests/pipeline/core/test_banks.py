@@ -3,8 +3,7 @@
 import threading
 
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
+from hypothesis import settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from threadloom.pipeline import Banks, Cancelled, Lease, StaleVersion, version_for

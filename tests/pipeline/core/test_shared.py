@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from threadloom.pipeline import Cancelled, PipelineError
 from threadloom.pipeline.core.shared import PoolExhausted, SharedPool, anonymous_memory, map_memory, slot_of

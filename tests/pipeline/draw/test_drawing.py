@@ -5,8 +5,7 @@ import xml.etree.ElementTree as ElementTree
 from itertools import combinations, pairwise
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from threadloom.pipeline import Gather, Graph, Node
 from threadloom.pipeline.draw.drawing import GraphFormat, draw_graph

@@ -5,8 +5,7 @@ from math import ceil
 from timeit import repeat
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from threadloom.pipeline import Graph
 from threadloom.pipeline.observe.histogram import SIZE, Distribution, Histogram, lower_bound

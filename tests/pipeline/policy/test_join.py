@@ -4,8 +4,7 @@ from functools import partial
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from threadloom.pipeline import SKIP, AdmissionError, Graph, GraphError, Join, Skip, StageFailure
 

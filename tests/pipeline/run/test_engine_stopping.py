@@ -3,8 +3,7 @@
 import signal
 import threading
 import time
-from _thread import interrupt_main as interrupt_main_later
-from _thread import start_new_thread
+from _thread import interrupt_main as interrupt_main_later, start_new_thread
 from collections.abc import Iterator
 
 import pytest

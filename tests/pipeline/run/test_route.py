@@ -4,8 +4,7 @@ from collections import Counter
 from enum import Enum
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from threadloom.pipeline import Graph, GraphError, RouteError, StageFailure
 

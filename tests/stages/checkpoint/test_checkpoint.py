@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 from tests.stages.checkpoint.checkpoint_writer import GEOMETRY, arena_of, assert_holds, assert_same, empty, state_of
 from threadloom.pipeline import Arena

@@ -5,8 +5,7 @@ from collections.abc import Callable
 from functools import partial
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from threadloom.stages.config.resolved import ResolvedSchedule
 from threadloom.stages.config.schedule import learning_rate

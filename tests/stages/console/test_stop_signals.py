@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from threadloom.stages.console import Stopped, StopSignals
-from threadloom.stages.console import stop_signals as module
+from threadloom.stages.console import Stopped, StopSignals, stop_signals as module
 from threadloom.stages.console.json_worker import module_command
 
 pytestmark = pytest.mark.timeout(20)

@@ -8,8 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from tests.stages.checkpoint.checkpoint_writer import GEOMETRY, state_of
 from tests.stages.support import (

@@ -1,8 +1,7 @@
 """The choices of `resolve` for open settings, and its errors."""
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from tests.stages.resolve.support import configs, refusal, tiny
 from tests.stages.support import planned

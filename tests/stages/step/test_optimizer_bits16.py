@@ -4,8 +4,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from tests.stages.training.test_bits16 import assert_packed_equals_master
 from threadloom.kernels import AdamWStep

@@ -7,8 +7,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from tests.stages.support import SEVERAL_CHUNKS, Result, assert_same, build, result, run_sequence, run_threads, tiny
 from tests.stages.training.support import replayed

@@ -7,8 +7,7 @@ import pytest
 
 from threadloom.stages.config import Precision
 from threadloom.stages.machine import Machine
-from threadloom.stages.tools.bench import measurements
-from threadloom.stages.tools.bench import peaks as bench_peaks
+from threadloom.stages.tools.bench import measurements, peaks as bench_peaks
 from threadloom.stages.tools.bench.roofline import Peaks
 
 

@@ -28,8 +28,7 @@ from threadloom.stages.resolve.loading import apply_overrides, load_config, to_j
 from threadloom.stages.resolve.process_wide import gemm_settings
 from threadloom.stages.resolve.resolution import resolve
 from threadloom.stages.step.compute import Compute
-from threadloom.stages.tools.bench import check as bench_check
-from threadloom.stages.tools.bench import peaks as bench_peaks
+from threadloom.stages.tools.bench import check as bench_check, peaks as bench_peaks
 from threadloom.stages.tools.bench.check import ODD, BenchCheckFailed, check_kernels, check_schedules, odd
 from threadloom.stages.tools.bench.kernel_bench import BACKWARD, FORWARD, HEAD
 from threadloom.stages.tools.bench.kernel_case import KernelCase
