@@ -1,5 +1,8 @@
 """Writing and reading models in Hugging Face's layout: a directory with `model.safetensors` and `config.json`.
 
+`generation_config.json` and, for a tokenizer in Hugging Face's format, `tokenizer_config.json` name the token that ends
+a text.
+
 The layout of an architecture (`stages.models`) maps its names to views of our tensors. The output projection is tied to
 the token embedding and not stored. `transformers.GPT2LMHeadModel.from_pretrained` opens such a directory directly.
 """
@@ -8,6 +11,7 @@ import json
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -15,6 +19,7 @@ from numpy.typing import NDArray
 
 from threadloom.pipeline import Arena
 from threadloom.stages.models import (
+    EndOfText,
     Geometry,
     HuggingFaceLayout,
     UnsupportedModelError,
@@ -30,18 +35,60 @@ Floats = NDArray[np.float32]
 
 MODEL_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
+GENERATION_FILE = "generation_config.json"
+TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
+
+
+class _EndIds(msgspec.Struct):
+    """The part of config.json and of generation_config.json that ends a text."""
+
+    eos_token_id: int | list[int] | None = None
 
 
 def write_model(
-    folder: Path, weights: Mapping[str, Floats], geometry: Geometry, end_of_text: int | None = None
+    folder: Path, weights: Mapping[str, Floats], geometry: Geometry, end_of_text: EndOfText | None = None
 ) -> dict[str, FileDigest]:
-    """Write the two files of a model to `folder`, an existing directory without them; returns file name → digest."""
+    """Write the files of a model to `folder`, an existing directory without them; returns file name → digest."""
     layout = architecture_of(geometry).huggingface
-    config = json.dumps(layout.config(geometry, end_of_text), indent=2) + "\n"
-    return {
-        MODEL_FILE: write_tensors(folder / MODEL_FILE, huggingface_views(weights, layout), {"format": "pt"}),
-        CONFIG_FILE: write_bytes(folder / CONFIG_FILE, config.encode()),
+    number = None if end_of_text is None else end_of_text.id
+    files: dict[str, dict[str, Any]] = {
+        CONFIG_FILE: layout.config(geometry, number),
+        GENERATION_FILE: {"bos_token_id": number, "eos_token_id": number},
     }
+    if end_of_text is not None:
+        files[TOKENIZER_CONFIG_FILE] = {
+            "tokenizer_class": "PreTrainedTokenizerFast",  # tokenizer.json as it is
+            "bos_token": end_of_text.token,
+            "eos_token": end_of_text.token,
+            "model_max_length": geometry.context,
+            "clean_up_tokenization_spaces": False,
+        }
+    digests = {MODEL_FILE: write_tensors(folder / MODEL_FILE, huggingface_views(weights, layout), {"format": "pt"})}
+    for name, content in files.items():
+        digests[name] = write_bytes(folder / name, (json.dumps(content, indent=2) + "\n").encode())
+    return digests
+
+
+def read_end_ids(folder: Path) -> frozenset[int]:
+    """Return the ids that end a text, from `generation_config.json` or else `config.json`; empty if neither has any.
+
+    Raises `CheckpointError` for a file that is not JSON, or that cannot be read.
+    """
+    for name in (GENERATION_FILE, CONFIG_FILE):
+        try:
+            found = msgspec.json.decode((folder / name).read_bytes(), type=_EndIds).eos_token_id
+        except FileNotFoundError:
+            continue
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise CheckpointError(
+                folder / name,
+                expected="JSON with `eos_token_id` a number, a list of numbers, or null",
+                got=f"{type(error).__name__}: {error}",
+                hint="restore the file from a copy" if name == CONFIG_FILE else "restore the file, or remove it",
+            ) from error
+        if found is not None:
+            return frozenset([found] if isinstance(found, int) else found)
+    return frozenset()
 
 
 def read_geometry(path: Path) -> Geometry:

@@ -3,6 +3,8 @@
 ===================== ==================================================================================================
 model.safetensors     weights of version `step`, in Hugging Face's layout (`huggingface`)
 config.json           sizes of the model, for `GPT2LMHeadModel.from_pretrained`
+generation_config.json, tokenizer_config.json
+                      the token that ends a text, for Hugging Face's libraries; nothing here reads them back
 optimizer.safetensors state of the optimizer as `<name>.*`, such as AdamW's `m.*` and `v.*`
 versions.safetensors  weights of versions max(step - τ, 0) to step - 1 as `<version>.*`; absent if there are none
 ===================== ==================================================================================================
@@ -16,7 +18,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from threadloom.stages.checkpoint.huggingface import CONFIG_FILE, MODEL_FILE, read_model, write_model
+from threadloom.stages.checkpoint.huggingface import (
+    CONFIG_FILE,
+    GENERATION_FILE,
+    MODEL_FILE,
+    TOKENIZER_CONFIG_FILE,
+    read_model,
+    write_model,
+)
 from threadloom.stages.checkpoint.state import TrainingState, kept_versions
 from threadloom.stages.models import Geometry, parameter_shapes
 from threadloom.stages.storage import FileDigest, open_tensors, write_tensors
@@ -31,11 +40,13 @@ VERSIONS_FILE = "versions.safetensors"
 class SafetensorsFormat:
     """Implementation of `CheckpointFormat` described above."""
 
-    file_names = frozenset({MODEL_FILE, CONFIG_FILE, OPTIMIZER_FILE, VERSIONS_FILE})
+    file_names = frozenset(
+        {MODEL_FILE, CONFIG_FILE, GENERATION_FILE, TOKENIZER_CONFIG_FILE, OPTIMIZER_FILE, VERSIONS_FILE}
+    )
 
     def write(self, directory: Path, state: TrainingState) -> dict[str, FileDigest]:
         """Write a state to new files, durably; returns file name → digest."""
-        files = write_model(directory, state.versions[state.step], state.geometry)
+        files = write_model(directory, state.versions[state.step], state.geometry, state.end_of_text)
         tensors: dict[str, Floats] = {}
         for name, arena in state.optimizer.items():
             tensors |= _with_prefix(name, arena)

@@ -6,7 +6,7 @@ from typing import Any
 
 from threadloom.pipeline import Arena
 from threadloom.stages.memory import ScaleState
-from threadloom.stages.models import Geometry, parameter_shapes
+from threadloom.stages.models import EndOfText, Geometry, parameter_shapes
 
 
 def kept_versions(step: int, delay: int) -> range:
@@ -33,6 +33,8 @@ class TrainingState:
     geometry: Geometry
     scalers: Mapping[int, ScaleState] = field(default_factory=dict)
     """State of the loss scaler for each of `versions`; empty if losses are not scaled."""
+    end_of_text: EndOfText | None = None
+    """The token of the tokenizer that ends a text; it is in the files for Hugging Face's libraries."""
 
     def __post_init__(self) -> None:
         """Raise `ValueError` for an incomplete state."""

@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from threadloom.stages.config import TokenizerKind
 from threadloom.stages.data.tokenizer import utf8_bytes, validated_ids
+from threadloom.stages.models import EndOfText
 
 if TYPE_CHECKING:  # 3 MB that only byte-pair encoding needs
     import tokenizers
@@ -81,9 +82,14 @@ class BpeTokenizer:
         return self._vocab_size
 
     @property
-    def end_of_text(self) -> int | None:
-        """Id of GPT-2's special token, if the vocabulary contains it."""
-        return self._tokenizer.token_to_id(END_OF_TEXT)
+    def end_of_text(self) -> EndOfText | None:
+        """GPT-2's special token, if the vocabulary contains it."""
+        found = self._tokenizer.token_to_id(END_OF_TEXT)
+        return None if found is None else EndOfText(found, END_OF_TEXT)
+
+    def ids_with_text(self) -> NDArray[np.int64]:
+        """Return the ids of all tokens: there may be gaps between them."""
+        return np.unique(np.array(list(self._tokenizer.get_vocab(with_added_tokens=True).values()), np.int64))
 
     def encode(self, text: str) -> NDArray[np.int32]:
         """Return the ids of the text, which is encoded in chunks on all cores with the same result."""

@@ -18,6 +18,7 @@ class BytesTokenizer:
     needs_vocabulary: ClassVar[bool] = False
     learns_validation: ClassVar[bool] = True
     vocab_size = 256
+    end_of_text: None = None
 
     @classmethod
     def max_vocabulary(cls, text: str, vocab_size: int | None, alphabet: int) -> int:
@@ -33,6 +34,10 @@ class BytesTokenizer:
     def from_content(cls, content: dict[str, Any]) -> Self:
         """Return the tokenizer."""
         return cls()
+
+    def ids_with_text(self) -> NDArray[np.int64]:
+        """Return all ids."""
+        return np.arange(self.vocab_size)
 
     def encode(self, text: str) -> NDArray[np.int32]:
         """Return the bytes of the text."""

@@ -25,6 +25,7 @@ class CharacterTokenizer:
     min_vocabulary: ClassVar[int] = 2
     needs_vocabulary: ClassVar[bool] = False
     learns_validation: ClassVar[bool] = True  # as nanoGPT: the alphabet is that of the whole text
+    end_of_text: None = None
 
     def __init__(self, alphabet: str) -> None:
         """`alphabet`: at least one character, each once, sorted by code point; raises ValueError."""
@@ -70,6 +71,10 @@ class CharacterTokenizer:
     def vocab_size(self) -> int:
         """Number of characters in the alphabet."""
         return len(self._points)
+
+    def ids_with_text(self) -> NDArray[np.int64]:
+        """Return all ids."""
+        return np.arange(self.vocab_size)
 
     def encode(self, text: str) -> NDArray[np.int32]:
         """Return one id per character; raises TokenizerError for one outside an alphabet without U+FFFD."""

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from threadloom.stages.config import InputError, TokenizerKind
+from threadloom.stages.models import EndOfText
 
 FORMAT = "threadloom-tokenizer"
 """Value of the key `format` in the JSON files of tokenizers, except those in Hugging Face's format."""
@@ -23,6 +24,13 @@ class Tokenizer(Protocol):
     @property
     def vocab_size(self) -> int:
         """The largest id plus one."""
+
+    @property
+    def end_of_text(self) -> EndOfText | None:
+        """The token that begins and ends a text, if there is one."""
+
+    def ids_with_text(self) -> NDArray[np.int64]:
+        """Return the ids (N,) that `decode` returns a text for, in ascending order."""
 
     def encode(self, text: str) -> NDArray[np.int32]:
         """Return the ids (N,) of a text, all in [0, vocab_size); raises TokenizerError for a text without ids."""

@@ -7,7 +7,11 @@ May import: all above.
 """
 
 from threadloom.stages.inference.decoder import Decoder as Decoder, GenerationError as GenerationError
-from threadloom.stages.inference.generation import generate as generate
+from threadloom.stages.inference.generation import (
+    GenerationLimits as GenerationLimits,
+    generate as generate,
+    generate_text as generate_text,
+)
 from threadloom.stages.inference.model import Model as Model, ModelError as ModelError
 from threadloom.stages.inference.sampling import SamplingError as SamplingError, SamplingSettings as SamplingSettings
 from threadloom.stages.inference.text_evaluation import TextEvaluation as TextEvaluation, evaluate_text as evaluate_text

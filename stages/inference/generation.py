@@ -1,14 +1,34 @@
 """Text from a model, one token at a time."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from threadloom.kernels import TokenIds, Weights
+from threadloom.kernels import Floats, TokenIds, Weights
 from threadloom.stages.inference.decoder import Decoder, GenerationError, checked_ids
+from threadloom.stages.inference.model import Model
 from threadloom.stages.inference.sampling import SamplingSettings, sample_token, seeded
+from threadloom.stages.inference.text_stream import StopSearch, TextStream
 from threadloom.stages.models import Geometry
+
+
+@dataclass(frozen=True)
+class GenerationLimits:
+    """Where a generated text ends: at the first of its limits."""
+
+    tokens: int
+    """Maximum number of tokens."""
+    stop: tuple[str, ...] = ()
+    """Texts of at least one character: the generated text ends before the first of them."""
+    ignore_eos: bool = False
+    """True: continue after a token that ends a text."""
+
+    def __post_init__(self) -> None:
+        """Raise `GenerationError` for an empty text to stop at."""
+        if "" in self.stop:
+            raise GenerationError("stop", expected="a text of at least one character", got="an empty one")
 
 
 def generate(
@@ -18,24 +38,58 @@ def generate(
     tokens: int,
     settings: SamplingSettings,
     seed: int,
+    excluded: Sequence[int] | NDArray[np.integer] = (),
 ) -> Iterator[int]:
     """Yield `tokens` token ids that continue the prompt, each as soon as it is drawn.
 
-    The weights must not change until the last id has been yielded. All arguments are checked before this returns:
-    raises `GenerationError` or `SamplingError`.
+    The ids in `excluded` are never drawn, for example those that the tokenizer has no text for. The weights must not
+    change until the last id has been yielded. All arguments are checked before this returns: raises `GenerationError`
+    or `SamplingError`.
     """
     rng = seeded(seed)
     prompt = checked_ids(prompt_ids, geometry)
     if tokens < 0:
         raise GenerationError("tokens", expected="a number of at least 0", got=str(tokens))
-    return _continue(Decoder(weights, geometry), prompt, tokens, settings, rng)
+    never = np.asarray(excluded, np.intp)
+
+    def draw(logits: Floats) -> int:
+        logits[never] = -np.inf
+        return sample_token(logits, settings, rng)
+
+    return _continue(Decoder(weights, geometry), prompt, tokens, draw)
 
 
-def _continue(
-    decoder: Decoder, prompt: TokenIds, tokens: int, settings: SamplingSettings, rng: np.random.Generator
-) -> Iterator[int]:
+def generate_text(
+    model: Model,
+    prompt_ids: Sequence[int] | NDArray[np.integer],
+    settings: SamplingSettings,
+    limits: GenerationLimits,
+    seed: int,
+) -> Iterator[str]:
+    """Yield the text that continues the prompt, in pieces of whole characters, as it is generated.
+
+    Ids without text are never drawn. A token that ends a text is not part of it. Raises as `generate`.
+    """
+    ids = generate(model.weights, model.geometry, prompt_ids, limits.tokens, settings, seed, model.ids_without_text)
+    return _pieces(model, ids, limits)
+
+
+def _continue(decoder: Decoder, prompt: TokenIds, tokens: int, draw: Callable[[Floats], int]) -> Iterator[int]:
     token = 0
     for number in range(tokens):
         logits = decoder.append(token) if number else decoder.prefill(prompt)
-        token = sample_token(logits, settings, rng)
+        token = draw(logits)
         yield token
+
+
+def _pieces(model: Model, ids: Iterator[int], limits: GenerationLimits) -> Iterator[str]:
+    ends = frozenset[int]() if limits.ignore_eos else model.end_ids
+    stream, search = TextStream(model.tokenizer.decode), StopSearch(limits.stop)
+    for token in ids:
+        if token in ends:
+            break
+        yield search.add(stream.add(token))
+        if search.found:
+            return
+    yield search.add(stream.finish())
+    yield search.finish()

@@ -1,13 +1,22 @@
 """A trained model, read from a run directory, a checkpoint, or a folder in Hugging Face's layout."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from threadloom.kernels import TokenIds, Weights
 from threadloom.pipeline import Arena
-from threadloom.stages.checkpoint import CONFIG_FILE, MANIFEST_FILE, Checkpoint, latest_checkpoint, load_model
+from threadloom.stages.checkpoint import (
+    CONFIG_FILE,
+    MANIFEST_FILE,
+    Checkpoint,
+    latest_checkpoint,
+    load_model,
+    read_end_ids,
+)
 from threadloom.stages.config import InputError
 from threadloom.stages.data import Tokenizer, TokenizerError, load_tokenizer
 from threadloom.stages.memory import as_weights
@@ -17,7 +26,7 @@ TOKENIZER_FILE = "tokenizer.json"
 
 
 class ModelError(InputError):
-    """The named path contains no model."""
+    """A path without a model, or a model that cannot be used."""
 
 
 @dataclass(frozen=True)
@@ -30,10 +39,17 @@ class Model:
     tokenizer: Tokenizer
     step: int | None
     """Number of updates that the weights result from; None if unknown (Hugging Face's layout)."""
+    end_ids: frozenset[int] = frozenset()
+    """Ids of the tokens that end a text."""
 
     @property
     def packed(self) -> None:
         """None: inference runs in float32, whose GEMMs read `weights`."""
+
+    @cached_property
+    def ids_without_text(self) -> NDArray[np.intp]:
+        """The ids (N,) of the model's vocabulary that the tokenizer has no text for, such as padding."""
+        return np.setdiff1d(np.arange(self.geometry.vocabulary), self.tokenizer.ids_with_text())
 
     def default_prompt(self) -> TokenIds:
         """Return the prompt of a text without one: a newline, or id 0 if the tokenizer cannot encode a newline."""
@@ -54,13 +70,20 @@ class Model:
             arena = Arena(parameter_shapes(checkpoint.geometry))
             checkpoint.read_weights(checkpoint.step, arena)
             tokenizer = load_tokenizer(checkpoint.tokenizer or folder / TOKENIZER_FILE)
-            return cls(folder, checkpoint.geometry, as_weights(arena), tokenizer, checkpoint.step)
+            ends = _end_ids(tokenizer)
+            return cls(folder, checkpoint.geometry, as_weights(arena), tokenizer, checkpoint.step, ends)
         if (folder / CONFIG_FILE).exists():
             geometry, arena = load_model(folder)
-            return cls(folder, geometry, as_weights(arena), load_tokenizer(folder / TOKENIZER_FILE), None)
+            tokenizer = load_tokenizer(folder / TOKENIZER_FILE)
+            ends = read_end_ids(folder) or _end_ids(tokenizer)
+            return cls(folder, geometry, as_weights(arena), tokenizer, None, ends)
         raise ModelError(
             str(path),
             expected="a run directory with a checkpoint, a checkpoint, or a GPT-2 model in Hugging Face's layout",
             got="none of them" if path.exists() else "no such folder",
             hint="pass the folder of train --out, once the run has written its first checkpoint",
         )
+
+
+def _end_ids(tokenizer: Tokenizer) -> frozenset[int]:
+    return frozenset[int]() if tokenizer.end_of_text is None else frozenset({tokenizer.end_of_text.id})

@@ -2,12 +2,12 @@
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from threadloom.stages.config import ConfigError, InputError
 from threadloom.stages.data import DataError, EvaluationWindows, TokenFile, evaluation_batches, read_text, token_type
-from threadloom.stages.inference.model import Model
+from threadloom.stages.inference.model import Model, ModelError
 from threadloom.stages.step import ValidationLoss
 from threadloom.stages.step.float32 import Float32Compute
 
@@ -24,8 +24,11 @@ class TextEvaluation:
 
     @property
     def perplexity(self) -> float:
-        """exp(loss)."""
-        return math.exp(self.loss)
+        """exp(loss); infinite for a loss above 709."""
+        try:
+            return math.exp(self.loss)
+        except OverflowError:
+            return math.inf
 
     @property
     def bits_per_character(self) -> float:
@@ -36,23 +39,39 @@ class TextEvaluation:
 def evaluate_text(run: Path, texts: tuple[str, ...]) -> TextEvaluation:
     """Return the loss of a run's newest model on texts, or on the run's validation split if there are none.
 
-    Raises `ConfigError` if the validation split is needed and missing, and the errors of `Model.open`.
+    A text shorter than the context is one window. Raises `ConfigError` if the validation split is needed and missing,
+    `DataError` for a text of fewer than two tokens, `ModelError` for a loss that is not finite, and the errors of
+    `Model.open`.
     """
     begin = time.perf_counter()
     model = Model.open(run)
     tokens, characters = _text_tokens(model, texts) if texts else _validation_tokens(model, run)
-    sequences = max(1, min(256 // model.geometry.context, (len(tokens) - 1) // model.geometry.context))
+    geometry = replace(model.geometry, context=tokens.context)
+    sequences = max(1, min(256 // geometry.context, (len(tokens) - 1) // geometry.context))
     windows: EvaluationWindows = evaluation_batches(
         tokens, batch_size=sequences, micro_batch=sequences, batches=len(tokens)
     )
-    loss = ValidationLoss(Float32Compute(model.geometry, sequences)).mean_loss(model, windows)
+    loss = ValidationLoss(Float32Compute(geometry, sequences)).mean_loss(model, windows)
+    if not math.isfinite(loss):
+        raise ModelError(
+            str(model.path),
+            expected="a model with a finite loss",
+            got=f"a loss of {loss}",
+            cause="its weights contain NaN or infinite numbers: the training diverged, or the file is damaged",
+            hint="evaluate an earlier checkpoint, or train again with a lower optimizer.lr",
+        )
     return TextEvaluation(loss, windows.tokens, characters / len(tokens), time.perf_counter() - begin)
 
 
 def _text_tokens(model: Model, texts: tuple[str, ...]) -> tuple[TokenFile, int]:
     text = read_text(texts).text
     ids = model.tokenizer.encode(text).astype(token_type(model.geometry.vocabulary))
-    return TokenFile(ids, model.geometry.vocabulary, model.geometry.context, Path(texts[0])), len(text)
+    if len(ids) < 2:
+        raise DataError(
+            texts[0], expected="a text of at least two tokens, one to predict from the other", got=f"{len(ids)}"
+        )
+    context = min(model.geometry.context, len(ids) - 1)
+    return TokenFile(ids, model.geometry.vocabulary, context, Path(texts[0])), len(text)
 
 
 def _validation_tokens(model: Model, run: Path) -> tuple[TokenFile, int]:

@@ -7,6 +7,7 @@ from threadloom.stages.models.architecture import (
     HuggingFaceLayout as HuggingFaceLayout,
     UnsupportedModelError as UnsupportedModelError,
 )
+from threadloom.stages.models.end_of_text import EndOfText as EndOfText
 from threadloom.stages.models.geometry import (
     Geometry as Geometry,
     Shape as Shape,

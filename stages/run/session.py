@@ -252,7 +252,7 @@ def _train(
     _announce(config, choice)
     compile_kernels(precision=config.precision)
     written = WrittenMetrics(config, start.step if start else 0)
-    output = CheckpointOutput(run.checkpoints, data.tokenizer_path, written.wait_for)
+    output = CheckpointOutput(run.checkpoints, data.tokenizer_path, written.wait_for, data.tokenizer.end_of_text)
     source = TokenBatches(data.train, config.batch_sizes, config.seed)
     training = Training(config, source, _validation(config, data), output, start)
     logger.info("memory, allocated for the whole run:\n{}", format_memory_plan(training.memory()))

@@ -18,7 +18,7 @@ import numpy as np
 from threadloom.pipeline import Arena, Banks, Lease, Pool
 from threadloom.stages.checkpoint import TrainingState, kept_versions, save_checkpoint
 from threadloom.stages.memory import Bank, Saved, ScaleState, Update
-from threadloom.stages.models import Geometry, parameter_shapes
+from threadloom.stages.models import EndOfText, Geometry, parameter_shapes
 
 _PERMIT: Final = object()
 """Held by the checkpoint that is being written; there is one, so checkpoints are written one at a time."""
@@ -101,7 +101,7 @@ class CheckpointSnapshot:
 
 @dataclass(frozen=True)
 class CheckpointOutput:
-    """The folder of the checkpoints, and the tokenizer file that is copied into each.
+    """The folder of the checkpoints, the tokenizer file that is copied into each, and its token that ends a text.
 
     `ready(step)` is called before the checkpoint of a step is written: it may wait for files that must be on disk
     first.
@@ -110,6 +110,7 @@ class CheckpointOutput:
     checkpoints: Path
     tokenizer: Path | None = None
     ready: Callable[[int], None] | None = None
+    end_of_text: EndOfText | None = None
 
 
 @dataclass(frozen=True)
@@ -181,6 +182,7 @@ class Save:
             config=self._record.config,
             geometry=self._record.geometry,
             scalers={**snapshot.scalers, step: lease.bank.scaler} if scaled else {},
+            end_of_text=self._output.end_of_text,
         )
         path = save_checkpoint(self._output.checkpoints, state, self._output.tokenizer, self._record.keep)
         self._saved = step

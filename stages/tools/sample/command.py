@@ -2,7 +2,7 @@
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from loguru import logger
@@ -11,7 +11,7 @@ from threadloom.stages.console import write_output
 from threadloom.stages.tools.common import reported_errors, text_argument
 
 if TYPE_CHECKING:
-    from threadloom.stages.inference import SamplingSettings
+    from threadloom.stages.inference import GenerationLimits, SamplingSettings
 
 
 @click.command()
@@ -23,42 +23,41 @@ if TYPE_CHECKING:
 @click.option("--top-k", type=click.IntRange(min=1), default=None, help="Sample from the K most likely tokens only.")
 @click.option("--top-p", type=float, default=1.0, show_default=True,
               help="Sample from the most likely tokens whose probabilities add up to P.")  # fmt: skip
+@click.option("--stop", "stops", multiple=True, metavar="TEXT",
+              help="End the generated text before TEXT. Repeatable.")  # fmt: skip
+@click.option("--ignore-eos", is_flag=True, help="Continue after the model's token for the end of a text.")
 @click.option("--seed", type=click.IntRange(min=0), default=1337, show_default=True,
               help="The same seed gives the same text.")  # fmt: skip
 def sample(
-    run: Path, prompt: str | None, tokens: int, temperature: float, top_k: int | None, top_p: float, seed: int
+    *, run: Path, prompt: str | None, tokens: int, stops: tuple[str, ...], ignore_eos: bool, seed: int, **settings: Any
 ) -> None:
     """Generate text with a trained model.
 
     RUN is a run directory, whose newest checkpoint is used, a checkpoint, or a GPT-2 folder in Hugging Face's layout.
+    The text ends after --tokens tokens, before a --stop, or when the model draws its token for the end of a text.
     """
     with reported_errors():
-        from threadloom.stages.inference import SamplingSettings
+        from threadloom.stages.inference import GenerationLimits, SamplingSettings
 
         begin = time.perf_counter()
-        prompt = None if prompt is None else text_argument(prompt)
-        print_sample(run, prompt, tokens, SamplingSettings(temperature=temperature, top_k=top_k, top_p=top_p), seed)
-        logger.debug("{} tokens in {:.2f} s", tokens, time.perf_counter() - begin)
+        limits = GenerationLimits(tokens, tuple(map(text_argument, stops)), ignore_eos)
+        print_sample(run, None if prompt is None else text_argument(prompt), SamplingSettings(**settings), limits, seed)
+        logger.debug("at most {} tokens in {:.2f} s", tokens, time.perf_counter() - begin)
 
 
-def print_sample(run: Path, prompt: str | None, tokens: int, settings: "SamplingSettings", seed: int) -> None:
-    """Generate `tokens` tokens and print them as they come. Without a prompt, the text begins a line."""
-    from threadloom.stages.inference import Model, generate
+def print_sample(
+    run: Path, prompt: str | None, settings: "SamplingSettings", limits: "GenerationLimits", seed: int
+) -> None:
+    """Generate a text and print it as it comes. Without a prompt, the text begins a line."""
+    from threadloom.stages.inference import Model, generate_text
 
     model = Model.open(run)
     prompt_ids = model.default_prompt() if prompt is None else model.tokenizer.encode(prompt)
     beginning = prompt or model.tokenizer.decode(prompt_ids)
+    pieces = generate_text(model, prompt_ids, settings, limits, seed)
     write_output(beginning if beginning.strip() else "", end="")
-    ids: list[int] = []
-    shown = ""
     try:
-        for token in generate(model.weights, model.geometry, prompt_ids, tokens, settings, seed):
-            ids.append(token)
-            text = model.tokenizer.decode(ids)
-            if not text.endswith("\ufffd"):  # a character may consist of several tokens
-                write_output(text[len(shown) :], end="")
-                shown = text
-    except KeyboardInterrupt:
+        for piece in pieces:
+            write_output(piece, end="")
+    finally:
         write_output()
-        raise
-    write_output(model.tokenizer.decode(ids)[len(shown) :] if ids else "")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from loguru import logger
 
 from threadloom.stages.console import write_output
 from threadloom.stages.tools.common import (
@@ -20,6 +21,7 @@ from threadloom.stages.tools.common import (
 
 if TYPE_CHECKING:
     from threadloom.stages.config import Config
+    from threadloom.stages.run import Outcome
     from threadloom.stages.storage import RunMode
 
 
@@ -89,17 +91,31 @@ def train(
 
 
 def _train(config: "Config", out: Path, mode: "RunMode", *, tuned: bool, sample_tokens: int) -> None:
-    from threadloom.stages.inference import SamplingSettings
     from threadloom.stages.run import train as train_run
-    from threadloom.stages.tools.sample import print_sample
 
     outcome = train_run(config, out, mode, tuned=tuned, signals=stop_signals())
+    try:
+        _print_outcome(outcome, out, sample_tokens, config.seed)
+    except BrokenPipeError:  # the reader of the output has exited; the run is complete
+        pass
+    except Exception as error:
+        logger.opt(exception=error).debug("traceback")
+        logger.warning("the run is complete, but its result was not printed: {}", error)
+
+
+def _print_outcome(outcome: "Outcome", out: Path, sample_tokens: int, seed: int) -> None:
+    from threadloom.stages.inference import GenerationLimits, SamplingSettings
+    from threadloom.stages.tools.sample import print_sample
+
     if outcome.val_loss is not None:
         write_output(f"validation loss {outcome.val_loss:.4f} after {outcome.step:,} updates, {outcome.seconds:.1f} s")
-    if sample_tokens:
-        write_output()
-        print_sample(out, None, sample_tokens, SamplingSettings(temperature=0.8, top_k=40, top_p=1.0), config.seed)
-    write_output(f"run directory: {out}")
+    try:
+        if sample_tokens:
+            write_output()
+            settings = SamplingSettings(temperature=0.8, top_k=40)
+            print_sample(out, None, settings, GenerationLimits(sample_tokens), seed)
+    finally:
+        write_output(f"run directory: {out}")
 
 
 def _last_checkpoint(out: Path) -> str:

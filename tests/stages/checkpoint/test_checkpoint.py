@@ -21,7 +21,7 @@ from threadloom.stages.checkpoint import (
     remove_leftovers,
     save_checkpoint,
 )
-from threadloom.stages.checkpoint.huggingface import CONFIG_FILE, MODEL_FILE, load_model
+from threadloom.stages.checkpoint.huggingface import CONFIG_FILE, GENERATION_FILE, MODEL_FILE, load_model
 from threadloom.stages.checkpoint.manifest import MANIFEST_FILE, CheckpointManifest, encode_manifest
 from threadloom.stages.checkpoint.safetensors_format import OPTIMIZER_FILE, VERSIONS_FILE
 from threadloom.stages.models import Geometry
@@ -134,7 +134,7 @@ def test_files_are_synced_before_the_rename(tmp_path: Path, monkeypatch: pytest.
     folder = tmp_path / "c"
     save_checkpoint(folder, state_of(1, 1), None, 1)
     partial = str(folder / ".step-000001.partial")
-    names = (MODEL_FILE, CONFIG_FILE, OPTIMIZER_FILE, VERSIONS_FILE, MANIFEST_FILE)
+    names = (MODEL_FILE, CONFIG_FILE, GENERATION_FILE, OPTIMIZER_FILE, VERSIONS_FILE, MANIFEST_FILE)
     assert events == [
         ("sync", str(tmp_path)),  # the directory was created
         *(("sync", f"{partial}/{name}") for name in names),

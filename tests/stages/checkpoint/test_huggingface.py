@@ -13,13 +13,16 @@ from tests import reference
 from threadloom.pipeline import Arena
 from threadloom.stages.checkpoint.huggingface import (
     CONFIG_FILE,
+    GENERATION_FILE,
     MODEL_FILE,
+    TOKENIZER_CONFIG_FILE,
     load_model,
+    read_end_ids,
     read_geometry,
     read_model,
     write_model,
 )
-from threadloom.stages.models import Geometry, architecture_of, huggingface_views, parameter_shapes
+from threadloom.stages.models import EndOfText, Geometry, architecture_of, huggingface_views, parameter_shapes
 from threadloom.stages.storage import CheckpointError
 
 GEOMETRY = Geometry(vocabulary=37, context=11, layers=3, heads=3, channels=12)
@@ -194,3 +197,46 @@ def test_a_damaged_or_missing_file_is_reported(folder: Path) -> None:
     (folder / CONFIG_FILE).write_bytes(b"\xff\x00")
     with pytest.raises(CheckpointError, match=r"config\.json"):
         load_model(folder)
+
+
+def test_the_token_that_ends_a_text_is_in_the_files_that_transformers_reads(tmp_path: Path) -> None:
+    write_model(tmp_path, random_weights(), GEOMETRY, EndOfText(7, "<|endoftext|>"))
+    for name in (CONFIG_FILE, GENERATION_FILE):
+        content = json.loads((tmp_path / name).read_text())
+        assert (content["bos_token_id"], content["eos_token_id"]) == (7, 7)
+    tokens = json.loads((tmp_path / TOKENIZER_CONFIG_FILE).read_text())
+    assert (tokens["bos_token"], tokens["eos_token"]) == ("<|endoftext|>", "<|endoftext|>")
+    assert tokens["model_max_length"] == GEOMETRY.context
+    assert read_end_ids(tmp_path) == {7}
+
+
+def test_a_tokenizer_of_another_format_has_no_configuration_for_transformers(folder: Path) -> None:
+    assert not (folder / TOKENIZER_CONFIG_FILE).exists()
+    assert read_end_ids(folder) == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("generation", "config", "ends"),
+    [
+        ({"eos_token_id": [3, 5]}, {"eos_token_id": 4}, {3, 5}),
+        ({"eos_token_id": 3}, {}, {3}),
+        ({"temperature": 0.7}, {"eos_token_id": 4}, {4}),
+        ({"eos_token_id": None}, {"eos_token_id": 0}, {0}),
+        (None, {"eos_token_id": 4}, {4}),
+        (None, {}, set()),
+    ],
+)
+def test_the_generation_configuration_precedes_that_of_the_model(
+    tmp_path: Path, generation: dict[str, object] | None, config: dict[str, object], ends: set[int]
+) -> None:
+    (tmp_path / CONFIG_FILE).write_text(json.dumps(config))
+    if generation is not None:
+        (tmp_path / GENERATION_FILE).write_text(json.dumps(generation))
+    assert read_end_ids(tmp_path) == ends
+
+
+def test_a_damaged_generation_configuration_is_named(folder: Path) -> None:
+    for content in (b"{", b'{"eos_token_id": "x"}', b"\xff"):
+        (folder / GENERATION_FILE).write_bytes(content)
+        with pytest.raises(CheckpointError, match=re.escape(str(folder / GENERATION_FILE))):
+            read_end_ids(folder)

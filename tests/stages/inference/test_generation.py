@@ -9,8 +9,10 @@ from tests import reference
 from threadloom.kernels import Weights
 from threadloom.pipeline import Arena
 from threadloom.stages.checkpoint.huggingface import write_model
+from threadloom.stages.data.character_tokenizer import CharacterTokenizer
 from threadloom.stages.inference.decoder import Decoder, GenerationError, checked_ids
-from threadloom.stages.inference.generation import generate
+from threadloom.stages.inference.generation import GenerationLimits, generate, generate_text
+from threadloom.stages.inference.model import Model
 from threadloom.stages.inference.sampling import SamplingError, SamplingSettings
 from threadloom.stages.memory.bank import as_weights
 from threadloom.stages.models import Geometry, parameter_shapes
@@ -164,3 +166,47 @@ def test_ids_of_every_integer_type_are_accepted() -> None:
         ids = checked_ids(np.array([0, 36], kind), GEOMETRY)
         assert ids.dtype == np.int32
         assert ids.tolist() == [0, 36]
+
+
+def model_with(alphabet: str, ends: frozenset[int] = frozenset()) -> Model:
+    """Return a model of 37 tokens, of which the tokenizer has the first ones."""
+    return Model(Path("model"), GEOMETRY, make()[0], CharacterTokenizer(alphabet), None, ends)
+
+
+def text_of(model: Model, limits: GenerationLimits, seed: int = 3) -> str:
+    return "".join(generate_text(model, [0], SamplingSettings(temperature=3.0), limits, seed))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0, 50.0])
+def test_ids_without_text_are_never_drawn(temperature: float) -> None:
+    model = model_with("abc")
+    assert model.ids_without_text.tolist() == list(range(3, 37))
+    settings = SamplingSettings(temperature=temperature)
+    text = "".join(generate_text(model, [0], settings, GenerationLimits(60), 0))
+    assert len(text) == 60
+    assert set(text) <= set("abc")
+
+
+def test_the_other_tokens_keep_their_relative_probabilities() -> None:
+    """A greedy choice among the allowed tokens is the largest of their logits in the reference."""
+    weights, _, tensors = make()
+    allowed = np.array([2, 11, 30])
+    excluded = np.setdiff1d(np.arange(37), allowed)
+    for first in range(37):
+        (token,) = generate(weights, GEOMETRY, [first], 1, GREEDY, 0, excluded)
+        logits = reference.next_token_logits(tensors, np.array([first]), GEOMETRY.heads)
+        assert token == allowed[logits[allowed].argmax()]
+
+
+def test_a_text_ends_at_its_limits() -> None:
+    alphabet = "".join(map(chr, range(97, 97 + 37)))
+    whole = text_of(model_with(alphabet), GenerationLimits(60))
+    assert len(whole) == 60
+    stop = whole[20:23]
+    assert text_of(model_with(alphabet), GenerationLimits(60, stop=("never", stop))) == whole[: whole.index(stop)]
+    end = ord(whole[30]) - 97
+    ending = model_with(alphabet, frozenset({end}))
+    assert text_of(ending, GenerationLimits(60)) == whole[: whole.index(whole[30])]
+    assert text_of(ending, GenerationLimits(60, ignore_eos=True)) == whole
+    with pytest.raises(GenerationError, match="stop: expected a text of at least one character"):
+        GenerationLimits(1, stop=("a", ""))

@@ -1,0 +1,103 @@
+"""Incremental decoding and stops, compared with the whole text."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from threadloom.stages.data import Tokenizer
+from threadloom.stages.data.bpe_tokenizer import BpeTokenizer
+from threadloom.stages.data.bytes_tokenizer import BytesTokenizer
+from threadloom.stages.data.character_tokenizer import CharacterTokenizer
+from threadloom.stages.inference.text_stream import KEPT, StopSearch, TextStream
+
+TEXT = "größer ☃ 😀 日本語 e\u0301 \ufffd the cat sat on the mat " * 3
+TOKENIZERS: dict[str, Tokenizer] = {
+    "bytes": BytesTokenizer(),
+    "characters": CharacterTokenizer.train(TEXT),
+    "bpe": BpeTokenizer.train(TEXT, 300),
+}
+
+
+def pieces(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
+    stream = TextStream(tokenizer.decode)
+    return [*(stream.add(token) for token in ids), stream.finish()]
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_the_pieces_of_a_text_are_whole_characters(name: str) -> None:
+    tokenizer = TOKENIZERS[name]
+    text = TEXT.replace("\ufffd", "")
+    found = pieces(tokenizer, tokenizer.encode(text).tolist())
+    assert "".join(found) == text
+    assert not any("\ufffd" in piece for piece in found)
+    assert found[-1] == ""
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@given(numbers=st.lists(st.integers(0, 10**6), max_size=80))
+@example(numbers=[0x80] * 80)  # in bytes: never a character
+@example(numbers=[0xEF, 0xBF, 0xBD] * 25)  # the replacement character itself
+@example(numbers=[0xF0, 0x9F, 0x98, 0x80, 0xE2, 0x98, 0x83] * 11)
+def test_the_pieces_of_any_ids_join_to_their_text(name: str, numbers: list[int]) -> None:
+    tokenizer = TOKENIZERS[name]
+    known = tokenizer.ids_with_text()
+    ids = [int(known[number % len(known)]) for number in numbers]
+    assert "".join(pieces(tokenizer, ids)) == tokenizer.decode(ids)
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_the_window_is_bounded(name: str) -> None:
+    """Also for ids that never complete a character."""
+    tokenizer = TOKENIZERS[name]
+    longest = 0
+
+    def decode(ids: Sequence[int]) -> str:
+        nonlocal longest
+        longest = max(longest, len(ids))
+        return tokenizer.decode(ids)
+
+    for ids in (
+        tokenizer.encode(TEXT * 3).tolist(),
+        [tokenizer.encode("é" if name != "characters" else "ö")[-1]] * 200,
+    ):
+        stream = TextStream(decode)
+        for token in ids:
+            stream.add(int(token))
+    assert longest <= 2 * KEPT + 3, "a character of 4 bytes has at most 3 tokens that do not begin it"
+
+
+def stopped(stops: Sequence[str], parts: Sequence[str]) -> str:
+    search, found = StopSearch(stops), ""
+    for part in parts:
+        found += search.add(part)
+        if search.found:
+            return found
+    return found + search.finish()
+
+
+@given(
+    parts=st.lists(st.text("ab", max_size=3), max_size=12),
+    stops=st.lists(st.text("ab", min_size=1, max_size=4), max_size=3),
+)
+def test_a_text_ends_before_the_first_stop_however_it_is_divided(parts: list[str], stops: list[str]) -> None:
+    text = "".join(parts)
+    # A stop is found when its last character arrives; of those found together, the first in the text counts.
+    ends = [text.find(stop) + len(stop) for stop in stops if stop in text]
+    found = stopped(stops, parts)
+    if not ends:
+        assert found == text
+    else:
+        assert text.startswith(found)
+        assert not any(stop in found for stop in stops)
+        assert any(text[len(found) :].startswith(stop) for stop in stops)
+
+
+def test_a_possible_stop_is_withheld_until_it_is_decided() -> None:
+    search = StopSearch(["\n\n", "END"])
+    assert [search.add(piece) for piece in ("a\n", "bE", "N", "x")] == ["a", "\nb", "", "ENx"]
+    assert [search.add(piece) for piece in ("E", "ND of it")] == ["", ""]
+    assert search.found
+    assert np.all([stopped([], ["a", "b"]) == "ab", stopped(["z"], []) == ""])
