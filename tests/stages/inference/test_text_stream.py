@@ -4,8 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from hypothesis import example, given
-from hypothesis import strategies as st
+from hypothesis import example, given, strategies as st
 
 from threadloom.stages.data import Tokenizer
 from threadloom.stages.data.bpe_tokenizer import BpeTokenizer
