@@ -29,11 +29,18 @@ from threadloom.pipeline.core.errors import (
     StageFailure as StageFailure,
     Stalled as Stalled,
     TooManySkipped as TooManySkipped,
+    format_error as format_error,
 )
 from threadloom.pipeline.core.event import (
     SLICE as SLICE,
     OneShotEvent as OneShotEvent,
     wait_in_slices as wait_in_slices,
+)
+from threadloom.pipeline.core.interruption import (
+    ForkCount as ForkCount,
+    PostponedCalls as PostponedCalls,
+    call_elsewhere as call_elsewhere,
+    holds as holds,
 )
 from threadloom.pipeline.core.lanes import LanePlan as LanePlan, Lanes as Lanes, MonotonicCounter as MonotonicCounter
 from threadloom.pipeline.core.shared import (

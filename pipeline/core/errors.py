@@ -47,6 +47,15 @@ class Closed(PipelineError):
     """End of input: all producers of a channel have finished, and it is empty."""
 
 
+def format_error(error: BaseException) -> str:
+    """Return type and text of an exception. Never raises, also if the text of the exception does."""
+    name = type(error).__name__
+    try:
+        return f"{name}: {error}"
+    except BaseException as second:  # the error to be reported is the other one
+        return f"{name} (its text raised {type(second).__name__})"
+
+
 class StageFailure(PipelineError):
     """The first error of a run; `__cause__` is the original exception with its traceback."""
 
@@ -59,7 +68,7 @@ class StageFailure(PipelineError):
         """Label of the current item; empty if the run has no label function or the worker had no item."""
         self.item = item
         """The current item as text: its label, or without a label function its shortened repr."""
-        super().__init__(f"stage {stage!r} (worker {worker}) failed on {item}: {type(cause).__name__}: {cause}")
+        super().__init__(f"stage {stage!r} (worker {worker}) failed on {item}: {format_error(cause)}")
         self.__cause__ = cause
 
 

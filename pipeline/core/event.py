@@ -1,8 +1,8 @@
 """A one-shot event.
 
-Guarantees: `set` wakes all waiting threads, and later waits return at once. Unlike threading.Event, whose internal lock
-can stay locked if a KeyboardInterrupt arrives inside it, it is safe under Ctrl-C at any instruction. Any thread may set
-an event; it is never cleared.
+Guarantees: `set` wakes all waiting threads, and later waits return at once. Any thread may set an event, any number of
+times; it is never cleared. No lock is held, so a Ctrl-C at any instruction, a finaliser or a signal handler that sets
+the event leave nothing locked, unlike with threading.Event.
 """
 
 from _thread import allocate_lock
@@ -18,22 +18,34 @@ class OneShotEvent:
     """An event that is initially not set."""
 
     def __init__(self) -> None:
-        self._blocked = allocate_lock()  # locked until the event is set
+        # Locked until the event is set. Invariant: after `set`, a thread that has locked it releases it at once.
+        self._blocked = allocate_lock()
         self._blocked.acquire()
-        self._lock = allocate_lock()
         self.is_set = False
 
     def set(self) -> None:
         """Set the event, and wake all waiting threads."""
-        with self._lock:
-            if not self.is_set:
-                self.is_set = True
-                self._blocked.release()
+        # No interrupt can occur between these two: CPython looks for one after a call, not between two assignments.
+        self.is_set = True
+        try:  # noqa: SIM105 - entering `suppress` is a call, after which an interrupt can occur
+            self._blocked.release()
+        except RuntimeError:
+            pass  # released already
 
     def wait(self, seconds: float = -1) -> bool:
         """Wait until the event is set, at most `seconds` unless negative; return True if it is set."""
-        if not self.is_set and self._blocked.acquire(timeout=seconds):
-            self._blocked.release()
+        if self.is_set:
+            return True
+        try:
+            self._blocked.acquire(timeout=seconds)
+        finally:  # also if a Ctrl-C arrives just after the acquisition
+            done = self._pass_on()
+        return done
+
+    def _pass_on(self) -> bool:
+        """Wake the next waiting thread if the event is set; return True if it is."""
+        if self.is_set:
+            self.set()
         return self.is_set
 
 

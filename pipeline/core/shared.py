@@ -200,7 +200,7 @@ class SharedPool:
         self._free: SimpleQueue[int] = SimpleQueue()
         for number in range(self.slots):
             self._free.put(number)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # reentrant: a finaliser may interrupt its holder
         self._live: list[weakref.ref[SharedLease] | None] = [None] * self.slots
         self._serial = 0
         self._most_lent = 0

@@ -71,7 +71,7 @@ class ProcessWorker(Generic[In, Out]):
         self._settings = settings
         self._title = title
         self._active = active
-        self._child_lock = threading.Lock()
+        self._child_lock = threading.RLock()  # reentrant: a finaliser may interrupt its holder
         self._aborted = False  # set once, under the lock
         self._child: ChildProcess | None = None  # set by the worker thread only, under the lock
         self._pickler = MessagePickler(self._held_slot, owner=True)  # replaced with each process

@@ -3,6 +3,7 @@
 Ownership: the lists of workers grow under the lock of the run; other readers see a snapshot.
 """
 
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -29,6 +30,13 @@ class Assembly:
         self._clock = clock
         self._context = context
         self.detector = DeadlockDetector()
+        self._successors: dict[str, list[Stage]] = defaultdict(list)  # with each of their edges, in declared order
+        self._producers: Counter[str] = Counter()  # node → threads that send to it
+        counts = {each.name: each.workers for each in stages}
+        for each in stages:
+            for name in dict.fromkeys(each.after):
+                self._successors[name].append(each)
+            self._producers[each.name] = sum(counts[name] for name in each.after)
         self.channels: dict[str, Channel[Any, Any]] = {
             each.name: self._input_channel(each) for each in stages if each.kind is not NodeKind.SOURCE
         }
@@ -66,6 +74,11 @@ class Assembly:
     def abortables(self) -> list[Channel[Any, Any] | SourceGate]:
         """Return every object that has to be aborted to stop the run."""
         return [*self.channels.values(), *self.source_gates.values()]
+
+    @property
+    def interrupted(self) -> bool:
+        """True if the calling thread has been interrupted in a method of a channel or a source gate."""
+        return any(each.interrupted for each in self.abortables())
 
     def drop_references(self) -> None:
         """Break reference cycles to the run, after all threads have been joined."""
@@ -138,14 +151,13 @@ class Assembly:
         return sum(worker.counters.items_in for worker in self.workers_of(name))
 
     def _input_channel(self, stage: Stage) -> Channel[Any, Any]:
-        producers = sum(each.workers for each in self.stages for name in stage.after if each.name == name)
         admission = stage.admission.begin(stage.capacity)
         if stage.ordered:
             admission = NumberedAdmission(admission, stage.capacity, stage.workers)
         return Channel(
             admission,
             stage.capacity,
-            producers,
+            self._producers[stage.name],
             self._clock,
             stage.workers,
             self.detector,
@@ -161,7 +173,7 @@ class Assembly:
                 via,
                 place if isinstance(each.admission, Join) else None,
             )
-            for each in self.stages
+            for each in self._successors[stage.name]
             for place, (name, via) in enumerate(each.inputs())
             if name == stage.name
         ]

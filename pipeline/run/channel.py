@@ -11,18 +11,32 @@ Ownership: the admission state and every counter are guarded by the channel's lo
 a separate lock, *outside* the channel's lock, and checks again when it is woken. Compared with threading.Condition,
 this is safe under Ctrl-C at any instruction of the caller's thread (the lock is held only inside a `with` and never
 re-acquired in a `finally`, so a KeyboardInterrupt cannot leave it locked) and faster.
+
+Interruption: a finaliser, a weakref callback or a signal handler may call any method, also if it has interrupted one of
+the same channel in the same thread. A call that would have to wait for that thread is then carried out by another
+thread (`put`, `close`, `abort`, `hold`, `release`), or raises PipelineError (`get`). A `put` or `get` of a plain FIFO
+that needs not wait is made in place: the state is consistent at each instruction at which CPython can interrupt.
 """
 
-from _thread import LockType, allocate_lock
+from _thread import LockType, RLock, allocate_lock
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 from time import perf_counter_ns
 from typing import Any, Generic, TypeVar
 
-from threadloom.pipeline.core import AdmissionError, Cancelled, Closed
+from threadloom.pipeline.core import (
+    AdmissionError,
+    Cancelled,
+    Closed,
+    PipelineError,
+    PostponedCalls,
+    call_elsewhere,
+    holds,
+)
 from threadloom.pipeline.observe import ChannelStatistics
 from threadloom.pipeline.policy import Admission, FifoState, Ticket, WorkerCount
-from threadloom.pipeline.run.deadlock import DeadlockDetector, Inspectable
+from threadloom.pipeline.run.deadlock import QUIET, ChannelSnapshot, DeadlockDetector
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -41,7 +55,8 @@ class Channel(Generic[In, Out]):
         detector: DeadlockDetector | None = None,
         receive_slice: float = -1,
     ) -> None:
-        self._lock = allocate_lock()
+        self._lock = RLock()
+        self._postponed = PostponedCalls()
         self._admission = admission
         self._capacity = capacity
         self._clock = clock
@@ -57,7 +72,9 @@ class Channel(Generic[In, Out]):
         # wakes one, and a receiver that leaves something ready wakes the next. The same holds for capacity and senders.
         self._senders: deque[LockType] = deque()
         self._receivers: deque[LockType] = deque()
-        self._refused: list[Ticket] = []  # tickets of the blocked senders, for keyed policies only: see _check_progress
+        # Tickets of the blocked senders, by an object for each call; for keyed policies only, see _check_progress.
+        # Tickets are not compared, because the `__eq__` of a user's key may raise.
+        self._refused: dict[object, Ticket] = {}
         self._producers = producers  # producers that have not closed; changed by `add_producer` and `close` only
         self._consumers = WorkerCount(workers)  # workers of the downstream stage
         self._detector = DeadlockDetector() if detector is None else detector
@@ -65,10 +82,11 @@ class Channel(Generic[In, Out]):
         self._aborted = False  # set once, by `abort`
         self._held = False  # True between `hold` and `release`
         self._slow_get = False  # aborted, held or too many workers; updated by `_update_slow_get` only
-        # Counters. The start of a wait in progress is subtracted already, so adding now × waiters is the time so far.
+        # Counters, which any thread may read without the lock.
         self._put_count = self._depth_sum = self._depth_max = 0
-        self._send_waiters = self._send_wait = 0
-        self._receive_waiters = self._receive_wait = 0
+        # Waiting threads, and the sum of waiting times in which the start of each wait in progress is subtracted
+        # already: adding now × waiters is the time so far. Replaced together.
+        self._send_waits = self._receive_waits = (0, 0)
 
     def put(self, item: In) -> None:
         """Put `item`, waiting for capacity if the channel is full."""
@@ -115,6 +133,9 @@ class Channel(Generic[In, Out]):
 
     def close(self) -> None:
         """Report that one producer will put nothing more."""
+        if holds(self._lock):
+            self._postponed.add(self.close)  # after the puts that have been postponed
+            return
         with self._lock:
             self._producers -= 1
             if not self._producers:
@@ -124,6 +145,9 @@ class Channel(Generic[In, Out]):
 
     def abort(self) -> None:
         """Make every waiting and later call raise Cancelled. May be called from any thread, any number of times."""
+        if holds(self._lock):
+            call_elsewhere(self.abort)
+            return
         with self._lock:
             self._aborted = True
             self._orders_changed()
@@ -131,14 +155,18 @@ class Channel(Generic[In, Out]):
 
     def hold(self) -> None:
         """Hand nothing out until `release`. Items can still be put while there is capacity."""
-        with self._lock:
-            self._held = True
-            self._orders_changed()
+        self._set_held(held=True)
 
     def release(self) -> None:
         """Hand items out again after `hold`."""
+        self._set_held(held=False)
+
+    def _set_held(self, *, held: bool) -> None:
+        if holds(self._lock):
+            self._postponed.add(partial(self._set_held, held=held))
+            return
         with self._lock:
-            self._held = False
+            self._held = held
             self._orders_changed()
 
     def set_consumers(self, workers: int) -> int:
@@ -171,12 +199,17 @@ class Channel(Generic[In, Out]):
     @property
     def senders_wait(self) -> bool:
         """True while a sender waits for capacity. Read without the lock."""
-        return self._send_waiters > 0
+        return self._send_waits[0] > 0
 
     @property
     def receivers_wait(self) -> bool:
         """True while a receiver waits for an item. Read without the lock."""
-        return self._receive_waiters > 0
+        return self._receive_waits[0] > 0
+
+    @property
+    def interrupted(self) -> bool:
+        """True if the calling thread has been interrupted in a method of this channel."""
+        return holds(self._lock)
 
     @property
     def depth(self) -> int:
@@ -184,51 +217,46 @@ class Channel(Generic[In, Out]):
         return self._depth()
 
     def statistics(self) -> ChannelStatistics:
-        """Return the current counters."""
-        with self._lock:
-            now = self._clock()
-            return ChannelStatistics(
-                capacity=self._capacity,
-                depth=self._depth(),
-                mean_depth=self._depth_sum / self._put_count if self._put_count else 0.0,
-                max_depth=self._depth_max,
-                items=self._put_count,
-                blocked=(self._send_wait + now * self._send_waiters) / 1e9,
-                starved=(self._receive_wait + now * self._receive_waiters) / 1e9,
-            )
+        """Return the current counters. Takes no lock."""
+        (senders, sent), (receivers, received), items = self._send_waits, self._receive_waits, self._put_count
+        now = self._clock()  # read last: every wait in progress began before
+        return ChannelStatistics(
+            capacity=self._capacity,
+            depth=self._depth(),
+            mean_depth=self._depth_sum / items if items else 0.0,
+            max_depth=self._depth_max,
+            items=items,
+            blocked=(sent + now * senders) / 1e9,
+            starved=(received + now * receivers) / 1e9,
+        )
 
     # The interface of the deadlock detector.
 
-    def with_all_locked(self, others: Sequence[Inspectable], then: Callable[[], None]) -> None:
-        """Call `then` while the locks of this channel and of `others` are held. Recursive: each is held by a `with`."""
+    def snapshot(self) -> ChannelSnapshot:
+        """Return the threads parked at this channel, and what they wait for."""
         with self._lock:
-            if others:
-                others[0].with_all_locked(others[1:], then)
-            else:
-                then()
+            return ChannelSnapshot(
+                senders=tuple(self._senders),
+                receivers=tuple(self._receivers),
+                blocked=self._lacks_item(),
+                held=self._held,
+                idle=not self._ready() and not self._admission.in_hand(),
+            )
+
+    def fail_senders(self) -> None:
+        """Make the blocked senders raise: no thread is left that could send the missing item."""
+        with self._lock:
+            self._deadlocked = True
+            _wake_all(self._senders)
 
     # From here on, all methods require the lock unless they state otherwise.
 
-    def parked(self) -> tuple[int, int]:
-        """Return the numbers of parked senders and parked receivers; threads already woken are not counted."""
-        return len(self._senders), len(self._receivers)
-
-    def has_blocked_senders(self) -> bool:
+    def _lacks_item(self) -> bool:
         """Return True if senders are blocked and only an item that has not arrived can free capacity for them."""
-        return bool(self._refused) and bool(self._admission.missing()) and not any(map(self._fits, self._refused))
+        return bool(self._refused) and bool(self._admission.missing()) and not self._some_fit()
 
-    def held(self) -> bool:
-        """Return True between `hold` and `release`."""
-        return self._held
-
-    def idle(self) -> bool:
-        """Return True if no item is ready and no receiver is processing one."""
-        return not self._ready() and not self._admission.in_hand()
-
-    def fail_senders(self) -> None:
-        """Wake the blocked senders and make them raise: no thread is left that could send the missing item."""
-        self._deadlocked = True
-        _wake_all(self._senders)
+    def _some_fit(self) -> bool:
+        return any(map(self._fits, self._refused.values()))
 
     def _orders_changed(self) -> None:
         """Let the receivers check again who may take items."""
@@ -280,7 +308,11 @@ class Channel(Generic[In, Out]):
 
     def _put_when_room(self, ticket: Ticket, item: In) -> None:
         """Put `item` once it fits. Called without the lock."""
-        waiting = False
+        if holds(self._lock):
+            self._postponed.add(partial(self.put, item))
+            return
+        waiting = suspected = False
+        call = object()
         try:
             while True:
                 with self._lock:
@@ -291,26 +323,30 @@ class Channel(Generic[In, Out]):
                         return
                     if not waiting:
                         waiting = True
-                        self._send_waiters += 1
-                        self._send_wait -= self._clock()
+                        self._send_waits = _begin_wait(self._send_waits, self._clock())
                         if self._keyed:
-                            self._refused.append(ticket)
+                            self._refused[call] = ticket
                     if self._keyed:
-                        self._check_progress()
+                        suspected = self._check_progress()
                     parked = _park(self._senders)
-                if self._detector.suspected:
+                    if self._plain is not None and len(self._plain) < self._capacity:
+                        _wake_all(self._senders)  # a `get` has interrupted this call since the look above
+                while not parked.acquire(True, QUIET if suspected else -1):
                     self._detector.check()
-                parked.acquire()
         finally:
             if waiting:
                 with self._lock:
-                    self._send_waiters -= 1
-                    self._send_wait += self._clock()
+                    self._send_waits = _end_wait(self._send_waits, self._clock())
                     if self._keyed:
-                        self._refused.remove(ticket)
+                        del self._refused[call]
 
     def _get_when_ready(self, worker: int) -> Out:
         """Return the next item or group once it is ready. Called without the lock."""
+        if holds(self._lock):
+            raise PipelineError(
+                "get() was called by a finaliser or a signal handler that has interrupted another call of this channel "
+                "in the same thread, and would wait for it: call get() elsewhere"
+            )
         waiting = False
         try:
             while True:
@@ -324,40 +360,52 @@ class Channel(Generic[In, Out]):
                         if not self._ready():
                             raise Closed("every producer has closed, and every item has been taken")
                     if self._ready() and not self._held:
-                        return self._hand_out(worker)
+                        try:
+                            return self._hand_out(worker)
+                        except IndexError:
+                            if self._plain is None or self._plain:
+                                raise
+                            continue  # a `get` has interrupted this call since the look above
                     if not waiting:
                         waiting = True
-                        self._receive_waiters += 1
-                        self._receive_wait -= self._clock()
+                        self._receive_waits = _begin_wait(self._receive_waits, self._clock())
                     parked = _park(self._receivers)
-                if self._detector.suspected:
-                    self._detector.check()
+                    if self._plain and not self._held:
+                        _wake_all(self._receivers)  # a `put` has interrupted this call since the look above
                 while not parked.acquire(timeout=self._slice):
                     pass
         finally:
             if waiting:
                 with self._lock:
-                    self._receive_waiters -= 1
-                    self._receive_wait += self._clock()
+                    self._receive_waits = _end_wait(self._receive_waits, self._clock())
 
     def _ended(self) -> bool:
         return not self._producers and not self._ready() and not self._admission.in_hand()
 
-    def _check_progress(self) -> None:
+    def _check_progress(self) -> bool:
         """Raise on deadlock: no queued item is ready, and no producer can send the missing one.
 
         The deadlock is certain here if every producer is blocked; the detector of the run knows about all other waits.
+        Returns True if a deadlock is suspected.
         """
         missing = self._admission.missing()
-        if not missing or any(map(self._fits, self._refused)):
-            return
-        self._detector.suspected = True
+        if not missing or self._some_fit():
+            return False
         if self._deadlocked or len(self._refused) >= self._producers:
             raise AdmissionError(
                 f"deadlock: the channel is full (capacity {self._capacity}), and the item that it has to hand out next "
                 f"cannot be sent: {missing}. Items may be out of order by at most the capacity: raise it, or send them "
                 f"in order"
             )
+        return True
+
+
+def _begin_wait(waits: tuple[int, int], now: int) -> tuple[int, int]:
+    return waits[0] + 1, waits[1] - now
+
+
+def _end_wait(waits: tuple[int, int], now: int) -> tuple[int, int]:
+    return waits[0] - 1, waits[1] + now
 
 
 def _park(queue: deque[LockType]) -> LockType:
@@ -369,11 +417,15 @@ def _park(queue: deque[LockType]) -> LockType:
 
 
 def _wake(queue: deque[LockType]) -> None:
+    """Wake the thread that has been parked longest, if there is one."""
     if queue:
-        # Released before it is removed: an interrupt in between must not lose a sleeping thread.
-        if queue[0].locked():
-            queue[0].release()
-        queue.popleft()
+        # Released before it is removed: an interrupt in between must not lose a sleeping thread. The code that has
+        # interrupted may have removed it; then it must not remove another one here.
+        parked = queue[0]
+        if parked.locked():
+            parked.release()
+        if queue and queue[0] is parked:
+            queue.popleft()
 
 
 def _wake_all(queue: deque[LockType]) -> None:

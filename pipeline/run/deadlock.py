@@ -1,61 +1,71 @@
-"""Deadlock detection for one run, without polling.
+"""Deadlock detection for one run. It costs nothing while items move.
 
 A channel is suspected of deadlock while senders are blocked on it and the item that would free capacity has not
 arrived. One of its producers may still send that item. The suspicion becomes certain once every worker of the run is
 parked at some channel, because no thread is left that could put or take anything: the blocked senders then raise.
 
-While a deadlock is suspected, every worker calls `check` *after* it has parked and after it has ended. The last worker
-to do so therefore finds all others parked.
+A sender that has been blocked by a missing item for QUIET seconds without being woken calls `check`, and again after
+each further QUIET seconds. One look at the channels serves all blocked senders of the run.
 
 Not a deadlock: a sink that holds an item for the caller, or whose last item the caller is still processing; a paused
 run; a worker inside its function, in `acquire`, in the delay before a retry, or in `next` of a source. None of these
 workers is parked.
 
-Guarantees: no false alarm, because all channels are inspected together while all their locks are held. A thread that
-holds the lock of one channel never waits for that of another, except here, where locks are acquired in one fixed order.
+Guarantees: no false alarm. A look takes the locks of the channels one after the other, never two at once, and all
+channels are looked at twice. Each wait of a worker has a lock object of its own; a wait that is seen both times has
+lasted all the time in between. So at the end of the first look all workers of a certain deadlock were parked at once.
 
-Ownership: `suspected` is set under the lock of the suspected channel, cleared while all locks are held, and read
-without a lock as a hint.
+Ownership: `_next` is guarded by `_turn`, which is only ever tried, never waited for.
 """
 
+from _thread import allocate_lock
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from time import monotonic
 from typing import Protocol
+
+QUIET = 0.1
+"""Seconds for which a sender is blocked by a missing item before it looks for a deadlock, and between two looks."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelSnapshot:
+    """The state of a channel at one moment."""
+
+    senders: tuple[object, ...]
+    """One object for each wait of a sender; threads already woken are not included."""
+    receivers: tuple[object, ...]
+    """The same for receivers."""
+    blocked: bool
+    """True if senders are blocked and only an item that has not arrived can free capacity for them."""
+    held: bool
+    """True while the run is paused."""
+    idle: bool
+    """True if no item is ready and no receiver is processing one."""
 
 
 class Inspectable(Protocol):
-    """The part of a channel that deadlock detection reads. All methods but the first require the channel's lock."""
+    """The part of a channel that deadlock detection uses."""
 
-    def with_all_locked(self, others: "Sequence[Inspectable]", then: Callable[[], None]) -> None:
-        """Call `then` while the locks of this channel and of `others` are held, acquired in this order."""
-
-    def parked(self) -> tuple[int, int]:
-        """Return the numbers of parked senders and parked receivers; threads already woken are not counted."""
-
-    def has_blocked_senders(self) -> bool:
-        """Return True if senders are blocked and only an item that has not arrived can free capacity for them."""
-
-    def held(self) -> bool:
-        """Return True while the run is paused."""
-
-    def idle(self) -> bool:
-        """Return True if no item is ready and no receiver is processing one."""
+    def snapshot(self) -> ChannelSnapshot:
+        """Return the present state."""
 
     def fail_senders(self) -> None:
-        """Wake the blocked senders and make them raise."""
+        """Make the blocked senders raise."""
 
 
 class DeadlockDetector:
     """The deadlock detector of one run; inactive until `watch` registers channels and workers."""
 
     def __init__(self) -> None:
-        self.suspected = False
-        """True while some channel may be deadlocked, so that a worker that parks or ends has to call `check`."""
         self.inner: Sequence[Inspectable] = ()
         """Input channels of stages."""
         self.sinks: Sequence[Inspectable] = ()
         """Input channels of sinks."""
         self.alive: Callable[[], int] | None = None
         """Returns the number of workers that have not ended."""
+        self._turn = allocate_lock()
+        self._next = 0.0  # monotonic time before which no further look is needed
 
     def watch(self, inner: Sequence[Inspectable], sinks: Sequence[Inspectable], alive: Callable[[], int]) -> None:
         """Start detection for these channels and workers."""
@@ -66,24 +76,40 @@ class DeadlockDetector:
         self.inner, self.sinks, self.alive = (), (), None
 
     def check(self) -> None:
-        """Make the blocked senders raise if the deadlock is certain. Call without holding a lock."""
-        channels = [*self.inner, *self.sinks]
-        if channels:
-            channels[0].with_all_locked(channels[1:], self.decide)
+        """Make the blocked senders raise if the deadlock is certain. Called without holding a lock."""
+        if not self._turn.acquire(False):
+            return  # another sender is looking
+        try:
+            if monotonic() >= self._next:
+                self.look()
+                self._next = monotonic() + QUIET
+        finally:
+            self._turn.release()
 
-    def decide(self) -> None:
-        """Update `suspected`; make the blocked senders of a certain deadlock raise. Requires all channel locks."""
-        suspects = [each for each in (*self.inner, *self.sinks) if each.has_blocked_senders()]
-        self.suspected = bool(suspects)
-        if suspects and self._all_parked():
-            for each in suspects:
-                each.fail_senders()
+    def look(self) -> None:
+        """Make the blocked senders raise if the deadlock is certain, whether or not a look is due."""
+        alive = self.alive
+        if alive is None:
+            return
+        workers = alive()
+        first = self._parked_workers()
+        if len(first) == workers == alive() and first == self._parked_workers():
+            for each in (*self.inner, *self.sinks):
+                if each.snapshot().blocked:
+                    each.fail_senders()
 
-    def _all_parked(self) -> bool:
-        if self.alive is None or any(each.held() for each in self.inner):
-            return False
-        if not all(each.idle() for each in self.sinks):
-            return False
-        # A receiver parked at a sink is the caller, not a worker.
-        parked = sum(sum(each.parked()) for each in self.inner) + sum(each.parked()[0] for each in self.sinks)
-        return parked == self.alive()
+    def _parked_workers(self) -> set[object]:
+        """Return the waits of the workers that are parked; empty if the run is not deadlocked."""
+        parked: set[object] = set()
+        blocked = False
+        for each in (channel.snapshot() for channel in self.inner):
+            if each.held:
+                return set()
+            parked.update(each.senders, each.receivers)
+            blocked |= each.blocked
+        for each in (channel.snapshot() for channel in self.sinks):
+            if not each.idle:
+                return set()
+            parked.update(each.senders)  # a receiver parked at a sink is the caller, not a worker
+            blocked |= each.blocked
+        return parked if blocked else set()

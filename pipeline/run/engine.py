@@ -5,19 +5,22 @@ input, an error in any thread, `cancel`, leaving the block, Ctrl-C - decides its
 resource is aborted, every thread ends after the call that it is in, and all threads are joined before the caller
 continues. The caller gets the first error and none of its consequences. A thread that does not end within the grace
 period is reported by name, with its stack. A second Ctrl-C during the shutdown is raised after the threads have been
-joined.
+joined. Nobody waits for threads that cannot end: if a worker of the run leaves the block (the garbage collector may
+close a forgotten iterator in any thread), the run is stopped without waiting; at the exit of the interpreter and in a
+child made by os.fork, leaving does nothing.
 
 Assumptions: one thread (the caller's) enters, iterates and leaves; a sink is iterated by one thread. `cancel`, `drain`,
-`pause`, `resume`, `resize` and `statistics` may be called from any thread. A signal handler should raise an exception
-rather than call one of these: it may have interrupted a channel that holds its lock.
+`pause`, `resume`, `resize` and `statistics` may be called from any thread, also by a finaliser or a signal handler: one
+that has interrupted the engine in its own thread returns at once, and the command is carried out by another thread.
 
-Ownership: `_control`, `_active` and `_alive` are guarded by `_lock`, and so is adding workers and threads.
+Ownership: `_control`, `_active` and `_alive` are guarded by `_lock`, and so is adding workers. Locks of channels and
+source gates are acquired while it is held, never the other way round; threads are started and waited for without it.
 
 Internal interface: `check_running`, `fail`, `shut_down`, `raise_outcome` and `exhausted` are for the run's own sinks;
 `outcome` and `wait_decided` are for `threadloom.pipeline.testing` and the tests. None is part of the public API.
 """
 
-from _thread import allocate_lock
+from _thread import RLock
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -33,6 +36,9 @@ from threadloom.pipeline.core import (
     PipelineError,
     ShutdownTimeout,
     StageFailure,
+    call_elsewhere,
+    format_error,
+    holds,
     wait_in_slices,
 )
 from threadloom.pipeline.observe import NodeKind, RunStatistics, Sink, Stage, StageStatistics, Trace
@@ -72,7 +78,7 @@ class Run:
         self._resources = tuple(resources)
         self._grace = grace
         self.clock = clock
-        self._lock = allocate_lock()
+        self._lock = RLock()
         self._control = RunControl()
         self._outcome_raised = False  # True once the caller has received the outcome
         self._decided = OneShotEvent()  # set when the outcome is decided, or when the last worker has ended
@@ -84,7 +90,7 @@ class Run:
             selective = {each.name for each in stages if each.when or each.via}
             trace.declare({each.name: each.after for each in stages}, selective=selective)
         record = trace.record if trace is not None else None
-        context = WorkerContext(clock, record, label, self.fail, self.cancel, self._worker_ended, self._sleep)
+        context = WorkerContext(clock, record, label, self.fail, self._cancelled, self._worker_ended, self._sleep)
         self._parts = Assembly(stages, clock, context)
         self._sinks = {
             each.name: SinkIterator(self, each, self._parts.channels[each.name])
@@ -119,7 +125,7 @@ class Run:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.shut_down()
-        if not self._left:
+        if self._joined and not self._left:
             self._drop_references()
         failures = [] if self._outcome_raised or not isinstance(self.outcome, StageFailure) else [self.outcome]
         unreported: list[PipelineError] = [*failures, *([self._left] if self._left else [])]
@@ -156,7 +162,7 @@ class Run:
 
     def cancel(self) -> None:
         """Stop every thread and discard the items in flight. Returns at once; leaving the `with` block joins."""
-        self._stop(Cancelled(f"the run of {self.name!r} was cancelled"))
+        self._stop(self._cancellation())
 
     def pause(self) -> None:
         """Let workers finish their current item and take no other; sources produce nothing.
@@ -184,18 +190,36 @@ class Run:
             raise PipelineError(f"graph {self.name!r} has no stage {stage!r} with workers to change; it has {stages}")
         if workers < 1:
             raise PipelineError(f"stage {stage!r} needs at least 1 worker, got workers={workers}: pause() stops all")
+        if self._threads.forked:
+            raise PipelineError(self._not_ours())
+        if self._interrupted:
+            call_elsewhere(partial(self.resize, stage, workers=workers))
+            return
+        added: list[tuple[StageWorker, Thread]] = []
         with self._lock:
             if self._control.state not in ACTIVE_STATES:
                 return  # the run has ended, or is about to
-            added = [self._parts.add_worker(stage) for _ in range(channel.set_consumers(workers))]
-            threads = []
-            for worker in added:
+            for worker in [self._parts.add_worker(stage) for _ in range(channel.set_consumers(workers))]:
                 if not worker.register():
                     break  # the stage has processed all of its input
                 self._active[stage] += 1
                 self._alive += 1
-                threads.append(self._thread_of(worker))
-            self._threads.start(threads)
+                added.append((worker, self._thread_of(worker)))
+        try:
+            self._threads.start([thread for _, thread in added])
+        except KeyboardInterrupt:  # the threads are still being started
+            raise
+        except BaseException:
+            self._dismiss(added)
+            raise
+        self._dismiss(added)  # those that the end of the run has prevented from starting
+
+    def _dismiss(self, added: Sequence[tuple[StageWorker, Thread]]) -> None:
+        """Let the workers whose threads could not be started end."""
+        for worker, thread in added:
+            if thread.ident is None:
+                worker.unregister()
+                self._worker_ended(worker)
 
     def statistics(self) -> RunStatistics:
         """Return the current counters of every stage and channel."""
@@ -232,71 +256,114 @@ class Run:
 
     def fail(self, failure: StageFailure) -> None:
         """End the run with this failure, unless its outcome is decided."""
-        self._stop(failure)
+        self._stop_once(failure)
+
+    def _cancelled(self) -> None:
+        """End the run after a worker got Cancelled, which is normal if the run has been stopped."""
+        self._stop_once(self._cancellation())
+
+    def _stop_once(self, outcome: StageFailure | Cancelled) -> None:
+        """Stop the run, unless that has been done: all workers of a stopped run come here, and abort nothing."""
+        if self.outcome is None:
+            self._stop(outcome)
+        else:
+            with self._lock:
+                self._control.stop(outcome)  # ignored, because it is not the first
+
+    def _cancellation(self) -> Cancelled:
+        return Cancelled(f"the run of {self.name!r} was cancelled")
 
     def _sleep(self, seconds: float) -> None:
         if self._decided.wait(seconds):
             raise Cancelled("the run was stopped before an item was tried again")
 
     def _worker_ended(self, worker: StageWorker) -> None:
-        stage = worker.stage.name
+        """Count a worker that ends; decide the outcome after the last one. Raises nothing."""
         with self._lock:
-            self._active[stage] -= 1
-            stage_ended = not self._active[stage]
-        if stage_ended:
-            self._check_skipped(worker)
-        with self._lock:
-            self._alive -= 1
-            last = not self._alive
+            self._active[worker.stage.name] -= 1
+            stage_ended = not self._active[worker.stage.name]
+        try:
+            if stage_ended:
+                self._check_skipped(worker)
+        finally:
+            with self._lock:
+                self._alive -= 1
+                last = not self._alive
+                if last:
+                    self._control.end()
             if last:
-                self._control.end()
-        if last:
+                self._finish()
+            worker.ended.set()
+
+    def _finish(self) -> None:
+        """Decide the outcome, after the last worker has ended."""
+        try:
             if not self._open_sinks:
                 self._finished = self.clock()
+        finally:
             self._decided.set()
-        elif self._parts.detector.suspected:
-            self._parts.detector.check()
-        worker.ended.set()
 
     def _check_skipped(self, worker: StageWorker) -> None:
-        """Fail the run if the stage, which has ended, skipped more items than its policy allows."""
+        """Fail the run if the ended stage skipped more items than its policy allows, or if the policy raises."""
         failures = self._parts.runtimes[worker.stage.name].failures
         if failures is None:
             return
         try:
             failures.check_end()
-        except PipelineError as error:
+        except BaseException as error:
             self.fail(StageFailure(worker.stage.name, worker.index, {}, "the end of the input", error))
 
     # Stopping. Every method here may be called again, because a Ctrl-C may have interrupted it.
 
+    @property
+    def _interrupted(self) -> bool:
+        """True if the caller has interrupted the engine in its own thread, so that it must not wait for a lock."""
+        return holds(self._lock) or self._parts.interrupted
+
     def _stop(self, outcome: StageFailure | Cancelled) -> None:
+        """Stop the run, with this outcome unless it has one. Repeats everything if it is stopped already."""
+        if not self._threads.forked and self._interrupted:
+            call_elsewhere(partial(self._stop, outcome))
+            return
         self._order(partial(RunControl.stop, outcome=outcome))
-        self._decided.set()
-        # After the event, so that a worker in its set-up either sees the event or is aborted here.
-        for worker in self._parts.workers():
-            worker.abort()
+        self._decided.set()  # before workers are aborted: one in its set-up either sees the event or is aborted here
+        self._abort()
 
     def _order(self, order: Callable[[RunControl], Sequence[RunAction]]) -> None:
         """Change the state of the run and apply the resulting actions to channels and sources."""
+        if self._threads.forked:
+            raise PipelineError(self._not_ours())
+        if self._interrupted:
+            call_elsewhere(partial(self._order, order))
+            return
         with self._lock:  # held while the actions are applied, so that they take effect in the order of the calls
-            actions = order(self._control)
-            for action in actions:
+            for action in order(self._control):
                 self._parts.apply(action)
-        if RunAction.ABORT in actions:
-            self._abort()
 
     def _abort(self) -> None:
-        for each in (*self._parts.abortables(), *self._resources):
+        """Abort every channel, resource and set-up, each of them even if another raises."""
+        interrupt: BaseException | None = None
+        for each in (*self._parts.abortables(), *self._resources, *self._parts.workers()):
             try:
                 each.abort()
-            except Exception as error:  # the others must be aborted all the same
-                note = f"abort() of {type(each).__name__} raised {type(error).__name__}: {error}"
+            except Exception as error:
                 if self.outcome is not None:
-                    self.outcome.add_note(note)
+                    self.outcome.add_note(f"abort() of {type(each).__name__} raised {format_error(error)}")
+            except BaseException as error:  # Ctrl-C
+                interrupt = error
+        if interrupt is not None:
+            raise interrupt
 
     def shut_down(self) -> None:
-        """End and join every thread. An interrupt during the shutdown is raised at its end."""
+        """End and join every thread. An interrupt during the shutdown is raised at its end.
+
+        Threads that the caller cannot wait for are not waited for.
+        """
+        if self._threads.gone:
+            return
+        if self._threads.includes_caller:
+            self.cancel()
+            return
         interrupt: KeyboardInterrupt | None = None
         deadline = monotonic() + self._grace
         while not self._joined:
@@ -333,11 +400,11 @@ class Run:
         self._open_sinks.discard(name)
         if not self._open_sinks:
             self._wait_for_end()
-        elif self._parts.detector.suspected:
-            self._parts.detector.check()  # the last item of this sink may have been all that prevented certainty
 
     def _wait_for_end(self) -> None:
         """Wait for the stages that are still at work; raise the outcome if one of them fails."""
+        if self._threads.includes_caller:
+            raise PipelineError(f"a worker of {self.name!r} waits for the end of its own run: wait in another thread")
         try:
             wait_in_slices(self._decided.wait, float("inf"))
         except BaseException:
@@ -360,9 +427,17 @@ class Run:
         raise AssertionError("a channel was aborted without an outcome")
 
     def check_running(self) -> None:
-        """Raise PipelineError if the run has not been started."""
+        """Raise PipelineError if the run has not been started, or was started by another process."""
         if self._began is None:
             raise PipelineError(f"this run of {self.name!r} has not been started: use `with graph.start() as run:`")
+        if self._threads.forked:
+            raise PipelineError(self._not_ours())
+
+    def _not_ours(self) -> str:
+        return (
+            f"this run of {self.name!r} belongs to the parent of this process, and a child made by os.fork has none of "
+            f"its threads: start a run in the child, or iterate in the parent"
+        )
 
     @property
     def outcome(self) -> StageFailure | Cancelled | None:

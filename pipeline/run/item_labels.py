@@ -30,7 +30,7 @@ class ItemLabels:
     def describe(self, item: Any) -> tuple[Label, str]:
         """Return the label of an item, and the item formatted for an error message. Never raises."""
         try:
-            label = self.of(item)
+            label = dict(self.of(item))
             return label, " ".join(f"{key}={value}" for key, value in label.items()) or reprlib.repr(item)
         except BaseException as second:  # the error to be reported is another; this one only costs its label
             return UNLABELLED, f"an item of type {type(item).__name__} (its label raised {type(second).__name__})"

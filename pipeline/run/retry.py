@@ -9,6 +9,7 @@ to one worker.
 
 from _thread import allocate_lock
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,10 +39,16 @@ class FailureCounters:
                 self.skipped += 1
             elif isinstance(decision, RetryAfter):
                 self.retried += 1
-        if decision is Decision.FAIL and attempt.skipped:
-            error.add_note(
-                f"{attempt.skipped} of {attempt.items} items of this stage were skipped before: {self._policy}"
+        if not isinstance(decision, (Decision, RetryAfter)):
+            raise TypeError(
+                f"decide() of {type(self._policy).__name__} returned {decision!r}, expected Decision.FAIL, "
+                f"Decision.SKIP or RetryAfter(seconds)"
             )
+        if decision is Decision.FAIL and attempt.skipped:
+            with suppress(Exception):  # the text of the policy: the error to be reported is that of the item
+                error.add_note(
+                    f"{attempt.skipped} of {attempt.items} items of this stage were skipped before: {self._policy}"
+                )
         return decision
 
     def freeze_total(self) -> None:

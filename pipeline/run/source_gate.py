@@ -7,21 +7,26 @@ is being produced when the order arrives is still sent.
 Ownership: every field is guarded by the lock; `needs_check` is read without it, as a hint.
 """
 
-from _thread import LockType, allocate_lock
+from _thread import LockType, RLock, allocate_lock
 
-from threadloom.pipeline.core import Cancelled
+from threadloom.pipeline.core import Cancelled, holds
 
 
 class SourceGate:
     """Pause and close control of one source."""
 
     def __init__(self) -> None:
-        self._lock = allocate_lock()
+        self._lock = RLock()
         self._held = self._closed = self._aborted = False
         # The lock that the thread of the source waits on while the gate is held; released once, by `_update`.
         self._parked: LockType | None = None
         self.needs_check = False
         """True if the source has to call `check` before its next element."""
+
+    @property
+    def interrupted(self) -> bool:
+        """True if the calling thread has been interrupted in a method of this gate."""
+        return holds(self._lock)
 
     def check(self) -> bool:
         """Wait while the gate is held; return True if another element may be produced."""

@@ -7,19 +7,21 @@ KeyboardInterrupt in the main thread only; threads are therefore started by a se
 It must also be certain whether the starter thread itself exists. It is created by a C function that is called from C,
 which stores its result there as well: no Python instruction lies between the two at which an interrupt could be raised.
 
-Guarantees: after `join`, every thread that was ever started has ended or is in the returned mapping.
+Guarantees: after `join`, every thread that was ever started has ended or is in the returned mapping, and no other will
+be started. All threads are daemons: a function that never returns cannot keep the interpreter from exiting.
 
-Ownership: `create` and `start` are called under the lock of the run, or before any other thread of it exists.
+Ownership: every field is guarded by the lock. No foreign code runs while it is held, apart from code that interrupts
+its thread, which meets a reentrant lock and no condition that it could break.
 """
 
 import sys
 import threading
 import traceback
-from _thread import start_new_thread
+from _thread import RLock, get_ident, start_new_thread
 from collections.abc import Callable, Sequence
 from threading import Thread
 
-from threadloom.pipeline.core import OneShotEvent, wait_in_slices
+from threadloom.pipeline.core import ForkCount, OneShotEvent, wait_in_slices
 
 
 class ThreadGroup:
@@ -27,27 +29,63 @@ class ThreadGroup:
 
     def __init__(self, name: str) -> None:
         self._name = name
+        self._lock = RLock()
+        self._closed = False  # True from the begin of `join`: no thread is started any longer
         self._threads: list[tuple[Thread, OneShotEvent]] = []
         self._launchers: list[ThreadLauncher] = []
+        self._forks = ForkCount.present  # of the process in which the threads run
 
     def create(self, target: Callable[[], None], name: str, ended: OneShotEvent) -> Thread:
         """Return a new thread, not yet started. `target` has to set `ended` as its last action."""
-        # A daemon, so that a function that never returns cannot keep the interpreter from exiting.
         thread = Thread(target=target, name=self.full_name(name), daemon=True)
-        self._threads.append((thread, ended))
+        with self._lock:
+            self._threads.append((thread, ended))
         return thread
 
     def start(self, threads: Sequence[Thread]) -> None:
-        """Start threads and return once they run. If interrupted, the remaining ones are still started."""
+        """Start threads and return once they run. If interrupted, the remaining ones are still started.
+
+        Starts none after `join`. Raises the error of a thread that cannot be started; the threads after it are not
+        started either. A thread that was not and will not be started has no ident.
+        """
         launcher = ThreadLauncher(threads)
-        self._launchers.append(launcher)
-        launcher.start()
+        try:
+            with self._lock:
+                if self._closed:
+                    return
+                self._launchers.append(launcher)
+            launcher.start()
+        finally:
+            launcher.give_up()
+
+    @property
+    def forked(self) -> bool:
+        """True in a child made by os.fork, which has none of the threads."""
+        return self._forks != ForkCount.present
+
+    @property
+    def gone(self) -> bool:
+        """True if the threads will not run again: in a forked child, and once the interpreter exits.
+
+        The locks that they hold are then never released.
+        """
+        return self.forked or sys.is_finalizing()
+
+    @property
+    def includes_caller(self) -> bool:
+        """True in a thread of this group, which must not wait for the group."""
+        me = get_ident()  # may have been that of a thread that has ended
+        if any(me in launcher.starter and not launcher.finished.is_set for launcher in tuple(self._launchers)):
+            return True
+        return any(thread.ident == me and thread.is_alive() for thread, _ in tuple(self._threads))
 
     def join(self, deadline: float) -> dict[str, str]:
         """Join every thread until `deadline` on the monotonic clock; return the stacks of those left, by name."""
+        with self._lock:
+            self._closed = True
         left = {}
         for launcher in self._launchers:
-            wait_in_slices(launcher.finished, deadline)
+            wait_in_slices(launcher.finished.wait, deadline)
         for thread, ended in tuple(self._threads):
             if thread.ident is None:
                 continue  # never started, and never will be
@@ -73,8 +111,10 @@ class ThreadLauncher:
 
     def __init__(self, threads: Sequence[Thread]) -> None:
         self._threads = tuple(threads)
-        self._starter: list[int] = []  # ident of the starter thread once it exists; appended by `start` only
-        self._finished = OneShotEvent()  # set when the starter thread exits
+        self.starter: list[int] = []
+        """Ident of the starter thread once it exists; appended by `start` only."""
+        self.finished = OneShotEvent()
+        """Set once no further thread will be started."""
         self._error: BaseException | None = None
 
     def start(self) -> None:
@@ -82,14 +122,15 @@ class ThreadLauncher:
 
         If interrupted, starting continues in the background.
         """
-        self._starter.extend(map(start_new_thread, (self._start_all,), ((),)))
-        self._finished.wait()
+        self.starter.extend(map(start_new_thread, (self._start_all,), ((),)))
+        self.finished.wait()
         if self._error is not None:
             raise self._error
 
-    def finished(self, seconds: float) -> bool:
-        """Wait for at most `seconds`; return True if no further thread will be started."""
-        return not self._starter or self._finished.wait(seconds)
+    def give_up(self) -> None:
+        """Start no thread, unless the starter thread exists."""
+        if not self.starter:
+            self.finished.set()
 
     def _start_all(self) -> None:
         try:
@@ -98,7 +139,7 @@ class ThreadLauncher:
         except BaseException as error:
             self._error = error
         finally:
-            self._finished.set()
+            self.finished.set()
 
 
 def stack_of(thread: threading.Thread, frames: int | None = None) -> str:

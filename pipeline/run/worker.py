@@ -2,7 +2,8 @@
 
 Guarantees: a worker holds at most one item (or group) at a time. It ends when its input ends, when a channel or a
 resource raises Cancelled, or when anything that it calls raises; in the last case it reports the error, of any type,
-together with its item. However it ends, its set-up is torn down, and it reports its end exactly once.
+together with its item. However it ends, its set-up is torn down, and it reports its end exactly once, as its last
+action: also if its clock, the text of an error, or the engine itself raises.
 
 Ownership: `item` and `counters` are written by the worker's own thread only; any thread may read them.
 """
@@ -107,6 +108,11 @@ class StageWorker:
                 return False
         return True
 
+    def unregister(self) -> None:
+        """Undo `register`, for a worker whose thread cannot be started."""
+        for edge in self._edges:
+            edge.channel.close()
+
     def abort(self) -> None:
         """Call `abort` of the object that the set-up created, if it has one, to end its waits. From any thread."""
         abort = getattr(self._manager, "abort", None)
@@ -120,17 +126,22 @@ class StageWorker:
 
     def run(self) -> None:
         """Process items until the input ends or the run is stopped."""
-        self.counters.began = self._context.clock()
+        context = self._context
         try:
-            self._work()
-        except Cancelled:
-            self._context.cancelled()
-        except BaseException as error:  # SystemExit and MemoryError too: no error of a worker may be lost
-            self._context.failed(self._failure(error))
+            try:
+                self.counters.began = context.clock()
+                self._work()
+            except Cancelled:
+                context.cancelled()
+            except BaseException as error:  # SystemExit and MemoryError too: no error of a worker may be lost
+                context.failed(self._failure(error))
+            self.item = _NOTHING
+            self.counters.ended = context.clock()
+        except BaseException as error:  # the report above failed, or the clock
+            context.failed(StageFailure(self.stage.name, self.index, UNLABELLED, "no item", error))
         finally:
             self.item = _NOTHING
-            self.counters.ended = self._context.clock()
-            self._context.ended(self)
+            context.ended(self)
 
     def _work(self) -> None:
         """Process all items, between set-up and tear-down if the stage has them."""

@@ -1,12 +1,13 @@
 """Deadlock detection: a run that can never get an item it needs fails at once, wherever its workers wait."""
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Iterable
 
 import pytest
 
 from threadloom.pipeline import AdmissionError, Graph, InOrder, Node, Run, StageFailure
-from threadloom.pipeline.run.deadlock import DeadlockDetector, Inspectable
+from threadloom.pipeline.run.deadlock import QUIET, ChannelSnapshot, DeadlockDetector
 
 pytestmark = pytest.mark.timeout(20)
 
@@ -75,60 +76,54 @@ def test_a_deadlock_becomes_certain_when_the_last_other_worker_ends() -> None:
 
 
 class FakeChannel:
-    """A channel in a given state."""
+    """A channel in a given state, with an object for each parked thread."""
 
     def __init__(self, *, suspected: bool = False, senders: int = 0, receivers: int = 0) -> None:
         self.suspected, self.paused, self.empty = suspected, False, True
-        self.senders, self.receivers = senders, receivers
+        self.senders = tuple(object() for _ in range(senders))
+        self.receivers = tuple(object() for _ in range(receivers))
+        self.looks = 0
         self.failed = False
 
-    def with_all_locked(self, others: Sequence[Inspectable], then: Callable[[], None]) -> None:
-        if others:
-            others[0].with_all_locked(others[1:], then)
-        else:
-            then()
-
-    def parked(self) -> tuple[int, int]:
-        return self.senders, self.receivers
-
-    def has_blocked_senders(self) -> bool:
-        return self.suspected
-
-    def held(self) -> bool:
-        return self.paused
-
-    def idle(self) -> bool:
-        return self.empty
+    def snapshot(self) -> ChannelSnapshot:
+        self.looks += 1
+        return ChannelSnapshot(self.senders, self.receivers, self.suspected, self.paused, self.empty)
 
     def fail_senders(self) -> None:
         self.failed = True
 
 
+class RestlessChannel(FakeChannel):
+    """A channel whose receiver continues between two looks, and waits again."""
+
+    def snapshot(self) -> ChannelSnapshot:
+        self.receivers = (object(),)
+        return super().snapshot()
+
+
 def detector_of(inner: Iterable[FakeChannel], sinks: Iterable[FakeChannel], alive: int) -> DeadlockDetector:
     detector = DeadlockDetector()
     detector.watch(tuple(inner), tuple(sinks), lambda: alive)
-    detector.suspected = True
     return detector
 
 
 def test_only_the_suspected_channel_fails_when_all_workers_are_parked() -> None:
     other, suspect = FakeChannel(senders=1, receivers=1), FakeChannel(suspected=True, senders=1, receivers=1)
-    detector_of([other, suspect], [], alive=4).check()
+    detector_of([other, suspect], [], alive=4).look()
     assert (other.failed, suspect.failed) == (False, True)
 
 
 def test_a_running_worker_may_send_the_item() -> None:
     suspect = FakeChannel(suspected=True, senders=1, receivers=1)
     detector = detector_of([suspect], [], alive=3)
-    detector.check()
+    detector.look()
     assert not suspect.failed
-    assert detector.suspected
 
 
 def test_a_paused_run_is_not_deadlocked() -> None:
     suspect = FakeChannel(suspected=True, senders=1, receivers=1)
     suspect.paused = True
-    detector_of([suspect], [], alive=2).check()
+    detector_of([suspect], [], alive=2).look()
     assert not suspect.failed
 
 
@@ -136,39 +131,76 @@ def test_the_caller_may_take_an_item_from_a_sink() -> None:
     suspect, sink = FakeChannel(suspected=True, senders=1, receivers=1), FakeChannel(senders=1)
     sink.empty = False
     detector = detector_of([suspect], [sink], alive=3)
-    detector.check()
+    detector.look()
     assert not suspect.failed
     sink.empty = True
-    detector.check()
+    detector.look()
     assert suspect.failed
 
 
 def test_the_caller_is_not_counted_as_a_worker() -> None:
     suspect, sink = FakeChannel(suspected=True, senders=1, receivers=1), FakeChannel(receivers=1)
-    detector_of([suspect], [sink], alive=3).check()
+    detector_of([suspect], [sink], alive=3).look()
     assert not suspect.failed
 
 
-def test_a_resolved_suspicion_is_cleared() -> None:
-    detector = detector_of([FakeChannel(senders=1)], [], alive=1)
-    detector.check()
-    assert not detector.suspected
+def test_a_worker_that_has_moved_between_two_looks_is_not_parked() -> None:
+    suspect = FakeChannel(suspected=True, senders=1)
+    detector_of([suspect, RestlessChannel()], [], alive=2).look()
+    assert not suspect.failed
+
+
+def test_no_channel_is_looked_at_more_than_once_per_quiet_period() -> None:
+    """Each of a hundred blocked senders asks; the first look serves all."""
+    suspect = FakeChannel(suspected=True, senders=1)
+    detector = detector_of([suspect], [], alive=2)
+    for _ in range(100):
+        detector.check()
+    assert suspect.looks == 1
+
+
+def test_channels_that_move_are_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A short and a long way into a join: the short one waits at the full join while the long one moves."""
+    looks: list[object] = []
+    monkeypatch.setattr(DeadlockDetector, "look", looks.append)
+    graph = Graph("deep")
+    source = node = graph.source("numbers", range(300))
+    for depth in range(10):
+        node = graph.stage(f"pass{depth}", lambda item: item, after=node)
+    join: Node[int] = graph.join("join", sum, after=[source, node])
+    graph.sink("out", after=join)
+    began = time.monotonic()
+    assert list(graph) == [2 * item for item in range(300)]
+    assert len(looks) <= (time.monotonic() - began) / QUIET
+
+
+def test_a_deadlock_in_a_graph_of_a_thousand_stages_is_found() -> None:
+    """No recursion, and no cost that grows with the square of the depth: the time limit of this test is that bound."""
+    graph = Graph("deep")
+    source = node = graph.source("numbers", range(10_000))
+    for depth in range(1000):
+        node = graph.stage(f"pass{depth}", lambda item: item, after=node, capacity=1)
+    never = graph.stage("never", lambda item: item, after=node, when=lambda item: item < 0)
+    graph.sink("out", after=graph.join("join", sum, after=[source, never]))
+    with pytest.raises(StageFailure, match="lacks an item of 'never'"):
+        list(graph)
 
 
 def test_the_end_of_one_sink_makes_a_deadlock_at_another_certain(monkeypatch: pytest.MonkeyPatch) -> None:
     """All workers are parked while one sink still holds items; once they are taken, the deadlock is certain."""
     all_parked = threading.Event()
-    decide = DeadlockDetector.decide
+    look = DeadlockDetector.look
 
     def watched(detector: DeadlockDetector) -> None:
-        decide(detector)
-        inner, sinks = [each.parked() for each in detector.inner], [each.parked() for each in detector.sinks]
+        look(detector)
+        sinks = [each.snapshot() for each in detector.sinks]
+        waits = [len(each.senders + each.receivers) for each in (each.snapshot() for each in detector.inner)]
         assert detector.alive is not None
-        senders = sum(sent for sent, _ in sinks)
-        if sum(map(sum, inner)) + senders == detector.alive() and (0, 1) in sinks:
+        senders = sum(len(each.senders) for each in sinks)
+        if sum(waits) + senders == detector.alive() and [len(each.receivers) for each in sinks] == [1, 0]:
             all_parked.set()
 
-    monkeypatch.setattr(DeadlockDetector, "decide", watched)
+    monkeypatch.setattr(DeadlockDetector, "look", watched)
     graph = Graph("two sinks")
     late = graph.source("late", range(1, 1000))  # item 0, which the others wait for, is never sent
     passed = graph.stage("pass", lambda item: item, after=late, workers=2, ordered=True)
