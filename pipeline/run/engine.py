@@ -13,37 +13,33 @@ Assumptions: one thread (the caller's) enters, iterates and leaves; a sink is it
 `pause`, `resume`, `resize` and `statistics` may be called from any thread, also by a finaliser or a signal handler: one
 that has interrupted the engine in its own thread returns at once, and the command is carried out by another thread.
 
-Ownership: `_control`, `_active` and `_alive` are guarded by `_lock`, and so is adding workers. Locks of channels and
-source gates are acquired while it is held, never the other way round; threads are started and waited for without it.
+Ownership: `_active` and `_alive` are guarded by the lock of `_commands`, and so is adding workers. Threads are started
+and waited for without it.
 
 Internal interface: `check_running`, `fail`, `shut_down`, `raise_outcome` and `exhausted` are for the run's own sinks;
 `outcome` and `wait_decided` are for `threadloom.pipeline.testing` and the tests. None is part of the public API.
 """
 
-from _thread import RLock
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from threading import Thread
 from time import monotonic, perf_counter_ns
 from types import TracebackType
-from typing import Any, NoReturn, Protocol, Self, TypeVar, overload
+from typing import Any, NoReturn, Self, TypeVar, overload
 
 from threadloom.pipeline.core import (
     Cancelled,
     Label,
-    OneShotEvent,
     PipelineError,
     ShutdownTimeout,
     StageFailure,
-    call_elsewhere,
-    format_error,
-    holds,
     wait_in_slices,
 )
 from threadloom.pipeline.observe import NodeKind, RunStatistics, Sink, Stage, StageStatistics, Trace
-from threadloom.pipeline.policy import ACTIVE_STATES, RunAction, RunControl, RunState
+from threadloom.pipeline.policy import ACTIVE_STATES, RunControl, RunState
 from threadloom.pipeline.run.assembly import Assembly
+from threadloom.pipeline.run.commands import Abortable, Commands
 from threadloom.pipeline.run.sink_iterator import SinkIterator
 from threadloom.pipeline.run.stall_detection import WorkerSnapshot
 from threadloom.pipeline.run.thread_group import ThreadGroup
@@ -51,13 +47,6 @@ from threadloom.pipeline.run.watchdog import RunInspector, StallReport, Watchdog
 from threadloom.pipeline.run.worker import StageWorker, WorkerContext
 
 Item = TypeVar("Item")
-
-
-class Abortable(Protocol):
-    """A resource that workers wait on, for example a pool or weight banks."""
-
-    def abort(self) -> None:
-        """Make every waiting and later call raise Cancelled. May be called from any thread, more than once."""
 
 
 class Run:
@@ -75,13 +64,9 @@ class Run:
         clock: Callable[[], int] = perf_counter_ns,
     ) -> None:
         self.name = name
-        self._resources = tuple(resources)
         self._grace = grace
         self.clock = clock
-        self._lock = RLock()
-        self._control = RunControl()
         self._outcome_raised = False  # True once the caller has received the outcome
-        self._decided = OneShotEvent()  # set when the outcome is decided, or when the last worker has ended
         self._began: int | None = None
         self._finished: int | None = None  # when the last worker had ended and the last sink was exhausted
         self._joined = False  # True once no thread is left, or those left have been reported
@@ -99,18 +84,21 @@ class Run:
         }
         self._open_sinks = set(self._sinks)
         self._threads = ThreadGroup(name)
+        self._commands = Commands(name, self._parts, resources, self._threads)
         self._active = Counter(worker.stage.name for worker in self._parts.workers())  # workers at work, by stage
         self._alive = self._active.total()  # workers that have not ended
         self._parts.detect_deadlocks(lambda: self._alive)
         limits = {each.name: each.limit for each in stages if each.limit is not None}
-        inspector = RunInspector(self._inspect, self._describe, self.fail, lambda: self.clock() / 1e9, self._decided)
+        inspector = RunInspector(
+            self._inspect, self._describe, self.fail, lambda: self.clock() / 1e9, self._commands.decided
+        )
         self._watchdog = WatchdogThread(watchdog, limits, inspector) if watchdog or limits else None
 
     def __enter__(self) -> Self:
         if self._began is not None:
             raise PipelineError(f"this run of {self.name!r} has already been used: create another with Graph.start()")
         self._began = self.clock()
-        self._order(RunControl.begin)
+        self._commands.order(RunControl.begin)
         for sink in self._sinks.values():
             sink.counters.began = self._began
         try:
@@ -162,25 +150,25 @@ class Run:
 
     def cancel(self) -> None:
         """Stop every thread and discard the items in flight. Returns at once; leaving the `with` block joins."""
-        self._stop(self._cancellation())
+        self._commands.cancel()
 
     def pause(self) -> None:
         """Let workers finish their current item and take no other; sources produce nothing.
 
         Items that have already arrived at a sink can still be iterated.
         """
-        self._order(RunControl.pause)
+        self._commands.order(RunControl.pause)
 
     def resume(self) -> None:
         """Continue after `pause`."""
-        self._order(RunControl.resume)
+        self._commands.order(RunControl.resume)
 
     def drain(self) -> None:
         """Stop the sources and process the items in flight; the run then ends as it does at the end of its input.
 
         Returns at once; keep iterating the sinks, or call `wait`. A source that is inside `next` ends after it.
         """
-        self._order(RunControl.drain)
+        self._commands.order(RunControl.drain)
 
     def resize(self, stage: str, *, workers: int) -> None:
         """Change the number of workers of a stage during the run. Excess workers end after their current item."""
@@ -190,14 +178,11 @@ class Run:
             raise PipelineError(f"graph {self.name!r} has no stage {stage!r} with workers to change; it has {stages}")
         if workers < 1:
             raise PipelineError(f"stage {stage!r} needs at least 1 worker, got workers={workers}: pause() stops all")
-        if self._threads.forked:
-            raise PipelineError(self._not_ours())
-        if self._interrupted:
-            call_elsewhere(partial(self.resize, stage, workers=workers))
+        if self._commands.postpone(partial(self.resize, stage, workers=workers)):
             return
         added: list[tuple[StageWorker, Thread]] = []
-        with self._lock:
-            if self._control.state not in ACTIVE_STATES:
+        with self._commands.lock:
+            if self._commands.control.state not in ACTIVE_STATES:
                 return  # the run has ended, or is about to
             for worker in [self._parts.add_worker(stage) for _ in range(channel.set_consumers(workers))]:
                 if not worker.register():
@@ -238,7 +223,7 @@ class Run:
     # Called by the watchdog, in its thread.
 
     def _inspect(self) -> tuple[object, list[WorkerSnapshot]]:
-        if self._control.state is RunState.PAUSED:
+        if self._commands.control.state is RunState.PAUSED:
             return None, []
         sinks = {name: self._sinks[name].counters for name in tuple(self._open_sinks)}
         counted = [(each.counters.items_in, each.counters.items_out) for each in self._parts.workers()]
@@ -256,41 +241,30 @@ class Run:
 
     def fail(self, failure: StageFailure) -> None:
         """End the run with this failure, unless its outcome is decided."""
-        self._stop_once(failure)
+        self._commands.stop_once(failure)
 
     def _cancelled(self) -> None:
-        """End the run after a worker got Cancelled, which is normal if the run has been stopped."""
-        self._stop_once(self._cancellation())
-
-    def _stop_once(self, outcome: StageFailure | Cancelled) -> None:
-        """Stop the run, unless that has been done: all workers of a stopped run come here, and abort nothing."""
-        if self.outcome is None:
-            self._stop(outcome)
-        else:
-            with self._lock:
-                self._control.stop(outcome)  # ignored, because it is not the first
-
-    def _cancellation(self) -> Cancelled:
-        return Cancelled(f"the run of {self.name!r} was cancelled")
+        """End the run after a worker got Cancelled, as all do once it has been stopped."""
+        self._commands.stop_once()
 
     def _sleep(self, seconds: float) -> None:
-        if self._decided.wait(seconds):
+        if self._commands.decided.wait(seconds):
             raise Cancelled("the run was stopped before an item was tried again")
 
     def _worker_ended(self, worker: StageWorker) -> None:
         """Count a worker that ends; decide the outcome after the last one. Raises nothing."""
-        with self._lock:
+        with self._commands.lock:
             self._active[worker.stage.name] -= 1
             stage_ended = not self._active[worker.stage.name]
         try:
             if stage_ended:
                 self._check_skipped(worker)
         finally:
-            with self._lock:
+            with self._commands.lock:
                 self._alive -= 1
                 last = not self._alive
                 if last:
-                    self._control.end()
+                    self._commands.control.end()
             if last:
                 self._finish()
             worker.ended.set()
@@ -301,7 +275,7 @@ class Run:
             if not self._open_sinks:
                 self._finished = self.clock()
         finally:
-            self._decided.set()
+            self._commands.decided.set()
 
     def _check_skipped(self, worker: StageWorker) -> None:
         """Fail the run if the ended stage skipped more items than its policy allows, or if the policy raises."""
@@ -314,45 +288,6 @@ class Run:
             self.fail(StageFailure(worker.stage.name, worker.index, {}, "the end of the input", error))
 
     # Stopping. Every method here may be called again, because a Ctrl-C may have interrupted it.
-
-    @property
-    def _interrupted(self) -> bool:
-        """True if the caller has interrupted the engine in its own thread, so that it must not wait for a lock."""
-        return holds(self._lock) or self._parts.interrupted
-
-    def _stop(self, outcome: StageFailure | Cancelled) -> None:
-        """Stop the run, with this outcome unless it has one. Repeats everything if it is stopped already."""
-        if not self._threads.forked and self._interrupted:
-            call_elsewhere(partial(self._stop, outcome))
-            return
-        self._order(partial(RunControl.stop, outcome=outcome))
-        self._decided.set()  # before workers are aborted: one in its set-up either sees the event or is aborted here
-        self._abort()
-
-    def _order(self, order: Callable[[RunControl], Sequence[RunAction]]) -> None:
-        """Change the state of the run and apply the resulting actions to channels and sources."""
-        if self._threads.forked:
-            raise PipelineError(self._not_ours())
-        if self._interrupted:
-            call_elsewhere(partial(self._order, order))
-            return
-        with self._lock:  # held while the actions are applied, so that they take effect in the order of the calls
-            for action in order(self._control):
-                self._parts.apply(action)
-
-    def _abort(self) -> None:
-        """Abort every channel, resource and set-up, each of them even if another raises."""
-        interrupt: BaseException | None = None
-        for each in (*self._parts.abortables(), *self._resources, *self._parts.workers()):
-            try:
-                each.abort()
-            except Exception as error:
-                if self.outcome is not None:
-                    self.outcome.add_note(f"abort() of {type(each).__name__} raised {format_error(error)}")
-            except BaseException as error:  # Ctrl-C
-                interrupt = error
-        if interrupt is not None:
-            raise interrupt
 
     def shut_down(self) -> None:
         """End and join every thread. An interrupt during the shutdown is raised at its end.
@@ -406,7 +341,7 @@ class Run:
         if self._threads.includes_caller:
             raise PipelineError(f"a worker of {self.name!r} waits for the end of its own run: wait in another thread")
         try:
-            wait_in_slices(self._decided.wait, float("inf"))
+            wait_in_slices(self._commands.decided.wait, float("inf"))
         except BaseException:
             self.shut_down()
             raise
@@ -430,23 +365,16 @@ class Run:
         """Raise PipelineError if the run has not been started, or was started by another process."""
         if self._began is None:
             raise PipelineError(f"this run of {self.name!r} has not been started: use `with graph.start() as run:`")
-        if self._threads.forked:
-            raise PipelineError(self._not_ours())
-
-    def _not_ours(self) -> str:
-        return (
-            f"this run of {self.name!r} belongs to the parent of this process, and a child made by os.fork has none of "
-            f"its threads: start a run in the child, or iterate in the parent"
-        )
+        self._commands.check_process()
 
     @property
     def outcome(self) -> StageFailure | Cancelled | None:
         """The failure or cancellation that ended the run; None while it is undecided or if the input ended."""
-        return self._control.outcome
+        return self._commands.outcome
 
     def wait_decided(self, seconds: float = -1) -> bool:
         """Wait until the outcome is decided or the last worker has ended, for at most `seconds` (-1: no limit)."""
-        return self._decided.wait(seconds)
+        return self._commands.decided.wait(seconds)
 
 
 def _thread_name(stage: str, worker: int) -> str:
