@@ -13,8 +13,8 @@ from pathlib import Path
 
 import msgspec
 
-from threadloom import Config, SamplingSettings, generate, load_config, load_model, train
-from threadloom.stages.console import configure
+from threadloom import Config, GenerationLimits, SamplingSettings, generate_text, load_config, load_model, train
+from threadloom.stages.console import configure, prepare_streams
 
 
 def print_continuation(run: Path, prompt: str | None = None, tokens: int = 200, seed: int = 1) -> str:
@@ -22,13 +22,13 @@ def print_continuation(run: Path, prompt: str | None = None, tokens: int = 200, 
     model = load_model(run)
     settings = SamplingSettings(temperature=0.8, top_k=40)
     prompt_ids = model.default_prompt() if prompt is None else model.tokenizer.encode(prompt)
-    list(generate(model.weights, model.geometry, prompt_ids, 2, settings, seed))  # compiles or loads the kernels
+    list(generate_text(model, prompt_ids, settings, GenerationLimits(2), seed))  # compiles or loads the kernels
+    limits = GenerationLimits(tokens, ignore_eos=True)
     begin = time.perf_counter()
-    ids = list(generate(model.weights, model.geometry, prompt_ids, tokens, settings, seed))
+    text = "".join(generate_text(model, prompt_ids, settings, limits, seed))
     seconds = time.perf_counter() - begin
-    text = model.tokenizer.decode(ids)
     print((prompt or "") + text)
-    print(f"\n{model.path}: {len(ids)} tokens, {len(ids) / seconds:,.0f} per second")
+    print(f"\n{model.path}: {tokens} tokens, {tokens / seconds:,.0f} per second")
     return text
 
 
@@ -43,6 +43,7 @@ def main(run: Path | None = None, prompt: str | None = None, steps: int = 200, c
 
 
 if __name__ == "__main__":
+    prepare_streams()  # characters that the console lacks are replaced
     configure()
     arguments = sys.argv[1:]
     main(Path(arguments[0]) if arguments else None, arguments[1] if len(arguments) > 1 else None)

@@ -23,7 +23,10 @@ HEAVY = (
     "threadloom.pipeline",
     "threadloom.stages",
 )
-TRAINER = {"Config", "RunMode", "SamplingSettings", "generate", "load_config", "load_model", "train"}
+TRAINER = {
+    *("Config", "GenerationLimits", "RunMode", "SamplingSettings"),
+    *("generate", "generate_text", "load_config", "load_model", "train"),
+}
 
 
 def python(*arguments: str, **environment: str) -> str:

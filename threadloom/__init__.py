@@ -13,7 +13,13 @@ if TYPE_CHECKING:
     from threadloom import kernels as kernels, pipeline as pipeline, stages as stages
     from threadloom.pipeline import *  # noqa: F403
     from threadloom.stages.config import Config as Config
-    from threadloom.stages.inference import Model, SamplingSettings as SamplingSettings, generate as generate
+    from threadloom.stages.inference import (
+        GenerationLimits as GenerationLimits,
+        Model,
+        SamplingSettings as SamplingSettings,
+        generate as generate,
+        generate_text as generate_text,
+    )
     from threadloom.stages.resolve import load_config as load_config
     from threadloom.stages.run import train as train
     from threadloom.stages.storage import RunMode as RunMode
@@ -26,7 +32,9 @@ _TRAINER = {
     "Config": "threadloom.stages.config:Config",
     "RunMode": "threadloom.stages.storage:RunMode",
     "SamplingSettings": "threadloom.stages.inference:SamplingSettings",
+    "GenerationLimits": "threadloom.stages.inference:GenerationLimits",
     "generate": "threadloom.stages.inference:generate",
+    "generate_text": "threadloom.stages.inference:generate_text",
     "load_config": "threadloom.stages.resolve:load_config",
     "load_model": "threadloom.stages.inference:Model.open",
     "train": "threadloom.stages.run:train",

@@ -37,6 +37,8 @@ MODEL_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 GENERATION_FILE = "generation_config.json"
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
+PREFIXES = ("_orig_mod.", "module.", "model.", "transformer.")
+"""Prefixes of tensor names: of torch.compile, DistributedDataParallel, Lightning and others, GPT2LMHeadModel."""
 
 
 class _EndIds(msgspec.Struct):
@@ -111,7 +113,7 @@ def read_geometry(path: Path) -> Geometry:
 def load_model(folder: Path) -> tuple[Geometry, Arena]:
     """Read a GPT-2 model in Hugging Face's layout into a new arena.
 
-    The names may lack the prefix `transformer.`, causal masks in older files are ignored, and `lm_head.weight` may be
+    The names may have any of `PREFIXES`, or none; causal masks in older files are ignored, and `lm_head.weight` may be
     present if it equals the token embedding. Names and shapes are checked before memory is allocated. Raises
     `CheckpointError`.
     """
@@ -145,17 +147,32 @@ def _open_model(folder: Path) -> AbstractContextManager[TensorFile]:
 
 
 def _check_model(file: TensorFile, geometry: Geometry) -> dict[str, str]:
-    """Return Hugging Face's name → name in the file; raises `CheckpointError` if the file does not fit."""
+    """Return Hugging Face's name → name in the file; raises `CheckpointError` if the file does not fit.
+
+    The names in the file may have the prefixes in `PREFIXES`, and may lack that of the layout.
+    """
     layout, shapes = architecture_of(geometry).huggingface, huggingface_shapes(geometry)
-    prefixed = any(name.startswith(layout.prefix) for name in file.shapes)
-    names = {name: name if prefixed else name.removeprefix(layout.prefix) for name in shapes}
-    constants = {name for name in file.shapes if layout.ignored.fullmatch(name.removeprefix(layout.prefix))}
+    theirs = {_bare(name): name for name in file.shapes}
+    names = {name: theirs.get(_bare(name), name) for name in (*shapes, layout.tied[0])}
+    constants = {name for bare, name in theirs.items() if layout.ignored.fullmatch(bare)}
+    transposed = any(
+        shape != shape[::-1] and file.shapes.get(names[name]) == shape[::-1] for name, shape in shapes.items()
+    )
     file.require(
         {names[name]: shape for name, shape in shapes.items()},
-        ignored=frozenset(constants | {layout.tied[0]}),
-        cause=f"the model does not have the sizes {geometry}",
+        ignored=frozenset(constants | {names[layout.tied[0]]}),
+        cause="its matrices are transposed, as those of nanoGPT and torch.nn.Linear"
+        if transposed
+        else f"the file is of another model than one of {geometry}",
     )
     return names
+
+
+def _bare(name: str) -> str:
+    """Return the name of a tensor without the prefixes of the modules that contain the model."""
+    while prefix := next((prefix for prefix in PREFIXES if name.startswith(prefix)), ""):
+        name = name.removeprefix(prefix)
+    return name
 
 
 def _read_tensors(
@@ -163,13 +180,15 @@ def _read_tensors(
 ) -> None:
     for name, view in huggingface_views(weights, layout).items():
         file.read(names[name], view)
-    if layout.tied[0] in file.shapes:
-        _check_tied(file, layout, weights)
+    if names[layout.tied[0]] in file.shapes:
+        _check_tied(file, layout, names[layout.tied[0]], weights)
 
 
-def _check_tied(file: TensorFile, layout: HuggingFaceLayout, weights: Mapping[str, Floats]) -> None:
+def _check_tied(
+    file: TensorFile, layout: HuggingFaceLayout, projection_name: str, weights: Mapping[str, Floats]
+) -> None:
     """Raise `CheckpointError` unless the output projection equals the tensor that it is tied to."""
-    projection_name, name = layout.tied
+    name = layout.tied[1]
     got = "different values"
     if file.shapes[projection_name] == weights[name].shape:
         projection = np.empty_like(weights[name])

@@ -19,6 +19,12 @@ class Geometry:
     heads: int
     channels: int
 
+    def __str__(self) -> str:
+        return (
+            f"{self.vocabulary:,} tokens, context {self.context:,}, {self.layers} layers, {self.heads} heads, "
+            f"{self.channels:,} channels"
+        )
+
     @property
     def hidden(self) -> int:
         """Width of the hidden layer of the MLP."""

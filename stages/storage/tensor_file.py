@@ -86,7 +86,10 @@ class TensorFile:
         missing = [name for name in expected if name not in self.shapes]
         unknown = [name for name in self.shapes if name not in expected and name not in ignored]
         if missing or unknown:
-            got = f"{_first_names(missing)} missing" if missing else f"{_first_names(unknown)} in addition to them"
+            if missing and unknown:
+                got = f"{_first_names(unknown)} instead of {_first_names(missing)}"
+            else:
+                got = f"{_first_names(missing)} missing" if missing else f"{_first_names(unknown)} in addition to them"
             raise CheckpointError(
                 self.path, expected=f"the {len(expected)} tensors of the model", got=got, cause=cause, hint=hint
             )

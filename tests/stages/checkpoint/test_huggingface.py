@@ -154,6 +154,54 @@ def test_missing_unknown_and_misshapen_tensors_are_named(folder: Path) -> None:
         load_model(folder)
 
 
+@pytest.mark.parametrize(
+    ("prefix", "tied_prefix"),
+    [("_orig_mod.transformer.", "_orig_mod."), ("module.", "module."), ("model.", ""), ("", "model."),
+     ("module._orig_mod.model.transformer.", "module._orig_mod.model.")],
+)  # fmt: skip
+def test_prefixes_of_wrappers_are_taken_off(folder: Path, prefix: str, tied_prefix: str) -> None:
+    def wrapped(tensors: dict[str, Any]) -> dict[str, Any]:
+        renamed = {prefix + name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
+        mask = np.tril(np.ones((1, 1, 11, 11), np.float32))
+        return renamed | {prefix + "h.0.attn.bias": mask, tied_prefix + TIED: tensors["transformer.wte.weight"].copy()}
+
+    rewrite(folder, wrapped)
+    _, weights = load_model(folder)
+    np.testing.assert_array_equal(weights.flat, random_weights().flat)
+    rewrite(folder, lambda tensors: tensors | {tied_prefix + TIED: np.zeros((37, 12), np.float32)})
+    with pytest.raises(CheckpointError, match=re.escape(f"expected {tied_prefix}{TIED} equal to")):
+        load_model(folder)
+
+
+def test_foreign_names_are_shown_next_to_ours(folder: Path) -> None:
+    rewrite(folder, lambda tensors: {f"gpt_neox.{name}": tensor for name, tensor in tensors.items()})
+    with pytest.raises(CheckpointError) as caught:
+        load_model(folder)
+    message = str(caught.value)
+    assert re.search(r"gpt_neox\.transformer\.\S+.* instead of transformer\.wte\.weight, ", message)
+    assert "37 tokens, context 11, 3 layers, 3 heads, 12 channels" in message
+    assert "Geometry(" not in message
+    assert "['" not in message
+
+
+def test_a_tensor_that_is_there_twice_is_refused(folder: Path) -> None:
+    rewrite(folder, lambda tensors: tensors | {"model.wte.weight": np.zeros((37, 12), np.float32)})
+    with pytest.raises(CheckpointError, match=r"wte\.weight in addition to them"):
+        load_model(folder)
+
+
+def test_transposed_matrices_are_recognised(folder: Path) -> None:
+    def linear(tensors: dict[str, Any]) -> dict[str, Any]:
+        return {
+            name: np.ascontiguousarray(tensor.T) if ".attn.c_" in name or ".mlp.c_" in name else tensor
+            for name, tensor in tensors.items()
+        }
+
+    rewrite(folder, linear)
+    with pytest.raises(CheckpointError, match="its matrices are transposed, as those of nanoGPT"):
+        load_model(folder)
+
+
 def test_another_geometry_is_refused(folder: Path) -> None:
     other = Geometry(vocabulary=37, context=11, layers=3, heads=3, channels=24)
     with pytest.raises(CheckpointError, match=r"wte\.weight of shape \(37, 24\), got shape \(37, 12\)"):
