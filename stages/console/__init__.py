@@ -15,7 +15,11 @@ from threadloom.stages.console.json_worker import (
     resident_bytes as resident_bytes,
     serve as serve,
 )
-from threadloom.stages.console.log import LogLevel as LogLevel, configure as configure
+from threadloom.stages.console.log import (
+    LogLevel as LogLevel,
+    PeriodicLog as PeriodicLog,
+    configure as configure,
+)
 from threadloom.stages.console.stop_signals import Stopped as Stopped, StopSignals as StopSignals
 from threadloom.stages.console.streams import (
     discard_unwritable as discard_unwritable,

@@ -7,6 +7,7 @@ towards the memory of the measured process.
 
 import contextlib
 import json
+import selectors
 import signal
 import subprocess
 import sys
@@ -62,7 +63,7 @@ class JsonWorkerProcess:
         """Start `command` and send `task` as its first line, to which there is no reply."""
         with signals_blocked():
             self._process = subprocess.Popen(command, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        self._send(task)
+        self.send(task)
 
     @property
     def name(self) -> str:
@@ -88,14 +89,26 @@ class JsonWorkerProcess:
 
     def request(self, message: dict[str, Any]) -> Any:
         """Send a request and return the reply. Raises WorkerError if the process exits instead."""
-        self._send(message)
+        self.send(message)
+        return self.receive()
+
+    def has_replied(self, seconds: float) -> bool:
+        """Wait up to `seconds` for a reply, or for the end of the process; return True if there is one."""
+        assert self._process.stdout is not None
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._process.stdout, selectors.EVENT_READ)
+            return bool(selector.select(seconds))
+
+    def receive(self) -> Any:
+        """Return the next reply, waiting for it. Raises WorkerError if the process exits instead."""
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
             raise WorkerError(f"{self.name} exited with status {self._process.wait()}; its own messages are above")
         return json.loads(line)
 
-    def _send(self, message: Any) -> None:
+    def send(self, message: Any) -> None:
+        """Send a line without waiting for a reply. Raises WorkerError if the process has exited."""
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(json.dumps(message) + "\n")

@@ -8,6 +8,7 @@ appear above the display.
 import contextlib
 import os
 import sys
+import time
 from enum import Enum
 from typing import TextIO
 
@@ -15,6 +16,25 @@ from loguru import logger
 
 TERMINAL_FORMAT = "<dim>{time:HH:mm:ss}</dim> <level>{level: <7}</level> {message}"
 PLAIN_FORMAT = "{time:YYYY-MM-DD HH:mm:ss} {level: <7} {message}"
+
+
+class PeriodicLog:
+    """Progress of a long operation: a line at level INFO at most every `interval` seconds, the first after as many."""
+
+    def __init__(self, interval: float = 5.0) -> None:
+        self._interval, self._begin = interval, time.monotonic()
+        self._due = self._begin + interval
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the operation began."""
+        return time.monotonic() - self._begin
+
+    def __call__(self, message: str, *values: object) -> None:
+        """Log the message if it is due."""
+        if time.monotonic() >= self._due:
+            self._due = time.monotonic() + self._interval
+            logger.info(message, *values)
 
 
 class LogLevel(Enum):

@@ -11,6 +11,7 @@ from threadloom.stages.data.batches import (
     TokenIds as TokenIds,
     evaluation_batches as evaluation_batches,
 )
+from threadloom.stages.data.bpe_training import train_byte_pairs as train_byte_pairs
 from threadloom.stages.data.dataset import (
     Dataset as Dataset,
     prepare as prepare,
