@@ -5,7 +5,14 @@ from typing import Any
 
 import click
 
-from threadloom.stages.console import LogLevel, StopSignals, configure, discard_unwritable, prepare_streams
+from threadloom.stages.console import (
+    LogLevel,
+    StopSignals,
+    configure,
+    discard_unwritable,
+    logged_warnings,
+    prepare_streams,
+)
 from threadloom.stages.tools.bench import bench
 from threadloom.stages.tools.doctor import doctor
 from threadloom.stages.tools.evaluate import evaluate
@@ -37,8 +44,9 @@ def main(log_level: str) -> None:
     threadloom sample runs/book --prompt "Once upon a time"
     """
     configure(LogLevel(log_level))
+    context = click.get_current_context()
+    context.with_resource(logged_warnings())
     if threading.current_thread() is threading.main_thread():  # only the main thread may set handlers
-        context = click.get_current_context()
         context.obj = context.with_resource(StopSignals())
 
 

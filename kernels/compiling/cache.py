@@ -6,17 +6,23 @@ then on; and after an edit the new index refers to outdated code for a moment. H
 follows from everything that the entry depends on, the digest of the sources included, and it is created atomically. So
 no two files can be inconsistent.
 
+A cache that cannot be written, on a full disk for example, is reported once, and costs only time: `KernelCache`.
+
 Ownership: the files of one kernel belong to every process with the same sources; each may write or remove any of them.
 """
 
 import contextlib
 import glob
 import hashlib
+import warnings
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numba
-from numba.core.caching import IndexDataCacheFile
+from numba.core.caching import CompileResultCacheImpl, FunctionCache, IndexDataCacheFile, InTreeCacheLocator
+
+from threadloom.kernels.compiling.cache_folder import CACHE_FOLDER, REMEDY
 
 
 class CacheFile(IndexDataCacheFile):  # type: ignore[misc]  # Numba has no types
@@ -53,3 +59,61 @@ class CacheFile(IndexDataCacheFile):  # type: ignore[misc]  # Numba has no types
             if keep is None or not path.name.startswith(keep):
                 with contextlib.suppress(OSError):  # another process removed it, or is reading it (Windows)
                     path.unlink()
+
+
+class _Locator(InTreeCacheLocator):  # type: ignore[misc]
+    """The folder of one source file within `CACHE_FOLDER`, which was checked when it was chosen."""
+
+    def __init__(self, function: Any, file: str) -> None:
+        super().__init__(function, file)
+        self._cache_path = str(CACHE_FOLDER.of_source(Path(file)))
+
+    @classmethod
+    def from_function(cls, function: Any, file: str) -> Self:
+        """Return the locator of a function."""
+        return cls(function, file)
+
+    def ensure_cache_path(self) -> None:
+        """Create the folder; Numba calls this before each write."""
+        Path(self._cache_path).mkdir(parents=True, exist_ok=True)
+
+    def get_source_stamp(self) -> str:
+        """Return an empty stamp: `CacheFile` has that of all sources."""
+        return ""
+
+
+class _CacheImpl(CompileResultCacheImpl):  # type: ignore[misc]
+    _locator_classes = (_Locator,)
+
+
+class KernelCache(FunctionCache):  # type: ignore[misc]
+    """The cache of one kernel in `CACHE_FOLDER`, which must have a path; set as the ``_cache`` of its dispatcher."""
+
+    _impl_class = _CacheImpl
+
+    def __init__(self, function: Any, stamp: str) -> None:
+        super().__init__(function)
+        self._cache_file = CacheFile(self.cache_path, self._impl.filename_base, stamp)
+
+    def save_overload(self, signature: Any, data: Any) -> None:
+        """Write an entry; if that fails, warn, and the next process compiles the kernel again."""
+        try:
+            super().save_overload(signature, data)
+        except OSError as error:
+            _warn_once(error.strerror or type(error).__name__)
+
+
+@cache
+def _warn_once(problem: str) -> None:
+    """Warn that entries cannot be written. Python's own filter forgets what it has shown while Numba compiles."""
+    warnings.warn(
+        f"compiled kernels cannot be written to {CACHE_FOLDER.path} ({problem}): they are compiled again by every "
+        f"process. Hint: free some space, or {REMEDY}",
+        RuntimeWarning,
+        stacklevel=3,
+    )
+
+
+def has_failed_to_save() -> bool:
+    """Return True if this process could not write an entry."""
+    return bool(_warn_once.cache_info().currsize)

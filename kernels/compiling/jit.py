@@ -27,7 +27,8 @@ from typing import Any, TypeVar, cast
 
 import numba
 
-from threadloom.kernels.compiling.cache import CacheFile
+from threadloom.kernels.compiling.cache import KernelCache
+from threadloom.kernels.compiling.cache_folder import CACHE_FOLDER
 from threadloom.kernels.compiling.symbol_visibility import PrivateCompiler
 
 Function = TypeVar("Function", bound=Callable[..., object])
@@ -60,11 +61,9 @@ SOURCES_DIGEST = _sources_digest()
 
 def _compiled(function: Function, **options: Any) -> Function:
     """Return `function` as a Numba dispatcher that checks no bounds, releases the GIL, and caches under the digest."""
-    jit = numba.njit(cache=True, pipeline_class=PrivateCompiler, **_COMMON, **options)
-    dispatcher = jit(function)
-    cache: Any = getattr(dispatcher, "_cache", None)
-    if hasattr(cache, "_cache_file"):  # Numba has no public way to set the files of a cache and their stamp
-        cache._cache_file = CacheFile(cache.cache_path, cache._impl.filename_base, SOURCES_DIGEST)
+    dispatcher: Any = numba.njit(pipeline_class=PrivateCompiler, **_COMMON, **options)(function)
+    if JIT_ENABLED and CACHE_FOLDER.path:
+        dispatcher._cache = KernelCache(function, SOURCES_DIGEST)  # Numba has no public way to set its cache
     return cast(Function, dispatcher)
 
 

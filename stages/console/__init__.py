@@ -19,6 +19,7 @@ from threadloom.stages.console.log import (
     LogLevel as LogLevel,
     PeriodicLog as PeriodicLog,
     configure as configure,
+    logged_warnings as logged_warnings,
 )
 from threadloom.stages.console.stop_signals import Stopped as Stopped, StopSignals as StopSignals
 from threadloom.stages.console.streams import (

@@ -9,6 +9,8 @@ import contextlib
 import os
 import sys
 import time
+import warnings
+from collections.abc import Iterator
 from enum import Enum
 from typing import TextIO
 
@@ -69,6 +71,20 @@ def configure(level: LogLevel = LogLevel.INFO, stream: TextIO | None = None) -> 
         backtrace=False,
         diagnose=level is LogLevel.DEBUG,
     )
+
+
+@contextlib.contextmanager
+def logged_warnings() -> Iterator[None]:
+    """Log Python warnings in the block, such as those of libraries, one line each."""
+
+    def log(message: Warning | str, *_: object, **__: object) -> None:
+        logger.warning("{}", message)
+
+    before, warnings.showwarning = warnings.showwarning, log
+    try:
+        yield
+    finally:
+        warnings.showwarning = before
 
 
 def _is_terminal(stream: TextIO | None) -> bool:

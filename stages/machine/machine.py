@@ -94,10 +94,26 @@ class Machine:
         return f"{_slug(self.microarchitecture or self.architecture)}-{self.logical_cores}c-{digest}"
 
 
+NO_HOME = Path("/nonexistent")
+"""Home directory of a user without one, by convention: it does not exist and cannot be created."""
+
+
 def cache_root() -> Path:
-    """Return the folder of everything measured on this machine, which can be deleted and measured again."""
+    """Return the folder of everything measured on this machine, which can be deleted and measured again.
+
+    It is ``THREADLOOM_CACHE``, or ``threadloom`` in ``XDG_CACHE_HOME``, by default ``~/.cache``. It may be one that
+    cannot be written.
+    """
+    if given := os.environ.get("THREADLOOM_CACHE"):
+        return Path(given).absolute()
     given = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(given) if Path(given).is_absolute() else Path.home() / ".cache") / "threadloom"
+    if Path(given).is_absolute():
+        return Path(given) / "threadloom"
+    try:
+        home = Path.home()
+    except RuntimeError:  # HOME is not set, and the user is in no table of the system
+        home = NO_HOME
+    return (home if home.is_absolute() else NO_HOME) / ".cache/threadloom"
 
 
 def detect(root: Path = Path("/")) -> Machine:

@@ -5,6 +5,8 @@ are part of its path:
 
     $XDG_CACHE_HOME/threadloom/tuned/MACHINE/MODEL-BATCH-DELAY-VERSION.json
 
+(`$THREADLOOM_CACHE/tuned/...` if that variable is set.)
+
 `with_tuned_settings` fills a record into the settings that a configuration leaves open. Explicit settings take
 precedence, and a record that was measured with different explicit settings is ignored.
 """

@@ -2,10 +2,10 @@
 
 They are stored with everything that they depend on (`speeds_key`) in
 
-    $XDG_CACHE_HOME/threadloom/precision/MACHINE.json
+    $XDG_CACHE_HOME/threadloom/precision/MACHINE.json, or $THREADLOOM_CACHE/precision/MACHINE.json
 
 A damaged file, or one of another processor, version or kernel, is measured again and replaced. One process measures at
-a time, and others wait for its result. If the file cannot be written, each process measures for itself.
+a time, and others wait for its result. If the file cannot be written, each process measures for itself, and says so.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ import msgspec
 from loguru import logger
 
 from threadloom.kernels import GemmBackend, blas_info
-from threadloom.kernels.compiling import SOURCES_DIGEST, TARGET
+from threadloom.kernels.compiling import SOURCES_DIGEST, TARGET, write_problem
 from threadloom.kernels.simd import low_precision_info
 from threadloom.stages.machine import cache_root, detect
 from threadloom.stages.speeds.measuring import Speeds, measure_speeds
@@ -88,7 +88,13 @@ def stored_speeds(path: Path, key: Mapping[str, str], measure: Callable[[], Spee
         found = read_speeds(path, key)  # another process may have measured while this one waited
         if found is not None:
             return found
-        logger.info("measuring the speed of each precision, once; the result is stored in {}", path)
+        if problem := write_problem(path.parent):
+            logger.warning(
+                "measuring the speed of each precision; the result cannot be kept in {} ({}). Hint: set "
+                "THREADLOOM_CACHE to a folder that you can write", path.parent, problem,
+            )  # fmt: skip
+        else:
+            logger.info("measuring the speed of each precision, once; the result is stored in {}", path)
         measured = measure()
         try:
             atomic_write(path, msgspec.json.format(msgspec.json.encode(SpeedsRecord(dict(key), measured))))

@@ -18,6 +18,7 @@ from typing import Self
 from loguru import logger
 from numba.core import event
 
+from threadloom.kernels.compiling import CACHE_FOLDER, has_failed_to_save
 from threadloom.pipeline import available_cores
 from threadloom.stages.config import Config, ModelConfig, Precision
 from threadloom.stages.console import module_command
@@ -87,7 +88,8 @@ class _CompileProgress(event.Listener):  # type: ignore[misc]  # Numba has no ty
         if self._over.wait(SLOW):
             return
         self._on_progress(
-            "compiling the kernels for this processor, once, which takes about half a minute; they are cached"
+            "compiling the kernels for this processor, which takes about half a minute"
+            + (", once; they are cached" if CACHE_FOLDER.path else "")
         )
         while not self._over.wait(INTERVAL):
             self._on_progress(f"compiling: {self.compiled} kernels so far")
@@ -150,8 +152,8 @@ def _compile(step: _TinyStep, precision: Precision, on_progress: OnProgress, pro
             on_progress(f"compiled kernels: {name} ({seconds:.1f} s)")
 
     timed("embedding", step.embedding)
-    # If embedding had to be compiled, so have the others.
-    wanted = progress.compiled > 0 and available_cores() > 1
+    # If embedding had to be compiled, so have the others. The second process hands its kernels over in the cache.
+    wanted = progress.compiled > 0 and available_cores() > 1 and CACHE_FOLDER.path is not None
     with _second_process(precision, wanted=wanted, on_progress=on_progress) as wait:
         timed("forward", step.forward)
         timed("evaluation", step.evaluation)
@@ -166,18 +168,26 @@ def _second_process(
 ) -> Iterator[Callable[[], object]]:
     """Compile the backward pass in a process that ends with the block; yield a function that waits for it.
 
-    If the process fails, the kernels that it did not compile are compiled in this process.
+    If the process fails or cannot be started, the kernels that it did not compile are compiled in this process.
     """
     if not wanted:
         yield lambda: None
         return
     command = module_command("threadloom.stages.child_processes.compile_backward", precision.value)
     null = subprocess.DEVNULL
-    # Its standard input closes when this process ends for any reason, and it exits at the end of its input.
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=null, stderr=null) as process:
+    try:  # its standard input closes when this process ends for any reason, and it exits at the end of its input
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=null, stderr=null)
+    except OSError as error:  # a limit on processes or memory, or an interpreter that may not be run
+        reason = error.strerror or type(error).__name__
+        on_progress(f"the second compiling process cannot be started ({reason}): compiling will take longer")
+        yield lambda: None
+        return
+    with process:
 
         def wait() -> None:
-            if status := process.wait():
+            if has_failed_to_save():  # the cache is full, and could not hold its kernels either
+                process.kill()
+            elif status := process.wait():
                 on_progress(f"the second compiling process exited with status {status}: compiling will take longer")
 
         try:

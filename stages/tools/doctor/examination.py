@@ -8,16 +8,17 @@ import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from threadloom.kernels import BlasInfo, GemmBackend, blas_info
-from threadloom.kernels.compiling import JIT_ENABLED
+from threadloom.kernels.compiling import CACHE_FOLDER, JIT_ENABLED, CacheFolder, write_problem
 from threadloom.kernels.simd import low_precision_info
 from threadloom.pipeline import BlasThreads, format_bytes, loaded_blas
 from threadloom.stages.config import Config
-from threadloom.stages.machine import Machine, VectorWidth, detect
+from threadloom.stages.machine import Machine, VectorWidth, cache_root, detect
 from threadloom.stages.resolve import CONFIG_NAMES, PrecisionChoice, load_config, resolve
 from threadloom.stages.speeds import Speeds, read_speeds, speeds_here, speeds_key, speeds_path
 from threadloom.stages.tools.doctor.measuring import MachineRates, measure_machine
@@ -64,13 +65,14 @@ class DoctorReport:
     precisions: dict[str, PrecisionChoice]  # automatic setting → the precision that it selects
     speeds: Speeds | None = None  # the kept rates by which a run selects, warns about or refuses a precision
     speeds_from: str = ""  # time of the measurement and path of the file; "" if there are none
+    places: tuple[str, ...] = ()  # where kernels and figures are kept, one sentence each
 
     @property
     def choices(self) -> tuple[str, ...]:
         """The choices that follow from the machine, one sentence each."""
         now = any(path.one is not None for path in self.products)
         precisions = precision_sentences(self.precisions, self.speeds_from, now)
-        return (*choices(self.machine, self.blas, self.defaults), *precisions)
+        return (*choices(self.machine, self.blas, self.defaults), *self.places, *precisions)
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -95,6 +97,17 @@ def examine(measure: bool = True, seconds: float = 0.3) -> DoctorReport:
         precisions=automatic_choices(speeds, info),
         speeds=speeds,
         speeds_from=speeds_from,
+        places=places(CACHE_FOLDER, cache_root()),
+    )
+
+
+def places(kernels: CacheFolder, figures: Path) -> tuple[str, ...]:
+    """Return where compiled kernels and measured figures are kept, one sentence each."""
+    problem = write_problem(figures)
+    not_kept = f"not kept: {figures} cannot be written ({problem}); THREADLOOM_CACHE names another folder"
+    return (
+        f"Compiled kernels: {kernels.kind.value}{f', {kernels.path}' if kernels.path else ''}.",
+        f"Measured speeds and tuned settings: {not_kept if problem else f'kept in {figures}'}.",
     )
 
 

@@ -8,11 +8,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from loguru import logger
 from rich.console import Console
 
 from threadloom.kernels import blas_info
+from threadloom.kernels.compiling import write_problem
 from threadloom.pipeline import available_cores, is_redrawable
 from threadloom.stages.config import Config, ConfigError, Gemm, Precision
 from threadloom.stages.machine import Machine, detect, load_warning
@@ -73,21 +75,34 @@ def run_tuning(config: Config, budget: float, console: Console | None = None) ->
         logger.info("the vocabulary depends on the text; tuning with {} random tokens", RANDOM_VOCABULARY)
     measured = measured_config(config)
     resolved = resolve(measured, cores)
-    default = TunedSettings.of(resolved)
+    default, explicit = TunedSettings.of(resolved), explicit_settings(config)
+    path = record_path(config, machine, explicit)
+    if problem := write_problem(path.parent):
+        logger.warning(
+            "the result of this search can only be printed: {} cannot be written ({}). Hint: set THREADLOOM_CACHE to "
+            "a folder that you can write, here and for `threadloom train`", path.parent, problem,
+        )  # fmt: skip
     compile_kernels(precision=config.precision)
     trials = Trials(measured, cores, min(MAX_TRIAL_SECONDS, max(MIN_TRIAL_SECONDS, budget / TRIALS_WANTED)))
     trials(default)  # warms up caches and clock; does not count
     limits = Limits(cores, config.batch_size, config.sequences, _gemms(config.precision), resolved.shared_lanes)
-    explicit = explicit_settings(config)
     with _progress(console) as on_progress:
         result = search(default, limits, trials, budget, explicit, on_progress)
     console.print(trials_table(result))
     for sentence in conclusions(result):
         console.print(sentence, highlight=False, soft_wrap=True)
-    path = record_path(config, machine, explicit)
-    write_record(path, _record(config, machine, explicit, result))
-    console.print(f"Kept in {path}; `threadloom train` uses it here for this model.", highlight=False, soft_wrap=True)
+    console.print(_kept(path, _record(config, machine, explicit, result)), highlight=False, soft_wrap=True)
     return result
+
+
+def _kept(path: Path, record: TuningRecord) -> str:
+    """Write a record; return a sentence on where it is, or why it could not be written."""
+    try:
+        write_record(path, record)
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        return f"Not kept in {path.parent} ({reason}); pass the settings to `threadloom train` with --set."
+    return f"Kept in {path}; `threadloom train` uses it here for this model."
 
 
 def _gemms(precision: Precision) -> tuple[Gemm, ...]:

@@ -1,16 +1,20 @@
 """Compiled kernels on disk: entries written by several processes at once, or compiled from other sources."""
 
+import errno
 import itertools
 import os
 import subprocess
 import sys
 import threading
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, strategies as st
+from numba.core.caching import FunctionCache
 
+from threadloom.kernels.compiling import cache
 from threadloom.kernels.compiling.cache import CacheFile
 from threadloom.kernels.compiling.jit import JIT_ENABLED
 from threadloom.kernels.matmul.backend import gemm
@@ -105,6 +109,30 @@ def test_concurrent_saves_do_not_mix_entries(
 
 @pytest.mark.skipif(not JIT_ENABLED, reason="there is no compiled code")
 class TestKernels:
+    def test_a_cache_that_cannot_be_written_is_a_warning(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """On a full disk; the kernel has been compiled already, and runs."""
+
+        def full(*_: object) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        kernel: Any = gemm
+        monkeypatch.setattr(CacheFile, "save", full)
+        monkeypatch.setattr(FunctionCache, "save_overload", lambda self, *_: self._cache_file.save((), None))
+
+        def save_twice() -> None:
+            for _ in range(2):
+                with warnings.catch_warnings():  # as Numba does while it compiles
+                    kernel._cache.save_overload((), None)
+
+        cache._warn_once.cache_clear()
+        try:
+            with pytest.warns(RuntimeWarning, match=r"No space left.*THREADLOOM_CACHE") as said:
+                save_twice()
+            assert len(said) == 1
+            assert cache.has_failed_to_save()
+        finally:
+            cache._warn_once.cache_clear()
+
     def test_kernels_use_this_cache(self) -> None:
         kernel: Any = gemm
         assert isinstance(kernel._cache._cache_file, CacheFile)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from threadloom.stages.machine import machine as module
-from threadloom.stages.machine.machine import Machine, VectorWidth, detect
+from threadloom.stages.machine.machine import Machine, VectorWidth, cache_root, detect
 
 XEON = Machine(
     cpu="Intel Xeon",
@@ -88,6 +88,24 @@ def test_a_cpu_that_llvm_cannot_query_has_no_features(tmp_path: Path, monkeypatc
     found = detect(tmp_path)
     assert found.features == ()
     assert found.vector_width is VectorWidth.PLAIN
+
+
+def test_the_folder_of_figures_is_that_of_the_environment_or_of_the_home(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("THREADLOOM_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    monkeypatch.setattr(Path, "home", lambda: Path("/home/someone"))
+    assert cache_root() == Path("/home/someone/.cache/threadloom")
+    monkeypatch.setattr(Path, "home", no_home)
+    assert cache_root() == module.NO_HOME / ".cache/threadloom"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_root() == tmp_path / "threadloom"
+    monkeypatch.setenv("THREADLOOM_CACHE", str(tmp_path / "all"))
+    assert cache_root() == tmp_path / "all"
 
 
 def test_the_real_machine_is_plausible() -> None:

@@ -1,5 +1,6 @@
 """Compiling before a run: which process compiles what, and that the second process never outlives the first."""
 
+import errno
 import os
 import subprocess
 import threading
@@ -85,6 +86,18 @@ def test_a_second_process_that_fails_is_not_silent(monkeypatch: pytest.MonkeyPat
     finally:
         logger.remove(sink)
     assert "status 3" in "".join(said)
+
+
+@pytest.mark.parametrize("code", [errno.EAGAIN, errno.EACCES, errno.ENOMEM])
+def test_a_second_process_that_cannot_be_started_costs_only_time(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    said: list[str] = []
+    with warmup._second_process(Precision.BF16, wanted=True, on_progress=said.append) as wait:
+        wait()
+    assert said == [f"the second compiling process cannot be started ({os.strerror(code)}): compiling will take longer"]
 
 
 def test_cached_kernels_are_loaded_without_messages_and_without_a_second_process(

@@ -100,6 +100,22 @@ def test_the_defaults_are_kept_in_a_record_that_changes_nothing(monkeypatch: pyt
     assert with_tuned_settings(TINY, MACHINE) == TINY
 
 
+def test_a_result_that_cannot_be_kept_is_announced_before_the_first_trial(
+    monkeypatch: pytest.MonkeyPatch, said: list[str], tmp_path: Path
+) -> None:
+    class Flat(Trials):
+        def __call__(self, choice: TunedSettings) -> Trial:
+            assert any("can only be printed" in line and "THREADLOOM_CACHE" in line for line in said)
+            return Trial(1000.0, 0.01)
+
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("THREADLOOM_CACHE", str(tmp_path / "file/folder"))  # nobody can create it
+    monkeypatch.setattr(tuning, "Trials", Flat)
+    console, stream = plain_console()
+    run_tuning(TINY, 1.0, console)
+    assert "Not kept in" in stream.getvalue()
+
+
 @pytest.fixture
 def with_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Simulate a machine on which bfloat16 is much faster than float32."""
