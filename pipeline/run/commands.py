@@ -16,8 +16,8 @@ from threadloom.pipeline.core import (
     Cancelled,
     OneShotEvent,
     PipelineError,
+    PostponedCalls,
     StageFailure,
-    call_elsewhere,
     format_error,
     holds,
 )
@@ -45,6 +45,7 @@ class Commands:
         self._parts = parts
         self._resources = tuple(resources)
         self._threads = threads
+        self._postponed = PostponedCalls()
 
     @property
     def outcome(self) -> StageFailure | Cancelled | None:
@@ -64,7 +65,7 @@ class Commands:
         self.check_process()
         interrupted = holds(self.lock) or self._parts.interrupted
         if interrupted:
-            call_elsewhere(command)
+            self._postponed.add(command)
         return interrupted
 
     def order(self, order: Callable[[RunControl], Sequence[RunAction]]) -> None:

@@ -5,6 +5,7 @@ that the caller takes from a sink, counted from 0 over all workers. The plan det
 effect; scheduling determines the worker and, with several workers, the item.
 """
 
+import os
 import random
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -38,22 +39,56 @@ class FaultKind(Enum):
     HOLD = "hold"
     """The call waits for `amount` other events in the graph, or until no event occurs any longer. Later items overtake
     this one as far as the graph allows."""
+    POLICY = "policy"
+    """The function raises `PolicyFault`, and the failure policy of the stage, if it has one, raises it again."""
+    FINALISER = "finaliser"
+    """The call leaves `amount` objects in reference cycles. Their `__del__` reads the statistics of the run, pauses and
+    resumes it, in whatever thread and at whatever instruction the garbage collector finds them."""
+    DROP = "drop"
+    """The call iterates another graph and leaves the iterator in a reference cycle, for the collector to close."""
+    RESIZE = "resize"
+    """`run.resize()` gives the stage `amount` workers. Only stages with several workers, whose order is free."""
+    DRAIN = "drain"
+    """`run.drain()` is called: the sources end, and the rest of their items is never sent."""
+    FORK = "fork"
+    """The process is forked. The child must see that the run is not its own, and ends; the call waits for it."""
 
 
-STOPPING = frozenset({FaultKind.RAISE, FaultKind.EXIT, FaultKind.CANCEL, FaultKind.INTERRUPT, FaultKind.LEAVE})
+STOPPING = frozenset(
+    {
+        FaultKind.RAISE,
+        FaultKind.EXIT,
+        FaultKind.CANCEL,
+        FaultKind.INTERRUPT,
+        FaultKind.LEAVE,
+        FaultKind.POLICY,
+    }
+)
 """Kinds that must end a run before it has processed all items."""
+COLLECTED = frozenset({FaultKind.FINALISER, FaultKind.DROP})
+"""Kinds whose effect occurs when the garbage collector runs."""
 
 
 def possible(stage: Stage) -> frozenset[FaultKind]:
     """Return the kinds of fault that can occur at this source, stage or sink."""
+    never = set() if hasattr(os, "fork") else {FaultKind.FORK}
     if stage.kind is NodeKind.SINK:
-        return frozenset(FaultKind) - {FaultKind.EXIT, FaultKind.KILL}
-    never = {FaultKind.LEAVE} if isinstance(stage.fn, OnProcesses) else {FaultKind.LEAVE, FaultKind.KILL}
-    return frozenset(FaultKind) - never
+        return frozenset(FaultKind) - never - {FaultKind.EXIT, FaultKind.KILL, FaultKind.POLICY, FaultKind.RESIZE}
+    if isinstance(stage.fn, OnProcesses):
+        never |= {FaultKind.RESIZE, FaultKind.FORK}
+    else:
+        never |= {FaultKind.KILL}
+    if stage.workers == 1:
+        never |= {FaultKind.RESIZE}
+    return frozenset(FaultKind) - never - {FaultKind.LEAVE}
 
 
 class InjectedFault(Exception):
     """The exception of a RAISE fault."""
+
+
+class PolicyFault(InjectedFault):
+    """The exception of a POLICY fault."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +102,7 @@ class Fault:
     kind: FaultKind
     """The effect."""
     amount: float = 0
-    """Milliseconds for DELAY, PAUSE and KILL; number of other events for HOLD."""
+    """Milliseconds for DELAY, PAUSE, KILL; number of events for HOLD, objects for FINALISER, workers for RESIZE."""
     after: bool = False
     """True if the fault occurs after the function has returned; an error then discards its result."""
 
@@ -127,5 +162,9 @@ def _random_fault(choose: random.Random, stage: str, kind: FaultKind, calls: int
         amount = choose.randint(1, 30)
     elif kind is FaultKind.KILL:
         amount = choose.choice([0, 0, 0.2, 1.0])
+    elif kind is FaultKind.FINALISER:
+        amount = choose.randint(1, 100)
+    elif kind is FaultKind.RESIZE:
+        amount = choose.randint(1, 4)
     # Early calls are preferred: a fault beyond the last call never occurs.
     return Fault(stage, int(choose.random() ** 2 * calls), kind, amount, after=choose.random() < 0.3)

@@ -4,6 +4,7 @@ Guarantees: `exercise` returns at most about `limit` seconds after the last even
 signal handlers and the thread switch interval. Threads that it cannot end are reported.
 """
 
+import gc
 import signal
 import sys
 import threading
@@ -18,12 +19,15 @@ from threadloom.pipeline.core import Label
 from threadloom.pipeline.graph import Graph
 from threadloom.pipeline.observe import NodeKind, RunStatistics, Stage, Trace
 from threadloom.pipeline.run import Abortable, Run, stack_of
-from threadloom.pipeline.testing.faults import FaultKind, FaultPlan
+from threadloom.pipeline.testing.faults import COLLECTED, FaultKind, FaultPlan
 from threadloom.pipeline.testing.injection import FaultInjector, Fired
 from threadloom.pipeline.testing.instrument import instrument
 from threadloom.pipeline.testing.invariants import Observation, broken_invariants
 from threadloom.pipeline.testing.journal import Journal
 from threadloom.pipeline.testing.leaks import ResourceSnapshot, left_behind
+
+COLLECT_AFTER = 20
+"""Objects after which the garbage collector runs in a run with a fault that occurs in it: anywhere, and often."""
 
 
 class InvariantBroken(AssertionError):
@@ -194,6 +198,8 @@ def exercise(
         finally:
             observed.ended.set()
             watcher.join()
+    if any(fired.fault.kind in COLLECTED for fired in faults.fired):
+        gc.collect()
     leaks = left_behind(before)
     observation = Observation(
         journal, tuple(faults.fired), graph, run.statistics(), error, observed.hang, ended, subject.resources, leaks
@@ -208,7 +214,7 @@ def exercise(
 def _process_settings(plan: FaultPlan, faults: FaultInjector, *, interrupts: bool) -> Iterator[None]:
     """Set the switch interval of the plan and a SIGINT handler that ignores a late INTERRUPT; restore both."""
     handler = signal.getsignal(signal.SIGINT)
-    interval = sys.getswitchinterval()
+    interval, thresholds = sys.getswitchinterval(), gc.get_threshold()
 
     def on_interrupt(number: int, frame: object) -> None:
         if faults.interruptible:
@@ -219,9 +225,12 @@ def _process_settings(plan: FaultPlan, faults: FaultInjector, *, interrupts: boo
             signal.signal(signal.SIGINT, on_interrupt)
         if plan.switch_interval is not None:
             sys.setswitchinterval(plan.switch_interval)
+        if any(fault.kind in COLLECTED for fault in plan.faults):
+            gc.set_threshold(COLLECT_AFTER, 100, 1000)  # young objects only: a full collection takes long
         yield
     finally:
         sys.setswitchinterval(interval)
+        gc.set_threshold(*thresholds)
         if interrupts:
             signal.signal(signal.SIGINT, handler)
 

@@ -8,15 +8,30 @@ import signal
 import threading
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from threadloom.pipeline.processes import ProcessWorker
 from threadloom.pipeline.run import Run
-from threadloom.pipeline.testing.faults import STOPPING, Fault, FaultKind, FaultPlan, InjectedFault
+from threadloom.pipeline.testing.actions import drop_iterator, fork, leave_garbage, pause
+from threadloom.pipeline.testing.faults import STOPPING, Fault, FaultKind, FaultPlan, InjectedFault, PolicyFault
 from threadloom.pipeline.testing.journal import Journal
 
-RAISED: dict[FaultKind, type[BaseException]] = {FaultKind.RAISE: InjectedFault, FaultKind.EXIT: SystemExit}
+ON_RUN: dict[FaultKind, Callable[[Run, Fault], object]] = {
+    FaultKind.CANCEL: lambda run, fault: run.cancel(),
+    FaultKind.PAUSE: lambda run, fault: pause(run, fault.amount / 1000),
+    FaultKind.RESIZE: lambda run, fault: run.resize(fault.stage, workers=int(fault.amount)),
+    FaultKind.DRAIN: lambda run, fault: run.drain(),
+    FaultKind.FINALISER: lambda run, fault: leave_garbage(run, int(fault.amount)),
+    FaultKind.FORK: lambda run, fault: fork(run),
+}
+"""Kinds that act on the run, with the action."""
+RAISED: dict[FaultKind, type[BaseException]] = {
+    FaultKind.RAISE: InjectedFault,
+    FaultKind.EXIT: SystemExit,
+    FaultKind.POLICY: PolicyFault,
+}
 """Kinds that raise, with the type of the exception."""
 
 
@@ -72,13 +87,12 @@ class FaultInjector:
                 signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
         if error is not None:
             raise error
-        if fault.kind is FaultKind.CANCEL and self.run is not None:
-            self.run.cancel()
+        if self.run is not None and fault.kind in ON_RUN:
+            ON_RUN[fault.kind](self.run, fault)
         elif fault.kind is FaultKind.KILL:
             self._kill(fault.amount)
-        elif fault.kind is FaultKind.PAUSE and self.run is not None:
-            self.run.pause()
-            threading.Timer(fault.amount / 1000, self.run.resume).start()
+        elif fault.kind is FaultKind.DROP:
+            drop_iterator()
         elif fault.kind is FaultKind.DELAY:
             time.sleep(fault.amount / 1000)
         elif fault.kind is FaultKind.HOLD:

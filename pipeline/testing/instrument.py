@@ -8,13 +8,15 @@ import threading
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from copy import copy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from threadloom.pipeline.graph import Graph
 from threadloom.pipeline.observe import Branch, NodeKind, Route, Stage, Via
+from threadloom.pipeline.policy import Attempt, Decision, FailFast, OnError, RetryAfter
 from threadloom.pipeline.processes import ProcessWorker
 from threadloom.pipeline.run import PerWorker
+from threadloom.pipeline.testing.faults import PolicyFault
 from threadloom.pipeline.testing.injection import FaultInjector
 from threadloom.pipeline.testing.journal import Journal
 
@@ -44,6 +46,8 @@ class _Wrapper:
             assert stage.fn is not None
             fn = stage.fn
             changes["fn"] = self._per_worker(stage, fn) if isinstance(fn, PerWorker) else self._function(stage, fn)
+        if not isinstance(stage.on_error, FailFast):
+            changes["on_error"] = FaultyPolicy(stage.on_error)
         return replace(stage, **changes)
 
     def _when(self, name: str, when: Callable[[Any], bool]) -> Callable[[Any], bool]:
@@ -147,6 +151,25 @@ class _Wrapper:
         wrapped = copy(fn)  # keeps other abilities, for example to abort its processes
         wrapped.make = Wrapped
         return wrapped
+
+
+@dataclass(frozen=True)
+class FaultyPolicy(OnError):
+    """A failure policy that raises for a POLICY fault, and is `policy` otherwise."""
+
+    policy: OnError
+
+    @property
+    def skips(self) -> bool:
+        return self.policy.skips
+
+    def decide(self, attempt: Attempt) -> Decision | RetryAfter:
+        if isinstance(attempt.error, PolicyFault):
+            raise attempt.error
+        return self.policy.decide(attempt)
+
+    def final_check(self, skipped: int, items: int) -> str | None:
+        return self.policy.final_check(skipped, items)
 
 
 class _Elements:

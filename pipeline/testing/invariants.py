@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from threadloom.pipeline.core import Cancelled, Pool, StageFailure
+from threadloom.pipeline.core import AdmissionError, Cancelled, Pool, StageFailure
 from threadloom.pipeline.graph import Graph
 from threadloom.pipeline.observe import NodeKind, Port, RunStatistics, Stage
 from threadloom.pipeline.policy import FailFast, Fifo, Gather, InOrder, Join
@@ -53,6 +53,16 @@ class Observation:
         if fired.fault.kind is FaultKind.RAISE:  # other policies may skip the item, or retry
             return isinstance(self.journal.stages[fired.fault.stage].on_error, FailFast)
         return fired.fault.kind in STOPPING
+
+    @property
+    def drained(self) -> bool:
+        """True if the sources may have ended early."""
+        return any(fired.fault.kind is FaultKind.DRAIN for fired in self.fired)
+
+    def workers(self, stage: Stage) -> int:
+        """Return the largest number of workers that a stage has had at once."""
+        resized = (fired.fault for fired in self.fired if fired.fault.kind is FaultKind.RESIZE)
+        return max([stage.workers, *(int(fault.amount) for fault in resized if fault.stage == stage.name)])
 
     @property
     def succeeded(self) -> bool:
@@ -100,7 +110,7 @@ def _outcome(seen: Observation, subject: Expected, prompt: float) -> Iterator[st
             yield f"the caller got {error!r}, a consequence: the run had already ended. First faults: {occurred}"
         elif match and match[0].fault.stage != error.stage:
             yield f"an error of stage {match[0].fault.stage!r} was reported as an error of {error.stage!r}"
-        elif not match and not isinstance(cause, subject.may_raise) and not _killed(seen, error):
+        elif not match and not isinstance(cause, _expected_errors(seen, subject)) and not _killed(seen, error):
             yield f"the caller got {error!r}, which no fault caused. Faults: {occurred}"
     elif isinstance(error, Cancelled):
         if FaultKind.CANCEL not in kinds:
@@ -109,6 +119,14 @@ def _outcome(seen: Observation, subject: Expected, prompt: float) -> Iterator[st
         yield f"the caller got {error!r}, which no fault caused. Faults: {occurred}"
     if stoppers and (late := seen.ended - min(fired.when for fired in stoppers)) > prompt:
         yield f"the run ended {late:.2f} s after the first of these faults: {occurred}; {prompt:g} s are allowed"
+
+
+def _expected_errors(seen: Observation, subject: Expected) -> tuple[type[BaseException], ...]:
+    """Return the errors with which the run may end without a fault that stops it.
+
+    Sources that have ended early leave gaps and incomplete groups.
+    """
+    return (*subject.may_raise, AdmissionError) if seen.drained else subject.may_raise
 
 
 def _killed(seen: Observation, error: StageFailure) -> bool:
@@ -138,7 +156,7 @@ def _delivery(seen: Observation, stage: Stage) -> Iterator[str]:
     if seen.succeeded and stage.kind is not NodeKind.SOURCE and not unmatched and (lost := arrived - begun):
         listing = ", ".join(repr(names[each]) for each in list(lost)[:5])
         yield f"{lost.total()} item(s) sent to {stage.name!r} did not arrive: {listing}"
-    bound = transit_bound(stage, seen.journal)
+    bound = transit_bound(seen, stage)
     if record.most_in_transit > bound:
         yield f"{record.most_in_transit} items were in transit to {stage.name!r} at once; the bound is {bound}"
     ends = record.returned + record.given_up
@@ -168,14 +186,14 @@ def _order(seen: Observation, stage: Stage) -> Iterator[str]:
 def _counters(seen: Observation, stage: Stage) -> Iterator[str]:
     """Check the engine's statistics against the journal."""
     record, counted = seen.journal.of[stage.name], seen.statistics[stage.name]
-    name, workers = stage.name, stage.workers
+    name, workers = stage.name, seen.workers(stage)
     begun = 0 if stage.kind is NodeKind.SOURCE else len(record.groups) if stage.gathers else len(record.begun)
     # An interrupt may reach the caller between the arrival of an item and its entry in the journal.
     slack = 1 if stage.kind is NodeKind.SINK and isinstance(seen.error, KeyboardInterrupt) else 0
     if abs(counted.items_in - begun) > slack:
         yield f"the statistics of {name!r} count {counted.items_in} items in; the journal has {begun}"
     out = record.returned if stage.kind is NodeKind.SINK else record.emitted
-    least = out if seen.succeeded else max(0, out - unsent_bound(stage, record))
+    least = out if seen.succeeded else max(0, out - unsent_bound(seen, stage))
     if not least - slack <= counted.items_out <= out + slack:
         yield f"the statistics of {name!r} count {counted.items_out} items out; the journal has {out}"
     # The three times of each worker add up to its lifetime, those of a sink to the caller's; both are within the run.
@@ -208,7 +226,8 @@ def _model(seen: Observation, subject: Expected, delivered: Mapping[str, list[An
         missing = Counter(wanted) - Counter(got)
         if excess:
             yield f"sink {sink!r} delivered unexpected items: {dict(excess.most_common(5))}"
-        if seen.succeeded and missing and not any(record.given_up for record in seen.journal.of.values()):
+        given_up = seen.drained or any(record.given_up for record in seen.journal.of.values())
+        if seen.succeeded and missing and not given_up:
             yield f"sink {sink!r} did not deliver {dict(missing.most_common(5))}"
         places = {item: place for place, item in enumerate(wanted)}
         if sink in subject.ordered and not excess and sorted(got, key=places.__getitem__) != got:
@@ -227,21 +246,23 @@ def depth_bound(stage: Stage, record: NodeRecord) -> int | None:
     return None
 
 
-def unsent_bound(stage: Stage, record: NodeRecord) -> int:
+def unsent_bound(seen: Observation, stage: Stage) -> int:
     """Return the largest number of results of a node that may exist without having been sent."""
+    record, workers = seen.journal.of[stage.name], seen.workers(stage)
     if stage.ordered:
-        return (stage.workers + stage.capacity) * record.most_emitted
+        return (workers + stage.capacity) * record.most_emitted
     # Under a failure policy, an expansion is evaluated completely before its first element is sent.
-    return stage.workers * (1 if isinstance(stage.on_error, FailFast) else record.most_emitted)
+    return workers * (1 if isinstance(stage.on_error, FailFast) else record.most_emitted)
 
 
-def transit_bound(stage: Stage, journal: Journal) -> int:
+def transit_bound(seen: Observation, stage: Stage) -> int:
     """Return the largest number of items that may have been sent to a node and not begun.
 
     The bound of its channel, the items that its workers have taken, and the unsent results of its predecessors.
     """
+    journal = seen.journal
     record, policy = journal.of[stage.name], stage.admission
     depth = depth_bound(stage, record)
     each = policy.count if isinstance(policy, Gather) else len(policy.inputs) if isinstance(policy, Join) else 1
-    unsent = sum(unsent_bound(journal.stages[name], journal.of[name]) for name in stage.after)
-    return len(record.arrived) if depth is None else (depth + stage.workers) * each + unsent
+    unsent = sum(unsent_bound(seen, journal.stages[name]) for name in stage.after)
+    return len(record.arrived) if depth is None else (depth + seen.workers(stage)) * each + unsent

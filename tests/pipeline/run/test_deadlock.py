@@ -174,6 +174,7 @@ def test_channels_that_move_are_not_looked_at(monkeypatch: pytest.MonkeyPatch) -
     assert len(looks) <= (time.monotonic() - began) / QUIET
 
 
+@pytest.mark.timeout(60)
 def test_a_deadlock_in_a_graph_of_a_thousand_stages_is_found() -> None:
     """No recursion, and no cost that grows with the square of the depth: the time limit of this test is that bound."""
     graph = Graph("deep")

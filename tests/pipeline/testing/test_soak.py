@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.soak import soak
 from threadloom.pipeline import Graph
-from threadloom.pipeline.testing import random_subject
+from threadloom.pipeline.testing import FaultKind, random_subject
 
 QUICK = 300
 """Number of seeds in every test run; about five seconds on two cores."""
@@ -23,7 +23,7 @@ def test_part_of_the_soak() -> None:
     assert figures.failures == []
     assert figures.graphs == QUICK
     assert {"success", "StageFailure", "Cancelled", "KeyboardInterrupt", "InjectedFault"} <= set(figures.outcomes)
-    assert {"raise", "exit", "cancel", "interrupt", "leave", "delay", "hold"} <= set(figures.faults)
+    assert {kind.value for kind in FaultKind} - {"kill"} <= set(figures.faults)
 
 
 @pytest.mark.soak

@@ -1,11 +1,13 @@
 """The fault harness: plans take effect, correct graphs pass, and a failure includes the code that repeats it."""
 
 import threading
+from dataclasses import replace
 
 import pytest
 
 from tests.pipeline.testing.subjects import COUNT, line, plan
-from threadloom.pipeline import AdmissionError, Cancelled, Closed, Graph, InOrder, StageFailure
+from threadloom.pipeline import AdmissionError, Cancelled, Closed, Graph, InOrder, Retry, SkipFailed, StageFailure
+from threadloom.pipeline.run.commands import Commands
 from threadloom.pipeline.testing import (
     Fault,
     FaultKind,
@@ -16,6 +18,7 @@ from threadloom.pipeline.testing import (
     exercise,
     hammer,
 )
+from threadloom.pipeline.testing.faults import PolicyFault
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -29,7 +32,7 @@ def test_a_plan_is_a_function_of_its_seed_and_its_repr_is_python() -> None:
     assert plans == [FaultPlan.random(graph, seed) for seed in range(50)]
     assert len(set(map(repr, plans))) > 25
     kinds = {fault.kind for each in plans for fault in each.faults}
-    assert kinds == set(FaultKind) - {FaultKind.KILL}  # process stages only
+    assert kinds == set(FaultKind) - {FaultKind.KILL, FaultKind.RESIZE}  # processes, and several workers, only
     assert [eval(repr(each)) for each in plans] == plans  # noqa: S307
 
 
@@ -77,6 +80,39 @@ def test_faults_of_the_caller_at_a_sink(kind: FaultKind) -> None:
     assert type(report.error) is wanted[kind]
     if kind is not FaultKind.CANCEL:
         assert report.delivered["out"] == list(range(3000, 3008))
+
+
+@pytest.mark.parametrize("stage", ["draw", "one", "out"])
+@pytest.mark.parametrize("kind", [FaultKind.FINALISER, FaultKind.DROP, FaultKind.FORK])
+def test_faults_that_must_not_change_the_result(kind: FaultKind, stage: str) -> None:
+    report = exercise(line(), plan(Fault(stage, 7, kind, 50))).check()
+    assert len(report.fired) == 1
+    assert report.error is None
+    assert report.delivered["out"] == list(range(3000, 3000 + COUNT))
+
+
+def test_a_stage_is_resized_and_a_source_drained() -> None:
+    report = exercise(line(workers=2), plan(Fault("one", 3, FaultKind.RESIZE, 4))).check()
+    assert report.statistics["one"].workers == 4
+    assert len(report.delivered["out"]) == COUNT
+    report = exercise(line(), plan(Fault("draw", 10, FaultKind.DRAIN))).check()
+    assert report.error is None
+    assert report.delivered["out"] == list(range(3000, 3011))
+
+
+def test_a_policy_that_raises_ends_the_run() -> None:
+    subject = line()
+    one = subject.graph.stages[1]
+    subject.graph.replace_stage(replace(one, on_error=Retry(times=2, then=SkipFailed())))
+    report = exercise(subject, plan(Fault("one", 4, FaultKind.POLICY))).check()
+    assert isinstance(report.error, StageFailure)
+    assert isinstance(report.error.__cause__, PolicyFault)
+
+
+def test_a_child_that_can_use_the_run_of_its_parent_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Commands, "check_process", lambda commands: None)
+    report = exercise(line(), plan(Fault("one", 4, FaultKind.FORK)))
+    assert any("which no fault caused" in each for each in report.broken), report.broken
 
 
 def test_a_hold_lets_other_items_overtake() -> None:
