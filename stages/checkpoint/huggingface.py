@@ -29,7 +29,15 @@ from threadloom.stages.models import (
     huggingface_views,
     parameter_shapes,
 )
-from threadloom.stages.storage import CheckpointError, FileDigest, TensorFile, open_tensors, write_bytes, write_tensors
+from threadloom.stages.storage import (
+    CheckpointError,
+    FileDigest,
+    TensorFile,
+    open_tensors,
+    plain_json,
+    write_bytes,
+    write_tensors,
+)
 
 Floats = NDArray[np.float32]
 
@@ -78,7 +86,7 @@ def read_end_ids(folder: Path) -> frozenset[int]:
     """
     for name in (GENERATION_FILE, CONFIG_FILE):
         try:
-            found = msgspec.json.decode((folder / name).read_bytes(), type=_EndIds).eos_token_id
+            found = msgspec.json.decode(plain_json((folder / name).read_bytes()), type=_EndIds).eos_token_id
         except FileNotFoundError:
             continue
         except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -96,7 +104,7 @@ def read_end_ids(folder: Path) -> frozenset[int]:
 def read_geometry(path: Path) -> Geometry:
     """Read a `config.json`; raises `CheckpointError` if no architecture here computes the model."""
     try:
-        return geometry_of_huggingface(path.read_bytes())
+        return geometry_of_huggingface(plain_json(path.read_bytes()))
     except UnsupportedModelError as error:
         hint = "use a GPT-2 model of the published architecture"
         raise CheckpointError(path, expected=error.expected, got=error.got, cause=error.cause, hint=hint) from error

@@ -12,6 +12,7 @@ from threadloom.stages.data.bpe_tokenizer import BpeTokenizer
 from threadloom.stages.data.bytes_tokenizer import BytesTokenizer
 from threadloom.stages.data.character_tokenizer import CharacterTokenizer
 from threadloom.stages.data.tokenizer import FORMAT, Tokenizer, TokenizerClass, TokenizerError
+from threadloom.stages.storage import plain_json
 
 _CLASSES: tuple[type[TokenizerClass], ...] = (CharacterTokenizer, BytesTokenizer, BpeTokenizer)
 TOKENIZERS: Mapping[TokenizerKind, type[TokenizerClass]] = {found.kind: found for found in _CLASSES}
@@ -39,7 +40,7 @@ def train_tokenizer(data: DataConfig, vocab_size: int | None, text: str) -> Toke
 def load_tokenizer(path: Path) -> Tokenizer:
     """Return the tokenizer in a file; raises TokenizerError if the file has none."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = plain_json(path.read_bytes()).decode()
         content = json.loads(text)
         if not isinstance(content, dict):
             raise ValueError(f"a JSON {type(content).__name__}")

@@ -7,6 +7,7 @@ dotted key, such as `threads.forward`.
 import contextlib
 import difflib
 import enum
+import json
 import types
 import typing
 from collections.abc import Iterable, Sequence
@@ -17,6 +18,7 @@ from typing import Any
 import msgspec
 
 from threadloom.stages.config import Config, ConfigError, ResolvedConfig, UnknownSettingError
+from threadloom.stages.storage import plain_json
 
 _S = typing.TypeVar("_S", bound=msgspec.Struct)
 
@@ -94,7 +96,7 @@ def setting_types(section: type[msgspec.Struct] = Config, prefix: str = "") -> d
 
 def _decode(text: str | bytes, source: str, kind: type[_S]) -> _S:
     try:
-        raw = msgspec.json.decode(text)
+        raw = msgspec.json.decode(plain_json(text) if isinstance(text, bytes) else text.removeprefix("\ufeff"))
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ConfigError(source, expected="JSON", got=str(error)) from error
     if isinstance(raw, dict):
@@ -134,12 +136,13 @@ def _parse_value(key: str, text: str) -> object:
     attempts: list[object] = [text, [text]]
     if text.lower() in ("none", "auto", "null") and text not in _choices(kind):  # loss_scale.kind=none is a choice
         attempts.insert(0, None)
-    with contextlib.suppress(msgspec.DecodeError):
-        attempts.insert(0, msgspec.json.decode(text))
+    with contextlib.suppress(ValueError, RecursionError):  # not JSON
+        # json reads arguments that are not UTF-8, which msgspec does not.
+        attempts.insert(0, msgspec.json.decode(text) if text.isascii() else json.loads(text))
     for attempt in attempts:
         try:
             return msgspec.convert(attempt, kind)
-        except msgspec.ValidationError:
+        except (msgspec.ValidationError, UnicodeEncodeError):
             continue
     raise _wrong_type(key, kind, repr(text))
 

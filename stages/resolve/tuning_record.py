@@ -21,7 +21,7 @@ from loguru import logger
 from threadloom.stages.config import Config, Gemm, Precision, ResolvedConfig, ThreadsConfig, flatten
 from threadloom.stages.machine import Machine, cache_root
 from threadloom.stages.resolve.precision import choose_precision_here, is_precision_open
-from threadloom.stages.storage import atomic_write
+from threadloom.stages.storage import atomic_write, plain_json
 
 TunedValue = int | Gemm
 
@@ -185,7 +185,7 @@ def with_tuned_settings(config: Config, machine: Machine) -> Config:
 
 def _read_record(path: Path) -> TuningRecord | None:
     try:
-        return msgspec.json.decode(path.read_bytes(), type=TuningRecord)
+        return msgspec.json.decode(plain_json(path.read_bytes()), type=TuningRecord)
     except FileNotFoundError:
         return None
     except (OSError, msgspec.DecodeError) as error:

@@ -73,6 +73,7 @@ _LIMITS: dict[str, tuple[float, float]] = {
 def validate(config: Config) -> None:
     """Raise ConfigError, which names the setting, for a value outside its limits or at odds with another one."""
     _check_limits(config)
+    _check_name(config.name)
     _check_model(config.model, config.data.tokenizer)
     _check_batches(config)
     _check_blas_threads(config.threads.blas, config.gemm_backend)
@@ -91,6 +92,13 @@ def _check_limits(config: Config) -> None:
             low, high = _LIMITS[key]
             if not (math.isfinite(value) and low <= value <= high):
                 raise ConfigError(key, expected=f"{low:g} to {high:g}", got=f"{value!r}")
+
+
+def _check_name(name: str) -> None:
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError("name", expected="text in UTF-8", got=name, hint="pass another name") from error
 
 
 def _check_model(model: ModelConfig, tokenizer: TokenizerKind) -> None:

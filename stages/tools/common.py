@@ -82,14 +82,16 @@ def changed_config(
     """Return the configuration with the values of --set, --steps and --text. Raises ConfigError."""
     import msgspec
 
+    from threadloom.stages.data import absolute_text
     from threadloom.stages.resolve import apply_overrides, validate
 
     if steps is not None:
         overrides = (*overrides, f"steps={steps}")
     config = apply_overrides(config, overrides)
-    if texts:
-        files = tuple(text for text in texts if text != STDLIB)
-        config = msgspec.structs.replace(config, data=msgspec.structs.replace(config.data, text=files))
+    files = tuple(text for text in texts if text != STDLIB) if texts else config.data.text
+    if files or texts:
+        absolute = tuple(map(absolute_text, files))
+        config = msgspec.structs.replace(config, data=msgspec.structs.replace(config.data, text=absolute))
     validate(config)
     return config
 

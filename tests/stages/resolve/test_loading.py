@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from tests.stages.resolve.support import configs, refusal, tiny
 from threadloom.stages.config import (
     Config,
+    ConfigError,
     Gemm,
     LossScaling,
     MatmulPrecision,
@@ -181,3 +182,14 @@ def test_reading_a_configuration_loads_no_numba() -> None:
         "import sys, threadloom.stages.resolve as room; room.load_config('small'); sys.exit('numba' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_settings_that_are_not_utf8_are_rejected_by_name() -> None:
+    """Arguments of the command line have undecodable bytes as lone surrogates."""
+    named = apply_overrides(load_config("nanogpt-cpu"), ["name=caf\udce9"])
+    with pytest.raises(ConfigError, match=r"^name: expected text in UTF-8, got caf\\xe9"):
+        validate(named)
+    with pytest.raises(ConfigError, match="steps: expected an integer"):
+        apply_overrides(named, ["steps=\udce9"])
+    assert apply_overrides(named, ["data.text=caf\udce9"]).data.text == ("caf\udce9",)
+    assert apply_overrides(named, ['data.text=["caf\udce9"]']).data.text == ("caf\udce9",)
