@@ -4,47 +4,26 @@ May import: compiling, simd.
 """
 
 from threadloom.kernels.common.accumulation import (
-    HEAD_SLICE,
-    AccumulationTicket,
-    mark_part_done,
-    model_parts,
-    single_writer,
-    wait_for_predecessor,
+    HEAD_SLICE as HEAD_SLICE,
+    AccumulationTicket as AccumulationTicket,
+    mark_part_done as mark_part_done,
+    model_parts as model_parts,
+    single_writer as single_writer,
+    wait_for_predecessor as wait_for_predecessor,
 )
-from threadloom.kernels.common.adamw import AdamWStep, adamw_update
-from threadloom.kernels.common.cross_entropy import cross_entropy_forward, exponentiate_row
-from threadloom.kernels.common.embedding import embedding_backward
-from threadloom.kernels.common.gelu import gelu, gelu_and_derivative
-from threadloom.kernels.common.layernorm import EPSILON, Affine, row_statistics
-from threadloom.kernels.common.protocol import KERNELS, MODEL_KERNELS, ModelKernels
-from threadloom.kernels.common.reduction import CHUNK, sum_lanes
-from threadloom.kernels.common.softmax import softmax_backward_row, softmax_rows
-from threadloom.kernels.common.tensors import ATTENTION_TILE, Weights
-
-__all__ = [
-    "ATTENTION_TILE",
-    "CHUNK",
-    "EPSILON",
-    "HEAD_SLICE",
-    "KERNELS",
-    "MODEL_KERNELS",
-    "AccumulationTicket",
-    "AdamWStep",
-    "Affine",
-    "ModelKernels",
-    "Weights",
-    "adamw_update",
-    "cross_entropy_forward",
-    "embedding_backward",
-    "exponentiate_row",
-    "gelu",
-    "gelu_and_derivative",
-    "mark_part_done",
-    "model_parts",
-    "row_statistics",
-    "single_writer",
-    "softmax_backward_row",
-    "softmax_rows",
-    "sum_lanes",
-    "wait_for_predecessor",
-]
+from threadloom.kernels.common.adamw import AdamWStep as AdamWStep, adamw_update as adamw_update
+from threadloom.kernels.common.cross_entropy import (
+    cross_entropy_forward as cross_entropy_forward,
+    exponentiate_row as exponentiate_row,
+)
+from threadloom.kernels.common.embedding import embedding_backward as embedding_backward
+from threadloom.kernels.common.gelu import gelu as gelu, gelu_and_derivative as gelu_and_derivative
+from threadloom.kernels.common.layernorm import EPSILON as EPSILON, Affine as Affine, row_statistics as row_statistics
+from threadloom.kernels.common.protocol import (
+    KERNELS as KERNELS,
+    MODEL_KERNELS as MODEL_KERNELS,
+    ModelKernels as ModelKernels,
+)
+from threadloom.kernels.common.reduction import CHUNK as CHUNK, sum_lanes as sum_lanes
+from threadloom.kernels.common.softmax import softmax_backward_row as softmax_backward_row, softmax_rows as softmax_rows
+from threadloom.kernels.common.tensors import ATTENTION_TILE as ATTENTION_TILE, Weights as Weights

@@ -3,44 +3,26 @@
 May import: nothing.
 """
 
-from threadloom.kernels.compiling.arguments import numba_type
-from threadloom.kernels.compiling.arrays import Floats, TokenIds
-from threadloom.kernels.compiling.cache import has_failed_to_save
-from threadloom.kernels.compiling.cache_folder import CACHE_FOLDER, CacheFolder, CacheKind, write_problem
-from threadloom.kernels.compiling.entry import Entry
-from threadloom.kernels.compiling.jit import (
-    JIT_ENABLED,
-    OVERLOAD_OPTIONS,
-    OVERLOAD_STRICT_INLINE,
-    SOURCES_DIGEST,
-    jit_always_inline,
-    jit_inline_body,
-    jit_kernel,
-    jit_strict_fp,
-    jit_strict_inline,
+from threadloom.kernels.compiling.arguments import numba_type as numba_type
+from threadloom.kernels.compiling.arrays import Floats as Floats, TokenIds as TokenIds
+from threadloom.kernels.compiling.cache import has_failed_to_save as has_failed_to_save
+from threadloom.kernels.compiling.cache_folder import (
+    CACHE_FOLDER as CACHE_FOLDER,
+    CacheFolder as CacheFolder,
+    CacheKind as CacheKind,
+    write_problem as write_problem,
 )
-from threadloom.kernels.compiling.process_switch import ProcessSwitch
-from threadloom.kernels.compiling.target import TARGET
-
-__all__ = [
-    "CACHE_FOLDER",
-    "JIT_ENABLED",
-    "OVERLOAD_OPTIONS",
-    "OVERLOAD_STRICT_INLINE",
-    "SOURCES_DIGEST",
-    "TARGET",
-    "CacheFolder",
-    "CacheKind",
-    "Entry",
-    "Floats",
-    "ProcessSwitch",
-    "TokenIds",
-    "has_failed_to_save",
-    "jit_always_inline",
-    "jit_inline_body",
-    "jit_kernel",
-    "jit_strict_fp",
-    "jit_strict_inline",
-    "numba_type",
-    "write_problem",
-]
+from threadloom.kernels.compiling.entry import Entry as Entry
+from threadloom.kernels.compiling.jit import (
+    JIT_ENABLED as JIT_ENABLED,
+    OVERLOAD_OPTIONS as OVERLOAD_OPTIONS,
+    OVERLOAD_STRICT_INLINE as OVERLOAD_STRICT_INLINE,
+    SOURCES_DIGEST as SOURCES_DIGEST,
+    jit_always_inline as jit_always_inline,
+    jit_inline_body as jit_inline_body,
+    jit_kernel as jit_kernel,
+    jit_strict_fp as jit_strict_fp,
+    jit_strict_inline as jit_strict_inline,
+)
+from threadloom.kernels.compiling.process_switch import ProcessSwitch as ProcessSwitch
+from threadloom.kernels.compiling.target import TARGET as TARGET

@@ -25,7 +25,7 @@ class KVCache(NamedTuple):
 
 
 class DecodeScratch(NamedTuple):
-    """What one step of generation needs beside the cache."""
+    """Arrays of one step of generation, in addition to the cache."""
 
     x: Floats  # (C,) residual stream
     h: Floats  # (C,) a LayerNorm's output

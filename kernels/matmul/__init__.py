@@ -3,58 +3,48 @@
 May import: compiling, simd, common.
 """
 
-from threadloom.kernels.matmul.amx import K_STEP, TILE_SIZE, configure_tiles, release_tiles, tile_amx
-from threadloom.kernels.matmul.backend import BlasInfo, GemmBackend, blas_info, gemm, gemm_backend
-from threadloom.kernels.matmul.bf16 import gemm_bf16, gemm_rows_bf16, linear_bf16, linear_gelu_bf16, prepare_bf16
-from threadloom.kernels.matmul.fp16 import fp16_scratch_sizes, fp16_sums_size, gemm_fp16, linear_fp16
-from threadloom.kernels.matmul.operands import MatrixRef, Op, address_of, matrix_ref, shifted
-from threadloom.kernels.matmul.pack import (
-    PANEL,
-    PackedBits,
-    pack_bf16,
-    pack_float32,
-    pack_pair,
-    packed_shape,
-    transpose_bf16,
+from threadloom.kernels.matmul.amx import (
+    K_STEP as K_STEP,
+    TILE_SIZE as TILE_SIZE,
+    configure_tiles as configure_tiles,
+    release_tiles as release_tiles,
+    tile_amx as tile_amx,
 )
-from threadloom.kernels.matmul.split import gemm_split, prepare_split
-from threadloom.kernels.matmul.tile import WIDE_TILE, TileShape, make_tile
-
-__all__ = [
-    "K_STEP",
-    "PANEL",
-    "TILE_SIZE",
-    "WIDE_TILE",
-    "BlasInfo",
-    "GemmBackend",
-    "MatrixRef",
-    "Op",
-    "PackedBits",
-    "TileShape",
-    "address_of",
-    "blas_info",
-    "configure_tiles",
-    "fp16_scratch_sizes",
-    "fp16_sums_size",
-    "gemm",
-    "gemm_backend",
-    "gemm_bf16",
-    "gemm_fp16",
-    "gemm_rows_bf16",
-    "gemm_split",
-    "linear_bf16",
-    "linear_fp16",
-    "linear_gelu_bf16",
-    "make_tile",
-    "matrix_ref",
-    "pack_bf16",
-    "pack_float32",
-    "pack_pair",
-    "packed_shape",
-    "prepare_bf16",
-    "prepare_split",
-    "release_tiles",
-    "shifted",
-    "tile_amx",
-    "transpose_bf16",
-]
+from threadloom.kernels.matmul.backend import (
+    BlasInfo as BlasInfo,
+    GemmBackend as GemmBackend,
+    blas_info as blas_info,
+    gemm as gemm,
+    gemm_backend as gemm_backend,
+)
+from threadloom.kernels.matmul.bf16 import (
+    gemm_bf16 as gemm_bf16,
+    gemm_rows_bf16 as gemm_rows_bf16,
+    linear_bf16 as linear_bf16,
+    linear_gelu_bf16 as linear_gelu_bf16,
+    prepare_bf16 as prepare_bf16,
+)
+from threadloom.kernels.matmul.fp16 import (
+    fp16_scratch_sizes as fp16_scratch_sizes,
+    fp16_sums_size as fp16_sums_size,
+    gemm_fp16 as gemm_fp16,
+    linear_fp16 as linear_fp16,
+)
+from threadloom.kernels.matmul.operands import (
+    MatrixRef as MatrixRef,
+    Op as Op,
+    address_of as address_of,
+    matrix_ref as matrix_ref,
+    shifted as shifted,
+)
+from threadloom.kernels.matmul.pack import (
+    PANEL as PANEL,
+    PackedBits as PackedBits,
+    pack_bf16 as pack_bf16,
+    pack_float32 as pack_float32,
+    pack_pair as pack_pair,
+    packed_shape as packed_shape,
+    transpose_bf16 as transpose_bf16,
+)
+from threadloom.kernels.matmul.split import gemm_split as gemm_split, prepare_split as prepare_split
+from threadloom.kernels.matmul.tile import WIDE_TILE as WIDE_TILE, TileShape as TileShape, make_tile as make_tile

@@ -1,7 +1,7 @@
 """float32 matrix product of every kernel, and the choice of its backend: BLAS, Numba, or three bfloat16 products.
 
 The backend is chosen when this module is imported; `blas_info` reports it, with the library behind it. Unless
-``THREADLOOM_GEMM`` is ``blas`` or ``numba``, Numba's product runs if the processor has AVX-512: on an AMD Zen 5 it is
+``THREADLOOM_GEMM`` is ``blas`` or ``numba``, Numba's GEMM runs if the processor has AVX-512: on an AMD Zen 5 it is
 level with OpenBLAS's AVX-512 kernels on large matrices and ahead on small ones, it does not depend on BLAS's number of
 threads, and its result is the same with every version of the library. On other processors BLAS runs, if it is sound.
 `GemmBackend.BF16X3` is never chosen automatically: its results are less exact.
@@ -63,15 +63,15 @@ def _choose() -> tuple[GemmBackend, str]:
     if wanted and GemmBackend(wanted) is not GemmBackend.BLAS:
         return GemmBackend(wanted), asked
     if not wanted and all(TARGET.get(name, False) for name in AVX512_FEATURES):
-        why = "on AVX-512 Numba's product is used, which is as fast or faster and the same bits for every BLAS"
+        why = "on AVX-512 Numba's GEMM is used, which is as fast or faster and the same bits for every BLAS"
         return GemmBackend.NUMBA, why
     library = loaded_library()
     if not library.library:
-        return GemmBackend.NUMBA, "so Numba's product is used"
+        return GemmBackend.NUMBA, "so Numba's GEMM is used"
     if wanted:
         return GemmBackend.BLAS, asked
     if library.known_bad:
-        why = f"OpenBLAS {library.version} is wrong under concurrent callers, so Numba's product is used"
+        why = f"OpenBLAS {library.version} is wrong under concurrent callers, so Numba's GEMM is used"
         return GemmBackend.NUMBA, why
     return GemmBackend.BLAS, ""
 

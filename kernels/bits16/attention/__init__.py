@@ -3,12 +3,11 @@
 May import: compiling, simd, common, matmul.
 """
 
-from threadloom.kernels.bits16.attention.layer import attention_backward, attention_forward
-from threadloom.kernels.bits16.attention.scratch import AttentionScratch, attention_scratch_shapes
-
-__all__ = [
-    "AttentionScratch",
-    "attention_backward",
-    "attention_forward",
-    "attention_scratch_shapes",
-]
+from threadloom.kernels.bits16.attention.layer import (
+    attention_backward as attention_backward,
+    attention_forward as attention_forward,
+)
+from threadloom.kernels.bits16.attention.scratch import (
+    AttentionScratch as AttentionScratch,
+    attention_scratch_shapes as attention_scratch_shapes,
+)

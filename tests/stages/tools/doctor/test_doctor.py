@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from tests.stages.machine.test_machine import XEON
 from threadloom.kernels.compiling.jit import JIT_ENABLED
 from threadloom.kernels.matmul.backend import BlasInfo, GemmBackend, blas_info
 from threadloom.kernels.simd.features import DotPath, LowPrecisionInfo, choose, low_precision_info
 from threadloom.stages.config.settings import Precision
-from threadloom.stages.machine.machine import Machine
 from threadloom.stages.resolve.loading import CONFIG_NAMES
 from threadloom.stages.resolve.precision import ALLOW_SLOW
 from threadloom.stages.speeds import PRODUCTS, Speeds
@@ -29,19 +29,8 @@ from threadloom.stages.tools.doctor.measuring import MachineRates
 from threadloom.stages.tools.doctor.precision import automatic_choices, measured_paths, product_paths
 from threadloom.stages.tools.doctor.view import DoctorView
 
-MACHINE = Machine(
-    cpu="Some CPU",
-    microarchitecture="sapphirerapids",
-    architecture="x86_64",
-    system="Linux",
-    logical_cores=2,
-    physical_cores=2,
-    features=("avx2", "fma", "avx512f", "avx512bw", "avx512dq", "avx512vl"),
-    l1d=48 << 10,
-    l2=2 << 20,
-    l3=32 << 20,
-    memory_total=24 << 30,
-    memory_available=20 << 30,
+MACHINE = dataclasses.replace(
+    XEON, cpu="Some CPU", features=("avx2", "fma", "avx512f", "avx512bw", "avx512dq", "avx512vl")
 )
 BLAS = BlasInfo(
     backend=GemmBackend.BLAS,
@@ -144,7 +133,7 @@ def test_the_choices_without_unknown_values() -> None:
 
 def test_problems_of_an_unused_blas_are_reported_separately() -> None:
     slow = "the environment sets OPENBLAS_CORETYPE=Haswell; unset it for up to twice the speed"
-    why = "on AVX-512 Numba's product is used, which is as fast or faster"
+    why = "on AVX-512 Numba's GEMM is used, which is as fast or faster"
     idle = dataclasses.replace(BLAS, backend=GemmBackend.NUMBA, reason=f"{slow}; {why}")
     said = choices(MACHINE, idle, DEFAULTS)
     assert f"GEMM: Numba's blocked kernel, not BLAS; {why}." in said
