@@ -17,6 +17,7 @@ SEPARATE = (
 LARGE = (
     "tests/stages/checkpoint/test_checkpoint_faults.py",
     "tests/stages/tools/bench/test_bench_bits16.py",
+    "tests/stages/tools/bench/test_check.py",
     "tests/stages/tools/bench/test_bench.py",
     "tests/stages/training/test_kill.py",
     "tests/stages/training/test_replay_grid.py",

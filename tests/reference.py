@@ -206,7 +206,7 @@ def _sum_rows(x: Array) -> Array:
 
 @dataclass
 class Block:
-    """What backward needs of one transformer block, each (B, T, its width)."""
+    """Activations of one transformer block that backward needs, each (B, T, its width)."""
 
     x: Array
     ln1: Array

@@ -102,24 +102,16 @@ class Checkpoint:
 
 def _require_records(path: Path, manifest: CheckpointManifest, names: frozenset[str], hint: str) -> None:
     """Raise `CheckpointError` unless the manifest lists `names` and, if losses are scaled, a state per version."""
+
+    def edited(expected: str, got: str) -> CheckpointError:
+        return CheckpointError(path / MANIFEST_FILE, expected=expected, got=got, cause="the file was edited", hint=hint)
+
     if missing := names - set(manifest.files):
-        raise CheckpointError(
-            path / MANIFEST_FILE,
-            expected=f"a record of {len(names)} files",
-            got=f"none of {', '.join(sorted(missing))}",
-            cause="the file was edited",
-            hint=hint,
-        )
+        raise edited(f"a record of {len(names)} files", f"none of {', '.join(sorted(missing))}")
     versions = list(kept_versions(manifest.step, manifest.delay))
     scaled = [state.version for state in manifest.scalers or ()]
     if scaled and scaled != versions:
-        raise CheckpointError(
-            path / MANIFEST_FILE,
-            expected=f"loss scaler states of versions {versions}",
-            got=f"those of versions {scaled}",
-            cause="the file was edited",
-            hint=hint,
-        )
+        raise edited(f"loss scaler states of versions {versions}", f"those of versions {scaled}")
 
 
 def _verify(path: Path, written: FileDigest, hint: str) -> None:

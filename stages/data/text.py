@@ -166,7 +166,7 @@ class _Reader:
             if self.characters + size > self.limit:
                 raise _TooLargeError(
                     str(file),
-                    expected=f"a text of at most {self.limit:,} characters in all",
+                    expected=f"a text of at most {self.limit:,} characters in total",
                     got="a larger one",
                     cause=f"its preparation takes {PREPARATION_BYTES} bytes of memory per character",
                     hint="use a part of the text",

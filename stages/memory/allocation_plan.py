@@ -54,4 +54,4 @@ def format_memory_plan(plan: dict[str, int]) -> str:
     """Return the plan as lines of text, the largest part first, the total last."""
     parts = sorted(((size, name) for name, size in plan.items() if size), reverse=True)
     lines = [f"  {name:<20}{size / 1e6:>10,.1f} MB" for size, name in parts]
-    return "\n".join([*lines, f"  {'in all':<20}{sum(plan.values()) / 1e6:>10,.1f} MB"])
+    return "\n".join([*lines, f"  {'total':<20}{sum(plan.values()) / 1e6:>10,.1f} MB"])

@@ -55,7 +55,7 @@ class MeasuredStepWorker(JsonWorkerProcess):
     @property
     def name(self) -> str:
         """The name of the process in messages."""
-        return f"the measurement of {self.mode.value}"
+        return f"the process that measures {self.mode.value!r}"
 
     def run(self, updates: int) -> StepTimes:
         """Return the times of `updates` updates; others before and after them fill and drain the pipeline."""

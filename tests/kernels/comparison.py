@@ -46,6 +46,16 @@ def _share(actual: NDArray[Any], expected: Array, bound: Array | float) -> float
     return share
 
 
+def assert_nan_from(position: int, out: Array, clean: Array, every: bool) -> None:
+    """Assert that rows before a position are as without the NaN there, and that later ones show it.
+
+    After an infinite key only some rows must (`every` is False): a score of minus infinity is a probability of 0.
+    """
+    np.testing.assert_array_equal(out[:position], clean[:position])
+    shown = np.isnan(out[position:])
+    assert shown.all() if every else shown.any()
+
+
 def assert_within(actual: NDArray[Any], expected: Array, bound: Array | float, name: str = "") -> None:
     """Assert that the error of every element is within its bound; NaN fails."""
     assert actual.shape == expected.shape, name

@@ -1,6 +1,8 @@
 """A whole model computed by the kernels as the stages do, and compared with the reference."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -20,18 +22,63 @@ from tests.kernels.support import (
 from tests.reference import Ids, Tensors
 from threadloom.kernels.common.accumulation import single_writer
 from threadloom.kernels.common.embedding import embedding_backward
+from threadloom.kernels.common.protocol import ModelKernels
 from threadloom.kernels.common.tensors import Weights
+from threadloom.kernels.float32 import gpt2
 from threadloom.kernels.float32.embedding import embedding_forward
-from threadloom.kernels.float32.gpt2 import blocks_backward, blocks_forward, head_backward, head_loss
+from threadloom.kernels.float32.gpt2 import blocks_forward, head_loss
+
+
+class MicroBatchModel(ABC):
+    """A model in any number format, with its memory for micro-batches of one size."""
+
+    kernels: ClassVar[ModelKernels[Any, Any, Any]]
+    sizes: Sizes
+    weights: Any
+    acts: Any
+    scratch: Any
+    grads: Weights
+
+    @abstractmethod
+    def forward(self, ids: Ids) -> None:
+        """Fill the activations."""
+
+    @abstractmethod
+    def loss(self, targets: Ids) -> float:
+        """Return the sum of the losses without gradients; the activations stay valid for `backward`."""
+
+    def backward(self, ids: Ids, targets: Ids, scale: float, accumulate: bool) -> float:
+        """Return the sum of the losses; write or add all gradients."""
+        s, w, a, g, scratch = self.sizes, self.weights, self.acts, self.grads, self.scratch
+        loss = self.kernels.head_backward(w, a, flat_ids(targets), scale, g, scratch, accumulate, single_writer())
+        self.kernels.blocks_backward(w, a, g, scratch, s.sequences, s.heads, accumulate, single_writer())
+        embedding_backward(flat_ids(ids), scratch.dx, s.tokens, g.wte, g.wpe, accumulate)
+        return loss
+
+
+def check_bits_after_another_batch(fresh: MicroBatchModel, used: MicroBatchModel, rng: np.random.Generator) -> None:
+    """Compare losses and gradients of a batch with those of a model that has processed another batch before."""
+    sizes = fresh.sizes
+    ids, targets = sizes.ids(rng), sizes.ids(rng)
+    used.forward(sizes.ids(rng))
+    used.backward(sizes.ids(rng), sizes.ids(rng), 7.0, accumulate=False)
+    losses = []
+    for model in (fresh, used):
+        model.forward(ids)
+        losses.append((model.loss(targets), model.backward(ids, targets, 1.0, accumulate=False)))
+    assert losses[0] == losses[1]
+    for name, gradient in fresh.grads._asdict().items():
+        np.testing.assert_array_equal(gradient, getattr(used.grads, name), name)
 
 
 @dataclass
-class Model:
+class Model(MicroBatchModel):
     """Weights, gradients, activations and scratch for micro-batches of one size."""
 
     sizes: Sizes
     tensors: Tensors
     logits_rows: int = 3
+    kernels: ClassVar[ModelKernels[Any, Any, Any]] = gpt2
     memory: Guarded = field(default_factory=Guarded)
 
     def __post_init__(self) -> None:
@@ -48,14 +95,6 @@ class Model:
     def loss(self, targets: Ids) -> float:
         """Return the sum of the losses, without gradients."""
         return head_loss(self.weights, self.acts, flat_ids(targets), self.scratch.logits)
-
-    def backward(self, ids: Ids, targets: Ids, scale: float, accumulate: bool) -> float:
-        """Return the sum of the losses; write or add all gradients."""
-        s, w, a, g, scratch = self.sizes, self.weights, self.acts, self.grads, self.scratch
-        loss = head_backward(w, a, flat_ids(targets), scale, g, scratch, accumulate, single_writer())
-        blocks_backward(w, a, g, scratch, s.sequences, s.heads, accumulate, single_writer())
-        embedding_backward(flat_ids(ids), scratch.dx, s.tokens, g.wte, g.wpe, accumulate)
-        return loss
 
     def check_gradients(self, expected: Tensors, tolerance: float = BACKWARD) -> None:
         """Compare every gradient with the reference's."""

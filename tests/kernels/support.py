@@ -4,7 +4,11 @@ Every output is a view into a larger array: a write outside of it changes a guar
 failed to write is still NaN.
 """
 
+import os
+import subprocess
+import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from hypothesis import settings
@@ -17,6 +21,7 @@ from threadloom.kernels.compiling.arrays import Floats, TokenIds
 from threadloom.kernels.compiling.jit import JIT_ENABLED
 from threadloom.kernels.float32.decode import DecodeScratch, KVCache
 from threadloom.kernels.float32.tensors import Activations, Scratch
+from threadloom.kernels.matmul.operands import Op
 
 FORWARD = 5e-6
 """Relative L2 distance allowed to the output of one operation, or of a model of a few layers.
@@ -34,6 +39,29 @@ UNIT_ROUNDOFF = 2.0**-24
 
 random_shapes = settings(max_examples=40 if JIT_ENABLED else 5, deadline=None, derandomize=True)
 """Hypothesis settings for shapes: the same ones in every run, without a deadline (the first call compiles)."""
+
+
+@dataclass(frozen=True)
+class GemmCase:
+    """Sizes, transpositions and factors of ``alpha * op_a(a) @ op_b(b) + beta * out``."""
+
+    rows: int
+    columns: int
+    inner: int
+    op_a: Op = Op.N
+    op_b: Op = Op.N
+    alpha: float = 1.0
+    beta: float = 0.0
+
+
+def run_without_compiler(program: str) -> None:
+    """Run a program with the kernels as plain Python: an index out of bounds, hidden by the compiler, raises there."""
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "NUMBA_DISABLE_JIT": "1", "PYTHONPATH": str(root)}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+
 
 GUARD = 32
 GUARD_VALUE = 77.0

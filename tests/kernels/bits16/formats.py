@@ -1,4 +1,4 @@
-"""What the tests of training in 16 bits share: both formats by their numbers alone, and bounds for one rounding."""
+"""Support of the tests of training in 16 bits: both formats by their numbers alone, and bounds for one rounding."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -4,7 +4,7 @@ All arrays lie between guard pages. The forms of the weights are made here from 
 """
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,11 +13,13 @@ from tests import reference
 from tests.kernels.bits16.formats import BF16, FP16, Format, pack
 from tests.kernels.bits16.support import Pages
 from tests.kernels.comparison import assert_distance, distance
+from tests.kernels.model import MicroBatchModel
 from tests.kernels.support import Sizes, flat_ids
 from tests.reference import Array, Ids, Tensors
+from threadloom.kernels.bits16 import gpt2
 from threadloom.kernels.bits16.attention.scratch import AttentionScratch, attention_scratch_shapes
 from threadloom.kernels.bits16.embedding import embedding_forward
-from threadloom.kernels.bits16.gpt2 import blocks_backward, blocks_forward, head_backward, head_loss
+from threadloom.kernels.bits16.gpt2 import blocks_forward, head_loss
 from threadloom.kernels.bits16.tensors import (
     Activations16,
     Fp16UpcastScratch,
@@ -26,8 +28,7 @@ from threadloom.kernels.bits16.tensors import (
     ThreadScratch,
     Weights16,
 )
-from threadloom.kernels.common.accumulation import single_writer
-from threadloom.kernels.common.embedding import embedding_backward
+from threadloom.kernels.common.protocol import ModelKernels
 from threadloom.kernels.common.tensors import Weights
 from threadloom.kernels.compiling.arrays import Floats
 from threadloom.kernels.matmul.bf16 import prepare_bf16
@@ -82,7 +83,7 @@ def pack_weights(fmt: Format, tensors: Tensors, pages: Pages) -> PackedWeights:
 
 
 @dataclass
-class Model16:
+class Model16(MicroBatchModel):
     """Weights, gradients, activations and scratch for micro-batches of one size; arrays start as NaN."""
 
     sizes: Sizes
@@ -91,6 +92,7 @@ class Model16:
     logits_rows: int = 5
     slice_width: int = 16
     at_end: bool = True
+    kernels: ClassVar[ModelKernels[Any, Any, Any]] = gpt2
     pages: Pages = field(init=False)
 
     def __post_init__(self) -> None:
@@ -164,14 +166,6 @@ class Model16:
         kept = self.acts.normed1.copy(), self.acts.rstd1.copy()
         loss = head_loss(self.weights, self.acts, flat_ids(targets), self.scratch.logits)
         self.acts.normed1[...], self.acts.rstd1[...] = kept
-        return loss
-
-    def backward(self, ids: Ids, targets: Ids, scale: float, accumulate: bool) -> float:
-        """Return the sum of the losses; write or add all gradients."""
-        s, w, a, g, scratch = self.sizes, self.weights, self.acts, self.grads, self.scratch
-        loss = head_backward(w, a, flat_ids(targets), scale, g, scratch, accumulate, single_writer())
-        blocks_backward(w, a, g, scratch, s.sequences, s.heads, accumulate, single_writer())
-        embedding_backward(flat_ids(ids), scratch.dx, s.tokens, g.wte, g.wpe, accumulate)
         return loss
 
     def errors(self, expected: Tensors, divided_by: float = 1.0) -> dict[str, float]:

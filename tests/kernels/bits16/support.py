@@ -1,4 +1,4 @@
-"""What the tests of low precision share: arrays between guard pages, and bfloat16 in plain NumPy.
+"""Support of the tests of low precision: arrays between guard pages, and bfloat16 in plain NumPy.
 
 An array ends (or begins) at a page that may be neither read nor written: one element too far ends the process.
 """

@@ -3,11 +3,7 @@
 A micro-batch in bfloat16 may be off by 2 % in any tensor's gradient, one in float16 by 0.5 %: see `lowp_model`.
 """
 
-import os
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from threading import Barrier
 
 import numpy as np
@@ -19,7 +15,8 @@ from tests.kernels.bits16.formats import BF16, FORMATS, FP16, Format
 from tests.kernels.bits16.model import FEW, FORWARD, GRADIENT, Model16, check_model, held, random_tensors
 from tests.kernels.bits16.support import on_path, paths_here
 from tests.kernels.comparison import distance
-from tests.kernels.support import Sizes, flat_ids
+from tests.kernels.model import check_bits_after_another_batch
+from tests.kernels.support import Sizes, flat_ids, run_without_compiler
 from threadloom.kernels.bits16.gpt2 import head_backward
 from threadloom.kernels.common.accumulation import single_writer
 from threadloom.kernels.compiling.jit import JIT_ENABLED
@@ -187,20 +184,11 @@ def test_the_head_leaves_the_gradient_of_its_input_and_the_input_itself(sizes: S
 
 @EITHER
 def test_the_same_call_gives_the_same_bits(sizes: Sizes, fmt: Format) -> None:
-    """Whatever an earlier micro-batch, or the NaN of fresh memory, left in activations, scratch and gradients."""
+    """The result does not depend on the contents of activations, scratch and gradients before the call."""
     rng = np.random.default_rng(5)
     tensors = random_tensors(sizes, rng)
-    ids, targets = sizes.ids(rng), sizes.ids(rng)
     fresh, used = Model16(sizes, fmt, tensors), Model16(sizes, fmt, tensors, at_end=False)
-    used.forward(sizes.ids(rng))
-    used.backward(sizes.ids(rng), sizes.ids(rng), 7.0, accumulate=False)
-    losses = []
-    for model in (fresh, used):
-        model.forward(ids)
-        losses.append((model.loss(targets), model.backward(ids, targets, 1.0, accumulate=False)))
-    assert losses[0] == losses[1]
-    for name, gradient in fresh.grads._asdict().items():
-        np.testing.assert_array_equal(gradient, getattr(used.grads, name), name)
+    check_bits_after_another_batch(fresh, used, rng)
 
 
 @pytest.mark.parametrize(("fmt", "path"), ON_PATHS, ids=lambda value: getattr(value, "name", None))
@@ -278,9 +266,7 @@ def test_numbers_beyond_float16_are_seen() -> None:
 
 @pytest.mark.skipif(not JIT_ENABLED, reason="this is that run")
 def test_the_model_without_the_compiler() -> None:
-    """The same source as plain Python: what the compiler hides (an index out of bounds) raises there."""
-    root = Path(__file__).parents[3]
-    program = (
+    run_without_compiler(
         "from tests.kernels.bits16.formats import FORMATS\n"
         "from tests.kernels.bits16.model import check_model\n"
         "from tests.kernels.support import Sizes\n"
@@ -288,7 +274,3 @@ def test_the_model_without_the_compiler() -> None:
         "for fmt in FORMATS:\n"
         "    check_model(sizes, fmt, logits_rows=4, slice_width=7)\n"
     )
-    environment = {**os.environ, "NUMBA_DISABLE_JIT": "1", "PYTHONPATH": str(root)}
-    command = [sys.executable, "-c", program]
-    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=100, check=False)
-    assert done.returncode == 0, done.stderr

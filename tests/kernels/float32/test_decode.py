@@ -7,7 +7,8 @@ from tests import reference
 from tests.kernels.comparison import assert_close
 from tests.kernels.model import Model
 from tests.kernels.support import FORWARD, Sizes, make_cache, make_decode_scratch
-from threadloom.kernels.float32.decode import decode_token, next_logits, prefill_cache
+from threadloom.kernels.compiling.arrays import Floats
+from threadloom.kernels.float32.decode import DecodeScratch, KVCache, decode_token, next_logits, prefill_cache
 
 SIZES = {
     "odd": Sizes(vocabulary=37, context=13, layers=3, heads=3, channels=15, sequences=2, tokens=11),
@@ -21,21 +22,22 @@ def sizes(request: pytest.FixtureRequest) -> Sizes:
     return SIZES[request.param]
 
 
+def decode_memory(model: Model) -> tuple[KVCache, DecodeScratch, Floats]:
+    """Return a cache, scratch and logits in the guarded memory of the model."""
+    sizes, memory = model.sizes, model.memory
+    return make_cache(sizes, memory), make_decode_scratch(sizes, memory), memory.empty(sizes.vocabulary)
+
+
 def test_token_by_token(sizes: Sizes) -> None:
     rng = np.random.default_rng(0)
     model = Model(sizes, sizes.tensors(rng))
-    memory = model.memory
-    cache, scratch, logits = (
-        make_cache(sizes, memory),
-        make_decode_scratch(sizes, memory),
-        memory.empty(sizes.vocabulary),
-    )
+    cache, scratch, logits = decode_memory(model)
     ids = sizes.ids(rng)[0]
     expected = reference.forward(model.tensors, ids[None], sizes.heads).logits[0]
     for position, token in enumerate(ids):
         decode_token(model.weights, cache, int(token), position, sizes.heads, scratch, logits)
         assert_close(logits, expected[position], FORWARD, f"position {position}")
-    memory.check()
+    model.memory.check()
 
 
 @pytest.mark.parametrize("sequence", [0, 1])
@@ -43,12 +45,7 @@ def test_going_on_after_a_prompt_that_forward_took_in(sequence: int) -> None:
     sizes = SIZES["odd"]
     rng = np.random.default_rng(1)
     model = Model(sizes, sizes.tensors(rng))
-    memory = model.memory
-    cache, scratch, logits = (
-        make_cache(sizes, memory),
-        make_decode_scratch(sizes, memory),
-        memory.empty(sizes.vocabulary),
-    )
+    cache, scratch, logits = decode_memory(model)
     ids = sizes.ids(rng)
     model.forward(ids)
     prompt = 7
@@ -61,4 +58,4 @@ def test_going_on_after_a_prompt_that_forward_took_in(sequence: int) -> None:
     for position in range(prompt, sizes.tokens):
         decode_token(model.weights, cache, int(ids[sequence, position]), position, sizes.heads, scratch, logits)
         assert_close(logits, expected[position], FORWARD, f"position {position}")
-    memory.check()
+    model.memory.check()

@@ -1,18 +1,13 @@
 """The whole model: loss and every gradient against the reference, in odd geometries and over micro-batches."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
 from tests import reference
 from tests.kernels.comparison import assert_close
-from tests.kernels.model import Model, check_model
-from tests.kernels.support import BACKWARD, FORWARD, Sizes, flat_ids, random_shapes
+from tests.kernels.model import Model, check_bits_after_another_batch, check_model
+from tests.kernels.support import BACKWARD, FORWARD, Sizes, flat_ids, random_shapes, run_without_compiler
 from threadloom.kernels.common.accumulation import single_writer
 from threadloom.kernels.float32.gpt2 import head_backward
 
@@ -135,20 +130,11 @@ def test_the_scale_multiplies_the_gradients_and_not_the_loss() -> None:
 
 
 def test_the_same_call_gives_the_same_bits(sizes: Sizes) -> None:
-    """Whatever an earlier micro-batch left in slots and scratch."""
+    """The result does not depend on the contents that an earlier micro-batch left in slots and scratch."""
     rng = np.random.default_rng(5)
     tensors = sizes.tensors(rng)
-    ids, targets = sizes.ids(rng), sizes.ids(rng)
     fresh, used = Model(sizes, tensors), Model(sizes, tensors)
-    used.forward(sizes.ids(rng))
-    used.backward(sizes.ids(rng), sizes.ids(rng), 7.0, accumulate=False)
-    losses = []
-    for model in (fresh, used):
-        model.forward(ids)
-        losses.append((model.loss(targets), model.backward(ids, targets, 1.0, accumulate=False)))
-    assert losses[0] == losses[1]
-    for name, gradient in fresh.grads._asdict().items():
-        np.testing.assert_array_equal(gradient, getattr(used.grads, name), name)
+    check_bits_after_another_batch(fresh, used, rng)
 
 
 def test_large_logits_do_not_overflow() -> None:
@@ -165,14 +151,8 @@ def test_large_logits_do_not_overflow() -> None:
 
 
 def test_the_model_without_the_compiler() -> None:
-    """The same source as plain Python: what the compiler hides (an index out of bounds) raises there."""
-    root = Path(__file__).parents[3]
-    program = (
+    run_without_compiler(
         "from tests.kernels.model import check_model\n"
         "from tests.kernels.support import Sizes\n"
         "check_model(Sizes(vocabulary=7, context=4, layers=2, heads=2, channels=6, sequences=2, tokens=3))\n"
     )
-    environment = {**os.environ, "NUMBA_DISABLE_JIT": "1", "PYTHONPATH": str(root)}
-    command = [sys.executable, "-c", program]
-    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=100, check=False)
-    assert done.returncode == 0, done.stderr

@@ -12,7 +12,7 @@ import threadpoolctl
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from tests.kernels.comparison import assert_within
-from tests.kernels.support import Guarded, float32_numbers, product_error
+from tests.kernels.support import GemmCase, Guarded, float32_numbers, product_error
 from tests.reference import Array
 from threadloom.kernels.compiling.arrays import Floats
 from threadloom.kernels.matmul.backend import GemmBackend, blas_info, gemm, gemm_backend
@@ -48,16 +48,9 @@ def place(memory: Guarded, values: Array, strided: bool) -> Floats:
 
 
 @dataclass(frozen=True)
-class Case:
-    """One product; `strided` arrays are columns of wider ones."""
+class Case(GemmCase):
+    """A GEMM; `strided` arrays are columns of wider ones."""
 
-    rows: int
-    columns: int
-    inner: int
-    op_a: Op = Op.N
-    op_b: Op = Op.N
-    alpha: float = 1.0
-    beta: float = 0.0
     strided: bool = False
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from tests.kernels.allocations import allocations
 from tests.kernels.bits16.support import Pages, nearest, numbers, on_path, paths_here
 from tests.kernels.comparison import within
+from tests.kernels.support import GemmCase
 from tests.reference import Array
 from threadloom.kernels.compiling.jit import JIT_ENABLED
 from threadloom.kernels.matmul.backend import GemmBackend, blas_info, gemm, gemm_backend
@@ -39,15 +40,9 @@ def terms(values: NDArray[Any]) -> tuple[Array, Array]:
 
 
 @dataclass(frozen=True)
-class Case:
-    """One product, and how its arrays are placed between guard pages."""
+class Case(GemmCase):
+    """A GEMM, and the places of its arrays between guard pages."""
 
-    rows: int
-    columns: int
-    inner: int
-    op_a: Op = Op.N
-    op_b: Op = Op.N
-    alpha: float = 1.0
     beta: float = 1.0
     at_end: bool = True
     gap: int = 0

@@ -29,7 +29,7 @@ def zstd(data: bytes) -> bytes:
 
 @pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, lzma.compress, zstd])
 def test_compressed_files_are_read(tmp_path: Path, compress: Callable[[bytes], bytes]) -> None:
-    """Whatever the name, and with several members, as `cat a.gz b.gz` and parallel compressors write them."""
+    """The name does not matter; a file may have several members, as `cat a.gz b.gz` and parallel compressors write."""
     file = tmp_path / "book"
     file.write_bytes(compress(WESTERN.encode()) + compress(b"second"))
     assert read_text([file]).text == WESTERN + "second"

@@ -1,12 +1,10 @@
 """Records of tuned settings: their paths, when they apply, and damaged files."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 import pytest
-from loguru import logger
 
 from threadloom.stages.config import Config, Gemm, ModelConfig
 from threadloom.stages.machine import detect
@@ -36,14 +34,6 @@ TUNED = TunedSettings(
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
-@pytest.fixture
-def logged() -> Iterator[list[str]]:
-    lines: list[str] = []
-    handler = logger.add(lambda line: lines.append(str(line)), format="{message}")
-    yield lines
-    logger.remove(handler)
 
 
 def keep(config: Config, explicit: Config | None = None, **values: int) -> tuple[Path, TunedSettings]:

@@ -6,23 +6,21 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 from rich.console import Console
 
 from tests.stages.support import command, tiny
-from tests.stages.tools.bench.test_bench import PEAKS, call_all, check_sums, made_up
+from tests.stages.tools.bench.conftest import ScaleGradients
+from tests.stages.tools.bench.test_bench import call_all, check_sums
+from tests.stages.tools.bench.test_report import PEAKS, made_up
 from threadloom.kernels import Weights
 from threadloom.kernels.compiling.jit import JIT_ENABLED
 from threadloom.stages.config.settings import Precision
 from threadloom.stages.machine.machine import detect
 from threadloom.stages.memory import adamw_bytes
-from threadloom.stages.memory.bank import Bank
-from threadloom.stages.memory.precision_memory import MicroBatchSlot
 from threadloom.stages.models import Geometry
 from threadloom.stages.resolve.loading import to_json
 from threadloom.stages.resolve.process_wide import gemm_settings
-from threadloom.stages.step.compute import Compute
 from threadloom.stages.tools.bench import check as bench_check
 from threadloom.stages.tools.bench.check import (
     ODD,
@@ -131,17 +129,8 @@ def test_the_tolerance_grows_with_the_square_root_of_the_roundings() -> None:
 
 
 @pytest.mark.parametrize("tensor", Weights._fields)
-def test_a_wrong_gradient_of_any_tensor_is_found(tensor: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = bench_check._loss_and_gradient
-
-    def wrong(
-        compute: Compute, geometry: Geometry, bank: Bank, slot: MicroBatchSlot, gradients: Bank, scale: float
-    ) -> float:
-        loss = right(compute, geometry, bank, slot, gradients, scale)
-        gradients.arena[tensor][...] *= np.float32(1.5)
-        return loss
-
-    monkeypatch.setattr(bench_check, "_loss_and_gradient", wrong)
+def test_a_wrong_gradient_of_any_tensor_is_found(tensor: str, scale_gradients: ScaleGradients) -> None:
+    scale_gradients(tensor, 1.5)
     with pytest.raises(BenchCheckFailed, match=f"odd in bf16: the kernels' gradient of {tensor}"):
         check_kernels(odd(2, BF16), every_tensor=True)
 

@@ -1,12 +1,10 @@
 """Tuning of a model of a few hundred parameters: measured, printed, stored, and read again by `train`."""
 
 import io
-from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 import pytest
-from loguru import logger
 from rich.console import Console
 
 from threadloom.stages import speeds
@@ -36,14 +34,6 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
-@pytest.fixture
-def said() -> Iterator[list[str]]:
-    lines: list[str] = []
-    handler = logger.add(lambda line: lines.append(str(line)), format="{message}")
-    yield lines
-    logger.remove(handler)
-
-
 def plain_console() -> tuple[Console, io.StringIO]:
     stream = io.StringIO()
     return Console(file=stream, width=140), stream
@@ -59,7 +49,7 @@ def test_a_trial_runs_the_pipeline_and_counts_tokens() -> None:
     assert trials(default.changed(micro_batch=1, lanes=3, forward=1, channel_capacity=1)).tokens_per_s > 0
 
 
-def test_tuning_is_printed_stored_and_used(monkeypatch: pytest.MonkeyPatch, said: list[str]) -> None:
+def test_tuning_is_printed_stored_and_used(monkeypatch: pytest.MonkeyPatch, logged: list[str]) -> None:
     class Faster(Trials):
         """Made-up rates: one lane is faster with the same micro-batch, and so are many slots."""
 
@@ -76,7 +66,7 @@ def test_tuning_is_printed_stored_and_used(monkeypatch: pytest.MonkeyPatch, said
     assert "lanes=1" in shown
     assert "Changes the rounding, and is kept in the run's config.json: lanes=1" in shown
     assert "Without any change to the weights:" in shown
-    assert any("65 random tokens" in line for line in said)
+    assert any("65 random tokens" in line for line in logged)
     assert findings.chosen.lanes == 1
 
     path = record_path(TINY, MACHINE)
@@ -84,7 +74,7 @@ def test_tuning_is_printed_stored_and_used(monkeypatch: pytest.MonkeyPatch, said
     assert (record.choice, record.kept_defaults, record.config) == (findings.chosen, False, "tiny")
     filled = with_tuned_settings(TINY, MACHINE)
     assert TunedSettings.of(resolve(apply_overrides(filled, ["model.vocab_size=30"]), 2)) == findings.chosen
-    assert sum("tuned for this machine" in line for line in said) == 1
+    assert sum("tuned for this machine" in line for line in logged) == 1
 
 
 def test_the_defaults_are_kept_in_a_record_that_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,7 +140,7 @@ def test_a_record_belongs_to_the_precision_of_the_run(
 
 
 @pytest.mark.usefixtures("with_tiles")
-def test_tuning_warns_about_a_slow_precision(monkeypatch: pytest.MonkeyPatch, said: list[str]) -> None:
+def test_tuning_warns_about_a_slow_precision(monkeypatch: pytest.MonkeyPatch, logged: list[str]) -> None:
     class Flat(Trials):
         def __call__(self, choice: TunedSettings) -> Trial:
             return Trial(1000.0, 0.01)
@@ -158,7 +148,7 @@ def test_tuning_warns_about_a_slow_precision(monkeypatch: pytest.MonkeyPatch, sa
     monkeypatch.setattr(tuning, "Trials", Flat)
     monkeypatch.setattr(tuning, "compile_kernels", lambda precision: None)
     run_tuning(apply_overrides(TINY, ["precision=fp16"]), 0.5, plain_console()[0])
-    assert sum("precision=fp16 is slower here" in line for line in said) == 1
+    assert sum("precision=fp16 is slower here" in line for line in logged) == 1
 
 
 @pytest.mark.parametrize("budget", [0.0, -1.0, float("nan")])
