@@ -62,7 +62,7 @@ def empty_pair(pages: Pages, rows: int, columns: int, fill: int = 0) -> PackedPa
 def ranges(rows: int, cuts: list[int]) -> list[tuple[int, int]]:
     """Return the ranges between these blocks: each begins at a multiple of a block, and the last ends with the matrix.
 
-    A range that ended within a block would clear what lies beside it in the block's panel and pair of rows.
+    A range that ended within a block would clear the values next to it in the block's panel and pair of rows.
     """
     inside = sorted({BLOCK * cut for cut in cuts if 0 < BLOCK * cut < rows})
     return list(pairwise([0, *inside, rows]))

@@ -10,6 +10,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from tests import reference
+from tests.stages.models.test_huggingface import GEOMETRY, LAYOUT
 from threadloom.pipeline import Arena
 from threadloom.stages.checkpoint.huggingface import (
     CONFIG_FILE,
@@ -22,11 +23,9 @@ from threadloom.stages.checkpoint.huggingface import (
     read_model,
     write_model,
 )
-from threadloom.stages.models import EndOfText, Geometry, architecture_of, huggingface_views, parameter_shapes
+from threadloom.stages.models import EndOfText, Geometry, huggingface_views, parameter_shapes
 from threadloom.stages.storage import CheckpointError
 
-GEOMETRY = Geometry(vocabulary=37, context=11, layers=3, heads=3, channels=12)
-LAYOUT = architecture_of(GEOMETRY).huggingface
 TIED = LAYOUT.tied[0]
 
 

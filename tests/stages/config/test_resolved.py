@@ -7,29 +7,19 @@ import pytest
 
 from threadloom.stages.config import BatchSizes, Config, ResolvedConfig
 from threadloom.stages.resolve import load_config, resolve, resolved_from_json, to_json
-
-
-def leaves(section: type[msgspec.Struct], prefix: str = "") -> dict[str, object]:
-    """Return the type of every setting, by dotted key."""
-    found: dict[str, object] = {}
-    for name, kind in typing.get_type_hints(section).items():
-        if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
-            found |= leaves(kind, f"{prefix}{name}.")
-        else:
-            found[prefix + name] = kind
-    return found
+from threadloom.stages.resolve.loading import setting_types
 
 
 def test_both_kinds_have_the_same_fields_in_the_same_order() -> None:
-    assert list(leaves(ResolvedConfig)) == list(leaves(Config))
+    assert list(setting_types(ResolvedConfig)) == list(setting_types(Config))
     config = load_config("small")
     assert list(msgspec.to_builtins(resolve(config, 2))) == list(msgspec.to_builtins(config))
 
 
 def test_no_resolved_setting_may_be_none() -> None:
-    open_settings = {key for key, kind in leaves(Config).items() if type(None) in typing.get_args(kind)}
+    open_settings = {key for key, kind in setting_types(Config).items() if type(None) in typing.get_args(kind)}
     assert {"lanes", "gemm_backend", "threads.blas", "model.vocab_size"} < open_settings
-    assert not {key for key, kind in leaves(ResolvedConfig).items() if type(None) in typing.get_args(kind)}
+    assert not {key for key, kind in setting_types(ResolvedConfig).items() if type(None) in typing.get_args(kind)}
 
 
 def test_an_open_setting_in_a_resolved_file_is_rejected() -> None:
