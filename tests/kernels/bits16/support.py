@@ -22,6 +22,15 @@ POISON = 0x7FAB
 """A NaN in bfloat16."""
 
 
+def gap_of_matrices(gap: int, *sizes: int) -> int:
+    """Return the gap between the rows of the matrices of a product, or 0 if one of them may have a single row.
+
+    A single row is contiguous with any gap. Numba would compile the kernels once more for each mix of layouts, which
+    differ in nothing: the kernels read addresses and strides.
+    """
+    return 0 if 1 in sizes else gap
+
+
 class Pages:
     """Makes arrays that touch a guard page; the pages live as long as this."""
 

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from numpy.typing import NDArray
 
 from tests.kernels.allocations import allocations
-from tests.kernels.bits16.support import Pages, nearest, numbers, on_path, paths_here, random_bits
+from tests.kernels.bits16.support import Pages, gap_of_matrices, nearest, numbers, on_path, paths_here, random_bits
 from tests.kernels.comparison import within
 from threadloom.kernels.compiling.jit import JIT_ENABLED
 from threadloom.kernels.matmul.bf16 import (
@@ -61,7 +61,7 @@ def packed(pages: Pages, source: NDArray[Any], op: Op = Op.N) -> NDArray[Any]:
 def check(rows: int, columns: int, inner: int, at_end: bool, gap: int) -> None:
     """Compare every kind of product with float64."""
     rng = np.random.default_rng([rows, columns, inner])
-    pages = Pages(at_end)
+    pages, gap = Pages(at_end), gap_of_matrices(gap, rows, columns, inner)
     a, b = pages.copy(random_bits(rng, rows, inner), gap), pages.copy(random_bits(rng, inner, columns), gap)
     packed_b = packed(pages, b)
     exact = numbers(a) @ numbers(b)
@@ -115,7 +115,7 @@ def test_more_rows_than_a_block(path: DotPath) -> None:
 @sizes
 def test_packed_layout(rows: int, columns: int, inner: int, at_end: bool, gap: int) -> None:
     rng = np.random.default_rng([columns, inner])
-    pages = Pages(at_end)
+    pages, gap = Pages(at_end), gap_of_matrices(gap, columns, inner)
     floats = rng.standard_normal((inner, columns)).astype(np.float32)
     bits = nearest(floats)
     panels, pairs, width = packed_shape(inner, columns)

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from numpy.typing import NDArray
 
 from tests.kernels.allocations import allocations
-from tests.kernels.bits16.support import Pages
+from tests.kernels.bits16.support import Pages, gap_of_matrices
 from tests.kernels.comparison import within
 from tests.reference import Array
 from threadloom.kernels.compiling.jit import JIT_ENABLED
@@ -45,7 +45,7 @@ def scratch(pages: Pages, rows: int, columns: int, inner: int) -> list[NDArray[n
 
 def check(rows: int, columns: int, inner: int, op_a: Op, op_b: Op, at_end: bool, gap: int) -> None:
     rng = np.random.default_rng([rows, columns, inner])
-    pages = Pages(at_end)
+    pages, gap = Pages(at_end), gap_of_matrices(gap, rows, columns, inner)
     plain_a, plain_b = random_float16(rng, rows, inner), random_float16(rng, inner, columns)
     a = pages.copy(plain_a.T if op_a is Op.T else plain_a, gap)
     b = pages.copy(plain_b.T if op_b is Op.T else plain_b, gap)

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from numpy.typing import NDArray
 
 from tests.kernels.allocations import allocations
-from tests.kernels.bits16.support import Pages, nearest, numbers, on_path, paths_here
+from tests.kernels.bits16.support import Pages, gap_of_matrices, nearest, numbers, on_path, paths_here
 from tests.kernels.comparison import within
 from tests.kernels.support import GemmCase
 from tests.reference import Array
@@ -51,15 +51,15 @@ class Case(GemmCase):
 def check(case: Case) -> None:
     rows, columns, inner, alpha, beta = case.rows, case.columns, case.inner, case.alpha, case.beta
     rng = np.random.default_rng([rows, columns, inner])
-    pages = Pages(case.at_end)
+    pages, gap = Pages(case.at_end), gap_of_matrices(case.gap, rows, columns, inner)
     a = rng.standard_normal((rows, inner)).astype(np.float32)
     b = rng.standard_normal((inner, columns)).astype(np.float32)
     before = rng.standard_normal((rows, columns)).astype(np.float32)
-    out = pages.empty((rows, columns), np.float32, case.gap)
+    out = pages.empty((rows, columns), np.float32, gap)
     if beta != 0.0:
         out[...] = before
-    stored_a = pages.copy(a.T if case.op_a is Op.T else a, case.gap)
-    stored_b = pages.copy(b.T if case.op_b is Op.T else b, case.gap)
+    stored_a = pages.copy(a.T if case.op_a is Op.T else a, gap)
+    stored_b = pages.copy(b.T if case.op_b is Op.T else b, gap)
     gemm(stored_a, stored_b, out, case.op_a, case.op_b, alpha, beta)
     wide_a, wide_b = a.astype(np.float64), b.astype(np.float64)
     sizes = np.abs(alpha) * (np.abs(wide_a) @ np.abs(wide_b)) + np.abs(beta * before)
