@@ -53,7 +53,7 @@ from threadloom.kernels.float32 import (
     next_logits,
     prefill_cache,
 )
-from threadloom.kernels.matmul import BlasInfo, GemmBackend, Op, blas_info, gemm, gemm_backend
+from threadloom.kernels.matmul import BlasInfo, GemmBackend, Op, blas_info, flushing_blas_threads, gemm, gemm_backend
 
 __all__ = [
     "ATTENTION_TILE",
@@ -83,6 +83,7 @@ __all__ = [
     "decode_token",
     "embedding_backward",
     "embedding_forward",
+    "flushing_blas_threads",
     "gelu_backward",
     "gelu_forward",
     "gemm",

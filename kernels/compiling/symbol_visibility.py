@@ -23,13 +23,13 @@ from numba.core.compiler import CompilerBase, DefaultPassBuilder
 from numba.core.compiler_machinery import AnalysisPass, register_pass
 from numba.core.typed_passes import AnnotateTypes
 
+from threadloom.kernels.compiling.float_environment import TESTED_NUMBA, KernelLibrary
+
 HOOKS = (("finalize", "_finalize_final_module"), ("_get_module_for_linking", "_shared_module"))
 """Methods of Numba's library, each with the name that it must use for `PrivateLibrary` to have an effect."""
-TESTED_NUMBA = "0.68.1"
-"""Version of Numba in requirements.lock."""
 
 
-class PrivateLibrary(JITCodeLibrary):  # type: ignore[misc]  # Numba has no types
+class PrivateLibrary(KernelLibrary):
     """Code of one kernel, of which only its entry points are visible to others."""
 
     def _finalize_final_module(self) -> None:

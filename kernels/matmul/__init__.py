@@ -24,6 +24,7 @@ from threadloom.kernels.matmul.bf16 import (
     linear_gelu_bf16 as linear_gelu_bf16,
     prepare_bf16 as prepare_bf16,
 )
+from threadloom.kernels.matmul.blas_threads import flushing_blas_threads as flushing_blas_threads
 from threadloom.kernels.matmul.fp16 import (
     fp16_scratch_sizes as fp16_scratch_sizes,
     fp16_sums_size as fp16_sums_size,

@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
+from loguru import logger
+
 from threadloom.pipeline import blas_threads
 from threadloom.stages.config import Precision, ResolvedConfig
 
@@ -15,7 +17,11 @@ def gemm_settings(config: ResolvedConfig) -> Iterator[None]:
     float32 matrices and leaves the backend as it is. Both settings are process-wide: enter the context before the
     stages of a run start, and while no other run is active.
     """
-    from threadloom.kernels import GemmBackend, gemm_backend  # loads Numba, which reading a configuration must not
+    from threadloom.kernels import (
+        GemmBackend,
+        flushing_blas_threads,
+        gemm_backend,
+    )  # loads Numba, which reading a configuration must not
 
     with ExitStack() as switches:
         if config.precision is Precision.BF16X3:
@@ -24,4 +30,9 @@ def gemm_settings(config: ResolvedConfig) -> Iterator[None]:
             switches.enter_context(gemm_backend(GemmBackend(config.gemm_backend.value)))
         # The backend comes first: asking for BLAS may load it, and only a loaded library has a thread count.
         switches.enter_context(blas_threads(config.threads.blas))
+        if config.threads.blas > 1 and not switches.enter_context(flushing_blas_threads()):
+            logger.warning(
+                "the threads of this BLAS compute with subnormal numbers, which kernels flush to zero: a diverging run "
+                "may become slow; threads.blas=1 avoids it"
+            )
         yield

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from numba.core.codegen import JITCodeLibrary
 
+from threadloom.kernels.compiling.float_environment import TESTED_NUMBA
 from threadloom.kernels.compiling.jit import JIT_ENABLED
-from threadloom.kernels.compiling.symbol_visibility import HOOKS, TESTED_NUMBA, check_hooks, missing_hooks
+from threadloom.kernels.compiling.symbol_visibility import HOOKS, check_hooks, missing_hooks
 
 pytestmark = [
     pytest.mark.timeout(120),
@@ -25,6 +26,7 @@ pytestmark = [
 SOURCE = """
 import numpy as np
 from numba.extending import overload
+from threadloom.kernels.compiling.float_environment import TESTED_NUMBA
 from threadloom.kernels.compiling.jit import jit_kernel
 
 
