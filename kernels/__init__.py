@@ -4,8 +4,8 @@ Layering: this package imports nothing from `pipeline` or `stages`. SciPy's BLAS
 kernel set that fits the processor (reported by `blas_info`); that works only if nothing else has loaded it before.
 
 Every kernel releases the GIL, returns the same bits for the same input in any thread, and checks no bounds: the caller
-must pass correct shapes, token ids and sizes. The names here are the float32 kernels and the parts that all formats
-share; `kernels.bits16` has the kernels of bfloat16 and float16.
+must pass correct shapes, token ids and sizes. Subnormal numbers count as zero. The names here are the float32 kernels
+and the parts that all formats share; `kernels.bits16` has the kernels of bfloat16 and float16.
 """
 
 from threadloom.kernels.common import (

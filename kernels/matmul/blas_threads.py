@@ -1,7 +1,7 @@
-"""The floating-point environment of BLAS's own threads.
+"""Floating-point environment of the threads that BLAS creates.
 
 A kernel sets the register of the thread that calls it (`kernels.compiling.float_environment`), and a BLAS with more
-than one thread computes parts of a product in threads of its own. A new thread inherits the register of its creator
+than one thread computes parts of a product in worker threads. A new thread inherits the register of its creator
 (POSIX). OpenBLAS creates its threads when it is loaded, and again at the first product after they have been ended, as
 before a fork. So they are ended here, and the next product, called from a kernel, creates them. Whether they then
 flush subnormal numbers is read off a product, so any BLAS may be asked.
@@ -42,7 +42,7 @@ def flushing_blas_threads() -> Iterator[bool]:
     try:
         yield _every_thread_flushes()
     finally:
-        end_threads()  # others who call BLAS later get threads with their own register
+        end_threads()  # later callers of BLAS get threads that inherit their register
 
 
 def _every_thread_flushes() -> bool:

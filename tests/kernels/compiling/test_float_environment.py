@@ -24,11 +24,7 @@ from threadloom.kernels.compiling.jit import JIT_ENABLED, jit_kernel, jit_strict
 
 X86, ARM = platform.machine() in ("x86_64", "AMD64"), platform.machine() in ("aarch64", "arm64")
 
-pytestmark = [
-    pytest.mark.timeout(90),
-    pytest.mark.skipif(not JIT_ENABLED, reason="there is no compiled code"),
-    pytest.mark.skipif(not X86 and not ARM, reason="kernels keep subnormal numbers on this processor"),
-]
+pytestmark = pytest.mark.timeout(90)
 
 TINY = float(np.finfo(np.float32).tiny)
 """The smallest normal number of float32."""
@@ -36,6 +32,12 @@ IN_KERNELS = 0x9FC0 if X86 else 1 << 24
 """MXCSR: exceptions masked (bits 7 to 12), DAZ (6), FTZ (15), round to nearest. FPCR: FZ (24). (Intel SDM, Arm ARM.)"""
 CONTROL = 0xFFC0 if X86 else ~0
 """All bits but the flags of exceptions that have occurred, which every operation may set."""
+
+
+@pytest.fixture(autouse=True)
+def skip_if_kept() -> None:
+    if not JIT_ENABLED or not (X86 or ARM):
+        pytest.skip("subnormal numbers are kept without compiled code, and on this processor")
 
 
 @intrinsic

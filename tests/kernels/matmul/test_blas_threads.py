@@ -14,10 +14,7 @@ from threadloom.kernels.matmul.blas import Library, loaded_library
 from threadloom.kernels.matmul.blas_threads import flushing_blas_threads
 from threadloom.kernels.matmul.operands import Op
 
-pytestmark = [
-    pytest.mark.timeout(90),
-    pytest.mark.skipif(not JIT_ENABLED, reason="there is no compiled code"),
-]
+pytestmark = pytest.mark.timeout(90)
 
 SIZE = 256
 SUBNORMAL = np.full((SIZE, SIZE), 1e-39, np.float32)
@@ -26,6 +23,8 @@ ONES = np.ones((SIZE, SIZE), np.float32)
 
 @pytest.fixture(autouse=True)
 def several_threads() -> Iterator[None]:
+    if not JIT_ENABLED:
+        pytest.skip("there is no compiled code")
     with gemm_backend(GemmBackend.BLAS):
         if loaded_library().name != "openblas":
             pytest.skip("SciPy has no OpenBLAS")
