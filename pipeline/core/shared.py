@@ -80,7 +80,7 @@ def anonymous_memory(name: str, size: int) -> int:
 def _available_memory() -> int | None:
     """Return the bytes that can be allocated without swapping, or None if the system does not report them."""
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        lines = Path("/proc/meminfo").read_text("utf-8", "replace").splitlines()
     except OSError:
         return None
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)

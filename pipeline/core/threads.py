@@ -99,6 +99,6 @@ def _group_quota(group: Path) -> float | None:
 
 def _lines(file: Path) -> list[str]:
     try:
-        return file.read_text().splitlines()
+        return file.read_text("utf-8", "replace").splitlines()
     except OSError:
         return []

@@ -68,12 +68,12 @@ def _children() -> list[tuple[int, str]]:
     tasks = Path("/proc/self/task")
     for task in tasks.iterdir() if tasks.exists() else ():
         try:
-            pids = (task / "children").read_text().split()
+            pids = (task / "children").read_text("utf-8", "replace").split()
         except OSError:
             continue  # the thread ended during the listing
         for pid in pids:
             try:
-                line = Path("/proc", pid, "cmdline").read_text().replace("\0", " ").strip()
+                line = Path("/proc", pid, "cmdline").read_text("utf-8", "replace").replace("\0", " ").strip()
             except OSError:
                 continue
             if not any(part in line for part in LIBRARY_CHILDREN):
@@ -137,7 +137,7 @@ def _mapped(process: Path) -> set[str]:
     """Return the names of the shared-memory segments that a process maps; empty if it has ended or is not ours."""
     prefix = f"{SHARED_MEMORY}/"
     try:
-        lines = (process / "maps").read_text().splitlines()
+        lines = (process / "maps").read_text("utf-8", "replace").splitlines()
     except OSError:
         return set()
     return {line.partition(prefix)[2].removesuffix(" (deleted)") for line in lines if prefix in line}

@@ -35,7 +35,7 @@ def main() -> None:
     """Reply once if there is an argument; otherwise serve until the input ends."""
     if len(sys.argv) > 1:
         replies = redirect_stdout_to_stderr()
-        replies.write(json.dumps(time_to_first_update(float(sys.argv[1]), sys.stdin.read())) + "\n")
+        replies.write(json.dumps(time_to_first_update(float(sys.argv[1]), sys.stdin.buffer.read().decode())) + "\n")
         return
     from threadloom.stages.training import ExecutionMode, MeasuredStepRunner
 

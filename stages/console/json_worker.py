@@ -62,7 +62,7 @@ class JsonWorkerProcess:
     def __init__(self, command: Sequence[str], task: Any) -> None:
         """Start `command` and send `task` as its first line, to which there is no reply."""
         with signals_blocked():
-            self._process = subprocess.Popen(command, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            self._process = subprocess.Popen(command, encoding="utf-8", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self.send(task)
 
     @property
@@ -171,7 +171,7 @@ def peak_resident_bytes() -> int:
 
 def _resident(field: str) -> int:
     with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
+        for line in Path("/proc/self/status").read_text("utf-8", "replace").splitlines():
             if line.startswith(field + ":"):
                 return int(line.split()[1]) * 1024
     import resource

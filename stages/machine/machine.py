@@ -213,13 +213,13 @@ def _sysctl(name: str) -> str | None:
     """Return a value of macOS's sysctl table; None on other systems."""
     if platform.system() != "Darwin":
         return None
-    answer = subprocess.run(["/usr/sbin/sysctl", "-n", name], capture_output=True, text=True, check=False)
+    answer = subprocess.run(["/usr/sbin/sysctl", "-n", name], capture_output=True, encoding="utf-8", check=False)
     return answer.stdout.strip() or None
 
 
 def _read(file: Path) -> str | None:
     try:
-        return file.read_text().strip()
+        return file.read_text("utf-8", "replace").strip()
     except OSError:
         return None
 

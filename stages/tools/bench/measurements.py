@@ -138,7 +138,7 @@ def measure_start(config: ResolvedConfig, starts: int, environment: dict[str, st
     for _ in range(starts):
         command = module_command("threadloom.stages.child_processes.measured_step", repr(time.monotonic()))
         answer = subprocess.run(
-            command, input=to_json(config), env=os.environ | environment, stdout=subprocess.PIPE, text=True, check=True
+            command, input=to_json(config).encode(), env=os.environ | environment, stdout=subprocess.PIPE, check=True
         )
         reached.append(json.loads(answer.stdout))
     return StartTimes(starts, {name: statistics.median(one[name] for one in reached) for name in reached[0]})
