@@ -1,7 +1,7 @@
-"""Entry points of child processes, run with `stages.console.module_command`; no module imports them.
+"""Entry points of child processes, started by `stages.console.module_command`; no module imports them.
 
-They have a package without imports, since importing a module first imports its package: a process that measures its
-own start must not load other modules before.
+This package imports nothing. Python imports a package before a module in it, and a process that measures the time of
+its start must load no other modules first.
 
 May import: all above.
 """

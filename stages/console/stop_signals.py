@@ -173,7 +173,7 @@ class StopSignals:
         self._raised = True
         raise self._first
 
-    # In the main thread, between two instructions of whatever it does.
+    # In the main thread, between any two instructions.
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if number in CHECKPOINT_SIGNALS:

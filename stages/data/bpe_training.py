@@ -60,7 +60,7 @@ class _Trainer(JsonWorkerProcess):
 
 
 def train_in_process(chunks: Iterable[str], limit: int) -> str:
-    """Return what `train_byte_pairs` returns, computed in a process that ends if this call does.
+    """Return the result of `train_byte_pairs`, computed in a process that ends if this call does.
 
     A system that permits no further process trains in this one. Raises TokenizerError if the process ends early.
     """

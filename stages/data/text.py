@@ -79,7 +79,7 @@ def read_text(paths: Iterable[str | Path], excluded: Sequence[Path] = (), limit:
     """Return the text of files and directories, in order; without paths, that of the standard library.
 
     A named file must be UTF-8 text, which may be compressed. In directories, such files with a suffix of
-    `TEXT_SUFFIXES` are read and the others left out, as are `excluded` directories, runs, and whatever cannot be read.
+    `TEXT_SUFFIXES` are read and the others left out, as are `excluded` directories, runs and unreadable entries.
     `limit` is the maximum number of characters, by default as many as the available memory can prepare. Raises
     TextError for a named path that cannot be read or is not UTF-8, with the likely format and a remedy, for a text
     beyond the limit, and for an empty text.

@@ -1,4 +1,4 @@
-"""The protocol of tokenizers, and what their implementations share."""
+"""The protocol of tokenizers, and the parts that their implementations share."""
 
 import json
 from pathlib import Path

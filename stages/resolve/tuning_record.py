@@ -1,4 +1,4 @@
-"""Tuned settings of this machine: what `threadloom tune` found fastest, as `train` and `--estimate` read it.
+"""Tuned settings of this machine: the fastest that `threadloom tune` found, as `train` and `--estimate` read them.
 
 A record holds for one machine, one model, batch and delay, one precision and one version of the package; all of them
 are part of its path:
