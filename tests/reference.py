@@ -7,6 +7,10 @@ form, biases everywhere, LayerNorm's epsilon 1e-5, an output projection tied to 
 Shapes: B sequences of T tokens, C channels, H heads, F = 4C hidden, L layers, V vocabulary. Matrices are stored
 (inputs, outputs): a linear layer is ``y = x @ weight + bias``. A backward function takes the gradient of its forward's
 output first and returns the gradients of its inputs in their order.
+
+Every result that an implementation in less precision rounds is marked: `computed` is a result of arithmetic, with its
+error in units of one rounding, and `stored` one that is kept in the format of the activations. The marks do nothing
+here; `tests.error_bounds` perturbs the marked results to find out how far a correct implementation may be off.
 """
 
 import math
@@ -14,6 +18,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
+
+from tests.rounding_marks import computed, product, stored, summed, total
 
 Array = NDArray[np.float64]
 Ids = NDArray[np.integer]
@@ -71,7 +77,7 @@ def random_tensors(
 
 def embedding_forward(wte: Array, wpe: Array, ids: Ids) -> Array:
     """Ids (B, T) to (B, T, C)."""
-    return wte[ids] + wpe[: ids.shape[1]]
+    return total(wte[ids], wpe[: ids.shape[1]])
 
 
 def embedding_backward(dx: Array, ids: Ids, vocabulary: int, context: int) -> tuple[Array, Array]:
@@ -82,64 +88,119 @@ def embedding_backward(dx: Array, ids: Ids, vocabulary: int, context: int) -> tu
         for t in range(tokens):
             d_wte[ids[b, t]] += dx[b, t]
             d_wpe[t] += dx[b, t]
-    return d_wte, d_wpe
+
+    def squares(gradient: int) -> Array:
+        return embedding_backward(dx**2, ids, vocabulary, context)[gradient]
+
+    return (
+        summed(d_wte, int(np.bincount(ids.ravel()).max()), lambda: squares(0)),
+        summed(d_wpe, sequences, lambda: squares(1)),
+    )
 
 
 def layernorm_statistics(x: Array) -> tuple[Array, Array]:
     """Return the mean and the reciprocal standard deviation of each row."""
-    return x.mean(axis=-1), 1.0 / np.sqrt(x.var(axis=-1) + LAYERNORM_EPSILON)
+    channels = x.shape[-1]
+    mean = _row_means(x)[..., 0]
+    # The relative error of a sum of positive terms is sqrt(n / 3), halved by the root; then some 4 operations. An error
+    # of the mean adds nothing to first order, as the centred numbers add up to 0.
+    rstd = 1.0 / np.sqrt(x.var(axis=-1) + LAYERNORM_EPSILON)
+    return mean, computed(rstd, lambda: rstd * math.sqrt(channels / 12.0 + 4.0))
+
+
+def normalised(x: Array) -> tuple[Array, Array]:
+    """Return the rows of x with mean 0 and variance 1, and their reciprocal standard deviations (..., 1)."""
+    mean, rstd = (statistic[..., None] for statistic in layernorm_statistics(x))
+    normal = (x - mean) * rstd
+    return stored(computed(normal, lambda: 2.0 * np.abs(normal))), rstd
 
 
 def layernorm_forward(x: Array, weight: Array, bias: Array) -> Array:
     """Normalise each row of x (..., C), then scale and shift it."""
-    mean, rstd = layernorm_statistics(x)
-    return (x - mean[..., None]) * rstd[..., None] * weight + bias
+    normal, _ = normalised(x)
+    return computed(normal * weight + bias, lambda: 2.0 * np.abs(normal * weight) + np.abs(bias))
 
 
 def layernorm_backward(dy: Array, x: Array, weight: Array) -> tuple[Array, Array, Array]:
     """Return the gradients of x, weight and bias."""
-    mean, rstd = layernorm_statistics(x)
-    normal = (x - mean[..., None]) * rstd[..., None]
+    normal, rstd = normalised(x)
     d_normal = dy * weight
-    along_one = d_normal.mean(axis=-1, keepdims=True)
-    along_normal = (d_normal * normal).mean(axis=-1, keepdims=True)
-    dx = rstd[..., None] * (d_normal - along_one - normal * along_normal)
-    return dx, _sum_rows(dy * normal), _sum_rows(dy)
+    along_one, along_normal = (_row_means(terms) for terms in (d_normal, d_normal * normal))
+    dx = rstd * (d_normal - along_one - normal * along_normal)
+
+    def units() -> Array:
+        size = np.abs(d_normal) + np.abs(along_one) + np.abs(normal * along_normal)
+        return np.asarray(2.0 * rstd * size)
+
+    return computed(dx, units), _sum_rows(dy * normal), _sum_rows(dy)
 
 
 def linear_forward(x: Array, weight: Array, bias: Array) -> Array:
     """X (..., I) to (..., O)."""
-    return x @ weight + bias
+    return product(x, weight, bias)
 
 
 def linear_backward(dy: Array, x: Array, weight: Array) -> tuple[Array, Array, Array]:
     """Return the gradients of x, weight and bias."""
-    d_weight = x.reshape(-1, x.shape[-1]).T @ dy.reshape(-1, dy.shape[-1])
-    return dy @ weight.T, d_weight, _sum_rows(dy)
+    d_weight = product(x.reshape(-1, x.shape[-1]).T, dy.reshape(-1, dy.shape[-1]))
+    return product(dy, weight.T), d_weight, _sum_rows(dy)
 
 
 def gelu_forward(x: Array) -> Array:
     """GELU in the tanh form."""
-    return 0.5 * x * (1.0 + np.tanh(GELU_SCALE * (x + GELU_CUBIC * x**3)))
+    y = 0.5 * x * (1.0 + np.tanh(GELU_SCALE * (x + GELU_CUBIC * x**3)))
+    return computed(y, lambda: gelu_units(x)[0])
 
 
 def gelu_backward(dy: Array, x: Array) -> Array:
     """Return the gradient of x."""
     tanh = np.tanh(GELU_SCALE * (x + GELU_CUBIC * x**3))
     d_inner = GELU_SCALE * (1.0 + 3.0 * GELU_CUBIC * x**2)
-    return dy * (0.5 * (1.0 + tanh) + 0.5 * x * (1.0 - tanh**2) * d_inner)
+    dx = dy * (0.5 * (1.0 + tanh) + 0.5 * x * (1.0 - tanh**2) * d_inner)
+    return computed(dx, lambda: np.abs(dy) * gelu_units(x)[1])
+
+
+def gelu_units(x: Array) -> tuple[Array, Array]:
+    """Return the errors of GELU and of its derivative, in units of the rounding error of the number 1.
+
+    GELU is y = x s with s = 1 / (1 + e**-a), a = x (c1 + c2 x**2), and its derivative s + y (1 - s) a'. The argument is
+    off by 3 |a| units, and e**-a relatively by as much, and by 3 units of the exponential itself, which makes s (1 - s)
+    times as much of s. The sum and the division add 2 s. The error of 1 - s is that of s, and at most 1 - s: then s is
+    rounded to 1. Each further product and sum adds one unit of its result.
+    """
+    a = 2.0 * GELU_SCALE * (x + GELU_CUBIC * x**3)
+    slope = 2.0 * GELU_SCALE * (1.0 + 3.0 * GELU_CUBIC * x**2)
+    s, rest = 0.5 * (1.0 + np.tanh(0.5 * a)), 0.5 * (1.0 - np.tanh(0.5 * a))
+    s_error = s * (3.0 * (1.0 + np.abs(a)) * rest + 2.0)
+    y, y_error = np.abs(x) * s, np.abs(x) * (s_error + s)
+    rest_error = np.minimum(s_error + rest, rest * 2.0**24)
+    return y_error, s_error + (y_error * rest + y * rest_error + 6.0 * y * rest) * slope + s
 
 
 def attention_head(q: Array, k: Array, v: Array) -> tuple[Array, Array, Array]:
     """One causal head on (T, D): its output, its probabilities (T, T), its log-sum-exp of scaled scores (T,)."""
     tokens, size = q.shape
-    scores = q @ k.T / math.sqrt(size)
+    scores = product(q, k.T) / math.sqrt(size)
     scores[np.triu_indices(tokens, 1)] = -np.inf  # a token sees itself and those before it
-    highest = scores.max(axis=1)
-    exponentials = np.exp(scores - highest[:, None])
-    total = exponentials.sum(axis=1)
-    probabilities = exponentials / total[:, None]
-    return probabilities @ v, probabilities, highest + np.log(total)
+    probabilities, lse = softmax(scores)
+    probabilities = stored(probabilities)
+    return product(probabilities, v), probabilities, lse
+
+
+def softmax(x: Array) -> tuple[Array, Array]:
+    """Return the softmax of each row, and the log-sum-exp."""
+    highest = x.max(axis=-1)
+    depth = np.maximum(x - highest[..., None], -1e4)  # e**-1e4 is 0, and not infinitely far from anything
+    depth = computed(depth, lambda: np.abs(depth))
+    exponentials = np.exp(depth)
+    exponentials = computed(exponentials, lambda: 3.0 * exponentials)
+    sums = exponentials.sum(axis=-1)
+    sums = summed(sums, x.shape[-1], lambda: (exponentials**2).sum(axis=-1))
+    probabilities, lse = exponentials / sums[..., None], highest + np.log(sums)
+    return (
+        computed(probabilities, lambda: probabilities),
+        computed(lse, lambda: np.abs(lse) + 3.0 * np.abs(np.log(sums)) + 1.0),
+    )
 
 
 def attention_forward(qkv: Array, heads: int) -> tuple[Array, Array]:
@@ -161,14 +222,21 @@ def attention_backward(d_out: Array, qkv: Array, heads: int) -> Array:
             columns_q, columns_k, columns_v = head_columns(qkv.shape[2], heads, h)
             q, k, v = qkv[b, :, columns_q], qkv[b, :, columns_k], qkv[b, :, columns_v]
             d = d_out[b, :, columns_q]
-            _, probabilities, _ = attention_head(q, k, v)
-            d_probabilities = d @ v.T
-            inner = (d_probabilities * probabilities).sum(axis=1, keepdims=True)
-            d_scores = probabilities * (d_probabilities - inner) / math.sqrt(q.shape[1])
-            d_qkv[b, :, columns_q] = d_scores @ k
-            d_qkv[b, :, columns_k] = d_scores.T @ q
-            d_qkv[b, :, columns_v] = probabilities.T @ d
+            out, probabilities, _ = attention_head(q, k, v)
+            d_scores = softmax_backward(product(d, v.T), probabilities, d, stored(out)) / math.sqrt(q.shape[1])
+            d_scores = stored(d_scores)
+            d_qkv[b, :, columns_q] = product(d_scores, k)
+            d_qkv[b, :, columns_k] = product(d_scores.T, q)
+            d_qkv[b, :, columns_v] = product(probabilities.T, d)
     return d_qkv
+
+
+def softmax_backward(d_probabilities: Array, probabilities: Array, d_out: Array, out: Array) -> Array:
+    """Return the gradient of the scores of one head: P (dP - D), D = sum(dP P) = sum(d_out out) of each row."""
+    inner = (d_out * out).sum(axis=1)
+    inner = summed(inner, out.shape[1], lambda: ((d_out * out) ** 2).sum(axis=1))[:, None]
+    d_scores = probabilities * (d_probabilities - inner)
+    return computed(d_scores, lambda: 2.0 * probabilities * (np.abs(d_probabilities) + np.abs(inner)))
 
 
 def head_columns(width: int, heads: int, head: int) -> tuple[slice, slice, slice]:
@@ -181,24 +249,27 @@ def head_columns(width: int, heads: int, head: int) -> tuple[slice, slice, slice
 
 def cross_entropy_forward(logits: Array, targets: Ids) -> Array:
     """Logits (..., V) and targets (...) to the loss of every row (...)."""
-    highest = logits.max(axis=-1)
-    lse = highest + np.log(np.exp(logits - highest[..., None]).sum(axis=-1))
-    losses: Array = lse - np.take_along_axis(logits, targets[..., None].astype(np.int64), axis=-1)[..., 0]
-    return losses
+    _, lse = softmax(logits)
+    of_target = np.take_along_axis(logits, targets[..., None].astype(np.int64), axis=-1)[..., 0]
+    return computed(lse - of_target, lambda: np.abs(lse - of_target))
 
 
 def cross_entropy_backward(logits: Array, targets: Ids, scale: float) -> Array:
     """Return the gradient of scale * (sum of the losses): scale * (softmax - one hot)."""
-    exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    probabilities = exponentials / exponentials.sum(axis=-1, keepdims=True)
+    probabilities, _ = softmax(logits)
     one_hot = np.arange(logits.shape[-1]) == targets[..., None]
-    d_logits: Array = scale * (probabilities - one_hot)
-    return d_logits
+    return computed(scale * (probabilities - one_hot), lambda: 2.0 * scale * (probabilities + one_hot))
+
+
+def _row_means(x: Array) -> Array:
+    """Return the mean of each row, (..., 1)."""
+    count = x.shape[-1]
+    return summed(x.mean(axis=-1, keepdims=True), count, lambda: ((x / count) ** 2).sum(axis=-1, keepdims=True))
 
 
 def _sum_rows(x: Array) -> Array:
-    total: Array = x.reshape(-1, x.shape[-1]).sum(axis=0)
-    return total
+    rows: Array = x.reshape(-1, x.shape[-1])
+    return summed(rows.sum(axis=0), len(rows), lambda: (rows**2).sum(axis=0))
 
 
 # --- the model --------------------------------------------------------------------------------------------------------
@@ -238,30 +309,33 @@ def block_tensors(weights: Tensors, layer: int) -> Tensors:
 
 def block_forward(w: Tensors, x: Array, heads: int) -> tuple[Array, Block]:
     """One block, with the tensors of its layer."""
-    ln1 = layernorm_forward(x, w["ln1_weight"], w["ln1_bias"])
-    qkv = linear_forward(ln1, w["qkv_weight"], w["qkv_bias"])
+    ln1 = stored(layernorm_forward(x, w["ln1_weight"], w["ln1_bias"]))
+    qkv = stored(linear_forward(ln1, w["qkv_weight"], w["qkv_bias"]))
     attn, lse = attention_forward(qkv, heads)
-    x_mid = x + linear_forward(attn, w["attn_proj_weight"], w["attn_proj_bias"])
-    ln2 = layernorm_forward(x_mid, w["ln2_weight"], w["ln2_bias"])
-    fc = linear_forward(ln2, w["fc_weight"], w["fc_bias"])
-    gelu = gelu_forward(fc)
-    out = x_mid + linear_forward(gelu, w["mlp_proj_weight"], w["mlp_proj_bias"])
+    attn = stored(attn)
+    x_mid = total(x, linear_forward(attn, w["attn_proj_weight"], w["attn_proj_bias"]))
+    ln2 = stored(layernorm_forward(x_mid, w["ln2_weight"], w["ln2_bias"]))
+    fc = stored(linear_forward(ln2, w["fc_weight"], w["fc_bias"]))
+    gelu = stored(gelu_forward(fc))
+    out = total(x_mid, linear_forward(gelu, w["mlp_proj_weight"], w["mlp_proj_bias"]))
     return out, Block(x, ln1, qkv, attn, lse, x_mid, ln2, fc, gelu)
 
 
 def block_backward(w: Tensors, kept: Block, d_out: Array, heads: int) -> tuple[Array, Tensors]:
     """Return the gradient of the block's input and of its tensors."""
     g: Tensors = {}
-    d_gelu, g["mlp_proj_weight"], g["mlp_proj_bias"] = linear_backward(d_out, kept.gelu, w["mlp_proj_weight"])
-    d_fc = gelu_backward(d_gelu, kept.fc)
+    d_gelu, g["mlp_proj_weight"], g["mlp_proj_bias"] = linear_backward(stored(d_out), kept.gelu, w["mlp_proj_weight"])
+    d_fc = stored(gelu_backward(stored(d_gelu), kept.fc))
     d_ln2, g["fc_weight"], g["fc_bias"] = linear_backward(d_fc, kept.ln2, w["fc_weight"])
     d_through, g["ln2_weight"], g["ln2_bias"] = layernorm_backward(d_ln2, kept.x_mid, w["ln2_weight"])
-    d_mid = d_out + d_through
-    d_attn, g["attn_proj_weight"], g["attn_proj_bias"] = linear_backward(d_mid, kept.attn, w["attn_proj_weight"])
-    d_qkv = attention_backward(d_attn, kept.qkv, heads)
+    d_mid = total(d_out, d_through)
+    d_attn, g["attn_proj_weight"], g["attn_proj_bias"] = linear_backward(
+        stored(d_mid), kept.attn, w["attn_proj_weight"]
+    )
+    d_qkv = stored(attention_backward(stored(d_attn), kept.qkv, heads))
     d_ln1, g["qkv_weight"], g["qkv_bias"] = linear_backward(d_qkv, kept.ln1, w["qkv_weight"])
     d_through, g["ln1_weight"], g["ln1_bias"] = layernorm_backward(d_ln1, kept.x, w["ln1_weight"])
-    return d_mid + d_through, g
+    return total(d_mid, d_through), g
 
 
 def forward(weights: Tensors, ids: Ids, heads: int) -> Record:
@@ -272,8 +346,8 @@ def forward(weights: Tensors, ids: Ids, heads: int) -> Record:
         x, kept = block_forward(block_tensors(weights, layer), x, heads)
         record.blocks.append(kept)
     record.x_final = x
-    record.lnf = layernorm_forward(x, weights["lnf_weight"], weights["lnf_bias"])
-    record.logits = record.lnf @ weights["wte"].T
+    record.lnf = stored(layernorm_forward(x, weights["lnf_weight"], weights["lnf_bias"]))
+    record.logits = product(record.lnf, weights["wte"].T)
     return record
 
 
@@ -289,11 +363,11 @@ def loss_mean(weights: Tensors, ids: Ids, targets: Ids, heads: int) -> float:
 
 def backward(weights: Tensors, record: Record, targets: Ids, scale: float = 1.0) -> tuple[Tensors, Array]:
     """Return the gradients of scale * loss_sum: of every tensor, and of x_final (B, T, C)."""
-    d_logits = cross_entropy_backward(record.logits, targets, scale)
+    d_logits = stored(cross_entropy_backward(record.logits, targets, scale))
     grads = {name: np.zeros_like(tensor) for name, tensor in weights.items()}
     vocabulary, channels = weights["wte"].shape
-    d_wte_out = d_logits.reshape(-1, vocabulary).T @ record.lnf.reshape(-1, channels)
-    d_lnf = d_logits @ weights["wte"]
+    d_wte_out = product(d_logits.reshape(-1, vocabulary).T, record.lnf.reshape(-1, channels))
+    d_lnf = product(d_logits, weights["wte"])
     dx, grads["lnf_weight"], grads["lnf_bias"] = layernorm_backward(d_lnf, record.x_final, weights["lnf_weight"])
     d_x_final = dx
     for layer in reversed(range(len(record.blocks))):
@@ -301,7 +375,7 @@ def backward(weights: Tensors, record: Record, targets: Ids, scale: float = 1.0)
         for name, gradient in of_layer.items():
             grads[name][layer] = gradient
     d_wte_in, grads["wpe"] = embedding_backward(dx, record.ids, vocabulary, len(weights["wpe"]))
-    grads["wte"] = d_wte_in + d_wte_out  # tied: it is used on both ends
+    grads["wte"] = total(d_wte_in, d_wte_out)  # tied: it is used on both ends
     return grads, d_x_final
 
 

@@ -71,5 +71,5 @@ def assert_close(actual: NDArray[Any], expected: Array, tolerance: float, name: 
 
 def assert_distance(found: float, tolerance: float, name: str = "") -> None:
     """Assert that a relative distance is at most `tolerance`; NaN fails."""
-    _record(Comparison(found, found / tolerance))
+    _record(Comparison(found, found / max(tolerance, np.finfo(np.float64).tiny)))
     assert found <= tolerance, f"{name}: relative L2 distance {found:.3g}, allowed {tolerance:.3g}"

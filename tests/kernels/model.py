@@ -1,16 +1,16 @@
 """A whole model computed by the kernels as the stages do, and compared with the reference."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
 
 from tests import reference
-from tests.kernels.comparison import assert_close
+from tests.error_bounds import model_bounds
+from tests.kernels.comparison import assert_close, assert_distance
 from tests.kernels.support import (
-    BACKWARD,
-    FORWARD,
     Guarded,
     Sizes,
     empty_weights,
@@ -96,10 +96,10 @@ class Model(MicroBatchModel):
         """Return the sum of the losses, without gradients."""
         return head_loss(self.weights, self.acts, flat_ids(targets), self.scratch.logits)
 
-    def check_gradients(self, expected: Tensors, tolerance: float = BACKWARD) -> None:
+    def check_gradients(self, expected: Tensors, bounds: Mapping[str, float]) -> None:
         """Compare every gradient with the reference's."""
         for name in Weights._fields:
-            assert_close(getattr(self.grads, name), expected[name], tolerance, name)
+            assert_close(getattr(self.grads, name), expected[name], bounds[name], name)
         self.memory.check()
 
 
@@ -111,9 +111,11 @@ def check_model(sizes: Sizes, seed: int = 0, logits_rows: int = 3) -> None:
     scale = 1.0 / sizes.rows
     expected_loss, expected = reference.loss_and_gradients(model.tensors, ids, targets, sizes.heads, scale)
     record = reference.forward(model.tensors, ids, sizes.heads)
+    bounds = model_bounds(model.tensors, ids, targets, sizes.heads, scale)
 
     model.forward(ids)
-    assert_close(model.acts.x[sizes.layers], record.x_final, FORWARD, "x_final")
-    assert abs(model.loss(targets) / expected_loss - 1.0) < FORWARD
-    assert abs(model.backward(ids, targets, scale, accumulate=False) / expected_loss - 1.0) < FORWARD
-    model.check_gradients(expected)
+    assert_close(model.acts.x[sizes.layers], record.x_final, bounds["x_final"], "x_final")
+    assert_distance(abs(model.loss(targets) / expected_loss - 1.0), bounds["loss"], "loss alone")
+    loss = model.backward(ids, targets, scale, accumulate=False)
+    assert_distance(abs(loss / expected_loss - 1.0), bounds["loss"], "loss")
+    model.check_gradients(expected, bounds)

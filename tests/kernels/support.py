@@ -23,20 +23,6 @@ from threadloom.kernels.float32.decode import DecodeScratch, KVCache
 from threadloom.kernels.float32.tensors import Activations, Scratch
 from threadloom.kernels.matmul.operands import Op
 
-FORWARD = 5e-6
-"""Relative L2 distance allowed to the output of one operation, or of a model of a few layers.
-
-The relative error of a float32 number is at most 6e-8; that of a sum of n products is about sqrt(n) * 6e-8 of the norm
-of its terms, so 1e-6 for the sums of a few hundred terms here. The rest is for successive operations, and for the
-cancellation in LayerNorm and softmax. Over 500 random models, with either backend, the worst tensor reached 0.3 of
-these bounds.
-"""
-BACKWARD = 1e-5
-"""The same for gradients, whose errors add to those of forward."""
-
-UNIT_ROUNDOFF = 2.0**-24
-"""Largest relative error of one float32 operation, rounded to nearest."""
-
 random_shapes = settings(max_examples=40 if JIT_ENABLED else 5, deadline=None, derandomize=True)
 """Hypothesis settings for shapes: the same ones in every run, without a deadline (the first call compiles)."""
 
@@ -209,27 +195,3 @@ def flat_ids(ids: Ids) -> TokenIds:
 def float32_numbers(rng: np.random.Generator, *shape: int) -> Array:
     """Return normal random numbers in float64 that are exact in float32."""
     return rng.standard_normal(shape).astype(np.float32).astype(np.float64)
-
-
-def product_error(a: Array, b: Array, *added: Array, alpha: float = 1.0, splits: int = 1) -> Array:
-    """Return a bound on the error of each element of ``alpha * a @ b + sum(added)`` in float32, in any summation order.
-
-    An element is a sum of n terms: k products, where k is the number of columns of `a`, and one term of each array in
-    `added`. In any order of summation a term passes through at most n - 1 additions. Its product is rounded at most
-    once before them, and alpha adds at most one rounding, whether it scales an operand, a product or a partial sum; of
-    ``beta * out``, which the caller passes in `added`, only the scaling is rounded. A fused multiply-add rounds less
-    often, and adding the zero of an accumulator or of padding is exact. So each term carries at most n + 1 factors
-    (1 + d), |d| <= u = 2**-24, and by Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., Lemma 3.1 and
-    section 3.1, element by element::
-
-        |computed - exact| <= gamma(n + 1) * (|alpha| |a| |b| + sum(|added|)),    gamma(m) = m u / (1 - m u)
-
-    if nothing underflows or overflows. The tests compute the exact value and this bound in float64, whose own error is
-    some 2**-29 of the bound. An algorithm that sums `splits` products in place of each one has ``splits * k`` of them.
-    """
-    roundings = splits * a.shape[1] + len(added) + 1
-    gamma = roundings * UNIT_ROUNDOFF / (1.0 - roundings * UNIT_ROUNDOFF)
-    sizes: Array = np.abs(alpha) * (np.abs(a) @ np.abs(b))
-    for term in added:
-        sizes = sizes + np.abs(term)
-    return gamma * sizes

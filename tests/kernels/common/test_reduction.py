@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from tests.kernels.support import FORWARD, Guarded, float32_numbers, random_shapes
+from tests.error_bounds import gamma
+from tests.kernels.support import Guarded, float32_numbers, random_shapes
 from threadloom.kernels.common.reduction import CHUNK, sum_lanes
 
 SIZES = [1, 4095, 4097, CHUNK, CHUNK + 1, 2 * CHUNK + 12345]
@@ -32,7 +33,8 @@ def test_sums_in_the_order_of_the_lanes(size: int, count: int, in_place: bool) -
     np.testing.assert_array_equal(lanes[1 if in_place else 0 :], before[1 if in_place else 0 :])
     squares = expected.astype(np.float64) ** 2
     of_chunks = [squares[i : i + CHUNK].sum() for i in range(0, size, CHUNK)]
-    np.testing.assert_allclose(partials[1:-1], of_chunks, rtol=1e-12)
+    # Squares of float32 are exact in float64; their sums, ours and NumPy's, are of positive terms.
+    np.testing.assert_allclose(partials[1:-1], of_chunks, rtol=2 * gamma(CHUNK, 2.0**-53))
     assert np.isnan(partials[[0, -1]]).all()
     memory.check()
 
@@ -64,5 +66,5 @@ def test_only_the_requested_chunks_are_written() -> None:
     assert (out[CHUNK : 2 * CHUNK] == 2.0).all()
     assert np.isnan(out[:CHUNK]).all()
     assert np.isnan(out[2 * CHUNK :]).all()
-    assert partials[1] == pytest.approx(4.0 * CHUNK, rel=FORWARD)
+    assert partials[1] == 4.0 * CHUNK
     assert np.isnan(partials[[0, 2]]).all()

@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 
 from tests import reference
+from tests.error_bounds import allowed
 from tests.kernels.comparison import assert_close
 from tests.kernels.model import Model
-from tests.kernels.support import FORWARD, Sizes, make_cache, make_decode_scratch
+from tests.kernels.support import Sizes, make_cache, make_decode_scratch
+from tests.reference import Ids, Tensors
 from threadloom.kernels.compiling.arrays import Floats
 from threadloom.kernels.float32.decode import DecodeScratch, KVCache, decode_token, next_logits, prefill_cache
 
@@ -28,15 +30,26 @@ def decode_memory(model: Model) -> tuple[KVCache, DecodeScratch, Floats]:
     return make_cache(sizes, memory), make_decode_scratch(sizes, memory), memory.empty(sizes.vocabulary)
 
 
+def logits_bounds(model: Model, ids: Ids, heads: int, sequence: int) -> dict[str, float]:
+    """Return the relative distance that is allowed to the logits of each position of a sequence."""
+
+    def logits() -> Tensors:
+        rows = reference.forward(model.tensors, ids, heads).logits[sequence]
+        return {str(position): row for position, row in enumerate(rows)}
+
+    return allowed(logits)
+
+
 def test_token_by_token(sizes: Sizes) -> None:
     rng = np.random.default_rng(0)
     model = Model(sizes, sizes.tensors(rng))
     cache, scratch, logits = decode_memory(model)
     ids = sizes.ids(rng)[0]
     expected = reference.forward(model.tensors, ids[None], sizes.heads).logits[0]
+    bounds = logits_bounds(model, ids[None], sizes.heads, 0)
     for position, token in enumerate(ids):
         decode_token(model.weights, cache, int(token), position, sizes.heads, scratch, logits)
-        assert_close(logits, expected[position], FORWARD, f"position {position}")
+        assert_close(logits, expected[position], bounds[str(position)], f"position {position}")
     model.memory.check()
 
 
@@ -54,8 +67,9 @@ def test_going_on_after_a_prompt_that_forward_took_in(sequence: int) -> None:
     row = sequence * sizes.tokens + prompt - 1
     next_logits(model.weights, model.acts.x[sizes.layers, row], scratch.h, logits)
     expected = reference.forward(model.tensors, ids, sizes.heads).logits[sequence]
-    assert_close(logits, expected[prompt - 1], FORWARD, "after the prompt")
+    bounds = logits_bounds(model, ids, sizes.heads, sequence)
+    assert_close(logits, expected[prompt - 1], bounds[str(prompt - 1)], "after the prompt")
     for position in range(prompt, sizes.tokens):
         decode_token(model.weights, cache, int(ids[sequence, position]), position, sizes.heads, scratch, logits)
-        assert_close(logits, expected[position], FORWARD, f"position {position}")
+        assert_close(logits, expected[position], bounds[str(position)], f"position {position}")
     model.memory.check()

@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given, strategies as st
 
 from tests import reference
+from tests.error_bounds import product_error
 from tests.kernels.comparison import assert_within
-from tests.kernels.support import Guarded, float32_numbers, product_error, random_shapes
+from tests.kernels.support import Guarded, float32_numbers, random_shapes
 from threadloom.kernels.float32.linear import (
     linear_backward_bias,
     linear_backward_input,

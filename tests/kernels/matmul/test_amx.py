@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.error_bounds import product_error
 from tests.kernels.bits16.support import numbers, random_bits
 from tests.kernels.comparison import assert_within
 from tests.kernels.machine_code import innermost_loops
-from tests.kernels.support import product_error
 from threadloom.kernels.compiling.jit import JIT_ENABLED
 from threadloom.kernels.matmul.amx import K_STEP, LOADS, PRODUCTS, RESULTS, TILE_SIZE
 from threadloom.kernels.matmul.operands import Op

@@ -11,8 +11,9 @@ import pytest
 import threadpoolctl
 from hypothesis import HealthCheck, given, settings, strategies as st
 
+from tests.error_bounds import product_error
 from tests.kernels.comparison import assert_within
-from tests.kernels.support import GemmCase, Guarded, float32_numbers, product_error
+from tests.kernels.support import GemmCase, Guarded, float32_numbers
 from tests.reference import Array
 from threadloom.kernels.compiling.arrays import Floats
 from threadloom.kernels.matmul.backend import GemmBackend, blas_info, gemm, gemm_backend

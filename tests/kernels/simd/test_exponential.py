@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
+from tests.error_bounds import EXPONENTIAL, SIGMOID
 from threadloom.kernels.compiling.arrays import Floats
 from threadloom.kernels.compiling.jit import jit_kernel
 from threadloom.kernels.simd.exponential import exp32, row_max, sigmoid32
@@ -21,16 +22,12 @@ def all_sigmoid(x: Floats, out: Floats) -> None:
         out[i] = sigmoid32(x[i])
 
 
-RELATIVE = 3e-7
-"""Five units in the last place of a float32."""
-
-
 def test_exp_is_within_a_few_units_in_the_last_place() -> None:
     x = np.linspace(-87.3, 88.3, 400_001).astype(np.float32)
     out = np.full_like(x, np.nan)
     all_exp(x, out)
     expected = np.exp(x.astype(np.float64))
-    assert np.max(np.abs(out / expected - 1.0)) < RELATIVE
+    assert np.max(np.abs(out / expected - 1.0)) < EXPONENTIAL
 
 
 def test_exp_beyond_the_range_of_float32() -> None:
@@ -47,7 +44,7 @@ def test_sigmoid_over_its_whole_range() -> None:
     out = np.full_like(x, np.nan)
     all_sigmoid(x, out)
     expected = 1.0 / (1.0 + np.exp(-x[:-3].astype(np.float64)))
-    assert np.max(np.abs(out[:-3] / expected - 1.0)) < RELATIVE
+    assert np.max(np.abs(out[:-3] / expected - 1.0)) < SIGMOID
     np.testing.assert_allclose(out[-3:], [0.0, 1.0, 0.5], atol=1e-37)
 
 

@@ -1,0 +1,203 @@
+"""Bounds on rounding errors, derived and not measured. Every numeric tolerance of the tests comes from here.
+
+**One operation.** A float32 operation returns its exact result times 1 + d, |d| <= u = 2**-24 (`FLOAT32`), if the
+result is normal; a subnormal one is flushed to zero at worst, an absolute error of 2**-126. A fused multiply-add rounds
+once. A sum of n terms in any order has the error (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed.,
+section 3.1)::
+
+    |computed - exact| <= gamma(n - 1) * sum |term|,    gamma(m) = m u / (1 - m u)
+
+That is the worst case, and `product_error` and the tests of single operations use it.
+
+**Many operations.** Through a whole model the worst case is useless: it grows exponentially with the depth. The bound
+for models is probabilistic. To first order the error of a result is a sum over all roundings, each times the derivative
+of the result with respect to the rounded number. Assume that the roundings are independent and uniform between plus and
+minus half a unit in the last place (Higham and Mary, A new approach to probabilistic rounding error analysis, SIAM J.
+Sci. Comput. 41(5), 2019). A uniform number is strictly sub-Gaussian, so with s**2 the expected square of the norm of
+the error, for vectors too (Hsu, Kakade and Zhang, A tail inequality for quadratic forms of subgaussian random vectors,
+Electron. Commun. Probab. 17, 2012)::
+
+    P(|error|**2 > (1 + 2 sqrt(t) + 2 t) s**2) <= exp(-t)
+
+With t = 18 the norm is at most 6.75 s (`DEVIATIONS`) but for a probability of 2e-8 for each comparison. s is computed:
+the reference runs in float64 with a random rounding error in every marked result, and a few runs give the mean square
+of the distance from the undisturbed one (`Disturbance`, `distances`). The roundings of a sum are taken together
+(`tests.rounding_marks.summed`). The random number is a hash of the rounded number's bits, so that equal numbers are
+rounded equally, wherever they occur.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from tests import reference
+from tests.reference import Ids, Record, Tensors
+from tests.rounding_marks import Array, arithmetic, computed, stored
+
+FLOAT32 = 2.0**-24
+"""Unit roundoff of float32: the largest relative error of one operation, rounded to nearest."""
+SMALLEST = 2.0**-126
+"""Smallest normal float32: the largest absolute error of an operation whose result is subnormal and flushed to zero."""
+DEVIATIONS = math.sqrt(1.0 + 2.0 * math.sqrt(18.0) + 2.0 * 18.0)
+"""Bound on the norm of an error, in multiples of s."""
+RUNS, MANY_NUMBERS, FEW_RUNS = 5, 50_000, 2
+"""Disturbed runs from which s is computed; fewer if the results have so many numbers that one run gives its average."""
+
+
+class Storage(NamedTuple):
+    """Format in which activations and compute copies of matrices are stored."""
+
+    unit: float  # largest relative error of one rounding
+    tiny: float  # largest absolute error below the normal numbers
+    products: float = FLOAT32  # relative error of one product; more for products of split operands
+
+
+IN_FLOAT32 = Storage(0.0, 0.0)  # what is computed in float32 is stored as it is
+IN_BF16 = Storage(2.0**-8, 2.0**-126)  # 8 bits of precision; the dot-product instructions flush subnormal numbers
+IN_FP16 = Storage(2.0**-11, 2.0**-25)  # 11 bits; subnormal numbers are multiples of 2**-24
+
+
+def gamma(roundings: int, unit: float = FLOAT32) -> float:
+    """Return the bound on the relative error of a product of `roundings` factors 1 + d, each d at most `unit`."""
+    return roundings * unit / (1.0 - roundings * unit)
+
+
+def product_error(a: Array, b: Array, *added: Array, alpha: float = 1.0, splits: int = 1) -> Array:
+    """Return a bound on the error of each element of ``alpha * a @ b + sum(added)`` in float32, in any summation order.
+
+    An element is a sum of n terms: k products, where k is the number of columns of `a`, and one term of each array in
+    `added`. In any order of summation a term passes through at most n - 1 additions. Its product is rounded at most
+    once before them, and alpha adds at most one rounding, whether it scales an operand, a product or a partial sum; of
+    ``beta * out``, which the caller passes in `added`, only the scaling is rounded. A fused multiply-add rounds less
+    often, and adding the zero of an accumulator or of padding is exact. So each term carries at most n + 1 factors
+    (1 + d)::
+
+        |computed - exact| <= gamma(n + 1) * (|alpha| |a| |b| + sum(|added|))
+
+    if nothing underflows or overflows. The tests compute the exact value and this bound in float64, whose own error is
+    some 2**-29 of the bound. An algorithm that sums `splits` products in place of each one has ``splits * k`` of them.
+    """
+    sizes: Array = np.abs(alpha) * (np.abs(a) @ np.abs(b))
+    for term in added:
+        sizes = sizes + np.abs(term)
+    return gamma(splits * a.shape[1] + len(added) + 1) * sizes
+
+
+@dataclass(frozen=True)
+class Disturbance:
+    """Marked results of the reference with random rounding errors: see the module."""
+
+    seed: int
+    storage: Storage = IN_FLOAT32
+
+    def computed(self, value: Array, units: Array) -> Array:
+        """Return a result of arithmetic with its error."""
+        return np.asarray(value + self._uniform(value, 1) * (self.storage.products * units + SMALLEST))
+
+    def stored(self, value: Array) -> Array:
+        """Return an activation with the error of its storage, within half a unit in its last place."""
+        if not self.storage.unit:
+            return value
+        power_of_two = np.ldexp(1.0, np.frexp(value)[1] - 1)
+        size = np.maximum(self.storage.unit * power_of_two, self.storage.tiny)
+        return np.asarray(value + self._uniform(value, 2) * size)
+
+    def _uniform(self, value: Array, purpose: int) -> Array:
+        """Return a number in -1 .. 1 for each one: a hash of its bits (as MurmurHash3 ends) and of the seed."""
+        bits = np.atleast_1d(np.ascontiguousarray(value, np.float64)).view(np.uint64)
+        bits = bits ^ np.uint64(0x9E3779B97F4A7C15 * (2 * self.seed + purpose) % 2**64)
+        for factor in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
+            bits = (bits ^ (bits >> np.uint64(33))) * np.uint64(factor)
+        bits = bits ^ (bits >> np.uint64(33))
+        return np.asarray((bits >> np.uint64(11)).astype(np.float64) * 2.0**-52 - 1.0).reshape(value.shape)
+
+
+def distances(compute: Callable[[], Tensors], storage: Storage = IN_FLOAT32) -> dict[str, float]:
+    """Return, by name, the distance that a correct implementation of `compute` keeps from the result, as an L2 norm.
+
+    `compute` returns tensors from functions of the reference, whose marked results are disturbed.
+    """
+    exact = compute()
+    runs = RUNS if sum(tensor.size for tensor in exact.values()) < MANY_NUMBERS else FEW_RUNS
+    squares = dict.fromkeys(exact, 0.0)
+    for seed in range(runs):
+        with arithmetic(Disturbance(seed, storage)):
+            for name, tensor in compute().items():
+                squares[name] += float(np.sum(np.square(tensor - exact[name])))
+    return {name: DEVIATIONS * math.sqrt(square / runs) for name, square in squares.items()}
+
+
+def allowed(compute: Callable[[], Tensors], storage: Storage = IN_FLOAT32) -> dict[str, float]:
+    """Return the same relative to the norm of each tensor; absolute for a tensor of zeros."""
+    exact = compute()
+    found = distances(compute, storage)
+    return {name: found[name] / (float(np.linalg.norm(tensor)) or 1.0) for name, tensor in exact.items()}
+
+
+EXPONENTIAL = gamma(3) + gamma(4)
+"""Relative error of `exp32`: e**x = 2**n (1 + r + r**2 p(r)), |r| <= ln(2) / 2 = 0.35.
+
+The argument: y log2(e) only chooses n. n LN2_HIGH is exact, and y - n LN2_HIGH is off by u |r| at most; n LN2_LOW is at
+most 128 * 2.2e-4 = 0.03, and its product and difference are off by 0.38 u; ln 2 itself by 128 * 2**-36. So r is
+off by less than u, and so is e**r relatively. Coefficients and truncation (Cephes): 0.3 u. The evaluation: the last
+two additions are off by u each of at most e**r, r**2 p(r) (at most 0.07) by gamma(8) times that, 0.6 u. Together 4 u.
+With a fused or an unfused multiply-add the bound is the same; gamma(7) leaves 3 u for an argument at the range's ends.
+"""
+SIGMOID = EXPONENTIAL + gamma(2)
+"""Relative error of `sigmoid32`, 1 / (1 + e**-x): of e**-x at most its own, of the sum and of the division u each."""
+
+MATRICES = ("wte", "qkv_weight", "attn_proj_weight", "fc_weight", "mlp_proj_weight")
+"""Tensors of which products read a compute copy in the format of the activations."""
+
+
+def rounded_weights(weights: Tensors) -> Tensors:
+    """Return the weights as products read them; for use in `compute` of `distances`."""
+    return {name: stored(tensor) if name in MATRICES else tensor for name, tensor in weights.items()}
+
+
+def model_tensors(weights: Tensors, ids: Ids, targets: Ids, heads: int, scale: float) -> Tensors:
+    """Return the gradients of a model, "loss", "losses" (of tokens), "x_final", "d_x_final" and the activations."""
+    weights = rounded_weights(weights)
+    record = reference.forward(weights, ids, heads)
+    loss = reference.cross_entropy_forward(record.logits, targets)
+    grads, d_x_final = reference.backward(weights, record, targets, scale)
+    loss_sum = computed(loss.sum(), lambda: np.abs(loss).sum())
+    return {**grads, "loss": loss_sum, "losses": loss, "d_x_final": d_x_final, **activations(record)}
+
+
+def model_bounds(
+    weights: Tensors, ids: Ids, targets: Ids, heads: int, scale: float, storage: Storage = IN_FLOAT32
+) -> dict[str, float]:
+    """Return the relative distances that are allowed to the results of `model_tensors`."""
+
+    def results() -> Tensors:
+        return model_tensors(weights, ids, targets, heads, scale)
+
+    bounds = allowed(results, storage)
+    # A few runs give the mean square of one number badly. If the errors of the tokens are independent, that of their
+    # sum has the same mean square as their norm, which has more numbers; if they are not, it is larger.
+    exact = results()
+    independent = bounds["losses"] * float(np.linalg.norm(exact["losses"]) / exact["loss"])
+    return bounds | {"loss": max(bounds["loss"], independent)}
+
+
+def activations(record: Record) -> Tensors:
+    """Return the activations of a forward pass: "x_final", "logits", and "qkv of layer 0" and so on."""
+    named: Tensors = {"x_final": record.x_final, "logits": record.logits}
+    for layer, block in enumerate(record.blocks):
+        kept = {name: getattr(block, name) for name in ("x", "qkv", "attn", "lse", "x_mid", "fc")}
+        for norm, x in (("1", block.x), ("2", block.x_mid)):
+            kept[f"mean{norm}"], kept[f"rstd{norm}"] = reference.layernorm_statistics(x)
+            kept[f"normed{norm}"] = reference.normalised(x)[0]
+        named |= {f"{name} of layer {layer}": tensor for name, tensor in kept.items()}
+    return named
+
+
+def attention_tensors(d_out: Array, qkv: Array, heads: int) -> Tensors:
+    """Return the results of attention: "out", "lse", "d_q", "d_k" and "d_v"."""
+    out, lse = reference.attention_forward(qkv, heads)
+    parts = np.split(stored(reference.attention_backward(d_out, qkv, heads)), 3, axis=-1)
+    return {"out": stored(out), "lse": lse} | dict(zip(("d_q", "d_k", "d_v"), parts, strict=True))
