@@ -213,7 +213,10 @@ def _sysctl(name: str) -> str | None:
     """Return a value of macOS's sysctl table; None on other systems."""
     if platform.system() != "Darwin":
         return None
-    answer = subprocess.run(["/usr/sbin/sysctl", "-n", name], capture_output=True, encoding="utf-8", check=False)
+    try:
+        answer = subprocess.run(["/usr/sbin/sysctl", "-n", name], capture_output=True, encoding="utf-8", check=False)
+    except OSError:  # a sandbox that permits no processes
+        return None
     return answer.stdout.strip() or None
 
 

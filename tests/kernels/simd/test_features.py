@@ -62,3 +62,12 @@ def test_an_unavailable_path_is_rejected(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_permission_is_requested_once() -> None:
     assert amx_permission() is amx_permission()
     assert amx_permission.cache_info().currsize == 1
+
+
+def test_a_system_without_arch_prctl_permits_no_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    request = amx_permission.__wrapped__
+    monkeypatch.setattr("ctypes.CDLL", lambda *_, **__: object())  # a C library without syscall()
+    assert request() is False
+    monkeypatch.setattr("sys.platform", "darwin")
+    monkeypatch.setattr("ctypes.CDLL", lambda *_, **__: pytest.fail("no system call of Linux is made"))
+    assert request() is False

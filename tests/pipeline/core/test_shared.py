@@ -172,6 +172,20 @@ def test_memory_without_memfd(monkeypatch: pytest.MonkeyPatch) -> None:
     assert two[5] == 9
 
 
+def test_memory_without_proc_and_posix_fallocate(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(path: Path) -> str:
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(Path, "read_text", missing)
+    monkeypatch.delattr(os, "posix_fallocate", raising=False)
+    monkeypatch.delattr("mmap.MAP_POPULATE", raising=False)
+    fd = anonymous_memory("plain", 4096)
+    try:
+        assert not map_memory(fd, 4096).any()
+    finally:
+        os.close(fd)
+
+
 def test_without_any_shared_memory_the_remedy_is_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "memfd_create")
     monkeypatch.setitem(sys.modules, "_posixshmem", None)

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from tests.pipeline.processes import process_work as work
 from tests.pipeline.processes.process_work import act
 from threadloom.pipeline import Graph, Node, OnProcesses, PipelineError, on_processes, per_worker
 from threadloom.pipeline.core.shared import SharedPool, slot_of
+from threadloom.pipeline.processes import child_main
 from threadloom.pipeline.testing import ResourceSnapshot
 
 pytestmark = pytest.mark.timeout(60)
@@ -35,6 +37,31 @@ def test_each_worker_has_its_own_process() -> None:
     assert len(seen) == 6
     assert os.getpid() not in seen
     assert not any(Path(f"/proc/{pid}").exists() for pid in seen)
+
+
+def test_a_process_works_and_ends_without_the_calls_of_linux(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "pidfd_open", raising=False)
+    monkeypatch.delattr(os, "memfd_create", raising=False)
+    with on_processes(work.pid_of).worker() as worker:
+        assert worker(0) not in (0, os.getpid())
+
+
+def test_without_prctl_a_process_waits_for_the_end_of_its_parent(monkeypatch: pytest.MonkeyPatch) -> None:
+    parent, ended = threading.Event(), threading.Event()
+    statuses: list[int] = []
+
+    def leave(status: int) -> None:
+        statuses.append(status)
+        ended.set()
+
+    monkeypatch.setattr("sys.platform", "darwin")
+    monkeypatch.setattr("multiprocess.parent_process", lambda: SimpleNamespace(join=parent.wait))
+    monkeypatch.setattr(os, "_exit", leave)
+    child_main._end_with(os.getpid(), "worker")
+    assert not statuses
+    parent.set()
+    assert ended.wait(30)
+    assert statuses == [1]
 
 
 def test_a_graph_can_be_run_again_and_leaves_nothing_behind(tmp_path: Path) -> None:

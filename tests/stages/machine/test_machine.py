@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,25 @@ def test_values_that_the_system_does_not_provide_are_none(tmp_path: Path) -> Non
     assert (found.memory_total, found.memory_available) == (None, None)
     assert found.cpu
     assert found.fingerprint()
+
+
+def test_on_macos_the_values_are_those_of_sysctl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = {"hw.l1dcachesize": "65536", "hw.l2cachesize": "4194304", "hw.memsize": str(8 << 30), "hw.physicalcpu": "8"}
+
+    def sysctl(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.CompletedProcess(command, 0, table.get(command[-1], "") + "\n", "")
+
+    def missing(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        raise FileNotFoundError(command[0])
+
+    monkeypatch.setattr("platform.system", lambda: "Darwin")
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(subprocess, "run", sysctl)
+    found = detect(tmp_path)
+    assert (found.l1d, found.l2, found.l3, found.physical_cores) == (65536, 4 << 20, None, 8)
+    assert (found.memory_total, found.logical_cores) == (8 << 30, os.cpu_count())
+    monkeypatch.setattr(subprocess, "run", missing)
+    assert detect(tmp_path).memory_total is None
 
 
 def test_a_cpu_that_llvm_cannot_query_has_no_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

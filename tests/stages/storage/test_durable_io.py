@@ -121,6 +121,12 @@ def test_without_support_for_locks_the_block_runs(tmp_path: Path, monkeypatch: p
         pass
 
 
+def test_on_a_system_without_flock_the_block_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("threadloom.stages.storage.durable_io.fcntl", None)
+    with file_lock(tmp_path / "lock"), file_lock(tmp_path / "lock"):
+        pass
+
+
 def test_a_lock_file_that_cannot_be_opened_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), file_lock(tmp_path / "none" / "lock"):
         pass
