@@ -12,6 +12,7 @@ from threadloom.stages.console import (
     discard_unwritable,
     logged_warnings,
     prepare_streams,
+    spare_address_space,
 )
 from threadloom.stages.tools.bench import bench
 from threadloom.stages.tools.doctor import doctor
@@ -27,6 +28,7 @@ class CommandLine(click.Group):
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run a command and exit with its status."""
         prepare_streams()
+        spare_address_space()
         try:
             return super().main(*args, **kwargs)
         finally:

@@ -5,6 +5,7 @@ The command line imports it first: it is light.
 May import: nothing.
 """
 
+from threadloom.stages.console.address_space import spare_address_space as spare_address_space
 from threadloom.stages.console.json_worker import (
     JsonWorkerProcess as JsonWorkerProcess,
     UpdateServer as UpdateServer,

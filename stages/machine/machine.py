@@ -14,6 +14,7 @@ from enum import Enum
 from pathlib import Path
 
 from threadloom.pipeline import available_cores
+from threadloom.stages.machine.memory import address_space_left, system_memory
 
 FEATURES = (
     "sse2",
@@ -188,25 +189,13 @@ def _bytes(text: str | None) -> int | None:
 
 
 def _memory(root: Path) -> tuple[int | None, int | None]:
-    """Return total and available memory, both capped at the container's limit."""
-    table = dict(re.findall(r"^(\w+):\s+(\d+) kB$", _read(root / "proc/meminfo") or "", re.MULTILINE))
-    total = int(table["MemTotal"]) << 10 if "MemTotal" in table else None
-    available = int(table["MemAvailable"]) << 10 if "MemAvailable" in table else None
+    """Return total and available memory, both capped at the limits of this process."""
+    total, available = system_memory(root)
     if total is None:
         size = _sysctl("hw.memsize")
         total = int(size) if size else None
-    for limit_file, used_file in (
-        ("sys/fs/cgroup/memory.max", "sys/fs/cgroup/memory.current"),
-        ("sys/fs/cgroup/memory/memory.limit_in_bytes", "sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ):
-        limit, used = _read(root / limit_file), _read(root / used_file)
-        if limit is None or not limit.isdigit() or total is None or int(limit) >= total:  # "max": no limit
-            continue
-        total = int(limit)
-        if used is not None and used.isdigit():
-            left = max(0, total - int(used))
-            available = left if available is None else min(available, left)
-    return total, available
+    left = address_space_left(root)
+    return total, available if left is None else min(left, left if available is None else available)
 
 
 def _sysctl(name: str) -> str | None:

@@ -18,7 +18,7 @@ from threadloom.stages.config import Config, Precision, ResolvedConfig
 from threadloom.stages.console import module_command, resident_bytes
 from threadloom.stages.data import TokenIds, read_text, train_tokenizer
 from threadloom.stages.machine import detect, load_warning
-from threadloom.stages.memory import FLOAT, Bank, format_lanes, format_memory_plan, memory_plan
+from threadloom.stages.memory import FLOAT, Bank, format_lanes, format_memory_plan
 from threadloom.stages.models import initialise, parameter_count
 from threadloom.stages.resolve import (
     choose_precision_and_warn,
@@ -27,11 +27,10 @@ from threadloom.stages.resolve import (
     with_precision,
     with_tuned_settings,
 )
+from threadloom.stages.run.fitting import planned_memory, remedy
 from threadloom.stages.step import ValidationLoss
 from threadloom.stages.training import ENDLESS, SLOW, compile_kernels, compute_for, tokens_per_second
 
-PICTURES = 45_000_000
-"""Bytes that Matplotlib and the pictures add at the end of a run; measured, and checked by a test."""
 PROCESS = "libraries, kernels"
 MIN_SECONDS, MAX_SECONDS = 0.5, 60.0
 """Limits of the duration of the measurement."""
@@ -53,6 +52,8 @@ class Estimate:
     evaluation: float
     """Seconds of an evaluation of the maximum number of windows, on one core."""
     final_evaluation: float
+    remedy: str = ""
+    """Settings that would fit, if the run does not."""
 
     @property
     def fits(self) -> bool:
@@ -95,10 +96,10 @@ def estimate_run(config: Config, *, tuned: bool = True, seconds: float = 3.0) ->
     if tuned:
         config = with_tuned_settings(config, machine)
     resolved = resolve(config, cores, vocabulary)
-    memory = planned_memory(resolved, _process_bytes(resolved.precision))
+    memory = {PROCESS: _process_bytes(resolved.precision), **planned_memory(resolved)}
     found = Estimate(resolved, memory, machine.memory_available, None, 0.0, 0.0, 0.0)
     if not found.fits:
-        return found
+        return replace(found, remedy=remedy(config, resolved, cores, machine.memory_available or 0))
     seconds = min(max(seconds, MIN_SECONDS), MAX_SECONDS)
     logger.info("measuring updates on random tokens for {:.1f} s", seconds)
     rate = tokens_per_second(msgspec.structs.replace(resolved, steps=ENDLESS), seconds)
@@ -123,12 +124,6 @@ def _process_bytes(precision: Precision) -> int:
         check=True,
     )
     return int(fresh.stdout)
-
-
-def planned_memory(config: ResolvedConfig, process: int) -> dict[str, int]:
-    """Return the bytes of a run by part; `process` is the memory of the process before anything is built."""
-    memory = compute_for(config.precision, config.model.geometry(), config.micro_batch).memory
-    return {PROCESS: process, **memory_plan(config, memory), "pictures, at the end": PICTURES}
 
 
 class _OneMicroBatch:
@@ -177,9 +172,7 @@ def estimate_text(found: Estimate) -> str:
     ]
     available = f"{(found.available or 0) / 1e6:,.0f} MB are available"
     if found.update is None or found.seconds is None:
-        lines.append(
-            f"The run does not fit: {available}. Lower batch_size, micro_batch, lanes or the size of the model."
-        )
+        lines.append(f"The run does not fit: {available}. What would: {found.remedy or 'a smaller model'}.")
         return "\n".join(lines)
     evaluations = (
         f"  {found.evaluations:,} evaluations of at most {found.evaluation:,.2f} s on one core, during updates"

@@ -49,11 +49,14 @@ from threadloom.stages.resolve import (
 )
 from threadloom.stages.run.checkpoint_requests import CheckpointRequests
 from threadloom.stages.run.display import Display
+from threadloom.stages.run.fitting import require_memory
 from threadloom.stages.run.report import SHOWN, Reporter, WrittenMetrics
 from threadloom.stages.step import CheckpointOutput, Validation
 from threadloom.stages.storage import MetricsLog, RunDirectory, RunMode, atomic_write, read_metrics
 from threadloom.stages.training import Training, compile_kernels
 
+MIN_VOCABULARY = 2
+"""Size of the vocabulary, if it is not known yet, in the first check of the memory."""
 MOST_NAMED = 10
 """Maximum number of files that are left out of the text and named in the log."""
 
@@ -76,12 +79,14 @@ def train(
     mode: RunMode = RunMode.NEW,
     *,
     tuned: bool = True,
+    force: bool = False,
     signals: StopSignals | None = None,
 ) -> Outcome:
     """Train a configuration in the run directory `out`, or resume the run in it.
 
     With `tuned`, settings that the configuration leaves open get the values that `threadloom tune` found on this
-    machine. With `signals`, a stop signal during the training writes a checkpoint and then raises `Stopped`.
+    machine. With `force`, a run that does not fit into the available memory is started. With `signals`, a stop signal
+    during the training writes a checkpoint and then raises `Stopped`.
 
     Raises ConfigError, TextError, DataError, RunDirectoryError or CheckpointError before the training starts, and
     StageFailure for an error in the pipeline, such as TrainingDiverged.
@@ -89,6 +94,8 @@ def train(
     validate(config)
     # Checks that may refuse the run come first: the claim creates the directory, or removes the run in it.
     choice = choose_precision_here(config) if mode is not RunMode.RESUME else None
+    if choice is not None and not force:
+        _require_memory(with_precision(config, choice.precision), MIN_VOCABULARY)
     config, text = _read_text(config, out, mode)
     with RunDirectory.claim(out, mode) as run:
         start = _last_checkpoint(run) if mode is RunMode.RESUME else None
@@ -103,11 +110,20 @@ def train(
         resolved = resolve(config, available_cores(), data.tokenizer.vocab_size)
         if mode is RunMode.RESUME:
             resolved = _same_trajectory(resolved, run, data, start)
+        if not force:
+            require_memory(config, resolved, available_cores(), detect().memory_available)
         atomic_write(run.config, to_json(resolved).encode())
         if start is not None and start.step == resolved.steps and _is_evaluated(run, start.step):
             return _finished(resolved, run)
         with gemm_settings(resolved):
             return _train(resolved, run, data, start, choice, signals)
+
+
+def _require_memory(config: Config, vocabulary: int) -> None:
+    """Raise ConfigError for a run that cannot fit; `vocabulary` is assumed if the text is to decide it."""
+    cores = available_cores()
+    resolved = resolve(config, cores, vocabulary if config.model.vocab_size is None else None)
+    require_memory(config, resolved, cores, detect().memory_available)
 
 
 def saved_config(out: Path) -> Config:

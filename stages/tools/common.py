@@ -153,3 +153,27 @@ def reported_errors(remains: Callable[[], str] = str) -> Iterator[None]:
         logger.opt(exception=error).debug("traceback")
         logger.error("{}", error)
         sys.exit(1)
+    except (MemoryError, RuntimeError, ImportError) as error:
+        sentence = limit_message(error)
+        if sentence is None:
+            raise
+        logger.opt(exception=error).debug("traceback")
+        logger.error("{}", sentence)
+        sys.exit(1)
+
+
+def limit_message(error: BaseException) -> str | None:
+    """Return a sentence on the limit of the system that an error comes from, with a remedy; None if it is another."""
+    if isinstance(error, MemoryError):
+        return (
+            f"the system grants no more memory ({str(error) or 'no details'}). Hint: raise the limit (`ulimit -v`, "
+            "that of the container), or choose a smaller micro_batch, batch_size or model"
+        )
+    if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
+        return (
+            "the system grants no more threads. Hint: raise the limit on processes (`ulimit -u`, that of the "
+            "container) or on memory (`ulimit -v`), or set fewer threads, such as threads.forward=1 threads.backward=1"
+        )
+    if isinstance(error, ImportError) and ("failed to map" in str(error) or "allocate memory" in str(error)):
+        return f"a library cannot be loaded for lack of memory ({error}). Hint: raise the limit (`ulimit -v`)"
+    return None

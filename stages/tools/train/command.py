@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 @click.option("--estimate", is_flag=True, help="Print estimated memory and time, then exit; needs no --out.")
 @click.option("--resume", is_flag=True, help="Resume the run in --out from its last checkpoint.")
 @click.option("--overwrite", is_flag=True, help="Replace the run in --out.")
+@click.option("--force", is_flag=True, help="Start a run that does not fit into the available memory.")
 @click.option("--no-tuned", is_flag=True, help="Ignore the settings that `threadloom tune` found for this machine.")
 @click.option("--sample", "sample_tokens", type=click.IntRange(min=0), default=300, show_default=True,
               help="Tokens to generate after the training.")  # fmt: skip
@@ -50,6 +51,7 @@ def train(
     estimate: bool,
     resume: bool,
     overwrite: bool,
+    force: bool,
     no_tuned: bool,
     sample_tokens: int,
     time_limit: float | None,
@@ -87,13 +89,13 @@ def train(
         from threadloom.stages.storage import RunMode
 
         mode = RunMode.RESUME if resume else RunMode.OVERWRITE if overwrite else RunMode.NEW
-        _train(config(), out, mode, tuned=not no_tuned, sample_tokens=sample_tokens)
+        _train(config(), out, mode, tuned=not no_tuned, force=force, sample_tokens=sample_tokens)
 
 
-def _train(config: "Config", out: Path, mode: "RunMode", *, tuned: bool, sample_tokens: int) -> None:
+def _train(config: "Config", out: Path, mode: "RunMode", *, tuned: bool, force: bool, sample_tokens: int) -> None:
     from threadloom.stages.run import train as train_run
 
-    outcome = train_run(config, out, mode, tuned=tuned, signals=stop_signals())
+    outcome = train_run(config, out, mode, tuned=tuned, force=force, signals=stop_signals())
     try:
         _print_outcome(outcome, out, sample_tokens, config.seed)
     except BrokenPipeError:  # the reader of the output has exited; the run is complete

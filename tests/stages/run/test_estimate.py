@@ -20,7 +20,8 @@ from threadloom.stages.resolve import precision
 from threadloom.stages.resolve.loading import apply_overrides, to_json
 from threadloom.stages.resolve.resolution import resolve
 from threadloom.stages.run import estimate
-from threadloom.stages.run.estimate import PROCESS, Estimate, count_due, estimate_run, estimate_text, planned_memory
+from threadloom.stages.run.estimate import PROCESS, Estimate, count_due, estimate_run, estimate_text
+from threadloom.stages.run.fitting import planned_memory
 from threadloom.stages.speeds import Speeds
 from threadloom.stages.training.warmup import compile_kernels
 
@@ -151,5 +152,5 @@ def test_the_plan_agrees_with_the_memory_of_a_run(overrides: tuple[str, ...], tm
         env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True,
     )  # fmt: skip
     found = json.loads(answer.stdout)
-    planned = sum(planned_memory(resolve(config, available_cores()), found["process"]).values())
+    planned = found["process"] + sum(planned_memory(resolve(config, available_cores())).values())
     assert 0.9 * planned <= found["peak"] <= 1.1 * planned, f"planned {planned:,}, used {found['peak']:,}"
