@@ -1,5 +1,6 @@
 """Interrupted commands: Ctrl-C, SIGTERM, a closed pipe, and the message on the remaining checkpoints."""
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -184,3 +185,39 @@ def test_a_closed_pipe_is_not_an_error(config: Path, tmp_path: Path) -> None:
     ended = subprocess.run(sampling, stdout=write, stderr=subprocess.PIPE, text=True, timeout=50, check=False)
     os.close(write)
     assert (ended.returncode, ended.stderr) == (1, "")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (MemoryError("Unable to allocate 3.00 GiB"), "the system grants no more memory (Unable to allocate 3.00 GiB)"),
+        (RuntimeError("can't start new thread"), "the system grants no more threads"),
+        (ImportError("libx.so: failed to map segment from shared object"), "a library cannot be loaded"),
+    ],
+)
+def test_a_limit_of_the_system_is_one_sentence(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, said: str
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(session, "compile_kernels", refuse)
+    ended = command("train", "--config", config, "--no-tuned", "--out", tmp_path / "run")
+    assert ended.status == 1
+    assert said in ended.err
+    assert "Traceback" not in ended.err
+
+
+def test_a_run_that_does_not_fit_is_refused_before_the_old_run_is_removed(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.json").write_text("{}")
+    machine = session.detect()
+    monkeypatch.setattr(session, "detect", lambda: dataclasses.replace(machine, memory_available=1000))
+    start = ("train", "--config", config, "--no-tuned", "--sample=0", "--steps=1", "--out", tmp_path / "run")
+    ended = command(*start, "--overwrite")
+    assert ended.status == 1
+    assert "--force" in ended.err
+    assert (tmp_path / "run/config.json").read_text() == "{}"
+    assert command(*start, "--overwrite", "--force").status == 0
