@@ -16,6 +16,7 @@ from loguru import logger
 from tests.stages.support import command, story
 from threadloom.stages import inference
 from threadloom.stages.console.json_worker import module_command
+from threadloom.stages.machine import detect
 from threadloom.stages.memory import Update
 from threadloom.stages.resolve.loading import apply_overrides, to_json
 from threadloom.stages.run import checkpoint_requests, report, session
@@ -213,8 +214,8 @@ def test_a_run_that_does_not_fit_is_refused_before_the_old_run_is_removed(
 ) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run/config.json").write_text("{}")
-    machine = session.detect()
-    monkeypatch.setattr(session, "detect", lambda: dataclasses.replace(machine, memory_available=1000))
+    machine = dataclasses.replace(detect(), memory_available=1000)
+    monkeypatch.setattr("threadloom.stages.run.session.detect", lambda: machine)
     start = ("train", "--config", config, "--no-tuned", "--sample=0", "--steps=1", "--out", tmp_path / "run")
     ended = command(*start, "--overwrite")
     assert ended.status == 1
