@@ -28,8 +28,10 @@ from threadloom.pipeline.core.errors import (
     ShutdownTimeout as ShutdownTimeout,
     StageFailure as StageFailure,
     Stalled as Stalled,
+    StandInError as StandInError,
     TooManySkipped as TooManySkipped,
     format_error as format_error,
+    type_names as type_names,
 )
 from threadloom.pipeline.core.event import (
     SLICE as SLICE,

@@ -1,13 +1,62 @@
 """Errors of the engine. Each message states the problem, the expected and the actual values, and a remedy."""
 
 from collections.abc import Mapping
+from multiprocessing.reduction import ForkingPickler
+from typing import Any, Self, TypeVar
+
+Error = TypeVar("Error", bound=BaseException)
 
 Label = Mapping[str, int | str]
 """Fields that identify an item in errors and traces, such as {"batch": 7, "micro": 2}."""
 
 
 class PipelineError(Exception):
-    """Base class of all errors raised by the engine."""
+    """Base class of all errors raised by the engine. All of them can be pickled and copied."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restored, (type(self), self.args, dict(self.__dict__), portable(self.__cause__))
+
+    def without_traceback(self) -> Self:
+        """Return a copy with the same cause, which refers to no frame that has handled this error."""
+        return _restored(type(self), self.args, self.__dict__, self.__cause__)
+
+
+def _restored(kind: type[Error], args: tuple[Any, ...], state: Mapping[str, Any], cause: BaseException | None) -> Error:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(state)
+    error.__cause__ = cause
+    return error
+
+
+class StandInError(PipelineError):
+    """The replacement of an exception that cannot be sent to another process."""
+
+    def __init__(self, text: str, types: tuple[str, ...]) -> None:
+        super().__init__(text)
+        self.types = types
+        """The qualified names of the type of the exception and its base types."""
+
+    def stands_for(self, kind: type[BaseException]) -> bool:
+        """Return True if the replaced exception was of this type."""
+        return type_names(kind)[0] in self.types
+
+
+def type_names(kind: type[BaseException]) -> tuple[str, ...]:
+    """Return the qualified names of an exception type and its base types, the same in every process of a program."""
+    # A spawned process imports the main script under another name.
+    return tuple(f"{each.__module__}.{each.__qualname__}".replace("__mp_main__", "__main__", 1) for each in kind.mro())
+
+
+def portable(error: BaseException | None) -> BaseException | None:
+    """Return an exception that can be sent to another process: `error` itself if possible, else a `StandInError`."""
+    if error is None:
+        return None
+    try:
+        ForkingPickler.loads(ForkingPickler.dumps(error))  # some exceptions can be pickled, but not restored
+    except Exception:
+        return StandInError(format_error(error), type_names(type(error)))
+    return error
 
 
 class GraphError(PipelineError, ValueError):

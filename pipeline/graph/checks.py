@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 from threadloom.pipeline.core import GraphError
+from threadloom.pipeline.graph.argument_checks import check_types
 from threadloom.pipeline.observe import Branch, NodeKind, Port, Route, Stage, Via
 from threadloom.pipeline.policy import Gather, Join
 
@@ -12,6 +13,7 @@ def check_stage(stage: Stage) -> None:
     subject = f"{stage.kind.value} {stage.name!r}"
     if stage.kind is NodeKind.STAGE and not callable(stage.fn):
         raise GraphError(f"{subject} needs a function, got {stage.fn!r}")
+    check_types(stage)
     if stage.workers < 1:
         raise GraphError(f"{subject} needs at least 1 worker, got workers={stage.workers}")
     if stage.kind is not NodeKind.STAGE and stage.workers != 1:

@@ -22,6 +22,7 @@ from dataclasses import replace
 from typing import Any, Literal, TypeVar, Unpack, overload
 
 from threadloom.pipeline.core import GraphError
+from threadloom.pipeline.graph.argument_checks import check_names, check_source
 from threadloom.pipeline.graph.checks import check_graph, check_route, check_stage
 from threadloom.pipeline.graph.settings import RunOptions, StageOptions
 from threadloom.pipeline.observe import Branch, Node, NodeKind, Port, Route, RunStatistics, Sink, Skip, Stage, Via
@@ -59,6 +60,7 @@ class Graph:
         A function is called in each run, in the worker's thread; if it is a generator function, the generator is closed
         there when the run ends early. An iterable is iterated in each run, so an iterator yields items only once.
         """
+        check_source(name, items)
         made_here = callable(items) and not isinstance(items, Iterable)
         fn = items if made_here else lambda: items
         self._add(Stage(name, NodeKind.SOURCE, fn=fn, closes=made_here))  # type: ignore[arg-type]
@@ -140,6 +142,7 @@ class Graph:
         sent to this stage. A stage without successors is run for its side effects. `StageOptions` documents the other
         keyword arguments. Raises GraphError if the stage is invalid.
         """
+        check_names(f"stage {name!r}", options, StageOptions.__annotations__)
         if gather is not None and admission != FIFO:
             raise GraphError(
                 f"stage {name!r} has both gather and admission={admission!r}, expected one of them: omit admission, "
@@ -215,6 +218,7 @@ class Graph:
         join drops items, or reorders them by more than that, the other path fills up and the run deadlocks, which the
         watchdog reports. Increase the capacity, or send a placeholder for each dropped item.
         """
+        check_names(f"join {name!r}", options, StageOptions.__annotations__)
         names = self._names(name, after)
         admission = Join(names, None if keys is None else tuple(keys), drop_unmatched)
         self._add(
@@ -278,6 +282,7 @@ class Graph:
 
         `RunOptions` documents the keyword arguments. Raises GraphError if the graph is invalid.
         """
+        check_names(f"a run of graph {self.name!r}", options, RunOptions.__annotations__)
         self.check()
         return Run(self.name, self.stages, **options)
 

@@ -10,11 +10,40 @@ not a property of the item. Results are sent after the item has succeeded, so a 
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from numbers import Integral, Real
 from typing import Any
 
-Errors = tuple[type[Exception], ...]
+from threadloom.pipeline.core import StandInError
+
+Errors = tuple[type[Exception], ...] | type[Exception] | Callable[[Exception], bool]
+"""The errors that a policy applies to: types, or a predicate, for example `lambda error: error.errno == EAGAIN`."""
+
+
+def matches(error: Exception, errors: Errors) -> bool:
+    """Return True if a policy for `errors` applies to `error`, or to the exception of a process that it replaces."""
+    if not isinstance(errors, (tuple, type)):
+        return bool(errors(error))
+    types = errors if isinstance(errors, tuple) else (errors,)
+    return isinstance(error, types) or (isinstance(error, StandInError) and any(map(error.stands_for, types)))
+
+
+def _check_errors(policy: str, errors: object) -> None:
+    types = errors if isinstance(errors, tuple) else (errors,)
+    if not (callable(errors) and not isinstance(errors, type)):
+        for each in types:
+            if not (isinstance(each, type) and issubclass(each, BaseException)):
+                raise ValueError(
+                    f"{policy}: expected errors to be exception types, such as (OSError, ValueError), or a function "
+                    f"that takes an exception, got {errors!r}"
+                )
+
+
+def _check_number(policy: str, name: str, value: object, kind: type = Real) -> None:
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise ValueError(f"{policy}: expected {name} to be a {'whole ' * (kind is Integral)}number, got {value!r}")
 
 
 class Decision(Enum):
@@ -85,6 +114,12 @@ class SkipFailed(OnError):
     errors: Errors = (Exception,)
 
     def __post_init__(self) -> None:
+        _check_errors("SkipFailed", self.errors)
+        _check_number("SkipFailed", "least", self.least, Integral)
+        if self.most is not None:
+            _check_number("SkipFailed", "most", self.most, Integral)
+        if self.share is not None:
+            _check_number("SkipFailed", "share", self.share)
         if self.most is not None and self.most < 0:
             raise ValueError(f"SkipFailed: expected most >= 0, got {self.most}")
         if self.share is not None and not 0 <= self.share <= 1:
@@ -95,7 +130,7 @@ class SkipFailed(OnError):
         return True
 
     def decide(self, attempt: Attempt) -> Decision:
-        if not isinstance(attempt.error, self.errors):
+        if not matches(attempt.error, self.errors):
             return Decision.FAIL
         early = attempt.items < self.least
         wrong = self._too_many(attempt.skipped + 1) or (
@@ -130,6 +165,12 @@ class Retry(OnError):
     then: OnError = FailFast()
 
     def __post_init__(self) -> None:
+        _check_errors("Retry", self.errors)
+        _check_number("Retry", "times", self.times, Integral)
+        for name in ("first", "factor", "longest"):
+            _check_number("Retry", name, getattr(self, name))
+        if not isinstance(self.then, OnError):
+            raise ValueError(f"Retry: expected then to be a failure policy, such as SkipFailed(), got {self.then!r}")
         if self.times < 1 or self.first < 0 or self.factor < 1:
             raise ValueError(
                 f"Retry: expected times >= 1, first >= 0 and factor >= 1, got times={self.times}, first={self.first}, "
@@ -141,7 +182,7 @@ class Retry(OnError):
         return self.then.skips
 
     def decide(self, attempt: Attempt) -> Decision | RetryAfter:
-        if attempt.number > self.times or not isinstance(attempt.error, self.errors):
+        if attempt.number > self.times or not matches(attempt.error, self.errors):
             return self.then.decide(attempt)
         try:
             pause = self.first * self.factor ** (attempt.number - 1)

@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 import multiprocess
 import threadpoolctl
 
-from threadloom.pipeline.core import PipelineError, SharedPool, SharedSlot, map_memory
+from threadloom.pipeline.core import PipelineError, SharedPool, SharedSlot, format_error, map_memory, type_names
 from threadloom.pipeline.processes.connection import Connection, ConnectionClosed, MessageKind, Payload
 from threadloom.pipeline.processes.pickling import MessagePickler, PoolHandle
 
@@ -51,6 +51,7 @@ class ErrorReport(NamedTuple):
     summary: str
     traceback: str
     error: BaseException | None  # None if it cannot be pickled
+    types: tuple[str, ...]  # names of its type and base types
 
 
 def child_main(connection: int, crash: int, parent: int, title: str) -> None:
@@ -213,10 +214,10 @@ class _Server:
         while trace is not None and trace.tb_frame.f_code.co_filename == __file__:  # start at the function's own frame
             trace = trace.tb_next
         text = "".join(traceback.format_exception(type(error), error, trace))
-        summary = f"{type(error).__name__}: {error}"
-        report = self._pickler.dumps(ErrorReport(summary, text, None))
+        summary, types = format_error(error), type_names(type(error))
+        report = self._pickler.dumps(ErrorReport(summary, text, None, types))
         with suppress(Exception):  # some exceptions can be pickled but not unpickled
-            full = self._pickler.dumps(ErrorReport(summary, text, error))
+            full = self._pickler.dumps(ErrorReport(summary, text, error, types))
             self._pickler.loads(full)
             report = full
         self._connection.send(MessageKind.ERROR, report)

@@ -1,6 +1,6 @@
 """The errors of process stages."""
 
-from threadloom.pipeline.core import PipelineError
+from threadloom.pipeline.core import PipelineError, StandInError
 
 
 class WorkerDied(PipelineError):
@@ -25,5 +25,8 @@ class ProcessTraceback(Exception):
         return "\n" + str(self.args[0])
 
 
-class ProcessError(PipelineError):
-    """The replacement of an exception that cannot be pickled; its `__cause__` has the traceback."""
+class ProcessError(StandInError):
+    """The replacement of an exception that cannot be pickled; its `__cause__` has the traceback.
+
+    A failure policy treats it as it would treat the exception; `types` has the names of the types.
+    """

@@ -254,4 +254,4 @@ class ProcessWorker(Generic[In, Out]):
     def _raise(self, payload: Payload, pid: int) -> NoReturn:
         report: ErrorReport = self._pickler.loads(payload)
         cause = ProcessTraceback(f"in process {pid} of {self._title!r}:\n{report.traceback}")
-        raise (ProcessError(report.summary) if report.error is None else report.error) from cause
+        raise (ProcessError(report.summary, report.types) if report.error is None else report.error) from cause

@@ -92,6 +92,15 @@ class Commands:
             with self.lock:
                 self.control.stop(outcome)  # ignored, because it is not the first
 
+    def forget_frames(self) -> None:
+        """Replace the outcome by a copy without a traceback, after it has been raised.
+
+        Its traceback refers to the run, and the run would refer to it: the item in the traceback would be freed by the
+        garbage collector only.
+        """
+        if self.control.outcome is not None:
+            self.control.outcome = self.control.outcome.without_traceback()
+
     def _cancellation(self) -> Cancelled:
         return Cancelled(f"the run of {self._name!r} was cancelled")
 

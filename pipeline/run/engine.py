@@ -113,11 +113,13 @@ class Run:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.shut_down()
-        if self._joined and not self._left:
-            self._drop_references()
         failures = [] if self._outcome_raised or not isinstance(self.outcome, StageFailure) else [self.outcome]
         unreported: list[PipelineError] = [*failures, *([self._left] if self._left else [])]
         self._outcome_raised = True
+        if self._joined:
+            self._commands.forget_frames()
+            if not self._left:
+                self._drop_references()
         for problem in unreported:
             if error is None:
                 raise problem

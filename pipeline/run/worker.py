@@ -126,22 +126,22 @@ class StageWorker:
 
     def run(self) -> None:
         """Process items until the input ends or the run is stopped."""
-        context = self._context
+        # The context is in no variable of this frame, to which the traceback of an error refers: see drop_references.
         try:
             try:
-                self.counters.began = context.clock()
+                self.counters.began = self._context.clock()
                 self._work()
             except Cancelled:
-                context.cancelled()
+                self._context.cancelled()
             except BaseException as error:  # SystemExit and MemoryError too: no error of a worker may be lost
-                context.failed(self._failure(error))
+                self._context.failed(self._failure(error))
             self.item = _NOTHING
-            self.counters.ended = context.clock()
+            self.counters.ended = self._context.clock()
         except BaseException as error:  # the report above failed, or the clock
-            context.failed(StageFailure(self.stage.name, self.index, UNLABELLED, "no item", error))
+            self._context.failed(StageFailure(self.stage.name, self.index, UNLABELLED, "no item", error))
         finally:
             self.item = _NOTHING
-            context.ended(self)
+            self._context.ended(self)
 
     def _work(self) -> None:
         """Process all items, between set-up and tear-down if the stage has them."""

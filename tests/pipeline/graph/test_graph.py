@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from threadloom.pipeline import SKIP, Fifo, Gather, Graph, GraphError, InOrder, PipelineError, Skip
+from threadloom.pipeline import SKIP, Fifo, Gather, Graph, GraphError, InOrder, PipelineError, Skip, SkipFailed
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -43,6 +43,50 @@ INVALID: dict[str, tuple[Build, str]] = {
         "'b' needs at least 1 worker",
     ),
     "no capacity": (lambda g: g.sink("b", after=g.source("a", [1]), capacity=0), "'b' needs a capacity of at least 1"),
+    "workers as text": (
+        lambda g: g.stage("b", identity, after=g.source("a", [1]), workers="2"),  # type: ignore[call-overload]
+        "stage 'b' needs workers to be a whole number, such as 2, got '2'",
+    ),
+    "capacity None": (
+        lambda g: g.sink("b", after=g.source("a", [1]), capacity=None),  # type: ignore[arg-type]
+        "sink 'b' needs capacity to be a whole number, such as 2, got None",
+    ),
+    "ordered as text": (
+        lambda g: g.stage("b", identity, after=g.source("a", [1]), ordered="no"),  # type: ignore[call-overload]
+        "stage 'b' needs ordered to be True or False, got 'no'",
+    ),
+    "an option with a typo": (
+        lambda g: g.stage("b", identity, after=g.source("a", [1]), worker=3),  # type: ignore[call-overload]
+        "stage 'b' has no option 'worker': did you mean 'workers'?",
+    ),
+    "an option of a run with a typo": (
+        lambda g: (g.sink("b", after=g.source("a", [1])), g.start(grase=3)),  # type: ignore[call-arg]
+        "a run of graph 'g' has no option 'grase': did you mean 'grace'?",
+    ),
+    "a policy given as a class": (
+        lambda g: g.stage("b", identity, after=g.source("a", [1]), on_error=SkipFailed),  # type: ignore[call-overload]
+        "got the class SkipFailed: call it to create an instance",
+    ),
+    "an exception given as a policy": (
+        lambda g: g.stage("b", identity, after=g.source("a", [1]), on_error=ValueError),  # type: ignore[call-overload]
+        "got the class ValueError",
+    ),
+    "an admission given as a class": (
+        lambda g: g.sink("b", after=g.source("a", [1]), admission=InOrder),  # type: ignore[arg-type]
+        "got the class InOrder: call it",
+    ),
+    "a gather given as a class": (
+        lambda g: g.stage("b", sum, after=g.source("a", [1]), gather=Gather),  # type: ignore[call-overload]
+        "got the class Gather: call it",
+    ),
+    "a source that is no iterable": (
+        lambda g: g.source("a", 5),  # type: ignore[arg-type]
+        "'a' needs an iterable, or a function that returns one, got 5: to send a single item, put it into a list",
+    ),
+    "limit as text": (
+        lambda g: g.stage("b", identity, after=g.source("a", [1]), limit="1"),  # type: ignore[call-overload]
+        "stage 'b' needs limit to be a number of seconds, got '1'",
+    ),
     "after nothing": (lambda g: g.stage("b", identity, after=[]), "'b' has no predecessors: pass at least one node"),
     "after no node": (
         lambda g: g.stage("b", identity, after=["a"]),  # type: ignore[list-item]

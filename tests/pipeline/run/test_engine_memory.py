@@ -53,6 +53,34 @@ def still_alive(work: Callable[[Heavy], Run]) -> list[object]:
     return [each() for each in watched if each() is not None]
 
 
+class Dividend:
+    """An item on which a stage fails."""
+
+    def __rtruediv__(self, other: object) -> object:
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("start", [True, False])
+def test_the_item_of_a_failed_run(start: bool) -> None:
+    """The failure refers to the frames that had the item; with the failure, both are freed."""
+
+    def fail(items: list[Dividend]) -> None:
+        graph = Graph("failing")
+        numbers = graph.source("numbers", lambda: iter([items.pop()]))
+        sink = graph.sink("out", after=graph.stage("divide", lambda item: 1 / item, after=numbers))
+        with pytest.raises(StageFailure):
+            if start:
+                with graph.start() as run:
+                    list(run)
+            else:
+                list(sink)
+
+    items = [Dividend()]
+    watched = weakref.ref(items[0])
+    fail(items)
+    assert watched() is None
+
+
 def test_after_the_end_of_the_input() -> None:
     def whole(heavy: Heavy) -> Run:
         with graph_of(heavy, 12).start(resources=[heavy], watchdog=Watchdog(after=30)) as run:

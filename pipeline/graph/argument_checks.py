@@ -1,0 +1,58 @@
+"""Checks of the types of arguments: a mistake is reported as it is declared, with stage, value and remedy."""
+
+from collections.abc import Callable, Iterable, Mapping
+from difflib import get_close_matches
+from numbers import Integral, Real
+from typing import Any
+
+from threadloom.pipeline.core import GraphError
+from threadloom.pipeline.observe import NodeKind, Stage
+from threadloom.pipeline.policy import Gather, Join, OnError, Policy
+
+
+def check_names(subject: str, options: Mapping[str, object], allowed: Iterable[str]) -> None:
+    """Raise GraphError if there is an option of another name."""
+    names = sorted(allowed)
+    for name in options:
+        if name not in names:
+            close = get_close_matches(name, names, 1)
+            hint = f"did you mean {close[0]!r}?" if close else f"the options are {', '.join(names)}"
+            raise GraphError(f"{subject} has no option {name!r}: {hint}")
+
+
+def check_source(name: str, items: object) -> None:
+    """Raise GraphError if the items of a source are neither an iterable nor a function that returns one."""
+    if not callable(items) and not isinstance(items, Iterable) and not hasattr(items, "__getitem__"):
+        raise GraphError(
+            f"source {name!r} needs an iterable, or a function that returns one, got {items!r}: to send a single item, "
+            f"put it into a list"
+        )
+
+
+def check_types(stage: Stage) -> None:
+    """Raise GraphError if a setting of this stage is of the wrong type."""
+    subject = f"{stage.kind.value} {stage.name!r}"
+    for name in ("workers", "capacity"):
+        _check(subject, name, getattr(stage, name), _is_number(Integral), "a whole number, such as 2")
+    for name in ("expand", "ordered"):
+        _check(subject, name, getattr(stage, name), lambda value: isinstance(value, bool), "True or False")
+    for name in ("acquire", "when"):
+        _check(subject, name, getattr(stage, name), lambda value: value is None or callable(value), "a function")
+    if stage.limit is not None:
+        _check(subject, "limit", stage.limit, _is_number(Real), "a number of seconds")
+    policy = "a failure policy like SkipFailed()"
+    _check(subject, "on_error", stage.on_error, lambda value: isinstance(value, OnError), policy)
+    grouped = (Gather, Join) if stage.gathers and stage.kind is NodeKind.STAGE else Policy
+    name, example = ("gather", "Gather(count=8)") if stage.gathers else ("admission", "InOrder(order=...)")
+    _check(subject, name, stage.admission, lambda value: isinstance(value, grouped), f"a policy like {example}")
+
+
+def _is_number(kind: type) -> Callable[[object], bool]:
+    return lambda value: isinstance(value, kind) and not isinstance(value, bool)
+
+
+def _check(subject: str, name: str, value: Any, valid: Callable[[object], bool], expected: str) -> None:
+    if valid(value):
+        return
+    got = f"the class {value.__name__}: call it to create an instance" if isinstance(value, type) else repr(value)
+    raise GraphError(f"{subject} needs {name} to be {expected}, got {got}")
