@@ -48,12 +48,19 @@ _MARKS = (
 
 _CANDIDATES = [
     "cp1252", "cp1251", "koi8_r", "cp1253", "cp1254", "cp1255", "cp1256", "tis_620",
-    "shift_jis", "cp932", "euc_jp", "gb18030", "big5", "euc_kr", "cp949",
+    "cp932", "euc_jp", "gb18030", "big5", "euc_kr", "cp949",
 ]  # fmt: skip
-"""Encodings without NUL bytes among which charset-normalizer chooses. CP1252 contains the letters of Latin-1."""
+"""Encodings without NUL bytes among which charset-normalizer chooses. CP1252 contains
+the letters of Latin-1, CP932 those of Shift-JIS."""
 
 _CENTRAL_EUROPEAN = re.compile(rb"[A-Za-z][\xb3\xb9\xbf][A-Za-z]")
 """The letters ł, ą and ż of CP1250 inside a word, which are signs in CP1252."""
+
+_HIGH_BYTES = re.compile(rb"[\x80-\xff]+")
+_LETTERS_IN_WORDS = re.compile(
+    rb"(?<=[A-Za-z])[\x80-\xff]{1,2}(?![\x80-\xff])|(?<![\x80-\xff])[\x80-\xff]{1,2}(?=[A-Za-z])"
+)
+"""One or two bytes next to a letter of ASCII: accented letters of the Latin script, in which words mix the two."""
 
 _TEXT_CONTROLS = frozenset(b"\t\n\r\f\b\x1b")
 
@@ -179,11 +186,13 @@ def _mostly_utf8(sample: bytes) -> bool:
 
 def _narrow_encoding(sample: bytes) -> str | None:
     """Return the name, for iconv, of the most likely encoding without NUL bytes; None if no candidate fits."""
-    from charset_normalizer import from_bytes
-
     if _CENTRAL_EUROPEAN.search(sample):
         return "CP1250"
+    if 2 * len(_LETTERS_IN_WORDS.findall(sample)) > len(_HIGH_BYTES.findall(sample)):
+        return "CP1252"
+    from charset_normalizer import from_bytes
+
     best = from_bytes(sample, cp_isolation=_CANDIDATES).best()
     if best is None:
         return None
-    return best.encoding.upper().replace("_", "-") if best.encoding != "shift_jis" else "SHIFT_JIS"
+    return best.encoding.upper().replace("_", "-")
