@@ -221,4 +221,9 @@ def test_a_run_that_does_not_fit_is_refused_before_the_old_run_is_removed(
     assert ended.status == 1
     assert "--force" in ended.err
     assert (tmp_path / "run/config.json").read_text() == "{}"
-    assert command(*start, "--overwrite", "--force").status == 0
+
+    def started(*_: object, **__: object) -> None:
+        raise MemoryError("it was started")
+
+    monkeypatch.setattr(session, "compile_kernels", started)
+    assert "it was started" in command(*start, "--overwrite", "--force").err
