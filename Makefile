@@ -104,6 +104,10 @@ test-torch: $(PEERS) ## Run the tests that compare with PyTorch and transformers
 targets: $(INSTALLED) ## Compile every kernel for eight processors, and test those that this machine can run
 	$(BIN)/python -m tests.targets $(ARGS)
 
+.PHONY: field
+field: $(INSTALLED) ## Run the cases from the field on an installed wheel: places, limits, texts, consoles, signals
+	$(BIN)/python -m tests.field $(ARGS)
+
 .PHONY: soak
 soak: $(INSTALLED) ## Run the long tests
 	$(BIN)/python -m pytest -m soak --timeout 1800 $(ARGS)
