@@ -174,8 +174,11 @@ class LossScaleConfig(_Section, frozen=True, kw_only=True):
 
 
 class ThreadsConfig(_Section, frozen=True, kw_only=True):
-    """Thread counts of the stages, and of BLAS in the whole process. None: chosen for the cores."""
+    """Thread counts of the stages, and of BLAS in the whole process. None: chosen for `total`."""
 
+    total: int = 0
+    """Threads for which the open counts are chosen. 0: one per core of this process, at most `OMP_NUM_THREADS` and
+    `SLURM_CPUS_PER_TASK`."""
     embed: int | None = None
     """Threads that look up embeddings."""
     forward: int | None = None

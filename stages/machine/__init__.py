@@ -18,6 +18,7 @@ from threadloom.stages.machine.streaming import (
     stream_copy as stream_copy,
     stream_negate as stream_negate,
 )
+from threadloom.stages.machine.thread_limit import ThreadLimit as ThreadLimit, thread_limit as thread_limit
 from threadloom.stages.machine.timing import (
     Work as Work,
     alternate_rounds as alternate_rounds,

@@ -43,11 +43,13 @@ _BANK_COPIES = {Precision.BF16: 2, Precision.FP16: 1.5}
 """Memory of a bank with its packed weights, as a multiple of the float32 master: bf16 packs two layouts, fp16 one."""
 
 
-def resolve(config: Config, cores: int, vocabulary: int | None = None) -> ResolvedConfig:
+def resolve(config: Config, cores: int, vocabulary: int | None = None, *, threads: int | None = None) -> ResolvedConfig:
     """Return the configuration with a choice for every open setting; explicit settings keep their values.
 
-    `cores` is the number of cores that the run may use, `vocabulary` the size of the tokenizer of the prepared text:
-    it is taken if `model.vocab_size` is open, and must not exceed it otherwise. If `steps` is less than
+    `cores` is the number of cores of the machine, on which lanes and micro-batches depend, and `threads` the number of
+    threads for the stages if `threads.total` is open, by default `cores`; it does not affect the weights. `vocabulary`
+    is the size of the tokenizer of the prepared text: it is taken if `model.vocab_size` is open, and must not exceed it
+    otherwise. If `steps` is less than
     `schedule.warmup`, `schedule.decay_steps` becomes the end of the warm-up. A precision that depends on speed
     (`stages.resolve.precision`) is chosen once, and measured if this machine has no measurement yet: a fraction of a
     second once the kernels are compiled.
@@ -63,7 +65,8 @@ def resolve(config: Config, cores: int, vocabulary: int | None = None) -> Resolv
     micro_batch = config.micro_batch or _choose_micro_batch(config, geometry, cores)
     micro_batches = config.sequences // micro_batch
     lanes, shared = _choose_lanes(config, geometry, min(cores, micro_batches, _max_lanes(parameters)))
-    threads = _choose_threads(config.threads, cores, min(cores, micro_batches if shared else lanes))
+    workers = config.threads.total or threads or cores
+    counts = _choose_threads(config.threads, workers, min(workers, micro_batches if shared else lanes))
     extra = int(_BANK_COPIES.get(config.precision, 1) * parameters <= SMALL_MODEL_ELEMENTS)
     chosen = msgspec.structs.replace(
         config,
@@ -71,11 +74,11 @@ def resolve(config: Config, cores: int, vocabulary: int | None = None) -> Resolv
         micro_batch=micro_batch,
         lanes=lanes,
         shared_lanes=shared,
-        gemm_backend=config.gemm_backend or _fastest_gemm(threads.blas),
-        threads=threads,
+        gemm_backend=config.gemm_backend or _fastest_gemm(counts.blas),
+        threads=counts,
         channel_capacity=config.channel_capacity or CHANNEL_CAPACITY,
         # Micro-batches of later batches wait for their version of the weights, and need no slot until it is there.
-        slots=config.slots or min(threads.forward + threads.backward, micro_batches * (config.delay + 1)),
+        slots=config.slots or min(counts.forward + counts.backward, micro_batches * (config.delay + 1)),
         extra_banks=extra if config.extra_banks is None else config.extra_banks,
         schedule=_with_decay(config.schedule, config.steps),
         loss_scale=_with_scaling(config.loss_scale, config.precision),
@@ -147,6 +150,7 @@ def _choose_lanes(config: Config, geometry: Geometry, concurrent: int) -> tuple[
 
 def _choose_threads(threads: ThreadsConfig, cores: int, backward: int) -> ResolvedThreads:
     return ResolvedThreads(
+        total=threads.total,
         embed=threads.embed or 1,
         forward=threads.forward or cores,
         backward=threads.backward or backward,

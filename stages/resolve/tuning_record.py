@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 from loguru import logger
 
-from threadloom.stages.config import Config, Gemm, Precision, ResolvedConfig, ThreadsConfig, flatten
+from threadloom.stages.config import Config, Gemm, Precision, ResolvedConfig, flatten
 from threadloom.stages.machine import Machine, cache_root
 from threadloom.stages.resolve.precision import choose_precision_here, is_precision_open
 from threadloom.stages.storage import atomic_write, plain_json
@@ -105,7 +105,7 @@ def with_defaults(config: Config, tuned: TunedSettings) -> Config:
         gemm_backend=config.gemm_backend or tuned.gemm,
         slots=config.slots or tuned.slots,
         channel_capacity=config.channel_capacity or tuned.channel_capacity,
-        threads=ThreadsConfig(embed=threads.embed, **counts),
+        threads=msgspec.structs.replace(threads, **counts),
     )
 
 

@@ -17,7 +17,7 @@ from threadloom.pipeline import available_cores, format_estimate
 from threadloom.stages.config import Config, Precision, ResolvedConfig
 from threadloom.stages.console import module_command, resident_bytes
 from threadloom.stages.data import TokenIds, read_text, train_tokenizer
-from threadloom.stages.machine import detect, load_warning
+from threadloom.stages.machine import detect, load_warning, thread_limit
 from threadloom.stages.memory import FLOAT, Bank, format_lanes, format_memory_plan
 from threadloom.stages.models import initialise, parameter_count
 from threadloom.stages.resolve import (
@@ -95,7 +95,7 @@ def estimate_run(config: Config, *, tuned: bool = True, seconds: float = 3.0) ->
         vocabulary = train_tokenizer(config.data, None, read_text(config.data.text).text).vocab_size
     if tuned:
         config = with_tuned_settings(config, machine)
-    resolved = resolve(config, cores, vocabulary)
+    resolved = resolve(config, cores, vocabulary, threads=thread_limit().count)
     memory = {PROCESS: _process_bytes(resolved.precision), **planned_memory(resolved)}
     found = Estimate(resolved, memory, machine.memory_available, None, 0.0, 0.0, 0.0)
     if not found.fits:

@@ -28,7 +28,7 @@ from threadloom.stages.data import (
     require_same_text,
     write_sources,
 )
-from threadloom.stages.machine import detect
+from threadloom.stages.machine import detect, thread_limit
 from threadloom.stages.memory import format_lanes, format_memory_plan, label
 from threadloom.stages.models import parameter_count
 from threadloom.stages.resolve import (
@@ -105,9 +105,10 @@ def train(
             choice = choose_precision_here(config, allow_slow=start is not None)
         config = with_precision(config, choice.precision)
         data = _prepare(config, text, run, mode)
-        if tuned:
+        threads = thread_limit()
+        if tuned and threads.count == available_cores():  # tuned settings are for all cores
             config = with_tuned_settings(config, detect())
-        resolved = resolve(config, available_cores(), data.tokenizer.vocab_size)
+        resolved = resolve(config, available_cores(), data.tokenizer.vocab_size, threads=threads.count)
         if mode is RunMode.RESUME:
             resolved = _same_trajectory(resolved, run, data, start)
         if not force:
@@ -320,6 +321,8 @@ def _announce(config: ResolvedConfig, choice: PrecisionChoice) -> None:
     logger.info("processor: {} cores, {}; GEMM by {}", available_cores(), width.value, product)
     if config.precision in (Precision.FLOAT32, Precision.FP16):
         logger.debug("GEMM: {}", blas.reason)
+    total, limit = config.threads.total, thread_limit()
+    logger.info("threads: {}, by {}", total or limit.count, "threads.total" if total else limit.reason)
     logger.info("precision: {}; {}", config.precision.value, choice.reason)
     if choice.warning:
         logger.warning("{}", choice.warning)

@@ -25,11 +25,15 @@ DEFAULT_CONFIG = "nanogpt-cpu"
 
 
 class Seconds(click.ParamType[float]):
-    """A positive, finite number of seconds, also as 90m, 2h, 1d, MM:SS, HH:MM:SS or D-HH:MM:SS as in SLURM."""
+    """A finite number of seconds of at least `least`; also 90m, 2h, 1d, MM:SS, HH:MM:SS or D-HH:MM:SS as in SLURM."""
 
     name = "time"
     _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}  # noqa: RUF012 - constant
+    _LONGEST = 1e10  # over 300 years; times on the monotonic clock stay exact
     _CLOCK = re.compile(r"(?:(?:(?P<d>\d+)-)?(?P<h>\d+):)?(?P<m>\d+):(?P<s>\d+)")
+
+    def __init__(self, least: float = 0.001) -> None:
+        self._least = least
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """Return the number of seconds; fail for anything else."""
@@ -42,8 +46,9 @@ class Seconds(click.ParamType[float]):
                 seconds = float(number) * (self._UNITS[text[-1]] if number != text else 1.0)
             except ValueError:
                 seconds = math.nan
-        if not 0 < seconds < math.inf:
-            self.fail(f"expected a positive time in seconds, or such as 90m, 2h or 1:30:00, got {value!r}", param, ctx)
+        if not self._least <= seconds <= self._LONGEST:
+            expected = f"at least {self._least:g} and finite, in seconds or such as 90m, 2h, 1:30:00"
+            self.fail(f"expected a time of {expected}; got {value!r}", param, ctx)
         return seconds
 
 

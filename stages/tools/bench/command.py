@@ -6,7 +6,7 @@ import click
 from loguru import logger
 
 from threadloom.stages.console import write_output
-from threadloom.stages.tools.common import changed_config, named_config, report_console, reported_errors
+from threadloom.stages.tools.common import Seconds, changed_config, named_config, report_console, reported_errors
 
 DEFAULT_CONFIGS = ("nanogpt-cpu", "small", "optimized")
 
@@ -15,7 +15,7 @@ DEFAULT_CONFIGS = ("nanogpt-cpu", "small", "optimized")
 @click.option("--config", "names", multiple=True, metavar="NAME_OR_FILE",
               help="Configuration to measure. Repeatable. Default: nanogpt-cpu, small and optimized.")  # fmt: skip
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one setting of each. Repeatable.")
-@click.option("--seconds", type=click.FloatRange(min=0.0), default=5.0, show_default=True,
+@click.option("--seconds", type=Seconds(least=0.0), metavar="TIME", default=5.0, show_default=True,
               help="Seconds per configuration for each execution mode, and for the kernels.")  # fmt: skip
 @click.option("--cold", is_flag=True, help="Also time the start without compiled kernels, which takes half a minute.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False),

@@ -2,12 +2,13 @@
 
 import click
 
-from threadloom.stages.tools.common import changed_config, config_options, named_config, reported_errors
+from threadloom.stages.tools.common import Seconds, changed_config, config_options, named_config, reported_errors
 
 
 @click.command()
 @config_options
-@click.option("--budget", type=float, default=60.0, show_default=True, help="Seconds that the trials may take.")
+@click.option("--budget", type=Seconds(least=1.0), metavar="TIME", default=60.0, show_default=True,
+              help="Seconds that the trials may take.")  # fmt: skip
 def tune(config_name: str | None, overrides: tuple[str, ...], steps: int | None, budget: float) -> None:
     """Find the fastest settings for this machine.
 

@@ -4,6 +4,7 @@
 `stages.resolve.tuning_record` stores it for `train`.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -64,8 +65,8 @@ def run_tuning(config: Config, budget: float, console: Console | None = None) ->
 
     The kernels are compiled before and do not count. Raises TuningError for a budget that is not positive.
     """
-    if not budget > 0:
-        raise TuningError("--budget", expected="a number of seconds above 0", got=f"{budget:g}")
+    if not 0 < budget < math.inf:
+        raise TuningError("--budget", expected="a finite number of seconds above 0", got=f"{budget:g}")
     console = console or report_console(least=80, in_files=120)
     if warning := load_warning():
         logger.warning(warning)
