@@ -21,8 +21,10 @@ from tests.distribution import rank_of, unit_of
 for _name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS"):
     os.environ[_name] = "1"
 os.environ["MPLBACKEND"] = "Agg"
-# A shell that starts a job in the background lets it ignore SIGINT, and Python then raises no KeyboardInterrupt.
+# Tests send these signals; jobs in the background and under nohup are started with one or both of them ignored.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 settings.register_profile(
     "default", max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True

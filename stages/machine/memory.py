@@ -92,6 +92,6 @@ def address_space_left(root: Path = Path("/")) -> int | None:
 
 def _read(file: Path) -> str | None:
     try:
-        return file.read_text().strip()
+        return file.read_text("utf-8", "replace").strip()
     except OSError:
         return None

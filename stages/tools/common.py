@@ -154,16 +154,12 @@ def reported_errors(remains: Callable[[], str] = str) -> Iterator[None]:
         where = f"stage {failure.stage!r}, {failure.item}"
         logger.error("{}: {} [{}]", type(cause).__name__, cause, where)
         sys.exit(1)
-    except (InputError, OSError) as error:
-        logger.opt(exception=error).debug("traceback")
-        logger.error("{}", error)
-        sys.exit(1)
-    except (MemoryError, RuntimeError, ImportError) as error:
+    except (InputError, OSError, MemoryError, RuntimeError, ImportError) as error:
         sentence = limit_message(error)
-        if sentence is None:
+        if sentence is None and not isinstance(error, InputError | OSError):
             raise
         logger.opt(exception=error).debug("traceback")
-        logger.error("{}", sentence)
+        logger.error("{}", sentence or error)
         sys.exit(1)
 
 
@@ -179,6 +175,8 @@ def limit_message(error: BaseException) -> str | None:
             "the system grants no more threads. Hint: raise the limit on processes (`ulimit -u`, that of the "
             "container) or on memory (`ulimit -v`), or set fewer threads, such as threads.forward=1 threads.backward=1"
         )
-    if isinstance(error, ImportError) and ("failed to map" in str(error) or "allocate memory" in str(error)):
-        return f"a library cannot be loaded for lack of memory ({error}). Hint: raise the limit (`ulimit -v`)"
+    if isinstance(error, ImportError | OSError):
+        for cause in (error, error.__context__):  # llvmlite reports a library that cannot be mapped as one not found
+            if "failed to map" in str(cause) or "cannot allocate memory" in str(cause).lower():
+                return f"a library cannot be loaded for lack of memory ({cause}). Hint: raise the limit (`ulimit -v`)"
     return None

@@ -37,8 +37,10 @@ TEXT_IN = (
     Case("binary", f"head -c 20000 /dev/urandom > $W/a.bin; $T train {SMALL} --text $W/a.bin --out $W/run", 4, status=(1,)),
     Case("empty text", f": > $W/a.txt; $T train {SMALL} --text $W/a.txt --out $W/run", 4, status=(1,)),
     Case("names that are no UTF-8",
-         f"cp $TEXT $W/$'caf\\xe9.txt'; $T train {SMALL} --text $W/$'caf\\xe9.txt' --set name=$'n\\xe9' --out $W/$'r\\xe9'; "
+         f"cp $TEXT $W/$'caf\\xe9.txt'; $T train {SMALL} --text $W/$'caf\\xe9.txt' --out $W/$'r\\xe9'; "
          "$T sample $W/$'r\\xe9' --tokens 5", 4),
+    Case("name of a run that is no UTF-8", f"$T train {SMALL} --text $TEXT --set name=$'n\\xe9' --out $W/run", 4, status=(1,),
+         says=("UTF-8",)),
     Case("relative text, resumed elsewhere",
          f"mkdir $W/a $W/b; cp $TEXT $W/a/t.txt; cd $W/a; $T train {SMALL} --text t.txt --out ../run; cd ../b; "
          "$T train --resume --out ../run --steps 45 --sample 0", 4, leaves=("run/checkpoints/step-000045",)),
@@ -53,7 +55,9 @@ TEXT_IN = (
 
 OUTPUT = (
     *(
-        Case(f"sample on a console of {encoding}", "$T sample $RUN --tokens 60 --prompt 'é漢'", 5, environment=variables)
+        Case(f"sample on a console of {encoding}",
+             f"(cat $TEXT; printf 'é漢 %.0s' {{1..400}}) > $W/t.txt; $T train {SMALL} --text $W/t.txt --out $W/run; "
+             "$T sample $W/run --tokens 60 --prompt 'é漢'", 5, environment=variables)
         for encoding, variables in (
             ("ASCII", {"PYTHONIOENCODING": "ascii", "LANG": "C"}),
             ("Latin-1", {"PYTHONIOENCODING": "latin-1"}),

@@ -44,7 +44,7 @@ LIMITS = (
     ),
     Case("estimate of a model of 50 GB",
          "$T train --config gpt2 --text $TEXT --estimate --set model.layers=96 --set model.channels=3072", 3,
-         says=("GiB|GB",)),
+         says=(r"\d[\d,.]* [MG]i?B", "fit")),
     Case("address space of 1 GB",
          f"ulimit -v {GIGABYTE}; $T train --config nanogpt-cpu --text $TEXT --steps 3 --out $W/run", 3),
     Case("address space of 300 MB", f"ulimit -v {3 * GIGABYTE // 10}; $TRAIN --out $W/run", 3, status=(1,),

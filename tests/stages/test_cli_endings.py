@@ -188,12 +188,20 @@ def test_a_closed_pipe_is_not_an_error(config: Path, tmp_path: Path) -> None:
     assert (ended.returncode, ended.stderr) == (1, "")
 
 
+def not_mapped() -> OSError:
+    """Return the error of llvmlite for a library that the loader cannot map."""
+    error = OSError("Could not find/load shared object file 'libx.so'")
+    error.__context__ = OSError("libx.so: failed to map segment from shared object")
+    return error
+
+
 @pytest.mark.parametrize(
     ("error", "said"),
     [
         (MemoryError("Unable to allocate 3.00 GiB"), "the system grants no more memory (Unable to allocate 3.00 GiB)"),
         (RuntimeError("can't start new thread"), "the system grants no more threads"),
         (ImportError("libx.so: failed to map segment from shared object"), "a library cannot be loaded"),
+        (not_mapped(), "a library cannot be loaded for lack of memory (libx.so: failed to map"),
     ],
 )
 def test_a_limit_of_the_system_is_one_sentence(

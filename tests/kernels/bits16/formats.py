@@ -24,7 +24,7 @@ class Format:
     name: str
     kind: np.dtype[Any]
     unit: float  # half a unit in the last place, relative: what one rounding is off by
-    tiny: float  # half of the smallest number above 0: what one rounding is off by below the normal numbers
+    tiny: float  # largest absolute error of one rounding below the normal numbers
 
     def numbers(self, bits: Shorts) -> Array:
         """Return what bits stand for, in float64."""
@@ -48,7 +48,9 @@ class Format:
         return self.unit * np.abs(exact) + self.tiny
 
 
-BF16 = Format("bfloat16", np.dtype(np.uint16), 2.0**-8, 2.0**-134)
+# A bfloat16 below the normal numbers is below those of float32 too, and kernels flush it to zero. The subnormal
+# numbers of float16 are normal in float32, and rounded to multiples of 2**-24.
+BF16 = Format("bfloat16", np.dtype(np.uint16), 2.0**-8, 2.0**-126)
 FP16 = Format("float16", np.dtype(np.int16), 2.0**-11, 2.0**-25)
 FORMATS = [BF16, FP16]
 

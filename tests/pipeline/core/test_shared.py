@@ -173,7 +173,7 @@ def test_memory_without_memfd(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_memory_without_proc_and_posix_fallocate(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(path: Path) -> str:
+    def missing(path: Path, *_: str) -> str:
         raise FileNotFoundError(path)
 
     monkeypatch.setattr(Path, "read_text", missing)

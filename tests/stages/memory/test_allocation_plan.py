@@ -66,7 +66,7 @@ def test_scratch_is_planned_for_every_micro_batch_that_can_be_in_backward() -> N
 def test_the_table_ends_in_the_total() -> None:
     table = format_memory_plan({"a": 1_500_000, "b": 0, "c": 4_000_000})
     assert table.splitlines()[0].split() == ["c", "4.0", "MB"]
-    assert table.splitlines()[-1].split() == ["in", "all", "5.5", "MB"]
+    assert table.splitlines()[-1].split() == ["total", "5.5", "MB"]
     assert "b" not in table
 
 

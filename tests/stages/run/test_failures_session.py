@@ -280,8 +280,8 @@ class TestRefusedBeforeTheStart:
         command("sample", run, "--top-k=0").refuses("top-k")
         command("eval", run, "--text", tmp_path / "none.txt").refuses("none.txt")
         command("eval", run / "checkpoints" / "step-000002").refuses("--text FILE_OR_DIR")
-        (tmp_path / "tiny.txt").write_text("the")
-        command("eval", run, "--text", tmp_path / "tiny.txt").refuses("tiny.txt", "more text")
+        (tmp_path / "tiny.txt").write_text("t")
+        command("eval", run, "--text", tmp_path / "tiny.txt").refuses("tiny.txt", "at least two tokens")
 
 
 def test_resume_with_a_changed_setting_or_text(run: Path, finished: Path, tmp_path: Path) -> None:

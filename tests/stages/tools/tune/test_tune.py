@@ -91,11 +91,11 @@ def test_the_defaults_are_kept_in_a_record_that_changes_nothing(monkeypatch: pyt
 
 
 def test_a_result_that_cannot_be_kept_is_announced_before_the_first_trial(
-    monkeypatch: pytest.MonkeyPatch, said: list[str], tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, logged: list[str], tmp_path: Path
 ) -> None:
     class Flat(Trials):
         def __call__(self, choice: TunedSettings) -> Trial:
-            assert any("can only be printed" in line and "THREADLOOM_CACHE" in line for line in said)
+            assert any("can only be printed" in line and "THREADLOOM_CACHE" in line for line in logged)
             return Trial(1000.0, 0.01)
 
     (tmp_path / "file").touch()
