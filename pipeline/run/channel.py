@@ -18,7 +18,7 @@ thread (`put`, `close`, `abort`, `hold`, `release`), or raises PipelineError (`g
 that needs not wait is made in place: the state is consistent at each instruction at which CPython can interrupt.
 """
 
-from _thread import LockType, RLock, allocate_lock
+from _thread import LockType, RLock
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -37,6 +37,7 @@ from threadloom.pipeline.core import (
 from threadloom.pipeline.observe import ChannelStatistics
 from threadloom.pipeline.policy import Admission, FifoState, Ticket, WorkerCount
 from threadloom.pipeline.run.deadlock import QUIET, ChannelSnapshot, DeadlockDetector
+from threadloom.pipeline.run.parking import begin_wait, end_wait, park, wake, wake_all
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -67,7 +68,7 @@ class Channel(Generic[In, Out]):
         # The queue of a FifoState, None for other policies. `put` and `get` access it directly, which takes a third off
         # the cost of a handoff. Guarded by the lock, like the admission state itself.
         self._plain: deque[Any] | None = admission.items if isinstance(admission, FifoState) else None
-        # Parked threads, oldest first, each by a locked lock that `_wake` or `_wake_all` releases once.
+        # Parked threads, oldest first, each by a locked lock that `wake` or `wake_all` releases once.
         # Invariant: while something is ready and a receiver is parked, some woken receiver has yet to check: each put
         # wakes one, and a receiver that leaves something ready wakes the next. The same holds for capacity and senders.
         self._senders: deque[LockType] = deque()
@@ -84,8 +85,7 @@ class Channel(Generic[In, Out]):
         self._slow_get = False  # aborted, held or too many workers; updated by `_update_slow_get` only
         # Counters, which any thread may read without the lock.
         self._put_count = self._depth_sum = self._depth_max = 0
-        # Waiting threads, and the sum of waiting times in which the start of each wait in progress is subtracted
-        # already: adding now × waiters is the time so far. Replaced together.
+        # Waiting threads and their waiting times as `begin_wait` sums them: adding now × waiters is the time so far.
         self._send_waits = self._receive_waits = (0, 0)
 
     def put(self, item: In) -> None:
@@ -102,7 +102,7 @@ class Channel(Generic[In, Out]):
                 if depth >= self._depth_max:
                     self._depth_max = depth + 1
                 if self._receivers:
-                    _wake(self._receivers)
+                    wake(self._receivers)
                 return
         self._put_when_room(None, item)
 
@@ -113,9 +113,9 @@ class Channel(Generic[In, Out]):
             if plain and not self._slow_get:
                 out: Out = plain.popleft()
                 if self._senders:
-                    _wake(self._senders)
+                    wake(self._senders)
                 if plain and self._receivers:
-                    _wake(self._receivers)
+                    wake(self._receivers)
                 return out
         return self._get_when_ready(worker)
 
@@ -139,9 +139,9 @@ class Channel(Generic[In, Out]):
         with self._lock:
             self._producers -= 1
             if not self._producers:
-                _wake_all(self._receivers)
+                wake_all(self._receivers)
             elif self._refused:
-                _wake_all(self._senders)  # the remaining producers may now be deadlocked: let them check
+                wake_all(self._senders)  # the remaining producers may now be deadlocked: let them check
 
     def abort(self) -> None:
         """Make every waiting and later call raise Cancelled. May be called from any thread, any number of times."""
@@ -151,7 +151,7 @@ class Channel(Generic[In, Out]):
         with self._lock:
             self._aborted = True
             self._orders_changed()
-            _wake_all(self._senders)
+            wake_all(self._senders)
 
     def hold(self) -> None:
         """Hand nothing out until `release`. Items can still be put while there is capacity."""
@@ -247,7 +247,7 @@ class Channel(Generic[In, Out]):
         """Make the blocked senders raise: no thread is left that could send the missing item."""
         with self._lock:
             self._deadlocked = True
-            _wake_all(self._senders)
+            wake_all(self._senders)
 
     # From here on, all methods require the lock unless they state otherwise.
 
@@ -261,7 +261,7 @@ class Channel(Generic[In, Out]):
     def _orders_changed(self) -> None:
         """Let the receivers check again who may take items."""
         self._update_slow_get()
-        _wake_all(self._receivers)
+        wake_all(self._receivers)
 
     def _update_slow_get(self) -> None:
         self._slow_get = self._aborted or self._held or self._consumers.should_exit
@@ -271,17 +271,17 @@ class Channel(Generic[In, Out]):
         self._consumers.leave()
         self._update_slow_get()
         if self._ready():
-            _wake(self._receivers)
+            wake(self._receivers)
         raise Closed("the stage now has fewer workers")
 
     def _wake_after_progress(self) -> None:
         """Wake the threads that may continue after an item in hand has been finished."""
         if self._ready():
-            _wake(self._receivers)
+            wake(self._receivers)
         elif not self._producers:
-            _wake_all(self._receivers)  # this may have been the last item of the input
+            wake_all(self._receivers)  # this may have been the last item of the input
         else:
-            _wake_all(self._senders)  # with no item in hand they may be deadlocked: let them check
+            wake_all(self._senders)  # with no item in hand they may be deadlocked: let them check
 
     def _accept(self, ticket: Ticket, item: In) -> None:
         self._store(ticket, item)
@@ -291,19 +291,19 @@ class Channel(Generic[In, Out]):
         if depth > self._depth_max:
             self._depth_max = depth
         if self._receivers and self._ready():
-            _wake(self._receivers)
+            wake(self._receivers)
         if self._refused:
-            _wake_all(self._senders)
+            wake_all(self._senders)
 
     def _hand_out(self, worker: int) -> Out:
         out = self._take(worker)
         if self._senders:
             if self._keyed:
-                _wake_all(self._senders)
+                wake_all(self._senders)
             else:
-                _wake(self._senders)
+                wake(self._senders)
         if self._receivers and self._ready():
-            _wake(self._receivers)
+            wake(self._receivers)
         return out
 
     def _put_when_room(self, ticket: Ticket, item: In) -> None:
@@ -323,20 +323,20 @@ class Channel(Generic[In, Out]):
                         return
                     if not waiting:
                         waiting = True
-                        self._send_waits = _begin_wait(self._send_waits, self._clock())
+                        self._send_waits = begin_wait(self._send_waits, self._clock())
                         if self._keyed:
                             self._refused[call] = ticket
                     if self._keyed:
                         suspected = self._check_progress()
-                    parked = _park(self._senders)
+                    parked = park(self._senders)
                     if self._plain is not None and len(self._plain) < self._capacity:
-                        _wake_all(self._senders)  # a `get` has interrupted this call since the look above
+                        wake_all(self._senders)  # a `get` has interrupted this call since the look above
                 while not parked.acquire(True, QUIET if suspected else -1):
                     self._detector.check()
         finally:
             if waiting:
                 with self._lock:
-                    self._send_waits = _end_wait(self._send_waits, self._clock())
+                    self._send_waits = end_wait(self._send_waits, self._clock())
                     if self._keyed:
                         del self._refused[call]
 
@@ -368,16 +368,16 @@ class Channel(Generic[In, Out]):
                             continue  # a `get` has interrupted this call since the look above
                     if not waiting:
                         waiting = True
-                        self._receive_waits = _begin_wait(self._receive_waits, self._clock())
-                    parked = _park(self._receivers)
+                        self._receive_waits = begin_wait(self._receive_waits, self._clock())
+                    parked = park(self._receivers)
                     if self._plain and not self._held:
-                        _wake_all(self._receivers)  # a `put` has interrupted this call since the look above
+                        wake_all(self._receivers)  # a `put` has interrupted this call since the look above
                 while not parked.acquire(timeout=self._slice):
                     pass
         finally:
             if waiting:
                 with self._lock:
-                    self._receive_waits = _end_wait(self._receive_waits, self._clock())
+                    self._receive_waits = end_wait(self._receive_waits, self._clock())
 
     def _ended(self) -> bool:
         return not self._producers and not self._ready() and not self._admission.in_hand()
@@ -398,36 +398,3 @@ class Channel(Generic[In, Out]):
                 f"in order"
             )
         return True
-
-
-def _begin_wait(waits: tuple[int, int], now: int) -> tuple[int, int]:
-    return waits[0] + 1, waits[1] - now
-
-
-def _end_wait(waits: tuple[int, int], now: int) -> tuple[int, int]:
-    return waits[0] - 1, waits[1] + now
-
-
-def _park(queue: deque[LockType]) -> LockType:
-    """Return a locked lock that the next wake-up of `queue` releases; acquire it outside the channel's lock."""
-    parked = allocate_lock()
-    parked.acquire()
-    queue.append(parked)
-    return parked
-
-
-def _wake(queue: deque[LockType]) -> None:
-    """Wake the thread that has been parked longest, if there is one."""
-    if queue:
-        # Released before it is removed: an interrupt in between must not lose a sleeping thread. The code that has
-        # interrupted may have removed it; then it must not remove another one here.
-        parked = queue[0]
-        if parked.locked():
-            parked.release()
-        if queue and queue[0] is parked:
-            queue.popleft()
-
-
-def _wake_all(queue: deque[LockType]) -> None:
-    while queue:
-        _wake(queue)

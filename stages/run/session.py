@@ -1,7 +1,7 @@
 """One run in its run directory, from reading the text to drawing the plots."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +10,7 @@ import msgspec
 from loguru import logger
 
 from threadloom.kernels import blas_info
-from threadloom.pipeline import Cancelled, Run, Trace, TraceEvent, available_cores, draw_timeline
+from threadloom.pipeline import Cancelled, Run, available_cores
 from threadloom.stages.checkpoint import Checkpoint, latest_checkpoint, remove_leftovers
 from threadloom.stages.config import Config, ConfigError, Precision, ResolvedConfig, printable
 from threadloom.stages.console import StopSignals
@@ -50,7 +50,8 @@ from threadloom.stages.resolve import (
 from threadloom.stages.run.checkpoint_requests import CheckpointRequests
 from threadloom.stages.run.display import Display
 from threadloom.stages.run.fitting import require_memory
-from threadloom.stages.run.report import SHOWN, Reporter, WrittenMetrics
+from threadloom.stages.run.pictures import draw_pictures, new_trace, pictures
+from threadloom.stages.run.report import Reporter, WrittenMetrics
 from threadloom.stages.step import CheckpointOutput, Validation
 from threadloom.stages.storage import MetricsLog, RunDirectory, RunMode, atomic_write, read_metrics
 from threadloom.stages.training import Training, compile_kernels
@@ -243,7 +244,7 @@ def _same_trajectory(
 def _finished(config: ResolvedConfig, run: RunDirectory) -> Outcome:
     """Return the outcome of a run that was resumed after its last update and evaluation."""
     logger.info("the run has made all of its {:,} updates; set more with --steps to continue it", config.steps)
-    _draw(config, run, None)
+    draw_pictures(config, run, None)
     return Outcome(run, config, config.steps, _scores(run)[config.steps], 0.0)
 
 
@@ -273,11 +274,11 @@ def _train(
     source = TokenBatches(data.train, config.batch_sizes, config.seed)
     training = Training(config, source, _validation(config, data), output, start)
     logger.info("memory, allocated for the whole run:\n{}", format_memory_plan(training.memory()))
-    trace = _trace(config, training)
+    trace = new_trace(config, training)
     begin = time.perf_counter()
     with MetricsLog(run.metrics, training.first_batch) as log, Display(config.name) as display:
         reporter = Reporter(config, log, display, begin)
-        with _pictures(config, run, trace):
+        with pictures(config, run, trace):
             graph = training.graph()
             if not _is_evaluated(run, training.first_batch) and (missed := training.evaluate_start()):
                 reporter.take_evaluation(missed)
@@ -345,63 +346,3 @@ def _validation(config: ResolvedConfig, data: Dataset) -> Validation:
         )
 
     return Validation(windows(config.evaluation.batches), windows(config.evaluation.final_batches))
-
-
-def _trace(config: ResolvedConfig, training: Training) -> Trace | None:
-    """Return a recorder for the last `trace.batches` batches, or None."""
-    events_per_batch = 4 * training.plan.micro_batches + 2 * training.shards.shards + 8
-    return Trace(capacity=config.trace.batches * events_per_batch) if config.trace.batches else None
-
-
-@contextmanager
-def _pictures(config: ResolvedConfig, run: RunDirectory, trace: Trace | None) -> Iterator[None]:
-    """Write the trace and draw the pictures when the block ends, also after an error."""
-    try:
-        yield
-    finally:
-        _draw(config, run, trace)
-
-
-def _draw(config: ResolvedConfig, run: RunDirectory, trace: Trace | None) -> None:
-    """Write the trace and draw the pictures. A failure is a warning: they are optional."""
-    events = trace.events() if trace is not None else []
-    traced = any(event.stage in SHOWN for event in events)
-    if trace is not None and traced:
-        with _optional(f"{run.trace} was not written"):
-            trace.write_chrome(run.trace, f"threadloom {config.name}")
-    if not config.pictures:
-        return
-    with _optional("the pictures of the run were not drawn"):
-        from threadloom.stages.run.plots import plot_loss
-
-        if run.metrics.exists() and run.metrics.stat().st_size:
-            plot_loss(run.metrics, run.loss_plot, config.name)
-        if traced:
-            title = f"{config.name}, delay {config.delay}"
-            window = steady_window(events, config.trace.timeline)
-            draw_timeline(events, run.timeline, window=window, stages=SHOWN, title=title)
-
-
-@contextmanager
-def _optional(failure: str) -> Iterator[None]:
-    """Log an error of the block as a warning that begins with `failure`."""
-    try:
-        yield
-    except Exception as error:  # of Matplotlib, its configuration or its fonts, of the disk, or too little memory
-        logger.opt(exception=error).debug("traceback")
-        logger.warning("{}; the run is not affected: {}: {}", failure, type(error).__name__, error)
-
-
-def steady_window(events: Sequence[TraceEvent], batches: int) -> tuple[int, int] | None:
-    """Return the interval (start_ns, end_ns) of the last `batches` batches before the pipeline drained.
-
-    Return None if the trace has too few events.
-    """
-    drawn = [event for event in events if event.stage == "draw"]
-    if not drawn:
-        return None
-    end = max(event.end_ns for event in drawn)
-    forward = [event for event in events if event.stage == "forward" and event.end_ns <= end]
-    newest = max((int(event.label["batch"]) for event in forward), default=0)
-    start = min((event.start_ns for event in forward if int(event.label["batch"]) > newest - batches), default=end)
-    return (start, end) if start < end else None

@@ -22,6 +22,7 @@ from threadloom.pipeline import SKIP, Channel, Graph, Pool, StageFailure
 from threadloom.pipeline.policy.admission import FifoState
 from threadloom.pipeline.policy.control import RunControl
 from threadloom.pipeline.run.engine import Run
+from threadloom.pipeline.run.parking import wake
 from threadloom.pipeline.run.worker import StageWorker
 from threadloom.pipeline.testing import (
     Fault,
@@ -119,14 +120,13 @@ def reports_the_last(patch: pytest.MonkeyPatch) -> None:
 
 def loses_a_wake_up(patch: pytest.MonkeyPatch) -> None:
     """`put` and `get` wake no thread; `abort` still wakes all of them."""
-    wake = channel_module._wake
 
     def all_of(queue: Any) -> None:
         while queue:
             wake(queue)
 
-    patch.setattr(channel_module, "_wake", lambda queue: None)
-    patch.setattr(channel_module, "_wake_all", all_of)
+    patch.setattr(channel_module, "wake", lambda queue: None)
+    patch.setattr(channel_module, "wake_all", all_of)
 
 
 def miscounts(patch: pytest.MonkeyPatch) -> None:

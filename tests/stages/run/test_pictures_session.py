@@ -10,7 +10,7 @@ from loguru import logger
 from tests.stages.support import Outcome, command, story
 from threadloom.pipeline import Trace
 from threadloom.stages.resolve import to_json
-from threadloom.stages.run import session
+from threadloom.stages.run import pictures
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -33,7 +33,7 @@ def broken(*_: object, **__: object) -> None:
 
 
 def test_a_picture_that_cannot_be_drawn_is_one_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "draw_timeline", broken)
+    monkeypatch.setattr(pictures, "draw_timeline", broken)
     outcome = train(tmp_path)
     assert outcome.status == 0
     assert "validation loss" in outcome.out

@@ -1,7 +1,7 @@
 """The interval of the trace in the timeline of a run: the last batches before the pipeline drained."""
 
 from threadloom.pipeline import TraceEvent
-from threadloom.stages.run.session import steady_window
+from threadloom.stages.run.pictures import steady_window
 
 
 def event(stage: str, batch: int, start: int, end: int) -> TraceEvent:
