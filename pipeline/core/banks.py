@@ -201,6 +201,17 @@ class Banks(Generic[Bank]):
             self._changed.notify_all()
             return version
 
+    def publish_leased(self, leases: int) -> tuple[Lease[Bank], ...]:
+        """Publish the written bank as the newest version, and lease it `leases` times before any writer can begin.
+
+        A lease after `publish` could come too late: the writer may have begun the next version by then, in place.
+        """
+        with self._changed:
+            version = self._ledger.publish()
+            leased = tuple(self._lease_now(version) for _ in range(leases))
+            self._changed.notify_all()
+            return leased
+
     @contextmanager
     def hold(self) -> Iterator[int]:
         """Wait until no version is being written, and let no writer begin before the block ends. One caller at a time.

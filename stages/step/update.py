@@ -103,8 +103,8 @@ class Publish:
             self._snapshot.take(step)
         if self._gradient.in_lane:
             self._lanes.mark_reduced(first.batch)
-        self._banks.publish()
-        # No later version is begun before this stage returns, so these leases never wait.
+        evaluate = self._evaluation_due(step)
+        leases = iter(self._banks.publish_leased(evaluate + save))
         return Update(
             step=step,
             loss=first.loss,
@@ -112,6 +112,6 @@ class Publish:
             grad_norm=first.grad_norm,
             seconds=time.perf_counter() - self._started,
             scaled=first.scaled,
-            evaluation=self._banks.lease(step) if self._evaluation_due(step) else None,
-            checkpoint=self._banks.lease(step) if save else None,
+            evaluation=next(leases) if evaluate else None,
+            checkpoint=next(leases) if save else None,
         )

@@ -175,6 +175,20 @@ def test_a_hold_waits_for_the_writer_and_delays_the_next_one() -> None:
     writer.join(5)
 
 
+def test_a_published_version_is_leased_before_the_next_writer_can_begin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The only bank of delay 0 is updated in place, and the writer may run as soon as the version is announced."""
+    banks = Banks([object()], delay=0)
+    banks.begin()
+    announced = []
+    monkeypatch.setattr(banks._changed, "notify_all", lambda: announced.append(banks._ledger.writable()))
+    leases = banks.publish_leased(2)
+    assert announced == [None]
+    assert [lease.version for lease in leases] == [1, 1]
+    for lease in leases:
+        lease.release()
+    assert announced == [None, None, 0]
+
+
 def test_staleness_is_counted_and_checked() -> None:
     banks = Banks(["a", "b", "c"], delay=2)
     for batch in range(5):
