@@ -43,6 +43,7 @@ def cache(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="the baseline is x86-64's")
+@pytest.mark.targets
 @pytest.mark.timeout(400)
 def test_the_least_x86_processor_and_arm(cache: Path) -> None:
     """Registers of 128 bits on both, though kernels are compiled on a processor that may have 512."""
