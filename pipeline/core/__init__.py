@@ -16,6 +16,7 @@ from threadloom.pipeline.core.banks import (
     StaleVersion as StaleVersion,
     version_for as version_for,
 )
+from threadloom.pipeline.core.control_groups import control_groups as control_groups
 from threadloom.pipeline.core.errors import (
     AdmissionError as AdmissionError,
     Cancelled as Cancelled,
@@ -55,6 +56,7 @@ from threadloom.pipeline.core.shared import (
 from threadloom.pipeline.core.slots import Pool as Pool, PoolStatistics as PoolStatistics
 from threadloom.pipeline.core.threads import (
     BlasThreads as BlasThreads,
+    affinity_cores as affinity_cores,
     available_cores as available_cores,
     blas_threads as blas_threads,
     loaded_blas as loaded_blas,

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import threadpoolctl
 
+from threadloom.pipeline.core.control_groups import control_groups, read_lines
+
 
 @dataclass(frozen=True)
 class BlasThreads:
@@ -59,46 +61,30 @@ def available_cores(root: Path = Path("/")) -> int:
     A quota is rounded down (2.5 cores count as 2): a third thread would be throttled, and with it the stages that wait
     for it. `root` is the directory that contains proc and sys.
     """
-    try:
-        cores = len(os.sched_getaffinity(0))
-    except AttributeError:  # no CPU affinity on macOS and Windows
-        cores = os.cpu_count() or 1
-    quota = cpu_quota(root)
+    cores, quota = affinity_cores(), cpu_quota(root)
     return cores if quota is None else max(1, min(cores, int(quota)))
+
+
+def affinity_cores() -> int:
+    """Return the number of cores in the CPU affinity of this process: all cores on macOS and Windows."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:
+        return os.cpu_count() or 1
 
 
 def cpu_quota(root: Path = Path("/")) -> float | None:
     """Return the CPU quota of this process's control groups in cores (such as 2.5), or None if there is no limit."""
-    quotas: list[float | None] = []
-    for line in _lines(root / "proc/self/cgroup"):
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":  # version 2: a single hierarchy
-            folders = [root / "sys/fs/cgroup", root / "sys/fs/cgroup/unified"]
-        elif "cpu" in controllers.split(","):  # version 1
-            folders = [root / "sys/fs/cgroup/cpu", root / "sys/fs/cgroup" / controllers]
-        else:
-            continue
-        # All ancestors of the group limit it too. In a container the path may be the host's and not exist here; the
-        # root of the tree is then the container's group.
-        group = Path(path.lstrip("/"))
-        for folder in folders:
-            quotas.extend(_group_quota(folder / part) for part in (group, *group.parents))
+    quotas = [_group_quota(group) for group in control_groups(root, "cpu")]
     return min((quota for quota in quotas if quota is not None), default=None)
 
 
 def _group_quota(group: Path) -> float | None:
-    fields = [field for line in _lines(group / "cpu.max") for field in line.split()]
+    fields = [field for line in read_lines(group / "cpu.max") for field in line.split()]
     if not fields:
-        fields = _lines(group / "cpu.cfs_quota_us") + _lines(group / "cpu.cfs_period_us")
+        fields = read_lines(group / "cpu.cfs_quota_us") + read_lines(group / "cpu.cfs_period_us")
     try:
         quota, period = (float(field) for field in fields)
     except ValueError:  # "max 100000" means no limit; the file may also be missing
         return None
     return quota / period if quota > 0 and period > 0 else None  # -1 means no limit in version 1
-
-
-def _lines(file: Path) -> list[str]:
-    try:
-        return file.read_text("utf-8", "replace").splitlines()
-    except OSError:
-        return []

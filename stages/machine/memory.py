@@ -8,6 +8,8 @@ as used by a group, but the kernel reclaims it before it ends a process, so it c
 import re
 from pathlib import Path
 
+from threadloom.pipeline import control_groups
+
 RECLAIMABLE = ("inactive_file", "active_file", "slab_reclaimable")
 """Fields of ``memory.stat`` that the kernel frees on demand; in version 1 with the prefix ``total_``, of all groups
 within. Files in memory (tmpfs) are not among them."""
@@ -19,34 +21,19 @@ def system_memory(root: Path) -> tuple[int | None, int | None]:
     total = int(table["MemTotal"]) << 10 if "MemTotal" in table else None
     available = int(table["MemAvailable"]) << 10 if "MemAvailable" in table else None
     for group in memory_groups(root):
-        limit = _limit(group)
-        if limit is None or (total is not None and limit >= total):  # version 1 writes "no limit" as 2^63
-            continue
-        total = limit
-    for group in memory_groups(root):
-        left = group_available(group)
+        limit, left = _limit(group), group_available(group)
+        if limit is not None and (total is None or limit < total):  # version 1 writes "no limit" as 2^63
+            total = limit
         if left is not None and (available is None or left < available):
             available = left
     return total, available
 
 
 def memory_groups(root: Path) -> list[Path]:
-    """Return the folders of this process's control group of memory and of its ancestors, in both versions.
-
-    In a container the path of the group may be the host's and not exist; the root of the tree is the container's group.
-    """
-    folders = []
-    for line in (_read(root / "proc/self/cgroup") or "0::/").splitlines():
-        _, controllers, path = line.split(":", 2)
-        parts = [part for part in path.split("/") if part not in ("", "..")]
-        if controllers == "":  # version 2: a single hierarchy
-            trees = [root / "sys/fs/cgroup", root / "sys/fs/cgroup/unified"]
-        elif "memory" in controllers.split(","):
-            trees = [root / "sys/fs/cgroup/memory", root / "sys/fs/cgroup" / controllers]
-        else:
-            continue
-        folders += [tree.joinpath(*parts[:depth]) for tree in trees for depth in range(len(parts), -1, -1)]
-    folders.append(root / "sys/fs/cgroup/memory")
+    """Return the folders of this process's control group of memory and of its ancestors, in both versions."""
+    # Without /proc the roots of the trees are the group, as in a container.
+    roots = [root / "sys/fs/cgroup", root / "sys/fs/cgroup/unified"] if not _read(root / "proc/self/cgroup") else []
+    folders = [*control_groups(root, "memory"), *roots, root / "sys/fs/cgroup/memory"]
     return [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
 
 

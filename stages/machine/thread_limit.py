@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from threadloom.pipeline import available_cores
+from threadloom.pipeline import affinity_cores, available_cores
 
 VARIABLES = ("OMP_NUM_THREADS", "SLURM_CPUS_PER_TASK")
 """Variables that limit the threads; the smallest value counts."""
@@ -24,15 +24,11 @@ def thread_limit(environment: Mapping[str, str] = os.environ, root: Path = Path(
 
     Values of variables that are not positive numbers are ignored. `root` is the directory that contains proc and sys.
     """
-    try:
-        allowed, everywhere = len(os.sched_getaffinity(0)), os.cpu_count() or 1
-    except AttributeError:  # no CPU affinity on macOS and Windows
-        allowed = everywhere = os.cpu_count() or 1
-    cores = available_cores(root)
+    allowed, cores = affinity_cores(), available_cores(root)
     reason = "the cores of this machine"
     if cores < allowed:
         reason = "the CPU quota of the control group"
-    elif allowed < everywhere:
+    elif allowed < (os.cpu_count() or 1):
         reason = "the CPU affinity of this process"
     limits = [ThreadLimit(cores, reason)]
     for name in VARIABLES:
