@@ -12,7 +12,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from threadloom.stages.data.text_decoding import COMPRESSIONS, unreadable
+from threadloom.stages.data.compression import COMPRESSIONS
+from threadloom.stages.data.text_decoding import unreadable
 from threadloom.stages.storage import holds_training_files
 
 TEXT_SUFFIXES = frozenset(
@@ -54,13 +55,12 @@ def file_ids(paths: Iterable[Path]) -> frozenset[FileId]:
     found = set()
     for path in paths:
         with contextlib.suppress(OSError):  # it does not exist yet
-            status = path.stat()
-            found.add((status.st_dev, status.st_ino))
+            found.add(_identity(path.stat()))
     for output in (1, 2):
         with contextlib.suppress(OSError):  # it is closed
             status = os.fstat(output)
             if stat.S_ISREG(status.st_mode):
-                found.add((status.st_dev, status.st_ino))
+                found.add(_identity(status))
     return frozenset(found)
 
 
@@ -136,7 +136,10 @@ def _reason_of_directory(directory: Path, excluded: frozenset[FileId]) -> str | 
 
 def _is_excluded(path: Path, excluded: frozenset[FileId]) -> bool:
     try:
-        status = path.stat()
+        return _identity(path.stat()) in excluded
     except OSError:  # reported when it is read
         return False
-    return (status.st_dev, status.st_ino) in excluded
+
+
+def _identity(status: os.stat_result) -> FileId:
+    return status.st_dev, status.st_ino

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from threadloom.stages.config import InputError
+from threadloom.stages.data.compression import COMPRESSIONS
 
 SAMPLE_BYTES = 4096
 """Number of bytes from which an encoding is estimated, which takes about a millisecond."""
@@ -17,10 +18,10 @@ SAMPLE_BYTES = 4096
 _SIGNATURES: tuple[tuple[int, bytes, str, str | None], ...] = (
     (0, b"%PDF-", "a PDF document", "pdftotext {file} {stem}.txt"),
     (0, b"PK\x03\x04", "a zip archive", "unzip {file} -d {stem}"),
-    (0, b"\x1f\x8b", "gzip data inside compressed data", "gzip -dc {file} > {stem}"),
-    (0, b"\x28\xb5\x2f\xfd", "zstd data inside compressed data", "zstd -dc {file} > {stem}"),
-    (0, b"BZh", "bzip2 data inside compressed data", "bzip2 -dc {file} > {stem}"),
-    (0, b"\xfd7zXZ\0", "xz data inside compressed data", "xz -dc {file} > {stem}"),
+    *(
+        (0, inner.magic, f"{inner.name} data inside compressed data", f"{inner.command} -dc {{file}} > {{stem}}")
+        for inner in COMPRESSIONS
+    ),
     (0, b"7z\xbc\xaf\x27\x1c", "a 7-Zip archive", "7z x {file}"),
     (0, b"Rar!\x1a\x07", "a RAR archive", "unrar x {file}"),
     (257, b"ustar", "a tar archive", "tar -xf {file}"),
