@@ -17,7 +17,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self, TextIO
 
-_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
+from threadloom.stages.console.signal_numbers import CHECKPOINT_SIGNALS, STOP_SIGNALS
+
+_IGNORED = (*STOP_SIGNALS, *CHECKPOINT_SIGNALS)
 """Signals that a command reacts to; its child processes ignore them."""
 
 
@@ -27,8 +29,7 @@ def signals_blocked() -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    numbers = {getattr(signal, name) for name in _SIGNALS if hasattr(signal, name)}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _IGNORED)
     try:
         yield
     finally:
@@ -48,7 +49,7 @@ def module_command(module: str, *arguments: str) -> list[str]:
     """
     boot = (
         "import json, runpy, signal, sys; "
-        f"[signal.signal(getattr(signal, name), signal.SIG_IGN) for name in {_SIGNALS} if hasattr(signal, name)]; "
+        f"[signal.signal(number, signal.SIG_IGN) for number in {_IGNORED}]; "
         "hasattr(signal, 'pthread_sigmask') and signal.pthread_sigmask(signal.SIG_SETMASK, ()); "
         "sys.path[:] = json.loads(sys.argv.pop(1)); "
         "runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)"

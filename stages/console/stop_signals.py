@@ -27,6 +27,8 @@ from typing import Any, NoReturn, Self
 
 from loguru import logger
 
+from threadloom.stages.console.signal_numbers import CHECKPOINT_SIGNALS, MAY_STAY_IGNORED, STOP_SIGNALS
+
 GRACE = 3.0
 """Seconds after which a command that does not react to a stop signal is ended."""
 REPEAT = 0.25
@@ -36,17 +38,6 @@ TIME_LIMIT = "the time limit"
 _RETRY = 0.02  # seconds
 _LONGEST_WAIT = 3600.0  # seconds; a socket's timeout has an upper limit
 _SHOW_CURSOR = "\r\x1b[?25h"
-
-
-def _numbers(*names: str) -> tuple[int, ...]:
-    return tuple(int(getattr(signal, name)) for name in names if hasattr(signal, name))
-
-
-STOP_SIGNALS = _numbers("SIGINT", "SIGTERM", "SIGHUP")
-"""The numbers of the signals that stop a command."""
-CHECKPOINT_SIGNALS = _numbers("SIGUSR1")
-"""The number of the signal that asks for a checkpoint; empty if the system has none."""
-_MAY_STAY_IGNORED = _numbers("SIGINT", "SIGHUP")
 
 
 class Stopped(KeyboardInterrupt):
@@ -95,7 +86,7 @@ class StopSignals:
     def __enter__(self) -> Self:
         for number in (*STOP_SIGNALS, *CHECKPOINT_SIGNALS):
             before = signal.getsignal(number)
-            if number not in _MAY_STAY_IGNORED or before is not signal.SIG_IGN:
+            if number not in MAY_STAY_IGNORED or before is not signal.SIG_IGN:
                 self._before.append((number, before))
                 signal.signal(number, self._handle)
         with suppress(OSError, RuntimeError):  # if no socket or thread can be had, the handlers alone do most of it

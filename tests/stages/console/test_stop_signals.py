@@ -1,13 +1,12 @@
 """The handlers of stop signals: what the first and the second signal do in each part of a command."""
 
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator
 
 import pytest
 
-from threadloom.stages.console import Stopped, StopSignals, stop_signals as module
+from threadloom.stages.console import Stopped, StopSignals, signal_numbers, stop_signals as module
 from threadloom.stages.console.json_worker import module_command
 
 pytestmark = pytest.mark.timeout(20)
@@ -48,9 +47,11 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
 
 @pytest.fixture(autouse=True)
 def handlers_are_restored() -> Iterator[None]:
-    before = [signal.getsignal(number) for number in (*module.STOP_SIGNALS, *module.CHECKPOINT_SIGNALS)]
+    before = [signal.getsignal(number) for number in (*signal_numbers.STOP_SIGNALS, *signal_numbers.CHECKPOINT_SIGNALS)]
     yield
-    assert [signal.getsignal(number) for number in (*module.STOP_SIGNALS, *module.CHECKPOINT_SIGNALS)] == before
+    assert [
+        signal.getsignal(number) for number in (*signal_numbers.STOP_SIGNALS, *signal_numbers.CHECKPOINT_SIGNALS)
+    ] == before
 
 
 @pytest.mark.parametrize(
@@ -163,7 +164,7 @@ def test_an_ignored_signal_stays_ignored(number: signal.Signals, ends: Ends) -> 
 
 def test_signals_that_the_system_lacks_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(signal, "SIGHUP")
-    assert module._numbers("SIGINT", "SIGHUP") == (signal.SIGINT,)
+    assert signal_numbers._numbers("SIGINT", "SIGHUP") == (signal.SIGINT,)
 
 
 def test_without_a_thread_the_handlers_still_work(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,12 +182,12 @@ def test_without_a_thread_the_handlers_still_work(ends: Ends, monkeypatch: pytes
 
 def test_child_processes_ignore_stop_signals() -> None:
     boot = module_command("module")[3]
-    before = [signal.getsignal(number) for number in module.STOP_SIGNALS]
+    before = [signal.getsignal(number) for number in signal_numbers.STOP_SIGNALS]
     try:
         exec(boot.split("sys.path")[0], {})
-        assert [signal.getsignal(number) for number in module.STOP_SIGNALS] == [signal.SIG_IGN] * 3
+        assert [signal.getsignal(number) for number in signal_numbers.STOP_SIGNALS] == [signal.SIG_IGN] * 3
+        assert signal.getsignal(signal.SIGUSR1) is signal.SIG_IGN
     finally:
-        for number, handler in zip(module.STOP_SIGNALS, before, strict=True):
+        for number, handler in zip(signal_numbers.STOP_SIGNALS, before, strict=True):
             signal.signal(number, handler)
         signal.signal(signal.SIGUSR1, signal.SIG_DFL)
-    assert sys.unraisablehook is not None
