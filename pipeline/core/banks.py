@@ -197,9 +197,8 @@ class Banks(Generic[Bank]):
     def publish(self) -> int:
         """Publish the written bank as the newest version, wake waiting readers, and return the version."""
         with self._changed:
-            version = self._ledger.publish()
-            self._changed.notify_all()
-            return version
+            self.publish_leased(0)
+            return self._ledger.newest
 
     def publish_leased(self, leases: int) -> tuple[Lease[Bank], ...]:
         """Publish the written bank as the newest version, and lease it `leases` times before any writer can begin.

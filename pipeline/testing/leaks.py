@@ -130,7 +130,7 @@ def _without_those_of_others(names: frozenset[str]) -> set[str]:
     for process in Path("/proc").glob("[0-9]*"):
         if process.name != str(os.getpid()):
             others |= _mapped(process)
-    return {name for name in names if name not in others or name in _mapped(Path("/proc/self"))}
+    return set(names) - (others - _mapped(Path("/proc/self")))
 
 
 def _mapped(process: Path) -> set[str]:
