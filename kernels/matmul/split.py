@@ -8,7 +8,7 @@ Datatype For Higher-Precision Computations", ARITH 2019)::
 
 Omitting a_low b_low is an error of up to 2**-16 |a b|, and each of the two rests of up to 2**-17: 3e-5 in the worst
 case, 4.4e-6 of the norm of a result with random operands. It costs three times the arithmetic, at the rate of bfloat16:
-a gain on AMX, where that is about ten times the rate of float32; on AVX-512, where it is twice, it reaches 0.6 of the
+a gain on AMX, where that is 3 to 8 times the rate of float32; on AVX-512, where it is twice, it reaches 0.6 of the
 speed of `kernels.matmul.float32`.
 
 The scheme is that of `kernels.matmul.float32`, with splitting in place of packing, on the stack: a block of rows of A,
