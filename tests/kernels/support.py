@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from numpy.typing import NDArray
 
 from tests import reference
@@ -25,6 +25,12 @@ from threadloom.kernels.matmul.operands import Op
 
 random_shapes = settings(max_examples=40 if JIT_ENABLED else 5, deadline=None, derandomize=True)
 """Hypothesis settings for shapes: the same ones in every run, without a deadline (the first call compiles)."""
+
+
+def shapes_with_fixtures(examples: int) -> settings:
+    """Return `random_shapes` with another number of examples, for tests whose fixtures serve all examples."""
+    checks = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    return settings(random_shapes, max_examples=examples, suppress_health_check=checks)
 
 
 @dataclass(frozen=True)

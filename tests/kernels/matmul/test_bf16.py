@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings, strategies as st
+from hypothesis import given, strategies as st
 from numpy.typing import NDArray
 
 from tests.kernels.allocations import allocations
 from tests.kernels.bits16.support import Pages, gap_of_matrices, nearest, numbers, on_path, paths_here, random_bits
 from tests.kernels.comparison import within
+from tests.kernels.support import shapes_with_fixtures
 from threadloom.kernels.compiling.jit import JIT_ENABLED
 from threadloom.kernels.matmul.bf16 import (
     gemm_bf16,
@@ -35,12 +36,7 @@ def path(request: pytest.FixtureRequest) -> Iterator[DotPath]:
         yield request.param
 
 
-shapes = settings(
-    max_examples=60 if JIT_ENABLED else 8,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
+shapes = shapes_with_fixtures(60 if JIT_ENABLED else 8)
 sizes = given(
     rows=st.integers(1, 75),
     columns=st.integers(1, 100),

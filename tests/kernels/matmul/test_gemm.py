@@ -9,11 +9,11 @@ from threading import Barrier
 import numpy as np
 import pytest
 import threadpoolctl
-from hypothesis import HealthCheck, given, settings, strategies as st
+from hypothesis import given, strategies as st
 
 from tests.error_bounds import product_error
 from tests.kernels.comparison import assert_within
-from tests.kernels.support import GemmCase, Guarded, float32_numbers
+from tests.kernels.support import GemmCase, Guarded, float32_numbers, shapes_with_fixtures
 from tests.reference import Array
 from threadloom.kernels.compiling.arrays import Floats
 from threadloom.kernels.matmul.backend import GemmBackend, blas_info, gemm, gemm_backend
@@ -71,12 +71,7 @@ def check(case: Case) -> None:
     memory.check()
 
 
-@settings(
-    max_examples=80,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
+@shapes_with_fixtures(80)
 @given(
     case=st.builds(
         Case,

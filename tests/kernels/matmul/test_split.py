@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings, strategies as st
+from hypothesis import given, strategies as st
 from numpy.typing import NDArray
 
 from tests.kernels.allocations import allocations
 from tests.kernels.bits16.support import Pages, gap_of_matrices, nearest, numbers, on_path, paths_here
 from tests.kernels.comparison import within
-from tests.kernels.support import GemmCase
+from tests.kernels.support import GemmCase, shapes_with_fixtures
 from tests.reference import Array
 from threadloom.kernels.compiling.jit import JIT_ENABLED
 from threadloom.kernels.matmul.backend import GemmBackend, blas_info, gemm, gemm_backend
@@ -72,12 +72,7 @@ def check(case: Case) -> None:
     assert within(out, three, summing)
 
 
-@settings(
-    max_examples=50 if JIT_ENABLED else 10,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
+@shapes_with_fixtures(50 if JIT_ENABLED else 10)
 @given(
     case=st.builds(
         Case,
