@@ -27,7 +27,7 @@ from threadloom.pipeline.graph.checks import check_graph, check_route, check_sta
 from threadloom.pipeline.graph.settings import RunOptions, StageOptions
 from threadloom.pipeline.observe import Branch, Node, NodeKind, Port, Route, RunStatistics, Sink, Skip, Stage, Via
 from threadloom.pipeline.policy import DeadLetter, Fifo, Gather, Join, Policy
-from threadloom.pipeline.run import Run
+from threadloom.pipeline.run import Run, RunSettings
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -284,7 +284,7 @@ class Graph:
         """
         check_names(f"a run of graph {self.name!r}", options, RunOptions.__annotations__)
         self.check()
-        return Run(self.name, self.stages, **options)
+        return Run(self.name, self.stages, RunSettings(**options))
 
     def run(self, **options: Unpack[RunOptions]) -> RunStatistics:
         """Run a graph without sinks to its end and return its statistics.

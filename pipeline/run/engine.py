@@ -21,62 +21,57 @@ Internal interface: `check_running`, `fail`, `shut_down`, `raise_outcome` and `e
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from threading import Thread
-from time import monotonic, perf_counter_ns
+from time import monotonic
 from types import TracebackType
 from typing import Any, NoReturn, Self, TypeVar, overload
 
 from threadloom.pipeline.core import (
     Cancelled,
-    Label,
     PipelineError,
     ShutdownTimeout,
     StageFailure,
     wait_in_slices,
 )
-from threadloom.pipeline.observe import NodeKind, RunStatistics, Sink, Stage, StageStatistics, Trace
+from threadloom.pipeline.observe import NodeKind, RunStatistics, Sink, Stage, StageStatistics
 from threadloom.pipeline.policy import ACTIVE_STATES, RunControl, RunState
 from threadloom.pipeline.run.assembly import Assembly
-from threadloom.pipeline.run.commands import Abortable, Commands
+from threadloom.pipeline.run.commands import Commands
+from threadloom.pipeline.run.settings import RunSettings
 from threadloom.pipeline.run.sink_iterator import SinkIterator
 from threadloom.pipeline.run.stall_detection import WorkerSnapshot
 from threadloom.pipeline.run.thread_group import ThreadGroup
-from threadloom.pipeline.run.watchdog import RunInspector, StallReport, Watchdog, WatchdogThread
+from threadloom.pipeline.run.watchdog import RunInspector, StallReport, WatchdogThread
 from threadloom.pipeline.run.worker import StageWorker, WorkerContext
 
 Item = TypeVar("Item")
+
+DEFAULTS = RunSettings()
 
 
 class Run:
     """A running graph, created by `Graph.start` and used as a context manager."""
 
-    def __init__(
-        self,
-        name: str,
-        stages: Sequence[Stage],
-        resources: Sequence[Abortable] = (),
-        trace: Trace | None = None,
-        label: Callable[[Any], Label] | None = None,
-        grace: float = 10.0,
-        watchdog: Watchdog | None = Watchdog(),  # noqa: B008 - frozen
-        clock: Callable[[], int] = perf_counter_ns,
-    ) -> None:
+    def __init__(self, name: str, stages: Sequence[Stage], settings: RunSettings = DEFAULTS) -> None:
         self.name = name
-        self._grace = grace
-        self.clock = clock
+        self._grace = settings.grace
+        self.clock = settings.clock
         self._outcome_raised = False  # True once the caller has received the outcome
         self._began: int | None = None
         self._finished: int | None = None  # when the last worker had ended and the last sink was exhausted
         self._joined = False  # True once no thread is left, or those left have been reported
         self._left: ShutdownTimeout | None = None
+        trace = settings.trace
         if trace is not None:
             selective = {each.name for each in stages if each.when or each.via}
             trace.declare({each.name: each.after for each in stages}, selective=selective)
         record = trace.record if trace is not None else None
-        context = WorkerContext(clock, record, label, self.fail, self._cancelled, self._worker_ended, self._sleep)
-        self._parts = Assembly(stages, clock, context)
+        context = WorkerContext(
+            settings.clock, record, settings.label, self.fail, self._cancelled, self._worker_ended, self._sleep
+        )
+        self._parts = Assembly(stages, settings.clock, context)
         self._sinks = {
             each.name: SinkIterator(self, each, self._parts.channels[each.name])
             for each in stages
@@ -84,7 +79,7 @@ class Run:
         }
         self._open_sinks = set(self._sinks)
         self._threads = ThreadGroup(name)
-        self._commands = Commands(name, self._parts, resources, self._threads)
+        self._commands = Commands(name, self._parts, settings.resources, self._threads)
         self._active = Counter(worker.stage.name for worker in self._parts.workers())  # workers at work, by stage
         self._alive = self._active.total()  # workers that have not ended
         self._parts.detect_deadlocks(lambda: self._alive)
@@ -92,7 +87,7 @@ class Run:
         inspector = RunInspector(
             self._inspect, self._describe, self.fail, lambda: self.clock() / 1e9, self._commands.decided
         )
-        self._watchdog = WatchdogThread(watchdog, limits, inspector) if watchdog or limits else None
+        self._watchdog = WatchdogThread(settings.watchdog, limits, inspector) if settings.watchdog or limits else None
 
     def __enter__(self) -> Self:
         if self._began is not None:

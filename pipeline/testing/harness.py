@@ -18,7 +18,7 @@ from typing import Any
 from threadloom.pipeline.core import Label
 from threadloom.pipeline.graph import Graph
 from threadloom.pipeline.observe import NodeKind, RunStatistics, Stage, Trace
-from threadloom.pipeline.run import Abortable, Run, stack_of
+from threadloom.pipeline.run import Abortable, Run, RunSettings, stack_of
 from threadloom.pipeline.testing.faults import COLLECTED, FaultKind, FaultPlan
 from threadloom.pipeline.testing.injection import FaultInjector, Fired
 from threadloom.pipeline.testing.instrument import instrument
@@ -240,7 +240,8 @@ def _run(
 ) -> tuple[Run, BaseException | None, float]:
     """Execute the run; return it with the exception of its `with` block and the time at which the block was left."""
     faults = observed.faults
-    run = Run(observed.name, stages, subject.resources, subject.trace, subject.label, grace)
+    settings = RunSettings(subject.resources, subject.trace, subject.label, grace)
+    run = Run(observed.name, stages, settings)
     error: BaseException | None = None
     ended = 0.0
     try:
