@@ -1,0 +1,54 @@
+"""GPT-2 in plain float64 NumPy: the oracle of the kernels and of training.
+
+It imports nothing of the project and shares no arithmetic with the kernels: every function is written from its formula,
+with loops if they read better.
+
+Shapes: B sequences of T tokens, C channels, H heads, F = 4C hidden, L layers, V vocabulary. Matrices are stored
+(inputs, outputs): a linear layer is ``y = x @ weight + bias``.
+
+Every result that an implementation in less precision rounds is marked: `computed` is a result of arithmetic, with its
+error in units of one rounding, and `stored` one that is kept in the format of the activations. The marks have no effect
+here; `tests.error_bounds` perturbs the marked results to find out how far a correct implementation may be off.
+"""
+
+from tests.reference.attention import (
+    attention_backward as attention_backward,
+    attention_forward as attention_forward,
+    attention_head as attention_head,
+)
+from tests.reference.gpt2 import (
+    Record as Record,
+    backward as backward,
+    forward as forward,
+    loss_and_gradients as loss_and_gradients,
+    loss_mean as loss_mean,
+    loss_sum as loss_sum,
+    next_token_logits as next_token_logits,
+)
+from tests.reference.layers import (
+    cross_entropy_backward as cross_entropy_backward,
+    cross_entropy_forward as cross_entropy_forward,
+    embedding_backward as embedding_backward,
+    embedding_forward as embedding_forward,
+    gelu_backward as gelu_backward,
+    gelu_forward as gelu_forward,
+    layernorm_backward as layernorm_backward,
+    layernorm_forward as layernorm_forward,
+    layernorm_statistics as layernorm_statistics,
+    linear_backward as linear_backward,
+    linear_forward as linear_forward,
+    normalised as normalised,
+)
+from tests.reference.optimizer import (
+    AdamW as AdamW,
+    adamw as adamw,
+    clip_by_global_norm as clip_by_global_norm,
+    global_norm as global_norm,
+)
+from tests.reference.tensors import (
+    Array as Array,
+    Ids as Ids,
+    Tensors as Tensors,
+    random_tensors as random_tensors,
+    tensor_shapes as tensor_shapes,
+)

@@ -1,0 +1,144 @@
+"""GPT-2 in float64: blocks, the whole model, its loss and gradients.
+
+The published model (Radford et al., 2019): pre-LayerNorm blocks, learned positions, GELU in the tanh form, biases
+everywhere, and an output projection tied to the token embedding.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from tests.reference.attention import attention_backward, attention_forward
+from tests.reference.layers import (
+    cross_entropy_backward,
+    cross_entropy_forward,
+    embedding_backward,
+    embedding_forward,
+    gelu_backward,
+    gelu_forward,
+    layernorm_backward,
+    layernorm_forward,
+    linear_backward,
+    linear_forward,
+)
+from tests.reference.tensors import Array, Ids, Tensors
+from tests.rounding_marks import product, stored, total
+
+
+@dataclass
+class Block:
+    """Activations of one transformer block that backward needs, each (B, T, its width)."""
+
+    x: Array
+    ln1: Array
+    qkv: Array
+    attn: Array
+    lse: Array  # (B, H, T)
+    x_mid: Array
+    ln2: Array
+    fc: Array
+    gelu: Array
+
+
+@dataclass
+class Record:
+    """A forward pass: what every block saw, and what came out."""
+
+    ids: Ids
+    heads: int
+    blocks: list[Block] = field(default_factory=list)
+    x_final: Array = field(default_factory=lambda: np.empty(0))  # (B, T, C), before the last LayerNorm
+    lnf: Array = field(default_factory=lambda: np.empty(0))
+    logits: Array = field(default_factory=lambda: np.empty(0))  # (B, T, V)
+
+
+def block_tensors(weights: Tensors, layer: int) -> Tensors:
+    """Return the tensors of one layer, under their own names."""
+    return {name: tensor[layer] for name, tensor in weights.items() if name[:3] not in ("wte", "wpe", "lnf")}
+
+
+def block_forward(w: Tensors, x: Array, heads: int) -> tuple[Array, Block]:
+    """One block, with the tensors of its layer."""
+    ln1 = stored(layernorm_forward(x, w["ln1_weight"], w["ln1_bias"]))
+    qkv = stored(linear_forward(ln1, w["qkv_weight"], w["qkv_bias"]))
+    attn, lse = attention_forward(qkv, heads)
+    attn = stored(attn)
+    x_mid = total(x, linear_forward(attn, w["attn_proj_weight"], w["attn_proj_bias"]))
+    ln2 = stored(layernorm_forward(x_mid, w["ln2_weight"], w["ln2_bias"]))
+    fc = stored(linear_forward(ln2, w["fc_weight"], w["fc_bias"]))
+    gelu = stored(gelu_forward(fc))
+    out = total(x_mid, linear_forward(gelu, w["mlp_proj_weight"], w["mlp_proj_bias"]))
+    return out, Block(x, ln1, qkv, attn, lse, x_mid, ln2, fc, gelu)
+
+
+def block_backward(w: Tensors, kept: Block, d_out: Array, heads: int) -> tuple[Array, Tensors]:
+    """Return the gradient of the block's input and of its tensors."""
+    g: Tensors = {}
+    d_gelu, g["mlp_proj_weight"], g["mlp_proj_bias"] = linear_backward(stored(d_out), kept.gelu, w["mlp_proj_weight"])
+    d_fc = stored(gelu_backward(stored(d_gelu), kept.fc))
+    d_ln2, g["fc_weight"], g["fc_bias"] = linear_backward(d_fc, kept.ln2, w["fc_weight"])
+    d_through, g["ln2_weight"], g["ln2_bias"] = layernorm_backward(d_ln2, kept.x_mid, w["ln2_weight"])
+    d_mid = total(d_out, d_through)
+    d_attn, g["attn_proj_weight"], g["attn_proj_bias"] = linear_backward(
+        stored(d_mid), kept.attn, w["attn_proj_weight"]
+    )
+    d_qkv = stored(attention_backward(stored(d_attn), kept.qkv, heads))
+    d_ln1, g["qkv_weight"], g["qkv_bias"] = linear_backward(d_qkv, kept.ln1, w["qkv_weight"])
+    d_through, g["ln1_weight"], g["ln1_bias"] = layernorm_backward(d_ln1, kept.x, w["ln1_weight"])
+    return total(d_mid, d_through), g
+
+
+def forward(weights: Tensors, ids: Ids, heads: int) -> Record:
+    """Run the model on ids (B, T)."""
+    record = Record(ids, heads)
+    x = embedding_forward(weights["wte"], weights["wpe"], ids)
+    for layer in range(len(weights["qkv_weight"])):
+        x, kept = block_forward(block_tensors(weights, layer), x, heads)
+        record.blocks.append(kept)
+    record.x_final = x
+    record.lnf = stored(layernorm_forward(x, weights["lnf_weight"], weights["lnf_bias"]))
+    record.logits = product(record.lnf, weights["wte"].T)
+    return record
+
+
+def loss_sum(weights: Tensors, ids: Ids, targets: Ids, heads: int) -> float:
+    """Return the sum of the losses of all tokens."""
+    return float(cross_entropy_forward(forward(weights, ids, heads).logits, targets).sum())
+
+
+def loss_mean(weights: Tensors, ids: Ids, targets: Ids, heads: int) -> float:
+    """Return the loss of the average token."""
+    return loss_sum(weights, ids, targets, heads) / targets.size
+
+
+def backward(weights: Tensors, record: Record, targets: Ids, scale: float = 1.0) -> tuple[Tensors, Array]:
+    """Return the gradients of scale * loss_sum: of every tensor, and of x_final (B, T, C)."""
+    d_logits = stored(cross_entropy_backward(record.logits, targets, scale))
+    grads = {name: np.zeros_like(tensor) for name, tensor in weights.items()}
+    vocabulary, channels = weights["wte"].shape
+    d_wte_out = product(d_logits.reshape(-1, vocabulary).T, record.lnf.reshape(-1, channels))
+    d_lnf = product(d_logits, weights["wte"])
+    dx, grads["lnf_weight"], grads["lnf_bias"] = layernorm_backward(d_lnf, record.x_final, weights["lnf_weight"])
+    d_x_final = dx
+    for layer in reversed(range(len(record.blocks))):
+        dx, of_layer = block_backward(block_tensors(weights, layer), record.blocks[layer], dx, record.heads)
+        for name, gradient in of_layer.items():
+            grads[name][layer] = gradient
+    d_wte_in, grads["wpe"] = embedding_backward(dx, record.ids, vocabulary, len(weights["wpe"]))
+    grads["wte"] = total(d_wte_in, d_wte_out)  # tied: it is used on both ends
+    return grads, d_x_final
+
+
+def loss_and_gradients(
+    weights: Tensors, ids: Ids, targets: Ids, heads: int, scale: float = 1.0
+) -> tuple[float, Tensors]:
+    """Return the sum of the losses (not scaled) and the gradient of scale times it."""
+    record = forward(weights, ids, heads)
+    loss = float(cross_entropy_forward(record.logits, targets).sum())
+    return loss, backward(weights, record, targets, scale)[0]
+
+
+def next_token_logits(weights: Tensors, ids: Ids, heads: int) -> Array:
+    """Return the logits (V,) of the token after ids (T,)."""
+    logits: Array = forward(weights, ids[None, :], heads).logits[0, -1]
+    return logits

@@ -1,0 +1,144 @@
+"""The layers of GPT-2 in float64, forward and backward, except attention.
+
+A backward function takes the gradient of its forward's output first and returns the gradients of its inputs in their
+order. LayerNorm: Ba, Kiros and Hinton, 2016. GELU: Hendrycks and Gimpel, 2016, in the tanh form.
+"""
+
+import math
+
+import numpy as np
+
+from tests.reference.attention import softmax
+from tests.reference.tensors import Array, Ids
+from tests.rounding_marks import computed, product, stored, summed, total
+
+LAYERNORM_EPSILON = 1e-5
+GELU_SCALE = math.sqrt(2.0 / math.pi)
+GELU_CUBIC = 0.044715
+
+
+def embedding_forward(wte: Array, wpe: Array, ids: Ids) -> Array:
+    """Ids (B, T) to (B, T, C)."""
+    return total(wte[ids], wpe[: ids.shape[1]])
+
+
+def embedding_backward(dx: Array, ids: Ids, vocabulary: int, context: int) -> tuple[Array, Array]:
+    """Return the gradients of wte (V, C) and wpe (context, C)."""
+    sequences, tokens, channels = dx.shape
+    d_wte, d_wpe = np.zeros((vocabulary, channels)), np.zeros((context, channels))
+    for b in range(sequences):
+        for t in range(tokens):
+            d_wte[ids[b, t]] += dx[b, t]
+            d_wpe[t] += dx[b, t]
+
+    def squares(gradient: int) -> Array:
+        return embedding_backward(dx**2, ids, vocabulary, context)[gradient]
+
+    return (
+        summed(d_wte, int(np.bincount(ids.ravel()).max()), lambda: squares(0)),
+        summed(d_wpe, sequences, lambda: squares(1)),
+    )
+
+
+def layernorm_statistics(x: Array) -> tuple[Array, Array]:
+    """Return the mean and the reciprocal standard deviation of each row."""
+    channels = x.shape[-1]
+    mean = _row_means(x)[..., 0]
+    # The relative error of a sum of positive terms is sqrt(n / 3), halved by the root; then some 4 operations. An error
+    # of the mean adds nothing to first order, as the centred numbers add up to 0.
+    rstd = 1.0 / np.sqrt(x.var(axis=-1) + LAYERNORM_EPSILON)
+    return mean, computed(rstd, lambda: rstd * math.sqrt(channels / 12.0 + 4.0))
+
+
+def normalised(x: Array) -> tuple[Array, Array]:
+    """Return the rows of x with mean 0 and variance 1, and their reciprocal standard deviations (..., 1)."""
+    mean, rstd = (statistic[..., None] for statistic in layernorm_statistics(x))
+    normal = (x - mean) * rstd
+    return stored(computed(normal, lambda: 2.0 * np.abs(normal))), rstd
+
+
+def layernorm_forward(x: Array, weight: Array, bias: Array) -> Array:
+    """Normalise each row of x (..., C), then scale and shift it."""
+    normal, _ = normalised(x)
+    return computed(normal * weight + bias, lambda: 2.0 * np.abs(normal * weight) + np.abs(bias))
+
+
+def layernorm_backward(dy: Array, x: Array, weight: Array) -> tuple[Array, Array, Array]:
+    """Return the gradients of x, weight and bias."""
+    normal, rstd = normalised(x)
+    d_normal = dy * weight
+    along_one, along_normal = (_row_means(terms) for terms in (d_normal, d_normal * normal))
+    dx = rstd * (d_normal - along_one - normal * along_normal)
+
+    def units() -> Array:
+        size = np.abs(d_normal) + np.abs(along_one) + np.abs(normal * along_normal)
+        return np.asarray(2.0 * rstd * size)
+
+    return computed(dx, units), _sum_rows(dy * normal), _sum_rows(dy)
+
+
+def linear_forward(x: Array, weight: Array, bias: Array) -> Array:
+    """X (..., I) to (..., O)."""
+    return product(x, weight, bias)
+
+
+def linear_backward(dy: Array, x: Array, weight: Array) -> tuple[Array, Array, Array]:
+    """Return the gradients of x, weight and bias."""
+    d_weight = product(x.reshape(-1, x.shape[-1]).T, dy.reshape(-1, dy.shape[-1]))
+    return product(dy, weight.T), d_weight, _sum_rows(dy)
+
+
+def gelu_forward(x: Array) -> Array:
+    """GELU in the tanh form."""
+    y = 0.5 * x * (1.0 + np.tanh(GELU_SCALE * (x + GELU_CUBIC * x**3)))
+    return computed(y, lambda: gelu_units(x)[0])
+
+
+def gelu_backward(dy: Array, x: Array) -> Array:
+    """Return the gradient of x."""
+    tanh = np.tanh(GELU_SCALE * (x + GELU_CUBIC * x**3))
+    d_inner = GELU_SCALE * (1.0 + 3.0 * GELU_CUBIC * x**2)
+    dx = dy * (0.5 * (1.0 + tanh) + 0.5 * x * (1.0 - tanh**2) * d_inner)
+    return computed(dx, lambda: np.abs(dy) * gelu_units(x)[1])
+
+
+def gelu_units(x: Array) -> tuple[Array, Array]:
+    """Return the errors of GELU and of its derivative, in units of the rounding error of the number 1.
+
+    GELU is y = x s with s = 1 / (1 + e**-a), a = x (c1 + c2 x**2), and its derivative s + y (1 - s) a'. The argument is
+    off by 3 |a| units, and e**-a relatively by as much, and by 3 units of the exponential itself, which makes s (1 - s)
+    times as much of s. The sum and the division add 2 s. The error of 1 - s is that of s, and at most 1 - s: then s is
+    rounded to 1. Each further product and sum adds one unit of its result.
+    """
+    a = 2.0 * GELU_SCALE * (x + GELU_CUBIC * x**3)
+    slope = 2.0 * GELU_SCALE * (1.0 + 3.0 * GELU_CUBIC * x**2)
+    s, rest = 0.5 * (1.0 + np.tanh(0.5 * a)), 0.5 * (1.0 - np.tanh(0.5 * a))
+    s_error = s * (3.0 * (1.0 + np.abs(a)) * rest + 2.0)
+    y, y_error = np.abs(x) * s, np.abs(x) * (s_error + s)
+    rest_error = np.minimum(s_error + rest, rest * 2.0**24)
+    return y_error, s_error + (y_error * rest + y * rest_error + 6.0 * y * rest) * slope + s
+
+
+def cross_entropy_forward(logits: Array, targets: Ids) -> Array:
+    """Logits (..., V) and targets (...) to the loss of every row (...)."""
+    _, lse = softmax(logits)
+    of_target = np.take_along_axis(logits, targets[..., None].astype(np.int64), axis=-1)[..., 0]
+    return computed(lse - of_target, lambda: np.abs(lse - of_target))
+
+
+def cross_entropy_backward(logits: Array, targets: Ids, scale: float) -> Array:
+    """Return the gradient of scale * (sum of the losses): scale * (softmax - one hot)."""
+    probabilities, _ = softmax(logits)
+    one_hot = np.arange(logits.shape[-1]) == targets[..., None]
+    return computed(scale * (probabilities - one_hot), lambda: 2.0 * scale * (probabilities + one_hot))
+
+
+def _row_means(x: Array) -> Array:
+    """Return the mean of each row, (..., 1)."""
+    count = x.shape[-1]
+    return summed(x.mean(axis=-1, keepdims=True), count, lambda: ((x / count) ** 2).sum(axis=-1, keepdims=True))
+
+
+def _sum_rows(x: Array) -> Array:
+    rows: Array = x.reshape(-1, x.shape[-1])
+    return summed(rows.sum(axis=0), len(rows), lambda: (rows**2).sum(axis=0))
