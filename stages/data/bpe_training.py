@@ -53,7 +53,7 @@ def train_byte_pairs(chunks: Iterable[str], limit: int) -> str:
     return tokenizer.to_str()
 
 
-class _Trainer(JsonWorkerProcess):
+class _TrainingProcess(JsonWorkerProcess):
     @property
     def name(self) -> str:
         return "the process that trains the BPE tokenizer"
@@ -65,7 +65,7 @@ def train_in_process(chunks: Iterable[str], limit: int) -> str:
     A system that permits no further process trains in this one. Raises TokenizerError if the process ends early.
     """
     try:
-        worker = _Trainer(module_command("threadloom.stages.child_processes.train_bpe"), limit)
+        worker = _TrainingProcess(module_command("threadloom.stages.child_processes.train_bpe"), limit)
     except OSError as error:
         logger.debug("the BPE tokenizer is trained in this process, without another one: {}", error)
         return train_byte_pairs(chunks, limit)

@@ -14,13 +14,13 @@ _MOST_NAMED = 10
 """Maximum number of changed files that a message names."""
 
 
-class _File(msgspec.Struct, frozen=True):
+class _FileRecord(msgspec.Struct, frozen=True):
     path: str
     characters: int
     sha256: str
 
 
-class _LeftOut(msgspec.Struct, frozen=True):
+class _LeftOutRecord(msgspec.Struct, frozen=True):
     path: str
     reason: str
     failed: bool
@@ -29,15 +29,15 @@ class _LeftOut(msgspec.Struct, frozen=True):
 class _Record(msgspec.Struct, frozen=True):
     """The content of the file; paths are absolute."""
 
-    files: list[_File]
-    left_out: list[_LeftOut]
+    files: list[_FileRecord]
+    left_out: list[_LeftOutRecord]
 
 
 def write_sources(directory: Path, text: Text) -> Path:
     """Write the record of a text to a directory and return its path; raises OSError."""
     record = _Record(
-        [_File(absolute_text(file.path), file.characters, file.sha256) for file in text.files],
-        [_LeftOut(absolute_text(path), _utf8(reason), failed) for path, reason, failed in text.left_out],
+        [_FileRecord(absolute_text(file.path), file.characters, file.sha256) for file in text.files],
+        [_LeftOutRecord(absolute_text(path), _utf8(reason), failed) for path, reason, failed in text.left_out],
     )
     path = directory / SOURCES_FILE
     atomic_write(path, msgspec.json.format(msgspec.json.encode(record), indent=1) + b"\n")

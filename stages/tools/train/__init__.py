@@ -3,4 +3,4 @@
 May import: all above.
 """
 
-from threadloom.stages.tools.train.command import train as train
+from threadloom.stages.tools.train.command import train_command as train_command

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from threadloom.stages.storage import RunMode
 
 
-@click.command()
+@click.command("train")
 @config_options
 @click.option(
     "--text", "texts", multiple=True, metavar="FILE_OR_DIR",
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
               help="Tokens to generate after the training.")  # fmt: skip
 @click.option("--time-limit", type=Seconds(), metavar="TIME",
               help="Stop after this time, as SIGTERM does: seconds, or such as 90m, 2h, 1:30:00.")  # fmt: skip
-def train(
+def train_command(
     *,
     config_name: str | None,
     overrides: tuple[str, ...],
@@ -93,9 +93,9 @@ def train(
 
 
 def _train(config: "Config", out: Path, mode: "RunMode", *, tuned: bool, force: bool, sample_tokens: int) -> None:
-    from threadloom.stages.run import train as train_run
+    from threadloom.stages.run import train
 
-    outcome = train_run(config, out, mode, tuned=tuned, force=force, signals=stop_signals())
+    outcome = train(config, out, mode, tuned=tuned, force=force, signals=stop_signals())
     try:
         _print_outcome(outcome, out, sample_tokens, config.seed)
     except BrokenPipeError:  # the reader of the output has exited; the run is complete

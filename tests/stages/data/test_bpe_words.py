@@ -100,23 +100,23 @@ def test_a_signal_ends_the_training_at_once(monkeypatch: pytest.MonkeyPatch) -> 
     """The process is killed in the middle of its work, and waited for."""
     started = []
 
-    def has_replied(self: bpe_training._Trainer, seconds: float) -> bool:
+    def has_replied(self: bpe_training._TrainingProcess, seconds: float) -> bool:
         started.append(self._process)
         signal.raise_signal(signal.SIGINT)
         return False
 
-    monkeypatch.setattr(bpe_training._Trainer, "has_replied", has_replied)
+    monkeypatch.setattr(bpe_training._TrainingProcess, "has_replied", has_replied)
     with pytest.raises(KeyboardInterrupt):
         train_in_process(["abc " * 1000], 300)
     assert started[0].returncode == -signal.SIGKILL
 
 
 def test_a_process_that_dies_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    def has_replied(self: bpe_training._Trainer, seconds: float) -> bool:
+    def has_replied(self: bpe_training._TrainingProcess, seconds: float) -> bool:
         self._process.kill()
         return True
 
-    monkeypatch.setattr(bpe_training._Trainer, "has_replied", has_replied)
+    monkeypatch.setattr(bpe_training._TrainingProcess, "has_replied", has_replied)
     with pytest.raises(TokenizerError, match=r"exited with status -9.*use a part of the text"):
         train_in_process(["abc"], 300)
 
@@ -125,5 +125,5 @@ def test_a_system_without_another_process_trains_in_this_one(monkeypatch: pytest
     def refuse(*args: object) -> None:
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
-    monkeypatch.setattr(bpe_training, "_Trainer", refuse)
+    monkeypatch.setattr(bpe_training, "_TrainingProcess", refuse)
     assert train_in_process(["abc abc"], 300) == train_byte_pairs(["abc abc"], 300)
