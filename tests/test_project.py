@@ -75,7 +75,7 @@ def test_the_lock_is_plain_and_sorted_and_satisfies_the_requirements() -> None:
 
 
 def test_every_requirement_has_a_lower_bound() -> None:
-    for requirement in requirements("test", "dev", "docs", "bench"):
+    for requirement in requirements("test", "dev", "docs", "bench", "engines"):
         assert any(part.operator in (">=", "==") for part in requirement.specifier), str(requirement)
 
 
