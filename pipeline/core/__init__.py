@@ -16,6 +16,12 @@ from threadloom.pipeline.core.banks import (
     StaleVersion as StaleVersion,
     version_for as version_for,
 )
+from threadloom.pipeline.core.callables import (
+    FunctionKind as FunctionKind,
+    actor_class as actor_class,
+    kind_of as kind_of,
+    kind_of_instances as kind_of_instances,
+)
 from threadloom.pipeline.core.control_groups import control_groups as control_groups
 from threadloom.pipeline.core.errors import (
     AdmissionError as AdmissionError,

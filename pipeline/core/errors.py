@@ -86,8 +86,9 @@ class ItemTimeout(PipelineError):
 class Cancelled(PipelineError):
     """The run was stopped while this call waited.
 
-    After `abort()`, channels and resources raise it in all waiting threads and in later calls. A worker that gets it
-    ends, and it is not reported as an error of the stage. The caller's iteration raises it if the run was cancelled
+    After `abort()`, channels and resources raise it in all waiting threads and in later calls. A worker of a stopped
+    run that gets it ends, and it is not reported as an error of the stage. In any other run it is an error like others:
+    a stage function used another run, which was cancelled. The caller's iteration raises it if the run was cancelled
     rather than failed.
     """
 

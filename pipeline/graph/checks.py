@@ -1,19 +1,22 @@
 """Validation of graphs before any thread starts. Each error names the stage and a remedy."""
 
 from collections.abc import Iterable
+from typing import Any
 
 from threadloom.pipeline.core import GraphError
 from threadloom.pipeline.graph.argument_checks import check_types
+from threadloom.pipeline.graph.function_checks import check_function, check_plain
 from threadloom.pipeline.observe import Branch, NodeKind, Port, Route, Stage, Via
-from threadloom.pipeline.policy import Gather, Join
+from threadloom.pipeline.policy import Gather, InOrder, Join
 
 
 def check_stage(stage: Stage) -> None:
     """Raise GraphError if this stage is invalid by itself."""
     subject = f"{stage.kind.value} {stage.name!r}"
-    if stage.kind is NodeKind.STAGE and not callable(stage.fn):
-        raise GraphError(f"{subject} needs a function, got {stage.fn!r}")
+    if stage.kind is NodeKind.STAGE:
+        check_function(subject, stage.fn)
     check_types(stage)
+    _check_other_functions(subject, stage)
     if stage.workers < 1:
         raise GraphError(f"{subject} needs at least 1 worker, got workers={stage.workers}")
     if stage.kind is not NodeKind.STAGE and stage.workers != 1:
@@ -33,6 +36,20 @@ def check_stage(stage: Stage) -> None:
         )
 
 
+def _check_other_functions(subject: str, stage: Stage) -> None:
+    """Raise GraphError if a function that the engine calls in addition to that of the stage is not an ordinary one."""
+    policy = stage.admission
+    functions: dict[str, Any] = {"acquire": stage.acquire, "when": stage.when}
+    if isinstance(policy, Gather):
+        functions |= {"gather.key": policy.key, "gather.sort": policy.sort}
+    elif isinstance(policy, InOrder):
+        functions["admission.order"] = policy.order
+    elif isinstance(policy, Join):
+        functions |= {f"keys[{place}]": key for place, key in enumerate(policy.keys or ())}
+    for name, fn in functions.items():
+        check_plain(subject, name, fn)
+
+
 def _check_join(stage: Stage, join: Join) -> None:
     if len(join.inputs) < 2:
         raise GraphError(
@@ -49,6 +66,7 @@ def check_route(route: Route, after: Iterable[Via]) -> None:
     """Raise GraphError if this route has no valid branches, or follows an output other than results."""
     if not callable(route.key):
         raise GraphError(f"route {route.name!r} needs a key function, got {route.key!r}")
+    check_plain(f"route {route.name!r}", "key", route.key)
     if not route.to:
         raise GraphError(f"route {route.name!r} has no branches: list their keys in `to`")
     if len(set(route.to)) != len(route.to):

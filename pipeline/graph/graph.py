@@ -24,7 +24,8 @@ from typing import Any, Literal, TypeVar, Unpack, overload
 from threadloom.pipeline.core import GraphError
 from threadloom.pipeline.graph.argument_checks import check_names, check_source
 from threadloom.pipeline.graph.checks import check_graph, check_route, check_stage
-from threadloom.pipeline.graph.settings import RunOptions, StageOptions
+from threadloom.pipeline.graph.function_checks import check_join_function, kind_of_stage, resolve_expand
+from threadloom.pipeline.graph.settings import Elements, Later, RunOptions, StageOptions
 from threadloom.pipeline.observe import Branch, Node, NodeKind, Port, Route, RunStatistics, Sink, Skip, Stage, Via
 from threadloom.pipeline.policy import DeadLetter, Fifo, Gather, Join, Policy
 from threadloom.pipeline.run import Run, RunSettings
@@ -70,6 +71,20 @@ class Graph:
     def stage(
         self,
         name: str,
+        fn: Callable[[In], Later[Out]],
+        *,
+        after: Node[In] | Sequence[Node[In]],
+        admission: Policy[In] = FIFO,
+        acquire: Callable[[In], object] | None = None,
+        when: Callable[[In], bool] | None = None,
+        gather: None = None,
+        expand: None = None,
+        **options: Unpack[StageOptions],
+    ) -> Node[Out]: ...
+    @overload
+    def stage(
+        self,
+        name: str,
         fn: Callable[[In], Out | Skip],
         *,
         after: Node[In] | Sequence[Node[In]],
@@ -77,14 +92,14 @@ class Graph:
         acquire: Callable[[In], object] | None = None,
         when: Callable[[In], bool] | None = None,
         gather: None = None,
-        expand: Literal[False] = False,
+        expand: Literal[False] | None = None,
         **options: Unpack[StageOptions],
     ) -> Node[Out]: ...
     @overload
     def stage(
         self,
         name: str,
-        fn: Callable[[In], Iterable[Out | Skip]],
+        fn: Callable[[In], Elements[Out]],
         *,
         after: Node[In] | Sequence[Node[In]],
         expand: Literal[True],
@@ -98,20 +113,33 @@ class Graph:
     def stage(
         self,
         name: str,
-        fn: Callable[[list[In]], Out | Skip],
+        fn: Callable[[list[In]], Later[Out]],
         *,
         after: Node[In] | Sequence[Node[In]],
         gather: Gather[In],
         acquire: Callable[[list[In]], object] | None = None,
         when: Callable[[In], bool] | None = None,
-        expand: Literal[False] = False,
+        expand: None = None,
         **options: Unpack[StageOptions],
     ) -> Node[Out]: ...
     @overload
     def stage(
         self,
         name: str,
-        fn: Callable[[list[In]], Iterable[Out | Skip]],
+        fn: Callable[[list[In]], Out | Skip],
+        *,
+        after: Node[In] | Sequence[Node[In]],
+        gather: Gather[In],
+        acquire: Callable[[list[In]], object] | None = None,
+        when: Callable[[In], bool] | None = None,
+        expand: Literal[False] | None = None,
+        **options: Unpack[StageOptions],
+    ) -> Node[Out]: ...
+    @overload
+    def stage(
+        self,
+        name: str,
+        fn: Callable[[list[In]], Elements[Out]],
         *,
         after: Node[In] | Sequence[Node[In]],
         gather: Gather[In],
@@ -130,14 +158,15 @@ class Graph:
         acquire: Callable[[Any], object] | None = None,
         when: Callable[[Any], bool] | None = None,
         gather: Gather[Any] | None = None,
-        expand: bool = False,
+        expand: bool | None = None,
         **options: Unpack[StageOptions],
     ) -> Node[Any]:
         """Add a stage: workers that call `fn` with each item of the nodes in `after`, and send its results.
 
         `fn` is a function, or `per_worker(...)` for a function with set-up and tear-down. `admission` determines the
         order in which items are taken from the input channel. With `gather`, `fn` takes a list of items. With `expand`,
-        `fn` returns an iterable, whose elements are sent as they are produced. A result of SKIP is not sent. `acquire`
+        which is the default of a generator function, `fn` returns an iterable, whose elements are sent as they are
+        produced. A result of SKIP is not sent. `acquire`
         is called with the item just before `fn`, and may wait for a resource. Items for which `when` is false are not
         sent to this stage. A stage without successors is run for its side effects. `StageOptions` documents the other
         keyword arguments. Raises GraphError if the stage is invalid.
@@ -148,6 +177,7 @@ class Graph:
                 f"stage {name!r} has both gather and admission={admission!r}, expected one of them: omit admission, "
                 f"sort within groups by Gather(sort=...), or order the groups by an InOrder of the next stage"
             )
+        expand = resolve_expand(f"stage {name!r}", kind_of_stage(fn), expand)
         stage = Stage(
             name,
             NodeKind.STAGE,
@@ -220,6 +250,7 @@ class Graph:
         """
         check_names(f"join {name!r}", options, StageOptions.__annotations__)
         names = self._names(name, after)
+        check_join_function(f"join {name!r}", kind_of_stage(fn))
         admission = Join(names, None if keys is None else tuple(keys), drop_unmatched)
         self._add(
             Stage(name, NodeKind.STAGE, names, fn, admission=admission, gathers=True, via=_vias(after), **options)

@@ -1,12 +1,19 @@
 """Keyword arguments of stages that do not depend on the type of items, and of runs."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, TypedDict
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
+from typing import Any, TypedDict, TypeVar
 
 from threadloom.pipeline.core import Label
-from threadloom.pipeline.observe import Trace
+from threadloom.pipeline.observe import Skip, Trace
 from threadloom.pipeline.policy import OnError
 from threadloom.pipeline.run import Abortable, Watchdog
+
+Out = TypeVar("Out")
+
+Later = Iterator[Out | Skip] | AsyncIterator[Out | Skip] | Coroutine[Any, Any, Out | Skip]
+"""Return types of generator and coroutine functions, for results of type Out."""
+Elements = Iterable[Out | Skip] | AsyncIterable[Out | Skip] | Coroutine[Any, Any, Iterable[Out | Skip]]
+"""Return types of functions of a stage with `expand`."""
 
 
 class StageOptions(TypedDict, total=False):

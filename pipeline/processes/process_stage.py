@@ -24,7 +24,7 @@ from contextlib import nullcontext
 from functools import partial
 from typing import TypeVar
 
-from threadloom.pipeline.core import SharedSlot
+from threadloom.pipeline.core import FunctionKind, PipelineError, SharedSlot, kind_of
 from threadloom.pipeline.processes.child_main import Job
 from threadloom.pipeline.processes.pickling import MessagePickler
 from threadloom.pipeline.processes.process_worker import ProcessSettings, ProcessWorker
@@ -52,8 +52,14 @@ class OnProcesses(PerWorker[In, Out]):
         self.workers: set[ProcessWorker[In, Out]] = set()
         """The active workers."""
         self._name = getattr(fn, "__qualname__", repr(fn))
+        self._kind = fn.kind if isinstance(fn, PerWorker) else kind_of(fn)
         # A function that cannot be sent to a process is rejected here.
         MessagePickler(_no_slots, owner=True).dumps(self._settings.job, by_value=self._settings.by_value)
+
+    @property
+    def kind(self) -> FunctionKind:
+        """The kind of the function."""
+        return self._kind
 
     def worker(self) -> ProcessWorker[In, Out]:
         """Return a new worker, to be entered and called by one thread. It can be used without a graph."""
@@ -81,11 +87,17 @@ def on_processes(fn: Callable[[In], Out], *, time_limit: float | None = None) ->
 
     If `fn` is `per_worker(make)`, set-up and tear-down run in the process. If an item takes longer than `time_limit`
     seconds, its process is killed and the call raises `WorkerTimeout`. The elements of a generator are computed in the
-    process and returned together, so that a stage with `expand` receives them as one list. Raises PipelineError if `fn`
-    cannot be sent to another process.
+    process and returned together, so that its stage sends them as it does those of a list. Raises PipelineError if `fn`
+    cannot be sent to another process, or is a coroutine function, which needs no process.
     """
     if not callable(fn):
         raise TypeError(f"on_processes needs a function, got {fn!r}")
+    kind = fn.kind if isinstance(fn, PerWorker) else kind_of(fn)
+    if kind.asynchronous:
+        raise PipelineError(
+            f"on_processes needs an ordinary or a generator function, got {kind.value} {fn!r}: pass it to the stage "
+            f"itself, which runs it on an event loop in this process"
+        )
     if time_limit is not None and not time_limit > 0:
         raise ValueError(f"on_processes needs time_limit > 0 seconds, got {time_limit}")
     return OnProcesses(fn, time_limit)

@@ -3,7 +3,7 @@
 Guarantees: each item that is put is taken exactly once. The depth stays within the bound of the admission policy. A
 full channel blocks its senders (backpressure) and an empty one its receivers, without polling. After `abort`, every
 waiting and every later call raises Cancelled at once, even if items remain. After the last `close`, receivers take the
-remaining items and then get Closed.
+remaining items and then get Closed, and `put` raises PipelineError.
 
 Assumptions: every producer calls `close` exactly once, after its last `put`; a worker index is used by one thread.
 
@@ -83,6 +83,7 @@ class Channel(Generic[In, Out]):
         self._aborted = False  # set once, by `abort`
         self._held = False  # True between `hold` and `release`
         self._slow_get = False  # aborted, held or too many workers; updated by `_update_slow_get` only
+        self._slow_put = not producers  # aborted or closed by every producer; set by `abort` and `close` only
         # Counters, which any thread may read without the lock.
         self._put_count = self._depth_sum = self._depth_max = 0
         # Waiting threads and their waiting times as `begin_wait` sums them: adding now × waiters is the time so far.
@@ -95,7 +96,7 @@ class Channel(Generic[In, Out]):
             self._put_when_room(self._admission.ticket(item), item)
             return
         with self._lock:
-            if (depth := len(plain)) < self._capacity and not self._aborted:
+            if (depth := len(plain)) < self._capacity and not self._slow_put:
                 plain.append(item)
                 self._put_count += 1
                 self._depth_sum += depth + 1
@@ -139,7 +140,9 @@ class Channel(Generic[In, Out]):
         with self._lock:
             self._producers -= 1
             if not self._producers:
+                self._slow_put = True
                 wake_all(self._receivers)
+                wake_all(self._senders)
             elif self._refused:
                 wake_all(self._senders)  # the remaining producers may now be deadlocked: let them check
 
@@ -149,7 +152,7 @@ class Channel(Generic[In, Out]):
             call_elsewhere(self.abort)
             return
         with self._lock:
-            self._aborted = True
+            self._aborted = self._slow_put = True
             self._orders_changed()
             wake_all(self._senders)
 
@@ -318,6 +321,11 @@ class Channel(Generic[In, Out]):
                 with self._lock:
                     if self._aborted:
                         raise Cancelled("the channel was aborted; no item can be put")
+                    if not self._producers:
+                        raise PipelineError(
+                            "put() was called after the last close(), and no receiver waits for the item any longer: "
+                            "put all items before close(), or create the channel with more producers"
+                        )
                     if self._fits(ticket):
                         self._accept(ticket, item)
                         return

@@ -83,9 +83,9 @@ class RetryRunner:
                 result = self.fn(item)
                 # An expansion is evaluated completely here, so that it fails before any element has been sent.
                 return list(result) if self.stage.expand else result
-            except Cancelled:
-                raise
             except Exception as error:
+                if isinstance(error, Cancelled):
+                    self.sleep(0)  # raises Cancelled if this run was stopped, and not another one that `fn` uses
                 decision = self.failures.decide(error, number)
                 if decision is Decision.FAIL:
                     raise

@@ -23,7 +23,7 @@ from threadloom.pipeline.run.item_labels import UNLABELLED, ItemLabels
 from threadloom.pipeline.run.retry import FailureCounters, RetryRunner
 from threadloom.pipeline.run.routing import Edge, sender
 from threadloom.pipeline.run.source_gate import SourceGate
-from threadloom.pipeline.run.worker_state import PerWorker
+from threadloom.pipeline.run.worker_state import PerWorker, check_entered
 
 
 @dataclass(frozen=True)
@@ -131,10 +131,8 @@ class StageWorker:
             try:
                 self.counters.began = self._context.clock()
                 self._work()
-            except Cancelled:
-                self._context.cancelled()
             except BaseException as error:  # SystemExit and MemoryError too: no error of a worker may be lost
-                self._context.failed(self._failure(error))
+                self._report(error)
             self.item = _NOTHING
             self.counters.ended = self._context.clock()
         except BaseException as error:  # the report above failed, or the clock
@@ -153,11 +151,24 @@ class StageWorker:
             self._process(fn)
         except BaseException as error:
             # Reported before the tear-down, which may take time, so that the other workers can end during it.
-            if not isinstance(error, Cancelled):
-                self._context.failed(self._failure(error))
+            self._report(error)
             self._tear_down(manager, error)
             raise
         self._tear_down(manager, None)
+
+    def _report(self, error: BaseException) -> None:
+        """End the run with the error that has ended this worker.
+
+        Cancelled is no failure once the run has been stopped. Before, it comes from another run or resource that the
+        stage function uses.
+        """
+        if isinstance(error, Cancelled):
+            try:
+                self._context.sleep(0)
+            except Cancelled:
+                self._context.cancelled()
+                return
+        self._context.failed(self._failure(error))
 
     def _set_up(self, fn: PerWorker[Any, Any]) -> tuple[AbstractContextManager[Any], Callable[..., Any]]:
         self.item = LifecyclePhase.SET_UP
@@ -165,6 +176,7 @@ class StageWorker:
         manager = self._manager = fn.make()
         self._context.sleep(0)  # raises Cancelled if the run has been stopped
         entered = manager.__enter__()  # not a `with`, because the manager must not suppress the error of an item
+        check_entered(self.stage, entered)
         assert self.counters.began is not None
         self.counters.busy = self._context.clock() - self.counters.began
         self.counters.phase = Phase.WAITING

@@ -27,6 +27,9 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Generic, TypeVar
 
+from threadloom.pipeline.core import FunctionKind, PipelineError, kind_of, kind_of_instances
+from threadloom.pipeline.observe import Stage
+
 In = TypeVar("In")
 Out = TypeVar("Out")
 In_contra = TypeVar("In_contra", contravariant=True)
@@ -38,6 +41,11 @@ class PerWorker(Generic[In_contra, Out_co]):
 
     def __init__(self, make: Callable[[], AbstractContextManager[Callable[[In_contra], Out_co]]]) -> None:
         self.make = make
+
+    @property
+    def kind(self) -> FunctionKind:
+        """The kind of the functions of the workers; PLAIN if `make` is no class, and it is known in a run only."""
+        return kind_of_instances(self.make)
 
     def __call__(self, item: In_contra) -> Out_co:
         """Set up, process one item and tear down, for callers other than a worker: a test, or sequential training."""
@@ -53,6 +61,13 @@ class PerWorker(Generic[In_contra, Out_co]):
 
     def __repr__(self) -> str:
         return f"per_worker({self.make!r})"
+
+
+def check_entered(stage: Stage, fn: object) -> None:
+    """Raise PipelineError if the function of a worker is of a kind for which its stage was not declared."""
+    kind = kind_of(fn)
+    if kind.generates and not stage.expand:
+        raise PipelineError(f"the function that per_worker set up is {kind.value}: pass expand=True to the stage")
 
 
 def per_worker(make: Callable[[], AbstractContextManager[Callable[[In], Out]]]) -> PerWorker[In, Out]:

@@ -89,7 +89,7 @@ INVALID: dict[str, tuple[Build, str]] = {
     ),
     "after nothing": (lambda g: g.stage("b", identity, after=[]), "'b' has no predecessors: pass at least one node"),
     "after no node": (
-        lambda g: g.stage("b", identity, after=["a"]),  # type: ignore[list-item]
+        lambda g: g.stage("b", identity, after=["a"]),  # type: ignore[arg-type, list-item]
         "invalid predecessor 'a' of stage 'b': expected a node",
     ),
     "other graph": (

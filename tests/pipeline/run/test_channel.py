@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from threadloom.pipeline import AdmissionError, Cancelled, Channel, Closed, Fifo, Gather, InOrder
+from threadloom.pipeline import AdmissionError, Cancelled, Channel, Closed, Fifo, Gather, InOrder, PipelineError
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -169,6 +169,35 @@ def test_abort_wakes_all_waiting_threads(policy: Any) -> None:
     for late in (full.get, lambda: empty.put(0)):
         with pytest.raises(Cancelled):
             late()
+
+
+@pytest.mark.parametrize("policy", [Fifo(), InOrder[int](order=lambda item: (0, item), exclusive=False)])
+@pytest.mark.parametrize("seen", [False, True])
+def test_put_after_the_last_close_is_an_error(policy: Any, seen: bool) -> None:
+    channel = Channel[int, int](policy.begin(2), 2, producers=2)
+    channel.close()
+    channel.put(0)  # one producer is left
+    channel.close()
+    if seen:
+        assert channel.get() == 0
+        with pytest.raises(Closed):
+            channel.get()
+    with pytest.raises(PipelineError, match=r"put\(\) was called after the last close\(\)"):
+        channel.put(1)
+    assert channel.statistics().items == 1
+    assert drain(channel) == ([] if seen else [0])
+
+
+def test_the_last_close_ends_the_wait_of_a_sender_that_no_producer_is() -> None:
+    clock = WaitClock()
+    channel = Channel[int, int](Fifo().begin(1), 1, producers=1, clock=clock)
+    channel.put(0)
+    with clock.one_waits():
+        sent = in_thread(lambda: channel.put(1))
+    channel.close()
+    with pytest.raises(PipelineError, match="after the last close"):
+        sent.result(30)
+    assert drain(channel) == [0]
 
 
 def test_close_wakes_waiting_receivers() -> None:
