@@ -54,7 +54,7 @@ from threadloom.pipeline.core import (
     version_for,
 )
 from threadloom.pipeline.draw import GraphFormat, GraphView, LiveView, draw_graph, is_redrawable, status_line
-from threadloom.pipeline.graph import Graph, RunOptions, StageOptions
+from threadloom.pipeline.graph import Graph, RunOptions, Shards, StageOptions
 from threadloom.pipeline.observe import (
     SKIP,
     BottleneckKind,
@@ -162,6 +162,7 @@ __all__ = [
     "Run",
     "RunOptions",
     "RunStatistics",
+    "Shards",
     "SharedPool",
     "ShutdownTimeout",
     "Sink",

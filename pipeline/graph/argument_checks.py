@@ -20,11 +20,11 @@ def check_names(subject: str, options: Mapping[str, object], allowed: Iterable[s
             raise GraphError(f"{subject} has no option {name!r}: {hint}")
 
 
-def check_source(name: str, items: object) -> None:
-    """Raise GraphError if the items of a source are neither an iterable nor a function that returns one."""
+def check_source(subject: str, items: object) -> None:
+    """Raise GraphError if the items of a source or a shard are neither an iterable nor a function that returns one."""
     if not callable(items) and not isinstance(items, Iterable) and not hasattr(items, "__getitem__"):
         raise GraphError(
-            f"source {name!r} needs an iterable, or a function that returns one, got {items!r}: to send a single item, "
+            f"{subject} needs an iterable, or a function that returns one, got {items!r}: to send a single item, "
             f"put it into a list"
         )
 

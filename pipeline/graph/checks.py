@@ -19,7 +19,9 @@ def check_stage(stage: Stage) -> None:
     _check_other_functions(subject, stage)
     if stage.workers < 1:
         raise GraphError(f"{subject} needs at least 1 worker, got workers={stage.workers}")
-    if stage.kind is not NodeKind.STAGE and stage.workers != 1:
+    if stage.shards and stage.workers != stage.shards:
+        raise GraphError(f"{subject} has one worker per shard, {stage.shards}, got workers={stage.workers}")
+    if stage.kind is not NodeKind.STAGE and not stage.shards and stage.workers != 1:
         raise GraphError(f"{subject} has exactly one worker, got workers={stage.workers}")
     if stage.capacity < 1:
         raise GraphError(f"{subject} needs a capacity of at least 1, got capacity={stage.capacity}")

@@ -22,12 +22,13 @@ from dataclasses import replace
 from typing import Any, Literal, TypeVar, Unpack, overload
 
 from threadloom.pipeline.core import GraphError
-from threadloom.pipeline.graph.argument_checks import check_names, check_source
+from threadloom.pipeline.graph.argument_checks import check_names
 from threadloom.pipeline.graph.checks import check_graph, check_route, check_stage
 from threadloom.pipeline.graph.function_checks import check_join_function, kind_of_stage, resolve_expand
 from threadloom.pipeline.graph.settings import Elements, Later, RunOptions, StageOptions
+from threadloom.pipeline.graph.sources import Shards, source_stage
 from threadloom.pipeline.observe import Branch, Node, NodeKind, Port, Route, RunStatistics, Sink, Skip, Stage, Via
-from threadloom.pipeline.policy import DeadLetter, Fifo, Gather, Join, Policy
+from threadloom.pipeline.policy import DeadLetter, FailFast, Fifo, Gather, Join, OnError, Policy
 from threadloom.pipeline.run import Run, RunSettings
 
 In = TypeVar("In")
@@ -39,6 +40,7 @@ D = TypeVar("D")
 Key = TypeVar("Key", bound=Hashable)
 
 FIFO = Fifo()
+FAIL_FAST = FailFast()
 
 
 class Graph:
@@ -55,16 +57,26 @@ class Graph:
         """All nodes in the order of declaration."""
         return tuple(self._stages.values())
 
-    def source(self, name: str, items: Iterable[Out] | Callable[[], Iterable[Out]]) -> Node[Out]:
-        """Add a source, whose single worker iterates `items`.
+    def source(
+        self,
+        name: str,
+        items: Iterable[Out] | Callable[[], Iterable[Out]] | Shards[Out],
+        *,
+        on_error: OnError = FAIL_FAST,
+        ordered: bool = False,
+    ) -> Node[Out]:
+        """Add a source, whose single worker iterates `items`; `Shards` are iterated by one worker each.
 
         A function is called in each run, in the worker's thread; if it is a generator function, the generator is closed
         there when the run ends early. An iterable is iterated in each run, so an iterator yields items only once.
+
+        The elements of each shard are sent in order, and those of different shards as they come; with `ordered` in
+        rounds: the first of each shard in the order of the shards, then the second. `on_error` decides about an error
+        of `__next__`: the call is repeated, or the element is skipped. The iterator must be able to continue, which a
+        generator is not: it has ended once it has raised. An error of the function that returns the iterable ends the
+        run. The `item` of a dead letter of a source is the number of the element in its iterable, from 0.
         """
-        check_source(name, items)
-        made_here = callable(items) and not isinstance(items, Iterable)
-        fn = items if made_here else lambda: items
-        self._add(Stage(name, NodeKind.SOURCE, fn=fn, closes=made_here))  # type: ignore[arg-type]
+        self._add(source_stage(name, items, on_error, ordered))
         return Node(name, self)
 
     @overload

@@ -99,7 +99,7 @@ class Stage:
     name: str
     kind: NodeKind
     after: tuple[str, ...] = ()
-    fn: Callable[..., Any] | None = None  # of a source: () -> iterable; of a sink: None
+    fn: Callable[..., Any] | None = None  # of a source: () -> iterable, see `shards`; of a sink: None
     workers: int = 1
     capacity: int = 2
     admission: Policy[Any] = field(default_factory=Fifo)
@@ -108,9 +108,10 @@ class Stage:
     closes: bool = False  # the engine owns the iterables that `fn` returns, and closes them
     acquire: Callable[[Any], object] | None = None
     when: Callable[[Any], bool] | None = None
-    ordered: bool = False
+    ordered: bool = False  # of a source: its workers send in turn
     on_error: OnError = field(default_factory=FailFast)
     limit: float | None = None  # seconds per item
+    shards: int = 0  # of a source with shards: their number, one per worker; `fn` then takes the index of the worker
     via: tuple[Via, ...] = ()  # the output of each node of `after`; empty if all are Port.RESULTS
 
     def inputs(self) -> tuple[tuple[str, Via], ...]:

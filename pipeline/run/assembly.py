@@ -16,6 +16,7 @@ from threadloom.pipeline.policy import FailFast, Join, NumberedAdmission, Reorde
 from threadloom.pipeline.run.channel import Channel
 from threadloom.pipeline.run.deadlock import DeadlockDetector
 from threadloom.pipeline.run.retry import FailureCounters
+from threadloom.pipeline.run.rounds import Rounds
 from threadloom.pipeline.run.routing import Edge
 from threadloom.pipeline.run.source_gate import SourceGate
 from threadloom.pipeline.run.stall_detection import WorkerSnapshot
@@ -54,7 +55,8 @@ class Assembly:
     def detect_deadlocks(self, alive: Callable[[], int]) -> None:
         """Start deadlock detection; `alive` returns the number of workers that have not ended."""
         sinks = [channel for name, channel in self.channels.items() if name not in self.runtimes]
-        self.detector.watch(self.stage_channels(), sinks, alive)
+        turns = [turn for runtime in self.runtimes.values() if runtime.rounds for turn in runtime.rounds.turns]
+        self.detector.watch([*self.stage_channels(), *turns], sinks, alive)
 
     def apply(self, action: RunAction) -> None:
         """Apply an action to sources and channels; ABORT does nothing here, see `abortables`."""
@@ -73,7 +75,8 @@ class Assembly:
 
     def abortables(self) -> list[Channel[Any, Any] | SourceGate]:
         """Return every object that has to be aborted to stop the run."""
-        return [*self.channels.values(), *self.source_gates.values()]
+        turns = [turn for runtime in self.runtimes.values() if runtime.rounds for turn in runtime.rounds.turns]
+        return [*self.channels.values(), *self.source_gates.values(), *turns]
 
     @property
     def interrupted(self) -> bool:
@@ -143,12 +146,16 @@ class Assembly:
             self._edges_of(stage),
             self.channels.get(stage.name),
             self.source_gates.get(stage.name),
-            ReorderBuffer() if stage.ordered else None,
+            ReorderBuffer() if stage.ordered and stage.kind is NodeKind.STAGE else None,
+            Rounds(stage.workers, self._clock, self.detector) if stage.ordered and stage.shards else None,
             FailureCounters(stage.on_error, partial(self._items_started, stage.name)) if has_policy else None,
         )
 
     def _items_started(self, name: str) -> int:
-        return sum(worker.counters.items_in for worker in self.workers_of(name))
+        workers, failures = self.workers_of(name), self.runtimes[name].failures
+        if name in self.source_gates and failures is not None:
+            return sum(worker.counters.items_out for worker in workers) + failures.skipped
+        return sum(worker.counters.items_in for worker in workers)
 
     def _input_channel(self, stage: Stage) -> Channel[Any, Any]:
         admission = stage.admission.begin(stage.capacity)

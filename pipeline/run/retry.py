@@ -30,10 +30,13 @@ class FailureCounters:
         self.retried = 0
         """Calls repeated so far."""
 
-    def decide(self, error: Exception, number: int) -> Decision | RetryAfter:
-        """Return the policy's decision about call `number` (from 1) for an item, which raised `error`; count it."""
+    def decide(self, error: Exception, number: int, unfinished: int = 0) -> Decision | RetryAfter:
+        """Return the policy's decision about call `number` (from 1) for an item, which raised `error`; count it.
+
+        `unfinished` is the number of items that the failed call adds to those counted as started: 1 for a source.
+        """
         with self._lock:
-            attempt = Attempt(error, number, self.skipped, self._items())
+            attempt = Attempt(error, number, self.skipped, self._items() + unfinished)
             decision = self._policy.decide(attempt)
             if decision is Decision.SKIP:
                 self.skipped += 1

@@ -1,4 +1,4 @@
-"""The gate that a source checks before it produces each element, so that the source can be paused and stopped.
+"""The gate that each worker of a source checks before an element, so that the source can be paused and stopped.
 
 Guarantees: while `needs_check` is False a source neither waits nor takes a lock. `hold` pauses the source before its
 next element, `release` lets it continue, `close` ends it normally, and `abort` ends it with Cancelled. An element that
@@ -7,9 +7,11 @@ is being produced when the order arrives is still sent.
 Ownership: every field is guarded by the lock; `needs_check` is read without it, as a hint.
 """
 
-from _thread import LockType, RLock, allocate_lock
+from _thread import LockType, RLock
+from collections import deque
 
 from threadloom.pipeline.core import Cancelled, holds
+from threadloom.pipeline.run.parking import park, wake_all
 
 
 class SourceGate:
@@ -18,8 +20,7 @@ class SourceGate:
     def __init__(self) -> None:
         self._lock = RLock()
         self._held = self._closed = self._aborted = False
-        # The lock that the thread of the source waits on while the gate is held; released once, by `_update`.
-        self._parked: LockType | None = None
+        self._parked: deque[LockType] = deque()  # the workers that wait while the gate is held; woken by `_update`
         self.needs_check = False
         """True if the source has to call `check` before its next element."""
 
@@ -36,8 +37,7 @@ class SourceGate:
                     raise Cancelled("the run was stopped before its source produced another element")
                 if self._closed or not self._held:
                     return not self._closed
-                parked = self._parked = allocate_lock()
-                parked.acquire()
+                parked = park(self._parked)
             parked.acquire()
 
     def hold(self) -> None:
@@ -62,7 +62,4 @@ class SourceGate:
             self._closed |= closed
             self._aborted |= aborted
             self.needs_check = self._held or self._closed or self._aborted
-            if self._parked is not None:
-                if self._parked.locked():
-                    self._parked.release()
-                self._parked = None
+            wake_all(self._parked)

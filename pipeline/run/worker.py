@@ -19,9 +19,11 @@ from threadloom.pipeline.core import Cancelled, Closed, Label, OneShotEvent, Sta
 from threadloom.pipeline.observe import SKIP, Counters, Ids, Phase, Port, RawEvent, Stage
 from threadloom.pipeline.policy import FinishedItem, ReorderBuffer
 from threadloom.pipeline.run.channel import Channel
+from threadloom.pipeline.run.guarded_iterator import GuardedIterator
 from threadloom.pipeline.run.item_labels import UNLABELLED, ItemLabels
 from threadloom.pipeline.run.retry import FailureCounters, RetryRunner
-from threadloom.pipeline.run.routing import Edge, sender
+from threadloom.pipeline.run.rounds import Rounds
+from threadloom.pipeline.run.routing import Edge, Send, sender
 from threadloom.pipeline.run.source_gate import SourceGate
 from threadloom.pipeline.run.worker_state import PerWorker, check_entered
 
@@ -60,8 +62,10 @@ class StageRuntime:
     """The pause and close control of a source; None for others."""
     reorder: ReorderBuffer | None
     """The results of an ordered stage that are finished too early; None for others."""
+    rounds: Rounds | None
+    """The turns of the workers of an ordered source; None for others."""
     failures: FailureCounters | None
-    """The counters of a stage with a failure policy; None with FailFast."""
+    """The counters of a stage or source with a failure policy; None with FailFast."""
 
 
 class LifecyclePhase(Enum):
@@ -98,6 +102,8 @@ class StageWorker:
         self._manager: object = None  # the context manager of a stage with set-up and tear-down
         self._results: list[Any] = []  # results of the current item; used by an ordered stage only
         self._send = self._send_result if runtime.reorder is None else self._results.append
+        if runtime.rounds is not None:
+            self._send = runtime.rounds.sender(index, self._send_result)
 
     def register(self) -> bool:
         """Register as an additional producer on all downstream channels, before `run`; False if one has closed."""
@@ -201,8 +207,10 @@ class StageWorker:
         """Return `fn`, called under the failure policy of the stage."""
         if self._runtime.failures is None:
             return fn
-        letters = sender([replace(edge, via=Port.RESULTS) for edge in self._edges if edge.via is Port.LETTERS])
-        return RetryRunner(fn, self.stage, self._runtime.failures, letters, self._context.sleep)
+        return RetryRunner(fn, self.stage, self._runtime.failures, self._letters(), self._context.sleep)
+
+    def _letters(self) -> Send:
+        return sender([replace(edge, via=Port.RESULTS) for edge in self._edges if edge.via is Port.LETTERS])
 
     def _run_loop(self, fn: Callable[..., Any], channel: Channel[Any, Any]) -> None:
         """Process every item of the input channel. One function, because its cost is the cost of a handoff."""
@@ -279,7 +287,16 @@ class StageWorker:
     def _produce(self, fn: Callable[..., Any]) -> None:
         assert self.counters.began is not None
         self.counters.phase = _BUSY
-        self._send_expanded(fn(), self.counters.began, None, _NO_IDS)
+        elements = fn(self.index) if self.stage.shards else fn()
+        failures, rounds = self._runtime.failures, self._runtime.rounds
+        if failures is not None:
+            iterator = iter(elements)
+            elements = GuardedIterator(
+                iterator, self.stage.name, failures, self._letters(), self._context.sleep, closes=iterator is elements
+            )
+        self._send_expanded(elements, self.counters.began, None, _NO_IDS)
+        if rounds is not None:
+            rounds.leave(self.index)
 
     def _send_expanded(self, elements: Iterable[Any], start: int, tag: Label | None, taken: Ids) -> int:
         """Send the elements one by one and return the time when the last was sent. Time in `next` counts as busy.

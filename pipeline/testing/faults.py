@@ -78,7 +78,7 @@ def possible(stage: Stage) -> frozenset[FaultKind]:
         never |= {FaultKind.RESIZE, FaultKind.FORK}
     else:
         never |= {FaultKind.KILL}
-    if stage.workers == 1:
+    if stage.workers == 1 or stage.kind is NodeKind.SOURCE:
         never |= {FaultKind.RESIZE}
     return frozenset(FaultKind) - never - {FaultKind.LEAVE}
 

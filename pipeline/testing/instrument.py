@@ -72,27 +72,8 @@ class _Wrapper:
             self._routes[route] = replace(route, key=key)
         return Branch(self._routes[route], via.key)
 
-    def _source(self, stage: Stage, fn: Callable[..., Any]) -> Callable[[], Iterator[Any]]:
-        journal, faults = self._journal, self._faults
-
-        def wrapped() -> Iterator[Any]:
-            iterator = iter(fn())
-            try:
-                while True:
-                    number = journal.next_call(stage.name)
-                    faults.inject(stage.name, number, after=False)
-                    try:
-                        element = next(iterator)
-                    except StopIteration:
-                        return
-                    faults.inject(stage.name, number, after=True)
-                    journal.emit(stage.name, element)
-                    yield element
-            finally:
-                if stage.closes and hasattr(iterator, "close"):
-                    iterator.close()
-
-        return wrapped
+    def _source(self, stage: Stage, fn: Callable[..., Any]) -> Callable[..., Iterator[Any]]:
+        return lambda *worker: _SourceElements(iter(fn(*worker)), stage, self._journal, self._faults)
 
     def _function(self, stage: Stage, fn: Callable[[Any], Any]) -> Callable[[Any], Any]:
         journal, faults, name = self._journal, self._faults, stage.name
@@ -170,6 +151,35 @@ class FaultyPolicy(OnError):
 
     def final_check(self, skipped: int, items: int) -> str | None:
         return self.policy.final_check(skipped, items)
+
+
+class _SourceElements(Iterator[Any]):
+    """The elements of a source or a shard. Not a generator, which could not continue after an injected error."""
+
+    def __init__(self, iterator: Iterator[Any], stage: Stage, journal: Journal, faults: FaultInjector) -> None:
+        self._iterator = iterator
+        self._stage = stage
+        self._journal = journal
+        self._faults = faults
+
+    def __next__(self) -> Any:
+        name = self._stage.name
+        number = self._journal.next_call(name)
+        try:
+            self._faults.inject(name, number, after=False)
+            element = next(self._iterator)
+            self._faults.inject(name, number, after=True)
+        except StopIteration:
+            raise
+        except BaseException:
+            self._journal.fail_element(name)
+            raise
+        self._journal.emit(name, element)
+        return element
+
+    def close(self) -> None:
+        if self._stage.closes and hasattr(self._iterator, "close"):
+            self._iterator.close()
 
 
 class _Elements:

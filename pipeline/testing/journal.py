@@ -106,6 +106,12 @@ class Journal:
             if isinstance(stage.admission, InOrder) and stage.admission.exclusive and not error:
                 record.in_hand[stage.admission.order(item)[0]] -= 1
 
+    def fail_element(self, name: str) -> None:
+        """Record that the iterator of a source raised an error other than its end."""
+        with self.lock:
+            self._add_event()
+            self.of[name].raised += 1
+
     def emit(self, name: str, result: Any) -> None:
         """Record a result, just before the engine sends it."""
         if result is SKIP:

@@ -13,11 +13,11 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, zip_longest
 from typing import Any
 
 from threadloom.pipeline.core import AdmissionError, Pool
-from threadloom.pipeline.graph import Graph
+from threadloom.pipeline.graph import Graph, Shards
 from threadloom.pipeline.observe import Node, NodeKind
 from threadloom.pipeline.policy import FailFast, Gather, InOrder, Join, Retry, SkipFailed
 from threadloom.pipeline.testing.harness import Subject
@@ -85,9 +85,13 @@ class _Builder:
             for stage in stages
         )
         for stage in stages:
-            if stage.kind is not NodeKind.STAGE or stage.acquire is not None or choose.random() < 0.7:
+            if stage.kind is NodeKind.SINK or stage.acquire is not None or choose.random() < 0.7:
                 continue
             skip = SkipFailed() if not needs_all and choose.random() < 0.6 else FailFast()
+            if stage.kind is NodeKind.SOURCE:  # no retries: an iterator has moved on to its next element
+                if not stage.ordered:  # a skipped element changes the round of those after it
+                    self.graph.replace_stage(replace(stage, on_error=skip))
+                continue
             policy = Retry(choose.randint(1, 2), first=0, then=skip) if choose.random() < 0.7 else skip
             self.graph.replace_stage(replace(stage, on_error=policy))
             if policy.skips and choose.random() < 0.5:
@@ -95,10 +99,13 @@ class _Builder:
                 self.graph.stage(f"{stage.name}-letters", str, after=self.graph.dead_letters(node))
 
     def source(self) -> None:
-        """Add a source of up to 40 items."""
+        """Add a source of up to 40 items, some of them in shards."""
         name, many = f"source{len(self.nodes)}", self.choose.choice([0, 1, 5, 20, 40])
         first = FIRST + 1_000_000 * len(self.nodes)
         items = list(range(first, first + many))
+        if self.choose.random() < 0.25:
+            self.sharded_source(name, items)
+            return
 
         def generate() -> Iterator[int]:
             yield from items
@@ -111,6 +118,16 @@ class _Builder:
         ]
         node = self.graph.source(name, self.choose.choice(iterables))
         self.nodes.append(ModelNode(node, items, True, True, True))
+
+    def sharded_source(self, name: str, items: list[int]) -> None:
+        """Add a source that sends `items` from one to three shards of unequal lengths."""
+        cuts = sorted(self.choose.randint(0, len(items)) for _ in range(self.choose.randint(0, 2)))
+        shards = [items[low:high] for low, high in zip([0, *cuts], [*cuts, len(items)], strict=True)]
+        ordered = self.choose.random() < 0.5
+        rounds = [item for row in zip_longest(*shards) for item in row if item is not None]
+        node = self.graph.source(name, Shards(*shards), ordered=ordered)
+        alone = ordered or len(shards) == 1
+        self.nodes.append(ModelNode(node, rounds, alone, alone, alone))
 
     def some_nodes(self) -> list[ModelNode]:
         """Return one to three predecessors, with a preference for the newest node."""
