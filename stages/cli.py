@@ -10,7 +10,7 @@ from threadloom.stages.console import (
     StopSignals,
     configure,
     discard_unwritable,
-    logged_warnings,
+    logged_messages,
     prepare_streams,
     spare_address_space,
 )
@@ -47,7 +47,7 @@ def main(log_level: str) -> None:
     """
     configure(LogLevel(log_level))
     context = click.get_current_context()
-    context.with_resource(logged_warnings())
+    context.with_resource(logged_messages())
     if threading.current_thread() is threading.main_thread():  # only the main thread may set handlers
         context.obj = context.with_resource(StopSignals())
 

@@ -5,11 +5,11 @@ The public names, `__all__`, are those of the pipeline engine (`threadloom.pipel
 `import threadloom` imports neither NumPy nor Numba. `__all__` and `dir` load the engine.
 """
 
-from importlib import import_module
-from operator import attrgetter
-from typing import TYPE_CHECKING, Any
+TYPE_CHECKING = False  # that of `typing`, which takes milliseconds to import: see `threadloom.__main__`
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from threadloom import kernels as kernels, pipeline as pipeline, stages as stages
     from threadloom.pipeline import *  # noqa: F403
     from threadloom.stages.config import Config as Config
@@ -42,13 +42,18 @@ _TRAINER = {
 """Public name of the trainer → module and attribute. Every other public name belongs to `threadloom.pipeline`."""
 
 
-def _load(name: str) -> Any:
+def _load(name: str) -> "Any":
     """Import the value of a public name, or of `__all__`; raise AttributeError if there is none."""
+    from importlib import import_module
+
     if name in _PACKAGES:
         return import_module(f"threadloom.{name}")
     if name in _TRAINER:
         module, _, attribute = _TRAINER[name].partition(":")
-        return attrgetter(attribute)(import_module(module))
+        value: Any = import_module(module)
+        for part in attribute.split("."):
+            value = getattr(value, part)
+        return value
     if name == "__all__" or not name.startswith("_"):  # a look-up of another special name must not load the engine
         engine = import_module("threadloom.pipeline")
         if name == "__all__":
@@ -60,7 +65,7 @@ def _load(name: str) -> Any:
 
 if not TYPE_CHECKING:  # a type checker sees the imports above, and reports a name that is not among them
 
-    def __getattr__(name: str) -> Any:
+    def __getattr__(name: str) -> "Any":
         value = globals()[name] = _load(name)
         return value
 

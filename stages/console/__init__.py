@@ -11,16 +11,18 @@ from threadloom.stages.console.json_worker import (
     UpdateServer as UpdateServer,
     WorkerError as WorkerError,
     module_command as module_command,
+    module_output as module_output,
     peak_resident_bytes as peak_resident_bytes,
     redirect_stdout_to_stderr as redirect_stdout_to_stderr,
     resident_bytes as resident_bytes,
     serve as serve,
+    signals_blocked as signals_blocked,
 )
 from threadloom.stages.console.log import (
     LogLevel as LogLevel,
     PeriodicLog as PeriodicLog,
     configure as configure,
-    logged_warnings as logged_warnings,
+    logged_messages as logged_messages,
 )
 from threadloom.stages.console.stop_signals import Stopped as Stopped, StopSignals as StopSignals
 from threadloom.stages.console.streams import (

@@ -7,11 +7,12 @@ towards the memory of the measured process.
 
 import contextlib
 import json
+import os
 import selectors
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -25,7 +26,10 @@ _IGNORED = (*STOP_SIGNALS, *CHECKPOINT_SIGNALS)
 
 @contextlib.contextmanager
 def signals_blocked() -> Iterator[None]:
-    """Block stop signals while a process of `module_command` is started: it inherits that until it ignores them."""
+    """Block stop signals while a process of `module_command` is started: it inherits that until it ignores them.
+
+    Without it, Ctrl-C in a terminal would print the traceback of a child process that is about to ignore it.
+    """
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
@@ -55,6 +59,34 @@ def module_command(module: str, *arguments: str) -> list[str]:
         "runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)"
     )
     return [sys.executable, "-P", "-c", boot, json.dumps([str(path) for path in sys.path]), module, *arguments]
+
+
+def module_output(
+    module: str,
+    *arguments: str,
+    request: bytes = b"",
+    environment: Mapping[str, str] | None = None,
+    quiet: bool = False,
+) -> bytes:
+    """Run a module in a child process with `request` as its input, and return its output.
+
+    `environment` is added to that of this process. Raises WorkerError if the process fails; its messages are on
+    standard error, unless it is `quiet`.
+    """
+    with signals_blocked():
+        process = subprocess.Popen(
+            module_command(module, *arguments), env={**os.environ, **(environment or {})},
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL if quiet else None,
+        )  # fmt: skip
+    with process:
+        try:
+            output, _ = process.communicate(request)
+        except BaseException:
+            process.kill()
+            raise
+    if process.returncode:
+        raise WorkerError(f"the process {module} exited with status {process.returncode}")
+    return output
 
 
 class JsonWorkerProcess:

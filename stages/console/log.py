@@ -6,15 +6,21 @@ appear above the display.
 """
 
 import contextlib
+import logging
 import os
 import sys
 import time
 import warnings
 from collections.abc import Iterator
 from enum import Enum
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from loguru import logger
+
+from threadloom.stages.console.streams import escape_controls
+
+if TYPE_CHECKING:
+    from loguru import Record
 
 TERMINAL_FORMAT = "<dim>{time:HH:mm:ss}</dim> <level>{level: <7}</level> {message}"
 PLAIN_FORMAT = "{time:YYYY-MM-DD HH:mm:ss} {level: <7} {message}"
@@ -51,8 +57,9 @@ class LogLevel(Enum):
 def configure(level: LogLevel = LogLevel.INFO, stream: TextIO | None = None) -> None:
     """Write log lines of at least `level` to `stream`, by default standard error. Replaces any earlier configuration.
 
-    Tracebacks show the values of variables at level DEBUG only, because a value may be a whole text. A line that cannot
-    be written, to a closed terminal or a full disk, is dropped: no command fails because of it.
+    Control characters of a message, such as those of a file name, are escaped. Tracebacks show the values of variables
+    at level DEBUG only, because a value may be a whole text. A line that cannot be written, to a closed terminal or a
+    full disk, is dropped: no command fails because of it.
     """
     coloured = _is_terminal(stream or sys.stderr) and not os.environ.get("NO_COLOR")
 
@@ -63,6 +70,7 @@ def configure(level: LogLevel = LogLevel.INFO, stream: TextIO | None = None) -> 
             target.flush()
 
     logger.remove()
+    logger.configure(patcher=_escape)
     logger.add(
         write,
         level=level.value,
@@ -74,17 +82,36 @@ def configure(level: LogLevel = LogLevel.INFO, stream: TextIO | None = None) -> 
 
 
 @contextlib.contextmanager
-def logged_warnings() -> Iterator[None]:
-    """Log Python warnings in the block, such as those of libraries, one line each."""
+def logged_messages() -> Iterator[None]:
+    """Log the messages of libraries in the block: Python warnings, and records of `logging` at level WARNING or above.
+
+    Without it both are raw lines on standard error.
+    """
 
     def log(message: Warning | str, *_: object, **__: object) -> None:
         logger.warning("{}", message)
 
+    handler = _FromLogging()
+    logging.getLogger().addHandler(handler)
     before, warnings.showwarning = warnings.showwarning, log
     try:
         yield
     finally:
         warnings.showwarning = before
+        logging.getLogger().removeHandler(handler)
+
+
+class _FromLogging(logging.Handler):
+    """Passes records of `logging` on; the traceback of a record is logged at level DEBUG."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        logger.log("ERROR" if record.levelno >= logging.ERROR else "WARNING", "{}", record.getMessage())
+        if record.exc_info:
+            logger.opt(exception=record.exc_info).debug("traceback")
+
+
+def _escape(record: "Record") -> None:
+    record["message"] = escape_controls(record["message"])
 
 
 def _is_terminal(stream: TextIO | None) -> bool:

@@ -30,12 +30,31 @@ def prepare_streams() -> None:
 
 
 def write_output(text: str = "", end: str = "\n") -> None:
-    """Write text to standard output, at once. Raises OSError, such as BrokenPipeError."""
+    """Write text to standard output, at once. Raises OSError, such as BrokenPipeError.
+
+    On a terminal, control characters are escaped: a model of bytes may generate any of them. A file or pipe gets the
+    text as it is.
+    """
     try:
-        sys.stdout.write(text + end)
+        sys.stdout.write((escape_controls(text) if sys.stdout.isatty() else text) + end)
         sys.stdout.flush()
     except OSError as error:  # it names no file
         raise OSError(error.errno, error.strerror, "standard output") from error
+
+
+def escape_controls(text: str) -> str:
+    """Return a text in which every control character but newline and tab is visible.
+
+    Those of ASCII are in caret notation, as by ``cat -v`` (``^[`` is ESC), the others as by ``less`` (``<U+009B>``).
+    """
+    return text.translate(_VISIBLE)
+
+
+_VISIBLE = {
+    code: f"^{chr(code ^ 0x40)}" if code < 0x80 else f"<U+{code:04X}>"
+    for code in (*range(0x20), *range(0x7F, 0xA0))
+    if chr(code) not in "\n\t"
+}
 
 
 def discard_unwritable() -> None:

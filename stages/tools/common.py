@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from loguru import logger
 
-from threadloom.stages.console import Stopped, StopSignals
+from threadloom.stages.console import Stopped, StopSignals, WorkerError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -156,7 +156,7 @@ def reported_errors(remains: Callable[[], str] = str) -> Iterator[None]:
         sys.exit(1)
     except (InputError, OSError, MemoryError, RuntimeError, ImportError) as error:
         sentence = limit_message(error)
-        if sentence is None and not isinstance(error, InputError | OSError):
+        if sentence is None and not isinstance(error, InputError | OSError | WorkerError):
             raise
         logger.opt(exception=error).debug("traceback")
         logger.error("{}", sentence or error)

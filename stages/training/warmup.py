@@ -21,7 +21,7 @@ from numba.core import event
 from threadloom.kernels.compiling import CACHE_FOLDER, has_failed_to_save
 from threadloom.pipeline import available_cores
 from threadloom.stages.config import Config, ModelConfig, Precision
-from threadloom.stages.console import module_command
+from threadloom.stages.console import module_command, signals_blocked
 from threadloom.stages.data import RandomTokens, TokenIds
 from threadloom.stages.memory import MicroGradient
 from threadloom.stages.resolve import resolve
@@ -176,7 +176,8 @@ def _second_process(
     command = module_command("threadloom.stages.child_processes.compile_backward", precision.value)
     null = subprocess.DEVNULL
     try:  # its standard input closes when this process ends for any reason, and it exits at the end of its input
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=null, stderr=null)
+        with signals_blocked():
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=null, stderr=null)
     except OSError as error:  # a limit on processes or memory, or an interpreter that may not be run
         reason = error.strerror or type(error).__name__
         on_progress(f"the second compiling process cannot be started ({reason}): compiling will take longer")

@@ -30,7 +30,6 @@ def bench(
     and the time to start.
     """
     with reported_errors():
-        from threadloom.stages.console import WorkerError
         from threadloom.stages.tools.bench.check import BenchCheckFailed
         from threadloom.stages.tools.bench.measurements import run_bench
         from threadloom.stages.tools.bench.report import write_json
@@ -39,7 +38,7 @@ def bench(
         configs = [changed_config(named_config(name), overrides) for name in names or DEFAULT_CONFIGS]
         try:
             report = run_bench(configs, seconds, cold, logger.info)
-        except (BenchCheckFailed, WorkerError) as error:
+        except BenchCheckFailed as error:
             raise click.ClickException(str(error)) from error
         report_console(least=40, in_files=180).print(BenchView(report), highlight=False)
         if json_file is not None:

@@ -4,6 +4,7 @@ import io
 import os
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,7 @@ def python(script: str, redirections: str) -> subprocess.CompletedProcess[str]:
 def test_closed_streams_are_opened_before_a_file_gets_their_descriptor(tmp_path: Path) -> None:
     script = f"""
 import sys
+import unicodedata
 from threadloom.stages.console.streams import discard_unwritable, prepare_streams, write_output
 prepare_streams()
 with open({str(tmp_path / "file")!r}, "w") as file:
@@ -69,6 +71,7 @@ discard_unwritable()
 def test_output_to_a_full_disk_is_one_error_and_no_second_one_at_exit() -> None:
     script = """
 import sys
+import unicodedata
 from threadloom.stages.console.streams import discard_unwritable, write_output
 try:
     write_output("too much")
@@ -100,3 +103,22 @@ def test_a_report_keeps_its_columns_on_a_narrow_terminal(
     monkeypatch.setenv("COLUMNS", str(columns))
     monkeypatch.setenv("TERM", "xterm")
     assert report_console(least=80, in_files=100).width == width
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_control_characters_are_visible_on_a_terminal_and_kept_in_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    every = "".join(map(chr, range(0x100)))
+    for stream in (Terminal(), io.StringIO()):
+        monkeypatch.setattr("sys.stdout", stream)
+        write_output(every, end="")
+        if not stream.isatty():
+            assert stream.getvalue() == every
+            continue
+        shown = stream.getvalue()
+        assert [c for c in shown if unicodedata.category(c) == "Cc"] == ["\t", "\n"]
+        assert shown.startswith("^@^A^B^C^D^E^F^G^H\t\n^K^L^M^N^O^P^Q^R^S^T^U^V^W^X^Y^Z^[^\\^]^^^_ !")
+        assert "~^?<U+0080>" in shown and "<U+009F>\xa0" in shown
