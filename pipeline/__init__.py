@@ -49,8 +49,8 @@ from threadloom.pipeline.core import (
     arena_size,
     available_cores,
     blas_threads,
-    control_groups,
     loaded_blas,
+    system_memory,
     version_for,
 )
 from threadloom.pipeline.draw import GraphFormat, GraphView, LiveView, draw_graph, is_redrawable, status_line
@@ -187,7 +187,6 @@ __all__ = [
     "arena_size",
     "available_cores",
     "blas_threads",
-    "control_groups",
     "diagnose",
     "draw_graph",
     "draw_timeline",
@@ -203,5 +202,6 @@ __all__ = [
     "per_worker",
     "render_png",
     "status_line",
+    "system_memory",
     "version_for",
 ]

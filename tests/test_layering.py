@@ -46,9 +46,10 @@ EXPORTS: dict[str, str] = {
         PoolStatistics ProcessError ProcessTraceback ProcessWorker Retry RetryAfter RouteError Run RunOptions
         RunStatistics SKIP Shards SharedPool ShutdownTimeout Sink Skip SkipFailed StageFailure StageOptions
         StageStatistics StaleVersion StallReport Stalled TimelineOptions TooManySkipped Trace TraceEvent Wait Watchdog
-        WorkerDied WorkerTimeout affinity_cores aligned_zeros arena_size available_cores blas_threads control_groups
-        diagnose draw_graph draw_timeline find_bottleneck format_bytes format_clock format_duration format_estimate
-        format_rate is_redrawable loaded_blas on_processes per_worker render_png status_line version_for
+        WorkerDied WorkerTimeout affinity_cores aligned_zeros arena_size available_cores blas_threads diagnose
+        draw_graph draw_timeline find_bottleneck format_bytes format_clock format_duration format_estimate
+        format_rate is_redrawable loaded_blas on_processes per_worker render_png status_line system_memory
+        version_for
     """,
 }
 """Package → its pinned `__all__`, names between spaces. A name that comes or goes is a decision: change it here too."""

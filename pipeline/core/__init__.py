@@ -22,7 +22,6 @@ from threadloom.pipeline.core.callables import (
     kind_of as kind_of,
     kind_of_instances as kind_of_instances,
 )
-from threadloom.pipeline.core.control_groups import control_groups as control_groups
 from threadloom.pipeline.core.errors import (
     AdmissionError as AdmissionError,
     Cancelled as Cancelled,
@@ -60,6 +59,7 @@ from threadloom.pipeline.core.shared import (
     slot_of as slot_of,
 )
 from threadloom.pipeline.core.slots import Pool as Pool, PoolStatistics as PoolStatistics
+from threadloom.pipeline.core.system_memory import system_memory as system_memory
 from threadloom.pipeline.core.threads import (
     BlasThreads as BlasThreads,
     affinity_cores as affinity_cores,

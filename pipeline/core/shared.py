@@ -30,7 +30,6 @@ import time
 import weakref
 from collections.abc import Callable
 from math import prod
-from pathlib import Path
 from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Any, Final, Self
@@ -40,6 +39,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from threadloom.pipeline.core.errors import Cancelled, PipelineError
 from threadloom.pipeline.core.slots import PoolStatistics
+from threadloom.pipeline.core.system_memory import system_memory
 
 Shape = int | tuple[int, ...]
 
@@ -54,10 +54,10 @@ class PoolExhausted(PipelineError):
 def anonymous_memory(name: str, size: int) -> int:
     """Return a file descriptor of `size` zeroed bytes of shared memory without a name in any file system."""
     # Checked before the allocation: if memory runs out, Linux kills a process instead of refusing.
-    available = _available_memory()
+    _, available = system_memory()
     if available is not None and size > available:
         raise PipelineError(
-            f"shared memory {name!r} needs {size:,} bytes, but only {available:,} are available on this machine: use "
+            f"shared memory {name!r} needs {size:,} bytes, but only {available:,} are available to this process: use "
             f"fewer or smaller slots"
         )
     if hasattr(os, "memfd_create"):
@@ -75,15 +75,6 @@ def anonymous_memory(name: str, size: int) -> int:
             f"the memory limit"
         ) from error
     return fd
-
-
-def _available_memory() -> int | None:
-    """Return the bytes that can be allocated without swapping, or None if the system does not report them."""
-    try:
-        lines = Path("/proc/meminfo").read_text("utf-8", "replace").splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
 
 
 def _unlinked_memory() -> int:

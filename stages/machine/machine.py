@@ -9,12 +9,12 @@ import os
 import platform
 import re
 import subprocess
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import Enum
+from functools import cache
 from pathlib import Path
 
-from threadloom.pipeline import available_cores
-from threadloom.stages.machine.memory import address_space_left, system_memory
+from threadloom.pipeline import available_cores, system_memory
 
 FEATURES = (
     "sse2",
@@ -118,23 +118,36 @@ def cache_root() -> Path:
 
 
 def detect(root: Path = Path("/")) -> Machine:
-    """Return the description of this machine. /proc and /sys are read below `root`, which tests replace."""
-    cpus = _affinity()
-    name, features = _llvm_host()
+    """Return the description of this machine. /proc and /sys are read below `root`, which tests replace.
+
+    The processor is read once per process; the available cores and memory are read at each call.
+    """
     total, available = _memory(root)
+    return replace(
+        _processor(root, _affinity()),
+        logical_cores=available_cores(root),
+        memory_total=total,
+        memory_available=available,
+    )
+
+
+@cache
+def _processor(root: Path, cpus: tuple[int, ...]) -> Machine:
+    """Return the description of the processor, as far as a process may use `cpus`, without memory."""
+    name, features = _llvm_host()
     return Machine(
         cpu=_cpu_model(root) or name or platform.machine(),
         microarchitecture=name,
         architecture=platform.machine(),
         system=platform.system(),
-        logical_cores=available_cores(root),
+        logical_cores=len(cpus),
         physical_cores=_physical_cores(root, cpus),
         features=features,
         l1d=_cache(root, cpus, 1, "Data", "hw.l1dcachesize"),
         l2=_cache(root, cpus, 2, "Unified", "hw.l2cachesize"),
         l3=_cache(root, cpus, 3, "Unified", "hw.l3cachesize"),
-        memory_total=total,
-        memory_available=available,
+        memory_total=None,
+        memory_available=None,
     )
 
 
@@ -194,8 +207,7 @@ def _memory(root: Path) -> tuple[int | None, int | None]:
     if total is None:
         size = _sysctl("hw.memsize")
         total = int(size) if size else None
-    left = address_space_left(root)
-    return total, available if left is None else min(left, left if available is None else available)
+    return total, available
 
 
 def _sysctl(name: str) -> str | None:

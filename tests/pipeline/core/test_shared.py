@@ -5,6 +5,7 @@ import gc
 import os
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from threadloom.pipeline import Cancelled, PipelineError
+from threadloom.pipeline import Cancelled, PipelineError, system_memory
+from threadloom.pipeline.core import shared
 from threadloom.pipeline.core.shared import PoolExhausted, SharedPool, anonymous_memory, map_memory, slot_of
 
 pytestmark = pytest.mark.timeout(60)
@@ -128,6 +130,18 @@ def test_memory_that_is_not_available_is_rejected_immediately(monkeypatch: pytes
     with pytest.raises(PipelineError, match="cannot allocate 4,096 bytes"):
         SharedPool(1, 64)
     assert descriptors() == before
+
+
+def test_the_limit_of_a_control_group_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    files = {"proc/meminfo": "MemAvailable: 4194304 kB", "proc/self/cgroup": "0::/job",
+             "sys/fs/cgroup/job/memory.max": 1 << 20, "sys/fs/cgroup/job/memory.current": 1 << 19}  # fmt: skip
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"{content}\n")
+    monkeypatch.setattr(shared, "system_memory", partial(system_memory, tmp_path))
+    SharedPool(1, 1 << 18).close()
+    with pytest.raises(PipelineError, match="only 524,288 are available to this process"):
+        SharedPool(2, 1 << 19)
 
 
 def test_close_frees_descriptor_and_memory_and_leaves_arrays_alive() -> None:

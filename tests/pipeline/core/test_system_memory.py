@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from threadloom.stages.machine.memory import memory_groups, system_memory
+from threadloom.pipeline.core.system_memory import memory_groups, system_memory
 
 pytestmark = pytest.mark.timeout(30)
 
