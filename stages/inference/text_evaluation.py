@@ -2,12 +2,17 @@
 
 import math
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 from threadloom.stages.config import ConfigError, InputError
 from threadloom.stages.data import DataError, EvaluationWindows, TokenFile, evaluation_batches, read_text, token_type
 from threadloom.stages.inference.model import Model, ModelError
+from threadloom.stages.machine import thread_limit
+from threadloom.stages.models import Geometry
+from threadloom.stages.resolve import float32_settings
 from threadloom.stages.step import ValidationLoss
 from threadloom.stages.step.float32 import Float32Compute
 
@@ -46,12 +51,10 @@ def evaluate_text(run: Path, texts: tuple[str, ...]) -> TextEvaluation:
     begin = time.perf_counter()
     model = Model.open(run)
     tokens, characters = _text_tokens(model, texts) if texts else _validation_tokens(model, run)
-    geometry = replace(model.geometry, context=tokens.context)
-    sequences = max(1, min(256 // geometry.context, (len(tokens) - 1) // geometry.context))
-    windows: EvaluationWindows = evaluation_batches(
-        tokens, batch_size=sequences, micro_batch=sequences, batches=len(tokens)
-    )
-    loss = ValidationLoss(Float32Compute(geometry, sequences)).mean_loss(model, windows)
+    sequences = max(1, min(256 // tokens.context, (len(tokens) - 1) // tokens.context))
+    windows = evaluation_batches(tokens, batch_size=sequences, micro_batch=sequences, batches=len(tokens))
+    with float32_settings():
+        loss = _mean_loss(model, windows, replace(model.geometry, context=tokens.context), sequences)
     if not math.isfinite(loss):
         raise ModelError(
             str(model.path),
@@ -61,6 +64,26 @@ def evaluate_text(run: Path, texts: tuple[str, ...]) -> TextEvaluation:
             hint="evaluate an earlier checkpoint, or train again with a lower optimizer.lr",
         )
     return TextEvaluation(loss, windows.tokens, characters / len(tokens), time.perf_counter() - begin)
+
+
+def _mean_loss(model: Model, windows: EvaluationWindows, geometry: Geometry, sequences: int) -> float:
+    """Return the mean loss of windows, computed by the threads of this process.
+
+    The sum of the micro-batches' losses is rounded once, so it does not depend on the number of threads.
+    """
+    count = min(thread_limit().count, windows.micro_batches)
+    evaluators = [ValidationLoss(Float32Compute(geometry, sequences)) for _ in range(count)]
+
+    def losses(first: int) -> list[float]:
+        return evaluators[first].losses(model, windows, range(first, windows.micro_batches, count))
+
+    with ThreadPoolExecutor(count, "evaluate") as pool:
+        try:
+            return math.fsum(chain.from_iterable(pool.map(losses, range(count)))) / windows.tokens
+        except BaseException:  # Ctrl-C, too: the pool waits for its threads
+            for evaluator in evaluators:
+                evaluator.abort()
+            raise
 
 
 def _text_tokens(model: Model, texts: tuple[str, ...]) -> tuple[TokenFile, int]:

@@ -24,8 +24,12 @@ from threadloom.stages.resolve.precision import (
     slow_allowed as slow_allowed,
     with_precision as with_precision,
 )
-from threadloom.stages.resolve.process_wide import gemm_settings as gemm_settings
+from threadloom.stages.resolve.process_wide import float32_settings as float32_settings, gemm_settings as gemm_settings
 from threadloom.stages.resolve.resolution import MAX_LANES as MAX_LANES, resolve as resolve
+from threadloom.stages.resolve.stage_threads import (
+    stage_threads as stage_threads,
+    with_threads_of_this_process as with_threads_of_this_process,
+)
 from threadloom.stages.resolve.trajectory_settings import (
     trajectory as trajectory,
     trajectory_differences as trajectory_differences,

@@ -1,4 +1,4 @@
-"""The process-wide GEMM backend and BLAS thread count of a run."""
+"""The process-wide GEMM backend and BLAS thread count of a computation: every command computes within one of these."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -35,4 +35,17 @@ def gemm_settings(config: ResolvedConfig) -> Iterator[None]:
                 "the threads of this BLAS compute with subnormal numbers, which kernels flush to zero: a diverging run "
                 "may become slow; threads.blas=1 avoids it"
             )
+        yield
+
+
+@contextmanager
+def float32_settings() -> Iterator[None]:
+    """Use one BLAS thread while the context is open, for computations in float32 without a configuration.
+
+    The GEMM backend is that of this processor. As in a run with the default `threads.blas`, results then depend neither
+    on the number of cores nor on the threads of BLAS, which keep subnormal numbers.
+    """
+    import threadloom.kernels  # noqa: F401 - loads the BLAS of the backend: only a loaded library has a thread count
+
+    with blas_threads(1):
         yield

@@ -66,7 +66,7 @@ def resolve(config: Config, cores: int, vocabulary: int | None = None, *, thread
     micro_batches = config.sequences // micro_batch
     lanes, shared = _choose_lanes(config, geometry, min(cores, micro_batches, _max_lanes(parameters)))
     workers = config.threads.total or threads or cores
-    counts = _choose_threads(config.threads, workers, min(workers, micro_batches if shared else lanes))
+    counts = choose_threads(config.threads, workers, micro_batches if shared else lanes)
     extra = int(_BANK_COPIES.get(config.precision, 1) * parameters <= SMALL_MODEL_ELEMENTS)
     chosen = msgspec.structs.replace(
         config,
@@ -77,8 +77,7 @@ def resolve(config: Config, cores: int, vocabulary: int | None = None, *, thread
         gemm_backend=config.gemm_backend or _fastest_gemm(counts.blas),
         threads=counts,
         channel_capacity=config.channel_capacity or CHANNEL_CAPACITY,
-        # Micro-batches of later batches wait for their version of the weights, and need no slot until it is there.
-        slots=config.slots or min(counts.forward + counts.backward, micro_batches * (config.delay + 1)),
+        slots=config.slots or choose_slots(config, counts.forward, counts.backward, micro_batches),
         extra_banks=extra if config.extra_banks is None else config.extra_banks,
         schedule=_with_decay(config.schedule, config.steps),
         loss_scale=_with_scaling(config.loss_scale, config.precision),
@@ -148,16 +147,25 @@ def _choose_lanes(config: Config, geometry: Geometry, concurrent: int) -> tuple[
     return config.lanes or (half if shared else concurrent), shared
 
 
-def _choose_threads(threads: ThreadsConfig, cores: int, backward: int) -> ResolvedThreads:
+def choose_threads(threads: ThreadsConfig, workers: int, writers: int) -> ResolvedThreads:
+    """Return the counts that are set, and for the others those of `workers` threads, `writers` of them in backward."""
     return ResolvedThreads(
         total=threads.total,
         embed=threads.embed or 1,
-        forward=threads.forward or cores,
-        backward=threads.backward or backward,
-        reduce=threads.reduce or cores,
-        update=threads.update or cores,
+        forward=threads.forward or workers,
+        backward=threads.backward or min(workers, writers),
+        reduce=threads.reduce or workers,
+        update=threads.update or workers,
         blas=threads.blas or 1,
     )
+
+
+def choose_slots(config: Config, forward: int, backward: int, micro_batches: int) -> int:
+    """Return the number of slots for threads of forward and backward; an update has `micro_batches`.
+
+    Micro-batches of later batches wait for their version of the weights, and need no slot until it is there.
+    """
+    return min(forward + backward, micro_batches * (config.delay + 1))
 
 
 def _fastest_gemm(blas_threads: int) -> Gemm:

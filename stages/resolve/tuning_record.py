@@ -1,7 +1,7 @@
 """Tuned settings of this machine: the fastest that `threadloom tune` found, as `train` and `--estimate` read them.
 
-A record holds for one machine, one model, batch and delay, one precision and one version of the package; all of them
-are part of its path:
+A record holds for one machine, one model, batch and delay, one precision, one number of threads and one version of the
+package; all of them are part of its path:
 
     $XDG_CACHE_HOME/threadloom/tuned/MACHINE/MODEL-BATCH-DELAY-VERSION.json
 
@@ -125,10 +125,14 @@ def format_value(value: TunedValue) -> str:
     return value.value if isinstance(value, Gemm) else str(value)
 
 
-def record_path(config: Config, machine: Machine, explicit: Mapping[str, TunedValue] | None = None) -> Path:
-    """Return the path of a configuration's record; `explicit` are the explicit settings during the tuning.
+def record_path(
+    config: Config, machine: Machine, explicit: Mapping[str, TunedValue] | None = None, threads: int | None = None
+) -> Path:
+    """Return the path of a configuration's record.
 
-    An open precision is chosen first, so that a record belongs to the precision that was measured.
+    `explicit` are the explicit settings during the tuning, and `threads` is the number of threads that the stages may
+    use, by default one per core. An open precision is chosen first, so that a record belongs to the precision that was
+    measured.
     """
     model = config.model
     precision = choose_precision_here(config).precision if is_precision_open(config) else config.precision
@@ -140,6 +144,7 @@ def record_path(config: Config, machine: Machine, explicit: Mapping[str, TunedVa
         *([] if precision is Precision.FLOAT32 else [precision.value]),
         *([] if config.shared_lanes is None else ["shared" if config.shared_lanes else "apart"]),
         *(f"{name}{format_value(value)}" for name, value in sorted((explicit or {}).items())),
+        *([] if threads in (None, machine.logical_cores) else [f"threads{threads}"]),
         _package_version(),
     ]
     return cache_root() / "tuned" / machine.fingerprint() / ("-".join(parts) + ".json")
@@ -158,16 +163,18 @@ def write_record(path: Path, record: TuningRecord) -> None:
     atomic_write(path, msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n")
 
 
-def with_tuned_settings(config: Config, machine: Machine) -> Config:
+def with_tuned_settings(config: Config, machine: Machine, threads: int | None = None) -> Config:
     """Return the configuration with this machine's tuned settings for its open settings, and log them.
 
-    The configuration is returned as it is if there is no record, if the defaults were fastest, or if the record does
-    not agree with the explicit settings.
+    The settings are those that were tuned for `threads` threads, by default one per core. The configuration is returned
+    as it is if there is no record, if the defaults were fastest, or if the record does not agree with the explicit
+    settings.
     """
     explicit = explicit_settings(config)
     if len(explicit) == len(TUNED_KEYS):
         return config  # nothing is open, as in the configuration of a resumed run
-    for path in dict.fromkeys((record_path(config, machine, explicit), record_path(config, machine))):
+    paths = (record_path(config, machine, settings, threads) for settings in (explicit, None))
+    for path in dict.fromkeys(paths):
         record = _read_record(path)
         if record is None or record.kept_defaults:
             continue

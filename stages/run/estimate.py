@@ -5,7 +5,6 @@ Time is extrapolated from a few seconds of updates on random tokens, which take 
 evaluation of a few micro-batches.
 """
 
-import subprocess
 import time
 from dataclasses import dataclass, replace
 
@@ -15,15 +14,16 @@ from loguru import logger
 
 from threadloom.pipeline import available_cores, format_estimate
 from threadloom.stages.config import Config, Precision, ResolvedConfig
-from threadloom.stages.console import module_command, resident_bytes
+from threadloom.stages.console import module_output, resident_bytes
 from threadloom.stages.data import TokenIds, read_text, train_tokenizer
-from threadloom.stages.machine import detect, load_warning, thread_limit
+from threadloom.stages.machine import detect, load_warning
 from threadloom.stages.memory import FLOAT, Bank, format_lanes, format_memory_plan
 from threadloom.stages.models import initialise, parameter_count
 from threadloom.stages.resolve import (
     choose_precision_and_warn,
     gemm_settings,
     resolve,
+    stage_threads,
     with_precision,
     with_tuned_settings,
 )
@@ -93,9 +93,10 @@ def estimate_run(config: Config, *, tuned: bool = True, seconds: float = 3.0) ->
     vocabulary = None
     if config.model.vocab_size is None:
         vocabulary = train_tokenizer(config.data, None, read_text(config.data.text).text).vocab_size
+    threads = stage_threads(config).count
     if tuned:
-        config = with_tuned_settings(config, machine)
-    resolved = resolve(config, cores, vocabulary, threads=thread_limit().count)
+        config = with_tuned_settings(config, machine, threads)
+    resolved = resolve(config, cores, vocabulary, threads=threads)
     memory = {PROCESS: _process_bytes(resolved.precision), **planned_memory(resolved)}
     found = Estimate(resolved, memory, machine.memory_available, None, 0.0, 0.0, 0.0)
     if not found.fits:
@@ -117,13 +118,7 @@ def _process_bytes(precision: Precision) -> int:
     """Return the memory of a process with its kernels loaded. If this one has compiled them, a new one is measured."""
     if compile_kernels(precision=precision) <= SLOW:
         return resident_bytes()
-    fresh = subprocess.run(
-        module_command("threadloom.stages.child_processes.process_memory", precision.value),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        check=True,
-    )
-    return int(fresh.stdout)
+    return int(module_output("threadloom.stages.child_processes.process_memory", precision.value, quiet=True))
 
 
 class _OneMicroBatch:

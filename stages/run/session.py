@@ -28,7 +28,7 @@ from threadloom.stages.data import (
     require_same_text,
     write_sources,
 )
-from threadloom.stages.machine import detect, thread_limit
+from threadloom.stages.machine import detect
 from threadloom.stages.memory import format_lanes, format_memory_plan, label
 from threadloom.stages.models import parameter_count
 from threadloom.stages.resolve import (
@@ -40,6 +40,7 @@ from threadloom.stages.resolve import (
     gemm_settings,
     is_precision_open,
     resolve,
+    stage_threads,
     to_json,
     trajectory,
     trajectory_differences,
@@ -106,10 +107,10 @@ def train(
             choice = choose_precision_here(config, allow_slow=start is not None)
         config = with_precision(config, choice.precision)
         data = _prepare(config, text, run, mode)
-        threads = thread_limit()
-        if tuned and threads.count == available_cores():  # tuned settings are for all cores
-            config = with_tuned_settings(config, detect())
-        resolved = resolve(config, available_cores(), data.tokenizer.vocab_size, threads=threads.count)
+        threads = stage_threads(config).count
+        if tuned:
+            config = with_tuned_settings(config, detect(), threads)
+        resolved = resolve(config, available_cores(), data.tokenizer.vocab_size, threads=threads)
         if mode is RunMode.RESUME:
             resolved = _same_trajectory(resolved, run, data, start)
         if not force:
@@ -124,7 +125,8 @@ def train(
 def _require_memory(config: Config, vocabulary: int) -> None:
     """Raise ConfigError for a run that cannot fit; `vocabulary` is assumed if the text is to decide it."""
     cores = available_cores()
-    resolved = resolve(config, cores, vocabulary if config.model.vocab_size is None else None)
+    size = vocabulary if config.model.vocab_size is None else None
+    resolved = resolve(config, cores, size, threads=stage_threads(config).count)
     require_memory(config, resolved, cores, detect().memory_available)
 
 
@@ -322,8 +324,8 @@ def _announce(config: ResolvedConfig, choice: PrecisionChoice) -> None:
     logger.info("processor: {} cores, {}; GEMM by {}", available_cores(), width.value, product)
     if config.precision in (Precision.FLOAT32, Precision.FP16):
         logger.debug("GEMM: {}", blas.reason)
-    total, limit = config.threads.total, thread_limit()
-    logger.info("threads: {}, by {}", total or limit.count, "threads.total" if total else limit.reason)
+    limit = stage_threads(config)
+    logger.info("threads: {}, by {}", limit.count, limit.reason)
     logger.info("precision: {}; {}", config.precision.value, choice.reason)
     if choice.warning:
         logger.warning("{}", choice.warning)

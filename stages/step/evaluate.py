@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -48,16 +49,20 @@ class ValidationLoss:
 
     def mean_loss(self, version: Version, windows: Windows) -> float:
         """Return the mean loss of the windows' target tokens, in nats. Raises `Cancelled` after `abort`."""
+        return math.fsum(self.losses(version, windows, range(windows.micro_batches))) / windows.tokens
+
+    def losses(self, version: Version, windows: Windows, micro_batches: Iterable[int]) -> list[float]:
+        """Return the loss of each micro-batch, summed over its target tokens. Raises `Cancelled` after `abort`."""
         slot = self._slot
         sums = []
-        for micro in range(windows.micro_batches):
+        for micro in micro_batches:
             if self._aborted:
                 raise Cancelled
             windows.fill(0, micro, slot.ids, slot.targets)
             self._compute.embed(version, slot)
             self._compute.forward(version, slot)
             sums.append(self._compute.loss(version, slot, self._logits))
-        return math.fsum(sums) / windows.tokens
+        return sums
 
     def abort(self) -> None:
         """End a computation in another thread after its current micro-batch."""

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,13 +12,16 @@ from loguru import logger
 
 from tests import reference
 from tests.stages.support import Outcome, command, story
-from threadloom.pipeline import Arena
+from threadloom.pipeline import Arena, blas_threads, loaded_blas
 from threadloom.stages import inference
 from threadloom.stages.checkpoint.huggingface import write_model
 from threadloom.stages.data.bytes_tokenizer import BytesTokenizer
-from threadloom.stages.inference import GenerationLimits, Model, SamplingSettings, generate_text
+from threadloom.stages.inference import GenerationLimits, Model, SamplingSettings, generate_text, generation
+from threadloom.stages.inference.sampling import sample_token
+from threadloom.stages.machine import ThreadLimit
 from threadloom.stages.models import Geometry, parameter_shapes
 from threadloom.stages.resolve import to_json
+from threadloom.stages.step import ValidationLoss
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -112,6 +116,51 @@ def test_a_text_shorter_than_the_context_is_evaluated(tmp_path: Path, length: in
     expected = expected_loss(folder, np.frombuffer(text.encode(), np.uint8).astype(np.int64))
     assert float(found.out.split()[1]) == pytest.approx(expected, abs=1e-3)
     assert f"({length - 1} tokens" in found.out
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_an_evaluation_takes_the_threads_of_the_process_and_one_of_blas(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    """The loss is that of the whole text by the reference, at any number of threads."""
+    folder, text = folder_of(tmp_path), "a text of several micro-batches, " * 80
+    (tmp_path / "long.txt").write_text(text)
+    ids = np.frombuffer(text.encode(), np.uint8).astype(np.int64)
+    parts, blas = list[range](), set[int]()
+    compute = ValidationLoss.losses
+
+    def losses(self: ValidationLoss, version: Any, windows: Any, part: range) -> list[float]:
+        parts.append(part)
+        blas.update(library.threads for library in loaded_blas())
+        return compute(self, version, windows, part)
+
+    monkeypatch.setattr(ValidationLoss, "losses", losses)
+    monkeypatch.setattr("threadloom.stages.inference.text_evaluation.thread_limit", lambda: ThreadLimit(threads, ""))
+    with blas_threads(2):
+        out = command("eval", folder, "--text", tmp_path / "long.txt").out
+    assert len(parts) == threads
+    assert sorted(micro for part in parts for micro in part) == list(range(sum(map(len, parts))))
+    assert blas == {1}
+    weights = {name: tensor.astype(np.float64) for name, tensor in Model.open(folder).weights._asdict().items()}
+    rows = (len(ids) - 1) // GEOMETRY.context // 16 * 16  # whole micro-batches
+    starts = np.arange(rows) * ((len(ids) - 1) // GEOMETRY.context) // rows * GEOMETRY.context
+    windows = np.stack([ids[start : start + GEOMETRY.context + 1] for start in starts])
+    expected = reference.loss_mean(weights, windows[:, :-1], windows[:, 1:], GEOMETRY.heads)
+    assert float(out.split()[1]) == pytest.approx(expected, abs=1e-4)  # it is printed with four decimals
+
+
+def test_a_sample_is_computed_with_one_blas_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found: set[int] = set()
+    draw = sample_token
+
+    def drawn(*arguments: Any) -> int:
+        found.update(library.threads for library in loaded_blas())
+        return draw(*arguments)
+
+    monkeypatch.setattr(generation, "sample_token", drawn)
+    with blas_threads(2):
+        assert command("sample", folder_of(tmp_path), "--tokens=3").status == 0
+    assert found == {1}
 
 
 def test_a_text_of_one_token_has_nothing_to_predict(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -115,9 +116,9 @@ def test_a_child_process_that_fails_is_an_error_of_one_line(tmp_path: Path) -> N
     )
     sys.path.insert(0, str(tmp_path))
     try:
-        given = {"request": b"!", "environment": {"ANSWER": "yes"}}
-        assert module_output("child_of_a_test", "0", **given) == b"yes!"
+        run = partial(module_output, "child_of_a_test", request=b"!", environment={"ANSWER": "yes"})
+        assert run("0") == b"yes!"
         with pytest.raises(WorkerError, match="exited with status 3"):
-            module_output("child_of_a_test", "3", **given)
+            run("3")
     finally:
         sys.path.remove(str(tmp_path))

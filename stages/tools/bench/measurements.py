@@ -7,9 +7,7 @@ draining of the pipeline, which are negligible in a real run.
 """
 
 import json
-import os
 import statistics
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -21,11 +19,11 @@ import msgspec
 from threadloom.kernels import GemmBackend, blas_info
 from threadloom.pipeline import available_cores
 from threadloom.stages.config import Config, Precision, ResolvedConfig
-from threadloom.stages.console import module_command
-from threadloom.stages.machine import alternate_rounds, detect, load_average
+from threadloom.stages.console import module_output
+from threadloom.stages.machine import alternate_rounds, detect, load_average, thread_limit
 from threadloom.stages.memory import Bank, reduction_bytes
 from threadloom.stages.models import parameter_count
-from threadloom.stages.resolve import choose_precision_and_warn, resolve, to_json
+from threadloom.stages.resolve import choose_precision_and_warn, resolve, stage_threads, to_json
 from threadloom.stages.tools.bench.check import check_kernels, check_schedules, odd
 from threadloom.stages.tools.bench.kernel_bench import update_bytes
 from threadloom.stages.tools.bench.kernels import measure_kernels
@@ -47,14 +45,15 @@ Progress = Callable[[str], None]
 def run_bench(configs: Sequence[Config], seconds: float, cold: bool, on_progress: Progress) -> BenchReport:
     """Check, then measure the machine and each configuration, `seconds` for each execution mode."""
     load = load_average()
-    cores, machine = available_cores(), detect()
+    machine, limit = detect(), thread_limit()
+    on_progress(f"threads: {limit.count}, by {limit.reason}")
     for config in configs:
         choose_precision_and_warn(config)
-    precisions = list(dict.fromkeys(resolve(measured_config(config), cores).precision for config in configs))
-    checked = "; ".join(check_precision(precision, cores, on_progress) for precision in precisions)
+    precisions = list(dict.fromkeys(_resolved(config).precision for config in configs))
+    checked = "; ".join(check_precision(precision, limit.count, on_progress) for precision in precisions)
     on_progress("measuring the machine")
-    peaks = measure_peaks(machine, precisions=precisions)
-    found = [bench_config(config, cores, seconds, cold, peaks, on_progress) for config in configs]
+    peaks = measure_peaks(machine, limit.count, precisions=precisions)
+    found = [bench_config(config, seconds, cold, peaks, on_progress) for config in configs]
     return BenchReport(machine, _gemm_name(), load, checked, peaks, found)
 
 
@@ -71,15 +70,18 @@ def _gemm_name() -> str:
     return "Numba's kernel" if blas.backend is GemmBackend.NUMBA else f"{blas.name} {blas.version}"
 
 
-def bench_config(
-    config: Config, cores: int, seconds: float, cold: bool, peaks: Peaks, on_progress: Progress
-) -> ConfigBench:
+def _resolved(config: Config, delay: int | None = None) -> ResolvedConfig:
+    """Return a configuration as `train` runs it here, but endless, and with `delay` if given."""
+    return resolve(measured_config(config, delay), available_cores(), threads=stage_threads(config).count)
+
+
+def bench_config(config: Config, seconds: float, cold: bool, peaks: Peaks, on_progress: Progress) -> ConfigBench:
     """Measure one configuration."""
-    resolved = resolve(measured_config(config), cores)
+    resolved = _resolved(config)
     geometry = resolved.model.geometry()
     on_progress(f"{config.name} in {resolved.precision.value}: checking one layer of its sizes in float64")
     checked = check_kernels(one_layer(resolved), every_tensor=False)
-    modes = measure_modes(config, cores, seconds, lambda text: on_progress(f"{config.name}: {text}"))
+    modes = measure_modes(config, seconds, lambda text: on_progress(f"{config.name}: {text}"))
     on_progress(f"{config.name}: timing each kernel")
     kernel_times = measure_kernels(resolved, peaks, seconds)
     on_progress(f"{config.name}: timing the start")
@@ -106,11 +108,12 @@ def one_layer(config: ResolvedConfig) -> ResolvedConfig:
     return msgspec.structs.replace(config, model=msgspec.structs.replace(config.model, layers=1), micro_batch=1)
 
 
-def measure_modes(config: Config, cores: int, seconds: float, on_progress: Progress) -> list[ModeMeasurement]:
+def measure_modes(config: Config, seconds: float, on_progress: Progress) -> list[ModeMeasurement]:
     """Measure the execution modes in alternating rounds, `seconds` for each in total."""
+    cores = stage_threads(config).count
     modes = [(ExecutionMode.REPLAY, 0), (ExecutionMode.STAGES, 0)]
     modes += [(ExecutionMode.PIPELINE, delay) for delay in dict.fromkeys((*DELAYS, config.delay))]
-    configs = [resolve(measured_config(config, delay), cores) for _, delay in modes]
+    configs = [_resolved(config, delay) for _, delay in modes]
     with ExitStack() as stack:
         workers = [
             stack.enter_context(MeasuredStepWorker(to_json(resolved), mode, cores))
@@ -136,11 +139,9 @@ def measure_start(config: ResolvedConfig, starts: int, environment: dict[str, st
     """Start new processes and return the medians of the times at which they reached each point."""
     reached: list[dict[str, float]] = []
     for _ in range(starts):
-        command = module_command("threadloom.stages.child_processes.measured_step", repr(time.monotonic()))
-        answer = subprocess.run(
-            command, input=to_json(config).encode(), env=os.environ | environment, stdout=subprocess.PIPE, check=True
-        )
-        reached.append(json.loads(answer.stdout))
+        module, begin = "threadloom.stages.child_processes.measured_step", repr(time.monotonic())
+        answer = module_output(module, begin, request=to_json(config).encode(), environment=environment)
+        reached.append(json.loads(answer))
     return StartTimes(starts, {name: statistics.median(one[name] for one in reached) for name in reached[0]})
 
 

@@ -37,12 +37,12 @@ SEPARATE_GEMM = (Precision.BF16, Precision.BF16X3)
 """Precisions with a GEMM kernel other than float32's."""
 
 
-def measure_peaks(machine: Machine, seconds: float = 4.0, precisions: Collection[Precision] = ()) -> Peaks:
-    """Measure float32 GEMM by Numba and by BLAS, and bandwidths, in about `seconds` seconds.
+def measure_peaks(machine: Machine, cores: int, seconds: float = 4.0, precisions: Collection[Precision] = ()) -> Peaks:
+    """Measure float32 GEMM by Numba and by BLAS, and bandwidths, in about `seconds` seconds, on one and `cores` cores.
 
     `precisions` are those of the measured configurations; their separate GEMMs are measured too.
     """
-    cores, blas = machine.logical_cores, blas_info()
+    blas = blas_info()
     backends = [GemmBackend.NUMBA, *([GemmBackend.BLAS] if blas.name and not blas.known_bad else [])]
     gemms: dict[int, list[float]] = {1: [], cores: []}
     streams_windows = len(PASSES) * (2 + LEVEL_WINDOW * len(LEVEL_BYTES))

@@ -18,7 +18,7 @@ from threadloom.kernels.compiling import CACHE_FOLDER, JIT_ENABLED, CacheFolder,
 from threadloom.kernels.simd import low_precision_info
 from threadloom.pipeline import BlasThreads, format_bytes, loaded_blas
 from threadloom.stages.config import Config
-from threadloom.stages.machine import Machine, VectorWidth, cache_root, detect
+from threadloom.stages.machine import Machine, ThreadLimit, VectorWidth, cache_root, detect, thread_limit
 from threadloom.stages.resolve import CONFIG_NAMES, PrecisionChoice, load_config, resolve
 from threadloom.stages.speeds import Speeds, read_speeds, speeds_here, speeds_key, speeds_path
 from threadloom.stages.tools.doctor.measuring import MachineRates, measure_machine
@@ -66,13 +66,19 @@ class DoctorReport:
     speeds: Speeds | None = None  # the kept rates by which a run selects, warns about or refuses a precision
     speeds_from: str = ""  # time of the measurement and path of the file; "" if there are none
     places: tuple[str, ...] = ()  # where kernels and figures are kept, one sentence each
+    threads: ThreadLimit | None = None  # of the stages; None: one per core
+
+    @property
+    def cores(self) -> int:
+        """The cores that the stages use, at one thread each, and that were measured."""
+        return self.threads.count if self.threads else self.machine.logical_cores
 
     @property
     def choices(self) -> tuple[str, ...]:
         """The choices that follow from the machine, one sentence each."""
         now = any(path.one is not None for path in self.products)
         precisions = precision_sentences(self.precisions, self.speeds_from, now)
-        return (*choices(self.machine, self.blas, self.defaults), *self.places, *precisions)
+        return (*choices(self.machine, self.blas, self.defaults, self.threads), *self.places, *precisions)
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -82,7 +88,7 @@ class DoctorReport:
 
 def examine(measure: bool = True, seconds: float = 0.3) -> DoctorReport:
     """Return the report on this machine. With `measure`, six rates are measured for `seconds` each, then every GEMM."""
-    machine, info = detect(), low_precision_info()
+    machine, threads, info = detect(), thread_limit(), low_precision_info()
     products = product_paths(blas_info(), info)
     speeds, speeds_from = _speeds(measure)
     return DoctorReport(
@@ -91,13 +97,14 @@ def examine(measure: bool = True, seconds: float = 0.3) -> DoctorReport:
         libraries={name: _version(name) for name in LIBRARIES},
         blas=blas_info(),
         loaded=loaded_blas(),
-        measured=measure_machine(machine, seconds) if measure else None,
-        defaults=tuple(_defaults(load_config(name), machine.logical_cores) for name in CONFIG_NAMES),
-        products=measured_paths(products, machine.logical_cores) if measure and JIT_ENABLED else products,
+        measured=measure_machine(machine, threads.count, seconds) if measure else None,
+        defaults=tuple(_defaults(load_config(name), machine.logical_cores, threads.count) for name in CONFIG_NAMES),
+        products=measured_paths(products, threads.count) if measure and JIT_ENABLED else products,
         precisions=automatic_choices(speeds, info),
         speeds=speeds,
         speeds_from=speeds_from,
         places=places(CACHE_FOLDER, cache_root()),
+        threads=threads,
     )
 
 
@@ -130,9 +137,9 @@ def _version(name: str) -> str:
         return "not installed"
 
 
-def _defaults(config: Config, cores: int) -> ConfigDefaults:
+def _defaults(config: Config, cores: int, count: int) -> ConfigDefaults:
     vocabulary = UNKNOWN_VOCABULARY if config.model.vocab_size is None else None
-    resolved = resolve(config, cores, vocabulary)
+    resolved = resolve(config, cores, vocabulary, threads=count)
     threads, rows = resolved.threads, resolved.micro_batch * resolved.model.context
     return ConfigDefaults(
         config=resolved.name,
@@ -149,7 +156,9 @@ def _defaults(config: Config, cores: int) -> ConfigDefaults:
     )
 
 
-def choices(machine: Machine, blas: BlasInfo, defaults: Sequence[ConfigDefaults]) -> tuple[str, ...]:
+def choices(
+    machine: Machine, blas: BlasInfo, defaults: Sequence[ConfigDefaults], threads: ThreadLimit | None = None
+) -> tuple[str, ...]:
     """Return the choices that follow from the machine, one sentence each."""
     said = [_vector_choice(machine)]
     if blas.backend is GemmBackend.BLAS:
@@ -162,6 +171,8 @@ def choices(machine: Machine, blas: BlasInfo, defaults: Sequence[ConfigDefaults]
         if library and not blas.known_bad:
             said.append(f"BLAS, if selected by THREADLOOM_GEMM=blas: {library}.")
     cores = f"{machine.logical_cores} core{'s' if machine.logical_cores > 1 else ''}"
+    if threads and threads.count < machine.logical_cores:
+        said.append(f"Threads: at most {threads.count} per stage on {cores}, by {threads.reason}.")
     said.append(
         f"Threads: 1 inside BLAS; the stages' threads share {cores} and overlap, "
         "and the table below shows their number per stage."

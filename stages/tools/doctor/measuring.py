@@ -36,9 +36,8 @@ class MachineRates:
         return self.gemm_all / self.gemm_one if self.gemm_one > 0 else 0.0
 
 
-def measure_machine(machine: Machine, seconds: float = 0.3) -> MachineRates:
-    """Measure each rate for `seconds` seconds. BLAS is limited to one thread during the measurement of GEMM."""
-    cores = machine.logical_cores
+def measure_machine(machine: Machine, cores: int, seconds: float = 0.3) -> MachineRates:
+    """Measure each rate for `seconds` seconds, on one and on `cores` cores. GEMM is measured with one BLAS thread."""
     total = max(STREAM_BYTES, 4 * (machine.l3 or 0))
     if machine.memory_available is not None:
         total = min(total, machine.memory_available // 8)  # three arrays, and a margin for other programs

@@ -32,7 +32,7 @@ class DoctorView:
             yield _measured_table(report.measured)
         yield Text("\nPrecisions", "bold")
         yield Padding(Text(CAPTION, "dim"), (0, 0, 0, 2))
-        yield paths_table(report.products, report.machine.logical_cores, report.precisions, report.speeds)
+        yield paths_table(report.products, report.cores, report.precisions, report.speeds)
         yield Text("\nChoices", "bold")
         yield from (_sentence(sentence, "-", "") for sentence in report.choices)
         yield Text()

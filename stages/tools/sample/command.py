@@ -50,6 +50,7 @@ def print_sample(
 ) -> None:
     """Generate a text and print it as it comes. Without a prompt, the text begins a line."""
     from threadloom.stages.inference import Model, generate_text
+    from threadloom.stages.resolve import float32_settings
 
     model = Model.open(run)
     prompt_ids = model.default_prompt() if prompt is None else model.tokenizer.encode(prompt)
@@ -57,7 +58,8 @@ def print_sample(
     pieces = generate_text(model, prompt_ids, settings, limits, seed)
     write_output(beginning if beginning.strip() else "", end="")
     try:
-        for piece in pieces:
-            write_output(piece, end="")
+        with float32_settings():
+            for piece in pieces:
+                write_output(piece, end="")
     finally:
         write_output()

@@ -71,9 +71,7 @@ def train_command(
         raise click.MissingParameter(param_hint="'--out'", param_type="option")
 
     def config() -> "Config":
-        from threadloom.stages.run import saved_config
-
-        base = saved_config(out) if out is not None and resume else named_config(config_name)
+        base = _resumed_config(out) if out is not None and resume else named_config(config_name)
         return changed_config(base, overrides, steps, texts)
 
     if estimate:
@@ -90,6 +88,15 @@ def train_command(
 
         mode = RunMode.RESUME if resume else RunMode.OVERWRITE if overwrite else RunMode.NEW
         _train(config(), out, mode, tuned=not no_tuned, force=force, sample_tokens=sample_tokens)
+
+
+def _resumed_config(out: Path) -> "Config":
+    """Return the configuration of the run in `out`, with thread counts that are chosen for this process."""
+    from threadloom.stages.machine import thread_limit
+    from threadloom.stages.resolve import with_threads_of_this_process
+    from threadloom.stages.run import saved_config
+
+    return with_threads_of_this_process(saved_config(out), thread_limit())
 
 
 def _train(config: "Config", out: Path, mode: "RunMode", *, tuned: bool, force: bool, sample_tokens: int) -> None:

@@ -24,7 +24,7 @@ def overrides_from(base: TunedSettings, choice: TunedSettings) -> dict[str, Tune
 class Limits:
     """The machine and the batch, which limit the alternatives."""
 
-    cores: int
+    cores: int  # those that the stages may use, one thread on each
     batch_size: int
     sequences: int  # per update
     gemms: tuple[Gemm, ...]  # usable float32 GEMM backends; empty: the precision uses none of them

@@ -27,6 +27,7 @@ from threadloom.stages.resolve import (
     explicit_settings,
     record_path,
     resolve,
+    stage_threads,
     with_defaults,
     with_precision,
     write_record,
@@ -70,14 +71,15 @@ def run_tuning(config: Config, budget: float, console: Console | None = None) ->
     console = console or report_console(least=80, in_files=120)
     if warning := load_warning():
         logger.warning(warning)
-    machine, cores = detect(), available_cores()
+    machine, cores, threads = detect(), available_cores(), stage_threads(config)
     config = with_precision(config, choose_precision_and_warn(config).precision)
     if config.model.vocab_size is None:
         logger.info("the vocabulary depends on the text; tuning with {} random tokens", RANDOM_VOCABULARY)
     measured = measured_config(config)
-    resolved = resolve(measured, cores)
+    logger.info("threads: {}, by {}", threads.count, threads.reason)
+    resolved = resolve(measured, cores, threads=threads.count)
     default, explicit = TunedSettings.of(resolved), explicit_settings(config)
-    path = record_path(config, machine, explicit)
+    path = record_path(config, machine, explicit, threads.count)
     if problem := write_problem(path.parent):
         logger.warning(
             "the result of this search can only be printed: {} cannot be written ({}). Hint: set THREADLOOM_CACHE to "
@@ -86,7 +88,7 @@ def run_tuning(config: Config, budget: float, console: Console | None = None) ->
     compile_kernels(precision=config.precision)
     trials = Trials(measured, cores, min(MAX_TRIAL_SECONDS, max(MIN_TRIAL_SECONDS, budget / TRIALS_WANTED)))
     trials(default)  # warms up caches and clock; does not count
-    limits = Limits(cores, config.batch_size, config.sequences, _gemms(config.precision), resolved.shared_lanes)
+    limits = Limits(threads.count, config.batch_size, config.sequences, _gemms(config.precision), resolved.shared_lanes)
     with _progress(console) as on_progress:
         result = search(default, limits, trials, budget, explicit, on_progress)
     console.print(trials_table(result))

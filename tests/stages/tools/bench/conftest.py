@@ -22,8 +22,8 @@ def quick_peaks(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Peaks]:
     monkeypatch.setattr(bench_peaks, "LEVEL_BYTES", (1 << 18, 1 << 20))
     monkeypatch.setattr(bench_peaks, "LEAST_STREAM", 4 << 20)
 
-    def measure(machine: Machine, seconds: float = 0.1, precisions: Collection[Precision] = ()) -> Peaks:
-        return bench_peaks.measure_peaks(replace(machine, l3=None), seconds, precisions)
+    def measure(machine: Machine, cores: int, seconds: float = 0.1, precisions: Collection[Precision] = ()) -> Peaks:
+        return bench_peaks.measure_peaks(replace(machine, l3=None), cores, seconds, precisions)
 
     monkeypatch.setattr(measurements, "measure_peaks", measure)
     return measure

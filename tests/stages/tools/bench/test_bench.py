@@ -111,13 +111,13 @@ def test_the_peak_is_that_of_the_fastest_gemm(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(bench_peaks, "gemm", product)
     monkeypatch.setattr(bench_peaks, "throughput", rate_of)
-    peaks = bench_peaks.measure_peaks(dataclasses.replace(MACHINE, l3=None, memory_available=64 << 20))
+    peaks = bench_peaks.measure_peaks(dataclasses.replace(MACHINE, l3=None, memory_available=64 << 20), 2)
     assert peaks.gemm_one == 300
 
 
 @pytest.mark.soak
 def test_peaks_at_full_size() -> None:
-    peaks = bench_peaks.measure_peaks(detect(), 1.0, tuple(Precision))
+    peaks = bench_peaks.measure_peaks(detect(), 2, 1.0, tuple(Precision))
     assert [peak.precision for peak in peaks.others] == [Precision.BF16, Precision.BF16X3]
     assert len(peaks.levels) == len(bench_peaks.LEVEL_BYTES) + 1
     assert all(0 < peak.one <= peak.all for peak in peaks.others)

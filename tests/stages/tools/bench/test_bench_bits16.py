@@ -143,7 +143,7 @@ def test_a_wrong_loss_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_only_used_gemms_are_measured(quick_peaks: Callable[..., Peaks]) -> None:
-    peaks = quick_peaks(detect(), 0.01, (Precision.FLOAT32, FP16, BF16))
+    peaks = quick_peaks(detect(), 2, 0.01, (Precision.FLOAT32, FP16, BF16))
     assert [peak.precision for peak in peaks.others] == [BF16]
     assert 0 < peaks.others[0].one <= peaks.others[0].all
 

@@ -31,6 +31,7 @@ MACHINE = detect()
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("OMP_NUM_THREADS", str(MACHINE.logical_cores))  # no limit below the cores
     return tmp_path / "cache"
 
 
@@ -137,6 +138,27 @@ def test_a_record_belongs_to_the_precision_of_the_run(
     assert path == record_path(asked, MACHINE) != record_path(TINY, MACHINE)
     assert (with_tuned_settings(asked, MACHINE).slots or 0) > 6
     assert with_tuned_settings(TINY, MACHINE) == TINY
+
+
+def test_no_trial_has_more_threads_than_the_process_may_use(monkeypatch: pytest.MonkeyPatch, logged: list[str]) -> None:
+    tried: list[TunedSettings] = []
+
+    class OneLane(Trials):
+        def __call__(self, choice: TunedSettings) -> Trial:
+            tried.append(choice)
+            return Trial(2000.0 if choice.channel_capacity == 4 else 1000.0, 0.001)
+
+    monkeypatch.setattr(tuning, "Trials", OneLane)
+    monkeypatch.setattr(tuning, "available_cores", lambda: 4)
+    monkeypatch.setattr(tuning, "compile_kernels", lambda precision: None)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    run_tuning(TINY, 5.0, plain_console()[0])
+    assert len(tried) > 5
+    assert {(one.forward, one.backward, one.reduce, one.update, one.blas) for one in tried} == {(1, 1, 1, 1, 1)}
+    assert "threads: 1, by OMP_NUM_THREADS\n" in logged or MACHINE.logical_cores == 1
+    assert with_tuned_settings(TINY, MACHINE, 1).channel_capacity == 4
+    if MACHINE.logical_cores > 1:
+        assert with_tuned_settings(TINY, MACHINE) == TINY, "they are not those of all cores"
 
 
 @pytest.mark.usefixtures("with_tiles")
