@@ -53,7 +53,7 @@ from threadloom.pipeline.core import (
     system_memory,
     version_for,
 )
-from threadloom.pipeline.draw import GraphFormat, GraphView, LiveView, draw_graph, is_redrawable, status_line
+from threadloom.pipeline.draw import GraphFormat, GraphView, LiveView, draw_graph, status_line
 from threadloom.pipeline.graph import Graph, RunOptions, Shards, StageOptions
 from threadloom.pipeline.observe import (
     SKIP,
@@ -62,6 +62,9 @@ from threadloom.pipeline.observe import (
     Diagnosis,
     Distribution,
     Node,
+    Observer,
+    Progress,
+    ProgressBar,
     RunStatistics,
     Sink,
     Skip,
@@ -78,6 +81,8 @@ from threadloom.pipeline.observe import (
     format_duration,
     format_estimate,
     format_rate,
+    is_redrawable,
+    progress_of,
     render_png,
 )
 from threadloom.pipeline.policy import (
@@ -144,6 +149,7 @@ __all__ = [
     "LiveView",
     "MonotonicCounter",
     "Node",
+    "Observer",
     "OnError",
     "OnProcesses",
     "OnStall",
@@ -156,6 +162,8 @@ __all__ = [
     "ProcessError",
     "ProcessTraceback",
     "ProcessWorker",
+    "Progress",
+    "ProgressBar",
     "Retry",
     "RetryAfter",
     "RouteError",
@@ -200,6 +208,7 @@ __all__ = [
     "loaded_blas",
     "on_processes",
     "per_worker",
+    "progress_of",
     "render_png",
     "status_line",
     "system_memory",

@@ -5,4 +5,3 @@ May import: core, policy, observe, graph.
 
 from threadloom.pipeline.draw.drawing import GraphFormat as GraphFormat, draw_graph as draw_graph
 from threadloom.pipeline.draw.live_view import GraphView as GraphView, LiveView as LiveView, status_line as status_line
-from threadloom.pipeline.draw.redrawing import is_redrawable as is_redrawable

@@ -19,8 +19,6 @@ from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar
 
-from threadloom.pipeline.draw.picture import single_line
-from threadloom.pipeline.draw.redrawing import is_redrawable
 from threadloom.pipeline.observe import (
     RunStatistics,
     StageStatistics,
@@ -28,6 +26,8 @@ from threadloom.pipeline.observe import (
     format_clock,
     format_duration,
     format_rate,
+    is_redrawable,
+    single_line,
 )
 
 if TYPE_CHECKING:

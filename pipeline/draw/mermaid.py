@@ -2,8 +2,8 @@
 
 import re
 
-from threadloom.pipeline.draw.picture import Picture, fill_colour, single_line
-from threadloom.pipeline.observe import NodeKind
+from threadloom.pipeline.draw.picture import Picture, fill_colour
+from threadloom.pipeline.observe import NodeKind, single_line
 
 
 def mermaid(picture: Picture) -> str:

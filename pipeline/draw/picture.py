@@ -1,6 +1,5 @@
 """The content of a picture of a graph, common to all formats."""
 
-import unicodedata
 from dataclasses import dataclass
 
 from threadloom.pipeline.graph import Graph
@@ -87,8 +86,3 @@ def _figures(seen: StageStatistics, elapsed: float) -> str:
 def fill_colour(busy: float) -> str:
     """Return the fill colour of a node with this busy share."""
     return COLOURS[min(len(COLOURS) - 1, int(max(0.0, busy) * len(COLOURS)))]
-
-
-def single_line(text: str) -> str:
-    """Return `text` in one line: control characters and separators, which terminals interpret, become spaces."""
-    return "".join(" " if unicodedata.category(each)[0] in "CZ" else each for each in text)

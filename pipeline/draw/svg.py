@@ -6,8 +6,8 @@ from html import escape
 from textwrap import wrap
 
 from threadloom.pipeline.draw.layout import Place, layered
-from threadloom.pipeline.draw.picture import COLOURS, Box, Picture, fill_colour, single_line
-from threadloom.pipeline.observe import NodeKind
+from threadloom.pipeline.draw.picture import COLOURS, Box, Picture, fill_colour
+from threadloom.pipeline.observe import NodeKind, single_line
 
 INK, FAINT, LINE, BLOCKED, ALARM = "#22272e", "#5f6b78", "#8b97a5", "#e0a030", "#c0392b"
 IDLE, WORK = "#ffffff", "#3f7fbf"

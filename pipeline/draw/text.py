@@ -5,7 +5,8 @@ from collections import defaultdict
 from itertools import pairwise
 
 from threadloom.pipeline.draw.layout import Place, layered
-from threadloom.pipeline.draw.picture import Box, Picture, single_line
+from threadloom.pipeline.draw.picture import Box, Picture
+from threadloom.pipeline.observe import single_line
 
 RIGHT, LEFT, DOWN, UP = 1, 2, 4, 8
 LINES = {

@@ -25,9 +25,21 @@ from threadloom.pipeline.core import GraphError
 from threadloom.pipeline.graph.argument_checks import check_names
 from threadloom.pipeline.graph.checks import check_graph, check_route, check_stage
 from threadloom.pipeline.graph.function_checks import check_join_function, kind_of_stage, resolve_expand
+from threadloom.pipeline.graph.predecessors import names_of, nodes_of, vias_of
 from threadloom.pipeline.graph.settings import Elements, Later, RunOptions, StageOptions
 from threadloom.pipeline.graph.sources import Shards, source_stage
-from threadloom.pipeline.observe import Branch, Node, NodeKind, Port, Route, RunStatistics, Sink, Skip, Stage, Via
+from threadloom.pipeline.observe import (
+    Branch,
+    Node,
+    NodeKind,
+    Port,
+    Route,
+    RunStatistics,
+    Sink,
+    Skip,
+    Stage,
+    expected_items,
+)
 from threadloom.pipeline.policy import DeadLetter, FailFast, Fifo, Gather, Join, OnError, Policy
 from threadloom.pipeline.run import Run, RunSettings
 
@@ -193,7 +205,7 @@ class Graph:
         stage = Stage(
             name,
             NodeKind.STAGE,
-            self._names(name, after),
+            names_of(self, name, after),
             fn,
             admission=gather if gather is not None else admission,
             gathers=gather is not None,
@@ -201,7 +213,7 @@ class Graph:
             closes=expand,
             acquire=acquire,
             when=when,
-            via=_vias(after),
+            via=vias_of(after),
             **options,
         )
         self._add(stage)
@@ -261,11 +273,11 @@ class Graph:
         watchdog reports. Increase the capacity, or send a placeholder for each dropped item.
         """
         check_names(f"join {name!r}", options, StageOptions.__annotations__)
-        names = self._names(name, after)
+        names = names_of(self, name, after)
         check_join_function(f"join {name!r}", kind_of_stage(fn))
         admission = Join(names, None if keys is None else tuple(keys), drop_unmatched)
         self._add(
-            Stage(name, NodeKind.STAGE, names, fn, admission=admission, gathers=True, via=_vias(after), **options)
+            Stage(name, NodeKind.STAGE, names, fn, admission=admission, gathers=True, via=vias_of(after), **options)
         )
         return Node(name, self)
 
@@ -278,8 +290,8 @@ class Graph:
         key fails the run. A route has no threads and no channel. Each branch must have exactly one successor.
         """
         route = Route(name, key, tuple(to))
-        nodes = self._nodes(name, after)
-        check_route(route, _vias(nodes))
+        nodes = nodes_of(self, name, after)
+        check_route(route, vias_of(nodes))
         if name in self._routes:
             raise GraphError(f"graph {self.name!r} already has a route {name!r}: use a different name")
         if len(nodes) != 1:
@@ -295,7 +307,7 @@ class Graph:
 
         The items of that output are `DeadLetter`s, and must be consumed like the results of a stage.
         """
-        (node,) = self._nodes(f"the dead letters of {getattr(stage, 'name', stage)}", stage)
+        (node,) = nodes_of(self, f"the dead letters of {getattr(stage, 'name', stage)}", stage)
         declared = self._stages[node.name]
         if not declared.on_error.skips:
             raise GraphError(
@@ -314,9 +326,9 @@ class Graph:
         when: Callable[[Out], bool] | None = None,
     ) -> Sink[Out]:
         """Add a sink: a channel whose items the caller's thread iterates."""
-        names = self._names(name, after)
+        names = names_of(self, name, after)
         self._add(
-            Stage(name, NodeKind.SINK, names, capacity=capacity, admission=admission, when=when, via=_vias(after))
+            Stage(name, NodeKind.SINK, names, capacity=capacity, admission=admission, when=when, via=vias_of(after))
         )
         return Sink(name, self)
 
@@ -371,6 +383,14 @@ class Graph:
         with self.start() as run:
             yield from run.items(sink)
 
+    def expected(self, node: str) -> int | None:
+        """Return the expected number of items of a stage or sink, from the lengths of the sources; None if unknown.
+
+        It is exact if no function skips items and no `when` or route selects some; `operator.length_hint(sink)` returns
+        the same. In a run, `StageStatistics.expected` takes the items so far into account.
+        """
+        return expected_items(self.stages, {})[node]
+
     def check(self) -> None:
         """Raise GraphError if the graph as a whole is invalid. Single stages are checked when they are added."""
         check_graph(self.name, self.stages, self._routes.values())
@@ -403,32 +423,3 @@ class Graph:
             )
         check_stage(stage)
         self._stages[stage.name] = stage
-
-    def _nodes(self, name: str, after: Node[Any] | Sequence[Node[Any]]) -> tuple[Node[Any], ...]:
-        nodes = (after,) if isinstance(after, Node) else tuple(after)
-        if not nodes:
-            raise GraphError(f"stage {name!r} has no predecessors: pass at least one node in `after`")
-        for node in nodes:
-            if not isinstance(node, Node):
-                raise GraphError(
-                    f"invalid predecessor {node!r} of stage {name!r}: expected a node returned by source() or stage()"
-                )
-            if node.graph is not self:
-                raise GraphError(
-                    f"predecessor {node.name!r} of stage {name!r} belongs to another graph: add it to graph "
-                    f"{self.name!r}"
-                )
-        return nodes
-
-    def _names(self, name: str, after: Node[Any] | Sequence[Node[Any]]) -> tuple[str, ...]:
-        nodes = self._nodes(name, after)
-        names = tuple(node.name for node in nodes)
-        if len({(node.name, node.via) for node in nodes}) != len(nodes):
-            raise GraphError(f"stage {name!r} has a duplicate predecessor ({', '.join(names)})")
-        return names
-
-
-def _vias(after: Node[Any] | Sequence[Node[Any]]) -> tuple[Via, ...]:
-    """Return the output that each node of `after` refers to; empty if all are results."""
-    vias = (after.via,) if isinstance(after, Node) else tuple(node.via for node in after)
-    return () if set(vias) == {Port.RESULTS} else vias

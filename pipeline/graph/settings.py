@@ -4,7 +4,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, I
 from typing import Any, TypedDict, TypeVar
 
 from threadloom.pipeline.core import Label
-from threadloom.pipeline.observe import Skip, Trace
+from threadloom.pipeline.observe import Observer, Skip, Trace
 from threadloom.pipeline.policy import OnError
 from threadloom.pipeline.run import Abortable, Watchdog
 
@@ -50,5 +50,13 @@ class RunOptions(TypedDict, total=False):
     """Seconds within which threads must end after a stop before `ShutdownTimeout` is raised. 10 by default."""
     watchdog: Watchdog | None
     """Detects stalled runs. Watchdog() by default, which logs a warning after a minute without progress."""
+    progress: bool
+    """If True, a progress bar is drawn on stderr, or a line every five seconds if it is not a terminal."""
+    observers: Sequence[Observer]
+    """Objects that follow the run: a `ProgressBar` with settings, exporters of the statistics, or your own."""
+    copy_context: bool
+    """If True, every worker has a copy of the context variables of the caller of `start`: ContextVar,
+    `decimal.localcontext`, `np.errstate`. By default they have their initial values in workers, as in other thread
+    pools. They do not cross to the processes of `on_processes`."""
     clock: Callable[[], int]
     """Returns nanoseconds; monotonic. time.perf_counter_ns by default."""

@@ -7,6 +7,7 @@ from typing import Any, Generic, TypeVar
 
 from threadloom.pipeline.core import GraphError, kind_of
 from threadloom.pipeline.graph.argument_checks import check_source
+from threadloom.pipeline.graph.lengths import length_of
 from threadloom.pipeline.observe import NodeKind, Stage
 from threadloom.pipeline.policy import FailFast, OnError
 
@@ -49,6 +50,7 @@ def source_stage(name: str, items: Any, on_error: OnError, ordered: bool) -> Sta
             closes=True,
             ordered=ordered,
             on_error=on_error,
+            length=length_of(*items.shards),
         )
     if ordered:
         raise GraphError(
@@ -58,7 +60,7 @@ def source_stage(name: str, items: Any, on_error: OnError, ordered: bool) -> Sta
     check_source(f"source {name!r}", items)
     _check_resumable(f"source {name!r}", items, on_error)
     fn, created_here = _function_of(items)
-    return Stage(name, NodeKind.SOURCE, fn=fn, closes=created_here, on_error=on_error)
+    return Stage(name, NodeKind.SOURCE, fn=fn, closes=created_here, on_error=on_error, length=length_of(items))
 
 
 def _function_of(items: Any) -> tuple[Callable[[], Iterable[Any]], bool]:

@@ -10,6 +10,10 @@ from threadloom.pipeline.observe.diagnosis import (
     diagnose as diagnose,
     find_bottleneck as find_bottleneck,
 )
+from threadloom.pipeline.observe.expectation import (
+    expected_items as expected_items,
+    with_expected_items as with_expected_items,
+)
 from threadloom.pipeline.observe.figures import render_png as render_png
 from threadloom.pipeline.observe.formatting import (
     format_bytes as format_bytes,
@@ -17,8 +21,16 @@ from threadloom.pipeline.observe.formatting import (
     format_duration as format_duration,
     format_estimate as format_estimate,
     format_rate as format_rate,
+    single_line as single_line,
 )
 from threadloom.pipeline.observe.histogram import Distribution as Distribution
+from threadloom.pipeline.observe.observer import Observer as Observer
+from threadloom.pipeline.observe.progress import (
+    Progress as Progress,
+    ProgressBar as ProgressBar,
+    progress_of as progress_of,
+)
+from threadloom.pipeline.observe.redrawing import is_redrawable as is_redrawable
 from threadloom.pipeline.observe.stage import (
     SKIP as SKIP,
     Branch as Branch,

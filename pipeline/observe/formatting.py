@@ -1,6 +1,7 @@
 """Durations, rates and sizes as short texts for terminals, logs and pictures."""
 
 import math
+import unicodedata
 
 
 def format_duration(seconds: float) -> str:
@@ -48,3 +49,8 @@ def format_bytes(size: int | None) -> str:
         if size >= 1 << shift:
             return f"{size / (1 << shift):.4g} {unit}"
     return f"{size} bytes"
+
+
+def single_line(text: str) -> str:
+    """Return `text` in one line: control characters and separators, which terminals interpret, become spaces."""
+    return "".join(" " if unicodedata.category(each)[0] in "CZ" else each for each in text)

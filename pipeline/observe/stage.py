@@ -67,6 +67,7 @@ class Deliverer(Protocol):
     """The interface of a graph that a sink uses."""
 
     def deliver(self, sink: "Sink[Out]") -> Iterator[Out]: ...
+    def expected(self, node: str) -> int | None: ...
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,11 @@ class Sink(Generic[Out_co]):
     def __iter__(self) -> Iterator[Out_co]:
         return self.graph.deliver(self)
 
+    def __length_hint__(self) -> int:
+        """Return the expected number of items, for `operator.length_hint`; NotImplemented if it is unknown."""
+        expected = self.graph.expected(self.name)
+        return NotImplemented if expected is None else expected
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -112,6 +118,7 @@ class Stage:
     on_error: OnError = field(default_factory=FailFast)
     limit: float | None = None  # seconds per item
     shards: int = 0  # of a source with shards: their number, one per worker; `fn` then takes the index of the worker
+    length: Callable[[], int | None] | None = None  # of a source: the number of its items, if its iterable has one
     via: tuple[Via, ...] = ()  # the output of each node of `after`; empty if all are Port.RESULTS
 
     def inputs(self) -> tuple[tuple[str, Via], ...]:

@@ -95,6 +95,9 @@ class StageStatistics:
     """Number of items skipped by the failure policy because the stage function raised; not included in `items_out`."""
     retried: int = 0
     """Number of repeated calls of the stage function."""
+    expected: int | None = None
+    """Estimate of `items_in` at the end of the run (of `items_out` for a source), from the lengths of the sources and
+    the items so far; None if unknown."""
 
     @property
     def busy_share(self) -> float:

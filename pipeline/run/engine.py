@@ -35,10 +35,11 @@ from threadloom.pipeline.core import (
     StageFailure,
     wait_in_slices,
 )
-from threadloom.pipeline.observe import NodeKind, RunStatistics, Sink, Stage, StageStatistics
+from threadloom.pipeline.observe import NodeKind, RunStatistics, Sink, Stage, StageStatistics, with_expected_items
 from threadloom.pipeline.policy import ACTIVE_STATES, RunControl, RunState
 from threadloom.pipeline.run.assembly import Assembly
 from threadloom.pipeline.run.commands import Commands
+from threadloom.pipeline.run.observers import Observers
 from threadloom.pipeline.run.settings import RunSettings
 from threadloom.pipeline.run.sink_iterator import SinkIterator
 from threadloom.pipeline.run.stall_detection import WorkerSnapshot
@@ -79,6 +80,7 @@ class Run:
         }
         self._open_sinks = set(self._sinks)
         self._threads = ThreadGroup(name)
+        self._context = settings.context()  # of which each worker has a copy
         self._commands = Commands(name, self._parts, settings.resources, self._threads)
         self._active = Counter(worker.stage.name for worker in self._parts.workers())  # workers at work, by stage
         self._alive = self._active.total()  # workers that have not ended
@@ -88,6 +90,7 @@ class Run:
             self._inspect, self._describe, self.fail, lambda: self.clock() / 1e9, self._commands.decided
         )
         self._watchdog = WatchdogThread(settings.watchdog, limits, inspector) if settings.watchdog or limits else None
+        self._observers = Observers(settings.all_observers(), self._commands.decided)
 
     def __enter__(self) -> Self:
         if self._began is not None:
@@ -100,6 +103,8 @@ class Run:
             threads = [self._thread_of(worker) for worker in self._parts.workers()]
             if self._watchdog:
                 threads.append(self._threads.create(self._watchdog.run, "watchdog", self._watchdog.ended))
+            if self._observers.begin(self.statistics):
+                threads.append(self._threads.create(self._observers.run, "observers", self._observers.ended))
             self._threads.start(threads)
         except BaseException:
             self.shut_down()
@@ -207,7 +212,8 @@ class Run:
         """Return the current counters of every stage and channel."""
         end = self.clock() if self._finished is None else self._finished
         elapsed = 0.0 if self._began is None else (end - self._began) / 1e9
-        return RunStatistics(self.name, elapsed, tuple(map(self._statistics_of, self._parts.stages)))
+        found = tuple(map(self._statistics_of, self._parts.stages))
+        return RunStatistics(self.name, elapsed, with_expected_items(self._parts.stages, found))
 
     def _statistics_of(self, stage: Stage) -> StageStatistics:
         sink = self._sinks.get(stage.name)
@@ -215,7 +221,8 @@ class Run:
         return self._parts.statistics(stage, [sink.counters] if sink else [worker.counters for worker in workers])
 
     def _thread_of(self, worker: StageWorker) -> Thread:
-        return self._threads.create(worker.run, _thread_name(worker.stage.name, worker.index), worker.ended)
+        target = worker.run if self._context is None else partial(self._context.copy().run, worker.run)
+        return self._threads.create(target, _thread_name(worker.stage.name, worker.index), worker.ended)
 
     # Called by the watchdog, in its thread.
 
@@ -316,6 +323,7 @@ class Run:
             sink.end(self.clock())  # a caller that read the clock earlier has read a time before `_finished`
         if self._finished is None:
             self._finished = self.clock()
+        self._observers.end(complete=self.outcome is None)
         self._joined = True
 
     def _drop_references(self) -> None:

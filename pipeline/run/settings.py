@@ -4,12 +4,13 @@
 """
 
 from collections.abc import Callable, Sequence
+from contextvars import Context, copy_context
 from dataclasses import dataclass
 from time import perf_counter_ns
 from typing import Any
 
 from threadloom.pipeline.core import Label
-from threadloom.pipeline.observe import Trace
+from threadloom.pipeline.observe import Observer, ProgressBar, Trace
 from threadloom.pipeline.run.commands import Abortable
 from threadloom.pipeline.run.watchdog import Watchdog
 
@@ -23,4 +24,15 @@ class RunSettings:
     label: Callable[[Any], Label] | None = None
     grace: float = 10.0
     watchdog: Watchdog | None = Watchdog()  # noqa: RUF009 - frozen
+    progress: bool = False
+    observers: Sequence[Observer] = ()
+    copy_context: bool = False
     clock: Callable[[], int] = perf_counter_ns
+
+    def all_observers(self) -> tuple[Observer, ...]:
+        """Return the observers, with a progress bar if it is asked for."""
+        return (*self.observers, *((ProgressBar(),) if self.progress else ()))
+
+    def context(self) -> Context | None:
+        """Return a copy of the context variables of the calling thread if workers are to have them, or None."""
+        return copy_context() if self.copy_context else None
