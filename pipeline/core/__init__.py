@@ -19,6 +19,7 @@ from threadloom.pipeline.core.banks import (
 from threadloom.pipeline.core.callables import (
     FunctionKind as FunctionKind,
     actor_class as actor_class,
+    is_async_manager as is_async_manager,
     kind_of as kind_of,
     kind_of_instances as kind_of_instances,
 )

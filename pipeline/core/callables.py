@@ -61,6 +61,12 @@ def kind_of_instances(make: object) -> FunctionKind:
     return kind_of(call)
 
 
+def is_async_manager(make: object) -> bool:
+    """Return True if `make` is a class or a decorated function whose calls return asynchronous context managers."""
+    make = _unwrapped(make)
+    return hasattr(make, "__aenter__") or inspect.isasyncgenfunction(getattr(make, "__wrapped__", None))
+
+
 def is_callable_class(kind: type) -> bool:
     """Return True if the instances of a class can be called."""
     return any("__call__" in base.__dict__ for base in kind.__mro__)

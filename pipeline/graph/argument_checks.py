@@ -1,6 +1,6 @@
 """Checks of the types of arguments: a mistake is reported as it is declared, with stage, value and remedy."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import AsyncIterable, Callable, Iterable, Mapping
 from difflib import get_close_matches
 from numbers import Integral, Real
 from typing import Any
@@ -22,7 +22,7 @@ def check_names(subject: str, options: Mapping[str, object], allowed: Iterable[s
 
 def check_source(subject: str, items: object) -> None:
     """Raise GraphError if the items of a source or a shard are neither an iterable nor a function that returns one."""
-    if not callable(items) and not isinstance(items, Iterable) and not hasattr(items, "__getitem__"):
+    if not callable(items) and not isinstance(items, (Iterable, AsyncIterable)) and not hasattr(items, "__getitem__"):
         raise GraphError(
             f"{subject} needs an iterable, or a function that returns one, got {items!r}: to send a single item, "
             f"put it into a list"
@@ -34,6 +34,8 @@ def check_types(stage: Stage) -> None:
     subject = f"{stage.kind.value} {stage.name!r}"
     for name in ("workers", "capacity"):
         _check(subject, name, getattr(stage, name), _is_number(Integral), "a whole number, such as 2")
+    if stage.concurrency is not None:
+        _check(subject, "concurrency", stage.concurrency, _is_number(Integral), "a whole number, such as 100")
     for name in ("expand", "ordered"):
         _check(subject, name, getattr(stage, name), lambda value: isinstance(value, bool), "True or False")
     for name in ("acquire", "when"):

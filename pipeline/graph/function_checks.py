@@ -1,9 +1,10 @@
 """Checks of the functions of a graph, by their kind: none is accepted whose body would never run."""
 
-from collections.abc import Callable
+from collections.abc import AsyncIterable, Callable
 from typing import Any
 
 from threadloom.pipeline.core import FunctionKind, GraphError, actor_class, kind_of
+from threadloom.pipeline.processes import OnProcesses
 from threadloom.pipeline.run import PerWorker
 
 
@@ -32,6 +33,31 @@ def check_plain(subject: str, name: str, fn: Callable[..., Any] | None) -> None:
         raise GraphError(
             f"{subject} needs {name} to be an ordinary function, got {kind.value}, of which a call does not run the "
             f"body: call it in a stage upstream, and read its result here"
+        )
+
+
+def needs_loop(fn: object) -> bool:
+    """Return True if a stage function, or the items of a source, have to run on an event loop."""
+    if isinstance(fn, PerWorker):
+        return fn.asynchronous
+    creates = isinstance(fn, type) and issubclass(fn, AsyncIterable)
+    return kind_of(fn).asynchronous or creates or isinstance(fn, AsyncIterable)
+
+
+def check_concurrency(subject: str, fn: object, concurrency: int | None) -> None:
+    """Raise GraphError if a stage cannot have this `concurrency`."""
+    if concurrency is None:
+        if needs_loop(fn):
+            raise GraphError(f"{subject} has a coroutine function, and needs a concurrency of at least 1, got None")
+        return
+    if concurrency < 1:
+        raise GraphError(f"{subject} needs a concurrency of at least 1, got concurrency={concurrency}")
+    if isinstance(fn, OnProcesses):
+        raise GraphError(f"{subject} runs in processes, which have no concurrency: use workers={concurrency}")
+    if kind_of_stage(fn) is FunctionKind.GENERATOR:
+        raise GraphError(
+            f"{subject} has a generator function and concurrency={concurrency}, which needs a coroutine function or an "
+            f"asynchronous generator function: use workers={concurrency} for an ordinary one"
         )
 
 

@@ -17,16 +17,21 @@ The sinks of one run must be iterated concurrently, each in its own thread: whil
 fill up and block the stages upstream, and the run stalls. The watchdog then reports the sink.
 """
 
-from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, TypeVar, Unpack, overload
 
 from threadloom.pipeline.core import GraphError
 from threadloom.pipeline.graph.argument_checks import check_names
 from threadloom.pipeline.graph.checks import check_graph, check_route, check_stage
-from threadloom.pipeline.graph.function_checks import check_join_function, kind_of_stage, resolve_expand
+from threadloom.pipeline.graph.function_checks import (
+    check_join_function,
+    kind_of_stage,
+    needs_loop,
+    resolve_expand,
+)
 from threadloom.pipeline.graph.predecessors import names_of, nodes_of, vias_of
-from threadloom.pipeline.graph.settings import Elements, Later, RunOptions, StageOptions
+from threadloom.pipeline.graph.settings import Elements, Items, Later, RunOptions, StageOptions
 from threadloom.pipeline.graph.sources import Shards, source_stage
 from threadloom.pipeline.observe import (
     Branch,
@@ -72,7 +77,7 @@ class Graph:
     def source(
         self,
         name: str,
-        items: Iterable[Out] | Callable[[], Iterable[Out]] | Shards[Out],
+        items: Items[Out] | Callable[[], Items[Out]] | Shards[Out],
         *,
         on_error: OnError = FAIL_FAST,
         ordered: bool = False,
@@ -81,6 +86,7 @@ class Graph:
 
         A function is called in each run, in the worker's thread; if it is a generator function, the generator is closed
         there when the run ends early. An iterable is iterated in each run, so an iterator yields items only once.
+        An asynchronous iterable or generator is iterated on an event loop, with which a generator is closed.
 
         The elements of each shard are sent in order, and those of different shards as they come; with `ordered` in
         rounds: the first of each shard in the order of the shards, then the second. `on_error` decides about an error
@@ -202,6 +208,8 @@ class Graph:
                 f"sort within groups by Gather(sort=...), or order the groups by an InOrder of the next stage"
             )
         expand = resolve_expand(f"stage {name!r}", kind_of_stage(fn), expand)
+        if needs_loop(fn):
+            options.setdefault("concurrency", 1)
         stage = Stage(
             name,
             NodeKind.STAGE,
@@ -275,6 +283,8 @@ class Graph:
         check_names(f"join {name!r}", options, StageOptions.__annotations__)
         names = names_of(self, name, after)
         check_join_function(f"join {name!r}", kind_of_stage(fn))
+        if needs_loop(fn):
+            options.setdefault("concurrency", 1)
         admission = Join(names, None if keys is None else tuple(keys), drop_unmatched)
         self._add(
             Stage(name, NodeKind.STAGE, names, fn, admission=admission, gathers=True, via=vias_of(after), **options)

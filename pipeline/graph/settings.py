@@ -10,6 +10,8 @@ from threadloom.pipeline.run import Abortable, Watchdog
 
 Out = TypeVar("Out")
 
+Items = Iterable[Out] | AsyncIterable[Out]
+"""The items of a source."""
 Later = Iterator[Out | Skip] | AsyncIterator[Out | Skip] | Coroutine[Any, Any, Out | Skip]
 """Return types of generator and coroutine functions, for results of type Out."""
 Elements = Iterable[Out | Skip] | AsyncIterable[Out | Skip] | Coroutine[Any, Any, Iterable[Out | Skip]]
@@ -21,12 +23,15 @@ class StageOptions(TypedDict, total=False):
 
     workers: int
     """Number of threads that call the function. 1 by default."""
+    concurrency: int
+    """Number of items in flight per worker, for a coroutine function, which runs on an event loop of the worker. 1 by
+    default. Pass it for a function that returns a coroutine without being marked as a coroutine function, too."""
     capacity: int
     """Capacity of the input channel: items, groups or tuples. 2 by default."""
     ordered: bool
     """If True, results are sent in the order in which their items were taken from the input channel, instead of in the
-    order of completion. Skipped items leave no gap. At most workers + capacity items are taken but not sent; the
-    elements of an expanded item are collected before they are sent."""
+    order of completion. Skipped items leave no gap. At most workers (times concurrency) + capacity items are taken
+    but not sent; the elements of an expanded item are collected before they are sent."""
     on_error: OnError
     """Failure policy for items whose function raises: FailFast() by default, or SkipFailed(...), Retry(...)."""
     limit: float
@@ -34,7 +39,10 @@ class StageOptions(TypedDict, total=False):
 
     A thread cannot be interrupted in a call. An item that exceeds the limit fails the run, regardless of `on_error`,
     with the stack of its thread; that thread ends when the function returns, or is reported after the `grace`
-    period."""
+    period.
+
+    A coroutine is cancelled at the limit, which applies to each attempt. The item fails with `ItemTimeout`, to which
+    `on_error` applies."""
 
 
 class RunOptions(TypedDict, total=False):

@@ -1,13 +1,15 @@
 """Declarations of sources: one iterable, or shards, which several workers iterate at the same time."""
 
-from collections.abc import Callable, Iterable
-from inspect import isgenerator
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
+from inspect import isasyncgen, isgenerator
 from itertools import chain
 from typing import Any, Generic, TypeVar
 
 from threadloom.pipeline.core import GraphError, kind_of
 from threadloom.pipeline.graph.argument_checks import check_source
+from threadloom.pipeline.graph.function_checks import needs_loop
 from threadloom.pipeline.graph.lengths import length_of
+from threadloom.pipeline.graph.settings import Items
 from threadloom.pipeline.observe import NodeKind, Stage
 from threadloom.pipeline.policy import FailFast, OnError
 
@@ -24,7 +26,7 @@ class Shards(Generic[Out_co]):
     shard; for many more shards than threads, use a source of their names, and a stage with `expand` and some workers.
     """
 
-    def __init__(self, *shards: Iterable[Out_co] | Callable[[], Iterable[Out_co]]) -> None:
+    def __init__(self, *shards: Items[Out_co] | Callable[[], Items[Out_co]]) -> None:
         if not shards:
             raise GraphError("Shards needs at least one shard, an iterable or a function that returns one")
         for number, shard in enumerate(shards):
@@ -51,6 +53,7 @@ def source_stage(name: str, items: Any, on_error: OnError, ordered: bool) -> Sta
             ordered=ordered,
             on_error=on_error,
             length=length_of(*items.shards),
+            concurrency=1 if any(map(needs_loop, items.shards)) else None,
         )
     if ordered:
         raise GraphError(
@@ -60,24 +63,40 @@ def source_stage(name: str, items: Any, on_error: OnError, ordered: bool) -> Sta
     check_source(f"source {name!r}", items)
     _check_resumable(f"source {name!r}", items, on_error)
     fn, created_here = _function_of(items)
-    return Stage(name, NodeKind.SOURCE, fn=fn, closes=created_here, on_error=on_error, length=length_of(items))
+    return Stage(
+        name,
+        NodeKind.SOURCE,
+        fn=fn,
+        closes=created_here,
+        on_error=on_error,
+        length=length_of(items),
+        concurrency=1 if needs_loop(items) else None,
+    )
 
 
-def _function_of(items: Any) -> tuple[Callable[[], Iterable[Any]], bool]:
+def _function_of(items: Any) -> tuple[Callable[[], Items[Any]], bool]:
     """Return a function that returns the iterable, and True if it is created in each run, so that it may be closed."""
-    if callable(items) and not isinstance(items, Iterable):
+    if callable(items) and not isinstance(items, (Iterable, AsyncIterable)):
         return items, True
     return lambda: items, False
 
 
-def _open(fn: Callable[[], Iterable[Any]], created_here: bool) -> Iterable[Any]:
+def _open(fn: Callable[[], Items[Any]], created_here: bool) -> Items[Any]:
     """Return the iterable of a shard, with a `close` only if the worker has to call it."""
-    return fn() if created_here else chain(fn())
+    items = fn()
+    if created_here:
+        return items
+    return _elements(items) if isinstance(items, AsyncIterable) else chain(items)
+
+
+async def _elements(items: AsyncIterable[Any]) -> AsyncIterator[Any]:
+    async for item in items:
+        yield item
 
 
 def _check_resumable(subject: str, items: object, on_error: OnError) -> None:
     """Raise GraphError if a policy is to continue a generator after an error."""
-    if not isinstance(on_error, FailFast) and (isgenerator(items) or kind_of(items).generates):
+    if not isinstance(on_error, FailFast) and (isgenerator(items) or isasyncgen(items) or kind_of(items).generates):
         raise GraphError(
             f"{subject} is a generator, and on_error={on_error!r} cannot continue a generator, which has ended once it "
             f"has raised: iterate an object whose __next__ can be called again, or let the source yield names and read "

@@ -107,6 +107,7 @@ class Stage:
     after: tuple[str, ...] = ()
     fn: Callable[..., Any] | None = None  # of a source: () -> iterable, see `shards`; of a sink: None
     workers: int = 1
+    concurrency: int | None = None  # items in flight per worker, on its event loop; None without one
     capacity: int = 2
     admission: Policy[Any] = field(default_factory=Fifo)
     gathers: bool = False  # the argument of `fn` is several items: a group, or the tuple of a join
@@ -120,6 +121,11 @@ class Stage:
     shards: int = 0  # of a source with shards: their number, one per worker; `fn` then takes the index of the worker
     length: Callable[[], int | None] | None = None  # of a source: the number of its items, if its iterable has one
     via: tuple[Via, ...] = ()  # the output of each node of `after`; empty if all are Port.RESULTS
+
+    @property
+    def threads(self) -> int:
+        """Number of items in processing at once, each with a thread: the workers, times `concurrency` if given."""
+        return self.workers * (self.concurrency or 1)
 
     def inputs(self) -> tuple[tuple[str, Via], ...]:
         """Return the predecessors, each with the output that the edge carries."""

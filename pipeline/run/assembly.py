@@ -15,12 +15,14 @@ from threadloom.pipeline.observe import Counters, NodeKind, Stage, StageStatisti
 from threadloom.pipeline.policy import FailFast, Join, NumberedAdmission, ReorderBuffer, RunAction
 from threadloom.pipeline.run.channel import Channel
 from threadloom.pipeline.run.deadlock import DeadlockDetector
+from threadloom.pipeline.run.event_loop import EventLoops
 from threadloom.pipeline.run.retry import FailureCounters
 from threadloom.pipeline.run.rounds import Rounds
 from threadloom.pipeline.run.routing import Edge
 from threadloom.pipeline.run.source_gate import SourceGate
 from threadloom.pipeline.run.stall_detection import WorkerSnapshot
 from threadloom.pipeline.run.worker import NULL_CONTEXT, StageRuntime, StageWorker, WorkerContext
+from threadloom.pipeline.run.worker_state import PerWorker
 
 
 class Assembly:
@@ -33,7 +35,7 @@ class Assembly:
         self.detector = DeadlockDetector()
         self._successors: dict[str, list[Stage]] = defaultdict(list)  # with each of their edges, in declared order
         self._producers: Counter[str] = Counter()  # node → threads that send to it
-        counts = {each.name: each.workers for each in stages}
+        counts = {each.name: each.threads for each in stages}
         for each in stages:
             for name in dict.fromkeys(each.after):
                 self._successors[name].append(each)
@@ -45,7 +47,7 @@ class Assembly:
         self.runtimes = {each.name: self._runtime(each) for each in stages if each.kind is not NodeKind.SINK}
         self._workers: dict[str, list[StageWorker]] = {name: [] for name in self.runtimes}
         for each in stages:
-            for _ in range(each.workers if each.name in self.runtimes else 0):
+            for _ in range(each.threads if each.name in self.runtimes else 0):
                 self.add_worker(each.name)
 
     def stage_channels(self) -> list[Channel[Any, Any]]:
@@ -92,6 +94,8 @@ class Assembly:
         for runtime in self.runtimes.values():
             if runtime.failures:
                 runtime.failures.freeze_total()
+            if runtime.loops:
+                runtime.loops.drop_references()
 
     def add_worker(self, name: str) -> StageWorker:
         """Create one more worker of a stage, with the next unused index."""
@@ -141,14 +145,16 @@ class Assembly:
 
     def _runtime(self, stage: Stage) -> StageRuntime:
         has_policy = not isinstance(stage.on_error, FailFast)
+        loops = EventLoops(stage, self._context.spawn) if stage.concurrency is not None else None
         return StageRuntime(
-            stage,
+            stage if loops is None else replace(stage, fn=PerWorker(loops.worker)),
             self._edges_of(stage),
             self.channels.get(stage.name),
             self.source_gates.get(stage.name),
             ReorderBuffer() if stage.ordered and stage.kind is NodeKind.STAGE else None,
             Rounds(stage.workers, self._clock, self.detector) if stage.ordered and stage.shards else None,
             FailureCounters(stage.on_error, partial(self._items_started, stage.name)) if has_policy else None,
+            loops,
         )
 
     def _items_started(self, name: str) -> int:
@@ -160,13 +166,13 @@ class Assembly:
     def _input_channel(self, stage: Stage) -> Channel[Any, Any]:
         admission = stage.admission.begin(stage.capacity)
         if stage.ordered:
-            admission = NumberedAdmission(admission, stage.capacity, stage.workers)
+            admission = NumberedAdmission(admission, stage.capacity, stage.threads)
         return Channel(
             admission,
             stage.capacity,
             self._producers[stage.name],
             self._clock,
-            stage.workers,
+            stage.threads,
             self.detector,
             SLICE if stage.kind is NodeKind.SINK else -1,
         )

@@ -21,7 +21,8 @@ Internal interface: `check_running`, `fail`, `shut_down`, `raise_outcome` and `e
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from threading import Thread
 from time import monotonic
@@ -30,6 +31,7 @@ from typing import Any, NoReturn, Self, TypeVar, overload
 
 from threadloom.pipeline.core import (
     Cancelled,
+    OneShotEvent,
     PipelineError,
     ShutdownTimeout,
     StageFailure,
@@ -45,7 +47,7 @@ from threadloom.pipeline.run.sink_iterator import SinkIterator
 from threadloom.pipeline.run.stall_detection import WorkerSnapshot
 from threadloom.pipeline.run.thread_group import ThreadGroup
 from threadloom.pipeline.run.watchdog import RunInspector, StallReport, WatchdogThread
-from threadloom.pipeline.run.worker import StageWorker, WorkerContext
+from threadloom.pipeline.run.worker import LifecyclePhase, StageWorker, WorkerContext
 
 Item = TypeVar("Item")
 
@@ -70,7 +72,14 @@ class Run:
             trace.declare({each.name: each.after for each in stages}, selective=selective)
         record = trace.record if trace is not None else None
         context = WorkerContext(
-            settings.clock, record, settings.label, self.fail, self._cancelled, self._worker_ended, self._sleep
+            settings.clock,
+            record,
+            settings.label,
+            self.fail,
+            self._cancelled,
+            self._worker_ended,
+            self._sleep,
+            self._spawn,
         )
         self._parts = Assembly(stages, settings.clock, context)
         self._sinks = {
@@ -85,7 +94,8 @@ class Run:
         self._active = Counter(worker.stage.name for worker in self._parts.workers())  # workers at work, by stage
         self._alive = self._active.total()  # workers that have not ended
         self._parts.detect_deadlocks(lambda: self._alive)
-        limits = {each.name: each.limit for each in stages if each.limit is not None}
+        # Event loops enforce the limits of their stages.
+        limits = {each.name: each.limit for each in stages if each.limit is not None and each.concurrency is None}
         inspector = RunInspector(
             self._inspect, self._describe, self.fail, lambda: self.clock() / 1e9, self._commands.decided
         )
@@ -183,10 +193,11 @@ class Run:
         if self._commands.postpone(partial(self.resize, stage, workers=workers)):
             return
         added: list[tuple[StageWorker, Thread]] = []
+        threads = replace(self._parts.runtimes[stage].stage, workers=workers).threads
         with self._commands.lock:
             if self._commands.control.state not in ACTIVE_STATES:
                 return  # the run has ended, or is about to
-            for worker in [self._parts.add_worker(stage) for _ in range(channel.set_consumers(workers))]:
+            for worker in [self._parts.add_worker(stage) for _ in range(channel.set_consumers(threads))]:
                 if not worker.register():
                     break  # the stage has processed all of its input
                 self._active[stage] += 1
@@ -221,8 +232,12 @@ class Run:
         return self._parts.statistics(stage, [sink.counters] if sink else [worker.counters for worker in workers])
 
     def _thread_of(self, worker: StageWorker) -> Thread:
-        target = worker.run if self._context is None else partial(self._context.copy().run, worker.run)
-        return self._threads.create(target, _thread_name(worker.stage.name, worker.index), worker.ended)
+        name = _thread_name(worker.stage.name, worker.index)
+        return self._threads.create(self._in_context(worker.run), name, worker.ended)
+
+    def _in_context(self, target: Callable[[], None]) -> Callable[[], None]:
+        """Return the target of a thread with a copy of the context of the run, if it has one."""
+        return target if self._context is None else partial(self._context.copy().run, target)
 
     # Called by the watchdog, in its thread.
 
@@ -255,6 +270,12 @@ class Run:
         if self._commands.decided.wait(seconds):
             raise Cancelled("the run was stopped before an item was tried again")
 
+    def _spawn(self, target: Callable[[], None], name: str, ended: OneShotEvent) -> bool:
+        """Start another thread of the run, for a worker; return False if no thread is started any longer."""
+        thread = self._threads.create(self._in_context(target), name, ended)
+        self._threads.start([thread])
+        return thread.ident is not None
+
     def _worker_ended(self, worker: StageWorker) -> None:
         """Count a worker that ends; decide the outcome after the last one. Raises nothing."""
         with self._commands.lock:
@@ -262,6 +283,7 @@ class Run:
             stage_ended = not self._active[worker.stage.name]
         try:
             if stage_ended:
+                self._end_event_loops(worker)
                 self._check_skipped(worker)
         finally:
             with self._commands.lock:
@@ -280,6 +302,16 @@ class Run:
                 self._finished = self.clock()
         finally:
             self._commands.decided.set()
+
+    def _end_event_loops(self, worker: StageWorker) -> None:
+        """Tear down the event loops of the ended stage; fail the run with the first error of a tear-down."""
+        loops = self._parts.runtimes[worker.stage.name].loops
+        if loops is None:
+            return
+        try:
+            loops.close()
+        except BaseException as error:
+            self.fail(StageFailure(worker.stage.name, worker.index, {}, LifecyclePhase.TEAR_DOWN.value, error))
 
     def _check_skipped(self, worker: StageWorker) -> None:
         """Fail the run if the ended stage skipped more items than its policy allows, or if the policy raises."""

@@ -19,6 +19,7 @@ from threadloom.pipeline.core import Cancelled, Closed, Label, OneShotEvent, Sta
 from threadloom.pipeline.observe import SKIP, Counters, Ids, Phase, Port, RawEvent, Stage
 from threadloom.pipeline.policy import FinishedItem, ReorderBuffer
 from threadloom.pipeline.run.channel import Channel
+from threadloom.pipeline.run.event_loop import EventLoops, Spawn
 from threadloom.pipeline.run.guarded_iterator import GuardedIterator
 from threadloom.pipeline.run.item_labels import UNLABELLED, ItemLabels
 from threadloom.pipeline.run.retry import FailureCounters, RetryRunner
@@ -40,13 +41,15 @@ class WorkerContext:
     ended: Callable[["StageWorker"], None]
     sleep: Callable[[float], None]
     """Sleeps for the given number of seconds; raises Cancelled as soon as the run is stopped."""
+    spawn: Spawn
+    """Starts another thread of the run."""
 
 
 def _ignore(*_: object) -> None:
     pass
 
 
-NULL_CONTEXT: Final = WorkerContext(perf_counter_ns, None, None, _ignore, _ignore, _ignore, _ignore)
+NULL_CONTEXT: Final = WorkerContext(perf_counter_ns, None, None, _ignore, _ignore, _ignore, _ignore, lambda *_: False)
 """Null context for workers after the run has ended."""
 
 
@@ -66,6 +69,8 @@ class StageRuntime:
     """The turns of the workers of an ordered source; None for others."""
     failures: FailureCounters | None
     """The counters of a stage or source with a failure policy; None with FailFast."""
+    loops: EventLoops | None
+    """The event loops of a stage of coroutines; None for others."""
 
 
 class LifecyclePhase(Enum):

@@ -24,10 +24,10 @@ failure policy can.
 """
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import Generic, TypeVar
 
-from threadloom.pipeline.core import FunctionKind, PipelineError, kind_of, kind_of_instances
+from threadloom.pipeline.core import FunctionKind, PipelineError, is_async_manager, kind_of, kind_of_instances
 from threadloom.pipeline.observe import Stage
 
 In = TypeVar("In")
@@ -35,17 +35,27 @@ Out = TypeVar("Out")
 In_contra = TypeVar("In_contra", contravariant=True)
 Out_co = TypeVar("Out_co", covariant=True)
 
+Manager = AbstractContextManager[Callable[[In], Out]] | AbstractAsyncContextManager[Callable[[In], Out]]
+Make = Callable[[], Manager[In, Out]]
+"""Creates the context manager of one worker."""
+
 
 class PerWorker(Generic[In_contra, Out_co]):
     """A stage function with per-worker state, returned by `per_worker`. It can also be called like a function."""
 
-    def __init__(self, make: Callable[[], AbstractContextManager[Callable[[In_contra], Out_co]]]) -> None:
-        self.make = make
+    def __init__(self, make: "Make[In_contra, Out_co]") -> None:
+        # One that returns asynchronous context managers is called by event loops only, which look at their type.
+        self.make: Callable[[], AbstractContextManager[Callable[[In_contra], Out_co]]] = make  # type: ignore[assignment]
 
     @property
     def kind(self) -> FunctionKind:
         """The kind of the functions of the workers; PLAIN if `make` is no class, and it is known in a run only."""
         return kind_of_instances(self.make)
+
+    @property
+    def asynchronous(self) -> bool:
+        """True if the workers need an event loop, as far as that is known before a run."""
+        return self.kind.asynchronous or is_async_manager(self.make)
 
     def __call__(self, item: In_contra) -> Out_co:
         """Set up, process one item and tear down, for callers other than a worker: a test, or sequential training."""
@@ -68,10 +78,15 @@ def check_entered(stage: Stage, fn: object) -> None:
     kind = kind_of(fn)
     if kind.generates and not stage.expand:
         raise PipelineError(f"the function that per_worker set up is {kind.value}: pass expand=True to the stage")
+    if kind.asynchronous and stage.concurrency is None:
+        raise PipelineError(f"the function that per_worker set up is {kind.value}: pass concurrency=N to the stage")
 
 
-def per_worker(make: Callable[[], AbstractContextManager[Callable[[In], Out]]]) -> PerWorker[In, Out]:
+def per_worker(make: Make[In, Out]) -> PerWorker[In, Out]:
     """Return a stage function of which every worker has its own instance; see the top of this module.
+
+    An asynchronous context manager, or one for a coroutine function, is used on the event loop of the worker, whose
+    `concurrency` items share it.
 
     If the object returned by `make` has a method `abort`, it is called from another thread when the run is stopped; it
     should end any wait of the worker.

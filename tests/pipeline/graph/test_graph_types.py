@@ -9,7 +9,7 @@ pytestmark = pytest.mark.timeout(120)
 ROOT = Path(__file__).parents[3]
 
 VALID = """
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Self
@@ -33,6 +33,11 @@ def measuring() -> Iterator[Callable[[str], int]]: yield len
 def length(text: str) -> int | Skip: return len(text) or SKIP
 def total(numbers: list[int]) -> float: return sum(numbers) / 2
 def spell(number: float) -> list[str]: return [str(number)]
+async def fetch(text: str) -> int | Skip: return SKIP
+async def crawl(number: int) -> AsyncIterator[str]: yield str(number)
+async def lines(text: str) -> list[str]: return [text]
+def letters(text: str) -> Iterator[str]: yield from text
+async def watch() -> AsyncIterator[str]: yield ""
 def either(item: str | int) -> bytes: return b""
 
 graph = Graph("types")
@@ -44,6 +49,10 @@ measured = graph.stage("measured", per_worker(Measure), after=texts, workers=2)
 totalled = graph.stage("totalled", total, after=measured, gather=Gather(count=2))
 graph.stage("by the inch", per_worker(partial(Measure, 3)), after=texts)
 graph.sink("measures", after=graph.stage("measuring", per_worker(measuring), after=texts))
+fetched = graph.stage("fetch", fetch, after=graph.source("watch", watch), concurrency=8)
+crawled = graph.stage("crawl", crawl, after=fetched, ordered=True)
+spelt = graph.stage("letters", letters, after=graph.stage("lines", lines, after=crawled, expand=True))
+graph.stage("letter", length, after=spelt)
 parity = graph.route("parity", lambda item: item % 2 == 0, after=lengths, to=(True, False))
 even = graph.stage("even", lambda item: item * 2, after=parity[True], ordered=True, workers=2)
 odd = graph.stage("odd", str, after=parity[False])
@@ -74,6 +83,10 @@ INVALID = {
     "class after others": 'graph.stage("x", per_worker(Measure), after=lengths)',
     "set-up of others": 'graph.stage("x", per_worker(measuring), after=lengths)',
     "class without per_worker": 'graph.stage("x", Measure, after=texts, workers=2, expand=True)',
+    "after a coroutine": 'graph.stage("x", length, after=fetched)',
+    "coroutine of others": 'graph.stage("x", fetch, after=lengths)',
+    "after an asynchronous generator": 'graph.stage("x", crawl, after=crawled)',
+    "after a generator": 'graph.stage("x", total, after=spelt)',
     "after a branch": 'graph.stage("x", length, after=parity[True])',
     "no such key": 'parity["even"]',
     "route of others": 'graph.route("x", length, after=even, to=[1])',

@@ -1,12 +1,14 @@
 """Context variables in workers: initial values by default, those of the caller of `start` on request."""
 
 import decimal
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
 from contextvars import ContextVar
 
 import numpy as np
 import pytest
 
-from threadloom.pipeline import Graph, Run
+from threadloom.pipeline import Graph, Run, per_worker
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -63,3 +65,23 @@ def test_a_worker_added_during_the_run_has_the_context_of_start() -> None:
     with run:
         run.resize("see", workers=5)
         assert {name for name, _, _ in run} == {"outer"}
+
+
+def test_coroutines_and_their_set_up_have_the_context_of_start() -> None:
+    @asynccontextmanager
+    async def set_up() -> AsyncIterator[Callable[[int], Coroutine[None, None, tuple[str, str]]]]:
+        at_set_up = REQUEST.get()
+
+        async def see(item: int) -> tuple[str, str]:
+            return at_set_up, REQUEST.get()
+
+        yield see
+
+    made = Graph("context")
+    made.sink("out", after=made.stage("see", per_worker(set_up), after=made.source("numbers", range(9)), concurrency=3))
+    token = REQUEST.set("outer")
+    try:
+        with made.start(copy_context=True) as run:
+            assert set(run) == {("outer", "outer")}
+    finally:
+        REQUEST.reset(token)

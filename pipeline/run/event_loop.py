@@ -1,0 +1,371 @@
+"""Event loops of a stage of coroutines. Each is a thread, and serves up to `concurrency` workers of the stage.
+
+A worker hands each of its items to its loop, and waits for the result. To the rest of the engine it is an ordinary
+worker, so that order, capacity, resources, failure policies, statistics and traces are those of other stages. An item
+in flight costs one waiting thread; the coroutines themselves share the thread of the loop.
+
+Guarantees: a loop is set up once, before its first item, and torn down after the last worker of the stage has ended.
+Everything asynchronous happens in its thread, each item or expansion in one task. When the run is stopped, all tasks
+are cancelled, and the workers wait for their ends, so that clean-up in `finally` and `async with` is complete. If a
+loop ends for any other reason, every worker that waits for it gets an error.
+
+Ownership: a call belongs to its worker until it is posted, then to the loop until its last answer. The set of calls is
+changed by both, each time by one atomic method.
+"""
+
+import asyncio
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass
+from inspect import isawaitable
+from itertools import count
+from queue import SimpleQueue
+from typing import Any, Final, TypeVar
+
+from threadloom.pipeline.core import Cancelled, ItemTimeout, OneShotEvent, PipelineError
+from threadloom.pipeline.observe import NodeKind, Stage
+from threadloom.pipeline.run.worker_state import PerWorker, check_entered
+
+T = TypeVar("T")
+
+Spawn = Callable[[Callable[[], None], str, OneShotEvent], bool]
+"""Runs a function in a new thread of the run, which sets the event at its end; False if the run is over."""
+
+_END: Final = object()
+"""The last answer of an expansion."""
+
+
+@dataclass(frozen=True)
+class _Raised:
+    """The answer of a task that has ended with an error."""
+
+    error: BaseException
+    last: bool = True
+    """False if the task continues: the iterator of a source may return more elements."""
+
+
+class EventLoop:
+    """One event loop with the set-up of one worker; `run` is the target of its thread."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.stage = stage
+        self.fn: Callable[..., Any] | None = None
+        """The function of the stage, once it is set up."""
+        self.ended = OneShotEvent()
+        self._ready = OneShotEvent()  # set once calls are possible, or will never be
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._main_task: asyncio.Task[None] | None = None
+        self._stopping: asyncio.Future[BaseException | None] | None = None
+        self._aborted = False  # set once, by `abort`
+        self._cancelled = False  # set once, by `_cancel_tasks`
+        self._calls: set[_Call] = set()
+        self._error: BaseException | None = None  # of set-up, tear-down or the loop itself, until it is raised
+
+    # Called in the thread of the loop.
+
+    def run(self) -> None:
+        """Run the loop from set-up to tear-down."""
+        try:
+            asyncio.run(self._serve())
+        except BaseException as error:
+            if not (self._aborted and isinstance(error, asyncio.CancelledError)):
+                self._error = error
+        finally:
+            self._loop = self._stopping = None
+            self._ready.set()
+            for call in self._calls.copy():
+                call.answers.put(_Raised(self._no_loop()))
+            self.ended.set()
+
+    async def _serve(self) -> None:
+        self._loop, self._main_task = asyncio.get_running_loop(), asyncio.current_task()
+        self._stopping = self._loop.create_future()
+        if self._aborted:
+            return
+        if not isinstance(self.stage.fn, PerWorker):
+            self.fn = self.stage.fn
+            self._main_task = None
+            self._ready.set()
+            await self._stopping
+            return
+        manager: Any = self.stage.fn.make()
+        asynchronous = hasattr(type(manager), "__aenter__")
+        self.fn = await manager.__aenter__() if asynchronous else manager.__enter__()
+        check_entered(self.stage, self.fn)
+        self._main_task = None  # from here on nothing cancels it: a tear-down is awaited
+        self._ready.set()
+        error = await self._stopping
+        self.fn = None
+        details = type(error) if error else None, error, error.__traceback__ if error else None
+        del error
+        if asynchronous:
+            await manager.__aexit__(*details)
+        else:
+            manager.__exit__(*details)
+
+    def _start(self, call: "_Call") -> None:
+        if self._aborted:
+            call.answers.put(_Raised(asyncio.CancelledError()))
+        else:
+            call.task = asyncio.get_running_loop().create_task(call.run())
+
+    def _cancel_tasks(self) -> None:
+        if self._cancelled:
+            return  # a second time would cancel the clean-up
+        self._cancelled = True
+        for task in [self._main_task, *(call.task for call in self._calls.copy())]:
+            if task is not None:
+                task.cancel()
+
+    def _stop(self, error: BaseException | None) -> None:
+        if self._stopping is not None and not self._stopping.done():
+            self._stopping.set_result(error)
+
+    # Called by other threads.
+
+    def wait_ready(self) -> None:
+        """Wait until the loop is set up; raise the error of its set-up, in one of the threads that wait."""
+        self._ready.wait()
+        self._raise_error()
+        if self._aborted or self.fn is None:
+            raise Cancelled("the run was stopped before the set-up of an event loop")
+
+    def call(self, *args: Any) -> Any:
+        """Return the result of the function of the stage, or an iterator over the elements of an expansion."""
+        call = _Call(self, args)
+        self._calls.add(call)
+        self.post(self._start, call)
+        answer = call.receive()
+        if answer is not call:
+            self._calls.discard(call)
+        return answer
+
+    def post(self, callback: Callable[..., object], *args: Any) -> None:
+        """Call a function in the thread of the loop; raise PipelineError if the loop has ended."""
+        loop = self._loop
+        if loop is None:
+            raise self._no_loop()
+        try:
+            loop.call_soon_threadsafe(callback, *args)
+        except RuntimeError:  # closed just now
+            raise self._no_loop() from None
+
+    def abort(self) -> None:
+        """Cancel every task, now and from now on. From any thread, any number of times."""
+        self._aborted = True
+        self._ready.set()
+        if self._loop is not None:
+            with suppress(PipelineError):
+                self.post(self._cancel_tasks)
+
+    def close(self, error: BaseException | None) -> None:
+        """Tear down and end the loop, and wait for that; raise the error of the tear-down."""
+        if self._loop is not None:
+            with suppress(PipelineError):
+                self.post(self._stop, error)
+            self.ended.wait()
+        self._raise_error()
+
+    @property
+    def aborted(self) -> bool:
+        """True after `abort`."""
+        return self._aborted
+
+    def discard(self, call: "_Call") -> None:
+        """Forget a call after its last answer."""
+        self._calls.discard(call)
+
+    def _no_loop(self) -> PipelineError:
+        if self._aborted:
+            return Cancelled("the run was stopped")
+        return PipelineError(f"an event loop of stage {self.stage.name!r} has ended: a callback or a task stopped it")
+
+    def _raise_error(self) -> None:
+        error, self._error = self._error, None
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error  # the frame must not refer to the error, which refers to the frame
+
+
+class _Call:
+    """One call of the function, as a task of the loop; afterwards an iterator, if the result is asynchronous."""
+
+    def __init__(self, loop: EventLoop, args: tuple[Any, ...]) -> None:
+        self.answers: SimpleQueue[Any] = SimpleQueue()
+        self.task: asyncio.Task[None] | None = None
+        self._loop = loop
+        self._args = args
+        self._requests: asyncio.Queue[bool] = asyncio.Queue()  # True: the next element, False: close
+        self._ended = False  # written by the worker: the last answer has been received
+
+    # Called in the thread of the loop.
+
+    async def run(self) -> None:
+        """Answer with the result or the error; with the elements one by one, as they are requested."""
+        try:
+            self.answers.put(await self._result())
+        except BaseException as error:  # CancelledError too; an error that left the task would be lost
+            self.answers.put(_Raised(error))  # in no variable of this frame, to which the traceback of the error refers
+
+    async def _result(self) -> Any:
+        stage, fn = self._loop.stage, self._loop.fn
+        assert fn is not None
+        result = fn(*self._args)
+        source = stage.kind is NodeKind.SOURCE
+        expands = stage.expand or source
+        if isawaitable(result):
+            result = await self._limited(result)
+        elif not (source or (expands and hasattr(result, "__aiter__"))):
+            raise PipelineError(
+                f"the function of a stage with `concurrency` returned {type(result).__name__}, expected a coroutine: "
+                f"use `workers` for an ordinary function"
+            )
+        if not expands or not hasattr(result, "__aiter__"):
+            return result
+        self.answers.put(self)
+        await self._answer_requests(result)
+        return _END
+
+    async def _answer_requests(self, elements: AsyncIterable[Any]) -> None:
+        iterator: AsyncIterator[Any] = aiter(elements)
+        try:
+            while await self._requests.get():
+                try:
+                    element = await self._limited(anext(iterator))
+                except StopAsyncIteration:
+                    return
+                except Exception as error:
+                    if self._loop.stage.kind is not NodeKind.SOURCE:
+                        raise
+                    self.answers.put(_Raised(error, last=False))
+                    continue
+                self.answers.put(element)
+                del element
+        finally:
+            if self._loop.stage.closes and hasattr(iterator, "aclose"):
+                await iterator.aclose()
+
+    async def _limited(self, awaitable: Awaitable[T]) -> T:
+        """Await within the time limit of the stage."""
+        limit = self._loop.stage.limit
+        try:
+            async with asyncio.timeout(limit) as scope:
+                return await awaitable
+        except TimeoutError as error:
+            if not scope.expired():
+                raise
+            raise ItemTimeout(f"the item exceeded the time limit of {limit:g} s, and was cancelled") from error
+
+    # Called by the worker.
+
+    def receive(self) -> Any:
+        """Wait for an answer; return it, or raise its error."""
+        answer = self.answers.get()
+        if not isinstance(answer, _Raised):
+            return answer
+        if answer.last:
+            self._ended = True
+            self._loop.discard(self)
+        try:
+            if self._loop.aborted and isinstance(answer.error, asyncio.CancelledError):
+                raise Cancelled("the run was stopped") from None
+            raise answer.error
+        finally:
+            del answer  # as in `_raise_error`
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        if self._ended:
+            raise StopIteration
+        self._loop.post(self._requests.put_nowait, True)
+        answer = self.receive()
+        if answer is _END:
+            self._ended = True
+            self._loop.discard(self)
+            raise StopIteration
+        return answer
+
+    def close(self) -> None:
+        """Close the asynchronous iterator, and wait for that."""
+        if not self._ended:
+            with suppress(Cancelled):
+                self._loop.post(self._requests.put_nowait, False)
+                self.receive()
+            self._ended = True
+            self._loop.discard(self)
+
+
+class EventLoops:
+    """The event loops of one stage in one run."""
+
+    def __init__(self, stage: Stage, spawn: Spawn) -> None:
+        assert stage.concurrency is not None
+        self._stage = stage
+        self._concurrency = stage.concurrency
+        self._spawn: Spawn | None = spawn
+        self._numbers = count()
+        self._loops: dict[int, EventLoop] = {}
+        self._error: BaseException | None = None  # the first with which a worker has ended, for the tear-down
+
+    def worker(self) -> "LoopWorker":
+        """Return the context of one more worker, at the loop that has room. Called by each worker in its thread."""
+        number = next(self._numbers)  # atomic, and so is setdefault
+        place = number // self._concurrency
+        loop = self._loops.setdefault(place, EventLoop(self._stage))
+        return LoopWorker(self, loop, f"{self._stage.name}-loop-{place}" if number % self._concurrency == 0 else None)
+
+    def start(self, loop: EventLoop, name: str) -> None:
+        """Start the thread of a loop; raise Cancelled if the run is over."""
+        if self._spawn is None or not self._spawn(loop.run, name, loop.ended):
+            raise Cancelled("the run was stopped before the start of an event loop")
+
+    def fail(self, error: BaseException) -> None:
+        """Record the error with which a worker ended."""
+        if self._error is None:
+            self._error = error
+
+    def close(self) -> None:
+        """Tear down and end every loop, after the last worker; raise the first error of a tear-down."""
+        errors: list[BaseException] = []
+        for loop in self._loops.values():
+            try:
+                loop.close(self._error)
+            except BaseException as error:
+                errors.append(error)
+        self._error = None
+        if errors:
+            try:
+                raise errors[0]
+            finally:
+                errors.clear()
+
+    def drop_references(self) -> None:
+        """Break the reference cycle to the run, after all threads have been joined."""
+        self._spawn = None
+
+
+class LoopWorker(AbstractContextManager[Callable[..., Any]]):
+    """One worker at its event loop, as the context manager of a stage with `per_worker`."""
+
+    def __init__(self, loops: EventLoops, loop: EventLoop, starts: str | None) -> None:
+        self._loops = loops
+        self._loop = loop
+        self._starts = starts  # the name of the thread of the loop, for the worker that starts it
+
+    def __enter__(self) -> Callable[..., Any]:
+        if self._starts is not None:
+            self._loops.start(self._loop, self._starts)
+        self._loop.wait_ready()
+        return self._loop.call
+
+    def __exit__(self, kind: object, error: BaseException | None, tb: object) -> None:
+        if error is not None:
+            self._loops.fail(error)
+
+    def abort(self) -> None:
+        """Cancel the tasks of the loop."""
+        self._loop.abort()
