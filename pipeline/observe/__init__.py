@@ -25,11 +25,13 @@ from threadloom.pipeline.observe.formatting import (
 )
 from threadloom.pipeline.observe.histogram import Distribution as Distribution
 from threadloom.pipeline.observe.observer import Observer as Observer
+from threadloom.pipeline.observe.open_telemetry import OpenTelemetryExporter as OpenTelemetryExporter
 from threadloom.pipeline.observe.progress import (
     Progress as Progress,
     ProgressBar as ProgressBar,
     progress_of as progress_of,
 )
+from threadloom.pipeline.observe.prometheus import PrometheusExporter as PrometheusExporter
 from threadloom.pipeline.observe.redrawing import is_redrawable as is_redrawable
 from threadloom.pipeline.observe.stage import (
     SKIP as SKIP,

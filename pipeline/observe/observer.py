@@ -23,5 +23,8 @@ class Observer(Protocol):
     def update(self) -> None:
         """Show or export the current statistics."""
 
-    def end(self, *, complete: bool) -> None:
-        """Stop, and keep no reference to the run. `complete` is True if the run ended with its input."""
+    def end(self, statistics: Callable[[], RunStatistics], *, complete: bool) -> None:
+        """Stop to follow the run that was begun with `statistics`, and keep no reference to it.
+
+        `complete` is True if the run ended with its input.
+        """

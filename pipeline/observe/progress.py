@@ -115,11 +115,9 @@ class ProgressBar:
         if self._statistics is not None:
             self._draw(self._statistics(), final=False, complete=False)
 
-    def end(self, *, complete: bool) -> None:
+    def end(self, statistics: Callable[[], RunStatistics], *, complete: bool) -> None:
         """Draw the final progress, and release the terminal."""
-        statistics, self._statistics = self._statistics, None
-        if statistics is None:
-            return
+        self._statistics = None
         try:
             self._draw(statistics(), final=True, complete=complete)
         finally:

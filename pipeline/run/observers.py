@@ -9,6 +9,7 @@ Ownership: the list of observers belongs to the caller's thread; while the run's
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from time import monotonic
 
 from threadloom.pipeline.core import OneShotEvent
@@ -24,11 +25,13 @@ class Observers:
         """`decided` is set once the outcome of the run is decided."""
         self._waiting = list(observers)  # not yet begun
         self._begun: list[Observer] = []
+        self._statistics: Callable[[], RunStatistics] | None = None  # of the run, between `begin` and `end`
         self._decided = decided
         self.ended = OneShotEvent()
 
     def begin(self, statistics: Callable[[], RunStatistics]) -> bool:
         """Begin all observers; return True if one of them has to be updated. Raises the error of an observer."""
+        self._statistics = statistics
         while self._waiting:
             self._waiting[0].begin(statistics)
             self._begun.append(self._waiting.pop(0))
@@ -51,9 +54,11 @@ class Observers:
     def end(self, *, complete: bool) -> None:
         """End all observers that have been begun. May be called again after a Ctrl-C."""
         self._waiting.clear()
-        while self._begun:
+        statistics = self._statistics
+        while self._begun and statistics is not None:
             each = self._begun.pop()
-            self._guarded(each, lambda observer=each: observer.end(complete=complete))  # type: ignore[misc]
+            self._guarded(each, partial(each.end, statistics, complete=complete))
+        self._statistics = None
 
     def _guarded(self, observer: Observer, call: Callable[[], None]) -> bool:
         """Call a method of an observer; log its error and return False if it raises one."""

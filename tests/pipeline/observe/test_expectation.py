@@ -7,7 +7,7 @@ from itertools import count
 
 import pytest
 
-from threadloom.pipeline import SKIP, Gather, Graph, Node, Skip, SkipFailed
+from threadloom.pipeline import SKIP, Gather, Graph, Node, Shards, Skip, SkipFailed
 from threadloom.pipeline.observe import expected_items
 from threadloom.pipeline.observe.statistics import ChannelStatistics, StageStatistics
 
@@ -67,6 +67,13 @@ def test_merges_add_joins_take_the_shortest_and_groups_divide() -> None:
     graph.join("pair", sum, after=(few, many), drop_unmatched=True)
     graph.stage("batch", sum, after=many, gather=Gather(count=10, partial=True))
     assert [graph.expected(name) for name in ("merge", "pair", "batch")] == [45, 10, 4]
+
+
+def test_the_lengths_of_shards_add_up() -> None:
+    graph = Graph("shards")
+    graph.sink("out", after=graph.source("both", Shards(range(3), range(4))))
+    graph.sink("unknown", after=graph.source("one", Shards(range(3), iter(range(4)))))
+    assert (graph.expected("out"), graph.expected("unknown")) == (7, None)
 
 
 def test_an_expansion_is_unknown_at_first_and_then_extrapolated() -> None:

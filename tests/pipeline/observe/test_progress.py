@@ -74,8 +74,7 @@ def test_lines_without_a_terminal_and_the_rate_since_the_last() -> None:
         del states[0]
         bar.update()
     del states[0]
-    bar.end(complete=True)
-    bar.end(complete=True)
+    bar.end(lambda: states[0], complete=True)
     assert lines == [
         "words: 20 of 100 (20%), 0/s, 0:05",
         "words: 60 of 100 (60%), 8.00/s, 0:05 left",
@@ -89,7 +88,7 @@ def test_a_run_that_is_stopped_says_so_and_one_that_ends_early_is_complete() -> 
         lines: list[str] = []
         bar = ProgressBar(Console(file=StringIO()), lines.append)
         bar.begin(lambda: state(60, 100))
-        bar.end(complete=complete)
+        bar.end(lambda: state(60, 100), complete=complete)
         assert lines == [expected]
 
 
@@ -99,7 +98,7 @@ def test_a_bar_on_a_terminal() -> None:
     assert (bar.is_live, bar.interval) == (True, BAR_INTERVAL)
     bar.begin(lambda: replace(state(60, 100), graph="[red]words\x1b[2J"))
     bar.update()
-    bar.end(complete=True)
+    bar.end(lambda: state(60, 100), complete=True)
     text = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", output.getvalue())
     assert "[red]words [2J" in text, "neither markup nor a control sequence"
     assert "60 of 100 (60%)" in text
@@ -112,7 +111,7 @@ def test_an_unknown_total_has_a_bar_too() -> None:
     bar = ProgressBar(terminal(output))
     bar.begin(lambda: state(1234, None))
     bar.update()
-    bar.end(complete=False)
+    bar.end(lambda: state(1234, None), complete=False)
     assert "1,234" in output.getvalue()
     assert "stopped" in output.getvalue()
 
@@ -122,7 +121,7 @@ def test_output_that_goes_to_a_file_is_not_diverted(capfd: pytest.CaptureFixture
     bar = ProgressBar(terminal(output))
     bar.begin(lambda: state(1, 2))
     sys.stdout.write("a result\n")
-    bar.end(complete=True)
+    bar.end(lambda: state(1, 2), complete=True)
     assert capfd.readouterr().out == "a result\n"
     assert "a result" not in output.getvalue()
 
@@ -139,7 +138,7 @@ def test_a_run_outlives_its_terminal(live: bool) -> None:
     for _ in range(2):
         bar.begin(lambda: state(1, 2))
         bar.update()
-        bar.end(complete=True)
+        bar.end(lambda: state(1, 2), complete=True)
 
 
 def test_one_bar_follows_one_run_at_a_time() -> None:

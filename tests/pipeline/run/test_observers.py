@@ -31,7 +31,7 @@ class Recorder:
         self._note("update")
         self.updated.set()
 
-    def end(self, *, complete: bool) -> None:
+    def end(self, statistics: Callable[[], RunStatistics], *, complete: bool) -> None:
         self.statistics = None
         self._note(f"end, complete={complete}")
 
@@ -85,8 +85,8 @@ def test_an_error_of_an_update_or_an_end_is_logged_and_the_run_continues(caplog:
             super().update()
             raise Boom("update")
 
-        def end(self, *, complete: bool) -> None:
-            super().end(complete=complete)
+        def end(self, statistics: Callable[[], RunStatistics], *, complete: bool) -> None:
+            super().end(statistics, complete=complete)
             raise Boom("end")
 
     broken, sound = Broken(0.001), Recorder(0.001)
@@ -115,10 +115,10 @@ def test_statistics_may_be_read_until_the_end() -> None:
     class Last(Recorder):
         found: RunStatistics | None = None
 
-        def end(self, *, complete: bool) -> None:
-            assert self.statistics is not None
-            self.found = self.statistics()
-            super().end(complete=complete)
+        def end(self, statistics: Callable[[], RunStatistics], *, complete: bool) -> None:
+            assert self.statistics == statistics
+            self.found = statistics()
+            super().end(statistics, complete=complete)
 
     last = Last()
     graph = Graph("counted")
