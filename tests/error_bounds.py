@@ -13,17 +13,22 @@ That is the worst case, and `product_error` and the tests of single operations u
 for models is probabilistic. To first order the error of a result is a sum over all roundings, each times the derivative
 of the result with respect to the rounded number. Assume that the roundings are independent and uniform between plus and
 minus half a unit in the last place (Higham and Mary, A new approach to probabilistic rounding error analysis, SIAM J.
-Sci. Comput. 41(5), 2019). A uniform number is strictly sub-Gaussian, so with s**2 the expected square of the norm of
-the error, for vectors too (Hsu, Kakade and Zhang, A tail inequality for quadratic forms of subgaussian random vectors,
-Electron. Commun. Probab. 17, 2012)::
+Sci. Comput. 41(5), 2019). A uniform number is strictly sub-Gaussian, so with the covariance matrix S of the error, a
+vector (Hsu, Kakade and Zhang, A tail inequality for quadratic forms of subgaussian random vectors, Electron. Commun.
+Probab. 17, 2012)::
 
-    P(|error|**2 > (1 + 2 sqrt(t) + 2 t) s**2) <= exp(-t)
+    P(|error|**2 > tr(S) + 2 sqrt(t tr(S**2)) + 2 t |S|) <= exp(-t),    |S| <= sqrt(tr(S**2))
 
-With t = 18 the norm is at most 6.75 s (`DEVIATIONS`) but for a probability of 2e-8 for each comparison. s is computed:
-the reference runs in float64 with a random rounding error in every marked result, and a few runs give the mean square
-of the distance from the undisturbed one (`Disturbance`, `distances`). The roundings of a sum are taken together
-(`tests.rounding_marks.summed`). The random number is a hash of the rounded number's bits, so that equal numbers are
-rounded equally, wherever they occur.
+With t = 18 (`EXPONENT`) that is a probability of 2e-8 for each comparison. Both traces are computed: the reference runs
+in float64 with a random rounding error in every marked result, and some runs give samples of the error (`Disturbance`,
+`distances`). The mean square of their norms estimates tr(S), and the mean square of the inner products of two of them
+tr(S**2), both without bias. A single number may be off by 6.75 times its standard deviation, a tensor whose error has
+many independent directions by little more than the root of tr(S).
+
+The roundings of a sum are taken together (`tests.rounding_marks.summed`). The random number is a hash of the rounded
+number's bits, so that equal numbers are rounded equally, wherever they occur. Of a number that is stored in a narrow
+format, it is a hash of the two numbers of the format that it is between, plus its place between them: nearly equal
+numbers have nearly equal errors, as in the gradients of the targets' logits, which are all about -1.
 """
 
 import math
@@ -32,19 +37,23 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tests import reference
 from tests.reference import Ids, Record, Tensors
-from tests.rounding_marks import Array, arithmetic, computed, stored
+from tests.rounding_marks import Array, arithmetic, rounded_sum, stored
 
 FLOAT32 = 2.0**-24
 """Unit roundoff of float32: the largest relative error of one operation, rounded to nearest."""
 SMALLEST = 2.0**-126
 """Smallest normal float32: the largest absolute error of an operation whose result is subnormal and flushed to zero."""
-DEVIATIONS = math.sqrt(1.0 + 2.0 * math.sqrt(18.0) + 2.0 * 18.0)
-"""Bound on the norm of an error, in multiples of s."""
-RUNS, MANY_NUMBERS, FEW_RUNS = 5, 50_000, 2
-"""Disturbed runs from which s is computed; fewer if the results have so many numbers that one run gives its average."""
+EXPONENT = 18.0
+"""Negative logarithm of the probability with which a correct result exceeds its bound."""
+RUNS, MANY_NUMBERS, FEW_RUNS = 8, 50_000, 4
+"""Disturbed runs from which the traces are computed; fewer if the results have so many numbers that few suffice."""
+
+
+Bits = NDArray[np.uint64]
 
 
 class Storage(NamedTuple):
@@ -52,11 +61,17 @@ class Storage(NamedTuple):
 
     unit: float  # largest relative error of one rounding
     tiny: float  # largest absolute error below the normal numbers
-    products: float = FLOAT32  # relative error of one product; more for products of split operands
+    products: float = FLOAT32  # relative error of one product within a matrix multiply
 
 
 IN_FLOAT32 = Storage(0.0, 0.0)  # what is computed in float32 is stored as it is
 IN_BF16 = Storage(2.0**-8, 2.0**-126)  # 8 bits of precision; the dot-product instructions flush subnormal numbers
+IN_BF16X3 = Storage(0.0, 0.0, 2.0**-16)
+"""Matrix multiplies of operands that are split into two bfloat16 numbers; all else in float32.
+
+The rest of an operand is uniform within 2**-17 of it, and the omitted product of the low terms is one of two uniform
+numbers within 2**-8. Together they have the variance 2 * 2**-34 / 3 + 2**-32 / 9, less than (2**-16)**2 / 3.
+"""
 IN_FP16 = Storage(2.0**-11, 2.0**-25)  # 11 bits; subnormal numbers are multiples of 2**-24
 
 
@@ -93,26 +108,54 @@ class Disturbance:
     seed: int
     storage: Storage = IN_FLOAT32
 
+    @property
+    def product_units(self) -> float:
+        """Return the error of one product within a matrix multiply, in units of one rounding."""
+        return self.storage.products / FLOAT32
+
     def computed(self, value: Array, units: Array) -> Array:
         """Return a result of arithmetic with its error."""
-        return np.asarray(value + self._uniform(value, 1) * (self.storage.products * units + SMALLEST))
+        error = _uniform(self._hashed(_bits(value), 1)).reshape(value.shape)
+        return np.asarray(value + error * (FLOAT32 * units + SMALLEST))
 
     def stored(self, value: Array) -> Array:
         """Return an activation with the error of its storage, within half a unit in its last place."""
         if not self.storage.unit:
             return value
-        power_of_two = np.ldexp(1.0, np.frexp(value)[1] - 1)
-        size = np.maximum(self.storage.unit * power_of_two, self.storage.tiny)
-        return np.asarray(value + self._uniform(value, 2) * size)
+        bits = _bits(value)
+        fraction = np.uint64(12 - math.frexp(self.storage.unit)[1])  # bits before it: sign, exponent, stored mantissa
+        offsets = self._hashed(bits >> (np.uint64(64) - fraction), 2)
+        error = _uniform((bits << fraction) + offsets).reshape(value.shape)
+        power_of_two = (bits & np.uint64(0x7FF << 52)).view(np.float64).reshape(value.shape)
+        return np.asarray(value + error * np.maximum(self.storage.unit * power_of_two, self.storage.tiny))
 
-    def _uniform(self, value: Array, purpose: int) -> Array:
-        """Return a number in -1 .. 1 for each one: a hash of its bits (as MurmurHash3 ends) and of the seed."""
-        bits = np.atleast_1d(np.ascontiguousarray(value, np.float64)).view(np.uint64)
+    def _hashed(self, bits: Bits, purpose: int) -> Bits:
+        """Return a hash of each number: a multiplication spreads bits upwards, the shift moves them down again."""
         bits = bits ^ np.uint64(0x9E3779B97F4A7C15 * (2 * self.seed + purpose) % 2**64)
-        for factor in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
-            bits = (bits ^ (bits >> np.uint64(33))) * np.uint64(factor)
-        bits = bits ^ (bits >> np.uint64(33))
-        return np.asarray((bits >> np.uint64(11)).astype(np.float64) * 2.0**-52 - 1.0).reshape(value.shape)
+        bits *= np.uint64(0xFF51AFD7ED558CCD)
+        bits ^= bits >> np.uint64(32)
+        bits *= np.uint64(0xC4CEB9FE1A85EC53)
+        return bits
+
+
+def _bits(value: Array) -> Bits:
+    return np.ascontiguousarray(value, np.float64).reshape(-1).view(np.uint64)
+
+
+def _uniform(bits: Bits) -> Array:
+    """Return random bits as numbers in -1 .. 1."""
+    return np.asarray(bits.view(np.int64) * 2.0**-63)
+
+
+def tail(errors: Array) -> float:
+    """Return the bound on the norm of an error, from samples of it, (runs, numbers)."""
+    runs = len(errors)
+    products = errors @ errors.T
+    trace = float(np.mean(np.diag(products)))
+    of_square = float(np.sum(np.square(products[np.triu_indices(runs, 1)]))) / (runs * (runs - 1) / 2)
+    # An error of one direction has tr(S**2) = tr(S)**2, and no error more.
+    spread = trace if errors.shape[1] == 1 else min(math.sqrt(of_square), trace)
+    return math.sqrt(trace + 2.0 * (math.sqrt(EXPONENT) + EXPONENT) * spread)
 
 
 def distances(compute: Callable[[], Tensors], storage: Storage = IN_FLOAT32) -> dict[str, float]:
@@ -120,21 +163,29 @@ def distances(compute: Callable[[], Tensors], storage: Storage = IN_FLOAT32) -> 
 
     `compute` returns tensors from functions of the reference, whose marked results are disturbed.
     """
-    exact = compute()
-    runs = RUNS if sum(tensor.size for tensor in exact.values()) < MANY_NUMBERS else FEW_RUNS
-    squares = dict.fromkeys(exact, 0.0)
-    for seed in range(runs):
-        with arithmetic(Disturbance(seed, storage)):
-            for name, tensor in compute().items():
-                squares[name] += float(np.sum(np.square(tensor - exact[name])))
-    return {name: DEVIATIONS * math.sqrt(square / runs) for name, square in squares.items()}
+    return _with_distances(compute, storage)[1]
 
 
 def allowed(compute: Callable[[], Tensors], storage: Storage = IN_FLOAT32) -> dict[str, float]:
     """Return the same relative to the norm of each tensor; absolute for a tensor of zeros."""
+    return with_bounds(compute, storage)[1]
+
+
+def with_bounds(compute: Callable[[], Tensors], storage: Storage = IN_FLOAT32) -> tuple[Tensors, dict[str, float]]:
+    """Return the exact results of `compute`, and the relative distances that are allowed to them."""
+    exact, found = _with_distances(compute, storage)
+    return exact, {name: found[name] / (float(np.linalg.norm(tensor)) or 1.0) for name, tensor in exact.items()}
+
+
+def _with_distances(compute: Callable[[], Tensors], storage: Storage) -> tuple[Tensors, dict[str, float]]:
     exact = compute()
-    found = distances(compute, storage)
-    return {name: found[name] / (float(np.linalg.norm(tensor)) or 1.0) for name, tensor in exact.items()}
+    runs = RUNS if sum(tensor.size for tensor in exact.values()) < MANY_NUMBERS else FEW_RUNS
+    errors: dict[str, list[Array]] = {name: [] for name in exact}
+    for seed in range(runs):
+        with arithmetic(Disturbance(seed, storage)):
+            for name, tensor in compute().items():
+                errors[name].append((tensor - exact[name]).ravel())
+    return exact, {name: tail(np.stack(samples)) for name, samples in errors.items()}
 
 
 EXPONENTIAL = gamma(3) + gamma(4)
@@ -149,23 +200,19 @@ With a fused or an unfused multiply-add the bound is the same; gamma(7) leaves 3
 SIGMOID = EXPONENTIAL + gamma(2)
 """Relative error of `sigmoid32`, 1 / (1 + e**-x): of e**-x at most its own, of the sum and of the division u each."""
 
-MATRICES = ("wte", "qkv_weight", "attn_proj_weight", "fc_weight", "mlp_proj_weight")
-"""Tensors of which products read a compute copy in the format of the activations."""
-
-
-def rounded_weights(weights: Tensors) -> Tensors:
-    """Return the weights as products read them; for use in `compute` of `distances`."""
-    return {name: stored(tensor) if name in MATRICES else tensor for name, tensor in weights.items()}
-
 
 def model_tensors(weights: Tensors, ids: Ids, targets: Ids, heads: int, scale: float) -> Tensors:
-    """Return the gradients of a model, "loss", "losses" (of tokens), "x_final", "d_x_final" and the activations."""
-    weights = rounded_weights(weights)
+    """Return the results of a model.
+
+    They are the gradients; "gradient", all of them as one vector, whose error is no less than that of its norm; "loss";
+    "losses" of the tokens; "x_final"; "d_x_final"; and the activations.
+    """
     record = reference.forward(weights, ids, heads)
     loss = reference.cross_entropy_forward(record.logits, targets)
     grads, d_x_final = reference.backward(weights, record, targets, scale)
-    loss_sum = computed(loss.sum(), lambda: np.abs(loss).sum())
-    return {**grads, "loss": loss_sum, "losses": loss, "d_x_final": d_x_final, **activations(record)}
+    gradient = np.concatenate([tensor.ravel() for tensor in grads.values()])
+    results = {"gradient": gradient, "loss": rounded_sum(loss), "losses": loss, "d_x_final": d_x_final}
+    return {**grads, **results, **activations(record)}
 
 
 def model_bounds(
@@ -173,13 +220,9 @@ def model_bounds(
 ) -> dict[str, float]:
     """Return the relative distances that are allowed to the results of `model_tensors`."""
 
-    def results() -> Tensors:
-        return model_tensors(weights, ids, targets, heads, scale)
-
-    bounds = allowed(results, storage)
+    exact, bounds = with_bounds(lambda: model_tensors(weights, ids, targets, heads, scale), storage)
     # A few runs give the mean square of one number badly. If the errors of the tokens are independent, that of their
     # sum has the same mean square as their norm, which has more numbers; if they are not, it is larger.
-    exact = results()
     independent = bounds["losses"] * float(np.linalg.norm(exact["losses"]) / exact["loss"])
     return bounds | {"loss": max(bounds["loss"], independent)}
 

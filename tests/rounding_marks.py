@@ -17,6 +17,10 @@ Array = NDArray[np.float64]
 class Arithmetic(Protocol):
     """Disturbance of the marked results."""
 
+    @property
+    def product_units(self) -> float:
+        """Return the error of one product within a matrix multiply, in units of one rounding."""
+
     def computed(self, value: Array, units: Array) -> Array:
         """Return a result of arithmetic with its error, `units` times that of one rounding of the number 1."""
 
@@ -53,8 +57,8 @@ def stored(value: Array) -> Array:
     return value if disturbance is None else disturbance.stored(value)
 
 
-def summed(result: Array, count: int, squares: Callable[[], Array]) -> Array:
-    """Mark a sum of `count` terms, whose squares add up to ``squares()``; each term is rounded once before.
+def summed(result: Array, count: int, squares: Callable[[], Array], of_term: float = 1.0) -> Array:
+    """Mark a sum of `count` terms, whose squares add up to ``squares()``; each term has `of_term` roundings before.
 
     An addition is off by u times its result, a partial sum. The order of the terms is unrelated to their values, so the
     partial sum of j of n terms is a sample without replacement: its expectation is ``j / n * result`` and its variance
@@ -63,7 +67,7 @@ def summed(result: Array, count: int, squares: Callable[[], Array]) -> Array:
 
     def units() -> Array:
         of_terms = squares()
-        return np.asarray(np.sqrt(count * (result**2 / 3.0 + of_terms / 6.0) + of_terms + result**2))
+        return np.asarray(np.sqrt(count * (result**2 / 3.0 + of_terms / 6.0) + of_term**2 * of_terms + result**2))
 
     return computed(result, units)
 
@@ -74,9 +78,26 @@ def product(a: Array, b: Array, *added: Array) -> Array:
     def squares() -> Array:
         return np.asarray(sum((term**2 for term in added), (a**2) @ (b**2)))
 
-    return summed(np.asarray(sum(added, a @ b)), a.shape[-1] + len(added), squares)
+    disturbance = _ARITHMETIC.get()
+    of_term = disturbance.product_units if disturbance else 1.0
+    return summed(np.asarray(sum(added, a @ b)), a.shape[-1] + len(added), squares, of_term)
 
 
 def total(x: Array, y: Array) -> Array:
     """Return x + y."""
     return computed(x + y, lambda: np.abs(x + y))
+
+
+def rounded_sum(terms: Array) -> Array:
+    """Return the sum of all terms, computed in float64 and rounded once."""
+    return computed(np.asarray(terms.sum()), lambda: np.asarray(np.abs(terms).sum()))
+
+
+def multiple(factor: float, x: Array) -> Array:
+    """Return factor * x."""
+    return computed(factor * x, lambda: np.abs(factor * x))
+
+
+def constant(value: float) -> float:
+    """Return a number that is rounded once for all its uses."""
+    return float(computed(np.asarray(value), lambda: np.abs(np.asarray(value))))

@@ -127,7 +127,7 @@ def test_log_sum_exp_of_attention_gives_its_probabilities() -> None:
     qkv = np.random.default_rng(4).standard_normal((1, 6, 15))
     _, lse = reference.attention_forward(qkv, 1)
     q, k, v = qkv[0, :, :5], qkv[0, :, 5:10], qkv[0, :, 10:]
-    _, probabilities, _ = reference.attention_head(q, k, v)
+    _, probabilities, _ = reference.attention_heads(q, k, v)
     np.testing.assert_allclose(probabilities, np.tril(np.exp(q @ k.T / 5**0.5 - lse[0, 0][:, None])), rtol=1e-12)
     np.testing.assert_allclose(probabilities.sum(axis=1), 1.0, rtol=1e-12)
 

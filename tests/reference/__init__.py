@@ -1,7 +1,7 @@
 """GPT-2 in plain float64 NumPy: the oracle of the kernels and of training.
 
 It imports nothing of the project and shares no arithmetic with the kernels: every function is written from its formula,
-with loops if they read better.
+for whole arrays.
 
 Shapes: B sequences of T tokens, C channels, H heads, F = 4C hidden, L layers, V vocabulary. Matrices are stored
 (inputs, outputs): a linear layer is ``y = x @ weight + bias``.
@@ -14,7 +14,7 @@ here; `tests.error_bounds` perturbs the marked results to find out how far a cor
 from tests.reference.attention import (
     attention_backward as attention_backward,
     attention_forward as attention_forward,
-    attention_head as attention_head,
+    attention_heads as attention_heads,
 )
 from tests.reference.gpt2 import (
     Record as Record,

@@ -10,7 +10,7 @@ import numpy as np
 
 from tests.reference.attention import softmax
 from tests.reference.tensors import Array, Ids
-from tests.rounding_marks import computed, product, stored, summed, total
+from tests.rounding_marks import computed, constant, product, stored, summed, total
 
 LAYERNORM_EPSILON = 1e-5
 GELU_SCALE = math.sqrt(2.0 / math.pi)
@@ -26,10 +26,8 @@ def embedding_backward(dx: Array, ids: Ids, vocabulary: int, context: int) -> tu
     """Return the gradients of wte (V, C) and wpe (context, C)."""
     sequences, tokens, channels = dx.shape
     d_wte, d_wpe = np.zeros((vocabulary, channels)), np.zeros((context, channels))
-    for b in range(sequences):
-        for t in range(tokens):
-            d_wte[ids[b, t]] += dx[b, t]
-            d_wpe[t] += dx[b, t]
+    np.add.at(d_wte, ids, dx)
+    d_wpe[:tokens] = dx.sum(axis=0)
 
     def squares(gradient: int) -> Array:
         return embedding_backward(dx**2, ids, vocabulary, context)[gradient]
@@ -129,7 +127,7 @@ def cross_entropy_forward(logits: Array, targets: Ids) -> Array:
 def cross_entropy_backward(logits: Array, targets: Ids, scale: float) -> Array:
     """Return the gradient of scale * (sum of the losses): scale * (softmax - one hot)."""
     probabilities, _ = softmax(logits)
-    one_hot = np.arange(logits.shape[-1]) == targets[..., None]
+    one_hot, scale = np.arange(logits.shape[-1]) == targets[..., None], constant(scale)
     return computed(scale * (probabilities - one_hot), lambda: 2.0 * scale * (probabilities + one_hot))
 
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tests.reference.tensors import DECAYED, Tensors
+from tests.reference.tensors import DECAYED, Array, Tensors
+from tests.rounding_marks import computed, constant, multiple, total
 
 CLIP_EPSILON = 1e-6  # as in torch.nn.utils.clip_grad_norm_
 
@@ -18,8 +19,8 @@ def global_norm(grads: Tensors) -> float:
 def clip_by_global_norm(grads: Tensors, max_norm: float) -> tuple[Tensors, float]:
     """Return the gradients scaled so that their norm is at most max_norm, and the norm that they had."""
     norm = global_norm(grads)
-    scale = min(1.0, max_norm / (norm + CLIP_EPSILON))
-    return {name: scale * gradient for name, gradient in grads.items()}, norm
+    scale = constant(min(1.0, max_norm / (norm + CLIP_EPSILON)))
+    return {name: multiple(scale, gradient) for name, gradient in grads.items()}, norm
 
 
 @dataclass(frozen=True)
@@ -39,12 +40,20 @@ def adamw(
 ) -> tuple[Tensors, Tensors, Tensors]:
     """Return weights, m and v after update number `step` (the first is 1), in the order of torch.optim.AdamW."""
     new_weights, new_m, new_v = {}, {}, {}
+    beta1, beta2, epsilon = constant(settings.beta1), constant(settings.beta2), constant(settings.epsilon)
+    rest1, rest2 = constant(1.0 - settings.beta1), constant(1.0 - settings.beta2)
+    size = constant(settings.lr / (1.0 - settings.beta1**step))
+    unbias = constant(1.0 / math.sqrt(1.0 - settings.beta2**step))
     for name, w in weights.items():
         decay = settings.weight_decay if name in settings.decayed else 0.0
-        new_m[name] = settings.beta1 * m[name] + (1.0 - settings.beta1) * grads[name]
-        new_v[name] = settings.beta2 * v[name] + (1.0 - settings.beta2) * grads[name] ** 2
-        m_unbiased = new_m[name] / (1.0 - settings.beta1**step)
-        v_unbiased = new_v[name] / (1.0 - settings.beta2**step)
-        decoupled = w * (1.0 - settings.lr * decay)
-        new_weights[name] = decoupled - settings.lr * m_unbiased / (np.sqrt(v_unbiased) + settings.epsilon)
+        new_m[name] = total(multiple(beta1, m[name]), multiple(rest1, grads[name]))
+        new_v[name] = total(multiple(beta2, v[name]), multiple(rest2, grads[name] ** 2))
+        decoupled = multiple(constant(1.0 - settings.lr * decay), w)
+        new_weights[name] = total(decoupled, -_change(new_m[name], new_v[name], size, unbias, epsilon))
     return new_weights, new_m, new_v
+
+
+def _change(m: Array, v: Array, size: float, unbias: float, epsilon: float) -> Array:
+    root = np.sqrt(np.maximum(v, 0.0))  # the rounding error of a v near 0 may exceed it
+    change = size * m / (unbias * root + epsilon)
+    return computed(change, lambda: math.sqrt(5.0) * np.abs(change))  # a root, its factor, a sum, a division, the size

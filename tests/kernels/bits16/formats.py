@@ -7,11 +7,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tests.kernels.bits16.support import nearest as nearest_bf16, numbers as bf16_numbers
-from tests.reference import Array
+from tests.reference import Array, Tensors
 from threadloom.kernels.matmul.pack import DEPTH_STEP, PANEL
 
 Shorts = NDArray[Any]
 """Bits of either format, uint16 or int16."""
+
+MATRICES = ("wte", "qkv_weight", "attn_proj_weight", "fc_weight", "mlp_proj_weight")
+"""Tensors of which the kernels read a packed copy, rounded to the format."""
 
 FLOAT = 2.0**-24
 """Half a unit in float32's last place, relative: what one operation of the kernels' arithmetic is off by."""
@@ -38,6 +41,10 @@ class Format:
             with np.errstate(over="ignore"):
                 return np.ascontiguousarray(values, np.float32).astype(np.float16).view(np.int16)
         return nearest_bf16(np.asarray(values, np.float32))
+
+    def packed_weights(self, weights: Tensors) -> Tensors:
+        """Return the weights that the kernels read: matrices are rounded to the format once, before any arithmetic."""
+        return {n: self.numbers(self.nearest(w)).reshape(w.shape) if n in MATRICES else w for n, w in weights.items()}
 
     def random(self, rng: np.random.Generator, *shape: int, spread: float = 1.0) -> Shorts:
         """Return normal random numbers."""

@@ -81,9 +81,11 @@ class Model16(MicroBatchModel):
     at_end: bool = True
     kernels: ClassVar[ModelKernels[Any, Any, Any]] = gpt2
     pages: Pages = field(init=False)
+    packed_tensors: Tensors = field(init=False)  # the weights that the kernels read
 
     def __post_init__(self) -> None:
         prepare_bf16()
+        self.packed_tensors = self.fmt.packed_weights(self.tensors)
         self.pages = Pages(self.at_end)
         self.master = Weights(**{n: self.pages.copy(t.astype(np.float32)) for n, t in self.tensors.items()})
         self.weights = Weights16(self.master, pack_weights(self.fmt, self.tensors, self.pages))
@@ -161,7 +163,7 @@ class Model16(MicroBatchModel):
 
     def bounds(self, ids: Ids, targets: Ids, scale: float, scaled: float) -> dict[str, float]:
         """Return the relative distances that are allowed to the results, if gradients are scaled by `scaled`."""
-        return model_bounds(self.tensors, ids, targets, self.sizes.heads, scale, storage_of(self.fmt, scaled))
+        return model_bounds(self.packed_tensors, ids, targets, self.sizes.heads, scale, storage_of(self.fmt, scaled))
 
     def check_gradients(self, expected: Tensors, bounds: Mapping[str, float], scaled: float) -> None:
         """Compare every gradient, divided by `scaled`, with the reference's."""
@@ -197,8 +199,9 @@ def make_case(sizes: Sizes, fmt: Format, seed: int) -> Case:
     rng = np.random.default_rng(seed)
     tensors, ids, targets = random_tensors(sizes, rng), sizes.ids(rng), sizes.ids(rng)
     scale, scaled = 1.0 / sizes.rows, 1024.0 if fmt is FP16 else 1.0
-    loss, gradients = reference.loss_and_gradients(tensors, ids, targets, sizes.heads, scale)
-    bounds = model_bounds(tensors, ids, targets, sizes.heads, scale, storage_of(fmt, scaled))
+    packed = fmt.packed_weights(tensors)
+    loss, gradients = reference.loss_and_gradients(packed, ids, targets, sizes.heads, scale)
+    bounds = model_bounds(packed, ids, targets, sizes.heads, scale, storage_of(fmt, scaled))
     return Case(tensors, ids, targets, scaled, loss, gradients, bounds)
 
 

@@ -9,7 +9,7 @@ from hypothesis import example, given, strategies as st
 from numba.core.runtime import _nrt_python, rtsys
 from numpy.typing import DTypeLike, NDArray
 
-from tests.error_bounds import IN_BF16, IN_FP16, Storage, allowed, attention_tensors
+from tests.error_bounds import IN_BF16, IN_FP16, Storage, attention_tensors, with_bounds
 from tests.kernels.bits16.support import Pages, nearest, numbers, on_path, paths_here
 from tests.kernels.comparison import assert_close, assert_nan_from
 from tests.kernels.support import random_shapes
@@ -89,7 +89,7 @@ def check(
     def results() -> Tensors:
         return attention_tensors(d_exact, exact, heads)
 
-    expected, bounds = results(), allowed(results, fmt.storage)
+    expected, bounds = with_bounds(results, fmt.storage)
     found = {"out": fmt.numbers(out), "lse": lse}
     found |= dict(zip(("d_q", "d_k", "d_v"), np.split(fmt.numbers(d_qkv), 3, axis=1), strict=True))
     for name, tensor in found.items():

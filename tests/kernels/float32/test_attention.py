@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given, strategies as st
 
-from tests.error_bounds import allowed, attention_tensors
+from tests.error_bounds import attention_tensors, with_bounds
 from tests.kernels.comparison import assert_close, assert_nan_from
 from tests.kernels.support import Guarded, float32_numbers, random_shapes
 from tests.reference import Array, Tensors
@@ -28,7 +28,7 @@ def check(sequences: int, heads: int, size: int, tokens: int, spare: int = 0, sp
     def results() -> Tensors:
         return attention_tensors(d_out, qkv, heads)
 
-    expected, bounds = results(), allowed(results)
+    expected, bounds = with_bounds(results)
     assert_close(out, expected["out"], bounds["out"], "out")
     assert_close(lse, expected["lse"], bounds["lse"], "lse")
 

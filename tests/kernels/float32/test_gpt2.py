@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from tests import reference
-from tests.error_bounds import activations, allowed, model_bounds, model_tensors
+from tests.error_bounds import activations, allowed, model_bounds, model_tensors, with_bounds
 from tests.kernels.comparison import assert_close, assert_distance
 from tests.kernels.model import Model, check_bits_after_another_batch, check_model
 from tests.kernels.support import Sizes, flat_ids, random_shapes, run_without_compiler
@@ -72,7 +72,7 @@ def test_every_activation_equals_the_reference(sizes: Sizes) -> None:
     def results() -> Tensors:
         return activations(reference.forward(model.tensors, ids, sizes.heads))
 
-    expected, bounds = results(), allowed(results)
+    expected, bounds = with_bounds(results)
     model.forward(ids)
     fields = {"x": "x", "qkv": "qkv", "attn": "attn", "lse": "attn_lse", "x_mid": "x_mid", "fc": "fc"}
     fields |= {f"{name}{norm}": f"ln{norm}_{name}" for name in ("mean", "rstd") for norm in (1, 2)}

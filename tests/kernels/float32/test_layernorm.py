@@ -5,7 +5,7 @@ import pytest
 from hypothesis import example, given, strategies as st
 
 from tests import reference
-from tests.error_bounds import allowed
+from tests.error_bounds import with_bounds
 from tests.kernels.comparison import assert_close
 from tests.kernels.support import Guarded, float32_numbers, random_shapes
 from tests.reference import Array
@@ -46,7 +46,7 @@ def test_forward_and_the_recomputed_output(rows: int, channels: int, offset: flo
         mean, rstd = reference.layernorm_statistics(x)
         return {"out": reference.layernorm_forward(x, weight, bias), "mean": mean, "rstd": rstd}
 
-    found, bounds = results(), allowed(results)
+    found, bounds = with_bounds(results)
     expected = found["out"]
     assert_close(out, expected, bounds["out"], "out")
     assert_close(statistics.rstd, found["rstd"], bounds["rstd"], "rstd")
@@ -75,7 +75,7 @@ def test_backward(residual: bool, accumulate: bool, rows: int, channels: int, of
         dx, d_weight, d_bias = reference.layernorm_backward(d_out, x, weight)
         return {"dx": total(before, dx), "weight": total(old[0], d_weight), "bias": total(old[1], d_bias)}
 
-    expected, bounds = results(), allowed(results)
+    expected, bounds = with_bounds(results)
     statistics = RowStatistics(*(memory.copy(part) for part in reference.layernorm_statistics(x)))
     out_dx, out_weight, out_bias = memory.empty(rows, channels), memory.empty(channels), memory.empty(channels)
     if residual:

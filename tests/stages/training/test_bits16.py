@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests import reference
+from tests.error_bounds import IN_BF16, IN_BF16X3, IN_FP16
 from tests.kernels.bits16.formats import BF16, FP16, pack
 from tests.stages.support import (
     SEVERAL_CHUNKS,
@@ -19,16 +19,14 @@ from tests.stages.support import (
     run_threads,
     tiny,
 )
+from tests.stages.training.gradients import SPREAD, check_gradients
 from tests.stages.training.support import replayed
-from tests.stages.training.test_reference import sequences, start_from
 from threadloom.kernels.compiling.jit import JIT_ENABLED
-from threadloom.pipeline import Arena
 from threadloom.stages.checkpoint import Checkpoint, kept_versions
 from threadloom.stages.config import Precision, ResolvedConfig
 from threadloom.stages.memory.bank import Bank
 from threadloom.stages.memory.bits16 import PACKED_FIELDS
 from threadloom.stages.memory.graph_items import MicroBatch, MicroGradient, Update
-from threadloom.stages.models import parameter_shapes
 from threadloom.stages.resolve.process_wide import gemm_settings
 
 pytestmark = [
@@ -152,31 +150,10 @@ def test_every_version_is_read_with_packed_weights_equal_to_its_master(precision
 # --- results ----------------------------------------------------------------------------------------------------------
 
 
-def check_gradients(config: ResolvedConfig, bound: float) -> None:
-    """Run one batch through the pipeline, and compare its gradient, loss and norm with float64."""
-    with gemm_settings(config):
-        training = build(config)
-        model = config.model
-        weights = reference.random_tensors(
-            np.random.default_rng(1), model.vocab_size, model.context, model.layers, model.channels,
-            spread=0.6 * model.channels**-0.5,
-        )  # fmt: skip
-        start_from(training, weights)
-        with training.banks.lease(0) as lease:
-            training.compute.pack_from_master(lease.bank)
-        ids, targets = sequences(training, 0)
-        (update,) = [event for event in run_threads(training) if isinstance(event, Update)]
-    loss, expected = reference.loss_and_gradients(weights, ids, targets, model.heads, 1.0 / ids.size)
-    assert update.loss == pytest.approx(loss / ids.size, rel=bound)
-    assert update.grad_norm == pytest.approx(reference.global_norm(expected), rel=bound)
-    scale = update.scaled.scale if update.scaled else 1.0
-    gradient = Arena(parameter_shapes(model.geometry()), np.float32, training.gradient.flat)
-    for name, tensor in expected.items():
-        distance = np.linalg.norm(gradient[name] / scale - tensor) / np.linalg.norm(tensor)
-        assert distance < bound, f"{name}: off by {distance:.2e}"
+STORAGE = {"bf16": (IN_BF16, BF16), "fp16": (IN_FP16, FP16), "bf16x3": (IN_BF16X3, None)}
 
 
-@pytest.mark.parametrize(("precision", "bound"), [("bf16", 0.02), ("fp16", 0.005), ("bf16x3", 1e-4)])
+@pytest.mark.parametrize("precision", STORAGE)
 @pytest.mark.parametrize(
     "sizes",
     [
@@ -186,9 +163,10 @@ def check_gradients(config: ResolvedConfig, bound: float) -> None:
          "model.channels=48", "delay=1"),
     ],
 )  # fmt: skip
-def test_every_gradient_tensor(precision: str, bound: float, sizes: tuple[str, ...]) -> None:
-    """The bounds are those of the kernels' tests; bf16x3 is float32 with GEMM errors of about 2**-16."""
-    check_gradients(tiny(*sizes, f"precision={precision}", "steps=1", "threads.backward=2"), bound)
+def test_every_gradient_tensor(precision: str, sizes: tuple[str, ...]) -> None:
+    config = tiny(*sizes, f"precision={precision}", "steps=1", "threads.backward=2")
+    with gemm_settings(config):
+        check_gradients(config, *STORAGE[precision], spread=SPREAD * config.model.channels**-0.5)
 
 
 @pytest.mark.parametrize("delay", [0, 2])

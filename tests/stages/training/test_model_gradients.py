@@ -1,41 +1,12 @@
 """Every gradient tensor of a whole batch, summed over lanes, compared with the float64 reference."""
 
-import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from tests import reference
-from tests.stages.support import build, run_threads, tiny
-from tests.stages.training.test_reference import random_weights, sequences, start_from
-from threadloom.pipeline import Arena
-from threadloom.stages.config import ResolvedConfig
-from threadloom.stages.memory.graph_items import Update
-from threadloom.stages.models import parameter_shapes
+from tests.stages.support import tiny
+from tests.stages.training.gradients import check_gradients
 
 pytestmark = pytest.mark.timeout(90)
-
-TOLERANCE = 2e-5
-"""Relative L2 distance of a tensor: twice that of the kernels' tests, for the sums over micro-batches and lanes."""
-
-
-def check_gradients(config: ResolvedConfig) -> None:
-    """Run one batch through the pipeline, and compare its gradient, loss and norm."""
-    training = build(config)
-    weights = random_weights(config)
-    start_from(training, weights)
-    ids, targets = sequences(training, 0)
-    (update,) = [event for event in run_threads(training) if isinstance(event, Update)]
-    loss, expected = reference.loss_and_gradients(weights, ids, targets, config.model.heads, 1.0 / ids.size)
-
-    assert update.loss == pytest.approx(loss / ids.size, rel=5e-6)
-    assert update.grad_norm == pytest.approx(reference.global_norm(expected), rel=1e-5)
-    gradient = Arena(parameter_shapes(config.model.geometry()), np.float32, training.gradient.flat)
-    scale = reference.global_norm(expected)
-    for name, tensor in expected.items():
-        # A tensor with a negligible gradient is compared on the scale of the others.
-        size = max(float(np.linalg.norm(tensor)), 1e-3 * scale)
-        distance = float(np.linalg.norm(gradient[name] - tensor)) / size
-        assert distance < TOLERANCE, f"{name}: off by {distance:.2e}"
 
 
 @pytest.mark.parametrize("delay", [0, 1])

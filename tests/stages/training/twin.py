@@ -1,0 +1,137 @@
+"""Training with the float64 reference, on the sequences and with the declared staleness of a training of the product.
+
+`assert_equals_twin` compares a whole run with it. The bounds follow from the roundings of all its updates: the whole
+reference training is disturbed, so that they contain how later updates amplify the errors of earlier ones.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from tests import reference
+from tests.error_bounds import IN_FLOAT32, Storage, with_bounds
+from tests.kernels.comparison import assert_close
+from tests.reference import AdamW, Ids, Tensors
+from tests.rounding_marks import rounded_sum
+from threadloom.stages.config import Config, ScheduleKind
+from threadloom.stages.memory.graph_items import Event, Update
+from threadloom.stages.training.training import Training
+
+SMALL_STEPS = ("schedule.kind=constant", "schedule.warmup=0", "optimizer.eps=1e-4")
+"""Settings with which rounding errors stay small: the gradient of the keys' bias is exactly 0, and with the usual
+epsilon of 1e-8 its rounding error would become a whole step. The kernel's tests cover that epsilon."""
+
+
+@dataclass
+class Twin:
+    """Results of the reference's training."""
+
+    versions: list[Tensors]
+    """Every version of the weights."""
+    m: Tensors
+    v: Tensors
+    losses: list[float] = field(default_factory=list)
+    norms: list[float] = field(default_factory=list)
+
+    def tensors(self, kept: Iterable[int]) -> Tensors:
+        """Return losses, norms, moments, and the changes of the versions `kept` since the start.
+
+        To compare changes is stricter than to compare weights.
+        """
+        named: Tensors = {"losses": np.array(self.losses), "norms": np.array(self.norms)}
+        for version in kept:
+            weights = self.versions[version]
+            named |= {f"change to version {version} of {n}": w - self.versions[0][n] for n, w in weights.items()}
+        for moment, tensors in (("m", self.m), ("v", self.v)):
+            named |= {f"{moment} of {name}": tensor for name, tensor in tensors.items()}
+        return named
+
+
+def sequences(training: Training, batch: int) -> tuple[Ids, Ids]:
+    """Return ids and targets (B, T) of a whole batch of the data source."""
+    config, source = training.config, training.draw._source
+    rows, length = config.micro_batch * config.model.context, config.model.context
+    ids, targets = (np.empty((training.plan.micro_batches, rows), np.int32) for _ in range(2))
+    for micro in range(training.plan.micro_batches):
+        source.fill(batch, micro, ids[micro], targets[micro])
+    return ids.reshape(-1, length), targets.reshape(-1, length)
+
+
+def train_reference(training: Training, weights: Tensors) -> Twin:
+    """Train the reference on the same sequences: batch k reads version max(k - τ, 0)."""
+    config = training.config
+    s = config.optimizer
+    assert config.schedule.kind is ScheduleKind.CONSTANT and not config.schedule.warmup
+    constants = AdamW(s.lr, s.beta1, s.beta2, s.eps, s.weight_decay)
+    zero = {name: np.zeros_like(tensor) for name, tensor in weights.items()}
+    twin = Twin([weights], zero, zero)
+    for batch in range(config.steps):
+        ids, targets = sequences(training, batch)
+        read = twin.versions[max(batch - config.delay, 0)]
+        record = reference.forward(read, ids, config.model.heads)
+        losses = reference.cross_entropy_forward(record.logits, targets)
+        grads, _ = reference.backward(read, record, targets, 1.0 / ids.size)
+        clipped, norm = reference.clip_by_global_norm(grads, s.clip)
+        made, twin.m, twin.v = reference.adamw(twin.versions[-1], clipped, twin.m, twin.v, batch + 1, constants)
+        twin.versions.append(made)
+        twin.losses.append(float(rounded_sum(losses)) / ids.size)
+        twin.norms.append(norm)
+    return twin
+
+
+def random_weights(config: Config, spread: float = 0.2) -> Tensors:
+    """Return weights of the size that those of a model in training have, and no tensor of zeros or ones."""
+    model = config.model
+    rng = np.random.default_rng(config.seed)
+    assert model.vocab_size is not None
+    return reference.random_tensors(rng, model.vocab_size, model.context, model.layers, model.channels, spread)
+
+
+def start_from(training: Training, weights: Tensors) -> None:
+    """Replace version 0 by the reference's weights."""
+    with training.banks.lease(0) as lease:
+        for name, view in lease.bank.arena.items():
+            view[...] = weights[name]
+        training.compute.pack_from_master(lease.bank)
+
+
+def start_of(training: Training) -> Tensors:
+    """Return version 0 of the weights."""
+    with training.banks.lease(0) as lease:
+        return {name: view.astype(np.float64) for name, view in lease.bank.arena.items()}
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """Results of the reference's training, and how far a correct one may be from them."""
+
+    start: Tensors
+    tensors: Tensors
+    bounds: dict[str, float]
+
+
+def expectation(training: Training, storage: Storage = IN_FLOAT32) -> Expectation:
+    """Return the results of the reference's training from the weights of a training that has not begun."""
+    start, steps = start_of(training), training.config.steps
+    kept = range(max(steps - training.config.delay, 0), steps + 1)
+    return Expectation(start, *with_bounds(lambda: train_reference(training, start).tensors(kept), storage))
+
+
+def assert_expected(training: Training, events: Iterable[Event], expected: Expectation) -> None:
+    """Compare losses, gradient norms, both moments and the kept versions of a finished training."""
+    updates = [event for event in events if isinstance(event, Update)]
+    found: Tensors = {
+        "losses": np.array([update.loss for update in updates]),
+        "norms": np.array([update.grad_norm for update in updates]),
+    }
+    steps = training.config.steps
+    for version in range(max(steps - training.config.delay, 0), steps + 1):
+        with training.banks.lease(version) as lease:
+            for name, weight in lease.bank.arena.items():
+                found[f"change to version {version} of {name}"] = weight.astype(np.float64) - expected.start[name]
+    for moment, arena in training.optimizer.state.items():
+        found |= {f"{moment} of {name}": tensor.astype(np.float64) for name, tensor in arena.items()}
+    assert found.keys() == expected.tensors.keys()
+    for name, tensor in expected.tensors.items():
+        assert_close(found[name], tensor, expected.bounds[name], name)
