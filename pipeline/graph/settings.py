@@ -35,14 +35,17 @@ class StageOptions(TypedDict, total=False):
     on_error: OnError
     """Failure policy for items whose function raises: FailFast() by default, or SkipFailed(...), Retry(...)."""
     limit: float
-    """Time limit per item in seconds, including retries and their pauses; per element for an expansion without retries.
+    """Time limit in seconds of each call of the function, of each element of an expansion, and of a whole expansion
+    under a failure policy. Pauses before retries do not count.
 
-    A thread cannot be interrupted in a call. An item that exceeds the limit fails the run, regardless of `on_error`,
-    with the stack of its thread; that thread ends when the function returns, or is reported after the `grace`
-    period.
+    A call that exceeds it fails with `ItemTimeout`, with the stack of its thread, and `on_error` decides: by default
+    the run fails. A thread cannot be interrupted in a call. If the item is skipped or retried, another thread
+    therefore takes the place of the late one, which ends when its call returns; the result is dropped. `replaced` in
+    the statistics counts these threads: bound their number, for example by `SkipFailed(most=...)`. Those that have
+    not ended at the end of the run are reported after the `grace` period, by `ShutdownTimeout`. A process of
+    `on_processes` is ended at once.
 
-    A coroutine is cancelled at the limit, which applies to each attempt. The item fails with `ItemTimeout`, to which
-    `on_error` applies."""
+    A coroutine is cancelled at the limit, and the item fails in the same way."""
 
 
 class RunOptions(TypedDict, total=False):

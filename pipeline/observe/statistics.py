@@ -98,6 +98,8 @@ class StageStatistics:
     expected: int | None = None
     """Estimate of `items_in` at the end of the run (of `items_out` for a source), from the lengths of the sources and
     the items so far; None if unknown."""
+    replaced: int = 0
+    """Number of threads replaced because their call exceeded the stage's `limit`; each ends when its call returns."""
 
     @property
     def busy_share(self) -> float:
@@ -128,6 +130,7 @@ class StageStatistics:
             waits=self.waits.since(earlier.waits),
             skipped=self.skipped - earlier.skipped,
             retried=self.retried - earlier.retried,
+            replaced=self.replaced - earlier.replaced,
         )
 
     def _share(self, seconds: float) -> float:

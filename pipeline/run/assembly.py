@@ -16,6 +16,7 @@ from threadloom.pipeline.policy import FailFast, Join, NumberedAdmission, Reorde
 from threadloom.pipeline.run.channel import Channel
 from threadloom.pipeline.run.deadlock import DeadlockDetector
 from threadloom.pipeline.run.event_loop import EventLoops
+from threadloom.pipeline.run.late_calls import LateItem
 from threadloom.pipeline.run.retry import FailureCounters
 from threadloom.pipeline.run.rounds import Rounds
 from threadloom.pipeline.run.routing import Edge
@@ -97,10 +98,10 @@ class Assembly:
             if runtime.loops:
                 runtime.loops.drop_references()
 
-    def add_worker(self, name: str) -> StageWorker:
-        """Create one more worker of a stage, with the next unused index."""
+    def add_worker(self, name: str, late: LateItem | None = None) -> StageWorker:
+        """Create one more worker of a stage, with the next unused index; it begins with the `late` item, if any."""
         workers = self._workers[name]
-        worker = StageWorker(self.runtimes[name], len(workers), self._context)
+        worker = StageWorker(self.runtimes[name], len(workers), self._context, late)
         workers.append(worker)
         return worker
 
@@ -121,21 +122,18 @@ class Assembly:
         if channel is not None:
             summary = replace(summary, workers=channel.workers)
         failures = self.runtimes[stage.name].failures if stage.name in self.runtimes else None
-        return replace(summary, skipped=failures.skipped, retried=failures.retried) if failures else summary
+        if failures is None:
+            return summary
+        replaced = sum(worker.given_up for worker in self.workers_of(stage.name))
+        return replace(summary, skipped=failures.skipped, retried=failures.retried, replaced=replaced)
 
     def snapshots(self, sinks: Mapping[str, Counters]) -> list[WorkerSnapshot]:
         """Return a snapshot of every running worker, and of the caller at every open sink (name → its counters)."""
         now = self._clock()
         found = [
-            WorkerSnapshot(
-                worker.stage.name,
-                worker.stage.kind,
-                worker.index,
-                *worker.counters.in_progress(now),
-                holds=worker.has_item,
-            )
-            for worker in self.workers()
-            if worker.counters.began is not None and worker.counters.ended is None
+            WorkerSnapshot(each.stage.name, each.stage.kind, each.index, *each.in_progress(now), each.has_item)
+            for each in self.workers()
+            if each.counters.began is not None and each.counters.ended is None
         ]
         for name, counters in sinks.items():
             channel = self.channels[name]

@@ -41,7 +41,9 @@ from threadloom.pipeline.observe import NodeKind, RunStatistics, Sink, Stage, St
 from threadloom.pipeline.policy import ACTIVE_STATES, RunControl, RunState
 from threadloom.pipeline.run.assembly import Assembly
 from threadloom.pipeline.run.commands import Commands
+from threadloom.pipeline.run.late_calls import LateItem
 from threadloom.pipeline.run.observers import Observers
+from threadloom.pipeline.run.replacement import resolve_late_call
 from threadloom.pipeline.run.settings import RunSettings
 from threadloom.pipeline.run.sink_iterator import SinkIterator
 from threadloom.pipeline.run.stall_detection import WorkerSnapshot
@@ -97,7 +99,12 @@ class Run:
         # Event loops enforce the limits of their stages.
         limits = {each.name: each.limit for each in stages if each.limit is not None and each.concurrency is None}
         inspector = RunInspector(
-            self._inspect, self._describe, self.fail, lambda: self.clock() / 1e9, self._commands.decided
+            self._inspect,
+            self._describe,
+            self._handle_late,
+            self.fail,
+            lambda: self.clock() / 1e9,
+            self._commands.decided,
         )
         self._watchdog = WatchdogThread(settings.watchdog, limits, inspector) if settings.watchdog or limits else None
         self._observers = Observers(settings.all_observers(), self._commands.decided)
@@ -256,6 +263,30 @@ class Run:
         thread, stack = self._threads.full_name(name), self._threads.stack(name)
         return StallReport(snapshot.stage, snapshot.worker, thread, item, doing, snapshot.seconds, stack)
 
+    def _handle_late(self, snapshot: WorkerSnapshot, limit: float) -> None:
+        """Replace a worker whose call is late, or fail the run, as the failure policy of its stage decides."""
+        report = self._describe(snapshot, "has been inside its function")
+        worker = self._parts.workers_of(report.stage)[report.worker]
+        failures = self._parts.runtimes[report.stage].failures
+        late = resolve_late_call(worker, failures, report, limit, self.clock())
+        if isinstance(late, LateItem):
+            self._replace(worker, late)
+        elif late is not None:
+            self.fail(late)
+            if worker.given_up:
+                self._count_end(worker)
+
+    def _replace(self, late: StageWorker, item: LateItem) -> None:
+        """Start a worker in the place of one whose call was given up. It also takes over its place as a producer."""
+        with self._commands.lock:
+            worker = self._parts.add_worker(late.stage.name, item)
+        thread = self._thread_of(worker)
+        try:
+            self._threads.start([thread])
+        except BaseException as error:
+            self.fail(StageFailure(late.stage.name, worker.index, {}, "its start", error))
+        self._dismiss([(worker, thread)])  # if the end of the run has prevented its start
+
     # Called by workers, in their threads.
 
     def fail(self, failure: StageFailure) -> None:
@@ -277,7 +308,15 @@ class Run:
         return thread.ident is not None
 
     def _worker_ended(self, worker: StageWorker) -> None:
-        """Count a worker that ends; decide the outcome after the last one. Raises nothing."""
+        """Count a worker that ends, unless another has taken its place. Raises nothing."""
+        try:
+            if not worker.given_up:
+                self._count_end(worker)
+        finally:
+            worker.ended.set()
+
+    def _count_end(self, worker: StageWorker) -> None:
+        """Count the end of a worker; decide the outcome after the last one."""
         with self._commands.lock:
             self._active[worker.stage.name] -= 1
             stage_ended = not self._active[worker.stage.name]
@@ -293,7 +332,6 @@ class Run:
                     self._commands.control.end()
             if last:
                 self._finish()
-            worker.ended.set()
 
     def _finish(self) -> None:
         """Decide the outcome, after the last worker has ended."""

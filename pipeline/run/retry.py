@@ -16,6 +16,7 @@ from typing import Any
 from threadloom.pipeline.core import Cancelled, TooManySkipped
 from threadloom.pipeline.observe import SKIP, Stage
 from threadloom.pipeline.policy import Attempt, DeadLetter, Decision, OnError, RetryAfter
+from threadloom.pipeline.run.late_calls import LateItem, TimedCalls
 
 
 class FailureCounters:
@@ -77,15 +78,26 @@ class RetryRunner:
     send_letter: Callable[[Any], None]
     sleep: Callable[[float], None]
     """Sleeps for the given number of seconds; raises Cancelled as soon as the run is stopped."""
+    calls: TimedCalls | None
+    """The calls of the worker if the stage has a time limit, else None."""
 
     def __call__(self, item: Any) -> Any:
         """Return the result for `item`, or SKIP (an empty expansion) if the policy skips it."""
-        number = 1
+        return self._try(item, 1)
+
+    def resume(self, late: LateItem) -> Any:
+        """Return the result for an item whose last call, in another thread, was given up."""
+        if late.decision is Decision.SKIP:
+            return self._skip(late.item, late.error, late.attempt)
+        assert isinstance(late.decision, RetryAfter)
+        self.sleep(late.decision.pause)
+        return self._try(late.item, late.attempt + 1)
+
+    def _try(self, item: Any, number: int) -> Any:
+        """Call the function until it returns or the policy gives up; `number` is that of the first call."""
         while True:
             try:
-                result = self.fn(item)
-                # An expansion is evaluated completely here, so that it fails before any element has been sent.
-                return list(result) if self.stage.expand else result
+                return self._call(item, number)
             except Exception as error:
                 if isinstance(error, Cancelled):
                     self.sleep(0)  # raises Cancelled if this run was stopped, and not another one that `fn` uses
@@ -93,8 +105,25 @@ class RetryRunner:
                 if decision is Decision.FAIL:
                     raise
                 if decision is Decision.SKIP:
-                    self.send_letter(DeadLetter(self.stage.name, item, error, number))
-                    return () if self.stage.expand else SKIP
+                    return self._skip(item, error, number)
                 delay = decision.pause
             self.sleep(delay)
             number += 1
+
+    def _call(self, item: Any, number: int) -> Any:
+        if self.calls is None:
+            return self._result(item)
+        self.calls.begin(item, number)
+        try:
+            return self._result(item)
+        finally:
+            self.calls.finish()  # raises if the call was given up, whatever its result
+
+    def _result(self, item: Any) -> Any:
+        result = self.fn(item)
+        # An expansion is evaluated completely here, so that it fails before any element has been sent.
+        return list(result) if self.stage.expand else result
+
+    def _skip(self, item: Any, error: Exception, number: int) -> Any:
+        self.send_letter(DeadLetter(self.stage.name, item, error, number))
+        return () if self.stage.expand else SKIP

@@ -29,7 +29,7 @@ class WorkerSnapshot:
     """Index of the worker within its stage; 0 for a sink."""
     phase: Phase
     seconds: float
-    """Seconds since this phase began."""
+    """Seconds since this phase began; in a function whose calls can be given up, since the call began."""
     holds: bool = False
     """True if the worker has an item."""
     parked: bool = False

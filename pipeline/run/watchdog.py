@@ -1,4 +1,4 @@
-"""The watchdog thread of a run: reports a stalled run, and an item that exceeds the time limit of its stage.
+"""The watchdog thread of a run: notices a stalled run, and an item that exceeds the time limit of its stage.
 
 `stall_detection` has the decisions.
 
@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from threadloom.pipeline.core import ItemTimeout, OneShotEvent, PipelineError, StageFailure, Stalled
+from threadloom.pipeline.core import OneShotEvent, PipelineError, StageFailure, Stalled
 from threadloom.pipeline.run.stall_detection import StallTimer, WorkerSnapshot, find_blocker, next_check, overdue
 
 LOG = logging.getLogger("threadloom.pipeline.watchdog")
@@ -77,6 +77,8 @@ class RunInspector:
     """Returns a value that changes with every counted item, and a snapshot of each worker and sink; no snapshots while
     the run is paused."""
     describe: Callable[[WorkerSnapshot, str], StallReport]
+    handle_late: Callable[[WorkerSnapshot, float], None]
+    """Replaces a worker whose call has taken longer than the limit in seconds, or fails the run."""
     fail: Callable[[StageFailure], None]
     now: Callable[[], float]
     """The run's clock, in seconds."""
@@ -103,8 +105,9 @@ class WatchdogThread:
                 progress, snapshots = inspector.inspect()
                 late = overdue(snapshots, self._limits)
                 if late is not None:
-                    self._fail_late(late)
-                    return
+                    inspector.handle_late(late, self._limits[late.stage])
+                    snapshots = ()  # those of the next check: the late worker may have been replaced
+                    continue
                 blocker = find_blocker(snapshots)
                 if not config or not timer:
                     continue
@@ -114,11 +117,6 @@ class WatchdogThread:
             inspector.fail(StageFailure("watchdog", 0, {}, "a stalled run", error))
         finally:
             self.ended.set()
-
-    def _fail_late(self, late: WorkerSnapshot) -> None:
-        report = self._inspector.describe(late, "has been inside its function")
-        limit = self._limits[late.stage]
-        self._fail(report, ItemTimeout(f"the item exceeded the time limit of {limit:g} s. {report}"))
 
     def _act(self, config: Watchdog, report: StallReport) -> None:
         message = f"no progress for {config.after:g} s: {report}"

@@ -2,7 +2,8 @@
 
 Guarantees: a worker holds at most one item (or group) at a time. It ends when its input ends, when a channel or a
 resource raises Cancelled, or when anything that it calls raises; in the last case it reports the error, of any type,
-together with its item. However it ends, its set-up is torn down, and it reports its end exactly once, as its last
+together with its item. It also ends, and reports nothing, if its item has been given up and its place taken by another
+worker (`late_calls`). However it ends, its set-up is torn down, and it reports its end exactly once, as its last
 action: also if its clock, the text of an error, or the engine itself raises.
 
 Ownership: `item` and `counters` are written by the worker's own thread only; any thread may read them.
@@ -22,6 +23,7 @@ from threadloom.pipeline.run.channel import Channel
 from threadloom.pipeline.run.event_loop import EventLoops, Spawn
 from threadloom.pipeline.run.guarded_iterator import GuardedIterator
 from threadloom.pipeline.run.item_labels import UNLABELLED, ItemLabels
+from threadloom.pipeline.run.late_calls import GivenUpError, LateItem, TimedCalls
 from threadloom.pipeline.run.retry import FailureCounters, RetryRunner
 from threadloom.pipeline.run.rounds import Rounds
 from threadloom.pipeline.run.routing import Edge, Send, sender
@@ -89,9 +91,15 @@ _WAITING, _BUSY, _BLOCKED = Phase.WAITING, Phase.BUSY, Phase.BLOCKED
 class StageWorker:
     """One worker of a stage; `run` is the target of its thread."""
 
-    def __init__(self, runtime: StageRuntime, index: int, context: WorkerContext) -> None:
+    def __init__(self, runtime: StageRuntime, index: int, context: WorkerContext, late: LateItem | None = None) -> None:
         self.stage = runtime.stage
         self.index = index
+        timed = runtime.stage.limit is not None and runtime.stage.concurrency is None
+        self.calls = TimedCalls(context.clock) if timed and runtime.failures else None
+        """The calls that can be given up; None if the stage has no time limit or no failure policy, or event loops."""
+        self.number = 0
+        """The number of the current item; used by an ordered stage only."""
+        self._late = late  # the item of the worker that this one replaces
         self.counters = Counters()
         self.ended = OneShotEvent()
         """Set by the run as the last action of the worker's thread."""
@@ -145,7 +153,8 @@ class StageWorker:
             except BaseException as error:  # SystemExit and MemoryError too: no error of a worker may be lost
                 self._report(error)
             self.item = _NOTHING
-            self.counters.ended = self._context.clock()
+            if not self.given_up:
+                self.counters.ended = self._context.clock()
         except BaseException as error:  # the report above failed, or the clock
             self._context.failed(StageFailure(self.stage.name, self.index, UNLABELLED, "no item", error))
         finally:
@@ -173,6 +182,8 @@ class StageWorker:
         Cancelled is no failure once the run has been stopped. Before, it comes from another run or resource that the
         stage function uses.
         """
+        if isinstance(error, GivenUpError):
+            return
         if isinstance(error, Cancelled):
             try:
                 self._context.sleep(0)
@@ -204,7 +215,10 @@ class StageWorker:
         if self._input is None:
             self._produce(fn)
         else:
-            self._run_loop(self._with_failure_policy(fn), self._input)
+            call = self._with_failure_policy(fn)
+            if self._late is not None and isinstance(call, RetryRunner):
+                self._finish_late(call, self._late, self._input)
+            self._run_loop(call, self._input)
         for edge in self._edges:
             edge.channel.close()
 
@@ -212,7 +226,7 @@ class StageWorker:
         """Return `fn`, called under the failure policy of the stage."""
         if self._runtime.failures is None:
             return fn
-        return RetryRunner(fn, self.stage, self._runtime.failures, self._letters(), self._context.sleep)
+        return RetryRunner(fn, self.stage, self._runtime.failures, self._letters(), self._context.sleep, self.calls)
 
     def _letters(self) -> Send:
         return sender([replace(edge, via=Port.RESULTS) for edge in self._edges if edge.via is Port.LETTERS])
@@ -228,7 +242,8 @@ class StageWorker:
         assert counters.began is not None
         tag: Label = UNLABELLED
         taken: Ids = _NO_IDS
-        mark = counters.began + counters.busy  # busy so far is the time of the set-up, if the stage has one
+        # The times so far are those of the set-up and of the item of the worker that this one replaces, if any.
+        mark = counters.began + counters.busy + counters.blocked
         while True:
             try:
                 item = get(index)
@@ -236,6 +251,7 @@ class StageWorker:
                 return
             if reorder is not None:
                 number, item = item
+                self.number = number
             self.item = item
             if acquire is not None:
                 acquire(item)
@@ -277,6 +293,30 @@ class StageWorker:
             # A waiting worker keeps no item alive.
             self.item = _NOTHING
             item = result = None
+
+    def _finish_late(self, call: RetryRunner, late: LateItem, channel: Channel[Any, Any]) -> None:
+        """Finish the item of the worker that this one replaces."""
+        counters, clock = self.counters, self._context.clock
+        assert counters.began is not None
+        self.item, self.number = late.item, late.number
+        counters.phase = _BUSY
+        start = counters.began + counters.busy
+        result = call.resume(late)
+        end = clock()
+        counters.busy += end - start
+        counters.phase = _BLOCKED
+        for element in result if self.stage.expand else (result,):
+            if element is not SKIP:
+                self._send(element)
+                counters.items_out += 1
+        if self._reorder is not None:
+            self._send_in_order(self._reorder, late.number, channel)
+        if getattr(self.stage.admission, "exclusive", False):
+            channel.done(late.worker)
+        counters.blocked += clock() - end
+        counters.phase = _WAITING
+        self.item = _NOTHING
+        self._late = None
 
     def _send_in_order(self, reorder: ReorderBuffer, number: int, channel: Channel[Any, Any]) -> None:
         """Store the results of the current item; send them, and the stored ones that follow, if it is their turn."""
@@ -375,6 +415,16 @@ class StageWorker:
         if item is _NOTHING:
             return UNLABELLED, f"item {self.counters.items_out} of the source" if self._input is None else "no item"
         return self._labels.describe(item)
+
+    def in_progress(self, now: int) -> tuple[Phase, float]:
+        """Return the current phase and the seconds since it began; since the call began, if calls can be given up."""
+        phase, seconds = self.counters.in_progress(now)
+        return phase, self.calls.seconds(now) if self.calls is not None and phase is _BUSY else seconds
+
+    @property
+    def given_up(self) -> bool:
+        """True if another worker has taken the place of this one, or the run fails because its call is late."""
+        return self.calls is not None and self.calls.given_up
 
     @property
     def has_item(self) -> bool:

@@ -25,6 +25,7 @@ from threadloom.pipeline import (
     ProcessError,
     ProcessTraceback,
     Run,
+    SkipFailed,
     StageFailure,
     WorkerDied,
     WorkerTimeout,
@@ -354,3 +355,14 @@ def start():
         env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=30, check=False,
     )  # fmt: skip
     assert (answer.stdout, answer.stderr) == ("7\n7\n", "")
+
+
+def test_a_late_item_is_skipped_and_its_process_ended() -> None:
+    """`limit` of the stage, not `time_limit`: the worker that replaces the late one starts a process too."""
+    graph = Graph("late")
+    jobs: list[work.Job] = [("return", 1), ("hang", "/dev/null"), ("return", 2)]
+    node = graph.stage("work", on_processes(act), after=graph.source("jobs", jobs), limit=0.5, on_error=SkipFailed())
+    graph.sink("out", after=node)
+    with graph.start() as run:
+        assert list(run) == [1, 2]
+    assert (run.statistics()["work"].skipped, run.statistics()["work"].replaced) == (1, 1)
