@@ -38,9 +38,10 @@ from threadloom.pipeline.core import (
     wait_in_slices,
 )
 from threadloom.pipeline.observe import NodeKind, RunStatistics, Sink, Stage, StageStatistics, with_expected_items
-from threadloom.pipeline.policy import ACTIVE_STATES, RunControl, RunState
+from threadloom.pipeline.policy import ACTIVE_STATES, RunControl
 from threadloom.pipeline.run.assembly import Assembly
 from threadloom.pipeline.run.commands import Commands
+from threadloom.pipeline.run.inspection import Inspection, thread_name
 from threadloom.pipeline.run.late_calls import LateItem
 from threadloom.pipeline.run.observers import Observers
 from threadloom.pipeline.run.replacement import resolve_late_call
@@ -48,7 +49,7 @@ from threadloom.pipeline.run.settings import RunSettings
 from threadloom.pipeline.run.sink_iterator import SinkIterator
 from threadloom.pipeline.run.stall_detection import WorkerSnapshot
 from threadloom.pipeline.run.thread_group import ThreadGroup
-from threadloom.pipeline.run.watchdog import RunInspector, StallReport, WatchdogThread
+from threadloom.pipeline.run.watchdog import RunInspector, WatchdogThread
 from threadloom.pipeline.run.worker import LifecyclePhase, StageWorker, WorkerContext
 
 Item = TypeVar("Item")
@@ -98,9 +99,10 @@ class Run:
         self._parts.detect_deadlocks(lambda: self._alive)
         # Event loops enforce the limits of their stages.
         limits = {each.name: each.limit for each in stages if each.limit is not None and each.concurrency is None}
+        self._inspection = Inspection(self._parts, self._sinks, self._open_sinks, self._threads, self._commands)
         inspector = RunInspector(
-            self._inspect,
-            self._describe,
+            self._inspection.inspect,
+            self._inspection.describe,
             self._handle_late,
             self.fail,
             lambda: self.clock() / 1e9,
@@ -239,7 +241,7 @@ class Run:
         return self._parts.statistics(stage, [sink.counters] if sink else [worker.counters for worker in workers])
 
     def _thread_of(self, worker: StageWorker) -> Thread:
-        name = _thread_name(worker.stage.name, worker.index)
+        name = thread_name(worker.stage.name, worker.index)
         return self._threads.create(self._in_context(worker.run), name, worker.ended)
 
     def _in_context(self, target: Callable[[], None]) -> Callable[[], None]:
@@ -248,24 +250,9 @@ class Run:
 
     # Called by the watchdog, in its thread.
 
-    def _inspect(self) -> tuple[object, list[WorkerSnapshot]]:
-        if self._commands.control.state is RunState.PAUSED:
-            return None, []
-        sinks = {name: self._sinks[name].counters for name in tuple(self._open_sinks)}
-        counted = [(each.counters.items_in, each.counters.items_out) for each in self._parts.workers()]
-        return (counted, [each.items_in for each in sinks.values()]), self._parts.snapshots(sinks)
-
-    def _describe(self, snapshot: WorkerSnapshot, doing: str) -> StallReport:
-        if snapshot.kind is NodeKind.SINK:
-            return StallReport(snapshot.stage, 0, "", "its queued items", doing, snapshot.seconds, "")
-        item = self._parts.workers_of(snapshot.stage)[snapshot.worker].describe_item()[1]
-        name = _thread_name(snapshot.stage, snapshot.worker)
-        thread, stack = self._threads.full_name(name), self._threads.stack(name)
-        return StallReport(snapshot.stage, snapshot.worker, thread, item, doing, snapshot.seconds, stack)
-
     def _handle_late(self, snapshot: WorkerSnapshot, limit: float) -> None:
         """Replace a worker whose call is late, or fail the run, as the failure policy of its stage decides."""
-        report = self._describe(snapshot, "has been inside its function")
+        report = self._inspection.describe(snapshot, "has been inside its function")
         worker = self._parts.workers_of(report.stage)[report.worker]
         failures = self._parts.runtimes[report.stage].failures
         late = resolve_late_call(worker, failures, report, limit, self.clock())
@@ -450,7 +437,3 @@ class Run:
     def wait_decided(self, seconds: float = -1) -> bool:
         """Wait until the outcome is decided or the last worker has ended, for at most `seconds` (-1: no limit)."""
         return self._commands.decided.wait(seconds)
-
-
-def _thread_name(stage: str, worker: int) -> str:
-    return f"{stage}-{worker}"
