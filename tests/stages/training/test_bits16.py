@@ -1,6 +1,5 @@
 """Training in 16 bits through the pipeline: one trajectory, resumed or not; packed weights equal to the master."""
 
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +20,7 @@ from tests.stages.support import (
 )
 from tests.stages.training.gradients import SPREAD, check_gradients
 from tests.stages.training.support import replayed
+from tests.stages.training.twin import SMALL_STEPS, assert_expected, expectation
 from threadloom.kernels.compiling.jit import JIT_ENABLED
 from threadloom.stages.checkpoint import Checkpoint, kept_versions
 from threadloom.stages.config import Precision, ResolvedConfig
@@ -170,29 +170,20 @@ def test_every_gradient_tensor(precision: str, sizes: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize("delay", [0, 2])
-def test_bf16x3_has_another_trajectory_close_to_that_of_float32(delay: int) -> None:
-    config = low("bf16x3", f"delay={delay}", "threads.forward=2", "threads.backward=3")
+@pytest.mark.parametrize("precision", STORAGE)
+def test_updates_through_the_pipeline_equal_those_of_the_reference(precision: str, delay: int) -> None:
+    """The evaluations are those of the replay, as of every trajectory."""
+    common = (*SMALL_STEPS, f"delay={delay}", "evaluation.interval=2")
+    config = low(precision, *common, "threads.forward=2", "threads.backward=3")
+    storage, packed = STORAGE[precision]
     with gemm_settings(config):
-        expected = replayed(config)
         training = build(config, evaluate=True)
-        assert_same(result(training, run_threads(training)), expected)
-    found, plain = (np.array(run.updates) for run in (expected, replayed(low("float32", f"delay={delay}"))))
-    assert (found[:, 1] != plain[:, 1]).any()
-    np.testing.assert_allclose(found, plain, rtol=1e-3)
-
-
-@cache
-def validation_losses(precision: str) -> tuple[float, ...]:
-    training = build(low(precision, "steps=30", "evaluation.interval=10", "delay=1"), evaluate=True)
-    return tuple(loss for _, loss in result(training, run_threads(training)).evaluations)
-
-
-@LOW
-def test_evaluations_are_close_to_those_of_float32(precision: str) -> None:
-    """Only the frequency of random tokens can be learned, so the losses stay near ln 13."""
-    found, expected = validation_losses(precision), validation_losses("float32")
-    assert len(found) == 3
-    np.testing.assert_allclose(found, expected, rtol=2e-3 if precision == "bf16" else 3e-4)
+        expected = expectation(training, storage, packed)
+        events = run_threads(training)
+        found = result(training, events)
+        assert_same(found, replayed(config))
+    assert_expected(training, events, expected)
+    assert found.updates != replayed(low("float32", *common)).updates, "the run did not compute in float32"
 
 
 # --- memory -----------------------------------------------------------------------------------------------------------

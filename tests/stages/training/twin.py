@@ -11,6 +11,7 @@ import numpy as np
 
 from tests import reference
 from tests.error_bounds import IN_FLOAT32, Storage, with_bounds
+from tests.kernels.bits16.formats import Format
 from tests.kernels.comparison import assert_close
 from tests.reference import AdamW, Ids, Tensors
 from tests.rounding_marks import rounded_sum
@@ -58,8 +59,8 @@ def sequences(training: Training, batch: int) -> tuple[Ids, Ids]:
     return ids.reshape(-1, length), targets.reshape(-1, length)
 
 
-def train_reference(training: Training, weights: Tensors) -> Twin:
-    """Train the reference on the same sequences: batch k reads version max(k - τ, 0)."""
+def train_reference(training: Training, weights: Tensors, packed: Format | None = None) -> Twin:
+    """Train the reference on the same sequences: batch k reads version max(k - τ, 0), rounded to `packed`."""
     config = training.config
     s = config.optimizer
     assert config.schedule.kind is ScheduleKind.CONSTANT and not config.schedule.warmup
@@ -69,6 +70,7 @@ def train_reference(training: Training, weights: Tensors) -> Twin:
     for batch in range(config.steps):
         ids, targets = sequences(training, batch)
         read = twin.versions[max(batch - config.delay, 0)]
+        read = packed.packed_weights(read) if packed else read
         record = reference.forward(read, ids, config.model.heads)
         losses = reference.cross_entropy_forward(record.logits, targets)
         grads, _ = reference.backward(read, record, targets, 1.0 / ids.size)
@@ -111,11 +113,11 @@ class Expectation:
     bounds: dict[str, float]
 
 
-def expectation(training: Training, storage: Storage = IN_FLOAT32) -> Expectation:
+def expectation(training: Training, storage: Storage = IN_FLOAT32, packed: Format | None = None) -> Expectation:
     """Return the results of the reference's training from the weights of a training that has not begun."""
     start, steps = start_of(training), training.config.steps
     kept = range(max(steps - training.config.delay, 0), steps + 1)
-    return Expectation(start, *with_bounds(lambda: train_reference(training, start).tensors(kept), storage))
+    return Expectation(start, *with_bounds(lambda: train_reference(training, start, packed).tensors(kept), storage))
 
 
 def assert_expected(training: Training, events: Iterable[Event], expected: Expectation) -> None:
