@@ -54,7 +54,7 @@ from threadloom.pipeline.core import (
     version_for,
 )
 from threadloom.pipeline.draw import GraphFormat, GraphView, LiveView, draw_graph, status_line
-from threadloom.pipeline.graph import Graph, RunOptions, Shards, StageOptions
+from threadloom.pipeline.graph import Graph, Part, RunOptions, Shards, StageOptions
 from threadloom.pipeline.observe import (
     SKIP,
     BottleneckKind,
@@ -156,6 +156,7 @@ __all__ = [
     "OnProcesses",
     "OnStall",
     "OpenTelemetryExporter",
+    "Part",
     "PerWorker",
     "PipelineError",
     "Policy",

@@ -1,12 +1,12 @@
 """Validation of graphs before any thread starts. Each error names the stage and a remedy."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from threadloom.pipeline.core import GraphError
 from threadloom.pipeline.graph.argument_checks import check_types
 from threadloom.pipeline.graph.function_checks import check_concurrency, check_function, check_plain
-from threadloom.pipeline.observe import Branch, NodeKind, Port, Route, Stage, Via
+from threadloom.pipeline.observe import Branch, Node, NodeKind, Port, Route, Stage
 from threadloom.pipeline.policy import Gather, InOrder, Join
 
 
@@ -65,8 +65,8 @@ def _check_join(stage: Stage, join: Join) -> None:
         )
 
 
-def check_route(route: Route, after: Iterable[Via]) -> None:
-    """Raise GraphError if this route has no valid branches, or follows an output other than results."""
+def check_route(route: Route, nodes: Sequence[Node[Any]]) -> None:
+    """Raise GraphError if this route has no valid branches, or follows anything but the results of one node."""
     if not callable(route.key):
         raise GraphError(f"route {route.name!r} needs a key function, got {route.key!r}")
     check_plain(f"route {route.name!r}", "key", route.key)
@@ -74,12 +74,59 @@ def check_route(route: Route, after: Iterable[Via]) -> None:
         raise GraphError(f"route {route.name!r} has no branches: list their keys in `to`")
     if len(set(route.to)) != len(route.to):
         raise GraphError(f"route {route.name!r} has a duplicate key in to={list(route.to)}")
-    for via in after:
-        if via is not Port.RESULTS:
+    for node in nodes:
+        if node.via is not Port.RESULTS:
             raise GraphError(
-                f"route {route.name!r} cannot follow {via}: use one key function for all branches, or insert a stage "
-                f"between them"
+                f"route {route.name!r} cannot follow {node.via}: use one key function for all branches, or insert "
+                f"a stage between them"
             )
+    if len(nodes) != 1:
+        raise GraphError(
+            f"route {route.name!r} has {len(nodes)} predecessors ({', '.join(each.name for each in nodes)}), expected "
+            f"one: merge them in a stage before the route, or add a route for each"
+        )
+
+
+def check_dead_letters(stage: Stage) -> None:
+    """Raise GraphError if this stage skips no items."""
+    if not stage.on_error.skips:
+        raise GraphError(
+            f"{stage.kind.value} {stage.name!r} has no dead letters, because on_error={stage.on_error!r} skips no "
+            f"items: use on_error=SkipFailed(...), or Retry(..., then=SkipFailed(...))"
+        )
+
+
+def check_no_sink(graph: str, stages: Iterable[Stage]) -> None:
+    """Raise GraphError if a graph that is run without iteration has sinks."""
+    sinks = _sinks(stages)
+    if sinks:
+        raise GraphError(
+            f"run() does not iterate the sinks {sinks} of graph {graph!r}: iterate the graph, or use a stage instead "
+            f"of the sink"
+        )
+
+
+def only_sink(graph: str, stages: Iterable[Stage]) -> str:
+    """Return the name of the only sink of a graph that is iterated. Raises GraphError if there is none, or several."""
+    sinks = _sinks(stages)
+    if len(sinks) != 1:
+        remedy = f"use start(), and iterate run.items(sink) for each of {sinks}" if sinks else "use run()"
+        raise GraphError(f"cannot iterate graph {graph!r} with {len(sinks)} sinks, expected 1: {remedy}")
+    return sinks[0]
+
+
+def check_no_other_sink(graph: str, stages: Iterable[Stage], sink: str) -> None:
+    """Raise GraphError if a graph whose sink is iterated has other sinks."""
+    others = [name for name in _sinks(stages) if name != sink]
+    if others:
+        raise GraphError(
+            f"cannot iterate only sink {sink!r} of graph {graph!r}, which has the sinks {others} too: use start(), and "
+            f"iterate all sinks, each in its own thread"
+        )
+
+
+def _sinks(stages: Iterable[Stage]) -> list[str]:
+    return [stage.name for stage in stages if stage.kind is NodeKind.SINK]
 
 
 def check_graph(name: str, stages: Iterable[Stage], routes: Iterable[Route]) -> None:

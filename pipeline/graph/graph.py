@@ -18,12 +18,18 @@ fill up and block the stages upstream, and the run stalls. The watchdog then rep
 """
 
 from collections.abc import Callable, Generator, Hashable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Literal, TypeVar, Unpack, overload
 
 from threadloom.pipeline.core import GraphError
 from threadloom.pipeline.graph.argument_checks import check_names
-from threadloom.pipeline.graph.checks import check_graph, check_route, check_stage
+from threadloom.pipeline.graph.checks import (
+    check_dead_letters,
+    check_no_other_sink,
+    check_no_sink,
+    check_route,
+    only_sink,
+)
+from threadloom.pipeline.graph.declarations import Declarations
 from threadloom.pipeline.graph.function_checks import (
     check_join_function,
     kind_of_stage,
@@ -43,7 +49,6 @@ from threadloom.pipeline.observe import (
     Sink,
     Skip,
     Stage,
-    expected_items,
 )
 from threadloom.pipeline.policy import DeadLetter, FailFast, Fifo, Gather, Join, OnError, Policy
 from threadloom.pipeline.run import Run, RunSettings
@@ -60,7 +65,7 @@ FIFO = Fifo()
 FAIL_FAST = FailFast()
 
 
-class Graph:
+class Graph(Declarations):
     """A graph of named stages. It contains declarations only, and can be started any number of times."""
 
     def __init__(self, name: str) -> None:
@@ -68,11 +73,6 @@ class Graph:
         """Prefix of the names of its threads."""
         self._stages: dict[str, Stage] = {}
         self._routes: dict[str, Route] = {}
-
-    @property
-    def stages(self) -> tuple[Stage, ...]:
-        """All nodes in the order of declaration."""
-        return tuple(self._stages.values())
 
     def source(
         self,
@@ -301,14 +301,9 @@ class Graph:
         """
         route = Route(name, key, tuple(to))
         nodes = nodes_of(self, name, after)
-        check_route(route, vias_of(nodes))
+        check_route(route, nodes)
         if name in self._routes:
             raise GraphError(f"graph {self.name!r} already has a route {name!r}: use a different name")
-        if len(nodes) != 1:
-            raise GraphError(
-                f"route {name!r} has {len(nodes)} predecessors ({', '.join(each.name for each in nodes)}), expected "
-                f"one: merge them in a stage before the route, or add a route for each"
-            )
         self._routes[name] = route
         return {each: Node(nodes[0].name, self, Branch(route, each)) for each in to}
 
@@ -318,12 +313,7 @@ class Graph:
         The items of that output are `DeadLetter`s, and must be consumed like the results of a stage.
         """
         (node,) = nodes_of(self, f"the dead letters of {getattr(stage, 'name', stage)}", stage)
-        declared = self._stages[node.name]
-        if not declared.on_error.skips:
-            raise GraphError(
-                f"{declared.kind.value} {node.name!r} has no dead letters, because on_error={declared.on_error!r} "
-                f"skips no items: use on_error=SkipFailed(...), or Retry(..., then=SkipFailed(...))"
-            )
+        check_dead_letters(self._stages[node.name])
         return Node(node.name, self, Port.LETTERS)
 
     def sink(
@@ -356,12 +346,7 @@ class Graph:
 
         The keyword arguments are those of `start`.
         """
-        sinks = [stage.name for stage in self.stages if stage.kind is NodeKind.SINK]
-        if sinks:
-            raise GraphError(
-                f"run() does not iterate the sinks {sinks} of graph {self.name!r}: iterate the graph, or use a stage "
-                f"instead of the sink"
-            )
+        check_no_sink(self.name, self.stages)
         with self.start(**options) as run:
             run.wait()
             return run.statistics()
@@ -376,60 +361,10 @@ class Graph:
         In addition, `start` takes options, provides statistics and control, and raises a failure that occurs after
         `break`. If you keep the iterator in a variable, the threads keep running: call its close(), or use `start`.
         """
-        sinks = [stage.name for stage in self.stages if stage.kind is NodeKind.SINK]
-        if len(sinks) != 1:
-            remedy = f"use start(), and iterate run.items(sink) for each of {sinks}" if sinks else "use run()"
-            raise GraphError(f"cannot iterate graph {self.name!r} with {len(sinks)} sinks, expected 1: {remedy}")
-        return self.deliver(Sink(sinks[0], self))
+        return self.deliver(Sink(only_sink(self.name, self.stages), self))
 
     def deliver(self, sink: Sink[Out]) -> Generator[Out, None, None]:
         """Run the graph and yield the items of its only sink; the iterator of a graph and of a sink."""
-        others = [stage.name for stage in self.stages if stage.kind is NodeKind.SINK and stage.name != sink.name]
-        if others:
-            raise GraphError(
-                f"cannot iterate only sink {sink.name!r} of graph {self.name!r}, which has the sinks {others} too: use "
-                f"start(), and iterate all sinks, each in its own thread"
-            )
+        check_no_other_sink(self.name, self.stages, sink.name)
         with self.start() as run:
             yield from run.items(sink)
-
-    def expected(self, node: str) -> int | None:
-        """Return the expected number of items of a stage or sink, from the lengths of the sources; None if unknown.
-
-        It is exact if no function skips items and no `when` or route selects some; `operator.length_hint(sink)` returns
-        the same. In a run, `StageStatistics.expected` takes the items so far into account.
-        """
-        return expected_items(self.stages, {})[node]
-
-    def check(self) -> None:
-        """Raise GraphError if the graph as a whole is invalid. Single stages are checked when they are added."""
-        check_graph(self.name, self.stages, self._routes.values())
-
-    def resize(self, name: str, *, workers: int | None = None, capacity: int | None = None) -> None:
-        """Change the workers or the capacity of a stage, for runs that are started later."""
-        if name not in self._stages:
-            raise GraphError(f"graph {self.name!r} has no stage {name!r}; it has {list(self._stages)}")
-        stage = self._stages[name]
-        self.replace_stage(
-            replace(
-                stage,
-                workers=stage.workers if workers is None else workers,
-                capacity=stage.capacity if capacity is None else capacity,
-            )
-        )
-
-    def replace_stage(self, stage: Stage) -> None:
-        """Replace the declaration of the stage with this name. Internal: for `threadloom.pipeline.testing`."""
-        check_stage(stage)
-        self._stages[stage.name] = stage
-
-    def _add(self, stage: Stage) -> None:
-        if not stage.name:
-            raise GraphError(f"a {stage.kind.value} of graph {self.name!r} has an empty name")
-        if stage.name in self._stages:
-            raise GraphError(
-                f"graph {self.name!r} already has a {self._stages[stage.name].kind.value} {stage.name!r}: use a "
-                f"different name"
-            )
-        check_stage(stage)
-        self._stages[stage.name] = stage
