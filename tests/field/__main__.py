@@ -1,7 +1,7 @@
 """Command of `make field`: see `tests.field`."""
 
+import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -17,20 +17,9 @@ from tests.field.case import Case, Outcome
 from tests.field.cases_files import MODELS, OUTPUT, TEXT_IN
 from tests.field.cases_places import LIMITS, PLACES
 from tests.field.cases_signals import SIGNALS
-from tests.field.machine import MOUNTS, install
+from tests.field.machine import Namespaces, install
 
 CASES = (*PLACES, *LIMITS, *TEXT_IN, *OUTPUT, *MODELS, *SIGNALS)
-
-
-def namespaces_problem() -> str | None:
-    """Return why cases cannot run in namespaces; None if they can."""
-    try:
-        done = subprocess.run(
-            [*MOUNTS, "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True, text=True, check=False
-        )
-    except OSError as error:
-        return str(error)
-    return done.stderr.strip() or "mount failed" if done.returncode else None
 
 
 def result_table(outcomes: Sequence[Outcome]) -> Table:
@@ -47,12 +36,14 @@ def result_table(outcomes: Sequence[Outcome]) -> Table:
     return table
 
 
-def run_cases(cases: Sequence[Case], jobs: int, folder: Path, console: Console) -> list[Outcome]:
+def run_cases(
+    cases: Sequence[Case], jobs: int, folder: Path, namespaces: Namespaces, console: Console
+) -> list[Outcome]:
     """Install the wheel in `folder`, and run the cases there, `jobs` at a time."""
-    lacking = namespaces_problem()
+    lacking = namespaces.problem()
     if lacking:
         console.print(f"no namespaces ({lacking}): the cases that need them are skipped")
-    here = install(folder)
+    here = install(folder, namespaces)
 
     def run(case: Case) -> Outcome:
         if lacking and (case.setup or case.user is not None):
@@ -69,14 +60,16 @@ def run_cases(cases: Sequence[Case], jobs: int, folder: Path, console: Console) 
 @click.command()
 @click.argument("patterns", nargs=-1)
 @click.option("--jobs", default=2, show_default=True, help="Cases that run at a time.")
+@click.option("--rootless", is_flag=True, default=os.geteuid() != 0,
+              help="Mount file systems in user namespaces, as for users other than root.")  # fmt: skip
 @click.option("--keep", is_flag=True, help="Keep the folder with the outputs of the cases.")
-def main(patterns: tuple[str, ...], jobs: int, keep: bool) -> None:
+def main(patterns: tuple[str, ...], jobs: int, rootless: bool, keep: bool) -> None:
     """Run the cases whose names contain one of PATTERNS, by default all."""
     cases = [case for case in CASES if not patterns or any(pattern in case.name for pattern in patterns)]
     folder, begin = Path(tempfile.mkdtemp(prefix="field-")), time.monotonic()
     console = Console(width=170)
     try:
-        outcomes = run_cases(cases, jobs, folder, console)
+        outcomes = run_cases(cases, jobs, folder, Namespaces(rootless), console)
     finally:
         if not keep:
             shutil.rmtree(folder, ignore_errors=True)

@@ -49,5 +49,10 @@ class Outcome:
 NO_ROOM = "mkdir -p $W/small && mount -t tmpfs -o size=1m none $W/small && chmod 777 $W/small"
 """A file system of 1 MB at $W/small."""
 READ_ONLY_PACKAGE = "mount --bind $PACKAGE $PACKAGE && mount -o remount,bind,ro $PACKAGE"
+GROUP_2 = (
+    "mount -t tmpfs none /sys/fs/cgroup && echo {quota} 100000 > /sys/fs/cgroup/cpu.max && "
+    "echo {memory} > /sys/fs/cgroup/memory.max && echo 0 > /sys/fs/cgroup/memory.current"
+)
+"""The control group of version 2 of a container, with a quota in 1/100000 cores and a limit in bytes."""
 READ_ONLY_HOME = "mkdir -p $W/ro && mount -t tmpfs -o ro none $W/ro"
 """A read-only folder at $W/ro."""

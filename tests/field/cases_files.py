@@ -2,7 +2,8 @@
 
 from tests.field.case import Case
 
-NOBODY = 54321
+NO_OVERRIDE = "setpriv --bounding-set -dac_override,-dac_read_search"
+"""Command that runs another as root without the permission to read everything."""
 SMALL = "--no-tuned --sample 0 --config $CONFIG"
 
 TEXT_IN = (
@@ -19,8 +20,7 @@ TEXT_IN = (
          "$PY -c \"import random; random.seed(1); print(''.join(random.choices('acgt', k=3000000)))\" > $W/dna.txt; "
          f"timeout 4 $T train {SMALL} --text $W/dna.txt --set data.tokenizer=bpe --set model.vocab_size=4000 --out $W/run "
          "--steps 100000000", 4, status=(124, 143), limit=20),
-    Case("unreadable folder and file",
-         f"$T train {SMALL} --text $W/texts --out $W/run", 4, user=NOBODY, limit=300, says=("closed|locked",),
+    Case("unreadable folder and file", f"{NO_OVERRIDE} $T train {SMALL} --text $W/texts --out $W/run", 4, says=("closed|locked",),
          setup="mkdir -p $W/texts/locked && cp $TEXT $W/texts/a.txt && cp $TEXT $W/texts/closed.txt && "
                "cp $TEXT $W/texts/locked/ && chmod 0 $W/texts/locked $W/texts/closed.txt"),
     Case("UTF-16 with a mark", f"iconv -t UTF-16 $TEXT > $W/a.txt; $T train {SMALL} --text $W/a.txt --out $W/run", 4,
@@ -74,7 +74,21 @@ OUTPUT = (
     Case("usetex without LaTeX", "echo 'text.usetex: True' > $W/matplotlibrc; $TRAIN --out $W/run", 5,
          environment={"MATPLOTLIBRC": "$W/matplotlibrc"}),
     Case("dollar signs in the name", "$TRAIN --set 'name=a$b$_{$' --out $W/run", 5, leaves=("run/loss.png",)),
-    Case("matplotlib without a folder", "$TRAIN --out $W/run", 5, environment={"MPLCONFIGDIR": "/proc/none"}),
+    Case("matplotlib without a folder", "$TRAIN --out $W/run", 5, environment={"MPLCONFIGDIR": "/proc/none"},
+         lacks=("(?m)^Matplotlib",), leaves=("run/loss.png",)),
+    *(
+        Case(f"training in the locale {locale}", "$TRAIN --sample 40 --out $W/$'r\\xc3\\xa9'; $T sample $W/r* --tokens 20", 5,
+             environment={"LC_ALL": locale, "LANG": locale}, says=("run directory",))
+        for locale in ("ja_JP.SJIS", "tr_TR.ISO-8859-9", "C", "nowhere")
+    ),
+    Case("full standard output of a training", "$TRAIN --sample 5 --out $W/run > /dev/full", 5,
+         leaves=("run/checkpoints/step-000040",)),
+    Case("full standard error of a training", "$TRAIN --sample 5 --out $W/run 2> /dev/full", 5,
+         leaves=("run/checkpoints/step-000040",)),
+    Case("a training whose reader has gone", "set +o pipefail; $TRAIN --sample 50 --out $W/run 2>&1 | head -1", 5,
+         leaves=("run/checkpoints/step-000040",)),
+    Case("reports whose reader has gone", "for c in 'doctor --no-measure' 'train --help' \"eval $RUN\" \"sample $RUN\" "
+         "'train --estimate --config nanogpt-cpu'; do $T $c 2>&1 | head -c 1 > /dev/null; done", 5),
     Case("no standard error", "$TRAIN --out $W/run 2>&-", 5, leaves=("run/checkpoints/step-*",)),
     Case("no standard output", "$TRAIN --sample 5 --out $W/run >&-", 5, leaves=("run/checkpoints/step-*",)),
     Case("no standard stream", "$TRAIN --out $W/run <&- >&- 2>&-", 5, leaves=("run/checkpoints/step-*",)),

@@ -1,6 +1,6 @@
 """Places that cannot be written, memory and limits."""
 
-from tests.field.case import NO_ROOM, READ_ONLY_HOME, READ_ONLY_PACKAGE, Case
+from tests.field.case import GROUP_2, NO_ROOM, READ_ONLY_HOME, READ_ONLY_PACKAGE, Case
 
 NOBODY = 54321
 """A user id without an entry in the password database."""
@@ -22,9 +22,20 @@ PLACES = (
         says=("NUMBA_CACHE_DIR", "THREADLOOM_CACHE"),
     ),
     Case(
-        "kernel cache on a disk of 1 MB", "$T eval $RUN --text $TEXT", 2, setup=NO_ROOM, limit=300,
-        environment={"NUMBA_CACHE_DIR": "$W/small"},
+        "training with all caches on a disk of 1 MB", "$TRAIN --out $W/run", 2, setup=NO_ROOM, limit=300,
+        environment={"NUMBA_CACHE_DIR": "$W/small/kernels", "THREADLOOM_CACHE": "$W/small"},
+        leaves=("run/checkpoints/step-000040", "run/loss.png"),
     ),
+    Case("a run in a read-only mount", "$T sample $W/bound --tokens 5; $T eval $W/bound; $T eval $W/bound --text $TEXT; "
+         "$T train --resume --out $W/bound --steps 45", 2, status=(1,), says=("bits per character", "[Rr]ead-only.*bound"),
+         setup="mkdir -p $W/bound && mount --bind $RUN $W/bound && mount -o remount,bind,ro $W/bound"),
+    Case("a text in a read-only mount", "$T train --config $CONFIG --text $W/bound --no-tuned --sample 0 --out $W/run", 2,
+         setup="mkdir -p $W/texts $W/bound && cp $TEXT $W/texts && mount --bind $W/texts $W/bound && "
+               "mount -o remount,bind,ro $W/bound", leaves=("run/checkpoints/step-000040",)),
+    Case("root of a user namespace", "unshare --user --map-root-user $TRAIN --out $W/run", 2,
+         leaves=("run/checkpoints/step-000040",)),
+    Case("an unknown user of a user namespace", "unshare --user $TRAIN --out $W/run", 2,
+         leaves=("run/checkpoints/step-000040",)),
     Case(
         "tune says first that nothing can be kept", "$T tune --config $CONFIG --budget 1", 2, setup=READ_ONLY_HOME,
         environment={"XDG_CACHE_HOME": "$W/ro/cache"}, status=(0, 1), says=("kept|written|write",),
@@ -57,6 +68,22 @@ LIMITS = (
          "$T doctor --no-measure --json | grep logical_cores", 3, says=(r"logical_cores\W+1\b",),
          setup="mount -t tmpfs none /sys/fs/cgroup && mkdir -p /sys/fs/cgroup/cpu && "
                "echo 100000 > /sys/fs/cgroup/cpu/cpu.cfs_quota_us && echo 100000 > /sys/fs/cgroup/cpu/cpu.cfs_period_us"),
+    Case("cpu quota of one core, version 2", "$T doctor --no-measure --json | grep -A 2 '\"threads\": {'; $TRAIN --out $W/run", 3,
+         says=(r"count\W+1\b", "1 core"), setup=GROUP_2.format(quota=100000, memory="max")),
+    Case("memory of a control group, version 2", "$TRAIN --out $W/run --set model.channels=768", 3, status=(1,),
+         says=("fits into the 52 MB of memory that are available", "--force"),
+         setup=GROUP_2.format(quota="max", memory=52_000_000)),
+    Case("--force in a control group that is too small", "$TRAIN --out $W/run --set model.channels=768 --steps 3 --force", 3,
+         setup=GROUP_2.format(quota="max", memory=52_000_000), leaves=("run/checkpoints/step-000003",)),
+    Case("kernels compiled in an address space of 1 GB", "ulimit -v 1000000; $TRAIN --out $W/run", 3, limit=300,
+         environment={"NUMBA_CACHE_DIR": "$W/cache"}, leaves=("run/checkpoints/step-000040",)),
+    *(
+        Case(f"{name}", f"ulimit {limit}; $TRAIN --out $W/run", 3, status=(0, 1))
+        for name, limit in (("20 open files", "-n 20"), ("stacks of 256 KB", "-s 256"), ("stacks without a limit", "-s unlimited"),
+                            ("no locked memory", "-l 0"), ("files of at most 100 KB", "-f 100"))
+    ),
+    Case("40 threads and processes", "ulimit -u 40; $T train --config $CONFIG --text $TEXT --no-tuned --out $W/run --sample 0", 3,
+         user=NOBODY, limit=300, environment={"NUMBA_CACHE_DIR": "$W/cache"}, status=(0, 1)),
     Case("affinity of one core", "taskset -c $(taskset -cp $$ | sed 's/.*: //; s/[-,].*//') $TRAIN --out $W/run", 3,
          says=("1 core",)),
     Case("one thread by the environment", "$TRAIN --out $W/run", 3, environment={"OMP_NUM_THREADS": "1"},

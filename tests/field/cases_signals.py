@@ -41,8 +41,41 @@ def _random_moments() -> tuple[Case, ...]:
     return tuple(cases)
 
 
+_WRITING = "$TRAIN --steps 60 --set checkpoint.interval=1 --set checkpoint.keep=0 --set model.channels=256"
+"""A training that writes checkpoints most of the time."""
+
+
+def _during_a_checkpoint() -> tuple[Case, ...]:
+    """Return cases that stop a training while a checkpoint is being written, after the first, tenth and fiftieth."""
+    until = (
+        "until [ -d $W/run/checkpoints/step-0000{step} ] && ls -A $W/run/checkpoints | grep -q partial; "
+        "do kill -0 $p || break; done; "
+    )
+    return tuple(
+        Case(
+            f"SIG{name} while a checkpoint is written, after step {int(step)}",
+            f"set -m; {_WRITING} --out $W/run & p=$!; {until.format(step=step)}kill -{name} $p || true; {_END}"
+            "$T eval $W/run || true; $T train --resume --out $W/run --sample 0; "
+            f"{_WRITING} --out $W/whole; cmp $W/run/checkpoints/step-000060/model.safetensors "
+            "$W/whole/checkpoints/step-000060/model.safetensors; echo same weights",
+            6,
+            says=(f"status ({STATUS.get(name, 137)}|0)", "same weights"),
+            limit=180,
+        )
+        for name, step in (("TERM", "01"), ("INT", "10"), ("KILL", "50"))
+    )
+
+
 SIGNALS = (
     *_random_moments(),
+    *_during_a_checkpoint(),
+    *(
+        Case(f"SIG{name} while pictures are drawn",
+             f"set -m; $TRAIN --out $W/run & p=$!; until [ -s $W/run/trace.json ]; do :; done; sleep {seconds}; "
+             f"kill -{name} $p || true; {_END}$T eval $W/run; ls $W/run/checkpoints", 6,
+             says=(f"status ({status}|0)\\b", "bits per character", "step-000040"))
+        for name, status, seconds in (("TERM", 143, 0.1), ("INT", 130, 0.3), ("HUP", 129, 0.6))
+    ),
     Case("a second signal", _START + "sleep 4; kill -TERM $p; sleep 0.4; kill -TERM $p || true; "
          + _END + _RESUME, 6, says=("status (143|0)", "same weights"), limit=180),
     Case("kill -9", _START + "sleep 4; kill -KILL $p; " + _END + _RESUME, 6,

@@ -18,8 +18,40 @@ _SOURCES = ("kernels", "pipeline", "stages", "threadloom", "pyproject.toml", "RE
 _WORDS = ("the", "cat", "sat", "on", "a", "mat", "and", "dög", "ran", "to", "漢字", "sea.\n")
 _SMALL = "model.context=16,model.layers=1,model.heads=2,model.channels=32,batch_size=4,micro_batch=2,lanes=2,steps=40"
 LONG_STEPS = 2000
-MOUNTS = ("unshare", "--mount", "--propagation", "private")
-"""Command that runs another in its own mount namespace."""
+
+
+@dataclass(frozen=True)
+class Namespaces:
+    """Mount namespaces: of root, or in a user namespace, where any user may mount file systems."""
+
+    rootless: bool
+
+    @property
+    def command(self) -> list[str]:
+        """The command that runs another as root of a new mount namespace."""
+        user = ["--user", "--map-root-user"] if self.rootless else []
+        return ["unshare", *user, "--mount", "--propagation", "private"]
+
+    def problem(self) -> str | None:
+        """Return why cases cannot run in namespaces; None if they can."""
+        try:
+            mount = subprocess.run(
+                [*self.command, "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True, text=True, check=False
+            )
+        except OSError as error:
+            return str(error)
+        return mount.stderr.strip() or "mount failed" if mount.returncode else None
+
+    def as_user(self, user: int) -> list[str]:
+        """Return the command that runs another as a user, within the namespace."""
+        if self.rootless:
+            return ["unshare", "--user", f"--map-user={user}", f"--map-group={user}"]
+        return ["setpriv", "--reuid", str(user), "--regid", str(user), "--clear-groups"]
+
+    def give(self, folder: Path, user: int) -> None:
+        """Make a user the owner of a folder; in a user namespace the user is its owner already."""
+        if not self.rootless:
+            os.chown(folder, user, user)
 
 
 @dataclass(frozen=True)
@@ -27,6 +59,7 @@ class Installation:
     """An installed wheel with its shared files, below one folder."""
 
     folder: Path
+    namespaces: Namespaces = Namespaces(rootless=False)
 
     @property
     def python(self) -> Path:
@@ -71,7 +104,7 @@ class Installation:
                 variables[name] = value.replace("$W", str(work))
         if case.user is not None:
             for folder in (work, work / "home", work / "tmp"):
-                os.chown(folder, case.user, case.user)
+                self.namespaces.give(folder, case.user)
         log = work.with_suffix(".log")
         begin = time.monotonic()
         with log.open("wb") as output:
@@ -99,10 +132,9 @@ class Installation:
             return script
         setup = [case.setup] if case.setup else []
         if case.user is not None:
-            user = str(case.user)
             setup.append(_reachable(Path(sys.base_prefix)))
-            script = ["setpriv", "--reuid", user, "--regid", user, "--clear-groups", *script]
-        return [*MOUNTS, "bash", "-ec", "\n".join((*setup, 'exec "$@"')), "case", *script]
+            script = [*self.namespaces.as_user(case.user), *script]
+        return [*self.namespaces.command, "bash", "-ec", "\n".join((*setup, 'exec "$@"')), "case", *script]
 
 
 def _reachable(path: Path) -> str:
@@ -143,7 +175,7 @@ def _kill_session(session: int) -> None:
             continue
 
 
-def install(folder: Path) -> Installation:
+def install(folder: Path, namespaces: Namespaces) -> Installation:
     """Build the wheel of this clone, install it in a new environment, and create the shared files."""
     folder.chmod(0o755)
     source = folder / "source"
@@ -158,7 +190,7 @@ def install(folder: Path) -> Installation:
     build = "import sys; from setuptools.build_meta import build_wheel; print(build_wheel(sys.argv[1]))"
     _call(sys.executable, "-c", build, str(folder), cwd=source)
     _call(sys.executable, "-m", "venv", str(folder / "venv"))
-    here = Installation(folder)
+    here = Installation(folder, namespaces)
     wheel = next(folder.glob("*.whl"))
     _call(str(here.python), "-m", "pip", "install", "-q", "--no-deps", "--no-index", str(wheel))
     package = Path(here.variables(folder)["PACKAGE"])
