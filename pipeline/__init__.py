@@ -112,7 +112,17 @@ from threadloom.pipeline.processes import (
     WorkerTimeout,
     on_processes,
 )
-from threadloom.pipeline.run import Abortable, Channel, OnStall, PerWorker, Run, StallReport, Watchdog, per_worker
+from threadloom.pipeline.run import (
+    Abortable,
+    AsyncRun,
+    Channel,
+    OnStall,
+    PerWorker,
+    Run,
+    StallReport,
+    Watchdog,
+    per_worker,
+)
 
 __all__ = [
     "ALIGNMENT",
@@ -120,6 +130,7 @@ __all__ = [
     "Abortable",
     "AdmissionError",
     "Arena",
+    "AsyncRun",
     "Attempt",
     "BankStatistics",
     "Banks",

@@ -39,7 +39,7 @@ EXPORTS: dict[str, str] = {
         sum_lanes
     """,
     "pipeline": """
-        ALIGNMENT Abortable AdmissionError Arena Attempt BankStatistics Banks BlasThreads BottleneckKind
+        ALIGNMENT Abortable AdmissionError Arena AsyncRun Attempt BankStatistics Banks BlasThreads BottleneckKind
         Cancelled Channel ChannelStatistics Closed DeadLetter Decision Diagnosis Distribution FailFast Fifo
         Gather Graph GraphError GraphFormat GraphView InOrder ItemTimeout Join Label LaneOrder LanePlan Lanes
         Lease LiveView MonotonicCounter Node Observer OnError OnProcesses OnStall OpenTelemetryExporter Part

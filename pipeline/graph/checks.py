@@ -121,7 +121,7 @@ def check_no_other_sink(graph: str, stages: Iterable[Stage], sink: str) -> None:
     if others:
         raise GraphError(
             f"cannot iterate only sink {sink!r} of graph {graph!r}, which has the sinks {others} too: use start(), and "
-            f"iterate all sinks, each in its own thread"
+            f"iterate all sinks, each in its own thread or task"
         )
 
 

@@ -17,7 +17,7 @@ The sinks of one run must be iterated concurrently, each in its own thread: whil
 fill up and block the stages upstream, and the run stalls. The watchdog then reports the sink.
 """
 
-from collections.abc import Callable, Generator, Hashable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Hashable, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeVar, Unpack, overload
 
 from threadloom.pipeline.core import GraphError
@@ -335,6 +335,8 @@ class Graph(Declarations):
     def start(self, **options: Unpack[RunOptions]) -> Run:
         """Validate the graph and return a run; its `with` block starts the threads, and ends them in all cases.
 
+        In a coroutine, `async with` does the same without blocking the event loop, and returns an `AsyncRun`.
+
         `RunOptions` documents the keyword arguments. Raises GraphError if the graph is invalid.
         """
         check_names(f"a run of graph {self.name!r}", options, RunOptions.__annotations__)
@@ -363,8 +365,23 @@ class Graph(Declarations):
         """
         return self.deliver(Sink(only_sink(self.name, self.stages), self))
 
+    def __aiter__(self) -> AsyncIterator[Any]:
+        """Run the graph and iterate its only sink without blocking the event loop.
+
+        Cancelling the task ends the run. After `break`, the event loop closes the iterator a moment later; use
+        `async with graph.start() as run`, or `contextlib.aclosing`, to wait for that.
+        """
+        return self.deliver_async(Sink(only_sink(self.name, self.stages), self))
+
     def deliver(self, sink: Sink[Out]) -> Generator[Out, None, None]:
         """Run the graph and yield the items of its only sink; the iterator of a graph and of a sink."""
         check_no_other_sink(self.name, self.stages, sink.name)
         with self.start() as run:
             yield from run.items(sink)
+
+    async def deliver_async(self, sink: Sink[Out]) -> AsyncGenerator[Out, None]:
+        """Run the graph and yield the items of its only sink; the asynchronous iterator of a graph and of a sink."""
+        check_no_other_sink(self.name, self.stages, sink.name)
+        async with self.start() as run:
+            async for item in run.items(sink):
+                yield item

@@ -1,6 +1,6 @@
 """Declarations of a graph: the nodes with their settings, and the handles that `after` takes."""
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import AsyncIterator, Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Final, Generic, Protocol, TypeVar
@@ -67,6 +67,7 @@ class Deliverer(Protocol):
     """The interface of a graph that a sink uses."""
 
     def deliver(self, sink: "Sink[Out]") -> Iterator[Out]: ...
+    def deliver_async(self, sink: "Sink[Out]") -> AsyncIterator[Out]: ...
     def expected(self, node: str) -> int | None: ...
 
 
@@ -83,7 +84,8 @@ class Node(Generic[Out_co]):
 class Sink(Generic[Out_co]):
     """A handle of a sink of one graph, which knows the type of its items.
 
-    `for item in sink` runs the graph and iterates the sink; `run.items(sink)` iterates the sink of an existing run.
+    `for item in sink` runs the graph and iterates the sink, and so does `async for item in sink` without blocking the
+    event loop; `run.items(sink)` iterates the sink of an existing run.
     """
 
     name: str
@@ -91,6 +93,9 @@ class Sink(Generic[Out_co]):
 
     def __iter__(self) -> Iterator[Out_co]:
         return self.graph.deliver(self)
+
+    def __aiter__(self) -> AsyncIterator[Out_co]:
+        return self.graph.deliver_async(self)
 
     def __length_hint__(self) -> int:
         """Return the expected number of items, for `operator.length_hint`; NotImplemented if it is unknown."""

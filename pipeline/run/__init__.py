@@ -3,6 +3,7 @@
 May import: core, policy, observe.
 """
 
+from threadloom.pipeline.run.async_run import AsyncRun as AsyncRun
 from threadloom.pipeline.run.channel import Channel as Channel
 from threadloom.pipeline.run.commands import Abortable as Abortable
 from threadloom.pipeline.run.engine import Run as Run

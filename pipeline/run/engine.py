@@ -40,6 +40,7 @@ from threadloom.pipeline.core import (
 from threadloom.pipeline.observe import NodeKind, RunStatistics, Sink, Stage, StageStatistics, with_expected_items
 from threadloom.pipeline.policy import ACTIVE_STATES, RunControl
 from threadloom.pipeline.run.assembly import Assembly
+from threadloom.pipeline.run.async_run import AsyncRun
 from threadloom.pipeline.run.commands import Commands
 from threadloom.pipeline.run.inspection import Inspection, thread_name
 from threadloom.pipeline.run.late_calls import LateItem
@@ -144,6 +145,16 @@ class Run:
                 raise problem
             if error is not problem:
                 error.add_note(f"{type(problem).__name__}: {problem}")
+
+    async def __aenter__(self) -> AsyncRun:
+        """Start the run without blocking the event loop, and return its counterpart for coroutines."""
+        self._async_run = await AsyncRun(self).enter()
+        return self._async_run
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        await self._async_run.leave(kind, error, tb)
 
     def __iter__(self) -> Iterator[Any]:
         if len(self._sinks) != 1:
