@@ -23,6 +23,7 @@ import numba
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, IndexDataCacheFile, InTreeCacheLocator
 
 from threadloom.kernels.compiling.cache_folder import CACHE_FOLDER, REMEDY
+from threadloom.kernels.compiling.symbol_visibility import CalleeLibrary
 
 
 class CacheFile(IndexDataCacheFile):  # type: ignore[misc]  # Numba has no types
@@ -84,6 +85,10 @@ class _Locator(InTreeCacheLocator):  # type: ignore[misc]
 
 class _CacheImpl(CompileResultCacheImpl):  # type: ignore[misc]
     _locator_classes = (_Locator,)
+
+    def check_cachable(self, cres: Any) -> bool:
+        """Return True if the kernel is worth an entry: one that was compiled as a callee has no machine code."""
+        return not isinstance(cres.library, CalleeLibrary) and super().check_cachable(cres)
 
 
 class KernelCache(FunctionCache):  # type: ignore[misc]

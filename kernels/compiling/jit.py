@@ -15,7 +15,8 @@ A compiled kernel contains the code of its callees, but Numba's cache checks onl
 would run an outdated inner kernel after an edit or an upgrade. So every cache entry is stamped with a digest of all
 sources of the package, and several processes may write it at once (`kernels.compiling.cache`). If several copies of an
 inner kernel were visible, a process would run the first one that it loaded, so the copies are private
-(`kernels.compiling.symbol_visibility`).
+(`kernels.compiling.symbol_visibility`). A kernel that only other kernels call is not compiled to machine code
+(`kernels.compiling.dispatcher`).
 
 With ``NUMBA_DISABLE_JIT=1`` all decorators return the function unchanged, and everything runs as Python and NumPy.
 """
@@ -29,7 +30,7 @@ import numba
 
 from threadloom.kernels.compiling.cache import KernelCache
 from threadloom.kernels.compiling.cache_folder import CACHE_FOLDER
-from threadloom.kernels.compiling.symbol_visibility import PrivateCompiler
+from threadloom.kernels.compiling.dispatcher import KernelDispatcher
 
 Function = TypeVar("Function", bound=Callable[..., object])
 
@@ -39,6 +40,7 @@ JIT_ENABLED: bool = not numba.config.DISABLE_JIT
 """False if ``NUMBA_DISABLE_JIT`` is set: then code that only the compiler understands is replaced by NumPy."""
 
 _COMMON: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck": False}
+_NOPYTHON = {"nopython": True}  # what `numba.njit` adds
 _INLINED: dict[str, Any] = {"fastmath": False, "forceinline": True}
 
 OVERLOAD_OPTIONS: dict[str, Any] = _COMMON | {"fastmath": FASTMATH}
@@ -61,8 +63,10 @@ SOURCES_DIGEST = _sources_digest()
 
 def _compiled(function: Function, **options: Any) -> Function:
     """Return `function` as a Numba dispatcher that checks no bounds, releases the GIL, and caches under the digest."""
-    dispatcher: Any = numba.njit(pipeline_class=PrivateCompiler, **_COMMON, **options)(function)
-    if JIT_ENABLED and CACHE_FOLDER.path:
+    if not JIT_ENABLED:
+        return function
+    dispatcher: Any = KernelDispatcher(function, targetoptions=_NOPYTHON | _COMMON | options)
+    if CACHE_FOLDER.path:
         dispatcher._cache = KernelCache(function, SOURCES_DIGEST)  # Numba has no public way to set its cache
     return cast(Function, dispatcher)
 

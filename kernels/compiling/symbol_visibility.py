@@ -46,6 +46,19 @@ class PrivateLibrary(KernelLibrary):
         super()._finalize_final_module()
 
 
+class CalleeLibrary(JITCodeLibrary):  # type: ignore[misc]
+    """Optimised code of a kernel that only other kernels call: it is linked into them, and never executed itself."""
+
+    def _finalize_final_module(self) -> None:
+        self._finalize_dynamic_globals()
+        self._verify_declare_only_symbols()
+        for function in self._final_module.functions:
+            if not function.is_declaration and function.linkage == Linkage.external:
+                function.linkage = "linkonce_odr"
+        self._shared_module = self._final_module
+        self._finalized = True
+
+
 @register_pass(mutates_CFG=False, analysis_only=True)
 class _OwnLibrary(AnalysisPass):  # type: ignore[misc]
     """Compiler pass that sets the library to which the kernel is lowered."""
@@ -56,13 +69,14 @@ class _OwnLibrary(AnalysisPass):  # type: ignore[misc]
         AnalysisPass.__init__(self)
 
     def run_pass(self, state: Any) -> bool:
-        state.library = PrivateLibrary(state.targetctx.codegen(), state.func_id.func_qualname)
+        library = CalleeLibrary if state.flags.no_compile else PrivateLibrary
+        state.library = library(state.targetctx.codegen(), state.func_id.func_qualname)
         state.library.enable_object_caching()  # required by the cache
         return False
 
 
 class PrivateCompiler(CompilerBase):  # type: ignore[misc]
-    """Numba's compiler with a `PrivateLibrary`, for ``jit(pipeline_class=...)``."""
+    """Numba's compiler with a `PrivateLibrary`, or a `CalleeLibrary` where no machine code is wanted."""
 
     def define_pipelines(self) -> list[Any]:
         """Return the usual passes and the one that sets the library."""

@@ -23,17 +23,22 @@ def has_other_options(call: ast.Call, from_jit: set[str]) -> bool:
     return keywords.get("jit_options") not in from_jit and keywords.get("inline") != "'always'"
 
 
+def makes_dispatcher(call: ast.Call) -> bool:
+    """Return True if a call makes a dispatcher, which is what the decorators do."""
+    return ast.unparse(call.func).rpartition(".")[2] in ("KernelDispatcher", "CPUDispatcher", "Dispatcher")
+
+
 def compilers_used(source: str) -> list[str]:
     """Return every mention of a Numba decorator, by attribute (numba.njit) or by import (from numba import njit).
 
-    And every ``overload`` with flags that are not from jit.py.
+    And every ``overload`` with flags that are not from jit.py, and every dispatcher that is made directly.
     """
     found = []
     nodes = list(ast.walk(ast.parse(source)))
     imports = [node for node in nodes if isinstance(node, ast.ImportFrom) and node.module in JIT_MODULES]
     from_jit = {name.asname or name.name for node in imports for name in node.names}
     for node in nodes:
-        if isinstance(node, ast.Call) and has_other_options(node, from_jit):
+        if isinstance(node, ast.Call) and (has_other_options(node, from_jit) or makes_dispatcher(node)):
             found.append(f"line {node.lineno}: {ast.unparse(node)}")
         if isinstance(node, ast.Attribute) and node.attr in COMPILERS:
             found.append(f"line {node.lineno}: {ast.unparse(node)}")
@@ -57,6 +62,7 @@ def test_only_jit_py_uses_a_numba_decorator(path: Path) -> None:
         "from numba.core.decorators import njit\n",
         "import numba\nf = numba.vectorize(lambda x: x)",
         "from numba import *",
+        "f = KernelDispatcher(g, targetoptions={'boundscheck': True})",
         "@overload(f)\ndef g(x): ...",
         "@extending.overload(f, jit_options={'fastmath': True})\ndef g(x): ...",
         "OPTIONS = {}\n@overload(f, jit_options=OPTIONS)\ndef g(x): ...",

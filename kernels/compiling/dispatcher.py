@@ -1,0 +1,89 @@
+"""Dispatcher of a kernel, which compiles less of a kernel that only other kernels call.
+
+Numba compiles each callee of a kernel as if Python called it too: it builds two wrappers, emits machine code and loads
+it. The kernel has its own copies of its callees, so this code is never executed, and it takes a third of the time that
+a large kernel takes to compile. `KernelDispatcher` compiles a callee only as far as its optimised LLVM module, from
+which the kernel is linked. If Python calls the callee later, it is compiled again, with all that a call needs.
+
+The code of a kernel is the same for both forms of its callees: their LLVM functions are equal, and no wrapper contains
+a copy of the function that it calls.
+"""
+
+from typing import Any
+
+from numba.core.compiler import CompileResult, Flags
+from numba.core.compiler_lock import global_compiler_lock
+from numba.core.dispatcher import _FunctionCompiler  # type: ignore[attr-defined]
+from numba.core.environment import lookup_environment
+from numba.core.registry import CPUDispatcher
+from numba.core.sigutils import normalize_signature
+
+from threadloom.kernels.compiling.symbol_visibility import CalleeLibrary, PrivateCompiler
+
+
+class KernelDispatcher(CPUDispatcher):  # type: ignore[misc]  # Numba has no types
+    """Numba's dispatcher of one kernel; the arguments of its constructor are Numba's."""
+
+    _depth = 0
+    """Number of kernels being compiled, each a callee of the one before. Protected by Numba's lock of its compiler."""
+
+    def __init__(
+        self,
+        py_func: Any,
+        locals: dict[str, Any] | None = None,  # noqa: A002  # Numba passes it by name
+        targetoptions: dict[str, Any] | None = None,
+        pipeline_class: type = PrivateCompiler,
+    ) -> None:
+        super().__init__(py_func, locals, targetoptions, pipeline_class)
+        self._compiler = _KernelCompiler(py_func, self.targetdescr, self.targetoptions, self.locals, pipeline_class)
+
+    def compile(self, sig: Any) -> Any:
+        """Compile the kernel for a signature or load it from the cache, unless that was done.
+
+        Within the compilation of another kernel it is compiled as a callee, otherwise for calls by Python.
+        """
+        with global_compiler_lock:
+            types = tuple(normalize_signature(sig)[0])
+            self._compiler.for_callee = KernelDispatcher._depth > 0
+            if not self._compiler.for_callee and self.is_callee(types):
+                del self.overloads[types]
+            KernelDispatcher._depth += 1
+            try:
+                return super().compile(sig)
+            finally:
+                KernelDispatcher._depth -= 1
+
+    def add_overload(self, cres: CompileResult) -> None:
+        """Register a compiled signature."""
+        if isinstance(cres.library, CalleeLibrary):
+            self._add_callee(cres)
+        else:
+            _set_environments(cres.library)
+            super().add_overload(cres)
+
+    def is_callee(self, types: tuple[Any, ...]) -> bool:
+        """Return True if the kernel is compiled for arguments of these types, and only as a callee."""
+        return types in self.overloads and isinstance(self.overloads[types].library, CalleeLibrary)
+
+    def _add_callee(self, cres: CompileResult) -> None:
+        """Register a signature that other kernels may call; Numba finds its code by a key, usually its entry point."""
+        key = object()
+        self.targetctx.insert_user_function(key, cres.fndesc, [cres.library])
+        self.overloads[tuple(cres.signature.args)] = cres._replace(entry_point=key)
+
+
+class _KernelCompiler(_FunctionCompiler):  # type: ignore[misc]
+    for_callee = False
+
+    def _customize_flags(self, flags: Flags) -> Flags:
+        if self.for_callee:
+            flags.no_compile = flags.no_cpython_wrapper = flags.no_cfunc_wrapper = True
+        return flags
+
+
+def _set_environments(library: Any) -> None:
+    """Set the variables through which the code of callees finds their globals; Numba does it for the kernel alone."""
+    for variable in library._final_module.global_variables:
+        environment = lookup_environment(variable.name)
+        if environment is not None:
+            library.codegen.set_env(variable.name, environment)
