@@ -42,7 +42,7 @@ EXPORTS: dict[str, str] = {
         ALIGNMENT Abortable AdmissionError Arena AsyncRun Attempt BankStatistics Banks BlasThreads BottleneckKind
         Cancelled Channel ChannelStatistics Closed DeadLetter Decision Diagnosis Distribution FailFast Fifo
         Gather Graph GraphError GraphFormat GraphView InOrder ItemTimeout Join Label LaneOrder LanePlan Lanes
-        Lease LiveView MonotonicCounter Node Observer OnError OnProcesses OnStall OpenTelemetryExporter Part
+        Lease LiveView MonotonicCounter Node Observer OnError OnFailure OnProcesses OnStall OpenTelemetryExporter Part
         PerWorker PipelineError Policy Pool PoolExhausted PoolStatistics ProcessError ProcessTraceback
         ProcessWorker Progress ProgressBar PrometheusExporter Retry RetryAfter RouteError Run RunOptions
         RunStatistics SKIP Shards SharedPool ShutdownTimeout Sink Skip SkipFailed StageFailure StageOptions

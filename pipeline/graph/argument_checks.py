@@ -6,8 +6,10 @@ from numbers import Integral, Real
 from typing import Any
 
 from threadloom.pipeline.core import GraphError
+from threadloom.pipeline.graph.settings import RunOptions
 from threadloom.pipeline.observe import NodeKind, Stage
-from threadloom.pipeline.policy import Gather, Join, OnError, Policy
+from threadloom.pipeline.policy import Gather, Join, OnError, OnFailure, Policy
+from threadloom.pipeline.run import Watchdog
 
 
 def check_names(subject: str, options: Mapping[str, object], allowed: Iterable[str]) -> None:
@@ -27,6 +29,24 @@ def check_source(subject: str, items: object) -> None:
             f"{subject} needs an iterable, or a function that returns one, got {items!r}: to send a single item, "
             f"put it into a list"
         )
+
+
+def check_run_options(subject: str, options: Mapping[str, object]) -> None:
+    """Raise GraphError if a keyword argument of a run has another name or the wrong type."""
+    check_names(subject, options, RunOptions.__annotations__)
+    if "grace" in options:
+        _check(subject, "grace", options["grace"], _is_duration, "a number of seconds, 0 or more")
+    if "watchdog" in options:
+        expected = "a Watchdog, such as Watchdog(after=10), or None"
+        _check(
+            subject,
+            "watchdog",
+            options["watchdog"],
+            lambda value: value is None or isinstance(value, Watchdog),
+            expected,
+        )
+    if "on_failure" in options:
+        _check(subject, "on_failure", options["on_failure"], _is_on_failure, f"one of {', '.join(map(str, OnFailure))}")
 
 
 def check_types(stage: Stage) -> None:
@@ -51,6 +71,14 @@ def check_types(stage: Stage) -> None:
 
 def _is_number(kind: type) -> Callable[[object], bool]:
     return lambda value: isinstance(value, kind) and not isinstance(value, bool)
+
+
+def _is_duration(value: object) -> bool:
+    return _is_number(Real)(value) and value >= 0  # type: ignore[operator]
+
+
+def _is_on_failure(value: object) -> bool:
+    return value in list(OnFailure)
 
 
 def _check(subject: str, name: str, value: Any, valid: Callable[[object], bool], expected: str) -> None:

@@ -160,3 +160,14 @@ def _check_taken_once(branch: Branch, stage: str, taken: dict[Branch, str]) -> N
             f"{branch} has two successors, {first!r} and {stage!r}, expected one: add a stage after the branch, and "
             f"both after that stage"
         )
+
+
+def check_drainable(name: str, stages: Iterable[Stage]) -> None:
+    """Raise GraphError if items of this graph cannot be dropped while the others are delivered."""
+    for stage in stages:
+        if stage.acquire is not None:
+            raise GraphError(
+                f"graph {name!r} cannot be run with on_failure='drain': an item that is dropped would keep the "
+                f"resource that stage {stage.name!r} has acquired for it. Acquire and release it within the function, "
+                f"or use on_failure='stop'"
+            )

@@ -21,9 +21,10 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, 
 from typing import Any, Literal, TypeVar, Unpack, overload
 
 from threadloom.pipeline.core import GraphError
-from threadloom.pipeline.graph.argument_checks import check_names
+from threadloom.pipeline.graph.argument_checks import check_names, check_run_options
 from threadloom.pipeline.graph.checks import (
     check_dead_letters,
+    check_drainable,
     check_no_other_sink,
     check_no_sink,
     check_route,
@@ -50,7 +51,7 @@ from threadloom.pipeline.observe import (
     Skip,
     Stage,
 )
-from threadloom.pipeline.policy import DeadLetter, FailFast, Fifo, Gather, Join, OnError, Policy
+from threadloom.pipeline.policy import DeadLetter, FailFast, Fifo, Gather, Join, OnError, OnFailure, Policy
 from threadloom.pipeline.run import Run, RunSettings
 
 In = TypeVar("In")
@@ -68,9 +69,12 @@ FAIL_FAST = FailFast()
 class Graph(Declarations):
     """A graph of named stages. It contains declarations only, and can be started any number of times."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, **options: Unpack[RunOptions]) -> None:
+        """Create an empty graph. `options` are defaults of the keyword arguments of `start`, also for a `for` loop."""
+        check_run_options(f"graph {name!r}", options)
         self.name = name
         """Prefix of the names of its threads."""
+        self._options = options
         self._stages: dict[str, Stage] = {}
         self._routes: dict[str, Route] = {}
 
@@ -337,11 +341,16 @@ class Graph(Declarations):
 
         In a coroutine, `async with` does the same without blocking the event loop, and returns an `AsyncRun`.
 
-        `RunOptions` documents the keyword arguments. Raises GraphError if the graph is invalid.
+        `RunOptions` documents the keyword arguments; those of the graph are the defaults. Raises GraphError if the
+        graph is invalid.
         """
-        check_names(f"a run of graph {self.name!r}", options, RunOptions.__annotations__)
+        check_run_options(f"a run of graph {self.name!r}", options)
         self.check()
-        return Run(self.name, self.stages, RunSettings(**options))
+        merged: RunOptions = {**self._options, **options}
+        settings = RunSettings(**merged)
+        if settings.on_failure == OnFailure.DRAIN:
+            check_drainable(self.name, self.stages)
+        return Run(self.name, self.stages, settings)
 
     def run(self, **options: Unpack[RunOptions]) -> RunStatistics:
         """Run a graph without sinks to its end and return its statistics.
@@ -359,9 +368,10 @@ class Graph(Declarations):
         The run ends with the iterator. A `for` statement holds the only reference to its iterator, and CPython drops it
         when the loop ends, by exhaustion, `break`, `return` or an exception (including a KeyboardInterrupt in the
         body), and before the exception propagates: a traceback keeps the local variables of a frame, but not the
-        iterator of a loop. Therefore the threads have been joined before the next statement, as with `start`.
-        In addition, `start` takes options, provides statistics and control, and raises a failure that occurs after
-        `break`. If you keep the iterator in a variable, the threads keep running: call its close(), or use `start`.
+        iterator of a loop. Therefore the threads have been joined before the next statement, as with `start`. A thread
+        that does not end within the `grace` of the graph is logged, because Python cannot raise an error there.
+        In addition, `start` provides statistics and control, and raises a failure that occurs after `break`. If you
+        keep the iterator in a variable, the threads keep running: call its close(), or use `start`.
         """
         return self.deliver(Sink(only_sink(self.name, self.stages), self))
 

@@ -1,11 +1,11 @@
 """Keyword arguments of stages that do not depend on the type of items, and of runs."""
 
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
-from typing import Any, TypedDict, TypeVar
+from typing import Any, Literal, TypedDict, TypeVar
 
 from threadloom.pipeline.core import Label
 from threadloom.pipeline.observe import Observer, Skip, Trace
-from threadloom.pipeline.policy import OnError
+from threadloom.pipeline.policy import OnError, OnFailure
 from threadloom.pipeline.run import Abortable, Watchdog
 
 Out = TypeVar("Out")
@@ -59,6 +59,10 @@ class RunOptions(TypedDict, total=False):
     """Returns the label of an item for errors and traces; must accept all types of items in the graph."""
     grace: float
     """Seconds within which threads must end after a stop before `ShutdownTimeout` is raised. 10 by default."""
+    on_failure: OnFailure | Literal["stop", "drain"]
+    """Handling of the items before the failing one. By default ("stop") the first error ends the run at once, and which
+    earlier results have been delivered depends on timing. With "drain" the results of all items before the failing one
+    are delivered, in order, and then the error is raised; see `OnFailure`."""
     watchdog: Watchdog | None
     """Detects stalled runs. Watchdog() by default, which logs a warning after a minute without progress."""
     progress: bool

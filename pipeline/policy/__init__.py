@@ -31,6 +31,7 @@ from threadloom.pipeline.policy.failure import (
 )
 from threadloom.pipeline.policy.join import Join as Join
 from threadloom.pipeline.policy.lane_order import LaneOrder as LaneOrder
+from threadloom.pipeline.policy.on_failure import FailureCuts as FailureCuts, OnFailure as OnFailure
 from threadloom.pipeline.policy.ordered import (
     FinishedItem as FinishedItem,
     NumberedAdmission as NumberedAdmission,

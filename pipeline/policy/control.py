@@ -6,8 +6,11 @@
     pause   | PAUSED    | HOLD: idle workers take no items, sources produce none
     resume  | RUNNING   | RELEASE
     drain   | DRAINING  | CLOSE_SOURCES: sources end; and RELEASE if the run was paused
+    fail    | DRAINING  | CLOSE_SOURCES, TRUNCATE: input that ends anywhere is no error; RELEASE if paused
     stop    | STOPPING  | ABORT: all waits end with Cancelled
     end     | ENDED     |
+
+`fail` is the failure of a stage in a run that is drained (`OnFailure.DRAIN`): the run ends with it, after a delay.
 
 Commands that come too late (a pause while draining, any command after a stop) have no effect; a stop repeats its action
 each time, because a Ctrl-C may have interrupted the first one.
@@ -19,6 +22,7 @@ the input channel of its stage.
 from enum import Enum
 
 from threadloom.pipeline.core import Cancelled, StageFailure
+from threadloom.pipeline.policy.on_failure import FailureCuts
 
 
 class RunState(Enum):
@@ -38,6 +42,7 @@ class RunAction(Enum):
     HOLD = "hold"
     RELEASE = "release"
     CLOSE_SOURCES = "close sources"
+    TRUNCATE = "truncate"
     ABORT = "abort"
 
 
@@ -46,11 +51,20 @@ ACTIVE_STATES = (RunState.RUNNING, RunState.PAUSED, RunState.DRAINING)
 
 
 class RunControl:
-    """The state of a run, and the first reason for stopping it. Each command returns the actions to carry out."""
+    """The state of a run, and the first reason for stopping it. Each command returns the actions to carry out.
 
-    def __init__(self) -> None:
+    `cuts` collects the failures of a run that is drained; None if the first failure stops the run.
+    """
+
+    def __init__(self, cuts: FailureCuts | None = None) -> None:
         self.state = RunState.READY
-        self.outcome: StageFailure | Cancelled | None = None  # set once, by the first `stop`
+        self.cuts = cuts
+        self.outcome: StageFailure | Cancelled | None = None  # set once, by the first `stop` or by `end`
+
+    @property
+    def pending(self) -> StageFailure | None:
+        """The failure with which the run will end once it is drained."""
+        return self.cuts.first if self.cuts is not None else None
 
     def begin(self) -> tuple[RunAction, ...]:
         return self._go(RunState.RUNNING, (RunState.READY,))
@@ -66,16 +80,27 @@ class RunControl:
             return self._go(RunState.DRAINING, (RunState.PAUSED,), RunAction.CLOSE_SOURCES, RunAction.RELEASE)
         return self._go(RunState.DRAINING, (RunState.RUNNING,), RunAction.CLOSE_SOURCES)
 
+    def fail(self, failure: StageFailure) -> tuple[RunAction, ...]:
+        """Record a failure of a run that is drained: items before the failing one are still processed."""
+        assert self.cuts is not None
+        if self.outcome is not None or self.state not in ACTIVE_STATES:
+            return ()
+        self.cuts.add(failure)
+        actions = (RunAction.CLOSE_SOURCES, RunAction.TRUNCATE)
+        release = (RunAction.RELEASE,) if self.state is RunState.PAUSED else ()
+        return self._go(RunState.DRAINING, ACTIVE_STATES, *actions, *release)
+
     def stop(self, outcome: StageFailure | Cancelled) -> tuple[RunAction, ...]:
-        """Stop the run; `outcome` is ignored if there is one already."""
+        """Stop the run; `outcome` is ignored if there is one already, or a failure is pending."""
         if self.outcome is None:
-            self.outcome = outcome
+            self.outcome = self.pending or outcome
         if self.state is not RunState.ENDED:
             self.state = RunState.STOPPING
         return (RunAction.ABORT,)
 
     def end(self) -> tuple[RunAction, ...]:
         """Record that all workers have ended."""
+        self.outcome = self.outcome or self.pending
         self.state = RunState.ENDED
         return ()
 

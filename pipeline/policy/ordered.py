@@ -15,6 +15,7 @@ from _thread import allocate_lock
 from dataclasses import dataclass
 from typing import Any
 
+from threadloom.pipeline.core import StageFailure
 from threadloom.pipeline.policy.admission import Admission, Ticket
 
 
@@ -79,6 +80,8 @@ class FinishedItem:
 
     item: Any
     results: list[Any]
+    failure: StageFailure | None = None
+    """The failure of this item in a run that is drained: nothing is sent after its results."""
 
 
 class ReorderBuffer:
@@ -88,11 +91,14 @@ class ReorderBuffer:
         self._lock = allocate_lock()
         self._kept: dict[int, FinishedItem] = {}
         self._oldest = 0  # number of the item to send next
+        self._closed = False  # set once, by `close`
         self._sending = False  # True while a worker sends an item returned by `finish` or `next`
 
     def finish(self, number: int, finished: FinishedItem) -> FinishedItem | None:
         """Add a finished item. Return the item that the caller must send now before it calls `next`, or None."""
         with self._lock:
+            if self._closed:
+                return None
             self._kept[number] = finished
             return None if self._sending else self._pop()
 
@@ -100,6 +106,13 @@ class ReorderBuffer:
         """Record that the item returned last has been sent; return the next one for the caller to send, or None."""
         with self._lock:
             return self._pop()
+
+    def close(self) -> None:
+        """Drop all items, now and from now on."""
+        with self._lock:
+            self._closed = True
+            self._kept, dropped = {}, self._kept
+        del dropped  # outside the lock: this may run finalisers
 
     def _pop(self) -> FinishedItem | None:
         finished = self._kept.pop(self._oldest, None)

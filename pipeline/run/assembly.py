@@ -4,7 +4,7 @@ Ownership: the lists of workers grow under the lock of the run; other readers se
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -21,9 +21,17 @@ from threadloom.pipeline.run.retry import FailureCounters
 from threadloom.pipeline.run.rounds import Rounds
 from threadloom.pipeline.run.routing import Edge
 from threadloom.pipeline.run.source_gate import SourceGate
+from threadloom.pipeline.run.stage_runtime import NULL_CONTEXT, StageRuntime, WorkerContext
 from threadloom.pipeline.run.stall_detection import WorkerSnapshot
-from threadloom.pipeline.run.worker import NULL_CONTEXT, StageRuntime, StageWorker, WorkerContext
+from threadloom.pipeline.run.worker import StageWorker
 from threadloom.pipeline.run.worker_state import PerWorker
+
+
+def with_order(stages: Sequence[Stage]) -> Sequence[Stage]:
+    """Return stages of which those with several workers are ordered, so that every node is a sequence."""
+    return [
+        replace(each, ordered=True) if each.kind is NodeKind.STAGE and each.threads > 1 else each for each in stages
+    ]
 
 
 class Assembly:
@@ -75,6 +83,18 @@ class Assembly:
             case RunAction.CLOSE_SOURCES:
                 for gate in gates:
                     gate.close()
+            case RunAction.TRUNCATE:
+                for channel in self.channels.values():
+                    channel.truncate()
+
+    def discard_input(self, name: str) -> None:
+        """Drop the items sent to a stage, now and from now on; a source has no input."""
+        if name in self.channels:
+            self.channels[name].discard()
+
+    def successors(self) -> dict[str, Collection[str]]:
+        """Return the graph: node → the nodes that follow it, in the order of declaration."""
+        return {stage.name: [each.name for each in self._successors[stage.name]] for stage in self.stages}
 
     def abortables(self) -> list[Channel[Any, Any] | SourceGate]:
         """Return every object that has to be aborted to stop the run."""

@@ -81,9 +81,11 @@ class Channel(Generic[In, Out]):
         self._detector = DeadlockDetector() if detector is None else detector
         self._deadlocked = False  # set once, by `fail_senders`: no thread is left that could send the missing item
         self._aborted = False  # set once, by `abort`
+        self._discards = False  # set once, by `discard`
+        self._truncated = False  # set once, by `truncate`
         self._held = False  # True between `hold` and `release`
-        self._slow_get = False  # aborted, held or too many workers; updated by `_update_slow_get` only
-        self._slow_put = not producers  # aborted or closed by every producer; set by `abort` and `close` only
+        # Conditions under which the fast paths of `put` and `get` are not taken; changed by `_update_slow_paths` only.
+        self._slow_put, self._slow_get = not producers, False
         # Counters, which any thread may read without the lock.
         self._put_count = self._depth_sum = self._depth_max = 0
         # Waiting threads and their waiting times as `begin_wait` sums them: adding now × waiters is the time so far.
@@ -140,8 +142,7 @@ class Channel(Generic[In, Out]):
         with self._lock:
             self._producers -= 1
             if not self._producers:
-                self._slow_put = True
-                wake_all(self._receivers)
+                self._orders_changed()
                 wake_all(self._senders)
             elif self._refused:
                 wake_all(self._senders)  # the remaining producers may now be deadlocked: let them check
@@ -152,9 +153,21 @@ class Channel(Generic[In, Out]):
             call_elsewhere(self.abort)
             return
         with self._lock:
-            self._aborted = self._slow_put = True
+            self._aborted = True
             self._orders_changed()
             wake_all(self._senders)
+
+    def discard(self) -> None:
+        """Drop every item that is put, now and from now on; receivers get Closed. For a stage that has failed."""
+        with self._lock:
+            self._discards = True
+            self._orders_changed()
+            wake_all(self._senders)
+
+    def truncate(self) -> None:
+        """Accept that the input ends anywhere: items that the policy cannot hand out are dropped, without an error."""
+        with self._lock:
+            self._truncated = True
 
     def hold(self) -> None:
         """Hand nothing out until `release`. Items can still be put while there is capacity."""
@@ -263,16 +276,17 @@ class Channel(Generic[In, Out]):
 
     def _orders_changed(self) -> None:
         """Let the receivers check again who may take items."""
-        self._update_slow_get()
+        self._update_slow_paths()
         wake_all(self._receivers)
 
-    def _update_slow_get(self) -> None:
-        self._slow_get = self._aborted or self._held or self._consumers.should_exit
+    def _update_slow_paths(self) -> None:
+        self._slow_put = self._aborted or self._discards or not self._producers
+        self._slow_get = self._aborted or self._discards or self._held or self._consumers.should_exit
 
     def _dismiss_worker(self) -> None:
         """Raise Closed for the calling worker, and pass its wake-up on to another."""
         self._consumers.leave()
-        self._update_slow_get()
+        self._update_slow_paths()
         if self._ready():
             wake(self._receivers)
         raise Closed("the stage now has fewer workers")
@@ -321,6 +335,8 @@ class Channel(Generic[In, Out]):
                 with self._lock:
                     if self._aborted:
                         raise Cancelled("the channel was aborted; no item can be put")
+                    if self._discards:
+                        return
                     if not self._producers:
                         raise PipelineError(
                             "put() was called after the last close(), and no receiver waits for the item any longer: "
@@ -363,8 +379,10 @@ class Channel(Generic[In, Out]):
                         raise Cancelled("the channel was aborted; no item can be taken")
                     if self._consumers.should_exit:
                         self._dismiss_worker()
+                    if self._discards:
+                        raise Closed("the stage takes no further items, because it has failed")
                     if self._ended() and not self._held:
-                        self._admission.finish()
+                        self._finish_input()
                         if not self._ready():
                             raise Closed("every producer has closed, and every item has been taken")
                     if self._ready() and not self._held:
@@ -389,6 +407,13 @@ class Channel(Generic[In, Out]):
 
     def _ended(self) -> bool:
         return not self._producers and not self._ready() and not self._admission.in_hand()
+
+    def _finish_input(self) -> None:
+        try:
+            self._admission.finish()
+        except AdmissionError:
+            if not self._truncated:
+                raise
 
     def _check_progress(self) -> bool:
         """Raise on deadlock: no queued item is ready, and no producer can send the missing one.

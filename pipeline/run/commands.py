@@ -21,7 +21,7 @@ from threadloom.pipeline.core import (
     format_error,
     holds,
 )
-from threadloom.pipeline.policy import RunAction, RunControl
+from threadloom.pipeline.policy import FailureCuts, OnFailure, RunAction, RunControl
 from threadloom.pipeline.run.assembly import Assembly
 from threadloom.pipeline.run.thread_group import ThreadGroup
 
@@ -36,9 +36,16 @@ class Abortable(Protocol):
 class Commands:
     """The state of one run and the commands that change it. Every method may be called again after a Ctrl-C."""
 
-    def __init__(self, name: str, parts: Assembly, resources: Sequence[Abortable], threads: ThreadGroup) -> None:
+    def __init__(
+        self,
+        name: str,
+        parts: Assembly,
+        resources: Sequence[Abortable],
+        threads: ThreadGroup,
+        on_failure: OnFailure = OnFailure.STOP,
+    ) -> None:
         self.lock = RLock()
-        self.control = RunControl()
+        self.control = RunControl(FailureCuts(parts.successors()) if on_failure is OnFailure.DRAIN else None)
         self.decided = OneShotEvent()
         """Set when the outcome is decided, or when the last worker has ended."""
         self._name = name
@@ -91,6 +98,14 @@ class Commands:
         else:
             with self.lock:
                 self.control.stop(outcome)  # ignored, because it is not the first
+
+    def fail(self, failure: StageFailure) -> None:
+        """Stop the run with the failure of a worker; if the run is drained, end the input and output of its stage."""
+        if self.control.cuts is None:
+            self.stop_once(failure)
+        else:
+            self.order(partial(RunControl.fail, failure=failure))
+            self._parts.discard_input(failure.stage)
 
     def forget_frames(self) -> None:
         """Replace the outcome by a copy without a traceback, after it has been raised.

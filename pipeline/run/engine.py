@@ -20,6 +20,7 @@ Internal interface: `check_running`, `fail`, `shut_down`, `raise_outcome` and `e
 `outcome` and `wait_decided` are for `threadloom.pipeline.testing` and the tests. None is part of the public API.
 """
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -38,8 +39,8 @@ from threadloom.pipeline.core import (
     wait_in_slices,
 )
 from threadloom.pipeline.observe import NodeKind, RunStatistics, Sink, Stage, StageStatistics, with_expected_items
-from threadloom.pipeline.policy import ACTIVE_STATES, RunControl
-from threadloom.pipeline.run.assembly import Assembly
+from threadloom.pipeline.policy import ACTIVE_STATES, OnFailure, RunControl
+from threadloom.pipeline.run.assembly import Assembly, with_order
 from threadloom.pipeline.run.async_run import AsyncRun
 from threadloom.pipeline.run.commands import Commands
 from threadloom.pipeline.run.inspection import Inspection, thread_name
@@ -48,14 +49,16 @@ from threadloom.pipeline.run.observers import Observers
 from threadloom.pipeline.run.replacement import resolve_late_call
 from threadloom.pipeline.run.settings import RunSettings
 from threadloom.pipeline.run.sink_iterator import SinkIterator
+from threadloom.pipeline.run.stage_runtime import WorkerContext, end_stage
 from threadloom.pipeline.run.stall_detection import WorkerSnapshot
 from threadloom.pipeline.run.thread_group import ThreadGroup
 from threadloom.pipeline.run.watchdog import RunInspector, WatchdogThread
-from threadloom.pipeline.run.worker import LifecyclePhase, StageWorker, WorkerContext
+from threadloom.pipeline.run.worker import StageWorker
 
 Item = TypeVar("Item")
 
 DEFAULTS = RunSettings()
+LOG = logging.getLogger("threadloom.pipeline.run")
 
 
 class Run:
@@ -75,17 +78,20 @@ class Run:
             selective = {each.name for each in stages if each.when or each.via}
             trace.declare({each.name: each.after for each in stages}, selective=selective)
         record = trace.record if trace is not None else None
+        on_failure = OnFailure(settings.on_failure)
+        drains = on_failure is OnFailure.DRAIN
         context = WorkerContext(
             settings.clock,
             record,
             settings.label,
-            self.fail,
+            self._worker_failed,
             self._cancelled,
             self._worker_ended,
             self._sleep,
             self._spawn,
+            drains,
         )
-        self._parts = Assembly(stages, settings.clock, context)
+        self._parts = Assembly(with_order(stages) if drains else stages, settings.clock, context)
         self._sinks = {
             each.name: SinkIterator(self, each, self._parts.channels[each.name])
             for each in stages
@@ -94,7 +100,7 @@ class Run:
         self._open_sinks = set(self._sinks)
         self._threads = ThreadGroup(name)
         self._context = settings.context()  # of which each worker has a copy
-        self._commands = Commands(name, self._parts, settings.resources, self._threads)
+        self._commands = Commands(name, self._parts, settings.resources, self._threads, on_failure)
         self._active = Counter(worker.stage.name for worker in self._parts.workers())  # workers at work, by stage
         self._alive = self._active.total()  # workers that have not ended
         self._parts.detect_deadlocks(lambda: self._alive)
@@ -140,6 +146,8 @@ class Run:
             self._commands.forget_frames()
             if not self._left:
                 self._drop_references()
+        if isinstance(error, GeneratorExit) and self._left:  # a forgotten iterator, where no error can be raised
+            LOG.warning("the loop over graph %r has been left: %s", self.name, self._left)
         for problem in unreported:
             if error is None:
                 raise problem
@@ -210,6 +218,11 @@ class Run:
             raise PipelineError(f"graph {self.name!r} has no stage {stage!r} with workers to change; it has {stages}")
         if workers < 1:
             raise PipelineError(f"stage {stage!r} needs at least 1 worker, got workers={workers}: pause() stops all")
+        if self._commands.control.cuts is not None and not self._parts.runtimes[stage].stage.ordered:
+            raise PipelineError(
+                f"stage {stage!r} of a run with on_failure='drain' has to keep its order, and was declared with one "
+                f"worker: declare it with ordered=True to change the number of its workers"
+            )
         if self._commands.postpone(partial(self.resize, stage, workers=workers)):
             return
         added: list[tuple[StageWorker, Thread]] = []
@@ -288,8 +301,22 @@ class Run:
     # Called by workers, in their threads.
 
     def fail(self, failure: StageFailure) -> None:
-        """End the run with this failure, unless its outcome is decided."""
+        """End the run at once with this failure, unless its outcome is decided."""
         self._commands.stop_once(failure)
+
+    def _worker_failed(self, failure: StageFailure) -> None:
+        self._commands.fail(failure)
+        self._stop_if_drained()
+
+    def _stop_if_drained(self) -> None:
+        """End a run with a pending failure once all items before the failing one have been processed and delivered."""
+        cuts = self._commands.control.cuts
+        if cuts is None or cuts.first is None or self._open_sinks:
+            return
+        with self._commands.lock:
+            drained = not any(self._active[name] for name in cuts.needed())
+        if drained:
+            self._commands.stop_once()
 
     def _cancelled(self) -> None:
         """End the run after a worker got Cancelled, as all do once it has been stopped."""
@@ -320,8 +347,8 @@ class Run:
             stage_ended = not self._active[worker.stage.name]
         try:
             if stage_ended:
-                self._end_event_loops(worker)
-                self._check_skipped(worker)
+                end_stage(self._parts.runtimes[worker.stage.name], worker.index, self._worker_failed)
+                self._stop_if_drained()
         finally:
             with self._commands.lock:
                 self._alive -= 1
@@ -338,26 +365,6 @@ class Run:
                 self._finished = self.clock()
         finally:
             self._commands.decided.set()
-
-    def _end_event_loops(self, worker: StageWorker) -> None:
-        """Tear down the event loops of the ended stage; fail the run with the first error of a tear-down."""
-        loops = self._parts.runtimes[worker.stage.name].loops
-        if loops is None:
-            return
-        try:
-            loops.close()
-        except BaseException as error:
-            self.fail(StageFailure(worker.stage.name, worker.index, {}, LifecyclePhase.TEAR_DOWN.value, error))
-
-    def _check_skipped(self, worker: StageWorker) -> None:
-        """Fail the run if the ended stage skipped more items than its policy allows, or if the policy raises."""
-        failures = self._parts.runtimes[worker.stage.name].failures
-        if failures is None:
-            return
-        try:
-            failures.check_end()
-        except BaseException as error:
-            self.fail(StageFailure(worker.stage.name, worker.index, {}, "the end of the input", error))
 
     # Stopping. Every method here may be called again, because a Ctrl-C may have interrupted it.
 
@@ -407,6 +414,7 @@ class Run:
         """Record that a sink has delivered everything; after the last one, wait for the end of the run."""
         self._open_sinks.discard(name)
         if not self._open_sinks:
+            self._stop_if_drained()
             self._wait_for_end()
 
     def _wait_for_end(self) -> None:

@@ -14,11 +14,16 @@ from collections.abc import Callable
 from time import perf_counter_ns
 from typing import Any, Final
 
+from threadloom.pipeline.core import Closed
 from threadloom.pipeline.policy import FifoState
 from threadloom.pipeline.run.channel import Channel
 from threadloom.pipeline.run.deadlock import DeadlockDetector
 
 _TURN: Final = object()
+
+
+class RoundsEnded(Exception):
+    """Another worker has failed at its turn: no element is sent any longer."""
 
 
 class Rounds:
@@ -33,23 +38,39 @@ class Rounds:
         """The channel of each worker, which holds an item when it is its turn."""
         self._next = [(index + 1) % workers for index in range(workers)]
         self._previous = [(index - 1) % workers for index in range(workers)]
+        self._holder: int | None = None  # the worker that is sending; set by that worker only
         self.turns[0].put(_TURN)
 
     def sender(self, worker: int, send: Callable[[Any], None]) -> Callable[[Any], None]:
         """Return a function that waits for the turn of `worker`, sends an element, and passes the turn on."""
-        get = self.turns[worker].get
 
         def send_in_turn(element: Any) -> None:
-            get()
+            self._take(worker)
             send(element)
+            self._holder = None
             self.turns[self._next[worker]].put(_TURN)
 
         return send_in_turn
 
     def leave(self, worker: int) -> None:
         """Wait for the turn of `worker`, take it out of the round, and pass the turn on."""
-        self.turns[worker].get()
+        self._take(worker)
         following, previous = self._next[worker], self._previous[worker]
         self._next[previous], self._previous[following] = following, previous
+        self._holder = None
         if following != worker:
             self.turns[following].put(_TURN)
+
+    def end(self, worker: int) -> None:
+        """Wait for the turn of `worker`, and let nobody send after it: the others get RoundsEnded."""
+        if self._holder != worker:
+            self._take(worker)
+        for turn in self.turns:
+            turn.discard()
+
+    def _take(self, worker: int) -> None:
+        try:
+            self.turns[worker].get()
+        except Closed:
+            raise RoundsEnded from None
+        self._holder = worker

@@ -11,6 +11,7 @@ from typing import Any
 
 from threadloom.pipeline.core import Label
 from threadloom.pipeline.observe import Observer, ProgressBar, Trace
+from threadloom.pipeline.policy import OnFailure
 from threadloom.pipeline.run.commands import Abortable
 from threadloom.pipeline.run.watchdog import Watchdog
 
@@ -23,6 +24,7 @@ class RunSettings:
     trace: Trace | None = None
     label: Callable[[Any], Label] | None = None
     grace: float = 10.0
+    on_failure: OnFailure | str = OnFailure.STOP
     watchdog: Watchdog | None = Watchdog()  # noqa: RUF009 - frozen
     progress: bool = False
     observers: Sequence[Observer] = ()

@@ -9,78 +9,23 @@ action: also if its clock, the text of an error, or the engine itself raises.
 Ownership: `item` and `counters` are written by the worker's own thread only; any thread may read them.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
-from enum import Enum
-from time import perf_counter_ns
+from dataclasses import replace
 from typing import Any, Final
 
 from threadloom.pipeline.core import Cancelled, Closed, Label, OneShotEvent, StageFailure
-from threadloom.pipeline.observe import SKIP, Counters, Ids, Phase, Port, RawEvent, Stage
-from threadloom.pipeline.policy import FinishedItem, ReorderBuffer
+from threadloom.pipeline.observe import SKIP, Counters, Ids, Phase, Port
 from threadloom.pipeline.run.channel import Channel
-from threadloom.pipeline.run.event_loop import EventLoops, Spawn
 from threadloom.pipeline.run.guarded_iterator import GuardedIterator
 from threadloom.pipeline.run.item_labels import UNLABELLED, ItemLabels
 from threadloom.pipeline.run.late_calls import GivenUpError, LateItem, TimedCalls
-from threadloom.pipeline.run.retry import FailureCounters, RetryRunner
-from threadloom.pipeline.run.rounds import Rounds
-from threadloom.pipeline.run.routing import Edge, Send, sender
-from threadloom.pipeline.run.source_gate import SourceGate
+from threadloom.pipeline.run.ordered_output import OrderedOutput
+from threadloom.pipeline.run.retry import RetryRunner
+from threadloom.pipeline.run.rounds import RoundsEnded
+from threadloom.pipeline.run.routing import Send, sender
+from threadloom.pipeline.run.stage_runtime import NULL_CONTEXT, LifecyclePhase, StageRuntime, WorkerContext
 from threadloom.pipeline.run.worker_state import PerWorker, check_entered
-
-
-@dataclass(frozen=True)
-class WorkerContext:
-    """The clock and the callbacks that a run passes to its workers."""
-
-    clock: Callable[[], int]
-    record: Callable[[RawEvent], None] | None
-    label: Callable[[Any], Label] | None
-    failed: Callable[[StageFailure], None]
-    cancelled: Callable[[], None]
-    ended: Callable[["StageWorker"], None]
-    sleep: Callable[[float], None]
-    """Sleeps for the given number of seconds; raises Cancelled as soon as the run is stopped."""
-    spawn: Spawn
-    """Starts another thread of the run."""
-
-
-def _ignore(*_: object) -> None:
-    pass
-
-
-NULL_CONTEXT: Final = WorkerContext(perf_counter_ns, None, None, _ignore, _ignore, _ignore, _ignore, lambda *_: False)
-"""Null context for workers after the run has ended."""
-
-
-@dataclass(frozen=True)
-class StageRuntime:
-    """The state that the workers of one stage share."""
-
-    stage: Stage
-    edges: Sequence[Edge]
-    channel: Channel[Any, Any] | None
-    """The input channel; None for a source."""
-    gate: SourceGate | None
-    """The pause and close control of a source; None for others."""
-    reorder: ReorderBuffer | None
-    """The results of an ordered stage that are finished too early; None for others."""
-    rounds: Rounds | None
-    """The turns of the workers of an ordered source; None for others."""
-    failures: FailureCounters | None
-    """The counters of a stage or source with a failure policy; None with FailFast."""
-    loops: EventLoops | None
-    """The event loops of a stage of coroutines; None for others."""
-
-
-class LifecyclePhase(Enum):
-    """The phases of a worker in which it has no item; the value stands in for the item in error messages."""
-
-    SET_UP = "set-up"
-    TEAR_DOWN = "tear-down"
-
 
 _NOTHING: Final = object()  # no item, or no further element
 _NO_IDS: Final[tuple[int, ...]] = ()
@@ -97,8 +42,6 @@ class StageWorker:
         timed = runtime.stage.limit is not None and runtime.stage.concurrency is None
         self.calls = TimedCalls(context.clock) if timed and runtime.failures else None
         """The calls that can be given up; None if the stage has no time limit or no failure policy, or event loops."""
-        self.number = 0
-        """The number of the current item; used by an ordered stage only."""
         self._late = late  # the item of the worker that this one replaces
         self.counters = Counters()
         self.ended = OneShotEvent()
@@ -110,13 +53,17 @@ class StageWorker:
         self._edges = runtime.edges
         self._context = context
         self._labels = ItemLabels(context.label, gathers=runtime.stage.gathers)
-        self._reorder = runtime.reorder
         self._send_result = sender([edge for edge in runtime.edges if edge.via is not Port.LETTERS])
         self._manager: object = None  # the context manager of a stage with set-up and tear-down
-        self._results: list[Any] = []  # results of the current item; used by an ordered stage only
-        self._send = self._send_result if runtime.reorder is None else self._results.append
+        self._send = self._send_result
+        self._ordered: OrderedOutput | None = None  # of an ordered stage
+        if runtime.reorder is not None and runtime.channel is not None:
+            self._ordered = OrderedOutput(runtime.reorder, runtime.channel, self._send_result)
+            self._send = self._ordered.results.append
         if runtime.rounds is not None:
             self._send = runtime.rounds.sender(index, self._send_result)
+        self._reported = False  # True once an error of this worker has been reported
+        self._closed = False  # True once the channels of the successors have been closed
 
     def register(self) -> bool:
         """Register as an additional producer on all downstream channels, before `run`; False if one has closed."""
@@ -152,6 +99,7 @@ class StageWorker:
                 self._work()
             except BaseException as error:  # SystemExit and MemoryError too: no error of a worker may be lost
                 self._report(error)
+                self._close_outputs()
             self.item = _NOTHING
             if not self.given_up:
                 self.counters.ended = self._context.clock()
@@ -170,14 +118,12 @@ class StageWorker:
         try:
             self._process(fn)
         except BaseException as error:
-            # Reported before the tear-down, which may take time, so that the other workers can end during it.
-            self._report(error)
             self._tear_down(manager, error)
             raise
         self._tear_down(manager, None)
 
     def _report(self, error: BaseException) -> None:
-        """End the run with the error that has ended this worker.
+        """Report the error that has ended this worker; only its first error counts.
 
         Cancelled is no failure once the run has been stopped. Before, it comes from another run or resource that the
         stage function uses.
@@ -190,7 +136,31 @@ class StageWorker:
             except Cancelled:
                 self._context.cancelled()
                 return
-        self._context.failed(self._failure(error))
+        if self._reported:
+            return
+        self._reported = True
+        failure = self._failure(error)
+        if not self._context.drains:
+            self._context.failed(failure)
+            return
+        try:
+            first = self._await_turn(failure)
+        except RoundsEnded:
+            return
+        except Exception as second:  # of sending results of an item before
+            self._reported = False
+            self._report(second)
+            return
+        if first is not None:
+            self._context.failed(first)
+
+    def _await_turn(self, failure: StageFailure) -> StageFailure | None:
+        """Return the failure of a stage once everything before its item has been sent; None if another worker will."""
+        if self._ordered is not None and self._ordered.number is not None:
+            return self._ordered.fail(self, failure)
+        if self._runtime.rounds is not None:
+            self._runtime.rounds.end(self.index)
+        return failure
 
     def _set_up(self, fn: PerWorker[Any, Any]) -> tuple[AbstractContextManager[Any], Callable[..., Any]]:
         self.item = LifecyclePhase.SET_UP
@@ -212,15 +182,26 @@ class StageWorker:
     def _process(self, fn: Callable[..., Any] | None) -> None:
         """Process items until the input ends, then close the channels of the successors."""
         assert fn is not None
-        if self._input is None:
-            self._produce(fn)
-        else:
-            call = self._with_failure_policy(fn)
-            if self._late is not None and isinstance(call, RetryRunner):
-                self._finish_late(call, self._late, self._input)
-            self._run_loop(call, self._input)
-        for edge in self._edges:
-            edge.channel.close()
+        try:
+            if self._input is None:
+                self._produce(fn)
+            else:
+                call = self._with_failure_policy(fn)
+                if self._late is not None and isinstance(call, RetryRunner):
+                    self._finish_late(call, self._late, self._input)
+                self._run_loop(call, self._input)
+        except BaseException as error:
+            # Reported before the tear-down, which may take time, so that the other workers can end during it.
+            self._report(error)
+            self._close_outputs()
+            raise
+        self._close_outputs()
+
+    def _close_outputs(self) -> None:
+        if not self._closed and not self.given_up:  # the worker that replaces this one sends to the same channels
+            self._closed = True
+            for edge in self._edges:
+                edge.channel.close()
 
     def _with_failure_policy(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         """Return `fn`, called under the failure policy of the stage."""
@@ -238,7 +219,7 @@ class StageWorker:
         waits, tasks = counters.waits.counts, counters.tasks.counts
         get, acquire = channel.get, stage.acquire
         exclusive = getattr(stage.admission, "exclusive", False)
-        reorder, number, expand = self._reorder, 0, stage.expand
+        ordered, expand = self._ordered, stage.expand
         assert counters.began is not None
         tag: Label = UNLABELLED
         taken: Ids = _NO_IDS
@@ -249,9 +230,8 @@ class StageWorker:
                 item = get(index)
             except Closed:
                 return
-            if reorder is not None:
-                number, item = item
-                self.number = number
+            if ordered is not None:
+                ordered.number, item = item
             self.item = item
             if acquire is not None:
                 acquire(item)
@@ -283,8 +263,8 @@ class StageWorker:
                     counters.items_out += 1
                 mark = clock()
                 counters.blocked += mark - end
-            if reorder is not None:
-                self._send_in_order(reorder, number, channel)
+            if ordered is not None:
+                self._finish_in_order()
                 end, mark = mark, clock()
                 counters.blocked += mark - end
             counters.phase = _WAITING
@@ -294,11 +274,18 @@ class StageWorker:
             self.item = _NOTHING
             item = result = None
 
+    def _finish_in_order(self) -> None:
+        failure = self._ordered.finish(self) if self._ordered is not None else None
+        if failure is not None:
+            self._context.failed(failure)
+
     def _finish_late(self, call: RetryRunner, late: LateItem, channel: Channel[Any, Any]) -> None:
         """Finish the item of the worker that this one replaces."""
         counters, clock = self.counters, self._context.clock
         assert counters.began is not None
-        self.item, self.number = late.item, late.number
+        self.item = late.item
+        if self._ordered is not None:
+            self._ordered.number = late.number
         counters.phase = _BUSY
         start = counters.began + counters.busy
         result = call.resume(late)
@@ -309,25 +296,13 @@ class StageWorker:
             if element is not SKIP:
                 self._send(element)
                 counters.items_out += 1
-        if self._reorder is not None:
-            self._send_in_order(self._reorder, late.number, channel)
+        self._finish_in_order()
         if getattr(self.stage.admission, "exclusive", False):
             channel.done(late.worker)
         counters.blocked += clock() - end
         counters.phase = _WAITING
         self.item = _NOTHING
         self._late = None
-
-    def _send_in_order(self, reorder: ReorderBuffer, number: int, channel: Channel[Any, Any]) -> None:
-        """Store the results of the current item; send them, and the stored ones that follow, if it is their turn."""
-        finished = reorder.finish(number, FinishedItem(self.item, self._results.copy()))
-        self._results.clear()
-        while finished is not None:
-            self.item = finished.item
-            for result in finished.results:
-                self._send_result(result)
-            channel.sent()
-            finished = reorder.next()
 
     def _produce(self, fn: Callable[..., Any]) -> None:
         assert self.counters.began is not None
@@ -339,9 +314,12 @@ class StageWorker:
             elements = GuardedIterator(
                 iterator, self.stage.name, failures, self._letters(), self._context.sleep, closes=iterator is elements
             )
-        self._send_expanded(elements, self.counters.began, None, _NO_IDS)
-        if rounds is not None:
-            rounds.leave(self.index)
+        try:
+            self._send_expanded(elements, self.counters.began, None, _NO_IDS)
+            if rounds is not None:
+                rounds.leave(self.index)
+        except RoundsEnded:
+            return
 
     def _send_expanded(self, elements: Iterable[Any], start: int, tag: Label | None, taken: Ids) -> int:
         """Send the elements one by one and return the time when the last was sent. Time in `next` counts as busy.
@@ -425,6 +403,11 @@ class StageWorker:
     def given_up(self) -> bool:
         """True if another worker has taken the place of this one, or the run fails because its call is late."""
         return self.calls is not None and self.calls.given_up
+
+    @property
+    def number(self) -> int:
+        """Number of the current item of an ordered stage."""
+        return (self._ordered and self._ordered.number) or 0
 
     @property
     def has_item(self) -> bool:

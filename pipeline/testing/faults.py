@@ -13,6 +13,7 @@ from enum import Enum
 
 from threadloom.pipeline.graph import Graph
 from threadloom.pipeline.observe import NodeKind, Stage
+from threadloom.pipeline.policy import OnFailure
 from threadloom.pipeline.processes import OnProcesses
 
 
@@ -115,6 +116,8 @@ class FaultPlan:
     """The faults, in any order; several may occur at the same call."""
     switch_interval: float | None = None
     """Python's thread switch interval during the run, in seconds; small values vary the interleaving of threads."""
+    on_failure: OnFailure = OnFailure.STOP
+    """As for `Graph.start`."""
 
     @classmethod
     def random(
@@ -134,7 +137,9 @@ class FaultPlan:
             allowed = sorted(possible(stage) & frozenset(kinds), key=lambda kind: kind.value)
             if allowed:
                 faults.append(_random_fault(choose, stage.name, choose.choice(allowed), calls))
-        return cls(tuple(faults), choose.choice([None, None, 1e-3, 1e-4, 1e-5]))
+        interval = choose.choice([None, None, 1e-3, 1e-4, 1e-5])
+        can_drain = all(stage.acquire is None for stage in graph.stages)
+        return cls(tuple(faults), interval, choose.choice(list(OnFailure)) if can_drain else OnFailure.STOP)
 
     def check(self, graph: Graph) -> None:
         """Raise ValueError if a fault cannot occur in this graph."""
@@ -151,7 +156,8 @@ class FaultPlan:
             f"Fault({fault.stage!r}, {fault.at}, {fault.kind}, {fault.amount!r}, {fault.after}), "
             for fault in self.faults
         )
-        return f"FaultPlan(({faults.strip()}), switch_interval={self.switch_interval})"
+        settings = f"switch_interval={self.switch_interval}, on_failure=OnFailure.{self.on_failure.name}"
+        return f"FaultPlan(({faults.strip()}), {settings})"
 
 
 def _random_fault(choose: random.Random, stage: str, kind: FaultKind, calls: int) -> Fault:

@@ -18,7 +18,9 @@ from typing import Any
 from threadloom.pipeline.core import Label
 from threadloom.pipeline.graph import Graph
 from threadloom.pipeline.observe import NodeKind, RunStatistics, Stage, Trace
+from threadloom.pipeline.policy import OnFailure
 from threadloom.pipeline.run import Abortable, Run, RunSettings, stack_of
+from threadloom.pipeline.testing.drained import broken_by_draining
 from threadloom.pipeline.testing.faults import COLLECTED, FaultKind, FaultPlan
 from threadloom.pipeline.testing.injection import FaultInjector, Fired
 from threadloom.pipeline.testing.instrument import instrument
@@ -194,7 +196,7 @@ def exercise(
         try:
             watcher.start()
             began = time.monotonic()
-            run, error, ended = _run(observed, instrument(graph, journal, faults), subject, grace)
+            run, error, ended = _run(observed, instrument(graph, journal, faults), subject, grace, plan.on_failure)
         finally:
             observed.ended.set()
             watcher.join()
@@ -202,9 +204,21 @@ def exercise(
         gc.collect()
     leaks = left_behind(before)
     observation = Observation(
-        journal, tuple(faults.fired), graph, run.statistics(), error, observed.hang, ended, subject.resources, leaks
+        journal,
+        tuple(faults.fired),
+        graph,
+        run.statistics(),
+        error,
+        observed.hang,
+        ended,
+        subject.resources,
+        leaks,
+        plan.on_failure,
     )
     problems = observed.problems + broken_invariants(observation, subject, observed.delivered, prompt)
+    if plan.on_failure is OnFailure.DRAIN and observed.hang is None:
+        ordered = {sink: items for sink, items in (subject.expected or {}).items() if sink in subject.ordered}
+        problems += broken_by_draining(journal, observation.stoppers, error, ordered, observed.delivered)
     return FaultReport(
         plan, tuple(faults.fired), error, observed.delivered, observation.statistics, ended - began, tuple(problems)
     )
@@ -236,11 +250,11 @@ def _process_settings(plan: FaultPlan, faults: FaultInjector, *, interrupts: boo
 
 
 def _run(
-    observed: _ObservedRun, stages: Sequence[Stage], subject: Subject, grace: float
+    observed: _ObservedRun, stages: Sequence[Stage], subject: Subject, grace: float, on_failure: OnFailure
 ) -> tuple[Run, BaseException | None, float]:
     """Execute the run; return it with the exception of its `with` block and the time at which the block was left."""
     faults = observed.faults
-    settings = RunSettings(subject.resources, subject.trace, subject.label, grace)
+    settings = RunSettings(subject.resources, subject.trace, subject.label, grace, on_failure)
     run = Run(observed.name, stages, settings)
     error: BaseException | None = None
     ended = 0.0

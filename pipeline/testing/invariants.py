@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from threadloom.pipeline.core import AdmissionError, Cancelled, Pool, StageFailure
 from threadloom.pipeline.graph import Graph
 from threadloom.pipeline.observe import NodeKind, Port, RunStatistics, Stage
-from threadloom.pipeline.policy import FailFast, Fifo, Gather, InOrder, Join
+from threadloom.pipeline.policy import FailFast, Fifo, Gather, InOrder, Join, OnFailure
 from threadloom.pipeline.processes import WorkerDied
 from threadloom.pipeline.testing.faults import STOPPING, FaultKind
 from threadloom.pipeline.testing.injection import Fired
@@ -43,6 +43,7 @@ class Observation:
     ended: float  # time.monotonic() when its `with` block was left
     resources: Sequence[object]
     leaks: Mapping[str, list[str]]
+    on_failure: OnFailure = OnFailure.STOP
 
     @property
     def stoppers(self) -> list[Fired]:
@@ -53,6 +54,11 @@ class Observation:
         if fired.fault.kind is FaultKind.RAISE:  # other policies may skip the item, or retry
             return isinstance(self.journal.stages[fired.fault.stage].on_error, FailFast)
         return fired.fault.kind in STOPPING
+
+    @property
+    def discarded(self) -> bool:
+        """True if a failure may have made a stage discard its input, so that more items were sent to it."""
+        return self.on_failure is OnFailure.DRAIN and bool(self.stoppers)
 
     @property
     def drained(self) -> bool:
@@ -157,7 +163,7 @@ def _delivery(seen: Observation, stage: Stage) -> Iterator[str]:
         listing = ", ".join(repr(names[each]) for each in list(lost)[:5])
         yield f"{lost.total()} item(s) sent to {stage.name!r} did not arrive: {listing}"
     bound = transit_bound(seen, stage)
-    if record.most_in_transit > bound:
+    if record.most_in_transit > bound and not seen.discarded:
         yield f"{record.most_in_transit} items were in transit to {stage.name!r} at once; the bound is {bound}"
     ends = record.returned + record.given_up
     if seen.succeeded and len(record.groups or record.begun) != ends and stage.kind is not NodeKind.SOURCE:
@@ -249,7 +255,8 @@ def depth_bound(stage: Stage, record: NodeRecord) -> int | None:
 def unsent_bound(seen: Observation, stage: Stage) -> int:
     """Return the largest number of results of a node that may exist without having been sent."""
     record, workers = seen.journal.of[stage.name], seen.workers(stage)
-    if stage.ordered:
+    drained = seen.on_failure is OnFailure.DRAIN and stage.kind is NodeKind.STAGE and workers > 1
+    if stage.ordered or drained:
         return (workers + stage.capacity) * record.most_emitted
     # Under a failure policy, an expansion is evaluated completely before its first element is sent.
     return workers * (1 if isinstance(stage.on_error, FailFast) else record.most_emitted)

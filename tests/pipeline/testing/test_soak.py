@@ -1,12 +1,13 @@
 """Random graphs under random faults: a part of the soak test in every test run, and minutes of it on demand."""
 
+from dataclasses import replace
 from itertools import chain, count
 
 import pytest
 
 from benchmarks.soak import soak
-from threadloom.pipeline import Graph
-from threadloom.pipeline.testing import FaultKind, random_subject
+from threadloom.pipeline import Graph, OnFailure, StageFailure
+from threadloom.pipeline.testing import FaultKind, FaultPlan, exercise, random_subject
 
 QUICK = 300
 """Number of seeds in every test run; about five seconds on two cores."""
@@ -50,3 +51,20 @@ def test_random_graphs_are_determined_by_their_seed_and_have_all_features() -> N
     assert {stage.workers for stage in stages} == {1, 2, 3, 4}
     for feature in ("expand", "ordered", "when", "acquire", "via", "gathers"):
         assert any(getattr(stage, feature) for stage in stages), feature
+
+
+DRAINED = frozenset({FaultKind.RAISE, FaultKind.EXIT, FaultKind.POLICY, FaultKind.DELAY, FaultKind.HOLD})
+"""Kinds with which a run that is drained can be checked most strictly: nothing but a stage ends it."""
+
+
+@pytest.mark.timeout(120)
+def test_random_graphs_deliver_the_items_before_a_failure() -> None:
+    failures = 0
+    for seed in range(120):
+        subject = random_subject(seed)
+        if any(stage.acquire for stage in subject.graph.stages):
+            continue
+        plan = FaultPlan.random(subject.graph, seed, calls=30, most=6, kinds=DRAINED)
+        report = exercise(subject, replace(plan, on_failure=OnFailure.DRAIN)).check(f"seed {seed}")
+        failures += isinstance(report.error, StageFailure)
+    assert failures > 20

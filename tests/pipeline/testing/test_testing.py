@@ -6,7 +6,17 @@ from dataclasses import replace
 import pytest
 
 from tests.pipeline.testing.subjects import COUNT, line, plan
-from threadloom.pipeline import AdmissionError, Cancelled, Closed, Graph, InOrder, Retry, SkipFailed, StageFailure
+from threadloom.pipeline import (
+    AdmissionError,
+    Cancelled,
+    Closed,
+    Graph,
+    InOrder,
+    OnFailure,
+    Retry,
+    SkipFailed,
+    StageFailure,
+)
 from threadloom.pipeline.run.commands import Commands
 from threadloom.pipeline.testing import (
     Fault,
@@ -33,7 +43,8 @@ def test_a_plan_is_a_function_of_its_seed_and_its_repr_is_python() -> None:
     assert len(set(map(repr, plans))) > 25
     kinds = {fault.kind for each in plans for fault in each.faults}
     assert kinds == set(FaultKind) - {FaultKind.KILL, FaultKind.RESIZE}  # processes, and several workers, only
-    assert [eval(repr(each)) for each in plans] == plans  # noqa: S307
+    assert [eval(repr(each), globals()) for each in plans] == plans  # noqa: S307
+    assert {each.on_failure for each in plans} == set(OnFailure)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from tests.pipeline.testing.subjects import COUNT, line, plan
 from threadloom.pipeline import SKIP, Channel, Graph, Pool, StageFailure
 from threadloom.pipeline.policy.admission import FifoState
 from threadloom.pipeline.policy.control import RunControl
-from threadloom.pipeline.run.engine import Run
+from threadloom.pipeline.run.commands import Commands
 from threadloom.pipeline.run.parking import wake
 from threadloom.pipeline.run.worker import StageWorker
 from threadloom.pipeline.testing import (
@@ -103,7 +103,8 @@ def swallows(patch: pytest.MonkeyPatch) -> None:
 
 def ends_silently(patch: pytest.MonkeyPatch) -> None:
     """A worker that raises ends without reporting its error."""
-    patch.setattr(Run, "fail", lambda run, failure: None)
+    patch.setattr(Commands, "fail", lambda commands, failure: None)
+    patch.setattr(StageWorker, "_close_outputs", lambda worker: None)
 
 
 def reports_the_last(patch: pytest.MonkeyPatch) -> None:
