@@ -10,7 +10,7 @@ from functools import partial
 from itertools import chain
 from typing import Any
 
-from threadloom.pipeline.core import SLICE
+from threadloom.pipeline.core import SLICE, PipelineError
 from threadloom.pipeline.observe import Counters, NodeKind, Stage, StageStatistics, summarise
 from threadloom.pipeline.policy import FailFast, Join, NumberedAdmission, ReorderBuffer, RunAction
 from threadloom.pipeline.run.channel import Channel
@@ -91,6 +91,20 @@ class Assembly:
         """Drop the items sent to a stage, now and from now on; a source has no input."""
         if name in self.channels:
             self.channels[name].discard()
+
+    def resizable(self, graph: str, name: str, workers: int, *, drained: bool) -> Channel[Any, Any]:
+        """Return the input channel of a stage; raise PipelineError if it cannot have `workers` workers."""
+        stages = [each for each in self.runtimes if each in self.channels]
+        if name not in stages:
+            raise PipelineError(f"graph {graph!r} has no stage {name!r} with workers to change; it has {stages}")
+        if workers < 1:
+            raise PipelineError(f"stage {name!r} needs at least 1 worker, got workers={workers}: pause() stops all")
+        if drained and not self.runtimes[name].stage.ordered:
+            raise PipelineError(
+                f"stage {name!r} of a run with on_failure='drain' has to keep its order, and was declared with one "
+                f"worker: declare it with ordered=True to change the number of its workers"
+            )
+        return self.channels[name]
 
     def successors(self) -> dict[str, Collection[str]]:
         """Return the graph: node → the nodes that follow it, in the order of declaration."""

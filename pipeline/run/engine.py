@@ -73,16 +73,11 @@ class Run:
         self._finished: int | None = None  # when the last worker had ended and the last sink was exhausted
         self._joined = False  # True once no thread is left, or those left have been reported
         self._left: ShutdownTimeout | None = None
-        trace = settings.trace
-        if trace is not None:
-            selective = {each.name for each in stages if each.when or each.via}
-            trace.declare({each.name: each.after for each in stages}, selective=selective)
-        record = trace.record if trace is not None else None
         on_failure = OnFailure(settings.on_failure)
         drains = on_failure is OnFailure.DRAIN
         context = WorkerContext(
             settings.clock,
-            record,
+            settings.recorder(stages),
             settings.label,
             self._worker_failed,
             self._cancelled,
@@ -212,17 +207,7 @@ class Run:
 
     def resize(self, stage: str, *, workers: int) -> None:
         """Change the number of workers of a stage during the run. Excess workers end after their current item."""
-        channel = self._parts.channels.get(stage)
-        if channel is None or stage in self._sinks:
-            stages = [name for name in self._parts.runtimes if name in self._parts.channels]
-            raise PipelineError(f"graph {self.name!r} has no stage {stage!r} with workers to change; it has {stages}")
-        if workers < 1:
-            raise PipelineError(f"stage {stage!r} needs at least 1 worker, got workers={workers}: pause() stops all")
-        if self._commands.control.cuts is not None and not self._parts.runtimes[stage].stage.ordered:
-            raise PipelineError(
-                f"stage {stage!r} of a run with on_failure='drain' has to keep its order, and was declared with one "
-                f"worker: declare it with ordered=True to change the number of its workers"
-            )
+        channel = self._parts.resizable(self.name, stage, workers, drained=self._commands.control.cuts is not None)
         if self._commands.postpone(partial(self.resize, stage, workers=workers)):
             return
         added: list[tuple[StageWorker, Thread]] = []

@@ -10,7 +10,7 @@ from time import perf_counter_ns
 from typing import Any
 
 from threadloom.pipeline.core import Label
-from threadloom.pipeline.observe import Observer, ProgressBar, Trace
+from threadloom.pipeline.observe import Observer, ProgressBar, RawEvent, Stage, Trace
 from threadloom.pipeline.policy import OnFailure
 from threadloom.pipeline.run.commands import Abortable
 from threadloom.pipeline.run.watchdog import Watchdog
@@ -34,6 +34,14 @@ class RunSettings:
     def all_observers(self) -> tuple[Observer, ...]:
         """Return the observers, with a progress bar if it is asked for."""
         return (*self.observers, *((ProgressBar(),) if self.progress else ()))
+
+    def recorder(self, stages: Sequence[Stage]) -> Callable[[RawEvent], None] | None:
+        """Declare the graph to the trace, and return the function that records an event; None without a trace."""
+        if self.trace is None:
+            return None
+        selective = {each.name for each in stages if each.when or each.via}
+        self.trace.declare({each.name: each.after for each in stages}, selective=selective)
+        return self.trace.record
 
     def context(self) -> Context | None:
         """Return a copy of the context variables of the calling thread if workers are to have them, or None."""
