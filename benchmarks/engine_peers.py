@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.engine_work import Feed, Shape, Workload
+from benchmarks.engine_work import EnginePart, EngineWorkload, Feed
 from threadloom.pipeline import Graph, SharedPool, on_processes
 
 WORKERS = 2
@@ -42,9 +42,11 @@ class Engine:
     processes: Adapter | None
     join: Adapter | None
 
-    def run(self, workload: Workload, feed: Feed) -> Iterator[Any] | None:
+    def run(self, workload: EngineWorkload, feed: Feed) -> Iterator[Any] | None:
         """Return the results of a workload as they arrive; None if the engine has no idiom for it."""
-        adapter = {Shape.THREADS: self.threads, Shape.PROCESSES: self.processes, Shape.JOIN: self.join}[workload.shape]
+        adapter = {EnginePart.THREADS: self.threads, EnginePart.PROCESSES: self.processes, EnginePart.JOIN: self.join}[
+            workload.shape
+        ]
         return None if adapter is None else adapter(*workload.functions, feed)
 
     def version(self) -> str | None:
@@ -108,7 +110,9 @@ def our_shared_processes(function: Function, feed: Feed) -> Iterator[Any]:
         yield from our_threads(on_processes(IntoSlots(pool, function)), feed)
 
 
-def spdl(function: Function, feed: Feed, executor: Executor | None = None, order: str = "completion") -> Iterator[Any]:
+def spdl_threads(
+    function: Function, feed: Feed, executor: Executor | None = None, order: str = "completion"
+) -> Iterator[Any]:
     peer: Any = import_module("spdl.pipeline")
     builder = peer.PipelineBuilder().add_source(feed)
     builder = builder.pipe(function, concurrency=WORKERS, executor=executor, output_order=order)
@@ -119,7 +123,7 @@ def spdl(function: Function, feed: Feed, executor: Executor | None = None, order
 
 def spdl_processes(function: Function, feed: Feed) -> Iterator[Any]:
     with ProcessPoolExecutor(WORKERS, get_context("spawn")) as executor:
-        yield from spdl(function, feed, executor)
+        yield from spdl_threads(function, feed, executor)
 
 
 def pypeln(kind: str, function: Function, feed: Feed) -> Iterator[Any]:
@@ -143,7 +147,7 @@ def joblib(backend: str, order: str, function: Function, feed: Feed) -> Iterator
     yield from parallel(peer.delayed(function)(number) for number in feed)
 
 
-def futures(executor: Executor, function: Function, feed: Feed) -> Iterator[Any]:
+def futures_in_flight(executor: Executor, function: Function, feed: Feed) -> Iterator[Any]:
     """Keep a bounded number of futures in flight: `Executor.map` would take the whole feed at once."""
     flying: deque[Future[Any]] = deque()
     for number in feed:
@@ -156,12 +160,12 @@ def futures(executor: Executor, function: Function, feed: Feed) -> Iterator[Any]
 
 def futures_threads(function: Function, feed: Feed) -> Iterator[Any]:
     with ThreadPoolExecutor(WORKERS) as executor:
-        yield from futures(executor, function, feed)
+        yield from futures_in_flight(executor, function, feed)
 
 
 def futures_processes(function: Function, feed: Feed) -> Iterator[Any]:
     with ProcessPoolExecutor(WORKERS, get_context("spawn")) as executor:
-        yield from futures(executor, function, feed)
+        yield from futures_in_flight(executor, function, feed)
 
 
 class FunctionDataset:
@@ -199,7 +203,14 @@ def in_step(adapter: Adapter, first: Function, second: Function, feed: Feed) -> 
 ENGINES = (
     Engine("threadloom", None, "threadloom", our_threads, our_processes, our_join),
     Engine("threadloom, SharedPool", None, "threadloom", None, our_shared_processes, None),
-    Engine("SPDL", "spdl-core", "spdl.pipeline", spdl, spdl_processes, partial(in_step, partial(spdl, order="input"))),
+    Engine(
+        "SPDL",
+        "spdl-core",
+        "spdl.pipeline",
+        spdl_threads,
+        spdl_processes,
+        partial(in_step, partial(spdl_threads, order="input")),
+    ),
     # Parallel stages of pypeln are unordered, so that two of them cannot be joined by position.
     Engine("pypeln", "pypeln", "pypeln.thread", partial(pypeln, "thread"), partial(pypeln, "process"), None),
     Engine("streamable", "streamable", "streamable", streamable, streamable_processes, partial(in_step, streamable)),

@@ -17,7 +17,7 @@ MEGABYTES_10 = 10 * (1 << 20) // 8
 """Elements of float64 in 10 MiB."""
 
 
-class Shape(Enum):
+class EnginePart(Enum):
     """The part of an engine that a workload uses."""
 
     THREADS = "one function on threads"
@@ -26,13 +26,13 @@ class Shape(Enum):
 
 
 @dataclass(frozen=True)
-class Workload:
+class EngineWorkload:
     """One row of the comparison."""
 
     name: str
-    shape: Shape
+    shape: EnginePart
     functions: tuple[Callable[[int], Any], ...]
-    """One function, or the two of `Shape.JOIN`."""
+    """One function, or the two of `EnginePart.JOIN`."""
     items: int
     """Items per round of the throughput."""
     interval: float
@@ -45,14 +45,14 @@ class Workload:
     def result(self, number: int) -> Any:
         """Return the result of one item, computed in the calling thread."""
         values = tuple(function(number) for function in self.functions)
-        return values if self.shape is Shape.JOIN else values[0]
+        return values if self.shape is EnginePart.JOIN else values[0]
 
     def summary(self, result: Any) -> tuple[int, ...] | tuple[float, ...]:
         """Return a small tuple that identifies a result and begins with the number of its item."""
-        if self.shape is Shape.PROCESSES:
+        if self.shape is EnginePart.PROCESSES:
             array = np.asarray(result)
             return int(array[0]), float(array[-1]), float(array.size)
-        if self.shape is Shape.JOIN:
+        if self.shape is EnginePart.JOIN:
             return tuple(each for part in result for each in part)
         return tuple(result) if isinstance(result, tuple) else (int(result),)
 
@@ -111,7 +111,7 @@ def _seconds(function: Callable[[int, int], object], size: int) -> float:
     return time.perf_counter() - begin
 
 
-def workloads(scale: float = 1.0, array_elements: int = MEGABYTES_10) -> list[Workload]:
+def workloads(scale: float = 1.0, array_elements: int = MEGABYTES_10) -> list[EngineWorkload]:
     """Return the four workloads; `scale` multiplies their numbers of items."""
     size = elements_per_millisecond()
 
@@ -121,8 +121,8 @@ def workloads(scale: float = 1.0, array_elements: int = MEGABYTES_10) -> list[Wo
     work, square = partial(numpy_work, size), partial(numpy_square, size)
     array = partial(filled_array, array_elements)
     return [
-        Workload("no-op", Shape.THREADS, (no_op,), count(5000), 0.005),
-        Workload("1 ms of NumPy", Shape.THREADS, (work,), count(1000), 0.01),
-        Workload("10 MB arrays from processes", Shape.PROCESSES, (array,), count(100), 0.1),
-        Workload("fan-out and join", Shape.JOIN, (work, square), count(500), 0.01),
+        EngineWorkload("no-op", EnginePart.THREADS, (no_op,), count(5000), 0.005),
+        EngineWorkload("1 ms of NumPy", EnginePart.THREADS, (work,), count(1000), 0.01),
+        EngineWorkload("10 MB arrays from processes", EnginePart.PROCESSES, (array,), count(100), 0.1),
+        EngineWorkload("fan-out and join", EnginePart.JOIN, (work, square), count(500), 0.01),
     ]

@@ -28,7 +28,7 @@ from pathlib import Path
 import click
 
 from benchmarks.engine_peers import ENGINES, Engine
-from benchmarks.engine_work import MEGABYTES_10, Feed, Workload, workloads
+from benchmarks.engine_work import MEGABYTES_10, EngineWorkload, Feed, workloads
 from threadloom.pipeline import format_duration
 from threadloom.stages.machine import detect
 
@@ -58,7 +58,7 @@ class Measurement:
 
 
 @dataclass
-class Comparison:
+class EngineComparison:
     """The measurements of one workload."""
 
     workload: str
@@ -69,7 +69,7 @@ class Comparison:
     """Installed engines that have no idiom for the workload."""
 
 
-def check_answers(engine: Engine, workload: Workload) -> bool:
+def check_answers(engine: Engine, workload: EngineWorkload) -> bool:
     """Compare a few results with those of a plain loop; return False if the engine has no idiom for the workload."""
     results = engine.run(workload, Feed(CHECKED_ITEMS))
     if results is None:
@@ -83,7 +83,7 @@ def check_answers(engine: Engine, workload: Workload) -> bool:
     return True
 
 
-def measure_throughput(engine: Engine, workload: Workload) -> tuple[float, float]:
+def measure_throughput(engine: Engine, workload: EngineWorkload) -> tuple[float, float]:
     """Return the items per second between the first and the last result, and the seconds to the first."""
     begin = time.perf_counter()
     arrived: list[float] = []
@@ -94,7 +94,7 @@ def measure_throughput(engine: Engine, workload: Workload) -> tuple[float, float
     return (len(arrived) - 1) / (arrived[-1] - arrived[0]), arrived[0] - begin
 
 
-def measure_latency(engine: Engine, workload: Workload, items: int, function_s: float) -> float:
+def measure_latency(engine: Engine, workload: EngineWorkload, items: int, function_s: float) -> float:
     """Return the median time from the hand-over of an item to its arrival, less `function_s`, in seconds."""
     feed = Feed(items, workload.interval)
     waits: list[float] = []
@@ -104,7 +104,7 @@ def measure_latency(engine: Engine, workload: Workload, items: int, function_s: 
     return statistics.median(waits[items // 5 :]) - function_s
 
 
-def function_seconds(workload: Workload, calls: int = 20) -> float:
+def function_seconds(workload: EngineWorkload, calls: int = 20) -> float:
     """Return the median duration of the functions of one item in the calling thread; the longer one of a join."""
     medians = []
     for function in workload.functions:
@@ -117,9 +117,13 @@ def function_seconds(workload: Workload, calls: int = 20) -> float:
     return max(medians)
 
 
-def compare(
-    workload: Workload, engines: Sequence[Engine], rounds: int, latency_items: int, on_progress: Callable[[str], None]
-) -> Comparison:
+def compare_engines(
+    workload: EngineWorkload,
+    engines: Sequence[Engine],
+    rounds: int,
+    latency_items: int,
+    on_progress: Callable[[str], None],
+) -> EngineComparison:
     """Check the answers of all engines, then measure them in alternating rounds."""
     on_progress("checking that all engines give the same answers")
     able = [engine for engine in engines if check_answers(engine, workload)]
@@ -134,10 +138,10 @@ def compare(
             side.first_s.append(first)
             side.latency_s.append(measure_latency(engine, workload, latency_items, function_s))
     without = [engine.name for engine in engines if engine.name not in sides]
-    return Comparison(workload.name, function_s, list(sides.values()), without)
+    return EngineComparison(workload.name, function_s, list(sides.values()), without)
 
 
-def engines_markdown(comparisons: Sequence[Comparison], versions: dict[str, str], left_out: Sequence[str]) -> str:
+def engines_markdown(comparisons: Sequence[EngineComparison], versions: dict[str, str], left_out: Sequence[str]) -> str:
     """Return the results as Markdown tables."""
     lines: list[str] = []
     for comparison in comparisons:
@@ -197,7 +201,7 @@ def main(
     comparisons = []
     for workload in chosen:
         on_progress = _printer(workload.name)
-        comparisons.append(compare(workload, engines, rounds, latency_items, on_progress))
+        comparisons.append(compare_engines(workload, engines, rounds, latency_items, on_progress))
     text = engines_markdown(comparisons, versions, list(problems.values()))
     found = {
         "machine": machine_text(), "versions": versions, "left_out": list(problems.values()), "rounds": rounds,

@@ -12,11 +12,11 @@ from click.testing import CliRunner
 
 from benchmarks import engine_peers, engines
 from benchmarks.engine_peers import ENGINES, Engine
-from benchmarks.engine_work import Feed, Shape, Workload, filled_array, no_op, numpy_square, numpy_work
+from benchmarks.engine_work import EnginePart, EngineWorkload, Feed, filled_array, no_op, numpy_square, numpy_work
 
 pytestmark = pytest.mark.timeout(120)
 
-NO_OP = Workload("no-op", Shape.THREADS, (no_op,), 20, 0.0)
+NO_OP = EngineWorkload("no-op", EnginePart.THREADS, (no_op,), 20, 0.0)
 
 
 def engine(adapter: Callable[..., Iterator[Any]], distribution: str | None = None) -> Engine:
@@ -50,14 +50,14 @@ def test_an_unknown_workload_is_a_sentence() -> None:
 
 
 def test_arrays_from_processes_through_shared_memory() -> None:
-    workload = Workload("arrays", Shape.PROCESSES, (partial(filled_array, 100),), 4, 0.0)
+    workload = EngineWorkload("arrays", EnginePart.PROCESSES, (partial(filled_array, 100),), 4, 0.0)
     shared = next(each for each in ENGINES if each.name == "threadloom, SharedPool")
     assert engines.check_answers(shared, workload)
 
 
 def test_the_engines_of_the_standard_library_give_the_same_answers() -> None:
     futures = next(each for each in ENGINES if each.name == "concurrent.futures")
-    join = Workload("join", Shape.JOIN, (partial(numpy_work, 10), partial(numpy_square, 10)), 4, 0.0)
+    join = EngineWorkload("join", EnginePart.JOIN, (partial(numpy_work, 10), partial(numpy_square, 10)), 4, 0.0)
     for workload in (NO_OP, join):
         assert engines.check_answers(futures, workload)
         assert engines.measure_throughput(futures, workload)[0] > 0
@@ -67,7 +67,7 @@ def test_the_engines_of_the_standard_library_give_the_same_answers() -> None:
 def test_a_wrong_answer_ends_the_comparison(wrong: Callable[[int], int]) -> None:
     liar = engine(lambda function, feed: map(wrong, feed))
     with pytest.raises(engines.WrongAnswer, match="made up returned other results than a plain loop on 'no-op'"):
-        engines.compare(NO_OP, [liar], 1, 5, lambda _: None)
+        engines.compare_engines(NO_OP, [liar], 1, 5, lambda _: None)
 
 
 def test_a_lost_result_ends_the_comparison() -> None:
@@ -79,7 +79,7 @@ def test_latency_is_measured_from_the_hand_over() -> None:
     def buffering(function: object, feed: Feed) -> Iterator[int]:
         yield from list(feed)
 
-    workload = Workload("no-op", Shape.THREADS, (no_op,), 20, 0.002)
+    workload = EngineWorkload("no-op", EnginePart.THREADS, (no_op,), 20, 0.002)
     immediate = engines.measure_latency(engine(lambda function, feed: iter(feed)), workload, 10, 0.0)
     # Item k of 10 waits (9 - k) intervals; the items after the first fifth wait 0 to 7, with a median of 3.5.
     assert engines.measure_latency(engine(buffering), workload, 10, 0.0) >= 3.5 * 0.002 > immediate

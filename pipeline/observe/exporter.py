@@ -1,6 +1,6 @@
 """The metrics of runs for monitoring systems: a table of metrics, and their totals over all runs that are followed.
 
-Monitoring systems read the metrics at times of their own, in threads of their own. Counters must not decrease, so the
+Monitoring systems read the metrics at times that they choose, in their own threads. Counters must not decrease, so the
 totals of a (graph, stage) include runs that have ended; gauges are of the runs in progress. Several runs may be
 followed at the same time; those of graphs with one name are added up.
 
