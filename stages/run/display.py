@@ -18,6 +18,7 @@ from rich.live import Live
 from rich.text import Text
 
 from threadloom.pipeline import find_bottleneck, format_clock, is_redrawable
+from threadloom.stages.config import printable
 
 LIVE_INTERVAL = 0.25
 """Seconds between two drawings of the live view."""
@@ -127,7 +128,7 @@ class ProgressView:
 
     def __init__(self, progress: TrainingProgress, title: str = "training") -> None:
         self._progress = progress
-        self._title = title
+        self._title = printable(title)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Lay out the lines. Each is one Text, which is much cheaper than a rich table."""
@@ -256,7 +257,7 @@ class Display:
         report: Callable[[str], None] = logger.info,
     ) -> None:
         """`report` receives the lines if `console` is not a terminal; `clock` returns seconds."""
-        self._title = title
+        self._title = printable(title)
         self._console = console or Console()
         self._clock = clock
         self._report = report

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from threadloom.pipeline import format_bytes
-from threadloom.stages.config import Precision
+from threadloom.stages.config import Precision, printable
 from threadloom.stages.machine import BUSY
 from threadloom.stages.tools.bench.report import BenchReport, ConfigBench, ModeMeasurement
 from threadloom.stages.tools.bench.roofline import GemmPeak, KernelTime
@@ -57,7 +57,7 @@ def _gemm_line(peak: GemmPeak, cores: int) -> str:
 def _config(report: BenchReport, bench: ConfigBench) -> Iterator[RenderableType]:
     config, model = bench.config, bench.config.model
     yield Text(
-        f"\n{config.name} in {config.precision.value}: {bench.parameters:,} parameters, "
+        f"\n{printable(config.name)} in {config.precision.value}: {bench.parameters:,} parameters, "
         f"V {model.vocab_size} T {model.context} d {model.channels} "
         f"L {model.layers}, {config.sequences} sequences in micro-batches of {config.micro_batch}, "
         f"{bench.flops_per_token / 1e6:,.2f} MFLOP per token",

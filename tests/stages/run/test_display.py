@@ -186,6 +186,13 @@ def test_on_a_terminal_it_draws_at_most_four_times_per_second_without_a_thread()
     assert out.getvalue().endswith("\x1b[?25h")  # the cursor is visible again
 
 
+def test_control_characters_of_a_name_are_escaped() -> None:
+    out = Terminal()
+    with Display("a\x1b]0;b\x07\n", Console(file=out, width=80, force_terminal=True, color_system=None)) as display:
+        display.update(PROGRESS)
+    assert r"a\x1b]0;b\x07\n" in out.getvalue()
+
+
 def test_an_error_passes_through_and_the_terminal_is_restored() -> None:
     out = Terminal()
     console = Console(file=out, width=80, force_terminal=True, _environ={"TERM": "xterm"})
