@@ -10,7 +10,7 @@ from hypothesis import given, settings, strategies as st
 from tests import reference
 from tests.error_bounds import activations, distances, with_bounds
 from tests.kernels.bits16.formats import BF16, FORMATS, FP16, Format
-from tests.kernels.bits16.model import Model16, check_model, random_tensors, storage_of
+from tests.kernels.bits16.model import Model16, check_model, make_case, random_tensors, storage_of
 from tests.kernels.bits16.support import on_path, paths_here
 from tests.kernels.comparison import assert_close, assert_distance, distance
 from tests.kernels.model import check_bits_after_another_batch
@@ -84,6 +84,19 @@ def test_loss_and_every_gradient_of_random_geometries(
 ) -> None:  # fmt: skip
     sizes = Sizes(vocabulary, tokens + spare, layers, heads, heads * head_size, sequences, tokens)
     check_model(sizes, fmt, seed, logits_rows, slice_width)
+
+
+@pytest.mark.skipif(not JIT_ENABLED, reason="the sizes are for compiled code")
+@EITHER
+def test_a_gradient_that_is_two_percent_too_large_is_beyond_its_bound(fmt: Format) -> None:
+    """The comparisons above can fail, for every tensor."""
+    sizes = SIZES["as people train"]
+    case = make_case(sizes, fmt, 3)
+    model = Model16(sizes, fmt, case.tensors)
+    model.forward(case.ids)
+    model.backward(case.ids, case.targets, 1.02 * case.scaled / sizes.rows, accumulate=False)
+    for name, error in model.errors(case.gradients, case.scaled).items():
+        assert error > 1.2 * case.bounds[name], name
 
 
 @pytest.mark.skipif(not JIT_ENABLED, reason="the sizes are for compiled code")

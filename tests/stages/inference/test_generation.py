@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from tests import reference
+from tests.error_bounds import with_bounds
+from tests.kernels.comparison import assert_close
 from threadloom.kernels import Weights
 from threadloom.pipeline import Arena
 from threadloom.stages.checkpoint.huggingface import write_model
@@ -40,22 +42,33 @@ def random_ids(count: int, geometry: Geometry = GEOMETRY, seed: int = 1) -> np.n
     return np.random.default_rng(seed).integers(0, geometry.vocabulary, count)
 
 
-def assert_logits(found: np.ndarray, tensors: reference.Tensors, ids: np.ndarray, geometry: Geometry) -> None:
-    expected = reference.next_token_logits(tensors, ids, geometry.heads)
-    np.testing.assert_allclose(found, expected, rtol=2e-4, atol=2e-4)
+class ExpectedLogits:
+    """The reference's logits at every position of a window, and how far correct ones may be from them."""
+
+    def __init__(self, tensors: reference.Tensors, window: np.ndarray, geometry: Geometry) -> None:
+        def logits() -> reference.Tensors:
+            rows = reference.forward(tensors, window[None], geometry.heads).logits[0]
+            return {str(position): row for position, row in enumerate(rows)}
+
+        self._expected, self._bounds = with_bounds(logits)
+
+    def check(self, found: np.ndarray, position: int) -> None:
+        """Compare the logits after the token at a position."""
+        key = str(position)
+        assert_close(found, self._expected[key], self._bounds[key], f"position {key}")
 
 
 @pytest.mark.parametrize("geometry", ODD)
 def test_cached_logits_equal_a_full_forward_at_every_position(geometry: Geometry) -> None:
     weights, _, tensors = make(geometry)
     ids = random_ids(geometry.context, geometry)
+    expected = ExpectedLogits(tensors, ids, geometry)
     for prompt in {1, geometry.context // 2 or 1, geometry.context}:
         decoder = Decoder(weights, geometry)
-        assert_logits(decoder.prefill(ids[:prompt]), tensors, ids[:prompt], geometry)
+        expected.check(decoder.prefill(ids[:prompt]), prompt - 1)
         for position in range(prompt, geometry.context):
             assert decoder.position == position
-            logits = decoder.append(int(ids[position]))
-            assert_logits(logits, tensors, ids[: position + 1], geometry)
+            expected.check(decoder.append(int(ids[position])), position)
 
 
 def test_beyond_the_context_the_last_half_is_processed_again() -> None:
@@ -64,18 +77,20 @@ def test_beyond_the_context_the_last_half_is_processed_again() -> None:
     decoder = Decoder(weights, GEOMETRY)
     decoder.prefill(ids[:1])
     begin = 0  # first position of the window that the model sees
+    expected = ExpectedLogits(tensors, ids[: GEOMETRY.context], GEOMETRY)
     for position in range(1, len(ids)):
         logits = decoder.append(int(ids[position]))
         if position - begin == GEOMETRY.context:
             begin = position + 1 - GEOMETRY.context // 2
+            expected = ExpectedLogits(tensors, ids[begin : begin + GEOMETRY.context], GEOMETRY)
         assert decoder.position == position + 1 - begin
-        assert_logits(logits, tensors, ids[begin : position + 1], GEOMETRY)
+        expected.check(logits, position - begin)
 
 
 def test_a_long_prompt_is_truncated_to_the_last_context() -> None:
     weights, _, tensors = make()
     ids = random_ids(30)
-    assert_logits(Decoder(weights, GEOMETRY).prefill(ids), tensors, ids[-12:], GEOMETRY)
+    ExpectedLogits(tensors, ids[-12:], GEOMETRY).check(Decoder(weights, GEOMETRY).prefill(ids), 11)
 
 
 def test_a_context_of_one_token_still_generates() -> None:
