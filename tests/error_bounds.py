@@ -43,8 +43,8 @@ from tests import reference
 from tests.reference import Ids, Record, Tensors
 from tests.rounding_marks import Array, arithmetic, rounded_sum, stored
 
-FLOAT32 = 2.0**-24
-"""Unit roundoff of float32: the largest relative error of one operation, rounded to nearest."""
+FLOAT32, FLOAT64 = 2.0**-24, 2.0**-53
+"""Unit roundoffs: the largest relative error of one operation, rounded to nearest."""
 SMALLEST = 2.0**-126
 """Smallest normal float32: the largest absolute error of an operation whose result is subnormal and flushed to zero."""
 EXPONENT = 18.0
@@ -225,6 +225,17 @@ def model_bounds(
     # sum has the same mean square as their norm, which has more numbers; if they are not, it is larger.
     independent = bounds["losses"] * float(np.linalg.norm(exact["losses"]) / exact["loss"])
     return bounds | {"loss": max(bounds["loss"], independent)}
+
+
+def mean_loss(weights: Tensors, ids: Ids, targets: Ids, heads: int) -> tuple[float, float]:
+    """Return the loss of the average token, and how far that of a correct float32 model may be from it.
+
+    The mean of n errors is at most their norm divided by the root of n.
+    """
+    exact, bounds = with_bounds(lambda: {"losses": reference.losses(weights, ids, targets, heads)})
+    losses = exact["losses"]
+    mean = float(losses.mean())
+    return mean, bounds["losses"] * float(np.linalg.norm(losses)) / math.sqrt(losses.size) + FLOAT32 * mean
 
 
 def activations(record: Record) -> Tensors:

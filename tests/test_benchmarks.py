@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import math
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +20,7 @@ from benchmarks.results import (
     format_spread,
 )
 from benchmarks.throughput import compare, sizes_of
+from tests.error_bounds import mean_loss
 from threadloom.stages.config import Config, ModelConfig
 from threadloom.stages.console.json_worker import WorkerError
 from threadloom.stages.models import parameter_count
@@ -108,11 +108,12 @@ def test_threadloom_in_its_process(tmp_path: Path) -> None:
         memory = worker.memory()
     assert len(first.losses) == len(first.grad_norms) == 3
     assert len(more.losses) == 2
-    assert first.losses[0] == pytest.approx(math.log(17), rel=0.05)
     assert first.seconds > 0
     assert memory["peak"] >= memory["libraries"] > 10 << 20
-    assert load_file(tmp_path / "weights.safetensors")["wte"].shape == (17, 8)
+    weights = {name: tensor.astype(np.float64) for name, tensor in load_file(tmp_path / "weights.safetensors").items()}
     with np.load(tmp_path / "tokens.npz") as tokens:
+        loss, bound = mean_loss(weights, tokens["ids"][0], tokens["targets"][0], TINY.model.heads)
+        assert abs(first.losses[0] - loss) <= bound
         assert tokens["ids"].shape == tokens["targets"].shape == (3, 4, 6)
         np.testing.assert_array_equal(tokens["ids"][:, :, 1:], tokens["targets"][:, :, :-1])
 

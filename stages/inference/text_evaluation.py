@@ -51,7 +51,7 @@ def evaluate_text(run: Path, texts: tuple[str, ...]) -> TextEvaluation:
     begin = time.perf_counter()
     model = Model.open(run)
     tokens, characters = _text_tokens(model, texts) if texts else _validation_tokens(model, run)
-    sequences = max(1, min(256 // tokens.context, (len(tokens) - 1) // tokens.context))
+    sequences = _sequences_per_micro_batch((len(tokens) - 1) // tokens.context, max(1, 256 // tokens.context))
     windows = evaluation_batches(tokens, batch_size=sequences, micro_batch=sequences, batches=len(tokens))
     with float32_settings():
         loss = _mean_loss(model, windows, replace(model.geometry, context=tokens.context), sequences)
@@ -64,6 +64,12 @@ def evaluate_text(run: Path, texts: tuple[str, ...]) -> TextEvaluation:
             hint="evaluate an earlier checkpoint, or train again with a lower optimizer.lr",
         )
     return TextEvaluation(loss, windows.tokens, characters / len(tokens), time.perf_counter() - begin)
+
+
+def _sequences_per_micro_batch(windows: int, most: int) -> int:
+    """Return the size, from half of `most` to `most`, of which whole micro-batches cover the most windows."""
+    most = max(1, min(most, windows))
+    return max(range(-(-most // 2), most + 1), key=lambda size: (windows // size * size, size))
 
 
 def _mean_loss(model: Model, windows: EvaluationWindows, geometry: Geometry, sequences: int) -> float:

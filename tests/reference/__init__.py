@@ -23,6 +23,7 @@ from tests.reference.gpt2 import (
     loss_and_gradients as loss_and_gradients,
     loss_mean as loss_mean,
     loss_sum as loss_sum,
+    losses as losses,
     next_token_logits as next_token_logits,
 )
 from tests.reference.layers import (

@@ -101,9 +101,14 @@ def forward(weights: Tensors, ids: Ids, heads: int) -> Record:
     return record
 
 
+def losses(weights: Tensors, ids: Ids, targets: Ids, heads: int) -> Array:
+    """Return the loss of every token, (B, T)."""
+    return cross_entropy_forward(forward(weights, ids, heads).logits, targets)
+
+
 def loss_sum(weights: Tensors, ids: Ids, targets: Ids, heads: int) -> float:
     """Return the sum of the losses of all tokens."""
-    return float(cross_entropy_forward(forward(weights, ids, heads).logits, targets).sum())
+    return float(losses(weights, ids, targets, heads).sum())
 
 
 def loss_mean(weights: Tensors, ids: Ids, targets: Ids, heads: int) -> float:

@@ -20,6 +20,7 @@ needs_own_default = pytest.mark.skipif(
 PRELUDE = """
 import sys
 import numpy as np
+from tests.error_bounds import product_error
 from threadloom.kernels import GemmBackend
 from threadloom.kernels import blas_info
 from threadloom.kernels import gemm, Op
@@ -28,12 +29,13 @@ from threadloom.kernels import gemm_backend
 def loaded():
     return "scipy.linalg" in sys.modules
 
-def product_error():
+def product_is_right():
     rng = np.random.default_rng(0)
     a, b = rng.standard_normal((37, 64), np.float32), rng.standard_normal((64, 45), np.float32)
     out = np.full((37, 45), np.nan, np.float32)
     gemm(a, b, out, Op.N, Op.N, 1.0, 0.0)
-    return float(np.abs(out - a.astype(np.float64) @ b).max())
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    return bool((np.abs(out - a @ b) <= product_error(a, b)).all())
 """
 
 
@@ -56,7 +58,7 @@ import threadloom.stages.run.session
 compile_kernels(lambda sentence: None)
 info = blas_info(load=False)
 assert info.backend is GemmBackend.NUMBA and info.reason and not info.library
-print(loaded(), product_error() < 1e-4)
+print(loaded(), product_is_right())
 """
     assert in_a_fresh_process(body) == "False True"
 
@@ -64,10 +66,10 @@ print(loaded(), product_error() < 1e-4)
 @needs_own_default
 def test_the_first_product_by_blas_loads_it() -> None:
     body = """
-before = loaded(), product_error() < 1e-4, loaded()
+before = loaded(), product_is_right(), loaded()
 with gemm_backend(GemmBackend.BLAS):
-    inside = loaded(), product_error() < 1e-4, blas_info().backend is GemmBackend.BLAS
-print(*before, *inside, product_error() < 1e-4, blas_info().backend is GemmBackend.NUMBA)
+    inside = loaded(), product_is_right(), blas_info().backend is GemmBackend.BLAS
+print(*before, *inside, product_is_right(), blas_info().backend is GemmBackend.NUMBA)
 """
     assert in_a_fresh_process(body) == "False True False True True True True True"
 
@@ -84,7 +86,7 @@ print(loaded(), bool(info.name), info.backend is before.backend, blas_info(load=
 
 @pytest.mark.skipif(not JIT_ENABLED, reason="NumPy multiplies if nothing is compiled")
 def test_the_environment_selects_blas() -> None:
-    body = "print(loaded(), blas_info(load=False).backend.value, product_error() < 1e-4)"
+    body = "print(loaded(), blas_info(load=False).backend.value, product_is_right())"
     assert in_a_fresh_process(body, THREADLOOM_GEMM="blas") == "True blas True"
 
 
@@ -93,7 +95,7 @@ def test_the_kernel_set_is_chosen_at_the_first_use() -> None:
     """The environment variable is set only during loading, and a value of the user's is respected."""
     body = """
 import os
-product_error()
+product_is_right()
 info = blas_info()
 print(os.environ.get("OPENBLAS_CORETYPE"), info.overridden, "OPENBLAS_CORETYPE=Haswell" in info.reason)
 """
@@ -105,7 +107,7 @@ def test_np_dot_still_compiles_in_other_code() -> None:
     """Numba does not load BLAS at import, but does when it compiles a user's kernel with ``np.dot``."""
     body = """
 import numba
-product_error()
+product_is_right()
 
 @numba.njit
 def dot(a, b):
