@@ -38,6 +38,7 @@ from threadloom.pipeline.core.errors import (
     StandInError as StandInError,
     TooManySkipped as TooManySkipped,
     format_error as format_error,
+    type_name as type_name,
     type_names as type_names,
 )
 from threadloom.pipeline.core.event import (

@@ -48,6 +48,12 @@ def type_names(kind: type[BaseException]) -> tuple[str, ...]:
     return tuple(f"{each.__module__}.{each.__qualname__}".replace("__mp_main__", "__main__", 1) for each in kind.mro())
 
 
+def type_name(error: BaseException) -> str:
+    """Return the name of the type of an exception, or of the exception that it replaces."""
+    name = error.types[0] if isinstance(error, StandInError) else type(error).__qualname__
+    return name.rpartition(".")[2]
+
+
 def portable(error: BaseException | None) -> BaseException | None:
     """Return an exception that can be sent to another process: `error` itself if possible, else a `StandInError`."""
     if error is None:

@@ -105,7 +105,9 @@ class SkipFailed(OnError):
 
     The run fails on the item that would exceed `most` skipped items, or the `share` of the items started. The share is
     checked after `least` items have been started, so that a failure among the first few does not exceed it, and again
-    at the end of the input. Without bounds, any number of items is skipped.
+    at the end of the input. Without bounds, any number of items is skipped, but not all: a run in which every item of
+    the stage failed has probably one cause, and fails. `share=1` accepts that. A run that skipped items logs how many,
+    by stage and type of error, at its end.
     """
 
     most: int | None = None
@@ -141,6 +143,8 @@ class SkipFailed(OnError):
     def final_check(self, skipped: int, items: int) -> str | None:
         if self._too_large(skipped, items):
             return f"{skipped} of {items} items were skipped, more than the allowed share of {self.share:g}"
+        if self.share is None and skipped and skipped == items:
+            return f"all {items} items were skipped, which only share=1 accepts"
         return None
 
     def _too_many(self, skipped: int) -> bool:

@@ -49,6 +49,7 @@ from threadloom.pipeline.run.observers import Observers
 from threadloom.pipeline.run.replacement import resolve_late_call
 from threadloom.pipeline.run.settings import RunSettings
 from threadloom.pipeline.run.sink_iterator import SinkIterator
+from threadloom.pipeline.run.skip_report import report_skipped
 from threadloom.pipeline.run.stage_runtime import WorkerContext, end_stage
 from threadloom.pipeline.run.stall_detection import WorkerSnapshot
 from threadloom.pipeline.run.thread_group import ThreadGroup
@@ -138,6 +139,7 @@ class Run:
         unreported: list[PipelineError] = [*failures, *([self._left] if self._left else [])]
         self._outcome_raised = True
         if self._joined:
+            report_skipped(self.name, self._parts.runtimes.values())
             self._commands.forget_frames()
             if not self._left:
                 self._drop_references()

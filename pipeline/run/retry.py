@@ -8,12 +8,13 @@ to one worker.
 """
 
 from _thread import allocate_lock
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from threadloom.pipeline.core import Cancelled, TooManySkipped
+from threadloom.pipeline.core import Cancelled, TooManySkipped, format_error, type_name
 from threadloom.pipeline.observe import SKIP, Stage
 from threadloom.pipeline.policy import Attempt, DeadLetter, Decision, OnError, RetryAfter
 from threadloom.pipeline.run.late_calls import LateItem, TimedCalls
@@ -30,6 +31,9 @@ class FailureCounters:
         """Items skipped so far."""
         self.retried = 0
         """Calls repeated so far."""
+        self.errors: Counter[str] = Counter()
+        """Skipped items by the name of the type of the error."""
+        self._first = ""  # the first error that was skipped, as text
 
     def decide(self, error: Exception, number: int, unfinished: int = 0) -> Decision | RetryAfter:
         """Return the policy's decision about call `number` (from 1) for an item, which raised `error`; count it.
@@ -41,8 +45,11 @@ class FailureCounters:
             decision = self._policy.decide(attempt)
             if decision is Decision.SKIP:
                 self.skipped += 1
+                self.errors[type_name(error)] += 1
             elif isinstance(decision, RetryAfter):
                 self.retried += 1
+        if decision is Decision.SKIP and not attempt.skipped:
+            self._first = format_error(error)
         if not isinstance(decision, (Decision, RetryAfter)):
             raise TypeError(
                 f"decide() of {type(self._policy).__name__} returned {decision!r}, expected Decision.FAIL, "
@@ -55,6 +62,11 @@ class FailureCounters:
                 )
         return decision
 
+    @property
+    def items(self) -> int:
+        """Items started so far."""
+        return self._items()
+
     def freeze_total(self) -> None:
         """Store the final number of items, which drops the reference to the workers that count them."""
         items = self._items()
@@ -65,7 +77,10 @@ class FailureCounters:
         with self._lock:
             problem = self._policy.final_check(self.skipped, self._items())
         if problem:
-            raise TooManySkipped(f"{problem}: compare the dead letters to find a common cause, or allow a larger share")
+            raise TooManySkipped(
+                f"{problem}, the first because of {self._first}: compare the dead letters to find a common cause, or "
+                f"allow a larger share"
+            )
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from threadloom.pipeline.core import AdmissionError, Cancelled, Pool, StageFailure
+from threadloom.pipeline.core import AdmissionError, Cancelled, Pool, StageFailure, TooManySkipped
 from threadloom.pipeline.graph import Graph
 from threadloom.pipeline.observe import NodeKind, Port, RunStatistics, Stage
 from threadloom.pipeline.policy import FailFast, Fifo, Gather, InOrder, Join, OnFailure
@@ -86,6 +86,8 @@ def broken_invariants(
     problems += [f"left behind: a {sort}: {name}" for sort, names in seen.leaks.items() for name in names]
     problems += _outcome(seen, subject, prompt)
     for stage in seen.graph.stages:
+        if seen.succeeded and stage.kind is NodeKind.STAGE and _all_given_up(seen, stage):
+            problems.append(f"every item of {stage.name!r} was skipped, and the run did not fail")
         problems += _delivery(seen, stage)
         problems += _order(seen, stage)
         problems += _counters(seen, stage)
@@ -116,7 +118,7 @@ def _outcome(seen: Observation, subject: Expected, prompt: float) -> Iterator[st
             yield f"the caller got {error!r}, a consequence: the run had already ended. First faults: {occurred}"
         elif match and match[0].fault.stage != error.stage:
             yield f"an error of stage {match[0].fault.stage!r} was reported as an error of {error.stage!r}"
-        elif not match and not isinstance(cause, _expected_errors(seen, subject)) and not _killed(seen, error):
+        elif not match and not isinstance(cause, _expected_errors(seen, subject)) and not _explained(seen, error):
             yield f"the caller got {error!r}, which no fault caused. Faults: {occurred}"
     elif isinstance(error, Cancelled):
         if FaultKind.CANCEL not in kinds:
@@ -135,10 +137,18 @@ def _expected_errors(seen: Observation, subject: Expected) -> tuple[type[BaseExc
     return (*subject.may_raise, AdmissionError) if seen.drained else subject.may_raise
 
 
-def _killed(seen: Observation, error: StageFailure) -> bool:
-    """Return True if the stage failed because a process of it was killed."""
+def _explained(seen: Observation, error: StageFailure) -> bool:
+    """Return True if the stage failed because a process of it was killed, or because all of its items were skipped."""
+    if isinstance(error.__cause__, TooManySkipped):
+        return _all_given_up(seen, seen.journal.stages[error.stage])
     killed = {fired.fault.stage for fired in seen.fired if fired.fault.kind is FaultKind.KILL}
     return isinstance(error.__cause__, WorkerDied) and error.stage in killed
+
+
+def _all_given_up(seen: Observation, stage: Stage) -> bool:
+    record = seen.journal.of[stage.name]
+    emitted = record.emitted if stage.kind is NodeKind.SOURCE else record.returned
+    return record.given_up > 0 and not emitted
 
 
 def _identities(items: Iterable[Any]) -> Counter[int]:

@@ -179,7 +179,7 @@ def test_the_end_of_the_run_ends_a_pause_of_an_hour(how: str) -> None:
 def test_dead_letters_have_the_item_the_error_and_the_stage() -> None:
     graph = Graph("g")
     drawn = graph.source("draw", range(6))
-    policy = Retry(times=1, first=0, then=SkipFailed())
+    policy = Retry(times=1, first=0, then=SkipFailed(share=1))
     work = graph.stage("work", lambda items: odd_fail(sum(items)), after=drawn, gather=Gather(count=2), on_error=policy)
     letters: list[DeadLetter] = []
     graph.stage("letters", letters.append, after=graph.dead_letters(work))

@@ -132,7 +132,7 @@ def test_a_source_that_ends_directly_after_an_error_is_reported(caplog: pytest.L
     assert "source 'read' ended directly after an error that was skipped (Boom())" in caplog.text
     caplog.clear()
     assert list(graph_of(Flaky(1, 1), on_error=SkipFailed())) == [1]
-    assert not caplog.records
+    assert "ended directly" not in caplog.text
 
 
 def test_a_source_that_always_raises_can_be_drained_and_cancelled() -> None:
@@ -147,12 +147,12 @@ def test_a_source_that_always_raises_can_be_drained_and_cancelled() -> None:
                 reached.set()
             raise Boom
 
-    with graph_of(Broken(), on_error=SkipFailed()).start() as run:
+    with graph_of(Broken(), on_error=SkipFailed(share=1)).start() as run:
         assert reached.wait(30)
         run.drain()
         assert list(run) == []
     reached.clear()
-    with pytest.raises(Cancelled), graph_of(Broken(), on_error=SkipFailed()).start() as run:
+    with pytest.raises(Cancelled), graph_of(Broken(), on_error=SkipFailed(share=1)).start() as run:
         assert reached.wait(30)
         run.cancel()
         list(run)
