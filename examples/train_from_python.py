@@ -13,14 +13,14 @@ from pathlib import Path
 import msgspec
 
 from threadloom import Config, RunStatistics, available_cores, load_config
-from threadloom.stages.data import TokenBatches, evaluation_batches, prepare, read_text
+from threadloom.stages.data import ChunkedText, TokenBatches, evaluation_batches, prepare, read_text
 from threadloom.stages.memory import Evaluation, Update
 from threadloom.stages.resolve import gemm_settings, resolve
 from threadloom.stages.step import Validation
 from threadloom.stages.training import Training, compile_kernels
 
 
-def train_on_text(config: Config, text: str, folder: Path) -> float:
+def train_on_text(config: Config, text: ChunkedText, folder: Path) -> float:
     """Train on a text, print the progress, and return the validation loss. Token files are written to `folder`."""
     data = prepare(config.data, config.model, text, folder)
     config = resolve(config, available_cores(), data.tokenizer.vocab_size)
@@ -52,7 +52,7 @@ def main(texts: tuple[str, ...] = (), steps: int = 200, config: Config | None = 
     compile_kernels(print)
     config = msgspec.structs.replace(config or load_config("nanogpt-cpu"), steps=steps, delay=1)
     with tempfile.TemporaryDirectory() as folder:
-        return train_on_text(config, read_text(texts).text, Path(folder))
+        return train_on_text(config, read_text(texts), Path(folder))
 
 
 if __name__ == "__main__":

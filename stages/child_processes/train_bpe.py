@@ -3,11 +3,13 @@
 The process exits when its parent does, which closes its standard input.
 """
 
+import contextlib
 import json
 import os
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 from threadloom.stages.console import redirect_stdout_to_stderr
 from threadloom.stages.data import train_byte_pairs
@@ -29,7 +31,14 @@ def _chunks() -> Iterator[str]:
     os._exit(1)
 
 
+def _be_ended_first() -> None:
+    """Ask Linux to end this process, whose parent reports it, before others when the memory is full."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
+
+
 if __name__ == "__main__":
+    _be_ended_first()
     replies = redirect_stdout_to_stderr()
     replies.write(json.dumps(train_byte_pairs(_chunks(), json.loads(sys.stdin.readline()))) + "\n")
     replies.flush()

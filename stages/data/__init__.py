@@ -12,8 +12,14 @@ from threadloom.stages.data.batches import (
     evaluation_batches as evaluation_batches,
 )
 from threadloom.stages.data.bpe_training import train_byte_pairs as train_byte_pairs
+from threadloom.stages.data.chunked_text import (
+    ChunkedText as ChunkedText,
+    StringText as StringText,
+    reported as reported,
+)
 from threadloom.stages.data.dataset import (
     Dataset as Dataset,
+    preparation_bytes as preparation_bytes,
     prepare as prepare,
     require_same_text as require_same_text,
 )
@@ -21,7 +27,12 @@ from threadloom.stages.data.text import Text as Text, absolute_text as absolute_
 from threadloom.stages.data.text_files import LeftOut as LeftOut
 from threadloom.stages.data.text_format import TextError as TextError
 from threadloom.stages.data.text_record import recorded_outputs as recorded_outputs, write_sources as write_sources
-from threadloom.stages.data.token_file import DataError as DataError, TokenFile as TokenFile, token_type as token_type
+from threadloom.stages.data.token_file import (
+    DataError as DataError,
+    TokenFile as TokenFile,
+    append_ids as append_ids,
+    token_type as token_type,
+)
 from threadloom.stages.data.tokenizer import Tokenizer as Tokenizer, TokenizerError as TokenizerError
 from threadloom.stages.data.tokenizer_registry import (
     load_tokenizer as load_tokenizer,

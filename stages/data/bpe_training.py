@@ -6,11 +6,15 @@ pattern here is GPT-2's with a maximum, so that words of at most that length are
 """
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from loguru import logger
 
 from threadloom.stages.console import JsonWorkerProcess, PeriodicLog, WorkerError, module_command
 from threadloom.stages.data.tokenizer import TokenizerError
+
+if TYPE_CHECKING:  # 3 MB that only byte-pair encoding needs
+    from tokenizers.pre_tokenizers import PreTokenizer
 
 END_OF_TEXT = "<|endoftext|>"
 """Special token of GPT-2, which is encoded as one token."""
@@ -28,18 +32,25 @@ _PATTERN = (
 )
 
 
+def word_splitter() -> "PreTokenizer":
+    """Return the pre-tokenizer of new tokenizers: that of GPT-2 with a maximum length of words."""
+    from tokenizers import Regex, pre_tokenizers
+
+    return pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_PATTERN), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+
+
 def train_byte_pairs(chunks: Iterable[str], limit: int) -> str:
     """Return the tokenizer.json of a tokenizer trained on the chunks of a text, with at most `limit` tokens."""
     import tokenizers
     from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
     tokenizer = tokenizers.Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(tokenizers.Regex(_PATTERN), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    tokenizer.pre_tokenizer = word_splitter()
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
     trainer = trainers.BpeTrainer(
@@ -72,8 +83,11 @@ def train_in_process(chunks: Iterable[str], limit: int) -> str:
     progress = PeriodicLog()
     try:
         with worker:
+            characters = 0
             for chunk in chunks:
                 worker.send(chunk)
+                characters += len(chunk)
+                progress("counting the words of the text: {:,} characters", characters)
             worker.send(None)
             while not worker.has_replied(1.0):
                 progress("training the BPE tokenizer: {:.0f} s", progress.seconds)

@@ -1,5 +1,6 @@
 """The bytes tokenizer: one id per byte of UTF-8."""
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -7,7 +8,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from threadloom.stages.config import TokenizerKind
+from threadloom.stages.data.chunked_text import ChunkedText
 from threadloom.stages.data.tokenizer import utf8_bytes, validated_ids, write_content
+
+PREPARATION_BYTES = 16_000_000
+"""Bytes that the chunks of a text take; measured."""
 
 
 class BytesTokenizer:
@@ -21,12 +26,17 @@ class BytesTokenizer:
     end_of_text: None = None
 
     @classmethod
-    def max_vocabulary(cls, text: str, vocab_size: int | None, alphabet: int) -> int:
+    def max_vocabulary(cls, text: ChunkedText, vocab_size: int | None, alphabet: int) -> int:
         """Return 256."""
         return cls.vocab_size
 
     @classmethod
-    def train(cls, text: str, limit: int) -> Self:
+    def preparation_bytes(cls, text: ChunkedText) -> int:
+        """Return the memory of the chunks."""
+        return PREPARATION_BYTES
+
+    @classmethod
+    def train(cls, text: ChunkedText, limit: int) -> Self:
         """Return the tokenizer, which does not depend on the text."""
         return cls()
 
@@ -41,7 +51,14 @@ class BytesTokenizer:
 
     def encode(self, text: str) -> NDArray[np.int32]:
         """Return the bytes of the text."""
-        return np.frombuffer(utf8_bytes(text), np.uint8).astype(np.int32)
+        return _ids(text, 0)
+
+    def encode_chunks(self, chunks: Iterable[str]) -> Iterator[NDArray[np.int32]]:
+        """Yield the bytes of a text in chunks."""
+        position = 0
+        for chunk in chunks:
+            yield _ids(chunk, position)
+            position += len(chunk)
 
     def decode(self, ids: ArrayLike) -> str:
         """Return the text of the bytes, with U+FFFD for invalid UTF-8."""
@@ -50,3 +67,7 @@ class BytesTokenizer:
     def save(self, path: Path) -> None:
         """Write a JSON file that names this tokenizer."""
         write_content(path, self.kind)
+
+
+def _ids(text: str, position: int) -> NDArray[np.int32]:
+    return np.frombuffer(utf8_bytes(text, position), np.uint8).astype(np.int32)

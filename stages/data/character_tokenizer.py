@@ -1,5 +1,6 @@
 """The character tokenizer: one id per character."""
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -7,10 +8,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from threadloom.stages.config import TokenizerKind
+from threadloom.stages.data.chunked_text import ChunkedText, code_points
 from threadloom.stages.data.tokenizer import TokenizerError, validated_ids, write_content
 
 REPLACEMENT = "\ufffd"
 """Character that replaces those that a limited alphabet leaves out."""
+
+PREPARATION_BYTES = 64_000_000
+"""Bytes that the chunks of a text, the counts and the table of ids take, with all code points; measured."""
 
 _CODE_POINTS = 0x110000
 
@@ -29,7 +34,7 @@ class CharacterTokenizer:
 
     def __init__(self, alphabet: str) -> None:
         """`alphabet`: at least one character, each once, sorted by code point; raises ValueError."""
-        points = _code_points(alphabet)
+        points = code_points(alphabet)
         if not len(points) or np.any(points[1:] <= points[:-1]):
             raise ValueError("an alphabet needs at least one character, each once, in the order of the code points")
         self.alphabet = alphabet
@@ -40,18 +45,23 @@ class CharacterTokenizer:
         self._ids[points] = np.arange(len(points), dtype=np.int32)
 
     @classmethod
-    def max_vocabulary(cls, text: str, vocab_size: int | None, alphabet: int) -> int:
+    def max_vocabulary(cls, text: ChunkedText, vocab_size: int | None, alphabet: int) -> int:
         """Return the number of different characters of the text, at most `alphabet` and `vocab_size`."""
-        return min(alphabet, vocab_size or alphabet, len(set(text)))
+        return min(alphabet, vocab_size or alphabet, int(np.count_nonzero(text.character_counts)))
 
     @classmethod
-    def train(cls, text: str, limit: int = 256) -> Self:
+    def preparation_bytes(cls, text: ChunkedText) -> int:
+        """Return the memory of the counts, the table of ids and the chunks."""
+        return PREPARATION_BYTES
+
+    @classmethod
+    def train(cls, text: ChunkedText, limit: int = 256) -> Self:
         """Return the tokenizer of the characters in `text`, which must not be empty (ValueError).
 
         If there are more than `limit`, the alphabet consists of the limit − 1 most frequent ones (of equally frequent
         ones, those with the lower code point) and U+FFFD for the others.
         """
-        counts = np.bincount(_code_points(text), minlength=0)
+        counts = text.character_counts
         present = np.flatnonzero(counts)
         if len(present) > limit:
             ranked = present[np.argsort(-counts[present], kind="stable")]
@@ -78,11 +88,21 @@ class CharacterTokenizer:
 
     def encode(self, text: str) -> NDArray[np.int32]:
         """Return one id per character; raises TokenizerError for one outside an alphabet without U+FFFD."""
-        ids = self._ids[_code_points(text)]
+        return self._encoded(text, 0)
+
+    def encode_chunks(self, chunks: Iterable[str]) -> Iterator[NDArray[np.int32]]:
+        """Yield one id per character of a text in chunks; raises as `encode` does."""
+        position = 0
+        for chunk in chunks:
+            yield self._encoded(chunk, position)
+            position += len(chunk)
+
+    def _encoded(self, text: str, position: int) -> NDArray[np.int32]:
+        ids = self._ids[code_points(text)]
         if len(ids) and ids.min() < 0:
             at = int(np.argmax(ids < 0))
             raise TokenizerError(
-                f"character {at:,} of the text",
+                f"character {position + at:,} of the text",
                 expected=f"one of the {self.vocab_size} characters of the tokenizer",
                 got=f"{text[at]!r} (U+{ord(text[at]):04X})",
                 cause="the training text does not contain it",
@@ -96,10 +116,6 @@ class CharacterTokenizer:
     def save(self, path: Path) -> None:
         """Write the alphabet as JSON."""
         write_content(path, self.kind, size=len(self.alphabet), alphabet=self.alphabet)
-
-
-def _code_points(text: str) -> NDArray[np.uint32]:
-    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.dtype("<u4"))
 
 
 def _text(points: NDArray[np.uint32]) -> str:

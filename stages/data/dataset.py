@@ -1,5 +1,8 @@
 """Preparation of a text: tokenised once, split, written, and reused as long as text and settings stay the same.
 
+The text is read, tokenised and written in chunks, so the memory of a preparation does not depend on the length of the
+text, except for the counts of words from which a BPE tokenizer is trained.
+
 A prepared directory contains `train.npy`, `validation.npy`, `tokenizer.json` and `manifest.json`. Every file is written
 atomically, the manifest last. The manifest has the checksums of the others, so a directory with a missing or damaged
 file is prepared again instead of used.
@@ -8,22 +11,26 @@ file is prepared again instead of used.
 import enum
 import hashlib
 import os
-from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
 
 import msgspec
-from numpy.lib import format as npy
-from numpy.typing import NDArray
 
-from threadloom.stages.config import DataConfig, InputError, ModelConfig, TokenizerKind
+from threadloom.stages.config import ConfigError, DataConfig, InputError, ModelConfig, TokenizerKind
+from threadloom.stages.data.chunked_text import ChunkedText, reported, split_at
 from threadloom.stages.data.text import Text
 from threadloom.stages.data.text_record import text_changes
-from threadloom.stages.data.token_file import DataError, TokenFile, token_type
+from threadloom.stages.data.token_file import (
+    DataError,
+    TokenFile,
+    require_window,
+    token_type,
+    write_token_file,
+)
 from threadloom.stages.data.tokenizer import Tokenizer
 from threadloom.stages.data.tokenizer_registry import TOKENIZERS, load_tokenizer, train_tokenizer
-from threadloom.stages.storage import atomic_write
+from threadloom.stages.storage import atomic_file, atomic_write
 
 MANIFEST_FORMAT = 1
 MANIFEST_FILE, TOKENIZER_FILE = "manifest.json", "tokenizer.json"
@@ -73,13 +80,15 @@ class Dataset:
     manifest: DatasetManifest
     reused: bool
     """True if the directory was up to date and nothing was tokenised."""
+    preparation_bytes: int
+    """Memory that the preparation was planned to take; 0 if the directory was reused."""
 
 
 @dataclass(frozen=True)
 class _Preparation:
     """A text and the settings that its preparation depends on; `ModelConfig.vocab_size` may be open."""
 
-    text: str
+    text: ChunkedText
     data: DataConfig
     vocab_size: int | None
     context: int
@@ -87,21 +96,29 @@ class _Preparation:
     checksum: str
     limit: int
 
-    def parts(self) -> dict[Split, str]:
-        """Return the text of each split: the first `data.train_fraction` of the characters for training."""
-        cut = int(len(self.text) * self.data.train_fraction)
-        return {Split.TRAIN: self.text[:cut], Split.VALIDATION: self.text[cut:]}
+    @property
+    def cut(self) -> int:
+        """Number of characters of the training split: the first `data.train_fraction` of the text."""
+        return int(self.text.characters * self.data.train_fraction)
 
-    def open(self, manifest: DatasetManifest, tokenizer: Tokenizer, *, reused: bool) -> Dataset:
-        """Return the dataset of the written files."""
+    def open(self, manifest: DatasetManifest, tokenizer: Tokenizer, preparation_bytes: int | None) -> Dataset:
+        """Return the dataset of the written files; `preparation_bytes` is None if they are reused."""
         train, validation = (
             TokenFile.open(self.directory / record.file, manifest.vocab_size, self.context)
             for record in (manifest.train, manifest.validation)
         )
-        return Dataset(tokenizer, self.directory / TOKENIZER_FILE, train, validation, manifest, reused)
+        reused, path = preparation_bytes is None, self.directory / TOKENIZER_FILE
+        return Dataset(tokenizer, path, train, validation, manifest, reused, preparation_bytes or 0)
 
 
-def prepare(data: DataConfig, model: ModelConfig, text: str, directory: Path) -> Dataset:
+def preparation_bytes(data: DataConfig, text: ChunkedText) -> int:
+    """Return the bytes of memory that the preparation of a text takes; an estimate for BPE."""
+    return TOKENIZERS[data.tokenizer].preparation_bytes(text)
+
+
+def prepare(
+    data: DataConfig, model: ModelConfig, text: ChunkedText, directory: Path, available: int | None = None
+) -> Dataset:
     """Return the dataset of a text, prepared in `directory` (created if necessary) unless it is up to date.
 
     The text is split by characters: the first `data.train_fraction` for training, the rest for validation, each
@@ -110,14 +127,15 @@ def prepare(data: DataConfig, model: ModelConfig, text: str, directory: Path) ->
     `model.vocab_size` and for the size that it resolves to.
 
     Raises DataError if the text is empty, if a split has fewer than context + 1 tokens, or if a file cannot be written,
-    and ConfigError if the vocabulary is too small for the tokenizer.
+    TextError if a file of the text changes meanwhile, and ConfigError if the vocabulary is too small for the tokenizer
+    or if the preparation takes more than `available` bytes of memory (None: no limit).
     """
-    if not text:
+    if not text.characters:
         hint = "pass a text with --text FILE_OR_DIR"
         raise DataError(str(directory), expected="a text to tokenise", got="empty files", hint=hint)
     limit = TOKENIZERS[data.tokenizer].max_vocabulary(text, model.vocab_size, data.alphabet)
-    wanted = _Preparation(text, data, model.vocab_size, model.context, directory, _checksum(text), limit)
-    return _open_prepared(wanted) or _prepare(wanted)
+    wanted = _Preparation(text, data, model.vocab_size, model.context, directory, text.checksum(), limit)
+    return _open_prepared(wanted) or _prepare(wanted, available)
 
 
 def require_same_text(directory: Path, text: Text) -> None:
@@ -126,12 +144,12 @@ def require_same_text(directory: Path, text: Text) -> None:
         prepared = msgspec.json.decode((directory / MANIFEST_FILE).read_bytes(), type=DatasetManifest).text_sha256
     except (OSError, msgspec.DecodeError):
         return
-    if prepared != _checksum(text.text):
+    if prepared != text.checksum():
         changes = text_changes(directory, text)
         raise DataError(
             str(directory),
             expected="the text that the run was started with",
-            got=f"another one of {len(text.text):,} characters",
+            got=f"another one of {text.characters:,} characters",
             cause=changes or "a file of the text was changed, added or removed, or --text names another",
             hint="pass the same text with --resume --text FILE_OR_DIR, or start a new run with another --out",
         )
@@ -155,42 +173,54 @@ def _open_prepared(wanted: _Preparation) -> Dataset | None:
             return None
     except (OSError, msgspec.MsgspecError, InputError, UnicodeDecodeError):
         return None
-    return wanted.open(manifest, tokenizer, reused=True)
+    return wanted.open(manifest, tokenizer, None)
 
 
-def _prepare(wanted: _Preparation) -> Dataset:
-    parts = wanted.parts()
-    learned = wanted.text if TOKENIZERS[wanted.data.tokenizer].learns_validation else parts[Split.TRAIN]
+def _prepare(wanted: _Preparation, available: int | None) -> Dataset:
+    text, directory = wanted.text, wanted.directory
+    needed = preparation_bytes(wanted.data, text)
+    if available is not None and needed > available:
+        raise _too_large(wanted, needed, available)
+    learned = text if TOKENIZERS[wanted.data.tokenizer].learns_validation else text.first(wanted.cut)
     tokenizer = train_tokenizer(wanted.data, wanted.vocab_size, learned)
-    kind = token_type(tokenizer.vocab_size)
-    ids = {split: tokenizer.encode(part).astype(kind) for split, part in parts.items()}
-    for split, array in ids.items():  # raises for a split that is too short, before anything is written
-        TokenFile(array, tokenizer.vocab_size, wanted.context, _token_file(wanted.directory, split))
     try:
-        manifest = _write(wanted, tokenizer, ids)
+        manifest = _write(wanted, tokenizer)
     except OSError as error:
-        size = sum(array.nbytes for array in ids.values())
         raise DataError(
-            str(error.filename or wanted.directory),
-            expected=f"{size:,} bytes of token files written to {wanted.directory}",
+            str(error.filename or directory),
+            expected=f"token files written to {directory}",
             got=error.strerror or type(error).__name__,
             cause="the disk is full, or the directory is not writable",
             hint="free some space or choose another directory; an incomplete directory is never used",
         ) from error
-    return wanted.open(manifest, tokenizer, reused=False)
+    return wanted.open(manifest, tokenizer, needed)
 
 
-def _write(wanted: _Preparation, tokenizer: Tokenizer, ids: Mapping[Split, NDArray[Any]]) -> DatasetManifest:
+def _too_large(wanted: _Preparation, needed: int, available: int) -> ConfigError:
+    bpe = wanted.data.tokenizer is TokenizerKind.BPE
+    return ConfigError(
+        "data.text",
+        expected=f"a text whose preparation fits into the {available / 1e6:,.0f} MB of memory that are available",
+        got=f"one of {wanted.text.characters:,} characters that needs about {needed / 1e6:,.0f} MB",
+        cause="the training of a BPE tokenizer counts every different word" if bpe else None,
+        hint=f"use a part of the text{' or data.tokenizer=bytes' if bpe else ''}; --force starts it anyway",
+    )
+
+
+def _write(wanted: _Preparation, tokenizer: Tokenizer) -> DatasetManifest:
     directory, data = wanted.directory, wanted.data
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / MANIFEST_FILE).unlink(missing_ok=True)
-    records = {}
-    for split, part in wanted.parts().items():
-        path = _token_file(directory, split)
-        _write_ids(path, ids[split])
-        records[split.value] = SplitRecord(
-            file=path.name, characters=len(part), tokens=len(ids[split]), sha256=_sha256(path)
+    tokens = _write_token_files(wanted, tokenizer)
+    characters = {Split.TRAIN: wanted.cut, Split.VALIDATION: wanted.text.characters - wanted.cut}
+    records = {
+        split.value: SplitRecord(
+            file=_token_file(directory, split).name,
+            characters=characters[split],
+            tokens=tokens[split],
+            sha256=_sha256(_token_file(directory, split)),
         )
+        for split in Split
+    }
     manifest = DatasetManifest(
         format=MANIFEST_FORMAT,
         text_sha256=wanted.checksum,
@@ -205,16 +235,22 @@ def _write(wanted: _Preparation, tokenizer: Tokenizer, ids: Mapping[Split, NDArr
     return manifest
 
 
+def _write_token_files(wanted: _Preparation, tokenizer: Tokenizer) -> dict[Split, int]:
+    """Write the token files of both splits and return their numbers of tokens; on any error neither is replaced."""
+    chunks = reported(wanted.text.chunks(), wanted.text.characters, "tokenising the text")
+    kind, tokens = token_type(tokenizer.vocab_size), {}
+    with ExitStack() as files:
+        for split, part in zip(Split, split_at(chunks, wanted.cut), strict=True):
+            path = _token_file(wanted.directory, split)
+            file = files.enter_context(atomic_file(path))
+            tokens[split] = write_token_file(file, tokenizer.encode_chunks(part), kind)
+            require_window(tokens[split], wanted.context, path)
+        (wanted.directory / MANIFEST_FILE).unlink(missing_ok=True)
+    return tokens
+
+
 def _token_file(directory: Path, split: Split) -> Path:
     return directory / f"{split.value}.npy"
-
-
-def _write_ids(path: Path, ids: NDArray[Any]) -> None:
-    def write(file: BinaryIO) -> None:  # np.save does not report a short write on a full disk
-        npy.write_array_header_1_0(file, npy.header_data_from_array_1_0(ids))
-        file.write(ids.data)
-
-    atomic_write(path, write)
 
 
 def _write_tokenizer(path: Path, tokenizer: Tokenizer) -> str:
@@ -226,10 +262,6 @@ def _write_tokenizer(path: Path, tokenizer: Tokenizer) -> str:
         temporary.unlink(missing_ok=True)
     atomic_write(path, content)
     return hashlib.sha256(content).hexdigest()
-
-
-def _checksum(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _sha256(path: Path) -> str:

@@ -12,11 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from threadloom.stages.data.chunked_text import CHUNK_CHARACTERS
 from threadloom.stages.data.compression import COMPRESSIONS, Compression
 from threadloom.stages.data.text_format import SAMPLE_BYTES, TextError, not_text, signature
 
-CHUNK_BYTES = 1 << 20
-"""Bytes that are decoded at a time."""
+CHUNK_BYTES = CHUNK_CHARACTERS
+"""Bytes that are decoded at a time, which are at most as many characters."""
 
 
 _KINDS = (
@@ -35,7 +36,7 @@ def text_chunks(file: Path) -> Iterator[str]:
     without NUL bytes.
     """
     decoder = codecs.getincrementaldecoder("utf-8")()
-    head, offset = b"", 0
+    head, offset, begun = b"", 0, False
     for data in _content(file):
         head = head or data
         if not offset and (found := signature(file, head)):
@@ -48,8 +49,11 @@ def text_chunks(file: Path) -> Iterator[str]:
         zero = data.find(b"\0")
         if zero >= 0:
             raise _not_text(file, offset, data, zero, head)
-        yield from filter(None, (text if offset else text.removeprefix("\ufeff"),))
+        kept = text if begun else text.removeprefix("\ufeff")
+        begun = begun or bool(text)
         offset += len(data)
+        if kept:
+            yield kept
     pending = decoder.getstate()[0]
     if pending:
         raise _not_text(file, offset - len(pending), pending, 0, head)

@@ -5,8 +5,11 @@ an id outside [0, vocab_size), checking the caller's copy, whose values a kernel
 change while it is open: truncating a mapped file kills the process.
 """
 
+import io
+import os
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.lib import format as npy
@@ -16,6 +19,9 @@ from threadloom.stages.config import InputError
 
 TOKEN_TYPES: tuple[np.dtype[Any], ...] = tuple(np.dtype(kind) for kind in (np.uint8, np.uint16, np.int32, np.uint32))
 """The element types that a token file may have."""
+
+SYNCED_BYTES = 32 << 20
+"""Bytes after which a file that is being written is synced."""
 
 _PREPARE_AGAIN = "delete it to prepare it again from the text"
 
@@ -29,6 +35,47 @@ def token_type(vocab_size: int) -> np.dtype[Any]:
     return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
 
 
+def require_window(tokens: int, context: int, path: Path) -> None:
+    """Raise DataError unless a file of `tokens` tokens has a window of context + 1."""
+    if tokens < context + 1:
+        raise DataError(
+            str(path),
+            expected=f"at least {context + 1:,} tokens: a context of {context:,} and the token after it",
+            got=f"{tokens:,}",
+            hint="use more text, a smaller model.context or another data.train_fraction",
+        )
+
+
+def write_token_file(file: BinaryIO, parts: Iterable[NDArray[np.int32]], kind: np.dtype[Any]) -> int:
+    """Write a .npy file of ids that arrive in parts, with elements of type `kind`; return their number.
+
+    Raises OSError. The header has a fixed length, so it is overwritten with the number of ids at the end.
+    """
+    file.write(_header(0, kind))
+    count = append_ids(file, parts, kind)
+    file.seek(0)
+    file.write(_header(count, kind))
+    return count
+
+
+def append_ids(file: BinaryIO, parts: Iterable[NDArray[np.int32]], kind: np.dtype[Any]) -> int:
+    """Append ids that arrive in parts to a file, with elements of type `kind`; return their number. Raises OSError.
+
+    The file is synced to the disk as it grows: a stop signal never waits for the whole file.
+    """
+    count = unsynced = 0
+    for ids in parts:
+        content = ids.astype(kind)  # np.save would not report a short write on a full disk
+        file.write(content.data)
+        count += len(content)
+        unsynced += content.nbytes
+        if unsynced >= SYNCED_BYTES:
+            file.flush()
+            os.fsync(file.fileno())
+            unsynced = 0
+    return count
+
+
 class TokenFile:
     """A sequence of token ids, read in windows of context + 1 ids. Any number of threads may read concurrently."""
 
@@ -36,13 +83,7 @@ class TokenFile:
         """Wrap ids (N,) of one of `TOKEN_TYPES`; `path` names them in errors. Raises DataError if N < context + 1."""
         if ids.dtype not in TOKEN_TYPES or ids.ndim != 1:
             raise ValueError(f"ids must have one dimension and a type of {_type_names()}, got {ids.dtype} {ids.shape}")
-        if len(ids) < context + 1:
-            raise DataError(
-                str(path),
-                expected=f"at least {context + 1:,} tokens: a context of {context:,} and the token after it",
-                got=f"{len(ids):,}",
-                hint="use more text, a smaller model.context or another data.train_fraction",
-            )
+        require_window(len(ids), context, path)
         self.ids, self.vocab_size, self.context, self.path = ids, vocab_size, context, path
 
     @classmethod
@@ -116,6 +157,13 @@ def _read_header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     if version == (2, 0):
         return npy.read_array_header_2_0(file)
     raise ValueError(f"version {version} of the .npy format")
+
+
+def _header(count: int, kind: np.dtype[Any]) -> bytes:
+    """Return the header of a .npy file of `count` elements; NumPy leaves room for more digits of the number."""
+    content = io.BytesIO()
+    npy.write_array_header_1_0(content, {"shape": (count,), "fortran_order": False, "descr": npy.dtype_to_descr(kind)})
+    return content.getvalue()
 
 
 def _type_names() -> str:

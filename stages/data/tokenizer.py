@@ -1,6 +1,7 @@
 """The protocol of tokenizers, and the parts that their implementations share."""
 
 import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
@@ -8,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from threadloom.stages.config import InputError, TokenizerKind
+from threadloom.stages.data.chunked_text import ChunkedText
 from threadloom.stages.models import EndOfText
 
 FORMAT = "threadloom-tokenizer"
@@ -35,6 +37,9 @@ class Tokenizer(Protocol):
     def encode(self, text: str) -> NDArray[np.int32]:
         """Return the ids (N,) of a text, all in [0, vocab_size); raises TokenizerError for a text without ids."""
 
+    def encode_chunks(self, chunks: Iterable[str]) -> Iterator[NDArray[np.int32]]:
+        """Yield the ids of a text in chunks: those that `encode` returns for the whole text; raises TokenizerError."""
+
     def decode(self, ids: ArrayLike) -> str:
         """Return the text of ids; raises TokenizerError for an id outside [0, vocab_size)."""
 
@@ -54,11 +59,15 @@ class TokenizerClass(Tokenizer, Protocol):
     """True if it is trained on the whole text, False if on the training split alone."""
 
     @classmethod
-    def max_vocabulary(cls, text: str, vocab_size: int | None, alphabet: int) -> int:
+    def max_vocabulary(cls, text: ChunkedText, vocab_size: int | None, alphabet: int) -> int:
         """Return the largest vocabulary for a text, with `model.vocab_size` and `data.alphabet`."""
 
     @classmethod
-    def train(cls, text: str, limit: int) -> Self:
+    def preparation_bytes(cls, text: ChunkedText) -> int:
+        """Return the memory that training and encoding take for a text, in bytes, those of processes included."""
+
+    @classmethod
+    def train(cls, text: ChunkedText, limit: int) -> Self:
         """Return the tokenizer of a non-empty text with at most `limit` tokens."""
 
     @classmethod
@@ -71,13 +80,13 @@ def write_content(path: Path, kind: TokenizerKind, **content: object) -> None:
     path.write_text(json.dumps({"format": FORMAT, "kind": kind.value, **content}, indent=1) + "\n", encoding="utf-8")
 
 
-def utf8_bytes(text: str) -> bytes:
-    """Return the UTF-8 encoding of a text; raises TokenizerError for a lone surrogate."""
+def utf8_bytes(text: str, position: int = 0) -> bytes:
+    """Return the UTF-8 encoding of the part of a text from a position; raises TokenizerError for a lone surrogate."""
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise TokenizerError(
-            f"character {error.start:,} of the text",
+            f"character {position + error.start:,} of the text",
             expected="a character that UTF-8 can encode",
             got=f"the lone surrogate U+{ord(text[error.start]):04X}",
             hint="pass the text in UTF-8",

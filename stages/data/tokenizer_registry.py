@@ -11,6 +11,7 @@ from threadloom.stages.config import ConfigError, DataConfig, TokenizerKind
 from threadloom.stages.data.bpe_tokenizer import BpeTokenizer
 from threadloom.stages.data.bytes_tokenizer import BytesTokenizer
 from threadloom.stages.data.character_tokenizer import CharacterTokenizer
+from threadloom.stages.data.chunked_text import ChunkedText
 from threadloom.stages.data.tokenizer import FORMAT, Tokenizer, TokenizerClass, TokenizerError
 from threadloom.stages.storage import plain_json
 
@@ -19,7 +20,7 @@ TOKENIZERS: Mapping[TokenizerKind, type[TokenizerClass]] = {found.kind: found fo
 """Kind → class."""
 
 
-def train_tokenizer(data: DataConfig, vocab_size: int | None, text: str) -> Tokenizer:
+def train_tokenizer(data: DataConfig, vocab_size: int | None, text: ChunkedText) -> Tokenizer:
     """Return a tokenizer of the kind `data.tokenizer` for a non-empty text.
 
     `vocab_size` is the largest vocabulary; None: as many tokens as the tokenizer needs. Raises ConfigError if it is too

@@ -1,20 +1,41 @@
 """The loss of a saved model on a text, as printed by `threadloom eval`."""
 
 import math
+import tempfile
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
 
 from threadloom.stages.config import ConfigError, InputError
-from threadloom.stages.data import DataError, EvaluationWindows, TokenFile, evaluation_batches, read_text, token_type
+from threadloom.stages.data import (
+    DataError,
+    EvaluationWindows,
+    Text,
+    TokenFile,
+    Tokenizer,
+    append_ids,
+    evaluation_batches,
+    read_text,
+    reported,
+    token_type,
+)
 from threadloom.stages.inference.model import Model, ModelError
 from threadloom.stages.machine import thread_limit
 from threadloom.stages.models import Geometry
 from threadloom.stages.resolve import float32_settings
 from threadloom.stages.step import ValidationLoss
 from threadloom.stages.step.float32 import Float32Compute
+
+_DECODED = 1 << 16
+"""Ids that are decoded at a time."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +71,14 @@ def evaluate_text(run: Path, texts: tuple[str, ...]) -> TextEvaluation:
     """
     begin = time.perf_counter()
     model = Model.open(run)
-    tokens, characters = _text_tokens(model, texts) if texts else _validation_tokens(model, run)
+    if not texts:
+        tokens = _validation_tokens(model, run)
+        return _evaluation(model, tokens, decoded_characters(model.tokenizer, tokens), begin)
+    with _text_tokens(model, texts) as (tokens, characters):
+        return _evaluation(model, tokens, characters, begin)
+
+
+def _evaluation(model: Model, tokens: TokenFile, characters: int, begin: float) -> TextEvaluation:
     sequences = _sequences_per_micro_batch((len(tokens) - 1) // tokens.context, max(1, 256 // tokens.context))
     windows = evaluation_batches(tokens, batch_size=sequences, micro_batch=sequences, batches=len(tokens))
     with float32_settings():
@@ -92,18 +120,38 @@ def _mean_loss(model: Model, windows: EvaluationWindows, geometry: Geometry, seq
             raise
 
 
-def _text_tokens(model: Model, texts: tuple[str, ...]) -> tuple[TokenFile, int]:
-    text = read_text(texts).text
-    ids = model.tokenizer.encode(text).astype(token_type(model.geometry.vocabulary))
-    if len(ids) < 2:
-        raise DataError(
-            texts[0], expected="a text of at least two tokens, one to predict from the other", got=f"{len(ids)}"
-        )
-    context = min(model.geometry.context, len(ids) - 1)
-    return TokenFile(ids, model.geometry.vocabulary, context, Path(texts[0])), len(text)
+@contextmanager
+def _text_tokens(model: Model, texts: tuple[str, ...]) -> Iterator[tuple[TokenFile, int]]:
+    """Yield the tokens of texts, in a temporary file that has no name, and the number of characters."""
+    text = read_text(texts)
+    with ExitStack() as files:
+        try:
+            file = files.enter_context(tempfile.TemporaryFile(prefix="threadloom-"))
+            ids = _mapped_ids(file, model, text)
+        except OSError as error:
+            raise DataError(
+                ", ".join(texts),
+                expected="a temporary file for the tokens of the text",
+                got=error.strerror or str(error),
+                hint="set TMPDIR to a writable folder on a disk with more space",
+            ) from error
+        if len(ids) < 2:
+            expected = "a text of at least two tokens, one to predict from the other"
+            raise DataError(texts[0], expected=expected, got=f"{len(ids)}")
+        context = min(model.geometry.context, len(ids) - 1)
+        yield TokenFile(ids, model.geometry.vocabulary, context, Path(texts[0])), text.characters
 
 
-def _validation_tokens(model: Model, run: Path) -> tuple[TokenFile, int]:
+def _mapped_ids(file: BinaryIO, model: Model, text: Text) -> NDArray[Any]:
+    """Write the ids of a text to an empty file, and return them as a read-only map of the file (N,)."""
+    kind = token_type(model.geometry.vocabulary)
+    chunks = reported(text.chunks(), text.characters, "tokenising the text")
+    count = append_ids(file, model.tokenizer.encode_chunks(chunks), kind)
+    file.flush()
+    return np.asarray(np.memmap(file, kind, "r", shape=(count,))) if count else np.zeros(0, kind)
+
+
+def _validation_tokens(model: Model, run: Path) -> TokenFile:
     path = run / "data" / "validation.npy"
     if not path.exists():
         raise ConfigError(
@@ -113,14 +161,25 @@ def _validation_tokens(model: Model, run: Path) -> tuple[TokenFile, int]:
             cause="the path is not a run directory, or its data were removed",
             hint="pass a text with --text FILE_OR_DIR",
         )
-    tokens = TokenFile.open(path, model.geometry.vocabulary, model.geometry.context)
+    return TokenFile.open(path, model.geometry.vocabulary, model.geometry.context)
+
+
+def decoded_characters(tokenizer: Tokenizer, tokens: TokenFile) -> int:
+    """Return the number of characters of the tokens' text, which is decoded in parts of whole characters."""
+    count = start = 0
     try:
-        return tokens, len(model.tokenizer.decode(tokens.ids))
+        while start < len(tokens):
+            for end in range(start + _DECODED, start + _DECODED + 4):  # a character has at most 4 bytes, thus tokens
+                text = tokenizer.decode(tokens.ids[start:end])
+                if not text.endswith("\ufffd"):
+                    break
+            count, start = count + len(text), end
     except InputError as error:
         raise DataError(
-            str(path),
+            str(tokens.path),
             expected=error.expected,
             got=f"{error.got} as {error.subject}",
             cause="the file is damaged, or belongs to another tokenizer",
             hint="pass a text with --text FILE_OR_DIR, or resume the run, which rebuilds the file from its text",
         ) from error
+    return count

@@ -15,7 +15,7 @@ from loguru import logger
 from threadloom.pipeline import available_cores, format_estimate
 from threadloom.stages.config import Config, Precision, ResolvedConfig
 from threadloom.stages.console import module_output, resident_bytes
-from threadloom.stages.data import TokenIds, read_text, train_tokenizer
+from threadloom.stages.data import TextError, TokenIds, preparation_bytes, read_text, train_tokenizer
 from threadloom.stages.machine import detect, load_warning
 from threadloom.stages.memory import FLOAT, Bank, format_lanes, format_memory_plan
 from threadloom.stages.models import initialise, parameter_count
@@ -90,15 +90,15 @@ def estimate_run(config: Config, *, tuned: bool = True, seconds: float = 3.0) ->
     if warning := load_warning():
         logger.warning(warning)
     config = with_precision(config, choose_precision_and_warn(config).precision)
-    vocabulary = None
-    if config.model.vocab_size is None:
-        vocabulary = train_tokenizer(config.data, None, read_text(config.data.text).text).vocab_size
+    vocabulary, preparation = _text_figures(config)
     threads = stage_threads(config).count
     if tuned:
         config = with_tuned_settings(config, machine, threads)
     resolved = resolve(config, cores, vocabulary, threads=threads)
-    memory = {PROCESS: _process_bytes(resolved.precision), **planned_memory(resolved)}
+    memory = {PROCESS: _process_bytes(resolved.precision), **planned_memory(resolved, preparation)}
     found = Estimate(resolved, memory, machine.memory_available, None, 0.0, 0.0, 0.0)
+    if preparation > (machine.memory_available or preparation):
+        return replace(found, remedy="a part of the text, or data.tokenizer=bytes")
     if not found.fits:
         return replace(found, remedy=remedy(config, resolved, cores, machine.memory_available or 0))
     seconds = min(max(seconds, MIN_SECONDS), MAX_SECONDS)
@@ -112,6 +112,19 @@ def estimate_run(config: Config, *, tuned: bool = True, seconds: float = 3.0) ->
         evaluation=sequence * windows.batches * resolved.batch_size,
         final_evaluation=sequence * windows.final_batches * resolved.batch_size,
     )
+
+
+def _text_figures(config: Config) -> tuple[int | None, int]:
+    """Return the size of the vocabulary, if it depends on the text, and the bytes that preparing the text takes."""
+    try:
+        text = read_text(config.data.text)
+    except TextError as error:
+        if config.model.vocab_size is None:
+            raise
+        logger.warning("the memory of preparing the text is not part of the estimate: {}", error)
+        return None, 0
+    vocabulary = None if config.model.vocab_size else train_tokenizer(config.data, None, text).vocab_size
+    return vocabulary, preparation_bytes(config.data, text)
 
 
 def _process_bytes(precision: Precision) -> int:
@@ -184,8 +197,9 @@ def estimate_text(found: Estimate) -> str:
         f"Method: times are extrapolated from {found.measured:.1f} s of updates on random tokens and",
         "three micro-batches of evaluation, measured just now. Memory is the plan that",
         "training allocates, the memory of this process with its kernels loaded, and",
-        "that of pictures, measured elsewhere. Preparing a text takes additional memory,",
-        "which is released before training.",
+        "that of pictures, measured elsewhere. The preparation of the text is released",
+        "before training: the plan lists by how much it exceeds the memory of the",
+        "training, which for BPE is estimated from a sample of the text.",
     ]
     if found.available is not None:
         lines.insert(lines.index("time"), f"  {available}")

@@ -18,10 +18,15 @@ CHEAPER = ("checkpoint.copies=false", "delay=0", "lanes=1", "threads.forward=1",
 """Settings that take less memory for the same model, in the order in which they are suggested."""
 
 
-def planned_memory(config: ResolvedConfig) -> dict[str, int]:
-    """Return the bytes that a run adds to the process, by part."""
+def planned_memory(config: ResolvedConfig, preparation: int = 0) -> dict[str, int]:
+    """Return the bytes that a run adds to the process, by part.
+
+    `preparation` is the number of bytes that the preparation of the text takes. They are released before the training,
+    so only the part that exceeds the memory of the training is added.
+    """
     memory = compute_for(config.precision, config.model.geometry(), config.micro_batch).memory
-    return {**memory_plan(config, memory), "pictures, at the end": PICTURES if config.pictures else 0}
+    plan = {**memory_plan(config, memory), "pictures, at the end": PICTURES if config.pictures else 0}
+    return {**plan, "text preparation": max(0, preparation - sum(plan.values()))}
 
 
 def require_memory(config: Config, resolved: ResolvedConfig, cores: int, available: int | None) -> None:

@@ -50,7 +50,7 @@ from threadloom.stages.resolve import (
 )
 from threadloom.stages.run.checkpoint_requests import CheckpointRequests
 from threadloom.stages.run.display import Display
-from threadloom.stages.run.fitting import require_memory
+from threadloom.stages.run.fitting import planned_memory, require_memory
 from threadloom.stages.run.pictures import draw_pictures, new_trace, pictures
 from threadloom.stages.run.report import Reporter, WrittenMetrics
 from threadloom.stages.step import CheckpointOutput, Validation
@@ -106,7 +106,7 @@ def train(
         if choice is None:  # a started run is resumed even if its precision is slow on this machine
             choice = choose_precision_here(config, allow_slow=start is not None)
         config = with_precision(config, choice.precision)
-        data = _prepare(config, text, run, mode)
+        data = _prepare(config, text, run, mode, None if force else detect().memory_available)
         threads = stage_threads(config).count
         if tuned:
             config = with_tuned_settings(config, detect(), threads)
@@ -187,16 +187,16 @@ def _report_left_out(text: Text, sources: Path) -> None:
     )  # fmt: skip
 
 
-def _prepare(config: Config, text: Text, run: RunDirectory, mode: RunMode) -> Dataset:
+def _prepare(config: Config, text: Text, run: RunDirectory, mode: RunMode, available: int | None) -> Dataset:
     if mode is RunMode.RESUME:
         require_same_text(run.data, text)
     sources = write_sources(run.data, text)
     _report_left_out(text, sources)
-    data = prepare(config.data, config.model, text.text, run.data)
+    data = prepare(config.data, config.model, text, run.data, available)
     logger.info(
         "text: {}, {:,} characters, {:,} training and {:,} validation tokens, vocabulary {}",
         f"{len(text.files):,} files" if len(text.files) != 1 else "1 file",
-        len(text.text), len(data.train), len(data.validation), data.tokenizer.vocab_size,
+        text.characters, len(data.train), len(data.validation), data.tokenizer.vocab_size,
     )  # fmt: skip
     return data
 
@@ -275,7 +275,7 @@ def _train(
     output = CheckpointOutput(run.checkpoints, data.tokenizer_path, written.wait_for, data.tokenizer.end_of_text)
     source = TokenBatches(data.train, config.batch_sizes, config.seed)
     training = Training(config, source, _validation(config, data), output, start)
-    logger.info("memory, allocated for the whole run:\n{}", format_memory_plan(training.memory()))
+    logger.info("memory of the run:\n{}", format_memory_plan(planned_memory(config, data.preparation_bytes)))
     trace = new_trace(config, training)
     begin = time.perf_counter()
     with MetricsLog(run.metrics, training.first_batch) as log, Display(config.name) as display:

@@ -5,6 +5,7 @@ May import: models, config.
 
 from threadloom.stages.storage.durable_io import (
     DiskFullError as DiskFullError,
+    atomic_file as atomic_file,
     atomic_write as atomic_write,
     explain_disk_full as explain_disk_full,
     file_lock as file_lock,

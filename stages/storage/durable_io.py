@@ -1,6 +1,7 @@
 """Durable file operations: atomic writes, syncing of directories, a lock between processes, free space.
 
-A file written by `atomic_write` is either the previous file or the complete new one, even after SIGKILL or a power cut.
+A file written by `atomic_file` or `atomic_write` is either the previous file or the complete new one, even after
+SIGKILL or a power cut.
 Every write that the operating system refuses for lack of space is reported as `DiskFullError`.
 """
 
@@ -9,7 +10,7 @@ import errno
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -70,22 +71,19 @@ def require_free_space(path: Path, needed: int) -> None:
         raise disk_full_error(path, needed)
 
 
-def atomic_write(path: Path, content: bytes | Callable[[BinaryIO], object]) -> None:
-    """Write a file so that `path` holds either its previous content or all of the new one.
+@contextlib.contextmanager
+def atomic_file(path: Path, needed: int | None = None) -> Iterator[BinaryIO]:
+    """Write a file in the block so that `path` holds either its previous content or all of the new one.
 
-    The content is written to a temporary file in the same directory, synced, renamed to `path`, and the directory is
-    synced. `content` is the bytes, or a function that writes them to the binary file passed to it. On any error, with
-    `DiskFullError` for a full disk, the temporary file is removed and the previous file is unchanged.
+    The content is written to a temporary file in the same directory, which at the end of the block is synced and
+    renamed to `path`, and the directory is synced. On any error, with `DiskFullError` for a full disk, the temporary
+    file is removed and the previous file is unchanged. `needed` is the size in bytes, if it is known.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    needed = len(content) if isinstance(content, bytes) else None
     try:
         with explain_disk_full(path, needed):
             with temporary.open("wb") as file:
-                if isinstance(content, bytes):
-                    file.write(content)
-                else:
-                    content(file)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
@@ -93,6 +91,12 @@ def atomic_write(path: Path, content: bytes | Callable[[BinaryIO], object]) -> N
         temporary.unlink(missing_ok=True)
         raise
     fsync_directory(path.parent)
+
+
+def atomic_write(path: Path, content: bytes) -> None:
+    """Write a file as `atomic_file` does."""
+    with atomic_file(path, len(content)) as file:
+        file.write(content)
 
 
 def fsync_directory(directory: Path) -> None:

@@ -11,8 +11,9 @@ from hypothesis import given, settings, strategies as st
 from tokenizers import pre_tokenizers
 
 from threadloom.stages.data import bpe_training
-from threadloom.stages.data.bpe_tokenizer import BpeTokenizer, _chunks
+from threadloom.stages.data.bpe_tokenizer import BpeTokenizer
 from threadloom.stages.data.bpe_training import WORD_CHARACTERS, train_byte_pairs, train_in_process
+from threadloom.stages.data.chunked_text import StringText
 from threadloom.stages.data.tokenizer import TokenizerError
 
 GPT2 = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -27,7 +28,7 @@ def dna() -> str:
 
 @pytest.fixture(scope="module")
 def bpe() -> BpeTokenizer:
-    return BpeTokenizer.train(WORDS * 3 + "<|endoftext|> ACGTACGT" * 4, 330)
+    return BpeTokenizer.train(StringText(WORDS * 3 + "<|endoftext|> ACGTACGT" * 4), 330)
 
 
 def words(tokenizer: BpeTokenizer, text: str) -> list[str]:
@@ -51,7 +52,7 @@ def test_long_words_are_cut_at_characters(bpe: BpeTokenizer) -> None:
 
 def test_a_text_without_spaces_is_trained_in_linear_time(dna: str) -> None:
     """Merges of a word of n characters take n² steps: 200,000 characters in one word would take minutes."""
-    tokenizer = BpeTokenizer.train(dna, 600)
+    tokenizer = BpeTokenizer.train(StringText(dna), 600)
     assert tokenizer.vocab_size == 600
     ids = tokenizer.encode(dna)
     assert tokenizer.decode(ids) == dna
@@ -64,16 +65,16 @@ def test_chunks_do_not_change_the_ids(bpe: BpeTokenizer, parts: list[tuple[str, 
     """Chunks of 16 characters instead of 65,536 end at lines, words and inside runs without either."""
     text = "".join(piece * count for piece, count in parts)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("threadloom.stages.data.bpe_tokenizer._CHUNK", 16)
-        patch.setattr("threadloom.stages.data.bpe_tokenizer._LONGEST", 64)
-        chunks = list(_chunks(text, bpe._last_word))
+        patch.setattr("threadloom.stages.data.bpe_splitting.CHUNK", 16)
+        patch.setattr("threadloom.stages.data.bpe_splitting.LONGEST", 64)
+        chunks = list(bpe._splitter.chunks([text]))
         ids = bpe.encode(text).tolist()
     assert "".join(chunks) == text
     assert ids == bpe._tokenizer.encode(text).ids
 
 
 def test_a_text_without_spaces_is_encoded_in_chunks(bpe: BpeTokenizer, dna: str) -> None:
-    assert max(map(len, _chunks(dna, bpe._last_word))) <= 1 << 16
+    assert max(map(len, bpe._splitter.chunks([dna]))) <= 1 << 16
     assert bpe.encode(dna).tolist() == bpe._tokenizer.encode(dna).ids
 
 

@@ -15,6 +15,7 @@ from threadloom.stages.config import BatchSizes, Config, ModelConfig
 from threadloom.stages.data.batches import (
     RandomTokens,
 )
+from threadloom.stages.data.chunked_text import StringText
 from threadloom.stages.data.dataset import Dataset, prepare
 from threadloom.stages.data.token_file import DataError
 from threadloom.stages.resolve.loading import apply_overrides
@@ -22,7 +23,7 @@ from threadloom.stages.resolve.resolution import resolve
 
 
 def prepared(config: Config, text: str, directory: Path) -> Dataset:
-    return prepare(config.data, config.model, text, directory)
+    return prepare(config.data, config.model, StringText(text), directory)
 
 
 TEXT = "".join(chr(97 + (i * i + i // 7) % 26) for i in range(2000)) + "\n"
@@ -94,13 +95,17 @@ def test_a_damaged_directory_is_prepared_again(tmp_path: Path, name: str, damage
     assert prepared(config(), TEXT, tmp_path).reused
 
 
-def test_a_split_that_is_too_short_is_rejected_before_anything_is_written(tmp_path: Path) -> None:
+def test_a_split_that_is_too_short_is_rejected_and_nothing_is_replaced(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"at least 9 tokens.*got 8") as caught:
         prepared(config(), TEXT[:80], tmp_path / "none")
     assert caught.value.subject.endswith("validation.npy")
     with pytest.raises(DataError, match="got empty files"):
         prepared(config(), "", tmp_path / "none")
-    assert not (tmp_path / "none").exists()
+    assert list((tmp_path / "none").iterdir()) == []
+    prepared(config(), TEXT, tmp_path)
+    with pytest.raises(DataError, match=r"at least 9 tokens"):
+        prepared(config(), TEXT[:80], tmp_path)
+    assert prepared(config(), TEXT, tmp_path).reused
 
 
 @contextmanager

@@ -22,7 +22,7 @@ def test_files_are_joined_in_sorted_order(tmp_path: Path) -> None:
         (tmp_path / name).write_text(f"<{name}>")
     (tmp_path / "c.txt").write_text("ends\n")
     result = read_text([tmp_path])
-    assert result.text == "<B.py>\n<a.txt>\n<b/a.md>\n<b/z.txt>\nends\n"
+    assert result.read() == "<B.py>\n<a.txt>\n<b/a.md>\n<b/z.txt>\nends\n"
     assert [str(file.path.relative_to(tmp_path)) for file in result.files] == [
         "B.py",
         "a.txt",
@@ -30,7 +30,7 @@ def test_files_are_joined_in_sorted_order(tmp_path: Path) -> None:
         "b/z.txt",
         "c.txt",
     ]
-    assert read_text([tmp_path / "c.txt", tmp_path / "a.txt"]).text == "ends\n<a.txt>"
+    assert read_text([tmp_path / "c.txt", tmp_path / "a.txt"]).read() == "ends\n<a.txt>"
 
 
 def test_skipped_entries_of_a_directory_are_reported(tmp_path: Path) -> None:
@@ -41,7 +41,7 @@ def test_skipped_entries_of_a_directory_are_reported(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to(tmp_path, target_is_directory=True)
     os.mkfifo(tmp_path / "pipe.txt")
     result = read_text([tmp_path])
-    assert result.text == "kept"
+    assert result.read() == "kept"
     reasons = {path.name: reason for path, reason, _ in result.left_out}
     assert {path.name for path, _, failed in result.left_out if failed} == {"bad.txt", "zero.txt"}
     assert set(reasons) == {
@@ -54,7 +54,7 @@ def test_skipped_entries_of_a_directory_are_reported(tmp_path: Path) -> None:
 def test_a_named_file_may_have_any_suffix_and_a_byte_order_mark(tmp_path: Path) -> None:
     file = tmp_path / "notes.weird"
     file.write_bytes("\ufeffgr\u00fc\u00df\r\n".encode())
-    assert read_text([file]).text == "gr\u00fc\u00df\r\n"
+    assert read_text([file]).read() == "gr\u00fc\u00df\r\n"
 
 
 @pytest.mark.parametrize(
@@ -80,13 +80,13 @@ def test_missing_paths_and_empty_texts_are_rejected(tmp_path: Path) -> None:
 def test_the_standard_library_is_deterministic() -> None:
     result = read_text([])
     assert result == standard_library_text()
-    assert 2_000_000 < len(result.text) <= 12_000_000
-    assert "class OrderedDict" in result.text
+    assert 2_000_000 < len(result.read()) <= 12_000_000
+    assert "class OrderedDict" in result.read()
     names = [file.path.as_posix() for file in result.files]
     assert not any("/site-packages/" in name or "/test/" in name or "_sysconfigdata" in name for name in names)
 
 
 def test_the_limit_keeps_whole_files() -> None:
     result = standard_library_text(limit=100_000)
-    assert 50_000 < len(result.text) <= 100_000 + len(result.files)
+    assert 50_000 < len(result.read()) <= 100_000 + len(result.files)
     assert any("beyond" in reason for _, reason, _ in result.left_out)

@@ -31,9 +31,9 @@ def test_runs_and_checkpoints_are_left_out(tmp_path: Path) -> None:
     (tmp_path / "other" / "checkpoints").mkdir(parents=True)
     (tmp_path / "other" / "config.json").write_text("{}")  # another program's
     result = read_text([tmp_path])
-    assert result.text == "text\n{}"
+    assert result.read() == "text\n{}"
     assert set(left_out(tmp_path)) == {"runs/claimed", "copied", "step-1"}
-    assert read_text([tmp_path], excluded=[tmp_path / "other", tmp_path / "none"]).text == "text"
+    assert read_text([tmp_path], excluded=[tmp_path / "other", tmp_path / "none"]).read() == "text"
     with pytest.raises(TextError, match=r"no character.*a run or a checkpoint"):
         read_text([tmp_path / "runs" / "claimed"])
 
@@ -46,11 +46,11 @@ def test_the_output_of_the_command_is_left_out(tmp_path: Path) -> None:
         log.flush()
         os.dup2(log.fileno(), 2)
         try:
-            assert read_text([tmp_path]).text == "text"
+            assert read_text([tmp_path]).read() == "text"
         finally:
             os.dup2(saved, 2)
             os.close(saved)
-    assert read_text([tmp_path]).text == "text\nline\n"
+    assert read_text([tmp_path]).read() == "text\nline\n"
 
 
 def test_what_cannot_be_read_is_left_out_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,7 +73,7 @@ def test_what_cannot_be_read_is_left_out_and_named(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(os, "scandir", refused("locked", scandir))
     monkeypatch.setattr(Path, "open", refused("locked.txt", opened))
     result = read_text([tmp_path])
-    assert result.text == "a.txt\nz.txt"
+    assert result.read() == "a.txt\nz.txt"
     assert {path.name: reason for path, reason, failed in result.left_out if failed} == {
         "locked": "Permission denied",
         "locked.txt": "Permission denied",
@@ -101,7 +101,7 @@ def test_directories_nested_deeper_than_calls_and_paths(tmp_path: Path) -> None:
         result = read_text([tmp_path])
     finally:  # pytest's own removal is recursive
         subprocess.run(["rm", "-rf", str(tmp_path / "d")], check=True)
-    assert result.text == "z"
+    assert result.read() == "z"
     assert [(reason, failed) for _, reason, failed in result.left_out] == [("File name too long", True)]
 
 
@@ -130,7 +130,7 @@ def test_names_that_are_not_utf8_survive_json(tmp_path: Path, monkeypatch: pytes
     assert absolute.isascii()
     assert text_path(absolute) == tmp_path / name
     assert absolute_text(absolute) == absolute
-    assert read_text([absolute]).text == "text"
+    assert read_text([absolute]).read() == "text"
     assert absolute_text("é.txt") == str(tmp_path / "é.txt")
     with pytest.raises(TextError, match=r"b\\xff\\nc.txt: expected a readable file") as caught:
         read_text([os.fsdecode(b"b\xff\nc.txt")])

@@ -13,6 +13,7 @@ from threadloom.stages.config import ConfigError, DataConfig, TokenizerKind
 from threadloom.stages.data.bpe_tokenizer import BpeTokenizer
 from threadloom.stages.data.bytes_tokenizer import BytesTokenizer
 from threadloom.stages.data.character_tokenizer import REPLACEMENT, CharacterTokenizer
+from threadloom.stages.data.chunked_text import StringText
 from threadloom.stages.data.text import standard_library_text
 from threadloom.stages.data.tokenizer import Tokenizer, TokenizerError
 from threadloom.stages.data.tokenizer_registry import load_tokenizer, train_tokenizer
@@ -22,18 +23,18 @@ texts = st.text(st.characters(codec="utf-8"), max_size=60)
 
 @pytest.fixture(scope="module")
 def source() -> str:
-    return standard_library_text(limit=400_000).text
+    return standard_library_text(limit=400_000).read()
 
 
 @pytest.fixture(scope="module")
 def bpe(source: str) -> BpeTokenizer:
-    return BpeTokenizer.train(source, 600)
+    return BpeTokenizer.train(StringText(source), 600)
 
 
 @settings(deadline=None)
 @given(texts.filter(bool))
 def test_character_ids_equal_nanogpt(text: str) -> None:
-    tokenizer = CharacterTokenizer.train(text, limit=1000)
+    tokenizer = CharacterTokenizer.train(StringText(text), limit=1000)
     stoi = {character: place for place, character in enumerate(sorted(set(text)))}
     ids = tokenizer.encode(text)
     assert ids.dtype == np.int32
@@ -45,7 +46,7 @@ def test_character_ids_equal_nanogpt(text: str) -> None:
 @settings(deadline=None)
 @given(st.text("abcdeé\U0001f600\ufffd", min_size=1, max_size=60), st.integers(2, 6))
 def test_a_limited_alphabet_keeps_the_most_frequent_characters(text: str, limit: int) -> None:
-    tokenizer = CharacterTokenizer.train(text, limit)
+    tokenizer = CharacterTokenizer.train(StringText(text), limit)
     if len(set(text)) <= limit:
         assert tokenizer.decode(tokenizer.encode(text)) == text
         return
@@ -105,20 +106,20 @@ def test_bpe_in_chunks_equals_bpe_of_the_whole_text(bpe: BpeTokenizer, source: s
 
 
 def test_bpe_training_is_deterministic_and_limited(bpe: BpeTokenizer, source: str, tmp_path: Path) -> None:
-    again = BpeTokenizer.train(source, 600)
+    again = BpeTokenizer.train(StringText(source), 600)
     again.save(tmp_path / "a.json")
     bpe.save(tmp_path / "b.json")
     assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
     assert bpe.vocab_size == 600
     assert bpe.end_of_text is not None
     assert bpe.encode("<|endoftext|>").tolist() == [bpe.end_of_text.id]
-    assert BpeTokenizer.train("abc", 600).vocab_size == 257
+    assert BpeTokenizer.train(StringText("abc"), 600).vocab_size == 257
 
 
 @pytest.mark.parametrize("kind", list(TokenizerKind))
 def test_saved_tokenizers_are_loaded(kind: TokenizerKind, tmp_path: Path) -> None:
     text = "a quick brown fox, é and \U0001f600\n" * 9
-    made = train_tokenizer(DataConfig(tokenizer=kind), 300, text)
+    made = train_tokenizer(DataConfig(tokenizer=kind), 300, StringText(text))
     path = tmp_path / "tokenizer.json"
     made.save(path)
     loaded = load_tokenizer(path)
@@ -160,7 +161,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "make", [lambda: CharacterTokenizer("abc"), BytesTokenizer, lambda: BpeTokenizer.train("a", 257)]
+    "make", [lambda: CharacterTokenizer("abc"), BytesTokenizer, lambda: BpeTokenizer.train(StringText("a"), 257)]
 )
 @pytest.mark.parametrize("wrong", [-1, 257, 10**12])
 def test_ids_outside_the_vocabulary_are_rejected(make: "type[Tokenizer]", wrong: int) -> None:
@@ -173,7 +174,7 @@ def test_ids_outside_the_vocabulary_are_rejected(make: "type[Tokenizer]", wrong:
 
 @pytest.mark.parametrize("kind", [TokenizerKind.BYTES, TokenizerKind.BPE])
 def test_a_lone_surrogate_is_rejected(kind: TokenizerKind) -> None:
-    tokenizer = train_tokenizer(DataConfig(tokenizer=kind), 300, "abc")
+    tokenizer = train_tokenizer(DataConfig(tokenizer=kind), 300, StringText("abc"))
     with pytest.raises(TokenizerError, match=r"U\+DCFF"):
         tokenizer.encode("a\udcff")
 
@@ -184,11 +185,11 @@ def test_a_lone_surrogate_is_rejected(kind: TokenizerKind) -> None:
 )
 def test_vocabularies_too_small_for_the_kind_are_rejected(kind: TokenizerKind, size: int | None) -> None:
     with pytest.raises(ConfigError, match=r"model\.vocab_size"):
-        train_tokenizer(DataConfig(tokenizer=kind), size, "abc")
+        train_tokenizer(DataConfig(tokenizer=kind), size, StringText("abc"))
 
 
 def test_the_alphabet_is_limited_by_both_settings() -> None:
     data = DataConfig(alphabet=4)
-    assert train_tokenizer(data, None, "abcdef").vocab_size == 4
-    assert train_tokenizer(data, 3, "abcdef").vocab_size == 3
-    assert train_tokenizer(data, 30, "abc").vocab_size == 3
+    assert train_tokenizer(data, None, StringText("abcdef")).vocab_size == 4
+    assert train_tokenizer(data, 3, StringText("abcdef")).vocab_size == 3
+    assert train_tokenizer(data, 30, StringText("abc")).vocab_size == 3

@@ -1,22 +1,25 @@
 """Incremental decoding and stops, compared with the whole text."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import example, given, strategies as st
 
-from threadloom.stages.data import Tokenizer
+from threadloom.stages.data import TokenFile, Tokenizer
 from threadloom.stages.data.bpe_tokenizer import BpeTokenizer
 from threadloom.stages.data.bytes_tokenizer import BytesTokenizer
 from threadloom.stages.data.character_tokenizer import CharacterTokenizer
+from threadloom.stages.data.chunked_text import StringText
+from threadloom.stages.inference.text_evaluation import decoded_characters
 from threadloom.stages.inference.text_stream import KEPT, StopSearch, TextStream
 
 TEXT = "größer ☃ 😀 日本語 e\u0301 \ufffd the cat sat on the mat " * 3
 TOKENIZERS: dict[str, Tokenizer] = {
     "bytes": BytesTokenizer(),
-    "characters": CharacterTokenizer.train(TEXT),
-    "bpe": BpeTokenizer.train(TEXT, 300),
+    "characters": CharacterTokenizer.train(StringText(TEXT)),
+    "bpe": BpeTokenizer.train(StringText(TEXT), 300),
 }
 
 
@@ -33,6 +36,25 @@ def test_the_pieces_of_a_text_are_whole_characters(name: str) -> None:
     assert "".join(found) == text
     assert not any("\ufffd" in piece for piece in found)
     assert found[-1] == ""
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@given(numbers=st.lists(st.integers(0, 10**6), min_size=2, max_size=80))
+@example(numbers=[0xF0, 0x9F, 0x98, 0x80] * 9)  # in bytes: four of one character
+def test_characters_are_counted_in_parts(name: str, numbers: list[int]) -> None:
+    """Parts of 5 ids instead of 65,536, cut anywhere; only runs of bytes without text may be counted differently."""
+    tokenizer = TOKENIZERS[name]
+    ids = np.array([number % tokenizer.vocab_size for number in numbers], np.uint16)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("threadloom.stages.inference.text_evaluation._DECODED", 5)
+        found = decoded_characters(tokenizer, TokenFile(ids, tokenizer.vocab_size, 1, Path("validation.npy")))
+    expected = tokenizer.decode(ids)
+    if "\ufffd" not in expected:
+        assert found == len(expected)
+    text = expected.replace("\ufffd", "")
+    ids = tokenizer.encode(text).astype(np.uint16)
+    if len(ids) > 1:
+        assert decoded_characters(tokenizer, TokenFile(ids, tokenizer.vocab_size, 1, Path("x"))) == len(text)
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)

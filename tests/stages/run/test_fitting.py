@@ -37,6 +37,14 @@ def test_the_suggested_settings_fit(share: float) -> None:
     require_memory(changed, resolve(changed, 2), 2, available)
 
 
+def test_a_preparation_counts_by_how_much_it_exceeds_the_training() -> None:
+    resolved = resolve(HUGE, 2)
+    training = sum(planned_memory(resolved).values())
+    for preparation, excess in ((0, 0), (training, 0), (training + 7, 7)):
+        plan = planned_memory(resolved, preparation)
+        assert (plan["text preparation"], sum(plan.values())) == (excess, training + excess)
+
+
 def test_nothing_fits_into_nothing() -> None:
     with pytest.raises(ConfigError, match="a smaller model or a machine with more memory"):
         require_memory(HUGE, resolve(HUGE, 2), 2, 0)

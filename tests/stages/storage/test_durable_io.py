@@ -7,12 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import BinaryIO
 
 import pytest
 
 from threadloom.stages.storage.durable_io import (
     DiskFullError,
+    atomic_file,
     atomic_write,
     file_lock,
     free_bytes,
@@ -23,11 +23,12 @@ from threadloom.stages.storage.durable_io import (
 ROOT = Path(__file__).parents[3]
 
 
-def test_content_is_bytes_or_a_function(tmp_path: Path) -> None:
+def test_content_is_bytes_or_written_in_a_block(tmp_path: Path) -> None:
     file = tmp_path / "file"
     atomic_write(file, b"one")
     assert file.read_bytes() == b"one"
-    atomic_write(file, lambda out: out.write(b"two"))
+    with atomic_file(file) as out:
+        out.write(b"two")
     assert file.read_bytes() == b"two"
     assert os.listdir(tmp_path) == ["file"]
 
@@ -36,15 +37,12 @@ def test_content_is_bytes_or_a_function(tmp_path: Path) -> None:
 def test_a_full_disk_is_explained_and_the_previous_file_kept(tmp_path: Path, number: int) -> None:
     file = tmp_path / "file"
     atomic_write(file, b"good")
-
-    def fail(out: BinaryIO) -> None:
-        out.write(b"half")
-        raise OSError(number, "No space left on device")
-
     with pytest.raises(
         DiskFullError, match=r"file: expected space for the file, got .* Hint: .*; existing files are kept"
     ) as caught:
-        atomic_write(file, fail)
+        with atomic_file(file) as out:
+            out.write(b"half")
+            raise OSError(number, "No space left on device")
     assert caught.value.errno == number
     assert file.read_bytes() == b"good"
     assert os.listdir(tmp_path) == ["file"]
@@ -68,11 +66,8 @@ def test_a_limit_on_file_sizes_is_reported_with_the_bytes_needed(tmp_path: Path)
 
 
 def test_other_errors_are_not_changed(tmp_path: Path) -> None:
-    def fail(out: BinaryIO) -> None:
+    with pytest.raises(KeyboardInterrupt), atomic_file(tmp_path / "file"):
         raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        atomic_write(tmp_path / "file", fail)
     assert os.listdir(tmp_path) == []
 
 

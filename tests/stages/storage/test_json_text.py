@@ -10,6 +10,7 @@ from threadloom.stages.config import ConfigError
 from threadloom.stages.data import load_tokenizer
 from threadloom.stages.data.bpe_tokenizer import BpeTokenizer
 from threadloom.stages.data.character_tokenizer import CharacterTokenizer
+from threadloom.stages.data.chunked_text import StringText
 from threadloom.stages.models import Geometry
 from threadloom.stages.models.gpt2 import Gpt2HuggingFace
 from threadloom.stages.resolve import from_json, load_config, to_json
@@ -34,7 +35,7 @@ def test_json_in_any_encoding_of_unicode_is_read(tmp_path: Path, encoding: str) 
     path.write_text(path.read_text(encoding="utf-8"), encoding=encoding)
     assert load_tokenizer(path).encode("é").tolist() == [2]
 
-    BpeTokenizer.train("abc", 257).save(path)
+    BpeTokenizer.train(StringText("abc"), 257).save(path)
     path.write_text(path.read_text(encoding="utf-8"), encoding=encoding)
     assert load_tokenizer(path).vocab_size == 257
 
