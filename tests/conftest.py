@@ -4,6 +4,7 @@ The environment is set before anything imports NumPy, because a BLAS reads it wh
 it.
 """
 
+import gc
 import os
 import signal
 import sys
@@ -94,6 +95,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Sort the tests into the order in which they are distributed, in worker processes of pytest-xdist."""
     if hasattr(config, "workerinput"):
         items.sort(key=lambda item: rank_of(item.nodeid))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish() -> None:
+    """Exclude all modules and tests from garbage collection: many tests call the collector, which would visit them."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(optionalhook=True)
