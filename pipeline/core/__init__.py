@@ -19,6 +19,8 @@ from threadloom.pipeline.core.banks import (
 from threadloom.pipeline.core.callables import (
     FunctionKind as FunctionKind,
     actor_class as actor_class,
+    flushed as flushed,
+    has_flush as has_flush,
     is_async_manager as is_async_manager,
     kind_of as kind_of,
     kind_of_instances as kind_of_instances,

@@ -6,7 +6,7 @@ work without an error.
 
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import Enum
 from functools import partial
 from typing import Any
@@ -89,3 +89,22 @@ def _unwrapped(fn: object) -> object:
     while isinstance(fn, partial):
         fn = fn.func
     return fn
+
+
+def has_flush(fn: object) -> bool:
+    """Return True if a function is an object with a method `flush`, or a class of such objects."""
+    return callable(getattr(_unwrapped(fn), "flush", None))
+
+
+def flushed(fn: object) -> Iterable[Any]:
+    """Return the results of `fn.flush()`; none if it has no such method, or if that returns None."""
+    flush = getattr(fn, "flush", None)
+    results = flush() if callable(flush) else None
+    if results is None:
+        return ()
+    if not isinstance(results, Iterable) or isinstance(results, (str, bytes)):
+        raise TypeError(
+            f"flush() of {type(fn).__name__} returned {type(results).__name__}, expected an iterable of results, or "
+            f"None: return a list, or make it a generator function"
+        )
+    return results

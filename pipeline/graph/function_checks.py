@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterable, Callable
 from typing import Any
 
-from threadloom.pipeline.core import FunctionKind, GraphError, actor_class, kind_of
+from threadloom.pipeline.core import FunctionKind, GraphError, actor_class, has_flush, kind_of
 from threadloom.pipeline.processes import OnProcesses
 from threadloom.pipeline.run import PerWorker
 
@@ -16,7 +16,13 @@ def kind_of_stage(fn: object) -> FunctionKind:
 def check_function(subject: str, fn: object) -> None:
     """Raise GraphError if a stage function is no function, or a class of which an instance was probably meant."""
     if not callable(fn):
-        raise GraphError(f"{subject} needs a function, got {fn!r}")
+        hint = ": rename its method accumulate to __call__" if hasattr(fn, "accumulate") and has_flush(fn) else ""
+        raise GraphError(f"{subject} needs a function, got {fn!r}{hint}")
+    if needs_loop(fn) and has_flush(fn.make if isinstance(fn, PerWorker) else fn):
+        raise GraphError(
+            f"{subject} has a coroutine function with a method flush, which only ordinary functions can have: await in "
+            f"a stage upstream, and collect its results here"
+        )
     if (actor := actor_class(fn)) is not None:
         name = actor.__name__
         raise GraphError(

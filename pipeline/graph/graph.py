@@ -202,7 +202,10 @@ class Graph(Declarations):
         which is the default of a generator function, `fn` returns an iterable, whose elements are sent as they are
         produced. A result of SKIP is not sent. `acquire`
         is called with the item just before `fn`, and may wait for a resource. Items for which `when` is false are not
-        sent to this stage. A stage without successors is run for its side effects. `StageOptions` documents the other
+        sent to this stage. A stage without successors is run for its side effects. If `fn` is an object with a method
+        `flush`, that is called at the end of the input, and the elements of the iterable that it returns are sent: once
+        for an object that all workers share, and by each worker for `per_worker` and processes; not after a failure.
+        `StageOptions` documents the other
         keyword arguments. Raises GraphError if the stage is invalid.
         """
         check_names(f"stage {name!r}", options, StageOptions.__annotations__)

@@ -31,7 +31,15 @@ from typing import Any, NamedTuple
 import multiprocess
 import threadpoolctl
 
-from threadloom.pipeline.core import PipelineError, SharedPool, SharedSlot, format_error, map_memory, type_names
+from threadloom.pipeline.core import (
+    PipelineError,
+    SharedPool,
+    SharedSlot,
+    flushed,
+    format_error,
+    map_memory,
+    type_names,
+)
 from threadloom.pipeline.processes.connection import Connection, ConnectionClosed, MessageKind, Payload
 from threadloom.pipeline.processes.pickling import MessagePickler, PoolHandle
 
@@ -183,7 +191,7 @@ class _Server:
                 return
             self._lent.clear()
             try:
-                answer = self._call(fn, payload)
+                answer = self._flush(fn) if kind is MessageKind.FLUSH else self._call(fn, payload)
                 self._check_nothing_is_kept(fn)
             except ConnectionClosed:
                 raise
@@ -197,6 +205,9 @@ class _Server:
         if isgenerator(result):  # replaced by an iterator over the same elements that can be pickled
             result = iter(list(result))
         return self._pickler.dumps(result)
+
+    def _flush(self, fn: Callable[[Any], Any]) -> Payload:
+        return self._pickler.dumps(list(flushed(fn)))
 
     def _check_nothing_is_kept(self, fn: Callable[[Any], Any]) -> None:
         if any(ref() is not None for ref in self._lent):

@@ -27,6 +27,7 @@ class MessageKind(IntEnum):
     READY = 6  # from the process: set-up or tear-down has succeeded
     RESULT = 7  # from the process: the result of the function
     ERROR = 8  # from the process: the exception that was raised
+    FLUSH = 10  # to the process: return the results of the state that is left
     TAKE = 9  # from the process: a request for a slot of a pool
 
 

@@ -58,6 +58,7 @@ class _ChildPhase(Enum):
     """The phases of a process in which it has no item, as error messages call them."""
 
     START = "during its start and set-up"
+    FLUSH = "during its flush"
     TEAR_DOWN = "during its tear-down"
 
 
@@ -101,6 +102,21 @@ class ProcessWorker(Generic[In, Out]):
                 self._raise(reply, child.pid)
             result: Out = self._pickler.loads(reply)
             return result
+        finally:
+            lent.clear()
+
+    def flush(self) -> list[Out]:
+        """Return the results of `flush` of the function, called in the process; none if there is no process."""
+        child = self._child
+        if child is None:
+            return []
+        lent: list[SharedSlot] = []
+        try:
+            kind, reply = self._exchange(child, MessageKind.FLUSH, None, None, _ChildPhase.FLUSH, lent)
+            if kind is MessageKind.ERROR:
+                self._raise(reply, child.pid)
+            results: list[Out] = self._pickler.loads(reply)
+            return results
         finally:
             lent.clear()
 

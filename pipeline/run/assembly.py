@@ -16,6 +16,7 @@ from threadloom.pipeline.policy import FailFast, Join, NumberedAdmission, Reorde
 from threadloom.pipeline.run.channel import Channel
 from threadloom.pipeline.run.deadlock import DeadlockDetector
 from threadloom.pipeline.run.event_loop import EventLoops
+from threadloom.pipeline.run.flushing import Flushing
 from threadloom.pipeline.run.late_calls import LateItem
 from threadloom.pipeline.run.retry import FailureCounters
 from threadloom.pipeline.run.rounds import Rounds
@@ -137,6 +138,8 @@ class Assembly:
         workers = self._workers[name]
         worker = StageWorker(self.runtimes[name], len(workers), self._context, late)
         workers.append(worker)
+        if late is None:  # else it takes the place of another
+            worker.join()
         return worker
 
     def workers(self) -> Iterator[StageWorker]:
@@ -187,6 +190,7 @@ class Assembly:
             Rounds(stage.workers, self._clock, self.detector) if stage.ordered and stage.shards else None,
             FailureCounters(stage.on_error, partial(self._items_started, stage.name)) if has_policy else None,
             loops,
+            Flushing(stage),
         )
 
     def _items_started(self, name: str) -> int:

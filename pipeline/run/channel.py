@@ -203,6 +203,11 @@ class Channel(Generic[In, Out]):
             return bool(self._producers)
 
     @property
+    def discards(self) -> bool:
+        """True after `discard`."""
+        return self._discards
+
+    @property
     def keyed(self) -> bool:
         """True if `put` calls user functions of the policy, which may raise."""
         return self._keyed

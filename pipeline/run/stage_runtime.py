@@ -11,6 +11,7 @@ from threadloom.pipeline.observe import RawEvent, Stage
 from threadloom.pipeline.policy import ReorderBuffer
 from threadloom.pipeline.run.channel import Channel
 from threadloom.pipeline.run.event_loop import EventLoops, Spawn
+from threadloom.pipeline.run.flushing import Flushing
 from threadloom.pipeline.run.retry import FailureCounters
 from threadloom.pipeline.run.rounds import Rounds
 from threadloom.pipeline.run.routing import Edge
@@ -62,12 +63,14 @@ class StageRuntime:
     """The counters of a stage or source with a failure policy; None with FailFast."""
     loops: EventLoops | None
     """The event loops of a stage of coroutines; None for others."""
+    flushing: Flushing
 
 
 class LifecyclePhase(Enum):
     """The phases of a worker in which it has no item; the value stands in for the item in error messages."""
 
     SET_UP = "set-up"
+    FLUSH = "flush"
     TEAR_DOWN = "tear-down"
 
 

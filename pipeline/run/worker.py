@@ -65,6 +65,10 @@ class StageWorker:
         self._reported = False  # True once an error of this worker has been reported
         self._closed = False  # True once the channels of the successors have been closed
 
+    def join(self) -> None:
+        """Count this worker among those that end before the stage can be flushed."""
+        self._runtime.flushing.join()
+
     def register(self) -> bool:
         """Register as an additional producer on all downstream channels, before `run`; False if one has closed."""
         for place, edge in enumerate(self._edges):
@@ -76,6 +80,7 @@ class StageWorker:
 
     def unregister(self) -> None:
         """Undo `register`, for a worker whose thread cannot be started."""
+        self._runtime.flushing.leave()
         for edge in self._edges:
             edge.channel.close()
 
@@ -190,6 +195,7 @@ class StageWorker:
                 if self._late is not None and isinstance(call, RetryRunner):
                     self._finish_late(call, self._late, self._input)
                 self._run_loop(call, self._input)
+                self._flush(fn, self._input)
         except BaseException as error:
             # Reported before the tear-down, which may take time, so that the other workers can end during it.
             self._report(error)
@@ -202,6 +208,18 @@ class StageWorker:
             self._closed = True
             for edge in self._edges:
                 edge.channel.close()
+
+    def _flush(self, fn: Callable[..., Any], channel: Channel[Any, Any]) -> None:
+        """Send the results of the state that the function is left with at the end of the input."""
+        if channel.discards:
+            return  # the stage has failed
+        self._send = self._send_result  # in an ordered stage too: all items have been sent when it is the turn of these
+        self.item = LifecyclePhase.FLUSH
+        self.counters.phase = _BUSY
+        mark = self._context.clock()
+        for results in self._runtime.flushing.results(self.index, fn):
+            mark = self._send_expanded(results, mark, UNLABELLED, _NO_IDS)
+        self.item = _NOTHING
 
     def _with_failure_policy(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         """Return `fn`, called under the failure policy of the stage."""

@@ -11,6 +11,7 @@ from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
+from threadloom.pipeline.core import flushed, has_flush
 from threadloom.pipeline.graph import Graph
 from threadloom.pipeline.observe import Branch, NodeKind, Route, Stage, Via
 from threadloom.pipeline.policy import Attempt, Decision, FailFast, OnError, RetryAfter
@@ -96,7 +97,18 @@ class _Wrapper:
             journal.emit(name, result)
             return result
 
-        return wrapped
+        return _Flushable(wrapped, self._flushed(stage, fn)) if has_flush(fn) else wrapped
+
+    def _flushed(self, stage: Stage, fn: Any) -> Callable[[], Iterator[Any]]:
+        record = self._journal.of[stage.name]
+
+        def flush() -> Iterator[Any]:
+            for count, element in enumerate(flushed(fn), 1):
+                record.most_emitted = max(record.most_emitted, count)
+                self._journal.emit(stage.name, element)
+                yield element
+
+        return flush
 
     def _elements(self, stage: Stage, item: Any, result: Iterable[Any]) -> Iterator[Any]:
         error, count = True, 0
@@ -180,6 +192,17 @@ class _SourceElements(Iterator[Any]):
     def close(self) -> None:
         if self._stage.closes and hasattr(self._iterator, "close"):
             self._iterator.close()
+
+
+class _Flushable:
+    """A wrapped function with a wrapped `flush`."""
+
+    def __init__(self, call: Callable[[Any], Any], flush: Callable[[], Iterator[Any]]) -> None:
+        self._call = call
+        self.flush = flush
+
+    def __call__(self, item: Any) -> Any:
+        return self._call(item)
 
 
 class _Elements:

@@ -5,7 +5,8 @@ The outputs of a function do not depend on the order of its calls or on the call
 
 import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from threading import Lock
 from typing import Any
 
 from threadloom.pipeline.observe import SKIP, Skip
@@ -42,6 +43,36 @@ def random_expansion(choose: random.Random, items: list[int]) -> tuple[Expansion
     else:
         chosen = lambda item: [item + 100_000 * copy for copy in range(copies)]  # noqa: E731
     return chosen, [item + 100_000 * copy for item in items for copy in range(copies)]
+
+
+class Holder:
+    """An expansion that holds items back: it returns `count` of them at once, and the rest by `flush`."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._lock = Lock()
+        self._held: list[int] = []
+
+    def __call__(self, item: int) -> list[int]:
+        with self._lock:
+            self._held.append(item)
+            if len(self._held) < self._count:
+                return []
+            held, self._held = self._held, []
+            return held
+
+    def flush(self) -> Iterator[int]:
+        """Yield the items that are held."""
+        held, self._held = self._held, []
+        yield from held
+
+
+def random_holder(choose: random.Random) -> Any:
+    """Return an expansion with a state that is flushed, one for all workers or one for each."""
+    count = choose.randint(2, 5)
+    if choose.random() < 0.5:
+        return Holder(count)
+    return per_worker(lambda: nullcontext(Holder(count)))
 
 
 def then_release(fn: Callable[[int], Any], release: Callable[[], None] | None) -> Callable[[int], Any]:

@@ -21,7 +21,13 @@ from threadloom.pipeline.graph import Graph, Shards
 from threadloom.pipeline.observe import Node, NodeKind
 from threadloom.pipeline.policy import FailFast, Gather, InOrder, Join, Retry, SkipFailed
 from threadloom.pipeline.testing.harness import Subject
-from threadloom.pipeline.testing.random_functions import random_expansion, random_function, then_release, with_set_up
+from threadloom.pipeline.testing.random_functions import (
+    random_expansion,
+    random_function,
+    random_holder,
+    then_release,
+    with_set_up,
+)
 
 FIRST = 10_000
 MOST_ITEMS = 400
@@ -50,6 +56,7 @@ class _Builder:
         self.expected: dict[str, list[int]] = {}
         self.ordered: set[str] = set()
         self.may_raise: set[type[BaseException]] = set()
+        self.holders: set[str] = set()  # stages with a state, which a repeated call would change again
         self.small = small
 
     def build(self) -> Subject:
@@ -168,7 +175,11 @@ class _Builder:
             arguments["acquire"], release = self.slots(choose.randint(1, workers))
         else:
             release = None
-        if choose.random() < 0.3 and len(items) < MOST_ITEMS // 2:
+        if release is None and choose.random() < 0.1:
+            node, outputs = self.graph.stage(name, random_holder(choose), expand=True, **arguments), items
+            self.holders.add(name)
+            keeps = workers == 1
+        elif choose.random() < 0.3 and len(items) < MOST_ITEMS // 2:
             fn, outputs = random_expansion(choose, items)
             node = self.graph.stage(name, then_release(fn, release), expand=True, **arguments)
         else:

@@ -202,3 +202,24 @@ class Logged:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.log("exit")
+
+
+class Pairs:
+    """Collects items into pairs, in a process; the last may be alone."""
+
+    def __init__(self) -> None:
+        self.items: list[int] = []
+
+    def __call__(self, item: int) -> list[int] | Skip:
+        self.items.append(item)
+        if len(self.items) < 2:
+            return SKIP
+        pair, self.items = self.items, []
+        return pair
+
+    def flush(self) -> Iterator[list[int]]:
+        """Yield the item that is left, and then raise if it is negative."""
+        if self.items:
+            yield self.items
+        if self.items and self.items[0] < 0:
+            raise ValueError("negative")

@@ -13,7 +13,7 @@ import pytest
 
 from tests.pipeline.processes import process_work as work
 from tests.pipeline.processes.process_work import act
-from threadloom.pipeline import Graph, Node, OnProcesses, PipelineError, on_processes, per_worker
+from threadloom.pipeline import Graph, Node, OnProcesses, PipelineError, StageFailure, on_processes, per_worker
 from threadloom.pipeline.core.shared import SharedPool, slot_of
 from threadloom.pipeline.processes import child_main
 from threadloom.pipeline.testing import ResourceSnapshot
@@ -37,6 +37,18 @@ def test_each_worker_has_its_own_process() -> None:
     assert len(seen) == 6
     assert os.getpid() not in seen
     assert not any(Path(f"/proc/{pid}").exists() for pid in seen)
+
+
+def test_the_state_of_a_process_is_flushed() -> None:
+    def pairs(items: list[int]) -> list[Any]:
+        graph = Graph("pairs", on_failure="drain")
+        node = graph.stage("pair", on_processes(work.Pairs()), after=graph.source("draw", items))
+        graph.sink("out", after=node)
+        return list(graph)
+
+    assert pairs([0, 1, 2]) == [[0, 1], [2]]
+    with pytest.raises(StageFailure, match="failed on flush: ValueError: negative"):
+        pairs([-1])
 
 
 def test_a_process_works_and_ends_without_the_calls_of_linux(monkeypatch: pytest.MonkeyPatch) -> None:
