@@ -1,6 +1,6 @@
 """The engines of `benchmarks.engines`, each by the idiom of its documentation.
 
-An adapter is a generator: it starts the engine, yields its results, and ends it. A shape that an engine has no idiom
+An adapter is a generator: it starts the engine, yields its results, and ends it. A part that an engine has no idiom
 for is None. Engines without a join iterate two pipelines over the same items in step, which is what their users do.
 """
 
@@ -44,9 +44,12 @@ class Engine:
 
     def run(self, workload: EngineWorkload, feed: Feed) -> Iterator[Any] | None:
         """Return the results of a workload as they arrive; None if the engine has no idiom for it."""
-        adapter = {EnginePart.THREADS: self.threads, EnginePart.PROCESSES: self.processes, EnginePart.JOIN: self.join}[
-            workload.shape
-        ]
+        adapters = {
+            EnginePart.THREADS: self.threads,
+            EnginePart.PROCESSES: self.processes,
+            EnginePart.JOIN: self.join,
+        }
+        adapter = adapters[workload.part]
         return None if adapter is None else adapter(*workload.functions, feed)
 
     def version(self) -> str | None:

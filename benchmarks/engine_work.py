@@ -30,7 +30,7 @@ class EngineWorkload:
     """One row of the comparison."""
 
     name: str
-    shape: EnginePart
+    part: EnginePart
     functions: tuple[Callable[[int], Any], ...]
     """One function, or the two of `EnginePart.JOIN`."""
     items: int
@@ -45,14 +45,14 @@ class EngineWorkload:
     def result(self, number: int) -> Any:
         """Return the result of one item, computed in the calling thread."""
         values = tuple(function(number) for function in self.functions)
-        return values if self.shape is EnginePart.JOIN else values[0]
+        return values if self.part is EnginePart.JOIN else values[0]
 
     def summary(self, result: Any) -> tuple[int, ...] | tuple[float, ...]:
         """Return a small tuple that identifies a result and begins with the number of its item."""
-        if self.shape is EnginePart.PROCESSES:
+        if self.part is EnginePart.PROCESSES:
             array = np.asarray(result)
             return int(array[0]), float(array[-1]), float(array.size)
-        if self.shape is EnginePart.JOIN:
+        if self.part is EnginePart.JOIN:
             return tuple(each for part in result for each in part)
         return tuple(result) if isinstance(result, tuple) else (int(result),)
 

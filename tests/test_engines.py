@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import engine_peers, engines
+from benchmarks import engine_peers, engine_work, engines
 from benchmarks.engine_peers import ENGINES, Engine
 from benchmarks.engine_work import EnginePart, EngineWorkload, Feed, filled_array, no_op, numpy_square, numpy_work
 
@@ -75,14 +75,31 @@ def test_a_lost_result_ends_the_comparison() -> None:
         engines.measure_throughput(engine(lambda function, feed: iter(list(feed)[1:])), NO_OP)
 
 
-def test_latency_is_measured_from_the_hand_over() -> None:
+class FakeTime:
+    """A clock that only `sleep` advances."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def test_latency_is_measured_from_the_hand_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = FakeTime()
+    for module in (engines, engine_work):
+        monkeypatch.setattr(module, "time", clock)
+
     def buffering(function: object, feed: Feed) -> Iterator[int]:
         yield from list(feed)
 
-    workload = EngineWorkload("no-op", EnginePart.THREADS, (no_op,), 20, 0.002)
-    immediate = engines.measure_latency(engine(lambda function, feed: iter(feed)), workload, 10, 0.0)
+    workload = EngineWorkload("no-op", EnginePart.THREADS, (no_op,), 20, 0.5)
+    assert engines.measure_latency(engine(lambda function, feed: iter(feed)), workload, 10, 0.0) == 0.0
     # Item k of 10 waits (9 - k) intervals; the items after the first fifth wait 0 to 7, with a median of 3.5.
-    assert engines.measure_latency(engine(buffering), workload, 10, 0.0) >= 3.5 * 0.002 > immediate
+    assert engines.measure_latency(engine(buffering), workload, 10, 0.25) == pytest.approx(3.5 * 0.5 - 0.25)
 
 
 def test_ratios_are_medians_of_rounds() -> None:

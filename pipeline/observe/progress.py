@@ -91,6 +91,7 @@ class ProgressBar:
             raise ValueError("a ProgressBar shows one run at a time: create one for each run")
         self._statistics = statistics
         self._recent.clear()
+        self._recent.append((0.0, 0))
         self._name = single_line(statistics().graph)
         if self.is_live:
             self._bar = self._begin_bar()

@@ -65,7 +65,7 @@ def terminal(output: StringIO) -> Console:
     return Console(file=output, width=100, force_terminal=True, _environ={"TERM": "xterm-256color"})
 
 
-def test_lines_without_a_terminal_and_the_rate_since_the_last() -> None:
+def test_lines_without_a_terminal() -> None:
     states, lines = [state(0, 100, 0.0), state(20, 100, 5.0), state(60, 100, 10.0), state(100, 100, 12.5)], list[str]()
     bar = ProgressBar(Console(file=StringIO()), lines.append)
     assert (bar.is_live, bar.interval) == (False, LINE_INTERVAL)
@@ -76,8 +76,8 @@ def test_lines_without_a_terminal_and_the_rate_since_the_last() -> None:
     del states[0]
     bar.end(lambda: states[0], complete=True)
     assert lines == [
-        "words: 20 of 100 (20%), 0/s, 0:05",
-        "words: 60 of 100 (60%), 8.00/s, 0:05 left",
+        "words: 20 of 100 (20%), 4.00/s, 0:20 left",
+        "words: 60 of 100 (60%), 6.00/s, 0:07 left",
         "words: 100 of 100, 8.00/s, 0:12",
     ]
 
