@@ -48,7 +48,8 @@ def stripes(label: int, number: int) -> Pixels:
     y, x = np.mgrid[0:SIZE, 0:SIZE]
     along = (y, x, x + y)[label]
     wave = np.sin(along * generator.uniform(0.5, 0.9) + generator.uniform(0, 2 * np.pi))
-    return np.clip(128 + 60 * wave + generator.normal(0, 25, wave.shape), 0, 255).astype(np.uint8)
+    pixels: Pixels = np.clip(128 + 60 * wave + generator.normal(0, 25, wave.shape), 0, 255).astype(np.uint8)
+    return pixels
 
 
 def encode(pixels: Pixels) -> bytes:
