@@ -4,12 +4,13 @@ import multiprocessing
 import os
 import platform
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
+from time import monotonic
 from typing import Any
 
 import click
@@ -20,6 +21,7 @@ from tests.targets import worker
 from tests.targets.processors import PROCESSORS, Processor
 from tests.targets.table import kernel_table, summary_table
 from tests.targets.worker import CHECKS, Report, compile_only, environment, prepare, run_here
+from threadloom.pipeline import format_clock
 
 
 def host_features() -> dict[str, bool]:
@@ -58,18 +60,26 @@ def _environment(changes: dict[str, str]) -> Iterator[None]:
         os.environ.update(earlier)
 
 
-def examine(processors: Sequence[Processor], checks: Sequence[str], cache: Path) -> dict[Processor, Report]:
-    """Return the report on each processor, two at a time.
+def examine(
+    processors: Sequence[Processor], checks: Sequence[str], cache: Path, done: Callable[[Processor, Report], None]
+) -> dict[Processor, Report]:
+    """Return the report on each processor, two at a time; call `done` as each is finished.
 
     Those that cannot run here are compiled for the argument types with which the tests called kernels on the others.
     """
+
+    def examined(processor: Processor, function: Any, argument: object) -> Report:
+        report = in_process(processor, cache, function, argument)
+        done(processor, report)
+        return report
+
     features = host_features()
     here = [one for one in processors if one.runs_on(platform.machine(), features)]
     rest = [one for one in processors if one not in here]
     with ThreadPoolExecutor(2) as threads:
-        reports = dict(zip(here, threads.map(lambda one: in_process(one, cache, run_here, checks), here), strict=True))
+        reports = dict(zip(here, threads.map(lambda one: examined(one, run_here, checks), here), strict=True))
         types = max((report.signatures for report in reports.values()), key=len, default=[])
-        compiled = threads.map(lambda one: in_process(one, cache, compile_only, types), rest)
+        compiled = threads.map(lambda one: examined(one, compile_only, types), rest)
         reports |= dict(zip(rest, compiled, strict=True))
     return {processor: reports[processor] for processor in processors}
 
@@ -95,9 +105,13 @@ def main(only: tuple[str, ...], cache: Path, checks: tuple[str, ...]) -> None:
     chosen = [processor for processor in PROCESSORS if not only or processor.title in only]
     console = Console(width=None if sys.stdout.isatty() else 120)
     console.print(f"this machine: {llvmlite.binding.get_host_cpu_name()} ({platform.machine()})", highlight=False)
-    reports = examine(chosen, checks or CHECKS, cache.absolute())
-    for processor, report in reports.items():
+    began = monotonic()
+
+    def done(processor: Processor, report: Report) -> None:
         console.print(kernel_table(processor, report))
+        console.print(f"{processor.title}: finished after {format_clock(monotonic() - began)}", highlight=False)
+
+    reports = examine(chosen, checks or CHECKS, cache.absolute(), done)
     console.print(summary_table(reports))
     never = [] if checks else never_compiled(reports.values())
     if never:

@@ -7,7 +7,7 @@ import pytest
 
 from tests.kernels.machine_code import multiplies_tiles, vector_bits
 from tests.targets.__main__ import examine, never_compiled
-from tests.targets.processors import ARM, BASELINE, PROCESSORS
+from tests.targets.processors import ARM, BASELINE, PROCESSORS, Processor
 from tests.targets.registry import all_kernels, entry_kernels, protocol_kernels, reached_from
 from tests.targets.worker import SHORT_CHECKS, Report
 from threadloom.kernels.compiling import target
@@ -47,7 +47,9 @@ def cache(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 @pytest.mark.timeout(400)
 def test_the_least_x86_processor_and_arm(cache: Path) -> None:
     """Registers of 128 bits on both, though kernels are compiled on a processor that may have 512."""
-    reports = examine([BASELINE, ARM], SHORT_CHECKS, cache)
+    done: dict[Processor, Report] = {}
+    reports = examine([BASELINE, ARM], SHORT_CHECKS, cache, done.__setitem__)
+    assert done == reports
     baseline, arm = reports[BASELINE], reports[ARM]
     for report in (baseline, arm):
         assert report.failed == [], report.output
