@@ -280,7 +280,7 @@ class SharedPool:
         return self._fd
 
     def _check_open(self) -> None:
-        if not self._close_fd.alive:
+        if self.closed:
             raise PipelineError(f"pool {self.name!r} is closed: use it inside its `with` block")
 
     def abort(self) -> None:
@@ -295,6 +295,11 @@ class SharedPool:
         for number in numbers:
             if number != _ABORTED:
                 self._free.put(number)
+
+    @property
+    def closed(self) -> bool:
+        """True after `close`."""
+        return not self._close_fd.alive
 
     def close(self) -> None:
         """Release the memory. It is freed once all arrays in it are deleted and no process maps it."""

@@ -5,6 +5,7 @@ from typing import Any
 
 from threadloom.pipeline.core import GraphError
 from threadloom.pipeline.graph.argument_checks import check_types
+from threadloom.pipeline.graph.chunk_checks import check_chunks
 from threadloom.pipeline.graph.function_checks import check_concurrency, check_function, check_plain
 from threadloom.pipeline.observe import Branch, Node, NodeKind, Port, Route, Stage
 from threadloom.pipeline.policy import Gather, InOrder, Join
@@ -23,6 +24,7 @@ def check_stage(stage: Stage) -> None:
         raise GraphError(f"{subject} has one worker per shard, {stage.shards}, got workers={stage.workers}")
     if stage.kind is not NodeKind.STAGE and not stage.shards and stage.workers != 1:
         raise GraphError(f"{subject} has exactly one worker, got workers={stage.workers}")
+    check_chunks(subject, stage)
     check_concurrency(subject, stage.fn, stage.concurrency)
     if stage.capacity < 1:
         raise GraphError(f"{subject} needs a capacity of at least 1, got capacity={stage.capacity}")

@@ -34,11 +34,10 @@ from threadloom.pipeline.graph.declarations import Declarations
 from threadloom.pipeline.graph.function_checks import (
     check_join_function,
     kind_of_stage,
-    needs_loop,
     resolve_expand,
 )
 from threadloom.pipeline.graph.predecessors import names_of, nodes_of, vias_of
-from threadloom.pipeline.graph.settings import Elements, Items, Later, RunOptions, StageOptions
+from threadloom.pipeline.graph.settings import Elements, Items, Later, RunOptions, StageOptions, set_defaults
 from threadloom.pipeline.graph.sources import Shards, source_stage
 from threadloom.pipeline.observe import (
     Branch,
@@ -215,8 +214,7 @@ class Graph(Declarations):
                 f"sort within groups by Gather(sort=...), or order the groups by an InOrder of the next stage"
             )
         expand = resolve_expand(f"stage {name!r}", kind_of_stage(fn), expand)
-        if needs_loop(fn):
-            options.setdefault("concurrency", 1)
+        set_defaults(fn, options)
         stage = Stage(
             name,
             NodeKind.STAGE,
@@ -290,8 +288,7 @@ class Graph(Declarations):
         check_names(f"join {name!r}", options, StageOptions.__annotations__)
         names = names_of(self, name, after)
         check_join_function(f"join {name!r}", kind_of_stage(fn))
-        if needs_loop(fn):
-            options.setdefault("concurrency", 1)
+        set_defaults(fn, options)
         admission = Join(names, None if keys is None else tuple(keys), drop_unmatched)
         self._add(
             Stage(name, NodeKind.STAGE, names, fn, admission=admission, gathers=True, via=vias_of(after), **options)

@@ -4,8 +4,10 @@ from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, I
 from typing import Any, Literal, TypedDict, TypeVar
 
 from threadloom.pipeline.core import Label
+from threadloom.pipeline.graph.function_checks import needs_loop
 from threadloom.pipeline.observe import Observer, Skip, Trace
 from threadloom.pipeline.policy import OnError, OnFailure
+from threadloom.pipeline.processes import OnProcesses
 from threadloom.pipeline.run import Abortable, Watchdog
 
 Out = TypeVar("Out")
@@ -46,6 +48,14 @@ class StageOptions(TypedDict, total=False):
     `on_processes` is ended at once.
 
     A coroutine is cancelled at the limit, and the item fails in the same way."""
+
+
+def set_defaults(fn: object, options: StageOptions) -> None:
+    """Set the options whose defaults depend on the function of a stage."""
+    if needs_loop(fn):
+        options.setdefault("concurrency", 1)
+    if isinstance(fn, OnProcesses) and fn.chunk > 1:
+        options.setdefault("capacity", 2 * fn.chunk)
 
 
 class RunOptions(TypedDict, total=False):

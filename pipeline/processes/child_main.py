@@ -23,6 +23,7 @@ import sys
 import threading
 import traceback
 import weakref
+from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, suppress
 from inspect import isgenerator
@@ -125,6 +126,8 @@ class _Server:
         self._pickler = MessagePickler(self._open_slot, owner=False)
         self._lent: list[weakref.ref[SharedSlot]] = []
         """The slots of the call in progress."""
+        self._queued: deque[tuple[MessageKind, Payload]] = deque()
+        """Calls that were sent ahead, and received while the call in progress waited for a slot."""
 
     def run(self) -> None:
         """Set up, serve calls and tear down, until the parent ends the conversation."""
@@ -155,7 +158,11 @@ class _Server:
         """Return a slot of a pool, lent by the parent for the call in progress."""
         number = next(index for index, each in enumerate(self._pickler.pools) if each is pool)
         self._connection.send(MessageKind.TAKE, self._pickler.dumps((number, timeout)))
-        kind, payload, _ = self._connection.receive()
+        while True:
+            kind, payload = self._receive_message()
+            if kind is not MessageKind.CALL:
+                break
+            self._queued.append((kind, payload))
         answer = self._pickler.loads(payload)
         if kind is MessageKind.ERROR:
             raise answer
@@ -171,7 +178,11 @@ class _Server:
         return slot
 
     def _receive(self) -> tuple[MessageKind, Payload]:
-        """Return the next message other than POOL; attach the pools that arrive before it."""
+        """Return the next message other than POOL, in the order of sending."""
+        return self._queued.popleft() if self._queued else self._receive_message()
+
+    def _receive_message(self) -> tuple[MessageKind, Payload]:
+        """Return the next message other than POOL from the connection; attach the pools that arrive before it."""
         while True:
             kind, payload, fd = self._connection.receive()
             if kind is not MessageKind.POOL:

@@ -4,8 +4,8 @@ Guarantees: the process inherits its end of the connection, the file for crash r
 program. `end` leaves neither the process, nor a zombie, nor a descriptor. The end of the process is noticed even if a
 process that it forked keeps the connection open.
 
-Ownership: a `ChildProcess` belongs to the thread that created it (on Linux the process dies with that thread);
-`connection.shut_down` may be called from other threads until `end`.
+Ownership: a `ChildProcess` is used by one thread at a time, and has to be ended before the thread that created it ends
+(on Linux the process dies with that thread); `connection.shut_down` may be called from other threads until `end`.
 """
 
 import math
@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import IO, Any, ClassVar
+from typing import IO, Any, ClassVar, Final
 
 import multiprocess
 from multiprocess import resource_tracker
@@ -26,12 +26,16 @@ from multiprocess.reduction import DupFd
 
 from threadloom.pipeline.core import PipelineError
 from threadloom.pipeline.processes.child_main import child_main
-from threadloom.pipeline.processes.connection import Connection, ConnectionClosed, MessageKind, Payload
+from threadloom.pipeline.processes.connection import MOST_AHEAD, Connection, ConnectionClosed, MessageKind, Payload
 
 GUARD_REMEDY = (
     "Every worker process imports the main script. If that script starts the run, put the start under "
     "`if __name__ == '__main__':`"
 )
+
+
+SEND_BUFFER: Final = 4 * MOST_AHEAD
+"""Size of the buffer of the parent's socket in bytes, larger than all that is sent ahead, with its overhead."""
 
 
 class ReplyTimeout(Exception):
@@ -82,6 +86,7 @@ class ChildProcess:
             raise PipelineError(f"a run was started during the set-up of its own worker process. {GUARD_REMEDY}")
         self._crash = _crash_file()
         ours, theirs = socket.socketpair()
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
         with theirs:
             self.connection = Connection(ours)
             arguments = (_InheritedFd(theirs.fileno()), _InheritedFd(self._crash.fileno()), os.getpid(), title)
@@ -105,14 +110,20 @@ class ChildProcess:
 
     def receive(self, deadline: float | None) -> tuple[MessageKind, Payload]:
         """Return the next message; wait for it with the GIL released, until `deadline` on the monotonic clock."""
+        if self.connection.has_reply:
+            return self.connection.receive_reply()
         milliseconds = None if deadline is None else max(0, math.ceil((deadline - time.monotonic()) * 1e3))
         ready = [fd for fd, _ in self._poll.poll(milliseconds)]
         if not ready:
             raise ReplyTimeout
         if self.connection.fileno() not in ready:
             raise ConnectionClosed("the process has ended")
-        kind, payload, _ = self.connection.receive()
-        return kind, payload
+        return self.connection.receive_reply()
+
+    @property
+    def alive(self) -> bool:
+        """True if the process has not ended, nor closed its connection or sent something unasked."""
+        return not self._poll.poll(0)
 
     def end(self, timeout: float) -> int | None:
         """Wait `timeout` seconds for the process to end, then kill it; release everything and return its exit code."""

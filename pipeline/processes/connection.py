@@ -1,7 +1,9 @@
 """The connection between a worker thread and its process: messages over a socket.
 
-Ownership: on either side, one `Connection` belongs to one thread; only `shut_down` may be called from others. Messages
-strictly alternate, one request and one reply, so a reader never receives part of the next message.
+Ownership: on either side, one `Connection` belongs to one thread; only `shut_down` may be called from others. A reader
+receives exactly one message at a time, also if more have been sent. Replies come in the order of the requests. The
+parent sends several calls ahead only if they fit into the buffer of the socket: neither side may wait for the other to
+read while the other waits in the same way.
 
 Assumption: the peer is a process of this program, connected by an unnamed socket; no foreign data is read.
 """
@@ -11,7 +13,7 @@ import struct
 from collections.abc import Sequence
 from contextlib import suppress
 from enum import IntEnum
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from threadloom.pipeline.core import PipelineError, SharedPool
 
@@ -44,6 +46,9 @@ class Payload(NamedTuple):
 
 
 _HEADER = struct.Struct("<B??Q")  # kind, dilled, True if a descriptor is attached, number of bytes that follow
+MOST_AHEAD: Final = 1 << 16
+"""Bytes of calls that may be sent ahead, apart from the first. They always fit into the buffer of the socket, so that
+sending them never waits for the process, which may itself be waiting for the parent to read its reply."""
 _JOINED = 1 << 16  # payloads up to this many bytes are sent together with their header, which saves a system call
 
 
@@ -52,6 +57,7 @@ class Connection:
 
     def __init__(self, end: socket.socket) -> None:
         self._socket = end
+        self._unread = bytearray()  # received by `receive_reply`, and not returned so far
 
     def fileno(self) -> int:
         """Return the descriptor of the socket."""
@@ -73,6 +79,14 @@ class Connection:
         except OSError as error:
             raise ConnectionClosed(str(error)) from None
 
+    def send_calls(self, payloads: Sequence[Payload]) -> None:
+        """Send several calls at once."""
+        parts = [_HEADER.pack(MessageKind.CALL, each.dilled, False, len(each.data)) + each.data for each in payloads]
+        try:
+            self._socket.sendall(b"".join(parts))
+        except OSError as error:
+            raise ConnectionClosed(str(error)) from None
+
     def receive(self) -> tuple[MessageKind, Payload, int | None]:
         """Return the next message and the file descriptor attached to it."""
         try:
@@ -83,17 +97,47 @@ class Connection:
                 raise ConnectionClosed("the peer closed the connection")
             kind, dilled, has_fd, size = _HEADER.unpack(header)
             data = bytearray(size)
-            rest = memoryview(data)
-            while rest:
-                received = self._socket.recv_into(rest)
-                if not received:
-                    raise ConnectionClosed("the peer closed the connection")
-                rest = rest[received:]
+            self._fill(memoryview(data))
         except OSError as error:
             raise ConnectionClosed(str(error)) from None
         if has_fd and not fds:
             raise PipelineError("the descriptor of a shared pool was not received: too many open files (see ulimit -n)")
         return MessageKind(kind), Payload(data, dilled), fds[0] if fds else None
+
+    @property
+    def has_reply(self) -> bool:
+        """True if `receive_reply` has received the begin of the next message, so that it waits for its sender only."""
+        return len(self._unread) >= _HEADER.size
+
+    def receive_reply(self) -> tuple[MessageKind, Payload]:
+        """Return the next message, which has no descriptor; receives those after it at once, if they have been sent."""
+        try:
+            while not self.has_reply:
+                received = self._socket.recv(_JOINED)
+                if not received:
+                    raise ConnectionClosed("the peer closed the connection")
+                self._unread += received
+            kind, dilled, _, size = _HEADER.unpack_from(self._unread)
+            data = self._unread[_HEADER.size : _HEADER.size + size]
+            del self._unread[: _HEADER.size + size]
+            if len(data) < size:
+                data = self._receive_rest(data, size)
+        except OSError as error:
+            raise ConnectionClosed(str(error)) from None
+        return MessageKind(kind), Payload(data, dilled)
+
+    def _receive_rest(self, begin: bytearray, size: int) -> bytearray:
+        data = bytearray(size)
+        data[: len(begin)] = begin
+        self._fill(memoryview(data)[len(begin) :])
+        return data
+
+    def _fill(self, rest: memoryview) -> None:
+        while rest:
+            received = self._socket.recv_into(rest)
+            if not received:
+                raise ConnectionClosed("the peer closed the connection")
+            rest = rest[received:]
 
     def shut_down(self) -> None:
         """End every wait on this connection, on both sides. May be called from any thread, any number of times."""

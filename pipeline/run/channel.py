@@ -122,6 +122,14 @@ class Channel(Generic[In, Out]):
                 return out
         return self._get_when_ready(worker)
 
+    def take_ready(self, most: int, worker: int = 0) -> list[Out]:
+        """Return up to `most` items or groups that are ready, without waiting; for policies that are not exclusive."""
+        taken: list[Out] = []
+        with self._lock:
+            while len(taken) < most and self._ready() and not self._slow_get:
+                taken.append(self._hand_out(worker))
+        return taken
+
     def done(self, worker: int = 0) -> None:
         """Report that `worker` has finished its item; an exclusive policy can then hand out the next one of its key."""
         with self._lock:

@@ -141,6 +141,14 @@ class _Wrapper:
             def __exit__(self, *error: Any) -> None:
                 self.inner.__exit__(*error)
 
+            @property
+            def chunk(self) -> int:
+                return getattr(self.inner, "chunk", 1)
+
+            def send_ahead(self, items: Any) -> None:
+                sender: Any = self.inner
+                sender.send_ahead(items)
+
         wrapped = copy(fn)  # keeps other abilities, for example to abort its processes
         wrapped.make = Wrapped
         return wrapped

@@ -13,7 +13,7 @@ from threadloom.pipeline.core import AdmissionError, Cancelled, Pool, StageFailu
 from threadloom.pipeline.graph import Graph
 from threadloom.pipeline.observe import NodeKind, Port, RunStatistics, Stage
 from threadloom.pipeline.policy import FailFast, Fifo, Gather, InOrder, Join, OnFailure
-from threadloom.pipeline.processes import WorkerDied
+from threadloom.pipeline.processes import OnProcesses, WorkerDied
 from threadloom.pipeline.testing.faults import STOPPING, FaultKind
 from threadloom.pipeline.testing.injection import Fired
 from threadloom.pipeline.testing.journal import Journal, NodeRecord
@@ -275,11 +275,13 @@ def unsent_bound(seen: Observation, stage: Stage) -> int:
 def transit_bound(seen: Observation, stage: Stage) -> int:
     """Return the largest number of items that may have been sent to a node and not begun.
 
-    The bound of its channel, the items that its workers have taken, and the unsent results of its predecessors.
+    The bound of its channel, the items that its workers have taken (a chunk each), and the unsent results of its
+    predecessors.
     """
     journal = seen.journal
     record, policy = journal.of[stage.name], stage.admission
     depth = depth_bound(stage, record)
     each = policy.count if isinstance(policy, Gather) else len(policy.inputs) if isinstance(policy, Join) else 1
     unsent = sum(unsent_bound(seen, journal.stages[name]) for name in stage.after)
-    return len(record.arrived) if depth is None else (depth + seen.workers(stage)) * each + unsent
+    chunk = stage.fn.chunk if isinstance(stage.fn, OnProcesses) else 1
+    return len(record.arrived) if depth is None else (depth + seen.workers(stage) * chunk) * each + unsent

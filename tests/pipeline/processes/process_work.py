@@ -223,3 +223,11 @@ class Pairs:
             yield self.items
         if self.items and self.items[0] < 0:
             raise ValueError("negative")
+
+
+def do_append(job: tuple[str, object]) -> object:
+    """Append a line to a file, and return the object on it."""
+    path, value = job
+    with Path(path).open("a") as file:
+        file.write(f"{value}\n")
+    return value

@@ -4,6 +4,7 @@ Spawning a process takes a fraction of a second, so there are few tests here.
 """
 
 import operator
+from functools import partial
 
 import pytest
 
@@ -16,10 +17,10 @@ COUNT = 40
 KINDS = frozenset({FaultKind.KILL, FaultKind.CANCEL, FaultKind.INTERRUPT})
 
 
-def negating() -> Subject:
+def negating(chunk: int = 1) -> Subject:
     graph = Graph("negating")
     numbers = graph.source("draw", lambda: iter(range(1000, 1000 + COUNT)))
-    work: OnProcesses[int, int] = on_processes(operator.neg)
+    work: OnProcesses[int, int] = on_processes(operator.neg, chunk=chunk)
     graph.sink("out", after=graph.stage("negate", work, after=numbers, workers=2, ordered=True))
     return Subject(
         graph, [work], expected={"out": [-number for number in range(1000, 1000 + COUNT)]}, ordered=frozenset({"out"})
@@ -42,7 +43,8 @@ def test_a_kill_after_the_last_item_may_or_may_not_fail_the_run() -> None:
 
 
 def test_process_stages_under_random_faults() -> None:
-    reports = hammer(negating, range(12), calls=COUNT, kinds=KINDS)
+    reports = hammer(negating, range(6), calls=COUNT, kinds=KINDS)
+    reports += hammer(partial(negating, 5), range(6, 12), calls=COUNT, kinds=KINDS)
     assert any(fired.fault.kind is FaultKind.KILL for report in reports for fired in report.fired)
 
 
