@@ -54,7 +54,7 @@ class EngineWorkload:
             return int(array[0]), float(array[-1]), float(array.size)
         if self.part is EnginePart.JOIN:
             return tuple(each for part in result for each in part)
-        return tuple(result) if isinstance(result, tuple) else (int(result),)
+        return tuple(result) if isinstance(result, tuple | list) else (int(result),)  # DataLoader converts to lists
 
 
 class Feed:

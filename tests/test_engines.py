@@ -63,6 +63,12 @@ def test_the_engines_of_the_standard_library_give_the_same_answers() -> None:
         assert engines.measure_throughput(futures, workload)[0] > 0
 
 
+def test_results_that_a_data_loader_has_converted_are_the_same_answers() -> None:
+    work = EngineWorkload("work", EnginePart.THREADS, (partial(numpy_work, 10),), 12, 0.0)
+    converted = engine(lambda function, feed: (list(function(number)) for number in feed))
+    assert engines.check_answers(converted, work)
+
+
 @pytest.mark.parametrize("wrong", [lambda n: n + 1, lambda n: 0])
 def test_a_wrong_answer_ends_the_comparison(wrong: Callable[[int], int]) -> None:
     liar = engine(lambda function, feed: map(wrong, feed))
