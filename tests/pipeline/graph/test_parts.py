@@ -15,6 +15,7 @@ from threadloom.pipeline import (
     Node,
     Sink,
     SkipFailed,
+    StageFailure,
     Trace,
     draw_graph,
 )
@@ -137,6 +138,27 @@ def test_a_sink_with_an_order_orders() -> None:
     graph = Graph("outer")
     added = graph.add(part, {raw: graph.source("numbers", [2, 0, 1, 3])})
     assert list(graph.sink("found", after=added[out])) == [0, 1, 2, 3]
+
+
+def test_a_sink_that_selects_selects() -> None:
+    part = Graph("odd")
+    raw = part.source("raw", [0])
+    out = part.sink("out", after=raw, when=lambda n: n % 2 == 1)
+    graph = Graph("outer")
+    added = graph.add(part, {raw: graph.source("numbers", range(5))})
+    assert list(graph.sink("found", after=added[out])) == [1, 3]
+
+
+def test_errors_of_a_join_name_the_inputs_with_their_prefix() -> None:
+    part = Graph("part")
+    raw = part.source("raw", [0])
+    all_, odd = part.stage("all", abs, after=raw), part.stage("odd", abs, after=raw, when=lambda n: n % 2 == 1)
+    out = part.sink("out", after=part.join("pair", add_up, after=(all_, odd)))
+    graph = Graph("outer")
+    added = graph.add(part, {raw: graph.source("numbers", range(3))})
+    graph.sink("found", after=added[out])
+    with pytest.raises(StageFailure, match=r"stage 'part/pair' .* lacks an item of 'part/odd'"):
+        list(graph)
 
 
 def test_groups_keep_their_settings() -> None:
