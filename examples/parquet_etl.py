@@ -2,12 +2,12 @@
 
     python -m examples.parquet_etl [FOLDER]
 
-    row groups → read → clean → write
+    row groups → read → clean → regroup → write
 
-Row groups are read and cleaned by two workers each (pyarrow releases the GIL), stay in order, and are written by one
-worker, which collects rows into groups of a fixed size and flushes the rest at the end of the input. The output has a
-temporary name until it is complete: a job that fails or is interrupted leaves the previous output untouched. Without a
-folder, trips are generated in a temporary one.
+Row groups are read and cleaned by two workers each (pyarrow releases the GIL), and stay in order. `regroup` collects
+rows into tables of a fixed size; its `flush` returns the rest at the end of the input. The output has a temporary name
+until it is complete: a job that fails or is interrupted leaves the previous output untouched. Without a folder, trips
+are generated in a temporary one.
 """
 
 import sys
@@ -63,42 +63,53 @@ def clean(trips: "pyarrow.Table") -> "pyarrow.Table":
     return kept.append_column("km_per_hour", compute.multiply(compute.divide(kept["km"], kept["minutes"]), 60.0))
 
 
-class TableWriter:
-    """Writes tables to one file, in row groups of `rows` rows; for `per_worker`, and one worker."""
+class Regroup:
+    """Collects rows into tables of `rows` rows; for a stage with one worker."""
 
-    def __init__(self, target: Path, rows: int) -> None:
-        self.target, self.rows = target, rows
-        self._aside = target.with_name(f".{target.name}.tmp")
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
         self._waiting: list[pyarrow.Table] = []
+
+    def __call__(self, table: "pyarrow.Table") -> "list[pyarrow.Table]":
+        """Add a table; return the tables that are complete."""
+        import pyarrow
+
+        self._waiting.append(table)
+        together = pyarrow.concat_tables(self._waiting)
+        complete = together.num_rows // self.rows
+        self._waiting = [together.slice(complete * self.rows)]
+        return [together.slice(n * self.rows, self.rows) for n in range(complete)]
+
+    def flush(self) -> "list[pyarrow.Table]":
+        """Return the remaining rows at the end of the input; called by the engine."""
+        left, self._waiting = self._waiting, []
+        return [table for table in left if table.num_rows]
+
+
+class TableWriter:
+    """Writes each table as a row group of one file; for `per_worker`, and one worker."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+        self._aside = target.with_name(f".{target.name}.tmp")
         self._writer: parquet.ParquetWriter | None = None
 
     def __enter__(self) -> Self:
         return self
 
     def __call__(self, table: "pyarrow.Table") -> int:
-        """Add a table; return the number of rows that have been added by it."""
-        self._waiting.append(table)
-        while sum(each.num_rows for each in self._waiting) >= self.rows:
-            self._write(self.rows)
-        return int(table.num_rows)
-
-    def _write(self, rows: int) -> None:
-        """Write the first `rows` waiting rows as one row group."""
-        import pyarrow
+        """Write a table; return its number of rows."""
         from pyarrow import parquet
 
-        together = pyarrow.concat_tables(self._waiting)
         if self._writer is None:
-            self._writer = parquet.ParquetWriter(self._aside, together.schema)
-        self._writer.write_table(together.slice(0, rows), row_group_size=rows)
-        self._waiting = [together.slice(rows)]
+            self._writer = parquet.ParquetWriter(self._aside, table.schema)
+        self._writer.write_table(table, row_group_size=table.num_rows)
+        return int(table.num_rows)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Flush the remaining rows and give the file its name; after an error, remove it."""
-        if error is None and sum(each.num_rows for each in self._waiting):
-            self._write(self.rows)
+        """Close the file and give it its name; after an error, remove it."""
         if self._writer is not None:
             self._writer.close()
             if error is None:
@@ -112,7 +123,8 @@ def etl_graph(paths: Sequence[Path], target: Path, rows: int = OUTPUT_ROWS) -> G
     groups = graph.source("row groups", row_groups(paths))
     tables = graph.stage("read", read, after=groups, workers=2, ordered=True)
     cleaned = graph.stage("clean", clean, after=tables, workers=2, ordered=True)
-    graph.stage("write", per_worker(partial(TableWriter, target, rows)), after=cleaned)
+    regrouped = graph.stage("regroup", Regroup(rows), after=cleaned, expand=True)
+    graph.stage("write", per_worker(partial(TableWriter, target)), after=regrouped)
     return graph
 
 

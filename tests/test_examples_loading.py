@@ -48,7 +48,7 @@ def test_parquet_to_parquet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     parquet_etl.make_trips(tmp_path, files=3, rows=500)
     target = tmp_path / "clean.parquet.out"
     statistics = parquet_etl.run_job(tmp_path, target, rows=400)
-    assert "etl: 15 of 15, " in capsys.readouterr().err
+    progress = capsys.readouterr().err
     inputs = [parquet.read_table(path) for path in sorted(tmp_path.glob("*.parquet"))]
     rows = [row for table in inputs for row in table.to_pylist() if row["km"] > 0 and row["minutes"] > 0]
     written = parquet.read_table(target).to_pylist()
@@ -58,7 +58,9 @@ def test_parquet_to_parquet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     metadata = parquet.read_metadata(target)
     sizes = [metadata.row_group(n).num_rows for n in range(metadata.num_row_groups)]
     assert sizes == [400] * (len(rows) // 400) + [len(rows) % 400]
-    assert statistics["write"].items_out == 15
+    assert f"etl: {len(sizes)} of {len(sizes)}, " in progress
+    assert statistics["regroup"].items_in == 15
+    assert statistics["write"].items_out == len(sizes)
 
 
 @pytest.mark.parametrize("stop", [ZeroDivisionError, KeyboardInterrupt])

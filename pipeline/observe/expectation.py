@@ -78,5 +78,6 @@ def _results(stage: Stage, taken: float | None, seen: StageStatistics | None) ->
         return None
     if stage.expand:
         return taken * seen.items_out / seen.items_in
-    in_hand = seen.workers  # at most: these items have been taken and may still be sent
+    # At most: these items have been taken and may still be sent, by workers or in order.
+    in_hand = seen.workers * (stage.concurrency or 1) + stage.capacity
     return taken * (1.0 - max(0, seen.items_in - in_hand - seen.items_out) / seen.items_in)

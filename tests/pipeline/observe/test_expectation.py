@@ -86,9 +86,9 @@ def test_an_expansion_is_unknown_at_first_and_then_extrapolated() -> None:
 
 def test_skipped_items_are_extrapolated_and_items_in_hand_are_not_lost() -> None:
     graph = Graph("filter")
-    graph.sink("out", after=graph.stage("keep", abs, after=numbers(graph), workers=4))
-    assert expected_items(graph.stages, {"keep": seen("keep", 4, 0, workers=4)})["out"] == 100
-    assert expected_items(graph.stages, {"keep": seen("keep", 54, 25, workers=4)})["out"] == round(100 * (1 - 25 / 54))
+    graph.sink("out", after=graph.stage("keep", abs, after=numbers(graph), workers=4, capacity=2))
+    assert expected_items(graph.stages, {"keep": seen("keep", 6, 0, workers=4)})["out"] == 100
+    assert expected_items(graph.stages, {"keep": seen("keep", 54, 25, workers=4)})["out"] == round(100 * (1 - 23 / 54))
 
 
 def test_branches_and_selections_take_their_share() -> None:
@@ -106,7 +106,9 @@ def test_dead_letters_are_those_so_far() -> None:
     parsed = graph.stage("parse", int, after=graph.source("texts", ["1"] * 50), on_error=SkipFailed())
     graph.sink("out", after=[parsed, graph.dead_letters(parsed)])
     state = replace(seen("parse", 20, 17), skipped=2)
-    assert expected_items(graph.stages, {"parse": state})["out"] == round(50 * (1 - 2 / 20) + 2)
+    assert expected_items(graph.stages, {"parse": state})["out"] == 50 + 2, (
+        "two letters, and the last three items may still be sent"
+    )
 
 
 def test_the_expectation_at_the_end_is_the_number_of_items() -> None:
@@ -121,6 +123,6 @@ def test_the_expectation_at_the_end_is_the_number_of_items() -> None:
         assert len(list(run)) == 150
         for stage in run.statistics().values():
             taken = stage.items_in or stage.items_out
-            # One worker may hold an item that is counted as taken and not as sent: 1 of 200, times 3, by 2.
+            # Of 200 items, 1 + 2 may be counted as taken and not as lost: 3, times 3 elements, by 2.
             assert stage.expected is not None
-            assert abs(stage.expected - taken) <= 3
+            assert 0 <= stage.expected - taken <= 9
