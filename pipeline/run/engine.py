@@ -134,6 +134,8 @@ class Run:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if self._threads.forked:
+            return  # the outcome is that of the parent
         self.shut_down()
         failures = [] if self._outcome_raised or not isinstance(self.outcome, StageFailure) else [self.outcome]
         unreported: list[PipelineError] = [*failures, *([self._left] if self._left else [])]

@@ -339,8 +339,9 @@ class StageWorker:
             elements = GuardedIterator(
                 iterator, self.stage.name, failures, self._letters(), self._context.sleep, closes=iterator is elements
             )
+        start = self.counters.began + self.counters.busy  # busy so far is the time of the set-up, as in `_run_loop`
         try:
-            self._send_expanded(elements, self.counters.began, None, _NO_IDS)
+            self._send_expanded(elements, start, None, _NO_IDS)
             if rounds is not None:
                 rounds.leave(self.index)
         except RoundsEnded:

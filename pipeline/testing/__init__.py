@@ -16,6 +16,7 @@ behind. A failure names its seed.
     faults, leaks             faults and plans of them; the resources that a process holds: data
     journal                   a record of the events of a run, independent of the engine's counters
     injection, instrument     injects the faults of a plan; wraps the functions of a graph so that they report
+    async_wrappers            the same for coroutine functions and asynchronous sources
     drained                   those of a run that was drained after a failure
     invariants                the conditions that must hold after a run, as functions of the record
     harness                   `exercise` runs one plan, `hammer` many

@@ -56,7 +56,10 @@ def fork(run: Run) -> None:
         warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of any fork with threads
         pid = os.fork()
     if pid == 0:
-        os._exit(_examine(run))
+        try:
+            os._exit(_examine(run))
+        finally:
+            os._exit(4)  # an error must not let the child continue as its parent
     status = os.waitpid(pid, 0)[1]
     if status:
         raise AssertionError(f"a forked child could use the run of its parent, or hung: wait status {status}")

@@ -17,6 +17,7 @@ from threadloom.pipeline.observe import Branch, NodeKind, Route, Stage, Via
 from threadloom.pipeline.policy import Attempt, Decision, FailFast, OnError, RetryAfter
 from threadloom.pipeline.processes import ProcessWorker
 from threadloom.pipeline.run import PerWorker
+from threadloom.pipeline.testing.async_wrappers import AsyncSourceElements, remember_caller, wrap_coroutine
 from threadloom.pipeline.testing.faults import PolicyFault
 from threadloom.pipeline.testing.injection import FaultInjector
 from threadloom.pipeline.testing.journal import Journal
@@ -46,6 +47,8 @@ class _Wrapper:
         elif stage.kind is NodeKind.STAGE:
             assert stage.fn is not None
             fn = stage.fn
+            if stage.concurrency is not None:
+                changes["acquire"] = remember_caller(stage.acquire)
             changes["fn"] = self._per_worker(stage, fn) if isinstance(fn, PerWorker) else self._function(stage, fn)
         if not isinstance(stage.on_error, FailFast):
             changes["on_error"] = FaultyPolicy(stage.on_error)
@@ -73,11 +76,15 @@ class _Wrapper:
             self._routes[route] = replace(route, key=key)
         return Branch(self._routes[route], via.key)
 
-    def _source(self, stage: Stage, fn: Callable[..., Any]) -> Callable[..., Iterator[Any]]:
+    def _source(self, stage: Stage, fn: Callable[..., Any]) -> Callable[..., Any]:
+        if stage.concurrency is not None:
+            return lambda *worker: AsyncSourceElements(aiter(fn(*worker)), stage, self._journal, self._faults)
         return lambda *worker: _SourceElements(iter(fn(*worker)), stage, self._journal, self._faults)
 
     def _function(self, stage: Stage, fn: Callable[[Any], Any]) -> Callable[[Any], Any]:
         journal, faults, name = self._journal, self._faults, stage.name
+        if stage.concurrency is not None:
+            return wrap_coroutine(stage, fn, journal, faults, self._finish)
 
         def wrapped(item: Any) -> Any:
             number = journal.next_call(name)
@@ -89,15 +96,19 @@ class _Wrapper:
             except BaseException:
                 journal.end(name, item, error=True)
                 raise
-            if stage.expand:
-                elements = self._elements(stage, item, result)
-                # A lazy result stays lazy and others do not: the engine closes and traces the two differently.
-                return elements if hasattr(result, "__next__") else _Elements(elements)
-            journal.end(name, item, error=False)
-            journal.emit(name, result)
-            return result
+            return self._finish(stage, item, result)
 
         return _Flushable(wrapped, self._flushed(stage, fn)) if has_flush(fn) else wrapped
+
+    def _finish(self, stage: Stage, item: Any, result: Any) -> Any:
+        """Report the result of a call, or return an iterable that reports its elements."""
+        if stage.expand:
+            elements = self._elements(stage, item, result)
+            # A lazy result stays lazy and others do not: the engine closes and traces the two differently.
+            return elements if hasattr(result, "__next__") else _Elements(elements)
+        self._journal.end(stage.name, item, error=False)
+        self._journal.emit(stage.name, result)
+        return result
 
     def _flushed(self, stage: Stage, fn: Any) -> Callable[[], Iterator[Any]]:
         record = self._journal.of[stage.name]

@@ -8,6 +8,7 @@ Ownership: every field is guarded by `lock`.
 
 import threading
 from collections import Counter, defaultdict
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +18,14 @@ from threadloom.pipeline.policy import Gather, InOrder
 
 QUIET = 0.004
 """Seconds without an event after which `await_events` assumes that no further event will occur."""
+
+CALLER: ContextVar[threading.Thread] = ContextVar("CALLER")
+"""The thread of the worker whose item a task processes, in tasks of event loops."""
+
+
+def caller() -> threading.Thread:
+    """Return the thread of the worker that makes a call, also on an event loop that several workers share."""
+    return CALLER.get(threading.current_thread())
 
 
 @dataclass
@@ -31,7 +40,7 @@ class NodeRecord:
     returned: int = 0  # calls that returned
     raised: int = 0  # calls that raised, or whose elements were not all requested
     retried: int = 0  # calls with the item with which the same thread's last call failed
-    failed_with: dict[threading.Thread, Any] = field(default_factory=dict)
+    failed_with: dict[object, Any] = field(default_factory=dict)
     calls: int = 0  # calls of a stage or sink, or elements requested from a source; `Fault.at` is an index into them
     arrived: list[Any] = field(default_factory=list)  # items sent to this node, by all its predecessors
     in_transit: int = 0  # items sent to this node and not begun
@@ -82,7 +91,7 @@ class Journal:
         items = list(item) if stage.gathers else [item]
         with self.lock:
             self._add_event()
-            if record.failed_with.pop(threading.current_thread(), items) is item:
+            if record.failed_with.pop(caller(), items) is item:
                 record.retried += 1
                 return
             record.begun.extend(items)
@@ -100,7 +109,7 @@ class Journal:
             self._add_event()
             if error:
                 record.raised += 1
-                record.failed_with[threading.current_thread()] = item
+                record.failed_with[caller()] = item
             else:
                 record.returned += 1
             if isinstance(stage.admission, InOrder) and stage.admission.exclusive and not error:
@@ -120,7 +129,7 @@ class Journal:
             self._add_event()
             record = self.of[name]
             record.emitted += 1
-            record.by_worker[threading.current_thread()].append(result)
+            record.by_worker[caller()].append(result)
             for successor in self._successors[name]:
                 self._arrive(successor, result)
 
@@ -180,7 +189,7 @@ class Journal:
             record.in_hand[key] += 1
             if record.in_hand[key] > 1:
                 self.problems.append(f"stage {stage.name!r} is exclusive, and processes two items of key {key!r}")
-        if policy.exclusive or stage.workers == 1:  # otherwise one call may overtake another on its way here
+        if policy.exclusive or stage.threads == 1:  # otherwise one call may overtake another on its way here
             expected = record.next_index.get(key)
             if expected is not None and index != expected:
                 self.problems.append(f"stage {stage.name!r} got item {index} of key {key!r} before item {expected}")

@@ -3,8 +3,9 @@
 The outputs of a function do not depend on the order of its calls or on the calling thread.
 """
 
+import asyncio
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from threading import Lock
 from typing import Any
@@ -73,6 +74,29 @@ def random_holder(choose: random.Random) -> Any:
     if choose.random() < 0.5:
         return Holder(count)
     return per_worker(lambda: nullcontext(Holder(count)))
+
+
+def as_coroutine(fn: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Return `fn` as a coroutine function, which lets others run before and after it."""
+
+    async def call(item: Any) -> Any:
+        await asyncio.sleep(0)
+        result = fn(item)
+        await asyncio.sleep(0)
+        return result
+
+    return call
+
+
+def as_async_generator(fn: Callable[[Any], Iterable[Any]]) -> Callable[[Any], Any]:
+    """Return an expansion as an asynchronous generator function."""
+
+    async def generate(item: Any) -> AsyncIterator[Any]:
+        for element in fn(item):
+            await asyncio.sleep(0)
+            yield element
+
+    return generate
 
 
 def then_release(fn: Callable[[int], Any], release: Callable[[], None] | None) -> Callable[[int], Any]:

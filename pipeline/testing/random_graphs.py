@@ -11,17 +11,20 @@ the items in the model.
 import random
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain, zip_longest
 from typing import Any
 
-from threadloom.pipeline.core import AdmissionError, Pool
+from threadloom.pipeline.core import AdmissionError, Pool, kind_of
 from threadloom.pipeline.graph import Graph, Shards
 from threadloom.pipeline.observe import Node, NodeKind
 from threadloom.pipeline.policy import FailFast, Gather, InOrder, Join, Retry, SkipFailed
 from threadloom.pipeline.testing.harness import Subject
 from threadloom.pipeline.testing.random_functions import (
+    as_async_generator,
+    as_coroutine,
     random_expansion,
     random_function,
     random_holder,
@@ -50,6 +53,7 @@ class _Builder:
 
     def __init__(self, seed: int, *, small: bool) -> None:
         self.choose = random.Random(f"graph {seed}")
+        self.loops = random.Random(f"loops {seed}")  # for the choices of coroutines
         self.graph = Graph(f"random-{seed}")
         self.nodes: list[ModelNode] = []
         self.pools: list[Pool[int]] = []
@@ -117,13 +121,11 @@ class _Builder:
         def generate() -> Iterator[int]:
             yield from items
 
-        iterables: list[Iterable[int] | Callable[[], Iterable[int]]] = [
-            items,
-            range(first, first + many),
-            generate,
-            items.copy,
-        ]
-        node = self.graph.source(name, self.choose.choice(iterables))
+        iterables: list[Any] = [items, range(first, first + many), generate, items.copy]
+        chosen = self.choose.choice(iterables)
+        if self.loops.random() < 0.2:
+            chosen = partial(as_async_generator(lambda drawn: drawn), items)
+        node: Node[int] = self.graph.source(name, chosen)
         self.nodes.append(ModelNode(node, items, True, True, True))
 
     def sharded_source(self, name: str, items: list[int]) -> None:
@@ -162,6 +164,9 @@ class _Builder:
         name = f"stage{len(self.nodes)}"
         items, in_order, arguments = self.arriving(before)
         workers = arguments["workers"] = choose.randint(1, 4)
+        if concurrency := self.loops.choice([0, 0, 0, 1, 3]):
+            arguments["concurrency"] = concurrency
+            workers *= concurrency  # from here on, the items in processing at once
         plain = all(each.plain for each in before)
         if choose.random() < 0.25:
             out = self.gathering(name, items, arguments)
@@ -171,20 +176,25 @@ class _Builder:
         keeps = workers == 1 or ordered
         if choose.random() < 0.35 and max(Counter(items).values(), default=1) == 1:
             keeps, in_order = self.order(items, arguments, in_order=in_order and len(before) == 1, plain=plain)
-        if choose.random() < 0.2:
+        if choose.random() < 0.2 and not concurrency:
             arguments["acquire"], release = self.slots(choose.randint(1, workers))
         else:
             release = None
-        if release is None and choose.random() < 0.1:
+        if release is None and choose.random() < 0.1 and not concurrency:
             node, outputs = self.graph.stage(name, random_holder(choose), expand=True, **arguments), items
             self.holders.add(name)
             keeps = workers == 1
         elif choose.random() < 0.3 and len(items) < MOST_ITEMS // 2:
             fn, outputs = random_expansion(choose, items)
-            node = self.graph.stage(name, then_release(fn, release), expand=True, **arguments)
+            if concurrency:
+                fn = self.loops.choice([as_coroutine, as_async_generator])(fn)
+            fn = then_release(fn, release)
+            if not kind_of(fn).generates:  # the others expand without it
+                arguments["expand"] = True
+            node = self.graph.stage(name, fn, **arguments)
         else:
             fn, outputs = random_function(choose, items)
-            fn = then_release(fn, release)
+            fn = as_coroutine(fn) if concurrency else then_release(fn, release)
             node = self.graph.stage(name, with_set_up(fn) if choose.random() < 0.15 else fn, **arguments)
         self.nodes.append(ModelNode(node, outputs, in_order and keeps, plain, workers == 1 or ordered))
 
@@ -226,25 +236,25 @@ class _Builder:
     def gathering(self, name: str, items: list[int], arguments: dict[str, Any]) -> tuple[Node[int], list[int]]:
         """Add a gathering stage; return it and its results."""
         choose, count = self.choose, self.choose.randint(1, 4)
+        kind = as_coroutine if "concurrency" in arguments else lambda fn: fn
         by_value = choose.random() < 0.5
         if by_value:
             # All items of a group are equal, so that the composition of the groups does not matter.
             times = Counter(items)
             exact = all(many % count == 0 for many in times.values())
             policy = Gather[int](key=lambda item: item, count=count, partial=not exact)
-            node = self.graph.stage(name, lambda group: group[0] + 7, gather=policy, **arguments)
+            node = self.graph.stage(name, kind(lambda group: group[0] + 7), gather=policy, **arguments)
             return node, [item + 7 for item, many in times.items() for _ in range(-(-many // count))]
         keys = choose.choice([None, 2, 3])
         sort = choose.choice([None, lambda item: item])
         policy = Gather(key=None if keys is None else lambda item: item % keys, count=count, sort=sort, partial=True)
-        node = self.graph.stage(
-            name, lambda group: [item + 11 for item in group], gather=policy, expand=True, **arguments
-        )
+        shifted = kind(lambda group: [item + 11 for item in group])
+        node = self.graph.stage(name, shifted, gather=policy, expand=True, **arguments)
         return node, [item + 11 for item in items]
 
     def order(self, items: list[int], arguments: dict[str, Any], *, in_order: bool, plain: bool) -> tuple[bool, bool]:
         """Add an InOrder policy; return True if the node keeps the order, and True if its items leave in order."""
-        choose, workers = self.choose, arguments["workers"]
+        choose, workers = self.choose, arguments["workers"] * arguments.get("concurrency", 1)
         keys = choose.choice([1, 1, 2, 3])
         first = choose.randint(0, 2)
         places = {item: (place % keys, first + place // keys) for place, item in enumerate(items)}
@@ -288,6 +298,6 @@ def random_subject(seed: int, *, small: bool = False) -> Subject:
     """Return a random graph with a model of its output, determined by the seed. A `small` one has at most 3 stages.
 
     It has up to 3 sources, 7 stages and 4 sinks, with 1 to 4 workers and capacities from 1 to 4, which fork, merge,
-    filter, skip, expand, gather, keep orders, take slots and have set-ups.
+    filter, skip, expand, gather, keep orders, take slots, have set-ups, and run coroutines.
     """
     return _Builder(seed, small=small).build()

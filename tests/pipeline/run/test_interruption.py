@@ -14,7 +14,18 @@ from typing import Any
 
 import pytest
 
-from threadloom.pipeline import Cancelled, Channel, Closed, Fifo, Gather, Graph, InOrder, PipelineError, Run
+from threadloom.pipeline import (
+    Cancelled,
+    Channel,
+    Closed,
+    Fifo,
+    Gather,
+    Graph,
+    InOrder,
+    PipelineError,
+    Run,
+    StageFailure,
+)
 from threadloom.pipeline.core import OneShotEvent
 
 pytestmark = pytest.mark.timeout(30)
@@ -206,6 +217,24 @@ def test_a_forked_child_sees_that_the_threads_are_not_its_own() -> None:
             run.drain()
             while True:
                 next(items)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_a_forked_child_leaves_a_failed_run_of_its_parent_without_an_error() -> None:
+    graph = Graph("forked")
+    graph.sink("out", after=graph.stage("work", lambda item: 1 // 0, after=graph.source("draw", [1])))
+    with pytest.raises(StageFailure), graph.start() as run:
+        assert run.wait_decided(PROMPT)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            pid = os.fork()
+        if pid == 0:
+            try:
+                run.__exit__(None, None, None)
+                os._exit(0)
+            finally:
+                os._exit(1)
+        assert os.waitpid(pid, 0)[1] == 0
 
 
 def test_an_event_set_in_the_middle_of_its_own_set() -> None:

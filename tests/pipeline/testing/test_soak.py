@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks.soak import soak
 from threadloom.pipeline import Graph, OnFailure, StageFailure
+from threadloom.pipeline.observe import NodeKind
 from threadloom.pipeline.testing import FaultKind, FaultPlan, exercise, random_subject
 
 QUICK = 300
@@ -49,8 +50,9 @@ def test_random_graphs_are_determined_by_their_seed_and_have_all_features() -> N
     stages = [stage for graph in graphs for stage in graph.stages]
     assert {type(stage.admission).__name__ for stage in stages} == {"Fifo", "InOrder", "Gather", "Join"}
     assert {stage.workers for stage in stages} == {1, 2, 3, 4}
-    for feature in ("expand", "ordered", "when", "acquire", "via", "gathers"):
+    for feature in ("expand", "ordered", "when", "acquire", "via", "gathers", "concurrency"):
         assert any(getattr(stage, feature) for stage in stages), feature
+    assert {stage.kind for stage in stages if stage.concurrency} == {NodeKind.SOURCE, NodeKind.STAGE}
 
 
 DRAINED = frozenset({FaultKind.RAISE, FaultKind.EXIT, FaultKind.POLICY, FaultKind.DELAY, FaultKind.HOLD})
