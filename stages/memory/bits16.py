@@ -19,7 +19,6 @@ from threadloom.stages.config import Precision
 from threadloom.stages.memory import (
     MicroBatchSlot,
     allocate_token_ids,
-    arrays_bytes,
     logits_chunk_rows,
     token_ids_bytes,
 )
@@ -148,11 +147,6 @@ class Bits16Slot(MicroBatchSlot):
     """A slot whose activations have 16 bits, with the scratch of its forward pass."""
 
     activations: Activations16
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all arrays."""
-        return super().nbytes + arrays_bytes(self.activations)
 
 
 class Bits16Memory:

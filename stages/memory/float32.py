@@ -12,7 +12,6 @@ from threadloom.pipeline import Arena
 from threadloom.stages.memory.precision_memory import (
     MicroBatchSlot,
     allocate_token_ids,
-    arrays_bytes,
     logits_chunk_rows,
     token_ids_bytes,
 )
@@ -68,11 +67,6 @@ class Float32Slot(MicroBatchSlot):
     """A slot whose activations are float32."""
 
     activations: Activations
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all arrays."""
-        return super().nbytes + arrays_bytes(self.activations)
 
 
 class Float32Memory:

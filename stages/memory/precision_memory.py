@@ -13,15 +13,16 @@ from threadloom.stages.models import Shape
 
 @dataclass(frozen=True)
 class MicroBatchSlot:
-    """The pre-allocated arrays of one micro-batch in flight; each number format adds its activations."""
+    """The pre-allocated arrays of one micro-batch in flight; each number format declares its type of activations."""
 
     ids: TokenIds  # (R,)
     targets: TokenIds  # (R,)
+    activations: Any
 
     @property
     def nbytes(self) -> int:
         """Bytes of all arrays."""
-        return self.ids.nbytes + self.targets.nbytes
+        return self.ids.nbytes + self.targets.nbytes + arrays_bytes(self.activations)
 
 
 class PrecisionMemory(Protocol):
