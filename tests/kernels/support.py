@@ -9,9 +9,11 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, settings, strategies as st
+from hypothesis.strategies import SearchStrategy
 from numpy.typing import NDArray
 
 from tests import reference
@@ -44,6 +46,18 @@ class GemmCase:
     op_b: Op = Op.N
     alpha: float = 1.0
     beta: float = 0.0
+
+
+Case = TypeVar("Case", bound=GemmCase)
+
+
+def gemm_cases(
+    case: type[Case], rows: int, columns: int, inner: SearchStrategy[int], **others: SearchStrategy[Any]
+) -> SearchStrategy[Case]:
+    """Return cases of at most `rows` by `columns`, with both operands transposed or not."""
+    sizes = {"rows": st.integers(1, rows), "columns": st.integers(1, columns), "inner": inner}
+    ops = {"op_a": st.sampled_from(Op), "op_b": st.sampled_from(Op)}
+    return st.builds(case, **sizes, **ops, **others)
 
 
 def run_without_compiler(program: str) -> None:
@@ -123,6 +137,19 @@ class Sizes:
     def ids(self, rng: np.random.Generator) -> Ids:
         """Return random token ids (B, T)."""
         return rng.integers(0, self.vocabulary, (self.sequences, self.tokens))
+
+
+MODEL_SIZES = {
+    "odd": Sizes(vocabulary=37, context=13, layers=3, heads=3, channels=27, sequences=3, tokens=11),
+    "one token": Sizes(vocabulary=11, context=5, layers=2, heads=2, channels=22, sequences=3, tokens=1),
+    "one sequence": Sizes(vocabulary=131, context=9, layers=2, heads=1, channels=17, sequences=1, tokens=9),
+    "one row": Sizes(vocabulary=7, context=1, layers=1, heads=1, channels=9, sequences=1, tokens=1),
+    "more than a tile of queries": Sizes(
+        vocabulary=65, context=150, layers=1, heads=2, channels=160, sequences=2, tokens=139
+    ),
+    "as people train": Sizes(vocabulary=65, context=64, layers=2, heads=4, channels=64, sequences=2, tokens=64),
+}
+"""Sizes at which the models of every number format are compared with the reference."""
 
 
 def empty_weights(sizes: Sizes, memory: Guarded) -> Weights:

@@ -13,7 +13,7 @@ from hypothesis import given, strategies as st
 
 from tests.error_bounds import product_error
 from tests.kernels.comparison import assert_within
-from tests.kernels.support import GemmCase, Guarded, float32_numbers, shapes_with_fixtures
+from tests.kernels.support import GemmCase, Guarded, float32_numbers, gemm_cases, shapes_with_fixtures
 from tests.reference import Array
 from threadloom.kernels.compiling.arrays import Floats
 from threadloom.kernels.matmul.backend import GemmBackend, blas_info, gemm, gemm_backend
@@ -73,13 +73,11 @@ def check(case: Case) -> None:
 
 @shapes_with_fixtures(80)
 @given(
-    case=st.builds(
+    case=gemm_cases(
         Case,
-        rows=st.integers(1, 70),
-        columns=st.integers(1, 90),
-        inner=st.one_of(st.integers(1, 40), st.integers(250, 530)),
-        op_a=st.sampled_from(Op),
-        op_b=st.sampled_from(Op),
+        70,
+        90,
+        st.one_of(st.integers(1, 40), st.integers(250, 530)),
         beta=st.sampled_from([0.0, 1.0]),
         strided=st.booleans(),
     )

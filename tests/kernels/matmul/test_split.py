@@ -15,7 +15,7 @@ from tests.error_bounds import IN_BF16X3, allowed
 from tests.kernels.allocations import allocations
 from tests.kernels.bits16.support import Pages, gap_of_matrices, nearest, numbers, on_path, paths_here
 from tests.kernels.comparison import assert_close, within
-from tests.kernels.support import GemmCase, shapes_with_fixtures
+from tests.kernels.support import GemmCase, gemm_cases, shapes_with_fixtures
 from tests.reference import Array
 from tests.rounding_marks import product
 from threadloom.kernels.compiling.jit import JIT_ENABLED
@@ -76,13 +76,11 @@ def check(case: Case) -> None:
 
 @shapes_with_fixtures(50 if JIT_ENABLED else 10)
 @given(
-    case=st.builds(
+    case=gemm_cases(
         Case,
-        rows=st.integers(1, 75),
-        columns=st.integers(1, 100),
-        inner=st.one_of(st.integers(1, 70), st.integers(250, 300)),
-        op_a=st.sampled_from(Op),
-        op_b=st.sampled_from(Op),
+        75,
+        100,
+        st.one_of(st.integers(1, 70), st.integers(250, 300)),
         alpha=st.sampled_from([1.0, -2.5]),
         beta=st.sampled_from([0.0, 1.0, 0.5]),
         at_end=st.booleans(),
