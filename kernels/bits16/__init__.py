@@ -27,7 +27,6 @@ from threadloom.kernels.bits16.layernorm import (
     layernorm_apply_transposed as layernorm_apply_transposed,
     layernorm_backward as layernorm_backward,
     layernorm_forward as layernorm_forward,
-    layernorm_residual_backward as layernorm_residual_backward,
 )
 from threadloom.kernels.bits16.linear import (
     linear_backward_bias as linear_backward_bias,

@@ -1,7 +1,5 @@
 """Gradient of softmax cross-entropy for the rows of one chunk of float32 logits, rounded to 16 bits."""
 
-import math
-
 import numpy as np
 
 from threadloom.kernels.common import exponentiate_row
@@ -20,10 +18,7 @@ def cross_entropy_backward(logits: Floats, targets: TokenIds, scale: float, d_lo
     for r in range(targets.shape[0]):
         row, rounded = logits[r], d_logits[r]
         target = targets[r]
-        logit = row[target]
-        largest, exponentials = exponentiate_row(row)
-        total += np.float64(largest) - np.float64(logit)
-        total += math.log(exponentials)
+        total, exponentials = exponentiate_row(row, target, total)
         share = factor / exponentials
         at_target = row[target] * share - factor
         for j in range(row.shape[0]):

@@ -18,7 +18,6 @@ from threadloom.kernels.bits16.layernorm import (
     layernorm_apply_transposed,
     layernorm_backward,
     layernorm_forward,
-    layernorm_residual_backward,
 )
 from threadloom.kernels.bits16.linear import (
     linear_backward_bias,
@@ -30,14 +29,16 @@ from threadloom.kernels.bits16.linear import (
     logits_backward_input,
     logits_forward,
 )
-from threadloom.kernels.bits16.tensors import Activations16, Scratch16, Weights16
+from threadloom.kernels.bits16.tensors import Activations16, PackedWeight, Scratch16, Weights16
 from threadloom.kernels.common import (
     HEAD_SLICE,
     AccumulationTicket,
     Affine,
+    AttentionActivations,
     Weights,
     cross_entropy_forward,
     mark_part_done,
+    mlp_part,
     wait_for_predecessor,
 )
 from threadloom.kernels.compiling import Floats, TokenIds, jit_inline_body, jit_kernel
@@ -54,7 +55,8 @@ def blocks_forward(weights: Weights16, acts: Activations16, sequences: int, head
         ln1, ln2 = Affine(w.ln1_weight[n], w.ln1_bias[n]), Affine(w.ln2_weight[n], w.ln2_bias[n])
         layernorm_forward(a.x, ln1, w.attn_proj_bias[n], NormalizedRows(a.normed1[n], a.rstd1[n]), a.h)
         linear_forward(a.h, p.qkv[n], w.qkv_bias[n], a.qkv[n], upcast)
-        attention_forward(a.qkv[n], sequences, heads, a.attn[n], a.attn_lse[n], a.thread.attention)
+        attention = AttentionActivations(a.qkv[n], a.attn[n], a.attn_lse[n])
+        attention_forward(attention, sequences, heads, a.thread.attention)
         linear_residual_forward(a.attn[n], p.attn_proj[n], a.x, upcast)
         layernorm_forward(a.x, ln2, w.mlp_proj_bias[n], NormalizedRows(a.normed2[n], a.rstd2[n]), a.h)
         linear_gelu_forward(a.h, p.fc[n], w.fc_bias[n], a.fc[n], a.gelu, upcast)
@@ -70,32 +72,45 @@ def _weight_backward(x: Bits16, d_out: Bits16, d_weight: Floats, scratch: Scratc
 
 
 @jit_inline_body
-def _normed_weight_backward(
-    n: Bits16, affine: Affine, d_out: Bits16, d_weight: Floats, scratch: Scratch16, accumulate: bool
+def _normed_linear_backward(
+    d_out: Bits16,
+    kept: NormalizedRows,
+    norm: Affine,
+    weight_t: PackedWeight,
+    d_norm: LayerNormGradients,
+    d_weight: Floats,
+    scratch: Scratch16,
+    accumulate: bool,
 ) -> None:
-    """Do the same as `_weight_backward` for a layer whose input was a LayerNorm's output, from its normalised rows."""
-    x_t = scratch.transposed[: n.shape[1]]
-    transpose_bf16(n, x_t)
-    layernorm_apply_transposed(x_t, affine)
-    linear_backward_weight(x_t, d_out, d_weight, accumulate, scratch.thread.upcast)
+    """Backpropagate through a linear layer whose input was a LayerNorm's output, and through the LayerNorm.
+
+    `d_out` is the gradient of the linear layer's output. The gradient of the LayerNorm's input is added to
+    ``scratch.dx``; those of the parameters, but for the linear layer's bias, are written, or added when `accumulate`.
+    """
+    s = scratch
+    x_t = s.transposed[: kept.n.shape[1]]
+    transpose_bf16(kept.n, x_t)
+    layernorm_apply_transposed(x_t, norm)
+    linear_backward_weight(x_t, d_out, d_weight, accumulate, s.thread.upcast)
+    linear_backward_input(d_out, weight_t, s.dh, s.thread.upcast)
+    layernorm_backward(s.dh, kept, norm.weight, s.dx, s.dx16, d_norm, accumulate)
 
 
 @jit_inline_body
 def _mlp_backward(
-    weights: Weights16, acts: Activations16, grads: Weights, scratch: Scratch16, n: int, accumulate: bool
+    weights: Weights16, acts: Activations16, grads: Weights, scratch: Scratch16, n: int, ticket: AccumulationTicket
 ) -> None:
     """Take ``scratch.dx`` from the gradient of the output of block `n` to that between its two halves."""
     w, p, a, g, s = weights.master, weights.packed, acts, grads, scratch
-    upcast = s.thread.upcast
-    linear_backward_input(s.dx16, p.mlp_proj_t[n], s.d_fc, upcast)
+    accumulate, part = ticket.accumulate, mlp_part(w.wte.shape[0], w.qkv_weight.shape[0], n)
+    wait_for_predecessor(ticket, part)
+    linear_backward_input(s.dx16, p.mlp_proj_t[n], s.d_fc, s.thread.upcast)
     gelu_backward(a.fc[n], s.d_fc, s.gelu, g.fc_bias[n], accumulate)
     _weight_backward(s.gelu, s.dx16, g.mlp_proj_weight[n], s, accumulate)
-    affine = Affine(w.ln2_weight[n], w.ln2_bias[n])
-    _normed_weight_backward(a.normed2[n], affine, s.d_fc, g.fc_weight[n], s, accumulate)
-    linear_backward_input(s.d_fc, p.fc_t[n], s.dh, upcast)
+    norm, kept = Affine(w.ln2_weight[n], w.ln2_bias[n]), NormalizedRows(a.normed2[n], a.rstd2[n])
     d_norm = LayerNormGradients(g.ln2_weight[n], g.ln2_bias[n], g.attn_proj_bias[n])
-    kept = NormalizedRows(a.normed2[n], a.rstd2[n])
-    layernorm_residual_backward(s.dh, kept, w.ln2_weight[n], s.dx, s.dx16, d_norm, accumulate)
+    _normed_linear_backward(s.d_fc, kept, norm, p.fc_t[n], d_norm, g.fc_weight[n], s, accumulate)
+    mark_part_done(ticket, part)
 
 
 @jit_inline_body
@@ -107,22 +122,22 @@ def _attention_backward(
     n: int,
     sequences: int,
     heads: int,
-    accumulate: bool,
+    ticket: AccumulationTicket,
 ) -> None:
     """Take ``scratch.dx`` from the gradient between the halves of block `n` to that of the block's input."""
     w, p, a, g, s = weights.master, weights.packed, acts, grads, scratch
-    upcast = s.thread.upcast
+    accumulate, part = ticket.accumulate, mlp_part(w.wte.shape[0], w.qkv_weight.shape[0], n) + 1
+    wait_for_predecessor(ticket, part)
     _weight_backward(a.attn[n], s.dx16, g.attn_proj_weight[n], s, accumulate)
-    linear_backward_input(s.dx16, p.attn_proj_t[n], s.d_attn, upcast)
-    attention_backward(s.d_attn, a.attn[n], a.qkv[n], a.attn_lse[n], sequences, heads, s.d_qkv, s.thread.attention)
+    linear_backward_input(s.dx16, p.attn_proj_t[n], s.d_attn, s.thread.upcast)
+    attention = AttentionActivations(a.qkv[n], a.attn[n], a.attn_lse[n])
+    attention_backward(s.d_attn, attention, sequences, heads, s.d_qkv, s.thread.attention)
     linear_backward_bias(s.d_qkv, g.qkv_bias[n], accumulate)
-    affine = Affine(w.ln1_weight[n], w.ln1_bias[n])
-    _normed_weight_backward(a.normed1[n], affine, s.d_qkv, g.qkv_weight[n], s, accumulate)
-    linear_backward_input(s.d_qkv, p.qkv_t[n], s.dh, upcast)
+    norm, kept = Affine(w.ln1_weight[n], w.ln1_bias[n]), NormalizedRows(a.normed1[n], a.rstd1[n])
     below = g.mlp_proj_bias[n - 1] if n > 0 else s.d_bias
     d_norm = LayerNormGradients(g.ln1_weight[n], g.ln1_bias[n], below)
-    kept = NormalizedRows(a.normed1[n], a.rstd1[n])
-    layernorm_residual_backward(s.dh, kept, w.ln1_weight[n], s.dx, s.dx16, d_norm, accumulate)
+    _normed_linear_backward(s.d_qkv, kept, norm, p.qkv_t[n], d_norm, g.qkv_weight[n], s, accumulate)
+    mark_part_done(ticket, part)
 
 
 @jit_kernel
@@ -133,7 +148,6 @@ def blocks_backward(
     scratch: Scratch16,
     sequences: int,
     heads: int,
-    accumulate: bool,
     ticket: AccumulationTicket,
 ) -> None:
     """Take ``scratch.dx`` to the gradient of the embeddings; write or add the gradients of the blocks' tensors.
@@ -141,15 +155,9 @@ def blocks_backward(
     The gradient of the last block's MLP bias is computed by `head_backward`, which runs first; that of any other
     block's MLP bias by the next block, in that block's part of the `ticket`.
     """
-    part = -(-weights.master.wte.shape[0] // HEAD_SLICE)
     for n in range(weights.master.qkv_weight.shape[0] - 1, -1, -1):
-        wait_for_predecessor(ticket, part)
-        _mlp_backward(weights, acts, grads, scratch, n, accumulate)
-        mark_part_done(ticket, part)
-        wait_for_predecessor(ticket, part + 1)
-        _attention_backward(weights, acts, grads, scratch, n, sequences, heads, accumulate)
-        mark_part_done(ticket, part + 1)
-        part += 2
+        _mlp_backward(weights, acts, grads, scratch, n, ticket)
+        _attention_backward(weights, acts, grads, scratch, n, sequences, heads, ticket)
 
 
 @jit_kernel
@@ -180,7 +188,6 @@ def head_backward(
     scale: float,
     grads: Weights,
     scratch: Scratch16,
-    accumulate: bool,
     ticket: AccumulationTicket,
 ) -> float:
     """Return the unscaled sum of the cross-entropies, and write the gradient of ``acts.x`` to ``scratch.dx``.
@@ -194,7 +201,8 @@ def head_backward(
     kept = NormalizedRows(s.normed, s.rstd)
     layernorm_forward(acts.x, Affine(w.lnf_weight, w.lnf_bias), s.rstd[:0], kept, s.h)
     total = 0.0
-    adds = accumulate
+    s.dx.fill(0.0)  # `layernorm_backward` adds to it
+    adds = ticket.accumulate
     for first in range(0, rows, chunk):
         last = min(first + chunk, rows)
         logits, d_logits, h = s.logits[: last - first], s.d_logits[: last - first], s.h[first:last]
@@ -211,6 +219,6 @@ def head_backward(
                 mark_part_done(ticket, v0 // HEAD_SLICE)
         adds = True
     d_norm = LayerNormGradients(grads.lnf_weight, grads.lnf_bias, grads.mlp_proj_bias[grads.mlp_proj_bias.shape[0] - 1])
-    layernorm_backward(s.dh, kept, w.lnf_weight, s.dx, s.dx16, d_norm, accumulate)
+    layernorm_backward(s.dh, kept, w.lnf_weight, s.dx, s.dx16, d_norm, ticket.accumulate)
     mark_part_done(ticket, (vocabulary - 1) // HEAD_SLICE)
     return total

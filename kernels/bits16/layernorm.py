@@ -101,31 +101,11 @@ def layernorm_backward(
 ) -> None:
     """Compute the gradients of the input (R, C), the weight and the bias (C,) from `d_out`, that of the output.
 
-    Formulas as in `kernels.float32.layernorm.layernorm_backward`. `dx` is float32, `dx16` the same rounded. The column
-    sums of `dx` go to ``grads.added``: the gradient of the bias that was added to the residual stream just before. The
-    gradients of parameters are written, or added when `accumulate`.
+    Formulas as in `kernels.float32.layernorm.layernorm_backward`. The gradient of the input is added to `dx`, that of
+    the residual stream in float32; `dx16` is the sum, rounded. The column sums of `dx` go to ``grads.added``: the
+    gradient of the bias that was added to the residual stream just before. The gradients of parameters are written, or
+    added when `accumulate`.
     """
-    if not accumulate:
-        _clear(grads)
-    for r in range(dx.shape[0]):
-        n, d, target, rstd = kept.n[r], d_out[r], dx[r], kept.rstd[r]
-        mean_g, mean_gn = _affine_backward(d, n, weight, grads)
-        for j in range(d.shape[0]):
-            target[j] = rstd * (d[j] * weight[j] - mean_g - load16(n, j) * mean_gn)
-        _round_and_sum(target, dx16[r], grads.added)
-
-
-@jit_kernel
-def layernorm_residual_backward(
-    d_out: Floats,
-    kept: NormalizedRows,
-    weight: Floats,
-    dx: Floats,
-    dx16: Bits16,
-    grads: LayerNormGradients,
-    accumulate: bool,
-) -> None:
-    """Do the same as `layernorm_backward`, but add to `dx`, the gradient of the residual stream."""
     if not accumulate:
         _clear(grads)
     for r in range(dx.shape[0]):

@@ -65,22 +65,28 @@ def _gelu_fp16(x: Any, weight: Any, bias: Any, before: Any, out: Any, upcast: An
     gelu_forward(before, out)
 
 
+def _gemm(a: Bits16, b: PackedWeight, out: Floats, op_b: Op, accumulate: bool, upcast: Fp16UpcastScratch) -> None:
+    """Write, or add when `accumulate`, ``a @ op_b(b)`` to the float32 `out`; a packed `b` has its layout already."""
+    (_gemm_fp16 if b.dtype == np.int16 else _gemm_bf16)(a, b, out, op_b, accumulate, upcast)
+
+
+@overload(_gemm, inline="always")
+def _gemm_of_format(a: Any, b: Any, out: Any, op_b: Any, accumulate: Any, upcast: Any) -> Any:
+    return _gemm_fp16 if b.dtype == types.int16 else _gemm_bf16
+
+
+def _gemm_bf16(a: Any, b: Any, out: Any, op_b: Any, accumulate: Any, upcast: Any) -> None:
+    gemm_bf16(a, b, out, accumulate)
+
+
+def _gemm_fp16(a: Any, b: Any, out: Any, op_b: Any, accumulate: Any, upcast: Any) -> None:
+    gemm_fp16(a, b, out, Op.N, op_b, accumulate, upcast.a, upcast.b)
+
+
+@jit_inline_body
 def linear_residual_forward(x: Bits16, weight: PackedWeight, residual: Floats, upcast: Fp16UpcastScratch) -> None:
     """Add ``x @ W`` to the float32 `residual` (R, O); the bias has been added to it already (`layernorm_forward`)."""
-    (_residual_fp16 if weight.dtype == np.int16 else _residual_bf16)(x, weight, residual, upcast)
-
-
-@overload(linear_residual_forward, inline="always")
-def _residual(x: Any, weight: Any, residual: Any, upcast: Any) -> Any:
-    return _residual_fp16 if weight.dtype == types.int16 else _residual_bf16
-
-
-def _residual_bf16(x: Any, weight: Any, residual: Any, upcast: Any) -> None:
-    gemm_bf16(x, weight, residual, True)
-
-
-def _residual_fp16(x: Any, weight: Any, residual: Any, upcast: Any) -> None:
-    gemm_fp16(x, weight, residual, Op.N, Op.N, True, upcast.a, upcast.b)
+    _gemm(x, weight, residual, Op.N, True, upcast)
 
 
 def linear_backward_input(
@@ -88,7 +94,7 @@ def linear_backward_input(
 ) -> None:
     """Write the gradient of the input, ``d_out @ W.T``, to `dx` (R, I), which is float32 or 16 bits (rounded once)."""
     if dx.dtype == np.float32:
-        (_input_float32_fp16 if weight_t.dtype == np.int16 else _input_float32_bf16)(d_out, weight_t, dx, upcast)
+        _input_float32(d_out, weight_t, dx, upcast)
     else:
         (_input_fp16 if weight_t.dtype == np.int16 else _input_bf16)(d_out, weight_t, dx, upcast)
 
@@ -96,16 +102,12 @@ def linear_backward_input(
 @overload(linear_backward_input, inline="always")
 def _input(d_out: Any, weight_t: Any, dx: Any, upcast: Any) -> Any:
     if dx.dtype == types.float32:
-        return _input_float32_fp16 if weight_t.dtype == types.int16 else _input_float32_bf16
+        return _input_float32
     return _input_fp16 if weight_t.dtype == types.int16 else _input_bf16
 
 
-def _input_float32_bf16(d_out: Any, weight_t: Any, dx: Any, upcast: Any) -> None:
-    gemm_bf16(d_out, weight_t, dx, False)
-
-
-def _input_float32_fp16(d_out: Any, weight_t: Any, dx: Any, upcast: Any) -> None:
-    gemm_fp16(d_out, weight_t, dx, Op.N, Op.T, False, upcast.a, upcast.b)
+def _input_float32(d_out: Any, weight_t: Any, dx: Any, upcast: Any) -> None:
+    _gemm(d_out, weight_t, dx, Op.T, False, upcast)
 
 
 def _input_bf16(d_out: Any, weight_t: Any, dx: Any, upcast: Any) -> None:
@@ -162,19 +164,7 @@ def logits_forward(h: Bits16, wte_t: PackedWeight, logits: Floats, upcast: Fp16U
     linear_backward_input(h, wte_t, logits, upcast)
 
 
+@jit_inline_body
 def logits_backward_input(d_logits: Bits16, wte: PackedWeight, dh: Floats, upcast: Fp16UpcastScratch) -> None:
     """Write ``d_logits @ wte``, the gradient of the input of `logits_forward`, to the float32 `dh` (rows, C)."""
-    (_logits_input_fp16 if wte.dtype == np.int16 else _logits_input_bf16)(d_logits, wte, dh, upcast)
-
-
-@overload(logits_backward_input, inline="always")
-def _logits_input(d_logits: Any, wte: Any, dh: Any, upcast: Any) -> Any:
-    return _logits_input_fp16 if wte.dtype == types.int16 else _logits_input_bf16
-
-
-def _logits_input_bf16(d_logits: Any, wte: Any, dh: Any, upcast: Any) -> None:
-    gemm_bf16(d_logits, wte, dh, False)
-
-
-def _logits_input_fp16(d_logits: Any, wte: Any, dh: Any, upcast: Any) -> None:
-    gemm_fp16(d_logits, wte, dh, Op.N, Op.N, False, upcast.a, upcast.b)
+    _gemm(d_logits, wte, dh, Op.N, False, upcast)

@@ -7,6 +7,7 @@ from threadloom.kernels.common.accumulation import (
     HEAD_SLICE as HEAD_SLICE,
     AccumulationTicket as AccumulationTicket,
     mark_part_done as mark_part_done,
+    mlp_part as mlp_part,
     model_parts as model_parts,
     single_writer as single_writer,
     wait_for_predecessor as wait_for_predecessor,
@@ -26,4 +27,8 @@ from threadloom.kernels.common.protocol import (
 )
 from threadloom.kernels.common.reduction import CHUNK as CHUNK, sum_lanes as sum_lanes
 from threadloom.kernels.common.softmax import softmax_backward_row as softmax_backward_row, softmax_rows as softmax_rows
-from threadloom.kernels.common.tensors import ATTENTION_TILE as ATTENTION_TILE, Weights as Weights
+from threadloom.kernels.common.tensors import (
+    ATTENTION_TILE as ATTENTION_TILE,
+    AttentionActivations as AttentionActivations,
+    Weights as Weights,
+)

@@ -20,7 +20,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from threadloom.kernels.compiling import JIT_ENABLED, jit_strict_fp
+from threadloom.kernels.compiling import JIT_ENABLED, jit_strict_fp, jit_strict_inline
 
 Counts = NDArray[np.int64]
 """Counts of finished parts, (1,); they grow over all batches of a run."""
@@ -39,16 +39,24 @@ class AccumulationTicket(NamedTuple):
     done_count: Counts  # parts finished by this micro-batch; written by its thread alone
     stop: Counts  # if not 0, nobody waits, and the results are discarded
     base: int  # value of both counts at the start of the batch
+    accumulate: bool  # False: the gradients are overwritten, by the first micro-batch of a batch in its arena
 
 
-def single_writer() -> AccumulationTicket:
+def single_writer(*, accumulate: bool) -> AccumulationTicket:
     """Return the ticket of a thread that is the only writer of its arena: it never waits."""
-    return AccumulationTicket(np.full(1, _ALL_PARTS, np.int64), np.zeros(1, np.int64), np.zeros(1, np.int64), 0)
+    predecessor_count, done_count, stop = np.full(1, _ALL_PARTS, np.int64), np.zeros(1, np.int64), np.zeros(1, np.int64)
+    return AccumulationTicket(predecessor_count, done_count, stop, 0, accumulate)
 
 
 def model_parts(vocabulary: int, layers: int) -> int:
     """Return the number of parts of a model with `vocabulary` rows in its embedding and `layers` blocks."""
     return -(-vocabulary // HEAD_SLICE) + 2 * layers
+
+
+@jit_strict_inline
+def mlp_part(vocabulary: int, layers: int, n: int) -> int:
+    """Return the part of the MLP of block `n`; the next part is the block's attention."""
+    return -(-vocabulary // HEAD_SLICE) + 2 * (layers - 1 - n)
 
 
 @intrinsic

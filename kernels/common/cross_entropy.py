@@ -25,12 +25,18 @@ def cross_entropy_forward(logits: Floats, targets: TokenIds) -> float:
 
 
 @jit_inline_body  # into the loop over rows: the order of the sum depends on the loop nest that LLVM vectorises
-def exponentiate_row(row: Floats) -> tuple[np.float32, np.float32]:
-    """Replace `row` (V,) by ``exp(row - max(row))``; return the maximum and the sum of the exponentials."""
+def exponentiate_row(row: Floats, target: np.int32, losses: float) -> tuple[float, np.float32]:
+    """Replace `row`, logits (V,), by ``exp(row - max(row))``.
+
+    Returns `losses` plus the row's loss, and the sum of the exponentials.
+    """
+    logit = row[target]
     largest = row_max(row, row.shape[0])
     total = _ZERO
     for j in range(row.shape[0]):
         e = exp32(row[j] - largest)
         row[j] = e
         total += e
-    return largest, total
+    losses += np.float64(largest) - np.float64(logit)
+    losses += math.log(total)
+    return losses, total

@@ -23,7 +23,7 @@ KERNELS: dict[str, tuple[str, ...]] = {
     "embedding": ("embedding_forward",),
     "gelu": ("gelu_forward", "gelu_backward"),
     "gpt2": MODEL_KERNELS,
-    "layernorm": ("layernorm_forward", "layernorm_backward", "layernorm_residual_backward"),
+    "layernorm": ("layernorm_forward", "layernorm_backward"),
     "linear": (
         "linear_forward",
         "linear_residual_forward",
@@ -59,12 +59,11 @@ class ModelKernels(Protocol[WeightsT, ActivationsT, ScratchT]):
         scratch: ScratchT,
         sequences: int,
         heads: int,
-        accumulate: bool,
         ticket: AccumulationTicket,
     ) -> None:
         """Run all blocks backwards after `head_backward`; write the gradient of the embeddings to ``scratch.dx``.
 
-        Gradients of the blocks' tensors are written, or added when `accumulate`, in the order that `ticket` gives.
+        Gradients of the blocks' tensors are written, or added if ``ticket.accumulate``, in the order of `ticket`.
         """
 
     def head_loss(self, weights: WeightsT, acts: ActivationsT, targets: TokenIds, logits: Floats) -> float:
@@ -78,10 +77,9 @@ class ModelKernels(Protocol[WeightsT, ActivationsT, ScratchT]):
         scale: float,
         grads: Weights,
         scratch: ScratchT,
-        accumulate: bool,
         ticket: AccumulationTicket,
     ) -> float:
         """Return the unscaled sum of the cross-entropies; write the scaled gradient of the blocks' output to scratch.
 
-        Gradients of the head's tensors are written, or added when `accumulate`, in the order that `ticket` gives.
+        Gradients of the head's tensors are written, or added if ``ticket.accumulate``, in the order of `ticket`.
         """

@@ -18,7 +18,9 @@ GPT-2's own files, so that a linear layer is ``y = x @ weight + bias``. The laye
 first axis. Numba compiles for these tuples: a change of a field changes every compiled signature.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from numpy.typing import NDArray
 
 from threadloom.kernels.compiling import Floats
 
@@ -45,6 +47,17 @@ class Weights(NamedTuple):
     mlp_proj_bias: Floats  # (L, C)
     lnf_weight: Floats  # (C,)
     lnf_bias: Floats  # (C,)
+
+
+class AttentionActivations(NamedTuple):
+    """Input and results of attention's forward pass, which its backward pass reads.
+
+    `qkv` and `out` have the number format of the activations: float32, or the bits of a 16-bit format.
+    """
+
+    qkv: NDArray[Any]  # (R, 3C) q, k and v side by side, each of them the heads side by side
+    out: NDArray[Any]  # (R, C) the heads' outputs
+    lse: Floats  # (B, H, T) log-sum-exp of each row of scores
 
 
 ATTENTION_TILE = 64

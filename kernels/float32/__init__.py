@@ -28,7 +28,6 @@ from threadloom.kernels.float32.layernorm import (
     layernorm_apply as layernorm_apply,
     layernorm_backward as layernorm_backward,
     layernorm_forward as layernorm_forward,
-    layernorm_residual_backward as layernorm_residual_backward,
 )
 from threadloom.kernels.float32.linear import (
     linear_backward_bias as linear_backward_bias,

@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from threadloom.kernels.common import ATTENTION_TILE, softmax_backward_row, softmax_rows
+from threadloom.kernels.common import ATTENTION_TILE, AttentionActivations, softmax_backward_row, softmax_rows
 from threadloom.kernels.compiling import Floats, jit_kernel
 from threadloom.kernels.matmul import Op, gemm
 
@@ -17,12 +17,13 @@ _ZERO = np.float32(0.0)
 
 
 @jit_kernel
-def attention_forward(qkv: Floats, sequences: int, heads: int, out: Floats, lse: Floats, scores: Floats) -> None:
-    """Write the heads' outputs to `out` (R, C), and the log-sum-exp of each row of scores to `lse` (B, H, T).
+def attention_forward(acts: AttentionActivations, sequences: int, heads: int, scores: Floats) -> None:
+    """Compute ``out`` and ``lse`` of `acts` from its ``qkv``.
 
-    ``out = softmax(q k.T / sqrt(D) + mask) v`` for each head: qkv (R, 3C) holds q, k and v side by side, each of them
-    the heads side by side (Vaswani et al., 2017, equation 1). `scores` (TILE, at least T) is scratch.
+    ``out = softmax(q k.T / sqrt(D) + mask) v`` for each head (Vaswani et al., 2017, equation 1). `scores` (TILE, at
+    least T) is scratch.
     """
+    qkv, out, lse = acts.qkv, acts.out, acts.lse
     channels = out.shape[1]
     size = channels // heads
     length = out.shape[0] // sequences
@@ -63,13 +64,14 @@ def _softmax_backward(
 
 @jit_kernel
 def attention_backward(
-    d_out: Floats, out: Floats, qkv: Floats, lse: Floats, sequences: int, heads: int, d_qkv: Floats, scores: Floats
+    d_out: Floats, acts: AttentionActivations, sequences: int, heads: int, d_qkv: Floats, scores: Floats
 ) -> None:
-    """Write the gradient of `qkv` (R, 3C) to `d_qkv`, given `d_out` (R, C), that of the output, and forward's results.
+    """Write the gradient of ``qkv`` (R, 3C) to `d_qkv`, given `d_out` (R, C), that of the output, and the forward pass.
 
     The tiles run from the last to the first: the last one sees every key, so it writes the gradients of keys and values
     that the others add to. `scores` (2, TILE, at least T) is scratch.
     """
+    qkv, out, lse = acts.qkv, acts.out, acts.lse
     channels = out.shape[1]
     size = channels // heads
     length = out.shape[0] // sequences

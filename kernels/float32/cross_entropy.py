@@ -1,7 +1,5 @@
 """Gradient of softmax cross-entropy for the rows of one chunk of logits, in place."""
 
-import math
-
 import numpy as np
 
 from threadloom.kernels.common import exponentiate_row
@@ -16,10 +14,7 @@ def cross_entropy_backward(logits: Floats, targets: TokenIds, scale: float) -> f
     for r in range(targets.shape[0]):
         row = logits[r]
         target = targets[r]
-        at_target = row[target]
-        largest, exponentials = exponentiate_row(row)
-        total += np.float64(largest) - np.float64(at_target)
-        total += math.log(exponentials)
+        total, exponentials = exponentiate_row(row, target, total)
         share = factor / exponentials
         for j in range(row.shape[0]):
             row[j] *= share

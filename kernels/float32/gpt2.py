@@ -5,16 +5,20 @@ embedding as the output projection. The forward pass keeps the arrays of `Activa
 outputs of LayerNorm and GELU, which costs less than keeping them. Implements `kernels.common.protocol.ModelKernels`.
 """
 
+from typing import NamedTuple
+
 from threadloom.kernels.common import (
     HEAD_SLICE,
     AccumulationTicket,
     Affine,
+    AttentionActivations,
     Weights,
     cross_entropy_forward,
     mark_part_done,
+    mlp_part,
     wait_for_predecessor,
 )
-from threadloom.kernels.compiling import Floats, TokenIds, jit_kernel
+from threadloom.kernels.compiling import Floats, TokenIds, jit_inline_body, jit_kernel
 from threadloom.kernels.float32.attention import attention_backward, attention_forward
 from threadloom.kernels.float32.cross_entropy import cross_entropy_backward
 from threadloom.kernels.float32.gelu import gelu_backward, gelu_forward
@@ -23,7 +27,6 @@ from threadloom.kernels.float32.layernorm import (
     layernorm_apply,
     layernorm_backward,
     layernorm_forward,
-    layernorm_residual_backward,
     layernorm_row,
 )
 from threadloom.kernels.float32.linear import (
@@ -47,7 +50,7 @@ def blocks_forward(weights: Weights, acts: Activations, sequences: int, heads: i
         ln1, ln2 = Affine(w.ln1_weight[n], w.ln1_bias[n]), Affine(w.ln2_weight[n], w.ln2_bias[n])
         layernorm_forward(x, ln1, a.h, RowStatistics(a.ln1_mean[n], a.ln1_rstd[n]))
         linear_forward(a.h, w.qkv_weight[n], w.qkv_bias[n], a.qkv[n])
-        attention_forward(a.qkv[n], sequences, heads, a.attn[n], a.attn_lse[n], a.scores)
+        attention_forward(AttentionActivations(a.qkv[n], a.attn[n], a.attn_lse[n]), sequences, heads, a.scores)
         linear_residual_forward(a.attn[n], w.attn_proj_weight[n], w.attn_proj_bias[n], x, x_mid)
         layernorm_forward(x_mid, ln2, a.h, RowStatistics(a.ln2_mean[n], a.ln2_rstd[n]))
         linear_forward(a.h, w.fc_weight[n], w.fc_bias[n], a.fc[n])
@@ -55,23 +58,63 @@ def blocks_forward(weights: Weights, acts: Activations, sequences: int, heads: i
         linear_residual_forward(a.gelu, w.mlp_proj_weight[n], w.mlp_proj_bias[n], x_mid, a.x[n + 1])
 
 
+class _NormedLinear(NamedTuple):
+    """Parameters of a LayerNorm and of the linear layer that reads its output, or their gradients."""
+
+    norm: Affine
+    weight: Floats  # (C, O)
+    bias: Floats  # (O,)
+
+
+@jit_inline_body
+def _qkv_layer(w: Weights, n: int) -> _NormedLinear:
+    """Return the first LayerNorm of block `n` with the projection to queries, keys and values."""
+    return _NormedLinear(Affine(w.ln1_weight[n], w.ln1_bias[n]), w.qkv_weight[n], w.qkv_bias[n])
+
+
+@jit_inline_body
+def _fc_layer(w: Weights, n: int) -> _NormedLinear:
+    """Return the second LayerNorm of block `n` with the first layer of the MLP."""
+    return _NormedLinear(Affine(w.ln2_weight[n], w.ln2_bias[n]), w.fc_weight[n], w.fc_bias[n])
+
+
+@jit_kernel
+def _normed_linear_backward(
+    d_out: Floats,
+    x: Floats,
+    statistics: RowStatistics,
+    layer: _NormedLinear,
+    grads: _NormedLinear,
+    scratch: Scratch,
+    accumulate: bool,
+) -> None:
+    """Add the gradient of `x`, the input of the LayerNorm, to ``scratch.dx``, given that of the linear layer's output.
+
+    The gradients of the parameters are written, or added when `accumulate`.
+    """
+    s = scratch
+    layernorm_apply(x, layer.norm, statistics, s.h)
+    linear_backward_weight(s.h, d_out, grads.weight, accumulate)
+    linear_backward_bias(d_out, grads.bias, accumulate)
+    linear_backward_input(d_out, layer.weight, s.dh)
+    layernorm_backward(s.dh, x, layer.norm.weight, statistics, s.dx, grads.norm, accumulate)
+
+
 @jit_kernel
 def _mlp_backward(
-    weights: Weights, acts: Activations, grads: Weights, scratch: Scratch, n: int, accumulate: bool
+    weights: Weights, acts: Activations, grads: Weights, scratch: Scratch, n: int, ticket: AccumulationTicket
 ) -> None:
     """Take ``scratch.dx`` from the gradient of ``x[n + 1]`` to that of ``x_mid[n]``."""
-    w, a, g, s = weights, acts, grads, scratch
+    w, a, g, s, accumulate = weights, acts, grads, scratch, ticket.accumulate
+    part = mlp_part(w.wte.shape[0], w.qkv_weight.shape[0], n)
+    wait_for_predecessor(ticket, part)
     linear_backward_input(s.dx, w.mlp_proj_weight[n], s.d_fc)
     gelu_backward(a.fc[n], s.d_fc, s.gelu)
     linear_backward_weight(s.gelu, s.dx, g.mlp_proj_weight[n], accumulate)
     linear_backward_bias(s.dx, g.mlp_proj_bias[n], accumulate)
     statistics = RowStatistics(a.ln2_mean[n], a.ln2_rstd[n])
-    layernorm_apply(a.x_mid[n], Affine(w.ln2_weight[n], w.ln2_bias[n]), statistics, s.h)
-    linear_backward_weight(s.h, s.d_fc, g.fc_weight[n], accumulate)
-    linear_backward_bias(s.d_fc, g.fc_bias[n], accumulate)
-    linear_backward_input(s.d_fc, w.fc_weight[n], s.dh)
-    d_affine = Affine(g.ln2_weight[n], g.ln2_bias[n])
-    layernorm_residual_backward(s.dh, a.x_mid[n], w.ln2_weight[n], statistics, s.dx, d_affine, accumulate)
+    _normed_linear_backward(s.d_fc, a.x_mid[n], statistics, _fc_layer(w, n), _fc_layer(g, n), s, accumulate)
+    mark_part_done(ticket, part)
 
 
 @jit_kernel
@@ -83,21 +126,20 @@ def _attention_backward(
     n: int,
     sequences: int,
     heads: int,
-    accumulate: bool,
+    ticket: AccumulationTicket,
 ) -> None:
     """Take ``scratch.dx`` from the gradient of ``x_mid[n]`` to that of ``x[n]``."""
-    w, a, g, s = weights, acts, grads, scratch
+    w, a, g, s, accumulate = weights, acts, grads, scratch, ticket.accumulate
+    part = mlp_part(w.wte.shape[0], w.qkv_weight.shape[0], n) + 1
+    wait_for_predecessor(ticket, part)
     linear_backward_weight(a.attn[n], s.dx, g.attn_proj_weight[n], accumulate)
     linear_backward_bias(s.dx, g.attn_proj_bias[n], accumulate)
     linear_backward_input(s.dx, w.attn_proj_weight[n], s.d_attn)
-    attention_backward(s.d_attn, a.attn[n], a.qkv[n], a.attn_lse[n], sequences, heads, s.d_qkv, s.scores)
+    attention = AttentionActivations(a.qkv[n], a.attn[n], a.attn_lse[n])
+    attention_backward(s.d_attn, attention, sequences, heads, s.d_qkv, s.scores)
     statistics = RowStatistics(a.ln1_mean[n], a.ln1_rstd[n])
-    layernorm_apply(a.x[n], Affine(w.ln1_weight[n], w.ln1_bias[n]), statistics, s.h)
-    linear_backward_weight(s.h, s.d_qkv, g.qkv_weight[n], accumulate)
-    linear_backward_bias(s.d_qkv, g.qkv_bias[n], accumulate)
-    linear_backward_input(s.d_qkv, w.qkv_weight[n], s.dh)
-    d_affine = Affine(g.ln1_weight[n], g.ln1_bias[n])
-    layernorm_residual_backward(s.dh, a.x[n], w.ln1_weight[n], statistics, s.dx, d_affine, accumulate)
+    _normed_linear_backward(s.d_qkv, a.x[n], statistics, _qkv_layer(w, n), _qkv_layer(g, n), s, accumulate)
+    mark_part_done(ticket, part)
 
 
 @jit_kernel
@@ -108,23 +150,16 @@ def blocks_backward(
     scratch: Scratch,
     sequences: int,
     heads: int,
-    accumulate: bool,
     ticket: AccumulationTicket,
 ) -> None:
     """Take ``scratch.dx`` from the gradient of x[L] to that of x[0]; write or add the gradients of the blocks' tensors.
 
-    Without `accumulate` every such gradient is overwritten; it need not be initialised. The parts of the `ticket` are
-    those that follow the head's.
+    Gradients need not be initialised unless ``ticket.accumulate``. The parts of the `ticket` are those that follow the
+    head's.
     """
-    part = -(-weights.wte.shape[0] // HEAD_SLICE)
     for n in range(weights.qkv_weight.shape[0] - 1, -1, -1):
-        wait_for_predecessor(ticket, part)
-        _mlp_backward(weights, acts, grads, scratch, n, accumulate)
-        mark_part_done(ticket, part)
-        wait_for_predecessor(ticket, part + 1)
-        _attention_backward(weights, acts, grads, scratch, n, sequences, heads, accumulate)
-        mark_part_done(ticket, part + 1)
-        part += 2
+        _mlp_backward(weights, acts, grads, scratch, n, ticket)
+        _attention_backward(weights, acts, grads, scratch, n, sequences, heads, ticket)
 
 
 @jit_kernel
@@ -155,15 +190,14 @@ def head_backward(
     scale: float,
     grads: Weights,
     scratch: Scratch,
-    accumulate: bool,
     ticket: AccumulationTicket,
 ) -> float:
     """Return the unscaled sum of the cross-entropies, and write the gradient of ``acts.x[L]`` to ``scratch.dx``.
 
     Every gradient is multiplied by `scale` (1 / tokens of the batch gives the gradient of the mean). Those of `wte`,
-    `lnf_weight` and `lnf_bias` are written, or added when `accumulate`. The logits exist for the rows of one chunk
-    (``scratch.logits.shape[0]``) at a time and are overwritten by their gradient. The rows of `wte` are the first parts
-    of the `ticket`.
+    `lnf_weight` and `lnf_bias` are written, or added if ``ticket.accumulate``. The logits exist for the rows of one
+    chunk (``scratch.logits.shape[0]``) at a time and are overwritten by their gradient. The rows of `wte` are the first
+    parts of the `ticket`.
     """
     s, x_final = scratch, acts.x[acts.x.shape[0] - 1]
     rows, chunk, vocabulary = x_final.shape[0], s.logits.shape[0], weights.wte.shape[0]
@@ -171,7 +205,8 @@ def head_backward(
     statistics = RowStatistics(s.lnf_mean, s.lnf_rstd)
     layernorm_forward(x_final, Affine(weights.lnf_weight, weights.lnf_bias), s.h, statistics)
     total = 0.0
-    adds = accumulate
+    s.dx.fill(0.0)  # `layernorm_backward` adds to it
+    adds = ticket.accumulate
     for first in range(0, rows, chunk):
         last = min(first + chunk, rows)
         logits, h = s.logits[: last - first], s.h[first:last]
@@ -186,6 +221,6 @@ def head_backward(
                 mark_part_done(ticket, part)
         adds = True
     d_affine = Affine(grads.lnf_weight, grads.lnf_bias)
-    layernorm_backward(s.dh, x_final, weights.lnf_weight, statistics, s.dx, d_affine, accumulate)
+    layernorm_backward(s.dh, x_final, weights.lnf_weight, statistics, s.dx, d_affine, ticket.accumulate)
     mark_part_done(ticket, parts - 1)
     return total

@@ -81,31 +81,10 @@ def layernorm_backward(
 ) -> None:
     """Compute the gradients of the input (R, C), the weight and the bias (C,) from `d_out`, that of the output.
 
+    That of the input is added to `dx`, the gradient of the residual stream that `x` is part of.
     With n = (x - mean) * rstd and g = d_out * weight: ``dx = rstd * (g - mean(g) - n * mean(g * n))``, means over the
     channels. ``d_weight = sum(d_out * n)`` and ``d_bias = sum(d_out)`` over the rows, written or added (`accumulate`).
     """
-    if not accumulate:
-        _clear(d_affine)
-    for r in range(x.shape[0]):
-        row, d_row, target = x[r], d_out[r], dx[r]
-        mean, rstd = statistics.mean[r], statistics.rstd[r]
-        mean_g, mean_gn = _affine_backward(d_row, row, weight, mean, rstd, d_affine)
-        for j in range(row.shape[0]):
-            n = (row[j] - mean) * rstd
-            target[j] = rstd * (d_row[j] * weight[j] - mean_g - n * mean_gn)
-
-
-@jit_kernel
-def layernorm_residual_backward(
-    d_out: Floats,
-    x: Floats,
-    weight: Floats,
-    statistics: RowStatistics,
-    dx: Floats,
-    d_affine: Affine,
-    accumulate: bool,
-) -> None:
-    """Do the same as `layernorm_backward`, but add to `dx`, the gradient of the residual stream that `x` is part of."""
     if not accumulate:
         _clear(d_affine)
     for r in range(x.shape[0]):

@@ -39,7 +39,7 @@ class OrderedAccumulation:
         # Finished parts per micro-batch, summed over all batches. Each is written by the thread that holds the
         # micro-batch, and read by the thread that holds its successor in the lane.
         self._done_counts = np.zeros((micro_batches, _CACHE_LINE), np.int64)
-        self._first_ticket = kernels.single_writer()
+        self._first_ticket = kernels.single_writer(accumulate=False)
         self._stop = np.zeros(1, np.int64)  # written by abort() alone
 
     @property
@@ -56,7 +56,9 @@ class OrderedAccumulation:
         """Return the ticket of a micro-batch, which orders it after its predecessor in the same lane and batch."""
         first = self._plan.starts_lane(micro)  # never waits: earlier batches have been reduced by then
         predecessor = self._first_ticket.predecessor_count if first else self._done_counts[micro - self._plan.lanes, :1]
-        return AccumulationTicket(predecessor, self._done_counts[micro, :1], self._stop, batch * self._parts)
+        return AccumulationTicket(
+            predecessor, self._done_counts[micro, :1], self._stop, batch * self._parts, accumulate=not first
+        )
 
     def defer(self, micro: int, ids: TokenIds, dx: Floats) -> None:
         """Keep the gradient of a micro-batch's input embeddings, with its token ids."""

@@ -38,7 +38,7 @@ class Backward:
         self._context = context
         self._accumulation = accumulation
         self._gradients = tuple(as_weights(arena) for arena in lanes.arenas)
-        self._single_writers = tuple(single_writer() for _ in lanes.arenas)
+        self._single_writers = tuple(single_writer(accumulate=False) for _ in lanes.arenas)
         self._scratch = scratch
 
     def acquire(self, item: MicroBatch) -> None:
@@ -63,8 +63,11 @@ class Backward:
         slot, lease = item.held()
         lane, accumulate = self._lanes.plan.lane_of(item.micro), not self._lanes.plan.starts_lane(item.micro)
         gradients, accumulation = self._gradients[lane], self._accumulation
-        ticket = accumulation.ticket(item.batch, item.micro) if accumulation else self._single_writers[lane]
-        loss = self._compute.backward(lease.bank, slot, scale, gradients, scratch, accumulate, ticket)
+        if accumulation:
+            ticket = accumulation.ticket(item.batch, item.micro)
+        else:
+            ticket = self._single_writers[lane]._replace(accumulate=accumulate)
+        loss = self._compute.backward(lease.bank, slot, scale, gradients, scratch, ticket)
         dx = self._compute.input_gradient(scratch)
         if accumulation is None:
             kernels.embedding_backward(slot.ids, dx, self._context, gradients.wte, gradients.wpe, accumulate)

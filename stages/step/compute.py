@@ -44,13 +44,12 @@ class Compute(Protocol):
         """Run all transformer blocks and fill the slot's activations."""
 
     def backward(
-        self, version: Version, slot: Any, scale: float, gradients: Weights, scratch: Any, accumulate: bool,
-        ticket: AccumulationTicket,
-    ) -> float:  # fmt: skip
+        self, version: Version, slot: Any, scale: float, gradients: Weights, scratch: Any, ticket: AccumulationTicket
+    ) -> float:
         """Return the sum of the token losses, and write the gradient of that sum times `scale`.
 
-        With `accumulate` the gradient is added to `gradients`, in the order of `ticket`. The gradient of the input
-        embeddings is not scattered: it stays in `input_gradient(scratch)`, one row per token.
+        The gradient is written to `gradients`, or added in the order of `ticket`. The gradient of the input embeddings
+        is not scattered: it stays in `input_gradient(scratch)`, one row per token.
         """
 
     def input_gradient(self, scratch: Any) -> Floats:
@@ -70,7 +69,7 @@ def backward_with_embeddings(
     scratch: Any, accumulate: bool = False,
 ) -> float:  # fmt: skip
     """Run the whole backward pass, input embeddings included, for the only writer of `gradients`."""
-    loss = compute.backward(version, slot, scale, gradients, scratch, accumulate, single_writer())
+    loss = compute.backward(version, slot, scale, gradients, scratch, single_writer(accumulate=accumulate))
     dx = compute.input_gradient(scratch)
     kernels.embedding_backward(slot.ids, dx, geometry.context, gradients.wte, gradients.wpe, accumulate)
     return loss

@@ -50,8 +50,9 @@ class MicroBatchModel(ABC):
     def backward(self, ids: Ids, targets: Ids, scale: float, accumulate: bool) -> float:
         """Return the sum of the losses; write or add all gradients."""
         s, w, a, g, scratch = self.sizes, self.weights, self.acts, self.grads, self.scratch
-        loss = self.kernels.head_backward(w, a, flat_ids(targets), scale, g, scratch, accumulate, single_writer())
-        self.kernels.blocks_backward(w, a, g, scratch, s.sequences, s.heads, accumulate, single_writer())
+        ticket = single_writer(accumulate=accumulate)
+        loss = self.kernels.head_backward(w, a, flat_ids(targets), scale, g, scratch, ticket)
+        self.kernels.blocks_backward(w, a, g, scratch, s.sequences, s.heads, ticket)
         embedding_backward(flat_ids(ids), scratch.dx, s.tokens, g.wte, g.wpe, accumulate)
         return loss
 

@@ -35,12 +35,12 @@ def test_training_allocates_nothing() -> None:
     model = Model(sizes, sizes.tensors(rng))
     ids, targets = flat_ids(sizes.ids(rng)), flat_ids(sizes.ids(rng))
     weights, acts, grads, scratch = model.weights, model.acts, model.grads, model.scratch
-    ticket = single_writer()
+    ticket = single_writer(accumulate=False)
     assert allocations(embedding_forward, weights.wte, weights.wpe, ids, sizes.tokens, acts.x[0]) == 0
     assert allocations(blocks_forward, weights, acts, sizes.sequences, sizes.heads) == 0
     assert allocations(head_loss, weights, acts, targets, scratch.logits) == 0
-    assert allocations(head_backward, weights, acts, targets, 1.0, grads, scratch, False, ticket) == 0
-    assert allocations(blocks_backward, weights, acts, grads, scratch, sizes.sequences, sizes.heads, False, ticket) == 0
+    assert allocations(head_backward, weights, acts, targets, 1.0, grads, scratch, ticket) == 0
+    assert allocations(blocks_backward, weights, acts, grads, scratch, sizes.sequences, sizes.heads, ticket) == 0
     assert allocations(embedding_backward, ids, scratch.dx, sizes.tokens, grads.wte, grads.wpe, True) == 0
 
 

@@ -25,7 +25,6 @@ from threadloom.kernels.bits16.attention.head import (
     head_of,
     head_shape,
     next_head,
-    prefetch_d_qkv_row,
     prefetch_qkv_row,
     qkv_of,
 )
@@ -33,7 +32,7 @@ from threadloom.kernels.bits16.attention.products import LINE, multiply, multipl
 from threadloom.kernels.bits16.attention.rows import dot_columns, prefetch_row
 from threadloom.kernels.bits16.attention.scratch import AttentionScratch
 from threadloom.kernels.bits16.attention.softmax import SoftmaxBackwardRows, softmax_backward_rows
-from threadloom.kernels.common import ATTENTION_TILE
+from threadloom.kernels.common import ATTENTION_TILE, AttentionActivations
 from threadloom.kernels.compiling import Floats, jit_strict_fp, jit_strict_inline
 from threadloom.kernels.matmul import (
     PANEL,
@@ -64,7 +63,7 @@ class _HeadRefs(NamedTuple):
     d_qkv: QkvRef
 
 
-class _Buffers(NamedTuple):
+class _BackwardBuffers(NamedTuple):
     """Scratch of one head and one tile of its keys."""
 
     q_columns: MatrixRef  # packed transpose of the queries; stride: from panel to panel
@@ -77,7 +76,7 @@ class _Buffers(NamedTuple):
     result: MatrixRef  # float32
 
 
-class _Tile(NamedTuple):
+class _KeyTile(NamedTuple):
     """A tile of keys, which the queries `first` … `first` + `queries` - 1, the last of the sequence, see."""
 
     path: int
@@ -103,7 +102,7 @@ def _statistics(lse: Floats, pairs: int, scratch: AttentionScratch) -> None:
 
 
 @jit_strict_fp
-def _key_scores(tile: _Tile, a: MatrixRef, t: int, columns: MatrixRef, out: MatrixRef) -> None:
+def _key_scores(tile: _KeyTile, a: MatrixRef, t: int, columns: MatrixRef, out: MatrixRef) -> None:
     """Multiply the tile's keys, or values, `a` with a panel of queries, or of d_out, from the tile's query `t` on.
 
     The panel's first half does not see the second half of the keys of the same number.
@@ -123,13 +122,13 @@ def _key_scores(tile: _Tile, a: MatrixRef, t: int, columns: MatrixRef, out: Matr
 
 
 @jit_strict_inline
-def _d_scores(tile: _Tile, head: _HeadRefs, ahead: _HeadRefs, b: _Buffers, factor: np.float32) -> None:
+def _d_scores(tile: _KeyTile, head: _HeadRefs, ahead: _HeadRefs, b: _BackwardBuffers, factor: np.float32) -> None:
     """Compute probabilities and gradients of scores; prefetch as many rows of the next head and of the gradients."""
     r, length = b.rows, tile.first + tile.queries
     for j in range(0, tile.keys, 2):
         for t in range(tile.first + j, min(tile.first + j + 2, length)):
-            prefetch_qkv_row(ahead.qkv, t, tile.size)
-            prefetch_d_qkv_row(head.d_qkv, t, tile.size)
+            prefetch_qkv_row(ahead.qkv, t, tile.size, False)
+            prefetch_qkv_row(head.d_qkv, t, tile.size, True)
             prefetch_row(ahead.out.address + t * ahead.out.stride, ELEMENT * tile.size, False)
             prefetch_row(ahead.d_out.address + t * ahead.d_out.stride, ELEMENT * tile.size, False)
         pair = SoftmaxBackwardRows(
@@ -146,7 +145,7 @@ def _d_scores(tile: _Tile, head: _HeadRefs, ahead: _HeadRefs, b: _Buffers, facto
 
 @jit_strict_fp
 def _key_gradient(
-    tile: _Tile, a: MatrixRef, packed: MatrixRef, factor: np.float32, result: MatrixRef, out: MatrixRef
+    tile: _KeyTile, a: MatrixRef, packed: MatrixRef, factor: np.float32, result: MatrixRef, out: MatrixRef
 ) -> None:
     """Write ``factor * a @ b`` to the tile's rows of the gradient `out` of keys or of values.
 
@@ -164,7 +163,7 @@ def _key_gradient(
 
 
 @jit_strict_inline
-def _query_gradient(tile: _Tile, t: int, b: _Buffers) -> None:
+def _query_gradient(tile: _KeyTile, t: int, b: _BackwardBuffers) -> None:
     """Write, or add if the tile is not the first, the product of transposed keys and gradients of scores to dQ.T.
 
     The queries are those of one panel, from the tile's query `t` on.
@@ -182,7 +181,7 @@ def _query_gradient(tile: _Tile, t: int, b: _Buffers) -> None:
 
 
 @jit_strict_fp
-def _transpose_out(b: _Buffers, factor: np.float32, shape: HeadShape, out: MatrixRef) -> None:
+def _transpose_out(b: _BackwardBuffers, factor: np.float32, shape: HeadShape, out: MatrixRef) -> None:
     """Write ``factor`` times the transpose of ``b.dq_transposed`` to `out` as bfloat16, `LANES` rows at a time."""
     source, square = b.dq_transposed, b.result
     for t in range(0, shape.length, LANES):
@@ -193,7 +192,7 @@ def _transpose_out(b: _Buffers, factor: np.float32, shape: HeadShape, out: Matri
 
 
 @jit_strict_fp
-def _key_tile(tile: _Tile, head: _HeadRefs, ahead: _HeadRefs, b: _Buffers, scale: np.float32) -> None:
+def _key_tile(tile: _KeyTile, head: _HeadRefs, ahead: _HeadRefs, b: _BackwardBuffers, scale: np.float32) -> None:
     """Compute the gradients of a tile of keys and values, and the tile's part of the gradient of the queries."""
     offset, stride, d_stride = tile.first * head.qkv.stride, head.qkv.stride, head.d_qkv.stride
     k, v = MatrixRef(head.qkv.k + offset, stride), MatrixRef(head.qkv.v + offset, stride)
@@ -221,12 +220,12 @@ def _head_refs(
 
 
 @jit_strict_fp
-def _buffers(s: AttentionScratch) -> _Buffers:
+def _buffers(s: AttentionScratch) -> _BackwardBuffers:
     column_panel, row_panel = s.columns.strides[1], s.rows.strides[1]
     shifts, deltas = address_of(s.statistics[0]), address_of(s.statistics[1])
     pairs = MatrixRef(address_of(s.ds_pairs), s.ds_pairs.strides[0])
     scores, d_scores = matrix_ref(s.scores), address_of(s.d_scores)
-    return _Buffers(
+    return _BackwardBuffers(
         MatrixRef(address_of(s.columns[0]), column_panel),
         MatrixRef(address_of(s.columns[1]), column_panel),
         MatrixRef(address_of(s.rows[0]), row_panel),
@@ -240,16 +239,10 @@ def _buffers(s: AttentionScratch) -> _Buffers:
 
 @jit_strict_fp
 def backward_bf16(
-    d_out: BF16Bits,
-    out: BF16Bits,
-    qkv: BF16Bits,
-    lse: Floats,
-    sequences: int,
-    heads: int,
-    d_qkv: BF16Bits,
-    scratch: AttentionScratch,
+    d_out: BF16Bits, acts: AttentionActivations, sequences: int, heads: int, d_qkv: BF16Bits, scratch: AttentionScratch
 ) -> None:
     """See `kernels.bits16.attention.layer.attention_backward`."""
+    qkv, out, lse = acts.qkv, acts.out, acts.lse
     path = read_dot_path()
     if path == DotPath.AMX:
         configure_tiles()
@@ -273,7 +266,7 @@ def backward_bf16(
             _statistics(lse[b, h], (shape.size + 1) // 2, scratch)
             for first in range(0, shape.length, ATTENTION_TILE):
                 queries = shape.length - first
-                tile = _Tile(path, first, min(ATTENTION_TILE, queries), queries, shape.size)
+                tile = _KeyTile(path, first, min(ATTENTION_TILE, queries), queries, shape.size)
                 _key_tile(tile, head, ahead, buffers, scale)
             _transpose_out(buffers, scale, shape, MatrixRef(head.d_qkv.q, head.d_qkv.stride))
     if path == DotPath.AMX:

@@ -24,7 +24,8 @@ from threadloom.kernels.bits16.attention.products import multiply, pack_pairs, r
 from threadloom.kernels.bits16.attention.rows import prefetch_row
 from threadloom.kernels.bits16.attention.scratch import AttentionScratch
 from threadloom.kernels.bits16.attention.softmax import ROW_GROUP, ExpRows, exp_rows
-from threadloom.kernels.compiling import Floats, jit_strict_fp, jit_strict_inline
+from threadloom.kernels.common import AttentionActivations
+from threadloom.kernels.compiling import jit_strict_fp, jit_strict_inline
 from threadloom.kernels.matmul import (
     PANEL,
     MatrixRef,
@@ -36,7 +37,7 @@ from threadloom.kernels.matmul import (
     release_tiles,
     shifted,
 )
-from threadloom.kernels.simd import BF16Bits, DotPath, load_float32, log32, read_dot_path, store_float32
+from threadloom.kernels.simd import DotPath, load_float32, log32, read_dot_path, store_float32
 
 _QUERIES = 32  # per tile
 _HALF_PANEL = PANEL // 2  # squares on the diagonal are divided into quarters, one of which is masked as a whole
@@ -44,7 +45,7 @@ _LOG2_E = 1.4426950408889634
 _ONE = np.float32(1.0)
 
 
-class _Buffers(NamedTuple):
+class _ForwardBuffers(NamedTuple):
     """Scratch of one head and one tile of its queries."""
 
     k_columns: MatrixRef  # packed transpose of the keys; stride: from panel to panel
@@ -53,7 +54,7 @@ class _Buffers(NamedTuple):
     result: MatrixRef  # float32, output before normalisation
 
 
-class _Tile(NamedTuple):
+class _QueryTile(NamedTuple):
     """A tile of queries, which sees the keys 0 … `first` + `queries` - 1."""
 
     path: int
@@ -63,7 +64,7 @@ class _Tile(NamedTuple):
 
 
 @jit_strict_inline
-def _scores(tile: _Tile, q: MatrixRef, b: _Buffers) -> None:
+def _scores(tile: _QueryTile, q: MatrixRef, b: _ForwardBuffers) -> None:
     """Write the products of the tile's queries and the keys that they see to the buffer of scores."""
     for j in range(0, tile.first + tile.queries, PANEL):
         panel = b.k_columns.address + j // PANEL * b.k_columns.stride
@@ -76,12 +77,14 @@ def _scores(tile: _Tile, q: MatrixRef, b: _Buffers) -> None:
 
 
 @jit_strict_inline
-def _probabilities(tile: _Tile, ahead: QkvRef, out: MatrixRef, length: int, b: _Buffers, factor: np.float32) -> None:
+def _probabilities(
+    tile: _QueryTile, ahead: QkvRef, out: MatrixRef, length: int, b: _ForwardBuffers, factor: np.float32
+) -> None:
     """Replace the scores by exponentials; prefetch as many rows of the next head, `ahead`, and of the output."""
     r = b.rows
     for i in range(0, tile.queries, ROW_GROUP):
         for t in range(tile.first + i, min(tile.first + i + ROW_GROUP, length)):
-            prefetch_qkv_row(ahead, t, tile.size)
+            prefetch_qkv_row(ahead, t, tile.size, False)
             prefetch_row(out.address + t * out.stride, ELEMENT * tile.size, True)
         scores, probabilities = shifted(r.scores, i, 0), shifted(r.probabilities, i, 0)
         group = ExpRows(scores, probabilities, r.largest + 4 * i, r.totals + 4 * i)
@@ -89,7 +92,7 @@ def _probabilities(tile: _Tile, ahead: QkvRef, out: MatrixRef, length: int, b: _
 
 
 @jit_strict_inline
-def _weighted_values(tile: _Tile, b: _Buffers) -> None:
+def _weighted_values(tile: _QueryTile, b: _ForwardBuffers) -> None:
     """Write the products of the exponentials and the values to ``b.result``."""
     step = tile.queries if tile.path == DotPath.AMX else _HALF_PANEL
     for i in range(0, tile.queries, step):
@@ -102,7 +105,7 @@ def _weighted_values(tile: _Tile, b: _Buffers) -> None:
 
 
 @jit_strict_inline
-def _normalise(tile: _Tile, out: MatrixRef, lse: int, b: _Buffers, scale: np.float32) -> None:
+def _normalise(tile: _QueryTile, out: MatrixRef, lse: int, b: _ForwardBuffers, scale: np.float32) -> None:
     """Write the tile's rows of the output and, to the address `lse`, their log-sum-exp."""
     for i in range(tile.queries):
         largest, total = load_float32(b.rows.largest, i), load_float32(b.rows.totals, i)
@@ -113,10 +116,9 @@ def _normalise(tile: _Tile, out: MatrixRef, lse: int, b: _Buffers, scale: np.flo
 
 
 @jit_strict_fp
-def forward_bf16(
-    qkv: BF16Bits, sequences: int, heads: int, out: BF16Bits, lse: Floats, scratch: AttentionScratch
-) -> None:
+def forward_bf16(acts: AttentionActivations, sequences: int, heads: int, scratch: AttentionScratch) -> None:
     """See `kernels.bits16.attention.layer.attention_forward`."""
+    qkv, out, lse = acts.qkv, acts.out, acts.lse
     path = read_dot_path()
     if path == DotPath.AMX:
         configure_tiles()
@@ -126,7 +128,7 @@ def forward_bf16(
     panels = (shape.length + PANEL - 1) // PANEL
     k_columns, v_rows = scratch.columns[0, :panels], scratch.rows[0]
     largest, totals = address_of(scratch.statistics[0]), address_of(scratch.statistics[1])
-    buffers = _Buffers(
+    buffers = _ForwardBuffers(
         MatrixRef(address_of(k_columns), k_columns.strides[0]),
         MatrixRef(address_of(v_rows), v_rows.strides[0]),
         ExpRows(matrix_ref(scratch.scores), matrix_ref(scratch.p_bits), largest, totals),
@@ -141,7 +143,7 @@ def forward_bf16(
             pack_pairs(MatrixRef(source.v, source.stride), shape.length, shape.size, buffers.v_rows)
             target, target_lse = head_of(out, shape, index), address_of(lse[b, h])
             for first in range(0, shape.length, _QUERIES):
-                tile = _Tile(path, first, min(_QUERIES, shape.length - first), shape.size)
+                tile = _QueryTile(path, first, min(_QUERIES, shape.length - first), shape.size)
                 _scores(tile, MatrixRef(source.q, source.stride), buffers)
                 _probabilities(tile, ahead, target, shape.length, buffers, factor)
                 _weighted_values(tile, buffers)

@@ -9,7 +9,7 @@ import math
 import numpy as np
 
 from threadloom.kernels.bits16.attention.scratch import AttentionScratch
-from threadloom.kernels.common import ATTENTION_TILE, softmax_backward_row, softmax_rows
+from threadloom.kernels.common import ATTENTION_TILE, AttentionActivations, softmax_backward_row, softmax_rows
 from threadloom.kernels.compiling import Floats, jit_kernel
 from threadloom.kernels.matmul import Op, gemm
 from threadloom.kernels.simd import Bits16, load16, store16
@@ -66,8 +66,9 @@ def _softmax_backward(
 
 
 @jit_kernel
-def forward_fp16(qkv: Bits16, sequences: int, heads: int, out: Bits16, lse: Floats, scratch: AttentionScratch) -> None:
+def forward_fp16(acts: AttentionActivations, sequences: int, heads: int, scratch: AttentionScratch) -> None:
     """See `kernels.bits16.attention.layer.attention_forward`."""
+    qkv, out, lse = acts.qkv, acts.out, acts.lse
     channels = out.shape[1]
     size = channels // heads
     length = out.shape[0] // sequences
@@ -94,16 +95,10 @@ def forward_fp16(qkv: Bits16, sequences: int, heads: int, out: Bits16, lse: Floa
 
 @jit_kernel
 def backward_fp16(
-    d_out: Bits16,
-    out: Bits16,
-    qkv: Bits16,
-    lse: Floats,
-    sequences: int,
-    heads: int,
-    d_qkv: Bits16,
-    scratch: AttentionScratch,
+    d_out: Bits16, acts: AttentionActivations, sequences: int, heads: int, d_qkv: Bits16, scratch: AttentionScratch
 ) -> None:
     """See `kernels.bits16.attention.layer.attention_backward`."""
+    qkv, out, lse = acts.qkv, acts.out, acts.lse
     channels = out.shape[1]
     size = channels // heads
     length = out.shape[0] // sequences

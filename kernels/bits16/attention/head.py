@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from threadloom.kernels.bits16.attention.rows import prefetch_row
-from threadloom.kernels.compiling import jit_strict_inline
+from threadloom.kernels.compiling import jit_inline_body, jit_strict_inline
 from threadloom.kernels.matmul import MatrixRef, address_of
 from threadloom.kernels.simd import BF16Bits
 
@@ -64,19 +64,10 @@ def qkv_of(matrix: BF16Bits, shape: HeadShape, index: HeadIndex) -> QkvRef:
     return QkvRef(q.address, q.address + channels, q.address + 2 * channels, q.stride)
 
 
-@jit_strict_inline
-def prefetch_qkv_row(qkv: QkvRef, row: int, size: int) -> None:
-    """Prefetch one row of a head's queries, keys and values, to read it."""
+@jit_inline_body  # `write` must be a constant in the caller
+def prefetch_qkv_row(qkv: QkvRef, row: int, size: int, write: bool) -> None:
+    """Prefetch one row of a head's queries, keys and values, or of their gradients, to read or to write it."""
     offset = row * qkv.stride
-    prefetch_row(qkv.q + offset, ELEMENT * size, False)
-    prefetch_row(qkv.k + offset, ELEMENT * size, False)
-    prefetch_row(qkv.v + offset, ELEMENT * size, False)
-
-
-@jit_strict_inline
-def prefetch_d_qkv_row(d_qkv: QkvRef, row: int, size: int) -> None:
-    """Prefetch one row of the gradients of a head's queries, keys and values, to write it."""
-    offset = row * d_qkv.stride
-    prefetch_row(d_qkv.q + offset, ELEMENT * size, True)
-    prefetch_row(d_qkv.k + offset, ELEMENT * size, True)
-    prefetch_row(d_qkv.v + offset, ELEMENT * size, True)
+    prefetch_row(qkv.q + offset, ELEMENT * size, write)
+    prefetch_row(qkv.k + offset, ELEMENT * size, write)
+    prefetch_row(qkv.v + offset, ELEMENT * size, write)

@@ -19,55 +19,47 @@ from threadloom.kernels.bits16.attention.forward import forward_bf16
 from threadloom.kernels.bits16.attention.fp16 import backward_fp16, forward_fp16
 from threadloom.kernels.bits16.attention.numpy_fallback import backward_numpy, forward_numpy
 from threadloom.kernels.bits16.attention.scratch import AttentionScratch
-from threadloom.kernels.compiling import Floats, jit_inline_body
+from threadloom.kernels.common import AttentionActivations
+from threadloom.kernels.compiling import jit_inline_body
 from threadloom.kernels.simd import Bits16
 
 
 @overload(forward_numpy, inline="always")
-def _forward(qkv: Any, sequences: Any, heads: Any, out: Any, lse: Any, scratch: Any) -> Any:
-    kernel: Any = forward_bf16 if qkv.dtype == types.uint16 else forward_fp16
+def _forward(acts: Any, sequences: Any, heads: Any, scratch: Any) -> Any:
+    kernel: Any = forward_bf16 if acts[0].dtype == types.uint16 else forward_fp16
 
-    def run(qkv: Any, sequences: Any, heads: Any, out: Any, lse: Any, scratch: Any) -> None:
-        kernel(qkv, sequences, heads, out, lse, scratch)
+    def run(acts: Any, sequences: Any, heads: Any, scratch: Any) -> None:
+        kernel(acts, sequences, heads, scratch)
 
     return run
 
 
 @overload(backward_numpy, inline="always")
-def _backward(d_out: Any, out: Any, qkv: Any, lse: Any, sequences: Any, heads: Any, d_qkv: Any, scratch: Any) -> Any:
-    kernel: Any = backward_bf16 if qkv.dtype == types.uint16 else backward_fp16
+def _backward(d_out: Any, acts: Any, sequences: Any, heads: Any, d_qkv: Any, scratch: Any) -> Any:
+    kernel: Any = backward_bf16 if d_out.dtype == types.uint16 else backward_fp16
 
-    def run(d_out: Any, out: Any, qkv: Any, lse: Any, sequences: Any, heads: Any, d_qkv: Any, scratch: Any) -> None:
-        kernel(d_out, out, qkv, lse, sequences, heads, d_qkv, scratch)
+    def run(d_out: Any, acts: Any, sequences: Any, heads: Any, d_qkv: Any, scratch: Any) -> None:
+        kernel(d_out, acts, sequences, heads, d_qkv, scratch)
 
     return run
 
 
 @jit_inline_body
-def attention_forward(
-    qkv: Bits16, sequences: int, heads: int, out: Bits16, lse: Floats, scratch: AttentionScratch
-) -> None:
-    """Write the heads' outputs to `out` (R, C), and the float32 log-sum-exp of each row of scores to `lse` (B, H, T).
+def attention_forward(acts: AttentionActivations, sequences: int, heads: int, scratch: AttentionScratch) -> None:
+    """Compute ``out`` and ``lse`` of `acts` from its ``qkv``.
 
-    ``out = softmax(q k.T / sqrt(D) + mask) v`` for each head: qkv (R, 3C) holds q, k and v side by side, each of them
-    the heads side by side (Vaswani et al., 2017, equation 1). qkv and out are bits of one 16-bit format.
+    ``out = softmax(q k.T / sqrt(D) + mask) v`` for each head (Vaswani et al., 2017, equation 1); qkv and out are bits
+    of one 16-bit format.
     """
-    forward_numpy(qkv, sequences, heads, out, lse, scratch)  # compiled code calls the kernel of the format instead
+    forward_numpy(acts, sequences, heads, scratch)  # compiled code calls the kernel of the format instead
 
 
 @jit_inline_body
 def attention_backward(
-    d_out: Bits16,
-    out: Bits16,
-    qkv: Bits16,
-    lse: Floats,
-    sequences: int,
-    heads: int,
-    d_qkv: Bits16,
-    scratch: AttentionScratch,
+    d_out: Bits16, acts: AttentionActivations, sequences: int, heads: int, d_qkv: Bits16, scratch: AttentionScratch
 ) -> None:
-    """Write the gradient of `qkv` (R, 3C) to `d_qkv`, given `d_out` (R, C), that of the output, and forward's results.
+    """Write the gradient of ``qkv`` (R, 3C) to `d_qkv`, given `d_out` (R, C), that of the output, and the forward pass.
 
-    All but `lse` (float32) are bits of one 16-bit format.
+    All but ``lse`` (float32) are bits of one 16-bit format.
     """
-    backward_numpy(d_out, out, qkv, lse, sequences, heads, d_qkv, scratch)  # as in `attention_forward`
+    backward_numpy(d_out, acts, sequences, heads, d_qkv, scratch)  # as in `attention_forward`

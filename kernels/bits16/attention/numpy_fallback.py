@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from threadloom.kernels.bits16.attention.scratch import AttentionScratch
+from threadloom.kernels.common import AttentionActivations
 from threadloom.kernels.compiling import Floats
 from threadloom.kernels.simd import Bits16, round_to_bf16, upcast_bf16
 
@@ -43,8 +44,9 @@ def _masked_scores(q: Floats, k: Floats) -> Floats:
     return scores
 
 
-def forward_numpy(qkv: Bits16, sequences: int, heads: int, out: Bits16, lse: Floats, scratch: AttentionScratch) -> None:
+def forward_numpy(acts: AttentionActivations, sequences: int, heads: int, scratch: AttentionScratch) -> None:
     """See `kernels.bits16.attention.layer.attention_forward`."""
+    qkv, out, lse = acts.qkv, acts.out, acts.lse
     q, k, v = (_split_heads(part, sequences, heads) for part in np.split(qkv, 3, axis=1))
     scores = _masked_scores(q, k)
     largest = scores.max(axis=3, keepdims=True)
@@ -55,16 +57,10 @@ def forward_numpy(qkv: Bits16, sequences: int, heads: int, out: Bits16, lse: Flo
 
 
 def backward_numpy(
-    d_out: Bits16,
-    out: Bits16,
-    qkv: Bits16,
-    lse: Floats,
-    sequences: int,
-    heads: int,
-    d_qkv: Bits16,
-    scratch: AttentionScratch,
+    d_out: Bits16, acts: AttentionActivations, sequences: int, heads: int, d_qkv: Bits16, scratch: AttentionScratch
 ) -> None:
     """See `kernels.bits16.attention.layer.attention_backward`."""
+    qkv, out, lse = acts.qkv, acts.out, acts.lse
     q, k, v = (_split_heads(part, sequences, heads) for part in np.split(qkv, 3, axis=1))
     d_o, o = _split_heads(d_out, sequences, heads), _split_heads(out, sequences, heads)
     scale = np.float32(1 / math.sqrt(q.shape[3]))

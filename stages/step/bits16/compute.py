@@ -54,12 +54,12 @@ class Bits16Compute:
 
     def backward(
         self, version: Version, slot: Bits16Slot, scale: float, gradients: Weights, scratch: Scratch16,
-        accumulate: bool, ticket: AccumulationTicket,
+        ticket: AccumulationTicket,
     ) -> float:  # fmt: skip
         """Run the backward pass of head and blocks."""
         weights, acts, heads = _weights(version), slot.activations, self._geometry.heads
-        loss = head_backward(weights, acts, slot.targets, scale, gradients, scratch, accumulate, ticket)
-        blocks_backward(weights, acts, gradients, scratch, self._sequences, heads, accumulate, ticket)
+        loss = head_backward(weights, acts, slot.targets, scale, gradients, scratch, ticket)
+        blocks_backward(weights, acts, gradients, scratch, self._sequences, heads, ticket)
         return float(loss)
 
     def input_gradient(self, scratch: Scratch16) -> Floats:

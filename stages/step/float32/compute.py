@@ -30,13 +30,13 @@ class Float32Compute:
         kernels.blocks_forward(version.weights, slot.activations, self._sequences, self._geometry.heads)
 
     def backward(
-        self, version: Version, slot: Float32Slot, scale: float, gradients: Weights, scratch: Scratch, accumulate: bool,
+        self, version: Version, slot: Float32Slot, scale: float, gradients: Weights, scratch: Scratch,
         ticket: AccumulationTicket,
     ) -> float:  # fmt: skip
         """Run the backward pass of head and blocks."""
         weights, acts, heads = version.weights, slot.activations, self._geometry.heads
-        loss = kernels.head_backward(weights, acts, slot.targets, scale, gradients, scratch, accumulate, ticket)
-        kernels.blocks_backward(weights, acts, gradients, scratch, self._sequences, heads, accumulate, ticket)
+        loss = kernels.head_backward(weights, acts, slot.targets, scale, gradients, scratch, ticket)
+        kernels.blocks_backward(weights, acts, gradients, scratch, self._sequences, heads, ticket)
         return float(loss)
 
     def input_gradient(self, scratch: Scratch) -> Floats:

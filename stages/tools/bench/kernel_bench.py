@@ -62,8 +62,10 @@ class KernelBench(ABC):
         self.scale = LossScaler(config.loss_scale).start(0).scale / self.rows  # of the loss, as in the first update
         self.compute.embed(self.bank, self.slot)
         self.compute.forward(self.bank, self.slot)
-        self.ticket = single_writer()
-        self.compute.backward(self.bank, self.slot, self.scale, self.grads, self.scratch, False, self.ticket)
+        self.ticket = single_writer(accumulate=True)
+        self.compute.backward(
+            self.bank, self.slot, self.scale, self.grads, self.scratch, self.ticket._replace(accumulate=False)
+        )
 
     def cases(self) -> list[KernelCase]:
         """Return the kernels of an update; one that calls others precedes them."""

@@ -9,7 +9,7 @@ from functools import partial
 
 import numpy as np
 
-from threadloom.kernels import Floats
+from threadloom.kernels import AccumulationTicket, AttentionActivations, Floats
 from threadloom.kernels.bits16 import (
     Activations16,
     LayerNormGradients,
@@ -23,8 +23,8 @@ from threadloom.kernels.bits16 import (
     gelu_backward,
     head_backward,
     layernorm_apply_transposed,
+    layernorm_backward,
     layernorm_forward,
-    layernorm_residual_backward,
     linear_backward_bias,
     linear_backward_input,
     linear_backward_weight,
@@ -54,7 +54,7 @@ class Bits16Bench(KernelBench):
         self.acts: Activations16 = self.slot.activations
         self.s: Scratch16 = self.scratch
         a, s = self.acts, self.s
-        self._call_head(accumulate=False)
+        self._call_head(self.ticket._replace(accumulate=False))
         # Forward and backward through the blocks overwrite their inputs, which are restored before each call.
         self._reset_x = restorer(a.x)
         self._reset_dx = restorer(s.dx, s.dx16)
@@ -67,9 +67,8 @@ class Bits16Bench(KernelBench):
         """The gradient of the residual stream, (rows, channels)."""
         return self.s.dx
 
-    def _call_head(self, accumulate: bool) -> None:
-        weights, acts, targets = self.weights16, self.acts, self.slot.targets
-        head_backward(weights, acts, targets, self.scale, self.grads, self.s, accumulate, self.ticket)
+    def _call_head(self, ticket: AccumulationTicket) -> None:
+        head_backward(self.weights16, self.acts, self.slot.targets, self.scale, self.grads, self.s, ticket)
 
     def _product(self, columns: int, inner: int, result: int, *, adds: bool = False) -> KernelWork:
         """Return the work of a GEMM over all rows; `result`: bytes per element of the result."""
@@ -91,7 +90,7 @@ class Bits16Bench(KernelBench):
                 linear_forward, a.h, p.qkv[0], w.qkv_bias[0], a.qkv[0], upcast
             ), FORWARD),
             KernelCase("attention", calls, attention, partial(
-                attention_forward, a.qkv[0], self.sequences, g.heads, a.attn[0], a.attn_lse[0], a.thread.attention
+                attention_forward, self._attention(), self.sequences, g.heads, a.thread.attention
             ), FORWARD),
             KernelCase("attn_proj", calls, self._product(c, c, FLOAT, adds=True), partial(
                 linear_residual_forward, a.attn[0], p.attn_proj[0], a.x, upcast
@@ -104,6 +103,9 @@ class Bits16Bench(KernelBench):
             ), FORWARD, self._reset_x),
         ]  # fmt: skip
         return self.whole(FORWARD, parts, partial(self.compute.forward, self.bank, self.slot), self._reset_x)
+
+    def _attention(self) -> AttentionActivations:
+        return AttentionActivations(self.acts.qkv[0], self.acts.attn[0], self.acts.attn_lse[0])
 
     def _kept(self) -> NormalizedRows:
         return NormalizedRows(self.acts.normed1[0], self.acts.rstd1[0])
@@ -135,7 +137,7 @@ class Bits16Bench(KernelBench):
         # Its bound does not count the logits, and counts one layout of the packed embeddings.
         rows = r * (c * (2 * FLOAT + SHORT) + FLOAT)
         head = KernelWork(done.flops, float(rows + v * c * (SHORT + 2 * FLOAT)), done.products)
-        return [KernelCase(HEAD, self.micro, head, partial(self._call_head, accumulate=True)), *parts]
+        return [KernelCase(HEAD, self.micro, head, partial(self._call_head, self.ticket)), *parts]
 
     def _d_wte(self) -> None:
         """Add the gradient of one chunk of the output projection, by slices of the vocabulary."""
@@ -150,9 +152,9 @@ class Bits16Bench(KernelBench):
     def backward_blocks(self) -> list[KernelCase]:
         """Return backward through all blocks, and its parts."""
         parts = [*self._input_gradients(), *self._weight_gradients(), *self._backward_passes()]
+        heads = self.geometry.heads
         call = partial(
-            blocks_backward, self.weights16, self.acts, self.grads, self.s, self.sequences, self.geometry.heads, True,
-            self.ticket,
+            blocks_backward, self.weights16, self.acts, self.grads, self.s, self.sequences, heads, self.ticket
         )  # fmt: skip
         return self.whole(BACKWARD, parts, call, self._reset_dx)
 
@@ -207,15 +209,14 @@ class Bits16Bench(KernelBench):
         attention = attention_work(self.sequences, g.context, c, backward=True, element=SHORT)
         return [
             KernelCase("d_attention", calls, attention, partial(
-                attention_backward, s.d_attn, a.attn[0], a.qkv[0], a.attn_lse[0], self.sequences, g.heads,
-                s.d_qkv, s.thread.attention,
+                attention_backward, s.d_attn, self._attention(), self.sequences, g.heads, s.d_qkv, s.thread.attention
             ), BACKWARD),
             KernelCase("d_qkv bias", calls, self.row_work(3 * c, SHORT, 1),
                  partial(linear_backward_bias, s.d_qkv, d.qkv_bias[0], True), BACKWARD),
             KernelCase("d_GELU", calls, self.row_work(g.hidden, 4 * SHORT, 31, in_place=SHORT),
                  partial(gelu_backward, a.fc[0], s.d_fc, s.gelu, d.fc_bias[0], True), BACKWARD, self._reset_d_fc),
             KernelCase("d_LayerNorm", 2 * calls, self.row_work(c, 3 * FLOAT + 2 * SHORT, 16, in_place=FLOAT), partial(
-                layernorm_residual_backward, s.dh, self._kept(), w.ln1_weight[0], s.dx, s.dx16,
+                layernorm_backward, s.dh, self._kept(), w.ln1_weight[0], s.dx, s.dx16,
                 LayerNormGradients(d.ln1_weight[0], d.ln1_bias[0], d.attn_proj_bias[0]), True,
             ), BACKWARD, self._reset_dx),
         ]  # fmt: skip

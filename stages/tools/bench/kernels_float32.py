@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 
 from threadloom import kernels
-from threadloom.kernels import Activations, Affine, Floats, RowStatistics, Scratch
+from threadloom.kernels import Activations, Affine, AttentionActivations, Floats, RowStatistics, Scratch
 from threadloom.stages.config import ResolvedConfig
 from threadloom.stages.tools.bench.kernel_bench import BACKWARD, FORWARD, HEAD, KernelBench
 from threadloom.stages.tools.bench.kernel_case import KernelCase
@@ -26,7 +26,8 @@ class Float32Bench(KernelBench):
         self.acts: Activations = self.slot.activations
         self.s: Scratch = self.scratch
         s, acts, targets = self.s, self.acts, self.slot.targets
-        kernels.head_backward(self.weights, acts, targets, self.scale, self.grads, s, False, self.ticket)
+        overwriting = self.ticket._replace(accumulate=False)
+        kernels.head_backward(self.weights, acts, targets, self.scale, self.grads, s, overwriting)
         self._dx = s.dx.copy()  # the input of backward through the last block
         self._d_fc = np.ascontiguousarray(self.random.standard_normal(s.d_fc.shape, dtype=np.float32))
         self._logits = self.random.standard_normal(s.logits.shape, dtype=np.float32)
@@ -54,7 +55,7 @@ class Float32Bench(KernelBench):
                 kernels.linear_forward, a.h, w.qkv_weight[0], w.qkv_bias[0], a.qkv[0]
             ), FORWARD),
             KernelCase("attention", calls, attention, partial(
-                kernels.attention_forward, a.qkv[0], self.sequences, g.heads, a.attn[0], a.attn_lse[0], a.scores
+                kernels.attention_forward, self._attention(), self.sequences, g.heads, a.scores
             ), FORWARD),
             KernelCase("attn_proj", calls, products["attn_proj"], partial(
                 kernels.linear_residual_forward,
@@ -96,20 +97,21 @@ class Float32Bench(KernelBench):
         done = total([*((case.work, chunks) for case in parts), *norms])
         # The logits are internal to the head, so its bound does not count them.
         work = KernelWork(done.flops, FLOAT * float(2 * r * c + r + 3 * v * c), done.products)
-        call = partial(
-            kernels.head_backward, w, self.acts, slot.targets, self.scale, self.grads, s, True, self.ticket
-        )  # fmt: skip
+        call = partial(kernels.head_backward, w, self.acts, slot.targets, self.scale, self.grads, s, self.ticket)
         return [KernelCase(HEAD, self.micro, work, call), *parts]
 
     def backward_blocks(self) -> list[KernelCase]:
         """Return backward through all blocks, and its parts."""
         w, a, g, s = self.weights, self.acts, self.geometry, self.s
         parts = [*self._backward_products(), *self._backward_passes()]
-        call = partial(kernels.blocks_backward, w, a, self.grads, s, self.sequences, g.heads, True, self.ticket)
+        call = partial(kernels.blocks_backward, w, a, self.grads, s, self.sequences, g.heads, self.ticket)
         return self.whole(BACKWARD, parts, call, partial(np.copyto, s.dx, self._dx))
 
     def _statistics(self) -> RowStatistics:
         return RowStatistics(self.acts.ln1_mean[0], self.acts.ln1_rstd[0])
+
+    def _attention(self) -> AttentionActivations:
+        return AttentionActivations(self.acts.qkv[0], self.acts.attn[0], self.acts.attn_lse[0])
 
     def _backward_products(self) -> list[KernelCase]:
         w, a, d, s, r = self.weights, self.acts, self.grads, self.s, self.rows
@@ -145,8 +147,7 @@ class Float32Bench(KernelBench):
         return [
             KernelCase("d_biases (4)", calls, bias, biases, BACKWARD),
             KernelCase("d_attention", calls, attention, partial(
-                kernels.attention_backward, s.d_attn, a.attn[0], a.qkv[0], a.attn_lse[0], self.sequences, g.heads,
-                s.d_qkv, s.scores,
+                kernels.attention_backward, s.d_attn, self._attention(), self.sequences, g.heads, s.d_qkv, s.scores
             ), BACKWARD),
             KernelCase("d_GELU", calls, self.row_work(f, 4 * FLOAT, 30, in_place=FLOAT),
                  partial(kernels.gelu_backward, a.fc[0], s.d_fc, s.gelu), BACKWARD, reset_fc),
@@ -154,7 +155,7 @@ class Float32Bench(KernelBench):
                 kernels.layernorm_apply, a.x[0], Affine(w.ln1_weight[0], w.ln1_bias[0]), self._statistics(), s.h
             ), BACKWARD),
             KernelCase("d_LayerNorm", 2 * calls, self.row_work(c, 4 * FLOAT, 14, in_place=FLOAT), partial(
-                kernels.layernorm_residual_backward,
+                kernels.layernorm_backward,
                 s.dh, a.x[0], w.ln1_weight[0], self._statistics(), s.dx, Affine(d.ln1_weight[0], d.ln1_bias[0]), True,
             ), BACKWARD, reset_dx),
         ]  # fmt: skip

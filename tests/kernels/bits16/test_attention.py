@@ -16,6 +16,7 @@ from tests.kernels.support import random_shapes
 from tests.reference import Array, Tensors
 from threadloom.kernels.bits16.attention.layer import attention_backward, attention_forward
 from threadloom.kernels.bits16.attention.scratch import AttentionScratch, attention_scratch_shapes
+from threadloom.kernels.common.tensors import AttentionActivations
 from threadloom.kernels.compiling.jit import JIT_ENABLED
 from threadloom.kernels.simd.features import DotPath
 
@@ -78,12 +79,13 @@ def check(
     qkv = pages.copy(fmt.bits(spread * rng.standard_normal((rows, 3 * channels))))
     out = pages.empty((rows, channels), fmt.kind)
     lse = pages.empty((sequences, heads, tokens), np.float32)
-    attention_forward(qkv, sequences, heads, out, lse, scratch_of(pages, tokens + spare, size, fmt))
+    acts = AttentionActivations(qkv, out, lse)
+    attention_forward(acts, sequences, heads, scratch_of(pages, tokens + spare, size, fmt))
     exact = fmt.numbers(qkv).reshape(sequences, tokens, 3 * channels)
     d_out = pages.copy(fmt.bits(rng.standard_normal((rows, channels))))
     d_qkv = pages.empty((rows, 3 * channels), fmt.kind)
     scratch = scratch_of(pages, tokens + spare, size, fmt)
-    attention_backward(d_out, out, qkv, lse, sequences, heads, d_qkv, scratch)
+    attention_backward(d_out, acts, sequences, heads, d_qkv, scratch)
     d_exact = fmt.numbers(d_out).reshape(sequences, tokens, channels)
 
     def results() -> Tensors:
@@ -153,7 +155,8 @@ def test_threads_get_the_same_bits() -> None:
 def forward(qkv: Bits, heads: int) -> Array:
     rows, width = qkv.shape
     out, lse = np.zeros((rows, width // 3), np.uint16), np.empty((1, heads, rows), np.float32)
-    attention_forward(qkv, 1, heads, out, lse, scratch_of(Pages(True), rows, width // 3 // heads, BFLOAT16))
+    scratch = scratch_of(Pages(True), rows, width // 3 // heads, BFLOAT16)
+    attention_forward(AttentionActivations(qkv, out, lse), 1, heads, scratch)
     return numbers(out)
 
 
@@ -178,10 +181,10 @@ def test_nothing_is_allocated(fmt: Format) -> None:
     rng, pages = np.random.default_rng(7), Pages(True)
     qkv, d_out = fmt.bits(rng.standard_normal((40, 48))), fmt.bits(rng.standard_normal((40, 16)))
     out, d_qkv, lse = np.empty_like(d_out), np.empty_like(qkv), np.empty((2, 2, 20), np.float32)
-    scratch = scratch_of(pages, 20, 8, fmt)
+    acts, scratch = AttentionActivations(qkv, out, lse), scratch_of(pages, 20, 8, fmt)
     calls: list[tuple[Any, ...]] = [
-        (attention_forward, qkv, 2, 2, out, lse, scratch),
-        (attention_backward, d_out, out, qkv, lse, 2, 2, d_qkv, scratch),
+        (attention_forward, acts, 2, 2, scratch),
+        (attention_backward, d_out, acts, 2, 2, d_qkv, scratch),
     ]
     _nrt_python.memsys_enable_stats()
     try:
@@ -190,7 +193,10 @@ def test_nothing_is_allocated(fmt: Format) -> None:
             before = rtsys.get_allocation_stats().alloc
             function(*arguments)
             # Numba keeps a small record of each array that crosses over from Python.
-            records = len(scratch) + sum(isinstance(argument, np.ndarray) for argument in arguments)
+            parts = [
+                part for argument in arguments for part in (argument if isinstance(argument, tuple) else [argument])
+            ]
+            records = sum(isinstance(part, np.ndarray) for part in parts)
             assert rtsys.get_allocation_stats().alloc - before == records, function
     finally:
         _nrt_python.memsys_disable_stats()

@@ -14,7 +14,7 @@ from tests.kernels.bits16.model import Model16, check_model, make_case, random_t
 from tests.kernels.bits16.support import on_path, paths_here
 from tests.kernels.comparison import assert_close, assert_distance, distance
 from tests.kernels.model import check_bits_after_another_batch
-from tests.kernels.support import Sizes, flat_ids, run_without_compiler
+from tests.kernels.support import MODEL_SIZES, Sizes, flat_ids, run_without_compiler
 from tests.reference import Tensors
 from threadloom.kernels.bits16.gpt2 import head_backward
 from threadloom.kernels.common.accumulation import single_writer
@@ -23,16 +23,8 @@ from threadloom.kernels.simd.features import DotPath
 
 pytestmark = pytest.mark.timeout(600)  # three minutes of it to compile, on a machine that was never here before
 
-SIZES = {
-    "odd": Sizes(vocabulary=37, context=13, layers=3, heads=3, channels=24, sequences=3, tokens=11),
-    "one token": Sizes(vocabulary=11, context=5, layers=2, heads=2, channels=22, sequences=3, tokens=1),
-    "one sequence": Sizes(vocabulary=131, context=9, layers=2, heads=1, channels=17, sequences=1, tokens=9),
-    "one row": Sizes(vocabulary=7, context=1, layers=1, heads=1, channels=9, sequences=1, tokens=1),
-    "more than a tile of queries": Sizes(
-        vocabulary=65, context=150, layers=1, heads=2, channels=160, sequences=2, tokens=139
-    ),
+SIZES = MODEL_SIZES | {
     "one large head": Sizes(vocabulary=65, context=70, layers=1, heads=1, channels=80, sequences=1, tokens=67),
-    "as people train": Sizes(vocabulary=65, context=64, layers=2, heads=4, channels=64, sequences=2, tokens=64),
     "a large vocabulary": Sizes(vocabulary=1031, context=33, layers=2, heads=2, channels=96, sequences=3, tokens=33),
 }
 if not JIT_ENABLED:
@@ -179,7 +171,7 @@ def test_the_head_leaves_the_gradient_of_its_input_and_the_input_itself(sizes: S
     model.acts.x[...] = record.x_final.reshape(sizes.rows, sizes.channels)
     before = model.acts.x.copy()
     w, a, g, s = model.weights, model.acts, model.grads, model.scratch
-    head_backward(w, a, flat_ids(targets), scale, g, s, False, single_writer())
+    head_backward(w, a, flat_ids(targets), scale, g, s, single_writer(accumulate=False))
     np.testing.assert_array_equal(model.acts.x, before)
     found = {"dx": distance(model.scratch.dx / scaled, d_x_final)}
     for name in ("lnf_weight", "lnf_bias"):

@@ -27,7 +27,6 @@ from threadloom.kernels.bits16.layernorm import (
     layernorm_apply_transposed,
     layernorm_backward,
     layernorm_forward,
-    layernorm_residual_backward,
 )
 from threadloom.kernels.bits16.linear import linear_backward_bias
 from threadloom.kernels.common.layernorm import Affine
@@ -120,10 +119,8 @@ def test_backward_recomputes_the_output_of_forward(
 
 @EITHER
 @random_shapes
-@sizes(columns=st.integers(2, LARGEST), residual=st.booleans(), accumulate=st.booleans())
-def test_layernorm_backward(
-    fmt: Format, rows: int, columns: int, at_end: bool, seed: int, residual: bool, accumulate: bool
-) -> None:
+@sizes(columns=st.integers(2, LARGEST), accumulate=st.booleans())
+def test_layernorm_backward(fmt: Format, rows: int, columns: int, at_end: bool, seed: int, accumulate: bool) -> None:
     """From the kept n as it is, float32's roundings alone; from the input itself, n's rounding besides.
 
     With g = dy weight: dx = rstd (g - mean(g) - n mean(g n)), each mean off by (columns + 1) u of the mean of sizes.
@@ -136,14 +133,12 @@ def test_layernorm_backward(
     weight, bias = pages.copy(floats(rng, columns, centre=1.0)), pages.copy(floats(rng, columns))
     normed, _, rstd = normalise(fmt, pages, x, weight, bias)
     d_out = pages.copy(floats(rng, rows, columns))
-    before = floats(rng, rows, columns) if residual else np.zeros((rows, columns), np.float32)
-    dx = pages.copy(before) if residual else pages.empty(x.shape, np.float32)
-    dx16 = pages.empty(x.shape, fmt.kind)
+    before = floats(rng, rows, columns)
+    dx, dx16 = pages.copy(before), pages.empty(x.shape, fmt.kind)
     old = floats(rng, 3, columns) if accumulate else np.zeros((3, columns), np.float32)
     d_weight, d_bias, d_added = (pages.copy(row) if accumulate else pages.empty((columns,), np.float32) for row in old)
-    backward = layernorm_residual_backward if residual else layernorm_backward
     grads = LayerNormGradients(d_weight, d_bias, d_added)
-    backward(d_out, NormalizedRows(normed, rstd), weight, dx, dx16, grads, accumulate)
+    layernorm_backward(d_out, NormalizedRows(normed, rstd), weight, dx, dx16, grads, accumulate)
 
     n, dy, scale = fmt.numbers(normed), d_out.astype(np.float64), rstd.astype(np.float64)[:, None]
     g = dy * weight

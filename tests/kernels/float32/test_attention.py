@@ -8,7 +8,7 @@ from tests.error_bounds import attention_tensors, with_bounds
 from tests.kernels.comparison import assert_close, assert_nan_from
 from tests.kernels.support import Guarded, float32_numbers, random_shapes
 from tests.reference import Array, Tensors
-from threadloom.kernels.common.tensors import ATTENTION_TILE
+from threadloom.kernels.common.tensors import ATTENTION_TILE, AttentionActivations
 from threadloom.kernels.compiling.arrays import Floats
 from threadloom.kernels.float32.attention import attention_backward, attention_forward
 
@@ -22,7 +22,8 @@ def check(sequences: int, heads: int, size: int, tokens: int, spare: int = 0, sp
     qkv = in_qkv.astype(np.float64).reshape(sequences, tokens, 3 * channels)
     out, lse = memory.empty(rows, channels), memory.empty(sequences, heads, tokens)
     scores = memory.empty(2, ATTENTION_TILE, tokens + spare)
-    attention_forward(in_qkv, sequences, heads, out, lse, scores[0])
+    acts = AttentionActivations(in_qkv, out, lse)
+    attention_forward(acts, sequences, heads, scores[0])
     d_out = float32_numbers(rng, sequences, tokens, channels)
 
     def results() -> Tensors:
@@ -35,7 +36,7 @@ def check(sequences: int, heads: int, size: int, tokens: int, spare: int = 0, sp
     d_qkv = memory.empty(rows, 3 * channels)
     scores[...] = np.nan
     in_d_out = memory.copy(d_out.reshape(rows, channels))
-    attention_backward(in_d_out, out, in_qkv, lse, sequences, heads, d_qkv, scores)
+    attention_backward(in_d_out, acts, sequences, heads, d_qkv, scores)
     for part, name in enumerate(["d_q", "d_k", "d_v"]):
         assert_close(d_qkv[:, part * channels : (part + 1) * channels], expected[name], bounds[name], name)
     memory.check()
@@ -67,7 +68,7 @@ def test_sharp_scores() -> None:
 def forward(qkv: Floats, heads: int) -> Array:
     rows, width = qkv.shape
     out, lse = np.full((rows, width // 3), np.nan, np.float32), np.empty((1, heads, rows), np.float32)
-    attention_forward(qkv, 1, heads, out, lse, np.empty((ATTENTION_TILE, rows), np.float32))
+    attention_forward(AttentionActivations(qkv, out, lse), 1, heads, np.empty((ATTENTION_TILE, rows), np.float32))
     return out.astype(np.float64)
 
 

@@ -8,28 +8,17 @@ from tests import reference
 from tests.error_bounds import activations, allowed, model_bounds, model_tensors, with_bounds
 from tests.kernels.comparison import assert_close, assert_distance
 from tests.kernels.model import Model, check_bits_after_another_batch, check_model
-from tests.kernels.support import Sizes, flat_ids, random_shapes, run_without_compiler
+from tests.kernels.support import MODEL_SIZES, Sizes, flat_ids, random_shapes, run_without_compiler
 from tests.reference import Ids, Tensors
 from tests.rounding_marks import total
 from threadloom.kernels.common.accumulation import single_writer
 from threadloom.kernels.compiling.jit import JIT_ENABLED
 from threadloom.kernels.float32.gpt2 import head_backward
 
-SIZES = {
-    "odd": Sizes(vocabulary=37, context=13, layers=3, heads=3, channels=15, sequences=3, tokens=11),
-    "one token": Sizes(vocabulary=11, context=5, layers=2, heads=2, channels=10, sequences=3, tokens=1),
-    "one sequence": Sizes(vocabulary=131, context=9, layers=2, heads=1, channels=17, sequences=1, tokens=9),
-    "one row": Sizes(vocabulary=7, context=1, layers=1, heads=1, channels=9, sequences=1, tokens=1),
-    "more than a tile of queries": Sizes(
-        vocabulary=65, context=150, layers=1, heads=2, channels=22, sequences=2, tokens=139
-    ),
-    "as people train": Sizes(vocabulary=65, context=64, layers=2, heads=4, channels=64, sequences=2, tokens=64),
-}
 
-
-@pytest.fixture(params=list(SIZES))
+@pytest.fixture(params=list(MODEL_SIZES))
 def sizes(request: pytest.FixtureRequest) -> Sizes:
-    return SIZES[request.param]
+    return MODEL_SIZES[request.param]
 
 
 @pytest.mark.parametrize("logits_rows", [1, 7, 400])
@@ -116,7 +105,7 @@ def test_the_head_leaves_the_gradient_of_its_input(sizes: Sizes) -> None:
     model.acts.x[sizes.layers] = record.x_final.reshape(sizes.rows, sizes.channels)
     x_final = model.acts.x[sizes.layers].copy()
     w, a, g, s = model.weights, model.acts, model.grads, model.scratch
-    head_backward(w, a, flat_ids(targets), 0.25, g, s, False, single_writer())
+    head_backward(w, a, flat_ids(targets), 0.25, g, s, single_writer(accumulate=False))
     np.testing.assert_array_equal(model.acts.x[sizes.layers], x_final)
     # These bounds include the errors of forward, which this test does not make.
     bounds = model_bounds(model.tensors, ids, targets, sizes.heads, 0.25)
@@ -127,7 +116,7 @@ def test_the_head_leaves_the_gradient_of_its_input(sizes: Sizes) -> None:
 
 def test_the_scale_multiplies_the_gradients_and_not_the_loss() -> None:
     rng = np.random.default_rng(4)
-    sizes = SIZES["odd"]
+    sizes = MODEL_SIZES["odd"]
     model = Model(sizes, sizes.tensors(rng))
     ids, targets = sizes.ids(rng), sizes.ids(rng)
     expected_loss, expected = reference.loss_and_gradients(model.tensors, ids, targets, sizes.heads, scale=3.0)

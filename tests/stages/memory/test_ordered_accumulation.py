@@ -93,7 +93,7 @@ def test_an_abort_ends_waits() -> None:
 
 
 def test_a_single_writer_never_waits() -> None:
-    ticket = single_writer()
+    ticket = single_writer(accumulate=True)
     for part in range(100):
         wait_for_predecessor(ticket, part)
         mark_part_done(ticket, part)
