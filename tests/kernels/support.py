@@ -52,10 +52,14 @@ Case = TypeVar("Case", bound=GemmCase)
 
 
 def gemm_cases(
-    case: type[Case], rows: int, columns: int, inner: SearchStrategy[int], **others: SearchStrategy[Any]
+    case: type[Case], largest: tuple[int, int], inner: tuple[int, tuple[int, int]], **others: SearchStrategy[Any]
 ) -> SearchStrategy[Case]:
-    """Return cases of at most `rows` by `columns`, with both operands transposed or not."""
-    sizes = {"rows": st.integers(1, rows), "columns": st.integers(1, columns), "inner": inner}
+    """Return cases with at most `largest` rows and columns, and both operands transposed or not.
+
+    `inner`: the largest of the small inner sizes, which begin at 1, and the range of the large ones.
+    """
+    rows, columns = (st.integers(1, size) for size in largest)
+    sizes = {"rows": rows, "columns": columns, "inner": st.one_of(st.integers(1, inner[0]), st.integers(*inner[1]))}
     ops = {"op_a": st.sampled_from(Op), "op_b": st.sampled_from(Op)}
     return st.builds(case, **sizes, **ops, **others)
 

@@ -78,9 +78,8 @@ def check(case: Case) -> None:
 @given(
     case=gemm_cases(
         Case,
-        75,
-        100,
-        st.one_of(st.integers(1, 70), st.integers(250, 300)),
+        (75, 100),
+        (70, (250, 300)),
         alpha=st.sampled_from([1.0, -2.5]),
         beta=st.sampled_from([0.0, 1.0, 0.5]),
         at_end=st.booleans(),
