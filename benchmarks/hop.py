@@ -47,7 +47,7 @@ def same(item: int) -> int:
     return item
 
 
-def bare(items: int, capacity: int) -> float:
+def bare_hops(items: int, capacity: int) -> float:
     """Run threads and bounded queues without statistics, error handling or cancellation."""
     queues: list[Queue[int | None]] = [Queue(capacity) for _ in range(STAGES + 1)]
 
@@ -81,7 +81,7 @@ def _graph(items: Iterable[int] | Callable[[], Iterable[int]], capacity: int, wo
     return graph
 
 
-def ours(items: int, capacity: int, trace: Trace | None = None) -> float:
+def our_hops(items: int, capacity: int, trace: Trace | None = None) -> float:
     """Run a threadloom pipeline; its statistics are always on."""
     graph = _graph(range(items), capacity)
     began = time.perf_counter()
@@ -90,12 +90,12 @@ def ours(items: int, capacity: int, trace: Trace | None = None) -> float:
     return _checked(out, items, began)
 
 
-def traced(items: int, capacity: int) -> float:
+def traced_hops(items: int, capacity: int) -> float:
     """Run a threadloom pipeline with every call recorded."""
-    return ours(items, capacity, Trace(capacity=items * (STAGES + 1)))
+    return our_hops(items, capacity, Trace(capacity=items * (STAGES + 1)))
 
 
-def futures(items: int, capacity: int) -> float:
+def future_hops(items: int, capacity: int) -> float:
     """Run a chain of single-thread executors with at most `capacity` futures in flight in each."""
 
     def through(executor: ThreadPoolExecutor, source: Iterable[int]) -> Iterator[int]:
@@ -118,7 +118,7 @@ def futures(items: int, capacity: int) -> float:
     return _checked(out, items, began)
 
 
-def spdl(items: int, capacity: int) -> float:
+def spdl_hops(items: int, capacity: int) -> float:
     """Run an SPDL pipeline; its stages have buffers of a fixed size, and `capacity` is that of its sink."""
     peer: Any = import_module(PEER)
     builder = peer.PipelineBuilder().add_source(range(items))
@@ -139,11 +139,11 @@ def _checked(out: list[Any], items: int, began: float) -> float:
 
 
 CONTESTANTS: dict[str, tuple[Contestant, int]] = {
-    "queue.Queue": (bare, 1),
-    "ours": (ours, 1),
-    "ours, traced": (traced, 1),
-    "concurrent.futures": (futures, 1),
-    "SPDL": (spdl, 10),
+    "queue.Queue": (bare_hops, 1),
+    "ours": (our_hops, 1),
+    "ours, traced": (traced_hops, 1),
+    "concurrent.futures": (future_hops, 1),
+    "SPDL": (spdl_hops, 10),
 }
 """Name → (function, divisor of the number of items, because a hop of SPDL is slow)."""
 

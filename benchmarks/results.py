@@ -35,7 +35,7 @@ class SideResult:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ThroughputComparison:
     """The results of all sides on one configuration."""
 
     config: str
@@ -64,7 +64,7 @@ def format_spread(values: Sequence[float], digits: int = 2) -> str:
     return f"{statistics.median(values):,.{digits}f} ({min(values):,.{digits}f} to {max(values):,.{digits}f})"
 
 
-def comparison_rows(comparisons: Sequence[Comparison]) -> list[list[str]]:
+def comparison_rows(comparisons: Sequence[ThroughputComparison]) -> list[list[str]]:
     """Return the rows of the table, one per side, with the columns of `HEADINGS`."""
     found = []
     for comparison in comparisons:
@@ -88,7 +88,7 @@ def comparison_rows(comparisons: Sequence[Comparison]) -> list[list[str]]:
 HEADINGS = ("config", "side", "tokens/s", "ratio to the best peer", "GFLOP/s", "peak memory", "ratio")
 
 
-def comparison_markdown(comparisons: Sequence[Comparison], machine: str) -> str:
+def comparison_markdown(comparisons: Sequence[ThroughputComparison], machine: str) -> str:
     """Return the results as a Markdown page."""
     lines = [
         "| " + " | ".join(HEADINGS) + " |",
@@ -104,7 +104,7 @@ def comparison_markdown(comparisons: Sequence[Comparison], machine: str) -> str:
     return "\n".join([*lines, *notes]) + "\n"
 
 
-def comparison_figure(comparisons: Sequence[Comparison], machine: str) -> Figure:
+def comparison_figure(comparisons: Sequence[ThroughputComparison], machine: str) -> Figure:
     """Return the plot of the speed and the peak memory of every side, relative to the first peer."""
     drawn = Figure(figsize=(max(8.0, 2.6 + 2.3 * len(comparisons)), 6.4), dpi=130, facecolor="white")
     drawn.set_layout_engine("constrained")
@@ -152,7 +152,7 @@ def _colours(names: Sequence[str], peers: set[str]) -> dict[str, str]:
     return {name: next(muted if name in peers else bright) for name in names}
 
 
-def _base_name(comparisons: Sequence[Comparison]) -> str:
+def _base_name(comparisons: Sequence[ThroughputComparison]) -> str:
     sides = comparisons[0].peers or comparisons[0].sides
     return sides[0].name
 

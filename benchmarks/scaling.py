@@ -28,7 +28,7 @@ from rich.table import Table
 
 from benchmarks.protocol import Side, SideWorker
 from benchmarks.results import FAINT, INK, format_spread
-from benchmarks.scaling_model import Scaling, Workload, fit
+from benchmarks.scaling_model import Scaling, UpdateWork, fit
 from benchmarks.throughput import machine_line, measure_sides, sizes_of, warn_if_busy
 from threadloom.pipeline import available_cores
 from threadloom.stages.config import Config, InputError
@@ -96,13 +96,13 @@ def config_for(config: Config, cores: int, largest: int, trajectory: Trajectory)
     return msgspec.structs.replace(config, micro_batch=chosen.micro_batch, lanes=chosen.lanes)
 
 
-def workload_of(config: Config) -> Workload:
+def workload_of(config: Config) -> UpdateWork:
     """Return the parts of an update of a configuration."""
     resolved = resolve(config, 1)
     lanes, count = resolved.lanes, resolved.micro_batches
     elements = Bank(resolved.model.geometry()).arena.flat.size
     writers = resolve(config, count).max_concurrent_backward  # more cores than micro-batches would be idle
-    return Workload(count, lanes, reduction_bytes(elements, lanes) + adamw_bytes(elements), writers)
+    return UpdateWork(count, lanes, reduction_bytes(elements, lanes) + adamw_bytes(elements), writers)
 
 
 def bandwidths() -> tuple[float, float]:
@@ -139,7 +139,9 @@ def measure_points(sweep: Sweep, counts: Sequence[int], on_progress: Callable[[s
     ]  # fmt: skip
 
 
-def predict(workload: Workload, tokens: int, points: Sequence[Point], bandwidth: tuple[float, float]) -> list[Scaling]:
+def predict(
+    workload: UpdateWork, tokens: int, points: Sequence[Point], bandwidth: tuple[float, float]
+) -> list[Scaling]:
     """Return the model fitted to the medians of 1 and 2 cores, then to each round, which shows the uncertainty."""
     one, two = points[0], points[1]
     rates = [(median(one.tokens_per_s), median(two.tokens_per_s))]

@@ -24,7 +24,7 @@ FORWARD_SHARE = 1.0 / 3.0
 
 
 @dataclass(frozen=True)
-class Workload:
+class UpdateWork:
     """The parts of an update."""
 
     micro_batches: int
@@ -39,7 +39,7 @@ class Workload:
 class Scaling:
     """The fitted model."""
 
-    workload: Workload
+    workload: UpdateWork
     serial: float  # seconds per update
     micro: float  # seconds per micro-batch on one core, forward and backward
     memory: float  # seconds of the streaming passes on one core
@@ -58,7 +58,7 @@ class Scaling:
         return self.speedup(cores) / cores
 
 
-def rounds(workload: Workload, cores: int) -> float:
+def rounds(workload: UpdateWork, cores: int) -> float:
     """Return Q(n): the maximum number of micro-batches per core, with weights 1/3 for forward and 2/3 for backward."""
     writers = min(cores, workload.writers or workload.lanes)
     forward, backward = -(-workload.micro_batches // cores), -(-workload.micro_batches // writers)
@@ -77,7 +77,7 @@ def saturation_of(one: float, two: float) -> float:
     return min(1.0, max(0.0, 2.0 * one / two - 1.0))
 
 
-def fit(workload: Workload, measured: Mapping[int, float], bandwidth_one: float, bandwidth_two: float) -> Scaling:
+def fit(workload: UpdateWork, measured: Mapping[int, float], bandwidth_one: float, bandwidth_two: float) -> Scaling:
     """Return the model that agrees with the seconds of an update on 1 and on 2 cores.
 
     `measured` maps cores to seconds, and must contain 1 and 2; bandwidths are in bytes per second. Two equations

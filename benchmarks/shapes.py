@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.protocol import FLOAT32, Side, SideWorker
-from benchmarks.results import Comparison, format_spread
+from benchmarks.results import ThroughputComparison, format_spread
 from benchmarks.throughput import (
     BITS16,
     INSTALL,
@@ -46,7 +46,7 @@ REPEAT_FACTOR = 3.0
 
 
 @dataclass(frozen=True)
-class Shape:
+class TrainingShape:
     """A model of two layers and its batch."""
 
     vocabulary: int
@@ -61,7 +61,7 @@ class Shape:
         return f"V{self.vocabulary}-T{self.context}-H{self.heads}x{self.head_size}-B{self.batch}"
 
     @classmethod
-    def parse(cls, text: str) -> "Shape":
+    def parse(cls, text: str) -> "TrainingShape":
         """Return the shape of a name, or of its five numbers separated by commas. Raises ValueError or TypeError."""
         for letter in "VTHB-x":
             text = text.replace(letter, "," if letter in "-x" else "")
@@ -80,22 +80,22 @@ class Shape:
 
 
 SHAPES = (
-    Shape(65, 32, 4, 32, 1),  # the least work per update: fixed costs dominate
-    Shape(65, 64, 4, 32, 64),
-    Shape(65, 32, 2, 32, 64),
-    Shape(65, 1024, 4, 64, 1),  # one sequence, which cannot be split
-    Shape(1000, 1024, 4, 64, 4),
-    Shape(30011, 1024, 4, 48, 2),
-    Shape(4099, 512, 8, 32, 4),
-    Shape(50257, 128, 4, 64, 4),  # dominated by the projection to the vocabulary
-    Shape(50257, 64, 4, 48, 1),
-    Shape(50257, 32, 2, 80, 16),
-    Shape(16000, 128, 12, 64, 4),
-    Shape(10000, 128, 4, 48, 8),
-    Shape(8191, 256, 4, 80, 4),
-    Shape(257, 32, 2, 80, 16),
-    Shape(1009, 77, 3, 32, 5),  # no size is a multiple of a vector
-    Shape(65, 256, 6, 64, 16),
+    TrainingShape(65, 32, 4, 32, 1),  # the least work per update: fixed costs dominate
+    TrainingShape(65, 64, 4, 32, 64),
+    TrainingShape(65, 32, 2, 32, 64),
+    TrainingShape(65, 1024, 4, 64, 1),  # one sequence, which cannot be split
+    TrainingShape(1000, 1024, 4, 64, 4),
+    TrainingShape(30011, 1024, 4, 48, 2),
+    TrainingShape(4099, 512, 8, 32, 4),
+    TrainingShape(50257, 128, 4, 64, 4),  # dominated by the projection to the vocabulary
+    TrainingShape(50257, 64, 4, 48, 1),
+    TrainingShape(50257, 32, 2, 80, 16),
+    TrainingShape(16000, 128, 12, 64, 4),
+    TrainingShape(10000, 128, 4, 48, 8),
+    TrainingShape(8191, 256, 4, 80, 4),
+    TrainingShape(257, 32, 2, 80, 16),
+    TrainingShape(1009, 77, 3, 32, 5),  # no size is a multiple of a vector
+    TrainingShape(65, 256, 6, 64, 16),
 )
 
 
@@ -103,8 +103,8 @@ SHAPES = (
 class ShapeResult:
     """The result of one shape: measurements, or the reason for their absence."""
 
-    shape: Shape
-    comparison: Comparison | None
+    shape: TrainingShape
+    comparison: ThroughputComparison | None
     again: bool = False  # measured twice, because threadloom seemed slower
     failure: str = ""
 
@@ -123,7 +123,7 @@ class ShapeResult:
 
 
 def compare_shape(
-    shape: Shape, precision: str, peers: Sequence[Side], seconds: float, on_progress: Callable[[str], None]
+    shape: TrainingShape, precision: str, peers: Sequence[Side], seconds: float, on_progress: Callable[[str], None]
 ) -> ShapeResult:
     """Check and measure a shape, twice if threadloom seems slower. A failure is returned as a result."""
     config = shape.config()
@@ -136,14 +136,16 @@ def compare_shape(
             workers.append(stack.enter_context(SideWorker(Side.OURS, text, sizes, precision=precision)))
             result = ShapeResult(
                 shape,
-                Comparison(
+                ThroughputComparison(
                     shape.name, sizes.flops_per_token, checked, measure_sides(workers, sizes, seconds, on_progress)
                 ),
             )
             if result.ratio < 1.0:
                 on_progress(f"{result.ratio:.2f}: measuring again")
                 sides = measure_sides(workers, sizes, REPEAT_FACTOR * seconds, on_progress)
-                result = ShapeResult(shape, Comparison(shape.name, sizes.flops_per_token, checked, sides), again=True)
+                result = ShapeResult(
+                    shape, ThroughputComparison(shape.name, sizes.flops_per_token, checked, sides), again=True
+                )
     except (CheckFailed, WorkerError) as error:
         return ShapeResult(shape, None, failure=str(error))
     return result
@@ -192,7 +194,7 @@ def main(names: tuple[str, ...], seconds: float, compiled: bool, precision: str,
     if importlib.util.find_spec("torch") is None:
         raise click.ClickException(INSTALL)
     try:
-        shapes = [Shape.parse(name) for name in names] or list(SHAPES)
+        shapes = [TrainingShape.parse(name) for name in names] or list(SHAPES)
     except (ValueError, TypeError) as error:
         raise click.ClickException(f"expected five numbers, V,T,HEADS,HEAD_SIZE,BATCH: {error}") from error
     peers = [Side.EAGER, *([Side.COMPILED] if compiled else [])]

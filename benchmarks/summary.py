@@ -11,18 +11,18 @@ from pathlib import Path
 
 import click
 
-from benchmarks.results import Comparison, SideResult, comparison_figure, format_spread
+from benchmarks.results import SideResult, ThroughputComparison, comparison_figure, format_spread
 from threadloom.stages.config import Precision
 
 PRECISIONS = frozenset(precision.value for precision in Precision)
 """Words in the name of a side that is not in float32."""
 
 
-def read_comparisons(path: Path) -> tuple[str, list[Comparison]]:
+def read_comparisons(path: Path) -> tuple[str, list[ThroughputComparison]]:
     """Return the machine and the comparisons of a results file."""
     content = json.loads(path.read_text("utf-8"))
     comparisons = [
-        Comparison(
+        ThroughputComparison(
             found["config"], found["flops_per_token"], found["checked"], [SideResult(**s) for s in found["sides"]]
         )
         for found in content["comparisons"]
@@ -30,7 +30,7 @@ def read_comparisons(path: Path) -> tuple[str, list[Comparison]]:
     return content["machine"], comparisons
 
 
-def of_precision(comparison: Comparison, low: bool) -> tuple[list[SideResult], SideResult] | None:
+def of_precision(comparison: ThroughputComparison, low: bool) -> tuple[list[SideResult], SideResult] | None:
     """Return the peers and threadloom's fastest side in float32, or with `low` in bfloat16; None if one is missing.
 
     Other precisions of threadloom are omitted, because no peer supports them.
@@ -46,7 +46,7 @@ def _share(mine: SideResult, other: SideResult) -> str:
     return f"{mine.peak_bytes / 1e9:.2f} of {other.peak_bytes / 1e9:.2f} GB ({share:.2f})"
 
 
-def summary_table(comparisons: Sequence[Comparison], low: bool) -> str:
+def summary_table(comparisons: Sequence[ThroughputComparison], low: bool) -> str:
     """Return a table with one row per configuration: all peers, threadloom, the ratio to the best peer, memory."""
     lines: list[str] = []
     for comparison in comparisons:

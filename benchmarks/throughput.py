@@ -27,8 +27,8 @@ from rich.table import Table
 from benchmarks.protocol import FLOAT32, Side, SideWorker, TrainingSizes
 from benchmarks.results import (
     HEADINGS,
-    Comparison,
     SideResult,
+    ThroughputComparison,
     comparison_figure,
     comparison_markdown,
     comparison_rows,
@@ -117,10 +117,10 @@ def measure_sides(
     return results
 
 
-def compare(
+def compare_sides(
     config: Config, delays: Sequence[int], peers: Sequence[Side], seconds: float, on_progress: Callable[[str], None],
     precisions: Sequence[str] = (FLOAT32,),
-) -> Comparison:  # fmt: skip
+) -> ThroughputComparison:  # fmt: skip
     """Compare the results of the sides on one configuration, then measure them."""
     sizes = sizes_of(config, detect().logical_cores)
     model = msgspec.structs.replace(config.model, vocab_size=sizes.vocabulary)
@@ -140,7 +140,7 @@ def compare(
         for worker in workers:
             stack.enter_context(worker)
         sides = measure_sides(workers, sizes, seconds, on_progress)
-    return Comparison(config.name, sizes.flops_per_token, checked, sides)
+    return ThroughputComparison(config.name, sizes.flops_per_token, checked, sides)
 
 
 def warn_if_busy(warn: Callable[[str], None]) -> None:
@@ -166,7 +166,7 @@ def machine_line() -> str:
     return f"{machine.cpu}, {machine.logical_cores} cores, Python {platform.python_version()}, {', '.join(versions)}"
 
 
-def write_results(out: Path, comparisons: Sequence[Comparison]) -> None:
+def write_results(out: Path, comparisons: Sequence[ThroughputComparison]) -> None:
     """Write throughput.json, throughput.md and throughput.png."""
     out.mkdir(parents=True, exist_ok=True)
     load = os.getloadavg() if hasattr(os, "getloadavg") else None
@@ -180,7 +180,7 @@ def write_results(out: Path, comparisons: Sequence[Comparison]) -> None:
     comparison_figure(comparisons, machine_line()).savefig(out / "throughput.png")
 
 
-def print_comparisons(console: Console, comparisons: Sequence[Comparison]) -> None:
+def print_comparisons(console: Console, comparisons: Sequence[ThroughputComparison]) -> None:
     """Print the table."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for heading in HEADINGS:
@@ -227,7 +227,7 @@ def main(
     comparisons = []
     for config in configs:
         on_progress = _printer(console, config.name)
-        comparisons.append(compare(config, wanted, sides, seconds, on_progress, wanted_precisions))
+        comparisons.append(compare_sides(config, wanted, sides, seconds, on_progress, wanted_precisions))
         write_results(out, comparisons)  # after each, so that it is kept if the next one fails
     print_comparisons(console, comparisons)
     console.print(f"written to {out}: throughput.json, throughput.md, throughput.png", highlight=False)

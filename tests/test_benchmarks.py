@@ -12,14 +12,14 @@ from safetensors.numpy import load_file
 from benchmarks import convergence, summary, throughput
 from benchmarks.protocol import Side, SideWorker
 from benchmarks.results import (
-    Comparison,
     SideResult,
+    ThroughputComparison,
     comparison_figure,
     comparison_markdown,
     comparison_rows,
     format_spread,
 )
-from benchmarks.throughput import compare, sizes_of
+from benchmarks.throughput import compare_sides, sizes_of
 from tests.error_bounds import mean_loss
 from threadloom.stages.config import Config, ModelConfig
 from threadloom.stages.console.json_worker import WorkerError
@@ -39,7 +39,7 @@ def quiet(_: str) -> None:
 
 
 def test_ratios_are_per_round_and_relative_to_the_best_peer() -> None:
-    comparison = Comparison("small", 1e9, "equal", [EAGER, COMPILED, OURS])
+    comparison = ThroughputComparison("small", 1e9, "equal", [EAGER, COMPILED, OURS])
     assert comparison.best_peer is COMPILED
     assert comparison.ratios(OURS, COMPILED) == [2.0, 1.0, 2.0]
     table = comparison_rows([comparison])
@@ -54,7 +54,7 @@ def test_ratios_are_per_round_and_relative_to_the_best_peer() -> None:
 
 @pytest.mark.parametrize("sides", [[EAGER, OURS], [EAGER, COMPILED, OURS], [OURS]])
 def test_the_plot_can_be_drawn(sides: list[SideResult]) -> None:
-    comparisons = [Comparison(name, 1e9, "equal", sides) for name in ("small", "large")]
+    comparisons = [ThroughputComparison(name, 1e9, "equal", sides) for name in ("small", "large")]
     drawn = comparison_figure(comparisons, "a machine")
     drawn.canvas.draw()
     speed, memory = drawn.axes
@@ -66,7 +66,7 @@ def test_several_comparisons_on_one_page(tmp_path: Path) -> None:
     autocast = SideResult("PyTorch eager bf16", False, [150.0, 160.0, 170.0], 1_000_000_000, 0)
     low = SideResult("threadloom bf16 τ=0", True, [450.0, 320.0, 340.0], 450_000_000, 0)
     for name, sides in (("small", [EAGER, COMPILED, autocast, OURS, low]), ("gpt2", [EAGER, COMPILED, OURS])):
-        throughput.write_results(tmp_path / name, [Comparison(name, 1e9, "equal", sides)])
+        throughput.write_results(tmp_path / name, [ThroughputComparison(name, 1e9, "equal", sides)])
     files = [str(tmp_path / name / "throughput.json") for name in ("small", "gpt2")]
     done = CliRunner().invoke(summary.main, [*files, "--out", str(tmp_path)], catch_exceptions=False)
     assert done.exit_code == 0
@@ -82,7 +82,7 @@ def test_a_table_has_only_sides_of_its_precision() -> None:
     names = ("PyTorch eager", "PyTorch eager bf16", "threadloom τ=0", "threadloom bf16 τ=0", "threadloom bf16x3 τ=0",
              "threadloom fp16 τ=0")  # fmt: skip
     sides = [SideResult(name, name.startswith("threadloom"), [100.0 * n], 1, 0) for n, name in enumerate(names, 1)]
-    comparison = Comparison("small", 1e9, "equal", sides)
+    comparison = ThroughputComparison("small", 1e9, "equal", sides)
     for low, expected in ((False, [names[0], names[2]]), (True, [names[1], names[3]])):
         found = summary.of_precision(comparison, low)
         assert found is not None
@@ -171,7 +171,7 @@ def test_wrong_results_stop_the_comparison(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.torch
 def test_both_sides_compute_the_same_and_are_measured() -> None:
-    found = compare(TINY, [0, 1], [Side.EAGER], 0.2, quiet)
+    found = compare_sides(TINY, [0, 1], [Side.EAGER], 0.2, quiet)
     assert [side.name for side in found.sides] == ["PyTorch eager", "threadloom τ=0", "threadloom τ=1"]
     assert "τ=0: 3 updates" in found.checked
     assert all(side.median > 0 and side.peak_bytes > side.library_bytes > 0 for side in found.sides)
@@ -180,7 +180,7 @@ def test_both_sides_compute_the_same_and_are_measured() -> None:
 @pytest.mark.torch
 @pytest.mark.timeout(300)  # compiling the kernels of 16 bits takes a minute
 def test_sixteen_bits_are_compared_with_autocast() -> None:
-    found = compare(TINY, [0], [Side.EAGER], 0.2, quiet, ["float32", "bf16"])
+    found = compare_sides(TINY, [0], [Side.EAGER], 0.2, quiet, ["float32", "bf16"])
     assert [side.name for side in found.sides] == [
         "PyTorch eager", "PyTorch eager bf16", "threadloom τ=0", "threadloom bf16 τ=0",
     ]  # fmt: skip

@@ -19,11 +19,11 @@ from benchmarks.scaling import (
     scaling_figure,
     workload_of,
 )
-from benchmarks.scaling_model import Scaling, Workload, fit, rounds, saturation_of, shared
+from benchmarks.scaling_model import Scaling, UpdateWork, fit, rounds, saturation_of, shared
 from threadloom.stages.config import Config, ModelConfig
 from threadloom.stages.resolve.loading import apply_overrides, load_config, to_json
 
-SIXTEEN = Workload(micro_batches=16, lanes=16, stream_bytes=2e9)
+SIXTEEN = UpdateWork(micro_batches=16, lanes=16, stream_bytes=2e9)
 TINY = Config(name="tiny", model=ModelConfig(vocab_size=17, context=6, layers=1, heads=2, channels=8), batch_size=4,
               steps=12)  # fmt: skip
 
@@ -42,12 +42,12 @@ TINY = Config(name="tiny", model=ModelConfig(vocab_size=17, context=6, layers=1,
     ],
 )
 def test_work_is_done_in_whole_rounds(micro_batches: int, lanes: int, cores: int, expected: float) -> None:
-    assert rounds(Workload(micro_batches, lanes, 0.0), cores) == pytest.approx(expected)
+    assert rounds(UpdateWork(micro_batches, lanes, 0.0), cores) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(("cores", "expected"), [(1, 8.0), (4, 2.0), (8, 1.0), (16, 1.0)])
 def test_threads_that_share_a_lane_work_concurrently(cores: int, expected: float) -> None:
-    assert rounds(Workload(8, 1, 0.0, writers=8), cores) == pytest.approx(expected)
+    assert rounds(UpdateWork(8, 1, 0.0, writers=8), cores) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
@@ -89,16 +89,16 @@ def test_the_fit_recovers_the_constants() -> None:
 
 
 def test_without_serial_part_and_memory_the_speed_up_follows_from_the_rounds() -> None:
-    found = fit(Workload(8, 8, 0.0), {1: 8.0, 2: 4.0}, 1.0, 2.0)
+    found = fit(UpdateWork(8, 8, 0.0), {1: 8.0, 2: 4.0}, 1.0, 2.0)
     assert [found.speedup(cores) for cores in (1, 2, 4, 8, 16)] == pytest.approx([1, 2, 4, 8, 8])
     assert found.efficiency(16) == pytest.approx(0.5)
 
 
 def test_noise_does_not_become_a_negative_constant() -> None:
-    faster = fit(Workload(8, 8, 0.0), {1: 8.0, 2: 3.0}, 1.0, 2.0)
+    faster = fit(UpdateWork(8, 8, 0.0), {1: 8.0, 2: 3.0}, 1.0, 2.0)
     assert faster.serial == 0.0
     assert faster.micro == 1.0
-    useless = fit(Workload(8, 8, 0.0), {1: 8.0, 2: 9.0}, 1.0, 2.0)
+    useless = fit(UpdateWork(8, 8, 0.0), {1: 8.0, 2: 9.0}, 1.0, 2.0)
     assert useless.micro == 0.0
     assert useless.speedup(16) == 1.0
 
@@ -114,7 +114,7 @@ def test_rounds_show_the_uncertainty_of_a_prediction() -> None:
     one, two = Point(1, [100.0, 100.0, 100.0], [100.0] * 3), Point(2, [190.0, 200.0, 180.0], [100.0] * 3)
     assert two.speedups == [1.9, 2.0, 1.8]
     assert two.efficiency == pytest.approx(0.95)
-    models = predict(Workload(16, 16, 0.0), 1000, [one, two], (1.0, 2.0))
+    models = predict(UpdateWork(16, 16, 0.0), 1000, [one, two], (1.0, 2.0))
     assert len(models) == 4
     assert models[0].seconds(2) == pytest.approx(1000 / median(two.tokens_per_s))
     assert efficiency_text(models, 2) == "95% (90% to 100%)"

@@ -9,23 +9,23 @@ from click.testing import CliRunner
 
 from benchmarks import shapes
 from benchmarks.protocol import Side
-from benchmarks.results import Comparison, SideResult
-from benchmarks.shapes import SHAPES, Shape, ShapeResult, compare_shape, shape_dict, shapes_table, slower
+from benchmarks.results import SideResult, ThroughputComparison
+from benchmarks.shapes import SHAPES, ShapeResult, TrainingShape, compare_shape, shape_dict, shapes_table, slower
 from threadloom.stages.resolve.resolution import resolve
 
 
-def invented(shape: Shape, ratio: float) -> ShapeResult:
+def invented(shape: TrainingShape, ratio: float) -> ShapeResult:
     peer = SideResult("PyTorch eager", False, [100.0] * 3, 10**9, 10**8)
     ours = SideResult("threadloom τ=0", True, [100.0 * ratio] * 3, 10**9, 10**8)
-    return ShapeResult(shape, Comparison(shape.name, 1e9, "equal", [peer, ours]))
+    return ShapeResult(shape, ThroughputComparison(shape.name, 1e9, "equal", [peer, ours]))
 
 
 def test_a_name_can_be_parsed() -> None:
     for shape in SHAPES:
-        assert Shape.parse(shape.name) == shape
-    assert Shape.parse("65,32,4,48,1") == Shape(65, 32, 4, 48, 1)
+        assert TrainingShape.parse(shape.name) == shape
+    assert TrainingShape.parse("65,32,4,48,1") == TrainingShape(65, 32, 4, 48, 1)
     with pytest.raises((ValueError, TypeError)):
-        Shape.parse("65,32")
+        TrainingShape.parse("65,32")
 
 
 def test_the_extremes_of_every_dimension_are_covered() -> None:
@@ -58,7 +58,7 @@ def test_the_exit_status_is_1_if_a_shape_is_slower(
 ) -> None:
     asked: list[object] = []
 
-    def compared(shape: Shape, precision: str, peers: Sequence[Side], *_: object) -> ShapeResult:
+    def compared(shape: TrainingShape, precision: str, peers: Sequence[Side], *_: object) -> ShapeResult:
         asked.append((precision, peers))
         return invented(shape, ratio)
 
@@ -75,7 +75,7 @@ def test_the_exit_status_is_1_if_a_shape_is_slower(
 
 @pytest.mark.torch
 def test_a_small_shape_is_checked_and_measured() -> None:
-    result = compare_shape(Shape(17, 6, 2, 4, 4), "float32", [Side.EAGER], 0.05, lambda _: None)
+    result = compare_shape(TrainingShape(17, 6, 2, 4, 4), "float32", [Side.EAGER], 0.05, lambda _: None)
     assert result.ratio > 0, result.failure
     assert result.comparison is not None
     assert [side.name for side in result.comparison.sides] == ["PyTorch eager", "threadloom τ=0"]
