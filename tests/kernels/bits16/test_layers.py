@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from tests import reference
+from tests.error_bounds import FLOAT64
 from tests.kernels.bits16.formats import BF16, FLOAT, FORMATS, Format, Shorts, pack
 from tests.kernels.bits16.support import Pages
 from tests.kernels.comparison import within
@@ -199,13 +200,14 @@ def test_gelu(fmt: Format, rows: int, columns: int, at_end: bool, seed: int, acc
 
     v = fmt.numbers(x)
     s, y, slope, error_s = gelu_parts(v)
-    np.testing.assert_allclose(y, reference.gelu_forward(v), rtol=1e-12, atol=1e-12)
+    error_64 = error_s * FLOAT64 / FLOAT + 4 * FLOAT64  # of s here, and of 1 + tanh in the reference
+    assert within(y, reference.gelu_forward(v), 2 * np.abs(v) * error_64)
     for found in (out, again):
         bound = np.abs(v) * error_s + 2 * FLOAT * np.abs(y)
         assert within(fmt.numbers(found), y, 1.01 * bound + fmt.rounding(y))
 
-    expected = dy * (s + y * (1.0 - s) * slope)  # the reference's tanh is off by 1e-16 where it is -1, and s is not
-    np.testing.assert_allclose(expected, reference.gelu_backward(dy, v), rtol=1e-9, atol=1e-11)
+    expected = dy * (s + y * (1.0 - s) * slope)
+    assert within(expected, reference.gelu_backward(dy, v), 4 * np.abs(dy) * (1.0 + np.abs(v) * slope) * error_64)
     # g = dy (s + y (1 - s) (2u)'): both s and 1 - s are off by error_s, and 1 - s by its own rounding, u.
     second = np.abs(y) * (1.0 - s) * slope
     error_y = np.abs(v) * error_s + 2 * FLOAT * np.abs(y)
@@ -214,7 +216,7 @@ def test_gelu(fmt: Format, rows: int, columns: int, at_end: bool, seed: int, acc
     assert within(fmt.numbers(d), expected, 1.01 * error + fmt.rounding(expected))
     total = old + expected.sum(axis=0)
     rough = (rows + 2) * FLOAT * (np.abs(expected).sum(axis=0) + np.abs(old))
-    assert within(d_bias, total, error.sum(axis=0) + rough + 1e-14)
+    assert within(d_bias, total, error.sum(axis=0) + 1.01 * rough)
 
 
 @EITHER
@@ -254,7 +256,7 @@ def test_cross_entropy(
 
     depth = exact.max(axis=1, keepdims=True) - exact
     relative = (columns + 8 + 2 * np.minimum(depth, 90.0).max(axis=1, keepdims=True)) * FLOAT
-    assert abs(loss - reference.cross_entropy_forward(exact, targets).sum()) <= relative.sum() + 1e-12 * rows
+    assert abs(loss - reference.cross_entropy_forward(exact, targets).sum()) <= 1.01 * relative.sum()
     expected = reference.cross_entropy_backward(exact, targets, scale)
     shares = reference.cross_entropy_backward(exact, targets, scale)
     shares[np.arange(rows), targets] += scale

@@ -30,14 +30,23 @@ def test_processes_and_threads_dither_pictures_identically(tmp_path: Path, capsy
         assert set(np.unique(pixels)) == {0, 255}
         assert share == pytest.approx((pixels == 0).sum() / (width * height))
         before = np.frombuffer((tmp_path / name).read_bytes(), np.uint8, offset=begin)
-        assert pixels.mean() == pytest.approx(before.mean(), abs=12)  # the mean grey level is kept
+        assert abs(pixels.mean() - before.mean()) <= lost_error(width, height), "the mean grey level is kept"
     assert image_directory.main(tmp_path, processes=False) == results[0][0]
     assert "4 pictures" in capsys.readouterr().out
 
 
 def test_the_error_of_a_pixel_is_distributed_to_its_neighbours() -> None:
     image = dither(Image(Path("half"), np.full((16, 16), 128, np.uint8)))
-    assert image.ink == pytest.approx(0.5, abs=0.1)
+    assert abs(255.0 * (1.0 - image.ink) - 128.0) <= lost_error(16, 16)
+
+
+def lost_error(width: int, height: int) -> float:
+    """Return the largest change of the mean grey level by errors that are distributed beyond the edges.
+
+    The error of a pixel is at most 128: those that it receives have weights that add up to 1. Lost are 8 sixteenths of
+    those at the right edge, 3 at the left one, and 9 at the bottom.
+    """
+    return 128.0 / 16.0 * (11.0 * height + 9.0 * width) / (width * height)
 
 
 def test_files_that_are_not_pictures_are_rejected(tmp_path: Path) -> None:

@@ -65,9 +65,10 @@ def test_the_fastest_settings_are_found_along_several_dimensions() -> None:
 
 @pytest.mark.parametrize("drift", [0.0, 0.01])
 def test_they_are_found_under_noise_and_drift(drift: float) -> None:
-    findings = Machine(hilly, noise=0.01, drift=drift).search()
+    noise = 0.01
+    findings = Machine(hilly, noise=noise, drift=drift).search()
     assert (findings.chosen.micro_batch, findings.chosen.forward) == (8, 1)
-    assert findings.ratio == pytest.approx(1.2, rel=0.05)
+    assert findings.ratio == pytest.approx(1.2, rel=5 * noise)  # a median of ratios varies less than one of them
 
 
 def test_noise_rarely_replaces_the_defaults() -> None:
