@@ -1,5 +1,6 @@
 """Checks of the types of arguments: a mistake is reported as it is declared, with stage, value and remedy."""
 
+import math
 from collections.abc import AsyncIterable, Callable, Iterable, Mapping
 from difflib import get_close_matches
 from numbers import Integral, Real
@@ -8,7 +9,7 @@ from typing import Any
 from threadloom.pipeline.core import GraphError
 from threadloom.pipeline.graph.settings import RunOptions
 from threadloom.pipeline.observe import NodeKind, Stage
-from threadloom.pipeline.policy import Gather, Join, OnError, OnFailure, Policy
+from threadloom.pipeline.policy import Gather, Join, OnError, OnFailure, Policy, Rate
 from threadloom.pipeline.run import Watchdog
 
 
@@ -62,6 +63,8 @@ def check_types(stage: Stage) -> None:
         _check(subject, name, getattr(stage, name), lambda value: value is None or callable(value), "a function")
     if stage.limit is not None:
         _check(subject, "limit", stage.limit, _is_number(Real), "a number of seconds")
+    if stage.rate is not None:
+        _check(subject, "rate", stage.rate, _is_rate, "a positive number of items per second, or Rate(...)")
     policy = "a failure policy like SkipFailed()"
     _check(subject, "on_error", stage.on_error, lambda value: isinstance(value, OnError), policy)
     grouped = (Gather, Join) if stage.gathers and stage.kind is NodeKind.STAGE else Policy
@@ -75,6 +78,10 @@ def _is_number(kind: type) -> Callable[[object], bool]:
 
 def _is_duration(value: object) -> bool:
     return _is_number(Real)(value) and value >= 0  # type: ignore[operator]
+
+
+def _is_rate(value: object) -> bool:
+    return isinstance(value, Rate) or (_is_number(Real)(value) and 0 < value < math.inf)  # type: ignore[operator]
 
 
 def _is_on_failure(value: object) -> bool:

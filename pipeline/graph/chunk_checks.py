@@ -11,6 +11,7 @@ def check_chunks(subject: str, stage: Stage) -> None:
         return
     reasons = {
         "an exclusive admission policy": getattr(stage.admission, "exclusive", False),
+        "rate": stage.rate is not None,
         "acquire": stage.acquire is not None,
         "limit (time_limit of on_processes limits a call)": stage.limit is not None,
     }

@@ -50,7 +50,7 @@ from threadloom.pipeline.observe import (
     Skip,
     Stage,
 )
-from threadloom.pipeline.policy import DeadLetter, FailFast, Fifo, Gather, Join, OnError, OnFailure, Policy
+from threadloom.pipeline.policy import DeadLetter, FailFast, Fifo, Gather, Join, OnError, OnFailure, Policy, Rate
 from threadloom.pipeline.run import Run, RunSettings
 
 In = TypeVar("In")
@@ -84,6 +84,7 @@ class Graph(Declarations):
         *,
         on_error: OnError = FAIL_FAST,
         ordered: bool = False,
+        rate: Rate | float | None = None,
     ) -> Node[Out]:
         """Add a source, whose single worker iterates `items`; `Shards` are iterated by one worker each.
 
@@ -95,9 +96,10 @@ class Graph(Declarations):
         rounds: the first of each shard in the order of the shards, then the second. `on_error` decides about an error
         of `__next__`: the call is repeated, or the element is skipped. The iterator must be able to continue, which a
         generator is not: it has ended once it has raised. An error of the function that returns the iterable ends the
-        run. The `item` of a dead letter of a source is the number of the element in its iterable, from 0.
+        run. The `item` of a dead letter of a source is the number of the element in its iterable, from 0. `rate` limits
+        the elements per second, over all shards.
         """
-        self._add(source_stage(name, items, on_error, ordered))
+        self._add(source_stage(name, items, on_error, ordered, rate))
         return Node(name, self)
 
     @overload

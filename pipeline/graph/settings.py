@@ -6,7 +6,7 @@ from typing import Any, Literal, TypedDict, TypeVar
 from threadloom.pipeline.core import Label
 from threadloom.pipeline.graph.function_checks import needs_loop
 from threadloom.pipeline.observe import Observer, Skip, Trace
-from threadloom.pipeline.policy import OnError, OnFailure
+from threadloom.pipeline.policy import OnError, OnFailure, Rate
 from threadloom.pipeline.processes import OnProcesses
 from threadloom.pipeline.run import Abortable, Watchdog
 
@@ -48,6 +48,9 @@ class StageOptions(TypedDict, total=False):
     `on_processes` is ended at once.
 
     A coroutine is cancelled at the limit, and the item fails in the same way."""
+    rate: Rate | float
+    """Rate limit: items per second that the workers of the stage start together, or Rate(per_second, burst=...).
+    Repeated calls of a failure policy do not count."""
 
 
 def set_defaults(fn: object, options: StageOptions) -> None:

@@ -11,7 +11,7 @@ from threadloom.pipeline.graph.function_checks import needs_loop
 from threadloom.pipeline.graph.lengths import length_of
 from threadloom.pipeline.graph.settings import Items
 from threadloom.pipeline.observe import NodeKind, Stage
-from threadloom.pipeline.policy import FailFast, OnError
+from threadloom.pipeline.policy import FailFast, OnError, Rate
 
 Out = TypeVar("Out")
 Out_co = TypeVar("Out_co", covariant=True)
@@ -37,7 +37,7 @@ class Shards(Generic[Out_co]):
         return f"<{len(self.shards)} shards>"
 
 
-def source_stage(name: str, items: Any, on_error: OnError, ordered: bool) -> Stage:
+def source_stage(name: str, items: Any, on_error: OnError, ordered: bool, rate: Rate | float | None) -> Stage:
     """Return the declaration of a source. Raises GraphError if its items or their number do not fit the settings."""
     if isinstance(items, Shards):
         opened = [_function_of(shard) for shard in items.shards]
@@ -52,6 +52,7 @@ def source_stage(name: str, items: Any, on_error: OnError, ordered: bool) -> Sta
             closes=True,
             ordered=ordered,
             on_error=on_error,
+            rate=rate,
             length=length_of(*items.shards),
             concurrency=1 if any(map(needs_loop, items.shards)) else None,
         )
@@ -69,6 +70,7 @@ def source_stage(name: str, items: Any, on_error: OnError, ordered: bool) -> Sta
         fn=fn,
         closes=created_here,
         on_error=on_error,
+        rate=rate,
         length=length_of(items),
         concurrency=1 if needs_loop(items) else None,
     )

@@ -1,9 +1,9 @@
 """The bottleneck of a pipeline: a pure function of its statistics.
 
-A worker waits for input (starved), waits for a resource with an item (`acquire`), works (busy), or waits for capacity
-downstream (blocked). The bottleneck is the stage that is neither starved nor blocked: it blocks the stages upstream and
-starves those downstream. If there is no such stage, a channel that is full and empty alternately is too small for the
-bursts that pass through it.
+A worker waits for input (starved), waits with an item for a resource (`acquire`) or its rate limit, works (busy), or
+waits for capacity downstream (blocked). The bottleneck is the stage that is neither starved nor blocked: it blocks the
+stages upstream and starves those downstream. If there is no such stage, a channel that is full and empty alternately
+is too small for the bursts that pass through it.
 """
 
 from collections.abc import Iterator, Mapping
@@ -37,6 +37,8 @@ class BottleneckKind(Enum):
     """The caller, which takes items from a sink slowly."""
     RESOURCE = "resource"
     """A resource that a stage acquires before each call: slots, a weight version."""
+    RATE = "rate"
+    """The rate limit of a stage or source."""
     HANDOFFS = "handoffs"
     """Passing items between stages costs more than the work."""
     CORES = "cores"
@@ -146,6 +148,14 @@ def _describe(
     each = f"a call takes {format_duration(stage.tasks.p50)} (p99 {format_duration(stage.tasks.p99)})"
     acquiring = _acquiring(stage)
     total = _lifetime(stage)
+    if stage.throttled > max(stage.busy, acquiring / 2):
+        return Diagnosis(
+            BottleneckKind.RATE,
+            name,
+            f"{name} is waiting for its rate limit {stage.throttled / total:.0%} of its time",
+            "raise its `rate` if possible; more workers do not help",
+            waits,
+        )
     if acquiring > stage.busy:
         return Diagnosis(
             BottleneckKind.RESOURCE,
@@ -198,12 +208,12 @@ def _lifetime(stage: StageStatistics) -> float:
 
 
 def _acquiring(stage: StageStatistics) -> float:
-    """Return the seconds of waiting that were not for input.
+    """Return the seconds of waiting that were not for input: for a resource or a rate limit.
 
     0 for a sink, which acquires nothing: its caller had not started to iterate.
     """
     if stage.channel is None or stage.kind is NodeKind.SINK:
-        return 0.0
+        return stage.throttled
     return max(0.0, stage.waiting - stage.channel.starved)
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Final, Generic, Protocol, TypeVar
 
-from threadloom.pipeline.policy import FailFast, Fifo, OnError, Policy
+from threadloom.pipeline.policy import FailFast, Fifo, OnError, Policy, Rate
 
 Out = TypeVar("Out")
 Out_co = TypeVar("Out_co", covariant=True)
@@ -123,6 +123,7 @@ class Stage:
     ordered: bool = False  # of a source: its workers send in turn
     on_error: OnError = field(default_factory=FailFast)
     limit: float | None = None  # seconds per item
+    rate: Rate | float | None = None  # items per second
     shards: int = 0  # of a source with shards: their number, one per worker; `fn` then takes the index of the worker
     length: Callable[[], int | None] | None = None  # of a source: the number of its items, if its iterable has one
     via: tuple[Via, ...] = ()  # the output of each node of `after`; empty if all are Port.RESULTS

@@ -76,7 +76,8 @@ class StageStatistics:
     """Total seconds inside the stage function (inside `next` for a source) and in set-ups, the current call
     included."""
     waiting: float
-    """Total seconds waiting for input, including `acquire` and the label function: starved, or short of resources."""
+    """Total seconds waiting for input, including `acquire`, the label function and the rate limit: starved, or short of
+    resources."""
     blocked: float
     """Total seconds sending results: close to 0 unless a downstream channel is full (backpressure)."""
     channel: ChannelStatistics | None
@@ -100,6 +101,8 @@ class StageStatistics:
     the items so far; None if unknown."""
     replaced: int = 0
     """Number of threads replaced because their call exceeded the stage's `limit`; each ends when its call returns."""
+    throttled: float = 0.0
+    """Total seconds of `waiting` for the rate limit of the stage or source."""
 
     @property
     def busy_share(self) -> float:
@@ -131,6 +134,7 @@ class StageStatistics:
             skipped=self.skipped - earlier.skipped,
             retried=self.retried - earlier.retried,
             replaced=self.replaced - earlier.replaced,
+            throttled=max(0.0, self.throttled - earlier.throttled),
         )
 
     def _share(self, seconds: float) -> float:

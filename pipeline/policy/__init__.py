@@ -37,3 +37,5 @@ from threadloom.pipeline.policy.ordered import (
     NumberedAdmission as NumberedAdmission,
     ReorderBuffer as ReorderBuffer,
 )
+from threadloom.pipeline.policy.priority import Priority as Priority
+from threadloom.pipeline.policy.rate import Rate as Rate, TokenBucket as TokenBucket

@@ -24,6 +24,7 @@ from threadloom.pipeline.run.routing import Edge
 from threadloom.pipeline.run.source_gate import SourceGate
 from threadloom.pipeline.run.stage_runtime import NULL_CONTEXT, StageRuntime, WorkerContext
 from threadloom.pipeline.run.stall_detection import WorkerSnapshot
+from threadloom.pipeline.run.throttle import Throttle, ThrottledGate
 from threadloom.pipeline.run.worker import StageWorker
 from threadloom.pipeline.run.worker_state import PerWorker
 
@@ -53,7 +54,12 @@ class Assembly:
         self.channels: dict[str, Channel[Any, Any]] = {
             each.name: self._input_channel(each) for each in stages if each.kind is not NodeKind.SOURCE
         }
-        self.source_gates = {each.name: SourceGate() for each in stages if each.kind is NodeKind.SOURCE}
+        self.throttles = {each.name: Throttle(each.rate, clock) for each in stages if each.rate is not None}
+        self.source_gates = {
+            each.name: ThrottledGate(self.throttles[each.name]) if each.name in self.throttles else SourceGate()
+            for each in stages
+            if each.kind is NodeKind.SOURCE
+        }
         self.runtimes = {each.name: self._runtime(each) for each in stages if each.kind is not NodeKind.SINK}
         self._workers: dict[str, list[StageWorker]] = {name: [] for name in self.runtimes}
         for each in stages:
@@ -158,6 +164,8 @@ class Assembly:
         )
         if channel is not None:
             summary = replace(summary, workers=channel.workers)
+        if stage.name in self.throttles:
+            summary = replace(summary, throttled=self.throttles[stage.name].seconds)
         failures = self.runtimes[stage.name].failures if stage.name in self.runtimes else None
         if failures is None:
             return summary
@@ -168,7 +176,14 @@ class Assembly:
         """Return a snapshot of every running worker, and of the caller at every open sink (name → its counters)."""
         now = self._clock()
         found = [
-            WorkerSnapshot(each.stage.name, each.stage.kind, each.index, *each.in_progress(now), each.has_item)
+            WorkerSnapshot(
+                each.stage.name,
+                each.stage.kind,
+                each.index,
+                *each.in_progress(now),
+                each.has_item,
+                throttled=each.stage.name in self.throttles and self.throttles[each.stage.name].waiting,
+            )
             for each in self.workers()
             if each.counters.began is not None and each.counters.ended is None
         ]
@@ -191,6 +206,7 @@ class Assembly:
             FailureCounters(stage.on_error, partial(self._items_started, stage.name)) if has_policy else None,
             loops,
             Flushing(stage),
+            self.throttles.get(stage.name),
         )
 
     def _items_started(self, name: str) -> int:

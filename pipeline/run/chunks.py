@@ -6,7 +6,7 @@ Ownership: everything here belongs to the worker that calls it.
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from threadloom.pipeline.run.channel import Channel
@@ -19,6 +19,11 @@ class SendsAhead(Protocol):
     """Largest number of items to send."""
 
     def send_ahead(self, items: Sequence[Any]) -> None: ...
+
+
+def getter(channel: Channel[Any, Any], manager: Any, *, numbered: bool) -> Callable[[int], Any]:
+    """Return the function with which a worker takes its items; `manager` is the context manager of its set-up."""
+    return channel.get if getattr(manager, "chunk", 1) == 1 else ChunkedGet(channel, manager, numbered=numbered)
 
 
 class ChunkedGet:

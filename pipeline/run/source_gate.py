@@ -9,6 +9,7 @@ Ownership: every field is guarded by the lock; `needs_check` is read without it,
 
 from _thread import LockType, RLock
 from collections import deque
+from contextlib import suppress
 
 from threadloom.pipeline.core import Cancelled, holds
 from threadloom.pipeline.run.parking import park, wake_all
@@ -17,11 +18,12 @@ from threadloom.pipeline.run.parking import park, wake_all
 class SourceGate:
     """Pause and close control of one source."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, always: bool = False) -> None:
         self._lock = RLock()
+        self._always = always  # True if `check` has to be called before every element
         self._held = self._closed = self._aborted = False
         self._parked: deque[LockType] = deque()  # the workers that wait while the gate is held; woken by `_update`
-        self.needs_check = False
+        self.needs_check = always
         """True if the source has to call `check` before its next element."""
 
     @property
@@ -39,6 +41,19 @@ class SourceGate:
                     return not self._closed
                 parked = park(self._parked)
             parked.acquire()
+
+    def pause(self, seconds: float) -> bool:
+        """Wait `seconds`, or until an order arrives; return False if the source is to end."""
+        with self._lock:
+            if self._aborted:
+                raise Cancelled("the run was stopped before its source produced another element")
+            if self._closed:
+                return False
+            parked = park(self._parked)
+        if not parked.acquire(timeout=seconds):
+            with self._lock, suppress(ValueError):  # woken in the meantime
+                self._parked.remove(parked)
+        return True
 
     def hold(self) -> None:
         """Pause the source before its next element."""
@@ -61,5 +76,5 @@ class SourceGate:
             self._held = self._held if held is None else held
             self._closed |= closed
             self._aborted |= aborted
-            self.needs_check = self._held or self._closed or self._aborted
+            self.needs_check = self._always or self._held or self._closed or self._aborted
             wake_all(self._parked)

@@ -16,6 +16,7 @@ from threadloom.pipeline.run.retry import FailureCounters
 from threadloom.pipeline.run.rounds import Rounds
 from threadloom.pipeline.run.routing import Edge
 from threadloom.pipeline.run.source_gate import SourceGate
+from threadloom.pipeline.run.throttle import Throttle
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,21 @@ class StageRuntime:
     loops: EventLoops | None
     """The event loops of a stage of coroutines; None for others."""
     flushing: Flushing
+    throttle: Throttle | None
+    """The rate limit; None if there is none."""
+
+    def acquirer(self, sleep: Callable[[float], object]) -> Callable[[Any], object] | None:
+        """Return the function that a worker calls just before that of the stage; it waits for rate and resource."""
+        throttle, acquire = self.throttle, self.stage.acquire
+        if throttle is None:
+            return acquire
+
+        def wait_and_acquire(item: Any) -> None:
+            throttle.wait(sleep)
+            if acquire is not None:
+                acquire(item)
+
+        return wait_and_acquire
 
 
 class LifecyclePhase(Enum):

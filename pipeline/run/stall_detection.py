@@ -6,8 +6,8 @@ A run has stalled when nothing was counted anywhere for a given time *and* one o
 - a full sink that nobody reads, while the caller waits at another sink: sinks are being drained one after the other;
 - workers blocked by a full channel that hands nothing out: a join or an ordered stage that lacks an item.
 
-It has not stalled when only sources are at work (they may be idle for good reasons), when the caller is elsewhere (the
-backpressure is the caller's own), or when the run is paused.
+It has not stalled when only sources are at work (they may be idle for good reasons), when a stage waits for its rate
+limit, when the caller is elsewhere (the backpressure is the caller's own), or when the run is paused.
 
 Everything here is a pure function or plain state, apart from threads and clocks.
 """
@@ -36,6 +36,8 @@ class WorkerSnapshot:
     """For a sink, True if its caller waits for an item."""
     full: bool = False
     """For a sink, True if senders wait for capacity in its channel."""
+    throttled: bool = False
+    """True if a worker of the stage waits for its rate limit."""
 
 
 def find_blocker(snapshots: Sequence[WorkerSnapshot]) -> tuple[WorkerSnapshot, str] | None:
@@ -45,6 +47,8 @@ def find_blocker(snapshots: Sequence[WorkerSnapshot]) -> tuple[WorkerSnapshot, s
     if busy:
         return _longest(busy), "has been inside its function"
     acquiring = [each for each in stages if each.phase is Phase.WAITING and each.holds]
+    if any(each.throttled for each in acquiring):
+        return None
     if acquiring:
         return _longest(acquiring), "has been waiting in `acquire`"
     blocked = [each for each in snapshots if each.kind is not NodeKind.SINK and each.phase is Phase.BLOCKED]

@@ -17,7 +17,7 @@ from typing import Any, Final
 from threadloom.pipeline.core import Cancelled, Closed, Label, OneShotEvent, StageFailure
 from threadloom.pipeline.observe import SKIP, Counters, Ids, Phase, Port
 from threadloom.pipeline.run.channel import Channel
-from threadloom.pipeline.run.chunks import ChunkedGet
+from threadloom.pipeline.run.chunks import getter
 from threadloom.pipeline.run.guarded_iterator import GuardedIterator
 from threadloom.pipeline.run.item_labels import UNLABELLED, ItemLabels
 from threadloom.pipeline.run.late_calls import GivenUpError, LateItem, TimedCalls
@@ -231,18 +231,13 @@ class StageWorker:
     def _letters(self) -> Send:
         return sender([replace(edge, via=Port.RESULTS) for edge in self._edges if edge.via is Port.LETTERS])
 
-    def _getter(self, channel: Channel[Any, Any]) -> Callable[[int], Any]:
-        manager: Any = self._manager
-        if getattr(manager, "chunk", 1) == 1:
-            return channel.get
-        return ChunkedGet(channel, manager, numbered=self._ordered is not None)
-
     def _run_loop(self, fn: Callable[..., Any], channel: Channel[Any, Any]) -> None:
         """Process every item of the input channel. One function, because its cost is the cost of a handoff."""
         clock, record, send, index = self._context.clock, self._context.record, self._send, self.index
         counters, stage = self.counters, self.stage
         waits, tasks = counters.waits.counts, counters.tasks.counts
-        get, acquire = self._getter(channel), stage.acquire
+        get = getter(channel, self._manager, numbered=self._ordered is not None)
+        acquire = self._runtime.acquirer(self._context.sleep)
         exclusive = getattr(stage.admission, "exclusive", False)
         ordered, expand = self._ordered, stage.expand
         assert counters.began is not None

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from threadloom.pipeline.core import AdmissionError, Cancelled, Pool, StageFailure, TooManySkipped
 from threadloom.pipeline.graph import Graph
 from threadloom.pipeline.observe import NodeKind, Port, RunStatistics, Stage
-from threadloom.pipeline.policy import FailFast, Fifo, Gather, InOrder, Join, OnFailure
+from threadloom.pipeline.policy import FailFast, Fifo, Gather, InOrder, Join, OnFailure, Priority
 from threadloom.pipeline.processes import OnProcesses, WorkerDied
 from threadloom.pipeline.testing.faults import STOPPING, FaultKind
 from threadloom.pipeline.testing.injection import Fired
@@ -256,7 +256,7 @@ def _model(seen: Observation, subject: Expected, delivered: Mapping[str, list[An
 def depth_bound(stage: Stage, record: NodeRecord) -> int | None:
     """Return the largest allowed depth of a node's input channel; None for a user-defined policy."""
     policy = stage.admission
-    if isinstance(policy, Fifo):
+    if isinstance(policy, (Fifo, Priority)):
         return stage.capacity
     if isinstance(policy, (InOrder, Gather)):
         return stage.capacity + len(record.keys)

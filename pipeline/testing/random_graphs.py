@@ -20,7 +20,7 @@ from typing import Any
 from threadloom.pipeline.core import AdmissionError, Pool, kind_of
 from threadloom.pipeline.graph import Graph, Shards
 from threadloom.pipeline.observe import Node, NodeKind
-from threadloom.pipeline.policy import FailFast, Gather, InOrder, Join, Retry, SkipFailed
+from threadloom.pipeline.policy import FailFast, Gather, InOrder, Join, Priority, Rate, Retry, SkipFailed
 from threadloom.pipeline.testing.harness import Subject
 from threadloom.pipeline.testing.random_functions import (
     as_async_generator,
@@ -176,6 +176,10 @@ class _Builder:
         keeps = workers == 1 or ordered
         if choose.random() < 0.35 and max(Counter(items).values(), default=1) == 1:
             keeps, in_order = self.order(items, arguments, in_order=in_order and len(before) == 1, plain=plain)
+        elif choose.random() < 0.1:
+            arguments["admission"], in_order = Priority[int](lambda item: item % 3), False
+        if choose.random() < 0.1:
+            arguments["rate"] = Rate(20_000, burst=choose.randint(1, 3))
         if choose.random() < 0.2 and not concurrency:
             arguments["acquire"], release = self.slots(choose.randint(1, workers))
         else:

@@ -48,9 +48,10 @@ def test_random_graphs_are_determined_by_their_seed_and_have_all_features() -> N
 
     assert [shape(graph) for graph in graphs] == [shape(graph) for graph in again]
     stages = [stage for graph in graphs for stage in graph.stages]
-    assert {type(stage.admission).__name__ for stage in stages} == {"Fifo", "InOrder", "Gather", "Join"}
+    assert {type(stage.admission).__name__ for stage in stages} == {"Fifo", "InOrder", "Gather", "Join", "Priority"}
     assert {stage.workers for stage in stages} == {1, 2, 3, 4}
-    for feature in ("expand", "ordered", "when", "acquire", "via", "gathers", "concurrency"):
+    features = ("expand", "ordered", "when", "acquire", "via", "gathers", "concurrency", "shards", "rate")
+    for feature in features:
         assert any(getattr(stage, feature) for stage in stages), feature
     assert {stage.kind for stage in stages if stage.concurrency} == {NodeKind.SOURCE, NodeKind.STAGE}
 
