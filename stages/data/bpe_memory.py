@@ -19,8 +19,8 @@ BYTES_PER_WORD_BYTE = 96
 """Bytes that the library takes per byte of the different words; measured as 69 to 89 (docs/performance.md)."""
 TRAINING_BYTES = 40_000_000
 """Bytes that the library and the chunks that its training reads in advance take; measured."""
-PROCESS_BYTES = 60_000_000
-"""Bytes of the process that trains; measured."""
+PROCESS_BYTES = 80_000_000
+"""Bytes of the process that trains, and of the chunks that are sent to it; measured."""
 CORE_BYTES = 24_000_000
 """Bytes per core of the tokens of the chunks that are encoded at a time: 3 tokens per character; measured."""
 

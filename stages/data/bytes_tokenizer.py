@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from threadloom.stages.config import TokenizerKind
-from threadloom.stages.data.chunked_text import ChunkedText
+from threadloom.stages.data.chunked_text import CHUNK_CHARACTERS, ChunkedText
 from threadloom.stages.data.tokenizer import utf8_bytes, validated_ids, write_content
 
-PREPARATION_BYTES = 16_000_000
-"""Bytes that the chunks of a text take; measured."""
+BYTES_PER_CHARACTER = 60
+"""Bytes that a chunk of a text takes per character; measured."""
 
 
 class BytesTokenizer:
@@ -32,8 +32,8 @@ class BytesTokenizer:
 
     @classmethod
     def preparation_bytes(cls, text: ChunkedText) -> int:
-        """Return the memory of the chunks."""
-        return PREPARATION_BYTES
+        """Return the memory of a chunk."""
+        return BYTES_PER_CHARACTER * min(text.characters, CHUNK_CHARACTERS)
 
     @classmethod
     def train(cls, text: ChunkedText, limit: int) -> Self:

@@ -8,14 +8,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from threadloom.stages.config import TokenizerKind
-from threadloom.stages.data.chunked_text import ChunkedText, code_points
+from threadloom.stages.data.chunked_text import CHUNK_CHARACTERS, ChunkedText, code_points
 from threadloom.stages.data.tokenizer import TokenizerError, validated_ids, write_content
 
 REPLACEMENT = "\ufffd"
 """Character that replaces those that a limited alphabet leaves out."""
 
-PREPARATION_BYTES = 64_000_000
-"""Bytes that the chunks of a text, the counts and the table of ids take, with all code points; measured."""
+BYTES_PER_CHARACTER, BYTES_PER_CODE_POINT = 100, 24
+"""Bytes that a chunk of a text takes per character, and the counts up to the largest code point; measured."""
 
 _CODE_POINTS = 0x110000
 
@@ -51,8 +51,9 @@ class CharacterTokenizer:
 
     @classmethod
     def preparation_bytes(cls, text: ChunkedText) -> int:
-        """Return the memory of the counts, the table of ids and the chunks."""
-        return PREPARATION_BYTES
+        """Return the memory of a chunk, the counts and the table of ids."""
+        table, counts = np.dtype(np.int32).itemsize * _CODE_POINTS, BYTES_PER_CODE_POINT * len(text.character_counts)
+        return BYTES_PER_CHARACTER * min(text.characters, CHUNK_CHARACTERS) + counts + table
 
     @classmethod
     def train(cls, text: ChunkedText, limit: int = 256) -> Self:
