@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tokenizers
-from hypothesis import given, settings, strategies as st
+from hypothesis import example, given, settings, strategies as st
 
 from threadloom.stages.config import Config, ModelConfig, TokenizerKind
 from threadloom.stages.data.bpe_training import train_byte_pairs
@@ -54,6 +54,7 @@ def write(folder: Path, contents: list[str]) -> None:
 
 
 @settings(deadline=None, max_examples=60)
+@example(contents=["abc\ufeffdef", "\ufeff", "\r", "e"], size=3)  # a mark at the start of a chunk, not of its file
 @given(contents=st.lists(CONTENT, min_size=1, max_size=6), size=st.integers(1, 9))
 def test_the_text_of_files_does_not_depend_on_chunks(
     tmp_path_factory: pytest.TempPathFactory, contents: list[str], size: int
