@@ -11,8 +11,11 @@ call `len` of users' data sets.
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from importlib import import_module
 from threading import Lock
+from typing import Any
 
+from threadloom.pipeline.core import PipelineError
 from threadloom.pipeline.observe.histogram import Distribution
 from threadloom.pipeline.observe.statistics import RunStatistics, StageStatistics
 
@@ -136,6 +139,14 @@ class StatisticsExporter:
         for key, totals in self.totals().items():
             if metric in totals.values:
                 yield key, totals.values[metric]
+
+
+def imported(module: str, exporter: str, distribution: str, extra: str) -> Any:
+    """Return the module that an exporter needs. Raises PipelineError if its distribution is not installed."""
+    try:
+        return import_module(module)
+    except ImportError:
+        raise PipelineError(f"{exporter} needs the package {distribution}: pip install 'threadloom[{extra}]'") from None
 
 
 def _add(found: dict[Key, StageTotals], run: RunStatistics, kinds: frozenset[MetricKind]) -> None:

@@ -3,8 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from threadloom.pipeline.core import PipelineError
-from threadloom.pipeline.observe.exporter import METRICS, Metric, MetricKind, StatisticsExporter
+from threadloom.pipeline.observe.exporter import METRICS, Metric, MetricKind, StatisticsExporter, imported
 
 PREFIX = "threadloom."
 
@@ -26,13 +25,8 @@ class OpenTelemetryExporter(StatisticsExporter):
         Raises PipelineError if opentelemetry-api is not installed.
         """
         super().__init__()
-        try:
-            from opentelemetry.metrics import get_meter
-        except ImportError:
-            raise PipelineError(
-                "OpenTelemetryExporter needs the package opentelemetry-api: pip install 'threadloom[opentelemetry]'"
-            ) from None
-        meter = get_meter("threadloom") if meter is None else meter
+        api = imported("opentelemetry.metrics", "OpenTelemetryExporter", "opentelemetry-api", "opentelemetry")
+        meter = api.get_meter("threadloom") if meter is None else meter
         create = {
             MetricKind.COUNTER: meter.create_observable_counter,
             MetricKind.GAUGE: meter.create_observable_gauge,

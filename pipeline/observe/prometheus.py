@@ -3,8 +3,7 @@
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from threadloom.pipeline.core import PipelineError
-from threadloom.pipeline.observe.exporter import METRICS, MetricKind, StatisticsExporter
+from threadloom.pipeline.observe.exporter import METRICS, MetricKind, StatisticsExporter, imported
 from threadloom.pipeline.observe.histogram import STEPS, Distribution, lower_bound
 
 PREFIX = "threadloom_"
@@ -30,13 +29,8 @@ class PrometheusExporter(StatisticsExporter):
         Raises PipelineError if prometheus-client is not installed.
         """
         super().__init__()
-        try:
-            import prometheus_client
-        except ImportError:
-            raise PipelineError(
-                "PrometheusExporter needs the package prometheus-client: pip install 'threadloom[prometheus]'"
-            ) from None
-        self._registry = prometheus_client.REGISTRY if registry is None else registry
+        client = imported("prometheus_client", "PrometheusExporter", "prometheus-client", "prometheus")
+        self._registry = client.REGISTRY if registry is None else registry
         self._registry.register(self)
 
     def close(self) -> None:
