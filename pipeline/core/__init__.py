@@ -28,6 +28,7 @@ from threadloom.pipeline.core.callables import (
 from threadloom.pipeline.core.errors import (
     AdmissionError as AdmissionError,
     Cancelled as Cancelled,
+    ChannelTimeout as ChannelTimeout,
     Closed as Closed,
     GraphError as GraphError,
     ItemTimeout as ItemTimeout,

@@ -99,6 +99,10 @@ class Cancelled(PipelineError):
     """
 
 
+class ChannelTimeout(PipelineError, TimeoutError):
+    """A `put` or `get` with a time limit, which has passed. Nothing has been put or taken."""
+
+
 class Closed(PipelineError):
     """End of input: all producers of a channel have finished, and it is empty."""
 

@@ -7,7 +7,6 @@ from threadloom.pipeline.policy.admission import (
     Admission as Admission,
     Fifo as Fifo,
     FifoState as FifoState,
-    Gather as Gather,
     InOrder as InOrder,
     Policy as Policy,
     Ticket as Ticket,
@@ -29,6 +28,7 @@ from threadloom.pipeline.policy.failure import (
     RetryAfter as RetryAfter,
     SkipFailed as SkipFailed,
 )
+from threadloom.pipeline.policy.gather import Gather as Gather
 from threadloom.pipeline.policy.join import Join as Join
 from threadloom.pipeline.policy.lane_order import LaneOrder as LaneOrder
 from threadloom.pipeline.policy.on_failure import FailureCuts as FailureCuts, OnFailure as OnFailure

@@ -1,6 +1,7 @@
 """Admission policies: pure state machines that decide which items a channel accepts, and which is taken next.
 
-A policy (`Fifo`, `InOrder`, `Gather`) is a frozen setting of a graph; `begin(capacity)` creates its state for one run.
+A policy (`Fifo`, `InOrder`, and in other modules `Gather`) is a frozen setting of a graph; `begin(capacity)` creates
+its state for one run.
 The channel calls the state under its lock, so nothing here waits, locks or reads a clock, and tests drive it event by
 event: `fits` → `put` → `ready` → `take` → `done`, and `finish` at the end of the input.
 
@@ -37,6 +38,10 @@ class Admission(ABC, Generic[In, Out]):
 
     keyed = True
     """True if `fits` depends on the item, so that all waiting senders have to check again after each change."""
+    timed = False
+    """True if items become ready as time passes, so that the channel calls `advance` and `due`."""
+    arranges = False
+    """True if the channel has to call `arrange` with everything that it has taken."""
 
     @abstractmethod
     def ticket(self, item: In) -> Ticket:
@@ -61,6 +66,17 @@ class Admission(ABC, Generic[In, Out]):
     @abstractmethod
     def depth(self) -> int:
         """Return how much of the capacity is in use."""
+
+    def advance(self, now: int) -> None:
+        """Record the time, in nanoseconds. Called before the other methods, if the policy is `timed`."""
+
+    def due(self) -> int | None:
+        """Return the time at which something becomes ready if nothing else happens, or None."""
+        return None
+
+    def arrange(self, out: Out) -> Out:
+        """Return what was taken, in the order of a user's function. Called without the channel's lock."""
+        return out
 
     def done(self, worker: int) -> None:
         """Record that `worker` has finished the item it took last."""
@@ -129,28 +145,6 @@ class InOrder(Policy[Item_contra]):
 
     def begin(self, capacity: int) -> Admission[Any, Any]:
         return InOrderState(self, capacity)
-
-
-@dataclass(frozen=True)
-class Gather(Policy[Item_contra]):
-    """Items are collected by key into groups, lists of `count` items that are taken as a whole.
-
-    Groups are taken in the order of their completion. A group is in order of arrival, or sorted by `sort`. At the end
-    of the input an incomplete group is an error, or with `partial` it is taken as it is, oldest first. Without `key`,
-    all items have the same key: plain batching.
-    """
-
-    key: Callable[[Item_contra], Hashable] | None = None
-    count: int = 1
-    sort: Callable[[Item_contra], Any] | None = None
-    partial: bool = False
-
-    def __post_init__(self) -> None:
-        if self.count < 1:
-            raise ValueError(f"Gather: expected count >= 1, got {self.count}")
-
-    def begin(self, capacity: int) -> Admission[Any, Any]:
-        return GatherState(self, capacity)
 
 
 class FifoState(Admission[Item, Item]):
@@ -275,62 +269,14 @@ class InOrderState(Admission[Item, Item]):
             waiting.setdefault(key, []).append(index)
         gaps = [
             f"key {key!r} waits for item {self._expected(key)}"
-            + (f" and holds {_format_some(sorted(held))}" if held else "")
+            + (f" and holds {format_some(sorted(held))}" if held else "")
             for key, held in waiting.items()
             if held or self._policy.count is not None
         ]
         return "; ".join(gaps[:4]) + (f"; and {len(gaps) - 4} more keys" if len(gaps) > 4 else "")
 
 
-class GatherState(Admission[Item, list[Item]]):
-    """State of `Gather`: open groups by key, and complete groups in the order of completion."""
-
-    def __init__(self, policy: Gather[Item], capacity: int) -> None:
-        self._policy = policy
-        self._capacity = capacity
-        # Key -> its items so far; at least one and fewer than `count`.
-        self._open: dict[Hashable, list[Item]] = {}
-        # Invariant: while len(_complete) >= capacity, no key is added to _open. Ensured by `fits`.
-        self._complete: deque[list[Item]] = deque()
-
-    def ticket(self, item: Item) -> Hashable:
-        return None if self._policy.key is None else self._policy.key(item)
-
-    def fits(self, ticket: Ticket) -> bool:
-        return ticket in self._open or len(self._complete) < self._capacity
-
-    def put(self, ticket: Ticket, item: Item) -> None:
-        group = self._open.setdefault(ticket, [])
-        group.append(item)
-        if len(group) == self._policy.count:
-            self._complete.append(self._open.pop(ticket))
-
-    def ready(self) -> bool:
-        return bool(self._complete)
-
-    def take(self, worker: int) -> list[Item]:
-        group = self._complete.popleft()
-        if self._policy.sort is not None:
-            group.sort(key=self._policy.sort)
-        return group
-
-    def depth(self) -> int:
-        return len(self._complete)
-
-    def finish(self) -> None:
-        if self._policy.partial:
-            self._complete.extend(self._open.values())
-            self._open.clear()
-        if self._open and not self._complete:
-            short = [f"{key!r} has {len(group)}" for key, group in self._open.items()]
-            raise AdmissionError(
-                f"the input ended with incomplete groups: expected {self._policy.count} items each, but key "
-                f"{_format_some(short)}. An item was filtered out or never created, or `count` does not match the "
-                f"producer; `partial=True` accepts incomplete groups"
-            )
-
-
-def _format_some(values: Iterable[object], limit: int = 8) -> str:
+def format_some(values: Iterable[object], limit: int = 8) -> str:
     """Return the first `limit` values as text, and the number of the others."""
     texts = [str(value) for value in values]
     return ", ".join(texts[:limit]) + (f" and {len(texts) - limit} more" if len(texts) > limit else "")

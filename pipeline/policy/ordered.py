@@ -28,6 +28,8 @@ class NumberedAdmission(Admission[Any, tuple[int, Any]]):
         self._inner = inner
         self._capacity = capacity
         self.keyed = inner.keyed
+        self.timed = inner.timed
+        self.arranges = inner.arranges
         self.window = capacity + workers
         # Invariant: _sent <= _taken <= _sent + the largest window so far.
         self._taken = 0
@@ -49,6 +51,15 @@ class NumberedAdmission(Admission[Any, tuple[int, Any]]):
         item = self._inner.take(worker)
         self._taken += 1
         return self._taken - 1, item
+
+    def arrange(self, out: tuple[int, Any]) -> tuple[int, Any]:
+        return out[0], self._inner.arrange(out[1])
+
+    def advance(self, now: int) -> None:
+        self._inner.advance(now)
+
+    def due(self) -> int | None:
+        return self._inner.due() if self._taken - self._sent < self.window else None
 
     def sent(self) -> None:
         """Record that the results of the oldest item have been sent."""

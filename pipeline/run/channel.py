@@ -3,7 +3,8 @@
 Guarantees: each item that is put is taken exactly once. The depth stays within the bound of the admission policy. A
 full channel blocks its senders (backpressure) and an empty one its receivers, without polling. After `abort`, every
 waiting and every later call raises Cancelled at once, even if items remain. After the last `close`, receivers take the
-remaining items and then get Closed, and `put` raises PipelineError.
+remaining items and then get Closed, and `put` raises PipelineError. A call with a time limit that has passed has put or
+taken nothing.
 
 Assumptions: every producer calls `close` exactly once, after its last `put`; a worker index is used by one thread.
 
@@ -18,84 +19,40 @@ thread (`put`, `close`, `abort`, `hold`, `release`), or raises PipelineError (`g
 that needs not wait is made in place: the state is consistent at each instruction at which CPython can interrupt.
 """
 
-from _thread import LockType, RLock
+from _thread import LockType
 from collections import deque
-from collections.abc import Callable
 from functools import partial
-from time import perf_counter_ns
-from typing import Any, Generic, TypeVar
+from typing import TypeVar
 
 from threadloom.pipeline.core import (
     AdmissionError,
     Cancelled,
+    ChannelTimeout,
     Closed,
     PipelineError,
-    PostponedCalls,
     call_elsewhere,
     holds,
 )
-from threadloom.pipeline.observe import ChannelStatistics
-from threadloom.pipeline.policy import Admission, FifoState, Ticket, WorkerCount
-from threadloom.pipeline.run.deadlock import QUIET, ChannelSnapshot, DeadlockDetector
-from threadloom.pipeline.run.parking import begin_wait, end_wait, park, wake, wake_all
+from threadloom.pipeline.policy import Ticket
+from threadloom.pipeline.run.channel_state import ChannelState
+from threadloom.pipeline.run.deadlock import QUIET, ChannelSnapshot
+from threadloom.pipeline.run.parking import WaitLimit, begin_wait, end_wait, park, wake, wake_all
 
 In = TypeVar("In")
 Out = TypeVar("Out")
 
 
-class Channel(Generic[In, Out]):
+class Channel(ChannelState[In, Out]):
     """A bounded queue of items (In), handed out in the form and order of its admission policy (Out: item or group)."""
 
-    def __init__(
-        self,
-        admission: Admission[In, Out],
-        capacity: int,
-        producers: int,
-        clock: Callable[[], int] = perf_counter_ns,
-        workers: int = 1,
-        detector: DeadlockDetector | None = None,
-        receive_slice: float = -1,
-    ) -> None:
-        self._lock = RLock()
-        self._postponed = PostponedCalls()
-        self._admission = admission
-        self._capacity = capacity
-        self._clock = clock
-        self._slice = receive_slice  # longest uninterrupted wait of a receiver in seconds, -1 for no limit; see SLICE
-        self._keyed = admission.keyed
-        self._fits, self._store = admission.fits, admission.put
-        self._ready, self._take, self._depth = admission.ready, admission.take, admission.depth
-        # The queue of a FifoState, None for other policies. `put` and `get` access it directly, which takes a third off
-        # the cost of a handoff. Guarded by the lock, like the admission state itself.
-        self._plain: deque[Any] | None = admission.items if isinstance(admission, FifoState) else None
-        # Parked threads, oldest first, each by a locked lock that `wake` or `wake_all` releases once.
-        # Invariant: while something is ready and a receiver is parked, some woken receiver has yet to check: each put
-        # wakes one, and a receiver that leaves something ready wakes the next. The same holds for capacity and senders.
-        self._senders: deque[LockType] = deque()
-        self._receivers: deque[LockType] = deque()
-        # Tickets of the blocked senders, by an object for each call; for keyed policies only, see _check_progress.
-        # Tickets are not compared, because the `__eq__` of a user's key may raise.
-        self._refused: dict[object, Ticket] = {}
-        self._producers = producers  # producers that have not closed; changed by `add_producer` and `close` only
-        self._consumers = WorkerCount(workers)  # workers of the downstream stage
-        self._detector = DeadlockDetector() if detector is None else detector
-        self._deadlocked = False  # set once, by `fail_senders`: no thread is left that could send the missing item
-        self._aborted = False  # set once, by `abort`
-        self._discards = False  # set once, by `discard`
-        self._truncated = False  # set once, by `truncate`
-        self._held = False  # True between `hold` and `release`
-        # Conditions under which the fast paths of `put` and `get` are not taken; changed by `_update_slow_paths` only.
-        self._slow_put, self._slow_get = not producers, False
-        # Counters, which any thread may read without the lock.
-        self._put_count = self._depth_sum = self._depth_max = 0
-        # Waiting threads and their waiting times as `begin_wait` sums them: adding now × waiters is the time so far.
-        self._send_waits = self._receive_waits = (0, 0)
+    def put(self, item: In, timeout: float | None = None) -> None:
+        """Put `item`, waiting for capacity if the channel is full.
 
-    def put(self, item: In) -> None:
-        """Put `item`, waiting for capacity if the channel is full."""
+        Raises ChannelTimeout if there is none within `timeout` seconds; 0 does not wait, None waits without a limit.
+        """
         plain = self._plain
         if plain is None:
-            self._put_when_room(self._admission.ticket(item), item)
+            self._put_when_room(self._admission.ticket(item), item, timeout)
             return
         with self._lock:
             if (depth := len(plain)) < self._capacity and not self._slow_put:
@@ -107,10 +64,13 @@ class Channel(Generic[In, Out]):
                 if self._receivers:
                     wake(self._receivers)
                 return
-        self._put_when_room(None, item)
+        self._put_when_room(None, item, timeout)
 
-    def get(self, worker: int = 0) -> Out:
-        """Return the next item or group, waiting for it if necessary; raise Closed at the end of the input."""
+    def get(self, worker: int = 0, timeout: float | None = None) -> Out:
+        """Return the next item or group, waiting for it if necessary; raise Closed at the end of the input.
+
+        Raises ChannelTimeout if there is none within `timeout` seconds; 0 does not wait, None waits without a limit.
+        """
         plain = self._plain
         with self._lock:
             if plain and not self._slow_get:
@@ -120,7 +80,8 @@ class Channel(Generic[In, Out]):
                 if plain and self._receivers:
                     wake(self._receivers)
                 return out
-        return self._get_when_ready(worker)
+        out = self._get_when_ready(worker, timeout)
+        return self._admission.arrange(out) if self._admission.arranges else out
 
     def take_ready(self, most: int, worker: int = 0) -> list[Out]:
         """Return up to `most` items or groups that are ready, without waiting; for policies that are not exclusive."""
@@ -210,55 +171,6 @@ class Channel(Generic[In, Out]):
             self._producers += bool(self._producers)
             return bool(self._producers)
 
-    @property
-    def discards(self) -> bool:
-        """True after `discard`."""
-        return self._discards
-
-    @property
-    def keyed(self) -> bool:
-        """True if `put` calls user functions of the policy, which may raise."""
-        return self._keyed
-
-    @property
-    def workers(self) -> int:
-        """Requested number of workers of the downstream stage."""
-        return self._consumers.wanted
-
-    @property
-    def senders_wait(self) -> bool:
-        """True while a sender waits for capacity. Read without the lock."""
-        return self._send_waits[0] > 0
-
-    @property
-    def receivers_wait(self) -> bool:
-        """True while a receiver waits for an item. Read without the lock."""
-        return self._receive_waits[0] > 0
-
-    @property
-    def interrupted(self) -> bool:
-        """True if the calling thread has been interrupted in a method of this channel."""
-        return holds(self._lock)
-
-    @property
-    def depth(self) -> int:
-        """Used capacity, in items or complete groups. Read without the lock."""
-        return self._depth()
-
-    def statistics(self) -> ChannelStatistics:
-        """Return the current counters. Takes no lock."""
-        (senders, sent), (receivers, received), items = self._send_waits, self._receive_waits, self._put_count
-        now = self._clock()  # read last: every wait in progress began before
-        return ChannelStatistics(
-            capacity=self._capacity,
-            depth=self._depth(),
-            mean_depth=self._depth_sum / items if items else 0.0,
-            max_depth=self._depth_max,
-            items=items,
-            blocked=(sent + now * senders) / 1e9,
-            starved=(received + now * receivers) / 1e9,
-        )
-
     # The interface of the deadlock detector.
 
     def snapshot(self) -> ChannelSnapshot:
@@ -269,7 +181,8 @@ class Channel(Generic[In, Out]):
                 receivers=tuple(self._receivers),
                 blocked=self._lacks_item(),
                 held=self._held,
-                idle=not self._ready() and not self._admission.in_hand(),
+                idle=not self._ready() and not self._admission.in_hand() and self._admission.due() is None,
+                due=self._admission.due() is not None,
             )
 
     def fail_senders(self) -> None:
@@ -300,27 +213,32 @@ class Channel(Generic[In, Out]):
         """Raise Closed for the calling worker, and pass its wake-up on to another."""
         self._consumers.leave()
         self._update_slow_paths()
-        if self._ready():
-            wake(self._receivers)
+        self._wake_receiver()
         raise Closed("the stage now has fewer workers")
 
     def _wake_after_progress(self) -> None:
         """Wake the threads that may continue after an item in hand has been finished."""
-        if self._ready():
+        if self._ready() or (self._timed and self._admission.due() is not None):
             wake(self._receivers)
         elif not self._producers:
             wake_all(self._receivers)  # this may have been the last item of the input
         else:
             wake_all(self._senders)  # with no item in hand they may be deadlocked: let them check
 
+    def _wake_receiver(self) -> None:
+        """Wake a receiver if something is ready, or becomes ready as time passes."""
+        if self._ready() or (self._timed and self._admission.due() is not None):
+            wake(self._receivers)
+
     def _accept(self, ticket: Ticket, item: In) -> None:
+        was_due = self._admission.due() if self._timed else None
         self._store(ticket, item)
         self._put_count += 1
         depth = self._depth()
         self._depth_sum += depth
         if depth > self._depth_max:
             self._depth_max = depth
-        if self._receivers and self._ready():
+        if self._receivers and (self._ready() or (self._timed and was_due is None)):
             wake(self._receivers)
         if self._refused:
             wake_all(self._senders)
@@ -332,16 +250,17 @@ class Channel(Generic[In, Out]):
                 wake_all(self._senders)
             else:
                 wake(self._senders)
-        if self._receivers and self._ready():
-            wake(self._receivers)
+        if self._receivers:
+            self._wake_receiver()
         return out
 
-    def _put_when_room(self, ticket: Ticket, item: In) -> None:
+    def _put_when_room(self, ticket: Ticket, item: In, timeout: float | None = None) -> None:
         """Put `item` once it fits. Called without the lock."""
         if holds(self._lock):
             self._postponed.add(partial(self.put, item))
             return
         waiting = suspected = False
+        limit = None if timeout is None else WaitLimit(self._clock, timeout)
         call = object()
         try:
             while True:
@@ -355,29 +274,40 @@ class Channel(Generic[In, Out]):
                             "put() was called after the last close(), and no receiver waits for the item any longer: "
                             "put all items before close(), or create the channel with more producers"
                         )
+                    if self._timed:
+                        self._admission.advance(self._clock())
                     if self._fits(ticket):
                         self._accept(ticket, item)
                         return
+                    if limit is not None and limit.expired():
+                        raise ChannelTimeout(f"no capacity within {timeout:g} s: the channel holds {self.depth} items")
                     if not waiting:
                         waiting = True
                         self._send_waits = begin_wait(self._send_waits, self._clock())
                         if self._keyed:
                             self._refused[call] = ticket
+                            self._patient += limit is None
                     if self._keyed:
                         suspected = self._check_progress()
                     parked = park(self._senders)
                     if self._plain is not None and len(self._plain) < self._capacity:
                         wake_all(self._senders)  # a `get` has interrupted this call since the look above
-                while not parked.acquire(True, QUIET if suspected else -1):
-                    self._detector.check()
+                quiet = QUIET if suspected else -1
+                while not parked.acquire(True, quiet if limit is None else limit.seconds(quiet)):
+                    if suspected:
+                        self._detector.check()
+                    if limit is not None and limit.has_come():
+                        self._unpark(self._senders, parked)
+                        break
         finally:
             if waiting:
                 with self._lock:
                     self._send_waits = end_wait(self._send_waits, self._clock())
                     if self._keyed:
                         del self._refused[call]
+                        self._patient -= limit is None
 
-    def _get_when_ready(self, worker: int) -> Out:
+    def _get_when_ready(self, worker: int, timeout: float | None = None) -> Out:
         """Return the next item or group once it is ready. Called without the lock."""
         if holds(self._lock):
             raise PipelineError(
@@ -385,19 +315,14 @@ class Channel(Generic[In, Out]):
                 "in the same thread, and would wait for it: call get() elsewhere"
             )
         waiting = False
+        limit = None if timeout is None and not self._timed else WaitLimit(self._clock, timeout)
         try:
             while True:
                 with self._lock:
-                    if self._aborted:
-                        raise Cancelled("the channel was aborted; no item can be taken")
-                    if self._consumers.should_exit:
-                        self._dismiss_worker()
-                    if self._discards:
-                        raise Closed("the stage takes no further items, because it has failed")
-                    if self._ended() and not self._held:
-                        self._finish_input()
-                        if not self._ready():
-                            raise Closed("every producer has closed, and every item has been taken")
+                    if self._timed:
+                        self._admission.advance(self._clock())
+                    if self._slow_get or not self._producers:
+                        self._check_receiver()
                     if self._ready() and not self._held:
                         try:
                             return self._hand_out(worker)
@@ -405,18 +330,45 @@ class Channel(Generic[In, Out]):
                             if self._plain is None or self._plain:
                                 raise
                             continue  # a `get` has interrupted this call since the look above
+                    if limit is not None and limit.expired():
+                        raise ChannelTimeout(f"no item within {timeout:g} s: the channel has nothing to hand out")
                     if not waiting:
                         waiting = True
                         self._receive_waits = begin_wait(self._receive_waits, self._clock())
                     parked = park(self._receivers)
                     if self._plain and not self._held:
                         wake_all(self._receivers)  # a `put` has interrupted this call since the look above
-                while not parked.acquire(timeout=self._slice):
-                    pass
+                    if limit is not None:
+                        limit.due = None if self._held else self._admission.due()
+                while not parked.acquire(timeout=self._slice if limit is None else limit.seconds(self._slice)):
+                    if limit is not None and limit.has_come():
+                        self._unpark(self._receivers, parked)
+                        break
         finally:
             if waiting:
                 with self._lock:
                     self._receive_waits = end_wait(self._receive_waits, self._clock())
+                    if self._timed:
+                        self._wake_receiver()  # this one may have waited for the next group
+
+    def _check_receiver(self) -> None:
+        """Raise Cancelled or Closed if the calling receiver gets nothing more."""
+        if self._aborted:
+            raise Cancelled("the channel was aborted; no item can be taken")
+        if self._consumers.should_exit:
+            self._dismiss_worker()
+        if self._discards:
+            raise Closed("the stage takes no further items, because it has failed")
+        if self._ended() and not self._held:
+            self._finish_input()
+            if not self._ready():
+                raise Closed("every producer has closed, and every item has been taken")
+
+    def _unpark(self, queue: deque[LockType], parked: LockType) -> None:
+        """Remove a thread that waits no longer; if it has been woken, it is gone, and the caller checks again."""
+        with self._lock:
+            if parked in queue:
+                queue.remove(parked)
 
     def _ended(self) -> bool:
         return not self._producers and not self._ready() and not self._admission.in_hand()
@@ -437,7 +389,8 @@ class Channel(Generic[In, Out]):
         missing = self._admission.missing()
         if not missing or self._some_fit():
             return False
-        if self._deadlocked or len(self._refused) >= self._producers:
+        # A sender with a time limit returns, and its producer may then put the missing item.
+        if self._deadlocked or self._patient >= self._producers:
             raise AdmissionError(
                 f"deadlock: the channel is full (capacity {self._capacity}), and the item that it has to hand out next "
                 f"cannot be sent: {missing}. Items may be out of order by at most the capacity: raise it, or send them "

@@ -7,9 +7,9 @@ parked at some channel, because no thread is left that could put or take anythin
 A sender that has been blocked by a missing item for QUIET seconds without being woken calls `check`, and again after
 each further QUIET seconds. One look at the channels serves all blocked senders of the run.
 
-Not a deadlock: a sink that holds an item for the caller, or whose last item the caller is still processing; a paused
-run; a worker inside its function, in `acquire`, in the delay before a retry, or in `next` of a source. None of these
-workers is parked.
+Not a deadlock: a group that is complete once its time has come; a sink that holds an item for the caller, or whose last
+item the caller is still processing; a paused run; a worker inside its function, in `acquire`, in the delay before a
+retry, or in `next` of a source. None of these workers is parked without a limit.
 
 Guarantees: no false alarm. A look takes the locks of the channels one after the other, never two at once, and all
 channels are looked at twice. Each wait of a worker has a lock object of its own; a wait that is seen both times has
@@ -41,7 +41,9 @@ class ChannelSnapshot:
     held: bool
     """True while the run is paused."""
     idle: bool
-    """True if no item is ready and no receiver is processing one."""
+    """True if no item is ready, none becomes ready as time passes, and no receiver is processing one."""
+    due: bool = False
+    """True if an item becomes ready as time passes."""
 
 
 class Inspectable(Protocol):
@@ -103,7 +105,7 @@ class DeadlockDetector:
         parked: set[object] = set()
         blocked = False
         for each in (channel.snapshot() for channel in self.inner):
-            if each.held:
+            if each.held or each.due:
                 return set()
             parked.update(each.senders, each.receivers)
             blocked |= each.blocked

@@ -22,7 +22,7 @@ Internal interface: `check_running`, `fail`, `shut_down`, `raise_outcome` and `e
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from threading import Thread
@@ -163,17 +163,18 @@ class Run:
     ) -> None:
         await self._async_run.leave(kind, error, tb)
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> SinkIterator[Any]:
         if len(self._sinks) != 1:
             remedy = "iterate one with run.items(name)" if self._sinks else "use run.wait()"
             raise PipelineError(f"graph {self.name!r} has {len(self._sinks)} sinks: {remedy}")
-        return iter(*self._sinks.values())
+        (sink,) = self._sinks.values()
+        return sink
 
     @overload
-    def items(self, sink: Sink[Item]) -> Iterator[Item]: ...
+    def items(self, sink: Sink[Item]) -> SinkIterator[Item]: ...
     @overload
-    def items(self, sink: str) -> Iterator[Any]: ...
-    def items(self, sink: Sink[Any] | str) -> Iterator[Any]:
+    def items(self, sink: str) -> SinkIterator[Any]: ...
+    def items(self, sink: Sink[Any] | str) -> SinkIterator[Any]:
         """Return the iterator over one sink. Iterate several sinks in one thread each: a full one blocks the others."""
         name = sink if isinstance(sink, str) else sink.name
         if name not in self._sinks:

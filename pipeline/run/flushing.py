@@ -12,8 +12,7 @@ its worker and read by the last one.
 """
 
 from _thread import allocate_lock
-from collections.abc import Iterable, Iterator
-from itertools import chain
+from collections.abc import Iterable, Iterator, Sized
 from typing import Any
 
 from threadloom.pipeline.core import flushed
@@ -43,13 +42,13 @@ class Flushing:
             return not self._working
 
     def results(self, worker: int, fn: object) -> Iterator[Iterable[Any]]:
-        """Yield the iterables of results that this worker has to send now, at the end of its input."""
+        """Yield the results that this worker has to send now, at the end of its input, as one iterable."""
         if not self._own:
-            if self.leave():
-                yield flushed(fn)
+            left: Iterable[Any] = flushed(fn) if self.leave() else ()
         elif self._ordered:
             self._kept[worker] = list(flushed(fn))
-            if self.leave():
-                yield chain.from_iterable(self._kept.pop(each) for each in sorted(self._kept))
+            left = [each for index in sorted(self._kept) for each in self._kept.pop(index)] if self.leave() else ()
         else:
-            yield flushed(fn)
+            left = flushed(fn)
+        if not isinstance(left, Sized) or len(left):
+            yield left

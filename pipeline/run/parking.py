@@ -3,8 +3,9 @@
 A thread parks under the lock of the channel, waits outside it, and checks its condition again when it is woken.
 """
 
-from _thread import LockType, allocate_lock
+from _thread import TIMEOUT_MAX, LockType, allocate_lock
 from collections import deque
+from collections.abc import Callable
 
 
 def begin_wait(waits: tuple[int, int], now: int) -> tuple[int, int]:
@@ -41,3 +42,31 @@ def wake_all(queue: deque[LockType]) -> None:
     """Wake every parked thread."""
     while queue:
         wake(queue)
+
+
+class WaitLimit:
+    """The time at which a thread stops waiting, on the clock of its channel."""
+
+    __slots__ = ("_clock", "_end", "due")
+
+    def __init__(self, clock: Callable[[], int], timeout: float | None) -> None:
+        self._clock = clock
+        self._end = None if timeout is None else clock() + round(timeout * 1e9)  # nanoseconds; None for no limit
+        self.due: int | None = None
+        """The time at which the thread has to check its condition again, if that is earlier."""
+
+    def expired(self) -> bool:
+        """Return True if the time limit of the call has passed."""
+        return self._end is not None and self._clock() >= self._end
+
+    def has_come(self) -> bool:
+        """Return True if the thread has to check its condition again."""
+        return self.expired() or (self.due is not None and self._clock() >= self.due)
+
+    def seconds(self, most: float) -> float:
+        """Return the seconds to wait, at most `most` unless that is negative; -1 for no limit."""
+        now = self._clock()
+        waits = [max(0.0, (each - now) / 1e9) for each in (self._end, self.due) if each is not None]
+        if most >= 0:
+            waits.append(most)
+        return min(*waits, TIMEOUT_MAX) if waits else -1

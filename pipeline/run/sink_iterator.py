@@ -6,11 +6,12 @@ Ownership: a `SinkIterator` belongs to the one thread that iterates it; any thre
 from collections.abc import Callable, Iterator
 from typing import Any, Generic, NoReturn, Protocol, TypeVar
 
-from threadloom.pipeline.core import Cancelled, Closed, PipelineError, StageFailure
+from threadloom.pipeline.core import Cancelled, ChannelTimeout, Closed, PipelineError, StageFailure
 from threadloom.pipeline.observe import Counters, Phase, Stage
 from threadloom.pipeline.run.channel import Channel
 
 Item = TypeVar("Item")
+Default = TypeVar("Default")
 
 _WAITING, _BUSY = Phase.WAITING, Phase.BUSY  # read for each item, as in `worker`
 
@@ -71,15 +72,28 @@ class SinkIterator(Generic[Item]):
         return self
 
     def __next__(self) -> Item:
+        try:
+            return self.get()
+        except Closed:
+            raise StopIteration from None
+
+    def get(self, timeout: float | None = None) -> Item:
+        """Return the next item, waiting for it if necessary; raise Closed after the last one.
+
+        Raises ChannelTimeout if there is none within `timeout` seconds; 0 does not wait, None waits without a limit.
+        The run continues, and later calls may be made. Otherwise like `next`.
+        """
         self._run.check_running()
         try:
             self._finish_item()
-            item = self._channel.get()
+            item = self._channel.get(0, timeout)
         except Closed:
             self._finish()
-            raise StopIteration from None
+            raise Closed(f"sink {self.stage.name!r} has delivered all of its items") from None
         except Cancelled:
             self._run.raise_outcome()
+        except ChannelTimeout:
+            raise
         except PipelineError as error:
             self._run.fail(StageFailure(self.stage.name, 0, {}, "the end of the input", error))
             self._run.raise_outcome()
@@ -90,6 +104,13 @@ class SinkIterator(Generic[Item]):
         self._holds = True
         self.counters.items_in += 1
         return item
+
+    def try_get(self, default: Default) -> Item | Default:
+        """Return the next item if there is one now, else `default`; raise Closed after the last one."""
+        try:
+            return self.get(0)
+        except ChannelTimeout:
+            return default
 
     def _finish_item(self) -> None:
         """Count the previous item as processed."""

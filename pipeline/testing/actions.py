@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import warnings
+from contextlib import suppress
 
 from threadloom.pipeline.core import PipelineError
 from threadloom.pipeline.graph import Graph
@@ -74,7 +75,8 @@ def _examine(run: Run) -> int:
         run.cancel()
     except PipelineError:
         run.statistics()
-        run.__exit__(None, None, None)
+        with suppress(PipelineError):  # the failure of the run, if it has ended with one
+            run.__exit__(None, None, None)
         return 0
     except BaseException:
         return 2

@@ -251,7 +251,14 @@ class _Builder:
             return node, [item + 7 for item, many in times.items() for _ in range(-(-many // count))]
         keys = choose.choice([None, 2, 3])
         sort = choose.choice([None, lambda item: item])
-        policy = Gather(key=None if keys is None else lambda item: item % keys, count=count, sort=sort, partial=True)
+        policy = Gather[int](
+            key=None if keys is None else lambda item: item % keys,
+            count=count,
+            sort=sort,
+            partial=True,
+            within=choose.choice([None, None, 1e-5, 1e-3, 60]),
+            weight=choose.choice([None, None, lambda item: 1 + item % 3]),
+        )
         shifted = kind(lambda group: [item + 11 for item in group])
         node = self.graph.stage(name, shifted, gather=policy, expand=True, **arguments)
         return node, [item + 11 for item in items]

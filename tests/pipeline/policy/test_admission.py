@@ -32,7 +32,7 @@ def fits(state: Admission[Any, Any], item: Any) -> bool:
 def take_all(state: Admission[Any, Any]) -> list[Any]:
     taken = []
     while state.ready():
-        taken.append(state.take(0))
+        taken.append(state.arrange(state.take(0)))
         state.done(0)
     return taken
 
@@ -222,11 +222,12 @@ class GatherMachine(RuleBasedStateMachine):
     @rule(key=st.integers(0, 4))
     def put_an_item(self, key: int) -> None:
         joins = bool(self.open[key])
-        assert self.state.fits(key) == (joins or len(self.complete) < self.capacity)
-        if self.state.fits(key):
-            item = (key, self.serial)
+        item = (key, self.serial)
+        ticket = self.state.ticket(item)
+        assert self.state.fits(ticket) == (joins or len(self.complete) < self.capacity)
+        if self.state.fits(ticket):
             self.serial += 1
-            self.state.put(key, item)
+            self.state.put(ticket, item)
             self.open[key].append(item)
             if len(self.open[key]) == self.count:
                 self.complete.append(self.open.pop(key))
