@@ -40,19 +40,23 @@ def multiply_vectors(
     path: int, a: MatrixRef, rows: int, panel: int, inner: int, width: int, out: MatrixRef, add: int
 ) -> None:
     """Do the same as `multiply` with AVX-512 or in float32, without AMX."""
-    native = path >= DotPath.AVX512
+    # Two loops with constant steps: one with a variable step would divide by it in every call.
     for column in range(0, width, TILE_COLUMNS):
-        part, narrow = panel + 4 * column, width - column <= NARROW_COLUMNS
-        for i in range(0, rows, NARROW_ROWS if narrow else TILE_ROWS):
-            line, place = shifted(a, i, 0), shifted(out, i, 4 * column)
-            if narrow and native:
-                narrow_native(line, rows - i - 1, part, inner, place, add)
-            elif narrow:
-                narrow_float32(line, rows - i - 1, part, inner, place, add)
-            elif native:
-                tile_native(line, rows - i - 1, part, inner, place, add)
-            else:
-                tile_float32(line, rows - i - 1, part, inner, place, add)
+        part = panel + 4 * column
+        if width - column <= NARROW_COLUMNS:
+            for i in range(0, rows, NARROW_ROWS):
+                line, place = shifted(a, i, 0), shifted(out, i, 4 * column)
+                if path >= DotPath.AVX512:
+                    narrow_native(line, rows - i - 1, part, inner, place, add)
+                else:
+                    narrow_float32(line, rows - i - 1, part, inner, place, add)
+        else:
+            for i in range(0, rows, TILE_ROWS):
+                line, place = shifted(a, i, 0), shifted(out, i, 4 * column)
+                if path >= DotPath.AVX512:
+                    tile_native(line, rows - i - 1, part, inner, place, add)
+                else:
+                    tile_float32(line, rows - i - 1, part, inner, place, add)
 
 
 @jit_strict_fp
