@@ -8,8 +8,8 @@
 The site is a server that this program starts on the loopback interface, with pages that link to each other, one that is
 missing and one that answers only at the second request. A graph has no cycle: the source is a `Frontier` of URLs, to
 which `parse` adds the links of a page, and which ends when every URL has been visited. `fetch` is a coroutine function,
-so many requests are in flight in few threads. A request that fails is retried; a page that is missing is skipped, and
-reported as a dead letter.
+so many requests are in flight on one event loop, and `rate` limits how many start per second. A request that fails is
+retried; a page that is missing is skipped, and reported as a dead letter.
 """
 
 import asyncio
@@ -23,8 +23,10 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urljoin, urlsplit
 
-from threadloom import DeadLetter, Graph, Retry, RunStatistics, SkipFailed
+from threadloom import DeadLetter, Graph, Rate, Retry, RunStatistics, SkipFailed
 
+POLITE = Rate(200, burst=20)
+"""At most 200 requests per second, and 20 at once after a pause."""
 LINK = re.compile(r'href="([^"]*)"')
 
 
@@ -97,7 +99,7 @@ def is_temporary(error: BaseException) -> bool:
     return isinstance(error, HttpError) and error.status == 503
 
 
-def crawl_graph(frontier: Frontier, in_flight: int) -> Graph:
+def crawl_graph(frontier: Frontier, in_flight: int, rate: Rate) -> Graph:
     """Return the graph of a crawl. Its sink delivers pages, and the dead letters of pages that cannot be fetched."""
 
     def parse(fetched: tuple[str, str]) -> Page:
@@ -114,7 +116,7 @@ def crawl_graph(frontier: Frontier, in_flight: int) -> Graph:
     skip = SkipFailed(errors=(HttpError, OSError))
     policy = Retry(times=3, first=0.01, errors=is_temporary, then=skip)
     pages = graph.stage(
-        "fetch", fetch, after=graph.source("frontier", frontier), concurrency=in_flight, on_error=policy
+        "fetch", fetch, after=graph.source("frontier", frontier), concurrency=in_flight, rate=rate, on_error=policy
     )
     parsed = graph.stage("parse", parse, after=pages)
     missing = graph.stage("failed", failed, after=graph.dead_letters(pages))
@@ -122,12 +124,12 @@ def crawl_graph(frontier: Frontier, in_flight: int) -> Graph:
     return graph
 
 
-def crawl(start: str, in_flight: int = 16) -> tuple[list[Page], dict[str, str], RunStatistics]:
+def crawl(start: str, in_flight: int = 16, rate: Rate = POLITE) -> tuple[list[Page], dict[str, str], RunStatistics]:
     """Visit all pages that can be reached. Return them, URL → error of the others, and the statistics."""
     frontier = Frontier(start)
     pages: list[Page] = []
     missing: dict[str, str] = {}
-    with crawl_graph(frontier, in_flight).start(resources=[frontier]) as run:
+    with crawl_graph(frontier, in_flight, rate).start(resources=[frontier]) as run:
         for found in run:
             if isinstance(found, DeadLetter):
                 missing[found.item] = str(found.error)

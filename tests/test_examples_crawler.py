@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from examples import crawler
-from threadloom import StageFailure
+from threadloom import Rate, StageFailure
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -19,6 +19,14 @@ def test_every_page_is_fetched_once(in_flight: int) -> None:
     # Page 3 answers with 503 at first.
     assert requests == Counter({"/": 1, "/missing": 1, "/3": 2}) + Counter(f"/{n}" for n in range(1, 20) if n != 3)
     assert (statistics["fetch"].retried, statistics["fetch"].skipped) == (1, 1)
+
+
+def test_requests_keep_to_the_rate() -> None:
+    with crawler.site(12) as (start, _):
+        pages, missing, statistics = crawler.crawl(start, 8, Rate(100, burst=2))
+    # The first two of 13 requests may pass at once, each other one a hundredth of a second after its predecessor.
+    assert len(pages) + len(missing) == 13
+    assert statistics.elapsed >= (13 - 2) / 100
 
 
 def test_a_server_that_is_gone_is_an_error() -> None:
