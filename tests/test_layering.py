@@ -40,10 +40,10 @@ EXPORTS: dict[str, str] = {
     """,
     "pipeline": """
         ALIGNMENT Abortable AdmissionError Arena AsyncRun Attempt BankStatistics Banks BlasThreads BottleneckKind
-        Cancelled Channel ChannelStatistics ChannelTimeout Closed DeadLetter Decision Diagnosis Distribution FailFast
-        Fifo Gather Graph GraphError GraphFormat GraphView InOrder ItemTimeout Join Label LaneOrder LanePlan Lanes
-        Lease LiveView MonotonicCounter Node Observer OnError OnFailure OnProcesses OnStall OpenTelemetryExporter Part
-        PerWorker PipelineError Policy Pool PoolExhausted PoolStatistics Priority ProcessError ProcessTraceback
+        Cancelled Channel ChannelStatistics ChannelTimeout Closed DeadLetter Decision Diagnosis Distribution Expansion
+        FailFast Fifo Gather Graph GraphError GraphFormat GraphView InOrder ItemTimeout Join Label LaneOrder LanePlan
+        Lanes Lease LiveView MonotonicCounter Node Observer OnError OnFailure OnProcesses OnStall OpenTelemetryExporter
+        Part PerWorker PipelineError Policy Pool PoolExhausted PoolStatistics Priority ProcessError ProcessTraceback
         ProcessWorker Progress ProgressBar PrometheusExporter Rate Retry RetryAfter RouteError Run RunOptions
         RunStatistics SKIP Shards SharedPool ShutdownTimeout Sink SinkIterator Skip SkipFailed StageFailure
         StageOptions StageStatistics StaleVersion StallReport Stalled TimelineOptions TooManySkipped Trace TraceEvent

@@ -22,6 +22,7 @@ from threadloom.pipeline.policy.failure import (
     Attempt as Attempt,
     DeadLetter as DeadLetter,
     Decision as Decision,
+    Expansion as Expansion,
     FailFast as FailFast,
     OnError as OnError,
     Retry as Retry,

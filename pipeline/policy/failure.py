@@ -6,7 +6,8 @@
 A policy is a frozen setting; `decide` is a pure function of the failed attempt and the number of items skipped so far,
 so tests need neither threads nor time. Policies apply to exceptions of the stage function only (of `Exception`, not
 SystemExit). An exception from `acquire`, `when`, a label, a channel, set-up or tear-down ends the run, because it is
-not a property of the item. Results are sent after the item has succeeded, so a retry sends nothing twice.
+not a property of the item. Results are sent after the item has succeeded, so a retry sends nothing twice; so are the
+elements of an expansion, unless the policy has `expansion=Expansion.LAZY`.
 """
 
 from abc import ABC, abstractmethod
@@ -39,6 +40,11 @@ def _check_errors(policy: str, errors: object) -> None:
                     f"{policy}: expected errors to be exception types, such as (OSError, ValueError), or a function "
                     f"that takes an exception, got {errors!r}"
                 )
+
+
+def _check_expansion(policy: str, value: object) -> None:
+    if not isinstance(value, Expansion):
+        raise ValueError(f"{policy}: expected expansion to be Expansion.COLLECTED or Expansion.LAZY, got {value!r}")
 
 
 def _check_number(policy: str, name: str, value: object, kind: type = Real) -> None:
@@ -74,8 +80,21 @@ class Attempt:
     """Number of items of the stage started so far, this one included."""
 
 
+class Expansion(Enum):
+    """The time at which the elements of an expansion are sent, in a stage with a failure policy."""
+
+    COLLECTED = "collected"
+    """After the last one has been produced: an item that fails is retried or skipped as a whole."""
+    LAZY = "lazy"
+    """As they are produced. The policy decides about an error before the first element; an error after it fails the
+    run, because elements have been sent. Ordered stages collect the elements in any case."""
+
+
 class OnError(ABC):
     """A failure policy of a stage."""
+
+    expansion: Expansion = Expansion.COLLECTED
+    """The time at which the elements of an expansion are sent."""
 
     @property
     def skips(self) -> bool:
@@ -114,9 +133,11 @@ class SkipFailed(OnError):
     share: float | None = None
     least: int = 100
     errors: Errors = (Exception,)
+    expansion: Expansion = Expansion.COLLECTED
 
     def __post_init__(self) -> None:
         _check_errors("SkipFailed", self.errors)
+        _check_expansion("SkipFailed", self.expansion)
         _check_number("SkipFailed", "least", self.least, Integral)
         if self.most is not None:
             _check_number("SkipFailed", "most", self.most, Integral)
@@ -167,9 +188,11 @@ class Retry(OnError):
     longest: float = 30.0
     errors: Errors = (Exception,)
     then: OnError = FailFast()
+    expansion: Expansion = Expansion.COLLECTED
 
     def __post_init__(self) -> None:
         _check_errors("Retry", self.errors)
+        _check_expansion("Retry", self.expansion)
         _check_number("Retry", "times", self.times, Integral)
         for name in ("first", "factor", "longest"):
             _check_number("Retry", name, getattr(self, name))

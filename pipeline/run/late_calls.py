@@ -44,9 +44,12 @@ class TimedCalls:
         self._call: Call | None = None
         self.given_up = False
         """True once a call has been given up; the worker processes no further item."""
+        self.expanding = False
+        """True from the end of a call whose elements are sent as they are produced: those are not given up."""
 
     def begin(self, item: Any, attempt: int) -> None:
         """Record the start of a call."""
+        self.expanding = False
         self._call = Call(self._clock(), item, attempt, allocate_lock())
 
     def finish(self) -> None:
@@ -57,7 +60,7 @@ class TimedCalls:
             raise GivenUpError
 
     def seconds(self, now: int) -> float:
-        """Return the seconds since the start of the call in progress at time `now`; 0 between two calls."""
+        """Return the seconds since the start of the call in progress at time `now`; 0 between two calls of one item."""
         call = self._call
         return 0.0 if call is None else max(0, now - call.began) / 1e9
 

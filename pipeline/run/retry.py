@@ -16,8 +16,9 @@ from typing import Any
 
 from threadloom.pipeline.core import Cancelled, TooManySkipped, format_error, type_name
 from threadloom.pipeline.observe import SKIP, Stage
-from threadloom.pipeline.policy import Attempt, DeadLetter, Decision, OnError, RetryAfter
+from threadloom.pipeline.policy import Attempt, DeadLetter, Decision, Expansion, OnError, RetryAfter
 from threadloom.pipeline.run.late_calls import LateItem, TimedCalls
+from threadloom.pipeline.run.started_expansion import StartedExpansion
 
 
 class FailureCounters:
@@ -130,14 +131,19 @@ class RetryRunner:
             return self._result(item)
         self.calls.begin(item, number)
         try:
-            return self._result(item)
+            result = self._result(item)
         finally:
             self.calls.finish()  # raises if the call was given up, whatever its result
+        self.calls.expanding = isinstance(result, StartedExpansion)
+        return result
 
     def _result(self, item: Any) -> Any:
         result = self.fn(item)
-        # An expansion is evaluated completely here, so that it fails before any element has been sent.
-        return list(result) if self.stage.expand else result
+        if not self.stage.expand:
+            return result
+        if self.stage.on_error.expansion is Expansion.COLLECTED or self.stage.ordered:
+            return list(result)  # evaluated completely here, so that it fails before any element has been sent
+        return StartedExpansion(result)
 
     def _skip(self, item: Any, error: Exception, number: int) -> Any:
         self.send_letter(DeadLetter(self.stage.name, item, error, number))

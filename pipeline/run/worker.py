@@ -418,7 +418,8 @@ class StageWorker:
     def in_progress(self, now: int) -> tuple[Phase, float]:
         """Return the current phase and the seconds since it began; since the call began, if calls can be given up."""
         phase, seconds = self.counters.in_progress(now)
-        return phase, self.calls.seconds(now) if self.calls is not None and phase is _BUSY else seconds
+        timed = self.calls is not None and phase is _BUSY and not self.calls.expanding
+        return phase, self.calls.seconds(now) if self.calls is not None and timed else seconds
 
     @property
     def given_up(self) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 from threadloom.pipeline.core import flushed, has_flush
 from threadloom.pipeline.graph import Graph
 from threadloom.pipeline.observe import Branch, NodeKind, Route, Stage, Via
-from threadloom.pipeline.policy import Attempt, Decision, FailFast, OnError, RetryAfter
+from threadloom.pipeline.policy import Attempt, Decision, Expansion, FailFast, OnError, RetryAfter
 from threadloom.pipeline.processes import ProcessWorker
 from threadloom.pipeline.run import PerWorker
 from threadloom.pipeline.testing.async_wrappers import AsyncSourceElements, remember_caller, wrap_coroutine
@@ -51,7 +51,7 @@ class _Wrapper:
                 changes["acquire"] = remember_caller(stage.acquire)
             changes["fn"] = self._per_worker(stage, fn) if isinstance(fn, PerWorker) else self._function(stage, fn)
         if not isinstance(stage.on_error, FailFast):
-            changes["on_error"] = FaultyPolicy(stage.on_error)
+            changes["on_error"] = FaultyPolicy(stage.on_error, stage.on_error.expansion)
         return replace(stage, **changes)
 
     def _when(self, name: str, when: Callable[[Any], bool]) -> Callable[[Any], bool]:
@@ -170,6 +170,7 @@ class FaultyPolicy(OnError):
     """A failure policy that raises for a POLICY fault, and is `policy` otherwise."""
 
     policy: OnError
+    expansion: Expansion = Expansion.COLLECTED
 
     @property
     def skips(self) -> bool:

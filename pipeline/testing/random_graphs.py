@@ -20,7 +20,18 @@ from typing import Any
 from threadloom.pipeline.core import AdmissionError, Pool, kind_of
 from threadloom.pipeline.graph import Graph, Shards
 from threadloom.pipeline.observe import Node, NodeKind
-from threadloom.pipeline.policy import FailFast, Gather, InOrder, Join, Priority, Rate, Retry, SkipFailed
+from threadloom.pipeline.policy import (
+    Expansion,
+    FailFast,
+    Gather,
+    InOrder,
+    Join,
+    OnError,
+    Priority,
+    Rate,
+    Retry,
+    SkipFailed,
+)
 from threadloom.pipeline.testing.harness import Subject
 from threadloom.pipeline.testing.random_functions import (
     as_async_generator,
@@ -103,7 +114,10 @@ class _Builder:
                 if not stage.ordered:  # a skipped element changes the round of those after it
                     self.graph.replace_stage(replace(stage, on_error=skip))
                 continue
-            policy = Retry(choose.randint(1, 2), first=0, then=skip) if choose.random() < 0.7 else skip
+            expansion = choose.choice(list(Expansion))
+            policy: OnError = skip if skip == FailFast() else SkipFailed(expansion=expansion)
+            if choose.random() < 0.7:
+                policy = Retry(choose.randint(1, 2), first=0, then=skip, expansion=expansion)
             self.graph.replace_stage(replace(stage, on_error=policy))
             if policy.skips and choose.random() < 0.5:
                 node: Node[Any] = Node(stage.name, self.graph)
