@@ -2,8 +2,9 @@
 
 The estimate follows the edges: a node gets the items of all its predecessors, a join as many tuples as its shortest
 input has items. What cannot be known from the declarations is extrapolated from the items so far: the elements of an
-expansion, the items that a function or a failure policy skips, and the share of the items that a branch or a `when`
-selects. Before the first item, an expansion makes the numbers downstream of it unknown.
+expansion, groups by weight or time, the items that a function or a failure policy skips, and the share of the items
+that a branch or a `when` selects. Before the first item, an expansion or such a group makes the numbers downstream of
+it unknown.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,7 +29,7 @@ def expected_items(stages: Sequence[Stage], seen: Mapping[str, StageStatistics])
             taken: float | None = None if stage.length is None else stage.length()
             sent[stage.name] = taken
         else:
-            taken = _grouped(stage, _arriving(stage, sent, seen))
+            taken = _grouped(stage, _arriving(stage, sent, seen), seen.get(stage.name))
             sent[stage.name] = _results(stage, taken, seen.get(stage.name))
         found[stage.name] = None if taken is None else round(taken)
     return found
@@ -63,11 +64,16 @@ def _selected_share(stage: Stage, seen: Mapping[str, StageStatistics]) -> float:
     return min(1.0, accepted / offered) if offered else 1.0
 
 
-def _grouped(stage: Stage, arriving: float | None) -> float | None:
+def _grouped(stage: Stage, arriving: float | None, seen: StageStatistics | None) -> float | None:
     """Return the number of groups that `arriving` items make; the number itself for a stage without groups."""
-    if arriving is None or not isinstance(stage.admission, Gather):
+    policy = stage.admission
+    if arriving is None or not isinstance(policy, Gather):
         return arriving
-    return float(ceil(arriving / stage.admission.count))
+    if policy.weight is None and policy.within is None:
+        return float(ceil(arriving / policy.count))
+    if seen is None or seen.channel is None or not seen.items_in:
+        return None
+    return arriving * seen.items_in / seen.channel.items
 
 
 def _results(stage: Stage, taken: float | None, seen: StageStatistics | None) -> float | None:

@@ -84,6 +84,18 @@ def test_an_expansion_is_unknown_at_first_and_then_extrapolated() -> None:
     assert expected_items(graph.stages, {"split": seen("split", 20, 60)})["out"] == 300
 
 
+def test_groups_by_weight_are_unknown_at_first_and_then_extrapolated() -> None:
+    graph = Graph("packs")
+    packs = Gather[int](count=10, weight=float, partial=True)
+    graph.sink("out", after=graph.stage("pack", sum_of, after=numbers(graph), gather=packs))
+    assert graph.expected("out") is None
+    assert expected_items(graph.stages, {"pack": seen("pack", 4, 4, accepted=20)})["out"] == 20
+
+
+def sum_of(group: list[int]) -> int:
+    return sum(group)
+
+
 def test_skipped_items_are_extrapolated_and_items_in_hand_are_not_lost() -> None:
     graph = Graph("filter")
     graph.sink("out", after=graph.stage("keep", abs, after=numbers(graph), workers=4, capacity=2))

@@ -157,6 +157,13 @@ def test_a_run_shows_its_progress_by_one_argument(capsys: pytest.CaptureFixture[
     assert captured.out == ""
 
 
+def test_a_loop_over_a_graph_shows_its_progress_too(capsys: pytest.CaptureFixture[str]) -> None:
+    graph = Graph("keys", progress=True)
+    graph.sink("out", after=graph.source("numbers", range(5)))
+    assert list(graph) == list(range(5))
+    assert capsys.readouterr().err.startswith("keys: 5 of 5, ")
+
+
 def test_a_failing_run_shows_where_it_stopped(capsys: pytest.CaptureFixture[str]) -> None:
     graph = Graph("keys")
     graph.sink("out", after=graph.stage("divide", lambda n: 1 // (3 - n), after=graph.source("numbers", range(50))))
