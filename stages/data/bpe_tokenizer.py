@@ -38,6 +38,7 @@ class BpeTokenizer:
     min_vocabulary: ClassVar[int] = 257  # the bytes and the end of text
     needs_vocabulary: ClassVar[bool] = True
     learns_validation: ClassVar[bool] = False
+    compresses: ClassVar[bool] = True
 
     def __init__(self, tokenizer: "tokenizers.Tokenizer") -> None:
         self._tokenizer = tokenizer

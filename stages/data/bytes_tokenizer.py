@@ -22,6 +22,7 @@ class BytesTokenizer:
     min_vocabulary: ClassVar[int] = 256
     needs_vocabulary: ClassVar[bool] = False
     learns_validation: ClassVar[bool] = True
+    compresses: ClassVar[bool] = False
     vocab_size = 256
     end_of_text: None = None
 

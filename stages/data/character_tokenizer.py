@@ -30,6 +30,7 @@ class CharacterTokenizer:
     min_vocabulary: ClassVar[int] = 2
     needs_vocabulary: ClassVar[bool] = False
     learns_validation: ClassVar[bool] = True  # as nanoGPT: the alphabet is that of the whole text
+    compresses: ClassVar[bool] = False
     end_of_text: None = None
 
     def __init__(self, alphabet: str) -> None:

@@ -30,7 +30,7 @@ from threadloom.stages.data.token_file import (
 )
 from threadloom.stages.data.tokenizer import Tokenizer
 from threadloom.stages.data.tokenizer_registry import TOKENIZERS, load_tokenizer, train_tokenizer
-from threadloom.stages.storage import atomic_file, atomic_write
+from threadloom.stages.storage import DiskFullError, atomic_file, atomic_write, require_free_space
 
 MANIFEST_FORMAT = 1
 MANIFEST_FILE, TOKENIZER_FILE = "manifest.json", "tokenizer.json"
@@ -127,6 +127,7 @@ def prepare(
     `model.vocab_size` and for the size that it resolves to.
 
     Raises DataError if the text is empty, if a split has fewer than context + 1 tokens, or if a file cannot be written,
+    DiskFullError for a full disk, before the text is tokenised if its tokens are at least as many as its characters,
     TextError if a file of the text changes meanwhile, and ConfigError if the vocabulary is too small for the tokenizer
     or if the preparation takes more than `available` bytes of memory (None: no limit).
     """
@@ -185,13 +186,15 @@ def _prepare(wanted: _Preparation, available: int | None) -> Dataset:
     tokenizer = train_tokenizer(wanted.data, wanted.vocab_size, learned)
     try:
         manifest = _write(wanted, tokenizer)
+    except DiskFullError:
+        raise
     except OSError as error:
         raise DataError(
             str(error.filename or directory),
             expected=f"token files written to {directory}",
             got=error.strerror or type(error).__name__,
-            cause="the disk is full, or the directory is not writable",
-            hint="free some space or choose another directory; an incomplete directory is never used",
+            cause="the directory is not writable",
+            hint="choose another directory; an incomplete directory is never used",
         ) from error
     return wanted.open(manifest, tokenizer, needed)
 
@@ -239,6 +242,8 @@ def _write_token_files(wanted: _Preparation, tokenizer: Tokenizer) -> dict[Split
     """Write the token files of both splits and return their numbers of tokens; on any error neither is replaced."""
     chunks = reported(wanted.text.chunks(), wanted.text.characters, "tokenising the text")
     kind, tokens = token_type(tokenizer.vocab_size), {}
+    if not TOKENIZERS[wanted.data.tokenizer].compresses:
+        require_free_space(wanted.directory, kind.itemsize * wanted.text.characters)
     with ExitStack() as files:
         for split, part in zip(Split, split_at(chunks, wanted.cut), strict=True):
             path = _token_file(wanted.directory, split)

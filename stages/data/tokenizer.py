@@ -57,6 +57,8 @@ class TokenizerClass(Tokenizer, Protocol):
     """True if `model.vocab_size` must be set before training."""
     learns_validation: ClassVar[bool]
     """True if it is trained on the whole text, False if on the training split alone."""
+    compresses: ClassVar[bool]
+    """True if a token may have several characters, so that a text may have fewer tokens than characters."""
 
     @classmethod
     def max_vocabulary(cls, text: ChunkedText, vocab_size: int | None, alphabet: int) -> int:

@@ -4,9 +4,11 @@ import errno
 import hashlib
 import os
 import resource
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from threadloom.stages.data.dataset import Dataset, prepare
 from threadloom.stages.data.token_file import DataError
 from threadloom.stages.resolve.loading import apply_overrides
 from threadloom.stages.resolve.resolution import resolve
+from threadloom.stages.storage import DiskFullError
 
 
 def prepared(config: Config, text: str, directory: Path) -> Dataset:
@@ -120,10 +123,21 @@ def file_size_limit(size: int) -> Iterator[None]:
 
 
 def test_a_full_disk_is_reported_and_leaves_no_partial_files(tmp_path: Path) -> None:
-    with file_size_limit(1000), pytest.raises(DataError, match=r"token files written.*free some space"):
+    with file_size_limit(1000), pytest.raises(DiskFullError, match=r"train\.npy: expected space.*ulimit -f"):
         prepared(config(), TEXT, tmp_path)
     assert list(tmp_path.iterdir()) == []
     assert not prepared(config(), TEXT, tmp_path).reused
+
+
+def test_a_text_that_exceeds_the_disk_is_refused_before_it_is_tokenised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two bytes for each character; byte-pair encoding may need less."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2 * len(TEXT) - 1))
+    with pytest.raises(DiskFullError, match=f"expected space for {2 * len(TEXT):,} bytes"):
+        prepared(config(), TEXT, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    assert not prepared(config("data.tokenizer=bpe", "model.vocab_size=300"), TEXT, tmp_path).reused
 
 
 def test_a_directory_that_is_a_file_is_reported(tmp_path: Path) -> None:
