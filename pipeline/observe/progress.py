@@ -94,9 +94,11 @@ class ProgressBar:
         self._recent.append((0.0, 0))
         self._name = single_line(statistics().graph)
         if self.is_live:
-            self._bar = self._begin_bar()
+            self._bar = self._new_bar()  # before it hides the cursor, which `end` has to show again
+            with contextlib.suppress(OSError):
+                self._bar.start()
 
-    def _begin_bar(self) -> "Bar":
+    def _new_bar(self) -> "Bar":
         from rich.progress import BarColumn, Progress as Bar, TextColumn
 
         texts = (TextColumn("{task.description}", markup=False), TextColumn("{task.fields[text]}", markup=False))
@@ -107,8 +109,6 @@ class ProgressBar:
             redirect_stdout=outputs.get("stdout", False), redirect_stderr=outputs.get("stderr", False),
         )  # fmt: skip
         bar.add_task(self._name, total=None, text="")
-        with contextlib.suppress(OSError):
-            bar.start()
         return bar
 
     def update(self) -> None:

@@ -33,8 +33,14 @@ class Observers:
         """Begin all observers; return True if one of them has to be updated. Raises the error of an observer."""
         self._statistics = statistics
         while self._waiting:
-            self._waiting[0].begin(statistics)
-            self._begun.append(self._waiting.pop(0))
+            each = self._waiting[0]
+            self._begun.append(each)  # before the call: an observer that a Ctrl-C interrupts as it begins is ended too
+            self._waiting.pop(0)
+            try:
+                each.begin(statistics)
+            except Exception:
+                self._begun.remove(each)
+                raise
         return any(each.interval is not None for each in self._begun)
 
     def run(self) -> None:

@@ -111,6 +111,19 @@ def test_an_error_of_a_begin_is_raised_and_the_observers_before_it_are_ended() -
     assert first.calls == ["begin", "end, complete=False"]
 
 
+def test_an_observer_that_is_interrupted_as_it_begins_is_ended() -> None:
+    class Interrupted(Recorder):
+        def begin(self, statistics: Callable[[], RunStatistics]) -> None:
+            super().begin(statistics)
+            raise KeyboardInterrupt
+
+    first, second, third = Recorder(), Interrupted(), Recorder()
+    with pytest.raises(KeyboardInterrupt), waiting_for(threading.Event()).start(observers=[first, second, third]):
+        raise AssertionError("the block is not entered")
+    assert first.calls == second.calls == ["begin", "end, complete=False"]
+    assert third.calls == []
+
+
 def test_statistics_may_be_read_until_the_end() -> None:
     class Last(Recorder):
         found: RunStatistics | None = None
