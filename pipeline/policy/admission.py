@@ -20,7 +20,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from threadloom.pipeline.core import AdmissionError
 
@@ -175,6 +175,14 @@ class FifoState(Admission[Item, Item]):
         return len(self.items)
 
 
+class OrderTicket(NamedTuple):
+    """The key of an item, its index (`index` is a method of tuples), and the first index of that key."""
+
+    key: Hashable
+    place: int
+    first: int
+
+
 class InOrderState(Admission[Item, Item]):
     """State of `InOrder`: for each key the index to take next, and the items that arrived before their turn."""
 
@@ -183,22 +191,28 @@ class InOrderState(Admission[Item, Item]):
         self._capacity = capacity
         # Invariant: len(_held) <= capacity + the number of keys whose next item is held. Ensured by `fits`.
         self._held: dict[tuple[Hashable, int], Item] = {}
-        # Key -> index to take next. A key is added at its first ticket and removed at its last take (see `count`).
+        # Key -> index to take next, and the index after its last. A key is added at its first ticket and removed at its
+        # last take (see `count`).
         self._next: dict[Hashable, int] = {}
+        self._end: dict[Hashable, int] = {}
         # Keys whose next item is held and may be taken, without duplicates, in the order of becoming ready.
         self._ready: deque[Hashable] = deque()
         # Worker -> key of its item. Only with `exclusive`; without duplicates, and disjoint from _ready.
         self._hands: dict[int, Hashable] = {}
 
-    def ticket(self, item: Item) -> tuple[Hashable, int]:
-        return self._policy.order(item)
+    def ticket(self, item: Item) -> OrderTicket:
+        key, index = self._policy.order(item)
+        first = self._policy.first
+        if not isinstance(first, int):
+            first = first.get(key, 0) if isinstance(first, Mapping) else first(key)
+        return OrderTicket(key, index, first)
 
-    def fits(self, ticket: Ticket) -> bool:
-        return len(self._held) < self._capacity or ticket[1] <= self._expected(ticket[0])
+    def fits(self, ticket: OrderTicket) -> bool:
+        return len(self._held) < self._capacity or ticket.place <= self._expected(ticket)
 
-    def put(self, ticket: Ticket, item: Item) -> None:
-        key, index = ticket
-        expected = self._expected(key)
+    def put(self, ticket: OrderTicket, item: Item) -> None:
+        key, index = ticket.key, ticket.place
+        expected = self._expected(ticket)
         if index < expected or (key, index) in self._held:
             raise AdmissionError(
                 f"duplicate item {index} of key {key!r}: expected item {expected}. The `order` of the stage must "
@@ -215,8 +229,8 @@ class InOrderState(Admission[Item, Item]):
         key = self._ready.popleft()
         index = self._next[key]
         item = self._held.pop((key, index))
-        if self._policy.count is not None and index + 1 == self._first(key) + self._policy.count:
-            del self._next[key]
+        if index + 1 == self._end.get(key):
+            del self._next[key], self._end[key]
         else:
             self._next[key] = index + 1
         if self._policy.exclusive:
@@ -251,24 +265,20 @@ class InOrderState(Admission[Item, Item]):
         if index is not None and (key, index) in self._held and key not in self._hands.values():
             self._ready.append(key)
 
-    def _expected(self, key: Hashable) -> int:
-        expected = self._next.get(key)
+    def _expected(self, ticket: OrderTicket) -> int:
+        expected = self._next.get(ticket.key)
         if expected is None:
-            expected = self._next[key] = self._first(key)
+            expected = self._next[ticket.key] = ticket.first
+            if self._policy.count is not None:
+                self._end[ticket.key] = ticket.first + self._policy.count
         return expected
-
-    def _first(self, key: Hashable) -> int:
-        first = self._policy.first
-        if isinstance(first, int):
-            return first
-        return first.get(key, 0) if isinstance(first, Mapping) else first(key)
 
     def _gaps(self) -> str:
         waiting: dict[Hashable, list[int]] = {key: [] for key in self._next}
         for key, index in self._held:
             waiting.setdefault(key, []).append(index)
         gaps = [
-            f"key {key!r} waits for item {self._expected(key)}"
+            f"key {key!r} waits for item {self._next.get(key, '(none: it is complete)')}"
             + (f" and holds {format_some(sorted(held))}" if held else "")
             for key, held in waiting.items()
             if held or self._policy.count is not None

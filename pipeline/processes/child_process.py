@@ -78,8 +78,9 @@ def _sigint_blocked() -> Iterator[None]:
 class ChildProcess:
     """One worker process and the connection to it."""
 
-    _children_lock: ClassVar = threading.Lock()
-    """Guards the table of child processes that multiprocess keeps for the whole program without a lock."""
+    _children_lock: ClassVar = threading.RLock()
+    """Guards the table of child processes that multiprocess keeps for the whole program without a lock. Reentrant: a
+    finaliser that interrupts its holder may start or end another process."""
 
     def __init__(self, title: str) -> None:
         if getattr(multiprocess.current_process(), "_inheriting", False):

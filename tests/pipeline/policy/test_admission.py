@@ -158,14 +158,14 @@ class InOrderMachine(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def put_an_item(self, data: st.DataObject) -> None:
-        fitting = [item for item in self.outside if self.state.fits(item)]
+        fitting = [item for item in self.outside if fits(self.state, item)]
         # The next item of a key always fits.
         awaited = {(key, len(self.taken[key])) for key in range(self.keys)}
         assert awaited & set(self.outside) <= set(fitting)
         if fitting:
             item = data.draw(st.sampled_from(fitting))
             self.outside.remove(item)
-            self.state.put(item, item)
+            put(self.state, item)
 
     @precondition(lambda self: self.state.ready())
     @rule(data=st.data())
@@ -198,10 +198,10 @@ class InOrderMachine(RuleBasedStateMachine):
             for worker in list(self.hands):
                 self.state.done(worker)
             while self.outside or self.state.ready():
-                for item in [item for item in self.outside if self.state.fits(item)]:
-                    if self.state.fits(item):
+                for item in [item for item in self.outside if fits(self.state, item)]:
+                    if fits(self.state, item):
                         self.outside.remove(item)
-                        self.state.put(item, item)
+                        put(self.state, item)
                 for key, index in take_all(self.state):
                     self.taken[key].append(index)
             self.state.finish()

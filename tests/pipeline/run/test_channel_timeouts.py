@@ -16,6 +16,7 @@ from threadloom.pipeline import (
     Fifo,
     Gather,
     Graph,
+    InOrder,
     PipelineError,
     StageFailure,
 )
@@ -173,3 +174,22 @@ def test_a_failure_is_raised_by_a_get_with_a_time_limit() -> None:
     graph.sink("out", after=graph.stage("fail", lambda item: 1 // item, after=graph.source("count", [0])))
     with graph.start() as run, pytest.raises(StageFailure, match="ZeroDivisionError"):
         iter(run).get(timeout=30)
+
+
+def test_the_first_index_of_a_key_is_asked_without_the_lock_of_the_channel() -> None:
+    """The function uses the channel from another thread, which would wait for the lock."""
+
+    def first(key: str) -> int:
+        if key == "outer":
+            in_thread(lambda: channel.put(("inner", 5))).result(30)
+        return 5
+
+    policy = InOrder[tuple[str, int]](lambda item: item, first=first, count=2)
+    channel = Channel[tuple[str, int], tuple[str, int]](policy.begin(4), 4, producers=1)
+    channel.put(("outer", 6))
+    channel.put(("inner", 6))
+    taken = []
+    for _ in range(2):
+        taken.append(channel.get())
+        channel.done()
+    assert taken == [("inner", 5), ("inner", 6)]
