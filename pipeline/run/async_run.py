@@ -1,7 +1,7 @@
 """A run that is used from an event loop: `async with graph.start() as run`, and `async for item in run`.
 
-Guarantees: the loop is never blocked. What may wait (the start, each item, the end) is called in a thread: one for the
-run, and one for each sink that is iterated. An item is taken from a sink only when a task awaits it. If a task is
+Guarantees: the loop is never blocked. Calls that may wait (the start, each item, the end) are made in a thread: one for
+the run, and one for each sink that is iterated. An item is taken from a sink only when a task awaits it. If a task is
 cancelled while it awaits an item or the end of the run, the run is cancelled. The `async with` block is left after all
 threads have been joined, even if the task is cancelled again in the meantime.
 

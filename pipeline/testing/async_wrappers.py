@@ -13,7 +13,7 @@ from threadloom.pipeline.testing.injection import FaultInjector
 from threadloom.pipeline.testing.journal import CALLER, Journal
 
 Finish = Callable[[Stage, Any, Any], Any]
-"""Reports the result of a call for an item; returns what the engine is to get."""
+"""Reports the result of a call for an item; returns the result for the engine."""
 
 
 def remember_caller(acquire: Callable[[Any], object] | None) -> Callable[[Any], object]:
