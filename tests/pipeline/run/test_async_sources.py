@@ -9,6 +9,7 @@ import pytest
 
 from tests.pipeline.run.helpers import Boom
 from threadloom.pipeline import Cancelled, Graph, GraphError, Retry, Shards, SkipFailed, StageFailure, Trace
+from threadloom.pipeline.run.event_loop import EventLoops
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -79,6 +80,21 @@ def test_an_iterator_object_is_used_once_and_stays_open() -> None:
     assert found[:3] == [1, 2, 3]
     assert found[3] > 3
     assert not items.closed
+
+
+def test_the_time_of_the_set_up_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0
+    start = EventLoops.start
+
+    def slow(loops: EventLoops, *args: Any) -> None:
+        nonlocal now
+        start(loops, *args)
+        now += 10_000_000_000
+
+    monkeypatch.setattr(EventLoops, "start", slow)
+    with graph_of(count).start(clock=lambda: now) as run:
+        assert list(run) == [0, 1, 2, 3, 4, 5]
+    assert run.statistics()["draw"].busy == 10
 
 
 def test_a_generator_is_closed_on_its_loop_when_the_run_ends_early() -> None:

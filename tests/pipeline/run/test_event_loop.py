@@ -265,18 +265,17 @@ def test_a_loop_that_is_stopped_by_a_callback_fails_the_run() -> None:
 
 
 def test_a_cancelled_run_cancels_the_tasks_once_and_waits_for_their_clean_up() -> None:
-    entered, cleaned, again = threading.Semaphore(0), [], []
+    entered, cleaning, release = threading.Semaphore(0), threading.Semaphore(0), threading.Event()
+    cleaned: list[int] = []
 
     async def wait(item: int) -> None:
         entered.release()
         try:
             await forever()
         finally:
-            try:
-                for _ in range(10):
-                    await asyncio.sleep(0)
-            except asyncio.CancelledError:
-                again.append(item)
+            cleaning.release()
+            while not release.is_set():
+                await asyncio.sleep(0)  # a second cancellation would be raised here
             cleaned.append(item)
 
     with (
@@ -285,11 +284,13 @@ def test_a_cancelled_run_cancels_the_tasks_once_and_waits_for_their_clean_up() -
     ):
         for _ in range(4):
             assert entered.acquire(timeout=30)
-        for _ in range(3):
-            run.cancel()
+        run.cancel()
+        for _ in range(4):
+            assert cleaning.acquire(timeout=30)
+        run.cancel()
+        release.set()
         list(run)
     assert sorted(cleaned) == [0, 1, 2, 3]
-    assert again == []
 
 
 def test_a_task_that_ignores_its_cancellation_is_reported_after_the_grace() -> None:
