@@ -103,7 +103,7 @@ def test_the_loop_runs_during_the_start_and_the_end(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("use", ["sink", "run", "wait"])
 def test_a_cancelled_task_ends_its_run(use: str) -> None:
-    entered, stopped = threading.Event(), threading.Event()
+    entered, inside, stopped = threading.Event(), threading.Event(), threading.Event()
 
     def silent() -> Iterator[int]:
         try:
@@ -120,18 +120,21 @@ def test_a_cancelled_task_ends_its_run(use: str) -> None:
         node = graph.stage("work", work, after=graph.source("draw", silent))
         if use == "wait":
             async with graph.start() as each:
+                inside.set()
                 await each.wait()
         never = graph.sink("never", after=node, when=lambda item: False)
         if use == "run":
             async with graph.start() as each:
+                inside.set()
                 async for _ in each:
                     pass
+        inside.set()
         async for _ in never:
             pass
 
     async def main() -> None:
         task = asyncio.create_task(consume())
-        while not entered.is_set():
+        while not (entered.is_set() and inside.is_set()):
             await asyncio.sleep(0)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):

@@ -265,7 +265,7 @@ def test_a_loop_that_is_stopped_by_a_callback_fails_the_run() -> None:
 
 
 def test_a_cancelled_run_cancels_the_tasks_once_and_waits_for_their_clean_up() -> None:
-    entered, cleaning, release = threading.Semaphore(0), threading.Semaphore(0), threading.Event()
+    entered, turns, release = threading.Semaphore(0), threading.Semaphore(0), threading.Event()
     cleaned: list[int] = []
 
     async def wait(item: int) -> None:
@@ -273,21 +273,21 @@ def test_a_cancelled_run_cancels_the_tasks_once_and_waits_for_their_clean_up() -
         try:
             await forever()
         finally:
-            cleaning.release()
             while not release.is_set():
+                turns.release()
                 await asyncio.sleep(0)  # a second cancellation would be raised here
             cleaned.append(item)
 
-    with (
-        pytest.raises(Cancelled, match="'async' was cancelled"),
-        graph_of(wait, range(9), concurrency=4).start() as run,
-    ):
+    graph = graph_of(wait, range(9), concurrency=4)
+    with pytest.raises(Cancelled, match="'async' was cancelled"), graph.start() as run:
         for _ in range(4):
             assert entered.acquire(timeout=30)
-        run.cancel()
-        for _ in range(4):
-            assert cleaning.acquire(timeout=30)
-        run.cancel()
+        for _ in range(2):
+            run.cancel()
+            while turns.acquire(blocking=False):
+                pass
+            for _ in range(20):  # the loop has carried out the command, and all clean up
+                assert turns.acquire(timeout=30)
         release.set()
         list(run)
     assert sorted(cleaned) == [0, 1, 2, 3]
