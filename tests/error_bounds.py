@@ -49,7 +49,7 @@ SMALLEST = 2.0**-126
 """Smallest normal float32: the largest absolute error of an operation whose result is subnormal and flushed to zero."""
 EXPONENT = 18.0
 """Negative logarithm of the probability with which a correct result exceeds its bound."""
-RUNS, MANY_NUMBERS, FEW_RUNS = 8, 50_000, 4
+RUNS, MANY_NUMBERS, FEW_RUNS = 8, 50_000, 6
 """Disturbed runs from which the traces are computed; fewer if the results have so many numbers that few suffice."""
 
 
@@ -153,9 +153,22 @@ def tail(errors: Array) -> float:
     products = errors @ errors.T
     trace = float(np.mean(np.diag(products)))
     of_square = float(np.sum(np.square(products[np.triu_indices(runs, 1)]))) / (runs * (runs - 1) / 2)
-    # An error of one direction has tr(S**2) = tr(S)**2, and no error more.
-    spread = trace if errors.shape[1] == 1 else min(math.sqrt(of_square), trace)
-    return math.sqrt(trace + 2.0 * (math.sqrt(EXPONENT) + EXPONENT) * spread)
+    return _bound(trace, trace if errors.shape[1] == 1 else math.sqrt(of_square))
+
+
+def tail_of_sum(errors: Array) -> float:
+    """Return the bound on the sum of the numbers of an error, from samples of it, (runs, numbers).
+
+    A few runs give the mean square of one number badly. If the errors are independent, that of their sum has the same
+    mean square as their norm, for which there are more numbers; if they are not, it is larger.
+    """
+    independent = float(np.mean(np.sum(np.square(errors), axis=1)))
+    return max(tail(errors.sum(axis=1, keepdims=True)), _bound(independent, independent))
+
+
+def _bound(trace: float, of_square: float) -> float:
+    """Return the bound from tr(S) and the root of tr(S**2), which is equal to tr(S) for one number and no larger."""
+    return math.sqrt(trace + 2.0 * (math.sqrt(EXPONENT) + EXPONENT) * min(of_square, trace))
 
 
 def distances(compute: Callable[[], Tensors], storage: Storage = IN_FLOAT32) -> dict[str, float]:
@@ -163,7 +176,7 @@ def distances(compute: Callable[[], Tensors], storage: Storage = IN_FLOAT32) -> 
 
     `compute` returns tensors from functions of the reference, whose marked results are disturbed.
     """
-    return _with_distances(compute, storage)[1]
+    return {name: tail(samples) for name, samples in _samples(compute, storage)[1].items()}
 
 
 def allowed(compute: Callable[[], Tensors], storage: Storage = IN_FLOAT32) -> dict[str, float]:
@@ -173,11 +186,16 @@ def allowed(compute: Callable[[], Tensors], storage: Storage = IN_FLOAT32) -> di
 
 def with_bounds(compute: Callable[[], Tensors], storage: Storage = IN_FLOAT32) -> tuple[Tensors, dict[str, float]]:
     """Return the exact results of `compute`, and the relative distances that are allowed to them."""
-    exact, found = _with_distances(compute, storage)
-    return exact, {name: found[name] / (float(np.linalg.norm(tensor)) or 1.0) for name, tensor in exact.items()}
+    exact, errors = _samples(compute, storage)
+    return exact, {name: tail(errors[name]) / _size(tensor) for name, tensor in exact.items()}
 
 
-def _with_distances(compute: Callable[[], Tensors], storage: Storage) -> tuple[Tensors, dict[str, float]]:
+def _size(tensor: Array) -> float:
+    return float(np.linalg.norm(tensor)) or 1.0
+
+
+def _samples(compute: Callable[[], Tensors], storage: Storage) -> tuple[Tensors, Tensors]:
+    """Return the exact results of `compute`, and samples of the error of each, (runs, numbers)."""
     exact = compute()
     runs = RUNS if sum(tensor.size for tensor in exact.values()) < MANY_NUMBERS else FEW_RUNS
     errors: dict[str, list[Array]] = {name: [] for name in exact}
@@ -185,7 +203,7 @@ def _with_distances(compute: Callable[[], Tensors], storage: Storage) -> tuple[T
         with arithmetic(Disturbance(seed, storage)):
             for name, tensor in compute().items():
                 errors[name].append((tensor - exact[name]).ravel())
-    return exact, {name: tail(np.stack(samples)) for name, samples in errors.items()}
+    return exact, {name: np.stack(samples) for name, samples in errors.items()}
 
 
 EXPONENTIAL = gamma(3) + gamma(4)
@@ -218,13 +236,12 @@ def model_tensors(weights: Tensors, ids: Ids, targets: Ids, heads: int, scale: f
 def model_bounds(
     weights: Tensors, ids: Ids, targets: Ids, heads: int, scale: float, storage: Storage = IN_FLOAT32
 ) -> dict[str, float]:
-    """Return the relative distances that are allowed to the results of `model_tensors`."""
+    """Return the relative distances that are allowed to the results of `model_tensors`, and to "loss", their sum."""
 
-    exact, bounds = with_bounds(lambda: model_tensors(weights, ids, targets, heads, scale), storage)
-    # A few runs give the mean square of one number badly. If the errors of the tokens are independent, that of their
-    # sum has the same mean square as their norm, which has more numbers; if they are not, it is larger.
-    independent = bounds["losses"] * float(np.linalg.norm(exact["losses"]) / exact["loss"])
-    return bounds | {"loss": max(bounds["loss"], independent)}
+    exact, errors = _samples(lambda: model_tensors(weights, ids, targets, heads, scale), storage)
+    bounds = {name: tail(errors[name]) / _size(tensor) for name, tensor in exact.items()}
+    loss = float(exact["losses"].sum())
+    return bounds | {"loss": tail_of_sum(errors["losses"]) / loss + FLOAT32}
 
 
 def mean_loss(weights: Tensors, ids: Ids, targets: Ids, heads: int) -> tuple[float, float]:
