@@ -1,6 +1,7 @@
 """Interrupted commands: Ctrl-C, SIGTERM, a closed pipe, and the message on the remaining checkpoints."""
 
 import dataclasses
+import json
 import os
 import signal
 import subprocess
@@ -152,6 +153,22 @@ def test_a_stopped_evaluation_mentions_no_checkpoint(tmp_path: Path, monkeypatch
     ended = command("eval", tmp_path)
     assert ended.status == 130
     assert ended.err.rstrip().endswith("stopped by Ctrl-C")
+
+
+def test_a_resumed_training_takes_the_threads_that_the_process_may_use(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forward_threads() -> int:
+        return int(json.loads((tmp_path / "run" / "config.json").read_text())["threads"]["forward"])
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    start = ("train", "--config", config, "--no-tuned", "--sample=0", "--set=pictures=false", "--out", tmp_path / "run")
+    assert command(*start, "--set=threads.forward=3", "--steps=2").status == 0
+    assert forward_threads() == 3, "it was set"
+    resumed = command("train", "--resume", "--out", tmp_path / "run", "--sample=0", "--steps=3")
+    assert resumed.status == 0, resumed.err
+    assert "the run had up to 3 per stage and continues with 1, by OMP_NUM_THREADS" in resumed.err
+    assert forward_threads() == 1
 
 
 def test_an_estimate_of_a_run_is_of_that_run(config: Path, tmp_path: Path) -> None:
