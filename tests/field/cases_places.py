@@ -4,13 +4,16 @@ from tests.field.case import GROUP_2, NO_ROOM, READ_ONLY_HOME, READ_ONLY_PACKAGE
 
 NOBODY = 54321
 """A user id without an entry in the password database."""
+ALONE = NOBODY + 1
+"""Another one, whose threads are counted apart from those of the cases that run at the same time."""
 GIGABYTE = 1 << 20  # KiB, the unit of ulimit -v
 
 PLACES = (
     Case("help without a home", "$T --help", 2, user=NOBODY, environment={"HOME": "/"}),
     Case(
-        "training without a home", "$TRAIN --out $W/run", 2, user=NOBODY, environment={"HOME": "/"}, limit=300,
-        says=("NUMBA_CACHE_DIR|threadloom-54321|temporary",), leaves=("run/checkpoints/step-*",),
+        "training without a home, with 40 threads and processes", "ulimit -u 40; $TRAIN --out $W/run", 2, user=ALONE,
+        environment={"HOME": "/"}, limit=300, says=(f"NUMBA_CACHE_DIR|threadloom-{ALONE}|temporary",),
+        leaves=("run/checkpoints/step-*",),
     ),
     Case(
         "sample, HOME unset", "$T sample $RUN --tokens 5", 2, user=NOBODY, environment={"HOME": None}, limit=300,
@@ -22,7 +25,8 @@ PLACES = (
         says=("NUMBA_CACHE_DIR", "THREADLOOM_CACHE"),
     ),
     Case(
-        "training with all caches on a disk of 1 MB", "$TRAIN --out $W/run", 2, setup=NO_ROOM, limit=300,
+        "training with all caches on a disk of 1 MB, in an address space of 1 GB", "ulimit -v 1000000; $TRAIN --out $W/run", 2,
+        setup=NO_ROOM, limit=300,
         environment={"NUMBA_CACHE_DIR": "$W/small/kernels", "THREADLOOM_CACHE": "$W/small"},
         leaves=("run/checkpoints/step-000040", "run/loss.png"),
     ),
@@ -75,15 +79,11 @@ LIMITS = (
          setup=GROUP_2.format(quota="max", memory=52_000_000)),
     Case("--force in a control group that is too small", "$TRAIN --out $W/run --set model.channels=768 --steps 3 --force", 3,
          setup=GROUP_2.format(quota="max", memory=52_000_000), leaves=("run/checkpoints/step-000003",)),
-    Case("kernels compiled in an address space of 1 GB", "ulimit -v 1000000; $TRAIN --out $W/run", 3, limit=300,
-         environment={"NUMBA_CACHE_DIR": "$W/cache"}, leaves=("run/checkpoints/step-000040",)),
     *(
-        Case(f"{name}", f"ulimit {limit}; $TRAIN --out $W/run", 3, status=(0, 1))
+        Case(name, f"ulimit {limit}; $TRAIN --out $W/run", 3, status=(0, 1))
         for name, limit in (("20 open files", "-n 20"), ("stacks of 256 KB", "-s 256"), ("stacks without a limit", "-s unlimited"),
                             ("no locked memory", "-l 0"), ("files of at most 100 KB", "-f 100"))
     ),
-    Case("40 threads and processes", "ulimit -u 40; $T train --config $CONFIG --text $TEXT --no-tuned --out $W/run --sample 0", 3,
-         user=NOBODY, limit=300, environment={"NUMBA_CACHE_DIR": "$W/cache"}, status=(0, 1)),
     Case("affinity of one core", "taskset -c $(taskset -cp $$ | sed 's/.*: //; s/[-,].*//') $TRAIN --out $W/run", 3,
          says=("1 core",)),
     Case("one thread by the environment", "$TRAIN --out $W/run", 3, environment={"OMP_NUM_THREADS": "1"},

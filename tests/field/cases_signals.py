@@ -11,7 +11,7 @@ from tests.field.case import Case
 STATUS = {"TERM": 143, "HUP": 129, "INT": 130, "USR1": 0}
 LONGEST = 5.0
 """Seconds after the start at which the latest signal is sent."""
-EACH = 5
+EACH = 4
 """Random moments of each signal."""
 _START = "set -m; $LONG --out $W/run & p=$!; "  # set -m: a background job does not ignore SIGINT
 _END = "s=0; wait $p || s=$?; echo status $s; "
@@ -45,30 +45,29 @@ _WRITING = "$TRAIN --steps 60 --set checkpoint.interval=1 --set checkpoint.keep=
 """A training that writes checkpoints most of the time."""
 
 
-def _during_a_checkpoint() -> tuple[Case, ...]:
-    """Return cases that stop a training while a checkpoint is being written, after the first, tenth and fiftieth."""
-    until = (
-        "until [ -d $W/run/checkpoints/step-0000{step} ] && ls -A $W/run/checkpoints | grep -q partial; "
-        "do kill -0 $p || break; done; "
-    )
-    return tuple(
-        Case(
-            f"SIG{name} while a checkpoint is written, after step {int(step)}",
-            f"set -m; {_WRITING} --out $W/run & p=$!; {until.format(step=step)}kill -{name} $p || true; {_END}"
-            "$T eval $W/run || true; $T train --resume --out $W/run --sample 0; "
-            f"{_WRITING} --out $W/whole; cmp $W/run/checkpoints/step-000060/model.safetensors "
-            "$W/whole/checkpoints/step-000060/model.safetensors; echo same weights",
-            6,
-            says=(f"status ({STATUS.get(name, 137)}|0)", "same weights"),
-            limit=180,
-        )
-        for name, step in (("TERM", "01"), ("INT", "10"), ("KILL", "50"))
+def _during_checkpoints() -> Case:
+    """Return the case of a training that is stopped while it writes a checkpoint, after steps 1, 10 and 50."""
+
+    def stop(name: str, step: str) -> str:
+        writing = f"[ -d $W/run/checkpoints/step-0000{step} ] && ls -A $W/run/checkpoints | grep -q partial"
+        return f"p=$!; until {writing}; do kill -0 $p || break; done; kill -{name} $p || true; {_END}"
+
+    resume = "$T train --resume --out $W/run --sample 0 & "
+    end = "checkpoints/step-000060/model.safetensors"
+    return Case(
+        "three signals while checkpoints are written",
+        f"set -m; {_WRITING} --out $W/run & {stop('TERM', '01')} {resume} {stop('INT', '10')} {resume} {stop('KILL', '50')} "
+        f"$T train --resume --out $W/run --sample 0; {_WRITING} --out $W/whole; cmp $W/run/{end} $W/whole/{end}; "
+        "echo same weights",
+        6,
+        says=("status (143|0)", "status (130|0)", "status (137|0)", "same weights"),
+        limit=240,
     )
 
 
 SIGNALS = (
     *_random_moments(),
-    *_during_a_checkpoint(),
+    _during_checkpoints(),
     *(
         Case(f"SIG{name} while pictures are drawn",
              f"set -m; $TRAIN --out $W/run & p=$!; until [ -s $W/run/trace.json ]; do :; done; sleep {seconds}; "
