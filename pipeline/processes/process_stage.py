@@ -120,7 +120,7 @@ def on_processes(
     seconds, its process is killed and the call raises `WorkerTimeout`. The elements of a generator are computed in the
     process and returned together, so that its stage sends them as it does those of a list.
 
-    With `chunk`, a worker takes up to so many items that are ready in the input channel, without waiting for more, and
+    With `chunk`, a worker takes up to `chunk` items that are ready in the input channel, without waiting for more, and
     sends them to its process at once. Errors, policies, order and labels are those of single items: only the waits of
     the process for the parent between them are saved, which pays for items of less than about 0.1 ms. The capacity of
     the stage is then 2 × chunk unless it is set. If the process dies, the item that it was working on fails, and the

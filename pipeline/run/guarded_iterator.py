@@ -26,7 +26,7 @@ GENERATOR_ENDED: Final = (
 
 
 class GuardedIterator(Iterator[Any]):
-    """An iterator around that of a source; SKIP stands for each call of `__next__` that raised."""
+    """An iterator around that of a source; SKIP replaces the element of each call that raised."""
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class GuardedIterator(Iterator[Any]):
         if decision is Decision.FAIL:
             return False
         if isgenerator(self._iterator):
-            with suppress(Exception):  # the error to be reported is this one, whatever it does with notes
+            with suppress(Exception):  # an exception whose notes cannot be set is reported without one
                 error.add_note(GENERATOR_ENDED)
             return False
         if decision is Decision.SKIP:
