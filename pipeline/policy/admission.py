@@ -75,7 +75,7 @@ class Admission(ABC, Generic[In, Out]):
         return None
 
     def arrange(self, out: Out) -> Out:
-        """Return what was taken, in the order of a user's function. Called without the channel's lock."""
+        """Return a group that was taken, in the order of a user's function. Called without the channel's lock."""
         return out
 
     def done(self, worker: int) -> None:

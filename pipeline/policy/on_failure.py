@@ -50,7 +50,7 @@ class FailureCuts:
 
     def add(self, failure: StageFailure) -> None:
         """Record the failure of a stage or source."""
-        # An item that waits in vain for others is a consequence of the first failure.
+        # Items that lack those of the failed stage are a consequence of the first failure.
         consequence = isinstance(failure.__cause__, AdmissionError)
         if self.first is None or (not consequence and failure.stage in self._downstream(self.first.stage)):
             self.first = failure

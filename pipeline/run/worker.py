@@ -234,12 +234,11 @@ class StageWorker:
     def _run_loop(self, fn: Callable[..., Any], channel: Channel[Any, Any]) -> None:
         """Process every item of the input channel. One function, because its cost is the cost of a handoff."""
         clock, record, send, index = self._context.clock, self._context.record, self._send, self.index
-        counters, stage = self.counters, self.stage
+        counters, stage, ordered = self.counters, self.stage, self._ordered
         waits, tasks = counters.waits.counts, counters.tasks.counts
-        get = getter(channel, self._manager, numbered=self._ordered is not None)
+        get = getter(channel, self._manager, numbered=ordered is not None)
         acquire = self._runtime.acquirer(self._context.sleep)
-        exclusive = getattr(stage.admission, "exclusive", False)
-        ordered, expand = self._ordered, stage.expand
+        exclusive, expand = getattr(stage.admission, "exclusive", False), stage.expand
         assert counters.began is not None
         tag: Label = UNLABELLED
         taken: Ids = _NO_IDS
@@ -290,11 +289,11 @@ class StageWorker:
             counters.phase = _WAITING
             if exclusive:
                 channel.done(index)
-            # A waiting worker keeps no item alive.
-            self.item = _NOTHING
+            self.item = _NOTHING  # a waiting worker keeps no item alive
             item = result = None
 
     def _finish_in_order(self) -> None:
+        """Send the results of the items of an ordered stage whose turn it is."""
         failure = self._ordered.finish(self) if self._ordered is not None else None
         if failure is not None:
             self._context.failed(failure)
