@@ -14,6 +14,7 @@ changed by both, each time by one atomic method.
 """
 
 import asyncio
+import traceback
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
@@ -130,9 +131,8 @@ class EventLoop:
         if self._aborted or self.fn is None:
             raise Cancelled("the run was stopped before the set-up of an event loop")
 
-    def call(self, *args: Any) -> Any:
+    def call(self, call: "_Call") -> Any:
         """Return the result of the function of the stage, or an iterator over the elements of an expansion."""
-        call = _Call(self, args)
         self._calls.add(call)
         self.post(self._start, call)
         answer = call.receive()
@@ -258,6 +258,18 @@ class _Call:
                 raise
             raise ItemTimeout(f"the item exceeded the time limit of {limit:g} s, and was cancelled") from error
 
+    # Called by other threads.
+
+    def stack(self) -> str:
+        """Return the stack of the coroutine, formatted like a traceback."""
+        awaited: Any = None if self.task is None else self.task.get_coro()
+        frames = []
+        while (frame := getattr(awaited, "cr_frame", None)) is not None:
+            if frame.f_code.co_filename != __file__:
+                frames += traceback.format_stack(frame, limit=1)
+            awaited = awaited.cr_await
+        return "".join(frames)
+
     # Called by the worker.
 
     def receive(self) -> Any:
@@ -354,13 +366,26 @@ class LoopWorker(AbstractContextManager[Callable[..., Any]]):
     def __init__(self, loops: EventLoops, loop: EventLoop, starts: str | None) -> None:
         self._loops = loops
         self._loop = loop
+        self._call: _Call | None = None  # the call in progress, whose stack any thread may read
         self._starts = starts  # the name of the thread of the loop, for the worker that starts it
 
     def __enter__(self) -> Callable[..., Any]:
         if self._starts is not None:
             self._loops.start(self._loop, self._starts)
         self._loop.wait_ready()
-        return self._loop.call
+        return self._process
+
+    def _process(self, *args: Any) -> Any:
+        self._call = call = _Call(self._loop, args)
+        try:
+            return self._loop.call(call)
+        finally:
+            self._call = None
+
+    def stack(self) -> str:
+        """Return the stack of the coroutine that the worker waits for; empty if there is none. From any thread."""
+        call = self._call
+        return "" if call is None else call.stack()
 
     def __exit__(self, kind: object, error: BaseException | None, tb: object) -> None:
         if error is not None:

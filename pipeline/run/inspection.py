@@ -45,9 +45,10 @@ class Inspection:
         """Return the item, the thread and the stack of a worker; `doing` is its state as a phrase."""
         if snapshot.kind is NodeKind.SINK:
             return StallReport(snapshot.stage, 0, "", "its queued items", doing, snapshot.seconds, "")
-        item = self._parts.workers_of(snapshot.stage)[snapshot.worker].describe_item()[1]
+        worker = self._parts.workers_of(snapshot.stage)[snapshot.worker]
+        item = worker.describe_item()[1]
         name = thread_name(snapshot.stage, snapshot.worker)
-        thread, stack = self._threads.full_name(name), self._threads.stack(name)
+        thread, stack = self._threads.full_name(name), worker.stack() or self._threads.stack(name)
         return StallReport(snapshot.stage, snapshot.worker, thread, item, doing, snapshot.seconds, stack)
 
 

@@ -18,6 +18,7 @@ from threadloom.pipeline.core import Cancelled, Closed, Label, OneShotEvent, Sta
 from threadloom.pipeline.observe import SKIP, Counters, Ids, Phase, Port
 from threadloom.pipeline.run.channel import Channel
 from threadloom.pipeline.run.chunks import getter
+from threadloom.pipeline.run.event_loop import LoopWorker
 from threadloom.pipeline.run.guarded_iterator import GuardedIterator
 from threadloom.pipeline.run.item_labels import UNLABELLED, ItemLabels
 from threadloom.pipeline.run.late_calls import GivenUpError, LateItem, TimedCalls
@@ -404,6 +405,10 @@ class StageWorker:
         if tag is not None:
             return tag
         return UNLABELLED if element is _NOTHING or element is SKIP else self._labels.of(element)
+
+    def stack(self) -> str:
+        """Return the stack of the coroutine that the worker waits for; empty if there is none."""
+        return self._manager.stack() if isinstance(self._manager, LoopWorker) else ""
 
     def describe_item(self) -> tuple[Label, str]:
         """Return the label of the current item, and the item formatted. May be called from another thread."""

@@ -15,9 +15,11 @@ from threadloom.pipeline import (
     Cancelled,
     Graph,
     GraphError,
+    OnStall,
     SkipFailed,
     StageFailure,
     Trace,
+    Watchdog,
     on_processes,
     per_worker,
 )
@@ -209,6 +211,30 @@ def test_traces_and_statistics_have_one_row_per_item_in_flight() -> None:
     assert max(event.start_ns for event in events) < min(event.end_ns for event in events)  # all overlap
     statistics = run.statistics()["work"]
     assert (statistics.items_in, statistics.items_out, statistics.workers, statistics.tasks.count) == (3, 3, 3, 3)
+
+
+def test_the_watchdog_reports_the_stack_of_the_coroutine() -> None:
+    now, waits = 0, threading.Event()
+
+    def clock() -> int:
+        nonlocal now
+        now += waits.is_set() * 1_000_000_000  # time passes only while the coroutine waits
+        return now
+
+    async def inner() -> None:
+        asyncio.get_running_loop().call_soon(waits.set)
+        await forever()
+
+    async def wait(item: int) -> None:
+        await inner()
+
+    graph, watchdog = graph_of(wait, range(1)), Watchdog(after=0.05, act=OnStall.FAIL)
+    with pytest.raises(StageFailure, match=r"no progress for 0\.05 s: stage 'work'") as caught:
+        with graph.start(watchdog=watchdog, clock=clock) as run:
+            list(run)
+    text = str(caught.value.__cause__)
+    assert text.index("in wait") < text.index("in inner") < text.index("in forever")
+    assert "event_loop.py" not in text
 
 
 def test_resize_changes_the_number_of_loops() -> None:
