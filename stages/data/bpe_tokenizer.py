@@ -15,6 +15,7 @@ from threadloom.stages.data.bpe_splitting import Splitter
 from threadloom.stages.data.bpe_training import (
     END_OF_TEXT,
     IN_PROCESS_CHARACTERS,
+    limit_library_threads,
     train_byte_pairs,
     train_in_process,
     word_splitter,
@@ -73,6 +74,7 @@ class BpeTokenizer:
     @classmethod
     def from_huggingface(cls, text: str) -> Self:
         """Return the tokenizer in the text of a tokenizer.json; raises ValueError."""
+        limit_library_threads()
         import tokenizers
 
         try:

@@ -5,6 +5,7 @@ of a word, and training takes time proportional to its square: a text without sp
 pattern here is GPT-2's with a maximum, so that words of at most that length are the same.
 """
 
+import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from loguru import logger
 
 from threadloom.stages.console import JsonWorkerProcess, PeriodicLog, WorkerError, module_command
 from threadloom.stages.data.tokenizer import TokenizerError
+from threadloom.stages.machine import thread_limit
 
 if TYPE_CHECKING:  # 3 MB that only byte-pair encoding needs
     from tokenizers.pre_tokenizers import PreTokenizer
@@ -32,8 +34,17 @@ _PATTERN = (
 )
 
 
+def limit_library_threads() -> None:
+    """Let the library start as many threads as stages may use, unless RAYON_NUM_THREADS is set; before its first use.
+
+    The library knows the cores and the CPU quota of the process, but not OMP_NUM_THREADS and SLURM_CPUS_PER_TASK.
+    """
+    os.environ.setdefault("RAYON_NUM_THREADS", str(thread_limit().count))
+
+
 def word_splitter() -> "PreTokenizer":
     """Return the pre-tokenizer of new tokenizers: that of GPT-2 with a maximum length of words."""
+    limit_library_threads()
     from tokenizers import Regex, pre_tokenizers
 
     return pre_tokenizers.Sequence(

@@ -1,6 +1,7 @@
 """Tokenizers: lossless, equal to simple implementations, and damaged files are rejected."""
 
 import json
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from hypothesis import given, settings, strategies as st
 
 from threadloom.stages.config import ConfigError, DataConfig, TokenizerKind
 from threadloom.stages.data.bpe_tokenizer import BpeTokenizer
+from threadloom.stages.data.bpe_training import word_splitter
 from threadloom.stages.data.bytes_tokenizer import BytesTokenizer
 from threadloom.stages.data.character_tokenizer import REPLACEMENT, CharacterTokenizer
 from threadloom.stages.data.chunked_text import StringText
@@ -193,3 +195,14 @@ def test_the_alphabet_is_limited_by_both_settings() -> None:
     assert train_tokenizer(data, None, StringText("abcdef")).vocab_size == 4
     assert train_tokenizer(data, 3, StringText("abcdef")).vocab_size == 3
     assert train_tokenizer(data, 30, StringText("abc")).vocab_size == 3
+
+
+def test_threads_of_the_library_are_those_of_stages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rayon, which the library uses, reads its own variable only."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.delenv("RAYON_NUM_THREADS", raising=False)
+    word_splitter()
+    assert os.environ["RAYON_NUM_THREADS"] == "1"
+    monkeypatch.setenv("RAYON_NUM_THREADS", "3")
+    word_splitter()
+    assert os.environ["RAYON_NUM_THREADS"] == "3"
