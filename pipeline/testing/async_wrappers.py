@@ -6,6 +6,7 @@ the worker, stores that thread in a context variable, which the task of the item
 
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any
 
 from threadloom.pipeline.observe import Stage
@@ -71,30 +72,30 @@ def wrap_coroutine(
     return wrapped
 
 
+@dataclass
 class AsyncSourceElements(AsyncIterator[Any]):
     """The elements of an asynchronous source. Not a generator, which could not continue after an injected error."""
 
-    def __init__(self, iterator: AsyncIterator[Any], stage: Stage, journal: Journal, faults: FaultInjector) -> None:
-        self._iterator = iterator
-        self._stage = stage
-        self._journal = journal
-        self._faults = faults
+    iterator: AsyncIterator[Any]
+    stage: Stage
+    journal: Journal
+    faults: FaultInjector
 
     async def __anext__(self) -> Any:
-        name = self._stage.name
-        number = self._journal.next_call(name)
+        journal, name = self.journal, self.stage.name
+        number = journal.next_call(name)
         try:
-            self._faults.inject(name, number, after=False)
-            element = await anext(self._iterator)
-            self._faults.inject(name, number, after=True)
+            self.faults.inject(name, number, after=False)
+            element = await anext(self.iterator)
+            self.faults.inject(name, number, after=True)
         except StopAsyncIteration:
             raise
         except BaseException:
-            self._journal.fail_element(name)
+            journal.fail_element(name)
             raise
-        self._journal.emit(name, element)
+        journal.emit(name, element)
         return element
 
     async def aclose(self) -> None:
-        if self._stage.closes and hasattr(self._iterator, "aclose"):
-            await self._iterator.aclose()
+        if self.stage.closes and hasattr(self.iterator, "aclose"):
+            await self.iterator.aclose()
