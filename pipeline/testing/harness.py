@@ -200,9 +200,10 @@ def exercise(
         finally:
             observed.ended.set()
             watcher.join()
-    if any(fired.fault.kind in COLLECTED for fired in faults.fired):
+    collect = any(fired.fault.kind in COLLECTED for fired in faults.fired)
+    if collect:
         gc.collect()
-    leaks = left_behind(before)
+    leaks = left_behind(before, collect=collect)
     observation = Observation(
         journal,
         tuple(faults.fired),

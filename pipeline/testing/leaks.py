@@ -5,6 +5,7 @@ by its files, which other processes of this machine create as well: a segment wh
 running process is not counted.
 """
 
+import gc
 import os
 import sys
 import threading
@@ -55,10 +56,15 @@ class ResourceSnapshot:
         return {sort: names for sort, names in added.items() if names}
 
 
-def left_behind(before: ResourceSnapshot, grace: float = 1.0) -> dict[str, list[str]]:
-    """Return the resources acquired since `before` that are still held after at most `grace` seconds."""
+def left_behind(before: ResourceSnapshot, grace: float = 1.0, *, collect: bool = False) -> dict[str, list[str]]:
+    """Return the resources acquired since `before` that are still held after at most `grace` seconds.
+
+    With `collect`, objects in reference cycles may hold them: a consumer may create one after its run has ended.
+    """
     deadline = time.monotonic() + grace
     while (left := ResourceSnapshot.now().since(before)) and time.monotonic() < deadline:
+        if collect:
+            gc.collect()
         time.sleep(0.002)  # a thread that has been joined may still execute its last instructions
     return left
 
