@@ -109,6 +109,7 @@ class EventLoop:
             call.answers.put(_Raised(asyncio.CancelledError()))
         else:
             call.task = asyncio.get_running_loop().create_task(call.run())
+            call.task.add_done_callback(call.answer_if_cancelled)
 
     def _cancel_tasks(self) -> None:
         if self._cancelled:
@@ -208,6 +209,11 @@ class _Call:
             self.answers.put(await self._result())
         except BaseException as error:  # CancelledError too; an error that left the task would be lost
             self.answers.put(_Raised(error))  # in no variable of this frame, to which the traceback of the error refers
+
+    def answer_if_cancelled(self, task: "asyncio.Task[None]") -> None:
+        """Answer for a task that was cancelled before its first step, so that `run` has not been entered."""
+        if task.cancelled():
+            self.answers.put(_Raised(asyncio.CancelledError()))
 
     async def _result(self) -> Any:
         stage, fn = self._loop.stage, self._loop.fn
