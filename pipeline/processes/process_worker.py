@@ -15,7 +15,6 @@ the public API.
 """
 
 import os
-import reprlib
 import signal
 import threading
 import time
@@ -24,15 +23,15 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from enum import Enum
 from types import TracebackType
 from typing import Any, Final, Generic, NoReturn, Self, TypeVar
 
 from threadloom.pipeline.core import Cancelled, PipelineError, SharedSlot
 from threadloom.pipeline.processes.child_main import ErrorReport, Job
-from threadloom.pipeline.processes.child_process import GUARD_REMEDY, ChildProcess, ReplyTimeout
+from threadloom.pipeline.processes.child_process import ChildProcess, ReplyTimeout
 from threadloom.pipeline.processes.connection import MOST_AHEAD, ConnectionClosed, MessageKind, Payload
-from threadloom.pipeline.processes.errors import ProcessError, ProcessTraceback, WorkerDied, WorkerTimeout
+from threadloom.pipeline.processes.errors import ProcessError, ProcessTraceback
+from threadloom.pipeline.processes.exit_errors import ChildPhase, death_of, timeout_of
 from threadloom.pipeline.processes.kept_processes import KeptProcess, ProcessKeeper
 from threadloom.pipeline.processes.pickling import MessagePickler, PoolHandle
 from threadloom.pipeline.processes.sent_call import Reply, SentCall
@@ -61,14 +60,6 @@ class ProcessSettings:
     """Largest number of items sent to the process at once."""
     keeper: ProcessKeeper | None = None
     """Keeps processes between runs; None if each process ends with its worker."""
-
-
-class _ChildPhase(Enum):
-    """The phases of a process in which it has no item, as error messages call them."""
-
-    START = "during its start and set-up"
-    FLUSH = "during its flush"
-    TEAR_DOWN = "during its tear-down"
 
 
 class ProcessWorker(Generic[In, Out]):
@@ -199,7 +190,7 @@ class ProcessWorker(Generic[In, Out]):
             return []
         lent: list[SharedSlot] = []
         try:
-            kind, reply = self._exchange(child, MessageKind.FLUSH, None, None, _ChildPhase.FLUSH, lent)
+            kind, reply = self._exchange(child, MessageKind.FLUSH, None, None, ChildPhase.FLUSH, lent)
             if kind is MessageKind.ERROR:
                 self._raise(reply, child.pid)
             results: list[Out] = self._pickler.loads(reply)
@@ -219,7 +210,7 @@ class ProcessWorker(Generic[In, Out]):
             if self._keep(child):
                 return
             deadline = time.monotonic() + TEARDOWN_TIMEOUT
-            reply, payload = self._exchange(child, MessageKind.END, None, deadline, _ChildPhase.TEAR_DOWN)
+            reply, payload = self._exchange(child, MessageKind.END, None, deadline, ChildPhase.TEAR_DOWN)
             self._end(ABORT_GRACE)
             if reply is MessageKind.ERROR:
                 self._raise(payload, child.pid)
@@ -287,7 +278,7 @@ class ProcessWorker(Generic[In, Out]):
             return child
         self._pickler = MessagePickler(self._held_slot, owner=True)
         job = self._pickler.dumps(self._settings.job, by_value=self._settings.by_value)
-        kind, payload = self._exchange(child, MessageKind.BEGIN, job, None, _ChildPhase.START)
+        kind, payload = self._exchange(child, MessageKind.BEGIN, job, None, ChildPhase.START)
         if kind is MessageKind.ERROR:
             self._end(ABORT_GRACE)
             self._raise(payload, child.pid)
@@ -332,7 +323,7 @@ class ProcessWorker(Generic[In, Out]):
     ) -> tuple[MessageKind, Payload]:
         """Send a message and return the reply; serve the process's requests for slots in between.
 
-        `doing` is the item or the `_ChildPhase`, for error messages; `lent` receives the slots lent to the process.
+        `doing` is the item or the `ChildPhase`, for error messages; `lent` receives the slots lent to the process.
         """
         try:
             if payload is not None and payload.pools:
@@ -382,25 +373,12 @@ class ProcessWorker(Generic[In, Out]):
         exitcode, crash = self._end(ABORT_GRACE)
         if self._aborted:
             return Cancelled(f"{self._title} was stopped")
-        when = doing.value if isinstance(doing, _ChildPhase) else f"while processing item {reprlib.repr(doing)}"
-        how = "ended" if exitcode is None else f"exited with code {exitcode}"
-        hint = "Its code called os._exit, or closed its connection"
-        if exitcode is not None and exitcode < 0:
-            with suppress(ValueError):
-                how = f"was killed by signal {-exitcode} ({signal.Signals(-exitcode).name})"
-            hint = "Its own code crashed" if crash else "It was killed from outside, possibly out of memory (see dmesg)"
-        if doing is _ChildPhase.START:
-            hint = f"Its output is on stderr. {GUARD_REMEDY}"
-        stack = f"\n{crash}" if crash else ""
-        message = f"process {child.pid} of {self._title!r} {how} {when}. {hint}{stack}"
-        return WorkerDied(message, child.pid, exitcode)
+        return death_of(self._title, child.pid, exitcode, crash, doing)
 
     def _explain_timeout(self, child: ChildProcess, doing: Any) -> PipelineError:
         self._end(0.0)
-        late = f"its tear-down exceeded {TEARDOWN_TIMEOUT:g} s"
-        if not isinstance(doing, _ChildPhase):
-            late = f"item {reprlib.repr(doing)} exceeded the time limit of {self._settings.time_limit:g} s"
-        return WorkerTimeout(f"process {child.pid} of {self._title!r} was killed: {late}")
+        limit = TEARDOWN_TIMEOUT if isinstance(doing, ChildPhase) else self._settings.time_limit
+        return timeout_of(self._title, child.pid, limit, doing)
 
     def _raise(self, payload: Payload, pid: int, pickler: MessagePickler | None = None) -> NoReturn:
         report: ErrorReport = (pickler or self._pickler).loads(payload)

@@ -1,4 +1,4 @@
-"""A run of a graph: its threads, channels and outcome.
+"""A run of a graph, as its caller uses it: start, sinks, commands, outcome and shutdown.
 
 Guarantees: the threads of a run exist only inside its `with` block. The first event that ends the run - the end of the
 input, an error in any thread, `cancel`, leaving the block, Ctrl-C - decides its outcome, once. Then every channel and
@@ -13,48 +13,34 @@ Assumptions: one thread (the caller's) enters, iterates and leaves; a sink is it
 `pause`, `resume`, `resize` and `statistics` may be called from any thread, also by a finaliser or a signal handler: one
 that has interrupted the engine in its own thread returns at once, and the command is carried out by another thread.
 
-Ownership: `_active` and `_alive` are guarded by the lock of `_commands`, and so is adding workers. Threads are started
-and waited for without it.
-
 Internal interface: `check_running`, `fail`, `shut_down`, `raise_outcome` and `exhausted` are for the run's own sinks;
 `outcome` and `wait_decided` are for `threadloom.pipeline.testing` and the tests. None is part of the public API.
 """
 
 import logging
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from functools import partial
-from threading import Thread
+from collections.abc import Sequence
 from time import monotonic
 from types import TracebackType
 from typing import Any, NoReturn, Self, TypeVar, overload
 
 from threadloom.pipeline.core import (
     Cancelled,
-    OneShotEvent,
     PipelineError,
     ShutdownTimeout,
     StageFailure,
     wait_in_slices,
 )
 from threadloom.pipeline.observe import NodeKind, RunStatistics, Sink, Stage, StageStatistics, with_expected_items
-from threadloom.pipeline.policy import ACTIVE_STATES, OnFailure, RunControl
-from threadloom.pipeline.run.assembly import Assembly, with_order
+from threadloom.pipeline.policy import RunControl
 from threadloom.pipeline.run.async_run import AsyncRun
-from threadloom.pipeline.run.commands import Commands
-from threadloom.pipeline.run.inspection import Inspection, thread_name
-from threadloom.pipeline.run.late_calls import LateItem
+from threadloom.pipeline.run.inspection import Inspection
 from threadloom.pipeline.run.observers import Observers
-from threadloom.pipeline.run.replacement import resolve_late_call
 from threadloom.pipeline.run.settings import RunSettings
 from threadloom.pipeline.run.sink_iterator import SinkIterator
 from threadloom.pipeline.run.skip_report import report_skipped
-from threadloom.pipeline.run.stage_runtime import WorkerContext, end_stage
 from threadloom.pipeline.run.stall_detection import WorkerSnapshot
-from threadloom.pipeline.run.thread_group import ThreadGroup
 from threadloom.pipeline.run.watchdog import RunInspector, WatchdogThread
-from threadloom.pipeline.run.worker import StageWorker
+from threadloom.pipeline.run.worker_threads import WorkerThreads
 
 Item = TypeVar("Item")
 
@@ -71,35 +57,16 @@ class Run:
         self.clock = settings.clock
         self._outcome_raised = False  # True once the caller has received the outcome
         self._began: int | None = None
-        self._finished: int | None = None  # when the last worker had ended and the last sink was exhausted
         self._joined = False  # True once no thread is left, or those left have been reported
         self._left: ShutdownTimeout | None = None
-        on_failure = OnFailure(settings.on_failure)
-        drains = on_failure is OnFailure.DRAIN
-        context = WorkerContext(
-            settings.clock,
-            settings.recorder(stages),
-            settings.label,
-            self._worker_failed,
-            self._cancelled,
-            self._worker_ended,
-            self._sleep,
-            self._spawn,
-            drains,
-        )
-        self._parts = Assembly(with_order(stages) if drains else stages, settings.clock, context)
+        self._open_sinks = {each.name for each in stages if each.kind is NodeKind.SINK}
+        self._workers = WorkerThreads(name, stages, settings, self._open_sinks)
+        self._parts, self._threads, self._commands = self._workers.parts, self._workers.threads, self._workers.commands
         self._sinks = {
             each.name: SinkIterator(self, each, self._parts.channels[each.name])
             for each in stages
             if each.kind is NodeKind.SINK
         }
-        self._open_sinks = set(self._sinks)
-        self._threads = ThreadGroup(name)
-        self._context = settings.context()  # of which each worker has a copy
-        self._commands = Commands(name, self._parts, settings.resources, self._threads, on_failure)
-        self._active = Counter(worker.stage.name for worker in self._parts.workers())  # workers at work, by stage
-        self._alive = self._active.total()  # workers that have not ended
-        self._parts.detect_deadlocks(lambda: self._alive)
         # Event loops enforce the limits of their stages.
         limits = {each.name: each.limit for each in stages if each.limit is not None and each.concurrency is None}
         self._inspection = Inspection(self._parts, self._sinks, self._open_sinks, self._threads, self._commands)
@@ -122,7 +89,7 @@ class Run:
         for sink in self._sinks.values():
             sink.counters.began = self._began
         try:
-            threads = [self._thread_of(worker) for worker in self._parts.workers()]
+            threads = self._workers.create_all()
             if self._watchdog:
                 threads.append(self._threads.create(self._watchdog.run, "watchdog", self._watchdog.ended))
             if self._observers.begin(self.statistics):
@@ -212,39 +179,11 @@ class Run:
 
     def resize(self, stage: str, *, workers: int) -> None:
         """Change the number of workers of a stage during the run. Excess workers end after their current item."""
-        channel = self._parts.resizable(self.name, stage, workers, drained=self._commands.control.cuts is not None)
-        if self._commands.postpone(partial(self.resize, stage, workers=workers)):
-            return
-        added: list[tuple[StageWorker, Thread]] = []
-        threads = replace(self._parts.runtimes[stage].stage, workers=workers).threads
-        with self._commands.lock:
-            if self._commands.control.state not in ACTIVE_STATES:
-                return  # the run has ended, or is about to
-            for worker in [self._parts.add_worker(stage) for _ in range(channel.set_consumers(threads))]:
-                if not worker.register():
-                    break  # the stage has processed all of its input
-                self._active[stage] += 1
-                self._alive += 1
-                added.append((worker, self._thread_of(worker)))
-        try:
-            self._threads.start([thread for _, thread in added])
-        except KeyboardInterrupt:  # the threads are still being started
-            raise
-        except BaseException:
-            self._dismiss(added)
-            raise
-        self._dismiss(added)  # those that the end of the run has prevented from starting
-
-    def _dismiss(self, added: Sequence[tuple[StageWorker, Thread]]) -> None:
-        """Let the workers whose threads could not be started end."""
-        for worker, thread in added:
-            if thread.ident is None:
-                worker.unregister()
-                self._worker_ended(worker)
+        self._workers.resize(stage, workers)
 
     def statistics(self) -> RunStatistics:
         """Return the current counters of every stage and channel."""
-        end = self.clock() if self._finished is None else self._finished
+        end = self.clock() if self._workers.finished is None else self._workers.finished
         elapsed = 0.0 if self._began is None else (end - self._began) / 1e9
         found = tuple(map(self._statistics_of, self._parts.stages))
         return RunStatistics(self.name, elapsed, with_expected_items(self._parts.stages, found))
@@ -254,107 +193,13 @@ class Run:
         workers = () if sink else self._parts.workers_of(stage.name)
         return self._parts.statistics(stage, [sink.counters] if sink else [worker.counters for worker in workers])
 
-    def _thread_of(self, worker: StageWorker) -> Thread:
-        name = thread_name(worker.stage.name, worker.index)
-        return self._threads.create(self._in_context(worker.run), name, worker.ended)
-
-    def _in_context(self, target: Callable[[], None]) -> Callable[[], None]:
-        """Return the target of a thread with a copy of the context of the run, if it has one."""
-        return target if self._context is None else partial(self._context.copy().run, target)
-
-    # Called by the watchdog, in its thread.
-
     def _handle_late(self, snapshot: WorkerSnapshot, limit: float) -> None:
-        """Replace a worker whose call is late, or fail the run, as the failure policy of its stage decides."""
-        report = self._inspection.describe(snapshot, "has been inside its function")
-        worker = self._parts.workers_of(report.stage)[report.worker]
-        failures = self._parts.runtimes[report.stage].failures
-        late = resolve_late_call(worker, failures, report, limit, self.clock())
-        if isinstance(late, LateItem):
-            self._replace(worker, late)
-        elif late is not None:
-            self.fail(late)
-            if worker.given_up:
-                self._count_end(worker)
-
-    def _replace(self, late: StageWorker, item: LateItem) -> None:
-        """Start a worker in the place of one whose call was given up. It also takes over its place as a producer."""
-        with self._commands.lock:
-            worker = self._parts.add_worker(late.stage.name, item)
-        thread = self._thread_of(worker)
-        try:
-            self._threads.start([thread])
-        except BaseException as error:
-            self.fail(StageFailure(late.stage.name, worker.index, {}, "its start", error))
-        self._dismiss([(worker, thread)])  # if the end of the run has prevented its start
-
-    # Called by workers, in their threads.
+        """Replace a worker whose call is late, or fail the run. Called by the watchdog, in its thread."""
+        self._workers.resolve_late(self._inspection.describe(snapshot, "has been inside its function"), limit)
 
     def fail(self, failure: StageFailure) -> None:
         """End the run at once with this failure, unless its outcome is decided."""
         self._commands.stop_once(failure)
-
-    def _worker_failed(self, failure: StageFailure) -> None:
-        self._commands.fail(failure)
-        self._stop_if_drained()
-
-    def _stop_if_drained(self) -> None:
-        """End a run with a pending failure once all items before the failing one have been processed and delivered."""
-        cuts = self._commands.control.cuts
-        if cuts is None or cuts.first is None or self._open_sinks:
-            return
-        with self._commands.lock:
-            drained = not any(self._active[name] for name in cuts.needed())
-        if drained:
-            self._commands.stop_once()
-
-    def _cancelled(self) -> None:
-        """End the run after a worker got Cancelled, as all do once it has been stopped."""
-        self._commands.stop_once()
-
-    def _sleep(self, seconds: float) -> None:
-        if self._commands.decided.wait(seconds):
-            raise Cancelled("the run was stopped before an item was tried again")
-
-    def _spawn(self, target: Callable[[], None], name: str, ended: OneShotEvent) -> bool:
-        """Start another thread of the run, for a worker; return False if no thread is started any longer."""
-        thread = self._threads.create(self._in_context(target), name, ended)
-        self._threads.start([thread])
-        return thread.ident is not None
-
-    def _worker_ended(self, worker: StageWorker) -> None:
-        """Count a worker that ends, unless another has taken its place. Raises nothing."""
-        try:
-            if not worker.given_up:
-                self._count_end(worker)
-        finally:
-            worker.ended.set()
-
-    def _count_end(self, worker: StageWorker) -> None:
-        """Count the end of a worker; decide the outcome after the last one."""
-        with self._commands.lock:
-            self._active[worker.stage.name] -= 1
-            stage_ended = not self._active[worker.stage.name]
-        try:
-            if stage_ended:
-                end_stage(self._parts.runtimes[worker.stage.name], worker.index, self._worker_failed)
-                self._stop_if_drained()
-        finally:
-            with self._commands.lock:
-                self._alive -= 1
-                last = not self._alive
-                if last:
-                    self._commands.control.end()
-            if last:
-                self._finish()
-
-    def _finish(self) -> None:
-        """Decide the outcome, after the last worker has ended."""
-        try:
-            if not self._open_sinks:
-                self._finished = self.clock()
-        finally:
-            self._commands.decided.set()
 
     # Stopping. Every method here may be called again, because a Ctrl-C may have interrupted it.
 
@@ -372,7 +217,7 @@ class Run:
         deadline = monotonic() + self._grace
         while not self._joined:
             try:
-                if self._alive or self._open_sinks:
+                if self._workers.alive or self._open_sinks:
                     self.cancel()
                 self._join(deadline)
             except KeyboardInterrupt as error:
@@ -385,9 +230,9 @@ class Run:
         if left:
             self._left = ShutdownTimeout(left, self._grace)
         for sink in self._sinks.values():
-            sink.end(self.clock())  # a caller that read the clock earlier has read a time before `_finished`
-        if self._finished is None:
-            self._finished = self.clock()
+            sink.end(self.clock())  # a caller that read the clock earlier has read a time before `finished`
+        if self._workers.finished is None:
+            self._workers.finished = self.clock()
         self._observers.end(complete=self.outcome is None)
         self._joined = True
 
@@ -404,7 +249,7 @@ class Run:
         """Record that a sink has delivered everything; after the last one, wait for the end of the run."""
         self._open_sinks.discard(name)
         if not self._open_sinks:
-            self._stop_if_drained()
+            self._workers.stop_if_drained()
             self._wait_for_end()
 
     def _wait_for_end(self) -> None:

@@ -8,6 +8,8 @@ from threadloom.pipeline.core import Label
 
 UNLABELLED: Final[Mapping[str, int | str]] = {}
 """The label of an item in a run without a label function."""
+NOTHING: Final = object()
+"""No item, or no further element."""
 
 
 class ItemLabels:

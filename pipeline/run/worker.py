@@ -6,30 +6,32 @@ together with its item. It also ends, and reports nothing, if its item has been 
 worker (`late_calls`). However it ends, its set-up is torn down, and it reports its end exactly once, as its last
 action: also if its clock, the text of an error, or the engine itself raises.
 
+`_run_loop` is one long function, because its cost is the cost of a handoff.
+
 Ownership: `item` and `counters` are written by the worker's own thread only; any thread may read them.
 """
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from dataclasses import replace
 from typing import Any, Final
 
-from threadloom.pipeline.core import Cancelled, Closed, Label, OneShotEvent, StageFailure
-from threadloom.pipeline.observe import SKIP, Counters, Ids, Phase, Port
+from threadloom.pipeline.core import Closed, Label, OneShotEvent, StageFailure
+from threadloom.pipeline.observe import SKIP, Counters, Ids, Phase
 from threadloom.pipeline.run.channel import Channel
 from threadloom.pipeline.run.chunks import getter
+from threadloom.pipeline.run.error_report import ErrorReporter
 from threadloom.pipeline.run.event_loop import LoopWorker
+from threadloom.pipeline.run.expansion_trace import ExpansionTrace
 from threadloom.pipeline.run.guarded_iterator import GuardedIterator
-from threadloom.pipeline.run.item_labels import UNLABELLED, ItemLabels
-from threadloom.pipeline.run.late_calls import GivenUpError, LateItem, TimedCalls
+from threadloom.pipeline.run.item_labels import NOTHING, UNLABELLED, ItemLabels
+from threadloom.pipeline.run.late_calls import LateItem, TimedCalls
 from threadloom.pipeline.run.ordered_output import OrderedOutput
+from threadloom.pipeline.run.outputs import Outputs
 from threadloom.pipeline.run.retry import RetryRunner
 from threadloom.pipeline.run.rounds import RoundsEnded
-from threadloom.pipeline.run.routing import Send, sender
 from threadloom.pipeline.run.stage_runtime import NULL_CONTEXT, LifecyclePhase, StageRuntime, WorkerContext
 from threadloom.pipeline.run.worker_state import PerWorker, check_entered
 
-_NOTHING: Final = object()  # no item, or no further element
 _NO_IDS: Final[tuple[int, ...]] = ()
 # Read for each item: before Python 3.12, reading a member off its Enum costs 0.1 µs.
 _WAITING, _BUSY, _BLOCKED = Phase.WAITING, Phase.BUSY, Phase.BLOCKED
@@ -48,24 +50,22 @@ class StageWorker:
         self.counters = Counters()
         self.ended = OneShotEvent()
         """Set by the run as the last action of the worker's thread."""
-        self.item: Any = _NOTHING
+        self.item: Any = NOTHING
         """The current item, for error messages."""
         self._runtime = runtime
         self._input = runtime.channel
-        self._edges = runtime.edges
+        self._outputs = Outputs(runtime.edges)
         self._context = context
         self._labels = ItemLabels(context.label, gathers=runtime.stage.gathers)
-        self._send_result = sender([edge for edge in runtime.edges if edge.via is not Port.LETTERS])
+        self._errors = ErrorReporter(context)
         self._manager: object = None  # the context manager of a stage with set-up and tear-down
-        self._send = self._send_result
+        self._send = self._outputs.send
         self._ordered: OrderedOutput | None = None  # of an ordered stage
         if runtime.reorder is not None and runtime.channel is not None:
-            self._ordered = OrderedOutput(runtime.reorder, runtime.channel, self._send_result)
+            self._ordered = OrderedOutput(runtime.reorder, runtime.channel, self._outputs.send)
             self._send = self._ordered.results.append
         if runtime.rounds is not None:
-            self._send = runtime.rounds.sender(index, self._send_result)
-        self._reported = False  # True once an error of this worker has been reported
-        self._closed = False  # True once the channels of the successors have been closed
+            self._send = runtime.rounds.sender(index, self._outputs.send)
 
     def join(self) -> None:
         """Count this worker among those that end before the stage can be flushed."""
@@ -73,18 +73,12 @@ class StageWorker:
 
     def register(self) -> bool:
         """Register as an additional producer on all downstream channels, before `run`; False if one has closed."""
-        for place, edge in enumerate(self._edges):
-            if not edge.channel.add_producer():
-                for registered in self._edges[:place]:
-                    registered.channel.close()
-                return False
-        return True
+        return self._outputs.register()
 
     def unregister(self) -> None:
         """Undo `register`, for a worker whose thread cannot be started."""
         self._runtime.flushing.leave()
-        for edge in self._edges:
-            edge.channel.close()
+        self._outputs.unregister()
 
     def abort(self) -> None:
         """Call `abort` of the object that the set-up created, if it has one, to end its waits. From any thread."""
@@ -95,6 +89,7 @@ class StageWorker:
     def drop_references(self) -> None:
         """Break the reference cycle to the run, after all threads have been joined."""
         self._context = NULL_CONTEXT
+        self._errors.drop_references()
         self._labels = ItemLabels(None, gathers=self.stage.gathers)
 
     def run(self) -> None:
@@ -107,13 +102,13 @@ class StageWorker:
             except BaseException as error:  # SystemExit and MemoryError too: no error of a worker may be lost
                 self._report(error)
                 self._close_outputs()
-            self.item = _NOTHING
+            self.item = NOTHING
             if not self.given_up:
                 self.counters.ended = self._context.clock()
         except BaseException as error:  # the report above failed, or the clock
             self._context.failed(StageFailure(self.stage.name, self.index, UNLABELLED, "no item", error))
         finally:
-            self.item = _NOTHING
+            self.item = NOTHING
             self._context.ended(self)
 
     def _work(self) -> None:
@@ -130,36 +125,7 @@ class StageWorker:
         self._tear_down(manager, None)
 
     def _report(self, error: BaseException) -> None:
-        """Report the error that has ended this worker; only its first error counts.
-
-        Cancelled is no failure once the run has been stopped. Before, it comes from another run or resource that the
-        stage function uses.
-        """
-        if isinstance(error, GivenUpError):
-            return
-        if isinstance(error, Cancelled):
-            try:
-                self._context.sleep(0)
-            except Cancelled:
-                self._context.cancelled()
-                return
-        if self._reported:
-            return
-        self._reported = True
-        failure = self._failure(error)
-        if not self._context.drains:
-            self._context.failed(failure)
-            return
-        try:
-            first = self._await_turn(failure)
-        except RoundsEnded:
-            return
-        except Exception as second:  # of sending results of an item before
-            self._reported = False
-            self._report(second)
-            return
-        if first is not None:
-            self._context.failed(first)
+        self._errors.report(error, self._failure, self._await_turn)
 
     def _await_turn(self, failure: StageFailure) -> StageFailure | None:
         """Return the failure of a stage once everything before its item has been sent; None if another worker will."""
@@ -179,7 +145,7 @@ class StageWorker:
         assert self.counters.began is not None
         self.counters.busy = self._context.clock() - self.counters.began
         self.counters.phase = Phase.WAITING
-        self.item = _NOTHING
+        self.item = NOTHING
         return manager, entered
 
     def _tear_down(self, manager: AbstractContextManager[Any], error: BaseException | None) -> None:
@@ -206,31 +172,29 @@ class StageWorker:
         self._close_outputs()
 
     def _close_outputs(self) -> None:
-        if not self._closed and not self.given_up:  # the worker that replaces this one sends to the same channels
-            self._closed = True
-            for edge in self._edges:
-                edge.channel.close()
+        if not self.given_up:  # the worker that replaces this one sends to the same channels
+            self._outputs.close()
 
     def _flush(self, fn: Callable[..., Any], channel: Channel[Any, Any]) -> None:
         """Send the results of the state that the function is left with at the end of the input."""
         if channel.discards:
             return  # the stage has failed
-        self._send = self._send_result  # in an ordered stage too: all items have been sent when it is the turn of these
+        # In an ordered stage too: all items have been sent when it is the turn of these results.
+        self._send = self._outputs.send
         self.item = LifecyclePhase.FLUSH
         self.counters.phase = _BUSY
         mark = self._context.clock()
         for results in self._runtime.flushing.results(self.index, fn):
             mark = self._send_expanded(results, mark, UNLABELLED, _NO_IDS)
-        self.item = _NOTHING
+        self.item = NOTHING
 
     def _with_failure_policy(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         """Return `fn`, called under the failure policy of the stage."""
         if self._runtime.failures is None:
             return fn
-        return RetryRunner(fn, self.stage, self._runtime.failures, self._letters(), self._context.sleep, self.calls)
-
-    def _letters(self) -> Send:
-        return sender([replace(edge, via=Port.RESULTS) for edge in self._edges if edge.via is Port.LETTERS])
+        return RetryRunner(
+            fn, self.stage, self._runtime.failures, self._outputs.letters(), self._context.sleep, self.calls
+        )
 
     def _run_loop(self, fn: Callable[..., Any], channel: Channel[Any, Any]) -> None:
         """Process every item of the input channel. One function, because its cost is the cost of a handoff."""
@@ -290,7 +254,7 @@ class StageWorker:
             counters.phase = _WAITING
             if exclusive:
                 channel.done(index)
-            self.item = _NOTHING  # a waiting worker keeps no item alive
+            self.item = NOTHING  # a waiting worker keeps no item alive
             item = result = None
 
     def _finish_in_order(self) -> None:
@@ -321,7 +285,7 @@ class StageWorker:
             channel.done(late.worker)
         counters.blocked += clock() - end
         counters.phase = _WAITING
-        self.item = _NOTHING
+        self.item = NOTHING
         self._late = None
 
     def _produce(self, fn: Callable[..., Any]) -> None:
@@ -330,10 +294,9 @@ class StageWorker:
         elements = fn(self.index) if self.stage.shards else fn()
         failures, rounds = self._runtime.failures, self._runtime.rounds
         if failures is not None:
-            iterator = iter(elements)
-            elements = GuardedIterator(
-                iterator, self.stage.name, failures, self._letters(), self._context.sleep, closes=iterator is elements
-            )
+            iterator, letters, sleep = iter(elements), self._outputs.letters(), self._context.sleep
+            closes = iterator is elements
+            elements = GuardedIterator(iterator, self.stage.name, failures, letters, sleep, closes=closes)
         start = self.counters.began + self.counters.busy  # busy so far is the time of the set-up, as in `_run_loop`
         try:
             self._send_expanded(elements, start, None, _NO_IDS)
@@ -353,8 +316,10 @@ class StageWorker:
         iterator = iter(elements)
         lazy = iterator is elements  # otherwise the call created all elements, and has one trace event
         first = True
-        one_event_each = lazy or tag is None
-        sent_ids: list[int] = []  # of all elements, if they share one event
+        trace: ExpansionTrace | None = None
+        if record is not None:
+            one_each, name, index = lazy or tag is None, self.stage.name, self.index
+            trace = ExpansionTrace(record, name, index, self._input, self._labels, tag, taken, one_each)
         try:
             while True:
                 if gate is not None and gate.needs_check:
@@ -363,24 +328,17 @@ class StageWorker:
                         return start
                     counters.waiting -= start - (start := clock())
                     counters.phase = _BUSY
-                element = next(iterator, _NOTHING)
+                element = next(iterator, NOTHING)
                 end = clock()
                 counters.busy += end - start
-                if first or element is not _NOTHING:  # the end of the iterable does not count as a task
+                if first or element is not NOTHING:  # the end of the iterable does not count as a task
                     counters.tasks.add(end - start)
                 counters.phase = _BLOCKED
                 if tag is None:
                     self.item = element
-                if record is not None:
-                    is_item = element is not _NOTHING and element is not SKIP
-                    if first or (one_event_each and element is not _NOTHING):
-                        sent: Ids = sent_ids if not one_event_each else id(element) if is_item else _NO_IDS
-                        label = self._element_label(element, tag)
-                        record((self.stage.name, self.index, start, end, label, self._depth(), taken, sent))
-                        taken = _NO_IDS  # later events come from the same input item
-                    if is_item and not one_event_each:
-                        sent_ids.append(id(element))
-                if element is _NOTHING:
+                if trace is not None:
+                    trace.add(element, start, end)
+                if element is NOTHING:
                     return end
                 if element is not SKIP:
                     self._send(element)
@@ -388,7 +346,7 @@ class StageWorker:
                 first = False
                 element = None
                 if tag is None:
-                    self.item = _NOTHING
+                    self.item = NOTHING
                 start = clock()
                 counters.blocked += start - end
                 counters.phase = _BUSY
@@ -397,14 +355,6 @@ class StageWorker:
             # An iterator that the user passed in stays open: the user may continue to use it.
             if self.stage.closes and lazy and hasattr(iterator, "close"):
                 iterator.close()
-
-    def _depth(self) -> int:
-        return 0 if self._input is None else self._input.depth
-
-    def _element_label(self, element: Any, tag: Label | None) -> Label:
-        if tag is not None:
-            return tag
-        return UNLABELLED if element is _NOTHING or element is SKIP else self._labels.of(element)
 
     def stack(self) -> str:
         """Return the stack of the coroutine that the worker waits for; empty if there is none."""
@@ -415,7 +365,7 @@ class StageWorker:
         item = self.item
         if isinstance(item, LifecyclePhase):
             return UNLABELLED, item.value
-        if item is _NOTHING:
+        if item is NOTHING:
             return UNLABELLED, f"item {self.counters.items_out} of the source" if self._input is None else "no item"
         return self._labels.describe(item)
 
@@ -438,7 +388,7 @@ class StageWorker:
     @property
     def has_item(self) -> bool:
         """True while the worker has an item."""
-        return self.item is not _NOTHING
+        return self.item is not NOTHING
 
     def _failure(self, error: BaseException) -> StageFailure:
         label, text = self.describe_item()
