@@ -116,7 +116,7 @@ class SoftmaxRegression:
         return loss, accuracy
 
 
-def train(
+def train_on(
     files: list[bytes], epochs: int, *, workers: int = 2, processes: bool = True, progress: bool = False
 ) -> tuple[list[tuple[float, float]], RunStatistics]:
     """Train for some epochs; return the loss and the accuracy of each batch, and the statistics of the loader."""
@@ -130,7 +130,7 @@ def main(pictures: int = 480, epochs: int = 4, processes: bool = True) -> list[t
     """Create the pictures, train, and print the course of the training and the statistics of the stages."""
     files = [encode(stripes(n % CLASSES, n)) for n in range(pictures)]
     workers = max(2, available_cores())
-    steps, statistics = train(files, epochs, workers=workers, processes=processes, progress=True)
+    steps, statistics = train_on(files, epochs, workers=workers, processes=processes, progress=True)
     per_epoch = len(steps) // epochs
     for epoch in range(epochs):
         loss, accuracy = np.mean(steps[epoch * per_epoch : (epoch + 1) * per_epoch], axis=0)

@@ -26,17 +26,17 @@ def test_decoding_inverts_encoding() -> None:
 
 def test_the_training_learns_and_does_not_depend_on_the_workers(capsys: pytest.CaptureFixture[str]) -> None:
     files = pictures(96)
-    steps, statistics = data_loader.train(files, 3, workers=1, processes=False)
+    steps, statistics = data_loader.train_on(files, 3, workers=1, processes=False)
     assert len(steps) == 3 * 96 // data_loader.BATCH
     # A class chosen at random is right in a third of the cases; the directions of the stripes are clear.
     assert np.mean([accuracy for _, accuracy in steps[-6:]]) > 0.9
     assert statistics["decode"].items_out == 3 * 96
-    assert data_loader.train(files, 3, workers=3, processes=False)[0] == steps
+    assert data_loader.train_on(files, 3, workers=3, processes=False)[0] == steps
 
 
 def test_the_same_on_processes_with_its_progress(capsys: pytest.CaptureFixture[str]) -> None:
     steps = data_loader.main(pictures=32, epochs=1)
-    assert steps == data_loader.train(pictures(32), 1, processes=False)[0]
+    assert steps == data_loader.train_on(pictures(32), 1, processes=False)[0]
     captured = capsys.readouterr()
     assert "epoch 0: loss " in captured.out
     assert "worker(s)" in captured.out

@@ -24,7 +24,7 @@ class GivenUpError(BaseException):
     """Raised in a worker whose call has been given up, in place of the result or the error of that call."""
 
 
-class Call(NamedTuple):
+class TimedCall(NamedTuple):
     """A call in progress."""
 
     began: int
@@ -41,7 +41,7 @@ class TimedCalls:
 
     def __init__(self, clock: Callable[[], int]) -> None:
         self._clock = clock
-        self._call: Call | None = None
+        self._call: TimedCall | None = None
         self.given_up = False
         """True once a call has been given up; the worker processes no further item."""
         self.expanding = False
@@ -50,7 +50,7 @@ class TimedCalls:
     def begin(self, item: Any, attempt: int) -> None:
         """Record the start of a call."""
         self.expanding = False
-        self._call = Call(self._clock(), item, attempt, allocate_lock())
+        self._call = TimedCall(self._clock(), item, attempt, allocate_lock())
 
     def finish(self) -> None:
         """Record the end of the call; raise GivenUpError if it has been given up."""
@@ -64,7 +64,7 @@ class TimedCalls:
         call = self._call
         return 0.0 if call is None else max(0, now - call.began) / 1e9
 
-    def give_up(self, limit: float) -> Call | None:
+    def give_up(self, limit: float) -> TimedCall | None:
         """Give up the call in progress if it has taken `limit` seconds, and return it; None if there is no such."""
         call = self._call
         if call is None or self._clock() - call.began < limit * 1e9 or not call.ended.acquire(False):

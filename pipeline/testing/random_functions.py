@@ -46,7 +46,7 @@ def random_expansion(choose: random.Random, items: list[int]) -> tuple[Expansion
     return chosen, [item + 100_000 * copy for item in items for copy in range(copies)]
 
 
-class Holder:
+class Accumulator:
     """An expansion that holds items back: it returns `count` of them at once, and the rest by `flush`."""
 
     def __init__(self, count: int) -> None:
@@ -68,12 +68,12 @@ class Holder:
         yield from held
 
 
-def random_holder(choose: random.Random) -> Any:
+def random_accumulator(choose: random.Random) -> Any:
     """Return an expansion with a state that is flushed, one for all workers or one for each."""
     count = choose.randint(2, 5)
     if choose.random() < 0.5:
-        return Holder(count)
-    return per_worker(lambda: nullcontext(Holder(count)))
+        return Accumulator(count)
+    return per_worker(lambda: nullcontext(Accumulator(count)))
 
 
 def as_coroutine(fn: Callable[[Any], Any]) -> Callable[[Any], Any]:

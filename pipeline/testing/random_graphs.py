@@ -38,7 +38,7 @@ from threadloom.pipeline.testing.random_functions import (
     as_coroutine,
     random_expansion,
     random_function,
-    random_holder,
+    random_accumulator,
     then_release,
     with_set_up,
 )
@@ -199,7 +199,7 @@ class _Builder:
         else:
             release = None
         if release is None and choose.random() < 0.1 and not concurrency:
-            node, outputs = self.graph.stage(name, random_holder(choose), expand=True, **arguments), items
+            node, outputs = self.graph.stage(name, random_accumulator(choose), expand=True, **arguments), items
             self.holders.add(name)
             keeps = workers == 1
         elif choose.random() < 0.3 and len(items) < MOST_ITEMS // 2:
