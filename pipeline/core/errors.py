@@ -82,7 +82,7 @@ class TooManySkipped(PipelineError):
 
 
 class Stalled(PipelineError):
-    """A run made no progress for the period that its watchdog allows."""
+    """A run did not progress for the period that its watchdog allows."""
 
 
 class ItemTimeout(PipelineError):

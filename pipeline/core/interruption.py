@@ -1,11 +1,11 @@
-"""Code that interrupts a thread (finalisers, weakref callbacks, signal handlers), and children made by a fork.
+"""Code that interrupts a thread (finalisers, weakref callbacks, signal handlers), and forked children.
 
 CPython runs the garbage collector, and with it the `__del__` of any object, at almost any instruction of any thread;
 since 3.12 also inside `with lock:` bodies that allocate nothing. Code that is run there meets the locks of the thread
 that it has interrupted: waiting for one of them would never end. The engine therefore uses reentrant locks, finds out
 with `holds` that it interrupts itself, and hands the call to another thread.
 
-In a child made by os.fork only the forking thread exists. Locks that other threads held at that moment are never
+In a child of os.fork only the forking thread exists. Locks that other threads held at that moment are never
 released there, so that objects which belong to threads must not be used: `ForkCount` tells.
 """
 
@@ -52,17 +52,17 @@ def _unless_cancelled(call: Callable[[], object]) -> None:
 
 
 class PostponedCalls:
-    """Calls made by code that interrupted an operation, carried out one after the other by another thread.
+    """Calls by code that interrupted an operation, carried out one after the other by another thread.
 
     `add` never waits. The thread exists only while there are calls.
     """
 
     def __init__(self) -> None:
         self._calls: SimpleQueue[Callable[[], object]] = SimpleQueue()  # its `put` is reentrant
-        self._working = allocate_lock()  # locked while a thread makes the calls; only ever tried, never waited for
+        self._working = allocate_lock()  # locked while a thread carries out the calls; only tried, never waited for
 
     def add(self, call: Callable[[], object]) -> None:
-        """Add a call, which is made after those added before it."""
+        """Add a call, which is carried out after those added before it."""
         self._calls.put(call)
         self._start()
 

@@ -108,7 +108,7 @@ class SharedSlot:
         self.serial = serial
         """Number of this loan among all loans of the pool, by which an array of an earlier loan is recognised."""
         self.address = memory.__array_interface__["data"][0] + number * pool.stride
-        # NumPy makes the object with this attribute the base of the array, so it lives as long as a view exists.
+        # The object with this attribute becomes the base of the array, so it lives as long as a view exists.
         self.__array_interface__ = {
             "version": 3,
             "typestr": "|u1",

@@ -30,7 +30,7 @@ def draw_graph(
     statistics: RunStatistics | None = None,
     format: GraphFormat = GraphFormat.TEXT,  # noqa: A002
 ) -> str:
-    """Return a picture of a graph, coloured by busy share if the statistics of a run are given.
+    """Return a picture of a graph, coloured by busy share if `statistics` of a run are passed.
 
     SVG and Mermaid are complete documents, to be written to a file as UTF-8. Names may contain any characters.
     """

@@ -42,7 +42,7 @@ class Picture:
 
 
 def picture_of(graph: Graph, statistics: RunStatistics | None) -> Picture:
-    """Return the content of a picture of `graph`, with the figures of a run if `statistics` are given."""
+    """Return the content of a picture of `graph`, with the figures of a run if `statistics` are passed."""
     diagnosis = diagnose(statistics) if statistics is not None else None
     bottleneck = diagnosis.stage if diagnosis else None
     boxes = []

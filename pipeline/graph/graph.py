@@ -9,7 +9,7 @@
 A node can only follow existing nodes, so a graph has no cycle and every node is reachable from a source. Types flow
 along the edges: mypy rejects a function whose argument does not match the results of its predecessor.
 
-Every stage has exactly one input channel, whatever the topology: several nodes in `after` are merged into it, and a
+Every stage has exactly one input channel in any topology: several nodes in `after` are merged into it, and a
 node with several successors sends each of them every item for which their `when` is true. `route` sends each item to
 one of several branches, and `join` combines one item of each of several inputs.
 

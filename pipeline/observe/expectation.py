@@ -3,8 +3,8 @@
 The estimate follows the edges: a node gets the items of all its predecessors, a join as many tuples as its shortest
 input has items. What cannot be known from the declarations is extrapolated from the items so far: the elements of an
 expansion, groups by weight or time, the items that a function or a failure policy skips, and the share of the items
-that a branch or a `when` selects. Before the first item, an expansion or such a group makes the numbers downstream of
-it unknown.
+that a branch or a `when` selects. Before the first item, the numbers downstream of an expansion or such a group
+are unknown.
 """
 
 from collections.abc import Mapping, Sequence
@@ -65,7 +65,7 @@ def _selected_share(stage: Stage, seen: Mapping[str, StageStatistics]) -> float:
 
 
 def _grouped(stage: Stage, arriving: float | None, seen: StageStatistics | None) -> float | None:
-    """Return the number of groups that `arriving` items make; the number itself for a stage without groups."""
+    """Return the number of groups of `arriving` items; the number itself for a stage without groups."""
     policy = stage.admission
     if arriving is None or not isinstance(policy, Gather):
         return arriving

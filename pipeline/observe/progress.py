@@ -2,7 +2,7 @@
 
     for line in graph.start(progress=True): ...
 
-The number of items is that of the last node of the graph; with several ends, of the one that is furthest behind. The
+The number of items is that of the last node of the graph; with several ends, of the end with the least progress. The
 total is an estimate, see `expectation`; if it is unknown, the bar moves without an end. The bar is written to stderr,
 like those of other tools, so that a pipe gets the program's output alone.
 
@@ -44,7 +44,7 @@ class Progress:
 
 
 def progress_of(statistics: RunStatistics) -> Progress:
-    """Return the progress of a run: that of its end which is furthest behind, those with a known total first."""
+    """Return the progress of a run: that of its end with the least progress, ends with a known total first."""
     followed = {name for stage in statistics.stages for name in stage.after}
     ends = [(_processed(stage), stage.expected) for stage in statistics.stages if stage.name not in followed]
     done, total = min(ends, key=lambda end: end[0] / end[1] if end[1] else 2.0, default=(0, None))

@@ -31,7 +31,7 @@ class NodeKind(Enum):
 
 @dataclass(frozen=True, eq=False)
 class Route:
-    """A choice among several outputs of a node, made once per item."""
+    """A choice among several outputs of a node, decided once per item."""
 
     name: str
     key: Callable[[Any], Hashable]

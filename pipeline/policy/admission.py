@@ -13,7 +13,7 @@ Bounds, with n the capacity:
 | InOrder | n items, and one more for each key whose next item is among them                                          |
 | Gather  | n groups plus the keys open when the n-th was completed, each of `count` items; then no key is opened     |
 
-InOrder and Gather accept more than n items because the item missing from a full channel may be the one that drains it.
+InOrder and Gather accept more than n items because a full channel may not drain without the missing item.
 """
 
 from abc import ABC, abstractmethod
@@ -88,7 +88,7 @@ class Admission(ABC, Generic[In, Out]):
         """Record that the stage now has `workers` workers."""
 
     def in_hand(self) -> int:
-        """Return the number of workers whose `done` may make more items ready."""
+        """Return the number of workers whose `done` may release more items."""
         return 0
 
     def missing(self) -> str | None:

@@ -2,7 +2,7 @@
 
 Bound, with n the capacity: at most n items of each input wait for their partners, and no tuple is started while n are
 complete, so at most n + the tuples started before that are held. An item that completes a started tuple always fits,
-because it may be the one that drains the channel.
+because the channel may not drain without it.
 """
 
 from collections import deque

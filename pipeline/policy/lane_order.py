@@ -34,7 +34,7 @@ class LaneOrder(Policy[ItemContra]):
     place: Callable[[ItemContra], Place]
     first_batch: int = 0
     shared: bool = False
-    exclusive: bool = field(default=True, init=False)  # makes workers call `done`
+    exclusive: bool = field(default=True, init=False)  # workers then call `done`
 
     def begin(self, capacity: int) -> Admission[Any, Any]:
         return LaneOrderState(self, capacity)

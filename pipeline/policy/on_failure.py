@@ -9,8 +9,8 @@ Guarantee: every sink delivers a prefix of the results that it would deliver wit
 sink leads through the failing stage, the prefix ends where a sequential execution - one item after the other, each
 result passed on before the next is computed - would raise; so elements that an expansion or a source yielded before it
 raised are delivered. A sink with other paths delivers these results, and those of later items that the other paths had
-taken by then. Of several failures of one path the caller gets the one most downstream, whose item is the earliest; of
-failures in parallel branches, the one that occurred first.
+taken by then. Of several failures of one path the caller gets the most downstream, whose item is the earliest; of
+failures in parallel branches, the first.
 
 `FailureCuts` is plain state without threads, guarded by the lock of its run.
 """

@@ -33,7 +33,7 @@ def _is_number(value: object, kind: type) -> bool:
 
 
 class TokenBucket:
-    """The state of a `Rate` in one run. Times are in nanoseconds; the calls have to be made one after the other."""
+    """The state of a `Rate` in one run. Times are in nanoseconds; calls must not overlap."""
 
     def __init__(self, rate: Rate) -> None:
         self._period = 1e9 / float(rate.per_second)

@@ -64,7 +64,7 @@ class Connection:
         return self._socket.fileno()
 
     def send(self, kind: MessageKind, payload: Payload | None = None, fd: int | None = None) -> None:
-        """Send a message, with a file descriptor if `fd` is given."""
+        """Send a message, with a file descriptor if `fd` is not None."""
         data, dilled = (b"", False) if payload is None else payload[:2]
         header = _HEADER.pack(kind, dilled, fd is not None, len(data))
         try:

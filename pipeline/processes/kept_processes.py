@@ -6,7 +6,7 @@ an error; one that has died in the meantime, or that maps the memory of a pool w
 also if it is killed: they are started by a thread that lives until the last of them has ended, because Linux ends a
 process together with the thread that started it.
 
-Ownership: every field is guarded by the lock, which is held for a few operations only. A child made by os.fork has none
+Ownership: every field is guarded by the lock, which is held for a few operations only. A child of os.fork has none
 of the processes.
 """
 

@@ -1,6 +1,6 @@
 """A run that is used from an event loop: `async with graph.start() as run`, and `async for item in run`.
 
-Guarantees: the loop is never blocked. Calls that may wait (the start, each item, the end) are made in a thread: one for
+Guarantees: the loop is never blocked. Calls that may wait (the start, each item, the end) run in a thread: one for
 the run, and one for each sink that is iterated. An item is taken from a sink only when a task awaits it. If a task is
 cancelled while it awaits an item or the end of the run, the run is cancelled. The `async with` block is left after all
 threads have been joined, even if the task is cancelled again in the meantime.
@@ -48,7 +48,7 @@ class BlockingRun(Protocol):
 
 
 class CallThread:
-    """A thread that makes blocking calls for coroutines, one after the other, from the first call to `end`."""
+    """A thread that runs blocking calls for coroutines, one after the other, from the first call to `end`."""
 
     def __init__(self, name: str) -> None:
         self._calls: SimpleQueue[tuple[Callable[[], Any], asyncio.Future[Any]] | None] = SimpleQueue()

@@ -174,7 +174,7 @@ class Channel(ChannelState[In, Out]):
     # The interface of the deadlock detector.
 
     def snapshot(self) -> ChannelSnapshot:
-        """Return the threads parked at this channel, and what they wait for."""
+        """Return the threads parked at this channel, and the conditions that they wait for."""
         with self._lock:
             return ChannelSnapshot(
                 senders=tuple(self._senders),

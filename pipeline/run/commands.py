@@ -68,7 +68,7 @@ class Commands:
             )
 
     def postpone(self, command: Callable[[], object]) -> bool:
-        """Return True if the caller has interrupted the engine in its own thread; another thread makes the call."""
+        """Return True, and let another thread call the command, if the caller has interrupted the engine."""
         self.check_process()
         interrupted = holds(self.lock) or self._parts.interrupted
         if interrupted:

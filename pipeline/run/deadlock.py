@@ -12,7 +12,7 @@ item the caller is still processing; a paused run; a worker inside its function,
 retry, or in `next` of a source. None of these workers is parked without a limit.
 
 Guarantees: no false alarm. A look takes the locks of the channels one after the other, never two at once, and all
-channels are looked at twice. Each wait of a worker has a lock object of its own; a wait that is seen both times has
+channels are looked at twice. Each wait of a worker has a separate lock object; a wait that is seen both times has
 lasted all the time in between. So at the end of the first look all workers of a certain deadlock were parked at once.
 
 Ownership: `_next` is guarded by `_turn`, which is only ever tried, never waited for.

@@ -7,7 +7,7 @@ continues. The caller gets the first error and none of its consequences. A threa
 period is reported by name, with its stack. A second Ctrl-C during the shutdown is raised after the threads have been
 joined. Nobody waits for threads that cannot end: if a worker of the run leaves the block (the garbage collector may
 close a forgotten iterator in any thread), the run is stopped without waiting; at the exit of the interpreter and in a
-child made by os.fork, leaving does nothing.
+child of os.fork, leaving does nothing.
 
 Assumptions: one thread (the caller's) enters, iterates and leaves; a sink is iterated by one thread. `cancel`, `drain`,
 `pause`, `resume`, `resize` and `statistics` may be called from any thread, also by a finaliser or a signal handler: one

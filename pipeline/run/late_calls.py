@@ -1,9 +1,9 @@
-"""Calls that exceed the time limit of their stage: given up, and their worker replaced, if the failure policy says so.
+"""Calls that exceed the time limit of their stage: given up, and their worker replaced, as the failure policy decides.
 
 A thread cannot be interrupted in a call. The watchdog therefore takes the item away from a worker whose call is late,
 and asks the failure policy with an `ItemTimeout`. Unless that fails the run, another worker takes the place of the late
 one: it skips the item or calls the function again, and continues with the next items. The late worker drops the result
-of its call when that returns, tears down what it has set up, and ends.
+of its call when that returns, runs its tear-down, and ends.
 
 Guarantees: each call is either finished by its worker or given up, never both. The number of workers that process items
 stays the same. The end of a late worker is not waited for, except within the grace period at the end of the run.

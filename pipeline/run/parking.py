@@ -1,4 +1,4 @@
-"""Parked threads of a channel, each represented by a locked lock of its own, and the sums of their waiting times.
+"""Parked threads of a channel, each represented by a separate locked lock, and the sums of their waiting times.
 
 A thread parks under the lock of the channel, waits outside it, and checks its condition again when it is woken.
 """

@@ -93,7 +93,7 @@ class RetryRunner:
     failures: FailureCounters
     send_letter: Callable[[Any], None]
     sleep: Callable[[float], None]
-    """Sleeps for the given number of seconds; raises Cancelled as soon as the run is stopped."""
+    """Sleeps for a number of seconds; raises Cancelled as soon as the run is stopped."""
     calls: TimedCalls | None
     """The calls of the worker if the stage has a time limit, else None."""
 
@@ -133,7 +133,7 @@ class RetryRunner:
         try:
             result = self._result(item)
         finally:
-            self.calls.finish()  # raises if the call was given up, whatever its result
+            self.calls.finish()  # raises if the call was given up, also if it returned a result
         self.calls.expanding = isinstance(result, StartedExpansion)
         return result
 

@@ -1,6 +1,6 @@
 """The order of a source with several workers: they send in turn, one element each, in the order of their indices.
 
-The turn is an item that the workers pass on through channels of their own, one per worker. A wait for the turn is
+The turn is an item that the workers pass on through separate channels, one per worker. A wait for the turn is
 therefore a wait at a channel: it ends when the run is stopped, and deadlock detection knows about it.
 
 Guarantees: the order of the elements depends on the iterables alone, not on threads. A worker whose iterable has ended

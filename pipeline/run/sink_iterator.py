@@ -1,6 +1,6 @@
 """The iterator over one sink of a run.
 
-Ownership: a `SinkIterator` belongs to the one thread that iterates it; any thread may read its counters.
+Ownership: a `SinkIterator` belongs to the thread that iterates it; any thread may read its counters.
 """
 
 from collections.abc import Callable, Iterator
@@ -81,7 +81,7 @@ class SinkIterator(Generic[Item]):
         """Return the next item, waiting for it if necessary; raise Closed after the last one.
 
         Raises ChannelTimeout if there is none within `timeout` seconds; 0 does not wait, None waits without a limit.
-        The run continues, and later calls may be made. Otherwise like `next`.
+        The run continues, and can be iterated further. Otherwise like `next`.
         """
         self._run.check_running()
         try:

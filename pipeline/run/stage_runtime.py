@@ -31,7 +31,7 @@ class WorkerContext:
     ended: Callable[[Any], None]
     """Called by a worker with itself as its last action."""
     sleep: Callable[[float], None]
-    """Sleeps for the given number of seconds; raises Cancelled as soon as the run is stopped."""
+    """Sleeps for a number of seconds; raises Cancelled as soon as the run is stopped."""
     spawn: Spawn
     """Starts another thread of the run."""
     drains: bool = False

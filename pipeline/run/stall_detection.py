@@ -2,7 +2,7 @@
 
 A run has stalled when nothing was counted anywhere for a given time *and* one of these blocks it:
 
-- a worker inside its function or in `acquire`; if there are several, the one that has been there longest;
+- a worker inside its function or in `acquire`; the longest of them, if there are several;
 - a full sink that nobody reads, while the caller waits at another sink: sinks are being drained one after the other;
 - workers blocked by a full channel that hands nothing out: a join or an ordered stage that lacks an item.
 

@@ -60,7 +60,7 @@ class ThreadGroup:
 
     @property
     def forked(self) -> bool:
-        """True in a child made by os.fork, which has none of the threads."""
+        """True in a child of os.fork, which has none of the threads."""
         return self._forks != ForkCount.present
 
     @property

@@ -10,8 +10,8 @@
 
 Each seed determines a plan of faults. The graph is run under it, and the promises of the engine are checked: each item
 is delivered once or accounted for, order is kept, depths are bounded, the first error is reported and no other, the run
-ends promptly, statistics add up, and no thread, process, file descriptor, shared-memory segment or pool element is left
-behind. A failure names its seed.
+ends promptly, statistics add up, and no thread, process, file descriptor, shared-memory segment or pool element is
+leaked. A failure names its seed.
 
     faults, leaks             faults and plans of them; the resources that a process holds: data
     journal                   a record of the events of a run, independent of the engine's counters

@@ -44,11 +44,11 @@ class FaultKind(Enum):
     """The function raises `PolicyFault`, and the failure policy of the stage, if it has one, raises it again."""
     FINALISER = "finaliser"
     """The call leaves `amount` objects in reference cycles. Their `__del__` reads the statistics of the run, pauses and
-    resumes it, in whatever thread and at whatever instruction the garbage collector finds them."""
+    resumes it, in any thread and at any instruction at which the garbage collector runs."""
     DROP = "drop"
     """The call iterates another graph and leaves the iterator in a reference cycle, for the collector to close."""
     RESIZE = "resize"
-    """`run.resize()` gives the stage `amount` workers. Only stages with several workers, whose order is free."""
+    """`run.resize()` is called with `amount` workers. Only stages with several workers, whose order is free."""
     DRAIN = "drain"
     """`run.drain()` is called: the sources end, and the rest of their items is never sent."""
     FORK = "fork"

@@ -64,7 +64,7 @@ class FaultReport:
     plan: FaultPlan
     """The planned faults."""
     fired: tuple[Fired, ...]
-    """The faults that occurred, in order. A fault at a call that was never made did not occur."""
+    """The faults that occurred, in order. A fault at a call that never came did not occur."""
     error: BaseException | None
     """The exception raised by the `with` block."""
     delivered: Mapping[str, list[Any]]
@@ -103,7 +103,7 @@ class _ObservedRun:
     problems: list[str] = field(default_factory=list)  # found by the watcher thread
 
     def consume(self, run: Run, name: str) -> bool:
-        """Take all items from a sink; return True if a fault makes the caller leave early."""
+        """Take all items from a sink; return True if the caller leaves early because of a fault."""
         journal, faults = self.journal, self.faults
         for item in run.items(name):
             self.delivered[name].append(item)

@@ -1,4 +1,4 @@
-"""The record of the events of one run, as reported by wrapped stage functions, and checks made while they happen.
+"""The record of the events of one run, as reported by wrapped stage functions, and checks while they happen.
 
 Guarantees: every call of a source, a stage, a `when`, a route's key function and a sink's consumer is recorded,
 independently of the engine's counters. Items are identified by `id`, and the journal keeps all of them alive for that.
@@ -24,7 +24,7 @@ CALLER: ContextVar[threading.Thread] = ContextVar("CALLER")
 
 
 def caller() -> threading.Thread:
-    """Return the thread of the worker that makes a call, also on an event loop that several workers share."""
+    """Return the thread of the calling worker, also on an event loop that several workers share."""
     return CALLER.get(threading.current_thread())
 
 

@@ -1,4 +1,4 @@
-"""Random stage functions, each with its outputs for given items.
+"""Random stage functions, each with its expected outputs.
 
 The outputs of a function do not depend on the order of its calls or on the calling thread.
 """
@@ -100,7 +100,7 @@ def as_async_generator(fn: Callable[[Any], Iterable[Any]]) -> Callable[[Any], An
 
 
 def then_release(fn: Callable[[int], Any], release: Callable[[], None] | None) -> Callable[[int], Any]:
-    """Return `fn` followed by `release`, if that is given."""
+    """Return `fn` followed by `release`, unless that is None."""
     if release is None:
         return fn
 

@@ -36,9 +36,9 @@ from threadloom.pipeline.testing.harness import Subject
 from threadloom.pipeline.testing.random_functions import (
     as_async_generator,
     as_coroutine,
+    random_accumulator,
     random_expansion,
     random_function,
-    random_accumulator,
     then_release,
     with_set_up,
 )
