@@ -15,9 +15,9 @@ from threadloom.pipeline.observe import Counters, NodeKind, Stage, StageStatisti
 from threadloom.pipeline.policy import FailFast, Join, NumberedAdmission, ReorderBuffer, RunAction
 from threadloom.pipeline.run.channel import Channel
 from threadloom.pipeline.run.deadlock import DeadlockDetector
-from threadloom.pipeline.run.event_loop import EventLoops
 from threadloom.pipeline.run.flushing import Flushing
 from threadloom.pipeline.run.late_calls import LateItem
+from threadloom.pipeline.run.loop_workers import EventLoops
 from threadloom.pipeline.run.retry import FailureCounters
 from threadloom.pipeline.run.rounds import Rounds
 from threadloom.pipeline.run.routing import Edge

@@ -1,4 +1,4 @@
-"""Event loops of a stage of coroutines. Each is a thread, and serves up to `concurrency` workers of the stage.
+"""An event loop of a stage of coroutines: a thread that serves up to `concurrency` workers of the stage.
 
 A worker hands each of its items to its loop, and waits for the result. To the rest of the engine it is an ordinary
 worker, so that order, capacity, resources, failure policies, statistics and traces are those of other stages. An item
@@ -16,10 +16,9 @@ changed by both, each time by one atomic method.
 import asyncio
 import traceback
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from inspect import isawaitable
-from itertools import count
 from queue import SimpleQueue
 from typing import Any, Final, TypeVar
 
@@ -28,9 +27,6 @@ from threadloom.pipeline.observe import NodeKind, Stage
 from threadloom.pipeline.run.worker_state import PerWorker, check_entered
 
 T = TypeVar("T")
-
-Spawn = Callable[[Callable[[], None], str, OneShotEvent], bool]
-"""Runs a function in a new thread of the run, which sets the event at its end; False if the run is over."""
 
 _END: Final = object()
 """The last answer of an expansion."""
@@ -59,7 +55,7 @@ class EventLoop:
         self._stopping: asyncio.Future[BaseException | None] | None = None
         self._aborted = False  # set once, by `abort`
         self._cancelled = False  # set once, by `_cancel_tasks`
-        self._calls: set[_Call] = set()
+        self._calls: set[CoroutineCall] = set()
         self._error: BaseException | None = None  # of set-up, tear-down or the loop itself, until it is raised
 
     # Called in the thread of the loop.
@@ -104,7 +100,7 @@ class EventLoop:
         else:
             manager.__exit__(*details)
 
-    def _start(self, call: "_Call") -> None:
+    def _start(self, call: "CoroutineCall") -> None:
         if self._aborted:
             call.answers.put(_Raised(asyncio.CancelledError()))
         else:
@@ -132,7 +128,7 @@ class EventLoop:
         if self._aborted or self.fn is None:
             raise Cancelled("the run was stopped before the set-up of an event loop")
 
-    def call(self, call: "_Call") -> Any:
+    def call(self, call: "CoroutineCall") -> Any:
         """Return the result of the function of the stage, or an iterator over the elements of an expansion."""
         self._calls.add(call)
         self.post(self._start, call)
@@ -172,7 +168,7 @@ class EventLoop:
         """True after `abort`."""
         return self._aborted
 
-    def discard(self, call: "_Call") -> None:
+    def discard(self, call: "CoroutineCall") -> None:
         """Forget a call after its last answer."""
         self._calls.discard(call)
 
@@ -190,7 +186,7 @@ class EventLoop:
                 del error  # the frame must not refer to the error, which refers to the frame
 
 
-class _Call:
+class CoroutineCall:
     """One call of the function, as a task of the loop; afterwards an iterator, if the result is asynchronous."""
 
     def __init__(self, loop: EventLoop, args: tuple[Any, ...]) -> None:
@@ -315,88 +311,3 @@ class _Call:
                 self.receive()
             self._ended = True
             self._loop.discard(self)
-
-
-class EventLoops:
-    """The event loops of one stage in one run."""
-
-    def __init__(self, stage: Stage, spawn: Spawn) -> None:
-        assert stage.concurrency is not None
-        self._stage = stage
-        self._concurrency = stage.concurrency
-        self._spawn: Spawn | None = spawn
-        self._numbers = count()
-        self._loops: dict[int, EventLoop] = {}
-        self._error: BaseException | None = None  # the first with which a worker has ended, for the tear-down
-
-    def worker(self) -> "LoopWorker":
-        """Return the context of one more worker, at the loop that has room. Called by each worker in its thread."""
-        number = next(self._numbers)  # atomic, and so is setdefault
-        place = number // self._concurrency
-        loop = self._loops.setdefault(place, EventLoop(self._stage))
-        return LoopWorker(self, loop, f"{self._stage.name}-loop-{place}" if number % self._concurrency == 0 else None)
-
-    def start(self, loop: EventLoop, name: str) -> None:
-        """Start the thread of a loop; raise Cancelled if the run is over."""
-        if self._spawn is None or not self._spawn(loop.run, name, loop.ended):
-            raise Cancelled("the run was stopped before the start of an event loop")
-
-    def fail(self, error: BaseException) -> None:
-        """Record the error with which a worker ended."""
-        if self._error is None:
-            self._error = error
-
-    def close(self) -> None:
-        """Tear down and end every loop, after the last worker; raise the first error of a tear-down."""
-        errors: list[BaseException] = []
-        for loop in self._loops.values():
-            try:
-                loop.close(self._error)
-            except BaseException as error:
-                errors.append(error)
-        self._error = None
-        if errors:
-            try:
-                raise errors[0]
-            finally:
-                errors.clear()
-
-    def drop_references(self) -> None:
-        """Break the reference cycle to the run, after all threads have been joined."""
-        self._spawn = None
-
-
-class LoopWorker(AbstractContextManager[Callable[..., Any]]):
-    """One worker at its event loop, as the context manager of a stage with `per_worker`."""
-
-    def __init__(self, loops: EventLoops, loop: EventLoop, starts: str | None) -> None:
-        self._loops = loops
-        self._loop = loop
-        self._call: _Call | None = None  # the call in progress, whose stack any thread may read
-        self._starts = starts  # the name of the thread of the loop, for the worker that starts it
-
-    def __enter__(self) -> Callable[..., Any]:
-        if self._starts is not None:
-            self._loops.start(self._loop, self._starts)
-        self._loop.wait_ready()
-        return self._process
-
-    def _process(self, *args: Any) -> Any:
-        self._call = call = _Call(self._loop, args)
-        try:
-            return self._loop.call(call)
-        finally:
-            self._call = None
-
-    def stack(self) -> str:
-        """Return the stack of the coroutine that the worker waits for; empty if there is none. From any thread."""
-        call = self._call
-        return "" if call is None else call.stack()
-
-    def __exit__(self, kind: object, error: BaseException | None, tb: object) -> None:
-        if error is not None:
-            self._loops.fail(error)
-
-    def abort(self) -> None:
-        """Cancel the tasks of the loop."""
-        self._loop.abort()

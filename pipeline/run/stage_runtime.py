@@ -10,8 +10,8 @@ from threadloom.pipeline.core import Label, StageFailure
 from threadloom.pipeline.observe import RawEvent, Stage
 from threadloom.pipeline.policy import ReorderBuffer
 from threadloom.pipeline.run.channel import Channel
-from threadloom.pipeline.run.event_loop import EventLoops, Spawn
 from threadloom.pipeline.run.flushing import Flushing
+from threadloom.pipeline.run.loop_workers import EventLoops, Spawn
 from threadloom.pipeline.run.retry import FailureCounters
 from threadloom.pipeline.run.rounds import Rounds
 from threadloom.pipeline.run.routing import Edge

@@ -20,11 +20,11 @@ from threadloom.pipeline.observe import SKIP, Counters, Ids, Phase
 from threadloom.pipeline.run.channel import Channel
 from threadloom.pipeline.run.chunks import getter
 from threadloom.pipeline.run.error_report import ErrorReporter
-from threadloom.pipeline.run.event_loop import LoopWorker
 from threadloom.pipeline.run.expansion_trace import ExpansionTrace
 from threadloom.pipeline.run.guarded_iterator import GuardedIterator
 from threadloom.pipeline.run.item_labels import NOTHING, UNLABELLED, ItemLabels
 from threadloom.pipeline.run.late_calls import LateItem, TimedCalls
+from threadloom.pipeline.run.loop_workers import LoopWorker
 from threadloom.pipeline.run.ordered_output import OrderedOutput
 from threadloom.pipeline.run.outputs import Outputs
 from threadloom.pipeline.run.retry import RetryRunner

@@ -9,7 +9,7 @@ import pytest
 
 from tests.pipeline.run.helpers import Boom
 from threadloom.pipeline import Cancelled, Graph, GraphError, Retry, Shards, SkipFailed, StageFailure, Trace
-from threadloom.pipeline.run.event_loop import EventLoops
+from threadloom.pipeline.run.loop_workers import EventLoops
 
 pytestmark = pytest.mark.timeout(60)
 

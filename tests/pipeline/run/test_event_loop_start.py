@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from threadloom.pipeline.observe import NodeKind, Stage
-from threadloom.pipeline.run.event_loop import EventLoop, _Call
+from threadloom.pipeline.run.event_loop import CoroutineCall, EventLoop
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -16,7 +16,7 @@ async def work(item: int) -> int:
 
 def test_a_task_that_is_cancelled_before_its_first_step_is_answered() -> None:
     loop = EventLoop(Stage("work", NodeKind.STAGE, fn=work, concurrency=1))
-    call = _Call(loop, (1,))
+    call = CoroutineCall(loop, (1,))
 
     async def start_and_cancel() -> None:
         loop._start(call)
