@@ -97,9 +97,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items.sort(key=lambda item: rank_of(item.nodeid))
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_collection_finish() -> None:
-    """Exclude all modules and tests from garbage collection: many tests call the collector, which would visit them."""
+@pytest.fixture(autouse=True, scope="module")
+def nothing_old_in_the_collector() -> None:
+    """Exclude what exists before a file's tests from garbage collection: many tests call the collector."""
     gc.collect()
     gc.freeze()
 

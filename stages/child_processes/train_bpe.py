@@ -34,7 +34,7 @@ def _chunks() -> Iterator[str]:
 def _be_ended_first() -> None:
     """Ask Linux to end this process, whose parent reports it, before others when the memory is full."""
     with contextlib.suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text("1000")
+        Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ from threadloom.pipeline import Graph, OnFailure, StageFailure
 from threadloom.pipeline.observe import NodeKind
 from threadloom.pipeline.testing import FaultKind, FaultPlan, exercise, random_subject
 
-QUICK = 300
-"""Number of seeds in every test run; about five seconds on two cores."""
+QUICK = 120
+"""Number of seeds in every test run: the first ones, which contain every kind of fault and outcome."""
 FIRST = 1200
 """Number of seeds with which the long soak test begins."""
 MINUTES = 3
@@ -63,11 +63,11 @@ DRAINED = frozenset({FaultKind.RAISE, FaultKind.EXIT, FaultKind.POLICY, FaultKin
 @pytest.mark.timeout(120)
 def test_random_graphs_deliver_the_items_before_a_failure() -> None:
     failures = 0
-    for seed in range(120):
+    for seed in range(60):
         subject = random_subject(seed)
         if any(stage.acquire for stage in subject.graph.stages):
             continue
         plan = FaultPlan.random(subject.graph, seed, calls=30, most=6, kinds=DRAINED)
         report = exercise(subject, replace(plan, on_failure=OnFailure.DRAIN)).check(f"seed {seed}")
         failures += isinstance(report.error, StageFailure)
-    assert failures > 20
+    assert failures > 10
