@@ -251,7 +251,11 @@ def test_ctrl_c_while_a_thread_is_being_started_waits_for_that_thread(monkeypatc
         if not interrupted.is_set():
             interrupted.set()
             interrupt_main()
-        assert done.wait(30)
+        for _ in range(5):
+            if done.wait(6):
+                return
+            interrupt_main()  # Python drops an interrupt that arrives in a weakref callback
+        pytest.fail("the interrupt did not end the run")
 
     def watched(gate: OneShotEvent, seconds: float = -1) -> bool:
         if seconds >= 0 and interrupted.is_set():  # the run is being shut down
