@@ -149,7 +149,7 @@ MODEL_SIZES = {
     "one sequence": Sizes(vocabulary=131, context=9, layers=2, heads=1, channels=17, sequences=1, tokens=9),
     "one row": Sizes(vocabulary=7, context=1, layers=1, heads=1, channels=9, sequences=1, tokens=1),
     "more than a tile of queries": Sizes(
-        vocabulary=65, context=150, layers=1, heads=2, channels=160, sequences=2, tokens=139
+        vocabulary=65, context=150, layers=1, heads=2, channels=96, sequences=2, tokens=139
     ),
     "as people train": Sizes(vocabulary=65, context=64, layers=2, heads=4, channels=64, sequences=2, tokens=64),
 }

@@ -88,33 +88,55 @@ def linear_backward(dy: Array, x: Array, weight: Array) -> tuple[Array, Array, A
 
 def gelu_forward(x: Array) -> Array:
     """GELU in the tanh form."""
-    y = 0.5 * x * (1.0 + np.tanh(GELU_SCALE * (x + GELU_CUBIC * x**3)))
-    return computed(y, lambda: gelu_units(x)[0])
+    inner, tanh = _gelu_parts(x)
+    return computed(0.5 * x * (1.0 + tanh), lambda: gelu_units(x, inner, tanh))
 
 
 def gelu_backward(dy: Array, x: Array) -> Array:
     """Return the gradient of x."""
-    tanh = np.tanh(GELU_SCALE * (x + GELU_CUBIC * x**3))
+    inner, tanh = _gelu_parts(x)
     d_inner = GELU_SCALE * (1.0 + 3.0 * GELU_CUBIC * x**2)
     dx = dy * (0.5 * (1.0 + tanh) + 0.5 * x * (1.0 - tanh**2) * d_inner)
-    return computed(dx, lambda: np.abs(dy) * gelu_units(x)[1])
+    return computed(dx, lambda: np.abs(dy) * gelu_slope_units(x, inner, tanh))
 
 
-def gelu_units(x: Array) -> tuple[Array, Array]:
-    """Return the errors of GELU and of its derivative, in units of the rounding error of the number 1.
+def _gelu_parts(x: Array) -> tuple[Array, Array]:
+    """Return half the argument of the sigmoid, and the hyperbolic tangent of it."""
+    inner = GELU_SCALE * (x + GELU_CUBIC * x**3)
+    return inner, np.tanh(inner)
 
-    GELU is y = x s with s = 1 / (1 + e**-a), a = x (c1 + c2 x**2), and its derivative s + y (1 - s) a'. The argument is
-    off by 3 |a| units, and e**-a relatively by as much, and by 3 units of the exponential itself, which makes s (1 - s)
-    times as much of s. The sum and the division add 2 s. The error of 1 - s is that of s, and at most 1 - s: then s is
-    rounded to 1. Each further product and sum adds one unit of its result.
+
+def gelu_units(x: Array, inner: Array, tanh: Array) -> Array:
+    """Return the error of GELU, in units of the rounding error of the number 1.
+
+    GELU is y = x s with s = 1 / (1 + e**-a), a = 2 inner = x (c1 + c2 x**2). The product adds one unit of its result to
+    the error of s.
     """
-    a = 2.0 * GELU_SCALE * (x + GELU_CUBIC * x**3)
+    s, s_error, _ = _sigmoid_units(inner, tanh)
+    return np.asarray(np.abs(x) * (s_error + s))
+
+
+def gelu_slope_units(x: Array, inner: Array, tanh: Array) -> Array:
+    """Return the error of GELU's derivative s + y (1 - s) a', in the same units.
+
+    The error of 1 - s is that of s, and at most 1 - s: then s is rounded to 1. Each further product and sum adds one
+    unit of its result.
+    """
+    s, s_error, rest = _sigmoid_units(inner, tanh)
     slope = 2.0 * GELU_SCALE * (1.0 + 3.0 * GELU_CUBIC * x**2)
-    s, rest = 0.5 * (1.0 + np.tanh(0.5 * a)), 0.5 * (1.0 - np.tanh(0.5 * a))
-    s_error = s * (3.0 * (1.0 + np.abs(a)) * rest + 2.0)
     y, y_error = np.abs(x) * s, np.abs(x) * (s_error + s)
     rest_error = np.minimum(s_error + rest, rest * 2.0**24)
-    return y_error, s_error + (y_error * rest + y * rest_error + 6.0 * y * rest) * slope + s
+    return np.asarray(s_error + (y_error * rest + y * rest_error + 6.0 * y * rest) * slope + s)
+
+
+def _sigmoid_units(inner: Array, tanh: Array) -> tuple[Array, Array, Array]:
+    """Return s, its error, and 1 - s.
+
+    The argument is off by 3 |a| units, and e**-a relatively by as much, and by 3 units of the exponential itself, which
+    makes s (1 - s) times as much of s. The sum and the division add 2 s.
+    """
+    s, rest = 0.5 * (1.0 + tanh), 0.5 * (1.0 - tanh)
+    return s, s * (3.0 * (1.0 + np.abs(2.0 * inner)) * rest + 2.0), rest
 
 
 def cross_entropy_forward(logits: Array, targets: Ids) -> Array:
