@@ -56,24 +56,40 @@ def test_loss_and_every_gradient_equal_the_reference(
         check_model(sizes, fmt, 3, logits_rows, slice_width, at_end=logits_rows != 7)
 
 
+GEOMETRY = {
+    "vocabulary": st.integers(8, 70),
+    "spare": st.integers(0, 5),
+    "layers": st.integers(1, 3),
+    "heads": st.integers(1, 3),
+    "head_size": st.integers(8, 80 if JIT_ENABLED else 10),
+    "sequences": st.integers(1, 3),
+    "tokens": st.integers(2, 70 if JIT_ENABLED else 5),
+    "logits_rows": st.integers(1, 80),
+    "slice_width": st.integers(1, 80),
+    "seed": st.integers(0, 1000),
+}
+
+
 @EITHER
-@settings(max_examples=15 if JIT_ENABLED else 2, deadline=None, derandomize=True)
-@given(
-    vocabulary=st.integers(8, 70),
-    spare=st.integers(0, 5),
-    layers=st.integers(1, 3),
-    heads=st.integers(1, 3),
-    head_size=st.integers(8, 80 if JIT_ENABLED else 10),
-    sequences=st.integers(1, 3),
-    tokens=st.integers(2, 70 if JIT_ENABLED else 5),
-    logits_rows=st.integers(1, 80),
-    slice_width=st.integers(1, 80),
-    seed=st.integers(0, 1000),
-)
-def test_loss_and_every_gradient_of_random_geometries(
+@settings(max_examples=7 if JIT_ENABLED else 2, deadline=None, derandomize=True)
+@given(**GEOMETRY)
+def test_loss_and_every_gradient_of_random_geometries(fmt: Format, **geometry: int) -> None:
+    check_geometry(fmt, **geometry)
+
+
+@pytest.mark.soak
+@EITHER
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(**GEOMETRY)
+def test_loss_and_every_gradient_of_many_random_geometries(fmt: Format, **geometry: int) -> None:
+    check_geometry(fmt, **geometry)
+
+
+def check_geometry(
     fmt: Format, vocabulary: int, spare: int, layers: int, heads: int, head_size: int, sequences: int, tokens: int,
     logits_rows: int, slice_width: int, seed: int,
 ) -> None:  # fmt: skip
+    """Compare the model of one geometry with the reference."""
     sizes = Sizes(vocabulary, tokens + spare, layers, heads, heads * head_size, sequences, tokens)
     check_model(sizes, fmt, seed, logits_rows, slice_width)
 
