@@ -86,6 +86,7 @@ def run_here(processor: Processor, checks: Sequence[str]) -> Report:
     observer = Observer()
     output = io.StringIO()
     options = ["-q", "-p", "no:cacheprovider", f"--rootdir={ROOT}", "-m", "not soak and not torch"]
+    options += ["-o", "faulthandler_timeout=0"]
     with redirect_stdout(output):
         pytest.main([*options, *(str(ROOT / path) for path in checks)], plugins=[observer])
     report = observer.report()
