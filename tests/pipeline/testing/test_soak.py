@@ -10,7 +10,7 @@ from threadloom.pipeline import Graph, OnFailure, StageFailure
 from threadloom.pipeline.observe import NodeKind
 from threadloom.pipeline.testing import FaultKind, FaultPlan, exercise, random_subject
 
-QUICK = 120
+QUICK = 100
 """Number of seeds in every test run: the first ones, which contain every kind of fault and outcome."""
 FIRST = 1200
 """Number of seeds with which the long soak test begins."""

@@ -43,8 +43,8 @@ def test_a_kill_after_the_last_item_may_or_may_not_fail_the_run() -> None:
 
 
 def test_process_stages_under_random_faults() -> None:
-    reports = hammer(negating, range(6), calls=COUNT, kinds=KINDS)
-    reports += hammer(partial(negating, 5), range(6, 12), calls=COUNT, kinds=KINDS)
+    reports = hammer(negating, range(4), calls=COUNT, kinds=KINDS)
+    reports += hammer(partial(negating, 5), range(6, 9), calls=COUNT, kinds=KINDS)
     assert any(fired.fault.kind is FaultKind.KILL for report in reports for fired in report.fired)
 
 
