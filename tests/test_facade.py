@@ -52,6 +52,13 @@ def test_help_loads_no_numerical_library() -> None:
     ] == []
 
 
+def test_the_engine_loads_asyncio_for_coroutines_only() -> None:
+    """Each process of a stage imports the engine as it starts."""
+    loaded = json.loads(python("-c", "import json, sys, threadloom.pipeline; print(json.dumps(list(sys.modules)))"))
+    assert "threadloom.pipeline.run.async_run" in loaded
+    assert [name for name in ("asyncio", "rich", "matplotlib") if name in loaded] == []
+
+
 def test_the_public_names_are_those_of_the_engine_and_of_the_trainer() -> None:
     from threadloom import pipeline
 

@@ -7,18 +7,22 @@ threads have been joined, even if the task is cancelled again in the meantime.
 
 Ownership: an `AsyncRun` and its iterators belong to the thread of their loop. A `CallThread` is used by its thread only
 through its queue.
+
+asyncio is imported on first use: it is a fifth of the modules of the engine.
 """
 
-import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import suppress
 from functools import partial
 from queue import SimpleQueue
 from threading import Thread
 from types import TracebackType
-from typing import Any, Final, Generic, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar, overload
 
 from threadloom.pipeline.observe import RunStatistics, Sink
+
+if TYPE_CHECKING:
+    import asyncio
 
 Item = TypeVar("Item")
 T = TypeVar("T")
@@ -56,6 +60,8 @@ class CallThread:
 
     async def call(self, fn: Callable[[], T]) -> T:
         """Return the result of a call in this thread. If the task is cancelled, the call continues."""
+        import asyncio
+
         answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._calls.put((fn, answer))
         if self._thread.ident is None:
@@ -81,7 +87,7 @@ class CallThread:
             del each, fn, answer  # a waiting thread keeps no item alive
 
 
-def _settle(answer: asyncio.Future[Any], setter: Callable[[Any], None], value: Any) -> None:
+def _settle(answer: "asyncio.Future[Any]", setter: Callable[[Any], None], value: Any) -> None:
     def settle() -> None:
         if not answer.done():  # cancelled with its task
             setter(value)
@@ -147,9 +153,11 @@ class AsyncRun:
 
     async def enter(self) -> "AsyncRun":
         """Start the threads of the run; the beginning of the `async with` block."""
+        from asyncio import CancelledError
+
         try:
             await self._thread.call(self._begin)
-        except asyncio.CancelledError:
+        except CancelledError:
             await self.leave(None, None, None)  # after the start, which continues in its thread
             raise
         except BaseException:
@@ -183,9 +191,11 @@ class AsyncRun:
 
     async def blocking(self, thread: CallThread, fn: Callable[[], T]) -> T:
         """Return the result of a call in a thread; cancel the run if the task is cancelled."""
+        from asyncio import CancelledError
+
         try:
             return await thread.call(fn)
-        except asyncio.CancelledError:
+        except CancelledError:
             self._run.cancel()
             raise
 
@@ -222,6 +232,8 @@ class AsyncSinkIterator(Generic[Item]):
 
 async def _completed(call: Coroutine[Any, Any, None]) -> None:
     """Await a call to its end, even if the task is cancelled; the cancellation is raised then."""
+    import asyncio
+
     task = asyncio.ensure_future(call)
     cancelled: asyncio.CancelledError | None = None
     while not task.done():

@@ -128,6 +128,10 @@ class EventLoop:
         if self._aborted or self.fn is None:
             raise Cancelled("the run was stopped before the set-up of an event loop")
 
+    def new_call(self, args: tuple[Any, ...]) -> "CoroutineCall":
+        """Return a call of the function of the stage with these arguments, for `call`."""
+        return CoroutineCall(self, args)
+
     def call(self, call: "CoroutineCall") -> Any:
         """Return the result of the function of the stage, or an iterator over the elements of an expansion."""
         self._calls.add(call)

@@ -6,11 +6,13 @@ Guarantees: each loop is started by one of its workers, and ended after the last
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from itertools import count
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from threadloom.pipeline.core import Cancelled, OneShotEvent
 from threadloom.pipeline.observe import Stage
-from threadloom.pipeline.run.event_loop import CoroutineCall, EventLoop
+
+if TYPE_CHECKING:
+    from threadloom.pipeline.run.event_loop import CoroutineCall, EventLoop
 
 Spawn = Callable[[Callable[[], None], str, OneShotEvent], bool]
 """Runs a function in a new thread of the run, which sets the event at its end; False if the run is over."""
@@ -30,12 +32,14 @@ class EventLoops:
 
     def worker(self) -> "LoopWorker":
         """Return the context of one more worker, at the loop that has room. Called by each worker in its thread."""
+        from threadloom.pipeline.run.event_loop import EventLoop  # with asyncio, a fifth of the modules of the engine
+
         number = next(self._numbers)  # atomic, and so is setdefault
         place = number // self._concurrency
         loop = self._loops.setdefault(place, EventLoop(self._stage))
         return LoopWorker(self, loop, f"{self._stage.name}-loop-{place}" if number % self._concurrency == 0 else None)
 
-    def start(self, loop: EventLoop, name: str) -> None:
+    def start(self, loop: "EventLoop", name: str) -> None:
         """Start the thread of a loop; raise Cancelled if the run is over."""
         if self._spawn is None or not self._spawn(loop.run, name, loop.ended):
             raise Cancelled("the run was stopped before the start of an event loop")
@@ -68,7 +72,7 @@ class EventLoops:
 class LoopWorker(AbstractContextManager[Callable[..., Any]]):
     """One worker at its event loop, as the context manager of a stage with `per_worker`."""
 
-    def __init__(self, loops: EventLoops, loop: EventLoop, starts: str | None) -> None:
+    def __init__(self, loops: EventLoops, loop: "EventLoop", starts: str | None) -> None:
         self._loops = loops
         self._loop = loop
         self._call: CoroutineCall | None = None  # the call in progress, whose stack any thread may read
@@ -81,7 +85,7 @@ class LoopWorker(AbstractContextManager[Callable[..., Any]]):
         return self._process
 
     def _process(self, *args: Any) -> Any:
-        self._call = call = CoroutineCall(self._loop, args)
+        self._call = call = self._loop.new_call(args)
         try:
             return self._loop.call(call)
         finally:
