@@ -1,6 +1,8 @@
 """Kernels that are compiled as callees of others."""
 
 import importlib.util
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -36,6 +38,15 @@ def middle(x):
 @jit_kernel
 def outer(x):
     return middle(x) - inner(x)
+
+@jit_kernel
+def show(x):
+    print(x)
+
+@jit_kernel
+def show_twice(x):
+    show(x)
+    show(x)
 """
 X = np.arange(1, 20, dtype=np.float32)
 
@@ -116,6 +127,19 @@ def test_an_error_in_a_callee_arrives(kernels: Any) -> None:
         kernels.outer(np.zeros(3, np.float32))
     with pytest.raises(ValueError, match="smaller than a half"):
         kernels.inner(np.zeros(3, np.float32))
+
+
+@pytest.mark.usefixtures("kernels")
+def test_a_callee_may_need_the_objects_that_python_keeps_for_it(tmp_path: Path) -> None:
+    """Numba prints an array as Python does, with its type from the environment of the function that prints.
+
+    In a process with a time limit: compiled code without that environment waits for ever.
+    """
+    script = "import numpy as np, sums; sums.show_twice(np.arange(2.0))"
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.stdout == "[0. 1.]\n[0. 1.]\n", done.stderr
 
 
 def test_an_error_of_the_compiler_leaves_the_next_kernel_as_it_is(kernels: Any) -> None:
