@@ -41,6 +41,10 @@ from threadloom.kernels.bits16.linear import (
 from threadloom.kernels.bits16.tensors import (
     Activations16 as Activations16,
     Fp16UpcastScratch as Fp16UpcastScratch,
+    LlamaActivations16 as LlamaActivations16,
+    LlamaPackedWeights as LlamaPackedWeights,
+    LlamaScratch16 as LlamaScratch16,
+    LlamaWeights16 as LlamaWeights16,
     PackedPair as PackedPair,
     PackedWeight as PackedWeight,
     PackedWeights as PackedWeights,

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from numpy.typing import NDArray
 
 from threadloom.kernels.bits16.attention import AttentionScratch
-from threadloom.kernels.common import Weights
+from threadloom.kernels.common import LlamaWeights, Weights
 from threadloom.kernels.compiling import Floats
 from threadloom.kernels.simd import Bits16
 
@@ -105,4 +105,69 @@ class Scratch16(NamedTuple):
     normed: Bits16  # (R, C) the same before weight and bias
     rstd: Floats  # (R,)
     d_bias: Floats  # (C,) receives the gradient of a bias that no layer has
+    thread: ThreadScratch
+
+
+class LlamaPackedWeights(NamedTuple):
+    """Compute copies of all matrices of one version of a Llama's weights, as `PackedWeights`.
+
+    In a model with tied embeddings `head` and `wte` are one array.
+    """
+
+    wte: PackedWeight  # read by the embedding: packed (V, C)
+    head: PackedWeight  # d_logits @ head: packed (V, C)
+    head_t: PackedWeight  # h @ head.T: packed (C, V)
+    qkv: PackedWeight  # (L, packed (C, (H + 2K) D))
+    qkv_t: PackedWeight
+    attn_proj: PackedWeight  # (L, packed (H D, C))
+    attn_proj_t: PackedWeight
+    gate_up: PackedWeight  # (L, packed (C, 2F))
+    gate_up_t: PackedWeight
+    down: PackedWeight  # (L, packed (F, C))
+    down_t: PackedWeight
+
+
+class LlamaWeights16(NamedTuple):
+    """One version of a Llama's weights as the kernels of this room read it."""
+
+    master: LlamaWeights  # float32
+    packed: LlamaPackedWeights  # the matrices of `master`, rounded
+
+
+class LlamaActivations16(NamedTuple):
+    """Arrays that the forward pass of a Llama keeps of one micro-batch; the last three are scratch."""
+
+    x: Floats  # (R, C) residual stream: first the embeddings, at the end the output of the last block
+    normed1: Bits16  # (L, R, C) rows of the first RMS norm before its weight
+    rstd1: Floats  # (L, R)
+    qkv: Bits16  # (L, R, (H + 2K) D) as attention reads it: normalised and with rotary positions
+    qk_raw: Bits16  # (L, R, (H + K) D) queries and keys before their norm; 0 columns without one
+    attn: Bits16  # (L, R, H D)
+    attn_lse: Floats  # (L, B, H, T)
+    normed2: Bits16  # (L, R, C)
+    rstd2: Floats  # (L, R)
+    gate_up: Bits16  # (L, R, 2F)
+    h: Bits16  # (R, C) scratch: an RMS norm's output
+    gated: Bits16  # (R, F) scratch: SiLU(gate) * up
+    thread: ThreadScratch
+
+
+class LlamaScratch16(NamedTuple):
+    """Scratch of the backward pass of a Llama. It belongs to a lane: only one thread uses it at a time."""
+
+    dx: Floats  # (R, C) gradient of the residual stream
+    dx16: Bits16  # (R, C) the same, rounded
+    dh: Floats  # (R, C) gradient of an RMS norm's output
+    d_attn: Bits16  # (R, H D)
+    d_qkv: Bits16  # (R, (H + 2K) D)
+    d_gated: Bits16  # (R, F)
+    d_gate_up: Bits16  # (R, 2F)
+    gated: Bits16  # (R, F) recomputed
+    transposed: Bits16  # (max(C, F, H D), R) a transposed operand
+    logits: Floats  # (rows of one chunk, V)
+    d_logits: Bits16  # (rows of one chunk, V)
+    d_logits_t: Bits16  # (columns of one slice, rows of one chunk)
+    h: Bits16  # (R, C) the last RMS norm's output
+    normed: Bits16  # (R, C) the same before its weight
+    rstd: Floats  # (R,)
     thread: ThreadScratch

@@ -30,5 +30,8 @@ from threadloom.kernels.common.softmax import softmax_backward_row as softmax_ba
 from threadloom.kernels.common.tensors import (
     ATTENTION_TILE as ATTENTION_TILE,
     AttentionActivations as AttentionActivations,
+    HeadCounts as HeadCounts,
+    LlamaConstants as LlamaConstants,
+    LlamaWeights as LlamaWeights,
     Weights as Weights,
 )

@@ -7,8 +7,10 @@ B      sequences in the micro-batch
 T      tokens of a sequence (at most the model's context)
 R      rows, B * T; row ``b * T + t`` is token t of sequence b
 C      channels (the model's width)
-H, D   heads, and the size of one head (C = H * D)
-F      width of the hidden MLP layer (4 * C)
+H, D   query heads, and the size of one head (GPT-2: C = H * D)
+K      heads of keys and values (GPT-2: K = H); query head h uses head h // (H / K)
+F      width of the hidden MLP layer (GPT-2: 4 * C)
+M      dimensions of a head that rotary positions turn (at most D)
 L      layers (transformer blocks)
 V      vocabulary
 ====== =========================================================
@@ -49,14 +51,55 @@ class Weights(NamedTuple):
     lnf_bias: Floats  # (C,)
 
 
+class LlamaWeights(NamedTuple):
+    """Parameters of a model of the Llama family, or arrays of the same shapes: gradients, AdamW's moments.
+
+    Matrices come first, as in `Weights`. A tensor that a model does not have is an array without elements: a bias or a
+    norm of queries and keys has 0 columns. In a model with tied embeddings `head` and `wte` are one array.
+    """
+
+    wte: Floats  # (V, C) token embedding
+    head: Floats  # (V, C) output projection
+    qkv_weight: Floats  # (L, C, (H + 2K) D) columns of all queries, all keys, all values
+    attn_proj_weight: Floats  # (L, H D, C)
+    gate_up_weight: Floats  # (L, C, 2F) columns of the gate, then those that it multiplies
+    down_weight: Floats  # (L, F, C)
+    norm1_weight: Floats  # (L, C)
+    norm2_weight: Floats  # (L, C)
+    normf_weight: Floats  # (C,)
+    qkv_bias: Floats  # (L, (H + 2K) D)
+    attn_proj_bias: Floats  # (L, C)
+    gate_up_bias: Floats  # (L, 2F)
+    down_bias: Floats  # (L, C)
+    q_norm_weight: Floats  # (L, D)
+    k_norm_weight: Floats  # (L, D)
+
+
+class HeadCounts(NamedTuple):
+    """Heads of grouped-query attention (Ainslie et al., 2023): `query` is a multiple of `key_value`."""
+
+    query: int  # H
+    key_value: int  # K
+
+
+class LlamaConstants(NamedTuple):
+    """Numbers of a model of the Llama family that are not trained."""
+
+    heads: HeadCounts
+    epsilon: float  # added to the mean of squares of an RMS norm
+    cos: Floats  # (context, M / 2) cosines of the angles of rotary positions
+    sin: Floats  # (context, M / 2)
+    rotary: NDArray[Any]  # (L,) bool: layers with rotary positions
+
+
 class AttentionActivations(NamedTuple):
     """Input and results of attention's forward pass, which its backward pass reads.
 
     `qkv` and `out` have the number format of the activations: float32, or the bits of a 16-bit format.
     """
 
-    qkv: NDArray[Any]  # (R, 3C) q, k and v side by side, each of them the heads side by side
-    out: NDArray[Any]  # (R, C) the heads' outputs
+    qkv: NDArray[Any]  # (R, (H + 2K) D) q, k and v side by side, each of them the heads side by side
+    out: NDArray[Any]  # (R, H D) the heads' outputs
     lse: Floats  # (B, H, T) log-sum-exp of each row of scores
 
 

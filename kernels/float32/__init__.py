@@ -38,4 +38,9 @@ from threadloom.kernels.float32.linear import (
     logits_backward_input as logits_backward_input,
     logits_forward as logits_forward,
 )
-from threadloom.kernels.float32.tensors import Activations as Activations, Scratch as Scratch
+from threadloom.kernels.float32.tensors import (
+    Activations as Activations,
+    LlamaActivations as LlamaActivations,
+    LlamaScratch as LlamaScratch,
+    Scratch as Scratch,
+)

@@ -37,3 +37,36 @@ class Scratch(NamedTuple):
     logits: Floats  # (rows of one chunk, V) logits, then their gradient
     lnf_mean: Floats  # (R,)
     lnf_rstd: Floats  # (R,)
+
+
+class LlamaActivations(NamedTuple):
+    """Arrays that the forward pass of a Llama keeps of one micro-batch; the last three are scratch."""
+
+    x: Floats  # (L + 1, R, C) residual stream: x[0] the embeddings, x[l] enters block l, x[L] leaves the last
+    rstd1: Floats  # (L, R) reciprocal root of the mean of squares
+    qkv: Floats  # (L, R, (H + 2K) D) as attention reads it: normalised and with rotary positions
+    qk_raw: Floats  # (L, R, (H + K) D) queries and keys before their norm; 0 columns without one
+    attn: Floats  # (L, R, H D)
+    attn_lse: Floats  # (L, B, H, T)
+    x_mid: Floats  # (L, R, C) residual stream between attention and MLP
+    rstd2: Floats  # (L, R)
+    gate_up: Floats  # (L, R, 2F)
+    h: Floats  # (R, C) scratch: an RMS norm's output
+    gated: Floats  # (R, F) scratch: SiLU(gate) * up
+    scores: Floats  # (TILE, context) scratch
+
+
+class LlamaScratch(NamedTuple):
+    """Scratch of the backward pass of a Llama. It belongs to a lane: only one thread uses it at a time."""
+
+    dx: Floats  # (R, C) gradient of the residual stream
+    dh: Floats  # (R, C) gradient of an RMS norm's output
+    d_attn: Floats  # (R, H D)
+    d_qkv: Floats  # (R, (H + 2K) D)
+    d_gated: Floats  # (R, F)
+    d_gate_up: Floats  # (R, 2F)
+    gated: Floats  # (R, F) recomputed
+    h: Floats  # (R, C) an RMS norm's output, recomputed
+    scores: Floats  # (2, TILE, context)
+    logits: Floats  # (rows of one chunk, V) logits, then their gradient
+    normf_rstd: Floats  # (R,)

@@ -17,6 +17,11 @@ from threadloom.stages.models.huggingface import (
     huggingface_shapes as huggingface_shapes,
     huggingface_views as huggingface_views,
 )
+from threadloom.stages.models.llama_geometry import (
+    Llama3Scaling as Llama3Scaling,
+    LlamaGeometry as LlamaGeometry,
+    Rotary as Rotary,
+)
 from threadloom.stages.models.parameters import (
     decayed_elements as decayed_elements,
     initialise as initialise,
