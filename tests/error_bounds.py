@@ -40,7 +40,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tests import reference
-from tests.reference import Ids, Record, Tensors
+from tests.reference import Ids, LlamaSizes, Record, Tensors, llama
+from tests.reference.llama import LlamaRecord
 from tests.rounding_marks import Array, arithmetic, rounded_sum, stored
 
 FLOAT32, FLOAT64 = 2.0**-24, 2.0**-53
@@ -220,25 +221,44 @@ SIGMOID = EXPONENTIAL + gamma(2)
 
 
 def model_tensors(weights: Tensors, ids: Ids, targets: Ids, heads: int, scale: float) -> Tensors:
-    """Return the results of a model.
+    """Return the results of a GPT-2.
 
     They are the gradients; "gradient", all of them as one vector, whose error is no less than that of its norm; "loss";
     "losses" of the tokens; "x_final"; "d_x_final"; and the activations.
     """
     record = reference.forward(weights, ids, heads)
     loss = reference.cross_entropy_forward(record.logits, targets)
-    grads, d_x_final = reference.backward(weights, record, targets, scale)
+    return _results(loss, *reference.backward(weights, record, targets, scale)) | activations(record)
+
+
+def llama_tensors(weights: Tensors, ids: Ids, targets: Ids, sizes: LlamaSizes, scale: float) -> Tensors:
+    """Return the results of a Llama, as `model_tensors`."""
+    record = llama.forward(weights, ids, sizes)
+    loss = reference.cross_entropy_forward(record.logits, targets)
+    return _results(loss, *llama.backward(weights, record, targets, scale)) | llama_activations(record)
+
+
+def _results(loss: Array, grads: Tensors, d_x_final: Array) -> Tensors:
     gradient = np.concatenate([tensor.ravel() for tensor in grads.values()])
-    results = {"gradient": gradient, "loss": rounded_sum(loss), "losses": loss, "d_x_final": d_x_final}
-    return {**grads, **results, **activations(record)}
+    return {**grads, "gradient": gradient, "loss": rounded_sum(loss), "losses": loss, "d_x_final": d_x_final}
 
 
 def model_bounds(
     weights: Tensors, ids: Ids, targets: Ids, heads: int, scale: float, storage: Storage = IN_FLOAT32
 ) -> dict[str, float]:
     """Return the relative distances that are allowed to the results of `model_tensors`, and to "loss", their sum."""
+    return _bounds_of_results(lambda: model_tensors(weights, ids, targets, heads, scale), storage)
 
-    exact, errors = _samples(lambda: model_tensors(weights, ids, targets, heads, scale), storage)
+
+def llama_bounds(
+    weights: Tensors, ids: Ids, targets: Ids, sizes: LlamaSizes, scale: float, storage: Storage = IN_FLOAT32
+) -> dict[str, float]:
+    """Return the relative distances that are allowed to the results of `llama_tensors`."""
+    return _bounds_of_results(lambda: llama_tensors(weights, ids, targets, sizes, scale), storage)
+
+
+def _bounds_of_results(compute: Callable[[], Tensors], storage: Storage) -> dict[str, float]:
+    exact, errors = _samples(compute, storage)
     bounds = {name: tail(errors[name]) / _size(tensor) for name, tensor in exact.items()}
     loss = float(exact["losses"].sum())
     return bounds | {"loss": tail_of_sum(errors["losses"]) / loss + FLOAT32}
@@ -267,8 +287,23 @@ def activations(record: Record) -> Tensors:
     return named
 
 
-def attention_tensors(d_out: Array, qkv: Array, heads: int) -> Tensors:
+def llama_activations(record: LlamaRecord) -> Tensors:
+    """Return the activations of a forward pass, under names as those of `activations`."""
+    named: Tensors = {"x_final": record.x_final, "logits": record.logits}
+    for layer, block in enumerate(record.blocks):
+        kept = {name: getattr(block, name) for name in ("x", "raw", "qkv", "attn", "lse", "x_mid", "gate_up")}
+        for norm, x in (("1", block.x), ("2", block.x_mid)):
+            kept[f"rstd{norm}"] = reference.rms_statistic(x, record.sizes.epsilon)
+            kept[f"normed{norm}"] = stored(reference.rms_normalised(x, record.sizes.epsilon)[0])
+        named |= {f"{name} of layer {layer}": tensor for name, tensor in kept.items()}
+    return named
+
+
+def attention_tensors(d_out: Array, qkv: Array, heads: int, kv_heads: int | None = None) -> Tensors:
     """Return the results of attention: "out", "lse", "d_q", "d_k" and "d_v"."""
-    out, lse = reference.attention_forward(qkv, heads)
-    parts = np.split(stored(reference.attention_backward(d_out, qkv, heads)), 3, axis=-1)
+    out, lse = reference.attention_forward(qkv, heads, kv_heads)
+    gradient = stored(reference.attention_backward(d_out, qkv, heads, kv_heads))
+    q_width = d_out.shape[-1]
+    kv_width = (qkv.shape[-1] - q_width) // 2
+    parts = np.split(gradient, [q_width, q_width + kv_width], axis=-1)
     return {"out": stored(out), "lse": lse} | dict(zip(("d_q", "d_k", "d_v"), parts, strict=True))

@@ -93,8 +93,8 @@ def rounded_sum(terms: Array) -> Array:
     return computed(np.asarray(terms.sum()), lambda: np.asarray(np.abs(terms).sum()))
 
 
-def multiple(factor: float, x: Array) -> Array:
-    """Return factor * x."""
+def multiple(factor: Array | float, x: Array) -> Array:
+    """Return factor * x, element by element if the factor is an array."""
     return computed(factor * x, lambda: np.abs(factor * x))
 
 

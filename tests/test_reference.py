@@ -1,14 +1,14 @@
 """The reference model, compared with finite differences and PyTorch's GPT-2: the oracle for the kernels."""
 
 import math
-from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import pytest
 
 from tests import reference
-from tests.error_bounds import FLOAT32, FLOAT64, distances, gamma, model_tensors
+from tests.central_differences import check_backward, check_gradient, float64_bounds
+from tests.error_bounds import FLOAT64, gamma, model_tensors
 from tests.kernels.comparison import assert_within
 from tests.reference import Array, Ids, Tensors
 
@@ -38,51 +38,6 @@ def make_case(
 
 FEW = gamma(50, FLOAT64)
 """Relative error of a number from at most 50 roundings in float64, with those of a few literals."""
-STEP = 1e-3
-"""Of the finite differences."""
-
-
-def float64_bounds(compute: Callable[[], Tensors]) -> dict[str, float]:
-    """Return the distances that a float64 implementation of `compute` keeps from the exact result.
-
-    To first order they are proportional to the unit roundoff.
-    """
-    return {name: FLOAT64 / FLOAT32 * bound for name, bound in distances(compute).items()}
-
-
-def slope(function: Callable[[Array], float], at: Array, direction: Array) -> tuple[float, float]:
-    """Return the central difference of order four, and a bound on its truncation error.
-
-    The truncation error is proportional to step**4, so the difference of two steps, one twice the other, is 15 times
-    that of the smaller. The bound has a margin of 15 for the terms of higher orders.
-    """
-    values = {k: function(at + k * STEP * direction) for k in (-4, -2, -1, 1, 2, 4)}
-
-    def difference(k: int) -> float:
-        return (8.0 * (values[k] - values[-k]) - (values[2 * k] - values[-2 * k])) / (12.0 * k * STEP)
-
-    return difference(1), abs(difference(1) - difference(2))
-
-
-def check_gradient(
-    function: Callable[[Array], float], at: Array, gradient: Array, rng: np.random.Generator, errors: dict[str, float]
-) -> None:
-    """Compare a gradient with finite differences in random directions of norm one, and in single entries.
-
-    The function is off by ``errors["value"]``, of which a difference has 18 / (12 * STEP), and the gradient by
-    ``errors["gradient"]``.
-    """
-    assert gradient.shape == at.shape
-    rounding = 1.5 * errors["value"] / STEP + errors["gradient"]
-    directions = [rng.standard_normal(at.shape) for _ in range(3)]
-    for _ in range(3):
-        entry = np.zeros(at.shape)
-        entry[tuple(int(rng.integers(size)) for size in at.shape)] = 1.0
-        directions.append(entry)
-    for direction in directions:
-        direction = direction / np.linalg.norm(direction)
-        expected, truncation = slope(function, at, direction)
-        assert abs(float((gradient * direction).sum()) - expected) <= truncation + rounding
 
 
 @cache
@@ -135,19 +90,7 @@ def test_backward_of_every_operation_is_the_slope_of_its_forward() -> None:
     def normal(*shape: int) -> Array:
         return rng.standard_normal(shape)
 
-    def check(
-        forward: Callable[..., Array], inputs: list[Array], d_out: Array, backward: Callable[[], tuple[Array, ...]]
-    ) -> None:
-        for i, gradient in enumerate(backward()):
-
-            def value(x: Array, i: int = i) -> float:
-                return float((forward(*inputs[:i], x, *inputs[i + 1 :]) * d_out).sum())
-
-            def results(i: int = i) -> Tensors:
-                return {"value": np.array([(forward(*inputs) * d_out).sum()]), "gradient": backward()[i]}
-
-            check_gradient(value, inputs[i], gradient, rng, float64_bounds(results))
-
+    check = partial(check_backward, rng=rng)
     x, weight, bias, dy = normal(2, 5, 6), normal(6), normal(6), normal(2, 5, 6)
     check(reference.layernorm_forward, [x, weight, bias], dy, lambda: reference.layernorm_backward(dy, x, weight))
     matrix, shift, d_wide = normal(6, 9), normal(9), normal(2, 5, 9)

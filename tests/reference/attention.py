@@ -1,4 +1,8 @@
-"""Causal self-attention in float64, forward and backward (Vaswani et al., 2017, equation 1), and its softmax."""
+"""Causal self-attention in float64, forward and backward (Vaswani et al., 2017, equation 1), and its softmax.
+
+Query head h uses head h // (H / K) of the K heads of keys and values (Ainslie et al., GQA, 2023); without `kv_heads` K
+is H.
+"""
 
 import math
 
@@ -34,22 +38,35 @@ def softmax(x: Array) -> tuple[Array, Array]:
     )
 
 
-def attention_forward(qkv: Array, heads: int) -> tuple[Array, Array]:
-    """Turn queries, keys and values (B, T, 3C) into the heads' outputs (B, T, C) and log-sum-exp (B, H, T)."""
-    out, _, lse = attention_heads(*np.split(split_heads(qkv, 3 * heads), 3, axis=1))
+def attention_forward(qkv: Array, heads: int, kv_heads: int | None = None) -> tuple[Array, Array]:
+    """Turn queries, keys and values (B, T, (H + 2K) D) into outputs (B, T, H D) and log-sum-exp (B, H, T)."""
+    q, k, v = qkv_heads(qkv, heads, kv_heads or heads)
+    out, _, lse = attention_heads(q, _for_queries(k, heads), _for_queries(v, heads))
     return join_heads(out), lse
 
 
-def attention_backward(d_out: Array, qkv: Array, heads: int) -> Array:
+def attention_backward(d_out: Array, qkv: Array, heads: int, kv_heads: int | None = None) -> Array:
     """Return the gradient of qkv."""
-    q, k, v = np.split(split_heads(qkv, 3 * heads), 3, axis=1)
+    kv_heads = kv_heads or heads
+    q, k, v = qkv_heads(qkv, heads, kv_heads)
+    k, v = _for_queries(k, heads), _for_queries(v, heads)
     d = split_heads(d_out, heads)
     out, probabilities, _ = attention_heads(q, k, v)
     d_scores = softmax_backward(product(d, v.swapaxes(-1, -2)), probabilities, d, stored(out))
     d_scores = stored(d_scores * constant(1.0 / math.sqrt(q.shape[-1])))
-    d_q, d_k = product(d_scores, k), product(d_scores.swapaxes(-1, -2), q)
-    d_v = product(probabilities.swapaxes(-1, -2), d)
-    return join_heads(np.concatenate([d_q, d_k, d_v], axis=1))
+    d_k, d_v = _over_queries(d_scores, q, kv_heads), _over_queries(probabilities, d, kv_heads)
+    return join_heads(np.concatenate([product(d_scores, k), d_k, d_v], axis=1))
+
+
+def _for_queries(x: Array, heads: int) -> Array:
+    """Repeat heads of keys or values, (B, K, T, D), for the query heads that use them, (B, H, T, D)."""
+    return x.repeat(heads // x.shape[1], axis=1)
+
+
+def _over_queries(factors: Array, x: Array, kv_heads: int) -> Array:
+    """Return the sum over all queries of a head of keys or values, from (B, H, T, T) and (B, H, T, D): (B, K, T, D)."""
+    factors, x = (a.reshape(len(a), kv_heads, -1, a.shape[-1]) for a in (factors, x))
+    return product(factors.swapaxes(-1, -2), x)
 
 
 def softmax_backward(d_probabilities: Array, probabilities: Array, d_out: Array, out: Array) -> Array:
@@ -58,6 +75,12 @@ def softmax_backward(d_probabilities: Array, probabilities: Array, d_out: Array,
     inner = summed(terms.sum(axis=-1), out.shape[-1], lambda: (terms**2).sum(axis=-1))[..., None]
     d_scores = probabilities * (d_probabilities - inner)
     return computed(d_scores, lambda: 2.0 * probabilities * (np.abs(d_probabilities) + np.abs(inner)))
+
+
+def qkv_heads(qkv: Array, heads: int, kv_heads: int) -> tuple[Array, Array, Array]:
+    """Return queries (B, H, T, D), keys and values (B, K, T, D) of rows of all of them."""
+    q, k, v = np.split(split_heads(qkv, heads + 2 * kv_heads), [heads, heads + kv_heads], axis=1)
+    return q, k, v
 
 
 def split_heads(x: Array, heads: int) -> Array:

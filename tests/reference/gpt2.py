@@ -20,6 +20,7 @@ from tests.reference.layers import (
     layernorm_forward,
     linear_backward,
     linear_forward,
+    projection_backward,
 )
 from tests.reference.tensors import Array, Ids, Tensors
 from tests.rounding_marks import product, stored, total
@@ -120,16 +121,14 @@ def backward(weights: Tensors, record: Record, targets: Ids, scale: float = 1.0)
     """Return the gradients of scale * loss_sum: of every tensor, and of x_final (B, T, C)."""
     d_logits = stored(cross_entropy_backward(record.logits, targets, scale))
     grads = {name: np.zeros_like(tensor) for name, tensor in weights.items()}
-    vocabulary, channels = weights["wte"].shape
-    d_wte_out = product(d_logits.reshape(-1, vocabulary).T, record.lnf.reshape(-1, channels))
-    d_lnf = product(d_logits, weights["wte"])
+    d_lnf, d_wte_out = projection_backward(d_logits, record.lnf, weights["wte"])
     dx, grads["lnf_weight"], grads["lnf_bias"] = layernorm_backward(d_lnf, record.x_final, weights["lnf_weight"])
     d_x_final = dx
     for layer in reversed(range(len(record.blocks))):
         dx, of_layer = block_backward(block_tensors(weights, layer), record.blocks[layer], dx, record.heads)
         for name, gradient in of_layer.items():
             grads[name][layer] = gradient
-    d_wte_in, grads["wpe"] = embedding_backward(dx, record.ids, vocabulary, len(weights["wpe"]))
+    d_wte_in, grads["wpe"] = embedding_backward(dx, record.ids, len(weights["wte"]), len(weights["wpe"]))
     grads["wte"] = total(d_wte_in, d_wte_out)  # tied: it is used on both ends
     return grads, d_x_final
 

@@ -1,4 +1,4 @@
-"""The layers of GPT-2 in float64, forward and backward, except attention.
+"""The layers of GPT-2, and of other models, in float64, forward and backward, except attention.
 
 A backward function takes the gradient of its forward's output first and returns the gradients of its inputs in their
 order. LayerNorm: Ba, Kiros and Hinton, 2016. GELU: Hendrycks and Gimpel, 2016, in the tanh form.
@@ -25,23 +25,28 @@ def embedding_forward(wte: Array, wpe: Array, ids: Ids) -> Array:
 def embedding_backward(dx: Array, ids: Ids, vocabulary: int, context: int) -> tuple[Array, Array]:
     """Return the gradients of wte (V, C) and wpe (context, C)."""
     sequences, tokens, channels = dx.shape
-    d_wte, d_wpe = np.zeros((vocabulary, channels)), np.zeros((context, channels))
+
+    def of_positions(dx: Array) -> Array:
+        d_wpe = np.zeros((context, channels))
+        d_wpe[:tokens] = dx.sum(axis=0)
+        return d_wpe
+
+    d_wpe = summed(of_positions(dx), sequences, lambda: of_positions(dx**2))
+    return token_embedding_backward(dx, ids, vocabulary), d_wpe
+
+
+def token_embedding_backward(dx: Array, ids: Ids, vocabulary: int) -> Array:
+    """Return the gradient of wte (V, C)."""
+    d_wte = np.zeros((vocabulary, dx.shape[-1]))
     np.add.at(d_wte, ids, dx)
-    d_wpe[:tokens] = dx.sum(axis=0)
-
-    def squares(gradient: int) -> Array:
-        return embedding_backward(dx**2, ids, vocabulary, context)[gradient]
-
-    return (
-        summed(d_wte, int(np.bincount(ids.ravel()).max()), lambda: squares(0)),
-        summed(d_wpe, sequences, lambda: squares(1)),
-    )
+    uses = int(np.bincount(ids.ravel()).max())
+    return summed(d_wte, uses, lambda: token_embedding_backward(dx**2, ids, vocabulary))
 
 
 def layernorm_statistics(x: Array) -> tuple[Array, Array]:
     """Return the mean and the reciprocal standard deviation of each row."""
     channels = x.shape[-1]
-    mean = _row_means(x)[..., 0]
+    mean = row_means(x)[..., 0]
     # The relative error of a sum of positive terms is sqrt(n / 3), halved by the root; then some 4 operations. An error
     # of the mean adds nothing to first order, as the centred numbers add up to 0.
     rstd = 1.0 / np.sqrt(x.var(axis=-1) + LAYERNORM_EPSILON)
@@ -65,25 +70,33 @@ def layernorm_backward(dy: Array, x: Array, weight: Array) -> tuple[Array, Array
     """Return the gradients of x, weight and bias."""
     normal, rstd = normalised(x)
     d_normal = dy * weight
-    along_one, along_normal = (_row_means(terms) for terms in (d_normal, d_normal * normal))
+    along_one, along_normal = (row_means(terms) for terms in (d_normal, d_normal * normal))
     dx = rstd * (d_normal - along_one - normal * along_normal)
 
     def units() -> Array:
         size = np.abs(d_normal) + np.abs(along_one) + np.abs(normal * along_normal)
         return np.asarray(2.0 * rstd * size)
 
-    return computed(dx, units), _sum_rows(dy * normal), _sum_rows(dy)
+    return computed(dx, units), sum_rows(dy * normal), sum_rows(dy)
 
 
-def linear_forward(x: Array, weight: Array, bias: Array) -> Array:
-    """X (..., I) to (..., O)."""
-    return product(x, weight, bias)
+def linear_forward(x: Array, weight: Array, bias: Array | None) -> Array:
+    """X (..., I) to (..., O), without a bias if that is None."""
+    return product(x, weight) if bias is None else product(x, weight, bias)
 
 
 def linear_backward(dy: Array, x: Array, weight: Array) -> tuple[Array, Array, Array]:
     """Return the gradients of x, weight and bias."""
-    d_weight = product(x.reshape(-1, x.shape[-1]).T, dy.reshape(-1, dy.shape[-1]))
-    return product(dy, weight.T), d_weight, _sum_rows(dy)
+    return product(dy, weight.T), _over_rows(x, dy), sum_rows(dy)
+
+
+def projection_backward(dy: Array, x: Array, rows: Array) -> tuple[Array, Array]:
+    """Return the gradients of x (..., C) and rows (V, C) of the output projection, ``x @ rows.T``."""
+    return product(dy, rows), _over_rows(dy, x)
+
+
+def _over_rows(x: Array, y: Array) -> Array:
+    return product(x.reshape(-1, x.shape[-1]).T, y.reshape(-1, y.shape[-1]))
 
 
 def gelu_forward(x: Array) -> Array:
@@ -153,12 +166,13 @@ def cross_entropy_backward(logits: Array, targets: Ids, scale: float) -> Array:
     return computed(scale * (probabilities - one_hot), lambda: 2.0 * scale * (probabilities + one_hot))
 
 
-def _row_means(x: Array) -> Array:
+def row_means(x: Array) -> Array:
     """Return the mean of each row, (..., 1)."""
     count = x.shape[-1]
     return summed(x.mean(axis=-1, keepdims=True), count, lambda: ((x / count) ** 2).sum(axis=-1, keepdims=True))
 
 
-def _sum_rows(x: Array) -> Array:
+def sum_rows(x: Array) -> Array:
+    """Return the sum of all rows, (C,)."""
     rows: Array = x.reshape(-1, x.shape[-1])
     return summed(rows.sum(axis=0), len(rows), lambda: (rows**2).sum(axis=0))

@@ -26,12 +26,21 @@ def tensor_shapes(vocabulary: int, context: int, layers: int, channels: int) -> 
 def random_tensors(
     rng: np.random.Generator, vocabulary: int, context: int, layers: int, channels: int, spread: float = 0.3
 ) -> Tensors:
+    """Return random weights of a model."""
+    shapes = tensor_shapes(vocabulary, context, layers, channels)
+    return random_of_shapes(rng, shapes, ("ln1_weight", "ln2_weight", "lnf_weight"), spread)
+
+
+def random_of_shapes(
+    rng: np.random.Generator, shapes: dict[str, tuple[int, ...]], gains: tuple[str, ...], spread: float
+) -> Tensors:
     """Return weights in which no tensor is zero or one, so that each of them takes part in every gradient.
 
-    The numbers are float32 ones: a float32 model that is given them starts from exactly the same weights.
+    The mean of `gains` is 1, that of all others 0. The numbers are float32 ones: a float32 model that is given them
+    starts from exactly the same weights.
     """
     tensors = {}
-    for name, shape in tensor_shapes(vocabulary, context, layers, channels).items():
-        centre = 1.0 if name in ("ln1_weight", "ln2_weight", "lnf_weight") else 0.0
+    for name, shape in shapes.items():
+        centre = 1.0 if name in gains else 0.0
         tensors[name] = (centre + spread * rng.standard_normal(shape)).astype(np.float32).astype(np.float64)
     return tensors
