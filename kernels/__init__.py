@@ -15,12 +15,20 @@ from threadloom.kernels.common import (
     AdamWStep,
     Affine,
     AttentionActivations,
+    HeadCounts,
+    HeadNormWeights,
     Weights,
     adamw_update,
     cross_entropy_forward,
     embedding_backward,
+    head_norm_backward,
+    head_norm_forward,
+    rotary_backward,
+    rotary_forward,
     single_writer,
     sum_lanes,
+    swiglu_backward,
+    swiglu_forward,
 )
 from threadloom.kernels.compiling import Floats, TokenIds
 from threadloom.kernels.float32 import (
@@ -52,6 +60,9 @@ from threadloom.kernels.float32 import (
     logits_forward,
     next_logits,
     prefill_cache,
+    rmsnorm_apply,
+    rmsnorm_backward,
+    rmsnorm_forward,
 )
 from threadloom.kernels.matmul import BlasInfo, GemmBackend, Op, blas_info, flushing_blas_threads, gemm, gemm_backend
 
@@ -67,6 +78,8 @@ __all__ = [
     "DecodeScratch",
     "Floats",
     "GemmBackend",
+    "HeadCounts",
+    "HeadNormWeights",
     "KVCache",
     "Op",
     "RowStatistics",
@@ -91,6 +104,8 @@ __all__ = [
     "gemm_backend",
     "head_backward",
     "head_loss",
+    "head_norm_backward",
+    "head_norm_forward",
     "layernorm_apply",
     "layernorm_backward",
     "layernorm_forward",
@@ -103,6 +118,13 @@ __all__ = [
     "logits_forward",
     "next_logits",
     "prefill_cache",
+    "rmsnorm_apply",
+    "rmsnorm_backward",
+    "rmsnorm_forward",
+    "rotary_backward",
+    "rotary_forward",
     "single_writer",
     "sum_lanes",
+    "swiglu_backward",
+    "swiglu_forward",
 ]

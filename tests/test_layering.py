@@ -30,13 +30,14 @@ PICKLES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "she
 EXPORTS: dict[str, str] = {
     "kernels": """
         ATTENTION_TILE CHUNK AccumulationTicket Activations AdamWStep Affine AttentionActivations BlasInfo DecodeScratch
-        Floats GemmBackend KVCache Op RowStatistics Scratch TokenIds Weights adamw_update attention_backward
-        attention_forward blas_info blocks_backward blocks_forward cross_entropy_backward cross_entropy_forward
-        decode_token embedding_backward embedding_forward flushing_blas_threads gelu_backward gelu_forward gemm
-        gemm_backend head_backward head_loss layernorm_apply layernorm_backward layernorm_forward
-        linear_backward_bias linear_backward_input linear_backward_weight linear_forward
-        linear_residual_forward logits_backward_input logits_forward next_logits single_writer prefill_cache
-        sum_lanes
+        Floats GemmBackend HeadCounts HeadNormWeights KVCache Op RowStatistics Scratch TokenIds Weights adamw_update
+        attention_backward attention_forward blas_info blocks_backward blocks_forward cross_entropy_backward
+        cross_entropy_forward decode_token embedding_backward embedding_forward flushing_blas_threads gelu_backward
+        gelu_forward gemm gemm_backend head_backward head_loss head_norm_backward head_norm_forward layernorm_apply
+        layernorm_backward layernorm_forward linear_backward_bias linear_backward_input linear_backward_weight
+        linear_forward linear_residual_forward logits_backward_input logits_forward next_logits prefill_cache
+        rmsnorm_apply rmsnorm_backward rmsnorm_forward rotary_backward rotary_forward single_writer sum_lanes
+        swiglu_backward swiglu_forward
     """,
     "pipeline": """
         ALIGNMENT Abortable AdmissionError Arena AsyncRun Attempt BankStatistics Banks BlasThreads BottleneckKind

@@ -38,6 +38,12 @@ from threadloom.kernels.bits16.linear import (
     logits_backward_input as logits_backward_input,
     logits_forward as logits_forward,
 )
+from threadloom.kernels.bits16.rmsnorm import (
+    RmsNormGradients as RmsNormGradients,
+    rmsnorm_apply_transposed as rmsnorm_apply_transposed,
+    rmsnorm_backward as rmsnorm_backward,
+    rmsnorm_forward as rmsnorm_forward,
+)
 from threadloom.kernels.bits16.tensors import (
     Activations16 as Activations16,
     Fp16UpcastScratch as Fp16UpcastScratch,

@@ -2,7 +2,8 @@
 
 The dtype of the weight's compute copy selects the arithmetic when a kernel is compiled: packed words (uint32) are
 multiplied by `kernels.matmul.bf16`, float16 (int16) by `kernels.matmul.fp16`. So `kernels.bits16.gpt2` serves both
-formats. Only float16 reads `upcast`, its scratch.
+formats. Only float16 reads `upcast`, its scratch. A layer without bias has one of length 0. The gradient of a parameter
+that is not trained is an array without elements, and is not computed.
 """
 
 from typing import Any
@@ -27,7 +28,7 @@ from threadloom.kernels.simd import Bits16, load16
 
 
 def linear_forward(x: Bits16, weight: PackedWeight, bias: Floats, out: Bits16, upcast: Fp16UpcastScratch) -> None:
-    """Write ``x @ W + bias``, rounded once, to `out`: x (R, I), W (I, O), bias (O,), out (R, O)."""
+    """Write ``x @ W + bias``, rounded once, to `out`: x (R, I), W (I, O), bias (O,) or (0,), out (R, O)."""
     (_forward_fp16 if weight.dtype == np.int16 else _forward_bf16)(x, weight, bias, out, upcast)
 
 
@@ -134,11 +135,13 @@ def _weight(x_t: Any, d_out: Any, d_weight: Any, accumulate: Any, upcast: Any) -
 
 
 def _weight_bf16(x_t: Any, d_out: Any, d_weight: Any, accumulate: Any, upcast: Any) -> None:
-    gemm_rows_bf16(x_t, d_out, d_weight, accumulate)
+    if d_weight.size:
+        gemm_rows_bf16(x_t, d_out, d_weight, accumulate)
 
 
 def _weight_fp16(x_t: Any, d_out: Any, d_weight: Any, accumulate: Any, upcast: Any) -> None:
-    gemm_fp16(x_t, d_out, d_weight, Op.N, Op.N, accumulate, upcast.a, upcast.b)
+    if d_weight.size:
+        gemm_fp16(x_t, d_out, d_weight, Op.N, Op.N, accumulate, upcast.a, upcast.b)
 
 
 @jit_kernel

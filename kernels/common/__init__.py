@@ -19,6 +19,11 @@ from threadloom.kernels.common.cross_entropy import (
 )
 from threadloom.kernels.common.embedding import embedding_backward as embedding_backward
 from threadloom.kernels.common.gelu import gelu as gelu, gelu_and_derivative as gelu_and_derivative
+from threadloom.kernels.common.head_norm import (
+    HeadNormWeights as HeadNormWeights,
+    head_norm_backward as head_norm_backward,
+    head_norm_forward as head_norm_forward,
+)
 from threadloom.kernels.common.layernorm import EPSILON as EPSILON, Affine as Affine, row_statistics as row_statistics
 from threadloom.kernels.common.protocol import (
     KERNELS as KERNELS,
@@ -26,7 +31,11 @@ from threadloom.kernels.common.protocol import (
     ModelKernels as ModelKernels,
 )
 from threadloom.kernels.common.reduction import CHUNK as CHUNK, sum_lanes as sum_lanes
+from threadloom.kernels.common.rmsnorm import reciprocal_rms as reciprocal_rms
+from threadloom.kernels.common.rotary import rotary_backward as rotary_backward, rotary_forward as rotary_forward
+from threadloom.kernels.common.silu import silu as silu, silu_and_derivative as silu_and_derivative
 from threadloom.kernels.common.softmax import softmax_backward_row as softmax_backward_row, softmax_rows as softmax_rows
+from threadloom.kernels.common.swiglu import swiglu_backward as swiglu_backward, swiglu_forward as swiglu_forward
 from threadloom.kernels.common.tensors import (
     ATTENTION_TILE as ATTENTION_TILE,
     AttentionActivations as AttentionActivations,

@@ -33,6 +33,7 @@ KERNELS: dict[str, tuple[str, ...]] = {
         "logits_forward",
         "logits_backward_input",
     ),
+    "rmsnorm": ("rmsnorm_forward", "rmsnorm_backward"),
 }
 """Module of a number format → kernels that it provides. A test holds every format to it."""
 

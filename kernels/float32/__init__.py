@@ -38,6 +38,12 @@ from threadloom.kernels.float32.linear import (
     logits_backward_input as logits_backward_input,
     logits_forward as logits_forward,
 )
+from threadloom.kernels.float32.rmsnorm import (
+    rmsnorm_apply as rmsnorm_apply,
+    rmsnorm_backward as rmsnorm_backward,
+    rmsnorm_forward as rmsnorm_forward,
+    rmsnorm_row as rmsnorm_row,
+)
 from threadloom.kernels.float32.tensors import (
     Activations as Activations,
     LlamaActivations as LlamaActivations,

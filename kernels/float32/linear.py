@@ -1,7 +1,8 @@
 """Linear layers in float32: ``y = x @ weight + bias``, with weights stored (inputs, outputs) as in GPT-2's files.
 
 The bias (and the residual) is written to the output first, and the GEMM adds to it: BLAS would otherwise spend a pass
-on clearing the output.
+on clearing the output. A layer without bias has one of length 0. The gradient of a parameter that is not trained is an
+array without elements, and is not computed.
 """
 
 from threadloom.kernels.compiling import Floats, jit_kernel
@@ -10,12 +11,15 @@ from threadloom.kernels.matmul import Op, gemm
 
 @jit_kernel
 def linear_forward(x: Floats, weight: Floats, bias: Floats, out: Floats) -> None:
-    """Write ``x @ weight + bias`` to `out`: x (R, I), weight (I, O), bias (O,), out (R, O)."""
-    for r in range(out.shape[0]):
-        row = out[r]
-        for j in range(row.shape[0]):
-            row[j] = bias[j]
-    gemm(x, weight, out, Op.N, Op.N, 1.0, 1.0)
+    """Write ``x @ weight + bias`` to `out`: x (R, I), weight (I, O), bias (O,) or (0,), out (R, O)."""
+    beta = 0.0
+    if bias.size:
+        beta = 1.0
+        for r in range(out.shape[0]):
+            row = out[r]
+            for j in range(row.shape[0]):
+                row[j] = bias[j]
+    gemm(x, weight, out, Op.N, Op.N, 1.0, beta)
 
 
 @jit_kernel
@@ -24,7 +28,9 @@ def linear_residual_forward(x: Floats, weight: Floats, bias: Floats, residual: F
     for r in range(out.shape[0]):
         row, base = out[r], residual[r]
         for j in range(row.shape[0]):
-            row[j] = base[j] + bias[j]
+            row[j] = base[j]
+        for j in range(bias.shape[0]):
+            row[j] += bias[j]
     gemm(x, weight, out, Op.N, Op.N, 1.0, 1.0)
 
 
@@ -37,13 +43,14 @@ def linear_backward_input(d_out: Floats, weight: Floats, dx: Floats) -> None:
 @jit_kernel
 def linear_backward_weight(x: Floats, d_out: Floats, d_weight: Floats, accumulate: bool) -> None:
     """Write, or add when `accumulate`, the gradient of the weight, ``x.T @ d_out``, to `d_weight` (I, O)."""
-    gemm(x, d_out, d_weight, Op.T, Op.N, 1.0, 1.0 if accumulate else 0.0)
+    if d_weight.size:
+        gemm(x, d_out, d_weight, Op.T, Op.N, 1.0, 1.0 if accumulate else 0.0)
 
 
 @jit_kernel
 def linear_backward_bias(d_out: Floats, d_bias: Floats, accumulate: bool) -> None:
     """Write, or add when `accumulate`, the gradient of the bias, the sum of `d_out`'s rows, to `d_bias` (O,)."""
-    rows, columns = d_out.shape
+    rows, columns = d_out.shape[0], d_bias.shape[0]
     if not accumulate:
         for j in range(columns):
             d_bias[j] = 0.0

@@ -25,6 +25,11 @@ from threadloom.kernels.simd.constants import (
     MANTISSA_BITS as MANTISSA_BITS,
     ONE_BITS as ONE_BITS,
 )
+from threadloom.kernels.simd.element import (
+    FloatRow as FloatRow,
+    load_element as load_element,
+    store_element as store_element,
+)
 from threadloom.kernels.simd.exponential import (
     exp32 as exp32,
     log32 as log32,

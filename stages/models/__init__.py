@@ -33,3 +33,8 @@ from threadloom.stages.models.registry import (
     architecture_of as architecture_of,
     geometry_of_huggingface as geometry_of_huggingface,
 )
+from threadloom.stages.models.rotary_table import (
+    RotaryTable as RotaryTable,
+    rotary_frequencies as rotary_frequencies,
+    rotary_table as rotary_table,
+)

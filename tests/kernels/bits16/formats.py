@@ -1,4 +1,4 @@
-"""Support of the tests of training in 16 bits: both formats by their numbers alone, and bounds for one rounding."""
+"""Number formats of the tests, by their numbers alone, and bounds for one rounding."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +11,7 @@ from tests.reference import Array, Tensors
 from threadloom.kernels.matmul.pack import DEPTH_STEP, PANEL
 
 Shorts = NDArray[Any]
-"""Bits of either format, uint16 or int16."""
+"""Bits of either 16-bit format, uint16 or int16; or float32 numbers."""
 
 MATRICES = ("wte", "qkv_weight", "attn_proj_weight", "fc_weight", "mlp_proj_weight")
 """Tensors of which the kernels read a packed copy, rounded to the format."""
@@ -22,21 +22,26 @@ FLOAT = 2.0**-24
 
 @dataclass(frozen=True)
 class Format:
-    """One of the two formats; nothing in it is the product's."""
+    """Number format of activations; nothing in it is the product's."""
 
     name: str
     kind: np.dtype[Any]
     unit: float  # half a unit in the last place, relative: what one rounding is off by
     tiny: float  # largest absolute error of one rounding below the normal numbers
+    nan: float  # a NaN: the number, or its bits
 
     def numbers(self, bits: Shorts) -> Array:
         """Return what bits stand for, in float64."""
+        if self.kind == np.float32:
+            return bits.astype(np.float64)
         if self.kind == np.int16:
             return np.ascontiguousarray(bits).view(np.float16).astype(np.float64)
         return bf16_numbers(bits)
 
     def nearest(self, values: NDArray[Any]) -> Shorts:
         """Return the bits of the nearest numbers, ties to even."""
+        if self.kind == np.float32:
+            return np.asarray(values, np.float32)
         if self.kind == np.int16:
             with np.errstate(over="ignore"):
                 return np.ascontiguousarray(values, np.float32).astype(np.float16).view(np.int16)
@@ -57,9 +62,11 @@ class Format:
 
 # A bfloat16 below the normal numbers is below those of float32 too, and kernels flush it to zero. The subnormal
 # numbers of float16 are normal in float32, and rounded to multiples of 2**-24.
-BF16 = Format("bfloat16", np.dtype(np.uint16), 2.0**-8, 2.0**-126)
-FP16 = Format("float16", np.dtype(np.int16), 2.0**-11, 2.0**-25)
+BF16 = Format("bfloat16", np.dtype(np.uint16), 2.0**-8, 2.0**-126, 0x7FC0)
+FP16 = Format("float16", np.dtype(np.int16), 2.0**-11, 2.0**-25, 0x7E00)
 FORMATS = [BF16, FP16]
+FP32 = Format("float32", np.dtype(np.float32), 0.0, 2.0**-126, np.nan)
+EVERY_FORMAT = [FP32, *FORMATS]
 
 
 def pack(bits: Shorts) -> NDArray[np.uint32]:

@@ -19,14 +19,16 @@ from threadloom.kernels.float32.linear import (
 SHAPES = {"rows": st.integers(1, 40), "inputs": st.integers(1, 70), "outputs": st.integers(1, 70)}
 
 
+@pytest.mark.parametrize("biased", [True, False])
 @random_shapes
 @given(**SHAPES)
-def test_forward(rows: int, inputs: int, outputs: int) -> None:
+def test_forward(biased: bool, rows: int, inputs: int, outputs: int) -> None:
     rng = np.random.default_rng([rows, inputs, outputs])
     memory = Guarded()
     x, weight, bias = (float32_numbers(rng, *shape) for shape in [(rows, inputs), (inputs, outputs), (outputs,)])
     residual = float32_numbers(rng, rows, outputs)
-    in_x, in_weight, in_bias = memory.copy(x), memory.copy(weight), memory.copy(bias)
+    in_x, in_weight, in_bias = memory.copy(x), memory.copy(weight), memory.copy(bias if biased else bias[:0])
+    bias = bias if biased else np.zeros(outputs)
     out, added = memory.empty(rows, outputs), memory.empty(rows, outputs)
     linear_forward(in_x, in_weight, in_bias, out)
     linear_residual_forward(in_x, in_weight, in_bias, memory.copy(residual), added)
@@ -60,3 +62,13 @@ def test_backward(accumulate: bool, rows: int, inputs: int, outputs: int) -> Non
     bias_error = product_error(np.ones((1, rows)), d_out, before_bias)[0]  # a product with a row of ones
     assert_within(out_bias, d_bias, bias_error, "bias")
     memory.check()
+
+
+def test_a_gradient_without_elements_is_not_computed() -> None:
+    """It belongs to a parameter that is not trained."""
+    x, d_out = np.ones((3, 5), np.float32), np.ones((3, 7), np.float32)
+    memory = np.full(100, 77.0, np.float32)
+    for accumulate in (False, True):
+        linear_backward_weight(x, d_out, memory[:0].reshape(0, 0), accumulate)
+        linear_backward_bias(d_out, memory[:0], accumulate)
+    assert (memory == 77.0).all()
