@@ -1,6 +1,7 @@
 """Soak test: thousands of random graphs under random faults, checked against every invariant of `pipeline.testing`.
 
     python -m benchmarks.soak --seconds 60 --seed 0     # --json FILE also writes the results as JSON
+    python -m benchmarks.soak --graphs 10000            # ends after as many seeds, however long they take
     python -m benchmarks.soak --only 1234               # repeats one seed, with all details
 
 Seeds are tried in ascending order from --seed, so a longer run includes all seeds of a shorter one. Every seventh graph
@@ -92,7 +93,8 @@ def soak(
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=60.0, help="duration in seconds (60)")
+    parser.add_argument("--seconds", type=float, help="duration in seconds (60, or no limit with --graphs)")
+    parser.add_argument("--graphs", type=int, help="number of seeds; no limit")
     parser.add_argument("--seed", type=int, default=0, help="first seed (0)")
     parser.add_argument("--only", type=int, help="try only this seed, and print all details")
     parser.add_argument("--json", type=Path, help="also write the results to this file")
@@ -104,7 +106,10 @@ def main() -> int:
         report = try_seed(arguments.only)
         print(report.plan, report.statistics, f"ended with {report.error!r}", *report.broken, sep="\n")
         return bool(report.broken)
-    figures = soak(count(arguments.seed), arguments.seed, arguments.seconds)
+    first, graphs = arguments.seed, arguments.graphs
+    seeds = count(first) if graphs is None else range(first, first + graphs)
+    limit = 60.0 if graphs is None else float("inf")
+    figures = soak(seeds, first, limit if arguments.seconds is None else arguments.seconds)
     print(figures)
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(asdict(figures), indent=1) + "\n", encoding="utf-8")

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -84,4 +85,6 @@ def main(patterns: tuple[str, ...], jobs: int, rootless: bool, keep: bool) -> No
 
 
 if __name__ == "__main__":
+    # The cases send SIGINT, and a job in the background is started with SIGINT ignored, which its children inherit.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     main()
