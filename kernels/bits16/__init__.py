@@ -13,13 +13,21 @@ from threadloom.kernels.bits16.attention import (
     attention_forward as attention_forward,
 )
 from threadloom.kernels.bits16.cross_entropy import cross_entropy_backward as cross_entropy_backward
-from threadloom.kernels.bits16.embedding import embedding_forward as embedding_forward
+from threadloom.kernels.bits16.embedding import (
+    embedding_forward as embedding_forward,
+    token_embedding_forward as token_embedding_forward,
+)
 from threadloom.kernels.bits16.gelu import gelu_backward as gelu_backward, gelu_forward as gelu_forward
 from threadloom.kernels.bits16.gpt2 import (
     blocks_backward as blocks_backward,
     blocks_forward as blocks_forward,
     head_backward as head_backward,
     head_loss as head_loss,
+)
+from threadloom.kernels.bits16.head import (
+    ProjectionScratch as ProjectionScratch,
+    projection_backward as projection_backward,
+    projection_loss as projection_loss,
 )
 from threadloom.kernels.bits16.layernorm import (
     LayerNormGradients as LayerNormGradients,

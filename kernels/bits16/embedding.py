@@ -1,4 +1,7 @@
-"""Token and position embeddings in 16 bits: tokens are gathered from the packed weights, 2 bytes per element."""
+"""Token embeddings in 16 bits, with position embeddings or without.
+
+Tokens are gathered from the packed weights, 2 bytes per element. The gradients are in `kernels.common.embedding`.
+"""
 
 from typing import Any
 
@@ -55,3 +58,13 @@ def embedding_forward(wte: PackedWeight, wpe: Floats, ids: TokenIds, sequence_le
         gather(wte, ids[r], row)
         for j in range(row.shape[0]):
             row[j] += position[j]
+
+
+@jit_kernel
+def token_embedding_forward(wte: PackedWeight, ids: TokenIds, out: Floats) -> None:
+    """Write ``wte[ids[r]]`` to row r of `out` (R, C); `ids` (R,) must be in 0 .. V - 1.
+
+    `wte` is ``LlamaPackedWeights.wte``.
+    """
+    for r in range(ids.shape[0]):
+        gather(wte, ids[r], out[r])

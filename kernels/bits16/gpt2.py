@@ -10,8 +10,8 @@ loaded the row. So the backward pass of a LayerNorm also computes the gradient o
 """
 
 from threadloom.kernels.bits16.attention import attention_backward, attention_forward
-from threadloom.kernels.bits16.cross_entropy import cross_entropy_backward
 from threadloom.kernels.bits16.gelu import gelu_backward
+from threadloom.kernels.bits16.head import ProjectionScratch, projection_backward, projection_loss
 from threadloom.kernels.bits16.layernorm import (
     LayerNormGradients,
     NormalizedRows,
@@ -26,17 +26,15 @@ from threadloom.kernels.bits16.linear import (
     linear_forward,
     linear_gelu_forward,
     linear_residual_forward,
-    logits_backward_input,
-    logits_forward,
 )
-from threadloom.kernels.bits16.tensors import Activations16, PackedWeight, Scratch16, Weights16
+from threadloom.kernels.bits16.tensors import Activations16, PackedPair, PackedWeight, Scratch16, Weights16
 from threadloom.kernels.common import (
-    HEAD_SLICE,
     AccumulationTicket,
     Affine,
     AttentionActivations,
+    Gpt2Constants,
     Weights,
-    cross_entropy_forward,
+    last_head_part,
     mark_part_done,
     mlp_part,
     wait_for_predecessor,
@@ -47,7 +45,7 @@ from threadloom.kernels.simd import Bits16
 
 
 @jit_kernel
-def blocks_forward(weights: Weights16, acts: Activations16, sequences: int, heads: int) -> None:
+def blocks_forward(weights: Weights16, acts: Activations16, sequences: int, constants: Gpt2Constants) -> None:
     """Run all blocks on ``acts.x``, the embeddings, and fill every activation; R is a multiple of `sequences`."""
     w, p, a = weights.master, weights.packed, acts
     upcast = a.thread.upcast
@@ -56,7 +54,7 @@ def blocks_forward(weights: Weights16, acts: Activations16, sequences: int, head
         layernorm_forward(a.x, ln1, w.attn_proj_bias[n], NormalizedRows(a.normed1[n], a.rstd1[n]), a.h)
         linear_forward(a.h, p.qkv[n], w.qkv_bias[n], a.qkv[n], upcast)
         attention = AttentionActivations(a.qkv[n], a.attn[n], a.attn_lse[n])
-        attention_forward(attention, sequences, heads, a.thread.attention)
+        attention_forward(attention, sequences, constants.heads, a.thread.attention)
         linear_residual_forward(a.attn[n], p.attn_proj[n], a.x, upcast)
         layernorm_forward(a.x, ln2, w.mlp_proj_bias[n], NormalizedRows(a.normed2[n], a.rstd2[n]), a.h)
         linear_gelu_forward(a.h, p.fc[n], w.fc_bias[n], a.fc[n], a.gelu, upcast)
@@ -121,7 +119,7 @@ def _attention_backward(
     scratch: Scratch16,
     n: int,
     sequences: int,
-    heads: int,
+    constants: Gpt2Constants,
     ticket: AccumulationTicket,
 ) -> None:
     """Take ``scratch.dx`` from the gradient between the halves of block `n` to that of the block's input."""
@@ -131,7 +129,7 @@ def _attention_backward(
     _weight_backward(a.attn[n], s.dx16, g.attn_proj_weight[n], s, accumulate)
     linear_backward_input(s.dx16, p.attn_proj_t[n], s.d_attn, s.thread.upcast)
     attention = AttentionActivations(a.qkv[n], a.attn[n], a.attn_lse[n])
-    attention_backward(s.d_attn, attention, sequences, heads, s.d_qkv, s.thread.attention)
+    attention_backward(s.d_attn, attention, sequences, constants.heads, s.d_qkv, s.thread.attention)
     linear_backward_bias(s.d_qkv, g.qkv_bias[n], accumulate)
     norm, kept = Affine(w.ln1_weight[n], w.ln1_bias[n]), NormalizedRows(a.normed1[n], a.rstd1[n])
     below = g.mlp_proj_bias[n - 1] if n > 0 else s.d_bias
@@ -147,7 +145,7 @@ def blocks_backward(
     grads: Weights,
     scratch: Scratch16,
     sequences: int,
-    heads: int,
+    constants: Gpt2Constants,
     ticket: AccumulationTicket,
 ) -> None:
     """Take ``scratch.dx`` to the gradient of the embeddings; write or add the gradients of the blocks' tensors.
@@ -157,27 +155,22 @@ def blocks_backward(
     """
     for n in range(weights.master.qkv_weight.shape[0] - 1, -1, -1):
         _mlp_backward(weights, acts, grads, scratch, n, ticket)
-        _attention_backward(weights, acts, grads, scratch, n, sequences, heads, ticket)
+        _attention_backward(weights, acts, grads, scratch, n, sequences, constants, ticket)
 
 
 @jit_kernel
-def head_loss(weights: Weights16, acts: Activations16, targets: TokenIds, logits: Floats) -> float:
+def head_loss(
+    weights: Weights16, acts: Activations16, targets: TokenIds, constants: Gpt2Constants, logits: Floats
+) -> float:
     """Return the sum of the cross-entropies of all rows, without a gradient.
 
     `targets` (R,) are in 0 .. V - 1; `logits` (rows of a chunk, V) is scratch. The first block's ``normed1`` and
     ``rstd1`` are overwritten: `blocks_backward` must not follow.
     """
     a, w = acts, weights.master
-    rows, chunk = a.x.shape[0], logits.shape[0]
     kept = NormalizedRows(a.normed1[0], a.rstd1[0])
     layernorm_forward(a.x, Affine(w.lnf_weight, w.lnf_bias), a.rstd1[0, :0], kept, a.h)
-    total = 0.0
-    for first in range(0, rows, chunk):
-        last = min(first + chunk, rows)
-        part = logits[: last - first]
-        logits_forward(a.h[first:last], weights.packed.wte_t, part, a.thread.upcast)
-        total += cross_entropy_forward(part, targets[first:last])
-    return total
+    return projection_loss(a.h, weights.packed.wte_t, targets, logits, a.thread.upcast)
 
 
 @jit_kernel
@@ -188,37 +181,20 @@ def head_backward(
     scale: float,
     grads: Weights,
     scratch: Scratch16,
+    constants: Gpt2Constants,
     ticket: AccumulationTicket,
 ) -> float:
     """Return the unscaled sum of the cross-entropies, and write the gradient of ``acts.x`` to ``scratch.dx``.
 
-    As `kernels.float32.gpt2.head_backward`. The gradient of the logits is rounded, and transposed for one slice of the
-    vocabulary at a time. The gradient of the last block's MLP bias is computed here, too.
+    As `kernels.float32.gpt2.head_backward`. The gradient of the last block's MLP bias is computed here, too.
     """
-    w, p, s = weights.master, weights.packed, scratch
-    rows, chunk, slice_width = acts.x.shape[0], s.logits.shape[0], s.d_logits_t.shape[0]
-    vocabulary = s.logits.shape[1]
+    w, p, s, accumulate = weights.master, weights.packed, scratch, ticket.accumulate
     kept = NormalizedRows(s.normed, s.rstd)
     layernorm_forward(acts.x, Affine(w.lnf_weight, w.lnf_bias), s.rstd[:0], kept, s.h)
-    total = 0.0
     s.dx.fill(0.0)  # `layernorm_backward` adds to it
-    adds = ticket.accumulate
-    for first in range(0, rows, chunk):
-        last = min(first + chunk, rows)
-        logits, d_logits, h = s.logits[: last - first], s.d_logits[: last - first], s.h[first:last]
-        logits_forward(h, p.wte_t, logits, s.thread.upcast)
-        total += cross_entropy_backward(logits, targets[first:last], scale, d_logits)
-        logits_backward_input(d_logits, p.wte, s.dh[first:last], s.thread.upcast)
-        for v0 in range(0, vocabulary, slice_width):
-            v1 = min(v0 + slice_width, vocabulary)
-            wait_for_predecessor(ticket, (v1 - 1) // HEAD_SLICE)
-            d_logits_t = s.d_logits_t[: v1 - v0, : last - first]
-            transpose_bf16(d_logits[:, v0:v1], d_logits_t)
-            linear_backward_weight(d_logits_t, h, grads.wte[v0:v1], adds, s.thread.upcast)
-            if last == rows and v1 % HEAD_SLICE == 0 and v1 < vocabulary:
-                mark_part_done(ticket, v0 // HEAD_SLICE)
-        adds = True
+    projection = ProjectionScratch(s.logits, s.d_logits, s.d_logits_t, s.thread.upcast)
+    loss = projection_backward(s.h, PackedPair(p.wte, p.wte_t), targets, scale, grads.wte, s.dh, projection, ticket)
     d_norm = LayerNormGradients(grads.lnf_weight, grads.lnf_bias, grads.mlp_proj_bias[grads.mlp_proj_bias.shape[0] - 1])
-    layernorm_backward(s.dh, kept, w.lnf_weight, s.dx, s.dx16, d_norm, ticket.accumulate)
-    mark_part_done(ticket, (vocabulary - 1) // HEAD_SLICE)
-    return total
+    layernorm_backward(s.dh, kept, w.lnf_weight, s.dx, s.dx16, d_norm, accumulate)
+    mark_part_done(ticket, last_head_part(w.wte.shape[0]))
+    return loss

@@ -6,6 +6,7 @@ May import: compiling, simd.
 from threadloom.kernels.common.accumulation import (
     HEAD_SLICE as HEAD_SLICE,
     AccumulationTicket as AccumulationTicket,
+    last_head_part as last_head_part,
     mark_part_done as mark_part_done,
     mlp_part as mlp_part,
     model_parts as model_parts,
@@ -17,7 +18,10 @@ from threadloom.kernels.common.cross_entropy import (
     cross_entropy_forward as cross_entropy_forward,
     exponentiate_row as exponentiate_row,
 )
-from threadloom.kernels.common.embedding import embedding_backward as embedding_backward
+from threadloom.kernels.common.embedding import (
+    embedding_backward as embedding_backward,
+    token_embedding_backward as token_embedding_backward,
+)
 from threadloom.kernels.common.gelu import gelu as gelu, gelu_and_derivative as gelu_and_derivative
 from threadloom.kernels.common.head_norm import (
     HeadNormWeights as HeadNormWeights,
@@ -39,6 +43,7 @@ from threadloom.kernels.common.swiglu import swiglu_backward as swiglu_backward,
 from threadloom.kernels.common.tensors import (
     ATTENTION_TILE as ATTENTION_TILE,
     AttentionActivations as AttentionActivations,
+    Gpt2Constants as Gpt2Constants,
     HeadCounts as HeadCounts,
     LlamaConstants as LlamaConstants,
     LlamaWeights as LlamaWeights,

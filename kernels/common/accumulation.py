@@ -54,9 +54,15 @@ def model_parts(vocabulary: int, layers: int) -> int:
 
 
 @jit_strict_inline
+def last_head_part(vocabulary: int) -> int:
+    """Return the part of the last rows of the embedding and of the last norm; the next part is the last MLP."""
+    return (vocabulary - 1) // HEAD_SLICE
+
+
+@jit_strict_inline
 def mlp_part(vocabulary: int, layers: int, n: int) -> int:
     """Return the part of the MLP of block `n`; the next part is the block's attention."""
-    return -(-vocabulary // HEAD_SLICE) + 2 * (layers - 1 - n)
+    return last_head_part(vocabulary) + 1 + 2 * (layers - 1 - n)
 
 
 @intrinsic

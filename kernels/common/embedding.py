@@ -1,6 +1,15 @@
-"""Gradient of the token and position embeddings, which is float32 in every number format."""
+"""Gradients of the token and position embeddings, which are float32 in every number format.
+
+The gradient of an embedding that is not trained has no elements, and is not computed.
+"""
 
 from threadloom.kernels.compiling import Floats, TokenIds, jit_kernel
+
+
+@jit_kernel
+def _add_row(row: Floats, target: Floats) -> None:
+    for j in range(row.shape[0]):
+        target[j] += row[j]
 
 
 @jit_kernel
@@ -18,8 +27,23 @@ def embedding_backward(
             for j in range(position.shape[0]):
                 position[j] = 0.0
     for r in range(ids.shape[0]):
-        token, position, row = d_wte[ids[r]], d_wpe[r % sequence_length], dx[r]
-        for j in range(row.shape[0]):
-            token[j] += row[j]
-        for j in range(row.shape[0]):
-            position[j] += row[j]
+        row = dx[r]
+        if d_wte.size:
+            _add_row(row, d_wte[ids[r]])
+        if d_wpe.size:
+            _add_row(row, d_wpe[r % sequence_length])
+
+
+@jit_kernel
+def token_embedding_backward(ids: TokenIds, dx: Floats, d_wte: Floats, accumulate: bool) -> None:
+    """Scatter `dx` (R, C) to the gradient of the token embedding, `d_wte` (V, C), in the order of the rows.
+
+    `d_wte` is cleared first unless `accumulate`. The caller passes True for a tied embedding, whose gradient the output
+    projection has written before.
+    """
+    if not d_wte.size:
+        return
+    if not accumulate:
+        d_wte.fill(0.0)
+    for r in range(ids.shape[0]):
+        _add_row(dx[r], d_wte[ids[r]])

@@ -11,7 +11,6 @@ A further architecture is a module next to `gpt2` in every format: it implements
 from typing import Protocol, TypeVar
 
 from threadloom.kernels.common.accumulation import AccumulationTicket
-from threadloom.kernels.common.tensors import Weights
 from threadloom.kernels.compiling import Floats, TokenIds
 
 MODEL_KERNELS = ("blocks_forward", "blocks_backward", "head_loss", "head_backward")
@@ -20,9 +19,10 @@ MODEL_KERNELS = ("blocks_forward", "blocks_backward", "head_loss", "head_backwar
 KERNELS: dict[str, tuple[str, ...]] = {
     "attention": ("attention_forward", "attention_backward"),
     "cross_entropy": ("cross_entropy_backward",),
-    "embedding": ("embedding_forward",),
+    "embedding": ("embedding_forward", "token_embedding_forward"),
     "gelu": ("gelu_forward", "gelu_backward"),
     "gpt2": MODEL_KERNELS,
+    "head": ("projection_loss", "projection_backward"),
     "layernorm": ("layernorm_forward", "layernorm_backward"),
     "linear": (
         "linear_forward",
@@ -38,28 +38,31 @@ KERNELS: dict[str, tuple[str, ...]] = {
 """Module of a number format → kernels that it provides. A test holds every format to it."""
 
 WeightsT = TypeVar("WeightsT", contravariant=True)
+ConstantsT = TypeVar("ConstantsT", contravariant=True)
+GradientsT = TypeVar("GradientsT", contravariant=True)
 ActivationsT = TypeVar("ActivationsT", contravariant=True)
 ScratchT = TypeVar("ScratchT", contravariant=True)
 
 
-class ModelKernels(Protocol[WeightsT, ActivationsT, ScratchT]):
+class ModelKernels(Protocol[WeightsT, ConstantsT, GradientsT, ActivationsT, ScratchT]):
     """An architecture in one number format: a module such as `kernels.float32.gpt2`.
 
-    Type parameters: the format's weights, activations and scratch of the backward pass. Gradients are float32 in every
-    format.
+    Type parameters: the architecture's weights and activations, and the scratch of its backward pass, in the format;
+    its constants (`Gpt2Constants`, `LlamaConstants`) and gradients (`Weights`, `LlamaWeights`), which are the same in
+    every format. Gradients are float32.
     """
 
-    def blocks_forward(self, weights: WeightsT, acts: ActivationsT, sequences: int, heads: int) -> None:
+    def blocks_forward(self, weights: WeightsT, acts: ActivationsT, sequences: int, constants: ConstantsT) -> None:
         """Run all blocks on the embeddings, which are in the residual stream of `acts`; fill every activation."""
 
     def blocks_backward(
         self,
         weights: WeightsT,
         acts: ActivationsT,
-        grads: Weights,
+        grads: GradientsT,
         scratch: ScratchT,
         sequences: int,
-        heads: int,
+        constants: ConstantsT,
         ticket: AccumulationTicket,
     ) -> None:
         """Run all blocks backwards after `head_backward`; write the gradient of the embeddings to ``scratch.dx``.
@@ -67,7 +70,9 @@ class ModelKernels(Protocol[WeightsT, ActivationsT, ScratchT]):
         Gradients of the blocks' tensors are written, or added if ``ticket.accumulate``, in the order of `ticket`.
         """
 
-    def head_loss(self, weights: WeightsT, acts: ActivationsT, targets: TokenIds, logits: Floats) -> float:
+    def head_loss(
+        self, weights: WeightsT, acts: ActivationsT, targets: TokenIds, constants: ConstantsT, logits: Floats
+    ) -> float:
         """Return the sum of the cross-entropies of all rows; `acts` are no longer valid for a backward pass."""
 
     def head_backward(
@@ -76,8 +81,9 @@ class ModelKernels(Protocol[WeightsT, ActivationsT, ScratchT]):
         acts: ActivationsT,
         targets: TokenIds,
         scale: float,
-        grads: Weights,
+        grads: GradientsT,
         scratch: ScratchT,
+        constants: ConstantsT,
         ticket: AccumulationTicket,
     ) -> float:
         """Return the unscaled sum of the cross-entropies; write the scaled gradient of the blocks' output to scratch.

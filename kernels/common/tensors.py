@@ -82,6 +82,12 @@ class HeadCounts(NamedTuple):
     key_value: int  # K
 
 
+class Gpt2Constants(NamedTuple):
+    """Numbers of a GPT-2 that are not trained."""
+
+    heads: int  # H; keys and values have as many
+
+
 class LlamaConstants(NamedTuple):
     """Numbers of a model of the Llama family that are not trained."""
 

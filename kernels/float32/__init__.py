@@ -10,18 +10,23 @@ from threadloom.kernels.float32.attention import (
 from threadloom.kernels.float32.cross_entropy import cross_entropy_backward as cross_entropy_backward
 from threadloom.kernels.float32.decode import (
     DecodeScratch as DecodeScratch,
-    KVCache as KVCache,
     decode_token as decode_token,
     next_logits as next_logits,
-    prefill_cache as prefill_cache,
 )
-from threadloom.kernels.float32.embedding import embedding_forward as embedding_forward
+from threadloom.kernels.float32.embedding import (
+    embedding_forward as embedding_forward,
+    token_embedding_forward as token_embedding_forward,
+)
 from threadloom.kernels.float32.gelu import gelu_backward as gelu_backward, gelu_forward as gelu_forward
 from threadloom.kernels.float32.gpt2 import (
     blocks_backward as blocks_backward,
     blocks_forward as blocks_forward,
     head_backward as head_backward,
     head_loss as head_loss,
+)
+from threadloom.kernels.float32.head import (
+    projection_backward as projection_backward,
+    projection_loss as projection_loss,
 )
 from threadloom.kernels.float32.layernorm import (
     RowStatistics as RowStatistics,
@@ -38,6 +43,7 @@ from threadloom.kernels.float32.linear import (
     logits_backward_input as logits_backward_input,
     logits_forward as logits_forward,
 )
+from threadloom.kernels.float32.one_token import KVCache as KVCache, prefill_cache as prefill_cache
 from threadloom.kernels.float32.rmsnorm import (
     rmsnorm_apply as rmsnorm_apply,
     rmsnorm_backward as rmsnorm_backward,

@@ -1,4 +1,4 @@
-"""Token and position embeddings in float32. Their gradient is `kernels.common.embedding_backward`."""
+"""Token embeddings in float32, with position embeddings or without; `kernels.common.embedding` has their gradients."""
 
 from threadloom.kernels.compiling import Floats, TokenIds, jit_kernel
 
@@ -10,3 +10,12 @@ def embedding_forward(wte: Floats, wpe: Floats, ids: TokenIds, sequence_length: 
         token, position, row = wte[ids[r]], wpe[r % sequence_length], out[r]
         for j in range(row.shape[0]):
             row[j] = token[j] + position[j]
+
+
+@jit_kernel
+def token_embedding_forward(wte: Floats, ids: TokenIds, out: Floats) -> None:
+    """Write ``wte[ids[r]]`` to row r of `out` (R, C); `ids` (R,) must be in 0 .. V - 1."""
+    for r in range(ids.shape[0]):
+        token, row = wte[ids[r]], out[r]
+        for j in range(row.shape[0]):
+            row[j] = token[j]

@@ -8,20 +8,20 @@ outputs of LayerNorm and GELU, which costs less than keeping them. Implements `k
 from typing import NamedTuple
 
 from threadloom.kernels.common import (
-    HEAD_SLICE,
     AccumulationTicket,
     Affine,
     AttentionActivations,
+    Gpt2Constants,
     Weights,
-    cross_entropy_forward,
+    last_head_part,
     mark_part_done,
     mlp_part,
     wait_for_predecessor,
 )
 from threadloom.kernels.compiling import Floats, TokenIds, jit_inline_body, jit_kernel
 from threadloom.kernels.float32.attention import attention_backward, attention_forward
-from threadloom.kernels.float32.cross_entropy import cross_entropy_backward
 from threadloom.kernels.float32.gelu import gelu_backward, gelu_forward
+from threadloom.kernels.float32.head import projection_backward, projection_loss
 from threadloom.kernels.float32.layernorm import (
     RowStatistics,
     layernorm_apply,
@@ -35,14 +35,12 @@ from threadloom.kernels.float32.linear import (
     linear_backward_weight,
     linear_forward,
     linear_residual_forward,
-    logits_backward_input,
-    logits_forward,
 )
 from threadloom.kernels.float32.tensors import Activations, Scratch
 
 
 @jit_kernel
-def blocks_forward(weights: Weights, acts: Activations, sequences: int, heads: int) -> None:
+def blocks_forward(weights: Weights, acts: Activations, sequences: int, constants: Gpt2Constants) -> None:
     """Run all blocks on ``acts.x[0]``, the embeddings, and fill every activation; R is a multiple of `sequences`."""
     w, a = weights, acts
     for n in range(w.qkv_weight.shape[0]):
@@ -50,7 +48,9 @@ def blocks_forward(weights: Weights, acts: Activations, sequences: int, heads: i
         ln1, ln2 = Affine(w.ln1_weight[n], w.ln1_bias[n]), Affine(w.ln2_weight[n], w.ln2_bias[n])
         layernorm_forward(x, ln1, a.h, RowStatistics(a.ln1_mean[n], a.ln1_rstd[n]))
         linear_forward(a.h, w.qkv_weight[n], w.qkv_bias[n], a.qkv[n])
-        attention_forward(AttentionActivations(a.qkv[n], a.attn[n], a.attn_lse[n]), sequences, heads, a.scores)
+        attention_forward(
+            AttentionActivations(a.qkv[n], a.attn[n], a.attn_lse[n]), sequences, constants.heads, a.scores
+        )
         linear_residual_forward(a.attn[n], w.attn_proj_weight[n], w.attn_proj_bias[n], x, x_mid)
         layernorm_forward(x_mid, ln2, a.h, RowStatistics(a.ln2_mean[n], a.ln2_rstd[n]))
         linear_forward(a.h, w.fc_weight[n], w.fc_bias[n], a.fc[n])
@@ -125,7 +125,7 @@ def _attention_backward(
     scratch: Scratch,
     n: int,
     sequences: int,
-    heads: int,
+    constants: Gpt2Constants,
     ticket: AccumulationTicket,
 ) -> None:
     """Take ``scratch.dx`` from the gradient of ``x_mid[n]`` to that of ``x[n]``."""
@@ -136,7 +136,7 @@ def _attention_backward(
     linear_backward_bias(s.dx, g.attn_proj_bias[n], accumulate)
     linear_backward_input(s.dx, w.attn_proj_weight[n], s.d_attn)
     attention = AttentionActivations(a.qkv[n], a.attn[n], a.attn_lse[n])
-    attention_backward(s.d_attn, attention, sequences, heads, s.d_qkv, s.scores)
+    attention_backward(s.d_attn, attention, sequences, constants.heads, s.d_qkv, s.scores)
     statistics = RowStatistics(a.ln1_mean[n], a.ln1_rstd[n])
     _normed_linear_backward(s.d_qkv, a.x[n], statistics, _qkv_layer(w, n), _qkv_layer(g, n), s, accumulate)
     mark_part_done(ticket, part)
@@ -149,7 +149,7 @@ def blocks_backward(
     grads: Weights,
     scratch: Scratch,
     sequences: int,
-    heads: int,
+    constants: Gpt2Constants,
     ticket: AccumulationTicket,
 ) -> None:
     """Take ``scratch.dx`` from the gradient of x[L] to that of x[0]; write or add the gradients of the blocks' tensors.
@@ -159,27 +159,22 @@ def blocks_backward(
     """
     for n in range(weights.qkv_weight.shape[0] - 1, -1, -1):
         _mlp_backward(weights, acts, grads, scratch, n, ticket)
-        _attention_backward(weights, acts, grads, scratch, n, sequences, heads, ticket)
+        _attention_backward(weights, acts, grads, scratch, n, sequences, constants, ticket)
 
 
 @jit_kernel
-def head_loss(weights: Weights, acts: Activations, targets: TokenIds, logits: Floats) -> float:
+def head_loss(
+    weights: Weights, acts: Activations, targets: TokenIds, constants: Gpt2Constants, logits: Floats
+) -> float:
     """Return the sum of the cross-entropies of all rows, without a gradient.
 
     `targets` (R,) are in 0 .. V - 1; `logits` (rows of a chunk, V) is scratch.
     """
-    x_final, h = acts.x[acts.x.shape[0] - 1], acts.h
-    rows, chunk = x_final.shape[0], logits.shape[0]
+    x_final = acts.x[acts.x.shape[0] - 1]
     affine = Affine(weights.lnf_weight, weights.lnf_bias)
-    total = 0.0
-    for first in range(0, rows, chunk):
-        last = min(first + chunk, rows)
-        part = logits[: last - first]
-        for r in range(first, last):
-            layernorm_row(x_final[r], affine, h[r])
-        logits_forward(h[first:last], weights.wte, part)
-        total += cross_entropy_forward(part, targets[first:last])
-    return total
+    for r in range(x_final.shape[0]):
+        layernorm_row(x_final[r], affine, acts.h[r])
+    return projection_loss(acts.h, weights.wte, targets, logits)
 
 
 @jit_kernel
@@ -190,37 +185,21 @@ def head_backward(
     scale: float,
     grads: Weights,
     scratch: Scratch,
+    constants: Gpt2Constants,
     ticket: AccumulationTicket,
 ) -> float:
     """Return the unscaled sum of the cross-entropies, and write the gradient of ``acts.x[L]`` to ``scratch.dx``.
 
     Every gradient is multiplied by `scale` (1 / tokens of the batch gives the gradient of the mean). Those of `wte`,
     `lnf_weight` and `lnf_bias` are written, or added if ``ticket.accumulate``. The logits exist for the rows of one
-    chunk (``scratch.logits.shape[0]``) at a time and are overwritten by their gradient. The rows of `wte` are the first
-    parts of the `ticket`.
+    chunk (``scratch.logits.shape[0]``) at a time. The rows of `wte` are the first parts of the `ticket`.
     """
-    s, x_final = scratch, acts.x[acts.x.shape[0] - 1]
-    rows, chunk, vocabulary = x_final.shape[0], s.logits.shape[0], weights.wte.shape[0]
-    parts = -(-vocabulary // HEAD_SLICE)
+    w, s, x_final = weights, scratch, acts.x[acts.x.shape[0] - 1]
     statistics = RowStatistics(s.lnf_mean, s.lnf_rstd)
-    layernorm_forward(x_final, Affine(weights.lnf_weight, weights.lnf_bias), s.h, statistics)
-    total = 0.0
+    layernorm_forward(x_final, Affine(w.lnf_weight, w.lnf_bias), s.h, statistics)
     s.dx.fill(0.0)  # `layernorm_backward` adds to it
-    adds = ticket.accumulate
-    for first in range(0, rows, chunk):
-        last = min(first + chunk, rows)
-        logits, h = s.logits[: last - first], s.h[first:last]
-        logits_forward(h, weights.wte, logits)
-        total += cross_entropy_backward(logits, targets[first:last], scale)
-        logits_backward_input(logits, weights.wte, s.dh[first:last])
-        for part in range(parts):
-            v0, v1 = part * HEAD_SLICE, min((part + 1) * HEAD_SLICE, vocabulary)
-            wait_for_predecessor(ticket, part)
-            linear_backward_weight(logits[:, v0:v1], h, grads.wte[v0:v1], adds)
-            if last == rows and v1 < vocabulary:
-                mark_part_done(ticket, part)
-        adds = True
+    loss = projection_backward(s.h, w.wte, targets, scale, grads.wte, s.dh, s.logits, ticket)
     d_affine = Affine(grads.lnf_weight, grads.lnf_bias)
-    layernorm_backward(s.dh, x_final, weights.lnf_weight, statistics, s.dx, d_affine, ticket.accumulate)
-    mark_part_done(ticket, parts - 1)
-    return total
+    layernorm_backward(s.dh, x_final, w.lnf_weight, statistics, s.dx, d_affine, ticket.accumulate)
+    mark_part_done(ticket, last_head_part(w.wte.shape[0]))
+    return loss

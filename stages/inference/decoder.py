@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from threadloom import kernels
-from threadloom.kernels import Activations, DecodeScratch, Floats, KVCache, TokenIds, Weights
+from threadloom.kernels import Activations, DecodeScratch, Floats, Gpt2Constants, KVCache, TokenIds, Weights
 from threadloom.pipeline import Arena
 from threadloom.stages.config import InputError
 from threadloom.stages.memory import activation_shapes
@@ -38,6 +38,7 @@ class Decoder:
         n, t, c, f = geometry.layers, geometry.context, geometry.channels, geometry.hidden
         self._weights = weights
         self._geometry = geometry
+        self._constants = Gpt2Constants(geometry.heads)
         self._layers = [_layer(weights, number) for number in range(n)]
         cache = Arena({"keys": (n, t, c), "values": (n, t, c)})
         self._cache = KVCache(cache["keys"], cache["values"])
@@ -62,11 +63,11 @@ class Decoder:
         acts = Activations(*(views[name] for name in Activations._fields))
         kernels.embedding_forward(self._weights.wte, self._weights.wpe, recent, rows, acts.x[0])
         for number, layer in enumerate(self._layers):  # all layers share the activations of one
-            kernels.blocks_forward(layer, acts, 1, self._geometry.heads)
+            kernels.blocks_forward(layer, acts, 1, self._constants)
             cache = KVCache(self._cache.keys[number : number + 1], self._cache.values[number : number + 1])
             kernels.prefill_cache(acts.qkv, 0, rows, cache)
             acts.x[0][...] = acts.x[1]
-        kernels.next_logits(self._weights, acts.x[0, rows - 1], self._scratch.h, self._logits)
+        kernels.next_logits(self._weights, acts.x[0, rows - 1], self._constants, self._scratch.h, self._logits)
         self._cached = recent.tolist()
         return self._logits
 
@@ -81,7 +82,7 @@ class Decoder:
             half = max(self._geometry.context // 2, 1)
             return self.prefill([*self._cached, token][-half:])
         kernels.decode_token(
-            self._weights, self._cache, token, self.position, self._geometry.heads, self._scratch, self._logits
+            self._weights, self._cache, token, self.position, self._constants, self._scratch, self._logits
         )
         self._cached.append(token)
         return self._logits

@@ -1,7 +1,7 @@
 """A whole model computed by the kernels as the stages do, and compared with the reference."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, ClassVar, NamedTuple
@@ -33,12 +33,12 @@ from threadloom.kernels.float32.gpt2 import blocks_forward, head_loss
 class MicroBatchModel(ABC):
     """A model in any number format, with its memory for micro-batches of one size."""
 
-    kernels: ClassVar[ModelKernels[Any, Any, Any]]
-    sizes: Sizes
+    kernels: ClassVar[ModelKernels[Any, Any, Any, Any, Any]]
+    sizes: Any  # of the model and of a micro-batch: `Sizes`, or that of another architecture
     weights: Any
     acts: Any
     scratch: Any
-    grads: Weights
+    grads: Any
 
     @abstractmethod
     def forward(self, ids: Ids) -> None:
@@ -52,10 +52,15 @@ class MicroBatchModel(ABC):
         """Return the sum of the losses; write or add all gradients."""
         s, w, a, g, scratch = self.sizes, self.weights, self.acts, self.grads, self.scratch
         ticket = single_writer(accumulate=accumulate)
-        loss = self.kernels.head_backward(w, a, flat_ids(targets), scale, g, scratch, ticket)
-        self.kernels.blocks_backward(w, a, g, scratch, s.sequences, s.heads, ticket)
-        embedding_backward(flat_ids(ids), scratch.dx, s.tokens, g.wte, g.wpe, accumulate)
+        loss = self.kernels.head_backward(w, a, flat_ids(targets), scale, g, scratch, s.constants, ticket)
+        self.kernels.blocks_backward(w, a, g, scratch, s.sequences, s.constants, ticket)
+        self.scatter(ids, accumulate)
         return loss
+
+    def scatter(self, ids: Ids, accumulate: bool) -> None:
+        """Write or add the gradients of the embeddings."""
+        g = self.grads
+        embedding_backward(flat_ids(ids), self.scratch.dx, self.sizes.tokens, g.wte, g.wpe, accumulate)
 
 
 def check_bits_after_another_batch(fresh: MicroBatchModel, used: MicroBatchModel, rng: np.random.Generator) -> None:
@@ -73,6 +78,36 @@ def check_bits_after_another_batch(fresh: MicroBatchModel, used: MicroBatchModel
         np.testing.assert_array_equal(gradient, getattr(used.grads, name), name)
 
 
+def check_frozen(
+    model_with: Callable[[frozenset[str]], MicroBatchModel], names: set[str], rng: np.random.Generator
+) -> None:
+    """Compare the gradients of models in which some tensors are frozen with those of one in which all are trained.
+
+    `model_with` returns a model without gradients of these tensors, of the same weights each time. One tensor after
+    another is frozen, and all but one. The others' gradients and the input's keep their bits, over two micro-batches.
+    """
+    whole = model_with(frozenset())
+    batches = [(whole.sizes.ids(rng), whole.sizes.ids(rng)) for _ in range(2)]
+
+    def run(model: MicroBatchModel) -> tuple[list[float], dict[str, bytes]]:
+        losses = []
+        for number, (ids, targets) in enumerate(batches):
+            model.forward(ids)
+            losses.append(model.backward(ids, targets, 0.5, accumulate=number > 0))
+        arrays = {name: array for name, array in model.grads._asdict().items() if array.size}
+        return losses, {name: array.tobytes() for name, array in {**arrays, "dx": model.scratch.dx}.items()}
+
+    losses, gradients = run(whole)
+    assert names <= gradients.keys()
+    for name in sorted(names):
+        for frozen in (frozenset({name}), frozenset(names - {name})):
+            found_losses, found = run(model_with(frozen))
+            assert found_losses == losses, name
+            assert names & found.keys() == names - frozen
+            for other, bits in found.items():
+                assert bits == gradients[other], (name, other)
+
+
 @dataclass
 class Model(MicroBatchModel):
     """Weights, gradients, activations and scratch for micro-batches of one size."""
@@ -80,7 +115,7 @@ class Model(MicroBatchModel):
     sizes: Sizes
     tensors: Tensors
     logits_rows: int = 3
-    kernels: ClassVar[ModelKernels[Any, Any, Any]] = gpt2
+    kernels: ClassVar[ModelKernels[Any, Any, Any, Any, Any]] = gpt2
     memory: Guarded = field(default_factory=Guarded)
 
     def __post_init__(self) -> None:
@@ -92,11 +127,11 @@ class Model(MicroBatchModel):
     def forward(self, ids: Ids) -> None:
         """Fill the activations."""
         embedding_forward(self.weights.wte, self.weights.wpe, flat_ids(ids), self.sizes.tokens, self.acts.x[0])
-        blocks_forward(self.weights, self.acts, self.sizes.sequences, self.sizes.heads)
+        blocks_forward(self.weights, self.acts, self.sizes.sequences, self.sizes.constants)
 
     def loss(self, targets: Ids) -> float:
         """Return the sum of the losses, without gradients."""
-        return head_loss(self.weights, self.acts, flat_ids(targets), self.scratch.logits)
+        return head_loss(self.weights, self.acts, flat_ids(targets), self.sizes.constants, self.scratch.logits)
 
     def check_gradients(self, expected: Tensors, bounds: Mapping[str, float]) -> None:
         """Compare every gradient with the reference's."""

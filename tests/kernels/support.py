@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 
 from tests import reference
 from tests.reference import Array, Ids, Tensors
-from threadloom.kernels.common.tensors import ATTENTION_TILE, Weights
+from threadloom.kernels.common.tensors import ATTENTION_TILE, Gpt2Constants, Weights
 from threadloom.kernels.compiling.arrays import Floats, TokenIds
 from threadloom.kernels.compiling.jit import JIT_ENABLED
-from threadloom.kernels.float32.decode import DecodeScratch, KVCache
+from threadloom.kernels.float32.decode import DecodeScratch
+from threadloom.kernels.float32.one_token import KVCache
 from threadloom.kernels.float32.tensors import Activations, Scratch
 from threadloom.kernels.matmul.operands import Op
 
@@ -129,6 +130,11 @@ class Sizes:
     def rows(self) -> int:
         """Tokens of the micro-batch."""
         return self.sequences * self.tokens
+
+    @property
+    def constants(self) -> Gpt2Constants:
+        """Constants of the model kernels."""
+        return Gpt2Constants(self.heads)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shapes of the model's tensors."""

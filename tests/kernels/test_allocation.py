@@ -37,10 +37,10 @@ def test_training_allocates_nothing() -> None:
     weights, acts, grads, scratch = model.weights, model.acts, model.grads, model.scratch
     ticket = single_writer(accumulate=False)
     assert allocations(embedding_forward, weights.wte, weights.wpe, ids, sizes.tokens, acts.x[0]) == 0
-    assert allocations(blocks_forward, weights, acts, sizes.sequences, sizes.heads) == 0
-    assert allocations(head_loss, weights, acts, targets, scratch.logits) == 0
-    assert allocations(head_backward, weights, acts, targets, 1.0, grads, scratch, ticket) == 0
-    assert allocations(blocks_backward, weights, acts, grads, scratch, sizes.sequences, sizes.heads, ticket) == 0
+    assert allocations(blocks_forward, weights, acts, sizes.sequences, sizes.constants) == 0
+    assert allocations(head_loss, weights, acts, targets, sizes.constants, scratch.logits) == 0
+    assert allocations(head_backward, weights, acts, targets, 1.0, grads, scratch, sizes.constants, ticket) == 0
+    assert allocations(blocks_backward, weights, acts, grads, scratch, sizes.sequences, sizes.constants, ticket) == 0
     assert allocations(embedding_backward, ids, scratch.dx, sizes.tokens, grads.wte, grads.wpe, True) == 0
 
 
@@ -61,4 +61,4 @@ def test_generation_allocates_nothing() -> None:
         make_decode_scratch(sizes, memory),
         memory.empty(sizes.vocabulary),
     )
-    assert allocations(decode_token, model.weights, cache, 3, 0, sizes.heads, scratch, logits) == 0
+    assert allocations(decode_token, model.weights, cache, 3, 0, sizes.constants, scratch, logits) == 0

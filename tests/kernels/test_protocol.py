@@ -9,15 +9,15 @@ import pytest
 
 from threadloom.kernels import bits16, float32
 from threadloom.kernels.bits16 import Activations16, Scratch16, Weights16, gpt2 as gpt2_bits16
-from threadloom.kernels.common import KERNELS, MODEL_KERNELS, ModelKernels, Weights
+from threadloom.kernels.common import KERNELS, MODEL_KERNELS, Gpt2Constants, ModelKernels, Weights
 from threadloom.kernels.float32 import Activations, Scratch, gpt2 as gpt2_float32
 
 FORMATS = (float32, bits16)
 each_format = pytest.mark.parametrize("room", FORMATS, ids=lambda room: room.__name__.rpartition(".")[2])
 
 # mypy checks that the modules implement the protocol.
-GPT2_FLOAT32: ModelKernels[Weights, Activations, Scratch] = gpt2_float32
-GPT2_BITS16: ModelKernels[Weights16, Activations16, Scratch16] = gpt2_bits16
+GPT2_FLOAT32: ModelKernels[Weights, Gpt2Constants, Weights, Activations, Scratch] = gpt2_float32
+GPT2_BITS16: ModelKernels[Weights16, Gpt2Constants, Weights, Activations16, Scratch16] = gpt2_bits16
 
 
 def parameters(kernel: Any) -> list[str]:

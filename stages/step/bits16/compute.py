@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from threadloom.kernels import AccumulationTicket, Floats, Weights
+from threadloom.kernels import AccumulationTicket, Floats, Gpt2Constants, Weights
 from threadloom.kernels.bits16 import (
     Scratch16,
     Weights16,
@@ -31,6 +31,7 @@ class Bits16Compute:
         self.memory = Bits16Memory(precision, geometry, sequences)
         self._fp16 = precision is Precision.FP16
         self._geometry = geometry
+        self._constants = Gpt2Constants(geometry.heads)
         self._sequences = sequences
         if not self._fp16:
             prepare_bf16()
@@ -50,16 +51,16 @@ class Bits16Compute:
 
     def forward(self, version: Version, slot: Bits16Slot) -> None:
         """Run all blocks in one compiled call."""
-        blocks_forward(_weights(version), slot.activations, self._sequences, self._geometry.heads)
+        blocks_forward(_weights(version), slot.activations, self._sequences, self._constants)
 
     def backward(
         self, version: Version, slot: Bits16Slot, scale: float, gradients: Weights, scratch: Scratch16,
         ticket: AccumulationTicket,
     ) -> float:  # fmt: skip
         """Run the backward pass of head and blocks."""
-        weights, acts, heads = _weights(version), slot.activations, self._geometry.heads
-        loss = head_backward(weights, acts, slot.targets, scale, gradients, scratch, ticket)
-        blocks_backward(weights, acts, gradients, scratch, self._sequences, heads, ticket)
+        weights, acts, constants = _weights(version), slot.activations, self._constants
+        loss = head_backward(weights, acts, slot.targets, scale, gradients, scratch, constants, ticket)
+        blocks_backward(weights, acts, gradients, scratch, self._sequences, constants, ticket)
         return float(loss)
 
     def input_gradient(self, scratch: Scratch16) -> Floats:
@@ -68,7 +69,7 @@ class Bits16Compute:
 
     def loss(self, version: Version, slot: Bits16Slot, logits: Floats) -> float:
         """Run the head's forward pass; a backward pass must not follow."""
-        return float(head_loss(_weights(version), slot.activations, slot.targets, logits))
+        return float(head_loss(_weights(version), slot.activations, slot.targets, self._constants, logits))
 
     def update_stage(
         self, gradient: Gradient, optimizer: Optimizer, shards: int

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from threadloom import kernels
-from threadloom.kernels import AdamWStep, Floats, single_writer
+from threadloom.kernels import AdamWStep, Floats, Gpt2Constants, single_writer
 from threadloom.pipeline import LanePlan, Lanes
 from threadloom.stages.config import Precision, ResolvedConfig
 from threadloom.stages.memory import Bank, LossScaler, UpdateShard, adamw_bytes, as_weights, reduction_bytes
@@ -43,6 +43,7 @@ class KernelBench(ABC):
         """Allocate the memory; the caller keeps `gemm_settings(config)` active here and during the calls."""
         self.config = config
         self.geometry = g = config.model.geometry()
+        self.constants = Gpt2Constants(g.heads)
         self.sequences = config.micro_batch
         self.rows = self.sequences * g.context
         self.micro = config.micro_batches

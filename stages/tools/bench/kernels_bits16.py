@@ -68,7 +68,8 @@ class Bits16Bench(KernelBench):
         return self.s.dx
 
     def _call_head(self, ticket: AccumulationTicket) -> None:
-        head_backward(self.weights16, self.acts, self.slot.targets, self.scale, self.grads, self.s, ticket)
+        targets, constants = self.slot.targets, self.constants
+        head_backward(self.weights16, self.acts, targets, self.scale, self.grads, self.s, constants, ticket)
 
     def _product(self, columns: int, inner: int, result: int, *, adds: bool = False) -> KernelWork:
         """Return the work of a GEMM over all rows; `result`: bytes per element of the result."""
@@ -152,9 +153,9 @@ class Bits16Bench(KernelBench):
     def backward_blocks(self) -> list[KernelCase]:
         """Return backward through all blocks, and its parts."""
         parts = [*self._input_gradients(), *self._weight_gradients(), *self._backward_passes()]
-        heads = self.geometry.heads
+        constants = self.constants
         call = partial(
-            blocks_backward, self.weights16, self.acts, self.grads, self.s, self.sequences, heads, self.ticket
+            blocks_backward, self.weights16, self.acts, self.grads, self.s, self.sequences, constants, self.ticket
         )  # fmt: skip
         return self.whole(BACKWARD, parts, call, self._reset_dx)
 

@@ -27,7 +27,7 @@ class Float32Bench(KernelBench):
         self.s: Scratch = self.scratch
         s, acts, targets = self.s, self.acts, self.slot.targets
         overwriting = self.ticket._replace(accumulate=False)
-        kernels.head_backward(self.weights, acts, targets, self.scale, self.grads, s, overwriting)
+        kernels.head_backward(self.weights, acts, targets, self.scale, self.grads, s, self.constants, overwriting)
         self._dx = s.dx.copy()  # the input of backward through the last block
         self._d_fc = np.ascontiguousarray(self.random.standard_normal(s.d_fc.shape, dtype=np.float32))
         self._logits = self.random.standard_normal(s.logits.shape, dtype=np.float32)
@@ -97,14 +97,17 @@ class Float32Bench(KernelBench):
         done = total([*((case.work, chunks) for case in parts), *norms])
         # The logits are internal to the head, so its bound does not count them.
         work = KernelWork(done.flops, FLOAT * float(2 * r * c + r + 3 * v * c), done.products)
-        call = partial(kernels.head_backward, w, self.acts, slot.targets, self.scale, self.grads, s, self.ticket)
+        call = partial(
+            kernels.head_backward,
+            w, self.acts, slot.targets, self.scale, self.grads, s, self.constants, self.ticket,
+        )  # fmt: skip
         return [KernelCase(HEAD, self.micro, work, call), *parts]
 
     def backward_blocks(self) -> list[KernelCase]:
         """Return backward through all blocks, and its parts."""
-        w, a, g, s = self.weights, self.acts, self.geometry, self.s
+        w, a, s = self.weights, self.acts, self.s
         parts = [*self._backward_products(), *self._backward_passes()]
-        call = partial(kernels.blocks_backward, w, a, self.grads, s, self.sequences, g.heads, self.ticket)
+        call = partial(kernels.blocks_backward, w, a, self.grads, s, self.sequences, self.constants, self.ticket)
         return self.whole(BACKWARD, parts, call, partial(np.copyto, s.dx, self._dx))
 
     def _statistics(self) -> RowStatistics:

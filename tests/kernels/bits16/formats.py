@@ -13,7 +13,10 @@ from threadloom.kernels.matmul.pack import DEPTH_STEP, PANEL
 Shorts = NDArray[Any]
 """Bits of either 16-bit format, uint16 or int16; or float32 numbers."""
 
-MATRICES = ("wte", "qkv_weight", "attn_proj_weight", "fc_weight", "mlp_proj_weight")
+MATRICES = (
+    "wte", "qkv_weight", "attn_proj_weight", "fc_weight", "mlp_proj_weight",  # GPT-2
+    "head", "gate_up_weight", "down_weight",  # further ones of Llama
+)  # fmt: skip
 """Tensors of which the kernels read a packed copy, rounded to the format."""
 
 FLOAT = 2.0**-24

@@ -56,8 +56,14 @@ def random_tensors(sizes: Sizes, rng: np.random.Generator) -> Tensors:
 
 def pack_weights(fmt: Format, tensors: Tensors, pages: Pages) -> PackedWeights:
     """Return the packed weights of the rounded matrices, by the slow reference."""
+    matrices = {field: tensors[name] for field, name in MATRICES.items()}
+    return PackedWeights(**packed_views(fmt, {"wte": tensors["wte"], **matrices}, pages))
+
+
+def packed_views(fmt: Format, matrices: Tensors, pages: Pages) -> dict[str, NDArray[Any]]:
+    """Return the packed weights of rounded matrices, each with the packed transpose under its name plus "_t"."""
     views: dict[str, NDArray[Any]] = {}
-    for name, tensor in {"wte": tensors["wte"], **{name: tensors[of] for name, of in MATRICES.items()}}.items():
+    for name, tensor in matrices.items():
         bits = fmt.nearest(tensor)
         if fmt is FP16:
             views[name] = views[f"{name}_t"] = pages.copy(bits)
@@ -66,7 +72,7 @@ def pack_weights(fmt: Format, tensors: Tensors, pages: Pages) -> PackedWeights:
         for key, both in ((name, layers), (f"{name}_t", layers.transpose(0, 2, 1))):
             packed = np.stack([pack(np.ascontiguousarray(matrix)) for matrix in both])
             views[key] = pages.copy(packed if bits.ndim == 3 else packed[0])
-    return PackedWeights(**views)
+    return views
 
 
 @dataclass
@@ -79,7 +85,7 @@ class Model16(MicroBatchModel):
     logits_rows: int = 5
     slice_width: int = 16
     at_end: bool = True
-    kernels: ClassVar[ModelKernels[Any, Any, Any]] = gpt2
+    kernels: ClassVar[ModelKernels[Any, Any, Any, Any, Any]] = gpt2
     pages: Pages = field(init=False)
     packed_tensors: Tensors = field(init=False)  # the weights that the kernels read
 
@@ -148,12 +154,12 @@ class Model16(MicroBatchModel):
         """Fill the activations."""
         s, packed = self.sizes, self.weights.packed
         embedding_forward(packed.wte, self.master.wpe, flat_ids(ids), s.tokens, self.acts.x)
-        blocks_forward(self.weights, self.acts, s.sequences, s.heads)
+        blocks_forward(self.weights, self.acts, s.sequences, s.constants)
 
     def loss(self, targets: Ids) -> float:
         """Return the sum of the losses without gradients; the activations stay valid for `backward`."""
         kept = self.acts.normed1.copy(), self.acts.rstd1.copy()
-        loss = head_loss(self.weights, self.acts, flat_ids(targets), self.scratch.logits)
+        loss = head_loss(self.weights, self.acts, flat_ids(targets), self.sizes.constants, self.scratch.logits)
         self.acts.normed1[...], self.acts.rstd1[...] = kept
         return loss
 

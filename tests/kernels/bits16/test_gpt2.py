@@ -187,7 +187,7 @@ def test_the_head_leaves_the_gradient_of_its_input_and_the_input_itself(sizes: S
     model.acts.x[...] = record.x_final.reshape(sizes.rows, sizes.channels)
     before = model.acts.x.copy()
     w, a, g, s = model.weights, model.acts, model.grads, model.scratch
-    head_backward(w, a, flat_ids(targets), scale, g, s, single_writer(accumulate=False))
+    head_backward(w, a, flat_ids(targets), scale, g, s, sizes.constants, single_writer(accumulate=False))
     np.testing.assert_array_equal(model.acts.x, before)
     found = {"dx": distance(model.scratch.dx / scaled, d_x_final)}
     for name in ("lnf_weight", "lnf_bias"):

@@ -20,7 +20,7 @@ from tests.kernels.comparison import within
 from tests.kernels.support import random_shapes
 from tests.reference import Array
 from threadloom.kernels.bits16.cross_entropy import cross_entropy_backward
-from threadloom.kernels.bits16.embedding import embedding_forward
+from threadloom.kernels.bits16.embedding import embedding_forward, token_embedding_forward
 from threadloom.kernels.bits16.gelu import gelu_backward, gelu_forward
 from threadloom.kernels.bits16.layernorm import (
     LayerNormGradients,
@@ -289,6 +289,9 @@ def test_embedding_forward(
     ids = rng.integers(0, vocabulary, rows * tokens).astype(np.int32)
     ids[[0, -1]] = 0, vocabulary - 1
     out = pages.empty((ids.size, columns), np.float32)
-    embedding_forward(pages.copy(pack(wte) if fmt is BF16 else wte), wpe, ids, tokens, out)
+    packed = pages.copy(pack(wte) if fmt is BF16 else wte)
+    embedding_forward(packed, wpe, ids, tokens, out)
     expected = fmt.numbers(wte)[ids].astype(np.float32) + np.tile(wpe[:tokens], (rows, 1))
     np.testing.assert_array_equal(out, expected)
+    token_embedding_forward(packed, ids, out)
+    np.testing.assert_array_equal(out, fmt.numbers(wte)[ids])

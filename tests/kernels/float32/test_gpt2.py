@@ -105,7 +105,7 @@ def test_the_head_leaves_the_gradient_of_its_input(sizes: Sizes) -> None:
     model.acts.x[sizes.layers] = record.x_final.reshape(sizes.rows, sizes.channels)
     x_final = model.acts.x[sizes.layers].copy()
     w, a, g, s = model.weights, model.acts, model.grads, model.scratch
-    head_backward(w, a, flat_ids(targets), 0.25, g, s, single_writer(accumulate=False))
+    head_backward(w, a, flat_ids(targets), 0.25, g, s, sizes.constants, single_writer(accumulate=False))
     np.testing.assert_array_equal(model.acts.x[sizes.layers], x_final)
     # These bounds include the errors of forward, which this test does not make.
     bounds = model_bounds(model.tensors, ids, targets, sizes.heads, 0.25)
