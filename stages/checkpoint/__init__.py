@@ -7,12 +7,12 @@ from threadloom.stages.checkpoint.directory import (
     latest_checkpoint as latest_checkpoint,
     remove_leftovers as remove_leftovers,
 )
-from threadloom.stages.checkpoint.huggingface import (
-    CONFIG_FILE as CONFIG_FILE,
-    load_model as load_model,
-    read_end_ids as read_end_ids,
-)
+from threadloom.stages.checkpoint.huggingface import read_end_ids as read_end_ids
 from threadloom.stages.checkpoint.manifest import MANIFEST_FILE as MANIFEST_FILE
+from threadloom.stages.checkpoint.model_reader import (
+    load_model as load_model,
+    read_initial_weights as read_initial_weights,
+)
 from threadloom.stages.checkpoint.reader import Checkpoint as Checkpoint
 from threadloom.stages.checkpoint.state import TrainingState as TrainingState, kept_versions as kept_versions
 from threadloom.stages.checkpoint.writer import save_checkpoint as save_checkpoint

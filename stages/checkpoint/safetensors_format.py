@@ -18,17 +18,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from threadloom.stages.checkpoint.huggingface import (
-    CONFIG_FILE,
-    GENERATION_FILE,
-    MODEL_FILE,
-    TOKENIZER_CONFIG_FILE,
-    read_model,
-    write_model,
-)
+from threadloom.stages.checkpoint.huggingface import GENERATION_FILE, TOKENIZER_CONFIG_FILE, write_model
+from threadloom.stages.checkpoint.model_reader import read_model
 from threadloom.stages.checkpoint.state import TrainingState, kept_versions
 from threadloom.stages.models import Geometry, parameter_shapes
-from threadloom.stages.storage import FileDigest, open_tensors, write_tensors
+from threadloom.stages.storage import CONFIG_FILE, MODEL_FILE, FileDigest, open_tensors, write_tensors
 
 Floats = NDArray[np.float32]
 Weights = Mapping[str, Floats]

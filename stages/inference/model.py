@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from threadloom.kernels import TokenIds, Weights
 from threadloom.pipeline import Arena
 from threadloom.stages.checkpoint import (
-    CONFIG_FILE,
     MANIFEST_FILE,
     Checkpoint,
     latest_checkpoint,
@@ -21,6 +20,7 @@ from threadloom.stages.config import InputError
 from threadloom.stages.data import Tokenizer, TokenizerError, load_tokenizer
 from threadloom.stages.memory import as_weights
 from threadloom.stages.models import Geometry, parameter_shapes
+from threadloom.stages.storage import CONFIG_FILE
 
 TOKENIZER_FILE = "tokenizer.json"
 

@@ -5,23 +5,24 @@ optimizer's weight decay and the checkpoint, so all of them agree on the tensors
 """
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from threadloom.stages.models.geometry import Geometry, Shape
+from threadloom.stages.models.tensor_part import TensorPart
 
 Floats = NDArray[np.float32]
+GeometryT = TypeVar("GeometryT", bound=Geometry, contravariant=True)
 
 
 class UnsupportedModelError(ValueError):
     """A model in Hugging Face's layout that no architecture here computes."""
 
-    def __init__(self, expected: str, got: str, cause: str) -> None:
-        self.expected, self.got, self.cause = expected, got, cause
+    def __init__(self, expected: str, got: str, cause: str, hint: str | None = None) -> None:
+        self.expected, self.got, self.cause, self.hint = expected, got, cause, hint
         super().__init__(f"expected {expected}, got {got} ({cause})")
 
 
@@ -34,24 +35,25 @@ class InitialValue:
     constant: float = 0.0
 
 
-class HuggingFaceLayout(Protocol):
+class HuggingFaceLayout(Protocol[GeometryT]):
     """The names of an architecture's tensors, and its configuration, in Hugging Face's layout.
 
-    Each of its tensors is a view of a tensor of `parameter_shapes`, which stacks all layers along the first axis.
+    Each of its tensors is a part of a tensor of `parameter_shapes`, which stacks all layers along the first axis.
     """
 
-    model_type: str
-    """`model_type` in config.json."""
-    prefix: str
-    """Prefix of the names, which files may lack."""
-    names: Mapping[str, str]
-    """Name in `parameter_shapes` → name in the layout without the prefix, with the layer's index as `{layer}`."""
-    tied: tuple[str, str]
-    """Name of the output projection, which is not stored, and our name of the tensor that it is tied to."""
+    model_types: tuple[str, ...]
+    """Values of `model_type` in config.json."""
+    token_embedding: str
+    """Name of the token embedding in the layout."""
+    output_projection: str
+    """Name of the output projection; it is not among the `parts` of a model that ties it to the token embedding."""
     ignored: re.Pattern[str]
     """Unprefixed names of tensors in files of older versions that hold constants."""
 
-    def config(self, geometry: Geometry, end_of_text: int | None) -> dict[str, Any]:
+    def parts(self, geometry: GeometryT) -> dict[str, TensorPart]:
+        """Return the name of each tensor in a file → the part of a tensor of `parameter_shapes` that it is."""
+
+    def config(self, geometry: GeometryT, end_of_text: int | None) -> dict[str, Any]:
         """Return the content of config.json; `end_of_text` is the id of the token that begins and ends texts."""
 
     def geometry(self, config: bytes) -> Geometry:
@@ -69,7 +71,7 @@ class Architecture(Protocol):
     """Key in `ARCHITECTURES`, and `Geometry.architecture`."""
     matrices: tuple[str, ...]
     """The tensors that weight decay applies to; they lead the table of shapes."""
-    huggingface: HuggingFaceLayout
+    huggingface: HuggingFaceLayout[Any]
 
     def parameter_shapes(self, geometry: Geometry) -> dict[str, Shape]:
         """Return name → shape of every tensor, in the order of the arena: `matrices` first."""

@@ -3,9 +3,7 @@
 Matrices are stored as (inputs, outputs) by threadloom and by Hugging Face, so nothing is transposed.
 """
 
-import json
 import re
-from collections.abc import Mapping
 from math import sqrt
 from typing import Any
 
@@ -13,28 +11,30 @@ import msgspec
 
 from threadloom.stages.models.architecture import HuggingFaceLayout, InitialValue, UnsupportedModelError
 from threadloom.stages.models.geometry import Geometry, Shape
+from threadloom.stages.models.huggingface_config import require_sizes, require_values
+from threadloom.stages.models.tensor_part import TensorPart
 
 MATRICES = ("wte", "wpe", "qkv_weight", "attn_proj_weight", "fc_weight", "mlp_proj_weight")
 
 """The tensors with weight decay, which lead the table of shapes."""
 
 _HUGGINGFACE_NAMES = {
-    "wte": "wte.weight",
-    "wpe": "wpe.weight",
-    "qkv_weight": "h.{layer}.attn.c_attn.weight",
-    "attn_proj_weight": "h.{layer}.attn.c_proj.weight",
-    "fc_weight": "h.{layer}.mlp.c_fc.weight",
-    "mlp_proj_weight": "h.{layer}.mlp.c_proj.weight",
-    "ln1_weight": "h.{layer}.ln_1.weight",
-    "ln1_bias": "h.{layer}.ln_1.bias",
-    "qkv_bias": "h.{layer}.attn.c_attn.bias",
-    "attn_proj_bias": "h.{layer}.attn.c_proj.bias",
-    "ln2_weight": "h.{layer}.ln_2.weight",
-    "ln2_bias": "h.{layer}.ln_2.bias",
-    "fc_bias": "h.{layer}.mlp.c_fc.bias",
-    "mlp_proj_bias": "h.{layer}.mlp.c_proj.bias",
-    "lnf_weight": "ln_f.weight",
-    "lnf_bias": "ln_f.bias",
+    "wte": "transformer.wte.weight",
+    "wpe": "transformer.wpe.weight",
+    "qkv_weight": "transformer.h.{layer}.attn.c_attn.weight",
+    "attn_proj_weight": "transformer.h.{layer}.attn.c_proj.weight",
+    "fc_weight": "transformer.h.{layer}.mlp.c_fc.weight",
+    "mlp_proj_weight": "transformer.h.{layer}.mlp.c_proj.weight",
+    "ln1_weight": "transformer.h.{layer}.ln_1.weight",
+    "ln1_bias": "transformer.h.{layer}.ln_1.bias",
+    "qkv_bias": "transformer.h.{layer}.attn.c_attn.bias",
+    "attn_proj_bias": "transformer.h.{layer}.attn.c_proj.bias",
+    "ln2_weight": "transformer.h.{layer}.ln_2.weight",
+    "ln2_bias": "transformer.h.{layer}.ln_2.bias",
+    "fc_bias": "transformer.h.{layer}.mlp.c_fc.bias",
+    "mlp_proj_bias": "transformer.h.{layer}.mlp.c_proj.bias",
+    "lnf_weight": "transformer.ln_f.weight",
+    "lnf_bias": "transformer.ln_f.bias",
 }
 
 
@@ -58,17 +58,26 @@ class _HuggingFaceConfig(msgspec.Struct):
 class Gpt2HuggingFace:
     """The layout of `transformers.GPT2LMHeadModel`."""
 
-    model_type = "gpt2"
-    prefix = "transformer."
-    names: Mapping[str, str] = _HUGGINGFACE_NAMES
-    tied = ("lm_head.weight", "wte")
+    model_types: tuple[str, ...] = ("gpt2",)
+    token_embedding = "transformer.wte.weight"
+    output_projection = "lm_head.weight"
     ignored = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")  # causal masks
+
+    def parts(self, geometry: Geometry) -> dict[str, TensorPart]:
+        """Return the name of each tensor in a file → the part of a tensor of `parameter_shapes` that it is."""
+        parts: dict[str, TensorPart] = {}
+        for name, theirs in _HUGGINGFACE_NAMES.items():
+            if "{layer}" in theirs:
+                parts |= {theirs.format(layer=layer): TensorPart(name, layer) for layer in range(geometry.layers)}
+            else:
+                parts[theirs] = TensorPart(name)
+        return parts
 
     def config(self, geometry: Geometry, end_of_text: int | None) -> dict[str, Any]:
         """Return the content of config.json."""
         return {
             "architectures": ["GPT2LMHeadModel"],
-            "model_type": self.model_type,
+            "model_type": "gpt2",
             "vocab_size": geometry.vocabulary,
             "n_positions": geometry.context,
             "n_embd": geometry.channels,
@@ -99,7 +108,7 @@ class Gpt2:
 
     name = "gpt2"
     matrices: tuple[str, ...] = MATRICES
-    huggingface: HuggingFaceLayout = Gpt2HuggingFace()
+    huggingface: HuggingFaceLayout[Any] = Gpt2HuggingFace()
 
     def parameter_shapes(self, geometry: Geometry) -> dict[str, Shape]:
         """Return the shape of every field of `kernels.Weights`, in its order."""
@@ -147,14 +156,8 @@ def _check(config: _HuggingFaceConfig) -> None:
         "add_cross_attention": (False,),
         "tie_word_embeddings": (True,),
     }
-    for name, values in accepted.items():
-        if getattr(config, name) not in values:
-            expected = " or ".join(json.dumps(value) for value in values)
-            got = json.dumps(getattr(config, name))
-            raise UnsupportedModelError(f"{name} = {expected}", got, "an unsupported variant of GPT-2")
-    for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head"):
-        if getattr(config, name) < 1:
-            raise UnsupportedModelError(f"{name} of at least 1", str(getattr(config, name)), "the file was edited")
+    require_values(config, accepted, "GPT-2")
+    require_sizes(config, ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head"))
     if config.n_embd % config.n_head:
         got = f"n_embd = {config.n_embd}, n_head = {config.n_head}"
         raise UnsupportedModelError("n_embd that n_head divides", got, "the file was edited")

@@ -28,8 +28,9 @@ def geometry_of_huggingface(config: bytes) -> Geometry:
     Raises UnsupportedModelError for a model that no architecture computes, msgspec.DecodeError for other content.
     """
     found = msgspec.json.decode(config, type=_ModelType).model_type
-    layouts = {architecture.huggingface.model_type: architecture.huggingface for architecture in ARCHITECTURES.values()}
-    if found not in layouts:
-        expected = " or ".join(json.dumps(name) for name in layouts)
-        raise UnsupportedModelError(f"model_type = {expected}", json.dumps(found), "an unsupported architecture")
-    return layouts[found].geometry(config)
+    layouts = [architecture.huggingface for architecture in ARCHITECTURES.values()]
+    for layout in layouts:
+        if found in layout.model_types:
+            return layout.geometry(config)
+    expected = " or ".join(json.dumps(name) for layout in layouts for name in layout.model_types)
+    raise UnsupportedModelError(f"model_type = {expected}", json.dumps(found), "an unsupported architecture")

@@ -21,6 +21,13 @@ from threadloom.stages.storage.hashed_file import (
 )
 from threadloom.stages.storage.json_text import plain_json as plain_json
 from threadloom.stages.storage.metrics_log import MetricsLog as MetricsLog, read_metrics as read_metrics
+from threadloom.stages.storage.model_folder import (
+    CONFIG_FILE as CONFIG_FILE,
+    INDEX_FILE as INDEX_FILE,
+    MODEL_FILE as MODEL_FILE,
+    is_model_folder as is_model_folder,
+    read_geometry as read_geometry,
+)
 from threadloom.stages.storage.run_directory import (
     RunDirectory as RunDirectory,
     RunDirectoryError as RunDirectoryError,
@@ -31,7 +38,10 @@ from threadloom.stages.storage.run_directory import (
 )
 from threadloom.stages.storage.tensor_file import (
     CheckpointError as CheckpointError,
-    TensorFile as TensorFile,
-    open_tensors as open_tensors,
     write_tensors as write_tensors,
+)
+from threadloom.stages.storage.tensor_reader import (
+    TensorFile as TensorFile,
+    open_sharded_tensors as open_sharded_tensors,
+    open_tensors as open_tensors,
 )

@@ -21,11 +21,12 @@ from threadloom.stages.checkpoint import (
     remove_leftovers,
     save_checkpoint,
 )
-from threadloom.stages.checkpoint.huggingface import CONFIG_FILE, GENERATION_FILE, MODEL_FILE, load_model
+from threadloom.stages.checkpoint.huggingface import GENERATION_FILE
 from threadloom.stages.checkpoint.manifest import MANIFEST_FILE, CheckpointManifest, encode_manifest
+from threadloom.stages.checkpoint.model_reader import load_model
 from threadloom.stages.checkpoint.safetensors_format import OPTIMIZER_FILE, VERSIONS_FILE
 from threadloom.stages.models import Geometry
-from threadloom.stages.storage import CheckpointError, FileDigest, finished_checkpoints
+from threadloom.stages.storage import CONFIG_FILE, MODEL_FILE, CheckpointError, FileDigest, finished_checkpoints
 
 FILES = (MODEL_FILE, CONFIG_FILE, OPTIMIZER_FILE, VERSIONS_FILE, MANIFEST_FILE, "tokenizer.json")
 

@@ -23,7 +23,7 @@ LAYOUT = architecture_of(GEOMETRY).huggingface
 
 def test_names_cover_every_parameter_once() -> None:
     weights = Arena(parameter_shapes(GEOMETRY))
-    views = huggingface_views(weights, LAYOUT)
+    views = huggingface_views(weights, GEOMETRY)
     assert {name: view.shape for name, view in views.items()} == huggingface_shapes(GEOMETRY)
     assert list(views) == list(huggingface_shapes(GEOMETRY))
     assert sum(view.size for view in views.values()) == sum(view.size for view in weights.values())

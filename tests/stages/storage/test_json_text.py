@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from threadloom.stages.checkpoint.huggingface import read_geometry
 from threadloom.stages.config import ConfigError
 from threadloom.stages.data import load_tokenizer
 from threadloom.stages.data.bpe_tokenizer import BpeTokenizer
@@ -14,7 +13,7 @@ from threadloom.stages.data.chunked_text import StringText
 from threadloom.stages.models import Geometry
 from threadloom.stages.models.gpt2 import Gpt2HuggingFace
 from threadloom.stages.resolve import from_json, load_config, to_json
-from threadloom.stages.storage import plain_json
+from threadloom.stages.storage import plain_json, read_geometry
 
 MARKED = ("utf-8", "utf-8-sig", "utf-16", "utf-32")
 
