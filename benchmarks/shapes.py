@@ -34,7 +34,7 @@ from benchmarks.throughput import (
     sizes_of,
     warn_if_busy,
 )
-from threadloom.stages.config import Config, ModelConfig, OptimizerConfig, Precision
+from threadloom.stages.config import Config, Gpt2Config, OptimizerConfig, Precision
 from threadloom.stages.console import WorkerError
 from threadloom.stages.machine import detect
 from threadloom.stages.resolve import to_json
@@ -70,7 +70,7 @@ class TrainingShape:
     def config(self) -> Config:
         """Return threadloom's configuration; all other settings are left open, as for a user."""
         channels = self.heads * self.head_size
-        model = ModelConfig(
+        model = Gpt2Config(
             vocab_size=self.vocabulary, context=self.context, layers=LAYERS, heads=self.heads, channels=channels
         )
         optimizer = OptimizerConfig(

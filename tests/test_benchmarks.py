@@ -21,12 +21,12 @@ from benchmarks.results import (
 )
 from benchmarks.throughput import compare_sides, sizes_of
 from tests.error_bounds import mean_loss
-from threadloom.stages.config import Config, ModelConfig
+from threadloom.stages.config import Config, Gpt2Config
 from threadloom.stages.console.json_worker import WorkerError
 from threadloom.stages.models import parameter_count
 from threadloom.stages.resolve import load_config, resolve, to_json
 
-TINY = Config(name="tiny", model=ModelConfig(vocab_size=17, context=6, layers=2, heads=2, channels=8), batch_size=4,
+TINY = Config(name="tiny", model=Gpt2Config(vocab_size=17, context=6, layers=2, heads=2, channels=8), batch_size=4,
               steps=12)  # fmt: skip
 
 EAGER = SideResult("PyTorch eager", False, [100.0, 90.0, 110.0], 2_000_000_000, 300_000_000)

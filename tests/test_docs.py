@@ -16,6 +16,7 @@ import ast
 import contextlib
 import enum
 import importlib
+import inspect
 import io
 import os
 import re
@@ -232,24 +233,35 @@ def test_every_name_of_the_reference_can_be_imported(path: Path) -> None:
 
 
 def test_the_reference_has_every_setting_and_choice_with_its_meaning() -> None:
-    from threadloom.stages.config import settings
-    from threadloom.stages.resolve.loading import setting_types
+    from threadloom.stages import config
+    from threadloom.stages.resolve.setting_types import setting_types
 
     page = (ROOT / "docs" / "reference" / "stages.md").read_text(encoding="utf-8")
     listed = dict(re.findall(r"^::: threadloom\.stages\.config\.(\w+)\n    options: \{ (.*) \}$", page, re.MULTILINE))
-    explained = names_with_meaning(ast.parse(Path(settings.__file__).read_text(encoding="utf-8")))
-    sections = {"": settings.Config, **typing.get_type_hints(settings.Config)}
+    room = [ast.parse(path.read_text(encoding="utf-8")) for path in Path(config.__file__).parent.glob("*.py")]
+    explained = {owner: names for module in room for owner, names in names_with_meaning(module).items()}
     for key, kind in setting_types().items():
         section, _, name = key.rpartition(".")
-        owner = sections[section].__name__
+        owner = owner_of(config.Config, key.split("."))
         assert owner in listed, f"{key}: {owner} is not in the reference"
         assert "members" not in listed[owner], f"{key}: {owner} is there without its fields"
         assert not section or f'"{section}.* ({owner})"' in listed[owner], f"{key}: its section has no such heading"
-        assert name in explained[owner], f"{key}: no meaning below it in stages/config/settings.py"
+        assert name in explained[owner], f"{key}: no meaning below it in stages/config"
         for choice in typing.get_args(kind) or (kind,):
             if isinstance(choice, enum.EnumType):
                 assert choice.__name__ in listed, f"{key}: {choice.__name__} is not in the reference"
                 assert set(choice.__members__) <= explained[choice.__name__], f"{key}: a choice without a meaning"
+
+
+def owner_of(section: type, path: list[str]) -> str:
+    """Return the name of the class that declares the setting at a path of names."""
+    from threadloom.stages.resolve.setting_types import field_types, sections_of
+
+    first, *rest = path
+    owners = [base.__name__ for base in section.__mro__ if first in inspect.get_annotations(base)]
+    if owners and rest:
+        owners = [owner_of(inner, rest) for inner in sections_of(field_types(section)[first])]
+    return next(filter(None, owners), "")
 
 
 def names_with_meaning(module: ast.Module) -> dict[str, set[str]]:

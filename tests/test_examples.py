@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from examples import custom_stage, sample, train_from_python, word_count
-from threadloom.stages.config import CheckpointConfig, Config, EvaluationConfig, ModelConfig
+from threadloom.stages.config import CheckpointConfig, Config, EvaluationConfig, Gpt2Config
 from threadloom.stages.data.batches import RandomTokens
 from threadloom.stages.resolve.resolution import resolve
 from threadloom.stages.training.sequential import replay
@@ -15,7 +15,7 @@ from threadloom.stages.training.training import Training
 
 TINY = Config(
     name="tiny",
-    model=ModelConfig(context=8, layers=1, heads=2, channels=8),
+    model=Gpt2Config(context=8, layers=1, heads=2, channels=8),
     batch_size=4,
     steps=10,
     evaluation=EvaluationConfig(interval=0, batches=2),

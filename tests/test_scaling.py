@@ -20,11 +20,11 @@ from benchmarks.scaling import (
     workload_of,
 )
 from benchmarks.scaling_model import Scaling, UpdateWork, fit, rounds, saturation_of, shared
-from threadloom.stages.config import Config, ModelConfig
+from threadloom.stages.config import Config, Gpt2Config
 from threadloom.stages.resolve.loading import apply_overrides, load_config, to_json
 
 SIXTEEN = UpdateWork(micro_batches=16, lanes=16, stream_bytes=2e9)
-TINY = Config(name="tiny", model=ModelConfig(vocab_size=17, context=6, layers=1, heads=2, channels=8), batch_size=4,
+TINY = Config(name="tiny", model=Gpt2Config(vocab_size=17, context=6, layers=1, heads=2, channels=8), batch_size=4,
               steps=12)  # fmt: skip
 
 

@@ -3,11 +3,19 @@
 May import: models.
 """
 
+from threadloom.stages.config.divisors import divisors as divisors
 from threadloom.stages.config.errors import (
     ConfigError as ConfigError,
     InputError as InputError,
     UnknownSettingError as UnknownSettingError,
     printable as printable,
+)
+from threadloom.stages.config.gpt2 import Gpt2Config as Gpt2Config, ResolvedGpt2 as ResolvedGpt2
+from threadloom.stages.config.llama import (
+    LlamaConfig as LlamaConfig,
+    ResolvedLlama as ResolvedLlama,
+    RotaryConfig as RotaryConfig,
+    RotaryScaling as RotaryScaling,
 )
 from threadloom.stages.config.resolved import (
     BatchSizes as BatchSizes,
@@ -20,7 +28,10 @@ from threadloom.stages.config.resolved import (
     ResolvedThreads as ResolvedThreads,
 )
 from threadloom.stages.config.schedule import learning_rate as learning_rate
+from threadloom.stages.config.section import Section as Section, flatten as flatten
 from threadloom.stages.config.settings import (
+    DEFAULT_ARCHITECTURE as DEFAULT_ARCHITECTURE,
+    MODEL_CONFIGS as MODEL_CONFIGS,
     CheckpointConfig as CheckpointConfig,
     Config as Config,
     DataConfig as DataConfig,
@@ -37,5 +48,9 @@ from threadloom.stages.config.settings import (
     ThreadsConfig as ThreadsConfig,
     TokenizerKind as TokenizerKind,
     TraceConfig as TraceConfig,
-    flatten as flatten,
+    model_config_of as model_config_of,
+)
+from threadloom.stages.config.transformer import (
+    ModelArchitecture as ModelArchitecture,
+    TransformerConfig as TransformerConfig,
 )

@@ -6,6 +6,8 @@ kinds have the same fields in the same order, so they are written to the same JS
 
 from dataclasses import dataclass
 
+from threadloom.stages.config.gpt2 import ResolvedGpt2
+from threadloom.stages.config.llama import ResolvedLlama
 from threadloom.stages.config.settings import (
     CheckpointConfig,
     Config,
@@ -13,11 +15,12 @@ from threadloom.stages.config.settings import (
     Gemm,
     LossScaleConfig,
     LossScaling,
-    ModelConfig,
     ScheduleConfig,
     ThreadsConfig,
 )
-from threadloom.stages.models import Geometry
+
+ResolvedModel = ResolvedGpt2 | ResolvedLlama
+"""The settings `model.*` with a value for each, of one class per architecture."""
 
 
 @dataclass(frozen=True)
@@ -38,16 +41,6 @@ class BatchSizes:
     def micro_batches(self) -> int:
         """Micro-batches of one update."""
         return self.sequences // self.micro_batch
-
-
-class ResolvedModel(ModelConfig, frozen=True, kw_only=True):
-    """The model with the size of its vocabulary."""
-
-    vocab_size: int
-
-    def geometry(self) -> Geometry:
-        """Return the sizes from which the shapes of all tensors follow."""
-        return self.geometry_with(self.vocab_size)
 
 
 class ResolvedSchedule(ScheduleConfig, frozen=True, kw_only=True):

@@ -1,11 +1,24 @@
 """The settings of a run: frozen structs with defaults. None marks an open setting, which `stages.resolve` chooses."""
 
 import enum
-from typing import Any
+from collections.abc import Mapping
 
-import msgspec
-
+from threadloom.stages.config.gpt2 import Gpt2Config
+from threadloom.stages.config.llama import LlamaConfig
+from threadloom.stages.config.section import Section
+from threadloom.stages.config.transformer import ModelArchitecture
 from threadloom.stages.models import Geometry
+
+ModelConfig = Gpt2Config | LlamaConfig
+"""The settings `model.*`, of one class per architecture."""
+
+MODEL_CONFIGS: Mapping[ModelArchitecture, type[ModelConfig]] = {
+    kind.architecture: kind for kind in (Gpt2Config, LlamaConfig)
+}
+"""Architecture → class of its settings."""
+
+DEFAULT_ARCHITECTURE = ModelArchitecture.GPT2
+"""The architecture of files that name none."""
 
 
 class ScheduleKind(enum.Enum):
@@ -81,33 +94,7 @@ class LossScaling(enum.Enum):
     """A scale that grows while gradients are finite and shrinks when they overflow."""
 
 
-class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Base of all sections of a configuration."""
-
-
-class ModelConfig(_Section, frozen=True, kw_only=True):
-    """The GPT-2 model."""
-
-    vocab_size: int | None = None
-    """Number of tokens of the model. None: the vocabulary of the text's tokenizer."""
-    context: int
-    """Tokens of a sequence."""
-    layers: int
-    """Transformer blocks."""
-    heads: int
-    """Attention heads of a block, which share its channels equally."""
-    channels: int
-    """Width of the residual stream, a multiple of `heads`."""
-    residual_scaling: bool = True
-    """Initialise the projections that write to the residual stream with smaller weights, as GPT-2 does. It keeps deep
-    models stable; shallow models learn slightly better without it."""
-
-    def geometry_with(self, vocabulary: int) -> Geometry:
-        """Return the sizes of the model with `vocabulary` tokens, from which the shapes of all tensors follow."""
-        return Geometry(vocabulary, self.context, self.layers, self.heads, self.channels)
-
-
-class DataConfig(_Section, frozen=True, kw_only=True):
+class DataConfig(Section, frozen=True, kw_only=True):
     """The text and its tokens."""
 
     text: tuple[str, ...] = ()
@@ -120,7 +107,7 @@ class DataConfig(_Section, frozen=True, kw_only=True):
     """Fraction of the text, from its start, for training; the rest is for validation."""
 
 
-class OptimizerConfig(_Section, frozen=True, kw_only=True):
+class OptimizerConfig(Section, frozen=True, kw_only=True):
     """AdamW with decoupled weight decay of matrices."""
 
     lr: float = 1e-3
@@ -137,7 +124,7 @@ class OptimizerConfig(_Section, frozen=True, kw_only=True):
     """Maximum global norm of the gradient, which is scaled down if it is larger. 0: no limit."""
 
 
-class ScheduleConfig(_Section, frozen=True, kw_only=True):
+class ScheduleConfig(Section, frozen=True, kw_only=True):
     """The learning rate over the updates."""
 
     kind: ScheduleKind = ScheduleKind.COSINE
@@ -158,7 +145,7 @@ class ScheduleConfig(_Section, frozen=True, kw_only=True):
     """Warm restarts: ratio of the lengths of two consecutive cycles."""
 
 
-class LossScaleConfig(_Section, frozen=True, kw_only=True):
+class LossScaleConfig(Section, frozen=True, kw_only=True):
     """The scale of the loss, which prevents small gradients from underflowing in a narrow number format."""
 
     kind: LossScaling | None = None
@@ -173,7 +160,7 @@ class LossScaleConfig(_Section, frozen=True, kw_only=True):
     """Dynamic: consecutive finite updates before the scale grows."""
 
 
-class ThreadsConfig(_Section, frozen=True, kw_only=True):
+class ThreadsConfig(Section, frozen=True, kw_only=True):
     """Thread counts of the stages, and of BLAS in the whole process. None: chosen for `total`."""
 
     total: int = 0
@@ -193,7 +180,7 @@ class ThreadsConfig(_Section, frozen=True, kw_only=True):
     """Threads of one BLAS call; more than 1 only with gemm_backend=blas. The only count of these that changes bits."""
 
 
-class EvaluationConfig(_Section, frozen=True, kw_only=True):
+class EvaluationConfig(Section, frozen=True, kw_only=True):
     """Frequency and size of the evaluations on the validation text; there is always one at the end."""
 
     interval: int = 250
@@ -204,7 +191,7 @@ class EvaluationConfig(_Section, frozen=True, kw_only=True):
     """The same for the evaluation at the end. None: as `batches`."""
 
 
-class CheckpointConfig(_Section, frozen=True, kw_only=True):
+class CheckpointConfig(Section, frozen=True, kw_only=True):
     """Frequency and number of checkpoints; there is always one at the end."""
 
     interval: int = 500
@@ -216,7 +203,7 @@ class CheckpointConfig(_Section, frozen=True, kw_only=True):
     None: True for small models."""
 
 
-class TraceConfig(_Section, frozen=True, kw_only=True):
+class TraceConfig(Section, frozen=True, kw_only=True):
     """The trace of the stages' work."""
 
     batches: int = 64
@@ -225,7 +212,7 @@ class TraceConfig(_Section, frozen=True, kw_only=True):
     """Number of batches in timeline.png."""
 
 
-class Config(_Section, frozen=True, kw_only=True):
+class Config(Section, frozen=True, kw_only=True):
     """The settings of a run.
 
     An update consists of `batch_size` × `gradient_accumulation_steps` sequences. They are divided into micro-batches,
@@ -291,10 +278,6 @@ class Config(_Section, frozen=True, kw_only=True):
         return self.batch_size * self.gradient_accumulation_steps
 
 
-def flatten(config: msgspec.Struct, prefix: str = "") -> dict[str, Any]:
-    """Return the value of every setting, by dotted key, in the order of the configuration."""
-    found: dict[str, Any] = {}
-    for name in config.__struct_fields__:
-        value = getattr(config, name)
-        found |= flatten(value, f"{prefix}{name}.") if isinstance(value, msgspec.Struct) else {prefix + name: value}
-    return found
+def model_config_of(geometry: Geometry) -> ModelConfig:
+    """Return the settings of a model with these sizes, each of which is explicit."""
+    return MODEL_CONFIGS[ModelArchitecture(geometry.architecture)].of(geometry)

@@ -17,13 +17,26 @@ from typing import Any
 
 import msgspec
 
-from threadloom.stages.config import Config, ConfigError, ResolvedConfig, UnknownSettingError
+from threadloom.stages.config import (
+    DEFAULT_ARCHITECTURE,
+    MODEL_CONFIGS,
+    Config,
+    ConfigError,
+    ModelArchitecture,
+    ModelConfig,
+    ResolvedConfig,
+    UnknownSettingError,
+)
+from threadloom.stages.resolve.setting_types import field_types, sections_of, setting_types
 from threadloom.stages.storage import plain_json
 
 _S = typing.TypeVar("_S", bound=msgspec.Struct)
 
 CONFIG_NAMES = ("nanogpt-cpu", "shakespeare", "small", "optimized", "large", "gpt2")
 """Names of the configurations that ship with the package."""
+
+_ARCHITECTURE = "model.architecture"
+"""The setting that decides which other settings `model.*` there are."""
 
 _RENAMED = {"gemm": "gemm_backend", "matmul": "float32_matmul_precision", "spare_banks": "extra_banks"}
 """Earlier names of settings, which files and `--set` may still use."""
@@ -72,26 +85,17 @@ def apply_overrides(config: Config, overrides: Iterable[str]) -> Config:
     """Return the configuration with settings changed by `key=value` texts; later ones win.
 
     Keys are dotted (`optimizer.lr=3e-4`), values JSON or plain text; `null`, `none` and `auto` reopen a setting that
-    may be None. Raises ConfigError for an unknown key or a value of the wrong type.
+    may be None. `model.architecture` is changed first: the settings that both architectures have keep their values, the
+    others get the defaults. Raises ConfigError for an unknown key or a value of the wrong type.
     """
-    for override in overrides:
-        name, equals, text = override.partition("=")
-        if not equals:
-            raise ConfigError(override, expected="key=value", got=repr(override))
-        key = _RENAMED.get(name.strip(), name.strip())
-        config = _replace_setting(config, key.split("."), _parse_value(key, text.strip()))
-    return config
-
-
-def setting_types(section: type[msgspec.Struct] = Config, prefix: str = "") -> dict[str, Any]:
-    """Return the type of every setting, by dotted key, in the order of the configuration."""
-    found: dict[str, Any] = {}
-    for name, kind in typing.get_type_hints(section).items():
-        if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
-            found |= setting_types(kind, f"{prefix}{name}.")
+    pairs = sorted(map(_split_override, overrides), key=lambda pair: pair[0] != _ARCHITECTURE)
+    for key, text in pairs:
+        value = _parse_value(key, text, config.model.architecture)
+        if key == _ARCHITECTURE:
+            config = msgspec.structs.replace(config, model=_as_architecture(config.model, ModelArchitecture(value)))
         else:
-            found[prefix + name] = kind
-    return found
+            config = _replace_setting(config, key.split("."), value)
+    return config
 
 
 def _decode(text: str | bytes, source: str, kind: type[_S]) -> _S:
@@ -102,25 +106,34 @@ def _decode(text: str | bytes, source: str, kind: type[_S]) -> _S:
     if isinstance(raw, dict):
         new_names = {old: new for old, new in _RENAMED.items() if new not in raw}
         raw = {new_names.get(name, name): value for name, value in raw.items()}
+        if isinstance(model := raw.get("model"), dict):
+            raw["model"] = {"architecture": DEFAULT_ARCHITECTURE.value, **model}
     _check_keys(raw, kind, "", source)
     return msgspec.convert(raw, kind)
+
+
+def _split_override(override: str) -> tuple[str, str]:
+    name, equals, text = override.partition("=")
+    if not equals:
+        raise ConfigError(override, expected="key=value", got=repr(override))
+    return _RENAMED.get(name.strip(), name.strip()), text.strip()
 
 
 def _check_keys(raw: object, section: type[msgspec.Struct], prefix: str, source: str) -> None:
     """Raise ConfigError for unknown and missing keys and for values of the wrong type, each by its dotted key."""
     if not isinstance(raw, dict):
-        raise ConfigError(prefix.rstrip(".") or source, expected="a JSON object", got=_excerpt(raw))
-    hints = typing.get_type_hints(section)
+        raise _no_object(prefix.rstrip(".") or source, raw)
+    hints = field_types(section)
     for name in raw:
         if name not in hints:
-            raise _unknown_setting(prefix + name, source)
+            raise _unknown_setting(prefix + name, section, source)
     for field in msgspec.structs.fields(section):
         key, kind = prefix + field.name, hints[field.name]
         if field.name not in raw:
             if field.required:
                 raise ConfigError(key, expected=_describe_type(kind), got=f"nothing in {source}")
-        elif isinstance(kind, type) and issubclass(kind, msgspec.Struct):
-            _check_keys(raw[field.name], kind, key + ".", source)
+        elif sections := sections_of(kind):
+            _check_keys(raw[field.name], _section_of(raw[field.name], sections, key), key + ".", source)
         else:
             try:
                 msgspec.convert(raw[field.name], kind)
@@ -128,17 +141,35 @@ def _check_keys(raw: object, section: type[msgspec.Struct], prefix: str, source:
                 raise _wrong_type(key, kind, _excerpt(raw[field.name])) from error
 
 
-def _parse_value(key: str, text: str) -> object:
-    kinds = setting_types()
+def _section_of(raw: object, sections: Sequence[type[msgspec.Struct]], key: str) -> type[msgspec.Struct]:
+    """Return the section of a union that the tag in `raw` selects."""
+    tag = sections[0].__struct_config__.tag_field
+    if tag is None:
+        return sections[0]
+    if not isinstance(raw, dict):
+        raise _no_object(key, raw)
+    for section in sections:
+        if section.__struct_config__.tag == raw[tag]:
+            return section
+    raise _wrong_type(f"{key}.{tag}", field_types(sections[0])[tag], _excerpt(raw[tag]))
+
+
+def _no_object(key: str, got: object) -> ConfigError:
+    return ConfigError(key, expected="a JSON object", got=_excerpt(got))
+
+
+def _parse_value(key: str, text: str, architecture: ModelArchitecture) -> object:
+    kinds = setting_types(architecture=architecture)
     if key not in kinds:
-        raise _unknown_setting(key)
+        raise _unknown_setting(key, MODEL_CONFIGS[architecture])
     kind = kinds[key]
     attempts: list[object] = [text, [text]]
     if text.lower() in ("none", "auto", "null") and text not in _choices(kind):  # loss_scale.kind=none is a choice
         attempts.insert(0, None)
     with contextlib.suppress(ValueError, RecursionError):  # not JSON
         # json reads arguments that are not UTF-8, which msgspec does not.
-        attempts.insert(0, msgspec.json.decode(text) if text.isascii() else json.loads(text))
+        value = msgspec.json.decode(text) if text.isascii() else json.loads(text)
+        attempts = [value, *attempts, [value]]
     for attempt in attempts:
         try:
             return msgspec.convert(attempt, kind)
@@ -153,6 +184,14 @@ def _replace_setting(section: _S, path: list[str], value: object) -> _S:
     return msgspec.structs.replace(section, **{path[0]: value})
 
 
+def _as_architecture(model: ModelConfig, architecture: ModelArchitecture) -> ModelConfig:
+    """Return the settings of another architecture, with the values of those that `model` has too."""
+    if model.architecture is architecture:
+        return model
+    kind = MODEL_CONFIGS[architecture]
+    return kind(**{name: getattr(model, name) for name in kind.__struct_fields__ if name in model.__struct_fields__})
+
+
 def _choices(kind: Any) -> list[Any]:
     """Return the values of an enum, or of the enums in a union; none for other types."""
     found: list[Any] = []
@@ -163,9 +202,24 @@ def _choices(kind: Any) -> list[Any]:
     return found
 
 
-def _unknown_setting(key: str, source: str | None = None) -> ConfigError:
+def _unknown_setting(key: str, section: type[msgspec.Struct], source: str | None = None) -> ConfigError:
+    """Return the error for a key that `section`, the section of the key or the model's, does not have."""
     keys = list(setting_types())
     inside = [name for name in keys if name.startswith(key + ".")]
+    own = section.__struct_config__.tag
+    owners = [
+        architecture.value
+        for architecture, kind in MODEL_CONFIGS.items()
+        if {key, *inside} & setting_types(kind, "model.").keys()
+    ]
+    if owners and own not in owners:
+        return ConfigError(
+            key,
+            expected=f"a setting of the architecture {own}",
+            got=f"one of {' or '.join(owners)}",
+            cause=f"model.architecture is {own}" + ("" if source is None else f" in {source}"),
+            hint=f"set model.architecture={owners[0]}, or leave it out",
+        )
     if inside:
         return ConfigError(key, expected="a setting", got="a section", hint=f"its settings are {', '.join(inside)}")
     same_ending = [name for name in keys if name.rpartition(".")[2] == key.rpartition(".")[2]]
@@ -190,11 +244,14 @@ def _did_you_mean(words: Sequence[str]) -> str | None:
 
 def _describe_type(kind: Any) -> str:
     if isinstance(kind, types.UnionType):
-        return " or ".join(_describe_type(option) for option in typing.get_args(kind))
+        return " or ".join(dict.fromkeys(map(_describe_type, typing.get_args(kind))))
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
         return "one of " + ", ".join(member.value for member in kind)
-    names = {int: "an integer", float: "a number", bool: "true or false", str: "a string", type(None): "null"}
-    return names.get(kind, "a list of strings" if kind == tuple[str, ...] else "a section")
+    names = {
+        int: "an integer", float: "a number", bool: "true or false", str: "a string", type(None): "null",
+        tuple[str, ...]: "a list of strings", tuple[int, ...]: "a list of integers",
+    }  # fmt: skip
+    return names.get(kind, "a section")
 
 
 def _excerpt(value: object) -> str:

@@ -18,10 +18,11 @@ from threadloom.stages.config import (
     ResolvedThreads,
     ScheduleConfig,
     ThreadsConfig,
+    divisors,
 )
 from threadloom.stages.models import Geometry, input_gradient_bytes, parameter_count
 from threadloom.stages.resolve.precision import choose_precision_here, is_precision_open, with_precision
-from threadloom.stages.resolve.validation import divisors, validate
+from threadloom.stages.resolve.validation import validate
 
 ROWS_PER_MICRO_BATCH = 256
 """Preferred number of tokens of a float32 micro-batch, whose working set then stays in the L2 cache; at most twice as
@@ -70,7 +71,7 @@ def resolve(config: Config, cores: int, vocabulary: int | None = None, *, thread
     extra = int(_BANK_COPIES.get(config.precision, 1) * parameters <= SMALL_MODEL_ELEMENTS)
     chosen = msgspec.structs.replace(
         config,
-        model=msgspec.structs.replace(config.model, vocab_size=geometry.vocabulary),
+        model=config.model.resolved(geometry.vocabulary),
         micro_batch=micro_batch,
         lanes=lanes,
         shared_lanes=shared,

@@ -49,11 +49,17 @@ def trajectory(config: Config, text_sha256: str | None = None) -> dict[str, Any]
     if config.shared_lanes:
         keys = (*keys, "shared_lanes")  # absent otherwise, as in runs that earlier versions saved
     picked = {
-        key: value.value if isinstance(value, enum.Enum) else value
+        key: _as_json(value)
         for key, value in flatten(config).items()
         if key in keys or key.partition(".")[0] + "." in keys
     }
     return picked if text_sha256 is None else {**picked, "data.text_sha256": text_sha256}
+
+
+def _as_json(value: object) -> object:
+    if isinstance(value, enum.Enum):
+        return value.value
+    return list(value) if isinstance(value, tuple) else value
 
 
 def trajectory_differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

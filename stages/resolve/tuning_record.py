@@ -138,7 +138,7 @@ def record_path(
     precision = choose_precision_here(config).precision if is_precision_open(config) else config.precision
     vocabulary = "text" if model.vocab_size is None else model.vocab_size
     parts = [
-        f"v{vocabulary}t{model.context}l{model.layers}h{model.heads}c{model.channels}",
+        f"v{vocabulary}{model.size_label}",
         f"b{config.batch_size}x{config.gradient_accumulation_steps}",
         f"delay{config.delay}",
         *([] if precision is Precision.FLOAT32 else [precision.value]),

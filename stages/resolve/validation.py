@@ -14,6 +14,7 @@ from threadloom.stages.config import (
     ScheduleConfig,
     ThreadsConfig,
     TokenizerKind,
+    divisors,
     flatten,
 )
 from threadloom.stages.models import parameter_count
@@ -40,6 +41,16 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "model.layers": (1, 1024),
     "model.heads": (1, 1024),
     "model.channels": (1, 65_536),
+    "model.kv_heads": (1, 1024),
+    "model.head_size": (2, 1024),
+    "model.mlp_width": (1, 1_048_576),
+    "model.epsilon": (1e-30, 1),
+    "model.rotary.theta": (1, 1e12),
+    "model.rotary.dimensions": (2, 1024),
+    "model.rotary.factor": (1, 1e6),
+    "model.rotary.low_freq_factor": (1e-6, 1e6),
+    "model.rotary.high_freq_factor": (1e-6, 1e6),
+    "model.rotary.original_context": (1, 16_777_216),
     "data.alphabet": (2, 1_114_112),
     "data.train_fraction": (0.01, 0.99),
     "batch_size": (1, 1_000_000),
@@ -81,12 +92,6 @@ def validate(config: Config) -> None:
     _check_schedule(config.schedule, config.optimizer)
 
 
-def divisors(number: int) -> list[int]:
-    """Return the divisors of a number, in ascending order."""
-    low = [d for d in range(1, math.isqrt(number) + 1) if number % d == 0]
-    return sorted({*low, *(number // d for d in low)})
-
-
 def _check_limits(config: Config) -> None:
     for key, value in flatten(config).items():
         if key in _LIMITS and value is not None:
@@ -103,14 +108,7 @@ def _check_name(name: str) -> None:
 
 
 def _check_model(model: ModelConfig, tokenizer: TokenizerKind) -> None:
-    if model.channels % model.heads:
-        heads = [count for count in divisors(model.channels) if count <= 64]
-        raise ConfigError(
-            "model.channels",
-            expected=f"a multiple of model.heads = {model.heads}",
-            got=f"{model.channels}",
-            hint=f"these numbers of heads divide it: {heads}",
-        )
+    model.check()
     if model.vocab_size is None:
         if tokenizer is TokenizerKind.BPE:
             raise ConfigError(

@@ -20,7 +20,7 @@ from numba.core import event
 
 from threadloom.kernels.compiling import CACHE_FOLDER, has_failed_to_save
 from threadloom.pipeline import available_cores
-from threadloom.stages.config import Config, ModelConfig, Precision
+from threadloom.stages.config import Config, Gpt2Config, Precision
 from threadloom.stages.console import module_command, signals_blocked
 from threadloom.stages.data import RandomTokens, TokenIds
 from threadloom.stages.memory import MicroGradient
@@ -200,7 +200,7 @@ def _second_process(
 def _tiny_training(precision: Precision) -> Training:
     config = Config(
         name="warm-up",
-        model=ModelConfig(vocab_size=3, context=4, layers=1, heads=1, channels=8),
+        model=Gpt2Config(vocab_size=3, context=4, layers=1, heads=1, channels=8),
         batch_size=2,
         micro_batch=1,
         lanes=1,

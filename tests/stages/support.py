@@ -24,7 +24,7 @@ from threadloom.stages.checkpoint import Checkpoint, kept_versions
 from threadloom.stages.cli import main
 from threadloom.stages.config import (
     Config,
-    ModelConfig,
+    Gpt2Config,
     OptimizerConfig,
     ResolvedConfig,
     ScheduleConfig,
@@ -46,7 +46,7 @@ WAIT = 30.0
 
 TINY = Config(
     name="tiny",
-    model=ModelConfig(vocab_size=13, context=7, layers=2, heads=3, channels=15),
+    model=Gpt2Config(vocab_size=13, context=7, layers=2, heads=3, channels=15),
     batch_size=4,
     micro_batch=1,
     lanes=2,
@@ -212,7 +212,7 @@ def story(folder: Path, *overrides: str) -> Config:
         words = ("the", "cat", "sat", "on", "a", "mat", "and", "dog", "ran", "to", "sea")
         order = np.random.default_rng(3).integers(0, len(words), 1200)
         text.write_text(" ".join(words[place] for place in order) + "\n")
-    model = ModelConfig(context=8, layers=1, heads=2, channels=16)
+    model = Gpt2Config(context=8, layers=1, heads=2, channels=16)
     base = Config(name="story", model=model, batch_size=4, micro_batch=2, lanes=2, steps=12)
     common = (f'data.text=["{text}"]', "evaluation.batches=2", "trace.batches=0", "checkpoint.keep=3")
     return apply_overrides(base, (*common, *overrides))

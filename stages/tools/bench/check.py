@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from threadloom.stages.config import Config, ModelConfig, Precision, ResolvedConfig
+from threadloom.stages.config import Config, Gpt2Config, Precision, ResolvedConfig
 from threadloom.stages.data import RandomTokens
 from threadloom.stages.memory import Bank, LossScaler, MicroBatchSlot, Update
 from threadloom.stages.models import Geometry, initialise
@@ -28,7 +28,7 @@ from threadloom.stages.step import Compute, backward_with_embeddings
 from threadloom.stages.training import ExecutionMode, Training, compute_for, replay, stage_by_stage
 
 ODD = Config(
-    name="odd", model=ModelConfig(vocab_size=131, context=37, layers=2, heads=3, channels=27),
+    name="odd", model=Gpt2Config(vocab_size=131, context=37, layers=2, heads=3, channels=27),
     batch_size=6, micro_batch=1, lanes=2, steps=4,
 )  # fmt: skip
 """A small model whose sizes are no multiples of a vector length."""

@@ -7,7 +7,7 @@ import pytest
 
 from threadloom.stages.config import BatchSizes, Config, ResolvedConfig
 from threadloom.stages.resolve import load_config, resolve, resolved_from_json, to_json
-from threadloom.stages.resolve.loading import setting_types
+from threadloom.stages.resolve.setting_types import setting_types
 
 
 def test_both_kinds_have_the_same_fields_in_the_same_order() -> None:

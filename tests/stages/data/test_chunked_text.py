@@ -10,7 +10,7 @@ import pytest
 import tokenizers
 from hypothesis import example, given, settings, strategies as st
 
-from threadloom.stages.config import Config, ModelConfig, TokenizerKind
+from threadloom.stages.config import Config, Gpt2Config, TokenizerKind
 from threadloom.stages.data.bpe_training import train_byte_pairs
 from threadloom.stages.data.chunked_text import CHUNK_CHARACTERS, ChunkedText, StringText, split_at
 from threadloom.stages.data.dataset import prepare
@@ -89,7 +89,7 @@ def test_a_preparation_in_chunks_is_that_of_the_whole_text(
     write(tmp_path / "text", contents)
     whole = joined(contents)
     cut = int(len(whole) * 0.7)
-    model = ModelConfig(context=4, layers=1, heads=1, channels=4, vocab_size=300)
+    model = Gpt2Config(context=4, layers=1, heads=1, channels=4, vocab_size=300)
     config = apply_overrides(
         Config(name="x", model=model, batch_size=4, steps=3),
         [f"data.tokenizer={kind.value}", "data.train_fraction=0.7"],
@@ -148,7 +148,7 @@ class _Stopped(ChunkedText):
 
 
 def test_a_stopped_preparation_leaves_no_files(tmp_path: Path) -> None:
-    config = Config(name="x", model=ModelConfig(context=4, layers=1, heads=1, channels=4), batch_size=4, steps=3)
+    config = Config(name="x", model=Gpt2Config(context=4, layers=1, heads=1, channels=4), batch_size=4, steps=3)
     with pytest.raises(KeyboardInterrupt):
         prepare(config.data, config.model, _Stopped(), tmp_path)  # read for its checksum, its characters, its ids
     assert list(tmp_path.iterdir()) == []

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from threadloom.stages.config import BatchSizes, Config, ModelConfig
+from threadloom.stages.config import BatchSizes, Config, Gpt2Config
 from threadloom.stages.data.batches import (
     RandomTokens,
 )
@@ -33,7 +33,7 @@ TEXT = "".join(chr(97 + (i * i + i // 7) % 26) for i in range(2000)) + "\n"
 
 
 def config(*overrides: str) -> Config:
-    base = Config(name="x", model=ModelConfig(context=8, layers=1, heads=1, channels=4), batch_size=4, steps=3)
+    base = Config(name="x", model=Gpt2Config(context=8, layers=1, heads=1, channels=4), batch_size=4, steps=3)
     return apply_overrides(base, overrides)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from threadloom.stages.config import Config, ConfigError, ModelConfig
+from threadloom.stages.config import Config, ConfigError, Gpt2Config
 from threadloom.stages.data import bpe_memory
 from threadloom.stages.data.bpe_memory import distinct_word_bytes
 from threadloom.stages.data.chunked_text import StringText
@@ -22,13 +22,13 @@ ROOT = Path(__file__).parents[3]
 PREPARE = """
 import json, sys, tempfile
 from pathlib import Path
-from threadloom.stages.config import DataConfig, ModelConfig, TokenizerKind
+from threadloom.stages.config import DataConfig, Gpt2Config, TokenizerKind
 from threadloom.stages.console.json_worker import peak_resident_bytes, resident_bytes
 from threadloom.stages.data import prepare, preparation_bytes, read_text
 begin = resident_bytes()
 for file, kind in zip(sys.argv[1::2], sys.argv[2::2]):
     data, text = DataConfig(tokenizer=TokenizerKind(kind)), read_text([file])
-    model = ModelConfig(context=8, layers=1, heads=1, channels=4, vocab_size=1000 if kind == "bpe" else None)
+    model = Gpt2Config(context=8, layers=1, heads=1, channels=4, vocab_size=1000 if kind == "bpe" else None)
     with tempfile.TemporaryDirectory() as folder:
         kept = prepare(data, model, text, Path(folder))
         used = peak_resident_bytes() - begin
@@ -55,7 +55,7 @@ def test_a_preparation_takes_at_most_its_plan(tmp_path: Path) -> None:
 
 
 def test_a_preparation_that_does_not_fit_is_refused(tmp_path: Path) -> None:
-    config = Config(name="x", model=ModelConfig(context=4, layers=1, heads=1, channels=4), batch_size=4, steps=3)
+    config = Config(name="x", model=Gpt2Config(context=4, layers=1, heads=1, channels=4), batch_size=4, steps=3)
     text = StringText("ab" * 100)
     needed = preparation_bytes(config.data, text)
     with pytest.raises(ConfigError, match=r"data\.text: expected a text whose preparation fits.*--force"):

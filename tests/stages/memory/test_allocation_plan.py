@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.stages.support import planned
-from threadloom.stages.config import BatchSizes, Config, ModelConfig, ResolvedConfig
+from threadloom.stages.config import BatchSizes, Config, Gpt2Config, ResolvedConfig
 from threadloom.stages.data.batches import RandomTokens, evaluation_batches
 from threadloom.stages.data.token_file import TokenFile
 from threadloom.stages.memory.allocation_plan import check_allocation, format_memory_plan
@@ -28,7 +28,7 @@ CHANGES: tuple[dict[str, int | str], ...] = (
 
 
 def tiny(**changes: int | str) -> ResolvedConfig:
-    model = ModelConfig(vocab_size=11, context=6, layers=2, heads=3, channels=15)
+    model = Gpt2Config(vocab_size=11, context=6, layers=2, heads=3, channels=15)
     config = Config(name="tiny", model=model, batch_size=6, micro_batch=2, lanes=2, steps=3)
     return resolve(apply_overrides(config, [f"{key}={value}" for key, value in changes.items()]), cores=2)
 

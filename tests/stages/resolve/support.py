@@ -8,7 +8,7 @@ from threadloom.stages.config import (
     Config,
     ConfigError,
     DataConfig,
-    ModelConfig,
+    Gpt2Config,
     OptimizerConfig,
     ScheduleConfig,
     ScheduleKind,
@@ -19,7 +19,7 @@ from threadloom.stages.config import (
 def tiny(**changes: object) -> Config:
     base = Config(
         name="tiny",
-        model=ModelConfig(vocab_size=11, context=8, layers=1, heads=2, channels=6),
+        model=Gpt2Config(vocab_size=11, context=8, layers=1, heads=2, channels=6),
         batch_size=12,
         steps=10,
     )
@@ -33,7 +33,7 @@ configs = st.builds(
     Config,
     name=st.text(max_size=5),
     model=st.builds(
-        lambda vocab, context, layers, heads, width: ModelConfig(
+        lambda vocab, context, layers, heads, width: Gpt2Config(
             vocab_size=vocab, context=context, layers=layers, heads=heads, channels=heads * width
         ),
         open_counts,

@@ -14,9 +14,13 @@ from threadloom.stages.config import (
     Config,
     ConfigError,
     Gemm,
+    Gpt2Config,
+    LlamaConfig,
     LossScaling,
     MatmulPrecision,
+    ModelArchitecture,
     Precision,
+    RotaryScaling,
     ScheduleKind,
     TokenizerKind,
     flatten,
@@ -26,10 +30,10 @@ from threadloom.stages.resolve.loading import (
     apply_overrides,
     from_json,
     load_config,
-    setting_types,
     to_json,
 )
 from threadloom.stages.resolve.resolution import resolve
+from threadloom.stages.resolve.setting_types import setting_types
 from threadloom.stages.resolve.validation import validate
 
 TABLE = {  # V, T, d, L, heads, batch
@@ -75,6 +79,8 @@ def sample(kind: object) -> tuple[str, object]:
         (float, "3e-4", 3e-4),
         (str, "17", "17"),
         (tuple[str, ...], "a dir/b.txt", ("a dir/b.txt",)),
+        (tuple[int, ...], "3", (3,)),
+        (RotaryScaling, "linear", RotaryScaling.LINEAR),
         (ScheduleKind, "linear", ScheduleKind.LINEAR),
         (TokenizerKind, "bpe", TokenizerKind.BPE),
         (Gemm | None, "blas", Gemm.BLAS),
@@ -87,12 +93,35 @@ def sample(kind: object) -> tuple[str, object]:
     return next((text, value) for option, text, value in options if option == kind)
 
 
-@pytest.mark.parametrize("key", list(setting_types()))
-def test_overrides_reach_every_setting(key: str) -> None:
+MODELS = {
+    ModelArchitecture.GPT2: tiny().model,
+    ModelArchitecture.LLAMA: LlamaConfig(context=8, layers=5, heads=4, channels=24),
+}
+SETTINGS = [
+    pytest.param(architecture, key, id=f"{architecture.value}-{key}")
+    for architecture in ModelArchitecture
+    for key in setting_types(architecture=architecture)
+    if key != "model.architecture" and (key.startswith("model.") or architecture is ModelArchitecture.GPT2)
+]
+
+
+@pytest.mark.parametrize(("architecture", "key"), SETTINGS)
+def test_overrides_reach_every_setting(architecture: ModelArchitecture, key: str) -> None:
     text, value = sample(setting_types()[key])
-    before = tiny()
+    before = tiny(model=MODELS[architecture])
     after = apply_overrides(before, [f"{key}={text}"])
     assert flatten(after) == flatten(before) | {key: value}
+
+
+def test_another_architecture_keeps_the_settings_that_both_have() -> None:
+    start = tiny(model=Gpt2Config(context=8, layers=3, heads=2, channels=6, residual_scaling=False))
+    # the architecture is changed first, wherever it is given
+    llama = apply_overrides(start, ["model.kv_heads=1", "model.architecture=llama", "model.layers=4"])
+    assert llama.model == LlamaConfig(context=8, layers=4, heads=2, channels=6, residual_scaling=False, kv_heads=1)
+    assert from_json(to_json(llama)) == llama
+    back = apply_overrides(llama, ["model.architecture=gpt2", "model.layers=3"])
+    assert back == start
+    assert apply_overrides(back, ["model.architecture=gpt2"]) == start
 
 
 def test_override_syntax() -> None:
@@ -129,6 +158,16 @@ def test_enum_values_called_none_and_auto_are_not_null() -> None:
         ("precision=bfloat16", "precision", ["bf16, fp16", "did you mean bf16?"]),
         ("precision=FP32", "precision", ["did you mean float32?"]),
         ("loss_scale.kind=dynamc", "loss_scale.kind", ["did you mean dynamic?"]),
+        (
+            "model.kv_heads=1",
+            "model.kv_heads",
+            ["of the architecture gpt2", "one of llama", "set model.architecture=llama"],
+        ),
+        ("model.rotary.theta=1", "model.rotary.theta", ["set model.architecture=llama"]),
+        ("model.rotary=1", "model.rotary", ["set model.architecture=llama"]),
+        ("model.kv_haeds=1", "model.kv_haeds", ["did you mean 'model.kv_heads'"]),
+        ("model.architecture=lama", "model.architecture", ["one of gpt2, llama", "did you mean llama?"]),
+        ("model.architecture=null", "model.architecture", ["one of gpt2, llama"]),
     ],
 )
 def test_invalid_overrides_are_rejected(override: str, subject: str, words: list[str]) -> None:
@@ -140,6 +179,13 @@ def raw(**changes: object) -> str:
     return json.dumps(json.loads(to_json(tiny())) | changes)
 
 
+def raw_model(**changes: object) -> dict[str, object]:
+    """Return the section of a small model without its architecture, as in a file of an earlier version, changed."""
+    model: dict[str, object] = json.loads(to_json(tiny()))["model"]
+    del model["architecture"]
+    return model | changes
+
+
 @pytest.mark.parametrize(
     ("text", "subject", "words"),
     [
@@ -148,6 +194,16 @@ def raw(**changes: object) -> str:
         (raw(steps="10"), "steps", ['got "10"', "an integer"]),
         (raw(model=3), "model", ["a JSON object", "got 3"]),
         (raw(model={"context": 8}), "model.layers", ["got nothing in here.json"]),
+        (raw(model=raw_model(architecture="mamba")), "model.architecture", ["one of gpt2, llama", 'got "mamba"']),
+        (raw(model=raw_model(architecture=None)), "model.architecture", ["one of gpt2, llama", "got null"]),
+        (raw(model=raw_model(tied=True)), "model.tied", ["gpt2 in here.json", "model.architecture=llama"]),
+        (raw(model=raw_model(rotary={})), "model.rotary", ["gpt2 in here.json", "model.architecture=llama"]),
+        (raw(model=raw_model(architecture="llama", rotary=3)), "model.rotary", ["a JSON object"]),
+        (
+            raw(model=raw_model(architecture="llama", layers_without_rotary=["a"])),
+            "model.layers_without_rotary",
+            ["a list of integers"],
+        ),
         ('{"name": "x"}', "model", ["got nothing in here.json"]),
         ("[1]", "here.json", ["a JSON object"]),
         ('{"name": ', "here.json", ["JSON"]),

@@ -58,5 +58,6 @@ def test_steps_change_the_trajectory_only_through_decay_steps() -> None:
 
 def test_a_trajectory_is_json_and_identifies_the_text_by_its_checksum() -> None:
     picked = trajectory(resolve(tiny(), 2), "abc")
+    assert picked["model.architecture"] == "gpt2"
     assert json.loads(json.dumps(picked)) == picked
     assert trajectory_differences(picked, {**picked, "data.text_sha256": "d"}) == {"data.text_sha256": ("abc", "d")}

@@ -6,7 +6,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from threadloom.stages.config import Config, Gemm, ModelConfig
+from threadloom.stages.config import Config, Gemm, Gpt2Config
 from threadloom.stages.machine import detect
 from threadloom.stages.resolve import tuning_record
 from threadloom.stages.resolve.loading import apply_overrides, load_config
@@ -22,7 +22,7 @@ from threadloom.stages.resolve.tuning_record import (
 )
 
 TINY = Config(
-    name="tiny", model=ModelConfig(context=4, layers=1, heads=2, channels=8), batch_size=4, steps=10, delay=1
+    name="tiny", model=Gpt2Config(context=4, layers=1, heads=2, channels=8), batch_size=4, steps=10, delay=1
 )  # fmt: skip
 MACHINE = detect()
 TUNED = TunedSettings(
@@ -70,13 +70,20 @@ def test_explicit_settings_take_precedence_and_a_record_for_others_is_ignored(lo
 @pytest.mark.parametrize(
     "override",
     ["model.vocab_size=65", "model.context=8", "model.channels=10", "batch_size=8", "gradient_accumulation_steps=2",
-     "delay=0"],
+     "delay=0", "model.architecture=llama"],
 )  # fmt: skip
 def test_a_record_is_for_one_model_batch_and_delay(override: str) -> None:
     keep(TINY, slots=9)
     other = apply_overrides(TINY, [override])
     assert with_tuned_settings(other, MACHINE) == other
     assert with_tuned_settings(apply_overrides(TINY, ["seed=5", "optimizer.lr=0.1"]), MACHINE).slots == 9
+
+
+def test_models_of_the_llama_family_have_their_own_records() -> None:
+    base = apply_overrides(TINY, ["model.architecture=llama"])
+    changes = ("model.kv_heads=1", "model.head_size=6", "model.mlp_width=9", "model.tied=true")
+    paths = {record_path(apply_overrides(base, [change]), MACHINE) for change in changes}
+    assert len(paths | {record_path(base, MACHINE)}) == 1 + len(changes)
 
 
 def test_a_record_is_for_one_machine_and_version(monkeypatch: pytest.MonkeyPatch) -> None:

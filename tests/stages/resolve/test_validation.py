@@ -13,6 +13,11 @@ from threadloom.stages.resolve.resolution import resolve
     ("overrides", "subject", "words"),
     [
         (["model.channels=7"], "model.channels", ["model.heads = 2", "[1, 7]"]),
+        (["model.architecture=llama", "model.kv_heads=0"], "model.kv_heads", ["1 to 1024"]),
+        (["model.architecture=llama", "model.head_size=3"], "model.head_size", ["an even number"]),
+        (["model.architecture=llama", "model.epsilon=0"], "model.epsilon", []),
+        (["model.architecture=llama", "model.rotary.theta=0"], "model.rotary.theta", []),
+        (["model.architecture=llama", "model.rotary.dimensions=-2"], "model.rotary.dimensions", []),
         (["micro_batch=5"], "micro_batch", ["batch_size = 12", "[1, 2, 3, 4, 6, 12]"]),
         (["micro_batch=6", "lanes=3"], "lanes", ["2 micro-batches", "got 3"]),
         (["lanes=13"], "lanes", ["12 micro-batches"]),

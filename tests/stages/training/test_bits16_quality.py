@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from threadloom.kernels.compiling.jit import JIT_ENABLED
-from threadloom.stages.config import Config, ModelConfig
+from threadloom.stages.config import Config, Gpt2Config
 from threadloom.stages.resolve.loading import apply_overrides
 from threadloom.stages.run.session import train
 from threadloom.stages.storage import read_metrics
@@ -27,7 +27,7 @@ def losses(precision: str, folder: Path, delay: int, lr: str, seed: int = 4) -> 
     text = folder / "text.txt"
     library = Path(sysconfig.get_path("stdlib"))
     text.write_text("".join((library / name).read_text(encoding="utf-8") for name in SOURCES), encoding="utf-8")
-    model = ModelConfig(context=64, layers=2, heads=4, channels=64)
+    model = Gpt2Config(context=64, layers=2, heads=4, channels=64)
     base = Config(name="quality", model=model, batch_size=16, micro_batch=4, lanes=2, steps=UPDATES, seed=seed)
     config = apply_overrides(
         base,

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from threadloom.stages import speeds
-from threadloom.stages.config import Config, ModelConfig
+from threadloom.stages.config import Config, Gpt2Config
 from threadloom.stages.config.settings import Gemm
 from threadloom.stages.machine.machine import detect
 from threadloom.stages.resolve import precision
@@ -23,7 +23,7 @@ from threadloom.stages.tools.tune.table import conclusions, trials_table
 from threadloom.stages.tools.tune.tuning import Trials, TuningError, run_tuning
 
 TINY = Config(
-    name="tiny", model=ModelConfig(context=4, layers=1, heads=2, channels=8), batch_size=4, steps=10, delay=1
+    name="tiny", model=Gpt2Config(context=4, layers=1, heads=2, channels=8), batch_size=4, steps=10, delay=1
 )  # fmt: skip
 MACHINE = detect()
 
