@@ -10,7 +10,6 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from benchmarks.protocol import FLOAT32, UpdateFigures
-from threadloom.kernels import Weights
 from threadloom.stages.config import Config, Precision, ResolvedConfig, ScheduleConfig, ScheduleKind
 from threadloom.stages.data import RandomTokens
 from threadloom.stages.memory import Update, label
@@ -31,8 +30,7 @@ def measured(config: Config, delay: int, precision: Precision = Precision.FLOAT3
 def write_inputs(folder: Path, training: Training, config: ResolvedConfig) -> None:
     """Write the initial weights and the tokens of the first updates, for the peer."""
     with training.banks.lease_newest() as lease:
-        weights = lease.bank.weights
-        save_file({name: getattr(weights, name) for name in Weights._fields}, folder / "weights.safetensors")
+        save_file(dict(lease.bank.arena.items()), folder / "weights.safetensors")
     source = RandomTokens(config.model.geometry(), config.batch_sizes, config.seed)
     rows = config.micro_batch * config.model.context
     count = training.plan.micro_batches

@@ -1,4 +1,4 @@
-"""The peer: the same GPT-2 in idiomatic PyTorch, trained step by step in a separate process.
+"""The peer: the same model in PyTorch, trained step by step in a separate process.
 
 It imports none of threadloom's numerical packages, so that its memory is PyTorch's alone. Weights and tokens for the
 comparison of results come from files: `weights.safetensors` under threadloom's names, with matrices as (in, out), and
@@ -13,68 +13,26 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.numpy import load_file
 from torch import nn
-from torch.nn import functional
 
+from benchmarks.model_sizes import Gpt2Sizes, LlamaSizes, ModelSizes
 from benchmarks.protocol import FLOAT32, Side, TrainingSizes, UpdateFigures
 
 
-class TransformerBlock(nn.Module):  # type: ignore[misc]  # torch has no types here
-    """Attention and MLP, each after its LayerNorm, each added to the residual stream."""
+def build_model(sizes: ModelSizes, weights: Path | None = None) -> Any:
+    """Return a module that computes the mean loss of ids and targets (B, T), with random weights or those of a file.
 
-    def __init__(self, channels: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.ln1, self.ln2 = nn.LayerNorm(channels), nn.LayerNorm(channels)
-        self.qkv, self.attn_proj = nn.Linear(channels, 3 * channels), nn.Linear(channels, channels)
-        self.fc, self.mlp_proj = nn.Linear(channels, 4 * channels), nn.Linear(4 * channels, channels)
+    Only the libraries of its architecture are loaded, since they take memory.
+    """
+    match sizes:
+        case Gpt2Sizes():
+            from benchmarks import peer_gpt2
 
-    def forward(self, x: Any) -> Any:
-        """Apply the block to (B, T, C)."""
-        batch, length, channels = x.shape
-        parts = self.qkv(self.ln1(x)).split(channels, 2)
-        q, k, v = (part.view(batch, length, self.heads, -1).transpose(1, 2) for part in parts)
-        attn = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-        x = x + self.attn_proj(attn.transpose(1, 2).reshape(batch, length, channels))
-        return x + self.mlp_proj(functional.gelu(self.fc(self.ln2(x)), approximate="tanh"))
+            return peer_gpt2.build(sizes, weights)
+        case LlamaSizes():
+            from benchmarks import peer_llama
 
-
-class GPT(nn.Module):  # type: ignore[misc]
-    """GPT-2 with tied embeddings and learned positions. `forward` returns the mean loss."""
-
-    def __init__(self, sizes: TrainingSizes) -> None:
-        super().__init__()
-        self.wte = nn.Embedding(sizes.vocabulary, sizes.channels)
-        self.wpe = nn.Embedding(sizes.context, sizes.channels)
-        self.blocks = nn.ModuleList([TransformerBlock(sizes.channels, sizes.heads) for _ in range(sizes.layers)])
-        self.lnf = nn.LayerNorm(sizes.channels)
-        for parameter in self.parameters():
-            if parameter.dim() > 1:
-                nn.init.normal_(parameter, 0.0, 0.02)
-
-    def forward(self, ids: Any, targets: Any) -> Any:
-        """Return the mean loss of ids and targets (B, T)."""
-        x = self.wte(ids) + self.wpe.weight[: ids.shape[1]]
-        for block in self.blocks:
-            x = block(x)
-        logits = functional.linear(self.lnf(x), self.wte.weight)
-        return functional.cross_entropy(logits.view(-1, logits.shape[-1]), targets.reshape(-1))
-
-
-def load_weights(model: GPT, file: Path) -> None:
-    """Copy weights with threadloom's names and layout into the model."""
-    ours = {name: torch.from_numpy(array) for name, array in load_file(file).items()}
-    with torch.no_grad():
-        for name in ("wte", "wpe"):
-            getattr(model, name).weight.copy_(ours[name])
-        model.lnf.weight.copy_(ours["lnf_weight"])
-        model.lnf.bias.copy_(ours["lnf_bias"])
-        for number, block in enumerate(model.blocks):
-            for name in ("ln1", "qkv", "attn_proj", "ln2", "fc", "mlp_proj"):
-                part, weight = getattr(block, name), ours[f"{name}_weight"][number]
-                part.weight.copy_(weight.T if weight.dim() == 2 else weight)
-                part.bias.copy_(ours[f"{name}_bias"][number])
+            return peer_llama.build(sizes, weights)
 
 
 @dataclass(frozen=True)
@@ -96,9 +54,9 @@ class EndlessTokens:
     sizes: TrainingSizes
 
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
-        shape = (self.sizes.sequences, self.sizes.context)
+        shape = (self.sizes.sequences, self.sizes.model.context)
         while True:
-            ids, targets = (torch.randint(0, self.sizes.vocabulary, shape) for _ in range(2))
+            ids, targets = (torch.randint(0, self.sizes.model.vocabulary, shape) for _ in range(2))
             yield ids, targets
 
 
@@ -112,9 +70,7 @@ class PyTorch:
         self._autocast = precision != FLOAT32
         torch.set_num_threads(sizes.threads)
         torch.manual_seed(0)
-        self._model = GPT(sizes)
-        if folder:
-            load_weights(self._model, folder / "weights.safetensors")
+        self._model = build_model(sizes.model, folder and folder / "weights.safetensors")
         self._run: Any = torch.compile(self._model) if side is Side.COMPILED else self._model
         matrices = [p for p in self._model.parameters() if p.dim() > 1]
         vectors = [p for p in self._model.parameters() if p.dim() <= 1]

@@ -5,10 +5,13 @@ request and is idle between requests.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
+import msgspec
+
+from benchmarks.model_sizes import ModelSizes
 from threadloom.stages.console import JsonWorkerProcess, module_command
 
 FLOAT32 = "float32"
@@ -23,15 +26,10 @@ class Side(Enum):
     OURS = "threadloom"
 
 
-@dataclass(frozen=True)
-class TrainingSizes:
+class TrainingSizes(msgspec.Struct, frozen=True, kw_only=True):
     """The model, the batch and the optimizer, as plain numbers that both sides understand."""
 
-    vocabulary: int
-    context: int
-    layers: int
-    heads: int
-    channels: int
+    model: ModelSizes
     sequences: int
     lr: float
     beta1: float
@@ -44,19 +42,13 @@ class TrainingSizes:
     @property
     def tokens(self) -> int:
         """Tokens per update."""
-        return self.sequences * self.context
-
-    @property
-    def parameters(self) -> int:
-        """Parameters of the model, with tied embeddings."""
-        c = self.channels
-        return (self.vocabulary + self.context) * c + self.layers * (12 * c * c + 13 * c) + 2 * c
+        return self.sequences * self.model.context
 
     @property
     def flops_per_token(self) -> float:
-        """Six per parameter that takes part in a matrix multiply (positions do not), and causal attention."""
-        matrices = self.parameters - self.context * self.channels
-        return 6.0 * matrices + 6.0 * self.layers * self.context * self.channels
+        """Six per parameter that takes part in a matrix multiply, and causal attention."""
+        model = self.model
+        return 6.0 * model.multiplied + 6.0 * model.layers * model.context * model.attn_width
 
 
 @dataclass(frozen=True)
@@ -88,8 +80,8 @@ class SideWorker(JsonWorkerProcess):
         """
         self.side, self.delay, self.precision = side, delay, precision
         task = {
-            "side": side.name, "config": config, "sizes": asdict(sizes), "delay": delay, "precision": precision,
-            "folder": str(folder) if folder else None, "cpus": list(cpus) if cpus else None,
+            "side": side.name, "config": config, "sizes": msgspec.to_builtins(sizes), "delay": delay,
+            "precision": precision, "folder": str(folder) if folder else None, "cpus": list(cpus) if cpus else None,
         }  # fmt: skip
         super().__init__(module_command("benchmarks.worker"), task)
 

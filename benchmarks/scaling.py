@@ -90,7 +90,7 @@ def core_order(root: Path = Path("/")) -> list[int]:
 
 def config_for(config: Config, cores: int, largest: int, trajectory: Trajectory) -> Config:
     """Return the configuration for `cores` cores, with a vocabulary; `benchmarks.ours` resolves its open settings."""
-    model = msgspec.structs.replace(config.model, vocab_size=sizes_of(config, 1).vocabulary)
+    model = msgspec.structs.replace(config.model, vocab_size=sizes_of(config, 1).model.vocabulary)
     config = msgspec.structs.replace(config, model=model)
     chosen = resolve(config, largest if trajectory is Trajectory.SAME else cores)
     return msgspec.structs.replace(config, micro_batch=chosen.micro_batch, lanes=chosen.lanes)

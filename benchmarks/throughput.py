@@ -24,6 +24,7 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.model_sizes import model_sizes
 from benchmarks.protocol import FLOAT32, Side, SideWorker, TrainingSizes
 from benchmarks.results import (
     HEADINGS,
@@ -47,6 +48,7 @@ TOLERANCES_FLOAT32, TOLERANCES_BITS16 = (2e-5, 1e-3), (2e-3, 2e-2)
 later ones depend on AdamW, which amplifies the rounding of a gradient near zero to a step of full size."""
 BITS16 = (Precision.BF16.value, Precision.FP16.value)
 INSTALL = "PyTorch is not installed: run `make bench` or `pip install 'threadloom[bench]'`, or pass --no-peers"
+INCOMPARABLE = "the peer has no biases and no scaled or partial rotary positions; pass --no-peers"
 
 
 class CheckFailed(RuntimeError):
@@ -55,13 +57,25 @@ class CheckFailed(RuntimeError):
 
 def sizes_of(config: Config, threads: int) -> TrainingSizes:
     """Return the sizes of a configuration for both sides."""
-    model, optimizer = config.model, config.optimizer
+    optimizer = config.optimizer
+    geometry = config.model.geometry_with(config.model.vocab_size or RANDOM_VOCABULARY)
     return TrainingSizes(
-        vocabulary=model.vocab_size or RANDOM_VOCABULARY, context=model.context, layers=model.layers,
-        heads=model.heads, channels=model.channels, sequences=config.sequences, lr=optimizer.lr,
-        beta1=optimizer.beta1, beta2=optimizer.beta2, eps=optimizer.eps, weight_decay=optimizer.weight_decay,
-        clip=optimizer.clip, threads=threads,
+        model=model_sizes(geometry), sequences=config.sequences, lr=optimizer.lr, beta1=optimizer.beta1,
+        beta2=optimizer.beta2, eps=optimizer.eps, weight_decay=optimizer.weight_decay, clip=optimizer.clip,
+        threads=threads,
     )  # fmt: skip
+
+
+def with_batch(config: Config, batch: str) -> Config:
+    """Return a configuration with another batch, such as "8x512": sequences and their tokens. Raises ValueError."""
+    sequences, tokens = map(int, batch.split("x"))
+    return msgspec.structs.replace(
+        config,
+        name=f"{config.name} {batch}",
+        batch_size=sequences,
+        gradient_accumulation_steps=1,
+        model=msgspec.structs.replace(config.model, context=tokens),
+    )
 
 
 def check_equal(config: str, sizes: TrainingSizes, delays: Sequence[int], precision: str = FLOAT32) -> str:
@@ -123,7 +137,7 @@ def compare_sides(
 ) -> ThroughputComparison:  # fmt: skip
     """Compare the results of the sides on one configuration, then measure them."""
     sizes = sizes_of(config, detect().logical_cores)
-    model = msgspec.structs.replace(config.model, vocab_size=sizes.vocabulary)
+    model = msgspec.structs.replace(config.model, vocab_size=sizes.model.vocabulary)
     text = to_json(msgspec.structs.replace(config, model=model))
     on_progress("checking that both sides compute the same")
     every = [check_equal(text, sizes, delays, precision) for precision in precisions] if peers else []
@@ -194,6 +208,8 @@ def print_comparisons(console: Console, comparisons: Sequence[ThroughputComparis
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--config", "names", multiple=True, metavar="NAME_OR_FILE", help="Repeatable; three by default.")
+@click.option("--batch", "batches", multiple=True, metavar="SEQUENCESxTOKENS",
+              help="Batch of every configuration, for example 8x512; repeatable.")  # fmt: skip
 @click.option("--seconds", type=click.FloatRange(min=0.0), default=20.0, show_default=True,
               help="Seconds per side, over all rounds.")  # fmt: skip
 @click.option("--delays", default="0", show_default=True, help="Delays of threadloom, for example 0,1,2.")
@@ -209,8 +225,8 @@ def print_comparisons(console: Console, comparisons: Sequence[ThroughputComparis
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/throughput"), show_default=True)
 def main(
-    *, names: tuple[str, ...], seconds: float, delays: str, compiled: bool, precisions: str, peers: bool, as_json: bool,
-    out: Path,
+    *, names: tuple[str, ...], batches: tuple[str, ...], seconds: float, delays: str, compiled: bool, precisions: str,
+    peers: bool, as_json: bool, out: Path,
 ) -> None:  # fmt: skip
     """Measure training throughput and compare it with PyTorch, after checking that both compute the same."""
     if peers and importlib.util.find_spec("torch") is None:
@@ -219,8 +235,13 @@ def main(
         wanted = [int(delay) for delay in delays.split(",")]
         wanted_precisions = [Precision(name).value for name in precisions.split(",")]
         configs = [load_config(name) for name in names or DEFAULT_CONFIGS]
+        if batches:
+            configs = [with_batch(config, batch) for config in configs for batch in batches]
+        incomparable = [config.name for config in configs if not sizes_of(config, 1).model.comparable]
     except (ValueError, InputError) as error:
         raise click.ClickException(str(error)) from error
+    if peers and incomparable:
+        raise click.ClickException(f"{INCOMPARABLE}: {', '.join(incomparable)}")
     sides = [Side.EAGER, *([Side.COMPILED] if compiled else [])] if peers else []
     console = Console(stderr=as_json, width=None if sys.stdout.isatty() else 150)
     warn_if_busy(lambda text: console.print(f"warning: {text}", style="yellow", highlight=False))

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import msgspec
+
 from benchmarks.protocol import Side, TrainingSizes, UpdateFigures
 from threadloom.stages.console import resident_bytes, serve
 
@@ -44,7 +46,7 @@ def build_side(task: Any) -> SideServer:
     if task["cpus"]:
         os.sched_setaffinity(0, task["cpus"])  # before any library starts threads, which inherit it
     folder = Path(task["folder"]) if task["folder"] else None
-    side, sizes, precision = Side[task["side"]], TrainingSizes(**task["sizes"]), task["precision"]
+    side, sizes, precision = Side[task["side"]], msgspec.convert(task["sizes"], TrainingSizes), task["precision"]
     if side is Side.OURS:
         from benchmarks import ours
 

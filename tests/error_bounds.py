@@ -265,14 +265,19 @@ def _bounds_of_results(compute: Callable[[], Tensors], storage: Storage) -> dict
 
 
 def mean_loss(weights: Tensors, ids: Ids, targets: Ids, heads: int) -> tuple[float, float]:
-    """Return the loss of the average token, and how far that of a correct float32 model may be from it.
+    """Return the loss of the average token of a GPT-2, and how far that of a correct float32 model may be from it."""
+    return mean_and_bound(lambda: reference.losses(weights, ids, targets, heads))
+
+
+def mean_and_bound(compute: Callable[[], Array]) -> tuple[float, float]:
+    """Return the mean of the numbers of `compute`, and how far that of a correct float32 implementation may be from it.
 
     The mean of n errors is at most their norm divided by the root of n.
     """
-    exact, bounds = with_bounds(lambda: {"losses": reference.losses(weights, ids, targets, heads)})
-    losses = exact["losses"]
-    mean = float(losses.mean())
-    return mean, bounds["losses"] * float(np.linalg.norm(losses)) / math.sqrt(losses.size) + FLOAT32 * mean
+    exact, bounds = with_bounds(lambda: {"numbers": compute()})
+    numbers = exact["numbers"]
+    mean = float(numbers.mean())
+    return mean, bounds["numbers"] * float(np.linalg.norm(numbers)) / math.sqrt(numbers.size) + FLOAT32 * abs(mean)
 
 
 def activations(record: Record) -> Tensors:

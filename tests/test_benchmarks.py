@@ -93,10 +93,10 @@ def test_a_table_has_only_sides_of_its_precision() -> None:
 def test_sizes_agree_with_the_model(name: str) -> None:
     config = resolve(load_config(name), 2, 65 if name == "nanogpt-cpu" else None)
     sizes = sizes_of(load_config(name), 2)
-    assert sizes.parameters == parameter_count(config.model.geometry())
+    assert sizes.model.parameters == parameter_count(config.model.geometry())
     assert sizes.tokens == config.sequences * config.model.context
     model = config.model
-    matrices = sizes.parameters - model.context * model.channels
+    matrices = sizes.model.parameters - model.context * model.channels
     assert sizes.flops_per_token == 6 * matrices + 6 * model.layers * model.context * model.channels
 
 

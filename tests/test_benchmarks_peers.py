@@ -1,0 +1,95 @@
+"""The models of the peers: their sizes, and their losses next to those of the reference."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from benchmarks.model_sizes import Gpt2Sizes, LlamaSizes, ModelSizes, model_sizes
+from tests import reference
+from tests.error_bounds import mean_and_bound
+from tests.reference import Ids, Rotary, Tensors, llama
+from threadloom.stages.models import Geometry, LlamaGeometry, Rotary as OurRotary
+
+PUBLISHED = {  # counted by transformers
+    "SmolLM2-135M": (
+        134_515_008,
+        LlamaGeometry(49_152, 512, 30, 9, 576, kv_heads=3, head_size=64, mlp_width=1536, tied=True),
+    ),
+    "TinyLlama-1.1B": (
+        1_100_048_384,
+        LlamaGeometry(32_000, 512, 22, 32, 2048, kv_heads=4, head_size=64, mlp_width=5632),
+    ),
+    "Qwen3-0.6B": (
+        596_049_920,
+        LlamaGeometry(
+            151_936, 512, 28, 16, 1024, kv_heads=8, head_size=128, mlp_width=3072, tied=True, qk_norm=True
+        ),
+    ),
+    "GPT-2": (124_439_808, Geometry(50_257, 1024, 12, 12, 768)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_parameters_are_those_of_the_published_models(name: str) -> None:
+    parameters, geometry = PUBLISHED[name]
+    sizes = model_sizes(geometry)
+    assert sizes.parameters == parameters
+    assert sizes.comparable
+    looked_up = {
+        "SmolLM2-135M": 0, "TinyLlama-1.1B": 32_000 * 2048, "Qwen3-0.6B": 0, "GPT-2": 1024 * 768,
+    }  # fmt: skip
+    assert sizes.multiplied == parameters - looked_up[name]
+
+
+def test_variants_that_the_peer_lacks_are_not_comparable() -> None:
+    def sizes(**variant: object) -> ModelSizes:
+        common: dict[str, object] = {"kv_heads": 1, "head_size": 4, "mlp_width": 6}
+        return model_sizes(LlamaGeometry(11, 8, 2, 2, 8, **{**common, **variant}))  # type: ignore[arg-type]
+
+    assert sizes(rotary=OurRotary(theta=7.0)).comparable
+    for variant in ({"qkv_bias": True}, {"mlp_bias": True}, {"rotary": OurRotary(linear_factor=2.0)},
+                    {"layers_without_rotary": frozenset({1})}):  # fmt: skip
+        assert not sizes(**variant).comparable
+
+
+def peer_loss(sizes: ModelSizes, weights: Tensors, folder: Path) -> tuple[float, Ids, Ids]:
+    """Return the peer's mean loss on ids of a fixed seed, and the ids and targets."""
+    torch = pytest.importorskip("torch")
+    from benchmarks.peer import build_model
+
+    file = folder / "weights.safetensors"
+    save_file({name: np.ascontiguousarray(tensor, np.float32) for name, tensor in weights.items()}, file)
+    ids, targets = np.random.default_rng(3).integers(0, sizes.vocabulary, (2, 3, sizes.context))
+    with torch.no_grad():
+        loss = build_model(sizes, file)(torch.tensor(ids), torch.tensor(targets)).item()
+    return loss, ids, targets
+
+
+@pytest.mark.torch
+def test_the_gpt2_of_the_peer_has_the_loss_of_the_reference(tmp_path: Path) -> None:
+    sizes = Gpt2Sizes(vocabulary=13, context=7, layers=2, heads=3, channels=9)
+    weights = reference.random_tensors(np.random.default_rng(1), 13, 7, 2, 9)
+    found, ids, targets = peer_loss(sizes, weights, tmp_path)
+    expected, bound = mean_and_bound(lambda: reference.losses(weights, ids, targets, 3))
+    assert abs(found - expected) <= bound
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("qk_norm", [False, True])
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_llama_of_the_peer_has_the_loss_of_the_reference(tmp_path: Path, tied: bool, qk_norm: bool) -> None:
+    pytest.importorskip("transformers")
+    sizes = reference.LlamaSizes(
+        vocabulary=13, layers=2, channels=8, heads=4, kv_heads=2, head_size=6, mlp_width=7, epsilon=1e-3, tied=tied,
+        qk_norm=qk_norm, rotary=Rotary(theta=50.0),
+    )  # fmt: skip
+    weights = sizes.random_tensors(np.random.default_rng(2))
+    theirs = LlamaSizes(
+        vocabulary=13, context=7, layers=2, heads=4, channels=8, kv_heads=2, head_size=6, mlp_width=7, epsilon=1e-3,
+        theta=50.0, tied=tied, qk_norm=qk_norm, comparable=True,
+    )  # fmt: skip
+    found, ids, targets = peer_loss(theirs, weights, tmp_path)
+    expected, bound = mean_and_bound(lambda: llama.losses(weights, ids, targets, sizes))
+    assert abs(found - expected) <= 2.0 * bound  # their rotary angles have some more roundings
