@@ -33,6 +33,7 @@ from threadloom.kernels.common import (
     Affine,
     AttentionActivations,
     Gpt2Constants,
+    HeadCounts,
     Weights,
     last_head_part,
     mark_part_done,
@@ -54,7 +55,7 @@ def blocks_forward(weights: Weights16, acts: Activations16, sequences: int, cons
         layernorm_forward(a.x, ln1, w.attn_proj_bias[n], NormalizedRows(a.normed1[n], a.rstd1[n]), a.h)
         linear_forward(a.h, p.qkv[n], w.qkv_bias[n], a.qkv[n], upcast)
         attention = AttentionActivations(a.qkv[n], a.attn[n], a.attn_lse[n])
-        attention_forward(attention, sequences, constants.heads, a.thread.attention)
+        attention_forward(attention, sequences, HeadCounts(constants.heads, constants.heads), a.thread.attention)
         linear_residual_forward(a.attn[n], p.attn_proj[n], a.x, upcast)
         layernorm_forward(a.x, ln2, w.mlp_proj_bias[n], NormalizedRows(a.normed2[n], a.rstd2[n]), a.h)
         linear_gelu_forward(a.h, p.fc[n], w.fc_bias[n], a.fc[n], a.gelu, upcast)
@@ -129,7 +130,9 @@ def _attention_backward(
     _weight_backward(a.attn[n], s.dx16, g.attn_proj_weight[n], s, accumulate)
     linear_backward_input(s.dx16, p.attn_proj_t[n], s.d_attn, s.thread.upcast)
     attention = AttentionActivations(a.qkv[n], a.attn[n], a.attn_lse[n])
-    attention_backward(s.d_attn, attention, sequences, constants.heads, s.d_qkv, s.thread.attention)
+    attention_backward(
+        s.d_attn, attention, sequences, HeadCounts(constants.heads, constants.heads), s.d_qkv, s.thread.attention
+    )
     linear_backward_bias(s.d_qkv, g.qkv_bias[n], accumulate)
     norm, kept = Affine(w.ln1_weight[n], w.ln1_bias[n]), NormalizedRows(a.normed1[n], a.rstd1[n])
     below = g.mlp_proj_bias[n - 1] if n > 0 else s.d_bias

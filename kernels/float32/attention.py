@@ -3,13 +3,22 @@
 After FlashAttention (Dao et al., 2022; 2023, algorithms 1 and 2): only one tile of scores exists at a time, the forward
 pass keeps the log-sum-exp of each row, and the backward pass recomputes the probabilities from it. Keys past the tile's
 last query are never read. The heads are column slices of `qkv`, which the GEMM reads in place with their stride.
+
+In grouped-query attention (Ainslie et al., 2023) the H / K successive query heads of a group have the same keys and
+values, whose gradients are sums over the group in ascending order of heads.
 """
 
 import math
 
 import numpy as np
 
-from threadloom.kernels.common import ATTENTION_TILE, AttentionActivations, softmax_backward_row, softmax_rows
+from threadloom.kernels.common import (
+    ATTENTION_TILE,
+    AttentionActivations,
+    HeadCounts,
+    softmax_backward_row,
+    softmax_rows,
+)
 from threadloom.kernels.compiling import Floats, jit_kernel
 from threadloom.kernels.matmul import Op, gemm
 
@@ -17,22 +26,23 @@ _ZERO = np.float32(0.0)
 
 
 @jit_kernel
-def attention_forward(acts: AttentionActivations, sequences: int, heads: int, scores: Floats) -> None:
+def attention_forward(acts: AttentionActivations, sequences: int, heads: HeadCounts, scores: Floats) -> None:
     """Compute ``out`` and ``lse`` of `acts` from its ``qkv``.
 
-    ``out = softmax(q k.T / sqrt(D) + mask) v`` for each head (Vaswani et al., 2017, equation 1). `scores` (TILE, at
-    least T) is scratch.
+    ``out = softmax(q k.T / sqrt(D) + mask) v`` for each query head (Vaswani et al., 2017, equation 1), with the keys
+    and values of its group. ``heads.query`` is a multiple of ``heads.key_value``. `scores` (TILE, at least T) is
+    scratch.
     """
     qkv, out, lse = acts.qkv, acts.out, acts.lse
-    channels = out.shape[1]
-    size = channels // heads
+    size = out.shape[1] // heads.query
+    group = heads.query // heads.key_value
     length = out.shape[0] // sequences
     scale = 1.0 / math.sqrt(size)
     for b in range(sequences):
         begin = b * length
-        for head in range(heads):
-            q0 = head * size
-            k0, v0 = channels + q0, 2 * channels + q0
+        for head in range(heads.query):
+            q0, k0 = head * size, (heads.query + head // group) * size
+            v0 = k0 + heads.key_value * size
             for first in range(0, length, ATTENTION_TILE):
                 keys = min(first + ATTENTION_TILE, length)
                 queries = keys - first
@@ -50,7 +60,7 @@ def _softmax_backward(
 ) -> None:
     """Replace a tile's scores by probabilities, ``scores[0]``, and the gradient of these by that of the scores.
 
-    `out` and `d_out` (queries, C) are the rows of the tile; its head has `size` columns from `column` on.
+    `out` and `d_out` (queries, H D) are the rows of the tile; its head has `size` columns from `column` on.
     """
     queries = out.shape[0]
     for i in range(queries):
@@ -64,25 +74,26 @@ def _softmax_backward(
 
 @jit_kernel
 def attention_backward(
-    d_out: Floats, acts: AttentionActivations, sequences: int, heads: int, d_qkv: Floats, scores: Floats
+    d_out: Floats, acts: AttentionActivations, sequences: int, heads: HeadCounts, d_qkv: Floats, scores: Floats
 ) -> None:
-    """Write the gradient of ``qkv`` (R, 3C) to `d_qkv`, given `d_out` (R, C), that of the output, and the forward pass.
+    """Write the gradient of ``qkv`` (R, (H + 2K) D) to `d_qkv`, given `d_out` (R, H D), that of the output.
 
-    The tiles run from the last to the first: the last one sees every key, so it writes the gradients of keys and values
-    that the others add to. `scores` (2, TILE, at least T) is scratch.
+    `acts` are those of the forward pass. The tiles of a head run from the last to the first: the last one sees every
+    key, so that of a group's first head writes the gradients of keys and values, to which all others add. `scores`
+    (2, TILE, at least T) is scratch.
     """
     qkv, out, lse = acts.qkv, acts.out, acts.lse
-    channels = out.shape[1]
-    size = channels // heads
+    size = out.shape[1] // heads.query
+    group = heads.query // heads.key_value
     length = out.shape[0] // sequences
     scale = 1.0 / math.sqrt(size)
     tiles = (length + ATTENTION_TILE - 1) // ATTENTION_TILE
     for b in range(sequences):
         begin = b * length
-        for head in range(heads):
-            q0 = head * size
-            k0, v0 = channels + q0, 2 * channels + q0
-            beta = 0.0
+        for head in range(heads.query):
+            q0, k0 = head * size, (heads.query + head // group) * size
+            v0 = k0 + heads.key_value * size
+            beta = 0.0 if head % group == 0 else 1.0
             for number in range(tiles):
                 first = (tiles - 1 - number) * ATTENTION_TILE
                 keys = min(first + ATTENTION_TILE, length)

@@ -12,6 +12,7 @@ from threadloom.kernels.common import (
     Affine,
     AttentionActivations,
     Gpt2Constants,
+    HeadCounts,
     Weights,
     last_head_part,
     mark_part_done,
@@ -48,9 +49,8 @@ def blocks_forward(weights: Weights, acts: Activations, sequences: int, constant
         ln1, ln2 = Affine(w.ln1_weight[n], w.ln1_bias[n]), Affine(w.ln2_weight[n], w.ln2_bias[n])
         layernorm_forward(x, ln1, a.h, RowStatistics(a.ln1_mean[n], a.ln1_rstd[n]))
         linear_forward(a.h, w.qkv_weight[n], w.qkv_bias[n], a.qkv[n])
-        attention_forward(
-            AttentionActivations(a.qkv[n], a.attn[n], a.attn_lse[n]), sequences, constants.heads, a.scores
-        )
+        attention = AttentionActivations(a.qkv[n], a.attn[n], a.attn_lse[n])
+        attention_forward(attention, sequences, HeadCounts(constants.heads, constants.heads), a.scores)
         linear_residual_forward(a.attn[n], w.attn_proj_weight[n], w.attn_proj_bias[n], x, x_mid)
         layernorm_forward(x_mid, ln2, a.h, RowStatistics(a.ln2_mean[n], a.ln2_rstd[n]))
         linear_forward(a.h, w.fc_weight[n], w.fc_bias[n], a.fc[n])
@@ -136,7 +136,7 @@ def _attention_backward(
     linear_backward_bias(s.dx, g.attn_proj_bias[n], accumulate)
     linear_backward_input(s.dx, w.attn_proj_weight[n], s.d_attn)
     attention = AttentionActivations(a.qkv[n], a.attn[n], a.attn_lse[n])
-    attention_backward(s.d_attn, attention, sequences, constants.heads, s.d_qkv, s.scores)
+    attention_backward(s.d_attn, attention, sequences, HeadCounts(constants.heads, constants.heads), s.d_qkv, s.scores)
     statistics = RowStatistics(a.ln1_mean[n], a.ln1_rstd[n])
     _normed_linear_backward(s.d_qkv, a.x[n], statistics, _qkv_layer(w, n), _qkv_layer(g, n), s, accumulate)
     mark_part_done(ticket, part)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from threadloom.kernels.bits16 import Activations16, Fp16UpcastScratch, PackedWeights, Scratch16, ThreadScratch
 from threadloom.kernels.bits16.attention import AttentionScratch, attention_scratch_shapes
+from threadloom.kernels.common import HeadCounts
 from threadloom.kernels.matmul import fp16_scratch_sizes, fp16_sums_size, packed_shape
 from threadloom.pipeline import aligned_zeros
 from threadloom.stages.config import Precision
@@ -89,7 +90,8 @@ def scratch_specs(geometry: Geometry, sequences: int, storage: np.dtype[Any]) ->
 
 def attention_specs(geometry: Geometry, storage: np.dtype[Any]) -> ArraySpecs:
     """Return shape and dtype of every field of `AttentionScratch`."""
-    shapes = attention_scratch_shapes(geometry.context, geometry.channels // geometry.heads, storage)
+    heads = HeadCounts(geometry.heads, geometry.heads)
+    shapes = attention_scratch_shapes(geometry.context, geometry.channels // geometry.heads, heads, storage)
     return {name: (shape, np.dtype(kind)) for name, (shape, kind) in shapes.items()}
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from tests import reference
 from tests.reference import Array, Ids, Tensors
-from threadloom.kernels.common.tensors import ATTENTION_TILE, Gpt2Constants, Weights
+from threadloom.kernels.common.tensors import ATTENTION_TILE, Gpt2Constants, HeadCounts, Weights
 from threadloom.kernels.compiling.arrays import Floats, TokenIds
 from threadloom.kernels.compiling.jit import JIT_ENABLED
 from threadloom.kernels.float32.decode import DecodeScratch
@@ -34,6 +34,11 @@ def shapes_with_fixtures(examples: int) -> settings:
     """Return `random_shapes` with another number of examples, for tests whose fixtures serve all examples."""
     checks = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
     return settings(random_shapes, max_examples=examples, suppress_health_check=checks)
+
+
+def head_counts(most: int) -> SearchStrategy[HeadCounts]:
+    """Return the heads of attention: up to `most` of keys and values, each with a group of up to five query heads."""
+    return st.builds(lambda k, group: HeadCounts(k * group, k), st.integers(1, most), st.sampled_from((1, 2, 3, 5)))
 
 
 @dataclass(frozen=True)

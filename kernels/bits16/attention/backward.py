@@ -8,8 +8,9 @@ one after another::
     S.T = K Q.T     P.T = 2**(c S.T - L)     dV = P.T dO     dK = c' dS.T Q     dQ.T += K.T dS      c' = 1 / sqrt(D)
                     dS.T = P.T (V dO.T - delta)
 
-with the row statistics L (log-sum-exp) and delta = sum(dO O) along the vectors. Results depend on the shapes and the
-inputs alone, bit for bit.
+with the row statistics L (log-sum-exp) and delta = sum(dO O) along the vectors. The query heads of a group add to the
+gradients of their keys and values in ascending order, in float32; the sums are rounded after the last head. Results
+depend on the shapes and the inputs alone, bit for bit.
 """
 
 import math
@@ -22,8 +23,11 @@ from threadloom.kernels.bits16.attention.head import (
     HeadIndex,
     HeadShape,
     QkvRef,
+    begins_group,
+    ends_group,
     head_of,
     head_shape,
+    key_column,
     next_head,
     prefetch_qkv_row,
     qkv_of,
@@ -32,7 +36,8 @@ from threadloom.kernels.bits16.attention.products import LINE, multiply, multipl
 from threadloom.kernels.bits16.attention.rows import dot_columns, prefetch_row
 from threadloom.kernels.bits16.attention.scratch import AttentionScratch
 from threadloom.kernels.bits16.attention.softmax import SoftmaxBackwardRows, softmax_backward_rows
-from threadloom.kernels.common import ATTENTION_TILE, AttentionActivations
+from threadloom.kernels.bits16.attention.tile import TILE_ROWS
+from threadloom.kernels.common import ATTENTION_TILE, AttentionActivations, HeadCounts
 from threadloom.kernels.compiling import Floats, jit_strict_fp, jit_strict_inline
 from threadloom.kernels.matmul import (
     PANEL,
@@ -50,17 +55,30 @@ from threadloom.kernels.simd import LANES, BF16Bits, DotPath, read_dot_path, tra
 
 _HALF_PANEL = PANEL // 2  # squares on the diagonal are divided into quarters, one of which is masked as a whole
 _HALF_LINE = 4 * _HALF_PANEL
+_KEY_STEP = _HALF_PANEL // TILE_ROWS * TILE_ROWS
+"""Keys whose gradients are multiplied at a time: whole tiles, since a part of one would add to the next keys, too."""
 _LOG2_E = 1.4426950408889634
 _ONE, _ZERO = np.float32(1.0), np.float32(0.0)
 
 
 class _HeadRefs(NamedTuple):
-    """Matrices (length, D) of one head that are read (`qkv`, `out`, `d_out`) or written (`d_qkv`)."""
+    """Matrices (length, D) of one query head that are read (`qkv`, `out`, `d_out`) or written (`d_qkv`)."""
 
     qkv: QkvRef
     out: MatrixRef
     d_out: MatrixRef
     d_qkv: QkvRef
+
+
+class _KeySums(NamedTuple):
+    """Sums of the gradients of a tile of keys and values over the query heads of their group, float32.
+
+    A group of one head needs those of one tile at a time, and of either keys or values: all are the same memory.
+    """
+
+    k: MatrixRef  # of the first tile
+    v: MatrixRef
+    step: int  # from tile to tile
 
 
 class _BackwardBuffers(NamedTuple):
@@ -74,6 +92,7 @@ class _BackwardBuffers(NamedTuple):
     k_transposed: MatrixRef  # (D, length)
     dq_transposed: MatrixRef  # (D, length) float32
     result: MatrixRef  # float32
+    key_sums: _KeySums
 
 
 class _KeyTile(NamedTuple):
@@ -84,6 +103,8 @@ class _KeyTile(NamedTuple):
     keys: int
     queries: int
     size: int  # columns of a head
+    adds: int  # 1 if earlier query heads of the group have gradients of these keys, to which this head adds; else 0
+    completes: bool  # no query head of the group follows
 
 
 @jit_strict_fp
@@ -145,21 +166,23 @@ def _d_scores(tile: _KeyTile, head: _HeadRefs, ahead: _HeadRefs, b: _BackwardBuf
 
 @jit_strict_fp
 def _key_gradient(
-    tile: _KeyTile, a: MatrixRef, packed: MatrixRef, factor: np.float32, result: MatrixRef, out: MatrixRef
+    tile: _KeyTile, a: MatrixRef, packed: MatrixRef, factor: np.float32, sums: MatrixRef, out: MatrixRef
 ) -> None:
-    """Write ``factor * a @ b`` to the tile's rows of the gradient `out` of keys or of values.
+    """Write ``a @ b`` to `sums`, or add it; the group's last head also writes ``factor * sums`` to `out`.
 
-    `a` (keys, queries) are probabilities or gradients of scores, b the `packed` rows of queries or of `d_out`.
+    `out` is the gradient of keys or of values, `a` (keys, queries) are probabilities or gradients of scores, b the
+    `packed` rows of queries or of `d_out`.
     """
-    step = PANEL if tile.path == DotPath.AMX else _HALF_PANEL
+    step = PANEL if tile.path == DotPath.AMX else _KEY_STEP
     for i in range(0, tile.keys, step):
         height = min(step, tile.keys - i)
         line = shifted(a, i, 2 * i)  # queries before key i do not see it
         for j in range(0, tile.size, PANEL):
             panel = packed.address + j // PANEL * packed.stride + (tile.first // 2 + i // 2) * LINE
-            target = shifted(result, i, 4 * j)
-            multiply(tile.path, line, height, panel, tile.queries - i, min(PANEL, tile.size - j), target, 0)
-    round_rows(result, factor, tile.keys, tile.size, shifted(out, tile.first, 0))
+            width, target = min(PANEL, tile.size - j), shifted(sums, i, 4 * j)
+            multiply(tile.path, line, height, panel, tile.queries - i, width, target, tile.adds)
+    if tile.completes:
+        round_rows(sums, factor, tile.keys, tile.size, shifted(out, tile.first, 0))
 
 
 @jit_strict_inline
@@ -197,12 +220,14 @@ def _key_tile(tile: _KeyTile, head: _HeadRefs, ahead: _HeadRefs, b: _BackwardBuf
     offset, stride, d_stride = tile.first * head.qkv.stride, head.qkv.stride, head.d_qkv.stride
     k, v = MatrixRef(head.qkv.k + offset, stride), MatrixRef(head.qkv.v + offset, stride)
     d_scores = MatrixRef(b.rows.d_scores, b.rows.probabilities.stride)
+    past = tile.first // ATTENTION_TILE * b.key_sums.step
+    k_sums, v_sums = shifted(b.key_sums.k, 0, past), shifted(b.key_sums.v, 0, past)
     for t in range(0, tile.queries, PANEL):
         _key_scores(tile, k, t, b.q_columns, b.rows.scores)
         _key_scores(tile, v, t, b.d_out_columns, MatrixRef(b.rows.d_probabilities, b.rows.scores.stride))
     _d_scores(tile, head, ahead, b, np.float32(_LOG2_E / math.sqrt(tile.size)))
-    _key_gradient(tile, b.rows.probabilities, b.d_out_rows, _ONE, b.result, MatrixRef(head.d_qkv.v, d_stride))
-    _key_gradient(tile, d_scores, b.q_rows, scale, b.result, MatrixRef(head.d_qkv.k, d_stride))
+    _key_gradient(tile, b.rows.probabilities, b.d_out_rows, _ONE, v_sums, MatrixRef(head.d_qkv.v, d_stride))
+    _key_gradient(tile, d_scores, b.q_rows, scale, k_sums, MatrixRef(head.d_qkv.k, d_stride))
     for t in range(0, tile.queries, PANEL):
         _query_gradient(tile, t, b)
 
@@ -220,7 +245,16 @@ def _head_refs(
 
 
 @jit_strict_fp
-def _buffers(s: AttentionScratch) -> _BackwardBuffers:
+def _key_sums(s: AttentionScratch, shape: HeadShape) -> _KeySums:
+    k, v, stride, step = address_of(s.result), address_of(s.result), s.result.strides[0], 0
+    if shape.group > 1:
+        k, v = address_of(s.group_sums[0]), address_of(s.group_sums[1])
+        stride, step = s.group_sums.strides[2], s.group_sums.strides[1]
+    return _KeySums(MatrixRef(k, stride), MatrixRef(v, stride), step)
+
+
+@jit_strict_fp
+def _buffers(s: AttentionScratch, shape: HeadShape) -> _BackwardBuffers:
     column_panel, row_panel = s.columns.strides[1], s.rows.strides[1]
     shifts, deltas = address_of(s.statistics[0]), address_of(s.statistics[1])
     pairs = MatrixRef(address_of(s.ds_pairs), s.ds_pairs.strides[0])
@@ -234,12 +268,18 @@ def _buffers(s: AttentionScratch) -> _BackwardBuffers:
         matrix_ref(s.k_transposed),
         matrix_ref(s.dq_transposed),
         matrix_ref(s.result),
+        _key_sums(s, shape),
     )
 
 
 @jit_strict_fp
 def backward_bf16(
-    d_out: BF16Bits, acts: AttentionActivations, sequences: int, heads: int, d_qkv: BF16Bits, scratch: AttentionScratch
+    d_out: BF16Bits,
+    acts: AttentionActivations,
+    sequences: int,
+    heads: HeadCounts,
+    d_qkv: BF16Bits,
+    scratch: AttentionScratch,
 ) -> None:
     """See `kernels.bits16.attention.layer.attention_backward`."""
     qkv, out, lse = acts.qkv, acts.out, acts.lse
@@ -248,25 +288,28 @@ def backward_bf16(
         configure_tiles()
     shape = head_shape(out, sequences, heads)
     scale = np.float32(1.0 / math.sqrt(shape.size))
-    buffers, panels = _buffers(scratch), (shape.length + PANEL - 1) // PANEL
+    buffers, panels = _buffers(scratch, shape), (shape.length + PANEL - 1) // PANEL
     q_columns, d_o_columns = scratch.columns[0, :panels], scratch.columns[1, :panels]
     o_columns, k_transposed = scratch.columns[2, :panels], scratch.k_transposed[:, : shape.length]
     for b in range(sequences):
-        for h in range(heads):
+        for h in range(heads.query):
             index = HeadIndex(b, h)
             head = _head_refs(qkv, out, d_out, d_qkv, shape, index)
             ahead = _head_refs(qkv, out, d_out, d_qkv, shape, next_head(index, shape))
-            top, bottom, q0, k0 = b * shape.length, (b + 1) * shape.length, h * shape.size, (heads + h) * shape.size
+            adds, completes = 0 if begins_group(index, shape) else 1, ends_group(index, shape)
+            top, bottom, q0 = b * shape.length, (b + 1) * shape.length, h * shape.size
             pack_bf16(qkv[top:bottom, q0 : q0 + shape.size], Op.T, q_columns)
             pack_bf16(d_out[top:bottom, q0 : q0 + shape.size], Op.T, d_o_columns)
             pack_bf16(out[top:bottom, q0 : q0 + shape.size], Op.T, o_columns)
-            transpose_bf16(qkv[top:bottom, k0 : k0 + shape.size], k_transposed)
+            if not adds:
+                k0 = key_column(index, shape)
+                transpose_bf16(qkv[top:bottom, k0 : k0 + shape.size], k_transposed)
             pack_pairs(MatrixRef(head.qkv.q, head.qkv.stride), shape.length, shape.size, buffers.q_rows)
             pack_pairs(head.d_out, shape.length, shape.size, buffers.d_out_rows)
             _statistics(lse[b, h], (shape.size + 1) // 2, scratch)
             for first in range(0, shape.length, ATTENTION_TILE):
                 queries = shape.length - first
-                tile = _KeyTile(path, first, min(ATTENTION_TILE, queries), queries, shape.size)
+                tile = _KeyTile(path, first, min(ATTENTION_TILE, queries), queries, shape.size, adds, completes)
                 _key_tile(tile, head, ahead, buffers, scale)
             _transpose_out(buffers, scale, shape, MatrixRef(head.d_qkv.q, head.d_qkv.stride))
     if path == DotPath.AMX:

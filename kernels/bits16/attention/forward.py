@@ -14,8 +14,10 @@ from threadloom.kernels.bits16.attention.head import (
     ELEMENT,
     HeadIndex,
     QkvRef,
+    begins_group,
     head_of,
     head_shape,
+    key_column,
     next_head,
     prefetch_qkv_row,
     qkv_of,
@@ -24,7 +26,7 @@ from threadloom.kernels.bits16.attention.products import multiply, pack_pairs, r
 from threadloom.kernels.bits16.attention.rows import prefetch_row
 from threadloom.kernels.bits16.attention.scratch import AttentionScratch
 from threadloom.kernels.bits16.attention.softmax import ROW_GROUP, ExpRows, exp_rows
-from threadloom.kernels.common import AttentionActivations
+from threadloom.kernels.common import AttentionActivations, HeadCounts
 from threadloom.kernels.compiling import jit_strict_fp, jit_strict_inline
 from threadloom.kernels.matmul import (
     PANEL,
@@ -46,7 +48,7 @@ _ONE = np.float32(1.0)
 
 
 class _ForwardBuffers(NamedTuple):
-    """Scratch of one head and one tile of its queries."""
+    """Scratch of one group of heads and one tile of the queries of one of them."""
 
     k_columns: MatrixRef  # packed transpose of the keys; stride: from panel to panel
     v_rows: MatrixRef  # packed values; stride: from panel to panel
@@ -116,7 +118,7 @@ def _normalise(tile: _QueryTile, out: MatrixRef, lse: int, b: _ForwardBuffers, s
 
 
 @jit_strict_fp
-def forward_bf16(acts: AttentionActivations, sequences: int, heads: int, scratch: AttentionScratch) -> None:
+def forward_bf16(acts: AttentionActivations, sequences: int, heads: HeadCounts, scratch: AttentionScratch) -> None:
     """See `kernels.bits16.attention.layer.attention_forward`."""
     qkv, out, lse = acts.qkv, acts.out, acts.lse
     path = read_dot_path()
@@ -135,12 +137,13 @@ def forward_bf16(acts: AttentionActivations, sequences: int, heads: int, scratch
         matrix_ref(scratch.result),
     )
     for b in range(sequences):
-        for h in range(heads):
+        for h in range(heads.query):
             index = HeadIndex(b, h)
-            begin, column = b * shape.length, (heads + h) * shape.size
-            pack_bf16(qkv[begin : begin + shape.length, column : column + shape.size], Op.T, k_columns)
             source, ahead = qkv_of(qkv, shape, index), qkv_of(qkv, shape, next_head(index, shape))
-            pack_pairs(MatrixRef(source.v, source.stride), shape.length, shape.size, buffers.v_rows)
+            if begins_group(index, shape):
+                begin, column = b * shape.length, key_column(index, shape)
+                pack_bf16(qkv[begin : begin + shape.length, column : column + shape.size], Op.T, k_columns)
+                pack_pairs(MatrixRef(source.v, source.stride), shape.length, shape.size, buffers.v_rows)
             target, target_lse = head_of(out, shape, index), address_of(lse[b, h])
             for first in range(0, shape.length, _QUERIES):
                 tile = _QueryTile(path, first, min(_QUERIES, shape.length - first), shape.size)

@@ -9,7 +9,13 @@ import math
 import numpy as np
 
 from threadloom.kernels.bits16.attention.scratch import AttentionScratch
-from threadloom.kernels.common import ATTENTION_TILE, AttentionActivations, softmax_backward_row, softmax_rows
+from threadloom.kernels.common import (
+    ATTENTION_TILE,
+    AttentionActivations,
+    HeadCounts,
+    softmax_backward_row,
+    softmax_rows,
+)
 from threadloom.kernels.compiling import Floats, jit_kernel
 from threadloom.kernels.matmul import Op, gemm
 from threadloom.kernels.simd import Bits16, load16, store16
@@ -53,7 +59,7 @@ def _softmax_backward(
 ) -> None:
     """Replace the scores of a tile by probabilities, and the gradients of these by those of the scores.
 
-    `out` and `d_out` (queries, C) are the rows of the tile; its head has `size` columns from `column` on.
+    `out` and `d_out` (queries, H D) are the rows of the tile; its head has `size` columns from `column` on.
     """
     queries = out.shape[0]
     for i in range(queries):
@@ -66,22 +72,23 @@ def _softmax_backward(
 
 
 @jit_kernel
-def forward_fp16(acts: AttentionActivations, sequences: int, heads: int, scratch: AttentionScratch) -> None:
+def forward_fp16(acts: AttentionActivations, sequences: int, heads: HeadCounts, scratch: AttentionScratch) -> None:
     """See `kernels.bits16.attention.layer.attention_forward`."""
     qkv, out, lse = acts.qkv, acts.out, acts.lse
-    channels = out.shape[1]
-    size = channels // heads
+    size = out.shape[1] // heads.query
+    group = heads.query // heads.key_value
     length = out.shape[0] // sequences
     scale = 1.0 / math.sqrt(size)
     buffer = scratch.p_bits[0].view(qkv.dtype)
     q, k, v = scratch.upcast[0], scratch.upcast[1], scratch.upcast[2]
     for b in range(sequences):
         begin = b * length
-        for head in range(heads):
-            q0 = head * size
+        for head in range(heads.query):
+            q0, k0 = head * size, (heads.query + head // group) * size
             _upcast_head(qkv, begin, q0, length, q)
-            _upcast_head(qkv, begin, channels + q0, length, k)
-            _upcast_head(qkv, begin, 2 * channels + q0, length, v)
+            if head % group == 0:
+                _upcast_head(qkv, begin, k0, length, k)
+                _upcast_head(qkv, begin, k0 + heads.key_value * size, length, v)
             for first in range(0, length, ATTENTION_TILE):
                 keys = min(first + ATTENTION_TILE, length)
                 queries = keys - first
@@ -95,12 +102,17 @@ def forward_fp16(acts: AttentionActivations, sequences: int, heads: int, scratch
 
 @jit_kernel
 def backward_fp16(
-    d_out: Bits16, acts: AttentionActivations, sequences: int, heads: int, d_qkv: Bits16, scratch: AttentionScratch
+    d_out: Bits16,
+    acts: AttentionActivations,
+    sequences: int,
+    heads: HeadCounts,
+    d_qkv: Bits16,
+    scratch: AttentionScratch,
 ) -> None:
     """See `kernels.bits16.attention.layer.attention_backward`."""
     qkv, out, lse = acts.qkv, acts.out, acts.lse
-    channels = out.shape[1]
-    size = channels // heads
+    size = out.shape[1] // heads.query
+    group = heads.query // heads.key_value
     length = out.shape[0] // sequences
     scale = 1.0 / math.sqrt(size)
     tiles = (length + ATTENTION_TILE - 1) // ATTENTION_TILE
@@ -109,14 +121,16 @@ def backward_fp16(
     d_k, d_v = scratch.upcast[4], scratch.upcast[5]
     for b in range(sequences):
         begin = b * length
-        for head in range(heads):
-            q0 = head * size
-            k0, v0 = channels + q0, 2 * channels + q0
+        for head in range(heads.query):
+            q0, k0 = head * size, (heads.query + head // group) * size
+            v0 = k0 + heads.key_value * size
+            beta = 1.0
+            if head % group == 0:  # the others add to the gradients of its keys and values
+                beta = 0.0
+                _upcast_head(qkv, begin, k0, length, k)
+                _upcast_head(qkv, begin, v0, length, v)
             _upcast_head(qkv, begin, q0, length, q)
-            _upcast_head(qkv, begin, k0, length, k)
-            _upcast_head(qkv, begin, v0, length, v)
             _upcast_head(d_out, begin, q0, length, d_o)
-            beta = 0.0
             for number in range(tiles):  # the last tile sees every key: it writes the sums that the others add to
                 first = (tiles - 1 - number) * ATTENTION_TILE
                 keys = min(first + ATTENTION_TILE, length)
@@ -133,5 +147,6 @@ def backward_fp16(
                 gemm(ds, k[:keys], scratch.result[:queries, :size], Op.N, Op.N, scale, 0.0)
                 _round_head(scratch.result, queries, size, d_qkv, top, q0)
                 beta = 1.0
-            _round_head(d_k, length, size, d_qkv, begin, k0)
-            _round_head(d_v, length, size, d_qkv, begin, v0)
+            if (head + 1) % group == 0:
+                _round_head(d_k, length, size, d_qkv, begin, k0)
+                _round_head(d_v, length, size, d_qkv, begin, v0)

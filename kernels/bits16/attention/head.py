@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from threadloom.kernels.bits16.attention.rows import prefetch_row
+from threadloom.kernels.common import HeadCounts
 from threadloom.kernels.compiling import jit_inline_body, jit_strict_inline
 from threadloom.kernels.matmul import MatrixRef, address_of
 from threadloom.kernels.simd import BF16Bits
@@ -14,20 +15,21 @@ ELEMENT = 2
 class HeadShape(NamedTuple):
     """Sizes that all heads of a layer share."""
 
-    heads: int  # per sequence
+    heads: HeadCounts  # per sequence
+    group: int  # H / K, successive query heads with the same keys and values
     length: int  # T, tokens of a sequence
     size: int  # D, columns of a head
 
 
 class HeadIndex(NamedTuple):
-    """Which head of which sequence."""
+    """Which query head of which sequence."""
 
     sequence: int
     head: int
 
 
 class QkvRef(NamedTuple):
-    """Queries, keys and values of one head, or their gradients: addresses of three matrices (length, size)."""
+    """Queries, keys and values of one query head, or their gradients: addresses of three matrices (length, size)."""
 
     q: int
     k: int
@@ -36,32 +38,53 @@ class QkvRef(NamedTuple):
 
 
 @jit_strict_inline
-def head_shape(out: BF16Bits, sequences: int, heads: int) -> HeadShape:
-    """Return the sizes of the heads of a layer with the output `out` (R, C)."""
-    return HeadShape(heads, out.shape[0] // sequences, out.shape[1] // heads)
+def head_shape(out: BF16Bits, sequences: int, heads: HeadCounts) -> HeadShape:
+    """Return the sizes of the heads of a layer with the output `out` (R, H D)."""
+    group = heads.query // heads.key_value
+    return HeadShape(heads, group, out.shape[0] // sequences, out.shape[1] // heads.query)
 
 
 @jit_strict_inline
 def next_head(index: HeadIndex, shape: HeadShape) -> HeadIndex:
-    """Return the head after `index`; after the last head of all, it is outside of the matrices."""
-    if index.head + 1 < shape.heads:
+    """Return the query head after `index`; after the last head of all, it is outside of the matrices."""
+    if index.head + 1 < shape.heads.query:
         return HeadIndex(index.sequence, index.head + 1)
     return HeadIndex(index.sequence + 1, 0)
 
 
 @jit_strict_inline
+def begins_group(index: HeadIndex, shape: HeadShape) -> bool:
+    """Return True if the query head is the first with its keys and values."""
+    return index.head % shape.group == 0
+
+
+@jit_strict_inline
+def ends_group(index: HeadIndex, shape: HeadShape) -> bool:
+    """Return True if the query head is the last with its keys and values."""
+    return (index.head + 1) % shape.group == 0
+
+
+@jit_strict_inline
 def head_of(matrix: BF16Bits, shape: HeadShape, index: HeadIndex) -> MatrixRef:
-    """Return a head of `matrix` (R, C)."""
+    """Return a head of `matrix` (R, H D)."""
     row, column = index.sequence * shape.length, index.head * shape.size
     stride = matrix.strides[0]
     return MatrixRef(address_of(matrix) + row * stride + column * ELEMENT, stride)
 
 
 @jit_strict_inline
+def key_column(index: HeadIndex, shape: HeadShape) -> int:
+    """Return the first column of the query head's keys in a matrix (R, (H + 2K) D)."""
+    return (shape.heads.query + index.head // shape.group) * shape.size
+
+
+@jit_strict_inline
 def qkv_of(matrix: BF16Bits, shape: HeadShape, index: HeadIndex) -> QkvRef:
-    """Return a head of `matrix` (R, 3C), which holds queries, keys and values side by side."""
-    q, channels = head_of(matrix, shape, index), shape.heads * shape.size * ELEMENT
-    return QkvRef(q.address, q.address + channels, q.address + 2 * channels, q.stride)
+    """Return a query head of `matrix` (R, (H + 2K) D), which has all queries, all keys and all values side by side."""
+    stride = matrix.strides[0]
+    row = address_of(matrix) + index.sequence * shape.length * stride
+    k = row + key_column(index, shape) * ELEMENT
+    return QkvRef(row + index.head * shape.size * ELEMENT, k, k + shape.heads.key_value * shape.size * ELEMENT, stride)
 
 
 @jit_inline_body  # `write` must be a constant in the caller

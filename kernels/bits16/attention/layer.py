@@ -19,7 +19,7 @@ from threadloom.kernels.bits16.attention.forward import forward_bf16
 from threadloom.kernels.bits16.attention.fp16 import backward_fp16, forward_fp16
 from threadloom.kernels.bits16.attention.numpy_fallback import backward_numpy, forward_numpy
 from threadloom.kernels.bits16.attention.scratch import AttentionScratch
-from threadloom.kernels.common import AttentionActivations
+from threadloom.kernels.common import AttentionActivations, HeadCounts
 from threadloom.kernels.compiling import jit_inline_body
 from threadloom.kernels.simd import Bits16
 
@@ -45,21 +45,27 @@ def _backward(d_out: Any, acts: Any, sequences: Any, heads: Any, d_qkv: Any, scr
 
 
 @jit_inline_body
-def attention_forward(acts: AttentionActivations, sequences: int, heads: int, scratch: AttentionScratch) -> None:
+def attention_forward(acts: AttentionActivations, sequences: int, heads: HeadCounts, scratch: AttentionScratch) -> None:
     """Compute ``out`` and ``lse`` of `acts` from its ``qkv``.
 
-    ``out = softmax(q k.T / sqrt(D) + mask) v`` for each head (Vaswani et al., 2017, equation 1); qkv and out are bits
-    of one 16-bit format.
+    ``out = softmax(q k.T / sqrt(D) + mask) v`` for each query head (Vaswani et al., 2017, equation 1), with the keys
+    and values of its group. qkv and out are bits of one 16-bit format.
     """
     forward_numpy(acts, sequences, heads, scratch)  # compiled code calls the kernel of the format instead
 
 
 @jit_inline_body
 def attention_backward(
-    d_out: Bits16, acts: AttentionActivations, sequences: int, heads: int, d_qkv: Bits16, scratch: AttentionScratch
+    d_out: Bits16,
+    acts: AttentionActivations,
+    sequences: int,
+    heads: HeadCounts,
+    d_qkv: Bits16,
+    scratch: AttentionScratch,
 ) -> None:
-    """Write the gradient of ``qkv`` (R, 3C) to `d_qkv`, given `d_out` (R, C), that of the output, and the forward pass.
+    """Write the gradient of ``qkv`` (R, (H + 2K) D) to `d_qkv`, given `d_out` (R, H D), that of the output.
 
-    All but ``lse`` (float32) are bits of one 16-bit format.
+    `acts` are those of the forward pass. The gradients of keys and values are float32 sums over the query heads of a
+    group, in ascending order, and are rounded once. All but ``lse`` (float32) are bits of one 16-bit format.
     """
     backward_numpy(d_out, acts, sequences, heads, d_qkv, scratch)  # as in `attention_forward`

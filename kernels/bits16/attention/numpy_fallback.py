@@ -7,15 +7,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from threadloom.kernels.bits16.attention.scratch import AttentionScratch
-from threadloom.kernels.common import AttentionActivations
+from threadloom.kernels.common import AttentionActivations, HeadCounts
 from threadloom.kernels.compiling import Floats
 from threadloom.kernels.simd import Bits16, round_to_bf16, upcast_bf16
 
 
 def _split_heads(matrix: Any, sequences: int, heads: int) -> NDArray[np.float32]:
-    """Return a 16-bit matrix (R, C) as float32 (B, H, T, D)."""
+    """Return a 16-bit matrix (R, heads * D) as float32 (B, heads, T, D)."""
     upcast = upcast_bf16(matrix) if matrix.dtype == np.uint16 else matrix.view(np.float16).astype(np.float32)
     return upcast.reshape(sequences, matrix.shape[0] // sequences, heads, -1).transpose(0, 2, 1, 3)
+
+
+def _split_qkv(qkv: Any, sequences: int, heads: HeadCounts) -> tuple[Floats, Floats, Floats]:
+    """Return queries, keys and values as float32 (B, H, T, D), the last two repeated for each query head."""
+    parts = _split_heads(qkv, sequences, heads.query + 2 * heads.key_value)
+    q, k, v = np.split(parts, [heads.query, heads.query + heads.key_value], axis=1)
+    group = heads.query // heads.key_value
+    return q, np.repeat(k, group, axis=1), np.repeat(v, group, axis=1)
+
+
+def _group_sums(values: Floats, heads: HeadCounts) -> Floats:
+    """Return the sums of (B, H, T, D) over the query heads of each group, (B, K, T, D)."""
+    sequences, _, length, size = values.shape
+    sums: Floats = values.reshape(sequences, heads.key_value, -1, length, size).sum(axis=2)
+    return sums
 
 
 def _to_bits(values: Floats, dtype: np.dtype[Any]) -> Any:
@@ -33,7 +48,7 @@ def _rounded(values: Floats, dtype: np.dtype[Any]) -> Floats:
 
 
 def _join_heads(values: Floats, dtype: np.dtype[Any]) -> Any:
-    """Return float32 (B, H, T, D) as a 16-bit matrix (R, C)."""
+    """Return float32 (B, heads, T, D) as a 16-bit matrix (R, heads * D)."""
     sequences, heads, length, size = values.shape
     return _to_bits(values.transpose(0, 2, 1, 3).reshape(sequences * length, heads * size), dtype)
 
@@ -44,10 +59,10 @@ def _masked_scores(q: Floats, k: Floats) -> Floats:
     return scores
 
 
-def forward_numpy(acts: AttentionActivations, sequences: int, heads: int, scratch: AttentionScratch) -> None:
+def forward_numpy(acts: AttentionActivations, sequences: int, heads: HeadCounts, scratch: AttentionScratch) -> None:
     """See `kernels.bits16.attention.layer.attention_forward`."""
     qkv, out, lse = acts.qkv, acts.out, acts.lse
-    q, k, v = (_split_heads(part, sequences, heads) for part in np.split(qkv, 3, axis=1))
+    q, k, v = _split_qkv(qkv, sequences, heads)
     scores = _masked_scores(q, k)
     largest = scores.max(axis=3, keepdims=True)
     p = np.exp(scores - largest)
@@ -57,15 +72,20 @@ def forward_numpy(acts: AttentionActivations, sequences: int, heads: int, scratc
 
 
 def backward_numpy(
-    d_out: Bits16, acts: AttentionActivations, sequences: int, heads: int, d_qkv: Bits16, scratch: AttentionScratch
+    d_out: Bits16,
+    acts: AttentionActivations,
+    sequences: int,
+    heads: HeadCounts,
+    d_qkv: Bits16,
+    scratch: AttentionScratch,
 ) -> None:
     """See `kernels.bits16.attention.layer.attention_backward`."""
     qkv, out, lse = acts.qkv, acts.out, acts.lse
-    q, k, v = (_split_heads(part, sequences, heads) for part in np.split(qkv, 3, axis=1))
-    d_o, o = _split_heads(d_out, sequences, heads), _split_heads(out, sequences, heads)
+    q, k, v = _split_qkv(qkv, sequences, heads)
+    d_o, o = _split_heads(d_out, sequences, heads.query), _split_heads(out, sequences, heads.query)
     scale = np.float32(1 / math.sqrt(q.shape[3]))
     p = np.exp(_masked_scores(q, k) - lse[..., None])
     ds = _rounded(p * (d_o @ v.swapaxes(2, 3) - (d_o * o).sum(axis=3, keepdims=True)), qkv.dtype)
     p = _rounded(p, qkv.dtype)
-    parts = (ds @ k * scale, ds.swapaxes(2, 3) @ q * scale, p.swapaxes(2, 3) @ d_o)
-    d_qkv[...] = np.concatenate([_join_heads(part, qkv.dtype) for part in parts], axis=1)
+    d_k, d_v = _group_sums(ds.swapaxes(2, 3) @ q, heads) * scale, _group_sums(p.swapaxes(2, 3) @ d_o, heads)
+    d_qkv[...] = np.concatenate([_join_heads(part, qkv.dtype) for part in (ds @ k * scale, d_k, d_v)], axis=1)

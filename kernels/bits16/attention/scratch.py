@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import DTypeLike
 
-from threadloom.kernels.common import ATTENTION_TILE
+from threadloom.kernels.common import ATTENTION_TILE, HeadCounts
 from threadloom.kernels.compiling import Floats
 from threadloom.kernels.matmul import PANEL, PackedBits, packed_shape
 from threadloom.kernels.simd import BF16Bits
@@ -31,21 +31,24 @@ class AttentionScratch(NamedTuple):
     k_transposed: BF16Bits  # (D, context) padded
     dq_transposed: Floats  # (D, context) padded
     result: Floats  # (BLOCK, D) padded
+    group_sums: Floats  # (2, context / TILE, TILE, D) padded, if K < H: gradients of a group's keys and values
     statistics: Floats  # (2, context) padded: of each query
     upcast: Floats  # (6, context, D) float16 only: q, k, v, d_out, and the gradients of k and v
 
 
-_BFLOAT16_ONLY = ("ds_bits", "ds_pairs", "columns", "rows", "k_transposed", "dq_transposed", "statistics")
-_FLOAT16_ONLY = ("upcast",)
+_BFLOAT16_ONLY = frozenset(
+    {"ds_bits", "ds_pairs", "columns", "rows", "k_transposed", "dq_transposed", "group_sums", "statistics"}
+)
+_FLOAT16_ONLY = frozenset({"upcast"})
 
 
 def attention_scratch_shapes(
-    context: int, head_size: int, dtype: DTypeLike | None = None
+    context: int, head_size: int, heads: HeadCounts, dtype: DTypeLike | None = None
 ) -> dict[str, tuple[tuple[int, ...], DTypeLike]]:
     """Return shape and dtype of each array of `AttentionScratch`, for sequences of up to `context` tokens.
 
     `dtype` is that of the format, uint16 (bfloat16) or int16 (float16): arrays that only the other format uses have no
-    elements. None: the arrays of both formats.
+    elements. None: the arrays of both formats. `group_sums` has elements only if query heads share keys and values.
     """
     panels = -(-context // PANEL)
     rows, columns = ATTENTION_TILE + _SPARE_ROWS, panels * PANEL + _SPARE_COLUMNS
@@ -61,11 +64,13 @@ def attention_scratch_shapes(
         "k_transposed": ((head_size, columns), np.uint16),
         "dq_transposed": ((padded_size + _SPARE_ROWS, columns), np.float32),
         "result": ((rows, padded_size), np.float32),
+        "group_sums": ((2, -(-context // ATTENTION_TILE), rows, padded_size), np.float32),
         "statistics": ((2, columns), np.float32),
         "upcast": ((6, context, head_size), np.float32),
     }
+    absent = frozenset[str]()
     if dtype is not None:
-        for name in _BFLOAT16_ONLY if np.dtype(dtype) == np.int16 else _FLOAT16_ONLY:
-            shape, kind = shapes[name]
-            shapes[name] = (0,) * len(shape), kind
-    return shapes
+        absent |= _BFLOAT16_ONLY if np.dtype(dtype) == np.int16 else _FLOAT16_ONLY
+    if heads.query == heads.key_value:
+        absent |= {"group_sums"}
+    return {name: ((0,) * len(shape) if name in absent else shape, kind) for name, (shape, kind) in shapes.items()}

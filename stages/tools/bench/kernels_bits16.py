@@ -9,7 +9,7 @@ from functools import partial
 
 import numpy as np
 
-from threadloom.kernels import AccumulationTicket, AttentionActivations, Floats
+from threadloom.kernels import AccumulationTicket, AttentionActivations, Floats, HeadCounts
 from threadloom.kernels.bits16 import (
     Activations16,
     LayerNormGradients,
@@ -91,7 +91,7 @@ class Bits16Bench(KernelBench):
                 linear_forward, a.h, p.qkv[0], w.qkv_bias[0], a.qkv[0], upcast
             ), FORWARD),
             KernelCase("attention", calls, attention, partial(
-                attention_forward, self._attention(), self.sequences, g.heads, a.thread.attention
+                attention_forward, self._attention(), self.sequences, self._heads, a.thread.attention
             ), FORWARD),
             KernelCase("attn_proj", calls, self._product(c, c, FLOAT, adds=True), partial(
                 linear_residual_forward, a.attn[0], p.attn_proj[0], a.x, upcast
@@ -107,6 +107,10 @@ class Bits16Bench(KernelBench):
 
     def _attention(self) -> AttentionActivations:
         return AttentionActivations(self.acts.qkv[0], self.acts.attn[0], self.acts.attn_lse[0])
+
+    @property
+    def _heads(self) -> HeadCounts:
+        return HeadCounts(self.geometry.heads, self.geometry.heads)
 
     def _kept(self) -> NormalizedRows:
         return NormalizedRows(self.acts.normed1[0], self.acts.rstd1[0])
@@ -210,7 +214,8 @@ class Bits16Bench(KernelBench):
         attention = attention_work(self.sequences, g.context, c, backward=True, element=SHORT)
         return [
             KernelCase("d_attention", calls, attention, partial(
-                attention_backward, s.d_attn, self._attention(), self.sequences, g.heads, s.d_qkv, s.thread.attention
+                attention_backward,
+                s.d_attn, self._attention(), self.sequences, self._heads, s.d_qkv, s.thread.attention,
             ), BACKWARD),
             KernelCase("d_qkv bias", calls, self.row_work(3 * c, SHORT, 1),
                  partial(linear_backward_bias, s.d_qkv, d.qkv_bias[0], True), BACKWARD),

@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 
 from threadloom import kernels
-from threadloom.kernels import Activations, Affine, AttentionActivations, Floats, RowStatistics, Scratch
+from threadloom.kernels import Activations, Affine, AttentionActivations, Floats, HeadCounts, RowStatistics, Scratch
 from threadloom.stages.config import ResolvedConfig
 from threadloom.stages.tools.bench.kernel_bench import BACKWARD, FORWARD, HEAD, KernelBench
 from threadloom.stages.tools.bench.kernel_case import KernelCase
@@ -55,7 +55,7 @@ class Float32Bench(KernelBench):
                 kernels.linear_forward, a.h, w.qkv_weight[0], w.qkv_bias[0], a.qkv[0]
             ), FORWARD),
             KernelCase("attention", calls, attention, partial(
-                kernels.attention_forward, self._attention(), self.sequences, g.heads, a.scores
+                kernels.attention_forward, self._attention(), self.sequences, self._heads, a.scores
             ), FORWARD),
             KernelCase("attn_proj", calls, products["attn_proj"], partial(
                 kernels.linear_residual_forward,
@@ -116,6 +116,10 @@ class Float32Bench(KernelBench):
     def _attention(self) -> AttentionActivations:
         return AttentionActivations(self.acts.qkv[0], self.acts.attn[0], self.acts.attn_lse[0])
 
+    @property
+    def _heads(self) -> HeadCounts:
+        return HeadCounts(self.geometry.heads, self.geometry.heads)
+
     def _backward_products(self) -> list[KernelCase]:
         w, a, d, s, r = self.weights, self.acts, self.grads, self.s, self.rows
         calls = self.micro * self.geometry.layers
@@ -150,7 +154,7 @@ class Float32Bench(KernelBench):
         return [
             KernelCase("d_biases (4)", calls, bias, biases, BACKWARD),
             KernelCase("d_attention", calls, attention, partial(
-                kernels.attention_backward, s.d_attn, self._attention(), self.sequences, g.heads, s.d_qkv, s.scores
+                kernels.attention_backward, s.d_attn, self._attention(), self.sequences, self._heads, s.d_qkv, s.scores
             ), BACKWARD),
             KernelCase("d_GELU", calls, self.row_work(f, 4 * FLOAT, 30, in_place=FLOAT),
                  partial(kernels.gelu_backward, a.fc[0], s.d_fc, s.gelu), BACKWARD, reset_fc),

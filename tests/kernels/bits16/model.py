@@ -32,7 +32,7 @@ from threadloom.kernels.bits16.tensors import (
     Weights16,
 )
 from threadloom.kernels.common.protocol import ModelKernels
-from threadloom.kernels.common.tensors import Weights
+from threadloom.kernels.common.tensors import HeadCounts, Weights
 from threadloom.kernels.compiling.arrays import Floats
 from threadloom.kernels.matmul.bf16 import prepare_bf16
 from threadloom.kernels.matmul.fp16 import fp16_scratch_sizes, fp16_sums_size
@@ -137,7 +137,7 @@ class Model16(MicroBatchModel):
 
     def _thread_scratch(self) -> ThreadScratch:
         s = self.sizes
-        shapes = attention_scratch_shapes(s.context, s.channels // s.heads, self.fmt.kind)
+        shapes = attention_scratch_shapes(s.context, s.channels // s.heads, HeadCounts(s.heads, s.heads), self.fmt.kind)
         attention = AttentionScratch(**{name: self.pages.empty(shape, kind) for name, (shape, kind) in shapes.items()})
         empty = np.empty(0, np.float32)
         if self.fmt is BF16:
