@@ -45,6 +45,7 @@ from threadloom.stages.config.settings import (
     Precision as Precision,
     ScheduleConfig as ScheduleConfig,
     ScheduleKind as ScheduleKind,
+    SpecialTokens as SpecialTokens,
     ThreadsConfig as ThreadsConfig,
     TokenizerKind as TokenizerKind,
     TraceConfig as TraceConfig,

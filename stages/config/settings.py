@@ -45,6 +45,17 @@ class TokenizerKind(enum.Enum):
     """One token per byte of UTF-8: a vocabulary of 256 for any text."""
     BPE = "bpe"
     """Byte pairs, trained on the text up to `model.vocab_size`, which must be set."""
+    PRETRAINED = "pretrained"
+    """An existing tokenizer, that of `data.tokenizer_path`."""
+
+
+class SpecialTokens(enum.Enum):
+    """The treatment of special tokens, such as <|endoftext|>, that occur in a text."""
+
+    TOKENS = "tokens"
+    """Each is one token."""
+    TEXT = "text"
+    """They are encoded as any other text."""
 
 
 class Gemm(enum.Enum):
@@ -101,6 +112,10 @@ class DataConfig(Section, frozen=True, kw_only=True):
     """Files and directories. Empty: the source of Python's standard library."""
     tokenizer: TokenizerKind = TokenizerKind.CHARACTERS
     """The tokenizer of the text."""
+    tokenizer_path: str = ""
+    """With `tokenizer=pretrained`: a tokenizer.json in Hugging Face's format, or the folder of a model with one."""
+    special_tokens: SpecialTokens = SpecialTokens.TOKENS
+    """Treatment of special tokens in the text, with a BPE or pretrained tokenizer."""
     alphabet: int = 256
     """Maximum number of characters of a character tokenizer; U+FFFD replaces the others."""
     train_fraction: float = 0.9

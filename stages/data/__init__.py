@@ -34,7 +34,8 @@ from threadloom.stages.data.token_file import (
     token_type as token_type,
 )
 from threadloom.stages.data.tokenizer import Tokenizer as Tokenizer, TokenizerError as TokenizerError
-from threadloom.stages.data.tokenizer_registry import (
+from threadloom.stages.data.tokenizer_files import (
+    companion_files as companion_files,
     load_tokenizer as load_tokenizer,
-    train_tokenizer as train_tokenizer,
 )
+from threadloom.stages.data.tokenizer_registry import create_tokenizer as create_tokenizer

@@ -72,7 +72,7 @@ def train_byte_pairs(chunks: Iterable[str], limit: int) -> str:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
     )
     tokenizer.train_from_iterator(chunks, trainer)
-    return tokenizer.to_str()
+    return tokenizer.to_str(pretty=True)
 
 
 class _TrainingProcess(JsonWorkerProcess):

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from threadloom.stages.config import TokenizerKind
+from threadloom.stages.config import DataConfig, SpecialTokens, TokenizerKind
 from threadloom.stages.data.chunked_text import CHUNK_CHARACTERS, ChunkedText
 from threadloom.stages.data.tokenizer import utf8_bytes, validated_ids, write_content
 
@@ -25,6 +25,7 @@ class BytesTokenizer:
     compresses: ClassVar[bool] = False
     vocab_size = 256
     end_of_text: None = None
+    beginning: NDArray[np.int32] = np.zeros(0, np.int32)
 
     @classmethod
     def max_vocabulary(cls, text: ChunkedText, vocab_size: int | None, alphabet: int) -> int:
@@ -37,6 +38,11 @@ class BytesTokenizer:
         return BYTES_PER_CHARACTER * min(text.characters, CHUNK_CHARACTERS)
 
     @classmethod
+    def create(cls, data: DataConfig, text: ChunkedText, limit: int) -> Self:
+        """Return the tokenizer of the text, as `train` does."""
+        return cls.train(text, limit)
+
+    @classmethod
     def train(cls, text: ChunkedText, limit: int) -> Self:
         """Return the tokenizer, which does not depend on the text."""
         return cls()
@@ -45,6 +51,10 @@ class BytesTokenizer:
     def from_content(cls, content: dict[str, Any]) -> Self:
         """Return the tokenizer."""
         return cls()
+
+    def with_special_tokens(self, special: SpecialTokens) -> Self:
+        """Return this tokenizer, which has no special tokens."""
+        return self
 
     def ids_with_text(self) -> NDArray[np.int64]:
         """Return all ids."""
@@ -64,6 +74,10 @@ class BytesTokenizer:
     def decode(self, ids: ArrayLike) -> str:
         """Return the text of the bytes, with U+FFFD for invalid UTF-8."""
         return validated_ids(ids, self.vocab_size).astype(np.uint8).tobytes().decode("utf-8", "replace")
+
+    def decode_following(self, ids: ArrayLike) -> str:
+        """Return the same text as `decode`."""
+        return self.decode(ids)
 
     def save(self, path: Path) -> None:
         """Write a JSON file that names this tokenizer."""

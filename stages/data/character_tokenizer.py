@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from threadloom.stages.config import TokenizerKind
+from threadloom.stages.config import DataConfig, SpecialTokens, TokenizerKind
 from threadloom.stages.data.chunked_text import CHUNK_CHARACTERS, ChunkedText, code_points
 from threadloom.stages.data.tokenizer import TokenizerError, validated_ids, write_content
 
@@ -32,6 +32,7 @@ class CharacterTokenizer:
     learns_validation: ClassVar[bool] = True  # as nanoGPT: the alphabet is that of the whole text
     compresses: ClassVar[bool] = False
     end_of_text: None = None
+    beginning: NDArray[np.int32] = np.zeros(0, np.int32)
 
     def __init__(self, alphabet: str) -> None:
         """`alphabet`: at least one character, each once, sorted by code point; raises ValueError."""
@@ -55,6 +56,11 @@ class CharacterTokenizer:
         """Return the memory of a chunk, the counts and the table of ids."""
         table, counts = np.dtype(np.int32).itemsize * _CODE_POINTS, BYTES_PER_CODE_POINT * len(text.character_counts)
         return BYTES_PER_CHARACTER * min(text.characters, CHUNK_CHARACTERS) + counts + table
+
+    @classmethod
+    def create(cls, data: DataConfig, text: ChunkedText, limit: int) -> Self:
+        """Return the tokenizer of the text, as `train` does."""
+        return cls.train(text, limit)
 
     @classmethod
     def train(cls, text: ChunkedText, limit: int = 256) -> Self:
@@ -83,6 +89,10 @@ class CharacterTokenizer:
     def vocab_size(self) -> int:
         """Number of characters in the alphabet."""
         return len(self._points)
+
+    def with_special_tokens(self, special: SpecialTokens) -> Self:
+        """Return this tokenizer, which has no special tokens."""
+        return self
 
     def ids_with_text(self) -> NDArray[np.int64]:
         """Return all ids."""
@@ -114,6 +124,10 @@ class CharacterTokenizer:
     def decode(self, ids: ArrayLike) -> str:
         """Return the characters of the ids."""
         return _text(self._points[validated_ids(ids, self.vocab_size)])
+
+    def decode_following(self, ids: ArrayLike) -> str:
+        """Return the same text as `decode`."""
+        return self.decode(ids)
 
     def save(self, path: Path) -> None:
         """Write the alphabet as JSON."""

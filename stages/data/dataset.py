@@ -3,7 +3,8 @@
 The text is read, tokenised and written in chunks, so the memory of a preparation does not depend on the length of the
 text, except for the counts of words from which a BPE tokenizer is trained.
 
-A prepared directory contains `train.npy`, `validation.npy`, `tokenizer.json` and `manifest.json`. Every file is written
+A prepared directory contains `train.npy`, `validation.npy`, `tokenizer.json` and `manifest.json`, and the files that
+accompany a pretrained tokenizer in the folder of its model. Every file is written
 atomically, the manifest last. The manifest has the checksums of the others, so a directory with a missing or damaged
 file is prepared again instead of used.
 """
@@ -17,8 +18,9 @@ from pathlib import Path
 
 import msgspec
 
-from threadloom.stages.config import ConfigError, DataConfig, InputError, ModelConfig, TokenizerKind
+from threadloom.stages.config import ConfigError, DataConfig, InputError, ModelConfig, SpecialTokens, TokenizerKind
 from threadloom.stages.data.chunked_text import ChunkedText, reported, split_at
+from threadloom.stages.data.pretrained_tokenizer import is_prepared_from_another, pretrained_companions
 from threadloom.stages.data.text import Text
 from threadloom.stages.data.text_record import text_changes
 from threadloom.stages.data.token_file import (
@@ -29,11 +31,12 @@ from threadloom.stages.data.token_file import (
     write_token_file,
 )
 from threadloom.stages.data.tokenizer import Tokenizer
-from threadloom.stages.data.tokenizer_registry import TOKENIZERS, load_tokenizer, train_tokenizer
+from threadloom.stages.data.tokenizer_files import COMPANIONS, TOKENIZER_FILE, load_tokenizer
+from threadloom.stages.data.tokenizer_registry import TOKENIZERS, create_tokenizer
 from threadloom.stages.storage import DiskFullError, atomic_file, atomic_write, require_free_space
 
 MANIFEST_FORMAT = 1
-MANIFEST_FILE, TOKENIZER_FILE = "manifest.json", "tokenizer.json"
+MANIFEST_FILE = "manifest.json"
 
 
 class Split(enum.Enum):
@@ -64,6 +67,7 @@ class DatasetManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """Largest vocabulary that the tokenizer could have; `vocab_size` is the actual one."""
     vocab_size: int
     train_fraction: float
+    special_tokens: SpecialTokens = SpecialTokens.TOKENS
     tokenizer_sha256: str
     train: SplitRecord
     validation: SplitRecord
@@ -128,7 +132,8 @@ def prepare(
 
     Raises DataError if the text is empty, if a split has fewer than context + 1 tokens, or if a file cannot be written,
     DiskFullError for a full disk, before the text is tokenised if its tokens are at least as many as its characters,
-    TextError if a file of the text changes meanwhile, and ConfigError if the vocabulary is too small for the tokenizer
+    TextError if a file of the text changes meanwhile, TokenizerError if a pretrained tokenizer cannot be read, and
+    ConfigError if the vocabulary is too small for the tokenizer
     or if the preparation takes more than `available` bytes of memory (None: no limit).
     """
     if not text.characters:
@@ -164,10 +169,14 @@ def _open_prepared(wanted: _Preparation) -> Dataset | None:
         found = (manifest.format, manifest.text_sha256, manifest.tokenizer, manifest.limit, manifest.train_fraction)
         if found != (MANIFEST_FORMAT, wanted.checksum, data.tokenizer, wanted.limit, data.train_fraction):
             return None
+        if manifest.special_tokens is not data.special_tokens:
+            return None
         for record in (manifest.train, manifest.validation):
             if Path(record.file).name != record.file or _sha256(directory / record.file) != record.sha256:
                 return None
         if _sha256(directory / TOKENIZER_FILE) != manifest.tokenizer_sha256:
+            return None
+        if is_prepared_from_another(data, directory / TOKENIZER_FILE):
             return None
         tokenizer = load_tokenizer(directory / TOKENIZER_FILE)
         if tokenizer.vocab_size != manifest.vocab_size:
@@ -183,7 +192,7 @@ def _prepare(wanted: _Preparation, available: int | None) -> Dataset:
     if available is not None and needed > available:
         raise _too_large(wanted, needed, available)
     learned = text if TOKENIZERS[wanted.data.tokenizer].learns_validation else text.first(wanted.cut)
-    tokenizer = train_tokenizer(wanted.data, wanted.vocab_size, learned)
+    tokenizer = create_tokenizer(wanted.data, wanted.vocab_size, learned)
     try:
         manifest = _write(wanted, tokenizer)
     except DiskFullError:
@@ -213,7 +222,8 @@ def _too_large(wanted: _Preparation, needed: int, available: int) -> ConfigError
 def _write(wanted: _Preparation, tokenizer: Tokenizer) -> DatasetManifest:
     directory, data = wanted.directory, wanted.data
     directory.mkdir(parents=True, exist_ok=True)
-    tokens = _write_token_files(wanted, tokenizer)
+    tokens = _write_token_files(wanted, tokenizer.with_special_tokens(data.special_tokens))
+    _copy_companions(data, directory)
     characters = {Split.TRAIN: wanted.cut, Split.VALIDATION: wanted.text.characters - wanted.cut}
     records = {
         split.value: SplitRecord(
@@ -231,6 +241,7 @@ def _write(wanted: _Preparation, tokenizer: Tokenizer) -> DatasetManifest:
         limit=wanted.limit,
         vocab_size=tokenizer.vocab_size,
         train_fraction=data.train_fraction,
+        special_tokens=data.special_tokens,
         tokenizer_sha256=_write_tokenizer(directory / TOKENIZER_FILE, tokenizer),
         **records,
     )
@@ -267,6 +278,16 @@ def _write_tokenizer(path: Path, tokenizer: Tokenizer) -> str:
         temporary.unlink(missing_ok=True)
     atomic_write(path, content)
     return hashlib.sha256(content).hexdigest()
+
+
+def _copy_companions(data: DataConfig, directory: Path) -> None:
+    """Copy the files that accompany a pretrained tokenizer, and remove those of another one."""
+    companions = {path.name: path.read_bytes() for path in pretrained_companions(data)}
+    for name in COMPANIONS:
+        if name not in companions:
+            (directory / name).unlink(missing_ok=True)
+    for name, content in companions.items():
+        atomic_write(directory / name, content)
 
 
 def _sha256(path: Path) -> str:

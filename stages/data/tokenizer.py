@@ -3,12 +3,12 @@
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self
+from typing import ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from threadloom.stages.config import InputError, TokenizerKind
+from threadloom.stages.config import DataConfig, InputError, SpecialTokens, TokenizerKind
 from threadloom.stages.data.chunked_text import ChunkedText
 from threadloom.stages.models import EndOfText
 
@@ -31,6 +31,13 @@ class Tokenizer(Protocol):
     def end_of_text(self) -> EndOfText | None:
         """The token that begins and ends a text, if there is one."""
 
+    @property
+    def beginning(self) -> NDArray[np.int32]:
+        """The ids (N,) with which a model's input begins, such as that of <s>; usually none."""
+
+    def with_special_tokens(self, special: SpecialTokens) -> "Tokenizer":
+        """Return this tokenizer with a treatment of special tokens in a text; at first they are tokens."""
+
     def ids_with_text(self) -> NDArray[np.int64]:
         """Return the ids (N,) that `decode` returns a text for, in ascending order."""
 
@@ -43,20 +50,26 @@ class Tokenizer(Protocol):
     def decode(self, ids: ArrayLike) -> str:
         """Return the text of ids; raises TokenizerError for an id outside [0, vocab_size)."""
 
+    def decode_following(self, ids: ArrayLike) -> str:
+        """Return the text of ids that follow others; raises as `decode`.
+
+        Some tokenizers leave out the space with which the first token of a text begins; here it is part of the text.
+        """
+
     def save(self, path: Path) -> None:
         """Write the tokenizer as JSON, which `load_tokenizer` reads; raises OSError."""
 
 
-class TokenizerClass(Tokenizer, Protocol):
-    """A tokenizer class that the registry can train and load."""
+class TokenizerSource(Protocol):
+    """The creation of the tokenizers of a kind; `TOKENIZERS` lists one for each kind."""
 
     kind: ClassVar[TokenizerKind]
     min_vocabulary: ClassVar[int]
-    """Smallest `model.vocab_size` that it can be trained for."""
+    """Smallest `model.vocab_size` that a tokenizer can be created for."""
     needs_vocabulary: ClassVar[bool]
-    """True if `model.vocab_size` must be set before training."""
+    """True if `model.vocab_size` must be set before."""
     learns_validation: ClassVar[bool]
-    """True if it is trained on the whole text, False if on the training split alone."""
+    """True if it is created from the whole text, False if from the training split alone."""
     compresses: ClassVar[bool]
     """True if a token may have several characters, so that a text may have fewer tokens than characters."""
 
@@ -66,15 +79,11 @@ class TokenizerClass(Tokenizer, Protocol):
 
     @classmethod
     def preparation_bytes(cls, text: ChunkedText) -> int:
-        """Return the memory that training and encoding take for a text, in bytes, those of processes included."""
+        """Return the memory that creation and encoding take for a text, in bytes, those of processes included."""
 
     @classmethod
-    def train(cls, text: ChunkedText, limit: int) -> Self:
+    def create(cls, data: DataConfig, text: ChunkedText, limit: int) -> Tokenizer:
         """Return the tokenizer of a non-empty text with at most `limit` tokens."""
-
-    @classmethod
-    def from_content(cls, content: dict[str, Any]) -> Self:
-        """Return the tokenizer in the JSON object of a file; raises ValueError if it is not valid."""
 
 
 def write_content(path: Path, kind: TokenizerKind, **content: object) -> None:

@@ -71,7 +71,9 @@ def generate_text(
     Ids without text are never drawn. A token that ends a text is not part of it. Raises as `generate`.
     """
     ids = generate(model.weights, model.geometry, prompt_ids, limits.tokens, settings, seed, model.ids_without_text)
-    return _pieces(model, ids, limits)
+    begins = np.array_equal(prompt_ids, model.tokenizer.beginning)
+    stream = TextStream(model.tokenizer.decode if begins else model.tokenizer.decode_following)
+    return _pieces(model, stream, ids, limits)
 
 
 def _continue(decoder: Decoder, prompt: TokenIds, tokens: int, draw: Callable[[Floats], int]) -> Iterator[int]:
@@ -82,9 +84,9 @@ def _continue(decoder: Decoder, prompt: TokenIds, tokens: int, draw: Callable[[F
         yield token
 
 
-def _pieces(model: Model, ids: Iterator[int], limits: GenerationLimits) -> Iterator[str]:
+def _pieces(model: Model, stream: TextStream, ids: Iterator[int], limits: GenerationLimits) -> Iterator[str]:
     ends = frozenset[int]() if limits.ignore_eos else model.end_ids
-    stream, search = TextStream(model.tokenizer.decode), StopSearch(limits.stop)
+    search = StopSearch(limits.stop)
     for token in ids:
         if token in ends:
             break

@@ -16,7 +16,7 @@ from threadloom.stages.checkpoint import (
     load_model,
     read_end_ids,
 )
-from threadloom.stages.config import InputError
+from threadloom.stages.config import InputError, SpecialTokens
 from threadloom.stages.data import Tokenizer, TokenizerError, load_tokenizer
 from threadloom.stages.memory import as_weights
 from threadloom.stages.models import Geometry, parameter_shapes
@@ -51,8 +51,24 @@ class Model:
         """The ids (N,) of the model's vocabulary that the tokenizer has no text for, such as padding."""
         return np.setdiff1d(np.arange(self.geometry.vocabulary), self.tokenizer.ids_with_text())
 
+    def prompt(self, text: str, special: SpecialTokens = SpecialTokens.TEXT) -> TokenIds:
+        """Return the ids of a text to continue, after those with which the tokenizer begins a text, such as <s>.
+
+        `special` is the treatment of special tokens in the text. If they are tokens and the text begins with them, they
+        are not repeated. Raises TokenizerError.
+        """
+        ids, beginning = self.tokenizer.with_special_tokens(special).encode(text), self.tokenizer.beginning
+        if len(beginning) and np.array_equal(ids[: len(beginning)], beginning):
+            return ids
+        return np.concatenate([beginning, ids])
+
     def default_prompt(self) -> TokenIds:
-        """Return the prompt of a text without one: a newline, or id 0 if the tokenizer cannot encode a newline."""
+        """Return the prompt of a text without one: the ids with which the tokenizer begins a text, otherwise a newline.
+
+        It is id 0 if the tokenizer cannot encode a newline.
+        """
+        if len(self.tokenizer.beginning):
+            return self.tokenizer.beginning
         try:
             return self.tokenizer.encode("\n")
         except TokenizerError:  # it was trained on a single line
@@ -70,11 +86,11 @@ class Model:
             arena = Arena(parameter_shapes(checkpoint.geometry))
             checkpoint.read_weights(checkpoint.step, arena)
             tokenizer = load_tokenizer(checkpoint.tokenizer or folder / TOKENIZER_FILE)
-            ends = _end_ids(tokenizer)
+            ends = read_end_ids(folder) or _end_ids(tokenizer)
             return cls(folder, checkpoint.geometry, as_weights(arena), tokenizer, checkpoint.step, ends)
         if (folder / CONFIG_FILE).exists():
             geometry, arena = load_model(folder)
-            tokenizer = load_tokenizer(folder / TOKENIZER_FILE)
+            tokenizer = load_tokenizer(folder)
             ends = read_end_ids(folder) or _end_ids(tokenizer)
             return cls(folder, geometry, as_weights(arena), tokenizer, None, ends)
         raise ModelError(

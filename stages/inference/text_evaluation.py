@@ -169,8 +169,9 @@ def decoded_characters(tokenizer: Tokenizer, tokens: TokenFile) -> int:
     count = start = 0
     try:
         while start < len(tokens):
+            decode = tokenizer.decode_following if start else tokenizer.decode
             for end in range(start + _DECODED, start + _DECODED + 4):  # a character has at most 4 bytes, thus tokens
-                text = tokenizer.decode(tokens.ids[start:end])
+                text = decode(tokens.ids[start:end])
                 if not text.endswith("\ufffd"):
                     break
             count, start = count + len(text), end

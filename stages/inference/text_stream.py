@@ -27,7 +27,9 @@ class TextStream:
         self._ids.append(token)
         self._text = self._decode(self._ids)
         piece = self._up_to(len(self._text.rstrip(REPLACEMENT)))
-        return piece + self._shorten() if len(self._ids) >= 2 * KEPT else piece
+        # While a character is incomplete, so may be those before it: a tokenizer may decode a run of bytes as a whole.
+        longest = 2 * KEPT + 4 * self._text.endswith(REPLACEMENT)
+        return piece + self._shorten() if len(self._ids) >= longest else piece
 
     def finish(self) -> str:
         """Return the rest of the text: U+FFFD for an incomplete character."""

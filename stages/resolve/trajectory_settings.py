@@ -10,6 +10,8 @@ _ALWAYS = (
     "model.",
     "optimizer.",
     "data.tokenizer",
+    "data.tokenizer_path",
+    "data.special_tokens",
     "data.alphabet",
     "data.train_fraction",
     "precision",

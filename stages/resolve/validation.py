@@ -8,6 +8,7 @@ import math
 from threadloom.stages.config import (
     Config,
     ConfigError,
+    DataConfig,
     Gemm,
     ModelConfig,
     OptimizerConfig,
@@ -87,6 +88,7 @@ def validate(config: Config) -> None:
     _check_limits(config)
     _check_name(config.name)
     _check_model(config.model, config.data.tokenizer)
+    _check_tokenizer(config.data)
     _check_batches(config)
     _check_blas_threads(config.threads.blas, config.gemm_backend)
     _check_schedule(config.schedule, config.optimizer)
@@ -121,6 +123,17 @@ def _check_model(model: ModelConfig, tokenizer: TokenizerKind) -> None:
     count = parameter_count(model.geometry_with(model.vocab_size))
     if count > MAX_PARAMETERS:
         raise ConfigError("model", expected=f"at most {MAX_PARAMETERS:,} parameters", got=f"{count:,}")
+
+
+def _check_tokenizer(data: DataConfig) -> None:
+    pretrained = data.tokenizer is TokenizerKind.PRETRAINED
+    if pretrained != bool(data.tokenizer_path):
+        raise ConfigError(
+            "data.tokenizer_path",
+            expected=f"{'a path' if pretrained else 'no path'} with data.tokenizer={data.tokenizer.value}",
+            got=repr(data.tokenizer_path),
+            hint="set both data.tokenizer=pretrained and data.tokenizer_path=PATH, or neither",
+        )
 
 
 def _check_batches(config: Config) -> None:

@@ -15,7 +15,7 @@ from loguru import logger
 from threadloom.pipeline import available_cores, format_estimate
 from threadloom.stages.config import Config, Precision, ResolvedConfig
 from threadloom.stages.console import module_output, resident_bytes
-from threadloom.stages.data import TextError, TokenIds, preparation_bytes, read_text, train_tokenizer
+from threadloom.stages.data import TextError, TokenIds, create_tokenizer, preparation_bytes, read_text
 from threadloom.stages.machine import detect, load_warning
 from threadloom.stages.memory import FLOAT, Bank, format_lanes, format_memory_plan
 from threadloom.stages.models import initialise, parameter_count
@@ -123,7 +123,7 @@ def _text_figures(config: Config) -> tuple[int | None, int]:
             raise
         logger.warning("the memory of preparing the text is not part of the estimate: {}", error)
         return None, 0
-    vocabulary = None if config.model.vocab_size else train_tokenizer(config.data, None, text).vocab_size
+    vocabulary = None if config.model.vocab_size else create_tokenizer(config.data, None, text).vocab_size
     return vocabulary, preparation_bytes(config.data, text)
 
 

@@ -161,7 +161,9 @@ def _last_checkpoint(run: RunDirectory) -> Checkpoint | None:
 def _read_text(config: Config, out: Path, mode: RunMode) -> tuple[Config, Text]:
     """Return the text, and the configuration with its absolute paths: a run may be resumed in another directory."""
     paths = tuple(map(absolute_text, config.data.text))
-    config = msgspec.structs.replace(config, data=msgspec.structs.replace(config.data, text=paths))
+    tokenizer = absolute_text(config.data.tokenizer_path) if config.data.tokenizer_path else ""
+    data = msgspec.structs.replace(config.data, text=paths, tokenizer_path=tokenizer)
+    config = msgspec.structs.replace(config, data=data)
     outputs = recorded_outputs(RunDirectory(out).data) if mode is RunMode.RESUME else []
     try:
         return config, read_text(paths, excluded=[out, *outputs])

@@ -11,6 +11,7 @@ from threadloom.stages.console import write_output
 from threadloom.stages.tools.common import reported_errors, text_argument
 
 if TYPE_CHECKING:
+    from threadloom.stages.config import SpecialTokens
     from threadloom.stages.inference import GenerationLimits, SamplingSettings
 
 
@@ -26,10 +27,20 @@ if TYPE_CHECKING:
 @click.option("--stop", "stops", multiple=True, metavar="TEXT",
               help="End the generated text before TEXT. Repeatable.")  # fmt: skip
 @click.option("--ignore-eos", is_flag=True, help="Continue after the model's token for the end of a text.")
+@click.option("--special-tokens", is_flag=True,
+              help="Read special tokens in the prompt, such as <|im_end|>, as tokens, not as text.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(min=0), default=1337, show_default=True,
               help="The same seed gives the same text.")  # fmt: skip
 def sample(
-    *, run: Path, prompt: str | None, tokens: int, stops: tuple[str, ...], ignore_eos: bool, seed: int, **settings: Any
+    *,
+    run: Path,
+    prompt: str | None,
+    tokens: int,
+    stops: tuple[str, ...],
+    ignore_eos: bool,
+    special_tokens: bool,
+    seed: int,
+    **settings: Any,
 ) -> None:
     """Generate text with a trained model.
 
@@ -37,24 +48,37 @@ def sample(
     The text ends after --tokens tokens, before a --stop, or when the model draws its token for the end of a text.
     """
     with reported_errors():
+        from threadloom.stages.config import SpecialTokens
         from threadloom.stages.inference import GenerationLimits, SamplingSettings
 
         begin = time.perf_counter()
         limits = GenerationLimits(tokens, tuple(map(text_argument, stops)), ignore_eos)
-        print_sample(run, None if prompt is None else text_argument(prompt), SamplingSettings(**settings), limits, seed)
+        text = None if prompt is None else text_argument(prompt)
+        special = SpecialTokens.TOKENS if special_tokens else SpecialTokens.TEXT
+        print_sample(run, text, SamplingSettings(**settings), limits, seed, special)
         logger.debug("at most {} tokens in {:.2f} s", tokens, time.perf_counter() - begin)
 
 
 def print_sample(
-    run: Path, prompt: str | None, settings: "SamplingSettings", limits: "GenerationLimits", seed: int
+    run: Path,
+    prompt: str | None,
+    settings: "SamplingSettings",
+    limits: "GenerationLimits",
+    seed: int,
+    special: "SpecialTokens | None" = None,
 ) -> None:
-    """Generate a text and print it as it comes. Without a prompt, the text begins a line."""
+    """Generate a text and print it as it comes. Without a prompt, it is a new text, or one that begins a line.
+
+    `special` is the treatment of special tokens in the prompt; by default they are text.
+    """
+    from threadloom.stages.config import SpecialTokens
     from threadloom.stages.inference import Model, generate_text
     from threadloom.stages.resolve import float32_settings
 
     model = Model.open(run)
-    prompt_ids = model.default_prompt() if prompt is None else model.tokenizer.encode(prompt)
-    beginning = prompt or model.tokenizer.decode(prompt_ids)
+    prompt_ids = model.prompt(prompt, special or SpecialTokens.TEXT) if prompt else model.default_prompt()
+    shown = prompt_ids[len(model.tokenizer.beginning) :]
+    beginning = prompt or model.tokenizer.decode(shown)
     pieces = generate_text(model, prompt_ids, settings, limits, seed)
     write_output(beginning if beginning.strip() else "", end="")
     try:

@@ -65,8 +65,9 @@ def test_chunks_do_not_change_the_ids(bpe: BpeTokenizer, parts: list[tuple[str, 
     """Chunks of 16 characters instead of 65,536 end at lines, words and inside runs without either."""
     text = "".join(piece * count for piece, count in parts)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("threadloom.stages.data.bpe_splitting.CHUNK", 16)
-        patch.setattr("threadloom.stages.data.bpe_splitting.LONGEST", 64)
+        for module in ("text_splitting", "library_tokenizer"):
+            patch.setattr(f"threadloom.stages.data.{module}.CHUNK", 16)
+        patch.setattr("threadloom.stages.data.text_splitting.LONGEST", 64)
         chunks = list(bpe._splitter.chunks([text]))
         ids = bpe.encode(text).tolist()
     assert "".join(chunks) == text
@@ -85,7 +86,7 @@ def test_tokenizers_of_earlier_versions_encode_as_before(bpe: BpeTokenizer, tmp_
     content["pre_tokenizer"] = {
         "type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True,
     }  # fmt: skip
-    old = BpeTokenizer.from_huggingface(json.dumps(content))
+    old = BpeTokenizer(json.dumps(content))
     text = "ACGT" * 40_000 + " ordinary words\n" + "x" * 999
     assert old.encode(text).tolist() == tokenizers.Tokenizer.from_str(json.dumps(content)).encode(text).ids
     assert len(words(old, "a" * 600)) == 1 < len(words(bpe, "a" * 600))

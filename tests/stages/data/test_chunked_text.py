@@ -77,14 +77,14 @@ def test_the_text_of_files_does_not_depend_on_chunks(
     assert counts == {character: expected.count(character) for character in set(expected)}
 
 
-@pytest.mark.parametrize("kind", list(TokenizerKind))
+@pytest.mark.parametrize("kind", [TokenizerKind.CHARACTERS, TokenizerKind.BYTES, TokenizerKind.BPE])
 def test_a_preparation_in_chunks_is_that_of_the_whole_text(
     tmp_path: Path, kind: TokenizerKind, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The ids of each split and the tokenizer are those that the library computes from one string."""
     monkeypatch.setattr("threadloom.stages.data.text_decoding.CHUNK_BYTES", 11)
-    monkeypatch.setattr("threadloom.stages.data.bpe_splitting.CHUNK", 16)
-    monkeypatch.setattr("threadloom.stages.data.bpe_splitting.LONGEST", 64)
+    monkeypatch.setattr("threadloom.stages.data.text_splitting.CHUNK", 16)
+    monkeypatch.setattr("threadloom.stages.data.text_splitting.LONGEST", 64)
     contents = ["".join(PIECES[i * j % len(PIECES)] for j in range(40)) for i in range(12)]
     write(tmp_path / "text", contents)
     whole = joined(contents)

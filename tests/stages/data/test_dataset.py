@@ -13,15 +13,18 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from threadloom.stages.config import BatchSizes, Config, Gpt2Config
+from tests.stages.data.made_tokenizers import MADE, TEXT as MADE_TEXT
+from threadloom.stages.config import BatchSizes, Config, ConfigError, Gpt2Config
 from threadloom.stages.data.batches import (
     RandomTokens,
 )
 from threadloom.stages.data.chunked_text import StringText
 from threadloom.stages.data.dataset import Dataset, prepare
 from threadloom.stages.data.token_file import DataError
+from threadloom.stages.data.tokenizer import TokenizerError
 from threadloom.stages.resolve.loading import apply_overrides
 from threadloom.stages.resolve.resolution import resolve
+from threadloom.stages.resolve.validation import validate
 from threadloom.stages.storage import DiskFullError
 
 
@@ -156,3 +159,66 @@ def test_batches_of_a_configuration(tmp_path: Path) -> None:
     ids, targets = np.zeros(16, np.int32), np.zeros(16, np.int32)
     source.fill(4, 5, ids, targets)
     assert ids.max() < data.tokenizer.vocab_size
+
+
+def model_folder(folder: Path) -> Path:
+    """Return a folder with a tokenizer and files that accompany it."""
+    folder.mkdir()
+    (folder / "tokenizer.json").write_text(MADE["qwen"]())
+    (folder / "tokenizer_config.json").write_text('{"eos_token": "<|im_end|>"}')
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    (folder / "config.json").write_text("{}")
+    return folder
+
+
+def pretrained(folder: Path, *overrides: str) -> Config:
+    return config("data.tokenizer=pretrained", f"data.tokenizer_path={folder}", *overrides)
+
+
+def test_a_pretrained_tokenizer_is_copied_with_the_files_that_accompany_it(tmp_path: Path) -> None:
+    folder, out = model_folder(tmp_path / "model"), tmp_path / "data"
+    data = prepared(pretrained(folder), MADE_TEXT, out)
+    cut = int(len(MADE_TEXT) * 0.9)
+    assert data.tokenizer.decode(data.train.ids) == MADE_TEXT[:cut]
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        assert (out / name).read_bytes() == (folder / name).read_bytes()
+    assert not (out / "config.json").exists()
+    again = prepared(pretrained(folder), MADE_TEXT, out)
+    shutil.rmtree(folder)
+    alone = prepared(pretrained(folder), MADE_TEXT, out)
+    for reused in (again, alone):  # the folder is not needed any more
+        assert reused.reused
+        assert reused.tokenizer.end_of_text == data.tokenizer.end_of_text
+        assert reused.tokenizer.end_of_text is not None
+        assert reused.tokenizer.end_of_text.token == "<|im_end|>"
+
+
+def test_another_pretrained_tokenizer_is_prepared_again(tmp_path: Path) -> None:
+    folder, out = model_folder(tmp_path / "model"), tmp_path / "data"
+    prepared(pretrained(folder), MADE_TEXT, out)
+    (folder / "tokenizer.json").write_text(MADE["neox"]())
+    (folder / "chat_template.jinja").unlink()
+    changed = prepared(pretrained(folder), MADE_TEXT, out)
+    assert not changed.reused
+    assert not (out / "chat_template.jinja").exists()
+    shutil.rmtree(folder)
+    with pytest.raises(TokenizerError, match=r"model: expected .* got No such file"):
+        prepared(pretrained(folder), MADE_TEXT, tmp_path / "other")
+
+
+def test_special_tokens_of_a_text_are_tokens_or_text(tmp_path: Path) -> None:
+    folder, text = model_folder(tmp_path / "model"), "a<|im_end|>b\n" * 50
+    as_tokens = prepared(pretrained(folder), text, tmp_path / "data")
+    assert as_tokens.tokenizer.end_of_text is not None
+    end = as_tokens.tokenizer.end_of_text.id
+    assert end in as_tokens.train.ids
+    as_text = prepared(pretrained(folder, "data.special_tokens=text"), text, tmp_path / "data")
+    assert not as_text.reused
+    assert end not in as_text.train.ids
+    assert as_text.tokenizer.decode(as_text.train.ids) == text[: int(len(text) * 0.9)]
+
+
+def test_the_path_of_a_tokenizer_belongs_to_its_kind() -> None:
+    for overrides in (["data.tokenizer=pretrained"], ["data.tokenizer_path=x"]):
+        with pytest.raises(ConfigError, match=r"data\.tokenizer_path"):
+            validate(config(*overrides))

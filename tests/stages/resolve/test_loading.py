@@ -22,6 +22,7 @@ from threadloom.stages.config import (
     Precision,
     RotaryScaling,
     ScheduleKind,
+    SpecialTokens,
     TokenizerKind,
     flatten,
 )
@@ -83,6 +84,7 @@ def sample(kind: object) -> tuple[str, object]:
         (RotaryScaling, "linear", RotaryScaling.LINEAR),
         (ScheduleKind, "linear", ScheduleKind.LINEAR),
         (TokenizerKind, "bpe", TokenizerKind.BPE),
+        (SpecialTokens, "text", SpecialTokens.TEXT),
         (Gemm | None, "blas", Gemm.BLAS),
         (Precision, "auto", Precision.AUTO),
         (MatmulPrecision, "high", MatmulPrecision.HIGH),

@@ -33,6 +33,7 @@ OLD, NEW = ("spare_banks", "gemm", "matmul"), ("extra_banks", "gemm_backend", "f
 
 ADDED = {"pictures": True}
 """Settings that came later, with their defaults."""
+ADDED_DATA = {"tokenizer_path": "", "special_tokens": "tokens"}
 
 
 def saved() -> ResolvedConfig:
@@ -48,7 +49,8 @@ def test_a_saved_configuration_loads_and_resolves_to_itself() -> None:
     assert resolve(load_config(RUN), cores=5) == config
     renamed = {dict(zip(OLD, NEW, strict=True)).get(name, name): value for name, value in raw.items()}
     renamed["model"] = {"architecture": "gpt2"} | raw["model"]
-    assert json.loads(to_json(config)) == renamed | ADDED | {"threads": raw["threads"] | {"total": 0}}
+    sections = {"threads": raw["threads"] | {"total": 0}, "data": raw["data"] | ADDED_DATA}
+    assert json.loads(to_json(config)) == renamed | ADDED | sections
     assert list(json.loads(to_json(config))) == list(renamed | ADDED)
 
 

@@ -1,0 +1,150 @@
+"""Files of tokenizers: reading one, alone or in the folder of a model, and the files that accompany it there."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from threadloom.stages.config import TokenizerKind
+from threadloom.stages.data.bpe_training import END_OF_TEXT
+from threadloom.stages.data.bytes_tokenizer import BytesTokenizer
+from threadloom.stages.data.character_tokenizer import CharacterTokenizer
+from threadloom.stages.data.library_tokenizer import LibraryTokenizer
+from threadloom.stages.data.tokenizer import FORMAT, Tokenizer, TokenizerError
+from threadloom.stages.storage import plain_json
+
+TOKENIZER_FILE = "tokenizer.json"
+TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
+VOCABULARY_FILE, MERGES_FILE = "vocab.json", "merges.txt"
+
+COMPANIONS = (
+    TOKENIZER_CONFIG_FILE,
+    "generation_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    VOCABULARY_FILE,
+    MERGES_FILE,
+    "tokenizer.model",
+)
+"""Files of a model's folder, other than tokenizer.json, that Hugging Face's libraries read its tokenizer from, its chat
+template, and the tokens that end its texts."""
+
+_OURS: Mapping[TokenizerKind, Callable[[dict[str, Any]], Tokenizer]] = {
+    TokenizerKind.CHARACTERS: CharacterTokenizer.from_content,
+    TokenizerKind.BYTES: BytesTokenizer.from_content,
+}
+"""Kind → reader of the content of a file in the format of this package."""
+
+
+class _Token(msgspec.Struct):
+    content: str
+
+
+class _TokenizerConfig(msgspec.Struct):
+    """The part of tokenizer_config.json that names the end of a text."""
+
+    eos_token: str | _Token | None = None
+
+
+class _ModelConfig(msgspec.Struct):
+    """The part of config.json that decides which tokenizer vocab.json and merges.txt are of."""
+
+    model_type: str = "gpt2"
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """Return the tokenizer in a file or, if the path is a folder, in its tokenizer.json.
+
+    The end of a text is that of a tokenizer_config.json in the same folder. A folder of GPT-2 without a tokenizer.json
+    may have vocab.json and merges.txt instead. Raises TokenizerError if there is no tokenizer.
+    """
+    file = path / TOKENIZER_FILE if path.is_dir() else path
+    if path.is_dir() and not file.exists() and (content := _byte_pairs(path)) is not None:
+        return LibraryTokenizer(content)
+    try:
+        text = plain_json(file.read_bytes()).decode()
+        content = json.loads(text)
+        if not isinstance(content, dict):
+            raise ValueError(f"a JSON {type(content).__name__}")
+        if content.get("format") != FORMAT:
+            return LibraryTokenizer(text, _end_of_text(file.with_name(TOKENIZER_CONFIG_FILE)))
+        kind = content.get("kind")
+        if kind not in {found.value for found in _OURS}:
+            raise ValueError(f"a tokenizer of the kind {kind!r}")
+        return _OURS[TokenizerKind(kind)](content)
+    except (OSError, ValueError) as error:
+        if isinstance(error, TokenizerError):
+            raise
+        raise TokenizerError(
+            str(file),
+            expected="a tokenizer saved by threadloom, or a tokenizer.json of Hugging Face",
+            got=(error.strerror or type(error).__name__) if isinstance(error, OSError) else str(error),
+            hint=None if isinstance(error, OSError) else "take it from another checkpoint, or prepare the text again",
+        ) from error
+
+
+def companion_files(folder: Path) -> list[Path]:
+    """Return those of `COMPANIONS` that a folder has."""
+    return [folder / name for name in COMPANIONS if (folder / name).is_file()]
+
+
+def _end_of_text(path: Path) -> str | None:
+    """Return the text of the token that ends a text, by a tokenizer_config.json; None if it names none."""
+    try:
+        found = msgspec.json.decode(plain_json(path.read_bytes()), type=_TokenizerConfig).eos_token
+    except FileNotFoundError:
+        return None
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise TokenizerError(
+            str(path),
+            expected="JSON with `eos_token` a token, or null",
+            got=f"{type(error).__name__}: {error}",
+            hint="restore the file from a copy, or remove it",
+        ) from error
+    return found.content if isinstance(found, _Token) else found
+
+
+def _byte_pairs(folder: Path) -> str | None:
+    """Return the tokenizer.json of a GPT-2 folder that has vocab.json and merges.txt instead; None if it has neither.
+
+    Those files do not tell how a text is separated into words, which differs between models. Raises TokenizerError for
+    the files of another model.
+    """
+    vocabulary, merges = folder / VOCABULARY_FILE, folder / MERGES_FILE
+    others = [name for name in (VOCABULARY_FILE, MERGES_FILE, "tokenizer.model") if (folder / name).exists()]
+    if not others:
+        return None
+    model = _model_type(folder / "config.json")
+    if model != "gpt2" or not (vocabulary.exists() and merges.exists()):
+        raise TokenizerError(
+            str(folder / TOKENIZER_FILE),
+            expected="a tokenizer.json of Hugging Face",
+            got=f"{' and '.join(others)} of a {model} model",
+            cause="they do not tell how a text is separated into words",
+            hint="write it with transformers: AutoTokenizer.from_pretrained(folder).save_pretrained(folder)",
+        )
+    from tokenizers import ByteLevelBPETokenizer
+
+    try:
+        tokenizer = ByteLevelBPETokenizer(str(vocabulary), str(merges))
+    except Exception as error:  # the library raises nothing more specific
+        raise TokenizerError(
+            f"{vocabulary} and {merges}",
+            expected="the vocabulary and merges of a byte-pair tokenizer",
+            got=str(error),
+            hint="restore the files from a copy",
+        ) from error
+    if tokenizer.token_to_id(END_OF_TEXT) is not None:
+        tokenizer.add_special_tokens([END_OF_TEXT])
+    return str(tokenizer.to_str())
+
+
+def _model_type(path: Path) -> str:
+    try:
+        return msgspec.json.decode(plain_json(path.read_bytes()), type=_ModelConfig).model_type
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+        return "gpt2"
