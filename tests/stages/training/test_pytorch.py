@@ -1,0 +1,51 @@
+"""Losses of fifty updates next to PyTorch's, from the same weights and batches."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from benchmarks.protocol import FLOAT32, Side
+from benchmarks.throughput import sizes_of
+from tests.stages.support import build, run_threads, tiny
+from tests.stages.training.twin import sequences, start_of
+from threadloom.stages.data.batches import TokenBatches
+from threadloom.stages.data.token_file import TokenFile
+from threadloom.stages.memory.graph_items import Update
+
+UPDATES = 50
+ALLOWED = 1e-4
+"""Largest difference of two losses. float32 has 2e-7 of a loss of 3; AdamW amplifies it from update to update."""
+MODELS = {
+    "gpt2": ("model.heads=3", "model.channels=15"),
+}
+
+
+def repetitive_text(vocabulary: int, context: int, length: int) -> TokenFile:
+    """Return tokens of which each is mostly the successor of the one before, so that a model learns quickly."""
+    rng = np.random.default_rng(5)
+    steps = np.where(rng.random(length) < 0.9, 1, rng.integers(0, vocabulary, length))
+    return TokenFile((np.cumsum(steps) % vocabulary).astype(np.uint16), vocabulary, context, Path("text"))
+
+
+@pytest.mark.torch
+@pytest.mark.timeout(300)  # compiling the kernels takes a minute
+@pytest.mark.parametrize("model", MODELS)
+def test_fifty_updates_have_the_losses_of_pytorch(model: str, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    from benchmarks.peer import PyTorch
+
+    config = tiny(*MODELS[model], f"steps={UPDATES}", "schedule.kind=constant", "schedule.warmup=0")
+    sizes = sizes_of(config, threads=1)
+    text = repetitive_text(sizes.model.vocabulary, sizes.model.context, 2000)
+    training = build(config, data=TokenBatches(text, config.batch_sizes, config.seed))
+    save_file({name: w.astype(np.float32) for name, w in start_of(training).items()}, tmp_path / "weights.safetensors")
+    ids, targets = zip(*(sequences(training, batch) for batch in range(UPDATES)), strict=True)
+    np.savez(tmp_path / "tokens.npz", ids=np.stack(ids), targets=np.stack(targets))
+
+    ours = [event.loss for event in run_threads(training) if isinstance(event, Update)]
+    theirs = PyTorch(sizes, Side.EAGER, FLOAT32, tmp_path).run(UPDATES).losses
+    assert len(ours) == UPDATES
+    assert np.abs(np.subtract(ours, theirs)).max() <= ALLOWED
+    assert np.mean(theirs[-5:]) < 0.8 * theirs[0], "the model learns, so the comparison covers changing weights"
