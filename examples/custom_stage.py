@@ -14,7 +14,6 @@ import msgspec
 import numpy as np
 
 from threadloom import Config, Graph, Node, RunStatistics, available_cores, load_config
-from threadloom.kernels import Weights
 from threadloom.stages.config import ResolvedConfig
 from threadloom.stages.data import RandomTokens
 from threadloom.stages.memory import Update
@@ -58,8 +57,7 @@ class UpdateRatios:
 
     def _read_weights(self) -> tuple[int, dict[str, np.ndarray]]:
         with self._banks.lease_newest() as lease:  # this bank is not written to until the block ends
-            weights = lease.bank.weights
-            return lease.version, {name: getattr(weights, name).copy() for name in Weights._fields}
+            return lease.version, {name: tensor.copy() for name, tensor in lease.bank.arena.items()}
 
 
 def watched_training(config: ResolvedConfig, every: int = 10) -> UpdateRatios:

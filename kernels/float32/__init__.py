@@ -43,6 +43,11 @@ from threadloom.kernels.float32.linear import (
     logits_backward_input as logits_backward_input,
     logits_forward as logits_forward,
 )
+from threadloom.kernels.float32.models import (
+    GPT2 as GPT2,
+    GPT2_DECODE as GPT2_DECODE,
+    DecodeKernels as DecodeKernels,
+)
 from threadloom.kernels.float32.one_token import KVCache as KVCache, prefill_cache as prefill_cache
 from threadloom.kernels.float32.rmsnorm import (
     rmsnorm_apply as rmsnorm_apply,

@@ -15,7 +15,6 @@ import msgspec
 
 from threadloom.stages.checkpoint.format import FORMATS
 from threadloom.stages.memory import ScaleState
-from threadloom.stages.models import Geometry
 from threadloom.stages.storage import CheckpointError, FileDigest, write_bytes
 
 MANIFEST_FILE = "training.json"
@@ -35,7 +34,8 @@ class CheckpointManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     """Key in `FORMATS`."""
     step: _Count
     delay: _Count
-    geometry: Geometry
+    geometry: dict[str, Any]
+    """The sizes of the model, as `geometry_to_json` records them."""
     config: dict[str, Any]
     tokenizer: str | None
     """Name of the tokenizer's file."""
@@ -50,7 +50,6 @@ class CheckpointManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True
 def encode_manifest(manifest: CheckpointManifest) -> bytes:
     """Return the text of the file with its checksum; raises `ValueError` or `TypeError` if JSON cannot hold it."""
     content = {name: getattr(manifest, name) for name in manifest.__struct_fields__}
-    content["geometry"] = asdict(manifest.geometry)
     content["files"] = {name: asdict(digest) for name, digest in manifest.files.items()}
     if manifest.scalers is None:
         del content["scalers"]  # releases without loss scaling refuse unknown entries

@@ -5,11 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import msgspec
+
 from threadloom.stages.checkpoint.format import FORMATS, CheckpointFormat, Weights
 from threadloom.stages.checkpoint.manifest import MANIFEST_FILE, CheckpointManifest, read_manifest
 from threadloom.stages.checkpoint.state import kept_versions
 from threadloom.stages.memory import ScaleState
-from threadloom.stages.models import Geometry, parameter_shapes
+from threadloom.stages.models import Geometry, UnsupportedModelError, geometry_from_json, parameter_shapes
 from threadloom.stages.storage import CheckpointError, FileDigest, digest_file, finished_checkpoints
 
 
@@ -50,7 +52,7 @@ class Checkpoint:
             step=manifest.step,
             delay=manifest.delay,
             config=manifest.config,
-            geometry=manifest.geometry,
+            geometry=_geometry(path, manifest, hint),
             tokenizer=path / manifest.tokenizer if manifest.tokenizer else None,
             scalers={state.version: state for state in manifest.scalers or ()},
             format=manifest.format,
@@ -112,6 +114,17 @@ def _require_records(path: Path, manifest: CheckpointManifest, names: frozenset[
     scaled = [state.version for state in manifest.scalers or ()]
     if scaled and scaled != versions:
         raise edited(f"loss scaler states of versions {versions}", f"those of versions {scaled}")
+
+
+def _geometry(path: Path, manifest: CheckpointManifest, hint: str) -> Geometry:
+    """Return the geometry in a manifest; raises `CheckpointError` for one that this release does not know."""
+    try:
+        return geometry_from_json(manifest.geometry)
+    except UnsupportedModelError as error:
+        expected, got, cause = error.expected, error.got, error.cause
+    except msgspec.ValidationError as error:
+        expected, got, cause = "the sizes of a model", str(error), "the file was edited"
+    raise CheckpointError(path / MANIFEST_FILE, expected=expected, got=got, cause=cause, hint=hint)
 
 
 def _verify(path: Path, written: FileDigest, hint: str) -> None:

@@ -10,6 +10,7 @@ from threadloom.stages.checkpoint.directory import partial_path, publish, remove
 from threadloom.stages.checkpoint.format import FORMATS, WRITTEN_FORMAT
 from threadloom.stages.checkpoint.manifest import MANIFEST_FILE, CheckpointManifest, json_copy, write_manifest
 from threadloom.stages.checkpoint.state import TrainingState
+from threadloom.stages.models import geometry_to_json
 from threadloom.stages.storage import (
     CheckpointError,
     DiskFullError,
@@ -49,7 +50,7 @@ def save_checkpoint(directory: Path, state: TrainingState, tokenizer: Path | Non
             format=WRITTEN_FORMAT,
             step=state.step,
             delay=state.delay,
-            geometry=state.geometry,
+            geometry=geometry_to_json(state.geometry),
             config=config,
             tokenizer=tokenizer.name if tokenizer else None,
             scalers=[state.scalers[version] for version in sorted(state.scalers)] or None,

@@ -12,13 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from threadloom import kernels
-from threadloom.kernels import Activations, DecodeScratch, Floats, Gpt2Constants, KVCache, TokenIds, Weights
+from threadloom.kernels import Floats, KVCache, TokenIds
 from threadloom.pipeline import Arena
 from threadloom.stages.config import InputError
-from threadloom.stages.memory import activation_shapes
-from threadloom.stages.models import Geometry, parameter_shapes
-
-_PER_MODEL = frozenset({"wte", "wpe", "lnf_weight", "lnf_bias"})
+from threadloom.stages.layouts import ModelWeights, layout_of
+from threadloom.stages.models import Geometry, architecture_of, parameter_shapes
 
 
 class GenerationError(InputError):
@@ -28,22 +26,22 @@ class GenerationError(InputError):
 class Decoder:
     """One sequence of a model, extended token by token. It owns its cache; one thread at a time may use it.
 
-    Memory: the cache of 2·L·context·C elements and, during `prefill`, the activations of one layer. The weights must
+    Memory: the cache of 2·L·context·K·D elements and, during `prefill`, the activations of one layer. The weights must
     not change while the decoder is in use.
     """
 
-    def __init__(self, weights: Weights, geometry: Geometry) -> None:
+    def __init__(self, weights: ModelWeights, geometry: Geometry) -> None:
         """Raise `GenerationError` if the weights do not have the shapes of `geometry`."""
         _check_weights(weights, geometry)
-        n, t, c, f = geometry.layers, geometry.context, geometry.channels, geometry.hidden
+        n, t, width = geometry.layers, geometry.context, geometry.key_value_width
+        self._layout = layout = layout_of(geometry)
         self._weights = weights
         self._geometry = geometry
-        self._constants = Gpt2Constants(geometry.heads)
-        self._layers = [_layer(weights, number) for number in range(n)]
-        cache = Arena({"keys": (n, t, c), "values": (n, t, c)})
+        self._constants = layout.constants(geometry)
+        self._layers = [_layer(weights, geometry, number) for number in range(n)]
+        cache = Arena({"keys": (n, t, width), "values": (n, t, width)})
         self._cache = KVCache(cache["keys"], cache["values"])
-        scratch = Arena({"x": (c,), "h": (c,), "qkv": (3 * c,), "attn": (c,), "fc": (f,), "gelu": (f,), "scores": (t,)})
-        self._scratch = DecodeScratch(*(scratch[name] for name in DecodeScratch._fields))
+        self._scratch = layout.decode_scratch(**Arena(layout.decode_scratch_shapes(geometry)))
         self._logits: Floats = Arena({"logits": (geometry.vocabulary,)})["logits"]
         self._cached: list[int] = []  # tokens in the cache, by position; modified by prefill and append alone
 
@@ -59,15 +57,18 @@ class Decoder:
         """
         recent = checked_ids(ids, self._geometry)[-self._geometry.context :]
         rows = len(recent)
-        views = Arena(activation_shapes(replace(self._geometry, layers=1, context=rows), 1))
-        acts = Activations(*(views[name] for name in Activations._fields))
-        kernels.embedding_forward(self._weights.wte, self._weights.wpe, recent, rows, acts.x[0])
+        one_layer = replace(self._geometry, layers=1, context=rows)
+        acts = self._layout.activations(**Arena(self._layout.activation_shapes(one_layer, 1)))
+        self._layout.embed(self._weights, recent, rows, acts.x[0])
         for number, layer in enumerate(self._layers):  # all layers share the activations of one
-            kernels.blocks_forward(layer, acts, 1, self._constants)
+            constants = self._layout.layer_constants(self._constants, number)
+            self._layout.kernels.blocks_forward(layer, acts, 1, constants)
             cache = KVCache(self._cache.keys[number : number + 1], self._cache.values[number : number + 1])
             kernels.prefill_cache(acts.qkv, 0, rows, cache)
             acts.x[0][...] = acts.x[1]
-        kernels.next_logits(self._weights, acts.x[0, rows - 1], self._constants, self._scratch.h, self._logits)
+        self._layout.decode.next_logits(
+            self._weights, acts.x[0, rows - 1], self._constants, self._scratch.h, self._logits
+        )
         self._cached = recent.tolist()
         return self._logits
 
@@ -81,7 +82,7 @@ class Decoder:
         if self.position == self._geometry.context:
             half = max(self._geometry.context // 2, 1)
             return self.prefill([*self._cached, token][-half:])
-        kernels.decode_token(
+        self._layout.decode.decode_token(
             self._weights, self._cache, token, self.position, self._constants, self._scratch, self._logits
         )
         self._cached.append(token)
@@ -109,13 +110,15 @@ def checked_ids(ids: Sequence[int] | NDArray[np.integer], geometry: Geometry) ->
     return array.astype(np.int32)
 
 
-def _layer(weights: Weights, number: int) -> Weights:
+def _layer(weights: ModelWeights, geometry: Geometry, number: int) -> ModelWeights:
     """Return views of the weights of a model that consists of one of the layers."""
-    fields = weights._asdict()
-    return Weights(**{name: w if name in _PER_MODEL else w[number : number + 1] for name, w in fields.items()})
+    once = architecture_of(geometry).unstacked
+    fields = {name: w if name in once else w[number : number + 1] for name, w in weights._asdict().items()}
+    layer: ModelWeights = layout_of(geometry).weights(**fields)
+    return layer
 
 
-def _check_weights(weights: Weights, geometry: Geometry) -> None:
+def _check_weights(weights: ModelWeights, geometry: Geometry) -> None:
     for name, shape in parameter_shapes(geometry).items():
         tensor = getattr(weights, name)
         if tensor.shape != shape or tensor.dtype != np.float32 or not tensor.flags.c_contiguous:

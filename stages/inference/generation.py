@@ -6,11 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from threadloom.kernels import Floats, TokenIds, Weights
+from threadloom.kernels import Floats, TokenIds
 from threadloom.stages.inference.decoder import Decoder, GenerationError, checked_ids
 from threadloom.stages.inference.model import Model
 from threadloom.stages.inference.sampling import SamplingSettings, sample_token, seeded
 from threadloom.stages.inference.text_stream import StopSearch, TextStream
+from threadloom.stages.layouts import ModelWeights
 from threadloom.stages.models import Geometry
 
 
@@ -32,7 +33,7 @@ class GenerationLimits:
 
 
 def generate(
-    weights: Weights,
+    weights: ModelWeights,
     geometry: Geometry,
     prompt_ids: Sequence[int] | NDArray[np.integer],
     tokens: int,

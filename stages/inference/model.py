@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from threadloom.kernels import TokenIds, Weights
+from threadloom.kernels import TokenIds
 from threadloom.pipeline import Arena
 from threadloom.stages.checkpoint import (
     MANIFEST_FILE,
@@ -18,7 +18,7 @@ from threadloom.stages.checkpoint import (
 )
 from threadloom.stages.config import InputError, SpecialTokens
 from threadloom.stages.data import Tokenizer, TokenizerError, load_tokenizer
-from threadloom.stages.memory import as_weights
+from threadloom.stages.layouts import ModelWeights, as_weights
 from threadloom.stages.models import Geometry, parameter_shapes
 from threadloom.stages.storage import CONFIG_FILE
 
@@ -35,7 +35,7 @@ class Model:
 
     path: Path
     geometry: Geometry
-    weights: Weights
+    weights: ModelWeights
     tokenizer: Tokenizer
     step: int | None
     """Number of updates that the weights result from; None if unknown (Hugging Face's layout)."""
@@ -87,12 +87,13 @@ class Model:
             checkpoint.read_weights(checkpoint.step, arena)
             tokenizer = load_tokenizer(checkpoint.tokenizer or folder / TOKENIZER_FILE)
             ends = read_end_ids(folder) or _end_ids(tokenizer)
-            return cls(folder, checkpoint.geometry, as_weights(arena), tokenizer, checkpoint.step, ends)
+            geometry, weights = checkpoint.geometry, as_weights(checkpoint.geometry, arena)
+            return cls(folder, geometry, weights, tokenizer, checkpoint.step, ends)
         if (folder / CONFIG_FILE).exists():
             geometry, arena = load_model(folder)
             tokenizer = load_tokenizer(folder)
             ends = read_end_ids(folder) or _end_ids(tokenizer)
-            return cls(folder, geometry, as_weights(arena), tokenizer, None, ends)
+            return cls(folder, geometry, as_weights(geometry, arena), tokenizer, None, ends)
         raise ModelError(
             str(path),
             expected="a run directory with a checkpoint, a checkpoint, or a GPT-2 model in Hugging Face's layout",

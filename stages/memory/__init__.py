@@ -3,7 +3,7 @@
 The classes of one number format are `Float32Memory` here and `Bits16Memory` in `stages.memory.bits16`, which is not
 re-exported because it loads the kernels of 16 bits.
 
-May import: models, config, storage, machine.
+May import: models, layouts, config, storage, machine.
 """
 
 from threadloom.stages.memory.allocation_plan import (
@@ -13,12 +13,8 @@ from threadloom.stages.memory.allocation_plan import (
     format_memory_plan as format_memory_plan,
     memory_plan as memory_plan,
 )
-from threadloom.stages.memory.bank import Bank as Bank, as_weights as as_weights
-from threadloom.stages.memory.float32 import (
-    Float32Memory as Float32Memory,
-    Float32Slot as Float32Slot,
-    activation_shapes as activation_shapes,
-)
+from threadloom.stages.memory.bank import Bank as Bank
+from threadloom.stages.memory.float32 import Float32Memory as Float32Memory
 from threadloom.stages.memory.graph_items import (
     Evaluation as Evaluation,
     Event as Event,

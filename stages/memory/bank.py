@@ -1,20 +1,12 @@
-"""Weight banks, and the view of a parameter arena as the tuple that kernels take."""
+"""Weight banks."""
 
-from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
-from threadloom.kernels import Weights
 from threadloom.pipeline import Arena
+from threadloom.stages.layouts import as_weights
 from threadloom.stages.memory.loss_scale import ScaleState
 from threadloom.stages.memory.precision_memory import arrays_bytes
 from threadloom.stages.models import Geometry, parameter_shapes
-
-
-def as_weights(views: Mapping[str, np.ndarray]) -> Weights:
-    """Return the views of a parameter arena as the tuple that kernels take."""
-    return Weights(*(views[name] for name in Weights._fields))
 
 
 class Bank:
@@ -23,7 +15,7 @@ class Bank:
     def __init__(self, geometry: Geometry, packed: Any = None) -> None:
         """Allocate the master; `packed` comes from `PrecisionMemory.allocate_packed`."""
         self.arena = Arena(parameter_shapes(geometry))
-        self.weights = as_weights(self.arena)
+        self.weights = as_weights(geometry, self.arena)
         self.packed = packed  # equal to the rounded master whenever the bank can be leased
         self.scaler = ScaleState()  # of the bank's version; during a run, Clip alone writes it
 

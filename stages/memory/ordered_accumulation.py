@@ -4,7 +4,7 @@ A lane takes as much memory as the weights. Large models share lanes among threa
 one another through the parts of the model (`kernels.common.accumulation`), so the sum has the order that a single
 thread would produce.
 
-The tied embedding belongs to the first part (as the output projection) and to the last (as the input). If a thread
+A tied token embedding belongs to the first part (as the output projection) and to the last (as the input). If a thread
 scattered its input gradient at the end of its backward pass, the order relative to other micro-batches' heads would
 depend on timing. Input gradients are therefore deferred: they are kept, one row per token of the batch, and scattered
 in the order of the micro-batches once all of them are done.
@@ -13,10 +13,10 @@ in the order of the micro-batches once all of them are done.
 import numpy as np
 
 from threadloom import kernels
-from threadloom.kernels import AccumulationTicket, Floats, TokenIds, Weights
+from threadloom.kernels import AccumulationTicket, Floats, TokenIds
 from threadloom.kernels.common import model_parts
 from threadloom.pipeline import LanePlan, Lanes
-from threadloom.stages.memory.bank import as_weights
+from threadloom.stages.layouts import as_weights, layout_of
 from threadloom.stages.models import Geometry
 
 _CACHE_LINE = 8  # int64 elements: each count is written by another thread, so each has its own line
@@ -30,10 +30,10 @@ class OrderedAccumulation:
 
     def __init__(self, geometry: Geometry, lanes: Lanes, sequences: int) -> None:
         micro_batches, rows = lanes.plan.micro_batches, sequences * geometry.context
-        self._context = geometry.context
+        self._context, self._layout = geometry.context, layout_of(geometry)
         self._parts = model_parts(geometry.vocabulary, geometry.layers)
         self._plan: LanePlan = lanes.plan
-        self._gradients: tuple[Weights, ...] = tuple(as_weights(arena) for arena in lanes.arenas)
+        self._gradients = tuple(as_weights(geometry, arena) for arena in lanes.arenas)
         self._dx = np.zeros((micro_batches, rows, geometry.channels), np.float32)
         self._ids = np.zeros((micro_batches, rows), np.int32)
         # Finished parts per micro-batch, summed over all batches. Each is written by the thread that holds the
@@ -69,9 +69,9 @@ class OrderedAccumulation:
         """Add the deferred gradients to the lanes in the order of the micro-batches, all of which must be done."""
         for micro in range(self._plan.micro_batches):
             gradients = self._gradients[self._plan.lane_of(micro)]
-            kernels.embedding_backward(
-                self._ids[micro], self._dx[micro], self._context, gradients.wte, gradients.wpe,
-                not self._plan.starts_lane(micro),
+            self._layout.scatter_input_gradient(
+                self._ids[micro], self._dx[micro], self._context, gradients,
+                accumulate=not self._plan.starts_lane(micro),
             )  # fmt: skip
 
     def abort(self) -> None:

@@ -13,7 +13,7 @@ from threadloom.stages.models import Shape
 
 @dataclass(frozen=True)
 class MicroBatchSlot:
-    """The pre-allocated arrays of one micro-batch in flight; each number format declares its type of activations."""
+    """The pre-allocated arrays of one micro-batch in flight; its activations are a tuple of the layout."""
 
     ids: TokenIds  # (R,)
     targets: TokenIds  # (R,)

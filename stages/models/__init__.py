@@ -13,6 +13,10 @@ from threadloom.stages.models.geometry import (
     Shape as Shape,
     input_gradient_bytes as input_gradient_bytes,
 )
+from threadloom.stages.models.geometry_record import (
+    geometry_from_json as geometry_from_json,
+    geometry_to_json as geometry_to_json,
+)
 from threadloom.stages.models.huggingface import (
     huggingface_shapes as huggingface_shapes,
     huggingface_views as huggingface_views,
@@ -25,6 +29,7 @@ from threadloom.stages.models.llama_geometry import (
 from threadloom.stages.models.parameters import (
     decayed_elements as decayed_elements,
     initialise as initialise,
+    multiplied_parameters as multiplied_parameters,
     parameter_count as parameter_count,
     parameter_shapes as parameter_shapes,
 )

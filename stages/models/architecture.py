@@ -64,19 +64,29 @@ class HuggingFaceLayout(Protocol[GeometryT]):
         """
 
 
-class Architecture(Protocol):
+class Architecture(Protocol[GeometryT]):
     """One model architecture; an instance of each is in `ARCHITECTURES`."""
 
     name: str
     """Key in `ARCHITECTURES`, and `Geometry.architecture`."""
+    geometry: type[Geometry]
+    """The class of the architecture's sizes."""
     matrices: tuple[str, ...]
-    """The tensors that weight decay applies to; they lead the table of shapes."""
+    """The tensors that weight decay applies to; those that a model has lead its table of shapes."""
+    unstacked: frozenset[str]
+    """The tensors that a model has once, and not once per layer along the first axis."""
     huggingface: HuggingFaceLayout[Any]
 
-    def parameter_shapes(self, geometry: Geometry) -> dict[str, Shape]:
+    def parameter_shapes(self, geometry: GeometryT) -> dict[str, Shape]:
         """Return name → shape of every tensor, in the order of the arena: `matrices` first."""
 
-    def initial_values(self, geometry: Geometry, *, residual_scaling: bool) -> dict[str, InitialValue]:
+    def gathered(self, geometry: GeometryT) -> tuple[str, ...]:
+        """Return the tensors whose rows are looked up and that no matrix multiplication reads."""
+
+    def tied(self, geometry: GeometryT) -> dict[str, str]:
+        """Return field of the tensors' tuple → the tensor that is the same array, for fields that share one."""
+
+    def initial_values(self, geometry: GeometryT, *, residual_scaling: bool) -> dict[str, InitialValue]:
         """Return name → initial distribution of every tensor.
 
         With `residual_scaling`, the projections that write to the residual stream start smaller in deep models.

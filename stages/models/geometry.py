@@ -30,6 +30,21 @@ class Geometry:
         """Width of the hidden layer of the MLP."""
         return 4 * self.channels
 
+    @property
+    def qkv_width(self) -> int:
+        """Columns of queries, keys and values together."""
+        return 3 * self.channels
+
+    @property
+    def attn_width(self) -> int:
+        """Columns of the heads' outputs together, a multiple of `heads`."""
+        return self.channels
+
+    @property
+    def key_value_width(self) -> int:
+        """Columns of the keys, and of the values."""
+        return (self.qkv_width - self.attn_width) // 2
+
 
 def input_gradient_bytes(geometry: Geometry, sequences: int) -> int:
     """Return the bytes of the gradients of the input embeddings (float32) and of the token ids (int32)."""

@@ -15,7 +15,6 @@ from threadloom.stages.models.huggingface_config import require_sizes, require_v
 from threadloom.stages.models.tensor_part import TensorPart
 
 MATRICES = ("wte", "wpe", "qkv_weight", "attn_proj_weight", "fc_weight", "mlp_proj_weight")
-
 """The tensors with weight decay, which lead the table of shapes."""
 
 _HUGGINGFACE_NAMES = {
@@ -107,7 +106,9 @@ class Gpt2:
     """The architecture of GPT-2 (Radford et al. 2019)."""
 
     name = "gpt2"
+    geometry: type[Geometry] = Geometry
     matrices: tuple[str, ...] = MATRICES
+    unstacked = frozenset({"wte", "wpe", "lnf_weight", "lnf_bias"})
     huggingface: HuggingFaceLayout[Any] = Gpt2HuggingFace()
 
     def parameter_shapes(self, geometry: Geometry) -> dict[str, Shape]:
@@ -131,6 +132,14 @@ class Gpt2:
             "lnf_weight": (c,),
             "lnf_bias": (c,),
         }
+
+    def gathered(self, geometry: Geometry) -> tuple[str, ...]:
+        """Return the position embedding; the token embedding is also the output projection."""
+        return ("wpe",)
+
+    def tied(self, geometry: Geometry) -> dict[str, str]:
+        """Return nothing: the tuple has one field for the token embedding and the output projection."""
+        return {}
 
     def initial_values(self, geometry: Geometry, *, residual_scaling: bool) -> dict[str, InitialValue]:
         """Return the distributions of section 2.3 of the paper.

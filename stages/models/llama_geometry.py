@@ -73,3 +73,8 @@ class LlamaGeometry(Geometry):
     def attn_width(self) -> int:
         """Columns of the heads' outputs, H D."""
         return self.heads * self.head_size
+
+    @property
+    def normed_width(self) -> int:
+        """Columns of the queries and keys that pass an RMS norm, 0 without one."""
+        return (self.heads + self.kv_heads) * self.head_size if self.qk_norm else 0

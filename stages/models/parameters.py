@@ -19,13 +19,19 @@ def parameter_shapes(geometry: Geometry) -> dict[str, Shape]:
 
 def parameter_count(geometry: Geometry) -> int:
     """Return the number of parameters, without padding."""
-    return sum(prod(shape) for shape in parameter_shapes(geometry).values())
+    return sum(map(prod, parameter_shapes(geometry).values()))
+
+
+def multiplied_parameters(geometry: Geometry) -> int:
+    """Return the number of parameters that take part in a multiplication per token: all but those only looked up."""
+    shapes = parameter_shapes(geometry)
+    return parameter_count(geometry) - sum(prod(shapes[name]) for name in architecture_of(geometry).gathered(geometry))
 
 
 def decayed_elements(geometry: Geometry) -> int:
     """Return the number of leading elements of a parameter arena that weight decay applies to."""
-    shapes = parameter_shapes(geometry)
-    return arena_size({name: shapes[name] for name in architecture_of(geometry).matrices})
+    matrices = architecture_of(geometry).matrices
+    return arena_size({name: shape for name, shape in parameter_shapes(geometry).items() if name in matrices})
 
 
 def initialise(weights: Mapping[str, Floats], geometry: Geometry, seed: int, *, residual_scaling: bool = True) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from typing import Any
 
 import msgspec
 
@@ -9,7 +10,7 @@ from threadloom.stages.models.architecture import Architecture, UnsupportedModel
 from threadloom.stages.models.geometry import Geometry
 from threadloom.stages.models.gpt2 import Gpt2
 
-ARCHITECTURES: Mapping[str, Architecture] = {architecture.name: architecture for architecture in (Gpt2(),)}
+ARCHITECTURES: Mapping[str, Architecture[Any]] = {architecture.name: architecture for architecture in (Gpt2(),)}
 """Name → architecture."""
 
 
@@ -17,7 +18,7 @@ class _ModelType(msgspec.Struct):
     model_type: str = "gpt2"
 
 
-def architecture_of(geometry: Geometry) -> Architecture:
+def architecture_of(geometry: Geometry) -> Architecture[Any]:
     """Return the architecture that a geometry belongs to."""
     return ARCHITECTURES[geometry.architecture]
 

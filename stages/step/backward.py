@@ -1,15 +1,16 @@
 """Loss and gradients of a micro-batch, accumulated in its lane.
 
-The loss is computed in this stage because its gradient is: the output projection adds the gradient of the tied
-embedding to the lane one chunk of rows at a time, while the chunk's logits are in cache.
+The loss is computed in this stage because its gradient is: the output projection adds the gradient of its weights
+to the lane one chunk of rows at a time, while the chunk's logits are in cache.
 """
 
 from typing import Any
 
-from threadloom import kernels
 from threadloom.kernels import single_writer
 from threadloom.pipeline import Cancelled, Lanes, Pool
-from threadloom.stages.memory import MicroBatch, MicroBatchSlot, MicroGradient, OrderedAccumulation, as_weights
+from threadloom.stages.layouts import as_weights, layout_of
+from threadloom.stages.memory import MicroBatch, MicroBatchSlot, MicroGradient, OrderedAccumulation
+from threadloom.stages.models import Geometry
 from threadloom.stages.step.compute import Compute
 
 
@@ -27,7 +28,7 @@ class Backward:
         slots: Pool[MicroBatchSlot],
         scratch: Pool[Any],
         tokens_in_batch: int,
-        context: int,
+        geometry: Geometry,
         accumulation: OrderedAccumulation | None = None,
     ) -> None:
         self._compute = compute
@@ -35,9 +36,9 @@ class Backward:
         self._slots = slots
         # The batch's loss is the mean over all its tokens, gradient accumulation included.
         self._scale = 1.0 / tokens_in_batch
-        self._context = context
+        self._context, self._layout = geometry.context, layout_of(geometry)
         self._accumulation = accumulation
-        self._gradients = tuple(as_weights(arena) for arena in lanes.arenas)
+        self._gradients = tuple(as_weights(geometry, arena) for arena in lanes.arenas)
         self._single_writers = tuple(single_writer(accumulate=False) for _ in lanes.arenas)
         self._scratch = scratch
 
@@ -70,7 +71,7 @@ class Backward:
         loss = self._compute.backward(lease.bank, slot, scale, gradients, scratch, ticket)
         dx = self._compute.input_gradient(scratch)
         if accumulation is None:
-            kernels.embedding_backward(slot.ids, dx, self._context, gradients.wte, gradients.wpe, accumulate)
+            self._layout.scatter_input_gradient(slot.ids, dx, self._context, gradients, accumulate=accumulate)
             return loss
         accumulation.defer(item.micro, slot.ids, dx)
         if accumulation.stopped:

@@ -7,8 +7,8 @@ The stages decide when something is computed and from which version of the weigh
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from threadloom import kernels
-from threadloom.kernels import AccumulationTicket, Floats, Weights, single_writer
+from threadloom.kernels import AccumulationTicket, Floats, single_writer
+from threadloom.stages.layouts import ModelWeights, layout_of
 from threadloom.stages.memory import MicroBatchSlot, PrecisionMemory, UpdateShard
 from threadloom.stages.models import Geometry
 from threadloom.stages.step.optimizers import Optimizer
@@ -19,7 +19,7 @@ class Version(Protocol):
     """One version of the weights: a bank, or a model opened for reading."""
 
     @property
-    def weights(self) -> Weights:
+    def weights(self) -> ModelWeights:
         """The float32 master."""
 
     @property
@@ -38,13 +38,19 @@ class Compute(Protocol):
         """Compute the packed weights from the master: for weights that do not come from an update of this run."""
 
     def embed(self, version: Version, slot: Any) -> None:
-        """Write the sum of token and position embeddings to the start of the slot's residual stream."""
+        """Write the input embeddings to the start of the slot's residual stream."""
 
     def forward(self, version: Version, slot: Any) -> None:
         """Run all transformer blocks and fill the slot's activations."""
 
     def backward(
-        self, version: Version, slot: Any, scale: float, gradients: Weights, scratch: Any, ticket: AccumulationTicket
+        self,
+        version: Version,
+        slot: Any,
+        scale: float,
+        gradients: ModelWeights,
+        scratch: Any,
+        ticket: AccumulationTicket,
     ) -> float:
         """Return the sum of the token losses, and write the gradient of that sum times `scale`.
 
@@ -65,11 +71,11 @@ class Compute(Protocol):
 
 
 def backward_with_embeddings(
-    compute: Compute, geometry: Geometry, version: Version, slot: MicroBatchSlot, scale: float, gradients: Weights,
+    compute: Compute, geometry: Geometry, version: Version, slot: MicroBatchSlot, scale: float, gradients: ModelWeights,
     scratch: Any, accumulate: bool = False,
 ) -> float:  # fmt: skip
     """Run the whole backward pass, input embeddings included, for the only writer of `gradients`."""
     loss = compute.backward(version, slot, scale, gradients, scratch, single_writer(accumulate=accumulate))
     dx = compute.input_gradient(scratch)
-    kernels.embedding_backward(slot.ids, dx, geometry.context, gradients.wte, gradients.wpe, accumulate)
+    layout_of(geometry).scatter_input_gradient(slot.ids, dx, geometry.context, gradients, accumulate=accumulate)
     return loss

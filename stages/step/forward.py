@@ -50,7 +50,7 @@ class Embed:
         item.lease = self._banks.lease(item.version)
 
     def __call__(self, item: MicroBatch) -> MicroBatch:
-        """Write the sum of token and position embeddings to the start of the slot's residual stream."""
+        """Write the input embeddings to the start of the slot's residual stream."""
         slot, lease = item.held()
         self._compute.embed(lease.bank, slot)
         return item

@@ -122,7 +122,7 @@ class Training:
         self.embed = Embed(self.compute, self.banks)
         self.forward = Forward(self.compute)
         self.backward = Backward(
-            self.compute, self.lanes, self.slots, self.scratch, tokens, geometry.context, self.accumulation
+            self.compute, self.lanes, self.slots, self.scratch, tokens, geometry, self.accumulation
         )
         self.collect = Collect(self.banks, self.shards, tokens, scaled=self.scaler.on, finish=finish)
         self.reduce = Reduce(self.lanes, self.gradient)

@@ -1,23 +1,17 @@
 """Forward and backward passes in bfloat16 (packed GEMMs) and float16 (operands upcast to float32)."""
 
 from collections.abc import Callable
+from typing import Any
 
-from threadloom.kernels import AccumulationTicket, Floats, Gpt2Constants, Weights
-from threadloom.kernels.bits16 import (
-    Scratch16,
-    Weights16,
-    blocks_backward,
-    blocks_forward,
-    embedding_forward,
-    head_backward,
-    head_loss,
-    pack_rows,
-)
+from threadloom.kernels import AccumulationTicket, Floats
+from threadloom.kernels.bits16 import pack_rows
 from threadloom.kernels.matmul import prepare_bf16
 from threadloom.kernels.simd import fp16_from_float32
 from threadloom.stages.config import Precision
-from threadloom.stages.memory import UpdateShard
-from threadloom.stages.memory.bits16 import Bits16Memory, Bits16Slot
+from threadloom.stages.layouts import ModelWeights, layout_of
+from threadloom.stages.layouts.bits16 import bits16_layout_of
+from threadloom.stages.memory import MicroBatchSlot, UpdateShard
+from threadloom.stages.memory.bits16 import Bits16Memory
 from threadloom.stages.models import Geometry
 from threadloom.stages.step import Gradient, Version
 from threadloom.stages.step.bits16.optimizer import Bf16Update, Fp16Update, packed_matrices
@@ -30,46 +24,49 @@ class Bits16Compute:
     def __init__(self, precision: Precision, geometry: Geometry, sequences: int) -> None:
         self.memory = Bits16Memory(precision, geometry, sequences)
         self._fp16 = precision is Precision.FP16
+        self._layout = bits16_layout_of(geometry)
+        self._kernels, self._constants = self._layout.kernels, layout_of(geometry).constants(geometry)
+        self._fields = self._layout.packed_fields(geometry)
         self._geometry = geometry
-        self._constants = Gpt2Constants(geometry.heads)
         self._sequences = sequences
         if not self._fp16:
             prepare_bf16()
 
     def pack_from_master(self, version: Version) -> None:
-        """Round every matrix to 16 bits, and pack the bfloat16 ones."""
-        for master, pair in packed_matrices(version.weights, version.packed):
+        """Round every matrix that has packed weights to 16 bits, and pack the bfloat16 ones."""
+        for master, pair in packed_matrices(self._fields, version.weights, version.packed):
             if self._fp16:
                 fp16_from_float32(master.reshape(-1), pair.packed.reshape(-1))
             else:
                 pack_rows(master, 0, pair)
 
-    def embed(self, version: Version, slot: Bits16Slot) -> None:
-        """Gather the embeddings from the packed token embedding."""
-        wpe, context = version.weights.wpe, self._geometry.context
-        embedding_forward(version.packed.wte, wpe, slot.ids, context, slot.activations.x)
+    def embed(self, version: Version, slot: MicroBatchSlot) -> None:
+        """Gather the embeddings."""
+        self._layout.embed(self._weights(version), slot.ids, self._geometry.context, slot.activations.x)
 
-    def forward(self, version: Version, slot: Bits16Slot) -> None:
+    def forward(self, version: Version, slot: MicroBatchSlot) -> None:
         """Run all blocks in one compiled call."""
-        blocks_forward(_weights(version), slot.activations, self._sequences, self._constants)
+        self._kernels.blocks_forward(self._weights(version), slot.activations, self._sequences, self._constants)
 
     def backward(
-        self, version: Version, slot: Bits16Slot, scale: float, gradients: Weights, scratch: Scratch16,
+        self, version: Version, slot: MicroBatchSlot, scale: float, gradients: ModelWeights, scratch: Any,
         ticket: AccumulationTicket,
     ) -> float:  # fmt: skip
         """Run the backward pass of head and blocks."""
-        weights, acts, constants = _weights(version), slot.activations, self._constants
-        loss = head_backward(weights, acts, slot.targets, scale, gradients, scratch, constants, ticket)
-        blocks_backward(weights, acts, gradients, scratch, self._sequences, constants, ticket)
+        weights, acts, constants = self._weights(version), slot.activations, self._constants
+        loss = self._kernels.head_backward(weights, acts, slot.targets, scale, gradients, scratch, constants, ticket)
+        self._kernels.blocks_backward(weights, acts, gradients, scratch, self._sequences, constants, ticket)
         return float(loss)
 
-    def input_gradient(self, scratch: Scratch16) -> Floats:
+    def input_gradient(self, scratch: Any) -> Floats:
         """Return the gradient of the input embeddings."""
-        return scratch.dx
+        dx: Floats = scratch.dx
+        return dx
 
-    def loss(self, version: Version, slot: Bits16Slot, logits: Floats) -> float:
+    def loss(self, version: Version, slot: MicroBatchSlot, logits: Floats) -> float:
         """Run the head's forward pass; a backward pass must not follow."""
-        return float(head_loss(_weights(version), slot.activations, slot.targets, self._constants, logits))
+        weights, acts = self._weights(version), slot.activations
+        return float(self._kernels.head_loss(weights, acts, slot.targets, self._constants, logits))
 
     def update_stage(
         self, gradient: Gradient, optimizer: Optimizer, shards: int
@@ -79,6 +76,5 @@ class Bits16Compute:
             return Fp16Update(self._geometry, gradient, optimizer)
         return Bf16Update(self._geometry, gradient, optimizer, shards)
 
-
-def _weights(version: Version) -> Weights16:
-    return Weights16(version.weights, version.packed)
+    def _weights(self, version: Version) -> Any:
+        return self._layout.weights(version.weights, version.packed)

@@ -5,19 +5,21 @@ packed by blocks, or a range of the arena that is not packed. New weights and mo
 so here too the number of shards does not affect the result.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
-from threadloom.kernels import Floats, Weights
-from threadloom.kernels.bits16 import BLOCK, PackedPair, PackedWeights, pack_rows
+from threadloom.kernels import Floats
+from threadloom.kernels.bits16 import BLOCK, PackedPair, pack_rows
 from threadloom.kernels.simd import fp16_from_float32
 from threadloom.pipeline import Arena
+from threadloom.stages.layouts import ModelWeights
+from threadloom.stages.layouts.bits16 import bits16_layout_of
 from threadloom.stages.memory import UpdateShard
-from threadloom.stages.memory.bits16 import PACKED_FIELDS
-from threadloom.stages.models import Geometry, decayed_elements, parameter_shapes
+from threadloom.stages.models import Geometry, Shape, decayed_elements, parameter_shapes
 from threadloom.stages.step import Gradient
 from threadloom.stages.step.optimizers import MasterUpdate, Optimizer
 
@@ -49,41 +51,51 @@ class ArenaRange:
         return self.stop - self.start
 
 
-def packed_matrices(weights: Weights, packed: PackedWeights) -> Iterator[tuple[Floats, PackedPair]]:
-    """Yield (master, packed pair) of every packed matrix, layer by layer."""
-    for name, field in PACKED_FIELDS.items():
+def packed_matrices(
+    fields: Mapping[str, str], weights: ModelWeights, packed: Any
+) -> Iterator[tuple[Floats, PackedPair]]:
+    """Yield (master, packed pair) of every packed matrix, layer by layer; `fields` maps names to packed fields."""
+    for name, field in fields.items():
         matrix = getattr(weights, name)
         for layer in range(matrix.shape[0]) if matrix.ndim == 3 else [None]:
             yield matrix if layer is None else matrix[layer], packed_pair(packed, field, layer)
 
 
-def packed_pair(packed: PackedWeights, field: str, layer: int | None) -> PackedPair:
+def packed_pair(packed: Any, field: str, layer: int | None) -> PackedPair:
     """Return the packed weights of one matrix; `layer` is None for a matrix without layers."""
     pair = PackedPair(getattr(packed, field), getattr(packed, f"{field}_t"))
     return pair if layer is None else PackedPair(pair.packed[layer], pair.packed_t[layer])
 
 
-def plan_parts(layout: Arena, decayed: int, shards: int) -> list[list[MatrixRows | ArenaRange]]:
-    """Split a parameter arena into parts, and the parts into `shards` consecutive groups of similar size.
-
-    The first `decayed` elements of the arena use weight decay.
-    """
+def plan_parts(layout: Arena, geometry: Geometry, shards: int) -> list[list[MatrixRows | ArenaRange]]:
+    """Split a parameter arena into parts, and the parts into `shards` consecutive groups of similar size."""
+    packed, decayed = bits16_layout_of(geometry).packed_fields(geometry), decayed_elements(geometry)
     parts: list[MatrixRows | ArenaRange] = []
-    for name in PACKED_FIELDS:
-        shape = layout[name].shape
-        rows, columns = shape[-2:]
-        step = max(PART // columns // BLOCK, 1) * BLOCK
-        layers: Iterable[int | None] = range(shape[0]) if len(shape) == 3 else [None]
-        for layer in layers:
-            for first in range(0, rows, step):
-                last = min(first + step, rows)
-                parts.append(MatrixRows(name, layer, first, last, (last - first) * columns))
-    start = layout.offset("wpe")
-    parts.append(ArenaRange(start, start + layout["wpe"].size))
-    parts.append(ArenaRange(decayed, layout.flat.size))
+    for name, tensor in layout.items():
+        start = layout.offset(name)
+        if name in packed:
+            parts += _matrix_parts(name, tensor.shape)
+        elif start < decayed:
+            parts += _ranges(start, start + tensor.size)
+    parts += _ranges(decayed, layout.flat.size)
     ends = np.cumsum([part.elements for part in parts])
     cuts = [0, *(int(np.searchsorted(ends, ends[-1] * s / shards)) for s in range(1, shards)), len(parts)]
     return [parts[first:last] for first, last in pairwise(cuts)]
+
+
+def _matrix_parts(name: str, shape: Shape) -> Iterator[MatrixRows]:
+    rows, columns = shape[-2:]
+    step = max(PART // columns // BLOCK, 1) * BLOCK
+    layers: Iterable[int | None] = range(shape[0]) if len(shape) == 3 else [None]
+    for layer in layers:
+        for first in range(0, rows, step):
+            last = min(first + step, rows)
+            yield MatrixRows(name, layer, first, last, (last - first) * columns)
+
+
+def _ranges(start: int, stop: int) -> Iterator[ArenaRange]:
+    for first in range(start, stop, PART):
+        yield ArenaRange(first, min(first + PART, stop))
 
 
 class Bf16Update:
@@ -93,7 +105,8 @@ class Bf16Update:
         self._gradient = Arena(parameter_shapes(geometry), buffer=gradient.flat)
         self._optimizer = optimizer
         self._master = MasterUpdate(geometry, gradient.flat, optimizer)
-        self._parts = plan_parts(self._gradient, decayed_elements(geometry), shards)
+        self._fields = bits16_layout_of(geometry).packed_fields(geometry)
+        self._parts = plan_parts(self._gradient, geometry, shards)
 
     def __call__(self, shard: UpdateShard) -> UpdateShard:
         """Write the shard's part of the new version, packed weights included; a skipped update copies the old one."""
@@ -110,7 +123,7 @@ class Bf16Update:
             found: Floats = matrix[part.first : part.last]
             return found
 
-        pair = packed_pair(shard.target.packed, PACKED_FIELDS[part.name], part.layer)
+        pair = packed_pair(shard.target.packed, self._fields[part.name], part.layer)
         old, new = rows(shard.source.arena), rows(shard.target.arena)
         if shard.skipped:
             np.copyto(new, old)
@@ -125,12 +138,13 @@ class Fp16Update:
 
     def __init__(self, geometry: Geometry, gradient: Gradient, optimizer: Optimizer) -> None:
         self._master = MasterUpdate(geometry, gradient.flat, optimizer)
+        self._fields = bits16_layout_of(geometry).packed_fields(geometry)
 
     def __call__(self, shard: UpdateShard) -> UpdateShard:
         """Write the shard's part of the new version, packed weights included; a skipped update copies the old one."""
         self._master.apply(shard, *shard.span)
         arena, (start, stop) = shard.target.arena, shard.span
-        for name, field in PACKED_FIELDS.items():
+        for name, field in self._fields.items():
             packed, offset = getattr(shard.target.packed, field).reshape(-1), arena.offset(name)
             first, last = max(start, offset), min(stop, offset + packed.size)
             if first < last:

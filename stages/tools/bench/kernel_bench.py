@@ -20,7 +20,8 @@ from threadloom import kernels
 from threadloom.kernels import AdamWStep, Floats, Gpt2Constants, single_writer
 from threadloom.pipeline import LanePlan, Lanes
 from threadloom.stages.config import Precision, ResolvedConfig
-from threadloom.stages.memory import Bank, LossScaler, UpdateShard, adamw_bytes, as_weights, reduction_bytes
+from threadloom.stages.layouts import as_weights
+from threadloom.stages.memory import Bank, LossScaler, UpdateShard, adamw_bytes, reduction_bytes
 from threadloom.stages.models import Geometry, initialise, parameter_shapes
 from threadloom.stages.step import Gradient
 from threadloom.stages.step.optimizers import AdamW
@@ -51,14 +52,14 @@ class KernelBench(ABC):
         self.bank = Bank(g, self.compute.memory.allocate_packed())
         initialise(self.bank.arena, g, config.seed)
         self.compute.pack_from_master(self.bank)
-        self.weights = self.bank.weights
+        self.weights: Any = self.bank.weights
         self.random = np.random.default_rng(7)
         self.slot: Any = self.compute.memory.allocate_slot()
         for ids in (self.slot.ids, self.slot.targets):
             ids[:] = self.random.integers(0, g.vocabulary, self.rows)
         self.lanes = Lanes(parameter_shapes(g), LanePlan(config.lanes, self.micro))
         self.gradient = Gradient(self.lanes, config.delay)
-        self.grads = as_weights(self.lanes.arenas[0])
+        self.grads: Any = as_weights(g, self.lanes.arenas[0])
         self.scratch: Any = self.compute.memory.allocate_scratch()
         self.scale = LossScaler(config.loss_scale).start(0).scale / self.rows  # of the loss, as in the first update
         self.compute.embed(self.bank, self.slot)
@@ -156,8 +157,7 @@ def update_bytes(geometry: Geometry, elements: int, precision: Precision) -> flo
     """Return the bytes that AdamW moves: in 16 bits it also writes packed weights, in two layouts for bfloat16."""
     if precision not in BITS16:
         return adamw_bytes(elements)
-    from threadloom.stages.memory.bits16 import PACKED_FIELDS
+    from threadloom.stages.memory.bits16 import packed_shapes
 
-    shapes = parameter_shapes(geometry)
     layouts = 2 if precision is Precision.BF16 else 1
-    return adamw_bytes(elements) + layouts * SHORT * float(sum(prod(shapes[name]) for name in PACKED_FIELDS))
+    return adamw_bytes(elements) + layouts * SHORT * float(sum(map(prod, packed_shapes(geometry).values())))

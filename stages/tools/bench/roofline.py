@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from threadloom.stages.config import Precision
-from threadloom.stages.models import Geometry, parameter_count
+from threadloom.stages.models import Geometry, multiplied_parameters
 
 FLOAT, SHORT = 4, 2
 """Bytes per float32 and per 16-bit element."""
@@ -157,9 +157,12 @@ def roofline_bound_of_steps(
 
 
 def flops_per_token(geometry: Geometry) -> float:
-    """Return 6 (P - P_positions) + 6 L T d: the usual count, with the products of causal attention counted once."""
-    matrices = parameter_count(geometry) - geometry.context * geometry.channels
-    return 6.0 * matrices + 6.0 * geometry.layers * geometry.context * geometry.channels
+    """Return 6 P + 6 L T H D: the usual count, with the products of causal attention counted once.
+
+    P leaves out the tables that are only looked up, such as position embeddings.
+    """
+    attention = geometry.layers * geometry.context * geometry.attn_width
+    return 6.0 * multiplied_parameters(geometry) + 6.0 * attention
 
 
 def gemm_work(

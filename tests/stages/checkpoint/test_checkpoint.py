@@ -248,7 +248,6 @@ def forge(whole: Path, folder: Path, **changes: Any) -> Path:
     """Copy a checkpoint with a changed manifest and its correct checksum."""
     copy = Path(shutil.copytree(whole, folder / whole.name))
     content = json.loads((copy / MANIFEST_FILE).read_text())
-    content["geometry"] = Geometry(**content["geometry"])
     content["files"] = {name: FileDigest(**record) for name, record in content["files"].items()}
     manifest = CheckpointManifest(**(content | {"checksum": "0" * 64} | changes))
     (copy / MANIFEST_FILE).write_bytes(encode_manifest(manifest))

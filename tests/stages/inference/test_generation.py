@@ -8,7 +8,6 @@ import pytest
 from tests import reference
 from tests.error_bounds import with_bounds
 from tests.kernels.comparison import assert_close
-from threadloom.kernels import Weights
 from threadloom.pipeline import Arena
 from threadloom.stages.checkpoint.huggingface import write_model
 from threadloom.stages.data.character_tokenizer import CharacterTokenizer
@@ -16,7 +15,7 @@ from threadloom.stages.inference.decoder import Decoder, GenerationError, checke
 from threadloom.stages.inference.generation import GenerationLimits, generate, generate_text
 from threadloom.stages.inference.model import Model
 from threadloom.stages.inference.sampling import SamplingError, SamplingSettings
-from threadloom.stages.memory.bank import as_weights
+from threadloom.stages.layouts import ModelWeights, as_weights
 from threadloom.stages.models import Geometry, parameter_shapes
 
 GEOMETRY = Geometry(vocabulary=37, context=12, layers=3, heads=3, channels=15)
@@ -28,14 +27,14 @@ ODD = (
 )
 
 
-def make(geometry: Geometry = GEOMETRY, seed: int = 0) -> tuple[Weights, Arena, reference.Tensors]:
+def make(geometry: Geometry = GEOMETRY, seed: int = 0) -> tuple[ModelWeights, Arena, reference.Tensors]:
     """Return the same weights for the kernels, as an arena, and for the reference."""
     g = geometry
     tensors = reference.random_tensors(np.random.default_rng(seed), g.vocabulary, g.context, g.layers, g.channels)
     arena = Arena(parameter_shapes(geometry))
     for name, tensor in tensors.items():
         arena[name][...] = tensor
-    return as_weights(arena), arena, tensors
+    return as_weights(geometry, arena), arena, tensors
 
 
 def random_ids(count: int, geometry: Geometry = GEOMETRY, seed: int = 1) -> np.ndarray:

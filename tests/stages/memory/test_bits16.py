@@ -13,9 +13,10 @@ from tests.kernels.bits16.support import Pages
 from threadloom.kernels.compiling.jit import JIT_ENABLED
 from threadloom.pipeline import Arena
 from threadloom.stages.config.settings import Precision
+from threadloom.stages.layouts import as_weights
+from threadloom.stages.layouts.bits16 import ArraySpecs
 from threadloom.stages.memory import bits16 as memory_bits16
-from threadloom.stages.memory.bank import Bank, as_weights
-from threadloom.stages.memory.bits16 import ArraySpecs
+from threadloom.stages.memory.bank import Bank
 from threadloom.stages.memory.precision_memory import logits_chunk_rows
 from threadloom.stages.models import Geometry, initialise, parameter_shapes
 from threadloom.stages.step.bits16.compute import Bits16Compute
@@ -78,7 +79,7 @@ def test_a_micro_batch_stays_within_the_allocated_arrays(
             compute.embed(bank, slot)
             compute.forward(bank, slot)
             loss = backward_with_embeddings(
-                compute, geometry, bank, slot, 1.0 / slot.ids.size, as_weights(gradient), scratch, accumulate
+                compute, geometry, bank, slot, 1.0 / slot.ids.size, as_weights(geometry, gradient), scratch, accumulate
             )
             assert all(np.isfinite(tensor).all() for tensor in gradient.values())
         check_loss(loss, compute.loss(bank, slot, logits), bank, slot.ids.size)

@@ -50,7 +50,7 @@ def test_parts_cover_every_element_once(geometry: Geometry, shards: int) -> None
     """Matrices are covered by whole blocks of rows, the rest by ranges, padding between tensors by none."""
     layout = Arena(parameter_shapes(geometry))
     decayed = decayed_elements(geometry)
-    plan = plan_parts(layout, decayed, shards)
+    plan = plan_parts(layout, geometry, shards)
     assert len(plan) == shards
     parts = [part for shard in plan for part in shard]
     layout.flat[...] = 0.0
@@ -76,7 +76,9 @@ def test_parts_cover_every_element_once(geometry: Geometry, shards: int) -> None
 
 def test_parts_have_about_the_requested_size() -> None:
     geometry = Geometry(5000, 64, 2, 1, 64)
-    rows = [part for part in plan_parts(Arena(parameter_shapes(geometry)), 0, 1)[0] if isinstance(part, MatrixRows)]
+    rows = [
+        part for part in plan_parts(Arena(parameter_shapes(geometry)), geometry, 1)[0] if isinstance(part, MatrixRows)
+    ]
     limit = max(optimizer_bits16.PART, BLOCK * 4 * geometry.channels)
     assert all(part.elements <= limit for part in rows)
     assert {part.name for part in rows} == set(MATRICES) - {"wpe"}
@@ -117,7 +119,7 @@ class RandomUpdate:
             span = size * shard // shards, size * (shard + 1) // shards
             stage(UpdateShard(0, shard, span, self.source, self.target, self.step, 0.0, 1.0, self.scaled))
         if packs:
-            assert_packed_equals_master(self.target, self.precision.value)
+            assert_packed_equals_master(self.geometry, self.target, self.precision.value)
         return [arena.flat.tobytes() for arena in (self.target.arena, self.m, self.v)]
 
 

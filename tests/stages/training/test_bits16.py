@@ -24,9 +24,10 @@ from tests.stages.training.twin import SMALL_STEPS, assert_expected, expectation
 from threadloom.kernels.compiling.jit import JIT_ENABLED
 from threadloom.stages.checkpoint import Checkpoint, kept_versions
 from threadloom.stages.config import Precision, ResolvedConfig
+from threadloom.stages.layouts.bits16 import bits16_layout_of
 from threadloom.stages.memory.bank import Bank
-from threadloom.stages.memory.bits16 import PACKED_FIELDS
 from threadloom.stages.memory.graph_items import MicroBatch, MicroGradient, Update
+from threadloom.stages.models import Geometry
 from threadloom.stages.resolve.process_wide import gemm_settings
 
 pytestmark = [
@@ -102,9 +103,9 @@ def test_a_resumed_run_continues_the_same_trajectory(precision: str, delay: int,
 # --- packed weights ---------------------------------------------------------------------------------------------------
 
 
-def assert_packed_equals_master(bank: Bank, precision: str) -> None:
+def assert_packed_equals_master(geometry: Geometry, bank: Bank, precision: str) -> None:
     """Compare every element, zeros at the edges included, with the rounded and packed master."""
-    for name, field in PACKED_FIELDS.items():
+    for name, field in bits16_layout_of(geometry).packed_fields(geometry).items():
         master = bank.arena[name]
         found, found_t = getattr(bank.packed, field), getattr(bank.packed, f"{field}_t")
         if precision == "fp16":
@@ -131,7 +132,7 @@ def test_every_version_is_read_with_packed_weights_equal_to_its_master(precision
         _, lease = item.held()
         if (lease.version, id(lease.bank)) not in seen:
             seen.add((lease.version, id(lease.bank)))
-            assert_packed_equals_master(lease.bank, precision)
+            assert_packed_equals_master(training.config.model.geometry(), lease.bank, precision)
 
     def overflow(_: MicroBatch, made: MicroGradient) -> None:
         if made.batch in (1, 4):
@@ -144,7 +145,7 @@ def test_every_version_is_read_with_packed_weights_equal_to_its_master(precision
     assert {version for version, _ in seen} == set(range(7 - delay))
     for version in kept_versions(7, delay):
         with training.banks.lease(version) as lease:
-            assert_packed_equals_master(lease.bank, precision)
+            assert_packed_equals_master(training.config.model.geometry(), lease.bank, precision)
 
 
 # --- results ----------------------------------------------------------------------------------------------------------

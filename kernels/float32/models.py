@@ -1,0 +1,37 @@
+"""The architectures in float32, each the modules of its model kernels and of its kernels for generation."""
+
+from typing import Protocol, TypeVar
+
+from threadloom.kernels.common import Gpt2Constants, ModelKernels, Weights
+from threadloom.kernels.compiling import Floats
+from threadloom.kernels.float32 import decode, gpt2
+from threadloom.kernels.float32.decode import DecodeScratch
+from threadloom.kernels.float32.one_token import KVCache
+from threadloom.kernels.float32.tensors import Activations, Scratch
+
+WeightsT = TypeVar("WeightsT", contravariant=True)
+ConstantsT = TypeVar("ConstantsT", contravariant=True)
+ScratchT = TypeVar("ScratchT", contravariant=True)
+
+
+class DecodeKernels(Protocol[WeightsT, ConstantsT, ScratchT]):
+    """Generation with an architecture: a module such as `kernels.float32.decode`."""
+
+    def decode_token(
+        self,
+        weights: WeightsT,
+        cache: KVCache,
+        token: int,
+        position: int,
+        constants: ConstantsT,
+        scratch: ScratchT,
+        logits: Floats,
+    ) -> None:
+        """Process `token` at `position`, add its keys and values to the cache, and write the next token's logits."""
+
+    def next_logits(self, weights: WeightsT, x: Floats, constants: ConstantsT, h: Floats, logits: Floats) -> None:
+        """Write the logits (V,) that follow `x` (C,), a row that left the last block; `h` (C,) is scratch."""
+
+
+GPT2: ModelKernels[Weights, Gpt2Constants, Weights, Activations, Scratch] = gpt2
+GPT2_DECODE: DecodeKernels[Weights, Gpt2Constants, DecodeScratch] = decode

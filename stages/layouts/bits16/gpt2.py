@@ -1,0 +1,71 @@
+"""GPT-2 in bfloat16 and float16."""
+
+from typing import Any
+
+import numpy as np
+
+from threadloom.kernels import Floats, TokenIds
+from threadloom.kernels.bits16 import GPT2, Activations16, PackedWeights, Scratch16, Weights16, embedding_forward
+from threadloom.stages.layouts.bits16.layout import FLOAT, ArraySpecs
+from threadloom.stages.models import Geometry
+
+
+class Gpt2Bits16Layout:
+    """The arrays and kernels of GPT-2 in 16 bits. Implements `Bits16Layout`."""
+
+    weights = Weights16
+    packed = PackedWeights
+    activations = Activations16
+    scratch = Scratch16
+    kernels = GPT2
+
+    def packed_fields(self, geometry: Geometry) -> dict[str, str]:
+        """Return every matrix but the position embedding."""
+        return {
+            "wte": "wte",
+            "qkv_weight": "qkv",
+            "attn_proj_weight": "attn_proj",
+            "fc_weight": "fc",
+            "mlp_proj_weight": "mlp_proj",
+        }
+
+    def activation_specs(self, geometry: Geometry, sequences: int, storage: np.dtype[Any]) -> ArraySpecs:
+        """Return shape and dtype of every field of `Activations16` but ``thread``."""
+        n, c, f, t, b = geometry.layers, geometry.channels, geometry.hidden, geometry.context, sequences
+        r = b * t
+        return {
+            "x": ((r, c), FLOAT),
+            "normed1": ((n, r, c), storage),
+            "rstd1": ((n, r), FLOAT),
+            "qkv": ((n, r, 3 * c), storage),
+            "attn": ((n, r, c), storage),
+            "attn_lse": ((n, b, geometry.heads, t), FLOAT),
+            "normed2": ((n, r, c), storage),
+            "rstd2": ((n, r), FLOAT),
+            "fc": ((n, r, f), storage),
+            "h": ((r, c), storage),
+            "gelu": ((r, f), storage),
+        }
+
+    def scratch_specs(self, geometry: Geometry, sequences: int, storage: np.dtype[Any]) -> ArraySpecs:
+        """Return shape and dtype of every field of `Scratch16` but ``thread`` and those of the logits."""
+        c, f = geometry.channels, geometry.hidden
+        r = sequences * geometry.context
+        return {
+            "dx": ((r, c), FLOAT),
+            "dx16": ((r, c), storage),
+            "dh": ((r, c), FLOAT),
+            "d_attn": ((r, c), storage),
+            "d_qkv": ((r, 3 * c), storage),
+            "d_fc": ((r, f), storage),
+            "gelu": ((r, f), storage),
+            "transposed": ((f, r), storage),
+            "h": ((r, c), storage),
+            "normed": ((r, c), storage),
+            "rstd": ((r,), FLOAT),
+            "d_bias": ((c,), FLOAT),
+        }
+
+    def embed(self, weights: Weights16, ids: TokenIds, context: int, out: Floats) -> None:
+        """Write the sum of token embeddings, from the packed weights, and position embeddings."""
+        embedding_forward(weights.packed.wte, weights.master.wpe, ids, context, out)

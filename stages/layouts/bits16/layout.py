@@ -1,0 +1,51 @@
+"""The protocol of an architecture's arrays and kernels in 16 bits."""
+
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+from threadloom.kernels import Floats, TokenIds
+from threadloom.kernels.common import ModelKernels
+from threadloom.stages.models import Geometry, Shape
+
+ArraySpecs = dict[str, tuple[Shape, np.dtype[Any]]]
+"""Name → shape and dtype."""
+
+FLOAT = np.dtype(np.float32)
+GeometryT = TypeVar("GeometryT", bound=Geometry, contravariant=True)
+
+
+class Bits16Layout(Protocol[GeometryT]):
+    """One architecture's arrays and kernels in both 16-bit formats.
+
+    `storage` is the integer dtype of a format: uint16 for bfloat16, int16 for float16.
+    """
+
+    weights: type[Any]
+    """The pair of the float32 master and its packed weights."""
+    packed: type[Any]
+    """The tuple of the packed weights; a field with the suffix ``_t`` is the packed transpose."""
+    activations: type[Any]
+    """The tuple of the arrays that the forward pass keeps."""
+    scratch: type[Any]
+    """The tuple of the scratch of the backward pass."""
+    kernels: ModelKernels[Any, Any, Any, Any, Any]
+    """The model kernels, which serve both formats."""
+
+    def packed_fields(self, geometry: GeometryT) -> dict[str, str]:
+        """Return the matrices with packed weights → field of `packed`, in the order of the table of shapes.
+
+        Those of the layers are stacked (L, inputs, outputs); the other one is the output projection (V, C).
+        """
+
+    def activation_specs(self, geometry: GeometryT, sequences: int, storage: np.dtype[Any]) -> ArraySpecs:
+        """Return shape and dtype of every field of `activations` but ``thread``."""
+
+    def scratch_specs(self, geometry: GeometryT, sequences: int, storage: np.dtype[Any]) -> ArraySpecs:
+        """Return shape and dtype of every field of `scratch` but ``thread`` and the logits and their gradients."""
+
+    def embed(self, weights: Any, ids: TokenIds, context: int, out: Floats) -> None:
+        """Write the input embeddings of the tokens `ids` (R,), sequences of `context` tokens, to `out` (R, C).
+
+        `weights` is a pair of the type `weights`.
+        """

@@ -1,0 +1,16 @@
+"""The registry of layouts. To add one, write its file and list it here."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from threadloom.stages.layouts.gpt2 import Gpt2Layout
+from threadloom.stages.layouts.layout import Layout
+from threadloom.stages.models import Geometry
+
+LAYOUTS: Mapping[str, Layout[Any]] = {"gpt2": Gpt2Layout()}
+"""Name of the architecture → its arrays and kernels."""
+
+
+def layout_of(geometry: Geometry) -> Layout[Any]:
+    """Return the arrays and kernels of the architecture that a geometry belongs to."""
+    return LAYOUTS[geometry.architecture]
