@@ -12,6 +12,7 @@ from threadloom.kernels.common import (
     HEAD_SLICE,
     AccumulationTicket,
     cross_entropy_forward,
+    last_head_part,
     mark_part_done,
     wait_for_predecessor,
 )
@@ -73,7 +74,7 @@ def projection_backward(
         logits_forward(part_h, weight.packed_t, logits, s.upcast)
         total += cross_entropy_backward(logits, targets[first:last], scale, d_logits)
         logits_backward_input(d_logits, weight.packed, dh[first:last], s.upcast)
-        for v0 in range(0, vocabulary, slice_width):
+        for v0 in range(0, vocabulary if d_weight.size else 0, slice_width):
             v1 = min(v0 + slice_width, vocabulary)
             wait_for_predecessor(ticket, (v1 - 1) // HEAD_SLICE)
             d_logits_t = s.d_logits_t[: v1 - v0, : last - first]
@@ -82,4 +83,5 @@ def projection_backward(
             if last == rows and v1 % HEAD_SLICE == 0 and v1 < vocabulary:
                 mark_part_done(ticket, v0 // HEAD_SLICE)
         adds = True
+    wait_for_predecessor(ticket, last_head_part(vocabulary))
     return total

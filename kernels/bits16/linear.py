@@ -23,6 +23,7 @@ from threadloom.kernels.matmul import (
     linear_bf16,
     linear_fp16,
     linear_gelu_bf16,
+    transpose_bf16,
 )
 from threadloom.kernels.simd import Bits16, load16
 
@@ -142,6 +143,17 @@ def _weight_bf16(x_t: Any, d_out: Any, d_weight: Any, accumulate: Any, upcast: A
 def _weight_fp16(x_t: Any, d_out: Any, d_weight: Any, accumulate: Any, upcast: Any) -> None:
     if d_weight.size:
         gemm_fp16(x_t, d_out, d_weight, Op.N, Op.N, accumulate, upcast.a, upcast.b)
+
+
+@jit_inline_body
+def transpose_backward_weight(
+    x: Bits16, d_out: Bits16, d_weight: Floats, accumulate: bool, transposed: Bits16, upcast: Fp16UpcastScratch
+) -> None:
+    """Compute `linear_backward_weight` from `x` (R, I), of which it writes the transpose to `transposed` (>= I, R)."""
+    if d_weight.size:
+        x_t = transposed[: x.shape[1]]
+        transpose_bf16(x, x_t)
+        linear_backward_weight(x_t, d_out, d_weight, accumulate, upcast)
 
 
 @jit_kernel

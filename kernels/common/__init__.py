@@ -30,6 +30,7 @@ from threadloom.kernels.common.head_norm import (
 )
 from threadloom.kernels.common.layernorm import EPSILON as EPSILON, Affine as Affine, row_statistics as row_statistics
 from threadloom.kernels.common.protocol import (
+    ARCHITECTURES as ARCHITECTURES,
     KERNELS as KERNELS,
     MODEL_KERNELS as MODEL_KERNELS,
     ModelKernels as ModelKernels,

@@ -5,13 +5,17 @@ kernels. A kernel has the same name in every format. Layers have the parameters 
 scratch); whole models have the same parameters everywhere (`ModelKernels`), so callers differ only in the types that
 they allocate.
 
-A further architecture is a module next to `gpt2` in every format: it implements `ModelKernels`, and is listed here.
+A further architecture is a module next to `gpt2` in every format: it implements `ModelKernels`, and is listed in
+`ARCHITECTURES`.
 """
 
 from typing import Protocol, TypeVar
 
 from threadloom.kernels.common.accumulation import AccumulationTicket
 from threadloom.kernels.compiling import Floats, TokenIds
+
+ARCHITECTURES = ("gpt2", "llama")
+"""Modules of a number format that provide `MODEL_KERNELS`, one for each architecture."""
 
 MODEL_KERNELS = ("blocks_forward", "blocks_backward", "head_loss", "head_backward")
 """Kernels of every architecture, as `ModelKernels` declares them."""
@@ -21,7 +25,6 @@ KERNELS: dict[str, tuple[str, ...]] = {
     "cross_entropy": ("cross_entropy_backward",),
     "embedding": ("embedding_forward", "token_embedding_forward"),
     "gelu": ("gelu_forward", "gelu_backward"),
-    "gpt2": MODEL_KERNELS,
     "head": ("projection_loss", "projection_backward"),
     "layernorm": ("layernorm_forward", "layernorm_backward"),
     "linear": (
@@ -49,7 +52,8 @@ class ModelKernels(Protocol[WeightsT, ConstantsT, GradientsT, ActivationsT, Scra
 
     Type parameters: the architecture's weights and activations, and the scratch of its backward pass, in the format;
     its constants (`Gpt2Constants`, `LlamaConstants`) and gradients (`Weights`, `LlamaWeights`), which are the same in
-    every format. Gradients are float32.
+    every format. Gradients are float32. That of a frozen tensor has no elements, and is not computed; if there is one
+    tensor per layer, the first axis is still L. All other results have the same bits as if the tensor were trained.
     """
 
     def blocks_forward(self, weights: WeightsT, acts: ActivationsT, sequences: int, constants: ConstantsT) -> None:

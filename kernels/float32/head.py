@@ -7,6 +7,7 @@ from threadloom.kernels.common import (
     HEAD_SLICE,
     AccumulationTicket,
     cross_entropy_forward,
+    last_head_part,
     mark_part_done,
     wait_for_predecessor,
 )
@@ -45,11 +46,12 @@ def projection_backward(
     """Return the unscaled sum of the cross-entropies, and write the gradient of `h` to `dh`, both (R, C).
 
     Every gradient is multiplied by `scale`. That of `weight` is written to `d_weight` (V, C), or added if
-    ``ticket.accumulate``. Its rows are the first parts of the `ticket`. The caller marks the last one as done, after it
-    has written the gradients of the last norm: on return the predecessor has finished that part.
+    ``ticket.accumulate``; a `d_weight` without elements is not computed. Its rows are the first parts of the `ticket`.
+    The caller marks the last one as done, after it has written the gradients of the last norm: on return the
+    predecessor has finished that part.
     """
     rows, chunk, vocabulary = h.shape[0], logits.shape[0], weight.shape[0]
-    parts = -(-vocabulary // HEAD_SLICE)
+    parts = last_head_part(vocabulary) + 1
     total = 0.0
     adds = ticket.accumulate
     for first in range(0, rows, chunk):
@@ -58,11 +60,12 @@ def projection_backward(
         logits_forward(part_h, weight, part_logits)
         total += cross_entropy_backward(part_logits, targets[first:last], scale)
         logits_backward_input(part_logits, weight, dh[first:last])
-        for part in range(parts):
+        for part in range(parts if d_weight.size else 0):
             v0, v1 = part * HEAD_SLICE, min((part + 1) * HEAD_SLICE, vocabulary)
             wait_for_predecessor(ticket, part)
             linear_backward_weight(part_logits[:, v0:v1], part_h, d_weight[v0:v1], adds)
             if last == rows and v1 < vocabulary:
                 mark_part_done(ticket, part)
         adds = True
+    wait_for_predecessor(ticket, last_head_part(vocabulary))
     return total

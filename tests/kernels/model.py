@@ -115,12 +115,13 @@ class Model(MicroBatchModel):
     sizes: Sizes
     tensors: Tensors
     logits_rows: int = 3
+    frozen: frozenset[str] = frozenset()
     kernels: ClassVar[ModelKernels[Any, Any, Any, Any, Any]] = gpt2
     memory: Guarded = field(default_factory=Guarded)
 
     def __post_init__(self) -> None:
         self.weights: Weights = make_weights(self.tensors, self.memory)
-        self.grads: Weights = empty_weights(self.sizes, self.memory)
+        self.grads: Weights = empty_weights(self.sizes, self.memory, self.frozen)
         self.acts = make_activations(self.sizes, self.memory)
         self.scratch = make_scratch(self.sizes, self.memory, self.logits_rows)
 

@@ -167,9 +167,20 @@ MODEL_SIZES = {
 """Sizes at which the models of every number format are compared with the reference."""
 
 
-def empty_weights(sizes: Sizes, memory: Guarded) -> Weights:
-    """Return the tensors of a model, filled with NaN."""
-    return Weights(**{name: memory.empty(*shape) for name, shape in sizes.shapes().items()})
+def without_elements(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape of the gradient of a frozen tensor: a tensor of the layers keeps its first axis."""
+    of_model = name.startswith(("wte", "wpe", "head", "lnf", "normf"))
+    return (0 if of_model else shape[0], *(0,) * (len(shape) - 1))
+
+
+def gradient_shapes(sizes: Sizes, frozen: frozenset[str]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the gradients; those of `frozen` tensors have no elements."""
+    return {n: without_elements(n, shape) if n in frozen else shape for n, shape in sizes.shapes().items()}
+
+
+def empty_weights(sizes: Sizes, memory: Guarded, frozen: frozenset[str] = frozenset()) -> Weights:
+    """Return the gradients of a model, filled with NaN."""
+    return Weights(**{name: memory.empty(*shape) for name, shape in gradient_shapes(sizes, frozen).items()})
 
 
 def make_weights(tensors: Tensors, memory: Guarded) -> Weights:

@@ -17,7 +17,7 @@ from tests.kernels.bits16.formats import BF16, FP16, Format, pack
 from tests.kernels.bits16.support import Pages
 from tests.kernels.comparison import assert_distance, distance
 from tests.kernels.model import MicroBatchModel
-from tests.kernels.support import Sizes, flat_ids
+from tests.kernels.support import Sizes, flat_ids, gradient_shapes
 from tests.reference import Array, Ids, Tensors
 from threadloom.kernels.bits16 import gpt2
 from threadloom.kernels.bits16.attention.scratch import AttentionScratch, attention_scratch_shapes
@@ -85,6 +85,7 @@ class Model16(MicroBatchModel):
     logits_rows: int = 5
     slice_width: int = 16
     at_end: bool = True
+    frozen: frozenset[str] = frozenset()
     kernels: ClassVar[ModelKernels[Any, Any, Any, Any, Any]] = gpt2
     pages: Pages = field(init=False)
     packed_tensors: Tensors = field(init=False)  # the weights that the kernels read
@@ -95,7 +96,7 @@ class Model16(MicroBatchModel):
         self.pages = Pages(self.at_end)
         self.master = Weights(**{n: self.pages.copy(t.astype(np.float32)) for n, t in self.tensors.items()})
         self.weights = Weights16(self.master, pack_weights(self.fmt, self.tensors, self.pages))
-        self.grads = Weights(**{n: self.floats(*shape) for n, shape in self.sizes.shapes().items()})
+        self.grads = Weights(**{n: self.floats(*s) for n, s in gradient_shapes(self.sizes, self.frozen).items()})
         self.acts, self.scratch = self._activations(), self._scratch()
 
     def floats(self, *shape: int) -> Floats:

@@ -1,0 +1,240 @@
+"""The Llama family in 16 bits for one micro-batch: `kernels.float32.llama` with other number formats.
+
+Packed weights, activations and the gradients that GEMMs read are bfloat16 or float16; the residual stream and its
+gradient, statistics, softmax, loss and the gradients of the weights are float32. One source serves both formats, as in
+`kernels.bits16.gpt2`. Implements `kernels.common.protocol.ModelKernels`.
+
+An RMS norm also adds the bias of the linear layer whose result is added to the residual stream next, since it has just
+loaded the row. So the backward pass of an RMS norm also computes the gradient of the bias that was added before it.
+"""
+
+from threadloom.kernels.bits16.attention import attention_backward, attention_forward
+from threadloom.kernels.bits16.head import ProjectionScratch, projection_backward, projection_loss
+from threadloom.kernels.bits16.layernorm import NormalizedRows
+from threadloom.kernels.bits16.linear import (
+    linear_backward_bias,
+    linear_backward_input,
+    linear_backward_weight,
+    linear_forward,
+    linear_residual_forward,
+    transpose_backward_weight,
+)
+from threadloom.kernels.bits16.rmsnorm import (
+    RmsNormGradients,
+    rmsnorm_apply_transposed,
+    rmsnorm_backward,
+    rmsnorm_forward,
+)
+from threadloom.kernels.bits16.tensors import (
+    LlamaActivations16,
+    LlamaScratch16,
+    LlamaWeights16,
+    PackedPair,
+    PackedWeight,
+)
+from threadloom.kernels.common import (
+    AccumulationTicket,
+    AttentionActivations,
+    HeadNormWeights,
+    LlamaConstants,
+    LlamaWeights,
+    head_norm_backward,
+    head_norm_forward,
+    last_head_part,
+    mark_part_done,
+    mlp_part,
+    rotary_backward,
+    rotary_forward,
+    swiglu_backward,
+    swiglu_forward,
+    wait_for_predecessor,
+)
+from threadloom.kernels.compiling import Floats, TokenIds, jit_inline_body, jit_kernel
+from threadloom.kernels.matmul import transpose_bf16
+from threadloom.kernels.simd import Bits16
+
+
+@jit_inline_body
+def _head_norm(w: LlamaWeights, n: int) -> HeadNormWeights:
+    """Return the weights, or their gradients, of the norms of queries and keys of block `n`."""
+    return HeadNormWeights(w.q_norm_weight[n], w.k_norm_weight[n])
+
+
+@jit_inline_body
+def _attention_input_forward(
+    weights: LlamaWeights16, acts: LlamaActivations16, sequences: int, constants: LlamaConstants, n: int
+) -> None:
+    """Fill ``acts.qkv[n]`` from ``acts.h``, the output of the block's first norm."""
+    w, a, c = weights.master, acts, constants
+    size = a.attn.shape[2] // c.heads.query
+    linear_forward(a.h, weights.packed.qkv[n], w.qkv_bias[n], a.qkv[n], a.thread.upcast)
+    if w.q_norm_weight.size:
+        head_norm_forward(a.qkv[n], a.qk_raw[n], _head_norm(w, n), c.epsilon, c.heads, size)
+    if c.rotary[n]:
+        rotary_forward(a.qkv[n], c.heads, size, c.cos, c.sin, sequences)
+
+
+@jit_kernel
+def blocks_forward(
+    weights: LlamaWeights16, acts: LlamaActivations16, sequences: int, constants: LlamaConstants
+) -> None:
+    """Run all blocks on ``acts.x``, the embeddings, and fill every activation; R is a multiple of `sequences`."""
+    w, p, a, c = weights.master, weights.packed, acts, constants
+    upcast = a.thread.upcast
+    for n in range(w.qkv_weight.shape[0]):
+        kept1, kept2 = NormalizedRows(a.normed1[n], a.rstd1[n]), NormalizedRows(a.normed2[n], a.rstd2[n])
+        rmsnorm_forward(a.x, w.norm1_weight[n], c.epsilon, w.attn_proj_bias[n], kept1, a.h)
+        _attention_input_forward(weights, a, sequences, c, n)
+        attention = AttentionActivations(a.qkv[n], a.attn[n], a.attn_lse[n])
+        attention_forward(attention, sequences, c.heads, a.thread.attention)
+        linear_residual_forward(a.attn[n], p.attn_proj[n], a.x, upcast)
+        rmsnorm_forward(a.x, w.norm2_weight[n], c.epsilon, w.down_bias[n], kept2, a.h)
+        linear_forward(a.h, p.gate_up[n], w.gate_up_bias[n], a.gate_up[n], upcast)
+        swiglu_forward(a.gate_up[n], a.gated)
+        linear_residual_forward(a.gated, p.down[n], a.x, upcast)
+
+
+@jit_inline_body
+def _normed_linear_backward(
+    d_out: Bits16,
+    kept: NormalizedRows,
+    norm: Floats,
+    weight_t: PackedWeight,
+    d_norm: RmsNormGradients,
+    d_weight: Floats,
+    scratch: LlamaScratch16,
+    accumulate: bool,
+) -> None:
+    """Backpropagate through a linear layer whose input was an RMS norm's output, and through the norm.
+
+    `d_out` is the gradient of the linear layer's output. The gradient of the norm's input is added to ``scratch.dx``;
+    those of the parameters, but for the linear layer's bias, are written, or added when `accumulate`.
+    """
+    s = scratch
+    if d_weight.size:
+        x_t = s.transposed[: kept.n.shape[1]]
+        transpose_bf16(kept.n, x_t)
+        rmsnorm_apply_transposed(x_t, norm)
+        linear_backward_weight(x_t, d_out, d_weight, accumulate, s.thread.upcast)
+    linear_backward_input(d_out, weight_t, s.dh, s.thread.upcast)
+    rmsnorm_backward(s.dh, kept, norm, s.dx, s.dx16, d_norm, accumulate)
+
+
+@jit_inline_body
+def _mlp_backward(
+    weights: LlamaWeights16,
+    acts: LlamaActivations16,
+    grads: LlamaWeights,
+    scratch: LlamaScratch16,
+    n: int,
+    ticket: AccumulationTicket,
+) -> None:
+    """Take ``scratch.dx`` from the gradient of the output of block `n` to that between its two halves."""
+    w, p, a, g, s = weights.master, weights.packed, acts, grads, scratch
+    accumulate, part = ticket.accumulate, mlp_part(w.head.shape[0], w.qkv_weight.shape[0], n)
+    wait_for_predecessor(ticket, part)
+    linear_backward_input(s.dx16, p.down_t[n], s.d_gated, s.thread.upcast)
+    swiglu_backward(a.gate_up[n], s.d_gated, s.d_gate_up, s.gated)
+    transpose_backward_weight(s.gated, s.dx16, g.down_weight[n], accumulate, s.transposed, s.thread.upcast)
+    linear_backward_bias(s.d_gate_up, g.gate_up_bias[n], accumulate)
+    kept, d_norm = NormalizedRows(a.normed2[n], a.rstd2[n]), RmsNormGradients(g.norm2_weight[n], g.attn_proj_bias[n])
+    _normed_linear_backward(
+        s.d_gate_up, kept, w.norm2_weight[n], p.gate_up_t[n], d_norm, g.gate_up_weight[n], s, accumulate
+    )
+    mark_part_done(ticket, part)
+
+
+@jit_inline_body
+def _attention_backward(
+    weights: LlamaWeights16,
+    acts: LlamaActivations16,
+    grads: LlamaWeights,
+    scratch: LlamaScratch16,
+    n: int,
+    sequences: int,
+    constants: LlamaConstants,
+    ticket: AccumulationTicket,
+) -> None:
+    """Take ``scratch.dx`` from the gradient between the halves of block `n` to that of the block's input."""
+    w, p, a, g, s, c = weights.master, weights.packed, acts, grads, scratch, constants
+    size = a.attn.shape[2] // c.heads.query
+    accumulate, part = ticket.accumulate, mlp_part(w.head.shape[0], w.qkv_weight.shape[0], n) + 1
+    wait_for_predecessor(ticket, part)
+    transpose_backward_weight(a.attn[n], s.dx16, g.attn_proj_weight[n], accumulate, s.transposed, s.thread.upcast)
+    linear_backward_input(s.dx16, p.attn_proj_t[n], s.d_attn, s.thread.upcast)
+    attention = AttentionActivations(a.qkv[n], a.attn[n], a.attn_lse[n])
+    attention_backward(s.d_attn, attention, sequences, c.heads, s.d_qkv, s.thread.attention)
+    if c.rotary[n]:
+        rotary_backward(s.d_qkv, c.heads, size, c.cos, c.sin, sequences)
+    if w.q_norm_weight.size:
+        norms, d_norms = _head_norm(w, n), _head_norm(g, n)
+        head_norm_backward(s.d_qkv, a.qk_raw[n], norms, c.epsilon, c.heads, size, d_norms, accumulate)
+    linear_backward_bias(s.d_qkv, g.qkv_bias[n], accumulate)
+    kept = NormalizedRows(a.normed1[n], a.rstd1[n])
+    below = g.down_bias[n - 1] if n > 0 else g.down_bias[n, :0]
+    d_norm = RmsNormGradients(g.norm1_weight[n], below)
+    _normed_linear_backward(s.d_qkv, kept, w.norm1_weight[n], p.qkv_t[n], d_norm, g.qkv_weight[n], s, accumulate)
+    mark_part_done(ticket, part)
+
+
+@jit_kernel
+def blocks_backward(
+    weights: LlamaWeights16,
+    acts: LlamaActivations16,
+    grads: LlamaWeights,
+    scratch: LlamaScratch16,
+    sequences: int,
+    constants: LlamaConstants,
+    ticket: AccumulationTicket,
+) -> None:
+    """Take ``scratch.dx`` to the gradient of the embeddings; write or add the gradients of the blocks' tensors.
+
+    The gradient of the last block's MLP bias is computed by `head_backward`, which runs first; that of any other
+    block's MLP bias by the next block, in that block's part of the `ticket`.
+    """
+    for n in range(weights.master.qkv_weight.shape[0] - 1, -1, -1):
+        _mlp_backward(weights, acts, grads, scratch, n, ticket)
+        _attention_backward(weights, acts, grads, scratch, n, sequences, constants, ticket)
+
+
+@jit_kernel
+def head_loss(
+    weights: LlamaWeights16, acts: LlamaActivations16, targets: TokenIds, constants: LlamaConstants, logits: Floats
+) -> float:
+    """Return the sum of the cross-entropies of all rows, without a gradient.
+
+    `targets` (R,) are in 0 .. V - 1; `logits` (rows of a chunk, V) is scratch. The first block's ``normed1`` and
+    ``rstd1`` are overwritten: `blocks_backward` must not follow.
+    """
+    a = acts
+    kept = NormalizedRows(a.normed1[0], a.rstd1[0])
+    rmsnorm_forward(a.x, weights.master.normf_weight, constants.epsilon, a.rstd1[0, :0], kept, a.h)
+    return projection_loss(a.h, weights.packed.head_t, targets, logits, a.thread.upcast)
+
+
+@jit_kernel
+def head_backward(
+    weights: LlamaWeights16,
+    acts: LlamaActivations16,
+    targets: TokenIds,
+    scale: float,
+    grads: LlamaWeights,
+    scratch: LlamaScratch16,
+    constants: LlamaConstants,
+    ticket: AccumulationTicket,
+) -> float:
+    """Return the unscaled sum of the cross-entropies, and write the gradient of ``acts.x`` to ``scratch.dx``.
+
+    As `kernels.float32.llama.head_backward`. The gradient of the last block's MLP bias is computed here, too.
+    """
+    w, p, s = weights.master, weights.packed, scratch
+    kept = NormalizedRows(s.normed, s.rstd)
+    rmsnorm_forward(acts.x, w.normf_weight, constants.epsilon, s.rstd[:0], kept, s.h)
+    s.dx.fill(0.0)  # `rmsnorm_backward` adds to it
+    head = PackedPair(p.head, p.head_t)
+    projection = ProjectionScratch(s.logits, s.d_logits, s.d_logits_t, s.thread.upcast)
+    loss = projection_backward(s.h, head, targets, scale, grads.head, s.dh, projection, ticket)
+    d_norm = RmsNormGradients(grads.normf_weight, grads.down_bias[grads.down_bias.shape[0] - 1])
+    rmsnorm_backward(s.dh, kept, w.normf_weight, s.dx, s.dx16, d_norm, ticket.accumulate)
+    mark_part_done(ticket, last_head_part(w.head.shape[0]))
+    return loss

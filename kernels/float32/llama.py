@@ -1,0 +1,231 @@
+"""The Llama family (Touvron et al., 2023) in float32 for one micro-batch; each function releases the GIL throughout.
+
+The model is blocks of ``x += attention(rmsnorm(x))`` and ``x += mlp(rmsnorm(x))``, a last RMS norm, and an output
+projection of its own or the token embedding. Attention has grouped heads and rotary positions, the MLP is gated by a
+SiLU. Biases, norms of queries and keys, and rotary positions in every layer are optional: a tensor that a model does
+not have has no elements. The backward pass recomputes the outputs of the RMS norms and of the gate. Implements
+`kernels.common.protocol.ModelKernels`.
+"""
+
+from typing import NamedTuple
+
+from threadloom.kernels.common import (
+    AccumulationTicket,
+    AttentionActivations,
+    HeadNormWeights,
+    LlamaConstants,
+    LlamaWeights,
+    head_norm_backward,
+    head_norm_forward,
+    last_head_part,
+    mark_part_done,
+    mlp_part,
+    rotary_backward,
+    rotary_forward,
+    swiglu_backward,
+    swiglu_forward,
+    wait_for_predecessor,
+)
+from threadloom.kernels.compiling import Floats, TokenIds, jit_inline_body, jit_kernel
+from threadloom.kernels.float32.attention import attention_backward, attention_forward
+from threadloom.kernels.float32.head import projection_backward, projection_loss
+from threadloom.kernels.float32.linear import (
+    linear_backward_bias,
+    linear_backward_input,
+    linear_backward_weight,
+    linear_forward,
+    linear_residual_forward,
+)
+from threadloom.kernels.float32.rmsnorm import rmsnorm_apply, rmsnorm_backward, rmsnorm_forward, rmsnorm_row
+from threadloom.kernels.float32.tensors import LlamaActivations, LlamaScratch
+
+
+@jit_inline_body
+def _head_norm(w: LlamaWeights, n: int) -> HeadNormWeights:
+    """Return the weights, or their gradients, of the norms of queries and keys of block `n`."""
+    return HeadNormWeights(w.q_norm_weight[n], w.k_norm_weight[n])
+
+
+@jit_inline_body
+def _attention_input_forward(
+    weights: LlamaWeights, acts: LlamaActivations, sequences: int, constants: LlamaConstants, n: int
+) -> None:
+    """Fill ``acts.qkv[n]`` from ``acts.h``, the output of the block's first norm."""
+    w, a, c = weights, acts, constants
+    size = a.attn.shape[2] // c.heads.query
+    linear_forward(a.h, w.qkv_weight[n], w.qkv_bias[n], a.qkv[n])
+    if w.q_norm_weight.size:
+        head_norm_forward(a.qkv[n], a.qk_raw[n], _head_norm(w, n), c.epsilon, c.heads, size)
+    if c.rotary[n]:
+        rotary_forward(a.qkv[n], c.heads, size, c.cos, c.sin, sequences)
+
+
+@jit_kernel
+def blocks_forward(weights: LlamaWeights, acts: LlamaActivations, sequences: int, constants: LlamaConstants) -> None:
+    """Run all blocks on ``acts.x[0]``, the embeddings, and fill every activation; R is a multiple of `sequences`."""
+    w, a, c = weights, acts, constants
+    for n in range(w.qkv_weight.shape[0]):
+        x, x_mid = a.x[n], a.x_mid[n]
+        rmsnorm_forward(x, w.norm1_weight[n], c.epsilon, a.h, a.rstd1[n])
+        _attention_input_forward(w, a, sequences, c, n)
+        attention_forward(AttentionActivations(a.qkv[n], a.attn[n], a.attn_lse[n]), sequences, c.heads, a.scores)
+        linear_residual_forward(a.attn[n], w.attn_proj_weight[n], w.attn_proj_bias[n], x, x_mid)
+        rmsnorm_forward(x_mid, w.norm2_weight[n], c.epsilon, a.h, a.rstd2[n])
+        linear_forward(a.h, w.gate_up_weight[n], w.gate_up_bias[n], a.gate_up[n])
+        swiglu_forward(a.gate_up[n], a.gated)
+        linear_residual_forward(a.gated, w.down_weight[n], w.down_bias[n], x_mid, a.x[n + 1])
+
+
+class _NormedLinear(NamedTuple):
+    """Parameters of an RMS norm and of the linear layer that reads its output, or their gradients."""
+
+    norm: Floats  # (C,)
+    weight: Floats  # (C, O)
+    bias: Floats  # (O,) or (0,)
+
+
+@jit_inline_body
+def _qkv_layer(w: LlamaWeights, n: int) -> _NormedLinear:
+    """Return the first norm of block `n` with the projection to queries, keys and values."""
+    return _NormedLinear(w.norm1_weight[n], w.qkv_weight[n], w.qkv_bias[n])
+
+
+@jit_inline_body
+def _gate_up_layer(w: LlamaWeights, n: int) -> _NormedLinear:
+    """Return the second norm of block `n` with the first layer of the MLP."""
+    return _NormedLinear(w.norm2_weight[n], w.gate_up_weight[n], w.gate_up_bias[n])
+
+
+@jit_kernel
+def _normed_linear_backward(
+    d_out: Floats,
+    x: Floats,
+    rstd: Floats,
+    layer: _NormedLinear,
+    grads: _NormedLinear,
+    scratch: LlamaScratch,
+    accumulate: bool,
+) -> None:
+    """Add the gradient of `x`, the input of the norm, to ``scratch.dx``, given that of the linear layer's output.
+
+    The gradients of the parameters are written, or added when `accumulate`.
+    """
+    s = scratch
+    if grads.weight.size:
+        rmsnorm_apply(x, layer.norm, rstd, s.h)
+        linear_backward_weight(s.h, d_out, grads.weight, accumulate)
+    linear_backward_bias(d_out, grads.bias, accumulate)
+    linear_backward_input(d_out, layer.weight, s.dh)
+    rmsnorm_backward(s.dh, x, layer.norm, rstd, s.dx, grads.norm, accumulate)
+
+
+@jit_kernel
+def _mlp_backward(
+    weights: LlamaWeights,
+    acts: LlamaActivations,
+    grads: LlamaWeights,
+    scratch: LlamaScratch,
+    n: int,
+    ticket: AccumulationTicket,
+) -> None:
+    """Take ``scratch.dx`` from the gradient of ``x[n + 1]`` to that of ``x_mid[n]``."""
+    w, a, g, s, accumulate = weights, acts, grads, scratch, ticket.accumulate
+    part = mlp_part(w.head.shape[0], w.qkv_weight.shape[0], n)
+    wait_for_predecessor(ticket, part)
+    linear_backward_input(s.dx, w.down_weight[n], s.d_gated)
+    swiglu_backward(a.gate_up[n], s.d_gated, s.d_gate_up, s.gated)
+    linear_backward_weight(s.gated, s.dx, g.down_weight[n], accumulate)
+    linear_backward_bias(s.dx, g.down_bias[n], accumulate)
+    layer, d_layer = _gate_up_layer(w, n), _gate_up_layer(g, n)
+    _normed_linear_backward(s.d_gate_up, a.x_mid[n], a.rstd2[n], layer, d_layer, s, accumulate)
+    mark_part_done(ticket, part)
+
+
+@jit_kernel
+def _attention_backward(
+    weights: LlamaWeights,
+    acts: LlamaActivations,
+    grads: LlamaWeights,
+    scratch: LlamaScratch,
+    n: int,
+    sequences: int,
+    constants: LlamaConstants,
+    ticket: AccumulationTicket,
+) -> None:
+    """Take ``scratch.dx`` from the gradient of ``x_mid[n]`` to that of ``x[n]``."""
+    w, a, g, s, c, accumulate = weights, acts, grads, scratch, constants, ticket.accumulate
+    size = a.attn.shape[2] // c.heads.query
+    part = mlp_part(w.head.shape[0], w.qkv_weight.shape[0], n) + 1
+    wait_for_predecessor(ticket, part)
+    linear_backward_weight(a.attn[n], s.dx, g.attn_proj_weight[n], accumulate)
+    linear_backward_bias(s.dx, g.attn_proj_bias[n], accumulate)
+    linear_backward_input(s.dx, w.attn_proj_weight[n], s.d_attn)
+    attention = AttentionActivations(a.qkv[n], a.attn[n], a.attn_lse[n])
+    attention_backward(s.d_attn, attention, sequences, c.heads, s.d_qkv, s.scores)
+    if c.rotary[n]:
+        rotary_backward(s.d_qkv, c.heads, size, c.cos, c.sin, sequences)
+    if w.q_norm_weight.size:
+        norm, d_norm = _head_norm(w, n), _head_norm(g, n)
+        head_norm_backward(s.d_qkv, a.qk_raw[n], norm, c.epsilon, c.heads, size, d_norm, accumulate)
+    _normed_linear_backward(s.d_qkv, a.x[n], a.rstd1[n], _qkv_layer(w, n), _qkv_layer(g, n), s, accumulate)
+    mark_part_done(ticket, part)
+
+
+@jit_kernel
+def blocks_backward(
+    weights: LlamaWeights,
+    acts: LlamaActivations,
+    grads: LlamaWeights,
+    scratch: LlamaScratch,
+    sequences: int,
+    constants: LlamaConstants,
+    ticket: AccumulationTicket,
+) -> None:
+    """Take ``scratch.dx`` from the gradient of x[L] to that of x[0]; write or add the gradients of the blocks' tensors.
+
+    Gradients need not be initialised unless ``ticket.accumulate``. The parts of the `ticket` are those that follow the
+    head's.
+    """
+    for n in range(weights.qkv_weight.shape[0] - 1, -1, -1):
+        _mlp_backward(weights, acts, grads, scratch, n, ticket)
+        _attention_backward(weights, acts, grads, scratch, n, sequences, constants, ticket)
+
+
+@jit_kernel
+def head_loss(
+    weights: LlamaWeights, acts: LlamaActivations, targets: TokenIds, constants: LlamaConstants, logits: Floats
+) -> float:
+    """Return the sum of the cross-entropies of all rows, without a gradient.
+
+    `targets` (R,) are in 0 .. V - 1; `logits` (rows of a chunk, V) is scratch.
+    """
+    x_final = acts.x[acts.x.shape[0] - 1]
+    for r in range(x_final.shape[0]):
+        rmsnorm_row(x_final[r], weights.normf_weight, constants.epsilon, acts.h[r])
+    return projection_loss(acts.h, weights.head, targets, logits)
+
+
+@jit_kernel
+def head_backward(
+    weights: LlamaWeights,
+    acts: LlamaActivations,
+    targets: TokenIds,
+    scale: float,
+    grads: LlamaWeights,
+    scratch: LlamaScratch,
+    constants: LlamaConstants,
+    ticket: AccumulationTicket,
+) -> float:
+    """Return the unscaled sum of the cross-entropies, and write the gradient of ``acts.x[L]`` to ``scratch.dx``.
+
+    Every gradient is multiplied by `scale` (1 / tokens of the batch gives the gradient of the mean). Those of `head`
+    and `normf_weight` are written, or added if ``ticket.accumulate``. The logits exist for the rows of one chunk
+    (``scratch.logits.shape[0]``) at a time. The rows of `head` are the first parts of the `ticket`.
+    """
+    w, s, x_final = weights, scratch, acts.x[acts.x.shape[0] - 1]
+    rmsnorm_forward(x_final, w.normf_weight, constants.epsilon, s.h, s.normf_rstd)
+    s.dx.fill(0.0)  # `rmsnorm_backward` adds to it
+    loss = projection_backward(s.h, w.head, targets, scale, grads.head, s.dh, s.logits, ticket)
+    rmsnorm_backward(s.dh, x_final, w.normf_weight, s.normf_rstd, s.dx, grads.normf_weight, ticket.accumulate)
+    mark_part_done(ticket, last_head_part(w.head.shape[0]))
+    return loss
