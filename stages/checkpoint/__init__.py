@@ -7,6 +7,11 @@ from threadloom.stages.checkpoint.directory import (
     latest_checkpoint as latest_checkpoint,
     remove_leftovers as remove_leftovers,
 )
+from threadloom.stages.checkpoint.exporting import (
+    SHARD_BYTES as SHARD_BYTES,
+    ExportedModel as ExportedModel,
+    export_model as export_model,
+)
 from threadloom.stages.checkpoint.huggingface import read_end_ids as read_end_ids
 from threadloom.stages.checkpoint.manifest import MANIFEST_FILE as MANIFEST_FILE
 from threadloom.stages.checkpoint.model_reader import (

@@ -42,11 +42,25 @@ class _EndIds(msgspec.Struct):
 def write_model(
     folder: Path, weights: Mapping[str, Floats], geometry: Geometry, end_of_text: EndOfText | None = None
 ) -> dict[str, FileDigest]:
-    """Write the files of a model to `folder`, an existing directory without them; returns file name → digest."""
+    """Write the files of a model to `folder`, an existing directory without weights; returns file name → digest.
+
+    Files of the tokenizer that are there already, since they came with the model, are kept.
+    """
+    digests = {MODEL_FILE: write_tensors(folder / MODEL_FILE, huggingface_views(weights, geometry), {"format": "pt"})}
+    return digests | write_configuration(folder, geometry, end_of_text)
+
+
+def write_configuration(
+    folder: Path, geometry: Geometry, end_of_text: EndOfText | None, changes: Mapping[str, Any] | None = None
+) -> dict[str, FileDigest]:
+    """Write the JSON files of a model that `folder` does not have; returns file name → digest.
+
+    `changes` are additional keys of config.json.
+    """
     layout = architecture_of(geometry).huggingface
     number = None if end_of_text is None else end_of_text.id
     files: dict[str, dict[str, Any]] = {
-        CONFIG_FILE: layout.config(geometry, number),
+        CONFIG_FILE: layout.config(geometry, number) | dict(changes or {}),
         GENERATION_FILE: {"bos_token_id": number, "eos_token_id": number},
     }
     if end_of_text is not None:
@@ -57,10 +71,11 @@ def write_model(
             "model_max_length": geometry.context,
             "clean_up_tokenization_spaces": False,
         }
-    digests = {MODEL_FILE: write_tensors(folder / MODEL_FILE, huggingface_views(weights, geometry), {"format": "pt"})}
-    for name, content in files.items():
-        digests[name] = write_bytes(folder / name, (json.dumps(content, indent=2) + "\n").encode())
-    return digests
+    return {
+        name: write_bytes(folder / name, (json.dumps(content, indent=2) + "\n").encode())
+        for name, content in files.items()
+        if not (folder / name).exists()
+    }
 
 
 def read_end_ids(folder: Path) -> frozenset[int]:

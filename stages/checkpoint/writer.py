@@ -10,6 +10,7 @@ from threadloom.stages.checkpoint.directory import partial_path, publish, remove
 from threadloom.stages.checkpoint.format import FORMATS, WRITTEN_FORMAT
 from threadloom.stages.checkpoint.manifest import MANIFEST_FILE, CheckpointManifest, json_copy, write_manifest
 from threadloom.stages.checkpoint.state import TrainingState
+from threadloom.stages.data import companion_files
 from threadloom.stages.models import geometry_to_json
 from threadloom.stages.storage import (
     CheckpointError,
@@ -26,7 +27,8 @@ _SMALL_FILES = 1 << 20  # bytes allowed for config.json, training.json and the d
 def save_checkpoint(directory: Path, state: TrainingState, tokenizer: Path | None, keep: int) -> Path:
     """Write a checkpoint to `directory`, which is created if necessary, and keep the newest `keep` there (0: all).
 
-    `tokenizer` is a file to copy into the checkpoint. Returns the path of the checkpoint once it is on the disk. On
+    `tokenizer` is a file to copy into the checkpoint, with the files that accompany it in its directory. Returns the
+    path of the checkpoint once it is on the disk. On
     failure nothing of it remains and the other checkpoints are unchanged: `DiskFullError` if it does not fit,
     `CheckpointError` for other errors of the operating system, `ValueError` or `TypeError` for arguments that cannot
     be saved.
@@ -43,9 +45,9 @@ def save_checkpoint(directory: Path, state: TrainingState, tokenizer: Path | Non
         make_directory(directory)
         require_free_space(directory, needed)
         partial.mkdir()
-        files = layout.write(partial, state)
-        if tokenizer:
-            files[tokenizer.name] = copy_file(tokenizer, partial / tokenizer.name)
+        copied = (tokenizer, *companion_files(tokenizer.parent)) if tokenizer else ()
+        files = {path.name: copy_file(path, partial / path.name) for path in copied}
+        files |= layout.write(partial, state)
         manifest = CheckpointManifest(
             format=WRITTEN_FORMAT,
             step=state.step,

@@ -35,6 +35,7 @@ from threadloom.stages.data.token_file import (
 )
 from threadloom.stages.data.tokenizer import Tokenizer as Tokenizer, TokenizerError as TokenizerError
 from threadloom.stages.data.tokenizer_files import (
+    TOKENIZER_FILE as TOKENIZER_FILE,
     companion_files as companion_files,
     load_tokenizer as load_tokenizer,
 )

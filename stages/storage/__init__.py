@@ -28,6 +28,11 @@ from threadloom.stages.storage.model_folder import (
     is_model_folder as is_model_folder,
     read_geometry as read_geometry,
 )
+from threadloom.stages.storage.new_directory import (
+    new_directory as new_directory,
+    require_absent as require_absent,
+)
+from threadloom.stages.storage.number_formats import StoredFormat as StoredFormat
 from threadloom.stages.storage.run_directory import (
     RunDirectory as RunDirectory,
     RunDirectoryError as RunDirectoryError,

@@ -1,12 +1,12 @@
-"""Writing safetensors files of float32 tensors.
+"""Writing safetensors files, in float32 or rounded to 16 bits.
 
 The writer of the safetensors library is not used: older versions copy every tensor, newer ones create files that only
 their owner can read, and a full disk is reported as text. The format is a length, a JSON header and the data, so
-`write_tensors` streams each tensor from its own memory.
+`write_tensors` streams each tensor from its own memory, block by block where it is rounded or not contiguous.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 
 from threadloom.stages.config import InputError
 from threadloom.stages.storage.hashed_file import FileDigest, HashedFile
+from threadloom.stages.storage.number_formats import StoredFormat
 
-_WRITTEN = {np.dtype("<f4"): "F32"}
+BLOCK = 1 << 20
+"""Elements of a tensor that are copied at a time, at least one row."""
 
 
 class CheckpointError(InputError):
@@ -29,32 +31,48 @@ class CheckpointError(InputError):
         self.path = path
 
 
-def write_tensors(path: Path, tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> FileDigest:
-    """Write float32 arrays durably to a new safetensors file; one at a time is copied, if it is not contiguous.
+def write_tensors(
+    path: Path,
+    tensors: Mapping[str, NDArray[Any]],
+    metadata: Mapping[str, str],
+    stored: StoredFormat = StoredFormat.FLOAT32,
+) -> FileDigest:
+    """Write float32 arrays durably to a new safetensors file, rounded to `stored`; they need not be contiguous.
 
     Raises `ValueError` for other arrays, before the file is created, and `OSError`.
     """
-    header = _header(tensors, metadata)
+    header = _header(tensors, metadata, stored)
     with HashedFile(path) as file:
         file.write(header)
         for tensor in tensors.values():
-            file.write(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data)
+            for block in row_blocks(tensor):
+                file.write(np.ascontiguousarray(stored.rounded(block)).reshape(-1).view(np.uint8).data)
         return file.finish()
 
 
-def _header(tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> bytes:
+def row_blocks(tensor: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
+    """Yield views of consecutive rows of a tensor, of about `BLOCK` elements."""
+    if not tensor.ndim:
+        yield tensor
+        return
+    rows = max(1, BLOCK * tensor.shape[0] // max(1, tensor.size))
+    for first in range(0, tensor.shape[0], rows):
+        yield tensor[first : first + rows]
+
+
+def _header(tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str], stored: StoredFormat) -> bytes:
     """Return the header length (8 bytes, little-endian) and the JSON header, which precede the data."""
     entries: dict[str, Any] = {"__metadata__": dict(metadata)}
     end = 0
     for name, tensor in tensors.items():
-        if tensor.dtype not in _WRITTEN:
+        if tensor.dtype != np.dtype("<f4"):
             raise ValueError(f"tensor {name!r}: expected a float32 array, got {tensor.dtype}")
         entries[name] = {
-            "dtype": _WRITTEN[tensor.dtype],
+            "dtype": stored.value,
             "shape": list(tensor.shape),
-            "data_offsets": [end, end + tensor.nbytes],
+            "data_offsets": [end, end + tensor.size * stored.itemsize],
         }
-        end += tensor.nbytes
+        end += tensor.size * stored.itemsize
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # aligns the data to 8 bytes
     return len(text).to_bytes(8, "little") + text

@@ -1,0 +1,51 @@
+"""The command `threadloom export`."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import click
+
+from threadloom.stages.console import write_output
+from threadloom.stages.tools.common import reported_errors
+
+FORMATS = ("float32", "bf16", "fp16")
+
+
+class Size(click.ParamType[int]):
+    """A number of bytes of at least 1, such as 500MB or 5GB; the units KB, MB, GB, TB, and KiB, MiB, GiB, TiB."""
+
+    name = "size"
+    _UNITS = {"": 1, "B": 1} | {
+        f"{prefix}{suffix}": base**power
+        for power, prefix in enumerate("KMGT", 1)
+        for suffix, base in (("B", 1000), ("IB", 1024))
+    }
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the number of bytes; fail for anything else."""
+        match = re.fullmatch(r"(\d+(?:\.\d+)?) *([A-Z]*)", str(value).strip().upper())
+        size = int(float(match[1]) * self._UNITS.get(match[2], 0)) if match else 0
+        if size < 1:
+            self.fail(f"expected a size of at least one byte, such as 500MB or 5GB; got {value!r}", param, ctx)
+        return size
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--dtype", type=click.Choice(FORMATS), default="float32", show_default=True,
+              help="Number format of the weights, rounded to nearest.")  # fmt: skip
+@click.option("--shard-size", type=Size(), default="5GB", show_default=True,
+              help="Largest size of a file of weights in a folder.")  # fmt: skip
+def export(run: Path, out: Path, dtype: str, shard_size: int) -> None:
+    """Write a trained model for other programs.
+
+    RUN is a run directory, whose newest checkpoint is used, a checkpoint, or a model folder in Hugging Face's layout.
+    OUT is a new folder in that layout, which transformers, PEFT and vLLM open.
+    """
+    with reported_errors():
+        from threadloom.stages.tools.export.exporting import export_run
+
+        for line in export_run(run, out, dtype, shard_size):
+            write_output(line)
