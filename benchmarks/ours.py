@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
-from safetensors.numpy import save_file
 
+from benchmarks.inputs import write_inputs
 from benchmarks.protocol import FLOAT32, UpdateFigures
-from threadloom.stages.config import Config, Precision, ResolvedConfig, ScheduleConfig, ScheduleKind
+from threadloom.stages.config import Config, Precision, ScheduleConfig, ScheduleKind
 from threadloom.stages.data import RandomTokens
 from threadloom.stages.memory import Update, label
 from threadloom.stages.resolve import from_json, gemm_settings, resolve
@@ -27,21 +26,6 @@ def measured(config: Config, delay: int, precision: Precision = Precision.FLOAT3
     )
 
 
-def write_inputs(folder: Path, training: Training, config: ResolvedConfig) -> None:
-    """Write the initial weights and the tokens of the first updates, for the peer."""
-    with training.banks.lease_newest() as lease:
-        save_file(dict(lease.bank.arena.items()), folder / "weights.safetensors")
-    source = RandomTokens(config.model.geometry(), config.batch_sizes, config.seed)
-    rows = config.micro_batch * config.model.context
-    count = training.plan.micro_batches
-    ids, targets = (np.zeros((CHECKED_UPDATES, count, rows), np.int32) for _ in range(2))
-    for batch in range(CHECKED_UPDATES):
-        for micro in range(count):
-            source.fill(batch, micro, ids[batch, micro], targets[batch, micro])
-    shape = (CHECKED_UPDATES, config.sequences, config.model.context)
-    np.savez(folder / "tokens.npz", ids=ids.reshape(shape), targets=targets.reshape(shape))
-
-
 class Threadloom:
     """The pipeline at its default settings for `threads` cores. Its threads persist, and are idle between requests."""
 
@@ -50,10 +34,12 @@ class Threadloom:
     ) -> None:
         self.config = resolve(measured(from_json(config), delay, Precision(precision)), threads)
         compile_kernels(lambda _: None, self.config.precision)
-        self._gate = StepGate(RandomTokens(self.config.model.geometry(), self.config.batch_sizes, self.config.seed))
+        source = RandomTokens(self.config.model.geometry(), self.config.batch_sizes, self.config.seed)
+        self._gate = StepGate(source)
         self._training = Training(self.config, self._gate)
         if folder:
-            write_inputs(folder, self._training, self.config)
+            with self._training.banks.lease_newest() as lease:
+                write_inputs(folder, dict(lease.bank.arena.items()), source, self.config, CHECKED_UPDATES)
         self._stack = ExitStack()
         self._stack.enter_context(gemm_settings(self.config))
         graph = self._training.graph()

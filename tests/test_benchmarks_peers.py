@@ -1,16 +1,21 @@
-"""The models of the peers: their sizes, and their losses next to those of the reference."""
+"""The models of the peers, next to the reference: sizes, losses, and curves of losses."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from safetensors.numpy import save_file
 
+from benchmarks import curves
 from benchmarks.model_sizes import Gpt2Sizes, LlamaSizes, ModelSizes, model_sizes
 from tests import reference
 from tests.error_bounds import mean_and_bound
 from tests.reference import Ids, Rotary, Tensors, llama
+from threadloom.stages.config import Config, Gpt2Config
 from threadloom.stages.models import Geometry, LlamaGeometry, Rotary as OurRotary
+from threadloom.stages.resolve import to_json
 
 PUBLISHED = {  # counted by transformers
     "SmolLM2-135M": (
@@ -93,3 +98,30 @@ def test_the_llama_of_the_peer_has_the_loss_of_the_reference(tmp_path: Path, tie
     found, ids, targets = peer_loss(theirs, weights, tmp_path)
     expected, bound = mean_and_bound(lambda: llama.losses(weights, ids, targets, sizes))
     assert abs(found - expected) <= 2.0 * bound  # their rotary angles have some more roundings
+
+
+def test_the_table_of_curves_has_the_differences_from_pytorch() -> None:
+    theirs = curves.LossCurve("PyTorch eager", [3.0, 2.0, 1.0])
+    ours = curves.LossCurve("threadloom float32", [3.0, 2.25, 1.0])
+    assert ours.farthest(theirs) == 0.25
+    table = curves.curves_table([ours, theirs], theirs)
+    assert [list(column.cells) for column in table.columns] == [
+        ["threadloom float32", "PyTorch eager"], ["2.08333", "2.00000"], ["+0.08333", ""], ["2.5e-01", ""],
+    ]  # fmt: skip
+
+
+@pytest.mark.torch
+@pytest.mark.timeout(300)  # compiling the kernels takes a minute
+def test_the_curves_of_both_sides_are_compared(tmp_path: Path) -> None:
+    model = Gpt2Config(vocab_size=None, context=6, layers=2, heads=2, channels=8)
+    file, text, out = (tmp_path / name for name in ("tiny.json", "text.txt", "out"))
+    file.write_text(to_json(Config(name="tiny", model=model, batch_size=4, steps=1)))
+    text.write_text("one two three four five six seven " * 60)
+    arguments = ["--config", str(file), "--text", str(text), "--updates", "6", "--out", str(out)]
+    answer = CliRunner().invoke(curves.main, arguments, catch_exceptions=False)
+    assert answer.exit_code == 0, answer.output
+    found = json.loads((out / "curves.json").read_text())
+    assert list(found) == ["threadloom float32", "PyTorch eager"]
+    ours, theirs = found.values()
+    assert len(ours) == len(theirs) == 6
+    assert np.abs(np.subtract(ours, theirs)).max() <= 1e-4

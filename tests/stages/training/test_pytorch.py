@@ -4,12 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
+from benchmarks.inputs import write_inputs
 from benchmarks.protocol import FLOAT32, Side
 from benchmarks.throughput import sizes_of
 from tests.stages.support import build, run_threads, tiny
-from tests.stages.training.twin import sequences, start_of
+from tests.stages.training.twin import start_of
 from threadloom.stages.data.batches import TokenBatches
 from threadloom.stages.data.token_file import TokenFile
 from threadloom.stages.memory.graph_items import Update
@@ -39,10 +39,10 @@ def test_fifty_updates_have_the_losses_of_pytorch(model: str, tmp_path: Path) ->
     config = tiny(*MODELS[model], f"steps={UPDATES}", "schedule.kind=constant", "schedule.warmup=0")
     sizes = sizes_of(config, threads=1)
     text = repetitive_text(sizes.model.vocabulary, sizes.model.context, 2000)
-    training = build(config, data=TokenBatches(text, config.batch_sizes, config.seed))
-    save_file({name: w.astype(np.float32) for name, w in start_of(training).items()}, tmp_path / "weights.safetensors")
-    ids, targets = zip(*(sequences(training, batch) for batch in range(UPDATES)), strict=True)
-    np.savez(tmp_path / "tokens.npz", ids=np.stack(ids), targets=np.stack(targets))
+    source = TokenBatches(text, config.batch_sizes, config.seed)
+    training = build(config, data=source)
+    weights = {name: tensor.astype(np.float32) for name, tensor in start_of(training).items()}
+    write_inputs(tmp_path, weights, source, config, UPDATES)
 
     ours = [event.loss for event in run_threads(training) if isinstance(event, Update)]
     theirs = PyTorch(sizes, Side.EAGER, FLOAT32, tmp_path).run(UPDATES).losses
