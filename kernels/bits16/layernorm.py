@@ -16,10 +16,10 @@ _ZERO = np.float32(0.0)
 
 
 class NormalizedRows(NamedTuple):
-    """Rows that `layernorm_forward` keeps for the backward pass."""
+    """Rows that the forward pass of a norm keeps for the backward pass."""
 
-    n: Bits16  # (R, C) (x - mean) * rstd, rounded
-    rstd: Floats  # (R,) reciprocal standard deviation
+    n: Bits16  # (R, C) (x - mean) * rstd, rounded; the mean is 0 in an RMS norm
+    rstd: Floats  # (R,) reciprocal standard deviation; in an RMS norm, reciprocal root of the mean of squares
 
 
 class LayerNormGradients(NamedTuple):
