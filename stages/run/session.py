@@ -30,7 +30,7 @@ from threadloom.stages.data import (
 )
 from threadloom.stages.machine import detect
 from threadloom.stages.memory import format_lanes, format_memory_plan, label
-from threadloom.stages.models import parameter_count
+from threadloom.stages.models import parameter_count, parameter_shapes
 from threadloom.stages.resolve import (
     FLOAT32_PRECISIONS,
     PrecisionChoice,
@@ -341,6 +341,12 @@ def _announce(config: ResolvedConfig, choice: PrecisionChoice) -> None:
         parameter_count(geometry), config.sequences, geometry.context, config.micro_batch, format_lanes(config),
         config.delay,
     )  # fmt: skip
+    if frozen := config.frozen_tensors():
+        trained = parameter_shapes(geometry, frozen)
+        logger.info(
+            "trained: {:,} parameters of {} tensors, {}; {} are frozen",
+            parameter_count(geometry, frozen), len(trained), ", ".join(trained), len(frozen),
+        )  # fmt: skip
 
 
 def _validation(config: ResolvedConfig, data: Dataset) -> Validation:

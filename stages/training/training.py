@@ -40,6 +40,7 @@ from threadloom.stages.data import BatchSource
 from threadloom.stages.memory import (
     Bank,
     Evaluation,
+    FrozenWeights,
     LossScaler,
     MicroBatch,
     OrderedAccumulation,
@@ -90,6 +91,8 @@ class Training:
         start: Checkpoint | None = None,
     ) -> None:
         geometry, tokens = config.model.geometry(), config.sequences * config.model.context
+        frozen = config.frozen_tensors()
+        trained = parameter_shapes(geometry, frozen)
         self.config = config
         self.first_batch = start.step if start else 0
         self.plan = LanePlan(config.lanes, config.micro_batches)
@@ -98,9 +101,10 @@ class Training:
         self.scaler = LossScaler(config.loss_scale)
 
         rate = partial(learning_rate, config.schedule, config.optimizer.lr)
-        self.optimizer = create_optimizer(config.optimizer, rate, geometry)
+        self.optimizer = create_optimizer(config.optimizer, rate, geometry, frozen)
+        self.frozen = FrozenWeights(geometry, frozen, memory)
         self.banks = self._allocate_banks(start)
-        self.lanes = Lanes(parameter_shapes(geometry), self.plan, self.first_batch)
+        self.lanes = Lanes(trained, self.plan, self.first_batch)
         self.gradient = Gradient(self.lanes, config.delay)
         self.slots = Pool([memory.allocate_slot() for _ in range(config.slots)])
         self.scratch = Pool([memory.allocate_scratch() for _ in range(config.max_concurrent_backward)])
@@ -110,7 +114,7 @@ class Training:
         self.snapshot: CheckpointSnapshot | None = None
         if output:
             self.snapshot = CheckpointSnapshot(
-                geometry, self.banks, self.optimizer.state, copies=config.checkpoint.copies
+                trained, self.banks, self.optimizer.state, copies=config.checkpoint.copies
             )
 
         self.shards = plan_shards(self.gradient.flat.size, max(config.threads.reduce, config.threads.update))
@@ -146,15 +150,18 @@ class Training:
         """Allocate the banks and the weights, packed weights and optimizer state that the run starts from."""
         config, geometry = self.config, self.config.model.geometry()
         count = config.delay + 1 + config.extra_banks
-        banks = [Bank(geometry, self.compute.memory.allocate_packed()) for _ in range(count)]
+        trained = parameter_shapes(geometry, config.frozen_tensors()).keys()
+        banks = [Bank(geometry, self.compute.memory.allocate_packed(trained), self.frozen) for _ in range(count)]
         versions = start.versions if start else (0,)
         published = {version: index for index, version in enumerate(versions)}
         for version, index in published.items():
-            banks[index].scaler = self.scaler.start(version, start.scalers.get(version) if start else None)
+            bank = banks[index]
+            bank.scaler = self.scaler.start(version, start.scalers.get(version) if start else None)
             if start:
-                start.read_weights(version, banks[index].arena)
+                start.read_weights(version, bank.tensors if version == start.step else bank.arena)
             else:
-                initialise(banks[index].arena, geometry, config.seed, residual_scaling=config.model.residual_scaling)
+                initialise(bank.tensors, geometry, config.seed, residual_scaling=config.model.residual_scaling)
+        for index in published.values():  # once the frozen tensors, which the newest version has, are there
             self.compute.pack_from_master(banks[index])
         if start:
             start.read_optimizer(self.optimizer.state)
@@ -168,6 +175,7 @@ class Training:
         """Return the allocated bytes of each part of `memory_plan`, in its order."""
         return [
             self.banks.total(lambda bank: bank.nbytes),
+            self.frozen.nbytes,
             sum(arena.nbytes for arena in self.optimizer.state.values()),
             self.lanes.nbytes,
             self.gradient.nbytes,
