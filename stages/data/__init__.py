@@ -11,7 +11,10 @@ from threadloom.stages.data.batches import (
     TokenIds as TokenIds,
     evaluation_batches as evaluation_batches,
 )
-from threadloom.stages.data.bpe_training import train_byte_pairs as train_byte_pairs
+from threadloom.stages.data.bpe_training import (
+    WORD_PATTERN as WORD_PATTERN,
+    train_byte_pairs as train_byte_pairs,
+)
 from threadloom.stages.data.chunked_text import (
     ChunkedText as ChunkedText,
     StringText as StringText,
@@ -35,6 +38,7 @@ from threadloom.stages.data.token_file import (
 )
 from threadloom.stages.data.tokenizer import Tokenizer as Tokenizer, TokenizerError as TokenizerError
 from threadloom.stages.data.tokenizer_files import (
+    TOKENIZER_CONFIG_FILE as TOKENIZER_CONFIG_FILE,
     TOKENIZER_FILE as TOKENIZER_FILE,
     companion_files as companion_files,
     load_tokenizer as load_tokenizer,

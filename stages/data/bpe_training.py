@@ -28,7 +28,7 @@ IN_PROCESS_CHARACTERS = 1 << 19
 """Texts of at most this length are trained in this process, which takes about a second."""
 
 _N = WORD_CHARACTERS
-_PATTERN = (
+WORD_PATTERN = (
     rf"'s|'t|'re|'ve|'m|'ll|'d| ?\p{{L}}{{1,{_N}}}| ?\p{{N}}{{1,{_N}}}| ?[^\s\p{{L}}\p{{N}}]{{1,{_N}}}"
     rf"|\s{{1,{_N}}}(?!\S)|\s{{1,{_N}}}"
 )
@@ -49,7 +49,7 @@ def word_splitter() -> "PreTokenizer":
 
     return pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(_PATTERN), "isolated"),
+            pre_tokenizers.Split(Regex(WORD_PATTERN), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )

@@ -9,7 +9,7 @@ import click
 from threadloom.stages.console import write_output
 from threadloom.stages.tools.common import reported_errors
 
-FORMATS = ("float32", "bf16", "fp16")
+FORMATS = ("float32", "bf16", "fp16", "q8_0")
 
 
 class Size(click.ParamType[int]):
@@ -35,14 +35,15 @@ class Size(click.ParamType[int]):
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--dtype", type=click.Choice(FORMATS), default="float32", show_default=True,
-              help="Number format of the weights, rounded to nearest.")  # fmt: skip
+              help="Number format of the weights; q8_0 (8 bits, a scale for 32 elements) in GGUF only.")  # fmt: skip
 @click.option("--shard-size", type=Size(), default="5GB", show_default=True,
               help="Largest size of a file of weights in a folder.")  # fmt: skip
 def export(run: Path, out: Path, dtype: str, shard_size: int) -> None:
     """Write a trained model for other programs.
 
     RUN is a run directory, whose newest checkpoint is used, a checkpoint, or a model folder in Hugging Face's layout.
-    OUT is a new folder in that layout, which transformers, PEFT and vLLM open.
+    OUT is a new folder in that layout, which transformers, PEFT and vLLM open. If its name ends in .gguf, it is a new
+    file for llama.cpp, which needs the package gguf (pip install 'threadloom[gguf]').
     """
     with reported_errors():
         from threadloom.stages.tools.export.exporting import export_run

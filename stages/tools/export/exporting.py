@@ -3,20 +3,36 @@
 from pathlib import Path
 
 from threadloom.stages.checkpoint import ExportedModel, export_model
+from threadloom.stages.config import ConfigError
 from threadloom.stages.inference import Model
 from threadloom.stages.storage import StoredFormat, require_absent
+from threadloom.stages.tools.export.gguf_file import GGUF_FORMATS, write_gguf
 
 _STORED = {"float32": StoredFormat.FLOAT32, "bf16": StoredFormat.BF16, "fp16": StoredFormat.FP16}
+GGUF_SUFFIX = ".gguf"
 
 
 def export_run(run: Path, out: Path, dtype: str, shard_bytes: int) -> list[str]:
-    """Export a model to a new directory and return lines that describe the result.
+    """Export a model to a new directory, or to a file if its name ends in .gguf; return lines that describe the result.
 
-    `dtype` is a number format of the command. Raises the errors of `Model.open` and `export_model`.
+    `dtype` is a number format of the command. Raises ConfigError for one that the kind of file does not have, and the
+    errors of `Model.open`, `export_model` and `write_gguf`.
     """
+    as_gguf = out.suffix == GGUF_SUFFIX
+    formats = GGUF_FORMATS if as_gguf else _STORED
+    if dtype not in formats:
+        raise ConfigError(
+            "--dtype",
+            expected=f"{', '.join(formats)} for a folder",
+            got=dtype,
+            hint=f"{dtype} is a format of GGUF: give a name that ends in {GGUF_SUFFIX}",
+        )
     require_absent(out)
     opened = Model.open(run)
     tensors = {name: tensor for name, tensor in opened.weights._asdict().items() if tensor.size}
     model = ExportedModel(opened.path, tensors, opened.geometry, opened.tokenizer.end_of_text)
+    if as_gguf:
+        write_gguf(model, opened.tokenizer, out, dtype)
+        return [f"{out}: {opened.geometry}, {dtype}"]
     files = export_model(model, out, _STORED[dtype], shard_bytes)
     return [f"{out}: {opened.geometry}, {dtype}, {', '.join(files)}"]
