@@ -2,8 +2,8 @@
 
     python -m examples.sample [RUN [PROMPT]]
 
-RUN is a run directory, a checkpoint, or a GPT-2 folder in Hugging Face's layout. Without it, a small model is trained
-for some seconds first.
+RUN is a run directory, a checkpoint, or the folder of a model in Hugging Face's layout. Without it, a small model is
+trained for some seconds first.
 """
 
 import sys

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from threadloom.stages.config.gpt2 import Gpt2Config
 from threadloom.stages.config.llama import LlamaConfig
 from threadloom.stages.config.section import Section
-from threadloom.stages.config.trained import TrainConfig
 from threadloom.stages.config.transformer import ModelArchitecture
 from threadloom.stages.models import Geometry
 
@@ -264,8 +263,6 @@ class Config(Section, frozen=True, kw_only=True):
     """Updates of the run."""
     seed: int = 1337
     """Seed of the initial weights and of the order of the data."""
-    train: TrainConfig = TrainConfig()
-    """The settings `train.*`."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """The settings `optimizer.*`."""
     schedule: ScheduleConfig = ScheduleConfig()
@@ -289,6 +286,9 @@ class Config(Section, frozen=True, kw_only=True):
     """The settings `trace.*`."""
     pictures: bool = True
     """Draw loss.png and timeline.png at the end of the run, which takes about a second and 60 MB of memory."""
+    init: str = ""
+    """Folder of a model whose weights the run starts from; `model.*` are its sizes (`train --init`). Empty: random
+    weights from `seed`."""
 
     @property
     def sequences(self) -> int:

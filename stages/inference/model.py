@@ -76,7 +76,7 @@ class Model:
 
     @classmethod
     def open(cls, path: Path) -> "Model":
-        """Open the newest checkpoint of a run directory, a checkpoint, or a GPT-2 model in Hugging Face's layout.
+        """Open the newest checkpoint of a run directory, a checkpoint, or a model in Hugging Face's layout.
 
         Raises `ModelError` if there is none, `CheckpointError` or `TokenizerError` if its files are damaged.
         """
@@ -96,7 +96,7 @@ class Model:
             return cls(folder, geometry, as_weights(geometry, arena), tokenizer, None, ends)
         raise ModelError(
             str(path),
-            expected="a run directory with a checkpoint, a checkpoint, or a GPT-2 model in Hugging Face's layout",
+            expected="a run directory with a checkpoint, a checkpoint, or a model in Hugging Face's layout",
             got="none of them" if path.exists() else "no such folder",
             hint="pass the folder of train --out, once the run has written its first checkpoint",
         )

@@ -4,10 +4,12 @@ Matrices are stored as (inputs, outputs), queries, keys and values side by side 
 """
 
 from math import sqrt
+from typing import Any
 
-from threadloom.stages.models.architecture import InitialValue
+from threadloom.stages.models.architecture import HuggingFaceLayout, InitialValue
 from threadloom.stages.models.geometry import Geometry, Shape
 from threadloom.stages.models.llama_geometry import LlamaGeometry
+from threadloom.stages.models.llama_huggingface import LlamaHuggingFace
 
 MATRICES = ("wte", "head", "qkv_weight", "attn_proj_weight", "gate_up_weight", "down_weight")
 """The tensors with weight decay, which lead the table of shapes."""
@@ -23,6 +25,7 @@ class Llama:
     geometry: type[Geometry] = LlamaGeometry
     matrices: tuple[str, ...] = MATRICES
     unstacked = frozenset({"wte", "head", "normf_weight"})
+    huggingface: HuggingFaceLayout[Any] = LlamaHuggingFace()
 
     def parameter_shapes(self, geometry: LlamaGeometry) -> dict[str, Shape]:
         """Return the shape of every field of `kernels.common.LlamaWeights` that the model has, in its order."""

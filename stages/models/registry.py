@@ -9,8 +9,10 @@ import msgspec
 from threadloom.stages.models.architecture import Architecture, UnsupportedModelError
 from threadloom.stages.models.geometry import Geometry
 from threadloom.stages.models.gpt2 import Gpt2
+from threadloom.stages.models.llama import Llama
 
-ARCHITECTURES: Mapping[str, Architecture[Any]] = {architecture.name: architecture for architecture in (Gpt2(),)}
+_ALL: tuple[Architecture[Any], ...] = (Gpt2(), Llama())
+ARCHITECTURES: Mapping[str, Architecture[Any]] = {architecture.name: architecture for architecture in _ALL}
 """Name → architecture."""
 
 

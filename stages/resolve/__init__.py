@@ -3,6 +3,11 @@
 May import: all above.
 """
 
+from threadloom.stages.resolve.initial_model import (
+    fine_tuning_config as fine_tuning_config,
+    require_initial_model as require_initial_model,
+    with_initial_model as with_initial_model,
+)
 from threadloom.stages.resolve.loading import (
     CONFIG_NAMES as CONFIG_NAMES,
     apply_overrides as apply_overrides,

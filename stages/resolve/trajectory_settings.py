@@ -8,7 +8,6 @@ from threadloom.stages.config import Config, LossScaling, ScheduleKind, flatten
 
 _ALWAYS = (
     "model.",
-    "train.",
     "optimizer.",
     "data.tokenizer",
     "data.tokenizer_path",
@@ -51,6 +50,8 @@ def trajectory(config: Config, text_sha256: str | None = None) -> dict[str, Any]
     keys = (*_ALWAYS, *_BY_SCHEDULE[config.schedule.kind], *_BY_SCALING[config.loss_scale.kind])
     if config.shared_lanes:
         keys = (*keys, "shared_lanes")  # absent otherwise, as in runs that earlier versions saved
+    if config.init:
+        keys = (*keys, "init")
     picked = {
         key: _as_json(value)
         for key, value in flatten(config).items()

@@ -17,6 +17,9 @@ PICTURES = 45_000_000
 CHEAPER = ("checkpoint.copies=false", "delay=0", "lanes=1", "threads.forward=1", "threads.backward=1", "micro_batch=1")
 """Settings that take less memory for the same model, in the order in which they are suggested."""
 
+SHORTEST_CONTEXT = 128
+"""Tokens of the shortest context that is suggested for a model that the run starts from, at least half of it."""
+
 
 def planned_memory(config: ResolvedConfig, preparation: int = 0) -> dict[str, int]:
     """Return the bytes that a run adds to the process, by part.
@@ -64,9 +67,15 @@ def _vocabulary(config: Config, resolved: ResolvedConfig) -> int | None:
 
 
 def _smaller(resolved: ResolvedConfig) -> Iterator[tuple[str, ...]]:
-    """Yield settings that take less and less memory: first with the same model, then with fewer layers and channels."""
+    """Yield settings that take less and less memory: first with the same model, then with fewer layers and channels.
+
+    The sizes of a model that the run starts from cannot change, except the context.
+    """
     for count in range(1, len(CHEAPER) + 1):
         yield CHEAPER[:count]
+    if resolved.init:
+        yield from _shorter(resolved.model.context)
+        return
     layers, channels, heads = resolved.model.layers, resolved.model.channels, resolved.model.heads
     while layers > 1:
         layers //= 2
@@ -74,3 +83,10 @@ def _smaller(resolved: ResolvedConfig) -> Iterator[tuple[str, ...]]:
     while channels // 2 >= heads and (channels // 2) % heads == 0:
         channels //= 2
         yield ("model.layers=1", f"model.channels={channels}")
+
+
+def _shorter(context: int) -> Iterator[tuple[str, ...]]:
+    while context > SHORTEST_CONTEXT:
+        context //= 2
+        yield (f"model.context={context}",)
+    yield (*CHEAPER, f"model.context={context}")

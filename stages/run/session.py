@@ -1,17 +1,18 @@
 """One run in its run directory, from reading the text to drawing the plots."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import msgspec
 from loguru import logger
 
 from threadloom.kernels import blas_info
-from threadloom.pipeline import Cancelled, Run, available_cores
-from threadloom.stages.checkpoint import Checkpoint, latest_checkpoint, remove_leftovers
+from threadloom.pipeline import Arena, Cancelled, Run, available_cores
+from threadloom.stages.checkpoint import Checkpoint, latest_checkpoint, read_initial_weights, remove_leftovers
 from threadloom.stages.config import Config, ConfigError, Precision, ResolvedConfig, printable
 from threadloom.stages.console import StopSignals
 from threadloom.stages.data import (
@@ -30,7 +31,7 @@ from threadloom.stages.data import (
 )
 from threadloom.stages.machine import detect
 from threadloom.stages.memory import format_lanes, format_memory_plan, label
-from threadloom.stages.models import parameter_count, parameter_shapes
+from threadloom.stages.models import parameter_count
 from threadloom.stages.resolve import (
     FLOAT32_PRECISIONS,
     PrecisionChoice,
@@ -39,6 +40,7 @@ from threadloom.stages.resolve import (
     gemm_description,
     gemm_settings,
     is_precision_open,
+    require_initial_model,
     resolve,
     stage_threads,
     to_json,
@@ -94,6 +96,8 @@ def train(
     StageFailure for an error in the pipeline, such as TrainingDiverged.
     """
     validate(config)
+    if mode is not RunMode.RESUME:
+        require_initial_model(config)
     # Checks that may refuse the run come first: the claim creates the directory, or removes the run in it.
     choice = choose_precision_here(config) if mode is not RunMode.RESUME else None
     if choice is not None and not force:
@@ -103,6 +107,8 @@ def train(
         start = _last_checkpoint(run) if mode is RunMode.RESUME else None
         if start is not None:
             config = _as_begun(config, run)
+        elif mode is RunMode.RESUME:
+            require_initial_model(config)
         if choice is None:  # a started run is resumed even if its precision is slow on this machine
             choice = choose_precision_here(config, allow_slow=start is not None)
         config = with_precision(config, choice.precision)
@@ -276,7 +282,9 @@ def _train(
     written = WrittenMetrics(config, start.step if start else 0)
     output = CheckpointOutput(run.checkpoints, data.tokenizer_path, written.wait_for, data.tokenizer.end_of_text)
     source = TokenBatches(data.train, config.batch_sizes, config.seed)
-    training = Training(config, source, _validation(config, data), output, start)
+    if config.init and start is None:
+        logger.info("initial weights: {}", config.init)
+    training = Training(config, source, _validation(config, data), output, start, _initial_weights(config))
     logger.info("memory of the run:\n{}", format_memory_plan(planned_memory(config, data.preparation_bytes)))
     trace = new_trace(config, training)
     begin = time.perf_counter()
@@ -292,6 +300,13 @@ def _train(
                     _follow(pipeline, reporter, written)
     last = reporter.last_evaluation
     return Outcome(run, config, config.steps, last.val_loss if last else None, time.perf_counter() - begin)
+
+
+def _initial_weights(config: ResolvedConfig) -> Callable[[Arena], None] | None:
+    """Return the reader of the weights that a run starts from; None for random weights."""
+    if not config.init:
+        return None
+    return partial(read_initial_weights, Path(config.init), config.model.geometry())
 
 
 def _follow(pipeline: Run, reporter: Reporter, written: WrittenMetrics) -> None:
@@ -341,12 +356,6 @@ def _announce(config: ResolvedConfig, choice: PrecisionChoice) -> None:
         parameter_count(geometry), config.sequences, geometry.context, config.micro_batch, format_lanes(config),
         config.delay,
     )  # fmt: skip
-    if frozen := config.frozen_tensors():
-        trained = parameter_shapes(geometry, frozen)
-        logger.info(
-            "trained: {:,} parameters of {} tensors, {}; {} are frozen",
-            parameter_count(geometry, frozen), len(trained), ", ".join(trained), len(frozen),
-        )  # fmt: skip
 
 
 def _validation(config: ResolvedConfig, data: Dataset) -> Validation:

@@ -22,6 +22,7 @@ import msgspec
 
 from threadloom.pipeline import (
     Abortable,
+    Arena,
     Banks,
     Fifo,
     Gather,
@@ -40,7 +41,6 @@ from threadloom.stages.data import BatchSource
 from threadloom.stages.memory import (
     Bank,
     Evaluation,
-    FrozenWeights,
     LossScaler,
     MicroBatch,
     OrderedAccumulation,
@@ -79,7 +79,7 @@ class Training:
     """The memory and the stages of one run, all allocated on construction.
 
     `data` yields the micro-batches. With `validation` the run evaluates, with `output` it writes checkpoints, with
-    `start` it continues from one.
+    `start` it continues from one. Otherwise `initial` writes the weights that it starts from; None: random weights.
     """
 
     def __init__(
@@ -89,10 +89,9 @@ class Training:
         validation: Validation | None = None,
         output: CheckpointOutput | None = None,
         start: Checkpoint | None = None,
+        initial: Callable[[Arena], None] | None = None,
     ) -> None:
         geometry, tokens = config.model.geometry(), config.sequences * config.model.context
-        frozen = config.frozen_tensors()
-        trained = parameter_shapes(geometry, frozen)
         self.config = config
         self.first_batch = start.step if start else 0
         self.plan = LanePlan(config.lanes, config.micro_batches)
@@ -101,10 +100,9 @@ class Training:
         self.scaler = LossScaler(config.loss_scale)
 
         rate = partial(learning_rate, config.schedule, config.optimizer.lr)
-        self.optimizer = create_optimizer(config.optimizer, rate, geometry, frozen)
-        self.frozen = FrozenWeights(geometry, frozen, memory)
-        self.banks = self._allocate_banks(start)
-        self.lanes = Lanes(trained, self.plan, self.first_batch)
+        self.optimizer = create_optimizer(config.optimizer, rate, geometry)
+        self.banks = self._allocate_banks(start, initial)
+        self.lanes = Lanes(parameter_shapes(geometry), self.plan, self.first_batch)
         self.gradient = Gradient(self.lanes, config.delay)
         self.slots = Pool([memory.allocate_slot() for _ in range(config.slots)])
         self.scratch = Pool([memory.allocate_scratch() for _ in range(config.max_concurrent_backward)])
@@ -114,7 +112,7 @@ class Training:
         self.snapshot: CheckpointSnapshot | None = None
         if output:
             self.snapshot = CheckpointSnapshot(
-                trained, self.banks, self.optimizer.state, copies=config.checkpoint.copies
+                geometry, self.banks, self.optimizer.state, copies=config.checkpoint.copies
             )
 
         self.shards = plan_shards(self.gradient.flat.size, max(config.threads.reduce, config.threads.update))
@@ -146,22 +144,21 @@ class Training:
         )
         check_allocation(self._memory_plan, self._allocated())
 
-    def _allocate_banks(self, start: Checkpoint | None) -> Banks[Bank]:
+    def _allocate_banks(self, start: Checkpoint | None, initial: Callable[[Arena], None] | None) -> Banks[Bank]:
         """Allocate the banks and the weights, packed weights and optimizer state that the run starts from."""
         config, geometry = self.config, self.config.model.geometry()
         count = config.delay + 1 + config.extra_banks
-        trained = parameter_shapes(geometry, config.frozen_tensors()).keys()
-        banks = [Bank(geometry, self.compute.memory.allocate_packed(trained), self.frozen) for _ in range(count)]
+        banks = [Bank(geometry, self.compute.memory.allocate_packed()) for _ in range(count)]
         versions = start.versions if start else (0,)
         published = {version: index for index, version in enumerate(versions)}
         for version, index in published.items():
-            bank = banks[index]
-            bank.scaler = self.scaler.start(version, start.scalers.get(version) if start else None)
+            banks[index].scaler = self.scaler.start(version, start.scalers.get(version) if start else None)
             if start:
-                start.read_weights(version, bank.tensors if version == start.step else bank.arena)
+                start.read_weights(version, banks[index].arena)
+            elif initial:
+                initial(banks[index].arena)
             else:
-                initialise(bank.tensors, geometry, config.seed, residual_scaling=config.model.residual_scaling)
-        for index in published.values():  # once the frozen tensors, which the newest version has, are there
+                initialise(banks[index].arena, geometry, config.seed, residual_scaling=config.model.residual_scaling)
             self.compute.pack_from_master(banks[index])
         if start:
             start.read_optimizer(self.optimizer.state)
@@ -175,7 +172,6 @@ class Training:
         """Return the allocated bytes of each part of `memory_plan`, in its order."""
         return [
             self.banks.total(lambda bank: bank.nbytes),
-            self.frozen.nbytes,
             sum(arena.nbytes for arena in self.optimizer.state.values()),
             self.lanes.nbytes,
             self.gradient.nbytes,

@@ -15,8 +15,8 @@ def evaluate(run: Path, texts: tuple[str, ...]) -> None:
     """Compute the loss of a trained model on a text.
 
     Prints it in nats per token, as perplexity, and in bits per character. RUN is a run directory, whose newest
-    checkpoint is used, a checkpoint, or a GPT-2 folder in Hugging Face's layout. Without --text, the loss is that
-    of the whole validation part of the run's text. (The losses that `train` reports are those of some windows of
+    checkpoint is used, a checkpoint, or the folder of a model in Hugging Face's layout. Without --text, the loss is
+    that of the whole validation part of the run's text. (The losses that `train` reports are those of some windows of
     that part: evaluation.batches of them, and evaluation.final_batches at the end.)
     """
     with reported_errors():

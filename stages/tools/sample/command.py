@@ -44,8 +44,9 @@ def sample(
 ) -> None:
     """Generate text with a trained model.
 
-    RUN is a run directory, whose newest checkpoint is used, a checkpoint, or a GPT-2 folder in Hugging Face's layout.
-    The text ends after --tokens tokens, before a --stop, or when the model draws its token for the end of a text.
+    RUN is a run directory, whose newest checkpoint is used, a checkpoint, or the folder of a model in Hugging Face's
+    layout. The text ends after --tokens tokens, before a --stop, or when the model draws its token for the end of a
+    text.
     """
     with reported_errors():
         from threadloom.stages.config import SpecialTokens

@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     "--text", "texts", multiple=True, metavar="FILE_OR_DIR",
     help=f"Text to train on. Repeatable. '{STDLIB}' is the source of Python's standard library (default).",
 )  # fmt: skip
+@click.option(
+    "--init", type=click.Path(path_type=Path), metavar="FOLDER",
+    help="Start from the weights, sizes and tokenizer of a model in Hugging Face's layout, or of a run.",
+)  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path), help="The run directory.  [required]")
 @click.option("--estimate", is_flag=True, help="Print estimated memory and time, then exit; needs no --out.")
 @click.option("--resume", is_flag=True, help="Resume the run in --out from its last checkpoint.")
@@ -47,6 +51,7 @@ def train_command(
     overrides: tuple[str, ...],
     steps: int | None,
     texts: tuple[str, ...],
+    init: Path | None,
     out: Path | None,
     estimate: bool,
     resume: bool,
@@ -62,16 +67,20 @@ def train_command(
     checkpoints/, whose models `transformers` can open. Ctrl-C, SIGTERM, SIGHUP and --time-limit write a checkpoint and
     stop the run; after SIGUSR1 it continues. --resume continues a run from its last checkpoint, on exactly the
     trajectory of a run that was not interrupted.
+
+    --init fine-tunes a model: with --config its settings are used, otherwise those for fine-tuning.
     """
     if resume and overwrite:
         raise click.UsageError("--resume and --overwrite exclude each other")
     if resume and config_name:
         raise click.UsageError("--resume uses the configuration of the run: omit --config (--set is allowed)")
+    if resume and init is not None:
+        raise click.UsageError("--resume continues from the weights of the run: omit --init")
     if out is None and (resume or not estimate):
         raise click.MissingParameter(param_hint="'--out'", param_type="option")
 
     def config() -> "Config":
-        base = _resumed_config(out) if out is not None and resume else named_config(config_name)
+        base = _resumed_config(out) if out is not None and resume else _starting_config(config_name, init)
         return changed_config(base, overrides, steps, texts)
 
     if estimate:
@@ -88,6 +97,15 @@ def train_command(
 
         mode = RunMode.RESUME if resume else RunMode.OVERWRITE if overwrite else RunMode.NEW
         _train(config(), out, mode, tuned=not no_tuned, force=force, sample_tokens=sample_tokens)
+
+
+def _starting_config(name: str | None, init: Path | None) -> "Config":
+    """Return the named configuration, with the model in `init` if there is one; without a name that for fine-tuning."""
+    if init is None:
+        return named_config(name)
+    from threadloom.stages.resolve import fine_tuning_config, with_initial_model
+
+    return fine_tuning_config(init) if name is None else with_initial_model(named_config(name), init)
 
 
 def _resumed_config(out: Path) -> "Config":

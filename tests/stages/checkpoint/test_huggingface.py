@@ -208,7 +208,7 @@ def test_another_geometry_is_refused(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("field", "value", "text"),
     [
-        ("model_type", "llama", 'expected model_type = "gpt2", got "llama"'),
+        ("model_type", "bert", 'expected model_type = "gpt2" or "llama"'),
         ("activation_function", "gelu", 'activation_function = "gelu_new"'),
         ("layer_norm_epsilon", 1e-6, "layer_norm_epsilon = 1e-05, got 1e-06"),
         ("tie_word_embeddings", False, "tie_word_embeddings = true"),

@@ -1,0 +1,162 @@
+"""Runs that start from the weights of a model: of its sizes, with its tokenizer, and resumed without its folder."""
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from loguru import logger
+
+from tests.stages.support import STORY, command, story
+from threadloom.pipeline import Arena
+from threadloom.stages.checkpoint import Checkpoint, load_model
+from threadloom.stages.config import Config, ConfigError, TokenizerKind
+from threadloom.stages.models import parameter_shapes
+from threadloom.stages.resolve import apply_overrides, load_config, require_initial_model, with_initial_model
+from threadloom.stages.run.session import saved_config, train
+from threadloom.stages.storage import CONFIG_FILE, CheckpointError, RunDirectory, RunMode
+
+pytestmark = [pytest.mark.timeout(60), STORY]
+STILL = ("optimizer.lr=0", "steps=2", "checkpoint.interval=1")
+"""Settings of a run whose weights do not change."""
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    """Remove the log configuration of the command line."""
+    yield
+    logger.remove()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with the text and `run`, a run of GPT-2."""
+    folder = tmp_path_factory.mktemp("finished")
+    train(story(folder, "steps=3"), folder / "run")
+    return folder
+
+
+@pytest.fixture
+def model(finished: Path, tmp_path: Path) -> Path:
+    """Return a copy of the last checkpoint, which is a folder in Hugging Face's layout with the model's tokenizer."""
+    return shutil.copytree(RunDirectory(finished / "run").checkpoint(3), tmp_path / "model")
+
+
+def weights_after(run: Path, step: int) -> Arena:
+    checkpoint = Checkpoint.open(RunDirectory(run).checkpoint(step))
+    arena = Arena(parameter_shapes(checkpoint.geometry))
+    checkpoint.read_weights(step, arena)
+    return arena
+
+
+def continued(finished: Path, model: Path, *overrides: str) -> Config:
+    """Return the configuration of a run that starts from the model, on the same text."""
+    return apply_overrides(with_initial_model(story(finished), model), (*STILL, *overrides))
+
+
+def test_a_run_starts_from_the_weights_of_the_model(finished: Path, model: Path, tmp_path: Path) -> None:
+    config = continued(finished, model)
+    assert config.data.tokenizer is TokenizerKind.PRETRAINED
+    train(config, tmp_path / "run")
+    np.testing.assert_array_equal(weights_after(tmp_path / "run", 2).flat, load_model(model)[1].flat)
+    assert saved_config(tmp_path / "run").init == str(model)
+
+
+def test_a_run_directory_is_a_model_too(finished: Path, tmp_path: Path) -> None:
+    config = with_initial_model(story(tmp_path), finished / "run")
+    assert config.init == str(RunDirectory(finished / "run").checkpoint(3))
+
+
+def test_a_shorter_context_takes_the_first_positions(finished: Path, model: Path, tmp_path: Path) -> None:
+    train(continued(finished, model, "model.context=5"), tmp_path / "run")
+    found, whole = weights_after(tmp_path / "run", 2), load_model(model)[1]
+    np.testing.assert_array_equal(found["wpe"], whole["wpe"][:5])
+    np.testing.assert_array_equal(found["fc_weight"], whole["fc_weight"])
+
+
+@pytest.mark.parametrize(
+    ("override", "refusal"),
+    [
+        ("model.context=9", "model.context: expected at most 8, as in the model in"),
+        ("model.layers=2", "model.layers: expected 1, as in the model in"),
+        ("model.channels=32", "model.channels: expected 16, as in the model in"),
+        ("model.vocab_size=99", "model.vocab_size: expected 14, as in the model in"),
+        ("model.architecture=llama", 'model.architecture: expected "gpt2", as in the model in'),
+    ],
+)
+def test_other_sizes_than_those_of_the_model_are_refused(
+    finished: Path, model: Path, tmp_path: Path, override: str, refusal: str
+) -> None:
+    with pytest.raises(ConfigError, match=refusal):
+        train(continued(finished, model, override), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_open_vocabulary_is_that_of_the_model(finished: Path, model: Path) -> None:
+    require_initial_model(continued(finished, model, "model.vocab_size=null", "model.residual_scaling=false"))
+
+
+def test_a_run_is_resumed_without_the_folder(finished: Path, model: Path, tmp_path: Path) -> None:
+    config = continued(finished, model)
+    train(config, tmp_path / "run")
+    expected = load_model(model)[1]
+    shutil.rmtree(model)
+    train(msgspec.structs.replace(saved_config(tmp_path / "run"), steps=3), tmp_path / "run", RunMode.RESUME)
+    np.testing.assert_array_equal(weights_after(tmp_path / "run", 3).flat, expected.flat)
+
+
+def test_a_model_that_was_removed_before_the_run_starts_is_an_error(
+    finished: Path, model: Path, tmp_path: Path
+) -> None:
+    config = continued(finished, model)
+    (model / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=re.escape(str(model))):
+        train(config, tmp_path / "run")
+    shutil.rmtree(model)
+    with pytest.raises(CheckpointError, match=re.escape(str(model))):
+        train(config, tmp_path / "other")
+
+
+def test_a_tokenizer_with_more_ids_than_the_model_has_rows_is_refused(
+    finished: Path, model: Path, tmp_path: Path
+) -> None:
+    tokenizer = json.loads((model / "tokenizer.json").read_text())
+    tokenizer |= {"alphabet": tokenizer["alphabet"] + "é", "size": tokenizer["size"] + 1}
+    (model / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(
+        ConfigError, match=r"model\.vocab_size: expected at least the 15 tokens of the tokenizer, got 14"
+    ):
+        train(continued(finished, model), tmp_path / "run")
+
+
+def test_the_folder_of_a_model_is_a_configuration_for_fine_tuning(model: Path) -> None:
+    config = load_config(model)
+    assert (config.init, config.model.context, config.model.vocab_size) == (str(model), 8, 14)
+    assert config.optimizer.lr == 5e-5
+    require_initial_model(config)
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
+    (tmp_path / CONFIG_FILE).write_text("{}")
+    for path in (tmp_path, tmp_path / "nothing"):
+        with pytest.raises(ConfigError, match="expected a folder with a model in Hugging Face's layout"):
+            with_initial_model(load_config("nanogpt-cpu"), path)
+
+
+def test_the_command_line_fine_tunes_samples_and_scores(finished: Path, model: Path, tmp_path: Path) -> None:
+    common = ("--text", finished / "text.txt", "--steps=2", "--set=precision=float32", "--no-tuned")
+    outcome = command("train", "--init", model, *common, "--out", tmp_path / "run", "--sample=3")
+    assert outcome.status == 0, outcome.err
+    saved = saved_config(tmp_path / "run")
+    assert (saved.init, saved.optimizer.lr, saved.batch_size) == (str(model), 5e-5, 8)
+    outcome = command("train", "--init", model, "--config=small", *common, "--out", tmp_path / "other", "--sample=0")
+    assert outcome.status == 0, outcome.err
+    assert saved_config(tmp_path / "other").batch_size == load_config("small").batch_size
+    outcome = command("train", "--init", model, "--resume", "--out", tmp_path / "run")
+    assert (outcome.status, "omit --init" in outcome.err) == (2, True)
+    outcome = command("train", "--init", model, "--out", tmp_path / "none", "--set=model.layers=4", *common)
+    assert (outcome.status, "model.layers: expected 1" in outcome.err) == (1, True)
