@@ -9,7 +9,7 @@ import numpy as np
 
 from threadloom.kernels.common.rmsnorm import reciprocal_rms
 from threadloom.kernels.common.tensors import HeadCounts
-from threadloom.kernels.compiling import Floats, jit_kernel
+from threadloom.kernels.compiling import Floats, jit_inline_body, jit_kernel
 from threadloom.kernels.simd import FloatRow, load_element, store_element
 
 _ZERO = np.float32(0.0)
@@ -22,7 +22,7 @@ class HeadNormWeights(NamedTuple):
     key: Floats  # (D,)
 
 
-@jit_kernel
+@jit_inline_body  # a call per head would cost as much as its loops
 def _normalise(x: FloatRow, weight: Floats, epsilon: np.float32, out: FloatRow) -> None:
     rstd = reciprocal_rms(x, epsilon)
     for j in range(x.shape[0]):
@@ -48,7 +48,7 @@ def head_norm_forward(
             _normalise(before[begin:end], weight, np.float32(epsilon), row[begin:end])
 
 
-@jit_kernel
+@jit_inline_body
 def _normalise_backward(d: FloatRow, x: FloatRow, weight: Floats, epsilon: np.float32, d_weight: Floats) -> None:
     """Replace `d` (D,) by the gradient of `x`; add that of the weight to `d_weight`, (D,) or (0,)."""
     rstd = reciprocal_rms(x, epsilon)

@@ -7,14 +7,14 @@ i + M / 2, by the angle ``position * frequency[i]``. The others, and the values,
 import numpy as np
 
 from threadloom.kernels.common.tensors import HeadCounts
-from threadloom.kernels.compiling import Floats, jit_kernel
+from threadloom.kernels.compiling import Floats, jit_inline_body, jit_kernel
 from threadloom.kernels.simd import FloatRow, load_element, store_element
 
 _FORWARDS = np.float32(1.0)
 _BACKWARDS = np.float32(-1.0)
 
 
-@jit_kernel
+@jit_inline_body  # a call per head would cost as much as its loop
 def _rotate(low: FloatRow, high: FloatRow, cos: Floats, sin: Floats, direction: np.float32) -> None:
     """Rotate the halves of one head's first M dimensions; all (M / 2,)."""
     for i in range(cos.shape[0]):
@@ -29,11 +29,11 @@ def _rotate_rows(
 ) -> None:
     length, half = qkv.shape[0] // sequences, cos.shape[1]
     for r in range(qkv.shape[0]):
-        row, position = qkv[r], r % length
+        row, c, s = qkv[r], cos[r % length], sin[r % length]
         for head in range(heads.query + heads.key_value):
             low = head * size
             high = low + half
-            _rotate(row[low:high], row[high : high + half], cos[position], sin[position], direction)
+            _rotate(row[low:high], row[high : high + half], c, s, direction)
 
 
 @jit_kernel
