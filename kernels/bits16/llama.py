@@ -35,16 +35,13 @@ from threadloom.kernels.bits16.tensors import (
 from threadloom.kernels.common import (
     AccumulationTicket,
     AttentionActivations,
-    HeadNormWeights,
     LlamaConstants,
     LlamaWeights,
-    head_norm_backward,
-    head_norm_forward,
     last_head_part,
     mark_part_done,
     mlp_part,
-    rotary_backward,
-    rotary_forward,
+    prepare_heads_backward,
+    prepare_heads_forward,
     swiglu_backward,
     swiglu_forward,
     wait_for_predecessor,
@@ -52,26 +49,6 @@ from threadloom.kernels.common import (
 from threadloom.kernels.compiling import Floats, TokenIds, jit_inline_body, jit_kernel
 from threadloom.kernels.matmul import transpose_bf16
 from threadloom.kernels.simd import Bits16
-
-
-@jit_inline_body
-def _head_norm(w: LlamaWeights, n: int) -> HeadNormWeights:
-    """Return the weights, or their gradients, of the norms of queries and keys of block `n`."""
-    return HeadNormWeights(w.q_norm_weight[n], w.k_norm_weight[n])
-
-
-@jit_inline_body
-def _attention_input_forward(
-    weights: LlamaWeights16, acts: LlamaActivations16, sequences: int, constants: LlamaConstants, n: int
-) -> None:
-    """Fill ``acts.qkv[n]`` from ``acts.h``, the output of the block's first norm."""
-    w, a, c = weights.master, acts, constants
-    size = a.attn.shape[2] // c.heads.query
-    linear_forward(a.h, weights.packed.qkv[n], w.qkv_bias[n], a.qkv[n], a.thread.upcast)
-    if w.q_norm_weight.size:
-        head_norm_forward(a.qkv[n], a.qk_raw[n], _head_norm(w, n), c.epsilon, c.heads, size)
-    if c.rotary[n]:
-        rotary_forward(a.qkv[n], c.heads, size, c.cos, c.sin, sequences)
 
 
 @jit_kernel
@@ -84,7 +61,8 @@ def blocks_forward(
     for n in range(w.qkv_weight.shape[0]):
         kept1, kept2 = NormalizedRows(a.normed1[n], a.rstd1[n]), NormalizedRows(a.normed2[n], a.rstd2[n])
         rmsnorm_forward(a.x, w.norm1_weight[n], c.epsilon, w.attn_proj_bias[n], kept1, a.h)
-        _attention_input_forward(weights, a, sequences, c, n)
+        linear_forward(a.h, p.qkv[n], w.qkv_bias[n], a.qkv[n], upcast)
+        prepare_heads_forward(a.qkv[n], a.qk_raw[n], w, c, n, sequences)
         attention = AttentionActivations(a.qkv[n], a.attn[n], a.attn_lse[n])
         attention_forward(attention, sequences, c.heads, a.thread.attention)
         linear_residual_forward(a.attn[n], p.attn_proj[n], a.x, upcast)
@@ -157,18 +135,13 @@ def _attention_backward(
 ) -> None:
     """Take ``scratch.dx`` from the gradient between the halves of block `n` to that of the block's input."""
     w, p, a, g, s, c = weights.master, weights.packed, acts, grads, scratch, constants
-    size = a.attn.shape[2] // c.heads.query
     accumulate, part = ticket.accumulate, mlp_part(w.head.shape[0], w.qkv_weight.shape[0], n) + 1
     wait_for_predecessor(ticket, part)
     transpose_backward_weight(a.attn[n], s.dx16, g.attn_proj_weight[n], accumulate, s.transposed, s.thread.upcast)
     linear_backward_input(s.dx16, p.attn_proj_t[n], s.d_attn, s.thread.upcast)
     attention = AttentionActivations(a.qkv[n], a.attn[n], a.attn_lse[n])
     attention_backward(s.d_attn, attention, sequences, c.heads, s.d_qkv, s.thread.attention)
-    if c.rotary[n]:
-        rotary_backward(s.d_qkv, c.heads, size, c.cos, c.sin, sequences)
-    if w.q_norm_weight.size:
-        norms, d_norms = _head_norm(w, n), _head_norm(g, n)
-        head_norm_backward(s.d_qkv, a.qk_raw[n], norms, c.epsilon, c.heads, size, d_norms, accumulate)
+    prepare_heads_backward(s.d_qkv, a.qk_raw[n], w, g, c, n, sequences, accumulate)
     linear_backward_bias(s.d_qkv, g.qkv_bias[n], accumulate)
     kept = NormalizedRows(a.normed1[n], a.rstd1[n])
     below = g.down_bias[n - 1] if n > 0 else g.down_bias[n, :0]

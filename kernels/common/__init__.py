@@ -29,6 +29,10 @@ from threadloom.kernels.common.head_norm import (
     head_norm_forward as head_norm_forward,
 )
 from threadloom.kernels.common.layernorm import EPSILON as EPSILON, Affine as Affine, row_statistics as row_statistics
+from threadloom.kernels.common.llama_heads import (
+    prepare_heads_backward as prepare_heads_backward,
+    prepare_heads_forward as prepare_heads_forward,
+)
 from threadloom.kernels.common.protocol import (
     ARCHITECTURES as ARCHITECTURES,
     KERNELS as KERNELS,

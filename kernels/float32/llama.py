@@ -12,16 +12,13 @@ from typing import NamedTuple
 from threadloom.kernels.common import (
     AccumulationTicket,
     AttentionActivations,
-    HeadNormWeights,
     LlamaConstants,
     LlamaWeights,
-    head_norm_backward,
-    head_norm_forward,
     last_head_part,
     mark_part_done,
     mlp_part,
-    rotary_backward,
-    rotary_forward,
+    prepare_heads_backward,
+    prepare_heads_forward,
     swiglu_backward,
     swiglu_forward,
     wait_for_predecessor,
@@ -40,26 +37,6 @@ from threadloom.kernels.float32.rmsnorm import rmsnorm_apply, rmsnorm_backward, 
 from threadloom.kernels.float32.tensors import LlamaActivations, LlamaScratch
 
 
-@jit_inline_body
-def _head_norm(w: LlamaWeights, n: int) -> HeadNormWeights:
-    """Return the weights, or their gradients, of the norms of queries and keys of block `n`."""
-    return HeadNormWeights(w.q_norm_weight[n], w.k_norm_weight[n])
-
-
-@jit_inline_body
-def _attention_input_forward(
-    weights: LlamaWeights, acts: LlamaActivations, sequences: int, constants: LlamaConstants, n: int
-) -> None:
-    """Fill ``acts.qkv[n]`` from ``acts.h``, the output of the block's first norm."""
-    w, a, c = weights, acts, constants
-    size = a.attn.shape[2] // c.heads.query
-    linear_forward(a.h, w.qkv_weight[n], w.qkv_bias[n], a.qkv[n])
-    if w.q_norm_weight.size:
-        head_norm_forward(a.qkv[n], a.qk_raw[n], _head_norm(w, n), c.epsilon, c.heads, size)
-    if c.rotary[n]:
-        rotary_forward(a.qkv[n], c.heads, size, c.cos, c.sin, sequences)
-
-
 @jit_kernel
 def blocks_forward(weights: LlamaWeights, acts: LlamaActivations, sequences: int, constants: LlamaConstants) -> None:
     """Run all blocks on ``acts.x[0]``, the embeddings, and fill every activation; R is a multiple of `sequences`."""
@@ -67,7 +44,8 @@ def blocks_forward(weights: LlamaWeights, acts: LlamaActivations, sequences: int
     for n in range(w.qkv_weight.shape[0]):
         x, x_mid = a.x[n], a.x_mid[n]
         rmsnorm_forward(x, w.norm1_weight[n], c.epsilon, a.h, a.rstd1[n])
-        _attention_input_forward(w, a, sequences, c, n)
+        linear_forward(a.h, w.qkv_weight[n], w.qkv_bias[n], a.qkv[n])
+        prepare_heads_forward(a.qkv[n], a.qk_raw[n], w, c, n, sequences)
         attention_forward(AttentionActivations(a.qkv[n], a.attn[n], a.attn_lse[n]), sequences, c.heads, a.scores)
         linear_residual_forward(a.attn[n], w.attn_proj_weight[n], w.attn_proj_bias[n], x, x_mid)
         rmsnorm_forward(x_mid, w.norm2_weight[n], c.epsilon, a.h, a.rstd2[n])
@@ -154,7 +132,6 @@ def _attention_backward(
 ) -> None:
     """Take ``scratch.dx`` from the gradient of ``x_mid[n]`` to that of ``x[n]``."""
     w, a, g, s, c, accumulate = weights, acts, grads, scratch, constants, ticket.accumulate
-    size = a.attn.shape[2] // c.heads.query
     part = mlp_part(w.head.shape[0], w.qkv_weight.shape[0], n) + 1
     wait_for_predecessor(ticket, part)
     linear_backward_weight(a.attn[n], s.dx, g.attn_proj_weight[n], accumulate)
@@ -162,11 +139,7 @@ def _attention_backward(
     linear_backward_input(s.dx, w.attn_proj_weight[n], s.d_attn)
     attention = AttentionActivations(a.qkv[n], a.attn[n], a.attn_lse[n])
     attention_backward(s.d_attn, attention, sequences, c.heads, s.d_qkv, s.scores)
-    if c.rotary[n]:
-        rotary_backward(s.d_qkv, c.heads, size, c.cos, c.sin, sequences)
-    if w.q_norm_weight.size:
-        norm, d_norm = _head_norm(w, n), _head_norm(g, n)
-        head_norm_backward(s.d_qkv, a.qk_raw[n], norm, c.epsilon, c.heads, size, d_norm, accumulate)
+    prepare_heads_backward(s.d_qkv, a.qk_raw[n], w, g, c, n, sequences, accumulate)
     _normed_linear_backward(s.d_qkv, a.x[n], a.rstd1[n], _qkv_layer(w, n), _qkv_layer(g, n), s, accumulate)
     mark_part_done(ticket, part)
 

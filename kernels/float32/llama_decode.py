@@ -7,11 +7,9 @@ from the activations of `kernels.float32.llama.blocks_forward`.
 from typing import NamedTuple
 
 from threadloom.kernels.common import (
-    HeadNormWeights,
     LlamaConstants,
     LlamaWeights,
-    head_norm_forward,
-    rotary_forward,
+    prepare_heads_forward,
     swiglu_forward,
 )
 from threadloom.kernels.compiling import Floats, jit_kernel
@@ -54,16 +52,11 @@ def _attention_input(
     w: LlamaWeights, constants: LlamaConstants, position: int, n: int, scratch: LlamaDecodeScratch
 ) -> None:
     """Compute queries, keys and values of block `n` from the output of its first norm, ``scratch.h``."""
-    s, c = scratch, constants
-    size = s.attn.shape[0] // c.heads.query
+    s, c, here = scratch, constants, slice(position, position + 1)
     start_product(w.qkv_bias[n], s.qkv[0])
     add_product(s.h, w.qkv_weight[n], s.qkv[0])
-    if w.q_norm_weight.size:
-        norms = HeadNormWeights(w.q_norm_weight[n], w.k_norm_weight[n])
-        head_norm_forward(s.qkv, s.qk_raw, norms, c.epsilon, c.heads, size)
-    if c.rotary[n]:
-        here = slice(position, position + 1)
-        rotary_forward(s.qkv, c.heads, size, c.cos[here], c.sin[here], 1)
+    at_position = LlamaConstants(c.heads, c.epsilon, c.cos[here], c.sin[here], c.rotary)
+    prepare_heads_forward(s.qkv, s.qk_raw, w, at_position, n, 1)
 
 
 @jit_kernel

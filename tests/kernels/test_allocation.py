@@ -4,16 +4,19 @@ import numpy as np
 import pytest
 
 from tests.kernels.allocations import allocations
+from tests.kernels.llama_model import LlamaFloat32
+from tests.kernels.llama_support import CASES
 from tests.kernels.model import Model
 from tests.kernels.support import Sizes, flat_ids, make_cache, make_decode_scratch
 from threadloom.kernels.common.accumulation import single_writer
 from threadloom.kernels.common.adamw import AdamWStep, adamw_update
-from threadloom.kernels.common.embedding import embedding_backward
+from threadloom.kernels.common.embedding import embedding_backward, token_embedding_backward
 from threadloom.kernels.common.reduction import sum_lanes
 from threadloom.kernels.compiling.arrays import Floats
 from threadloom.kernels.compiling.jit import JIT_ENABLED, jit_kernel
+from threadloom.kernels.float32 import llama
 from threadloom.kernels.float32.decode import decode_token
-from threadloom.kernels.float32.embedding import embedding_forward
+from threadloom.kernels.float32.embedding import embedding_forward, token_embedding_forward
 from threadloom.kernels.float32.gpt2 import blocks_backward, blocks_forward, head_backward, head_loss
 
 pytestmark = pytest.mark.skipif(not JIT_ENABLED, reason="counts allocations of compiled code")
@@ -42,6 +45,20 @@ def test_training_allocates_nothing() -> None:
     assert allocations(head_backward, weights, acts, targets, 1.0, grads, scratch, sizes.constants, ticket) == 0
     assert allocations(blocks_backward, weights, acts, grads, scratch, sizes.sequences, sizes.constants, ticket) == 0
     assert allocations(embedding_backward, ids, scratch.dx, sizes.tokens, grads.wte, grads.wpe, True) == 0
+
+
+def test_training_a_llama_allocates_nothing() -> None:
+    case, rng = CASES["norms of heads, partial rotary"], np.random.default_rng(0)
+    model = LlamaFloat32(case, case.sizes.random_tensors(rng))
+    ids, targets = flat_ids(case.ids(rng)), flat_ids(case.ids(rng))
+    weights, acts, grads, scratch, constants = model.weights, model.acts, model.grads, model.scratch, case.constants
+    ticket = single_writer(accumulate=False)
+    assert allocations(token_embedding_forward, weights.wte, ids, acts.x[0]) == 0
+    assert allocations(llama.blocks_forward, weights, acts, case.sequences, constants) == 0
+    assert allocations(llama.head_loss, weights, acts, targets, constants, scratch.logits) == 0
+    assert allocations(llama.head_backward, weights, acts, targets, 1.0, grads, scratch, constants, ticket) == 0
+    assert allocations(llama.blocks_backward, weights, acts, grads, scratch, case.sequences, constants, ticket) == 0
+    assert allocations(token_embedding_backward, ids, scratch.dx, grads.wte, False) == 0
 
 
 def test_the_optimizer_and_the_reducer_allocate_nothing() -> None:

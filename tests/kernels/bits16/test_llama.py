@@ -29,8 +29,10 @@ if not JIT_ENABLED:
     CASES = {"odd": LlamaCase(sizes, sequences=2, tokens=5, context=6)}
 
 EITHER = pytest.mark.parametrize("fmt", FORMATS, ids=lambda fmt: fmt.name)
-ON_PATHS = [(BF16, path) for path in paths_here()] + [(FP16, paths_here()[-1])]
-"""float16 takes none of the paths of bfloat16's products; its attention may."""
+PATHS = paths_here()
+RUNS = [(BF16, path, 7, 32) for path in PATHS] + [(BF16, PATHS[-1], 1, 5), (BF16, PATHS[-1], 400, 2000)]
+RUNS += [(FP16, PATHS[-1], 7, 32)]
+"""Format, path of bfloat16's GEMMs, rows of a chunk of the logits, columns of a slice of the vocabulary."""
 
 
 @pytest.fixture(params=list(CASES))
@@ -38,8 +40,9 @@ def case(request: pytest.FixtureRequest) -> LlamaCase:
     return CASES[request.param]
 
 
-@pytest.mark.parametrize(("logits_rows", "slice_width"), [(1, 5), (7, 32), (400, 2000)])
-@pytest.mark.parametrize(("fmt", "path"), ON_PATHS, ids=lambda value: getattr(value, "name", None))
+@pytest.mark.parametrize(
+    ("fmt", "path", "logits_rows", "slice_width"), RUNS, ids=lambda value: getattr(value, "name", None)
+)
 def test_loss_and_every_gradient_equal_the_reference(
     case: LlamaCase, fmt: Format, path: DotPath, logits_rows: int, slice_width: int
 ) -> None:
