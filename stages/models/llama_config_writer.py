@@ -17,7 +17,12 @@ def config_of(geometry: LlamaGeometry, end_of_text: int | None) -> dict[str, Any
 
     `end_of_text` is the id of the token that begins and ends texts.
     """
-    content = _content(geometry) | {"bos_token_id": end_of_text, "eos_token_id": end_of_text}
+    tokens = {
+        "bos_token_id": end_of_text,
+        "eos_token_id": end_of_text,
+        "pad_token_id": None,
+    }  # not the class's defaults
+    content = _content(geometry) | tokens
     for family in FAMILIES.values():
         config = {"architectures": [family.causal_model], "model_type": family.model_type, **content}
         if geometry.rotary.dimensions is None and _describes(config, geometry):
