@@ -26,11 +26,13 @@ def gelu_backward(x: Bits16, d: Bits16, out: Bits16, d_bias: Floats, accumulate:
     """Replace `d`, the gradient of GELU(x), by the gradient of `x`, and recompute GELU(x) into `out`; all (R, F).
 
     The column sums of the new `d` before rounding, which are the gradient of the bias in `x`, are written to `d_bias`
-    (F,), or added to it when `accumulate`.
+    (F,), or added to it when `accumulate`; they are not computed for a `d_bias` of length 0.
     """
+    if not d_bias.shape[0]:
+        _without_bias(x, d, out)
+        return
     if not accumulate:
-        for j in range(d_bias.shape[0]):
-            d_bias[j] = _ZERO
+        d_bias.fill(_ZERO)
     for r in range(x.shape[0]):
         row, gradient, target = x[r], d[r], out[r]
         for j in range(row.shape[0]):
@@ -39,3 +41,14 @@ def gelu_backward(x: Bits16, d: Bits16, out: Bits16, d_bias: Floats, accumulate:
             g = load16(gradient, j) * derivative
             store16(gradient, j, g)
             d_bias[j] += g
+
+
+@jit_kernel
+def _without_bias(x: Bits16, d: Bits16, out: Bits16) -> None:
+    """Do the same without the column sums."""
+    for r in range(x.shape[0]):
+        row, gradient, target = x[r], d[r], out[r]
+        for j in range(row.shape[0]):
+            y, derivative = gelu_and_derivative(load16(row, j))
+            store16(target, j, y)
+            store16(gradient, j, load16(gradient, j) * derivative)

@@ -26,6 +26,7 @@ from threadloom.kernels.bits16.linear import (
     linear_forward,
     linear_gelu_forward,
     linear_residual_forward,
+    transpose_backward_weight,
 )
 from threadloom.kernels.bits16.tensors import Activations16, PackedPair, PackedWeight, Scratch16, Weights16
 from threadloom.kernels.common import (
@@ -63,11 +64,22 @@ def blocks_forward(weights: Weights16, acts: Activations16, sequences: int, cons
 
 
 @jit_inline_body
-def _weight_backward(x: Bits16, d_out: Bits16, d_weight: Floats, scratch: Scratch16, accumulate: bool) -> None:
-    """Write, or add, the gradient of the weight (I, O) of a linear layer whose input was `x` (R, I)."""
-    x_t = scratch.transposed[: x.shape[1]]
-    transpose_bf16(x, x_t)
-    linear_backward_weight(x_t, d_out, d_weight, accumulate, scratch.thread.upcast)
+def _unless_frozen(gradient: Floats, unused: Floats) -> Floats:
+    """Return `gradient`, or `unused` (C,) for a frozen tensor.
+
+    The sums over a row in a LayerNorm's backward pass and its gradients are one loop: without the gradients, the order
+    of the sums would be another.
+    """
+    return gradient if gradient.size else unused
+
+
+@jit_inline_body
+def _norm_gradients(weight: Floats, bias: Floats, added: Floats, scratch: Scratch16) -> LayerNormGradients:
+    """Return the gradients of a LayerNorm, with scratch in place of those of frozen tensors."""
+    unused = scratch.unused
+    return LayerNormGradients(
+        _unless_frozen(weight, unused[0]), _unless_frozen(bias, unused[1]), _unless_frozen(added, unused[2])
+    )
 
 
 @jit_inline_body
@@ -87,10 +99,11 @@ def _normed_linear_backward(
     ``scratch.dx``; those of the parameters, but for the linear layer's bias, are written, or added when `accumulate`.
     """
     s = scratch
-    x_t = s.transposed[: kept.n.shape[1]]
-    transpose_bf16(kept.n, x_t)
-    layernorm_apply_transposed(x_t, norm)
-    linear_backward_weight(x_t, d_out, d_weight, accumulate, s.thread.upcast)
+    if d_weight.size:
+        x_t = s.transposed[: kept.n.shape[1]]
+        transpose_bf16(kept.n, x_t)
+        layernorm_apply_transposed(x_t, norm)
+        linear_backward_weight(x_t, d_out, d_weight, accumulate, s.thread.upcast)
     linear_backward_input(d_out, weight_t, s.dh, s.thread.upcast)
     layernorm_backward(s.dh, kept, norm.weight, s.dx, s.dx16, d_norm, accumulate)
 
@@ -105,9 +118,9 @@ def _mlp_backward(
     wait_for_predecessor(ticket, part)
     linear_backward_input(s.dx16, p.mlp_proj_t[n], s.d_fc, s.thread.upcast)
     gelu_backward(a.fc[n], s.d_fc, s.gelu, g.fc_bias[n], accumulate)
-    _weight_backward(s.gelu, s.dx16, g.mlp_proj_weight[n], s, accumulate)
+    transpose_backward_weight(s.gelu, s.dx16, g.mlp_proj_weight[n], accumulate, s.transposed, s.thread.upcast)
     norm, kept = Affine(w.ln2_weight[n], w.ln2_bias[n]), NormalizedRows(a.normed2[n], a.rstd2[n])
-    d_norm = LayerNormGradients(g.ln2_weight[n], g.ln2_bias[n], g.attn_proj_bias[n])
+    d_norm = _norm_gradients(g.ln2_weight[n], g.ln2_bias[n], g.attn_proj_bias[n], s)
     _normed_linear_backward(s.d_fc, kept, norm, p.fc_t[n], d_norm, g.fc_weight[n], s, accumulate)
     mark_part_done(ticket, part)
 
@@ -127,7 +140,7 @@ def _attention_backward(
     w, p, a, g, s = weights.master, weights.packed, acts, grads, scratch
     accumulate, part = ticket.accumulate, mlp_part(w.wte.shape[0], w.qkv_weight.shape[0], n) + 1
     wait_for_predecessor(ticket, part)
-    _weight_backward(a.attn[n], s.dx16, g.attn_proj_weight[n], s, accumulate)
+    transpose_backward_weight(a.attn[n], s.dx16, g.attn_proj_weight[n], accumulate, s.transposed, s.thread.upcast)
     linear_backward_input(s.dx16, p.attn_proj_t[n], s.d_attn, s.thread.upcast)
     attention = AttentionActivations(a.qkv[n], a.attn[n], a.attn_lse[n])
     attention_backward(
@@ -135,8 +148,8 @@ def _attention_backward(
     )
     linear_backward_bias(s.d_qkv, g.qkv_bias[n], accumulate)
     norm, kept = Affine(w.ln1_weight[n], w.ln1_bias[n]), NormalizedRows(a.normed1[n], a.rstd1[n])
-    below = g.mlp_proj_bias[n - 1] if n > 0 else s.d_bias
-    d_norm = LayerNormGradients(g.ln1_weight[n], g.ln1_bias[n], below)
+    below = g.mlp_proj_bias[n - 1] if n > 0 else s.unused[2]
+    d_norm = _norm_gradients(g.ln1_weight[n], g.ln1_bias[n], below, s)
     _normed_linear_backward(s.d_qkv, kept, norm, p.qkv_t[n], d_norm, g.qkv_weight[n], s, accumulate)
     mark_part_done(ticket, part)
 
@@ -197,7 +210,8 @@ def head_backward(
     s.dx.fill(0.0)  # `layernorm_backward` adds to it
     projection = ProjectionScratch(s.logits, s.d_logits, s.d_logits_t, s.thread.upcast)
     loss = projection_backward(s.h, PackedPair(p.wte, p.wte_t), targets, scale, grads.wte, s.dh, projection, ticket)
-    d_norm = LayerNormGradients(grads.lnf_weight, grads.lnf_bias, grads.mlp_proj_bias[grads.mlp_proj_bias.shape[0] - 1])
+    last_bias = grads.mlp_proj_bias[grads.mlp_proj_bias.shape[0] - 1]
+    d_norm = _norm_gradients(grads.lnf_weight, grads.lnf_bias, last_bias, s)
     layernorm_backward(s.dh, kept, w.lnf_weight, s.dx, s.dx16, d_norm, accumulate)
     mark_part_done(ticket, last_head_part(w.wte.shape[0]))
     return loss

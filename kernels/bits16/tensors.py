@@ -104,7 +104,7 @@ class Scratch16(NamedTuple):
     h: Bits16  # (R, C) the last LayerNorm's output
     normed: Bits16  # (R, C) the same before weight and bias
     rstd: Floats  # (R,)
-    d_bias: Floats  # (C,) receives the gradient of a bias that no layer has
+    unused: Floats  # (3, C) receives gradients that nothing reads: of frozen tensors, or of a bias that no layer has
     thread: ThreadScratch
 
 

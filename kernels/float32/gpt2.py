@@ -78,6 +78,17 @@ def _fc_layer(w: Weights, n: int) -> _NormedLinear:
     return _NormedLinear(Affine(w.ln2_weight[n], w.ln2_bias[n]), w.fc_weight[n], w.fc_bias[n])
 
 
+@jit_inline_body
+def _norm_gradients(weight: Floats, bias: Floats, scratch: Scratch) -> Affine:
+    """Return the gradients of a LayerNorm, with a row of ``scratch.gelu`` in place of those of frozen tensors.
+
+    The sums over a row in a LayerNorm's backward pass and its gradients are one loop: without the gradients, the order
+    of the sums would be another. Nothing reads ``scratch.gelu`` after that.
+    """
+    channels, unused = scratch.dx.shape[1], scratch.gelu[0]
+    return Affine(weight if weight.size else unused[:channels], bias if bias.size else unused[channels : 2 * channels])
+
+
 @jit_kernel
 def _normed_linear_backward(
     d_out: Floats,
@@ -93,11 +104,13 @@ def _normed_linear_backward(
     The gradients of the parameters are written, or added when `accumulate`.
     """
     s = scratch
-    layernorm_apply(x, layer.norm, statistics, s.h)
-    linear_backward_weight(s.h, d_out, grads.weight, accumulate)
+    if grads.weight.size:
+        layernorm_apply(x, layer.norm, statistics, s.h)
+        linear_backward_weight(s.h, d_out, grads.weight, accumulate)
     linear_backward_bias(d_out, grads.bias, accumulate)
     linear_backward_input(d_out, layer.weight, s.dh)
-    layernorm_backward(s.dh, x, layer.norm.weight, statistics, s.dx, grads.norm, accumulate)
+    d_norm = _norm_gradients(grads.norm.weight, grads.norm.bias, s)
+    layernorm_backward(s.dh, x, layer.norm.weight, statistics, s.dx, d_norm, accumulate)
 
 
 @jit_kernel
@@ -199,7 +212,7 @@ def head_backward(
     layernorm_forward(x_final, Affine(w.lnf_weight, w.lnf_bias), s.h, statistics)
     s.dx.fill(0.0)  # `layernorm_backward` adds to it
     loss = projection_backward(s.h, w.wte, targets, scale, grads.wte, s.dh, s.logits, ticket)
-    d_affine = Affine(grads.lnf_weight, grads.lnf_bias)
+    d_affine = _norm_gradients(grads.lnf_weight, grads.lnf_bias, s)
     layernorm_backward(s.dh, x_final, w.lnf_weight, statistics, s.dx, d_affine, ticket.accumulate)
     mark_part_done(ticket, last_head_part(w.wte.shape[0]))
     return loss

@@ -63,7 +63,7 @@ class Gpt2Bits16Layout:
             "h": ((r, c), storage),
             "normed": ((r, c), storage),
             "rstd": ((r,), FLOAT),
-            "d_bias": ((c,), FLOAT),
+            "unused": ((3, c), FLOAT),
         }
 
     def embed(self, weights: Weights16, ids: TokenIds, context: int, out: Floats) -> None:

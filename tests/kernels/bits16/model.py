@@ -133,7 +133,7 @@ class Model16(MicroBatchModel):
             d_qkv=self.bits(r, 3 * c), d_fc=self.bits(r, f), gelu=self.bits(r, f), transposed=self.bits(f, r),
             logits=self.floats(chunk, s.vocabulary), d_logits=self.bits(chunk, s.vocabulary),
             d_logits_t=self.bits(self._slice, chunk), h=self.bits(r, c), normed=self.bits(r, c), rstd=self.floats(r),
-            d_bias=self.floats(c), thread=self._thread_scratch(),
+            unused=self.floats(3, c), thread=self._thread_scratch(),
         )  # fmt: skip
 
     def _thread_scratch(self) -> ThreadScratch:

@@ -13,7 +13,7 @@ from tests.kernels.bits16.formats import BF16, FORMATS, FP16, Format
 from tests.kernels.bits16.model import Model16, check_model, make_case, random_tensors, storage_of
 from tests.kernels.bits16.support import on_path, paths_here
 from tests.kernels.comparison import assert_close, assert_distance, distance
-from tests.kernels.model import check_bits_after_another_batch
+from tests.kernels.model import check_bits_after_another_batch, check_frozen
 from tests.kernels.support import MODEL_SIZES, Sizes, flat_ids, run_without_compiler
 from tests.reference import Tensors
 from threadloom.kernels.bits16.gpt2 import head_backward
@@ -208,6 +208,14 @@ def test_the_same_call_gives_the_same_bits(sizes: Sizes, fmt: Format) -> None:
     tensors = random_tensors(sizes, rng)
     fresh, used = Model16(sizes, fmt, tensors), Model16(sizes, fmt, tensors, at_end=False)
     check_bits_after_another_batch(fresh, used, rng)
+
+
+@pytest.mark.skipif(not JIT_ENABLED, reason="minutes without the compiler; the float32 test runs there")
+@EITHER
+def test_gradients_of_frozen_tensors_are_not_computed(fmt: Format) -> None:
+    sizes, rng = SIZES["odd"], np.random.default_rng(11)
+    tensors = random_tensors(sizes, rng)
+    check_frozen(lambda frozen: Model16(sizes, fmt, tensors, frozen=frozen), set(tensors), rng)
 
 
 @pytest.mark.parametrize(("fmt", "path"), ON_PATHS, ids=lambda value: getattr(value, "name", None))

@@ -7,7 +7,7 @@ from hypothesis import given, settings, strategies as st
 from tests import reference
 from tests.error_bounds import activations, allowed, model_bounds, model_tensors, with_bounds
 from tests.kernels.comparison import assert_close, assert_distance
-from tests.kernels.model import Model, check_bits_after_another_batch, check_model
+from tests.kernels.model import Model, check_bits_after_another_batch, check_frozen, check_model
 from tests.kernels.support import MODEL_SIZES, Sizes, flat_ids, random_shapes, run_without_compiler
 from tests.reference import Ids, Tensors
 from tests.rounding_marks import total
@@ -133,6 +133,12 @@ def test_the_same_call_gives_the_same_bits(sizes: Sizes) -> None:
     tensors = sizes.tensors(rng)
     fresh, used = Model(sizes, tensors), Model(sizes, tensors)
     check_bits_after_another_batch(fresh, used, rng)
+
+
+def test_gradients_of_frozen_tensors_are_not_computed() -> None:
+    sizes, rng = MODEL_SIZES["odd"], np.random.default_rng(7)
+    tensors = sizes.tensors(rng)
+    check_frozen(lambda frozen: Model(sizes, tensors, frozen=frozen), set(tensors), rng)
 
 
 def test_large_logits_do_not_overflow() -> None:

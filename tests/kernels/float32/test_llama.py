@@ -97,10 +97,11 @@ def test_gradients_of_frozen_tensors_are_not_computed(case: LlamaCase) -> None:
     check_frozen(lambda frozen: LlamaFloat32(case, tensors, frozen=frozen), set(tensors), rng)
 
 
-def test_every_part_of_a_ticket_is_done(case: LlamaCase) -> None:
+@pytest.mark.parametrize("frozen", [frozenset(), frozenset({"wte", "head"})], ids=["trained", "frozen head"])
+def test_every_part_of_a_ticket_is_done(case: LlamaCase, frozen: frozenset[str]) -> None:
     """So that a successor in the lane waits for the right parts, and not for ever."""
     batch = make_batch(case, 0)
-    model = LlamaFloat32(case, batch.tensors)
+    model = LlamaFloat32(case, batch.tensors, frozen=frozen)
     model.forward(batch.ids)
     w, a, g, s, ticket = model.weights, model.acts, model.grads, model.scratch, single_writer(accumulate=False)
     parts = model_parts(case.sizes.vocabulary, case.sizes.layers)
