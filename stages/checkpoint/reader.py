@@ -64,8 +64,11 @@ class Checkpoint:
         return kept_versions(self.step, self.delay)
 
     def read_weights(self, version: int, arena: Weights) -> None:
-        """Read one of `versions` into an arena of this geometry, bit for bit; raises `CheckpointError`."""
-        self._require_shapes(arena)
+        """Read one of `versions` into tensors of this geometry, bit for bit; raises `CheckpointError`.
+
+        The newest version is read into all tensors, an older one into those that the run trains.
+        """
+        self._require_shapes(arena, whole=version == self.step)
         if version not in self.versions:
             raise CheckpointError(
                 self.path,
@@ -77,20 +80,23 @@ class Checkpoint:
         self._layout.read_weights(self.path, self.geometry, self.versions, version, arena)
 
     def read_optimizer(self, state: Mapping[str, Weights]) -> None:
-        """Read the optimizer's state into arenas of this geometry, bit for bit; raises `CheckpointError`.
+        """Read the optimizer's state into arenas of the trained tensors, bit for bit; raises `CheckpointError`.
 
         `state` must have the names that were written, such as AdamW's `m` and `v`.
         """
         for arena in state.values():
-            self._require_shapes(arena)
+            self._require_shapes(arena, whole=False)
         self._layout.read_optimizer(self.path, self.geometry, state)
 
     @property
     def _layout(self) -> CheckpointFormat:
         return FORMATS[self.format]
 
-    def _require_shapes(self, arena: Weights) -> None:
+    def _require_shapes(self, arena: Weights, *, whole: bool) -> None:
+        """Raise `CheckpointError` if a tensor has another shape in the checkpoint, or a `whole` model lacks one."""
         for name, shape in parameter_shapes(self.geometry).items():
+            if name not in arena and not whole:
+                continue
             expected = arena[name].shape if name in arena else "no such tensor"
             if expected != shape:
                 raise CheckpointError(

@@ -5,14 +5,14 @@ model.safetensors     weights of version `step`, in Hugging Face's layout (`hugg
 config.json           sizes of the model, for `GPT2LMHeadModel.from_pretrained`
 generation_config.json, tokenizer_config.json
                       the token that ends a text, for Hugging Face's libraries; nothing here reads them back
-optimizer.safetensors state of the optimizer as `<name>.*`, such as AdamW's `m.*` and `v.*`
-versions.safetensors  weights of versions max(step - τ, 0) to step - 1 as `<version>.*`; absent if there are none
+optimizer.safetensors state of the optimizer for the trained tensors as `<name>.*`, such as AdamW's `m.*` and `v.*`
+versions.safetensors  trained weights of versions max(step - τ, 0) to step - 1 as `<version>.*`; absent if none
 ===================== ==================================================================================================
 
 Tensors are read back bit for bit.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from threadloom.stages.checkpoint.huggingface import GENERATION_FILE, TOKENIZER_CONFIG_FILE, write_model
 from threadloom.stages.checkpoint.model_reader import read_model
 from threadloom.stages.checkpoint.state import TrainingState, kept_versions
-from threadloom.stages.models import Geometry, parameter_shapes
+from threadloom.stages.models import Geometry
 from threadloom.stages.storage import CONFIG_FILE, MODEL_FILE, FileDigest, open_tensors, write_tensors
 
 Floats = NDArray[np.float32]
@@ -68,25 +68,24 @@ class SafetensorsFormat:
         if version == versions[-1]:
             read_model(directory / MODEL_FILE, geometry, weights)
         else:
-            prefixes = {str(older): weights if older == version else None for older in versions[:-1]}
-            _read(directory / VERSIONS_FILE, geometry, prefixes)
+            tensors = {str(older): weights for older in versions[:-1]}  # all have the same shapes
+            _read(directory / VERSIONS_FILE, tensors, {str(version)})
 
     def read_optimizer(self, directory: Path, geometry: Geometry, state: Mapping[str, Weights]) -> None:
         """Read the optimizer's state into the arenas of `state`."""
-        _read(directory / OPTIMIZER_FILE, geometry, state)
+        _read(directory / OPTIMIZER_FILE, state, state.keys())
 
 
 def _with_prefix(prefix: str, weights: Weights) -> dict[str, Floats]:
     return {f"{prefix}.{name}": view for name, view in weights.items()}
 
 
-def _read(path: Path, geometry: Geometry, arenas: Mapping[str, Weights | None]) -> None:
-    """Read the tensors `<prefix>.*` of a file into the arena of each prefix; with None they are only checked."""
-    shapes = parameter_shapes(geometry)
+def _read(path: Path, tensors: Mapping[str, Weights], read: Set[str]) -> None:
+    """Check that a file has exactly the tensors `<prefix>.*` of all prefixes, and read those of the prefixes `read`."""
     with open_tensors(path) as file:
-        expected = {f"{prefix}.{name}": shape for prefix in arenas for name, shape in shapes.items()}
+        views = {prefix: _with_prefix(prefix, weights) for prefix, weights in tensors.items()}
+        expected = {name: view.shape for found in views.values() for name, view in found.items()}
         file.require(expected, cause="the file is of another run")
-        for prefix, arena in arenas.items():
-            if arena is not None:
-                for name in shapes:
-                    file.read(f"{prefix}.{name}", arena[name])
+        for prefix in sorted(read):
+            for name, view in views[prefix].items():
+                file.read(name, view)

@@ -4,9 +4,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from threadloom.pipeline import Arena
 from threadloom.stages.memory import ScaleState
 from threadloom.stages.models import EndOfText, Geometry, parameter_shapes
+
+Floats = NDArray[np.float32]
 
 
 def kept_versions(step: int, delay: int) -> range:
@@ -24,10 +29,10 @@ class TrainingState:
 
     step: int
     delay: int
-    versions: Mapping[int, Arena]
-    """Weights of each of `kept_versions(step, delay)`."""
+    versions: Mapping[int, Mapping[str, Floats]]
+    """Weights of each of `kept_versions(step, delay)`: of the newest all tensors, of the others the trained ones."""
     optimizer: Mapping[str, Arena]
-    """State of the optimizer: name → arena, such as AdamW's moments `m` and `v`."""
+    """State of the optimizer: name → arena of the trained tensors, such as AdamW's moments `m` and `v`."""
     config: Mapping[str, Any]
     """Resolved configuration of the run, as JSON values."""
     geometry: Geometry
@@ -47,12 +52,18 @@ class TrainingState:
         if self.scalers and sorted(self.scalers) != kept:
             raise ValueError(f"loss scaler states: expected versions {kept}, got {sorted(self.scalers)}")
         shapes = parameter_shapes(self.geometry)
-        arenas = {**self.optimizer, **{f"version {k}": arena for k, arena in self.versions.items()}}
-        for label, arena in arenas.items():
-            if {name: view.shape for name, view in arena.items()} != shapes:
-                raise ValueError(f"the arena of {label} does not have the shapes of {self.geometry}")
+        trained = {
+            name: shape for name, shape in shapes.items() if all(name in arena for arena in self.optimizer.values())
+        }
+        tensors = {**self.optimizer, **{f"version {k}": arena for k, arena in self.versions.items()}}
+        for label, found in tensors.items():
+            expected = shapes if label == f"version {self.step}" else trained
+            if {name: view.shape for name, view in found.items()} != expected:
+                raise ValueError(f"the tensors of {label} do not have the shapes of {self.geometry}")
 
     @property
     def nbytes(self) -> int:
         """Size of the arrays in memory, in bytes."""
-        return sum(arena.nbytes for arena in (*self.optimizer.values(), *self.versions.values()))
+        return sum(
+            view.nbytes for tensors in (*self.optimizer.values(), *self.versions.values()) for view in tensors.values()
+        )

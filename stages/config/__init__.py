@@ -51,6 +51,7 @@ from threadloom.stages.config.settings import (
     TraceConfig as TraceConfig,
     model_config_of as model_config_of,
 )
+from threadloom.stages.config.trained import TrainConfig as TrainConfig
 from threadloom.stages.config.transformer import (
     ModelArchitecture as ModelArchitecture,
     TransformerConfig as TransformerConfig,

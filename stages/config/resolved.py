@@ -95,6 +95,10 @@ class ResolvedConfig(Config, frozen=True, kw_only=True):
     evaluation: ResolvedEvaluation
     checkpoint: ResolvedCheckpoint
 
+    def frozen_tensors(self) -> frozenset[str]:
+        """Return the names of the tensors that the run does not train."""
+        return self.train.frozen_tensors(self.model.geometry())
+
     @property
     def batch_sizes(self) -> BatchSizes:
         """The sizes of an update and of its micro-batches."""

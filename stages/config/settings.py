@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from threadloom.stages.config.gpt2 import Gpt2Config
 from threadloom.stages.config.llama import LlamaConfig
 from threadloom.stages.config.section import Section
+from threadloom.stages.config.trained import TrainConfig
 from threadloom.stages.config.transformer import ModelArchitecture
 from threadloom.stages.models import Geometry
 
@@ -263,6 +264,8 @@ class Config(Section, frozen=True, kw_only=True):
     """Updates of the run."""
     seed: int = 1337
     """Seed of the initial weights and of the order of the data."""
+    train: TrainConfig = TrainConfig()
+    """The settings `train.*`."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """The settings `optimizer.*`."""
     schedule: ScheduleConfig = ScheduleConfig()

@@ -22,11 +22,14 @@ def memory_plan(
     `memory` is that of the run's precision, `optimizer_arenas` the number of arenas of optimizer state. The keys are in
     the order in which `Training` lists its allocations.
     """
-    geometry = config.model.geometry()
-    weights = arena_size(parameter_shapes(geometry)) * FLOAT
+    geometry, frozen = config.model.geometry(), config.frozen_tensors()
+    trained = parameter_shapes(geometry, frozen)
+    weights = arena_size(trained) * FLOAT
+    constant = arena_size(parameter_shapes(geometry, trained.keys())) * FLOAT
     logits_rows, vocabulary = memory.logits_shape
     return {
-        "weight banks": (weights + memory.packed_bytes) * (config.delay + 1 + config.extra_banks),
+        "weight banks": (weights + memory.packed_bytes(trained.keys())) * (config.delay + 1 + config.extra_banks),
+        "frozen weights": constant + memory.packed_bytes(frozen),
         "optimizer moments": optimizer_arenas * weights,
         "gradient lanes": weights * config.lanes,
         "gradient": weights if config.delay else 0,

@@ -1,25 +1,53 @@
-"""Weight banks."""
+"""Weight banks, and the frozen tensors that all of them share."""
 
+from collections.abc import Mapping, Set
 from typing import Any
 
+from threadloom.kernels import Floats
 from threadloom.pipeline import Arena
 from threadloom.stages.layouts import as_weights
 from threadloom.stages.memory.loss_scale import ScaleState
-from threadloom.stages.memory.precision_memory import arrays_bytes
+from threadloom.stages.memory.precision_memory import PrecisionMemory, arrays_bytes
 from threadloom.stages.models import Geometry, parameter_shapes
 
 
-class Bank:
-    """One full copy of the weights: the float32 master, and the packed weights if the number format has them."""
+class FrozenWeights:
+    """The tensors that a run does not train: one copy, master and packed weights, for all versions."""
 
-    def __init__(self, geometry: Geometry, packed: Any = None) -> None:
-        """Allocate the master; `packed` comes from `PrecisionMemory.allocate_packed`."""
-        self.arena = Arena(parameter_shapes(geometry))
-        self.weights = as_weights(geometry, self.arena)
-        self.packed = packed  # equal to the rounded master whenever the bank can be leased
-        self.scaler = ScaleState()  # of the bank's version; during a run, Clip alone writes it
+    def __init__(self, geometry: Geometry, names: Set[str], memory: PrecisionMemory) -> None:
+        """Allocate the tensors `names`."""
+        trained = parameter_shapes(geometry, names)
+        self.arena = Arena(parameter_shapes(geometry, trained.keys()))
+        self.packed = memory.allocate_packed(names)
 
     @property
     def nbytes(self) -> int:
         """Bytes of the master and the packed weights."""
         return self.arena.nbytes + arrays_bytes(self.packed or ())
+
+
+class Bank:
+    """One version of the weights: the float32 master, and the packed weights if the number format has them."""
+
+    def __init__(self, geometry: Geometry, packed: Any = None, frozen: FrozenWeights | None = None) -> None:
+        """Allocate the master; `packed` comes from `PrecisionMemory.allocate_packed`, without the `frozen` tensors."""
+        shared: Mapping[str, Floats] = frozen.arena if frozen else {}
+        self.arena = Arena(parameter_shapes(geometry, shared.keys()))
+        """The tensors that an update changes."""
+        self.tensors: Mapping[str, Floats] = {
+            name: shared[name] if name in shared else self.arena[name] for name in parameter_shapes(geometry)
+        }
+        """All tensors, frozen ones included, in the order of the table of shapes."""
+        self.weights = as_weights(geometry, self.tensors)
+        self.packed = _joined(packed, frozen.packed) if frozen else packed
+        """Equal to the rounded master whenever the bank can be leased."""
+        self.scaler = ScaleState()  # of the bank's version; during a run, Clip alone writes it
+        self.nbytes = self.arena.nbytes + arrays_bytes(packed or ())
+        """Bytes of the master and the packed weights, without those of frozen tensors."""
+
+
+def _joined(packed: Any, frozen: Any) -> Any:
+    """Return the tuple of packed weights with each field from the tuple in which it has elements."""
+    if packed is None:
+        return None
+    return type(packed)(*(own if own.size else shared for own, shared in zip(packed, frozen, strict=True)))

@@ -3,7 +3,7 @@
 Loaded by runs in 16 bits only, since it loads their kernels.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from math import prod
 from typing import Any
 
@@ -111,6 +111,7 @@ class Bits16Memory:
         storage = np.dtype(np.int16 if fp16 else np.uint16)  # `kernels.simd.scalar` distinguishes formats by dtype
         self._fp16 = fp16
         self._layout = layout = bits16_layout_of(geometry)
+        self._fields = layout.packed_fields(geometry)
         self._rows = rows = sequences * geometry.context
         chunk = logits_chunk_rows(geometry.vocabulary, rows, LOGITS_BYTES)
         self._activations = layout.activation_specs(geometry, sequences, storage)
@@ -119,10 +120,9 @@ class Bits16Memory:
         self._upcast = upcast_specs(geometry, rows, chunk) if fp16 else EMPTY_UPCAST_SCRATCH
         self._packed = packed_fp16_specs(geometry) if fp16 else packed_bf16_specs(geometry)
 
-    @property
-    def packed_bytes(self) -> int:
-        """Size of one bank's packed weights."""
-        return specs_bytes(self._packed)
+    def packed_bytes(self, names: Set[str]) -> int:
+        """Return the size of the packed weights of some tensors."""
+        return specs_bytes(self._packed_specs(names))
 
     @property
     def slot_bytes(self) -> int:
@@ -139,10 +139,15 @@ class Bits16Memory:
         """Shape of the scratch of a loss without gradient."""
         return self._scratch["logits"][0]
 
-    def allocate_packed(self) -> Any:
+    def allocate_packed(self, names: Set[str] | None = None) -> Any:
         """Allocate packed weights: two arrays per matrix for bfloat16; one for float16, which serves both fields."""
-        views, kind = allocate(self._packed), self._layout.packed
-        return kind(*(views[name.removesuffix("_t") if self._fp16 else name] for name in kind._fields))
+        kind, nothing = self._layout.packed, np.zeros(0, np.int16)
+        views = allocate(self._packed if names is None else self._packed_specs(names))
+        return kind(*(views.get(name.removesuffix("_t") if self._fp16 else name, nothing) for name in kind._fields))
+
+    def _packed_specs(self, names: Set[str]) -> ArraySpecs:
+        fields = {field for name, field in self._fields.items() if name in names}
+        return {name: spec for name, spec in self._packed.items() if name.removesuffix("_t") in fields}
 
     def allocate_slot(self) -> MicroBatchSlot:
         """Allocate the arrays of one micro-batch in flight, with the scratch of its forward pass."""

@@ -3,7 +3,7 @@
 Shapes are computed from the geometry; all arrays are allocated before the first step.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from math import prod
 from typing import Any
 
@@ -24,8 +24,6 @@ _FLOAT_BYTES = 4
 
 class Float32Memory:
     """Arrays of training in float32. Implements `PrecisionMemory`."""
-
-    packed_bytes = 0
 
     def __init__(self, geometry: Geometry, sequences: int) -> None:
         self._layout = layout = layout_of(geometry)
@@ -49,7 +47,11 @@ class Float32Memory:
         """Shape of the scratch of a loss without gradient."""
         return self._scratch["logits"]
 
-    def allocate_packed(self) -> None:
+    def packed_bytes(self, names: Set[str]) -> int:
+        """Return 0: GEMMs read the master."""
+        return 0
+
+    def allocate_packed(self, names: Set[str] | None = None) -> None:
         """Return None: GEMMs read the master."""
 
     def allocate_slot(self) -> MicroBatchSlot:

@@ -1,6 +1,6 @@
 """The arrays that training in one number format needs for micro-batches of one size: protocol and shared parts."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -31,9 +31,8 @@ class PrecisionMemory(Protocol):
     Sizes are in bytes and exclude the padding between arrays. Nothing is allocated before a method is called.
     """
 
-    @property
-    def packed_bytes(self) -> int:
-        """Size of one bank's packed weights, in addition to its float32 master; 0 if GEMMs read the master."""
+    def packed_bytes(self, names: Set[str]) -> int:
+        """Return the size of the packed weights of some tensors; 0 if GEMMs read the float32 master."""
 
     @property
     def slot_bytes(self) -> int:
@@ -47,8 +46,12 @@ class PrecisionMemory(Protocol):
     def logits_shape(self) -> Shape:
         """Shape of the float32 scratch of a loss without gradient: (rows of one chunk, V)."""
 
-    def allocate_packed(self) -> Any:
-        """Allocate the packed weights of one bank: a named tuple of arrays, or None if GEMMs read the master."""
+    def allocate_packed(self, names: Set[str] | None = None) -> Any:
+        """Allocate the packed weights of some tensors, by default of all.
+
+        Returns a named tuple, in which the fields of other tensors are arrays without elements; None if GEMMs read the
+        master.
+        """
 
     def allocate_slot(self) -> MicroBatchSlot:
         """Allocate the arrays of one micro-batch in flight."""

@@ -18,7 +18,9 @@ from threadloom.stages.models.geometry_record import (
     geometry_to_json as geometry_to_json,
 )
 from threadloom.stages.models.huggingface import (
+    huggingface_parts as huggingface_parts,
     huggingface_shapes as huggingface_shapes,
+    huggingface_tied as huggingface_tied,
     huggingface_views as huggingface_views,
 )
 from threadloom.stages.models.llama_geometry import (
@@ -27,6 +29,7 @@ from threadloom.stages.models.llama_geometry import (
     Rotary as Rotary,
 )
 from threadloom.stages.models.parameters import (
+    NONE_FROZEN as NONE_FROZEN,
     decayed_elements as decayed_elements,
     initialise as initialise,
     multiplied_parameters as multiplied_parameters,

@@ -16,6 +16,18 @@ def huggingface_views(weights: Mapping[str, Floats], geometry: Geometry) -> dict
     return {name: part.view(weights[part.tensor]) for name, part in parts.items()}
 
 
+def huggingface_parts(geometry: Geometry) -> dict[str, str]:
+    """Return name of a stored tensor in the layout → name of the tensor that it is, or that it is a part of."""
+    parts = architecture_of(geometry).huggingface.parts(geometry)
+    return {name: part.tensor for name, part in parts.items()}
+
+
+def huggingface_tied(geometry: Geometry) -> dict[str, str]:
+    """Return the output projection of a tied model, which is not stored → name of the tensor that it is tied to."""
+    layout, parts = architecture_of(geometry).huggingface, huggingface_parts(geometry)
+    return {} if layout.output_projection in parts else {layout.output_projection: parts[layout.token_embedding]}
+
+
 def huggingface_shapes(geometry: Geometry) -> dict[str, Shape]:
     """Return name in the layout → shape of every tensor, in the order of `huggingface_views`."""
     architecture = architecture_of(geometry)

@@ -1,6 +1,6 @@
 """The tensors of a model as its architecture lays them out: shapes, counts, decay, initial values."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
 from math import prod
 
@@ -11,15 +11,18 @@ from threadloom.stages.models.architecture import Floats
 from threadloom.stages.models.geometry import Geometry, Shape
 from threadloom.stages.models.registry import architecture_of
 
-
-def parameter_shapes(geometry: Geometry) -> dict[str, Shape]:
-    """Return name → shape of every tensor, in the order of the arena: those with weight decay first."""
-    return architecture_of(geometry).parameter_shapes(geometry)
+NONE_FROZEN: frozenset[str] = frozenset()
 
 
-def parameter_count(geometry: Geometry) -> int:
-    """Return the number of parameters, without padding."""
-    return sum(map(prod, parameter_shapes(geometry).values()))
+def parameter_shapes(geometry: Geometry, frozen: Set[str] = NONE_FROZEN) -> dict[str, Shape]:
+    """Return name → shape of every tensor that is not `frozen`, in the order of the arena: decayed ones first."""
+    shapes = architecture_of(geometry).parameter_shapes(geometry)
+    return {name: shape for name, shape in shapes.items() if name not in frozen}
+
+
+def parameter_count(geometry: Geometry, frozen: Set[str] = NONE_FROZEN) -> int:
+    """Return the number of parameters that are not `frozen`, without padding."""
+    return sum(map(prod, parameter_shapes(geometry, frozen).values()))
 
 
 def multiplied_parameters(geometry: Geometry) -> int:
@@ -28,10 +31,14 @@ def multiplied_parameters(geometry: Geometry) -> int:
     return parameter_count(geometry) - sum(prod(shapes[name]) for name in architecture_of(geometry).gathered(geometry))
 
 
-def decayed_elements(geometry: Geometry) -> int:
-    """Return the number of leading elements of a parameter arena that weight decay applies to."""
+def decayed_elements(geometry: Geometry, trained: Set[str] | None = None) -> int:
+    """Return the number of leading elements that weight decay applies to, of an arena of the `trained` tensors.
+
+    None: of all tensors.
+    """
     matrices = architecture_of(geometry).matrices
-    return arena_size({name: shape for name, shape in parameter_shapes(geometry).items() if name in matrices})
+    decayed = {name for name in matrices if trained is None or name in trained}
+    return arena_size({name: shape for name, shape in parameter_shapes(geometry).items() if name in decayed})
 
 
 def initialise(weights: Mapping[str, Floats], geometry: Geometry, seed: int, *, residual_scaling: bool = True) -> None:

@@ -61,11 +61,12 @@ def resolve(config: Config, cores: int, vocabulary: int | None = None, *, thread
     if is_precision_open(config):
         config = with_precision(config, choose_precision_here(config).precision)
     geometry = config.model.geometry_with(_vocabulary_size(config.model, vocabulary))
-    parameters = parameter_count(geometry)
+    parameters = parameter_count(geometry, config.train.frozen_tensors(geometry))  # those that take lanes and moments
     cores = max(1, cores)
-    micro_batch = config.micro_batch or _choose_micro_batch(config, geometry, cores)
+    micro_batch = config.micro_batch or _choose_micro_batch(config, geometry, min(cores, _max_lanes(parameters)))
     micro_batches = config.sequences // micro_batch
-    lanes, shared = _choose_lanes(config, geometry, min(cores, micro_batches, _max_lanes(parameters)))
+    concurrent = min(cores, micro_batches, _max_lanes(parameters))
+    lanes, shared = _choose_lanes(config, geometry, parameters, concurrent)
     workers = config.threads.total or threads or cores
     counts = choose_threads(config.threads, workers, micro_batches if shared else lanes)
     extra = int(_BANK_COPIES.get(config.precision, 1) * parameters <= SMALL_MODEL_ELEMENTS)
@@ -108,13 +109,13 @@ def _vocabulary_size(model: ModelConfig, vocabulary: int | None) -> int:
     return model.vocab_size
 
 
-def _choose_micro_batch(config: Config, geometry: Geometry, cores: int) -> int:
-    """Return the divisor of `batch_size` that best fits the cache and the lanes.
+def _choose_micro_batch(config: Config, geometry: Geometry, lanes: int) -> int:
+    """Return the divisor of `batch_size` that best fits the cache and at most `lanes` lanes.
 
     Sizes with a micro-batch for every lane and have at most twice the preferred number of rows come first. Among
     them, the cost is the time lost to idle lanes plus half the distance from the preferred rows, both as log2.
     """
-    lanes = min(cores, config.sequences, _max_lanes(parameter_count(geometry)))
+    lanes = min(lanes, config.sequences)
     if config.lanes and not config.shared_lanes:
         lanes = config.lanes
 
@@ -133,15 +134,15 @@ def _max_lanes(parameters: int) -> int:
     return max(MAX_LANES, LANES_ELEMENTS // parameters)
 
 
-def _choose_lanes(config: Config, geometry: Geometry, concurrent: int) -> tuple[int, bool]:
+def _choose_lanes(config: Config, geometry: Geometry, parameters: int, concurrent: int) -> tuple[int, bool]:
     """Return the number of lanes for `concurrent` threads in backward, and True if two threads share each.
 
-    Lanes are shared if they are large and the saved ones take more memory than the input gradients of a batch.
+    `parameters` is the number of trained ones. Lanes are shared if they are large and the saved ones take more memory
+    than the input gradients of a batch.
     """
     half = config.lanes or -(-concurrent // 2)
     shared = config.shared_lanes
     if shared is None:
-        parameters = parameter_count(geometry)
         large = config.precision not in _BANK_COPIES and parameters > SHARED_LANE_ELEMENTS
         saved = (concurrent - half) * parameters * 4
         shared = large and saved > input_gradient_bytes(geometry, config.sequences)

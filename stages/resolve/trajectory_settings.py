@@ -8,6 +8,7 @@ from threadloom.stages.config import Config, LossScaling, ScheduleKind, flatten
 
 _ALWAYS = (
     "model.",
+    "train.",
     "optimizer.",
     "data.tokenizer",
     "data.tokenizer_path",

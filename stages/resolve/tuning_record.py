@@ -12,6 +12,7 @@ precedence, and a record that was measured with different explicit settings is i
 """
 
 from collections.abc import Mapping
+from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -142,12 +143,19 @@ def record_path(
         f"b{config.batch_size}x{config.gradient_accumulation_steps}",
         f"delay{config.delay}",
         *([] if precision is Precision.FLOAT32 else [precision.value]),
+        *_trained_label(config),
         *([] if config.shared_lanes is None else ["shared" if config.shared_lanes else "apart"]),
         *(f"{name}{format_value(value)}" for name, value in sorted((explicit or {}).items())),
         *([] if threads in (None, machine.logical_cores) else [f"threads{threads}"]),
         _package_version(),
     ]
     return cache_root() / "tuned" / machine.fingerprint() / ("-".join(parts) + ".json")
+
+
+def _trained_label(config: Config) -> list[str]:
+    """Return a part of a file name that identifies the trained tensors; none if all of them are trained."""
+    frozen = config.train.frozen_tensors(config.model.geometry_with(config.model.vocab_size or 1))
+    return [f"frozen{sha256(' '.join(sorted(frozen)).encode()).hexdigest()[:8]}"] if frozen else []
 
 
 def _package_version() -> str:

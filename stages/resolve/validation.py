@@ -89,6 +89,7 @@ def validate(config: Config) -> None:
     _check_name(config.name)
     _check_model(config.model, config.data.tokenizer)
     _check_tokenizer(config.data)
+    config.train.frozen_tensors(config.model.geometry_with(config.model.vocab_size or 1))
     _check_batches(config)
     _check_blas_threads(config.threads.blas, config.gemm_backend)
     _check_schedule(config.schedule, config.optimizer)

@@ -1,7 +1,7 @@
 """One run in its run directory, from reading the text to drawing the plots."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -10,8 +10,8 @@ from pathlib import Path
 import msgspec
 from loguru import logger
 
-from threadloom.kernels import blas_info
-from threadloom.pipeline import Arena, Cancelled, Run, available_cores
+from threadloom.kernels import Floats, blas_info
+from threadloom.pipeline import Cancelled, Run, available_cores
 from threadloom.stages.checkpoint import Checkpoint, latest_checkpoint, read_initial_weights, remove_leftovers
 from threadloom.stages.config import Config, ConfigError, Precision, ResolvedConfig, printable
 from threadloom.stages.console import StopSignals
@@ -31,7 +31,7 @@ from threadloom.stages.data import (
 )
 from threadloom.stages.machine import detect
 from threadloom.stages.memory import format_lanes, format_memory_plan, label
-from threadloom.stages.models import parameter_count
+from threadloom.stages.models import parameter_count, parameter_shapes
 from threadloom.stages.resolve import (
     FLOAT32_PRECISIONS,
     PrecisionChoice,
@@ -302,7 +302,7 @@ def _train(
     return Outcome(run, config, config.steps, last.val_loss if last else None, time.perf_counter() - begin)
 
 
-def _initial_weights(config: ResolvedConfig) -> Callable[[Arena], None] | None:
+def _initial_weights(config: ResolvedConfig) -> Callable[[Mapping[str, Floats]], None] | None:
     """Return the reader of the weights that a run starts from; None for random weights."""
     if not config.init:
         return None
@@ -356,6 +356,12 @@ def _announce(config: ResolvedConfig, choice: PrecisionChoice) -> None:
         parameter_count(geometry), config.sequences, geometry.context, config.micro_batch, format_lanes(config),
         config.delay,
     )  # fmt: skip
+    if frozen := config.frozen_tensors():
+        trained = parameter_shapes(geometry, frozen)
+        logger.info(
+            "trained: {:,} parameters of {} tensors, {}; {} are frozen",
+            parameter_count(geometry, frozen), len(trained), ", ".join(trained), len(frozen),
+        )  # fmt: skip
 
 
 def _validation(config: ResolvedConfig, data: Dataset) -> Validation:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from threadloom import kernels
-from threadloom.pipeline import Banks, Lanes, aligned_zeros
+from threadloom.pipeline import Arena, Banks, Lanes
 from threadloom.stages.memory import Bank, MicroGradient, ReduceShard
 
 
@@ -57,7 +57,9 @@ class Gradient:
     def __init__(self, lanes: Lanes, delay: int) -> None:
         elements = lanes.flat.shape[1]
         self.in_lane = delay == 0
-        self.flat = lanes.flat[0] if self.in_lane else aligned_zeros(elements, np.float32)
+        shapes = {name: view.shape for name, view in lanes.arenas[0].items()}
+        self.arena = lanes.arenas[0] if self.in_lane else Arena(shapes)
+        self.flat = self.arena.flat
         self.squares = np.zeros(-(-elements // kernels.CHUNK), np.float64)
 
     @property

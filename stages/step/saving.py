@@ -18,7 +18,7 @@ import numpy as np
 from threadloom.pipeline import Arena, Banks, Lease, Pool
 from threadloom.stages.checkpoint import TrainingState, kept_versions, save_checkpoint
 from threadloom.stages.memory import Bank, Saved, ScaleState, Update
-from threadloom.stages.models import EndOfText, Geometry, parameter_shapes
+from threadloom.stages.models import EndOfText, Geometry, Shape
 
 _PERMIT: Final = object()
 """Held by the checkpoint that is being written; there is one, so checkpoints are written one at a time."""
@@ -32,9 +32,10 @@ class CheckpointSnapshot:
     leases keep the banks.
     """
 
-    def __init__(self, geometry: Geometry, banks: Banks[Bank], optimizer: Mapping[str, Arena], *, copies: bool) -> None:
-        """`optimizer` is the live state of the optimizer."""
-        shapes = parameter_shapes(geometry)
+    def __init__(
+        self, shapes: Mapping[str, Shape], banks: Banks[Bank], optimizer: Mapping[str, Arena], *, copies: bool
+    ) -> None:
+        """`shapes` are those of the trained tensors, `optimizer` is the live state of the optimizer."""
         self._copies = copies
         self._live = optimizer
         self._banks = banks
@@ -177,7 +178,7 @@ class Save:
         state = TrainingState(
             step=step,
             delay=snapshot.delay,
-            versions={**snapshot.older, step: lease.bank.arena},
+            versions={**snapshot.older, step: lease.bank.tensors},
             optimizer=snapshot.optimizer,
             config=self._record.config,
             geometry=self._record.geometry,

@@ -14,15 +14,15 @@ orders the batches, so up to τ + 1 of them are in flight. `Training` itself sta
 pipeline, `stages.training.sequential` calls the same stages in one thread, and both compute the same bits.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 import msgspec
 
+from threadloom.kernels import Floats
 from threadloom.pipeline import (
     Abortable,
-    Arena,
     Banks,
     Fifo,
     Gather,
@@ -41,6 +41,7 @@ from threadloom.stages.data import BatchSource
 from threadloom.stages.memory import (
     Bank,
     Evaluation,
+    FrozenWeights,
     LossScaler,
     MicroBatch,
     OrderedAccumulation,
@@ -89,9 +90,11 @@ class Training:
         validation: Validation | None = None,
         output: CheckpointOutput | None = None,
         start: Checkpoint | None = None,
-        initial: Callable[[Arena], None] | None = None,
+        initial: Callable[[Mapping[str, Floats]], None] | None = None,
     ) -> None:
         geometry, tokens = config.model.geometry(), config.sequences * config.model.context
+        frozen = config.frozen_tensors()
+        trained = parameter_shapes(geometry, frozen)
         self.config = config
         self.first_batch = start.step if start else 0
         self.plan = LanePlan(config.lanes, config.micro_batches)
@@ -100,9 +103,10 @@ class Training:
         self.scaler = LossScaler(config.loss_scale)
 
         rate = partial(learning_rate, config.schedule, config.optimizer.lr)
-        self.optimizer = create_optimizer(config.optimizer, rate, geometry)
+        self.optimizer = create_optimizer(config.optimizer, rate, geometry, frozen)
+        self.frozen = FrozenWeights(geometry, frozen, memory)
         self.banks = self._allocate_banks(start, initial)
-        self.lanes = Lanes(parameter_shapes(geometry), self.plan, self.first_batch)
+        self.lanes = Lanes(trained, self.plan, self.first_batch)
         self.gradient = Gradient(self.lanes, config.delay)
         self.slots = Pool([memory.allocate_slot() for _ in range(config.slots)])
         self.scratch = Pool([memory.allocate_scratch() for _ in range(config.max_concurrent_backward)])
@@ -112,7 +116,7 @@ class Training:
         self.snapshot: CheckpointSnapshot | None = None
         if output:
             self.snapshot = CheckpointSnapshot(
-                geometry, self.banks, self.optimizer.state, copies=config.checkpoint.copies
+                trained, self.banks, self.optimizer.state, copies=config.checkpoint.copies
             )
 
         self.shards = plan_shards(self.gradient.flat.size, max(config.threads.reduce, config.threads.update))
@@ -144,21 +148,26 @@ class Training:
         )
         check_allocation(self._memory_plan, self._allocated())
 
-    def _allocate_banks(self, start: Checkpoint | None, initial: Callable[[Arena], None] | None) -> Banks[Bank]:
+    def _allocate_banks(
+        self, start: Checkpoint | None, initial: Callable[[Mapping[str, Floats]], None] | None
+    ) -> Banks[Bank]:
         """Allocate the banks and the weights, packed weights and optimizer state that the run starts from."""
         config, geometry = self.config, self.config.model.geometry()
         count = config.delay + 1 + config.extra_banks
-        banks = [Bank(geometry, self.compute.memory.allocate_packed()) for _ in range(count)]
+        trained = parameter_shapes(geometry, config.frozen_tensors()).keys()
+        banks = [Bank(geometry, self.compute.memory.allocate_packed(trained), self.frozen) for _ in range(count)]
         versions = start.versions if start else (0,)
         published = {version: index for index, version in enumerate(versions)}
         for version, index in published.items():
-            banks[index].scaler = self.scaler.start(version, start.scalers.get(version) if start else None)
+            bank = banks[index]
+            bank.scaler = self.scaler.start(version, start.scalers.get(version) if start else None)
             if start:
-                start.read_weights(version, banks[index].arena)
+                start.read_weights(version, bank.tensors if version == start.step else bank.arena)
             elif initial:
-                initial(banks[index].arena)
+                initial(bank.tensors)
             else:
-                initialise(banks[index].arena, geometry, config.seed, residual_scaling=config.model.residual_scaling)
+                initialise(bank.tensors, geometry, config.seed, residual_scaling=config.model.residual_scaling)
+        for index in published.values():  # once the frozen tensors, which the newest version has, are there
             self.compute.pack_from_master(banks[index])
         if start:
             start.read_optimizer(self.optimizer.state)
@@ -172,6 +181,7 @@ class Training:
         """Return the allocated bytes of each part of `memory_plan`, in its order."""
         return [
             self.banks.total(lambda bank: bank.nbytes),
+            self.frozen.nbytes,
             sum(arena.nbytes for arena in self.optimizer.state.values()),
             self.lanes.nbytes,
             self.gradient.nbytes,

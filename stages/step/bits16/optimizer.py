@@ -19,7 +19,7 @@ from threadloom.pipeline import Arena
 from threadloom.stages.layouts import ModelWeights
 from threadloom.stages.layouts.bits16 import bits16_layout_of
 from threadloom.stages.memory import UpdateShard
-from threadloom.stages.models import Geometry, Shape, decayed_elements, parameter_shapes
+from threadloom.stages.models import Geometry, Shape, decayed_elements
 from threadloom.stages.step import Gradient
 from threadloom.stages.step.optimizers import MasterUpdate, Optimizer
 
@@ -69,7 +69,7 @@ def packed_pair(packed: Any, field: str, layer: int | None) -> PackedPair:
 
 def plan_parts(layout: Arena, geometry: Geometry, shards: int) -> list[list[MatrixRows | ArenaRange]]:
     """Split a parameter arena into parts, and the parts into `shards` consecutive groups of similar size."""
-    packed, decayed = bits16_layout_of(geometry).packed_fields(geometry), decayed_elements(geometry)
+    packed, decayed = bits16_layout_of(geometry).packed_fields(geometry), decayed_elements(geometry, layout.keys())
     parts: list[MatrixRows | ArenaRange] = []
     for name, tensor in layout.items():
         start = layout.offset(name)
@@ -102,9 +102,9 @@ class Bf16Update:
     """Applies the optimizer to a shard and packs its new weights as bfloat16."""
 
     def __init__(self, geometry: Geometry, gradient: Gradient, optimizer: Optimizer, shards: int) -> None:
-        self._gradient = Arena(parameter_shapes(geometry), buffer=gradient.flat)
+        self._gradient = gradient.arena
         self._optimizer = optimizer
-        self._master = MasterUpdate(geometry, gradient.flat, optimizer)
+        self._master = MasterUpdate(geometry, gradient.arena, optimizer)
         self._fields = bits16_layout_of(geometry).packed_fields(geometry)
         self._parts = plan_parts(self._gradient, geometry, shards)
 
@@ -137,7 +137,7 @@ class Fp16Update:
     """Applies the optimizer to a shard and rounds its new matrices to float16."""
 
     def __init__(self, geometry: Geometry, gradient: Gradient, optimizer: Optimizer) -> None:
-        self._master = MasterUpdate(geometry, gradient.flat, optimizer)
+        self._master = MasterUpdate(geometry, gradient.arena, optimizer)
         self._fields = bits16_layout_of(geometry).packed_fields(geometry)
 
     def __call__(self, shard: UpdateShard) -> UpdateShard:
@@ -145,6 +145,8 @@ class Fp16Update:
         self._master.apply(shard, *shard.span)
         arena, (start, stop) = shard.target.arena, shard.span
         for name, field in self._fields.items():
+            if name not in arena:
+                continue
             packed, offset = getattr(shard.target.packed, field).reshape(-1), arena.offset(name)
             first, last = max(start, offset), min(stop, offset + packed.size)
             if first < last:

@@ -1,22 +1,28 @@
 """AdamW (Loshchilov & Hutter 2019) with clipping by global norm."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 
 from threadloom import kernels
 from threadloom.kernels import AdamWStep
 from threadloom.pipeline import Arena
 from threadloom.stages.config import OptimizerConfig
-from threadloom.stages.models import Geometry, parameter_shapes
+from threadloom.stages.models import NONE_FROZEN, Geometry, parameter_shapes
 
 
 class AdamW:
     """AdamW with its moments, running means of the gradient (`m`) and of its square (`v`). Implements `Optimizer`."""
 
-    def __init__(self, settings: OptimizerConfig, learning_rate: Callable[[int], float], geometry: Geometry) -> None:
+    def __init__(
+        self,
+        settings: OptimizerConfig,
+        learning_rate: Callable[[int], float],
+        geometry: Geometry,
+        frozen: Set[str] = NONE_FROZEN,
+    ) -> None:
         """`learning_rate` maps the number of an update, counted from 0, to its learning rate."""
         self._settings = settings
         self._learning_rate = learning_rate
-        self.state = {name: Arena(parameter_shapes(geometry)) for name in ("m", "v")}  # in the kernels' order
+        self.state = {name: Arena(parameter_shapes(geometry, frozen)) for name in ("m", "v")}  # in the kernels' order
 
     @property
     def update(self) -> Callable[..., None]:

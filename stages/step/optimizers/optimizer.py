@@ -5,7 +5,6 @@ from typing import Protocol
 
 import numpy as np
 
-from threadloom.kernels import Floats
 from threadloom.pipeline import Arena
 from threadloom.stages.memory import StepParameters, UpdateShard
 from threadloom.stages.models import Geometry, decayed_elements
@@ -45,10 +44,10 @@ class Optimizer(Protocol):
 class MasterUpdate:
     """Updates ranges of the float32 master weights, given as elements of the parameter arena."""
 
-    def __init__(self, geometry: Geometry, gradient: Floats, optimizer: Optimizer) -> None:
-        """`gradient` is flat, with the layout of the arena."""
-        self._decayed = decayed_elements(geometry)
-        self._gradient = gradient
+    def __init__(self, geometry: Geometry, gradient: Arena, optimizer: Optimizer) -> None:
+        """`gradient` has the layout of the arena of trained parameters."""
+        self._decayed = decayed_elements(geometry, gradient.keys())
+        self._gradient = gradient.flat
         self._optimizer = optimizer
 
     def apply(self, shard: UpdateShard, start: int, stop: int) -> None:

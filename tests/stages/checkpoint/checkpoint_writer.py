@@ -9,13 +9,14 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from io import FileIO
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+from numpy.typing import NDArray
 
 from threadloom.pipeline import Arena
 from threadloom.stages.checkpoint import (
@@ -28,6 +29,7 @@ from threadloom.stages.checkpoint import (
 from threadloom.stages.models import Geometry, parameter_shapes
 from threadloom.stages.storage import hashed_file
 
+Floats = NDArray[np.float32]
 GEOMETRY = Geometry(vocabulary=13, context=5, layers=2, heads=2, channels=4)
 AUDITED = {"os.rename", "os.mkdir", "os.remove", "os.rmdir", "open"}
 
@@ -54,9 +56,11 @@ def state_of(step: int, delay: int, salt: int = 0, geometry: Geometry = GEOMETRY
     )
 
 
-def assert_same(found: Arena, expected: Arena) -> None:
-    """Assert that two arenas have the same bits, including the padding."""
-    np.testing.assert_array_equal(found.flat.view(np.int32), expected.flat.view(np.int32))
+def assert_same(found: Mapping[str, Floats], expected: Mapping[str, Floats]) -> None:
+    """Assert that two sets of tensors have the same names and bits."""
+    assert found.keys() == expected.keys()
+    for name, view in found.items():
+        np.testing.assert_array_equal(view.view(np.int32), expected[name].view(np.int32))
 
 
 def empty(geometry: Geometry = GEOMETRY) -> Arena:

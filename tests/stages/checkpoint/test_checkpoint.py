@@ -100,7 +100,7 @@ def test_a_state_must_be_complete() -> None:
     with pytest.raises(ValueError, match=r"step 5 with delay 1: expected versions \[4, 5\], got \[5\]"):
         TrainingState(5, 1, {5: state.versions[5]}, state.optimizer, {}, GEOMETRY)
     other = Geometry(vocabulary=14, context=5, layers=2, heads=2, channels=4)
-    with pytest.raises(ValueError, match="the arena of v does not have the shapes"):
+    with pytest.raises(ValueError, match="the tensors of v do not have the shapes"):
         TrainingState(5, 1, state.versions, {**state.optimizer, "v": empty(other)}, {}, GEOMETRY)
 
 
