@@ -33,7 +33,7 @@ class Threadloom:
         self, config: str, delay: int, threads: int, folder: Path | None = None, precision: str = FLOAT32
     ) -> None:
         self.config = resolve(measured(from_json(config), delay, Precision(precision)), threads)
-        compile_kernels(lambda _: None, self.config.precision)
+        compile_kernels(lambda _: None, self.config.precision, self.config.model.architecture)
         source = RandomTokens(self.config.model.geometry(), self.config.batch_sizes, self.config.seed)
         self._gate = StepGate(source)
         self._training = Training(self.config, self._gate)

@@ -46,7 +46,7 @@ from threadloom.kernels.bits16.linear import (
     logits_backward_input as logits_backward_input,
     logits_forward as logits_forward,
 )
-from threadloom.kernels.bits16.models import GPT2 as GPT2
+from threadloom.kernels.bits16.models import GPT2 as GPT2, LLAMA as LLAMA
 from threadloom.kernels.bits16.rmsnorm import (
     RmsNormGradients as RmsNormGradients,
     rmsnorm_apply_transposed as rmsnorm_apply_transposed,

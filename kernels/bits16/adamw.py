@@ -49,7 +49,7 @@ _pack_pairs = _pack_pairs_compiled if JIT_ENABLED else _pack_pairs_numpy
 
 @jit_strict_fp
 def pack_rows(weights: Floats, first_row: int, pair: PackedPair) -> None:
-    """Pack the rows `first_row` and following of a matrix (I, O), `weights` (rows, O), into both compute copies.
+    """Pack the rows `first_row` and following of a matrix (I, O), `weights` (rows, O), into its compute copies.
 
     `first_row` is a multiple of `BLOCK`, and the last row is the matrix's last or precedes a multiple of `BLOCK`;
     otherwise words of neighbouring rows would be cleared. Padding beyond the matrix is not written: it is zero because
@@ -59,7 +59,8 @@ def pack_rows(weights: Floats, first_row: int, pair: PackedPair) -> None:
         part = weights[begin : begin + BLOCK]
         panel = (first_row + begin) // PANEL
         _pack_pairs(part, first_row + begin, pair.packed)
-        pack_float32(part, Op.T, pair.packed_t[panel : panel + 1])
+        if pair.packed_t.shape[0] > 0:  # a matrix whose rows are only looked up has no packed transpose
+            pack_float32(part, Op.T, pair.packed_t[panel : panel + 1])
 
 
 @jit_strict_fp

@@ -22,7 +22,7 @@ class PackedPair(NamedTuple):
     """Compute copies of one matrix (I, O) for both directions."""
 
     packed: PackedWeight  # right operand of ``x @ W``
-    packed_t: PackedWeight  # right operand of ``dy @ W.T``
+    packed_t: PackedWeight  # right operand of ``dy @ W.T``; without elements if no GEMM reads it
 
 
 class PackedWeights(NamedTuple):

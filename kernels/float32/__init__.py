@@ -43,9 +43,12 @@ from threadloom.kernels.float32.linear import (
     logits_backward_input as logits_backward_input,
     logits_forward as logits_forward,
 )
+from threadloom.kernels.float32.llama_decode import LlamaDecodeScratch as LlamaDecodeScratch
 from threadloom.kernels.float32.models import (
     GPT2 as GPT2,
     GPT2_DECODE as GPT2_DECODE,
+    LLAMA as LLAMA,
+    LLAMA_DECODE as LLAMA_DECODE,
     DecodeKernels as DecodeKernels,
 )
 from threadloom.kernels.float32.one_token import KVCache as KVCache, prefill_cache as prefill_cache

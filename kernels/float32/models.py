@@ -2,12 +2,13 @@
 
 from typing import Protocol, TypeVar
 
-from threadloom.kernels.common import Gpt2Constants, ModelKernels, Weights
+from threadloom.kernels.common import Gpt2Constants, LlamaConstants, LlamaWeights, ModelKernels, Weights
 from threadloom.kernels.compiling import Floats
-from threadloom.kernels.float32 import decode, gpt2
+from threadloom.kernels.float32 import decode, gpt2, llama, llama_decode
 from threadloom.kernels.float32.decode import DecodeScratch
+from threadloom.kernels.float32.llama_decode import LlamaDecodeScratch
 from threadloom.kernels.float32.one_token import KVCache
-from threadloom.kernels.float32.tensors import Activations, Scratch
+from threadloom.kernels.float32.tensors import Activations, LlamaActivations, LlamaScratch, Scratch
 
 WeightsT = TypeVar("WeightsT", contravariant=True)
 ConstantsT = TypeVar("ConstantsT", contravariant=True)
@@ -35,3 +36,5 @@ class DecodeKernels(Protocol[WeightsT, ConstantsT, ScratchT]):
 
 GPT2: ModelKernels[Weights, Gpt2Constants, Weights, Activations, Scratch] = gpt2
 GPT2_DECODE: DecodeKernels[Weights, Gpt2Constants, DecodeScratch] = decode
+LLAMA: ModelKernels[LlamaWeights, LlamaConstants, LlamaWeights, LlamaActivations, LlamaScratch] = llama
+LLAMA_DECODE: DecodeKernels[LlamaWeights, LlamaConstants, LlamaDecodeScratch] = llama_decode

@@ -1,13 +1,14 @@
 """Compile the kernels of the backward pass into the cache, while the parent compiles the others.
 
-Usage: ``compile_backward PRECISION``. The process exits when its parent does, which closes its standard input.
+Usage: ``compile_backward PRECISION ARCHITECTURE``. The process exits when its parent does, which closes its standard
+input.
 """
 
 import os
 import sys
 import threading
 
-from threadloom.stages.config import Precision
+from threadloom.stages.config import ModelArchitecture, Precision
 from threadloom.stages.training import compile_backward
 
 
@@ -18,4 +19,4 @@ def _exit_with_parent() -> None:
 
 if __name__ == "__main__":
     threading.Thread(target=_exit_with_parent, daemon=True).start()
-    compile_backward(Precision(sys.argv[1]))
+    compile_backward(Precision(sys.argv[1]), ModelArchitecture(sys.argv[2]))

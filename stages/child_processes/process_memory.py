@@ -1,11 +1,14 @@
-"""Print the bytes that a process holds with a precision's kernels loaded. Usage: ``process_memory PRECISION``."""
+"""Print the bytes that a process holds with the kernels of a precision and an architecture loaded.
+
+Usage: ``process_memory PRECISION ARCHITECTURE``.
+"""
 
 import sys
 
-from threadloom.stages.config import Precision
+from threadloom.stages.config import ModelArchitecture, Precision
 from threadloom.stages.console import resident_bytes
 from threadloom.stages.training import compile_kernels
 
 if __name__ == "__main__":
-    compile_kernels(precision=Precision(sys.argv[1]))
+    compile_kernels(precision=Precision(sys.argv[1]), architecture=ModelArchitecture(sys.argv[2]))
     sys.stdout.write(f"{resident_bytes()}\n")

@@ -6,6 +6,10 @@ its 16-bit counterparts, which runs in 16 bits alone load.
 May import: models.
 """
 
-from threadloom.stages.layouts.layout import Layout as Layout, ModelWeights as ModelWeights
+from threadloom.stages.layouts.layout import (
+    Layout as Layout,
+    ModelWeights as ModelWeights,
+    head_counts as head_counts,
+)
 from threadloom.stages.layouts.registry import LAYOUTS as LAYOUTS, layout_of as layout_of
 from threadloom.stages.layouts.weights import as_weights as as_weights

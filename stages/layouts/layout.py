@@ -3,7 +3,7 @@
 from typing import Any, Protocol, TypeVar
 
 from threadloom.kernels import Floats, TokenIds, Weights
-from threadloom.kernels.common import LlamaWeights, ModelKernels
+from threadloom.kernels.common import HeadCounts, LlamaWeights, ModelKernels
 from threadloom.kernels.float32 import DecodeKernels
 from threadloom.stages.models import Geometry, Shape
 
@@ -54,3 +54,8 @@ class Layout(Protocol[GeometryT]):
 
         All other gradients of the micro-batch have been written to `gradients`, or added to them if `accumulate`.
         """
+
+
+def head_counts(geometry: Geometry) -> HeadCounts:
+    """Return the numbers of heads of queries, and of keys and values."""
+    return HeadCounts(geometry.heads, geometry.key_value_width * geometry.heads // geometry.attn_width)

@@ -5,9 +5,10 @@ from typing import Any
 
 from threadloom.stages.layouts.gpt2 import Gpt2Layout
 from threadloom.stages.layouts.layout import Layout
+from threadloom.stages.layouts.llama import LlamaLayout
 from threadloom.stages.models import Geometry
 
-LAYOUTS: Mapping[str, Layout[Any]] = {"gpt2": Gpt2Layout()}
+LAYOUTS: Mapping[str, Layout[Any]] = {"gpt2": Gpt2Layout(), "llama": LlamaLayout()}
 """Name of the architecture → its arrays and kernels."""
 
 

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from threadloom.kernels.bits16 import Fp16UpcastScratch, ThreadScratch
 from threadloom.kernels.bits16.attention import AttentionScratch, attention_scratch_shapes
-from threadloom.kernels.common import HeadCounts
 from threadloom.kernels.matmul import fp16_scratch_sizes, fp16_sums_size, packed_shape
 from threadloom.pipeline import aligned_zeros
 from threadloom.stages.config import Precision
+from threadloom.stages.layouts import head_counts
 from threadloom.stages.layouts.bits16 import ArraySpecs, bits16_layout_of
 from threadloom.stages.memory import (
     MicroBatchSlot,
@@ -46,8 +46,7 @@ def logits_specs(geometry: Geometry, chunk: int, storage: np.dtype[Any]) -> Arra
 def attention_specs(geometry: Geometry, storage: np.dtype[Any]) -> ArraySpecs:
     """Return shape and dtype of every field of `AttentionScratch`."""
     size = geometry.attn_width // geometry.heads
-    heads = HeadCounts(geometry.heads, geometry.key_value_width // size)
-    shapes = attention_scratch_shapes(geometry.context, size, heads, storage)
+    shapes = attention_scratch_shapes(geometry.context, size, head_counts(geometry), storage)
     return {name: (shape, np.dtype(kind)) for name, (shape, kind) in shapes.items()}
 
 
@@ -59,12 +58,12 @@ def packed_shapes(geometry: Geometry) -> dict[str, Shape]:
 
 def packed_bf16_specs(geometry: Geometry) -> ArraySpecs:
     """Return shape and dtype of the packed weights for bfloat16: pairs in uint32, each matrix and its transpose."""
-    specs: ArraySpecs = {}
-    fields, kind = bits16_layout_of(geometry).packed_fields(geometry), np.dtype(np.uint32)
+    layout, kind = bits16_layout_of(geometry), np.dtype(np.uint32)
+    fields, specs = layout.packed_fields(geometry), ArraySpecs()
     for name, (*layers, inner, outer) in packed_shapes(geometry).items():
         specs[fields[name]] = ((*layers, *packed_shape(inner, outer)), kind)
         specs[f"{fields[name]}_t"] = ((*layers, *packed_shape(outer, inner)), kind)
-    return specs
+    return {field: spec for field, spec in specs.items() if field in layout.packed._fields}
 
 
 def packed_fp16_specs(geometry: Geometry) -> ArraySpecs:
@@ -141,9 +140,14 @@ class Bits16Memory:
 
     def allocate_packed(self, names: Set[str] | None = None) -> Any:
         """Allocate packed weights: two arrays per matrix for bfloat16; one for float16, which serves both fields."""
-        kind, nothing = self._layout.packed, np.zeros(0, np.int16)
+        kind, nothing, shared = self._layout.packed, np.zeros(0, np.int16), self._layout.shared_packed
         views = allocate(self._packed if names is None else self._packed_specs(names))
-        return kind(*(views.get(name.removesuffix("_t") if self._fp16 else name, nothing) for name in kind._fields))
+
+        def array(field: str) -> NDArray[Any]:
+            name = field.removesuffix("_t") if self._fp16 else field
+            return views.get(name, views.get(shared.get(name, name), nothing))
+
+        return kind(*map(array, kind._fields))
 
     def _packed_specs(self, names: Set[str]) -> ArraySpecs:
         fields = {field for name, field in self._fields.items() if name in names}

@@ -13,7 +13,7 @@ import numpy as np
 from loguru import logger
 
 from threadloom.pipeline import available_cores, format_estimate
-from threadloom.stages.config import Config, Precision, ResolvedConfig
+from threadloom.stages.config import Config, ModelArchitecture, Precision, ResolvedConfig
 from threadloom.stages.console import module_output, resident_bytes
 from threadloom.stages.data import TextError, TokenIds, create_tokenizer, preparation_bytes, read_text
 from threadloom.stages.machine import detect, load_warning
@@ -95,7 +95,8 @@ def estimate_run(config: Config, *, tuned: bool = True, seconds: float = 3.0) ->
     if tuned:
         config = with_tuned_settings(config, machine, threads)
     resolved = resolve(config, cores, vocabulary, threads=threads)
-    memory = {PROCESS: _process_bytes(resolved.precision), **planned_memory(resolved, preparation)}
+    process = _process_bytes(resolved.precision, resolved.model.architecture)
+    memory = {PROCESS: process, **planned_memory(resolved, preparation)}
     found = Estimate(resolved, memory, machine.memory_available, None, 0.0, 0.0, 0.0)
     if preparation > (machine.memory_available or preparation):
         return replace(found, remedy="a part of the text, or data.tokenizer=bytes")
@@ -127,11 +128,12 @@ def _text_figures(config: Config) -> tuple[int | None, int]:
     return vocabulary, preparation_bytes(config.data, text)
 
 
-def _process_bytes(precision: Precision) -> int:
+def _process_bytes(precision: Precision, architecture: ModelArchitecture = ModelArchitecture.GPT2) -> int:
     """Return the memory of a process with its kernels loaded. If this one has compiled them, a new one is measured."""
-    if compile_kernels(precision=precision) <= SLOW:
+    if compile_kernels(precision=precision, architecture=architecture) <= SLOW:
         return resident_bytes()
-    return int(module_output("threadloom.stages.child_processes.process_memory", precision.value, quiet=True))
+    module = "threadloom.stages.child_processes.process_memory"
+    return int(module_output(module, precision.value, architecture.value, quiet=True))
 
 
 class _OneMicroBatch:

@@ -278,7 +278,7 @@ def _train(
     signals: StopSignals | None,
 ) -> Outcome:
     _announce(config, choice)
-    compile_kernels(precision=config.precision)
+    compile_kernels(precision=config.precision, architecture=config.model.architecture)
     written = WrittenMetrics(config, start.step if start else 0)
     output = CheckpointOutput(run.checkpoints, data.tokenizer_path, written.wait_for, data.tokenizer.end_of_text)
     source = TokenBatches(data.train, config.batch_sizes, config.seed)

@@ -89,7 +89,7 @@ class MeasuredStepRunner:
     def __init__(self, text: str, mode: ExecutionMode, cores: int) -> None:
         """`text` is a resolved configuration as JSON."""
         self.config: ResolvedConfig = resolved_from_json(text)
-        compile_kernels(lambda _: None, self.config.precision)
+        compile_kernels(lambda _: None, self.config.precision, self.config.model.architecture)
         self._base = resident_bytes()
         self._mode = mode
         self._gate = StepGate(RandomTokens(self.config.model.geometry(), self.config.batch_sizes, self.config.seed))

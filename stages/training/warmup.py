@@ -2,7 +2,7 @@
 
 Numba compiles a kernel at its first call and caches the result on disk. The result depends on the types of the
 arguments, not on their sizes, so a model of a few hundred parameters compiles all kernels that a large one needs. Each
-precision has its own kernels. Loading cached kernels takes a fraction of a second.
+architecture and precision has its own kernels. Loading cached kernels takes a fraction of a second.
 
 Numba compiles one kernel at a time per process. If kernels have to be compiled, a second process compiles the backward
 pass, the largest part, while this one compiles the others; this one then loads the backward pass from the cache.
@@ -11,7 +11,7 @@ pass, the largest part, while this one compiles the others; this one then loads 
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Self
 
@@ -20,7 +20,7 @@ from numba.core import event
 
 from threadloom.kernels.compiling import CACHE_FOLDER, has_failed_to_save
 from threadloom.pipeline import available_cores
-from threadloom.stages.config import Config, Gpt2Config, Precision
+from threadloom.stages.config import Config, Gpt2Config, LlamaConfig, ModelArchitecture, ModelConfig, Precision
 from threadloom.stages.console import module_command, signals_blocked
 from threadloom.stages.data import RandomTokens, TokenIds
 from threadloom.stages.memory import MicroGradient
@@ -34,23 +34,31 @@ SLOW = 1.0
 """Seconds of loading or compiling above which progress is reported."""
 INTERVAL = 5.0
 """Seconds between two progress reports."""
+_TINY: Mapping[ModelArchitecture, ModelConfig] = {
+    ModelArchitecture.GPT2: Gpt2Config(vocab_size=3, context=4, layers=1, heads=1, channels=8),
+    ModelArchitecture.LLAMA: LlamaConfig(vocab_size=3, context=4, layers=1, heads=1, channels=8, mlp_width=8),
+}
 
 
-def compile_kernels(on_progress: OnProgress = logger.info, precision: Precision = Precision.FLOAT32) -> float:
-    """Load or compile every kernel that training calls in a precision; return the elapsed seconds.
+def compile_kernels(
+    on_progress: OnProgress = logger.info,
+    precision: Precision = Precision.FLOAT32,
+    architecture: ModelArchitecture = ModelArchitecture.GPT2,
+) -> float:
+    """Load or compile every kernel that training calls for an architecture in a precision; return the elapsed seconds.
 
     `on_progress` is called, from another thread too, once this takes longer than loading cached kernels.
     """
     begin = time.perf_counter()
     with _CompileProgress(on_progress) as progress:
-        step = _TinyStep(precision)  # in 16 bits this packs weights, which compiles kernels
-        _compile(step, precision, on_progress, progress)
+        step = _TinyStep(precision, architecture)  # in 16 bits this packs weights, which compiles kernels
+        _compile(step, precision, architecture, on_progress, progress)
     return time.perf_counter() - begin
 
 
-def compile_backward(precision: Precision) -> None:
+def compile_backward(precision: Precision, architecture: ModelArchitecture) -> None:
     """Compile the backward pass alone, in the second process; forward is left out, since only types matter."""
-    step = _TinyStep(precision)
+    step = _TinyStep(precision, architecture)
     step.embedding()
     step.backward()
 
@@ -109,8 +117,8 @@ class _OneWindow:
 class _TinyStep:
     """One step of a tiny training. Its methods may be called in any order, except that `embedding` comes first."""
 
-    def __init__(self, precision: Precision) -> None:
-        self._training = _tiny_training(precision)
+    def __init__(self, precision: Precision, architecture: ModelArchitecture) -> None:
+        self._training = _tiny_training(precision, architecture)
         self._batch = list(plan_micro_batches(0, 1, 2))
         self._gradients: list[MicroGradient] = []
 
@@ -143,7 +151,13 @@ class _TinyStep:
             ValidationLoss(self._training.compute).mean_loss(lease.bank, _OneWindow())
 
 
-def _compile(step: _TinyStep, precision: Precision, on_progress: OnProgress, progress: _CompileProgress) -> None:
+def _compile(
+    step: _TinyStep,
+    precision: Precision,
+    architecture: ModelArchitecture,
+    on_progress: OnProgress,
+    progress: _CompileProgress,
+) -> None:
     def timed(name: str, work: Callable[[], object]) -> None:
         started = time.perf_counter()
         work()
@@ -154,7 +168,7 @@ def _compile(step: _TinyStep, precision: Precision, on_progress: OnProgress, pro
     timed("embedding", step.embedding)
     # If embedding had to be compiled, so have the others. The second process hands its kernels over in the cache.
     wanted = progress.compiled > 0 and available_cores() > 1 and CACHE_FOLDER.path is not None
-    with _second_process(precision, wanted=wanted, on_progress=on_progress) as wait:
+    with _second_process(precision, architecture, wanted=wanted, on_progress=on_progress) as wait:
         timed("forward", step.forward)
         timed("evaluation", step.evaluation)
         timed("backward, in a second process", wait)
@@ -164,7 +178,7 @@ def _compile(step: _TinyStep, precision: Precision, on_progress: OnProgress, pro
 
 @contextmanager
 def _second_process(
-    precision: Precision, *, wanted: bool, on_progress: OnProgress = logger.info
+    precision: Precision, architecture: ModelArchitecture, *, wanted: bool, on_progress: OnProgress = logger.info
 ) -> Iterator[Callable[[], object]]:
     """Compile the backward pass in a process that ends with the block; yield a function that waits for it.
 
@@ -173,7 +187,7 @@ def _second_process(
     if not wanted:
         yield lambda: None
         return
-    command = module_command("threadloom.stages.child_processes.compile_backward", precision.value)
+    command = module_command("threadloom.stages.child_processes.compile_backward", precision.value, architecture.value)
     null = subprocess.DEVNULL
     try:  # its standard input closes when this process ends for any reason, and it exits at the end of its input
         with signals_blocked():
@@ -197,10 +211,10 @@ def _second_process(
             process.kill()
 
 
-def _tiny_training(precision: Precision) -> Training:
+def _tiny_training(precision: Precision, architecture: ModelArchitecture) -> Training:
     config = Config(
         name="warm-up",
-        model=Gpt2Config(vocab_size=3, context=4, layers=1, heads=1, channels=8),
+        model=_TINY[architecture],
         batch_size=2,
         micro_batch=1,
         lanes=1,

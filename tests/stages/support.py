@@ -25,8 +25,10 @@ from threadloom.stages.cli import main
 from threadloom.stages.config import (
     Config,
     Gpt2Config,
+    LlamaConfig,
     OptimizerConfig,
     ResolvedConfig,
+    RotaryConfig,
     ScheduleConfig,
     ScheduleKind,
 )
@@ -55,6 +57,18 @@ TINY = Config(
     schedule=ScheduleConfig(kind=ScheduleKind.COSINE, warmup=2, min_lr=1e-3),
 )
 """Sizes that are not multiples of 8; four micro-batches per update in two lanes."""
+
+LLAMA = msgspec.structs.replace(
+    TINY,
+    name="tiny-llama",
+    model=LlamaConfig(
+        vocab_size=13, context=7, layers=3, heads=6, kv_heads=2, head_size=10, channels=15, mlp_width=21,
+        rotary=RotaryConfig(dimensions=6), layers_without_rotary=(1,), qkv_bias=True, attn_proj_bias=True,
+        mlp_bias=True, qk_norm=True,
+    ),
+)  # fmt: skip
+"""A model of the Llama family with every variant: grouped heads, biases, norms of heads, a layer without rotary
+positions, and another output projection than the token embedding."""
 
 SEVERAL_CHUNKS = ("model.vocab_size=4099", "model.channels=40", "model.heads=4", "model.context=3", "model.layers=1")
 """Overrides with an arena of three chunks, so that several threads share reduction and update."""

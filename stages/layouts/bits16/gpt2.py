@@ -1,5 +1,6 @@
 """GPT-2 in bfloat16 and float16."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ class Gpt2Bits16Layout:
 
     weights = Weights16
     packed = PackedWeights
+    shared_packed: Mapping[str, str] = {}
     activations = Activations16
     scratch = Scratch16
     kernels = GPT2

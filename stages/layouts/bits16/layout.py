@@ -1,5 +1,6 @@
 """The protocol of an architecture's arrays and kernels in 16 bits."""
 
+from collections.abc import Mapping
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -25,6 +26,8 @@ class Bits16Layout(Protocol[GeometryT]):
     """The pair of the float32 master and its packed weights."""
     packed: type[Any]
     """The tuple of the packed weights; a field with the suffix ``_t`` is the packed transpose."""
+    shared_packed: Mapping[str, str]
+    """Field of `packed` → the field whose array it is in a model that has no other for it."""
     activations: type[Any]
     """The tuple of the arrays that the forward pass keeps."""
     scratch: type[Any]
@@ -35,7 +38,8 @@ class Bits16Layout(Protocol[GeometryT]):
     def packed_fields(self, geometry: GeometryT) -> dict[str, str]:
         """Return the matrices with packed weights → field of `packed`, in the order of the table of shapes.
 
-        Those of the layers are stacked (L, inputs, outputs); the other one is the output projection (V, C).
+        Those of the layers are stacked (L, inputs, outputs); others are (V, C). A matrix without a field for the packed
+        transpose is only looked up.
         """
 
     def activation_specs(self, geometry: GeometryT, sequences: int, storage: np.dtype[Any]) -> ArraySpecs:

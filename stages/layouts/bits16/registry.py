@@ -5,9 +5,10 @@ from typing import Any
 
 from threadloom.stages.layouts.bits16.gpt2 import Gpt2Bits16Layout
 from threadloom.stages.layouts.bits16.layout import Bits16Layout
+from threadloom.stages.layouts.bits16.llama import LlamaBits16Layout
 from threadloom.stages.models import Geometry
 
-BITS16_LAYOUTS: Mapping[str, Bits16Layout[Any]] = {"gpt2": Gpt2Bits16Layout()}
+BITS16_LAYOUTS: Mapping[str, Bits16Layout[Any]] = {"gpt2": Gpt2Bits16Layout(), "llama": LlamaBits16Layout()}
 """Name of the architecture → its arrays and kernels in 16 bits."""
 
 

@@ -63,7 +63,8 @@ def packed_matrices(
 
 def packed_pair(packed: Any, field: str, layer: int | None) -> PackedPair:
     """Return the packed weights of one matrix; `layer` is None for a matrix without layers."""
-    pair = PackedPair(getattr(packed, field), getattr(packed, f"{field}_t"))
+    of_field = getattr(packed, field)
+    pair = PackedPair(of_field, getattr(packed, f"{field}_t", of_field[:0]))
     return pair if layer is None else PackedPair(pair.packed[layer], pair.packed_t[layer])
 
 

@@ -17,10 +17,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from threadloom import kernels
-from threadloom.kernels import AdamWStep, Floats, Gpt2Constants, single_writer
+from threadloom.kernels import AdamWStep, Floats, single_writer
 from threadloom.pipeline import LanePlan, Lanes
 from threadloom.stages.config import Precision, ResolvedConfig
-from threadloom.stages.layouts import as_weights
+from threadloom.stages.layouts import as_weights, head_counts, layout_of
 from threadloom.stages.memory import Bank, LossScaler, UpdateShard, adamw_bytes, reduction_bytes
 from threadloom.stages.models import Geometry, initialise, parameter_shapes
 from threadloom.stages.step import Gradient
@@ -44,7 +44,10 @@ class KernelBench(ABC):
         """Allocate the memory; the caller keeps `gemm_settings(config)` active here and during the calls."""
         self.config = config
         self.geometry = g = config.model.geometry()
-        self.constants = Gpt2Constants(g.heads)
+        self.layout = layout_of(g)
+        self.constants = self.layout.constants(g)
+        self.heads = head_counts(g)
+        self.head_size = g.attn_width // g.heads
         self.sequences = config.micro_batch
         self.rows = self.sequences * g.context
         self.micro = config.micro_batches
@@ -93,10 +96,14 @@ class KernelBench(ABC):
     def backward_blocks(self) -> list[KernelCase]:
         """Return backward through all blocks, and its parts."""
 
+    def projection(self, tensors: Any, suffix: str = "") -> Any:
+        """Return the output projection in a tuple of tensors: the token embedding if it has no other field for it."""
+        return getattr(tensors, ("head" if hasattr(tensors, "head") else "wte") + suffix)
+
     def linears(self) -> list[tuple[str, int, int]]:
         """Return the linear layers of a block: name, inputs, outputs."""
-        c, f = self.geometry.channels, self.geometry.hidden
-        return [("qkv", c, 3 * c), ("attn_proj", c, c), ("fc", c, f), ("mlp_proj", f, c)]
+        matrices = {name: shape for name, shape in parameter_shapes(self.geometry).items() if len(shape) == 3}
+        return [(name.removesuffix("_weight"), shape[1], shape[2]) for name, shape in matrices.items()]
 
     def row_work(self, width: int, element_bytes: int, flops: int, in_place: int = 0) -> KernelWork:
         """Return the work of a pass over rows of `width` elements, from the bytes and operations per element.
@@ -123,16 +130,18 @@ class KernelBench(ABC):
 
     def d_embedding(self, dx: Floats) -> KernelCase:
         """Return the scatter of the embeddings' gradient, which is float32 in every precision."""
-        d, g = self.grads, self.geometry
+        g = self.geometry
         added = sum(self._gathered_rows())
         moved, held = (float(FLOAT * g.channels * (self.rows + times * added)) for times in (2, 1))
         work = KernelWork(2.0 * self.rows * g.channels, moved, held=held)
-        call = partial(kernels.embedding_backward, self.slot.ids, dx, g.context, d.wte, d.wpe, True)
+        scatter = self.layout.scatter_input_gradient
+        call = partial(scatter, self.slot.ids, dx, g.context, self.grads, accumulate=True)
         return KernelCase("d_embedding", self.micro, work, call)
 
     def _gathered_rows(self) -> tuple[int, int]:
-        """Return the numbers of distinct rows of both tables that a micro-batch uses; each row moves once."""
-        return np.unique(self.slot.ids).size, self.geometry.context
+        """Return the numbers of distinct rows of tokens and positions that a micro-batch uses; each row moves once."""
+        positions = parameter_shapes(self.geometry).get("wpe", (0,))[0]
+        return np.unique(self.slot.ids).size, positions
 
     def streams(self) -> list[KernelCase]:
         """Return the passes over all parameters: the sum of the lanes, and AdamW with the packed weights it writes."""

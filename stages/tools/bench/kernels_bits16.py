@@ -1,45 +1,40 @@
-"""The kernels of an update in 16 bits, each with its work (`stages.tools.bench.kernel_bench`).
+"""The kernels of an update in 16 bits that every architecture has, each with its work.
 
 One table serves both formats: `kernels.bits16.linear` selects the GEMM by the type of the packed weights. Bytes are
 counted as the tensors are stored: 2 per element between layers and in packed weights, 4 in the residual stream, its
 gradient, the logits and the gradients of weights.
 """
 
+from abc import abstractmethod
+from collections.abc import Mapping
 from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from threadloom.kernels import AccumulationTicket, AttentionActivations, Floats, HeadCounts
+from threadloom.kernels import AttentionActivations, Floats
 from threadloom.kernels.bits16 import (
-    Activations16,
-    LayerNormGradients,
     NormalizedRows,
-    Scratch16,
-    Weights16,
-    attention_backward,
-    attention_forward,
-    blocks_backward,
     cross_entropy_backward,
-    gelu_backward,
-    head_backward,
-    layernorm_apply_transposed,
-    layernorm_backward,
-    layernorm_forward,
-    linear_backward_bias,
     linear_backward_input,
     linear_backward_weight,
-    linear_forward,
-    linear_gelu_forward,
-    linear_residual_forward,
     logits_backward_input,
     logits_forward,
 )
-from threadloom.kernels.common import Affine
 from threadloom.kernels.matmul import transpose_bf16
 from threadloom.stages.config import ResolvedConfig
+from threadloom.stages.layouts.bits16 import bits16_layout_of
 from threadloom.stages.tools.bench.kernel_bench import BACKWARD, FORWARD, HEAD, KernelBench
 from threadloom.stages.tools.bench.kernel_case import KernelCase, restorer
-from threadloom.stages.tools.bench.roofline import FLOAT, SHORT, KernelWork, attention_work, gemm_work, total
+from threadloom.stages.tools.bench.roofline import FLOAT, SHORT, KernelWork, gemm_work, total
+
+
+class LinearArrays(NamedTuple):
+    """The arrays of the backward pass of a linear layer, in 16 bits but for the result of one that follows a norm."""
+
+    x: Any  # (R, I) input, or the normalised rows from which it is computed
+    d_out: Any  # (R, O)
+    dx: Any  # (R, I)
 
 
 class Bits16Bench(KernelBench):
@@ -50,74 +45,58 @@ class Bits16Bench(KernelBench):
     def __init__(self, config: ResolvedConfig) -> None:
         """Allocate the memory; the caller keeps `gemm_settings(config)` active here and during the calls."""
         super().__init__(config)
-        self.weights16 = Weights16(self.weights, self.bank.packed)
-        self.acts: Activations16 = self.slot.activations
-        self.s: Scratch16 = self.scratch
+        self.layout16 = bits16_layout_of(self.geometry)
+        self.packed: Any = self.bank.packed
+        self.weights16 = self.layout16.weights(self.weights, self.packed)
+        self.acts: Any = self.slot.activations
+        self.s: Any = self.scratch
         a, s = self.acts, self.s
-        self._call_head(self.ticket._replace(accumulate=False))
+        self._call_head(accumulate=False)
         # Forward and backward through the blocks overwrite their inputs, which are restored before each call.
-        self._reset_x = restorer(a.x)
-        self._reset_dx = restorer(s.dx, s.dx16)
-        self._reset_d_fc = restorer(s.d_fc)
+        self.reset_x = restorer(a.x)
+        self.reset_dx = restorer(s.dx, s.dx16)
         s.logits[...] = self.random.standard_normal(s.logits.shape, dtype=np.float32)
         self._reset_logits = restorer(s.logits)
+
+    @abstractmethod
+    def forward_parts(self) -> list[KernelCase]:
+        """Return the kernels of the forward pass of a block."""
+
+    @abstractmethod
+    def backward_passes(self) -> list[KernelCase]:
+        """Return the kernels of the backward pass of a block that are no GEMMs."""
+
+    @abstractmethod
+    def linear_arrays(self) -> Mapping[str, LinearArrays]:
+        """Return linear layer → the arrays of its backward pass."""
 
     @property
     def d_stream(self) -> Floats:
         """The gradient of the residual stream, (rows, channels)."""
-        return self.s.dx
+        dx: Floats = self.s.dx
+        return dx
 
-    def _call_head(self, ticket: AccumulationTicket) -> None:
-        targets, constants = self.slot.targets, self.constants
-        head_backward(self.weights16, self.acts, targets, self.scale, self.grads, self.s, constants, ticket)
-
-    def _product(self, columns: int, inner: int, result: int, *, adds: bool = False) -> KernelWork:
+    def product(self, columns: int, inner: int, result: int, *, adds: bool = False) -> KernelWork:
         """Return the work of a GEMM over all rows; `result`: bytes per element of the result."""
         return gemm_work(self.rows, columns, inner, adds=adds, operand=SHORT, result=result)
 
-    def forward_blocks(self) -> list[KernelCase]:
-        """Return forward through all blocks, and its parts."""
-        (w, p), a, g = self.weights16, self.acts, self.geometry
-        calls, c, hidden, upcast = self.micro * g.layers, g.channels, g.hidden, a.thread.upcast
-        attention = attention_work(self.sequences, g.context, c, backward=False, element=SHORT)
-        gelu = self.row_work(hidden, SHORT, 20)  # its input and output are counted as results of the GEMM
-        parts = [
-            # The stream is read, and written with the next bias added; the normalised rows and the output are written.
-            KernelCase("LayerNorm", 2 * calls, self.row_work(c, 2 * FLOAT + 2 * SHORT, 10, FLOAT), partial(
-                layernorm_forward,
-                a.x, Affine(w.ln1_weight[0], w.ln1_bias[0]), w.attn_proj_bias[0], self._kept(), a.h,
-            ), FORWARD, self._reset_x),
-            KernelCase("qkv", calls, self._product(3 * c, c, SHORT), partial(
-                linear_forward, a.h, p.qkv[0], w.qkv_bias[0], a.qkv[0], upcast
-            ), FORWARD),
-            KernelCase("attention", calls, attention, partial(
-                attention_forward, self._attention(), self.sequences, self._heads, a.thread.attention
-            ), FORWARD),
-            KernelCase("attn_proj", calls, self._product(c, c, FLOAT, adds=True), partial(
-                linear_residual_forward, a.attn[0], p.attn_proj[0], a.x, upcast
-            ), FORWARD, self._reset_x),
-            KernelCase("fc + GELU", calls, total([(self._product(hidden, c, SHORT), 1), (gelu, 1)]), partial(
-                linear_gelu_forward, a.h, p.fc[0], w.fc_bias[0], a.fc[0], a.gelu, upcast
-            ), FORWARD),
-            KernelCase("mlp_proj", calls, self._product(c, hidden, FLOAT, adds=True), partial(
-                linear_residual_forward, a.gelu, p.mlp_proj[0], a.x, upcast
-            ), FORWARD, self._reset_x),
-        ]  # fmt: skip
-        return self.whole(FORWARD, parts, partial(self.compute.forward, self.bank, self.slot), self._reset_x)
-
-    def _attention(self) -> AttentionActivations:
+    def attention_arrays(self) -> AttentionActivations:
+        """Return the arrays of the first block's attention."""
         return AttentionActivations(self.acts.qkv[0], self.acts.attn[0], self.acts.attn_lse[0])
 
-    @property
-    def _heads(self) -> HeadCounts:
-        return HeadCounts(self.geometry.heads, self.geometry.heads)
-
-    def _kept(self) -> NormalizedRows:
+    def kept(self) -> NormalizedRows:
+        """Return the normalised rows of the first block's first norm."""
         return NormalizedRows(self.acts.normed1[0], self.acts.rstd1[0])
+
+    def forward_blocks(self) -> list[KernelCase]:
+        """Return forward through all blocks, and its parts."""
+        call = partial(self.compute.forward, self.bank, self.slot)
+        return self.whole(FORWARD, self.forward_parts(), call, self.reset_x)
 
     def head(self) -> list[KernelCase]:
         """Return the output projection with cross-entropy and its gradient, and its parts."""
-        p, s, r, upcast = self.weights16.packed, self.s, self.rows, self.s.thread.upcast
+        p, s, r, upcast = self.packed, self.s, self.rows, self.s.thread.upcast
+        packed, packed_t = self.projection(p), self.projection(p, "_t")
         v, c, chunk = self.geometry.vocabulary, self.geometry.channels, s.logits.shape[0]
         chunks = -(-r // chunk)
         calls = self.micro * chunks
@@ -129,100 +108,69 @@ class Bits16Bench(KernelBench):
         softmax = KernelWork(20.0 * chunk * v, float((FLOAT + SHORT) * chunk * v))
         parts = [
             KernelCase("logits", calls, work(chunk, v, c),
-                 partial(logits_forward, h, p.wte_t, s.logits, upcast), HEAD),
+                 partial(logits_forward, h, packed_t, s.logits, upcast), HEAD),
             KernelCase("cross-entropy", calls, softmax,
                  partial(cross_entropy_backward, s.logits, targets, self.scale, s.d_logits), HEAD,
                  self._reset_logits),
             KernelCase("d_head input", calls, work(chunk, c, v),
-                 partial(logits_backward_input, s.d_logits, p.wte, dh, upcast), HEAD),
-            KernelCase("d_wte slices", calls, work(v, c, chunk, adds=True), self._d_wte, HEAD),
+                 partial(logits_backward_input, s.d_logits, packed, dh, upcast), HEAD),
+            KernelCase("d_wte slices", calls, work(v, c, chunk, adds=True), self._d_projection, HEAD),
         ]  # fmt: skip
         norms = self.row_work(c, FLOAT + 2 * SHORT, 8), self.row_work(c, 2 * FLOAT + 2 * SHORT, 16)
         done = total([*((case.work, chunks) for case in parts), *((norm, 1) for norm in norms)])
         # Its bound does not count the logits, and counts one layout of the packed embeddings.
         rows = r * (c * (2 * FLOAT + SHORT) + FLOAT)
         head = KernelWork(done.flops, float(rows + v * c * (SHORT + 2 * FLOAT)), done.products)
-        return [KernelCase(HEAD, self.micro, head, partial(self._call_head, self.ticket)), *parts]
+        return [KernelCase(HEAD, self.micro, head, self._call_head), *parts]
 
-    def _d_wte(self) -> None:
+    def backward_blocks(self) -> list[KernelCase]:
+        """Return backward through all blocks, and its parts."""
+        parts = [*self._input_gradients(), *self._weight_gradients(), *self.backward_passes()]
+        call = partial(
+            self.layout16.kernels.blocks_backward,
+            self.weights16, self.acts, self.grads, self.s, self.sequences, self.constants, self.ticket,
+        )  # fmt: skip
+        return self.whole(BACKWARD, parts, call, self.reset_dx)
+
+    def _call_head(self, *, accumulate: bool = True) -> None:
+        self.layout16.kernels.head_backward(
+            self.weights16, self.acts, self.slot.targets, self.scale, self.grads, self.s, self.constants,
+            self.ticket._replace(accumulate=accumulate),
+        )  # fmt: skip
+
+    def _d_projection(self) -> None:
         """Add the gradient of one chunk of the output projection, by slices of the vocabulary."""
-        s, d_wte = self.s, self.grads.wte
-        vocabulary, width, chunk = d_wte.shape[0], s.d_logits_t.shape[0], s.d_logits.shape[0]
+        s, gradient = self.s, self.projection(self.grads)
+        vocabulary, width, chunk = gradient.shape[0], s.d_logits_t.shape[0], s.d_logits.shape[0]
         for first in range(0, vocabulary, width):
             last = min(first + width, vocabulary)
             d_logits_t = s.d_logits_t[: last - first]
             transpose_bf16(s.d_logits[:, first:last], d_logits_t)
-            linear_backward_weight(d_logits_t, s.h[:chunk], d_wte[first:last], True, s.thread.upcast)
-
-    def backward_blocks(self) -> list[KernelCase]:
-        """Return backward through all blocks, and its parts."""
-        parts = [*self._input_gradients(), *self._weight_gradients(), *self._backward_passes()]
-        constants = self.constants
-        call = partial(
-            blocks_backward, self.weights16, self.acts, self.grads, self.s, self.sequences, constants, self.ticket
-        )  # fmt: skip
-        return self.whole(BACKWARD, parts, call, self._reset_dx)
+            linear_backward_weight(d_logits_t, s.h[:chunk], gradient[first:last], True, s.thread.upcast)
 
     def _input_gradients(self) -> list[KernelCase]:
-        p, s, upcast = self.weights16.packed, self.s, self.s.thread.upcast
-        g, calls = self.geometry, self.micro * self.geometry.layers
-        c, hidden = g.channels, g.hidden
+        calls, arrays, upcast = self.micro * self.geometry.layers, self.linear_arrays(), self.s.thread.upcast
         return [
-            KernelCase("d_qkv input", calls, self._product(c, 3 * c, FLOAT), partial(
-                linear_backward_input, s.d_qkv, p.qkv_t[0], s.dh, upcast
-            ), BACKWARD),
-            KernelCase("d_attn_proj input", calls, self._product(c, c, SHORT), partial(
-                linear_backward_input, s.dx16, p.attn_proj_t[0], s.d_attn, upcast
-            ), BACKWARD),
-            KernelCase("d_fc input", calls, self._product(c, hidden, FLOAT), partial(
-                linear_backward_input, s.d_fc, p.fc_t[0], s.dh, upcast
-            ), BACKWARD),
-            KernelCase("d_mlp_proj input", calls, self._product(hidden, c, SHORT), partial(
-                linear_backward_input, s.dx16, p.mlp_proj_t[0], s.d_fc, upcast
-            ), BACKWARD),
+            KernelCase(f"d_{name} input", calls, self.product(inputs, outputs, arrays[name].dx.itemsize), partial(
+                linear_backward_input, arrays[name].d_out, getattr(self.packed, f"{name}_t")[0], arrays[name].dx, upcast
+            ), BACKWARD)
+            for name, inputs, outputs in self.linears()
         ]  # fmt: skip
 
     def _weight_gradients(self) -> list[KernelCase]:
-        """Return the GEMMs and the transposes of their first operands, two of which are outputs of a LayerNorm."""
-        w, a, d, s, upcast = self.weights, self.acts, self.grads, self.s, self.s.thread.upcast
-        calls, c = self.micro * self.geometry.layers, self.geometry.channels
-        given = {"qkv": a.normed1[0], "attn_proj": a.attn[0], "fc": a.normed2[0], "mlp_proj": s.gelu}
-        into = {"qkv": s.d_qkv, "attn_proj": s.dx16, "fc": s.d_fc, "mlp_proj": s.dx16}
+        """Return the GEMMs and the transposes of their first operands, two of which are outputs of a norm."""
+        s, arrays, calls = self.s, self.linear_arrays(), self.micro * self.geometry.layers
         parts = [
             KernelCase(f"d_{name} weight", calls,
                  gemm_work(inputs, outputs, self.rows, adds=True, operand=SHORT, result=FLOAT),
-                 partial(linear_backward_weight, s.transposed[:inputs], into[name], getattr(d, f"{name}_weight")[0],
-                         True, upcast), BACKWARD)
+                 partial(linear_backward_weight, s.transposed[:inputs], arrays[name].d_out,
+                         getattr(self.grads, f"{name}_weight")[0], True, s.thread.upcast), BACKWARD)
             for name, inputs, outputs in self.linears()
         ]  # fmt: skip
 
         def transposes() -> None:
-            for x in given.values():
+            for x, _, _ in arrays.values():
                 transpose_bf16(x, s.transposed[: x.shape[1]])
 
-        width = sum(x.shape[1] for x in given.values())
-        apply = partial(layernorm_apply_transposed, s.transposed[:c], Affine(w.ln1_weight[0], w.ln1_bias[0]))
-        return [
-            *parts,
-            KernelCase("transposes (4)", calls, self.row_work(width, 2 * SHORT, 0), transposes, BACKWARD),
-            KernelCase("LayerNorm transposed", 2 * calls, self.row_work(c, 2 * SHORT, 2), apply, BACKWARD),
-        ]
-
-    def _backward_passes(self) -> list[KernelCase]:
-        w, a, d, g, s = self.weights, self.acts, self.grads, self.geometry, self.s
-        calls, c = self.micro * g.layers, g.channels
-        attention = attention_work(self.sequences, g.context, c, backward=True, element=SHORT)
-        return [
-            KernelCase("d_attention", calls, attention, partial(
-                attention_backward,
-                s.d_attn, self._attention(), self.sequences, self._heads, s.d_qkv, s.thread.attention,
-            ), BACKWARD),
-            KernelCase("d_qkv bias", calls, self.row_work(3 * c, SHORT, 1),
-                 partial(linear_backward_bias, s.d_qkv, d.qkv_bias[0], True), BACKWARD),
-            KernelCase("d_GELU", calls, self.row_work(g.hidden, 4 * SHORT, 31, in_place=SHORT),
-                 partial(gelu_backward, a.fc[0], s.d_fc, s.gelu, d.fc_bias[0], True), BACKWARD, self._reset_d_fc),
-            KernelCase("d_LayerNorm", 2 * calls, self.row_work(c, 3 * FLOAT + 2 * SHORT, 16, in_place=FLOAT), partial(
-                layernorm_backward, s.dh, self._kept(), w.ln1_weight[0], s.dx, s.dx16,
-                LayerNormGradients(d.ln1_weight[0], d.ln1_bias[0], d.attn_proj_bias[0]), True,
-            ), BACKWARD, self._reset_dx),
-        ]  # fmt: skip
+        width = sum(x.shape[1] for x, _, _ in arrays.values())
+        return [*parts, KernelCase("transposes (4)", calls, self.row_work(width, 2 * SHORT, 0), transposes, BACKWARD)]

@@ -178,14 +178,14 @@ def gemm_work(
     return KernelWork(flops, float(moved), flops, float(held) if adds else 0.0)
 
 
-def attention_work(sequences: int, context: int, channels: int, *, backward: bool, element: int = FLOAT) -> KernelWork:
+def attention_work(sequences: int, geometry: Geometry, *, backward: bool, element: int = FLOAT) -> KernelWork:
     """Return the work of causal attention: half of the full products, two in forward and four in backward.
 
     `element`: bytes per element of its inputs and outputs.
     """
-    rows = sequences * context
-    flops = (4.0 if backward else 2.0) * rows * context * channels
-    moved = rows * channels * ((1 + 1 + 3 + 3) if backward else (3 + 1))
+    rows = sequences * geometry.context
+    flops = (4.0 if backward else 2.0) * rows * geometry.context * geometry.attn_width
+    moved = rows * (geometry.qkv_width + geometry.attn_width) * (2 if backward else 1)
     return KernelWork(flops, float(element * moved), flops)
 
 

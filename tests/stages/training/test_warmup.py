@@ -12,6 +12,7 @@ from loguru import logger
 from numba.core import event
 
 from threadloom.kernels.compiling.jit import JIT_ENABLED
+from threadloom.stages.config import ModelArchitecture
 from threadloom.stages.config.settings import Precision
 from threadloom.stages.console.json_worker import module_command
 from threadloom.stages.training import warmup
@@ -56,21 +57,21 @@ def processes(monkeypatch: pytest.MonkeyPatch) -> list[FakeProcess]:
 
 
 def test_without_compiling_no_second_process_is_started(processes: list[FakeProcess]) -> None:
-    with warmup._second_process(Precision.FLOAT32, wanted=False) as wait:
+    with warmup._second_process(Precision.FLOAT32, ModelArchitecture.GPT2, wanted=False) as wait:
         wait()
     assert not processes
 
 
 def test_the_second_process_is_waited_for_and_ended(processes: list[FakeProcess]) -> None:
-    with warmup._second_process(Precision.BF16, wanted=True) as wait:
+    with warmup._second_process(Precision.BF16, ModelArchitecture.GPT2, wanted=True) as wait:
         wait()
     (process,) = processes
-    assert process.arguments[-2:] == ["threadloom.stages.child_processes.compile_backward", "bf16"]
+    assert process.arguments[-3:] == ["threadloom.stages.child_processes.compile_backward", "bf16", "gpt2"]
     assert process.calls == ["wait", "kill", "leave"]
 
 
 def test_an_error_ends_the_second_process(processes: list[FakeProcess]) -> None:
-    with pytest.raises(KeyboardInterrupt), warmup._second_process(Precision.BF16, wanted=True):
+    with pytest.raises(KeyboardInterrupt), warmup._second_process(Precision.BF16, ModelArchitecture.GPT2, wanted=True):
         raise KeyboardInterrupt
     assert processes[0].calls == ["kill", "leave"]
 
@@ -81,7 +82,7 @@ def test_a_second_process_that_fails_is_not_silent(monkeypatch: pytest.MonkeyPat
     said: list[str] = []
     sink = logger.add(lambda message: said.append(str(message)), level="INFO", format="{message}")
     try:
-        with warmup._second_process(Precision.BF16, wanted=True) as wait:
+        with warmup._second_process(Precision.BF16, ModelArchitecture.GPT2, wanted=True) as wait:
             wait()
     finally:
         logger.remove(sink)
@@ -95,7 +96,7 @@ def test_a_second_process_that_cannot_be_started_costs_only_time(monkeypatch: py
 
     monkeypatch.setattr(subprocess, "Popen", refuse)
     said: list[str] = []
-    with warmup._second_process(Precision.BF16, wanted=True, on_progress=said.append) as wait:
+    with warmup._second_process(Precision.BF16, ModelArchitecture.GPT2, wanted=True, on_progress=said.append) as wait:
         wait()
     assert said == [f"the second compiling process cannot be started ({os.strerror(code)}): compiling will take longer"]
 
@@ -136,7 +137,7 @@ def test_compiling_is_reported_while_it_lasts(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("precision", [Precision.FLOAT32, Precision.BF16])
 def test_backward_can_be_compiled_before_forward(precision: Precision) -> None:
-    warmup.compile_backward(precision)
+    warmup.compile_backward(precision, ModelArchitecture.GPT2)
 
 
 @pytest.mark.skipif(not JIT_ENABLED, reason="there is nothing to compile")
@@ -146,14 +147,14 @@ class TestTheProcess:
         for name in ("pipeline", "kernels", "stages", "json"):  # this project's names, and one that is imported first
             (tmp_path / name).mkdir()
             (tmp_path / name / "__init__.py").write_text("raise ImportError('wrong module')")
-        command = module_command("threadloom.stages.child_processes.compile_backward", "float32")
+        command = module_command("threadloom.stages.child_processes.compile_backward", "float32", "gpt2")
         with subprocess.Popen(command, cwd=tmp_path, stdin=subprocess.PIPE) as process:
             assert process.wait() == 0
 
     def test_it_exits_with_its_parent(self, tmp_path: Path) -> None:
         """Its standard input is closed while it compiles, as when the parent is killed."""
         environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
-        command = module_command("threadloom.stages.child_processes.compile_backward", "bf16")
+        command = module_command("threadloom.stages.child_processes.compile_backward", "bf16", "gpt2")
         process = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE)
         process.communicate()
         assert process.returncode == 1

@@ -1,0 +1,80 @@
+"""The Llama family in bfloat16 and float16."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from threadloom.kernels import Floats, TokenIds
+from threadloom.kernels.bits16 import (
+    LLAMA,
+    LlamaActivations16,
+    LlamaPackedWeights,
+    LlamaScratch16,
+    LlamaWeights16,
+    token_embedding_forward,
+)
+from threadloom.stages.layouts.bits16.layout import FLOAT, ArraySpecs
+from threadloom.stages.models import LlamaGeometry
+
+
+class LlamaBits16Layout:
+    """The arrays and kernels of the Llama family in 16 bits. Implements `Bits16Layout`."""
+
+    weights = LlamaWeights16
+    packed = LlamaPackedWeights
+    shared_packed: Mapping[str, str] = {"wte": "head"}  # of a tied model
+    activations = LlamaActivations16
+    scratch = LlamaScratch16
+    kernels = LLAMA
+
+    def packed_fields(self, geometry: LlamaGeometry) -> dict[str, str]:
+        """Return every matrix; the token embedding of a tied model is the output projection."""
+        embeddings = {"wte": "head"} if geometry.tied else {"wte": "wte", "head": "head"}
+        return embeddings | {
+            "qkv_weight": "qkv",
+            "attn_proj_weight": "attn_proj",
+            "gate_up_weight": "gate_up",
+            "down_weight": "down",
+        }
+
+    def activation_specs(self, geometry: LlamaGeometry, sequences: int, storage: np.dtype[Any]) -> ArraySpecs:
+        """Return shape and dtype of every field of `LlamaActivations16` but ``thread``."""
+        g, n, c, t, b = geometry, geometry.layers, geometry.channels, geometry.context, sequences
+        r = b * t
+        return {
+            "x": ((r, c), FLOAT),
+            "normed1": ((n, r, c), storage),
+            "rstd1": ((n, r), FLOAT),
+            "qkv": ((n, r, g.qkv_width), storage),
+            "qk_raw": ((n, r, g.normed_width), storage),
+            "attn": ((n, r, g.attn_width), storage),
+            "attn_lse": ((n, b, g.heads, t), FLOAT),
+            "normed2": ((n, r, c), storage),
+            "rstd2": ((n, r), FLOAT),
+            "gate_up": ((n, r, 2 * g.hidden), storage),
+            "h": ((r, c), storage),
+            "gated": ((r, g.hidden), storage),
+        }
+
+    def scratch_specs(self, geometry: LlamaGeometry, sequences: int, storage: np.dtype[Any]) -> ArraySpecs:
+        """Return shape and dtype of every field of `LlamaScratch16` but ``thread`` and those of the logits."""
+        g, c, r = geometry, geometry.channels, sequences * geometry.context
+        return {
+            "dx": ((r, c), FLOAT),
+            "dx16": ((r, c), storage),
+            "dh": ((r, c), FLOAT),
+            "d_attn": ((r, g.attn_width), storage),
+            "d_qkv": ((r, g.qkv_width), storage),
+            "d_gated": ((r, g.hidden), storage),
+            "d_gate_up": ((r, 2 * g.hidden), storage),
+            "gated": ((r, g.hidden), storage),
+            "transposed": ((max(c, g.hidden, g.attn_width), r), storage),
+            "h": ((r, c), storage),
+            "normed": ((r, c), storage),
+            "rstd": ((r,), FLOAT),
+        }
+
+    def embed(self, weights: LlamaWeights16, ids: TokenIds, context: int, out: Floats) -> None:
+        """Write the token embeddings, from the packed weights."""
+        token_embedding_forward(weights.packed.wte, ids, out)

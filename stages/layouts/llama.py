@@ -1,0 +1,99 @@
+"""The Llama family in float32."""
+
+import numpy as np
+
+from threadloom.kernels import ATTENTION_TILE, Floats, TokenIds
+from threadloom.kernels.common import LlamaConstants, LlamaWeights, token_embedding_backward
+from threadloom.kernels.float32 import (
+    LLAMA,
+    LLAMA_DECODE,
+    LlamaActivations,
+    LlamaDecodeScratch,
+    LlamaScratch,
+    token_embedding_forward,
+)
+from threadloom.stages.layouts.layout import head_counts
+from threadloom.stages.models import LlamaGeometry, Shape, rotary_table
+
+
+class LlamaLayout:
+    """The arrays and kernels of the Llama family. Implements `Layout`."""
+
+    weights = LlamaWeights
+    activations = LlamaActivations
+    scratch = LlamaScratch
+    kernels = LLAMA
+    decode = LLAMA_DECODE
+    decode_scratch = LlamaDecodeScratch
+
+    def constants(self, geometry: LlamaGeometry) -> LlamaConstants:
+        """Return the numbers of heads, epsilon, the angles of rotary positions, and the layers that have them."""
+        g = geometry
+        table = rotary_table(g.rotary, g.head_size, g.context)
+        rotated = np.array([layer not in g.layers_without_rotary for layer in range(g.layers)])
+        return LlamaConstants(head_counts(g), g.epsilon, table.cos, table.sin, rotated)
+
+    def activation_shapes(self, geometry: LlamaGeometry, sequences: int) -> dict[str, Shape]:
+        """Return the shape of every field of `LlamaActivations`."""
+        g, n, c, t, b = geometry, geometry.layers, geometry.channels, geometry.context, sequences
+        r = b * t
+        return {
+            "x": (n + 1, r, c),
+            "rstd1": (n, r),
+            "qkv": (n, r, g.qkv_width),
+            "qk_raw": (n, r, g.normed_width),
+            "attn": (n, r, g.attn_width),
+            "attn_lse": (n, b, g.heads, t),
+            "x_mid": (n, r, c),
+            "rstd2": (n, r),
+            "gate_up": (n, r, 2 * g.hidden),
+            "h": (r, c),
+            "gated": (r, g.hidden),
+            "scores": (ATTENTION_TILE, t),
+        }
+
+    def scratch_shapes(self, geometry: LlamaGeometry, sequences: int) -> dict[str, Shape]:
+        """Return the shape of every field of `LlamaScratch` but ``logits``."""
+        g, c, t = geometry, geometry.channels, geometry.context
+        r = sequences * t
+        return {
+            "dx": (r, c),
+            "dh": (r, c),
+            "d_attn": (r, g.attn_width),
+            "d_qkv": (r, g.qkv_width),
+            "d_gated": (r, g.hidden),
+            "d_gate_up": (r, 2 * g.hidden),
+            "gated": (r, g.hidden),
+            "h": (r, c),
+            "scores": (2, ATTENTION_TILE, t),
+            "normf_rstd": (r,),
+        }
+
+    def decode_scratch_shapes(self, geometry: LlamaGeometry) -> dict[str, Shape]:
+        """Return the shape of every field of `LlamaDecodeScratch`."""
+        g = geometry
+        return {
+            "x": (g.channels,),
+            "h": (g.channels,),
+            "qkv": (1, g.qkv_width),
+            "qk_raw": (1, g.normed_width),
+            "attn": (g.attn_width,),
+            "gate_up": (1, 2 * g.hidden),
+            "gated": (1, g.hidden),
+            "scores": (g.context,),
+        }
+
+    def layer_constants(self, constants: LlamaConstants, layer: int) -> LlamaConstants:
+        """Return the constants with the choice of rotary positions of one layer."""
+        return constants._replace(rotary=constants.rotary[layer : layer + 1])
+
+    def embed(self, weights: LlamaWeights, ids: TokenIds, context: int, out: Floats) -> None:
+        """Write the token embeddings."""
+        token_embedding_forward(weights.wte, ids, out)
+
+    def scatter_input_gradient(
+        self, ids: TokenIds, dx: Floats, context: int, gradients: LlamaWeights, *, accumulate: bool
+    ) -> None:
+        """Add the gradient to that of the token embedding, which the tied output projection has written before."""
+        tied = gradients.head is gradients.wte
+        token_embedding_backward(ids, dx, gradients.wte, accumulate or tied)
