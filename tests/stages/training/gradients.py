@@ -3,10 +3,11 @@
 import numpy as np
 
 from tests import reference
-from tests.error_bounds import IN_FLOAT32, Storage, model_bounds
+from tests.error_bounds import IN_FLOAT32, Storage
 from tests.kernels.bits16.formats import Format
 from tests.kernels.comparison import assert_close, assert_distance
 from tests.stages.support import build, run_threads
+from tests.stages.training.oracle import oracle_of
 from tests.stages.training.twin import random_weights, sequences, start_from
 from threadloom.pipeline import Arena
 from threadloom.stages.config import ResolvedConfig
@@ -24,7 +25,7 @@ def check_gradients(
 
     With `packed` the matrices are rounded to that format before they are read.
     """
-    training, heads = build(config), config.model.heads
+    training, oracle = build(config), oracle_of(config)
     weights = random_weights(config, spread)
     start_from(training, weights)
     ids, targets = sequences(training, 0)
@@ -32,8 +33,8 @@ def check_gradients(
     scaled = update.scaled.scale if update.scaled else 1.0
 
     read = packed.packed_weights(weights) if packed else weights
-    loss, expected = reference.loss_and_gradients(read, ids, targets, heads, 1.0 / ids.size)
-    bounds = model_bounds(read, ids, targets, heads, 1.0 / ids.size, storage._replace(tiny=storage.tiny / scaled))
+    loss, expected = oracle.loss_and_gradients(read, ids, targets, 1.0 / ids.size)
+    bounds = oracle.bounds(read, ids, targets, 1.0 / ids.size, storage._replace(tiny=storage.tiny / scaled))
     assert_distance(abs(update.loss * ids.size / loss - 1.0), bounds["loss"], "loss")
     norm = reference.global_norm(expected)
     assert_distance(abs(update.grad_norm / norm - 1.0), bounds["gradient"], "norm")

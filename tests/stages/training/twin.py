@@ -15,7 +15,8 @@ from tests.kernels.bits16.formats import Format
 from tests.kernels.comparison import assert_close
 from tests.reference import AdamW, Ids, Tensors
 from tests.rounding_marks import rounded_sum
-from threadloom.stages.config import Config, ScheduleKind
+from tests.stages.training.oracle import oracle_of
+from threadloom.stages.config import ResolvedConfig, ScheduleKind
 from threadloom.stages.memory.graph_items import Event, Update
 from threadloom.stages.training.training import Training
 
@@ -64,16 +65,17 @@ def train_reference(training: Training, weights: Tensors, packed: Format | None 
     config = training.config
     s = config.optimizer
     assert config.schedule.kind is ScheduleKind.CONSTANT and not config.schedule.warmup
-    constants = AdamW(s.lr, s.beta1, s.beta2, s.eps, s.weight_decay)
+    oracle = oracle_of(config)
+    constants = AdamW(s.lr, s.beta1, s.beta2, s.eps, s.weight_decay, oracle.decayed)
     zero = {name: np.zeros_like(tensor) for name, tensor in weights.items()}
     twin = Twin([weights], zero, zero)
     for batch in range(config.steps):
         ids, targets = sequences(training, batch)
         read = twin.versions[max(batch - config.delay, 0)]
         read = packed.packed_weights(read) if packed else read
-        record = reference.forward(read, ids, config.model.heads)
+        record = oracle.forward(read, ids)
         losses = reference.cross_entropy_forward(record.logits, targets)
-        grads, _ = reference.backward(read, record, targets, 1.0 / ids.size)
+        grads = oracle.backward(read, record, targets, 1.0 / ids.size)
         clipped, norm = reference.clip_by_global_norm(grads, s.clip)
         made, twin.m, twin.v = reference.adamw(twin.versions[-1], clipped, twin.m, twin.v, batch + 1, constants)
         twin.versions.append(made)
@@ -82,12 +84,9 @@ def train_reference(training: Training, weights: Tensors, packed: Format | None 
     return twin
 
 
-def random_weights(config: Config, spread: float = 0.2) -> Tensors:
+def random_weights(config: ResolvedConfig, spread: float = 0.2) -> Tensors:
     """Return weights of the size that those of a model in training have, and no tensor of zeros or ones."""
-    model = config.model
-    rng = np.random.default_rng(config.seed)
-    assert model.vocab_size is not None
-    return reference.random_tensors(rng, model.vocab_size, model.context, model.layers, model.channels, spread)
+    return oracle_of(config).random_tensors(np.random.default_rng(config.seed), spread)
 
 
 def start_from(training: Training, weights: Tensors) -> None:
