@@ -144,7 +144,8 @@ def _text_tokens(model: Model, texts: tuple[str, ...]) -> Iterator[tuple[TokenFi
 
 def _mapped_ids(file: BinaryIO, model: Model, text: Text) -> NDArray[Any]:
     """Write the ids of a text to an empty file, and return them as a read-only map of the file (N,)."""
-    kind = token_type(model.geometry.vocabulary)
+    # Wide enough for an id that the model has no row for, which `TokenFile` refuses.
+    kind = token_type(max(model.geometry.vocabulary, model.tokenizer.vocab_size))
     chunks = reported(text.chunks(), text.characters, "tokenising the text")
     count = append_ids(file, model.tokenizer.encode_chunks(chunks), kind)
     file.flush()

@@ -1,6 +1,7 @@
 """Models of the Llama family in Hugging Face's layout: each tensor is found in its place."""
 
 import re
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,27 @@ def test_tensors_with_nan_or_infinity_are_named_in_a_warning(tmp_path: Path) -> 
         logger.remove(handler)
     assert len(messages) == 1
     assert "NaN or infinity in model.layers.1.mlp.up_proj.weight, model.norm.weight" in messages[0]
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_loading_takes_the_memory_of_the_weights_and_of_one_tensor(tmp_path: Path, shards: int) -> None:
+    config = CONFIG | {"hidden_size": 64, "intermediate_size": 1024, "num_hidden_layers": 8}
+    tensors = tensors_of(config)
+    write_folder(tmp_path, config, tensors, shards)
+    largest, total = (
+        max(tensor.nbytes for tensor in tensors.values()),
+        sum(tensor.nbytes for tensor in tensors.values()),
+    )
+    del tensors
+    tracemalloc.start()
+    try:
+        _, weights = load_model(tmp_path)
+        kept, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert weights.nbytes >= total
+    assert peak - kept <= largest + 500_000  # names, headers
+    assert largest + 500_000 < total / 4, "a second copy of the weights would be noticed"
 
 
 @pytest.mark.parametrize(
