@@ -33,7 +33,9 @@ from threadloom.stages.storage import is_model_folder, plain_json
 
 _S = typing.TypeVar("_S", bound=msgspec.Struct)
 
-CONFIG_NAMES = ("nanogpt-cpu", "shakespeare", "small", "optimized", "large", "gpt2")
+CONFIG_NAMES = (
+    "nanogpt-cpu", "shakespeare", "small", "optimized", "large", "gpt2", "llama-small", "smollm2-135m", "qwen3-0.6b",
+)  # fmt: skip
 """Names of the configurations that ship with the package."""
 
 _ARCHITECTURE = "model.architecture"

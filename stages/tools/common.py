@@ -67,8 +67,8 @@ def config_options(command: Any) -> Any:
         click.option("--steps", type=click.IntRange(min=1), help="Optimizer updates; short for --set steps=N."),
         click.option(
             "--config", "config_name", metavar="NAME_OR_FILE",
-            help="nanogpt-cpu (default), shakespeare, small, optimized, large, gpt2, a JSON file, a run directory, or "
-            "the folder of a model.",
+            help="nanogpt-cpu (default), shakespeare, small, optimized, large, gpt2, llama-small, smollm2-135m, "
+            "qwen3-0.6b, a JSON file, a run directory, or the folder of a model.",
         ),
     ):  # fmt: skip
         command = option(command)

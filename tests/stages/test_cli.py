@@ -148,6 +148,8 @@ def test_shipped_configurations_resolve_for_any_machine(name: str, cores: int) -
         "nanogpt-cpu": (None, 64, 128, 4, 4, 12), "shakespeare": (None, 256, 384, 6, 6, 16),
         "small": (10000, 128, 256, 2, 8, 32), "optimized": (16000, 128, 384, 4, 6, 16),
         "large": (16000, 128, 384, 6, 6, 16), "gpt2": (50257, 64, 768, 12, 12, 4),
+        "llama-small": (8192, 256, 384, 8, 6, 8), "smollm2-135m": (49152, 512, 576, 30, 9, 8),
+        "qwen3-0.6b": (151936, 512, 1024, 28, 16, 8),
     }  # fmt: skip
     config = load_config(name)
     model = config.model

@@ -12,7 +12,8 @@ from threadloom.stages.config import (
     RotaryScaling,
     model_config_of,
 )
-from threadloom.stages.models import Geometry, Llama3Scaling, LlamaGeometry, Rotary
+from threadloom.stages.models import Geometry, Llama3Scaling, LlamaGeometry, Rotary, parameter_count
+from threadloom.stages.resolve import load_config
 
 LLAMA_7B = LlamaConfig(context=2048, layers=32, heads=32, channels=4096)
 
@@ -54,6 +55,20 @@ def test_settings_of_a_geometry_describe_it(geometry: Geometry) -> None:
     model.check()
     assert model.geometry_with(geometry.vocabulary) == geometry
     assert model.architecture.value == geometry.architecture
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"), [("smollm2-135m", 134_515_008), ("qwen3-0.6b", 596_049_920), ("llama-small", 15_735_168)]
+)
+def test_shipped_models_have_the_parameters_of_the_family(name: str, parameters: int) -> None:
+    """Counted here: embedding, head unless tied, per layer the projections, the MLP, the norms and the last norm."""
+    model = load_config(name).model
+    assert isinstance(model, LlamaConfig)
+    g = model.resolved(model.vocab_size or 0).geometry()
+    heads = g.head_size * (2 * g.heads + 2 * g.kv_heads)
+    layer = g.channels * heads + 3 * g.channels * g.mlp_width + 2 * g.channels + 2 * g.head_size * g.qk_norm
+    assert g.vocabulary * g.channels * (2 - g.tied) + g.layers * layer + g.channels == parameters
+    assert parameter_count(g) == parameters
 
 
 def llama(**changes: Any) -> LlamaConfig:
