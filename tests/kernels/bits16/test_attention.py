@@ -104,12 +104,14 @@ def check(
     return out, lse, d_qkv
 
 
-sizes = st.sampled_from([1, 5, 7, 16, 32, 33, 48, 64, 80])
+sizes = st.sampled_from([1, 5, 7, 16, 32, 33, 48, 64, 80, 96, 128])
 
 
 @random_shapes
 @example(sequences=1, heads=HeadCounts(1, 1), size=1, tokens=1, spare=0, at_end=True)
 @example(sequences=2, heads=HeadCounts(6, 2), size=16, tokens=1, spare=0, at_end=False)
+@example(sequences=1, heads=HeadCounts(3, 1), size=256, tokens=67, spare=5, at_end=True)
+@example(sequences=1, heads=HeadCounts(2, 1), size=202, tokens=33, spare=0, at_end=False)
 @given(
     sequences=st.integers(1, 3),
     heads=head_counts(2),
