@@ -54,6 +54,7 @@ from threadloom.pipeline.core.interruption import (
     PostponedCalls as PostponedCalls,
     call_elsewhere as call_elsewhere,
     holds as holds,
+    interrupts_threading as interrupts_threading,
 )
 from threadloom.pipeline.core.lanes import LanePlan as LanePlan, Lanes as Lanes, MonotonicCounter as MonotonicCounter
 from threadloom.pipeline.core.shared import (

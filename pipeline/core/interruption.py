@@ -3,13 +3,15 @@
 CPython runs the garbage collector, and with it the `__del__` of any object, at almost any instruction of any thread;
 since 3.12 also inside `with lock:` bodies that allocate nothing. Code that is run there meets the locks of the thread
 that it has interrupted: waiting for one of them would never end. The engine therefore uses reentrant locks, finds out
-with `holds` that it interrupts itself, and hands the call to another thread.
+with `holds` that it interrupts itself, and hands the call to another thread. `threading` has such a lock, too:
+`interrupts_threading`.
 
 In a child of os.fork only the forking thread exists. Locks that other threads held at that moment are never
 released there, so that objects which belong to threads must not be used: `ForkCount` tells.
 """
 
 import os
+import threading
 from _thread import RLock, allocate_lock, start_new_thread
 from collections.abc import Callable
 from contextlib import suppress
@@ -39,6 +41,16 @@ def holds(lock: RLock) -> bool:
     """Return True if the calling thread holds `lock`, which means that it has been interrupted in its body."""
     held: bool = lock._is_owned()  # type: ignore[attr-defined]  # as threading.Condition uses it
     return held
+
+
+def interrupts_threading() -> bool:
+    """Return True if this thread has been interrupted inside `threading`, where it holds the lock of that module.
+
+    Every thread needs the lock as it starts and as it ends (CPython 3.11 to 3.14), so until the interrupting code
+    returns, none does either: waiting for one would never end.
+    """
+    lock = getattr(threading, "_active_limbo_lock", None)  # a forked child has another
+    return lock is not None and holds(lock)
 
 
 def call_elsewhere(call: Callable[[], object]) -> None:

@@ -28,6 +28,7 @@ from threadloom.pipeline.core import (
     PipelineError,
     ShutdownTimeout,
     StageFailure,
+    interrupts_threading,
     wait_in_slices,
 )
 from threadloom.pipeline.observe import NodeKind, RunStatistics, Sink, Stage, StageStatistics, with_expected_items
@@ -210,7 +211,7 @@ class Run:
         """
         if self._threads.gone:
             return
-        if self._threads.includes_caller:
+        if self._threads.includes_caller or interrupts_threading():
             self.cancel()
             return
         interrupt: KeyboardInterrupt | None = None

@@ -20,8 +20,12 @@ import traceback
 from _thread import RLock, get_ident, start_new_thread
 from collections.abc import Callable, Sequence
 from threading import Thread
+from time import monotonic
 
-from threadloom.pipeline.core import ForkCount, OneShotEvent, wait_in_slices
+from threadloom.pipeline.core import ForkCount, OneShotEvent, PipelineError, interrupts_threading, wait_in_slices
+
+LAST_STEPS = 1.0
+"""Seconds for Python to end a thread whose target has returned. It needs a lock that another thread may hold."""
 
 
 class ThreadGroup:
@@ -46,8 +50,14 @@ class ThreadGroup:
         """Start threads and return once they run. If interrupted, the remaining ones are still started.
 
         Starts none after `join`. Raises the error of a thread that cannot be started; the threads after it are not
-        started either. A thread that was not and will not be started has no ident.
+        started either. A thread that was not and will not be started has no ident. Raises PipelineError if the caller
+        has interrupted `threading`.
         """
+        if interrupts_threading():
+            raise PipelineError(
+                f"threads of {self._name!r} cannot be started here: this finaliser or signal handler has interrupted "
+                "the threading module, and no thread starts until it returns. Start them elsewhere"
+            )
         launcher = ThreadLauncher(threads)
         try:
             with self._lock:
@@ -91,8 +101,8 @@ class ThreadGroup:
                 continue  # never started, and never will be
             # The event first: an interrupted Thread.join mistakes a running thread for an ended one (CPython 3.11).
             if wait_in_slices(ended.wait, deadline):
-                thread.join()
-            else:
+                thread.join(max(deadline - monotonic(), LAST_STEPS))
+            if not ended.is_set or thread.is_alive():
                 left[thread.name] = stack_of(thread)
         return left
 

@@ -27,6 +27,7 @@ from threadloom.pipeline import (
     StageFailure,
 )
 from threadloom.pipeline.core import OneShotEvent
+from threadloom.pipeline.run.thread_group import LAST_STEPS
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -152,6 +153,34 @@ def test_an_iterator_in_a_cycle_that_its_own_worker_collects() -> None:
             assert not thread.is_alive()
     finally:
         gc.enable()
+
+
+def test_an_iterator_collected_inside_the_threading_module() -> None:
+    """Its threads cannot end before the caller has left the module: it must not wait for them."""
+    graph = Graph("forgotten")
+    sink = graph.sink("out", after=graph.stage("work", int, after=graph.source("draw", itertools.count)))
+    iterator = iter(sink)
+    next(iterator)
+    threads = [each for each in threading.enumerate() if each.name.startswith("forgotten.")]
+    with threading._active_limbo_lock:  # type: ignore[attr-defined]  # as if a thread had been interrupted as it ends
+        begin = time.monotonic()
+        del iterator
+        assert time.monotonic() - begin < LAST_STEPS
+    for thread in threads:
+        thread.join(PROMPT)
+        assert not thread.is_alive()
+
+
+def test_no_run_starts_inside_the_threading_module() -> None:
+    """Its threads would not start before the caller has left the module."""
+    graph = Graph("late")
+    graph.sink("out", after=graph.source("draw", itertools.count))
+    with (
+        threading._active_limbo_lock,  # type: ignore[attr-defined]  # as in a finaliser there
+        pytest.raises(PipelineError, match="interrupted the threading module"),
+        graph.start(),
+    ):
+        pass
 
 
 def test_a_worker_that_waits_for_its_own_run_is_refused() -> None:
