@@ -14,10 +14,20 @@ from loguru import logger
 from tests.stages.checkpoint.test_huggingface import random_weights
 from tests.stages.data.made_tokenizers import MADE
 from tests.stages.support import command
+from threadloom.pipeline import Arena
+from threadloom.stages.checkpoint import ExportedModel
 from threadloom.stages.checkpoint.huggingface import write_model
 from threadloom.stages.data import load_tokenizer
 from threadloom.stages.data.bytes_tokenizer import BytesTokenizer
-from threadloom.stages.models import Geometry, Llama3Scaling, LlamaGeometry, Rotary, UnsupportedModelError
+from threadloom.stages.models import (
+    Geometry,
+    Llama3Scaling,
+    LlamaGeometry,
+    Rotary,
+    UnsupportedModelError,
+    parameter_shapes,
+)
+from threadloom.stages.tools.export.gguf_file import write_gguf
 from threadloom.stages.tools.export.gguf_models import GgufLlama
 from threadloom.stages.tools.export.gguf_vocabulary import read_vocabulary
 
@@ -148,6 +158,44 @@ def test_without_the_package_it_is_named(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(builtins, "__import__", without)
     command("export", folder, tmp_path / "m.gguf").refuses("the package gguf", "threadloom[gguf]")
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({}, "llama"),
+        ({"tied": True, "qkv_bias": True}, "qwen2"),
+        ({"qk_norm": True}, "qwen3"),
+    ],
+)
+def test_a_model_of_the_llama_family_is_read_back(tmp_path: Path, changes: dict[str, Any], name: str) -> None:
+    """Each row of a matrix has the number of its output, so that the order of the rows shows."""
+    geometry = replace(LLAMA, vocabulary=430, **changes)
+    weights = Arena(parameter_shapes(geometry))
+    for tensor in weights.values():
+        tensor[...] = np.arange(tensor.shape[-1])
+    (tmp_path / "tokenizer.json").write_text(MADE["qwen"]())
+    model = ExportedModel(tmp_path, weights, geometry, None)
+    write_gguf(model, load_tokenizer(tmp_path), tmp_path / "m.gguf", "float32")
+    reader = gguf.GGUFReader(tmp_path / "m.gguf")
+    found = {tensor.name: tensor.data for tensor in reader.tensors}
+    per_layer = ["attn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_norm", "ffn_gate", "ffn_up", "ffn_down"]
+    per_layer += ["attn_q_norm", "attn_k_norm"] if geometry.qk_norm else []
+    expected = {f"blk.{layer}.{part}.weight" for layer in range(geometry.layers) for part in per_layer}
+    biased = "qkv" if geometry.qkv_bias else ""
+    expected |= {f"blk.{layer}.attn_{part}.bias" for layer in range(geometry.layers) for part in biased}
+    expected |= {"token_embd.weight", "output_norm.weight", *([] if geometry.tied else ["output.weight"])}
+    assert found.keys() == expected
+    size = geometry.head_size
+    permuted = [0, 3, 1, 4, 2, 5] if name == "llama" else list(range(size))
+    for part, heads, first in (("q", 4, 0), ("k", 2, 24), ("v", 2, 36)):
+        order = permuted if part != "v" else list(range(size))
+        rows = [first + head * size + row for head in range(heads) for row in order]
+        assert found[f"blk.1.attn_{part}.weight"][:, 5].tolist() == rows
+    assert value(reader, "general.architecture") == name
+    sizes = {"attention.head_count_kv": 2, "attention.key_length": 6, "feed_forward_length": 20, "vocab_size": 430}
+    assert {key: value(reader, f"{name}.{key}") for key in sizes} == sizes
+    assert value(reader, f"{name}.rope.freq_base") == 10_000.0
 
 
 @pytest.mark.parametrize(
