@@ -39,7 +39,7 @@ from threadloom.stages.machine import BUSY, alternate_rounds, detect, load_avera
 from threadloom.stages.resolve import load_config, to_json
 from threadloom.stages.training import RANDOM_VOCABULARY
 
-DEFAULT_CONFIGS = ("nanogpt-cpu", "small", "optimized")
+DEFAULT_CONFIGS = ("nanogpt-cpu", "small", "optimized", "llama-small")
 ROUNDS = 5
 LEAST_UPDATES = 3
 """Minimum number of updates per round."""
@@ -68,13 +68,15 @@ def sizes_of(config: Config, threads: int) -> TrainingSizes:
 
 def with_batch(config: Config, batch: str) -> Config:
     """Return a configuration with another batch, such as "8x512": sequences and their tokens. Raises ValueError."""
-    sequences, tokens = map(int, batch.split("x"))
+    try:
+        sequences, tokens = map(int, batch.split("x"))
+    except ValueError:
+        sequences = tokens = 0
+    if min(sequences, tokens) < 1:
+        raise ValueError(f"--batch {batch}: expected SEQUENCESxTOKENS, for example 8x512")
+    model = msgspec.structs.replace(config.model, context=tokens)
     return msgspec.structs.replace(
-        config,
-        name=f"{config.name} {batch}",
-        batch_size=sequences,
-        gradient_accumulation_steps=1,
-        model=msgspec.structs.replace(config.model, context=tokens),
+        config, name=f"{config.name} {batch}", batch_size=sequences, gradient_accumulation_steps=1, model=model
     )
 
 
@@ -207,7 +209,7 @@ def print_comparisons(console: Console, comparisons: Sequence[ThroughputComparis
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--config", "names", multiple=True, metavar="NAME_OR_FILE", help="Repeatable; three by default.")
+@click.option("--config", "names", multiple=True, metavar="NAME_OR_FILE", help="Repeatable; four by default.")
 @click.option("--batch", "batches", multiple=True, metavar="SEQUENCESxTOKENS",
               help="Batch of every configuration, for example 8x512; repeatable.")  # fmt: skip
 @click.option("--seconds", type=click.FloatRange(min=0.0), default=20.0, show_default=True,

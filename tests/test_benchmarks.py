@@ -4,6 +4,7 @@ import importlib.util
 import json
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -19,11 +20,11 @@ from benchmarks.results import (
     comparison_rows,
     format_spread,
 )
-from benchmarks.throughput import compare_sides, sizes_of
+from benchmarks.throughput import compare_sides, sizes_of, with_batch
 from tests.error_bounds import mean_loss
-from threadloom.stages.config import Config, Gpt2Config
+from threadloom.stages.config import Config, Gpt2Config, LlamaConfig
 from threadloom.stages.console.json_worker import WorkerError
-from threadloom.stages.models import parameter_count
+from threadloom.stages.models import multiplied_parameters, parameter_count
 from threadloom.stages.resolve import load_config, resolve, to_json
 
 TINY = Config(name="tiny", model=Gpt2Config(vocab_size=17, context=6, layers=2, heads=2, channels=8), batch_size=4,
@@ -32,6 +33,16 @@ TINY = Config(name="tiny", model=Gpt2Config(vocab_size=17, context=6, layers=2, 
 EAGER = SideResult("PyTorch eager", False, [100.0, 90.0, 110.0], 2_000_000_000, 300_000_000)
 COMPILED = SideResult("PyTorch compile", False, [120.0, 130.0, 125.0], 2_200_000_000, 300_000_000)
 OURS = SideResult("threadloom τ=0", True, [240.0, 130.0, 250.0], 900_000_000, 200_000_000)
+
+
+TINY_LLAMA = msgspec.structs.replace(
+    TINY,
+    model=LlamaConfig(
+        vocab_size=17, context=6, layers=2, heads=4, kv_heads=2, channels=8, head_size=6, mlp_width=10, tied=True,
+        qk_norm=True,
+    ),
+)  # fmt: skip
+TINY_MODELS = pytest.mark.parametrize("config", [TINY, TINY_LLAMA], ids=["gpt2", "llama"])
 
 
 def quiet(_: str) -> None:
@@ -89,15 +100,41 @@ def test_a_table_has_only_sides_of_its_precision() -> None:
         assert [side.name for side in (*found[0], found[1])] == expected
 
 
-@pytest.mark.parametrize("name", ["nanogpt-cpu", "small", "gpt2"])
+@pytest.mark.parametrize("name", ["nanogpt-cpu", "small", "gpt2", "llama-small", "smollm2-135m", "qwen3-0.6b"])
 def test_sizes_agree_with_the_model(name: str) -> None:
     config = resolve(load_config(name), 2, 65 if name == "nanogpt-cpu" else None)
-    sizes = sizes_of(load_config(name), 2)
-    assert sizes.model.parameters == parameter_count(config.model.geometry())
+    sizes, geometry = sizes_of(load_config(name), 2), config.model.geometry()
+    assert sizes.model.comparable
+    assert sizes.model.parameters == parameter_count(geometry)
+    assert sizes.model.multiplied == multiplied_parameters(geometry)
     assert sizes.tokens == config.sequences * config.model.context
-    model = config.model
-    matrices = sizes.model.parameters - model.context * model.channels
-    assert sizes.flops_per_token == 6 * matrices + 6 * model.layers * model.context * model.channels
+    attention = 6 * geometry.layers * geometry.context * geometry.attn_width
+    assert sizes.flops_per_token == 6 * sizes.model.multiplied + attention
+
+
+@pytest.mark.parametrize(("batch", "tokens"), [("4x16", 64), ("3x5", 15)])
+def test_a_batch_replaces_sequences_and_context(batch: str, tokens: int) -> None:
+    config = with_batch(msgspec.structs.replace(TINY, gradient_accumulation_steps=2), batch)
+    assert config.name == f"tiny {batch}"
+    assert sizes_of(config, 2).tokens == tokens
+
+
+@pytest.mark.parametrize("batch", ["8", "8x", "ax5", "8x5x2", "0x5"])
+def test_a_wrong_batch_is_refused(batch: str) -> None:
+    answer = CliRunner().invoke(throughput.main, ["--no-peers", "--batch", batch])
+    assert answer.exit_code == 1
+    assert f"--batch {batch}" in answer.output
+
+
+def test_a_model_that_the_peer_lacks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    model = LlamaConfig(vocab_size=17, context=6, layers=2, heads=2, channels=8, mlp_bias=True)
+    file = tmp_path / "biased.json"
+    file.write_text(to_json(Config(name="biased", model=model, batch_size=4, steps=12)))
+    answer = CliRunner().invoke(throughput.main, ["--config", str(file)])
+    assert answer.exit_code == 1
+    assert "no biases" in answer.output
+    assert "biased" in answer.output
 
 
 def test_threadloom_in_its_process(tmp_path: Path) -> None:
@@ -170,8 +207,10 @@ def test_wrong_results_stop_the_comparison(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.torch
-def test_both_sides_compute_the_same_and_are_measured() -> None:
-    found = compare_sides(TINY, [0, 1], [Side.EAGER], 0.2, quiet)
+@pytest.mark.timeout(300)  # compiling the kernels takes a minute
+@TINY_MODELS
+def test_both_sides_compute_the_same_and_are_measured(config: Config) -> None:
+    found = compare_sides(config, [0, 1], [Side.EAGER], 0.2, quiet)
     assert [side.name for side in found.sides] == ["PyTorch eager", "threadloom τ=0", "threadloom τ=1"]
     assert "τ=0: 3 updates" in found.checked
     assert all(side.median > 0 and side.peak_bytes > side.library_bytes > 0 for side in found.sides)
@@ -179,8 +218,9 @@ def test_both_sides_compute_the_same_and_are_measured() -> None:
 
 @pytest.mark.torch
 @pytest.mark.timeout(300)  # compiling the kernels of 16 bits takes a minute
-def test_sixteen_bits_are_compared_with_autocast() -> None:
-    found = compare_sides(TINY, [0], [Side.EAGER], 0.2, quiet, ["float32", "bf16"])
+@TINY_MODELS
+def test_sixteen_bits_are_compared_with_autocast(config: Config) -> None:
+    found = compare_sides(config, [0], [Side.EAGER], 0.2, quiet, ["float32", "bf16"])
     assert [side.name for side in found.sides] == [
         "PyTorch eager", "PyTorch eager bf16", "threadloom τ=0", "threadloom bf16 τ=0",
     ]  # fmt: skip

@@ -19,7 +19,15 @@ ALLOWED = 1e-4
 """Largest difference of two losses. float32 has 2e-7 of a loss of 3; AdamW amplifies it from update to update."""
 MODELS = {
     "gpt2": ("model.heads=3", "model.channels=15"),
-}
+    "llama": (
+        "model.architecture=llama", "model.heads=4", "model.kv_heads=2", "model.channels=12", "model.head_size=6",
+        "model.mlp_width=17", "model.tied=true",
+    ),
+    "llama, untied, norm of heads": (
+        "model.architecture=llama", "model.heads=3", "model.kv_heads=1", "model.channels=15", "model.head_size=4",
+        "model.mlp_width=9", "model.qk_norm=true", "model.rotary.theta=100",
+    ),
+}  # fmt: skip
 
 
 def repetitive_text(vocabulary: int, context: int, length: int) -> TokenFile:
