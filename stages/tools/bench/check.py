@@ -14,23 +14,37 @@ only its contribution to the residual stream, so that the errors of small models
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
+import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
-from threadloom.stages.config import Config, Gpt2Config, Precision, ResolvedConfig
+from threadloom.stages.config import (
+    Config,
+    Gpt2Config,
+    LlamaConfig,
+    ModelArchitecture,
+    ModelConfig,
+    Precision,
+    ResolvedConfig,
+    RotaryConfig,
+)
 from threadloom.stages.data import RandomTokens
 from threadloom.stages.memory import Bank, LossScaler, MicroBatchSlot, Update
 from threadloom.stages.models import Geometry, initialise
 from threadloom.stages.resolve import apply_overrides, gemm_settings, resolve
 from threadloom.stages.step import Compute, backward_with_embeddings
+from threadloom.stages.tools.bench.references import Doubles, reference_loss
 from threadloom.stages.training import ExecutionMode, Training, compute_for, replay, stage_by_stage
 
-ODD = Config(
-    name="odd", model=Gpt2Config(vocab_size=131, context=37, layers=2, heads=3, channels=27),
-    batch_size=6, micro_batch=1, lanes=2, steps=4,
-)  # fmt: skip
+_ODD: Mapping[ModelArchitecture, ModelConfig] = {
+    ModelArchitecture.GPT2: Gpt2Config(vocab_size=131, context=37, layers=2, heads=3, channels=27),
+    ModelArchitecture.LLAMA: LlamaConfig(
+        vocab_size=131, context=37, layers=2, heads=6, kv_heads=2, head_size=10, channels=27, mlp_width=43,
+        rotary=RotaryConfig(dimensions=6), layers_without_rotary=(1,), qkv_bias=True, attn_proj_bias=True,
+        mlp_bias=True, qk_norm=True,
+    ),
+}  # fmt: skip
+ODD = Config(name="odd", model=_ODD[ModelArchitecture.GPT2], batch_size=6, micro_batch=1, lanes=2, steps=4)
 """A small model whose sizes are no multiples of a vector length."""
 LOSS_TOLERANCE = {Precision.FLOAT32: 2e-6, Precision.BF16X3: 2e-5, Precision.BF16: 1e-3, Precision.FP16: 1e-3}
 """Relative tolerance of the loss, compared with float64."""
@@ -45,17 +59,19 @@ DEVIATIONS = 4
 STEP = 1e-4
 """Step of the central difference. Its truncation error is O(step^2), far below the error of float32."""
 
-Doubles = NDArray[np.float64]
-
 
 class BenchCheckFailed(RuntimeError):
     """A check failed: the code to be measured computes wrong results."""
 
 
-def check_schedules(cores: int, precision: Precision = Precision.FLOAT32) -> str:
+def check_schedules(
+    cores: int,
+    precision: Precision = Precision.FLOAT32,
+    architecture: ModelArchitecture = ModelArchitecture.GPT2,
+) -> str:
     """Compare all execution modes of a small model bit for bit; return a summary or raise BenchCheckFailed."""
     for delay in (0, 1, 2):
-        config = odd(cores, precision, delay)
+        config = odd(cores, precision, delay, architecture)
         with gemm_settings(config):
             results = {mode: _train(config, mode, cores) for mode in ExecutionMode}
         for mode, result in results.items():
@@ -67,9 +83,15 @@ def check_schedules(cores: int, precision: Precision = Precision.FLOAT32) -> str
     return f"pipeline and stage by stage equal the replay bit for bit at τ = 0, 1, 2 ({ODD.steps} updates, odd sizes)"
 
 
-def odd(cores: int, precision: Precision, delay: int = 0) -> ResolvedConfig:
-    """Return the configuration of the small model."""
-    return resolve(apply_overrides(ODD, [f"delay={delay}", f"precision={precision.value}"]), cores)
+def odd(
+    cores: int,
+    precision: Precision,
+    delay: int = 0,
+    architecture: ModelArchitecture = ModelArchitecture.GPT2,
+) -> ResolvedConfig:
+    """Return the configuration of the small model of an architecture."""
+    config = msgspec.structs.replace(ODD, model=_ODD[architecture])
+    return resolve(apply_overrides(config, [f"delay={delay}", f"precision={precision.value}"]), cores)
 
 
 def _train(config: ResolvedConfig, mode: ExecutionMode, cores: int) -> tuple[bytes, bytes, bytes, tuple[float, ...]]:
@@ -167,36 +189,3 @@ def _slope(
                  for name, array in weights.items()}  # fmt: skip
         ends.append(reference_loss(moved, geometry, slot.ids, slot.targets))
     return (ends[0] - ends[1]) / (2 * STEP)
-
-
-def reference_loss(weights: Mapping[str, Doubles], geometry: Geometry, ids: Any, targets: Any) -> float:
-    """Return GPT-2's mean cross-entropy in float64, in plain NumPy that uses no kernel."""
-    w, t, heads = weights, geometry.context, geometry.heads
-    sequences, size = ids.size // t, geometry.channels // heads
-    x = w["wte"][ids].reshape(sequences, t, -1) + w["wpe"][:t]
-    hidden = np.triu(np.ones((t, t), bool), 1)
-    for n in range(geometry.layers):
-        qkv = _norm(x, w["ln1_weight"][n], w["ln1_bias"][n]) @ w["qkv_weight"][n] + w["qkv_bias"][n]
-        q, k, v = (part.reshape(sequences, t, heads, size).swapaxes(1, 2) for part in np.split(qkv, 3, axis=-1))
-        scores = np.where(hidden, -np.inf, q @ k.swapaxes(2, 3) / np.sqrt(size))
-        attn = (_softmax(scores) @ v).swapaxes(1, 2).reshape(x.shape)
-        x = x + attn @ w["attn_proj_weight"][n] + w["attn_proj_bias"][n]
-        u = _norm(x, w["ln2_weight"][n], w["ln2_bias"][n]) @ w["fc_weight"][n] + w["fc_bias"][n]
-        gelu = 0.5 * u * (1 + np.tanh(np.sqrt(2 / np.pi) * (u + 0.044715 * u**3)))
-        x = x + gelu @ w["mlp_proj_weight"][n] + w["mlp_proj_bias"][n]
-    logits = (_norm(x, w["lnf_weight"], w["lnf_bias"]) @ w["wte"].T).reshape(ids.size, -1)
-    logits -= logits.max(axis=1, keepdims=True)
-    picked = logits[np.arange(ids.size), targets]
-    return float(np.mean(np.log(np.exp(logits).sum(axis=1)) - picked))
-
-
-def _norm(x: Doubles, weight: Doubles, bias: Doubles) -> Doubles:
-    centred = x - x.mean(axis=-1, keepdims=True)
-    normed: Doubles = centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + 1e-5) * weight + bias
-    return normed
-
-
-def _softmax(scores: Doubles) -> Doubles:
-    e = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    shares: Doubles = e / e.sum(axis=-1, keepdims=True)
-    return shares

@@ -18,7 +18,7 @@ import msgspec
 
 from threadloom.kernels import GemmBackend, blas_info
 from threadloom.pipeline import available_cores
-from threadloom.stages.config import Config, Precision, ResolvedConfig
+from threadloom.stages.config import Config, ModelArchitecture, Precision, ResolvedConfig
 from threadloom.stages.console import module_output
 from threadloom.stages.machine import alternate_rounds, detect, load_average, thread_limit
 from threadloom.stages.memory import Bank, reduction_bytes
@@ -49,20 +49,24 @@ def run_bench(configs: Sequence[Config], seconds: float, cold: bool, on_progress
     on_progress(f"threads: {limit.count}, by {limit.reason}")
     for config in configs:
         choose_precision_and_warn(config)
-    precisions = list(dict.fromkeys(_resolved(config).precision for config in configs))
-    checked = "; ".join(check_precision(precision, limit.count, on_progress) for precision in precisions)
+    resolved = [_resolved(config) for config in configs]
+    precisions = list(dict.fromkeys(config.precision for config in resolved))
+    kinds = dict.fromkeys((config.precision, config.model.architecture) for config in resolved)
+    checked = "; ".join(check_arithmetic(*kind, limit.count, on_progress) for kind in kinds)
     on_progress("measuring the machine")
     peaks = measure_peaks(machine, limit.count, precisions=precisions)
     found = [bench_config(config, seconds, cold, peaks, on_progress) for config in configs]
     return BenchReport(machine, _gemm_name(), load, checked, peaks, found)
 
 
-def check_precision(precision: Precision, cores: int, on_progress: Progress) -> str:
+def check_arithmetic(precision: Precision, architecture: ModelArchitecture, cores: int, on_progress: Progress) -> str:
     """Check one precision on a small model of odd sizes, and return a summary. Raises BenchCheckFailed."""
-    compile_kernels(on_progress, precision)
-    on_progress(f"{precision.value}: checking that all execution modes give the same bits, and the kernels in float64")
-    schedules, every = check_schedules(cores, precision), check_kernels(odd(cores, precision), every_tensor=True)
-    return f"{precision.value}: {schedules}; every gradient: {every}"
+    compile_kernels(on_progress, precision, architecture)
+    name = precision.value if architecture is ModelArchitecture.GPT2 else f"{architecture.value} in {precision.value}"
+    on_progress(f"{name}: checking that all execution modes give the same bits, and the kernels in float64")
+    schedules = check_schedules(cores, precision, architecture)
+    every = check_kernels(odd(cores, precision, architecture=architecture), every_tensor=True)
+    return f"{name}: {schedules}; every gradient: {every}"
 
 
 def _gemm_name() -> str:
