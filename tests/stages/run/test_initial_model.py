@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 from loguru import logger
 
+from tests.stages.checkpoint.llama_folder import CONFIG, tensors_of, write_folder
 from tests.stages.support import STORY, command, story
 from threadloom.pipeline import Arena
 from threadloom.stages.checkpoint import Checkpoint, load_model
 from threadloom.stages.config import Config, ConfigError, TokenizerKind
+from threadloom.stages.data.character_tokenizer import CharacterTokenizer
 from threadloom.stages.models import parameter_shapes
 from threadloom.stages.resolve import apply_overrides, load_config, require_initial_model, with_initial_model
 from threadloom.stages.run.session import saved_config, train
@@ -64,6 +66,15 @@ def test_a_run_starts_from_the_weights_of_the_model(finished: Path, model: Path,
     train(config, tmp_path / "run")
     np.testing.assert_array_equal(weights_after(tmp_path / "run", 2).flat, load_model(model)[1].flat)
     assert saved_config(tmp_path / "run").init == str(model)
+
+
+def test_a_run_starts_from_a_llama_with_more_rows_than_tokens(tmp_path: Path) -> None:
+    (tmp_path / "llama").mkdir()
+    folder = write_folder(tmp_path / "llama", CONFIG, tensors_of(CONFIG))
+    CharacterTokenizer("\n abcdefghijklmnopqrstuvwxyz").save(folder / "tokenizer.json")
+    config = apply_overrides(with_initial_model(story(tmp_path), folder), (*STILL, "model.context=8"))
+    train(config, tmp_path / "run")
+    np.testing.assert_array_equal(weights_after(tmp_path / "run", 2).flat, load_model(folder)[1].flat)
 
 
 def test_a_run_directory_is_a_model_too(finished: Path, tmp_path: Path) -> None:
