@@ -188,12 +188,12 @@ def _order(seen: Observation, stage: Stage) -> Iterator[str]:
         return
     if stage.kind is NodeKind.STAGE and stage.after[0] not in stages:
         return
+    sent_by = seen.journal.of[stage.after[0]].by_worker.values()
     place = {id(item): number for number, item in enumerate(record.begun)}
-    if len(place) != len(record.begun):
-        return  # the same object arrived several times: its occurrences cannot be distinguished
-    for sent in seen.journal.of[stage.after[0]].by_worker.values():
-        if len(set(map(id, sent))) != len(sent):
-            continue  # likewise, in a run that was stopped in between
+    all_sent = [id(item) for sent in sent_by for item in sent]
+    if len(place) != len(record.begun) or len(set(all_sent)) != len(all_sent):
+        return  # the same object was sent several times: its occurrences cannot be distinguished
+    for sent in sent_by:
         places = [place[id(item)] for item in sent if id(item) in place]
         if places != sorted(places):
             yield f"{stage.name!r} did not get the items of a worker of {stage.after[0]!r} in the order of sending"
