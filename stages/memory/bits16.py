@@ -145,7 +145,7 @@ class Bits16Memory:
 
         def array(field: str) -> NDArray[Any]:
             name = field.removesuffix("_t") if self._fp16 else field
-            return views.get(name, views.get(shared.get(name, name), nothing))
+            return views.get(name if name in self._packed else shared.get(name, name), nothing)
 
         return kind(*map(array, kind._fields))
 
