@@ -107,13 +107,15 @@ def assert_packed_equals_master(geometry: Geometry, bank: Bank, precision: str) 
     """Compare every element, zeros at the edges included, with the rounded and packed master."""
     for name, field in bits16_layout_of(geometry).packed_fields(geometry).items():
         master = bank.arena[name]
-        found, found_t = getattr(bank.packed, field), getattr(bank.packed, f"{field}_t")
+        found, found_t = getattr(bank.packed, field), getattr(bank.packed, f"{field}_t", None)
         if precision == "fp16":
-            assert found is found_t
+            assert found_t is None or found is found_t
             np.testing.assert_array_equal(found, FP16.nearest(master), name)
             continue
         layers = master if master.ndim == 3 else master[None]
         for packed, transposed in ((found, False), (found_t, True)):
+            if packed is None:  # a matrix that is only looked up has no packed transpose
+                continue
             bits = [BF16.nearest(np.ascontiguousarray(matrix.T if transposed else matrix)) for matrix in layers]
             expected = np.stack([pack(matrix) for matrix in bits])
             np.testing.assert_array_equal(packed, expected.reshape(packed.shape), f"{name}, transposed: {transposed}")
