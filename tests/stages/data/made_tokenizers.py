@@ -202,4 +202,4 @@ MADE: dict[str, Callable[[], str]] = {
 }
 """Name → tokenizer.json."""
 LOSSLESS = ("smollm", "llama3", "neox", "llama2", "mistral", "phrases")
-"""Those that decode any text as it was; the qwen one is, if the text is NFC."""
+"""Those that decode any text as it was, but for a first space (mistral); the qwen one is, if the text is NFC."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tokenizers
-from hypothesis import given, settings, strategies as st
+from hypothesis import example, given, settings, strategies as st
 
 from tests.stages.data.made_tokenizers import CHAT_TOKENS, LOSSLESS, MADE, TEXT
 from threadloom.stages.config import SpecialTokens
@@ -83,11 +83,15 @@ def test_a_long_text_is_encoded_in_chunks(name: str) -> None:
 @pytest.mark.parametrize("name", [*LOSSLESS, "qwen"])
 @settings(deadline=None, max_examples=25)
 @given(text=st.text(st.characters(codec="utf-8"), max_size=40))
+@example(text=" ")
+@example(text="  a")
 def test_texts_survive(name: str, text: str) -> None:
     tokenizer = made(name)
     if name in ("llama2", "mistral"):
         text = text.replace("▁", "_")  # the space of these tokenizers
     expected = unicodedata.normalize("NFC", text) if name == "qwen" else text
+    if name == "mistral":  # Metaspace adds U+2581 unless the text begins with one, and the decoder removes the first
+        expected = expected.removeprefix(" ")
     assert tokenizer.decode(tokenizer.encode(text)) == expected
 
 
