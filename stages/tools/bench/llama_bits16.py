@@ -12,18 +12,11 @@ from threadloom.kernels.bits16 import (
     rmsnorm_backward,
     rmsnorm_forward,
 )
-from threadloom.kernels.common import (
-    HeadNormWeights,
-    head_norm_backward,
-    head_norm_forward,
-    rotary_backward,
-    rotary_forward,
-    swiglu_backward,
-    swiglu_forward,
-)
+from threadloom.kernels.common import swiglu_backward, swiglu_forward
 from threadloom.stages.tools.bench.kernel_bench import BACKWARD, FORWARD
-from threadloom.stages.tools.bench.kernel_case import KernelCase, restorer
+from threadloom.stages.tools.bench.kernel_case import KernelCase
 from threadloom.stages.tools.bench.kernels_bits16 import Bits16Bench, LinearArrays
+from threadloom.stages.tools.bench.llama_heads import heads_backward, heads_forward
 from threadloom.stages.tools.bench.roofline import FLOAT, SHORT, attention_work
 
 
@@ -43,7 +36,7 @@ class LlamaBits16Bench(Bits16Bench):
             KernelCase("qkv", calls, self.product(g.qkv_width, c, SHORT), partial(
                 linear_forward, a.h, p.qkv[0], w.qkv_bias[0], a.qkv[0], upcast
             ), FORWARD),
-            *self._positions(),
+            *heads_forward(self, a, SHORT),
             KernelCase("attention", calls, attention, partial(
                 attention_forward, self.attention_arrays(), self.sequences, self.heads, a.thread.attention
             ), FORWARD),
@@ -60,23 +53,6 @@ class LlamaBits16Bench(Bits16Bench):
             ), FORWARD, self.reset_x),
         ]  # fmt: skip
 
-    def _positions(self) -> list[KernelCase]:
-        """Return the passes over queries and keys before attention, which change them in place."""
-        w, a, g, c = self.weights, self.acts, self.geometry, self.constants
-        width, size, reset = g.attn_width + g.key_value_width, self.head_size, restorer(a.qkv[0])
-        cases = [
-            KernelCase("rotary positions", self.micro * int(c.rotary.sum()),
-                 self.row_work(width, 2 * SHORT, 3, in_place=SHORT),
-                 partial(rotary_forward, a.qkv[0], self.heads, size, c.cos, c.sin, self.sequences), FORWARD, reset),
-        ]  # fmt: skip
-        if a.qk_raw.size:
-            norms = HeadNormWeights(w.q_norm_weight[0], w.k_norm_weight[0])
-            cases.insert(0, KernelCase(
-                "norm of heads", self.micro * g.layers, self.row_work(width, 3 * SHORT, 4, in_place=SHORT),
-                partial(head_norm_forward, a.qkv[0], a.qk_raw[0], norms, c.epsilon, self.heads, size), FORWARD, reset,
-            ))  # fmt: skip
-        return cases
-
     def linear_arrays(self) -> dict[str, LinearArrays]:
         """Return linear layer → the arrays of its backward pass."""
         a, s = self.acts, self.s
@@ -89,10 +65,10 @@ class LlamaBits16Bench(Bits16Bench):
 
     def backward_passes(self) -> list[KernelCase]:
         """Return the kernels of the backward pass of a block that are no GEMMs."""
-        w, a, d, g, s, c = self.weights, self.acts, self.grads, self.geometry, self.s, self.constants
-        calls, width, reset = self.micro * g.layers, g.attn_width + g.key_value_width, restorer(s.d_qkv)
+        w, a, d, g, s = self.weights, self.acts, self.grads, self.geometry, self.s
+        calls = self.micro * g.layers
         attention = attention_work(self.sequences, g, backward=True, element=SHORT)
-        cases = [
+        return [
             KernelCase("RMS norm transposed", 2 * calls, self.row_work(g.channels, 2 * SHORT, 1), partial(
                 rmsnorm_apply_transposed, s.transposed[: g.channels], w.norm1_weight[0]
             ), BACKWARD),
@@ -100,10 +76,7 @@ class LlamaBits16Bench(Bits16Bench):
                 attention_backward,
                 s.d_attn, self.attention_arrays(), self.sequences, self.heads, s.d_qkv, s.thread.attention,
             ), BACKWARD),
-            KernelCase("d_rotary", self.micro * int(c.rotary.sum()),
-                 self.row_work(width, 2 * SHORT, 3, in_place=SHORT),
-                 partial(rotary_backward, s.d_qkv, self.heads, self.head_size, c.cos, c.sin, self.sequences),
-                 BACKWARD, reset),
+            *heads_backward(self, a, s.d_qkv, SHORT),
             KernelCase("d_SwiGLU", calls, self.row_work(g.hidden, 6 * SHORT, 25), partial(
                 swiglu_backward, a.gate_up[0], s.d_gated, s.d_gate_up, s.gated
             ), BACKWARD),
@@ -112,13 +85,3 @@ class LlamaBits16Bench(Bits16Bench):
                 RmsNormGradients(d.norm1_weight[0], d.attn_proj_bias[0]), True,
             ), BACKWARD, self.reset_dx),
         ]  # fmt: skip
-        if a.qk_raw.size:
-            norms = HeadNormWeights(w.q_norm_weight[0], w.k_norm_weight[0])
-            d_norms = HeadNormWeights(d.q_norm_weight[0], d.k_norm_weight[0])
-            cases.append(KernelCase(
-                "d_norm of heads", calls, self.row_work(width, 3 * SHORT, 10, in_place=SHORT),
-                partial(head_norm_backward, s.d_qkv, a.qk_raw[0], norms, c.epsilon, self.heads, self.head_size, d_norms,
-                        True),
-                BACKWARD, reset,
-            ))  # fmt: skip
-        return cases

@@ -2,23 +2,14 @@
 
 from functools import partial
 
-import numpy as np
-
 from threadloom import kernels
 from threadloom.kernels import Floats
-from threadloom.kernels.common import (
-    HeadNormWeights,
-    head_norm_backward,
-    head_norm_forward,
-    rotary_backward,
-    rotary_forward,
-    swiglu_backward,
-    swiglu_forward,
-)
+from threadloom.kernels.common import swiglu_backward, swiglu_forward
 from threadloom.kernels.float32 import rmsnorm_apply, rmsnorm_backward, rmsnorm_forward
 from threadloom.stages.tools.bench.kernel_bench import BACKWARD, FORWARD
 from threadloom.stages.tools.bench.kernel_case import KernelCase
 from threadloom.stages.tools.bench.kernels_float32 import Float32Bench
+from threadloom.stages.tools.bench.llama_heads import heads_backward, heads_forward
 from threadloom.stages.tools.bench.roofline import FLOAT, attention_work
 
 
@@ -37,7 +28,7 @@ class LlamaFloat32Bench(Float32Bench):
             KernelCase("qkv", calls, products["qkv"], partial(
                 kernels.linear_forward, a.h, w.qkv_weight[0], w.qkv_bias[0], a.qkv[0]
             ), FORWARD),
-            *self._positions(),
+            *heads_forward(self, a, FLOAT),
             KernelCase("attention", calls, attention, partial(
                 kernels.attention_forward, self.attention_arrays(), self.sequences, self.heads, a.scores
             ), FORWARD),
@@ -56,23 +47,6 @@ class LlamaFloat32Bench(Float32Bench):
             ), FORWARD),
         ]  # fmt: skip
 
-    def _positions(self) -> list[KernelCase]:
-        """Return the passes over queries and keys before attention, which change them in place."""
-        w, a, g, c = self.weights, self.acts, self.geometry, self.constants
-        width, size = g.attn_width + g.key_value_width, self.head_size
-        cases = [
-            KernelCase("rotary positions", self.micro * int(c.rotary.sum()),
-                 self.row_work(width, 2 * FLOAT, 3, in_place=FLOAT),
-                 partial(rotary_forward, a.qkv[0], self.heads, size, c.cos, c.sin, self.sequences), FORWARD),
-        ]  # fmt: skip
-        if a.qk_raw.size:
-            norms = HeadNormWeights(w.q_norm_weight[0], w.k_norm_weight[0])
-            cases.insert(0, KernelCase(
-                "norm of heads", self.micro * g.layers, self.row_work(width, 3 * FLOAT, 4, in_place=FLOAT),
-                partial(head_norm_forward, a.qkv[0], a.qk_raw[0], norms, c.epsilon, self.heads, size), FORWARD,
-            ))  # fmt: skip
-        return cases
-
     def linear_arrays(self) -> dict[str, tuple[Floats, Floats, Floats]]:
         """Return linear layer → its input, the gradient of its output, the array for the gradient of its input."""
         s = self.s
@@ -85,18 +59,15 @@ class LlamaFloat32Bench(Float32Bench):
 
     def backward_passes(self) -> list[KernelCase]:
         """Return the kernels of the backward pass of a block that are no GEMMs."""
-        w, a, d, g, s, c = self.weights, self.acts, self.grads, self.geometry, self.s, self.constants
-        calls, width = self.micro * g.layers, g.attn_width + g.key_value_width
+        w, a, d, g, s = self.weights, self.acts, self.grads, self.geometry, self.s
+        calls = self.micro * g.layers
         attention = attention_work(self.sequences, g, backward=True)
-        reset_qkv = partial(np.copyto, s.d_qkv, s.d_qkv.copy())
-        cases = [
+        return [
             KernelCase("d_attention", calls, attention, partial(
                 kernels.attention_backward,
                 s.d_attn, self.attention_arrays(), self.sequences, self.heads, s.d_qkv, s.scores,
             ), BACKWARD),
-            KernelCase("d_rotary", self.micro * int(c.rotary.sum()),
-                 self.row_work(width, 2 * FLOAT, 3, in_place=FLOAT),
-                 partial(rotary_backward, s.d_qkv, self.heads, self.head_size, c.cos, c.sin, self.sequences), BACKWARD),
+            *heads_backward(self, a, s.d_qkv, FLOAT),
             KernelCase("d_SwiGLU", calls, self.row_work(g.hidden, 6 * FLOAT, 25), partial(
                 swiglu_backward, a.gate_up[0], s.d_gated, s.d_gate_up, s.gated
             ), BACKWARD),
@@ -107,13 +78,3 @@ class LlamaFloat32Bench(Float32Bench):
                 rmsnorm_backward, s.dh, a.x[0], w.norm1_weight[0], a.rstd1[0], s.dx, d.norm1_weight[0], True,
             ), BACKWARD, self.reset_dx),
         ]  # fmt: skip
-        if a.qk_raw.size:
-            norms = HeadNormWeights(w.q_norm_weight[0], w.k_norm_weight[0])
-            d_norms = HeadNormWeights(d.q_norm_weight[0], d.k_norm_weight[0])
-            cases.append(KernelCase(
-                "d_norm of heads", calls, self.row_work(width, 3 * FLOAT, 10, in_place=FLOAT),
-                partial(head_norm_backward, s.d_qkv, a.qk_raw[0], norms, c.epsilon, self.heads, self.head_size, d_norms,
-                        True),
-                BACKWARD, reset_qkv,
-            ))  # fmt: skip
-        return cases
