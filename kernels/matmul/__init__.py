@@ -20,16 +20,21 @@ from threadloom.kernels.matmul.backend import (
 from threadloom.kernels.matmul.bf16 import (
     gemm_bf16 as gemm_bf16,
     gemm_rows_bf16 as gemm_rows_bf16,
+    gemm_sum_bf16 as gemm_sum_bf16,
     linear_bf16 as linear_bf16,
     linear_gelu_bf16 as linear_gelu_bf16,
+    linear_sum_bf16 as linear_sum_bf16,
+    linear_sum_gelu_bf16 as linear_sum_gelu_bf16,
     prepare_bf16 as prepare_bf16,
 )
 from threadloom.kernels.matmul.blas_threads import flushing_blas_threads as flushing_blas_threads
 from threadloom.kernels.matmul.fp16 import (
+    Fp16Operands as Fp16Operands,
     fp16_scratch_sizes as fp16_scratch_sizes,
     fp16_sums_size as fp16_sums_size,
     gemm_fp16 as gemm_fp16,
     linear_fp16 as linear_fp16,
+    linear_sum_fp16 as linear_sum_fp16,
 )
 from threadloom.kernels.matmul.operands import (
     MatrixRef as MatrixRef,

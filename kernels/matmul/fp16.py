@@ -16,6 +16,8 @@ Upcasting is exact, so the result is that of the float32 product of the numbers,
 backend. Blocks follow from the shapes alone: the bits are the same in any thread.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 
 from threadloom.kernels.compiling import JIT_ENABLED, Floats, jit_strict_fp
@@ -36,6 +38,23 @@ from threadloom.kernels.simd import (
 _ROWS = 512  # rows of op(A) that are multiplied by every block of op(B) before the next ones, as in matmul.float32
 _COLUMNS = 512  # columns of op(B) in a block
 _DEPTH = 2048  # of both; a multiple of the depth at which matmul.float32 splits sums: the bits are those of one product
+
+
+class Fp16Operands(NamedTuple):
+    """Operands of one product ``a @ op_b(b)``."""
+
+    a: FP16Bits  # (M, K)
+    b: FP16Bits  # op_b(b) is (K, N)
+    op_b: Op
+
+
+class _Part(NamedTuple):
+    """Part of a result: from `row` and `column` on."""
+
+    row: int
+    column: int
+    rows: int
+    columns: int
 
 
 def fp16_scratch_sizes(rows: int, columns: int, inner: int) -> tuple[int, int]:
@@ -111,19 +130,36 @@ def _round_rows(total: MatrixRef, bias: int, rows: int, columns: int, out: Matri
 
 
 @jit_strict_fp
-def _linear_compiled(
-    a: FP16Bits, b: FP16Bits, op_b: Op, bias: Floats, out: FP16Bits, sums: Floats, wide_a: Floats, wide_b: Floats
+def _multiply_part(
+    operands: Fp16Operands, part: _Part, total: MatrixRef, beta: float, wide_a: int, wide_b: int
+) -> None:
+    """Write a part of the product to `total`, or add it to `total` if `beta` is 1."""
+    a, b = shifted(matrix_ref(operands.a), part.row, 0), matrix_ref(operands.b)
+    b = shifted(b, part.column, 0) if operands.op_b == Op.T else shifted(b, 0, 2 * part.column)
+    scales = np.float32(1.0), np.float32(beta)
+    args = GemmArgs(a, Op.N, b, operands.op_b, total, part.rows, part.columns, operands.a.shape[1], *scales)
+    _multiply(args, wide_a, wide_b)
+
+
+@jit_strict_fp
+def _linear_sum_compiled(
+    first: Fp16Operands,
+    second: Fp16Operands,
+    bias: Floats,
+    out: FP16Bits,
+    sums: Floats,
+    wide_a: Floats,
+    wide_b: Floats,
 ) -> None:
     rows, columns = out.shape
-    scales = np.float32(1.0), np.float32(0.0)
     for i in range(0, rows, _ROWS):
         height = min(_ROWS, rows - i)
         for j in range(0, columns, _COLUMNS):
             width = min(_COLUMNS, columns - j)
-            total = MatrixRef(address_of(sums), 4 * width)
-            part = shifted(matrix_ref(b), j, 0) if op_b == Op.T else shifted(matrix_ref(b), 0, 2 * j)
-            args = GemmArgs(shifted(matrix_ref(a), i, 0), Op.N, part, op_b, total, height, width, a.shape[1], *scales)
-            _multiply(args, address_of(wide_a), address_of(wide_b))
+            part, total = _Part(i, j, height, width), MatrixRef(address_of(sums), 4 * width)
+            _multiply_part(first, part, total, 0.0, address_of(wide_a), address_of(wide_b))
+            if second.a.shape[1] > 0:
+                _multiply_part(second, part, total, 1.0, address_of(wide_a), address_of(wide_b))
             bias_address = address_of(bias) + 4 * j if bias.shape[0] > 0 else 0
             _round_rows(total, bias_address, height, width, shifted(matrix_ref(out), i, 2 * j))
 
@@ -135,17 +171,29 @@ def _gemm_numpy(
     out[...] = out + product if accumulate else product
 
 
-def _linear_numpy(
-    a: FP16Bits, b: FP16Bits, op_b: Op, bias: Floats, out: FP16Bits, sums: Floats, wide_a: Floats, wide_b: Floats
+def _product_numpy(p: Fp16Operands) -> Floats:
+    return np.matmul(upcast_fp16(p.a), upcast_fp16(p.b.T if p.op_b == Op.T else p.b))
+
+
+def _linear_sum_numpy(
+    first: Fp16Operands,
+    second: Fp16Operands,
+    bias: Floats,
+    out: FP16Bits,
+    sums: Floats,
+    wide_a: Floats,
+    wide_b: Floats,
 ) -> None:
-    total = np.matmul(upcast_fp16(a), upcast_fp16(b.T if op_b == Op.T else b))
+    total = _product_numpy(first)
+    if second.a.shape[1]:
+        total += _product_numpy(second)
     out[...] = round_to_fp16(total + bias if bias.size else total)
 
 
 if JIT_ENABLED:
-    _gemm, _linear = _gemm_compiled, _linear_compiled
+    _gemm, _linear_sum = _gemm_compiled, _linear_sum_compiled
 else:
-    _gemm, _linear = _gemm_numpy, _linear_numpy
+    _gemm, _linear_sum = _gemm_numpy, _linear_sum_numpy
 
 
 @jit_strict_fp
@@ -169,4 +217,22 @@ def linear_fp16(
 
     Arrays as in `gemm_fp16`; the flat `sums` has at least ``fp16_sums_size(M, N)`` floats.
     """
-    _linear(a, b, op_b, bias, out, sums, wide_a, wide_b)
+    _linear_sum(Fp16Operands(a, b, op_b), Fp16Operands(a[:, :0], b, op_b), bias, out, sums, wide_a, wide_b)
+
+
+@jit_strict_fp
+def linear_sum_fp16(
+    first: Fp16Operands,
+    second: Fp16Operands,
+    bias: Floats,
+    out: FP16Bits,
+    sums: Floats,
+    wide_a: Floats,
+    wide_b: Floats,
+) -> None:
+    """Write the sum of two products and `bias`, rounded to float16 once, to `out` (M, N); arrays as in `linear_fp16`.
+
+    If the K of the second product is 0, its b is not read, and the result has the bits of `linear_fp16`. `wide_a` and
+    `wide_b` are large enough for both.
+    """
+    _linear_sum(first, second, bias, out, sums, wide_a, wide_b)

@@ -12,7 +12,7 @@ from tests.targets.registry import all_kernels, entry_kernels, protocol_kernels,
 from tests.targets.worker import SHORT_CHECKS, Report
 from threadloom.kernels.compiling import target
 from threadloom.kernels.compiling.jit import JIT_ENABLED
-from threadloom.kernels.matmul.bf16 import run_bf16
+from threadloom.kernels.matmul.bf16_kernel import run_bf16
 
 pytestmark = pytest.mark.skipif(not JIT_ENABLED, reason="without the compiler there is no target")
 
@@ -59,7 +59,7 @@ def test_the_least_x86_processor_and_arm(cache: Path) -> None:
         for name in ("float32.attention.attention_forward", "bits16.gelu.gelu_backward", "common.adamw.adamw_update"):
             assert report.kernels[name].bits == 128
     assert baseline.dot_paths == ("FLOAT32",)
-    assert {name for name, kernel in baseline.kernels.items() if not kernel.calls} <= {"matmul.bf16.run_bf16"}
+    assert {name for name, kernel in baseline.kernels.items() if not kernel.calls} <= {"matmul.bf16_kernel.run_bf16"}
     assert set(arm.kernels) == set(baseline.kernels)
 
 

@@ -26,7 +26,7 @@ SAPPHIRE_RAPIDS = "+amx-bf16,+amx-tile,+avx512f,+avx512bw,+avx512dq,+avx512vl,+a
 COMPILE = """
 import sys
 from threadloom.kernels.compiling import numba_type
-from threadloom.kernels.matmul.bf16 import Bf16GemmArgs, run_bf16
+from threadloom.kernels.matmul.bf16_kernel import Bf16GemmArgs, run_bf16
 signature = (numba_type(Bf16GemmArgs),)
 run_bf16.compile(signature)
 sys.stdout.write(run_bf16.inspect_asm()[signature])

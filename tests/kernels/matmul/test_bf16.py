@@ -19,8 +19,11 @@ from threadloom.kernels.compiling.jit import JIT_ENABLED
 from threadloom.kernels.matmul.bf16 import (
     gemm_bf16,
     gemm_rows_bf16,
+    gemm_sum_bf16,
     linear_bf16,
     linear_gelu_bf16,
+    linear_sum_bf16,
+    linear_sum_gelu_bf16,
     prepare_bf16,
 )
 from threadloom.kernels.matmul.operands import Op
@@ -38,13 +41,13 @@ def path(request: pytest.FixtureRequest) -> Iterator[DotPath]:
 
 
 shapes = shapes_with_fixtures(60 if JIT_ENABLED else 8)
-sizes = given(
-    rows=st.integers(1, 75),
-    columns=st.integers(1, 100),
-    inner=st.integers(1, 140),
-    at_end=st.booleans(),
-    gap=st.sampled_from([0, 1, 7]),
-)
+sizes: dict[str, st.SearchStrategy[Any]] = {
+    "rows": st.integers(1, 75),
+    "columns": st.integers(1, 100),
+    "inner": st.integers(1, 140),
+    "at_end": st.booleans(),
+    "gap": st.sampled_from([0, 1, 7]),
+}
 
 
 def packed(pages: Pages, source: NDArray[Any], op: Op = Op.N) -> NDArray[Any]:
@@ -86,16 +89,55 @@ def check(rows: int, columns: int, inner: int, at_end: bool, gap: int) -> None:
     pre, gelu = pages.empty((rows, columns), np.uint16, gap), pages.empty((rows, columns), np.uint16, gap)
     linear_gelu_bf16(a, packed_b, bias, pre, gelu)
     assert (pre == short).all()
+    check_gelu(pre, gelu)
+
+
+def check_gelu(pre: NDArray[Any], found: NDArray[Any]) -> None:
+    """Compare a GELU with that of the rounded numbers that it was computed from."""
     v = numbers(pre)
     with np.errstate(over="ignore"):
         expected = v / (1.0 + np.exp(-2.0 * np.sqrt(2.0 / np.pi) * (v + 0.044715 * v**3)))
     # The sigmoid has the error of `gelu_units`, with an argument of at most 88; below it, it is 0.
     error = (gamma(3 * (1 + 88) + 4) + ROUNDING) * np.abs(expected) + 2.0**-125 * np.abs(v)
-    assert within(numbers(gelu), expected, error)
+    assert within(numbers(found), expected, error)
+
+
+def check_sums(rows: int, columns: int, inner: int, inner2: int, at_end: bool, gap: int) -> None:
+    """Compare every kind of sum of two products with float64; without a second one, with the bits of one product."""
+    rng = np.random.default_rng([rows, columns, inner, inner2])
+    pages, gap = Pages(at_end), gap_of_matrices(gap, rows, columns, inner, inner2)
+    a, b = pages.copy(random_bits(rng, rows, inner), gap), random_bits(rng, inner, columns)
+    a2, b2 = pages.copy(random_bits(rng, rows, inner2), gap), random_bits(rng, inner2, columns)
+    operands = a, packed(pages, b), a2, packed(pages, b2)
+    exact = numbers(a) @ numbers(b) + numbers(a2) @ numbers(b2)
+    magnitude = np.abs(numbers(a)) @ np.abs(numbers(b)) + np.abs(numbers(a2)) @ np.abs(numbers(b2))
+    error = (inner + inner2 + 2) * EPS * magnitude
+
+    out, one = pages.empty((rows, columns), np.float32, gap), pages.empty((rows, columns), np.float32, gap)
+    for accumulate in (False, True):
+        before = out.astype(np.float64) if accumulate else np.zeros_like(exact)
+        gemm_sum_bf16(*operands, out, accumulate)
+        gemm_bf16(*operands[:2], one, accumulate)
+        assert within(out, before + exact, error + 2 * EPS * (np.abs(before) + magnitude))
+        assert inner2 > 0 or (out == one).all()
+
+    bias = pages.copy(rng.standard_normal(columns).astype(np.float32))
+    short, single = pages.empty((rows, columns), np.uint16, gap), pages.empty((rows, columns), np.uint16, gap)
+    for added in (bias, bias[:0]):
+        sums = exact + added if added.size else exact
+        linear_sum_bf16(*operands, added, short)
+        linear_bf16(*operands[:2], added, single)
+        bound = error + 4 * EPS * (np.abs(exact) + np.abs(bias))
+        assert within(numbers(short), sums, bound + ROUNDING * (np.abs(sums) + bound))
+        assert inner2 > 0 or (short == single).all()
+    gelu = pages.empty((rows, columns), np.uint16, gap)
+    linear_sum_gelu_bf16(*operands, bias[:0], single, gelu)
+    assert (single == short).all()
+    check_gelu(single, gelu)
 
 
 @shapes
-@sizes
+@given(**sizes)
 def test_products_equal_float64(path: DotPath, rows: int, columns: int, inner: int, at_end: bool, gap: int) -> None:
     check(rows, columns, inner, at_end, gap)
 
@@ -105,13 +147,30 @@ def test_products_at_the_edges_of_blocks(path: DotPath, rows: int, columns: int,
     check(rows, columns, inner, True, 0)
 
 
+@shapes
+@given(inner2=st.integers(0, 70), **sizes)
+def test_sums_of_two_products_equal_float64(
+    path: DotPath, rows: int, columns: int, inner: int, inner2: int, at_end: bool, gap: int
+) -> None:
+    check_sums(rows, columns, inner, inner2, at_end, gap)
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "inner", "inner2"), [(1, 1, 1, 1), (40, 65, 4097, 32), (33, 31, 8300, 48), (64, 64, 64, 0)]
+)
+def test_sums_of_two_products_at_the_edges_of_blocks(
+    path: DotPath, rows: int, columns: int, inner: int, inner2: int
+) -> None:
+    check_sums(rows, columns, inner, inner2, True, 0)
+
+
 @pytest.mark.skipif(not JIT_ENABLED, reason="only compiled code has blocks of rows")
 def test_more_rows_than_a_block(path: DotPath) -> None:
     check(150, 33, 4100, True, 0)
 
 
 @shapes
-@sizes
+@given(**sizes)
 def test_packed_layout(rows: int, columns: int, inner: int, at_end: bool, gap: int) -> None:
     rng = np.random.default_rng([columns, inner])
     pages, gap = Pages(at_end), gap_of_matrices(gap, columns, inner)
@@ -211,3 +270,6 @@ def test_no_allocation() -> None:
     assert allocations(gemm_rows_bf16, bits, bits, out, True) == 0
     assert allocations(linear_bf16, bits, packed_b, bias, short) == 0
     assert allocations(linear_gelu_bf16, bits, packed_b, bias, other, short) == 0
+    assert allocations(gemm_sum_bf16, bits, packed_b, bits, packed_b, out, True) == 0
+    assert allocations(linear_sum_bf16, bits, packed_b, bits, packed_b, bias, short) == 0
+    assert allocations(linear_sum_gelu_bf16, bits, packed_b, bits, packed_b, bias, other, short) == 0

@@ -15,7 +15,14 @@ from tests.kernels.comparison import within
 from tests.reference import Array
 from threadloom.kernels.compiling.jit import JIT_ENABLED
 from threadloom.kernels.matmul.backend import GemmBackend, gemm, gemm_backend
-from threadloom.kernels.matmul.fp16 import fp16_scratch_sizes, fp16_sums_size, gemm_fp16, linear_fp16
+from threadloom.kernels.matmul.fp16 import (
+    Fp16Operands,
+    fp16_scratch_sizes,
+    fp16_sums_size,
+    gemm_fp16,
+    linear_fp16,
+    linear_sum_fp16,
+)
 from threadloom.kernels.matmul.operands import Op
 from threadloom.kernels.simd.float16 import float32_from_fp16, fp16_from_float32
 
@@ -72,6 +79,30 @@ def check(rows: int, columns: int, inner: int, op_a: Op, op_b: Op, at_end: bool,
             assert within(numbers(short), after, unrounded + ROUNDING * (np.abs(after) + unrounded) + SUBNORMAL)
 
 
+def check_sum(rows: int, columns: int, inner: int, inner2: int, ops: tuple[Op, Op], at_end: bool, gap: int) -> None:
+    """Compare the sum of two products with float64; without a second one, with the bits of one product."""
+    rng = np.random.default_rng([rows, columns, inner, inner2])
+    pages, gap = Pages(at_end), gap_of_matrices(gap, rows, columns, inner, inner2)
+    operands, exact, magnitude = [], np.zeros((rows, columns)), np.zeros((rows, columns))
+    for depth, op in zip((inner, inner2), ops, strict=True):
+        a, b = random_float16(rng, rows, depth), random_float16(rng, depth, columns)
+        exact += numbers(a) @ numbers(b)
+        magnitude += np.abs(numbers(a)) @ np.abs(numbers(b))
+        operands.append(Fp16Operands(pages.copy(a, gap), pages.copy(b.T if op is Op.T else b, gap), op))
+    first, second = operands
+    error = (inner + inner2 + 2) * EPS / 2 * magnitude
+    wide = scratch(pages, rows, columns, max(inner, inner2))
+    sums = pages.empty((fp16_sums_size(rows, columns),), np.float32)
+    short, single = pages.empty((rows, columns), np.int16, gap), pages.empty((rows, columns), np.int16, gap)
+    for bias in (pages.copy(rng.standard_normal(columns).astype(np.float32)), np.zeros(0, np.float32)):
+        linear_sum_fp16(first, second, bias, short, sums, *wide)
+        after = exact + bias if bias.size else exact
+        unrounded = error + EPS * np.abs(after)
+        assert within(numbers(short), after, unrounded + ROUNDING * (np.abs(after) + unrounded) + SUBNORMAL)
+        linear_fp16(*first, bias, single, sums, *wide)
+        assert inner2 > 0 or (short == single).all()
+
+
 @settings(
     max_examples=60 if JIT_ENABLED else 10,
     deadline=None,
@@ -100,6 +131,18 @@ def test_products_equal_float64(
 )
 def test_products_at_the_edges_of_blocks(rows: int, columns: int, inner: int, op_a: Op, op_b: Op) -> None:
     check(rows, columns, inner, op_a, op_b, True, 1)
+
+
+@pytest.mark.parametrize("ops", [(Op.N, Op.N), (Op.T, Op.N)])
+@pytest.mark.parametrize(
+    ("rows", "columns", "inner", "inner2"),
+    [(1, 1, 1, 1), (7, 33, 65, 0), (513, 3, 70, 5), (5, 1025, 40, 100), (70, 31, 2100, 48)],
+)
+def test_a_sum_of_two_products_equals_float64(
+    rows: int, columns: int, inner: int, inner2: int, ops: tuple[Op, Op]
+) -> None:
+    for at_end, gap in ((True, 0), (False, 1)):
+        check_sum(rows, columns, inner, inner2, ops, at_end, gap)
 
 
 def test_scratch_has_a_bound() -> None:
@@ -171,3 +214,5 @@ def test_no_allocation() -> None:
     assert allocations(float32_from_fp16, short.reshape(-1), out.reshape(-1)) == 0
     assert allocations(gemm_fp16, bits, bits, out, Op.T, Op.N, True, *wide) == 0
     assert allocations(linear_fp16, bits, bits, Op.T, bias, short, sums, *wide) == 0
+    operands = Fp16Operands(bits, bits, Op.T)
+    assert allocations(linear_sum_fp16, operands, operands, bias, short, sums, *wide) == 0
