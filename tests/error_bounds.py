@@ -40,7 +40,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tests import reference
-from tests.reference import Ids, LlamaSizes, Record, Tensors, llama
+from tests.reference import Ids, LlamaSizes, LoraSizes, Record, Tensors, llama
 from tests.reference.llama import LlamaRecord
 from tests.rounding_marks import Array, arithmetic, rounded_sum, stored
 
@@ -220,13 +220,15 @@ SIGMOID = EXPONENTIAL + gamma(2)
 """Relative error of `sigmoid32`, 1 / (1 + e**-x): of e**-x at most its own, of the sum and of the division u each."""
 
 
-def model_tensors(weights: Tensors, ids: Ids, targets: Ids, heads: int, scale: float) -> Tensors:
+def model_tensors(
+    weights: Tensors, ids: Ids, targets: Ids, heads: int, scale: float, lora: LoraSizes | None = None
+) -> Tensors:
     """Return the results of a GPT-2.
 
     They are the gradients; "gradient", all of them as one vector, whose error is no less than that of its norm; "loss";
     "losses" of the tokens; "x_final"; "d_x_final"; and the activations.
     """
-    record = reference.forward(weights, ids, heads)
+    record = reference.forward(weights, ids, heads, lora)
     loss = reference.cross_entropy_forward(record.logits, targets)
     return _results(loss, *reference.backward(weights, record, targets, scale)) | activations(record)
 
@@ -244,10 +246,16 @@ def _results(loss: Array, grads: Tensors, d_x_final: Array) -> Tensors:
 
 
 def model_bounds(
-    weights: Tensors, ids: Ids, targets: Ids, heads: int, scale: float, storage: Storage = IN_FLOAT32
+    weights: Tensors,
+    ids: Ids,
+    targets: Ids,
+    heads: int,
+    scale: float,
+    storage: Storage = IN_FLOAT32,
+    lora: LoraSizes | None = None,
 ) -> dict[str, float]:
     """Return the relative distances that are allowed to the results of `model_tensors`, and to "loss", their sum."""
-    return _bounds_of_results(lambda: model_tensors(weights, ids, targets, heads, scale), storage)
+    return _bounds_of_results(lambda: model_tensors(weights, ids, targets, heads, scale, lora), storage)
 
 
 def llama_bounds(

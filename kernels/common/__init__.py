@@ -47,10 +47,13 @@ from threadloom.kernels.common.softmax import softmax_backward_row as softmax_ba
 from threadloom.kernels.common.swiglu import swiglu_backward as swiglu_backward, swiglu_forward as swiglu_forward
 from threadloom.kernels.common.tensors import (
     ATTENTION_TILE as ATTENTION_TILE,
+    NO_LORA as NO_LORA,
     AttentionActivations as AttentionActivations,
     Gpt2Constants as Gpt2Constants,
     HeadCounts as HeadCounts,
     LlamaConstants as LlamaConstants,
     LlamaWeights as LlamaWeights,
+    LoraAdapter as LoraAdapter,
+    LoraConstants as LoraConstants,
     Weights as Weights,
 )

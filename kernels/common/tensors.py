@@ -12,6 +12,7 @@ K      heads of keys and values (GPT-2: K = H); query head h uses head h // (H /
 F      width of the hidden MLP layer (GPT-2: 4 * C)
 M      dimensions of a head that rotary positions turn (at most D)
 L      layers (transformer blocks)
+P      ranks of the adapters of a linear layer together
 V      vocabulary
 ====== =========================================================
 
@@ -22,6 +23,7 @@ first axis. Numba compiles for these tuples: a change of a field changes every c
 
 from typing import Any, NamedTuple
 
+import numpy as np
 from numpy.typing import NDArray
 
 from threadloom.kernels.compiling import Floats
@@ -39,6 +41,14 @@ class Weights(NamedTuple):
     attn_proj_weight: Floats  # (L, C, C)
     fc_weight: Floats  # (L, C, F)
     mlp_proj_weight: Floats  # (L, F, C)
+    qkv_a: Floats  # (L, P, C) low-rank adapters (see `LoraAdapter`); (L, 0, 0) without
+    qkv_b: Floats  # (L, P, 3C)
+    attn_proj_a: Floats  # (L, P, C)
+    attn_proj_b: Floats  # (L, P, C)
+    fc_a: Floats  # (L, P, C)
+    fc_b: Floats  # (L, P, F)
+    mlp_proj_a: Floats  # (L, P, F)
+    mlp_proj_b: Floats  # (L, P, C)
     ln1_weight: Floats  # (L, C)
     ln1_bias: Floats  # (L, C)
     qkv_bias: Floats  # (L, 3C)
@@ -64,6 +74,14 @@ class LlamaWeights(NamedTuple):
     attn_proj_weight: Floats  # (L, H D, C)
     gate_up_weight: Floats  # (L, C, 2F) columns of the gate, then those that it multiplies
     down_weight: Floats  # (L, F, C)
+    qkv_a: Floats  # (L, P, C) low-rank adapters (see `LoraAdapter`); (L, 0, 0) without
+    qkv_b: Floats  # (L, P, (H + 2K) D)
+    attn_proj_a: Floats  # (L, P, H D)
+    attn_proj_b: Floats  # (L, P, C)
+    gate_up_a: Floats  # (L, P, C)
+    gate_up_b: Floats  # (L, P, 2F)
+    down_a: Floats  # (L, P, F)
+    down_b: Floats  # (L, P, C)
     norm1_weight: Floats  # (L, C)
     norm2_weight: Floats  # (L, C)
     normf_weight: Floats  # (C,)
@@ -73,6 +91,36 @@ class LlamaWeights(NamedTuple):
     down_bias: Floats  # (L, C)
     q_norm_weight: Floats  # (L, D)
     k_norm_weight: Floats  # (L, D)
+
+
+class LoraAdapter(NamedTuple):
+    """A low-rank adapter of a linear layer, or its gradients: ``y = x @ W + bias + scale * (x @ a.T) @ b``.
+
+    LoRA (Hu et al., 2021). Where several matrices lie side by side in W, as those of queries, keys and values, each has
+    an adapter: their rows are stacked in `a`, and `b` has blocks, zeros elsewhere. P is the sum of the ranks. A layer
+    without adapter has arrays without elements.
+    """
+
+    a: Floats  # (P, I)
+    b: Floats  # (P, O)
+
+
+class LoraConstants(NamedTuple):
+    """Numbers of the low-rank adapters of a model that are not trained.
+
+    An array (adapters, 2) holds the first column, and the one after the last, of the matrix of each adapter of a layer;
+    (0, 2) without adapters.
+    """
+
+    scale: float  # alpha / rank, or alpha / sqrt(rank)
+    qkv: NDArray[np.int64]
+    attn_proj: NDArray[np.int64]
+    up: NDArray[np.int64]  # of the first layer of the MLP
+    down: NDArray[np.int64]  # of the last layer of the MLP
+
+
+NO_LORA = LoraConstants(0.0, *(np.zeros((0, 2), np.int64) for _ in range(4)))
+"""The constants of a model without adapters."""
 
 
 class HeadCounts(NamedTuple):
@@ -86,6 +134,7 @@ class Gpt2Constants(NamedTuple):
     """Numbers of a GPT-2 that are not trained."""
 
     heads: int  # H; keys and values have as many
+    lora: LoraConstants
 
 
 class LlamaConstants(NamedTuple):
@@ -96,6 +145,7 @@ class LlamaConstants(NamedTuple):
     cos: Floats  # (context, M / 2) cosines of the angles of rotary positions
     sin: Floats  # (context, M / 2)
     rotary: NDArray[Any]  # (L,) bool: layers with rotary positions
+    lora: LoraConstants
 
 
 class AttentionActivations(NamedTuple):

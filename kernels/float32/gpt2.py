@@ -13,6 +13,8 @@ from threadloom.kernels.common import (
     AttentionActivations,
     Gpt2Constants,
     HeadCounts,
+    LoraAdapter,
+    LoraConstants,
     Weights,
     last_head_part,
     mark_part_done,
@@ -37,25 +39,30 @@ from threadloom.kernels.float32.linear import (
     linear_forward,
     linear_residual_forward,
 )
+from threadloom.kernels.float32.lora import LoraBackward, lora_backward_input, lora_backward_weight, lora_forward
 from threadloom.kernels.float32.tensors import Activations, Scratch
 
 
 @jit_kernel
 def blocks_forward(weights: Weights, acts: Activations, sequences: int, constants: Gpt2Constants) -> None:
     """Run all blocks on ``acts.x[0]``, the embeddings, and fill every activation; R is a multiple of `sequences`."""
-    w, a = weights, acts
+    w, a, scale = weights, acts, constants.lora.scale
     for n in range(w.qkv_weight.shape[0]):
         x, x_mid = a.x[n], a.x_mid[n]
         ln1, ln2 = Affine(w.ln1_weight[n], w.ln1_bias[n]), Affine(w.ln2_weight[n], w.ln2_bias[n])
         layernorm_forward(x, ln1, a.h, RowStatistics(a.ln1_mean[n], a.ln1_rstd[n]))
         linear_forward(a.h, w.qkv_weight[n], w.qkv_bias[n], a.qkv[n])
+        lora_forward(a.h, LoraAdapter(w.qkv_a[n], w.qkv_b[n]), scale, a.qkv_xa[n], a.qkv[n])
         attention = AttentionActivations(a.qkv[n], a.attn[n], a.attn_lse[n])
         attention_forward(attention, sequences, HeadCounts(constants.heads, constants.heads), a.scores)
         linear_residual_forward(a.attn[n], w.attn_proj_weight[n], w.attn_proj_bias[n], x, x_mid)
+        lora_forward(a.attn[n], LoraAdapter(w.attn_proj_a[n], w.attn_proj_b[n]), scale, a.attn_proj_xa[n], x_mid)
         layernorm_forward(x_mid, ln2, a.h, RowStatistics(a.ln2_mean[n], a.ln2_rstd[n]))
         linear_forward(a.h, w.fc_weight[n], w.fc_bias[n], a.fc[n])
+        lora_forward(a.h, LoraAdapter(w.fc_a[n], w.fc_b[n]), scale, a.fc_xa[n], a.fc[n])
         gelu_forward(a.fc[n], a.gelu)
         linear_residual_forward(a.gelu, w.mlp_proj_weight[n], w.mlp_proj_bias[n], x_mid, a.x[n + 1])
+        lora_forward(a.gelu, LoraAdapter(w.mlp_proj_a[n], w.mlp_proj_b[n]), scale, a.mlp_proj_xa[n], a.x[n + 1])
 
 
 class _NormedLinear(NamedTuple):
@@ -96,6 +103,7 @@ def _normed_linear_backward(
     statistics: RowStatistics,
     layer: _NormedLinear,
     grads: _NormedLinear,
+    lora: LoraBackward,
     scratch: Scratch,
     accumulate: bool,
 ) -> None:
@@ -104,29 +112,46 @@ def _normed_linear_backward(
     The gradients of the parameters are written, or added when `accumulate`.
     """
     s = scratch
-    if grads.weight.size:
-        layernorm_apply(x, layer.norm, statistics, s.h)
-        linear_backward_weight(s.h, d_out, grads.weight, accumulate)
-    linear_backward_bias(d_out, grads.bias, accumulate)
     linear_backward_input(d_out, layer.weight, s.dh)
+    lora_backward_input(d_out, lora, s.dh)
+    if grads.weight.size or lora.grads.a.size:
+        layernorm_apply(x, layer.norm, statistics, s.h)
+    linear_backward_weight(s.h, d_out, grads.weight, accumulate)
+    linear_backward_bias(d_out, grads.bias, accumulate)
+    lora_backward_weight(s.h, d_out, lora, accumulate)
     d_norm = _norm_gradients(grads.norm.weight, grads.norm.bias, s)
     layernorm_backward(s.dh, x, layer.norm.weight, statistics, s.dx, d_norm, accumulate)
 
 
 @jit_kernel
 def _mlp_backward(
-    weights: Weights, acts: Activations, grads: Weights, scratch: Scratch, n: int, ticket: AccumulationTicket
+    weights: Weights,
+    acts: Activations,
+    grads: Weights,
+    scratch: Scratch,
+    n: int,
+    lora: LoraConstants,
+    ticket: AccumulationTicket,
 ) -> None:
     """Take ``scratch.dx`` from the gradient of ``x[n + 1]`` to that of ``x_mid[n]``."""
     w, a, g, s, accumulate = weights, acts, grads, scratch, ticket.accumulate
     part = mlp_part(w.wte.shape[0], w.qkv_weight.shape[0], n)
     wait_for_predecessor(ticket, part)
+    of_proj = LoraBackward(
+        LoraAdapter(w.mlp_proj_a[n], w.mlp_proj_b[n]), LoraAdapter(g.mlp_proj_a[n], g.mlp_proj_b[n]), a.mlp_proj_xa[n],
+        s.d_xa, lora.down, lora.scale,
+    )  # fmt: skip
     linear_backward_input(s.dx, w.mlp_proj_weight[n], s.d_fc)
+    lora_backward_input(s.dx, of_proj, s.d_fc)
     gelu_backward(a.fc[n], s.d_fc, s.gelu)
     linear_backward_weight(s.gelu, s.dx, g.mlp_proj_weight[n], accumulate)
     linear_backward_bias(s.dx, g.mlp_proj_bias[n], accumulate)
+    lora_backward_weight(s.gelu, s.dx, of_proj, accumulate)
     statistics = RowStatistics(a.ln2_mean[n], a.ln2_rstd[n])
-    _normed_linear_backward(s.d_fc, a.x_mid[n], statistics, _fc_layer(w, n), _fc_layer(g, n), s, accumulate)
+    of_fc = LoraBackward(
+        LoraAdapter(w.fc_a[n], w.fc_b[n]), LoraAdapter(g.fc_a[n], g.fc_b[n]), a.fc_xa[n], s.d_xa, lora.up, lora.scale
+    )
+    _normed_linear_backward(s.d_fc, a.x_mid[n], statistics, _fc_layer(w, n), _fc_layer(g, n), of_fc, s, accumulate)
     mark_part_done(ticket, part)
 
 
@@ -142,16 +167,26 @@ def _attention_backward(
     ticket: AccumulationTicket,
 ) -> None:
     """Take ``scratch.dx`` from the gradient of ``x_mid[n]`` to that of ``x[n]``."""
-    w, a, g, s, accumulate = weights, acts, grads, scratch, ticket.accumulate
+    w, a, g, s, lora, accumulate = weights, acts, grads, scratch, constants.lora, ticket.accumulate
     part = mlp_part(w.wte.shape[0], w.qkv_weight.shape[0], n) + 1
     wait_for_predecessor(ticket, part)
+    of_proj = LoraBackward(
+        LoraAdapter(w.attn_proj_a[n], w.attn_proj_b[n]), LoraAdapter(g.attn_proj_a[n], g.attn_proj_b[n]),
+        a.attn_proj_xa[n], s.d_xa, lora.attn_proj, lora.scale,
+    )  # fmt: skip
     linear_backward_weight(a.attn[n], s.dx, g.attn_proj_weight[n], accumulate)
     linear_backward_bias(s.dx, g.attn_proj_bias[n], accumulate)
     linear_backward_input(s.dx, w.attn_proj_weight[n], s.d_attn)
+    lora_backward_input(s.dx, of_proj, s.d_attn)
+    lora_backward_weight(a.attn[n], s.dx, of_proj, accumulate)
     attention = AttentionActivations(a.qkv[n], a.attn[n], a.attn_lse[n])
     attention_backward(s.d_attn, attention, sequences, HeadCounts(constants.heads, constants.heads), s.d_qkv, s.scores)
     statistics = RowStatistics(a.ln1_mean[n], a.ln1_rstd[n])
-    _normed_linear_backward(s.d_qkv, a.x[n], statistics, _qkv_layer(w, n), _qkv_layer(g, n), s, accumulate)
+    of_qkv = LoraBackward(
+        LoraAdapter(w.qkv_a[n], w.qkv_b[n]), LoraAdapter(g.qkv_a[n], g.qkv_b[n]), a.qkv_xa[n], s.d_xa, lora.qkv,
+        lora.scale,
+    )  # fmt: skip
+    _normed_linear_backward(s.d_qkv, a.x[n], statistics, _qkv_layer(w, n), _qkv_layer(g, n), of_qkv, s, accumulate)
     mark_part_done(ticket, part)
 
 
@@ -171,7 +206,7 @@ def blocks_backward(
     head's.
     """
     for n in range(weights.qkv_weight.shape[0] - 1, -1, -1):
-        _mlp_backward(weights, acts, grads, scratch, n, ticket)
+        _mlp_backward(weights, acts, grads, scratch, n, constants.lora, ticket)
         _attention_backward(weights, acts, grads, scratch, n, sequences, constants, ticket)
 
 

@@ -14,6 +14,8 @@ from threadloom.kernels.common import (
     AttentionActivations,
     LlamaConstants,
     LlamaWeights,
+    LoraAdapter,
+    LoraConstants,
     last_head_part,
     mark_part_done,
     mlp_part,
@@ -33,6 +35,7 @@ from threadloom.kernels.float32.linear import (
     linear_forward,
     linear_residual_forward,
 )
+from threadloom.kernels.float32.lora import LoraBackward, lora_backward_input, lora_backward_weight, lora_forward
 from threadloom.kernels.float32.rmsnorm import rmsnorm_apply, rmsnorm_backward, rmsnorm_forward, rmsnorm_row
 from threadloom.kernels.float32.tensors import LlamaActivations, LlamaScratch
 
@@ -40,18 +43,22 @@ from threadloom.kernels.float32.tensors import LlamaActivations, LlamaScratch
 @jit_kernel
 def blocks_forward(weights: LlamaWeights, acts: LlamaActivations, sequences: int, constants: LlamaConstants) -> None:
     """Run all blocks on ``acts.x[0]``, the embeddings, and fill every activation; R is a multiple of `sequences`."""
-    w, a, c = weights, acts, constants
+    w, a, c, scale = weights, acts, constants, constants.lora.scale
     for n in range(w.qkv_weight.shape[0]):
         x, x_mid = a.x[n], a.x_mid[n]
         rmsnorm_forward(x, w.norm1_weight[n], c.epsilon, a.h, a.rstd1[n])
         linear_forward(a.h, w.qkv_weight[n], w.qkv_bias[n], a.qkv[n])
+        lora_forward(a.h, LoraAdapter(w.qkv_a[n], w.qkv_b[n]), scale, a.qkv_xa[n], a.qkv[n])
         prepare_heads_forward(a.qkv[n], a.qk_raw[n], w, c, n, sequences)
         attention_forward(AttentionActivations(a.qkv[n], a.attn[n], a.attn_lse[n]), sequences, c.heads, a.scores)
         linear_residual_forward(a.attn[n], w.attn_proj_weight[n], w.attn_proj_bias[n], x, x_mid)
+        lora_forward(a.attn[n], LoraAdapter(w.attn_proj_a[n], w.attn_proj_b[n]), scale, a.attn_proj_xa[n], x_mid)
         rmsnorm_forward(x_mid, w.norm2_weight[n], c.epsilon, a.h, a.rstd2[n])
         linear_forward(a.h, w.gate_up_weight[n], w.gate_up_bias[n], a.gate_up[n])
+        lora_forward(a.h, LoraAdapter(w.gate_up_a[n], w.gate_up_b[n]), scale, a.gate_up_xa[n], a.gate_up[n])
         swiglu_forward(a.gate_up[n], a.gated)
         linear_residual_forward(a.gated, w.down_weight[n], w.down_bias[n], x_mid, a.x[n + 1])
+        lora_forward(a.gated, LoraAdapter(w.down_a[n], w.down_b[n]), scale, a.down_xa[n], a.x[n + 1])
 
 
 class _NormedLinear(NamedTuple):
@@ -81,6 +88,7 @@ def _normed_linear_backward(
     rstd: Floats,
     layer: _NormedLinear,
     grads: _NormedLinear,
+    lora: LoraBackward,
     scratch: LlamaScratch,
     accumulate: bool,
 ) -> None:
@@ -89,11 +97,13 @@ def _normed_linear_backward(
     The gradients of the parameters are written, or added when `accumulate`.
     """
     s = scratch
-    if grads.weight.size:
-        rmsnorm_apply(x, layer.norm, rstd, s.h)
-        linear_backward_weight(s.h, d_out, grads.weight, accumulate)
-    linear_backward_bias(d_out, grads.bias, accumulate)
     linear_backward_input(d_out, layer.weight, s.dh)
+    lora_backward_input(d_out, lora, s.dh)
+    if grads.weight.size or lora.grads.a.size:
+        rmsnorm_apply(x, layer.norm, rstd, s.h)
+    linear_backward_weight(s.h, d_out, grads.weight, accumulate)
+    linear_backward_bias(d_out, grads.bias, accumulate)
+    lora_backward_weight(s.h, d_out, lora, accumulate)
     rmsnorm_backward(s.dh, x, layer.norm, rstd, s.dx, grads.norm, accumulate)
 
 
@@ -104,18 +114,29 @@ def _mlp_backward(
     grads: LlamaWeights,
     scratch: LlamaScratch,
     n: int,
+    lora: LoraConstants,
     ticket: AccumulationTicket,
 ) -> None:
     """Take ``scratch.dx`` from the gradient of ``x[n + 1]`` to that of ``x_mid[n]``."""
     w, a, g, s, accumulate = weights, acts, grads, scratch, ticket.accumulate
     part = mlp_part(w.head.shape[0], w.qkv_weight.shape[0], n)
     wait_for_predecessor(ticket, part)
+    of_down = LoraBackward(
+        LoraAdapter(w.down_a[n], w.down_b[n]), LoraAdapter(g.down_a[n], g.down_b[n]), a.down_xa[n], s.d_xa, lora.down,
+        lora.scale,
+    )  # fmt: skip
     linear_backward_input(s.dx, w.down_weight[n], s.d_gated)
+    lora_backward_input(s.dx, of_down, s.d_gated)
     swiglu_backward(a.gate_up[n], s.d_gated, s.d_gate_up, s.gated)
     linear_backward_weight(s.gated, s.dx, g.down_weight[n], accumulate)
     linear_backward_bias(s.dx, g.down_bias[n], accumulate)
+    lora_backward_weight(s.gated, s.dx, of_down, accumulate)
     layer, d_layer = _gate_up_layer(w, n), _gate_up_layer(g, n)
-    _normed_linear_backward(s.d_gate_up, a.x_mid[n], a.rstd2[n], layer, d_layer, s, accumulate)
+    of_gate_up = LoraBackward(
+        LoraAdapter(w.gate_up_a[n], w.gate_up_b[n]), LoraAdapter(g.gate_up_a[n], g.gate_up_b[n]), a.gate_up_xa[n],
+        s.d_xa, lora.up, lora.scale,
+    )  # fmt: skip
+    _normed_linear_backward(s.d_gate_up, a.x_mid[n], a.rstd2[n], layer, d_layer, of_gate_up, s, accumulate)
     mark_part_done(ticket, part)
 
 
@@ -134,13 +155,23 @@ def _attention_backward(
     w, a, g, s, c, accumulate = weights, acts, grads, scratch, constants, ticket.accumulate
     part = mlp_part(w.head.shape[0], w.qkv_weight.shape[0], n) + 1
     wait_for_predecessor(ticket, part)
+    of_proj = LoraBackward(
+        LoraAdapter(w.attn_proj_a[n], w.attn_proj_b[n]), LoraAdapter(g.attn_proj_a[n], g.attn_proj_b[n]),
+        a.attn_proj_xa[n], s.d_xa, c.lora.attn_proj, c.lora.scale,
+    )  # fmt: skip
     linear_backward_weight(a.attn[n], s.dx, g.attn_proj_weight[n], accumulate)
     linear_backward_bias(s.dx, g.attn_proj_bias[n], accumulate)
     linear_backward_input(s.dx, w.attn_proj_weight[n], s.d_attn)
+    lora_backward_input(s.dx, of_proj, s.d_attn)
+    lora_backward_weight(a.attn[n], s.dx, of_proj, accumulate)
     attention = AttentionActivations(a.qkv[n], a.attn[n], a.attn_lse[n])
     attention_backward(s.d_attn, attention, sequences, c.heads, s.d_qkv, s.scores)
     prepare_heads_backward(s.d_qkv, a.qk_raw[n], w, g, c, n, sequences, accumulate)
-    _normed_linear_backward(s.d_qkv, a.x[n], a.rstd1[n], _qkv_layer(w, n), _qkv_layer(g, n), s, accumulate)
+    of_qkv = LoraBackward(
+        LoraAdapter(w.qkv_a[n], w.qkv_b[n]), LoraAdapter(g.qkv_a[n], g.qkv_b[n]), a.qkv_xa[n], s.d_xa, c.lora.qkv,
+        c.lora.scale,
+    )  # fmt: skip
+    _normed_linear_backward(s.d_qkv, a.x[n], a.rstd1[n], _qkv_layer(w, n), _qkv_layer(g, n), of_qkv, s, accumulate)
     mark_part_done(ticket, part)
 
 
@@ -160,7 +191,7 @@ def blocks_backward(
     head's.
     """
     for n in range(weights.qkv_weight.shape[0] - 1, -1, -1):
-        _mlp_backward(weights, acts, grads, scratch, n, ticket)
+        _mlp_backward(weights, acts, grads, scratch, n, constants.lora, ticket)
         _attention_backward(weights, acts, grads, scratch, n, sequences, constants, ticket)
 
 

@@ -18,6 +18,10 @@ class Activations(NamedTuple):
     ln2_mean: Floats  # (L, R)
     ln2_rstd: Floats  # (L, R)
     fc: Floats  # (L, R, F) before the GELU
+    qkv_xa: Floats  # (L, R, P) inputs of the adapters' second matrices, ``scale * x @ a.T``
+    attn_proj_xa: Floats
+    fc_xa: Floats
+    mlp_proj_xa: Floats
     h: Floats  # (R, C) scratch: a LayerNorm's output
     gelu: Floats  # (R, F) scratch: the GELU's output
     scores: Floats  # (TILE, context) scratch: attention scores of one tile of queries
@@ -37,6 +41,7 @@ class Scratch(NamedTuple):
     logits: Floats  # (rows of one chunk, V) logits, then their gradient
     lnf_mean: Floats  # (R,)
     lnf_rstd: Floats  # (R,)
+    d_xa: Floats  # (R * P) gradient of the input of an adapter's `b`, for the largest P
 
 
 class LlamaActivations(NamedTuple):
@@ -51,6 +56,10 @@ class LlamaActivations(NamedTuple):
     x_mid: Floats  # (L, R, C) residual stream between attention and MLP
     rstd2: Floats  # (L, R)
     gate_up: Floats  # (L, R, 2F)
+    qkv_xa: Floats  # (L, R, P) inputs of the adapters' second matrices, ``scale * x @ a.T``
+    attn_proj_xa: Floats
+    gate_up_xa: Floats
+    down_xa: Floats
     h: Floats  # (R, C) scratch: an RMS norm's output
     gated: Floats  # (R, F) scratch: SiLU(gate) * up
     scores: Floats  # (TILE, context) scratch
@@ -70,3 +79,4 @@ class LlamaScratch(NamedTuple):
     scores: Floats  # (2, TILE, context)
     logits: Floats  # (rows of one chunk, V) logits, then their gradient
     normf_rstd: Floats  # (R,)
+    d_xa: Floats  # (R * P) gradient of the input of an adapter's `b`, for the largest P

@@ -4,7 +4,11 @@ from threadloom import kernels
 from threadloom.kernels import ATTENTION_TILE, Activations, DecodeScratch, Floats, Scratch, TokenIds, Weights
 from threadloom.kernels.common import Gpt2Constants
 from threadloom.kernels.float32 import GPT2, GPT2_DECODE
+from threadloom.stages.layouts.lora import lora_activation_shapes, lora_constants, lora_scratch_shapes
 from threadloom.stages.models import Geometry, Shape
+
+LORA_MATRICES = ("qkv_weight", "attn_proj_weight", "fc_weight", "mlp_proj_weight")
+"""The matrices that can have adapters, in the order of the kernels' constants."""
 
 
 class Gpt2Layout:
@@ -18,8 +22,8 @@ class Gpt2Layout:
     decode_scratch = DecodeScratch
 
     def constants(self, geometry: Geometry) -> Gpt2Constants:
-        """Return the number of heads."""
-        return Gpt2Constants(geometry.heads)
+        """Return the number of heads and the numbers of adapters."""
+        return Gpt2Constants(geometry.heads, lora_constants(geometry, LORA_MATRICES))
 
     def activation_shapes(self, geometry: Geometry, sequences: int) -> dict[str, Shape]:
         """Return the shape of every field of `kernels.Activations`."""
@@ -39,7 +43,7 @@ class Gpt2Layout:
             "h": (r, c),
             "gelu": (r, f),
             "scores": (ATTENTION_TILE, t),
-        }
+        } | lora_activation_shapes(geometry, LORA_MATRICES, r)
 
     def scratch_shapes(self, geometry: Geometry, sequences: int) -> dict[str, Shape]:
         """Return the shape of every field of `kernels.Scratch` but ``logits``."""
@@ -56,7 +60,7 @@ class Gpt2Layout:
             "scores": (2, ATTENTION_TILE, t),
             "lnf_mean": (r,),
             "lnf_rstd": (r,),
-        }
+        } | lora_scratch_shapes(geometry, LORA_MATRICES, r)
 
     def decode_scratch_shapes(self, geometry: Geometry) -> dict[str, Shape]:
         """Return the shape of every field of `kernels.DecodeScratch`."""

@@ -13,7 +13,11 @@ from threadloom.kernels.float32 import (
     token_embedding_forward,
 )
 from threadloom.stages.layouts.layout import head_counts
+from threadloom.stages.layouts.lora import lora_activation_shapes, lora_constants, lora_scratch_shapes
 from threadloom.stages.models import LlamaGeometry, Shape, rotary_table
+
+LORA_MATRICES = ("qkv_weight", "attn_proj_weight", "gate_up_weight", "down_weight")
+"""The matrices that can have adapters, in the order of the kernels' constants."""
 
 
 class LlamaLayout:
@@ -27,11 +31,13 @@ class LlamaLayout:
     decode_scratch = LlamaDecodeScratch
 
     def constants(self, geometry: LlamaGeometry) -> LlamaConstants:
-        """Return the numbers of heads, epsilon, the angles of rotary positions, and the layers that have them."""
+        """Return heads, epsilon, the angles of rotary positions, the layers that have them, and those of adapters."""
         g = geometry
         table = rotary_table(g.rotary, g.head_size, g.context)
         rotated = np.array([layer not in g.layers_without_rotary for layer in range(g.layers)])
-        return LlamaConstants(head_counts(g), g.epsilon, table.cos, table.sin, rotated)
+        return LlamaConstants(
+            head_counts(g), g.epsilon, table.cos, table.sin, rotated, lora_constants(g, LORA_MATRICES)
+        )
 
     def activation_shapes(self, geometry: LlamaGeometry, sequences: int) -> dict[str, Shape]:
         """Return the shape of every field of `LlamaActivations`."""
@@ -50,7 +56,7 @@ class LlamaLayout:
             "h": (r, c),
             "gated": (r, g.hidden),
             "scores": (ATTENTION_TILE, t),
-        }
+        } | lora_activation_shapes(geometry, LORA_MATRICES, r)
 
     def scratch_shapes(self, geometry: LlamaGeometry, sequences: int) -> dict[str, Shape]:
         """Return the shape of every field of `LlamaScratch` but ``logits``."""
@@ -67,7 +73,7 @@ class LlamaLayout:
             "h": (r, c),
             "scores": (2, ATTENTION_TILE, t),
             "normf_rstd": (r,),
-        }
+        } | lora_scratch_shapes(geometry, LORA_MATRICES, r)
 
     def decode_scratch_shapes(self, geometry: LlamaGeometry) -> dict[str, Shape]:
         """Return the shape of every field of `LlamaDecodeScratch`."""

@@ -29,8 +29,10 @@ def as_weights(geometry: Geometry, views: Mapping[str, NDArray[np.float32]]) -> 
 def _without_elements(geometry: Geometry, field: str) -> Floats:
     """Return the array of a field that has no view; kernels index its first axis, the layers, if it is stacked.
 
-    A tensor that a model lacks is a bias or a norm of its layers, with the axes (L, columns).
+    A tensor that a model lacks is a bias or a norm of its layers, with the axes (L, columns), or an adapter, (L, P,
+    columns).
     """
-    axes = len(parameter_shapes(geometry).get(field, (0, 0)))
+    missing = (0, 0, 0) if field.endswith(("_a", "_b")) else (0, 0)
+    axes = len(parameter_shapes(geometry).get(field, missing))
     first = 0 if field in architecture_of(geometry).unstacked else geometry.layers
     return np.zeros((first, *(0,) * (axes - 1)), np.float32)

@@ -10,6 +10,7 @@ from threadloom.stages.models.architecture import (
 from threadloom.stages.models.end_of_text import EndOfText as EndOfText
 from threadloom.stages.models.geometry import (
     Geometry as Geometry,
+    Lora as Lora,
     Shape as Shape,
     input_gradient_bytes as input_gradient_bytes,
 )
@@ -27,6 +28,14 @@ from threadloom.stages.models.llama_geometry import (
     Llama3Scaling as Llama3Scaling,
     LlamaGeometry as LlamaGeometry,
     Rotary as Rotary,
+)
+from threadloom.stages.models.lora import (
+    AdaptedModule as AdaptedModule,
+    adapted_modules as adapted_modules,
+    field_names as field_names,
+    linear_modules as linear_modules,
+    lora_scale as lora_scale,
+    lora_shapes as lora_shapes,
 )
 from threadloom.stages.models.parameters import (
     NONE_FROZEN as NONE_FROZEN,

@@ -28,11 +28,13 @@ class UnsupportedModelError(ValueError):
 
 @dataclass(frozen=True)
 class InitialValue:
-    """The distribution that a tensor is initialised from: normal around 0, or a constant."""
+    """The distribution that a tensor is initialised from: normal, uniform, or a constant."""
 
     deviation: float = 0.0
-    """Standard deviation; 0 for a constant."""
+    """Standard deviation of a normal distribution around 0; 0 for another one."""
     constant: float = 0.0
+    bound: float = 0.0
+    """Uniform between -`bound` and `bound`; 0 for another distribution."""
 
 
 class HuggingFaceLayout(Protocol[GeometryT]):

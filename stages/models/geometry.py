@@ -1,9 +1,25 @@
 """The sizes of a model, from which the shapes of all its tensors follow."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Low-rank adapters of linear layers (LoRA, Hu et al., 2021); `stages.models.lora` has their tensors."""
+
+    rank: int
+    """Rows of the two matrices of an adapter."""
+    alpha: float
+    """Numerator of the factor of the adapters' products."""
+    modules: frozenset[str]
+    """Names, within a layer in Hugging Face's layout, of the linear layers that have an adapter."""
+    rank_stabilised: bool = False
+    """True: the factor is alpha / √rank (rsLoRA), otherwise alpha / rank."""
+    dropout: float = 0.0
+    """Probability with which an element of an adapter's input is set to 0 in training."""
 
 
 @dataclass(frozen=True)
@@ -18,6 +34,8 @@ class Geometry:
     layers: int
     heads: int
     channels: int
+    lora: Lora | None = field(default=None, kw_only=True)
+    """Adapters that are trained in addition to the model. None: the model has none."""
 
     def __str__(self) -> str:
         return (

@@ -2,27 +2,36 @@
 
 from collections.abc import Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
-from math import prod
+from math import prod, sqrt
 
 import numpy as np
 
 from threadloom.pipeline import arena_size, available_cores
-from threadloom.stages.models.architecture import Floats
+from threadloom.stages.models.architecture import Floats, InitialValue
 from threadloom.stages.models.geometry import Geometry, Shape
+from threadloom.stages.models.lora import lora_shapes, lora_zeros
 from threadloom.stages.models.registry import architecture_of
 
 NONE_FROZEN: frozenset[str] = frozenset()
 
 
 def parameter_shapes(geometry: Geometry, frozen: Set[str] = NONE_FROZEN) -> dict[str, Shape]:
-    """Return name → shape of every tensor that is not `frozen`, in the order of the arena: decayed ones first."""
-    shapes = architecture_of(geometry).parameter_shapes(geometry)
-    return {name: shape for name, shape in shapes.items() if name not in frozen}
+    """Return name → shape of every tensor that is not `frozen`, in the order of the arena: decayed ones first.
+
+    The tensors of adapters follow the matrices.
+    """
+    architecture = architecture_of(geometry)
+    shapes = architecture.parameter_shapes(geometry)
+    matrices = {name: shape for name, shape in shapes.items() if name in architecture.matrices}
+    return {
+        name: shape for name, shape in {**matrices, **lora_shapes(geometry), **shapes}.items() if name not in frozen
+    }
 
 
 def parameter_count(geometry: Geometry, frozen: Set[str] = NONE_FROZEN) -> int:
-    """Return the number of parameters that are not `frozen`, without padding."""
-    return sum(map(prod, parameter_shapes(geometry, frozen).values()))
+    """Return the number of parameters that are not `frozen`, without padding and the zeros of adapters."""
+    zeros = sum(count for name, count in lora_zeros(geometry).items() if name not in frozen)
+    return sum(map(prod, parameter_shapes(geometry, frozen).values())) - zeros
 
 
 def multiplied_parameters(geometry: Geometry) -> int:
@@ -36,7 +45,7 @@ def decayed_elements(geometry: Geometry, trained: Set[str] | None = None) -> int
 
     None: of all tensors.
     """
-    matrices = architecture_of(geometry).matrices
+    matrices = (*architecture_of(geometry).matrices, *lora_shapes(geometry))
     decayed = {name for name in matrices if trained is None or name in trained}
     return arena_size({name: shape for name, shape in parameter_shapes(geometry).items() if name in decayed})
 
@@ -44,23 +53,37 @@ def decayed_elements(geometry: Geometry, trained: Set[str] | None = None) -> int
 def initialise(weights: Mapping[str, Floats], geometry: Geometry, seed: int, *, residual_scaling: bool = True) -> None:
     """Write the initial weights of the geometry's architecture into `weights`, the views of a parameter arena.
 
+    Adapters are initialised as in PEFT: `a` as torch.nn.Linear, uniform within 1 / √inputs, `b` with zeros. Only the
+    tensors in `weights` are written.
     Each tensor has its own generator, Philox with the key (seed, index in the table), so it does not depend on the
     shapes of the others. The tensors are distributed over the cores, the largest first.
     """
     shapes = parameter_shapes(geometry)
     values = architecture_of(geometry).initial_values(geometry, residual_scaling=residual_scaling)
+    values |= {name: _adapter_value(shape) for name, shape in lora_shapes(geometry).items() if name.endswith("_a")}
 
     def draw(index: int, name: str) -> None:
-        tensor, value = weights[name], values[name]
-        if not value.deviation:
+        tensor, value = weights[name], values.get(name, InitialValue())
+        if not (value.deviation or value.bound):
             tensor.fill(value.constant)
             return
-        key = np.array([seed, index], np.uint64)
-        np.random.Generator(np.random.Philox(key=key)).standard_normal(dtype=np.float32, out=tensor)
-        tensor *= np.float32(value.deviation)
+        generator = np.random.Generator(np.random.Philox(key=np.array([seed, index], np.uint64)))
+        if value.deviation:
+            generator.standard_normal(dtype=np.float32, out=tensor)
+            tensor *= np.float32(value.deviation)
+        else:
+            generator.random(dtype=np.float32, out=tensor)
+            tensor *= np.float32(2 * value.bound)
+            tensor -= np.float32(value.bound)
 
-    largest_first = sorted(enumerate(shapes), key=lambda entry: -prod(shapes[entry[1]]))
-    drawn = sum(value.deviation > 0 for value in values.values())
+    written = [(index, name) for index, name in enumerate(shapes) if name in weights]
+    largest_first = sorted(written, key=lambda entry: -prod(shapes[entry[1]]))
+    drawn = max(sum(value.deviation > 0 or value.bound > 0 for value in values.values()), 1)
     with ThreadPoolExecutor(min(available_cores(), drawn), "initialise") as pool:
         for done in [pool.submit(draw, index, name) for index, name in largest_first]:
             done.result()
+
+
+def _adapter_value(shape: Shape) -> InitialValue:
+    """Return the distribution of the first matrices of adapters, (L, P, inputs): that of torch.nn.Linear."""
+    return InitialValue(bound=1 / sqrt(shape[2]))

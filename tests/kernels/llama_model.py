@@ -9,9 +9,9 @@ import numpy as np
 
 from tests.error_bounds import IN_FLOAT32, Storage, llama_bounds
 from tests.kernels.comparison import assert_close, assert_distance
-from tests.kernels.llama_support import LlamaCase, gradient_shapes
+from tests.kernels.llama_support import LLAMA_LINEAR, LlamaCase, gradient_shapes
 from tests.kernels.model import MicroBatchModel
-from tests.kernels.support import Guarded, flat_ids
+from tests.kernels.support import Guarded, clear_outside_blocks, flat_ids, lora_ranks
 from tests.reference import Array, Ids, Tensors, cross_entropy_forward, llama as reference
 from threadloom.kernels.common.embedding import token_embedding_backward
 from threadloom.kernels.common.protocol import ModelKernels
@@ -60,6 +60,7 @@ class LlamaFloat32(LlamaModel):
         if case.sizes.tied:
             weights["head"], grads["head"] = weights["wte"], grads["wte"]
         self.weights, self.grads = LlamaWeights(**weights), LlamaWeights(**grads)
+        clear_outside_blocks(self.grads, case.sizes.lora)
         self.acts, self.scratch = self._activations(), self._scratch()
 
     def _activations(self) -> LlamaActivations:
@@ -71,6 +72,7 @@ class LlamaFloat32(LlamaModel):
             attn_lse=empty(n, case.sequences, s.heads, case.tokens), x_mid=empty(n, r, c), rstd2=empty(n, r),
             gate_up=empty(n, r, 2 * s.mlp_width), h=empty(r, c), gated=empty(r, s.mlp_width),
             scores=empty(ATTENTION_TILE, case.context),
+            **{f"{name}_xa": empty(n, r, lora_ranks(s.lora, name)) for name in LLAMA_LINEAR},
         )  # fmt: skip
 
     def _scratch(self) -> LlamaScratch:
@@ -81,6 +83,7 @@ class LlamaFloat32(LlamaModel):
             d_gated=empty(r, s.mlp_width), d_gate_up=empty(r, 2 * s.mlp_width), gated=empty(r, s.mlp_width),
             h=empty(r, c), scores=empty(2, ATTENTION_TILE, case.context),
             logits=empty(self.logits_rows, s.vocabulary), normf_rstd=empty(r),
+            d_xa=empty(r * max(lora_ranks(s.lora, name) for name in LLAMA_LINEAR)),
         )  # fmt: skip
 
     def forward(self, ids: Ids) -> None:

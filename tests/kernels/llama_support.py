@@ -1,11 +1,11 @@
 """Support of the tests of Llama kernels: the variants, and a model's tensors by its sizes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from tests.kernels.support import without_elements
-from tests.reference import Ids, Llama3Scaling, LlamaSizes, Rotary, rotary_tables
+from tests.kernels.support import adapter_shapes, lora_constants, without_elements
+from tests.reference import Ids, Llama3Scaling, LlamaSizes, LoraSizes, Rotary, rotary_tables
 from threadloom.kernels.common.tensors import HeadCounts, LlamaConstants, LlamaWeights
 
 MATRICES = {
@@ -16,6 +16,10 @@ MATRICES = {
     "down": "down_weight",
 }
 """Field of the packed weights → matrix."""
+
+
+LLAMA_LINEAR = ("qkv", "attn_proj", "gate_up", "down")
+"""The linear layers that can have adapters, in the order of the kernels' constants."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,8 @@ class LlamaCase:
         s = self.sizes
         cos, sin = (table.astype(np.float32) for table in rotary_tables(s.rotary, s.head_size, self.context))
         rotary = np.array([layer not in s.layers_without_rotary for layer in range(s.layers)])
-        return LlamaConstants(HeadCounts(s.heads, s.kv_heads), s.epsilon, cos, sin, rotary)
+        lora = lora_constants(s.lora, LLAMA_LINEAR)
+        return LlamaConstants(HeadCounts(s.heads, s.kv_heads), s.epsilon, cos, sin, rotary, lora)
 
     @property
     def attn_width(self) -> int:
@@ -61,6 +66,8 @@ class LlamaCase:
         shapes = self.sizes.shapes()
         if name == "head":
             return shapes["wte"]
+        if name.endswith(("_a", "_b")):
+            return adapter_shapes(self.sizes.lora, name[:-2], shapes)[name]
         return shapes.get(name, (self.sizes.layers, 0))
 
     def ids(self, rng: np.random.Generator) -> Ids:
@@ -118,3 +125,34 @@ CASES = {
     ),
 }  # fmt: skip
 """Variants and sizes at which the models of every number format are compared with the reference."""
+
+LORA_CASES = {
+    "all linear": replace(
+        CASES["grouped heads"],
+        sizes=replace(
+            CASES["grouped heads"].sizes,
+            lora=LoraSizes(
+                rank=3, scale=2.5,
+                columns={
+                    "qkv": ((0, 40), (40, 60), (60, 80)), "attn_proj": ((0, 27),), "gate_up": ((0, 33), (33, 66)),
+                    "down": ((0, 27),),
+                },
+            ),
+        ),
+    ),
+    "queries and values, down": replace(
+        CASES["all biases, tied"],
+        sizes=replace(
+            CASES["all biases, tied"].sizes,
+            lora=LoraSizes(rank=5, scale=0.75, columns={"qkv": ((0, 18), (24, 30)), "down": ((0, 17),)}),
+        ),
+    ),
+    "up, rank 16, more than a tile of queries": replace(
+        CASES["more than a tile of queries"],
+        sizes=replace(
+            CASES["more than a tile of queries"].sizes,
+            lora=LoraSizes(rank=16, scale=4.0, columns={"gate_up": ((72, 144),), "attn_proj": ((0, 48),)}),
+        ),
+    ),
+}  # fmt: skip
+"""Variants with adapters."""

@@ -14,6 +14,7 @@ from tests.kernels.comparison import assert_close, assert_distance
 from tests.kernels.support import (
     Guarded,
     Sizes,
+    clear_outside_blocks,
     empty_weights,
     flat_ids,
     make_activations,
@@ -122,6 +123,7 @@ class Model(MicroBatchModel):
     def __post_init__(self) -> None:
         self.weights: Weights = make_weights(self.tensors, self.memory)
         self.grads: Weights = empty_weights(self.sizes, self.memory, self.frozen)
+        clear_outside_blocks(self.grads, self.sizes.lora)
         self.acts = make_activations(self.sizes, self.memory)
         self.scratch = make_scratch(self.sizes, self.memory, self.logits_rows)
 
@@ -136,8 +138,8 @@ class Model(MicroBatchModel):
 
     def check_gradients(self, expected: Tensors, bounds: Mapping[str, float]) -> None:
         """Compare every gradient with the reference's."""
-        for name in Weights._fields:
-            assert_close(getattr(self.grads, name), expected[name], bounds[name], name)
+        for name, tensor in expected.items():
+            assert_close(getattr(self.grads, name), tensor, bounds[name], name)
         self.memory.check()
 
 
@@ -159,10 +161,10 @@ def make_case(sizes: Sizes, seed: int) -> Case:
     rng = np.random.default_rng(seed)
     tensors, ids, targets = sizes.tensors(rng), sizes.ids(rng), sizes.ids(rng)
     scale = 1.0 / sizes.rows
-    record = reference.forward(tensors, ids, sizes.heads)
+    record = reference.forward(tensors, ids, sizes.heads, sizes.lora)
     loss = float(reference.cross_entropy_forward(record.logits, targets).sum())
     gradients, _ = reference.backward(tensors, record, targets, scale)
-    bounds = model_bounds(tensors, ids, targets, sizes.heads, scale)
+    bounds = model_bounds(tensors, ids, targets, sizes.heads, scale, lora=sizes.lora)
     return Case(tensors, ids, targets, loss, record.x_final, gradients, bounds)
 
 

@@ -7,7 +7,8 @@ failed to write is still NaN.
 import os
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,8 +18,8 @@ from hypothesis.strategies import SearchStrategy
 from numpy.typing import NDArray
 
 from tests import reference
-from tests.reference import Array, Ids, Tensors
-from threadloom.kernels.common.tensors import ATTENTION_TILE, Gpt2Constants, HeadCounts, Weights
+from tests.reference import Array, Ids, LoraSizes, Tensors
+from threadloom.kernels.common.tensors import ATTENTION_TILE, Gpt2Constants, HeadCounts, LoraConstants, Weights
 from threadloom.kernels.compiling.arrays import Floats, TokenIds
 from threadloom.kernels.compiling.jit import JIT_ENABLED
 from threadloom.kernels.float32.decode import DecodeScratch
@@ -119,6 +120,41 @@ class Guarded:
             assert (guard == GUARD_VALUE).all(), "written outside of an output"
 
 
+GPT2_LINEAR = ("qkv", "attn_proj", "fc", "mlp_proj")
+"""The linear layers of GPT-2 that can have adapters, in the order of the kernels' constants."""
+
+
+def lora_ranks(lora: LoraSizes | None, name: str) -> int:
+    """Return the ranks of the adapters of a linear layer together, 0 without."""
+    return lora.ranks(name) if lora else 0
+
+
+def lora_constants(lora: LoraSizes | None, names: tuple[str, ...]) -> LoraConstants:
+    """Return the numbers of the adapters of linear layers."""
+    columns = lora.columns if lora else {}
+    arrays = [np.array(columns.get(name, ()), np.int64).reshape(-1, 2) for name in names]
+    return LoraConstants(lora.scale if lora else 0.0, *arrays)
+
+
+def clear_outside_blocks(grads: Any, lora: LoraSizes | None) -> None:
+    """Write zeros to the elements of adapters' gradients that no kernel writes, as a lane has them from the start."""
+    for name in lora.columns if lora else ():
+        gradient = getattr(grads, f"{name}_b")
+        if gradient.size:
+            assert lora is not None
+            gradient[:, lora.blocks(name, gradient.shape[2]) == 0] = 0.0
+
+
+def adapter_shapes(
+    lora: LoraSizes | None, name: str, shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the adapters of a linear layer; (L, 0, 0) without."""
+    layers, inputs, outputs = shapes[f"{name}_weight"]
+    ranks = lora_ranks(lora, name)
+    widths = {"a": inputs, "b": outputs} if ranks else {"a": 0, "b": 0}
+    return {f"{name}_{key}": (layers, ranks, width) for key, width in widths.items()}
+
+
 @dataclass(frozen=True)
 class Sizes:
     """Geometry of a model and of a micro-batch."""
@@ -130,6 +166,7 @@ class Sizes:
     channels: int
     sequences: int
     tokens: int
+    lora: LoraSizes | None = None
 
     @property
     def rows(self) -> int:
@@ -139,15 +176,18 @@ class Sizes:
     @property
     def constants(self) -> Gpt2Constants:
         """Constants of the model kernels."""
-        return Gpt2Constants(self.heads)
+        return Gpt2Constants(self.heads, lora_constants(self.lora, GPT2_LINEAR))
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return the shapes of the model's tensors."""
-        return reference.tensor_shapes(self.vocabulary, self.context, self.layers, self.channels)
+        """Return the shape of every field of `Weights`."""
+        shapes = reference.tensor_shapes(self.vocabulary, self.context, self.layers, self.channels)
+        adapters = [adapter_shapes(self.lora, name, shapes) for name in GPT2_LINEAR]
+        return {name: shape for found in (shapes, *adapters) for name, shape in found.items()}
 
     def tensors(self, rng: np.random.Generator) -> Tensors:
         """Return random weights for the reference."""
-        return reference.random_tensors(rng, self.vocabulary, self.context, self.layers, self.channels)
+        tensors = reference.random_tensors(rng, self.vocabulary, self.context, self.layers, self.channels)
+        return tensors | (self.lora.random_tensors(rng, self.shapes(), spread=0.3) if self.lora else {})
 
     def ids(self, rng: np.random.Generator) -> Ids:
         """Return random token ids (B, T)."""
@@ -165,6 +205,15 @@ MODEL_SIZES = {
     "as people train": Sizes(vocabulary=65, context=64, layers=2, heads=4, channels=64, sequences=2, tokens=64),
 }
 """Sizes at which the models of every number format are compared with the reference."""
+
+LORA_SIZES = {
+    "all linear": replace(
+        MODEL_SIZES["odd"],
+        lora=LoraSizes(3, 2.5, {"qkv": ((0, 81),), "attn_proj": ((0, 27),), "fc": ((0, 108),), "mlp_proj": ((0, 27),)}),
+    ),
+    "queries, keys and values": replace(MODEL_SIZES["as people train"], lora=LoraSizes(16, 0.5, {"qkv": ((0, 192),)})),
+}
+"""Sizes of models with adapters."""
 
 
 def without_elements(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -184,8 +233,9 @@ def empty_weights(sizes: Sizes, memory: Guarded, frozen: frozenset[str] = frozen
 
 
 def make_weights(tensors: Tensors, memory: Guarded) -> Weights:
-    """Return a float32 copy of the reference's tensors."""
-    return Weights(**{name: memory.copy(tensor) for name, tensor in tensors.items()})
+    """Return a float32 copy of the reference's tensors, without adapters if it has none."""
+    nothing = np.zeros((len(tensors["qkv_weight"]), 0, 0))
+    return Weights(**{name: memory.copy(tensors.get(name, nothing)) for name in Weights._fields})
 
 
 def make_activations(sizes: Sizes, memory: Guarded) -> Activations:
@@ -202,6 +252,7 @@ def make_activations(sizes: Sizes, memory: Guarded) -> Activations:
         ln2_mean=memory.empty(n, r),
         ln2_rstd=memory.empty(n, r),
         fc=memory.empty(n, r, 4 * c),
+        **{f"{name}_xa": memory.empty(n, r, lora_ranks(sizes.lora, name)) for name in GPT2_LINEAR},
         h=memory.empty(r, c),
         gelu=memory.empty(r, 4 * c),
         scores=memory.empty(ATTENTION_TILE, sizes.context),
@@ -223,6 +274,7 @@ def make_scratch(sizes: Sizes, memory: Guarded, logits_rows: int = 3) -> Scratch
         logits=memory.empty(logits_rows, sizes.vocabulary),
         lnf_mean=memory.empty(r),
         lnf_rstd=memory.empty(r),
+        d_xa=memory.empty(r * max(lora_ranks(sizes.lora, name) for name in GPT2_LINEAR)),
     )
 
 

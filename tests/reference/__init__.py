@@ -54,6 +54,7 @@ from tests.reference.llama_layers import (
     swiglu_forward as swiglu_forward,
 )
 from tests.reference.llama_tensors import LlamaSizes as LlamaSizes
+from tests.reference.lora import LoraSizes as LoraSizes
 from tests.reference.optimizer import (
     AdamW as AdamW,
     adamw as adamw,

@@ -18,10 +18,9 @@ from tests.reference.layers import (
     gelu_forward,
     layernorm_backward,
     layernorm_forward,
-    linear_backward,
-    linear_forward,
     projection_backward,
 )
+from tests.reference.lora import LoraSizes, adapted_backward, adapted_forward
 from tests.reference.tensors import Array, Ids, Tensors
 from tests.rounding_marks import product, stored, total
 
@@ -47,6 +46,7 @@ class Record:
 
     ids: Ids
     heads: int
+    lora: LoraSizes | None = None
     blocks: list[Block] = field(default_factory=list)
     x_final: Array = field(default_factory=lambda: np.empty(0))  # (B, T, C), before the last LayerNorm
     lnf: Array = field(default_factory=lambda: np.empty(0))
@@ -58,43 +58,42 @@ def block_tensors(weights: Tensors, layer: int) -> Tensors:
     return {name: tensor[layer] for name, tensor in weights.items() if name[:3] not in ("wte", "wpe", "lnf")}
 
 
-def block_forward(w: Tensors, x: Array, heads: int) -> tuple[Array, Block]:
+def block_forward(w: Tensors, x: Array, heads: int, lora: LoraSizes | None = None) -> tuple[Array, Block]:
     """One block, with the tensors of its layer."""
     ln1 = stored(layernorm_forward(x, w["ln1_weight"], w["ln1_bias"]))
-    qkv = stored(linear_forward(ln1, w["qkv_weight"], w["qkv_bias"]))
+    qkv = stored(adapted_forward(w, "qkv", ln1, lora))
     attn, lse = attention_forward(qkv, heads)
     attn = stored(attn)
-    x_mid = total(x, linear_forward(attn, w["attn_proj_weight"], w["attn_proj_bias"]))
+    x_mid = total(x, adapted_forward(w, "attn_proj", attn, lora))
     ln2 = stored(layernorm_forward(x_mid, w["ln2_weight"], w["ln2_bias"]))
-    fc = stored(linear_forward(ln2, w["fc_weight"], w["fc_bias"]))
+    fc = stored(adapted_forward(w, "fc", ln2, lora))
     gelu = stored(gelu_forward(fc))
-    out = total(x_mid, linear_forward(gelu, w["mlp_proj_weight"], w["mlp_proj_bias"]))
+    out = total(x_mid, adapted_forward(w, "mlp_proj", gelu, lora))
     return out, Block(x, ln1, qkv, attn, lse, x_mid, ln2, fc, gelu)
 
 
-def block_backward(w: Tensors, kept: Block, d_out: Array, heads: int) -> tuple[Array, Tensors]:
+def block_backward(
+    w: Tensors, kept: Block, d_out: Array, heads: int, lora: LoraSizes | None = None
+) -> tuple[Array, Tensors]:
     """Return the gradient of the block's input and of its tensors."""
-    g: Tensors = {}
-    d_gelu, g["mlp_proj_weight"], g["mlp_proj_bias"] = linear_backward(stored(d_out), kept.gelu, w["mlp_proj_weight"])
+    d_gelu, g = adapted_backward(w, "mlp_proj", stored(d_out), kept.gelu, lora)
     d_fc = stored(gelu_backward(stored(d_gelu), kept.fc))
-    d_ln2, g["fc_weight"], g["fc_bias"] = linear_backward(d_fc, kept.ln2, w["fc_weight"])
+    d_ln2, of_fc = adapted_backward(w, "fc", d_fc, kept.ln2, lora)
     d_through, g["ln2_weight"], g["ln2_bias"] = layernorm_backward(d_ln2, kept.x_mid, w["ln2_weight"])
     d_mid = total(d_out, d_through)
-    d_attn, g["attn_proj_weight"], g["attn_proj_bias"] = linear_backward(
-        stored(d_mid), kept.attn, w["attn_proj_weight"]
-    )
+    d_attn, of_proj = adapted_backward(w, "attn_proj", stored(d_mid), kept.attn, lora)
     d_qkv = stored(attention_backward(stored(d_attn), kept.qkv, heads))
-    d_ln1, g["qkv_weight"], g["qkv_bias"] = linear_backward(d_qkv, kept.ln1, w["qkv_weight"])
+    d_ln1, of_qkv = adapted_backward(w, "qkv", d_qkv, kept.ln1, lora)
     d_through, g["ln1_weight"], g["ln1_bias"] = layernorm_backward(d_ln1, kept.x, w["ln1_weight"])
-    return total(d_mid, d_through), g
+    return total(d_mid, d_through), g | of_fc | of_proj | of_qkv
 
 
-def forward(weights: Tensors, ids: Ids, heads: int) -> Record:
+def forward(weights: Tensors, ids: Ids, heads: int, lora: LoraSizes | None = None) -> Record:
     """Run the model on ids (B, T)."""
-    record = Record(ids, heads)
+    record = Record(ids, heads, lora)
     x = embedding_forward(weights["wte"], weights["wpe"], ids)
     for layer in range(len(weights["qkv_weight"])):
-        x, kept = block_forward(block_tensors(weights, layer), x, heads)
+        x, kept = block_forward(block_tensors(weights, layer), x, heads, lora)
         record.blocks.append(kept)
     record.x_final = x
     record.lnf = stored(layernorm_forward(x, weights["lnf_weight"], weights["lnf_bias"]))
@@ -125,7 +124,9 @@ def backward(weights: Tensors, record: Record, targets: Ids, scale: float = 1.0)
     dx, grads["lnf_weight"], grads["lnf_bias"] = layernorm_backward(d_lnf, record.x_final, weights["lnf_weight"])
     d_x_final = dx
     for layer in reversed(range(len(record.blocks))):
-        dx, of_layer = block_backward(block_tensors(weights, layer), record.blocks[layer], dx, record.heads)
+        dx, of_layer = block_backward(
+            block_tensors(weights, layer), record.blocks[layer], dx, record.heads, record.lora
+        )
         for name, gradient in of_layer.items():
             grads[name][layer] = gradient
     d_wte_in, grads["wpe"] = embedding_backward(dx, record.ids, len(weights["wte"]), len(weights["wpe"]))

@@ -12,8 +12,6 @@ from tests.reference.attention import attention_backward, attention_forward
 from tests.reference.layers import (
     cross_entropy_backward,
     cross_entropy_forward,
-    linear_backward,
-    linear_forward,
     projection_backward,
     token_embedding_backward,
 )
@@ -26,6 +24,7 @@ from tests.reference.llama_layers import (
     swiglu_forward,
 )
 from tests.reference.llama_tensors import OF_MODEL, LlamaSizes
+from tests.reference.lora import adapted_backward, adapted_forward
 from tests.reference.rotary import rotary_backward, rotary_forward, rotary_tables
 from tests.reference.tensors import Array, Ids, Tensors
 from tests.rounding_marks import product, stored, total
@@ -102,34 +101,31 @@ def _parts(qkv: Array, sizes: LlamaSizes) -> list[Array]:
 def block_forward(w: Tensors, x: Array, sizes: LlamaSizes, layer: int) -> tuple[Array, LlamaBlock]:
     """One block, with the tensors of its layer."""
     norm1 = stored(rmsnorm_forward(x, w["norm1_weight"], sizes.epsilon))
-    raw = stored(linear_forward(norm1, w["qkv_weight"], w.get("qkv_bias")))
+    raw = stored(adapted_forward(w, "qkv", norm1, sizes.lora))
     qkv = positions_forward(w, raw, sizes, layer)
     attn, lse = attention_forward(qkv, sizes.heads, sizes.kv_heads)
     attn = stored(attn)
-    x_mid = total(x, linear_forward(attn, w["attn_proj_weight"], w.get("attn_proj_bias")))
+    x_mid = total(x, adapted_forward(w, "attn_proj", attn, sizes.lora))
     norm2 = stored(rmsnorm_forward(x_mid, w["norm2_weight"], sizes.epsilon))
-    gate_up = stored(linear_forward(norm2, w["gate_up_weight"], w.get("gate_up_bias")))
+    gate_up = stored(adapted_forward(w, "gate_up", norm2, sizes.lora))
     mlp = stored(swiglu_forward(gate_up))
-    out = total(x_mid, linear_forward(mlp, w["down_weight"], w.get("down_bias")))
+    out = total(x_mid, adapted_forward(w, "down", mlp, sizes.lora))
     return out, LlamaBlock(x, norm1, raw, qkv, attn, lse, x_mid, norm2, gate_up, mlp)
 
 
 def block_backward(w: Tensors, kept: LlamaBlock, d_out: Array, sizes: LlamaSizes, layer: int) -> tuple[Array, Tensors]:
     """Return the gradient of the block's input and of its tensors."""
-    g: Tensors = {}
-    d_mlp, g["down_weight"], g["down_bias"] = linear_backward(stored(d_out), kept.mlp, w["down_weight"])
+    d_mlp, g = adapted_backward(w, "down", stored(d_out), kept.mlp, sizes.lora)
     d_gate_up = stored(swiglu_backward(stored(d_mlp), kept.gate_up))
-    d_norm2, g["gate_up_weight"], g["gate_up_bias"] = linear_backward(d_gate_up, kept.norm2, w["gate_up_weight"])
+    d_norm2, of_gate_up = adapted_backward(w, "gate_up", d_gate_up, kept.norm2, sizes.lora)
     d_through, g["norm2_weight"] = rmsnorm_backward(d_norm2, kept.x_mid, w["norm2_weight"], sizes.epsilon)
     d_mid = total(d_out, d_through)
-    d_attn, g["attn_proj_weight"], g["attn_proj_bias"] = linear_backward(
-        stored(d_mid), kept.attn, w["attn_proj_weight"]
-    )
+    d_attn, of_proj = adapted_backward(w, "attn_proj", stored(d_mid), kept.attn, sizes.lora)
     d_qkv = stored(attention_backward(stored(d_attn), kept.qkv, sizes.heads, sizes.kv_heads))
     d_raw, of_norms = positions_backward(w, kept.raw, d_qkv, sizes, layer)
-    d_norm1, g["qkv_weight"], g["qkv_bias"] = linear_backward(d_raw, kept.norm1, w["qkv_weight"])
+    d_norm1, of_qkv = adapted_backward(w, "qkv", d_raw, kept.norm1, sizes.lora)
     d_through, g["norm1_weight"] = rmsnorm_backward(d_norm1, kept.x, w["norm1_weight"], sizes.epsilon)
-    g |= of_norms
+    g |= of_norms | of_gate_up | of_proj | of_qkv
     return total(d_mid, d_through), {name: g[name] for name in w}
 
 

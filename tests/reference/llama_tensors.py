@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from tests.reference.lora import LoraSizes
 from tests.reference.rotary import Rotary
 from tests.reference.tensors import Tensors, random_of_shapes
 
@@ -32,6 +33,7 @@ class LlamaSizes:
     attn_proj_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False
+    lora: LoraSizes | None = None
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shape of every tensor that the model has."""
@@ -55,5 +57,6 @@ class LlamaSizes:
         return shapes
 
     def random_tensors(self, rng: np.random.Generator, spread: float = 0.3) -> Tensors:
-        """Return weights in which no tensor is zero or one, in float32 numbers."""
-        return random_of_shapes(rng, self.shapes(), GAINS, spread)
+        """Return weights, those of adapters too, in which no tensor is zero or one, in float32 numbers."""
+        tensors = random_of_shapes(rng, self.shapes(), GAINS, spread)
+        return tensors | (self.lora.random_tensors(rng, self.shapes(), spread) if self.lora else {})

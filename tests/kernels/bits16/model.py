@@ -94,7 +94,9 @@ class Model16(MicroBatchModel):
         prepare_bf16()
         self.packed_tensors = self.fmt.packed_weights(self.tensors)
         self.pages = Pages(self.at_end)
-        self.master = Weights(**{n: self.pages.copy(t.astype(np.float32)) for n, t in self.tensors.items()})
+        shapes = gradient_shapes(self.sizes, frozenset())
+        tensors = {name: self.tensors.get(name, np.zeros(shape)) for name, shape in shapes.items()}
+        self.master = Weights(**{n: self.pages.copy(t.astype(np.float32)) for n, t in tensors.items()})
         self.weights = Weights16(self.master, pack_weights(self.fmt, self.tensors, self.pages))
         self.grads = Weights(**{n: self.floats(*s) for n, s in gradient_shapes(self.sizes, self.frozen).items()})
         self.acts, self.scratch = self._activations(), self._scratch()

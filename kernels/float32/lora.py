@@ -1,0 +1,65 @@
+"""Low-rank adapters of linear layers in float32: ``y += scale * (x @ a.T) @ b`` (LoRA, Hu et al., 2021, section 4.1).
+
+`LoraAdapter` has the shapes. A layer without adapter has arrays without elements, for which nothing is computed.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from threadloom.kernels.common import LoraAdapter
+from threadloom.kernels.compiling import Floats, jit_kernel
+from threadloom.kernels.matmul import Op, gemm
+
+
+@jit_kernel
+def lora_forward(x: Floats, adapter: LoraAdapter, scale: float, xa: Floats, out: Floats) -> None:
+    """Write ``scale * x @ a.T`` to `xa` (R, P), and add ``xa @ b`` to `out` (R, O), the layer's output: x (R, I)."""
+    if adapter.a.size:
+        gemm(x, adapter.a, xa, Op.N, Op.T, scale, 0.0)
+        gemm(xa, adapter.b, out, Op.N, Op.N, 1.0, 1.0)
+
+
+class LoraBackward(NamedTuple):
+    """What the backward pass of an adapter reads and writes."""
+
+    weights: LoraAdapter
+    grads: LoraAdapter
+    xa: Floats  # (R, P) from `lora_forward`
+    d_xa: Floats  # (at least R * P,) scratch, written by `lora_backward_input`
+    columns: NDArray[np.int64]  # (adapters, 2) range of columns of each adapter
+    scale: float
+
+
+@jit_kernel
+def lora_backward_input(d_out: Floats, lora: LoraBackward, dx: Floats) -> None:
+    """Add the gradient of the layer's input to `dx` (R, I), given that of its output, `d_out` (R, O)."""
+    adapter = lora.weights
+    if adapter.a.size:
+        d_xa = _d_xa(lora)
+        gemm(d_out, adapter.b, d_xa, Op.N, Op.T, lora.scale, 0.0)
+        gemm(d_xa, adapter.a, dx, Op.N, Op.N, 1.0, 1.0)
+
+
+@jit_kernel
+def lora_backward_weight(x: Floats, d_out: Floats, lora: LoraBackward, accumulate: bool) -> None:
+    """Write, or add when `accumulate`, the gradients of both matrices, after `lora_backward_input`: x (R, I).
+
+    Elements of ``grads.b`` outside the blocks are neither read nor written.
+    """
+    grads, beta = lora.grads, 1.0 if accumulate else 0.0
+    if grads.a.size:
+        gemm(_d_xa(lora), x, grads.a, Op.T, Op.N, 1.0, beta)
+    if grads.b.size:
+        rank = grads.b.shape[0] // lora.columns.shape[0]
+        for i in range(lora.columns.shape[0]):
+            rows, columns = slice(i * rank, (i + 1) * rank), slice(lora.columns[i, 0], lora.columns[i, 1])
+            gemm(lora.xa[:, rows], d_out[:, columns], grads.b[rows, columns], Op.T, Op.N, 1.0, beta)
+
+
+@jit_kernel
+def _d_xa(lora: LoraBackward) -> Floats:
+    """Return the used part of the scratch, (R, P)."""
+    rows, ranks = lora.xa.shape
+    return lora.d_xa[: rows * ranks].reshape((rows, ranks))
