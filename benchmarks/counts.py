@@ -93,7 +93,7 @@ def train_counted(config: ResolvedConfig, updates: int, mode: ChildMode) -> None
     compile_kernels(lambda _: None, config.precision, config.model.architecture)
     config = msgspec.structs.replace(config, steps=1 + updates)
     with gemm_settings(config):
-        made = replay(Training(config, RandomTokens(config.model.geometry(), config.batch_sizes, config.seed)))
+        made = replay(Training(config, RandomTokens(config.geometry(), config.batch_sizes, config.seed)))
         next(made)
         if mode is ChildMode.WARM_UP:
             return

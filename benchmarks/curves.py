@@ -81,7 +81,7 @@ def our_curve(config: Config, folder: Path) -> tuple[LossCurve, Outcome]:
 
 def their_curve(outcome: Outcome, on_progress: Callable[[str], None]) -> LossCurve:
     """Train with PyTorch in float32, in another process, from the weights and batches of a run of threadloom."""
-    config, geometry = outcome.config, outcome.config.model.geometry()
+    config, geometry = outcome.config, outcome.config.geometry()
     weights = {name: np.zeros(shape, np.float32) for name, shape in parameter_shapes(geometry).items()}
     initialise(weights, geometry, config.seed, residual_scaling=config.model.residual_scaling)
     tokens = TokenFile.open(outcome.run.data / "train.npy", geometry.vocabulary, geometry.context)

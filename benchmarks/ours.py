@@ -34,7 +34,7 @@ class Threadloom:
     ) -> None:
         self.config = resolve(measured(from_json(config), delay, Precision(precision)), threads)
         compile_kernels(lambda _: None, self.config.precision, self.config.model.architecture)
-        source = RandomTokens(self.config.model.geometry(), self.config.batch_sizes, self.config.seed)
+        source = RandomTokens(self.config.geometry(), self.config.batch_sizes, self.config.seed)
         self._gate = StepGate(source)
         self._training = Training(self.config, self._gate)
         if folder:

@@ -100,7 +100,7 @@ def workload_of(config: Config) -> UpdateWork:
     """Return the parts of an update of a configuration."""
     resolved = resolve(config, 1)
     lanes, count = resolved.lanes, resolved.micro_batches
-    elements = Bank(resolved.model.geometry()).arena.flat.size
+    elements = Bank(resolved.geometry()).arena.flat.size
     writers = resolve(config, count).max_concurrent_backward  # more cores than micro-batches would be idle
     return UpdateWork(count, lanes, reduction_bytes(elements, lanes) + adamw_bytes(elements), writers)
 

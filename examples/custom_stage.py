@@ -62,7 +62,7 @@ class UpdateRatios:
 
 def watched_training(config: ResolvedConfig, every: int = 10) -> UpdateRatios:
     """Train on random tokens with the stage in the graph; it receives every `every`-th update."""
-    training = Training(config, RandomTokens(config.model.geometry(), config.batch_sizes, config.seed))
+    training = Training(config, RandomTokens(config.geometry(), config.batch_sizes, config.seed))
     watch = UpdateRatios(training)
     graph = training.graph()
     graph.stage("ratios", watch, after=Node[Update]("publish", graph), when=lambda update: update.step % every == 0)

@@ -66,12 +66,12 @@ def load_model(folder: Path) -> tuple[Geometry, Arena]:
 
 
 def read_initial_weights(folder: Path, geometry: Geometry, weights: Mapping[str, Floats]) -> None:
-    """Read the model in `folder` into the weights of a geometry that may have a shorter context.
+    """Read the model in `folder` into the weights of a geometry that may have a shorter context, and adapters.
 
     Checks and warns as `load_model`; raises `CheckpointError`, also if the model has other sizes.
     """
     found = read_geometry(folder / CONFIG_FILE)
-    if replace(found, context=geometry.context) != geometry or found.context < geometry.context:
+    if replace(found, context=geometry.context, lora=geometry.lora) != geometry or found.context < geometry.context:
         raise CheckpointError(
             folder / CONFIG_FILE,
             expected=f"a model of {geometry}",

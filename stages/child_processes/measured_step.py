@@ -23,7 +23,7 @@ def time_to_first_update(begin: float, text: str) -> dict[str, float]:
     config = resolved_from_json(text)
     compile_kernels(lambda _: None, config.precision, config.model.architecture)
     reached["kernels"] = time.monotonic() - begin
-    training = Training(config, RandomTokens(config.model.geometry(), config.batch_sizes, config.seed))
+    training = Training(config, RandomTokens(config.geometry(), config.batch_sizes, config.seed))
     reached["memory and weights"] = time.monotonic() - begin
     with gemm_settings(config), training.graph().start(resources=training.resources) as run:
         next(iter(run))

@@ -17,6 +17,7 @@ from threadloom.stages.config.llama import (
     RotaryConfig as RotaryConfig,
     RotaryScaling as RotaryScaling,
 )
+from threadloom.stages.config.lora import ALL_LINEAR as ALL_LINEAR, LoraConfig as LoraConfig
 from threadloom.stages.config.resolved import (
     BatchSizes as BatchSizes,
     ResolvedCheckpoint as ResolvedCheckpoint,

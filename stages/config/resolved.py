@@ -18,6 +18,7 @@ from threadloom.stages.config.settings import (
     ScheduleConfig,
     ThreadsConfig,
 )
+from threadloom.stages.models import Geometry
 
 ResolvedModel = ResolvedGpt2 | ResolvedLlama
 """The settings `model.*` with a value for each, of one class per architecture."""
@@ -95,9 +96,13 @@ class ResolvedConfig(Config, frozen=True, kw_only=True):
     evaluation: ResolvedEvaluation
     checkpoint: ResolvedCheckpoint
 
+    def geometry(self) -> Geometry:
+        """Return the sizes of the model, and its adapters."""
+        return self.geometry_with(self.model.vocab_size)
+
     def frozen_tensors(self) -> frozenset[str]:
         """Return the names of the tensors that the run does not train."""
-        return self.train.frozen_tensors(self.model.geometry())
+        return self.frozen_in(self.geometry())
 
     @property
     def batch_sizes(self) -> BatchSizes:

@@ -2,9 +2,11 @@
 
 import enum
 from collections.abc import Mapping
+from dataclasses import replace
 
 from threadloom.stages.config.gpt2 import Gpt2Config
 from threadloom.stages.config.llama import LlamaConfig
+from threadloom.stages.config.lora import LoraConfig
 from threadloom.stages.config.section import Section
 from threadloom.stages.config.trained import TrainConfig
 from threadloom.stages.config.transformer import ModelArchitecture
@@ -266,6 +268,8 @@ class Config(Section, frozen=True, kw_only=True):
     """Seed of the initial weights and of the order of the data."""
     train: TrainConfig = TrainConfig()
     """The settings `train.*`."""
+    lora: LoraConfig = LoraConfig()
+    """The settings `lora.*`."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """The settings `optimizer.*`."""
     schedule: ScheduleConfig = ScheduleConfig()
@@ -292,6 +296,24 @@ class Config(Section, frozen=True, kw_only=True):
     init: str = ""
     """Folder of a model whose weights the run starts from; `model.*` are its sizes (`train --init`). Empty: random
     weights from `seed`."""
+
+    def geometry_with(self, vocabulary: int) -> Geometry:
+        """Return the sizes of the model with `vocabulary` tokens, and its adapters.
+
+        Raises ConfigError for adapters that the model cannot have.
+        """
+        geometry = self.model.geometry_with(vocabulary)
+        return replace(geometry, lora=self.lora.lora(geometry))
+
+    def frozen_in(self, geometry: Geometry) -> frozenset[str]:
+        """Return the names of the tensors of a model that the run does not train.
+
+        Raises ConfigError for names of `train.*` or `lora.*` that do not fit the model.
+        """
+        if not self.lora.rank:
+            return self.train.frozen_tensors(geometry)
+        self.train.require_unused()
+        return self.lora.frozen_tensors(geometry)
 
     @property
     def sequences(self) -> int:

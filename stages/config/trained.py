@@ -1,7 +1,7 @@
 """The choice of the tensors that a run trains, by patterns of their names."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from fnmatch import fnmatchcase
 
 from threadloom.stages.config.errors import ConfigError
@@ -21,6 +21,17 @@ class TrainConfig(Section, frozen=True, kw_only=True):
     """Patterns of the tensors to train. Empty: all of them."""
     freeze: tuple[str, ...] = ()
     """Patterns of the tensors to freeze, also of those in `only`."""
+
+    def require_unused(self) -> None:
+        """Raise ConfigError if tensors are selected; with adapters, the model is frozen as a whole."""
+        for name, patterns in (("only", self.only), ("freeze", self.freeze)):
+            if patterns:
+                raise ConfigError(
+                    f"train.{name}",
+                    expected="no patterns in a run with adapters, which freezes the model",
+                    got=" ".join(patterns),
+                    hint="modules in lora.save are trained as well; or set lora.rank=0",
+                )
 
     def frozen_tensors(self, geometry: Geometry) -> frozenset[str]:
         """Return the names of the frozen tensors, as in `parameter_shapes`.
@@ -51,11 +62,8 @@ def _matching_one(key: str, pattern: str, geometry: Geometry) -> frozenset[str]:
     names = {name: name for name in parameter_shapes(geometry)} | huggingface_tied(geometry)
     found = {tensor for name, tensor in names.items() if fnmatchcase(name, pattern)}
     parts = huggingface_parts(geometry)
-    total, matched = Counter(parts.values()), Counter(parts[name] for name in parts if fnmatchcase(name, pattern))
-    for tensor, count in matched.items():
-        if tensor not in found and count < total[tensor]:
-            raise _partial(key, pattern, tensor, geometry)
-    found |= matched.keys()
+    matched = {name for name in parts if parts[name] not in found and fnmatchcase(name, pattern)}
+    found |= whole_tensors(key, pattern, matched, geometry)
     if not found:
         example = next(iter(parts))
         raise ConfigError(
@@ -67,9 +75,23 @@ def _matching_one(key: str, pattern: str, geometry: Geometry) -> frozenset[str]:
     return frozenset(found)
 
 
-def _partial(key: str, pattern: str, tensor: str, geometry: Geometry) -> ConfigError:
+def whole_tensors(key: str, pattern: str, names: Set[str], geometry: Geometry) -> frozenset[str]:
+    """Return the tensors that names in Hugging Face's layout, which `pattern` has matched, consist of.
+
+    Raises ConfigError for a part of a tensor.
+    """
+    parts = huggingface_parts(geometry)
+    tensors = parts | huggingface_tied(geometry)
+    total, matched = Counter(parts.values()), Counter(parts[name] for name in parts if name in names)
+    for tensor, count in matched.items():
+        if count < total[tensor]:
+            raise _partial(key, pattern, tensor, names, geometry)
+    return frozenset(tensors[name] for name in names)
+
+
+def _partial(key: str, pattern: str, tensor: str, names: Set[str], geometry: Geometry) -> ConfigError:
     parts = [name for name, whole in huggingface_parts(geometry).items() if whole == tensor]
-    left_out = next(name for name in parts if not fnmatchcase(name, pattern))
+    left_out = next(name for name in parts if name not in names)
     return ConfigError(
         key,
         expected="patterns of whole tensors",

@@ -22,7 +22,7 @@ def memory_plan(
     `memory` is that of the run's precision, `optimizer_arenas` the number of arenas of optimizer state. The keys are in
     the order in which `Training` lists its allocations.
     """
-    geometry, frozen = config.model.geometry(), config.frozen_tensors()
+    geometry, frozen = config.geometry(), config.frozen_tensors()
     trained = parameter_shapes(geometry, frozen)
     weights = arena_size(trained) * FLOAT
     constant = arena_size(parameter_shapes(geometry, trained.keys())) * FLOAT

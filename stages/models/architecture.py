@@ -49,6 +49,8 @@ class HuggingFaceLayout(Protocol[GeometryT]):
     """Name of the token embedding in the layout."""
     output_projection: str
     """Name of the output projection; it is not among the `parts` of a model that ties it to the token embedding."""
+    default_targets: tuple[str, ...]
+    """The linear layers with an adapter (LoRA) if none are named: those that PEFT chooses."""
     ignored: re.Pattern[str]
     """Unprefixed names of tensors in files of older versions that hold constants."""
 

@@ -60,6 +60,7 @@ class Gpt2HuggingFace:
     model_types: tuple[str, ...] = ("gpt2",)
     token_embedding = "transformer.wte.weight"
     output_projection = "lm_head.weight"
+    default_targets: tuple[str, ...] = ("c_attn",)
     ignored = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")  # causal masks
 
     def parts(self, geometry: Geometry) -> dict[str, TensorPart]:

@@ -21,6 +21,7 @@ class LlamaHuggingFace:
     model_types = tuple(FAMILIES)
     token_embedding = "model.embed_tokens.weight"
     output_projection = "lm_head.weight"
+    default_targets: tuple[str, ...] = ("q_proj", "v_proj")
     ignored = re.compile(r"(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")  # computed from config.json
 
     def parts(self, geometry: LlamaGeometry) -> dict[str, TensorPart]:

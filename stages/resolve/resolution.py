@@ -60,8 +60,8 @@ def resolve(config: Config, cores: int, vocabulary: int | None = None, *, thread
     validate(config)
     if is_precision_open(config):
         config = with_precision(config, choose_precision_here(config).precision)
-    geometry = config.model.geometry_with(_vocabulary_size(config.model, vocabulary))
-    parameters = parameter_count(geometry, config.train.frozen_tensors(geometry))  # those that take lanes and moments
+    geometry = config.geometry_with(_vocabulary_size(config.model, vocabulary))
+    parameters = parameter_count(geometry, config.frozen_in(geometry))  # those that take lanes and moments
     cores = max(1, cores)
     micro_batch = config.micro_batch or _choose_micro_batch(config, geometry, min(cores, _max_lanes(parameters)))
     micro_batches = config.sequences // micro_batch

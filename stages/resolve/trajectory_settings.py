@@ -53,6 +53,8 @@ def trajectory(config: Config, text_sha256: str | None = None) -> dict[str, Any]
         keys = (*keys, "shared_lanes")  # absent otherwise, as in runs that earlier versions saved
     if config.init:
         keys = (*keys, "init")
+    if config.lora.rank:
+        keys = (*keys, "lora.")
     picked = {
         key: _as_json(value)
         for key, value in flatten(config).items()

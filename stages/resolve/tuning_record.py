@@ -154,8 +154,10 @@ def record_path(
 
 def _trained_label(config: Config) -> list[str]:
     """Return a part of a file name that identifies the trained tensors; none if all of them are trained."""
-    frozen = config.train.frozen_tensors(config.model.geometry_with(config.model.vocab_size or 1))
-    return [f"frozen{sha256(' '.join(sorted(frozen)).encode()).hexdigest()[:8]}"] if frozen else []
+    geometry = config.geometry_with(config.model.vocab_size or 1)
+    trained = [*sorted(config.frozen_in(geometry)), *(sorted(geometry.lora.modules) if geometry.lora else [])]
+    rank = [f"lora{geometry.lora.rank}"] if geometry.lora else []
+    return rank + ([f"frozen{sha256(' '.join(trained).encode()).hexdigest()[:8]}"] if trained else [])
 
 
 def _package_version() -> str:

@@ -59,6 +59,9 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "lanes": (1, 1024),
     "delay": (0, 64),
     "seed": (0, 2**63 - 1),
+    "lora.rank": (0, 4096),
+    "lora.alpha": (1e-6, 1e6),
+    "lora.dropout": (0, 0.99),
     "optimizer.lr": (0, 1e3),
     "optimizer.beta1": (0, 0.999999),
     "optimizer.beta2": (0, 0.999999),
@@ -89,7 +92,7 @@ def validate(config: Config) -> None:
     _check_name(config.name)
     _check_model(config.model, config.data.tokenizer)
     _check_tokenizer(config.data)
-    config.train.frozen_tensors(config.model.geometry_with(config.model.vocab_size or 1))
+    config.frozen_in(config.geometry_with(config.model.vocab_size or 1))
     _check_batches(config)
     _check_blas_threads(config.threads.blas, config.gemm_backend)
     _check_schedule(config.schedule, config.optimizer)

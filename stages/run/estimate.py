@@ -153,7 +153,7 @@ class _OneMicroBatch:
 
 def _evaluation_seconds(config: ResolvedConfig) -> float:
     """Return the seconds to evaluate one sequence on one core, from the fastest of a few micro-batches."""
-    geometry, sequences = config.model.geometry(), config.micro_batch
+    geometry, sequences = config.geometry(), config.micro_batch
     compute = compute_for(config.precision, geometry, sequences)
     bank, evaluator = Bank(geometry, compute.memory.allocate_packed()), ValidationLoss(compute)
     initialise(bank.arena, geometry, config.seed)
@@ -170,7 +170,7 @@ def _evaluation_seconds(config: ResolvedConfig) -> float:
 
 def estimate_text(found: Estimate) -> str:
     """Return the estimate as text, with its method."""
-    config, geometry = found.config, found.config.model.geometry()
+    config, geometry = found.config, found.config.geometry()
     lines = [
         f"{config.name}: {parameter_count(geometry):,} parameters",
         f"{config.steps:,} updates of {config.sequences} x {geometry.context} tokens",

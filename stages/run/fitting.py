@@ -27,7 +27,7 @@ def planned_memory(config: ResolvedConfig, preparation: int = 0) -> dict[str, in
     `preparation` is the number of bytes that the preparation of the text takes. They are released before the training,
     so only the part that exceeds the memory of the training is added.
     """
-    memory = compute_for(config.precision, config.model.geometry(), config.micro_batch).memory
+    memory = compute_for(config.precision, config.geometry(), config.micro_batch).memory
     plan = {**memory_plan(config, memory), "pictures, at the end": PICTURES if config.pictures else 0}
     return {**plan, "text preparation": max(0, preparation - sum(plan.values()))}
 
@@ -43,7 +43,7 @@ def require_memory(config: Config, resolved: ResolvedConfig, cores: int, availab
     raise ConfigError(
         resolved.name,
         expected=f"a run that fits into the {available / 1e6:,.0f} MB of memory that are available",
-        got=f"one that needs {needed / 1e6:,.0f} MB for {parameter_count(resolved.model.geometry()):,} parameters",
+        got=f"one that needs {needed / 1e6:,.0f} MB for {parameter_count(resolved.geometry()):,} parameters",
         cause="the system would stop it without a message",
         hint=f"{remedy(config, resolved, cores, available)}; --estimate prints the plan, and --force starts it anyway",
     )

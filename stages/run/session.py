@@ -306,7 +306,7 @@ def _initial_weights(config: ResolvedConfig) -> Callable[[Mapping[str, Floats]],
     """Return the reader of the weights that a run starts from; None for random weights."""
     if not config.init:
         return None
-    return partial(read_initial_weights, Path(config.init), config.model.geometry())
+    return partial(read_initial_weights, Path(config.init), config.geometry())
 
 
 def _follow(pipeline: Run, reporter: Reporter, written: WrittenMetrics) -> None:
@@ -335,7 +335,7 @@ def _checkpoints_on_request(
 def _announce(config: ResolvedConfig, choice: PrecisionChoice) -> None:
     """Log the detected machine and the chosen settings."""
     blas = blas_info(load=False)
-    geometry = config.model.geometry()
+    geometry = config.geometry()
     width = detect().vector_width
     product = gemm_description(config.precision)
     logger.info("processor: {} cores, {}; GEMM by {}", available_cores(), width.value, product)

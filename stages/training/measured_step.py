@@ -92,7 +92,7 @@ class MeasuredStepRunner:
         compile_kernels(lambda _: None, self.config.precision, self.config.model.architecture)
         self._base = resident_bytes()
         self._mode = mode
-        self._gate = StepGate(RandomTokens(self.config.model.geometry(), self.config.batch_sizes, self.config.seed))
+        self._gate = StepGate(RandomTokens(self.config.geometry(), self.config.batch_sizes, self.config.seed))
         self._training = Training(self.config, self._gate)
         self._stack = contextlib.ExitStack()
         self._stack.enter_context(gemm_settings(self.config))

@@ -30,7 +30,7 @@ def tokens_per_second(config: ResolvedConfig, seconds: float) -> float:
     The first τ + 1 updates, during which the pipeline fills, do not count. `config.steps` must be large enough for the
     run to last that long. The kernels must have been compiled.
     """
-    training = Training(config, RandomTokens(config.model.geometry(), config.batch_sizes, config.seed))
+    training = Training(config, RandomTokens(config.geometry(), config.batch_sizes, config.seed))
     first = last = None
     with gemm_settings(config), training.graph().start(resources=training.resources) as run:
         for event in run:

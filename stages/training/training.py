@@ -50,7 +50,7 @@ from threadloom.stages.memory import (
     check_allocation,
     memory_plan,
 )
-from threadloom.stages.models import initialise, parameter_shapes
+from threadloom.stages.models import initialise, lora_shapes, parameter_shapes
 from threadloom.stages.step import (
     Backward,
     CheckpointOutput,
@@ -92,7 +92,7 @@ class Training:
         start: Checkpoint | None = None,
         initial: Callable[[Mapping[str, Floats]], None] | None = None,
     ) -> None:
-        geometry, tokens = config.model.geometry(), config.sequences * config.model.context
+        geometry, tokens = config.geometry(), config.sequences * config.model.context
         frozen = config.frozen_tensors()
         trained = parameter_shapes(geometry, frozen)
         self.config = config
@@ -152,7 +152,7 @@ class Training:
         self, start: Checkpoint | None, initial: Callable[[Mapping[str, Floats]], None] | None
     ) -> Banks[Bank]:
         """Allocate the banks and the weights, packed weights and optimizer state that the run starts from."""
-        config, geometry = self.config, self.config.model.geometry()
+        config, geometry = self.config, self.config.geometry()
         count = config.delay + 1 + config.extra_banks
         trained = parameter_shapes(geometry, config.frozen_tensors()).keys()
         banks = [Bank(geometry, self.compute.memory.allocate_packed(trained), self.frozen) for _ in range(count)]
@@ -164,6 +164,8 @@ class Training:
             if start:
                 start.read_weights(version, bank.tensors if version == start.step else bank.arena)
             elif initial:
+                adapters = {name: bank.tensors[name] for name in lora_shapes(geometry)}
+                initialise(adapters, geometry, config.seed)
                 initial(bank.tensors)
             else:
                 initialise(bank.tensors, geometry, config.seed, residual_scaling=config.model.residual_scaling)

@@ -222,4 +222,4 @@ def _tiny_training(precision: Precision, architecture: ModelArchitecture) -> Tra
         precision=precision,
     )
     resolved = resolve(config, cores=1)
-    return Training(resolved, RandomTokens(resolved.model.geometry(), resolved.batch_sizes, resolved.seed))
+    return Training(resolved, RandomTokens(resolved.geometry(), resolved.batch_sizes, resolved.seed))

@@ -96,7 +96,7 @@ def odd(
 
 def _train(config: ResolvedConfig, mode: ExecutionMode, cores: int) -> tuple[bytes, bytes, bytes, tuple[float, ...]]:
     """Train in an execution mode and return weights, both moments and losses."""
-    training = Training(config, RandomTokens(config.model.geometry(), config.batch_sizes, config.seed))
+    training = Training(config, RandomTokens(config.geometry(), config.batch_sizes, config.seed))
     losses: list[float] = []
     if mode is ExecutionMode.PIPELINE:
         with training.graph().start(resources=training.resources) as run:
@@ -119,7 +119,7 @@ def check_kernels(config: ResolvedConfig, *, every_tensor: bool) -> str:
 
     Return a summary; raise BenchCheckFailed.
     """
-    geometry, precision, random = config.model.geometry(), config.precision, np.random.default_rng(11)
+    geometry, precision, random = config.geometry(), config.precision, np.random.default_rng(11)
     compute = compute_for(precision, geometry, config.micro_batch)
     bank, gradients = Bank(geometry, compute.memory.allocate_packed()), Bank(geometry)
     slot = compute.memory.allocate_slot()

@@ -43,7 +43,7 @@ class KernelBench(ABC):
     def __init__(self, config: ResolvedConfig) -> None:
         """Allocate the memory; the caller keeps `gemm_settings(config)` active here and during the calls."""
         self.config = config
-        self.geometry = g = config.model.geometry()
+        self.geometry = g = config.geometry()
         self.layout = layout_of(g)
         self.constants = self.layout.constants(g)
         self.heads = head_counts(g)

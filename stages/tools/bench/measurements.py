@@ -82,7 +82,7 @@ def _resolved(config: Config, delay: int | None = None) -> ResolvedConfig:
 def bench_config(config: Config, seconds: float, cold: bool, peaks: Peaks, on_progress: Progress) -> ConfigBench:
     """Measure one configuration."""
     resolved = _resolved(config)
-    geometry = resolved.model.geometry()
+    geometry = resolved.geometry()
     on_progress(f"{config.name} in {resolved.precision.value}: checking one layer of its sizes in float64")
     checked = check_kernels(one_layer(resolved), every_tensor=False)
     modes = measure_modes(config, seconds, lambda text: on_progress(f"{config.name}: {text}"))

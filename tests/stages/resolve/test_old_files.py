@@ -31,7 +31,12 @@ FIXTURES = Path(__file__).parent / "fixtures"
 RUN = FIXTURES / "run"
 OLD, NEW = ("spare_banks", "gemm", "matmul"), ("extra_banks", "gemm_backend", "float32_matmul_precision")
 
-ADDED = {"pictures": True, "init": "", "train": {"only": [], "freeze": []}}
+ADDED = {
+    "pictures": True,
+    "init": "",
+    "train": {"only": [], "freeze": []},
+    "lora": {"rank": 0, "alpha": 16.0, "rslora": False, "targets": [], "dropout": 0.0, "save": []},
+}
 """Settings that came later, with their defaults."""
 ADDED_DATA = {"tokenizer_path": "", "special_tokens": "tokens"}
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from tests import reference
 from tests.error_bounds import Storage, llama_bounds, model_bounds
-from tests.reference import Ids, LlamaSizes, Rotary, Tensors, llama, llama_tensors
+from tests.reference import Ids, LlamaSizes, LoraSizes, Rotary, Tensors, llama, llama_tensors
 from tests.reference.tensors import DECAYED
 from threadloom.stages.config import ResolvedConfig
 from threadloom.stages.models import Geometry, LlamaGeometry
@@ -38,17 +38,56 @@ class Oracle:
 
 def oracle_of(config: ResolvedConfig) -> Oracle:
     """Return the reference of a configuration's model."""
-    geometry = config.model.geometry()
+    geometry = config.geometry()
     return _llama(geometry) if isinstance(geometry, LlamaGeometry) else _gpt2(geometry)
 
 
+ADAPTERS = tuple(
+    f"{name}_{key}" for name in ("qkv", "attn_proj", "fc", "mlp_proj", "gate_up", "down") for key in ("a", "b")
+)
+
+
+def _lora(g: Geometry) -> LoraSizes | None:
+    """Return the adapters, from the modules' names; their columns are counted here from the sizes of the heads."""
+    if g.lora is None:
+        return None
+    parts: dict[str, tuple[tuple[str, int], ...]] = {
+        "qkv": (("c_attn", 3 * g.channels),), "attn_proj": (("attn.c_proj", g.channels),),
+        "fc": (("c_fc", 4 * g.channels),), "mlp_proj": (("mlp.c_proj", g.channels),),
+    }  # fmt: skip
+    if isinstance(g, LlamaGeometry):
+        keys, hidden = g.kv_heads * g.head_size, g.mlp_width
+        parts = {
+            "qkv": (("q_proj", g.heads * g.head_size), ("k_proj", keys), ("v_proj", keys)),
+            "attn_proj": (("o_proj", g.channels),), "gate_up": (("gate_proj", hidden), ("up_proj", hidden)),
+            "down": (("down_proj", g.channels),),
+        }  # fmt: skip
+    columns: dict[str, tuple[tuple[int, int], ...]] = {}
+    for name, modules in parts.items():
+        first = 0
+        for ending, width in modules:
+            if any(module.endswith(ending) for module in g.lora.modules):
+                columns[name] = (*columns.get(name, ()), (first, first + width))
+            first += width
+    factor = g.lora.rank**0.5 if g.lora.rank_stabilised else g.lora.rank
+    return LoraSizes(g.lora.rank, g.lora.alpha / factor, columns)
+
+
 def _gpt2(g: Geometry) -> Oracle:
+    lora, shapes = _lora(g), reference.tensor_shapes(g.vocabulary, g.context, g.layers, g.channels)
+
+    def random_tensors(rng: np.random.Generator, spread: float) -> Tensors:
+        tensors = reference.random_tensors(rng, g.vocabulary, g.context, g.layers, g.channels, spread)
+        return tensors | (lora.random_tensors(rng, shapes, spread) if lora else {})
+
     return Oracle(
-        lambda rng, spread: reference.random_tensors(rng, g.vocabulary, g.context, g.layers, g.channels, spread),
-        lambda weights, ids: reference.forward(weights, ids, g.heads),
+        random_tensors,
+        lambda weights, ids: reference.forward(weights, ids, g.heads, lora),
         lambda weights, record, targets, scale: reference.backward(weights, record, targets, scale)[0],
-        lambda weights, ids, targets, scale, storage: model_bounds(weights, ids, targets, g.heads, scale, storage),
-        DECAYED,
+        lambda weights, ids, targets, scale, storage: model_bounds(
+            weights, ids, targets, g.heads, scale, storage, lora
+        ),
+        (*DECAYED, *ADAPTERS),
     )
 
 
@@ -57,12 +96,12 @@ def _llama(g: LlamaGeometry) -> Oracle:
     sizes = LlamaSizes(
         g.vocabulary, g.layers, g.channels, g.heads, g.kv_heads, g.head_size, g.mlp_width, g.epsilon,
         Rotary(g.rotary.theta, g.rotary.dimensions, g.rotary.linear_factor), g.layers_without_rotary, g.tied,
-        g.qkv_bias, g.attn_proj_bias, g.mlp_bias, g.qk_norm,
+        g.qkv_bias, g.attn_proj_bias, g.mlp_bias, g.qk_norm, _lora(g),
     )  # fmt: skip
     return Oracle(
         lambda rng, spread: sizes.random_tensors(rng, spread=spread),
         lambda weights, ids: llama.forward(weights, ids, sizes),
         lambda weights, record, targets, scale: llama.backward(weights, record, targets, scale)[0],
         lambda weights, ids, targets, scale, storage: llama_bounds(weights, ids, targets, sizes, scale, storage),
-        llama_tensors.DECAYED,
+        (*llama_tensors.DECAYED, *ADAPTERS),
     )

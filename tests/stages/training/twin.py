@@ -44,7 +44,7 @@ class Twin:
         named: Tensors = {"losses": np.array(self.losses), "norms": np.array(self.norms)}
         for version in kept:
             weights = self.versions[version]
-            named |= {f"change to version {version} of {n}": w - self.versions[0][n] for n, w in weights.items()}
+            named |= {f"change to version {version} of {n}": weights[n] - self.versions[0][n] for n in self.m}
         for moment, tensors in (("m", self.m), ("v", self.v)):
             named |= {f"{moment} of {name}": tensor for name, tensor in tensors.items()}
         return named
@@ -67,7 +67,8 @@ def train_reference(training: Training, weights: Tensors, packed: Format | None 
     assert config.schedule.kind is ScheduleKind.CONSTANT and not config.schedule.warmup
     oracle = oracle_of(config)
     constants = AdamW(s.lr, s.beta1, s.beta2, s.eps, s.weight_decay, oracle.decayed)
-    zero = {name: np.zeros_like(tensor) for name, tensor in weights.items()}
+    frozen = config.frozen_tensors()
+    zero = {name: np.zeros_like(tensor) for name, tensor in weights.items() if name not in frozen}
     twin = Twin([weights], zero, zero)
     for batch in range(config.steps):
         ids, targets = sequences(training, batch)
@@ -76,9 +77,11 @@ def train_reference(training: Training, weights: Tensors, packed: Format | None 
         record = oracle.forward(read, ids)
         losses = reference.cross_entropy_forward(record.logits, targets)
         grads = oracle.backward(read, record, targets, 1.0 / ids.size)
-        clipped, norm = reference.clip_by_global_norm(grads, s.clip)
-        made, twin.m, twin.v = reference.adamw(twin.versions[-1], clipped, twin.m, twin.v, batch + 1, constants)
-        twin.versions.append(made)
+        clipped, norm = reference.clip_by_global_norm({name: grads[name] for name in zero}, s.clip)
+        newest = twin.versions[-1]
+        trained = {name: newest[name] for name in zero}
+        made, twin.m, twin.v = reference.adamw(trained, clipped, twin.m, twin.v, batch + 1, constants)
+        twin.versions.append({**newest, **made})
         twin.losses.append(float(rounded_sum(losses)) / ids.size)
         twin.norms.append(norm)
     return twin
@@ -92,7 +95,7 @@ def random_weights(config: ResolvedConfig, spread: float = 0.2) -> Tensors:
 def start_from(training: Training, weights: Tensors) -> None:
     """Replace version 0 by the reference's weights."""
     with training.banks.lease(0) as lease:
-        for name, view in lease.bank.arena.items():
+        for name, view in lease.bank.tensors.items():
             view[...] = weights[name]
         training.compute.pack_from_master(lease.bank)
 
@@ -100,7 +103,7 @@ def start_from(training: Training, weights: Tensors) -> None:
 def start_of(training: Training) -> Tensors:
     """Return version 0 of the weights."""
     with training.banks.lease(0) as lease:
-        return {name: view.astype(np.float64) for name, view in lease.bank.arena.items()}
+        return {name: view.astype(np.float64) for name, view in lease.bank.tensors.items()}
 
 
 @dataclass(frozen=True)
