@@ -17,7 +17,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -25,11 +24,9 @@ from loguru import logger
 
 from tests.stages.checkpoint.llama_folder import CONFIG, tensors_of, write_folder
 from tests.stages.data.made_tokenizers import CHAT_TOKENS, MADE
-from tests.stages.support import STORY
+from tests.stages.support import STORY, fastest_in_float32
 from tests.test_docs import ROOT, Block, blocks_of, normalised
 from threadloom.stages.cli import main
-from threadloom.stages.speeds import Speeds
-from threadloom.stages.speeds.record import SpeedsRecord, speeds_key, speeds_path
 
 pytestmark = [pytest.mark.timeout(120), STORY]
 
@@ -59,10 +56,7 @@ def make_model(folder: Path) -> None:
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty working directory with the model, on a machine whose fastest precision is float32."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.delenv("THREADLOOM_CACHE", raising=False)
-    speeds_path().parent.mkdir(parents=True)
-    speeds_path().write_bytes(msgspec.json.encode(SpeedsRecord(speeds_key(), Speeds(float32=100.0))))
+    fastest_in_float32(tmp_path / "cache", monkeypatch)
     monkeypatch.setattr("threadloom.stages.run.estimate.MAX_SECONDS", 0.5)
     make_model(MODEL)
     yield tmp_path

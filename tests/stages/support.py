@@ -37,6 +37,8 @@ from threadloom.stages.data.token_file import TokenFile
 from threadloom.stages.memory.allocation_plan import memory_plan
 from threadloom.stages.memory.graph_items import Evaluation, Event, Saved, Update, label
 from threadloom.stages.resolve import apply_overrides, resolve
+from threadloom.stages.speeds import Speeds
+from threadloom.stages.speeds.record import SpeedsRecord, speeds_key, speeds_path
 from threadloom.stages.step.evaluate import Validation
 from threadloom.stages.step.saving import CheckpointOutput
 from threadloom.stages.training.precisions import compute_for
@@ -253,6 +255,14 @@ def forked(work: Callable[[], object], log: Path | None = None) -> int:
             os._exit(status)
     _, status = os.waitpid(child, 0)
     return os.waitstatus_to_exitcode(status)
+
+
+def fastest_in_float32(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep measured figures in `cache`, with speeds by which `precision=auto` is float32: nothing is measured."""
+    monkeypatch.delenv("THREADLOOM_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    speeds_path().parent.mkdir(parents=True)
+    speeds_path().write_bytes(msgspec.json.encode(SpeedsRecord(speeds_key(), Speeds(float32=100.0))))
 
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
