@@ -15,8 +15,8 @@ from threadloom.stages.checkpoint.exporting import (
 from threadloom.stages.checkpoint.huggingface import read_end_ids as read_end_ids
 from threadloom.stages.checkpoint.manifest import MANIFEST_FILE as MANIFEST_FILE
 from threadloom.stages.checkpoint.model_reader import (
+    FolderWeights as FolderWeights,
     load_model as load_model,
-    read_initial_weights as read_initial_weights,
 )
 from threadloom.stages.checkpoint.reader import Checkpoint as Checkpoint
 from threadloom.stages.checkpoint.state import TrainingState as TrainingState, kept_versions as kept_versions

@@ -4,7 +4,7 @@ The layout of an architecture (`stages.models`) maps the names in the files to v
 read into its view block by block, so loading takes the memory of the weights and of one tensor at most.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +19,6 @@ from threadloom.stages.models import (
     Geometry,
     architecture_of,
     huggingface_shapes,
-    huggingface_views,
     parameter_count,
     parameter_shapes,
 )
@@ -65,23 +64,47 @@ def load_model(folder: Path) -> tuple[Geometry, Arena]:
     return geometry, weights
 
 
-def read_initial_weights(folder: Path, geometry: Geometry, weights: Mapping[str, Floats]) -> None:
-    """Read the model in `folder` into the weights of a geometry that may have a shorter context, and adapters.
+class FolderWeights:
+    """The weights of the model in a folder, for a geometry that may have a shorter context, and adapters.
 
-    Checks and warns as `load_model`; raises `CheckpointError`, also if the model has other sizes.
+    Implements `InitialWeights`, without the tensors of adapters. Checks and warns as `load_model`.
     """
-    found = read_geometry(folder / CONFIG_FILE)
-    if replace(found, context=geometry.context, lora=geometry.lora) != geometry or found.context < geometry.context:
-        raise CheckpointError(
-            folder / CONFIG_FILE,
-            expected=f"a model of {geometry}",
-            got=f"one of {found}",
-            cause="the folder has been replaced since the run was configured, or the run has other sizes",
-            hint="use the folder that the settings `model.*` come from",
-        )
-    with _open_model(folder) as file:
-        _read_tensors(file, geometry, _names_in_file(file, found), weights)
-    _warn_of_values(folder, geometry, weights)
+
+    def __init__(self, folder: Path, geometry: Geometry) -> None:
+        """Raise `CheckpointError` if the model cannot be read, or has other sizes."""
+        self._folder, self._geometry = folder, replace(geometry, lora=None)
+        self._found = found = read_geometry(folder / CONFIG_FILE)
+        if replace(found, context=geometry.context) != self._geometry or found.context < geometry.context:
+            raise CheckpointError(
+                folder / CONFIG_FILE,
+                expected=f"a model of {geometry}",
+                got=f"one of {found}",
+                cause="the folder has been replaced since the run was configured, or the run has other sizes",
+                hint="use the folder that the settings `model.*` come from",
+            )
+
+    def write(self, weights: Mapping[str, Floats]) -> None:
+        """Read the given tensors; raises `CheckpointError`."""
+        with _open_model(self._folder) as file:
+            names = _names_in_file(file, self._found)
+            _read_tensors(file, self._geometry, names, weights)
+        _warn_of_values(self._folder, self._geometry, weights)
+
+    def matrices(self, name: str) -> Iterator[Floats]:
+        """Read a tensor matrix after matrix into one array; raises `CheckpointError`."""
+        shape = parameter_shapes(self._geometry)[name]
+        parts = architecture_of(self._geometry).huggingface.parts(self._geometry)
+        matrix, wrong = np.empty(shape[-2:], np.float32), list[str]()
+        with _open_model(self._folder) as file:
+            names = _names_in_file(file, self._found)
+            for layer in range(shape[0]) if len(shape) == 3 else [None]:
+                for stored, part in parts.items():
+                    if (part.tensor, part.layer) == (name, layer):
+                        file.read(names[stored], replace(part, layer=None).view(matrix))
+                        _check_tied_to(file, self._geometry, names, stored, matrix)
+                        wrong += [stored] if not _is_finite(matrix) else []
+                yield matrix
+        _warn_of_names(self._folder, wrong)
 
 
 def read_model(path: Path, geometry: Geometry, weights: Mapping[str, Floats]) -> None:
@@ -166,12 +189,23 @@ def _require_memory(folder: Path, geometry: Geometry) -> None:
 def _read_tensors(
     file: TensorFile, geometry: Geometry, names: Mapping[str, str], weights: Mapping[str, Floats]
 ) -> None:
-    views = huggingface_views(weights, geometry)
-    for name, view in views.items():
+    for name, view in _views(weights, geometry).items():
         file.read(names[name], view)
+        _check_tied_to(file, geometry, names, name, view)
+
+
+def _views(weights: Mapping[str, Floats], geometry: Geometry) -> dict[str, Floats]:
+    """Return name in the layout → view of one of the given tensors."""
+    parts = architecture_of(geometry).huggingface.parts(geometry)
+    return {name: part.view(weights[part.tensor]) for name, part in parts.items() if part.tensor in weights}
+
+
+def _check_tied_to(file: TensorFile, geometry: Geometry, names: Mapping[str, str], name: str, tensor: Floats) -> None:
+    """Raise `CheckpointError` if `name` is the token embedding, and the file has another tied output projection."""
     layout = architecture_of(geometry).huggingface
-    if layout.output_projection not in views and names[layout.output_projection] in file.shapes:
-        _check_tied(file, names[layout.output_projection], layout.token_embedding, views[layout.token_embedding])
+    tied = layout.output_projection not in layout.parts(geometry)
+    if name == layout.token_embedding and tied and names[layout.output_projection] in file.shapes:
+        _check_tied(file, names[layout.output_projection], name, tensor)
 
 
 def _check_tied(file: TensorFile, projection_name: str, embedding_name: str, embedding: Floats) -> None:
@@ -196,13 +230,16 @@ def _check_tied(file: TensorFile, projection_name: str, embedding_name: str, emb
 
 def _warn_of_values(folder: Path, geometry: Geometry, weights: Mapping[str, Floats]) -> None:
     """Log the tensors that contain NaN or infinity, which the model's results would be too."""
+    _warn_of_names(folder, [name for name, view in _views(weights, geometry).items() if not _is_finite(view)])
+
+
+def _is_finite(values: Floats) -> bool:
+    """Return True unless one of the values is NaN or infinite; takes no memory."""
     with np.errstate(invalid="ignore"):
-        # The extremes are NaN if one of the values is, and take no memory.
-        wrong = [
-            name
-            for name, view in huggingface_views(weights, geometry).items()
-            if not (np.isfinite(view.min()) and np.isfinite(view.max()))
-        ]
+        return bool(np.isfinite(values.min()) and np.isfinite(values.max()))  # NaN if one of the values is
+
+
+def _warn_of_names(folder: Path, wrong: Sequence[str]) -> None:
     if wrong:
         shown = ", ".join(wrong[:4]) + (f" and {len(wrong) - 4} more" if len(wrong) > 4 else "")
         logger.warning("{}: NaN or infinity in {}: the model's results will be NaN", folder, shown)

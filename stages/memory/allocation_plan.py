@@ -2,6 +2,7 @@
 
 from threadloom.pipeline import arena_size
 from threadloom.stages.config import ResolvedConfig
+from threadloom.stages.memory.bank import packed_only
 from threadloom.stages.memory.precision_memory import PrecisionMemory
 from threadloom.stages.models import input_gradient_bytes, parameter_shapes
 
@@ -25,7 +26,8 @@ def memory_plan(
     geometry, frozen = config.geometry(), config.frozen_tensors()
     trained = parameter_shapes(geometry, frozen)
     weights = arena_size(trained) * FLOAT
-    constant = arena_size(parameter_shapes(geometry, trained.keys())) * FLOAT
+    without_master = packed_only(geometry, frozen, memory)
+    constant = arena_size(parameter_shapes(geometry, trained.keys() | without_master)) * FLOAT
     logits_rows, vocabulary = memory.logits_shape
     return {
         "weight banks": (weights + memory.packed_bytes(trained.keys())) * (config.delay + 1 + config.extra_banks),

@@ -12,12 +12,17 @@ from threadloom.stages.models import Geometry, parameter_shapes
 
 
 class FrozenWeights:
-    """The tensors that a run does not train: one copy, master and packed weights, for all versions."""
+    """The tensors that a run does not train: one copy, master and packed weights, for all versions.
+
+    A run with adapters does not save them, so those that have packed weights need no master.
+    """
 
     def __init__(self, geometry: Geometry, names: Set[str], memory: PrecisionMemory) -> None:
         """Allocate the tensors `names`."""
-        trained = parameter_shapes(geometry, names)
-        self.arena = Arena(parameter_shapes(geometry, trained.keys()))
+        self.packed_only: Set[str] = packed_only(geometry, names, memory)
+        """Names of the tensors without a master."""
+        shapes = parameter_shapes(geometry)
+        self.arena = Arena({name: shapes[name] for name in shapes if name in names and name not in self.packed_only})
         self.packed = memory.allocate_packed(names)
 
     @property
@@ -26,18 +31,25 @@ class FrozenWeights:
         return self.arena.nbytes + arrays_bytes(self.packed or ())
 
 
+def packed_only(geometry: Geometry, frozen: Set[str], memory: PrecisionMemory) -> Set[str]:
+    """Return the names of the frozen tensors that have packed weights and no master."""
+    return memory.packed_names & frozen if geometry.lora else frozenset()
+
+
 class Bank:
     """One version of the weights: the float32 master, and the packed weights if the number format has them."""
 
     def __init__(self, geometry: Geometry, packed: Any = None, frozen: FrozenWeights | None = None) -> None:
         """Allocate the master; `packed` comes from `PrecisionMemory.allocate_packed`, without the `frozen` tensors."""
         shared: Mapping[str, Floats] = frozen.arena if frozen else {}
-        self.arena = Arena(parameter_shapes(geometry, shared.keys()))
+        without_master = frozen.packed_only if frozen else frozenset()
+        self.arena = Arena(parameter_shapes(geometry, shared.keys() | without_master))
         """The tensors that an update changes."""
         self.tensors: Mapping[str, Floats] = {
-            name: shared[name] if name in shared else self.arena[name] for name in parameter_shapes(geometry)
+            name: shared[name] if name in shared else self.arena[name]
+            for name in parameter_shapes(geometry, without_master)
         }
-        """All tensors, frozen ones included, in the order of the table of shapes."""
+        """All tensors that have a master, frozen ones included, in the order of the table of shapes."""
         self.weights = as_weights(geometry, self.tensors)
         self.packed = _joined(packed, frozen.packed) if frozen else packed
         """Equal to the rounded master whenever the bank can be leased."""

@@ -119,6 +119,11 @@ class Bits16Memory:
         self._upcast = upcast_specs(geometry, rows, chunk) if fp16 else EMPTY_UPCAST_SCRATCH
         self._packed = packed_fp16_specs(geometry) if fp16 else packed_bf16_specs(geometry)
 
+    @property
+    def packed_names(self) -> Set[str]:
+        """Names of the matrices."""
+        return self._fields.keys()
+
     def packed_bytes(self, names: Set[str]) -> int:
         """Return the size of the packed weights of some tensors."""
         return specs_bytes(self._packed_specs(names))

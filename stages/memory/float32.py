@@ -47,6 +47,11 @@ class Float32Memory:
         """Shape of the scratch of a loss without gradient."""
         return self._scratch["logits"]
 
+    @property
+    def packed_names(self) -> Set[str]:
+        """No names: GEMMs read the master."""
+        return frozenset()
+
     def packed_bytes(self, names: Set[str]) -> int:
         """Return 0: GEMMs read the master."""
         return 0

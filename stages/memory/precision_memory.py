@@ -31,6 +31,10 @@ class PrecisionMemory(Protocol):
     Sizes are in bytes and exclude the padding between arrays. Nothing is allocated before a method is called.
     """
 
+    @property
+    def packed_names(self) -> Set[str]:
+        """Names of the tensors that have packed weights."""
+
     def packed_bytes(self, names: Set[str]) -> int:
         """Return the size of the packed weights of some tensors; 0 if GEMMs read the float32 master."""
 

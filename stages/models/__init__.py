@@ -24,6 +24,10 @@ from threadloom.stages.models.huggingface import (
     huggingface_tied as huggingface_tied,
     huggingface_views as huggingface_views,
 )
+from threadloom.stages.models.initial_weights import (
+    InitialWeights as InitialWeights,
+    RandomWeights as RandomWeights,
+)
 from threadloom.stages.models.llama_geometry import (
     Llama3Scaling as Llama3Scaling,
     LlamaGeometry as LlamaGeometry,

@@ -1,18 +1,17 @@
 """One run in its run directory, from reading the text to drawing the plots."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import msgspec
 from loguru import logger
 
-from threadloom.kernels import Floats, blas_info
+from threadloom.kernels import blas_info
 from threadloom.pipeline import Cancelled, Run, available_cores
-from threadloom.stages.checkpoint import Checkpoint, latest_checkpoint, read_initial_weights, remove_leftovers
+from threadloom.stages.checkpoint import Checkpoint, FolderWeights, latest_checkpoint, remove_leftovers
 from threadloom.stages.config import Config, ConfigError, Precision, ResolvedConfig, printable
 from threadloom.stages.console import StopSignals
 from threadloom.stages.data import (
@@ -31,7 +30,7 @@ from threadloom.stages.data import (
 )
 from threadloom.stages.machine import detect
 from threadloom.stages.memory import format_lanes, format_memory_plan, label
-from threadloom.stages.models import parameter_count, parameter_shapes
+from threadloom.stages.models import InitialWeights, parameter_count, parameter_shapes
 from threadloom.stages.resolve import (
     FLOAT32_PRECISIONS,
     PrecisionChoice,
@@ -302,11 +301,9 @@ def _train(
     return Outcome(run, config, config.steps, last.val_loss if last else None, time.perf_counter() - begin)
 
 
-def _initial_weights(config: ResolvedConfig) -> Callable[[Mapping[str, Floats]], None] | None:
-    """Return the reader of the weights that a run starts from; None for random weights."""
-    if not config.init:
-        return None
-    return partial(read_initial_weights, Path(config.init), config.geometry())
+def _initial_weights(config: ResolvedConfig) -> InitialWeights | None:
+    """Return the weights that a run starts from; None for random weights."""
+    return FolderWeights(Path(config.init), config.geometry()) if config.init else None
 
 
 def _follow(pipeline: Run, reporter: Reporter, written: WrittenMetrics) -> None:

@@ -37,6 +37,9 @@ class Compute(Protocol):
     def pack_from_master(self, version: Version) -> None:
         """Compute the packed weights from the master: for weights that do not come from an update of this run."""
 
+    def pack_matrix(self, packed: Any, name: str, layer: int | None, matrix: Floats) -> None:
+        """Write the packed weights of one matrix; `layer` is None for a tensor that is not stacked."""
+
     def embed(self, version: Version, slot: Any) -> None:
         """Write the input embeddings to the start of the slot's residual stream."""
 

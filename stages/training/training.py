@@ -14,13 +14,12 @@ orders the batches, so up to τ + 1 of them are in flight. `Training` itself sta
 pipeline, `stages.training.sequential` calls the same stages in one thread, and both compute the same bits.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import msgspec
 
-from threadloom.kernels import Floats
 from threadloom.pipeline import (
     Abortable,
     Banks,
@@ -50,7 +49,7 @@ from threadloom.stages.memory import (
     check_allocation,
     memory_plan,
 )
-from threadloom.stages.models import initialise, lora_shapes, parameter_shapes
+from threadloom.stages.models import InitialWeights, RandomWeights, architecture_of, lora_shapes, parameter_shapes
 from threadloom.stages.step import (
     Backward,
     CheckpointOutput,
@@ -80,7 +79,7 @@ class Training:
     """The memory and the stages of one run, all allocated on construction.
 
     `data` yields the micro-batches. With `validation` the run evaluates, with `output` it writes checkpoints, with
-    `start` it continues from one. Otherwise `initial` writes the weights that it starts from; None: random weights.
+    `start` it continues from one. Otherwise it starts from the weights `initial`; None: random weights.
     """
 
     def __init__(
@@ -90,7 +89,7 @@ class Training:
         validation: Validation | None = None,
         output: CheckpointOutput | None = None,
         start: Checkpoint | None = None,
-        initial: Callable[[Mapping[str, Floats]], None] | None = None,
+        initial: InitialWeights | None = None,
     ) -> None:
         geometry, tokens = config.geometry(), config.sequences * config.model.context
         frozen = config.frozen_tensors()
@@ -148,32 +147,42 @@ class Training:
         )
         check_allocation(self._memory_plan, self._allocated())
 
-    def _allocate_banks(
-        self, start: Checkpoint | None, initial: Callable[[Mapping[str, Floats]], None] | None
-    ) -> Banks[Bank]:
+    def _allocate_banks(self, start: Checkpoint | None, initial: InitialWeights | None) -> Banks[Bank]:
         """Allocate the banks and the weights, packed weights and optimizer state that the run starts from."""
         config, geometry = self.config, self.config.geometry()
         count = config.delay + 1 + config.extra_banks
         trained = parameter_shapes(geometry, config.frozen_tensors()).keys()
         banks = [Bank(geometry, self.compute.memory.allocate_packed(trained), self.frozen) for _ in range(count)]
+        random = RandomWeights(geometry, config.seed, residual_scaling=config.model.residual_scaling)
+        source = initial or random
+        if geometry.lora:
+            self._load_frozen(source)
         versions = start.versions if start else (0,)
         published = {version: index for index, version in enumerate(versions)}
         for version, index in published.items():
             bank = banks[index]
             bank.scaler = self.scaler.start(version, start.scalers.get(version) if start else None)
+            whole = geometry.lora is None and version == versions[-1]
+            tensors = bank.tensors if whole else bank.arena
             if start:
-                start.read_weights(version, bank.tensors if version == start.step else bank.arena)
-            elif initial:
-                adapters = {name: bank.tensors[name] for name in lora_shapes(geometry)}
-                initialise(adapters, geometry, config.seed)
-                initial(bank.tensors)
+                start.read_weights(version, tensors)
             else:
-                initialise(bank.tensors, geometry, config.seed, residual_scaling=config.model.residual_scaling)
+                adapters = lora_shapes(geometry).keys()
+                random.write({name: tensor for name, tensor in tensors.items() if name in adapters})
+                source.write({name: tensor for name, tensor in tensors.items() if name not in adapters})
         for index in published.values():  # once the frozen tensors, which the newest version has, are there
             self.compute.pack_from_master(banks[index])
         if start:
             start.read_optimizer(self.optimizer.state)
         return Banks(banks, config.delay, published)
+
+    def _load_frozen(self, source: InitialWeights) -> None:
+        """Write the frozen tensors; those without a master are packed matrix after matrix."""
+        source.write(self.frozen.arena)
+        for name in self.frozen.packed_only:
+            stacked = name not in architecture_of(self.config.geometry()).unstacked
+            for layer, matrix in enumerate(source.matrices(name)):
+                self.compute.pack_matrix(self.frozen.packed, name, layer if stacked else None, matrix)
 
     def memory(self) -> dict[str, int]:
         """Return the bytes of each part that is allocated for the whole run."""

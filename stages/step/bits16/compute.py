@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from threadloom.kernels import AccumulationTicket, Floats
-from threadloom.kernels.bits16 import pack_rows
+from threadloom.kernels.bits16 import PackedPair, pack_rows
 from threadloom.kernels.matmul import prepare_bf16
 from threadloom.kernels.simd import fp16_from_float32
 from threadloom.stages.config import Precision
@@ -14,7 +14,7 @@ from threadloom.stages.memory import MicroBatchSlot, UpdateShard
 from threadloom.stages.memory.bits16 import Bits16Memory
 from threadloom.stages.models import Geometry
 from threadloom.stages.step import Gradient, Version
-from threadloom.stages.step.bits16.optimizer import Bf16Update, Fp16Update, packed_matrices
+from threadloom.stages.step.bits16.optimizer import Bf16Update, Fp16Update, packed_matrices, packed_pair
 from threadloom.stages.step.optimizers import Optimizer
 
 
@@ -35,10 +35,18 @@ class Bits16Compute:
     def pack_from_master(self, version: Version) -> None:
         """Round every matrix that has packed weights to 16 bits, and pack the bfloat16 ones."""
         for master, pair in packed_matrices(self._fields, version.weights, version.packed):
-            if self._fp16:
-                fp16_from_float32(master.reshape(-1), pair.packed.reshape(-1))
-            else:
-                pack_rows(master, 0, pair)
+            if master.size:  # frozen matrices may have no master
+                self._pack(master, pair)
+
+    def pack_matrix(self, packed: Any, name: str, layer: int | None, matrix: Floats) -> None:
+        """Round a matrix to 16 bits, and pack a bfloat16 one."""
+        self._pack(matrix, packed_pair(packed, self._fields[name], layer))
+
+    def _pack(self, matrix: Floats, pair: PackedPair) -> None:
+        if self._fp16:
+            fp16_from_float32(matrix.reshape(-1), pair.packed.reshape(-1))
+        else:
+            pack_rows(matrix, 0, pair)
 
     def embed(self, version: Version, slot: MicroBatchSlot) -> None:
         """Gather the embeddings."""

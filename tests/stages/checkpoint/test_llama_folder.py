@@ -12,7 +12,7 @@ from loguru import logger
 from tests.stages.checkpoint.llama_folder import CONFIG, Tensors, tensors_of, write_folder
 from threadloom.pipeline import Arena
 from threadloom.stages.checkpoint import model_reader
-from threadloom.stages.checkpoint.model_reader import load_model, read_initial_weights
+from threadloom.stages.checkpoint.model_reader import FolderWeights, load_model
 from threadloom.stages.models import Geometry, LlamaGeometry, parameter_shapes
 from threadloom.stages.storage import CheckpointError, read_geometry
 
@@ -217,8 +217,8 @@ def test_weights_are_read_for_a_shorter_context_but_not_for_other_sizes(tmp_path
     assert isinstance(geometry, LlamaGeometry)
     shorter = LlamaGeometry(**{**vars(geometry), "context": 5})
     weights = Arena(parameter_shapes(shorter))
-    read_initial_weights(tmp_path, shorter, weights)
+    FolderWeights(tmp_path, shorter).write(weights)
     assert_weights(weights, tensors, CONFIG)
     for other in (LlamaGeometry(**{**vars(geometry), "context": 17}), Geometry(37, 16, 2, 6, 12)):
         with pytest.raises(CheckpointError, match=r"config\.json: expected a model of"):
-            read_initial_weights(tmp_path, other, Arena(parameter_shapes(other)))
+            FolderWeights(tmp_path, other)
