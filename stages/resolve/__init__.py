@@ -3,6 +3,10 @@
 May import: all above.
 """
 
+from threadloom.stages.resolve.adapters import (
+    require_model_under_adapters as require_model_under_adapters,
+    with_adapters as with_adapters,
+)
 from threadloom.stages.resolve.initial_model import (
     fine_tuning_config as fine_tuning_config,
     require_initial_model as require_initial_model,

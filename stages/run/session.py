@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -40,6 +40,7 @@ from threadloom.stages.resolve import (
     gemm_settings,
     is_precision_open,
     require_initial_model,
+    require_model_under_adapters,
     resolve,
     stage_threads,
     to_json,
@@ -95,6 +96,7 @@ def train(
     StageFailure for an error in the pipeline, such as TrainingDiverged.
     """
     validate(config)
+    require_model_under_adapters(config)
     if mode is not RunMode.RESUME:
         require_initial_model(config)
     # Checks that may refuse the run come first: the claim creates the directory, or removes the run in it.
@@ -350,14 +352,15 @@ def _announce(config: ResolvedConfig, choice: PrecisionChoice) -> None:
         )
     logger.info(
         "model: {:,} parameters; batches of {} x {} tokens in micro-batches of {}, {}, delay {}",
-        parameter_count(geometry), config.sequences, geometry.context, config.micro_batch, format_lanes(config),
-        config.delay,
+        parameter_count(replace(geometry, lora=None)), config.sequences, geometry.context, config.micro_batch,
+        format_lanes(config), config.delay,
     )  # fmt: skip
     if frozen := config.frozen_tensors():
         trained = parameter_shapes(geometry, frozen)
+        adapters = f" in adapters of rank {geometry.lora.rank}" if geometry.lora else ""
         logger.info(
-            "trained: {:,} parameters of {} tensors, {}; {} are frozen",
-            parameter_count(geometry, frozen), len(trained), ", ".join(trained), len(frozen),
+            "trained: {:,} parameters{} of {} tensors, {}; {} are frozen",
+            parameter_count(geometry, frozen), adapters, len(trained), ", ".join(trained), len(frozen),
         )  # fmt: skip
 
 

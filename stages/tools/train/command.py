@@ -35,6 +35,10 @@ if TYPE_CHECKING:
     "--init", type=click.Path(path_type=Path), metavar="FOLDER",
     help="Start from the weights, sizes and tokenizer of a model in Hugging Face's layout, or of a run.",
 )  # fmt: skip
+@click.option(
+    "--lora", "rank", type=click.IntRange(min=1), metavar="RANK",
+    help="With --init: freeze the model and train low-rank adapters of its linear layers. 8 to 64 are usual.",
+)  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path), help="The run directory.  [required]")
 @click.option("--estimate", is_flag=True, help="Print estimated memory and time, then exit; needs no --out.")
 @click.option("--resume", is_flag=True, help="Resume the run in --out from its last checkpoint.")
@@ -52,6 +56,7 @@ def train_command(
     steps: int | None,
     texts: tuple[str, ...],
     init: Path | None,
+    rank: int | None,
     out: Path | None,
     estimate: bool,
     resume: bool,
@@ -68,7 +73,8 @@ def train_command(
     stop the run; after SIGUSR1 it continues. --resume continues a run from its last checkpoint, on exactly the
     trajectory of a run that was not interrupted.
 
-    --init fine-tunes a model: with --config its settings are used, otherwise those for fine-tuning.
+    --init fine-tunes a model: with --config its settings are used, otherwise those for fine-tuning. --lora RANK trains
+    adapters (LoRA) instead of all weights, which takes a fraction of the memory; the settings lora.* change them.
     """
     if resume and overwrite:
         raise click.UsageError("--resume and --overwrite exclude each other")
@@ -76,11 +82,13 @@ def train_command(
         raise click.UsageError("--resume uses the configuration of the run: omit --config (--set is allowed)")
     if resume and init is not None:
         raise click.UsageError("--resume continues from the weights of the run: omit --init")
+    if resume and rank is not None:
+        raise click.UsageError("--resume trains what the run trains: omit --lora")
     if out is None and (resume or not estimate):
         raise click.MissingParameter(param_hint="'--out'", param_type="option")
 
     def config() -> "Config":
-        base = _resumed_config(out) if out is not None and resume else _starting_config(config_name, init)
+        base = _resumed_config(out) if out is not None and resume else _starting_config(config_name, init, rank)
         return changed_config(base, overrides, steps, texts)
 
     if estimate:
@@ -99,10 +107,17 @@ def train_command(
         _train(config(), out, mode, tuned=not no_tuned, force=force, sample_tokens=sample_tokens)
 
 
-def _starting_config(name: str | None, init: Path | None) -> "Config":
-    """Return the named configuration, with the model in `init` if there is one; without a name that for fine-tuning."""
-    if init is None:
-        return named_config(name)
+def _starting_config(name: str | None, init: Path | None, rank: int | None) -> "Config":
+    """Return the named configuration, or that for fine-tuning the model in `init`, with adapters of a rank."""
+    config = named_config(name) if init is None else _fine_tuning(name, init)
+    if rank is None:
+        return config
+    from threadloom.stages.resolve import with_adapters
+
+    return with_adapters(config, rank, own_rate=name is None)
+
+
+def _fine_tuning(name: str | None, init: Path) -> "Config":
     from threadloom.stages.resolve import fine_tuning_config, with_initial_model
 
     return fine_tuning_config(init) if name is None else with_initial_model(named_config(name), init)

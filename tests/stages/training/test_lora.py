@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -14,6 +15,9 @@ from threadloom.kernels.compiling.jit import JIT_ENABLED
 from threadloom.pipeline import arena_size
 from threadloom.stages.config import Config, ConfigError, LoraConfig, ResolvedConfig
 from threadloom.stages.models import adapted_modules, lora_shapes, parameter_count, parameter_shapes
+from threadloom.stages.resolve import load_config, to_json, with_adapters
+from threadloom.stages.resolve.adapters import LORA_LEARNING_RATE
+from threadloom.stages.run import train
 
 pytestmark = pytest.mark.timeout(600)  # includes minutes of compiling with an empty cache
 
@@ -155,8 +159,20 @@ def test_a_module_name_matches_as_in_peft() -> None:
 
 
 def test_a_configuration_file_keeps_the_adapters(tmp_path: Path) -> None:
-    from threadloom.stages.resolve import load_config, to_json
-
     config = adapted(LLAMA, *ALL)
     (tmp_path / "config.json").write_text(to_json(config))
     assert load_config(str(tmp_path / "config.json")).lora == config.lora
+
+
+def test_adapters_need_a_model_that_the_run_starts_from(tmp_path: Path) -> None:
+    config = msgspec.structs.replace(tiny(base=LLAMA), lora=LoraConfig(rank=2))
+    with pytest.raises(ConfigError, match="--init"):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("own_rate", [True, False])
+def test_the_settings_for_adapters(own_rate: bool) -> None:
+    config = with_adapters(tiny(base=LLAMA), 7, own_rate=own_rate)
+    assert (config.lora.rank, config.lora.targets) == (7, ("all-linear",))
+    assert config.optimizer.lr == (LORA_LEARNING_RATE if own_rate else LLAMA.optimizer.lr)

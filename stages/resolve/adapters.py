@@ -1,0 +1,29 @@
+"""Runs that train low-rank adapters of an existing model."""
+
+import msgspec
+
+from threadloom.stages.config import ALL_LINEAR, Config, ConfigError, LoraConfig
+
+LORA_LEARNING_RATE = 2e-4
+"""Learning rate of adapters if no configuration sets it: that of QLoRA (Dettmers et al., 2023, appendix B)."""
+
+
+def with_adapters(config: Config, rank: int, *, own_rate: bool = True) -> Config:
+    """Return the configuration of a run that trains adapters of all linear layers.
+
+    `own_rate` sets the learning rate that is usual for adapters.
+    """
+    optimizer = msgspec.structs.replace(config.optimizer, lr=LORA_LEARNING_RATE) if own_rate else config.optimizer
+    lora = LoraConfig(rank=rank, targets=(ALL_LINEAR,))
+    return msgspec.structs.replace(config, lora=lora, optimizer=optimizer)
+
+
+def require_model_under_adapters(config: Config) -> None:
+    """Raise ConfigError for adapters without a model that the run starts from."""
+    if config.lora.rank and not config.init:
+        raise ConfigError(
+            "lora.rank",
+            expected="a run that starts from a model, whose weights are frozen under the adapters",
+            got=f"lora.rank = {config.lora.rank} without one",
+            hint="pass the folder of a model with --init; or set lora.rank=0 to train all weights",
+        )
