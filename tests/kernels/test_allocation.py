@@ -4,17 +4,22 @@ import numpy as np
 import pytest
 
 from tests.kernels.allocations import allocations
+from tests.kernels.bits16.formats import FORMATS, Format
+from tests.kernels.bits16.llama_model import Llama16, random_tensors
+from tests.kernels.float32.test_llama_decode import decode_memory
 from tests.kernels.llama_model import LlamaFloat32
 from tests.kernels.llama_support import CASES
 from tests.kernels.model import Model
 from tests.kernels.support import Sizes, flat_ids, make_cache, make_decode_scratch
+from threadloom.kernels.bits16 import llama as bits16_llama
+from threadloom.kernels.bits16.embedding import token_embedding_forward as bits16_embedding_forward
 from threadloom.kernels.common.accumulation import single_writer
 from threadloom.kernels.common.adamw import AdamWStep, adamw_update
 from threadloom.kernels.common.embedding import embedding_backward, token_embedding_backward
 from threadloom.kernels.common.reduction import sum_lanes
 from threadloom.kernels.compiling.arrays import Floats
 from threadloom.kernels.compiling.jit import JIT_ENABLED, jit_kernel
-from threadloom.kernels.float32 import llama
+from threadloom.kernels.float32 import llama, llama_decode
 from threadloom.kernels.float32.decode import decode_token
 from threadloom.kernels.float32.embedding import embedding_forward, token_embedding_forward
 from threadloom.kernels.float32.gpt2 import blocks_backward, blocks_forward, head_backward, head_loss
@@ -61,6 +66,23 @@ def test_training_a_llama_allocates_nothing() -> None:
     assert allocations(token_embedding_backward, ids, scratch.dx, grads.wte, False) == 0
 
 
+@pytest.mark.parametrize("fmt", FORMATS, ids=lambda fmt: fmt.name)
+@pytest.mark.timeout(600)  # most of it to compile, on a machine that was never here before
+def test_training_a_llama_in_16_bits_allocates_nothing(fmt: Format) -> None:
+    case, rng = CASES["norms of heads, partial rotary"], np.random.default_rng(0)
+    model = Llama16(case, fmt, random_tensors(case, rng))
+    ids, targets = flat_ids(case.ids(rng)), flat_ids(case.ids(rng))
+    weights, acts, grads, scratch, constants = model.weights, model.acts, model.grads, model.scratch, case.constants
+    ticket = single_writer(accumulate=False)
+    assert allocations(bits16_embedding_forward, weights.packed.wte, ids, acts.x) == 0
+    assert allocations(bits16_llama.blocks_forward, weights, acts, case.sequences, constants) == 0
+    head = (weights, acts, targets)
+    assert allocations(bits16_llama.head_backward, *head, 1.0, grads, scratch, constants, ticket) == 0
+    body = (weights, acts, grads, scratch, case.sequences, constants, ticket)
+    assert allocations(bits16_llama.blocks_backward, *body) == 0
+    assert allocations(bits16_llama.head_loss, *head, constants, scratch.logits) == 0
+
+
 def test_the_optimizer_and_the_reducer_allocate_nothing() -> None:
     w, new, gradient, m, v = (np.ones(1000, np.float32) for _ in range(5))
     step = AdamWStep(1e-3, 0.9, 0.99, 1e-8, 0.1, 0.1, 0.01, 1.0)
@@ -79,3 +101,13 @@ def test_generation_allocates_nothing() -> None:
         memory.empty(sizes.vocabulary),
     )
     assert allocations(decode_token, model.weights, cache, 3, 0, sizes.constants, scratch, logits) == 0
+
+
+def test_generation_with_a_llama_allocates_nothing() -> None:
+    case, rng = CASES["norms of heads, partial rotary"], np.random.default_rng(0)
+    model = LlamaFloat32(case, case.sizes.random_tensors(rng))
+    cache, scratch, logits = decode_memory(case, model.memory)
+    weights, constants = model.weights, case.constants
+    assert allocations(llama_decode.decode_token, weights, cache, 3, 0, constants, scratch, logits) == 0
+    x = np.ones(case.sizes.channels, np.float32)
+    assert allocations(llama_decode.next_logits, weights, x, constants, scratch.h, logits) == 0

@@ -4,6 +4,7 @@
 (`stages.tools.doctor.view`) are pure functions of its result.
 """
 
+import dataclasses
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from threadloom.kernels.simd import low_precision_info
 from threadloom.pipeline import BlasThreads, format_bytes, loaded_blas
 from threadloom.stages.config import Config
 from threadloom.stages.machine import Machine, ThreadLimit, VectorWidth, cache_root, detect, thread_limit
+from threadloom.stages.memory import Float32Memory
 from threadloom.stages.resolve import CONFIG_NAMES, PrecisionChoice, load_config, resolve
 from threadloom.stages.speeds import Speeds, read_speeds, speeds_here, speeds_key, speeds_path
 from threadloom.stages.tools.doctor.measuring import MachineRates, measure_machine
@@ -141,6 +143,7 @@ def _defaults(config: Config, cores: int, count: int) -> ConfigDefaults:
     vocabulary = UNKNOWN_VOCABULARY if config.model.vocab_size is None else None
     resolved = resolve(config, cores, vocabulary, threads=count)
     threads, rows = resolved.threads, resolved.micro_batch * resolved.model.context
+    one_layer = dataclasses.replace(resolved.model.geometry(), layers=1)
     return ConfigDefaults(
         config=resolved.name,
         micro_batch=resolved.micro_batch,
@@ -150,9 +153,7 @@ def _defaults(config: Config, cores: int, count: int) -> ConfigDefaults:
         backward=threads.backward,
         reduce=threads.reduce,
         update=threads.update,
-        # Forward keeps, per layer: x twice, two normalised copies, qkv, the output of attention, and the input and
-        # output of GELU, which have 4C channels. That is about 16 float32 per row and channel.
-        layer_bytes=rows * resolved.model.channels * 16 * 4,
+        layer_bytes=Float32Memory(one_layer, resolved.micro_batch).slot_bytes,
     )
 
 

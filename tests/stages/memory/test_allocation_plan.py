@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.stages.support import planned
-from threadloom.stages.config import BatchSizes, Config, Gpt2Config, ResolvedConfig
+from tests.stages.support import LLAMA, build, planned, tiny as tiny_model
+from threadloom.stages.config import BatchSizes, Config, Gpt2Config, Precision, ResolvedConfig
 from threadloom.stages.data.batches import RandomTokens, evaluation_batches
 from threadloom.stages.data.token_file import TokenFile
 from threadloom.stages.memory.allocation_plan import check_allocation, format_memory_plan
@@ -44,6 +44,14 @@ def test_a_run_allocates_what_is_planned(changes: dict[str, int | str], outputs:
     validation = Validation(windows, windows) if outputs else None
     training = Training(config, data, validation, CheckpointOutput(tmp_path) if outputs else None)
     assert training.memory() == planned(config, evaluates=outputs, saves=outputs)
+
+
+@pytest.mark.parametrize("precision", [precision for precision in Precision if precision is not Precision.AUTO])
+@pytest.mark.parametrize("changes", [("delay=2",), ("model.tied=true", "shared_lanes=true", "threads.backward=3")])
+def test_a_llama_allocates_what_is_planned(precision: Precision, changes: tuple[str, ...], tmp_path: Path) -> None:
+    config = tiny_model(f"precision={precision.value}", *changes, base=LLAMA)
+    training = build(config, tmp_path, evaluate=True)
+    assert training.memory() == planned(config, evaluates=True, saves=True)
 
 
 def test_an_allocation_that_differs_from_the_plan_names_the_part() -> None:

@@ -152,6 +152,14 @@ def test_killed_in_the_middle_of_stages_and_resumed(whole: tuple[int, Path], tmp
     assert_never_interrupted(tmp_path / "run", folder / "run")
 
 
+def test_a_llama_killed_and_resumed(tmp_path: Path) -> None:
+    llama = ("model.architecture=llama", "model.kv_heads=1", "model.qk_norm=true")
+    train(story(tmp_path, *settings(2), *llama), tmp_path / "whole")
+    kills = [at_metrics_line(5), at_file_operation(70), at_stage_call(90, 5_000)]
+    assert killed_until_done(tmp_path, tmp_path / "run", 2, kills, "trace.batches=4", *llama) == len(kills)
+    assert_never_interrupted(tmp_path / "run", tmp_path / "whole")
+
+
 @pytest.mark.parametrize("whole", [1], indirect=True)
 def test_killed_before_each_of_the_first_file_operations(whole: tuple[int, Path], tmp_path: Path) -> None:
     """Killed before the configuration or the first checkpoint exists, a run can be started or resumed."""

@@ -189,6 +189,15 @@ def test_a_real_examination(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Path(report.blas.library).name in text_of(report, 200) or report.blas.version in text_of(report, 200)
 
 
+def test_the_working_set_of_a_layer_is_that_of_its_architecture() -> None:
+    """The activations of one layer in float32, counted by hand: GPT-2 keeps 16 C, a Llama keeps 2 C for the residual
+    stream twice, C for a norm, queries, keys and values, the heads' outputs, and 3 F for the gated MLP."""
+    rows = {row.config: row for row in examine(measure=False).defaults}
+    for name, width in (("small", 16 * 256), ("llama-small", 4 * 384 + (6 + 2 * 2) * 64 + 384 + 3 * 1024)):
+        row = rows[name]
+        assert row.layer_bytes == pytest.approx(4 * width * row.rows, rel=0.1), name
+
+
 def test_measurements_can_be_skipped() -> None:
     assert examine(measure=False).measured is None
 
