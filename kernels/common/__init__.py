@@ -18,6 +18,13 @@ from threadloom.kernels.common.cross_entropy import (
     cross_entropy_forward as cross_entropy_forward,
     exponentiate_row as exponentiate_row,
 )
+from threadloom.kernels.common.dropout import (
+    Dropout as Dropout,
+    dropout_backward as dropout_backward,
+    dropout_forward as dropout_forward,
+    dropout_of as dropout_of,
+    drops as drops,
+)
 from threadloom.kernels.common.embedding import (
     embedding_backward as embedding_backward,
     token_embedding_backward as token_embedding_backward,
@@ -55,5 +62,6 @@ from threadloom.kernels.common.tensors import (
     LlamaWeights as LlamaWeights,
     LoraAdapter as LoraAdapter,
     LoraConstants as LoraConstants,
+    LoraSite as LoraSite,
     Weights as Weights,
 )

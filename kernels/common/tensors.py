@@ -21,6 +21,7 @@ GPT-2's own files, so that a linear layer is ``y = x @ weight + bias``. The laye
 first axis. Numba compiles for these tuples: a change of a field changes every compiled signature.
 """
 
+from enum import IntEnum
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -105,6 +106,15 @@ class LoraAdapter(NamedTuple):
     b: Floats  # (P, O)
 
 
+class LoraSite(IntEnum):
+    """The matrices of a layer that can have adapters."""
+
+    QKV = 0
+    ATTN_PROJ = 1
+    UP = 2  # the first layer of the MLP
+    DOWN = 3  # the last layer of the MLP
+
+
 class LoraConstants(NamedTuple):
     """Numbers of the low-rank adapters of a model that are not trained.
 
@@ -113,13 +123,14 @@ class LoraConstants(NamedTuple):
     """
 
     scale: float  # alpha / rank, or alpha / sqrt(rank)
+    dropout: float  # probability with which an element of an adapter's input is dropped
     qkv: NDArray[np.int64]
     attn_proj: NDArray[np.int64]
     up: NDArray[np.int64]  # of the first layer of the MLP
     down: NDArray[np.int64]  # of the last layer of the MLP
 
 
-NO_LORA = LoraConstants(0.0, *(np.zeros((0, 2), np.int64) for _ in range(4)))
+NO_LORA = LoraConstants(0.0, 0.0, *(np.zeros((0, 2), np.int64) for _ in range(4)))
 """The constants of a model without adapters."""
 
 

@@ -15,6 +15,7 @@ from threadloom.kernels.common import (
     HeadCounts,
     LoraAdapter,
     LoraConstants,
+    LoraSite,
     Weights,
     last_head_part,
     mark_part_done,
@@ -39,30 +40,40 @@ from threadloom.kernels.float32.linear import (
     linear_forward,
     linear_residual_forward,
 )
-from threadloom.kernels.float32.lora import LoraBackward, lora_backward_input, lora_backward_weight, lora_forward
+from threadloom.kernels.float32.lora import (
+    LoraBackward,
+    lora_backward_input,
+    lora_backward_weight,
+    lora_forward,
+    lora_input,
+)
 from threadloom.kernels.float32.tensors import Activations, Scratch
 
 
 @jit_kernel
 def blocks_forward(weights: Weights, acts: Activations, sequences: int, constants: Gpt2Constants) -> None:
     """Run all blocks on ``acts.x[0]``, the embeddings, and fill every activation; R is a multiple of `sequences`."""
-    w, a, scale = weights, acts, constants.lora.scale
+    w, a, lora = weights, acts, constants.lora
     for n in range(w.qkv_weight.shape[0]):
         x, x_mid = a.x[n], a.x_mid[n]
         ln1, ln2 = Affine(w.ln1_weight[n], w.ln1_bias[n]), Affine(w.ln2_weight[n], w.ln2_bias[n])
         layernorm_forward(x, ln1, a.h, RowStatistics(a.ln1_mean[n], a.ln1_rstd[n]))
         linear_forward(a.h, w.qkv_weight[n], w.qkv_bias[n], a.qkv[n])
-        lora_forward(a.h, LoraAdapter(w.qkv_a[n], w.qkv_b[n]), scale, a.qkv_xa[n], a.qkv[n])
+        given = lora_input(lora, a.dropout_key, n, LoraSite.QKV, a.dropped)
+        lora_forward(a.h, LoraAdapter(w.qkv_a[n], w.qkv_b[n]), given, a.qkv_xa[n], a.qkv[n])
         attention = AttentionActivations(a.qkv[n], a.attn[n], a.attn_lse[n])
         attention_forward(attention, sequences, HeadCounts(constants.heads, constants.heads), a.scores)
         linear_residual_forward(a.attn[n], w.attn_proj_weight[n], w.attn_proj_bias[n], x, x_mid)
-        lora_forward(a.attn[n], LoraAdapter(w.attn_proj_a[n], w.attn_proj_b[n]), scale, a.attn_proj_xa[n], x_mid)
+        given = lora_input(lora, a.dropout_key, n, LoraSite.ATTN_PROJ, a.dropped)
+        lora_forward(a.attn[n], LoraAdapter(w.attn_proj_a[n], w.attn_proj_b[n]), given, a.attn_proj_xa[n], x_mid)
         layernorm_forward(x_mid, ln2, a.h, RowStatistics(a.ln2_mean[n], a.ln2_rstd[n]))
         linear_forward(a.h, w.fc_weight[n], w.fc_bias[n], a.fc[n])
-        lora_forward(a.h, LoraAdapter(w.fc_a[n], w.fc_b[n]), scale, a.fc_xa[n], a.fc[n])
+        given = lora_input(lora, a.dropout_key, n, LoraSite.UP, a.dropped)
+        lora_forward(a.h, LoraAdapter(w.fc_a[n], w.fc_b[n]), given, a.fc_xa[n], a.fc[n])
         gelu_forward(a.fc[n], a.gelu)
         linear_residual_forward(a.gelu, w.mlp_proj_weight[n], w.mlp_proj_bias[n], x_mid, a.x[n + 1])
-        lora_forward(a.gelu, LoraAdapter(w.mlp_proj_a[n], w.mlp_proj_b[n]), scale, a.mlp_proj_xa[n], a.x[n + 1])
+        given = lora_input(lora, a.dropout_key, n, LoraSite.DOWN, a.dropped)
+        lora_forward(a.gelu, LoraAdapter(w.mlp_proj_a[n], w.mlp_proj_b[n]), given, a.mlp_proj_xa[n], a.x[n + 1])
 
 
 class _NormedLinear(NamedTuple):
@@ -138,8 +149,8 @@ def _mlp_backward(
     part = mlp_part(w.wte.shape[0], w.qkv_weight.shape[0], n)
     wait_for_predecessor(ticket, part)
     of_proj = LoraBackward(
-        LoraAdapter(w.mlp_proj_a[n], w.mlp_proj_b[n]), LoraAdapter(g.mlp_proj_a[n], g.mlp_proj_b[n]), a.mlp_proj_xa[n],
-        s.d_xa, lora.down, lora.scale,
+        LoraAdapter(w.mlp_proj_a[n], w.mlp_proj_b[n]), LoraAdapter(g.mlp_proj_a[n], g.mlp_proj_b[n]),
+        a.mlp_proj_xa[n], s.d_xa, lora.down, lora_input(lora, a.dropout_key, n, LoraSite.DOWN, s.dropped),
     )  # fmt: skip
     linear_backward_input(s.dx, w.mlp_proj_weight[n], s.d_fc)
     lora_backward_input(s.dx, of_proj, s.d_fc)
@@ -149,8 +160,9 @@ def _mlp_backward(
     lora_backward_weight(s.gelu, s.dx, of_proj, accumulate)
     statistics = RowStatistics(a.ln2_mean[n], a.ln2_rstd[n])
     of_fc = LoraBackward(
-        LoraAdapter(w.fc_a[n], w.fc_b[n]), LoraAdapter(g.fc_a[n], g.fc_b[n]), a.fc_xa[n], s.d_xa, lora.up, lora.scale
-    )
+        LoraAdapter(w.fc_a[n], w.fc_b[n]), LoraAdapter(g.fc_a[n], g.fc_b[n]),
+        a.fc_xa[n], s.d_xa, lora.up, lora_input(lora, a.dropout_key, n, LoraSite.UP, s.dropped),
+    )  # fmt: skip
     _normed_linear_backward(s.d_fc, a.x_mid[n], statistics, _fc_layer(w, n), _fc_layer(g, n), of_fc, s, accumulate)
     mark_part_done(ticket, part)
 
@@ -172,7 +184,7 @@ def _attention_backward(
     wait_for_predecessor(ticket, part)
     of_proj = LoraBackward(
         LoraAdapter(w.attn_proj_a[n], w.attn_proj_b[n]), LoraAdapter(g.attn_proj_a[n], g.attn_proj_b[n]),
-        a.attn_proj_xa[n], s.d_xa, lora.attn_proj, lora.scale,
+        a.attn_proj_xa[n], s.d_xa, lora.attn_proj, lora_input(lora, a.dropout_key, n, LoraSite.ATTN_PROJ, s.dropped),
     )  # fmt: skip
     linear_backward_weight(a.attn[n], s.dx, g.attn_proj_weight[n], accumulate)
     linear_backward_bias(s.dx, g.attn_proj_bias[n], accumulate)
@@ -183,8 +195,8 @@ def _attention_backward(
     attention_backward(s.d_attn, attention, sequences, HeadCounts(constants.heads, constants.heads), s.d_qkv, s.scores)
     statistics = RowStatistics(a.ln1_mean[n], a.ln1_rstd[n])
     of_qkv = LoraBackward(
-        LoraAdapter(w.qkv_a[n], w.qkv_b[n]), LoraAdapter(g.qkv_a[n], g.qkv_b[n]), a.qkv_xa[n], s.d_xa, lora.qkv,
-        lora.scale,
+        LoraAdapter(w.qkv_a[n], w.qkv_b[n]), LoraAdapter(g.qkv_a[n], g.qkv_b[n]),
+        a.qkv_xa[n], s.d_xa, lora.qkv, lora_input(lora, a.dropout_key, n, LoraSite.QKV, s.dropped),
     )  # fmt: skip
     _normed_linear_backward(s.d_qkv, a.x[n], statistics, _qkv_layer(w, n), _qkv_layer(g, n), of_qkv, s, accumulate)
     mark_part_done(ticket, part)

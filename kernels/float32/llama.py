@@ -16,6 +16,7 @@ from threadloom.kernels.common import (
     LlamaWeights,
     LoraAdapter,
     LoraConstants,
+    LoraSite,
     last_head_part,
     mark_part_done,
     mlp_part,
@@ -35,7 +36,13 @@ from threadloom.kernels.float32.linear import (
     linear_forward,
     linear_residual_forward,
 )
-from threadloom.kernels.float32.lora import LoraBackward, lora_backward_input, lora_backward_weight, lora_forward
+from threadloom.kernels.float32.lora import (
+    LoraBackward,
+    lora_backward_input,
+    lora_backward_weight,
+    lora_forward,
+    lora_input,
+)
 from threadloom.kernels.float32.rmsnorm import rmsnorm_apply, rmsnorm_backward, rmsnorm_forward, rmsnorm_row
 from threadloom.kernels.float32.tensors import LlamaActivations, LlamaScratch
 
@@ -43,22 +50,26 @@ from threadloom.kernels.float32.tensors import LlamaActivations, LlamaScratch
 @jit_kernel
 def blocks_forward(weights: LlamaWeights, acts: LlamaActivations, sequences: int, constants: LlamaConstants) -> None:
     """Run all blocks on ``acts.x[0]``, the embeddings, and fill every activation; R is a multiple of `sequences`."""
-    w, a, c, scale = weights, acts, constants, constants.lora.scale
+    w, a, c = weights, acts, constants
     for n in range(w.qkv_weight.shape[0]):
         x, x_mid = a.x[n], a.x_mid[n]
         rmsnorm_forward(x, w.norm1_weight[n], c.epsilon, a.h, a.rstd1[n])
         linear_forward(a.h, w.qkv_weight[n], w.qkv_bias[n], a.qkv[n])
-        lora_forward(a.h, LoraAdapter(w.qkv_a[n], w.qkv_b[n]), scale, a.qkv_xa[n], a.qkv[n])
+        given = lora_input(c.lora, a.dropout_key, n, LoraSite.QKV, a.dropped)
+        lora_forward(a.h, LoraAdapter(w.qkv_a[n], w.qkv_b[n]), given, a.qkv_xa[n], a.qkv[n])
         prepare_heads_forward(a.qkv[n], a.qk_raw[n], w, c, n, sequences)
         attention_forward(AttentionActivations(a.qkv[n], a.attn[n], a.attn_lse[n]), sequences, c.heads, a.scores)
         linear_residual_forward(a.attn[n], w.attn_proj_weight[n], w.attn_proj_bias[n], x, x_mid)
-        lora_forward(a.attn[n], LoraAdapter(w.attn_proj_a[n], w.attn_proj_b[n]), scale, a.attn_proj_xa[n], x_mid)
+        given = lora_input(c.lora, a.dropout_key, n, LoraSite.ATTN_PROJ, a.dropped)
+        lora_forward(a.attn[n], LoraAdapter(w.attn_proj_a[n], w.attn_proj_b[n]), given, a.attn_proj_xa[n], x_mid)
         rmsnorm_forward(x_mid, w.norm2_weight[n], c.epsilon, a.h, a.rstd2[n])
         linear_forward(a.h, w.gate_up_weight[n], w.gate_up_bias[n], a.gate_up[n])
-        lora_forward(a.h, LoraAdapter(w.gate_up_a[n], w.gate_up_b[n]), scale, a.gate_up_xa[n], a.gate_up[n])
+        given = lora_input(c.lora, a.dropout_key, n, LoraSite.UP, a.dropped)
+        lora_forward(a.h, LoraAdapter(w.gate_up_a[n], w.gate_up_b[n]), given, a.gate_up_xa[n], a.gate_up[n])
         swiglu_forward(a.gate_up[n], a.gated)
         linear_residual_forward(a.gated, w.down_weight[n], w.down_bias[n], x_mid, a.x[n + 1])
-        lora_forward(a.gated, LoraAdapter(w.down_a[n], w.down_b[n]), scale, a.down_xa[n], a.x[n + 1])
+        given = lora_input(c.lora, a.dropout_key, n, LoraSite.DOWN, a.dropped)
+        lora_forward(a.gated, LoraAdapter(w.down_a[n], w.down_b[n]), given, a.down_xa[n], a.x[n + 1])
 
 
 class _NormedLinear(NamedTuple):
@@ -122,8 +133,8 @@ def _mlp_backward(
     part = mlp_part(w.head.shape[0], w.qkv_weight.shape[0], n)
     wait_for_predecessor(ticket, part)
     of_down = LoraBackward(
-        LoraAdapter(w.down_a[n], w.down_b[n]), LoraAdapter(g.down_a[n], g.down_b[n]), a.down_xa[n], s.d_xa, lora.down,
-        lora.scale,
+        LoraAdapter(w.down_a[n], w.down_b[n]), LoraAdapter(g.down_a[n], g.down_b[n]),
+        a.down_xa[n], s.d_xa, lora.down, lora_input(lora, a.dropout_key, n, LoraSite.DOWN, s.dropped),
     )  # fmt: skip
     linear_backward_input(s.dx, w.down_weight[n], s.d_gated)
     lora_backward_input(s.dx, of_down, s.d_gated)
@@ -133,8 +144,8 @@ def _mlp_backward(
     lora_backward_weight(s.gated, s.dx, of_down, accumulate)
     layer, d_layer = _gate_up_layer(w, n), _gate_up_layer(g, n)
     of_gate_up = LoraBackward(
-        LoraAdapter(w.gate_up_a[n], w.gate_up_b[n]), LoraAdapter(g.gate_up_a[n], g.gate_up_b[n]), a.gate_up_xa[n],
-        s.d_xa, lora.up, lora.scale,
+        LoraAdapter(w.gate_up_a[n], w.gate_up_b[n]), LoraAdapter(g.gate_up_a[n], g.gate_up_b[n]),
+        a.gate_up_xa[n], s.d_xa, lora.up, lora_input(lora, a.dropout_key, n, LoraSite.UP, s.dropped),
     )  # fmt: skip
     _normed_linear_backward(s.d_gate_up, a.x_mid[n], a.rstd2[n], layer, d_layer, of_gate_up, s, accumulate)
     mark_part_done(ticket, part)
@@ -157,7 +168,8 @@ def _attention_backward(
     wait_for_predecessor(ticket, part)
     of_proj = LoraBackward(
         LoraAdapter(w.attn_proj_a[n], w.attn_proj_b[n]), LoraAdapter(g.attn_proj_a[n], g.attn_proj_b[n]),
-        a.attn_proj_xa[n], s.d_xa, c.lora.attn_proj, c.lora.scale,
+        a.attn_proj_xa[n], s.d_xa, c.lora.attn_proj,
+        lora_input(c.lora, a.dropout_key, n, LoraSite.ATTN_PROJ, s.dropped),
     )  # fmt: skip
     linear_backward_weight(a.attn[n], s.dx, g.attn_proj_weight[n], accumulate)
     linear_backward_bias(s.dx, g.attn_proj_bias[n], accumulate)
@@ -168,8 +180,8 @@ def _attention_backward(
     attention_backward(s.d_attn, attention, sequences, c.heads, s.d_qkv, s.scores)
     prepare_heads_backward(s.d_qkv, a.qk_raw[n], w, g, c, n, sequences, accumulate)
     of_qkv = LoraBackward(
-        LoraAdapter(w.qkv_a[n], w.qkv_b[n]), LoraAdapter(g.qkv_a[n], g.qkv_b[n]), a.qkv_xa[n], s.d_xa, c.lora.qkv,
-        c.lora.scale,
+        LoraAdapter(w.qkv_a[n], w.qkv_b[n]), LoraAdapter(g.qkv_a[n], g.qkv_b[n]),
+        a.qkv_xa[n], s.d_xa, c.lora.qkv, lora_input(c.lora, a.dropout_key, n, LoraSite.QKV, s.dropped),
     )  # fmt: skip
     _normed_linear_backward(s.d_qkv, a.x[n], a.rstd1[n], _qkv_layer(w, n), _qkv_layer(g, n), of_qkv, s, accumulate)
     mark_part_done(ticket, part)

@@ -8,16 +8,51 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from threadloom.kernels.common import LoraAdapter
-from threadloom.kernels.compiling import Floats, jit_kernel
+from threadloom.kernels.common import (
+    Dropout,
+    LoraAdapter,
+    LoraConstants,
+    LoraSite,
+    dropout_backward,
+    dropout_forward,
+    dropout_of,
+    drops,
+)
+from threadloom.kernels.compiling import Floats, jit_inline_body, jit_kernel
 from threadloom.kernels.matmul import Op, gemm
 
 
+class LoraInput(NamedTuple):
+    """The factor of an adapter's product, and the dropout of its input."""
+
+    scale: float
+    dropout: Dropout
+    buffer: Floats  # (at least R * I,) for the input with dropped elements, and for its gradient; (0,) without dropout
+
+
+@jit_inline_body
+def lora_input(
+    constants: LoraConstants, key: NDArray[np.uint64], layer: int, site: LoraSite, buffer: Floats
+) -> LoraInput:
+    """Return those of the adapters of a matrix."""
+    return LoraInput(constants.scale, dropout_of(constants, key, layer, site), buffer)
+
+
 @jit_kernel
-def lora_forward(x: Floats, adapter: LoraAdapter, scale: float, xa: Floats, out: Floats) -> None:
+def _dropped(x: Floats, given: LoraInput) -> Floats:
+    """Return the input of the adapter: `x` (R, I) itself without dropout."""
+    if not drops(given.dropout):
+        return x
+    found = _first_elements(given.buffer, x.shape[0], x.shape[1])
+    dropout_forward(x, given.dropout, found)
+    return found
+
+
+@jit_kernel
+def lora_forward(x: Floats, adapter: LoraAdapter, given: LoraInput, xa: Floats, out: Floats) -> None:
     """Write ``scale * x @ a.T`` to `xa` (R, P), and add ``xa @ b`` to `out` (R, O), the layer's output: x (R, I)."""
     if adapter.a.size:
-        gemm(x, adapter.a, xa, Op.N, Op.T, scale, 0.0)
+        gemm(_dropped(x, given), adapter.a, xa, Op.N, Op.T, given.scale, 0.0)
         gemm(xa, adapter.b, out, Op.N, Op.N, 1.0, 1.0)
 
 
@@ -29,7 +64,7 @@ class LoraBackward(NamedTuple):
     xa: Floats  # (R, P) from `lora_forward`
     d_xa: Floats  # (at least R * P,) scratch, written by `lora_backward_input`
     columns: NDArray[np.int64]  # (adapters, 2) range of columns of each adapter
-    scale: float
+    given: LoraInput  # with the key of the forward pass
 
 
 @jit_kernel
@@ -38,8 +73,13 @@ def lora_backward_input(d_out: Floats, lora: LoraBackward, dx: Floats) -> None:
     adapter = lora.weights
     if adapter.a.size:
         d_xa = _d_xa(lora)
-        gemm(d_out, adapter.b, d_xa, Op.N, Op.T, lora.scale, 0.0)
-        gemm(d_xa, adapter.a, dx, Op.N, Op.N, 1.0, 1.0)
+        gemm(d_out, adapter.b, d_xa, Op.N, Op.T, lora.given.scale, 0.0)
+        if drops(lora.given.dropout):
+            d_dropped = _first_elements(lora.given.buffer, dx.shape[0], dx.shape[1])
+            gemm(d_xa, adapter.a, d_dropped, Op.N, Op.N, 1.0, 0.0)
+            dropout_backward(d_dropped, lora.given.dropout, dx)
+        else:
+            gemm(d_xa, adapter.a, dx, Op.N, Op.N, 1.0, 1.0)
 
 
 @jit_kernel
@@ -50,7 +90,7 @@ def lora_backward_weight(x: Floats, d_out: Floats, lora: LoraBackward, accumulat
     """
     grads, beta = lora.grads, 1.0 if accumulate else 0.0
     if grads.a.size:
-        gemm(_d_xa(lora), x, grads.a, Op.T, Op.N, 1.0, beta)
+        gemm(_d_xa(lora), _dropped(x, lora.given), grads.a, Op.T, Op.N, 1.0, beta)
     if grads.b.size:
         rank = grads.b.shape[0] // lora.columns.shape[0]
         for i in range(lora.columns.shape[0]):
@@ -61,5 +101,10 @@ def lora_backward_weight(x: Floats, d_out: Floats, lora: LoraBackward, accumulat
 @jit_kernel
 def _d_xa(lora: LoraBackward) -> Floats:
     """Return the used part of the scratch, (R, P)."""
-    rows, ranks = lora.xa.shape
-    return lora.d_xa[: rows * ranks].reshape((rows, ranks))
+    return _first_elements(lora.d_xa, lora.xa.shape[0], lora.xa.shape[1])
+
+
+@jit_kernel
+def _first_elements(buffer: Floats, rows: int, columns: int) -> Floats:
+    """Return the first elements of a buffer as a matrix."""
+    return buffer[: rows * columns].reshape((rows, columns))

@@ -2,6 +2,9 @@
 
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from threadloom.kernels.compiling import Floats
 
 
@@ -22,6 +25,8 @@ class Activations(NamedTuple):
     attn_proj_xa: Floats
     fc_xa: Floats
     mlp_proj_xa: Floats
+    dropout_key: NDArray[np.uint64]  # (1,) of the adapters' dropout; 0: none
+    dropped: Floats  # (R * I,) scratch: an adapter's input with dropped elements, for the largest I; (0,) without
     h: Floats  # (R, C) scratch: a LayerNorm's output
     gelu: Floats  # (R, F) scratch: the GELU's output
     scores: Floats  # (TILE, context) scratch: attention scores of one tile of queries
@@ -42,6 +47,7 @@ class Scratch(NamedTuple):
     lnf_mean: Floats  # (R,)
     lnf_rstd: Floats  # (R,)
     d_xa: Floats  # (R * P) gradient of the input of an adapter's `b`, for the largest P
+    dropped: Floats  # (R * I,) an adapter's input with dropped elements, or the gradient of it
 
 
 class LlamaActivations(NamedTuple):
@@ -60,6 +66,8 @@ class LlamaActivations(NamedTuple):
     attn_proj_xa: Floats
     gate_up_xa: Floats
     down_xa: Floats
+    dropout_key: NDArray[np.uint64]  # (1,)
+    dropped: Floats  # (R * I,) scratch
     h: Floats  # (R, C) scratch: an RMS norm's output
     gated: Floats  # (R, F) scratch: SiLU(gate) * up
     scores: Floats  # (TILE, context) scratch
@@ -80,3 +88,4 @@ class LlamaScratch(NamedTuple):
     logits: Floats  # (rows of one chunk, V) logits, then their gradient
     normf_rstd: Floats  # (R,)
     d_xa: Floats  # (R * P) gradient of the input of an adapter's `b`, for the largest P
+    dropped: Floats  # (R * I,) an adapter's input with dropped elements, or the gradient of it

@@ -19,7 +19,7 @@ def lora_constants(geometry: Geometry, matrices: Sequence[str]) -> LoraConstants
     for module in adapted_modules(geometry):
         columns[module.tensor].append(module.columns)
     arrays = [np.array(columns[name], np.int64).reshape(-1, 2) for name in matrices]
-    return LoraConstants(lora_scale(geometry.lora), *arrays)
+    return LoraConstants(lora_scale(geometry.lora), geometry.lora.dropout, *arrays)
 
 
 def lora_ranks(geometry: Geometry, tensor: str) -> int:
@@ -28,11 +28,20 @@ def lora_ranks(geometry: Geometry, tensor: str) -> int:
 
 
 def lora_activation_shapes(geometry: Geometry, matrices: Sequence[str], rows: int) -> dict[str, Shape]:
-    """Return the shapes of the inputs of the adapters' second matrices."""
+    """Return the shapes of the inputs of the adapters' second matrices, and of the scratch of dropout."""
     n = geometry.layers
-    return {f"{name.removesuffix('_weight')}_xa": (n, rows, lora_ranks(geometry, name)) for name in matrices}
+    inputs = {f"{name.removesuffix('_weight')}_xa": (n, rows, lora_ranks(geometry, name)) for name in matrices}
+    return {**inputs, "dropped": (dropped_elements(geometry, rows),)}
 
 
 def lora_scratch_shapes(geometry: Geometry, matrices: Sequence[str], rows: int) -> dict[str, Shape]:
     """Return the shape of the scratch of the adapters' backward pass."""
-    return {"d_xa": (rows * max(lora_ranks(geometry, name) for name in matrices),)}
+    ranks = max(lora_ranks(geometry, name) for name in matrices)
+    return {"d_xa": (rows * ranks,), "dropped": (dropped_elements(geometry, rows),)}
+
+
+def dropped_elements(geometry: Geometry, rows: int) -> int:
+    """Return the elements of the largest input of an adapter, 0 without dropout."""
+    if geometry.lora is None or not geometry.lora.dropout:
+        return 0
+    return rows * max(shape[2] for name, shape in lora_shapes(geometry).items() if name.endswith("_a"))

@@ -7,9 +7,12 @@ from collections.abc import Mapping, Set
 from math import prod
 from typing import Any
 
+import numpy as np
+
 from threadloom.pipeline import Arena
 from threadloom.stages.layouts import layout_of
 from threadloom.stages.memory.precision_memory import (
+    DROPOUT_KEY_BYTES,
     MicroBatchSlot,
     allocate_token_ids,
     logits_chunk_rows,
@@ -35,7 +38,7 @@ class Float32Memory:
     @property
     def slot_bytes(self) -> int:
         """Size of one slot."""
-        return token_ids_bytes(self._rows) + _bytes(self._activations)
+        return token_ids_bytes(self._rows) + _bytes(self._activations) + DROPOUT_KEY_BYTES
 
     @property
     def scratch_bytes(self) -> int:
@@ -61,8 +64,9 @@ class Float32Memory:
 
     def allocate_slot(self) -> MicroBatchSlot:
         """Allocate the arrays of one micro-batch in flight."""
-        ids, targets = allocate_token_ids(self._rows)
-        return MicroBatchSlot(ids, targets, self._layout.activations(**Arena(self._activations)))
+        (ids, targets), key = allocate_token_ids(self._rows), np.zeros(1, np.uint64)
+        activations = self._layout.activations(**Arena(self._activations), dropout_key=key)
+        return MicroBatchSlot(ids, targets, activations, key)
 
     def allocate_scratch(self) -> Any:
         """Allocate the scratch of one backward pass."""

@@ -1,10 +1,11 @@
 """The arrays that training in one number format needs for micro-batches of one size: protocol and shared parts."""
 
 from collections.abc import Iterable, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from threadloom.kernels import TokenIds
 from threadloom.pipeline import Arena
@@ -18,6 +19,8 @@ class MicroBatchSlot:
     ids: TokenIds  # (R,)
     targets: TokenIds  # (R,)
     activations: Any
+    dropout_key: NDArray[np.uint64] = field(default_factory=lambda: np.zeros(1, np.uint64))
+    """Key of the adapters' dropout, which is one of the activations; 0: no dropout."""
 
     @property
     def nbytes(self) -> int:
@@ -62,6 +65,10 @@ class PrecisionMemory(Protocol):
 
     def allocate_scratch(self) -> Any:
         """Allocate the scratch of one backward pass: a named tuple of arrays."""
+
+
+DROPOUT_KEY_BYTES = 8
+"""Bytes of the key of a slot's dropout."""
 
 
 def allocate_token_ids(rows: int) -> tuple[TokenIds, TokenIds]:

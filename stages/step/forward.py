@@ -5,6 +5,7 @@ embeddings of a micro-batch are gathered into its slot from the version that its
 """
 
 from collections.abc import Iterator
+from hashlib import blake2b
 
 from threadloom.pipeline import Banks, Pool, version_for
 from threadloom.stages.data import BatchSource
@@ -22,9 +23,11 @@ def plan_micro_batches(first_batch: int, steps: int, micro_batches: int) -> Iter
 class Draw:
     """Fills a slot with the token ids and targets of a micro-batch; the source checks the ids."""
 
-    def __init__(self, source: BatchSource, slots: Pool[MicroBatchSlot]) -> None:
+    def __init__(self, source: BatchSource, slots: Pool[MicroBatchSlot], dropout_seed: int | None = None) -> None:
+        """`dropout_seed` is the seed of the adapters' dropout, None without."""
         self._source = source
         self._slots = slots
+        self._dropout_seed = dropout_seed
 
     def acquire(self, item: MicroBatch) -> None:
         """Wait for a free slot."""
@@ -34,7 +37,15 @@ class Draw:
         """Draw the micro-batch's tokens into its slot."""
         assert item.slot is not None
         self._source.fill(item.batch, item.micro, item.slot.ids, item.slot.targets)
+        if self._dropout_seed is not None:
+            item.slot.dropout_key[0] = _dropout_key(self._dropout_seed, item.batch, item.micro)
         return item
+
+
+def _dropout_key(seed: int, batch: int, micro: int) -> int:
+    """Return 64 random bits of a micro-batch, not all of them 0."""
+    digest = blake2b(f"{seed} {batch} {micro}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") | 1
 
 
 class Embed:

@@ -123,7 +123,8 @@ class Training:
         checkpoint_due = due_every(config.checkpoint.interval, config.steps) if output else never
         finish = self.accumulation.scatter_deferred if self.accumulation else None
 
-        self.draw = Draw(data, self.slots)
+        drops = geometry.lora is not None and geometry.lora.dropout > 0
+        self.draw = Draw(data, self.slots, config.seed if drops else None)
         self.embed = Embed(self.compute, self.banks)
         self.forward = Forward(self.compute)
         self.backward = Backward(

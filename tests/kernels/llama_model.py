@@ -11,7 +11,7 @@ from tests.error_bounds import IN_FLOAT32, Storage, llama_bounds
 from tests.kernels.comparison import assert_close, assert_distance
 from tests.kernels.llama_support import LLAMA_LINEAR, LlamaCase, gradient_shapes
 from tests.kernels.model import MicroBatchModel
-from tests.kernels.support import Guarded, clear_outside_blocks, flat_ids, lora_ranks
+from tests.kernels.support import DROPOUT_KEY, Guarded, clear_outside_blocks, flat_ids, lora_ranks
 from tests.reference import Array, Ids, Tensors, cross_entropy_forward, llama as reference
 from threadloom.kernels.common.embedding import token_embedding_backward
 from threadloom.kernels.common.protocol import ModelKernels
@@ -63,6 +63,12 @@ class LlamaFloat32(LlamaModel):
         clear_outside_blocks(self.grads, case.sizes.lora)
         self.acts, self.scratch = self._activations(), self._scratch()
 
+    @property
+    def _dropped(self) -> int:
+        case, s = self.sizes, self.sizes.sizes
+        widest = max(s.channels, case.attn_width, s.mlp_width)
+        return case.rows * widest if s.lora and s.lora.dropout else 0
+
     def _activations(self) -> LlamaActivations:
         case, s, empty = self.sizes, self.sizes.sizes, self.memory.empty
         n, r, c = s.layers, case.rows, s.channels
@@ -73,6 +79,7 @@ class LlamaFloat32(LlamaModel):
             gate_up=empty(n, r, 2 * s.mlp_width), h=empty(r, c), gated=empty(r, s.mlp_width),
             scores=empty(ATTENTION_TILE, case.context),
             **{f"{name}_xa": empty(n, r, lora_ranks(s.lora, name)) for name in LLAMA_LINEAR},
+            dropout_key=np.full(1, DROPOUT_KEY, np.uint64), dropped=empty(self._dropped),
         )  # fmt: skip
 
     def _scratch(self) -> LlamaScratch:
@@ -83,7 +90,7 @@ class LlamaFloat32(LlamaModel):
             d_gated=empty(r, s.mlp_width), d_gate_up=empty(r, 2 * s.mlp_width), gated=empty(r, s.mlp_width),
             h=empty(r, c), scores=empty(2, ATTENTION_TILE, case.context),
             logits=empty(self.logits_rows, s.vocabulary), normf_rstd=empty(r),
-            d_xa=empty(r * max(lora_ranks(s.lora, name) for name in LLAMA_LINEAR)),
+            d_xa=empty(r * max(lora_ranks(s.lora, name) for name in LLAMA_LINEAR)), dropped=empty(self._dropped),
         )  # fmt: skip
 
     def forward(self, ids: Ids) -> None:

@@ -120,6 +120,9 @@ class Guarded:
             assert (guard == GUARD_VALUE).all(), "written outside of an output"
 
 
+DROPOUT_KEY = 0x123456789ABCDEF1
+"""Key of the dropout of a micro-batch."""
+
 GPT2_LINEAR = ("qkv", "attn_proj", "fc", "mlp_proj")
 """The linear layers of GPT-2 that can have adapters, in the order of the kernels' constants."""
 
@@ -133,7 +136,7 @@ def lora_constants(lora: LoraSizes | None, names: tuple[str, ...]) -> LoraConsta
     """Return the numbers of the adapters of linear layers."""
     columns = lora.columns if lora else {}
     arrays = [np.array(columns.get(name, ()), np.int64).reshape(-1, 2) for name in names]
-    return LoraConstants(lora.scale if lora else 0.0, *arrays)
+    return LoraConstants(lora.scale if lora else 0.0, lora.dropout if lora else 0.0, *arrays)
 
 
 def clear_outside_blocks(grads: Any, lora: LoraSizes | None) -> None:
@@ -255,6 +258,8 @@ def make_activations(sizes: Sizes, memory: Guarded) -> Activations:
         **{f"{name}_xa": memory.empty(n, r, lora_ranks(sizes.lora, name)) for name in GPT2_LINEAR},
         h=memory.empty(r, c),
         gelu=memory.empty(r, 4 * c),
+        dropout_key=np.full(1, DROPOUT_KEY, np.uint64),
+        dropped=memory.empty(r * 4 * c if sizes.lora and sizes.lora.dropout else 0),
         scores=memory.empty(ATTENTION_TILE, sizes.context),
     )
 
@@ -275,6 +280,7 @@ def make_scratch(sizes: Sizes, memory: Guarded, logits_rows: int = 3) -> Scratch
         lnf_mean=memory.empty(r),
         lnf_rstd=memory.empty(r),
         d_xa=memory.empty(r * max(lora_ranks(sizes.lora, name) for name in GPT2_LINEAR)),
+        dropped=memory.empty(r * 4 * c if sizes.lora and sizes.lora.dropout else 0),
     )
 
 

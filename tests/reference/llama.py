@@ -126,7 +126,7 @@ def block_backward(w: Tensors, kept: LlamaBlock, d_out: Array, sizes: LlamaSizes
     d_norm1, of_qkv = adapted_backward(w, "qkv", d_raw, kept.norm1, sizes.lora)
     d_through, g["norm1_weight"] = rmsnorm_backward(d_norm1, kept.x, w["norm1_weight"], sizes.epsilon)
     g |= of_norms | of_gate_up | of_proj | of_qkv
-    return total(d_mid, d_through), {name: g[name] for name in w}
+    return total(d_mid, d_through), {name: g[name] for name in w if name in g}
 
 
 def forward(weights: Tensors, ids: Ids, sizes: LlamaSizes) -> LlamaRecord:

@@ -19,6 +19,8 @@ class LoraSizes:
     scale: float
     columns: Mapping[str, tuple[tuple[int, int], ...]] = field(hash=False)
     """Matrix, such as "qkv" → first column, and the one after the last, of each part that has an adapter."""
+    dropout: float = 0.0
+    """Probability; the masks, which are 0 or 1 / (1 - p), are the tensors "qkv_mask" and so on, (L, B, T, inputs)."""
 
     def ranks(self, name: str) -> int:
         """Return the ranks of the adapters of a matrix together."""
@@ -63,11 +65,12 @@ def adapted_backward(w: Tensors, name: str, d_out: Array, x: Array, lora: LoraSi
     a, b = w[f"{name}_a"], w[f"{name}_b"]
     d_inner = stored(multiple(lora.scale, product(d_out, b.T)))
     rows = (-1, x.shape[-1]), (-1, d_out.shape[-1]), (-1, len(a))
-    grads[f"{name}_a"] = product(d_inner.reshape(rows[2]).T, x.reshape(rows[0]))
+    given = x * w.get(f"{name}_mask", np.ones(()))
+    grads[f"{name}_a"] = product(d_inner.reshape(rows[2]).T, given.reshape(rows[0]))
     d_b = product(_inner(w, name, x, lora).reshape(rows[2]).T, d_out.reshape(rows[1]))
     grads[f"{name}_b"] = d_b * lora.blocks(name, d_out.shape[-1])
-    return total(dx, product(d_inner, a)), grads
+    return total(dx, product(d_inner, a) * w.get(f"{name}_mask", np.ones(()))), grads
 
 
 def _inner(w: Tensors, name: str, x: Array, lora: LoraSizes) -> Array:
-    return stored(multiple(lora.scale, product(x, w[f"{name}_a"].T)))
+    return stored(multiple(lora.scale, product(x * w.get(f"{name}_mask", np.ones(())), w[f"{name}_a"].T)))

@@ -5,13 +5,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tests.kernels.comparison import assert_close
-from tests.kernels.llama_model import LlamaFloat32, check_llama, make_batch
-from tests.kernels.llama_support import LORA_CASES, LlamaCase
+from tests.kernels.comparison import assert_close, assert_distance
+from tests.kernels.llama_model import LlamaFloat32, batch_of, check_llama, make_batch
+from tests.kernels.llama_support import LLAMA_LINEAR, LORA_CASES, LlamaCase
 from tests.kernels.model import Model, check_bits_after_another_batch, check_frozen, check_model, make_case
-from tests.kernels.support import LORA_SIZES, Sizes, run_without_compiler
-from tests.reference import LoraSizes
+from tests.kernels.support import DROPOUT_KEY, LORA_SIZES, Sizes, run_without_compiler
+from tests.reference import Array, LoraSizes
 from tests.reference.llama import backward, forward
+from threadloom.kernels.common.dropout import dropout_forward, dropout_of
+from threadloom.kernels.common.tensors import LoraSite
 
 LLAMAS = pytest.mark.parametrize("case", LORA_CASES.values(), ids=LORA_CASES)
 MODELS = pytest.mark.parametrize("sizes", LORA_SIZES.values(), ids=LORA_SIZES)
@@ -135,3 +137,54 @@ def test_random_adapters_have_zeros_outside_their_blocks() -> None:
     lora = LoraSizes(2, 1.0, {"qkv": ((0, 3), (5, 7))})
     tensors = lora.random_tensors(np.random.default_rng(0), {"qkv_weight": (1, 4, 7)}, 1.0)
     assert (tensors["qkv_b"][0] != 0).sum() == 2 * 3 + 2 * 2
+
+
+def masks_of(case: LlamaCase) -> dict[str, Array]:
+    """Return the masks of the dropout of a case, from the kernel that `tests.kernels.common.test_dropout` checks."""
+    lora, s, constants = case.sizes.lora, case.sizes, case.constants.lora
+    assert lora is not None
+    widths = {"qkv": s.channels, "attn_proj": case.attn_width, "gate_up": s.channels, "down": s.mlp_width}
+    masks = {}
+    for site, name in zip(LoraSite, LLAMA_LINEAR, strict=True):
+        if name in lora.columns:
+            ones, mask = np.ones((case.rows, widths[name]), np.float32), np.empty((s.layers, case.rows, widths[name]))
+            for layer in range(s.layers):
+                out = np.empty_like(ones)
+                dropout_forward(ones, dropout_of(constants, np.full(1, DROPOUT_KEY, np.uint64), layer, site), out)
+                mask[layer] = out
+            masks[f"{name}_mask"] = mask.reshape(s.layers, case.sequences, case.tokens, widths[name])
+    return masks
+
+
+@LLAMAS
+def test_dropout_of_the_input_of_adapters(case: LlamaCase) -> None:
+    lora = case.sizes.lora
+    assert lora is not None
+    case = replace(case, sizes=replace(case.sizes, lora=replace(lora, dropout=0.25)))
+    rng = np.random.default_rng(9)
+    tensors, masks = case.sizes.random_tensors(rng), masks_of(case)
+    batch = batch_of(case, tensors | masks, rng)
+    model = LlamaFloat32(case, tensors)
+    for _ in range(2):  # the mask is that of the key, not of the call
+        model.forward(batch.ids)
+        loss = model.backward(batch.ids, batch.targets, 1.0 / case.rows, accumulate=False)
+        assert_distance(abs(loss / batch.loss - 1.0), batch.bounds["loss"], "loss")
+        for name, expected in batch.gradients.items():
+            if name not in masks:
+                assert_close(getattr(model.grads, name), expected, batch.bounds[name], name)
+
+
+@LLAMAS
+def test_a_key_of_zero_drops_nothing(case: LlamaCase) -> None:
+    lora = case.sizes.lora
+    assert lora is not None
+    tensors = case.sizes.random_tensors(np.random.default_rng(10))
+    batch = make_batch(case, 10)
+    models = [
+        LlamaFloat32(replace(case, sizes=replace(case.sizes, lora=replace(lora, dropout=p))), tensors)
+        for p in (0.0, 0.25)
+    ]
+    for model in models:
+        model.acts.dropout_key[0] = 0
+        model.forward(batch.ids)
+    np.testing.assert_array_equal(*(model.acts.x for model in models))

@@ -58,6 +58,19 @@ def test_a_training_is_that_of_the_reference(base: Config, settings: tuple[str, 
 
 
 @PRECISIONS
+@pytest.mark.parametrize("base", [LLAMA, TINY], ids=["llama", "gpt2"])
+def test_dropout_depends_on_the_micro_batch_alone(precision: str, base: Config) -> None:
+    common = (*ALL, f"precision={precision}", "delay=1", "steps=4", "lanes=2")
+    expected = replayed(adapted(base, *common, "lora.dropout=0.3"))
+    threads = ("lora.dropout=0.3", "threads.forward=2", "threads.backward=2", "slots=5")
+    training = build(adapted(base, *common, *threads), evaluate=True)
+    assert_same(result(training, run_threads(training)), expected)
+    without = replayed(adapted(base, *common))
+    assert without.updates[0][:2] == expected.updates[0][:2], "B is zero, so the first loss is that of the model"
+    assert without.updates[3] != expected.updates[3]
+
+
+@PRECISIONS
 @CASES
 @pytest.mark.parametrize("delay", [0, 2])
 @pytest.mark.parametrize("shared", ["false", "true"])

@@ -1,0 +1,104 @@
+"""Dropout of the inputs of adapters (Srivastava et al., 2014), in every number format.
+
+The mask is a function of counters: the key of the micro-batch, the adapted matrix, and the number of the element. So
+the backward pass computes it again, and it depends neither on threads nor on the order of the micro-batches. The
+generator is two rounds of the finaliser of MurmurHash3 (Appleby, 2011), each between additions of 32 bits of the key.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from threadloom.kernels.common.tensors import LoraConstants, LoraSite
+from threadloom.kernels.compiling import Floats, jit_inline_body, jit_kernel
+from threadloom.kernels.simd import FloatRow, load_element, store_element
+
+_LOW = np.uint64(0xFFFFFFFF)
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2**64 divided by the golden ratio
+
+
+_SITES = len(LoraSite)
+
+
+class Dropout(NamedTuple):
+    """Dropout of the input of one adapted matrix."""
+
+    probability: float  # with which an element is set to 0; the others are divided by 1 - probability
+    key: NDArray[np.uint64]  # (1,) of the micro-batch; 0: no dropout, as in an evaluation
+    matrix: int  # number of the matrix in the model
+
+
+@jit_inline_body
+def dropout_of(constants: LoraConstants, key: NDArray[np.uint64], layer: int, site: LoraSite) -> Dropout:
+    """Return the dropout of the input of a matrix, for a micro-batch with a key (1,)."""
+    return Dropout(constants.dropout, key, _SITES * layer + site)
+
+
+@jit_inline_body
+def drops(dropout: Dropout) -> bool:
+    """Return True if elements are dropped."""
+    return dropout.probability > 0.0 and dropout.key[0] != 0
+
+
+@jit_inline_body
+def _multiply(a: np.uint32, b: np.uint32) -> np.uint32:
+    return np.uint32((np.uint64(a) * np.uint64(b)) & _LOW)
+
+
+@jit_inline_body
+def _mix(h: np.uint32) -> np.uint32:
+    """Return the finaliser of MurmurHash3's 32-bit variant."""
+    h = np.uint32(h ^ np.uint32(h >> np.uint32(16)))
+    h = _multiply(h, np.uint32(0x85EBCA6B))
+    h = np.uint32(h ^ np.uint32(h >> np.uint32(13)))
+    h = _multiply(h, np.uint32(0xC2B2AE35))
+    return np.uint32(h ^ np.uint32(h >> np.uint32(16)))
+
+
+@jit_inline_body
+def _add(a: np.uint32, b: np.uint32) -> np.uint32:
+    return np.uint32((np.uint64(a) + np.uint64(b)) & _LOW)
+
+
+@jit_inline_body
+def _matrix_key(dropout: Dropout) -> np.uint64:
+    """Return 64 bits that no other matrix of the micro-batch has."""
+    low = _mix(np.uint32((dropout.key[0] ^ np.uint64(dropout.matrix)) & _LOW))
+    high = _mix(_add(np.uint32(dropout.key[0] >> np.uint64(32)), low))
+    return np.uint64(np.uint64(high) << np.uint64(32)) | np.uint64(low)
+
+
+@jit_inline_body
+def _random(number: int, low: np.uint32, high: np.uint32) -> np.uint32:
+    """Return 32 random bits of an element."""
+    counter = np.uint32(np.uint64(number) & _LOW)
+    return _mix(_add(_mix(_add(counter, low)), high))
+
+
+@jit_kernel
+def dropout_forward(x: FloatRow, dropout: Dropout, out: FloatRow) -> None:
+    """Write `x` (R, I) to `out`, with elements dropped and the others scaled."""
+    key, factor = _matrix_key(dropout), np.float32(1.0 / (1.0 - dropout.probability))
+    low, high = np.uint32(key & _LOW), np.uint32(key >> np.uint64(32))
+    threshold = np.uint32(dropout.probability * 4294967296.0)
+    width = x.shape[1]
+    for r in range(x.shape[0]):
+        source, target = x[r], out[r]
+        for j in range(width):
+            kept = _random(r * width + j, low, high) >= threshold
+            store_element(target, j, load_element(source, j) * factor if kept else np.float32(0.0))
+
+
+@jit_kernel
+def dropout_backward(d_out: Floats, dropout: Dropout, dx: FloatRow) -> None:
+    """Add the gradient of `dropout_forward`'s input to `dx`, given that of its result, both (R, I)."""
+    key, factor = _matrix_key(dropout), np.float32(1.0 / (1.0 - dropout.probability))
+    low, high = np.uint32(key & _LOW), np.uint32(key >> np.uint64(32))
+    threshold = np.uint32(dropout.probability * 4294967296.0)
+    width = dx.shape[1]
+    for r in range(dx.shape[0]):
+        source, target = d_out[r], dx[r]
+        for j in range(width):
+            kept = _random(r * width + j, low, high) >= threshold
+            store_element(target, j, load_element(target, j) + (source[j] * factor if kept else np.float32(0.0)))
