@@ -11,7 +11,7 @@ from threadloom.stages.checkpoint.huggingface import write_configuration
 from threadloom.stages.checkpoint.shards import write_shards
 from threadloom.stages.data import TOKENIZER_FILE, companion_files
 from threadloom.stages.models import EndOfText, Geometry, huggingface_views
-from threadloom.stages.storage import CheckpointError, StoredFormat, copy_file, new_directory
+from threadloom.stages.storage import CONFIG_FILE, CheckpointError, StoredFormat, copy_files, new_directory
 
 Floats = NDArray[np.float32]
 
@@ -39,7 +39,8 @@ def export_model(model: ExportedModel, out: Path, stored: StoredFormat, shard_by
     """Write a model to a new directory and return the names of its files.
 
     Tensors are rounded to `stored` and divided into files of at most `shard_bytes`. generation_config.json, the files
-    of the tokenizer and the chat template are those that came with the model. On an error nothing remains. Raises
+    of the tokenizer and the chat templates are those that came with the model; of config.json the keys are kept that do
+    not describe the sizes. On an error nothing remains. Raises
     `CheckpointError`, `DiskFullError` and other errors of the operating system.
     """
     tensors = huggingface_views(model.weights, model.geometry)
@@ -47,10 +48,10 @@ def export_model(model: ExportedModel, out: Path, stored: StoredFormat, shard_by
     size = sum(tensor.size for tensor in tensors.values()) * stored.itemsize
     with new_directory(out, size + _SMALL_FILES) as folder:
         write_shards(folder, tensors, stored, shard_bytes)
-        for path in (model.folder / TOKENIZER_FILE, *companion_files(model.folder)):
-            if path.exists():
-                copy_file(path, folder / path.name)
-        write_configuration(folder, model.geometry, model.end_of_text, {"torch_dtype": _TORCH_DTYPES[stored]})
+        copied = {TOKENIZER_FILE: model.folder / TOKENIZER_FILE, **companion_files(model.folder)}
+        copy_files({name: path for name, path in copied.items() if path.exists()}, folder)
+        changes = {"torch_dtype": _TORCH_DTYPES[stored]}
+        write_configuration(folder, model.geometry, model.end_of_text, model.folder / CONFIG_FILE, changes)
         return sorted(path.name for path in folder.iterdir())
 
 

@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from threadloom.stages.models import EndOfText, Geometry, architecture_of, huggingface_views
+from threadloom.stages.models import EndOfText, Geometry, huggingface_config, huggingface_views
 from threadloom.stages.storage import (
     CONFIG_FILE,
     MODEL_FILE,
@@ -40,27 +40,36 @@ class _EndIds(msgspec.Struct):
 
 
 def write_model(
-    folder: Path, weights: Mapping[str, Floats], geometry: Geometry, end_of_text: EndOfText | None = None
+    folder: Path,
+    weights: Mapping[str, Floats],
+    geometry: Geometry,
+    end_of_text: EndOfText | None = None,
+    came_in: Path | None = None,
 ) -> dict[str, FileDigest]:
     """Write the files of a model to `folder`, an existing directory without weights; returns file name → digest.
 
-    Files of the tokenizer that are there already, since they came with the model, are kept.
+    Files of the tokenizer that are there already, since they came with the model, are kept. For `came_in` see
+    `write_configuration`.
     """
     digests = {MODEL_FILE: write_tensors(folder / MODEL_FILE, huggingface_views(weights, geometry), {"format": "pt"})}
-    return digests | write_configuration(folder, geometry, end_of_text)
+    return digests | write_configuration(folder, geometry, end_of_text, came_in)
 
 
 def write_configuration(
-    folder: Path, geometry: Geometry, end_of_text: EndOfText | None, changes: Mapping[str, Any] | None = None
+    folder: Path,
+    geometry: Geometry,
+    end_of_text: EndOfText | None,
+    came_in: Path | None = None,
+    changes: Mapping[str, Any] | None = None,
 ) -> dict[str, FileDigest]:
     """Write the JSON files of a model that `folder` does not have; returns file name → digest.
 
-    `changes` are additional keys of config.json.
+    `came_in` is the config.json of the model that the weights come from: its model type and its keys that do not
+    describe the sizes are kept, if it exists. `changes` are additional keys of config.json.
     """
-    layout = architecture_of(geometry).huggingface
     number = None if end_of_text is None else end_of_text.id
     files: dict[str, dict[str, Any]] = {
-        CONFIG_FILE: layout.config(geometry, number) | dict(changes or {}),
+        CONFIG_FILE: huggingface_config(geometry, number, _content(came_in)) | dict(changes or {}),
         GENERATION_FILE: {"bos_token_id": number, "eos_token_id": number},
     }
     if end_of_text is not None:
@@ -76,6 +85,14 @@ def write_configuration(
         for name, content in files.items()
         if not (folder / name).exists()
     }
+
+
+def _content(config: Path | None) -> bytes | None:
+    """Return the content of a config.json; None if it cannot be read."""
+    try:
+        return None if config is None else plain_json(config.read_bytes())
+    except OSError:
+        return None
 
 
 def read_end_ids(folder: Path) -> frozenset[int]:

@@ -113,8 +113,8 @@ def _verify_checksum(path: Path, data: bytes, checksum: str, hint: str) -> None:
 def _verify_names(path: Path, manifest: CheckpointManifest, hint: str) -> None:
     """Raise `CheckpointError` for a file name that leads out of the directory: the manifest is untrusted."""
     for name in manifest.files:
-        if name in ("", ".", "..") or "/" in name or "\0" in name:
-            expected = "plain file names"
+        if any(part in ("", ".", "..") for part in name.split("/")) or "\0" in name:
+            expected = "names of files in the directory"
             raise CheckpointError(path, expected=expected, got=repr(name), cause="the file was edited", hint=hint)
     if manifest.tokenizer is not None and manifest.tokenizer not in manifest.files:
         raise CheckpointError(

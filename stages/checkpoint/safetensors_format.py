@@ -40,7 +40,7 @@ class SafetensorsFormat:
 
     def write(self, directory: Path, state: TrainingState) -> dict[str, FileDigest]:
         """Write a state to new files, durably; returns file name → digest."""
-        files = write_model(directory, state.versions[state.step], state.geometry, state.end_of_text)
+        files = write_model(directory, state.versions[state.step], state.geometry, state.end_of_text, state.came_in)
         tensors: dict[str, Floats] = {}
         for name, arena in state.optimizer.items():
             tensors |= _with_prefix(name, arena)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,8 @@ class TrainingState:
     """State of the loss scaler for each of `versions`; empty if losses are not scaled."""
     end_of_text: EndOfText | None = None
     """The token of the tokenizer that ends a text; it is in the files for Hugging Face's libraries."""
+    came_in: Path | None = None
+    """The config.json of the model that the run started from, if it exists; some of its keys are kept."""
 
     def __post_init__(self) -> None:
         """Raise `ValueError` for an incomplete state."""

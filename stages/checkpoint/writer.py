@@ -15,7 +15,7 @@ from threadloom.stages.models import geometry_to_json
 from threadloom.stages.storage import (
     CheckpointError,
     DiskFullError,
-    copy_file,
+    copy_files,
     explain_disk_full,
     make_directory,
     require_free_space,
@@ -45,8 +45,8 @@ def save_checkpoint(directory: Path, state: TrainingState, tokenizer: Path | Non
         make_directory(directory)
         require_free_space(directory, needed)
         partial.mkdir()
-        copied = (tokenizer, *companion_files(tokenizer.parent)) if tokenizer else ()
-        files = {path.name: copy_file(path, partial / path.name) for path in copied}
+        copied = {tokenizer.name: tokenizer, **companion_files(tokenizer.parent)} if tokenizer else {}
+        files = copy_files(copied, partial)
         files |= layout.write(partial, state)
         manifest = CheckpointManifest(
             format=WRITTEN_FORMAT,

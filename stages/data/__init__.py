@@ -38,6 +38,7 @@ from threadloom.stages.data.token_file import (
 )
 from threadloom.stages.data.tokenizer import Tokenizer as Tokenizer, TokenizerError as TokenizerError
 from threadloom.stages.data.tokenizer_files import (
+    MODEL_CONFIG_FILE as MODEL_CONFIG_FILE,
     TOKENIZER_CONFIG_FILE as TOKENIZER_CONFIG_FILE,
     TOKENIZER_FILE as TOKENIZER_FILE,
     companion_files as companion_files,

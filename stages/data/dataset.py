@@ -4,14 +4,15 @@ The text is read, tokenised and written in chunks, so the memory of a preparatio
 text, except for the counts of words from which a BPE tokenizer is trained.
 
 A prepared directory contains `train.npy`, `validation.npy`, `tokenizer.json` and `manifest.json`, and the files that
-accompany a pretrained tokenizer in the folder of its model. Every file is written
-atomically, the manifest last. The manifest has the checksums of the others, so a directory with a missing or damaged
-file is prepared again instead of used.
+accompany a pretrained tokenizer in the folder of its model, with the `config.json` of that model as
+`model_config.json`. Every file is written atomically, the manifest last. The manifest has the checksums of the others,
+so a directory with a missing or damaged file is prepared again instead of used.
 """
 
 import enum
 import hashlib
 import os
+import shutil
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,9 +32,21 @@ from threadloom.stages.data.token_file import (
     write_token_file,
 )
 from threadloom.stages.data.tokenizer import Tokenizer
-from threadloom.stages.data.tokenizer_files import COMPANIONS, TOKENIZER_FILE, load_tokenizer
+from threadloom.stages.data.tokenizer_files import (
+    COMPANIONS,
+    MODEL_CONFIG_FILE,
+    TEMPLATES_FOLDER,
+    TOKENIZER_FILE,
+    load_tokenizer,
+)
 from threadloom.stages.data.tokenizer_registry import TOKENIZERS, create_tokenizer
-from threadloom.stages.storage import DiskFullError, atomic_file, atomic_write, require_free_space
+from threadloom.stages.storage import (
+    DiskFullError,
+    atomic_file,
+    atomic_write,
+    make_directory,
+    require_free_space,
+)
 
 MANIFEST_FORMAT = 1
 MANIFEST_FILE = "manifest.json"
@@ -282,11 +295,13 @@ def _write_tokenizer(path: Path, tokenizer: Tokenizer) -> str:
 
 def _copy_companions(data: DataConfig, directory: Path) -> None:
     """Copy the files that accompany a pretrained tokenizer, and remove those of another one."""
-    companions = {path.name: path.read_bytes() for path in pretrained_companions(data)}
-    for name in COMPANIONS:
+    companions = {name: path.read_bytes() for name, path in pretrained_companions(data).items()}
+    for name in (*COMPANIONS, MODEL_CONFIG_FILE):
         if name not in companions:
             (directory / name).unlink(missing_ok=True)
+    shutil.rmtree(directory / TEMPLATES_FOLDER, ignore_errors=True)
     for name, content in companions.items():
+        make_directory((directory / name).parent)
         atomic_write(directory / name, content)
 
 

@@ -9,7 +9,8 @@ from threadloom.stages.data.bpe_memory import CORE_BYTES
 from threadloom.stages.data.chunked_text import ChunkedText
 from threadloom.stages.data.text import text_path
 from threadloom.stages.data.tokenizer import Tokenizer
-from threadloom.stages.data.tokenizer_files import TOKENIZER_FILE, companion_files, load_tokenizer
+from threadloom.stages.data.tokenizer_files import MODEL_CONFIG_FILE, TOKENIZER_FILE, companion_files, load_tokenizer
+from threadloom.stages.storage import CONFIG_FILE
 
 VOCABULARY_BYTES = 140_000_000
 """Bytes of a vocabulary of 150,000 tokens with its merges; measured."""
@@ -40,12 +41,17 @@ class PretrainedTokenizer:
         return load_tokenizer(text_path(data.tokenizer_path))
 
 
-def pretrained_companions(data: DataConfig) -> list[Path]:
-    """Return the files that accompany the tokenizer of `data` in its folder; none unless it is pretrained."""
+def pretrained_companions(data: DataConfig) -> dict[str, Path]:
+    """Return the files that accompany the tokenizer of `data` in its folder, and the configuration of its model.
+
+    They are by their names in a prepared directory. There are none unless the tokenizer is pretrained.
+    """
     if data.tokenizer is not TokenizerKind.PRETRAINED:
-        return []
+        return {}
     path = text_path(data.tokenizer_path)
-    return companion_files(path if path.is_dir() else path.parent)
+    folder = path if path.is_dir() else path.parent
+    config = {MODEL_CONFIG_FILE: folder / CONFIG_FILE} if (folder / CONFIG_FILE).is_file() else {}
+    return companion_files(folder) | config
 
 
 def is_prepared_from_another(data: DataConfig, prepared: Path) -> bool:

@@ -1,6 +1,7 @@
 """Files of tokenizers: reading one, alone or in the folder of a model, and the files that accompany it there."""
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ from threadloom.stages.storage import plain_json
 TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 VOCABULARY_FILE, MERGES_FILE = "vocab.json", "merges.txt"
+TEMPLATES_FOLDER = "additional_chat_templates"
+MODEL_CONFIG_FILE = "model_config.json"
+"""Name, in a prepared directory, of the config.json of the model that a pretrained tokenizer is of."""
 
 COMPANIONS = (
     TOKENIZER_CONFIG_FILE,
@@ -32,6 +36,9 @@ COMPANIONS = (
 )
 """Files of a model's folder, other than tokenizer.json, that Hugging Face's libraries read its tokenizer from, its chat
 template, and the tokens that end its texts."""
+
+_PLAIN_NAME = re.compile(r"[\w.-]+", re.ASCII)
+"""Names of additional templates; transformers allows no others."""
 
 _OURS: Mapping[TokenizerKind, Callable[[dict[str, Any]], Tokenizer]] = {
     TokenizerKind.CHARACTERS: CharacterTokenizer.from_content,
@@ -87,9 +94,11 @@ def load_tokenizer(path: Path) -> Tokenizer:
         ) from error
 
 
-def companion_files(folder: Path) -> list[Path]:
-    """Return those of `COMPANIONS` that a folder has."""
-    return [folder / name for name in COMPANIONS if (folder / name).is_file()]
+def companion_files(folder: Path) -> dict[str, Path]:
+    """Return those of `COMPANIONS` that a folder has, and its additional chat templates: name in the folder → path."""
+    templates = sorted(path for path in (folder / TEMPLATES_FOLDER).glob("*.jinja") if _PLAIN_NAME.fullmatch(path.name))
+    names = [*COMPANIONS, *(f"{TEMPLATES_FOLDER}/{path.name}" for path in templates)]
+    return {name: folder / name for name in names if (folder / name).is_file()}
 
 
 def _end_of_text(path: Path) -> str | None:

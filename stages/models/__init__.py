@@ -19,6 +19,7 @@ from threadloom.stages.models.geometry_record import (
     geometry_to_json as geometry_to_json,
 )
 from threadloom.stages.models.huggingface import (
+    huggingface_config as huggingface_config,
     huggingface_parts as huggingface_parts,
     huggingface_shapes as huggingface_shapes,
     huggingface_tied as huggingface_tied,

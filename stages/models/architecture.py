@@ -5,6 +5,7 @@ optimizer's weight decay and the checkpoint, so all of them agree on the tensors
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -57,8 +58,14 @@ class HuggingFaceLayout(Protocol[GeometryT]):
     def parts(self, geometry: GeometryT) -> dict[str, TensorPart]:
         """Return the name of each tensor in a file → the part of a tensor of `parameter_shapes` that it is."""
 
-    def config(self, geometry: GeometryT, end_of_text: int | None) -> dict[str, Any]:
-        """Return the content of config.json; `end_of_text` is the id of the token that begins and ends texts."""
+    def config(
+        self, geometry: GeometryT, end_of_text: int | None, came_in: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Return the content of config.json; `end_of_text` is the id of the token that begins and ends texts.
+
+        `came_in` is the config.json of a model of these sizes, of which the keys are kept that say nothing else; the
+        context may differ.
+        """
 
     def geometry(self, config: bytes) -> Geometry:
         """Return the geometry that a config.json describes.

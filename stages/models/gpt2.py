@@ -4,6 +4,7 @@ Matrices are stored as (inputs, outputs) by threadloom and by Hugging Face, so n
 """
 
 import re
+from collections.abc import Mapping
 from math import sqrt
 from typing import Any
 
@@ -11,7 +12,7 @@ import msgspec
 
 from threadloom.stages.models.architecture import HuggingFaceLayout, InitialValue, UnsupportedModelError
 from threadloom.stages.models.geometry import Geometry, Shape
-from threadloom.stages.models.huggingface_config import require_sizes, require_values
+from threadloom.stages.models.huggingface_config import merged_config, require_sizes, require_values
 from threadloom.stages.models.tensor_part import TensorPart
 
 MATRICES = ("wte", "wpe", "qkv_weight", "attn_proj_weight", "fc_weight", "mlp_proj_weight")
@@ -73,9 +74,11 @@ class Gpt2HuggingFace:
                 parts[theirs] = TensorPart(name)
         return parts
 
-    def config(self, geometry: Geometry, end_of_text: int | None) -> dict[str, Any]:
-        """Return the content of config.json."""
-        return {
+    def config(
+        self, geometry: Geometry, end_of_text: int | None, came_in: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Return the content of config.json; see `HuggingFaceLayout`."""
+        decided = {
             "architectures": ["GPT2LMHeadModel"],
             "model_type": "gpt2",
             "vocab_size": geometry.vocabulary,
@@ -86,15 +89,16 @@ class Gpt2HuggingFace:
             "n_inner": None,
             "activation_function": "gelu_new",
             "layer_norm_epsilon": 1e-5,
-            "resid_pdrop": 0.0,
-            "embd_pdrop": 0.0,
-            "attn_pdrop": 0.0,
             "scale_attn_weights": True,
             "scale_attn_by_inverse_layer_idx": False,
+            "add_cross_attention": False,
             "tie_word_embeddings": True,
-            "bos_token_id": end_of_text,
-            "eos_token_id": end_of_text,
         }
+        if "n_ctx" in (came_in or {}):  # n_positions in files of 2019, which some programs read
+            decided["n_ctx"] = geometry.context
+        dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+        tokens = dict.fromkeys(("bos_token_id", "eos_token_id"), end_of_text)
+        return merged_config(came_in, decided, dropout | tokens)
 
     def geometry(self, config: bytes) -> Geometry:
         """Return the geometry of a config.json; see `HuggingFaceLayout`."""

@@ -1,10 +1,14 @@
-"""Tensors of a model under their names in Hugging Face's layout."""
+"""Tensors of a model under their names in Hugging Face's layout, and its config.json."""
 
 from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
-from threadloom.stages.models.architecture import Floats
+import msgspec
+
+from threadloom.stages.models.architecture import Floats, UnsupportedModelError
 from threadloom.stages.models.geometry import Geometry, Shape
-from threadloom.stages.models.registry import architecture_of
+from threadloom.stages.models.registry import architecture_of, geometry_of_huggingface
 
 
 def huggingface_views(weights: Mapping[str, Floats], geometry: Geometry) -> dict[str, Floats]:
@@ -33,3 +37,24 @@ def huggingface_shapes(geometry: Geometry) -> dict[str, Shape]:
     architecture = architecture_of(geometry)
     shapes = architecture.parameter_shapes(geometry)
     return {name: part.shape(shapes[part.tensor]) for name, part in architecture.huggingface.parts(geometry).items()}
+
+
+def huggingface_config(geometry: Geometry, end_of_text: int | None, came_in: bytes | None = None) -> dict[str, Any]:
+    """Return the content of config.json; `end_of_text` is the id of the token that begins and ends texts.
+
+    `came_in` is the config.json of the model that the weights come from. If it describes this geometry, but for the
+    context, its model type is written, and its keys that say nothing about the geometry are kept.
+    """
+    layout = architecture_of(geometry).huggingface
+    return layout.config(geometry, end_of_text, None if came_in is None else _keys_of(came_in, geometry))
+
+
+def _keys_of(config: bytes, geometry: Geometry) -> dict[str, Any] | None:
+    """Return the content of a config.json; None if it is of another model, or cannot be read."""
+    try:
+        found = geometry_of_huggingface(config)
+        keys = msgspec.json.decode(config, type=dict[str, Any])
+    except (UnsupportedModelError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    same = type(found) is type(geometry) and replace(found, context=geometry.context, lora=geometry.lora) == geometry
+    return keys if same else None

@@ -25,6 +25,18 @@ _LARGEST = {
 """Largest accepted value of each size, far above those of models that a CPU trains."""
 
 
+_FORGOTTEN = frozenset({"_name_or_path", "auto_map", "dtype", "torch_dtype", "transformers_version"})
+"""Keys of a config.json that describe its file or folder, and not the model."""
+
+
+def merged_config(
+    came_in: Mapping[str, Any] | None, decided: Mapping[str, Any], otherwise: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return a config.json: the keys that came in, changed by `decided`, and `otherwise` where none came in."""
+    kept = {key: value for key, value in (came_in or {}).items() if key not in _FORGOTTEN}
+    return kept | dict(decided) | {key: value for key, value in otherwise.items() if key not in kept}
+
+
 def require_sizes(config: object, names: tuple[str, ...]) -> None:
     """Raise UnsupportedModelError unless the fields `names` of a configuration are sizes of a model."""
     for name in names:

@@ -9,7 +9,7 @@ from threadloom.stages.models.huggingface_config import require_positive, requir
 from threadloom.stages.models.llama_families import FAMILIES
 from threadloom.stages.models.llama_geometry import Llama3Scaling, LlamaGeometry, Rotary
 
-_FULL, _SLIDING = "full_attention", "sliding_attention"
+FULL_ATTENTION, _SLIDING = "full_attention", "sliding_attention"
 _ROTARY_HINT = (
     'if the model was trained without it, remove "rope_scaling" and set "max_position_embeddings" to the length that '
     "it was trained with; otherwise use a model with rope_type default, linear or llama3"
@@ -127,8 +127,9 @@ def _check_heads(config: _LlamaConfig) -> None:
 
 def _check_window(config: _LlamaConfig) -> None:
     """Raise UnsupportedModelError if a layer's attention is limited to a window shorter than the context."""
-    if unknown := sorted(set(config.layer_types or ()) - {_FULL, _SLIDING}):
-        raise UnsupportedModelError(f'layer_types "{_FULL}"', f'"{unknown[0]}"', "an unsupported kind of attention")
+    if unknown := sorted(set(config.layer_types or ()) - {FULL_ATTENTION, _SLIDING}):
+        expected = f'layer_types "{FULL_ATTENTION}"'
+        raise UnsupportedModelError(expected, f'"{unknown[0]}"', "an unsupported kind of attention")
     window = config.sliding_window if config.use_sliding_window else None
     if window is None or window >= config.max_position_embeddings:
         return

@@ -6,6 +6,7 @@ transposed. Rotary positions pair dimensions by halves in both, so no rows are p
 """
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from threadloom.stages.models.llama_config import geometry_of
@@ -34,9 +35,11 @@ class LlamaHuggingFace:
             parts[self.output_projection] = TensorPart("head")
         return parts
 
-    def config(self, geometry: LlamaGeometry, end_of_text: int | None) -> dict[str, Any]:
-        """Return the content of config.json."""
-        return config_of(geometry, end_of_text)
+    def config(
+        self, geometry: LlamaGeometry, end_of_text: int | None, came_in: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Return the content of config.json; see `HuggingFaceLayout`."""
+        return config_of(geometry, end_of_text, came_in)
 
     def geometry(self, config: bytes) -> LlamaGeometry:
         """Return the geometry of a config.json; see `HuggingFaceLayout`."""

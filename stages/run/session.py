@@ -285,7 +285,7 @@ def _train(
     source = TokenBatches(data.train, config.batch_sizes, config.seed)
     if config.init and start is None:
         logger.info("initial weights: {}", config.init)
-    training = Training(config, source, _validation(config, data), output, start, _initial_weights(config))
+    training = Training(config, source, _validation(config, data), output, start, _initial_weights(config, start))
     logger.info("memory of the run:\n{}", format_memory_plan(planned_memory(config, data.preparation_bytes)))
     trace = new_trace(config, training)
     begin = time.perf_counter()
@@ -303,9 +303,11 @@ def _train(
     return Outcome(run, config, config.steps, last.val_loss if last else None, time.perf_counter() - begin)
 
 
-def _initial_weights(config: ResolvedConfig) -> InitialWeights | None:
-    """Return the weights that a run starts from; None for random weights."""
-    return FolderWeights(Path(config.init), config.geometry()) if config.init else None
+def _initial_weights(config: ResolvedConfig, start: Checkpoint | None) -> InitialWeights | None:
+    """Return the weights that a run starts from, of which a checkpoint lacks a frozen model; None for random ones."""
+    if not config.init or (start and not config.lora.rank):
+        return None
+    return FolderWeights(Path(config.init), config.geometry())
 
 
 def _follow(pipeline: Run, reporter: Reporter, written: WrittenMetrics) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 
 from threadloom.pipeline import Arena, Banks, Lease, Pool
 from threadloom.stages.checkpoint import TrainingState, kept_versions, save_checkpoint
+from threadloom.stages.data import MODEL_CONFIG_FILE
 from threadloom.stages.memory import Bank, Saved, ScaleState, Update
 from threadloom.stages.models import EndOfText, Geometry, Shape
 
@@ -174,7 +175,7 @@ class Save:
 
     def _write(self, lease: Lease[Bank], *, scaled: bool) -> Saved:
         begin = time.perf_counter()
-        snapshot, step = self._snapshot, lease.version
+        snapshot, step, tokenizer = self._snapshot, lease.version, self._output.tokenizer
         state = TrainingState(
             step=step,
             delay=snapshot.delay,
@@ -184,8 +185,9 @@ class Save:
             geometry=self._record.geometry,
             scalers={**snapshot.scalers, step: lease.bank.scaler} if scaled else {},
             end_of_text=self._output.end_of_text,
+            came_in=None if tokenizer is None else tokenizer.with_name(MODEL_CONFIG_FILE),
         )
-        path = save_checkpoint(self._output.checkpoints, state, self._output.tokenizer, self._record.keep)
+        path = save_checkpoint(self._output.checkpoints, state, tokenizer, self._record.keep)
         self._saved = step
         return Saved(step, str(path), time.perf_counter() - begin)
 

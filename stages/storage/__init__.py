@@ -16,6 +16,7 @@ from threadloom.stages.storage.durable_io import (
 from threadloom.stages.storage.hashed_file import (
     FileDigest as FileDigest,
     copy_file as copy_file,
+    copy_files as copy_files,
     digest_file as digest_file,
     write_bytes as write_bytes,
 )

@@ -6,10 +6,13 @@ writing (`FileExistsError`). Hashing and writing release the GIL.
 
 import hashlib
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 from typing import Self
+
+from threadloom.stages.storage.durable_io import fsync_directory
 
 CHUNK = 4 << 20
 """Bytes hashed and written at a time."""
@@ -66,6 +69,20 @@ def copy_file(source: Path, target: Path) -> FileDigest:
         while data := reader.read(CHUNK):
             file.write(data)
         return file.finish()
+
+
+def copy_files(files: Mapping[str, Path], folder: Path) -> dict[str, FileDigest]:
+    """Copy files durably to new names in a folder, which may begin with that of a new sub-folder; returns the digests.
+
+    The entries of sub-folders are synced, those of the folder are not.
+    """
+    folders = {(folder / name).parent for name in files} - {folder}
+    for path in folders:
+        path.mkdir()
+    digests = {name: copy_file(path, folder / name) for name, path in files.items()}
+    for path in folders:
+        fsync_directory(path)
+    return digests
 
 
 def digest_file(path: Path) -> FileDigest:

@@ -34,6 +34,9 @@ CAME_IN = {
 }
 
 
+TEMPLATES = "additional_chat_templates"
+
+
 def model(folder: Path, weights: Any = None) -> ExportedModel:
     folder.mkdir(exist_ok=True)
     return ExportedModel(folder, random_weights() if weights is None else weights, GEOMETRY, EndOfText(2, "<|im_end|>"))
@@ -99,8 +102,12 @@ def test_the_files_that_came_with_the_model_are_kept(tmp_path: Path) -> None:
     for name, text in CAME_IN.items():
         (tmp_path / "in" / name).write_text(text)
     (tmp_path / "in" / "notes.txt").write_text("not of a model")
+    (tmp_path / "in" / TEMPLATES).mkdir()
+    (tmp_path / "in" / TEMPLATES / "tools.jinja").write_text("{{ tools }}")
+    (tmp_path / "in" / TEMPLATES / "a note.jinja").write_text("no name of a template")
     files = export_model(model(tmp_path / "in"), tmp_path / "out", StoredFormat.FLOAT32)
-    assert files == sorted([*CAME_IN, "config.json", "model.safetensors"])
+    assert files == sorted([*CAME_IN, TEMPLATES, "config.json", "model.safetensors"])
+    assert [path.read_text() for path in (tmp_path / "out" / TEMPLATES).iterdir()] == ["{{ tools }}"]
     for name, text in CAME_IN.items():
         assert (tmp_path / "out" / name).read_text() == text
     assert content(tmp_path / "out", "config.json")["eos_token_id"] == 2
@@ -118,13 +125,16 @@ def test_a_checkpoint_has_the_files_that_came_with_the_tokenizer(tmp_path: Path)
     (tmp_path / "data").mkdir()
     for name, text in CAME_IN.items():
         (tmp_path / "data" / name).write_text(text)
+    (tmp_path / "data" / TEMPLATES).mkdir()
+    (tmp_path / "data" / TEMPLATES / "tools.jinja").write_text("{{ tools }}")
     weights = random_weights()
     optimizer = {"m": weights, "v": weights}
     state = TrainingState(0, 0, {0: weights}, optimizer, {}, GEOMETRY, end_of_text=EndOfText(2, "<|im_end|>"))
     path = save_checkpoint(tmp_path / "checkpoints", state, tmp_path / "data" / "tokenizer.json", keep=0)
     for name, text in CAME_IN.items():
         assert (path / name).read_text() == text
-    assert CAME_IN.keys() <= read_manifest(path, "").files.keys()
+    assert {*CAME_IN, f"{TEMPLATES}/tools.jinja"} <= read_manifest(path, "").files.keys()
+    assert (path / TEMPLATES / "tools.jinja").read_text() == "{{ tools }}"
     assert Checkpoint.open(path).tokenizer == path / "tokenizer.json"
 
 

@@ -4,6 +4,7 @@ Version 4 runs in an environment of its own: the variable THREADLOOM_TRANSFORMER
 without it that part is left out.
 """
 
+import json
 import os
 import subprocess
 from pathlib import Path
@@ -31,7 +32,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gpt2": {"vocab_size": 37, "n_positions": 64, "n_embd": 12, "n_layer": 2, "n_head": 3},
     "llama": SIZES | {"head_dim": 6, "attention_bias": True, "mlp_bias": True, "rope_parameters": LLAMA3},
     "llama-tied": SIZES | {"head_dim": 4, "tie_word_embeddings": True, "rope_parameters": THETA},
-    "mistral": SIZES | {"head_dim": 4, "sliding_window": None, "rope_parameters": THETA},
+    "mistral": SIZES | {"head_dim": 4, "sliding_window": None, "rope_parameters": THETA, "eos_token_id": 5},
     "qwen2": SIZES
     | {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e6}, "num_attention_heads": 6},
     "qwen3": SIZES | {"head_dim": 8, "rope_parameters": THETA},
@@ -87,6 +88,10 @@ def require_equal(found: dict[str, np.ndarray], expected: dict[str, np.ndarray],
 def test_an_export_has_the_tensors_and_logits_of_the_model_that_came_in(name: str, folders: Path) -> None:
     expected = opened(folders / f"{name}-in", folders / "ids.npy")
     require_equal(opened(folders / f"{name}-out", folders / "ids.npy"), expected, 0.0)
+    came_in, found = (json.loads((folders / f"{name}-{end}" / "config.json").read_text()) for end in ("in", "out"))
+    assert found["model_type"] == name.partition("-")[0]
+    ours = {"dtype", "transformers_version"}  # those of the file, not of the model
+    assert {key: found[key] for key in came_in.keys() - ours} == {key: came_in[key] for key in came_in.keys() - ours}
 
 
 def test_transformers_4_computes_the_same_logits(folders: Path) -> None:

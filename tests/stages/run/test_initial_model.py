@@ -15,7 +15,7 @@ from tests.stages.checkpoint.llama_folder import CONFIG, tensors_of, write_folde
 from tests.stages.support import STORY, command, story
 from threadloom.pipeline import Arena
 from threadloom.stages.checkpoint import Checkpoint, load_model
-from threadloom.stages.config import Config, ConfigError, TokenizerKind
+from threadloom.stages.config import CheckpointConfig, Config, ConfigError, TokenizerKind
 from threadloom.stages.data.character_tokenizer import CharacterTokenizer
 from threadloom.stages.models import parameter_shapes
 from threadloom.stages.resolve import apply_overrides, load_config, require_initial_model, with_initial_model
@@ -75,6 +75,31 @@ def test_a_run_starts_from_a_llama_with_more_rows_than_tokens(tmp_path: Path) ->
     config = apply_overrides(with_initial_model(story(tmp_path), folder), (*STILL, "model.context=8"))
     train(config, tmp_path / "run")
     np.testing.assert_array_equal(weights_after(tmp_path / "run", 2).flat, load_model(folder)[1].flat)
+
+
+def test_what_came_with_a_model_is_in_the_checkpoints_of_the_run(tmp_path: Path) -> None:
+    (tmp_path / "mistral").mkdir()
+    config = CONFIG | {"model_type": "mistral", "eos_token_id": [0, 3], "sliding_window": 16, "note": "of its makers"}
+    folder = write_folder(tmp_path / "mistral", config, tensors_of(config))
+    CharacterTokenizer("\n abcdefghijklmnopqrstuvwxyz").save(folder / "tokenizer.json")
+    (folder / "tokenizer_config.json").write_text('{"chat_template": "{{ messages }}"}')
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "tools.jinja").write_text("{{ tools }}")
+    train(apply_overrides(with_initial_model(story(tmp_path), folder), (*STILL, "model.context=8")), tmp_path / "run")
+    shutil.rmtree(folder)
+    changes = {"steps": 3, "checkpoint": CheckpointConfig(interval=1, keep=0)}
+    train(msgspec.structs.replace(saved_config(tmp_path / "run"), **changes), tmp_path / "run", RunMode.RESUME)
+    checkpoint = RunDirectory(tmp_path / "run").checkpoint(3)
+    found = json.loads((checkpoint / CONFIG_FILE).read_text())
+    assert found["max_position_embeddings"] == 8
+    assert [found[key] for key in ("model_type", "eos_token_id", "sliding_window", "note")] == [
+        "mistral", [0, 3], None, "of its makers",
+    ]  # fmt: skip
+    assert json.loads((checkpoint / "tokenizer_config.json").read_text())["chat_template"] == "{{ messages }}"
+    assert (checkpoint / "additional_chat_templates" / "tools.jinja").read_text() == "{{ tools }}"
+    again = with_initial_model(story(tmp_path), checkpoint)
+    train(apply_overrides(again, STILL), tmp_path / "again")
+    assert json.loads((RunDirectory(tmp_path / "again").checkpoint(2) / CONFIG_FILE).read_text()) == found
 
 
 def test_a_run_directory_is_a_model_too(finished: Path, tmp_path: Path) -> None:
