@@ -32,6 +32,7 @@ from threadloom.kernels.bits16.head import (
 from threadloom.kernels.bits16.layernorm import (
     LayerNormGradients as LayerNormGradients,
     NormalizedRows as NormalizedRows,
+    layernorm_apply as layernorm_apply,
     layernorm_apply_transposed as layernorm_apply_transposed,
     layernorm_backward as layernorm_backward,
     layernorm_forward as layernorm_forward,
@@ -49,6 +50,7 @@ from threadloom.kernels.bits16.linear import (
 from threadloom.kernels.bits16.models import GPT2 as GPT2, LLAMA as LLAMA
 from threadloom.kernels.bits16.rmsnorm import (
     RmsNormGradients as RmsNormGradients,
+    rmsnorm_apply as rmsnorm_apply,
     rmsnorm_apply_transposed as rmsnorm_apply_transposed,
     rmsnorm_backward as rmsnorm_backward,
     rmsnorm_forward as rmsnorm_forward,

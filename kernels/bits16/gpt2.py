@@ -15,6 +15,7 @@ from threadloom.kernels.bits16.head import ProjectionScratch, projection_backwar
 from threadloom.kernels.bits16.layernorm import (
     LayerNormGradients,
     NormalizedRows,
+    layernorm_apply,
     layernorm_apply_transposed,
     layernorm_backward,
     layernorm_forward,
@@ -28,7 +29,7 @@ from threadloom.kernels.bits16.linear import (
     linear_residual_forward,
     transpose_backward_weight,
 )
-from threadloom.kernels.bits16.tensors import Activations16, PackedPair, PackedWeight, Scratch16, Weights16
+from threadloom.kernels.bits16.tensors import Activations16, PackedPair, Scratch16, Weights16
 from threadloom.kernels.common import (
     AccumulationTicket,
     Affine,
@@ -51,7 +52,7 @@ def blocks_forward(weights: Weights16, acts: Activations16, sequences: int, cons
     """Run all blocks on ``acts.x``, the embeddings, and fill every activation; R is a multiple of `sequences`."""
     w, p, a = weights.master, weights.packed, acts
     upcast = a.thread.upcast
-    for n in range(w.qkv_weight.shape[0]):
+    for n in range(w.ln1_weight.shape[0]):
         ln1, ln2 = Affine(w.ln1_weight[n], w.ln1_bias[n]), Affine(w.ln2_weight[n], w.ln2_bias[n])
         layernorm_forward(a.x, ln1, w.attn_proj_bias[n], NormalizedRows(a.normed1[n], a.rstd1[n]), a.h)
         linear_forward(a.h, p.qkv[n], w.qkv_bias[n], a.qkv[n], upcast)
@@ -59,7 +60,8 @@ def blocks_forward(weights: Weights16, acts: Activations16, sequences: int, cons
         attention_forward(attention, sequences, HeadCounts(constants.heads, constants.heads), a.thread.attention)
         linear_residual_forward(a.attn[n], p.attn_proj[n], a.x, upcast)
         layernorm_forward(a.x, ln2, w.mlp_proj_bias[n], NormalizedRows(a.normed2[n], a.rstd2[n]), a.h)
-        linear_gelu_forward(a.h, p.fc[n], w.fc_bias[n], a.fc[n], a.gelu, upcast)
+        fc = a.fc[min(n, a.fc.shape[0] - 1)]
+        linear_gelu_forward(a.h, p.fc[n], w.fc_bias[n], fc, a.gelu, upcast)
         linear_residual_forward(a.gelu, p.mlp_proj[n], a.x, upcast)
 
 
@@ -87,7 +89,7 @@ def _normed_linear_backward(
     d_out: Bits16,
     kept: NormalizedRows,
     norm: Affine,
-    weight_t: PackedWeight,
+    weight: PackedPair,
     d_norm: LayerNormGradients,
     d_weight: Floats,
     scratch: Scratch16,
@@ -104,8 +106,19 @@ def _normed_linear_backward(
         transpose_bf16(kept.n, x_t)
         layernorm_apply_transposed(x_t, norm)
         linear_backward_weight(x_t, d_out, d_weight, accumulate, s.thread.upcast)
-    linear_backward_input(d_out, weight_t, s.dh, s.thread.upcast)
+    linear_backward_input(d_out, weight, s.dh, s.thread)
     layernorm_backward(s.dh, kept, norm.weight, s.dx, s.dx16, d_norm, accumulate)
+
+
+@jit_inline_body
+def _before_gelu(weights: Weights16, acts: Activations16, scratch: Scratch16, n: int) -> Bits16:
+    """Return the input of the GELU of block `n`, recomputed if the forward pass kept only that of the last block."""
+    w, a, layers = weights.master, acts, weights.master.ln1_weight.shape[0]
+    fc = a.fc[min(n, a.fc.shape[0] - 1)]
+    if a.fc.shape[0] < layers and n < layers - 1:
+        layernorm_apply(a.normed2[n], Affine(w.ln2_weight[n], w.ln2_bias[n]), scratch.h)
+        linear_forward(scratch.h, weights.packed.fc[n], w.fc_bias[n], fc, scratch.thread.upcast)
+    return fc
 
 
 @jit_inline_body
@@ -114,14 +127,15 @@ def _mlp_backward(
 ) -> None:
     """Take ``scratch.dx`` from the gradient of the output of block `n` to that between its two halves."""
     w, p, a, g, s = weights.master, weights.packed, acts, grads, scratch
-    accumulate, part = ticket.accumulate, mlp_part(w.wte.shape[0], w.qkv_weight.shape[0], n)
+    accumulate, part = ticket.accumulate, mlp_part(s.logits.shape[1], w.ln1_weight.shape[0], n)
     wait_for_predecessor(ticket, part)
-    linear_backward_input(s.dx16, p.mlp_proj_t[n], s.d_fc, s.thread.upcast)
-    gelu_backward(a.fc[n], s.d_fc, s.gelu, g.fc_bias[n], accumulate)
+    linear_backward_input(s.dx16, PackedPair(p.mlp_proj[n], p.mlp_proj_t[n]), s.d_fc, s.thread)
+    gelu_backward(_before_gelu(weights, acts, scratch, n), s.d_fc, s.gelu, g.fc_bias[n], accumulate)
     transpose_backward_weight(s.gelu, s.dx16, g.mlp_proj_weight[n], accumulate, s.transposed, s.thread.upcast)
     norm, kept = Affine(w.ln2_weight[n], w.ln2_bias[n]), NormalizedRows(a.normed2[n], a.rstd2[n])
     d_norm = _norm_gradients(g.ln2_weight[n], g.ln2_bias[n], g.attn_proj_bias[n], s)
-    _normed_linear_backward(s.d_fc, kept, norm, p.fc_t[n], d_norm, g.fc_weight[n], s, accumulate)
+    fc = PackedPair(p.fc[n], p.fc_t[n])
+    _normed_linear_backward(s.d_fc, kept, norm, fc, d_norm, g.fc_weight[n], s, accumulate)
     mark_part_done(ticket, part)
 
 
@@ -138,10 +152,10 @@ def _attention_backward(
 ) -> None:
     """Take ``scratch.dx`` from the gradient between the halves of block `n` to that of the block's input."""
     w, p, a, g, s = weights.master, weights.packed, acts, grads, scratch
-    accumulate, part = ticket.accumulate, mlp_part(w.wte.shape[0], w.qkv_weight.shape[0], n) + 1
+    accumulate, part = ticket.accumulate, mlp_part(s.logits.shape[1], w.ln1_weight.shape[0], n) + 1
     wait_for_predecessor(ticket, part)
     transpose_backward_weight(a.attn[n], s.dx16, g.attn_proj_weight[n], accumulate, s.transposed, s.thread.upcast)
-    linear_backward_input(s.dx16, p.attn_proj_t[n], s.d_attn, s.thread.upcast)
+    linear_backward_input(s.dx16, PackedPair(p.attn_proj[n], p.attn_proj_t[n]), s.d_attn, s.thread)
     attention = AttentionActivations(a.qkv[n], a.attn[n], a.attn_lse[n])
     attention_backward(
         s.d_attn, attention, sequences, HeadCounts(constants.heads, constants.heads), s.d_qkv, s.thread.attention
@@ -150,7 +164,8 @@ def _attention_backward(
     norm, kept = Affine(w.ln1_weight[n], w.ln1_bias[n]), NormalizedRows(a.normed1[n], a.rstd1[n])
     below = g.mlp_proj_bias[n - 1] if n > 0 else s.unused[2]
     d_norm = _norm_gradients(g.ln1_weight[n], g.ln1_bias[n], below, s)
-    _normed_linear_backward(s.d_qkv, kept, norm, p.qkv_t[n], d_norm, g.qkv_weight[n], s, accumulate)
+    qkv = PackedPair(p.qkv[n], p.qkv_t[n])
+    _normed_linear_backward(s.d_qkv, kept, norm, qkv, d_norm, g.qkv_weight[n], s, accumulate)
     mark_part_done(ticket, part)
 
 
@@ -169,7 +184,7 @@ def blocks_backward(
     The gradient of the last block's MLP bias is computed by `head_backward`, which runs first; that of any other
     block's MLP bias by the next block, in that block's part of the `ticket`.
     """
-    for n in range(weights.master.qkv_weight.shape[0] - 1, -1, -1):
+    for n in range(weights.master.ln1_weight.shape[0] - 1, -1, -1):
         _mlp_backward(weights, acts, grads, scratch, n, ticket)
         _attention_backward(weights, acts, grads, scratch, n, sequences, constants, ticket)
 
@@ -213,5 +228,5 @@ def head_backward(
     last_bias = grads.mlp_proj_bias[grads.mlp_proj_bias.shape[0] - 1]
     d_norm = _norm_gradients(grads.lnf_weight, grads.lnf_bias, last_bias, s)
     layernorm_backward(s.dh, kept, w.lnf_weight, s.dx, s.dx16, d_norm, accumulate)
-    mark_part_done(ticket, last_head_part(w.wte.shape[0]))
+    mark_part_done(ticket, last_head_part(s.logits.shape[1]))
     return loss

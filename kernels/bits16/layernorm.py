@@ -50,6 +50,15 @@ def layernorm_forward(x: Floats, affine: Affine, added: Floats, kept: Normalized
 
 
 @jit_kernel
+def layernorm_apply(n: Bits16, affine: Affine, out: Bits16) -> None:
+    """Write the output of `layernorm_forward`, recomputed from the normalised rows, to `out`; both (R, C)."""
+    for r in range(n.shape[0]):
+        row, target = n[r], out[r]
+        for j in range(row.shape[0]):
+            store16(target, j, load16(row, j) * affine.weight[j] + affine.bias[j])
+
+
+@jit_kernel
 def layernorm_apply_transposed(n_t: Bits16, affine: Affine) -> None:
     """Replace the transposed normalised rows (C, R) by the transposed output of `layernorm_forward`."""
     for j in range(n_t.shape[0]):

@@ -13,9 +13,10 @@ from numba import types
 from numba.extending import overload
 
 from threadloom.kernels.bits16.gelu import gelu_forward
-from threadloom.kernels.bits16.tensors import Fp16UpcastScratch, PackedWeight
-from threadloom.kernels.compiling import Floats, jit_inline_body, jit_kernel
+from threadloom.kernels.bits16.tensors import Fp16UpcastScratch, PackedPair, PackedWeight, ThreadScratch
+from threadloom.kernels.compiling import Floats, jit_inline_body, jit_kernel, jit_strict_fp
 from threadloom.kernels.matmul import (
+    PANEL,
     Op,
     gemm_bf16,
     gemm_fp16,
@@ -24,6 +25,7 @@ from threadloom.kernels.matmul import (
     linear_fp16,
     linear_gelu_bf16,
     transpose_bf16,
+    transpose_packed,
 )
 from threadloom.kernels.simd import Bits16, load16
 
@@ -91,18 +93,16 @@ def linear_residual_forward(x: Bits16, weight: PackedWeight, residual: Floats, u
     _gemm(x, weight, residual, Op.N, True, upcast)
 
 
-def linear_backward_input(
-    d_out: Bits16, weight_t: PackedWeight, dx: Floats | Bits16, upcast: Fp16UpcastScratch
-) -> None:
-    """Write the gradient of the input, ``d_out @ W.T``, to `dx` (R, I), which is float32 or 16 bits (rounded once)."""
+def _input(d_out: Bits16, weight_t: PackedWeight, dx: Floats | Bits16, upcast: Fp16UpcastScratch) -> None:
+    """Write ``d_out @ W.T`` to `dx`, which is float32 or 16 bits (rounded once)."""
     if dx.dtype == np.float32:
         _input_float32(d_out, weight_t, dx, upcast)
     else:
         (_input_fp16 if weight_t.dtype == np.int16 else _input_bf16)(d_out, weight_t, dx, upcast)
 
 
-@overload(linear_backward_input, inline="always")
-def _input(d_out: Any, weight_t: Any, dx: Any, upcast: Any) -> Any:
+@overload(_input, inline="always")
+def _input_of_format(d_out: Any, weight_t: Any, dx: Any, upcast: Any) -> Any:
     if dx.dtype == types.float32:
         return _input_float32
     return _input_fp16 if weight_t.dtype == types.int16 else _input_bf16
@@ -118,6 +118,44 @@ def _input_bf16(d_out: Any, weight_t: Any, dx: Any, upcast: Any) -> None:
 
 def _input_fp16(d_out: Any, weight_t: Any, dx: Any, upcast: Any) -> None:
     linear_fp16(d_out, weight_t, Op.T, upcast.a[:0], dx, upcast.sums, upcast.a, upcast.b)
+
+
+def linear_backward_input(d_out: Bits16, weight: PackedPair, dx: Floats | Bits16, thread: ThreadScratch) -> None:
+    """Write the gradient of the input, ``d_out @ W.T``, to `dx` (R, I), which is float32 or 16 bits (rounded once).
+
+    If the packed transpose of a bfloat16 `weight` is not held, it is made in parts, in ``thread.packed_t``. The result
+    has the same bits.
+    """
+    fp16 = weight.packed.dtype == np.int16
+    (_backward_input_fp16 if fp16 else _backward_input_bf16)(d_out, weight, dx, thread)
+
+
+@overload(linear_backward_input, inline="always")
+def _backward_input(d_out: Any, weight: Any, dx: Any, thread: Any) -> Any:
+    return _backward_input_fp16 if weight.types[0].dtype == types.int16 else _backward_input_bf16
+
+
+def _backward_input_fp16(d_out: Any, weight: Any, dx: Any, thread: Any) -> None:
+    _input(d_out, weight.packed_t, dx, thread.upcast)
+
+
+def _backward_input_bf16(d_out: Any, weight: Any, dx: Any, thread: Any) -> None:
+    if weight.packed_t.shape[0] > 0:
+        _input(d_out, weight.packed_t, dx, thread.upcast)
+    else:
+        _input_by_parts(d_out, weight.packed, dx, thread)
+
+
+@jit_strict_fp
+def _input_by_parts(d_out: Bits16, packed: PackedWeight, dx: Floats | Bits16, thread: ThreadScratch) -> None:
+    """Compute `linear_backward_input` with some panels of the packed transpose at a time, while they are in cache."""
+    panels, pairs = 2 * packed.shape[1] // PANEL, packed.shape[0] * PANEL // 2
+    step = thread.packed_t.shape[0] // (pairs * PANEL)
+    for first in range(0, panels, step):
+        last = min(first + step, panels)
+        part = thread.packed_t[: (last - first) * pairs * PANEL].reshape(last - first, pairs, PANEL)
+        transpose_packed(packed, first, part)
+        _input(d_out, part, dx[:, first * PANEL : min(last * PANEL, dx.shape[1])], thread.upcast)
 
 
 def linear_backward_weight(
@@ -176,7 +214,7 @@ def linear_backward_bias(d_out: Bits16, d_bias: Floats, accumulate: bool) -> Non
 @jit_inline_body
 def logits_forward(h: Bits16, wte_t: PackedWeight, logits: Floats, upcast: Fp16UpcastScratch) -> None:
     """Write ``h @ wte.T``, the projection tied to the token embedding (V, C), to `logits` (rows, V): h (rows, C)."""
-    linear_backward_input(h, wte_t, logits, upcast)
+    _input(h, wte_t, logits, upcast)
 
 
 @jit_inline_body

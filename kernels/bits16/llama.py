@@ -21,6 +21,7 @@ from threadloom.kernels.bits16.linear import (
 )
 from threadloom.kernels.bits16.rmsnorm import (
     RmsNormGradients,
+    rmsnorm_apply,
     rmsnorm_apply_transposed,
     rmsnorm_backward,
     rmsnorm_forward,
@@ -30,7 +31,6 @@ from threadloom.kernels.bits16.tensors import (
     LlamaScratch16,
     LlamaWeights16,
     PackedPair,
-    PackedWeight,
 )
 from threadloom.kernels.common import (
     AccumulationTicket,
@@ -58,7 +58,7 @@ def blocks_forward(
     """Run all blocks on ``acts.x``, the embeddings, and fill every activation; R is a multiple of `sequences`."""
     w, p, a, c = weights.master, weights.packed, acts, constants
     upcast = a.thread.upcast
-    for n in range(w.qkv_weight.shape[0]):
+    for n in range(w.norm1_weight.shape[0]):
         kept1, kept2 = NormalizedRows(a.normed1[n], a.rstd1[n]), NormalizedRows(a.normed2[n], a.rstd2[n])
         rmsnorm_forward(a.x, w.norm1_weight[n], c.epsilon, w.attn_proj_bias[n], kept1, a.h)
         linear_forward(a.h, p.qkv[n], w.qkv_bias[n], a.qkv[n], upcast)
@@ -67,8 +67,9 @@ def blocks_forward(
         attention_forward(attention, sequences, c.heads, a.thread.attention)
         linear_residual_forward(a.attn[n], p.attn_proj[n], a.x, upcast)
         rmsnorm_forward(a.x, w.norm2_weight[n], c.epsilon, w.down_bias[n], kept2, a.h)
-        linear_forward(a.h, p.gate_up[n], w.gate_up_bias[n], a.gate_up[n], upcast)
-        swiglu_forward(a.gate_up[n], a.gated)
+        gate_up = a.gate_up[min(n, a.gate_up.shape[0] - 1)]
+        linear_forward(a.h, p.gate_up[n], w.gate_up_bias[n], gate_up, upcast)
+        swiglu_forward(gate_up, a.gated)
         linear_residual_forward(a.gated, p.down[n], a.x, upcast)
 
 
@@ -77,7 +78,7 @@ def _normed_linear_backward(
     d_out: Bits16,
     kept: NormalizedRows,
     norm: Floats,
-    weight_t: PackedWeight,
+    weight: PackedPair,
     d_norm: RmsNormGradients,
     d_weight: Floats,
     scratch: LlamaScratch16,
@@ -94,8 +95,19 @@ def _normed_linear_backward(
         transpose_bf16(kept.n, x_t)
         rmsnorm_apply_transposed(x_t, norm)
         linear_backward_weight(x_t, d_out, d_weight, accumulate, s.thread.upcast)
-    linear_backward_input(d_out, weight_t, s.dh, s.thread.upcast)
+    linear_backward_input(d_out, weight, s.dh, s.thread)
     rmsnorm_backward(s.dh, kept, norm, s.dx, s.dx16, d_norm, accumulate)
+
+
+@jit_inline_body
+def _gate_up(weights: LlamaWeights16, acts: LlamaActivations16, scratch: LlamaScratch16, n: int) -> Bits16:
+    """Return the gate and up of block `n`, recomputed if the forward pass kept only those of the last block."""
+    w, a, layers = weights.master, acts, weights.master.norm1_weight.shape[0]
+    gate_up = a.gate_up[min(n, a.gate_up.shape[0] - 1)]
+    if a.gate_up.shape[0] < layers and n < layers - 1:
+        rmsnorm_apply(a.normed2[n], w.norm2_weight[n], scratch.h)
+        linear_forward(scratch.h, weights.packed.gate_up[n], w.gate_up_bias[n], gate_up, scratch.thread.upcast)
+    return gate_up
 
 
 @jit_inline_body
@@ -109,16 +121,15 @@ def _mlp_backward(
 ) -> None:
     """Take ``scratch.dx`` from the gradient of the output of block `n` to that between its two halves."""
     w, p, a, g, s = weights.master, weights.packed, acts, grads, scratch
-    accumulate, part = ticket.accumulate, mlp_part(w.head.shape[0], w.qkv_weight.shape[0], n)
+    accumulate, part = ticket.accumulate, mlp_part(s.logits.shape[1], w.norm1_weight.shape[0], n)
     wait_for_predecessor(ticket, part)
-    linear_backward_input(s.dx16, p.down_t[n], s.d_gated, s.thread.upcast)
-    swiglu_backward(a.gate_up[n], s.d_gated, s.d_gate_up, s.gated)
+    linear_backward_input(s.dx16, PackedPair(p.down[n], p.down_t[n]), s.d_gated, s.thread)
+    swiglu_backward(_gate_up(weights, acts, scratch, n), s.d_gated, s.d_gate_up, s.gated)
     transpose_backward_weight(s.gated, s.dx16, g.down_weight[n], accumulate, s.transposed, s.thread.upcast)
     linear_backward_bias(s.d_gate_up, g.gate_up_bias[n], accumulate)
     kept, d_norm = NormalizedRows(a.normed2[n], a.rstd2[n]), RmsNormGradients(g.norm2_weight[n], g.attn_proj_bias[n])
-    _normed_linear_backward(
-        s.d_gate_up, kept, w.norm2_weight[n], p.gate_up_t[n], d_norm, g.gate_up_weight[n], s, accumulate
-    )
+    gate_up = PackedPair(p.gate_up[n], p.gate_up_t[n])
+    _normed_linear_backward(s.d_gate_up, kept, w.norm2_weight[n], gate_up, d_norm, g.gate_up_weight[n], s, accumulate)
     mark_part_done(ticket, part)
 
 
@@ -135,10 +146,10 @@ def _attention_backward(
 ) -> None:
     """Take ``scratch.dx`` from the gradient between the halves of block `n` to that of the block's input."""
     w, p, a, g, s, c = weights.master, weights.packed, acts, grads, scratch, constants
-    accumulate, part = ticket.accumulate, mlp_part(w.head.shape[0], w.qkv_weight.shape[0], n) + 1
+    accumulate, part = ticket.accumulate, mlp_part(s.logits.shape[1], w.norm1_weight.shape[0], n) + 1
     wait_for_predecessor(ticket, part)
     transpose_backward_weight(a.attn[n], s.dx16, g.attn_proj_weight[n], accumulate, s.transposed, s.thread.upcast)
-    linear_backward_input(s.dx16, p.attn_proj_t[n], s.d_attn, s.thread.upcast)
+    linear_backward_input(s.dx16, PackedPair(p.attn_proj[n], p.attn_proj_t[n]), s.d_attn, s.thread)
     attention = AttentionActivations(a.qkv[n], a.attn[n], a.attn_lse[n])
     attention_backward(s.d_attn, attention, sequences, c.heads, s.d_qkv, s.thread.attention)
     prepare_heads_backward(s.d_qkv, a.qk_raw[n], w, g, c, n, sequences, accumulate)
@@ -146,7 +157,8 @@ def _attention_backward(
     kept = NormalizedRows(a.normed1[n], a.rstd1[n])
     below = g.down_bias[n - 1] if n > 0 else g.down_bias[n, :0]
     d_norm = RmsNormGradients(g.norm1_weight[n], below)
-    _normed_linear_backward(s.d_qkv, kept, w.norm1_weight[n], p.qkv_t[n], d_norm, g.qkv_weight[n], s, accumulate)
+    qkv = PackedPair(p.qkv[n], p.qkv_t[n])
+    _normed_linear_backward(s.d_qkv, kept, w.norm1_weight[n], qkv, d_norm, g.qkv_weight[n], s, accumulate)
     mark_part_done(ticket, part)
 
 
@@ -165,7 +177,7 @@ def blocks_backward(
     The gradient of the last block's MLP bias is computed by `head_backward`, which runs first; that of any other
     block's MLP bias by the next block, in that block's part of the `ticket`.
     """
-    for n in range(weights.master.qkv_weight.shape[0] - 1, -1, -1):
+    for n in range(weights.master.norm1_weight.shape[0] - 1, -1, -1):
         _mlp_backward(weights, acts, grads, scratch, n, ticket)
         _attention_backward(weights, acts, grads, scratch, n, sequences, constants, ticket)
 
@@ -209,5 +221,5 @@ def head_backward(
     loss = projection_backward(s.h, head, targets, scale, grads.head, s.dh, projection, ticket)
     d_norm = RmsNormGradients(grads.normf_weight, grads.down_bias[grads.down_bias.shape[0] - 1])
     rmsnorm_backward(s.dh, kept, w.normf_weight, s.dx, s.dx16, d_norm, ticket.accumulate)
-    mark_part_done(ticket, last_head_part(w.head.shape[0]))
+    mark_part_done(ticket, last_head_part(s.logits.shape[1]))
     return loss

@@ -48,6 +48,15 @@ def rmsnorm_forward(
 
 
 @jit_kernel
+def rmsnorm_apply(n: Bits16, weight: Floats, out: Bits16) -> None:
+    """Write the output of `rmsnorm_forward`, recomputed from the normalised rows, to `out`; both (R, C)."""
+    for r in range(n.shape[0]):
+        row, target = n[r], out[r]
+        for j in range(row.shape[0]):
+            store16(target, j, load16(row, j) * weight[j])
+
+
+@jit_kernel
 def rmsnorm_apply_transposed(n_t: Bits16, weight: Floats) -> None:
     """Replace the transposed normalised rows (C, R) by the transposed output of `rmsnorm_forward`."""
     for j in range(n_t.shape[0]):

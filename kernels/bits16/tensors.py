@@ -22,14 +22,16 @@ class PackedPair(NamedTuple):
     """Compute copies of one matrix (I, O) for both directions."""
 
     packed: PackedWeight  # right operand of ``x @ W``
-    packed_t: PackedWeight  # right operand of ``dy @ W.T``; without elements if no GEMM reads it
+    packed_t: PackedWeight  # right operand of ``dy @ W.T``; no elements if no GEMM reads it, or it is made when needed
 
 
 class PackedWeights(NamedTuple):
     """Compute copies of all matrices of one version of the weights. Vectors are read from the float32 master.
 
     A field holds a weight W (I, O) as the right operand of ``x @ W``, the field that ends in ``_t`` as that of
-    ``dy @ W.T``. For bfloat16 both are packed (`kernels.matmul.pack`); for float16 both fields are one array.
+    ``dy @ W.T``. For bfloat16 both are packed (`kernels.matmul.pack`); for float16 both fields are one array. To save
+    memory, the packed transposes of the layers' bfloat16 matrices may be arrays (L, 0, pairs, 32) without elements: the
+    backward pass then makes them, a part at a time, from the packed matrices.
     """
 
     wte: PackedWeight  # d_logits @ wte: packed (V, C)
@@ -64,6 +66,7 @@ class ThreadScratch(NamedTuple):
 
     attention: AttentionScratch
     upcast: Fp16UpcastScratch
+    packed_t: PackedWeight  # flat: panels of a packed transpose that is not held; no elements if all are
 
 
 class Activations16(NamedTuple):
@@ -81,7 +84,7 @@ class Activations16(NamedTuple):
     attn_lse: Floats  # (L, B, H, T)
     normed2: Bits16  # (L, R, C)
     rstd2: Floats  # (L, R)
-    fc: Bits16  # (L, R, F) before the GELU
+    fc: Bits16  # (L, R, F) before the GELU; (1, R, F) if backward recomputes all but the last layer's
     h: Bits16  # (R, C) scratch: a LayerNorm's output
     gelu: Bits16  # (R, F) scratch: the GELU's output
     thread: ThreadScratch
@@ -101,7 +104,7 @@ class Scratch16(NamedTuple):
     logits: Floats  # (rows of one chunk, V)
     d_logits: Bits16  # (rows of one chunk, V)
     d_logits_t: Bits16  # (columns of one slice, rows of one chunk)
-    h: Bits16  # (R, C) the last LayerNorm's output
+    h: Bits16  # (R, C) the last LayerNorm's output; then a layer's, recomputed
     normed: Bits16  # (R, C) the same before weight and bias
     rstd: Floats  # (R,)
     unused: Floats  # (3, C) receives gradients that nothing reads: of frozen tensors, or of a bias that no layer has
@@ -146,7 +149,7 @@ class LlamaActivations16(NamedTuple):
     attn_lse: Floats  # (L, B, H, T)
     normed2: Bits16  # (L, R, C)
     rstd2: Floats  # (L, R)
-    gate_up: Bits16  # (L, R, 2F)
+    gate_up: Bits16  # (L, R, 2F); (1, R, 2F) if backward recomputes all but the last layer's
     h: Bits16  # (R, C) scratch: an RMS norm's output
     gated: Bits16  # (R, F) scratch: SiLU(gate) * up
     thread: ThreadScratch
@@ -167,7 +170,7 @@ class LlamaScratch16(NamedTuple):
     logits: Floats  # (rows of one chunk, V)
     d_logits: Bits16  # (rows of one chunk, V)
     d_logits_t: Bits16  # (columns of one slice, rows of one chunk)
-    h: Bits16  # (R, C) the last RMS norm's output
+    h: Bits16  # (R, C) the last RMS norm's output; then a layer's, recomputed
     normed: Bits16  # (R, C) the same before its weight
     rstd: Floats  # (R,)
     thread: ThreadScratch

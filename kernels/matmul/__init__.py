@@ -52,5 +52,9 @@ from threadloom.kernels.matmul.pack import (
     packed_shape as packed_shape,
     transpose_bf16 as transpose_bf16,
 )
+from threadloom.kernels.matmul.repack import (
+    transpose_packed as transpose_packed,
+    transposed_part_size as transposed_part_size,
+)
 from threadloom.kernels.matmul.split import gemm_split as gemm_split, prepare_split as prepare_split
 from threadloom.kernels.matmul.tile import WIDE_TILE as WIDE_TILE, TileShape as TileShape, make_tile as make_tile

@@ -67,6 +67,7 @@ from threadloom.kernels.simd.vector import (
     Bfloat as Bfloat,
     broadcast as broadcast,
     dot_pairs as dot_pairs,
+    exchange_lanes as exchange_lanes,
     float32_vector as float32_vector,
     fused_multiply_add as fused_multiply_add,
     int32_vector as int32_vector,

@@ -184,17 +184,18 @@ load_uint16, store_uint16 = _loader(INT16, types.uint16), _storer(INT16, types.u
 load_uint32, store_uint32 = _loader(INT32, types.uint32), _storer(INT32, types.uint32)
 
 
-def _exchange(builder: Any, rows: list[Any]) -> list[Any]:
-    """Transpose a square held in vectors, by an exchange network.
+def exchange_lanes(builder: Any, rows: list[Any]) -> list[Any]:
+    """Transpose a square held in vectors of as many lanes, a power of two, by an exchange network.
 
     In round d each pair of rows (i, i + d) swaps the lanes in which bit d of the lane and of the row differ.
     """
-    distance = LANES // 2
+    size = len(rows)
+    distance = size // 2
     while distance:
-        keep = [lane if not lane & distance else LANES + lane - distance for lane in range(LANES)]
-        swap = [lane + distance if not lane & distance else LANES + lane for lane in range(LANES)]
-        masks = [ir.Constant(INT32_VECTOR, lanes) for lanes in (keep, swap)]
-        for i in range(LANES):
+        keep = [lane if not lane & distance else size + lane - distance for lane in range(size)]
+        swap = [lane + distance if not lane & distance else size + lane for lane in range(size)]
+        masks = [ir.Constant(ir.VectorType(INT32, size), lanes) for lanes in (keep, swap)]
+        for i in range(size):
             if not i & distance:
                 low, high = rows[i], rows[i + distance]
                 rows[i], rows[i + distance] = (builder.shuffle_vector(low, high, mask) for mask in masks)
@@ -224,7 +225,7 @@ def _transposer(interleaves: bool) -> Any:
                 rows = [builder.or_(narrow[i], builder.shl(narrow[i + 1], shift)) for i in range(0, 2 * LANES, 2)]
             else:
                 rows = [row(i, INT32_VECTOR) for i in range(LANES)]
-            for i, value in enumerate(_exchange(builder, rows)):
+            for i, value in enumerate(exchange_lanes(builder, rows)):
                 place = pointer(builder, INT32_VECTOR, target, builder.mul(target_stride, int64(i)))
                 builder.store(value, place, align=2)
             return context.get_dummy_value()

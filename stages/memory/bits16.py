@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from threadloom.kernels.bits16 import Fp16UpcastScratch, ThreadScratch
 from threadloom.kernels.bits16.attention import AttentionScratch, attention_scratch_shapes
-from threadloom.kernels.matmul import fp16_scratch_sizes, fp16_sums_size, packed_shape
+from threadloom.kernels.matmul import fp16_scratch_sizes, fp16_sums_size, packed_shape, transposed_part_size
 from threadloom.pipeline import aligned_zeros
 from threadloom.stages.config import Precision
 from threadloom.stages.layouts import head_counts
-from threadloom.stages.layouts.bits16 import ArraySpecs, bits16_layout_of
+from threadloom.stages.layouts.bits16 import ArraySpec, ArraySpecs, bits16_layout_of
 from threadloom.stages.memory import (
     MicroBatchSlot,
     allocate_token_ids,
@@ -56,13 +56,27 @@ def packed_shapes(geometry: Geometry) -> dict[str, Shape]:
     return {name: shapes[name] for name in bits16_layout_of(geometry).packed_fields(geometry)}
 
 
-def packed_bf16_specs(geometry: Geometry) -> ArraySpecs:
-    """Return shape and dtype of the packed weights for bfloat16: pairs in uint32, each matrix and its transpose."""
+def _without_elements(spec: ArraySpec) -> ArraySpec:
+    """Return the specification of packed weights with the same axes and no element; the axis of layers, if any, stays.
+
+    Axes and dtype are parts of the types that kernels are compiled for.
+    """
+    shape, kind = spec
+    layered = len(shape) == (4 if kind == np.uint32 else 3)
+    return ((shape[0], 0, *shape[2:]) if layered else (0, *shape[1:])), kind
+
+
+def packed_bf16_specs(geometry: Geometry, *, small: bool = False) -> ArraySpecs:
+    """Return shape and dtype of the packed weights for bfloat16: pairs in uint32, each matrix and its transpose.
+
+    With `small` there are no transposes of the matrices of which the backward pass can make them.
+    """
     layout, kind = bits16_layout_of(geometry), np.dtype(np.uint32)
     fields, specs = layout.packed_fields(geometry), ArraySpecs()
     for name, (*layers, inner, outer) in packed_shapes(geometry).items():
-        specs[fields[name]] = ((*layers, *packed_shape(inner, outer)), kind)
-        specs[f"{fields[name]}_t"] = ((*layers, *packed_shape(outer, inner)), kind)
+        field, transposed = fields[name], ((*layers, *packed_shape(outer, inner)), kind)
+        specs[field] = ((*layers, *packed_shape(inner, outer)), kind)
+        specs[f"{field}_t"] = _without_elements(transposed) if small and field in layout.repacked else transposed
     return {field: spec for field, spec in specs.items() if field in layout.packed._fields}
 
 
@@ -70,6 +84,14 @@ def packed_fp16_specs(geometry: Geometry) -> ArraySpecs:
     """Return shape and dtype of the packed weights for float16: each matrix in the layout of its master."""
     fields, kind = bits16_layout_of(geometry).packed_fields(geometry), np.dtype(np.int16)
     return {fields[name]: (shape, kind) for name, shape in packed_shapes(geometry).items()}
+
+
+def transposed_part_specs(geometry: Geometry, *, small: bool) -> ArraySpecs:
+    """Return shape and dtype of ``ThreadScratch.packed_t``: for `small` memory, in bfloat16."""
+    layout, shapes = bits16_layout_of(geometry), packed_shapes(geometry)
+    fields = layout.packed_fields(geometry)
+    sizes = [transposed_part_size(*shape[1:]) for name, shape in shapes.items() if fields[name] in layout.repacked]
+    return {"packed_t": ((max(sizes) if small else 0,), np.dtype(np.uint32))}
 
 
 def upcast_specs(geometry: Geometry, rows: int, chunk: int) -> ArraySpecs:
@@ -105,7 +127,12 @@ def allocate(specs: ArraySpecs) -> Mapping[str, NDArray[Any]]:
 class Bits16Memory:
     """Arrays of training in bfloat16 or float16. Implements `PrecisionMemory`."""
 
-    def __init__(self, precision: Precision, geometry: Geometry, sequences: int) -> None:
+    def __init__(self, precision: Precision, geometry: Geometry, sequences: int, *, small: bool = False) -> None:
+        """Compute the sizes for micro-batches of `sequences`.
+
+        With `small` two things that backward can recompute, with the same bits, are not held: the packed transposes of
+        the layers' matrices in bfloat16, and the largest activation of every layer but the last.
+        """
         fp16 = precision is Precision.FP16
         storage = np.dtype(np.int16 if fp16 else np.uint16)  # `kernels.simd.scalar` distinguishes formats by dtype
         self._fp16 = fp16
@@ -113,11 +140,13 @@ class Bits16Memory:
         self._fields = layout.packed_fields(geometry)
         self._rows = rows = sequences * geometry.context
         chunk = logits_chunk_rows(geometry.vocabulary, rows, LOGITS_BYTES)
-        self._activations = layout.activation_specs(geometry, sequences, storage)
+        self._activations = layout.activation_specs(geometry, sequences, storage, small=small)
         self._scratch = layout.scratch_specs(geometry, sequences, storage) | logits_specs(geometry, chunk, storage)
         self._attention = attention_specs(geometry, storage)
         self._upcast = upcast_specs(geometry, rows, chunk) if fp16 else EMPTY_UPCAST_SCRATCH
-        self._packed = packed_fp16_specs(geometry) if fp16 else packed_bf16_specs(geometry)
+        self._part = transposed_part_specs(geometry, small=small and not fp16)
+        self._no_part = transposed_part_specs(geometry, small=False)
+        self._packed = packed_fp16_specs(geometry) if fp16 else packed_bf16_specs(geometry, small=small)
 
     @property
     def packed_names(self) -> Set[str]:
@@ -131,12 +160,12 @@ class Bits16Memory:
     @property
     def slot_bytes(self) -> int:
         """Size of one slot, scratch of its forward pass included."""
-        return token_ids_bytes(self._rows) + specs_bytes(self._activations) + self._thread_scratch_bytes
+        return token_ids_bytes(self._rows) + specs_bytes(self._activations) + self._thread_scratch_bytes(self._no_part)
 
     @property
     def scratch_bytes(self) -> int:
         """Size of the scratch of one backward pass."""
-        return specs_bytes(self._scratch) + self._thread_scratch_bytes
+        return specs_bytes(self._scratch) + self._thread_scratch_bytes(self._part)
 
     @property
     def logits_shape(self) -> Shape:
@@ -145,12 +174,13 @@ class Bits16Memory:
 
     def allocate_packed(self, names: Set[str] | None = None) -> Any:
         """Allocate packed weights: two arrays per matrix for bfloat16; one for float16, which serves both fields."""
-        kind, nothing, shared = self._layout.packed, np.zeros(0, np.int16), self._layout.shared_packed
-        views = allocate(self._packed if names is None else self._packed_specs(names))
+        kind, shared = self._layout.packed, self._layout.shared_packed
+        wanted = self._packed if names is None else self._packed_specs(names)
+        views = allocate({name: wanted.get(name, _without_elements(spec)) for name, spec in self._packed.items()})
 
         def array(field: str) -> NDArray[Any]:
             name = field.removesuffix("_t") if self._fp16 else field
-            return views.get(name if name in self._packed else shared.get(name, name), nothing)
+            return views[name if name in views else shared[name]]
 
         return kind(*map(array, kind._fields))
 
@@ -161,17 +191,18 @@ class Bits16Memory:
     def allocate_slot(self) -> MicroBatchSlot:
         """Allocate the arrays of one micro-batch in flight, with the scratch of its forward pass."""
         ids, targets = allocate_token_ids(self._rows)
-        activations = self._layout.activations(**allocate(self._activations), thread=self._thread_scratch())
+        activations = self._layout.activations(
+            **allocate(self._activations), thread=self._thread_scratch(self._no_part)
+        )
         return MicroBatchSlot(ids, targets, activations)
 
     def allocate_scratch(self) -> Any:
         """Allocate the scratch of one backward pass."""
-        return self._layout.scratch(**allocate(self._scratch), thread=self._thread_scratch())
+        return self._layout.scratch(**allocate(self._scratch), thread=self._thread_scratch(self._part))
 
-    def _thread_scratch(self) -> ThreadScratch:
+    def _thread_scratch(self, part: ArraySpecs) -> ThreadScratch:
         attention, upcast = allocate(self._attention), allocate(self._upcast)
-        return ThreadScratch(AttentionScratch(**attention), Fp16UpcastScratch(**upcast))
+        return ThreadScratch(AttentionScratch(**attention), Fp16UpcastScratch(**upcast), **allocate(part))
 
-    @property
-    def _thread_scratch_bytes(self) -> int:
-        return specs_bytes(self._attention) + specs_bytes(self._upcast)
+    def _thread_scratch_bytes(self, part: ArraySpecs) -> int:
+        return specs_bytes(self._attention) + specs_bytes(self._upcast) + specs_bytes(part)

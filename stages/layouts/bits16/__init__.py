@@ -5,5 +5,9 @@
 May import: models, layouts.
 """
 
-from threadloom.stages.layouts.bits16.layout import ArraySpecs as ArraySpecs, Bits16Layout as Bits16Layout
+from threadloom.stages.layouts.bits16.layout import (
+    ArraySpec as ArraySpec,
+    ArraySpecs as ArraySpecs,
+    Bits16Layout as Bits16Layout,
+)
 from threadloom.stages.layouts.bits16.registry import bits16_layout_of as bits16_layout_of

@@ -17,6 +17,7 @@ class Gpt2Bits16Layout:
     weights = Weights16
     packed = PackedWeights
     shared_packed: Mapping[str, str] = {}
+    repacked = frozenset({"qkv", "attn_proj", "fc", "mlp_proj"})
     activations = Activations16
     scratch = Scratch16
     kernels = GPT2
@@ -31,7 +32,9 @@ class Gpt2Bits16Layout:
             "mlp_proj_weight": "mlp_proj",
         }
 
-    def activation_specs(self, geometry: Geometry, sequences: int, storage: np.dtype[Any]) -> ArraySpecs:
+    def activation_specs(
+        self, geometry: Geometry, sequences: int, storage: np.dtype[Any], *, small: bool = False
+    ) -> ArraySpecs:
         """Return shape and dtype of every field of `Activations16` but ``thread``."""
         n, c, f, t, b = geometry.layers, geometry.channels, geometry.hidden, geometry.context, sequences
         r = b * t
@@ -44,7 +47,7 @@ class Gpt2Bits16Layout:
             "attn_lse": ((n, b, geometry.heads, t), FLOAT),
             "normed2": ((n, r, c), storage),
             "rstd2": ((n, r), FLOAT),
-            "fc": ((n, r, f), storage),
+            "fc": ((1 if small else n, r, f), storage),
             "h": ((r, c), storage),
             "gelu": ((r, f), storage),
         }

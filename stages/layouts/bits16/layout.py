@@ -9,7 +9,9 @@ from threadloom.kernels import Floats, TokenIds
 from threadloom.kernels.common import ModelKernels
 from threadloom.stages.models import Geometry, Shape
 
-ArraySpecs = dict[str, tuple[Shape, np.dtype[Any]]]
+ArraySpec = tuple[Shape, np.dtype[Any]]
+"""Shape and dtype of an array."""
+ArraySpecs = dict[str, ArraySpec]
 """Name → shape and dtype."""
 
 FLOAT = np.dtype(np.float32)
@@ -28,6 +30,8 @@ class Bits16Layout(Protocol[GeometryT]):
     """The tuple of the packed weights; a field with the suffix ``_t`` is the packed transpose."""
     shared_packed: Mapping[str, str]
     """Field of `packed` → the field whose array it is in a model that has no other for it."""
+    repacked: frozenset[str]
+    """Fields of `packed` whose transposes the backward pass can make, if they are not held."""
     activations: type[Any]
     """The tuple of the arrays that the forward pass keeps."""
     scratch: type[Any]
@@ -42,8 +46,13 @@ class Bits16Layout(Protocol[GeometryT]):
         transpose is only looked up.
         """
 
-    def activation_specs(self, geometry: GeometryT, sequences: int, storage: np.dtype[Any]) -> ArraySpecs:
-        """Return shape and dtype of every field of `activations` but ``thread``."""
+    def activation_specs(
+        self, geometry: GeometryT, sequences: int, storage: np.dtype[Any], *, small: bool = False
+    ) -> ArraySpecs:
+        """Return shape and dtype of every field of `activations` but ``thread``.
+
+        With `small` the largest activation, of the MLP, has one layer: the backward pass recomputes the others.
+        """
 
     def scratch_specs(self, geometry: GeometryT, sequences: int, storage: np.dtype[Any]) -> ArraySpecs:
         """Return shape and dtype of every field of `scratch` but ``thread`` and the logits and their gradients."""

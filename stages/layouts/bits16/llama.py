@@ -24,6 +24,7 @@ class LlamaBits16Layout:
     weights = LlamaWeights16
     packed = LlamaPackedWeights
     shared_packed: Mapping[str, str] = {"wte": "head"}  # of a tied model
+    repacked = frozenset({"qkv", "attn_proj", "gate_up", "down"})
     activations = LlamaActivations16
     scratch = LlamaScratch16
     kernels = LLAMA
@@ -38,7 +39,9 @@ class LlamaBits16Layout:
             "down_weight": "down",
         }
 
-    def activation_specs(self, geometry: LlamaGeometry, sequences: int, storage: np.dtype[Any]) -> ArraySpecs:
+    def activation_specs(
+        self, geometry: LlamaGeometry, sequences: int, storage: np.dtype[Any], *, small: bool = False
+    ) -> ArraySpecs:
         """Return shape and dtype of every field of `LlamaActivations16` but ``thread``."""
         g, n, c, t, b = geometry, geometry.layers, geometry.channels, geometry.context, sequences
         r = b * t
@@ -52,7 +55,7 @@ class LlamaBits16Layout:
             "attn_lse": ((n, b, g.heads, t), FLOAT),
             "normed2": ((n, r, c), storage),
             "rstd2": ((n, r), FLOAT),
-            "gate_up": ((n, r, 2 * g.hidden), storage),
+            "gate_up": ((1 if small else n, r, 2 * g.hidden), storage),
             "h": ((r, c), storage),
             "gated": ((r, g.hidden), storage),
         }

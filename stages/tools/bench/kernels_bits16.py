@@ -15,6 +15,7 @@ import numpy as np
 from threadloom.kernels import AttentionActivations, Floats
 from threadloom.kernels.bits16 import (
     NormalizedRows,
+    PackedPair,
     cross_entropy_backward,
     linear_backward_input,
     linear_backward_weight,
@@ -149,10 +150,14 @@ class Bits16Bench(KernelBench):
             linear_backward_weight(d_logits_t, s.h[:chunk], gradient[first:last], True, s.thread.upcast)
 
     def _input_gradients(self) -> list[KernelCase]:
-        calls, arrays, upcast = self.micro * self.geometry.layers, self.linear_arrays(), self.s.thread.upcast
+        calls, arrays, p = self.micro * self.geometry.layers, self.linear_arrays(), self.packed
+
+        def weight(name: str) -> PackedPair:
+            return PackedPair(getattr(p, name)[0], getattr(p, f"{name}_t")[0])
+
         return [
             KernelCase(f"d_{name} input", calls, self.product(inputs, outputs, arrays[name].dx.itemsize), partial(
-                linear_backward_input, arrays[name].d_out, getattr(self.packed, f"{name}_t")[0], arrays[name].dx, upcast
+                linear_backward_input, arrays[name].d_out, weight(name), arrays[name].dx, self.s.thread
             ), BACKWARD)
             for name, inputs, outputs in self.linears()
         ]  # fmt: skip

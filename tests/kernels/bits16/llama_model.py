@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tests.kernels.bits16.formats import BF16, FP16, Format
-from tests.kernels.bits16.model import SPREAD, packed_views, storage_of
+from tests.kernels.bits16.model import SPREAD, one_panel_words, packed_views, storage_of, without_transposes
 from tests.kernels.bits16.support import Pages
 from tests.kernels.comparison import assert_distance, distance
 from tests.kernels.llama_model import LlamaBatch, LlamaModel, batch_of, tensors_of
@@ -53,7 +53,10 @@ def pack_llama(fmt: Format, tensors: Tensors, pages: Pages) -> LlamaPackedWeight
 
 @dataclass
 class Llama16(LlamaModel):
-    """Weights, gradients, activations and scratch for micro-batches of one size; arrays start as NaN."""
+    """Weights, gradients, activations and scratch for micro-batches of one size; arrays start as NaN.
+
+    With `small` the backward pass recomputes what it can.
+    """
 
     sizes: LlamaCase
     fmt: Format
@@ -62,6 +65,7 @@ class Llama16(LlamaModel):
     slice_width: int = 16
     at_end: bool = True
     frozen: frozenset[str] = frozenset()
+    small: bool = False
     kernels: ClassVar[ModelKernels[Any, Any, Any, Any, Any]] = llama
     pages: Pages = field(init=False)
 
@@ -72,7 +76,10 @@ class Llama16(LlamaModel):
         grads = {name: self.floats(*shape) for name, shape in gradient_shapes(case, self.frozen).items()}
         if case.sizes.tied:
             master["head"], grads["head"] = master["wte"], grads["wte"]
-        self.weights = LlamaWeights16(LlamaWeights(**master), pack_llama(self.fmt, self.tensors, self.pages))
+        packed = pack_llama(self.fmt, self.tensors, self.pages)
+        if self.small and self.fmt is BF16:
+            packed = without_transposes(packed, self.pages)
+        self.weights = LlamaWeights16(LlamaWeights(**master), packed)
         self.grads = LlamaWeights(**grads)
         self.acts, self.scratch = self._activations(), self._scratch()
 
@@ -91,7 +98,8 @@ class Llama16(LlamaModel):
             x=self.floats(r, c), normed1=self.bits(n, r, c), rstd1=self.floats(n, r),
             qkv=self.bits(n, r, case.qkv_width), qk_raw=self.bits(n, r, case.raw_width),
             attn=self.bits(n, r, case.attn_width), attn_lse=self.floats(n, case.sequences, s.heads, case.tokens),
-            normed2=self.bits(n, r, c), rstd2=self.floats(n, r), gate_up=self.bits(n, r, 2 * f), h=self.bits(r, c),
+            normed2=self.bits(n, r, c), rstd2=self.floats(n, r),
+            gate_up=self.bits(1 if self.small else n, r, 2 * f), h=self.bits(r, c),
             gated=self.bits(r, f), thread=self._thread_scratch(),
         )  # fmt: skip
 
@@ -121,14 +129,17 @@ class Llama16(LlamaModel):
         attention = AttentionScratch(**{name: self.pages.empty(shape, kind) for name, (shape, kind) in shapes.items()})
         empty = np.empty(0, np.float32)
         if self.fmt is BF16:
-            return ThreadScratch(attention, Fp16UpcastScratch(empty, empty, empty))
+            words = one_panel_words(case.qkv_width, s.channels, 2 * s.mlp_width) if self.small else 0
+            part = self.pages.empty((words,), np.uint32)
+            return ThreadScratch(attention, Fp16UpcastScratch(empty, empty, empty), part)
         r, c, f, v = case.rows, s.channels, s.mlp_width, s.vocabulary
         layers = [(c, case.qkv_width), (case.attn_width, c), (c, 2 * f), (f, c)]  # inputs, outputs
         gemms = [gemm for i, o in layers for gemm in ((r, o, i), (r, i, o), (i, o, r))]
         gemms += [(self._chunk, v, c), (self._chunk, c, v), (self._slice, c, self._chunk)]
         a, b = (max(sizes) for sizes in zip(*(fp16_scratch_sizes(*gemm) for gemm in gemms), strict=True))
         sums = max(fp16_sums_size(r, width) for layer in layers for width in layer)
-        return ThreadScratch(attention, Fp16UpcastScratch(self.floats(a), self.floats(b), self.floats(sums)))
+        upcast = Fp16UpcastScratch(self.floats(a), self.floats(b), self.floats(sums))
+        return ThreadScratch(attention, upcast, np.empty(0, np.uint32))
 
     def forward(self, ids: Ids) -> None:
         """Fill the activations."""

@@ -36,6 +36,7 @@ from threadloom.kernels.common.tensors import HeadCounts, Weights
 from threadloom.kernels.compiling.arrays import Floats
 from threadloom.kernels.matmul.bf16 import prepare_bf16
 from threadloom.kernels.matmul.fp16 import fp16_scratch_sizes, fp16_sums_size
+from threadloom.kernels.matmul.pack import DEPTH_STEP, PANEL
 
 SPREAD = 0.6
 """Of weights, times the square root of the channels: it keeps the size of what they are multiplied with."""
@@ -75,9 +76,23 @@ def packed_views(fmt: Format, matrices: Tensors, pages: Pages) -> dict[str, NDAr
     return views
 
 
+def without_transposes(packed: Any, pages: Pages) -> Any:
+    """Return bfloat16's packed weights without the packed transposes of the layers' matrices."""
+    held = {name: array for name, array in packed._asdict().items() if name.endswith("_t") and array.ndim == 4}
+    return packed._replace(**{name: pages.copy(array[:, :0]) for name, array in held.items()})
+
+
+def one_panel_words(*columns: int) -> int:
+    """Return the words of one panel of the packed transpose of the matrix with the most columns."""
+    return max(-(-width // DEPTH_STEP) * DEPTH_STEP // 2 * PANEL for width in columns)
+
+
 @dataclass
 class Model16(MicroBatchModel):
-    """Weights, gradients, activations and scratch for micro-batches of one size; arrays start as NaN."""
+    """Weights, gradients, activations and scratch for micro-batches of one size; arrays start as NaN.
+
+    With `small` the backward pass recomputes what it can.
+    """
 
     sizes: Sizes
     fmt: Format
@@ -86,6 +101,7 @@ class Model16(MicroBatchModel):
     slice_width: int = 16
     at_end: bool = True
     frozen: frozenset[str] = frozenset()
+    small: bool = False
     kernels: ClassVar[ModelKernels[Any, Any, Any, Any, Any]] = gpt2
     pages: Pages = field(init=False)
     packed_tensors: Tensors = field(init=False)  # the weights that the kernels read
@@ -97,7 +113,9 @@ class Model16(MicroBatchModel):
         shapes = gradient_shapes(self.sizes, frozenset())
         tensors = {name: self.tensors.get(name, np.zeros(shape)) for name, shape in shapes.items()}
         self.master = Weights(**{n: self.pages.copy(t.astype(np.float32)) for n, t in tensors.items()})
-        self.weights = Weights16(self.master, pack_weights(self.fmt, self.tensors, self.pages))
+        packed = pack_weights(self.fmt, self.tensors, self.pages)
+        drops = self.small and self.fmt is BF16
+        self.weights = Weights16(self.master, without_transposes(packed, self.pages) if drops else packed)
         self.grads = Weights(**{n: self.floats(*s) for n, s in gradient_shapes(self.sizes, self.frozen).items()})
         self.acts, self.scratch = self._activations(), self._scratch()
 
@@ -115,8 +133,8 @@ class Model16(MicroBatchModel):
         return Activations16(
             x=self.floats(r, c), normed1=self.bits(n, r, c), rstd1=self.floats(n, r), qkv=self.bits(n, r, 3 * c),
             attn=self.bits(n, r, c), attn_lse=self.floats(n, s.sequences, s.heads, s.tokens),
-            normed2=self.bits(n, r, c), rstd2=self.floats(n, r), fc=self.bits(n, r, f), h=self.bits(r, c),
-            gelu=self.bits(r, f), thread=self._thread_scratch(),
+            normed2=self.bits(n, r, c), rstd2=self.floats(n, r), fc=self.bits(1 if self.small else n, r, f),
+            h=self.bits(r, c), gelu=self.bits(r, f), thread=self._thread_scratch(),
         )  # fmt: skip
 
     @property
@@ -144,14 +162,17 @@ class Model16(MicroBatchModel):
         attention = AttentionScratch(**{name: self.pages.empty(shape, kind) for name, (shape, kind) in shapes.items()})
         empty = np.empty(0, np.float32)
         if self.fmt is BF16:
-            return ThreadScratch(attention, Fp16UpcastScratch(empty, empty, empty))
+            words = one_panel_words(4 * s.channels) if self.small else 0
+            part = self.pages.empty((words,), np.uint32)
+            return ThreadScratch(attention, Fp16UpcastScratch(empty, empty, empty), part)
         r, c, f, v = s.rows, s.channels, 4 * s.channels, s.vocabulary
         widths = (c, 3 * c, f)
         shapes_mnk = [(r, o, i) for i in widths for o in widths] + [(i, o, r) for i in widths for o in widths]
         shapes_mnk += [(self._chunk, v, c), (self._chunk, c, v), (self._slice, c, self._chunk)]
         a, b = (max(sizes) for sizes in zip(*(fp16_scratch_sizes(*mnk) for mnk in shapes_mnk), strict=True))
         sums = max(fp16_sums_size(r, o) for o in widths)
-        return ThreadScratch(attention, Fp16UpcastScratch(self.floats(a), self.floats(b), self.floats(sums)))
+        upcast = Fp16UpcastScratch(self.floats(a), self.floats(b), self.floats(sums))
+        return ThreadScratch(attention, upcast, np.empty(0, np.uint32))
 
     def forward(self, ids: Ids) -> None:
         """Fill the activations."""

@@ -211,6 +211,17 @@ def test_the_same_call_gives_the_same_bits(sizes: Sizes, fmt: Format) -> None:
 
 
 @pytest.mark.skipif(not JIT_ENABLED, reason="minutes without the compiler; the float32 test runs there")
+@pytest.mark.parametrize(("fmt", "path"), ON_PATHS, ids=lambda value: getattr(value, "name", None))
+def test_less_memory_gives_the_same_bits(sizes: Sizes, fmt: Format, path: DotPath) -> None:
+    """Without the packed transposes, and with one layer's input of the GELU."""
+    rng = np.random.default_rng(8)
+    tensors = random_tensors(sizes, rng)
+    with on_path(path):
+        check_bits_after_another_batch(
+            Model16(sizes, fmt, tensors), Model16(sizes, fmt, tensors, at_end=False, small=True), rng
+        )
+
+
 @EITHER
 def test_gradients_of_frozen_tensors_are_not_computed(fmt: Format) -> None:
     sizes, rng = SIZES["odd"], np.random.default_rng(11)

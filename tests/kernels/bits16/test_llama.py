@@ -119,6 +119,17 @@ def test_the_same_call_gives_the_same_bits(case: LlamaCase, fmt: Format) -> None
     check_bits_after_another_batch(Llama16(case, fmt, tensors), Llama16(case, fmt, tensors, at_end=False), rng)
 
 
+@pytest.mark.parametrize(("fmt", "path"), [*((BF16, path) for path in PATHS), (FP16, PATHS[-1])])
+def test_less_memory_gives_the_same_bits(case: LlamaCase, fmt: Format, path: DotPath) -> None:
+    """Without the packed transposes, and with one layer's gate and up."""
+    rng = np.random.default_rng(8)
+    tensors = random_tensors(case, rng)
+    with on_path(path):
+        check_bits_after_another_batch(
+            Llama16(case, fmt, tensors), Llama16(case, fmt, tensors, at_end=False, small=True), rng
+        )
+
+
 @pytest.mark.skipif(not JIT_ENABLED, reason="minutes without the compiler; the float32 test runs there")
 @EITHER
 def test_gradients_of_frozen_tensors_are_not_computed(case: LlamaCase, fmt: Format) -> None:
