@@ -86,6 +86,7 @@ class ResolvedConfig(Config, frozen=True, kw_only=True):
     micro_batch: int
     lanes: int
     shared_lanes: bool
+    recompute: bool = False  # absent in the files of earlier releases
     gemm_backend: Gemm
     schedule: ResolvedSchedule
     loss_scale: ResolvedLossScale

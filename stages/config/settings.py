@@ -254,6 +254,10 @@ class Config(Section, frozen=True, kw_only=True):
     shared_lanes: bool | None = None
     """True: two threads share a lane and take turns, which saves memory and costs some time. None: True in float32 for
     large models if it saves memory."""
+    recompute: bool | None = None
+    """True: in 16 bits, the backward pass recomputes the input of the MLP's activation in every layer (activation
+    checkpointing), and packs the transposed weights when it needs them. This takes less memory and more time, and does
+    not change a bit. None: False."""
     delay: int = 0
     """τ: batch k reads the weights after max(k−τ, 0) updates. 0: ordinary synchronous training."""
     precision: Precision = Precision.FLOAT32

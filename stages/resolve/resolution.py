@@ -76,6 +76,7 @@ def resolve(config: Config, cores: int, vocabulary: int | None = None, *, thread
         micro_batch=micro_batch,
         lanes=lanes,
         shared_lanes=shared,
+        recompute=bool(config.recompute) and config.precision in _BANK_COPIES,
         gemm_backend=config.gemm_backend or _fastest_gemm(counts.blas),
         threads=counts,
         channel_capacity=config.channel_capacity or CHANNEL_CAPACITY,

@@ -154,7 +154,7 @@ class _OneMicroBatch:
 def _evaluation_seconds(config: ResolvedConfig) -> float:
     """Return the seconds to evaluate one sequence on one core, from the fastest of a few micro-batches."""
     geometry, sequences = config.geometry(), config.micro_batch
-    compute = compute_for(config.precision, geometry, sequences)
+    compute = compute_for(config.precision, geometry, sequences, recompute=config.recompute)
     bank, evaluator = Bank(geometry, compute.memory.allocate_packed()), ValidationLoss(compute)
     initialise(bank.arena, geometry, config.seed)
     compute.pack_from_master(bank)

@@ -14,7 +14,15 @@ from threadloom.stages.training import compute_for
 PICTURES = 45_000_000
 """Bytes that Matplotlib and the pictures add at the end of a run; measured, and checked by a test."""
 
-CHEAPER = ("checkpoint.copies=false", "delay=0", "lanes=1", "threads.forward=1", "threads.backward=1", "micro_batch=1")
+CHEAPER = (
+    "checkpoint.copies=false",
+    "recompute=true",
+    "delay=0",
+    "lanes=1",
+    "threads.forward=1",
+    "threads.backward=1",
+    "micro_batch=1",
+)
 """Settings that take less memory for the same model, in the order in which they are suggested."""
 
 SHORTEST_CONTEXT = 128
@@ -27,7 +35,8 @@ def planned_memory(config: ResolvedConfig, preparation: int = 0) -> dict[str, in
     `preparation` is the number of bytes that the preparation of the text takes. They are released before the training,
     so only the part that exceeds the memory of the training is added.
     """
-    memory = compute_for(config.precision, config.geometry(), config.micro_batch).memory
+    compute = compute_for(config.precision, config.geometry(), config.micro_batch, recompute=config.recompute)
+    memory = compute.memory
     plan = {**memory_plan(config, memory), "pictures, at the end": PICTURES if config.pictures else 0}
     return {**plan, "text preparation": max(0, preparation - sum(plan.values()))}
 

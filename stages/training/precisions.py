@@ -6,8 +6,10 @@ from threadloom.stages.step import Compute
 from threadloom.stages.step.float32 import Float32Compute
 
 
-def compute_for(precision: Precision, geometry: Geometry, sequences: int) -> Compute:
+def compute_for(precision: Precision, geometry: Geometry, sequences: int, *, recompute: bool = False) -> Compute:
     """Return the arithmetic of a resolved precision, for micro-batches of `sequences` sequences.
+
+    `recompute` is the setting; it has no effect in float32.
 
     bf16x3 is float32 with another GEMM (`stages.resolve.gemm_settings`).
     """
@@ -15,4 +17,4 @@ def compute_for(precision: Precision, geometry: Geometry, sequences: int) -> Com
         return Float32Compute(geometry, sequences)
     from threadloom.stages.step.bits16 import Bits16Compute
 
-    return Bits16Compute(precision, geometry, sequences)
+    return Bits16Compute(precision, geometry, sequences, recompute=recompute)

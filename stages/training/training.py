@@ -97,7 +97,7 @@ class Training:
         self.config = config
         self.first_batch = start.step if start else 0
         self.plan = LanePlan(config.lanes, config.micro_batches)
-        self.compute = compute_for(config.precision, geometry, config.micro_batch)
+        self.compute = compute_for(config.precision, geometry, config.micro_batch, recompute=config.recompute)
         memory = self.compute.memory
         self.scaler = LossScaler(config.loss_scale)
 

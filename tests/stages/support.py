@@ -113,7 +113,8 @@ def build(
 
 def planned(config: ResolvedConfig, *, evaluates: bool = True, saves: bool = True) -> dict[str, int]:
     """Return the memory plan of a resolved configuration."""
-    memory = compute_for(config.precision, config.model.geometry(), config.micro_batch).memory
+    compute = compute_for(config.precision, config.geometry(), config.micro_batch, recompute=config.recompute)
+    memory = compute.memory
     return memory_plan(config, memory, evaluates=evaluates, saves=saves)
 
 

@@ -21,8 +21,8 @@ from threadloom.stages.step.optimizers import Optimizer
 class Bits16Compute:
     """Activations and GEMM operands in 16 bits, masters and sums in float32. Implements `Compute`."""
 
-    def __init__(self, precision: Precision, geometry: Geometry, sequences: int) -> None:
-        self.memory = Bits16Memory(precision, geometry, sequences)
+    def __init__(self, precision: Precision, geometry: Geometry, sequences: int, *, recompute: bool = False) -> None:
+        self.memory = Bits16Memory(precision, geometry, sequences, small=recompute)
         self._fp16 = precision is Precision.FP16
         self._layout = bits16_layout_of(geometry)
         self._kernels, self._constants = self._layout.kernels, layout_of(geometry).constants(geometry)

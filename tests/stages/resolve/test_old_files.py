@@ -32,6 +32,7 @@ RUN = FIXTURES / "run"
 OLD, NEW = ("spare_banks", "gemm", "matmul"), ("extra_banks", "gemm_backend", "float32_matmul_precision")
 
 ADDED = {
+    "recompute": False,
     "pictures": True,
     "init": "",
     "train": {"only": [], "freeze": []},

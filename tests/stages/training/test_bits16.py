@@ -8,7 +8,9 @@ import pytest
 from tests.error_bounds import IN_BF16, IN_BF16X3, IN_FP16
 from tests.kernels.bits16.formats import BF16, FP16, pack
 from tests.stages.support import (
+    LLAMA,
     SEVERAL_CHUNKS,
+    TINY,
     Result,
     assert_same,
     build,
@@ -23,7 +25,7 @@ from tests.stages.training.support import replayed
 from tests.stages.training.twin import SMALL_STEPS, assert_expected, expectation
 from threadloom.kernels.compiling.jit import JIT_ENABLED
 from threadloom.stages.checkpoint import Checkpoint, kept_versions
-from threadloom.stages.config import Precision, ResolvedConfig
+from threadloom.stages.config import Config, Precision, ResolvedConfig
 from threadloom.stages.layouts.bits16 import bits16_layout_of
 from threadloom.stages.memory.bank import Bank
 from threadloom.stages.memory.graph_items import MicroBatch, MicroGradient, Update
@@ -212,3 +214,15 @@ def test_a_run_allocates_what_is_planned(
     config = low(precision, *changes)
     training = build(config, tmp_path if outputs else None, evaluate=outputs)
     assert training.memory() == planned(config, evaluates=outputs, saves=outputs)
+
+
+@LOW
+@pytest.mark.parametrize("base", [TINY, LLAMA], ids=["gpt2", "llama"])
+def test_recomputation_takes_less_memory_and_changes_no_bit(precision: str, base: Config) -> None:
+    common = (f"precision={precision}", "delay=1", "steps=4", "lanes=2", "threads.backward=2")
+    keeping, recomputing = (tiny(*common, f"recompute={value}", base=base) for value in ("false", "true"))
+    parts = ["slots"] if precision == "fp16" else ["slots", "weight banks"]
+    for part in parts:
+        assert planned(recomputing)[part] < planned(keeping)[part]
+    training = build(recomputing, evaluate=True)
+    assert_same(result(training, run_threads(training)), replayed(keeping))
