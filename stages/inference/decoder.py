@@ -58,7 +58,8 @@ class Decoder:
         recent = checked_ids(ids, self._geometry)[-self._geometry.context :]
         rows = len(recent)
         one_layer = replace(self._geometry, layers=1, context=rows)
-        acts = self._layout.activations(**Arena(self._layout.activation_shapes(one_layer, 1)))
+        arrays = Arena(self._layout.activation_shapes(one_layer, 1))
+        acts = self._layout.activations(**arrays, dropout_key=np.zeros(1, np.uint64))  # 0: no dropout
         self._layout.embed(self._weights, recent, rows, acts.x[0])
         for number, layer in enumerate(self._layers):  # all layers share the activations of one
             constants = self._layout.layer_constants(self._constants, number)
