@@ -17,6 +17,7 @@ class Gpt2Layout:
     weights = Weights
     activations = Activations
     scratch = Scratch
+    of_head = frozenset({"lnf_weight", "lnf_bias"})
     kernels = GPT2
     decode = GPT2_DECODE
     decode_scratch = DecodeScratch

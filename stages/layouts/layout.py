@@ -22,6 +22,8 @@ class Layout(Protocol[GeometryT]):
     """The tuple of the arrays that the forward pass keeps."""
     scratch: type[Any]
     """The tuple of the scratch of the backward pass."""
+    of_head: frozenset[str]
+    """Fields whose gradients `head_backward` computes completely, so that no other kernel is needed for them alone."""
     kernels: ModelKernels[Any, Any, Any, Any, Any]
     """The model kernels in float32."""
     decode: DecodeKernels[Any, Any, Any]

@@ -26,6 +26,7 @@ class LlamaLayout:
     weights = LlamaWeights
     activations = LlamaActivations
     scratch = LlamaScratch
+    of_head = frozenset({"head", "normf_weight"})
     kernels = LLAMA
     decode = LLAMA_DECODE
     decode_scratch = LlamaDecodeScratch

@@ -10,6 +10,8 @@ from threadloom.stages.step.compute import (
     Compute as Compute,
     Version as Version,
     backward_with_embeddings as backward_with_embeddings,
+    needs_blocks as needs_blocks,
+    skip_blocks as skip_blocks,
 )
 from threadloom.stages.step.evaluate import (
     EvaluateStage as EvaluateStage,

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from threadloom.kernels import AccumulationTicket, Floats, single_writer
+from threadloom.kernels.common import model_parts
 from threadloom.stages.layouts import ModelWeights, layout_of
 from threadloom.stages.memory import MicroBatchSlot, PrecisionMemory, UpdateShard
 from threadloom.stages.models import Geometry
@@ -82,3 +83,14 @@ def backward_with_embeddings(
     dx = compute.input_gradient(scratch)
     layout_of(geometry).scatter_input_gradient(slot.ids, dx, geometry.context, gradients, accumulate=accumulate)
     return loss
+
+
+def needs_blocks(geometry: Geometry, gradients: ModelWeights) -> bool:
+    """Return True if a gradient depends on the backward pass of the blocks: that of a tensor below the head."""
+    of_head = layout_of(geometry).of_head
+    return any(gradient.size > 0 for name, gradient in gradients._asdict().items() if name not in of_head)
+
+
+def skip_blocks(geometry: Geometry, ticket: AccumulationTicket) -> None:
+    """Mark the parts of the blocks as done after `head_backward`: they write no gradient."""
+    ticket.done_count[0] = ticket.base + model_parts(geometry.vocabulary, geometry.layers)

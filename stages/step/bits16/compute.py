@@ -13,7 +13,7 @@ from threadloom.stages.layouts.bits16 import bits16_layout_of
 from threadloom.stages.memory import MicroBatchSlot, UpdateShard
 from threadloom.stages.memory.bits16 import Bits16Memory
 from threadloom.stages.models import Geometry
-from threadloom.stages.step import Gradient, Version
+from threadloom.stages.step import Gradient, Version, needs_blocks, skip_blocks
 from threadloom.stages.step.bits16.optimizer import Bf16Update, Fp16Update, packed_matrices, packed_pair
 from threadloom.stages.step.optimizers import Optimizer
 
@@ -60,10 +60,13 @@ class Bits16Compute:
         self, version: Version, slot: MicroBatchSlot, scale: float, gradients: ModelWeights, scratch: Any,
         ticket: AccumulationTicket,
     ) -> float:  # fmt: skip
-        """Run the backward pass of head and blocks."""
+        """Run the backward pass of the head, and of the blocks if a tensor below the head is trained."""
         weights, acts, constants = self._weights(version), slot.activations, self._constants
         loss = self._kernels.head_backward(weights, acts, slot.targets, scale, gradients, scratch, constants, ticket)
-        self._kernels.blocks_backward(weights, acts, gradients, scratch, self._sequences, constants, ticket)
+        if needs_blocks(self._geometry, gradients):
+            self._kernels.blocks_backward(weights, acts, gradients, scratch, self._sequences, constants, ticket)
+        else:
+            skip_blocks(self._geometry, ticket)
         return float(loss)
 
     def input_gradient(self, scratch: Any) -> Floats:

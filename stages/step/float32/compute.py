@@ -6,7 +6,7 @@ from threadloom.kernels import AccumulationTicket, Floats
 from threadloom.stages.layouts import ModelWeights, layout_of
 from threadloom.stages.memory import Float32Memory, MicroBatchSlot
 from threadloom.stages.models import Geometry
-from threadloom.stages.step import Gradient, Version
+from threadloom.stages.step import Gradient, Version, needs_blocks, skip_blocks
 from threadloom.stages.step.float32.optimizer import Float32Update
 from threadloom.stages.step.optimizers import Optimizer
 
@@ -39,10 +39,13 @@ class Float32Compute:
         self, version: Version, slot: MicroBatchSlot, scale: float, gradients: ModelWeights, scratch: Any,
         ticket: AccumulationTicket,
     ) -> float:  # fmt: skip
-        """Run the backward pass of head and blocks."""
+        """Run the backward pass of the head, and of the blocks if a tensor below the head is trained."""
         weights, acts, constants = version.weights, slot.activations, self._constants
         loss = self._kernels.head_backward(weights, acts, slot.targets, scale, gradients, scratch, constants, ticket)
-        self._kernels.blocks_backward(weights, acts, gradients, scratch, self._sequences, constants, ticket)
+        if needs_blocks(self._geometry, gradients):
+            self._kernels.blocks_backward(weights, acts, gradients, scratch, self._sequences, constants, ticket)
+        else:
+            skip_blocks(self._geometry, ticket)
         return float(loss)
 
     def input_gradient(self, scratch: Any) -> Floats:

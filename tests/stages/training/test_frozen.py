@@ -21,6 +21,7 @@ from threadloom.kernels.compiling.jit import JIT_ENABLED
 from threadloom.pipeline import arena_size
 from threadloom.stages.checkpoint import Checkpoint
 from threadloom.stages.config import Config
+from threadloom.stages.layouts import layout_of
 from threadloom.stages.models import parameter_shapes
 from threadloom.stages.storage import open_tensors
 from threadloom.stages.training.training import Training
@@ -115,3 +116,25 @@ def test_the_plan_has_lanes_and_moments_for_trained_tensors_alone(precision: str
     assert plan["gradient lanes"] == config.lanes * trained
     assert plan["frozen weights"] > 4 * 13 * 15
     build(config)
+
+
+@pytest.mark.parametrize(
+    ("base", "trained", "needed"),
+    [
+        (LLAMA, 'train.only=["head"]', False),
+        (LLAMA, 'train.only=["head", "normf_weight"]', False),
+        (LLAMA, 'train.only=["wte"]', True),
+        (LLAMA, 'train.only=["norm1_weight"]', True),
+        (TINY, 'train.only=["lnf_*"]', False),
+        (TINY, 'train.only=["wte"]', True),
+    ],
+)
+def test_the_backward_pass_ends_at_the_head_if_nothing_below_is_trained(
+    base: Config, trained: str, needed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = build(tiny(trained, "shared_lanes=true", "threads.backward=2", "steps=2", base=base))
+    calls = []
+    kernels = layout_of(training.config.geometry()).kernels
+    monkeypatch.setattr(kernels, "blocks_backward", lambda *arguments: calls.append(1))
+    run_threads(training)
+    assert bool(calls) == needed
