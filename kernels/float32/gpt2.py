@@ -52,28 +52,32 @@ from threadloom.kernels.float32.tensors import Activations, Scratch
 
 @jit_kernel
 def blocks_forward(weights: Weights, acts: Activations, sequences: int, constants: Gpt2Constants) -> None:
-    """Run all blocks on ``acts.x[0]``, the embeddings, and fill every activation; R is a multiple of `sequences`."""
+    """Run all blocks on ``acts.x[0]``, the embeddings, and fill every activation; R is a multiple of `sequences`.
+
+    Activations of one layer, with the two rows of ``acts.x`` in turn, are enough for `head_loss`.
+    """
     w, a, lora = weights, acts, constants.lora
     for n in range(w.qkv_weight.shape[0]):
-        x, x_mid = a.x[n], a.x_mid[n]
+        k = n % a.qkv.shape[0]  # an evaluation keeps one layer
+        x, x_mid, x_next = a.x[n % a.x.shape[0]], a.x_mid[k], a.x[(n + 1) % a.x.shape[0]]
         ln1, ln2 = Affine(w.ln1_weight[n], w.ln1_bias[n]), Affine(w.ln2_weight[n], w.ln2_bias[n])
-        layernorm_forward(x, ln1, a.h, RowStatistics(a.ln1_mean[n], a.ln1_rstd[n]))
-        linear_forward(a.h, w.qkv_weight[n], w.qkv_bias[n], a.qkv[n])
+        layernorm_forward(x, ln1, a.h, RowStatistics(a.ln1_mean[k], a.ln1_rstd[k]))
+        linear_forward(a.h, w.qkv_weight[n], w.qkv_bias[n], a.qkv[k])
         given = lora_input(lora, a.dropout_key, n, LoraSite.QKV, a.dropped)
-        lora_forward(a.h, LoraAdapter(w.qkv_a[n], w.qkv_b[n]), given, a.qkv_xa[n], a.qkv[n])
-        attention = AttentionActivations(a.qkv[n], a.attn[n], a.attn_lse[n])
+        lora_forward(a.h, LoraAdapter(w.qkv_a[n], w.qkv_b[n]), given, a.qkv_xa[k], a.qkv[k])
+        attention = AttentionActivations(a.qkv[k], a.attn[k], a.attn_lse[k])
         attention_forward(attention, sequences, HeadCounts(constants.heads, constants.heads), a.scores)
-        linear_residual_forward(a.attn[n], w.attn_proj_weight[n], w.attn_proj_bias[n], x, x_mid)
+        linear_residual_forward(a.attn[k], w.attn_proj_weight[n], w.attn_proj_bias[n], x, x_mid)
         given = lora_input(lora, a.dropout_key, n, LoraSite.ATTN_PROJ, a.dropped)
-        lora_forward(a.attn[n], LoraAdapter(w.attn_proj_a[n], w.attn_proj_b[n]), given, a.attn_proj_xa[n], x_mid)
-        layernorm_forward(x_mid, ln2, a.h, RowStatistics(a.ln2_mean[n], a.ln2_rstd[n]))
-        linear_forward(a.h, w.fc_weight[n], w.fc_bias[n], a.fc[n])
+        lora_forward(a.attn[k], LoraAdapter(w.attn_proj_a[n], w.attn_proj_b[n]), given, a.attn_proj_xa[k], x_mid)
+        layernorm_forward(x_mid, ln2, a.h, RowStatistics(a.ln2_mean[k], a.ln2_rstd[k]))
+        linear_forward(a.h, w.fc_weight[n], w.fc_bias[n], a.fc[k])
         given = lora_input(lora, a.dropout_key, n, LoraSite.UP, a.dropped)
-        lora_forward(a.h, LoraAdapter(w.fc_a[n], w.fc_b[n]), given, a.fc_xa[n], a.fc[n])
-        gelu_forward(a.fc[n], a.gelu)
-        linear_residual_forward(a.gelu, w.mlp_proj_weight[n], w.mlp_proj_bias[n], x_mid, a.x[n + 1])
+        lora_forward(a.h, LoraAdapter(w.fc_a[n], w.fc_b[n]), given, a.fc_xa[k], a.fc[k])
+        gelu_forward(a.fc[k], a.gelu)
+        linear_residual_forward(a.gelu, w.mlp_proj_weight[n], w.mlp_proj_bias[n], x_mid, x_next)
         given = lora_input(lora, a.dropout_key, n, LoraSite.DOWN, a.dropped)
-        lora_forward(a.gelu, LoraAdapter(w.mlp_proj_a[n], w.mlp_proj_b[n]), given, a.mlp_proj_xa[n], a.x[n + 1])
+        lora_forward(a.gelu, LoraAdapter(w.mlp_proj_a[n], w.mlp_proj_b[n]), given, a.mlp_proj_xa[k], x_next)
 
 
 class _NormedLinear(NamedTuple):
@@ -230,7 +234,7 @@ def head_loss(
 
     `targets` (R,) are in 0 .. V - 1; `logits` (rows of a chunk, V) is scratch.
     """
-    x_final = acts.x[acts.x.shape[0] - 1]
+    x_final = acts.x[weights.qkv_weight.shape[0] % acts.x.shape[0]]
     affine = Affine(weights.lnf_weight, weights.lnf_bias)
     for r in range(x_final.shape[0]):
         layernorm_row(x_final[r], affine, acts.h[r])

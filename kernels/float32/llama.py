@@ -49,27 +49,31 @@ from threadloom.kernels.float32.tensors import LlamaActivations, LlamaScratch
 
 @jit_kernel
 def blocks_forward(weights: LlamaWeights, acts: LlamaActivations, sequences: int, constants: LlamaConstants) -> None:
-    """Run all blocks on ``acts.x[0]``, the embeddings, and fill every activation; R is a multiple of `sequences`."""
+    """Run all blocks on ``acts.x[0]``, the embeddings, and fill every activation; R is a multiple of `sequences`.
+
+    Activations of one layer, with the two rows of ``acts.x`` in turn, are enough for `head_loss`.
+    """
     w, a, c = weights, acts, constants
     for n in range(w.qkv_weight.shape[0]):
-        x, x_mid = a.x[n], a.x_mid[n]
-        rmsnorm_forward(x, w.norm1_weight[n], c.epsilon, a.h, a.rstd1[n])
-        linear_forward(a.h, w.qkv_weight[n], w.qkv_bias[n], a.qkv[n])
+        k = n % a.qkv.shape[0]  # an evaluation keeps one layer
+        x, x_mid, x_next = a.x[n % a.x.shape[0]], a.x_mid[k], a.x[(n + 1) % a.x.shape[0]]
+        rmsnorm_forward(x, w.norm1_weight[n], c.epsilon, a.h, a.rstd1[k])
+        linear_forward(a.h, w.qkv_weight[n], w.qkv_bias[n], a.qkv[k])
         given = lora_input(c.lora, a.dropout_key, n, LoraSite.QKV, a.dropped)
-        lora_forward(a.h, LoraAdapter(w.qkv_a[n], w.qkv_b[n]), given, a.qkv_xa[n], a.qkv[n])
-        prepare_heads_forward(a.qkv[n], a.qk_raw[n], w, c, n, sequences)
-        attention_forward(AttentionActivations(a.qkv[n], a.attn[n], a.attn_lse[n]), sequences, c.heads, a.scores)
-        linear_residual_forward(a.attn[n], w.attn_proj_weight[n], w.attn_proj_bias[n], x, x_mid)
+        lora_forward(a.h, LoraAdapter(w.qkv_a[n], w.qkv_b[n]), given, a.qkv_xa[k], a.qkv[k])
+        prepare_heads_forward(a.qkv[k], a.qk_raw[k], w, c, n, sequences)
+        attention_forward(AttentionActivations(a.qkv[k], a.attn[k], a.attn_lse[k]), sequences, c.heads, a.scores)
+        linear_residual_forward(a.attn[k], w.attn_proj_weight[n], w.attn_proj_bias[n], x, x_mid)
         given = lora_input(c.lora, a.dropout_key, n, LoraSite.ATTN_PROJ, a.dropped)
-        lora_forward(a.attn[n], LoraAdapter(w.attn_proj_a[n], w.attn_proj_b[n]), given, a.attn_proj_xa[n], x_mid)
-        rmsnorm_forward(x_mid, w.norm2_weight[n], c.epsilon, a.h, a.rstd2[n])
-        linear_forward(a.h, w.gate_up_weight[n], w.gate_up_bias[n], a.gate_up[n])
+        lora_forward(a.attn[k], LoraAdapter(w.attn_proj_a[n], w.attn_proj_b[n]), given, a.attn_proj_xa[k], x_mid)
+        rmsnorm_forward(x_mid, w.norm2_weight[n], c.epsilon, a.h, a.rstd2[k])
+        linear_forward(a.h, w.gate_up_weight[n], w.gate_up_bias[n], a.gate_up[k])
         given = lora_input(c.lora, a.dropout_key, n, LoraSite.UP, a.dropped)
-        lora_forward(a.h, LoraAdapter(w.gate_up_a[n], w.gate_up_b[n]), given, a.gate_up_xa[n], a.gate_up[n])
-        swiglu_forward(a.gate_up[n], a.gated)
-        linear_residual_forward(a.gated, w.down_weight[n], w.down_bias[n], x_mid, a.x[n + 1])
+        lora_forward(a.h, LoraAdapter(w.gate_up_a[n], w.gate_up_b[n]), given, a.gate_up_xa[k], a.gate_up[k])
+        swiglu_forward(a.gate_up[k], a.gated)
+        linear_residual_forward(a.gated, w.down_weight[n], w.down_bias[n], x_mid, x_next)
         given = lora_input(c.lora, a.dropout_key, n, LoraSite.DOWN, a.dropped)
-        lora_forward(a.gated, LoraAdapter(w.down_a[n], w.down_b[n]), given, a.down_xa[n], a.x[n + 1])
+        lora_forward(a.gated, LoraAdapter(w.down_a[n], w.down_b[n]), given, a.down_xa[k], x_next)
 
 
 class _NormedLinear(NamedTuple):
@@ -215,7 +219,7 @@ def head_loss(
 
     `targets` (R,) are in 0 .. V - 1; `logits` (rows of a chunk, V) is scratch.
     """
-    x_final = acts.x[acts.x.shape[0] - 1]
+    x_final = acts.x[weights.qkv_weight.shape[0] % acts.x.shape[0]]
     for r in range(x_final.shape[0]):
         rmsnorm_row(x_final[r], weights.normf_weight, constants.epsilon, acts.h[r])
     return projection_loss(acts.h, weights.head, targets, logits)

@@ -38,7 +38,7 @@ def memory_plan(
         "slots": memory.slot_bytes * config.slots,
         "backward scratch": memory.scratch_bytes * config.max_concurrent_backward,
         "input gradients": input_gradient_bytes(geometry, config.sequences) if config.shared_lanes else 0,
-        "evaluation": memory.slot_bytes + logits_rows * vocabulary * FLOAT if evaluates else 0,
+        "evaluation": memory.evaluation_slot_bytes + logits_rows * vocabulary * FLOAT if evaluates else 0,
         "checkpoint copies": weights * (optimizer_arenas + config.delay) if saves and config.checkpoint.copies else 0,
     }
 

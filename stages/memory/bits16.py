@@ -163,6 +163,11 @@ class Bits16Memory:
         return token_ids_bytes(self._rows) + specs_bytes(self._activations) + self._thread_scratch_bytes(self._no_part)
 
     @property
+    def evaluation_slot_bytes(self) -> int:
+        """Size of a slot."""
+        return self.slot_bytes
+
+    @property
     def scratch_bytes(self) -> int:
         """Size of the scratch of one backward pass."""
         return specs_bytes(self._scratch) + self._thread_scratch_bytes(self._part)
@@ -195,6 +200,10 @@ class Bits16Memory:
             **allocate(self._activations), thread=self._thread_scratch(self._no_part)
         )
         return MicroBatchSlot(ids, targets, activations)
+
+    def allocate_evaluation_slot(self) -> MicroBatchSlot:
+        """Allocate a slot."""
+        return self.allocate_slot()
 
     def allocate_scratch(self) -> Any:
         """Allocate the scratch of one backward pass."""

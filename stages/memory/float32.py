@@ -4,6 +4,7 @@ Shapes are computed from the geometry; all arrays are allocated before the first
 """
 
 from collections.abc import Mapping, Set
+from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -32,13 +33,22 @@ class Float32Memory:
         self._layout = layout = layout_of(geometry)
         self._rows = sequences * geometry.context
         self._activations = layout.activation_shapes(geometry, sequences)
+        self._of_one_layer = layout.activation_shapes(replace(geometry, layers=1), sequences)
         chunk = logits_chunk_rows(geometry.vocabulary, self._rows, LOGITS_BYTES)
         self._scratch = {**layout.scratch_shapes(geometry, sequences), "logits": (chunk, geometry.vocabulary)}
 
     @property
     def slot_bytes(self) -> int:
         """Size of one slot."""
-        return token_ids_bytes(self._rows) + _bytes(self._activations) + DROPOUT_KEY_BYTES
+        return self._slot_bytes(self._activations)
+
+    @property
+    def evaluation_slot_bytes(self) -> int:
+        """Size of a slot with the activations of one layer."""
+        return self._slot_bytes(self._of_one_layer)
+
+    def _slot_bytes(self, activations: Mapping[str, Shape]) -> int:
+        return token_ids_bytes(self._rows) + _bytes(activations) + DROPOUT_KEY_BYTES
 
     @property
     def scratch_bytes(self) -> int:
@@ -64,9 +74,15 @@ class Float32Memory:
 
     def allocate_slot(self) -> MicroBatchSlot:
         """Allocate the arrays of one micro-batch in flight."""
+        return self._slot(self._activations)
+
+    def allocate_evaluation_slot(self) -> MicroBatchSlot:
+        """Allocate the arrays of a micro-batch that has no backward pass."""
+        return self._slot(self._of_one_layer)
+
+    def _slot(self, activations: Mapping[str, Shape]) -> MicroBatchSlot:
         (ids, targets), key = allocate_token_ids(self._rows), np.zeros(1, np.uint64)
-        activations = self._layout.activations(**Arena(self._activations), dropout_key=key)
-        return MicroBatchSlot(ids, targets, activations, key)
+        return MicroBatchSlot(ids, targets, self._layout.activations(**Arena(activations), dropout_key=key), key)
 
     def allocate_scratch(self) -> Any:
         """Allocate the scratch of one backward pass."""

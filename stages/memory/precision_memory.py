@@ -46,6 +46,10 @@ class PrecisionMemory(Protocol):
         """Size of one `MicroBatchSlot`."""
 
     @property
+    def evaluation_slot_bytes(self) -> int:
+        """Size of the slot of `allocate_evaluation_slot`."""
+
+    @property
     def scratch_bytes(self) -> int:
         """Size of the scratch of one backward pass."""
 
@@ -62,6 +66,9 @@ class PrecisionMemory(Protocol):
 
     def allocate_slot(self) -> MicroBatchSlot:
         """Allocate the arrays of one micro-batch in flight."""
+
+    def allocate_evaluation_slot(self) -> MicroBatchSlot:
+        """Allocate the arrays of a micro-batch that has no backward pass: the activations of one layer."""
 
     def allocate_scratch(self) -> Any:
         """Allocate the scratch of one backward pass: a named tuple of arrays."""

@@ -38,7 +38,7 @@ class ValidationLoss:
 
     def __init__(self, compute: Compute) -> None:
         self._compute = compute
-        self._slot = compute.memory.allocate_slot()
+        self._slot = compute.memory.allocate_evaluation_slot()
         self._logits = Arena({"logits": compute.memory.logits_shape})["logits"]
         self._aborted = False
 
