@@ -1,8 +1,10 @@
-"""Checkpoints: saving and opening them, their format and manifest, models in Hugging Face's layout.
+"""Checkpoints: saving and opening them, formats and manifest; models in Hugging Face's layout, adapters in PEFT's.
 
 May import: all above.
 """
 
+from threadloom.stages.checkpoint.adapter_reader import AdaptedWeights as AdaptedWeights
+from threadloom.stages.checkpoint.base_model import BaseModel as BaseModel
 from threadloom.stages.checkpoint.directory import (
     latest_checkpoint as latest_checkpoint,
     remove_leftovers as remove_leftovers,
@@ -14,6 +16,7 @@ from threadloom.stages.checkpoint.exporting import (
 )
 from threadloom.stages.checkpoint.huggingface import read_end_ids as read_end_ids
 from threadloom.stages.checkpoint.manifest import MANIFEST_FILE as MANIFEST_FILE
+from threadloom.stages.checkpoint.merging import load_merged as load_merged, merge_adapters as merge_adapters
 from threadloom.stages.checkpoint.model_reader import (
     FolderWeights as FolderWeights,
     load_model as load_model,

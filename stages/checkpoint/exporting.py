@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from threadloom.stages.checkpoint.huggingface import write_configuration
+from threadloom.stages.checkpoint.huggingface import GENERATION_FILE, write_configuration
 from threadloom.stages.checkpoint.shards import write_shards
 from threadloom.stages.data import TOKENIZER_FILE, companion_files
 from threadloom.stages.models import EndOfText, Geometry, huggingface_views
@@ -33,6 +33,8 @@ class ExportedModel:
     """Name in `parameter_shapes` → tensor."""
     geometry: Geometry
     end_of_text: EndOfText | None
+    base: Path | None = None
+    """The directory of the model that adapters were merged into, with its config.json and generation_config.json."""
 
 
 def export_model(model: ExportedModel, out: Path, stored: StoredFormat, shard_bytes: int = SHARD_BYTES) -> list[str]:
@@ -48,10 +50,15 @@ def export_model(model: ExportedModel, out: Path, stored: StoredFormat, shard_by
     size = sum(tensor.size for tensor in tensors.values()) * stored.itemsize
     with new_directory(out, size + _SMALL_FILES) as folder:
         write_shards(folder, tensors, stored, shard_bytes)
-        copied = {TOKENIZER_FILE: model.folder / TOKENIZER_FILE, **companion_files(model.folder)}
+        source = model.base or model.folder
+        copied = {
+            GENERATION_FILE: source / GENERATION_FILE,
+            TOKENIZER_FILE: model.folder / TOKENIZER_FILE,
+            **companion_files(model.folder),
+        }
         copy_files({name: path for name, path in copied.items() if path.exists()}, folder)
         changes = {"torch_dtype": _TORCH_DTYPES[stored]}
-        write_configuration(folder, model.geometry, model.end_of_text, model.folder / CONFIG_FILE, changes)
+        write_configuration(folder, model.geometry, model.end_of_text, source / CONFIG_FILE, changes)
         return sorted(path.name for path in folder.iterdir())
 
 

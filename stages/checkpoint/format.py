@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from threadloom.stages.checkpoint.adapter_format import AdapterFormat
 from threadloom.stages.checkpoint.safetensors_format import SafetensorsFormat
 from threadloom.stages.checkpoint.state import TrainingState
 from threadloom.stages.models import Geometry
@@ -37,14 +38,19 @@ class CheckpointFormat(Protocol):
     def read_weights(
         self, directory: Path, geometry: Geometry, versions: range, version: int, weights: Weights
     ) -> None:
-        """Read one of `versions`, those in the checkpoint, into `weights`, bit for bit."""
+        """Read one of `versions`, those in the checkpoint, into `weights`, bit for bit.
+
+        A format without the frozen tensors leaves those as they are.
+        """
 
     def read_optimizer(self, directory: Path, geometry: Geometry, state: Mapping[str, Weights]) -> None:
         """Read the optimizer's state into the arenas of `state`, bit for bit."""
 
 
-FORMATS: Mapping[int, CheckpointFormat] = {1: SafetensorsFormat()}
+FORMATS: Mapping[int, CheckpointFormat] = {1: SafetensorsFormat(), 2: AdapterFormat()}
 """Number in the manifest → format. A change that older releases would misread needs a new number."""
 
-WRITTEN_FORMAT = 1
-"""The format of new checkpoints."""
+
+def written_format(geometry: Geometry) -> int:
+    """Return the number of the format of new checkpoints of a model."""
+    return 1 if geometry.lora is None else 2

@@ -72,14 +72,27 @@ def write_configuration(
         CONFIG_FILE: huggingface_config(geometry, number, _content(came_in)) | dict(changes or {}),
         GENERATION_FILE: {"bos_token_id": number, "eos_token_id": number},
     }
-    if end_of_text is not None:
-        files[TOKENIZER_CONFIG_FILE] = {
-            "tokenizer_class": "PreTrainedTokenizerFast",  # tokenizer.json as it is
-            "bos_token": end_of_text.token,
-            "eos_token": end_of_text.token,
-            "model_max_length": geometry.context,
-            "clean_up_tokenization_spaces": False,
-        }
+    return _write_absent(folder, files) | write_tokenizer_configuration(folder, geometry, end_of_text)
+
+
+def write_tokenizer_configuration(
+    folder: Path, geometry: Geometry, end_of_text: EndOfText | None
+) -> dict[str, FileDigest]:
+    """Write tokenizer_config.json, unless `folder` has it or no token ends a text; returns file name → digest."""
+    if end_of_text is None:
+        return {}
+    content = {
+        "tokenizer_class": "PreTrainedTokenizerFast",  # tokenizer.json as it is
+        "bos_token": end_of_text.token,
+        "eos_token": end_of_text.token,
+        "model_max_length": geometry.context,
+        "clean_up_tokenization_spaces": False,
+    }
+    return _write_absent(folder, {TOKENIZER_CONFIG_FILE: content})
+
+
+def _write_absent(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> dict[str, FileDigest]:
+    """Write JSON files that `folder` does not have; returns file name → digest."""
     return {
         name: write_bytes(folder / name, (json.dumps(content, indent=2) + "\n").encode())
         for name, content in files.items()

@@ -1,7 +1,7 @@
 """The manifest of a checkpoint, `training.json`.
 
-It holds step, τ, geometry, the run's configuration, the loss scaler's state of each version if losses are scaled, and
-the size and SHA-256 of every other file; its last entry is its own SHA-256.
+It holds step, τ, geometry, the run's configuration, the loss scaler's state of each version if losses are scaled, the
+model that adapters belong to, and the size and SHA-256 of every other file; its last entry is its own SHA-256.
 """
 
 import hashlib
@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import msgspec
 
+from threadloom.stages.checkpoint.base_model import BaseModel
 from threadloom.stages.checkpoint.format import FORMATS
 from threadloom.stages.memory import ScaleState
 from threadloom.stages.storage import CheckpointError, FileDigest, write_bytes
@@ -41,6 +42,8 @@ class CheckpointManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     """Name of the tokenizer's file."""
     scalers: list[ScaleState] | None = None
     """State of the loss scaler for each version, the oldest first; absent if losses are not scaled."""
+    base: BaseModel | None = None
+    """The frozen model of a run with adapters; absent in the others."""
     files: dict[str, FileDigest]
     """Name → digest of every other file of the checkpoint."""
     checksum: str = _NO_CHECKSUM
@@ -55,6 +58,10 @@ def encode_manifest(manifest: CheckpointManifest) -> bytes:
         del content["scalers"]  # releases without loss scaling refuse unknown entries
     else:
         content["scalers"] = [asdict(state) for state in manifest.scalers]
+    if manifest.base is None:
+        del content["base"]
+    else:
+        content["base"] = asdict(manifest.base)
     text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
     # The checksum is the last entry: its place is known even if the configuration contains 64 zeros.
     head, _, tail = text.rpartition(_NO_CHECKSUM)
@@ -112,7 +119,7 @@ def _verify_checksum(path: Path, data: bytes, checksum: str, hint: str) -> None:
 
 def _verify_names(path: Path, manifest: CheckpointManifest, hint: str) -> None:
     """Raise `CheckpointError` for a file name that leads out of the directory: the manifest is untrusted."""
-    for name in manifest.files:
+    for name in (*manifest.files, *(manifest.base.files if manifest.base else ())):
         if any(part in ("", ".", "..") for part in name.split("/")) or "\0" in name:
             expected = "names of files in the directory"
             raise CheckpointError(path, expected=expected, got=repr(name), cause="the file was edited", hint=hint)

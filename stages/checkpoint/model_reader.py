@@ -23,6 +23,7 @@ from threadloom.stages.models import (
     parameter_shapes,
 )
 from threadloom.stages.storage import (
+    ADAPTER_FILE,
     CONFIG_FILE,
     INDEX_FILE,
     MODEL_FILE,
@@ -42,7 +43,7 @@ _UNSUPPORTED = {
     "pytorch_model.bin": "a pickle, which can run code when it is opened",
     "pytorch_model.bin.index.json": "pickles, which can run code when they are opened",
     "consolidated.safetensors": "a model with the names of Mistral's own format",
-    "adapter_model.safetensors": "an adapter without the model that it changes",
+    ADAPTER_FILE: "an adapter without the model that it changes",
 }
 """File of a model that is not read → what it is."""
 
@@ -57,10 +58,10 @@ def load_model(folder: Path) -> tuple[Geometry, Arena]:
     geometry = read_geometry(folder / CONFIG_FILE)
     with _open_model(folder) as file:
         names = _names_in_file(file, geometry)
-        _require_memory(folder, geometry)
+        require_memory(folder, geometry)
         weights = Arena(parameter_shapes(geometry))
         _read_tensors(file, geometry, names, weights)
-    _warn_of_values(folder, geometry, weights)
+    warn_of_values(folder, _views(weights, geometry))
     return geometry, weights
 
 
@@ -88,7 +89,7 @@ class FolderWeights:
         with _open_model(self._folder) as file:
             names = _names_in_file(file, self._found)
             _read_tensors(file, self._geometry, names, weights)
-        _warn_of_values(self._folder, self._geometry, weights)
+        warn_of_values(self._folder, _views(weights, self._geometry))
 
     def matrices(self, name: str) -> Iterator[Floats]:
         """Read a tensor matrix after matrix into one array; raises `CheckpointError`."""
@@ -173,7 +174,7 @@ def _bare(name: str) -> str:
     return name
 
 
-def _require_memory(folder: Path, geometry: Geometry) -> None:
+def require_memory(folder: Path, geometry: Geometry) -> None:
     """Raise `CheckpointError` if the weights do not fit into the available memory."""
     needed, available = 4 * arena_size(parameter_shapes(geometry)), detect().memory_available
     if available is not None and needed > available:
@@ -228,15 +229,15 @@ def _check_tied(file: TensorFile, projection_name: str, embedding_name: str, emb
     )
 
 
-def _warn_of_values(folder: Path, geometry: Geometry, weights: Mapping[str, Floats]) -> None:
-    """Log the tensors that contain NaN or infinity, which the model's results would be too."""
-    _warn_of_names(folder, [name for name, view in _views(weights, geometry).items() if not _is_finite(view)])
-
-
 def _is_finite(values: Floats) -> bool:
     """Return True unless one of the values is NaN or infinite; takes no memory."""
     with np.errstate(invalid="ignore"):
         return bool(np.isfinite(values.min()) and np.isfinite(values.max()))  # NaN if one of the values is
+
+
+def warn_of_values(folder: Path, views: Mapping[str, Floats]) -> None:
+    """Log the names of the tensors that contain NaN or infinity, which the model's results would be too."""
+    _warn_of_names(folder, [name for name, view in views.items() if not _is_finite(view)])
 
 
 def _warn_of_names(folder: Path, wrong: Sequence[str]) -> None:

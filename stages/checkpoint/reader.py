@@ -2,13 +2,17 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
 import msgspec
 
-from threadloom.stages.checkpoint.format import FORMATS, CheckpointFormat, Weights
+from threadloom.pipeline import Arena
+from threadloom.stages.checkpoint.base_model import BaseModel
+from threadloom.stages.checkpoint.format import FORMATS, CheckpointFormat, Weights, written_format
 from threadloom.stages.checkpoint.manifest import MANIFEST_FILE, CheckpointManifest, read_manifest
+from threadloom.stages.checkpoint.merging import read_merged
 from threadloom.stages.checkpoint.state import kept_versions
 from threadloom.stages.memory import ScaleState
 from threadloom.stages.models import Geometry, UnsupportedModelError, geometry_from_json, parameter_shapes
@@ -31,13 +35,18 @@ class Checkpoint:
     """State of the loss scaler for each of `versions`; empty if the run does not scale losses."""
     format: int
     """Key in `FORMATS`."""
+    base: BaseModel | None = None
+    """The frozen model of a run with adapters, whose files have been verified too."""
+    base_folder: Path | None = None
+    """Folder of that model."""
 
     @classmethod
-    def open(cls, path: Path, *, for_training: bool = True) -> Self:
+    def open(cls, path: Path, *, for_training: bool = True, base: Path | None = None) -> Self:
         """Verify size and SHA-256 of each file of a checkpoint, and return its description.
 
         Without `for_training` only the newest weights, their configuration and the tokenizer are verified, which is
-        enough to sample or evaluate; other files may be missing. Raises `CheckpointError`.
+        enough to sample or evaluate; other files may be missing. `base` is the folder of the frozen model of a run with
+        adapters, if it has been moved. Raises `CheckpointError`.
         """
         hint = _damage_hint(path)
         manifest = read_manifest(path, hint)
@@ -47,15 +56,18 @@ class Checkpoint:
         _require_records(path, manifest, layout.training_files(versions) | tokenizer, hint)
         for name in sorted((layout.training_files(versions) if for_training else layout.model_files()) | tokenizer):
             _verify(path / name, manifest.files[name], hint)
+        geometry = _geometry(path, manifest, hint)
         return cls(
             path=path,
             step=manifest.step,
             delay=manifest.delay,
             config=manifest.config,
-            geometry=_geometry(path, manifest, hint),
+            geometry=geometry,
             tokenizer=path / manifest.tokenizer if manifest.tokenizer else None,
             scalers={state.version: state for state in manifest.scalers or ()},
             format=manifest.format,
+            base=manifest.base,
+            base_folder=manifest.base.verified(base) if manifest.base else None,
         )
 
     @property
@@ -66,9 +78,10 @@ class Checkpoint:
     def read_weights(self, version: int, arena: Weights) -> None:
         """Read one of `versions` into tensors of this geometry, bit for bit; raises `CheckpointError`.
 
-        The newest version is read into all tensors, an older one into those that the run trains.
+        The newest version is read into all tensors, an older one into those that the run trains. A checkpoint with
+        adapters has no others.
         """
-        self._require_shapes(arena, whole=version == self.step)
+        self._require_shapes(arena, whole=version == self.step and self.geometry.lora is None)
         if version not in self.versions:
             raise CheckpointError(
                 self.path,
@@ -78,6 +91,14 @@ class Checkpoint:
                 hint=f"resume with delay={self.delay}",
             )
         self._layout.read_weights(self.path, self.geometry, self.versions, version, arena)
+
+    def read_model(self) -> tuple[Geometry, Arena]:
+        """Return sizes and newest weights of the model, with adapters merged into it; raises `CheckpointError`."""
+        if self.base_folder is not None:
+            return read_merged(self.base_folder, self.geometry, partial(self.read_weights, self.step))
+        arena = Arena(parameter_shapes(self.geometry))
+        self.read_weights(self.step, arena)
+        return self.geometry, arena
 
     def read_optimizer(self, state: Mapping[str, Weights]) -> None:
         """Read the optimizer's state into arenas of the trained tensors, bit for bit; raises `CheckpointError`.
@@ -125,11 +146,16 @@ def _require_records(path: Path, manifest: CheckpointManifest, names: frozenset[
 def _geometry(path: Path, manifest: CheckpointManifest, hint: str) -> Geometry:
     """Return the geometry in a manifest; raises `CheckpointError` for one that this release does not know."""
     try:
-        return geometry_from_json(manifest.geometry)
+        geometry = geometry_from_json(manifest.geometry)
     except UnsupportedModelError as error:
         expected, got, cause = error.expected, error.got, error.cause
     except msgspec.ValidationError as error:
         expected, got, cause = "the sizes of a model", str(error), "the file was edited"
+    else:
+        if written_format(geometry) == manifest.format and (geometry.lora is None) == (manifest.base is None):
+            return geometry
+        expected, got = "the model that the adapters belong to", "a record of one without the other"
+        cause = "the file was edited"
     raise CheckpointError(path / MANIFEST_FILE, expected=expected, got=got, cause=cause, hint=hint)
 
 

@@ -40,7 +40,7 @@ class SafetensorsFormat:
 
     def write(self, directory: Path, state: TrainingState) -> dict[str, FileDigest]:
         """Write a state to new files, durably; returns file name → digest."""
-        files = write_model(directory, state.versions[state.step], state.geometry, state.end_of_text, state.came_in)
+        files = self._write_newest(directory, state)
         tensors: dict[str, Floats] = {}
         for name, arena in state.optimizer.items():
             tensors |= _with_prefix(name, arena)
@@ -66,7 +66,7 @@ class SafetensorsFormat:
     ) -> None:
         """Read one of `versions`, those in the checkpoint, into `weights`."""
         if version == versions[-1]:
-            read_model(directory / MODEL_FILE, geometry, weights)
+            self._read_newest(directory, geometry, weights)
         else:
             tensors = {str(older): weights for older in versions[:-1]}  # all have the same shapes
             _read(directory / VERSIONS_FILE, tensors, {str(version)})
@@ -74,6 +74,12 @@ class SafetensorsFormat:
     def read_optimizer(self, directory: Path, geometry: Geometry, state: Mapping[str, Weights]) -> None:
         """Read the optimizer's state into the arenas of `state`."""
         _read(directory / OPTIMIZER_FILE, state, state.keys())
+
+    def _write_newest(self, directory: Path, state: TrainingState) -> dict[str, FileDigest]:
+        return write_model(directory, state.versions[state.step], state.geometry, state.end_of_text, state.came_in)
+
+    def _read_newest(self, directory: Path, geometry: Geometry, weights: Weights) -> None:
+        read_model(directory / MODEL_FILE, geometry, weights)
 
 
 def _with_prefix(prefix: str, weights: Weights) -> dict[str, Floats]:

@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from threadloom.pipeline import Arena
+from threadloom.stages.checkpoint.base_model import BaseModel
 from threadloom.stages.memory import ScaleState
-from threadloom.stages.models import EndOfText, Geometry, parameter_shapes
+from threadloom.stages.models import EndOfText, Geometry, Shape, lora_shapes, parameter_shapes
 
 Floats = NDArray[np.float32]
 
@@ -31,7 +32,10 @@ class TrainingState:
     step: int
     delay: int
     versions: Mapping[int, Mapping[str, Floats]]
-    """Weights of each of `kept_versions(step, delay)`: of the newest all tensors, of the others the trained ones."""
+    """Weights of each of `kept_versions(step, delay)`: of the newest all tensors, of the others the trained ones.
+
+    Of a model with adapters, all versions have the trained ones.
+    """
     optimizer: Mapping[str, Arena]
     """State of the optimizer: name → arena of the trained tensors, such as AdamW's moments `m` and `v`."""
     config: Mapping[str, Any]
@@ -43,6 +47,8 @@ class TrainingState:
     """The token of the tokenizer that ends a text; it is in the files for Hugging Face's libraries."""
     came_in: Path | None = None
     """The config.json of the model that the run started from, if it exists; some of its keys are kept."""
+    base: BaseModel | None = None
+    """The frozen model of a run with adapters, which is not in the checkpoint."""
 
     def __post_init__(self) -> None:
         """Raise `ValueError` for an incomplete state."""
@@ -54,15 +60,24 @@ class TrainingState:
             )
         if self.scalers and sorted(self.scalers) != kept:
             raise ValueError(f"loss scaler states: expected versions {kept}, got {sorted(self.scalers)}")
-        shapes = parameter_shapes(self.geometry)
-        trained = {
-            name: shape for name, shape in shapes.items() if all(name in arena for arena in self.optimizer.values())
-        }
+        if (self.geometry.lora is None) != (self.base is None):
+            raise ValueError(f"{self.geometry}: a model with adapters, and only that, has a base model")
+        shapes, trained = parameter_shapes(self.geometry), self._trained_shapes()
         tensors = {**self.optimizer, **{f"version {k}": arena for k, arena in self.versions.items()}}
         for label, found in tensors.items():
-            expected = shapes if label == f"version {self.step}" else trained
+            expected = shapes if label == f"version {self.step}" and self.base is None else trained
             if {name: view.shape for name, view in found.items()} != expected:
                 raise ValueError(f"the tensors of {label} do not have the shapes of {self.geometry}")
+
+    def _trained_shapes(self) -> dict[str, Shape]:
+        """Return name → shape of the tensors that every part of the optimizer's state has."""
+        shapes, arenas = parameter_shapes(self.geometry), self.optimizer.values()
+        return {name: shape for name, shape in shapes.items() if all(name in arena for arena in arenas)}
+
+    @property
+    def saved_tensors(self) -> frozenset[str]:
+        """Names of the tensors of the model itself that are trained."""
+        return frozenset(self._trained_shapes()) - lora_shapes(self.geometry).keys()
 
     @property
     def nbytes(self) -> int:

@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from threadloom.stages.checkpoint.directory import partial_path, publish, remove_leftovers, remove_old
-from threadloom.stages.checkpoint.format import FORMATS, WRITTEN_FORMAT
+from threadloom.stages.checkpoint.format import FORMATS, written_format
 from threadloom.stages.checkpoint.manifest import MANIFEST_FILE, CheckpointManifest, json_copy, write_manifest
 from threadloom.stages.checkpoint.state import TrainingState
 from threadloom.stages.data import companion_files
@@ -33,7 +33,8 @@ def save_checkpoint(directory: Path, state: TrainingState, tokenizer: Path | Non
     `CheckpointError` for other errors of the operating system, `ValueError` or `TypeError` for arguments that cannot
     be saved.
     """
-    layout = FORMATS[WRITTEN_FORMAT]
+    number = written_format(state.geometry)
+    layout = FORMATS[number]
     if keep < 0:
         raise ValueError(f"keep: expected the number of checkpoints to keep, or 0 for all, got {keep}")
     if tokenizer is not None and tokenizer.name in layout.file_names | {MANIFEST_FILE}:
@@ -49,13 +50,14 @@ def save_checkpoint(directory: Path, state: TrainingState, tokenizer: Path | Non
         files = copy_files(copied, partial)
         files |= layout.write(partial, state)
         manifest = CheckpointManifest(
-            format=WRITTEN_FORMAT,
+            format=number,
             step=state.step,
             delay=state.delay,
             geometry=geometry_to_json(state.geometry),
             config=config,
             tokenizer=tokenizer.name if tokenizer else None,
             scalers=[state.scalers[version] for version in sorted(state.scalers)] or None,
+            base=state.base,
             files=files,
         )
         write_manifest(partial, manifest)

@@ -39,6 +39,8 @@ class LoraConfig(Section, frozen=True, kw_only=True):
     """Probability with which an element of an adapter's input is set to 0 in training."""
     save: tuple[str, ...] = ()
     """Modules that are trained themselves, such as `embed_tokens` or `norm`: `modules_to_save` in PEFT."""
+    init: str = ""
+    """Folder of adapters in PEFT's layout whose weights the run starts from (`train --init`). Empty: random ones."""
 
     def lora(self, geometry: Geometry) -> Lora | None:
         """Return the adapters of a model, None without; raises ConfigError for a target that is no linear layer."""
@@ -75,7 +77,7 @@ class LoraConfig(Section, frozen=True, kw_only=True):
 
     def _require_defaults(self) -> None:
         """Raise ConfigError for a setting that has no effect without adapters."""
-        for name in ("alpha", "rslora", "targets", "dropout", "save"):
+        for name in ("alpha", "rslora", "targets", "dropout", "save", "init"):
             value = getattr(self, name)
             if value != getattr(LoraConfig(), name):
                 raise ConfigError(

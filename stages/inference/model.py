@@ -1,4 +1,4 @@
-"""A trained model, read from a run directory, a checkpoint, or a folder in Hugging Face's layout."""
+"""A trained model, read from a run directory, a checkpoint, a model in Hugging Face's layout or adapters in PEFT's."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,14 +13,15 @@ from threadloom.stages.checkpoint import (
     MANIFEST_FILE,
     Checkpoint,
     latest_checkpoint,
+    load_merged,
     load_model,
     read_end_ids,
 )
 from threadloom.stages.config import InputError, SpecialTokens
 from threadloom.stages.data import Tokenizer, TokenizerError, load_tokenizer
 from threadloom.stages.layouts import ModelWeights, as_weights
-from threadloom.stages.models import Geometry, parameter_shapes
-from threadloom.stages.storage import CONFIG_FILE
+from threadloom.stages.models import Geometry
+from threadloom.stages.storage import CONFIG_FILE, base_folder, is_adapter_folder, read_adapter_config
 
 TOKENIZER_FILE = "tokenizer.json"
 
@@ -41,6 +42,13 @@ class Model:
     """Number of updates that the weights result from; None if unknown (Hugging Face's layout)."""
     end_ids: frozenset[int] = frozenset()
     """Ids of the tokens that end a text."""
+    base: Path | None = None
+    """Folder of the model that adapters have been merged into; None if there are none."""
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        """The folder with the files of the tokenizer: that of the adapters, or of the model that they belong to."""
+        return self.base if self.base and not (self.path / TOKENIZER_FILE).exists() else self.path
 
     @property
     def packed(self) -> None:
@@ -75,31 +83,40 @@ class Model:
             return np.zeros(1, np.int32)
 
     @classmethod
-    def open(cls, path: Path) -> "Model":
-        """Open the newest checkpoint of a run directory, a checkpoint, or a model in Hugging Face's layout.
+    def open(cls, path: Path, base: Path | None = None) -> "Model":
+        """Open the newest checkpoint of a run directory, a checkpoint, a model in Hugging Face's layout, or adapters.
 
+        Adapters are merged into the model that they belong to, which is in `base` or where they were trained from.
         Raises `ModelError` if there is none, `CheckpointError` or `TokenizerError` if its files are damaged.
         """
         folder = latest_checkpoint(path / "checkpoints") or path
         if (folder / MANIFEST_FILE).exists():
-            checkpoint = Checkpoint.open(folder, for_training=False)
-            arena = Arena(parameter_shapes(checkpoint.geometry))
-            checkpoint.read_weights(checkpoint.step, arena)
+            checkpoint = Checkpoint.open(folder, for_training=False, base=base)
+            geometry, arena = checkpoint.read_model()
             tokenizer = load_tokenizer(checkpoint.tokenizer or folder / TOKENIZER_FILE)
-            ends = read_end_ids(folder) or _end_ids(tokenizer)
-            geometry, weights = checkpoint.geometry, as_weights(checkpoint.geometry, arena)
-            return cls(folder, geometry, weights, tokenizer, checkpoint.step, ends)
+            return cls._of(folder, geometry, arena, tokenizer, checkpoint.step, checkpoint.base_folder)
+        if is_adapter_folder(folder):
+            model = base_folder(folder, read_adapter_config(folder), base)
+            geometry, arena = load_merged(folder, model)
+            tokenizer = load_tokenizer(folder if (folder / TOKENIZER_FILE).exists() else model)
+            return cls._of(folder, geometry, arena, tokenizer, None, model)
         if (folder / CONFIG_FILE).exists():
             geometry, arena = load_model(folder)
-            tokenizer = load_tokenizer(folder)
-            ends = read_end_ids(folder) or _end_ids(tokenizer)
-            return cls(folder, geometry, as_weights(geometry, arena), tokenizer, None, ends)
+            return cls._of(folder, geometry, arena, load_tokenizer(folder), None, None)
         raise ModelError(
             str(path),
-            expected="a run directory with a checkpoint, a checkpoint, or a model in Hugging Face's layout",
+            expected="a run directory with a checkpoint, a checkpoint, a model in Hugging Face's layout or adapters",
             got="none of them" if path.exists() else "no such folder",
             hint="pass the folder of train --out, once the run has written its first checkpoint",
         )
+
+    @classmethod
+    def _of(
+        cls, folder: Path, geometry: Geometry, arena: Arena, tokenizer: Tokenizer, step: int | None, base: Path | None
+    ) -> "Model":
+        """Return a model with the ids that end its texts: of the folder, of the base model, or of the tokenizer."""
+        ends = read_end_ids(folder) or (read_end_ids(base) if base else None) or _end_ids(tokenizer)
+        return cls(folder, geometry, as_weights(geometry, arena), tokenizer, step, ends, base)
 
 
 def _end_ids(tokenizer: Tokenizer) -> frozenset[int]:

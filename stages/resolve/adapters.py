@@ -11,8 +11,16 @@ LORA_LEARNING_RATE = 2e-4
 def with_adapters(config: Config, rank: int, *, own_rate: bool = True) -> Config:
     """Return the configuration of a run that trains adapters of all linear layers.
 
-    `own_rate` sets the learning rate that is usual for adapters.
+    `own_rate` sets the learning rate that is usual for adapters. Raises ConfigError for a run that starts from some.
     """
+    if config.lora.init:
+        raise ConfigError(
+            "--lora",
+            expected="new adapters",
+            got=f"those in {config.lora.init}, of rank {config.lora.rank}",
+            cause="--init is a folder of adapters, or a run with adapters",
+            hint="leave --lora out to train those; or merge them first: threadloom merge RUN OUT",
+        )
     optimizer = msgspec.structs.replace(config.optimizer, lr=LORA_LEARNING_RATE) if own_rate else config.optimizer
     lora = LoraConfig(rank=rank, targets=(ALL_LINEAR,))
     return msgspec.structs.replace(config, lora=lora, optimizer=optimizer)

@@ -1,5 +1,9 @@
-"""Runs that start from the weights of an existing model: its sizes, its tokenizer, settings for fine-tuning."""
+"""Runs that start from the weights of an existing model: its sizes, its tokenizer, settings for fine-tuning.
 
+A run that starts from adapters starts from the model that they belong to as well, and has their settings `lora.*`.
+"""
+
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -10,6 +14,7 @@ from threadloom.stages.config import (
     ConfigError,
     DataConfig,
     EvaluationConfig,
+    LoraConfig,
     OptimizerConfig,
     Precision,
     ScheduleConfig,
@@ -18,23 +23,57 @@ from threadloom.stages.config import (
     model_config_of,
 )
 from threadloom.stages.models import Geometry
-from threadloom.stages.storage import CONFIG_FILE, RunDirectory, finished_checkpoints, is_model_folder, read_geometry
+from threadloom.stages.resolve.adapters import LORA_LEARNING_RATE
+from threadloom.stages.storage import (
+    ADAPTER_CONFIG_FILE,
+    CONFIG_FILE,
+    RunDirectory,
+    base_folder,
+    finished_checkpoints,
+    is_adapter_folder,
+    is_model_folder,
+    read_adapter_config,
+    read_adapter_parts,
+    read_geometry,
+)
+
+_TOKENIZER_FILE = "tokenizer.json"
 
 
-def model_folder(path: Path) -> Path:
-    """Return the folder with the model at a path: the newest checkpoint of a run directory, or the path itself.
+@dataclass(frozen=True)
+class InitialModel:
+    """The folders whose weights a run starts from."""
 
-    Raises ConfigError if there is no model.
-    """
-    checkpoints = finished_checkpoints(RunDirectory(path).checkpoints)
-    folder = checkpoints[-1] if checkpoints else path
-    if not is_model_folder(folder):
-        raise ConfigError(
-            str(path),
-            expected="a folder with a model in Hugging Face's layout, a checkpoint, or a run directory with one",
-            got="none of them" if path.exists() else "no such folder",
-            hint=f"pass the folder that contains the {CONFIG_FILE} of the model",
-        )
+    model: Path
+    """Folder of a model in Hugging Face's layout, absolute."""
+    adapter: Path | None = None
+    """Folder of the model's adapters in PEFT's layout, absolute. None: the model alone."""
+
+    @classmethod
+    def at(cls, path: Path, base: Path | None = None) -> "InitialModel":
+        """Return what is at a path, or in the newest checkpoint of a run directory.
+
+        `base` is the folder of the model that adapters belong to, if it is not where they were trained from. Raises
+        ConfigError if there is no model, CheckpointError for adapters that cannot be used.
+        """
+        checkpoints = finished_checkpoints(RunDirectory(path).checkpoints)
+        folder = checkpoints[-1] if checkpoints else path
+        if is_adapter_folder(folder):
+            model = base_folder(folder, read_adapter_config(folder), base)
+            return cls(_recorded(model), _recorded(folder))
+        if is_model_folder(folder) and base is None:
+            return cls(_recorded(folder))
+        if is_model_folder(folder):
+            expected, got = "a folder with adapters, since --base is the model that they belong to", "a whole model"
+        else:
+            expected = "a folder with a model in Hugging Face's layout, with adapters in PEFT's, or a run directory"
+            got = "none of them" if path.exists() else "no such folder"
+        hint = f"pass the folder that contains the {CONFIG_FILE} of the model, or {ADAPTER_CONFIG_FILE}"
+        raise ConfigError(str(path), expected=expected, got=got, hint=hint)
+
+
+def _recorded(folder: Path) -> Path:
+    """Return the absolute path of a folder; raises ConfigError if a configuration cannot hold it."""
     folder = folder.absolute()
     try:
         str(folder).encode()
@@ -48,36 +87,62 @@ def model_folder(path: Path) -> Path:
     return folder
 
 
-def fine_tuning_config(path: Path) -> Config:
-    """Return settings for fine-tuning all weights of the model at a path, on sequences of its context.
+def fine_tuning_config(path: Path, base: Path | None = None) -> Config:
+    """Return settings for fine-tuning the model at a path, or its adapters, on sequences of the model's context.
 
-    The learning rate is that of transformers' `Trainer`, with a short warm-up and a cosine; weights do not decay.
-    Raises ConfigError or CheckpointError.
+    The learning rate is that of transformers' `Trainer`, or the usual one of adapters, with a short warm-up and a
+    cosine; weights do not decay. `base` and errors are as in `InitialModel.at`.
     """
-    folder = model_folder(path)
+    initial = InitialModel.at(path, base)
     config = Config(
-        name=folder.name,
-        model=model_config_of(read_geometry(folder / CONFIG_FILE)),
+        name=(initial.adapter or initial.model).name,
+        model=model_config_of(read_geometry(initial.model / CONFIG_FILE)),
         batch_size=8,
         steps=300,
         precision=Precision.AUTO,
-        optimizer=OptimizerConfig(lr=5e-5, beta2=0.999, weight_decay=0.0),
+        optimizer=OptimizerConfig(lr=LORA_LEARNING_RATE if initial.adapter else 5e-5, beta2=0.999, weight_decay=0.0),
         schedule=ScheduleConfig(warmup=10),
         evaluation=EvaluationConfig(interval=50, batches=20),
         checkpoint=CheckpointConfig(interval=100),
     )
-    return with_initial_model(config, path)
+    return _starting_from(config, initial)
 
 
-def with_initial_model(config: Config, path: Path) -> Config:
-    """Return the configuration of a run that starts from the weights of the model at a path.
+def with_initial_model(config: Config, path: Path, base: Path | None = None) -> Config:
+    """Return the configuration of a run that starts from the weights of the model at a path, or of its adapters.
 
-    Its settings `model.*` are the sizes of that model, its tokenizer is the model's. Raises ConfigError if there is no
-    model, CheckpointError if it cannot be used.
+    Its settings `model.*` are the sizes of that model, `lora.*` those of its adapters, and its tokenizer is theirs.
+    `base` and errors are as in `InitialModel.at`.
     """
-    folder = model_folder(path)
-    model = model_config_of(read_geometry(folder / CONFIG_FILE))
-    return msgspec.structs.replace(config, init=str(folder), model=model, data=_with_tokenizer(config.data, folder))
+    return _starting_from(config, InitialModel.at(path, base))
+
+
+def _starting_from(config: Config, initial: InitialModel) -> Config:
+    geometry, tokenizer = read_geometry(initial.model / CONFIG_FILE), initial.model
+    if initial.adapter is not None:
+        config = msgspec.structs.replace(config, lora=_adapter_settings(initial.adapter, geometry))
+        if (initial.adapter / _TOKENIZER_FILE).exists():
+            tokenizer = initial.adapter
+    return msgspec.structs.replace(
+        config,
+        init=str(initial.model),
+        model=model_config_of(geometry),
+        data=_with_tokenizer(config.data, tokenizer),
+    )
+
+
+def _adapter_settings(folder: Path, geometry: Geometry) -> LoraConfig:
+    """Return the settings of the adapters in a folder; raises CheckpointError for adapters that cannot be used."""
+    parts = read_adapter_parts(folder, read_adapter_config(folder), geometry)
+    return LoraConfig(
+        rank=parts.lora.rank,
+        alpha=parts.lora.alpha,
+        rslora=parts.lora.rank_stabilised,
+        targets=tuple(sorted(parts.lora.modules)),
+        dropout=parts.lora.dropout,
+        save=parts.saved_modules(geometry),
+        init=str(folder),
+    )
 
 
 def _with_tokenizer(data: DataConfig, folder: Path) -> DataConfig:
@@ -85,9 +150,9 @@ def _with_tokenizer(data: DataConfig, folder: Path) -> DataConfig:
 
 
 def require_initial_model(config: Config) -> None:
-    """Raise ConfigError unless the settings `model.*` are those of the model that the run starts from.
+    """Raise ConfigError unless the settings `model.*` and `lora.*` are those of the model that the run starts from.
 
-    A shorter context is allowed. Without an initial model nothing is checked.
+    A shorter context and another dropout are allowed. Without an initial model nothing is checked.
     """
     if not config.init:
         return
@@ -107,6 +172,27 @@ def require_initial_model(config: Config) -> None:
             cause="the run starts from the weights of that model",
             hint="leave the settings model.* out; only a shorter model.context is possible",
         )
+    if config.lora.init:
+        _require_adapters(config.lora, found)
+
+
+def _require_adapters(lora: LoraConfig, geometry: Geometry) -> None:
+    """Raise ConfigError unless the settings are those of the adapters that the run starts from."""
+    theirs = _adapter_settings(Path(lora.init), geometry)
+    if lora.lora(geometry) != msgspec.structs.replace(theirs, dropout=lora.dropout).lora(geometry):
+        key = next(key for key in ("rank", "alpha", "rslora", "targets") if getattr(lora, key) != getattr(theirs, key))
+        expected, got = getattr(theirs, key), getattr(lora, key)
+    elif lora.frozen_tensors(geometry) != theirs.frozen_tensors(geometry):
+        key, expected, got = "save", theirs.save, lora.save
+    else:
+        return
+    raise ConfigError(
+        f"lora.{key}",
+        expected=f"{_text(expected)}, as in the adapters in {lora.init}",
+        got=_text(got),
+        cause="the run starts from the weights of those adapters",
+        hint="leave the settings lora.* out; only lora.dropout can be another one",
+    )
 
 
 def _settings(geometry: Geometry) -> dict[str, object]:

@@ -11,7 +11,14 @@ from loguru import logger
 
 from threadloom.kernels import blas_info
 from threadloom.pipeline import Cancelled, Run, available_cores
-from threadloom.stages.checkpoint import Checkpoint, FolderWeights, latest_checkpoint, remove_leftovers
+from threadloom.stages.checkpoint import (
+    AdaptedWeights,
+    BaseModel,
+    Checkpoint,
+    FolderWeights,
+    latest_checkpoint,
+    remove_leftovers,
+)
 from threadloom.stages.config import Config, ConfigError, Precision, ResolvedConfig, printable
 from threadloom.stages.console import StopSignals
 from threadloom.stages.data import (
@@ -281,10 +288,11 @@ def _train(
     _announce(config, choice)
     compile_kernels(precision=config.precision, architecture=config.model.architecture)
     written = WrittenMetrics(config, start.step if start else 0)
-    output = CheckpointOutput(run.checkpoints, data.tokenizer_path, written.wait_for, data.tokenizer.end_of_text)
+    base = _base_model(config, start)
+    output = CheckpointOutput(run.checkpoints, data.tokenizer_path, written.wait_for, data.tokenizer.end_of_text, base)
     source = TokenBatches(data.train, config.batch_sizes, config.seed)
     if config.init and start is None:
-        logger.info("initial weights: {}", config.init)
+        logger.info("initial weights: {}", ", ".join(filter(None, (config.init, config.lora.init))))
     training = Training(config, source, _validation(config, data), output, start, _initial_weights(config, start))
     logger.info("memory of the run:\n{}", format_memory_plan(planned_memory(config, data.preparation_bytes)))
     trace = new_trace(config, training)
@@ -307,7 +315,15 @@ def _initial_weights(config: ResolvedConfig, start: Checkpoint | None) -> Initia
     """Return the weights that a run starts from, of which a checkpoint lacks a frozen model; None for random ones."""
     if not config.init or (start and not config.lora.rank):
         return None
-    return FolderWeights(Path(config.init), config.geometry())
+    model = FolderWeights(Path(config.init), config.geometry())
+    return AdaptedWeights(model, Path(config.lora.init), config.geometry()) if config.lora.init else model
+
+
+def _base_model(config: ResolvedConfig, start: Checkpoint | None) -> BaseModel | None:
+    """Return the frozen model of a run with adapters, whose files are hashed once; None for another run."""
+    if not config.lora.rank:
+        return None
+    return start.base if start else BaseModel.of(Path(config.init))
 
 
 def _follow(pipeline: Run, reporter: Reporter, written: WrittenMetrics) -> None:

@@ -16,7 +16,7 @@ from typing import Any, Final
 import numpy as np
 
 from threadloom.pipeline import Arena, Banks, Lease, Pool
-from threadloom.stages.checkpoint import TrainingState, kept_versions, save_checkpoint
+from threadloom.stages.checkpoint import BaseModel, TrainingState, kept_versions, save_checkpoint
 from threadloom.stages.data import MODEL_CONFIG_FILE
 from threadloom.stages.memory import Bank, Saved, ScaleState, Update
 from threadloom.stages.models import EndOfText, Geometry, Shape
@@ -105,6 +105,8 @@ class CheckpointSnapshot:
 class CheckpointOutput:
     """The folder of the checkpoints, the tokenizer file that is copied into each, and its token that ends a text.
 
+    `base` is the frozen model of a run with adapters, which the checkpoints do not contain.
+
     `ready(step)` is called before the checkpoint of a step is written: it may wait for files that must be on disk
     first.
     """
@@ -113,6 +115,7 @@ class CheckpointOutput:
     tokenizer: Path | None = None
     ready: Callable[[int], None] | None = None
     end_of_text: EndOfText | None = None
+    base: BaseModel | None = None
 
 
 @dataclass(frozen=True)
@@ -176,16 +179,18 @@ class Save:
     def _write(self, lease: Lease[Bank], *, scaled: bool) -> Saved:
         begin = time.perf_counter()
         snapshot, step, tokenizer = self._snapshot, lease.version, self._output.tokenizer
+        newest = lease.bank.tensors if self._output.base is None else lease.bank.arena
         state = TrainingState(
             step=step,
             delay=snapshot.delay,
-            versions={**snapshot.older, step: lease.bank.tensors},
+            versions={**snapshot.older, step: newest},
             optimizer=snapshot.optimizer,
             config=self._record.config,
             geometry=self._record.geometry,
             scalers={**snapshot.scalers, step: lease.bank.scaler} if scaled else {},
             end_of_text=self._output.end_of_text,
             came_in=None if tokenizer is None else tokenizer.with_name(MODEL_CONFIG_FILE),
+            base=self._output.base,
         )
         path = save_checkpoint(self._output.checkpoints, state, tokenizer, self._record.keep)
         self._saved = step

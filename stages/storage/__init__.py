@@ -3,6 +3,19 @@
 May import: models, config.
 """
 
+from threadloom.stages.storage.adapter_config import (
+    ADAPTER_CONFIG_FILE as ADAPTER_CONFIG_FILE,
+    ADAPTER_FILE as ADAPTER_FILE,
+    AdapterConfig as AdapterConfig,
+    base_folder as base_folder,
+    is_adapter_folder as is_adapter_folder,
+    read_adapter_config as read_adapter_config,
+)
+from threadloom.stages.storage.adapter_modules import (
+    ADAPTER_PREFIX as ADAPTER_PREFIX,
+    AdapterParts as AdapterParts,
+    read_adapter_parts as read_adapter_parts,
+)
 from threadloom.stages.storage.durable_io import (
     DiskFullError as DiskFullError,
     atomic_file as atomic_file,
@@ -50,4 +63,5 @@ from threadloom.stages.storage.tensor_reader import (
     TensorFile as TensorFile,
     open_sharded_tensors as open_sharded_tensors,
     open_tensors as open_tensors,
+    shard_names as shard_names,
 )

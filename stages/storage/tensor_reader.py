@@ -84,9 +84,9 @@ class TensorFile:
         unknown = [name for name in self.shapes if name not in expected and name not in ignored]
         if missing or unknown:
             if missing and unknown:
-                got = f"{_first_names(unknown)} instead of {_first_names(missing)}"
+                got = f"{first_names(unknown)} instead of {first_names(missing)}"
             else:
-                got = f"{_first_names(missing)} missing" if missing else f"{_first_names(unknown)} in addition to them"
+                got = f"{first_names(missing)} missing" if missing else f"{first_names(unknown)} in addition to them"
             raise CheckpointError(
                 self.path, expected=f"the {len(expected)} tensors of the model", got=got, cause=cause, hint=hint
             )
@@ -163,11 +163,16 @@ def open_sharded_tensors(index: Path) -> Iterator[TensorFile]:
             raise CheckpointError(
                 index.with_name(shards[missing[0]]),
                 expected=f"the tensors that {index.name} lists",
-                got=f"no {_first_names(missing)}",
+                got=f"no {first_names(missing)}",
                 cause="the files are of different models, or one was replaced",
                 hint="restore the folder from a copy, or save the model again",
             )
         yield TensorFile(index, tensors)
+
+
+def shard_names(index: Path) -> list[str]:
+    """Return the names of the files that an index lists; raises `CheckpointError` for one that is not an index."""
+    return sorted(set(_read_index(index).values()))
 
 
 def _read_index(index: Path) -> dict[str, str]:
@@ -232,7 +237,7 @@ def _read_exactly(tensor: _StoredTensor, name: str, values: NDArray[Any]) -> Non
         left = left[count:]
 
 
-def _first_names(names: list[str], limit: int = 4) -> str:
+def first_names(names: list[str], limit: int = 4) -> str:
     """Return the first `limit` names and the number of the others as text."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more

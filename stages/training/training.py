@@ -170,7 +170,7 @@ class Training:
             else:
                 adapters = lora_shapes(geometry).keys()
                 random.write({name: tensor for name, tensor in tensors.items() if name in adapters})
-                source.write({name: tensor for name, tensor in tensors.items() if name not in adapters})
+                source.write(tensors)
         for index in published.values():  # once the frozen tensors, which the newest version has, are there
             self.compute.pack_from_master(banks[index])
         if start:

@@ -3,4 +3,8 @@
 May import: all above.
 """
 
-from threadloom.stages.tools.export.command import export as export
+from threadloom.stages.tools.export.command import (
+    export as export,
+    output_options as output_options,
+    print_export as print_export,
+)

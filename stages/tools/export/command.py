@@ -1,13 +1,19 @@
 """The command `threadloom export`."""
 
 import re
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from threadloom.stages.console import write_output
 from threadloom.stages.tools.common import reported_errors
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from threadloom.stages.inference import Model
 
 FORMATS = ("float32", "bf16", "fp16", "q8_0")
 
@@ -31,22 +37,43 @@ class Size(click.ParamType[int]):
         return size
 
 
+def output_options(command: Any) -> Any:
+    """Add the options for the number format and the size of the files of a written model."""
+    for option in (
+        click.option("--shard-size", type=Size(), default="5GB", show_default=True,
+                     help="Largest size of a file of weights in a folder."),
+        click.option("--dtype", type=click.Choice(FORMATS), default="float32", show_default=True,
+                     help="Number format of the weights; q8_0 (8 bits, a scale for 32 elements) in GGUF only."),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--dtype", type=click.Choice(FORMATS), default="float32", show_default=True,
-              help="Number format of the weights; q8_0 (8 bits, a scale for 32 elements) in GGUF only.")  # fmt: skip
-@click.option("--shard-size", type=Size(), default="5GB", show_default=True,
-              help="Largest size of a file of weights in a folder.")  # fmt: skip
+@output_options
 def export(run: Path, out: Path, dtype: str, shard_size: int) -> None:
     """Write a trained model for other programs.
 
     RUN is a run directory, whose newest checkpoint is used, a checkpoint, or a model folder in Hugging Face's layout.
+    Adapters are merged into their model (threadloom merge); a checkpoint of a run with adapters is a folder for PEFT.
     OUT is a new folder in that layout, which transformers, PEFT and vLLM open. If its name ends in .gguf, it is a new
     file for llama.cpp, which needs the package gguf (pip install 'threadloom[gguf]').
     """
     with reported_errors():
-        from threadloom.stages.tools.export.exporting import export_run
+        print_export(partial(_open, run), out, dtype, shard_size)
 
-        for line in export_run(run, out, dtype, shard_size):
-            write_output(line)
+
+def _open(run: Path) -> "Model":
+    from threadloom.stages.inference import Model
+
+    return Model.open(run)
+
+
+def print_export(open_model: "Callable[[], Model]", out: Path, dtype: str, shard_bytes: int) -> None:
+    """Write the model that `open_model` returns, as `export` does, and print what was written."""
+    from threadloom.stages.tools.export.exporting import export_opened
+
+    for line in export_opened(open_model, out, dtype, shard_bytes):
+        write_output(line)

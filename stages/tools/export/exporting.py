@@ -1,5 +1,6 @@
-"""Exporting a run, a checkpoint or a model folder."""
+"""Writing a model as a folder in Hugging Face's layout, or as a GGUF file."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from threadloom.stages.checkpoint import ExportedModel, export_model
@@ -12,11 +13,12 @@ _STORED = {"float32": StoredFormat.FLOAT32, "bf16": StoredFormat.BF16, "fp16": S
 GGUF_SUFFIX = ".gguf"
 
 
-def export_run(run: Path, out: Path, dtype: str, shard_bytes: int) -> list[str]:
+def export_opened(open_model: Callable[[], Model], out: Path, dtype: str, shard_bytes: int) -> list[str]:
     """Export a model to a new directory, or to a file if its name ends in .gguf; return lines that describe the result.
 
-    `dtype` is a number format of the command. Raises ConfigError for one that the kind of file does not have, and the
-    errors of `Model.open`, `export_model` and `write_gguf`.
+    `open_model` is called once the other arguments have been checked; `dtype` is a number format of the command. Raises
+    ConfigError for one that the kind of file does not have, and the errors of `open_model`, `export_model` and
+    `write_gguf`.
     """
     as_gguf = out.suffix == GGUF_SUFFIX
     formats = GGUF_FORMATS if as_gguf else _STORED
@@ -28,9 +30,10 @@ def export_run(run: Path, out: Path, dtype: str, shard_bytes: int) -> list[str]:
             hint=f"{dtype} is a format of GGUF: give a name that ends in {GGUF_SUFFIX}",
         )
     require_absent(out)
-    opened = Model.open(run)
+    opened = open_model()
     tensors = {name: tensor for name, tensor in opened.weights._asdict().items() if tensor.size}
-    model = ExportedModel(opened.path, tensors, opened.geometry, opened.tokenizer.end_of_text)
+    folder, end = opened.tokenizer_folder, opened.tokenizer.end_of_text
+    model = ExportedModel(folder, tensors, opened.geometry, end, opened.base)
     if as_gguf:
         write_gguf(model, opened.tokenizer, out, dtype)
         return [f"{out}: {opened.geometry}, {dtype}"]

@@ -33,7 +33,11 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @click.option(
     "--init", type=click.Path(path_type=Path), metavar="FOLDER",
-    help="Start from the weights, sizes and tokenizer of a model in Hugging Face's layout, or of a run.",
+    help="Start from the weights, sizes and tokenizer of a model in Hugging Face's layout, of a run, or of adapters.",
+)  # fmt: skip
+@click.option(
+    "--base", type=click.Path(path_type=Path), metavar="FOLDER",
+    help="With --init FOLDER of adapters: the model that they belong to, if it has been moved.",
 )  # fmt: skip
 @click.option(
     "--lora", "rank", type=click.IntRange(min=1), metavar="RANK",
@@ -56,6 +60,7 @@ def train_command(
     steps: int | None,
     texts: tuple[str, ...],
     init: Path | None,
+    base: Path | None,
     rank: int | None,
     out: Path | None,
     estimate: bool,
@@ -82,14 +87,19 @@ def train_command(
         raise click.UsageError("--resume uses the configuration of the run: omit --config (--set is allowed)")
     if resume and init is not None:
         raise click.UsageError("--resume continues from the weights of the run: omit --init")
+    if base is not None and init is None:
+        raise click.UsageError("--base is the model of the adapters in --init")
     if resume and rank is not None:
         raise click.UsageError("--resume trains what the run trains: omit --lora")
     if out is None and (resume or not estimate):
         raise click.MissingParameter(param_hint="'--out'", param_type="option")
 
     def config() -> "Config":
-        base = _resumed_config(out) if out is not None and resume else _starting_config(config_name, init, rank)
-        return changed_config(base, overrides, steps, texts)
+        if out is not None and resume:
+            start = _resumed_config(out)
+        else:
+            start = _starting_config(config_name, init, base, rank)
+        return changed_config(start, overrides, steps, texts)
 
     if estimate:
         with reported_errors():
@@ -107,9 +117,9 @@ def train_command(
         _train(config(), out, mode, tuned=not no_tuned, force=force, sample_tokens=sample_tokens)
 
 
-def _starting_config(name: str | None, init: Path | None, rank: int | None) -> "Config":
+def _starting_config(name: str | None, init: Path | None, base: Path | None, rank: int | None) -> "Config":
     """Return the named configuration, or that for fine-tuning the model in `init`, with adapters of a rank."""
-    config = named_config(name) if init is None else _fine_tuning(name, init)
+    config = named_config(name) if init is None else _fine_tuning(name, init, base)
     if rank is None:
         return config
     from threadloom.stages.resolve import with_adapters
@@ -117,10 +127,12 @@ def _starting_config(name: str | None, init: Path | None, rank: int | None) -> "
     return with_adapters(config, rank, own_rate=name is None)
 
 
-def _fine_tuning(name: str | None, init: Path) -> "Config":
+def _fine_tuning(name: str | None, init: Path, base: Path | None) -> "Config":
     from threadloom.stages.resolve import fine_tuning_config, with_initial_model
 
-    return fine_tuning_config(init) if name is None else with_initial_model(named_config(name), init)
+    if name is None:
+        return fine_tuning_config(init, base)
+    return with_initial_model(named_config(name), init, base)
 
 
 def _resumed_config(out: Path) -> "Config":

@@ -1,0 +1,219 @@
+"""Runs with adapters: what their checkpoints hold, resuming them, starting from adapters, opening and merging them."""
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from loguru import logger
+
+from tests.stages.checkpoint.adapter_folder import write_adapter_folder, write_base
+from tests.stages.checkpoint.llama_folder import Tensors
+from tests.stages.support import STORY, command, story
+from tests.stages.training.test_resume import files
+from threadloom.pipeline import Arena
+from threadloom.stages.checkpoint import BaseModel, Checkpoint, load_merged, load_model
+from threadloom.stages.config import Config, ConfigError
+from threadloom.stages.data.character_tokenizer import CharacterTokenizer
+from threadloom.stages.inference import Model
+from threadloom.stages.models import huggingface_views, lora_shapes, parameter_shapes
+from threadloom.stages.resolve import apply_overrides, load_config, require_initial_model, with_initial_model
+from threadloom.stages.run.session import saved_config, train
+from threadloom.stages.storage import CheckpointError, RunDirectory, RunMode, open_tensors
+
+pytestmark = [pytest.mark.timeout(600), STORY]  # includes minutes of compiling with an empty cache
+ADAPTERS = ("lora.rank=3", "lora.alpha=5", 'lora.targets=["q_proj", "up_proj"]', 'lora.save=["norm"]')
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    """Remove the log configuration of the command line."""
+    yield
+    logger.remove()
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    """Return a model of the Llama family with a tokenizer."""
+    folder = write_base(tmp_path / "base")
+    CharacterTokenizer("\n abcdefghijklmnopqrstuvwxyz").save(folder / "tokenizer.json")
+    return folder
+
+
+def adapted(base: Path, *overrides: str) -> Config:
+    """Return the configuration of a run that trains adapters of the model, with a context of 8."""
+    common = ("model.context=8", "steps=4", "optimizer.lr=1e-2", "checkpoint.interval=2", *ADAPTERS)
+    return apply_overrides(with_initial_model(story(base.parent), base), (*common, *overrides))
+
+
+def adapters_of(checkpoint: Path) -> Tensors:
+    with open_tensors(checkpoint / "adapter_model.safetensors") as file:
+        found = {name: np.empty(shape, np.float32) for name, shape in file.shapes.items()}
+        for name, tensor in found.items():
+            file.read(name, tensor)
+    return found
+
+
+@pytest.mark.parametrize("delay", [0, 2])
+def test_a_resumed_run_has_the_bits_of_one_that_was_not_interrupted(base: Path, tmp_path: Path, delay: int) -> None:
+    settings = (f"delay={delay}", "schedule.decay_steps=6")
+    train(adapted(base, *settings, "steps=6"), tmp_path / "whole")
+    train(adapted(base, *settings, "steps=3"), tmp_path / "run")
+    train(adapted(base, *settings, "steps=6", "threads.forward=2"), tmp_path / "run", RunMode.RESUME)
+    assert files(tmp_path / "run", 6) == files(tmp_path / "whole", 6)
+    found = adapters_of(RunDirectory(tmp_path / "run").checkpoint(6))
+    assert len(found) == 2 * 2 * 2 + 1
+    assert all(tensor.any() for tensor in found.values())
+
+
+def test_a_checkpoint_has_the_adapters_and_not_the_model(base: Path, tmp_path: Path) -> None:
+    train(adapted(base, "delay=1"), tmp_path / "run")
+    folder = RunDirectory(tmp_path / "run").checkpoint(4)
+    names = ("adapter_config.json", "adapter_model.safetensors", "optimizer.safetensors", "tokenizer.json")
+    assert {path.name for path in folder.iterdir()} == {*names, "training.json", "versions.safetensors"}
+    checkpoint = Checkpoint.open(folder)
+    assert checkpoint.base == BaseModel.of(base)
+    assert set(checkpoint.base.files) == {"config.json", "model.safetensors"}
+    trained = lora_shapes(checkpoint.geometry).keys() | {"normf_weight"}
+    with open_tensors(folder / "optimizer.safetensors") as file:
+        assert set(file.shapes) == {f"{state}.{name}" for state in "mv" for name in trained}
+    with open_tensors(folder / "versions.safetensors") as file:
+        assert set(file.shapes) == {f"3.{name}" for name in trained}
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(base)
+    assert config["target_modules"] == ["q_proj", "up_proj"]
+    assert config["modules_to_save"] == ["model.norm"]
+
+
+def test_a_model_is_opened_with_its_adapters_merged(base: Path, tmp_path: Path) -> None:
+    train(adapted(base), tmp_path / "run")
+    folder = RunDirectory(tmp_path / "run").checkpoint(4)
+    checkpoint = Checkpoint.open(folder)
+    trained = Arena(parameter_shapes(checkpoint.geometry))
+    checkpoint.read_weights(4, trained)
+    scale = np.float32(5 / 3)
+    plain = replace(checkpoint.geometry, lora=None)
+    original = load_model(base)[1]
+    for model in (Model.open(tmp_path / "run"), Model.open(folder)):
+        assert (model.geometry, model.step, model.base) == (plain, 4, base)
+        weights = model.weights._asdict()
+        for layer in range(plain.layers):
+            delta = trained["qkv_a"][layer].T @ trained["qkv_b"][layer] * scale
+            expected = original["qkv_weight"][layer] + delta
+            np.testing.assert_allclose(weights["qkv_weight"][layer], expected, rtol=1e-6, atol=1e-6)
+        assert np.array_equal(weights["down_weight"], original["down_weight"])
+        assert np.array_equal(weights["normf_weight"], trained["normf_weight"])
+    alone = tmp_path / "adapter"  # what one would give to somebody else
+    alone.mkdir()
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        shutil.copy(folder / name, alone)
+    model = Model.open(alone)
+    assert (model.geometry.context, model.tokenizer_folder) == (16, base)
+    for name, tensor in model.weights._asdict().items():
+        np.testing.assert_array_equal(tensor, weights[name])
+
+
+def test_a_model_that_was_changed_or_moved_is_noticed(base: Path, tmp_path: Path) -> None:
+    config = adapted(base)
+    train(config, tmp_path / "run")
+    longer = msgspec.structs.replace(saved_config(tmp_path / "run"), steps=5)
+    moved = base.rename(tmp_path / "moved")
+    for attempt in (lambda: train(longer, tmp_path / "run", RunMode.RESUME), lambda: Model.open(tmp_path / "run")):
+        with pytest.raises(CheckpointError, match=re.escape(str(base)) + ".*moved, removed or changed.*--base FOLDER"):
+            attempt()
+    assert Model.open(tmp_path / "run", moved).base == moved
+    weights = moved / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    base.symlink_to(moved)
+    Model.open(tmp_path / "run")
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    for attempt in (lambda: train(longer, tmp_path / "run", RunMode.RESUME), lambda: Model.open(tmp_path / "run")):
+        with pytest.raises(CheckpointError, match=r"safetensors: expected SHA-256 .*changed since the run started"):
+            attempt()
+    weights.write_bytes(content + b"\0")
+    with pytest.raises(CheckpointError, match=r"expected a file of [\d,]+ bytes, got"):
+        Model.open(tmp_path / "run")
+
+
+def test_a_run_starts_from_adapters_of_peft(base: Path, tmp_path: Path) -> None:
+    folder = write_adapter_folder(tmp_path / "adapter", base, lora_dropout=0.0)
+    config = with_initial_model(story(tmp_path), folder)
+    assert (config.init, config.lora.init, config.data.tokenizer_path) == (str(base), str(folder), str(base))
+    assert (config.lora.rank, config.lora.alpha, config.lora.save) == (3, 4.5, ())
+    assert config.lora.targets == ("mlp.down_proj", "self_attn.q_proj", "self_attn.v_proj")
+    still = apply_overrides(config, ("model.context=8", "optimizer.lr=0", "steps=2"))
+    train(still, tmp_path / "run")
+    found, expected = adapters_of(RunDirectory(tmp_path / "run").checkpoint(2)), adapters_of(folder)
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        np.testing.assert_array_equal(found[name], tensor)
+    merged, opened = load_merged(folder, base), Model.open(tmp_path / "run")
+    for name, tensor in huggingface_views(merged[1], merged[0]).items():
+        np.testing.assert_array_equal(huggingface_views(opened.weights._asdict(), opened.geometry)[name], tensor)
+    again = with_initial_model(story(tmp_path), tmp_path / "run")
+    assert again.lora.init == str(RunDirectory(tmp_path / "run").checkpoint(2))
+
+
+@pytest.mark.parametrize(
+    ("override", "refusal"),
+    [
+        ("lora.rank=4", "lora.rank: expected 3, as in the adapters in"),
+        ("lora.alpha=3", "lora.alpha: expected 4.5"),
+        ("lora.rslora=true", "lora.rslora: expected false"),
+        ('lora.targets=["q_proj"]', r'lora.targets: expected \["mlp.down_proj",'),
+        ('lora.save=["norm"]', r'lora.save: expected \[\], as in the adapters in .*got \["norm"\]'),
+        ("init=", "lora.rank: expected a run that starts from a model"),
+    ],
+)
+def test_other_settings_than_those_of_the_adapters_are_refused(
+    base: Path, tmp_path: Path, override: str, refusal: str
+) -> None:
+    config = with_initial_model(story(tmp_path), write_adapter_folder(tmp_path / "adapter", base))
+    require_initial_model(
+        apply_overrides(config, ("lora.dropout=0.1", 'lora.targets=["q_proj", "v_proj", "down_proj"]'))
+    )
+    with pytest.raises(ConfigError, match=refusal):
+        train(apply_overrides(config, ["model.context=8", override]), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_where_the_model_of_adapters_is(base: Path, tmp_path: Path) -> None:
+    folder = write_adapter_folder(tmp_path / "adapter", Path("org/name"))
+    with pytest.raises(CheckpointError, match=r"got 'org/name', no such folder.*--base"):
+        with_initial_model(story(tmp_path), folder)
+    assert with_initial_model(story(tmp_path), folder, base).init == str(base)
+    with pytest.raises(ConfigError, match="expected a folder with adapters, since --base is the model"):
+        with_initial_model(story(tmp_path), base, base)
+    with pytest.raises(ConfigError, match="with adapters in PEFT's, or a run directory, got none of them"):
+        with_initial_model(load_config("nanogpt-cpu"), tmp_path)
+
+
+def test_the_command_line_trains_samples_and_merges(base: Path, tmp_path: Path) -> None:
+    story(tmp_path)
+    common = (f"--text={tmp_path / 'text.txt'}", "--steps=2", "--set=precision=float32", "--set=model.context=8")
+    folder = write_adapter_folder(tmp_path / "adapter", Path("org/name"))
+    run = tmp_path / "run"
+    outcome = command("train", "--init", folder, f"--base={base}", *common, "--no-tuned", "--out", run, "--sample=3")
+    assert outcome.status == 0, outcome.err
+    written = []
+    for number, (program, *options) in enumerate((("export",), ("merge",), ("merge", f"--base={base}"))):
+        outcome = command(program, run, tmp_path / str(number), *options)
+        assert outcome.status == 0, outcome.err
+        written.append({path.name: path.read_bytes() for path in (tmp_path / str(number)).iterdir()})
+    assert written[0] == written[1] == written[2]
+    assert command("merge", folder, tmp_path / "half", f"--base={base}", "--dtype=bf16").status == 0
+    assert command("eval", tmp_path / "half", f"--text={tmp_path / 'text.txt'}").status == 0
+    outcome = command("merge", base, tmp_path / "none")
+    assert (outcome.status, "got a model without adapters" in outcome.err) == (1, True)
+    outcome = command("merge", folder, tmp_path / "none")
+    assert (outcome.status, "--base" in outcome.err) == (1, True)
+    outcome = command("train", "--init", folder, f"--base={base}", "--lora=4", "--out", tmp_path / "none")
+    assert (outcome.status, "--lora: expected new adapters, got those in" in outcome.err) == (1, True)
+    outcome = command("train", f"--base={base}", "--out", tmp_path / "none")
+    assert (outcome.status, "--base is the model of the adapters in --init" in outcome.err) == (2, True)
