@@ -65,7 +65,7 @@ $(INSTALLED): pyproject.toml requirements.lock
 	echo "setup: done; '. $(BIN)/activate' puts the command threadloom on your PATH"
 
 $(PEERS): $(INSTALLED)
-	@echo "setup: installing the peers of the benchmarks (PyTorch, transformers)"
+	@echo "setup: installing the peers of the benchmarks (PyTorch, transformers, PEFT)"
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c requirements.lock -e '.[dev,bench]'
 	@touch $@
 
@@ -97,7 +97,7 @@ test: $(INSTALLED) ## Run the tests in two processes (minutes; ARGS='-n 0 -k nam
 	$(BIN)/python -m pytest -n 2 $(ARGS)
 
 .PHONY: test-torch
-test-torch: $(PEERS) ## Run the tests that compare with PyTorch and transformers
+test-torch: $(PEERS) ## Run the tests that compare with PyTorch, transformers and PEFT
 	$(BIN)/python -m pytest -m torch $(ARGS)
 
 .PHONY: targets

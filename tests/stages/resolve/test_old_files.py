@@ -36,7 +36,7 @@ ADDED = {
     "pictures": True,
     "init": "",
     "train": {"only": [], "freeze": []},
-    "lora": {"rank": 0, "alpha": 16.0, "rslora": False, "targets": [], "dropout": 0.0, "save": []},
+    "lora": {"rank": 0, "alpha": 16.0, "rslora": False, "targets": [], "dropout": 0.0, "save": [], "init": ""},
 }
 """Settings that came later, with their defaults."""
 ADDED_DATA = {"tokenizer_path": "", "special_tokens": "tokens"}
