@@ -1,10 +1,11 @@
 """Fine-tuning a small Llama on a text of one's own, with a sample before and after.
 
-    python -m examples.fine_tune [TEXT ...] [--model FOLDER] [--steps N]
+    python -m examples.fine_tune [TEXT ...] [--model FOLDER] [--steps N] [--lora RANK]
 
 FOLDER is a model in Hugging Face's layout, or a run. Without it, a Llama of a million parameters is made on the spot:
 its tokenizer and its weights learn the source of Python's standard library for about a minute. Without TEXT, it is then
-taught English: the chapters of Python's language reference that `help()` shows.
+taught English: the chapters of Python's language reference that `help()` shows. With RANK, the model is frozen, and
+low-rank adapters of its linear layers learn the text.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from threadloom.stages.config import (
 )
 from threadloom.stages.console import configure, prepare_streams
 from threadloom.stages.inference import evaluate_text
-from threadloom.stages.resolve import apply_overrides, fine_tuning_config
+from threadloom.stages.resolve import apply_overrides, fine_tuning_config, with_adapters
 
 TINY_LLAMA = Config(
     name="tiny-llama",
@@ -66,10 +67,11 @@ def main(
     texts: Sequence[str] = (),
     model: Path | None = None,
     steps: int = 200,
+    lora: int | None = None,
     prompt: str = "The object",
     pretraining: Config = TINY_LLAMA,
 ) -> tuple[float, float]:
-    """Fine-tune a model on texts; return the loss on them before and after."""
+    """Fine-tune a model on texts, or adapters of rank `lora`; return the loss on the texts before and after."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         if not texts:
@@ -78,7 +80,8 @@ def main(
         if model is None:
             model = train(pretraining, folder / "pretrained").run.path
         before = report("before", model, texts, prompt)
-        config = apply_overrides(fine_tuning_config(model), FINE_TUNING)
+        config = fine_tuning_config(model)
+        config = apply_overrides(with_adapters(config, lora, own_rate=True) if lora else config, FINE_TUNING)
         data = msgspec.structs.replace(config.data, text=tuple(texts))
         outcome = train(msgspec.structs.replace(config, data=data, steps=steps), folder / "fine-tuned")
         return before, report("after", outcome.run.path, texts, prompt)
@@ -91,5 +94,6 @@ if __name__ == "__main__":
     parser.add_argument("texts", nargs="*", metavar="TEXT")
     parser.add_argument("--model", type=Path, metavar="FOLDER")
     parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--lora", type=int, metavar="RANK")
     arguments = parser.parse_args()
-    main(arguments.texts, arguments.model, arguments.steps)
+    main(arguments.texts, arguments.model, arguments.steps, arguments.lora)

@@ -60,6 +60,12 @@ def test_a_model_made_on_the_spot_learns_a_text(text: Path, capsys: pytest.Captu
 
 
 @pytest.mark.usefixtures("source")
+def test_adapters_of_a_model_made_on_the_spot_learn_a_text(text: Path) -> None:
+    before, after = fine_tune.main([str(text)], steps=30, lora=4, prompt="on", pretraining=TINY)
+    assert after < before
+
+
+@pytest.mark.usefixtures("source")
 def test_a_model_that_exists_is_fine_tuned(text: Path, tmp_path: Path) -> None:
     model = train(TINY, tmp_path / "run").run.path
     checkpoint = finished_checkpoints(model / "checkpoints")[-1]
