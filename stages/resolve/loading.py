@@ -29,7 +29,7 @@ from threadloom.stages.config import (
 )
 from threadloom.stages.resolve.initial_model import fine_tuning_config
 from threadloom.stages.resolve.setting_types import field_types, sections_of, setting_types
-from threadloom.stages.storage import is_model_folder, plain_json
+from threadloom.stages.storage import is_adapter_folder, is_model_folder, plain_json
 
 _S = typing.TypeVar("_S", bound=msgspec.Struct)
 
@@ -66,7 +66,7 @@ def resolved_from_json(text: str | bytes, source: str = "configuration") -> Reso
 def load_config(name_or_path: str | Path) -> Config:
     """Return a shipped configuration by name, or that of a JSON file or of the config.json in a run directory.
 
-    That of the folder of a model in Hugging Face's layout fine-tunes the model (`fine_tuning_config`).
+    That of the folder of a model in Hugging Face's layout, or of adapters, fine-tunes it (`fine_tuning_config`).
 
     Raises ConfigError if there is none, or if it has unknown or missing keys or values of the wrong type.
     """
@@ -74,7 +74,7 @@ def load_config(name_or_path: str | Path) -> Config:
         shipped = resources.files("threadloom.stages") / "configs" / f"{name_or_path}.json"
         return from_json(shipped.read_bytes(), source=str(shipped))
     path = Path(name_or_path)
-    if is_model_folder(path):
+    if is_model_folder(path) or is_adapter_folder(path):
         return fine_tuning_config(path)
     file = path / "config.json" if path.is_dir() else path
     try:

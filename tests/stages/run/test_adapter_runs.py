@@ -3,8 +3,10 @@
 import json
 import re
 import shutil
-from collections.abc import Iterator
+import signal
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -14,7 +16,8 @@ from loguru import logger
 
 from tests.stages.checkpoint.adapter_folder import write_adapter_folder, write_base
 from tests.stages.checkpoint.llama_folder import Tensors
-from tests.stages.support import STORY, command, story
+from tests.stages.support import STORY, command, forked, story
+from tests.stages.training.test_kill import at_file_operation, at_metrics_line, start_or_resume
 from tests.stages.training.test_resume import files
 from threadloom.pipeline import Arena
 from threadloom.stages.checkpoint import BaseModel, Checkpoint, load_merged, load_model
@@ -69,6 +72,21 @@ def test_a_resumed_run_has_the_bits_of_one_that_was_not_interrupted(base: Path, 
     found = adapters_of(RunDirectory(tmp_path / "run").checkpoint(6))
     assert len(found) == 2 * 2 * 2 + 1
     assert all(tensor.any() for tensor in found.values())
+
+
+def test_a_killed_run_is_resumed_with_the_bits_of_one_that_was_not(base: Path, tmp_path: Path) -> None:
+    config = adapted(base, "delay=2", "steps=6")
+    train(config, tmp_path / "whole")
+    kills = (at_metrics_line(4), at_file_operation(60), lambda: None)
+    found = [forked(partial(_prepared, kill, config, tmp_path / "run"), tmp_path / "log.txt") for kill in kills]
+    assert found[:2] == [-signal.SIGKILL] * 2, (tmp_path / "log.txt").read_text()[-2000:]
+    assert found[2] == 0, (tmp_path / "log.txt").read_text()[-2000:]
+    assert files(tmp_path / "run", 6) == files(tmp_path / "whole", 6)
+
+
+def _prepared(prepare: Callable[[], None], config: Config, out: Path) -> None:
+    prepare()
+    start_or_resume(config, out)
 
 
 def test_a_checkpoint_has_the_adapters_and_not_the_model(base: Path, tmp_path: Path) -> None:
@@ -156,6 +174,7 @@ def test_a_run_starts_from_adapters_of_peft(base: Path, tmp_path: Path) -> None:
     merged, opened = load_merged(folder, base), Model.open(tmp_path / "run")
     for name, tensor in huggingface_views(merged[1], merged[0]).items():
         np.testing.assert_array_equal(huggingface_views(opened.weights._asdict(), opened.geometry)[name], tensor)
+    assert load_config(folder).lora == config.lora
     again = with_initial_model(story(tmp_path), tmp_path / "run")
     assert again.lora.init == str(RunDirectory(tmp_path / "run").checkpoint(2))
 
