@@ -47,6 +47,14 @@ from threadloom.kernels.bits16.linear import (
     logits_backward_input as logits_backward_input,
     logits_forward as logits_forward,
 )
+from threadloom.kernels.bits16.lora import (
+    LoraBackward as LoraBackward,
+    adapted_backward_input as adapted_backward_input,
+    adapted_forward as adapted_forward,
+    adapted_gelu_forward as adapted_gelu_forward,
+    adapted_residual_forward as adapted_residual_forward,
+    lora_backward_weight as lora_backward_weight,
+)
 from threadloom.kernels.bits16.models import GPT2 as GPT2, LLAMA as LLAMA
 from threadloom.kernels.bits16.rmsnorm import (
     RmsNormGradients as RmsNormGradients,
@@ -57,6 +65,7 @@ from threadloom.kernels.bits16.rmsnorm import (
 )
 from threadloom.kernels.bits16.tensors import (
     Activations16 as Activations16,
+    AdaptedWeight as AdaptedWeight,
     Fp16UpcastScratch as Fp16UpcastScratch,
     LlamaActivations16 as LlamaActivations16,
     LlamaPackedWeights as LlamaPackedWeights,
@@ -66,6 +75,7 @@ from threadloom.kernels.bits16.tensors import (
     PackedWeight as PackedWeight,
     PackedWeights as PackedWeights,
     Scratch16 as Scratch16,
+    SecondProduct as SecondProduct,
     ThreadScratch as ThreadScratch,
     Weights16 as Weights16,
 )

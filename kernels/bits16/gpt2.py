@@ -22,20 +22,35 @@ from threadloom.kernels.bits16.layernorm import (
 )
 from threadloom.kernels.bits16.linear import (
     linear_backward_bias,
-    linear_backward_input,
     linear_backward_weight,
     linear_forward,
-    linear_gelu_forward,
-    linear_residual_forward,
     transpose_backward_weight,
 )
-from threadloom.kernels.bits16.tensors import Activations16, PackedPair, Scratch16, Weights16
+from threadloom.kernels.bits16.lora import (
+    LoraBackward,
+    adapted_backward_input,
+    adapted_forward,
+    adapted_gelu_forward,
+    adapted_residual_forward,
+    lora_backward_weight,
+)
+from threadloom.kernels.bits16.tensors import (
+    Activations16,
+    AdaptedWeight,
+    PackedPair,
+    PackedWeights,
+    Scratch16,
+    SecondProduct,
+    Weights16,
+)
 from threadloom.kernels.common import (
     AccumulationTicket,
     Affine,
     AttentionActivations,
     Gpt2Constants,
     HeadCounts,
+    LoraAdapter,
+    LoraConstants,
     Weights,
     last_head_part,
     mark_part_done,
@@ -47,22 +62,57 @@ from threadloom.kernels.matmul import transpose_bf16
 from threadloom.kernels.simd import Bits16
 
 
+@jit_inline_body
+def _qkv_layer(p: PackedWeights, n: int) -> AdaptedWeight:
+    return AdaptedWeight(
+        PackedPair(p.qkv[n], p.qkv_t[n]),
+        PackedPair(p.qkv_a[n], p.qkv_a_t[n]),
+        PackedPair(p.qkv_b[n], p.qkv_b_t[n]),
+    )
+
+
+@jit_inline_body
+def _attn_proj_layer(p: PackedWeights, n: int) -> AdaptedWeight:
+    return AdaptedWeight(
+        PackedPair(p.attn_proj[n], p.attn_proj_t[n]),
+        PackedPair(p.attn_proj_a[n], p.attn_proj_a_t[n]),
+        PackedPair(p.attn_proj_b[n], p.attn_proj_b_t[n]),
+    )
+
+
+@jit_inline_body
+def _fc_layer(p: PackedWeights, n: int) -> AdaptedWeight:
+    return AdaptedWeight(
+        PackedPair(p.fc[n], p.fc_t[n]),
+        PackedPair(p.fc_a[n], p.fc_a_t[n]),
+        PackedPair(p.fc_b[n], p.fc_b_t[n]),
+    )
+
+
+@jit_inline_body
+def _mlp_proj_layer(p: PackedWeights, n: int) -> AdaptedWeight:
+    return AdaptedWeight(
+        PackedPair(p.mlp_proj[n], p.mlp_proj_t[n]),
+        PackedPair(p.mlp_proj_a[n], p.mlp_proj_a_t[n]),
+        PackedPair(p.mlp_proj_b[n], p.mlp_proj_b_t[n]),
+    )
+
+
 @jit_kernel
 def blocks_forward(weights: Weights16, acts: Activations16, sequences: int, constants: Gpt2Constants) -> None:
     """Run all blocks on ``acts.x``, the embeddings, and fill every activation; R is a multiple of `sequences`."""
-    w, p, a = weights.master, weights.packed, acts
-    upcast = a.thread.upcast
+    w, p, a, scale = weights.master, weights.packed, acts, constants.lora.scale
     for n in range(w.ln1_weight.shape[0]):
         ln1, ln2 = Affine(w.ln1_weight[n], w.ln1_bias[n]), Affine(w.ln2_weight[n], w.ln2_bias[n])
         layernorm_forward(a.x, ln1, w.attn_proj_bias[n], NormalizedRows(a.normed1[n], a.rstd1[n]), a.h)
-        linear_forward(a.h, p.qkv[n], w.qkv_bias[n], a.qkv[n], upcast)
+        adapted_forward(a.h, _qkv_layer(p, n), scale, a.qkv_xa[n], w.qkv_bias[n], a.qkv[n], a.thread)
         attention = AttentionActivations(a.qkv[n], a.attn[n], a.attn_lse[n])
         attention_forward(attention, sequences, HeadCounts(constants.heads, constants.heads), a.thread.attention)
-        linear_residual_forward(a.attn[n], p.attn_proj[n], a.x, upcast)
+        adapted_residual_forward(a.attn[n], _attn_proj_layer(p, n), scale, a.attn_proj_xa[n], a.x, a.thread)
         layernorm_forward(a.x, ln2, w.mlp_proj_bias[n], NormalizedRows(a.normed2[n], a.rstd2[n]), a.h)
         fc = a.fc[min(n, a.fc.shape[0] - 1)]
-        linear_gelu_forward(a.h, p.fc[n], w.fc_bias[n], fc, a.gelu, upcast)
-        linear_residual_forward(a.gelu, p.mlp_proj[n], a.x, upcast)
+        adapted_gelu_forward(a.h, _fc_layer(p, n), scale, a.fc_xa[n], w.fc_bias[n], fc, a.gelu, a.thread)
+        adapted_residual_forward(a.gelu, _mlp_proj_layer(p, n), scale, a.mlp_proj_xa[n], a.x, a.thread)
 
 
 @jit_inline_body
@@ -84,14 +134,15 @@ def _norm_gradients(weight: Floats, bias: Floats, added: Floats, scratch: Scratc
     )
 
 
-@jit_inline_body
+@jit_kernel
 def _normed_linear_backward(
     d_out: Bits16,
     kept: NormalizedRows,
     norm: Affine,
-    weight: PackedPair,
+    layer: AdaptedWeight,
     d_norm: LayerNormGradients,
     d_weight: Floats,
+    lora: LoraBackward,
     scratch: Scratch16,
     accumulate: bool,
 ) -> None:
@@ -106,7 +157,10 @@ def _normed_linear_backward(
         transpose_bf16(kept.n, x_t)
         layernorm_apply_transposed(x_t, norm)
         linear_backward_weight(x_t, d_out, d_weight, accumulate, s.thread.upcast)
-    linear_backward_input(d_out, weight, s.dh, s.thread)
+    adapted_backward_input(d_out, layer, lora, s.dh, s.thread)
+    if lora.grads.a.size:
+        layernorm_apply(kept.n, norm, s.h)
+    lora_backward_weight(s.h, d_out, lora, accumulate, s.thread)
     layernorm_backward(s.dh, kept, norm.weight, s.dx, s.dx16, d_norm, accumulate)
 
 
@@ -117,25 +171,36 @@ def _before_gelu(weights: Weights16, acts: Activations16, scratch: Scratch16, n:
     fc = a.fc[min(n, a.fc.shape[0] - 1)]
     if a.fc.shape[0] < layers and n < layers - 1:
         layernorm_apply(a.normed2[n], Affine(w.ln2_weight[n], w.ln2_bias[n]), scratch.h)
-        linear_forward(scratch.h, weights.packed.fc[n], w.fc_bias[n], fc, scratch.thread.upcast)
+        second = SecondProduct(a.fc_xa[n], weights.packed.fc_b[n])
+        linear_forward(scratch.h, weights.packed.fc[n], second, w.fc_bias[n], fc, scratch.thread.upcast)
     return fc
 
 
 @jit_inline_body
 def _mlp_backward(
-    weights: Weights16, acts: Activations16, grads: Weights, scratch: Scratch16, n: int, ticket: AccumulationTicket
+    weights: Weights16,
+    acts: Activations16,
+    grads: Weights,
+    scratch: Scratch16,
+    n: int,
+    lora: LoraConstants,
+    ticket: AccumulationTicket,
 ) -> None:
     """Take ``scratch.dx`` from the gradient of the output of block `n` to that between its two halves."""
     w, p, a, g, s = weights.master, weights.packed, acts, grads, scratch
     accumulate, part = ticket.accumulate, mlp_part(s.logits.shape[1], w.ln1_weight.shape[0], n)
     wait_for_predecessor(ticket, part)
-    linear_backward_input(s.dx16, PackedPair(p.mlp_proj[n], p.mlp_proj_t[n]), s.d_fc, s.thread)
+    of_proj = LoraBackward(
+        LoraAdapter(g.mlp_proj_a[n], g.mlp_proj_b[n]), a.mlp_proj_xa[n], s.d_xa, s.xa_t, lora.down, lora.scale
+    )
+    adapted_backward_input(s.dx16, _mlp_proj_layer(p, n), of_proj, s.d_fc, s.thread)
     gelu_backward(_before_gelu(weights, acts, scratch, n), s.d_fc, s.gelu, g.fc_bias[n], accumulate)
     transpose_backward_weight(s.gelu, s.dx16, g.mlp_proj_weight[n], accumulate, s.transposed, s.thread.upcast)
+    lora_backward_weight(s.gelu, s.dx16, of_proj, accumulate, s.thread)
     norm, kept = Affine(w.ln2_weight[n], w.ln2_bias[n]), NormalizedRows(a.normed2[n], a.rstd2[n])
     d_norm = _norm_gradients(g.ln2_weight[n], g.ln2_bias[n], g.attn_proj_bias[n], s)
-    fc = PackedPair(p.fc[n], p.fc_t[n])
-    _normed_linear_backward(s.d_fc, kept, norm, fc, d_norm, g.fc_weight[n], s, accumulate)
+    of_fc = LoraBackward(LoraAdapter(g.fc_a[n], g.fc_b[n]), a.fc_xa[n], s.d_xa, s.xa_t, lora.up, lora.scale)
+    _normed_linear_backward(s.d_fc, kept, norm, _fc_layer(p, n), d_norm, g.fc_weight[n], of_fc, s, accumulate)
     mark_part_done(ticket, part)
 
 
@@ -155,7 +220,12 @@ def _attention_backward(
     accumulate, part = ticket.accumulate, mlp_part(s.logits.shape[1], w.ln1_weight.shape[0], n) + 1
     wait_for_predecessor(ticket, part)
     transpose_backward_weight(a.attn[n], s.dx16, g.attn_proj_weight[n], accumulate, s.transposed, s.thread.upcast)
-    linear_backward_input(s.dx16, PackedPair(p.attn_proj[n], p.attn_proj_t[n]), s.d_attn, s.thread)
+    lora = constants.lora
+    of_proj = LoraBackward(
+        LoraAdapter(g.attn_proj_a[n], g.attn_proj_b[n]), a.attn_proj_xa[n], s.d_xa, s.xa_t, lora.attn_proj, lora.scale
+    )
+    adapted_backward_input(s.dx16, _attn_proj_layer(p, n), of_proj, s.d_attn, s.thread)
+    lora_backward_weight(a.attn[n], s.dx16, of_proj, accumulate, s.thread)
     attention = AttentionActivations(a.qkv[n], a.attn[n], a.attn_lse[n])
     attention_backward(
         s.d_attn, attention, sequences, HeadCounts(constants.heads, constants.heads), s.d_qkv, s.thread.attention
@@ -164,8 +234,8 @@ def _attention_backward(
     norm, kept = Affine(w.ln1_weight[n], w.ln1_bias[n]), NormalizedRows(a.normed1[n], a.rstd1[n])
     below = g.mlp_proj_bias[n - 1] if n > 0 else s.unused[2]
     d_norm = _norm_gradients(g.ln1_weight[n], g.ln1_bias[n], below, s)
-    qkv = PackedPair(p.qkv[n], p.qkv_t[n])
-    _normed_linear_backward(s.d_qkv, kept, norm, qkv, d_norm, g.qkv_weight[n], s, accumulate)
+    of_qkv = LoraBackward(LoraAdapter(g.qkv_a[n], g.qkv_b[n]), a.qkv_xa[n], s.d_xa, s.xa_t, lora.qkv, lora.scale)
+    _normed_linear_backward(s.d_qkv, kept, norm, _qkv_layer(p, n), d_norm, g.qkv_weight[n], of_qkv, s, accumulate)
     mark_part_done(ticket, part)
 
 
@@ -185,7 +255,7 @@ def blocks_backward(
     block's MLP bias by the next block, in that block's part of the `ticket`.
     """
     for n in range(weights.master.ln1_weight.shape[0] - 1, -1, -1):
-        _mlp_backward(weights, acts, grads, scratch, n, ticket)
+        _mlp_backward(weights, acts, grads, scratch, n, constants.lora, ticket)
         _attention_backward(weights, acts, grads, scratch, n, sequences, constants, ticket)
 
 

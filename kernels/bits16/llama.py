@@ -13,11 +13,16 @@ from threadloom.kernels.bits16.head import ProjectionScratch, projection_backwar
 from threadloom.kernels.bits16.layernorm import NormalizedRows
 from threadloom.kernels.bits16.linear import (
     linear_backward_bias,
-    linear_backward_input,
     linear_backward_weight,
     linear_forward,
-    linear_residual_forward,
     transpose_backward_weight,
+)
+from threadloom.kernels.bits16.lora import (
+    LoraBackward,
+    adapted_backward_input,
+    adapted_forward,
+    adapted_residual_forward,
+    lora_backward_weight,
 )
 from threadloom.kernels.bits16.rmsnorm import (
     RmsNormGradients,
@@ -27,16 +32,21 @@ from threadloom.kernels.bits16.rmsnorm import (
     rmsnorm_forward,
 )
 from threadloom.kernels.bits16.tensors import (
+    AdaptedWeight,
     LlamaActivations16,
+    LlamaPackedWeights,
     LlamaScratch16,
     LlamaWeights16,
     PackedPair,
+    SecondProduct,
 )
 from threadloom.kernels.common import (
     AccumulationTicket,
     AttentionActivations,
     LlamaConstants,
     LlamaWeights,
+    LoraAdapter,
+    LoraConstants,
     last_head_part,
     mark_part_done,
     mlp_part,
@@ -51,36 +61,72 @@ from threadloom.kernels.matmul import transpose_bf16
 from threadloom.kernels.simd import Bits16
 
 
+@jit_inline_body
+def _qkv_layer(p: LlamaPackedWeights, n: int) -> AdaptedWeight:
+    return AdaptedWeight(
+        PackedPair(p.qkv[n], p.qkv_t[n]),
+        PackedPair(p.qkv_a[n], p.qkv_a_t[n]),
+        PackedPair(p.qkv_b[n], p.qkv_b_t[n]),
+    )
+
+
+@jit_inline_body
+def _attn_proj_layer(p: LlamaPackedWeights, n: int) -> AdaptedWeight:
+    return AdaptedWeight(
+        PackedPair(p.attn_proj[n], p.attn_proj_t[n]),
+        PackedPair(p.attn_proj_a[n], p.attn_proj_a_t[n]),
+        PackedPair(p.attn_proj_b[n], p.attn_proj_b_t[n]),
+    )
+
+
+@jit_inline_body
+def _gate_up_layer(p: LlamaPackedWeights, n: int) -> AdaptedWeight:
+    return AdaptedWeight(
+        PackedPair(p.gate_up[n], p.gate_up_t[n]),
+        PackedPair(p.gate_up_a[n], p.gate_up_a_t[n]),
+        PackedPair(p.gate_up_b[n], p.gate_up_b_t[n]),
+    )
+
+
+@jit_inline_body
+def _down_layer(p: LlamaPackedWeights, n: int) -> AdaptedWeight:
+    return AdaptedWeight(
+        PackedPair(p.down[n], p.down_t[n]),
+        PackedPair(p.down_a[n], p.down_a_t[n]),
+        PackedPair(p.down_b[n], p.down_b_t[n]),
+    )
+
+
 @jit_kernel
 def blocks_forward(
     weights: LlamaWeights16, acts: LlamaActivations16, sequences: int, constants: LlamaConstants
 ) -> None:
     """Run all blocks on ``acts.x``, the embeddings, and fill every activation; R is a multiple of `sequences`."""
-    w, p, a, c = weights.master, weights.packed, acts, constants
-    upcast = a.thread.upcast
+    w, p, a, c, scale = weights.master, weights.packed, acts, constants, constants.lora.scale
     for n in range(w.norm1_weight.shape[0]):
         kept1, kept2 = NormalizedRows(a.normed1[n], a.rstd1[n]), NormalizedRows(a.normed2[n], a.rstd2[n])
         rmsnorm_forward(a.x, w.norm1_weight[n], c.epsilon, w.attn_proj_bias[n], kept1, a.h)
-        linear_forward(a.h, p.qkv[n], w.qkv_bias[n], a.qkv[n], upcast)
+        adapted_forward(a.h, _qkv_layer(p, n), scale, a.qkv_xa[n], w.qkv_bias[n], a.qkv[n], a.thread)
         prepare_heads_forward(a.qkv[n], a.qk_raw[n], w, c, n, sequences)
         attention = AttentionActivations(a.qkv[n], a.attn[n], a.attn_lse[n])
         attention_forward(attention, sequences, c.heads, a.thread.attention)
-        linear_residual_forward(a.attn[n], p.attn_proj[n], a.x, upcast)
+        adapted_residual_forward(a.attn[n], _attn_proj_layer(p, n), scale, a.attn_proj_xa[n], a.x, a.thread)
         rmsnorm_forward(a.x, w.norm2_weight[n], c.epsilon, w.down_bias[n], kept2, a.h)
         gate_up = a.gate_up[min(n, a.gate_up.shape[0] - 1)]
-        linear_forward(a.h, p.gate_up[n], w.gate_up_bias[n], gate_up, upcast)
+        adapted_forward(a.h, _gate_up_layer(p, n), scale, a.gate_up_xa[n], w.gate_up_bias[n], gate_up, a.thread)
         swiglu_forward(gate_up, a.gated)
-        linear_residual_forward(a.gated, p.down[n], a.x, upcast)
+        adapted_residual_forward(a.gated, _down_layer(p, n), scale, a.down_xa[n], a.x, a.thread)
 
 
-@jit_inline_body
+@jit_kernel
 def _normed_linear_backward(
     d_out: Bits16,
     kept: NormalizedRows,
     norm: Floats,
-    weight: PackedPair,
+    layer: AdaptedWeight,
     d_norm: RmsNormGradients,
     d_weight: Floats,
+    lora: LoraBackward,
     scratch: LlamaScratch16,
     accumulate: bool,
 ) -> None:
@@ -95,7 +141,10 @@ def _normed_linear_backward(
         transpose_bf16(kept.n, x_t)
         rmsnorm_apply_transposed(x_t, norm)
         linear_backward_weight(x_t, d_out, d_weight, accumulate, s.thread.upcast)
-    linear_backward_input(d_out, weight, s.dh, s.thread)
+    adapted_backward_input(d_out, layer, lora, s.dh, s.thread)
+    if lora.grads.a.size:
+        rmsnorm_apply(kept.n, norm, s.h)
+    lora_backward_weight(s.h, d_out, lora, accumulate, s.thread)
     rmsnorm_backward(s.dh, kept, norm, s.dx, s.dx16, d_norm, accumulate)
 
 
@@ -106,7 +155,9 @@ def _gate_up(weights: LlamaWeights16, acts: LlamaActivations16, scratch: LlamaSc
     gate_up = a.gate_up[min(n, a.gate_up.shape[0] - 1)]
     if a.gate_up.shape[0] < layers and n < layers - 1:
         rmsnorm_apply(a.normed2[n], w.norm2_weight[n], scratch.h)
-        linear_forward(scratch.h, weights.packed.gate_up[n], w.gate_up_bias[n], gate_up, scratch.thread.upcast)
+        second = SecondProduct(a.gate_up_xa[n], weights.packed.gate_up_b[n])
+        packed, upcast = weights.packed.gate_up[n], scratch.thread.upcast
+        linear_forward(scratch.h, packed, second, w.gate_up_bias[n], gate_up, upcast)
     return gate_up
 
 
@@ -117,19 +168,27 @@ def _mlp_backward(
     grads: LlamaWeights,
     scratch: LlamaScratch16,
     n: int,
+    lora: LoraConstants,
     ticket: AccumulationTicket,
 ) -> None:
     """Take ``scratch.dx`` from the gradient of the output of block `n` to that between its two halves."""
     w, p, a, g, s = weights.master, weights.packed, acts, grads, scratch
     accumulate, part = ticket.accumulate, mlp_part(s.logits.shape[1], w.norm1_weight.shape[0], n)
     wait_for_predecessor(ticket, part)
-    linear_backward_input(s.dx16, PackedPair(p.down[n], p.down_t[n]), s.d_gated, s.thread)
+    of_down = LoraBackward(LoraAdapter(g.down_a[n], g.down_b[n]), a.down_xa[n], s.d_xa, s.xa_t, lora.down, lora.scale)
+    adapted_backward_input(s.dx16, _down_layer(p, n), of_down, s.d_gated, s.thread)
     swiglu_backward(_gate_up(weights, acts, scratch, n), s.d_gated, s.d_gate_up, s.gated)
     transpose_backward_weight(s.gated, s.dx16, g.down_weight[n], accumulate, s.transposed, s.thread.upcast)
+    lora_backward_weight(s.gated, s.dx16, of_down, accumulate, s.thread)
     linear_backward_bias(s.d_gate_up, g.gate_up_bias[n], accumulate)
     kept, d_norm = NormalizedRows(a.normed2[n], a.rstd2[n]), RmsNormGradients(g.norm2_weight[n], g.attn_proj_bias[n])
-    gate_up = PackedPair(p.gate_up[n], p.gate_up_t[n])
-    _normed_linear_backward(s.d_gate_up, kept, w.norm2_weight[n], gate_up, d_norm, g.gate_up_weight[n], s, accumulate)
+    of_gate_up = LoraBackward(
+        LoraAdapter(g.gate_up_a[n], g.gate_up_b[n]), a.gate_up_xa[n], s.d_xa, s.xa_t, lora.up, lora.scale
+    )
+    _normed_linear_backward(
+        s.d_gate_up, kept, w.norm2_weight[n], _gate_up_layer(p, n), d_norm, g.gate_up_weight[n], of_gate_up, s,
+        accumulate,
+    )  # fmt: skip
     mark_part_done(ticket, part)
 
 
@@ -149,7 +208,12 @@ def _attention_backward(
     accumulate, part = ticket.accumulate, mlp_part(s.logits.shape[1], w.norm1_weight.shape[0], n) + 1
     wait_for_predecessor(ticket, part)
     transpose_backward_weight(a.attn[n], s.dx16, g.attn_proj_weight[n], accumulate, s.transposed, s.thread.upcast)
-    linear_backward_input(s.dx16, PackedPair(p.attn_proj[n], p.attn_proj_t[n]), s.d_attn, s.thread)
+    of_proj = LoraBackward(
+        LoraAdapter(g.attn_proj_a[n], g.attn_proj_b[n]), a.attn_proj_xa[n], s.d_xa, s.xa_t, c.lora.attn_proj,
+        c.lora.scale,
+    )  # fmt: skip
+    adapted_backward_input(s.dx16, _attn_proj_layer(p, n), of_proj, s.d_attn, s.thread)
+    lora_backward_weight(a.attn[n], s.dx16, of_proj, accumulate, s.thread)
     attention = AttentionActivations(a.qkv[n], a.attn[n], a.attn_lse[n])
     attention_backward(s.d_attn, attention, sequences, c.heads, s.d_qkv, s.thread.attention)
     prepare_heads_backward(s.d_qkv, a.qk_raw[n], w, g, c, n, sequences, accumulate)
@@ -157,8 +221,10 @@ def _attention_backward(
     kept = NormalizedRows(a.normed1[n], a.rstd1[n])
     below = g.down_bias[n - 1] if n > 0 else g.down_bias[n, :0]
     d_norm = RmsNormGradients(g.norm1_weight[n], below)
-    qkv = PackedPair(p.qkv[n], p.qkv_t[n])
-    _normed_linear_backward(s.d_qkv, kept, w.norm1_weight[n], qkv, d_norm, g.qkv_weight[n], s, accumulate)
+    of_qkv = LoraBackward(LoraAdapter(g.qkv_a[n], g.qkv_b[n]), a.qkv_xa[n], s.d_xa, s.xa_t, c.lora.qkv, c.lora.scale)
+    _normed_linear_backward(
+        s.d_qkv, kept, w.norm1_weight[n], _qkv_layer(p, n), d_norm, g.qkv_weight[n], of_qkv, s, accumulate
+    )
     mark_part_done(ticket, part)
 
 
@@ -178,7 +244,7 @@ def blocks_backward(
     block's MLP bias by the next block, in that block's part of the `ticket`.
     """
     for n in range(weights.master.norm1_weight.shape[0] - 1, -1, -1):
-        _mlp_backward(weights, acts, grads, scratch, n, ticket)
+        _mlp_backward(weights, acts, grads, scratch, n, constants.lora, ticket)
         _attention_backward(weights, acts, grads, scratch, n, sequences, constants, ticket)
 
 

@@ -1,7 +1,8 @@
 """Named tensors of training in 16 bits: packed weights, activations, and scratch.
 
-`kernels.common.tensors` has the legend of shapes. `Bits16` arrays hold the bits of bfloat16 (uint16) or float16 (int16)
-numbers. Sums, statistics and the residual stream are float32.
+`kernels.common.tensors` has the legend of shapes. P' is P, in bfloat16 rounded up to whole panels: the further columns
+are zeros, as those of a packed matrix. `Bits16` arrays hold the bits of bfloat16 (uint16) or float16 (int16) numbers.
+Sums, statistics and the residual stream are float32.
 """
 
 from typing import Any, NamedTuple
@@ -25,6 +26,21 @@ class PackedPair(NamedTuple):
     packed_t: PackedWeight  # right operand of ``dy @ W.T``; no elements if no GEMM reads it, or it is made when needed
 
 
+class SecondProduct(NamedTuple):
+    """Product that a GEMM adds to its float32 sums before it rounds them; of 0 columns of `x`: none."""
+
+    x: Bits16  # (R, K)
+    weight: PackedWeight  # compute copy of (K, O)
+
+
+class AdaptedWeight(NamedTuple):
+    """Compute copies of the matrices of one linear layer (I, O) and its adapter (`kernels.common.LoraAdapter`)."""
+
+    weight: PackedPair  # (I, O)
+    a: PackedPair  # (P, I)
+    b: PackedPair  # (P, O)
+
+
 class PackedWeights(NamedTuple):
     """Compute copies of all matrices of one version of the weights. Vectors are read from the float32 master.
 
@@ -44,6 +60,22 @@ class PackedWeights(NamedTuple):
     fc_t: PackedWeight
     mlp_proj: PackedWeight  # (L, packed (F, C))
     mlp_proj_t: PackedWeight
+    qkv_a: PackedWeight  # (L, packed (P, C)) low-rank adapters; without, packed (0, 0)
+    qkv_a_t: PackedWeight
+    qkv_b: PackedWeight  # (L, packed (P, 3C))
+    qkv_b_t: PackedWeight
+    attn_proj_a: PackedWeight  # (L, packed (P, C))
+    attn_proj_a_t: PackedWeight
+    attn_proj_b: PackedWeight  # (L, packed (P, C))
+    attn_proj_b_t: PackedWeight
+    fc_a: PackedWeight  # (L, packed (P, C))
+    fc_a_t: PackedWeight
+    fc_b: PackedWeight  # (L, packed (P, F))
+    fc_b_t: PackedWeight
+    mlp_proj_a: PackedWeight  # (L, packed (P, F))
+    mlp_proj_a_t: PackedWeight
+    mlp_proj_b: PackedWeight  # (L, packed (P, C))
+    mlp_proj_b_t: PackedWeight
 
 
 class Weights16(NamedTuple):
@@ -67,6 +99,7 @@ class ThreadScratch(NamedTuple):
     attention: AttentionScratch
     upcast: Fp16UpcastScratch
     packed_t: PackedWeight  # flat: panels of a packed transpose that is not held; no elements if all are
+    lora_sums: Floats  # (R * P'), for the largest P': the product of an adapter before it is scaled and rounded
 
 
 class Activations16(NamedTuple):
@@ -85,6 +118,10 @@ class Activations16(NamedTuple):
     normed2: Bits16  # (L, R, C)
     rstd2: Floats  # (L, R)
     fc: Bits16  # (L, R, F) before the GELU; (1, R, F) if backward recomputes all but the last layer's
+    qkv_xa: Bits16  # (L, R, P') inputs of the adapters' second matrices, ``scale * x @ a.T`` (`kernels.bits16.lora`)
+    attn_proj_xa: Bits16
+    fc_xa: Bits16
+    mlp_proj_xa: Bits16
     h: Bits16  # (R, C) scratch: a LayerNorm's output
     gelu: Bits16  # (R, F) scratch: the GELU's output
     thread: ThreadScratch
@@ -107,6 +144,8 @@ class Scratch16(NamedTuple):
     h: Bits16  # (R, C) the last LayerNorm's output; then a layer's, recomputed
     normed: Bits16  # (R, C) the same before weight and bias
     rstd: Floats  # (R,)
+    d_xa: Bits16  # (R * P') gradient of the input of an adapter's second matrix, for the largest P'
+    xa_t: Bits16  # (P' * R) the transposed gradient, or the transposed input
     unused: Floats  # (3, C) receives gradients that nothing reads: of frozen tensors, or of a bias that no layer has
     thread: ThreadScratch
 
@@ -128,6 +167,22 @@ class LlamaPackedWeights(NamedTuple):
     gate_up_t: PackedWeight
     down: PackedWeight  # (L, packed (F, C))
     down_t: PackedWeight
+    qkv_a: PackedWeight  # (L, packed (P, C)) low-rank adapters; without, packed (0, 0)
+    qkv_a_t: PackedWeight
+    qkv_b: PackedWeight  # (L, packed (P, (H + 2K) D))
+    qkv_b_t: PackedWeight
+    attn_proj_a: PackedWeight  # (L, packed (P, H D))
+    attn_proj_a_t: PackedWeight
+    attn_proj_b: PackedWeight  # (L, packed (P, C))
+    attn_proj_b_t: PackedWeight
+    gate_up_a: PackedWeight  # (L, packed (P, C))
+    gate_up_a_t: PackedWeight
+    gate_up_b: PackedWeight  # (L, packed (P, 2F))
+    gate_up_b_t: PackedWeight
+    down_a: PackedWeight  # (L, packed (P, F))
+    down_a_t: PackedWeight
+    down_b: PackedWeight  # (L, packed (P, C))
+    down_b_t: PackedWeight
 
 
 class LlamaWeights16(NamedTuple):
@@ -150,6 +205,10 @@ class LlamaActivations16(NamedTuple):
     normed2: Bits16  # (L, R, C)
     rstd2: Floats  # (L, R)
     gate_up: Bits16  # (L, R, 2F); (1, R, 2F) if backward recomputes all but the last layer's
+    qkv_xa: Bits16  # (L, R, P') inputs of the adapters' second matrices, ``scale * x @ a.T`` (`kernels.bits16.lora`)
+    attn_proj_xa: Bits16
+    gate_up_xa: Bits16
+    down_xa: Bits16
     h: Bits16  # (R, C) scratch: an RMS norm's output
     gated: Bits16  # (R, F) scratch: SiLU(gate) * up
     thread: ThreadScratch
@@ -173,4 +232,6 @@ class LlamaScratch16(NamedTuple):
     h: Bits16  # (R, C) the last RMS norm's output; then a layer's, recomputed
     normed: Bits16  # (R, C) the same before its weight
     rstd: Floats  # (R,)
+    d_xa: Bits16  # (R * P') gradient of the input of an adapter's second matrix, for the largest P'
+    xa_t: Bits16  # (P' * R) the transposed gradient, or the transposed input
     thread: ThreadScratch

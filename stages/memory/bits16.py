@@ -51,9 +51,9 @@ def attention_specs(geometry: Geometry, storage: np.dtype[Any]) -> ArraySpecs:
 
 
 def packed_shapes(geometry: Geometry) -> dict[str, Shape]:
-    """Return name → shape of the matrices that have packed weights."""
-    shapes = parameter_shapes(geometry)
-    return {name: shapes[name] for name in bits16_layout_of(geometry).packed_fields(geometry)}
+    """Return name → shape of the matrices that have packed weights; (L, 0, 0) of adapters that the model lacks."""
+    shapes, missing = parameter_shapes(geometry), (geometry.layers, 0, 0)
+    return {name: shapes.get(name, missing) for name in bits16_layout_of(geometry).packed_fields(geometry)}
 
 
 def _without_elements(spec: ArraySpec) -> ArraySpec:
@@ -84,6 +84,12 @@ def packed_fp16_specs(geometry: Geometry) -> ArraySpecs:
     """Return shape and dtype of the packed weights for float16: each matrix in the layout of its master."""
     fields, kind = bits16_layout_of(geometry).packed_fields(geometry), np.dtype(np.int16)
     return {fields[name]: (shape, kind) for name, shape in packed_shapes(geometry).items()}
+
+
+def lora_sums_specs(activations: ArraySpecs) -> ArraySpecs:
+    """Return shape and dtype of ``ThreadScratch.lora_sums``, for the largest input of an adapter's second matrix."""
+    sizes = [prod(shape[1:]) for name, (shape, _) in activations.items() if name.endswith("_xa")]
+    return {"lora_sums": ((max(sizes),), _FLOAT)}
 
 
 def transposed_part_specs(geometry: Geometry, *, small: bool) -> ArraySpecs:
@@ -144,8 +150,9 @@ class Bits16Memory:
         self._scratch = layout.scratch_specs(geometry, sequences, storage) | logits_specs(geometry, chunk, storage)
         self._attention = attention_specs(geometry, storage)
         self._upcast = upcast_specs(geometry, rows, chunk) if fp16 else EMPTY_UPCAST_SCRATCH
-        self._part = transposed_part_specs(geometry, small=small and not fp16)
-        self._no_part = transposed_part_specs(geometry, small=False)
+        sums = lora_sums_specs(self._activations)
+        self._of_forward = sums | transposed_part_specs(geometry, small=False)
+        self._of_backward = sums | transposed_part_specs(geometry, small=small and not fp16)
         self._packed = packed_fp16_specs(geometry) if fp16 else packed_bf16_specs(geometry, small=small)
 
     @property
@@ -160,7 +167,8 @@ class Bits16Memory:
     @property
     def slot_bytes(self) -> int:
         """Size of one slot, scratch of its forward pass included."""
-        return token_ids_bytes(self._rows) + specs_bytes(self._activations) + self._thread_scratch_bytes(self._no_part)
+        activations = specs_bytes(self._activations) + self._thread_scratch_bytes(self._of_forward)
+        return token_ids_bytes(self._rows) + activations
 
     @property
     def evaluation_slot_bytes(self) -> int:
@@ -170,7 +178,7 @@ class Bits16Memory:
     @property
     def scratch_bytes(self) -> int:
         """Size of the scratch of one backward pass."""
-        return specs_bytes(self._scratch) + self._thread_scratch_bytes(self._part)
+        return specs_bytes(self._scratch) + self._thread_scratch_bytes(self._of_backward)
 
     @property
     def logits_shape(self) -> Shape:
@@ -197,7 +205,7 @@ class Bits16Memory:
         """Allocate the arrays of one micro-batch in flight, with the scratch of its forward pass."""
         ids, targets = allocate_token_ids(self._rows)
         activations = self._layout.activations(
-            **allocate(self._activations), thread=self._thread_scratch(self._no_part)
+            **allocate(self._activations), thread=self._thread_scratch(self._of_forward)
         )
         return MicroBatchSlot(ids, targets, activations)
 
@@ -207,11 +215,11 @@ class Bits16Memory:
 
     def allocate_scratch(self) -> Any:
         """Allocate the scratch of one backward pass."""
-        return self._layout.scratch(**allocate(self._scratch), thread=self._thread_scratch(self._part))
+        return self._layout.scratch(**allocate(self._scratch), thread=self._thread_scratch(self._of_backward))
 
-    def _thread_scratch(self, part: ArraySpecs) -> ThreadScratch:
+    def _thread_scratch(self, own: ArraySpecs) -> ThreadScratch:
         attention, upcast = allocate(self._attention), allocate(self._upcast)
-        return ThreadScratch(AttentionScratch(**attention), Fp16UpcastScratch(**upcast), **allocate(part))
+        return ThreadScratch(AttentionScratch(**attention), Fp16UpcastScratch(**upcast), **allocate(own))
 
-    def _thread_scratch_bytes(self, part: ArraySpecs) -> int:
-        return specs_bytes(self._attention) + specs_bytes(self._upcast) + specs_bytes(part)
+    def _thread_scratch_bytes(self, own: ArraySpecs) -> int:
+        return specs_bytes(self._attention) + specs_bytes(self._upcast) + specs_bytes(own)

@@ -8,7 +8,11 @@ import numpy as np
 from threadloom.kernels import Floats, TokenIds
 from threadloom.kernels.bits16 import GPT2, Activations16, PackedWeights, Scratch16, Weights16, embedding_forward
 from threadloom.stages.layouts.bits16.layout import FLOAT, ArraySpecs
+from threadloom.stages.layouts.bits16.lora import lora_activation_specs, lora_packed_fields, lora_scratch_specs
 from threadloom.stages.models import Geometry
+
+LINEAR = ("qkv", "attn_proj", "fc", "mlp_proj")
+"""The linear layers, which can have adapters."""
 
 
 class Gpt2Bits16Layout:
@@ -17,20 +21,14 @@ class Gpt2Bits16Layout:
     weights = Weights16
     packed = PackedWeights
     shared_packed: Mapping[str, str] = {}
-    repacked = frozenset({"qkv", "attn_proj", "fc", "mlp_proj"})
+    repacked = frozenset(LINEAR)
     activations = Activations16
     scratch = Scratch16
     kernels = GPT2
 
     def packed_fields(self, geometry: Geometry) -> dict[str, str]:
         """Return every matrix but the position embedding."""
-        return {
-            "wte": "wte",
-            "qkv_weight": "qkv",
-            "attn_proj_weight": "attn_proj",
-            "fc_weight": "fc",
-            "mlp_proj_weight": "mlp_proj",
-        }
+        return {"wte": "wte", **{f"{name}_weight": name for name in LINEAR}, **lora_packed_fields(LINEAR)}
 
     def activation_specs(
         self, geometry: Geometry, sequences: int, storage: np.dtype[Any], *, small: bool = False
@@ -50,7 +48,7 @@ class Gpt2Bits16Layout:
             "fc": ((1 if small else n, r, f), storage),
             "h": ((r, c), storage),
             "gelu": ((r, f), storage),
-        }
+        } | lora_activation_specs(geometry, LINEAR, r, storage)
 
     def scratch_specs(self, geometry: Geometry, sequences: int, storage: np.dtype[Any]) -> ArraySpecs:
         """Return shape and dtype of every field of `Scratch16` but ``thread`` and those of the logits."""
@@ -69,7 +67,7 @@ class Gpt2Bits16Layout:
             "normed": ((r, c), storage),
             "rstd": ((r,), FLOAT),
             "unused": ((3, c), FLOAT),
-        }
+        } | lora_scratch_specs(geometry, LINEAR, r, storage)
 
     def embed(self, weights: Weights16, ids: TokenIds, context: int, out: Floats) -> None:
         """Write the sum of token embeddings, from the packed weights, and position embeddings."""

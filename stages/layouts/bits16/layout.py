@@ -42,8 +42,8 @@ class Bits16Layout(Protocol[GeometryT]):
     def packed_fields(self, geometry: GeometryT) -> dict[str, str]:
         """Return the matrices with packed weights → field of `packed`, in the order of the table of shapes.
 
-        Those of the layers are stacked (L, inputs, outputs); others are (V, C). A matrix without a field for the packed
-        transpose is only looked up.
+        Those of the layers are stacked (L, inputs, outputs); others are (V, C). Those of adapters are included, also if
+        the model has none. A matrix without a field for the packed transpose is only looked up.
         """
 
     def activation_specs(

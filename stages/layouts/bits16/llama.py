@@ -15,7 +15,11 @@ from threadloom.kernels.bits16 import (
     token_embedding_forward,
 )
 from threadloom.stages.layouts.bits16.layout import FLOAT, ArraySpecs
+from threadloom.stages.layouts.bits16.lora import lora_activation_specs, lora_packed_fields, lora_scratch_specs
 from threadloom.stages.models import LlamaGeometry
+
+LINEAR = ("qkv", "attn_proj", "gate_up", "down")
+"""The linear layers, which can have adapters."""
 
 
 class LlamaBits16Layout:
@@ -24,7 +28,7 @@ class LlamaBits16Layout:
     weights = LlamaWeights16
     packed = LlamaPackedWeights
     shared_packed: Mapping[str, str] = {"wte": "head"}  # of a tied model
-    repacked = frozenset({"qkv", "attn_proj", "gate_up", "down"})
+    repacked = frozenset(LINEAR)
     activations = LlamaActivations16
     scratch = LlamaScratch16
     kernels = LLAMA
@@ -32,12 +36,7 @@ class LlamaBits16Layout:
     def packed_fields(self, geometry: LlamaGeometry) -> dict[str, str]:
         """Return every matrix; the token embedding of a tied model is the output projection."""
         embeddings = {"wte": "head"} if geometry.tied else {"wte": "wte", "head": "head"}
-        return embeddings | {
-            "qkv_weight": "qkv",
-            "attn_proj_weight": "attn_proj",
-            "gate_up_weight": "gate_up",
-            "down_weight": "down",
-        }
+        return embeddings | {f"{name}_weight": name for name in LINEAR} | lora_packed_fields(LINEAR)
 
     def activation_specs(
         self, geometry: LlamaGeometry, sequences: int, storage: np.dtype[Any], *, small: bool = False
@@ -58,7 +57,7 @@ class LlamaBits16Layout:
             "gate_up": ((1 if small else n, r, 2 * g.hidden), storage),
             "h": ((r, c), storage),
             "gated": ((r, g.hidden), storage),
-        }
+        } | lora_activation_specs(geometry, LINEAR, r, storage)
 
     def scratch_specs(self, geometry: LlamaGeometry, sequences: int, storage: np.dtype[Any]) -> ArraySpecs:
         """Return shape and dtype of every field of `LlamaScratch16` but ``thread`` and those of the logits."""
@@ -76,7 +75,7 @@ class LlamaBits16Layout:
             "h": ((r, c), storage),
             "normed": ((r, c), storage),
             "rstd": ((r,), FLOAT),
-        }
+        } | lora_scratch_specs(geometry, LINEAR, r, storage)
 
     def embed(self, weights: LlamaWeights16, ids: TokenIds, context: int, out: Floats) -> None:
         """Write the token embeddings, from the packed weights."""

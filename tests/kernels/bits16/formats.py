@@ -16,6 +16,7 @@ Shorts = NDArray[Any]
 MATRICES = (
     "wte", "qkv_weight", "attn_proj_weight", "fc_weight", "mlp_proj_weight",  # GPT-2
     "head", "gate_up_weight", "down_weight",  # further ones of Llama
+    *(f"{name}_{key}" for name in ("qkv", "attn_proj", "fc", "mlp_proj", "gate_up", "down") for key in "ab"),
 )  # fmt: skip
 """Tensors of which the kernels read a packed copy, rounded to the format."""
 

@@ -12,12 +12,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tests.kernels.bits16.formats import BF16, FP16, Format
-from tests.kernels.bits16.model import SPREAD, one_panel_words, packed_views, storage_of, without_transposes
+from tests.kernels.bits16.model import (
+    SPREAD,
+    adapter_gemms,
+    adapter_tensors,
+    one_panel_words,
+    packed_views,
+    storage_of,
+    without_transposes,
+    xa_width,
+)
 from tests.kernels.bits16.support import Pages
 from tests.kernels.comparison import assert_distance, distance
 from tests.kernels.llama_model import LlamaBatch, LlamaModel, batch_of, tensors_of
-from tests.kernels.llama_support import MATRICES, LlamaCase, gradient_shapes
-from tests.kernels.support import flat_ids
+from tests.kernels.llama_support import LLAMA_LINEAR, MATRICES, LlamaCase, gradient_shapes
+from tests.kernels.support import clear_outside_blocks, flat_ids
 from tests.reference import Ids, Tensors
 from threadloom.kernels.bits16 import llama
 from threadloom.kernels.bits16.attention.scratch import AttentionScratch, attention_scratch_shapes
@@ -46,7 +55,8 @@ def random_tensors(case: LlamaCase, rng: np.random.Generator) -> Tensors:
 def pack_llama(fmt: Format, tensors: Tensors, pages: Pages) -> LlamaPackedWeights:
     """Return the packed weights of the rounded matrices, by the slow reference."""
     matrices = {field: tensors[name] for field, name in MATRICES.items() if name in tensors}
-    views = packed_views(fmt, {"wte": tensors["wte"], **matrices}, pages)
+    matrices = {"wte": tensors["wte"], **matrices, **adapter_tensors(tensors, LLAMA_LINEAR)}
+    views = packed_views(fmt, matrices, pages)
     wte_t = views.pop("wte_t")
     return LlamaPackedWeights(**{"head": views["wte"], "head_t": wte_t, **views})
 
@@ -81,6 +91,7 @@ class Llama16(LlamaModel):
             packed = without_transposes(packed, self.pages)
         self.weights = LlamaWeights16(LlamaWeights(**master), packed)
         self.grads = LlamaWeights(**grads)
+        clear_outside_blocks(self.grads, case.sizes.lora)
         self.acts, self.scratch = self._activations(), self._scratch()
 
     def floats(self, *shape: int) -> Floats:
@@ -100,8 +111,13 @@ class Llama16(LlamaModel):
             attn=self.bits(n, r, case.attn_width), attn_lse=self.floats(n, case.sequences, s.heads, case.tokens),
             normed2=self.bits(n, r, c), rstd2=self.floats(n, r),
             gate_up=self.bits(1 if self.small else n, r, 2 * f), h=self.bits(r, c),
+            **{f"{name}_xa": self.bits(n, r, xa_width(self.fmt, s.lora, name)) for name in LLAMA_LINEAR},
             gated=self.bits(r, f), thread=self._thread_scratch(),
         )  # fmt: skip
+
+    @property
+    def _xa_width(self) -> int:
+        return max(xa_width(self.fmt, self.sizes.sizes.lora, name) for name in LLAMA_LINEAR)
 
     @property
     def _chunk(self) -> int:
@@ -119,7 +135,8 @@ class Llama16(LlamaModel):
             d_qkv=self.bits(r, case.qkv_width), d_gated=self.bits(r, f), d_gate_up=self.bits(r, 2 * f),
             gated=self.bits(r, f), transposed=self.bits(max(c, f, case.attn_width), r), logits=self.floats(chunk, v),
             d_logits=self.bits(chunk, v), d_logits_t=self.bits(self._slice, chunk), h=self.bits(r, c),
-            normed=self.bits(r, c), rstd=self.floats(r), thread=self._thread_scratch(),
+            normed=self.bits(r, c), rstd=self.floats(r),
+            d_xa=self.bits(r * self._xa_width), xa_t=self.bits(r * self._xa_width), thread=self._thread_scratch(),
         )  # fmt: skip
 
     def _thread_scratch(self) -> ThreadScratch:
@@ -127,19 +144,20 @@ class Llama16(LlamaModel):
         heads = HeadCounts(s.heads, s.kv_heads)
         shapes = attention_scratch_shapes(case.context, s.head_size, heads, self.fmt.kind)
         attention = AttentionScratch(**{name: self.pages.empty(shape, kind) for name, (shape, kind) in shapes.items()})
-        empty = np.empty(0, np.float32)
+        empty, sums = np.empty(0, np.float32), self.floats(case.rows * self._xa_width)
         if self.fmt is BF16:
             words = one_panel_words(case.qkv_width, s.channels, 2 * s.mlp_width) if self.small else 0
             part = self.pages.empty((words,), np.uint32)
-            return ThreadScratch(attention, Fp16UpcastScratch(empty, empty, empty), part)
+            return ThreadScratch(attention, Fp16UpcastScratch(empty, empty, empty), part, sums)
         r, c, f, v = case.rows, s.channels, s.mlp_width, s.vocabulary
-        layers = [(c, case.qkv_width), (case.attn_width, c), (c, 2 * f), (f, c)]  # inputs, outputs
-        gemms = [gemm for i, o in layers for gemm in ((r, o, i), (r, i, o), (i, o, r))]
+        layers = {"qkv": (c, case.qkv_width), "attn_proj": (case.attn_width, c), "gate_up": (c, 2 * f), "down": (f, c)}
+        gemms = [gemm for i, o in layers.values() for gemm in ((r, o, i), (r, i, o), (i, o, r))]
         gemms += [(self._chunk, v, c), (self._chunk, c, v), (self._slice, c, self._chunk)]
+        gemms += adapter_gemms(s.lora, layers, r)
         a, b = (max(sizes) for sizes in zip(*(fp16_scratch_sizes(*gemm) for gemm in gemms), strict=True))
-        sums = max(fp16_sums_size(r, width) for layer in layers for width in layer)
-        upcast = Fp16UpcastScratch(self.floats(a), self.floats(b), self.floats(sums))
-        return ThreadScratch(attention, upcast, np.empty(0, np.uint32))
+        linear = max(fp16_sums_size(r, width) for widths in layers.values() for width in widths)
+        upcast = Fp16UpcastScratch(self.floats(a), self.floats(b), self.floats(linear))
+        return ThreadScratch(attention, upcast, np.empty(0, np.uint32), sums)
 
     def forward(self, ids: Ids) -> None:
         """Fill the activations."""

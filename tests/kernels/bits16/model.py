@@ -17,8 +17,8 @@ from tests.kernels.bits16.formats import BF16, FP16, Format, pack
 from tests.kernels.bits16.support import Pages
 from tests.kernels.comparison import assert_distance, distance
 from tests.kernels.model import MicroBatchModel
-from tests.kernels.support import Sizes, flat_ids, gradient_shapes
-from tests.reference import Array, Ids, Tensors
+from tests.kernels.support import GPT2_LINEAR, Sizes, clear_outside_blocks, flat_ids, gradient_shapes, lora_ranks
+from tests.reference import Array, Ids, LoraSizes, Tensors
 from threadloom.kernels.bits16 import gpt2
 from threadloom.kernels.bits16.attention.scratch import AttentionScratch, attention_scratch_shapes
 from threadloom.kernels.bits16.embedding import embedding_forward
@@ -49,16 +49,35 @@ def random_tensors(sizes: Sizes, rng: np.random.Generator) -> Tensors:
 
     Larger ones would saturate the softmax of the scores, whose gradient is then a small difference of large numbers.
     """
-    s = sizes
-    return reference.random_tensors(
-        rng, s.vocabulary, s.context, s.layers, s.channels, spread=SPREAD * s.channels**-0.5
-    )
+    s, spread = sizes, SPREAD * sizes.channels**-0.5
+    tensors = reference.random_tensors(rng, s.vocabulary, s.context, s.layers, s.channels, spread=spread)
+    return tensors | (s.lora.random_tensors(rng, s.shapes(), spread) if s.lora else {})
 
 
 def pack_weights(fmt: Format, tensors: Tensors, pages: Pages) -> PackedWeights:
     """Return the packed weights of the rounded matrices, by the slow reference."""
     matrices = {field: tensors[name] for field, name in MATRICES.items()}
-    return PackedWeights(**packed_views(fmt, {"wte": tensors["wte"], **matrices}, pages))
+    matrices = {"wte": tensors["wte"], **matrices, **adapter_tensors(tensors, GPT2_LINEAR)}
+    return PackedWeights(**packed_views(fmt, matrices, pages))
+
+
+def adapter_tensors(tensors: Tensors, linear: tuple[str, ...]) -> Tensors:
+    """Return the matrices of the adapters of linear layers, without elements if a layer has none."""
+    nothing = np.zeros((len(tensors["qkv_weight"]), 0, 0))
+    names = [f"{name}_{key}" for name in linear for key in "ab"]
+    return {name: tensors.get(name, nothing) for name in names}
+
+
+def xa_width(fmt: Format, lora: LoraSizes | None, name: str) -> int:
+    """Return the columns that are kept of the input of an adapter's second matrix."""
+    ranks = lora_ranks(lora, name)
+    return -(-ranks // PANEL) * PANEL if fmt is BF16 else ranks
+
+
+def adapter_gemms(lora: LoraSizes | None, layers: Mapping[str, tuple[int, int]], rows: int) -> list[tuple[int, ...]]:
+    """Return rows, columns and depth of the products of the adapters of `layers`, name → (inputs, outputs)."""
+    sizes = [(lora_ranks(lora, name), width) for name, widths in layers.items() for width in widths]
+    return [gemm for p, width in sizes for gemm in ((rows, p, width), (rows, width, p), (p, width, rows))]
 
 
 def packed_views(fmt: Format, matrices: Tensors, pages: Pages) -> dict[str, NDArray[Any]]:
@@ -78,7 +97,11 @@ def packed_views(fmt: Format, matrices: Tensors, pages: Pages) -> dict[str, NDAr
 
 def without_transposes(packed: Any, pages: Pages) -> Any:
     """Return bfloat16's packed weights without the packed transposes of the layers' matrices."""
-    held = {name: array for name, array in packed._asdict().items() if name.endswith("_t") and array.ndim == 4}
+
+    def is_held(name: str) -> bool:
+        return name.endswith("_t") and not name.endswith(("_a_t", "_b_t"))
+
+    held = {name: array for name, array in packed._asdict().items() if array.ndim == 4 and is_held(name)}
     return packed._replace(**{name: pages.copy(array[:, :0]) for name, array in held.items()})
 
 
@@ -117,6 +140,7 @@ class Model16(MicroBatchModel):
         drops = self.small and self.fmt is BF16
         self.weights = Weights16(self.master, without_transposes(packed, self.pages) if drops else packed)
         self.grads = Weights(**{n: self.floats(*s) for n, s in gradient_shapes(self.sizes, self.frozen).items()})
+        clear_outside_blocks(self.grads, self.sizes.lora)
         self.acts, self.scratch = self._activations(), self._scratch()
 
     def floats(self, *shape: int) -> Floats:
@@ -134,8 +158,13 @@ class Model16(MicroBatchModel):
             x=self.floats(r, c), normed1=self.bits(n, r, c), rstd1=self.floats(n, r), qkv=self.bits(n, r, 3 * c),
             attn=self.bits(n, r, c), attn_lse=self.floats(n, s.sequences, s.heads, s.tokens),
             normed2=self.bits(n, r, c), rstd2=self.floats(n, r), fc=self.bits(1 if self.small else n, r, f),
+            **{f"{name}_xa": self.bits(n, r, xa_width(self.fmt, s.lora, name)) for name in GPT2_LINEAR},
             h=self.bits(r, c), gelu=self.bits(r, f), thread=self._thread_scratch(),
         )  # fmt: skip
+
+    @property
+    def _xa_width(self) -> int:
+        return max(xa_width(self.fmt, self.sizes.lora, name) for name in GPT2_LINEAR)
 
     @property
     def _chunk(self) -> int:
@@ -153,26 +182,29 @@ class Model16(MicroBatchModel):
             d_qkv=self.bits(r, 3 * c), d_fc=self.bits(r, f), gelu=self.bits(r, f), transposed=self.bits(f, r),
             logits=self.floats(chunk, s.vocabulary), d_logits=self.bits(chunk, s.vocabulary),
             d_logits_t=self.bits(self._slice, chunk), h=self.bits(r, c), normed=self.bits(r, c), rstd=self.floats(r),
-            unused=self.floats(3, c), thread=self._thread_scratch(),
+            d_xa=self.bits(r * self._xa_width), xa_t=self.bits(r * self._xa_width), unused=self.floats(3, c),
+            thread=self._thread_scratch(),
         )  # fmt: skip
 
     def _thread_scratch(self) -> ThreadScratch:
         s = self.sizes
         shapes = attention_scratch_shapes(s.context, s.channels // s.heads, HeadCounts(s.heads, s.heads), self.fmt.kind)
         attention = AttentionScratch(**{name: self.pages.empty(shape, kind) for name, (shape, kind) in shapes.items()})
-        empty = np.empty(0, np.float32)
+        empty, sums = np.empty(0, np.float32), self.floats(s.rows * self._xa_width)
         if self.fmt is BF16:
             words = one_panel_words(4 * s.channels) if self.small else 0
             part = self.pages.empty((words,), np.uint32)
-            return ThreadScratch(attention, Fp16UpcastScratch(empty, empty, empty), part)
+            return ThreadScratch(attention, Fp16UpcastScratch(empty, empty, empty), part, sums)
         r, c, f, v = s.rows, s.channels, 4 * s.channels, s.vocabulary
         widths = (c, 3 * c, f)
         shapes_mnk = [(r, o, i) for i in widths for o in widths] + [(i, o, r) for i in widths for o in widths]
         shapes_mnk += [(self._chunk, v, c), (self._chunk, c, v), (self._slice, c, self._chunk)]
+        layers = {"qkv": (c, 3 * c), "attn_proj": (c, c), "fc": (c, f), "mlp_proj": (f, c)}
+        shapes_mnk += adapter_gemms(s.lora, layers, r)
         a, b = (max(sizes) for sizes in zip(*(fp16_scratch_sizes(*mnk) for mnk in shapes_mnk), strict=True))
-        sums = max(fp16_sums_size(r, o) for o in widths)
-        upcast = Fp16UpcastScratch(self.floats(a), self.floats(b), self.floats(sums))
-        return ThreadScratch(attention, upcast, np.empty(0, np.uint32))
+        linear = max(fp16_sums_size(r, o) for o in widths)
+        upcast = Fp16UpcastScratch(self.floats(a), self.floats(b), self.floats(linear))
+        return ThreadScratch(attention, upcast, np.empty(0, np.uint32), sums)
 
     def forward(self, ids: Ids) -> None:
         """Fill the activations."""
@@ -189,11 +221,12 @@ class Model16(MicroBatchModel):
 
     def errors(self, expected: Tensors, divided_by: float = 1.0) -> dict[str, float]:
         """Return the relative L2 distance of every gradient; NaN for one that has a NaN."""
-        return {n: distance(getattr(self.grads, n) / divided_by, expected[n]) for n in Weights._fields}
+        return {n: distance(getattr(self.grads, n) / divided_by, expected[n]) for n in expected}
 
     def bounds(self, ids: Ids, targets: Ids, scale: float, scaled: float) -> dict[str, float]:
         """Return the relative distances that are allowed to the results, if gradients are scaled by `scaled`."""
-        return model_bounds(self.packed_tensors, ids, targets, self.sizes.heads, scale, storage_of(self.fmt, scaled))
+        storage = storage_of(self.fmt, scaled)
+        return model_bounds(self.packed_tensors, ids, targets, self.sizes.heads, scale, storage, self.sizes.lora)
 
     def check_gradients(self, expected: Tensors, bounds: Mapping[str, float], scaled: float) -> None:
         """Compare every gradient, divided by `scaled`, with the reference's."""
@@ -230,8 +263,10 @@ def make_case(sizes: Sizes, fmt: Format, seed: int) -> Case:
     tensors, ids, targets = random_tensors(sizes, rng), sizes.ids(rng), sizes.ids(rng)
     scale, scaled = 1.0 / sizes.rows, 1024.0 if fmt is FP16 else 1.0
     packed = fmt.packed_weights(tensors)
-    loss, gradients = reference.loss_and_gradients(packed, ids, targets, sizes.heads, scale)
-    bounds = model_bounds(packed, ids, targets, sizes.heads, scale, storage_of(fmt, scaled))
+    record = reference.forward(packed, ids, sizes.heads, sizes.lora)
+    loss = float(reference.cross_entropy_forward(record.logits, targets).sum())
+    gradients, _ = reference.backward(packed, record, targets, scale)
+    bounds = model_bounds(packed, ids, targets, sizes.heads, scale, storage_of(fmt, scaled), sizes.lora)
     return Case(tensors, ids, targets, scaled, loss, gradients, bounds)
 
 

@@ -1,0 +1,134 @@
+"""Low-rank adapters of linear layers in 16 bits: ``y += scale * (x @ a.T) @ b`` (LoRA, Hu et al., 2021, section 4.1).
+
+The product with `b` is added to the float32 sums of the layer's own product, before these are rounded; likewise that
+with `a` in the backward pass. The inner results, ``scale * x @ a.T`` and the gradient of ``x @ a.T``, are rounded once,
+after they are scaled. `kernels.common.LoraAdapter` has the shapes. A layer without adapter has arrays without elements,
+for which nothing is computed: the results are the bits of `kernels.bits16.linear`.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from threadloom.kernels.bits16.linear import (
+    linear_backward_input,
+    linear_backward_weight,
+    linear_forward,
+    linear_gelu_forward,
+    linear_residual_forward,
+    product_with_transpose,
+)
+from threadloom.kernels.bits16.tensors import AdaptedWeight, PackedWeight, SecondProduct, ThreadScratch
+from threadloom.kernels.common import LoraAdapter
+from threadloom.kernels.compiling import Floats, jit_inline_body, jit_kernel
+from threadloom.kernels.matmul import transpose_bf16
+from threadloom.kernels.simd import Bits16, store16
+
+
+@jit_kernel
+def _scale_and_round(sums: Floats, scale: float, out: Bits16) -> None:
+    factor = np.float32(scale)
+    for r in range(out.shape[0]):
+        row, target = sums[r], out[r]
+        for j in range(row.shape[0]):
+            store16(target, j, factor * row[j])
+
+
+@jit_inline_body
+def _scaled_product(x: Bits16, matrix_t: PackedWeight, scale: float, out: Bits16, thread: ThreadScratch) -> None:
+    """Write ``scale * x @ matrix.T``, rounded once, to `out` (R, P')."""
+    sums = thread.lora_sums[: out.size].reshape(out.shape)
+    product_with_transpose(x, matrix_t, sums, thread.upcast)
+    _scale_and_round(sums, scale, out)
+
+
+@jit_inline_body
+def _adapter_forward(x: Bits16, layer: AdaptedWeight, scale: float, xa: Bits16, thread: ThreadScratch) -> SecondProduct:
+    """Write ``scale * x @ a.T`` to `xa` (R, P'), and return its product with `b`, not computed: x (R, I)."""
+    if xa.shape[1] > 0:
+        _scaled_product(x, layer.a.packed_t, scale, xa, thread)
+    return SecondProduct(xa, layer.b.packed)
+
+
+@jit_kernel
+def adapted_forward(
+    x: Bits16, layer: AdaptedWeight, scale: float, xa: Bits16, bias: Floats, out: Bits16, thread: ThreadScratch
+) -> None:
+    """Compute `linear_forward` of a layer with its adapter; `xa` (R, P') is kept for the backward pass."""
+    second = _adapter_forward(x, layer, scale, xa, thread)
+    linear_forward(x, layer.weight.packed, second, bias, out, thread.upcast)
+
+
+@jit_kernel
+def adapted_gelu_forward(
+    x: Bits16,
+    layer: AdaptedWeight,
+    scale: float,
+    xa: Bits16,
+    bias: Floats,
+    before: Bits16,
+    out: Bits16,
+    thread: ThreadScratch,
+) -> None:
+    """Compute `linear_gelu_forward` of a layer with its adapter."""
+    second = _adapter_forward(x, layer, scale, xa, thread)
+    linear_gelu_forward(x, layer.weight.packed, second, bias, before, out, thread.upcast)
+
+
+@jit_kernel
+def adapted_residual_forward(
+    x: Bits16, layer: AdaptedWeight, scale: float, xa: Bits16, residual: Floats, thread: ThreadScratch
+) -> None:
+    """Compute `linear_residual_forward` of a layer with its adapter."""
+    second = _adapter_forward(x, layer, scale, xa, thread)
+    linear_residual_forward(x, layer.weight.packed, second, residual, thread.upcast)
+
+
+class LoraBackward(NamedTuple):
+    """Arrays and numbers of the backward pass of an adapter, in addition to its compute copies."""
+
+    grads: LoraAdapter
+    xa: Bits16  # (R, P') from the forward pass
+    d_xa: Bits16  # (at least R * P',) scratch, written by `adapted_backward_input`
+    xa_t: Bits16  # (at least P' * R,) scratch
+    columns: NDArray[np.int64]  # (adapters, 2) range of columns of each adapter
+    scale: float
+
+
+@jit_inline_body
+def _d_xa(lora: LoraBackward) -> Bits16:
+    """Return the used part of the scratch, (R, P')."""
+    return lora.d_xa[: lora.xa.size].reshape(lora.xa.shape)
+
+
+@jit_kernel
+def adapted_backward_input(
+    d_out: Bits16, layer: AdaptedWeight, lora: LoraBackward, dx: Floats | Bits16, thread: ThreadScratch
+) -> None:
+    """Compute `linear_backward_input` of a layer with its adapter: d_out (R, O), dx (R, I)."""
+    d_xa = _d_xa(lora)
+    if d_xa.shape[1] > 0:
+        _scaled_product(d_out, layer.b.packed_t, lora.scale, d_xa, thread)
+    linear_backward_input(d_out, layer.weight, SecondProduct(d_xa, layer.a.packed), dx, thread)
+
+
+@jit_kernel
+def lora_backward_weight(x: Bits16, d_out: Bits16, lora: LoraBackward, accumulate: bool, thread: ThreadScratch) -> None:
+    """Write, or add when `accumulate`, the gradients of both matrices, after `adapted_backward_input`: x (R, I).
+
+    Elements of ``grads.b`` outside the blocks are neither read nor written.
+    """
+    grads, rows, width = lora.grads, lora.xa.shape[0], lora.xa.shape[1]
+    transposed = lora.xa_t[: rows * width].reshape((width, rows))
+    if grads.a.size:
+        transpose_bf16(_d_xa(lora), transposed)
+        linear_backward_weight(transposed[: grads.a.shape[0]], x, grads.a, accumulate, thread.upcast)
+    if grads.b.size:
+        transpose_bf16(lora.xa, transposed)
+        rank = grads.b.shape[0] // lora.columns.shape[0]
+        for i in range(lora.columns.shape[0]):
+            block, first, last = slice(i * rank, (i + 1) * rank), lora.columns[i, 0], lora.columns[i, 1]
+            linear_backward_weight(
+                transposed[block], d_out[:, first:last], grads.b[block, first:last], accumulate, thread.upcast
+            )
