@@ -22,7 +22,9 @@ from threadloom.stages.run import train
 pytestmark = pytest.mark.timeout(600)  # includes minutes of compiling with an empty cache
 
 needs_compiler = pytest.mark.skipif(not JIT_ENABLED, reason="training in 16 bits needs the compiler")
-PRECISIONS = pytest.mark.parametrize("precision", ["float32"])
+PRECISIONS = pytest.mark.parametrize(
+    "precision", ["float32", *(pytest.param(name, marks=needs_compiler) for name in ("bf16", "fp16"))]
+)
 ALL = ("lora.rank=3", 'lora.targets=["all-linear"]', "lora.alpha=4.5")
 SOME = ("lora.rank=2", "lora.alpha=5", "lora.rslora=true")
 CASES = pytest.mark.parametrize(

@@ -97,6 +97,11 @@ def start_from(training: Training, weights: Tensors) -> None:
     with training.banks.lease(0) as lease:
         for name, view in lease.bank.tensors.items():
             view[...] = weights[name]
+        for name in training.frozen.packed_only:
+            tensor = weights[name].astype(np.float32)
+            for layer in range(len(tensor)) if tensor.ndim == 3 else [None]:
+                matrix = tensor if layer is None else tensor[layer]
+                training.compute.pack_matrix(training.frozen.packed, name, layer, matrix)
         training.compute.pack_from_master(lease.bank)
 
 
