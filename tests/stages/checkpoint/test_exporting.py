@@ -114,6 +114,17 @@ def test_the_files_that_came_with_the_model_are_kept(tmp_path: Path) -> None:
     assert read_end_ids(tmp_path / "out") == {0, 2}
 
 
+def test_the_configuration_that_came_in_returns_with_the_number_format(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    sizes = {"vocab_size": 37, "n_positions": 11, "n_embd": 12, "n_layer": 3, "n_head": 3}
+    came_in = {"model_type": "gpt2", **sizes, "eos_token_id": 36, "task_specific_params": {"a": 1}}
+    (tmp_path / "in" / "config.json").write_text(json.dumps(came_in | {"torch_dtype": "float32"}))
+    export_model(model(tmp_path / "in"), tmp_path / "out", StoredFormat.BF16)
+    found = content(tmp_path / "out", "config.json")
+    assert {key: found[key] for key in came_in} == came_in
+    assert found["torch_dtype"] == "bfloat16"
+
+
 def test_without_such_files_they_name_the_end_of_text(tmp_path: Path) -> None:
     files = export_model(model(tmp_path / "in"), tmp_path / "out", StoredFormat.FLOAT32)
     assert files == ["config.json", "generation_config.json", "model.safetensors", "tokenizer_config.json"]
