@@ -22,6 +22,7 @@ LARGE = (
     "tests/stages/training/test_kill.py",
     "tests/stages/training/test_replay_grid.py",
     "tests/test_docs.py",
+    "tests/test_bring_your_own_model.py",
     "tests/test_benchmarks.py",
     "tests/test_project.py",
     "tests/stages/training/test_resume.py",
