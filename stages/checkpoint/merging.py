@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from threadloom.pipeline import Arena
+from threadloom.pipeline import Arena, blas_threads
 from threadloom.stages.checkpoint.adapter_reader import read_adapter
 from threadloom.stages.checkpoint.model_reader import FolderWeights, require_memory
 from threadloom.stages.models import (
@@ -31,11 +31,14 @@ def merge_adapters(geometry: Geometry, weights: Mapping[str, Floats]) -> None:
     """
     assert geometry.lora is not None
     scale, rank = np.float32(lora_scale(geometry.lora)), geometry.lora.rank
-    for layer in range(geometry.layers):
-        for module in adapted_modules(geometry, layer):
+    modules = [module for layer in range(geometry.layers) for module in adapted_modules(geometry, layer)]
+    with blas_threads(1):  # the sums do not depend on the cores, and small products are no faster on several
+        for module in modules:
             rows, columns = slice(module.first_row, module.first_row + rank), slice(*module.columns)
-            a, b = (weights[name][layer, rows] for name in field_names(module.tensor))
-            weights[module.tensor][layer, :, columns] += (a.T @ b[:, columns]) * scale
+            a, b = (weights[name][module.layer, rows] for name in field_names(module.tensor))
+            product = a.T @ b[:, columns]
+            product *= scale
+            weights[module.tensor][module.layer, :, columns] += product
 
 
 def read_merged(base: Path, geometry: Geometry, read: Callable[[Mapping[str, Floats]], None]) -> tuple[Geometry, Arena]:

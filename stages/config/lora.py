@@ -48,7 +48,8 @@ class LoraConfig(Section, frozen=True, kw_only=True):
             self._require_defaults()
             return None
         names = self.targets or architecture_of(geometry).huggingface.default_targets
-        known = {module.path: module.name for module in linear_modules(geometry)}
+        saved = self._saved(geometry)  # modules that are trained themselves have no adapter, as in PEFT
+        known = {module.path: module.name for module in linear_modules(geometry) if module.tensor not in saved}
         modules = frozenset(name for target in names for name in _matching(target, known))
         return Lora(self.rank, self.alpha, modules, self.rslora, self.dropout)
 
@@ -94,7 +95,7 @@ def _matching(target: str, known: dict[str, str]) -> set[str]:
     if not found:
         raise ConfigError(
             "lora.targets",
-            expected=f"linear layers of the model, or {ALL_LINEAR}",
+            expected=f"linear layers of the model that are not in lora.save, or {ALL_LINEAR}",
             got=target,
             hint=f"they are {_known(map(_short, known.values()))}; embeddings, norms and the output projection can be "
             "trained as a whole by lora.save",

@@ -22,7 +22,7 @@ from threadloom.stages.config import (
     flatten,
     model_config_of,
 )
-from threadloom.stages.models import Geometry
+from threadloom.stages.models import Geometry, parameter_shapes
 from threadloom.stages.resolve.adapters import LORA_LEARNING_RATE
 from threadloom.stages.storage import (
     ADAPTER_CONFIG_FILE,
@@ -174,6 +174,22 @@ def require_initial_model(config: Config) -> None:
         )
     if config.lora.init:
         _require_adapters(config.lora, found)
+    if config.lora.rank:
+        _require_whole_tensors(config, found)
+
+
+def _require_whole_tensors(config: Config, model: Geometry) -> None:
+    """Raise ConfigError if a tensor that is saved with the adapters is shorter than that of the model."""
+    ours, theirs = parameter_shapes(config.geometry_with(model.vocabulary)), parameter_shapes(model)
+    shorter = [name for name in theirs.keys() - config.lora.frozen_tensors(model) if ours[name] != theirs[name]]
+    if shorter:
+        raise ConfigError(
+            "model.context",
+            expected=f"{model.context} with {', '.join(config.lora.save)} in lora.save",
+            got=f"{config.model.context}",
+            cause=f"{shorter[0]} is trained as a whole, and must fit the model that the adapters are used with",
+            hint="leave model.context out, or the positions out of lora.save",
+        )
 
 
 def _require_adapters(lora: LoraConfig, geometry: Geometry) -> None:

@@ -70,6 +70,9 @@ def read_adapter_parts(folder: Path, config: AdapterConfig, geometry: Geometry) 
     adapted, whole = _split(path, names, known.keys(), geometry)
     saved = _saved_tensors(path, whole, config, geometry)
     _require_targets(path, config, adapted, {module for module in known if known[module].tensor not in saved})
+    if both := sorted(module for module in adapted if known[module].tensor in saved):
+        expected, got = "adapters of modules that are not saved as a whole", f"those of {first_names(both, 1)}"
+        raise _error(path, expected=expected, got=got, cause="PEFT ignores such adapters")
     layers = [
         frozenset(known[module].name for module in adapted if known[module].layer == layer)
         for layer in range(geometry.layers)

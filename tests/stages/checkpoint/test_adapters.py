@@ -228,6 +228,14 @@ def test_tensors_that_are_saved_as_a_whole(base: Path, tmp_path: Path) -> None:
         np.testing.assert_array_equal(found[name.removeprefix("base_model.model.")], tensor)
 
 
+def test_a_module_that_is_saved_has_no_adapter(base: Path, tmp_path: Path) -> None:
+    stored = tensors_of(CONFIG)
+    whole = {f"base_model.model.{name}": stored[name] for name in stored if "mlp.down_proj" in name}
+    folder = write_adapter_folder(tmp_path / "adapter", base, adapter_tensors() | whole, target_modules=".*")
+    with pytest.raises(CheckpointError, match=r"modules that are not saved as a whole, got those of .*down_proj"):
+        load_merged(folder, base)
+
+
 def test_a_tied_embedding_is_saved_under_both_names(tmp_path: Path) -> None:
     base = write_base(tmp_path / "base", tie_word_embeddings=True)
     embedding = np.full((37, 12), 2.0, np.float32)

@@ -202,6 +202,16 @@ def test_other_settings_than_those_of_the_adapters_are_refused(
     assert not (tmp_path / "run").exists()
 
 
+def test_positions_that_are_saved_are_those_of_the_whole_model(tmp_path: Path) -> None:
+    train(story(tmp_path, "steps=1"), tmp_path / "gpt2")
+    config = with_initial_model(story(tmp_path), tmp_path / "gpt2")
+    settings = ("lora.rank=2", 'lora.save=["wpe"]')
+    require_initial_model(apply_overrides(config, settings))
+    require_initial_model(apply_overrides(config, ("lora.rank=2", "model.context=5")))
+    with pytest.raises(ConfigError, match=r"model.context: expected 8 with wpe in lora.save, got 5"):
+        require_initial_model(apply_overrides(config, (*settings, "model.context=5")))
+
+
 def test_where_the_model_of_adapters_is(base: Path, tmp_path: Path) -> None:
     folder = write_adapter_folder(tmp_path / "adapter", Path("org/name"))
     with pytest.raises(CheckpointError, match=r"got 'org/name', no such folder.*--base"):

@@ -151,6 +151,7 @@ def test_parameters_are_counted_without_the_zeros() -> None:
         (("lora.rank=2", 'lora.targets=["lm_head"]'), "lora.save"),
         (("lora.rank=2", 'lora.save=["nothing"]'), "nothing"),
         (("lora.rank=2", 'lora.save=["q_proj"]'), "a part of qkv_weight"),
+        (("lora.rank=2", 'lora.save=["o_proj"]', 'lora.targets=["o_proj"]'), "that are not in lora.save"),
         (("lora.rank=2", 'train.freeze=["wte"]'), "train.freeze"),
         (("lora.rank=-1",), "lora.rank"),
         (("lora.rank=2", "lora.alpha=0"), "lora.alpha"),
