@@ -9,6 +9,7 @@ import msgspec
 
 from benchmarks.inputs import write_inputs
 from benchmarks.protocol import FLOAT32, UpdateFigures
+from threadloom.stages.checkpoint import FolderWeights
 from threadloom.stages.config import Config, Precision, ScheduleConfig, ScheduleKind
 from threadloom.stages.data import RandomTokens
 from threadloom.stages.memory import Update, label
@@ -36,14 +37,18 @@ class Threadloom:
         compile_kernels(lambda _: None, self.config.precision, self.config.model.architecture)
         source = RandomTokens(self.config.geometry(), self.config.batch_sizes, self.config.seed)
         self._gate = StepGate(source)
-        self._training = Training(self.config, self._gate)
+        init = self.config.init
+        initial = FolderWeights(Path(init), self.config.geometry()) if init else None
+        self._training = Training(self.config, self._gate, initial=initial)
         if folder:
             with self._training.banks.lease_newest() as lease:
                 write_inputs(folder, dict(lease.bank.arena.items()), source, self.config, CHECKED_UPDATES)
         self._stack = ExitStack()
         self._stack.enter_context(gemm_settings(self.config))
         graph = self._training.graph()
-        self._run: Any = self._stack.enter_context(graph.start(resources=self._training.resources, label=label))
+        # Without a watchdog: between requests the run makes no progress.
+        run = graph.start(resources=self._training.resources, label=label, watchdog=None)
+        self._run: Any = self._stack.enter_context(run)
         self._stack.callback(self._gate.allow, ENDLESS)  # releases a stage that waits at the gate
 
     def run(self, updates: int) -> UpdateFigures:

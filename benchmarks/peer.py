@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from benchmarks.model_sizes import Gpt2Sizes, LlamaSizes, ModelSizes
-from benchmarks.protocol import FLOAT32, Side, TrainingSizes, UpdateFigures
+from benchmarks.protocol import BF16_WEIGHTS, FLOAT32, Side, TrainingSizes, UpdateFigures
 
 
 def build_model(sizes: ModelSizes, weights: Path | None = None) -> Any:
@@ -33,6 +33,15 @@ def build_model(sizes: ModelSizes, weights: Path | None = None) -> Any:
             from benchmarks import peer_llama
 
             return peer_llama.build(sizes, weights)
+
+
+def _model(sizes: TrainingSizes, side: Side, precision: str, folder: Path | None) -> Any:
+    """Return the model to train: a new one, or the one that fine-tuning starts from."""
+    if sizes.fine_tuning:
+        from benchmarks import finetune_peer
+
+        return finetune_peer.build(sizes.fine_tuning, precision, checkpointed=side is Side.CHECKPOINTED)
+    return build_model(sizes.model, folder and folder / "weights.safetensors")
 
 
 @dataclass(frozen=True)
@@ -63,17 +72,19 @@ class EndlessTokens:
 class PyTorch:
     """Eager or compiled training with fused AdamW and clipping, on `sizes.threads` threads.
 
-    In a precision other than float32, forward runs under autocast to bfloat16, as in PyTorch's recipes for CPUs.
+    In a precision other than float32, forward runs under autocast to bfloat16, as in PyTorch's recipes for CPUs, unless
+    all weights are in bfloat16.
     """
 
     def __init__(self, sizes: TrainingSizes, side: Side, precision: str, folder: Path | None = None) -> None:
-        self._autocast = precision != FLOAT32
+        self._autocast = precision not in (FLOAT32, BF16_WEIGHTS)
         torch.set_num_threads(sizes.threads)
         torch.manual_seed(0)
-        self._model = build_model(sizes.model, folder and folder / "weights.safetensors")
+        self._model = _model(sizes, side, precision, folder)
         self._run: Any = torch.compile(self._model) if side is Side.COMPILED else self._model
-        matrices = [p for p in self._model.parameters() if p.dim() > 1]
-        vectors = [p for p in self._model.parameters() if p.dim() <= 1]
+        self._trained = [p for p in self._model.parameters() if p.requires_grad]
+        matrices = [p for p in self._trained if p.dim() > 1]
+        vectors = [p for p in self._trained if p.dim() <= 1]
         groups = [
             {"params": matrices, "weight_decay": sizes.weight_decay},
             {"params": vectors, "weight_decay": 0.0},
@@ -93,7 +104,7 @@ class PyTorch:
             with torch.autocast("cpu", torch.bfloat16, enabled=self._autocast):
                 loss = self._run(ids, targets)
             loss.backward()
-            norm = nn.utils.clip_grad_norm_(self._model.parameters(), self._clip or float("inf"))
+            norm = nn.utils.clip_grad_norm_(self._trained, self._clip or float("inf"))
             self._optimizer.step()
             self._optimizer.zero_grad(set_to_none=True)
             losses.append(loss.item())

@@ -16,6 +16,10 @@ from threadloom.stages.console import JsonWorkerProcess, module_command
 
 FLOAT32 = "float32"
 """The precision that tables do not name."""
+BF16_WEIGHTS = "bf16 weights"
+"""PyTorch's precision with all weights in bfloat16. In others they are in float32, under autocast to bfloat16."""
+BF16_MODEL = "bf16 model"
+"""PyTorch's precision of adapters in float32 for a frozen model in bfloat16, under autocast."""
 
 
 class Side(Enum):
@@ -23,7 +27,19 @@ class Side(Enum):
 
     EAGER = "PyTorch eager"
     COMPILED = "PyTorch compile"
+    CHECKPOINTED = "PyTorch checkpointed"
+    """Eager, with activations recomputed in backward; in fine-tuning only."""
     OURS = "threadloom"
+
+
+class FineTuning(msgspec.Struct, frozen=True, kw_only=True):
+    """The model that PyTorch starts from and the adapters that it trains, as folders."""
+
+    model: str
+    """Folder of the model in Hugging Face's layout."""
+    adapter: str = ""
+    """Folder of the adapters in PEFT's layout. Empty: all weights are trained."""
+    adapter_parameters: int = 0
 
 
 class TrainingSizes(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,6 +54,8 @@ class TrainingSizes(msgspec.Struct, frozen=True, kw_only=True):
     weight_decay: float
     clip: float
     threads: int
+    fine_tuning: FineTuning | None = None
+    """None: a new model. threadloom's side has the same in its configuration."""
 
     @property
     def tokens(self) -> int:
@@ -46,9 +64,12 @@ class TrainingSizes(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def flops_per_token(self) -> float:
-        """Six per parameter that takes part in a matrix multiply, and causal attention."""
-        model = self.model
-        return 6.0 * model.multiplied + 6.0 * model.layers * model.context * model.attn_width
+        """Six per trained parameter that takes part in a matrix multiply, four per frozen one, and causal attention."""
+        model, tuned = self.model, self.fine_tuning
+        attention = 6.0 * model.layers * model.context * model.attn_width
+        if tuned and tuned.adapter:
+            return 4.0 * model.multiplied + 6.0 * tuned.adapter_parameters + attention
+        return 6.0 * model.multiplied + attention
 
 
 @dataclass(frozen=True)
@@ -75,8 +96,8 @@ class SideWorker(JsonWorkerProcess):
         """Start the process.
 
         `config` is threadloom's configuration as JSON. `folder` holds the weights and tokens for the comparison of
-        results. With a `precision` other than float32 PyTorch runs under autocast to bfloat16. `cpus` are the only CPUs
-        that the process may use (Linux); None allows all.
+        results. With a `precision` other than float32 and BF16_WEIGHTS PyTorch runs under autocast to bfloat16. `cpus`
+        are the only CPUs that the process may use (Linux); None allows all.
         """
         self.side, self.delay, self.precision = side, delay, precision
         task = {

@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.model_sizes import model_sizes
-from benchmarks.protocol import FLOAT32, Side, SideWorker, TrainingSizes
+from benchmarks.protocol import FLOAT32, Side, SideWorker, TrainingSizes, UpdateFigures
 from benchmarks.results import (
     HEADINGS,
     SideResult,
@@ -66,14 +66,20 @@ def sizes_of(config: Config, threads: int) -> TrainingSizes:
     )  # fmt: skip
 
 
-def with_batch(config: Config, batch: str) -> Config:
-    """Return a configuration with another batch, such as "8x512": sequences and their tokens. Raises ValueError."""
+def batch_sizes(batch: str) -> tuple[int, int]:
+    """Return the sequences and their tokens of a batch such as "8x512". Raises ValueError."""
     try:
         sequences, tokens = map(int, batch.split("x"))
     except ValueError:
         sequences = tokens = 0
     if min(sequences, tokens) < 1:
         raise ValueError(f"--batch {batch}: expected SEQUENCESxTOKENS, for example 8x512")
+    return sequences, tokens
+
+
+def with_batch(config: Config, batch: str) -> Config:
+    """Return a configuration with another batch, such as "8x512": sequences and their tokens. Raises ValueError."""
+    sequences, tokens = batch_sizes(batch)
     model = msgspec.structs.replace(config.model, context=tokens)
     return msgspec.structs.replace(
         config, name=f"{config.name} {batch}", batch_size=sequences, gradient_accumulation_steps=1, model=model
@@ -86,7 +92,6 @@ def check_equal(config: str, sizes: TrainingSizes, delays: Sequence[int], precis
     At delay 0 all of them are compared; at another delay only the first update is the same by definition. The peer
     computes in float32, for any precision of threadloom.
     """
-    loss_tolerance, norm_tolerance = TOLERANCES_BITS16 if precision in BITS16 else TOLERANCES_FLOAT32
     from benchmarks.ours import CHECKED_UPDATES
 
     summaries = []
@@ -98,18 +103,22 @@ def check_equal(config: str, sizes: TrainingSizes, delays: Sequence[int], precis
             with SideWorker(Side.EAGER, config, sizes, folder=folder) as peer:
                 theirs = peer.run(CHECKED_UPDATES)
             updates = CHECKED_UPDATES if delay == 0 else 1
-            loss = _difference(mine.losses[:updates], theirs.losses[:updates])
-            norm = _difference(mine.grad_norms[:updates], theirs.grad_norms[:updates])
-            if not (loss <= loss_tolerance and norm <= norm_tolerance):
-                raise CheckFailed(
-                    f"threadloom at delay {delay} and PyTorch disagree: losses {mine.losses[:updates]} and "
-                    f"{theirs.losses[:updates]}, gradient norms {mine.grad_norms[:updates]} and "
-                    f"{theirs.grad_norms[:updates]}"
-                )
-            plural = "s" if updates > 1 else ""
-            within = f"loss within {loss:.0e}, gradient norm within {norm:.0e}"
-            summaries.append(f"{precision} τ={delay}: {updates} update{plural}, {within}")
+            summaries.append(f"{precision} τ={delay}: {require_equal(mine, theirs, updates, precision)}")
     return "; ".join(summaries)
+
+
+def require_equal(mine: UpdateFigures, theirs: UpdateFigures, updates: int, precision: str) -> str:
+    """Compare the first updates of threadloom and PyTorch. Return a summary; raise CheckFailed if they differ."""
+    loss_tolerance, norm_tolerance = TOLERANCES_BITS16 if precision in BITS16 else TOLERANCES_FLOAT32
+    loss = _difference(mine.losses[:updates], theirs.losses[:updates])
+    norm = _difference(mine.grad_norms[:updates], theirs.grad_norms[:updates])
+    if not (loss <= loss_tolerance and norm <= norm_tolerance):
+        raise CheckFailed(
+            f"threadloom in {precision} and PyTorch disagree: losses {mine.losses[:updates]} and "
+            f"{theirs.losses[:updates]}, gradient norms {mine.grad_norms[:updates]} and {theirs.grad_norms[:updates]}"
+        )
+    plural = "s" if updates > 1 else ""
+    return f"{updates} update{plural}, loss within {loss:.0e}, gradient norm within {norm:.0e}"
 
 
 def _difference(mine: Sequence[float], theirs: Sequence[float]) -> float:
@@ -118,12 +127,13 @@ def _difference(mine: Sequence[float], theirs: Sequence[float]) -> float:
 
 
 def measure_sides(
-    workers: Sequence[SideWorker], sizes: TrainingSizes, seconds: float, on_progress: Callable[[str], None]
-) -> list[SideResult]:
-    """Measure the sides in alternating rounds, `seconds` for each in total."""
+    workers: Sequence[SideWorker], sizes: TrainingSizes, seconds: float, on_progress: Callable[[str], None],
+    least_updates: int = LEAST_UPDATES,
+) -> list[SideResult]:  # fmt: skip
+    """Measure the sides in alternating rounds of at least `least_updates`, `seconds` for each side in total."""
     measured = alternate_rounds(
-        workers, seconds, rounds=ROUNDS, least_updates=LEAST_UPDATES, on_progress=on_progress,
-        warm_up=LEAST_UPDATES + max(worker.delay for worker in workers),
+        workers, seconds, rounds=ROUNDS, least_updates=least_updates, on_progress=on_progress,
+        warm_up=least_updates + max(worker.delay for worker in workers),
     )  # fmt: skip
     results = []
     for worker, rounds in zip(workers, measured, strict=True):
@@ -249,7 +259,7 @@ def main(
     warn_if_busy(lambda text: console.print(f"warning: {text}", style="yellow", highlight=False))
     comparisons = []
     for config in configs:
-        on_progress = _printer(console, config.name)
+        on_progress = progress_printer(console, config.name)
         comparisons.append(compare_sides(config, wanted, sides, seconds, on_progress, wanted_precisions))
         write_results(out, comparisons)  # after each, so that it is kept if the next one fails
     print_comparisons(console, comparisons)
@@ -258,7 +268,8 @@ def main(
         click.echo((out / "throughput.json").read_text(), nl=False)
 
 
-def _printer(console: Console, name: str) -> Callable[[str], None]:
+def progress_printer(console: Console, name: str) -> Callable[[str], None]:
+    """Return a function that prints lines of progress after a name."""
     return lambda text: console.print(f"{name}: {text}", style="dim", highlight=False)
 
 

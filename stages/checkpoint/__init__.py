@@ -4,6 +4,7 @@ May import: all above.
 """
 
 from threadloom.stages.checkpoint.adapter_reader import AdaptedWeights as AdaptedWeights
+from threadloom.stages.checkpoint.adapter_writer import write_adapter as write_adapter
 from threadloom.stages.checkpoint.base_model import BaseModel as BaseModel
 from threadloom.stages.checkpoint.directory import (
     latest_checkpoint as latest_checkpoint,
