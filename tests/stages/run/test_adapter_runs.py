@@ -19,6 +19,7 @@ from tests.stages.checkpoint.llama_folder import Tensors
 from tests.stages.support import STORY, command, forked, story
 from tests.stages.training.test_kill import at_file_operation, at_metrics_line, start_or_resume
 from tests.stages.training.test_resume import files
+from threadloom.kernels.compiling.jit import JIT_ENABLED
 from threadloom.pipeline import Arena
 from threadloom.stages.checkpoint import BaseModel, Checkpoint, load_merged, load_model
 from threadloom.stages.config import Config, ConfigError
@@ -30,6 +31,7 @@ from threadloom.stages.run.session import saved_config, train
 from threadloom.stages.storage import CheckpointError, RunDirectory, RunMode, open_tensors
 
 pytestmark = [pytest.mark.timeout(600), STORY]  # includes minutes of compiling with an empty cache
+needs_compiler = pytest.mark.skipif(not JIT_ENABLED, reason="training in 16 bits needs the compiler")
 ADAPTERS = ("lora.rank=3", "lora.alpha=5", 'lora.targets=["q_proj", "up_proj"]', 'lora.save=["norm"]')
 
 
@@ -62,9 +64,19 @@ def adapters_of(checkpoint: Path) -> Tensors:
     return found
 
 
-@pytest.mark.parametrize("delay", [0, 2])
-def test_a_resumed_run_has_the_bits_of_one_that_was_not_interrupted(base: Path, tmp_path: Path, delay: int) -> None:
-    settings = (f"delay={delay}", "schedule.decay_steps=6")
+@pytest.mark.parametrize(
+    ("precision", "delay"),
+    [
+        ("float32", 0),
+        ("float32", 2),
+        pytest.param("bf16", 2, marks=needs_compiler),
+        pytest.param("fp16", 0, marks=needs_compiler),
+    ],
+)
+def test_a_resumed_run_has_the_bits_of_one_that_was_not_interrupted(
+    base: Path, tmp_path: Path, precision: str, delay: int
+) -> None:
+    settings = (f"delay={delay}", f"precision={precision}", "schedule.decay_steps=6")
     train(adapted(base, *settings, "steps=6"), tmp_path / "whole")
     train(adapted(base, *settings, "steps=3"), tmp_path / "run")
     train(adapted(base, *settings, "steps=6", "threads.forward=2"), tmp_path / "run", RunMode.RESUME)
