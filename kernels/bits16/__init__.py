@@ -49,11 +49,13 @@ from threadloom.kernels.bits16.linear import (
 )
 from threadloom.kernels.bits16.lora import (
     LoraBackward as LoraBackward,
+    LoraInput as LoraInput,
     adapted_backward_input as adapted_backward_input,
     adapted_forward as adapted_forward,
     adapted_gelu_forward as adapted_gelu_forward,
     adapted_residual_forward as adapted_residual_forward,
     lora_backward_weight as lora_backward_weight,
+    lora_input as lora_input,
 )
 from threadloom.kernels.bits16.models import GPT2 as GPT2, LLAMA as LLAMA
 from threadloom.kernels.bits16.rmsnorm import (

@@ -33,6 +33,7 @@ from threadloom.kernels.bits16.lora import (
     adapted_gelu_forward,
     adapted_residual_forward,
     lora_backward_weight,
+    lora_input,
 )
 from threadloom.kernels.bits16.tensors import (
     Activations16,
@@ -51,6 +52,7 @@ from threadloom.kernels.common import (
     HeadCounts,
     LoraAdapter,
     LoraConstants,
+    LoraSite,
     Weights,
     last_head_part,
     mark_part_done,
@@ -101,18 +103,22 @@ def _mlp_proj_layer(p: PackedWeights, n: int) -> AdaptedWeight:
 @jit_kernel
 def blocks_forward(weights: Weights16, acts: Activations16, sequences: int, constants: Gpt2Constants) -> None:
     """Run all blocks on ``acts.x``, the embeddings, and fill every activation; R is a multiple of `sequences`."""
-    w, p, a, scale = weights.master, weights.packed, acts, constants.lora.scale
+    w, p, a, lora = weights.master, weights.packed, acts, constants.lora
     for n in range(w.ln1_weight.shape[0]):
         ln1, ln2 = Affine(w.ln1_weight[n], w.ln1_bias[n]), Affine(w.ln2_weight[n], w.ln2_bias[n])
         layernorm_forward(a.x, ln1, w.attn_proj_bias[n], NormalizedRows(a.normed1[n], a.rstd1[n]), a.h)
-        adapted_forward(a.h, _qkv_layer(p, n), scale, a.qkv_xa[n], w.qkv_bias[n], a.qkv[n], a.thread)
+        given = lora_input(lora, a.dropout_key, n, LoraSite.QKV, a.dropped)
+        adapted_forward(a.h, _qkv_layer(p, n), given, a.qkv_xa[n], w.qkv_bias[n], a.qkv[n], a.thread)
         attention = AttentionActivations(a.qkv[n], a.attn[n], a.attn_lse[n])
         attention_forward(attention, sequences, HeadCounts(constants.heads, constants.heads), a.thread.attention)
-        adapted_residual_forward(a.attn[n], _attn_proj_layer(p, n), scale, a.attn_proj_xa[n], a.x, a.thread)
+        given = lora_input(lora, a.dropout_key, n, LoraSite.ATTN_PROJ, a.dropped)
+        adapted_residual_forward(a.attn[n], _attn_proj_layer(p, n), given, a.attn_proj_xa[n], a.x, a.thread)
         layernorm_forward(a.x, ln2, w.mlp_proj_bias[n], NormalizedRows(a.normed2[n], a.rstd2[n]), a.h)
         fc = a.fc[min(n, a.fc.shape[0] - 1)]
-        adapted_gelu_forward(a.h, _fc_layer(p, n), scale, a.fc_xa[n], w.fc_bias[n], fc, a.gelu, a.thread)
-        adapted_residual_forward(a.gelu, _mlp_proj_layer(p, n), scale, a.mlp_proj_xa[n], a.x, a.thread)
+        given = lora_input(lora, a.dropout_key, n, LoraSite.UP, a.dropped)
+        adapted_gelu_forward(a.h, _fc_layer(p, n), given, a.fc_xa[n], w.fc_bias[n], fc, a.gelu, a.thread)
+        given = lora_input(lora, a.dropout_key, n, LoraSite.DOWN, a.dropped)
+        adapted_residual_forward(a.gelu, _mlp_proj_layer(p, n), given, a.mlp_proj_xa[n], a.x, a.thread)
 
 
 @jit_inline_body
@@ -190,16 +196,18 @@ def _mlp_backward(
     w, p, a, g, s = weights.master, weights.packed, acts, grads, scratch
     accumulate, part = ticket.accumulate, mlp_part(s.logits.shape[1], w.ln1_weight.shape[0], n)
     wait_for_predecessor(ticket, part)
-    of_proj = LoraBackward(
-        LoraAdapter(g.mlp_proj_a[n], g.mlp_proj_b[n]), a.mlp_proj_xa[n], s.d_xa, s.xa_t, lora.down, lora.scale
-    )
+    given = lora_input(lora, a.dropout_key, n, LoraSite.DOWN, s.dropped)
+    d_adapter = LoraAdapter(g.mlp_proj_a[n], g.mlp_proj_b[n])
+    of_proj = LoraBackward(d_adapter, a.mlp_proj_xa[n], s.d_xa, s.xa_t, s.d_dropped, lora.down, given)
     adapted_backward_input(s.dx16, _mlp_proj_layer(p, n), of_proj, s.d_fc, s.thread)
     gelu_backward(_before_gelu(weights, acts, scratch, n), s.d_fc, s.gelu, g.fc_bias[n], accumulate)
     transpose_backward_weight(s.gelu, s.dx16, g.mlp_proj_weight[n], accumulate, s.transposed, s.thread.upcast)
     lora_backward_weight(s.gelu, s.dx16, of_proj, accumulate, s.thread)
     norm, kept = Affine(w.ln2_weight[n], w.ln2_bias[n]), NormalizedRows(a.normed2[n], a.rstd2[n])
     d_norm = _norm_gradients(g.ln2_weight[n], g.ln2_bias[n], g.attn_proj_bias[n], s)
-    of_fc = LoraBackward(LoraAdapter(g.fc_a[n], g.fc_b[n]), a.fc_xa[n], s.d_xa, s.xa_t, lora.up, lora.scale)
+    given = lora_input(lora, a.dropout_key, n, LoraSite.UP, s.dropped)
+    d_adapter = LoraAdapter(g.fc_a[n], g.fc_b[n])
+    of_fc = LoraBackward(d_adapter, a.fc_xa[n], s.d_xa, s.xa_t, s.d_dropped, lora.up, given)
     _normed_linear_backward(s.d_fc, kept, norm, _fc_layer(p, n), d_norm, g.fc_weight[n], of_fc, s, accumulate)
     mark_part_done(ticket, part)
 
@@ -221,9 +229,9 @@ def _attention_backward(
     wait_for_predecessor(ticket, part)
     transpose_backward_weight(a.attn[n], s.dx16, g.attn_proj_weight[n], accumulate, s.transposed, s.thread.upcast)
     lora = constants.lora
-    of_proj = LoraBackward(
-        LoraAdapter(g.attn_proj_a[n], g.attn_proj_b[n]), a.attn_proj_xa[n], s.d_xa, s.xa_t, lora.attn_proj, lora.scale
-    )
+    given = lora_input(lora, a.dropout_key, n, LoraSite.ATTN_PROJ, s.dropped)
+    d_adapter = LoraAdapter(g.attn_proj_a[n], g.attn_proj_b[n])
+    of_proj = LoraBackward(d_adapter, a.attn_proj_xa[n], s.d_xa, s.xa_t, s.d_dropped, lora.attn_proj, given)
     adapted_backward_input(s.dx16, _attn_proj_layer(p, n), of_proj, s.d_attn, s.thread)
     lora_backward_weight(a.attn[n], s.dx16, of_proj, accumulate, s.thread)
     attention = AttentionActivations(a.qkv[n], a.attn[n], a.attn_lse[n])
@@ -234,7 +242,9 @@ def _attention_backward(
     norm, kept = Affine(w.ln1_weight[n], w.ln1_bias[n]), NormalizedRows(a.normed1[n], a.rstd1[n])
     below = g.mlp_proj_bias[n - 1] if n > 0 else s.unused[2]
     d_norm = _norm_gradients(g.ln1_weight[n], g.ln1_bias[n], below, s)
-    of_qkv = LoraBackward(LoraAdapter(g.qkv_a[n], g.qkv_b[n]), a.qkv_xa[n], s.d_xa, s.xa_t, lora.qkv, lora.scale)
+    given = lora_input(lora, a.dropout_key, n, LoraSite.QKV, s.dropped)
+    d_adapter = LoraAdapter(g.qkv_a[n], g.qkv_b[n])
+    of_qkv = LoraBackward(d_adapter, a.qkv_xa[n], s.d_xa, s.xa_t, s.d_dropped, lora.qkv, given)
     _normed_linear_backward(s.d_qkv, kept, norm, _qkv_layer(p, n), d_norm, g.qkv_weight[n], of_qkv, s, accumulate)
     mark_part_done(ticket, part)
 

@@ -30,9 +30,9 @@ from threadloom.kernels.matmul import (
     gemm_fp16,
     gemm_rows_bf16,
     gemm_sum_bf16,
-    linear_sum_bf16,
-    linear_sum_fp16,
-    linear_sum_gelu_bf16,
+    linear_bf16,
+    linear_fp16,
+    linear_gelu_bf16,
     transpose_bf16,
     transpose_packed,
 )
@@ -55,12 +55,12 @@ def _forward(x: Any, weight: Any, second: Any, bias: Any, out: Any, upcast: Any)
 
 
 def _forward_bf16(x: Any, weight: Any, second: Any, bias: Any, out: Any, upcast: Any) -> None:
-    linear_sum_bf16(x, weight, second.x, second.weight, bias, out)
+    linear_bf16(x, weight, second.x, second.weight, bias, out)
 
 
 def _forward_fp16(x: Any, weight: Any, second: Any, bias: Any, out: Any, upcast: Any) -> None:
     operands, added = Fp16Operands(x, weight, Op.N), Fp16Operands(second.x, second.weight, Op.N)
-    linear_sum_fp16(operands, added, bias, out, upcast.sums, upcast.a, upcast.b)
+    linear_fp16(operands, added, bias, out, upcast.sums, upcast.a, upcast.b)
 
 
 def linear_gelu_forward(
@@ -82,7 +82,7 @@ def _gelu(x: Any, weight: Any, second: Any, bias: Any, before: Any, out: Any, up
 
 
 def _gelu_bf16(x: Any, weight: Any, second: Any, bias: Any, before: Any, out: Any, upcast: Any) -> None:
-    linear_sum_gelu_bf16(x, weight, second.x, second.weight, bias, before, out)
+    linear_gelu_bf16(x, weight, second.x, second.weight, bias, before, out)
 
 
 def _gelu_fp16(x: Any, weight: Any, second: Any, bias: Any, before: Any, out: Any, upcast: Any) -> None:
@@ -148,66 +148,81 @@ def linear_residual_forward(
 
 
 def _input(
-    d_out: Bits16, weight_t: PackedWeight, second: SecondProduct, dx: Floats | Bits16, upcast: Fp16UpcastScratch
+    d_out: Bits16,
+    weight_t: PackedWeight,
+    second: SecondProduct,
+    dx: Floats | Bits16,
+    accumulate: bool,
+    upcast: Fp16UpcastScratch,
 ) -> None:
-    """Write ``d_out @ W.T``, and the second product, to `dx`, which is float32 or 16 bits (rounded once)."""
+    """Compute `linear_backward_input`, given the packed transpose."""
     if dx.dtype == np.float32:
-        _input_float32(d_out, weight_t, second, dx, upcast)
+        _input_float32(d_out, weight_t, second, dx, accumulate, upcast)
     else:
-        (_input_fp16 if weight_t.dtype == np.int16 else _input_bf16)(d_out, weight_t, second, dx, upcast)
+        (_input_fp16 if weight_t.dtype == np.int16 else _input_bf16)(d_out, weight_t, second, dx, accumulate, upcast)
 
 
 @overload(_input, inline="always")
-def _input_of_format(d_out: Any, weight_t: Any, second: Any, dx: Any, upcast: Any) -> Any:
+def _input_of_format(d_out: Any, weight_t: Any, second: Any, dx: Any, accumulate: Any, upcast: Any) -> Any:
     if dx.dtype == types.float32:
         return _input_float32
     return _input_fp16 if weight_t.dtype == types.int16 else _input_bf16
 
 
-def _input_float32(d_out: Any, weight_t: Any, second: Any, dx: Any, upcast: Any) -> None:
-    _gemm_sum(d_out, weight_t, second, dx, Op.T, False, upcast)
+def _input_float32(d_out: Any, weight_t: Any, second: Any, dx: Any, accumulate: Any, upcast: Any) -> None:
+    _gemm_sum(d_out, weight_t, second, dx, Op.T, accumulate, upcast)
 
 
-def _input_bf16(d_out: Any, weight_t: Any, second: Any, dx: Any, upcast: Any) -> None:
-    linear_sum_bf16(d_out, weight_t, second.x, second.weight, upcast.a[:0], dx)
+def _input_bf16(d_out: Any, weight_t: Any, second: Any, dx: Any, accumulate: Any, upcast: Any) -> None:
+    linear_bf16(d_out, weight_t, second.x, second.weight, upcast.a[:0], dx)
 
 
-def _input_fp16(d_out: Any, weight_t: Any, second: Any, dx: Any, upcast: Any) -> None:
+def _input_fp16(d_out: Any, weight_t: Any, second: Any, dx: Any, accumulate: Any, upcast: Any) -> None:
     operands, added = Fp16Operands(d_out, weight_t, Op.T), Fp16Operands(second.x, second.weight, Op.N)
-    linear_sum_fp16(operands, added, upcast.a[:0], dx, upcast.sums, upcast.a, upcast.b)
+    linear_fp16(operands, added, upcast.a[:0], dx, upcast.sums, upcast.a, upcast.b)
 
 
 def linear_backward_input(
-    d_out: Bits16, weight: PackedPair, second: SecondProduct, dx: Floats | Bits16, thread: ThreadScratch
+    d_out: Bits16,
+    weight: PackedPair,
+    second: SecondProduct,
+    dx: Floats | Bits16,
+    accumulate: bool,
+    thread: ThreadScratch,
 ) -> None:
     """Write the gradient of the input, ``d_out @ W.T``, and the second product, to `dx` (R, I).
 
-    It is float32, or 16 bits (rounded once). If the packed transpose of a bfloat16 `weight` is not held, it is made in
-    parts, in ``thread.packed_t``. The result has the same bits.
+    It is float32, to which the products are added when `accumulate`, or 16 bits, rounded once. If the packed transpose
+    of a bfloat16 `weight` is not held, it is made in parts, in ``thread.packed_t``. The result has the same bits.
     """
     fp16 = weight.packed.dtype == np.int16
-    (_backward_input_fp16 if fp16 else _backward_input_bf16)(d_out, weight, second, dx, thread)
+    (_backward_input_fp16 if fp16 else _backward_input_bf16)(d_out, weight, second, dx, accumulate, thread)
 
 
 @overload(linear_backward_input, inline="always")
-def _backward_input(d_out: Any, weight: Any, second: Any, dx: Any, thread: Any) -> Any:
+def _backward_input(d_out: Any, weight: Any, second: Any, dx: Any, accumulate: Any, thread: Any) -> Any:
     return _backward_input_fp16 if weight.types[0].dtype == types.int16 else _backward_input_bf16
 
 
-def _backward_input_fp16(d_out: Any, weight: Any, second: Any, dx: Any, thread: Any) -> None:
-    _input(d_out, weight.packed_t, second, dx, thread.upcast)
+def _backward_input_fp16(d_out: Any, weight: Any, second: Any, dx: Any, accumulate: Any, thread: Any) -> None:
+    _input(d_out, weight.packed_t, second, dx, accumulate, thread.upcast)
 
 
-def _backward_input_bf16(d_out: Any, weight: Any, second: Any, dx: Any, thread: Any) -> None:
+def _backward_input_bf16(d_out: Any, weight: Any, second: Any, dx: Any, accumulate: Any, thread: Any) -> None:
     if weight.packed_t.shape[0] > 0:
-        _input(d_out, weight.packed_t, second, dx, thread.upcast)
+        _input(d_out, weight.packed_t, second, dx, accumulate, thread.upcast)
     else:
-        _input_by_parts(d_out, weight.packed, second, dx, thread)
+        _input_by_parts(d_out, weight.packed, second, dx, accumulate, thread)
 
 
 @jit_strict_fp
 def _input_by_parts(
-    d_out: Bits16, packed: PackedWeight, second: SecondProduct, dx: Floats | Bits16, thread: ThreadScratch
+    d_out: Bits16,
+    packed: PackedWeight,
+    second: SecondProduct,
+    dx: Floats | Bits16,
+    accumulate: bool,
+    thread: ThreadScratch,
 ) -> None:
     """Compute `linear_backward_input` with some panels of the packed transpose at a time, while they are in cache."""
     panels, pairs = 2 * packed.shape[1] // PANEL, packed.shape[0] * PANEL // 2
@@ -217,7 +232,8 @@ def _input_by_parts(
         part = thread.packed_t[: (last - first) * pairs * PANEL].reshape((last - first, pairs, PANEL))
         transpose_packed(packed, first, part)
         added = SecondProduct(second.x, second.weight[first:last])
-        _input(d_out, part, added, dx[:, first * PANEL : min(last * PANEL, dx.shape[1])], thread.upcast)
+        columns = dx[:, first * PANEL : min(last * PANEL, dx.shape[1])]
+        _input(d_out, part, added, columns, accumulate, thread.upcast)
 
 
 def linear_backward_weight(
@@ -274,6 +290,12 @@ def linear_backward_bias(d_out: Bits16, d_bias: Floats, accumulate: bool) -> Non
 
 
 @jit_inline_body
+def product(a: Bits16, weight: PackedWeight, out: Floats, upcast: Fp16UpcastScratch) -> None:
+    """Write ``a @ W`` to the float32 `out`."""
+    _gemm(a, weight, out, Op.N, False, upcast)
+
+
+@jit_inline_body
 def product_with_transpose(a: Bits16, weight_t: PackedWeight, out: Floats, upcast: Fp16UpcastScratch) -> None:
     """Write ``a @ W.T`` to the float32 `out`; `weight_t` is the packed transpose of W."""
     _gemm(a, weight_t, out, Op.T, False, upcast)
@@ -288,4 +310,4 @@ def logits_forward(h: Bits16, wte_t: PackedWeight, logits: Floats, upcast: Fp16U
 @jit_inline_body
 def logits_backward_input(d_logits: Bits16, wte: PackedWeight, dh: Floats, upcast: Fp16UpcastScratch) -> None:
     """Write ``d_logits @ wte``, the gradient of the input of `logits_forward`, to the float32 `dh` (rows, C)."""
-    _gemm(d_logits, wte, dh, Op.N, False, upcast)
+    product(d_logits, wte, dh, upcast)

@@ -23,6 +23,7 @@ from threadloom.kernels.bits16.lora import (
     adapted_forward,
     adapted_residual_forward,
     lora_backward_weight,
+    lora_input,
 )
 from threadloom.kernels.bits16.rmsnorm import (
     RmsNormGradients,
@@ -47,6 +48,7 @@ from threadloom.kernels.common import (
     LlamaWeights,
     LoraAdapter,
     LoraConstants,
+    LoraSite,
     last_head_part,
     mark_part_done,
     mlp_part,
@@ -102,20 +104,24 @@ def blocks_forward(
     weights: LlamaWeights16, acts: LlamaActivations16, sequences: int, constants: LlamaConstants
 ) -> None:
     """Run all blocks on ``acts.x``, the embeddings, and fill every activation; R is a multiple of `sequences`."""
-    w, p, a, c, scale = weights.master, weights.packed, acts, constants, constants.lora.scale
+    w, p, a, c = weights.master, weights.packed, acts, constants
     for n in range(w.norm1_weight.shape[0]):
         kept1, kept2 = NormalizedRows(a.normed1[n], a.rstd1[n]), NormalizedRows(a.normed2[n], a.rstd2[n])
         rmsnorm_forward(a.x, w.norm1_weight[n], c.epsilon, w.attn_proj_bias[n], kept1, a.h)
-        adapted_forward(a.h, _qkv_layer(p, n), scale, a.qkv_xa[n], w.qkv_bias[n], a.qkv[n], a.thread)
+        given = lora_input(c.lora, a.dropout_key, n, LoraSite.QKV, a.dropped)
+        adapted_forward(a.h, _qkv_layer(p, n), given, a.qkv_xa[n], w.qkv_bias[n], a.qkv[n], a.thread)
         prepare_heads_forward(a.qkv[n], a.qk_raw[n], w, c, n, sequences)
         attention = AttentionActivations(a.qkv[n], a.attn[n], a.attn_lse[n])
         attention_forward(attention, sequences, c.heads, a.thread.attention)
-        adapted_residual_forward(a.attn[n], _attn_proj_layer(p, n), scale, a.attn_proj_xa[n], a.x, a.thread)
+        given = lora_input(c.lora, a.dropout_key, n, LoraSite.ATTN_PROJ, a.dropped)
+        adapted_residual_forward(a.attn[n], _attn_proj_layer(p, n), given, a.attn_proj_xa[n], a.x, a.thread)
         rmsnorm_forward(a.x, w.norm2_weight[n], c.epsilon, w.down_bias[n], kept2, a.h)
         gate_up = a.gate_up[min(n, a.gate_up.shape[0] - 1)]
-        adapted_forward(a.h, _gate_up_layer(p, n), scale, a.gate_up_xa[n], w.gate_up_bias[n], gate_up, a.thread)
+        given = lora_input(c.lora, a.dropout_key, n, LoraSite.UP, a.dropped)
+        adapted_forward(a.h, _gate_up_layer(p, n), given, a.gate_up_xa[n], w.gate_up_bias[n], gate_up, a.thread)
         swiglu_forward(gate_up, a.gated)
-        adapted_residual_forward(a.gated, _down_layer(p, n), scale, a.down_xa[n], a.x, a.thread)
+        given = lora_input(c.lora, a.dropout_key, n, LoraSite.DOWN, a.dropped)
+        adapted_residual_forward(a.gated, _down_layer(p, n), given, a.down_xa[n], a.x, a.thread)
 
 
 @jit_kernel
@@ -175,16 +181,18 @@ def _mlp_backward(
     w, p, a, g, s = weights.master, weights.packed, acts, grads, scratch
     accumulate, part = ticket.accumulate, mlp_part(s.logits.shape[1], w.norm1_weight.shape[0], n)
     wait_for_predecessor(ticket, part)
-    of_down = LoraBackward(LoraAdapter(g.down_a[n], g.down_b[n]), a.down_xa[n], s.d_xa, s.xa_t, lora.down, lora.scale)
+    given = lora_input(lora, a.dropout_key, n, LoraSite.DOWN, s.dropped)
+    d_adapter = LoraAdapter(g.down_a[n], g.down_b[n])
+    of_down = LoraBackward(d_adapter, a.down_xa[n], s.d_xa, s.xa_t, s.d_dropped, lora.down, given)
     adapted_backward_input(s.dx16, _down_layer(p, n), of_down, s.d_gated, s.thread)
     swiglu_backward(_gate_up(weights, acts, scratch, n), s.d_gated, s.d_gate_up, s.gated)
     transpose_backward_weight(s.gated, s.dx16, g.down_weight[n], accumulate, s.transposed, s.thread.upcast)
     lora_backward_weight(s.gated, s.dx16, of_down, accumulate, s.thread)
     linear_backward_bias(s.d_gate_up, g.gate_up_bias[n], accumulate)
     kept, d_norm = NormalizedRows(a.normed2[n], a.rstd2[n]), RmsNormGradients(g.norm2_weight[n], g.attn_proj_bias[n])
-    of_gate_up = LoraBackward(
-        LoraAdapter(g.gate_up_a[n], g.gate_up_b[n]), a.gate_up_xa[n], s.d_xa, s.xa_t, lora.up, lora.scale
-    )
+    given = lora_input(lora, a.dropout_key, n, LoraSite.UP, s.dropped)
+    d_adapter = LoraAdapter(g.gate_up_a[n], g.gate_up_b[n])
+    of_gate_up = LoraBackward(d_adapter, a.gate_up_xa[n], s.d_xa, s.xa_t, s.d_dropped, lora.up, given)
     _normed_linear_backward(
         s.d_gate_up, kept, w.norm2_weight[n], _gate_up_layer(p, n), d_norm, g.gate_up_weight[n], of_gate_up, s,
         accumulate,
@@ -208,10 +216,9 @@ def _attention_backward(
     accumulate, part = ticket.accumulate, mlp_part(s.logits.shape[1], w.norm1_weight.shape[0], n) + 1
     wait_for_predecessor(ticket, part)
     transpose_backward_weight(a.attn[n], s.dx16, g.attn_proj_weight[n], accumulate, s.transposed, s.thread.upcast)
-    of_proj = LoraBackward(
-        LoraAdapter(g.attn_proj_a[n], g.attn_proj_b[n]), a.attn_proj_xa[n], s.d_xa, s.xa_t, c.lora.attn_proj,
-        c.lora.scale,
-    )  # fmt: skip
+    given = lora_input(c.lora, a.dropout_key, n, LoraSite.ATTN_PROJ, s.dropped)
+    d_adapter = LoraAdapter(g.attn_proj_a[n], g.attn_proj_b[n])
+    of_proj = LoraBackward(d_adapter, a.attn_proj_xa[n], s.d_xa, s.xa_t, s.d_dropped, c.lora.attn_proj, given)
     adapted_backward_input(s.dx16, _attn_proj_layer(p, n), of_proj, s.d_attn, s.thread)
     lora_backward_weight(a.attn[n], s.dx16, of_proj, accumulate, s.thread)
     attention = AttentionActivations(a.qkv[n], a.attn[n], a.attn_lse[n])
@@ -221,7 +228,9 @@ def _attention_backward(
     kept = NormalizedRows(a.normed1[n], a.rstd1[n])
     below = g.down_bias[n - 1] if n > 0 else g.down_bias[n, :0]
     d_norm = RmsNormGradients(g.norm1_weight[n], below)
-    of_qkv = LoraBackward(LoraAdapter(g.qkv_a[n], g.qkv_b[n]), a.qkv_xa[n], s.d_xa, s.xa_t, c.lora.qkv, c.lora.scale)
+    given = lora_input(c.lora, a.dropout_key, n, LoraSite.QKV, s.dropped)
+    d_adapter = LoraAdapter(g.qkv_a[n], g.qkv_b[n])
+    of_qkv = LoraBackward(d_adapter, a.qkv_xa[n], s.d_xa, s.xa_t, s.d_dropped, c.lora.qkv, given)
     _normed_linear_backward(
         s.d_qkv, kept, w.norm1_weight[n], _qkv_layer(p, n), d_norm, g.qkv_weight[n], of_qkv, s, accumulate
     )

@@ -4,6 +4,9 @@ The product with `b` is added to the float32 sums of the layer's own product, be
 with `a` in the backward pass. The inner results, ``scale * x @ a.T`` and the gradient of ``x @ a.T``, are rounded once,
 after they are scaled. `kernels.common.LoraAdapter` has the shapes. A layer without adapter has arrays without elements,
 for which nothing is computed: the results are the bits of `kernels.bits16.linear`.
+
+With dropout, the adapter reads a copy of the layer's input, rounded. The gradient of the copy is masked in float32, and
+the product of the layer is added to it before the one rounding.
 """
 
 from typing import NamedTuple
@@ -17,13 +20,48 @@ from threadloom.kernels.bits16.linear import (
     linear_forward,
     linear_gelu_forward,
     linear_residual_forward,
+    product,
     product_with_transpose,
 )
 from threadloom.kernels.bits16.tensors import AdaptedWeight, PackedWeight, SecondProduct, ThreadScratch
-from threadloom.kernels.common import LoraAdapter
+from threadloom.kernels.common import (
+    Dropout,
+    LoraAdapter,
+    LoraConstants,
+    LoraSite,
+    dropout_forward,
+    dropout_of,
+    drops,
+)
 from threadloom.kernels.compiling import Floats, jit_inline_body, jit_kernel
 from threadloom.kernels.matmul import transpose_bf16
-from threadloom.kernels.simd import Bits16, store16
+from threadloom.kernels.simd import Bits16, store16, store_element
+
+
+class LoraInput(NamedTuple):
+    """The factor of an adapter's product, and the dropout of its input."""
+
+    scale: float
+    dropout: Dropout
+    buffer: Bits16  # (at least R * I,) for the input with dropped elements; (0,) without dropout
+
+
+@jit_inline_body
+def lora_input(
+    constants: LoraConstants, key: NDArray[np.uint64], layer: int, site: LoraSite, buffer: Bits16
+) -> LoraInput:
+    """Return those of the adapters of a matrix."""
+    return LoraInput(constants.scale, dropout_of(constants, key, layer, site), buffer)
+
+
+@jit_kernel
+def _dropped(x: Bits16, given: LoraInput) -> Bits16:
+    """Return the input of the adapter: `x` (R, I) itself without dropout."""
+    if not drops(given.dropout):
+        return x
+    found = given.buffer[: x.size].reshape(x.shape)
+    dropout_forward(x, given.dropout, found)
+    return found
 
 
 @jit_kernel
@@ -44,19 +82,21 @@ def _scaled_product(x: Bits16, matrix_t: PackedWeight, scale: float, out: Bits16
 
 
 @jit_inline_body
-def _adapter_forward(x: Bits16, layer: AdaptedWeight, scale: float, xa: Bits16, thread: ThreadScratch) -> SecondProduct:
+def _adapter_forward(
+    x: Bits16, layer: AdaptedWeight, given: LoraInput, xa: Bits16, thread: ThreadScratch
+) -> SecondProduct:
     """Write ``scale * x @ a.T`` to `xa` (R, P'), and return its product with `b`, not computed: x (R, I)."""
     if xa.shape[1] > 0:
-        _scaled_product(x, layer.a.packed_t, scale, xa, thread)
+        _scaled_product(_dropped(x, given), layer.a.packed_t, given.scale, xa, thread)
     return SecondProduct(xa, layer.b.packed)
 
 
 @jit_kernel
 def adapted_forward(
-    x: Bits16, layer: AdaptedWeight, scale: float, xa: Bits16, bias: Floats, out: Bits16, thread: ThreadScratch
+    x: Bits16, layer: AdaptedWeight, given: LoraInput, xa: Bits16, bias: Floats, out: Bits16, thread: ThreadScratch
 ) -> None:
     """Compute `linear_forward` of a layer with its adapter; `xa` (R, P') is kept for the backward pass."""
-    second = _adapter_forward(x, layer, scale, xa, thread)
+    second = _adapter_forward(x, layer, given, xa, thread)
     linear_forward(x, layer.weight.packed, second, bias, out, thread.upcast)
 
 
@@ -64,7 +104,7 @@ def adapted_forward(
 def adapted_gelu_forward(
     x: Bits16,
     layer: AdaptedWeight,
-    scale: float,
+    given: LoraInput,
     xa: Bits16,
     bias: Floats,
     before: Bits16,
@@ -72,16 +112,16 @@ def adapted_gelu_forward(
     thread: ThreadScratch,
 ) -> None:
     """Compute `linear_gelu_forward` of a layer with its adapter."""
-    second = _adapter_forward(x, layer, scale, xa, thread)
+    second = _adapter_forward(x, layer, given, xa, thread)
     linear_gelu_forward(x, layer.weight.packed, second, bias, before, out, thread.upcast)
 
 
 @jit_kernel
 def adapted_residual_forward(
-    x: Bits16, layer: AdaptedWeight, scale: float, xa: Bits16, residual: Floats, thread: ThreadScratch
+    x: Bits16, layer: AdaptedWeight, given: LoraInput, xa: Bits16, residual: Floats, thread: ThreadScratch
 ) -> None:
     """Compute `linear_residual_forward` of a layer with its adapter."""
-    second = _adapter_forward(x, layer, scale, xa, thread)
+    second = _adapter_forward(x, layer, given, xa, thread)
     linear_residual_forward(x, layer.weight.packed, second, residual, thread.upcast)
 
 
@@ -92,8 +132,9 @@ class LoraBackward(NamedTuple):
     xa: Bits16  # (R, P') from the forward pass
     d_xa: Bits16  # (at least R * P',) scratch, written by `adapted_backward_input`
     xa_t: Bits16  # (at least P' * R,) scratch
+    d_dropped: Floats  # (at least R * I,) scratch for the gradient of the input with dropout; (0,) without
     columns: NDArray[np.int64]  # (adapters, 2) range of columns of each adapter
-    scale: float
+    given: LoraInput  # with the key of the forward pass
 
 
 @jit_inline_body
@@ -109,8 +150,26 @@ def adapted_backward_input(
     """Compute `linear_backward_input` of a layer with its adapter: d_out (R, O), dx (R, I)."""
     d_xa = _d_xa(lora)
     if d_xa.shape[1] > 0:
-        _scaled_product(d_out, layer.b.packed_t, lora.scale, d_xa, thread)
-    linear_backward_input(d_out, layer.weight, SecondProduct(d_xa, layer.a.packed), dx, thread)
+        _scaled_product(d_out, layer.b.packed_t, lora.given.scale, d_xa, thread)
+    if d_xa.shape[1] > 0 and drops(lora.given.dropout):
+        _dropped_backward_input(d_out, layer, lora, dx, thread)
+    else:
+        linear_backward_input(d_out, layer.weight, SecondProduct(d_xa, layer.a.packed), dx, False, thread)
+
+
+@jit_kernel
+def _dropped_backward_input(
+    d_out: Bits16, layer: AdaptedWeight, lora: LoraBackward, dx: Floats | Bits16, thread: ThreadScratch
+) -> None:
+    """Compute the gradient of the input with dropout, given that of ``x @ a.T``."""
+    sums, nothing = lora.d_dropped[: dx.size].reshape(dx.shape), lora.d_xa[:0].reshape((0, 0))
+    product(_d_xa(lora), layer.a.packed, sums, thread.upcast)
+    dropout_forward(sums, lora.given.dropout, sums)
+    linear_backward_input(d_out, layer.weight, SecondProduct(nothing, layer.a.packed), sums, True, thread)
+    for r in range(dx.shape[0]):
+        row, target = sums[r], dx[r]
+        for j in range(row.shape[0]):
+            store_element(target, j, row[j])
 
 
 @jit_kernel
@@ -123,7 +182,8 @@ def lora_backward_weight(x: Bits16, d_out: Bits16, lora: LoraBackward, accumulat
     transposed = lora.xa_t[: rows * width].reshape((width, rows))
     if grads.a.size:
         transpose_bf16(_d_xa(lora), transposed)
-        linear_backward_weight(transposed[: grads.a.shape[0]], x, grads.a, accumulate, thread.upcast)
+        inputs = _dropped(x, lora.given)
+        linear_backward_weight(transposed[: grads.a.shape[0]], inputs, grads.a, accumulate, thread.upcast)
     if grads.b.size:
         transpose_bf16(lora.xa, transposed)
         rank = grads.b.shape[0] // lora.columns.shape[0]

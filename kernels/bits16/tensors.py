@@ -7,6 +7,7 @@ Sums, statistics and the residual stream are float32.
 
 from typing import Any, NamedTuple
 
+import numpy as np
 from numpy.typing import NDArray
 
 from threadloom.kernels.bits16.attention import AttentionScratch
@@ -122,6 +123,8 @@ class Activations16(NamedTuple):
     attn_proj_xa: Bits16
     fc_xa: Bits16
     mlp_proj_xa: Bits16
+    dropout_key: NDArray[np.uint64]  # (1,) of the adapters' dropout; 0: none
+    dropped: Bits16  # (R * I,) scratch: an adapter's input with dropped elements, for the largest I; (0,) without
     h: Bits16  # (R, C) scratch: a LayerNorm's output
     gelu: Bits16  # (R, F) scratch: the GELU's output
     thread: ThreadScratch
@@ -146,6 +149,8 @@ class Scratch16(NamedTuple):
     rstd: Floats  # (R,)
     d_xa: Bits16  # (R * P') gradient of the input of an adapter's second matrix, for the largest P'
     xa_t: Bits16  # (P' * R) the transposed gradient, or the transposed input
+    dropped: Bits16  # (R * I,) an adapter's input with dropped elements, for the largest I; (0,) without dropout
+    d_dropped: Floats  # (R * I,) the gradient of it
     unused: Floats  # (3, C) receives gradients that nothing reads: of frozen tensors, or of a bias that no layer has
     thread: ThreadScratch
 
@@ -209,6 +214,8 @@ class LlamaActivations16(NamedTuple):
     attn_proj_xa: Bits16
     gate_up_xa: Bits16
     down_xa: Bits16
+    dropout_key: NDArray[np.uint64]  # (1,) of the adapters' dropout; 0: none
+    dropped: Bits16  # (R * I,) scratch: an adapter's input with dropped elements, for the largest I; (0,) without
     h: Bits16  # (R, C) scratch: an RMS norm's output
     gated: Bits16  # (R, F) scratch: SiLU(gate) * up
     thread: ThreadScratch
@@ -234,4 +241,6 @@ class LlamaScratch16(NamedTuple):
     rstd: Floats  # (R,)
     d_xa: Bits16  # (R * P') gradient of the input of an adapter's second matrix, for the largest P'
     xa_t: Bits16  # (P' * R) the transposed gradient, or the transposed input
+    dropped: Bits16  # (R * I,) an adapter's input with dropped elements, for the largest I; (0,) without dropout
+    d_dropped: Floats  # (R * I,) the gradient of it
     thread: ThreadScratch

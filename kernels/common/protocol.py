@@ -26,7 +26,7 @@ KERNELS: dict[str, tuple[str, ...]] = {
     "embedding": ("embedding_forward", "token_embedding_forward"),
     "gelu": ("gelu_forward", "gelu_backward"),
     "head": ("projection_loss", "projection_backward"),
-    "layernorm": ("layernorm_forward", "layernorm_backward"),
+    "layernorm": ("layernorm_forward", "layernorm_apply", "layernorm_backward"),
     "linear": (
         "linear_forward",
         "linear_residual_forward",
@@ -36,7 +36,7 @@ KERNELS: dict[str, tuple[str, ...]] = {
         "logits_forward",
         "logits_backward_input",
     ),
-    "rmsnorm": ("rmsnorm_forward", "rmsnorm_backward"),
+    "rmsnorm": ("rmsnorm_forward", "rmsnorm_apply", "rmsnorm_backward"),
 }
 """Module of a number format → kernels that it provides. A test holds every format to it."""
 

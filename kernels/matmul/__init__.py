@@ -23,8 +23,6 @@ from threadloom.kernels.matmul.bf16 import (
     gemm_sum_bf16 as gemm_sum_bf16,
     linear_bf16 as linear_bf16,
     linear_gelu_bf16 as linear_gelu_bf16,
-    linear_sum_bf16 as linear_sum_bf16,
-    linear_sum_gelu_bf16 as linear_sum_gelu_bf16,
     prepare_bf16 as prepare_bf16,
 )
 from threadloom.kernels.matmul.blas_threads import flushing_blas_threads as flushing_blas_threads
@@ -34,7 +32,6 @@ from threadloom.kernels.matmul.fp16 import (
     fp16_sums_size as fp16_sums_size,
     gemm_fp16 as gemm_fp16,
     linear_fp16 as linear_fp16,
-    linear_sum_fp16 as linear_sum_fp16,
 )
 from threadloom.kernels.matmul.operands import (
     MatrixRef as MatrixRef,

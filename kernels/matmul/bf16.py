@@ -81,27 +81,17 @@ def _gemm_rows_compiled(a: BF16Bits, b: BF16Bits, out: Floats, accumulate: bool)
 
 
 @jit_strict_fp
-def _linear_compiled(a: BF16Bits, b: PackedBits, bias: Floats, out: BF16Bits) -> None:
-    _start(a, b, True, (a, b, 0), out, Epilogue.ROUND, bias, out)
-
-
-@jit_strict_fp
-def _linear_gelu_compiled(a: BF16Bits, b: PackedBits, bias: Floats, pre_gelu: BF16Bits, out: BF16Bits) -> None:
-    _start(a, b, True, (a, b, 0), out, Epilogue.GELU, bias, pre_gelu)
-
-
-@jit_strict_fp
 def _gemm_sum_compiled(a: BF16Bits, b: PackedBits, a2: BF16Bits, b2: PackedBits, out: Floats, accumulate: bool) -> None:
     _start(a, b, True, (a2, b2, a2.shape[1]), out, _sum_epilogue(accumulate), out[0, :0], a)
 
 
 @jit_strict_fp
-def _linear_sum_compiled(a: BF16Bits, b: PackedBits, a2: BF16Bits, b2: PackedBits, bias: Floats, out: BF16Bits) -> None:
+def _linear_compiled(a: BF16Bits, b: PackedBits, a2: BF16Bits, b2: PackedBits, bias: Floats, out: BF16Bits) -> None:
     _start(a, b, True, (a2, b2, a2.shape[1]), out, Epilogue.ROUND, bias, out)
 
 
 @jit_strict_fp
-def _linear_sum_gelu_compiled(
+def _linear_gelu_compiled(
     a: BF16Bits, b: PackedBits, a2: BF16Bits, b2: PackedBits, bias: Floats, pre_gelu: BF16Bits, out: BF16Bits
 ) -> None:
     _start(a, b, True, (a2, b2, a2.shape[1]), out, Epilogue.GELU, bias, pre_gelu)
@@ -130,23 +120,15 @@ def _gemm_rows_numpy(a: BF16Bits, b: BF16Bits, out: Floats, accumulate: bool) ->
     out[...] = out + product if accumulate else product
 
 
-def _linear_numpy(a: BF16Bits, b: PackedBits, bias: Floats, out: BF16Bits) -> None:
-    _linear_sum_numpy(a, b, a[:, :0], b, bias, out)
-
-
-def _linear_sum_numpy(a: BF16Bits, b: PackedBits, a2: BF16Bits, b2: PackedBits, bias: Floats, out: BF16Bits) -> None:
+def _linear_numpy(a: BF16Bits, b: PackedBits, a2: BF16Bits, b2: PackedBits, bias: Floats, out: BF16Bits) -> None:
     sums = _sums_numpy(a, b, a2, b2, out.shape[1])
     out[...] = round_to_bf16(sums + bias if bias.size else sums)
 
 
-def _linear_gelu_numpy(a: BF16Bits, b: PackedBits, bias: Floats, pre_gelu: BF16Bits, out: BF16Bits) -> None:
-    _linear_sum_gelu_numpy(a, b, a[:, :0], b, bias, pre_gelu, out)
-
-
-def _linear_sum_gelu_numpy(
+def _linear_gelu_numpy(
     a: BF16Bits, b: PackedBits, a2: BF16Bits, b2: PackedBits, bias: Floats, pre_gelu: BF16Bits, out: BF16Bits
 ) -> None:
-    _linear_sum_numpy(a, b, a2, b2, bias, pre_gelu)
+    _linear_numpy(a, b, a2, b2, bias, pre_gelu)
     v = upcast_bf16(pre_gelu)
     with np.errstate(over="ignore"):
         out[...] = round_to_bf16(v / (1 + np.exp(-v * (GELU_LINEAR + GELU_CUBIC * v * v))))
@@ -154,12 +136,10 @@ def _linear_sum_gelu_numpy(
 
 if JIT_ENABLED:
     _gemm, _gemm_sum, _gemm_rows = _gemm_compiled, _gemm_sum_compiled, _gemm_rows_compiled
-    _linear, _linear_sum = _linear_compiled, _linear_sum_compiled
-    _linear_gelu, _linear_sum_gelu = _linear_gelu_compiled, _linear_sum_gelu_compiled
+    _linear, _linear_gelu = _linear_compiled, _linear_gelu_compiled
 else:
     _gemm, _gemm_sum, _gemm_rows = _gemm_numpy, _gemm_sum_numpy, _gemm_rows_numpy
-    _linear, _linear_sum = _linear_numpy, _linear_sum_numpy
-    _linear_gelu, _linear_sum_gelu = _linear_gelu_numpy, _linear_sum_gelu_numpy
+    _linear, _linear_gelu = _linear_numpy, _linear_gelu_numpy
 
 
 @jit_strict_fp
@@ -183,22 +163,6 @@ def gemm_rows_bf16(a: BF16Bits, b: BF16Bits, out: Floats, accumulate: bool) -> N
 
 
 @jit_strict_fp
-def linear_bf16(a: BF16Bits, b: PackedBits, bias: Floats, out: BF16Bits) -> None:
-    """Write ``a @ B + bias``, rounded once, to `out` (M, N); arrays as in `gemm_bf16`, bias (N,), or (0,) for none."""
-    _linear(a, b, bias, out)
-
-
-@jit_strict_fp
-def linear_gelu_bf16(a: BF16Bits, b: PackedBits, bias: Floats, pre_gelu: BF16Bits, out: BF16Bits) -> None:
-    """Write ``a @ B + bias`` to `pre_gelu` and its GELU to `out`, both (M, N) and rounded.
-
-    The GELU is computed from the rounded numbers, so that backward, which has only those, recomputes it: up to the last
-    rounding of float32, which occasionally changes the bfloat16 to its neighbour.
-    """
-    _linear_gelu(a, b, bias, pre_gelu, out)
-
-
-@jit_strict_fp
 def gemm_sum_bf16(a: BF16Bits, b: PackedBits, a2: BF16Bits, b2: PackedBits, out: Floats, accumulate: bool) -> None:
     """Write ``a @ B + a2 @ B2`` to `out`, or add it if `accumulate`; arrays as in `gemm_bf16`.
 
@@ -208,14 +172,21 @@ def gemm_sum_bf16(a: BF16Bits, b: PackedBits, a2: BF16Bits, b2: PackedBits, out:
 
 
 @jit_strict_fp
-def linear_sum_bf16(a: BF16Bits, b: PackedBits, a2: BF16Bits, b2: PackedBits, bias: Floats, out: BF16Bits) -> None:
-    """Write ``a @ B + a2 @ B2 + bias``, rounded once, to `out`: `linear_bf16` with the operands of `gemm_sum_bf16`."""
-    _linear_sum(a, b, a2, b2, bias, out)
+def linear_bf16(a: BF16Bits, b: PackedBits, a2: BF16Bits, b2: PackedBits, bias: Floats, out: BF16Bits) -> None:
+    """Write ``a @ B + a2 @ B2 + bias``, rounded once, to `out` (M, N).
+
+    Arrays as in `gemm_sum_bf16`; bias (N,), or (0,) for none.
+    """
+    _linear(a, b, a2, b2, bias, out)
 
 
 @jit_strict_fp
-def linear_sum_gelu_bf16(
+def linear_gelu_bf16(
     a: BF16Bits, b: PackedBits, a2: BF16Bits, b2: PackedBits, bias: Floats, pre_gelu: BF16Bits, out: BF16Bits
 ) -> None:
-    """Write ``a @ B + a2 @ B2 + bias`` to `pre_gelu` and its GELU to `out`, as `linear_gelu_bf16`."""
-    _linear_sum_gelu(a, b, a2, b2, bias, pre_gelu, out)
+    """Write ``a @ B + a2 @ B2 + bias`` to `pre_gelu` and its GELU to `out`, both (M, N) and rounded.
+
+    The GELU is computed from the rounded numbers, so that backward, which has only those, recomputes it: up to the last
+    rounding of float32, which occasionally changes the bfloat16 to its neighbour.
+    """
+    _linear_gelu(a, b, a2, b2, bias, pre_gelu, out)

@@ -142,7 +142,7 @@ def _multiply_part(
 
 
 @jit_strict_fp
-def _linear_sum_compiled(
+def _linear_compiled(
     first: Fp16Operands,
     second: Fp16Operands,
     bias: Floats,
@@ -175,7 +175,7 @@ def _product_numpy(p: Fp16Operands) -> Floats:
     return np.matmul(upcast_fp16(p.a), upcast_fp16(p.b.T if p.op_b == Op.T else p.b))
 
 
-def _linear_sum_numpy(
+def _linear_numpy(
     first: Fp16Operands,
     second: Fp16Operands,
     bias: Floats,
@@ -191,9 +191,9 @@ def _linear_sum_numpy(
 
 
 if JIT_ENABLED:
-    _gemm, _linear_sum = _gemm_compiled, _linear_sum_compiled
+    _gemm, _linear = _gemm_compiled, _linear_compiled
 else:
-    _gemm, _linear_sum = _gemm_numpy, _linear_sum_numpy
+    _gemm, _linear = _gemm_numpy, _linear_numpy
 
 
 @jit_strict_fp
@@ -211,17 +211,6 @@ def gemm_fp16(
 
 @jit_strict_fp
 def linear_fp16(
-    a: FP16Bits, b: FP16Bits, op_b: Op, bias: Floats, out: FP16Bits, sums: Floats, wide_a: Floats, wide_b: Floats
-) -> None:
-    """Write ``a @ op_b(b) + bias``, rounded to float16 once, to `out` (M, N); bias (N,) float32, or (0,) for none.
-
-    Arrays as in `gemm_fp16`; the flat `sums` has at least ``fp16_sums_size(M, N)`` floats.
-    """
-    _linear_sum(Fp16Operands(a, b, op_b), Fp16Operands(a[:, :0], b, op_b), bias, out, sums, wide_a, wide_b)
-
-
-@jit_strict_fp
-def linear_sum_fp16(
     first: Fp16Operands,
     second: Fp16Operands,
     bias: Floats,
@@ -230,9 +219,10 @@ def linear_sum_fp16(
     wide_a: Floats,
     wide_b: Floats,
 ) -> None:
-    """Write the sum of two products and `bias`, rounded to float16 once, to `out` (M, N); arrays as in `linear_fp16`.
+    """Write the sum of two products and `bias`, rounded to float16 once, to `out` (M, N).
 
-    If the K of the second product is 0, its b is not read, and the result has the bits of `linear_fp16`. `wide_a` and
-    `wide_b` are large enough for both.
+    bias is (N,) float32, or (0,) for none. If the K of the second product is 0, there is none, and its b is not read.
+    Other arrays as in `gemm_fp16`; the flat `sums` has at least ``fp16_sums_size(M, N)`` floats, and `wide_a` and
+    `wide_b` are large enough for both products.
     """
-    _linear_sum(first, second, bias, out, sums, wide_a, wide_b)
+    _linear(first, second, bias, out, sums, wide_a, wide_b)

@@ -11,6 +11,6 @@ from threadloom.stages.layouts.layout import (
     ModelWeights as ModelWeights,
     head_counts as head_counts,
 )
-from threadloom.stages.layouts.lora import lora_ranks as lora_ranks
+from threadloom.stages.layouts.lora import dropped_elements as dropped_elements, lora_ranks as lora_ranks
 from threadloom.stages.layouts.registry import LAYOUTS as LAYOUTS, layout_of as layout_of
 from threadloom.stages.layouts.weights import as_weights as as_weights

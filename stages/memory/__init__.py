@@ -30,6 +30,7 @@ from threadloom.stages.memory.graph_items import (
 from threadloom.stages.memory.loss_scale import LossScaler as LossScaler, Scaled as Scaled, ScaleState as ScaleState
 from threadloom.stages.memory.ordered_accumulation import OrderedAccumulation as OrderedAccumulation
 from threadloom.stages.memory.precision_memory import (
+    DROPOUT_KEY_BYTES as DROPOUT_KEY_BYTES,
     MicroBatchSlot as MicroBatchSlot,
     PrecisionMemory as PrecisionMemory,
     allocate_token_ids as allocate_token_ids,

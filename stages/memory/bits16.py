@@ -18,6 +18,7 @@ from threadloom.stages.config import Precision
 from threadloom.stages.layouts import head_counts
 from threadloom.stages.layouts.bits16 import ArraySpec, ArraySpecs, bits16_layout_of
 from threadloom.stages.memory import (
+    DROPOUT_KEY_BYTES,
     MicroBatchSlot,
     allocate_token_ids,
     logits_chunk_rows,
@@ -168,7 +169,7 @@ class Bits16Memory:
     def slot_bytes(self) -> int:
         """Size of one slot, scratch of its forward pass included."""
         activations = specs_bytes(self._activations) + self._thread_scratch_bytes(self._of_forward)
-        return token_ids_bytes(self._rows) + activations
+        return token_ids_bytes(self._rows) + activations + DROPOUT_KEY_BYTES
 
     @property
     def evaluation_slot_bytes(self) -> int:
@@ -203,11 +204,10 @@ class Bits16Memory:
 
     def allocate_slot(self) -> MicroBatchSlot:
         """Allocate the arrays of one micro-batch in flight, with the scratch of its forward pass."""
-        ids, targets = allocate_token_ids(self._rows)
-        activations = self._layout.activations(
-            **allocate(self._activations), thread=self._thread_scratch(self._of_forward)
-        )
-        return MicroBatchSlot(ids, targets, activations)
+        (ids, targets), key = allocate_token_ids(self._rows), np.zeros(1, np.uint64)
+        thread = self._thread_scratch(self._of_forward)
+        activations = self._layout.activations(**allocate(self._activations), dropout_key=key, thread=thread)
+        return MicroBatchSlot(ids, targets, activations, key)
 
     def allocate_evaluation_slot(self) -> MicroBatchSlot:
         """Allocate a slot."""

@@ -65,7 +65,7 @@ def adapted_backward(w: Tensors, name: str, d_out: Array, x: Array, lora: LoraSi
     a, b = w[f"{name}_a"], w[f"{name}_b"]
     d_inner = stored(multiple(lora.scale, product(d_out, b.T)))
     rows = (-1, x.shape[-1]), (-1, d_out.shape[-1]), (-1, len(a))
-    given = x * w.get(f"{name}_mask", np.ones(()))
+    given = _dropped(w, name, x)
     grads[f"{name}_a"] = product(d_inner.reshape(rows[2]).T, given.reshape(rows[0]))
     d_b = product(_inner(w, name, x, lora).reshape(rows[2]).T, d_out.reshape(rows[1]))
     grads[f"{name}_b"] = d_b * lora.blocks(name, d_out.shape[-1])
@@ -73,4 +73,9 @@ def adapted_backward(w: Tensors, name: str, d_out: Array, x: Array, lora: LoraSi
 
 
 def _inner(w: Tensors, name: str, x: Array, lora: LoraSizes) -> Array:
-    return stored(multiple(lora.scale, product(x * w.get(f"{name}_mask", np.ones(())), w[f"{name}_a"].T)))
+    return stored(multiple(lora.scale, product(_dropped(w, name, x), w[f"{name}_a"].T)))
+
+
+def _dropped(w: Tensors, name: str, x: Array) -> Array:
+    mask = w.get(f"{name}_mask")
+    return x if mask is None else stored(x * mask)

@@ -33,7 +33,7 @@ class Gpt2Bits16Layout:
     def activation_specs(
         self, geometry: Geometry, sequences: int, storage: np.dtype[Any], *, small: bool = False
     ) -> ArraySpecs:
-        """Return shape and dtype of every field of `Activations16` but ``thread``."""
+        """Return shape and dtype of every field of `Activations16` but ``dropout_key`` and ``thread``."""
         n, c, f, t, b = geometry.layers, geometry.channels, geometry.hidden, geometry.context, sequences
         r = b * t
         return {

@@ -49,7 +49,7 @@ class Bits16Layout(Protocol[GeometryT]):
     def activation_specs(
         self, geometry: GeometryT, sequences: int, storage: np.dtype[Any], *, small: bool = False
     ) -> ArraySpecs:
-        """Return shape and dtype of every field of `activations` but ``thread``.
+        """Return shape and dtype of every field of `activations` but ``dropout_key`` and ``thread``.
 
         With `small` the largest activation, of the MLP, has one layer: the backward pass recomputes the others.
         """

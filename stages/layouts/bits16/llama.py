@@ -41,7 +41,7 @@ class LlamaBits16Layout:
     def activation_specs(
         self, geometry: LlamaGeometry, sequences: int, storage: np.dtype[Any], *, small: bool = False
     ) -> ArraySpecs:
-        """Return shape and dtype of every field of `LlamaActivations16` but ``thread``."""
+        """Return shape and dtype of every field of `LlamaActivations16` but ``dropout_key`` and ``thread``."""
         g, n, c, t, b = geometry, geometry.layers, geometry.channels, geometry.context, sequences
         r = b * t
         return {

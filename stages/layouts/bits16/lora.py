@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from threadloom.kernels.matmul import PANEL
-from threadloom.stages.layouts import lora_ranks
-from threadloom.stages.layouts.bits16.layout import ArraySpecs
+from threadloom.stages.layouts import dropped_elements, lora_ranks
+from threadloom.stages.layouts.bits16.layout import FLOAT, ArraySpecs
 from threadloom.stages.models import Geometry, field_names
 
 
@@ -26,12 +26,19 @@ def lora_width(geometry: Geometry, name: str, storage: np.dtype[Any]) -> int:
 
 
 def lora_activation_specs(geometry: Geometry, linear: Sequence[str], rows: int, storage: np.dtype[Any]) -> ArraySpecs:
-    """Return shape and dtype of the inputs of the adapters' second matrices."""
+    """Return shape and dtype of the inputs of the adapters' second matrices, and of the scratch of dropout."""
     widths = {name: lora_width(geometry, name, storage) for name in linear}
-    return {f"{name}_xa": ((geometry.layers, rows, width), storage) for name, width in widths.items()}
+    inputs = {f"{name}_xa": ((geometry.layers, rows, width), storage) for name, width in widths.items()}
+    return {**inputs, "dropped": ((dropped_elements(geometry, rows),), storage)}
 
 
 def lora_scratch_specs(geometry: Geometry, linear: Sequence[str], rows: int, storage: np.dtype[Any]) -> ArraySpecs:
     """Return shape and dtype of the scratch of the adapters' backward pass."""
     size = rows * max(lora_width(geometry, name, storage) for name in linear)
-    return {"d_xa": ((size,), storage), "xa_t": ((size,), storage)}
+    dropped = (dropped_elements(geometry, rows),)
+    return {
+        "d_xa": ((size,), storage),
+        "xa_t": ((size,), storage),
+        "dropped": (dropped, storage),
+        "d_dropped": (dropped, FLOAT),
+    }

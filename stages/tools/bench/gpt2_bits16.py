@@ -44,19 +44,19 @@ class Gpt2Bits16Bench(Bits16Bench):
                 a.x, Affine(w.ln1_weight[0], w.ln1_bias[0]), w.attn_proj_bias[0], self.kept(), a.h,
             ), FORWARD, self.reset_x),
             KernelCase("qkv", calls, self.product(3 * c, c, SHORT), partial(
-                linear_forward, a.h, p.qkv[0], w.qkv_bias[0], a.qkv[0], upcast
+                linear_forward, a.h, p.qkv[0], self.adapter("qkv"), w.qkv_bias[0], a.qkv[0], upcast
             ), FORWARD),
             KernelCase("attention", calls, attention, partial(
                 attention_forward, self.attention_arrays(), self.sequences, self.heads, a.thread.attention
             ), FORWARD),
             KernelCase("attn_proj", calls, self.product(c, c, FLOAT, adds=True), partial(
-                linear_residual_forward, a.attn[0], p.attn_proj[0], a.x, upcast
+                linear_residual_forward, a.attn[0], p.attn_proj[0], self.adapter("attn_proj"), a.x, upcast
             ), FORWARD, self.reset_x),
             KernelCase("fc + GELU", calls, total([(self.product(hidden, c, SHORT), 1), (gelu, 1)]), partial(
-                linear_gelu_forward, a.h, p.fc[0], w.fc_bias[0], a.fc[0], a.gelu, upcast
+                linear_gelu_forward, a.h, p.fc[0], self.adapter("fc"), w.fc_bias[0], a.fc[0], a.gelu, upcast
             ), FORWARD),
             KernelCase("mlp_proj", calls, self.product(c, hidden, FLOAT, adds=True), partial(
-                linear_residual_forward, a.gelu, p.mlp_proj[0], a.x, upcast
+                linear_residual_forward, a.gelu, p.mlp_proj[0], self.adapter("mlp_proj"), a.x, upcast
             ), FORWARD, self.reset_x),
         ]  # fmt: skip
 

@@ -16,6 +16,7 @@ from threadloom.kernels import AttentionActivations, Floats
 from threadloom.kernels.bits16 import (
     NormalizedRows,
     PackedPair,
+    SecondProduct,
     cross_entropy_backward,
     linear_backward_input,
     linear_backward_weight,
@@ -84,6 +85,10 @@ class Bits16Bench(KernelBench):
     def attention_arrays(self) -> AttentionActivations:
         """Return the arrays of the first block's attention."""
         return AttentionActivations(self.acts.qkv[0], self.acts.attn[0], self.acts.attn_lse[0])
+
+    def adapter(self, name: str) -> SecondProduct:
+        """Return the product of the first block's adapter of a linear layer, of 0 columns without."""
+        return SecondProduct(getattr(self.acts, f"{name}_xa")[0], getattr(self.packed, f"{name}_b")[0])
 
     def kept(self) -> NormalizedRows:
         """Return the normalised rows of the first block's first norm."""
@@ -155,9 +160,13 @@ class Bits16Bench(KernelBench):
         def weight(name: str) -> PackedPair:
             return PackedPair(getattr(p, name)[0], getattr(p, f"{name}_t")[0])
 
+        def no_adapter(name: str) -> SecondProduct:
+            return SecondProduct(self.s.d_xa[:0].reshape(0, 0), getattr(p, f"{name}_a")[0])
+
         return [
             KernelCase(f"d_{name} input", calls, self.product(inputs, outputs, arrays[name].dx.itemsize), partial(
-                linear_backward_input, arrays[name].d_out, weight(name), arrays[name].dx, self.s.thread
+                linear_backward_input, arrays[name].d_out, weight(name), no_adapter(name), arrays[name].dx, False,
+                self.s.thread,
             ), BACKWARD)
             for name, inputs, outputs in self.linears()
         ]  # fmt: skip

@@ -34,22 +34,22 @@ class LlamaBits16Bench(Bits16Bench):
                 a.x, w.norm1_weight[0], self.constants.epsilon, w.attn_proj_bias[0], self.kept(), a.h,
             ), FORWARD, self.reset_x),
             KernelCase("qkv", calls, self.product(g.qkv_width, c, SHORT), partial(
-                linear_forward, a.h, p.qkv[0], w.qkv_bias[0], a.qkv[0], upcast
+                linear_forward, a.h, p.qkv[0], self.adapter("qkv"), w.qkv_bias[0], a.qkv[0], upcast
             ), FORWARD),
             *heads_forward(self, a, SHORT),
             KernelCase("attention", calls, attention, partial(
                 attention_forward, self.attention_arrays(), self.sequences, self.heads, a.thread.attention
             ), FORWARD),
             KernelCase("attn_proj", calls, self.product(c, g.attn_width, FLOAT, adds=True), partial(
-                linear_residual_forward, a.attn[0], p.attn_proj[0], a.x, upcast
+                linear_residual_forward, a.attn[0], p.attn_proj[0], self.adapter("attn_proj"), a.x, upcast
             ), FORWARD, self.reset_x),
             KernelCase("gate_up", calls, self.product(2 * f, c, SHORT), partial(
-                linear_forward, a.h, p.gate_up[0], w.gate_up_bias[0], a.gate_up[0], upcast
+                linear_forward, a.h, p.gate_up[0], self.adapter("gate_up"), w.gate_up_bias[0], a.gate_up[0], upcast
             ), FORWARD),
             KernelCase("SwiGLU", calls, self.row_work(f, 3 * SHORT, 15),
                  partial(swiglu_forward, a.gate_up[0], a.gated), FORWARD),
             KernelCase("down", calls, self.product(c, f, FLOAT, adds=True), partial(
-                linear_residual_forward, a.gated, p.down[0], a.x, upcast
+                linear_residual_forward, a.gated, p.down[0], self.adapter("down"), a.x, upcast
             ), FORWARD, self.reset_x),
         ]  # fmt: skip
 

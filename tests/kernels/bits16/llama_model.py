@@ -26,7 +26,7 @@ from tests.kernels.bits16.support import Pages
 from tests.kernels.comparison import assert_distance, distance
 from tests.kernels.llama_model import LlamaBatch, LlamaModel, batch_of, tensors_of
 from tests.kernels.llama_support import LLAMA_LINEAR, MATRICES, LlamaCase, gradient_shapes
-from tests.kernels.support import clear_outside_blocks, flat_ids
+from tests.kernels.support import DROPOUT_KEY, clear_outside_blocks, flat_ids
 from tests.reference import Ids, Tensors
 from threadloom.kernels.bits16 import llama
 from threadloom.kernels.bits16.attention.scratch import AttentionScratch, attention_scratch_shapes
@@ -112,8 +112,14 @@ class Llama16(LlamaModel):
             normed2=self.bits(n, r, c), rstd2=self.floats(n, r),
             gate_up=self.bits(1 if self.small else n, r, 2 * f), h=self.bits(r, c),
             **{f"{name}_xa": self.bits(n, r, xa_width(self.fmt, s.lora, name)) for name in LLAMA_LINEAR},
+            dropout_key=np.full(1, DROPOUT_KEY, np.uint64), dropped=self.bits(self._dropped),
             gated=self.bits(r, f), thread=self._thread_scratch(),
         )  # fmt: skip
+
+    @property
+    def _dropped(self) -> int:
+        case, s = self.sizes, self.sizes.sizes
+        return case.rows * max(s.channels, case.attn_width, s.mlp_width) if s.lora and s.lora.dropout else 0
 
     @property
     def _xa_width(self) -> int:
@@ -136,7 +142,8 @@ class Llama16(LlamaModel):
             gated=self.bits(r, f), transposed=self.bits(max(c, f, case.attn_width), r), logits=self.floats(chunk, v),
             d_logits=self.bits(chunk, v), d_logits_t=self.bits(self._slice, chunk), h=self.bits(r, c),
             normed=self.bits(r, c), rstd=self.floats(r),
-            d_xa=self.bits(r * self._xa_width), xa_t=self.bits(r * self._xa_width), thread=self._thread_scratch(),
+            d_xa=self.bits(r * self._xa_width), xa_t=self.bits(r * self._xa_width),
+            dropped=self.bits(self._dropped), d_dropped=self.floats(self._dropped), thread=self._thread_scratch(),
         )  # fmt: skip
 
     def _thread_scratch(self) -> ThreadScratch:

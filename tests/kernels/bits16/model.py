@@ -17,7 +17,15 @@ from tests.kernels.bits16.formats import BF16, FP16, Format, pack
 from tests.kernels.bits16.support import Pages
 from tests.kernels.comparison import assert_distance, distance
 from tests.kernels.model import MicroBatchModel
-from tests.kernels.support import GPT2_LINEAR, Sizes, clear_outside_blocks, flat_ids, gradient_shapes, lora_ranks
+from tests.kernels.support import (
+    DROPOUT_KEY,
+    GPT2_LINEAR,
+    Sizes,
+    clear_outside_blocks,
+    flat_ids,
+    gradient_shapes,
+    lora_ranks,
+)
 from tests.reference import Array, Ids, LoraSizes, Tensors
 from threadloom.kernels.bits16 import gpt2
 from threadloom.kernels.bits16.attention.scratch import AttentionScratch, attention_scratch_shapes
@@ -74,7 +82,9 @@ def xa_width(fmt: Format, lora: LoraSizes | None, name: str) -> int:
     return -(-ranks // PANEL) * PANEL if fmt is BF16 else ranks
 
 
-def adapter_gemms(lora: LoraSizes | None, layers: Mapping[str, tuple[int, int]], rows: int) -> list[tuple[int, ...]]:
+def adapter_gemms(
+    lora: LoraSizes | None, layers: Mapping[str, tuple[int, int]], rows: int
+) -> list[tuple[int, int, int]]:
     """Return rows, columns and depth of the products of the adapters of `layers`, name → (inputs, outputs)."""
     sizes = [(lora_ranks(lora, name), width) for name, widths in layers.items() for width in widths]
     return [gemm for p, width in sizes for gemm in ((rows, p, width), (rows, width, p), (p, width, rows))]
@@ -159,8 +169,14 @@ class Model16(MicroBatchModel):
             attn=self.bits(n, r, c), attn_lse=self.floats(n, s.sequences, s.heads, s.tokens),
             normed2=self.bits(n, r, c), rstd2=self.floats(n, r), fc=self.bits(1 if self.small else n, r, f),
             **{f"{name}_xa": self.bits(n, r, xa_width(self.fmt, s.lora, name)) for name in GPT2_LINEAR},
-            h=self.bits(r, c), gelu=self.bits(r, f), thread=self._thread_scratch(),
+            dropout_key=np.full(1, DROPOUT_KEY, np.uint64), dropped=self.bits(self._dropped), h=self.bits(r, c),
+            gelu=self.bits(r, f), thread=self._thread_scratch(),
         )  # fmt: skip
+
+    @property
+    def _dropped(self) -> int:
+        lora = self.sizes.lora
+        return self.sizes.rows * 4 * self.sizes.channels if lora and lora.dropout else 0
 
     @property
     def _xa_width(self) -> int:
@@ -182,7 +198,8 @@ class Model16(MicroBatchModel):
             d_qkv=self.bits(r, 3 * c), d_fc=self.bits(r, f), gelu=self.bits(r, f), transposed=self.bits(f, r),
             logits=self.floats(chunk, s.vocabulary), d_logits=self.bits(chunk, s.vocabulary),
             d_logits_t=self.bits(self._slice, chunk), h=self.bits(r, c), normed=self.bits(r, c), rstd=self.floats(r),
-            d_xa=self.bits(r * self._xa_width), xa_t=self.bits(r * self._xa_width), unused=self.floats(3, c),
+            d_xa=self.bits(r * self._xa_width), xa_t=self.bits(r * self._xa_width),
+            dropped=self.bits(self._dropped), d_dropped=self.floats(self._dropped), unused=self.floats(3, c),
             thread=self._thread_scratch(),
         )  # fmt: skip
 

@@ -7,8 +7,11 @@ import pytest
 
 from tests.kernels.bits16.formats import FORMATS, Format
 from tests.kernels.bits16.llama_model import Llama16, check_llama, make_batch, scale_of
-from tests.kernels.bits16.model import Model16, check_model, random_tensors
+from tests.kernels.bits16.model import Model16, check_model, random_tensors, storage_of
 from tests.kernels.bits16.support import on_path, paths_here
+from tests.kernels.comparison import assert_distance
+from tests.kernels.float32.test_lora import masks_of
+from tests.kernels.llama_model import batch_of
 from tests.kernels.llama_support import LORA_CASES, LlamaCase
 from tests.kernels.model import check_bits_after_another_batch, check_frozen
 from tests.kernels.support import LORA_SIZES, Sizes, run_without_compiler
@@ -107,6 +110,41 @@ def test_adapters_whose_second_matrix_is_zero_change_no_bits(case: LlamaCase, fm
     for model in models:
         model.forward(batch.ids)
     np.testing.assert_array_equal(*(model.acts.x for model in models))
+
+
+@EITHER
+@LLAMAS
+def test_dropout_of_the_input_of_adapters(case: LlamaCase, fmt: Format) -> None:
+    """With the packed transposes, and without."""
+    case, scaled = with_dropout(case), scale_of(fmt)
+    tensors, masks = make_batch(case, fmt, 9)[0], masks_of(case)
+    batch = batch_of(case, fmt.packed_weights(tensors) | masks, np.random.default_rng(9), storage_of(fmt, scaled))
+    for small in (False, True):
+        model = Llama16(case, fmt, tensors, small=small)
+        for _ in range(2):  # the mask is that of the key, not of the call
+            model.forward(batch.ids)
+            loss = model.backward(batch.ids, batch.targets, scaled / case.rows, accumulate=False)
+        assert_distance(abs(loss / batch.loss - 1.0), batch.bounds["loss"], "loss")
+        expected = {name: gradient for name, gradient in batch.gradients.items() if name not in masks}
+        model.check_gradients(expected, batch.bounds, scaled)
+
+
+@EITHER
+def test_a_key_of_zero_drops_nothing(fmt: Format) -> None:
+    case = LORA_CASES["all linear"]
+    tensors, batch = make_batch(case, fmt, 1)
+    models = Llama16(case, fmt, tensors), Llama16(with_dropout(case), fmt, tensors)
+    for model in models:
+        model.acts.dropout_key[0] = 0
+        model.forward(batch.ids)
+        model.backward(batch.ids, batch.targets, 1.0, accumulate=False)
+    np.testing.assert_array_equal(*(model.acts.x for model in models))
+    np.testing.assert_array_equal(*(model.scratch.dx for model in models))
+
+
+def with_dropout(case: LlamaCase) -> LlamaCase:
+    assert case.sizes.lora is not None
+    return replace(case, sizes=replace(case.sizes, lora=replace(case.sizes.lora, dropout=0.25)))
 
 
 def test_adapters_without_the_compiler() -> None:

@@ -22,8 +22,6 @@ from threadloom.kernels.matmul.bf16 import (
     gemm_sum_bf16,
     linear_bf16,
     linear_gelu_bf16,
-    linear_sum_bf16,
-    linear_sum_gelu_bf16,
     prepare_bf16,
 )
 from threadloom.kernels.matmul.operands import Op
@@ -48,6 +46,10 @@ sizes: dict[str, st.SearchStrategy[Any]] = {
     "at_end": st.booleans(),
     "gap": st.sampled_from([0, 1, 7]),
 }
+
+
+NO_SECOND = np.zeros((0, 0), np.uint16), np.zeros(packed_shape(0, 0), np.uint32)
+"""Operands of the second product of a layer that has none."""
 
 
 def packed(pages: Pages, source: NDArray[Any], op: Op = Op.N) -> NDArray[Any]:
@@ -83,11 +85,11 @@ def check(rows: int, columns: int, inner: int, at_end: bool, gap: int) -> None:
     bias = pages.copy(rng.standard_normal(columns).astype(np.float32))
     sums, error = exact + bias, error + 4 * EPS * (np.abs(exact) + np.abs(bias))
     short = pages.empty((rows, columns), np.uint16, gap)
-    linear_bf16(a, packed_b, bias, short)
+    linear_bf16(a, packed_b, *NO_SECOND, bias, short)
     assert within(numbers(short), sums, error + ROUNDING * np.abs(sums))
 
     pre, gelu = pages.empty((rows, columns), np.uint16, gap), pages.empty((rows, columns), np.uint16, gap)
-    linear_gelu_bf16(a, packed_b, bias, pre, gelu)
+    linear_gelu_bf16(a, packed_b, *NO_SECOND, bias, pre, gelu)
     assert (pre == short).all()
     check_gelu(pre, gelu)
 
@@ -125,13 +127,13 @@ def check_sums(rows: int, columns: int, inner: int, inner2: int, at_end: bool, g
     short, single = pages.empty((rows, columns), np.uint16, gap), pages.empty((rows, columns), np.uint16, gap)
     for added in (bias, bias[:0]):
         sums = exact + added if added.size else exact
-        linear_sum_bf16(*operands, added, short)
-        linear_bf16(*operands[:2], added, single)
+        linear_bf16(*operands, added, short)
+        linear_bf16(*operands[:2], *NO_SECOND, added, single)
         bound = error + 4 * EPS * (np.abs(exact) + np.abs(bias))
         assert within(numbers(short), sums, bound + ROUNDING * (np.abs(sums) + bound))
         assert inner2 > 0 or (short == single).all()
     gelu = pages.empty((rows, columns), np.uint16, gap)
-    linear_sum_gelu_bf16(*operands, bias[:0], single, gelu)
+    linear_gelu_bf16(*operands, bias[:0], single, gelu)
     assert (single == short).all()
     check_gelu(single, gelu)
 
@@ -213,7 +215,7 @@ def test_nan_and_infinity(path: DotPath) -> None:
     out, short = pages.empty((40, 40), np.float32), pages.empty((40, 40), np.uint16)
     packed_b = packed(pages, b)
     gemm_bf16(a, packed_b, out, False)
-    linear_bf16(a, packed_b, np.zeros(0, np.float32), short)
+    linear_bf16(a, packed_b, *NO_SECOND, np.zeros(0, np.float32), short)
     for found in (out, numbers(short)):
         assert np.isnan(found[4:6]).all()
         rest = np.delete(found, [4, 5], 0)
@@ -247,7 +249,7 @@ def test_concurrent_callers_get_the_same_bits(path: DotPath) -> None:
         barrier.wait()
         for _repeat in range(5):
             gemm_bf16(a, packed_b, out, False)
-            linear_bf16(a, packed_b, bias, short)
+            linear_bf16(a, packed_b, *NO_SECOND, bias, short)
             found.append(out.tobytes() + short.tobytes())
         return found
 
@@ -268,8 +270,6 @@ def test_no_allocation() -> None:
     assert allocations(transpose_bf16, bits, other) == 0
     assert allocations(gemm_bf16, bits, packed_b, out, True) == 0
     assert allocations(gemm_rows_bf16, bits, bits, out, True) == 0
-    assert allocations(linear_bf16, bits, packed_b, bias, short) == 0
-    assert allocations(linear_gelu_bf16, bits, packed_b, bias, other, short) == 0
     assert allocations(gemm_sum_bf16, bits, packed_b, bits, packed_b, out, True) == 0
-    assert allocations(linear_sum_bf16, bits, packed_b, bits, packed_b, bias, short) == 0
-    assert allocations(linear_sum_gelu_bf16, bits, packed_b, bits, packed_b, bias, other, short) == 0
+    assert allocations(linear_bf16, bits, packed_b, bits, packed_b, bias, short) == 0
+    assert allocations(linear_gelu_bf16, bits, packed_b, bits, packed_b, bias, other, short) == 0

@@ -21,7 +21,6 @@ from threadloom.kernels.matmul.fp16 import (
     fp16_sums_size,
     gemm_fp16,
     linear_fp16,
-    linear_sum_fp16,
 )
 from threadloom.kernels.matmul.operands import Op
 from threadloom.kernels.simd.float16 import float32_from_fp16, fp16_from_float32
@@ -44,6 +43,10 @@ def float16_bits(values: NDArray[Any]) -> NDArray[np.int16]:
 
 def random_float16(rng: np.random.Generator, *shape: int) -> NDArray[np.int16]:
     return float16_bits(rng.standard_normal(shape))
+
+
+NO_SECOND = Fp16Operands(np.zeros((0, 0), np.int16), np.zeros((0, 0), np.int16), Op.N)
+"""Operands of the second product of a layer that has none."""
 
 
 def scratch(pages: Pages, rows: int, columns: int, inner: int) -> list[NDArray[np.float32]]:
@@ -73,7 +76,7 @@ def check(rows: int, columns: int, inner: int, op_a: Op, op_b: Op, at_end: bool,
         short = pages.empty((rows, columns), np.int16, gap)
         for bias in (pages.copy(rng.standard_normal(columns).astype(np.float32)), np.zeros(0, np.float32)):
             short[...] = NAN
-            linear_fp16(a, b, op_b, bias, short, sums, *wide)
+            linear_fp16(Fp16Operands(a, b, op_b), NO_SECOND, bias, short, sums, *wide)
             after = exact_sums + bias if bias.size else exact_sums
             unrounded = error + EPS * np.abs(after)
             assert within(numbers(short), after, unrounded + ROUNDING * (np.abs(after) + unrounded) + SUBNORMAL)
@@ -95,11 +98,11 @@ def check_sum(rows: int, columns: int, inner: int, inner2: int, ops: tuple[Op, O
     sums = pages.empty((fp16_sums_size(rows, columns),), np.float32)
     short, single = pages.empty((rows, columns), np.int16, gap), pages.empty((rows, columns), np.int16, gap)
     for bias in (pages.copy(rng.standard_normal(columns).astype(np.float32)), np.zeros(0, np.float32)):
-        linear_sum_fp16(first, second, bias, short, sums, *wide)
+        linear_fp16(first, second, bias, short, sums, *wide)
         after = exact + bias if bias.size else exact
         unrounded = error + EPS * np.abs(after)
         assert within(numbers(short), after, unrounded + ROUNDING * (np.abs(after) + unrounded) + SUBNORMAL)
-        linear_fp16(*first, bias, single, sums, *wide)
+        linear_fp16(first, NO_SECOND, bias, single, sums, *wide)
         assert inner2 > 0 or (short == single).all()
 
 
@@ -173,7 +176,8 @@ def test_nan_infinity_and_overflow() -> None:
     a[5, :] = b[:, 6] = float16_bits(np.array([200.0]))[0]  # 200 * 200 * 10 > 65504
     out = pages.empty((9, 40), np.int16)
     sums = pages.empty((fp16_sums_size(9, 40),), np.float32)
-    linear_fp16(a, b, Op.N, np.zeros(0, np.float32), out, sums, *scratch(pages, 9, 40, 10))
+    operands = Fp16Operands(a, b, Op.N)
+    linear_fp16(operands, NO_SECOND, np.zeros(0, np.float32), out, sums, *scratch(pages, 9, 40, 10))
     found = numbers(out)
     assert np.isnan(found[4]).all()
     rest = np.delete(found, 4, 0)
@@ -195,7 +199,7 @@ def test_concurrent_callers_get_the_same_bits() -> None:
         barrier.wait()
         for _repeat in range(5):
             gemm_fp16(a, b, out, Op.N, Op.N, False, *wide)
-            linear_fp16(a, b, Op.N, np.zeros(0, np.float32), short, sums, *wide)
+            linear_fp16(Fp16Operands(a, b, Op.N), NO_SECOND, np.zeros(0, np.float32), short, sums, *wide)
             found.append(out.tobytes() + short.tobytes())
         return found
 
@@ -213,6 +217,5 @@ def test_no_allocation() -> None:
     assert allocations(fp16_from_float32, out.reshape(-1), short.reshape(-1)) == 0
     assert allocations(float32_from_fp16, short.reshape(-1), out.reshape(-1)) == 0
     assert allocations(gemm_fp16, bits, bits, out, Op.T, Op.N, True, *wide) == 0
-    assert allocations(linear_fp16, bits, bits, Op.T, bias, short, sums, *wide) == 0
     operands = Fp16Operands(bits, bits, Op.T)
-    assert allocations(linear_sum_fp16, operands, operands, bias, short, sums, *wide) == 0
+    assert allocations(linear_fp16, operands, operands, bias, short, sums, *wide) == 0
