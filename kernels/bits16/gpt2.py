@@ -102,23 +102,27 @@ def _mlp_proj_layer(p: PackedWeights, n: int) -> AdaptedWeight:
 
 @jit_kernel
 def blocks_forward(weights: Weights16, acts: Activations16, sequences: int, constants: Gpt2Constants) -> None:
-    """Run all blocks on ``acts.x``, the embeddings, and fill every activation; R is a multiple of `sequences`."""
+    """Run all blocks on ``acts.x``, the embeddings, and fill every activation; R is a multiple of `sequences`.
+
+    Activations of one layer are enough for `head_loss`.
+    """
     w, p, a, lora = weights.master, weights.packed, acts, constants.lora
     for n in range(w.ln1_weight.shape[0]):
+        k = n % a.qkv.shape[0]  # an evaluation keeps one layer
         ln1, ln2 = Affine(w.ln1_weight[n], w.ln1_bias[n]), Affine(w.ln2_weight[n], w.ln2_bias[n])
-        layernorm_forward(a.x, ln1, w.attn_proj_bias[n], NormalizedRows(a.normed1[n], a.rstd1[n]), a.h)
+        layernorm_forward(a.x, ln1, w.attn_proj_bias[n], NormalizedRows(a.normed1[k], a.rstd1[k]), a.h)
         given = lora_input(lora, a.dropout_key, n, LoraSite.QKV, a.dropped)
-        adapted_forward(a.h, _qkv_layer(p, n), given, a.qkv_xa[n], w.qkv_bias[n], a.qkv[n], a.thread)
-        attention = AttentionActivations(a.qkv[n], a.attn[n], a.attn_lse[n])
+        adapted_forward(a.h, _qkv_layer(p, n), given, a.qkv_xa[k], w.qkv_bias[n], a.qkv[k], a.thread)
+        attention = AttentionActivations(a.qkv[k], a.attn[k], a.attn_lse[k])
         attention_forward(attention, sequences, HeadCounts(constants.heads, constants.heads), a.thread.attention)
         given = lora_input(lora, a.dropout_key, n, LoraSite.ATTN_PROJ, a.dropped)
-        adapted_residual_forward(a.attn[n], _attn_proj_layer(p, n), given, a.attn_proj_xa[n], a.x, a.thread)
-        layernorm_forward(a.x, ln2, w.mlp_proj_bias[n], NormalizedRows(a.normed2[n], a.rstd2[n]), a.h)
+        adapted_residual_forward(a.attn[k], _attn_proj_layer(p, n), given, a.attn_proj_xa[k], a.x, a.thread)
+        layernorm_forward(a.x, ln2, w.mlp_proj_bias[n], NormalizedRows(a.normed2[k], a.rstd2[k]), a.h)
         fc = a.fc[min(n, a.fc.shape[0] - 1)]
         given = lora_input(lora, a.dropout_key, n, LoraSite.UP, a.dropped)
-        adapted_gelu_forward(a.h, _fc_layer(p, n), given, a.fc_xa[n], w.fc_bias[n], fc, a.gelu, a.thread)
+        adapted_gelu_forward(a.h, _fc_layer(p, n), given, a.fc_xa[k], w.fc_bias[n], fc, a.gelu, a.thread)
         given = lora_input(lora, a.dropout_key, n, LoraSite.DOWN, a.dropped)
-        adapted_residual_forward(a.gelu, _mlp_proj_layer(p, n), given, a.mlp_proj_xa[n], a.x, a.thread)
+        adapted_residual_forward(a.gelu, _mlp_proj_layer(p, n), given, a.mlp_proj_xa[k], a.x, a.thread)
 
 
 @jit_inline_body

@@ -103,25 +103,29 @@ def _down_layer(p: LlamaPackedWeights, n: int) -> AdaptedWeight:
 def blocks_forward(
     weights: LlamaWeights16, acts: LlamaActivations16, sequences: int, constants: LlamaConstants
 ) -> None:
-    """Run all blocks on ``acts.x``, the embeddings, and fill every activation; R is a multiple of `sequences`."""
+    """Run all blocks on ``acts.x``, the embeddings, and fill every activation; R is a multiple of `sequences`.
+
+    Activations of one layer are enough for `head_loss`.
+    """
     w, p, a, c = weights.master, weights.packed, acts, constants
     for n in range(w.norm1_weight.shape[0]):
-        kept1, kept2 = NormalizedRows(a.normed1[n], a.rstd1[n]), NormalizedRows(a.normed2[n], a.rstd2[n])
+        k = n % a.qkv.shape[0]  # an evaluation keeps one layer
+        kept1, kept2 = NormalizedRows(a.normed1[k], a.rstd1[k]), NormalizedRows(a.normed2[k], a.rstd2[k])
         rmsnorm_forward(a.x, w.norm1_weight[n], c.epsilon, w.attn_proj_bias[n], kept1, a.h)
         given = lora_input(c.lora, a.dropout_key, n, LoraSite.QKV, a.dropped)
-        adapted_forward(a.h, _qkv_layer(p, n), given, a.qkv_xa[n], w.qkv_bias[n], a.qkv[n], a.thread)
-        prepare_heads_forward(a.qkv[n], a.qk_raw[n], w, c, n, sequences)
-        attention = AttentionActivations(a.qkv[n], a.attn[n], a.attn_lse[n])
+        adapted_forward(a.h, _qkv_layer(p, n), given, a.qkv_xa[k], w.qkv_bias[n], a.qkv[k], a.thread)
+        prepare_heads_forward(a.qkv[k], a.qk_raw[k], w, c, n, sequences)
+        attention = AttentionActivations(a.qkv[k], a.attn[k], a.attn_lse[k])
         attention_forward(attention, sequences, c.heads, a.thread.attention)
         given = lora_input(c.lora, a.dropout_key, n, LoraSite.ATTN_PROJ, a.dropped)
-        adapted_residual_forward(a.attn[n], _attn_proj_layer(p, n), given, a.attn_proj_xa[n], a.x, a.thread)
+        adapted_residual_forward(a.attn[k], _attn_proj_layer(p, n), given, a.attn_proj_xa[k], a.x, a.thread)
         rmsnorm_forward(a.x, w.norm2_weight[n], c.epsilon, w.down_bias[n], kept2, a.h)
         gate_up = a.gate_up[min(n, a.gate_up.shape[0] - 1)]
         given = lora_input(c.lora, a.dropout_key, n, LoraSite.UP, a.dropped)
-        adapted_forward(a.h, _gate_up_layer(p, n), given, a.gate_up_xa[n], w.gate_up_bias[n], gate_up, a.thread)
+        adapted_forward(a.h, _gate_up_layer(p, n), given, a.gate_up_xa[k], w.gate_up_bias[n], gate_up, a.thread)
         swiglu_forward(gate_up, a.gated)
         given = lora_input(c.lora, a.dropout_key, n, LoraSite.DOWN, a.dropped)
-        adapted_residual_forward(a.gated, _down_layer(p, n), given, a.down_xa[n], a.x, a.thread)
+        adapted_residual_forward(a.gated, _down_layer(p, n), given, a.down_xa[k], a.x, a.thread)
 
 
 @jit_kernel

@@ -4,6 +4,7 @@ Loaded by runs in 16 bits only, since it loads their kernels.
 """
 
 from collections.abc import Mapping, Set
+from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -148,6 +149,7 @@ class Bits16Memory:
         self._rows = rows = sequences * geometry.context
         chunk = logits_chunk_rows(geometry.vocabulary, rows, LOGITS_BYTES)
         self._activations = layout.activation_specs(geometry, sequences, storage, small=small)
+        self._of_one_layer = layout.activation_specs(replace(geometry, layers=1), sequences, storage)
         self._scratch = layout.scratch_specs(geometry, sequences, storage) | logits_specs(geometry, chunk, storage)
         self._attention = attention_specs(geometry, storage)
         self._upcast = upcast_specs(geometry, rows, chunk) if fp16 else EMPTY_UPCAST_SCRATCH
@@ -168,13 +170,16 @@ class Bits16Memory:
     @property
     def slot_bytes(self) -> int:
         """Size of one slot, scratch of its forward pass included."""
-        activations = specs_bytes(self._activations) + self._thread_scratch_bytes(self._of_forward)
-        return token_ids_bytes(self._rows) + activations + DROPOUT_KEY_BYTES
+        return self._slot_bytes(self._activations)
 
     @property
     def evaluation_slot_bytes(self) -> int:
-        """Size of a slot."""
-        return self.slot_bytes
+        """Size of a slot with the activations of one layer."""
+        return self._slot_bytes(self._of_one_layer)
+
+    def _slot_bytes(self, activations: ArraySpecs) -> int:
+        arrays = specs_bytes(activations) + self._thread_scratch_bytes(self._of_forward)
+        return token_ids_bytes(self._rows) + arrays + DROPOUT_KEY_BYTES
 
     @property
     def scratch_bytes(self) -> int:
@@ -204,14 +209,17 @@ class Bits16Memory:
 
     def allocate_slot(self) -> MicroBatchSlot:
         """Allocate the arrays of one micro-batch in flight, with the scratch of its forward pass."""
-        (ids, targets), key = allocate_token_ids(self._rows), np.zeros(1, np.uint64)
-        thread = self._thread_scratch(self._of_forward)
-        activations = self._layout.activations(**allocate(self._activations), dropout_key=key, thread=thread)
-        return MicroBatchSlot(ids, targets, activations, key)
+        return self._slot(self._activations)
 
     def allocate_evaluation_slot(self) -> MicroBatchSlot:
-        """Allocate a slot."""
-        return self.allocate_slot()
+        """Allocate the arrays of a micro-batch that has no backward pass."""
+        return self._slot(self._of_one_layer)
+
+    def _slot(self, specs: ArraySpecs) -> MicroBatchSlot:
+        (ids, targets), key = allocate_token_ids(self._rows), np.zeros(1, np.uint64)
+        thread = self._thread_scratch(self._of_forward)
+        activations = self._layout.activations(**allocate(specs), dropout_key=key, thread=thread)
+        return MicroBatchSlot(ids, targets, activations, key)
 
     def allocate_scratch(self) -> Any:
         """Allocate the scratch of one backward pass."""
