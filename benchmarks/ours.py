@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from benchmarks.agreement import CHECKED_UPDATES
 from benchmarks.inputs import write_inputs
 from benchmarks.protocol import FLOAT32, UpdateFigures
 from threadloom.stages.checkpoint import FolderWeights
@@ -15,9 +16,6 @@ from threadloom.stages.data import RandomTokens
 from threadloom.stages.memory import Update, label
 from threadloom.stages.resolve import from_json, gemm_settings, resolve
 from threadloom.stages.training import ENDLESS, StepGate, Training, compile_kernels
-
-CHECKED_UPDATES = 3
-"""Updates whose losses and norms are compared with the peer's."""
 
 
 def measured(config: Config, delay: int, precision: Precision = Precision.FLOAT32) -> Config:
@@ -28,21 +26,24 @@ def measured(config: Config, delay: int, precision: Precision = Precision.FLOAT3
 
 
 class Threadloom:
-    """The pipeline at its default settings for `threads` cores. Its threads persist, and are idle between requests."""
+    """The pipeline at its default settings for `threads` cores. Its threads persist, and are idle between requests.
+
+    A `folder` gets the weights and the tokens of the updates that are compared (`benchmarks.agreement`), and after each
+    request the newest weights and the tokens of those that are left.
+    """
 
     def __init__(
         self, config: str, delay: int, threads: int, folder: Path | None = None, precision: str = FLOAT32
     ) -> None:
         self.config = resolve(measured(from_json(config), delay, Precision(precision)), threads)
         compile_kernels(lambda _: None, self.config.precision, self.config.model.architecture)
-        source = RandomTokens(self.config.geometry(), self.config.batch_sizes, self.config.seed)
-        self._gate = StepGate(source)
+        self._source = RandomTokens(self.config.geometry(), self.config.batch_sizes, self.config.seed)
+        self._gate = StepGate(self._source)
         init = self.config.init
         initial = FolderWeights(Path(init), self.config.geometry()) if init else None
         self._training = Training(self.config, self._gate, initial=initial)
-        if folder:
-            with self._training.banks.lease_newest() as lease:
-                write_inputs(folder, dict(lease.bank.arena.items()), source, self.config, CHECKED_UPDATES)
+        self._folder, self._updates = folder, 0
+        self._write_inputs()
         self._stack = ExitStack()
         self._stack.enter_context(gemm_settings(self.config))
         graph = self._training.graph()
@@ -62,7 +63,17 @@ class Threadloom:
             assert isinstance(event, Update)
             losses.append(event.loss)
             norms.append(event.grad_norm)
-        return UpdateFigures(time.perf_counter() - begin, losses, norms)
+        seconds = time.perf_counter() - begin
+        self._updates += updates
+        self._write_inputs()
+        return UpdateFigures(seconds, losses, norms)
+
+    def _write_inputs(self) -> None:
+        left = CHECKED_UPDATES - self._updates
+        if self._folder and left > 0:
+            with self._training.banks.lease_newest() as lease:
+                weights = dict(lease.bank.arena.items())
+                write_inputs(self._folder, weights, self._source, self.config, left, first=self._updates)
 
     def close(self) -> None:
         """End the pipeline's threads."""

@@ -22,13 +22,11 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.agreement import BITS16, CheckFailed, check_equal
 from benchmarks.protocol import FLOAT32, Side, SideWorker
 from benchmarks.results import ThroughputComparison, format_spread
 from benchmarks.throughput import (
-    BITS16,
     INSTALL,
-    CheckFailed,
-    check_equal,
     machine_line,
     measure_sides,
     sizes_of,

@@ -1,18 +1,16 @@
 """Training throughput compared with PyTorch: `python -m benchmarks.throughput`.
 
 First the results are compared: from the same weights and tokens, the losses and gradient norms of some updates must be
-equal within the accuracy of float32. Then the sides are measured, each in a separate process, in alternating rounds, so
-that other load on the machine affects all of them. threadloom runs at its default settings; each of its rounds begins
-and ends with an empty pipeline, so that filling and draining it count.
+equal within the accuracy of the number format (`benchmarks.agreement`). Then the sides are measured, each in a separate
+process, in alternating rounds, so that other load on the machine affects all of them. threadloom runs at its default
+settings; each of its rounds begins and ends with an empty pipeline, so that filling and draining it count.
 """
 
 import importlib.util
 import json
-import math
 import os
 import platform
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -24,8 +22,9 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.agreement import BITS16, check_equal
 from benchmarks.model_sizes import model_sizes
-from benchmarks.protocol import FLOAT32, Side, SideWorker, TrainingSizes, UpdateFigures
+from benchmarks.protocol import FLOAT32, Side, SideWorker, TrainingSizes
 from benchmarks.results import (
     HEADINGS,
     SideResult,
@@ -43,16 +42,8 @@ DEFAULT_CONFIGS = ("nanogpt-cpu", "small", "optimized", "llama-small")
 ROUNDS = 5
 LEAST_UPDATES = 3
 """Minimum number of updates per round."""
-TOLERANCES_FLOAT32, TOLERANCES_BITS16 = (2e-5, 1e-3), (2e-3, 2e-2)
-"""Relative tolerances of loss and gradient norm per checked update. In float32 the first loss agrees to about 1e-7;
-later ones depend on AdamW, which amplifies the rounding of a gradient near zero to a step of full size."""
-BITS16 = (Precision.BF16.value, Precision.FP16.value)
 INSTALL = "PyTorch is not installed: run `make bench` or `pip install 'threadloom[bench]'`, or pass --no-peers"
 INCOMPARABLE = "the peer has no biases and no scaled or partial rotary positions; pass --no-peers"
-
-
-class CheckFailed(RuntimeError):
-    """The sides compute different results."""
 
 
 def sizes_of(config: Config, threads: int) -> TrainingSizes:
@@ -84,46 +75,6 @@ def with_batch(config: Config, batch: str) -> Config:
     return msgspec.structs.replace(
         config, name=f"{config.name} {batch}", batch_size=sequences, gradient_accumulation_steps=1, model=model
     )
-
-
-def check_equal(config: str, sizes: TrainingSizes, delays: Sequence[int], precision: str = FLOAT32) -> str:
-    """Compare losses and gradient norms of a few updates. Return a summary; raise CheckFailed if they differ.
-
-    At delay 0 all of them are compared; at another delay only the first update is the same by definition. The peer
-    computes in float32, for any precision of threadloom.
-    """
-    from benchmarks.ours import CHECKED_UPDATES
-
-    summaries = []
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        for delay in delays:
-            with SideWorker(Side.OURS, config, sizes, delay, folder, precision) as ours:
-                mine = ours.run(CHECKED_UPDATES)
-            with SideWorker(Side.EAGER, config, sizes, folder=folder) as peer:
-                theirs = peer.run(CHECKED_UPDATES)
-            updates = CHECKED_UPDATES if delay == 0 else 1
-            summaries.append(f"{precision} τ={delay}: {require_equal(mine, theirs, updates, precision)}")
-    return "; ".join(summaries)
-
-
-def require_equal(mine: UpdateFigures, theirs: UpdateFigures, updates: int, precision: str) -> str:
-    """Compare the first updates of threadloom and PyTorch. Return a summary; raise CheckFailed if they differ."""
-    loss_tolerance, norm_tolerance = TOLERANCES_BITS16 if precision in BITS16 else TOLERANCES_FLOAT32
-    loss = _difference(mine.losses[:updates], theirs.losses[:updates])
-    norm = _difference(mine.grad_norms[:updates], theirs.grad_norms[:updates])
-    if not (loss <= loss_tolerance and norm <= norm_tolerance):
-        raise CheckFailed(
-            f"threadloom in {precision} and PyTorch disagree: losses {mine.losses[:updates]} and "
-            f"{theirs.losses[:updates]}, gradient norms {mine.grad_norms[:updates]} and {theirs.grad_norms[:updates]}"
-        )
-    plural = "s" if updates > 1 else ""
-    return f"{updates} update{plural}, loss within {loss:.0e}, gradient norm within {norm:.0e}"
-
-
-def _difference(mine: Sequence[float], theirs: Sequence[float]) -> float:
-    """Return the largest relative difference."""
-    return max(abs(a - b) / abs(b) if math.isfinite(a) else math.inf for a, b in zip(mine, theirs, strict=True))
 
 
 def measure_sides(

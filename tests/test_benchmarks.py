@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 from pathlib import Path
 
 import msgspec
@@ -10,8 +11,8 @@ import pytest
 from click.testing import CliRunner
 from safetensors.numpy import load_file
 
-from benchmarks import convergence, summary, throughput
-from benchmarks.protocol import Side, SideWorker
+from benchmarks import agreement, convergence, summary, throughput
+from benchmarks.protocol import Side, SideWorker, UpdateFigures
 from benchmarks.results import (
     SideResult,
     ThroughputComparison,
@@ -155,6 +156,18 @@ def test_threadloom_in_its_process(tmp_path: Path) -> None:
         np.testing.assert_array_equal(tokens["ids"][:, :, 1:], tokens["targets"][:, :, :-1])
 
 
+def test_the_weights_and_tokens_that_are_left_to_compare_are_kept(tmp_path: Path) -> None:
+    with SideWorker(Side.OURS, to_json(TINY), sizes_of(TINY, 2), folder=tmp_path) as worker:
+        worker.run(0)  # waits for the start
+        for left in (3, 2, 1):
+            weights = {name: w.astype(np.float64) for name, w in load_file(tmp_path / "weights.safetensors").items()}
+            with np.load(tmp_path / "tokens.npz") as tokens:
+                ids, targets = tokens["ids"], tokens["targets"]
+            assert len(ids) == len(targets) == left
+            loss, bound = mean_loss(weights, ids[0], targets[0], TINY.model.heads)
+            assert abs(worker.run(1).losses[0] - loss) <= bound
+
+
 def test_a_side_that_fails_is_named() -> None:
     sizes = sizes_of(TINY, 2)
     with SideWorker(Side.OURS, "{}", sizes) as worker, pytest.raises(WorkerError, match=r"threadloom τ=0 exited with"):
@@ -185,10 +198,24 @@ def test_a_missing_peer_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "make bench" in answer.output
 
 
-def test_wrong_results_stop_the_comparison(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("precision", "loss", "norm", "agree"),
+    [
+        ("float32", 4.01, 1.0, False),
+        ("float32", 4.0, 1.002, False),
+        ("bf16", 4.01, 1.01, True),
+        ("bf16", 4.02, 1.0, False),
+        ("bf16", 4.0, 1.02, False),
+        ("fp16", 4.0, 1.002, False),
+        ("bf16", math.nan, 1.0, False),
+    ],
+)
+def test_wrong_results_stop_the_comparison(
+    precision: str, loss: float, norm: float, agree: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Liar:
         def __init__(self, side: Side, *_: object, **__: object) -> None:
-            self.loss = 4.0 if side is Side.OURS else 4.01
+            self.figures = (loss, norm) if side is Side.OURS else (4.0, 1.0)
 
         def __enter__(self) -> "Liar":
             return self
@@ -196,14 +223,15 @@ def test_wrong_results_stop_the_comparison(monkeypatch: pytest.MonkeyPatch) -> N
         def __exit__(self, *_: object) -> None:
             pass
 
-        def run(self, updates: int) -> object:
-            from benchmarks.protocol import UpdateFigures
+        def run(self, updates: int) -> UpdateFigures:
+            return UpdateFigures(1.0, [self.figures[0]] * updates, [self.figures[1]] * updates)
 
-            return UpdateFigures(1.0, [self.loss] * updates, [1.0] * updates)
-
-    monkeypatch.setattr(throughput, "SideWorker", Liar)
-    with pytest.raises(throughput.CheckFailed, match="disagree"):
-        throughput.check_equal(to_json(TINY), sizes_of(TINY, 2), [0])
+    monkeypatch.setattr(agreement, "SideWorker", Liar)
+    if agree:
+        assert "3 updates" in agreement.check_equal(to_json(TINY), sizes_of(TINY, 2), [0], precision)
+        return
+    with pytest.raises(agreement.CheckFailed, match=f"in {precision} and PyTorch disagree"):
+        agreement.check_equal(to_json(TINY), sizes_of(TINY, 2), [0], precision)
 
 
 @pytest.mark.torch

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import finetune, throughput
+from benchmarks import agreement, finetune
 from benchmarks.finetune import Method, compare, peer_precisions, tuned_config
 from benchmarks.finetune_model import fine_tuning, model_folder
 from benchmarks.finetune_results import finetune_markdown, finetune_rows
@@ -145,7 +145,7 @@ def test_another_scale_of_the_adapters_is_noticed(tmp_path: Path) -> None:
     theirs = fine_tuning(config, tmp_path / "adapter")
     sizes = msgspec.structs.replace(sizes_of(config, 2), fine_tuning=theirs)
     other = msgspec.structs.replace(config, lora=msgspec.structs.replace(config.lora, alpha=3.1))
-    with pytest.raises(throughput.CheckFailed, match="disagree"):
+    with pytest.raises(agreement.CheckFailed, match="disagree"):
         finetune.check_equal(to_json(other), sizes, "float32")
 
 
