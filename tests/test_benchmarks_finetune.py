@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import agreement, finetune
+from benchmarks import agreement, finetune, throughput
 from benchmarks.finetune import Method, compare, peer_precisions, tuned_config
 from benchmarks.finetune_model import fine_tuning, model_folder
 from benchmarks.finetune_results import finetune_markdown, finetune_rows

@@ -33,12 +33,13 @@ LANES_ELEMENTS = 512 * 1024**2
 """Maximum number of elements (2 GiB) of all lanes together if more than `MAX_LANES` are chosen. At delay 0 a core
 without a lane is idle during backward, two thirds of the time."""
 SHARED_LANE_ELEMENTS = 64_000_000
-"""Lanes with more elements than this (256 MB) are shared by two threads each, which costs a few per cent of the time of
-an update. Not in 16 bits, which are chosen for speed."""
+"""Lanes with more elements than this (256 MB) are shared by two threads each. That costs up to a tenth of the time of
+an update in which every thread has one micro-batch, since all but one of them add to gradients instead of overwriting
+their own; in 16 bits, which are chosen for speed, such updates have a lane per thread."""
 CHANNEL_CAPACITY = 2
 """One item that the consumer takes next and one more; a larger channel only holds slots that downstream stages need."""
-SMALL_MODEL_ELEMENTS = 16_000_000
-"""Maximum number of elements (64 MB) of an extra bank or of the copies of a checkpoint. In larger models, an evaluation
+SMALL_MODEL_ELEMENTS = 8_000_000
+"""Maximum number of elements (32 MB) of an extra bank or of the copies of a checkpoint. In larger models, an evaluation
 or a checkpoint delays the next update instead."""
 _BANK_COPIES = {Precision.BF16: 2, Precision.FP16: 1.5}
 """Memory of a bank with its packed weights, as a multiple of the float32 master: bf16 packs two layouts, fp16 one."""
@@ -66,7 +67,7 @@ def resolve(config: Config, cores: int, vocabulary: int | None = None, *, thread
     micro_batch = config.micro_batch or _choose_micro_batch(config, geometry, min(cores, _max_lanes(parameters)))
     micro_batches = config.sequences // micro_batch
     concurrent = min(cores, micro_batches, _max_lanes(parameters))
-    lanes, shared = _choose_lanes(config, geometry, parameters, concurrent)
+    lanes, shared = _choose_lanes(config, geometry, parameters, micro_batches, concurrent)
     workers = config.threads.total or threads or cores
     counts = choose_threads(config.threads, workers, micro_batches if shared else lanes)
     extra = int(_BANK_COPIES.get(config.precision, 1) * parameters <= SMALL_MODEL_ELEMENTS)
@@ -80,7 +81,7 @@ def resolve(config: Config, cores: int, vocabulary: int | None = None, *, thread
         gemm_backend=config.gemm_backend or _fastest_gemm(counts.blas),
         threads=counts,
         channel_capacity=config.channel_capacity or CHANNEL_CAPACITY,
-        slots=config.slots or choose_slots(config, counts.forward, counts.backward, micro_batches),
+        slots=config.slots or choose_slots(config, geometry, counts.forward, counts.backward, micro_batches),
         extra_banks=extra if config.extra_banks is None else config.extra_banks,
         schedule=_with_decay(config.schedule, config.steps),
         loss_scale=_with_scaling(config.loss_scale, config.precision),
@@ -135,16 +136,19 @@ def _max_lanes(parameters: int) -> int:
     return max(MAX_LANES, LANES_ELEMENTS // parameters)
 
 
-def _choose_lanes(config: Config, geometry: Geometry, parameters: int, concurrent: int) -> tuple[int, bool]:
+def _choose_lanes(
+    config: Config, geometry: Geometry, parameters: int, micro_batches: int, concurrent: int
+) -> tuple[int, bool]:
     """Return the number of lanes for `concurrent` threads in backward, and True if two threads share each.
 
     `parameters` is the number of trained ones. Lanes are shared if they are large and the saved ones take more memory
-    than the input gradients of a batch.
+    than the input gradients of a batch; in 16 bits only if each thread has several micro-batches of an update.
     """
     half = config.lanes or -(-concurrent // 2)
     shared = config.shared_lanes
     if shared is None:
-        large = config.precision not in _BANK_COPIES and parameters > SHARED_LANE_ELEMENTS
+        cheap = config.precision not in _BANK_COPIES or micro_batches >= 2 * concurrent
+        large = cheap and parameters > SHARED_LANE_ELEMENTS
         saved = (concurrent - half) * parameters * 4
         shared = large and saved > input_gradient_bytes(geometry, config.sequences)
     return config.lanes or (half if shared else concurrent), shared
@@ -163,12 +167,15 @@ def choose_threads(threads: ThreadsConfig, workers: int, writers: int) -> Resolv
     )
 
 
-def choose_slots(config: Config, forward: int, backward: int, micro_batches: int) -> int:
+def choose_slots(config: Config, geometry: Geometry, forward: int, backward: int, micro_batches: int) -> int:
     """Return the number of slots for threads of forward and backward; an update has `micro_batches`.
 
-    Micro-batches of later batches wait for their version of the weights, and need no slot until it is there.
+    With one slot per thread every core has a micro-batch. In a small model one more hides the time in which the next
+    one is drawn and passed on. Micro-batches of later batches wait for their version of the weights, and need no slot
+    until it is there.
     """
-    return min(forward + backward, micro_batches * (config.delay + 1))
+    ahead = 1 if parameter_count(geometry) <= SMALL_MODEL_ELEMENTS else 0
+    return min(max(forward, backward) + ahead, micro_batches * (config.delay + 1))
 
 
 def _fastest_gemm(blas_threads: int) -> Gemm:

@@ -37,9 +37,17 @@ def with_threads_of_this_process(saved: Config, limit: ThreadLimit) -> Config:
     reopened = dict.fromkeys(name for name, count in counts.items() if chosen or count > limit.count)
     total = threads.total if threads.total <= limit.count else 0
     config = msgspec.structs.replace(saved, threads=msgspec.structs.replace(threads, total=total, **reopened))
-    if chosen and saved.slots == choose_slots(saved, counts["forward"], counts["backward"], _micro_batches(saved)):
+    if chosen and saved.slots in _chosen_slots(saved, counts["forward"], counts["backward"]):
         config = msgspec.structs.replace(config, slots=None)  # more threads need more slots
     return config
+
+
+def _chosen_slots(saved: Config, forward: int, backward: int) -> tuple[int, int]:
+    """Return the number of slots that `resolve` chooses, and that of earlier versions."""
+    micro_batches = _micro_batches(saved)
+    geometry = saved.geometry_with(saved.model.vocab_size or 1)
+    earlier = min(forward + backward, micro_batches * (saved.delay + 1))
+    return choose_slots(saved, geometry, forward, backward, micro_batches), earlier
 
 
 def _are_chosen(saved: Config) -> bool:

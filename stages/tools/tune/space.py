@@ -51,7 +51,7 @@ def _micro_batches(base: TunedSettings, limits: Limits) -> Iterator[TunedSetting
         lanes = min(base.lanes, limits.sequences // size)
         choice = base.changed(micro_batch=size, lanes=lanes, backward=min(base.backward, limits.writers(size, lanes)))
         # More micro-batches may need more slots.
-        needed = min(choice.forward + choice.backward, limits.sequences // size)
+        needed = min(max(choice.forward, choice.backward), limits.sequences // size)
         yield choice.changed(slots=max(choice.slots, needed))
 
 
@@ -85,7 +85,7 @@ def _blas(base: TunedSettings, limits: Limits) -> Iterator[TunedSettings]:
 
 
 def _slots(base: TunedSettings, limits: Limits) -> Iterator[TunedSettings]:
-    workers = base.forward + base.backward
+    workers = max(base.forward, base.backward)
     for spare in (1, 2, 4, 0, 8):
         yield base.changed(slots=workers + spare)
 

@@ -94,6 +94,7 @@ def test_lanes_of_a_large_model_stay_few_and_are_shared() -> None:
         (["precision=bf16"], 2, False),
         (["shared_lanes=false"], 2, False),
         (["precision=bf16", "shared_lanes=true"], 1, True),
+        (["precision=bf16", "batch_size=32"], 1, True),
         (["lanes=2"], 2, False),
         (["batch_size=1"], 1, False),
         (["model.context=1024", "batch_size=12", "gradient_accumulation_steps=40"], 2, False),
@@ -121,7 +122,7 @@ def test_automatic_sharing_of_lanes_saves_memory(context: int, batch: int, steps
 
 
 def test_slots_are_limited_by_the_delay() -> None:
-    assert [resolve(tiny(batch_size=2, micro_batch=1, delay=delay), 4).slots for delay in (0, 1, 2, 3)] == [2, 4, 6, 6]
+    assert [resolve(tiny(batch_size=2, micro_batch=1, delay=delay), 4).slots for delay in (0, 1, 2, 3)] == [2, 4, 5, 5]
 
 
 def test_shared_lanes_are_part_of_the_trajectory_only_if_true() -> None:
@@ -134,8 +135,9 @@ def test_shared_lanes_are_part_of_the_trajectory_only_if_true() -> None:
 def test_choices_for_the_cores() -> None:
     resolved = resolve(load_config("small"), 3)
     assert resolved.threads == ResolvedThreads(embed=1, forward=3, backward=3, reduce=3, update=3, blas=1)
-    assert (resolved.slots, resolved.extra_banks) == (6, 1)
-    assert resolve(load_config("large"), 2).extra_banks == 0
+    assert (resolved.slots, resolved.extra_banks) == (4, 1)
+    large = resolve(load_config("large"), 3)
+    assert (large.threads.forward, large.slots, large.extra_banks) == (3, 3, 0)
     few = resolve(tiny(batch_size=2, micro_batch=1), 5)
     assert (few.lanes, few.threads.backward, few.threads.forward, few.slots) == (2, 2, 5, 2)
 
