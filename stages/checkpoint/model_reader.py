@@ -101,9 +101,10 @@ class FolderWeights:
             for layer in range(shape[0]) if len(shape) == 3 else [None]:
                 for stored, part in parts.items():
                     if (part.tensor, part.layer) == (name, layer):
-                        file.read(names[stored], replace(part, layer=None).view(matrix))
-                        _check_tied_to(file, self._geometry, names, stored, matrix)
-                        wrong += [stored] if not _is_finite(matrix) else []
+                        view = replace(part, layer=None).view(matrix)
+                        file.read(names[stored], view)
+                        _check_tied_to(file, self._geometry, names, stored, view)
+                        wrong += [stored] if not _is_finite(view) else []
                 yield matrix
         _warn_of_names(self._folder, wrong)
 

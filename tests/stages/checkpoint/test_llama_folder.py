@@ -148,6 +148,22 @@ def test_tensors_with_nan_or_infinity_are_named_in_a_warning(tmp_path: Path) -> 
     assert "NaN or infinity in model.layers.1.mlp.up_proj.weight, model.norm.weight" in messages[0]
 
 
+def test_a_warning_does_not_name_finite_parts_of_a_matrix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that are read first leave the rest of the matrix as it was, in new memory or after another layer."""
+    tensors = tensors_of(CONFIG)
+    tensors["model.layers.0.self_attn.v_proj.weight"][3, 4] = np.nan
+    write_folder(tmp_path, CONFIG, tensors)
+    messages: list[str] = []
+    handler = logger.add(messages.append, level="WARNING", format="{message}")
+    monkeypatch.setattr(model_reader.np, "empty", lambda shape, kind: np.full(shape, np.nan, kind))
+    try:
+        list(FolderWeights(tmp_path, read_geometry(tmp_path / "config.json")).matrices("qkv_weight"))
+    finally:
+        logger.remove(handler)
+    assert len(messages) == 1
+    assert messages[0].split(" in ")[1].startswith("model.layers.0.self_attn.v_proj.weight:")
+
+
 @pytest.mark.parametrize("shards", [1, 2])
 def test_loading_takes_the_memory_of_the_weights_and_of_one_tensor(tmp_path: Path, shards: int) -> None:
     config = CONFIG | {"hidden_size": 64, "intermediate_size": 1024, "num_hidden_layers": 8}
