@@ -13,12 +13,11 @@ from tests.stages.support import command, tiny
 from tests.stages.tools.bench.conftest import ScaleGradients
 from tests.stages.tools.bench.test_bench import call_all, check_sums
 from tests.stages.tools.bench.test_report import PEAKS, made_up
-from threadloom.kernels import Weights
 from threadloom.kernels.compiling.jit import JIT_ENABLED
 from threadloom.stages.config.settings import Precision
 from threadloom.stages.machine.machine import detect
 from threadloom.stages.memory import adamw_bytes
-from threadloom.stages.models import Geometry
+from threadloom.stages.models import Geometry, parameter_shapes
 from threadloom.stages.resolve.loading import to_json
 from threadloom.stages.resolve.process_wide import gemm_settings
 from threadloom.stages.tools.bench import check as bench_check
@@ -128,7 +127,7 @@ def test_the_tolerance_grows_with_the_square_root_of_the_roundings() -> None:
     assert 0.03 < gradient_tolerance(BF16, 1) < gradient_tolerance(BF16, 4) < 2 * gradient_tolerance(BF16, 1)
 
 
-@pytest.mark.parametrize("tensor", Weights._fields)
+@pytest.mark.parametrize("tensor", parameter_shapes(odd(2, BF16).geometry()))
 def test_a_wrong_gradient_of_any_tensor_is_found(tensor: str, scale_gradients: ScaleGradients) -> None:
     scale_gradients(tensor, 1.5)
     with pytest.raises(BenchCheckFailed, match=f"odd in bf16: the kernels' gradient of {tensor}"):

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from tests.stages.tools.bench.conftest import ScaleGradients
-from threadloom.kernels import Weights
 from threadloom.kernels.compiling.jit import JIT_ENABLED
 from threadloom.stages.config.settings import Precision
 from threadloom.stages.data.batches import RandomTokens
+from threadloom.stages.models import parameter_shapes
 from threadloom.stages.resolve.loading import apply_overrides
 from threadloom.stages.resolve.resolution import resolve
 from threadloom.stages.tools.bench import check as bench_check
@@ -50,7 +50,7 @@ def test_the_checks_pass_in_bf16x3() -> None:
     assert check_kernels(odd(2, Precision.BF16X3), every_tensor=False) != exact or not JIT_ENABLED
 
 
-@pytest.mark.parametrize("tensor", Weights._fields)
+@pytest.mark.parametrize("tensor", parameter_shapes(resolve(ODD, 2).geometry()))
 def test_a_wrong_gradient_of_any_tensor_is_found(tensor: str, scale_gradients: ScaleGradients) -> None:
     scale_gradients(tensor, 1.02)
     with pytest.raises(BenchCheckFailed, match=f"gradient of {tensor}"):
