@@ -14,10 +14,13 @@ only its contribution to the residual stream, so that the errors of small models
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
+from threadloom.kernels import Floats
 from threadloom.stages.config import (
     Config,
     Gpt2Config,
@@ -30,7 +33,7 @@ from threadloom.stages.config import (
 )
 from threadloom.stages.data import RandomTokens
 from threadloom.stages.memory import Bank, LossScaler, MicroBatchSlot, Update
-from threadloom.stages.models import Geometry, initialise
+from threadloom.stages.models import Geometry, adapted_modules, field_names, initialise
 from threadloom.stages.resolve import apply_overrides, gemm_settings, resolve
 from threadloom.stages.step import Compute, backward_with_embeddings
 from threadloom.stages.tools.bench.references import Doubles, reference_loss
@@ -119,12 +122,13 @@ def check_kernels(config: ResolvedConfig, *, every_tensor: bool) -> str:
 
     Return a summary; raise BenchCheckFailed.
     """
-    geometry, precision, random = config.geometry(), config.precision, np.random.default_rng(11)
+    geometry, precision, random = _without_dropout(config.geometry()), config.precision, np.random.default_rng(11)
     compute = compute_for(precision, geometry, config.micro_batch)
     bank, gradients = Bank(geometry, compute.memory.allocate_packed()), Bank(geometry)
     slot = compute.memory.allocate_slot()
     initialise(bank.arena, geometry, config.seed)
     bank.arena.flat[:] += random.standard_normal(bank.arena.flat.shape, dtype=np.float32) * np.float32(0.01)
+    _clear_outside_blocks(bank.arena, geometry)
     slot.ids[:] = random.integers(0, geometry.vocabulary, slot.ids.shape)
     slot.targets[:] = random.integers(0, geometry.vocabulary, slot.targets.shape)
     scale = LossScaler(config.loss_scale).start(0).scale
@@ -155,6 +159,23 @@ def check_kernels(config: ResolvedConfig, *, every_tensor: bool) -> str:
                 f"rises by {expected!r}"
             )
     return f"loss within {error:.0e} of float64, gradient within {worst:.0e} of its length"
+
+
+def _without_dropout(geometry: Geometry) -> Geometry:
+    """Return the geometry with adapters that the reference computes too."""
+    return replace(geometry, lora=replace(geometry.lora, dropout=0.0)) if geometry.lora else geometry
+
+
+def _clear_outside_blocks(weights: Mapping[str, Floats], geometry: Geometry) -> None:
+    """Set the elements of adapters to zero that have no effect in PEFT's layout, and that no training changes."""
+    inside = dict[str, NDArray[np.bool_]]()
+    for module in adapted_modules(geometry):
+        name, first = field_names(module.tensor)[1], module.first_row
+        assert geometry.lora is not None
+        block = inside.setdefault(name, np.zeros(weights[name].shape, np.bool_))
+        block[:, first : first + geometry.lora.rank, slice(*module.columns)] = True
+    for name, block in inside.items():
+        weights[name][~block] = 0.0
 
 
 def gradient_tolerance(precision: Precision, layers: int) -> float:

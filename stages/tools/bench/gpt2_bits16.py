@@ -72,7 +72,7 @@ class Gpt2Bits16Bench(Bits16Bench):
 
     def backward_passes(self) -> list[KernelCase]:
         """Return the kernels of the backward pass of a block that are no GEMMs."""
-        w, a, d, g, s = self.weights, self.acts, self.grads, self.geometry, self.s
+        w, a, g, s = self.weights, self.acts, self.geometry, self.s
         calls, c = self.micro * g.layers, g.channels
         attention = attention_work(self.sequences, g, backward=True, element=SHORT)
         apply = partial(layernorm_apply_transposed, s.transposed[:c], Affine(w.ln1_weight[0], w.ln1_bias[0]))
@@ -83,11 +83,12 @@ class Gpt2Bits16Bench(Bits16Bench):
                 s.d_attn, self.attention_arrays(), self.sequences, self.heads, s.d_qkv, s.thread.attention,
             ), BACKWARD),
             KernelCase("d_qkv bias", calls, self.row_work(3 * c, SHORT, 1),
-                 partial(linear_backward_bias, s.d_qkv, d.qkv_bias[0], True), BACKWARD),
+                 partial(linear_backward_bias, s.d_qkv, self.d_vector("qkv_bias"), True), BACKWARD),
             KernelCase("d_GELU", calls, self.row_work(g.hidden, 4 * SHORT, 31, in_place=SHORT),
-                 partial(gelu_backward, a.fc[0], s.d_fc, s.gelu, d.fc_bias[0], True), BACKWARD, self._reset_d_fc),
+                 partial(gelu_backward, a.fc[0], s.d_fc, s.gelu, self.d_vector("fc_bias"), True), BACKWARD,
+                 self._reset_d_fc),
             KernelCase("d_LayerNorm", 2 * calls, self.row_work(c, 3 * FLOAT + 2 * SHORT, 16, in_place=FLOAT), partial(
                 layernorm_backward, s.dh, self.kept(), w.ln1_weight[0], s.dx, s.dx16,
-                LayerNormGradients(d.ln1_weight[0], d.ln1_bias[0], d.attn_proj_bias[0]), True,
+                LayerNormGradients(*map(self.d_vector, ("ln1_weight", "ln1_bias", "attn_proj_bias"))), True,
             ), BACKWARD, self.reset_dx),
         ]  # fmt: skip

@@ -67,6 +67,7 @@ class Gpt2Float32Bench(Float32Bench):
     def backward_passes(self) -> list[KernelCase]:
         """Return the kernels of the backward pass of a block that are no GEMMs."""
         w, a, d, g, s, r = self.weights, self.acts, self.grads, self.geometry, self.s, self.rows
+        d_ln1 = Affine(self.d_vector("ln1_weight"), self.d_vector("ln1_bias"))
         calls = self.micro * g.layers
         c, f = g.channels, g.hidden
         bias = KernelWork(float(r * (5 * c + f)), FLOAT * float(r * (5 * c + f)), held=FLOAT * float(r * (4 * c + f)))
@@ -92,6 +93,6 @@ class Gpt2Float32Bench(Float32Bench):
             ), BACKWARD),
             KernelCase("d_LayerNorm", 2 * calls, self.row_work(c, 4 * FLOAT, 14, in_place=FLOAT), partial(
                 kernels.layernorm_backward,
-                s.dh, a.x[0], w.ln1_weight[0], self._statistics(), s.dx, Affine(d.ln1_weight[0], d.ln1_bias[0]), True,
+                s.dh, a.x[0], w.ln1_weight[0], self._statistics(), s.dx, d_ln1, True,
             ), BACKWARD, self.reset_dx),
         ]  # fmt: skip

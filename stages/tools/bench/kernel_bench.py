@@ -4,30 +4,34 @@ The arrays are those of one micro-batch and are used again by every call, so tha
 as they do in training when the previous kernel has just written them. Each call is made from Python, which adds about a
 microsecond.
 
+The gradients of frozen tensors are not computed and not listed. The products of adapters are parts of the forward and
+backward pass of the blocks, without lines of their own.
+
 `KernelBench` lists the kernels and has all that is the same in every precision: the memory of a micro-batch and of an
 update, the embeddings, and the passes over all parameters. `kernels_float32` and `kernels_bits16` implement the rest.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
+from dataclasses import replace
 from functools import partial
 from math import prod
 from typing import Any, ClassVar
 
+import msgspec
 import numpy as np
 
 from threadloom import kernels
 from threadloom.kernels import AdamWStep, Floats, single_writer
-from threadloom.pipeline import LanePlan, Lanes
+from threadloom.pipeline import arena_size
 from threadloom.stages.config import Precision, ResolvedConfig
+from threadloom.stages.data import RandomTokens
 from threadloom.stages.layouts import as_weights, head_counts, layout_of
-from threadloom.stages.memory import Bank, LossScaler, UpdateShard, adamw_bytes, reduction_bytes
-from threadloom.stages.models import Geometry, initialise, parameter_shapes
-from threadloom.stages.step import Gradient
-from threadloom.stages.step.optimizers import AdamW
+from threadloom.stages.memory import LossScaler, UpdateShard, adamw_bytes, reduction_bytes
+from threadloom.stages.models import Geometry, parameter_shapes
 from threadloom.stages.tools.bench.kernel_case import Call, KernelCase
 from threadloom.stages.tools.bench.roofline import FLOAT, SHORT, KernelWork, total
-from threadloom.stages.training import compute_for
+from threadloom.stages.training import Training
 
 STEP = AdamWStep(1e-3, 0.9, 0.95, 1e-8, 0.1, 0.1, 0.05, 1.0)
 FORWARD, HEAD, BACKWARD, REDUCE, ADAMW = "forward blocks", "head", "backward blocks", "reduce", "AdamW"
@@ -42,8 +46,11 @@ class KernelBench(ABC):
 
     def __init__(self, config: ResolvedConfig) -> None:
         """Allocate the memory; the caller keeps `gemm_settings(config)` active here and during the calls."""
-        self.config = config
+        # One micro-batch with all activations: a kernel that recomputes some is called as one that reads them.
+        self.config = config = msgspec.structs.replace(config, slots=1, recompute=False)
         self.geometry = g = config.geometry()
+        self.trained = parameter_shapes(g, config.frozen_tensors()).keys()
+        """Names of the tensors whose gradients are computed."""
         self.layout = layout_of(g)
         self.constants = self.layout.constants(g)
         self.heads = head_counts(g)
@@ -51,19 +58,18 @@ class KernelBench(ABC):
         self.sequences = config.micro_batch
         self.rows = self.sequences * g.context
         self.micro = config.micro_batches
-        self.compute = compute_for(config.precision, g, self.sequences)
-        self.bank = Bank(g, self.compute.memory.allocate_packed())
-        initialise(self.bank.arena, g, config.seed)
-        self.compute.pack_from_master(self.bank)
+        self._training = training = Training(config, RandomTokens(g, config.batch_sizes, config.seed))
+        self.compute = training.compute
+        with training.banks.lease_newest() as lease:  # no version follows
+            self.bank = lease.bank
         self.weights: Any = self.bank.weights
         self.random = np.random.default_rng(7)
-        self.slot: Any = self.compute.memory.allocate_slot()
+        self.slot: Any = training.slots.take()
+        self.scratch: Any = training.scratch.take()
+        self.lanes, self.gradient = training.lanes, training.gradient
+        self.grads: Any = as_weights(g, self.lanes.arenas[0])
         for ids in (self.slot.ids, self.slot.targets):
             ids[:] = self.random.integers(0, g.vocabulary, self.rows)
-        self.lanes = Lanes(parameter_shapes(g), LanePlan(config.lanes, self.micro))
-        self.gradient = Gradient(self.lanes, config.delay)
-        self.grads: Any = as_weights(g, self.lanes.arenas[0])
-        self.scratch: Any = self.compute.memory.allocate_scratch()
         self.scale = LossScaler(config.loss_scale).start(0).scale / self.rows  # of the loss, as in the first update
         self.compute.embed(self.bank, self.slot)
         self.compute.forward(self.bank, self.slot)
@@ -74,10 +80,9 @@ class KernelBench(ABC):
 
     def cases(self) -> list[KernelCase]:
         """Return the kernels of an update; one that calls others precedes them."""
-        return [
-            self.embedding(), *self.forward_blocks(), *self.head(), *self.backward_blocks(),
-            self.d_embedding(self.d_stream), *self.streams(),
-        ]  # fmt: skip
+        blocks = [self.embedding(), *self.forward_blocks(), *self.head(), *self.backward_blocks()]
+        scattered = [self.d_embedding(self.d_stream)] if "wte" in self.trained else []
+        return [*blocks, *scattered, *self.streams()]
 
     @property
     @abstractmethod
@@ -100,9 +105,15 @@ class KernelBench(ABC):
         """Return the output projection in a tuple of tensors: the token embedding if it has no other field for it."""
         return getattr(tensors, ("head" if hasattr(tensors, "head") else "wte") + suffix)
 
+    def d_vector(self, name: str) -> Floats:
+        """Return the gradient of the first layer's vector, if frozen, an array in its place, as the kernels do."""
+        gradient: Floats = getattr(self.grads, name)[0]
+        return gradient if gradient.size else np.zeros(parameter_shapes(self.geometry)[name][1:], np.float32)
+
     def linears(self) -> list[tuple[str, int, int]]:
         """Return the linear layers of a block: name, inputs, outputs."""
-        matrices = {name: shape for name, shape in parameter_shapes(self.geometry).items() if len(shape) == 3}
+        matrices = {name: shape for name, shape in parameter_shapes(replace(self.geometry, lora=None)).items()
+                    if len(shape) == 3}  # fmt: skip
         return [(name.removesuffix("_weight"), shape[1], shape[2]) for name, shape in matrices.items()]
 
     def row_work(self, width: int, element_bytes: int, flops: int, in_place: int = 0) -> KernelWork:
@@ -151,10 +162,9 @@ class KernelBench(ABC):
         separate = 0 if self.gradient.in_lane else 1  # arrays for the sum in addition to the lanes
         held = FLOAT * float((count + separate) * elements)
         reduced = KernelWork(float((count + 1) * elements), reduction_bytes(elements, count), held=held)
-        moved = update_bytes(self.geometry, elements, self.config.precision)
+        moved = update_bytes(self.geometry, self.trained, self.config.precision)
         updated = KernelWork(16.0 * elements, moved, held=moved - FLOAT * 3.0 * elements)  # three are changed in place
-        optimizer = AdamW(self.config.optimizer, lambda _: float(STEP.lr), self.geometry)
-        update = self.compute.update_stage(self.gradient, optimizer, 1)
+        update = self.compute.update_stage(self.gradient, self._training.optimizer, 1)
         shard = UpdateShard(0, 0, (0, elements), self.bank, self.bank, STEP, 0.0, 0.0)
         return [
             KernelCase(REDUCE, 1, reduced, partial(kernels.sum_lanes, lanes, flat, self.gradient.squares, 0, chunks)),
@@ -162,11 +172,14 @@ class KernelBench(ABC):
         ]
 
 
-def update_bytes(geometry: Geometry, elements: int, precision: Precision) -> float:
+def update_bytes(geometry: Geometry, trained: Set[str], precision: Precision) -> float:
     """Return the bytes that AdamW moves: in 16 bits it also writes packed weights, in two layouts for bfloat16."""
+    shapes = parameter_shapes(geometry)
+    moved = adamw_bytes(arena_size({name: shapes[name] for name in shapes if name in trained}))
     if precision not in BITS16:
-        return adamw_bytes(elements)
+        return moved
     from threadloom.stages.memory.bits16 import packed_shapes
 
+    packed = sum(prod(shape) for name, shape in packed_shapes(geometry).items() if name in trained)
     layouts = 2 if precision is Precision.BF16 else 1
-    return adamw_bytes(elements) + layouts * SHORT * float(sum(map(prod, packed_shapes(geometry).values())))
+    return moved + layouts * SHORT * float(packed)

@@ -120,8 +120,9 @@ class Bits16Bench(KernelBench):
                  self._reset_logits),
             KernelCase("d_head input", calls, work(chunk, c, v),
                  partial(logits_backward_input, s.d_logits, packed, dh, upcast), HEAD),
-            KernelCase("d_wte slices", calls, work(v, c, chunk, adds=True), self._d_projection, HEAD),
         ]  # fmt: skip
+        if self.projection(self.grads).size:
+            parts.append(KernelCase("d_wte slices", calls, work(v, c, chunk, adds=True), self._d_projection, HEAD))
         norms = self.row_work(c, FLOAT + 2 * SHORT, 8), self.row_work(c, 2 * FLOAT + 2 * SHORT, 16)
         done = total([*((case.work, chunks) for case in parts), *((norm, 1) for norm in norms)])
         # Its bound does not count the logits, and counts one layout of the packed embeddings.
@@ -179,7 +180,7 @@ class Bits16Bench(KernelBench):
                  gemm_work(inputs, outputs, self.rows, adds=True, operand=SHORT, result=FLOAT),
                  partial(linear_backward_weight, s.transposed[:inputs], arrays[name].d_out,
                          getattr(self.grads, f"{name}_weight")[0], True, s.thread.upcast), BACKWARD)
-            for name, inputs, outputs in self.linears()
+            for name, inputs, outputs in self.linears() if f"{name}_weight" in self.trained
         ]  # fmt: skip
 
         def transposes() -> None:
@@ -187,4 +188,5 @@ class Bits16Bench(KernelBench):
                 transpose_bf16(x, s.transposed[: x.shape[1]])
 
         width = sum(x.shape[1] for x, _, _ in arrays.values())
-        return [*parts, KernelCase("transposes (4)", calls, self.row_work(width, 2 * SHORT, 0), transposes, BACKWARD)]
+        transposed = KernelCase("transposes (4)", calls, self.row_work(width, 2 * SHORT, 0), transposes, BACKWARD)
+        return [*parts, transposed] if parts else []

@@ -69,7 +69,7 @@ class Float32Bench(KernelBench):
 
     def head(self) -> list[KernelCase]:
         """Return the output projection with cross-entropy and its gradient, and its parts."""
-        weight, d_weight, s, r = self.projection(self.weights), self.projection(self.grads), self.s, self.rows
+        weight, s, r = self.projection(self.weights), self.s, self.rows
         v, c = self.geometry.vocabulary, self.geometry.channels
         chunk = s.logits.shape[0]
         chunks = -(-r // chunk)
@@ -83,8 +83,7 @@ class Float32Bench(KernelBench):
             KernelCase("cross-entropy", calls, softmax,
                  partial(kernels.cross_entropy_backward, s.logits, targets, self.scale), HEAD,
                  partial(np.copyto, s.logits, self._logits)),
-            KernelCase("d_wte", calls, gemm_work(v, c, chunk, adds=True),
-                 partial(kernels.linear_backward_weight, s.logits, h, d_weight, True), HEAD),
+            *self._d_projection(calls),
             KernelCase("d_head input", calls, gemm_work(chunk, c, v),
                  partial(kernels.logits_backward_input, s.logits, weight, s.dh[:chunk]), HEAD),
         ]  # fmt: skip
@@ -93,6 +92,13 @@ class Float32Bench(KernelBench):
         # The logits are internal to the head, so its bound does not count them.
         work = KernelWork(done.flops, FLOAT * float(2 * r * c + r + 3 * v * c), done.products)
         return [KernelCase(HEAD, self.micro, work, self._call_head), *parts]
+
+    def _d_projection(self, calls: int) -> list[KernelCase]:
+        """Return the gradient of the output projection, if it is trained."""
+        gradient, chunk = self.projection(self.grads), self.s.logits.shape[0]
+        work = gemm_work(self.geometry.vocabulary, self.geometry.channels, chunk, adds=True)
+        call = partial(kernels.linear_backward_weight, self.s.logits, self.s.h[:chunk], gradient, True)
+        return [KernelCase("d_wte", calls, work, call, HEAD)] if gradient.size else []
 
     def backward_blocks(self) -> list[KernelCase]:
         """Return backward through all blocks, and its parts."""
@@ -114,10 +120,13 @@ class Float32Bench(KernelBench):
         for name, inputs, outputs in self.linears():
             x, d_out, dx = arrays[name]
             weight, gradient = (getattr(tensors, f"{name}_weight")[0] for tensors in (self.weights, self.grads))
-            parts += [
-                KernelCase(f"d_{name} weight", calls, gemm_work(inputs, outputs, self.rows, adds=True),
-                     partial(kernels.linear_backward_weight, x, d_out, gradient, True), BACKWARD),
-                KernelCase(f"d_{name} input", calls, gemm_work(self.rows, inputs, outputs),
-                     partial(kernels.linear_backward_input, d_out, weight, dx), BACKWARD),
-            ]  # fmt: skip
+            if gradient.size:
+                work = gemm_work(inputs, outputs, self.rows, adds=True)
+                call = partial(kernels.linear_backward_weight, x, d_out, gradient, True)
+                parts.append(KernelCase(f"d_{name} weight", calls, work, call, BACKWARD))
+            work, call = (
+                gemm_work(self.rows, inputs, outputs),
+                partial(kernels.linear_backward_input, d_out, weight, dx),
+            )
+            parts.append(KernelCase(f"d_{name} input", calls, work, call, BACKWARD))
         return parts

@@ -17,12 +17,12 @@ from pathlib import Path
 import msgspec
 
 from threadloom.kernels import GemmBackend, blas_info
-from threadloom.pipeline import available_cores
+from threadloom.pipeline import arena_size, available_cores
 from threadloom.stages.config import Config, ModelArchitecture, Precision, ResolvedConfig
 from threadloom.stages.console import module_output
 from threadloom.stages.machine import alternate_rounds, detect, load_average, thread_limit
-from threadloom.stages.memory import Bank, reduction_bytes
-from threadloom.stages.models import parameter_count
+from threadloom.stages.memory import reduction_bytes
+from threadloom.stages.models import parameter_count, parameter_shapes
 from threadloom.stages.resolve import choose_precision_and_warn, resolve, stage_threads, to_json
 from threadloom.stages.tools.bench.check import check_kernels, check_schedules, odd
 from threadloom.stages.tools.bench.kernel_bench import update_bytes
@@ -89,14 +89,15 @@ def bench_config(config: Config, seconds: float, cold: bool, peaks: Peaks, on_pr
     on_progress(f"{config.name}: timing each kernel")
     kernel_times = measure_kernels(resolved, peaks, seconds)
     on_progress(f"{config.name}: timing the start")
-    elements = Bank(geometry).arena.flat.size
+    frozen = resolved.frozen_tensors()
+    trained = parameter_shapes(geometry, frozen)
     streams = {
-        "reduce": reduction_bytes(elements, resolved.lanes),
-        "update": update_bytes(geometry, elements, resolved.precision),
+        "reduce": reduction_bytes(arena_size(trained), resolved.lanes),
+        "update": update_bytes(geometry, trained.keys(), resolved.precision),
     }
     return ConfigBench(
         config=resolved,
-        flops_per_token=flops_per_token(geometry),
+        flops_per_token=flops_per_token(geometry, frozen),
         parameters=parameter_count(geometry),
         checked=checked,
         ways=modes,

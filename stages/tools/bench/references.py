@@ -6,7 +6,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from threadloom.stages.models import Geometry, LlamaGeometry, rotary_table
+from threadloom.stages.models import (
+    Geometry,
+    LlamaGeometry,
+    adapted_modules,
+    field_names,
+    lora_scale,
+    rotary_table,
+)
 
 Doubles = NDArray[np.float64]
 Weights = Mapping[str, Doubles]
@@ -14,11 +21,25 @@ Weights = Mapping[str, Doubles]
 
 def reference_loss(weights: Weights, geometry: Geometry, ids: Any, targets: Any) -> float:
     """Return the mean cross-entropy of a model; `ids` and `targets` are whole sequences, one after another (R,)."""
+    weights = _merged(weights, geometry)
     hidden, projection = _MODELS[geometry.architecture](weights, geometry, ids)
     logits = (hidden @ projection.T).reshape(ids.size, -1)
     logits -= logits.max(axis=1, keepdims=True)
     picked = logits[np.arange(ids.size), targets]
     return float(np.mean(np.log(np.exp(logits).sum(axis=1)) - picked))
+
+
+def _merged(weights: Weights, geometry: Geometry) -> Weights:
+    """Return the weights with the products of the adapters added to their matrices."""
+    if geometry.lora is None:
+        return weights
+    merged, scale = dict(weights), lora_scale(geometry.lora)
+    for module in adapted_modules(geometry):
+        rows, columns = slice(module.first_row, module.first_row + geometry.lora.rank), slice(*module.columns)
+        a, b = (weights[name][:, rows] for name in field_names(module.tensor))
+        merged[module.tensor] = merged[module.tensor].copy()
+        merged[module.tensor][..., columns] += scale * a.swapaxes(1, 2) @ b[..., columns]
+    return merged
 
 
 def _gpt2(w: Weights, geometry: Geometry, ids: Any) -> tuple[Doubles, Doubles]:

@@ -10,9 +10,10 @@ sizes the rate of the smaller one applies, because larger arrays are no faster. 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 
 from threadloom.stages.config import Precision
-from threadloom.stages.models import Geometry, multiplied_parameters
+from threadloom.stages.models import Geometry, architecture_of, multiplied_parameters, parameter_shapes
 
 FLOAT, SHORT = 4, 2
 """Bytes per float32 and per 16-bit element."""
@@ -156,13 +157,16 @@ def roofline_bound_of_steps(
     return sum(bounds.values()), max(bounds, key=lambda bound: bounds[bound])
 
 
-def flops_per_token(geometry: Geometry) -> float:
-    """Return 6 P + 6 L T H D: the usual count, with the products of causal attention counted once.
+def flops_per_token(geometry: Geometry, frozen: frozenset[str] = frozenset()) -> float:
+    """Return 6 P + 4 F + 6 L T H D: the usual count, with the products of causal attention counted once.
 
-    P leaves out the tables that are only looked up, such as position embeddings.
+    P is the number of the trained parameters, F of the `frozen` ones, whose gradient is not computed. Both leave out
+    the tables that are only looked up, such as position embeddings.
     """
     attention = geometry.layers * geometry.context * geometry.attn_width
-    return 6.0 * multiplied_parameters(geometry) + 6.0 * attention
+    held = frozen.difference(architecture_of(geometry).gathered(geometry))
+    without = sum(prod(shape) for name, shape in parameter_shapes(geometry).items() if name in held)
+    return 6.0 * multiplied_parameters(geometry) - 2.0 * without + 6.0 * attention
 
 
 def gemm_work(
