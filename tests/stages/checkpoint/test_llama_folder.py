@@ -155,7 +155,7 @@ def test_a_warning_does_not_name_finite_parts_of_a_matrix(tmp_path: Path, monkey
     write_folder(tmp_path, CONFIG, tensors)
     messages: list[str] = []
     handler = logger.add(messages.append, level="WARNING", format="{message}")
-    monkeypatch.setattr(model_reader.np, "empty", lambda shape, kind: np.full(shape, np.nan, kind))
+    monkeypatch.setattr(np, "empty", lambda shape, kind: np.full(shape, np.nan, kind))
     try:
         list(FolderWeights(tmp_path, read_geometry(tmp_path / "config.json")).matrices("qkv_weight"))
     finally:
