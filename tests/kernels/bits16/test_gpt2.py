@@ -172,6 +172,8 @@ def test_two_micro_batches_accumulated_are_the_sum_of_both(sizes: Sizes, fmt: Fo
     # addition those of a float32 forward and backward pass, which are not made here.
     of_sums = distances(gradients)
     for name, found, first, second in zip(model.grads._fields, model.grads, *alone, strict=True):
+        if not found.size:  # an adapter that the model does not have
+            continue
         assert np.linalg.norm(found - (first + second)) <= 2.0 * of_sums[name], name
     model.check_gradients(gradients(0.5 / sizes.rows), model.bounds(*both, 0.5 / sizes.rows, scaled), scaled)
 

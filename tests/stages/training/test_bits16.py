@@ -107,7 +107,10 @@ def test_a_resumed_run_continues_the_same_trajectory(precision: str, delay: int,
 
 def assert_packed_equals_master(geometry: Geometry, bank: Bank, precision: str) -> None:
     """Compare every element, zeros at the edges included, with the rounded and packed master."""
-    for name, field in bits16_layout_of(geometry).packed_fields(geometry).items():
+    fields = bits16_layout_of(geometry).packed_fields(geometry)
+    for name, field in fields.items():
+        if name not in bank.arena:  # an adapter that the model does not have
+            continue
         master = bank.arena[name]
         found, found_t = getattr(bank.packed, field), getattr(bank.packed, f"{field}_t", None)
         if precision == "fp16":
