@@ -20,7 +20,6 @@ from pathlib import Path
 import click
 import msgspec
 from rich.console import Console
-from rich.table import Table
 
 from benchmarks.agreement import BITS16, require_equal
 from benchmarks.finetune_model import fine_tuning, model_folder
@@ -33,6 +32,7 @@ from benchmarks.throughput import (
     batch_sizes,
     machine_line,
     measure_sides,
+    print_comparisons,
     progress_printer,
     sizes_of,
     warn_if_busy,
@@ -129,18 +129,6 @@ def write_results(out: Path, comparisons: Sequence[ThroughputComparison]) -> Non
     comparison_figure(comparisons, machine_line()).savefig(out / "finetune.png")
 
 
-def print_comparisons(console: Console, comparisons: Sequence[ThroughputComparison]) -> None:
-    """Print the table."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for heading in HEADINGS:
-        table.add_column(heading, justify="left" if heading in HEADINGS[:2] else "right")
-    for row in finetune_rows(comparisons):
-        table.add_row(*row)
-    console.print(table)
-    for comparison in comparisons:
-        console.print(f"{comparison.config}: checked {comparison.checked}", highlight=False)
-
-
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--config", "names", multiple=True, default=("smollm2-135m",), show_default=True,
               metavar="NAME_OR_FOLDER", help="A configuration, for random weights in its shape, or the folder of a "
@@ -190,7 +178,7 @@ def main(
                 on_progress = progress_printer(console, f"{config.name}, {precision}")
                 comparisons.append(compare(config, precision, sides if peers else [], seconds, on_progress))
                 write_results(out, comparisons)  # after each, so that it is kept if the next one fails
-    print_comparisons(console, comparisons)
+    print_comparisons(console, comparisons, HEADINGS, finetune_rows)
     console.print(f"written to {out}: finetune.json, finetune.md, finetune.png", highlight=False)
     if as_json:
         click.echo((out / "finetune.json").read_text(), nl=False)

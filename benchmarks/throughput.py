@@ -11,7 +11,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
@@ -157,12 +157,17 @@ def write_results(out: Path, comparisons: Sequence[ThroughputComparison]) -> Non
     comparison_figure(comparisons, machine_line()).savefig(out / "throughput.png")
 
 
-def print_comparisons(console: Console, comparisons: Sequence[ThroughputComparison]) -> None:
-    """Print the table."""
+def print_comparisons(
+    console: Console,
+    comparisons: Sequence[ThroughputComparison],
+    headings: Sequence[str] = HEADINGS,
+    rows: Callable[[Sequence[ThroughputComparison]], Iterable[Sequence[str]]] = comparison_rows,
+) -> None:
+    """Print the table; the first two columns are text, the others numbers."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for heading in HEADINGS:
-        table.add_column(heading, justify="left" if heading in ("config", "side") else "right")
-    for row in comparison_rows(comparisons):
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading in headings[:2] else "right")
+    for row in rows(comparisons):
         table.add_row(*row)
     console.print(table)
     for comparison in comparisons:
