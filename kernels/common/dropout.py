@@ -76,29 +76,43 @@ def _random(number: int, low: np.uint32, high: np.uint32) -> np.uint32:
     return _mix(_add(_mix(_add(counter, low)), high))
 
 
+class _Mask(NamedTuple):
+    """Numbers from which the mask of a matrix follows."""
+
+    low: np.uint32  # halves of the matrix's key
+    high: np.uint32
+    threshold: np.uint32  # elements with smaller random numbers are dropped
+    factor: np.float32  # of the others
+
+
+@jit_inline_body
+def _mask_of(dropout: Dropout) -> _Mask:
+    key, threshold = _matrix_key(dropout), np.uint32(dropout.probability * 4294967296.0)
+    low, high = np.uint32(key & _LOW), np.uint32(key >> np.uint64(32))
+    return _Mask(low, high, threshold, np.float32(1.0 / (1.0 - dropout.probability)))
+
+
+@jit_inline_body
+def _masked(value: np.float32, number: int, mask: _Mask) -> np.float32:
+    """Return element `number`, dropped or scaled."""
+    return value * mask.factor if _random(number, mask.low, mask.high) >= mask.threshold else np.float32(0.0)
+
+
 @jit_kernel
 def dropout_forward(x: FloatRow, dropout: Dropout, out: FloatRow) -> None:
     """Write `x` (R, I) to `out`, with elements dropped and the others scaled."""
-    key, factor = _matrix_key(dropout), np.float32(1.0 / (1.0 - dropout.probability))
-    low, high = np.uint32(key & _LOW), np.uint32(key >> np.uint64(32))
-    threshold = np.uint32(dropout.probability * 4294967296.0)
-    width = x.shape[1]
+    mask, width = _mask_of(dropout), x.shape[1]
     for r in range(x.shape[0]):
         source, target = x[r], out[r]
         for j in range(width):
-            kept = _random(r * width + j, low, high) >= threshold
-            store_element(target, j, load_element(source, j) * factor if kept else np.float32(0.0))
+            store_element(target, j, _masked(load_element(source, j), r * width + j, mask))
 
 
 @jit_kernel
 def dropout_backward(d_out: Floats, dropout: Dropout, dx: FloatRow) -> None:
     """Add the gradient of `dropout_forward`'s input to `dx`, given that of its result, both (R, I)."""
-    key, factor = _matrix_key(dropout), np.float32(1.0 / (1.0 - dropout.probability))
-    low, high = np.uint32(key & _LOW), np.uint32(key >> np.uint64(32))
-    threshold = np.uint32(dropout.probability * 4294967296.0)
-    width = dx.shape[1]
+    mask, width = _mask_of(dropout), dx.shape[1]
     for r in range(dx.shape[0]):
         source, target = d_out[r], dx[r]
         for j in range(width):
-            kept = _random(r * width + j, low, high) >= threshold
-            store_element(target, j, load_element(target, j) + (source[j] * factor if kept else np.float32(0.0)))
+            store_element(target, j, load_element(target, j) + _masked(source[j], r * width + j, mask))
