@@ -36,7 +36,9 @@ class Threadloom:
         self, config: str, delay: int, threads: int, folder: Path | None = None, precision: str = FLOAT32
     ) -> None:
         self.config = resolve(measured(from_json(config), delay, Precision(precision)), threads)
-        compile_kernels(lambda _: None, self.config.precision, self.config.model.architecture)
+        compile_kernels(
+            lambda _: None, self.config.precision, self.config.model.architecture, self.config.delay_correction
+        )
         self._source = RandomTokens(self.config.geometry(), self.config.batch_sizes, self.config.seed)
         self._gate = StepGate(self._source)
         init = self.config.init

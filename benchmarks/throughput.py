@@ -35,7 +35,7 @@ from benchmarks.results import (
 )
 from threadloom.stages.config import Config, InputError, Precision
 from threadloom.stages.machine import BUSY, alternate_rounds, detect, load_average
-from threadloom.stages.resolve import load_config, to_json
+from threadloom.stages.resolve import load_config, resolve, to_json
 from threadloom.stages.training import RANDOM_VOCABULARY
 
 DEFAULT_CONFIGS = ("nanogpt-cpu", "small", "optimized", "llama-small")
@@ -48,8 +48,8 @@ INCOMPARABLE = "the peer has no biases and no scaled or partial rotary positions
 
 def sizes_of(config: Config, threads: int) -> TrainingSizes:
     """Return the sizes of a configuration for both sides."""
-    optimizer = config.optimizer
     geometry = config.model.geometry_with(config.model.vocab_size or RANDOM_VOCABULARY)
+    optimizer = resolve(config, threads, geometry.vocabulary).optimizer
     return TrainingSizes(
         model=model_sizes(geometry), sequences=config.sequences, lr=optimizer.lr, beta1=optimizer.beta1,
         beta2=optimizer.beta2, eps=optimizer.eps, weight_decay=optimizer.weight_decay, clip=optimizer.clip,

@@ -5,6 +5,8 @@ May import: compiling, simd, common, matmul, bits16/attention.
 
 from threadloom.kernels.bits16.adamw import (
     BLOCK as BLOCK,
+    adamw_forecast_update_packed as adamw_forecast_update_packed,
+    adamw_lead_update_packed as adamw_lead_update_packed,
     adamw_update_packed as adamw_update_packed,
     pack_rows as pack_rows,
 )

@@ -1,5 +1,7 @@
 """AdamW on the rows of one matrix that also packs the new weights as bfloat16 while they are in the cache.
 
+Each kernel has the bits of the one of the same name without `_packed`, with weight decay.
+
 A block of 32 rows is updated, then packed twice: as pairs of rows for GEMMs with W, and as one panel for GEMMs with its
 transpose (`kernels.matmul.pack`). So packing costs a write of four bytes per weight, and no read.
 """
@@ -7,7 +9,13 @@ transpose (`kernels.matmul.pack`). So packing costs a write of four bytes per we
 import numpy as np
 
 from threadloom.kernels.bits16.tensors import PackedPair
-from threadloom.kernels.common import AdamWStep, adamw_update
+from threadloom.kernels.common import (
+    AdamWStep,
+    DelayedAdamWStep,
+    adamw_forecast_update,
+    adamw_lead_update,
+    adamw_update,
+)
 from threadloom.kernels.compiling import JIT_ENABLED, Floats, jit_strict_fp
 from threadloom.kernels.matmul import PANEL, Op, PackedBits, pack_float32, pack_pair
 from threadloom.kernels.simd import store_uint32, to_bf16
@@ -84,5 +92,50 @@ def adamw_update_packed(
         adamw_update(
             weights[rows].reshape(count), new.reshape(count), gradient[rows].reshape(count),
             m[rows].reshape(count), v[rows].reshape(count), count, step,
+        )  # fmt: skip
+        pack_rows(new, first_row + begin, pair)
+
+
+@jit_strict_fp
+def adamw_lead_update_packed(
+    weights: Floats,
+    new_weights: Floats,
+    gradient: Floats,
+    m: Floats,
+    v: Floats,
+    first_row: int,
+    pair: PackedPair,
+    step: DelayedAdamWStep,
+) -> None:
+    """Apply `adamw_lead_update` to rows of one matrix, all (rows, O), and `pack_rows` to the new weights."""
+    for begin in range(0, weights.shape[0], BLOCK):
+        rows = slice(begin, min(begin + BLOCK, weights.shape[0]))
+        new, count = new_weights[rows], new_weights[rows].size
+        adamw_lead_update(
+            weights[rows].reshape(count), new.reshape(count), gradient[rows].reshape(count),
+            m[rows].reshape(count), v[rows].reshape(count), count, step,
+        )  # fmt: skip
+        pack_rows(new, first_row + begin, pair)
+
+
+@jit_strict_fp
+def adamw_forecast_update_packed(
+    old: Floats,
+    forecast: Floats,
+    gradient: Floats,
+    m: Floats,
+    v: Floats,
+    weights: Floats,
+    first_row: int,
+    pair: PackedPair,
+    step: DelayedAdamWStep,
+) -> None:
+    """Apply `adamw_forecast_update` to rows of one matrix, all (rows, O), and `pack_rows` to the forecast."""
+    for begin in range(0, weights.shape[0], BLOCK):
+        rows = slice(begin, min(begin + BLOCK, weights.shape[0]))
+        new, count = forecast[rows], forecast[rows].size
+        adamw_forecast_update(
+            old[rows].reshape(count), new.reshape(count), gradient[rows].reshape(count), m[rows].reshape(count),
+            v[rows].reshape(count), weights[rows].reshape(count), count, step,
         )  # fmt: skip
         pack_rows(new, first_row + begin, pair)

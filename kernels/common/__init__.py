@@ -14,6 +14,11 @@ from threadloom.kernels.common.accumulation import (
     wait_for_predecessor as wait_for_predecessor,
 )
 from threadloom.kernels.common.adamw import AdamWStep as AdamWStep, adamw_update as adamw_update
+from threadloom.kernels.common.adamw_delayed import (
+    DelayedAdamWStep as DelayedAdamWStep,
+    adamw_forecast_update as adamw_forecast_update,
+    adamw_lead_update as adamw_lead_update,
+)
 from threadloom.kernels.common.cross_entropy import (
     cross_entropy_forward as cross_entropy_forward,
     exponentiate_row as exponentiate_row,

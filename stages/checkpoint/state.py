@@ -37,7 +37,10 @@ class TrainingState:
     Of a model with adapters, all versions have the trained ones.
     """
     optimizer: Mapping[str, Arena]
-    """State of the optimizer: name → arena of the trained tensors, such as AdamW's moments `m` and `v`."""
+    """State of the optimizer: name → arena of the trained tensors, such as AdamW's moments `m` and `v`.
+
+    If the versions of the run are forecasts, `forecast` is that of the newest, and `versions` has the weights for it.
+    """
     config: Mapping[str, Any]
     """Resolved configuration of the run, as JSON values."""
     geometry: Geometry

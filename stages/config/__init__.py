@@ -25,10 +25,14 @@ from threadloom.stages.config.resolved import (
     ResolvedEvaluation as ResolvedEvaluation,
     ResolvedLossScale as ResolvedLossScale,
     ResolvedModel as ResolvedModel,
+    ResolvedOptimizer as ResolvedOptimizer,
     ResolvedSchedule as ResolvedSchedule,
     ResolvedThreads as ResolvedThreads,
 )
-from threadloom.stages.config.schedule import learning_rate as learning_rate
+from threadloom.stages.config.schedule import (
+    learning_rate as learning_rate,
+    rate_under_delay as rate_under_delay,
+)
 from threadloom.stages.config.section import Section as Section, flatten as flatten
 from threadloom.stages.config.settings import (
     DEFAULT_ARCHITECTURE as DEFAULT_ARCHITECTURE,
@@ -36,6 +40,7 @@ from threadloom.stages.config.settings import (
     CheckpointConfig as CheckpointConfig,
     Config as Config,
     DataConfig as DataConfig,
+    DelayCorrection as DelayCorrection,
     EvaluationConfig as EvaluationConfig,
     Gemm as Gemm,
     LossScaleConfig as LossScaleConfig,

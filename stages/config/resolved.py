@@ -11,10 +11,12 @@ from threadloom.stages.config.llama import ResolvedLlama
 from threadloom.stages.config.settings import (
     CheckpointConfig,
     Config,
+    DelayCorrection,
     EvaluationConfig,
     Gemm,
     LossScaleConfig,
     LossScaling,
+    OptimizerConfig,
     ScheduleConfig,
     ThreadsConfig,
 )
@@ -44,10 +46,18 @@ class BatchSizes:
         return self.sequences // self.micro_batch
 
 
+class ResolvedOptimizer(OptimizerConfig, frozen=True, kw_only=True):
+    """AdamW with the strength of its lead, 0 for none."""
+
+    beta1: float
+    lead: float = 0.0  # absent in the files of earlier releases
+
+
 class ResolvedSchedule(ScheduleConfig, frozen=True, kw_only=True):
-    """The learning-rate schedule with the update at which its decay ends."""
+    """The learning-rate schedule with the updates at which its decay and the warm-up for a delay end."""
 
     decay_steps: int
+    delay_warmup: int = 0  # absent in the files of earlier releases
 
 
 class ResolvedLossScale(LossScaleConfig, frozen=True, kw_only=True):
@@ -87,6 +97,8 @@ class ResolvedConfig(Config, frozen=True, kw_only=True):
     lanes: int
     shared_lanes: bool
     recompute: bool = False  # absent in the files of earlier releases
+    delay_correction: DelayCorrection = DelayCorrection.NONE  # the same
+    optimizer: ResolvedOptimizer
     gemm_backend: Gemm
     schedule: ResolvedSchedule
     loss_scale: ResolvedLossScale

@@ -12,8 +12,12 @@ D = `schedule.decay_steps`:
     cosine_restarts  η_min + (η − η_min) (1 + cos(π t / T_i)) / 2, where t counts the updates since the last restart
                      and cycle i lasts T_i = period · multiplier^i updates
 
-Sources: Radford et al. 2018 (warm-up and cosine) as in nanoGPT's `get_lr`; Goyal et al. 2017 for linear
-warm-up; He et al. 2015 for step decay; Loshchilov & Hutter 2017, "SGDR", equation 5, for the warm restarts.
+With `delay_correction=warmup`, K = `schedule.delay_warmup` and p = 1 − min(k / K, 1), `rate_under_delay` multiplies the
+rate by (τ + 1)^−p.
+
+Sources: Yang et al. 2021 (arXiv 1910.05124, "PipeMare", technique 1) for the warm-up under a delay; Radford et al. 2018
+(warm-up and cosine) as in nanoGPT's `get_lr`; Goyal et al. 2017 for linear warm-up; He et al. 2015 for step decay;
+Loshchilov & Hutter 2017, "SGDR", equation 5, for the warm restarts.
 """
 
 import math
@@ -41,6 +45,11 @@ def learning_rate(schedule: ResolvedSchedule, peak: float, update: int) -> float
         case ScheduleKind.COSINE_RESTARTS:
             left = _half_cosine(_cycle_position(since, schedule.period, schedule.multiplier))
     return schedule.min_lr + left * (peak - schedule.min_lr)
+
+
+def rate_under_delay(rate: float, delay: int, warmup: int, update: int) -> float:
+    """Return the learning rate `rate` of update number `update` (from 0), reduced during the warm-up for a delay."""
+    return rate * (delay + 1) ** (min(update / warmup, 1.0) - 1.0) if warmup else rate
 
 
 def _half_cosine(progress: float) -> float:

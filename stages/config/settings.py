@@ -108,6 +108,31 @@ class LossScaling(enum.Enum):
     """A scale that grows while gradients are finite and shrinks when they overflow."""
 
 
+class DelayCorrection(enum.Enum):
+    """The remedies for gradients that are τ updates late; formulas in `kernels.common.adamw_delayed`."""
+
+    NONE = "none"
+    """AdamW as it is."""
+    LEAD = "lead"
+    """Each step adds `optimizer.lead` times the change of the first moment."""
+    FORECAST = "forecast"
+    """Forward and backward read the weights that are predicted for the update that their gradient enters."""
+    FORECAST_LEAD = "forecast_lead"
+    """Both."""
+    WARMUP = "warmup"
+    """The learning rate is divided by τ + 1 at first, and rises to its full value over `schedule.delay_warmup`."""
+
+    @property
+    def has_lead(self) -> bool:
+        """True if steps have a lead."""
+        return self in (DelayCorrection.LEAD, DelayCorrection.FORECAST_LEAD)
+
+    @property
+    def forecasts(self) -> bool:
+        """True if the versions that forward and backward read are forecasts of later weights."""
+        return self in (DelayCorrection.FORECAST, DelayCorrection.FORECAST_LEAD)
+
+
 class DataConfig(Section, frozen=True, kw_only=True):
     """The text and its tokens."""
 
@@ -130,8 +155,8 @@ class OptimizerConfig(Section, frozen=True, kw_only=True):
 
     lr: float = 1e-3
     """Peak learning rate; the schedule determines that of each update."""
-    beta1: float = 0.9
-    """Decay rate of the first moment."""
+    beta1: float | None = None
+    """Decay rate of the first moment. None: 0.9, or 0.95 with a lead, which needs a longer memory."""
     beta2: float = 0.95
     """Decay rate of the second moment."""
     eps: float = 1e-8
@@ -140,6 +165,8 @@ class OptimizerConfig(Section, frozen=True, kw_only=True):
     """Fraction of a weight that decays per update, at a learning rate of 1."""
     clip: float = 1.0
     """Maximum global norm of the gradient, which is scaled down if it is larger. 0: no limit."""
+    lead: float | None = None
+    """Strength λ of `delay_correction=lead` and `forecast_lead`. None: `beta1`."""
 
 
 class ScheduleConfig(Section, frozen=True, kw_only=True):
@@ -161,6 +188,8 @@ class ScheduleConfig(Section, frozen=True, kw_only=True):
     """Warm restarts: updates of the first cycle."""
     multiplier: int = 2
     """Warm restarts: ratio of the lengths of two consecutive cycles."""
+    delay_warmup: int | None = None
+    """With `delay_correction=warmup`: updates until the learning rate has its full value. None: 400."""
 
 
 class LossScaleConfig(Section, frozen=True, kw_only=True):
@@ -260,6 +289,8 @@ class Config(Section, frozen=True, kw_only=True):
     not change a bit. None: False."""
     delay: int = 0
     """τ: batch k reads the weights after max(k−τ, 0) updates. 0: ordinary synchronous training."""
+    delay_correction: DelayCorrection | None = None
+    """Remedy for the delay. None: `forecast_lead` if there is a delay, none otherwise."""
     precision: Precision = Precision.FLOAT32
     """Number format of activations, matrix multiplications and gradients between layers."""
     float32_matmul_precision: MatmulPrecision = MatmulPrecision.HIGHEST

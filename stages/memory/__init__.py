@@ -13,7 +13,7 @@ from threadloom.stages.memory.allocation_plan import (
     format_memory_plan as format_memory_plan,
     memory_plan as memory_plan,
 )
-from threadloom.stages.memory.bank import Bank as Bank, FrozenWeights as FrozenWeights
+from threadloom.stages.memory.bank import Bank as Bank, FrozenWeights as FrozenWeights, overlaid as overlaid
 from threadloom.stages.memory.float32 import Float32Memory as Float32Memory
 from threadloom.stages.memory.graph_items import (
     Evaluation as Evaluation,

@@ -13,14 +13,13 @@ FLOAT = 4
 def memory_plan(
     config: ResolvedConfig,
     memory: PrecisionMemory,
-    optimizer_arenas: int = 2,
     *,
     evaluates: bool = True,
     saves: bool = True,
 ) -> dict[str, int]:
     """Return the bytes of each part that a run allocates before its first step.
 
-    `memory` is that of the run's precision, `optimizer_arenas` the number of arenas of optimizer state. The keys are in
+    `memory` is that of the run's precision. The keys are in
     the order in which `Training` lists its allocations.
     """
     geometry, frozen = config.geometry(), config.frozen_tensors()
@@ -29,17 +28,21 @@ def memory_plan(
     without_master = packed_only(geometry, frozen, memory)
     constant = arena_size(parameter_shapes(geometry, trained.keys() | without_master)) * FLOAT
     logits_rows, vocabulary = memory.logits_shape
+    bank = weights + memory.packed_bytes(trained.keys())
+    forecasts = config.delay_correction.forecasts
+    arenas = 3 if forecasts else 2  # both moments, and the weights if the banks hold forecasts
+    evaluation = memory.evaluation_slot_bytes + logits_rows * vocabulary * FLOAT + (bank if forecasts else 0)
     return {
-        "weight banks": (weights + memory.packed_bytes(trained.keys())) * (config.delay + 1 + config.extra_banks),
+        "weight banks": bank * (config.delay + 1 + config.extra_banks),
         "frozen weights": constant + memory.packed_bytes(frozen),
-        "optimizer moments": optimizer_arenas * weights,
+        "optimizer state": arenas * weights,
         "gradient lanes": weights * config.lanes,
         "gradient": weights if config.delay else 0,
         "slots": memory.slot_bytes * config.slots,
         "backward scratch": memory.scratch_bytes * config.max_concurrent_backward,
         "input gradients": input_gradient_bytes(geometry, config.sequences) if config.shared_lanes else 0,
-        "evaluation": memory.evaluation_slot_bytes + logits_rows * vocabulary * FLOAT if evaluates else 0,
-        "checkpoint copies": weights * (optimizer_arenas + config.delay) if saves and config.checkpoint.copies else 0,
+        "evaluation": evaluation if evaluates else 0,
+        "checkpoint copies": weights * (arenas + config.delay) if saves and config.checkpoint.copies else 0,
     }
 
 

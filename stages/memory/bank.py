@@ -36,6 +36,13 @@ def packed_only(geometry: Geometry, frozen: Set[str], memory: PrecisionMemory) -
     return memory.packed_names & frozen if geometry.lora else frozenset()
 
 
+def overlaid(tensors: Mapping[str, Floats], master: Mapping[str, Floats] | None) -> Mapping[str, Floats]:
+    """Return `tensors` in their order, with those of `master` instead where it has them."""
+    if master is None:
+        return tensors
+    return {name: master.get(name, tensor) for name, tensor in tensors.items()}
+
+
 class Bank:
     """One version of the weights: the float32 master, and the packed weights if the number format has them."""
 

@@ -18,6 +18,7 @@ from threadloom.stages.resolve.loading import (
     from_json as from_json,
     load_config as load_config,
     resolved_from_json as resolved_from_json,
+    run_config_from_json as run_config_from_json,
     to_json as to_json,
 )
 from threadloom.stages.resolve.precision import (

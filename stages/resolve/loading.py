@@ -22,6 +22,7 @@ from threadloom.stages.config import (
     MODEL_CONFIGS,
     Config,
     ConfigError,
+    DelayCorrection,
     ModelArchitecture,
     ModelConfig,
     ResolvedConfig,
@@ -58,6 +59,18 @@ def from_json(text: str | bytes, source: str = "configuration") -> Config:
     return _decode(text, source, Config)
 
 
+def run_config_from_json(text: str | bytes, source: str) -> Config:
+    """Return the configuration in a run's config.json, in which no setting is open.
+
+    Runs of releases without remedies for a delay had none.
+    """
+    config = from_json(text, source)
+    resolved = None not in (config.micro_batch, config.lanes, config.slots)
+    if resolved and config.delay_correction is None:
+        config = msgspec.structs.replace(config, delay_correction=DelayCorrection.NONE)
+    return config
+
+
 def resolved_from_json(text: str | bytes, source: str = "configuration") -> ResolvedConfig:
     """Return the resolved configuration in a JSON text; an open setting in it is a ConfigError too."""
     return _decode(text, source, ResolvedConfig)
@@ -76,9 +89,10 @@ def load_config(name_or_path: str | Path) -> Config:
     path = Path(name_or_path)
     if is_model_folder(path) or is_adapter_folder(path):
         return fine_tuning_config(path)
-    file = path / "config.json" if path.is_dir() else path
     try:
-        return from_json(file.read_bytes(), source=str(file))
+        if path.is_dir():
+            return run_config_from_json((path / "config.json").read_bytes(), source=str(path / "config.json"))
+        return from_json(path.read_bytes(), source=str(path))
     except OSError as error:
         raise ConfigError(
             str(name_or_path),

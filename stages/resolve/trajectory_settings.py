@@ -4,7 +4,7 @@ import enum
 from collections.abc import Mapping
 from typing import Any
 
-from threadloom.stages.config import Config, LossScaling, ScheduleKind, flatten
+from threadloom.stages.config import Config, DelayCorrection, LossScaling, ScheduleKind, flatten
 
 _ALWAYS = (
     "model.",
@@ -51,6 +51,8 @@ def trajectory(config: Config, text_sha256: str | None = None) -> dict[str, Any]
     keys = (*_ALWAYS, *_BY_SCHEDULE[config.schedule.kind], *_BY_SCALING[config.loss_scale.kind])
     if config.shared_lanes:
         keys = (*keys, "shared_lanes")  # absent otherwise, as in runs that earlier versions saved
+    if config.delay_correction not in (None, DelayCorrection.NONE):  # the same
+        keys = (*keys, "delay_correction", "schedule.delay_warmup")
     if config.init:
         keys = (*keys, "init")
     if config.lora.rank:
@@ -58,7 +60,7 @@ def trajectory(config: Config, text_sha256: str | None = None) -> dict[str, Any]
     picked = {
         key: _as_json(value)
         for key, value in flatten(config).items()
-        if key in keys or key.partition(".")[0] + "." in keys
+        if (key in keys or key.partition(".")[0] + "." in keys) and (key != "optimizer.lead" or value)
     }
     return picked if text_sha256 is None else {**picked, "data.text_sha256": text_sha256}
 

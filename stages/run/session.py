@@ -42,13 +42,13 @@ from threadloom.stages.resolve import (
     FLOAT32_PRECISIONS,
     PrecisionChoice,
     choose_precision_here,
-    from_json,
     gemm_description,
     gemm_settings,
     is_precision_open,
     require_initial_model,
     require_model_under_adapters,
     resolve,
+    run_config_from_json,
     stage_threads,
     to_json,
     trajectory,
@@ -148,7 +148,7 @@ def saved_config(out: Path) -> Config:
     """Return the resolved configuration of the run in `out`."""
     run = RunDirectory(out)
     try:
-        return from_json(run.config.read_bytes(), str(run.config))
+        return run_config_from_json(run.config.read_bytes(), str(run.config))
     except OSError as error:
         if run.checkpoint_steps():
             cause, remedy = "it was removed", "restore it, or start again with --overwrite"
@@ -222,6 +222,8 @@ def _as_begun(config: Config, run: RunDirectory) -> Config:
     saved = saved_config(run.path)
     if config.shared_lanes is None:  # saved by a version without shared lanes
         config = msgspec.structs.replace(config, shared_lanes=bool(saved.shared_lanes))
+    if config.delay_correction is None:
+        config = msgspec.structs.replace(config, delay_correction=saved.delay_correction)
     if not is_precision_open(config) or (
         config.precision is Precision.FLOAT32 and saved.precision not in FLOAT32_PRECISIONS
     ):
@@ -286,7 +288,7 @@ def _train(
     signals: StopSignals | None,
 ) -> Outcome:
     _announce(config, choice)
-    compile_kernels(precision=config.precision, architecture=config.model.architecture)
+    compile_kernels(precision=config.precision, architecture=config.model.architecture, delayed=config.delay_correction)
     written = WrittenMetrics(config, start.step if start else 0)
     base = _base_model(config, start)
     output = CheckpointOutput(run.checkpoints, data.tokenizer_path, written.wait_for, data.tokenizer.end_of_text, base)

@@ -19,6 +19,7 @@ from threadloom.stages.step.evaluate import (
     ValidationLoss as ValidationLoss,
     Windows as Windows,
 )
+from threadloom.stages.step.evaluation_copy import EvaluationCopy as EvaluationCopy
 from threadloom.stages.step.forward import (
     Draw as Draw,
     Embed as Embed,

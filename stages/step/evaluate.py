@@ -10,6 +10,7 @@ from threadloom.pipeline import Arena, Cancelled, Lease
 from threadloom.stages.data import BatchSource
 from threadloom.stages.memory import Bank, Evaluation, Update
 from threadloom.stages.step.compute import Compute, Version
+from threadloom.stages.step.evaluation_copy import EvaluationCopy
 from threadloom.stages.step.reducer import TrainingDiverged
 
 
@@ -72,20 +73,29 @@ class ValidationLoss:
 class EvaluateStage:
     """Evaluates the version that an update leased for it, and releases the lease."""
 
-    def __init__(self, compute: Compute, validation: Validation, last_step: int) -> None:
-        """`last_step` is evaluated on `validation.final`, every other step on `validation.windows`."""
+    def __init__(
+        self, compute: Compute, validation: Validation, last_step: int, copy: EvaluationCopy | None = None
+    ) -> None:
+        """`last_step` is evaluated on `validation.final`, every other step on `validation.windows`.
+
+        With `copy`, the leases are of that, whose packed weights are computed here.
+        """
+        self._compute = compute
+        self._copy = copy
         self._loss = ValidationLoss(compute)
         self._validation = validation
         self._last_step = last_step
 
     @property
     def nbytes(self) -> int:
-        """Bytes allocated."""
-        return self._loss.nbytes
+        """Bytes allocated, with those of the copy."""
+        return self._loss.nbytes + (self._copy.nbytes if self._copy else 0)
 
     def abort(self) -> None:
-        """End the current evaluation with `Cancelled`."""
+        """End the current evaluation with `Cancelled`, and the wait for it."""
         self._loss.abort()
+        if self._copy:
+            self._copy.abort()
 
     def __call__(self, update: Update) -> Evaluation:
         """Return the validation loss of version `update.step`; raise `TrainingDiverged` if it is not finite."""
@@ -97,6 +107,8 @@ class EvaluateStage:
         begin = time.perf_counter()
         step = lease.version
         windows = self._validation.final if step == self._last_step else self._validation.windows
+        if self._copy:
+            self._compute.pack_from_master(lease.bank)
         loss = self._loss.mean_loss(lease.bank, windows)
         lease.release()
         if not math.isfinite(loss):

@@ -15,11 +15,13 @@ from typing import Any, Final
 
 import numpy as np
 
+from threadloom.kernels import Floats
 from threadloom.pipeline import Arena, Banks, Lease, Pool
 from threadloom.stages.checkpoint import BaseModel, TrainingState, kept_versions, save_checkpoint
 from threadloom.stages.data import MODEL_CONFIG_FILE
-from threadloom.stages.memory import Bank, Saved, ScaleState, Update
+from threadloom.stages.memory import Bank, Saved, ScaleState, Update, overlaid
 from threadloom.stages.models import EndOfText, Geometry, Shape
+from threadloom.stages.step.optimizers import FORECAST, MASTER
 
 _PERMIT: Final = object()
 """Held by the checkpoint that is being written; there is one, so checkpoints are written one at a time."""
@@ -179,12 +181,12 @@ class Save:
     def _write(self, lease: Lease[Bank], *, scaled: bool) -> Saved:
         begin = time.perf_counter()
         snapshot, step, tokenizer = self._snapshot, lease.version, self._output.tokenizer
-        newest = lease.bank.tensors if self._output.base is None else lease.bank.arena
+        newest, optimizer = self._newest(lease.bank)
         state = TrainingState(
             step=step,
             delay=snapshot.delay,
             versions={**snapshot.older, step: newest},
-            optimizer=snapshot.optimizer,
+            optimizer=optimizer,
             config=self._record.config,
             geometry=self._record.geometry,
             scalers={**snapshot.scalers, step: lease.bank.scaler} if scaled else {},
@@ -195,6 +197,13 @@ class Save:
         path = save_checkpoint(self._output.checkpoints, state, tokenizer, self._record.keep)
         self._saved = step
         return Saved(step, str(path), time.perf_counter() - begin)
+
+    def _newest(self, bank: Bank) -> tuple[Mapping[str, Floats], Mapping[str, Arena]]:
+        """Return the newest weights and the optimizer's state; `bank` holds the weights, or a forecast of them."""
+        tensors: Mapping[str, Floats] = bank.tensors if self._output.base is None else bank.arena
+        state = dict(self._snapshot.optimizer)
+        master = state.pop(MASTER, None)
+        return overlaid(tensors, master), state if master is None else {**state, FORECAST: bank.arena}
 
 
 def due_every(interval: int, last: int) -> Callable[[int], bool]:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from threadloom.pipeline import Banks, Lanes
 from threadloom.stages.memory import Bank, LossScaler, ReduceShard, Scaled, Update, UpdateShard
+from threadloom.stages.step.evaluation_copy import EvaluationCopy
 from threadloom.stages.step.optimizers import Optimizer
 from threadloom.stages.step.reducer import Gradient, ShardPlan, TrainingDiverged
 from threadloom.stages.step.saving import CheckpointSnapshot
@@ -80,19 +81,24 @@ class Publish:
         evaluation_due: Due,
         checkpoint_due: Due,
         snapshot: CheckpointSnapshot | None,
+        evaluation_copy: EvaluationCopy | None = None,
     ) -> None:
+        """With `evaluation_copy`, evaluations read that instead of the new version."""
         self._banks = banks
         self._lanes = lanes
         self._gradient = gradient
+        self._evaluation_copy = evaluation_copy
         self._evaluation_due = evaluation_due
         self._checkpoint_due = checkpoint_due
         self._snapshot = snapshot
         self._started = time.perf_counter()
 
     def acquire(self, shards: Sequence[UpdateShard]) -> None:
-        """If a checkpoint is due, wait until the previous one has been written."""
+        """If a checkpoint or a copy to evaluate is due, wait until the previous one has been used."""
         if self._snapshot and self._checkpoint_due(shards[0].batch + 1):
             self._snapshot.acquire()
+        if self._evaluation_copy and self._evaluation_due(shards[0].batch + 1):
+            self._evaluation_copy.acquire()
 
     def __call__(self, shards: Sequence[UpdateShard]) -> Update:
         """Publish the new version; if a checkpoint is due, take its snapshot before that."""
@@ -103,8 +109,10 @@ class Publish:
             self._snapshot.take(step)
         if self._gradient.in_lane:
             self._lanes.mark_reduced(first.batch)
-        evaluate = self._evaluation_due(step)
-        leases = iter(self._banks.publish_leased(evaluate + save))
+        evaluate, copied = self._evaluation_due(step), None
+        if self._evaluation_copy and evaluate:
+            copied = self._evaluation_copy.take(step)
+        leases = iter(self._banks.publish_leased((evaluate and not copied) + save))
         return Update(
             step=step,
             loss=first.loss,
@@ -112,6 +120,6 @@ class Publish:
             grad_norm=first.grad_norm,
             seconds=time.perf_counter() - self._started,
             scaled=first.scaled,
-            evaluation=next(leases) if evaluate else None,
+            evaluation=copied or (next(leases) if evaluate else None),
             checkpoint=next(leases) if save else None,
         )

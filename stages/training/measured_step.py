@@ -89,7 +89,9 @@ class MeasuredStepRunner:
     def __init__(self, text: str, mode: ExecutionMode, cores: int) -> None:
         """`text` is a resolved configuration as JSON."""
         self.config: ResolvedConfig = resolved_from_json(text)
-        compile_kernels(lambda _: None, self.config.precision, self.config.model.architecture)
+        compile_kernels(
+            lambda _: None, self.config.precision, self.config.model.architecture, self.config.delay_correction
+        )
         self._base = resident_bytes()
         self._mode = mode
         self._gate = StepGate(RandomTokens(self.config.geometry(), self.config.batch_sizes, self.config.seed))

@@ -19,6 +19,7 @@ from functools import partial
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from threadloom.pipeline import (
     Abortable,
@@ -35,7 +36,7 @@ from threadloom.pipeline import (
     Pool,
 )
 from threadloom.stages.checkpoint import Checkpoint
-from threadloom.stages.config import ResolvedConfig, learning_rate
+from threadloom.stages.config import ResolvedConfig
 from threadloom.stages.data import BatchSource
 from threadloom.stages.memory import (
     Bank,
@@ -48,6 +49,7 @@ from threadloom.stages.memory import (
     arrays_bytes,
     check_allocation,
     memory_plan,
+    overlaid,
 )
 from threadloom.stages.models import InitialWeights, RandomWeights, architecture_of, lora_shapes, parameter_shapes
 from threadloom.stages.step import (
@@ -59,6 +61,7 @@ from threadloom.stages.step import (
     Draw,
     Embed,
     EvaluateStage,
+    EvaluationCopy,
     Forward,
     Gradient,
     Publish,
@@ -71,7 +74,7 @@ from threadloom.stages.step import (
     plan_micro_batches,
     plan_shards,
 )
-from threadloom.stages.step.optimizers import create_optimizer
+from threadloom.stages.step.optimizers import FORECAST, MASTER, create_optimizer
 from threadloom.stages.training.precisions import compute_for
 
 
@@ -101,8 +104,7 @@ class Training:
         memory = self.compute.memory
         self.scaler = LossScaler(config.loss_scale)
 
-        rate = partial(learning_rate, config.schedule, config.optimizer.lr)
-        self.optimizer = create_optimizer(config.optimizer, rate, geometry, frozen)
+        self.optimizer = create_optimizer(config)
         self.frozen = FrozenWeights(geometry, frozen, memory)
         self.banks = self._allocate_banks(start, initial)
         self.lanes = Lanes(trained, self.plan, self.first_batch)
@@ -134,18 +136,17 @@ class Training:
         self.reduce = Reduce(self.lanes, self.gradient)
         self.clip = Clip(self.banks, self.lanes, self.gradient, self.shards, self.optimizer, self.scaler, self.snapshot)
         self.update = self.compute.update_stage(self.gradient, self.optimizer, self.shards.shards)
+        copy = self._evaluation_copy = self._allocate_evaluation_copy() if validation else None
         self.publish = Publish(
-            self.banks, self.lanes, self.gradient, self._evaluation_due, checkpoint_due, self.snapshot
+            self.banks, self.lanes, self.gradient, self._evaluation_due, checkpoint_due, self.snapshot, copy
         )
-        self.evaluate = EvaluateStage(self.compute, validation, config.steps) if validation else None
+        self.evaluate = EvaluateStage(self.compute, validation, config.steps, copy) if validation else None
         self.save: Save | None = None
         if output and self.snapshot:
             record = RunRecord(geometry, msgspec.to_builtins(config), config.checkpoint.keep)
             self.save = Save(self.snapshot, self.banks, output, record, self.first_batch)
 
-        self._memory_plan = memory_plan(
-            config, memory, len(self.optimizer.state), evaluates=bool(validation), saves=bool(output)
-        )
+        self._memory_plan = memory_plan(config, memory, evaluates=bool(validation), saves=bool(output))
         check_allocation(self._memory_plan, self._allocated())
 
     def _allocate_banks(self, start: Checkpoint | None, initial: InitialWeights | None) -> Banks[Bank]:
@@ -166,16 +167,36 @@ class Training:
             whole = geometry.lora is None and version == versions[-1]
             tensors = bank.tensors if whole else bank.arena
             if start:
-                start.read_weights(version, tensors)
+                master = self.optimizer.master if version == versions[-1] else None
+                start.read_weights(version, overlaid(tensors, master))
             else:
                 adapters = lora_shapes(geometry).keys()
                 random.write({name: tensor for name, tensor in tensors.items() if name in adapters})
                 source.write(tensors)
+        self._start_optimizer(banks[published[versions[-1]]], start)
         for index in published.values():  # once the frozen tensors, which the newest version has, are there
             self.compute.pack_from_master(banks[index])
-        if start:
-            start.read_optimizer(self.optimizer.state)
         return Banks(banks, config.delay, published)
+
+    def _start_optimizer(self, newest: Bank, start: Checkpoint | None) -> None:
+        """Write the optimizer's state; a checkpoint of forecasts has that of the newest version with it."""
+        master = self.optimizer.master
+        if start is None:
+            if master is not None:
+                np.copyto(master.flat, newest.arena.flat)
+            return
+        state = dict(self.optimizer.state)
+        if state.pop(MASTER, None) is not None:
+            state[FORECAST] = newest.arena
+        start.read_optimizer(state)
+
+    def _allocate_evaluation_copy(self) -> EvaluationCopy | None:
+        """Return the weights for evaluations if the versions are forecasts; otherwise evaluations lease a version."""
+        master, geometry = self.optimizer.master, self.config.geometry()
+        if master is None:
+            return None
+        packed = self.compute.memory.allocate_packed(master.keys())
+        return EvaluationCopy(Bank(geometry, packed, self.frozen), master)
 
     def _load_frozen(self, source: InitialWeights) -> None:
         """Write the frozen tensors; those without a master are packed matrix after matrix."""
@@ -213,7 +234,10 @@ class Training:
         """Evaluate the version that the run starts from; return None if no evaluation is due there."""
         if self.evaluate is None or not self.first_batch or not self._evaluation_due(self.first_batch):
             return None
-        return self.evaluate.evaluate(self.banks.lease(self.first_batch))
+        if self._evaluation_copy is None:
+            return self.evaluate.evaluate(self.banks.lease(self.first_batch))
+        self._evaluation_copy.acquire()
+        return self.evaluate.evaluate(self._evaluation_copy.take(self.first_batch))
 
     @property
     def resources(self) -> list[Abortable]:

@@ -20,7 +20,15 @@ from numba.core import event
 
 from threadloom.kernels.compiling import CACHE_FOLDER, has_failed_to_save
 from threadloom.pipeline import available_cores
-from threadloom.stages.config import Config, Gpt2Config, LlamaConfig, ModelArchitecture, ModelConfig, Precision
+from threadloom.stages.config import (
+    Config,
+    DelayCorrection,
+    Gpt2Config,
+    LlamaConfig,
+    ModelArchitecture,
+    ModelConfig,
+    Precision,
+)
 from threadloom.stages.console import module_command, signals_blocked
 from threadloom.stages.data import RandomTokens, TokenIds
 from threadloom.stages.memory import MicroGradient
@@ -44,14 +52,16 @@ def compile_kernels(
     on_progress: OnProgress = logger.info,
     precision: Precision = Precision.FLOAT32,
     architecture: ModelArchitecture = ModelArchitecture.GPT2,
+    delayed: DelayCorrection = DelayCorrection.NONE,
 ) -> float:
     """Load or compile every kernel that training calls for an architecture in a precision; return the elapsed seconds.
 
+    `delayed` is the remedy for a delay, which decides the kernel of the optimizer.
     `on_progress` is called, from another thread too, once this takes longer than loading cached kernels.
     """
     begin = time.perf_counter()
     with _CompileProgress(on_progress) as progress:
-        step = _TinyStep(precision, architecture)  # in 16 bits this packs weights, which compiles kernels
+        step = _TinyStep(precision, architecture, delayed)  # in 16 bits this packs weights, which compiles kernels
         _compile(step, precision, architecture, on_progress, progress)
     return time.perf_counter() - begin
 
@@ -117,8 +127,13 @@ class _OneWindow:
 class _TinyStep:
     """One step of a tiny training. Its methods may be called in any order, except that `embedding` comes first."""
 
-    def __init__(self, precision: Precision, architecture: ModelArchitecture) -> None:
-        self._training = _tiny_training(precision, architecture)
+    def __init__(
+        self,
+        precision: Precision,
+        architecture: ModelArchitecture,
+        delayed: DelayCorrection = DelayCorrection.NONE,
+    ) -> None:
+        self._training = _tiny_training(precision, architecture, delayed)
         self._batch = list(plan_micro_batches(0, 1, 2))
         self._gradients: list[MicroGradient] = []
 
@@ -211,7 +226,7 @@ def _second_process(
             process.kill()
 
 
-def _tiny_training(precision: Precision, architecture: ModelArchitecture) -> Training:
+def _tiny_training(precision: Precision, architecture: ModelArchitecture, delayed: DelayCorrection) -> Training:
     config = Config(
         name="warm-up",
         model=_TINY[architecture],
@@ -220,6 +235,8 @@ def _tiny_training(precision: Precision, architecture: ModelArchitecture) -> Tra
         lanes=1,
         steps=1,
         precision=precision,
+        delay=int(delayed.forecasts),
+        delay_correction=delayed,
     )
     resolved = resolve(config, cores=1)
     return Training(resolved, RandomTokens(resolved.geometry(), resolved.batch_sizes, resolved.seed))

@@ -57,8 +57,10 @@ from tests.reference.llama_tensors import LlamaSizes as LlamaSizes
 from tests.reference.lora import LoraSizes as LoraSizes
 from tests.reference.optimizer import (
     AdamW as AdamW,
+    Delayed as Delayed,
     adamw as adamw,
     clip_by_global_norm as clip_by_global_norm,
+    delayed_adamw as delayed_adamw,
     global_norm as global_norm,
 )
 from tests.reference.rotary import (

@@ -1,7 +1,8 @@
-"""AdamW (Loshchilov and Hutter, 2019) and the clipping of gradients, in float64."""
+"""AdamW (Loshchilov and Hutter, 2019), its form for delayed gradients, and the clipping of gradients, in float64."""
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -57,3 +58,47 @@ def _change(m: Array, v: Array, size: float, unbias: float, epsilon: float) -> A
     root = np.sqrt(np.maximum(v, 0.0))  # the rounding error of a v near 0 may exceed it
     change = size * m / (unbias * root + epsilon)
     return computed(change, lambda: math.sqrt(5.0) * np.abs(change))  # a root, its factor, a sum, a division, the size
+
+
+@dataclass(frozen=True)
+class Delayed:
+    """Results of an update with a lead and a forecast."""
+
+    weights: Tensors
+    forecast: Tensors
+    """The weights predicted for a later update."""
+    m: Tensors
+    v: Tensors
+
+
+def delayed_adamw(
+    weights: Tensors, grads: Tensors, m: Tensors, v: Tensors, step: int, settings: AdamW, lead: float, horizon: float
+) -> Delayed:
+    """Return the results of update number `step` (the first is 1, which has no lead).
+
+    The step is that of Adam plus `lead` times the change of the first moment, both corrected for their bias. The
+    forecast is `horizon`, a sum of learning rates, further along the same direction, without weight decay.
+    """
+    made = Delayed({}, {}, {}, {})
+    lead = lead if step > 1 else 0.0
+    beta1, beta2, epsilon = constant(settings.beta1), constant(settings.beta2), constant(settings.epsilon)
+    rest1, rest2 = constant(1.0 - settings.beta1), constant(1.0 - settings.beta2)
+    of_new = constant((1.0 + lead) / (1.0 - settings.beta1**step))
+    of_old = constant(lead / (1.0 - settings.beta1 ** (step - 1)) if step > 1 else 0.0)
+    unbias = constant(1.0 / math.sqrt(1.0 - settings.beta2**step))
+    rate, ahead = constant(settings.lr), constant(horizon)
+    for name, w in weights.items():
+        decay = settings.weight_decay if name in settings.decayed else 0.0
+        made.m[name] = total(multiple(beta1, m[name]), multiple(rest1, grads[name]))
+        made.v[name] = total(multiple(beta2, v[name]), multiple(rest2, grads[name] ** 2))
+        numerator = total(multiple(of_new, made.m[name]), -multiple(of_old, m[name]))
+        quotient = numerator / (unbias * np.sqrt(np.maximum(made.v[name], 0.0)) + epsilon)
+        direction = computed(quotient, partial(_quotient_error, quotient))
+        decoupled = multiple(constant(1.0 - settings.lr * decay), w)
+        made.weights[name] = total(decoupled, -multiple(rate, direction))
+        made.forecast[name] = total(made.weights[name], -multiple(ahead, direction))
+    return made
+
+
+def _quotient_error(quotient: Array) -> Array:
+    return 2.0 * np.abs(quotient)  # a root, its factor, a sum, a division

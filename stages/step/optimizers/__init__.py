@@ -7,5 +7,11 @@ May import: all above.
 """
 
 from threadloom.stages.step.optimizers.adamw import AdamW as AdamW
-from threadloom.stages.step.optimizers.optimizer import MasterUpdate as MasterUpdate, Optimizer as Optimizer
+from threadloom.stages.step.optimizers.delayed_adamw import ForecastAdamW as ForecastAdamW, LeadAdamW as LeadAdamW
+from threadloom.stages.step.optimizers.optimizer import (
+    FORECAST as FORECAST,
+    MASTER as MASTER,
+    MasterUpdate as MasterUpdate,
+    Optimizer as Optimizer,
+)
 from threadloom.stages.step.optimizers.registry import create_optimizer as create_optimizer

@@ -5,7 +5,7 @@ from collections.abc import Callable, Set
 from threadloom import kernels
 from threadloom.kernels import AdamWStep
 from threadloom.pipeline import Arena
-from threadloom.stages.config import OptimizerConfig
+from threadloom.stages.config import ResolvedOptimizer
 from threadloom.stages.models import NONE_FROZEN, Geometry, parameter_shapes
 
 
@@ -14,7 +14,7 @@ class AdamW:
 
     def __init__(
         self,
-        settings: OptimizerConfig,
+        settings: ResolvedOptimizer,
         learning_rate: Callable[[int], float],
         geometry: Geometry,
         frozen: Set[str] = NONE_FROZEN,
@@ -23,6 +23,11 @@ class AdamW:
         self._settings = settings
         self._learning_rate = learning_rate
         self.state = {name: Arena(parameter_shapes(geometry, frozen)) for name in ("m", "v")}  # in the kernels' order
+
+    @property
+    def master(self) -> Arena | None:
+        """None: versions are the weights."""
+        return None
 
     @property
     def update(self) -> Callable[..., None]:
@@ -43,7 +48,6 @@ class AdamW:
         by global norm (Pascanu et al. 2013); bias corrections are those of Adam (Kingma & Ba 2015, Algorithm 1).
         """
         s = self._settings
-        clip = s.clip / (grad_norm + 1e-6) if s.clip and grad_norm > s.clip else 1.0
         return AdamWStep(
             lr=self._learning_rate(batch),
             beta1=s.beta1,
@@ -52,5 +56,10 @@ class AdamW:
             weight_decay=s.weight_decay,
             bias_correction1=1.0 - s.beta1 ** (applied + 1),
             bias_correction2=1.0 - s.beta2 ** (applied + 1),
-            grad_scale=clip / scale,
+            grad_scale=clip_factor(s.clip, grad_norm) / scale,
         )
+
+
+def clip_factor(limit: float, grad_norm: float) -> float:
+    """Return the factor that reduces a gradient of norm `grad_norm` to norm `limit`; 1 if none is needed (0: never)."""
+    return limit / (grad_norm + 1e-6) if limit and grad_norm > limit else 1.0

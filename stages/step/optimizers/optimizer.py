@@ -9,6 +9,11 @@ from threadloom.pipeline import Arena
 from threadloom.stages.memory import StepParameters, UpdateShard
 from threadloom.stages.models import Geometry, decayed_elements
 
+MASTER = "weights"
+"""Name of the weights in the state of an optimizer whose versions are forecasts."""
+FORECAST = "forecast"
+"""Name of the newest forecast in a checkpoint of such an optimizer; the weights are those of the model there."""
+
 
 class Optimizer(Protocol):
     """An update rule with its state. Its kernels are element-wise, so shards may be updated in any order."""
@@ -19,6 +24,10 @@ class Optimizer(Protocol):
 
         They are in the order in which the kernels, which update them, take them.
         """
+
+    @property
+    def master(self) -> Arena | None:
+        """The weights, an arena of `state`, if the versions are forecasts; None if the versions are the weights."""
 
     @property
     def update(self) -> Callable[..., None]:

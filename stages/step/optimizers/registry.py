@@ -1,22 +1,30 @@
 """The choice of the optimizer."""
 
-from collections.abc import Callable, Set
+from collections.abc import Callable
 
-from threadloom.stages.config import OptimizerConfig
-from threadloom.stages.models import NONE_FROZEN, Geometry
+from threadloom.stages.config import DelayCorrection, ResolvedConfig, learning_rate, rate_under_delay
 from threadloom.stages.step.optimizers.adamw import AdamW
+from threadloom.stages.step.optimizers.delayed_adamw import ForecastAdamW, LeadAdamW
 from threadloom.stages.step.optimizers.optimizer import Optimizer
 
 
-def create_optimizer(
-    settings: OptimizerConfig,
-    learning_rate: Callable[[int], float],
-    geometry: Geometry,
-    frozen: Set[str] = NONE_FROZEN,
-) -> Optimizer:
-    """Return the optimizer of a configuration; AdamW is the only one so far, so no setting selects it.
+def create_optimizer(config: ResolvedConfig) -> Optimizer:
+    """Return the optimizer of a configuration, without state for the tensors that it freezes."""
+    arguments = config.optimizer, learning_rates(config), config.geometry(), config.frozen_tensors()
+    match config.delay_correction:
+        case DelayCorrection.NONE | DelayCorrection.WARMUP:
+            return AdamW(*arguments)
+        case DelayCorrection.LEAD:
+            return LeadAdamW(*arguments)
+        case DelayCorrection.FORECAST | DelayCorrection.FORECAST_LEAD:
+            return ForecastAdamW(*arguments, delay=config.delay)
 
-    It has no state for the `frozen` tensors. `learning_rate` maps the number of an update, counted from 0, to its
-    learning rate.
-    """
-    return AdamW(settings, learning_rate, geometry, frozen)
+
+def learning_rates(config: ResolvedConfig) -> Callable[[int], float]:
+    """Return the function from the number of an update, counted from 0, to its learning rate."""
+    schedule, peak, delay = config.schedule, config.optimizer.lr, config.delay
+
+    def rate(update: int) -> float:
+        return rate_under_delay(learning_rate(schedule, peak, update), delay, schedule.delay_warmup, update)
+
+    return rate

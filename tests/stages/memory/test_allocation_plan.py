@@ -22,6 +22,9 @@ CHANGES: tuple[dict[str, int | str], ...] = (
     {"delay": 2},
     {"lanes": 3, "extra_banks": 0},
     {"slots": 9, "delay": 1},
+    {"delay": 2, "delay_correction": "none"},
+    {"delay": 2, "delay_correction": "lead"},
+    {"delay": 1, "delay_correction": "forecast", "extra_banks": 0},
     {"threads.backward": 5},
     {"lanes": 1, "shared_lanes": "true", "threads.backward": 3},
 )

@@ -13,6 +13,7 @@ from tests.stages.resolve.support import configs, refusal, tiny
 from threadloom.stages.config import (
     Config,
     ConfigError,
+    DelayCorrection,
     Gemm,
     Gpt2Config,
     LlamaConfig,
@@ -92,6 +93,8 @@ def sample(kind: object) -> tuple[str, object]:
         (Precision, "auto", Precision.AUTO),
         (MatmulPrecision, "high", MatmulPrecision.HIGH),
         (LossScaling | None, "static", LossScaling.STATIC),
+        (DelayCorrection | None, "none", DelayCorrection.NONE),
+        (float | None, "0.5", 0.5),
         (bool | None, "true", True),
         (bool, "false", False),
     ]

@@ -1,17 +1,17 @@
 """Updates that pack weights, in shards: every element once, the bits of the float32 update, packed new weights."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
 from tests.stages.training.test_bits16 import assert_packed_equals_master
-from threadloom.kernels import AdamWStep
 from threadloom.kernels.bits16.adamw import BLOCK
 from threadloom.kernels.compiling.jit import JIT_ENABLED
 from threadloom.pipeline import Arena, LanePlan, Lanes
-from threadloom.stages.config import OptimizerConfig, Precision
+from threadloom.stages.config import Precision, ResolvedOptimizer
 from threadloom.stages.memory.bank import Bank
 from threadloom.stages.memory.graph_items import UpdateShard
 from threadloom.stages.memory.loss_scale import Scaled, ScaleState
@@ -21,7 +21,7 @@ from threadloom.stages.step.bits16 import optimizer as optimizer_bits16
 from threadloom.stages.step.bits16.compute import Bits16Compute
 from threadloom.stages.step.bits16.optimizer import ArenaRange, MatrixRows, plan_parts
 from threadloom.stages.step.float32.optimizer import Float32Update
-from threadloom.stages.step.optimizers import AdamW
+from threadloom.stages.step.optimizers import AdamW, ForecastAdamW, LeadAdamW, Optimizer
 from threadloom.stages.step.reducer import Gradient
 
 pytestmark = pytest.mark.timeout(300)
@@ -84,15 +84,21 @@ def test_parts_have_about_the_requested_size() -> None:
     assert {part.name for part in rows} == set(MATRICES) - {"wpe"}
 
 
+Kind = Callable[..., Optimizer]
+KINDS: tuple[Kind, ...] = (AdamW, LeadAdamW, partial(ForecastAdamW, delay=2))
+
+
 class RandomUpdate:
     """One update of random weights, from the same state each time."""
 
-    def __init__(self, geometry: Geometry, precision: Precision, in_place: bool, skipped: bool) -> None:
+    def __init__(
+        self, geometry: Geometry, precision: Precision, in_place: bool, skipped: bool, kind: Kind = AdamW
+    ) -> None:
         rng = np.random.default_rng([geometry.vocabulary, geometry.channels])
         self.precision, self.geometry = precision, geometry
         self.compute = Bits16Compute(precision, geometry, 1)
-        self.optimizer = AdamW(OptimizerConfig(), lambda _: 3e-3, geometry)
-        self.m, self.v = self.optimizer.state.values()
+        settings = ResolvedOptimizer(beta1=0.9, lead=0.9)
+        self.optimizer: Optimizer = kind(settings, lambda _: 3e-3, geometry)
         lanes = Lanes(parameter_shapes(geometry), LanePlan(1, 1), 0)
         self.gradient = Gradient(lanes, 1)
         self.source = Bank(geometry, self.compute.memory.allocate_packed())
@@ -101,12 +107,12 @@ class RandomUpdate:
         for name, tensor in self.source.arena.items():
             tensor[...] = rng.standard_normal(tensor.shape)
             gradient[name][...] = rng.standard_normal(tensor.shape)
-            self.m[name][...] = rng.standard_normal(tensor.shape)
-            self.v[name][...] = rng.random(tensor.shape)
+            for state in self.optimizer.state.values():
+                state[name][...] = rng.random(tensor.shape)
         if skipped:
             self.gradient.flat[0] = np.inf
         self.compute.pack_from_master(self.source)
-        self.step = AdamWStep(3e-3, 0.9, 0.99, 1e-8, 0.1, 1.0 - 0.9**3, 1.0 - 0.99**3, 0.3)
+        self.step = self.optimizer.step(batch=2, applied=2, grad_norm=3.0, scale=1.0)
         self.scaled = Scaled(2.0, skipped, ScaleState())
 
     def apply(self, shards: int, *, packs: bool) -> list[bytes]:
@@ -120,19 +126,22 @@ class RandomUpdate:
             stage(UpdateShard(0, shard, span, self.source, self.target, self.step, 0.0, 1.0, self.scaled))
         if packs:
             assert_packed_equals_master(self.geometry, self.target, self.precision.value)
-        return [arena.flat.tobytes() for arena in (self.target.arena, self.m, self.v)]
+        return [arena.flat.tobytes() for arena in (self.target.arena, *self.optimizer.state.values())]
 
 
 @pytest.mark.skipif(not JIT_ENABLED, reason="the sizes are for compiled code")
 @pytest.mark.parametrize("precision", [Precision.BF16, Precision.FP16], ids=lambda precision: precision.value)
 @settings(max_examples=25, derandomize=True, deadline=None)
-@given(geometry=geometries, shards=st.integers(1, 9), in_place=st.booleans(), skipped=st.booleans())
+@given(
+    geometry=geometries, shards=st.integers(1, 9), in_place=st.booleans(), skipped=st.booleans(),
+    kind=st.sampled_from(KINDS),
+)  # fmt: skip
 def test_any_number_of_shards_computes_the_bits_of_the_float32_update_and_packs_the_new_weights(
-    precision: Precision, geometry: Geometry, shards: int, in_place: bool, skipped: bool
+    precision: Precision, geometry: Geometry, shards: int, in_place: bool, skipped: bool, kind: Kind
 ) -> None:
-    plain = RandomUpdate(geometry, precision, in_place, skipped)
+    plain = RandomUpdate(geometry, precision, in_place, skipped, kind)
     before = plain.source.arena.flat.tobytes()
     expected = plain.apply(1, packs=False)
-    found = RandomUpdate(geometry, precision, in_place, skipped).apply(shards, packs=True)
+    found = RandomUpdate(geometry, precision, in_place, skipped, kind).apply(shards, packs=True)
     assert found == expected
     assert (found[0] == before) is skipped

@@ -112,7 +112,7 @@ def test_the_plan_has_lanes_and_moments_for_trained_tensors_alone(precision: str
     trained = 4 * arena_size(parameter_shapes(config.model.geometry(), config.frozen_tensors()))
     banks = config.delay + 1 + config.extra_banks
     assert plan["weight banks"] == trained * banks
-    assert plan["optimizer moments"] == 2 * trained
+    assert plan["optimizer state"] == 2 * trained
     assert plan["gradient lanes"] == config.lanes * trained
     assert plan["frozen weights"] > 4 * 13 * 15
     build(config)

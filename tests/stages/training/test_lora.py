@@ -118,7 +118,7 @@ def test_lanes_and_moments_are_those_of_the_adapters(base: Config, settings: tup
     trained = 4 * arena_size(parameter_shapes(config.geometry(), config.frozen_tensors()))
     plan = planned(config)
     assert plan["weight banks"] == trained * (config.delay + 1 + config.extra_banks)
-    assert plan["optimizer moments"] == 2 * trained
+    assert plan["optimizer state"] == 2 * trained
     assert plan["gradient lanes"] == trained * config.lanes
 
 

@@ -21,11 +21,29 @@ GEOMETRIES = {
 }
 
 
+REMEDIES = {
+    "none": ("delay_correction=none",),
+    "auto": ("optimizer.beta1=0.95",),
+    "lead": ("delay_correction=lead", "optimizer.lead=3"),
+    "forecast": ("delay_correction=forecast",),
+    "warmup": ("delay_correction=warmup", "schedule.delay_warmup=3"),
+}
+
+
 @pytest.mark.parametrize("geometry", GEOMETRIES)
 @pytest.mark.parametrize("delay", [0, 1, 2])
 def test_updates_through_the_pipeline_equal_those_of_the_reference(delay: int, geometry: str) -> None:
-    threads = ("threads.forward=2", "threads.backward=2")
-    config = tiny(*SMALL, *threads, *GEOMETRIES[geometry], f"delay={delay}")
+    assert_reference_updates(*GEOMETRIES[geometry], *REMEDIES["none"], f"delay={delay}")
+
+
+@pytest.mark.parametrize("remedy", REMEDIES)
+@pytest.mark.parametrize("delay", [1, 2, 3])
+def test_remedies_for_a_delay_are_those_of_the_reference(delay: int, remedy: str) -> None:
+    assert_reference_updates(*GEOMETRIES["odd"], *REMEDIES[remedy], f"delay={delay}")
+
+
+def assert_reference_updates(*overrides: str) -> None:
+    config = tiny(*SMALL, "threads.forward=2", "threads.backward=2", *overrides)
     training = build(config)
     start_from(training, random_weights(config))
     expected = expectation(training)
@@ -36,7 +54,7 @@ def test_updates_through_the_pipeline_equal_those_of_the_reference(delay: int, g
 def test_the_reference_distinguishes_delays() -> None:
     """The comparison above can fail: another delay differs by far more than a rounding error."""
     config = tiny(*SMALL, "delay=1")
-    trainings = [build(tiny(*SMALL, f"delay={delay}")) for delay in (1, 2)]
+    trainings = [build(tiny(*SMALL, f"delay={delay}", "delay_correction=none")) for delay in (1, 2)]
     for training in trainings:
         start_from(training, random_weights(config))
     one, two = map(expectation, trainings)

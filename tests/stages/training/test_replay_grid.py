@@ -32,8 +32,11 @@ def switches(request: pytest.FixtureRequest) -> Iterator[None]:
 @pytest.mark.usefixtures("switches")
 @pytest.mark.parametrize("lanes", [1, 2, 3, 4])
 @pytest.mark.parametrize("delay", [0, 1, 2, 3])
-def test_threads_do_not_change_a_bit(delay: int, lanes: int) -> None:
-    common = (f"delay={delay}", f"lanes={lanes}", "steps=5", "evaluation.interval=2")
+@pytest.mark.parametrize("correction", ["none", "auto"])
+def test_threads_do_not_change_a_bit(correction: str, delay: int, lanes: int) -> None:
+    common = (
+        f"delay_correction={correction}", f"delay={delay}", f"lanes={lanes}", "steps=5", "evaluation.interval=2",
+    )  # fmt: skip
     expected = replayed(tiny(*common))
     for forward, backward in ((1, 1), (2, 3), (3, 2), (1, 3), (3, 1)):
         for capacity, spare in ((1, 0), (2, 1), (8, 1)):

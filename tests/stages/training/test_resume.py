@@ -20,15 +20,26 @@ pytestmark = pytest.mark.timeout(60)
 STEPS = 7
 
 
-def settings(delay: int) -> tuple[str, ...]:
-    return (f"delay={delay}", f"steps={STEPS}", "evaluation.interval=2", "checkpoint.interval=1", "checkpoint.keep=0")
+Setup = tuple[int, str]
+"""Delay and correction."""
 
 
-@pytest.fixture(scope="module", params=[0, 1, 2, 3])
-def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Path, Result]:
-    """The delay, the folder and the result of an uninterrupted run with a checkpoint after every update."""
+def settings(setup: Setup) -> tuple[str, ...]:
+    delay, correction = setup
+    return (
+        f"delay={delay}", f"delay_correction={correction}", f"steps={STEPS}", "evaluation.interval=2",
+        "checkpoint.interval=1", "checkpoint.keep=0",
+    )  # fmt: skip
+
+
+SETUPS = [(0, "none"), (1, "none"), (2, "none"), (1, "auto"), (2, "lead"), (3, "forecast"), (2, "auto")]
+
+
+@pytest.fixture(scope="module", params=SETUPS, ids=lambda setup: f"{setup[0]}-{setup[1]}")
+def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Setup, Path, Result]:
+    """The setup, the folder and the result of an uninterrupted run with a checkpoint after every update."""
     folder = tmp_path_factory.mktemp("whole")
-    copies = "false" if request.param % 2 else "true"
+    copies = "false" if SETUPS.index(request.param) % 2 else "true"
     training = build(tiny(*settings(request.param), f"checkpoint.copies={copies}"), folder, evaluate=True)
     return request.param, folder, result(training, run_threads(training))
 
@@ -36,11 +47,11 @@ def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 @pytest.mark.parametrize("step", range(1, STEPS))
 @pytest.mark.parametrize("threads", [1, 3])
 def test_from_any_step_and_with_other_threads_the_bits_are_the_same(
-    whole: tuple[int, Path, Result], step: int, threads: int
+    whole: tuple[Setup, Path, Result], step: int, threads: int
 ) -> None:
-    delay, folder, expected = whole
+    setup, folder, expected = whole
     other = (f"threads.{stage}={threads}" for stage in ("embed", "forward", "backward", "reduce", "update"))
-    config = tiny(*settings(delay), *other, f"slots={threads + 1}", f"channel_capacity={threads}", "extra_banks=0")
+    config = tiny(*settings(setup), *other, f"slots={threads + 1}", f"channel_capacity={threads}", "extra_banks=0")
     training = build(config, evaluate=True, start=Checkpoint.open(folder / f"step-{step:06d}"))
     found = result(training, run_threads(training))
     tail = Result(
@@ -49,19 +60,19 @@ def test_from_any_step_and_with_other_threads_the_bits_are_the_same(
     assert_same(found, tail)
 
 
-def test_the_replay_resumes_too(whole: tuple[int, Path, Result]) -> None:
-    delay, folder, expected = whole
-    training = build(tiny(*settings(delay)), start=Checkpoint.open(folder / "step-000003"))
+def test_the_replay_resumes_too(whole: tuple[Setup, Path, Result]) -> None:
+    setup, folder, expected = whole
+    training = build(tiny(*settings(setup)), start=Checkpoint.open(folder / "step-000003"))
     found = result(training, run_sequence(training))
     assert_same(found, Result(expected.tensors, expected.updates[3:], (), ()))
 
 
-@pytest.mark.parametrize("whole", [1, 2, 3], indirect=True)
-def test_the_older_versions_of_a_checkpoint_matter(whole: tuple[int, Path, Result]) -> None:
+@pytest.mark.parametrize("whole", SETUPS[1:], indirect=True, ids=lambda setup: f"{setup[0]}-{setup[1]}")
+def test_the_older_versions_of_a_checkpoint_matter(whole: tuple[Setup, Path, Result]) -> None:
     """At τ > 0, a run started from the newest version alone leaves the trajectory: the tests above can fail."""
-    delay, folder, expected = whole
-    training = build(tiny(*settings(delay)), start=Checkpoint.open(folder / "step-000004"))
-    with training.banks.lease(4) as newest, training.banks.lease(4 - delay) as oldest:
+    setup, folder, expected = whole
+    training = build(tiny(*settings(setup)), start=Checkpoint.open(folder / "step-000004"))
+    with training.banks.lease(4) as newest, training.banks.lease(4 - setup[0]) as oldest:
         oldest.bank.arena.flat[...] = newest.bank.arena.flat
     found = result(training, run_threads(training))
     assert found.updates != expected.updates[4:]

@@ -4,6 +4,7 @@
 reference training is disturbed, so that they contain how later updates amplify the errors of earlier ones.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -16,7 +17,7 @@ from tests.kernels.comparison import assert_close
 from tests.reference import AdamW, Ids, Tensors
 from tests.rounding_marks import rounded_sum
 from tests.stages.training.oracle import oracle_of
-from threadloom.stages.config import ResolvedConfig, ScheduleKind
+from threadloom.stages.config import DelayCorrection, ResolvedConfig, ScheduleKind
 from threadloom.stages.memory.graph_items import Event, Update
 from threadloom.stages.training.training import Training
 
@@ -30,9 +31,12 @@ class Twin:
     """Results of the reference's training."""
 
     versions: list[Tensors]
-    """Every version of the weights."""
+    """Every version of the weights, as forward and backward read it."""
+    weights: Tensors
+    """The newest weights, which differ from the newest version if that is a forecast."""
     m: Tensors
     v: Tensors
+    forecasts: bool
     losses: list[float] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
 
@@ -45,8 +49,10 @@ class Twin:
         for version in kept:
             weights = self.versions[version]
             named |= {f"change to version {version} of {n}": weights[n] - self.versions[0][n] for n in self.m}
-        for moment, tensors in (("m", self.m), ("v", self.v)):
-            named |= {f"{moment} of {name}": tensor for name, tensor in tensors.items()}
+        trained = {name: self.weights[name] for name in self.m}
+        for moment, tensors in (("m", self.m), ("v", self.v), ("weights", trained)):
+            if moment != "weights" or self.forecasts:
+                named |= {f"{moment} of {name}": tensor for name, tensor in tensors.items()}
         return named
 
 
@@ -66,10 +72,9 @@ def train_reference(training: Training, weights: Tensors, packed: Format | None 
     s = config.optimizer
     assert config.schedule.kind is ScheduleKind.CONSTANT and not config.schedule.warmup
     oracle = oracle_of(config)
-    constants = AdamW(s.lr, s.beta1, s.beta2, s.eps, s.weight_decay, oracle.decayed)
     frozen = config.frozen_tensors()
     zero = {name: np.zeros_like(tensor) for name, tensor in weights.items() if name not in frozen}
-    twin = Twin([weights], zero, zero)
+    twin = Twin([weights], weights, zero, zero, config.delay_correction.forecasts)
     for batch in range(config.steps):
         ids, targets = sequences(training, batch)
         read = twin.versions[max(batch - config.delay, 0)]
@@ -78,13 +83,36 @@ def train_reference(training: Training, weights: Tensors, packed: Format | None 
         losses = reference.cross_entropy_forward(record.logits, targets)
         grads = oracle.backward(read, record, targets, 1.0 / ids.size)
         clipped, norm = reference.clip_by_global_norm({name: grads[name] for name in zero}, s.clip)
-        newest = twin.versions[-1]
-        trained = {name: newest[name] for name in zero}
-        made, twin.m, twin.v = reference.adamw(trained, clipped, twin.m, twin.v, batch + 1, constants)
-        twin.versions.append({**newest, **made})
+        _update(twin, config, clipped, batch, oracle.decayed)
         twin.losses.append(float(rounded_sum(losses)) / ids.size)
         twin.norms.append(norm)
     return twin
+
+
+def _update(twin: Twin, config: ResolvedConfig, clipped: Tensors, batch: int, decayed: tuple[str, ...]) -> None:
+    """Append the version that follows from the gradient of a batch."""
+    s, correction = config.optimizer, config.delay_correction
+    constants = AdamW(_rate(config, batch), s.beta1, s.beta2, s.eps, s.weight_decay, decayed)
+    trained = {name: twin.weights[name] for name in clipped}
+    if correction in (DelayCorrection.NONE, DelayCorrection.WARMUP):
+        made, twin.m, twin.v = reference.adamw(trained, clipped, twin.m, twin.v, batch + 1, constants)
+        version = made
+    else:
+        horizon = sum(_rate(config, batch + ahead) for ahead in range(1, config.delay + 1))
+        lead = s.lead if correction.has_lead else 0.0
+        update = reference.delayed_adamw(trained, clipped, twin.m, twin.v, batch + 1, constants, lead, horizon)
+        made, twin.m, twin.v = update.weights, update.m, update.v
+        version = update.forecast if twin.forecasts else made
+    twin.weights = {**twin.weights, **made}
+    twin.versions.append({**twin.versions[-1], **version})
+
+
+def _rate(config: ResolvedConfig, batch: int) -> float:
+    """Return the learning rate of a constant schedule, with PipeMare's warm-up for the delay."""
+    if config.delay_correction is not DelayCorrection.WARMUP:
+        return config.optimizer.lr
+    p = 1.0 - min(batch / config.schedule.delay_warmup, 1.0)
+    return config.optimizer.lr / math.pow(config.delay + 1, p)
 
 
 def random_weights(config: ResolvedConfig, spread: float = 0.2) -> Tensors:
@@ -103,6 +131,8 @@ def start_from(training: Training, weights: Tensors) -> None:
                 matrix = tensor if layer is None else tensor[layer]
                 training.compute.pack_matrix(training.frozen.packed, name, layer, matrix)
         training.compute.pack_from_master(lease.bank)
+        if training.optimizer.master is not None:
+            np.copyto(training.optimizer.master.flat, lease.bank.arena.flat)
 
 
 def start_of(training: Training) -> Tensors:

@@ -1,0 +1,54 @@
+"""The choice of the remedy for a delay, and of its strength."""
+
+import msgspec
+
+from threadloom.stages.config import Config, ConfigError, DelayCorrection
+
+_BETA1, _BETA1_WITH_LEAD = 0.9, 0.95
+_DELAY_WARMUP = 400
+_WITHOUT_DELAY = {
+    DelayCorrection.FORECAST: DelayCorrection.NONE,
+    DelayCorrection.FORECAST_LEAD: DelayCorrection.LEAD,
+    DelayCorrection.WARMUP: DelayCorrection.NONE,
+}
+"""Equivalents at τ = 0, where a version is its own forecast."""
+
+
+def with_delay_correction(config: Config) -> Config:
+    """Return the configuration with a value for `delay_correction` and the settings that it decides.
+
+    Raises ConfigError for a strength of a remedy that is not in use.
+    """
+    kind = config.delay_correction
+    if kind is None:
+        kind = DelayCorrection.FORECAST_LEAD if config.delay else DelayCorrection.NONE
+    if not config.delay:
+        kind = _WITHOUT_DELAY.get(kind, kind)
+    optimizer, schedule = config.optimizer, config.schedule
+    beta1 = optimizer.beta1
+    if beta1 is None:
+        beta1 = _BETA1_WITH_LEAD if kind.has_lead else _BETA1
+    lead, warmup = 0.0, 0
+    if kind.has_lead:
+        lead = beta1 if optimizer.lead is None else optimizer.lead
+    elif optimizer.lead:
+        raise _unused("optimizer.lead", optimizer.lead, kind, "lead or forecast_lead")
+    if kind is DelayCorrection.WARMUP:
+        warmup = _DELAY_WARMUP if schedule.delay_warmup is None else schedule.delay_warmup
+    elif schedule.delay_warmup and config.delay:
+        raise _unused("schedule.delay_warmup", schedule.delay_warmup, kind, "warmup")
+    return msgspec.structs.replace(
+        config,
+        delay_correction=kind,
+        optimizer=msgspec.structs.replace(optimizer, beta1=beta1, lead=lead),
+        schedule=msgspec.structs.replace(schedule, delay_warmup=warmup),
+    )
+
+
+def _unused(key: str, value: float, kind: DelayCorrection, needed: str) -> ConfigError:
+    return ConfigError(
+        key,
+        expected=f"no value with delay_correction={kind.value}",
+        got=f"{value:g}",
+        hint=f"set delay_correction to {needed}, or leave {key} out",
+    )

@@ -1,0 +1,102 @@
+"""AdamW for gradients of older weights: with a lead, with forecasts, or with both (`kernels.common.adamw_delayed`)."""
+
+from collections.abc import Callable, Set
+
+from threadloom import kernels
+from threadloom.kernels import DelayedAdamWStep
+from threadloom.pipeline import Arena
+from threadloom.stages.config import ResolvedOptimizer
+from threadloom.stages.models import NONE_FROZEN, Geometry, parameter_shapes
+from threadloom.stages.step.optimizers.adamw import clip_factor
+from threadloom.stages.step.optimizers.optimizer import MASTER
+
+
+class LeadAdamW:
+    """AdamW whose step adds the change of the first moment, `settings.lead` times. Implements `Optimizer`."""
+
+    def __init__(
+        self,
+        settings: ResolvedOptimizer,
+        learning_rate: Callable[[int], float],
+        geometry: Geometry,
+        frozen: Set[str] = NONE_FROZEN,
+    ) -> None:
+        """`learning_rate` maps the number of an update, counted from 0, to its learning rate."""
+        self._settings = settings
+        self._learning_rate = learning_rate
+        self.state = {name: Arena(parameter_shapes(geometry, frozen)) for name in ("m", "v")}  # in the kernels' order
+
+    @property
+    def master(self) -> Arena | None:
+        """None: versions are the weights."""
+        return None
+
+    @property
+    def update(self) -> Callable[..., None]:
+        """The kernel on flat float32 arrays."""
+        return kernels.adamw_lead_update
+
+    @property
+    def update_packed(self) -> Callable[..., None]:
+        """The kernel on rows of a matrix that packs the new weights as bfloat16."""
+        from threadloom.kernels.bits16 import adamw_lead_update_packed  # loaded by runs in bfloat16 only
+
+        return adamw_lead_update_packed
+
+    def step(self, batch: int, applied: int, grad_norm: float, scale: float) -> DelayedAdamWStep:
+        """Return the parameters of the update from batch `batch`, as `AdamW.step` does."""
+        s = self._settings
+        return DelayedAdamWStep(
+            lr=self._learning_rate(batch),
+            beta1=s.beta1,
+            beta2=s.beta2,
+            eps=s.eps,
+            weight_decay=s.weight_decay,
+            bias_correction1=1.0 - s.beta1 ** (applied + 1),
+            earlier_correction1=1.0 - s.beta1**applied if applied else 1.0,
+            bias_correction2=1.0 - s.beta2 ** (applied + 1),
+            lead=s.lead if applied else 0.0,
+            horizon=self._horizon(batch),
+            grad_scale=clip_factor(s.clip, grad_norm) / scale,
+        )
+
+    def _horizon(self, batch: int) -> float:
+        return 0.0
+
+
+class ForecastAdamW(LeadAdamW):
+    """AdamW whose versions are the weights predicted for τ updates later; the weights themselves are its state."""
+
+    def __init__(
+        self,
+        settings: ResolvedOptimizer,
+        learning_rate: Callable[[int], float],
+        geometry: Geometry,
+        frozen: Set[str] = NONE_FROZEN,
+        *,
+        delay: int,
+    ) -> None:
+        """`delay` is τ, the number of updates between a version and the one that its gradient enters."""
+        super().__init__(settings, learning_rate, geometry, frozen)
+        self._delay = delay
+        self.state[MASTER] = Arena(parameter_shapes(geometry, frozen))
+
+    @property
+    def master(self) -> Arena:
+        """The weights, which each update changes in place."""
+        return self.state[MASTER]
+
+    @property
+    def update(self) -> Callable[..., None]:
+        """The kernel on flat float32 arrays."""
+        return kernels.adamw_forecast_update
+
+    @property
+    def update_packed(self) -> Callable[..., None]:
+        """The kernel on rows of a matrix that packs the forecast as bfloat16."""
+        from threadloom.kernels.bits16 import adamw_forecast_update_packed  # loaded by runs in bfloat16 only
+
+        return adamw_forecast_update_packed
+
+    def _horizon(self, batch: int) -> float:
+        return sum(self._learning_rate(batch + ahead) for ahead in range(1, self._delay + 1))

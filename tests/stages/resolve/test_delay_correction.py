@@ -1,0 +1,57 @@
+"""The choice of the remedy for a delay."""
+
+import pytest
+
+from tests.stages.resolve.support import refusal, tiny
+from threadloom.stages.config import DelayCorrection
+from threadloom.stages.resolve.delay_correction import with_delay_correction
+from threadloom.stages.resolve.loading import apply_overrides
+from threadloom.stages.resolve.resolution import resolve
+from threadloom.stages.resolve.trajectory_settings import trajectory
+
+
+@pytest.mark.parametrize(
+    ("overrides", "kind", "beta1", "lead", "warmup"),
+    [
+        (["delay=0"], DelayCorrection.NONE, 0.9, 0.0, 0),
+        (["delay=1"], DelayCorrection.FORECAST_LEAD, 0.95, 0.95, 0),
+        (["delay=2", "optimizer.beta1=0.8"], DelayCorrection.FORECAST_LEAD, 0.8, 0.8, 0),
+        (["delay=2", "optimizer.lead=3"], DelayCorrection.FORECAST_LEAD, 0.95, 3.0, 0),
+        (["delay=2", "delay_correction=none"], DelayCorrection.NONE, 0.9, 0.0, 0),
+        (["delay=2", "delay_correction=forecast"], DelayCorrection.FORECAST, 0.9, 0.0, 0),
+        (["delay=1", "delay_correction=lead"], DelayCorrection.LEAD, 0.95, 0.95, 0),
+        (["delay=2", "delay_correction=warmup"], DelayCorrection.WARMUP, 0.9, 0.0, 400),
+        (["delay=0", "delay_correction=forecast_lead"], DelayCorrection.LEAD, 0.95, 0.95, 0),
+        (["delay=0", "delay_correction=forecast"], DelayCorrection.NONE, 0.9, 0.0, 0),
+        (["delay=0", "delay_correction=warmup", "schedule.delay_warmup=9"], DelayCorrection.NONE, 0.9, 0.0, 0),
+    ],
+)
+def test_the_correction_and_its_strength_follow_from_the_delay(
+    overrides: list[str], kind: DelayCorrection, beta1: float, lead: float, warmup: int
+) -> None:
+    config = resolve(apply_overrides(tiny(), overrides), 2)
+    found = config.delay_correction, config.optimizer.beta1, config.optimizer.lead, config.schedule.delay_warmup
+    assert found == (kind, beta1, lead, warmup)
+    assert resolve(config, 2) == config
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key"),
+    [
+        (["delay=2", "delay_correction=forecast", "optimizer.lead=0.9"], "optimizer.lead"),
+        (["delay=0", "optimizer.lead=0.9"], "optimizer.lead"),
+        (["delay=2", "schedule.delay_warmup=9"], "schedule.delay_warmup"),
+    ],
+)
+def test_the_strength_of_a_remedy_that_is_not_in_use_is_refused(overrides: list[str], key: str) -> None:
+    with refusal(key):
+        with_delay_correction(apply_overrides(tiny(), overrides))
+
+
+def test_a_trajectory_names_the_correction_only_if_there_is_one() -> None:
+    """Trajectories without a correction are those that earlier releases saved."""
+    plain = trajectory(resolve(apply_overrides(tiny(), ["delay=1", "delay_correction=none"]), 2))
+    assert not {"delay_correction", "optimizer.lead", "schedule.delay_warmup"} & plain.keys()
+    corrected = trajectory(resolve(apply_overrides(tiny(), ["delay=1"]), 2))
+    assert corrected["delay_correction"] == "forecast_lead"
+    assert corrected["optimizer.lead"] == 0.95
