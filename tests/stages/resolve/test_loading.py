@@ -63,7 +63,7 @@ def test_shipped_configurations_have_the_sizes_of_the_table(name: str) -> None:
 
 def test_nanogpt_cpu_is_the_published_recipe() -> None:
     config = load_config("nanogpt-cpu")
-    o, s = config.optimizer, config.schedule
+    o, s = resolve(config, 2, 65).optimizer, config.schedule
     assert (config.steps, o.lr, s.min_lr, s.warmup, s.kind) == (2000, 1e-3, 1e-4, 100, ScheduleKind.COSINE)
     assert (o.beta1, o.beta2, o.weight_decay, o.clip, o.eps) == (0.9, 0.99, 0.1, 1.0, 1e-8)
     assert (config.data.tokenizer, config.data.train_fraction) == (TokenizerKind.CHARACTERS, 0.9)

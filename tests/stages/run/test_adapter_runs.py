@@ -111,7 +111,7 @@ def test_a_checkpoint_has_the_adapters_and_not_the_model(base: Path, tmp_path: P
     assert set(checkpoint.base.files) == {"config.json", "model.safetensors"}
     trained = lora_shapes(checkpoint.geometry).keys() | {"normf_weight"}
     with open_tensors(folder / "optimizer.safetensors") as file:
-        assert set(file.shapes) == {f"{state}.{name}" for state in "mv" for name in trained}
+        assert set(file.shapes) == {f"{state}.{name}" for state in ("m", "v", "forecast") for name in trained}
     with open_tensors(folder / "versions.safetensors") as file:
         assert set(file.shapes) == {f"3.{name}" for name in trained}
     config = json.loads((folder / "adapter_config.json").read_text())

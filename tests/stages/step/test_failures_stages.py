@@ -262,13 +262,15 @@ def test_an_infinite_gradient_fails_before_the_weights_change(tmp_path: Path) ->
     assert training.banks.statistics().newest == 3
 
 
-def test_a_validation_loss_of_nan_fails_the_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize("correction", ["none", "auto"])
+def test_a_validation_loss_of_nan_fails_the_run(correction: str, tmp_path: Path) -> None:
     """With a delay no batch reads the last versions, but their evaluation does."""
-    training = make(tmp_path, "delay=2", delay=2)
+    training = make(tmp_path, "delay=2", f"delay_correction={correction}", delay=2)
 
     def poison(shards: list[Any]) -> None:
         if shards[0].batch + 1 == training.config.steps:
-            shards[0].target.weights.wte[:] = float("nan")
+            master = training.optimizer.master
+            (shards[0].target.arena if master is None else master)["wte"][:] = float("nan")
 
     intercept(training, "publish", poison)
     with pytest.raises(StageFailure, match=r"validation loss after .* is nan") as caught:

@@ -89,14 +89,17 @@ def test_the_pipeline_and_a_resumed_run_have_the_bits_of_the_replay(
         np.testing.assert_array_equal(tensor, newest(whole)[name], err_msg=name)
 
 
-def test_frozen_tensors_have_no_moments_in_a_checkpoint_and_are_saved_once(tmp_path: Path) -> None:
-    config = tiny(GPT2_FREEZE, "delay=2")
+@pytest.mark.parametrize(("correction", "states"), [("none", ("m", "v")), ("forecast_lead", ("m", "v", "forecast"))])
+def test_frozen_tensors_have_no_moments_in_a_checkpoint_and_are_saved_once(
+    correction: str, states: tuple[str, ...], tmp_path: Path
+) -> None:
+    config = tiny(GPT2_FREEZE, "delay=2", f"delay_correction={correction}")
     training = build(config, tmp_path)
     run_threads(training)
     trained = parameter_shapes(config.model.geometry(), config.frozen_tensors())
     folder = tmp_path / f"step-{config.steps:06d}"
     with open_tensors(folder / "optimizer.safetensors") as file:
-        assert set(file.shapes) == {f"{state}.{name}" for state in "mv" for name in trained}
+        assert set(file.shapes) == {f"{state}.{name}" for state in states for name in trained}
     with open_tensors(folder / "versions.safetensors") as file:
         older = (config.steps - 2, config.steps - 1)
         assert set(file.shapes) == {f"{version}.{name}" for version in older for name in trained}
@@ -107,12 +110,12 @@ def test_frozen_tensors_have_no_moments_in_a_checkpoint_and_are_saved_once(tmp_p
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_the_plan_has_lanes_and_moments_for_trained_tensors_alone(precision: str) -> None:
     """`Training` compares the plan with what it allocates."""
-    config = tiny('train.only=["lnf_*"]', f"precision={precision}", "delay=1")
+    config = tiny('train.only=["lnf_*"]', f"precision={precision}", "delay=1")  # banks of forecasts
     plan = planned(config)
     trained = 4 * arena_size(parameter_shapes(config.model.geometry(), config.frozen_tensors()))
     banks = config.delay + 1 + config.extra_banks
     assert plan["weight banks"] == trained * banks
-    assert plan["optimizer state"] == 2 * trained
+    assert plan["optimizer state"] == 3 * trained
     assert plan["gradient lanes"] == config.lanes * trained
     assert plan["frozen weights"] > 4 * 13 * 15
     build(config)
