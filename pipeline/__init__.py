@@ -12,9 +12,10 @@ It depends on NumPy, threadpoolctl (BLAS threads), multiprocess (process stages)
 | processes | stages whose workers are processes                                                              |
 | graph     | graphs: the user's declarations, their settings and their validation                            |
 | draw      | pictures of graphs, and the live view of a run                                                  |
+| tuning    | the fastest workers and capacities of a graph, found by short runs                              |
 | testing   | fault injection for any graph                                                                   |
 
-Other packages import from here (and `testing` from `threadloom.pipeline.testing`), not from the sub-packages.
+Other packages import from here (and `tuning` and `testing` from their sub-packages), not from the sub-packages.
 """
 
 from threadloom.pipeline.core import (

@@ -17,7 +17,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("kernels", "pipeline", "stages")
 NAME = "threadloom"
-PUBLIC_ROOMS = {"pipeline.testing"}
+PUBLIC_ROOMS = {"pipeline.testing", "pipeline.tuning"}
 """Rooms of `pipeline` that other packages may import; everything else of it comes from `threadloom.pipeline`."""
 
 

@@ -6,8 +6,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from rich.console import Console
 
 from threadloom.kernels import blas_info
 from threadloom.kernels.compiling import write_problem
-from threadloom.pipeline import available_cores, is_redrawable
+from threadloom.pipeline import available_cores
 from threadloom.stages.config import Config, ConfigError, Gemm, Precision
 from threadloom.stages.machine import Machine, detect, load_warning
 from threadloom.stages.resolve import (
@@ -33,6 +32,7 @@ from threadloom.stages.resolve import (
     write_record,
 )
 from threadloom.stages.tools.common import report_console
+from threadloom.stages.tools.tune.progress import shown_progress
 from threadloom.stages.tools.tune.search import SearchResult, Trial, search
 from threadloom.stages.tools.tune.space import SEPARATE_GEMM, Limits
 from threadloom.stages.tools.tune.table import TRIALS_WANTED, conclusions, trials_table
@@ -89,7 +89,7 @@ def run_tuning(config: Config, budget: float, console: Console | None = None) ->
     trials = Trials(measured, cores, min(MAX_TRIAL_SECONDS, max(MIN_TRIAL_SECONDS, budget / TRIALS_WANTED)))
     trials(default)  # warms up caches and clock; does not count
     limits = Limits(threads.count, config.batch_size, config.sequences, _gemms(config.precision), resolved.shared_lanes)
-    with _progress(console) as on_progress:
+    with shown_progress(console) as on_progress:
         result = search(default, limits, trials, budget, explicit, on_progress)
     console.print(trials_table(result))
     for sentence in conclusions(result):
@@ -129,13 +129,3 @@ def _record(config: Config, machine: Machine, explicit: Mapping[str, TunedValue]
         reason=result.reason,
         seconds=round(result.seconds, 1),
     )
-
-
-@contextmanager
-def _progress(console: Console) -> Iterator[Callable[[str], None]]:
-    """Yield a function that shows the current step: in a status line on a terminal, as log lines elsewhere."""
-    if is_redrawable(console):
-        with console.status("tuning") as status:
-            yield lambda step: status.update(f"tuning: {step}")
-    else:
-        yield lambda step: logger.info("trying {}", step)

@@ -1,0 +1,184 @@
+"""Trials of real graphs: endless, short, failing, without sinks, with several; and a whole tuning."""
+
+import threading
+from collections.abc import Callable, Iterator
+from itertools import count
+
+import pytest
+
+from threadloom.pipeline import Graph
+from threadloom.pipeline.tuning import tune_graph
+from threadloom.pipeline.tuning.trials import GraphTrials, GraphTuningError
+
+SECONDS = 0.05
+
+
+def wait_a_moment(item: int) -> int:
+    """Take two milliseconds without a core."""
+    threading.Event().wait(0.002)
+    return item
+
+
+def line(items: Callable[[], Iterator[int]], fn: Callable[[int], object] = wait_a_moment) -> Graph:
+    graph = Graph("line")
+    work = graph.stage("work", fn, after=graph.source("read", items))
+    graph.sink("out", after=work)
+    return graph
+
+
+def test_an_endless_graph_is_measured_for_a_moment() -> None:
+    trials = GraphTrials(lambda: line(count), SECONDS)
+    trial = trials(trials.declared)
+    assert 0 < trial.score <= 500
+    assert trial.items >= 8
+    assert trial.statistics["work"].busy_share > 0.5
+    twice = trials(trials.declared.changed("work", workers=8))
+    assert twice.score > 1.5 * trial.score
+
+
+def test_a_short_graph_is_run_from_start_to_end_several_times() -> None:
+    runs: list[int] = []
+
+    def build() -> Graph:
+        runs.append(1)
+        return line(lambda: iter(range(5)), int)
+
+    trials = GraphTrials(build, SECONDS)
+    assert trials(trials.declared).items == 5
+    trial = trials(trials.declared)
+    assert trial.items == 5 * (len(runs) - 1)
+    assert len(runs) > 3
+
+
+def test_a_graph_without_sinks_is_counted_at_its_last_stages() -> None:
+    def build() -> Graph:
+        graph = Graph("effects")
+        read = graph.source("read", count)
+        graph.stage("store", wait_a_moment, after=read)
+        return graph
+
+    trials = GraphTrials(build, SECONDS)
+    assert trials.counted == ["store"]
+    assert 0 < trials(trials.declared).score <= 550
+
+
+def test_all_sinks_are_iterated_at_once() -> None:
+    def build() -> Graph:
+        graph = Graph("two")
+        read = graph.source("read", count)
+        for name in ("first", "second"):
+            graph.sink(name, after=graph.stage(f"{name} work", wait_a_moment, after=read))
+        return graph
+
+    trials = GraphTrials(build, SECONDS)
+    assert trials.counted == ["first", "second"]
+    assert trials(trials.declared).items >= 8
+
+
+def test_a_failure_of_the_declared_graph_names_stage_item_and_error() -> None:
+    trials = GraphTrials(lambda: line(lambda: iter(range(100)), lambda item: 1 // (item - 3)), SECONDS)
+    with pytest.raises(GraphTuningError, match=r"fails as declared: stage 'work' raised ZeroDivisionError.*on 3"):
+        trials(trials.declared)
+
+
+def test_a_failure_of_other_sizes_is_a_result() -> None:
+    barrier = threading.Lock()
+
+    def alone(item: int) -> int:
+        if not barrier.acquire(blocking=False):
+            raise RuntimeError("called by two threads at once")
+        try:
+            return wait_a_moment(item)
+        finally:
+            barrier.release()
+
+    trials = GraphTrials(lambda: line(count, alone), SECONDS)
+    assert trials(trials.declared).score > 0
+    failed = trials(trials.declared.changed("work", workers=4))
+    assert failed.score == 0
+    assert "called by two threads at once" in failed.failure
+    found = tune_graph(lambda: line(count, alone), 2.0)
+    assert found.chosen["work"].workers == 1
+
+
+def test_an_iterator_in_a_graph_is_refused_before_it_is_used() -> None:
+    graph = Graph("once")
+    graph.sink("out", after=graph.source("read", iter(range(9))))
+    with pytest.raises(GraphTuningError, match=r"source 'read' of graph 'once' is an iterator.*creates and returns"):
+        GraphTrials(graph, SECONDS)
+
+
+def test_an_iterator_that_a_function_shares_is_noticed() -> None:
+    shared = iter(range(9))
+    trials = GraphTrials(lambda: line(lambda: shared, int), SECONDS)
+    assert trials(trials.declared).items == 9
+    with pytest.raises(GraphTuningError, match="none in run 2"):
+        trials(trials.declared)
+
+
+def test_a_function_that_returns_one_graph_is_treated_as_the_graph() -> None:
+    graph = Graph("once")
+    graph.sink("out", after=graph.source("read", iter(range(9))))
+    trials = GraphTrials(lambda: graph, SECONDS)
+    trials(trials.declared)
+    with pytest.raises(GraphTuningError, match="is an iterator"):
+        trials(trials.declared)
+
+
+def test_a_graph_that_yields_nothing_is_reported() -> None:
+    trials = GraphTrials(lambda: line(lambda: iter(())), SECONDS)
+    with pytest.raises(GraphTuningError, match="ended without an item at 'out'"):
+        trials(trials.declared)
+
+
+def test_a_graph_whose_first_item_takes_too_long_is_reported() -> None:
+    trials = GraphTrials(lambda: line(count, lambda item: threading.Event().wait(0.5)), 0.001)
+    with pytest.raises(GraphTuningError, match=r"no item reached 'out' within 20 ms; in that time \w+ was busy"):
+        trials(trials.declared)
+
+
+def test_functions_that_are_no_factories_are_reported() -> None:
+    def broken() -> Graph:
+        raise OSError("no such folder")
+
+    with pytest.raises(GraphTuningError, match="raised OSError: no such folder"):
+        GraphTrials(broken, SECONDS)
+    with pytest.raises(GraphTuningError, match="returned 7"):
+        GraphTrials(lambda: 7, SECONDS)  # type: ignore[arg-type, return-value]
+    with pytest.raises(GraphTuningError, match=r"no stage 'wrok'; it has \['read', 'work', 'out'\]"):
+        GraphTrials(lambda: line(count), SECONDS, fixed=["wrok"])
+
+
+def test_a_graph_that_changes_is_noticed() -> None:
+    other = Graph("other")
+    other.sink("end", after=other.source("read", count))
+    graphs = iter([line(count), other])
+    trials = GraphTrials(lambda: next(graphs), SECONDS)
+    trials(trials.declared)
+    with pytest.raises(GraphTuningError, match="same graph every time"):
+        trials(trials.declared)
+
+
+def test_a_real_graph_is_tuned_and_left_as_it_was() -> None:
+    graph = line(count)
+    before = graph.stages
+    found = tune_graph(graph, 3.0)
+    assert graph.stages == before
+    assert found.chosen["work"].workers >= 2
+    assert found.final is not None
+    assert found.final.ratio > 1.5
+    assert found.seconds <= 3.3
+    assert found.tried[0].why.startswith("work is the bottleneck")
+
+
+def test_an_interrupt_ends_every_thread() -> None:
+    def interrupt(item: int) -> int:
+        raise KeyboardInterrupt
+
+    def build() -> Graph:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tune_graph(build, 1.0)
+    with pytest.raises((KeyboardInterrupt, GraphTuningError)):
+        tune_graph(lambda: line(count, interrupt), 1.0)
