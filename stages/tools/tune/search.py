@@ -1,35 +1,29 @@
-"""The search of `threadloom tune`: which settings to try, in which order, and when a difference is significant.
+"""The search of `threadloom tune`: which settings to try, in which order.
 
 This module neither measures nor reads a clock: `search` calls a function that measures one choice and returns its speed
-and cost, so that tests run it with made-up figures. `stages.tools.tune.tuning` measures.
+and cost, so that tests run it with made-up figures. `stages.tools.tune.tuning` measures, and
+`threadloom.pipeline.tuning` has the rounds of a race, and the comparison with the defaults.
 
 The search varies one dimension after another (micro-batch, stage threads, lanes, ...). Each is a race between the best
-choice so far and its alternatives. A round of a race measures all of them once, every other round in reverse order, and
-compares each alternative with the best choice in the same round only, so that a temporary slowdown of the machine
-affects both. From the second round on the slower half is dropped. The final choice is compared with the defaults in
-alternating pairs. The defaults are kept unless the choice is faster by at least `GAIN` in the median, and in every pair
-(one of eight may be lost).
+choice so far and its alternatives. Choices are compared by a score, by default their tokens per second.
 """
 
-import math
-import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import msgspec
 
+from threadloom.pipeline.tuning import (
+    MARGIN,
+    Comparison,
+    TrialBudget,
+    compare_pairs,
+    race,
+    rank,
+    winner_of,
+)
 from threadloom.stages.resolve import TUNED_KEYS, TunedSettings, TunedValue, format_settings
 from threadloom.stages.tools.tune.space import DIMENSIONS, ROUNDING, Dimension, Limits
-
-MARGIN = 0.01
-"""Minimum relative speed-up to accept an alternative in a race."""
-GAIN = 0.02
-"""Minimum relative speed-up to replace the defaults."""
-HOPELESS = 0.8
-"""An alternative below this fraction of the best of its first round is dropped at once."""
-RACE_ROUNDS = 3
-MIN_PAIRS, PAIRS = 4, 8
-"""Minimum and maximum number of pairs in the comparison with the defaults."""
 
 
 @dataclass(frozen=True)
@@ -39,33 +33,39 @@ class Trial:
     tokens_per_s: float
     seconds: float
     """Duration of the whole trial, including its setup."""
+    memory: int | None = None
+    """Bytes that a run with these settings allocates; None if unknown."""
 
 
 Measure = Callable[[TunedSettings], Trial]
+Score = Callable[[TunedSettings, Trial], float]
+"""Returns what choices are compared by, larger is better."""
+
+
+def tokens_per_second(choice: TunedSettings, trial: Trial) -> float:
+    """Return the speed of a trial: the default score."""
+    return trial.tokens_per_s
 
 
 @dataclass(frozen=True)
-class TrialComparison:
+class ScoredTrial:
+    """A trial with its score."""
+
+    choice: TunedSettings
+    trial: Trial
+    score: float
+
+    @property
+    def seconds(self) -> float:
+        """Duration of the whole trial."""
+        return self.trial.seconds
+
+
+@dataclass(frozen=True)
+class TrialComparison(Comparison[TunedSettings]):
     """One choice compared with another, round by round."""
 
-    dimension: str
-    choice: TunedSettings
-    base: TunedSettings
-    rates: tuple[float, ...]  # tokens per second, one per round
-    ratios: tuple[float, ...]  # to the rate of the base in the same round
-
-    @property
-    def ratio(self) -> float:
-        """The median ratio."""
-        return statistics.median(self.ratios)
-
-    @property
-    def spread(self) -> tuple[float, float]:
-        """The quartiles of the ratios; the extremes if there are fewer than four rounds."""
-        if len(self.ratios) < 4:
-            return min(self.ratios), max(self.ratios)
-        low, _, high = statistics.quantiles(self.ratios, n=4, method="inclusive")
-        return low, high
+    dimension: str = ""
 
     @property
     def changes_rounding(self) -> bool:
@@ -81,33 +81,33 @@ class SearchResult:
     chosen: TunedSettings
     reason: str
     ratio: float | None
-    """Speed of the choice relative to the defaults; None if the defaults are kept."""
+    """Score of the choice relative to the defaults; None if the defaults are kept."""
     spread: tuple[float, float] | None
     compared: tuple[TrialComparison, ...]
     skipped: tuple[str, ...]
     """Dimensions that the budget did not reach."""
-    trials: int
+    measured: tuple[ScoredTrial, ...]
+    """All trials in order."""
     seconds: float
+
+    @property
+    def trials(self) -> int:
+        """Number of trials."""
+        return len(self.measured)
 
 
 @dataclass
-class _Budget:
-    """The time spent on trials. The next trial is expected to cost as much as the most expensive recent one."""
+class _Scorer:
+    """Measures choices, scores them, and remembers all trials."""
 
     measure: Measure
-    budget: float
-    spent: float = 0.0
-    costs: list[float] = field(default_factory=list)
+    score: Score
+    trials: list[ScoredTrial]
 
-    def run(self, choice: TunedSettings) -> float:
+    def __call__(self, choice: TunedSettings) -> ScoredTrial:
         trial = self.measure(choice)
-        self.spent += trial.seconds
-        self.costs.append(trial.seconds)
-        return trial.tokens_per_s
-
-    def left(self) -> int:
-        """Return the number of trials that fit in the remaining time."""
-        return int((self.budget - self.spent) / max(self.costs[-8:], default=math.inf))
+        self.trials.append(ScoredTrial(choice, trial, self.score(choice, trial)))
+        return self.trials[-1]
 
 
 def search(
@@ -117,21 +117,23 @@ def search(
     budget: float,
     fixed: Mapping[str, TunedValue] | None = None,
     on_progress: Callable[[str], None] = lambda _: None,
+    score: Score = tokens_per_second,
 ) -> SearchResult:
-    """Search for a faster choice than `default` with trials that take at most `budget` seconds in total.
+    """Search for a better choice than `default` with trials that take at most `budget` seconds in total.
 
-    `fixed` are the fields that keep their value. `on_progress` is called at the start of each dimension.
+    `fixed` are the fields that keep their value. `on_progress` is called at the start of each dimension. Choices are
+    compared by `score`.
     """
-    budgeted = _Budget(measure, budget)
-    best, compared, skipped = default, [], []
+    scorer = _Scorer(measure, score, [])
+    budgeted = TrialBudget(scorer, budget)
+    best, compared, skipped = default, list[TrialComparison](), list[str]()
     for dimension in DIMENSIONS:
         candidates = _candidates(dimension, best, limits, fixed or {})
         if not candidates:
             continue
         if not budgeted.costs:
             budgeted.run(best)
-        # Time is reserved for the comparison with the defaults, without which no choice is accepted.
-        room = (budgeted.left() - 2 * MIN_PAIRS) // 2 - 1
+        room = budgeted.room()
         if room < len(candidates):
             skipped.append(dimension.name if room < 1 else f"some of {dimension.name}")
             candidates = candidates[: max(0, room)]
@@ -141,17 +143,15 @@ def search(
         on_progress(
             f"{dimension.name}: {len(candidates)} alternative{plural} to {format_settings(_varied(best, candidates))}"
         )
-        rows = _race(dimension.name, best, candidates, budgeted)
+        rows = [_of_dimension(row, dimension.name) for row in race(best, candidates, budgeted)]
         compared += rows
-        winner = max((row for row in rows if len(row.ratios) > 1), key=_rank, default=None)
-        if winner is not None and winner.ratio > 1.0 + MARGIN:
-            best = winner.choice
+        best = winner_of(rows) or best
     if best == default:
         reason = _reason_for_defaults(compared, skipped)
         chosen, last = default, None
     else:
         on_progress(f"{format_settings(best.differences(default))} compared with the defaults")
-        last = _compare_pairs(best, default, budgeted)
+        last = _of_dimension(compare_pairs(best, default, budgeted), "all together")
         compared.append(last)
         chosen, reason = _decide(last)
     won = last if last is not None and chosen != default else None
@@ -163,9 +163,13 @@ def search(
         spread=won.spread if won else None,
         compared=tuple(compared),
         skipped=tuple(skipped),
-        trials=len(budgeted.costs),
+        measured=tuple(scorer.trials),
         seconds=budgeted.spent,
     )
+
+
+def _of_dimension(row: Comparison[TunedSettings], dimension: str) -> TrialComparison:
+    return TrialComparison(row.choice, row.base, row.rates, row.ratios, dimension)
 
 
 def _candidates(
@@ -184,62 +188,13 @@ def _varied(base: TunedSettings, candidates: Sequence[TunedSettings]) -> dict[st
     return {name: getattr(base, name) for name in TUNED_KEYS if name in changed}
 
 
-def _rank(row: TrialComparison) -> tuple[int, float]:
-    return len(row.ratios), row.ratio
-
-
-def _race(
-    dimension: str, base: TunedSettings, candidates: Sequence[TunedSettings], budgeted: _Budget
-) -> list[TrialComparison]:
-    """Run rounds until one candidate is left; from the second round on the slower half is dropped."""
-    rates: dict[TunedSettings, list[float]] = {choice: [] for choice in candidates}
-    ratios: dict[TunedSettings, list[float]] = {choice: [] for choice in candidates}
-    left, done = list(candidates), 0
-    while left and (done < RACE_ROUNDS or len(left) > 1):
-        if budgeted.left() < len(left) + 1 + 2 * MIN_PAIRS:
-            break
-        order = [base, *left] if done % 2 == 0 else [*reversed(left), base]
-        measured = {choice: budgeted.run(choice) for choice in order}
-        for choice in left:
-            rates[choice].append(measured[choice])
-            ratios[choice].append(measured[choice] / measured[base])
-        done += 1
-        left.sort(key=lambda choice: statistics.median(ratios[choice]), reverse=True)
-        if done == 1:
-            ahead = max(1.0, ratios[left[0]][0])
-            left = [choice for choice in left if ratios[choice][0] >= HOPELESS * ahead]
-        else:
-            left = left[: math.ceil(len(left) / 2)]
-    return [
-        TrialComparison(dimension, choice, base, tuple(rates[choice]), tuple(ratios[choice]))
-        for choice in candidates
-        if ratios[choice]
-    ]
-
-
-def _compare_pairs(best: TunedSettings, default: TunedSettings, budgeted: _Budget) -> TrialComparison:
-    rates: list[float] = []
-    ratios: list[float] = []
-    while len(ratios) < PAIRS and (len(ratios) < MIN_PAIRS or budgeted.left() >= 2):
-        order = (default, best) if len(ratios) % 2 == 0 else (best, default)
-        measured = {choice: budgeted.run(choice) for choice in order}
-        rates.append(measured[best])
-        ratios.append(measured[best] / measured[default])
-    return TrialComparison("all together", best, default, tuple(rates), tuple(ratios))
-
-
 def _decide(last: TrialComparison) -> tuple[TunedSettings, str]:
-    """Accept the new choice if chance is unlikely: equal choices win 7 of 8 pairs with p = 9/256, 4 of 4 with 1/16."""
-    pairs, won = len(last.ratios), sum(ratio > 1.0 for ratio in last.ratios)
-    low, high = last.spread
+    """Return the new choice if chance is unlikely, otherwise the defaults, with the reason."""
+    figures = last.describe("the defaults")
     best = format_settings(last.choice.differences(last.base))
-    figures = (
-        f"{last.ratio:.2f} times the defaults (quartiles {low:.2f} and {high:.2f}), faster in {won} of {pairs} "
-        "alternating pairs"
-    )
-    if last.ratio >= 1.0 + GAIN and pairs - won <= pairs // PAIRS:
+    if last.significant:
         return last.choice, f"{best} ran at {figures}"
-    conclusion = "slower" if not won else "within the noise"
+    conclusion = "slower" if not last.won else "within the noise"
     return last.base, f"the defaults are kept: the best alternative, {best}, ran at {figures}, which is {conclusion}"
 
 
@@ -248,7 +203,7 @@ def _reason_for_defaults(compared: Sequence[TrialComparison], skipped: Sequence[
         return "the defaults are kept: " + (
             "the budget is too short for any comparison" if skipped else "every setting was given"
         )
-    best = max(compared, key=_rank)
+    best = max(compared, key=rank)
     tried = f"none of {len(compared)} alternatives was more than {MARGIN:.0%} faster"
     settings = format_settings(best.choice.differences(best.base))
     return f"the defaults are kept: {tried}; the best, {settings}, had a ratio of {best.ratio:.2f}"

@@ -85,7 +85,9 @@ def run_tuning(config: Config, budget: float, console: Console | None = None) ->
             "the result of this search can only be printed: {} cannot be written ({}). Hint: set THREADLOOM_CACHE to "
             "a folder that you can write, here and for `threadloom train`", path.parent, problem,
         )  # fmt: skip
-    compile_kernels(precision=config.precision, architecture=config.model.architecture)
+    compile_kernels(
+        precision=config.precision, architecture=config.model.architecture, delayed=resolved.delay_correction
+    )
     trials = Trials(measured, cores, min(MAX_TRIAL_SECONDS, max(MIN_TRIAL_SECONDS, budget / TRIALS_WANTED)))
     trials(default)  # warms up caches and clock; does not count
     limits = Limits(threads.count, config.batch_size, config.sequences, _gemms(config.precision), resolved.shared_lanes)

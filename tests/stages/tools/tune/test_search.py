@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
+from threadloom.pipeline.tuning import GAIN, MIN_PAIRS
 from threadloom.stages.config.settings import Gemm
 from threadloom.stages.resolve.loading import apply_overrides, load_config
 from threadloom.stages.resolve.resolution import resolve
@@ -15,7 +16,7 @@ from threadloom.stages.resolve.tuning_record import (
     format_settings,
     with_defaults,
 )
-from threadloom.stages.tools.tune.search import GAIN, MIN_PAIRS, SearchResult, Trial, search
+from threadloom.stages.tools.tune.search import SearchResult, Trial, search
 from threadloom.stages.tools.tune.space import DIMENSIONS, Limits, overrides_from
 
 DEFAULT = TunedSettings(
@@ -123,6 +124,18 @@ def test_explicit_settings_never_vary() -> None:
     everything = Machine(hilly).search(**{name: getattr(DEFAULT, name) for name in TUNED_KEYS})
     assert everything.compared == ()
     assert "every setting was given" in everything.reason
+
+
+def test_choices_are_compared_by_any_score() -> None:
+    def small_and_fast(choice: TunedSettings, trial: Trial) -> float:
+        """Return a score that prefers fewer lanes to speed."""
+        return trial.tokens_per_s / choice.lanes
+
+    machine = Machine(lambda choice: 1.0 + 0.1 * (choice.lanes == 2))
+    findings = search(DEFAULT, LIMITS, machine, 1000.0, score=small_and_fast)
+    assert findings.chosen.lanes == 1
+    assert findings.ratio == pytest.approx(2.0 / 1.1)
+    assert len(findings.measured) == findings.trials == len(machine.tried)
 
 
 def test_the_order_of_a_pair_alternates() -> None:
