@@ -1,7 +1,8 @@
 """Loss curves of threadloom and PyTorch from the same weights and batches: `python -m benchmarks.curves`.
 
 threadloom trains on a text through the same session as `threadloom train`, once per precision. PyTorch, in float32,
-starts from the same weights and reads the same batches. The learning rate is constant on both sides.
+starts from the same weights and reads the same batches. The learning rate is constant on both sides, or follows the
+schedule of the configuration.
 """
 
 import json
@@ -35,6 +36,7 @@ from threadloom.stages.machine import detect
 from threadloom.stages.models import initialise, parameter_shapes
 from threadloom.stages.resolve import apply_overrides, load_config, to_json
 from threadloom.stages.run import Outcome, train
+from threadloom.stages.step.optimizers import learning_rates
 from threadloom.stages.storage import RunMode, read_metrics
 
 LAST = 100
@@ -60,13 +62,18 @@ class LossCurve:
         return float(np.abs(np.subtract(self.losses, other.losses)).max())
 
 
-def constant_rate(config: Config, updates: int, precision: Precision, text: Sequence[str]) -> Config:
-    """Return a configuration for `updates` updates at a constant learning rate, without evaluations before the end."""
+def short_run(
+    config: Config, updates: int, precision: Precision, text: Sequence[str], *, scheduled: bool = False
+) -> Config:
+    """Return a configuration for `updates` updates, without evaluations before the end.
+
+    The learning rate is constant, or `scheduled` as that of the configuration.
+    """
     return msgspec.structs.replace(
         config,
         steps=updates,
         precision=precision,
-        schedule=ScheduleConfig(kind=ScheduleKind.CONSTANT, warmup=0),
+        schedule=config.schedule if scheduled else ScheduleConfig(kind=ScheduleKind.CONSTANT, warmup=0),
         evaluation=EvaluationConfig(interval=0, batches=1),
         data=msgspec.structs.replace(config.data, text=tuple(text)),
     )
@@ -89,7 +96,8 @@ def their_curve(outcome: Outcome, on_progress: Callable[[str], None]) -> LossCur
     with tempfile.TemporaryDirectory() as name:
         source = TokenBatches(tokens, config.batch_sizes, config.seed)
         write_inputs(Path(name), weights, source, config, config.steps)
-        sizes = sizes_of(config, detect().logical_cores)
+        rates = tuple(map(learning_rates(config), range(config.steps)))
+        sizes = msgspec.structs.replace(sizes_of(config, detect().logical_cores), rates=rates)
         with SideWorker(Side.EAGER, to_json(config), sizes, folder=Path(name)) as peer:
             while len(losses) < config.steps:
                 losses += peer.run(min(REPORTED, config.steps - len(losses))).losses
@@ -113,18 +121,21 @@ def curves_table(curves: Sequence[LossCurve], base: LossCurve) -> Table:
 @click.option("--text", "text", multiple=True, metavar="FILE_OR_DIR", help="Default: the source of Python.")
 @click.option("--updates", type=click.IntRange(min=1), default=50, show_default=True)
 @click.option("--precisions", default="float32", show_default=True, help="Of threadloom, for example float32,bf16.")
+@click.option("--schedule", "scheduled", is_flag=True, help="Follow the configuration's learning-rate schedule.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a setting, as for train.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/curves"), show_default=True)
 def main(
-    name: str, text: tuple[str, ...], updates: int, precisions: str, overrides: tuple[str, ...], out: Path
-) -> None:
+    name: str, text: tuple[str, ...], updates: int, precisions: str, scheduled: bool, overrides: tuple[str, ...],
+    out: Path,
+) -> None:  # fmt: skip
     """Train a configuration with threadloom and with PyTorch, and compare the losses."""
     configure()
     console = Console(width=None if sys.stdout.isatty() else 110)
     try:
         config, curves = apply_overrides(load_config(name), overrides), []
         for precision in map(Precision, precisions.split(",")):
-            curve, outcome = our_curve(constant_rate(config, updates, precision, text), out / precision.value)
+            wanted = short_run(config, updates, precision, text, scheduled=scheduled)
+            curve, outcome = our_curve(wanted, out / precision.value)
             curves.append(curve)
     except (InputError, ValueError) as error:
         raise click.ClickException(str(error)) from error

@@ -5,6 +5,7 @@ comparison of results come from files: `weights.safetensors` under threadloom's 
 `tokens.npz` with the ids and targets of each update.
 """
 
+import itertools
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -93,14 +94,17 @@ class PyTorch:
             groups, lr=sizes.lr, betas=(sizes.beta1, sizes.beta2), eps=sizes.eps, fused=True
         )
         self._clip = sizes.clip
+        self._rates = iter(sizes.rates) if sizes.rates else itertools.repeat(sizes.lr)
         self._batches = iter(FileTokens(folder / "tokens.npz") if folder else EndlessTokens(sizes))
 
     def run(self, updates: int) -> UpdateFigures:
         """Make `updates` updates and return their figures."""
         losses, norms = [], []
         begin = time.perf_counter()
-        for _ in range(updates):
+        for rate in itertools.islice(self._rates, updates):
             ids, targets = next(self._batches)
+            for group in self._optimizer.param_groups:
+                group["lr"] = rate
             with torch.autocast("cpu", torch.bfloat16, enabled=self._autocast):
                 loss = self._run(ids, targets)
             loss.backward()

@@ -54,6 +54,8 @@ class TrainingSizes(msgspec.Struct, frozen=True, kw_only=True):
     weight_decay: float
     clip: float
     threads: int
+    rates: tuple[float, ...] = ()
+    """Learning rate of each update for PyTorch. Empty: `lr` throughout. threadloom's side has its schedule."""
     fine_tuning: FineTuning | None = None
     """None: a new model. threadloom's side has the same in its configuration."""
 

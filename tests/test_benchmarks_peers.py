@@ -112,13 +112,14 @@ def test_the_table_of_curves_has_the_differences_from_pytorch() -> None:
 
 @pytest.mark.torch
 @pytest.mark.timeout(300)  # compiling the kernels takes a minute
-def test_the_curves_of_both_sides_are_compared(tmp_path: Path) -> None:
+@pytest.mark.parametrize("schedule", [(), ("--schedule", "--set", "schedule.warmup=2")], ids=["constant", "schedule"])
+def test_the_curves_of_both_sides_are_compared(schedule: tuple[str, ...], tmp_path: Path) -> None:
     model = Gpt2Config(vocab_size=None, context=6, layers=2, heads=2, channels=8)
     file, text, out = (tmp_path / name for name in ("tiny.json", "text.txt", "out"))
     file.write_text(to_json(Config(name="tiny", model=model, batch_size=4, steps=1)))
     text.write_text("one two three four five six seven " * 60)
     arguments = ["--config", str(file), "--text", str(text), "--updates", "6", "--out", str(out)]
-    answer = CliRunner().invoke(curves.main, arguments, catch_exceptions=False)
+    answer = CliRunner().invoke(curves.main, [*arguments, *schedule], catch_exceptions=False)
     assert answer.exit_code == 0, answer.output
     found = json.loads((out / "curves.json").read_text())
     assert list(found) == ["threadloom float32", "PyTorch eager"]

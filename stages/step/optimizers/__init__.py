@@ -14,4 +14,7 @@ from threadloom.stages.step.optimizers.optimizer import (
     MasterUpdate as MasterUpdate,
     Optimizer as Optimizer,
 )
-from threadloom.stages.step.optimizers.registry import create_optimizer as create_optimizer
+from threadloom.stages.step.optimizers.registry import (
+    create_optimizer as create_optimizer,
+    learning_rates as learning_rates,
+)
