@@ -1,8 +1,8 @@
-"""The effect of delay and precision on the loss, for one recipe: `python -m benchmarks.convergence`.
+"""The effect of delay, precision and other settings on the loss of one recipe: `python -m benchmarks.convergence`.
 
-Each variant, a delay with a precision, is trained once per seed, through the same session as `threadloom train`, on the
-same batches and with default instead of tuned settings, so that the losses can be reproduced on another machine with
-the same number of cores.
+Each variant, a delay with a precision or a list of settings (`--recipe`), is trained once per seed, through the same
+session as `threadloom train`, on the same batches and with default instead of tuned settings, so that the losses can be
+reproduced on another machine with the same number of cores.
 """
 
 import math
@@ -10,7 +10,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean
+from statistics import mean, stdev
+from typing import Self
 
 import click
 import msgspec
@@ -30,17 +31,26 @@ PICTURE = "convergence.png"
 
 @dataclass(frozen=True)
 class Variant:
-    """A delay and a precision to compare."""
+    """Settings to compare, with a name for tables and the plot, and one for folders."""
 
-    delay: int
-    precision: Precision
+    name: str
+    folder: str
+    overrides: tuple[str, ...]
 
-    @property
-    def name(self) -> str:
-        """The name in tables and in the plot."""
-        return (
-            f"τ = {self.delay}" if self.precision is Precision.FLOAT32 else f"τ = {self.delay}, {self.precision.value}"
-        )
+    @classmethod
+    def of(cls, delay: int, precision: Precision) -> Self:
+        """Return the variant with a delay and a precision, and all else as in the recipe."""
+        name = f"τ = {delay}" if precision is Precision.FLOAT32 else f"τ = {delay}, {precision.value}"
+        return cls(name, f"delay-{delay}-{precision.value}", (f"delay={delay}", f"precision={precision.value}"))
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Return the variant in a text such as "fast: delay=2 optimizer.lr=4e-3". Raises ValueError."""
+        name, colon, settings = text.partition(":")
+        if not colon or not name.strip() or not settings.split():
+            raise ValueError(f"--recipe {text!r}: expected 'NAME: key=value key=value ...'")
+        folder = "".join(character if character.isalnum() else "-" for character in name.strip())
+        return cls(name.strip(), folder, tuple(settings.split()))
 
 
 @dataclass(frozen=True)
@@ -73,8 +83,8 @@ def converge(config: Config, variants: Sequence[Variant], seeds: Sequence[int], 
     done = []
     for seed in seeds:
         for variant in variants:
-            folder = out / f"delay-{variant.delay}-{variant.precision.value}-seed-{seed}"
-            this = msgspec.structs.replace(config, delay=variant.delay, precision=variant.precision, seed=seed)
+            folder = out / f"{variant.folder}-seed-{seed}"
+            this = msgspec.structs.replace(apply_overrides(config, variant.overrides), seed=seed)
             outcome = train(this, folder, RunMode.OVERWRITE, tuned=False)
             losses = [record["val_loss"] for record in read_metrics(outcome.run.metrics) if "val_loss" in record]
             done.append(Converged(variant, seed, outcome, min(losses)))
@@ -84,7 +94,10 @@ def converge(config: Config, variants: Sequence[Variant], seeds: Sequence[int], 
 
 
 def convergence_table(done: Sequence[Converged]) -> Table:
-    """Return the table of losses with their differences from the first variant with the same seed, and of the means."""
+    """Return the table of losses with their differences from the first variant with the same seed.
+
+    For several seeds it has their means, and the standard error of the mean difference.
+    """
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
     for heading in ("variant", "seed", "final validation loss", "minus first variant", "lowest", "tokens/s", "seconds"):
         table.add_column(heading, justify="left" if heading == "variant" else "right")
@@ -97,9 +110,11 @@ def convergence_table(done: Sequence[Converged]) -> Table:
         )  # fmt: skip
     for variant in variants if len(seeds) > 1 else []:
         runs = [run for run in done if run.variant == variant]
-        final, away = mean(run.final for run in runs), mean(run.final - first[run.seed] for run in runs)
-        best, rate = mean(run.best for run in runs), mean(run.tokens_per_s for run in runs)
-        table.add_row(variant.name, "mean", f"{final:.4f}", f"{away:+.4f}", f"{best:.4f}", f"{rate:,.0f}", "")
+        away = [run.final - first[run.seed] for run in runs]
+        difference = f"{mean(away):+.4f} ± {stdev(away) / math.sqrt(len(away)):.4f}"
+        final, best = mean(run.final for run in runs), mean(run.best for run in runs)
+        rate = mean(run.tokens_per_s for run in runs)
+        table.add_row(variant.name, "mean", f"{final:.4f}", difference, f"{best:.4f}", f"{rate:,.0f}", "")
     return table
 
 
@@ -109,12 +124,15 @@ def convergence_table(done: Sequence[Converged]) -> Table:
               help="Default: ../shared/data/tinyshakespeare.txt if present, else the source of Python.")  # fmt: skip
 @click.option("--delays", default="0,1,2", show_default=True)
 @click.option("--precisions", default="float32", show_default=True, help="For example float32,bf16,fp16.")
+@click.option("--recipe", "recipes", multiple=True, metavar="'NAME: KEY=VALUE ...'",
+              help="A variant with these settings, instead of --delays and --precisions. Repeatable.")  # fmt: skip
 @click.option("--seeds", default="", help="For example 1337,1,2. Default: the seed of the configuration.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a setting, as for train.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/convergence"), show_default=True)
 def main(
-    name: str, texts: tuple[str, ...], delays: str, precisions: str, seeds: str, overrides: tuple[str, ...], out: Path
-) -> None:
+    name: str, texts: tuple[str, ...], delays: str, precisions: str, recipes: tuple[str, ...], seeds: str,
+    overrides: tuple[str, ...], out: Path,
+) -> None:  # fmt: skip
     """Train one recipe in several variants and plot the losses together."""
     configure()
     if not texts and TINYSHAKESPEARE.exists():
@@ -123,8 +141,8 @@ def main(
         config = apply_overrides(load_config(name), overrides)
         config = msgspec.structs.replace(config, data=msgspec.structs.replace(config.data, text=texts))
         chosen = [int(seed) for seed in seeds.split(",")] if seeds else [config.seed]
-        variants = [
-            Variant(int(delay), Precision(precision))
+        variants = [Variant.parse(recipe) for recipe in recipes] or [
+            Variant.of(int(delay), Precision(precision))
             for precision in precisions.split(",")
             for delay in delays.split(",")
         ]

@@ -269,3 +269,11 @@ def test_convergence_plots_all_delays_together(tmp_path: Path) -> None:
     assert "+0.0000" in answer.output
     assert (out / "convergence.png").stat().st_size > 10_000
     assert (out / "delay-2-float32-seed-1337" / "config.json").exists()
+    recipes = ["--recipe", "now: delay=0", "--recipe", "late, slow: delay=1 optimizer.lr=1e-4", "--seeds", "1,2"]
+    answer = CliRunner().invoke(convergence.main, [*arguments, *recipes])
+    assert answer.exit_code == 0, answer.output
+    assert "late, slow" in answer.output
+    assert "±" in answer.output
+    assert json.loads((out / "late--slow-seed-2" / "config.json").read_text())["optimizer"]["lr"] == 1e-4
+    answer = CliRunner().invoke(convergence.main, [*arguments, "--recipe", "no settings"])
+    assert "expected 'NAME: key=value key=value ...'" in answer.output
