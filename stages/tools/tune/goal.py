@@ -1,0 +1,187 @@
+"""`threadloom tune --goal loss=...`: the settings with the least expected time to a loss.
+
+Speed, delay and learning rate are searched one after another, each in its share of the budget: the fastest sizes and
+thread counts at delay 0, the delays with them, and the learning rate and warm-up by pilots with successive halving.
+"""
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+from loguru import logger
+from rich.console import Console
+from rich.table import Table
+
+from threadloom.pipeline import available_cores, format_duration
+from threadloom.stages.config import Config, ConfigError
+from threadloom.stages.machine import detect
+from threadloom.stages.resolve import DELAY_COSTS, TunedSettings, resolve, stage_threads, to_json, with_defaults
+from threadloom.stages.storage import atomic_write
+from threadloom.stages.tools.common import report_console
+from threadloom.stages.tools.tune.delays import DelayChoice, DelaySpeed, choose_delay
+from threadloom.stages.tools.tune.halving import HalvingResult, Pilot, rungs, successive_halving, updates_to_loss
+from threadloom.stages.tools.tune.pilots import RateChoice, candidates, pilots_on_text
+from threadloom.stages.tools.tune.tuning import run_tuning
+from threadloom.stages.training import compile_kernels, measured_config, tokens_per_second
+
+SPEED_SHARE, DELAY_SHARE = 0.3, 0.15
+"""Shares of the budget for the search of sizes and threads and for the comparison of delays; pilots get the rest."""
+ROUNDS = 4
+DELAYS = (0, 1, 2)
+PILOT_EFFICIENCY = 0.7
+"""Share of the time of pilots that is spent on updates; the rest is their set-up and evaluation."""
+MOST_STEPS = 1e8
+"""Estimates of more updates than this mean that the goal is out of reach."""
+
+
+@dataclass(frozen=True)
+class Goal:
+    """The aim of a tuning: a loss in nats per token, or the highest throughput (None)."""
+
+    loss: float | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> "Goal":
+        """Return the goal in a text such as "loss=1.9" or "throughput". Raises ConfigError."""
+        if text == "throughput":
+            return cls()
+        found = re.fullmatch(r"loss=(\d+\.?\d*|\.\d+)", text)
+        if not found or not 0.0 < float(found[1]) < math.inf:
+            raise ConfigError("--goal", expected="throughput, or loss=NUMBER such as loss=1.9", got=text)
+        return cls(float(found[1]))
+
+
+@dataclass(frozen=True)
+class GoalResult:
+    """The settings with the least expected time to a loss, and the estimate of that time."""
+
+    config: Config
+    """The configuration with the chosen settings."""
+    delay: DelayChoice
+    halving: HalvingResult[RateChoice] | None
+    """None if the budget was too small for pilots."""
+    updates: float
+    """Updates to the goal with the chosen delay; inf if unknown."""
+    seconds_per_update: float
+
+
+def run_goal(config: Config, goal: Goal, budget: float, write: Path | None, console: Console | None = None) -> None:
+    """Search for the settings with which `config` reaches the loss of `goal` first; print and optionally write them.
+
+    Raises the errors of a run for a text that cannot be read, and those of `run_tuning`.
+    """
+    assert goal.loss is not None, "throughput is the goal of run_tuning"
+    console = console or report_console(least=80, in_files=120)
+    tuned = run_tuning(config, SPEED_SHARE * budget, console)
+    config = with_defaults(config, tuned.chosen)
+    speeds = _measure_delays(config, tuned.chosen, DELAY_SHARE * budget)
+    delay = choose_delay(speeds, {delay: DELAY_COSTS[delay].updates for delay in DELAYS})
+    rate = {speed.delay: max(speed.rates) for speed in speeds}
+    halving = _search_rates(config, rate[0], (1.0 - SPEED_SHARE - DELAY_SHARE) * budget)
+    result = _result(config, goal.loss, delay, halving, rate[delay.delay])
+    if halving:
+        console.print(_pilots_table(halving))
+    for sentence in _sentences(result, goal.loss):
+        console.print(sentence, highlight=False, soft_wrap=True)
+    if write:
+        atomic_write(write, to_json(result.config).encode())
+        console.print(
+            f"Written to {write}; train with `threadloom train --config {write}`.", highlight=False, soft_wrap=True
+        )
+
+
+def _measure_delays(config: Config, tuned: TunedSettings, budget: float) -> list[DelaySpeed]:
+    """Measure the delays in alternated rounds on random tokens; the slots follow from the delay."""
+    threads, cores = stage_threads(config).count, available_cores()
+    configs = {}
+    for delay in DELAYS:
+        wanted = measured_config(msgspec.structs.replace(config, slots=tuned.slots if not delay else None), delay)
+        configs[delay] = resolve(wanted, cores, threads=threads)
+    kinds = {found.delay_correction: found for found in configs.values()}
+    for kind, found in kinds.items():
+        compile_kernels(precision=found.precision, architecture=found.model.architecture, delayed=kind)
+    seconds = budget / (ROUNDS * len(DELAYS))
+    rates: dict[int, list[float]] = {delay: [] for delay in DELAYS}
+    for number in range(ROUNDS):
+        logger.info("comparing delays: round {} of {}", number + 1, ROUNDS)
+        for delay in DELAYS if number % 2 == 0 else reversed(DELAYS):
+            rates[delay].append(tokens_per_second(configs[delay], seconds))
+    return [DelaySpeed(delay, tuple(found)) for delay, found in rates.items()]
+
+
+def _search_rates(config: Config, tokens_per_s: float, budget: float) -> HalvingResult[RateChoice] | None:
+    """Return the result of the pilots at delay 0; None, with a warning, if the budget is too small for them."""
+    choices = candidates(config)
+    updates_per_s = tokens_per_s / (config.sequences * config.model.context)
+    plan = rungs(len(choices), int(PILOT_EFFICIENCY * budget * updates_per_s))
+    if not plan:
+        logger.warning(
+            "the learning rate is not searched: {:.0f} s are too short for pilots at {:.1f} updates/s. Hint: a longer "
+            "--budget", budget, updates_per_s,
+        )  # fmt: skip
+        return None
+    at_zero = msgspec.structs.replace(config, delay=0)
+    with pilots_on_text(at_zero, available_cores(), detect().memory_available) as train:
+
+        def reported(choice: RateChoice, updates: int) -> Pilot[RateChoice]:
+            pilot = train(choice, updates)
+            logger.info("pilot of {} updates: {}, validation loss {:.4f}", updates, choice.text, pilot.loss)
+            return pilot
+
+        return successive_halving(choices, plan, budget, reported)
+
+
+def _result(
+    config: Config, goal: float, delay: DelayChoice, halving: HalvingResult[RateChoice] | None, tokens_per_s: float
+) -> GoalResult:
+    updates = math.inf
+    if halving:
+        updates = updates_to_loss(halving.curve(), goal) * DELAY_COSTS[delay.delay].updates
+        steps = math.ceil(updates) if updates < MOST_STEPS else config.steps
+        config = msgspec.structs.replace(
+            config, steps=steps, schedule=halving.best.schedule(config.schedule, steps),
+            optimizer=msgspec.structs.replace(config.optimizer, lr=halving.best.lr),
+        )  # fmt: skip
+    config = msgspec.structs.replace(config, delay=delay.delay, slots=config.slots if not delay.delay else None)
+    return GoalResult(config, delay, halving, updates, config.sequences * config.model.context / tokens_per_s)
+
+
+def _pilots_table(result: HalvingResult[RateChoice]) -> Table:
+    """Return one row per candidate with its loss after each length of pilot, the best first."""
+    lengths = sorted({pilot.updates for pilot in result.pilots})
+    losses = {(pilot.candidate, pilot.updates): pilot.loss for pilot in result.pilots}
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for heading in ("learning rate", "warm-up", *(f"{updates:,} updates" for updates in lengths)):
+        table.add_column(heading, justify="right")
+
+    def rank(choice: RateChoice) -> list[float]:
+        return [losses.get((choice, updates), math.inf) for updates in reversed(lengths)]
+
+    for choice in sorted(dict.fromkeys(pilot.candidate for pilot in result.pilots), key=rank):
+        cells = (f"{loss:.4f}" if (loss := losses.get((choice, n))) is not None else "" for n in lengths)
+        style = "bold" if choice == result.best else ""
+        table.add_row(f"{choice.lr:.3g}", f"{choice.warmup:.0%}", *cells, style=style)
+    return table
+
+
+def _sentences(result: GoalResult, goal: float) -> list[str]:
+    """Return the conclusions."""
+    first, *rest = result.delay.sentences()
+    sentences = [f"Delay: {first}.", *(f"{sentence[0].upper()}{sentence[1:]}." for sentence in rest)]
+    if result.halving is None:
+        return sentences
+    best = result.halving.best
+    sentences.append(f"Learning rate: {best.text}.")
+    if not result.halving.complete:
+        sentences.append("The budget ended the pilots before the longest one; a longer --budget compares them further.")
+    if result.updates >= MOST_STEPS:
+        return [*sentences, f"A loss of {goal:g} is out of reach of an estimate from these pilots."]
+    duration = format_duration(result.updates * result.seconds_per_update)
+    longest = result.halving.curve()[-1].updates
+    sentences.append(
+        f"Loss {goal:g} is expected after about {result.updates:,.0f} updates, {duration}; the longest pilot had "
+        f"{longest:,}."
+    )
+    return sentences

@@ -1,0 +1,98 @@
+"""Pilots: short complete trainings on the text of a configuration, each from new weights and with its own decay."""
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import msgspec
+
+from threadloom.pipeline import StageFailure
+from threadloom.stages.config import Config, ScheduleConfig
+from threadloom.stages.data import Dataset, TokenBatches, evaluation_batches, prepare, read_text
+from threadloom.stages.memory import Evaluation
+from threadloom.stages.resolve import gemm_settings, resolve
+from threadloom.stages.step import TrainingDiverged, Validation
+from threadloom.stages.tools.tune.halving import Pilot
+from threadloom.stages.training import Training
+
+EVALUATED = 40
+"""Batches of the validation split that the loss of a pilot is the mean of; all if there are fewer."""
+
+
+@dataclass(frozen=True)
+class RateChoice:
+    """A learning rate, and the share of the updates in which it rises."""
+
+    lr: float
+    warmup: float
+
+    @property
+    def text(self) -> str:
+        """The choice in words."""
+        return f"{self.lr:.3g} with a warm-up of {self.warmup:.0%} of the updates"
+
+    def schedule(self, base: ScheduleConfig, updates: int) -> ScheduleConfig:
+        """Return the schedule of a training of `updates` updates; its decay ends with it."""
+        return msgspec.structs.replace(base, warmup=round(self.warmup * updates), decay_steps=updates)
+
+
+def candidates(config: Config) -> list[RateChoice]:
+    """Return the choices to compare: the configuration's own, and rates from half to four times as large."""
+    own = RateChoice(config.optimizer.lr, config.schedule.warmup / config.steps)
+    around = [RateChoice(own.lr * factor, share) for factor in (0.5, 1.0, 2.0, 4.0) for share in (0.05, 0.15, 0.25)]
+    return list(dict.fromkeys([own, *around]))
+
+
+@dataclass(frozen=True)
+class Pilots:
+    """Trains candidates on a prepared text."""
+
+    config: Config
+    cores: int
+    data: Dataset
+
+    def __call__(self, choice: RateChoice, updates: int) -> Pilot[RateChoice]:
+        """Train a candidate for `updates` updates and return its validation loss; inf if it diverges."""
+        begin = time.perf_counter()
+        config = self._config(choice, updates)
+        resolved = resolve(config, self.cores, self.data.tokenizer.vocab_size, threads=self.cores)
+        windows = evaluation_batches(
+            self.data.validation, batch_size=config.batch_size, micro_batch=resolved.micro_batch, batches=EVALUATED
+        )
+        source = TokenBatches(self.data.train, resolved.batch_sizes, config.seed)
+        training = Training(resolved, source, Validation(windows, windows))
+        loss = math.inf
+        try:
+            with gemm_settings(resolved), training.graph().start(resources=training.resources) as run:
+                for event in run:
+                    if isinstance(event, Evaluation):
+                        loss = event.val_loss
+        except StageFailure as failure:
+            if not isinstance(failure.__cause__, TrainingDiverged):
+                raise
+        return Pilot(choice, updates, loss, time.perf_counter() - begin)
+
+    def _config(self, choice: RateChoice, updates: int) -> Config:
+        config = self.config
+        return msgspec.structs.replace(
+            config,
+            steps=updates,
+            optimizer=msgspec.structs.replace(config.optimizer, lr=choice.lr),
+            schedule=choice.schedule(config.schedule, updates),
+            evaluation=msgspec.structs.replace(config.evaluation, interval=0),
+        )
+
+
+@contextmanager
+def pilots_on_text(config: Config, cores: int, available: int | None) -> Iterator[Pilots]:
+    """Yield the pilots of a configuration; its text is tokenised into a folder that is removed at the end.
+
+    `available` is the memory that the preparation may take, in bytes; None: any. Raises as the preparation of a run.
+    """
+    with TemporaryDirectory(prefix="threadloom-tune-") as folder:
+        data = prepare(config.data, config.model, read_text(config.data.text), Path(folder), available)
+        yield Pilots(config, cores, data)

@@ -1,0 +1,55 @@
+"""`threadloom tune --goal loss=...` on a tiny model."""
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from threadloom.stages.cli import main
+from threadloom.stages.config import Config, ConfigError, Gpt2Config, OptimizerConfig
+from threadloom.stages.resolve import load_config, to_json
+from threadloom.stages.tools.tune.goal import Goal
+
+pytestmark = pytest.mark.timeout(120)
+
+TINY = Config(
+    name="tiny", model=Gpt2Config(context=8, layers=1, heads=2, channels=8), batch_size=4, steps=100,
+    optimizer=OptimizerConfig(lr=1e-2),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "loss"), [("throughput", None), ("loss=1.9", 1.9), ("loss=.5", 0.5), ("loss=2", 2.0)])
+def test_goals(text: str, loss: float | None) -> None:
+    assert Goal.parse(text).loss == loss
+
+
+@pytest.mark.parametrize(
+    "text", ["", "loss", "loss=", "loss=-1", "loss=0", "loss=nan", "loss=1e3", "speed", "loss=1.9 "]
+)
+def test_other_goals_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="--goal"):
+        Goal.parse(text)
+
+
+def test_a_goal_is_searched_for_and_the_choice_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("THREADLOOM_CACHE", str(tmp_path / "cache"))
+    config, text, out = (tmp_path / name for name in ("tiny.json", "text.txt", "tuned.json"))
+    config.write_text(to_json(TINY))
+    text.write_text("one two three four five six seven " * 200)
+    arguments = ["tune", "--config", str(config), "--text", str(text), "--goal", "loss=1.5", "--budget", "12"]
+    answer = CliRunner().invoke(main, [*arguments, "--write", str(out)])
+    assert answer.exit_code == 0, answer.output
+    assert "times as fast and needs" in answer.output
+    assert "learning rate" in answer.output
+    chosen = load_config(str(out))
+    assert chosen.delay in (0, 1, 2)
+    assert chosen.steps >= 1
+    assert chosen.micro_batch is not None
+    answer = CliRunner().invoke(main, ["train", "--config", str(out), "--steps", "3", "--out", str(tmp_path / "run")])
+    assert answer.exit_code == 0, answer.output
+
+
+def test_a_goal_without_a_number_is_an_error_of_one_line() -> None:
+    answer = CliRunner().invoke(main, ["tune", "--goal", "loss=low"])
+    assert answer.exit_code == 1
+    assert "loss=NUMBER" in answer.output
