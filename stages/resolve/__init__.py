@@ -7,7 +7,12 @@ from threadloom.stages.resolve.adapters import (
     require_model_under_adapters as require_model_under_adapters,
     with_adapters as with_adapters,
 )
-from threadloom.stages.resolve.delay_cost import DELAY_COSTS as DELAY_COSTS, DelayCost as DelayCost
+from threadloom.stages.resolve.delay_cost import (
+    DELAY_COSTS as DELAY_COSTS,
+    DelayCost as DelayCost,
+    delay_summary as delay_summary,
+    delay_warning as delay_warning,
+)
 from threadloom.stages.resolve.initial_model import (
     fine_tuning_config as fine_tuning_config,
     require_initial_model as require_initial_model,

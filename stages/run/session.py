@@ -42,6 +42,8 @@ from threadloom.stages.resolve import (
     FLOAT32_PRECISIONS,
     PrecisionChoice,
     choose_precision_here,
+    delay_summary,
+    delay_warning,
     gemm_description,
     gemm_settings,
     is_precision_open,
@@ -375,6 +377,10 @@ def _announce(config: ResolvedConfig, choice: PrecisionChoice) -> None:
         parameter_count(replace(geometry, lora=None)), config.sequences, geometry.context, config.micro_batch,
         format_lanes(config), config.delay,
     )  # fmt: skip
+    if config.delay:
+        logger.info("{}", delay_summary(config))
+    if warning := delay_warning(config):
+        logger.warning("{}", warning)
     if frozen := config.frozen_tensors():
         trained = parameter_shapes(geometry, frozen)
         adapters = f" in adapters of rank {geometry.lora.rank}" if geometry.lora else ""

@@ -5,6 +5,7 @@ import pytest
 from tests.stages.resolve.support import refusal, tiny
 from threadloom.stages.config import DelayCorrection
 from threadloom.stages.resolve.delay_correction import with_delay_correction
+from threadloom.stages.resolve.delay_cost import DELAY_COSTS, FREE, delay_summary, delay_warning
 from threadloom.stages.resolve.loading import apply_overrides
 from threadloom.stages.resolve.resolution import resolve
 from threadloom.stages.resolve.trajectory_settings import trajectory
@@ -55,3 +56,36 @@ def test_a_trajectory_names_the_correction_only_if_there_is_one() -> None:
     corrected = trajectory(resolve(apply_overrides(tiny(), ["delay=1"]), 2))
     assert corrected["delay_correction"] == "forecast_lead"
     assert corrected["optimizer.lead"] == 0.95
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["delay=0"], None),
+        (["delay=2", "delay_correction=none"], "ended 0.47 above delay=0"),
+        (["delay=5"], "delay=5 has not been measured"),
+        (["delay=1", "delay_correction=lead"], "delay_correction=lead has not been measured"),
+    ],
+)
+def test_a_run_is_warned_of_what_its_delay_costs(overrides: list[str], words: str | None) -> None:
+    warning = delay_warning(resolve(apply_overrides(tiny(), overrides), 2))
+    assert warning is None if words is None else words in str(warning)
+
+
+@pytest.mark.parametrize("delay", [1, 2])
+def test_the_cost_of_the_default_remedy_is_told_unless_it_is_free(delay: int) -> None:
+    warning, cost = delay_warning(resolve(apply_overrides(tiny(), [f"delay={delay}"]), 2)), DELAY_COSTS[delay]
+    if cost.loss < FREE:
+        assert warning is None
+    else:
+        assert f"{cost.loss:.3f} above" in str(warning)
+
+
+def test_the_line_on_a_delay_names_the_remedy_and_its_strength() -> None:
+    line = delay_summary(resolve(apply_overrides(tiny(), ["delay=2"]), 2))
+    assert line == (
+        "delay 2: batch k reads version k - 2, weights forecast 2 updates ahead "
+        "(delay_correction=forecast_lead, lead 0.95, beta1 0.95)"
+    )
+    line = delay_summary(resolve(apply_overrides(tiny(), ["delay=1", "delay_correction=none"]), 2))
+    assert line == "delay 1: batch k reads version k - 1, weights as they were (delay_correction=none)"
