@@ -130,7 +130,7 @@ def test_help_is_the_default_and_lists_every_target() -> None:
 def test_train_sets_up_first_and_runs_the_main_job(clone: Path) -> None:
     plan = make("-n", "train", folder=clone)
     assert plan.index("-m venv") < plan.index("threadloom train")
-    assert "threadloom train --config nanogpt-cpu --text stdlib --out runs/stdlib-1" in plan
+    assert "threadloom train --config nanogpt-tuned --text stdlib --out runs/stdlib-1" in plan
 
 
 def test_a_second_train_takes_a_new_folder(clone: Path) -> None:

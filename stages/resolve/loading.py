@@ -35,7 +35,8 @@ from threadloom.stages.storage import is_adapter_folder, is_model_folder, plain_
 _S = typing.TypeVar("_S", bound=msgspec.Struct)
 
 CONFIG_NAMES = (
-    "nanogpt-cpu", "shakespeare", "small", "optimized", "large", "gpt2", "llama-small", "smollm2-135m", "qwen3-0.6b",
+    "nanogpt-tuned", "nanogpt-pipelined", "nanogpt-cpu", "shakespeare", "small", "optimized", "large", "gpt2",
+    "llama-small", "smollm2-135m", "qwen3-0.6b",
 )  # fmt: skip
 """Names of the configurations that ship with the package."""
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 STDLIB = "stdlib"
 """The name, as a text, of the source of Python's standard library."""
-DEFAULT_CONFIG = "nanogpt-cpu"
+DEFAULT_CONFIG = "nanogpt-tuned"
 
 
 class Seconds(click.ParamType[float]):
@@ -67,8 +67,8 @@ def config_options(command: Any) -> Any:
         click.option("--steps", type=click.IntRange(min=1), help="Optimizer updates; short for --set steps=N."),
         click.option(
             "--config", "config_name", metavar="NAME_OR_FILE",
-            help="nanogpt-cpu (default), shakespeare, small, optimized, large, gpt2, llama-small, smollm2-135m, "
-            "qwen3-0.6b, a JSON file, a run directory, or the folder of a model.",
+            help="nanogpt-tuned (default), nanogpt-pipelined, small, nanogpt-cpu, shakespeare, optimized, large, gpt2, "
+            "llama-small, smollm2-135m, qwen3-0.6b, a JSON file, a run directory, or the folder of a model.",
         ),
     ):  # fmt: skip
         command = option(command)
@@ -76,7 +76,7 @@ def config_options(command: Any) -> Any:
 
 
 def named_config(name: str | None) -> "Config":
-    """Return the shipped configuration of a name, or that of a JSON file or run directory; by default nanogpt-cpu."""
+    """Return the shipped configuration of a name, or that of a JSON file or run directory; by default nanogpt-tuned."""
     from threadloom.stages.resolve import load_config
 
     return load_config(name or DEFAULT_CONFIG)

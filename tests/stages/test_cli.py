@@ -145,6 +145,7 @@ def test_overwrite_replaces_and_gives_the_same_run_again(tmp_path: Path) -> None
 @pytest.mark.parametrize("name", CONFIG_NAMES)
 def test_shipped_configurations_resolve_for_any_machine(name: str, cores: int) -> None:
     table = {
+        "nanogpt-tuned": (None, 64, 128, 4, 4, 12), "nanogpt-pipelined": (None, 64, 128, 4, 4, 12),
         "nanogpt-cpu": (None, 64, 128, 4, 4, 12), "shakespeare": (None, 256, 384, 6, 6, 16),
         "small": (10000, 128, 256, 2, 8, 32), "optimized": (16000, 128, 384, 4, 6, 16),
         "large": (16000, 128, 384, 6, 6, 16), "gpt2": (50257, 64, 768, 12, 12, 4),

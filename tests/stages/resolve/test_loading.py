@@ -39,6 +39,8 @@ from threadloom.stages.resolve.setting_types import setting_types
 from threadloom.stages.resolve.validation import validate
 
 TABLE = {  # V, T, d, L, heads, batch
+    "nanogpt-tuned": (None, 64, 128, 4, 4, 12),
+    "nanogpt-pipelined": (None, 64, 128, 4, 4, 12),
     "nanogpt-cpu": (None, 64, 128, 4, 4, 12),
     "shakespeare": (None, 256, 384, 6, 6, 16),
     "small": (10000, 128, 256, 2, 8, 32),
