@@ -39,7 +39,9 @@ def tune(
     if graph is None and (fixed or any_order):
         raise click.UsageError("--fixed and --any-order need --pipeline")
     if graph is not None and (config_name or overrides or steps is not None or texts or write):
-        raise click.UsageError("--pipeline tunes a graph of your own: omit --config, --set, --steps, --text and --write")
+        raise click.UsageError(
+            "--pipeline tunes a graph of your own: omit --config, --set, --steps, --text and --write"
+        )
     with reported_errors():
         if graph is not None:
             from threadloom.stages.tools.tune.graph_tuning import run_graph_tuning

@@ -114,11 +114,11 @@ def test_the_model_is_frozen_and_blocks_stay_blocks(precision: str, base: Config
 @CASES
 def test_lanes_and_moments_are_those_of_the_adapters(base: Config, settings: tuple[str, ...]) -> None:
     """`Training` compares the plan with what it allocates."""
-    config = adapted(base, *settings, "delay=1")
+    config = adapted(base, *settings, "delay=1")  # banks of forecasts
     trained = 4 * arena_size(parameter_shapes(config.geometry(), config.frozen_tensors()))
     plan = planned(config)
     assert plan["weight banks"] == trained * (config.delay + 1 + config.extra_banks)
-    assert plan["optimizer state"] == 2 * trained
+    assert plan["optimizer state"] == 3 * trained
     assert plan["gradient lanes"] == trained * config.lanes
 
 
