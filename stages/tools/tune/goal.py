@@ -21,7 +21,15 @@ from threadloom.stages.resolve import DELAY_COSTS, TunedSettings, resolve, stage
 from threadloom.stages.storage import atomic_write
 from threadloom.stages.tools.common import report_console
 from threadloom.stages.tools.tune.delays import DelayChoice, DelaySpeed, choose_delay
-from threadloom.stages.tools.tune.halving import HalvingResult, Pilot, rungs, successive_halving, updates_to_loss
+from threadloom.stages.tools.tune.halving import (
+    HalvingResult,
+    Pilot,
+    least_updates,
+    most_candidates,
+    rungs,
+    successive_halving,
+    updates_to_loss,
+)
 from threadloom.stages.tools.tune.pilots import RateChoice, candidates, pilots_on_text
 from threadloom.stages.tools.tune.tuning import run_tuning
 from threadloom.stages.training import compile_kernels, measured_config, tokens_per_second
@@ -113,15 +121,18 @@ def _measure_delays(config: Config, tuned: TunedSettings, budget: float) -> list
 
 def _search_rates(config: Config, tokens_per_s: float, budget: float) -> HalvingResult[RateChoice] | None:
     """Return the result of the pilots at delay 0; None, with a warning, if the budget is too small for them."""
-    choices = candidates(config)
     updates_per_s = tokens_per_s / (config.sequences * config.model.context)
-    plan = rungs(len(choices), int(PILOT_EFFICIENCY * budget * updates_per_s))
-    if not plan:
+    updates = int(PILOT_EFFICIENCY * budget * updates_per_s)
+    choices = candidates(config)
+    choices = choices[: most_candidates(len(choices), updates)]
+    if not choices:
+        needed = least_updates() / updates_per_s / PILOT_EFFICIENCY / (1.0 - SPEED_SHARE - DELAY_SHARE)
         logger.warning(
-            "the learning rate is not searched: {:.0f} s are too short for pilots at {:.1f} updates/s. Hint: a longer "
-            "--budget", budget, updates_per_s,
+            "the learning rate is not searched: {:.0f} s are too short for pilots at {:.1f} updates/s. Hint: "
+            "--budget {:.0f}", budget, updates_per_s, math.ceil(needed / 10.0) * 10,
         )  # fmt: skip
         return None
+    plan = rungs(len(choices), updates)
     at_zero = msgspec.structs.replace(config, delay=0)
     with pilots_on_text(at_zero, available_cores(), detect().memory_available) as train:
 

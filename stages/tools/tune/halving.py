@@ -4,6 +4,7 @@ This module neither trains nor reads a clock: `successive_halving` calls a funct
 number of updates, so that tests run it with made-up losses.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,8 +14,9 @@ C = TypeVar("C")
 
 ETA = 3
 """Factor between the lengths of the pilots of two rungs, and between their numbers of candidates."""
-LEAST_UPDATES = 20
+LEAST_UPDATES = 50
 """Length of the shortest pilot that means anything."""
+LEAST_CANDIDATES = 3
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,16 @@ def rungs(candidates: int, updates: int) -> list[tuple[int, int]]:
         counts.append(math.ceil(counts[-1] / ETA))
     first = int(updates / sum(count * ETA**rung for rung, count in enumerate(counts)))
     return [(count, first * ETA**rung) for rung, count in enumerate(counts)] if first >= LEAST_UPDATES else []
+
+
+def most_candidates(candidates: int, updates: int) -> int:
+    """Return the largest number of candidates, up to `candidates`, for which `rungs` has a plan; 0 if too few."""
+    return next((count for count in range(candidates, LEAST_CANDIDATES - 1, -1) if rungs(count, updates)), 0)
+
+
+def least_updates() -> int:
+    """Return the updates of the shortest search."""
+    return next(updates for updates in itertools.count(LEAST_UPDATES) if rungs(LEAST_CANDIDATES, updates))
 
 
 def successive_halving(

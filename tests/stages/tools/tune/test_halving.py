@@ -9,6 +9,8 @@ from threadloom.stages.tools.tune.halving import (
     LEAST_UPDATES,
     HalvingResult,
     Pilot,
+    least_updates,
+    most_candidates,
     rungs,
     successive_halving,
     updates_to_loss,
@@ -31,7 +33,7 @@ def test_the_rungs_fit_into_the_updates(candidates: int, updates: int) -> None:
         assert all(length >= LEAST_UPDATES for _, length in plan)
         assert [length for _, length in plan] == sorted({length for _, length in plan})
     else:
-        assert updates < LEAST_UPDATES * 4 * candidates * candidates + 1000 * candidates
+        assert updates < LEAST_UPDATES * (sum(3**rung * -(-candidates // 3**rung) for rung in range(6)) + 1)
 
 
 def test_the_best_candidates_get_longer_pilots() -> None:
@@ -40,6 +42,14 @@ def test_the_best_candidates_get_longer_pilots() -> None:
     assert result.complete
     assert [(p.candidate, p.updates) for p in result.pilots[5:]] == [(3.0, 90), (2.0, 90), (3.0, 270)]
     assert [p.updates for p in result.curve()] == [30, 90, 270]
+
+
+@given(candidates=st.integers(3, 20), updates=st.integers(0, 20_000))
+def test_fewer_candidates_are_compared_if_the_updates_are_few(candidates: int, updates: int) -> None:
+    count = most_candidates(candidates, updates)
+    assert bool(count) is (updates >= least_updates())
+    assert not count or rungs(count, updates)
+    assert count == candidates or not rungs(max(count + 1, 3), updates)
 
 
 @given(budget=st.floats(0.0, 100.0))
