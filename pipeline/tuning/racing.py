@@ -99,6 +99,8 @@ class TrialBudget(Generic[Choice, Result]):
     costs: list[float] = field(default_factory=list)
     latest: dict[Choice, Result] = field(default_factory=dict)
     """The latest result of each choice."""
+    scores: list[tuple[Choice, float]] = field(default_factory=list)
+    """The score of every trial, in order."""
 
     def run(self, choice: Choice) -> float:
         """Measure a choice and return its score."""
@@ -106,6 +108,7 @@ class TrialBudget(Generic[Choice, Result]):
         self.spent += trial.seconds
         self.costs.append(trial.seconds)
         self.latest[choice] = trial
+        self.scores.append((choice, trial.score))
         return trial.score
 
     def left(self) -> int:

@@ -51,10 +51,16 @@ class GraphTuning:
     """What limits the chosen sizes, with its figures."""
     limiting: str | None
     """The stage that limits them; None if there is no single one."""
-    trials: int
+    measured: tuple[tuple[GraphSizes, float], ...]
+    """The sizes of every trial in order, with the items per second; 0 if the trial failed."""
     seconds: float
     complete: bool
     """True if the search ended for want of proposals, and not of time."""
+
+    @property
+    def trials(self) -> int:
+        """Number of trials."""
+        return len(self.measured)
 
 
 def search_sizes(
@@ -100,7 +106,7 @@ def search_sizes(
         final=final,
         bottleneck=explain(budgeted.latest[chosen].statistics),
         limiting=diagnose(budgeted.latest[chosen].statistics).stage,
-        trials=len(budgeted.costs),
+        measured=tuple(budgeted.scores),
         seconds=budgeted.spent,
         complete=complete,
     )

@@ -15,16 +15,12 @@ from numpy.typing import NDArray
 
 from threadloom.pipeline import render_png
 from threadloom.stages.run.display import format_scale
+from threadloom.stages.run.plot_style import COLOURS, INK, LONGEST_TITLE, style_axes
 from threadloom.stages.storage import atomic_write, read_metrics
 
 if TYPE_CHECKING:  # Matplotlib takes 60 MB and is imported by the functions that draw
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-COLOURS = ("#2563eb", "#dc6803", "#0f9d75", "#b4348f", "#6d5bd0", "#8a6d3b")
-INK, FAINT = "#1f2937", "#d7dce3"
-LONGEST_TITLE = 80
-"""Characters of a title; more would not fit."""
 
 Series = NDArray[np.float64]
 
@@ -118,7 +114,7 @@ def loss_figure(runs: Mapping[str, Curves], title: str = "") -> "Figure":
     if scaled:
         _draw_scales(parts[2], runs)
     for axes in parts:
-        _style_axes(axes)
+        style_axes(axes)
     _frame_losses(top, runs)
     top.set_ylabel("loss (nats per token)")
     if top.get_legend_handles_labels()[0]:
@@ -205,15 +201,3 @@ def _frame_losses(axes: "Axes", runs: Mapping[str, Curves]) -> None:
     low, high = float(values.min()), float(values.max())
     margin = 0.06 * (high - low) or 0.1
     axes.set_ylim(low - 2 * margin, high + margin)
-
-
-def _style_axes(axes: "Axes") -> None:
-    axes.grid(axis="y", color=FAINT, linewidth=0.8)
-    axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        axes.spines[side].set_color(FAINT)
-    axes.tick_params(colors=INK, length=0, labelsize=9)
-    axes.yaxis.label.set_color(INK)
-    axes.xaxis.label.set_color(INK)

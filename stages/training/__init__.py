@@ -14,7 +14,9 @@ from threadloom.stages.training.precisions import compute_for as compute_for
 from threadloom.stages.training.sequential import replay as replay, stage_by_stage as stage_by_stage
 from threadloom.stages.training.short_run import (
     RANDOM_VOCABULARY as RANDOM_VOCABULARY,
+    ShortRun as ShortRun,
     measured_config as measured_config,
+    short_run as short_run,
     tokens_per_second as tokens_per_second,
 )
 from threadloom.stages.training.training import Training as Training

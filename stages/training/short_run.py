@@ -1,7 +1,12 @@
 """Short runs on random tokens, which measure the speed of a configuration."""
 
+import math
+import time
+from dataclasses import dataclass
+
 import msgspec
 
+from threadloom.pipeline import ChannelTimeout, Run, RunStatistics
 from threadloom.stages.config import Config, ResolvedConfig, ScheduleConfig, ScheduleKind
 from threadloom.stages.data import RandomTokens
 from threadloom.stages.memory import Update
@@ -24,24 +29,52 @@ def measured_config(config: Config, delay: int | None = None) -> Config:
     )  # fmt: skip
 
 
-def tokens_per_second(config: ResolvedConfig, seconds: float) -> float:
-    """Run the pipeline on random tokens for about `seconds` and return its speed in tokens per second.
+@dataclass(frozen=True)
+class ShortRun:
+    """The result of a short run."""
 
-    The first τ + 1 updates, during which the pipeline fills, do not count. `config.steps` must be large enough for the
-    run to last that long. The kernels must have been compiled.
+    tokens_per_s: float
+    """The speed; 0 if the run reached its time limit before two updates had been counted."""
+    statistics: RunStatistics
+    """Statistics of the measured interval."""
+
+
+def tokens_per_second(config: ResolvedConfig, seconds: float) -> float:
+    """Run the pipeline on random tokens for about `seconds` and return its speed in tokens per second."""
+    return short_run(config, seconds).tokens_per_s
+
+
+def short_run(config: ResolvedConfig, seconds: float, limit: float = math.inf) -> ShortRun:
+    """Run the pipeline on random tokens for about `seconds` and return its speed and statistics.
+
+    The first τ + 1 updates, during which the pipeline fills, do not count. After `limit` seconds the run is stopped,
+    whatever it has counted. `config.steps` must be large enough for the run to last that long. The kernels must have
+    been compiled.
     """
     training = Training(config, RandomTokens(config.geometry(), config.batch_sizes, config.seed))
+    deadline = time.monotonic() + limit
     first = last = None
+    before: RunStatistics | None = None
     with gemm_settings(config), training.graph().start(resources=training.resources) as run:
-        for event in run:
+        while (event := _next_event(run, deadline)) is not None:
             if not isinstance(event, Update) or event.step <= config.delay:
                 continue
             if first is None:
-                first = event
+                first, before = event, run.statistics()
             last = event
             if event.step - first.step >= MIN_UPDATES and event.seconds - first.seconds >= seconds:
                 break
-    assert first is not None
-    assert last is not None
+        statistics = run.statistics().since(before)
+    if first is None or last is None or last is first:
+        return ShortRun(0.0, statistics)
     tokens = (last.step - first.step) * config.sequences * config.model.context
-    return tokens / max(last.seconds - first.seconds, 1e-9)
+    return ShortRun(tokens / max(last.seconds - first.seconds, 1e-9), statistics)
+
+
+def _next_event(run: Run, deadline: float) -> object | None:
+    """Return the next event of a run, or None at the deadline."""
+    left = deadline - time.monotonic()
+    try:
+        return iter(run).get(None if math.isinf(left) else max(0.0, left)) if left > 0 else None
+    except ChannelTimeout:
+        return None

@@ -24,9 +24,13 @@ from threadloom.stages.tools.common import Seconds, changed_config, config_optio
 @click.option("--fixed", multiple=True, metavar="STAGE", help="With --pipeline: keep the sizes of a stage. Repeatable.")
 @click.option("--any-order", is_flag=True,
               help="With --pipeline: more workers may change the order of the results.")  # fmt: skip
+@click.option("--picture", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+              help="Draw what was tried, speed against memory, into a PNG file. By default the picture of a training "
+              "is next to the tuning record.")  # fmt: skip
 def tune(
     config_name: str | None, overrides: tuple[str, ...], steps: int | None, budget: float, aim: str,
     texts: tuple[str, ...], write: Path | None, graph: str | None, fixed: tuple[str, ...], any_order: bool,
+    picture: Path | None,
 ) -> None:  # fmt: skip
     """Find the fastest settings for this machine.
 
@@ -46,15 +50,15 @@ def tune(
         if graph is not None:
             from threadloom.stages.tools.tune.graph_tuning import run_graph_tuning
 
-            run_graph_tuning(graph, budget, fixed, any_order)
+            run_graph_tuning(graph, budget, fixed, any_order, picture)
             return
         from threadloom.stages.tools.tune.goal import Goal, run_goal
 
         goal = Goal.parse(aim)
         config = changed_config(named_config(config_name), overrides, steps, texts)
         if goal.loss is not None:
-            run_goal(config, goal, budget, write)
+            run_goal(config, goal, budget, write, picture=picture)
             return
         from threadloom.stages.tools.tune.tuning import run_tuning
 
-        run_tuning(config, budget)
+        run_tuning(config, budget, picture)

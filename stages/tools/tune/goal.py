@@ -75,14 +75,22 @@ class GoalResult:
     seconds_per_update: float
 
 
-def run_goal(config: Config, goal: Goal, budget: float, write: Path | None, console: Console | None = None) -> None:
+def run_goal(
+    config: Config,
+    goal: Goal,
+    budget: float,
+    write: Path | None,
+    console: Console | None = None,
+    picture: Path | None = None,
+) -> None:
     """Search for the settings with which `config` reaches the loss of `goal` first; print and optionally write them.
 
+    `picture` is the file of the picture of the trials, by default next to the tuning record.
     Raises the errors of a run for a text that cannot be read, and those of `run_tuning`.
     """
     assert goal.loss is not None, "throughput is the goal of run_tuning"
     console = console or report_console(least=80, in_files=120)
-    tuned = run_tuning(config, SPEED_SHARE * budget, console)
+    tuned = run_tuning(config, SPEED_SHARE * budget, picture, console)
     config = with_defaults(config, tuned.chosen)
     speeds = _measure_delays(config, tuned.chosen, DELAY_SHARE * budget)
     delay = choose_delay(speeds, {delay: DELAY_COSTS[delay].updates for delay in DELAYS})

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Collection
+from pathlib import Path
 
 from loguru import logger
 from rich.console import Console
@@ -18,6 +19,7 @@ from threadloom.stages.tools.tune.graph_table import (
     sizes_table,
     values_to_write,
 )
+from threadloom.stages.tools.tune.picture import check_picture_path, picture_of_graph, write_picture
 from threadloom.stages.tools.tune.progress import shown_progress
 
 
@@ -29,17 +31,25 @@ class PipelineTuningError(InputError):
 
 
 def run_graph_tuning(
-    place: str, budget: float, fixed: Collection[str] = (), any_order: bool = False, console: Console | None = None
+    place: str,
+    budget: float,
+    fixed: Collection[str] = (),
+    any_order: bool = False,
+    picture: Path | None = None,
+    console: Console | None = None,
 ) -> GraphTuning:
     """Find the fastest workers and capacities of the graph at `place` (module:graph) in `budget` seconds; print them.
 
-    Raises InputError for a graph that cannot be loaded or tuned. What was measured before an interrupt is printed.
+    `picture` is the file of the picture, if any. Raises InputError for a graph that cannot be loaded or tuned. What was
+    measured before an interrupt is printed.
     """
     if not 0 < budget < math.inf:
         raise InputError("--budget", expected="a finite number of seconds above 0", got=f"{budget:g}")
     console = console or report_console(least=80, in_files=120)
     if warning := load_warning():
         logger.warning(warning)
+    if picture is not None:
+        check_picture_path(picture)
     build = load_graph(place)
     try:
         trials = graph_trials(build, budget, fixed=fixed, any_order=any_order)
@@ -51,6 +61,8 @@ def run_graph_tuning(
     for sentence in graph_conclusions(result, trials.freedoms):
         console.print(sentence, highlight=False, soft_wrap=True, markup=False)
     _print_values(result, trials, console)
+    if picture is not None and write_picture(picture_of_graph(result, trials.name), picture):
+        console.print(f"Picture: {picture}", highlight=False, soft_wrap=True, markup=False)
     return result
 
 

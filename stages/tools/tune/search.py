@@ -23,6 +23,7 @@ from threadloom.pipeline.tuning import (
     winner_of,
 )
 from threadloom.stages.resolve import TUNED_KEYS, TunedSettings, TunedValue, format_settings
+from threadloom.stages.tools.tune.loads import StageLoad
 from threadloom.stages.tools.tune.space import DIMENSIONS, ROUNDING, Dimension, Limits
 
 
@@ -35,6 +36,8 @@ class Trial:
     """Duration of the whole trial, including its setup."""
     memory: int | None = None
     """Bytes that a run with these settings allocates; None if unknown."""
+    stages: tuple[StageLoad, ...] = ()
+    """How the stages spent their time; empty if unknown."""
 
 
 Measure = Callable[[TunedSettings], Trial]

@@ -22,8 +22,9 @@ def trials_table(result: SearchResult) -> Table:
     table.add_column("ratio", justify="right")
     table.add_column("spread", justify="right")
     table.add_column("rounds", justify="right")
+    table.add_column("MB", justify="right")
     table.add_column("rounding")
-    shown = ""
+    shown, memory = "", {each.choice: each.trial.memory for each in result.measured}
     for row in result.compared:
         low, high = row.spread
         values = overrides_from(row.base, row.choice)
@@ -35,6 +36,7 @@ def trials_table(result: SearchResult) -> Table:
             f"{row.ratio:.3f}",
             f"{low:.2f} to {high:.2f}",
             str(len(row.ratios)),
+            _megabytes(memory.get(row.choice)),
             "changes" if row.changes_rounding else "same bits",
             style="bold" if row.choice == result.chosen else "",
         )
@@ -55,6 +57,10 @@ def conclusions(result: SearchResult) -> list[str]:
     if result.skipped:
         sentences.append(f"Skipped (budget exhausted): {', '.join(result.skipped)}; {_needed_budget(result)}.")
     return sentences
+
+
+def _megabytes(size: int | None) -> str:
+    return "" if size is None else f"{size / 1e6:,.0f}"
 
 
 def _needed_budget(result: SearchResult) -> str:

@@ -31,21 +31,26 @@ from threadloom.stages.resolve import (
     with_precision,
     write_record,
 )
+from threadloom.stages.run import planned_memory
 from threadloom.stages.tools.common import report_console
+from threadloom.stages.tools.tune.loads import loads_of
+from threadloom.stages.tools.tune.picture import check_picture_path, picture_of_search, write_picture
 from threadloom.stages.tools.tune.progress import shown_progress
 from threadloom.stages.tools.tune.search import SearchResult, Trial, search
 from threadloom.stages.tools.tune.space import SEPARATE_GEMM, Limits
 from threadloom.stages.tools.tune.table import TRIALS_WANTED, conclusions, trials_table
-from threadloom.stages.training import RANDOM_VOCABULARY, compile_kernels, measured_config, tokens_per_second
+from threadloom.stages.training import RANDOM_VOCABULARY, compile_kernels, measured_config, short_run
 
 MIN_TRIAL_SECONDS, MAX_TRIAL_SECONDS = 0.25, 2.0
+LONGEST_TRIAL = 2.0
+"""Limit of a trial as a multiple of the duration of the first one, which has the defaults."""
 
 
 class TuningError(ConfigError):
     """The arguments of a tuning are invalid."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Trials:
     """Measures choices for one configuration, each in a separate run on random tokens."""
 
@@ -53,18 +58,31 @@ class Trials:
     cores: int
     seconds: float
     """Duration of the measurement in a trial, after its warm-up."""
+    limit: float = math.inf
+    """Seconds after which a trial is stopped: settings that are far slower than the defaults cost no more."""
 
     def __call__(self, choice: TunedSettings) -> Trial:
         """Measure the pipeline with the settings of `choice`; the duration of the trial includes its setup."""
         begin = time.perf_counter()
-        rate = tokens_per_second(resolve(with_defaults(self.config, choice), self.cores), self.seconds)
-        return Trial(rate, time.perf_counter() - begin)
+        resolved = resolve(with_defaults(self.config, choice), self.cores)
+        run = short_run(resolved, self.seconds, self.limit)
+        seconds = time.perf_counter() - begin
+        return Trial(run.tokens_per_s, seconds, sum(planned_memory(resolved).values()), loads_of(run.statistics))
+
+    def warm_up(self, choice: TunedSettings) -> float:
+        """Measure a first trial, which fills caches, return its duration, and limit the others to a multiple of it."""
+        seconds = self(choice).seconds
+        self.limit = max(LONGEST_TRIAL * seconds, self.seconds)
+        return seconds
 
 
-def run_tuning(config: Config, budget: float, console: Console | None = None) -> SearchResult:
+def run_tuning(
+    config: Config, budget: float, picture: Path | None = None, console: Console | None = None
+) -> SearchResult:
     """Find the fastest values of the settings that `config` leaves open in `budget` seconds; print and store them.
 
-    The kernels are compiled before and do not count. Raises TuningError for a budget that is not positive.
+    `picture` is the file of the picture, by default next to the record. The kernels are compiled before and do not
+    count. Raises TuningError for a budget that is not positive.
     """
     if not 0 < budget < math.inf:
         raise TuningError("--budget", expected="a finite number of seconds above 0", got=f"{budget:g}")
@@ -80,7 +98,10 @@ def run_tuning(config: Config, budget: float, console: Console | None = None) ->
     resolved = resolve(measured, cores, threads=threads.count)
     default, explicit = TunedSettings.of(resolved), explicit_settings(config)
     path = record_path(config, machine, explicit, threads.count)
-    if problem := write_problem(path.parent):
+    if picture is not None:
+        check_picture_path(picture)
+    problem = write_problem(path.parent)
+    if problem:
         logger.warning(
             "the result of this search can only be printed: {} cannot be written ({}). Hint: set THREADLOOM_CACHE to "
             "a folder that you can write, here and for `threadloom train`", path.parent, problem,
@@ -89,14 +110,18 @@ def run_tuning(config: Config, budget: float, console: Console | None = None) ->
         precision=config.precision, architecture=config.model.architecture, delayed=resolved.delay_correction
     )
     trials = Trials(measured, cores, min(MAX_TRIAL_SECONDS, max(MIN_TRIAL_SECONDS, budget / TRIALS_WANTED)))
-    trials(default)  # warms up caches and clock; does not count
+    spent = trials.warm_up(default)
     limits = Limits(threads.count, config.batch_size, config.sequences, _gemms(config.precision), resolved.shared_lanes)
     with shown_progress(console) as on_progress:
-        result = search(default, limits, trials, budget, explicit, on_progress)
+        result = search(default, limits, trials, budget - spent, explicit, on_progress)
     console.print(trials_table(result))
     for sentence in conclusions(result):
         console.print(sentence, highlight=False, soft_wrap=True)
     console.print(_kept(path, _record(config, machine, explicit, result)), highlight=False, soft_wrap=True)
+    if picture is not None or problem is None:
+        drawn = picture or path.with_suffix(".png")
+        if write_picture(picture_of_search(result, config.name), drawn):
+            console.print(f"Picture: {drawn}", highlight=False, soft_wrap=True, markup=False)
     return result
 
 

@@ -61,7 +61,7 @@ def test_tuning_is_printed_stored_and_used(monkeypatch: pytest.MonkeyPatch, logg
     monkeypatch.setattr(tuning, "Trials", Faster)
     monkeypatch.setattr(tuning, "available_cores", lambda: 2)
     console, stream = plain_console()
-    findings = run_tuning(TINY, 5.0, console)
+    findings = run_tuning(TINY, 5.0, console=console)
     shown = stream.getvalue()
     assert "\x1b" not in shown
     assert "lanes=1" in shown
@@ -85,7 +85,7 @@ def test_the_defaults_are_kept_in_a_record_that_changes_nothing(monkeypatch: pyt
 
     monkeypatch.setattr(tuning, "Trials", Flat)
     console, stream = plain_console()
-    run_tuning(TINY, 1.0, console)
+    run_tuning(TINY, 1.0, console=console)
     assert "the defaults are kept" in stream.getvalue()
     assert record_path(TINY, MACHINE).exists()
     assert with_tuned_settings(TINY, MACHINE) == TINY
@@ -103,7 +103,7 @@ def test_a_result_that_cannot_be_kept_is_announced_before_the_first_trial(
     monkeypatch.setenv("THREADLOOM_CACHE", str(tmp_path / "file/folder"))  # nobody can create it
     monkeypatch.setattr(tuning, "Trials", Flat)
     console, stream = plain_console()
-    run_tuning(TINY, 1.0, console)
+    run_tuning(TINY, 1.0, console=console)
     assert "Not kept in" in stream.getvalue()
 
 
@@ -131,7 +131,7 @@ def test_a_record_belongs_to_the_precision_of_the_run(
     monkeypatch.setattr(tuning, "available_cores", lambda: 2)
     monkeypatch.setattr(tuning, "compile_kernels", lambda precision, architecture, delayed: None)
     asked = apply_overrides(TINY, [open_one])
-    findings = run_tuning(asked, 5.0, plain_console()[0])
+    findings = run_tuning(asked, 5.0, console=plain_console()[0])
     assert not {"GEMM", "BLAS threads"} & {row.dimension for row in findings.compared}
     path = record_path(apply_overrides(TINY, [settled]), MACHINE)
     assert path.exists()
@@ -152,7 +152,7 @@ def test_no_trial_has_more_threads_than_the_process_may_use(monkeypatch: pytest.
     monkeypatch.setattr(tuning, "available_cores", lambda: 4)
     monkeypatch.setattr(tuning, "compile_kernels", lambda precision, architecture, delayed: None)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    run_tuning(TINY, 5.0, plain_console()[0])
+    run_tuning(TINY, 5.0, console=plain_console()[0])
     assert len(tried) > 5
     assert {(one.forward, one.backward, one.reduce, one.update, one.blas) for one in tried} == {(1, 1, 1, 1, 1)}
     assert "threads: 1, by OMP_NUM_THREADS\n" in logged or MACHINE.logical_cores == 1
@@ -169,7 +169,7 @@ def test_tuning_warns_about_a_slow_precision(monkeypatch: pytest.MonkeyPatch, lo
 
     monkeypatch.setattr(tuning, "Trials", Flat)
     monkeypatch.setattr(tuning, "compile_kernels", lambda precision, architecture, delayed: None)
-    run_tuning(apply_overrides(TINY, ["precision=fp16"]), 0.5, plain_console()[0])
+    run_tuning(apply_overrides(TINY, ["precision=fp16"]), 0.5, console=plain_console()[0])
     assert sum("precision=fp16 is slower here" in line for line in logged) == 1
 
 
@@ -193,3 +193,40 @@ def test_the_table_and_the_conclusions_are_functions_of_the_result() -> None:
     assert "2.00 times the defaults" in sentences[0]
     assert not any("rounding" in sentence for sentence in sentences)
     assert any("--budget" in sentence for sentence in sentences)
+
+
+def test_a_trial_has_its_memory_and_the_load_of_its_stages() -> None:
+    config = apply_overrides(TINY, ["model.vocab_size=11", "steps=1000000"])
+    trials = Trials(config, cores=2, seconds=0.0)
+    default = TunedSettings.of(resolve(config, 2))
+    trial, larger = trials(default), trials(default.changed(slots=default.slots + 4))
+    assert trial.memory is not None
+    assert larger.memory is not None
+    assert larger.memory > trial.memory > 0
+    assert {"forward", "backward", "reduce", "update"} <= {stage.name for stage in trial.stages}
+    assert all(stage.busy + stage.waiting + stage.blocked == pytest.approx(1.0) for stage in trial.stages)
+
+
+def test_a_trial_that_is_far_slower_than_the_defaults_is_stopped() -> None:
+    config = apply_overrides(TINY, ["model.vocab_size=11", "steps=1000000"])
+    trials = Trials(config, cores=2, seconds=30.0, limit=0.0)
+    trial = trials(TunedSettings.of(resolve(config, 2)))
+    assert trial.tokens_per_s == 0
+    assert trial.seconds < 10
+
+
+def test_the_picture_is_next_to_the_record_or_where_it_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class Memory(Trials):
+        def __call__(self, choice: TunedSettings) -> Trial:
+            return Trial(1000.0 + choice.lanes, 0.01, 1_000_000 * choice.slots)
+
+    monkeypatch.setattr(tuning, "Trials", Memory)
+    console, stream = plain_console()
+    run_tuning(TINY, 1.0, console=console)
+    beside = record_path(TINY, MACHINE).with_suffix(".png")
+    assert beside.read_bytes().startswith(b"\x89PNG")
+    assert f"Picture: {beside}" in stream.getvalue()
+    run_tuning(TINY, 1.0, tmp_path / "here.png", console)
+    assert (tmp_path / "here.png").read_bytes().startswith(b"\x89PNG")
