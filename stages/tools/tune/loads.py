@@ -43,14 +43,15 @@ def describe_bottleneck(stages: Sequence[StageLoad]) -> str:
         return ""
     busiest = max(stages, key=lambda stage: stage.busy)
     others = [stage for stage in stages if stage is not busiest]
-    blocked = max(others, key=lambda stage: stage.blocked, default=None)
+    held_up = [stage for stage in others if stage.blocked >= NOTED]
+    blocked = max(held_up, key=lambda stage: stage.blocked, default=None)
     waiting = max(
         (stage for stage in others if stage is not blocked and stage.busy >= WORKING),
         key=lambda stage: stage.waiting,
         default=None,
     )
     parts = [f"{_named(busiest)} was busy {busiest.busy:.0%} of the time"]
-    if blocked is not None and blocked.blocked >= NOTED:
+    if blocked is not None:
         parts.append(f"{_named(blocked)} was blocked {blocked.blocked:.0%}")
     if waiting is not None and waiting.waiting >= NOTED:
         parts.append(f"{_named(waiting)} waited {waiting.waiting:.0%}")

@@ -69,6 +69,10 @@ class TrialComparison(Comparison[TunedSettings]):
     """One choice compared with another, round by round."""
 
     dimension: str = ""
+    before: tuple[StageLoad, ...] = ()
+    """The loads of the stages with the base: the bottleneck before this choice."""
+    accepted: bool = False
+    """True if the search continued from this choice."""
 
     @property
     def changes_rounding(self) -> bool:
@@ -89,6 +93,8 @@ class SearchResult:
     compared: tuple[TrialComparison, ...]
     skipped: tuple[str, ...]
     """Dimensions that the budget did not reach."""
+    stages: tuple[StageLoad, ...]
+    """The loads of the stages with the chosen settings; empty if unknown."""
     measured: tuple[ScoredTrial, ...]
     """All trials in order."""
     seconds: float
@@ -146,9 +152,11 @@ def search(
         on_progress(
             f"{dimension.name}: {len(candidates)} alternative{plural} to {format_settings(_varied(best, candidates))}"
         )
-        rows = [_of_dimension(row, dimension.name) for row in race(best, candidates, budgeted)]
-        compared += rows
-        best = winner_of(rows) or best
+        rows = race(best, candidates, budgeted)
+        winner = winner_of(rows)
+        before = budgeted.latest[best].trial.stages
+        compared += [_of_dimension(row, dimension.name, before, row.choice == winner) for row in rows]
+        best = winner or best
     if best == default:
         reason = _reason_for_defaults(compared, skipped)
         chosen, last = default, None
@@ -166,13 +174,16 @@ def search(
         spread=won.spread if won else None,
         compared=tuple(compared),
         skipped=tuple(skipped),
+        stages=budgeted.latest[chosen].trial.stages if chosen in budgeted.latest else (),
         measured=tuple(scorer.trials),
         seconds=budgeted.spent,
     )
 
 
-def _of_dimension(row: Comparison[TunedSettings], dimension: str) -> TrialComparison:
-    return TrialComparison(row.choice, row.base, row.rates, row.ratios, dimension)
+def _of_dimension(
+    row: Comparison[TunedSettings], dimension: str, before: tuple[StageLoad, ...] = (), accepted: bool = False
+) -> TrialComparison:
+    return TrialComparison(row.choice, row.base, row.rates, row.ratios, dimension, before, accepted)
 
 
 def _candidates(

@@ -5,6 +5,7 @@ import math
 from rich.table import Table
 
 from threadloom.stages.resolve import format_settings, format_value
+from threadloom.stages.tools.tune.loads import describe_bottleneck
 from threadloom.stages.tools.tune.search import SearchResult
 from threadloom.stages.tools.tune.space import ROUNDING, overrides_from
 
@@ -47,6 +48,7 @@ def trials_table(result: SearchResult) -> Table:
 def conclusions(result: SearchResult) -> list[str]:
     """Return the sentences below the table."""
     sentences = [f"{result.trials} trials in {result.seconds:.0f} s. Choice: {result.reason}."]
+    sentences += _explanations(result)
     chosen = result.chosen.differences(result.default)
     exact = {name: value for name, value in chosen.items() if name not in ROUNDING}
     rounding = {name: value for name, value in chosen.items() if name in ROUNDING}
@@ -56,6 +58,21 @@ def conclusions(result: SearchResult) -> list[str]:
         sentences.append(f"Changes the rounding, and is kept in the run's config.json: {format_settings(rounding)}.")
     if result.skipped:
         sentences.append(f"Skipped (budget exhausted): {', '.join(result.skipped)}; {_needed_budget(result)}.")
+    return sentences
+
+
+def _explanations(result: SearchResult) -> list[str]:
+    """Return the bottleneck before each step to the choice, and the one that is left."""
+    kept = result.chosen == result.default
+    sentences = [
+        f"{format_settings(overrides_from(row.base, row.choice))}, {row.ratio:.2f} times as fast: before it, "
+        f"{describe_bottleneck(row.before)}."
+        for row in result.compared
+        if row.accepted and row.before and not kept
+    ]
+    if result.stages:
+        name = "the defaults" if kept else "the choice"
+        sentences.append(f"With {name}, {describe_bottleneck(result.stages)}.")
     return sentences
 
 
