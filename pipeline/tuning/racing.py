@@ -151,9 +151,11 @@ def race(base: Choice, candidates: Sequence[Choice], budget: TrialBudget[Choice,
 
 
 def winner_of(rows: Sequence[Comparison[Choice]]) -> Choice | None:
-    """Return the choice that won a race by more than `MARGIN`, after two rounds or more; None if there is none."""
+    """Return the choice that won a race: every round of two or more, by more than `MARGIN` in the median; or None."""
     best = max((row for row in rows if len(row.ratios) > 1), key=rank, default=None)
-    return best.choice if best is not None and best.ratio > 1.0 + MARGIN else None
+    if best is None or best.ratio <= 1.0 + MARGIN or best.won < len(best.ratios):
+        return None
+    return best.choice
 
 
 def rank(row: Comparison[Choice]) -> tuple[int, float]:

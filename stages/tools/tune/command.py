@@ -6,6 +6,9 @@ import click
 
 from threadloom.stages.tools.common import Seconds, changed_config, config_options, named_config, reported_errors
 
+PRECISIONS = ("float32", "bf16x3", "bf16", "fp16")
+"""Values of --precision; a test compares them with `Precision`, which takes long to import."""
+
 
 @click.command()
 @config_options
@@ -27,10 +30,13 @@ from threadloom.stages.tools.common import Seconds, changed_config, config_optio
 @click.option("--picture", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
               help="Draw what was tried, speed against memory, into a PNG file. By default the picture of a training "
               "is next to the tuning record.")  # fmt: skip
+@click.option("--precision", "precisions", multiple=True, type=click.Choice(["any", *PRECISIONS]),
+              help="Permit another precision, or any: it is chosen if the defaults are faster in it. "
+              "Repeatable.")  # fmt: skip
 def tune(
     config_name: str | None, overrides: tuple[str, ...], steps: int | None, budget: float, aim: str,
     texts: tuple[str, ...], write: Path | None, graph: str | None, fixed: tuple[str, ...], any_order: bool,
-    picture: Path | None,
+    picture: Path | None, precisions: tuple[str, ...],
 ) -> None:  # fmt: skip
     """Find the fastest settings for this machine.
 
@@ -46,6 +52,8 @@ def tune(
         raise click.UsageError(
             "--pipeline tunes a graph of your own: omit --config, --set, --steps, --text and --write"
         )
+    if precisions and (graph is not None or aim != "throughput"):
+        raise click.UsageError("--precision compares speeds of a training: omit --pipeline and --goal")
     with reported_errors():
         if graph is not None:
             from threadloom.stages.tools.tune.graph_tuning import run_graph_tuning
@@ -61,4 +69,4 @@ def tune(
             return
         from threadloom.stages.tools.tune.tuning import run_tuning
 
-        run_tuning(config, budget, picture)
+        run_tuning(config, budget, picture, precisions=precisions)

@@ -5,7 +5,8 @@ and cost, so that tests run it with made-up figures. `stages.tools.tune.tuning` 
 `threadloom.pipeline.tuning` has the rounds of a race, and the comparison with the defaults.
 
 The search varies one dimension after another (micro-batch, stage threads, lanes, ...). Each is a race between the best
-choice so far and its alternatives. Choices are compared by a score, by default their tokens per second.
+choice so far and its alternatives. If the budget permits, every dimension is varied again with the best values of the
+others. Choices are compared by a score, by default their tokens per second.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -39,6 +40,9 @@ class Trial:
     stages: tuple[StageLoad, ...] = ()
     """How the stages spent their time; empty if unknown."""
 
+
+PASSES = 2
+"""Number of times that every dimension is varied: the best value of one depends on the others."""
 
 Measure = Callable[[TunedSettings], Trial]
 Score = Callable[[TunedSettings, Trial], float]
@@ -136,22 +140,25 @@ def search(
     scorer = _Scorer(measure, score, [])
     budgeted = TrialBudget(scorer, budget)
     best, compared, skipped = default, list[TrialComparison](), list[str]()
-    for dimension in DIMENSIONS:
-        candidates = _candidates(dimension, best, limits, fixed or {})
-        if not candidates:
+    tried = {default}
+    for number, dimension in enumerate(PASSES * DIMENSIONS):
+        again = number >= len(DIMENSIONS)
+        candidates = [each for each in _candidates(dimension, best, limits, fixed or {}) if each not in tried]
+        if not candidates or (again and best == default):
             continue
         if not budgeted.costs:
             budgeted.run(best)
         room = budgeted.room()
-        if room < len(candidates):
+        if room < len(candidates) and not again:
             skipped.append(dimension.name if room < 1 else f"some of {dimension.name}")
-            candidates = candidates[: max(0, room)]
+        candidates = candidates[: max(0, room)]
         if not candidates:
             continue
         plural = "s" if len(candidates) > 1 else ""
         on_progress(
             f"{dimension.name}: {len(candidates)} alternative{plural} to {format_settings(_varied(best, candidates))}"
         )
+        tried.update(candidates)
         rows = race(best, candidates, budgeted)
         winner = winner_of(rows)
         before = budgeted.latest[best].trial.stages

@@ -82,6 +82,9 @@ def _blas(base: TunedSettings, limits: Limits) -> Iterator[TunedSettings]:
         yield base.changed(blas=1)
         yield base.changed(blas=limits.cores, forward=1, backward=1)
         yield base.changed(blas=limits.cores)
+        half = limits.cores // 2
+        if half > 1:  # a few stage threads, each with a few threads of BLAS
+            yield base.changed(blas=half, forward=2, backward=min(2, limits.writers(base.micro_batch, base.lanes)))
 
 
 def _slots(base: TunedSettings, limits: Limits) -> Iterator[TunedSettings]:
@@ -97,7 +100,7 @@ def _stream_threads(base: TunedSettings, limits: Limits) -> Iterator[TunedSettin
 
 
 def _capacities(base: TunedSettings, limits: Limits) -> Iterator[TunedSettings]:
-    for capacity in (1, 2, 4):
+    for capacity in (1, 4, 2, 8, 16):
         yield base.changed(channel_capacity=capacity)
 
 

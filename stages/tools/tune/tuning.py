@@ -6,7 +6,7 @@
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +35,7 @@ from threadloom.stages.run import planned_memory
 from threadloom.stages.tools.common import report_console
 from threadloom.stages.tools.tune.loads import loads_of
 from threadloom.stages.tools.tune.picture import check_picture_path, picture_of_search, write_picture
+from threadloom.stages.tools.tune.precisions import SHARE, PrecisionRace, permitted, race_precisions
 from threadloom.stages.tools.tune.progress import shown_progress
 from threadloom.stages.tools.tune.search import SearchResult, Trial, search
 from threadloom.stages.tools.tune.space import SEPARATE_GEMM, Limits
@@ -77,12 +78,17 @@ class Trials:
 
 
 def run_tuning(
-    config: Config, budget: float, picture: Path | None = None, console: Console | None = None
+    config: Config,
+    budget: float,
+    picture: Path | None = None,
+    console: Console | None = None,
+    precisions: Sequence[str] = (),
 ) -> SearchResult:
     """Find the fastest values of the settings that `config` leaves open in `budget` seconds; print and store them.
 
-    `picture` is the file of the picture, by default next to the record. The kernels are compiled before and do not
-    count. Raises TuningError for a budget that is not positive.
+    `picture` is the file of the picture, by default next to the record. `precisions` are the values of --precision:
+    the precisions that may be chosen instead of that of the configuration, or "any". The kernels are compiled before
+    and do not count. Raises TuningError for a budget that is not positive.
     """
     if not 0 < budget < math.inf:
         raise TuningError("--budget", expected="a finite number of seconds above 0", got=f"{budget:g}")
@@ -93,8 +99,12 @@ def run_tuning(
     config = with_precision(config, choose_precision_and_warn(config).precision)
     if config.model.vocab_size is None:
         logger.info("the vocabulary depends on the text; tuning with {} random tokens", RANDOM_VOCABULARY)
-    measured = measured_config(config)
     logger.info("threads: {}, by {}", threads.count, threads.reason)
+    seconds = min(MAX_TRIAL_SECONDS, max(MIN_TRIAL_SECONDS, budget / TRIALS_WANTED))
+    raced = _raced(config, precisions, threads.count, seconds, SHARE * budget, console)
+    if raced is not None:
+        config, budget = with_precision(config, raced.chosen), budget - raced.seconds
+    measured = measured_config(config)
     resolved = resolve(measured, cores, threads=threads.count)
     default, explicit = TunedSettings.of(resolved), explicit_settings(config)
     path = record_path(config, machine, explicit, threads.count)
@@ -109,7 +119,7 @@ def run_tuning(
     compile_kernels(
         precision=config.precision, architecture=config.model.architecture, delayed=resolved.delay_correction
     )
-    trials = Trials(measured, cores, min(MAX_TRIAL_SECONDS, max(MIN_TRIAL_SECONDS, budget / TRIALS_WANTED)))
+    trials = Trials(measured, cores, seconds)
     spent = trials.warm_up(default)
     limits = Limits(threads.count, config.batch_size, config.sequences, _gemms(config.precision), resolved.shared_lanes)
     with shown_progress(console) as on_progress:
@@ -118,11 +128,46 @@ def run_tuning(
     for sentence in conclusions(result):
         console.print(sentence, highlight=False, soft_wrap=True)
     console.print(_kept(path, _record(config, machine, explicit, result)), highlight=False, soft_wrap=True)
+    if raced is not None and raced.chosen is not raced.asked:
+        console.print(
+            f"These settings are those of precision={raced.chosen.value}: train with --set "
+            f"precision={raced.chosen.value}, and compare the loss, since the weights differ.",
+            highlight=False, soft_wrap=True,
+        )  # fmt: skip
     if picture is not None or problem is None:
         drawn = picture or path.with_suffix(".png")
         if write_picture(picture_of_search(result, config.name), drawn):
             console.print(f"Picture: {drawn}", highlight=False, soft_wrap=True, markup=False)
     return result
+
+
+def _raced(
+    config: Config, names: Sequence[str], threads: int, seconds: float, budget: float, console: Console
+) -> PrecisionRace | None:
+    """Compare the permitted precisions, each with its default settings, and print why one is chosen; None if none is.
+
+    The kernels of each are compiled before.
+    """
+    others = permitted(names, config.precision)
+    if not others:
+        return None
+    cores = available_cores()
+    trials: dict[Precision, tuple[Trials, TunedSettings]] = {}
+    for precision in (config.precision, *others):
+        measured = measured_config(with_precision(config, precision))
+        resolved = resolve(measured, cores, threads=threads)
+        compile_kernels(precision=precision, architecture=config.model.architecture, delayed=resolved.delay_correction)
+        trials[precision] = Trials(measured, cores, seconds), TunedSettings.of(resolved)
+
+    def measure(precision: Precision) -> Trial:
+        run, default = trials[precision]
+        return run(default)
+
+    with shown_progress(console) as on_progress:
+        on_progress(f"precisions: {', '.join(each.value for each in others)} instead of {config.precision.value}")
+        found = race_precisions(config.precision, others, measure, budget)
+    console.print(f"Precision: {found.reason}.", highlight=False, soft_wrap=True)
+    return found
 
 
 def _kept(path: Path, record: TuningRecord) -> str:

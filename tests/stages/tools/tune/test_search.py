@@ -204,3 +204,41 @@ def test_choices_are_formatted_as_overrides() -> None:
     assert format_settings(overrides_from(DEFAULT, other)) == "gemm_backend=blas threads.forward=1"
     assert format_settings(overrides_from(DEFAULT, DEFAULT.changed(slots=9))) == "slots=9"
     assert format_settings({}) == "the defaults"
+
+
+def machine_like(choice: TunedSettings) -> float:
+    """Return a speed with the interplay that machines show: threads share cores, and a lane limits backward."""
+    writers = min(choice.backward, choice.lanes)
+    together = {1: 1.0, 2: 1.35, 3: 1.75, 4: 1.9}[min(choice.forward, 2) + min(writers, 2)]
+    cache = {1: 0.93, 2: 0.99, 4: 1.0, 8: 0.97, 16: 0.8}[choice.micro_batch]
+    library = 1.0 if choice.gemm is Gemm.NUMBA else {1: 0.85, 2: 0.85, 4: 0.98, 8: 1.03, 16: 1.05}[choice.micro_batch]
+    flow = (1.0 - 0.2 / choice.slots) * (1.0 - 0.03 / choice.channel_capacity) * (1.0 - 0.01 * choice.lanes)
+    streams = (1.03 if choice.update == 2 else 1.0) / (1.0 if choice.blas == 1 else 1.25)
+    return together * cache * library * flow * streams
+
+
+def test_two_runs_choose_settings_of_nearly_equal_speed() -> None:
+    default = DEFAULT.changed(forward=1, backward=1, lanes=1, micro_batch=16)
+    speeds = []
+    for seed in range(12):
+        machine = Machine(machine_like, noise=0.01, cost=0.6)  # that of a quiet machine
+        machine.rng = random.Random(seed)
+        found = search(default, LIMITS, machine, 60.0)
+        assert found.seconds <= 60.0
+        speeds.append(machine_like(found.chosen))
+    assert min(speeds) >= 0.95 * max(speeds)
+    assert min(speeds) >= 1.3 * machine_like(default)
+
+
+def test_dimensions_are_varied_again_with_the_best_of_the_others() -> None:
+    def linked(choice: TunedSettings) -> float:
+        """Return a speed whose best micro-batch depends on the lanes, which are varied later."""
+        return (
+            1.0 + (0.2 if choice.lanes == 1 else 0.0) + (0.2 if (choice.lanes, choice.micro_batch) == (1, 8) else 0.0)
+        )
+
+    machine = Machine(linked)
+    found = machine.search()
+    assert (found.chosen.lanes, found.chosen.micro_batch) == (1, 8)
+    raced = [row.choice for row in found.compared[:-1]]
+    assert len(raced) == len(set(raced))

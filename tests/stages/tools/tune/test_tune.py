@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from threadloom.stages import speeds
-from threadloom.stages.config import Config, Gpt2Config
+from threadloom.stages.config import Config, Gpt2Config, Precision
 from threadloom.stages.config.settings import Gemm
 from threadloom.stages.machine.machine import detect
 from threadloom.stages.resolve import precision
@@ -230,3 +230,34 @@ def test_the_picture_is_next_to_the_record_or_where_it_is_asked_for(
     assert f"Picture: {beside}" in stream.getvalue()
     run_tuning(TINY, 1.0, tmp_path / "here.png", console)
     assert (tmp_path / "here.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_permitted_precision_is_chosen_and_its_record_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[Precision] = []
+
+    class Fast16(Trials):
+        def __call__(self, choice: TunedSettings) -> Trial:
+            return Trial({Precision.BF16: 2000.0, Precision.FP16: 500.0}.get(self.config.precision, 1000.0), 0.01)
+
+    monkeypatch.setattr(tuning, "Trials", Fast16)
+    monkeypatch.setattr(tuning, "compile_kernels", lambda precision, architecture, delayed: compiled.append(precision))
+    console, stream = plain_console()
+    run_tuning(TINY, 5.0, console=console, precisions=["bf16", "fp16"])
+    assert {*compiled} == {Precision.FLOAT32, Precision.BF16, Precision.FP16}
+    assert "Precision: precision=bf16 ran at 2.00 times precision=float32" in stream.getvalue()
+    assert "train with --set precision=bf16" in stream.getvalue()
+    assert record_path(apply_overrides(TINY, ["precision=bf16"]), MACHINE).exists()
+    assert not record_path(TINY, MACHINE).exists()
+
+
+def test_a_precision_that_is_not_faster_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Flat(Trials):
+        def __call__(self, choice: TunedSettings) -> Trial:
+            return Trial(1000.0, 0.01)
+
+    monkeypatch.setattr(tuning, "Trials", Flat)
+    monkeypatch.setattr(tuning, "compile_kernels", lambda precision, architecture, delayed: None)
+    console, stream = plain_console()
+    run_tuning(TINY, 5.0, console=console, precisions=["any"])
+    assert "precision=float32 is kept" in stream.getvalue()
+    assert record_path(TINY, MACHINE).exists()
