@@ -158,9 +158,8 @@ def _result(
     updates = math.inf
     if halving:
         updates = updates_to_loss(halving.curve(), goal) * DELAY_COSTS[delay.delay].updates
-        steps = math.ceil(updates) if updates < MOST_STEPS else config.steps
         config = msgspec.structs.replace(
-            config, steps=steps, schedule=halving.best.schedule(config.schedule, steps),
+            config, schedule=halving.best.schedule(config.schedule, config.steps),
             optimizer=msgspec.structs.replace(config.optimizer, lr=halving.best.lr),
         )  # fmt: skip
     config = msgspec.structs.replace(config, delay=delay.delay, slots=config.slots if not delay.delay else None)
@@ -188,7 +187,7 @@ def _pilots_table(result: HalvingResult[RateChoice]) -> Table:
 def _sentences(result: GoalResult, goal: float) -> list[str]:
     """Return the conclusions."""
     first, *rest = result.delay.sentences()
-    sentences = [f"Delay: {first}.", *(f"{sentence[0].upper()}{sentence[1:]}." for sentence in rest)]
+    sentences = [f"Delay: {'; '.join([first, *rest])}."]
     if result.halving is None:
         return sentences
     best = result.halving.best
@@ -200,7 +199,7 @@ def _sentences(result: GoalResult, goal: float) -> list[str]:
     duration = format_duration(result.updates * result.seconds_per_update)
     longest = result.halving.curve()[-1].updates
     sentences.append(
-        f"Loss {goal:g} is expected after about {result.updates:,.0f} updates, {duration}; the longest pilot had "
-        f"{longest:,}."
+        f"A loss of {goal:g} may take {result.updates:,.0f} updates, {duration}: an extrapolation from pilots of up to "
+        f"{longest:,} updates, which can be off by a factor of several. The steps remain those of the configuration."
     )
     return sentences

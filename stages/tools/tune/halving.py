@@ -102,7 +102,7 @@ def updates_to_loss(curve: Sequence[Pilot[C]], goal: float) -> float:
     """Return the updates at which a candidate is expected to reach a loss, from its two longest pilots; inf if unknown.
 
     The loss is assumed to fall linearly with the logarithm of the number of updates. Beyond the longest pilot that is
-    an extrapolation, which underestimates long trainings, whose loss falls ever more slowly.
+    an extrapolation, which can be off by a factor of several.
     """
     if len(curve) < 2:
         return math.inf
