@@ -27,6 +27,7 @@ from threadloom.pipeline.tuning.racing import (
     compare_pairs,
     race,
     rank,
+    why_no_winner,
     winner_of,
 )
 from threadloom.pipeline.tuning.search import GraphTuning, SizesTried, search_sizes
@@ -58,5 +59,6 @@ __all__ = [
     "run_trials",
     "search_sizes",
     "tune_graph",
+    "why_no_winner",
     "winner_of",
 ]

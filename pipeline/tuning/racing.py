@@ -158,6 +158,17 @@ def winner_of(rows: Sequence[Comparison[Choice]]) -> Choice | None:
     return best.choice
 
 
+def why_no_winner(rows: Sequence[Comparison[Choice]]) -> str:
+    """Return why none of these comparisons has a winner, as a clause."""
+    best = max(rows, key=rank)
+    figures = f"the best of {len(rows)} alternatives had a ratio of {best.ratio:.2f}"
+    if best.ratio <= 1.0 + MARGIN:
+        return f"{figures}, and {MARGIN:.0%} more are needed"
+    if len(best.ratios) < 2:
+        return f"{figures} in one round, and the budget was too short to repeat it"
+    return f"{figures}, but was not faster in every round: {best.won} of {len(best.ratios)}"
+
+
 def rank(row: Comparison[Choice]) -> tuple[int, float]:
     """Return the key by which comparisons of a race are sorted: the later it was dropped, the better."""
     return len(row.ratios), row.ratio

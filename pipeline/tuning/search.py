@@ -16,7 +16,7 @@ from threadloom.pipeline.tuning.racing import (
     TrialBudget,
     compare_pairs,
     race,
-    rank,
+    why_no_winner,
     winner_of,
 )
 from threadloom.pipeline.tuning.sizes import Freedom, GraphSizes
@@ -77,17 +77,21 @@ def search_sizes(
     """
     budgeted = TrialBudget(measure, budget)
     budgeted.run(declared)
-    best, seen, tried, complete = declared, {declared}, list[SizesTried](), False
+    best, seen, tried, complete = declared, {declared}, list[SizesTried](), True
     while True:
         proposals = propose(best, budgeted.latest[best].statistics, freedoms, seen)
-        complete = not proposals
-        if (room := budgeted.room()) < 1 or not proposals:
+        if not proposals:
+            break
+        room = budgeted.room()
+        complete &= room >= len(proposals)
+        if room < 1:
             break
         proposals = proposals[:room]
         on_progress(f"{len(proposals)} alternative{'s' if len(proposals) > 1 else ''}, because {proposals[0].why}")
         seen |= {each.sizes for each in proposals}
         rows = [_with_reason(row, proposals, budgeted) for row in race(best, [p.sizes for p in proposals], budgeted)]
         winner = _smallest_winner(rows)
+        complete &= len(rows) == len(proposals) and any(len(row.ratios) > 1 or row.ratio < 1.0 for row in rows)
         rows = [replace(row, accepted=row.choice == winner) for row in rows]
         tried += rows
         for row in rows:
@@ -138,8 +142,4 @@ def _reason(final: Comparison[GraphSizes] | None, tried: list[SizesTried]) -> st
         return f"the declared sizes are kept: the best others {figures}, which is {conclusion}"
     if not tried:
         return f"the declared sizes are kept: the budget is too short for a comparison of {2 * MIN_PAIRS + 4} trials"
-    best = max(tried, key=rank)
-    return (
-        f"the declared sizes are kept: none of {len(tried)} alternatives was more than {MARGIN:.0%} faster; the best "
-        f"had a ratio of {best.ratio:.2f}"
-    )
+    return f"the declared sizes are kept: {why_no_winner(tried)}"

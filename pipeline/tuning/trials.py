@@ -7,6 +7,7 @@ it is very short. Which of both is decided by the first trial.
 Ownership: each sink is iterated by one thread, which alone writes its `_Tally`; the thread that measures reads them.
 """
 
+import math
 import threading
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -24,12 +25,13 @@ POLL = 0.01
 WARM_UP = 0.25
 """Seconds of warm-up after the first delivery, as a fraction of the seconds that are measured."""
 MIN_ITEMS = 8
-"""Deliveries that are measured even if they take longer, up to `PATIENCE` times the seconds."""
+"""Deliveries of the declared graph in a trial, whose length follows from its first one."""
 PATIENCE = 3.0
+"""Whole runs are stopped after this multiple of the seconds of a trial."""
 SHORT = 1.5
 """A graph that ends within this multiple of the seconds of a trial is run to its end."""
-FIRST_ITEM = 20.0
-"""The first delivery must come within this multiple of the seconds of a trial."""
+FIRST_ITEM = 10.0
+"""The first delivery, and the next one after the warm-up, must come within this multiple of the seconds of a trial."""
 
 
 class GraphTuningError(PipelineError):
@@ -60,6 +62,7 @@ class _Interval:
     seconds: float
     statistics: RunStatistics
     ended: bool  # the sources ended, so the run is complete
+    before: int  # items before the interval
 
 
 class GraphTrials:
@@ -71,10 +74,14 @@ class GraphTrials:
         seconds: float,
         fixed: Collection[str] = (),
         any_order: bool = False,
+        longest: float = math.inf,
         clock: Callable[[], float] = perf_counter,
     ) -> None:
-        """Read the declared sizes. `build` is documented at `tune_graph`; a trial measures `seconds`."""
-        self._build, self._seconds, self._clock = build, seconds, clock
+        """Read the declared sizes. `build` is documented at `tune_graph`.
+
+        A trial measures `seconds`, and up to `longest` if that is too short for `MIN_ITEMS` items.
+        """
+        self._build, self._seconds, self._longest, self._clock = build, seconds, longest, clock
         self._is_new = True  # each run has a graph of its own
         self._latest: Graph | None = None
         graph = self._graph()
@@ -114,7 +121,18 @@ class GraphTrials:
         last = intervals[-1]
         if self._whole is None:
             self._whole = last.ended
+            if not last.ended:  # slow items need longer trials
+                self._seconds = max(self._seconds, min(self._longest, MIN_ITEMS * seconds / items))
         return GraphTrial(items / max(seconds, 1e-9), self._clock() - begin, items, last.statistics)
+
+    @property
+    def measured_seconds(self) -> float:
+        """Duration of the measured interval of a trial."""
+        return self._seconds
+
+    def calibrate(self) -> float:
+        """Run the first trial, which decides how long the others measure; return its duration."""
+        return self(self.declared).seconds
 
     def restore(self) -> None:
         """Give a graph that was passed itself its declared sizes."""
@@ -159,8 +177,9 @@ class GraphTrials:
     def _explain_nothing(self, interval: _Interval) -> None:
         if not interval.ended:
             busiest = max(interval.statistics.stages, key=lambda stage: stage.busy_share)
+            item = f"no item after the first {interval.before}" if interval.before else "no item"
             raise GraphTuningError(
-                f"no item reached {_listed(self.counted)} within {format_duration(FIRST_ITEM * self._seconds)}; in "
+                f"{item} reached {_listed(self.counted)} within {format_duration(FIRST_ITEM * self._seconds)}; in "
                 f"that time {busiest.name} was busy {busiest.busy_share:.0%}. Use a longer budget, or smaller items"
             )
         if self._runs == 1:
@@ -310,7 +329,7 @@ class _Watched:
             return self._interval((0, began), None)
         mark, before = self.tally.read(), self.run.statistics()
         self._until(mark[1] + seconds, lambda: False)
-        self._until(mark[1] + PATIENCE * seconds, lambda: self.tally.read()[0] - mark[0] >= MIN_ITEMS)
+        self._until(mark[1] + FIRST_ITEM * seconds, lambda: self.tally.read()[0] > mark[0])
         done = self.tally.read()[0]
         if self._ended_within(began + SHORT * seconds) or (self.consumers.ended.is_set() and 2 * mark[0] > done):
             return self._interval((0, began), None)
@@ -322,7 +341,8 @@ class _Watched:
     def _interval(self, mark: tuple[int, float], before: RunStatistics | None) -> _Interval:
         count, last = self.tally.read()
         ended = self.consumers.ended.is_set() and self.consumers.error is None
-        return _Interval(count - mark[0], max(last - mark[1], 1e-9), self.run.statistics().since(before), ended)
+        seconds = max(last - mark[1], 1e-9)
+        return _Interval(count - mark[0], seconds, self.run.statistics().since(before), ended, mark[0])
 
     def _until(self, deadline: float, reached: Callable[[], bool]) -> None:
         """Wait until the deadline, the end of the run, or a condition."""

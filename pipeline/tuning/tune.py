@@ -1,6 +1,7 @@
 """`tune_graph`: the search with trials of a real graph."""
 
 from collections.abc import Callable, Collection
+from dataclasses import replace
 
 from threadloom.pipeline.tuning.search import GraphTuning, SizesTried, search_sizes
 from threadloom.pipeline.tuning.sizes import Build
@@ -14,7 +15,8 @@ SHORTEST, LONGEST = 0.1, 2.0
 
 def graph_trials(build: Build, budget: float, *, fixed: Collection[str] = (), any_order: bool = False) -> GraphTrials:
     """Return the trials of a graph, of a duration that fits the budget."""
-    return GraphTrials(build, min(LONGEST, max(SHORTEST, budget / SHARE)), fixed, any_order)
+    seconds = min(LONGEST, max(SHORTEST, budget / SHARE))
+    return GraphTrials(build, seconds, fixed, any_order, max(seconds, 2.0 * budget / SHARE))
 
 
 def run_trials(
@@ -25,7 +27,9 @@ def run_trials(
 ) -> GraphTuning:
     """Search with these trials for `budget` seconds."""
     try:
-        return search_sizes(trials.declared, trials.freedoms, trials, budget, on_progress, on_tried)
+        spent = trials.calibrate()
+        found = search_sizes(trials.declared, trials.freedoms, trials, budget - spent, on_progress, on_tried)
+        return replace(found, seconds=found.seconds + spent)
     finally:
         trials.restore()
 

@@ -62,12 +62,12 @@ def values_to_write(result: GraphTuning, freedoms: Mapping[str, Freedom]) -> lis
     return lines
 
 
-def newly_parallel(result: GraphTuning) -> list[str]:
-    """Return the stages that had one worker and have several now."""
+def newly_parallel(result: GraphTuning, freedoms: Mapping[str, Freedom]) -> list[str]:
+    """Return the stages that had one worker and have several now; coroutines share the thread of their event loop."""
     return [
         size.name
         for size in result.chosen.differences(result.declared)
-        if size.workers > 1 and result.declared[size.name].workers == 1
+        if freedoms[size.name].keyword == "workers" and size.workers > 1 and result.declared[size.name].workers == 1
     ]
 
 

@@ -19,7 +19,6 @@ from threadloom.stages.tools.tune.graph_table import (
     sizes_table,
     values_to_write,
 )
-from threadloom.stages.tools.tune.picture import check_picture_path, picture_of_graph, write_picture
 from threadloom.stages.tools.tune.progress import shown_progress
 
 
@@ -49,6 +48,8 @@ def run_graph_tuning(
     if warning := load_warning():
         logger.warning(warning)
     if picture is not None:
+        from threadloom.stages.tools.tune.picture import check_picture_path  # loads the kernels, which graphs need not
+
         check_picture_path(picture)
     build = load_graph(place)
     try:
@@ -61,9 +62,16 @@ def run_graph_tuning(
     for sentence in graph_conclusions(result, trials.freedoms):
         console.print(sentence, highlight=False, soft_wrap=True, markup=False)
     _print_values(result, trials, console)
-    if picture is not None and write_picture(picture_of_graph(result, trials.name), picture):
-        console.print(f"Picture: {picture}", highlight=False, soft_wrap=True, markup=False)
+    if picture is not None:
+        _draw(result, trials.name, picture, console)
     return result
+
+
+def _draw(result: GraphTuning, name: str, picture: Path, console: Console) -> None:
+    from threadloom.stages.tools.tune.picture import picture_of_graph, write_picture
+
+    if write_picture(picture_of_graph(result, name), picture):
+        console.print(f"Picture: {picture}", highlight=False, soft_wrap=True, markup=False)
 
 
 def _searched(trials: GraphTrials, budget: float, console: Console) -> GraphTuning:
@@ -84,7 +92,7 @@ def _print_values(result: GraphTuning, trials: GraphTrials, console: Console) ->
         console.print("Write:")
     for line in lines:
         console.print(f"  {line}", highlight=False, soft_wrap=True, markup=False)
-    if names := newly_parallel(result):
+    if names := newly_parallel(result, trials.freedoms):
         console.print(
             f"The functions of {' and '.join(names)} are then called by several threads at once, as in the trials: "
             f"they must not change shared data. --fixed {names[0]} keeps a stage as it is.",

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 import msgspec
 
 from threadloom.pipeline.tuning import (
-    MARGIN,
     Comparison,
     TrialBudget,
     compare_pairs,
     race,
     rank,
+    why_no_winner,
     winner_of,
 )
 from threadloom.stages.resolve import TUNED_KEYS, TunedSettings, TunedValue, format_settings
@@ -225,6 +225,5 @@ def _reason_for_defaults(compared: Sequence[TrialComparison], skipped: Sequence[
             "the budget is too short for any comparison" if skipped else "every setting was given"
         )
     best = max(compared, key=rank)
-    tried = f"none of {len(compared)} alternatives was more than {MARGIN:.0%} faster"
     settings = format_settings(best.choice.differences(best.base))
-    return f"the defaults are kept: {tried}; the best, {settings}, had a ratio of {best.ratio:.2f}"
+    return f"the defaults are kept: {why_no_winner(compared)} ({settings})"

@@ -7,7 +7,7 @@ from itertools import count
 import pytest
 
 from threadloom.pipeline import Graph
-from threadloom.pipeline.tuning import tune_graph
+from threadloom.pipeline.tuning import proposals, run_trials, tune_graph
 from threadloom.pipeline.tuning.trials import GraphTrials, GraphTuningError
 
 SECONDS = 0.05
@@ -30,11 +30,10 @@ def test_an_endless_graph_is_measured_for_a_moment() -> None:
     trials = GraphTrials(lambda: line(count), SECONDS)
     trial = trials(trials.declared)
     assert 0 < trial.score <= 500
-    assert trial.items >= 8
+    assert trial.items >= 1
     work = trial.statistics["work"]
     assert work.items_out < 100  # those of the measured interval
     assert work.busy > 0.002
-    assert trials(trials.declared.changed("work", workers=16)).score > trial.score
 
 
 def test_a_short_graph_is_run_from_start_to_end_several_times() -> None:
@@ -44,7 +43,8 @@ def test_a_short_graph_is_run_from_start_to_end_several_times() -> None:
         runs.append(1)
         return line(lambda: iter(range(5)), int)
 
-    trials = GraphTrials(build, SECONDS)
+    ticks = count()  # a clock that advances by a millisecond whenever it is read
+    trials = GraphTrials(build, 10 * SECONDS, clock=lambda: next(ticks) / 1000)
     assert trials(trials.declared).items == 5
     trial = trials(trials.declared)
     assert trial.items == 5 * (len(runs) - 1)
@@ -73,7 +73,7 @@ def test_all_sinks_are_iterated_at_once() -> None:
 
     trials = GraphTrials(build, SECONDS)
     assert trials.counted == ["first", "second"]
-    assert trials(trials.declared).items >= 8
+    assert trials(trials.declared).items >= 1
 
 
 def test_a_failure_of_the_declared_graph_names_stage_item_and_error() -> None:
@@ -134,8 +134,27 @@ def test_a_graph_that_yields_nothing_is_reported() -> None:
 
 def test_a_graph_whose_first_item_takes_too_long_is_reported() -> None:
     trials = GraphTrials(lambda: line(count, lambda item: threading.Event().wait(0.5)), 0.001)
-    with pytest.raises(GraphTuningError, match=r"no item reached 'out' within 20 ms; in that time \w+ was busy"):
+    with pytest.raises(GraphTuningError, match=r"no item reached 'out' within 10 ms; in that time \w+ was busy"):
         trials(trials.declared)
+
+
+def test_a_graph_that_stops_after_some_items_is_reported() -> None:
+    stop = threading.Event()
+
+    def stalls(item: int) -> int:
+        if item == 3:
+            stop.wait(1.5)
+        return item
+
+    trials = GraphTrials(lambda: line(count, stalls), 0.01)
+    with pytest.raises(GraphTuningError, match=r"no item after the first \d reached 'out' within 100 ms"):
+        trials(trials.declared)
+
+
+def test_slow_items_get_longer_trials() -> None:
+    trials = GraphTrials(lambda: line(count), 0.005, longest=0.02)
+    trials.calibrate()
+    assert 0.01 < trials.measured_seconds <= 0.02
 
 
 def test_functions_that_are_no_factories_are_reported() -> None:
@@ -160,12 +179,35 @@ def test_a_graph_that_changes_is_noticed() -> None:
         trials(trials.declared)
 
 
-def test_a_real_graph_is_tuned_and_left_as_it_was() -> None:
-    graph = line(count)
+class Pairs:
+    """A function that returns at once if two threads call it, and after 30 ms if one does: far slower anywhere."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._waiting = self._pairs = 0
+
+    def __call__(self, item: int) -> int:
+        with self._changed:
+            self._waiting += 1
+            if self._waiting == 2:
+                self._waiting = 0
+                self._pairs += 1
+                self._changed.notify_all()
+                return item
+            before = self._pairs
+            if not self._changed.wait_for(lambda: self._pairs != before, 0.03):
+                self._waiting -= 1
+        return item
+
+
+def test_a_real_graph_is_tuned_and_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proposals, "MOST_WORKERS", 2)
+    monkeypatch.setattr(proposals, "MOST_CAPACITY", 2)
+    graph = line(count, Pairs())
     before = graph.stages
-    found = tune_graph(graph, 3.0)
+    found = run_trials(GraphTrials(graph, 0.1, longest=0.1), 8.0)
     assert graph.stages == before
-    assert found.chosen["work"].workers >= 2
+    assert found.chosen["work"].workers == 2
     assert found.final is not None
     assert found.final.ratio > 1.5
     assert found.tried[0].why.startswith("work is the bottleneck")

@@ -11,7 +11,7 @@ from rich.console import Console
 from tests.pipeline.tuning.simulated import SimulatedLine, Step
 from tests.stages.support import command
 from threadloom.pipeline import Graph
-from threadloom.pipeline.tuning import GraphTuning, search_sizes
+from threadloom.pipeline.tuning import GraphTrials, GraphTuning, search_sizes
 from threadloom.stages.config import InputError
 from threadloom.stages.tools.tune.graph_loading import load_graph
 from threadloom.stages.tools.tune.graph_table import graph_conclusions, newly_parallel, sizes_table, values_to_write
@@ -80,15 +80,26 @@ def test_wrong_places_are_explained(program: Path, place: str, message: str) -> 
     assert message in str(caught.value)
 
 
-def test_a_graph_is_tuned_and_the_values_are_printed(program: Path) -> None:
-    stream = io.StringIO()
-    found = run_graph_tuning("my_pipeline_for_tuning:build", 3.0, console=Console(file=stream, width=140))
+@pytest.mark.usefixtures("program")
+def test_a_graph_is_tuned_and_the_values_are_printed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    line = SimulatedLine([Step("read", 1e-3), Step("decode", 2e-3), Step("out", 1e-4)])
+
+    def simulated(trials: GraphTrials, budget: float, on_progress: object, on_tried: object) -> GraphTuning:
+        assert trials.declared == line.declared
+        return search_sizes(line.declared, trials.freedoms, line, 500.0)
+
+    monkeypatch.setattr("threadloom.stages.tools.tune.graph_tuning.run_trials", simulated)
+    stream, picture = io.StringIO(), tmp_path / "tried.png"
+    found = run_graph_tuning(
+        "my_pipeline_for_tuning:build", 3.0, picture=picture, console=Console(file=stream, width=140)
+    )
     shown = stream.getvalue()
+    assert picture.read_bytes().startswith(b"\x89PNG")
     assert "\x1b" not in shown
     workers = found.chosen["decode"].workers
     assert workers > 1
-    line = f'graph.stage("decode", ..., workers={workers}, capacity={found.chosen["decode"].capacity}, ordered=True)'
-    assert line in shown
+    written = f'graph.stage("decode", ..., workers={workers}, capacity={found.chosen["decode"].capacity}, ordered=True)'
+    assert written in shown
     assert "decode workers=2" in shown
     assert "decode is the bottleneck: its 1 worker is busy" in shown
     assert "several threads at once" in shown
@@ -135,7 +146,7 @@ def test_table_and_conclusions_are_functions_of_the_result() -> None:
     (written,) = values_to_write(found, line.freedoms)
     assert written.startswith(f'graph.stage("decode", ..., workers={found.chosen["decode"].workers}, capacity=2)')
     assert written.endswith("# instead of workers=1, capacity=2")
-    assert newly_parallel(found) == ["decode"]
+    assert newly_parallel(found, line.freedoms) == ["decode"]
 
 
 def test_an_interrupt_prints_what_was_measured(program: Path, monkeypatch: pytest.MonkeyPatch) -> None:
