@@ -91,6 +91,7 @@ from threadloom.pipeline.observe import (
 )
 from threadloom.pipeline.policy import (
     Attempt,
+    BalanceRules,
     DeadLetter,
     Decision,
     Expansion,
@@ -122,12 +123,14 @@ from threadloom.pipeline.run import (
     Abortable,
     AsyncRun,
     Channel,
+    Controller,
     OnStall,
     PerWorker,
     Run,
     SinkIterator,
     StallReport,
     Watchdog,
+    WorkerChange,
     per_worker,
 )
 
@@ -139,6 +142,7 @@ __all__ = [
     "Arena",
     "AsyncRun",
     "Attempt",
+    "BalanceRules",
     "BankStatistics",
     "Banks",
     "BlasThreads",
@@ -148,6 +152,7 @@ __all__ = [
     "ChannelStatistics",
     "ChannelTimeout",
     "Closed",
+    "Controller",
     "DeadLetter",
     "Decision",
     "Diagnosis",
@@ -217,6 +222,7 @@ __all__ = [
     "TraceEvent",
     "Wait",
     "Watchdog",
+    "WorkerChange",
     "WorkerDied",
     "WorkerTimeout",
     "affinity_cores",

@@ -41,18 +41,18 @@ EXPORTS: dict[str, str] = {
         swiglu_backward swiglu_forward
     """,
     "pipeline": """
-        ALIGNMENT Abortable AdmissionError Arena AsyncRun Attempt BankStatistics Banks BlasThreads BottleneckKind
-        Cancelled Channel ChannelStatistics ChannelTimeout Closed DeadLetter Decision Diagnosis Distribution Expansion
-        FailFast Fifo Gather Graph GraphError GraphFormat GraphView InOrder ItemTimeout Join Label LaneOrder LanePlan
-        Lanes Lease LiveView MonotonicCounter Node Observer OnError OnFailure OnProcesses OnStall OpenTelemetryExporter
-        Part PerWorker PipelineError Policy Pool PoolExhausted PoolStatistics Priority ProcessError ProcessTraceback
-        ProcessWorker Progress ProgressBar PrometheusExporter Rate Retry RetryAfter RouteError Run RunOptions
-        RunStatistics SKIP Shards SharedPool ShutdownTimeout Sink SinkIterator Skip SkipFailed StageFailure
-        StageOptions StageStatistics StaleVersion StallReport Stalled TimelineOptions TooManySkipped Trace TraceEvent
-        Wait Watchdog WorkerDied WorkerTimeout affinity_cores aligned_zeros arena_size available_cores blas_threads
-        diagnose draw_graph draw_timeline find_bottleneck format_bytes format_clock format_duration format_estimate
-        format_rate is_redrawable loaded_blas on_processes per_worker progress_of render_png status_line system_memory
-        version_for
+        ALIGNMENT Abortable AdmissionError Arena AsyncRun Attempt BalanceRules BankStatistics Banks BlasThreads
+        BottleneckKind Cancelled Channel ChannelStatistics ChannelTimeout Closed Controller DeadLetter Decision
+        Diagnosis Distribution Expansion FailFast Fifo Gather Graph GraphError GraphFormat GraphView InOrder ItemTimeout
+        Join Label LaneOrder LanePlan Lanes Lease LiveView MonotonicCounter Node Observer OnError OnFailure OnProcesses
+        OnStall OpenTelemetryExporter Part PerWorker PipelineError Policy Pool PoolExhausted PoolStatistics Priority
+        ProcessError ProcessTraceback ProcessWorker Progress ProgressBar PrometheusExporter Rate Retry RetryAfter
+        RouteError Run RunOptions RunStatistics SKIP Shards SharedPool ShutdownTimeout Sink SinkIterator Skip SkipFailed
+        StageFailure StageOptions StageStatistics StaleVersion StallReport Stalled TimelineOptions TooManySkipped Trace
+        TraceEvent Wait Watchdog WorkerChange WorkerDied WorkerTimeout affinity_cores aligned_zeros arena_size
+        available_cores blas_threads diagnose draw_graph draw_timeline find_bottleneck format_bytes format_clock
+        format_duration format_estimate format_rate is_redrawable loaded_blas on_processes per_worker progress_of
+        render_png status_line system_memory version_for
     """,
 }
 """Package → its pinned `__all__`, names between spaces. A name that comes or goes is a decision: change it here too."""

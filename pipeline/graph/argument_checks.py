@@ -10,7 +10,7 @@ from threadloom.pipeline.core import GraphError
 from threadloom.pipeline.graph.settings import RunOptions
 from threadloom.pipeline.observe import NodeKind, Stage
 from threadloom.pipeline.policy import Gather, Join, OnError, OnFailure, Policy, Rate
-from threadloom.pipeline.run import Watchdog
+from threadloom.pipeline.run import Controller, Watchdog
 
 
 def check_names(subject: str, options: Mapping[str, object], allowed: Iterable[str]) -> None:
@@ -44,6 +44,15 @@ def check_run_options(subject: str, options: Mapping[str, object]) -> None:
             "watchdog",
             options["watchdog"],
             lambda value: value is None or isinstance(value, Watchdog),
+            expected,
+        )
+    if "controller" in options:
+        expected = "a Controller, such as Controller(interval=1), or None"
+        _check(
+            subject,
+            "controller",
+            options["controller"],
+            lambda value: value is None or isinstance(value, Controller),
             expected,
         )
     if "on_failure" in options:

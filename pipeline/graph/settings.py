@@ -8,7 +8,7 @@ from threadloom.pipeline.graph.function_checks import needs_loop
 from threadloom.pipeline.observe import Observer, Skip, Trace
 from threadloom.pipeline.policy import OnError, OnFailure, Rate
 from threadloom.pipeline.processes import OnProcesses
-from threadloom.pipeline.run import Abortable, Watchdog
+from threadloom.pipeline.run import Abortable, Controller, Watchdog
 
 Out = TypeVar("Out")
 
@@ -78,6 +78,9 @@ class RunOptions(TypedDict, total=False):
     are delivered, in order, and then the error is raised; see `OnFailure`."""
     watchdog: Watchdog | None
     """Detects stalled runs. Watchdog() by default, which logs a warning after a minute without progress."""
+    controller: Controller | None
+    """Moves workers from stages that wait to the bottleneck while the run goes on; None by default. Results and their
+    order do not change."""
     progress: bool
     """If True, a progress bar is drawn on stderr, or a line every five seconds if it is not a terminal."""
     observers: Sequence[Observer]

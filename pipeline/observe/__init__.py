@@ -24,6 +24,7 @@ from threadloom.pipeline.observe.formatting import (
     single_line as single_line,
 )
 from threadloom.pipeline.observe.histogram import Distribution as Distribution
+from threadloom.pipeline.observe.loads import loads_of as loads_of
 from threadloom.pipeline.observe.observer import Observer as Observer
 from threadloom.pipeline.observe.open_telemetry import OpenTelemetryExporter as OpenTelemetryExporter
 from threadloom.pipeline.observe.progress import (

@@ -11,6 +11,12 @@ from threadloom.pipeline.policy.admission import (
     Policy as Policy,
     Ticket as Ticket,
 )
+from threadloom.pipeline.policy.balancing import (
+    BalanceRules as BalanceRules,
+    StageLoad as StageLoad,
+    WorkerBalancer as WorkerBalancer,
+    WorkerMove as WorkerMove,
+)
 from threadloom.pipeline.policy.control import (
     ACTIVE_STATES as ACTIVE_STATES,
     RunAction as RunAction,

@@ -11,4 +11,5 @@ from threadloom.pipeline.run.settings import RunSettings as RunSettings
 from threadloom.pipeline.run.sink_iterator import SinkIterator as SinkIterator
 from threadloom.pipeline.run.thread_group import stack_of as stack_of
 from threadloom.pipeline.run.watchdog import OnStall as OnStall, StallReport as StallReport, Watchdog as Watchdog
+from threadloom.pipeline.run.worker_control import Controller as Controller, WorkerChange as WorkerChange
 from threadloom.pipeline.run.worker_state import PerWorker as PerWorker, per_worker as per_worker

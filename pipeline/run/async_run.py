@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar, overload
 
 from threadloom.pipeline.observe import RunStatistics, Sink
+from threadloom.pipeline.run.worker_control import WorkerChange
 
 if TYPE_CHECKING:
     import asyncio
@@ -48,6 +49,8 @@ class BlockingRun(Protocol):
     def resume(self) -> None: ...
     def drain(self) -> None: ...
     def resize(self, stage: str, *, workers: int) -> None: ...
+    @property
+    def worker_changes(self) -> tuple[WorkerChange, ...]: ...
     def statistics(self) -> RunStatistics: ...
 
 
@@ -144,6 +147,11 @@ class AsyncRun:
             await thread.call(partial(self._run.resize, stage, workers=workers))
         finally:
             thread.end()
+
+    @property
+    def worker_changes(self) -> tuple[WorkerChange, ...]:
+        """The changes that the controller of the run has made so far, the earliest first."""
+        return self._run.worker_changes
 
     def statistics(self) -> RunStatistics:
         """Return the current counters of every stage and channel."""

@@ -14,7 +14,8 @@ Assumptions: one thread (the caller's) enters, iterates and leaves; a sink is it
 that has interrupted the engine in its own thread returns at once, and the command is carried out by another thread.
 
 Internal interface: `check_running`, `fail`, `shut_down`, `raise_outcome` and `exhausted` are for the run's own sinks;
-`outcome` and `wait_decided` are for `threadloom.pipeline.testing` and the tests. None is part of the public API.
+`outcome`, `wait_decided` and `worker_control` are for `threadloom.pipeline.testing` and the tests. None is part of the
+public API.
 """
 
 import logging
@@ -41,6 +42,7 @@ from threadloom.pipeline.run.sink_iterator import SinkIterator
 from threadloom.pipeline.run.skip_report import report_skipped
 from threadloom.pipeline.run.stall_detection import WorkerSnapshot
 from threadloom.pipeline.run.watchdog import RunInspector, WatchdogThread
+from threadloom.pipeline.run.worker_control import ControlledRun, WorkerChange, WorkerControl
 from threadloom.pipeline.run.worker_threads import WorkerThreads
 
 Item = TypeVar("Item")
@@ -61,6 +63,7 @@ class Run:
         self._joined = False  # True once no thread is left, or those left have been reported
         self._left: ShutdownTimeout | None = None
         self._open_sinks = {each.name for each in stages if each.kind is NodeKind.SINK}
+        stages = settings.in_order(name, stages)
         self._workers = WorkerThreads(name, stages, settings, self._open_sinks)
         self._parts, self._threads, self._commands = self._workers.parts, self._workers.threads, self._workers.commands
         self._sinks = {
@@ -80,6 +83,8 @@ class Run:
             self._commands.decided,
         )
         self._watchdog = WatchdogThread(settings.watchdog, limits, inspector) if settings.watchdog or limits else None
+        self._changes: list[WorkerChange] = []
+        self.worker_control = self._create_control(settings, stages)
         self._observers = Observers(settings.all_observers(), self._commands.decided)
 
     def __enter__(self) -> Self:
@@ -93,6 +98,8 @@ class Run:
             threads = self._workers.create_all()
             if self._watchdog:
                 threads.append(self._threads.create(self._watchdog.run, "watchdog", self._watchdog.ended))
+            if self.worker_control:
+                threads.append(self._threads.create(self.worker_control.run, "controller", self.worker_control.ended))
             if self._observers.begin(self.statistics):
                 threads.append(self._threads.create(self._observers.run, "observers", self._observers.ended))
             self._threads.start(threads)
@@ -182,6 +189,11 @@ class Run:
         """Change the number of workers of a stage during the run. Excess workers end after their current item."""
         self._workers.resize(stage, workers)
 
+    @property
+    def worker_changes(self) -> tuple[WorkerChange, ...]:
+        """The changes that the controller of the run has made so far, the earliest first."""
+        return tuple(self._changes)
+
     def statistics(self) -> RunStatistics:
         """Return the current counters of every stage and channel."""
         end = self.clock() if self._workers.finished is None else self._workers.finished
@@ -193,6 +205,18 @@ class Run:
         sink = self._sinks.get(stage.name)
         workers = () if sink else self._parts.workers_of(stage.name)
         return self._parts.statistics(stage, [sink.counters] if sink else [worker.counters for worker in workers])
+
+    def _create_control(self, settings: RunSettings, stages: Sequence[Stage]) -> WorkerControl | None:
+        if settings.controller is None:
+            return None
+        run = ControlledRun(
+            self.statistics,
+            self._workers.resize,
+            self._workers.check_resizable,
+            lambda: self._commands.control.state,
+            self._commands.decided,
+        )
+        return WorkerControl(settings.controller, self.name, stages, run, self._changes)
 
     def _handle_late(self, snapshot: WorkerSnapshot, limit: float) -> None:
         """Replace a worker whose call is late, or fail the run. Called by the watchdog, in its thread."""
@@ -239,7 +263,7 @@ class Run:
 
     def _drop_references(self) -> None:
         """Break the reference cycles of the run, so that its memory is freed without the garbage collector."""
-        self._watchdog = None
+        self._watchdog = self.worker_control = None
         self._parts.drop_references()
         for sink in self._sinks.values():
             sink.drop_references(self.outcome)

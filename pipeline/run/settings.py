@@ -14,6 +14,7 @@ from threadloom.pipeline.observe import Observer, ProgressBar, RawEvent, Stage, 
 from threadloom.pipeline.policy import OnFailure
 from threadloom.pipeline.run.commands import Abortable
 from threadloom.pipeline.run.watchdog import Watchdog
+from threadloom.pipeline.run.worker_control import Controller, in_order
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class RunSettings:
     grace: float = 10.0
     on_failure: OnFailure | str = OnFailure.STOP
     watchdog: Watchdog | None = Watchdog()  # noqa: RUF009 - frozen
+    controller: Controller | None = None
     progress: bool = False
     observers: Sequence[Observer] = ()
     copy_context: bool = False
@@ -42,6 +44,12 @@ class RunSettings:
         selective = {each.name for each in stages if each.when or each.via}
         self.trace.declare({each.name: each.after for each in stages}, selective=selective)
         return self.trace.record
+
+    def in_order(self, graph: str, stages: Sequence[Stage]) -> Sequence[Stage]:
+        """Return the stages as they are run: those that a controller may give a second worker keep their order."""
+        if self.controller is None:
+            return stages
+        return in_order(stages, self.controller.limits_for(graph, stages))
 
     def context(self) -> Context | None:
         """Return a copy of the context variables of the calling thread if workers are to have them, or None."""

@@ -13,11 +13,13 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import partial
 from threading import Thread
+from typing import Any
 
 from threadloom.pipeline.core import Cancelled, OneShotEvent, StageFailure
 from threadloom.pipeline.observe import Stage
 from threadloom.pipeline.policy import ACTIVE_STATES, OnFailure
 from threadloom.pipeline.run.assembly import Assembly, with_order
+from threadloom.pipeline.run.channel import Channel
 from threadloom.pipeline.run.commands import Commands
 from threadloom.pipeline.run.inspection import thread_name
 from threadloom.pipeline.run.late_calls import LateItem
@@ -69,7 +71,7 @@ class WorkerThreads:
 
     def resize(self, stage: str, workers: int) -> None:
         """Change the number of workers of a stage; see `Run.resize`."""
-        channel = self.parts.resizable(self._name, stage, workers, drained=self.commands.control.cuts is not None)
+        channel = self.check_resizable(stage, workers)
         if self.commands.postpone(partial(self.resize, stage, workers)):
             return
         added: list[tuple[StageWorker, Thread]] = []
@@ -91,6 +93,10 @@ class WorkerThreads:
             self._dismiss(added)
             raise
         self._dismiss(added)  # those that the end of the run has prevented from starting
+
+    def check_resizable(self, stage: str, workers: int) -> Channel[Any, Any]:
+        """Return the input channel of a stage; raise PipelineError if it cannot have `workers` workers."""
+        return self.parts.resizable(self._name, stage, workers, drained=self.commands.control.cuts is not None)
 
     def _dismiss(self, added: Sequence[tuple[StageWorker, Thread]]) -> None:
         """Let the workers whose threads could not be started end."""
