@@ -55,7 +55,7 @@ class GraphTrial:
 
 
 @dataclass(frozen=True)
-class _Interval:
+class Interval:
     """The measured interval of one run."""
 
     items: int
@@ -160,7 +160,7 @@ class GraphTrials:
             raise GraphTuningError(f"expected a function that returns a Graph; it returned {graph!r}")
         return graph
 
-    def _run(self, sizes: GraphSizes) -> _Interval:
+    def _run(self, sizes: GraphSizes) -> Interval:
         graph, self._again = self._again or self._graph(), None
         if [stage.name for stage in graph.stages] != self.names:
             raise GraphTuningError(
@@ -174,7 +174,7 @@ class GraphTrials:
             self._explain_nothing(interval)
         return interval
 
-    def _explain_nothing(self, interval: _Interval) -> None:
+    def _explain_nothing(self, interval: Interval) -> None:
         if not interval.ended:
             busiest = max(interval.statistics.stages, key=lambda stage: stage.busy_share)
             item = f"no item after the first {interval.before}" if interval.before else "no item"
@@ -284,7 +284,7 @@ class _Consumers:
 
 def measure_run(
     graph: Graph, seconds: float, counted: Collection[str], whole: bool, clock: Callable[[], float]
-) -> _Interval:
+) -> Interval:
     """Run a graph once and return the measured interval.
 
     With `whole` the run is measured from its start to its end, if that comes within `PATIENCE` times the seconds.
@@ -317,7 +317,7 @@ class _Watched:
     stages: tuple[str, ...]
     """The stages whose items are counted; empty if sinks are."""
 
-    def measure(self, began: float, seconds: float, whole: bool) -> _Interval:
+    def measure(self, began: float, seconds: float, whole: bool) -> Interval:
         self._until(began + FIRST_ITEM * seconds, lambda: self.tally.read()[0] > 0)
         first = self.tally.read()
         if whole or not first[0]:
@@ -338,11 +338,11 @@ class _Watched:
     def _ended_within(self, deadline: float) -> bool:
         return self.consumers.ended.is_set() and self.tally.read()[1] <= deadline
 
-    def _interval(self, mark: tuple[int, float], before: RunStatistics | None) -> _Interval:
+    def _interval(self, mark: tuple[int, float], before: RunStatistics | None) -> Interval:
         count, last = self.tally.read()
         ended = self.consumers.ended.is_set() and self.consumers.error is None
         seconds = max(last - mark[1], 1e-9)
-        return _Interval(count - mark[0], seconds, self.run.statistics().since(before), ended, mark[0])
+        return Interval(count - mark[0], seconds, self.run.statistics().since(before), ended, mark[0])
 
     def _until(self, deadline: float, reached: Callable[[], bool]) -> None:
         """Wait until the deadline, the end of the run, or a condition."""

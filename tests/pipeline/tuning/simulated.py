@@ -41,6 +41,7 @@ class SimulatedLine:
     def __post_init__(self) -> None:
         self.rng = random.Random(3)
         self.tried: list[GraphSizes] = []
+        self._runs: dict[tuple[GraphSizes, float], RunStatistics] = {}
 
     @property
     def declared(self) -> GraphSizes:
@@ -69,6 +70,8 @@ class SimulatedLine:
         return statistics if at_once <= self.cores else self._run(sizes, at_once / self.cores)
 
     def _run(self, sizes: GraphSizes, slower: float) -> RunStatistics:
+        if (sizes, slower) in self._runs:
+            return self._runs[sizes, slower]
         count = len(self.steps)
         rng = random.Random(11)
         free = [[0.0] * sizes[step.name].workers for step in self.steps]
@@ -97,7 +100,8 @@ class SimulatedLine:
                 blocked[place] += leave - done
                 calls[place].add(int(seconds * 1e9))
                 arrival = leave
-        return self._statistics(sizes, busy, waiting, blocked, calls, left[-1])
+        found = self._runs[sizes, slower] = self._statistics(sizes, busy, waiting, blocked, calls, left[-1])
+        return found
 
     def _statistics(
         self,

@@ -6,9 +6,10 @@ from itertools import count
 
 import pytest
 
-from threadloom.pipeline import Graph
+import threadloom.pipeline.tuning.trials
+from threadloom.pipeline import Graph, RunStatistics
 from threadloom.pipeline.tuning import proposals, run_trials, tune_graph
-from threadloom.pipeline.tuning.trials import GraphTrials, GraphTuningError
+from threadloom.pipeline.tuning.trials import GraphTrials, GraphTuningError, Interval
 
 SECONDS = 0.05
 
@@ -151,10 +152,13 @@ def test_a_graph_that_stops_after_some_items_is_reported() -> None:
         trials(trials.declared)
 
 
-def test_slow_items_get_longer_trials() -> None:
-    trials = GraphTrials(lambda: line(count), 0.005, longest=0.02)
+@pytest.mark.parametrize(("items", "seconds"), [(2, 4.0), (4, 2.0), (1, 5.0), (800, 1.0)])
+def test_slow_items_get_longer_trials(items: int, seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    interval = Interval(items, 1.0, RunStatistics("made up", 1.0, ()), ended=False, before=1)
+    monkeypatch.setattr(threadloom.pipeline.tuning.trials, "measure_run", lambda *_: interval)
+    trials = GraphTrials(lambda: line(count), 1.0, longest=5.0)
     trials.calibrate()
-    assert 0.01 < trials.measured_seconds <= 0.02
+    assert trials.measured_seconds == seconds
 
 
 def test_functions_that_are_no_factories_are_reported() -> None:
