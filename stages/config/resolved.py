@@ -129,5 +129,13 @@ class ResolvedConfig(Config, frozen=True, kw_only=True):
 
     @property
     def max_concurrent_backward(self) -> int:
-        """Micro-batches that can be in backward at once: at most one per lane, unless lanes are shared."""
-        return self.threads.backward if self.shared_lanes else min(self.threads.backward, self.lanes)
+        """Micro-batches that can be in backward at once: at most one per lane, unless lanes are shared.
+
+        With `threads.control`, backward may get all threads of forward but one, unless lanes are shared: that saves
+        memory, and each thread of backward needs some.
+        """
+        threads = self.threads
+        if self.shared_lanes:
+            return threads.backward
+        most = threads.forward + threads.backward - 1 if threads.control else threads.backward
+        return min(most, self.lanes)

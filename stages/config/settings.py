@@ -225,6 +225,8 @@ class ThreadsConfig(Section, frozen=True, kw_only=True):
     """Threads that apply AdamW."""
     blas: int | None = None
     """Threads of one BLAS call; more than 1 only with gemm_backend=blas. The only count of these that changes bits."""
+    control: bool = False
+    """True: threads of stages that wait move to the bottleneck during the run, without changing a bit."""
 
 
 class EvaluationConfig(Section, frozen=True, kw_only=True):

@@ -166,6 +166,7 @@ def choose_threads(threads: ThreadsConfig, workers: int, writers: int) -> Resolv
         reduce=threads.reduce or workers,
         update=threads.update or workers,
         blas=threads.blas or 1,
+        control=threads.control,
     )
 
 

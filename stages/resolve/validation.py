@@ -37,6 +37,7 @@ _LIMITS: dict[str, tuple[float, float]] = {
     **dict.fromkeys(_COUNTS, (1, 1_000_000_000)),
     **{f"threads.{name}": (1, 1024) for name in ThreadsConfig.__struct_fields__},
     "threads.total": (0, 1024),
+    "threads.control": (0, 1),
     "model.vocab_size": (1, 16_777_216),
     "model.context": (1, 131_072),
     "model.layers": (1, 1024),

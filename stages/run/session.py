@@ -308,7 +308,8 @@ def _train(
             if not _is_evaluated(run, training.first_batch) and (missed := training.evaluate_start()):
                 reporter.take_evaluation(missed)
             resources = [*training.resources, written]
-            with graph.start(resources=resources, trace=trace, label=label) as pipeline:
+            control = training.controller(lambda change: logger.info("threads: {}", change))
+            with graph.start(resources=resources, trace=trace, label=label, controller=control) as pipeline:
                 with _checkpoints_on_request(training, pipeline, written, signals):
                     _follow(pipeline, reporter, written)
     last = reporter.last_evaluation

@@ -24,6 +24,7 @@ import numpy as np
 from threadloom.pipeline import (
     Abortable,
     Banks,
+    Controller,
     Fifo,
     Gather,
     Graph,
@@ -34,6 +35,7 @@ from threadloom.pipeline import (
     Node,
     Policy,
     Pool,
+    WorkerChange,
 )
 from threadloom.stages.checkpoint import Checkpoint
 from threadloom.stages.config import ResolvedConfig
@@ -244,6 +246,25 @@ class Training:
         """Objects that stages wait on, besides channels; a run that ends early aborts all of them."""
         optional = [resource for resource in (self.accumulation, self.snapshot, self.evaluate) if resource]
         return [self.banks, self.slots, self.lanes, self.scratch, *optional]
+
+    def controller(self, on_change: Callable[[WorkerChange], object] | None = None) -> Controller | None:
+        """Return the controller that moves threads to the bottleneck, for `start`; None unless `threads.control`.
+
+        No stage gets more threads than can have work, or than have memory.
+        """
+        config, threads, shards = self.config, self.config.threads, self.shards.shards
+        if not threads.control:
+            return None
+        in_flight = min(config.slots, self.plan.micro_batches * (config.delay + 1))
+        most = {
+            "embed": in_flight,
+            "forward": in_flight,
+            "backward": config.max_concurrent_backward,
+            "reduce": shards,
+            "update": shards,
+        }
+        limits = {name: max(count, getattr(threads, name)) for name, count in most.items()}
+        return Controller(limits=limits, on_change=on_change)
 
     def graph(self) -> Graph:
         """Return the graph of the stages, ready to be started with `resources`."""

@@ -19,7 +19,8 @@ from threadloom.stages.resolve.trajectory_settings import trajectory, trajectory
 @pytest.mark.parametrize(
     "override",
     [
-        "threads.forward=7", "threads.backward=7", "threads.update=7", "channel_capacity=9", "slots=3", "extra_banks=2",
+        "threads.forward=7", "threads.backward=7", "threads.update=7", "threads.control=true",
+        "channel_capacity=9", "slots=3", "extra_banks=2",
         "name=other", "steps=11", "evaluation.interval=3", "checkpoint.keep=9", "trace.batches=1", "data.text=x",
         "schedule.every=7",
     ],
