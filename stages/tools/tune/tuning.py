@@ -7,7 +7,7 @@
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from loguru import logger
@@ -165,7 +165,12 @@ def _raced(
 
     with shown_progress(console) as on_progress:
         on_progress(f"precisions: {', '.join(each.value for each in others)} instead of {config.precision.value}")
-        found = race_precisions(config.precision, others, measure, budget)
+        asked, default = trials[config.precision]
+        spent = asked.warm_up(default)
+        for run, _ in trials.values():
+            run.limit = asked.limit
+        found = race_precisions(config.precision, others, measure, budget - spent)
+        found = replace(found, seconds=found.seconds + spent)
     console.print(f"Precision: {found.reason}.", highlight=False, soft_wrap=True)
     return found
 
