@@ -166,7 +166,7 @@ class OptimizerConfig(Section, frozen=True, kw_only=True):
     clip: float = 1.0
     """Maximum global norm of the gradient, which is scaled down if it is larger. 0: no limit."""
     lead: float | None = None
-    """Strength λ of `delay_correction=lead` and `forecast_lead`. None: `beta1`."""
+    """Strength λ of `delay_correction=lead` and `forecast_lead`. None: `beta1`, or 1.3 from a delay of 2 on."""
 
 
 class ScheduleConfig(Section, frozen=True, kw_only=True):

@@ -16,7 +16,8 @@ from threadloom.stages.resolve.trajectory_settings import trajectory
     [
         (["delay=0"], DelayCorrection.NONE, 0.9, 0.0, 0),
         (["delay=1"], DelayCorrection.FORECAST_LEAD, 0.95, 0.95, 0),
-        (["delay=2", "optimizer.beta1=0.8"], DelayCorrection.FORECAST_LEAD, 0.8, 0.8, 0),
+        (["delay=1", "optimizer.beta1=0.8"], DelayCorrection.FORECAST_LEAD, 0.8, 0.8, 0),
+        (["delay=2"], DelayCorrection.FORECAST_LEAD, 0.95, 1.3, 0),
         (["delay=2", "optimizer.lead=3"], DelayCorrection.FORECAST_LEAD, 0.95, 3.0, 0),
         (["delay=2", "delay_correction=none"], DelayCorrection.NONE, 0.9, 0.0, 0),
         (["delay=2", "delay_correction=forecast"], DelayCorrection.FORECAST, 0.9, 0.0, 0),
@@ -85,7 +86,7 @@ def test_the_line_on_a_delay_names_the_remedy_and_its_strength() -> None:
     line = delay_summary(resolve(apply_overrides(tiny(), ["delay=2"]), 2))
     assert line == (
         "delay 2: batch k reads version k - 2, weights forecast 2 updates ahead "
-        "(delay_correction=forecast_lead, lead 0.95, beta1 0.95)"
+        "(delay_correction=forecast_lead, lead 1.3, beta1 0.95)"
     )
     line = delay_summary(resolve(apply_overrides(tiny(), ["delay=1", "delay_correction=none"]), 2))
     assert line == "delay 1: batch k reads version k - 1, weights as they were (delay_correction=none)"
