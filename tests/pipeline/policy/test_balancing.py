@@ -1,5 +1,6 @@
 """Tests of the decisions of the controller: made-up loads, and lines of stages whose throughput is known."""
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -229,13 +230,13 @@ class Line:
                 self.workers[name] += change
 
 
-durations = st.lists(st.floats(0.01, 10.0), min_size=2, max_size=5)
+durations = st.lists(st.floats(0.01, 10.0), min_size=2, max_size=4)
 
 
 @st.composite
 def lines(draw: st.DrawFn) -> Line:
     calls = {f"s{place}": seconds for place, seconds in enumerate(draw(durations))}
-    return Line(calls, {name: draw(st.integers(1, 5)) for name in calls})
+    return Line(calls, {name: draw(st.integers(1, 4)) for name in calls})
 
 
 def leximin(line: Line) -> list[float]:
@@ -257,6 +258,21 @@ def test_a_line_ends_in_a_stable_state_that_is_at_least_as_fast(line: Line, unus
         assert sum(line.workers.values()) <= budget
     assert not any(interval >= 400 for interval in moves), "workers oscillate"
     assert leximin(line) >= before
+
+
+@given(lines())
+def test_a_line_comes_close_to_the_best_distribution_of_its_workers(line: Line) -> None:
+    """The best one is found by trying all. A stage that could still give a worker would be busier than `spare` then."""
+    budget = sum(line.workers.values())
+    best = max(
+        min(count / seconds for count, seconds in zip(counts, line.calls.values(), strict=True))
+        for counts in itertools.product(range(1, budget + 1), repeat=len(line.calls))
+        if sum(counts) == budget
+    )
+    policy = WorkerBalancer(dict.fromkeys(line.calls, budget), budget, RULES)
+    for _ in range(300):
+        line.apply(policy.decide(line.loads()))
+    assert line.rate >= RULES.spare * best * (1 - 1e-9)
 
 
 shares = st.floats(0.0, 1.0)
