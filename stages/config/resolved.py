@@ -47,15 +47,17 @@ class BatchSizes:
 
 
 class ResolvedOptimizer(OptimizerConfig, frozen=True, kw_only=True):
-    """AdamW with the strength of its lead, 0 for none."""
+    """AdamW with its learning rate and the strength of its lead, 0 for none."""
 
+    lr: float = 1e-3
     beta1: float
     lead: float = 0.0  # absent in the files of earlier releases
 
 
 class ResolvedSchedule(ScheduleConfig, frozen=True, kw_only=True):
-    """The learning-rate schedule with the updates at which its decay and the warm-up for a delay end."""
+    """The learning-rate schedule with the updates at which its warm-up, its decay and the warm-up for a delay end."""
 
+    warmup: int = 0
     decay_steps: int
     delay_warmup: int = 0  # absent in the files of earlier releases
 

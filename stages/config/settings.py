@@ -153,8 +153,9 @@ class DataConfig(Section, frozen=True, kw_only=True):
 class OptimizerConfig(Section, frozen=True, kw_only=True):
     """AdamW with decoupled weight decay of matrices."""
 
-    lr: float = 1e-3
-    """Peak learning rate; the schedule determines that of each update."""
+    lr: float | None = 1e-3
+    """Peak learning rate; the schedule determines that of each update. None (`auto`): from the width of the model, the
+    tokens of a batch and the number of updates, by the rule of `stages.resolve.learning_rate`."""
     beta1: float | None = None
     """Decay rate of the first moment. None: 0.9, or 0.95 with a lead, which needs a longer memory."""
     beta2: float = 0.95
@@ -174,8 +175,9 @@ class ScheduleConfig(Section, frozen=True, kw_only=True):
 
     kind: ScheduleKind = ScheduleKind.COSINE
     """The decay after the warm-up."""
-    warmup: int = 0
-    """Updates of the linear warm-up."""
+    warmup: int | None = 0
+    """Updates of the linear warm-up. None (`auto`): 15 % of the updates, as in the fit of
+    the rule for `optimizer.lr`."""
     min_lr: float = 0.0
     """Learning rate at the end of the decay; the lower limit of step decay."""
     decay_steps: int | None = None

@@ -18,6 +18,14 @@ from threadloom.stages.resolve.initial_model import (
     require_initial_model as require_initial_model,
     with_initial_model as with_initial_model,
 )
+from threadloom.stages.resolve.learning_rate import (
+    RATE_RULE as RATE_RULE,
+    WARMUP_SHARE as WARMUP_SHARE,
+    RateRule as RateRule,
+    rate_and_warmup as rate_and_warmup,
+    rate_summary as rate_summary,
+    with_saved_rate as with_saved_rate,
+)
 from threadloom.stages.resolve.loading import (
     CONFIG_NAMES as CONFIG_NAMES,
     apply_overrides as apply_overrides,

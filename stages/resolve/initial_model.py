@@ -23,7 +23,7 @@ from threadloom.stages.config import (
     model_config_of,
 )
 from threadloom.stages.models import Geometry, parameter_shapes
-from threadloom.stages.resolve.adapters import LORA_LEARNING_RATE
+from threadloom.stages.resolve.learning_rate import FINE_TUNING_WARMUP, fine_tuning_rate
 from threadloom.stages.storage import (
     ADAPTER_CONFIG_FILE,
     CONFIG_FILE,
@@ -94,14 +94,15 @@ def fine_tuning_config(path: Path, base: Path | None = None) -> Config:
     cosine; weights do not decay. `base` and errors are as in `InitialModel.at`.
     """
     initial = InitialModel.at(path, base)
+    rate = fine_tuning_rate(adapters=initial.adapter is not None)
     config = Config(
         name=(initial.adapter or initial.model).name,
         model=model_config_of(read_geometry(initial.model / CONFIG_FILE)),
         batch_size=8,
         steps=300,
         precision=Precision.AUTO,
-        optimizer=OptimizerConfig(lr=LORA_LEARNING_RATE if initial.adapter else 5e-5, beta2=0.999, weight_decay=0.0),
-        schedule=ScheduleConfig(warmup=10),
+        optimizer=OptimizerConfig(lr=rate, beta2=0.999, weight_decay=0.0),
+        schedule=ScheduleConfig(warmup=FINE_TUNING_WARMUP),
         evaluation=EvaluationConfig(interval=50, batches=20),
         checkpoint=CheckpointConfig(interval=100),
     )

@@ -22,6 +22,7 @@ from threadloom.stages.config import (
 )
 from threadloom.stages.models import Geometry, input_gradient_bytes, parameter_count
 from threadloom.stages.resolve.delay_correction import with_delay_correction
+from threadloom.stages.resolve.learning_rate import with_learning_rate
 from threadloom.stages.resolve.precision import choose_precision_here, is_precision_open, with_precision
 from threadloom.stages.resolve.validation import validate
 
@@ -62,7 +63,7 @@ def resolve(config: Config, cores: int, vocabulary: int | None = None, *, thread
     validate(config)
     if is_precision_open(config):
         config = with_precision(config, choose_precision_here(config).precision)
-    config = with_delay_correction(config)
+    config = with_learning_rate(with_delay_correction(config))
     geometry = config.geometry_with(_vocabulary_size(config.model, vocabulary))
     parameters = parameter_count(geometry, config.frozen_in(geometry))  # those that take lanes and moments
     cores = max(1, cores)
@@ -191,7 +192,7 @@ def _fastest_gemm(blas_threads: int) -> Gemm:
 
 
 def _with_decay(schedule: ScheduleConfig, steps: int) -> ScheduleConfig:
-    return msgspec.structs.replace(schedule, decay_steps=schedule.decay_steps or max(steps, schedule.warmup))
+    return msgspec.structs.replace(schedule, decay_steps=schedule.decay_steps or max(steps, schedule.warmup or 0))
 
 
 def _with_scaling(loss_scale: LossScaleConfig, precision: Precision) -> LossScaleConfig:

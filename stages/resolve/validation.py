@@ -172,11 +172,11 @@ def _check_blas_threads(threads: int | None, backend: Gemm | None) -> None:
 
 
 def _check_schedule(schedule: ScheduleConfig, optimizer: OptimizerConfig) -> None:
-    if schedule.min_lr > optimizer.lr:
+    if optimizer.lr is not None and schedule.min_lr > optimizer.lr:
         raise ConfigError(
             "schedule.min_lr", expected=f"at most optimizer.lr = {optimizer.lr:g}", got=f"{schedule.min_lr:g}"
         )
-    if schedule.decay_steps is not None and schedule.decay_steps < schedule.warmup:
+    if schedule.decay_steps is not None and schedule.decay_steps < (schedule.warmup or 0):
         raise ConfigError(
             "schedule.decay_steps",
             expected=f"at least schedule.warmup = {schedule.warmup}",

@@ -3,13 +3,12 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 from loguru import logger
 
-from threadloom.kernels import blas_info
 from threadloom.pipeline import Cancelled, Run, available_cores
 from threadloom.stages.checkpoint import (
     AdaptedWeights,
@@ -36,17 +35,15 @@ from threadloom.stages.data import (
     write_sources,
 )
 from threadloom.stages.machine import detect
-from threadloom.stages.memory import format_lanes, format_memory_plan, label
-from threadloom.stages.models import InitialWeights, parameter_count, parameter_shapes
+from threadloom.stages.memory import format_memory_plan, label
+from threadloom.stages.models import InitialWeights
 from threadloom.stages.resolve import (
     FLOAT32_PRECISIONS,
     PrecisionChoice,
     choose_precision_here,
-    delay_summary,
-    delay_warning,
-    gemm_description,
     gemm_settings,
     is_precision_open,
+    rate_summary,
     require_initial_model,
     require_model_under_adapters,
     resolve,
@@ -57,8 +54,10 @@ from threadloom.stages.resolve import (
     trajectory_differences,
     validate,
     with_precision,
+    with_saved_rate,
     with_tuned_settings,
 )
+from threadloom.stages.run.announcement import announce
 from threadloom.stages.run.checkpoint_requests import CheckpointRequests
 from threadloom.stages.run.display import Display
 from threadloom.stages.run.fitting import planned_memory, require_memory
@@ -134,6 +133,7 @@ def train(
         atomic_write(run.config, to_json(resolved).encode())
         if start is not None and start.step == resolved.steps and _is_evaluated(run, start.step):
             return _finished(resolved, run)
+        logger.info("{}", rate_summary(config, resolved, resumed=start is not None))
         with gemm_settings(resolved):
             return _train(resolved, run, data, start, choice, signals)
 
@@ -222,6 +222,7 @@ def _prepare(config: Config, text: Text, run: RunDirectory, mode: RunMode, avail
 def _as_begun(config: Config, run: RunDirectory) -> Config:
     """Return the configuration with open settings that affect the weights as they were decided when the run began."""
     saved = saved_config(run.path)
+    config = with_saved_rate(config, saved)
     if config.shared_lanes is None:  # saved by a version without shared lanes
         config = msgspec.structs.replace(config, shared_lanes=bool(saved.shared_lanes))
     if config.delay_correction is None:
@@ -289,7 +290,7 @@ def _train(
     choice: PrecisionChoice,
     signals: StopSignals | None,
 ) -> Outcome:
-    _announce(config, choice)
+    announce(config, choice)
     compile_kernels(precision=config.precision, architecture=config.model.architecture, delayed=config.delay_correction)
     written = WrittenMetrics(config, start.step if start else 0)
     base = _base_model(config, start)
@@ -352,43 +353,6 @@ def _checkpoints_on_request(
             except Cancelled:
                 if not signals.stopped:
                     raise
-
-
-def _announce(config: ResolvedConfig, choice: PrecisionChoice) -> None:
-    """Log the detected machine and the chosen settings."""
-    blas = blas_info(load=False)
-    geometry = config.geometry()
-    width = detect().vector_width
-    product = gemm_description(config.precision)
-    logger.info("processor: {} cores, {}; GEMM by {}", available_cores(), width.value, product)
-    if config.precision in (Precision.FLOAT32, Precision.FP16):
-        logger.debug("GEMM: {}", blas.reason)
-    limit = stage_threads(config)
-    logger.info("threads: {}, by {}", limit.count, limit.reason)
-    logger.info("precision: {}; {}", config.precision.value, choice.reason)
-    if choice.warning:
-        logger.warning("{}", choice.warning)
-    threads = {f"threads.{name}": count for name, count in msgspec.structs.asdict(config.threads).items()}
-    if many := [f"{name}={count}" for name, count in threads.items() if count > 4 * available_cores()]:
-        logger.warning(
-            "{} on {} cores: more threads than cores slow each other down", ", ".join(many), available_cores()
-        )
-    logger.info(
-        "model: {:,} parameters; batches of {} x {} tokens in micro-batches of {}, {}, delay {}",
-        parameter_count(replace(geometry, lora=None)), config.sequences, geometry.context, config.micro_batch,
-        format_lanes(config), config.delay,
-    )  # fmt: skip
-    if config.delay:
-        logger.info("{}", delay_summary(config))
-    if warning := delay_warning(config):
-        logger.warning("{}", warning)
-    if frozen := config.frozen_tensors():
-        trained = parameter_shapes(geometry, frozen)
-        adapters = f" in adapters of rank {geometry.lora.rank}" if geometry.lora else ""
-        logger.info(
-            "trained: {:,} parameters{} of {} tensors, {}; {} are frozen",
-            parameter_count(geometry, frozen), adapters, len(trained), ", ".join(trained), len(frozen),
-        )  # fmt: skip
 
 
 def _validation(config: ResolvedConfig, data: Dataset) -> Validation:

@@ -146,7 +146,10 @@ def _search_rates(config: Config, tokens_per_s: float, budget: float) -> Halving
 
         def reported(choice: RateChoice, updates: int) -> Pilot[RateChoice]:
             pilot = train(choice, updates)
-            logger.info("pilot of {} updates: {}, validation loss {:.4f}", updates, choice.text, pilot.loss)
+            logger.info(
+                "pilot of {} updates: learning rate {:.3g}, warm-up {:.0%}, validation loss {:.4f}",
+                updates, choice.applied(at_zero, updates).optimizer.lr, choice.warmup, pilot.loss,
+            )  # fmt: skip
             return pilot
 
         return successive_halving(choices, plan, budget, reported)
@@ -158,10 +161,7 @@ def _result(
     updates = math.inf
     if halving:
         updates = updates_to_loss(halving.curve(), goal) * DELAY_COSTS[delay.delay].updates
-        config = msgspec.structs.replace(
-            config, schedule=halving.best.schedule(config.schedule, config.steps),
-            optimizer=msgspec.structs.replace(config.optimizer, lr=halving.best.lr),
-        )  # fmt: skip
+        config = halving.best.applied(config, config.steps)
     config = msgspec.structs.replace(config, delay=delay.delay, slots=config.slots if not delay.delay else None)
     return GoalResult(config, delay, halving, updates, config.sequences * config.model.context / tokens_per_s)
 
@@ -171,7 +171,11 @@ def _pilots_table(result: HalvingResult[RateChoice]) -> Table:
     lengths = sorted({pilot.updates for pilot in result.pilots})
     losses = {(pilot.candidate, pilot.updates): pilot.loss for pilot in result.pilots}
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for heading in ("learning rate", "warm-up", *(f"{updates:,} updates" for updates in lengths)):
+    for heading in (
+        f"learning rate for {result.best.length:,} updates",
+        "warm-up",
+        *(f"{updates:,} updates" for updates in lengths),
+    ):
         table.add_column(heading, justify="right")
 
     def rank(choice: RateChoice) -> list[float]:
@@ -190,8 +194,10 @@ def _sentences(result: GoalResult, goal: float) -> list[str]:
     sentences = [f"Delay: {'; '.join([first, *rest])}."]
     if result.halving is None:
         return sentences
-    best = result.halving.best
-    sentences.append(f"Learning rate: {best.text}.")
+    warmup, steps = result.halving.best.warmup, result.config.steps
+    sentences.append(
+        f"Learning rate: {result.config.optimizer.lr:.3g} for {steps:,} updates, with a warm-up of {warmup:.0%}."
+    )
     if not result.halving.complete:
         sentences.append("The budget ended the pilots before the longest one; a longer --budget compares them further.")
     if result.updates >= MOST_STEPS:

@@ -11,10 +11,10 @@ from tempfile import TemporaryDirectory
 import msgspec
 
 from threadloom.pipeline import StageFailure
-from threadloom.stages.config import Config, ScheduleConfig
+from threadloom.stages.config import Config
 from threadloom.stages.data import Dataset, TokenBatches, evaluation_batches, prepare, read_text
 from threadloom.stages.memory import Evaluation
-from threadloom.stages.resolve import gemm_settings, resolve
+from threadloom.stages.resolve import RATE_RULE, gemm_settings, rate_and_warmup, resolve
 from threadloom.stages.step import TrainingDiverged, Validation
 from threadloom.stages.tools.tune.halving import Pilot
 from threadloom.stages.training import Training
@@ -25,19 +25,24 @@ EVALUATED = 40
 
 @dataclass(frozen=True)
 class RateChoice:
-    """A learning rate, and the share of the updates in which it rises."""
+    """A learning rate, and the share of the updates in which it rises.
+
+    The best rate depends on the number of updates. So that pilots of different lengths and the training itself are
+    comparable, the rate is that of `length` updates, and follows their number as in `RATE_RULE`. That was fitted on
+    models that begin untrained: a fine-tuning keeps `lr`.
+    """
 
     lr: float
     warmup: float
+    length: int
 
-    @property
-    def text(self) -> str:
-        """The choice in words."""
-        return f"{self.lr:.3g} with a warm-up of {self.warmup:.0%} of the updates"
-
-    def schedule(self, base: ScheduleConfig, updates: int) -> ScheduleConfig:
-        """Return the schedule of a training of `updates` updates; its decay ends with it."""
-        return msgspec.structs.replace(base, warmup=round(self.warmup * updates), decay_steps=updates)
+    def applied(self, config: Config, updates: int) -> Config:
+        """Return the configuration of a training of `updates` updates with this choice; its decay ends with it."""
+        lr = self.lr if config.init else self.lr * RATE_RULE.of_length(updates) / RATE_RULE.of_length(self.length)
+        lr = max(lr, config.schedule.min_lr)
+        schedule = msgspec.structs.replace(config.schedule, warmup=round(self.warmup * updates), decay_steps=updates)
+        optimizer = msgspec.structs.replace(config.optimizer, lr=lr)
+        return msgspec.structs.replace(config, steps=updates, optimizer=optimizer, schedule=schedule)
 
 
 def candidates(config: Config) -> list[RateChoice]:
@@ -45,8 +50,9 @@ def candidates(config: Config) -> list[RateChoice]:
 
     The most promising come first, because a small budget compares the first ones alone.
     """
-    own = RateChoice(config.optimizer.lr, config.schedule.warmup / config.steps)
-    around = [RateChoice(own.lr * factor, share) for share in (0.15, 0.25, 0.05) for factor in (2.0, 4.0, 0.5, 1.0)]
+    (lr, warmup), length = rate_and_warmup(config), config.steps
+    own = RateChoice(lr, warmup / length, length)
+    around = [RateChoice(lr * factor, share, length) for share in (0.15, 0.25, 0.05) for factor in (2.0, 4.0, 0.5, 1.0)]
     return list(dict.fromkeys([own, *around]))
 
 
@@ -80,14 +86,8 @@ class Pilots:
         return Pilot(choice, updates, loss, time.perf_counter() - begin)
 
     def _config(self, choice: RateChoice, updates: int) -> Config:
-        config = self.config
-        return msgspec.structs.replace(
-            config,
-            steps=updates,
-            optimizer=msgspec.structs.replace(config.optimizer, lr=choice.lr),
-            schedule=choice.schedule(config.schedule, updates),
-            evaluation=msgspec.structs.replace(config.evaluation, interval=0),
-        )
+        config = choice.applied(self.config, updates)
+        return msgspec.structs.replace(config, evaluation=msgspec.structs.replace(config.evaluation, interval=0))
 
 
 @contextmanager

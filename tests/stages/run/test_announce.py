@@ -7,7 +7,7 @@ from tests.stages.support import tiny
 from threadloom.stages.config import Precision
 from threadloom.stages.resolve.precision import PrecisionChoice
 from threadloom.stages.resolve.resolution import resolve
-from threadloom.stages.run import session
+from threadloom.stages.run.announcement import announce
 
 
 @pytest.mark.parametrize(("threads", "warned"), [(500, True), (2, False)])
@@ -16,7 +16,7 @@ def test_many_more_threads_than_cores_are_warned_about(threads: int, warned: boo
     sink = logger.add(lambda message: said.append(str(message)), level="WARNING", format="{message}")
     try:
         config = resolve(tiny(f"threads.forward={threads}"), 2)
-        session._announce(config, PrecisionChoice(Precision.FLOAT32, reason="as asked"))
+        announce(config, PrecisionChoice(Precision.FLOAT32, reason="as asked"))
     finally:
         logger.remove(sink)
     assert any("threads.forward=500" in words for words in said) == warned
