@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 
 from threadloom.pipeline.core import GraphError, OneShotEvent, PipelineError, format_error
 from threadloom.pipeline.observe import NodeKind, RunStatistics, Stage, loads_of
-from threadloom.pipeline.policy import BalanceRules, RunState, WorkerBalancer, WorkerMove
+from threadloom.pipeline.policy import BalanceRules, Gather, Join, RunState, WorkerBalancer, WorkerMove
 
 LOG = logging.getLogger("threadloom.pipeline.controller")
 
@@ -58,9 +58,12 @@ class Controller:
     limits: Mapping[str, int] | None = None
     """Stage → maximum number of workers. None: the stages declared with several workers, whose functions are known to
     be called concurrently, each with up to the whole `budget`. A stage with `acquire` then gets no more workers than
-    were declared, because its resource may have been sized for them."""
+    were declared, because its resource may have been sized for them; and neither does one that is not ordered in a
+    graph that collects items by their keys, because more workers may overtake each other by more than a channel holds.
+    """
     budget: int | None = None
-    """Maximum number of workers of the controlled stages together. None: as many as they start with."""
+    """Maximum number of workers of the controlled stages together. None: as many as they start with. A worker that a
+    stage loses still finishes its current item."""
     rules: BalanceRules = field(default_factory=BalanceRules)
     """Thresholds of the decisions."""
     on_change: Callable[[WorkerChange], object] | None = None
@@ -76,7 +79,11 @@ class Controller:
         if self.limits is None:
             found = {name: each for name, each in declared.items() if each.workers > 1 and each.concurrency is None}
             budget = self.budget_for(found.values())
-            return {name: each.workers if each.acquire else budget for name, each in found.items()}
+            by_key = any(map(_collects_by_key, stages))
+            return {
+                name: each.workers if each.acquire or (by_key and not each.ordered) else budget
+                for name, each in found.items()
+            }
         for name, limit in self.limits.items():
             if name not in declared:
                 raise GraphError(f"controller of {graph!r}: there is no stage {name!r}; the stages are {[*declared]}")
@@ -90,6 +97,14 @@ class Controller:
         if self.budget is not None and self.budget < workers:
             raise GraphError(f"the controlled stages start with {workers} workers, more than budget={self.budget}")
         return workers if self.budget is None else self.budget
+
+
+def _collects_by_key(stage: Stage) -> bool:
+    """Return True if items wait in the input channel of a stage for others with the same key."""
+    policy = stage.admission
+    return (isinstance(policy, Gather) and policy.key is not None) or (
+        isinstance(policy, Join) and policy.keys is not None
+    )
 
 
 def _check_limit(stage: Stage, limit: int) -> None:

@@ -1,11 +1,16 @@
 """Tests of the controller on made-up statistics: faults, and the settings that it accepts."""
 
+import gc
+import weakref
+from dataclasses import replace
+
 import pytest
 
 from tests.pipeline.run.controlled_line import HOUR, QUICK, Work, line
 from threadloom.pipeline import (
     ChannelStatistics,
     Controller,
+    Gather,
     Graph,
     GraphError,
     RunStatistics,
@@ -102,6 +107,20 @@ def test_errors_of_on_change_and_of_the_controller_are_logged(caplog: pytest.Log
     assert "the controller of graph 'figures' failed; the run continues without it" in caplog.text
 
 
+def test_a_controlled_run_is_freed_without_the_garbage_collector() -> None:
+    graph = line(Work(), Work(), range(100))
+    with graph.start(controller=Controller(0.0005)) as run:
+        list(run)
+    reference = weakref.ref(run)
+    gc.collect()
+    gc.disable()
+    try:
+        del run
+        assert reference() is None
+    finally:
+        gc.enable()
+
+
 def test_stages_and_limits_of_a_controller() -> None:
     def slow(item: int) -> int:
         return item
@@ -125,6 +144,12 @@ def test_stages_and_limits_of_a_controller() -> None:
     graph.sink("out", after=graph.stage("batches", Batches(), after=waits))
     assert Controller().limits_for("limits", graph.stages) == {"many": 5, "pooled": 2}
     assert Controller(budget=9).limits_for("limits", graph.stages) == {"many": 9, "pooled": 2}
+    keyed = [
+        replace(stage, admission=Gather(count=2, key=int)) if stage.name == "out" else stage for stage in graph.stages
+    ]
+    assert Controller().limits_for("limits", keyed) == {"many": 3, "pooled": 2}
+    keyed = [replace(stage, ordered=stage.name == "many") for stage in keyed]
+    assert Controller().limits_for("limits", keyed) == {"many": 5, "pooled": 2}
     chosen = Controller(limits={"one": 4, "pooled": 3})
     assert chosen.limits_for("limits", graph.stages) == {"one": 4, "pooled": 3}
     for limits, message in {

@@ -70,7 +70,9 @@ def test_the_memory_plan_counts_the_threads_that_backward_may_get() -> None:
 
 def test_the_controller_is_off_by_default() -> None:
     assert build(tiny()).controller() is None
-    controller = build(tiny("threads.control=true", "threads.forward=4", "slots=2")).controller()
+    changes: list[WorkerChange] = []
+    controller = build(tiny("threads.control=true", "threads.forward=4", "slots=2")).controller(changes.append)
     assert controller is not None and controller.limits is not None
+    assert controller.on_change == changes.append
     assert controller.limits["forward"] == 4  # not less than it starts with
     assert controller.limits["embed"] == 2
