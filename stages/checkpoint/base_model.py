@@ -64,12 +64,15 @@ class BaseModel:
                 raise self._error(path, f"SHA-256 {recorded.sha256}", f"SHA-256 {found.sha256}")
         return folder
 
+    def moved_to(self, folder: Path) -> "BaseModel":
+        """Return the model with the place that it has now."""
+        return BaseModel(str(folder.absolute()), self.files)
+
     def _error(self, path: Path, expected: str, got: str) -> CheckpointError:
         return CheckpointError(
             path,
             expected=expected,
             got=got,
             cause="the model that the adapters belong to has been moved, removed or changed since the run started",
-            hint=f"restore it as {self.path} (a symbolic link will do), or merge with its folder: "
-            "threadloom merge RUN OUT --base FOLDER",
+            hint=f"restore it as {self.path} (a symbolic link will do), or pass its folder with --base FOLDER",
         )

@@ -1,8 +1,7 @@
 """Reading checkpoints."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,7 +15,14 @@ from threadloom.stages.checkpoint.merging import read_merged
 from threadloom.stages.checkpoint.state import kept_versions
 from threadloom.stages.memory import ScaleState
 from threadloom.stages.models import Geometry, UnsupportedModelError, geometry_from_json, parameter_shapes
-from threadloom.stages.storage import CheckpointError, FileDigest, digest_file, finished_checkpoints
+from threadloom.stages.storage import (
+    CONFIG_FILE,
+    CheckpointError,
+    FileDigest,
+    digest_file,
+    finished_checkpoints,
+    read_geometry,
+)
 
 
 @dataclass(frozen=True)
@@ -92,10 +98,14 @@ class Checkpoint:
             )
         self._layout.read_weights(self.path, self.geometry, self.versions, version, arena)
 
-    def read_model(self) -> tuple[Geometry, Arena]:
-        """Return sizes and newest weights of the model, with adapters merged into it; raises `CheckpointError`."""
+    def read_model(self, *, full_context: bool = False) -> tuple[Geometry, Arena]:
+        """Return sizes and newest weights of the model, with adapters merged into it; raises `CheckpointError`.
+
+        With `full_context` a model with merged adapters has the context that it had before the run.
+        """
         if self.base_folder is not None:
-            return read_merged(self.base_folder, self.geometry, partial(self.read_weights, self.step))
+            context = read_geometry(self.base_folder / CONFIG_FILE).context if full_context else self.geometry.context
+            return read_merged(self.base_folder, replace(self.geometry, context=context), self._read_adapters)
         arena = Arena(parameter_shapes(self.geometry))
         self.read_weights(self.step, arena)
         return self.geometry, arena
@@ -108,6 +118,11 @@ class Checkpoint:
         for arena in state.values():
             self._require_shapes(arena, whole=False)
         self._layout.read_optimizer(self.path, self.geometry, state)
+
+    def _read_adapters(self, tensors: Weights) -> None:
+        """Read the newest adapters, and what was trained with them, into the tensors of a model of any context."""
+        shapes = parameter_shapes(self.geometry)
+        self.read_weights(self.step, {name: tensor for name, tensor in tensors.items() if tensor.shape == shapes[name]})
 
     @property
     def _layout(self) -> CheckpointFormat:

@@ -83,16 +83,19 @@ class Model:
             return np.zeros(1, np.int32)
 
     @classmethod
-    def open(cls, path: Path, base: Path | None = None) -> "Model":
+    def open(cls, path: Path, base: Path | None = None, *, full_context: bool = False) -> "Model":
         """Open the newest checkpoint of a run directory, a checkpoint, a model in Hugging Face's layout, or adapters.
 
         Adapters are merged into the model that they belong to, which is in `base` or where they were trained from.
+        With `full_context` the model of a run with adapters has the context that it had before the run.
         Raises `ModelError` if there is none, `CheckpointError` or `TokenizerError` if its files are damaged.
         """
         folder = latest_checkpoint(path / "checkpoints") or path
         if (folder / MANIFEST_FILE).exists():
             checkpoint = Checkpoint.open(folder, for_training=False, base=base)
-            geometry, arena = checkpoint.read_model()
+            if base is not None and checkpoint.base is None:
+                raise _without_adapters(path)
+            geometry, arena = checkpoint.read_model(full_context=full_context)
             tokenizer = load_tokenizer(checkpoint.tokenizer or folder / TOKENIZER_FILE)
             return cls._of(folder, geometry, arena, tokenizer, checkpoint.step, checkpoint.base_folder)
         if is_adapter_folder(folder):
@@ -100,6 +103,8 @@ class Model:
             geometry, arena = load_merged(folder, model)
             tokenizer = load_tokenizer(folder if (folder / TOKENIZER_FILE).exists() else model)
             return cls._of(folder, geometry, arena, tokenizer, None, model)
+        if base is not None and (folder / CONFIG_FILE).exists():
+            raise _without_adapters(path)
         if (folder / CONFIG_FILE).exists():
             geometry, arena = load_model(folder)
             return cls._of(folder, geometry, arena, load_tokenizer(folder), None, None)
@@ -117,6 +122,15 @@ class Model:
         """Return a model with the ids that end its texts: of the folder, of the base model, or of the tokenizer."""
         ends = read_end_ids(folder) or (read_end_ids(base) if base else None) or _end_ids(tokenizer)
         return cls(folder, geometry, as_weights(geometry, arena), tokenizer, step, ends, base)
+
+
+def _without_adapters(path: Path) -> ModelError:
+    return ModelError(
+        str(path),
+        expected="a run with adapters, a checkpoint of one, or a folder of adapters, since --base is their model",
+        got="a model without adapters",
+        hint="leave --base out",
+    )
 
 
 def _end_ids(tokenizer: Tokenizer) -> frozenset[int]:

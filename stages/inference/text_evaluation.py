@@ -62,15 +62,15 @@ class TextEvaluation:
         return self.loss / math.log(2) / self.characters_per_token
 
 
-def evaluate_text(run: Path, texts: tuple[str, ...]) -> TextEvaluation:
+def evaluate_text(run: Path, texts: tuple[str, ...], base: Path | None = None) -> TextEvaluation:
     """Return the loss of a run's newest model on texts, or on the run's validation split if there are none.
 
-    A text shorter than the context is one window. Raises `ConfigError` if the validation split is needed and missing,
-    `DataError` for a text of fewer than two tokens, `ModelError` for a loss that is not finite, and the errors of
-    `Model.open`.
+    A text shorter than the context is one window; `base` is as in `Model.open`. Raises `ConfigError` if the validation
+    split is needed and missing, `DataError` for a text of fewer than two tokens, `ModelError` for a loss that is not
+    finite, and the errors of `Model.open`.
     """
     begin = time.perf_counter()
-    model = Model.open(run)
+    model = Model.open(run, base)
     if not texts:
         tokens = _validation_tokens(model, run)
         return _evaluation(model, tokens, decoded_characters(model.tokenizer, tokens), begin)

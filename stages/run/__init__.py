@@ -12,4 +12,5 @@ from threadloom.stages.run.plot_style import (
     style_axes as style_axes,
 )
 from threadloom.stages.run.plots import plot_runs as plot_runs
-from threadloom.stages.run.session import Outcome as Outcome, saved_config as saved_config, train as train
+from threadloom.stages.run.resuming import saved_config as saved_config
+from threadloom.stages.run.session import Outcome as Outcome, train as train

@@ -15,10 +15,8 @@ from threadloom.stages.checkpoint import (
     BaseModel,
     Checkpoint,
     FolderWeights,
-    latest_checkpoint,
-    remove_leftovers,
 )
-from threadloom.stages.config import Config, ConfigError, Precision, ResolvedConfig, printable
+from threadloom.stages.config import Config, ResolvedConfig, printable
 from threadloom.stages.console import StopSignals
 from threadloom.stages.data import (
     Dataset,
@@ -38,23 +36,17 @@ from threadloom.stages.machine import detect
 from threadloom.stages.memory import format_memory_plan, label
 from threadloom.stages.models import InitialWeights
 from threadloom.stages.resolve import (
-    FLOAT32_PRECISIONS,
     PrecisionChoice,
     choose_precision_here,
     gemm_settings,
-    is_precision_open,
     rate_summary,
     require_initial_model,
     require_model_under_adapters,
     resolve,
-    run_config_from_json,
     stage_threads,
     to_json,
-    trajectory,
-    trajectory_differences,
     validate,
     with_precision,
-    with_saved_rate,
     with_tuned_settings,
 )
 from threadloom.stages.run.announcement import announce
@@ -63,6 +55,7 @@ from threadloom.stages.run.display import Display
 from threadloom.stages.run.fitting import planned_memory, require_memory
 from threadloom.stages.run.pictures import draw_pictures, new_trace, pictures
 from threadloom.stages.run.report import Reporter, WrittenMetrics
+from threadloom.stages.run.resuming import as_begun, last_checkpoint, same_trajectory
 from threadloom.stages.step import CheckpointOutput, Validation
 from threadloom.stages.storage import MetricsLog, RunDirectory, RunMode, atomic_write, read_metrics
 from threadloom.stages.training import Training, compile_kernels
@@ -93,12 +86,14 @@ def train(
     tuned: bool = True,
     force: bool = False,
     signals: StopSignals | None = None,
+    base: Path | None = None,
 ) -> Outcome:
     """Train a configuration in the run directory `out`, or resume the run in it.
 
     With `tuned`, settings that the configuration leaves open get the values that `threadloom tune` found on this
     machine. With `force`, a run that does not fit into the available memory is started. With `signals`, a stop signal
-    during the training writes a checkpoint and then raises `Stopped`.
+    during the training writes a checkpoint and then raises `Stopped`. `base` is the folder of the frozen model of a
+    resumed run with adapters, if it has been moved.
 
     Raises ConfigError, TextError, DataError, RunDirectoryError or CheckpointError before the training starts, and
     StageFailure for an error in the pipeline, such as TrainingDiverged.
@@ -113,9 +108,9 @@ def train(
         _require_memory(with_precision(config, choice.precision), MIN_VOCABULARY)
     config, text = _read_text(config, out, mode)
     with RunDirectory.claim(out, mode) as run:
-        start = _last_checkpoint(run) if mode is RunMode.RESUME else None
+        start = last_checkpoint(run, base) if mode is RunMode.RESUME else None
         if start is not None:
-            config = _as_begun(config, run)
+            config = as_begun(config, run)
         elif mode is RunMode.RESUME:
             require_initial_model(config)
         if choice is None:  # a started run is resumed even if its precision is slow on this machine
@@ -127,7 +122,7 @@ def train(
             config = with_tuned_settings(config, detect(), threads)
         resolved = resolve(config, available_cores(), data.tokenizer.vocab_size, threads=threads)
         if mode is RunMode.RESUME:
-            resolved = _same_trajectory(resolved, run, data, start)
+            resolved = same_trajectory(resolved, run, start)
         if not force:
             require_memory(config, resolved, available_cores(), detect().memory_available)
         atomic_write(run.config, to_json(resolved).encode())
@@ -144,34 +139,6 @@ def _require_memory(config: Config, vocabulary: int) -> None:
     size = vocabulary if config.model.vocab_size is None else None
     resolved = resolve(config, cores, size, threads=stage_threads(config).count)
     require_memory(config, resolved, cores, detect().memory_available)
-
-
-def saved_config(out: Path) -> Config:
-    """Return the resolved configuration of the run in `out`."""
-    run = RunDirectory(out)
-    try:
-        return run_config_from_json(run.config.read_bytes(), str(run.config))
-    except OSError as error:
-        if run.checkpoint_steps():
-            cause, remedy = "it was removed", "restore it, or start again with --overwrite"
-        elif run.checkpoints.is_dir():
-            cause, remedy = "the run was stopped before its first update", "leave out --resume to start it"
-        else:
-            cause, remedy = "there is no run in that folder", "give the folder that was passed to train --out"
-        found = error.strerror or type(error).__name__
-        raise ConfigError(
-            str(run.config), expected="the configuration of a run", got=found, cause=cause, hint=remedy
-        ) from error
-
-
-def _last_checkpoint(run: RunDirectory) -> Checkpoint | None:
-    for sentence in remove_leftovers(run.checkpoints):
-        logger.info("{}: {}", run.checkpoints, sentence)
-    path = latest_checkpoint(run.checkpoints)
-    if path is None:
-        logger.warning("{} has no checkpoint yet: starting from the beginning", run.path)
-        return None
-    return Checkpoint.open(path)
 
 
 def _read_text(config: Config, out: Path, mode: RunMode) -> tuple[Config, Text]:
@@ -217,51 +184,6 @@ def _prepare(config: Config, text: Text, run: RunDirectory, mode: RunMode, avail
         text.characters, len(data.train), len(data.validation), data.tokenizer.vocab_size,
     )  # fmt: skip
     return data
-
-
-def _as_begun(config: Config, run: RunDirectory) -> Config:
-    """Return the configuration with open settings that affect the weights as they were decided when the run began."""
-    saved = saved_config(run.path)
-    config = with_saved_rate(config, saved)
-    if config.shared_lanes is None:  # saved by a version without shared lanes
-        config = msgspec.structs.replace(config, shared_lanes=bool(saved.shared_lanes))
-    if config.delay_correction is None:
-        config = msgspec.structs.replace(config, delay_correction=saved.delay_correction)
-    if not is_precision_open(config) or (
-        config.precision is Precision.FLOAT32 and saved.precision not in FLOAT32_PRECISIONS
-    ):
-        return config
-    return msgspec.structs.replace(
-        config, precision=saved.precision, float32_matmul_precision=saved.float32_matmul_precision
-    )  # the measured speeds may have changed
-
-
-def _same_trajectory(
-    config: ResolvedConfig, run: RunDirectory, data: Dataset, start: Checkpoint | None
-) -> ResolvedConfig:
-    """Raise ConfigError if a resumed run would leave the trajectory of the saved one."""
-    if start is None:
-        return config
-    if start.step > config.steps:
-        raise ConfigError(
-            "steps",
-            expected=f"at least the {start.step} updates that the run in {run.path} has made",
-            got=f"{config.steps}",
-            cause="a run cannot be resumed at an earlier step",
-            hint=f"give more than {start.step} steps, or start a new run with another --out",
-        )
-    saved = trajectory(saved_config(run.path))
-    differences = trajectory_differences(saved, trajectory(config))
-    if differences:
-        changes = "; ".join(f"{key}: saved {old!r}, now {new!r}" for key, (old, new) in differences.items())
-        raise ConfigError(
-            next(iter(differences)),
-            expected=f"the settings that the run in {run.path} was started with",
-            got=changes,
-            cause="these settings affect the weights, and the checkpoint was written with others",
-            hint="resume with the same settings, or start a new run with another --out",
-        )
-    return config
 
 
 def _finished(config: ResolvedConfig, run: RunDirectory) -> Outcome:
@@ -319,7 +241,9 @@ def _train(
 
 def _initial_weights(config: ResolvedConfig, start: Checkpoint | None) -> InitialWeights | None:
     """Return the weights that a run starts from, of which a checkpoint lacks a frozen model; None for random ones."""
-    if not config.init or (start and not config.lora.rank):
+    if start:
+        return FolderWeights(start.base_folder, config.geometry()) if start.base_folder else None
+    if not config.init:
         return None
     model = FolderWeights(Path(config.init), config.geometry())
     return AdaptedWeights(model, Path(config.lora.init), config.geometry()) if config.lora.init else model

@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -73,6 +74,14 @@ def config_options(command: Any) -> Any:
     ):  # fmt: skip
         command = option(command)
     return command
+
+
+def base_option(command: Any) -> Any:
+    """Add the option for the model that the adapters of a run belong to."""
+    return click.option(
+        "--base", type=click.Path(path_type=Path), metavar="FOLDER",
+        help="Of adapters: the model that they belong to.  [default: where they were trained from]",
+    )(command)  # fmt: skip
 
 
 def named_config(name: str | None) -> "Config":

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @click.option(
     "--base", type=click.Path(path_type=Path), metavar="FOLDER",
-    help="With --init FOLDER of adapters: the model that they belong to, if it has been moved.",
+    help="With --init FOLDER of adapters, or --resume: the model that they belong to, if it has been moved.",
 )  # fmt: skip
 @click.option(
     "--lora", "rank", type=click.IntRange(min=1), metavar="RANK",
@@ -87,7 +87,7 @@ def train_command(
         raise click.UsageError("--resume uses the configuration of the run: omit --config (--set is allowed)")
     if resume and init is not None:
         raise click.UsageError("--resume continues from the weights of the run: omit --init")
-    if base is not None and init is None:
+    if base is not None and init is None and not resume:
         raise click.UsageError("--base is the model of the adapters in --init")
     if resume and rank is not None:
         raise click.UsageError("--resume trains what the run trains: omit --lora")
@@ -114,7 +114,15 @@ def train_command(
         from threadloom.stages.storage import RunMode
 
         mode = RunMode.RESUME if resume else RunMode.OVERWRITE if overwrite else RunMode.NEW
-        _train(config(), out, mode, tuned=not no_tuned, force=force, sample_tokens=sample_tokens)
+        _train(
+            config(),
+            out,
+            mode,
+            tuned=not no_tuned,
+            force=force,
+            sample_tokens=sample_tokens,
+            base=base if resume else None,
+        )
 
 
 def _starting_config(name: str | None, init: Path | None, base: Path | None, rank: int | None) -> "Config":
@@ -144,12 +152,14 @@ def _resumed_config(out: Path) -> "Config":
     return with_threads_of_this_process(saved_config(out), thread_limit())
 
 
-def _train(config: "Config", out: Path, mode: "RunMode", *, tuned: bool, force: bool, sample_tokens: int) -> None:
+def _train(
+    config: "Config", out: Path, mode: "RunMode", *, tuned: bool, force: bool, sample_tokens: int, base: Path | None
+) -> None:
     from threadloom.stages.run import train
 
-    outcome = train(config, out, mode, tuned=tuned, force=force, signals=stop_signals())
+    outcome = train(config, out, mode, tuned=tuned, force=force, signals=stop_signals(), base=base)
     try:
-        _print_outcome(outcome, out, sample_tokens, config.seed)
+        _print_outcome(outcome, out, sample_tokens, config.seed, base)
     except BrokenPipeError:  # the reader of the output has exited; the run is complete
         pass
     except Exception as error:
@@ -157,7 +167,7 @@ def _train(config: "Config", out: Path, mode: "RunMode", *, tuned: bool, force: 
         logger.warning("the run is complete, but its result was not printed: {}", error)
 
 
-def _print_outcome(outcome: "Outcome", out: Path, sample_tokens: int, seed: int) -> None:
+def _print_outcome(outcome: "Outcome", out: Path, sample_tokens: int, seed: int, base: Path | None) -> None:
     from threadloom.stages.inference import GenerationLimits, SamplingSettings
     from threadloom.stages.tools.sample import print_sample
 
@@ -167,7 +177,7 @@ def _print_outcome(outcome: "Outcome", out: Path, sample_tokens: int, seed: int)
         if sample_tokens:
             write_output()
             settings = SamplingSettings(temperature=0.8, top_k=40)
-            print_sample(out, None, settings, GenerationLimits(sample_tokens), seed)
+            print_sample(out, None, settings, GenerationLimits(sample_tokens), seed, base=base)
     finally:
         write_output(f"run directory: {out}")
 

@@ -30,7 +30,7 @@ from threadloom.stages.resolve.precision import (
 from threadloom.stages.resolve.process_wide import gemm_settings
 from threadloom.stages.resolve.resolution import resolve
 from threadloom.stages.resolve.trajectory_settings import trajectory
-from threadloom.stages.run.session import saved_config, train
+from threadloom.stages.run import saved_config, train
 from threadloom.stages.speeds import Speeds
 from threadloom.stages.storage import RunDirectory, RunMode
 

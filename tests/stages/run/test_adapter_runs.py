@@ -22,12 +22,13 @@ from tests.stages.training.test_resume import files
 from threadloom.kernels.compiling.jit import JIT_ENABLED
 from threadloom.pipeline import Arena
 from threadloom.stages.checkpoint import BaseModel, Checkpoint, load_merged, load_model
-from threadloom.stages.config import Config, ConfigError
+from threadloom.stages.config import Config, ConfigError, ScheduleKind
 from threadloom.stages.data.character_tokenizer import CharacterTokenizer
 from threadloom.stages.inference import Model
 from threadloom.stages.models import huggingface_views, lora_shapes, parameter_shapes
-from threadloom.stages.resolve import apply_overrides, load_config, require_initial_model, with_initial_model
-from threadloom.stages.run.session import saved_config, train
+from threadloom.stages.resolve import apply_overrides, load_config, require_initial_model, resolve, with_initial_model
+from threadloom.stages.run import saved_config, train
+from threadloom.stages.run.resuming import decay_warning
 from threadloom.stages.storage import CheckpointError, RunDirectory, RunMode, open_tensors
 
 pytestmark = [pytest.mark.timeout(600), STORY]  # includes minutes of compiling with an empty cache
@@ -54,6 +55,15 @@ def adapted(base: Path, *overrides: str) -> Config:
     """Return the configuration of a run that trains adapters of the model, with a context of 8."""
     common = ("model.context=8", "steps=4", "optimizer.lr=1e-2", "checkpoint.interval=2", *ADAPTERS)
     return apply_overrides(with_initial_model(story(base.parent), base), (*common, *overrides))
+
+
+@pytest.fixture
+def warnings() -> Iterator[list[str]]:
+    """Return the texts of the warnings of a test."""
+    texts = list[str]()
+    handler = logger.add(lambda message: texts.append(message.record["message"]), level="WARNING")
+    yield texts
+    logger.remove(handler)
 
 
 def adapters_of(checkpoint: Path) -> Tensors:
@@ -148,6 +158,30 @@ def test_a_model_is_opened_with_its_adapters_merged(base: Path, tmp_path: Path) 
         np.testing.assert_array_equal(tensor, weights[name])
 
 
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_a_merged_model_has_the_context_of_its_model(base: Path, tmp_path: Path, architecture: str) -> None:
+    if architecture == "gpt2":
+        train(story(tmp_path, "steps=1", "model.context=16"), tmp_path / "gpt2")
+        base = RunDirectory(tmp_path / "gpt2").checkpoint(1)
+    config = apply_overrides(
+        with_initial_model(story(tmp_path), base), ("model.context=8", "steps=1", "lora.rank=2", "optimizer.lr=1e-2")
+    )
+    train(config, tmp_path / "run")
+    assert Model.open(tmp_path / "run").geometry.context == 8
+    short, full = Model.open(tmp_path / "run").weights._asdict(), Model.open(tmp_path / "run", full_context=True)
+    assert full.geometry.context == 16
+    for name, tensor in full.weights._asdict().items():
+        if name == "wpe":
+            np.testing.assert_array_equal(tensor, load_model(base)[1]["wpe"])
+        else:
+            np.testing.assert_array_equal(tensor, short[name])
+    assert command("merge", tmp_path / "run", tmp_path / "merged").status == 0
+    geometry, weights = load_model(tmp_path / "merged")
+    assert geometry.context == 16
+    for name, tensor in weights.items():
+        np.testing.assert_array_equal(tensor, full.weights._asdict()[name])
+
+
 def test_a_model_that_was_changed_or_moved_is_noticed(base: Path, tmp_path: Path) -> None:
     config = adapted(base)
     train(config, tmp_path / "run")
@@ -169,6 +203,48 @@ def test_a_model_that_was_changed_or_moved_is_noticed(base: Path, tmp_path: Path
     weights.write_bytes(content + b"\0")
     with pytest.raises(CheckpointError, match=r"expected a file of [\d,]+ bytes, got"):
         Model.open(tmp_path / "run")
+
+
+def test_a_run_is_resumed_with_a_model_that_was_moved(base: Path, tmp_path: Path) -> None:
+    config = adapted(base, "schedule.decay_steps=4", "delay=1", "precision=float32")
+    train(config, tmp_path / "whole")
+    run = tmp_path / "run"
+    train(apply_overrides(config, ["steps=2"]), run)
+    moved, longer = base.rename(tmp_path / "moved"), msgspec.structs.replace(saved_config(run), steps=4)
+    train(longer, run, RunMode.RESUME, base=moved)
+    for state in ("adapter_model.safetensors", "optimizer.safetensors", "versions.safetensors"):
+        found, expected = (RunDirectory(path).checkpoint(4) / state for path in (run, tmp_path / "whole"))
+        assert found.read_bytes() == expected.read_bytes()
+    opened = Checkpoint.open(RunDirectory(run).checkpoint(4))
+    assert (opened.base_folder, saved_config(run).init) == (moved, str(base))
+    again = msgspec.structs.replace(longer, steps=5)
+    train(again, run, RunMode.RESUME)  # the run has recorded the place
+    assert Model.open(run).step == 5
+    changed = shutil.copytree(moved, tmp_path / "changed") / "model.safetensors"
+    content = bytearray(changed.read_bytes())
+    content[-1] ^= 1
+    changed.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"changed/model\.safetensors: expected SHA-256"):
+        train(msgspec.structs.replace(again, steps=6), run, RunMode.RESUME, base=changed.parent)
+    plain = tmp_path / "plain"
+    train(story(tmp_path, "steps=1", "schedule.decay_steps=1"), plain)
+    with pytest.raises(ConfigError, match="--base: expected a run with adapters"):
+        train(story(tmp_path, "steps=2", "schedule.decay_steps=1"), plain, RunMode.RESUME, base=moved)
+
+
+def test_more_updates_after_the_end_of_a_decay_are_warned_of(base: Path, tmp_path: Path, warnings: list[str]) -> None:
+    run = tmp_path / "run"
+    train(story(tmp_path, "steps=2", "schedule.kind=linear", "optimizer.lr=1e-2", "schedule.min_lr=1e-4"), run)
+    saved = saved_config(run)
+    train(msgspec.structs.replace(saved, steps=3), run, RunMode.RESUME)
+    (warning,) = [text for text in warnings if "learning rate" in text]
+    assert "the updates from 2 to 3 have the learning rate 0.0001, at which the linear schedule" in warning
+    assert f"threadloom train --init {run} --out NEW" in warning
+    warnings.clear()
+    resolved = resolve(saved, 2)
+    constant = msgspec.structs.replace(resolved.schedule, kind=ScheduleKind.CONSTANT)
+    for changes, steps in (({"steps": 2}, 2), ({"steps": 3}, 3), ({"steps": 3, "schedule": constant}, 2)):
+        assert decay_warning(msgspec.structs.replace(resolved, **changes), steps, run) is None
 
 
 def test_a_run_starts_from_adapters_of_peft(base: Path, tmp_path: Path) -> None:
@@ -248,6 +324,18 @@ def test_the_command_line_trains_samples_and_merges(base: Path, tmp_path: Path) 
         assert outcome.status == 0, outcome.err
         written.append({path.name: path.read_bytes() for path in (tmp_path / str(number)).iterdir()})
     assert written[0] == written[1] == written[2]
+    moved = base.rename(tmp_path / "moved")
+    evaluated = [
+        command("eval", run, f"--text={tmp_path / 'text.txt'}", *given) for given in ((), (f"--base={moved}",))
+    ]
+    assert ([found.status for found in evaluated], "--base FOLDER" in evaluated[0].err) == ([1, 0], True)
+    assert command("sample", run, "--tokens=2", f"--base={moved}").status == 0
+    assert command("export", run, tmp_path / "moved-out", f"--base={moved}").status == 0
+    outcome = command("train", "--resume", f"--base={moved}", "--steps=3", "--out", run, "--sample=2", "--no-tuned")
+    assert outcome.status == 0, outcome.err
+    moved.rename(base)
+    outcome = command("sample", tmp_path / "0", f"--base={base}")
+    assert (outcome.status, "--base is their model" in outcome.err) == (1, True)
     assert command("merge", folder, tmp_path / "half", f"--base={base}", "--dtype=bf16").status == 0
     assert command("eval", tmp_path / "half", f"--text={tmp_path / 'text.txt'}").status == 0
     outcome = command("merge", base, tmp_path / "none")

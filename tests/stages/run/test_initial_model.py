@@ -19,7 +19,7 @@ from threadloom.stages.config import CheckpointConfig, Config, ConfigError, Toke
 from threadloom.stages.data.character_tokenizer import CharacterTokenizer
 from threadloom.stages.models import parameter_shapes
 from threadloom.stages.resolve import apply_overrides, load_config, require_initial_model, with_initial_model
-from threadloom.stages.run.session import saved_config, train
+from threadloom.stages.run import saved_config, train
 from threadloom.stages.storage import CONFIG_FILE, CheckpointError, RunDirectory, RunMode
 
 pytestmark = [pytest.mark.timeout(600), STORY]  # includes minutes of compiling with an empty cache

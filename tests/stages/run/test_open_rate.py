@@ -7,7 +7,7 @@ from loguru import logger
 from tests.stages.support import TINY
 from threadloom.stages.config import Config
 from threadloom.stages.resolve import RATE_RULE, apply_overrides
-from threadloom.stages.run.session import saved_config, train
+from threadloom.stages.run import saved_config, train
 from threadloom.stages.storage import RunMode
 
 

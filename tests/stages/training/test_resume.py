@@ -11,8 +11,7 @@ from threadloom.stages.config import ConfigError
 from threadloom.stages.data.token_file import DataError
 from threadloom.stages.resolve import resolution
 from threadloom.stages.resolve.loading import apply_overrides
-from threadloom.stages.run import session
-from threadloom.stages.run.session import saved_config, train
+from threadloom.stages.run import saved_config, session, train
 from threadloom.stages.storage import RunMode, read_metrics
 
 pytestmark = pytest.mark.timeout(60)
