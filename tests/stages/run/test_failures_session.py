@@ -225,7 +225,7 @@ class TestRefusedBeforeTheStart:
             path.write_text(bad)
             command("train", "--config", path, "--out", out).refuses(*parts)
         command("train", "--config", tmp_path / "none.json", "--out", out).refuses("none.json", "No such file")
-        command("train", "--config", "nanogtp-cpu", "--out", out).refuses("did you mean nanogpt-cpu?")
+        command("train", "--config", "nanogtp-cpu", "--out", out).refuses("did you mean nanogpt-cpu")
         assert not out.exists()
 
     def test_texts(self, tmp_path: Path) -> None:
