@@ -14,9 +14,15 @@ class DelayCost:
     """Updates to the same loss, as a multiple of those without a delay."""
     loss: float
     """Final loss above that without a delay after equal updates, in nats per token."""
+    warmup: float
+    """Share of the updates that has to be warm-up."""
 
 
-DELAY_COSTS: Mapping[int, DelayCost] = {0: DelayCost(1.0, 0.0), 1: DelayCost(1.0, 0.0), 2: DelayCost(1.09, 0.017)}
+DELAY_COSTS: Mapping[int, DelayCost] = {
+    0: DelayCost(1.0, 0.0, warmup=0.0),
+    1: DelayCost(1.0, 0.0, warmup=0.15),
+    2: DelayCost(1.09, 0.017, warmup=0.35),
+}
 """Delay → its cost with `delay_correction=forecast_lead`."""
 WITHOUT_CORRECTION: Mapping[int, float] = {1: 0.063, 2: 0.472}
 """Delay → final loss above that without a delay, with nanoGPT's own settings and `delay_correction=none`."""

@@ -6,7 +6,7 @@ thread counts at delay 0, the delays with them, and the learning rate and warm-u
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -70,6 +70,8 @@ class GoalResult:
     delay: DelayChoice
     halving: HalvingResult[RateChoice] | None
     """None if the budget was too small for pilots."""
+    rate: RateChoice | None
+    """The best candidate of the pilots, with a warm-up that the delay permits."""
     updates: float
     """Updates to the goal with the chosen delay; inf if unknown."""
     seconds_per_update: float
@@ -158,12 +160,15 @@ def _search_rates(config: Config, tokens_per_s: float, budget: float) -> Halving
 def _result(
     config: Config, goal: float, delay: DelayChoice, halving: HalvingResult[RateChoice] | None, tokens_per_s: float
 ) -> GoalResult:
-    updates = math.inf
+    updates, rate = math.inf, None
     if halving:
         updates = updates_to_loss(halving.curve(), goal) * DELAY_COSTS[delay.delay].updates
-        config = halving.best.applied(config, config.steps)
+        warmup = max(halving.best.warmup, DELAY_COSTS[delay.delay].warmup)  # the pilots had no delay
+        rate = replace(halving.best, warmup=warmup)
+        config = rate.applied(config, config.steps)
     config = msgspec.structs.replace(config, delay=delay.delay, slots=config.slots if not delay.delay else None)
-    return GoalResult(config, delay, halving, updates, config.sequences * config.model.context / tokens_per_s)
+    seconds = config.sequences * config.model.context / tokens_per_s
+    return GoalResult(config, delay, halving, rate, updates, seconds)
 
 
 def _pilots_table(result: HalvingResult[RateChoice]) -> Table:
@@ -192,11 +197,12 @@ def _sentences(result: GoalResult, goal: float) -> list[str]:
     """Return the conclusions."""
     first, *rest = result.delay.sentences()
     sentences = [f"Delay: {'; '.join([first, *rest])}."]
-    if result.halving is None:
+    if result.halving is None or result.rate is None:
         return sentences
-    warmup, steps = result.halving.best.warmup, result.config.steps
+    config = result.config
     sentences.append(
-        f"Learning rate: {result.config.optimizer.lr:.3g} for {steps:,} updates, with a warm-up of {warmup:.0%}."
+        f"Learning rate: {config.optimizer.lr:.3g} for {config.steps:,} updates, with a warm-up of "
+        f"{result.rate.warmup:.0%}."
     )
     if not result.halving.complete:
         sentences.append("The budget ended the pilots before the longest one; a longer --budget compares them further.")

@@ -8,7 +8,10 @@ from click.testing import CliRunner
 from threadloom.stages.cli import main
 from threadloom.stages.config import Config, ConfigError, Gpt2Config, OptimizerConfig
 from threadloom.stages.resolve import load_config, to_json
-from threadloom.stages.tools.tune.goal import Goal
+from threadloom.stages.tools.tune.delays import DelayChoice
+from threadloom.stages.tools.tune.goal import Goal, _result
+from threadloom.stages.tools.tune.halving import HalvingResult, Pilot
+from threadloom.stages.tools.tune.pilots import RateChoice
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -53,3 +56,11 @@ def test_a_goal_without_a_number_is_an_error_of_one_line() -> None:
     answer = CliRunner().invoke(main, ["tune", "--goal", "loss=low"])
     assert answer.exit_code == 1
     assert "loss=NUMBER" in answer.output
+
+
+@pytest.mark.parametrize(("delay", "warmup"), [(0, 10), (1, 15), (2, 35)])
+def test_a_delay_lengthens_the_warm_up_that_the_pilots_found_without_one(delay: int, warmup: int) -> None:
+    best = RateChoice(1e-2, 0.1, 100)
+    halving = HalvingResult((Pilot(best, 50, 3.0, 1.0), Pilot(best, 100, 2.0, 2.0)), best, complete=True)
+    config = _result(TINY, 1.5, DelayChoice(delay, ()), halving, 1000.0).config
+    assert (config.delay, config.schedule.warmup) == (delay, warmup)
