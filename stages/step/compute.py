@@ -4,7 +4,7 @@ The stages decide when something is computed and from which version of the weigh
 `stages.step.float32` and `stages.step.bits16` implement it; `stages.training.compute_for` chooses between them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any, Protocol
 
 from threadloom.kernels import AccumulationTicket, Floats, single_writer
@@ -35,8 +35,11 @@ class Compute(Protocol):
     def memory(self) -> PrecisionMemory:
         """Sizes and allocation of the arrays that the methods take."""
 
-    def pack_from_master(self, version: Version) -> None:
-        """Compute the packed weights from the master: for weights that do not come from an update of this run."""
+    def pack_from_master(self, version: Version, names: Container[str] | None = None) -> None:
+        """Compute the packed weights from the master: for weights that do not come from an update of this run.
+
+        `names` are the tensors to pack, by default all; those that other threads read meanwhile must be left out.
+        """
 
     def pack_matrix(self, packed: Any, name: str, layer: int | None, matrix: Floats) -> None:
         """Write the packed weights of one matrix; `layer` is None for a tensor that is not stacked."""

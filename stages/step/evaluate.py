@@ -108,7 +108,7 @@ class EvaluateStage:
         step = lease.version
         windows = self._validation.final if step == self._last_step else self._validation.windows
         if self._copy:
-            self._compute.pack_from_master(lease.bank)
+            self._compute.pack_from_master(lease.bank, lease.bank.arena)  # frozen ones are those of all versions
         loss = self._loss.mean_loss(lease.bank, windows)
         lease.release()
         if not math.isfinite(loss):

@@ -1,6 +1,6 @@
 """Forward and backward passes in bfloat16 (packed GEMMs) and float16 (operands upcast to float32)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any
 
 from threadloom.kernels import AccumulationTicket, Floats
@@ -32,9 +32,10 @@ class Bits16Compute:
         if not self._fp16:
             prepare_bf16()
 
-    def pack_from_master(self, version: Version) -> None:
-        """Round every matrix that has packed weights to 16 bits, and pack the bfloat16 ones."""
-        for master, pair in packed_matrices(self._fields, version.weights, version.packed):
+    def pack_from_master(self, version: Version, names: Container[str] | None = None) -> None:
+        """Round the matrices `names` that have packed weights, by default all, to 16 bits; pack the bfloat16 ones."""
+        fields = {name: field for name, field in self._fields.items() if names is None or name in names}
+        for master, pair in packed_matrices(fields, version.weights, version.packed):
             if master.size:  # frozen matrices may have no master
                 self._pack(master, pair)
 

@@ -1,5 +1,6 @@
 """Forward and backward passes in float32."""
 
+from collections.abc import Container
 from typing import Any
 
 from threadloom.kernels import AccumulationTicket, Floats
@@ -21,7 +22,7 @@ class Float32Compute:
         self._geometry = geometry
         self._sequences = sequences
 
-    def pack_from_master(self, version: Version) -> None:
+    def pack_from_master(self, version: Version, names: Container[str] | None = None) -> None:
         """Do nothing: GEMMs read the master."""
 
     def pack_matrix(self, packed: Any, name: str, layer: int | None, matrix: Floats) -> None:

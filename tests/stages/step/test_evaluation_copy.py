@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tests.stages.support import build, run_sequence, run_threads, tiny
+from threadloom.kernels.compiling.jit import JIT_ENABLED
 from threadloom.pipeline import Cancelled
 from threadloom.stages.memory import Evaluation
 from threadloom.stages.step import EvaluationCopy, ValidationLoss
@@ -91,3 +92,18 @@ def test_an_evaluation_is_of_the_weights_and_not_of_the_forecast(run: object) ->
         assert loss.mean_loss(forecast.bank, windows) != evaluation.val_loss
         np.copyto(forecast.bank.arena.flat, master.flat)
         assert loss.mean_loss(forecast.bank, windows) == evaluation.val_loss
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.skipif(not JIT_ENABLED, reason="training in 16 bits needs the compiler")
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_an_evaluation_does_not_write_the_frozen_weights_that_batches_read(precision: str) -> None:
+    """The packed copies of frozen matrices are those of all versions, and other threads read them meanwhile."""
+    training = build(tiny("delay=1", f"precision={precision}", 'train.freeze=["fc_weight"]'), evaluate=True)
+    assert training.evaluate is not None
+    shared = training.frozen.packed.fc
+    shared[...] = 0
+    copy = copy_of(training)
+    copy.acquire()
+    training.evaluate.evaluate(copy.take(0))
+    assert not shared.any()
