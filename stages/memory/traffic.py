@@ -8,6 +8,9 @@ def reduction_bytes(elements: int, lanes: int) -> float:
     return FLOAT * float((lanes + 1) * elements)
 
 
-def adamw_bytes(elements: int) -> float:
-    """Return the bytes moved by AdamW: weights, gradient and both moments read, weights and moments written."""
-    return FLOAT * 7.0 * elements
+def adamw_bytes(elements: int, *, forecasts: bool = False) -> float:
+    """Return the bytes moved by AdamW: weights, gradient and both moments read, weights and moments written.
+
+    If the versions are forecasts, those are written too.
+    """
+    return FLOAT * (8.0 if forecasts else 7.0) * elements

@@ -22,7 +22,7 @@ import msgspec
 import numpy as np
 
 from threadloom import kernels
-from threadloom.kernels import AdamWStep, Floats, single_writer
+from threadloom.kernels import Floats, single_writer
 from threadloom.pipeline import arena_size
 from threadloom.stages.config import Precision, ResolvedConfig
 from threadloom.stages.data import RandomTokens
@@ -33,7 +33,6 @@ from threadloom.stages.tools.bench.kernel_case import Call, KernelCase
 from threadloom.stages.tools.bench.roofline import FLOAT, SHORT, KernelWork, total
 from threadloom.stages.training import Training
 
-STEP = AdamWStep(1e-3, 0.9, 0.95, 1e-8, 0.1, 0.1, 0.05, 1.0)
 FORWARD, HEAD, BACKWARD, REDUCE, ADAMW = "forward blocks", "head", "backward blocks", "reduce", "AdamW"
 BITS16 = (Precision.BF16, Precision.FP16)
 
@@ -162,20 +161,23 @@ class KernelBench(ABC):
         separate = 0 if self.gradient.in_lane else 1  # arrays for the sum in addition to the lanes
         held = FLOAT * float((count + separate) * elements)
         reduced = KernelWork(float((count + 1) * elements), reduction_bytes(elements, count), held=held)
-        moved = update_bytes(self.geometry, self.trained, self.config.precision)
+        forecasts = self.config.delay_correction.forecasts
+        moved = update_bytes(self.geometry, self.trained, self.config.precision, forecasts=forecasts)
         updated = KernelWork(16.0 * elements, moved, held=moved - FLOAT * 3.0 * elements)  # three are changed in place
-        update = self.compute.update_stage(self.gradient, self._training.optimizer, 1)
-        shard = UpdateShard(0, 0, (0, elements), self.bank, self.bank, STEP, 0.0, 0.0)
+        optimizer = self._training.optimizer
+        update = self.compute.update_stage(self.gradient, optimizer, 1)
+        step = optimizer.step(batch=1, applied=1, grad_norm=0.0, scale=1.0)
+        shard = UpdateShard(0, 0, (0, elements), self.bank, self.bank, step, 0.0, 0.0)
         return [
             KernelCase(REDUCE, 1, reduced, partial(kernels.sum_lanes, lanes, flat, self.gradient.squares, 0, chunks)),
             KernelCase(ADAMW, 1, updated, partial(update, shard)),
         ]
 
 
-def update_bytes(geometry: Geometry, trained: Set[str], precision: Precision) -> float:
+def update_bytes(geometry: Geometry, trained: Set[str], precision: Precision, *, forecasts: bool = False) -> float:
     """Return the bytes that AdamW moves: in 16 bits it also writes packed weights, in two layouts for bfloat16."""
     shapes = parameter_shapes(geometry)
-    moved = adamw_bytes(arena_size({name: shapes[name] for name in shapes if name in trained}))
+    moved = adamw_bytes(arena_size({name: shapes[name] for name in shapes if name in trained}), forecasts=forecasts)
     if precision not in BITS16:
         return moved
     from threadloom.stages.memory.bits16 import packed_shapes

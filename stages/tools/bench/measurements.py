@@ -93,7 +93,9 @@ def bench_config(config: Config, seconds: float, cold: bool, peaks: Peaks, on_pr
     trained = parameter_shapes(geometry, frozen)
     streams = {
         "reduce": reduction_bytes(arena_size(trained), resolved.lanes),
-        "update": update_bytes(geometry, trained.keys(), resolved.precision),
+        "update": update_bytes(
+            geometry, trained.keys(), resolved.precision, forecasts=resolved.delay_correction.forecasts
+        ),
     }
     return ConfigBench(
         config=resolved,

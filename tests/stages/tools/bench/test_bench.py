@@ -61,8 +61,9 @@ def check_sums(cases: Sequence[KernelCase], precision: Precision) -> None:
             assert bound(whole) == pytest.approx(sum(map(bound, parts)), rel=gamma(len(parts) + 4, FLOAT64))
 
 
-def test_every_kernel_of_an_update_can_be_called() -> None:
-    config = tiny()
+@pytest.mark.parametrize("delay", [("delay=0",), ("delay=1", "delay_correction=lead"), ("delay=2",)], ids=str)
+def test_every_kernel_of_an_update_can_be_called(delay: tuple[str, ...]) -> None:
+    config = tiny(*delay)
     with gemm_settings(config):
         cases = kernel_bench(config).cases()
         call_all(cases)
@@ -85,9 +86,18 @@ def test_rows_used_by_many_tokens_count_once() -> None:
     assert works["reduce"].bytes / works["reduce"].working_set == 3 / 2, "two lanes, and the sum in the first one"
 
 
+def test_an_update_of_forecasts_moves_the_weights_too() -> None:
+    """Gradient, moments and weights are read; moments, weights and the forecast are written, three in place."""
+    config = tiny("delay=2")
+    with gemm_settings(config):
+        work = next(case.work for case in kernel_bench(config).cases() if case.name == "AdamW")
+    assert work.bytes / work.working_set == 8 / 5
+
+
 def test_the_bytes_of_streaming_passes() -> None:
     assert reduction_bytes(10, 2) == 120
     assert adamw_bytes(10) == 280
+    assert adamw_bytes(10, forecasts=True) == 320
 
 
 def test_the_measured_configuration() -> None:
