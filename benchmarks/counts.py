@@ -90,7 +90,7 @@ def train_counted(config: ResolvedConfig, updates: int, mode: ChildMode) -> None
     from threadloom.stages.resolve import gemm_settings
     from threadloom.stages.training import Training, compile_kernels, replay
 
-    compile_kernels(lambda _: None, config.precision, config.model.architecture)
+    compile_kernels(lambda _: None, config.precision, config.model.architecture, config.delay_correction)
     config = msgspec.structs.replace(config, steps=1 + updates)
     with gemm_settings(config):
         made = replay(Training(config, RandomTokens(config.geometry(), config.batch_sizes, config.seed)))

@@ -24,6 +24,7 @@ def train_on_text(config: Config, text: ChunkedText, folder: Path) -> float:
     """Train on a text, print the progress, and return the validation loss. Token files are written to `folder`."""
     data = prepare(config.data, config.model, text, folder)
     config = resolve(config, available_cores(), data.tokenizer.vocab_size)
+    compile_kernels(print, config.precision, config.model.architecture, config.delay_correction)
     windows = evaluation_batches(data.validation, batch_size=12, micro_batch=config.micro_batch, batches=20)
     training = Training(config, TokenBatches(data.train, config.batch_sizes, config.seed), Validation(windows, windows))
     loss = float("nan")
@@ -49,7 +50,6 @@ def print_stages(statistics: RunStatistics) -> None:
 
 def main(texts: tuple[str, ...] = (), steps: int = 200, config: Config | None = None) -> float:
     """Train the small character model for some seconds at delay 1: the optimizer overlaps with forward and backward."""
-    compile_kernels(print)
     config = msgspec.structs.replace(config or load_config("nanogpt-cpu"), steps=steps, delay=1)
     with tempfile.TemporaryDirectory() as folder:
         return train_on_text(config, read_text(texts), Path(folder))

@@ -38,6 +38,11 @@ class ScheduleKind(enum.Enum):
     COSINE_RESTARTS = "cosine_restarts"
     """A sequence of cosines, each cycle `multiplier` times as long as the previous one."""
 
+    @property
+    def ends(self) -> bool:
+        """True if the decay ends at `schedule.decay_steps`."""
+        return self in (ScheduleKind.COSINE, ScheduleKind.LINEAR)
+
 
 class TokenizerKind(enum.Enum):
     """The tokenizers; see `stages.data.tokenizer_registry`."""

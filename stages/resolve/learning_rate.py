@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from threadloom.stages.config import Config, ResolvedConfig, ScheduleKind
+from threadloom.stages.config import Config, ResolvedConfig
 from threadloom.stages.resolve.adapters import LORA_LEARNING_RATE
 
 WARMUP_SHARE = 0.15
@@ -23,9 +23,6 @@ WARMUP_SHARE = 0.15
 FINE_TUNING_WARMUP = 10
 _FINE_TUNING_RATE = 5e-5
 """Learning rate of transformers' `Trainer`."""
-_DECAYING = (ScheduleKind.COSINE, ScheduleKind.LINEAR)
-"""Schedules that end at `schedule.decay_steps`."""
-
 
 _WIDTH, _TOKENS, _UPDATES = 128, 1024, 1000
 """The training whose learning rate is `RateRule.scale`."""
@@ -132,7 +129,7 @@ def _source(asked: Config, config: ResolvedConfig, *, resumed: bool) -> str:
 def _length(config: Config) -> int:
     """Return the updates until the learning rate has decayed."""
     schedule = config.schedule
-    return (schedule.decay_steps if schedule.kind in _DECAYING else None) or config.steps
+    return (schedule.decay_steps if schedule.kind.ends else None) or config.steps
 
 
 def _with(config: Config, lr: float | None, warmup: int | None) -> Config:

@@ -8,7 +8,7 @@ import msgspec
 from loguru import logger
 
 from threadloom.stages.checkpoint import Checkpoint, latest_checkpoint, remove_leftovers
-from threadloom.stages.config import Config, ConfigError, Precision, ResolvedConfig, ScheduleKind, learning_rate
+from threadloom.stages.config import Config, ConfigError, Precision, ResolvedConfig, learning_rate
 from threadloom.stages.resolve import (
     FLOAT32_PRECISIONS,
     is_precision_open,
@@ -18,8 +18,6 @@ from threadloom.stages.resolve import (
     with_saved_rate,
 )
 from threadloom.stages.storage import RunDirectory
-
-_DECAYS = (ScheduleKind.COSINE, ScheduleKind.LINEAR)
 
 
 def last_checkpoint(run: RunDirectory, base: Path | None) -> Checkpoint | None:
@@ -120,7 +118,7 @@ def same_trajectory(config: ResolvedConfig, run: RunDirectory, start: Checkpoint
 def decay_warning(config: ResolvedConfig, saved_steps: int, run: Path) -> str | None:
     """Return a warning about updates after the end of the decay that a run with fewer, `saved_steps`, has now got."""
     schedule = config.schedule
-    if schedule.kind not in _DECAYS or config.steps <= max(saved_steps, schedule.decay_steps):
+    if not schedule.kind.ends or config.steps <= max(saved_steps, schedule.decay_steps):
         return None
     rate = learning_rate(schedule, config.optimizer.lr, config.steps - 1)
     return (

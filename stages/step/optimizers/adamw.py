@@ -9,8 +9,8 @@ from threadloom.stages.config import ResolvedOptimizer
 from threadloom.stages.models import NONE_FROZEN, Geometry, parameter_shapes
 
 
-class AdamW:
-    """AdamW with its moments, running means of the gradient (`m`) and of its square (`v`). Implements `Optimizer`."""
+class AdamWState:
+    """The part that all forms of AdamW share: running means of the gradient (`m`) and of its square (`v`)."""
 
     def __init__(
         self,
@@ -28,6 +28,10 @@ class AdamW:
     def master(self) -> Arena | None:
         """None: versions are the weights."""
         return None
+
+
+class AdamW(AdamWState):
+    """AdamW as published. Implements `Optimizer`."""
 
     @property
     def update(self) -> Callable[..., None]:

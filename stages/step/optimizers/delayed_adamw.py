@@ -7,29 +7,12 @@ from threadloom.kernels import DelayedAdamWStep
 from threadloom.pipeline import Arena
 from threadloom.stages.config import ResolvedOptimizer
 from threadloom.stages.models import NONE_FROZEN, Geometry, parameter_shapes
-from threadloom.stages.step.optimizers.adamw import clip_factor
+from threadloom.stages.step.optimizers.adamw import AdamWState, clip_factor
 from threadloom.stages.step.optimizers.optimizer import MASTER
 
 
-class LeadAdamW:
+class LeadAdamW(AdamWState):
     """AdamW whose step adds the change of the first moment, `settings.lead` times. Implements `Optimizer`."""
-
-    def __init__(
-        self,
-        settings: ResolvedOptimizer,
-        learning_rate: Callable[[int], float],
-        geometry: Geometry,
-        frozen: Set[str] = NONE_FROZEN,
-    ) -> None:
-        """`learning_rate` maps the number of an update, counted from 0, to its learning rate."""
-        self._settings = settings
-        self._learning_rate = learning_rate
-        self.state = {name: Arena(parameter_shapes(geometry, frozen)) for name in ("m", "v")}  # in the kernels' order
-
-    @property
-    def master(self) -> Arena | None:
-        """None: versions are the weights."""
-        return None
 
     @property
     def update(self) -> Callable[..., None]:

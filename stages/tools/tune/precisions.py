@@ -8,23 +8,13 @@ from dataclasses import dataclass
 
 from threadloom.pipeline.tuning import Comparison, TrialBudget, compare_pairs, race, rank, winner_of
 from threadloom.stages.config import Precision
-from threadloom.stages.tools.tune.loads import describe_bottleneck
 from threadloom.stages.tools.tune.search import Trial
+from threadloom.stages.tools.tune.stage_shares import describe_bottleneck
 
 SHARE = 0.25
 """Share of the budget of a tuning for the comparison of precisions."""
 ANY = "any"
 """The value of --precision that permits all of them."""
-
-
-@dataclass(frozen=True)
-class _ScoredPrecision:
-    trial: Trial
-    score: float
-
-    @property
-    def seconds(self) -> float:
-        return self.trial.seconds
 
 
 @dataclass(frozen=True)
@@ -55,17 +45,12 @@ def race_precisions(
 
     Another one is chosen if it is significantly faster than the precision that is asked for.
     """
-
-    def scored(precision: Precision) -> _ScoredPrecision:
-        trial = measure(precision)
-        return _ScoredPrecision(trial, trial.tokens_per_s)
-
-    budgeted = TrialBudget(scored, budget)
+    budgeted = TrialBudget(measure, budget)
     budgeted.run(asked)
     candidates = list(others)[: max(0, budgeted.room())]
     rows = race(asked, candidates, budgeted)
     best = winner_of(rows)
-    before = describe_bottleneck(budgeted.latest[asked].trial.stages)
+    before = describe_bottleneck(budgeted.latest[asked].stages)
     chosen, reason = asked, _why_kept(asked, rows)
     if best is not None:
         last = compare_pairs(best, asked, budgeted)

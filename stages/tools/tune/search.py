@@ -24,8 +24,8 @@ from threadloom.pipeline.tuning import (
     winner_of,
 )
 from threadloom.stages.resolve import TUNED_KEYS, TunedSettings, TunedValue, format_settings
-from threadloom.stages.tools.tune.loads import StageLoad
 from threadloom.stages.tools.tune.space import DIMENSIONS, ROUNDING, Dimension, Limits
+from threadloom.stages.tools.tune.stage_shares import StageShares
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,13 @@ class Trial:
     """Duration of the whole trial, including its setup."""
     memory: int | None = None
     """Bytes that a run with these settings allocates; None if unknown."""
-    stages: tuple[StageLoad, ...] = ()
+    stages: tuple[StageShares, ...] = ()
     """How the stages spent their time; empty if unknown."""
+
+    @property
+    def score(self) -> float:
+        """The speed, by which choices are compared unless another score is given."""
+        return self.tokens_per_s
 
 
 PASSES = 2
@@ -51,7 +56,7 @@ Score = Callable[[TunedSettings, Trial], float]
 
 def tokens_per_second(choice: TunedSettings, trial: Trial) -> float:
     """Return the speed of a trial: the default score."""
-    return trial.tokens_per_s
+    return trial.score
 
 
 @dataclass(frozen=True)
@@ -73,8 +78,8 @@ class TrialComparison(Comparison[TunedSettings]):
     """One choice compared with another, round by round."""
 
     dimension: str = ""
-    before: tuple[StageLoad, ...] = ()
-    """The loads of the stages with the base: the bottleneck before this choice."""
+    before: tuple[StageShares, ...] = ()
+    """The shares of the stages with the base: the bottleneck before this choice."""
     accepted: bool = False
     """True if the search continued from this choice."""
 
@@ -97,8 +102,8 @@ class SearchResult:
     compared: tuple[TrialComparison, ...]
     skipped: tuple[str, ...]
     """Dimensions that the budget did not reach."""
-    stages: tuple[StageLoad, ...]
-    """The loads of the stages with the chosen settings; empty if unknown."""
+    stages: tuple[StageShares, ...]
+    """The shares of the stages with the chosen settings; empty if unknown."""
     measured: tuple[ScoredTrial, ...]
     """All trials in order."""
     seconds: float
@@ -188,7 +193,7 @@ def search(
 
 
 def _of_dimension(
-    row: Comparison[TunedSettings], dimension: str, before: tuple[StageLoad, ...] = (), accepted: bool = False
+    row: Comparison[TunedSettings], dimension: str, before: tuple[StageShares, ...] = (), accepted: bool = False
 ) -> TrialComparison:
     return TrialComparison(row.choice, row.base, row.rates, row.ratios, dimension, before, accepted)
 

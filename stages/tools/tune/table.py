@@ -5,9 +5,9 @@ import math
 from rich.table import Table
 
 from threadloom.stages.resolve import format_settings, format_value
-from threadloom.stages.tools.tune.loads import describe_bottleneck
 from threadloom.stages.tools.tune.search import SearchResult
 from threadloom.stages.tools.tune.space import ROUNDING, overrides_from
+from threadloom.stages.tools.tune.stage_shares import describe_bottleneck
 
 TRIALS_WANTED = 100
 """Approximate number of trials in a complete search."""

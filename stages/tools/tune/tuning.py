@@ -33,12 +33,12 @@ from threadloom.stages.resolve import (
 )
 from threadloom.stages.run import planned_memory
 from threadloom.stages.tools.common import report_console
-from threadloom.stages.tools.tune.loads import loads_of
 from threadloom.stages.tools.tune.picture import check_picture_path, picture_of_search, write_picture
 from threadloom.stages.tools.tune.precisions import SHARE, PrecisionRace, permitted, race_precisions
 from threadloom.stages.tools.tune.progress import shown_progress
 from threadloom.stages.tools.tune.search import SearchResult, Trial, search
 from threadloom.stages.tools.tune.space import SEPARATE_GEMM, Limits
+from threadloom.stages.tools.tune.stage_shares import shares_of
 from threadloom.stages.tools.tune.table import TRIALS_WANTED, conclusions, trials_table
 from threadloom.stages.training import RANDOM_VOCABULARY, compile_kernels, measured_config, short_run
 
@@ -68,7 +68,7 @@ class Trials:
         resolved = resolve(with_defaults(self.config, choice), self.cores)
         run = short_run(resolved, self.seconds, self.limit)
         seconds = time.perf_counter() - begin
-        return Trial(run.tokens_per_s, seconds, sum(planned_memory(resolved).values()), loads_of(run.statistics))
+        return Trial(run.tokens_per_s, seconds, sum(planned_memory(resolved).values()), shares_of(run.statistics))
 
     def warm_up(self, choice: TunedSettings) -> float:
         """Measure a first trial, which fills caches, return its duration, and limit the others to a multiple of it."""

@@ -6,12 +6,12 @@ import pytest
 
 from threadloom.stages.config import Precision
 from threadloom.stages.tools.tune.command import PRECISIONS
-from threadloom.stages.tools.tune.loads import StageLoad
 from threadloom.stages.tools.tune.precisions import PrecisionRace, permitted, race_precisions
 from threadloom.stages.tools.tune.search import Trial
+from threadloom.stages.tools.tune.stage_shares import StageShares
 
 FLOAT32, BF16, BF16X3, FP16 = Precision.FLOAT32, Precision.BF16, Precision.BF16X3, Precision.FP16
-LOADS = (StageLoad("backward", 2, 0.96, 0.03, 0.01),)
+LOADS = (StageShares("backward", 2, 0.96, 0.03, 0.01),)
 
 
 def raced(

@@ -1,4 +1,4 @@
-"""How the stages of a trial spent their time, and the bottleneck that follows from it, as text."""
+"""The shares of their time that the stages of a trial spent, and the bottleneck that follows from them, as text."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ WORKING = 0.05
 
 
 @dataclass(frozen=True)
-class StageLoad:
+class StageShares:
     """The shares of the time of the threads of one stage; they add up to 1."""
 
     name: str
@@ -24,16 +24,16 @@ class StageLoad:
     """Waiting for capacity downstream."""
 
 
-def loads_of(statistics: RunStatistics) -> tuple[StageLoad, ...]:
-    """Return the loads of the stages of a run, without its source and its sinks."""
+def shares_of(statistics: RunStatistics) -> tuple[StageShares, ...]:
+    """Return the shares of the stages of a run, without its source and its sinks."""
     return tuple(
-        StageLoad(stage.name, stage.workers, stage.busy_share, stage.waiting_share, stage.blocked_share)
+        StageShares(stage.name, stage.workers, stage.busy_share, stage.waiting_share, stage.blocked_share)
         for stage in statistics.stages
         if stage.after and stage.channel is not None and stage.items_in
     )
 
 
-def describe_bottleneck(stages: Sequence[StageLoad]) -> str:
+def describe_bottleneck(stages: Sequence[StageShares]) -> str:
     """Return which stage was busiest, which was blocked and which waited most, with the shares; "" if unknown.
 
     For example: backward (2 threads) was busy 96 % of the time, forward (2 threads) was blocked 41 % and update waited
@@ -58,5 +58,5 @@ def describe_bottleneck(stages: Sequence[StageLoad]) -> str:
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
-def _named(stage: StageLoad) -> str:
+def _named(stage: StageShares) -> str:
     return stage.name if stage.threads == 1 else f"{stage.name} ({stage.threads} threads)"

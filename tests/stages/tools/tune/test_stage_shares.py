@@ -3,15 +3,15 @@
 from threadloom.pipeline import Graph
 from threadloom.stages.config import Gemm
 from threadloom.stages.resolve import TunedSettings
-from threadloom.stages.tools.tune.loads import StageLoad, describe_bottleneck, loads_of
 from threadloom.stages.tools.tune.search import Trial, search
 from threadloom.stages.tools.tune.space import Limits
+from threadloom.stages.tools.tune.stage_shares import StageShares, describe_bottleneck, shares_of
 from threadloom.stages.tools.tune.table import conclusions
 
-FORWARD = StageLoad("forward", 2, 0.55, 0.04, 0.41)
-BACKWARD = StageLoad("backward", 2, 0.96, 0.03, 0.01)
-UPDATE = StageLoad("update", 1, 0.12, 0.88, 0.0)
-PLAIN = StageLoad("collect", 1, 0.01, 0.99, 0.0)
+FORWARD = StageShares("forward", 2, 0.55, 0.04, 0.41)
+BACKWARD = StageShares("backward", 2, 0.96, 0.03, 0.01)
+UPDATE = StageShares("update", 1, 0.12, 0.88, 0.0)
+PLAIN = StageShares("collect", 1, 0.01, 0.99, 0.0)
 
 
 def test_the_busiest_the_blocked_and_the_waiting_stage_are_named() -> None:
@@ -32,7 +32,7 @@ def test_loads_are_those_of_stages_with_items() -> None:
     graph = Graph("two")
     work = graph.stage("work", lambda item: item, after=graph.source("read", range(100)), workers=2)
     graph.stage("never", lambda item: item, after=work, when=lambda item: False)
-    (load,) = loads_of(graph.run())
+    (load,) = shares_of(graph.run())
     assert (load.name, load.threads) == ("work", 2)
     assert abs(load.busy + load.waiting + load.blocked - 1.0) < 1e-6
 
