@@ -8,7 +8,8 @@ import pytest
 
 import threadloom.pipeline.tuning.trials
 from threadloom.pipeline import Graph, RunStatistics
-from threadloom.pipeline.tuning import proposals, run_trials, tune_graph
+from threadloom.pipeline.tuning import proposals, run_trials, tune, tune_graph
+from threadloom.pipeline.tuning.sizes import GraphSizes
 from threadloom.pipeline.tuning.trials import GraphTrials, GraphTuningError, Interval
 
 SECONDS = 0.05
@@ -215,6 +216,23 @@ def test_a_real_graph_is_tuned_and_left_as_it_was(monkeypatch: pytest.MonkeyPatc
     assert found.final is not None
     assert found.final.ratio > 1.5
     assert found.tried[0].why.startswith("work is the bottleneck")
+
+
+def test_a_search_that_ends_with_other_sizes_leaves_the_graph_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if it fails; the last trial of a whole search may be one of the declared sizes."""
+    graph = line(lambda: iter(range(5)))
+    before, used = graph.stages, list[int]()
+
+    def measure_others(declared: GraphSizes, freedoms: object, trials: GraphTrials, *_: object) -> None:
+        trials(declared.changed("work", workers=2))
+        used.extend(stage.workers for stage in graph.stages if stage.name == "work")
+        raise InterruptedError
+
+    monkeypatch.setattr(tune, "search_sizes", measure_others)
+    with pytest.raises(InterruptedError):
+        run_trials(GraphTrials(graph, SECONDS), 1.0)
+    assert used == [2]
+    assert graph.stages == before
 
 
 def test_an_interrupt_ends_every_thread() -> None:

@@ -12,13 +12,39 @@ from loguru import logger
 from numba.core import event
 
 from threadloom.kernels.compiling.jit import JIT_ENABLED
-from threadloom.stages.config import ModelArchitecture
+from threadloom.stages.config import DelayCorrection, ModelArchitecture
 from threadloom.stages.config.settings import Precision
 from threadloom.stages.console.json_worker import module_command
+from threadloom.stages.step.optimizers import AdamW, ForecastAdamW, LeadAdamW
 from threadloom.stages.training import warmup
 from threadloom.stages.training.warmup import compile_kernels
 
 pytestmark = pytest.mark.timeout(240)  # in a fresh clone kernels are compiled here
+
+
+@pytest.mark.parametrize(
+    ("remedy", "kind"),
+    [
+        (DelayCorrection.NONE, AdamW),
+        (DelayCorrection.WARMUP, AdamW),
+        (DelayCorrection.LEAD, LeadAdamW),
+        (DelayCorrection.FORECAST, ForecastAdamW),
+        (DelayCorrection.FORECAST_LEAD, ForecastAdamW),
+    ],
+)
+def test_the_update_that_is_compiled_is_that_of_the_remedy(
+    remedy: DelayCorrection, kind: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[type] = []
+    step = warmup._TinyStep.optimizer
+
+    def recorded(tiny: warmup._TinyStep) -> None:
+        used.append(type(tiny._training.optimizer))
+        step(tiny)
+
+    monkeypatch.setattr(warmup._TinyStep, "optimizer", recorded)
+    compile_kernels(lambda _: None, delayed=remedy)
+    assert used == [kind]
 
 
 class FakeProcess:

@@ -1,17 +1,21 @@
 """`threadloom tune --goal loss=...` on a tiny model."""
 
+import math
 from pathlib import Path
 
+import msgspec
 import pytest
 from click.testing import CliRunner
 
+from threadloom.pipeline import StageFailure
 from threadloom.stages.cli import main
 from threadloom.stages.config import Config, ConfigError, Gpt2Config, OptimizerConfig
+from threadloom.stages.data import TokenBatches
 from threadloom.stages.resolve import load_config, to_json
 from threadloom.stages.tools.tune.delays import DelayChoice
 from threadloom.stages.tools.tune.goal import Goal, _result
 from threadloom.stages.tools.tune.halving import HalvingResult, Pilot
-from threadloom.stages.tools.tune.pilots import RateChoice
+from threadloom.stages.tools.tune.pilots import RateChoice, pilots_on_text
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -64,3 +68,21 @@ def test_a_delay_lengthens_the_warm_up_that_the_pilots_found_without_one(delay: 
     halving = HalvingResult((Pilot(best, 50, 3.0, 1.0), Pilot(best, 100, 2.0, 2.0)), best, complete=True)
     config = _result(TINY, 1.5, DelayChoice(delay, ()), halving, 1000.0).config
     assert (config.delay, config.schedule.warmup) == (delay, warmup)
+
+
+def test_a_pilot_that_diverges_has_an_infinite_loss_and_another_failure_is_raised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("one two three four five six seven " * 100)
+    config = msgspec.structs.replace(TINY, data=msgspec.structs.replace(TINY.data, text=(str(text),)))
+    with pilots_on_text(config, 1, None) as train:
+        assert math.isinf(train(RateChoice(1e3, 0.0, 20), 20).loss)
+        assert train(RateChoice(1e-3, 0.0, 20), 20).loss < 10.0
+
+        def fail(*_: object) -> None:
+            raise OSError("the disk is gone")
+
+        monkeypatch.setattr(TokenBatches, "fill", fail)
+        with pytest.raises(StageFailure, match="the disk is gone"):
+            train(RateChoice(1e-3, 0.0, 20), 20)

@@ -1,0 +1,47 @@
+"""The parameters that AdamW for delayed gradients passes to its kernels."""
+
+import math
+
+import pytest
+
+from tests.stages.support import build, tiny
+from threadloom.stages.config import ResolvedOptimizer
+from threadloom.stages.models import Geometry
+from threadloom.stages.step.optimizers import ForecastAdamW, LeadAdamW
+
+SETTINGS = ResolvedOptimizer(beta1=0.9, lead=0.7, clip=0.0)
+GEOMETRY = Geometry(5, 2, 1, 1, 4)
+
+
+def doubling(update: int) -> float:
+    """A learning rate from which the update can be told."""
+    return 2.0**update
+
+
+@pytest.mark.parametrize("delay", [1, 2, 3])
+def test_the_horizon_is_the_sum_of_the_rates_of_the_next_updates(delay: int) -> None:
+    """The version that update 5 makes is read by batch 6 + delay - 1, after as many updates as the delay."""
+    step = ForecastAdamW(SETTINGS, doubling, GEOMETRY, delay=delay).step(batch=5, applied=5, grad_norm=1.0, scale=1.0)
+    assert step.lr == 2.0**5
+    assert step.horizon == sum(2.0**update for update in range(6, 6 + delay))
+
+
+def test_a_step_without_forecast_has_no_horizon_and_the_first_one_no_lead() -> None:
+    optimizer = LeadAdamW(SETTINGS, doubling, GEOMETRY)
+    first = optimizer.step(batch=3, applied=0, grad_norm=1.0, scale=4.0)
+    assert (first.lead, first.horizon, first.grad_scale) == (0.0, 0.0, 0.25)
+    assert math.isclose(first.bias_correction1, 0.1)
+    assert first.earlier_correction1 == 1.0
+    second = optimizer.step(batch=4, applied=1, grad_norm=1.0, scale=4.0)
+    assert second.lead == 0.7
+    assert math.isclose(second.earlier_correction1, first.bias_correction1)
+
+
+@pytest.mark.parametrize("overrides", [(), ('train.freeze=["wte"]',)], ids=["all", "frozen"])
+def test_the_weights_that_the_optimizer_updates_begin_as_version_0(overrides: tuple[str, ...]) -> None:
+    training = build(tiny("delay=2", *overrides))
+    master = training.optimizer.master
+    assert master is not None
+    with training.banks.lease(0) as lease:
+        assert master.flat.tobytes() == lease.bank.arena.flat.tobytes()
+    assert master.flat.any()
