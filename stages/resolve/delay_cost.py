@@ -61,5 +61,18 @@ def delay_warning(config: ResolvedConfig) -> str | None:
         return None
     return (
         f"delay={delay} ended {cost.loss:.3f} above delay=0 after equal updates on nanoGPT's recipe, each with its "
-        f"best settings, and needs {cost.updates:.2f} times the updates to the same loss. Hint: {remedy}"
+        f"best settings, and needs {cost.updates:.2f} times the updates to the same loss.{_short_warmup(config, cost)} "
+        f"Hint: {remedy}"
+    )
+
+
+def _short_warmup(config: ResolvedConfig, cost: DelayCost) -> str:
+    """Return a sentence on a warm-up that is shorter than that of the measurement; "" if it is not."""
+    schedule = config.schedule
+    needed = round(cost.warmup * (schedule.decay_steps if schedule.kind.ends else config.steps))
+    if schedule.warmup >= needed:
+        return ""
+    return (
+        f" Those settings include a warm-up of {needed:,} updates; this run has one of {schedule.warmup:,}, and shorter "
+        "ones lost more."
     )

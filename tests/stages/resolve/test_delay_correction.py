@@ -90,3 +90,10 @@ def test_the_line_on_a_delay_names_the_remedy_and_its_strength() -> None:
     )
     line = delay_summary(resolve(apply_overrides(tiny(), ["delay=1", "delay_correction=none"]), 2))
     assert line == "delay 1: batch k reads version k - 1, weights as they were (delay_correction=none)"
+
+
+@pytest.mark.parametrize(("warmup", "short"), [(0, True), (34, True), (35, False), (60, False)])
+def test_a_warm_up_that_is_too_short_for_the_delay_is_told(warmup: int, short: bool) -> None:
+    config = apply_overrides(tiny(), ["delay=2", "steps=100", f"schedule.warmup={warmup}"])
+    warning = str(delay_warning(resolve(config, 2)))
+    assert (f"a warm-up of 35 updates; this run has one of {warmup}" in warning) is short
