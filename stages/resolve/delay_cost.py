@@ -73,6 +73,6 @@ def _short_warmup(config: ResolvedConfig, cost: DelayCost) -> str:
     if schedule.warmup >= needed:
         return ""
     return (
-        f" Those settings include a warm-up of {needed:,} updates; this run has one of {schedule.warmup:,}, and shorter "
-        "ones lost more."
+        f" Those settings include a warm-up of {needed:,} updates; this run has one of {schedule.warmup:,}, and "
+        "shorter ones lost more."
     )
