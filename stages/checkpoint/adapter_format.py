@@ -40,7 +40,7 @@ class AdapterFormat(SafetensorsFormat):
     def _write_newest(self, directory: Path, state: TrainingState) -> dict[str, FileDigest]:
         assert state.base is not None, "TrainingState requires it"
         weights, geometry = state.versions[state.step], state.geometry
-        files = write_adapter(directory, weights, geometry, state.saved_tensors, state.base.path)
+        files = write_adapter(directory, weights, geometry, state.saved_tensors, state.base.path, state.stored_rows)
         return files | write_tokenizer_configuration(directory, geometry, state.end_of_text)
 
     def _read_newest(self, directory: Path, geometry: Geometry, weights: Weights) -> None:

@@ -17,19 +17,35 @@ from threadloom.stages.models import (
     huggingface_tied,
     linear_modules,
 )
-from threadloom.stages.storage import ADAPTER_CONFIG_FILE, ADAPTER_FILE, FileDigest, write_bytes, write_tensors
+from threadloom.stages.storage import (
+    ADAPTER_CONFIG_FILE,
+    ADAPTER_FILE,
+    ADAPTER_PREFIX,
+    FileDigest,
+    write_bytes,
+    write_tensors,
+)
 
 
 def write_adapter(
-    folder: Path, weights: Mapping[str, NDArray[np.float32]], geometry: Geometry, saved: Set[str], base: str
+    folder: Path,
+    weights: Mapping[str, NDArray[np.float32]],
+    geometry: Geometry,
+    saved: Set[str],
+    base: str,
+    stored_rows: Mapping[str, NDArray[np.int32]] | None = None,
 ) -> dict[str, FileDigest]:
     """Write the adapters of a model to `folder`, an existing directory without any; returns file name → digest.
 
-    `saved` are the tensors of the model that are trained as a whole, `base` is the folder of the model.
+    `saved` are the tensors of the model that are trained as a whole, `base` is the folder of the model. `stored_rows`
+    are the rows of some of those tensors in the order in which they are written.
     """
+    views, stored_rows = adapter_views(weights, geometry, saved), stored_rows or {}
+    parts = huggingface_parts(geometry) | huggingface_tied(geometry)
+    rows = {f"{ADAPTER_PREFIX}{name}": stored_rows[ours] for name, ours in parts.items() if ours in stored_rows}
     text = json.dumps(adapter_config(geometry, saved, base), indent=2) + "\n"
     return {
-        ADAPTER_FILE: write_tensors(folder / ADAPTER_FILE, adapter_views(weights, geometry, saved), METADATA),
+        ADAPTER_FILE: write_tensors(folder / ADAPTER_FILE, views, METADATA, rows=rows),
         ADAPTER_CONFIG_FILE: write_bytes(folder / ADAPTER_CONFIG_FILE, text.encode()),
     }
 

@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from threadloom.stages.models import EndOfText, Geometry, huggingface_config, huggingface_views
+from threadloom.stages.models import EndOfText, Geometry, huggingface_config, huggingface_parts, huggingface_views
 from threadloom.stages.storage import (
     CONFIG_FILE,
     MODEL_FILE,
@@ -45,13 +45,16 @@ def write_model(
     geometry: Geometry,
     end_of_text: EndOfText | None = None,
     came_in: Path | None = None,
+    stored_rows: Mapping[str, NDArray[np.int32]] | None = None,
 ) -> dict[str, FileDigest]:
     """Write the files of a model to `folder`, an existing directory without weights; returns file name → digest.
 
     Files of the tokenizer that are there already, since they came with the model, are kept. For `came_in` see
-    `write_configuration`.
+    `write_configuration`. `stored_rows` are the rows of some of our tensors in the order in which they are written.
     """
-    digests = {MODEL_FILE: write_tensors(folder / MODEL_FILE, huggingface_views(weights, geometry), {"format": "pt"})}
+    views, stored_rows = huggingface_views(weights, geometry), stored_rows or {}
+    rows = {name: stored_rows[ours] for name, ours in huggingface_parts(geometry).items() if ours in stored_rows}
+    digests = {MODEL_FILE: write_tensors(folder / MODEL_FILE, views, {"format": "pt"}, rows=rows)}
     return digests | write_configuration(folder, geometry, end_of_text, came_in)
 
 

@@ -9,10 +9,10 @@ optimizer.safetensors state of the optimizer for the trained tensors as `<name>.
 versions.safetensors  trained weights of versions max(step - τ, 0) to step - 1 as `<version>.*`; absent if none
 ===================== ==================================================================================================
 
-Tensors are read back bit for bit.
+Tensors are read back bit for bit. Rows of a vocabulary are in the order of the tokenizer, also if the run has another.
 """
 
-from collections.abc import Mapping, Set
+from collections.abc import Iterable, Mapping, Set
 from pathlib import Path
 
 import numpy as np
@@ -44,12 +44,14 @@ class SafetensorsFormat:
         tensors: dict[str, Floats] = {}
         for name, arena in state.optimizer.items():
             tensors |= _with_prefix(name, arena)
-        files[OPTIMIZER_FILE] = write_tensors(directory / OPTIMIZER_FILE, tensors, {})
+        rows = _with_prefixes(state.optimizer, state.stored_rows)
+        files[OPTIMIZER_FILE] = write_tensors(directory / OPTIMIZER_FILE, tensors, {}, rows=rows)
         older: dict[str, Floats] = {}
         for version in kept_versions(state.step, state.delay)[:-1]:
             older |= _with_prefix(str(version), state.versions[version])
         if older:
-            files[VERSIONS_FILE] = write_tensors(directory / VERSIONS_FILE, older, {})
+            rows = _with_prefixes(map(str, state.versions), state.stored_rows)
+            files[VERSIONS_FILE] = write_tensors(directory / VERSIONS_FILE, older, {}, rows=rows)
         return files
 
     def model_files(self) -> frozenset[str]:
@@ -76,10 +78,15 @@ class SafetensorsFormat:
         _read(directory / OPTIMIZER_FILE, state, state.keys())
 
     def _write_newest(self, directory: Path, state: TrainingState) -> dict[str, FileDigest]:
-        return write_model(directory, state.versions[state.step], state.geometry, state.end_of_text, state.came_in)
+        newest, rows = state.versions[state.step], state.stored_rows
+        return write_model(directory, newest, state.geometry, state.end_of_text, state.came_in, rows)
 
     def _read_newest(self, directory: Path, geometry: Geometry, weights: Weights) -> None:
         read_model(directory / MODEL_FILE, geometry, weights)
+
+
+def _with_prefixes(prefixes: Iterable[str], rows: Mapping[str, NDArray[np.int32]]) -> dict[str, NDArray[np.int32]]:
+    return {f"{prefix}.{name}": order for prefix in prefixes for name, order in rows.items()}
 
 
 def _with_prefix(prefix: str, weights: Weights) -> dict[str, Floats]:

@@ -52,6 +52,8 @@ class TrainingState:
     """The config.json of the model that the run started from, if it exists; some of its keys are kept."""
     base: BaseModel | None = None
     """The frozen model of a run with adapters, which is not in the checkpoint."""
+    stored_rows: Mapping[str, NDArray[np.int32]] = field(default_factory=dict)
+    """Tensor → its rows in the order of the tokenizer, in which they are written; empty if they are in that order."""
 
     def __post_init__(self) -> None:
         """Raise `ValueError` for an incomplete state."""

@@ -3,6 +3,12 @@
 May import: models.
 """
 
+from threadloom.stages.config.data import (
+    DataConfig as DataConfig,
+    SpecialTokens as SpecialTokens,
+    TokenizerKind as TokenizerKind,
+    TokenOrder as TokenOrder,
+)
 from threadloom.stages.config.divisors import divisors as divisors
 from threadloom.stages.config.errors import (
     ConfigError as ConfigError,
@@ -39,7 +45,6 @@ from threadloom.stages.config.settings import (
     MODEL_CONFIGS as MODEL_CONFIGS,
     CheckpointConfig as CheckpointConfig,
     Config as Config,
-    DataConfig as DataConfig,
     DelayCorrection as DelayCorrection,
     EvaluationConfig as EvaluationConfig,
     Gemm as Gemm,
@@ -51,9 +56,7 @@ from threadloom.stages.config.settings import (
     Precision as Precision,
     ScheduleConfig as ScheduleConfig,
     ScheduleKind as ScheduleKind,
-    SpecialTokens as SpecialTokens,
     ThreadsConfig as ThreadsConfig,
-    TokenizerKind as TokenizerKind,
     TraceConfig as TraceConfig,
     model_config_of as model_config_of,
 )

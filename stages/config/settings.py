@@ -4,6 +4,7 @@ import enum
 from collections.abc import Mapping
 from dataclasses import replace
 
+from threadloom.stages.config.data import DataConfig
 from threadloom.stages.config.gpt2 import Gpt2Config
 from threadloom.stages.config.llama import LlamaConfig
 from threadloom.stages.config.lora import LoraConfig
@@ -42,28 +43,6 @@ class ScheduleKind(enum.Enum):
     def ends(self) -> bool:
         """True if the decay ends at `schedule.decay_steps`."""
         return self in (ScheduleKind.COSINE, ScheduleKind.LINEAR)
-
-
-class TokenizerKind(enum.Enum):
-    """The tokenizers; see `stages.data.tokenizer_registry`."""
-
-    CHARACTERS = "characters"
-    """One token per character, of the most frequent characters."""
-    BYTES = "bytes"
-    """One token per byte of UTF-8: a vocabulary of 256 for any text."""
-    BPE = "bpe"
-    """Byte pairs, trained on the text up to `model.vocab_size`, which must be set."""
-    PRETRAINED = "pretrained"
-    """An existing tokenizer, that of `data.tokenizer_path`."""
-
-
-class SpecialTokens(enum.Enum):
-    """The treatment of special tokens, such as <|endoftext|>, that occur in a text."""
-
-    TOKENS = "tokens"
-    """Each is one token."""
-    TEXT = "text"
-    """They are encoded as any other text."""
 
 
 class Gemm(enum.Enum):
@@ -136,23 +115,6 @@ class DelayCorrection(enum.Enum):
     def forecasts(self) -> bool:
         """True if the versions that forward and backward read are forecasts of later weights."""
         return self in (DelayCorrection.FORECAST, DelayCorrection.FORECAST_LEAD)
-
-
-class DataConfig(Section, frozen=True, kw_only=True):
-    """The text and its tokens."""
-
-    text: tuple[str, ...] = ()
-    """Files and directories. Empty: the source of Python's standard library."""
-    tokenizer: TokenizerKind = TokenizerKind.CHARACTERS
-    """The tokenizer of the text."""
-    tokenizer_path: str = ""
-    """With `tokenizer=pretrained`: a tokenizer.json in Hugging Face's format, or the folder of a model with one."""
-    special_tokens: SpecialTokens = SpecialTokens.TOKENS
-    """Treatment of special tokens in the text, with a BPE or pretrained tokenizer."""
-    alphabet: int = 256
-    """Maximum number of characters of a character tokenizer; U+FFFD replaces the others."""
-    train_fraction: float = 0.9
-    """Fraction of the text, from its start, for training; the rest is for validation."""
 
 
 class OptimizerConfig(Section, frozen=True, kw_only=True):

@@ -24,6 +24,7 @@ from threadloom.stages.data.dataset import (
     Dataset as Dataset,
     preparation_bytes as preparation_bytes,
     prepare as prepare,
+    prepared_order as prepared_order,
     require_same_text as require_same_text,
 )
 from threadloom.stages.data.text import Text as Text, absolute_text as absolute_text, read_text as read_text

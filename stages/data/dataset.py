@@ -5,7 +5,8 @@ text, except for the counts of words from which a BPE tokenizer is trained.
 
 A prepared directory contains `train.npy`, `validation.npy`, `tokenizer.json` and `manifest.json`, and the files that
 accompany a pretrained tokenizer in the folder of its model, with the `config.json` of that model as
-`model_config.json`. Every file is written atomically, the manifest last. The manifest has the checksums of the others,
+`model_config.json`. If the token files have rows in an order of their own (`data.token_order`), it is in
+`token_order.npy`. Every file is written atomically, the manifest last. The manifest has the checksums of the others,
 so a directory with a missing or damaged file is prepared again instead of used.
 """
 
@@ -16,10 +17,19 @@ import shutil
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 
-from threadloom.stages.config import ConfigError, DataConfig, InputError, ModelConfig, SpecialTokens, TokenizerKind
+from threadloom.stages.config import (
+    ConfigError,
+    DataConfig,
+    InputError,
+    ModelConfig,
+    SpecialTokens,
+    TokenizerKind,
+    TokenOrder,
+)
 from threadloom.stages.data.chunked_text import ChunkedText, reported, split_at
 from threadloom.stages.data.pretrained_tokenizer import is_prepared_from_another, pretrained_companions
 from threadloom.stages.data.text import Text
@@ -27,10 +37,13 @@ from threadloom.stages.data.text_record import text_changes
 from threadloom.stages.data.token_file import (
     DataError,
     TokenFile,
+    replace_ids,
     require_window,
+    token_counts,
     token_type,
     write_token_file,
 )
+from threadloom.stages.data.token_order import ORDER_FILE, encode_order, read_order, vocabulary_order
 from threadloom.stages.data.tokenizer import Tokenizer
 from threadloom.stages.data.tokenizer_files import (
     COMPANIONS,
@@ -40,6 +53,7 @@ from threadloom.stages.data.tokenizer_files import (
     load_tokenizer,
 )
 from threadloom.stages.data.tokenizer_registry import TOKENIZERS, create_tokenizer
+from threadloom.stages.models import VocabularyOrder
 from threadloom.stages.storage import (
     DiskFullError,
     atomic_file,
@@ -82,6 +96,9 @@ class DatasetManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     train_fraction: float
     special_tokens: SpecialTokens = SpecialTokens.TOKENS
     tokenizer_sha256: str
+    token_order: TokenOrder = TokenOrder.ID
+    order_sha256: str | None = None
+    """Checksum of the file of the order; None for that of the ids."""
     train: SplitRecord
     validation: SplitRecord
 
@@ -95,6 +112,8 @@ class Dataset:
     train: TokenFile
     validation: TokenFile
     manifest: DatasetManifest
+    order: VocabularyOrder | None
+    """Order of the rows that the token files have instead of ids; None: they have ids."""
     reused: bool
     """True if the directory was up to date and nothing was tokenised."""
     preparation_bytes: int
@@ -120,12 +139,13 @@ class _Preparation:
 
     def open(self, manifest: DatasetManifest, tokenizer: Tokenizer, preparation_bytes: int | None) -> Dataset:
         """Return the dataset of the written files; `preparation_bytes` is None if they are reused."""
+        order = _order(self.directory, manifest)
         train, validation = (
             TokenFile.open(self.directory / record.file, manifest.vocab_size, self.context)
             for record in (manifest.train, manifest.validation)
         )
         reused, path = preparation_bytes is None, self.directory / TOKENIZER_FILE
-        return Dataset(tokenizer, path, train, validation, manifest, reused, preparation_bytes or 0)
+        return Dataset(tokenizer, path, train, validation, manifest, order, reused, preparation_bytes or 0)
 
 
 def preparation_bytes(data: DataConfig, text: ChunkedText) -> int:
@@ -174,6 +194,22 @@ def require_same_text(directory: Path, text: Text) -> None:
         )
 
 
+def prepared_order(directory: Path) -> VocabularyOrder | None:
+    """Return the order of the rows in the token files of a prepared directory; None if they have ids.
+
+    Raises DataError if the file of the order is missing or damaged.
+    """
+    try:
+        manifest = msgspec.json.decode((directory / MANIFEST_FILE).read_bytes(), type=DatasetManifest)
+    except (OSError, msgspec.DecodeError):  # without a manifest the files may have been written by hand
+        return None
+    return _order(directory, manifest)
+
+
+def _order(directory: Path, manifest: DatasetManifest) -> VocabularyOrder | None:
+    return None if manifest.order_sha256 is None else read_order(directory / ORDER_FILE, manifest.order_sha256)
+
+
 def _open_prepared(wanted: _Preparation) -> Dataset | None:
     """Return the dataset in the directory, or None unless it is complete and up to date."""
     directory, data = wanted.directory, wanted.data
@@ -182,7 +218,7 @@ def _open_prepared(wanted: _Preparation) -> Dataset | None:
         found = (manifest.format, manifest.text_sha256, manifest.tokenizer, manifest.limit, manifest.train_fraction)
         if found != (MANIFEST_FORMAT, wanted.checksum, data.tokenizer, wanted.limit, data.train_fraction):
             return None
-        if manifest.special_tokens is not data.special_tokens:
+        if (manifest.special_tokens, manifest.token_order) != (data.special_tokens, data.token_order):
             return None
         for record in (manifest.train, manifest.validation):
             if Path(record.file).name != record.file or _sha256(directory / record.file) != record.sha256:
@@ -194,6 +230,7 @@ def _open_prepared(wanted: _Preparation) -> Dataset | None:
         tokenizer = load_tokenizer(directory / TOKENIZER_FILE)
         if tokenizer.vocab_size != manifest.vocab_size:
             return None
+        _order(directory, manifest)
     except (OSError, msgspec.MsgspecError, InputError, UnicodeDecodeError):
         return None
     return wanted.open(manifest, tokenizer, None)
@@ -235,7 +272,7 @@ def _too_large(wanted: _Preparation, needed: int, available: int) -> ConfigError
 def _write(wanted: _Preparation, tokenizer: Tokenizer) -> DatasetManifest:
     directory, data = wanted.directory, wanted.data
     directory.mkdir(parents=True, exist_ok=True)
-    tokens = _write_token_files(wanted, tokenizer.with_special_tokens(data.special_tokens))
+    tokens, order = _write_token_files(wanted, tokenizer.with_special_tokens(data.special_tokens))
     _copy_companions(data, directory)
     characters = {Split.TRAIN: wanted.cut, Split.VALIDATION: wanted.text.characters - wanted.cut}
     records = {
@@ -256,26 +293,48 @@ def _write(wanted: _Preparation, tokenizer: Tokenizer) -> DatasetManifest:
         train_fraction=data.train_fraction,
         special_tokens=data.special_tokens,
         tokenizer_sha256=_write_tokenizer(directory / TOKENIZER_FILE, tokenizer),
+        token_order=data.token_order,
+        order_sha256=_write_order(directory / ORDER_FILE, order),
         **records,
     )
     atomic_write(directory / MANIFEST_FILE, msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
     return manifest
 
 
-def _write_token_files(wanted: _Preparation, tokenizer: Tokenizer) -> dict[Split, int]:
-    """Write the token files of both splits and return their numbers of tokens; on any error neither is replaced."""
+def _write_token_files(wanted: _Preparation, tokenizer: Tokenizer) -> tuple[dict[Split, int], VocabularyOrder | None]:
+    """Write the token files of both splits, of rows if they have an order; return their numbers of tokens and that.
+
+    On any error neither is replaced.
+    """
     chunks = reported(wanted.text.chunks(), wanted.text.characters, "tokenising the text")
-    kind, tokens = token_type(tokenizer.vocab_size), {}
+    kind = token_type(tokenizer.vocab_size)
+    tokens, open_files = dict[Split, int](), dict[Split, BinaryIO]()
     if not TOKENIZERS[wanted.data.tokenizer].compresses:
         require_free_space(wanted.directory, kind.itemsize * wanted.text.characters)
     with ExitStack() as files:
         for split, part in zip(Split, split_at(chunks, wanted.cut), strict=True):
             path = _token_file(wanted.directory, split)
-            file = files.enter_context(atomic_file(path))
+            file = open_files[split] = files.enter_context(atomic_file(path))
             tokens[split] = write_token_file(file, tokenizer.encode_chunks(part), kind)
             require_window(tokens[split], wanted.context, path)
+        order = None
+        if wanted.data.token_order is not TokenOrder.ID:
+            counts = token_counts(open_files[Split.TRAIN], tokens[Split.TRAIN], kind, tokenizer.vocab_size)
+            order = vocabulary_order(wanted.data.token_order, counts)
+            for split, file in open_files.items():
+                replace_ids(file, tokens[split], kind, order.rows)
         (wanted.directory / MANIFEST_FILE).unlink(missing_ok=True)
-    return tokens
+    return tokens, order
+
+
+def _write_order(path: Path, order: VocabularyOrder | None) -> str | None:
+    """Write the file of an order, or remove that of another preparation; return its checksum."""
+    if order is None:
+        path.unlink(missing_ok=True)
+        return None
+    content = encode_order(order)
+    atomic_write(path, content)
+    return hashlib.sha256(content).hexdigest()
 
 
 def _token_file(directory: Path, split: Split) -> Path:

@@ -7,7 +7,7 @@ change while it is open: truncating a mapped file kills the process.
 
 import io
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,12 +16,16 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from threadloom.stages.config import InputError
+from threadloom.stages.models import VocabularyOrder
 
 TOKEN_TYPES: tuple[np.dtype[Any], ...] = tuple(np.dtype(kind) for kind in (np.uint8, np.uint16, np.int32, np.uint32))
 """The element types that a token file may have."""
 
 SYNCED_BYTES = 32 << 20
 """Bytes after which a file that is being written is synced."""
+
+_BLOCK = 1 << 20
+"""Ids that are counted or replaced at a time."""
 
 _PREPARE_AGAIN = "delete it to prepare it again from the text"
 
@@ -76,19 +80,53 @@ def append_ids(file: BinaryIO, parts: Iterable[NDArray[np.int32]], kind: np.dtyp
     return count
 
 
+def token_counts(file: BinaryIO, count: int, kind: np.dtype[Any], vocab_size: int) -> NDArray[np.int64]:
+    """Return how often each id (V,) is in a file that `write_token_file` wrote, which is still open."""
+    counts = np.zeros(vocab_size, np.int64)
+    for _, ids in _written_blocks(file, count, kind):
+        counts += np.bincount(ids, minlength=vocab_size)
+    return counts
+
+
+def replace_ids(file: BinaryIO, count: int, kind: np.dtype[Any], replacements: NDArray[np.int32]) -> None:
+    """Replace each id in a file that `write_token_file` wrote by its entry in `replacements` (V,). Raises OSError."""
+    for position, ids in _written_blocks(file, count, kind):
+        file.seek(position)
+        file.write(replacements[ids].astype(kind).data)
+
+
+def _written_blocks(file: BinaryIO, count: int, kind: np.dtype[Any]) -> Iterator[tuple[int, NDArray[Any]]]:
+    """Yield position in the file and ids of each block."""
+    position = len(_header(count, kind))
+    for first in range(0, count, _BLOCK):
+        file.seek(position)
+        ids = np.frombuffer(file.read(min(_BLOCK, count - first) * kind.itemsize), kind)
+        yield position, ids
+        position += ids.nbytes
+
+
 class TokenFile:
     """A sequence of token ids, read in windows of context + 1 ids. Any number of threads may read concurrently."""
 
-    def __init__(self, ids: NDArray[Any], vocab_size: int, context: int, path: Path) -> None:
-        """Wrap ids (N,) of one of `TOKEN_TYPES`; `path` names them in errors. Raises DataError if N < context + 1."""
+    def __init__(
+        self, ids: NDArray[Any], vocab_size: int, context: int, path: Path, order: VocabularyOrder | None = None
+    ) -> None:
+        """Wrap ids (N,) of one of `TOKEN_TYPES`; `path` names them in errors. Raises DataError if N < context + 1.
+
+        With `order` the file has rows of that order, and `read` and `tokenizer_ids` return the ids of the tokenizer.
+        """
         if ids.dtype not in TOKEN_TYPES or ids.ndim != 1:
             raise ValueError(f"ids must have one dimension and a type of {_type_names()}, got {ids.dtype} {ids.shape}")
         require_window(len(ids), context, path)
         self.ids, self.vocab_size, self.context, self.path = ids, vocab_size, context, path
+        self._order = None if order is None else order.extended(vocab_size).ids
 
     @classmethod
-    def open(cls, path: Path, vocab_size: int, context: int) -> "TokenFile":
-        """Map a .npy file of ids; raises DataError for a missing, damaged or truncated file and for another content."""
+    def open(cls, path: Path, vocab_size: int, context: int, order: VocabularyOrder | None = None) -> "TokenFile":
+        """Map a .npy file of ids; raises DataError for a missing, damaged or truncated file and for another content.
+
+        `order` is as in the constructor.
+        """
         try:
             with path.open("rb") as file:
                 shape, fortran, dtype = _read_header(file)
@@ -118,7 +156,7 @@ class TokenFile:
                 hint=f"{_PREPARE_AGAIN}, or copy it again",
             )
         ids = np.memmap(path, dtype, "r", start, shape) if shape[0] else np.zeros(0, dtype)
-        return cls(np.asarray(ids), vocab_size, context, path)
+        return cls(np.asarray(ids), vocab_size, context, path, order)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -147,6 +185,16 @@ class TokenFile:
                 cause="the file is damaged, or from another tokenizer",
                 hint=_PREPARE_AGAIN,
             )
+        if self._order is not None:
+            ids[:], targets[:] = self._order[ids], self._order[targets]
+
+    def tokenizer_ids(self, start: int, end: int) -> NDArray[Any]:
+        """Return the ids of the tokenizer from one position to another; those outside the vocabulary are unchanged."""
+        ids: NDArray[Any] = self.ids[start:end]
+        if self._order is None or (len(ids) and not 0 <= ids.min() <= ids.max() < self.vocab_size):
+            return ids
+        found: NDArray[Any] = self._order[ids]
+        return found
 
 
 def _read_header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:

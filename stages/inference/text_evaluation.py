@@ -23,6 +23,7 @@ from threadloom.stages.data import (
     Tokenizer,
     append_ids,
     evaluation_batches,
+    prepared_order,
     read_text,
     reported,
     token_type,
@@ -162,7 +163,7 @@ def _validation_tokens(model: Model, run: Path) -> TokenFile:
             cause="the path is not a run directory, or its data were removed",
             hint="pass a text with --text FILE_OR_DIR",
         )
-    return TokenFile.open(path, model.geometry.vocabulary, model.geometry.context)
+    return TokenFile.open(path, model.geometry.vocabulary, model.geometry.context, prepared_order(path.parent))
 
 
 def decoded_characters(tokenizer: Tokenizer, tokens: TokenFile) -> int:
@@ -172,7 +173,7 @@ def decoded_characters(tokenizer: Tokenizer, tokens: TokenFile) -> int:
         while start < len(tokens):
             decode = tokenizer.decode_following if start else tokenizer.decode
             for end in range(start + _DECODED, start + _DECODED + 4):  # a character has at most 4 bytes, thus tokens
-                text = decode(tokens.ids[start:end])
+                text = decode(tokens.tokenizer_ids(start, end))
                 if not text.endswith("\ufffd"):
                     break
             count, start = count + len(text), end

@@ -60,3 +60,8 @@ from threadloom.stages.models.rotary_table import (
     rotary_frequencies as rotary_frequencies,
     rotary_table as rotary_table,
 )
+from threadloom.stages.models.vocabulary_order import (
+    OrderedWeights as OrderedWeights,
+    VocabularyOrder as VocabularyOrder,
+    vocabulary_tensors as vocabulary_tensors,
+)

@@ -4,7 +4,7 @@ import enum
 from collections.abc import Mapping
 from typing import Any
 
-from threadloom.stages.config import Config, DelayCorrection, LossScaling, ScheduleKind, flatten
+from threadloom.stages.config import Config, DelayCorrection, LossScaling, ScheduleKind, TokenOrder, flatten
 
 _ALWAYS = (
     "model.",
@@ -53,6 +53,8 @@ def trajectory(config: Config, text_sha256: str | None = None) -> dict[str, Any]
         keys = (*keys, "shared_lanes")  # absent otherwise, as in runs that earlier versions saved
     if config.delay_correction not in (None, DelayCorrection.NONE):  # the same
         keys = (*keys, "delay_correction", "schedule.delay_warmup")
+    if config.data.token_order is not TokenOrder.ID:  # the same
+        keys = (*keys, "data.token_order")
     if config.init:
         keys = (*keys, "init")
     if config.lora.rank:

@@ -220,7 +220,8 @@ def _train(
     source = TokenBatches(data.train, config.batch_sizes, config.seed)
     if config.init and start is None:
         logger.info("initial weights: {}", ", ".join(filter(None, (config.init, config.lora.init))))
-    training = Training(config, source, _validation(config, data), output, start, _initial_weights(config, start))
+    initial = _initial_weights(config, start)
+    training = Training(config, source, _validation(config, data), output, start, initial, data.order)
     logger.info("memory of the run:\n{}", format_memory_plan(planned_memory(config, data.preparation_bytes)))
     trace = new_trace(config, training)
     begin = time.perf_counter()

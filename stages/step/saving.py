@@ -9,11 +9,12 @@ cases, so its bank does not change.
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from threadloom.kernels import Floats
 from threadloom.pipeline import Arena, Banks, Lease, Pool
@@ -128,6 +129,8 @@ class RunRecord:
     config: Mapping[str, Any]
     """The resolved configuration as JSON types."""
     keep: int
+    stored_rows: Mapping[str, NDArray[np.int32]] = field(default_factory=dict)
+    """As in `TrainingState`."""
 
 
 class Save:
@@ -193,6 +196,7 @@ class Save:
             end_of_text=self._output.end_of_text,
             came_in=None if tokenizer is None else tokenizer.with_name(MODEL_CONFIG_FILE),
             base=self._output.base,
+            stored_rows=self._record.stored_rows,
         )
         path = save_checkpoint(self._output.checkpoints, state, tokenizer, self._record.keep)
         self._saved = step

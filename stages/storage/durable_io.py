@@ -82,7 +82,7 @@ def atomic_file(path: Path, needed: int | None = None) -> Iterator[BinaryIO]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with explain_disk_full(path, needed):
-            with temporary.open("wb") as file:
+            with temporary.open("w+b") as file:  # some contents are read once more before they are complete
                 yield file
                 file.flush()
                 os.fsync(file.fileno())

@@ -36,28 +36,30 @@ def write_tensors(
     tensors: Mapping[str, NDArray[Any]],
     metadata: Mapping[str, str],
     stored: StoredFormat = StoredFormat.FLOAT32,
+    rows: Mapping[str, NDArray[np.int32]] | None = None,
 ) -> FileDigest:
     """Write float32 arrays durably to a new safetensors file, rounded to `stored`; they need not be contiguous.
 
+    `rows` are the rows of some of the arrays in the order in which they are written; by default all in theirs.
     Raises `ValueError` for other arrays, before the file is created, and `OSError`.
     """
     header = _header(tensors, metadata, stored)
     with HashedFile(path) as file:
         file.write(header)
-        for tensor in tensors.values():
-            for block in row_blocks(tensor):
+        for name, tensor in tensors.items():
+            for block in row_blocks(tensor, (rows or {}).get(name)):
                 file.write(np.ascontiguousarray(stored.rounded(block)).reshape(-1).view(np.uint8).data)
         return file.finish()
 
 
-def row_blocks(tensor: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
-    """Yield views of consecutive rows of a tensor, of about `BLOCK` elements."""
+def row_blocks(tensor: NDArray[np.float32], order: NDArray[np.int32] | None = None) -> Iterator[NDArray[np.float32]]:
+    """Yield consecutive rows of a tensor, of about `BLOCK` elements: views, or copies in another order."""
     if not tensor.ndim:
         yield tensor
         return
     rows = max(1, BLOCK * tensor.shape[0] // max(1, tensor.size))
     for first in range(0, tensor.shape[0], rows):
-        yield tensor[first : first + rows]
+        yield tensor[first : first + rows] if order is None else tensor[order[first : first + rows]]
 
 
 def _header(tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str], stored: StoredFormat) -> bytes:

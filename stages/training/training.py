@@ -53,7 +53,15 @@ from threadloom.stages.memory import (
     memory_plan,
     overlaid,
 )
-from threadloom.stages.models import InitialWeights, RandomWeights, architecture_of, lora_shapes, parameter_shapes
+from threadloom.stages.models import (
+    InitialWeights,
+    OrderedWeights,
+    RandomWeights,
+    VocabularyOrder,
+    architecture_of,
+    lora_shapes,
+    parameter_shapes,
+)
 from threadloom.stages.step import (
     Backward,
     CheckpointOutput,
@@ -85,6 +93,9 @@ class Training:
 
     `data` yields the micro-batches. With `validation` the run evaluates, with `output` it writes checkpoints, with
     `start` it continues from one. Otherwise it starts from the weights `initial`; None: random weights.
+
+    If `data` and `validation` have rows of an `order` instead of the tokenizer's ids, so have the weights in memory.
+    Those in files, and `initial` ones, are in the order of the tokenizer.
     """
 
     def __init__(
@@ -95,6 +106,7 @@ class Training:
         output: CheckpointOutput | None = None,
         start: Checkpoint | None = None,
         initial: InitialWeights | None = None,
+        order: VocabularyOrder | None = None,
     ) -> None:
         geometry, tokens = config.geometry(), config.sequences * config.model.context
         frozen = config.frozen_tensors()
@@ -108,7 +120,7 @@ class Training:
 
         self.optimizer = create_optimizer(config)
         self.frozen = FrozenWeights(geometry, frozen, memory)
-        self.banks = self._allocate_banks(start, initial)
+        self.banks = self._allocate_banks(start, initial, order)
         self.lanes = Lanes(trained, self.plan, self.first_batch)
         self.gradient = Gradient(self.lanes, config.delay)
         self.slots = Pool([memory.allocate_slot() for _ in range(config.slots)])
@@ -145,20 +157,25 @@ class Training:
         self.evaluate = EvaluateStage(self.compute, validation, config.steps, copy) if validation else None
         self.save: Save | None = None
         if output and self.snapshot:
-            record = RunRecord(geometry, msgspec.to_builtins(config), config.checkpoint.keep)
+            rows = order.stored_rows(geometry) if order else {}
+            record = RunRecord(geometry, msgspec.to_builtins(config), config.checkpoint.keep, rows)
             self.save = Save(self.snapshot, self.banks, output, record, self.first_batch)
 
         self._memory_plan = memory_plan(config, memory, evaluates=bool(validation), saves=bool(output))
         check_allocation(self._memory_plan, self._allocated())
 
-    def _allocate_banks(self, start: Checkpoint | None, initial: InitialWeights | None) -> Banks[Bank]:
+    def _allocate_banks(
+        self, start: Checkpoint | None, initial: InitialWeights | None, order: VocabularyOrder | None
+    ) -> Banks[Bank]:
         """Allocate the banks and the weights, packed weights and optimizer state that the run starts from."""
         config, geometry = self.config, self.config.geometry()
         count = config.delay + 1 + config.extra_banks
         trained = parameter_shapes(geometry, config.frozen_tensors()).keys()
         banks = [Bank(geometry, self.compute.memory.allocate_packed(trained), self.frozen) for _ in range(count)]
         random = RandomWeights(geometry, config.seed, residual_scaling=config.model.residual_scaling)
-        source = initial or random
+        source: InitialWeights = initial or random
+        if order:
+            source = OrderedWeights(source, order, geometry)
         if geometry.lora:
             self._load_frozen(source)
         versions = start.versions if start else (0,)
@@ -171,16 +188,18 @@ class Training:
             if start:
                 master = self.optimizer.master if version == versions[-1] else None
                 start.read_weights(version, overlaid(tensors, master))
+                if order:
+                    order.arrange(overlaid(tensors, master), geometry)
             else:
                 adapters = lora_shapes(geometry).keys()
                 random.write({name: tensor for name, tensor in tensors.items() if name in adapters})
                 source.write(tensors)
-        self._start_optimizer(banks[published[versions[-1]]], start)
+        self._start_optimizer(banks[published[versions[-1]]], start, order)
         for index in published.values():  # once the frozen tensors, which the newest version has, are there
             self.compute.pack_from_master(banks[index])
         return Banks(banks, config.delay, published)
 
-    def _start_optimizer(self, newest: Bank, start: Checkpoint | None) -> None:
+    def _start_optimizer(self, newest: Bank, start: Checkpoint | None, order: VocabularyOrder | None) -> None:
         """Write the optimizer's state; a checkpoint of forecasts has that of the newest version with it."""
         master = self.optimizer.master
         if start is None:
@@ -191,6 +210,9 @@ class Training:
         if state.pop(MASTER, None) is not None:
             state[FORECAST] = newest.arena
         start.read_optimizer(state)
+        if order:
+            for arena in state.values():
+                order.arrange(arena, self.config.geometry())
 
     def _allocate_evaluation_copy(self) -> EvaluationCopy | None:
         """Return the weights for evaluations if the versions are forecasts; otherwise evaluations lease a version."""

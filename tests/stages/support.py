@@ -36,6 +36,7 @@ from threadloom.stages.data.batches import BatchSource, EvaluationWindows, Rando
 from threadloom.stages.data.token_file import TokenFile
 from threadloom.stages.memory.allocation_plan import memory_plan
 from threadloom.stages.memory.graph_items import Evaluation, Event, Saved, Update, label
+from threadloom.stages.models import VocabularyOrder
 from threadloom.stages.resolve import apply_overrides, resolve
 from threadloom.stages.speeds import Speeds
 from threadloom.stages.speeds.record import SpeedsRecord, speeds_key, speeds_path
@@ -100,6 +101,7 @@ def build(
     evaluate: bool = False,
     start: Checkpoint | None = None,
     data: BatchSource | None = None,
+    order: VocabularyOrder | None = None,
 ) -> Training:
     """Return a training on random tokens; with `folder` it writes checkpoints there."""
     return Training(
@@ -108,6 +110,7 @@ def build(
         validation(config) if evaluate else None,
         CheckpointOutput(folder) if folder else None,
         start,
+        order=order,
     )
 
 

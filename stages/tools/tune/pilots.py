@@ -73,7 +73,7 @@ class Pilots:
             self.data.validation, batch_size=config.batch_size, micro_batch=resolved.micro_batch, batches=EVALUATED
         )
         source = TokenBatches(self.data.train, resolved.batch_sizes, config.seed)
-        training = Training(resolved, source, Validation(windows, windows))
+        training = Training(resolved, source, Validation(windows, windows), order=self.data.order)
         loss = math.inf
         try:
             with gemm_settings(resolved), training.graph().start(resources=training.resources) as run:

@@ -25,6 +25,7 @@ from threadloom.stages.config import (
     ScheduleKind,
     SpecialTokens,
     TokenizerKind,
+    TokenOrder,
     flatten,
 )
 from threadloom.stages.resolve.loading import (
@@ -91,6 +92,7 @@ def sample(kind: object) -> tuple[str, object]:
         (ScheduleKind, "linear", ScheduleKind.LINEAR),
         (TokenizerKind, "bpe", TokenizerKind.BPE),
         (SpecialTokens, "text", SpecialTokens.TEXT),
+        (TokenOrder, "ulam", TokenOrder.ULAM),
         (Gemm | None, "blas", Gemm.BLAS),
         (Precision, "auto", Precision.AUTO),
         (MatmulPrecision, "high", MatmulPrecision.HIGH),

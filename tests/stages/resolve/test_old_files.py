@@ -41,7 +41,7 @@ ADDED = {
 }
 """Settings that came later, with their defaults."""
 ADDED_DELAY = {"optimizer": {"lead": 0.0}, "schedule": {"delay_warmup": 0}}
-ADDED_DATA = {"tokenizer_path": "", "special_tokens": "tokens"}
+ADDED_DATA = {"tokenizer_path": "", "special_tokens": "tokens", "token_order": "id"}
 
 
 def saved() -> ResolvedConfig:

@@ -1,0 +1,61 @@
+"""The settings of the text and its tokens, `data.*`."""
+
+import enum
+
+from threadloom.stages.config.section import Section
+
+
+class TokenizerKind(enum.Enum):
+    """The tokenizers; see `stages.data.tokenizer_registry`."""
+
+    CHARACTERS = "characters"
+    """One token per character, of the most frequent characters."""
+    BYTES = "bytes"
+    """One token per byte of UTF-8: a vocabulary of 256 for any text."""
+    BPE = "bpe"
+    """Byte pairs, trained on the text up to `model.vocab_size`, which must be set."""
+    PRETRAINED = "pretrained"
+    """An existing tokenizer, that of `data.tokenizer_path`."""
+
+
+class SpecialTokens(enum.Enum):
+    """The treatment of special tokens, such as <|endoftext|>, that occur in a text."""
+
+    TOKENS = "tokens"
+    """Each is one token."""
+    TEXT = "text"
+    """They are encoded as any other text."""
+
+
+class TokenOrder(enum.Enum):
+    """The orders of the vocabulary in which the rows of the embedding lie in memory; see `stages.data.token_order`."""
+
+    ID = "id"
+    """That of the tokenizer."""
+    FREQUENCY = "frequency"
+    """The most frequent token of the training split first; of equally frequent ones, that with the smaller id."""
+    ULAM = "ulam"
+    """By the ring of the Ulam spiral on which a token lies, the most frequent one in its centre: equal to `frequency`,
+    since the rings follow each other on the spiral."""
+    ULAM_MANHATTAN = "ulam_manhattan"
+    """By |x| + |y| of its place on that spiral, which is another order."""
+
+
+class DataConfig(Section, frozen=True, kw_only=True):
+    """The text and its tokens."""
+
+    text: tuple[str, ...] = ()
+    """Files and directories. Empty: the source of Python's standard library."""
+    tokenizer: TokenizerKind = TokenizerKind.CHARACTERS
+    """The tokenizer of the text."""
+    tokenizer_path: str = ""
+    """With `tokenizer=pretrained`: a tokenizer.json in Hugging Face's format, or the folder of a model with one."""
+    special_tokens: SpecialTokens = SpecialTokens.TOKENS
+    """Treatment of special tokens in the text, with a BPE or pretrained tokenizer."""
+    alphabet: int = 256
+    """Maximum number of characters of a character tokenizer; U+FFFD replaces the others."""
+    train_fraction: float = 0.9
+    """Fraction of the text, from its start, for training; the rest is for validation."""
+    token_order: TokenOrder = TokenOrder.ID
+    """Order of the vocabulary in memory, by the counts of the training split. Files of models are always in that of
+    the tokenizer."""
