@@ -11,7 +11,7 @@ from threadloom.stages.checkpoint.huggingface import GENERATION_FILE, write_conf
 from threadloom.stages.checkpoint.shards import write_shards
 from threadloom.stages.data import TOKENIZER_FILE, companion_files
 from threadloom.stages.models import EndOfText, Geometry, huggingface_views
-from threadloom.stages.storage import CONFIG_FILE, CheckpointError, StoredFormat, copy_files, new_directory
+from threadloom.stages.storage import CONFIG_FILE, CheckpointError, StoredFormat, copy_files, new_directory, write_bytes
 
 Floats = NDArray[np.float32]
 
@@ -37,18 +37,27 @@ class ExportedModel:
     """The directory of the model that adapters were merged into, with its config.json and generation_config.json."""
 
 
-def export_model(model: ExportedModel, out: Path, stored: StoredFormat, shard_bytes: int = SHARD_BYTES) -> list[str]:
+def export_model(
+    model: ExportedModel,
+    out: Path,
+    stored: StoredFormat,
+    shard_bytes: int = SHARD_BYTES,
+    further: Mapping[str, bytes] | None = None,
+) -> list[str]:
     """Write a model to a new directory and return the names of its files.
 
     Tensors are rounded to `stored` and divided into files of at most `shard_bytes`. generation_config.json, the files
     of the tokenizer and the chat templates are those that came with the model; of config.json the keys are kept that do
-    not describe the sizes. On an error nothing remains. Raises
+    not describe the sizes. `further` are additional files, name → content. On an error nothing remains. Raises
     `CheckpointError`, `DiskFullError` and other errors of the operating system.
     """
     tensors = huggingface_views(model.weights, model.geometry)
     require_finite(tensors, stored, out)
     size = sum(tensor.size for tensor in tensors.values()) * stored.itemsize
-    with new_directory(out, size + _SMALL_FILES) as folder:
+    further = further or {}
+    with new_directory(out, size + _SMALL_FILES + sum(map(len, further.values()))) as folder:
+        for name, content in further.items():
+            write_bytes(folder / name, content)
         write_shards(folder, tensors, stored, shard_bytes)
         source = model.base or model.folder
         copied = {

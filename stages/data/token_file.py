@@ -8,6 +8,7 @@ change while it is open: truncating a mapped file kills the process.
 import io
 import os
 from collections.abc import Iterable, Iterator
+from copy import copy
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -157,6 +158,13 @@ class TokenFile:
             )
         ids = np.memmap(path, dtype, "r", start, shape) if shape[0] else np.zeros(0, dtype)
         return cls(np.asarray(ids), vocab_size, context, path, order)
+
+    def with_context(self, context: int) -> "TokenFile":
+        """Return the same file, read in windows of another size; raises DataError if it is too short for one."""
+        require_window(len(self.ids), context, self.path)
+        other = copy(self)
+        other.context = context
+        return other
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -33,6 +33,11 @@ from threadloom.stages.storage.hashed_file import (
     digest_file as digest_file,
     write_bytes as write_bytes,
 )
+from threadloom.stages.storage.integer_file import (
+    encode_integers as encode_integers,
+    integers_times as integers_times,
+    read_integers as read_integers,
+)
 from threadloom.stages.storage.json_text import plain_json as plain_json
 from threadloom.stages.storage.metrics_log import MetricsLog as MetricsLog, read_metrics as read_metrics
 from threadloom.stages.storage.model_folder import (

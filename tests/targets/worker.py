@@ -18,7 +18,7 @@ from typing import Any
 from tests.targets.processors import Processor
 
 ROOT = Path(__file__).parents[2]
-CHECKS = tuple(f"tests/kernels/{room}" for room in ("simd", "common", "matmul", "float32", "bits16"))
+CHECKS = tuple(f"tests/kernels/{room}" for room in ("simd", "common", "lattice", "matmul", "float32", "bits16"))
 """The tests that are run on a processor: every test of a kernel, except those that start a process."""
 SHORT_CHECKS = (
     "tests/kernels/simd",
