@@ -5,6 +5,7 @@ May import: models.
 
 from threadloom.stages.config.data import (
     DataConfig as DataConfig,
+    Digits as Digits,
     SpecialTokens as SpecialTokens,
     TokenizerKind as TokenizerKind,
     TokenOrder as TokenOrder,

@@ -41,6 +41,15 @@ class TokenOrder(enum.Enum):
     """By |x| + |y| of its place on that spiral, which is another order."""
 
 
+class Digits(enum.Enum):
+    """The tokens of the digits of numbers; see `stages.data.abacus_tokenizer`."""
+
+    PLAIN = "plain"
+    """Those of the tokenizer."""
+    ABACUS = "abacus"
+    """One for each digit at each place of its number, as the rods of an abacus."""
+
+
 class DataConfig(Section, frozen=True, kw_only=True):
     """The text and its tokens."""
 
@@ -59,3 +68,10 @@ class DataConfig(Section, frozen=True, kw_only=True):
     token_order: TokenOrder = TokenOrder.ID
     """Order of the vocabulary in memory, by the counts of the training split. Files of models are always in that of
     the tokenizer."""
+    digits: Digits = Digits.PLAIN
+    """Tokens of the digits 0 to 9; `abacus` with a tokenizer of characters or bytes."""
+    digit_places: int = 40
+    """With `digits=abacus`: places that have tokens of their own; digits further right are plain."""
+    digit_offset: int = 0
+    """With `digits=abacus`: largest number that is added to the places of a training sequence, chosen at random for
+    each sequence, so that places beyond the longest number of the text are trained too."""

@@ -3,6 +3,7 @@
 May import: all above.
 """
 
+from threadloom.stages.data.abacus_tokenizer import AbacusTokenizer as AbacusTokenizer, digit_table as digit_table
 from threadloom.stages.data.batches import (
     BatchSource as BatchSource,
     EvaluationWindows as EvaluationWindows,
@@ -22,11 +23,11 @@ from threadloom.stages.data.chunked_text import (
 )
 from threadloom.stages.data.dataset import (
     Dataset as Dataset,
-    preparation_bytes as preparation_bytes,
     prepare as prepare,
     prepared_order as prepared_order,
     require_same_text as require_same_text,
 )
+from threadloom.stages.data.digit_places import DigitTable as DigitTable, PlaceOffsets as PlaceOffsets
 from threadloom.stages.data.text import Text as Text, absolute_text as absolute_text, read_text as read_text
 from threadloom.stages.data.text_files import LeftOut as LeftOut
 from threadloom.stages.data.text_format import TextError as TextError
@@ -45,4 +46,7 @@ from threadloom.stages.data.tokenizer_files import (
     companion_files as companion_files,
     load_tokenizer as load_tokenizer,
 )
-from threadloom.stages.data.tokenizer_registry import create_tokenizer as create_tokenizer
+from threadloom.stages.data.tokenizer_registry import (
+    create_tokenizer as create_tokenizer,
+    preparation_bytes as preparation_bytes,
+)

@@ -15,12 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from threadloom.stages.config import BatchSizes
+from threadloom.stages.data.digit_places import PlaceOffsets
 from threadloom.stages.data.token_file import TokenFile
 from threadloom.stages.models import Geometry
 
 TokenIds = NDArray[np.int32]
 
-_STARTS, _RANDOM_TOKENS = 0x7374_6172_7473, 0x746F_6B65_6E73
+_STARTS, _RANDOM_TOKENS, _OFFSETS = 0x7374_6172_7473, 0x746F_6B65_6E73, 0x6F66_6673_6574
 """Second words of the generators' keys: each use has its own stream under one seed."""
 
 
@@ -40,15 +41,23 @@ class TokenBatches:
 
     Start of sequence s of batch k: ⌊u · starts / 2^64⌋ with u the first 64-bit draw of Philox4x64-10 keyed by
     (seed, stream) at the counter (1, s, k, 0), where NumPy begins when set to (0, s, k, 0). The probabilities of two
-    starts differ by less than one in 2^64 / starts.
+    starts differ by less than one in 2^64 / starts. With `offsets`, one of 0 to their largest is drawn for each
+    sequence in the same way from another stream, and added to the places of its digits.
     """
 
-    def __init__(self, tokens: TokenFile, sizes: BatchSizes, seed: int) -> None:
-        self._tokens, self._sizes, self._seed = tokens, sizes, seed
+    def __init__(self, tokens: TokenFile, sizes: BatchSizes, seed: int, offsets: PlaceOffsets | None = None) -> None:
+        self._tokens, self._sizes, self._seed, self._offsets = tokens, sizes, seed, offsets
 
     def start(self, batch: int, sequence: int) -> int:
         """Return the position in the token file at which a sequence of a batch starts."""
-        return int(_generator(self._seed, _STARTS, batch, sequence).random_raw()) * self._tokens.starts >> 64
+        return self._drawn(_STARTS, batch, sequence, self._tokens.starts)
+
+    def offset(self, batch: int, sequence: int) -> int:
+        """Return the number that is added to the places of the digits of a sequence of a batch."""
+        return self._drawn(_OFFSETS, batch, sequence, self._offsets.largest + 1) if self._offsets else 0
+
+    def _drawn(self, stream: int, batch: int, sequence: int, count: int) -> int:
+        return int(_generator(self._seed, stream, batch, sequence).random_raw()) * count >> 64
 
     def fill(self, batch: int, micro: int, ids: TokenIds, targets: TokenIds) -> None:
         """Write the windows of one micro-batch; see `BatchSource`."""
@@ -56,7 +65,12 @@ class TokenBatches:
         _require_buffers(micro, self._sizes.micro_batches, size * length, ids, targets)
         for row in range(size):
             span = slice(row * length, (row + 1) * length)
-            self._tokens.read(self.start(batch, micro * size + row), ids[span], targets[span])
+            sequence = micro * size + row
+            self._tokens.read(self.start(batch, sequence), ids[span], targets[span])
+            if self._offsets:
+                offset = self.offset(batch, sequence)
+                self._offsets.add(offset, ids[span])
+                self._offsets.add(offset, targets[span])
 
 
 class RandomTokens:

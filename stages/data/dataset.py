@@ -24,13 +24,16 @@ import msgspec
 from threadloom.stages.config import (
     ConfigError,
     DataConfig,
+    Digits,
     InputError,
     ModelConfig,
     SpecialTokens,
     TokenizerKind,
     TokenOrder,
 )
+from threadloom.stages.data.abacus_tokenizer import digit_table
 from threadloom.stages.data.chunked_text import ChunkedText, reported, split_at
+from threadloom.stages.data.digit_places import PlaceOffsets
 from threadloom.stages.data.pretrained_tokenizer import is_prepared_from_another, pretrained_companions
 from threadloom.stages.data.text import Text
 from threadloom.stages.data.text_record import text_changes
@@ -52,7 +55,7 @@ from threadloom.stages.data.tokenizer_files import (
     TOKENIZER_FILE,
     load_tokenizer,
 )
-from threadloom.stages.data.tokenizer_registry import TOKENIZERS, create_tokenizer
+from threadloom.stages.data.tokenizer_registry import TOKENIZERS, create_tokenizer, max_vocabulary, preparation_bytes
 from threadloom.stages.models import VocabularyOrder
 from threadloom.stages.storage import (
     DiskFullError,
@@ -99,6 +102,8 @@ class DatasetManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     token_order: TokenOrder = TokenOrder.ID
     order_sha256: str | None = None
     """Checksum of the file of the order; None for that of the ids."""
+    digit_places: int = 0
+    """Places that have tokens of their own for each digit; 0 without `data.digits=abacus`."""
     train: SplitRecord
     validation: SplitRecord
 
@@ -114,6 +119,8 @@ class Dataset:
     manifest: DatasetManifest
     order: VocabularyOrder | None
     """Order of the rows that the token files have instead of ids; None: they have ids."""
+    offsets: PlaceOffsets | None
+    """Offsets of the places of digits in training sequences (`data.digit_offset`); None: places are as in the text."""
     reused: bool
     """True if the directory was up to date and nothing was tokenised."""
     preparation_bytes: int
@@ -140,17 +147,13 @@ class _Preparation:
     def open(self, manifest: DatasetManifest, tokenizer: Tokenizer, preparation_bytes: int | None) -> Dataset:
         """Return the dataset of the written files; `preparation_bytes` is None if they are reused."""
         order = _order(self.directory, manifest)
+        offsets = _offsets(self.data, tokenizer, order)
         train, validation = (
             TokenFile.open(self.directory / record.file, manifest.vocab_size, self.context)
             for record in (manifest.train, manifest.validation)
         )
         reused, path = preparation_bytes is None, self.directory / TOKENIZER_FILE
-        return Dataset(tokenizer, path, train, validation, manifest, order, reused, preparation_bytes or 0)
-
-
-def preparation_bytes(data: DataConfig, text: ChunkedText) -> int:
-    """Return the bytes of memory that the preparation of a text takes; an estimate for BPE."""
-    return TOKENIZERS[data.tokenizer].preparation_bytes(text)
+        return Dataset(tokenizer, path, train, validation, manifest, order, offsets, reused, preparation_bytes or 0)
 
 
 def prepare(
@@ -172,7 +175,7 @@ def prepare(
     if not text.characters:
         hint = "pass a text with --text FILE_OR_DIR"
         raise DataError(str(directory), expected="a text to tokenise", got="empty files", hint=hint)
-    limit = TOKENIZERS[data.tokenizer].max_vocabulary(text, model.vocab_size, data.alphabet)
+    limit = max_vocabulary(data, model.vocab_size, text)
     wanted = _Preparation(text, data, model.vocab_size, model.context, directory, text.checksum(), limit)
     return _open_prepared(wanted) or _prepare(wanted, available)
 
@@ -210,6 +213,25 @@ def _order(directory: Path, manifest: DatasetManifest) -> VocabularyOrder | None
     return None if manifest.order_sha256 is None else read_order(directory / ORDER_FILE, manifest.order_sha256)
 
 
+def _offsets(data: DataConfig, tokenizer: Tokenizer, order: VocabularyOrder | None) -> PlaceOffsets | None:
+    """Return the offsets of places; raises ConfigError if the tokenizer has none, or not as many."""
+    if not data.digit_offset:
+        return None
+    table = digit_table(tokenizer)
+    if table is None or table.last <= data.digit_offset:
+        raise ConfigError(
+            "data.digit_offset",
+            expected="a tokenizer with more places of digits",
+            got="one without places" if table is None else f"{data.digit_offset} with {table.last} places",
+            hint="set data.digits=abacus and a larger data.digit_places, or leave data.digit_offset out",
+        )
+    return PlaceOffsets(table, data.digit_offset, order)
+
+
+def _digit_places(data: DataConfig) -> int:
+    return data.digit_places if data.digits is Digits.ABACUS else 0
+
+
 def _open_prepared(wanted: _Preparation) -> Dataset | None:
     """Return the dataset in the directory, or None unless it is complete and up to date."""
     directory, data = wanted.directory, wanted.data
@@ -218,7 +240,8 @@ def _open_prepared(wanted: _Preparation) -> Dataset | None:
         found = (manifest.format, manifest.text_sha256, manifest.tokenizer, manifest.limit, manifest.train_fraction)
         if found != (MANIFEST_FORMAT, wanted.checksum, data.tokenizer, wanted.limit, data.train_fraction):
             return None
-        if (manifest.special_tokens, manifest.token_order) != (data.special_tokens, data.token_order):
+        settings = (data.special_tokens, data.token_order, _digit_places(data))
+        if (manifest.special_tokens, manifest.token_order, manifest.digit_places) != settings:
             return None
         for record in (manifest.train, manifest.validation):
             if Path(record.file).name != record.file or _sha256(directory / record.file) != record.sha256:
@@ -295,6 +318,7 @@ def _write(wanted: _Preparation, tokenizer: Tokenizer) -> DatasetManifest:
         tokenizer_sha256=_write_tokenizer(directory / TOKENIZER_FILE, tokenizer),
         token_order=data.token_order,
         order_sha256=_write_order(directory / ORDER_FILE, order),
+        digit_places=_digit_places(data),
         **records,
     )
     atomic_write(directory / MANIFEST_FILE, msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")

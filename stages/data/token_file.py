@@ -25,7 +25,7 @@ TOKEN_TYPES: tuple[np.dtype[Any], ...] = tuple(np.dtype(kind) for kind in (np.ui
 SYNCED_BYTES = 32 << 20
 """Bytes after which a file that is being written is synced."""
 
-_BLOCK = 1 << 20
+_BLOCK = 1 << 18
 """Ids that are counted or replaced at a time."""
 
 _PREPARE_AGAIN = "delete it to prepare it again from the text"

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from threadloom.stages.config import TokenizerKind
+from threadloom.stages.data.abacus_tokenizer import AbacusTokenizer
 from threadloom.stages.data.bpe_training import END_OF_TEXT
 from threadloom.stages.data.bytes_tokenizer import BytesTokenizer
 from threadloom.stages.data.character_tokenizer import CharacterTokenizer
@@ -40,9 +41,10 @@ template, and the tokens that end its texts."""
 _PLAIN_NAME = re.compile(r"[\w.-]+", re.ASCII)
 """Names of additional templates; transformers allows no others."""
 
-_OURS: Mapping[TokenizerKind, Callable[[dict[str, Any]], Tokenizer]] = {
-    TokenizerKind.CHARACTERS: CharacterTokenizer.from_content,
-    TokenizerKind.BYTES: BytesTokenizer.from_content,
+_OURS: Mapping[str, Callable[[dict[str, Any]], Tokenizer]] = {
+    TokenizerKind.CHARACTERS.value: CharacterTokenizer.from_content,
+    TokenizerKind.BYTES.value: BytesTokenizer.from_content,
+    AbacusTokenizer.kind: AbacusTokenizer.from_content,
 }
 """Kind → reader of the content of a file in the format of this package."""
 
@@ -79,10 +81,10 @@ def load_tokenizer(path: Path) -> Tokenizer:
             raise ValueError(f"a JSON {type(content).__name__}")
         if content.get("format") != FORMAT:
             return LibraryTokenizer(text, _end_of_text(file.with_name(TOKENIZER_CONFIG_FILE)))
-        kind = content.get("kind")
-        if kind not in {found.value for found in _OURS}:
+        kind = str(content.get("kind"))
+        if kind not in _OURS:
             raise ValueError(f"a tokenizer of the kind {kind!r}")
-        return _OURS[TokenizerKind(kind)](content)
+        return _OURS[kind](content)
     except (OSError, ValueError) as error:
         if isinstance(error, TokenizerError):
             raise

@@ -9,6 +9,7 @@ from threadloom.stages.config import (
     Config,
     ConfigError,
     DataConfig,
+    Digits,
     Gemm,
     ModelConfig,
     OptimizerConfig,
@@ -55,6 +56,8 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "model.rotary.original_context": (1, 16_777_216),
     "data.alphabet": (2, 1_114_112),
     "data.train_fraction": (0.01, 0.99),
+    "data.digit_places": (1, 100_000),
+    "data.digit_offset": (0, 100_000),
     "batch_size": (1, 1_000_000),
     "gradient_accumulation_steps": (1, 1_000_000),
     "lanes": (1, 1024),
@@ -95,6 +98,7 @@ def validate(config: Config) -> None:
     _check_name(config.name)
     _check_model(config.model, config.data.tokenizer)
     _check_tokenizer(config.data)
+    _check_digits(config.data)
     config.frozen_in(config.geometry_with(config.model.vocab_size or 1))
     _check_batches(config)
     _check_blas_threads(config.threads.blas, config.gemm_backend)
@@ -140,6 +144,27 @@ def _check_tokenizer(data: DataConfig) -> None:
             expected=f"{'a path' if pretrained else 'no path'} with data.tokenizer={data.tokenizer.value}",
             got=repr(data.tokenizer_path),
             hint="set both data.tokenizer=pretrained and data.tokenizer_path=PATH, or neither",
+        )
+
+
+def _check_digits(data: DataConfig) -> None:
+    abacus, pretrained = data.digits is Digits.ABACUS, data.tokenizer is TokenizerKind.PRETRAINED
+    if abacus and data.tokenizer not in (TokenizerKind.CHARACTERS, TokenizerKind.BYTES):
+        raise ConfigError(
+            "data.digits",
+            expected="plain, or abacus with a tokenizer of characters or bytes",
+            got=f"abacus with data.tokenizer={data.tokenizer.value}",
+            cause="in other tokenizers a token may have several digits",
+            hint="leave data.digits out: the tokenizer of a model that was trained with places has them"
+            if pretrained
+            else "set data.tokenizer=characters or bytes",
+        )
+    if data.digit_offset and ((abacus and data.digit_offset >= data.digit_places) or not (abacus or pretrained)):
+        raise ConfigError(
+            "data.digit_offset",
+            expected=f"less than data.digit_places = {data.digit_places}" if abacus else "0 with data.digits=plain",
+            got=f"{data.digit_offset}",
+            hint="set data.digits=abacus, and data.digit_places to the longest numbers plus the offset",
         )
 
 

@@ -5,12 +5,18 @@ from pathlib import Path
 
 from threadloom.stages.checkpoint import ExportedModel, export_model
 from threadloom.stages.config import ConfigError
+from threadloom.stages.data import digit_table
 from threadloom.stages.inference import Model
 from threadloom.stages.storage import StoredFormat, require_absent
 from threadloom.stages.tools.export.gguf_file import GGUF_FORMATS, write_gguf
 
 _STORED = {"float32": StoredFormat.FLOAT32, "bf16": StoredFormat.BF16, "fp16": StoredFormat.FP16}
 GGUF_SUFFIX = ".gguf"
+
+_PLACES = (
+    "Each digit has a token for each place of a number (data.digits=abacus), which Hugging Face's tokenizers cannot "
+    "express: threadloom reads this tokenizer.json, transformers opens the model and takes the ids."
+)
 
 
 def export_opened(open_model: Callable[[], Model], out: Path, dtype: str, shard_bytes: int) -> list[str]:
@@ -38,4 +44,5 @@ def export_opened(open_model: Callable[[], Model], out: Path, dtype: str, shard_
         write_gguf(model, opened.tokenizer, out, dtype)
         return [f"{out}: {opened.geometry}, {dtype}"]
     files = export_model(model, out, _STORED[dtype], shard_bytes)
-    return [f"{out}: {opened.geometry}, {dtype}, {', '.join(files)}"]
+    lines = [f"{out}: {opened.geometry}, {dtype}, {', '.join(files)}"]
+    return [*lines, _PLACES] if digit_table(opened.tokenizer) else lines

@@ -72,7 +72,7 @@ class Pilots:
         windows = evaluation_batches(
             self.data.validation, batch_size=config.batch_size, micro_batch=resolved.micro_batch, batches=EVALUATED
         )
-        source = TokenBatches(self.data.train, resolved.batch_sizes, config.seed)
+        source = TokenBatches(self.data.train, resolved.batch_sizes, config.seed, self.data.offsets)
         training = Training(resolved, source, Validation(windows, windows), order=self.data.order)
         loss = math.inf
         try:

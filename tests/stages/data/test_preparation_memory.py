@@ -13,7 +13,8 @@ from threadloom.stages.config import Config, ConfigError, Gpt2Config
 from threadloom.stages.data import bpe_memory
 from threadloom.stages.data.bpe_memory import distinct_word_bytes
 from threadloom.stages.data.chunked_text import StringText
-from threadloom.stages.data.dataset import preparation_bytes, prepare
+from threadloom.stages.data.dataset import prepare
+from threadloom.stages.data.tokenizer_registry import preparation_bytes
 from threadloom.stages.resolve.loading import apply_overrides
 
 pytestmark = pytest.mark.timeout(120)

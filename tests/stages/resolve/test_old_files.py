@@ -41,7 +41,10 @@ ADDED = {
 }
 """Settings that came later, with their defaults."""
 ADDED_DELAY = {"optimizer": {"lead": 0.0}, "schedule": {"delay_warmup": 0}}
-ADDED_DATA = {"tokenizer_path": "", "special_tokens": "tokens", "token_order": "id"}
+ADDED_DATA = {
+    "tokenizer_path": "", "special_tokens": "tokens", "token_order": "id", "digits": "plain", "digit_places": 40,
+    "digit_offset": 0,
+}  # fmt: skip
 
 
 def saved() -> ResolvedConfig:
