@@ -21,6 +21,7 @@ from threadloom.stages.tools.export import export
 from threadloom.stages.tools.merge import merge
 from threadloom.stages.tools.reduce import reduce
 from threadloom.stages.tools.sample import sample
+from threadloom.stages.tools.tokens import tokens
 from threadloom.stages.tools.train import train_command
 from threadloom.stages.tools.tune import tune
 
@@ -55,5 +56,5 @@ def main(log_level: str) -> None:
         context.obj = context.with_resource(StopSignals())
 
 
-for command in (train_command, sample, evaluate, export, merge, reduce, tune, doctor, bench):
+for command in (train_command, sample, evaluate, export, merge, reduce, tokens, tune, doctor, bench):
     main.add_command(command)

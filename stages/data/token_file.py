@@ -184,17 +184,30 @@ class TokenFile:
         targets[:-1] = ids[1:]
         targets[-1] = window[-1]
         if ids.min() < 0 or ids.max() >= self.vocab_size or not 0 <= targets[-1] < self.vocab_size:
-            copied = np.append(ids, targets[-1])
-            at = int(np.argmax((copied < 0) | (copied >= self.vocab_size)))
-            raise DataError(
-                str(self.path),
-                expected=f"ids from 0 to {self.vocab_size - 1} (the vocabulary has {self.vocab_size})",
-                got=f"id {int(window[at])} at position {start + at:,}",
-                cause="the file is damaged, or from another tokenizer",
-                hint=_PREPARE_AGAIN,
-            )
+            raise self._outside(window, start)
         if self._order is not None:
             ids[:], targets[:] = self._order[ids], self._order[targets]
+
+    def counts(self) -> NDArray[np.int64]:
+        """Return how often each entry of the vocabulary is in the file (V,); raises DataError as `read`."""
+        counts = np.zeros(self.vocab_size, np.int64)
+        for start in range(0, len(self), _BLOCK):
+            block = self.ids[start : start + _BLOCK]
+            if block.min() < 0 or block.max() >= self.vocab_size:
+                raise self._outside(block, start)
+            counts += np.bincount(block, minlength=self.vocab_size)
+        return counts
+
+    def _outside(self, window: NDArray[Any], start: int) -> DataError:
+        """Return the error for the first id of a window at `start` that is outside the vocabulary."""
+        at = int(np.argmax((window < 0) | (window >= self.vocab_size)))
+        return DataError(
+            str(self.path),
+            expected=f"ids from 0 to {self.vocab_size - 1} (the vocabulary has {self.vocab_size})",
+            got=f"id {int(window[at])} at position {start + at:,}",
+            cause="the file is damaged, or from another tokenizer",
+            hint=_PREPARE_AGAIN,
+        )
 
     def tokenizer_ids(self, start: int, end: int) -> NDArray[Any]:
         """Return the ids of the tokenizer from one position to another; those outside the vocabulary are unchanged."""
