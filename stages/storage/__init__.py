@@ -34,8 +34,10 @@ from threadloom.stages.storage.hashed_file import (
     write_bytes as write_bytes,
 )
 from threadloom.stages.storage.integer_file import (
+    INTEGERS_FILE as INTEGERS_FILE,
     encode_integers as encode_integers,
     integers_times as integers_times,
+    power_of_two_grid as power_of_two_grid,
     read_integers as read_integers,
 )
 from threadloom.stages.storage.json_text import plain_json as plain_json

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 from threadloom.stages.storage.tensor_file import CheckpointError
 
+INTEGERS_FILE = "wte.integers"
+"""Name of the file of a token embedding, beside the model in float32."""
 _HEADER_BYTES = 4096
 _TYPES: dict[str, np.dtype[np.signedinteger]] = {
     "int8": np.dtype("<i1"),
@@ -46,6 +48,24 @@ def encode_integers(integers: NDArray[np.signedinteger], step: float) -> bytes:
 def integers_times(integers: NDArray[np.signedinteger], step: float) -> NDArray[np.float32]:
     """Return the matrix of float32 that integers and a step stand for."""
     return (integers.astype(np.float64) * step).astype(np.float32)
+
+
+def power_of_two_grid(matrix: NDArray[np.float32]) -> tuple[NDArray[np.int64], float] | None:
+    """Return the integers and the largest power of two of which all elements are multiples, or None.
+
+    None: an element is not finite or has more than 15 bits, as nearly all numbers that were not rounded to a grid.
+    """
+    if not np.isfinite(matrix).all():
+        return None
+    mantissas, exponents = np.frexp(matrix)
+    whole = np.abs(np.ldexp(mantissas, 24).astype(np.int64))  # 24 bits
+    lowest = whole & -whole  # the last bit that is set; 0 for 0
+    ends = np.where(lowest > 0, np.log2(np.maximum(lowest, 1)).astype(np.int64) + exponents - 24, 1000)
+    step = float(np.ldexp(1.0, int(ends.min()))) if lowest.any() else 1.0
+    integers = matrix.astype(np.float64) / step
+    if np.abs(integers).max(initial=0.0) >= 1 << 15:
+        return None
+    return integers.astype(np.int64), step
 
 
 def read_integers(path: Path) -> tuple[NDArray[np.signedinteger], float]:

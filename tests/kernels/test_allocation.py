@@ -23,6 +23,7 @@ from threadloom.kernels.float32 import llama, llama_decode
 from threadloom.kernels.float32.decode import decode_token
 from threadloom.kernels.float32.embedding import embedding_forward, token_embedding_forward
 from threadloom.kernels.float32.gpt2 import blocks_backward, blocks_forward, head_backward, head_loss
+from threadloom.kernels.lattice import Lattice, enumerate_nearest, lll_gram, nearest_planes, round_rows
 
 pytestmark = pytest.mark.skipif(not JIT_ENABLED, reason="counts allocations of compiled code")
 
@@ -89,6 +90,19 @@ def test_the_optimizer_and_the_reducer_allocate_nothing() -> None:
     assert allocations(adamw_update, w, new, gradient, m, v, 400, step) == 0
     assert allocations(adamw_update, w, w, gradient, m, v, 400, step) == 0
     assert allocations(sum_lanes, np.ones((3, 1000), np.float32), new, np.zeros(1), 0, 1) == 0
+
+
+def test_lattices_allocate_nothing() -> None:
+    n = 6
+    gram, transform = np.eye(n, dtype=np.int64) * 9 + 3, np.eye(n, dtype=np.int64)
+    r, mu, ratios = np.zeros((n, n)), np.zeros((n, n)), np.eye(n)
+    assert allocations(lll_gram, gram, transform, r, mu, 0.99, 0.51) == 0
+    points, out = np.full((4, n), 0.3), np.zeros((4, n), np.int64)
+    assert allocations(nearest_planes, points, ratios, out) == 0
+    search = (ratios, np.ones(n), np.full(n, 0.3), np.zeros(n), np.inf, False, 1000, np.zeros((4, n + 1)))
+    assert allocations(enumerate_nearest, *search) == 0
+    rows = np.ones((3, 19), np.float32)
+    assert allocations(round_rows, rows, int(Lattice.E8), 0.5, np.zeros(8, np.float32), rows) == 0
 
 
 def test_generation_allocates_nothing() -> None:

@@ -1,14 +1,19 @@
 """Writing a model as a folder in Hugging Face's layout, or as a GGUF file."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from threadloom.stages.checkpoint import ExportedModel, export_model
 from threadloom.stages.config import ConfigError
 from threadloom.stages.data import digit_table
 from threadloom.stages.inference import Model
-from threadloom.stages.storage import StoredFormat, require_absent
+from threadloom.stages.storage import INTEGERS_FILE, StoredFormat, encode_integers, power_of_two_grid, require_absent
 from threadloom.stages.tools.export.gguf_file import GGUF_FORMATS, write_gguf
+
+Floats = NDArray[np.float32]
 
 _STORED = {"float32": StoredFormat.FLOAT32, "bf16": StoredFormat.BF16, "fp16": StoredFormat.FP16}
 GGUF_SUFFIX = ".gguf"
@@ -43,6 +48,12 @@ def export_opened(open_model: Callable[[], Model], out: Path, dtype: str, shard_
     if as_gguf:
         write_gguf(model, opened.tokenizer, out, dtype)
         return [f"{out}: {opened.geometry}, {dtype}"]
-    files = export_model(model, out, _STORED[dtype], shard_bytes)
+    files = export_model(model, out, _STORED[dtype], shard_bytes, _integers_of(tensors))
     lines = [f"{out}: {opened.geometry}, {dtype}, {', '.join(files)}"]
     return [*lines, _PLACES] if digit_table(opened.tokenizer) else lines
+
+
+def _integers_of(tensors: Mapping[str, Floats]) -> dict[str, bytes]:
+    """Return a file with the token embedding as integers, if it is on a grid, as `embedding.lattice` leaves it."""
+    found = power_of_two_grid(tensors["wte"]) if "wte" in tensors else None
+    return {} if found is None else {INTEGERS_FILE: encode_integers(*found)}

@@ -21,10 +21,9 @@ from threadloom.stages.lattice import (
     step_of_bits,
     weighted_error,
 )
-from threadloom.stages.storage import StoredFormat, encode_integers, integers_times, require_absent
+from threadloom.stages.storage import INTEGERS_FILE, StoredFormat, encode_integers, integers_times, require_absent
 from threadloom.stages.tools.reduce.calibration import Calibration, Measured
 
-INTEGERS_FILE = "wte.integers"
 REPORT_FILE = "reduction.json"
 
 Floats = NDArray[np.float32]

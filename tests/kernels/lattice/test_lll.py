@@ -48,10 +48,10 @@ def test_a_reduction_is_a_change_of_basis_and_reduced(seed: int, n: int, size: i
         assert squares[k] + mu[k][k - 1] ** 2 * squares[k - 1] >= (Fraction(DELTA) - slack) * squares[k - 1]
 
 
-@pytest.mark.parametrize("n", [2, 3, 5])
+@pytest.mark.parametrize("n", [2, 3, 4])
 def test_it_is_as_good_as_the_textbook(n: int) -> None:
     """δ near 1: in two dimensions the first vector is the shortest; above, lengths differ by what η > ½ allows."""
-    for seed in range(3):
+    for seed in range(2):
         gram = random_gram(seed, n, 50)
         _, found, _ = reduced(gram)
         theirs = lattices.lll(gram.tolist())

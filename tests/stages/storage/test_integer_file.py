@@ -7,7 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from threadloom.stages.storage import CheckpointError, encode_integers, integers_times, read_integers
+from threadloom.stages.storage import (
+    CheckpointError,
+    encode_integers,
+    integers_times,
+    power_of_two_grid,
+    read_integers,
+)
 
 
 @pytest.mark.parametrize(("largest", "kind"), [(127, np.int8), (128, np.int16), (40_000, np.int32)])
@@ -49,3 +55,18 @@ def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
         path.write_bytes(damaged)
         with pytest.raises(CheckpointError, match="line of JSON"):
             read_integers(path)
+
+
+@pytest.mark.parametrize("step", [2.0**-9, 1.0, 8.0])
+def test_a_grid_of_a_power_of_two_is_found(step: float) -> None:
+    integers = np.random.default_rng(0).integers(-32767, 32768, (40, 3))
+    integers[0, 0] = 1
+    found = power_of_two_grid((integers * step).astype(np.float32))
+    assert found is not None
+    np.testing.assert_array_equal(found[0], integers)
+    assert found[1] == step
+    zeros = power_of_two_grid(np.zeros((2, 2), np.float32))
+    assert zeros is not None
+    assert not zeros[0].any()
+    assert power_of_two_grid(np.random.default_rng(0).standard_normal((2, 50), np.float32)) is None
+    assert power_of_two_grid(np.array([[1.0, np.nan]], np.float32)) is None

@@ -14,6 +14,7 @@ from tests.stages.models.test_huggingface import GEOMETRY
 from tests.stages.support import command
 from threadloom.stages.checkpoint import load_model
 from threadloom.stages.checkpoint.huggingface import write_model
+from threadloom.stages.storage import integers_times, read_integers
 
 FIXTURE = Path(__file__).parents[2] / "resolve" / "fixtures" / "run"
 
@@ -50,6 +51,19 @@ def test_the_newest_checkpoint_of_a_run_is_exported(tmp_path: Path) -> None:
     _, expected = load_model(FIXTURE / "checkpoints" / "step-000002")
     np.testing.assert_array_equal(weights.flat, expected.flat)
     assert not (tmp_path / "out" / "training.json").exists()
+
+
+def test_an_embedding_on_a_grid_is_exported_as_integers_too(folder: Path, tmp_path: Path) -> None:
+    weights = random_weights()
+    weights["wte"][...] = np.rint(weights["wte"] * 4096) / 4096
+    (tmp_path / "grid").mkdir()
+    write_model(tmp_path / "grid", weights, GEOMETRY)
+    (tmp_path / "grid" / "tokenizer.json").write_text(MADE["qwen"]())
+    assert command("export", tmp_path / "grid", tmp_path / "out").status == 0
+    found = integers_times(*read_integers(tmp_path / "out" / "wte.integers"))
+    np.testing.assert_array_equal(found, weights["wte"])
+    assert command("export", folder, tmp_path / "plain").status == 0
+    assert not (tmp_path / "plain" / "wte.integers").exists()
 
 
 @pytest.mark.parametrize(
