@@ -18,6 +18,7 @@ from threadloom.stages.tools.bench import bench
 from threadloom.stages.tools.doctor import doctor
 from threadloom.stages.tools.evaluate import evaluate
 from threadloom.stages.tools.export import export
+from threadloom.stages.tools.grow import grow
 from threadloom.stages.tools.merge import merge
 from threadloom.stages.tools.reduce import reduce
 from threadloom.stages.tools.sample import sample
@@ -56,5 +57,5 @@ def main(log_level: str) -> None:
         context.obj = context.with_resource(StopSignals())
 
 
-for command in (train_command, sample, evaluate, export, merge, reduce, tokens, tune, doctor, bench):
+for command in (train_command, sample, evaluate, export, merge, grow, reduce, tokens, tune, doctor, bench):
     main.add_command(command)

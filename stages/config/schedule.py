@@ -12,6 +12,9 @@ D = `schedule.decay_steps`:
     cosine_restarts  η_min + (η − η_min) (1 + cos(π t / T_i)) / 2, where t counts the updates since the last restart
                      and cycle i lasts T_i = period · multiplier^i updates
 
+With Q = `schedule.rewarm` and G = `schedule.rewarm_from`, the rate is multiplied by (k − G + 1) / (Q + 1) while
+G <= k < G + Q: the warm-up of a model that has grown (`threadloom grow`).
+
 With `delay_correction=warmup`, K = `schedule.delay_warmup` and p = 1 − min(k / K, 1), `rate_under_delay` multiplies the
 rate by (τ + 1)^−p.
 
@@ -30,6 +33,13 @@ def learning_rate(schedule: ResolvedSchedule, peak: float, update: int) -> float
     """Return the learning rate of update number `update` (from 0) of a schedule whose highest rate is `peak`."""
     if update < 0:
         raise ValueError(f"updates are numbered from 0, got {update}")
+    rate = _planned_rate(schedule, peak, update)
+    since = update - schedule.rewarm_from
+    return rate * (since + 1) / (schedule.rewarm + 1) if 0 <= since < schedule.rewarm else rate
+
+
+def _planned_rate(schedule: ResolvedSchedule, peak: float, update: int) -> float:
+    """Return the learning rate of an update without the second warm-up."""
     if update < schedule.warmup:
         return peak * (update + 1) / (schedule.warmup + 1)
     since = update - schedule.warmup

@@ -159,6 +159,10 @@ class ScheduleConfig(Section, frozen=True, kw_only=True):
     """Warm restarts: ratio of the lengths of two consecutive cycles."""
     delay_warmup: int | None = None
     """With `delay_correction=warmup`: updates until the learning rate has its full value. None: 400."""
+    rewarm: int = 0
+    """Updates of a second linear warm-up, from `rewarm_from` on. 0: none."""
+    rewarm_from: int = 0
+    """Update at which a run that `threadloom grow` made goes on, and its second warm-up begins."""
 
 
 class LossScaleConfig(Section, frozen=True, kw_only=True):
@@ -302,6 +306,9 @@ class Config(Section, frozen=True, kw_only=True):
     init: str = ""
     """Folder of a model whose weights the run starts from; `model.*` are its sizes (`train --init`). Empty: random
     weights from `seed`."""
+    grown_from: str = ""
+    """Checkpoint that `threadloom grow` made this run from, and the growth, which a resumed run cannot change. Empty:
+    the run is not a grown one."""
 
     def geometry_with(self, vocabulary: int) -> Geometry:
         """Return the sizes of the model with `vocabulary` tokens, and its adapters.

@@ -18,6 +18,11 @@ from threadloom.stages.models.geometry_record import (
     geometry_from_json as geometry_from_json,
     geometry_to_json as geometry_to_json,
 )
+from threadloom.stages.models.grown import (
+    Growth as Growth,
+    Placement as Placement,
+)
+from threadloom.stages.models.growth import TensorGrowth as TensorGrowth
 from threadloom.stages.models.huggingface import (
     huggingface_config as huggingface_config,
     huggingface_parts as huggingface_parts,

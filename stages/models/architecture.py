@@ -5,7 +5,7 @@ optimizer's weight decay and the checkpoint, so all of them agree on the tensors
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from threadloom.stages.models.geometry import Geometry, Shape
+from threadloom.stages.models.growth import TensorGrowth
 from threadloom.stages.models.tensor_part import TensorPart
 
 Floats = NDArray[np.float32]
@@ -96,6 +97,15 @@ class Architecture(Protocol[GeometryT]):
 
     def tied(self, geometry: GeometryT) -> dict[str, str]:
         """Return field of the tensors' tuple → the tensor that is the same array, for fields that share one."""
+
+    def grown(self, geometry: GeometryT, factor: int, sources: Sequence[int | None]) -> Geometry:
+        """Return the sizes with `factor` times the channels and heads, and a layer for each of `sources`.
+
+        `sources` has the layer of the model that each layer comes from, None for an inserted one.
+        """
+
+    def growth(self, geometry: GeometryT) -> dict[str, TensorGrowth]:
+        """Return name → rule by which the tensor of a model of these sizes grows with the width."""
 
     def initial_values(self, geometry: GeometryT, *, residual_scaling: bool) -> dict[str, InitialValue]:
         """Return name → initial distribution of every tensor.

@@ -4,7 +4,8 @@ Matrices are stored as (inputs, outputs) by threadloom and by Hugging Face, so n
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from math import sqrt
 from typing import Any
 
@@ -12,6 +13,7 @@ import msgspec
 
 from threadloom.stages.models.architecture import HuggingFaceLayout, InitialValue, UnsupportedModelError
 from threadloom.stages.models.geometry import Geometry, Shape
+from threadloom.stages.models.growth import TensorGrowth, last_norm, matrix, repeated
 from threadloom.stages.models.huggingface_config import merged_config, require_sizes, require_values
 from threadloom.stages.models.tensor_part import TensorPart
 
@@ -145,6 +147,33 @@ class Gpt2:
     def tied(self, geometry: Geometry) -> dict[str, str]:
         """Return nothing: the tuple has one field for the token embedding and the output projection."""
         return {}
+
+    def grown(self, geometry: Geometry, factor: int, sources: Sequence[int | None]) -> Geometry:
+        """Return the sizes with `factor` times the channels and heads, and a layer for each of `sources`."""
+        channels, heads = factor * geometry.channels, factor * geometry.heads
+        return replace(geometry, channels=channels, heads=heads, layers=len(sources))
+
+    def growth(self, geometry: Geometry) -> dict[str, TensorGrowth]:
+        """Return name → rule by which the tensor of a model of these sizes grows with the width."""
+        c, f = geometry.channels, geometry.hidden
+        return {
+            "wte": repeated(c),
+            "wpe": repeated(c),
+            "qkv_weight": matrix(c, c, c, c),
+            "attn_proj_weight": matrix(c, c, writes_residual=True),
+            "fc_weight": matrix(c, f),
+            "mlp_proj_weight": matrix(f, c, writes_residual=True),
+            "ln1_weight": repeated(c),
+            "ln1_bias": repeated(c),
+            "qkv_bias": repeated(c, c, c),
+            "attn_proj_bias": repeated(c, writes_residual=True),
+            "ln2_weight": repeated(c),
+            "ln2_bias": repeated(c),
+            "fc_bias": repeated(f),
+            "mlp_proj_bias": repeated(c, writes_residual=True),
+            "lnf_weight": last_norm(c, tied=True),
+            "lnf_bias": last_norm(c, tied=True),
+        }
 
     def initial_values(self, geometry: Geometry, *, residual_scaling: bool) -> dict[str, InitialValue]:
         """Return the distributions of section 2.3 of the paper.

@@ -3,11 +3,21 @@
 Matrices are stored as (inputs, outputs), queries, keys and values side by side in one matrix, gate and up in another.
 """
 
+from collections.abc import Sequence
+from dataclasses import replace
 from math import sqrt
 from typing import Any
 
 from threadloom.stages.models.architecture import HuggingFaceLayout, InitialValue
 from threadloom.stages.models.geometry import Geometry, Shape
+from threadloom.stages.models.growth import (
+    TensorGrowth,
+    last_norm,
+    matrix,
+    output_projection,
+    repeated,
+    shared_by_heads,
+)
 from threadloom.stages.models.llama_geometry import LlamaGeometry
 from threadloom.stages.models.llama_huggingface import LlamaHuggingFace
 
@@ -56,6 +66,47 @@ class Llama:
     def tied(self, geometry: LlamaGeometry) -> dict[str, str]:
         """Return the output projection of a tied model, which is the token embedding."""
         return {"head": "wte"} if geometry.tied else {}
+
+    def grown(self, geometry: LlamaGeometry, factor: int, sources: Sequence[int | None]) -> LlamaGeometry:
+        """Return the sizes with `factor` times the channels, heads and MLP, and a layer for each of `sources`."""
+        g = geometry
+        plain = frozenset(new for new, old in enumerate(sources) if old in g.layers_without_rotary)
+        return replace(
+            g,
+            channels=factor * g.channels,
+            heads=factor * g.heads,
+            kv_heads=factor * g.kv_heads,
+            mlp_width=factor * g.mlp_width,
+            layers=len(sources),
+            layers_without_rotary=plain,
+        )
+
+    def growth(self, geometry: LlamaGeometry) -> dict[str, TensorGrowth]:
+        """Return name → rule by which the tensor of a model of these sizes grows with the width.
+
+        Heads are repeated as a whole, H of queries and then K of keys and values, so head j of the queries still reads
+        the keys and values that its copy reads.
+        """
+        g, c, f = geometry, geometry.channels, geometry.hidden
+        keys = g.kv_heads * g.head_size
+        rules = {
+            "wte": repeated(c),
+            "head": output_projection(c),
+            "qkv_weight": matrix(c, g.attn_width, keys, keys),
+            "attn_proj_weight": matrix(g.attn_width, c, writes_residual=True),
+            "gate_up_weight": matrix(c, f, f),
+            "down_weight": matrix(f, c, writes_residual=True),
+            "norm1_weight": repeated(c),
+            "norm2_weight": repeated(c),
+            "normf_weight": last_norm(c, tied=g.tied),
+            "qkv_bias": repeated(g.attn_width, keys, keys),
+            "attn_proj_bias": repeated(c, writes_residual=True),
+            "gate_up_bias": repeated(f, f),
+            "down_bias": repeated(c, writes_residual=True),
+            "q_norm_weight": shared_by_heads(),
+            "k_norm_weight": shared_by_heads(),
+        }
+        return {name: rules[name] for name in self.parameter_shapes(g)}
 
     def initial_values(self, geometry: LlamaGeometry, *, residual_scaling: bool) -> dict[str, InitialValue]:
         """Return normal distributions for the matrices, 1 for the weights of norms, 0 for biases.

@@ -57,6 +57,10 @@ def trajectory(config: Config, text_sha256: str | None = None) -> dict[str, Any]
         keys = (*keys, "data.token_order")
     if config.data.digits is not Digits.PLAIN or config.data.digit_offset:
         keys = (*keys, "data.digits", "data.digit_places", "data.digit_offset")
+    if config.schedule.rewarm:
+        keys = (*keys, "schedule.rewarm", "schedule.rewarm_from")
+    if config.grown_from:
+        keys = (*keys, "grown_from")
     if config.init:
         keys = (*keys, "init")
     if config.lora.rank:

@@ -75,6 +75,8 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "optimizer.lead": (0, 100),
     "schedule.warmup": (0, 1_000_000_000),
     "schedule.delay_warmup": (0, 1_000_000_000),
+    "schedule.rewarm": (0, 1_000_000_000),
+    "schedule.rewarm_from": (0, 1_000_000_000),
     "schedule.min_lr": (0, 1e3),
     "schedule.factor": (0, 1),
     "loss_scale.initial": (2.0**-24, 2.0**40),

@@ -52,6 +52,31 @@ def last_checkpoint(run: RunDirectory, base: Path | None) -> Checkpoint | None:
     return replace(checkpoint, base=checkpoint.base.moved_to(base))
 
 
+def require_not_grown(config: Config) -> None:
+    """Raise ConfigError if a new run has the configuration of a grown one, which continues the updates of another."""
+    if config.grown_from:
+        raise ConfigError(
+            "grown_from",
+            expected="nothing, in a run that starts from its first update",
+            got=repr(config.grown_from),
+            cause="the configuration is that of a run that threadloom grow has written",
+            hint="continue that run with --resume --out RUN, start from its weights with --init RUN, or train the "
+            "larger model from random weights with --set grown_from= --set schedule.rewarm=0",
+        )
+
+
+def require_grown_start(run: RunDirectory, config: Config, start: Checkpoint | None) -> None:
+    """Raise ConfigError for a grown run without a checkpoint, which would start from random weights."""
+    if config.grown_from and start is None:
+        raise ConfigError(
+            str(run.checkpoints),
+            expected="the checkpoint of a grown run, or a later one",
+            got="none",
+            cause="it was removed",
+            hint=f"grow the run again, from {config.grown_from}",
+        )
+
+
 def saved_config(out: Path) -> Config:
     """Return the resolved configuration of the run in `out`."""
     run = RunDirectory(out)

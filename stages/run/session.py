@@ -55,7 +55,13 @@ from threadloom.stages.run.display import Display
 from threadloom.stages.run.fitting import planned_memory, require_memory
 from threadloom.stages.run.pictures import draw_pictures, new_trace, pictures
 from threadloom.stages.run.report import Reporter, WrittenMetrics
-from threadloom.stages.run.resuming import as_begun, last_checkpoint, same_trajectory
+from threadloom.stages.run.resuming import (
+    as_begun,
+    last_checkpoint,
+    require_grown_start,
+    require_not_grown,
+    same_trajectory,
+)
 from threadloom.stages.step import CheckpointOutput, Validation
 from threadloom.stages.storage import MetricsLog, RunDirectory, RunMode, atomic_write, read_metrics
 from threadloom.stages.training import Training, compile_kernels
@@ -102,6 +108,7 @@ def train(
     require_model_under_adapters(config)
     if mode is not RunMode.RESUME:
         require_initial_model(config)
+        require_not_grown(config)
     # Checks that may refuse the run come first: the claim creates the directory, or removes the run in it.
     choice = choose_precision_here(config) if mode is not RunMode.RESUME else None
     if choice is not None and not force:
@@ -109,6 +116,7 @@ def train(
     config, text = _read_text(config, out, mode)
     with RunDirectory.claim(out, mode) as run:
         start = last_checkpoint(run, base) if mode is RunMode.RESUME else None
+        require_grown_start(run, config, start)
         if start is not None:
             config = as_begun(config, run)
         elif mode is RunMode.RESUME:

@@ -8,6 +8,9 @@ from threadloom.pipeline import Arena
 from threadloom.stages.config import ResolvedOptimizer
 from threadloom.stages.models import NONE_FROZEN, Geometry, parameter_shapes
 
+MOMENTS = {"m": 1, "v": 2}
+"""Name in the state → the power of the gradient that it is a running mean of, in the order of the kernels."""
+
 
 class AdamWState:
     """The part that all forms of AdamW share: running means of the gradient (`m`) and of its square (`v`)."""
@@ -22,7 +25,7 @@ class AdamWState:
         """`learning_rate` maps the number of an update, counted from 0, to its learning rate."""
         self._settings = settings
         self._learning_rate = learning_rate
-        self.state = {name: Arena(parameter_shapes(geometry, frozen)) for name in ("m", "v")}  # in the kernels' order
+        self.state = {name: Arena(parameter_shapes(geometry, frozen)) for name in MOMENTS}
 
     @property
     def master(self) -> Arena | None:

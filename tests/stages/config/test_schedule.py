@@ -101,6 +101,14 @@ def test_rates_stay_between_the_end_and_the_peak(kind: ScheduleKind, warmup: int
     assert update < warmup or rate(update) >= 0.1
 
 
+def test_a_second_warm_up_scales_the_rates_of_the_schedule() -> None:
+    plain = with_schedule(1.0, kind=ScheduleKind.LINEAR, decay_steps=8)
+    again = with_schedule(1.0, kind=ScheduleKind.LINEAR, decay_steps=8, rewarm=3, rewarm_from=2)
+    expected = [1.0, 0.875, 0.75 / 4, 0.625 * 2 / 4, 0.5 * 3 / 4, 0.375, 0.25]
+    assert rates(again, *range(7)) == pytest.approx(expected, rel=ROUNDINGS)
+    assert rates(again, 0, 1, 5, 6) == rates(plain, 0, 1, 5, 6)
+
+
 def test_negative_updates_are_rejected() -> None:
     with pytest.raises(ValueError, match="numbered from 0"):
         with_schedule()(-1)

@@ -35,12 +35,13 @@ ADDED = {
     "recompute": False,
     "pictures": True,
     "init": "",
+    "grown_from": "",
     "train": {"only": [], "freeze": []},
     "delay_correction": "none",
     "lora": {"rank": 0, "alpha": 16.0, "rslora": False, "targets": [], "dropout": 0.0, "save": [], "init": ""},
 }
 """Settings that came later, with their defaults."""
-ADDED_DELAY = {"optimizer": {"lead": 0.0}, "schedule": {"delay_warmup": 0}}
+ADDED_DELAY = {"optimizer": {"lead": 0.0}, "schedule": {"delay_warmup": 0, "rewarm": 0, "rewarm_from": 0}}
 ADDED_DATA = {
     "tokenizer_path": "", "special_tokens": "tokens", "token_order": "id", "digits": "plain", "digit_places": 40,
     "digit_offset": 0,

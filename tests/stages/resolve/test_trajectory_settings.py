@@ -50,6 +50,15 @@ def test_settings_that_change_the_trajectory_are_named(override: str) -> None:
         assert list(differences) == [key]
 
 
+def test_the_second_warm_up_of_a_grown_run_is_part_of_its_trajectory() -> None:
+    plain = trajectory(resolve(tiny(), 2))
+    grown = ["grown_from=x", "schedule.rewarm=3", "schedule.rewarm_from=4"]
+    differences = trajectory_differences(plain, trajectory(apply_overrides(resolve(tiny(), 2), grown)))
+    assert differences == {
+        "grown_from": (None, "x"), "schedule.rewarm": (None, 3), "schedule.rewarm_from": (None, 4)
+    }  # fmt: skip
+
+
 def test_steps_change_the_trajectory_only_through_decay_steps() -> None:
     constant = tiny(schedule=ScheduleConfig(kind=ScheduleKind.CONSTANT))
     assert trajectory(resolve(constant, 2)) == trajectory(resolve(apply_overrides(constant, ["steps=99"]), 2))
