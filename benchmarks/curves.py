@@ -31,7 +31,7 @@ from threadloom.stages.config import (
     ScheduleKind,
 )
 from threadloom.stages.console import configure
-from threadloom.stages.data import TokenBatches, TokenFile
+from threadloom.stages.data import TokenBatches, TokenFile, prepared_order
 from threadloom.stages.machine import detect
 from threadloom.stages.models import initialise, parameter_shapes
 from threadloom.stages.resolve import apply_overrides, load_config, to_json
@@ -91,7 +91,9 @@ def their_curve(outcome: Outcome, on_progress: Callable[[str], None]) -> LossCur
     config, geometry = outcome.config, outcome.config.geometry()
     weights = {name: np.zeros(shape, np.float32) for name, shape in parameter_shapes(geometry).items()}
     initialise(weights, geometry, config.seed, residual_scaling=config.model.residual_scaling)
-    tokens = TokenFile.open(outcome.run.data / "train.npy", geometry.vocabulary, geometry.context)
+    tokens = TokenFile.open(
+        outcome.run.data / "train.npy", geometry.vocabulary, geometry.context, prepared_order(outcome.run.data)
+    )
     losses: list[float] = []
     with tempfile.TemporaryDirectory() as name:
         source = TokenBatches(tokens, config.batch_sizes, config.seed)
