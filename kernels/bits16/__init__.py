@@ -14,6 +14,7 @@ from threadloom.kernels.bits16.attention import (
     attention_backward as attention_backward,
     attention_forward as attention_forward,
 )
+from threadloom.kernels.bits16.banded_head import banded_backward as banded_backward, banded_loss as banded_loss
 from threadloom.kernels.bits16.cross_entropy import cross_entropy_backward as cross_entropy_backward
 from threadloom.kernels.bits16.embedding import (
     embedding_forward as embedding_forward,

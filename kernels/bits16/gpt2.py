@@ -136,7 +136,7 @@ def _unless_frozen(gradient: Floats, unused: Floats) -> Floats:
 
 
 @jit_inline_body
-def _norm_gradients(weight: Floats, bias: Floats, added: Floats, scratch: Scratch16) -> LayerNormGradients:
+def norm_gradients(weight: Floats, bias: Floats, added: Floats, scratch: Scratch16) -> LayerNormGradients:
     """Return the gradients of a LayerNorm, with scratch in place of those of frozen tensors."""
     unused = scratch.unused
     return LayerNormGradients(
@@ -208,7 +208,7 @@ def _mlp_backward(
     transpose_backward_weight(s.gelu, s.dx16, g.mlp_proj_weight[n], accumulate, s.transposed, s.thread.upcast)
     lora_backward_weight(s.gelu, s.dx16, of_proj, accumulate, s.thread)
     norm, kept = Affine(w.ln2_weight[n], w.ln2_bias[n]), NormalizedRows(a.normed2[n], a.rstd2[n])
-    d_norm = _norm_gradients(g.ln2_weight[n], g.ln2_bias[n], g.attn_proj_bias[n], s)
+    d_norm = norm_gradients(g.ln2_weight[n], g.ln2_bias[n], g.attn_proj_bias[n], s)
     given = lora_input(lora, a.dropout_key, n, LoraSite.UP, s.dropped)
     d_adapter = LoraAdapter(g.fc_a[n], g.fc_b[n])
     of_fc = LoraBackward(d_adapter, a.fc_xa[n], s.d_xa, s.xa_t, s.d_dropped, lora.up, given)
@@ -245,7 +245,7 @@ def _attention_backward(
     linear_backward_bias(s.d_qkv, g.qkv_bias[n], accumulate)
     norm, kept = Affine(w.ln1_weight[n], w.ln1_bias[n]), NormalizedRows(a.normed1[n], a.rstd1[n])
     below = g.mlp_proj_bias[n - 1] if n > 0 else s.unused[2]
-    d_norm = _norm_gradients(g.ln1_weight[n], g.ln1_bias[n], below, s)
+    d_norm = norm_gradients(g.ln1_weight[n], g.ln1_bias[n], below, s)
     given = lora_input(lora, a.dropout_key, n, LoraSite.QKV, s.dropped)
     d_adapter = LoraAdapter(g.qkv_a[n], g.qkv_b[n])
     of_qkv = LoraBackward(d_adapter, a.qkv_xa[n], s.d_xa, s.xa_t, s.d_dropped, lora.qkv, given)
@@ -310,7 +310,7 @@ def head_backward(
     projection = ProjectionScratch(s.logits, s.d_logits, s.d_logits_t, s.thread.upcast)
     loss = projection_backward(s.h, PackedPair(p.wte, p.wte_t), targets, scale, grads.wte, s.dh, projection, ticket)
     last_bias = grads.mlp_proj_bias[grads.mlp_proj_bias.shape[0] - 1]
-    d_norm = _norm_gradients(grads.lnf_weight, grads.lnf_bias, last_bias, s)
+    d_norm = norm_gradients(grads.lnf_weight, grads.lnf_bias, last_bias, s)
     layernorm_backward(s.dh, kept, w.lnf_weight, s.dx, s.dx16, d_norm, accumulate)
     mark_part_done(ticket, last_head_part(s.logits.shape[1]))
     return loss

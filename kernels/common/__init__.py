@@ -19,6 +19,16 @@ from threadloom.kernels.common.adamw_delayed import (
     adamw_forecast_update as adamw_forecast_update,
     adamw_lead_update as adamw_lead_update,
 )
+from threadloom.kernels.common.bands import (
+    BandedConstants as BandedConstants,
+    BandedWeights as BandedWeights,
+    BandFactors as BandFactors,
+    Bands as Bands,
+    band_basis as band_basis,
+    band_rows as band_rows,
+    bands_of as bands_of,
+    factor_sizes as factor_sizes,
+)
 from threadloom.kernels.common.cross_entropy import (
     cross_entropy_forward as cross_entropy_forward,
     exponentiate_row as exponentiate_row,

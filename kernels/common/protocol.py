@@ -14,7 +14,7 @@ from typing import Protocol, TypeVar
 from threadloom.kernels.common.accumulation import AccumulationTicket
 from threadloom.kernels.compiling import Floats, TokenIds
 
-ARCHITECTURES = ("gpt2", "llama")
+ARCHITECTURES = ("gpt2", "gpt2_banded", "llama")
 """Modules of a number format that provide `MODEL_KERNELS`, one for each architecture."""
 
 MODEL_KERNELS = ("blocks_forward", "blocks_backward", "head_loss", "head_backward")
@@ -22,6 +22,7 @@ MODEL_KERNELS = ("blocks_forward", "blocks_backward", "head_loss", "head_backwar
 
 KERNELS: dict[str, tuple[str, ...]] = {
     "attention": ("attention_forward", "attention_backward"),
+    "banded_head": ("banded_loss", "banded_backward"),
     "cross_entropy": ("cross_entropy_backward",),
     "embedding": ("embedding_forward", "token_embedding_forward"),
     "gelu": ("gelu_forward", "gelu_backward"),

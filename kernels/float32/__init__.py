@@ -7,6 +7,7 @@ from threadloom.kernels.float32.attention import (
     attention_backward as attention_backward,
     attention_forward as attention_forward,
 )
+from threadloom.kernels.float32.banded_head import banded_backward as banded_backward, banded_loss as banded_loss
 from threadloom.kernels.float32.cross_entropy import cross_entropy_backward as cross_entropy_backward
 from threadloom.kernels.float32.decode import (
     DecodeScratch as DecodeScratch,

@@ -101,7 +101,7 @@ def _fc_layer(w: Weights, n: int) -> _NormedLinear:
 
 
 @jit_inline_body
-def _norm_gradients(weight: Floats, bias: Floats, scratch: Scratch) -> Affine:
+def norm_gradients(weight: Floats, bias: Floats, scratch: Scratch) -> Affine:
     """Return the gradients of a LayerNorm, with a row of ``scratch.gelu`` in place of those of frozen tensors.
 
     The sums over a row in a LayerNorm's backward pass and its gradients are one loop: without the gradients, the order
@@ -134,7 +134,7 @@ def _normed_linear_backward(
     linear_backward_weight(s.h, d_out, grads.weight, accumulate)
     linear_backward_bias(d_out, grads.bias, accumulate)
     lora_backward_weight(s.h, d_out, lora, accumulate)
-    d_norm = _norm_gradients(grads.norm.weight, grads.norm.bias, s)
+    d_norm = norm_gradients(grads.norm.weight, grads.norm.bias, s)
     layernorm_backward(s.dh, x, layer.norm.weight, statistics, s.dx, d_norm, accumulate)
 
 
@@ -263,7 +263,7 @@ def head_backward(
     layernorm_forward(x_final, Affine(w.lnf_weight, w.lnf_bias), s.h, statistics)
     s.dx.fill(0.0)  # `layernorm_backward` adds to it
     loss = projection_backward(s.h, w.wte, targets, scale, grads.wte, s.dh, s.logits, ticket)
-    d_affine = _norm_gradients(grads.lnf_weight, grads.lnf_bias, s)
+    d_affine = norm_gradients(grads.lnf_weight, grads.lnf_bias, s)
     layernorm_backward(s.dh, x_final, w.lnf_weight, statistics, s.dx, d_affine, ticket.accumulate)
     mark_part_done(ticket, last_head_part(w.wte.shape[0]))
     return loss

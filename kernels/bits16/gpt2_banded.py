@@ -1,0 +1,121 @@
+"""GPT-2 whose token embedding is of low rank by bands, in bfloat16: `kernels.bits16.gpt2` with another head.
+
+Implements `kernels.common.protocol.ModelKernels` for `BandedWeights16`; `kernels.float32.gpt2_banded` tells of `wte`.
+"""
+
+from typing import NamedTuple
+
+from threadloom.kernels.bits16.banded_head import BandedScratch, PackedFactors, banded_backward, banded_loss
+from threadloom.kernels.bits16.gpt2 import blocks_backward, blocks_forward, norm_gradients
+from threadloom.kernels.bits16.layernorm import NormalizedRows, layernorm_backward, layernorm_forward
+from threadloom.kernels.bits16.tensors import Activations16, PackedPair, PackedWeight, Scratch16
+from threadloom.kernels.common import (
+    AccumulationTicket,
+    Affine,
+    BandedConstants,
+    BandedWeights,
+    BandFactors,
+    last_head_part,
+    mark_part_done,
+)
+from threadloom.kernels.compiling import Floats, TokenIds, jit_inline_body, jit_kernel
+
+__all__ = ["blocks_backward", "blocks_forward", "head_backward", "head_loss"]
+
+
+class BandedPackedWeights(NamedTuple):
+    """`PackedWeights` of a model whose token embedding is of low rank by bands."""
+
+    wte: PackedWeight  # read by the embedding: packed (V, C), computed from the factors
+    wte_rows: PackedWeight  # flat: packed A_b (V_b, E_b), one after another
+    wte_rows_t: PackedWeight
+    wte_bases: PackedWeight  # flat: packed P_b (E_b, C)
+    wte_bases_t: PackedWeight
+    qkv: PackedWeight
+    qkv_t: PackedWeight
+    attn_proj: PackedWeight
+    attn_proj_t: PackedWeight
+    fc: PackedWeight
+    fc_t: PackedWeight
+    mlp_proj: PackedWeight
+    mlp_proj_t: PackedWeight
+    qkv_a: PackedWeight
+    qkv_a_t: PackedWeight
+    qkv_b: PackedWeight
+    qkv_b_t: PackedWeight
+    attn_proj_a: PackedWeight
+    attn_proj_a_t: PackedWeight
+    attn_proj_b: PackedWeight
+    attn_proj_b_t: PackedWeight
+    fc_a: PackedWeight
+    fc_a_t: PackedWeight
+    fc_b: PackedWeight
+    fc_b_t: PackedWeight
+    mlp_proj_a: PackedWeight
+    mlp_proj_a_t: PackedWeight
+    mlp_proj_b: PackedWeight
+    mlp_proj_b_t: PackedWeight
+
+
+class BandedWeights16(NamedTuple):
+    """One version of the weights as the kernels of this module read it."""
+
+    master: BandedWeights  # float32
+    packed: BandedPackedWeights  # the matrices of `master`, rounded
+
+
+@jit_inline_body
+def _factors(packed: BandedPackedWeights) -> PackedFactors:
+    return PackedFactors(
+        PackedPair(packed.wte_rows, packed.wte_rows_t), PackedPair(packed.wte_bases, packed.wte_bases_t)
+    )
+
+
+@jit_kernel
+def head_loss(
+    weights: BandedWeights16, acts: Activations16, targets: TokenIds, constants: BandedConstants, logits: Floats
+) -> float:
+    """Return the sum of the cross-entropies of all rows, without a gradient; ``acts.gelu`` is scratch.
+
+    As `kernels.bits16.gpt2.head_loss`.
+    """
+    a, w = acts, weights.master
+    kept = NormalizedRows(a.normed1[0], a.rstd1[0])
+    layernorm_forward(a.x, Affine(w.lnf_weight, w.lnf_bias), a.rstd1[0, :0], kept, a.h)
+    return banded_loss(
+        a.h, _factors(weights.packed), constants.bands, targets, logits, a.gelu.reshape(a.gelu.size), a.thread.upcast
+    )
+
+
+@jit_kernel
+def head_backward(
+    weights: BandedWeights16,
+    acts: Activations16,
+    targets: TokenIds,
+    scale: float,
+    grads: BandedWeights,
+    scratch: Scratch16,
+    constants: BandedConstants,
+    ticket: AccumulationTicket,
+) -> float:
+    """Return the unscaled sum of the cross-entropies, and write the gradient of ``acts.x`` to ``scratch.dx``.
+
+    As `kernels.float32.gpt2_banded.head_backward`. The gradient of the last block's MLP bias is computed here, too.
+    """
+    w, g, s = weights.master, grads, scratch
+    kept = NormalizedRows(s.normed, s.rstd)
+    layernorm_forward(acts.x, Affine(w.lnf_weight, w.lnf_bias), s.rstd[:0], kept, s.h)
+    s.dx.fill(0.0)  # `layernorm_backward` adds to it
+    if not ticket.accumulate:
+        g.wte.fill(0.0)
+    u, du = s.gelu.reshape(s.gelu.size), s.d_fc.reshape(s.d_fc.size)
+    space = BandedScratch(s.logits, s.d_logits, s.d_logits_t, u, du, s.transposed, s.thread.upcast)
+    d_factors = BandFactors(g.wte_rows, g.wte_bases)
+    loss = banded_backward(
+        s.h, _factors(weights.packed), constants.bands, targets, scale, d_factors, s.dh, space, ticket
+    )
+    last_bias = g.mlp_proj_bias[g.mlp_proj_bias.shape[0] - 1]
+    d_norm = norm_gradients(g.lnf_weight, g.lnf_bias, last_bias, s)
+    layernorm_backward(s.dh, kept, w.lnf_weight, s.dx, s.dx16, d_norm, ticket.accumulate)
+    mark_part_done(ticket, last_head_part(s.logits.shape[1]))
+    return loss
