@@ -17,7 +17,7 @@ from threadloom.kernels.compiling.jit import (
     JIT_ENABLED as JIT_ENABLED,
     OVERLOAD_OPTIONS as OVERLOAD_OPTIONS,
     OVERLOAD_STRICT_INLINE as OVERLOAD_STRICT_INLINE,
-    SOURCES_DIGEST as SOURCES_DIGEST,
+    SOURCES as SOURCES,
     jit_always_inline as jit_always_inline,
     jit_inline_body as jit_inline_body,
     jit_kernel as jit_kernel,

@@ -3,12 +3,13 @@
 Numba keeps an index next to numbered files and writes both without a lock. If two processes compile a kernel at the
 same time, for two signatures, both may use the same number, and one signature loads the machine code of the other from
 then on; and after an edit the new index refers to outdated code for a moment. Here an entry is one file: its name
-follows from everything that the entry depends on, the digest of the sources included, and it is created atomically. So
+follows from everything that the entry depends on, the digest of its sources included, and it is created atomically. So
 no two files can be inconsistent.
 
 A cache that cannot be written, on a full disk for example, is reported once, and costs only time: `KernelCache`.
 
-Ownership: the files of one kernel belong to every process with the same sources; each may write or remove any of them.
+Ownership: the files of one kernel belong to every process with the same sources of it; each may write or remove any
+of them.
 """
 
 import contextlib

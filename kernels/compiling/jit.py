@@ -12,16 +12,15 @@ without these flags are the two the same bits.
 Multiply-add may be fused in it, but nothing is reassociated, so that a two-part constant stays two parts.
 
 A compiled kernel contains the code of its callees, but Numba's cache checks only the file of the outermost one, and
-would run an outdated inner kernel after an edit or an upgrade. So every cache entry is stamped with a digest of all
-sources of the package, and several processes may write it at once (`kernels.compiling.cache`). If several copies of an
-inner kernel were visible, a process would run the first one that it loaded, so the copies are private
-(`kernels.compiling.symbol_visibility`). A kernel that only other kernels call is not compiled to machine code
-(`kernels.compiling.dispatcher`).
+would run an outdated inner kernel after an edit or an upgrade. So every cache entry is stamped with a digest of the
+sources of the kernel and of all that it imports (`kernels.compiling.source_digest`), and several processes may write it
+at once (`kernels.compiling.cache`). If several copies of an inner kernel were visible, a process would run the first
+one that it loaded, so the copies are private (`kernels.compiling.symbol_visibility`). A kernel that only other kernels
+call is not compiled to machine code (`kernels.compiling.dispatcher`).
 
 With ``NUMBA_DISABLE_JIT=1`` all decorators return the function unchanged, and everything runs as Python and NumPy.
 """
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -31,6 +30,7 @@ import numba
 from threadloom.kernels.compiling.cache import KernelCache
 from threadloom.kernels.compiling.cache_folder import CACHE_FOLDER
 from threadloom.kernels.compiling.dispatcher import KernelDispatcher
+from threadloom.kernels.compiling.source_digest import SourceDigests
 
 Function = TypeVar("Function", bound=Callable[..., object])
 
@@ -49,25 +49,18 @@ OVERLOAD_STRICT_INLINE: dict[str, Any] = _COMMON | _INLINED
 """Flags of `jit_strict_inline`, likewise."""
 
 
-def _sources_digest() -> str:
-    digest = hashlib.sha256()
-    package = Path(__file__).parents[1]
-    for path in sorted(package.rglob("*.py")):
-        digest.update(str(path.relative_to(package)).encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()
-
-
-SOURCES_DIGEST = _sources_digest()
-"""Digest of all sources of the package: code compiled, or speeds measured, with other sources are not valid."""
+SOURCES = SourceDigests(Path(__file__).parents[1], __name__.rsplit(".", 2)[0])
+"""The sources of the package. What was compiled from other ones, or measured with them, is not valid."""
 
 
 def _compiled(function: Function, **options: Any) -> Function:
-    """Return `function` as a Numba dispatcher that checks no bounds, releases the GIL, and caches under the digest."""
+    """Return `function` as a Numba dispatcher that checks no bounds, releases the GIL, and caches under its digest."""
     if not JIT_ENABLED:
         return function
     dispatcher: Any = KernelDispatcher(function, targetoptions=_NOPYTHON | _COMMON | options)
     if CACHE_FOLDER.path:
-        dispatcher._cache = KernelCache(function, SOURCES_DIGEST)  # Numba has no public way to set its cache
+        stamp = SOURCES.of_module(function.__module__)
+        dispatcher._cache = KernelCache(function, stamp)  # Numba has no public way to set its cache
     return cast(Function, dispatcher)
 
 

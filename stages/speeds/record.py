@@ -19,7 +19,7 @@ import msgspec
 from loguru import logger
 
 from threadloom.kernels import GemmBackend, blas_info
-from threadloom.kernels.compiling import SOURCES_DIGEST, TARGET, write_problem
+from threadloom.kernels.compiling import SOURCES, TARGET, write_problem
 from threadloom.kernels.simd import low_precision_info
 from threadloom.stages.machine import cache_root, detect
 from threadloom.stages.speeds.measuring import Speeds, measure_speeds
@@ -48,7 +48,7 @@ def speeds_key() -> dict[str, str]:
         "gemm": blas.backend.value,
         "blas": library,
         **{name: version(name) for name in ("numba", "llvmlite")},
-        "kernels": SOURCES_DIGEST,
+        "kernels": SOURCES.whole,
         "precisions": " ".join(precision.value for precision in PRODUCTS),
         "product": f"{ROWS} x {INNER} x {COLUMNS}",
     }
