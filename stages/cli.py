@@ -15,6 +15,7 @@ from threadloom.stages.console import (
     spare_address_space,
 )
 from threadloom.stages.tools.bench import bench
+from threadloom.stages.tools.certify import certify
 from threadloom.stages.tools.doctor import doctor
 from threadloom.stages.tools.evaluate import evaluate
 from threadloom.stages.tools.export import export
@@ -57,5 +58,8 @@ def main(log_level: str) -> None:
         context.obj = context.with_resource(StopSignals())
 
 
-for command in (train_command, sample, evaluate, export, merge, grow, reduce, tokens, tune, doctor, bench):
+COMMANDS = (
+    train_command, sample, evaluate, export, merge, grow, reduce, tokens, certify, tune, doctor, bench,
+)  # fmt: skip
+for command in COMMANDS:
     main.add_command(command)
