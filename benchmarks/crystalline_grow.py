@@ -31,8 +31,7 @@ from threadloom.stages.console import configure
 from threadloom.stages.resolve import apply_overrides, load_config
 from threadloom.stages.run import saved_config, train
 from threadloom.stages.storage import RunDirectory, RunMode, read_metrics
-from threadloom.stages.tools.grow.growing import grow_at
-from threadloom.stages.tools.grow.request import GrowthRequest
+from threadloom.stages.tools.grow import grow
 
 LARGE, UPDATES, SECONDS = "from the start", "updates", "seconds"
 EVALUATION = ("evaluation.interval=50", "evaluation.batches=25", "evaluation.final_batches=150")
@@ -149,8 +148,8 @@ class Benchmark:
                 scratch = scratch or equal
                 if plan.share:
                     budget = scratch.seconds
-                    small = round(plan.share * budget / equal.small_seconds_per_update)
-                    large = round((1 - plan.share) * budget / equal.large_seconds_per_update)
+                    small = max(1, round(plan.share * budget / equal.small_seconds_per_update))
+                    large = max(1, round((1 - plan.share) * budget / equal.large_seconds_per_update))
                     done.append(self.train(plan, SECONDS, seed, small, small + large))
                 write_results(self, done)
         return done
@@ -168,15 +167,22 @@ class Benchmark:
         train(apply_overrides(config, (*plan.overrides, f"steps={small}")), first, RunMode.OVERWRITE, tuned=False)
         begin, second = time.perf_counter(), self.out / f"{name}-large"
         _remove(second)
-        request = GrowthRequest.of(
-            str(plan.width), str(plan.depth), "even", self.moments, None, None, self.rewarm, self._changes(updates)
-        )
-        grow_at(first, second, request)
+        self._grow(plan, first, second, updates)
         seconds = time.perf_counter() - begin
         outcome = train(saved_config(second), second, RunMode.RESUME, tuned=False)
         before = _curve(RunDirectory(first))
         curve = before.then(_curve(outcome.run))
         return self._trained(plan, equal, seed, small, updates, curve, before.total, seconds)
+
+    def _grow(self, plan: Plan, first: Path, second: Path, updates: int) -> None:
+        """Run `threadloom grow`."""
+        arguments = [str(first), "--out", str(second), "--width", str(plan.width), "--depth", str(plan.depth)]
+        arguments += ["--where", "even", "--moments", self.moments]
+        if self.rewarm is not None:
+            arguments += ["--rewarm", str(self.rewarm)]
+        for change in self._changes(updates):
+            arguments += ["--set", change]
+        grow.main(arguments, standalone_mode=False)
 
     def _changes(self, updates: int) -> tuple[str, ...]:
         rate, least = self.config.optimizer.lr, self.config.schedule.min_lr

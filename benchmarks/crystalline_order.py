@@ -28,7 +28,7 @@ from threadloom.kernels import Floats, TokenIds, embedding_forward
 from threadloom.kernels.common import token_embedding_backward
 from threadloom.kernels.compiling import jit_kernel
 from threadloom.stages.config import TokenOrder
-from threadloom.stages.data.token_order import ulam_point, vocabulary_order
+from threadloom.stages.data import ulam_point, vocabulary_order
 
 SEQUENCE = 64
 """Tokens of a sequence."""

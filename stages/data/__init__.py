@@ -38,6 +38,7 @@ from threadloom.stages.data.token_file import (
     append_ids as append_ids,
     token_type as token_type,
 )
+from threadloom.stages.data.token_order import ulam_point as ulam_point, vocabulary_order as vocabulary_order
 from threadloom.stages.data.tokenizer import Tokenizer as Tokenizer, TokenizerError as TokenizerError
 from threadloom.stages.data.tokenizer_files import (
     MODEL_CONFIG_FILE as MODEL_CONFIG_FILE,
