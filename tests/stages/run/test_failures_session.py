@@ -4,6 +4,7 @@ import resource
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -14,7 +15,6 @@ from tests.stages.support import STORY, Outcome, command, forked, story
 from tests.stages.training.test_resume import files
 from threadloom.stages.checkpoint import Checkpoint
 from threadloom.stages.cli import main
-from threadloom.stages.config import BatchSizes
 from threadloom.stages.data.batches import TokenBatches
 from threadloom.stages.data.token_file import TokenFile
 from threadloom.stages.models import initialise
@@ -150,9 +150,9 @@ class TestTokenFiles:
     def test_an_id_out_of_range_never_reaches_a_kernel_in_training(self, tmp_path: Path) -> None:
         """The file changes after its check, and the draw stage checks every window that it copies."""
 
-        def poisoned(tokens: TokenFile, sizes: BatchSizes, seed: int) -> TokenBatches:
+        def poisoned(tokens: TokenFile, *rest: Any) -> TokenBatches:
             tokens.ids = np.full(len(tokens.ids), 77, np.uint16)
-            return TokenBatches(tokens, sizes, seed)
+            return TokenBatches(tokens, *rest)
 
         (tmp_path / "config.json").write_text(to_json(story(tmp_path)))
         with patch("threadloom.stages.run.session.TokenBatches", poisoned):
