@@ -7,7 +7,7 @@ import pytest
 
 from tests.kernels.comparison import assert_close
 from tests.reference import Tensors
-from tests.stages.support import LLAMA, TINY, build, command, result, run_threads, story, tiny
+from tests.stages.support import LLAMA, TINY, build, command, result, run_sequence, run_threads, story, tiny
 from tests.stages.training.twin import SMALL_STEPS, expectation, random_weights, start_from
 from threadloom.kernels.compiling.jit import JIT_ENABLED
 from threadloom.pipeline import Arena
@@ -135,10 +135,12 @@ def test_checkpoints_are_in_the_order_of_the_tokenizer_and_resume(
         for state, arena in training.optimizer.state.items():
             np.testing.assert_array_equal(found[state]["wte"], arena["wte"][ORDER.rows], err_msg=state)
     resumed = ordered(base, *settings, "threads.forward=3", start=Checkpoint.open(tmp_path / "step-000003"))
-    rest = result(resumed, run_threads(resumed))
-    assert rest.updates == whole.updates[3:]
+    replayed = ordered(base, *settings)
+    rest, again = result(resumed, run_threads(resumed)), result(replayed, run_sequence(replayed))
+    assert (rest.updates, again.updates) == (whole.updates[3:], whole.updates)
     for name, tensor in whole.tensors.items():
         np.testing.assert_array_equal(rest.tensors[name], tensor, err_msg=name)
+        np.testing.assert_array_equal(again.tensors[name], tensor, err_msg=name)
 
 
 class TestRun:
