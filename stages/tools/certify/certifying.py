@@ -99,7 +99,10 @@ def certify_ids(
     report: Callable[[str], None],
 ) -> tuple[float, tuple[PrecisionErrors, ...], float]:
     """Return the exact loss, the distances and the largest radius for T + 1 tokens, within `working_precision`."""
-    runs = tuple(run_kernels(precision, geometry, weights, ids) for precision in precisions)
+    runs = []
+    for precision in precisions:
+        report(f"kernels in {precision.value}")  # their first call on a machine compiles them
+        runs.append(run_kernels(precision, geometry, weights, ids))
     exact = ExactGpt2(geometry, weights, ids[:-1])
     layers: list[list[LayerErrors]] = [[] for _ in runs]
     width = 0.0
@@ -109,7 +112,7 @@ def certify_ids(
             found.append(layer_errors(run, n, layer))
         width = radius(layer.x)
         report(f"block {n + 1} of {geometry.layers}")
-    head = ExactHead(ids[1:], runs)
+    head = ExactHead(ids[1:], tuple(runs))
     for first, logits in exact.logits():
         head.add(first, logits)
         report(f"logits of {first + logits.ncols():,} of {geometry.vocabulary:,} tokens")
