@@ -66,6 +66,7 @@ from threadloom.kernels.common.rmsnorm import reciprocal_rms as reciprocal_rms
 from threadloom.kernels.common.rotary import rotary_backward as rotary_backward, rotary_forward as rotary_forward
 from threadloom.kernels.common.silu import silu as silu, silu_and_derivative as silu_and_derivative
 from threadloom.kernels.common.softmax import softmax_backward_row as softmax_backward_row, softmax_rows as softmax_rows
+from threadloom.kernels.common.sparse import sparse_product as sparse_product
 from threadloom.kernels.common.swiglu import swiglu_backward as swiglu_backward, swiglu_forward as swiglu_forward
 from threadloom.kernels.common.tensors import (
     ATTENTION_TILE as ATTENTION_TILE,

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from threadloom.stages.checkpoint.adapter_format import AdapterFormat
+from threadloom.stages.checkpoint.factors_format import FactorsFormat
 from threadloom.stages.checkpoint.safetensors_format import SafetensorsFormat
 from threadloom.stages.checkpoint.state import TrainingState
 from threadloom.stages.models import Geometry
@@ -47,10 +48,17 @@ class CheckpointFormat(Protocol):
         """Read the optimizer's state into the arenas of `state`, bit for bit."""
 
 
-FORMATS: Mapping[int, CheckpointFormat] = {1: SafetensorsFormat(), 2: AdapterFormat()}
+FORMATS: Mapping[int, CheckpointFormat] = {1: SafetensorsFormat(), 2: AdapterFormat(), 3: FactorsFormat()}
 """Number in the manifest → format. A change that older releases would misread needs a new number."""
 
 
 def written_format(geometry: Geometry) -> int:
     """Return the number of the format of new checkpoints of a model."""
+    if geometry.factors:
+        return 3
     return 1 if geometry.lora is None else 2
+
+
+def can_hold(number: int, geometry: Geometry) -> bool:
+    """Return True if checkpoints of a format can hold a model, whose factors a manifest does not record."""
+    return (number == 2) == (geometry.lora is not None)

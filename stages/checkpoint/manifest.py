@@ -44,6 +44,8 @@ class CheckpointManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     """State of the loss scaler for each version, the oldest first; absent if losses are not scaled."""
     base: BaseModel | None = None
     """The frozen model of a run with adapters; absent in the others."""
+    embedding: str | None = None
+    """Digest of the function from factors to the token embedding; absent in the runs that train the embedding."""
     files: dict[str, FileDigest]
     """Name → digest of every other file of the checkpoint."""
     checksum: str = _NO_CHECKSUM
@@ -58,6 +60,8 @@ def encode_manifest(manifest: CheckpointManifest) -> bytes:
         del content["scalers"]  # releases without loss scaling refuse unknown entries
     else:
         content["scalers"] = [asdict(state) for state in manifest.scalers]
+    if manifest.embedding is None:
+        del content["embedding"]
     if manifest.base is None:
         del content["base"]
     else:

@@ -9,7 +9,7 @@ import msgspec
 
 from threadloom.pipeline import Arena
 from threadloom.stages.checkpoint.base_model import BaseModel
-from threadloom.stages.checkpoint.format import FORMATS, CheckpointFormat, Weights, written_format
+from threadloom.stages.checkpoint.format import FORMATS, CheckpointFormat, Weights, can_hold
 from threadloom.stages.checkpoint.manifest import MANIFEST_FILE, CheckpointManifest, read_manifest
 from threadloom.stages.checkpoint.merging import read_merged
 from threadloom.stages.checkpoint.state import kept_versions
@@ -45,6 +45,8 @@ class Checkpoint:
     """The frozen model of a run with adapters, whose files have been verified too."""
     base_folder: Path | None = None
     """Folder of that model."""
+    embedding: str | None = None
+    """Digest of the function from factors to the token embedding, of a run that trains factors."""
 
     @classmethod
     def open(cls, path: Path, *, for_training: bool = True, base: Path | None = None) -> Self:
@@ -73,6 +75,7 @@ class Checkpoint:
             scalers={state.version: state for state in manifest.scalers or ()},
             format=manifest.format,
             base=manifest.base,
+            embedding=manifest.embedding,
             base_folder=manifest.base.verified(base) if manifest.base else None,
         )
 
@@ -109,6 +112,17 @@ class Checkpoint:
         arena = Arena(parameter_shapes(self.geometry))
         self.read_weights(self.step, arena)
         return self.geometry, arena
+
+    def require_embedding(self, digest: str | None) -> None:
+        """Raise `CheckpointError` unless a run computes its token embedding as that of the checkpoint does."""
+        if digest != self.embedding:
+            raise CheckpointError(
+                self.path,
+                expected="the layout of the embedding that the run was started with",
+                got="another one" if digest and self.embedding else "one in the checkpoint or in the run alone",
+                cause="the text, the tokenizer or the settings embedding.* have changed",
+                hint="resume with the text and the settings of the run, or start a new run",
+            )
 
     def read_optimizer(self, state: Mapping[str, Weights]) -> None:
         """Read the optimizer's state into arenas of the trained tensors, bit for bit; raises `CheckpointError`.
@@ -167,7 +181,7 @@ def _geometry(path: Path, manifest: CheckpointManifest, hint: str) -> Geometry:
     except msgspec.ValidationError as error:
         expected, got, cause = "the sizes of a model", str(error), "the file was edited"
     else:
-        if written_format(geometry) == manifest.format and (geometry.lora is None) == (manifest.base is None):
+        if can_hold(manifest.format, geometry) and (geometry.lora is None) == (manifest.base is None):
             return geometry
         expected, got = "the model that the adapters belong to", "a record of one without the other"
         cause = "the file was edited"

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from threadloom.pipeline import Arena
 from threadloom.stages.checkpoint.base_model import BaseModel
 from threadloom.stages.memory import ScaleState
 from threadloom.stages.models import EndOfText, Geometry, Shape, lora_shapes, parameter_shapes
@@ -36,7 +35,7 @@ class TrainingState:
 
     Of a model with adapters, all versions have the trained ones.
     """
-    optimizer: Mapping[str, Arena]
+    optimizer: Mapping[str, Mapping[str, Floats]]
     """State of the optimizer: name → arena of the trained tensors, such as AdamW's moments `m` and `v`.
 
     If the versions of the run are forecasts, `forecast` is that of the newest, and `versions` has the weights for it.
@@ -52,6 +51,8 @@ class TrainingState:
     """The config.json of the model that the run started from, if it exists; some of its keys are kept."""
     base: BaseModel | None = None
     """The frozen model of a run with adapters, which is not in the checkpoint."""
+    embedding_digest: str | None = None
+    """`DerivedEmbedding.digest` of a run that trains factors of the token embedding; None for another run."""
     stored_rows: Mapping[str, NDArray[np.int32]] = field(default_factory=dict)
     """Tensor → its rows in the order of the tokenizer, in which they are written; empty if they are in that order."""
 

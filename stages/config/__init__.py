@@ -11,6 +11,7 @@ from threadloom.stages.config.data import (
     TokenOrder as TokenOrder,
 )
 from threadloom.stages.config.divisors import divisors as divisors
+from threadloom.stages.config.embedding import EmbeddingConfig as EmbeddingConfig, EmbeddingLayout as EmbeddingLayout
 from threadloom.stages.config.errors import (
     ConfigError as ConfigError,
     InputError as InputError,

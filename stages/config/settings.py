@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from threadloom.stages.config.data import DataConfig
+from threadloom.stages.config.embedding import EmbeddingConfig
 from threadloom.stages.config.gpt2 import Gpt2Config
 from threadloom.stages.config.llama import LlamaConfig
 from threadloom.stages.config.lora import LoraConfig
@@ -280,6 +281,8 @@ class Config(Section, frozen=True, kw_only=True):
     """The settings `train.*`."""
     lora: LoraConfig = LoraConfig()
     """The settings `lora.*`."""
+    embedding: EmbeddingConfig = EmbeddingConfig()
+    """The settings `embedding.*`."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """The settings `optimizer.*`."""
     schedule: ScheduleConfig = ScheduleConfig()
@@ -311,12 +314,12 @@ class Config(Section, frozen=True, kw_only=True):
     the run is not a grown one."""
 
     def geometry_with(self, vocabulary: int) -> Geometry:
-        """Return the sizes of the model with `vocabulary` tokens, and its adapters.
+        """Return the sizes of the model with `vocabulary` tokens, its adapters and the factors of its embedding.
 
-        Raises ConfigError for adapters that the model cannot have.
+        Raises ConfigError for adapters or factors that the model cannot have.
         """
         geometry = self.model.geometry_with(vocabulary)
-        return replace(geometry, lora=self.lora.lora(geometry))
+        return replace(geometry, lora=self.lora.lora(geometry), factors=self.embedding.factors(geometry))
 
     def frozen_in(self, geometry: Geometry) -> frozenset[str]:
         """Return the names of the tensors of a model that the run does not train.

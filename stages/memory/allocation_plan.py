@@ -4,7 +4,7 @@ from threadloom.pipeline import arena_size
 from threadloom.stages.config import ResolvedConfig
 from threadloom.stages.memory.bank import packed_only
 from threadloom.stages.memory.precision_memory import PrecisionMemory
-from threadloom.stages.models import input_gradient_bytes, parameter_shapes
+from threadloom.stages.models import input_gradient_bytes, parameter_shapes, trained_shapes
 
 FLOAT = 4
 """Bytes of a float32."""
@@ -25,6 +25,7 @@ def memory_plan(
     geometry, frozen = config.geometry(), config.frozen_tensors()
     trained = parameter_shapes(geometry, frozen)
     weights = arena_size(trained) * FLOAT
+    state = arena_size(trained_shapes(geometry, frozen)) * FLOAT  # of the tensors that the optimizer updates
     without_master = packed_only(geometry, frozen, memory)
     constant = arena_size(parameter_shapes(geometry, trained.keys() | without_master)) * FLOAT
     logits_rows, vocabulary = memory.logits_shape
@@ -35,14 +36,14 @@ def memory_plan(
     return {
         "weight banks": bank * (config.delay + 1 + config.extra_banks),
         "frozen weights": constant + memory.packed_bytes(frozen),
-        "optimizer state": arenas * weights,
+        "optimizer state": arenas * state,
         "gradient lanes": weights * config.lanes,
         "gradient": weights if config.delay else 0,
         "slots": memory.slot_bytes * config.slots,
         "backward scratch": memory.scratch_bytes * config.max_concurrent_backward,
         "input gradients": input_gradient_bytes(geometry, config.sequences) if config.shared_lanes else 0,
         "evaluation": evaluation if evaluates else 0,
-        "checkpoint copies": weights * (arenas + config.delay) if saves and config.checkpoint.copies else 0,
+        "checkpoint copies": state * (arenas + config.delay) if saves and config.checkpoint.copies else 0,
     }
 
 

@@ -8,7 +8,7 @@ from threadloom.pipeline import Arena
 from threadloom.stages.layouts import as_weights
 from threadloom.stages.memory.loss_scale import ScaleState
 from threadloom.stages.memory.precision_memory import PrecisionMemory, arrays_bytes
-from threadloom.stages.models import Geometry, parameter_shapes
+from threadloom.stages.models import Geometry, parameter_shapes, trained_shapes
 
 
 class FrozenWeights:
@@ -51,7 +51,11 @@ class Bank:
         shared: Mapping[str, Floats] = frozen.arena if frozen else {}
         without_master = frozen.packed_only if frozen else frozenset()
         self.arena = Arena(parameter_shapes(geometry, shared.keys() | without_master))
-        """The tensors that an update changes."""
+        """The tensors that an update changes, those last that are computed from the others."""
+        self.trained: Mapping[str, Floats] = {
+            name: self.arena[name] for name in trained_shapes(geometry, shared.keys() | without_master)
+        }
+        """The tensors that the optimizer updates."""
         self.tensors: Mapping[str, Floats] = {
             name: shared[name] if name in shared else self.arena[name]
             for name in parameter_shapes(geometry, without_master)

@@ -50,10 +50,12 @@ from threadloom.stages.models.lora import (
 from threadloom.stages.models.parameters import (
     NONE_FROZEN as NONE_FROZEN,
     decayed_elements as decayed_elements,
+    derived_tensors as derived_tensors,
     initialise as initialise,
     multiplied_parameters as multiplied_parameters,
     parameter_count as parameter_count,
     parameter_shapes as parameter_shapes,
+    trained_shapes as trained_shapes,
 )
 from threadloom.stages.models.registry import (
     ARCHITECTURES as ARCHITECTURES,

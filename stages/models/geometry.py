@@ -36,6 +36,9 @@ class Geometry:
     channels: int
     lora: Lora | None = field(default=None, kw_only=True)
     """Adapters that are trained in addition to the model. None: the model has none."""
+    factors: tuple[tuple[str, Shape], ...] = field(default=(), kw_only=True)
+    """Names and shapes of the tensors that are trained instead of the token embedding, which is computed from them
+    after every update (`stages.embedding`). Empty: the token embedding itself is trained."""
 
     def __str__(self) -> str:
         return (

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from math import prod, sqrt
 
 import numpy as np
@@ -18,24 +19,38 @@ NONE_FROZEN: frozenset[str] = frozenset()
 def parameter_shapes(geometry: Geometry, frozen: Set[str] = NONE_FROZEN) -> dict[str, Shape]:
     """Return name → shape of every tensor that is not `frozen`, in the order of the arena: decayed ones first.
 
-    The tensors of adapters follow the matrices.
-    """
+    The tensors of adapters follow the matrices. The factors of a token embedding lead the table, and the embedding,
+    which is computed from them, ends it: so the trained tensors lie one after another."""
     architecture = architecture_of(geometry)
     shapes = architecture.parameter_shapes(geometry)
     matrices = {name: shape for name, shape in shapes.items() if name in architecture.matrices}
-    return {
-        name: shape for name, shape in {**matrices, **lora_shapes(geometry), **shapes}.items() if name not in frozen
-    }
+    table = {**dict(geometry.factors), **matrices, **lora_shapes(geometry), **shapes}
+    derived = {name: table.pop(name) for name in derived_tensors(geometry)}
+    return {name: shape for name, shape in {**table, **derived}.items() if name not in frozen}
+
+
+def derived_tensors(geometry: Geometry) -> frozenset[str]:
+    """Return the names of the tensors that are computed from others after every update: the embedding of factors."""
+    if not geometry.factors:
+        return frozenset()
+    layout = architecture_of(geometry).huggingface
+    return frozenset({layout.parts(geometry)[layout.token_embedding].tensor})
+
+
+def trained_shapes(geometry: Geometry, frozen: Set[str] = NONE_FROZEN) -> dict[str, Shape]:
+    """Return name → shape of the tensors that the optimizer updates, which lead the table of `parameter_shapes`."""
+    return parameter_shapes(geometry, frozen | derived_tensors(geometry))
 
 
 def parameter_count(geometry: Geometry, frozen: Set[str] = NONE_FROZEN) -> int:
-    """Return the number of parameters that are not `frozen`, without padding and the zeros of adapters."""
+    """Return the number of trained parameters that are not `frozen`, without padding and the zeros of adapters."""
     zeros = sum(count for name, count in lora_zeros(geometry).items() if name not in frozen)
-    return sum(map(prod, parameter_shapes(geometry, frozen).values())) - zeros
+    return sum(map(prod, trained_shapes(geometry, frozen).values())) - zeros
 
 
 def multiplied_parameters(geometry: Geometry) -> int:
     """Return the number of parameters that take part in a multiplication per token: all but those only looked up."""
+    geometry = replace(geometry, factors=())
     shapes = parameter_shapes(geometry)
     return parameter_count(geometry) - sum(prod(shapes[name]) for name in architecture_of(geometry).gathered(geometry))
 
@@ -45,9 +60,9 @@ def decayed_elements(geometry: Geometry, trained: Set[str] | None = None) -> int
 
     None: of all tensors.
     """
-    matrices = (*architecture_of(geometry).matrices, *lora_shapes(geometry))
+    matrices = (*dict(geometry.factors), *architecture_of(geometry).matrices, *lora_shapes(geometry))
     decayed = {name for name in matrices if trained is None or name in trained}
-    return arena_size({name: shape for name, shape in parameter_shapes(geometry).items() if name in decayed})
+    return arena_size({name: shape for name, shape in trained_shapes(geometry).items() if name in decayed})
 
 
 def initialise(weights: Mapping[str, Floats], geometry: Geometry, seed: int, *, residual_scaling: bool = True) -> None:
@@ -56,9 +71,9 @@ def initialise(weights: Mapping[str, Floats], geometry: Geometry, seed: int, *, 
     Adapters are initialised as in PEFT: `a` as torch.nn.Linear, uniform within 1 / √inputs, `b` with zeros. Only the
     tensors in `weights` are written.
     Each tensor has its own generator, Philox with the key (seed, index in the table), so it does not depend on the
-    shapes of the others. The tensors are distributed over the cores, the largest first.
+    shapes of the others. The tensors are distributed over the cores, the largest first. Factors are left as they are.
     """
-    shapes = parameter_shapes(geometry)
+    shapes = parameter_shapes(replace(geometry, factors=()))  # the index of a tensor does not depend on factors
     values = architecture_of(geometry).initial_values(geometry, residual_scaling=residual_scaling)
     values |= {name: _adapter_value(shape) for name, shape in lora_shapes(geometry).items() if name.endswith("_a")}
 

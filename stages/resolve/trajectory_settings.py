@@ -61,6 +61,8 @@ def trajectory(config: Config, text_sha256: str | None = None) -> dict[str, Any]
         keys = (*keys, "schedule.rewarm", "schedule.rewarm_from")
     if config.grown_from:
         keys = (*keys, "grown_from")
+    if config.embedding.derived:  # the same
+        keys = (*keys, "embedding.")
     if config.init:
         keys = (*keys, "init")
     if config.lora.rank:

@@ -66,6 +66,8 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "lora.rank": (0, 4096),
     "lora.alpha": (1e-6, 1e6),
     "lora.dropout": (0, 0.99),
+    "embedding.share": (0, 1000),
+    "embedding.own_rows": (0, 16_777_216),
     "optimizer.lr": (0, 1e3),
     "optimizer.beta1": (0, 0.999999),
     "optimizer.beta2": (0, 0.999999),
@@ -101,6 +103,7 @@ def validate(config: Config) -> None:
     _check_model(config.model, config.data.tokenizer)
     _check_tokenizer(config.data)
     _check_digits(config.data)
+    _check_embedding(config)
     config.frozen_in(config.geometry_with(config.model.vocab_size or 1))
     _check_batches(config)
     _check_blas_threads(config.threads.blas, config.gemm_backend)
@@ -168,6 +171,27 @@ def _check_digits(data: DataConfig) -> None:
             got=f"{data.digit_offset}",
             hint="set data.digits=abacus, and data.digit_places to the longest numbers plus the offset",
         )
+
+
+def _check_embedding(config: Config) -> None:
+    """Raise ConfigError for settings that a run cannot have together with factors of the embedding."""
+    if not config.embedding.derived:
+        return
+    others = {
+        "lora.rank": config.lora.rank,
+        "init": config.init,
+        "train.only": " ".join(config.train.only),
+        "train.freeze": " ".join(config.train.freeze),
+    }
+    for key, value in others.items():
+        if value:
+            raise ConfigError(
+                key,
+                expected=f"nothing, with embedding.layout={config.embedding.layout.value}",
+                got=f"{value}",
+                cause="the factors of the embedding are trained from random ones, together with the whole model",
+                hint="set embedding.layout=plain",
+            )
 
 
 def _check_batches(config: Config) -> None:

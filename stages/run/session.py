@@ -32,6 +32,7 @@ from threadloom.stages.data import (
     require_same_text,
     write_sources,
 )
+from threadloom.stages.embedding import DerivedEmbedding, derived_embedding, vocabulary_facts
 from threadloom.stages.machine import detect
 from threadloom.stages.memory import format_memory_plan, label
 from threadloom.stages.models import InitialWeights
@@ -229,7 +230,8 @@ def _train(
     if config.init and start is None:
         logger.info("initial weights: {}", ", ".join(filter(None, (config.init, config.lora.init))))
     initial = _initial_weights(config, start)
-    training = Training(config, source, _validation(config, data), output, start, initial, data.order)
+    derived = _derived_embedding(config, data)
+    training = Training(config, source, _validation(config, data), output, start, initial, data.order, derived)
     logger.info("memory of the run:\n{}", format_memory_plan(planned_memory(config, data.preparation_bytes)))
     trace = new_trace(config, training)
     begin = time.perf_counter()
@@ -246,6 +248,13 @@ def _train(
                     _follow(pipeline, reporter, written)
     last = reporter.last_evaluation
     return Outcome(run, config, config.steps, last.val_loss if last else None, time.perf_counter() - begin)
+
+
+def _derived_embedding(config: ResolvedConfig, data: Dataset) -> DerivedEmbedding | None:
+    """Return the function from factors to the token embedding of a run that trains factors."""
+    if not config.embedding.derived:
+        return None
+    return derived_embedding(config.embedding, vocabulary_facts(data, config.model.vocab_size))
 
 
 def _initial_weights(config: ResolvedConfig, start: Checkpoint | None) -> InitialWeights | None:

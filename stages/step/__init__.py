@@ -13,6 +13,7 @@ from threadloom.stages.step.compute import (
     needs_blocks as needs_blocks,
     skip_blocks as skip_blocks,
 )
+from threadloom.stages.step.derived_embedding import EmbeddingFactors as EmbeddingFactors
 from threadloom.stages.step.evaluate import (
     EvaluateStage as EvaluateStage,
     Validation as Validation,

@@ -1,5 +1,7 @@
 """The weights that an evaluation reads in a run whose versions are forecasts."""
 
+from collections.abc import Callable
+
 import numpy as np
 
 from threadloom.pipeline import Arena, Lease, Pool
@@ -12,8 +14,12 @@ class EvaluationCopy:
     The optimizer updates the weights in place, and the versions in the other banks are forecasts of later ones.
     """
 
-    def __init__(self, bank: Bank, master: Arena) -> None:
-        """`master` holds the weights, which do not change while `take` copies them."""
+    def __init__(self, bank: Bank, master: Arena, derive: Callable[[Bank], None] | None = None) -> None:
+        """`master` holds the weights, which do not change while `take` copies them.
+
+        `derive` computes the tensors of a bank that are computed from others.
+        """
+        self._derive = derive
         self._free = Pool([bank])
         self._master = master
         self._taken: Bank | None = None  # between acquire() and take(); one thread calls them in turn
@@ -27,7 +33,9 @@ class EvaluationCopy:
         """Copy the weights, which are version `version`; return the lease of the copy. `acquire` precedes it."""
         bank, self._taken = self._taken, None
         assert bank is not None, "acquire comes before take"
-        np.copyto(bank.arena.flat, self._master.flat)
+        np.copyto(bank.arena.flat[: self._master.flat.size], self._master.flat)
+        if self._derive:
+            self._derive(bank)
         return Lease(version, bank, lambda: self._free.give_back(bank))
 
     def abort(self) -> None:

@@ -67,6 +67,13 @@ class Gradient:
         """Bytes allocated in addition to the lanes."""
         return 0 if self.in_lane else int(self.flat.nbytes)
 
+    def recompute_squares(self, chunks: range, elements: int) -> None:
+        """Compute the sums of squares of `chunks` again, over the first `elements` of the gradient; 0 beyond them."""
+        whole = -(-elements // kernels.CHUNK)
+        self.squares[whole:] = 0.0
+        flat = self.flat[:elements]
+        kernels.sum_lanes(flat[np.newaxis], flat, self.squares, chunks.start, min(chunks.stop, whole))
+
     def norm(self) -> float:
         """Return the global norm, summed over the chunks in order."""
         return math.sqrt(math.fsum(self.squares.tolist()))

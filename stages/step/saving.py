@@ -22,6 +22,7 @@ from threadloom.stages.checkpoint import BaseModel, TrainingState, kept_versions
 from threadloom.stages.data import MODEL_CONFIG_FILE
 from threadloom.stages.memory import Bank, Saved, ScaleState, Update, overlaid
 from threadloom.stages.models import EndOfText, Geometry, Shape
+from threadloom.stages.step.derived_embedding import EmbeddingFactors
 from threadloom.stages.step.optimizers import FORECAST, MASTER
 
 _PERMIT: Final = object()
@@ -47,7 +48,7 @@ class CheckpointSnapshot:
         self._leases: list[Lease[Bank]] = []  # of the older versions, without copies
         self._permits = Pool([_PERMIT])
         self.optimizer = {name: Arena(shapes) for name in optimizer} if copies else optimizer
-        self.older: Mapping[int, Arena] = {}
+        self.older: Mapping[int, Mapping[str, Floats]] = {}
         """Older versions that the delay still needs; set by `take`, valid until `release`."""
         self.scalers: Mapping[int, ScaleState] = {}
         """Their loss scaler states; set by `take`."""
@@ -79,13 +80,13 @@ class CheckpointSnapshot:
     def take(self, step: int) -> None:
         """Keep the optimizer's state after `step` updates and the older versions; precedes publishing `step`."""
         self._leases = [self._banks.lease(version) for version in kept_versions(step, self.delay)[:-1]]
-        self.older = {lease.version: lease.bank.arena for lease in self._leases}
+        self.older = {lease.version: lease.bank.trained for lease in self._leases}
         self.scalers = {lease.version: lease.bank.scaler for lease in self._leases}
         if self._copies:
             for name, live in self._live.items():
                 np.copyto(self.optimizer[name].flat, live.flat)
-            for copy, arena in zip(self._own, self.older.values(), strict=False):
-                np.copyto(copy.flat, arena.flat)
+            for copy, lease in zip(self._own, self._leases, strict=False):
+                np.copyto(copy.flat, lease.bank.arena.flat[: copy.flat.size])
             self.older = dict(zip(self.older, self._own, strict=False))
             self._release_leases()
 
@@ -137,9 +138,19 @@ class Save:
     """Writes checkpoints: of the versions that are due, as a stage, and of the newest one on request."""
 
     def __init__(
-        self, snapshot: CheckpointSnapshot, banks: Banks[Bank], output: CheckpointOutput, record: RunRecord, start: int
+        self,
+        snapshot: CheckpointSnapshot,
+        banks: Banks[Bank],
+        output: CheckpointOutput,
+        record: RunRecord,
+        start: int,
+        factors: EmbeddingFactors | None = None,
     ) -> None:
-        """`start` is the version that the run starts from, which is in a checkpoint or can be initialised again."""
+        """`start` is the version that the run starts from, which is in a checkpoint or can be initialised again.
+
+        `factors` compute the embedding of the weights in a run whose versions are forecasts.
+        """
+        self._factors = factors
         self._snapshot = snapshot
         self._banks = banks
         self._output = output
@@ -196,18 +207,24 @@ class Save:
             end_of_text=self._output.end_of_text,
             came_in=None if tokenizer is None else tokenizer.with_name(MODEL_CONFIG_FILE),
             base=self._output.base,
+            embedding_digest=self._factors.digest if self._factors else None,
             stored_rows=self._record.stored_rows,
         )
         path = save_checkpoint(self._output.checkpoints, state, tokenizer, self._record.keep)
         self._saved = step
         return Saved(step, str(path), time.perf_counter() - begin)
 
-    def _newest(self, bank: Bank) -> tuple[Mapping[str, Floats], Mapping[str, Arena]]:
+    def _newest(self, bank: Bank) -> tuple[Mapping[str, Floats], Mapping[str, Mapping[str, Floats]]]:
         """Return the newest weights and the optimizer's state; `bank` holds the weights, or a forecast of them."""
         tensors: Mapping[str, Floats] = bank.tensors if self._output.base is None else bank.arena
-        state = dict(self._snapshot.optimizer)
+        state: dict[str, Mapping[str, Floats]] = dict(self._snapshot.optimizer)
         master = state.pop(MASTER, None)
-        return overlaid(tensors, master), state if master is None else {**state, FORECAST: bank.arena}
+        if master is None:
+            return tensors, state
+        weights = overlaid(tensors, master)
+        if self._factors:
+            weights = {**weights, **self._factors.embedding_of(master)}
+        return weights, {**state, FORECAST: bank.trained}
 
 
 def due_every(interval: int, last: int) -> Callable[[int], bool]:

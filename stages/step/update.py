@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from threadloom.pipeline import Banks, Lanes
 from threadloom.stages.memory import Bank, LossScaler, ReduceShard, Scaled, Update, UpdateShard
+from threadloom.stages.step.derived_embedding import EmbeddingFactors
 from threadloom.stages.step.evaluation_copy import EvaluationCopy
 from threadloom.stages.step.optimizers import Optimizer
 from threadloom.stages.step.reducer import Gradient, ShardPlan, TrainingDiverged
@@ -30,7 +31,9 @@ class Clip:
         optimizer: Optimizer,
         scaler: LossScaler,
         snapshot: CheckpointSnapshot | None,
+        factors: EmbeddingFactors | None = None,
     ) -> None:
+        self._factors = factors
         self._banks = banks
         self._lanes = lanes
         self._gradient = gradient
@@ -53,6 +56,8 @@ class Clip:
         assert self._write is not None
         source, target = self._write
         batch, loss, scale = shards[0].batch, shards[0].loss, shards[0].scale
+        if self._factors:
+            self._factors.fold(self._gradient)
         norm = self._gradient.norm() / scale
         finite = math.isfinite(norm) and math.isfinite(loss)
         before = source.scaler  # read now: source and target may be the same bank
@@ -82,12 +87,14 @@ class Publish:
         checkpoint_due: Due,
         snapshot: CheckpointSnapshot | None,
         evaluation_copy: EvaluationCopy | None = None,
+        factors: EmbeddingFactors | None = None,
     ) -> None:
         """With `evaluation_copy`, evaluations read that instead of the new version."""
         self._banks = banks
         self._lanes = lanes
         self._gradient = gradient
         self._evaluation_copy = evaluation_copy
+        self._factors = factors
         self._evaluation_due = evaluation_due
         self._checkpoint_due = checkpoint_due
         self._snapshot = snapshot
@@ -104,6 +111,8 @@ class Publish:
         """Publish the new version; if a checkpoint is due, take its snapshot before that."""
         first = shards[0]
         step = first.batch + 1
+        if self._factors:
+            self._factors.derive(first.target)
         save = self._snapshot is not None and self._checkpoint_due(step)
         if self._snapshot and save:
             self._snapshot.take(step)

@@ -14,13 +14,14 @@ orders the batches, so up to τ + 1 of them are in flight. `Training` itself sta
 pipeline, `stages.training.sequential` calls the same stages in one thread, and both compute the same bits.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 import msgspec
 import numpy as np
 
+from threadloom.kernels import Floats
 from threadloom.pipeline import (
     Abortable,
     Banks,
@@ -40,6 +41,7 @@ from threadloom.pipeline import (
 from threadloom.stages.checkpoint import Checkpoint
 from threadloom.stages.config import ResolvedConfig
 from threadloom.stages.data import BatchSource
+from threadloom.stages.embedding import DerivedEmbedding, VocabularyFacts, derived_embedding
 from threadloom.stages.memory import (
     Bank,
     Evaluation,
@@ -61,6 +63,7 @@ from threadloom.stages.models import (
     architecture_of,
     lora_shapes,
     parameter_shapes,
+    trained_shapes,
 )
 from threadloom.stages.step import (
     Backward,
@@ -70,6 +73,7 @@ from threadloom.stages.step import (
     Collect,
     Draw,
     Embed,
+    EmbeddingFactors,
     EvaluateStage,
     EvaluationCopy,
     Forward,
@@ -96,6 +100,8 @@ class Training:
 
     If `data` and `validation` have rows of an `order` instead of the tokenizer's ids, so have the weights in memory.
     Those in files, and `initial` ones, are in the order of the tokenizer.
+
+    `derived` computes the token embedding of a model with factors; None: as for a vocabulary of which nothing is known.
     """
 
     def __init__(
@@ -107,10 +113,11 @@ class Training:
         start: Checkpoint | None = None,
         initial: InitialWeights | None = None,
         order: VocabularyOrder | None = None,
+        derived: DerivedEmbedding | None = None,
     ) -> None:
         geometry, tokens = config.geometry(), config.sequences * config.model.context
         frozen = config.frozen_tensors()
-        trained = parameter_shapes(geometry, frozen)
+        updated = parameter_shapes(geometry, frozen)
         self.config = config
         self.first_batch = start.step if start else 0
         self.plan = LanePlan(config.lanes, config.micro_batches)
@@ -119,9 +126,13 @@ class Training:
         self.scaler = LossScaler(config.loss_scale)
 
         self.optimizer = create_optimizer(config)
+        derived = derived or derived_embedding(config.embedding, VocabularyFacts(geometry.vocabulary))
+        self.factors = EmbeddingFactors(derived, self.compute, geometry) if derived else None
+        if start:
+            start.require_embedding(derived.digest if derived else None)
         self.frozen = FrozenWeights(geometry, frozen, memory)
         self.banks = self._allocate_banks(start, initial, order)
-        self.lanes = Lanes(trained, self.plan, self.first_batch)
+        self.lanes = Lanes(updated, self.plan, self.first_batch)
         self.gradient = Gradient(self.lanes, config.delay)
         self.slots = Pool([memory.allocate_slot() for _ in range(config.slots)])
         self.scratch = Pool([memory.allocate_scratch() for _ in range(config.max_concurrent_backward)])
@@ -131,7 +142,7 @@ class Training:
         self.snapshot: CheckpointSnapshot | None = None
         if output:
             self.snapshot = CheckpointSnapshot(
-                trained, self.banks, self.optimizer.state, copies=config.checkpoint.copies
+                trained_shapes(geometry, frozen), self.banks, self.optimizer.state, copies=config.checkpoint.copies
             )
 
         self.shards = plan_shards(self.gradient.flat.size, max(config.threads.reduce, config.threads.update))
@@ -148,18 +159,21 @@ class Training:
         )
         self.collect = Collect(self.banks, self.shards, tokens, scaled=self.scaler.on, finish=finish)
         self.reduce = Reduce(self.lanes, self.gradient)
-        self.clip = Clip(self.banks, self.lanes, self.gradient, self.shards, self.optimizer, self.scaler, self.snapshot)
+        self.clip = Clip(
+            self.banks, self.lanes, self.gradient, self.shards, self.optimizer, self.scaler, self.snapshot, self.factors
+        )
         self.update = self.compute.update_stage(self.gradient, self.optimizer, self.shards.shards)
         copy = self._evaluation_copy = self._allocate_evaluation_copy() if validation else None
         self.publish = Publish(
-            self.banks, self.lanes, self.gradient, self._evaluation_due, checkpoint_due, self.snapshot, copy
-        )
+            self.banks, self.lanes, self.gradient, self._evaluation_due, checkpoint_due, self.snapshot, copy,
+            self.factors,
+        )  # fmt: skip
         self.evaluate = EvaluateStage(self.compute, validation, config.steps, copy) if validation else None
         self.save: Save | None = None
         if output and self.snapshot:
             rows = order.stored_rows(geometry) if order else {}
             record = RunRecord(geometry, msgspec.to_builtins(config), config.checkpoint.keep, rows)
-            self.save = Save(self.snapshot, self.banks, output, record, self.first_batch)
+            self.save = Save(self.snapshot, self.banks, output, record, self.first_batch, self.factors)
 
         self._memory_plan = memory_plan(config, memory, evaluates=bool(validation), saves=bool(output))
         check_allocation(self._memory_plan, self._allocated())
@@ -170,8 +184,8 @@ class Training:
         """Allocate the banks and the weights, packed weights and optimizer state that the run starts from."""
         config, geometry = self.config, self.config.geometry()
         count = config.delay + 1 + config.extra_banks
-        trained = parameter_shapes(geometry, config.frozen_tensors()).keys()
-        banks = [Bank(geometry, self.compute.memory.allocate_packed(trained), self.frozen) for _ in range(count)]
+        updated = parameter_shapes(geometry, config.frozen_tensors()).keys()
+        banks = [Bank(geometry, self.compute.memory.allocate_packed(updated), self.frozen) for _ in range(count)]
         random = RandomWeights(geometry, config.seed, residual_scaling=config.model.residual_scaling)
         source: InitialWeights = initial or random
         if order:
@@ -184,7 +198,7 @@ class Training:
             bank = banks[index]
             bank.scaler = self.scaler.start(version, start.scalers.get(version) if start else None)
             whole = geometry.lora is None and version == versions[-1]
-            tensors = bank.tensors if whole else bank.arena
+            tensors = bank.tensors if whole else bank.trained
             if start:
                 master = self.optimizer.master if version == versions[-1] else None
                 start.read_weights(version, overlaid(tensors, master))
@@ -194,9 +208,13 @@ class Training:
                 adapters = lora_shapes(geometry).keys()
                 random.write({name: tensor for name, tensor in tensors.items() if name in adapters})
                 source.write(tensors)
+                if self.factors:
+                    self.factors.start(bank, config.seed)
         self._start_optimizer(banks[published[versions[-1]]], start, order)
         for index in published.values():  # once the frozen tensors, which the newest version has, are there
             self.compute.pack_from_master(banks[index])
+            if self.factors:
+                self.factors.derive(banks[index])
         return Banks(banks, config.delay, published)
 
     def _start_optimizer(self, newest: Bank, start: Checkpoint | None, order: VocabularyOrder | None) -> None:
@@ -204,11 +222,11 @@ class Training:
         master = self.optimizer.master
         if start is None:
             if master is not None:
-                np.copyto(master.flat, newest.arena.flat)
+                np.copyto(master.flat, newest.arena.flat[: master.flat.size])
             return
-        state = dict(self.optimizer.state)
+        state: dict[str, Mapping[str, Floats]] = dict(self.optimizer.state)
         if state.pop(MASTER, None) is not None:
-            state[FORECAST] = newest.arena
+            state[FORECAST] = newest.trained
         start.read_optimizer(state)
         if order:
             for arena in state.values():
@@ -219,8 +237,10 @@ class Training:
         master, geometry = self.optimizer.master, self.config.geometry()
         if master is None:
             return None
-        packed = self.compute.memory.allocate_packed(master.keys())
-        return EvaluationCopy(Bank(geometry, packed, self.frozen), master)
+        updated = parameter_shapes(geometry, self.config.frozen_tensors()).keys()
+        packed = self.compute.memory.allocate_packed(updated)
+        derive = self.factors.derive if self.factors else None
+        return EvaluationCopy(Bank(geometry, packed, self.frozen), master, derive)
 
     def _load_frozen(self, source: InitialWeights) -> None:
         """Write the frozen tensors; those without a master are packed matrix after matrix."""

@@ -34,6 +34,7 @@ from threadloom.stages.config import (
 )
 from threadloom.stages.data.batches import BatchSource, EvaluationWindows, RandomTokens, evaluation_batches
 from threadloom.stages.data.token_file import TokenFile
+from threadloom.stages.embedding import DerivedEmbedding
 from threadloom.stages.memory.allocation_plan import memory_plan
 from threadloom.stages.memory.graph_items import Evaluation, Event, Saved, Update, label
 from threadloom.stages.models import VocabularyOrder
@@ -102,6 +103,7 @@ def build(
     start: Checkpoint | None = None,
     data: BatchSource | None = None,
     order: VocabularyOrder | None = None,
+    derived: DerivedEmbedding | None = None,
 ) -> Training:
     """Return a training on random tokens; with `folder` it writes checkpoints there."""
     return Training(
@@ -111,6 +113,7 @@ def build(
         CheckpointOutput(folder) if folder else None,
         start,
         order=order,
+        derived=derived,
     )
 
 

@@ -19,9 +19,9 @@ from threadloom.pipeline import Arena
 from threadloom.stages.layouts import ModelWeights
 from threadloom.stages.layouts.bits16 import bits16_layout_of
 from threadloom.stages.memory import UpdateShard
-from threadloom.stages.models import Geometry, Shape, decayed_elements
+from threadloom.stages.models import Geometry, Shape, decayed_elements, derived_tensors
 from threadloom.stages.step import Gradient
-from threadloom.stages.step.optimizers import MasterUpdate, Optimizer
+from threadloom.stages.step.optimizers import MasterUpdate, Optimizer, trained_elements
 
 PART = 1 << 17
 """Approximate elements of a part: half a MiB of each array, and a kernel call of some tens of microseconds."""
@@ -74,11 +74,13 @@ def plan_parts(layout: Arena, geometry: Geometry, shards: int) -> list[list[Matr
     parts: list[MatrixRows | ArenaRange] = []
     for name, tensor in layout.items():
         start = layout.offset(name)
+        if name in derived_tensors(geometry):
+            continue
         if name in packed:
             parts += _matrix_parts(name, tensor.shape)
         elif start < decayed:
             parts += _ranges(start, start + tensor.size)
-    parts += _ranges(decayed, layout.flat.size)
+    parts += _ranges(decayed, trained_elements(geometry, layout))
     ends = np.cumsum([part.elements for part in parts])
     cuts = [0, *(int(np.searchsorted(ends, ends[-1] * s / shards)) for s in range(1, shards)), len(parts)]
     return [parts[first:last] for first, last in pairwise(cuts)]
@@ -146,7 +148,7 @@ class Fp16Update:
         self._master.apply(shard, *shard.span)
         arena, (start, stop) = shard.target.arena, shard.span
         for name, field in self._fields.items():
-            if name not in arena:
+            if name not in shard.target.trained:
                 continue
             packed, offset = getattr(shard.target.packed, field).reshape(-1), arena.offset(name)
             first, last = max(start, offset), min(stop, offset + packed.size)

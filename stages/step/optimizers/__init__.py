@@ -13,6 +13,7 @@ from threadloom.stages.step.optimizers.optimizer import (
     MASTER as MASTER,
     MasterUpdate as MasterUpdate,
     Optimizer as Optimizer,
+    trained_elements as trained_elements,
 )
 from threadloom.stages.step.optimizers.registry import (
     create_optimizer as create_optimizer,

@@ -6,7 +6,7 @@ from threadloom import kernels
 from threadloom.kernels import AdamWStep
 from threadloom.pipeline import Arena
 from threadloom.stages.config import ResolvedOptimizer
-from threadloom.stages.models import NONE_FROZEN, Geometry, parameter_shapes
+from threadloom.stages.models import NONE_FROZEN, Geometry, trained_shapes
 
 MOMENTS = {"m": 1, "v": 2}
 """Name in the state → the power of the gradient that it is a running mean of, in the order of the kernels."""
@@ -25,7 +25,7 @@ class AdamWState:
         """`learning_rate` maps the number of an update, counted from 0, to its learning rate."""
         self._settings = settings
         self._learning_rate = learning_rate
-        self.state = {name: Arena(parameter_shapes(geometry, frozen)) for name in MOMENTS}
+        self.state = {name: Arena(trained_shapes(geometry, frozen)) for name in MOMENTS}
 
     @property
     def master(self) -> Arena | None:

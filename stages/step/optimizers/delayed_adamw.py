@@ -6,7 +6,7 @@ from threadloom import kernels
 from threadloom.kernels import DelayedAdamWStep
 from threadloom.pipeline import Arena
 from threadloom.stages.config import ResolvedOptimizer
-from threadloom.stages.models import NONE_FROZEN, Geometry, parameter_shapes
+from threadloom.stages.models import NONE_FROZEN, Geometry, trained_shapes
 from threadloom.stages.step.optimizers.adamw import AdamWState, clip_factor
 from threadloom.stages.step.optimizers.optimizer import MASTER
 
@@ -62,7 +62,7 @@ class ForecastAdamW(LeadAdamW):
         """`delay` is τ, the number of updates between a version and the one that its gradient enters."""
         super().__init__(settings, learning_rate, geometry, frozen)
         self._delay = delay
-        self.state[MASTER] = Arena(parameter_shapes(geometry, frozen))
+        self.state[MASTER] = Arena(trained_shapes(geometry, frozen))
 
     @property
     def master(self) -> Arena:

@@ -7,7 +7,7 @@ import numpy as np
 
 from threadloom.pipeline import Arena
 from threadloom.stages.memory import StepParameters, UpdateShard
-from threadloom.stages.models import Geometry, decayed_elements
+from threadloom.stages.models import Geometry, decayed_elements, derived_tensors
 
 MASTER = "weights"
 """Name of the weights in the state of an optimizer whose versions are forecasts."""
@@ -50,17 +50,29 @@ class Optimizer(Protocol):
         """
 
 
+def trained_elements(geometry: Geometry, layout: Arena) -> int:
+    """Return the number of leading elements of an arena of updated tensors that the optimizer updates."""
+    return min((layout.offset(name) for name in derived_tensors(geometry)), default=layout.flat.size)
+
+
 class MasterUpdate:
     """Updates ranges of the float32 master weights, given as elements of the parameter arena."""
 
     def __init__(self, geometry: Geometry, gradient: Arena, optimizer: Optimizer) -> None:
         """`gradient` has the layout of the arena of trained parameters."""
         self._decayed = decayed_elements(geometry, gradient.keys())
+        self._trained = trained_elements(geometry, gradient)
         self._gradient = gradient.flat
         self._optimizer = optimizer
 
     def apply(self, shard: UpdateShard, start: int, stop: int) -> None:
-        """Write the elements `start` … `stop` - 1 of the new version; a skipped update copies the old one."""
+        """Write the elements `start` … `stop` - 1 of the new version; a skipped update copies the old one.
+
+        Tensors at the end of the arena that are computed from others are left out.
+        """
+        stop = min(stop, self._trained)
+        if start >= stop:
+            return
         part = slice(start, stop)
         old, new = shard.source.arena.flat[part], shard.target.arena.flat[part]
         if shard.skipped:

@@ -1,0 +1,12 @@
+"""Token embeddings that are computed from other, trained tensors: the protocol, and the layouts.
+
+May import: all above.
+"""
+
+from threadloom.stages.embedding.derived import DerivedEmbedding as DerivedEmbedding
+from threadloom.stages.embedding.registry import derived_embedding as derived_embedding
+from threadloom.stages.embedding.sparse import SparseEmbedding as SparseEmbedding, SparseMatrix as SparseMatrix
+from threadloom.stages.embedding.vocabulary import (
+    VocabularyFacts as VocabularyFacts,
+    vocabulary_facts as vocabulary_facts,
+)

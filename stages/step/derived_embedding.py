@@ -1,0 +1,58 @@
+"""The two points of an update at which the token embedding and its factors are connected."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from threadloom import kernels
+from threadloom.kernels import Floats
+from threadloom.stages.embedding import DerivedEmbedding
+from threadloom.stages.memory import Bank
+from threadloom.stages.models import Geometry, derived_tensors
+from threadloom.stages.step.compute import Compute
+from threadloom.stages.step.optimizers import trained_elements
+from threadloom.stages.step.reducer import Gradient
+
+
+class EmbeddingFactors:
+    """Computes the gradients of the factors before the norm is known, and the embedding before a version is published.
+
+    Each is one call per batch, in the thread of `Clip` and `Publish`.
+    """
+
+    def __init__(self, derived: DerivedEmbedding, compute: Compute, geometry: Geometry) -> None:
+        (self._name,) = derived_tensors(geometry)
+        self._factors = [name for name, _ in geometry.factors]
+        self._derived, self._compute, self._geometry = derived, compute, geometry
+
+    def start(self, bank: Bank, seed: int) -> None:
+        """Write the initial factors of a bank with a random embedding."""
+        self._derived.start(bank.arena[self._name], {name: bank.arena[name] for name in self._factors}, seed)
+
+    def fold(self, gradient: Gradient) -> None:
+        """Compute the gradients of the factors, and the squares of the trained tensors alone."""
+        arena = gradient.arena
+        self._derived.fold(arena[self._name], {name: arena[name] for name in self._factors})
+        trained = trained_elements(self._geometry, arena)
+        last = self._factors[-1]
+        of_factors = -(-(arena.offset(last) + arena[last].size) // kernels.CHUNK)
+        whole = -(-trained // kernels.CHUNK)
+        gradient.recompute_squares(range(min(of_factors, whole)), trained)
+        gradient.recompute_squares(range(max(whole - 1, 0), whole), trained)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of everything that the embedding depends on besides its factors."""
+        return self._derived.digest
+
+    def embedding_of(self, factors: Mapping[str, Floats]) -> dict[str, Floats]:
+        """Return the name of the embedding and its values for some factors, in a new array."""
+        embedding = np.empty((self._geometry.vocabulary, self._geometry.channels), np.float32)
+        self._derived.derive({name: factors[name] for name in self._factors}, embedding)
+        return {self._name: embedding}
+
+    def derive(self, bank: Bank) -> None:
+        """Compute the embedding of a bank from its factors, and its packed weights."""
+        embedding = bank.arena[self._name]
+        self._derived.derive({name: bank.arena[name] for name in self._factors}, embedding)
+        self._compute.pack_from_master(bank, {self._name})
