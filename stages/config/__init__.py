@@ -11,7 +11,12 @@ from threadloom.stages.config.data import (
     TokenOrder as TokenOrder,
 )
 from threadloom.stages.config.divisors import divisors as divisors
-from threadloom.stages.config.embedding import EmbeddingConfig as EmbeddingConfig, EmbeddingLayout as EmbeddingLayout
+from threadloom.stages.config.embedding import (
+    BYTES as BYTES,
+    EmbeddingConfig as EmbeddingConfig,
+    EmbeddingLayout as EmbeddingLayout,
+    most_places as most_places,
+)
 from threadloom.stages.config.errors import (
     ConfigError as ConfigError,
     InputError as InputError,

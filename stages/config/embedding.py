@@ -11,6 +11,14 @@ BYTES = 256
 """Number of pieces of `embedding.layout=primes`: the values of a byte."""
 
 
+DIGITS = 10
+
+
+def most_places(vocabulary: int) -> int:
+    """Return the largest number of places of digits that a vocabulary can have, with a token for each digit."""
+    return vocabulary // DIGITS
+
+
 class EmbeddingLayout(enum.Enum):
     """The layouts of the token embedding, W = M F with a fixed sparse M and trained F; see `stages.embedding`."""
 
@@ -24,6 +32,8 @@ class EmbeddingLayout(enum.Enum):
     """Numbers have, besides a row of their own, sines and cosines of several periods."""
     KISSING = "kissing"
     """Each token shares rows with the twelve tokens that are most alike in their neighbours in the text."""
+    ABACUS = "abacus"
+    """A digit at a place (`data.digits=abacus`) is the sum of a row of the digit and one of the place."""
     RESIDUES = "residues"
     """A token is the sum of one row for each of its residues modulo coprime numbers."""
 
@@ -70,6 +80,8 @@ class EmbeddingConfig(Section, frozen=True, kw_only=True):
                 return vocabulary + BYTES
             case EmbeddingLayout.CLOCK:
                 return vocabulary + 2 * len(self.periods)
+            case EmbeddingLayout.ABACUS:
+                return vocabulary + DIGITS + most_places(vocabulary)
             case EmbeddingLayout.RESIDUES:
                 self._check_moduli(max(vocabulary - self.own_rows, 1))
                 return min(self.own_rows, vocabulary) + sum(self.moduli)

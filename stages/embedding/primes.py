@@ -9,7 +9,7 @@ coprime. The rows of the factors are what is learned; a number itself has no gra
 import numpy as np
 from numpy.typing import NDArray
 
-from threadloom.stages.config.embedding import BYTES
+from threadloom.stages.config import BYTES
 from threadloom.stages.embedding.sparse import SparseEmbedding, SparseMatrix, start_with_embedding
 from threadloom.stages.embedding.vocabulary import VocabularyFacts
 

@@ -1,6 +1,7 @@
 """The choice of the embedding that a configuration asks for."""
 
 from threadloom.stages.config import EmbeddingConfig, EmbeddingLayout
+from threadloom.stages.embedding.abacus import abacus_embedding
 from threadloom.stages.embedding.clock import clock_embedding
 from threadloom.stages.embedding.derived import DerivedEmbedding
 from threadloom.stages.embedding.kissing import kissing_embedding
@@ -23,5 +24,7 @@ def derived_embedding(config: EmbeddingConfig, facts: VocabularyFacts) -> Derive
             return clock_embedding(facts, config.periods)
         case EmbeddingLayout.KISSING:
             return kissing_embedding(facts, config.share)
+        case EmbeddingLayout.ABACUS:
+            return abacus_embedding(facts)
         case EmbeddingLayout.RESIDUES:
             return residue_embedding(facts, config.moduli, config.own_rows)

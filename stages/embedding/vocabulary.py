@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from threadloom.stages.data import Dataset, TokenFile
+from threadloom.stages.data import Dataset, DigitTable, TokenFile, digit_table
 
 BLOCK = 1 << 20
 """Tokens of the training split that are read at a time."""
@@ -22,6 +22,27 @@ class VocabularyFacts:
     """Text of each row; empty for one without a token."""
     tokens: TokenFile | None = None
     """The training split, as rows."""
+
+    table: DigitTable | None = None
+    """Digit and place of each id of the tokenizer, if it has tokens for places."""
+    ids: NDArray[np.int32] | None = None
+    """Id of each row; None: the rows are in the order of the ids."""
+
+    @property
+    def digits(self) -> NDArray[np.int64]:
+        """Digit of each row; -1 if it is none."""
+        return self._by_row(None if self.table is None else self.table.digits, -1)
+
+    @property
+    def places(self) -> NDArray[np.int64]:
+        """Place of the digit of each row, from 1 on; 0 if it has none."""
+        return self._by_row(None if self.table is None else self.table.places, 0)
+
+    def _by_row(self, by_id: NDArray[np.int32] | None, missing: int) -> NDArray[np.int64]:
+        values = np.full(self.size, missing)
+        if by_id is not None:
+            values[: len(by_id)] = by_id
+        return values if self.ids is None else values[self.ids]
 
     def pairs(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
         """Return (row, next row, number) of each pair of neighbours in the training split, in ascending order.
@@ -49,7 +70,9 @@ class VocabularyFacts:
 def vocabulary_facts(data: Dataset, size: int) -> VocabularyFacts:
     """Return the facts of a prepared text for an embedding with `size` rows."""
     texts = [""] * size
-    rows = data.order.extended(size).rows if data.order else np.arange(size)
+    order = data.order.extended(size) if data.order else None
+    rows = order.rows if order else np.arange(size)
     for token in data.tokenizer.ids_with_text():
         texts[int(rows[token])] = data.tokenizer.decode_following([token])
-    return VocabularyFacts(size, tuple(texts), data.train)
+    table = digit_table(data.tokenizer)
+    return VocabularyFacts(size, tuple(texts), data.train, table, order.ids if order else None)

@@ -81,6 +81,15 @@ def _default_out(path: Path) -> Path:
 def _grow_run(source: _Source, out: Path, request: GrowthRequest, *, force: bool) -> list[str]:
     """Write a grown run; see `grow_at`."""
     checkpoint, saved, cores = source.checkpoint, source.config, available_cores()
+    if saved.embedding.derived:
+        raise ConfigError(
+            "embedding.layout",
+            expected="plain, in a run that grows",
+            got=saved.embedding.layout.value,
+            cause="the factors of the embedding have no larger form that computes the same",
+            hint=f"grow the model without its training: threadloom export {shlex.quote(str(checkpoint.path))} MODEL, "
+            "and grow MODEL",
+        )
     growth = request.growth(checkpoint.geometry, saved.seed)
     config = grown_config(saved, growth.geometry, checkpoint.step, request, str(checkpoint.path), cores)
     if not force:

@@ -8,6 +8,7 @@ from hypothesis import given, strategies as st
 from numpy.typing import NDArray
 
 from threadloom.stages.config import ConfigError, EmbeddingConfig, EmbeddingLayout
+from threadloom.stages.data import DigitTable
 from threadloom.stages.embedding import SparseEmbedding, SparseMatrix, VocabularyFacts, derived_embedding
 from threadloom.stages.embedding.kissing import nearest
 from threadloom.stages.embedding.primes import first_primes, token_numbers
@@ -130,6 +131,23 @@ def test_only_numbers_have_clock_features() -> None:
             expected = [0.0, 0.0] if number is None else [math.cos(angle), math.sin(angle)]
             np.testing.assert_allclose(hands, np.array(expected) / (math.sqrt(2) * 2), rtol=1e-6, atol=1e-7)
         assert np.abs(matrix[row, len(TEXTS) :]).sum() <= 1 + 1e-6
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+def test_digits_at_places_are_sums_of_two_rows(ordered: bool) -> None:
+    table = DigitTable.of([0, 1, 2, 3, 4, -1, 6, 7, 8, 9], 13, 3)
+    size = 13 + 30 + 2  # two rows without tokens
+    ids = np.random.default_rng(1).permutation(size).astype(np.int32) if ordered else None
+    found = layout(VocabularyFacts(size, table=table, ids=ids), EmbeddingLayout.ABACUS)
+    matrix, half = dense(found.matrix), np.float32(math.sqrt(0.5))
+    for row in range(size):
+        token = row if ids is None else int(ids[row])
+        expected = np.zeros(matrix.shape[1])
+        if 13 <= token < 43:
+            expected[size + (token - 13) % 10] = expected[size + 10 + (token - 13) // 10] = half
+        else:
+            expected[row] = 1
+        np.testing.assert_array_equal(matrix[row], expected)
 
 
 @given(st.integers(0, 20), st.sampled_from([(7, 9), (4, 5, 3), (61,), (2, 31)]))
