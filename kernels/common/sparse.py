@@ -15,7 +15,7 @@ def sparse_product(starts: Indices, columns: Indices, values: Floats, dense: Flo
     S (rows, N) has the entries `values[k]` in the columns `columns[k]` for k from `starts[row]` to `starts[row + 1]`,
     not included; `dense` is (N, C), `out` (rows, C). The terms of a row are added in the order of its entries, so the
     result of a row with the single entry 1 has the bits of a row of `dense`. Nothing is checked here.
-"""
+    """
     for row in range(out.shape[0]):
         first, last = starts[row], starts[row + 1]
         if first == last:

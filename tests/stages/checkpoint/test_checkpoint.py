@@ -255,8 +255,8 @@ def forge(whole: Path, folder: Path, **changes: Any) -> Path:
 
 
 def test_an_unknown_format_is_refused(whole: Path, tmp_path: Path) -> None:
-    path = forge(whole, tmp_path, format=3)
-    with pytest.raises(CheckpointError, match=r"expected a checkpoint of format 1 or 2, got format 3.*another release"):
+    path = forge(whole, tmp_path, format=4)
+    with pytest.raises(CheckpointError, match=r"expected a checkpoint of format 1 or 2 or 3, got format 4.*release"):
         Checkpoint.open(path)
 
 

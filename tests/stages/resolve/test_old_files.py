@@ -36,6 +36,7 @@ ADDED = {
     "pictures": True,
     "init": "",
     "grown_from": "",
+    "embedding": {"layout": "plain", "share": 0.5, "periods": [10, 100, 1000], "moduli": [], "own_rows": 0},
     "train": {"only": [], "freeze": []},
     "delay_correction": "none",
     "lora": {"rank": 0, "alpha": 16.0, "rslora": False, "targets": [], "dropout": 0.0, "save": [], "init": ""},
