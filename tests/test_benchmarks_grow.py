@@ -12,7 +12,7 @@ from tests.stages.support import story
 from threadloom.stages.config import ConfigError
 from threadloom.stages.run import saved_config
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(600)  # includes minutes of compiling with an empty cache
 
 
 def test_the_time_to_a_loss_is_interpolated_over_both_phases() -> None:

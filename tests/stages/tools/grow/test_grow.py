@@ -24,7 +24,7 @@ from threadloom.stages.run import saved_config, train
 from threadloom.stages.storage import RunMode, open_tensors, read_metrics
 from threadloom.stages.tools.grow import growing
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(600)  # includes minutes of compiling with an empty cache
 
 LLAMA = (
     "model.architecture=llama", "model.layers=2", "model.heads=4", "model.kv_heads=2", "model.head_size=6",
@@ -169,6 +169,12 @@ def test_settings_change_with_the_growth_and_not_after(runs: Path, tmp_path: Pat
     config = saved_config(out)
     assert (config.steps, config.schedule.decay_steps, config.optimizer.lr) == (14, 14, 5e-4)
     assert (config.schedule.rewarm, config.schedule.rewarm_from) == (0, 0)
+    again = command("grow", out, "--width=2", "--out", tmp_path / "again")
+    assert again.status == 0, again.err
+    twice = saved_config(tmp_path / "again")
+    assert (twice.model.channels, twice.model.layers, twice.optimizer.lr) == (36, 4, 5e-4)
+    assert (twice.schedule.rewarm, twice.schedule.rewarm_from) == (2, STEPS)
+    assert twice.grown_from.startswith(str(checkpoint(out, STEPS)))
     command("train", "--resume", "--out", out, "--set=schedule.rewarm=3").refuses("schedule.rewarm")
     command("train", "--config", out, "--out", tmp_path / "new").refuses("grown_from", "--init RUN")
     for step in (out / "checkpoints").iterdir():
