@@ -68,10 +68,9 @@ def grow_at(path: Path, out: Path | None, request: GrowthRequest, *, force: bool
     run = RunDirectory(checkpoint.parent.parent) if inside else None
     out = out or _default_out(checkpoint if run is None else run.path)
     require_absent(out)
-    source = _Source(Checkpoint.open(checkpoint), run)
-    if source.checkpoint.base is not None:
+    if is_adapter_folder(checkpoint):  # before the model that they belong to is looked for
         raise _adapters(path)
-    return _grow_run(source, out, request, force=force)
+    return _grow_run(_Source(Checkpoint.open(checkpoint), run), out, request, force=force)
 
 
 def _default_out(path: Path) -> Path:
