@@ -14,6 +14,7 @@ from threadloom.stages.config.divisors import divisors as divisors
 from threadloom.stages.config.embedding import (
     BYTES as BYTES,
     EmbeddingConfig as EmbeddingConfig,
+    EmbeddingLattice as EmbeddingLattice,
     EmbeddingLayout as EmbeddingLayout,
     most_places as most_places,
 )

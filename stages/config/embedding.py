@@ -1,12 +1,14 @@
 """The settings of the token embedding: tensors that are trained instead of it, from which it is computed."""
 
 import enum
-from math import gcd
+from math import e, frexp, gcd, log2, pi, sqrt
 
 from threadloom.stages.config.errors import ConfigError
 from threadloom.stages.config.section import Section
 from threadloom.stages.models import Geometry, Shape
 
+INITIAL_DEVIATION = 0.02
+"""Standard deviation of a GPT-2's random token embedding."""
 BYTES = 256
 """Number of pieces of `embedding.layout=primes`: the values of a byte."""
 
@@ -38,6 +40,26 @@ class EmbeddingLayout(enum.Enum):
     """A token is the sum of one row for each of its residues modulo coprime numbers."""
 
 
+class EmbeddingLattice(enum.Enum):
+    """The lattice to whose points every block of a row of the embedding is rounded; see `stages.embedding.lattice`."""
+
+    NONE = "none"
+    """Rows are real numbers."""
+    Z = "z"
+    """Integers, a number at a time."""
+    FCC = "fcc"
+    """The face-centred cubic lattice D3, blocks of 3: each point has 12 neighbours."""
+    D4 = "d4"
+    """Blocks of 4: 24 neighbours."""
+    E8 = "e8"
+    """Blocks of 8: 240 neighbours."""
+
+    @property
+    def spacing(self) -> float:
+        """The volume of a cell to the power 1 / dimension: the side of a cube as large as a cell."""
+        return {EmbeddingLattice.FCC: 2 ** (1 / 3), EmbeddingLattice.D4: 2 ** (1 / 4)}.get(self, 1.0)
+
+
 class EmbeddingConfig(Section, frozen=True, kw_only=True):
     """The token embedding of a GPT-2, whose output projection is tied to it."""
 
@@ -52,10 +74,38 @@ class EmbeddingConfig(Section, frozen=True, kw_only=True):
     own_rows: int = 0
     """With `residues`: number of tokens, the first ones in `data.token_order`, that have rows of their own."""
 
+    lattice: EmbeddingLattice = EmbeddingLattice.NONE
+    """The lattice of the embedding, which is trained with the gradient of the rounded one."""
+    lattice_bits: float = 4.0
+    """With a lattice whose scale is 0: entropy in bits per weight that normal numbers of the initial deviation have."""
+    lattice_scale: float = 0.0
+    """With a lattice: power of two that multiplies its points; 0: from `lattice_bits`."""
+
     @property
     def derived(self) -> bool:
         """True if the embedding is computed from other tensors."""
-        return self.layout is not EmbeddingLayout.PLAIN
+        return self.layout is not EmbeddingLayout.PLAIN or self.lattice is not EmbeddingLattice.NONE
+
+    @property
+    def scale(self) -> float:
+        """The scale of the lattice: the power of two next to the one that has `lattice_bits`.
+
+        A normal distribution of deviation σ has ``log2(σ √(2πe) / cell)`` bits in cells of that side.
+        """
+        if self.lattice_scale:
+            return self.lattice_scale
+        cell = INITIAL_DEVIATION * sqrt(2 * pi * e) / 2.0**self.lattice_bits
+        return float(2.0 ** round(log2(cell / self.lattice.spacing)))
+
+    def check_scale(self) -> None:
+        """Raise ConfigError unless the scale is a power of two."""
+        if self.lattice_scale and frexp(self.lattice_scale)[0] != 0.5:
+            raise ConfigError(
+                "embedding.lattice_scale",
+                expected="a power of two, so that float32 holds the points exactly",
+                got=f"{self.lattice_scale:g}",
+                hint="leave it out, or set one such as 0.00390625 (2^-8)",
+            )
 
     def factors(self, geometry: Geometry) -> tuple[tuple[str, Shape], ...]:
         """Return names and shapes of the tensors that are trained instead of the embedding; empty if itself is.
@@ -64,12 +114,13 @@ class EmbeddingConfig(Section, frozen=True, kw_only=True):
         """
         if not self.derived:
             return ()
+        self.check_scale()
         if geometry.architecture != "gpt2":
             raise ConfigError(
                 "embedding.layout",
-                expected="plain for a model of another architecture than gpt2",
-                got=self.layout.value,
-                hint="set embedding.layout=plain, or model.architecture=gpt2",
+                expected="plain, with embedding.lattice=none, for a model of another architecture than gpt2",
+                got=f"{self.layout.value} and {self.lattice.value}",
+                hint="leave embedding.* out, or set model.architecture=gpt2",
             )
         return (("wte_factors", (self._features(geometry.vocabulary), geometry.channels)),)
 

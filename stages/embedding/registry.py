@@ -1,10 +1,12 @@
 """The choice of the embedding that a configuration asks for."""
 
-from threadloom.stages.config import EmbeddingConfig, EmbeddingLayout
+from threadloom.kernels.lattice import Lattice
+from threadloom.stages.config import EmbeddingConfig, EmbeddingLattice, EmbeddingLayout
 from threadloom.stages.embedding.abacus import abacus_embedding
 from threadloom.stages.embedding.clock import clock_embedding
 from threadloom.stages.embedding.derived import DerivedEmbedding
 from threadloom.stages.embedding.kissing import kissing_embedding
+from threadloom.stages.embedding.lattice import LatticeEmbedding
 from threadloom.stages.embedding.primes import prime_embedding
 from threadloom.stages.embedding.residues import residue_embedding
 from threadloom.stages.embedding.sparse import SparseEmbedding, SparseMatrix, start_with_embedding
@@ -13,6 +15,14 @@ from threadloom.stages.embedding.vocabulary import VocabularyFacts
 
 def derived_embedding(config: EmbeddingConfig, facts: VocabularyFacts) -> DerivedEmbedding | None:
     """Return the embedding of a configuration, None for one that is trained itself."""
+    exact = _exact_embedding(config, facts)
+    if config.lattice is EmbeddingLattice.NONE:
+        return exact
+    exact = exact or SparseEmbedding(SparseMatrix.identity(facts.size), start_with_embedding)
+    return LatticeEmbedding(exact, Lattice[config.lattice.name], config.scale)
+
+
+def _exact_embedding(config: EmbeddingConfig, facts: VocabularyFacts) -> DerivedEmbedding | None:
     match config.layout:
         case EmbeddingLayout.PLAIN:
             return None

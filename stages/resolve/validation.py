@@ -67,6 +67,8 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "lora.alpha": (1e-6, 1e6),
     "lora.dropout": (0, 0.99),
     "embedding.share": (0, 1000),
+    "embedding.lattice_bits": (1, 16),
+    "embedding.lattice_scale": (0, 16),
     "embedding.own_rows": (0, 16_777_216),
     "optimizer.lr": (0, 1e3),
     "optimizer.beta1": (0, 0.999999),

@@ -14,11 +14,12 @@ from threadloom.stages.run.session import train
 pytestmark = pytest.mark.timeout(120)
 
 
-def trained(tmp_path: Path) -> tuple[Path, float]:
+def trained(tmp_path: Path, *overrides: str) -> tuple[Path, float]:
     """Train, and return the last checkpoint with the final validation loss of the run over the whole split."""
     config = story(
-        tmp_path, "steps=200", "delay=1", "optimizer.lr=1e-2", "evaluation.final_batches=1000", "micro_batch=1"
-    )
+        tmp_path, "steps=200", "delay=1", "optimizer.lr=1e-2", "evaluation.final_batches=1000", "micro_batch=1",
+        *overrides,
+    )  # fmt: skip
     outcome = train(config, tmp_path / "run")
     assert outcome.val_loss is not None
     return outcome.run.checkpoint(200), outcome.val_loss
@@ -47,10 +48,13 @@ def test_the_reference_computes_the_same_validation_loss(tmp_path: Path) -> None
 
 @pytest.mark.torch
 @pytest.mark.filterwarnings("default")  # warnings of the libraries
-def test_transformers_opens_the_checkpoint_and_computes_the_same_loss(tmp_path: Path) -> None:
+@pytest.mark.parametrize("overrides", [(), ("embedding.lattice=e8",)], ids=["plain", "lattice"])
+def test_transformers_opens_the_checkpoint_and_computes_the_same_loss(
+    overrides: tuple[str, ...], tmp_path: Path
+) -> None:
     transformers = pytest.importorskip("transformers")
     torch = pytest.importorskip("torch")
-    folder, val_loss = trained(tmp_path)
+    folder, val_loss = trained(tmp_path, *overrides)
     model, report = transformers.GPT2LMHeadModel.from_pretrained(folder, output_loading_info=True)
     assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     ids, targets = windows(tmp_path, model.config.n_positions)

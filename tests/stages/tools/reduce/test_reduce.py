@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from loguru import logger
 
+from tests.stages.checkpoint.llama_folder import CONFIG, tensors_of, write_folder
+from tests.stages.data.made_tokenizers import MADE
 from tests.stages.support import command
 from threadloom.kernels import Weights
 from threadloom.stages.inference import Model
@@ -78,4 +80,10 @@ def test_refusals(tmp_path: Path) -> None:
     checkpoint = RUN / "checkpoints" / "step-000002"
     command("reduce", checkpoint, "--out", out, "--bits", 4).refuses("train.npy", "--text FILE_OR_DIR")
     command("reduce", RUN, "--out", RUN, "--bits", 4).refuses("a directory with files")
+    (tmp_path / "llama").mkdir()
+    folder = write_folder(tmp_path / "llama", CONFIG, tensors_of(CONFIG))
+    (folder / "tokenizer.json").write_text(MADE["qwen"]())
+    command("reduce", folder, "--out", out, "--bits", 4, "--text", TEXT).refuses(
+        "a GPT-2", "llama", "threadloom export"
+    )
     assert not out.exists()
