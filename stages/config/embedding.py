@@ -87,6 +87,13 @@ class EmbeddingConfig(Section, frozen=True, kw_only=True):
         return self.layout is not EmbeddingLayout.PLAIN or self.lattice is not EmbeddingLattice.NONE
 
     @property
+    def setting(self) -> str:
+        """The settings that are not those of a plain embedding, such as ``embedding.layout=primes``."""
+        layout = "" if self.layout is EmbeddingLayout.PLAIN else f"embedding.layout={self.layout.value}"
+        lattice = "" if self.lattice is EmbeddingLattice.NONE else f"embedding.lattice={self.lattice.value}"
+        return " ".join(filter(None, (layout, lattice)))
+
+    @property
     def scale(self) -> float:
         """The scale of the lattice: the power of two next to the one that has `lattice_bits`.
 

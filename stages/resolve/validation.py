@@ -189,10 +189,10 @@ def _check_embedding(config: Config) -> None:
         if value:
             raise ConfigError(
                 key,
-                expected=f"nothing, with embedding.layout={config.embedding.layout.value}",
+                expected=f"nothing, with {config.embedding.setting}",
                 got=f"{value}",
                 cause="the factors of the embedding are trained from random ones, together with the whole model",
-                hint="set embedding.layout=plain",
+                hint=f"leave {config.embedding.setting} out",
             )
 
 

@@ -82,9 +82,9 @@ def _grow_run(source: _Source, out: Path, request: GrowthRequest, *, force: bool
     checkpoint, saved, cores = source.checkpoint, source.config, available_cores()
     if saved.embedding.derived:
         raise ConfigError(
-            "embedding.layout",
-            expected="plain, in a run that grows",
-            got=saved.embedding.layout.value,
+            "embedding",
+            expected="a plain one, in a run that grows",
+            got=saved.embedding.setting,
             cause="the factors of the embedding have no larger form that computes the same",
             hint=f"grow the model without its training: threadloom export {shlex.quote(str(checkpoint.path))} MODEL, "
             "and grow MODEL",
