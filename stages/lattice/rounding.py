@@ -19,6 +19,8 @@ from threadloom.stages.lattice.reduction import Doubles, Integers, LatticeError,
 _LARGEST = 2.0**31
 _CHUNK = 4096
 """Rows rounded at a time."""
+_COUNTED = 1 << 20
+"""Range of integers up to which each has a counter; others are sorted."""
 
 
 class Rounding(Enum):
@@ -83,7 +85,12 @@ def weighted_error(rows: NDArray[np.float32], rounded: NDArray[np.float32], metr
 
 def entropy_bits(integers: NDArray[np.signedinteger]) -> float:
     """Return the entropy of the distribution of the integers, in bits per integer."""
-    _, counts = np.unique(integers, return_counts=True)
+    least = int(integers.min())
+    if int(integers.max()) - least < _COUNTED:
+        counts = np.bincount(integers.ravel() - least)
+        counts = counts[counts > 0]
+    else:
+        _, counts = np.unique(integers, return_counts=True)
     shares = counts / integers.size
     return float(-(shares * np.log2(shares)).sum()) + 0.0
 
