@@ -85,7 +85,7 @@ def _grow_run(source: _Source, out: Path, request: GrowthRequest, *, force: bool
             "embedding",
             expected="a plain one, in a run that grows",
             got=saved.embedding.setting,
-            cause="the factors of the embedding have no larger form that computes the same",
+            cause="there are no rules yet by which the tensors behind the embedding grow",
             hint=f"grow the model without its training: threadloom export {shlex.quote(str(checkpoint.path))} MODEL, "
             "and grow MODEL",
         )
