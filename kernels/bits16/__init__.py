@@ -14,7 +14,12 @@ from threadloom.kernels.bits16.attention import (
     attention_backward as attention_backward,
     attention_forward as attention_forward,
 )
-from threadloom.kernels.bits16.banded_head import banded_backward as banded_backward, banded_loss as banded_loss
+from threadloom.kernels.bits16.band_packing import pack_bands as pack_bands
+from threadloom.kernels.bits16.banded_head import (
+    PackedFactors as PackedFactors,
+    banded_backward as banded_backward,
+    banded_loss as banded_loss,
+)
 from threadloom.kernels.bits16.cross_entropy import cross_entropy_backward as cross_entropy_backward
 from threadloom.kernels.bits16.embedding import (
     embedding_forward as embedding_forward,
@@ -26,6 +31,10 @@ from threadloom.kernels.bits16.gpt2 import (
     blocks_forward as blocks_forward,
     head_backward as head_backward,
     head_loss as head_loss,
+)
+from threadloom.kernels.bits16.gpt2_banded import (
+    BandedPackedWeights as BandedPackedWeights,
+    BandedWeights16 as BandedWeights16,
 )
 from threadloom.kernels.bits16.head import (
     ProjectionScratch as ProjectionScratch,
@@ -60,7 +69,7 @@ from threadloom.kernels.bits16.lora import (
     lora_backward_weight as lora_backward_weight,
     lora_input as lora_input,
 )
-from threadloom.kernels.bits16.models import GPT2 as GPT2, LLAMA as LLAMA
+from threadloom.kernels.bits16.models import GPT2 as GPT2, GPT2_BANDED as GPT2_BANDED, LLAMA as LLAMA
 from threadloom.kernels.bits16.rmsnorm import (
     RmsNormGradients as RmsNormGradients,
     rmsnorm_apply as rmsnorm_apply,

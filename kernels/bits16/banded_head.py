@@ -51,7 +51,7 @@ class BandedScratch(NamedTuple):
 
 
 @jit_strict_inline
-def _packed(words: PackedWeight, start: int, inner: int, columns: int) -> PackedWeight:
+def packed_matrix(words: PackedWeight, start: int, inner: int, columns: int) -> PackedWeight:
     """Return the packed matrix (inner, columns) that begins at the word `start`."""
     panels, pairs = (columns + PANEL - 1) // PANEL, (inner + PANEL - 1) // PANEL * (PANEL // 2)
     return words[start : start + panels * pairs * PANEL].reshape((panels, pairs, PANEL))
@@ -78,12 +78,12 @@ def _scores(
     rows, channels = h.shape
     for b in range(bands.rank.shape[0]):
         of_band, rank = logits[:, bands.first[b] : bands.last[b]], bands.rank[b]
-        rows_t = _packed(factors.rows.packed_t, bands.row_word[b], rank, bands.last[b] - bands.first[b])
+        rows_t = packed_matrix(factors.rows.packed_t, bands.row_word[b], rank, bands.last[b] - bands.first[b])
         if rank == channels:
             product_with_transpose(h, rows_t, of_band, upcast)
         else:
             inner = _inner(u, bands, b, rows)
-            basis_t = _packed(factors.bases.packed_t, bands.basis_word[b], channels, rank)
+            basis_t = packed_matrix(factors.bases.packed_t, bands.basis_word[b], channels, rank)
             linear_forward(h, basis_t, _nothing(basis_t, u), upcast.a[:0], inner, upcast)
             product_with_transpose(inner, rows_t, of_band, upcast)
 
@@ -105,13 +105,13 @@ def _backward_input(
     rows, channels = dh.shape
     for b in range(bands.rank.shape[0]):
         of_band, rank, is_first = d_logits[:, bands.first[b] : bands.last[b]], bands.rank[b], b == 0
-        packed = _packed(factors.rows.packed, bands.row_word[b], bands.last[b] - bands.first[b], rank)
+        packed = packed_matrix(factors.rows.packed, bands.row_word[b], bands.last[b] - bands.first[b], rank)
         if rank == channels:
             _add_product(of_band, packed, dh, is_first, upcast)
         else:
             d_inner = _inner(du, bands, b, rows)
             linear_forward(of_band, packed, _nothing(packed, du), upcast.a[:0], d_inner, upcast)
-            basis = _packed(factors.bases.packed, bands.basis_word[b], rank, channels)
+            basis = packed_matrix(factors.bases.packed, bands.basis_word[b], rank, channels)
             _add_product(d_inner, basis, dh, is_first, upcast)
 
 

@@ -1,6 +1,8 @@
 """The architectures in 16 bits, each the module of its model kernels."""
 
-from threadloom.kernels.bits16 import gpt2, llama
+from typing import Any
+
+from threadloom.kernels.bits16 import gpt2, gpt2_banded, llama
 from threadloom.kernels.bits16.tensors import (
     Activations16,
     LlamaActivations16,
@@ -12,4 +14,5 @@ from threadloom.kernels.bits16.tensors import (
 from threadloom.kernels.common import Gpt2Constants, LlamaConstants, LlamaWeights, ModelKernels, Weights
 
 GPT2: ModelKernels[Weights16, Gpt2Constants, Weights, Activations16, Scratch16] = gpt2
+GPT2_BANDED: ModelKernels[Any, Any, Any, Activations16, Scratch16] = gpt2_banded
 LLAMA: ModelKernels[LlamaWeights16, LlamaConstants, LlamaWeights, LlamaActivations16, LlamaScratch16] = llama

@@ -7,6 +7,7 @@ from threadloom.kernels.float32.attention import (
     attention_backward as attention_backward,
     attention_forward as attention_forward,
 )
+from threadloom.kernels.float32.band_embedding import derive_bands as derive_bands, fold_bands as fold_bands
 from threadloom.kernels.float32.banded_head import banded_backward as banded_backward, banded_loss as banded_loss
 from threadloom.kernels.float32.cross_entropy import cross_entropy_backward as cross_entropy_backward
 from threadloom.kernels.float32.decode import (
@@ -47,6 +48,7 @@ from threadloom.kernels.float32.linear import (
 from threadloom.kernels.float32.llama_decode import LlamaDecodeScratch as LlamaDecodeScratch
 from threadloom.kernels.float32.models import (
     GPT2 as GPT2,
+    GPT2_BANDED as GPT2_BANDED,
     GPT2_DECODE as GPT2_DECODE,
     LLAMA as LLAMA,
     LLAMA_DECODE as LLAMA_DECODE,
