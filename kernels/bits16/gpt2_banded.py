@@ -5,10 +5,18 @@ Implements `kernels.common.protocol.ModelKernels` for `BandedWeights16`; `kernel
 
 from typing import NamedTuple
 
+from threadloom.kernels.bits16 import gpt2
 from threadloom.kernels.bits16.banded_head import BandedScratch, PackedFactors, banded_backward, banded_loss
-from threadloom.kernels.bits16.gpt2 import blocks_backward, blocks_forward, norm_gradients
+from threadloom.kernels.bits16.gpt2 import norm_gradients
 from threadloom.kernels.bits16.layernorm import NormalizedRows, layernorm_backward, layernorm_forward
-from threadloom.kernels.bits16.tensors import Activations16, PackedPair, PackedWeight, Scratch16
+from threadloom.kernels.bits16.tensors import (
+    Activations16,
+    PackedPair,
+    PackedWeight,
+    PackedWeights,
+    Scratch16,
+    Weights16,
+)
 from threadloom.kernels.common import (
     AccumulationTicket,
     Affine,
@@ -17,20 +25,16 @@ from threadloom.kernels.common import (
     BandFactors,
     last_head_part,
     mark_part_done,
+    plain_constants,
+    plain_weights,
 )
 from threadloom.kernels.compiling import Floats, TokenIds, jit_inline_body, jit_kernel
-
-__all__ = ["blocks_backward", "blocks_forward", "head_backward", "head_loss"]
 
 
 class BandedPackedWeights(NamedTuple):
     """`PackedWeights` of a model whose token embedding is of low rank by bands."""
 
     wte: PackedWeight  # read by the embedding: packed (V, C), computed from the factors
-    wte_rows: PackedWeight  # flat: packed A_b (V_b, E_b), one after another
-    wte_rows_t: PackedWeight
-    wte_bases: PackedWeight  # flat: packed P_b (E_b, C)
-    wte_bases_t: PackedWeight
     qkv: PackedWeight
     qkv_t: PackedWeight
     attn_proj: PackedWeight
@@ -55,6 +59,10 @@ class BandedPackedWeights(NamedTuple):
     mlp_proj_a_t: PackedWeight
     mlp_proj_b: PackedWeight
     mlp_proj_b_t: PackedWeight
+    wte_rows: PackedWeight  # flat: packed A_b (V_b, E_b), one after another
+    wte_rows_t: PackedWeight
+    wte_bases: PackedWeight  # flat: packed P_b (E_b, C)
+    wte_bases_t: PackedWeight
 
 
 class BandedWeights16(NamedTuple):
@@ -62,6 +70,32 @@ class BandedWeights16(NamedTuple):
 
     master: BandedWeights  # float32
     packed: BandedPackedWeights  # the matrices of `master`, rounded
+
+
+def _without_factors(weights: BandedWeights16) -> Weights16:
+    """Return the weights as the blocks read them; they do not read the packed transpose of `wte`, here `wte` itself."""
+    packed = weights.packed
+    blocks = packed[1 : len(PackedWeights._fields) - 1]
+    return Weights16(plain_weights(weights.master), PackedWeights(packed.wte, packed.wte, *blocks))
+
+
+def blocks_forward(weights: BandedWeights16, acts: Activations16, sequences: int, constants: BandedConstants) -> None:
+    """Run all blocks, by the kernel of `kernels.bits16.gpt2`."""
+    gpt2.blocks_forward(_without_factors(weights), acts, sequences, plain_constants(constants))
+
+
+def blocks_backward(
+    weights: BandedWeights16,
+    acts: Activations16,
+    grads: BandedWeights,
+    scratch: Scratch16,
+    sequences: int,
+    constants: BandedConstants,
+    ticket: AccumulationTicket,
+) -> None:
+    """Run all blocks backwards, by the kernel of `kernels.bits16.gpt2`."""
+    plain = plain_constants(constants)
+    gpt2.blocks_backward(_without_factors(weights), acts, plain_weights(grads), scratch, sequences, plain, ticket)
 
 
 @jit_inline_body

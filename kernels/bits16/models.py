@@ -1,8 +1,7 @@
 """The architectures in 16 bits, each the module of its model kernels."""
 
-from typing import Any
-
 from threadloom.kernels.bits16 import gpt2, gpt2_banded, llama
+from threadloom.kernels.bits16.gpt2_banded import BandedWeights16
 from threadloom.kernels.bits16.tensors import (
     Activations16,
     LlamaActivations16,
@@ -11,8 +10,17 @@ from threadloom.kernels.bits16.tensors import (
     Scratch16,
     Weights16,
 )
-from threadloom.kernels.common import Gpt2Constants, LlamaConstants, LlamaWeights, ModelKernels, Weights
+from threadloom.kernels.common import (
+    BandedConstants,
+    BandedWeights,
+    Gpt2Constants,
+    LlamaConstants,
+    LlamaWeights,
+    ModelKernels,
+    Weights,
+)
 
 GPT2: ModelKernels[Weights16, Gpt2Constants, Weights, Activations16, Scratch16] = gpt2
-GPT2_BANDED: ModelKernels[Any, Any, Any, Activations16, Scratch16] = gpt2_banded
+GPT2_BANDED: ModelKernels[BandedWeights16, BandedConstants, BandedWeights, Activations16, Scratch16]
+GPT2_BANDED = gpt2_banded
 LLAMA: ModelKernels[LlamaWeights16, LlamaConstants, LlamaWeights, LlamaActivations16, LlamaScratch16] = llama

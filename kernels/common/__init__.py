@@ -28,6 +28,9 @@ from threadloom.kernels.common.bands import (
     band_rows as band_rows,
     bands_of as bands_of,
     factor_sizes as factor_sizes,
+    packed_words as packed_words,
+    plain_constants as plain_constants,
+    plain_weights as plain_weights,
 )
 from threadloom.kernels.common.cross_entropy import (
     cross_entropy_forward as cross_entropy_forward,

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from threadloom.kernels.common.tensors import LoraConstants
+from threadloom.kernels.common.tensors import Gpt2Constants, LoraConstants, Weights
 from threadloom.kernels.compiling import Floats, jit_strict_inline
 
 Offsets = NDArray[np.int64]
@@ -75,6 +75,16 @@ class BandedConstants(NamedTuple):
     heads: int
     lora: LoraConstants
     bands: Bands
+
+
+def plain_weights(weights: BandedWeights) -> Weights:
+    """Return the tensors that every model has, for the kernels of the blocks: they are not compiled once more."""
+    return Weights(*weights[: len(Weights._fields)])
+
+
+def plain_constants(constants: BandedConstants) -> Gpt2Constants:
+    """Return the constants that the kernels of the blocks take."""
+    return Gpt2Constants(constants.heads, constants.lora)
 
 
 def bands_of(sizes: Sequence[tuple[int, int]], channels: int) -> Bands:

@@ -12,14 +12,34 @@ from threadloom.kernels.common import (
     BandFactors,
     last_head_part,
     mark_part_done,
+    plain_constants,
+    plain_weights,
 )
 from threadloom.kernels.compiling import Floats, TokenIds, jit_kernel
+from threadloom.kernels.float32 import gpt2
 from threadloom.kernels.float32.banded_head import banded_backward, banded_loss
-from threadloom.kernels.float32.gpt2 import blocks_backward, blocks_forward, norm_gradients
+from threadloom.kernels.float32.gpt2 import norm_gradients
 from threadloom.kernels.float32.layernorm import RowStatistics, layernorm_backward, layernorm_forward, layernorm_row
 from threadloom.kernels.float32.tensors import Activations, Scratch
 
-__all__ = ["blocks_backward", "blocks_forward", "head_backward", "head_loss"]
+
+def blocks_forward(weights: BandedWeights, acts: Activations, sequences: int, constants: BandedConstants) -> None:
+    """Run all blocks, by the kernel of `kernels.float32.gpt2`."""
+    gpt2.blocks_forward(plain_weights(weights), acts, sequences, plain_constants(constants))
+
+
+def blocks_backward(
+    weights: BandedWeights,
+    acts: Activations,
+    grads: BandedWeights,
+    scratch: Scratch,
+    sequences: int,
+    constants: BandedConstants,
+    ticket: AccumulationTicket,
+) -> None:
+    """Run all blocks backwards, by the kernel of `kernels.float32.gpt2`."""
+    plain = plain_constants(constants)
+    gpt2.blocks_backward(plain_weights(weights), acts, plain_weights(grads), scratch, sequences, plain, ticket)
 
 
 @jit_kernel

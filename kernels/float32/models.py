@@ -1,8 +1,16 @@
 """The architectures in float32, each the modules of its model kernels and of its kernels for generation."""
 
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
-from threadloom.kernels.common import Gpt2Constants, LlamaConstants, LlamaWeights, ModelKernels, Weights
+from threadloom.kernels.common import (
+    BandedConstants,
+    BandedWeights,
+    Gpt2Constants,
+    LlamaConstants,
+    LlamaWeights,
+    ModelKernels,
+    Weights,
+)
 from threadloom.kernels.compiling import Floats
 from threadloom.kernels.float32 import decode, gpt2, gpt2_banded, llama, llama_decode
 from threadloom.kernels.float32.decode import DecodeScratch
@@ -35,7 +43,8 @@ class DecodeKernels(Protocol[WeightsT, ConstantsT, ScratchT]):
 
 
 GPT2: ModelKernels[Weights, Gpt2Constants, Weights, Activations, Scratch] = gpt2
-GPT2_BANDED: ModelKernels[Any, Any, Any, Activations, Scratch] = gpt2_banded
+GPT2_BANDED: ModelKernels[BandedWeights, BandedConstants, BandedWeights, Activations, Scratch]
+GPT2_BANDED = gpt2_banded
 GPT2_DECODE: DecodeKernels[Weights, Gpt2Constants, DecodeScratch] = decode
 LLAMA: ModelKernels[LlamaWeights, LlamaConstants, LlamaWeights, LlamaActivations, LlamaScratch] = llama
 LLAMA_DECODE: DecodeKernels[LlamaWeights, LlamaConstants, LlamaDecodeScratch] = llama_decode

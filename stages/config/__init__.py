@@ -13,6 +13,7 @@ from threadloom.stages.config.data import (
 from threadloom.stages.config.divisors import divisors as divisors
 from threadloom.stages.config.embedding import (
     BYTES as BYTES,
+    EmbeddingBasis as EmbeddingBasis,
     EmbeddingConfig as EmbeddingConfig,
     EmbeddingLattice as EmbeddingLattice,
     EmbeddingLayout as EmbeddingLayout,

@@ -60,6 +60,20 @@ class EmbeddingLattice(enum.Enum):
         return {EmbeddingLattice.FCC: 2 ** (1 / 3), EmbeddingLattice.D4: 2 ** (1 / 4)}.get(self, 1.0)
 
 
+class EmbeddingBasis(enum.Enum):
+    """The initial factors of an embedding of low rank, W = A P; the rows of P are orthonormal and random."""
+
+    RANDOM = "random"
+    """A is random too: W starts with the deviation of GPT-2's."""
+    PCA = "pca"
+    """A has the principal components of the tokens' neighbours in the training split."""
+
+
+RANKS_PER_CHANNEL = 4
+"""The ranks of all bands together are at most this times the channels: their inner products lie in scratch of the MLP.
+"""
+
+
 class EmbeddingConfig(Section, frozen=True, kw_only=True):
     """The token embedding of a GPT-2, whose output projection is tied to it."""
 
@@ -80,18 +94,32 @@ class EmbeddingConfig(Section, frozen=True, kw_only=True):
     """With a lattice whose scale is 0: entropy in bits per weight that normal numbers of the initial deviation have."""
     lattice_scale: float = 0.0
     """With a lattice: power of two that multiplies its points; 0: from `lattice_bits`."""
+    rank: int = 0
+    """Rank of the embedding as a product A P of a row for each token (V, rank) and a basis (rank, C). 0: full rank."""
+    bands: tuple[tuple[int, int], ...] = ()
+    """Instead of `rank`: [tokens, rank] of parts of the vocabulary, from its most frequent token on. The last one may
+    have 0 tokens: all others. `model.channels` is the full rank. Needs `data.token_order=frequency`."""
+    basis: EmbeddingBasis = EmbeddingBasis.RANDOM
+    """With `rank` or `bands`: the initial factors."""
+
+    @property
+    def banded(self) -> bool:
+        """True if the embedding is a product of low rank."""
+        return bool(self.rank or self.bands)
 
     @property
     def derived(self) -> bool:
         """True if the embedding is computed from other tensors."""
-        return self.layout is not EmbeddingLayout.PLAIN or self.lattice is not EmbeddingLattice.NONE
+        return self.layout is not EmbeddingLayout.PLAIN or self.lattice is not EmbeddingLattice.NONE or self.banded
 
     @property
     def setting(self) -> str:
         """The settings that are not those of a plain embedding, such as ``embedding.layout=primes``."""
         layout = "" if self.layout is EmbeddingLayout.PLAIN else f"embedding.layout={self.layout.value}"
         lattice = "" if self.lattice is EmbeddingLattice.NONE else f"embedding.lattice={self.lattice.value}"
-        return " ".join(filter(None, (layout, lattice)))
+        bands = ",".join(f"[{tokens},{rank}]" for tokens, rank in self.bands)
+        low = (f"embedding.rank={self.rank}" if self.rank else "", f"embedding.bands=[{bands}]" if bands else "")
+        return " ".join(filter(None, (layout, lattice, *low)))
 
     @property
     def scale(self) -> float:
@@ -114,6 +142,29 @@ class EmbeddingConfig(Section, frozen=True, kw_only=True):
                 hint="leave it out, or set one such as 0.00390625 (2^-8)",
             )
 
+    def bands_in(self, vocabulary: int) -> tuple[tuple[int, int], ...]:
+        """Return (tokens, rank) of the bands of a vocabulary; the last one has all tokens from its first one on."""
+        if self.rank:
+            return ((vocabulary, self.rank),)
+        found, first = [], 0
+        for number, (tokens, rank) in enumerate(self.bands):
+            last = vocabulary if number == len(self.bands) - 1 else min(first + tokens, vocabulary)
+            if last > first:
+                found.append((last - first, rank))
+            first = last
+        return tuple(found)
+
+    def require_bands(self, vocabulary: int) -> None:
+        """Raise ConfigError unless the bands have the tokens of a vocabulary."""
+        first = sum(tokens for tokens, _ in self.bands[:-1])
+        if self.bands and (first >= vocabulary or self.bands[-1][0] not in (0, vocabulary - first)):
+            raise ConfigError(
+                "embedding.bands",
+                expected=f"the {vocabulary:,} tokens of the vocabulary",
+                got=f"{sum(tokens for tokens, _ in self.bands):,} in {len(self.bands)} bands",
+                hint="give the last band 0 tokens, which stands for all others, and the bands before it fewer than all",
+            )
+
     def factors(self, geometry: Geometry) -> tuple[tuple[str, Shape], ...]:
         """Return names and shapes of the tensors that are trained instead of the embedding; empty if itself is.
 
@@ -124,12 +175,35 @@ class EmbeddingConfig(Section, frozen=True, kw_only=True):
         self.check_scale()
         if geometry.architecture != "gpt2":
             raise ConfigError(
-                "embedding.layout",
-                expected="plain, with embedding.lattice=none, for a model of another architecture than gpt2",
-                got=f"{self.layout.value} and {self.lattice.value}",
+                self.key,
+                expected="a plain embedding for a model of another architecture than gpt2",
+                got=self.setting,
                 hint="leave embedding.* out, or set model.architecture=gpt2",
             )
+        if self.banded:
+            return self._band_factors(geometry)
         return (("wte_factors", (self._features(geometry.vocabulary), geometry.channels)),)
+
+    @property
+    def key(self) -> str:
+        """The setting by which the embedding is computed from other tensors; the first one of several."""
+        return self.setting.split("=")[0]
+
+    def _band_factors(self, geometry: Geometry) -> tuple[tuple[str, Shape], ...]:
+        """Return the factors of an embedding of low rank, flat; raises ConfigError for ranks that it cannot have."""
+        bands, channels = self.bands_in(geometry.vocabulary), geometry.channels
+        ranks = [self.rank] if self.rank else [rank for _, rank in self.bands]
+        limit = RANKS_PER_CHANNEL * channels
+        if not (min(ranks) > 0 and max(ranks) <= channels and min(ranks) < channels and sum(ranks) <= limit):
+            raise ConfigError(
+                self.key,
+                expected=f"ranks from 1 to the {channels} channels, one of them smaller, and together at most {limit}",
+                got=self.setting,
+                hint=f"start with a quarter of the channels: embedding.rank={max(channels // 4, 1)}",
+            )
+        rows = sum(tokens * rank for tokens, rank in bands)
+        bases = sum(rank * channels for _, rank in bands if rank < channels)
+        return ("wte_rows", (rows,)), ("wte_bases", (bases,))
 
     def _features(self, vocabulary: int) -> int:
         """Return the number of rows of F."""

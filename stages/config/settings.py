@@ -319,7 +319,9 @@ class Config(Section, frozen=True, kw_only=True):
         Raises ConfigError for adapters or factors that the model cannot have.
         """
         geometry = self.model.geometry_with(vocabulary)
-        return replace(geometry, lora=self.lora.lora(geometry), factors=self.embedding.factors(geometry))
+        factors = self.embedding.factors(geometry)
+        bands = self.embedding.bands_in(vocabulary) if factors else ()
+        return replace(geometry, lora=self.lora.lora(geometry), factors=factors, bands=bands)
 
     def frozen_in(self, geometry: Geometry) -> frozenset[str]:
         """Return the names of the tensors of a model that the run does not train.

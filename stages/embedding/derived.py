@@ -35,5 +35,9 @@ class DerivedEmbedding(Protocol):
     def derive(self, factors: Mapping[str, Floats], embedding: Floats) -> None:
         """Compute `embedding` (V, C) from the factors."""
 
-    def fold(self, d_embedding: Floats, gradients: Mapping[str, Floats]) -> None:
-        """Compute the gradients of the factors from that of the embedding (V, C), which is not changed."""
+    def fold(self, d_embedding: Floats, factors: Mapping[str, Floats], gradients: Mapping[str, Floats]) -> None:
+        """Compute the gradients of the factors from that of the embedding (V, C), which is not changed.
+
+        `factors` are those of the version that forward and backward read. Where kernels have written a part of
+        `gradients` themselves, the rest is added.
+        """

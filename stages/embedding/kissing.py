@@ -56,13 +56,19 @@ def nearest(facts: VocabularyFacts) -> tuple[NDArray[np.int64], NDArray[np.int64
 
 
 def normalised_ppmi(facts: VocabularyFacts) -> "sparse.csr_matrix":
-    """Return the PPMI (V, V) of a token and the one after it, ``max(ln p(a, b) / (p(a) p(b)), 0)``, with unit rows."""
+    """Return the PPMI with rows of unit length, but those of zeros."""
+    matrix = ppmi(facts)
+    lengths = np.sqrt(np.asarray(matrix.multiply(matrix).sum(axis=1)).ravel())
+    rows = np.repeat(np.arange(facts.size), np.diff(matrix.indptr))
+    return sparse.csr_matrix((matrix.data / lengths[rows], matrix.indices, matrix.indptr), shape=matrix.shape)
+
+
+def ppmi(facts: VocabularyFacts) -> "sparse.csr_matrix":
+    """Return the PPMI (V, V) of a token and the one after it, ``max(ln p(a, b) / (p(a) p(b)), 0)``."""
     rows, columns, counts = facts.pairs()
     total = max(counts.sum(), 1)
     before = np.bincount(rows, weights=counts, minlength=facts.size)
     after = np.bincount(columns, weights=counts, minlength=facts.size)
     information = np.maximum(np.log(counts * total / (before[rows] * after[columns])), 0.0)
-    lengths = np.sqrt(np.bincount(rows, weights=information**2, minlength=facts.size))
     kept = information > 0
-    values = information[kept] / lengths[rows[kept]]
-    return sparse.csr_matrix((values, (rows[kept], columns[kept])), shape=(facts.size, facts.size))
+    return sparse.csr_matrix((information[kept], (rows[kept], columns[kept])), shape=(facts.size, facts.size))

@@ -39,6 +39,6 @@ class LatticeEmbedding:
         scratch = np.empty(max(BLOCK.values()), np.float32)
         round_rows(embedding, int(self._lattice), self._scale, scratch, embedding)
 
-    def fold(self, d_embedding: Floats, gradients: Mapping[str, Floats]) -> None:
+    def fold(self, d_embedding: Floats, factors: Mapping[str, Floats], gradients: Mapping[str, Floats]) -> None:
         """Compute the gradients of the factors as if nothing were rounded."""
-        self._exact.fold(d_embedding, gradients)
+        self._exact.fold(d_embedding, factors, gradients)

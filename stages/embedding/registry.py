@@ -3,6 +3,8 @@
 from threadloom.kernels.lattice import Lattice
 from threadloom.stages.config import EmbeddingConfig, EmbeddingLattice, EmbeddingLayout
 from threadloom.stages.embedding.abacus import abacus_embedding
+from threadloom.stages.embedding.bands import BandedEmbedding
+from threadloom.stages.embedding.bases import start_of
 from threadloom.stages.embedding.clock import clock_embedding
 from threadloom.stages.embedding.derived import DerivedEmbedding
 from threadloom.stages.embedding.kissing import kissing_embedding
@@ -15,6 +17,8 @@ from threadloom.stages.embedding.vocabulary import VocabularyFacts
 
 def derived_embedding(config: EmbeddingConfig, facts: VocabularyFacts) -> DerivedEmbedding | None:
     """Return the embedding of a configuration, None for one that is trained itself."""
+    if config.banded:
+        return BandedEmbedding(config.bands_in(facts.size), start_of(config.basis, facts))
     exact = _exact_embedding(config, facts)
     if config.lattice is EmbeddingLattice.NONE:
         return exact

@@ -114,7 +114,7 @@ class SparseEmbedding:
         """Compute W = M F."""
         self.matrix.times(factors[FACTORS], embedding)
 
-    def fold(self, d_embedding: Floats, gradients: Mapping[str, Floats]) -> None:
+    def fold(self, d_embedding: Floats, factors: Mapping[str, Floats], gradients: Mapping[str, Floats]) -> None:
         """Compute dF = Mᵀ dW."""
         self._transposed.times(d_embedding, gradients[FACTORS])
 

@@ -1,8 +1,10 @@
 """GPT-2 in float32."""
 
+from typing import Any
+
 from threadloom import kernels
 from threadloom.kernels import ATTENTION_TILE, Activations, DecodeScratch, Floats, Scratch, TokenIds, Weights
-from threadloom.kernels.common import Gpt2Constants
+from threadloom.kernels.common import Gpt2Constants, ModelKernels
 from threadloom.kernels.float32 import GPT2, GPT2_DECODE
 from threadloom.stages.layouts.lora import lora_activation_shapes, lora_constants, lora_scratch_shapes
 from threadloom.stages.models import Geometry, Shape
@@ -14,15 +16,15 @@ LORA_MATRICES = ("qkv_weight", "attn_proj_weight", "fc_weight", "mlp_proj_weight
 class Gpt2Layout:
     """The arrays and kernels of GPT-2. Implements `Layout`."""
 
-    weights = Weights
+    weights: type[Any] = Weights
     activations = Activations
     scratch = Scratch
     of_head = frozenset({"lnf_weight", "lnf_bias"})
-    kernels = GPT2
+    kernels: ModelKernels[Any, Any, Any, Any, Any] = GPT2
     decode = GPT2_DECODE
     decode_scratch = DecodeScratch
 
-    def constants(self, geometry: Geometry) -> Gpt2Constants:
+    def constants(self, geometry: Geometry) -> Any:
         """Return the number of heads and the numbers of adapters."""
         return Gpt2Constants(geometry.heads, lora_constants(geometry, LORA_MATRICES))
 

@@ -64,6 +64,8 @@ def _without_elements(spec: ArraySpec) -> ArraySpec:
     Axes and dtype are parts of the types that kernels are compiled for.
     """
     shape, kind = spec
+    if len(shape) == 1:
+        return (0,), kind
     layered = len(shape) == (4 if kind == np.uint32 else 3)
     return ((shape[0], 0, *shape[2:]) if layered else (0, *shape[1:])), kind
 
@@ -79,7 +81,10 @@ def packed_bf16_specs(geometry: Geometry, *, small: bool = False) -> ArraySpecs:
         field, transposed = fields[name], ((*layers, *packed_shape(outer, inner)), kind)
         specs[field] = ((*layers, *packed_shape(inner, outer)), kind)
         specs[f"{field}_t"] = _without_elements(transposed) if small and field in layout.repacked else transposed
-    return {field: spec for field, spec in specs.items() if field in layout.packed._fields}
+    specs = {field: spec for field, spec in specs.items() if field in layout.packed._fields}
+    for name, words in layout.flat_packed(geometry).items():
+        specs |= {name: ((words,), kind), f"{name}_t": ((words,), kind)}
+    return specs
 
 
 def packed_fp16_specs(geometry: Geometry) -> ArraySpecs:
@@ -145,7 +150,7 @@ class Bits16Memory:
         storage = np.dtype(np.int16 if fp16 else np.uint16)  # `kernels.simd.scalar` distinguishes formats by dtype
         self._fp16 = fp16
         self._layout = layout = bits16_layout_of(geometry)
-        self._fields = layout.packed_fields(geometry)
+        self._fields = layout.packed_fields(geometry) | {name: name for name in layout.flat_packed(geometry)}
         self._rows = rows = sequences * geometry.context
         chunk = logits_chunk_rows(geometry.vocabulary, rows, LOGITS_BYTES)
         self._activations = layout.activation_specs(geometry, sequences, storage, small=small)

@@ -39,6 +39,9 @@ class Geometry:
     factors: tuple[tuple[str, Shape], ...] = field(default=(), kw_only=True)
     """Names and shapes of the tensors that are trained instead of the token embedding, which is computed from them
     after every update (`stages.embedding`). Empty: the token embedding itself is trained."""
+    bands: tuple[tuple[int, int], ...] = field(default=(), kw_only=True)
+    """(tokens, rank) of the bands of the vocabulary whose token embedding is a product of two `factors`. Empty: the
+    factors are others, or none."""
 
     def __str__(self) -> str:
         return (

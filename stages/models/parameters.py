@@ -50,9 +50,16 @@ def parameter_count(geometry: Geometry, frozen: Set[str] = NONE_FROZEN) -> int:
 
 def multiplied_parameters(geometry: Geometry) -> int:
     """Return the number of parameters that take part in a multiplication per token: all but those only looked up."""
-    geometry = replace(geometry, factors=())
+    bands, geometry = geometry.bands, replace(geometry, factors=(), bands=())
     shapes = parameter_shapes(geometry)
-    return parameter_count(geometry) - sum(prod(shapes[name]) for name in architecture_of(geometry).gathered(geometry))
+    gathered = sum(prod(shapes[name]) for name in architecture_of(geometry).gathered(geometry))
+    return parameter_count(geometry) - gathered - _saved_by(bands, geometry)
+
+
+def _saved_by(bands: tuple[tuple[int, int], ...], geometry: Geometry) -> int:
+    """Return how many multiplications of a token's output projection bands of low rank save."""
+    channels = geometry.channels
+    return sum(tokens * (channels - rank) - (rank * channels if rank < channels else 0) for tokens, rank in bands)
 
 
 def decayed_elements(geometry: Geometry, trained: Set[str] | None = None) -> int:

@@ -13,9 +13,11 @@ from threadloom.stages.config import (
     Gemm,
     ModelConfig,
     OptimizerConfig,
+    Precision,
     ScheduleConfig,
     ThreadsConfig,
     TokenizerKind,
+    TokenOrder,
     divisors,
     flatten,
 )
@@ -70,6 +72,7 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "embedding.lattice_bits": (1, 16),
     "embedding.lattice_scale": (0, 16),
     "embedding.own_rows": (0, 16_777_216),
+    "embedding.rank": (0, 65_536),
     "optimizer.lr": (0, 1e3),
     "optimizer.beta1": (0, 0.999999),
     "optimizer.beta2": (0, 0.999999),
@@ -194,6 +197,36 @@ def _check_embedding(config: Config) -> None:
                 cause="the factors of the embedding are trained from random ones, together with the whole model",
                 hint=f"leave {config.embedding.setting} out",
             )
+    if config.embedding.banded:
+        _check_bands(config)
+
+
+def _check_bands(config: Config) -> None:
+    """Raise ConfigError for settings that a run cannot have together with an embedding of low rank."""
+    embedding = config.embedding
+    if embedding.setting.count("embedding.") > 1:
+        raise ConfigError(
+            embedding.key,
+            expected="one of embedding.rank, embedding.bands, embedding.layout and embedding.lattice",
+            got=embedding.setting,
+            hint="leave out all of them but one",
+        )
+    if embedding.bands and config.data.token_order not in (TokenOrder.FREQUENCY, TokenOrder.ULAM):
+        raise ConfigError(
+            "data.token_order",
+            expected="frequency, with embedding.bands: a band is a range of frequencies",
+            got=config.data.token_order.value,
+            hint="set data.token_order=frequency, or one rank for all tokens: embedding.rank",
+        )
+    if config.precision is Precision.FP16:
+        raise ConfigError(
+            "precision",
+            expected=f"float32, bf16 or bf16x3, with {embedding.setting}",
+            got="fp16",
+            hint="set precision=bf16, or precision=float32 where the processor has no bfloat16",
+        )
+    if config.model.vocab_size is not None:
+        embedding.require_bands(config.model.vocab_size)
 
 
 def _check_batches(config: Config) -> None:

@@ -27,12 +27,18 @@ class EmbeddingFactors:
 
     def start(self, bank: Bank, seed: int) -> None:
         """Write the initial factors of a bank with a random embedding."""
-        self._derived.start(bank.arena[self._name], {name: bank.arena[name] for name in self._factors}, seed)
+        self._derived.start(bank.arena[self._name], self._of(bank.arena), seed)
 
-    def fold(self, gradient: Gradient) -> None:
-        """Compute the gradients of the factors, and the squares of the trained tensors alone."""
+    def _of(self, tensors: Mapping[str, Floats]) -> dict[str, Floats]:
+        return {name: tensors[name] for name in self._factors}
+
+    def fold(self, gradient: Gradient, read: Bank) -> None:
+        """Compute the gradients of the factors, and the squares of the trained tensors alone.
+
+        `read` holds the version that the gradient was computed with.
+        """
         arena = gradient.arena
-        self._derived.fold(arena[self._name], {name: arena[name] for name in self._factors})
+        self._derived.fold(arena[self._name], self._of(read.arena), self._of(arena))
         trained = trained_elements(self._geometry, arena)
         last = self._factors[-1]
         of_factors = -(-(arena.offset(last) + arena[last].size) // kernels.CHUNK)
@@ -48,11 +54,11 @@ class EmbeddingFactors:
     def embedding_of(self, factors: Mapping[str, Floats]) -> dict[str, Floats]:
         """Return the name of the embedding and its values for some factors, in a new array."""
         embedding = np.empty((self._geometry.vocabulary, self._geometry.channels), np.float32)
-        self._derived.derive({name: factors[name] for name in self._factors}, embedding)
+        self._derived.derive(self._of(factors), embedding)
         return {self._name: embedding}
 
     def derive(self, bank: Bank) -> None:
         """Compute the embedding of a bank from its factors, and its packed weights."""
         embedding = bank.arena[self._name]
-        self._derived.derive({name: bank.arena[name] for name in self._factors}, embedding)
-        self._compute.pack_from_master(bank, {self._name})
+        self._derived.derive(self._of(bank.arena), embedding)
+        self._compute.pack_from_master(bank, {self._name, *self._factors})

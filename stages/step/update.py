@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from threadloom.pipeline import Banks, Lanes
+from threadloom.pipeline import Banks, Lanes, version_for
 from threadloom.stages.memory import Bank, LossScaler, ReduceShard, Scaled, Update, UpdateShard
 from threadloom.stages.step.derived_embedding import EmbeddingFactors
 from threadloom.stages.step.evaluation_copy import EvaluationCopy
@@ -42,6 +42,7 @@ class Clip:
         self._scaler = scaler
         self._snapshot = snapshot
         self._write: tuple[Bank, Bank] | None = None  # set by acquire(); one batch at a time is updated
+        self._read: Bank | None = None  # likewise; until the update, which writes next, it holds the batch's version
 
     def acquire(self, shards: Sequence[ReduceShard]) -> None:
         """Free the lanes, then wait for a bank that the next version may be written to."""
@@ -49,6 +50,9 @@ class Clip:
             self._lanes.mark_reduced(shards[0].batch)
         if self._snapshot:
             self._snapshot.wait_writable()
+        if self._factors:
+            with self._banks.lease(version_for(shards[0].batch, self._banks.delay)) as lease:
+                self._read = lease.bank
         self._write = self._banks.begin()
 
     def __call__(self, shards: Sequence[ReduceShard]) -> Iterator[UpdateShard]:
@@ -56,8 +60,8 @@ class Clip:
         assert self._write is not None
         source, target = self._write
         batch, loss, scale = shards[0].batch, shards[0].loss, shards[0].scale
-        if self._factors:
-            self._factors.fold(self._gradient)
+        if self._factors and self._read:
+            self._factors.fold(self._gradient, self._read)
         norm = self._gradient.norm() / scale
         finite = math.isfinite(norm) and math.isfinite(loss)
         before = source.scaler  # read now: source and target may be the same bank

@@ -7,6 +7,7 @@ import numpy as np
 
 from threadloom.kernels import Floats, TokenIds
 from threadloom.kernels.bits16 import GPT2, Activations16, PackedWeights, Scratch16, Weights16, embedding_forward
+from threadloom.kernels.common import ModelKernels
 from threadloom.stages.layouts.bits16.layout import FLOAT, ArraySpecs
 from threadloom.stages.layouts.bits16.lora import lora_activation_specs, lora_packed_fields, lora_scratch_specs
 from threadloom.stages.models import Geometry
@@ -18,17 +19,24 @@ LINEAR = ("qkv", "attn_proj", "fc", "mlp_proj")
 class Gpt2Bits16Layout:
     """The arrays and kernels of GPT-2 in 16 bits. Implements `Bits16Layout`."""
 
-    weights = Weights16
-    packed = PackedWeights
+    weights: type[Any] = Weights16
+    packed: type[Any] = PackedWeights
     shared_packed: Mapping[str, str] = {}
     repacked = frozenset(LINEAR)
     activations = Activations16
     scratch = Scratch16
-    kernels = GPT2
+    kernels: ModelKernels[Any, Any, Any, Any, Any] = GPT2
 
     def packed_fields(self, geometry: Geometry) -> dict[str, str]:
         """Return every matrix but the position embedding."""
         return {"wte": "wte", **{f"{name}_weight": name for name in LINEAR}, **lora_packed_fields(LINEAR)}
+
+    def flat_packed(self, geometry: Geometry) -> dict[str, int]:
+        """Return nothing."""
+        return {}
+
+    def pack_flat(self, geometry: Geometry, master: Any, packed: Any) -> None:
+        """Do nothing."""
 
     def activation_specs(
         self, geometry: Geometry, sequences: int, storage: np.dtype[Any], *, small: bool = False

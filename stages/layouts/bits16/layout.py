@@ -46,6 +46,15 @@ class Bits16Layout(Protocol[GeometryT]):
         the model has none. A matrix without a field for the packed transpose is only looked up.
         """
 
+    def flat_packed(self, geometry: GeometryT) -> dict[str, int]:
+        """Return tensors that are flat arrays of packed matrices → the words of each, and of its packed transposes.
+
+        Their names are fields of `packed`. They are no matrices of `packed_fields`; `pack_flat` packs them.
+        """
+
+    def pack_flat(self, geometry: GeometryT, master: Any, packed: Any) -> None:
+        """Round the tensors of `flat_packed` to bfloat16 and pack them."""
+
     def activation_specs(
         self, geometry: GeometryT, sequences: int, storage: np.dtype[Any], *, small: bool = False
     ) -> ArraySpecs:

@@ -38,6 +38,13 @@ class LlamaBits16Layout:
         embeddings = {"wte": "head"} if geometry.tied else {"wte": "wte", "head": "head"}
         return embeddings | {f"{name}_weight": name for name in LINEAR} | lora_packed_fields(LINEAR)
 
+    def flat_packed(self, geometry: LlamaGeometry) -> dict[str, int]:
+        """Return nothing."""
+        return {}
+
+    def pack_flat(self, geometry: LlamaGeometry, master: Any, packed: Any) -> None:
+        """Do nothing."""
+
     def activation_specs(
         self, geometry: LlamaGeometry, sequences: int, storage: np.dtype[Any], *, small: bool = False
     ) -> ArraySpecs:

@@ -38,6 +38,8 @@ class Bits16Compute:
         for master, pair in packed_matrices(fields, version.weights, version.packed):
             if master.size:  # frozen matrices may have no master
                 self._pack(master, pair)
+        if names is None or any(name in names for name in self._layout.flat_packed(self._geometry)):
+            self._layout.pack_flat(self._geometry, version.weights, version.packed)
 
     def pack_matrix(self, packed: Any, name: str, layer: int | None, matrix: Floats) -> None:
         """Round a matrix to 16 bits, and pack a bfloat16 one."""

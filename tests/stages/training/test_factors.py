@@ -122,7 +122,7 @@ def test_the_gradient_of_the_factors_is_the_slope_of_the_loss() -> None:
     _, gradients = reference.loss_and_gradients({**weights, "wte": matrix @ factors}, ids, targets, config.model.heads)
     d_embedding = gradients["wte"].astype(np.float32)
     found = np.empty(factors.shape, np.float32)
-    derived.fold(d_embedding, {"wte_factors": found})
+    derived.fold(d_embedding, {}, {"wte_factors": found})
     for _ in range(4):
         direction = random.standard_normal(factors.shape)
         direction /= np.linalg.norm(direction)
