@@ -38,7 +38,7 @@ def test_rows_are_the_points_next_to_the_factors(lattice: EmbeddingLattice) -> N
     np.testing.assert_array_equal(embedding[:, whole:], np.rint(start[:, whole:] * 64) / 64)
     gradient = rng.standard_normal((ROWS, COLUMNS), np.float32)
     gradients = {"wte_factors": np.full((ROWS, COLUMNS), np.nan, np.float32)}
-    found.fold(gradient, gradients)
+    found.fold(gradient, {}, gradients)
     np.testing.assert_array_equal(gradients["wte_factors"], gradient)
 
 
