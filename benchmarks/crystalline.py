@@ -58,10 +58,15 @@ def config_of(job: Job) -> Config:
 
 
 def trained(job: Job) -> Result:
-    """Run one training in a temporary folder and return its loss and speed."""
-    config = config_of(job)
-    with tempfile.TemporaryDirectory(prefix="crystalline-") as folder:
-        outcome = train(config, Path(folder) / "run", RunMode.NEW, tuned=False)
+    """Run one training in a temporary folder and return its loss and speed.
+
+    Raises ValueError for a variant that the program refuses; other errors of ours do not pass from process to process.
+    """
+    try:
+        with tempfile.TemporaryDirectory(prefix="crystalline-") as folder:
+            outcome = train(config_of(job), Path(folder) / "run", RunMode.NEW, tuned=False)
+    except InputError as error:
+        raise ValueError(f"{job.config}, {job.variant.name}: {error}") from None
     assert outcome.val_loss is not None
     tokens = outcome.step * outcome.config.sequences * outcome.config.model.context
     return Result(
@@ -166,7 +171,7 @@ def main(
                 measure_speeds(results, first, rounds, console)
             else:
                 measure_losses(results, equal_seconds(results, jobs, console) if equal else jobs, workers, console)
-    except InputError as error:
+    except (InputError, ValueError) as error:
         raise click.ClickException(str(error)) from error
     write_output = console.print
     for config in configs or tuple(CONFIGURATIONS):

@@ -14,7 +14,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from threadloom.kernels.common.gcd import gcd_table
+from threadloom.kernels.common import gcd_table
 
 PAIRS = 1_000_000
 ROUNDS = 7

@@ -47,6 +47,7 @@ from threadloom.kernels.common.embedding import (
     embedding_backward as embedding_backward,
     token_embedding_backward as token_embedding_backward,
 )
+from threadloom.kernels.common.gcd import gcd_loss as gcd_loss, gcd_table as gcd_table
 from threadloom.kernels.common.gelu import gelu as gelu, gelu_and_derivative as gelu_and_derivative
 from threadloom.kernels.common.head_norm import (
     HeadNormWeights as HeadNormWeights,

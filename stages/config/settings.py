@@ -212,6 +212,9 @@ class EvaluationConfig(Section, frozen=True, kw_only=True):
     """Maximum number of batches, of `batch_size` windows, of an evaluation."""
     final_batches: int | None = None
     """The same for the evaluation at the end. None: as `batches`."""
+    gcd_loss: bool = False
+    """True: also report a loss made of greatest common divisors of prime numbers of the tokens. It is a constant of the
+    text, which no training changes."""
 
 
 class CheckpointConfig(Section, frozen=True, kw_only=True):

@@ -115,6 +115,8 @@ class Evaluation:
     tokens: int
     seconds: float
     """Duration of the evaluation."""
+    gcd_loss: float | None = None
+    """The figure of `evaluation.gcd_loss`, in nats; None without it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,7 +93,8 @@ class Reporter:
         self.last_evaluation = event
         if self._shown:
             self._display.update(replace(self._shown, val_loss=event.val_loss))
-        self._log.append({"step": event.step, "val_loss": event.val_loss, "tokens": event.tokens})
+        gcd = {} if event.gcd_loss is None else {"gcd_loss": event.gcd_loss}
+        self._log.append({"step": event.step, "val_loss": event.val_loss, "tokens": event.tokens, **gcd})
         logger.info("step {}: validation loss {:.4f} ({:.1f} s)", event.step, event.val_loss, event.seconds)
 
     def _take_update(self, update: Update, statistics: Callable[[], RunStatistics]) -> None:

@@ -18,7 +18,6 @@ from threadloom.stages.step.evaluate import (
     EvaluateStage as EvaluateStage,
     Validation as Validation,
     ValidationLoss as ValidationLoss,
-    Windows as Windows,
 )
 from threadloom.stages.step.evaluation_copy import EvaluationCopy as EvaluationCopy
 from threadloom.stages.step.forward import (
@@ -27,6 +26,7 @@ from threadloom.stages.step.forward import (
     Forward as Forward,
     plan_micro_batches as plan_micro_batches,
 )
+from threadloom.stages.step.gcd_loss import GcdLoss as GcdLoss
 from threadloom.stages.step.reducer import (
     Collect as Collect,
     Gradient as Gradient,
@@ -43,3 +43,4 @@ from threadloom.stages.step.saving import (
     never as never,
 )
 from threadloom.stages.step.update import Clip as Clip, Publish as Publish
+from threadloom.stages.step.windows import Windows as Windows

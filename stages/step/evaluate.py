@@ -4,26 +4,14 @@ import math
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
 
 from threadloom.pipeline import Arena, Cancelled, Lease
-from threadloom.stages.data import BatchSource
 from threadloom.stages.memory import Bank, Evaluation, Update
 from threadloom.stages.step.compute import Compute, Version
 from threadloom.stages.step.evaluation_copy import EvaluationCopy
+from threadloom.stages.step.gcd_loss import GcdLoss
 from threadloom.stages.step.reducer import TrainingDiverged
-
-
-class Windows(BatchSource, Protocol):
-    """A fixed number of micro-batches to evaluate on."""
-
-    @property
-    def micro_batches(self) -> int:
-        """Number of micro-batches."""
-
-    @property
-    def tokens(self) -> int:
-        """Number of target tokens in all of them."""
+from threadloom.stages.step.windows import Windows
 
 
 @dataclass(frozen=True)
@@ -74,12 +62,18 @@ class EvaluateStage:
     """Evaluates the version that an update leased for it, and releases the lease."""
 
     def __init__(
-        self, compute: Compute, validation: Validation, last_step: int, copy: EvaluationCopy | None = None
+        self,
+        compute: Compute,
+        validation: Validation,
+        last_step: int,
+        copy: EvaluationCopy | None = None,
+        gcd: GcdLoss | None = None,
     ) -> None:
         """`last_step` is evaluated on `validation.final`, every other step on `validation.windows`.
 
-        With `copy`, the leases are of that, whose packed weights are computed here.
+        With `copy`, the leases are of that, whose packed weights are computed here. `gcd` adds its figure.
         """
+        self._gcd = gcd
         self._compute = compute
         self._copy = copy
         self._loss = ValidationLoss(compute)
@@ -116,4 +110,5 @@ class EvaluateStage:
                 f"the validation loss after {step} updates is {loss}; expected a finite number. Hint: start a "
                 "new run: lower optimizer.lr, lengthen schedule.warmup, or set precision=float32"
             )
-        return Evaluation(step, loss, windows.tokens, time.perf_counter() - begin)
+        gcd = self._gcd.mean(windows) if self._gcd else None
+        return Evaluation(step, loss, windows.tokens, time.perf_counter() - begin, gcd)

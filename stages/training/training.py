@@ -77,6 +77,7 @@ from threadloom.stages.step import (
     EvaluateStage,
     EvaluationCopy,
     Forward,
+    GcdLoss,
     Gradient,
     Publish,
     Reduce,
@@ -168,7 +169,10 @@ class Training:
             self.banks, self.lanes, self.gradient, self._evaluation_due, checkpoint_due, self.snapshot, copy,
             self.factors,
         )  # fmt: skip
-        self.evaluate = EvaluateStage(self.compute, validation, config.steps, copy) if validation else None
+        gcd = None
+        if config.evaluation.gcd_loss:
+            gcd = GcdLoss(geometry.vocabulary, config.micro_batch * geometry.context)
+        self.evaluate = EvaluateStage(self.compute, validation, config.steps, copy, gcd) if validation else None
         self.save: Save | None = None
         if output and self.snapshot:
             rows = order.stored_rows(geometry) if order else {}

@@ -51,7 +51,11 @@ ADDED = {
     "lora": {"rank": 0, "alpha": 16.0, "rslora": False, "targets": [], "dropout": 0.0, "save": [], "init": ""},
 }
 """Settings that came later, with their defaults."""
-ADDED_DELAY = {"optimizer": {"lead": 0.0}, "schedule": {"delay_warmup": 0, "rewarm": 0, "rewarm_from": 0}}
+ADDED_TO_SECTIONS = {
+    "optimizer": {"lead": 0.0},
+    "evaluation": {"gcd_loss": False},
+    "schedule": {"delay_warmup": 0, "rewarm": 0, "rewarm_from": 0},
+}
 ADDED_DATA = {
     "tokenizer_path": "", "special_tokens": "tokens", "token_order": "id", "digits": "plain", "digit_places": 40,
     "digit_offset": 0,
@@ -72,7 +76,7 @@ def test_a_saved_configuration_loads_and_resolves_to_itself() -> None:
     renamed = {dict(zip(OLD, NEW, strict=True)).get(name, name): value for name, value in raw.items()}
     renamed["model"] = {"architecture": "gpt2"} | raw["model"]
     sections = {"threads": raw["threads"] | {"total": 0, "control": False}, "data": raw["data"] | ADDED_DATA}
-    sections |= {name: raw[name] | added for name, added in ADDED_DELAY.items()}
+    sections |= {name: raw[name] | added for name, added in ADDED_TO_SECTIONS.items()}
     assert json.loads(to_json(config)) == renamed | ADDED | sections
     assert list(json.loads(to_json(config))) == list(Config.__struct_fields__)
 
