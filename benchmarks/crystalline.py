@@ -165,6 +165,7 @@ def main(
                 for _, variant in variants_of(config)
                 if not only or variant.name in (BASELINE, *only.split(";"))
             ]
+            results.require_text(config, texts or default_texts(config))
             if speed:
                 updates = SPEED_UPDATES[config]
                 first = [job._replace(steps=updates, one_thread=False) for job in jobs if job.seed == jobs[0].seed]

@@ -104,6 +104,13 @@ class Results:
             if (result.config, result.variant, result.settings, result.precision, result.steps) == key
         }
 
+    def require_text(self, config: str, text: tuple[str, ...]) -> None:
+        """Raise ValueError if the file has trainings of a configuration on another text."""
+        others = {result.text for result in self.trainings if result.config == config} - {text}
+        if others:
+            found = ", ".join(next(iter(others))) or "the source of Python"
+            raise ValueError(f"{self.path} has trainings of {config} on {found}; pass that --text, or other --results")
+
     def updates(self, config: str, precision: str) -> int | None:
         """Return the updates of the plain training; None if there is none."""
         return max(

@@ -84,6 +84,13 @@ def test_every_row_has_a_ceiling_for_its_configurations() -> None:
     assert all(row.ceiling.keys() >= row.variants.keys() for row in ROWS)
 
 
+def test_texts_are_not_mixed(results: Results) -> None:
+    results.require_text("nanogpt-cpu", ())
+    results.require_text("small", ("other.txt",))
+    with pytest.raises(ValueError, match="source of Python"):
+        results.require_text("nanogpt-cpu", ("other.txt",))
+
+
 def test_nothing_is_trained_twice(results: Results) -> None:
     jobs = [Job("nanogpt-cpu", variant, "bf16", 2, None, (), True) for variant in (Variant(BASELINE), RANK)]
     measure_losses(results, jobs, 1, Console(quiet=True))
