@@ -20,6 +20,8 @@ class GcdLoss:
         self._numbers = first_primes(vocabulary).astype(np.int64)
         self._points = np.stack(ulam_point(np.arange(vocabulary)), axis=1).astype(np.float64)
         self._tokens = tokens
+        nothing = np.empty(0, np.int32)
+        gcd_loss(nothing, nothing, self._numbers, self._points)  # compiled now, and not in the middle of a run
 
     def mean(self, windows: Windows) -> float:
         """Return the mean over all pairs of the windows, in nats."""
