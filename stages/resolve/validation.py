@@ -225,8 +225,6 @@ def _check_bands(config: Config) -> None:
             got="fp16",
             hint="set precision=bf16, or precision=float32 where the processor has no bfloat16",
         )
-    if config.model.vocab_size is not None:
-        embedding.require_bands(config.model.vocab_size)
 
 
 def _check_batches(config: Config) -> None:

@@ -254,6 +254,7 @@ def _derived_embedding(config: ResolvedConfig, data: Dataset) -> DerivedEmbeddin
     """Return the function from factors to the token embedding of a run that trains factors."""
     if not config.embedding.derived:
         return None
+    config.embedding.require_bands(config.model.vocab_size)
     return derived_embedding(config.embedding, vocabulary_facts(data, config.model.vocab_size))
 
 

@@ -12,12 +12,25 @@ from tests.kernels.comparison import assert_close
 from tests.reference import Ids, Tensors
 from tests.reference.bands import Band, factor_gradients
 from tests.rounding_marks import product
-from tests.stages.support import LLAMA, TINY, assert_same, build, planned, result, run_sequence, run_threads, tiny
+from tests.stages.support import (
+    LLAMA,
+    TINY,
+    assert_same,
+    build,
+    planned,
+    result,
+    run_sequence,
+    run_threads,
+    story,
+    tiny,
+)
 from tests.stages.training.twin import sequences
 from threadloom.stages.checkpoint import Checkpoint, load_model
 from threadloom.stages.config import ConfigError
+from threadloom.stages.inference.model import Model
 from threadloom.stages.memory import Bank, Evaluation
 from threadloom.stages.resolve import apply_overrides, validate
+from threadloom.stages.run import train
 from threadloom.stages.training.training import Training
 
 pytestmark = pytest.mark.timeout(180)
@@ -170,7 +183,6 @@ def test_a_run_takes_the_memory_of_the_plan_and_less_for_the_optimizer() -> None
         ((*RANK, *BANDS), "one of embedding.rank"),
         (("embedding.rank=15",), "one of them smaller"),
         (BANDS[:1], "data.token_order=frequency"),
-        (("embedding.bands=[[4,6],[3,2]]", BANDS[1]), "13 tokens"),
         (("embedding.bands=[[4,15],[0,70]]", BANDS[1]), "15 channels"),
     ],
     ids=str,
@@ -179,6 +191,18 @@ def test_what_does_not_go_together_is_refused(settings: tuple[str, ...], message
     with pytest.raises(ConfigError) as error:
         validate(apply_overrides(TINY, settings))
     assert message in str(error.value)
+
+
+def test_bands_have_the_tokens_of_the_vocabulary(tmp_path: Path) -> None:
+    """The size of the vocabulary is known once the text is read."""
+    settings = ("data.token_order=frequency", "steps=2", "pictures=false")
+    for bands in ("[[6,16],[0,4]]", "[[6,16],[1,4]]"):
+        config = story(tmp_path, *settings, f"embedding.bands={bands}")
+        if bands.endswith("[0,4]]"):
+            assert not Model.open(train(config, tmp_path / "run").run.path).geometry.bands
+            continue
+        with pytest.raises(ConfigError, match="tokens of the vocabulary"):
+            train(config, tmp_path / "other")
 
 
 def test_a_llama_is_refused() -> None:
