@@ -19,9 +19,10 @@ import msgspec
 from rich.console import Console
 
 from benchmarks.convergence import TINYSHAKESPEARE
+from benchmarks.crystalline_picture import write_plot
 from benchmarks.crystalline_results import Result, Results, Speed
 from benchmarks.crystalline_rows import BASELINE, CONFIGURATIONS, Variant, variants_of
-from benchmarks.crystalline_table import markdown_table, write_plot
+from benchmarks.crystalline_table import markdown_table
 from threadloom.stages.config import Config, InputError
 from threadloom.stages.resolve import apply_overrides, load_config
 from threadloom.stages.run import train

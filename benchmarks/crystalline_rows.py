@@ -13,6 +13,8 @@ class Variant(NamedTuple):
 
     name: str
     settings: tuple[str, ...] = ()
+    ceiling: float | None = None
+    """Largest factor of speed, if it is not that of the row, as of a model of other sizes."""
 
 
 @dataclass(frozen=True)
@@ -22,10 +24,16 @@ class Row:
     name: str
     claim: str
     """The promise as the plans state it."""
+    factors: tuple[float, float] | None
+    """The factors of speed that it promises, from the least to the most; None for a promise without a figure."""
     ceiling: Mapping[str, float]
     """Configuration → largest factor in tokens per second that the arithmetic of the best form permits."""
     variants: Mapping[str, tuple[Variant, ...]] = field(default_factory=dict)
     """Configuration → its variants."""
+
+    def ceiling_of(self, config: str, variant: Variant) -> float:
+        """Return the largest factor that arithmetic permits for a variant."""
+        return variant.ceiling or self.ceiling[config]
 
 
 CONFIGURATIONS: Mapping[str, tuple[str, ...]] = {
@@ -40,11 +48,12 @@ ROWS: tuple[Row, ...] = (
     Row(
         "LLL reduction of the embedding, 128 to 64",
         "2 to 4 times as fast",
+        (2.0, 4.0),
         {"nanogpt-cpu": 1.00, "small": 1.83},
         {
             "nanogpt-cpu": (
                 Variant("rank 64", ("embedding.rank=64",)),
-                Variant("64 channels", ("model.channels=64",)),
+                Variant("64 channels", ("model.channels=64",), 3.8),
             ),
             "small": (
                 Variant("rank 64", ("embedding.rank=64",)),
@@ -56,6 +65,7 @@ ROWS: tuple[Row, ...] = (
     Row(
         "prime and GCD similarity",
         "10 to 100 times as fast",
+        (10.0, 100.0),
         {"nanogpt-cpu": 1.01, "small": 2.47},
         {
             "nanogpt-cpu": (
@@ -78,6 +88,7 @@ ROWS: tuple[Row, ...] = (
     Row(
         "Ulam-spiral token order",
         "20 to 50 % faster",
+        (1.2, 1.5),
         {"nanogpt-cpu": 1.00, "small": 1.005},
         {
             "nanogpt-cpu": (Variant("Ulam order", ("data.token_order=ulam",)),),
@@ -87,6 +98,7 @@ ROWS: tuple[Row, ...] = (
     Row(
         "kissing-spheres layout",
         "better placed tokens, no figure",
+        None,
         {"nanogpt-cpu": 1.00, "small": 1.00},
         {
             "nanogpt-cpu": (
@@ -105,6 +117,7 @@ ROWS: tuple[Row, ...] = (
     Row(
         "clock abacus",
         "no figure",
+        None,
         {"nanogpt-cpu": 1.00, "small": 1.00},
         {
             "nanogpt-cpu": (Variant("clock features", ("embedding.layout=clock",)),),
@@ -114,6 +127,7 @@ ROWS: tuple[Row, ...] = (
     Row(
         "dynamic dimension",
         "no figure",
+        None,
         {"nanogpt-cpu": 1.00, "small": 1.57},
         {
             "small": (

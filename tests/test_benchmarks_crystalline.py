@@ -6,9 +6,10 @@ import pytest
 from rich.console import Console
 
 from benchmarks.crystalline import Job, config_of, equal_seconds, measure_losses
+from benchmarks.crystalline_picture import write_plot
 from benchmarks.crystalline_results import Result, Results, Speed
 from benchmarks.crystalline_rows import BASELINE, CONFIGURATIONS, ROWS, Variant, variants_of
-from benchmarks.crystalline_table import markdown_table, write_plot
+from benchmarks.crystalline_table import markdown_table
 from threadloom.stages.resolve import validate
 
 RANK = Variant("rank 64", ("embedding.rank=64",))

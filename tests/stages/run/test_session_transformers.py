@@ -48,7 +48,18 @@ def test_the_reference_computes_the_same_validation_loss(tmp_path: Path) -> None
 
 @pytest.mark.torch
 @pytest.mark.filterwarnings("default")  # warnings of the libraries
-@pytest.mark.parametrize("overrides", [(), ("embedding.lattice=e8",)], ids=["plain", "lattice"])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (),
+        ("embedding.lattice=e8",),
+        ("embedding.layout=primes",),
+        ("embedding.layout=kissing", "delay=2"),
+        ("embedding.layout=residues", "embedding.moduli=[7,8]", "embedding.own_rows=5"),
+        ("embedding.rank=4",),
+    ],
+    ids=["plain", "lattice", "primes", "kissing", "residues", "rank"],
+)
 def test_transformers_opens_the_checkpoint_and_computes_the_same_loss(
     overrides: tuple[str, ...], tmp_path: Path
 ) -> None:
