@@ -18,7 +18,7 @@ import msgspec
 
 from threadloom.kernels import GemmBackend, blas_info
 from threadloom.pipeline import arena_size, available_cores
-from threadloom.stages.config import Config, ModelArchitecture, Precision, ResolvedConfig
+from threadloom.stages.config import Config, ConfigError, ModelArchitecture, Precision, ResolvedConfig
 from threadloom.stages.console import module_output
 from threadloom.stages.machine import alternate_rounds, detect, load_average, thread_limit
 from threadloom.stages.memory import reduction_bytes
@@ -43,7 +43,12 @@ Progress = Callable[[str], None]
 
 
 def run_bench(configs: Sequence[Config], seconds: float, cold: bool, on_progress: Progress) -> BenchReport:
-    """Check, then measure the machine and each configuration, `seconds` for each execution mode."""
+    """Check, then measure the machine and each configuration, `seconds` for each execution mode.
+
+    Raises ConfigError for an embedding of low rank: the kernels that are measured are those of a plain one.
+    """
+    for config in configs:
+        _require_plain_kernels(config)
     load = load_average()
     machine, limit = detect(), thread_limit()
     on_progress(f"threads: {limit.count}, by {limit.reason}")
@@ -57,6 +62,17 @@ def run_bench(configs: Sequence[Config], seconds: float, cold: bool, on_progress
     peaks = measure_peaks(machine, limit.count, precisions=precisions)
     found = [bench_config(config, seconds, cold, peaks, on_progress) for config in configs]
     return BenchReport(machine, _gemm_name(), load, checked, peaks, found)
+
+
+def _require_plain_kernels(config: Config) -> None:
+    if config.embedding.banded:
+        raise ConfigError(
+            config.embedding.setting.partition("=")[0],
+            expected="an embedding of full rank in a benchmark of the kernels",
+            got=config.embedding.setting,
+            cause="its output projection has kernels of its own, which this command neither checks nor measures",
+            hint="leave the setting out; the log of `threadloom train` has the speed of a run with it",
+        )
 
 
 def check_arithmetic(precision: Precision, architecture: ModelArchitecture, cores: int, on_progress: Progress) -> str:

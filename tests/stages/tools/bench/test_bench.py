@@ -126,6 +126,13 @@ def test_the_peak_is_that_of_the_fastest_gemm(monkeypatch: pytest.MonkeyPatch) -
     assert peaks.gemm_one == 300
 
 
+def test_an_embedding_of_low_rank_is_refused() -> None:
+    said = command("bench", "--config", "nanogpt-cpu", "--set", "embedding.rank=32")
+    assert said.status == 1
+    assert "embedding.rank: expected an embedding of full rank" in said.err
+    assert "threadloom train" in said.err
+
+
 @pytest.mark.soak
 def test_peaks_at_full_size() -> None:
     peaks = bench_peaks.measure_peaks(detect(), 2, 1.0, tuple(Precision))
