@@ -222,7 +222,12 @@ def _train(
     signals: StopSignals | None,
 ) -> Outcome:
     announce(config, choice)
-    compile_kernels(precision=config.precision, architecture=config.model.architecture, delayed=config.delay_correction)
+    compile_kernels(
+        precision=config.precision,
+        architecture=config.model.architecture,
+        delayed=config.delay_correction,
+        banded=config.embedding.banded,
+    )
     written = WrittenMetrics(config, start.step if start else 0)
     base = _base_model(config, start)
     output = CheckpointOutput(run.checkpoints, data.tokenizer_path, written.wait_for, data.tokenizer.end_of_text, base)

@@ -23,6 +23,7 @@ from threadloom.pipeline import available_cores
 from threadloom.stages.config import (
     Config,
     DelayCorrection,
+    EmbeddingConfig,
     Gpt2Config,
     LlamaConfig,
     ModelArchitecture,
@@ -53,15 +54,20 @@ def compile_kernels(
     precision: Precision = Precision.FLOAT32,
     architecture: ModelArchitecture = ModelArchitecture.GPT2,
     delayed: DelayCorrection = DelayCorrection.NONE,
+    *,
+    banded: bool = False,
 ) -> float:
     """Load or compile every kernel that training calls for an architecture in a precision; return the elapsed seconds.
 
-    `delayed` is the remedy for a delay, which decides the kernel of the optimizer.
+    `delayed` is the remedy for a delay, which decides the kernel of the optimizer; with `banded` the token embedding is
+    of low rank, whose output projection has kernels of its own.
     `on_progress` is called, from another thread too, once this takes longer than loading cached kernels.
     """
     begin = time.perf_counter()
     with _CompileProgress(on_progress) as progress:
-        step = _TinyStep(precision, architecture, delayed)  # in 16 bits this packs weights, which compiles kernels
+        step = _TinyStep(
+            precision, architecture, delayed, banded=banded
+        )  # in 16 bits this packs weights, which compiles kernels
         _compile(step, precision, architecture, on_progress, progress)
     return time.perf_counter() - begin
 
@@ -132,8 +138,10 @@ class _TinyStep:
         precision: Precision,
         architecture: ModelArchitecture,
         delayed: DelayCorrection = DelayCorrection.NONE,
+        *,
+        banded: bool = False,
     ) -> None:
-        self._training = _tiny_training(precision, architecture, delayed)
+        self._training = _tiny_training(precision, architecture, delayed, banded=banded)
         self._batch = list(plan_micro_batches(0, 1, 2))
         self._gradients: list[MicroGradient] = []
 
@@ -226,7 +234,9 @@ def _second_process(
             process.kill()
 
 
-def _tiny_training(precision: Precision, architecture: ModelArchitecture, delayed: DelayCorrection) -> Training:
+def _tiny_training(
+    precision: Precision, architecture: ModelArchitecture, delayed: DelayCorrection, *, banded: bool
+) -> Training:
     config = Config(
         name="warm-up",
         model=_TINY[architecture],
@@ -237,6 +247,7 @@ def _tiny_training(precision: Precision, architecture: ModelArchitecture, delaye
         precision=precision,
         delay=int(delayed.forecasts),
         delay_correction=delayed,
+        embedding=EmbeddingConfig(rank=4 if banded else 0),
     )
     resolved = resolve(config, cores=1)
     return Training(resolved, RandomTokens(resolved.geometry(), resolved.batch_sizes, resolved.seed))

@@ -47,6 +47,20 @@ def test_the_update_that_is_compiled_is_that_of_the_remedy(
     assert used == [kind]
 
 
+def test_the_output_projection_that_is_compiled_is_that_of_the_embedding(monkeypatch: pytest.MonkeyPatch) -> None:
+    bands: list[object] = []
+    step = warmup._TinyStep.optimizer
+
+    def recorded(tiny: warmup._TinyStep) -> None:
+        bands.append(tiny._training.config.geometry().bands)
+        step(tiny)
+
+    monkeypatch.setattr(warmup._TinyStep, "optimizer", recorded)
+    compile_kernels(lambda _: None)
+    compile_kernels(lambda _: None, banded=True)
+    assert bands == [(), ((3, 4),)]
+
+
 class FakeProcess:
     """A stub of the second process."""
 
