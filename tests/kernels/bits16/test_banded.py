@@ -17,6 +17,8 @@ from tests.reference.bands import Band, random_bands
 from threadloom.kernels.bits16.gpt2_banded import BandedPackedWeights, BandedWeights16, head_backward, head_loss
 from threadloom.kernels.common import AccumulationTicket, BandedWeights
 
+pytestmark = pytest.mark.timeout(600)  # most of it to compile, on a machine that was never here before
+
 
 @pytest.mark.parametrize("bands", [BANDS, ONE_BAND])
 @pytest.mark.parametrize("logits_rows", [4, 99])

@@ -33,7 +33,7 @@ from threadloom.stages.resolve import apply_overrides, validate
 from threadloom.stages.run import train
 from threadloom.stages.training.training import Training
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(600)  # includes minutes of compiling with an empty cache
 
 RANK = ("embedding.rank=6",)
 BANDS = ("embedding.bands=[[4,15],[3,6],[0,2]]", "data.token_order=frequency")

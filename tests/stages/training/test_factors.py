@@ -19,7 +19,7 @@ from threadloom.stages.resolve import apply_overrides, validate
 from threadloom.stages.run import train
 from threadloom.stages.storage import RunMode
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(600)  # includes minutes of compiling with an empty cache
 
 PRIMES = "embedding.layout=primes"
 RESIDUES = ("embedding.layout=residues", "embedding.moduli=[3,4]", "embedding.own_rows=2")
