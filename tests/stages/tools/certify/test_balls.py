@@ -20,6 +20,8 @@ from threadloom.stages.tools.certify.certifying import certify_ids
 from threadloom.stages.tools.certify.exact_model import ExactGpt2, attention
 from threadloom.stages.tools.certify.kernel_run import head_scores
 
+pytestmark = pytest.mark.timeout(600)  # includes minutes of compiling with an empty cache
+
 flint = pytest.importorskip("flint")
 
 IDS = np.array([3, 36, 0, 3, 17, 5, 5, 21, 30, 1, 2, 8], np.int32)
