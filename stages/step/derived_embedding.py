@@ -57,8 +57,11 @@ class EmbeddingFactors:
         self._derived.derive(self._of(factors), embedding)
         return {self._name: embedding}
 
+    def compute(self, bank: Bank) -> None:
+        """Compute the embedding of a bank from its factors; its packed weights are left as they are."""
+        self._derived.derive(self._of(bank.arena), bank.arena[self._name])
+
     def derive(self, bank: Bank) -> None:
-        """Compute the embedding of a bank from its factors, and its packed weights."""
-        embedding = bank.arena[self._name]
-        self._derived.derive(self._of(bank.arena), embedding)
+        """Compute the embedding of a bank from its factors, and the packed weights of both."""
+        self.compute(bank)
         self._compute.pack_from_master(bank, {self._name, *self._factors})

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from threadloom.pipeline import Arena, Cancelled, Lease
 from threadloom.stages.memory import Bank, Evaluation, Update
 from threadloom.stages.step.compute import Compute, Version
+from threadloom.stages.step.derived_embedding import EmbeddingFactors
 from threadloom.stages.step.evaluation_copy import EvaluationCopy
 from threadloom.stages.step.gcd_loss import GcdLoss
 from threadloom.stages.step.reducer import TrainingDiverged
@@ -68,11 +69,14 @@ class EvaluateStage:
         last_step: int,
         copy: EvaluationCopy | None = None,
         gcd: GcdLoss | None = None,
+        factors: EmbeddingFactors | None = None,
     ) -> None:
         """`last_step` is evaluated on `validation.final`, every other step on `validation.windows`.
 
-        With `copy`, the leases are of that, whose packed weights are computed here. `gcd` adds its figure.
+        With `copy`, the leases are of that, whose packed weights are computed here, and its token embedding before them
+        if that has `factors`. `gcd` adds its figure.
         """
+        self._factors = factors
         self._gcd = gcd
         self._compute = compute
         self._copy = copy
@@ -102,6 +106,8 @@ class EvaluateStage:
         step = lease.version
         windows = self._validation.final if step == self._last_step else self._validation.windows
         if self._copy:
+            if self._factors:
+                self._factors.compute(lease.bank)
             self._compute.pack_from_master(lease.bank, lease.bank.arena)  # frozen ones are those of all versions
         loss = self._loss.mean_loss(lease.bank, windows)
         lease.release()

@@ -1,7 +1,5 @@
 """The weights that an evaluation reads in a run whose versions are forecasts."""
 
-from collections.abc import Callable
-
 import numpy as np
 
 from threadloom.pipeline import Arena, Lease, Pool
@@ -14,12 +12,8 @@ class EvaluationCopy:
     The optimizer updates the weights in place, and the versions in the other banks are forecasts of later ones.
     """
 
-    def __init__(self, bank: Bank, master: Arena, derive: Callable[[Bank], None] | None = None) -> None:
-        """`master` holds the weights, which do not change while `take` copies them.
-
-        `derive` computes the tensors of a bank that are computed from others.
-        """
-        self._derive = derive
+    def __init__(self, bank: Bank, master: Arena) -> None:
+        """`master` holds the weights, which do not change while `take` copies them."""
         self._free = Pool([bank])
         self._master = master
         self._taken: Bank | None = None  # between acquire() and take(); one thread calls them in turn
@@ -34,8 +28,6 @@ class EvaluationCopy:
         bank, self._taken = self._taken, None
         assert bank is not None, "acquire comes before take"
         np.copyto(bank.arena.flat[: self._master.flat.size], self._master.flat)
-        if self._derive:
-            self._derive(bank)
         return Lease(version, bank, lambda: self._free.give_back(bank))
 
     def abort(self) -> None:

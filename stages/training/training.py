@@ -172,7 +172,9 @@ class Training:
         gcd = None
         if config.evaluation.gcd_loss:
             gcd = GcdLoss(geometry.vocabulary, config.micro_batch * geometry.context)
-        self.evaluate = EvaluateStage(self.compute, validation, config.steps, copy, gcd) if validation else None
+        self.evaluate = (
+            EvaluateStage(self.compute, validation, config.steps, copy, gcd, self.factors) if validation else None
+        )
         self.save: Save | None = None
         if output and self.snapshot:
             rows = order.stored_rows(geometry) if order else {}
@@ -216,9 +218,9 @@ class Training:
                     self.factors.start(bank, config.seed)
         self._start_optimizer(banks[published[versions[-1]]], start, order)
         for index in published.values():  # once the frozen tensors, which the newest version has, are there
-            self.compute.pack_from_master(banks[index])
             if self.factors:
-                self.factors.derive(banks[index])
+                self.factors.compute(banks[index])
+            self.compute.pack_from_master(banks[index])
         return Banks(banks, config.delay, published)
 
     def _start_optimizer(self, newest: Bank, start: Checkpoint | None, order: VocabularyOrder | None) -> None:
@@ -243,8 +245,7 @@ class Training:
             return None
         updated = parameter_shapes(geometry, self.config.frozen_tensors()).keys()
         packed = self.compute.memory.allocate_packed(updated)
-        derive = self.factors.derive if self.factors else None
-        return EvaluationCopy(Bank(geometry, packed, self.frozen), master, derive)
+        return EvaluationCopy(Bank(geometry, packed, self.frozen), master)
 
     def _load_frozen(self, source: InitialWeights) -> None:
         """Write the frozen tensors; those without a master are packed matrix after matrix."""
