@@ -13,6 +13,8 @@ from threadloom.stages.config.data import (
 from threadloom.stages.config.divisors import divisors as divisors
 from threadloom.stages.config.embedding import (
     BYTES as BYTES,
+    DIGITS as DIGITS,
+    INITIAL_DEVIATION as INITIAL_DEVIATION,
     EmbeddingBasis as EmbeddingBasis,
     EmbeddingConfig as EmbeddingConfig,
     EmbeddingLattice as EmbeddingLattice,

@@ -27,7 +27,7 @@ from threadloom.stages.data.dataset import (
     prepared_order as prepared_order,
     require_same_text as require_same_text,
 )
-from threadloom.stages.data.digit_places import DIGITS as DIGITS, DigitTable as DigitTable, PlaceOffsets as PlaceOffsets
+from threadloom.stages.data.digit_places import DigitTable as DigitTable, PlaceOffsets as PlaceOffsets
 from threadloom.stages.data.text import Text as Text, absolute_text as absolute_text, read_text as read_text
 from threadloom.stages.data.text_files import LeftOut as LeftOut
 from threadloom.stages.data.text_format import TextError as TextError

@@ -17,10 +17,10 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from threadloom.stages.config import SpecialTokens
+from threadloom.stages.config import DIGITS, SpecialTokens
 from threadloom.stages.data.bytes_tokenizer import BytesTokenizer
 from threadloom.stages.data.character_tokenizer import CharacterTokenizer
-from threadloom.stages.data.digit_places import DIGITS, DigitTable
+from threadloom.stages.data.digit_places import DigitTable
 from threadloom.stages.data.tokenizer import FORMAT, Tokenizer, TokenizerError, validated_ids
 
 _BASES: dict[str, type[CharacterTokenizer] | type[BytesTokenizer]] = {

@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from threadloom.stages.config import DIGITS
 from threadloom.stages.models import VocabularyOrder
-
-DIGITS = 10
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,13 +6,12 @@ To add a tokenizer, write its class, list it here, and add its name to `Tokenize
 
 from collections.abc import Mapping
 
-from threadloom.stages.config import ConfigError, DataConfig, Digits, TokenizerKind
+from threadloom.stages.config import DIGITS, ConfigError, DataConfig, Digits, TokenizerKind
 from threadloom.stages.data.abacus_tokenizer import AbacusTokenizer
 from threadloom.stages.data.bpe_tokenizer import BpeTokenizer
 from threadloom.stages.data.bytes_tokenizer import BytesTokenizer
 from threadloom.stages.data.character_tokenizer import CharacterTokenizer
 from threadloom.stages.data.chunked_text import CHUNK_CHARACTERS, ChunkedText
-from threadloom.stages.data.digit_places import DIGITS
 from threadloom.stages.data.pretrained_tokenizer import PretrainedTokenizer
 from threadloom.stages.data.tokenizer import Tokenizer, TokenizerSource
 

@@ -7,11 +7,10 @@ every digit; other tokens have rows of their own.
 import numpy as np
 
 from threadloom.kernels import Floats
-from threadloom.stages.config import most_places
-from threadloom.stages.data import DIGITS
-from threadloom.stages.embedding.residues import DEVIATION
+from threadloom.stages.config import DIGITS, INITIAL_DEVIATION, most_places
 from threadloom.stages.embedding.sparse import SparseEmbedding, SparseMatrix
 from threadloom.stages.embedding.vocabulary import VocabularyFacts
+from threadloom.stages.models import keyed_generator
 
 _KEY = 1001
 """Second half of the key of the initial rows' random generator, which no other tensor has."""
@@ -34,7 +33,6 @@ def abacus_embedding(facts: VocabularyFacts) -> SparseEmbedding:
 
 
 def _start(embedding: Floats, factors: Floats, seed: int) -> None:
-    generator = np.random.Generator(np.random.Philox(key=np.array([seed, _KEY], np.uint64)))
-    generator.standard_normal(dtype=np.float32, out=factors)
-    factors *= np.float32(DEVIATION)
+    keyed_generator(seed, _KEY).standard_normal(dtype=np.float32, out=factors)
+    factors *= np.float32(INITIAL_DEVIATION)
     factors[: len(embedding)] = embedding

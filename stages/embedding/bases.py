@@ -12,13 +12,12 @@ from numpy.typing import NDArray
 
 from threadloom.kernels import Floats
 from threadloom.kernels.common import BandFactors, Bands, band_basis, band_rows
-from threadloom.stages.config import EmbeddingBasis
+from threadloom.stages.config import INITIAL_DEVIATION, EmbeddingBasis
 from threadloom.stages.embedding.bands import BandStart
 from threadloom.stages.embedding.kissing import ppmi
 from threadloom.stages.embedding.vocabulary import VocabularyFacts
+from threadloom.stages.models import keyed_generator
 
-DEVIATION = 0.02
-"""Standard deviation of the initial W, that of GPT-2's embedding."""
 _ROWS_KEY, _BASES_KEY = 1001, 1002
 """Second halves of the keys of the random generators, which no other tensor has."""
 _DENSE = 512
@@ -40,14 +39,14 @@ def start_randomly(embedding: Floats, factors: BandFactors, bands: Bands, seed: 
     """Write orthonormal rows to the bases and random numbers to the rows; full bands have those of a plain run."""
     channels = embedding.shape[1]
     _write_bases(factors, bands, channels, seed)
-    generator = _generator(seed, _ROWS_KEY)
+    generator = keyed_generator(seed, _ROWS_KEY)
     for b, rank in enumerate(bands.rank.tolist()):
         rows = band_rows(factors, bands, b)
         if rank == channels:
             rows[...] = embedding[bands.first[b] : bands.last[b]]
         else:
             generator.standard_normal(dtype=np.float32, out=rows)
-            rows *= np.float32(DEVIATION * sqrt(channels / rank))
+            rows *= np.float32(INITIAL_DEVIATION * sqrt(channels / rank))
 
 
 def write_coordinates(
@@ -65,7 +64,7 @@ def write_coordinates(
         squares += float((own**2).sum())
         rows = band_rows(factors, bands, b)
         rows[...] = own if rank < channels else _product(own, rows_of_bases[:rank])
-    scale = DEVIATION / sqrt(squares / embedding.size) if squares else 1.0
+    scale = INITIAL_DEVIATION / sqrt(squares / embedding.size) if squares else 1.0
     factors.rows[...] *= np.float32(scale)
 
 
@@ -94,7 +93,7 @@ def principal_coordinates(facts: VocabularyFacts, rank: int) -> NDArray[np.float
 
 def orthonormal_rows(count: int, channels: int, seed: int) -> NDArray[np.float64]:
     """Return random orthonormal rows (count, channels), by Gram and Schmidt's method, applied twice to each row."""
-    rows = _generator(seed, _BASES_KEY).standard_normal((count, channels))
+    rows = keyed_generator(seed, _BASES_KEY).standard_normal((count, channels))
     for i, row in enumerate(rows):
         for _ in range(2):
             row -= (rows[:i] * (rows[:i] * row).sum(axis=1, keepdims=True)).sum(axis=0)
@@ -117,7 +116,3 @@ def _product(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float
     for k in range(a.shape[1]):
         out += a[:, k : k + 1] * b[k]
     return out
-
-
-def _generator(seed: int, key: int) -> np.random.Generator:
-    return np.random.Generator(np.random.Philox(key=np.array([seed, key], np.uint64)))

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from threadloom.kernels import Floats
+from threadloom.stages.config import INITIAL_DEVIATION
 from threadloom.stages.embedding.sparse import SparseEmbedding, SparseMatrix
 from threadloom.stages.embedding.vocabulary import VocabularyFacts
+from threadloom.stages.models import keyed_generator
 
-DEVIATION = 0.02
-"""Standard deviation of the initial rows, that of GPT-2's embedding."""
 _KEY = 1000
 """Second half of the key of the initial rows' random generator, which no other tensor has."""
 
@@ -34,9 +34,8 @@ def residue_embedding(facts: VocabularyFacts, moduli: Sequence[int], own_rows: i
     matrix = SparseMatrix.of(shape, np.concatenate(rows), np.concatenate(columns), np.concatenate(values))
 
     def start(embedding: Floats, factors: Floats, seed: int) -> None:
-        generator = np.random.Generator(np.random.Philox(key=np.array([seed, _KEY], np.uint64)))
-        generator.standard_normal(dtype=np.float32, out=factors)
-        factors *= np.float32(DEVIATION)
+        keyed_generator(seed, _KEY).standard_normal(dtype=np.float32, out=factors)
+        factors *= np.float32(INITIAL_DEVIATION)
         factors[: len(own)] = embedding[: len(own)]
 
     return SparseEmbedding(matrix, start)

@@ -52,6 +52,7 @@ from threadloom.stages.models.parameters import (
     decayed_elements as decayed_elements,
     derived_tensors as derived_tensors,
     initialise as initialise,
+    keyed_generator as keyed_generator,
     multiplied_parameters as multiplied_parameters,
     parameter_count as parameter_count,
     parameter_shapes as parameter_shapes,

@@ -89,7 +89,7 @@ def initialise(weights: Mapping[str, Floats], geometry: Geometry, seed: int, *, 
         if not (value.deviation or value.bound):
             tensor.fill(value.constant)
             return
-        generator = np.random.Generator(np.random.Philox(key=np.array([seed, index], np.uint64)))
+        generator = keyed_generator(seed, index)
         if value.deviation:
             generator.standard_normal(dtype=np.float32, out=tensor)
             tensor *= np.float32(value.deviation)
@@ -104,6 +104,14 @@ def initialise(weights: Mapping[str, Floats], geometry: Geometry, seed: int, *, 
     with ThreadPoolExecutor(min(available_cores(), drawn), "initialise") as pool:
         for done in [pool.submit(draw, index, name) for index, name in largest_first]:
             done.result()
+
+
+def keyed_generator(seed: int, key: int) -> np.random.Generator:
+    """Return the generator of a tensor's initial values: Philox with the key (seed, `key`), one key for each tensor.
+
+    The tensors of the table have their index in it; keys from 1,000 on are those of tensors outside of it.
+    """
+    return np.random.Generator(np.random.Philox(key=np.array([seed, key], np.uint64)))
 
 
 def _adapter_value(shape: Shape) -> InitialValue:
