@@ -48,4 +48,5 @@ class FactorsFormat(SafetensorsFormat):
 
 def _beside(geometry: Geometry, weights: Weights) -> Weights:
     """Return the tensors that a model of this geometry does not have."""
-    return {name: view for name, view in weights.items() if name not in parameter_shapes(geometry)}
+    model = parameter_shapes(geometry)
+    return {name: view for name, view in weights.items() if name not in model}
