@@ -34,7 +34,14 @@ def primes() -> DerivedEmbedding:
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 @pytest.mark.parametrize(
-    "settings", [("delay=0",), ("delay=2", "delay_correction=auto"), ("model.channels=42",)], ids=str
+    "settings",
+    [
+        ("delay=0",),
+        ("delay=2", "delay_correction=auto"),
+        ("model.channels=42",),
+        ("model.channels=96", "model.heads=4"),
+    ],
+    ids=str,
 )
 def test_the_identity_has_the_bits_of_a_plain_training(
     settings: tuple[str, ...], precision: str, tmp_path: Path
