@@ -1,5 +1,8 @@
 """Token files: ids in a .npy file, memory-mapped read-only and checked before use.
 
+If the tokens are those of documents, a second file has their positions (`documents_file`); if some tokens do not count
+in the loss, a third one has a byte per token (`counted_file`).
+
 Guarantees: `TokenFile.open` rejects a file with an invalid header, size or type. `TokenFile.read` rejects a window with
 an id outside [0, vocab_size), checking the caller's copy, whose values a kernel will use as indices. A file must not
 change while it is open: truncating a mapped file kills the process.
@@ -7,7 +10,7 @@ change while it is open: truncating a mapped file kills the process.
 
 import io
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from copy import copy
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -28,11 +31,24 @@ SYNCED_BYTES = 32 << 20
 _BLOCK = 1 << 18
 """Ids that are counted or replaced at a time."""
 
+_POSITION, _FLAG = np.dtype(np.int64), np.dtype(np.uint8)
+"""The element types of the positions of documents, and of the marks of tokens that count."""
+
 _PREPARE_AGAIN = "delete it to prepare it again from the text"
 
 
 class DataError(InputError):
     """Token data that cannot be used or written; `subject` is the file or directory."""
+
+
+def documents_file(path: Path) -> Path:
+    """Return the path of the positions of documents that belong to a token file: train.npy → train.documents.npy."""
+    return path.with_suffix(".documents.npy")
+
+
+def counted_file(path: Path) -> Path:
+    """Return the path of the marks of tokens that count in the loss: train.npy → train.counted.npy."""
+    return path.with_suffix(".counted.npy")
 
 
 def token_type(vocab_size: int) -> np.dtype[Any]:
@@ -51,7 +67,7 @@ def require_window(tokens: int, context: int, path: Path) -> None:
         )
 
 
-def write_token_file(file: BinaryIO, parts: Iterable[NDArray[np.int32]], kind: np.dtype[Any]) -> int:
+def write_token_file(file: BinaryIO, parts: Iterable[NDArray[Any]], kind: np.dtype[Any]) -> int:
     """Write a .npy file of ids that arrive in parts, with elements of type `kind`; return their number.
 
     Raises OSError. The header has a fixed length, so it is overwritten with the number of ids at the end.
@@ -63,7 +79,7 @@ def write_token_file(file: BinaryIO, parts: Iterable[NDArray[np.int32]], kind: n
     return count
 
 
-def append_ids(file: BinaryIO, parts: Iterable[NDArray[np.int32]], kind: np.dtype[Any]) -> int:
+def append_ids(file: BinaryIO, parts: Iterable[NDArray[Any]], kind: np.dtype[Any]) -> int:
     """Append ids that arrive in parts to a file, with elements of type `kind`; return their number. Raises OSError.
 
     The file is synced to the disk as it grows: a stop signal never waits for the whole file.
@@ -110,54 +126,47 @@ class TokenFile:
     """A sequence of token ids, read in windows of context + 1 ids. Any number of threads may read concurrently."""
 
     def __init__(
-        self, ids: NDArray[Any], vocab_size: int, context: int, path: Path, order: VocabularyOrder | None = None
+        self,
+        ids: NDArray[Any],
+        vocab_size: int,
+        context: int,
+        path: Path,
+        order: VocabularyOrder | None = None,
+        *,
+        documents: NDArray[np.int64] | None = None,
+        counted: NDArray[np.uint8] | None = None,
     ) -> None:
         """Wrap ids (N,) of one of `TOKEN_TYPES`; `path` names them in errors. Raises DataError if N < context + 1.
 
         With `order` the file has rows of that order, and `read` and `tokenizer_ids` return the ids of the tokenizer.
+        `documents` (D,) are the positions of the first token of each document, in ascending order; None: the tokens are
+        one running text. `counted` (N,) is 1 for a token that counts in the loss as a target and 0 for another; None:
+        all count.
         """
         if ids.dtype not in TOKEN_TYPES or ids.ndim != 1:
-            raise ValueError(f"ids must have one dimension and a type of {_type_names()}, got {ids.dtype} {ids.shape}")
+            names = _type_names(TOKEN_TYPES)
+            raise ValueError(f"ids must have one dimension and a type of {names}, got {ids.dtype} {ids.shape}")
         require_window(len(ids), context, path)
         self.ids, self.vocab_size, self.context, self.path = ids, vocab_size, context, path
+        self.documents, self.counted = documents, counted
         self._order = None if order is None else order.extended(vocab_size).ids
 
     @classmethod
     def open(cls, path: Path, vocab_size: int, context: int, order: VocabularyOrder | None = None) -> "TokenFile":
-        """Map a .npy file of ids; raises DataError for a missing, damaged or truncated file and for another content.
+        """Map a .npy file of ids, with the files of its documents and of the tokens that count, if they exist.
 
-        `order` is as in the constructor.
+        `order` is as in the constructor. Raises DataError for a missing, damaged or truncated file and for another
+        content.
         """
-        try:
-            with path.open("rb") as file:
-                shape, fortran, dtype = _read_header(file)
-                start = file.tell()
-        except (OSError, ValueError, EOFError) as error:
-            unreadable = isinstance(error, OSError)
-            raise DataError(
-                str(path),
-                expected="a NumPy file (.npy) of token ids",
-                got=(error.strerror or type(error).__name__) if isinstance(error, OSError) else str(error),
-                hint=None if unreadable else _PREPARE_AGAIN,
-            ) from error
-        if len(shape) != 1 or fortran or dtype not in TOKEN_TYPES:
-            raise DataError(
-                str(path),
-                expected=f"one dimension of {_type_names()}",
-                got=f"shape {shape} of {dtype}",
-                hint=_PREPARE_AGAIN,
+        ids = _mapped(path, TOKEN_TYPES)
+        documents, counted = _optional(documents_file(path), _POSITION), _optional(counted_file(path), _FLAG)
+        if documents is not None and (not len(documents) or documents[0] != 0 or documents[-1] >= len(ids)):
+            raise _not_of(
+                documents_file(path), f"positions from 0 to less than {len(ids):,}, the tokens of {path.name}"
             )
-        expected, got = start + shape[0] * dtype.itemsize, path.stat().st_size
-        if got != expected:
-            raise DataError(
-                str(path),
-                expected=f"{expected:,} bytes for the {shape[0]:,} tokens in its header",
-                got=f"{got:,} bytes",
-                cause="the file is truncated" if got < expected else "data was appended to the file",
-                hint=f"{_PREPARE_AGAIN}, or copy it again",
-            )
-        ids = np.memmap(path, dtype, "r", start, shape) if shape[0] else np.zeros(0, dtype)
-        return cls(np.asarray(ids), vocab_size, context, path, order)
+        if counted is not None and len(counted) != len(ids):
+            raise _not_of(counted_file(path), f"a mark for each of the {len(ids):,} tokens of {path.name}")
+        return cls(ids, vocab_size, context, path, order, documents=documents, counted=counted)
 
     def with_context(self, context: int) -> "TokenFile":
         """Return the same file, read in windows of another size; raises DataError if it is too short for one."""
@@ -218,6 +227,51 @@ class TokenFile:
         return found
 
 
+def _optional(path: Path, kind: np.dtype[Any]) -> NDArray[Any] | None:
+    """Return the array in a file that need not exist."""
+    return _mapped(path, (kind,)) if path.exists() else None
+
+
+def _not_of(path: Path, expected: str) -> DataError:
+    """Return the error for a file that does not belong to the token file beside it."""
+    return DataError(
+        str(path), expected, "others", "one of the two files was replaced", "resume the run, which prepares both again"
+    )
+
+
+def _mapped(path: Path, kinds: Sequence[np.dtype[Any]]) -> NDArray[Any]:
+    """Return the array (N,) in a .npy file as a read-only map; raises DataError."""
+    try:
+        with path.open("rb") as file:
+            shape, fortran, dtype = _read_header(file)
+            start = file.tell()
+    except (OSError, ValueError, EOFError) as error:
+        unreadable = isinstance(error, OSError)
+        raise DataError(
+            str(path),
+            expected="a NumPy file (.npy) of token ids",
+            got=(error.strerror or type(error).__name__) if isinstance(error, OSError) else str(error),
+            hint=None if unreadable else _PREPARE_AGAIN,
+        ) from error
+    if len(shape) != 1 or fortran or dtype not in kinds:
+        raise DataError(
+            str(path),
+            expected=f"one dimension of {_type_names(kinds)}",
+            got=f"shape {shape} of {dtype}",
+            hint=_PREPARE_AGAIN,
+        )
+    expected, got = start + shape[0] * dtype.itemsize, path.stat().st_size
+    if got != expected:
+        raise DataError(
+            str(path),
+            expected=f"{expected:,} bytes for the {shape[0]:,} tokens in its header",
+            got=f"{got:,} bytes",
+            cause="the file is truncated" if got < expected else "data was appended to the file",
+            hint=f"{_PREPARE_AGAIN}, or copy it again",
+        )
+    return np.asarray(np.memmap(path, dtype, "r", start, shape)) if shape[0] else np.zeros(0, dtype)
+
+
 def _read_header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     """Return shape, Fortran order and type from a .npy header; raises ValueError for an invalid one."""
     version = npy.read_magic(file)
@@ -235,5 +289,5 @@ def _header(count: int, kind: np.dtype[Any]) -> bytes:
     return content.getvalue()
 
 
-def _type_names() -> str:
-    return ", ".join(kind.name for kind in TOKEN_TYPES)
+def _type_names(kinds: Sequence[np.dtype[Any]]) -> str:
+    return ", ".join(kind.name for kind in kinds)

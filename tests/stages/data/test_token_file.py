@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from numpy.typing import NDArray
 
-from threadloom.stages.data.token_file import DataError, TokenFile, token_type
+from threadloom.stages.data.token_file import DataError, TokenFile, counted_file, documents_file, token_type
 
 
 def save(path: Path, ids: Any) -> Path:
@@ -92,3 +92,34 @@ def test_ids_outside_the_vocabulary_are_detected(data: st.DataObject) -> None:
         tokens.read(start, ids, targets)
         assert not ids.any()
         assert not targets.any()
+
+
+def test_documents_and_the_tokens_that_count_are_read_from_files_beside(tmp_path: Path) -> None:
+    path = save(tmp_path / "train.npy", np.arange(20, dtype=np.uint16))
+    plain = TokenFile.open(path, 20, 7)
+    assert (plain.documents, plain.counted) == (None, None)
+    save(documents_file(path), np.array([0, 3, 19]))
+    save(counted_file(path), np.arange(20, dtype=np.uint8) % 2)
+    tokens = TokenFile.open(path, 20, 7).with_context(5)
+    assert tokens.documents is not None
+    assert tokens.counted is not None
+    assert (tokens.documents.tolist(), tokens.counted.tolist()) == ([0, 3, 19], [0, 1] * 10)
+    assert {file.name for file in tmp_path.iterdir()} == {"train.npy", "train.documents.npy", "train.counted.npy"}
+
+
+@pytest.mark.parametrize(
+    ("array", "word"),
+    [
+        (np.array([1, 3]), "positions from 0 to less than 20, the tokens of train.npy"),
+        (np.array([0, 20]), "positions from 0"),
+        (np.zeros(0, np.int64), "positions from 0"),
+        (np.zeros(3, np.int32), "one dimension of int64"),
+        (np.ones(19, np.uint8), "a mark for each of the 20 tokens of train.npy"),
+    ],
+)
+def test_files_beside_that_belong_to_others_are_rejected(tmp_path: Path, array: NDArray[Any], word: str) -> None:
+    path = save(tmp_path / "train.npy", np.arange(20, dtype=np.uint16))
+    beside = save((counted_file if array.dtype == np.uint8 else documents_file)(path), array)
+    with pytest.raises(DataError, match=word) as caught:
+        TokenFile.open(path, 20, 7)
+    assert caught.value.subject == str(beside)
