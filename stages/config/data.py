@@ -50,6 +50,15 @@ class Digits(enum.Enum):
     """One for each digit at each place of its number, as the rods of an abacus."""
 
 
+class Shuffle(enum.Enum):
+    """The orders in which training sequences are taken; see `stages.data.batches`."""
+
+    DRAWN = "drawn"
+    """Each at random from all of the training split, independent of the others."""
+    EPOCHS = "epochs"
+    """All sequences of the training split in random order, then all of them in another order, and so on."""
+
+
 class DataConfig(Section, frozen=True, kw_only=True):
     """The text and its tokens."""
 
@@ -75,3 +84,5 @@ class DataConfig(Section, frozen=True, kw_only=True):
     digit_offset: int = 0
     """With `digits=abacus`: largest number that is added to the places of a training sequence, chosen at random for
     each sequence, so that places beyond the longest number of the text are trained too."""
+    shuffle: Shuffle = Shuffle.DRAWN
+    """Order of the training sequences; with `epochs` none is repeated before all others have been used."""

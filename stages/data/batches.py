@@ -14,8 +14,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from threadloom.stages.config import BatchSizes
+from threadloom.stages.config import BatchSizes, Shuffle
 from threadloom.stages.data.digit_places import PlaceOffsets
+from threadloom.stages.data.epochs import EpochOrder, EpochWindows
 from threadloom.stages.data.token_file import TokenFile
 from threadloom.stages.models import Geometry
 
@@ -37,19 +38,34 @@ class BatchSource(Protocol):
 
 
 class TokenBatches:
-    """Training batches: windows of a token file, drawn uniformly with replacement.
+    """Training batches: windows of a token file, drawn uniformly with replacement or, by epochs, without.
 
     Start of sequence s of batch k: ⌊u · starts / 2^64⌋ with u the first 64-bit draw of Philox4x64-10 keyed by
     (seed, stream) at the counter (1, s, k, 0), where NumPy begins when set to (0, s, k, 0). The probabilities of two
     starts differ by less than one in 2^64 / starts. With `offsets`, one of 0 to their largest is drawn for each
     sequence in the same way from another stream, and added to the places of its digits.
+
+    With `Shuffle.EPOCHS` the windows of an epoch are those of `EpochWindows` in the order of `EpochOrder`.
     """
 
-    def __init__(self, tokens: TokenFile, sizes: BatchSizes, seed: int, offsets: PlaceOffsets | None = None) -> None:
+    def __init__(
+        self,
+        tokens: TokenFile,
+        sizes: BatchSizes,
+        seed: int,
+        offsets: PlaceOffsets | None = None,
+        shuffle: Shuffle = Shuffle.DRAWN,
+    ) -> None:
         self._tokens, self._sizes, self._seed, self._offsets = tokens, sizes, seed, offsets
+        self._windows = self._order = None
+        if shuffle is Shuffle.EPOCHS:
+            self._windows = EpochWindows(len(tokens), tokens.context, seed)
+            self._order = EpochOrder(self._windows.count, sizes.sequences, seed)
 
     def start(self, batch: int, sequence: int) -> int:
         """Return the position in the token file at which a sequence of a batch starts."""
+        if self._windows and self._order:
+            return self._windows.start(*self._order.place(batch, sequence))
         return self._drawn(_STARTS, batch, sequence, self._tokens.starts)
 
     def offset(self, batch: int, sequence: int) -> int:

@@ -4,7 +4,16 @@ import enum
 from collections.abc import Mapping
 from typing import Any
 
-from threadloom.stages.config import Config, DelayCorrection, Digits, LossScaling, ScheduleKind, TokenOrder, flatten
+from threadloom.stages.config import (
+    Config,
+    DelayCorrection,
+    Digits,
+    LossScaling,
+    ScheduleKind,
+    Shuffle,
+    TokenOrder,
+    flatten,
+)
 
 _ALWAYS = (
     "model.",
@@ -55,6 +64,8 @@ def trajectory(config: Config, text_sha256: str | None = None) -> dict[str, Any]
         keys = (*keys, "delay_correction", "schedule.delay_warmup")
     if config.data.token_order is not TokenOrder.ID:  # the same
         keys = (*keys, "data.token_order")
+    if config.data.shuffle is not Shuffle.DRAWN:  # the same
+        keys = (*keys, "data.shuffle")
     if config.data.digits is not Digits.PLAIN or config.data.digit_offset:
         keys = (*keys, "data.digits", "data.digit_places", "data.digit_offset")
     if config.schedule.rewarm:

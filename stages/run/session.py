@@ -231,7 +231,7 @@ def _train(
     written = WrittenMetrics(config, start.step if start else 0)
     base = _base_model(config, start)
     output = CheckpointOutput(run.checkpoints, data.tokenizer_path, written.wait_for, data.tokenizer.end_of_text, base)
-    source = TokenBatches(data.train, config.batch_sizes, config.seed, data.offsets)
+    source = TokenBatches(data.train, config.batch_sizes, config.seed, data.offsets, config.data.shuffle)
     if config.init and start is None:
         logger.info("initial weights: {}", ", ".join(filter(None, (config.init, config.lora.init))))
     initial = _initial_weights(config, start)

@@ -72,7 +72,9 @@ class Pilots:
         windows = evaluation_batches(
             self.data.validation, batch_size=config.batch_size, micro_batch=resolved.micro_batch, batches=EVALUATED
         )
-        source = TokenBatches(self.data.train, resolved.batch_sizes, config.seed, self.data.offsets)
+        source = TokenBatches(
+            self.data.train, resolved.batch_sizes, config.seed, self.data.offsets, config.data.shuffle
+        )
         training = Training(resolved, source, Validation(windows, windows), order=self.data.order)
         loss = math.inf
         try:
