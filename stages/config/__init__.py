@@ -36,6 +36,10 @@ from threadloom.stages.config.llama import (
     RotaryScaling as RotaryScaling,
 )
 from threadloom.stages.config.lora import ALL_LINEAR as ALL_LINEAR, LoraConfig as LoraConfig
+from threadloom.stages.config.optimizer import (
+    DelayCorrection as DelayCorrection,
+    OptimizerConfig as OptimizerConfig,
+)
 from threadloom.stages.config.resolved import (
     BatchSizes as BatchSizes,
     ResolvedCheckpoint as ResolvedCheckpoint,
@@ -48,8 +52,14 @@ from threadloom.stages.config.resolved import (
     ResolvedThreads as ResolvedThreads,
 )
 from threadloom.stages.config.schedule import (
+    cooldown_start as cooldown_start,
     learning_rate as learning_rate,
     rate_under_delay as rate_under_delay,
+)
+from threadloom.stages.config.schedule_settings import (
+    Cooldown as Cooldown,
+    ScheduleConfig as ScheduleConfig,
+    ScheduleKind as ScheduleKind,
 )
 from threadloom.stages.config.section import Section as Section, flatten as flatten
 from threadloom.stages.config.settings import (
@@ -57,17 +67,13 @@ from threadloom.stages.config.settings import (
     MODEL_CONFIGS as MODEL_CONFIGS,
     CheckpointConfig as CheckpointConfig,
     Config as Config,
-    DelayCorrection as DelayCorrection,
     EvaluationConfig as EvaluationConfig,
     Gemm as Gemm,
     LossScaleConfig as LossScaleConfig,
     LossScaling as LossScaling,
     MatmulPrecision as MatmulPrecision,
     ModelConfig as ModelConfig,
-    OptimizerConfig as OptimizerConfig,
     Precision as Precision,
-    ScheduleConfig as ScheduleConfig,
-    ScheduleKind as ScheduleKind,
     ThreadsConfig as ThreadsConfig,
     TraceConfig as TraceConfig,
     model_config_of as model_config_of,

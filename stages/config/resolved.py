@@ -8,16 +8,15 @@ from dataclasses import dataclass
 
 from threadloom.stages.config.gpt2 import ResolvedGpt2
 from threadloom.stages.config.llama import ResolvedLlama
+from threadloom.stages.config.optimizer import DelayCorrection, OptimizerConfig
+from threadloom.stages.config.schedule_settings import ScheduleConfig
 from threadloom.stages.config.settings import (
     CheckpointConfig,
     Config,
-    DelayCorrection,
     EvaluationConfig,
     Gemm,
     LossScaleConfig,
     LossScaling,
-    OptimizerConfig,
-    ScheduleConfig,
     ThreadsConfig,
 )
 from threadloom.stages.models import Geometry

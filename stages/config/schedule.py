@@ -11,6 +11,9 @@ D = `schedule.decay_steps`:
     step             η · factor^⌊(k − W) / every⌋, but not below η_min
     cosine_restarts  η_min + (η − η_min) (1 + cos(π t / T_i)) / 2, where t counts the updates since the last restart
                      and cycle i lasts T_i = period · multiplier^i updates
+    wsd              η while k < B, then η_min + (η − η_min) (1 + cos(π r)) / 2 with r = (k − B) / (D − B), where the
+                     decay begins at B = max(W, D − round(cooldown_share · D)); η_min from k = D on
+    constant_cooldown  the same with 1 − r (linear) or 1 − √r (1-sqrt) for (1 + cos(π r)) / 2
 
 With Q = `schedule.rewarm` and G = `schedule.rewarm_from`, the rate is multiplied by (k − G + 1) / (Q + 1) while
 G <= k < G + Q: the warm-up of a model that has grown (`threadloom grow`).
@@ -18,7 +21,9 @@ G <= k < G + Q: the warm-up of a model that has grown (`threadloom grow`).
 With `delay_correction=warmup`, K = `schedule.delay_warmup` and p = 1 − min(k / K, 1), `rate_under_delay` multiplies the
 rate by (τ + 1)^−p.
 
-Sources: Yang et al. 2021 (arXiv 1910.05124, "PipeMare", technique 1) for the warm-up under a delay; Radford et al. 2018
+Sources: Hu et al. 2024 (arXiv 2404.06395, "MiniCPM") for warm-up, stable, decay, whose decay is that of transformers'
+`get_wsd_schedule`; Hägele et al. 2024 (arXiv 2405.18392) for the constant rate with a cooldown and its shape 1-sqrt;
+Yang et al. 2021 (arXiv 1910.05124, "PipeMare", technique 1) for the warm-up under a delay; Radford et al. 2018
 (warm-up and cosine) as in nanoGPT's `get_lr`; Goyal et al. 2017 for linear warm-up; He et al. 2015 for step decay;
 Loshchilov & Hutter 2017, "SGDR", equation 5, for the warm restarts.
 """
@@ -26,7 +31,7 @@ Loshchilov & Hutter 2017, "SGDR", equation 5, for the warm restarts.
 import math
 
 from threadloom.stages.config.resolved import ResolvedSchedule
-from threadloom.stages.config.settings import ScheduleKind
+from threadloom.stages.config.schedule_settings import Cooldown, ScheduleKind
 
 
 def learning_rate(schedule: ResolvedSchedule, peak: float, update: int) -> float:
@@ -54,7 +59,17 @@ def _planned_rate(schedule: ResolvedSchedule, peak: float, update: int) -> float
             return max(schedule.min_lr, peak * schedule.factor ** (since // schedule.every))
         case ScheduleKind.COSINE_RESTARTS:
             left = _half_cosine(_cycle_position(since, schedule.period, schedule.multiplier))
+        case ScheduleKind.WSD:
+            left = _half_cosine(_cooldown_progress(schedule, update))
+        case ScheduleKind.CONSTANT_COOLDOWN:
+            done = _cooldown_progress(schedule, update)
+            left = 1.0 - (math.sqrt(done) if schedule.cooldown is Cooldown.SQRT else done)
     return schedule.min_lr + left * (peak - schedule.min_lr)
+
+
+def cooldown_start(schedule: ResolvedSchedule) -> int:
+    """Return the first update of the decay of a schedule that is constant until then."""
+    return max(schedule.warmup, schedule.decay_steps - round(schedule.cooldown_share * schedule.decay_steps))
 
 
 def rate_under_delay(rate: float, delay: int, warmup: int, update: int) -> float:
@@ -70,6 +85,14 @@ def _progress(schedule: ResolvedSchedule, since: int) -> float:
     """Return the completed fraction of the decay: 0 at the end of the warm-up, 1 from `decay_steps` on."""
     length = schedule.decay_steps - schedule.warmup
     return min(1.0, since / length) if length > 0 else 1.0
+
+
+def _cooldown_progress(schedule: ResolvedSchedule, update: int) -> float:
+    """Return the completed fraction of the cooldown: 0 before it, 1 from `decay_steps` on."""
+    start = cooldown_start(schedule)
+    if update >= schedule.decay_steps:
+        return 1.0
+    return (update - start) / (schedule.decay_steps - start) if update > start else 0.0
 
 
 def _cycle_position(since: int, period: int, multiplier: int) -> float:

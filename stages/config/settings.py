@@ -9,6 +9,8 @@ from threadloom.stages.config.embedding import EmbeddingConfig
 from threadloom.stages.config.gpt2 import Gpt2Config
 from threadloom.stages.config.llama import LlamaConfig
 from threadloom.stages.config.lora import LoraConfig
+from threadloom.stages.config.optimizer import DelayCorrection, OptimizerConfig
+from threadloom.stages.config.schedule_settings import ScheduleConfig
 from threadloom.stages.config.section import Section
 from threadloom.stages.config.trained import TrainConfig
 from threadloom.stages.config.transformer import ModelArchitecture
@@ -24,26 +26,6 @@ MODEL_CONFIGS: Mapping[ModelArchitecture, type[ModelConfig]] = {
 
 DEFAULT_ARCHITECTURE = ModelArchitecture.GPT2
 """The architecture of files that name none."""
-
-
-class ScheduleKind(enum.Enum):
-    """The learning-rate schedules; formulas in `stages.config.schedule`."""
-
-    CONSTANT = "constant"
-    """`optimizer.lr` throughout."""
-    COSINE = "cosine"
-    """Half a cosine from `optimizer.lr` to `min_lr`."""
-    LINEAR = "linear"
-    """A straight line from `optimizer.lr` to `min_lr`."""
-    STEP = "step"
-    """Multiplied by `factor` every `every` updates."""
-    COSINE_RESTARTS = "cosine_restarts"
-    """A sequence of cosines, each cycle `multiplier` times as long as the previous one."""
-
-    @property
-    def ends(self) -> bool:
-        """True if the decay ends at `schedule.decay_steps`."""
-        return self in (ScheduleKind.COSINE, ScheduleKind.LINEAR)
 
 
 class Gemm(enum.Enum):
@@ -91,79 +73,6 @@ class LossScaling(enum.Enum):
     """A constant scale, `initial`."""
     DYNAMIC = "dynamic"
     """A scale that grows while gradients are finite and shrinks when they overflow."""
-
-
-class DelayCorrection(enum.Enum):
-    """The remedies for gradients that are τ updates late; formulas in `kernels.common.adamw_delayed`."""
-
-    NONE = "none"
-    """AdamW as it is."""
-    LEAD = "lead"
-    """Each step adds `optimizer.lead` times the change of the first moment."""
-    FORECAST = "forecast"
-    """Forward and backward read the weights that are predicted for the update that their gradient enters."""
-    FORECAST_LEAD = "forecast_lead"
-    """Both."""
-    WARMUP = "warmup"
-    """The learning rate is divided by τ + 1 at first, and rises to its full value over `schedule.delay_warmup`."""
-
-    @property
-    def has_lead(self) -> bool:
-        """True if steps have a lead."""
-        return self in (DelayCorrection.LEAD, DelayCorrection.FORECAST_LEAD)
-
-    @property
-    def forecasts(self) -> bool:
-        """True if the versions that forward and backward read are forecasts of later weights."""
-        return self in (DelayCorrection.FORECAST, DelayCorrection.FORECAST_LEAD)
-
-
-class OptimizerConfig(Section, frozen=True, kw_only=True):
-    """AdamW with decoupled weight decay of matrices."""
-
-    lr: float | None = 1e-3
-    """Peak learning rate; the schedule determines that of each update. None (`auto`): from the width of the model, the
-    tokens of a batch and the number of updates, by the rule of `stages.resolve.learning_rate`."""
-    beta1: float | None = None
-    """Decay rate of the first moment. None: 0.9, or 0.95 with a lead, which needs a longer memory."""
-    beta2: float = 0.95
-    """Decay rate of the second moment."""
-    eps: float = 1e-8
-    """Added to the denominator."""
-    weight_decay: float = 0.1
-    """Fraction of a weight that decays per update, at a learning rate of 1."""
-    clip: float = 1.0
-    """Maximum global norm of the gradient, which is scaled down if it is larger. 0: no limit."""
-    lead: float | None = None
-    """Strength λ of `delay_correction=lead` and `forecast_lead`. None: `beta1`, or 1.3 from a delay of 2 on."""
-
-
-class ScheduleConfig(Section, frozen=True, kw_only=True):
-    """The learning rate over the updates."""
-
-    kind: ScheduleKind = ScheduleKind.COSINE
-    """The decay after the warm-up."""
-    warmup: int | None = 0
-    """Updates of the linear warm-up. None (`auto`): 15 % of the updates, as in the fit of
-    the rule for `optimizer.lr`."""
-    min_lr: float = 0.0
-    """Learning rate at the end of the decay; the lower limit of step decay."""
-    decay_steps: int | None = None
-    """Update at which cosine and linear reach `min_lr`. None: `steps`."""
-    every: int = 1000
-    """Step decay: updates between two steps."""
-    factor: float = 0.5
-    """Step decay: factor of a step."""
-    period: int = 1000
-    """Warm restarts: updates of the first cycle."""
-    multiplier: int = 2
-    """Warm restarts: ratio of the lengths of two consecutive cycles."""
-    delay_warmup: int | None = None
-    """With `delay_correction=warmup`: updates until the learning rate has its full value. None: 400."""
-    rewarm: int = 0
-    """Updates of a second linear warm-up, from `rewarm_from` on. 0: none."""
-    rewarm_from: int = 0
-    """Update at which a run that `threadloom grow` made goes on, and its second warm-up begins."""
 
 
 class LossScaleConfig(Section, frozen=True, kw_only=True):

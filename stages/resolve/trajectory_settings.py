@@ -42,6 +42,13 @@ _BY_SCHEDULE = {
     ScheduleKind.LINEAR: ("schedule.min_lr", "schedule.decay_steps"),
     ScheduleKind.STEP: ("schedule.min_lr", "schedule.every", "schedule.factor"),
     ScheduleKind.COSINE_RESTARTS: ("schedule.min_lr", "schedule.period", "schedule.multiplier"),
+    ScheduleKind.WSD: ("schedule.min_lr", "schedule.decay_steps", "schedule.cooldown_share"),
+    ScheduleKind.CONSTANT_COOLDOWN: (
+        "schedule.min_lr",
+        "schedule.decay_steps",
+        "schedule.cooldown_share",
+        "schedule.cooldown",
+    ),
 }
 _BY_SCALING = {
     None: (),  # saved by a version without loss scaling

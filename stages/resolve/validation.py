@@ -86,6 +86,7 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "schedule.rewarm_from": (0, 1_000_000_000),
     "schedule.min_lr": (0, 1e3),
     "schedule.factor": (0, 1),
+    "schedule.cooldown_share": (0, 1),
     "loss_scale.initial": (2.0**-24, 2.0**40),
     "loss_scale.growth": (1, 1024),
     "loss_scale.backoff": (2.0**-10, 1),

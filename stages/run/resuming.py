@@ -8,7 +8,15 @@ import msgspec
 from loguru import logger
 
 from threadloom.stages.checkpoint import Checkpoint, latest_checkpoint, remove_leftovers
-from threadloom.stages.config import Config, ConfigError, Precision, ResolvedConfig, learning_rate
+from threadloom.stages.config import (
+    Config,
+    ConfigError,
+    Precision,
+    ResolvedConfig,
+    ResolvedSchedule,
+    cooldown_start,
+    learning_rate,
+)
 from threadloom.stages.resolve import (
     FLOAT32_PRECISIONS,
     is_precision_open,
@@ -18,6 +26,15 @@ from threadloom.stages.resolve import (
     with_saved_rate,
 )
 from threadloom.stages.storage import RunDirectory
+
+_COOLDOWN = (
+    "schedule.kind",
+    "schedule.min_lr",
+    "schedule.decay_steps",
+    "schedule.cooldown_share",
+    "schedule.cooldown",
+)
+"""Settings of the cooldown of a learning rate, which a resumed run may change until it begins."""
 
 
 def last_checkpoint(run: RunDirectory, base: Path | None) -> Checkpoint | None:
@@ -126,6 +143,8 @@ def same_trajectory(config: ResolvedConfig, run: RunDirectory, start: Checkpoint
         )
     saved = saved_config(run.path)
     differences = trajectory_differences(trajectory(saved), trajectory(config))
+    if _before_cooldown(saved, config, start.step):
+        differences = {key: pair for key, pair in differences.items() if key not in _COOLDOWN}
     if differences:
         changes = "; ".join(f"{key}: saved {old!r}, now {new!r}" for key, (old, new) in differences.items())
         raise ConfigError(
@@ -138,6 +157,17 @@ def same_trajectory(config: ResolvedConfig, run: RunDirectory, start: Checkpoint
     if warning := decay_warning(config, saved.steps, run.path):
         logger.warning("{}", warning)
     return config
+
+
+def _before_cooldown(saved: Config, config: ResolvedConfig, step: int) -> bool:
+    """Return True if no update so far has read a rate of the cooldown, neither of the saved run nor of the new one.
+
+    A forecast reads those of the next τ updates.
+    """
+    if not (saved.schedule.kind.cools_down and config.schedule.kind.cools_down):
+        return False
+    saved_schedule = msgspec.convert(msgspec.to_builtins(saved.schedule), ResolvedSchedule)
+    return step + config.delay <= min(cooldown_start(saved_schedule), cooldown_start(config.schedule))
 
 
 def decay_warning(config: ResolvedConfig, saved_steps: int, run: Path) -> str | None:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 from hypothesis import given, settings, strategies as st
@@ -10,7 +11,7 @@ from hypothesis import given, settings, strategies as st
 from tests.error_bounds import FLOAT64, gamma
 from threadloom.stages.config.resolved import ResolvedSchedule
 from threadloom.stages.config.schedule import learning_rate
-from threadloom.stages.config.settings import ScheduleKind
+from threadloom.stages.config.schedule_settings import Cooldown, ScheduleKind
 
 Rate = Callable[[int], float]
 
@@ -91,6 +92,40 @@ def test_warm_restarts_equal_a_simulation_of_the_cycles(period: int, multiplier:
         if t == length:
             t, length = 0, length * multiplier
     assert rate(update) == pytest.approx(0.5 + 0.75 * (1 + math.cos(math.pi * t / length)), rel=ROUNDINGS)
+
+
+COOLDOWNS: dict[str, tuple[ScheduleKind, Cooldown, Callable[[float], float]]] = {
+    "wsd": (ScheduleKind.WSD, Cooldown.SQRT, lambda r: 0.5 * (1 + math.cos(math.pi * r))),
+    "linear": (ScheduleKind.CONSTANT_COOLDOWN, Cooldown.LINEAR, lambda r: 1 - r),
+    "1-sqrt": (ScheduleKind.CONSTANT_COOLDOWN, Cooldown.SQRT, lambda r: 1 - math.sqrt(r)),
+}
+
+
+@pytest.mark.parametrize("name", COOLDOWNS)
+@settings(deadline=None)
+@given(st.integers(0, 30), st.integers(1, 90), st.floats(0.01, 1.0), st.integers(0, 150))
+def test_cooldowns_are_those_of_a_simulation(name: str, warmup: int, length: int, share: float, update: int) -> None:
+    """Count the updates one by one, as transformers' `get_wsd_schedule` does from numbers of updates."""
+    kind, cooldown, shape = COOLDOWNS[name]
+    steps = warmup + length
+    rate = with_schedule(
+        2.0, kind=kind, cooldown=cooldown, warmup=warmup, decay_steps=steps, cooldown_share=share, min_lr=0.5
+    )
+    decay = min(round(share * steps), length)
+    rates = [2.0 * (k + 1) / (warmup + 1) for k in range(warmup)] + [2.0] * (length - decay)
+    rates += [0.5 + 1.5 * shape(k / decay) for k in range(decay)] + [0.5] * 150
+    assert rate(update) == pytest.approx(rates[update], rel=ROUNDINGS)
+
+
+def test_cooldown_end_points() -> None:
+    common: dict[str, Any] = {"warmup": 1, "decay_steps": 10, "cooldown_share": 0.4}
+    wsd = with_schedule(1.0, kind=ScheduleKind.WSD, **common)
+    half = math.sqrt(0.5) / 2
+    assert rates(wsd, *range(11)) == pytest.approx([0.5, *[1.0] * 6, 0.5 + half, 0.5, 0.5 - half, 0.0], abs=1e-15)
+    linear = with_schedule(1.0, kind=ScheduleKind.CONSTANT_COOLDOWN, cooldown=Cooldown.LINEAR, **common)
+    assert rates(linear, 5, 6, 7, 8, 9, 10) == [1.0, 1.0, 0.75, 0.5, 0.25, 0.0]
+    never = with_schedule(1.0, kind=ScheduleKind.WSD, decay_steps=3, cooldown_share=0.0)
+    assert rates(never, 0, 2, 3) == [1.0, 1.0, 0.0]
 
 
 @settings(deadline=None)

@@ -13,6 +13,7 @@ from tests.stages.resolve.support import configs, refusal, tiny
 from threadloom.stages.config import (
     Config,
     ConfigError,
+    Cooldown,
     DelayCorrection,
     Digits,
     EmbeddingBasis,
@@ -95,6 +96,7 @@ def sample(kind: object) -> tuple[str, object]:
         (tuple[tuple[int, int], ...], "[[3,2],[0,1]]", ((3, 2), (0, 1))),
         (RotaryScaling, "linear", RotaryScaling.LINEAR),
         (ScheduleKind, "linear", ScheduleKind.LINEAR),
+        (Cooldown, "linear", Cooldown.LINEAR),
         (TokenizerKind, "bpe", TokenizerKind.BPE),
         (SpecialTokens, "text", SpecialTokens.TEXT),
         (TokenOrder, "ulam", TokenOrder.ULAM),

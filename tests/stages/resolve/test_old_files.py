@@ -57,7 +57,7 @@ ADDED = {
 ADDED_TO_SECTIONS = {
     "optimizer": {"lead": 0.0},
     "evaluation": {"gcd_loss": False},
-    "schedule": {"delay_warmup": 0, "rewarm": 0, "rewarm_from": 0},
+    "schedule": {"delay_warmup": 0, "rewarm": 0, "rewarm_from": 0, "cooldown_share": 0.2, "cooldown": "1-sqrt"},
 }
 ADDED_DATA = {
     "tokenizer_path": "", "special_tokens": "tokens", "token_order": "id", "digits": "plain", "digit_places": 40,
