@@ -10,7 +10,7 @@ each pair a plain model has the same function: the row of (d, p) is the sum of t
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -20,7 +20,10 @@ from numpy.typing import ArrayLike, NDArray
 from threadloom.stages.config import DIGITS, SpecialTokens
 from threadloom.stages.data.bytes_tokenizer import BytesTokenizer
 from threadloom.stages.data.character_tokenizer import CharacterTokenizer
+from threadloom.stages.data.counted_tokens import of_characters
 from threadloom.stages.data.digit_places import DigitTable
+from threadloom.stages.data.documents import Document, EncodedDocument
+from threadloom.stages.data.text_parts import TextPart
 from threadloom.stages.data.tokenizer import FORMAT, Tokenizer, TokenizerError, validated_ids
 
 _BASES: dict[str, type[CharacterTokenizer] | type[BytesTokenizer]] = {
@@ -69,22 +72,33 @@ class AbacusTokenizer:
 
     def encode(self, text: str) -> NDArray[np.int32]:
         """Return the ids of a text; raises TokenizerError as the tokenizer below."""
-        return self._placed(self.base.encode(text), 0)[0]
+        return self._placed(self.base.encode(text), 0)
 
     def encode_chunks(self, chunks: Iterable[str]) -> Iterator[NDArray[np.int32]]:
         """Yield the ids of a text in chunks, which may end within a number; raises as `encode`."""
-        before = 0
-        for ids in self.base.encode_chunks(chunks):
-            placed, before = self._placed(ids, before)
-            yield placed
+        for part in self.parts(chunks):
+            yield from self.encode_parts([part])
 
-    def _placed(self, ids: NDArray[np.int32], before: int) -> tuple[NDArray[np.int32], int]:
-        """Return ids with places for digits, and the length of the number at their end.
+    def parts(self, chunks: Iterable[str]) -> Iterator[TextPart]:
+        """Yield the chunks of a text as its parts, each with as many of the digits before it as have places."""
+        before = ""
+        for part in self.base.parts(chunks):
+            yield part._replace(before=before)
+            before = _last_digits((before + part.text)[-self.places :])
 
-        `before` is the length of the number that they continue.
-        """
+    def encode_parts(self, parts: Sequence[TextPart]) -> list[NDArray[np.int32]]:
+        """Return the ids of each part; raises as `encode`."""
+        found = self.base.encode_parts(parts)
+        return [self._placed(ids, len(part.before)) for ids, part in zip(found, parts, strict=True)]
+
+    def encode_document(self, document: Document) -> EncodedDocument:
+        """Return the ids of a document; raises as `encode`."""
+        return of_characters(document, self.encode(document.text), self.base.characters_of(document.text))
+
+    def _placed(self, ids: NDArray[np.int32], before: int) -> NDArray[np.int32]:
+        """Return ids with places for digits; `before` is the length of the number that they continue."""
         if not len(ids):
-            return ids, before
+            return ids
         digits = self.digit_table.digits[ids]
         position = np.arange(1, len(ids) + 1, dtype=np.int32)
         last_other = np.maximum.accumulate(np.where(digits < 0, position, -before))
@@ -92,7 +106,7 @@ class AbacusTokenizer:
         placed = np.where(
             (digits >= 0) & (place <= self.places), self.base.vocab_size + DIGITS * (place - 1) + digits, ids
         )
-        return placed.astype(np.int32), int(place[-1])
+        return placed.astype(np.int32)
 
     def decode(self, ids: ArrayLike) -> str:
         """Return the text of the ids; raises TokenizerError."""
@@ -121,6 +135,11 @@ class AbacusTokenizer:
 def digit_table(tokenizer: Tokenizer) -> DigitTable | None:
     """Return digit and place of each id of a tokenizer; None unless it has tokens for places."""
     return tokenizer.digit_table if isinstance(tokenizer, AbacusTokenizer) else None
+
+
+def _last_digits(text: str) -> str:
+    """Return the digits 0 to 9 at the end of a text."""
+    return text[len(text.rstrip("0123456789")) :]
 
 
 def _ids_of_digits(base: CharacterTokenizer | BytesTokenizer) -> list[int]:

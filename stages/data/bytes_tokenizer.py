@@ -1,6 +1,6 @@
 """The bytes tokenizer: one id per byte of UTF-8."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -8,8 +8,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from threadloom.stages.config import DataConfig, SpecialTokens, TokenizerKind
-from threadloom.stages.data.chunked_text import CHUNK_CHARACTERS, ChunkedText
-from threadloom.stages.data.tokenizer import utf8_bytes, validated_ids, write_content
+from threadloom.stages.data.chunked_text import CHUNK_CHARACTERS, ChunkedText, code_points
+from threadloom.stages.data.counted_tokens import of_characters
+from threadloom.stages.data.documents import Document, EncodedDocument
+from threadloom.stages.data.text_parts import TextPart
+from threadloom.stages.data.tokenizer import parts_of, utf8_bytes, validated_ids, write_content
 
 BYTES_PER_CHARACTER = 60
 """Bytes that a chunk of a text takes per character; measured."""
@@ -66,10 +69,26 @@ class BytesTokenizer:
 
     def encode_chunks(self, chunks: Iterable[str]) -> Iterator[NDArray[np.int32]]:
         """Yield the bytes of a text in chunks."""
-        position = 0
-        for chunk in chunks:
-            yield _ids(chunk, position)
-            position += len(chunk)
+        for part in self.parts(chunks):
+            yield from self.encode_parts([part])
+
+    def parts(self, chunks: Iterable[str]) -> Iterator[TextPart]:
+        """Yield the chunks of a text as its parts."""
+        return parts_of(chunks)
+
+    def encode_parts(self, parts: Sequence[TextPart]) -> list[NDArray[np.int32]]:
+        """Return the bytes of each part."""
+        return [_ids(part.text, part.position) for part in parts]
+
+    def encode_document(self, document: Document) -> EncodedDocument:
+        """Return the bytes of a document; those of a character that counts do count."""
+        return of_characters(document, self.encode(document.text), self.characters_of(document.text))
+
+    def characters_of(self, text: str) -> NDArray[np.int64]:
+        """Return the place in a text of the character of each token (N,)."""
+        points = code_points(text)
+        sizes = 1 + (points > 0x7F).astype(np.intp) + (points > 0x7FF) + (points > 0xFFFF)
+        return np.repeat(np.arange(len(points)), sizes)
 
     def decode(self, ids: ArrayLike) -> str:
         """Return the text of the bytes, with U+FFFD for invalid UTF-8."""

@@ -1,6 +1,6 @@
 """The character tokenizer: one id per character."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -9,7 +9,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from threadloom.stages.config import DataConfig, SpecialTokens, TokenizerKind
 from threadloom.stages.data.chunked_text import CHUNK_CHARACTERS, ChunkedText, code_points
-from threadloom.stages.data.tokenizer import TokenizerError, validated_ids, write_content
+from threadloom.stages.data.counted_tokens import of_characters
+from threadloom.stages.data.documents import Document, EncodedDocument
+from threadloom.stages.data.text_parts import TextPart
+from threadloom.stages.data.tokenizer import TokenizerError, parts_of, validated_ids, write_content
 
 REPLACEMENT = "\ufffd"
 """Character that replaces those that a limited alphabet leaves out."""
@@ -104,10 +107,24 @@ class CharacterTokenizer:
 
     def encode_chunks(self, chunks: Iterable[str]) -> Iterator[NDArray[np.int32]]:
         """Yield one id per character of a text in chunks; raises as `encode` does."""
-        position = 0
-        for chunk in chunks:
-            yield self._encoded(chunk, position)
-            position += len(chunk)
+        for part in self.parts(chunks):
+            yield from self.encode_parts([part])
+
+    def parts(self, chunks: Iterable[str]) -> Iterator[TextPart]:
+        """Yield the chunks of a text as its parts."""
+        return parts_of(chunks)
+
+    def encode_parts(self, parts: Sequence[TextPart]) -> list[NDArray[np.int32]]:
+        """Return one id per character of each part; raises as `encode` does."""
+        return [self._encoded(part.text, part.position) for part in parts]
+
+    def encode_document(self, document: Document) -> EncodedDocument:
+        """Return one id per character of a document; raises as `encode` does."""
+        return of_characters(document, self.encode(document.text), self.characters_of(document.text))
+
+    def characters_of(self, text: str) -> NDArray[np.int64]:
+        """Return the place in a text of the character of each token (N,)."""
+        return np.arange(len(text))
 
     def _encoded(self, text: str, position: int) -> NDArray[np.int32]:
         ids = self._ids[code_points(text)]

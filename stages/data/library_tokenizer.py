@@ -6,12 +6,12 @@ be cut.
 """
 
 import copy
-import threading
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -19,7 +19,12 @@ from numpy.typing import ArrayLike, NDArray
 from threadloom.pipeline import available_cores
 from threadloom.stages.config import SpecialTokens
 from threadloom.stages.data.bpe_training import END_OF_TEXT, limit_library_threads
+from threadloom.stages.data.counted_tokens import counted_tokens
+from threadloom.stages.data.documents import Document, EncodedDocument, Span
+from threadloom.stages.data.markup import Marked, Marker, Special, in_spans, merged, pattern_of
+from threadloom.stages.data.recognition import Recognition
 from threadloom.stages.data.text_boundaries import find_boundaries
+from threadloom.stages.data.text_parts import TextPart
 from threadloom.stages.data.text_splitting import CHUNK, Splitter
 from threadloom.stages.data.tokenizer import TokenizerError, utf8_bytes, validated_ids
 from threadloom.stages.models import EndOfText
@@ -31,8 +36,16 @@ CHUNKS_PER_CORE = 2
 """Chunks that are encoded at a time, per core."""
 
 
+class _Encoded(NamedTuple):
+    """Ids of a text (N,) and the characters [start, end) of each."""
+
+    ids: NDArray[np.int32]
+    starts: NDArray[np.int64]
+    ends: NDArray[np.int64]
+
+
 class LibraryTokenizer:
-    """A tokenizer that the `tokenizers` library implements.
+    """A tokenizer that the `tokenizers` library implements. Any number of threads may use it.
 
     Truncation and padding in the file are not applied, and neither is dropout of merges.
     """
@@ -44,15 +57,24 @@ class LibraryTokenizer:
         """
         self._content = content
         self._tokenizer = _library_tokenizer(content)
-        self._lock = threading.Lock()  # from setting `encode_special_tokens` to the end of the encoding
+        # It trims the characters of tokens, and adds tokens only where it is called.
+        self._post_processor, self._tokenizer.post_processor = self._tokenizer.post_processor, None
+        self._recognition = Recognition(self._tokenizer)
         self._special = SpecialTokens.TOKENS
         self._end_of_text = END_OF_TEXT if end_of_text is None else end_of_text
-        self._vocab_size = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+        vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
+        self._ids_with_text = np.unique(np.array(list(vocabulary.values()), np.int64))
+        self._specials = {
+            found.content: number
+            for number, found in self._tokenizer.get_added_tokens_decoder().items()
+            if found.special and found.content
+        }
+        self._marker = Marker(self._tokenizer)
 
     @property
     def vocab_size(self) -> int:
         """The largest id plus one, added tokens included."""
-        return self._vocab_size
+        return 1 + int(self._ids_with_text.max(initial=-1))
 
     @property
     def end_of_text(self) -> EndOfText | None:
@@ -63,7 +85,9 @@ class LibraryTokenizer:
     @cached_property
     def beginning(self) -> NDArray[np.int32]:
         """The ids (N,) that the tokenizer's post-processor puts before a text, such as that of <s>."""
-        encoding = self._tokenizer.encode("a", add_special_tokens=True)
+        if self._post_processor is None:
+            return np.zeros(0, np.int32)
+        encoding = self._post_processor.process(self._tokenizer.encode("a", add_special_tokens=False), None, True)
         mask = encoding.special_tokens_mask
         return np.array(encoding.ids[: mask.index(0) if 0 in mask else 0], np.int32)
 
@@ -75,13 +99,13 @@ class LibraryTokenizer:
 
     def ids_with_text(self) -> NDArray[np.int64]:
         """Return the ids of all tokens: there may be gaps between them."""
-        return np.unique(np.array(list(self._tokenizer.get_vocab(with_added_tokens=True).values()), np.int64))
+        return self._ids_with_text
 
     def encode(self, text: str) -> NDArray[np.int32]:
         """Return the ids of a text; raises TokenizerError for a lone surrogate."""
         if len(text) <= CHUNK:
             utf8_bytes(text)
-            return np.array(self._encoded([text])[0], np.int32)
+            return self.encode_parts([TextPart(text)])[0]
         return np.concatenate([np.zeros(0, np.int32), *self.encode_chunks([text])])
 
     def encode_chunks(self, chunks: Iterable[str]) -> Iterator[NDArray[np.int32]]:
@@ -89,14 +113,41 @@ class LibraryTokenizer:
 
         Python handles signals between batches of chunks, each of which takes a fraction of a second.
         """
-        parts, previous, overlap = self._splitter.chunks(_valid(chunks)), "", self._splitter.overlap
+        parts = self.parts(chunks)
         while batch := list(islice(parts, CHUNKS_PER_CORE * available_cores())):
-            shared = [part[-overlap:] if overlap else "" for part in [previous, *batch[:-1]]]
-            found = self._encoded([before + part for before, part in zip(shared, batch, strict=True)])
-            removed = self._encoded(shared) if overlap else [[] for _ in batch]
-            for ids, before in zip(found, removed, strict=True):
-                yield np.array(ids[len(before) :], np.int32)
-            previous = batch[-1]
+            yield from self.encode_parts(batch)
+
+    def parts(self, chunks: Iterable[str]) -> Iterator[TextPart]:
+        """Yield the parts of a text in chunks; raises TokenizerError for a lone surrogate."""
+        previous, overlap, position = "", self._splitter.overlap, 0
+        for text in self._splitter.chunks(_valid(chunks)):
+            yield TextPart(text, previous[-overlap:] if overlap else "", position)
+            previous, position = text, position + len(text)
+
+    def encode_parts(self, parts: Sequence[TextPart]) -> list[NDArray[np.int32]]:
+        """Return the ids of each part. The library encodes them on all cores, without the GIL."""
+        shared = [part.before for part in parts]
+        found = self._ids([part.before + part.text for part in parts], self._special)
+        removed = self._ids(shared, self._special) if any(shared) else [np.zeros(0, np.int32)] * len(parts)
+        return [ids[len(before) :] for ids, before in zip(found, removed, strict=True)]
+
+    def encode_document(self, document: Document) -> EncodedDocument:
+        """Return the ids of a document; raises TokenizerError for a lone surrogate.
+
+        Special tokens are recognised in its markup only, if that is known. They do not depend on the text around it.
+        """
+        if document.markup is None and document.counted is None:
+            return EncodedDocument(self.encode(document.text))
+        if document.markup is None:
+            encoded = self._encoded(document.text, self._special)
+        else:
+            marked = self._marked(document.text, document.markup)
+            found = self._encoded(marked.text, SpecialTokens.TEXT)
+            starts, ends = (marked.original(place) for place in (found.starts, found.ends))
+            encoded = _Encoded(self._marker.replace(found.ids, marked.specials), starts, ends)
+        if document.counted is None:
+            return EncodedDocument(encoded.ids)
+        return EncodedDocument(encoded.ids, counted_tokens(encoded.starts, encoded.ends, document.counted))
 
     def decode(self, ids: ArrayLike) -> str:
         """Return the text of ids, with U+FFFD for an incomplete character at the end."""
@@ -117,22 +168,100 @@ class LibraryTokenizer:
     @cached_property
     def _visible(self) -> tuple[list[int], str]:
         """The ids of a visible character, and their text."""
-        ids = self._encoded(["a"])[0]
+        ids = self._ids(["a"], self._special)[0].tolist()
         return ids, self._tokenizer.decode(ids, skip_special_tokens=False)
 
     @cached_property
     def _splitter(self) -> Splitter:
         added = [token.content for token in self._tokenizer.get_added_tokens_decoder().values()]
-        boundaries = find_boundaries(self._tokenizer)
+        with self._recognition.using(self._special) as tokenizer:
+            boundaries = find_boundaries(tokenizer)
         plain = self._tokenizer.normalizer is None and boundaries.exact and not boundaries.overlap
         return Splitter(self._tokenizer.pre_tokenizer if plain else None, added, boundaries)
 
-    def _encoded(self, texts: Sequence[str]) -> list[list[int]]:
+    @cached_property
+    def _leaks(self) -> dict[int, NDArray[np.int32]]:
+        """The special tokens that the model makes of their text though they are not recognised, with the ids instead.
+
+        Models of the kinds Unigram and WordLevel may find any entry of their vocabulary in a text. The ids instead are
+        those of the characters of the token, each alone.
+        """
+        texts = list(self._specials)
+        leaks = [text for text, ids in zip(texts, self._library_ids(texts), strict=True) if self._specials[text] in ids]
+        unknown = _unknown_token(self._content) if leaks else None
+        return {
+            self._specials[text]: np.concatenate(self._library_ids(list(text)))
+            for text in leaks
+            if self._specials[text] != unknown and text != unknown and len(text) > 1
+        }
+
+    def _library_ids(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
+        """Return the ids of texts in which special tokens are not recognised, by the model alone."""
+        return [np.array(found.ids, np.int32) for found in self._encodings(texts, SpecialTokens.TEXT)]
+
+    def _ids(self, texts: Sequence[str], special: SpecialTokens) -> list[NDArray[np.int32]]:
         """Return the ids of each text."""
-        with self._lock:
-            self._tokenizer.encode_special_tokens = self._special is SpecialTokens.TEXT
+        found = [np.array(encoding.ids, np.int32) for encoding in self._encodings(texts, special)]
+        if special is SpecialTokens.TOKENS or not self._leaks:
+            return found
+        return [self._as_text(ids)[0] if self._leaking(ids).any() else ids for ids in found]
+
+    def _leaking(self, ids: NDArray[np.int32]) -> NDArray[np.bool_]:
+        return np.isin(ids, list(self._leaks))
+
+    def _as_text(self, ids: NDArray[np.int32]) -> tuple[NDArray[np.int32], NDArray[np.intp]]:
+        """Return ids with others in place of leaks, and the place (N,) of each in `ids`."""
+        parts = [self._leaks.get(int(number), np.array([number], np.int32)) for number in ids]
+        counts = [len(part) for part in parts]
+        return np.concatenate([np.zeros(0, np.int32), *parts]), np.repeat(np.arange(len(ids)), counts)
+
+    def _encoded(self, text: str, special: SpecialTokens) -> _Encoded:
+        """Return the ids of a text of any length, with their characters."""
+        found = [_Encoded(np.zeros(0, np.int32), *np.zeros((2, 0), np.int64))]
+        parts = self.parts([text]) if len(text) > CHUNK else iter([TextPart(text)])
+        utf8_bytes(text)
+        while batch := list(islice(parts, CHUNKS_PER_CORE * available_cores())):
+            shared = [part.before for part in batch]
+            removed = self._encodings(shared, special) if any(shared) else [None] * len(batch)
+            whole = self._encodings([part.before + part.text for part in batch], special, offsets=True)
+            for part, encoding, before in zip(batch, whole, removed, strict=True):
+                first = len(before.ids) if before else 0
+                ids, offsets = np.array(encoding.ids, np.int32), np.array(encoding.offsets, np.int64).reshape(-1, 2)
+                places: NDArray[np.intp] = np.arange(len(ids))
+                if special is SpecialTokens.TEXT and self._leaks and self._leaking(ids).any():
+                    ids, places = self._as_text(ids)
+                offsets = offsets[places] + (part.position - len(part.before))
+                found.append(_Encoded(ids[first:], offsets[first:, 0], offsets[first:, 1]))
+        return _Encoded(*(np.concatenate(arrays) for arrays in zip(*found, strict=True)))
+
+    def _marked(self, text: str, markup: Sequence[Span]) -> Marked:
+        """Return a text with markers for the special tokens in its markup."""
+        pattern = pattern_of(list(self._specials))
+        spans = [span for span in merged(markup) if pattern and pattern.search(text, span.start, span.end)]
+        found = self._encodings([text[span.start : span.end] for span in spans], SpecialTokens.TOKENS, offsets=True)
+        specials = [
+            [
+                Special(number, start, end)
+                for number, (start, end) in zip(encoding.ids, encoding.offsets, strict=True)
+                if number in self._contents and self._contents[number] in text[span.start + start : span.start + end]
+            ]
+            for span, encoding in zip(spans, found, strict=True)
+        ]
+        return self._marker.mark(text, in_spans(spans, specials))
+
+    @cached_property
+    def _contents(self) -> dict[int, str]:
+        """Id → text of the special tokens."""
+        return {number: text for text, number in self._specials.items()}
+
+    def _encodings(
+        self, texts: Sequence[str], special: SpecialTokens, *, offsets: bool = False
+    ) -> "list[tokenizers.Encoding]":
+        """Return the library's encoding of each text."""
+        with self._recognition.using(special) as tokenizer:
+            encode = tokenizer.encode_batch if offsets else tokenizer.encode_batch_fast
             try:
-                return [found.ids for found in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+                return encode(texts, add_special_tokens=False)
             except Exception as error:  # the library raises nothing more specific
                 raise TokenizerError(
                     "the text",
@@ -157,6 +286,13 @@ def _library_tokenizer(content: str) -> "tokenizers.Tokenizer":
     if isinstance(tokenizer.model, tokenizers.models.BPE):
         tokenizer.model.dropout = None
     return tokenizer
+
+
+def _unknown_token(content: str) -> str | int | None:
+    """Return the text or the id of the token for unknown characters in a tokenizer.json, if there is one."""
+    model = json.loads(content)["model"]
+    unknown: str | int | None = model.get("unk_token", model.get("unk_id"))
+    return unknown
 
 
 def _valid(chunks: Iterable[str]) -> Iterator[str]:

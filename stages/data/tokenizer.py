@@ -1,7 +1,7 @@
 """The protocol of tokenizers, and the parts that their implementations share."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar, Protocol
 
@@ -10,6 +10,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from threadloom.stages.config import DataConfig, InputError, SpecialTokens, TokenizerKind
 from threadloom.stages.data.chunked_text import ChunkedText
+from threadloom.stages.data.documents import Document, EncodedDocument
+from threadloom.stages.data.text_parts import TextPart
 from threadloom.stages.models import EndOfText
 
 FORMAT = "threadloom-tokenizer"
@@ -46,6 +48,19 @@ class Tokenizer(Protocol):
 
     def encode_chunks(self, chunks: Iterable[str]) -> Iterator[NDArray[np.int32]]:
         """Yield the ids of a text in chunks: those that `encode` returns for the whole text; raises TokenizerError."""
+
+    def parts(self, chunks: Iterable[str]) -> Iterator[TextPart]:
+        """Yield the parts of a text in chunks, whose ids make up those of the text; raises TokenizerError."""
+
+    def encode_parts(self, parts: Sequence[TextPart]) -> list[NDArray[np.int32]]:
+        """Return the ids of each part, in any thread; raises TokenizerError."""
+
+    def encode_document(self, document: Document) -> EncodedDocument:
+        """Return the ids of a document, and which of them count; raises TokenizerError.
+
+        The ids are those that `encode` returns for its text, except that special tokens are recognised in its markup
+        only, if that is known. A token that overlaps a part that counts does count.
+        """
 
     def decode(self, ids: ArrayLike) -> str:
         """Return the text of ids; raises TokenizerError for an id outside [0, vocab_size)."""
@@ -84,6 +99,14 @@ class TokenizerSource(Protocol):
     @classmethod
     def create(cls, data: DataConfig, text: ChunkedText, limit: int) -> Tokenizer:
         """Return the tokenizer of a non-empty text with at most `limit` tokens."""
+
+
+def parts_of(chunks: Iterable[str]) -> Iterator[TextPart]:
+    """Yield the chunks of a text as its parts, for a tokenizer whose tokens are at most one character."""
+    position = 0
+    for chunk in chunks:
+        yield TextPart(chunk, position=position)
+        position += len(chunk)
 
 
 def write_content(path: Path, kind: TokenizerKind, **content: object) -> None:
