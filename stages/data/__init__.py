@@ -28,6 +28,12 @@ from threadloom.stages.data.dataset import (
     require_same_text as require_same_text,
 )
 from threadloom.stages.data.digit_places import DigitTable as DigitTable, PlaceOffsets as PlaceOffsets
+from threadloom.stages.data.documents import (
+    Document as Document,
+    EncodedDocument as EncodedDocument,
+    Origin as Origin,
+    Span as Span,
+)
 from threadloom.stages.data.text import Text as Text, absolute_text as absolute_text, read_text as read_text
 from threadloom.stages.data.text_files import LeftOut as LeftOut
 from threadloom.stages.data.text_format import TextError as TextError
