@@ -279,8 +279,8 @@ def head_loss(
 ) -> float:
     """Return the sum of the cross-entropies of all rows, without a gradient.
 
-    `targets` (R,) are in 0 .. V - 1; `logits` (rows of a chunk, V) is scratch. The first block's ``normed1`` and
-    ``rstd1`` are overwritten: `blocks_backward` must not follow.
+    `targets` (R,) are in 0 .. V - 1 or `IGNORED_TARGET`; `logits` (rows of a chunk, V) is scratch. The first block's
+    ``normed1`` and ``rstd1`` are overwritten: `blocks_backward` must not follow.
     """
     a, w = acts, weights.master
     kept = NormalizedRows(a.normed1[0], a.rstd1[0])

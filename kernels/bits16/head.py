@@ -36,8 +36,8 @@ def projection_loss(
 ) -> float:
     """Return the sum of the cross-entropies of all rows, without a gradient: h (R, C).
 
-    `weight_t` is the packed transpose of the projection (V, C). `targets` (R,) are in 0 .. V - 1; `logits` (rows of a
-    chunk, V) is scratch.
+    `weight_t` is the packed transpose of the projection (V, C). `targets` (R,) are in 0 .. V - 1 or `IGNORED_TARGET`;
+    `logits` (rows of a chunk, V) is scratch.
     """
     rows, chunk = h.shape[0], logits.shape[0]
     total = 0.0

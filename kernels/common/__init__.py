@@ -33,6 +33,7 @@ from threadloom.kernels.common.bands import (
     plain_weights as plain_weights,
 )
 from threadloom.kernels.common.cross_entropy import (
+    IGNORED_TARGET as IGNORED_TARGET,
     cross_entropy_forward as cross_entropy_forward,
     exponentiate_row as exponentiate_row,
 )

@@ -1,4 +1,7 @@
-"""Softmax cross-entropy over rows of float32 logits: the loss, and the pass that the gradient of every format needs."""
+"""Softmax cross-entropy over rows of float32 logits: the loss, and the pass that the gradient of every format needs.
+
+A row whose target is `IGNORED_TARGET` has loss 0 and gradient 0, whatever its logits are.
+"""
 
 import math
 
@@ -7,14 +10,22 @@ import numpy as np
 from threadloom.kernels.compiling import Floats, TokenIds, jit_inline_body, jit_kernel
 from threadloom.kernels.simd import exp32, row_max
 
+IGNORED_TARGET = -1
+"""The target of a row that does not count: the next token is not to be learned there, or there is none."""
+
 _ZERO = np.float32(0.0)
 
 
 @jit_kernel
 def cross_entropy_forward(logits: Floats, targets: TokenIds) -> float:
-    """Return the sum over the rows of ``log(sum(exp(logits))) - logits[target]``: logits (n, V), targets (n,)."""
+    """Return the sum of ``log(sum(exp(logits))) - logits[target]`` over the rows that count.
+
+    `logits` (n, V); `targets` (n,) are from 0 to V - 1, or `IGNORED_TARGET`.
+    """
     total = 0.0
     for r in range(targets.shape[0]):
+        if targets[r] == IGNORED_TARGET:
+            continue
         row = logits[r]
         largest = row_max(row, row.shape[0])
         exponentials = _ZERO

@@ -11,6 +11,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from threadloom.kernels.common.cross_entropy import IGNORED_TARGET
 from threadloom.kernels.compiling import TokenIds, jit_kernel, jit_strict_fp
 
 Integers = NDArray[np.int64]
@@ -47,7 +48,7 @@ def gcd_binary(a: int, b: int) -> int:
 
 @jit_strict_fp
 def gcd_loss(ids: TokenIds, targets: TokenIds, numbers: Integers, points: Points) -> float:
-    """Return the sum of the losses of pairs.
+    """Return the sum of the losses of pairs, without those whose target is `IGNORED_TARGET`.
 
     `ids` and `targets` (N,) are token ids, `numbers` (V,) the positive numbers of the tokens, `points` (V, 2) their
     coordinates. Ids must be below V: no bound is checked.
@@ -55,6 +56,8 @@ def gcd_loss(ids: TokenIds, targets: TokenIds, numbers: Integers, points: Points
     total = 0.0
     for index in range(ids.shape[0]):
         a, b = ids[index], targets[index]
+        if b == IGNORED_TARGET:
+            continue
         similarity = gcd_euclid(numbers[a], numbers[b]) / max(numbers[a], numbers[b])
         distance = math.hypot(points[a, 0] - points[b, 0], points[a, 1] - points[b, 1])
         total -= math.log(SAME * similarity + NEAR / (1.0 + distance))

@@ -85,8 +85,8 @@ def _backward_bases(h: Floats, du: Floats, bands: Bands, grads: BandFactors, acc
 def banded_loss(h: Floats, factors: BandFactors, bands: Bands, targets: TokenIds, logits: Floats, u: Floats) -> float:
     """Return the sum of the cross-entropies of all rows, without a gradient: h (R, C).
 
-    `targets` (R,) are in 0 .. V - 1. Scratch: `logits` (rows of a chunk, V), and `u`, flat, for the rows of a chunk
-    times the sum of the ranks.
+    `targets` (R,) are in 0 .. V - 1 or `IGNORED_TARGET`. Scratch: `logits` (rows of a chunk, V), and `u`, flat, for the
+    rows of a chunk times the sum of the ranks.
     """
     rows, chunk = h.shape[0], logits.shape[0]
     total = 0.0

@@ -20,7 +20,7 @@ from threadloom.kernels.float32.linear import linear_backward_weight, logits_bac
 def projection_loss(h: Floats, weight: Floats, targets: TokenIds, logits: Floats) -> float:
     """Return the sum of the cross-entropies of all rows, without a gradient: h (R, C), weight (V, C).
 
-    `targets` (R,) are in 0 .. V - 1; `logits` (rows of a chunk, V) is scratch.
+    `targets` (R,) are in 0 .. V - 1 or `IGNORED_TARGET`; `logits` (rows of a chunk, V) is scratch.
     """
     rows, chunk = h.shape[0], logits.shape[0]
     total = 0.0

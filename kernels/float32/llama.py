@@ -217,7 +217,7 @@ def head_loss(
 ) -> float:
     """Return the sum of the cross-entropies of all rows, without a gradient.
 
-    `targets` (R,) are in 0 .. V - 1; `logits` (rows of a chunk, V) is scratch.
+    `targets` (R,) are in 0 .. V - 1 or `IGNORED_TARGET`; `logits` (rows of a chunk, V) is scratch.
     """
     x_final = acts.x[weights.qkv_weight.shape[0] % acts.x.shape[0]]
     for r in range(x_final.shape[0]):

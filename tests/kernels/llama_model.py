@@ -123,7 +123,7 @@ class LlamaBatch(NamedTuple):
 
 def batch_of(case: LlamaCase, tensors: Tensors, rng: np.random.Generator, storage: Storage = IN_FLOAT32) -> LlamaBatch:
     """Return a random micro-batch."""
-    ids, targets, scale = case.ids(rng), case.ids(rng), 1.0 / case.rows
+    ids, targets, scale = case.ids(rng), case.targets(rng), 1.0 / case.rows
     record = reference.forward(tensors, ids, case.sizes)
     loss = float(cross_entropy_forward(record.logits, targets).sum())
     gradients, _ = reference.backward(tensors, record, targets, scale)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from tests.kernels.support import adapter_shapes, lora_constants, without_elements
+from tests.kernels.support import adapter_shapes, lora_constants, with_ignored, without_elements
 from tests.reference import Ids, Llama3Scaling, LlamaSizes, LoraSizes, Rotary, rotary_tables
 from threadloom.kernels.common.tensors import HeadCounts, LlamaConstants, LlamaWeights
 
@@ -73,6 +73,10 @@ class LlamaCase:
     def ids(self, rng: np.random.Generator) -> Ids:
         """Return random token ids (B, T)."""
         return rng.integers(0, self.sizes.vocabulary, (self.sequences, self.tokens))
+
+    def targets(self, rng: np.random.Generator) -> Ids:
+        """Return random targets (B, T), some of them ignored."""
+        return with_ignored(self.ids(rng))
 
 
 def gradient_shapes(case: LlamaCase, frozen: frozenset[str]) -> dict[str, tuple[int, ...]]:

@@ -159,7 +159,7 @@ class Case(NamedTuple):
 def make_case(sizes: Sizes, seed: int) -> Case:
     """Return a random micro-batch, whose loss is the mean of the tokens'."""
     rng = np.random.default_rng(seed)
-    tensors, ids, targets = sizes.tensors(rng), sizes.ids(rng), sizes.ids(rng)
+    tensors, ids, targets = sizes.tensors(rng), sizes.ids(rng), sizes.targets(rng)
     scale = 1.0 / sizes.rows
     record = reference.forward(tensors, ids, sizes.heads, sizes.lora)
     loss = float(reference.cross_entropy_forward(record.logits, targets).sum())

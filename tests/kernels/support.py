@@ -196,6 +196,10 @@ class Sizes:
         """Return random token ids (B, T)."""
         return rng.integers(0, self.vocabulary, (self.sequences, self.tokens))
 
+    def targets(self, rng: np.random.Generator) -> Ids:
+        """Return random targets (B, T), some of them ignored."""
+        return with_ignored(self.ids(rng))
+
 
 MODEL_SIZES = {
     "odd": Sizes(vocabulary=37, context=13, layers=3, heads=3, channels=27, sequences=3, tokens=11),
@@ -307,6 +311,13 @@ def make_decode_scratch(sizes: Sizes, memory: Guarded) -> DecodeScratch:
 def flat_ids(ids: Ids) -> TokenIds:
     """Return token ids as kernels take them: int32, (R,)."""
     return np.ascontiguousarray(ids.reshape(-1), np.int32)
+
+
+def with_ignored(targets: Ids) -> Ids:
+    """Return targets of which every fourth, from the second on, does not count."""
+    rows = targets.copy().reshape(-1)
+    rows[1::4] = -1
+    return rows.reshape(targets.shape)
 
 
 def float32_numbers(rng: np.random.Generator, *shape: int) -> Array:

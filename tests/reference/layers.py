@@ -153,17 +153,18 @@ def _sigmoid_units(inner: Array, tanh: Array) -> tuple[Array, Array, Array]:
 
 
 def cross_entropy_forward(logits: Array, targets: Ids) -> Array:
-    """Logits (..., V) and targets (...) to the loss of every row (...)."""
+    """Logits (..., V) and targets (...) to the loss of every row (...), 0 where the target is negative."""
     _, lse = softmax(logits)
-    of_target = np.take_along_axis(logits, targets[..., None].astype(np.int64), axis=-1)[..., 0]
-    return computed(lse - of_target, lambda: np.abs(lse - of_target))
+    of_target = np.take_along_axis(logits, np.maximum(targets, 0)[..., None].astype(np.int64), axis=-1)[..., 0]
+    losses = np.where(targets < 0, 0.0, lse - of_target)
+    return computed(losses, lambda: np.abs(losses))
 
 
 def cross_entropy_backward(logits: Array, targets: Ids, scale: float) -> Array:
-    """Return the gradient of scale * (sum of the losses): scale * (softmax - one hot)."""
+    """Return the gradient of scale * (sum of the losses): scale * (softmax - one hot), 0 where there is no loss."""
     probabilities, _ = softmax(logits)
-    one_hot, scale = np.arange(logits.shape[-1]) == targets[..., None], constant(scale)
-    return computed(scale * (probabilities - one_hot), lambda: 2.0 * scale * (probabilities + one_hot))
+    one_hot, factor = np.arange(logits.shape[-1]) == targets[..., None], constant(scale) * (targets >= 0)[..., None]
+    return computed(factor * (probabilities - one_hot), lambda: 2.0 * factor * (probabilities + one_hot))
 
 
 def row_means(x: Array) -> Array:

@@ -277,7 +277,7 @@ class Case(NamedTuple):
 def make_case(sizes: Sizes, fmt: Format, seed: int) -> Case:
     """Return a random micro-batch."""
     rng = np.random.default_rng(seed)
-    tensors, ids, targets = random_tensors(sizes, rng), sizes.ids(rng), sizes.ids(rng)
+    tensors, ids, targets = random_tensors(sizes, rng), sizes.ids(rng), sizes.targets(rng)
     scale, scaled = 1.0 / sizes.rows, 1024.0 if fmt is FP16 else 1.0
     packed = fmt.packed_weights(tensors)
     record = reference.forward(packed, ids, sizes.heads, sizes.lora)

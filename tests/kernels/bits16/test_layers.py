@@ -30,6 +30,7 @@ from threadloom.kernels.bits16.layernorm import (
     layernorm_forward,
 )
 from threadloom.kernels.bits16.linear import linear_backward_bias
+from threadloom.kernels.common import IGNORED_TARGET
 from threadloom.kernels.common.layernorm import Affine
 from threadloom.kernels.compiling.arrays import Floats
 from threadloom.kernels.compiling.jit import JIT_ENABLED
@@ -263,6 +264,20 @@ def test_cross_entropy(
     error = 2 * relative * shares + 2 * FLOAT * np.abs(expected) + scale * 2.0**-125
     error[np.arange(rows), targets] += 2 * FLOAT * scale
     assert within(fmt.numbers(d_logits), expected, 1.01 * error + fmt.rounding(expected))
+
+
+@EITHER
+def test_rows_that_do_not_count_have_neither_loss_nor_gradient(fmt: Format) -> None:
+    logits = floats(np.random.default_rng(1), 5, 301)
+    logits[0], logits[3] = np.nan, np.inf
+    targets = np.array([IGNORED_TARGET, 300, 0, IGNORED_TARGET, 7], np.int32)
+    counted = targets != IGNORED_TARGET
+    alone, d_logits = logits[counted], np.full(logits.shape, 1, fmt.kind)
+    d_alone = d_logits[counted]
+    loss = cross_entropy_backward(logits, targets, 0.25, d_logits)
+    assert loss == cross_entropy_backward(alone, targets[counted], 0.25, d_alone)
+    np.testing.assert_array_equal(d_logits[counted], d_alone)
+    assert not d_logits[~counted].any()
 
 
 def test_a_loss_that_is_not_a_number_is_seen() -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
+from threadloom.kernels.common import IGNORED_TARGET
 from threadloom.kernels.common.gcd import gcd_binary, gcd_euclid, gcd_loss, gcd_table
 
 LARGE = 2**62
@@ -33,8 +34,9 @@ def test_the_loss_of_pairs() -> None:
     random = np.random.default_rng(2)
     numbers, points = random.integers(1, 10**6, 17), random.standard_normal((17, 2))
     ids, targets = random.integers(0, 17, (2, 101)).astype(np.int32)
+    targets[[0, 50]] = IGNORED_TARGET
     expected = 0.0
-    for a, b in zip(ids, targets, strict=True):
+    for a, b in zip(ids[targets >= 0], targets[targets >= 0], strict=True):
         similarity = math.gcd(int(numbers[a]), int(numbers[b])) / int(max(numbers[a], numbers[b]))
         expected -= math.log(0.7 * similarity + 0.3 / (1 + math.dist(points[a], points[b])))
     assert gcd_loss(ids, targets, numbers, points) == pytest.approx(expected, rel=1e-13)  # 101 sums of doubles

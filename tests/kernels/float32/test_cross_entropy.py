@@ -9,7 +9,7 @@ from tests.error_bounds import allowed, distances, gamma
 from tests.kernels.comparison import assert_close
 from tests.kernels.support import Guarded, flat_ids, float32_numbers, random_shapes
 from tests.reference import Tensors
-from threadloom.kernels.common.cross_entropy import cross_entropy_forward
+from threadloom.kernels.common.cross_entropy import IGNORED_TARGET, cross_entropy_forward
 from threadloom.kernels.float32.cross_entropy import cross_entropy_backward
 
 
@@ -74,3 +74,16 @@ def test_nan_and_infinity_show_in_the_loss_and_the_gradient(value: float, positi
     assert np.isfinite(logits[0]).all()
     assert np.isnan(logits[1]).all() or value == np.inf
     assert np.isnan(logits[1]).any()
+
+
+def test_rows_that_do_not_count_have_neither_loss_nor_gradient() -> None:
+    """They may have any logits; the other rows have the bits that they have alone."""
+    logits = np.random.default_rng(1).standard_normal((5, 301), np.float32)
+    logits[0], logits[3] = np.nan, np.inf
+    targets = np.array([IGNORED_TARGET, 300, 0, IGNORED_TARGET, 7], np.int32)
+    counted = targets != IGNORED_TARGET
+    alone = logits[counted]
+    assert cross_entropy_forward(logits, targets) == cross_entropy_forward(alone, targets[counted])
+    assert cross_entropy_backward(logits, targets, 0.25) == cross_entropy_backward(alone, targets[counted], 0.25)
+    np.testing.assert_array_equal(logits[counted], alone)
+    assert not logits[~counted].any()
