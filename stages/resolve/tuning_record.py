@@ -19,7 +19,7 @@ from pathlib import Path
 import msgspec
 from loguru import logger
 
-from threadloom.stages.config import Config, Gemm, Precision, ResolvedConfig, flatten
+from threadloom.stages.config import Config, EmbeddingConfig, Gemm, Precision, ResolvedConfig, flatten
 from threadloom.stages.machine import Machine, cache_root
 from threadloom.stages.resolve.precision import choose_precision_here, is_precision_open
 from threadloom.stages.storage import atomic_write, plain_json
@@ -144,6 +144,7 @@ def record_path(
         f"delay{config.delay}",
         *([] if precision is Precision.FLOAT32 else [precision.value]),
         *_trained_label(config),
+        *_embedding_label(config),
         *([] if config.shared_lanes is None else ["shared" if config.shared_lanes else "apart"]),
         *(f"{name}{format_value(value)}" for name, value in sorted((explicit or {}).items())),
         *([] if threads in (None, machine.logical_cores) else [f"threads{threads}"]),
@@ -158,6 +159,13 @@ def _trained_label(config: Config) -> list[str]:
     trained = [*sorted(config.frozen_in(geometry)), *(sorted(geometry.lora.modules) if geometry.lora else [])]
     rank = [f"lora{geometry.lora.rank}"] if geometry.lora else []
     return rank + ([f"frozen{sha256(' '.join(trained).encode()).hexdigest()[:8]}"] if trained else [])
+
+
+def _embedding_label(config: Config) -> list[str]:
+    """Return a part of a file name that identifies the factors of the embedding; none for a plain embedding."""
+    if config.embedding == EmbeddingConfig():
+        return []
+    return [f"embedding{sha256(msgspec.json.encode(config.embedding)).hexdigest()[:8]}"]
 
 
 def _package_version() -> str:

@@ -52,8 +52,8 @@ def tune(
         raise click.UsageError(
             "--pipeline tunes a graph of your own: omit --config, --set, --steps, --text and --write"
         )
-    if precisions and (graph is not None or aim != "throughput"):
-        raise click.UsageError("--precision compares speeds of a training: omit --pipeline and --goal")
+    if precisions and graph is not None:
+        raise click.UsageError("--precision compares speeds of a training: omit --pipeline")
     with reported_errors():
         if graph is not None:
             from threadloom.stages.tools.tune.graph_tuning import run_graph_tuning
@@ -65,7 +65,7 @@ def tune(
         goal = Goal.parse(aim)
         config = changed_config(named_config(config_name), overrides, steps, texts)
         if goal.loss is not None:
-            run_goal(config, goal, budget, write, picture=picture)
+            run_goal(config, goal, budget, write, picture=picture, precisions=precisions)
             return
         from threadloom.stages.tools.tune.tuning import run_tuning
 

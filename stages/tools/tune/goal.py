@@ -6,6 +6,7 @@ thread counts at delay 0, the delays with them, and the learning rate and warm-u
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,7 +18,15 @@ from rich.table import Table
 from threadloom.pipeline import available_cores, format_duration
 from threadloom.stages.config import Config, ConfigError
 from threadloom.stages.machine import detect
-from threadloom.stages.resolve import DELAY_COSTS, TunedSettings, resolve, stage_threads, to_json, with_defaults
+from threadloom.stages.resolve import (
+    DELAY_COSTS,
+    TunedSettings,
+    resolve,
+    stage_threads,
+    to_json,
+    with_defaults,
+    with_precision,
+)
 from threadloom.stages.storage import atomic_write
 from threadloom.stages.tools.common import report_console
 from threadloom.stages.tools.tune.delays import DelayChoice, DelaySpeed, choose_delay
@@ -84,17 +93,19 @@ def run_goal(
     write: Path | None,
     console: Console | None = None,
     picture: Path | None = None,
+    precisions: Sequence[str] = (),
 ) -> None:
     """Search for the settings with which `config` reaches the loss of `goal` first; print and optionally write them.
 
-    `picture` is the file of the picture of the trials, by default next to the tuning record.
+    `picture` is the file of the picture of the trials, by default next to the tuning record. `precisions` are as in
+    `run_tuning`: the chosen one is that of the other searches and of the result.
     Raises the errors of a run for a text that cannot be read, and those of `run_tuning`.
     """
     assert goal.loss is not None, "throughput is the goal of run_tuning"
     console = console or report_console(least=80, in_files=120)
-    tuned = run_tuning(config, SPEED_SHARE * budget, picture, console)
-    config = with_defaults(config, tuned.chosen)
-    speeds = _measure_delays(config, tuned.chosen, DELAY_SHARE * budget)
+    tuned = run_tuning(config, SPEED_SHARE * budget, picture, console, precisions)
+    config = with_defaults(with_precision(config, tuned.precision), tuned.search.chosen)
+    speeds = _measure_delays(config, tuned.search.chosen, DELAY_SHARE * budget)
     delay = choose_delay(speeds, {delay: DELAY_COSTS[delay].updates for delay in DELAYS})
     rate = {speed.delay: max(speed.rates) for speed in speeds}
     halving = _search_rates(config, rate[0], (1.0 - SPEED_SHARE - DELAY_SHARE) * budget)

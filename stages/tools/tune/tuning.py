@@ -51,6 +51,15 @@ class TuningError(ConfigError):
     """The arguments of a tuning are invalid."""
 
 
+@dataclass(frozen=True)
+class Tuning:
+    """The result of a tuning."""
+
+    precision: Precision
+    """The precision that the settings were measured in: that of the configuration, or a permitted faster one."""
+    search: SearchResult
+
+
 @dataclass
 class Trials:
     """Measures choices for one configuration, each in a separate run on random tokens."""
@@ -83,7 +92,7 @@ def run_tuning(
     picture: Path | None = None,
     console: Console | None = None,
     precisions: Sequence[str] = (),
-) -> SearchResult:
+) -> Tuning:
     """Find the fastest values of the settings that `config` leaves open in `budget` seconds; print and store them.
 
     `picture` is the file of the picture, by default next to the record. `precisions` are the values of --precision:
@@ -138,7 +147,7 @@ def run_tuning(
         drawn = picture or path.with_suffix(".png")
         if write_picture(picture_of_search(result, config.name), drawn):
             console.print(f"Picture: {drawn}", highlight=False, soft_wrap=True, markup=False)
-    return result
+    return Tuning(config.precision, result)
 
 
 def _raced(

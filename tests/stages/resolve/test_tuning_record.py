@@ -70,7 +70,7 @@ def test_explicit_settings_take_precedence_and_a_record_for_others_is_ignored(lo
 @pytest.mark.parametrize(
     "override",
     ["model.vocab_size=65", "model.context=8", "model.channels=10", "batch_size=8", "gradient_accumulation_steps=2",
-     "delay=0", "model.architecture=llama", "train.freeze=wte"],
+     "delay=0", "model.architecture=llama", "train.freeze=wte", "embedding.layout=primes"],
 )  # fmt: skip
 def test_a_record_is_for_one_model_batch_and_delay(override: str) -> None:
     keep(TINY, slots=9)

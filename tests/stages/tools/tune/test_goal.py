@@ -1,21 +1,26 @@
 """`threadloom tune --goal loss=...` on a tiny model."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 import pytest
 from click.testing import CliRunner
+from rich.console import Console
 
 from threadloom.pipeline import StageFailure
 from threadloom.stages.cli import main
-from threadloom.stages.config import Config, ConfigError, Gpt2Config, OptimizerConfig
+from threadloom.stages.config import Config, ConfigError, Gpt2Config, OptimizerConfig, Precision
 from threadloom.stages.data import TokenBatches
-from threadloom.stages.resolve import load_config, to_json
-from threadloom.stages.tools.tune.delays import DelayChoice
-from threadloom.stages.tools.tune.goal import Goal, _result
+from threadloom.stages.resolve import TunedSettings, apply_overrides, load_config, resolve, to_json
+from threadloom.stages.tools.tune import goal
+from threadloom.stages.tools.tune.delays import DelayChoice, DelaySpeed
+from threadloom.stages.tools.tune.goal import Goal, _result, run_goal
 from threadloom.stages.tools.tune.halving import HalvingResult, Pilot
 from threadloom.stages.tools.tune.pilots import RateChoice, pilots_on_text
+from threadloom.stages.tools.tune.search import SearchResult
+from threadloom.stages.tools.tune.tuning import Tuning
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -54,6 +59,32 @@ def test_a_goal_is_searched_for_and_the_choice_written(tmp_path: Path, monkeypat
     assert chosen.micro_batch is not None
     answer = CliRunner().invoke(main, ["train", "--config", str(out), "--steps", "3", "--out", str(tmp_path / "run")])
     assert answer.exit_code == 0, answer.output
+
+
+def test_the_delays_and_the_pilots_have_the_precision_that_the_tuning_chose(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, seen, out = list[Sequence[str]](), list[Precision](), tmp_path / "tuned.json"
+    default = TunedSettings.of(resolve(apply_overrides(TINY, ["model.vocab_size=9"]), 2))
+
+    def tuned(config: Config, budget: float, picture: Path | None, console: Console, names: Sequence[str]) -> Tuning:
+        asked.append(names)
+        return Tuning(Precision.BF16, SearchResult(default, default, "", None, None, (), (), (), (), 0.0))
+
+    def delays(config: Config, tuned: TunedSettings, budget: float) -> list[DelaySpeed]:
+        seen.append(config.precision)
+        return [DelaySpeed(delay, (1000.0, 1000.0)) for delay in (0, 1, 2)]
+
+    def rates(config: Config, tokens_per_s: float, budget: float) -> None:
+        seen.append(config.precision)
+
+    monkeypatch.setattr(goal, "run_tuning", tuned)
+    monkeypatch.setattr(goal, "_measure_delays", delays)
+    monkeypatch.setattr(goal, "_search_rates", rates)
+    run_goal(TINY, Goal(1.5), 1.0, out, precisions=["any"])
+    assert asked == [["any"]]
+    assert seen == [Precision.BF16] * 2
+    assert load_config(str(out)).precision is Precision.BF16
 
 
 def test_a_goal_without_a_number_is_an_error_of_one_line() -> None:

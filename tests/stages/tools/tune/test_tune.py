@@ -68,13 +68,13 @@ def test_tuning_is_printed_stored_and_used(monkeypatch: pytest.MonkeyPatch, logg
     assert "Changes the rounding, and is kept in the run's config.json: lanes=1" in shown
     assert "Without any change to the weights:" in shown
     assert any("65 random tokens" in line for line in logged)
-    assert findings.chosen.lanes == 1
+    assert findings.search.chosen.lanes == 1
 
     path = record_path(TINY, MACHINE)
     record = msgspec.json.decode(path.read_bytes(), type=TuningRecord)
-    assert (record.choice, record.kept_defaults, record.config) == (findings.chosen, False, "tiny")
+    assert (record.choice, record.kept_defaults, record.config) == (findings.search.chosen, False, "tiny")
     filled = with_tuned_settings(TINY, MACHINE)
-    assert TunedSettings.of(resolve(apply_overrides(filled, ["model.vocab_size=30"]), 2)) == findings.chosen
+    assert TunedSettings.of(resolve(apply_overrides(filled, ["model.vocab_size=30"]), 2)) == findings.search.chosen
     assert sum("tuned for this machine" in line for line in logged) == 1
 
 
@@ -132,7 +132,7 @@ def test_a_record_belongs_to_the_precision_of_the_run(
     monkeypatch.setattr(tuning, "compile_kernels", lambda precision, architecture, delayed: None)
     asked = apply_overrides(TINY, [open_one])
     findings = run_tuning(asked, 5.0, console=plain_console()[0])
-    assert not {"GEMM", "BLAS threads"} & {row.dimension for row in findings.compared}
+    assert not {"GEMM", "BLAS threads"} & {row.dimension for row in findings.search.compared}
     path = record_path(apply_overrides(TINY, [settled]), MACHINE)
     assert path.exists()
     assert path == record_path(asked, MACHINE) != record_path(TINY, MACHINE)
