@@ -102,6 +102,6 @@ def test_sampling_from_a_model_trained_for_the_example(
 
 
 def sample_text(file: Path) -> object:
-    from threadloom.stages.data.text import read_text
+    from threadloom.stages.data.text_reading import read_text
 
     return read_text([file])

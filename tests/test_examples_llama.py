@@ -11,7 +11,8 @@ from loguru import logger
 from examples import fine_tune, train_llama
 from tests.stages.support import STORY, command, fastest_in_float32
 from threadloom.stages.config import DataConfig, LlamaConfig, TokenizerKind
-from threadloom.stages.data.text import Text, read_text
+from threadloom.stages.data.text import Text
+from threadloom.stages.data.text_reading import read_text
 from threadloom.stages.run import saved_config, train
 from threadloom.stages.storage import finished_checkpoints
 

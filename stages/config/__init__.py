@@ -6,6 +6,7 @@ May import: models.
 from threadloom.stages.config.data import (
     DataConfig as DataConfig,
     Digits as Digits,
+    InvalidRecords as InvalidRecords,
     Shuffle as Shuffle,
     SpecialTokens as SpecialTokens,
     TokenizerKind as TokenizerKind,

@@ -59,11 +59,24 @@ class Shuffle(enum.Enum):
     """All sequences of the training split in random order, then all of them in another order, and so on."""
 
 
+class InvalidRecords(enum.Enum):
+    """The treatment of records of a text that no document can be made of, such as a line that is not JSON."""
+
+    REFUSE = "refuse"
+    """The text is refused, with the place of the first of them."""
+    SKIP = "skip"
+    """They are left out and counted, and the first reasons reported."""
+
+
 class DataConfig(Section, frozen=True, kw_only=True):
     """The text and its tokens."""
 
     text: tuple[str, ...] = ()
-    """Files and directories. Empty: the source of Python's standard library."""
+    """Files, directories and patterns such as corpus/**/*.jsonl.gz. Empty: the source of Python's standard library."""
+    field: str = "text"
+    """The field with the text, in JSON Lines, Parquet and Arrow; dots separate the names of nested fields."""
+    invalid: InvalidRecords = InvalidRecords.REFUSE
+    """Treatment of records that are damaged, or that have no text."""
     tokenizer: TokenizerKind = TokenizerKind.CHARACTERS
     """The tokenizer of the text."""
     tokenizer_path: str = ""

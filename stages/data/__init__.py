@@ -34,9 +34,12 @@ from threadloom.stages.data.documents import (
     Origin as Origin,
     Span as Span,
 )
-from threadloom.stages.data.text import Text as Text, absolute_text as absolute_text, read_text as read_text
+from threadloom.stages.data.sources.registry import Reading as Reading, reading_of as reading_of
+from threadloom.stages.data.text import Text as Text
 from threadloom.stages.data.text_files import LeftOut as LeftOut
 from threadloom.stages.data.text_format import TextError as TextError
+from threadloom.stages.data.text_paths import absolute_text as absolute_text
+from threadloom.stages.data.text_reading import read_text as read_text
 from threadloom.stages.data.text_record import recorded_outputs as recorded_outputs, write_sources as write_sources
 from threadloom.stages.data.token_file import (
     DataError as DataError,

@@ -22,9 +22,11 @@ class Origin:
     path: Path
     record: int | None = None
     """Number of the line or the row of the document in its file, from 1; None if the file is the document."""
+    unit: str = "line"
+    """Name of a record of the file: a line or a row."""
 
     def __str__(self) -> str:
-        return str(self.path) if self.record is None else f"{self.path}, line {self.record:,}"
+        return str(self.path) if self.record is None else f"{self.path}, {self.unit} {self.record:,}"
 
 
 @dataclass(frozen=True, slots=True)

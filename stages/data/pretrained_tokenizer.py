@@ -7,7 +7,7 @@ from threadloom.pipeline import available_cores
 from threadloom.stages.config import DataConfig, TokenizerKind
 from threadloom.stages.data.bpe_memory import CORE_BYTES
 from threadloom.stages.data.chunked_text import ChunkedText
-from threadloom.stages.data.text import text_path
+from threadloom.stages.data.text_paths import text_path
 from threadloom.stages.data.tokenizer import Tokenizer
 from threadloom.stages.data.tokenizer_files import MODEL_CONFIG_FILE, TOKENIZER_FILE, companion_files, load_tokenizer
 from threadloom.stages.storage import CONFIG_FILE

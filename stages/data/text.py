@@ -1,37 +1,25 @@
-"""Reading files and directories into one text; the source of Python's standard library as the default text.
+"""The text of files: one running text, or documents.
 
-The text depends only on the names and contents of the files (`text_files`), each of which is UTF-8 text
-(`text_decoding`). A byte order mark at the start of a file is dropped, line ends are kept, and a line end is added
-between files if the first of them has none. Files are read in chunks, and again for each use of the text, which is
-never in memory as a whole.
+The text depends only on the names and contents of the files (`text_files`). Plain text is UTF-8 (`text_decoding`). A
+byte order mark at the start of a file is dropped, line ends are kept, and a line end is added between files if the
+first of them has none. A text with a file of records (`sources`) consists of documents: each record is one, and so is
+each file of plain text. Read as a running text, a document that does not end with a line end is followed by one.
+Files are read in chunks, and again for each use of the text, which is never in memory as a whole.
 """
 
 import hashlib
-import sysconfig
-import urllib.parse
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+import struct
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from threadloom.stages.console import PeriodicLog
-from threadloom.stages.data.chunked_text import ChunkedText
-from threadloom.stages.data.text_decoding import text_chunks, unreadable
-from threadloom.stages.data.text_files import FileId, LeftOut, file_ids, find_files
+from threadloom.stages.data.chunked_text import CHUNK_CHARACTERS, ChunkedText
+from threadloom.stages.data.documents import Document, Origin, Span
+from threadloom.stages.data.sources.registry import DEFAULT_READING, Reading, documents, format_of
+from threadloom.stages.data.text_decoding import text_chunks
+from threadloom.stages.data.text_files import LeftOut
 from threadloom.stages.data.text_format import TextError
-
-STANDARD_LIBRARY_LIMIT = 12_000_000
-"""Maximum number of characters of the standard library that are read."""
-
-_NOT_IN_EVERY_PYTHON = frozenset(
-    (
-        "test", "tests", "idlelib", "lib2to3", "distutils", "turtledemo", "tkinter", "ensurepip", "encodings",
-        "pydoc_data",
-    )
-)  # fmt: skip
-"""Parts of the standard library that some systems package separately or newer versions dropped, and code tables."""
-
-_URI = "file:///"
 
 
 class TextFile(NamedTuple):
@@ -39,10 +27,32 @@ class TextFile(NamedTuple):
 
     path: Path
     characters: int
+    """Characters of its part of the running text, without the separator."""
     sha256: str
-    """Checksum of its text in UTF-8."""
+    """Checksum of its text in UTF-8, or of its documents."""
     separator: str = ""
     """The line end that follows it in the text, if it has none and is not the last."""
+    records: int | None = None
+    """Number of its documents; None for plain text."""
+
+
+class SkippedRecords(NamedTuple):
+    """The records of a file that are not part of the text."""
+
+    path: Path
+    invalid: int
+    empty: int
+    """Records with an empty text."""
+    reasons: tuple[str, ...]
+    """Places and reasons of the first invalid ones."""
+
+
+class LongDocument(NamedTuple):
+    """A file of plain text as a document, which is read in chunks."""
+
+    origin: Origin
+    characters: int
+    chunks: Iterator[str]
 
 
 @dataclass(frozen=True)
@@ -51,156 +61,103 @@ class Text(ChunkedText):
 
     characters: int
     sha256: str
-    """Checksum of the text in UTF-8."""
+    """Checksum of the text in UTF-8, or of its documents."""
     files: tuple[TextFile, ...]
     """Its files, in order."""
     left_out: tuple[LeftOut, ...]
     """Files and whole directories that were found in directories and are not part of the text."""
+    skipped: tuple[SkippedRecords, ...] = ()
+    """Records that are not part of the text, by file."""
+    documents: int | None = None
+    """Number of documents; None for one running text."""
+    reading: Reading = DEFAULT_READING
+    documents_sha256: str = field(default="", repr=False)
+    """Checksum of the documents, of which each file of plain text is one."""
 
     def checksum(self) -> str:
-        """Return the SHA-256 of the text in UTF-8."""
+        """Return the SHA-256 of the text in UTF-8, or of its documents."""
         return self.sha256
 
     def chunks(self) -> Iterator[str]:
-        """Yield the text in chunks. Raises TextError for a file that has changed, except one that has only grown."""
+        """Yield the running text in chunks.
+
+        Raises TextError for a file that has changed, except one that has only grown.
+        """
         for file in self.files:
-            yield from _unchanged_chunks(file)
+            if file.records is None:
+                yield from _unchanged_chunks(file)
+            else:
+                yield from _running(_unchanged_documents(file, self.reading))
             if file.separator:
                 yield file.separator
 
+    def parts(self) -> Iterator[Document | LongDocument]:
+        """Yield the documents; the chunks of one are to be read before the next. Raises TextError as `chunks`."""
+        for file in self.files:
+            if file.records is None:
+                yield LongDocument(Origin(file.path), file.characters, _unchanged_chunks(file))
+            else:
+                yield from _unchanged_documents(file, self.reading)
 
-def text_path(text: str | Path) -> Path:
-    """Return the path of a text: a path as it is, or the path in a file URI, whose bytes need not be UTF-8."""
-    if isinstance(text, str) and text.startswith(_URI):
-        return Path(urllib.parse.unquote(text[len(_URI) - 1 :], "utf-8", "surrogateescape"))
-    return Path(text)
-
-
-def absolute_text(text: str | Path) -> str:
-    """Return the name of a text that is valid in any directory: its absolute path, or a file URI if that is not UTF-8.
-
-    JSON cannot hold a path that is not UTF-8.
-    """
-    path = text_path(text).absolute()
-    try:
-        str(path).encode()
-    except UnicodeEncodeError:
-        return path.as_uri()
-    return str(path)
+    def as_documents(self) -> "Text":
+        """Return the text as documents, even if it has no file of records."""
+        count = sum(1 if file.records is None else file.records for file in self.files)
+        return replace(self, sha256=self.documents_sha256, documents=count)
 
 
-def read_text(paths: Iterable[str | Path], excluded: Sequence[Path] = (), limit: int | None = None) -> Text:
-    """Return the text of files and directories, in order; without paths, that of the standard library.
-
-    A named file must be UTF-8 text, which may be compressed. In directories, such files with a suffix of
-    `TEXT_SUFFIXES` are read and the others left out, as are `excluded` directories, runs and unreadable entries.
-    `limit` is the maximum number of characters of all files. Raises TextError for a named path that cannot be read or
-    is not UTF-8, with the likely format and a remedy, for a text beyond the limit, and for an empty text.
-    """
-    given = [text_path(path) for path in paths]
-    if not given:
-        return standard_library_text()
-    reader = _Reader(limit)
-    ids = file_ids(excluded)
-    for path in given:
-        if _is_directory(path):
-            reader.read_directory(path, ids)
-        else:
-            reader.read(path)
-    if not reader.characters:
-        count, others = len(reader.files), len(reader.left_out)
-        raise TextError(
-            ", ".join(map(str, given)),
-            expected="text to train on",
-            got=f"no character in {count} files, {others} others left out{_reasons(reader.left_out)}",
-        )
-    return reader.text()
+def ended(text: str) -> str:
+    """Return the text of a document as a part of a running text."""
+    return text if text.endswith(("\n", "\r")) else text + "\n"
 
 
-def standard_library_text(limit: int = STANDARD_LIBRARY_LIMIT) -> Text:
-    """Return the source of Python's standard library, a text that is available on every machine.
+def add_document(digest: "hashlib._Hash", document: Document) -> None:
+    """Add to a checksum all that decides the ids of a document."""
+    content = document.text.encode()
+    digest.update(b"D" + struct.pack("<Q", len(content)))
+    digest.update(content)
+    for spans in (document.counted, document.markup):
+        digest.update(_spans(spans))
 
-    It consists of the *.py files in sorted order, whole files up to `limit` characters, without parts that a system may
-    package separately (tests, idlelib, ...), generated files and installed packages. Raises TextError if there is none.
-    """
-    root = Path(sysconfig.get_path("stdlib"))
-    reader = _Reader(limit)
-    for file in find_files(root, reader.left_out, frozenset(), _NOT_IN_EVERY_PYTHON):
-        if file.suffix != ".py" or file.name.startswith("_sysconfigdata") or file.parent.name.startswith("config-"):
+
+def _spans(spans: Iterable[Span] | None) -> bytes:
+    if spans is None:
+        return b"-"
+    numbers = [number for span in spans for number in span]
+    return b"S" + struct.pack(f"<Q{len(numbers)}Q", len(numbers), *numbers)
+
+
+def _running(found: Iterable[Document]) -> Iterator[str]:
+    """Yield the running text of documents, in chunks."""
+    texts: list[str] = []
+    length = 0
+    for document in found:
+        texts.append(ended(document.text))
+        length += len(texts[-1])
+        if length >= CHUNK_CHARACTERS:
+            yield from _cut("".join(texts))
+            texts, length = [], 0
+    yield from _cut("".join(texts))
+
+
+def _cut(text: str) -> Iterator[str]:
+    for start in range(0, len(text), CHUNK_CHARACTERS):
+        yield text[start : start + CHUNK_CHARACTERS]
+
+
+def _unchanged_documents(file: TextFile, reading: Reading) -> Iterator[Document]:
+    """Yield the documents of a file as it was before; raises TextError if it has changed."""
+    digest, left = hashlib.sha256(), file.records or 0
+    found = format_of(file.path)
+    for document in documents(file.path, found, reading.maker) if left and found else ():
+        if not isinstance(document, Document) or not document.text:  # left out, as at the first time
             continue
-        try:
-            reader.read(file)
-        except _TooLargeError:
-            reader.left_out.append(LeftOut(file, f"beyond the limit of {limit:,} characters"))
-        except TextError as error:
-            reader.left_out.append(_failed(file, error))
-    if not reader.characters:
-        raise TextError(
-            str(root),
-            expected="the source of Python's standard library (*.py)",
-            got="none",
-            cause="this Python was installed without its source (a frozen or zipped library)",
-            hint="pass a text with --text FILE_OR_DIR",
-        )
-    return reader.text()
-
-
-class _TooLargeError(TextError):
-    """A file with which the text exceeds its limit."""
-
-
-@dataclass
-class _Reader:
-    """The files that have been read. A file is added whole or not at all."""
-
-    limit: int | None
-    characters: int = 0
-    """Number of characters of the files, without separators."""
-    files: list[TextFile] = field(default_factory=list)
-    left_out: list[LeftOut] = field(default_factory=list)
-    _digest: "hashlib._Hash" = field(default_factory=hashlib.sha256)
-    _separator: str = ""
-    """The line end that a further file requires."""
-    _progress: PeriodicLog = field(default_factory=PeriodicLog)
-
-    def read_directory(self, root: Path, excluded: frozenset[FileId]) -> None:
-        """Add the files of a directory; those that are not text are left out."""
-        for file in find_files(root, self.left_out, excluded):
-            try:
-                self.read(file)
-            except _TooLargeError:
-                raise
-            except TextError as error:
-                self.left_out.append(_failed(file, error))
-
-    def read(self, file: Path) -> None:
-        """Add a file; raises TextError."""
-        size, own, whole, last = 0, hashlib.sha256(), self._digest.copy(), ""
-        whole.update(self._separator.encode())
-        for chunk in text_chunks(file):
-            size, last = size + len(chunk), chunk[-1]
-            if self.limit is not None and self.characters + size > self.limit:
-                raise _TooLargeError(
-                    str(file),
-                    expected=f"a text of at most {self.limit:,} characters in total",
-                    got="a larger one",
-                    hint="use a part of the text",
-                )
-            content = chunk.encode()
-            own.update(content)
-            whole.update(content)
-            self._progress("reading the text: {:,} characters", self.characters + size)
-        if self.files:
-            self.files[-1] = self.files[-1]._replace(separator=self._separator)
-        self.files.append(TextFile(file, size, own.hexdigest()))
-        self.characters += size
-        self._digest, self._separator = whole, "" if last in ("", "\n", "\r") else "\n"
-
-    def text(self) -> Text:
-        """Return the text of all files, with a line end after each that has none, except the last."""
-        separators = sum(len(file.separator) for file in self.files)
-        checksum = self._digest.hexdigest()
-        return Text(self.characters + separators, checksum, tuple(self.files), tuple(self.left_out))
+        add_document(digest, document)
+        left -= 1
+        yield document
+        if not left:
+            break
+    if left or digest.hexdigest() != file.sha256:
+        raise _changed(file)
 
 
 def _unchanged_chunks(file: TextFile) -> Iterator[str]:
@@ -214,27 +171,14 @@ def _unchanged_chunks(file: TextFile) -> Iterator[str]:
         if not left:
             break
     if left or digest.hexdigest() != file.sha256:
-        raise TextError(
-            str(file.path),
-            expected="the text that it had when it was read first",
-            got="another one",
-            cause="another program writes to the file",
-            hint="start again when it has finished, or pass a copy of the file",
-        )
+        raise _changed(file)
 
 
-def _failed(file: Path, error: TextError) -> LeftOut:
-    reason = f"{error.got}; {error.cause}" if error.cause else error.got
-    return LeftOut(file, f"{reason}. {error.hint}" if error.hint else reason, failed=True)
-
-
-def _is_directory(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except (OSError, ValueError) as error:  # a parent that may not be searched, a null character
-        raise unreadable(path, error) from error
-
-
-def _reasons(left_out: Sequence[LeftOut]) -> str:
-    shown = "; ".join(f"{found.path}: {found.reason}" for found in left_out[:3])
-    return f" ({shown}{'; ...' if len(left_out) > 3 else ''})" if shown else ""
+def _changed(file: TextFile) -> TextError:
+    return TextError(
+        str(file.path),
+        expected="the text that it had when it was read first",
+        got="another one",
+        cause="another program writes to the file",
+        hint="start again when it has finished, or pass a copy of the file",
+    )

@@ -37,7 +37,7 @@ def text_chunks(file: Path) -> Iterator[str]:
     """
     decoder = codecs.getincrementaldecoder("utf-8")()
     head, offset, begun = b"", 0, False
-    for data in _content(file):
+    for data in file_content(file):
         head = head or data
         if not offset and (found := signature(file, head)):
             raise TextError(str(file), expected="UTF-8 text", got=found.name, hint=found.remedy)
@@ -70,7 +70,7 @@ def _not_text(file: Path, start: int, data: bytes, at: int, head: bytes) -> Text
     return not_text(file, start + at, data[at], head, around)
 
 
-def _content(file: Path) -> Iterator[bytes]:
+def file_content(file: Path) -> Iterator[bytes]:
     """Yield the content of a regular file, decompressed, in pieces that are not empty."""
     try:
         mode = file.stat().st_mode

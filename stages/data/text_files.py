@@ -6,6 +6,7 @@ must not learn from the previous one, and its text must be the same when it is r
 """
 
 import contextlib
+import glob
 import os
 import stat
 from collections.abc import Iterable, Iterator
@@ -13,7 +14,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from threadloom.stages.data.compression import COMPRESSIONS
+from threadloom.stages.data.sources.registry import has_record_suffix
 from threadloom.stages.data.text_decoding import unreadable
+from threadloom.stages.data.text_paths import matching_files
 from threadloom.stages.storage import holds_training_files
 
 TEXT_SUFFIXES = frozenset(
@@ -22,7 +25,7 @@ TEXT_SUFFIXES = frozenset(
         ".py", ".pyi", ".pyx", ".ipynb", ".c", ".h", ".cc", ".cpp", ".cxx", ".hh", ".hpp", ".cs", ".go", ".java", ".js",
         ".jsx", ".jl", ".kt", ".lua", ".m", ".ml", ".hs", ".php", ".pl", ".r", ".rb", ".rs", ".scala", ".sh", ".bash",
         ".sql", ".swift", ".ts", ".tsx", ".zig", ".lisp", ".el", ".clj", ".ex", ".erl", ".f90", ".cmake", ".mk",
-        ".css", ".html", ".htm", ".xml", ".svg", ".json", ".jsonl", ".toml", ".yaml", ".yml", ".ini", ".cfg", ".csv",
+        ".css", ".html", ".htm", ".xml", ".svg", ".json", ".toml", ".yaml", ".yml", ".ini", ".cfg", ".csv",
         ".tsv", ".srt",
     )
 )  # fmt: skip
@@ -98,9 +101,27 @@ def find_files(
             left_out.append(LeftOut(path, error.strerror or type(error).__name__, failed=True))
 
 
+def pattern_files(pattern: Path, left_out: list[LeftOut], excluded: frozenset[FileId]) -> Iterator[Path]:
+    """Yield the files that a pattern names, in sorted order; append those of runs and of the output to `left_out`."""
+    fixed = next(parent for parent in pattern.parents if not glob.has_magic(str(parent)))
+    known: dict[Path, str | None] = {}
+    for path in matching_files(pattern):
+        reason = OUTPUT if _is_excluded(path, excluded) else None
+        for directory in path.relative_to(fixed).parents[:-1]:
+            if directory not in known:
+                known[directory] = _reason_of_directory(fixed / directory, excluded)
+            reason = reason or known[directory]
+        if reason:
+            left_out.append(LeftOut(path, reason))
+        else:
+            yield path
+
+
 def has_text_suffix(name: str) -> bool:
     """Return True if a file of this name is read from a directory."""
     path = Path(name)
+    if has_record_suffix(path):
+        return True
     suffix = path.suffix.lower()
     return (Path(path.stem).suffix.lower() if suffix in _COMPRESSED else suffix) in TEXT_SUFFIXES
 

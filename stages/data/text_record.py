@@ -1,11 +1,12 @@
-"""The record of a text in its run: the files it consists of, and all that was left out with the reasons."""
+"""The record of a text in its run: the files it consists of, and all that was left out, with reasons."""
 
 from pathlib import Path
 
 import msgspec
 
-from threadloom.stages.data.text import Text, absolute_text, text_path
+from threadloom.stages.data.text import Text
 from threadloom.stages.data.text_files import OUTPUT
+from threadloom.stages.data.text_paths import absolute_text, text_path
 from threadloom.stages.storage import atomic_write
 
 SOURCES_FILE = "sources.json"
@@ -18,6 +19,14 @@ class _FileRecord(msgspec.Struct, frozen=True):
     path: str
     characters: int
     sha256: str
+    records: int | None = None
+
+
+class _SkippedRecord(msgspec.Struct, frozen=True):
+    path: str
+    invalid: int
+    empty: int
+    reasons: list[str]
 
 
 class _LeftOutRecord(msgspec.Struct, frozen=True):
@@ -31,13 +40,18 @@ class _Record(msgspec.Struct, frozen=True):
 
     files: list[_FileRecord]
     left_out: list[_LeftOutRecord]
+    skipped: list[_SkippedRecord] = []
 
 
 def write_sources(directory: Path, text: Text) -> Path:
     """Write the record of a text to a directory and return its path; raises OSError."""
     record = _Record(
-        [_FileRecord(absolute_text(file.path), file.characters, file.sha256) for file in text.files],
+        [_FileRecord(absolute_text(file.path), file.characters, file.sha256, file.records) for file in text.files],
         [_LeftOutRecord(absolute_text(path), _utf8(reason), failed) for path, reason, failed in text.left_out],
+        [
+            _SkippedRecord(absolute_text(found.path), found.invalid, found.empty, [*map(_utf8, found.reasons)])
+            for found in text.skipped
+        ],
     )
     path = directory / SOURCES_FILE
     atomic_write(path, msgspec.json.format(msgspec.json.encode(record), indent=1) + b"\n")

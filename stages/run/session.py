@@ -28,6 +28,7 @@ from threadloom.stages.data import (
     evaluation_batches,
     prepare,
     read_text,
+    reading_of,
     recorded_outputs,
     require_same_text,
     write_sources,
@@ -158,7 +159,7 @@ def _read_text(config: Config, out: Path, mode: RunMode) -> tuple[Config, Text]:
     config = msgspec.structs.replace(config, data=data)
     outputs = recorded_outputs(RunDirectory(out).data) if mode is RunMode.RESUME else []
     try:
-        return config, read_text(paths, excluded=[out, *outputs])
+        return config, read_text(paths, excluded=[out, *outputs], reading=reading_of(config.data))
     except TextError as error:
         if mode is not RunMode.RESUME:
             raise
@@ -181,11 +182,26 @@ def _report_left_out(text: Text, sources: Path) -> None:
     )  # fmt: skip
 
 
+def _report_skipped(text: Text, sources: Path) -> None:
+    """Log the number of records that are not part of the text, and the first reasons."""
+    invalid, empty = sum(found.invalid for found in text.skipped), sum(found.empty for found in text.skipped)
+    if not invalid and not empty:
+        return
+    reasons = [reason for found in text.skipped for reason in found.reasons][:MOST_NAMED]
+    lines = "".join(f"\n  {printable(reason)}" for reason in reasons)
+    logger.log(
+        "WARNING" if invalid else "INFO",
+        "skipped {:,} invalid and {:,} empty records of {:,} files; they are listed by file in {}{}",
+        invalid, empty, len(text.skipped), sources, lines,
+    )  # fmt: skip
+
+
 def _prepare(config: Config, text: Text, run: RunDirectory, mode: RunMode, available: int | None) -> Dataset:
     if mode is RunMode.RESUME:
         require_same_text(run.data, text)
     sources = write_sources(run.data, text)
     _report_left_out(text, sources)
+    _report_skipped(text, sources)
     data = prepare(config.data, config.model, text, run.data, available)
     logger.info(
         "text: {}, {:,} characters, {:,} training and {:,} validation tokens, vocabulary {}",

@@ -12,7 +12,7 @@ import msgspec
 
 from threadloom.pipeline import StageFailure
 from threadloom.stages.config import Config
-from threadloom.stages.data import Dataset, TokenBatches, evaluation_batches, prepare, read_text
+from threadloom.stages.data import Dataset, TokenBatches, evaluation_batches, prepare, read_text, reading_of
 from threadloom.stages.memory import Evaluation
 from threadloom.stages.resolve import RATE_RULE, gemm_settings, rate_and_warmup, resolve
 from threadloom.stages.step import TrainingDiverged, Validation
@@ -99,5 +99,6 @@ def pilots_on_text(config: Config, cores: int, available: int | None) -> Iterato
     `available` is the memory that the preparation may take, in bytes; None: any. Raises as the preparation of a run.
     """
     with TemporaryDirectory(prefix="threadloom-tune-") as folder:
-        data = prepare(config.data, config.model, read_text(config.data.text), Path(folder), available)
+        text = read_text(config.data.text, reading=reading_of(config.data))
+        data = prepare(config.data, config.model, text, Path(folder), available)
         yield Pilots(config, cores, data)

@@ -14,8 +14,8 @@ from threadloom.stages.config import Config, Gpt2Config, TokenizerKind
 from threadloom.stages.data.bpe_training import train_byte_pairs
 from threadloom.stages.data.chunked_text import CHUNK_CHARACTERS, ChunkedText, StringText, split_at
 from threadloom.stages.data.dataset import prepare
-from threadloom.stages.data.text import read_text
 from threadloom.stages.data.text_format import TextError
+from threadloom.stages.data.text_reading import read_text
 from threadloom.stages.data.token_file import write_token_file
 from threadloom.stages.resolve.loading import apply_overrides
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from threadloom.stages.data.text import read_text, standard_library_text
 from threadloom.stages.data.text_format import TextError
+from threadloom.stages.data.text_reading import read_text, standard_library_text
 
 
 def write(root: Path, **files: bytes) -> None:

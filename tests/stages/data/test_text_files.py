@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from threadloom.stages.data.text import absolute_text, read_text, text_path
 from threadloom.stages.data.text_files import find_files, has_text_suffix
 from threadloom.stages.data.text_format import TextError
+from threadloom.stages.data.text_paths import absolute_text, text_path
+from threadloom.stages.data.text_reading import read_text
 from threadloom.stages.storage import RunDirectory
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from threadloom.stages.data.text import read_text
 from threadloom.stages.data.text_decoding import CHUNK_BYTES, text_chunks
 from threadloom.stages.data.text_format import TextError
+from threadloom.stages.data.text_reading import read_text
 
 WESTERN = "Die Größe des Hauses übertrifft alle Erwartungen; schöne Äpfel, Öl und ein Café.\n" * 20
 RUSSIAN = "Все счастливые семьи похожи друг на друга, каждая несчастливая семья несчастлива.\n" * 20

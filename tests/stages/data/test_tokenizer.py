@@ -16,7 +16,7 @@ from threadloom.stages.data.bpe_training import word_splitter
 from threadloom.stages.data.bytes_tokenizer import BytesTokenizer
 from threadloom.stages.data.character_tokenizer import REPLACEMENT, CharacterTokenizer
 from threadloom.stages.data.chunked_text import StringText
-from threadloom.stages.data.text import standard_library_text
+from threadloom.stages.data.text_reading import standard_library_text
 from threadloom.stages.data.tokenizer import Tokenizer, TokenizerError
 from threadloom.stages.data.tokenizer_files import load_tokenizer
 from threadloom.stages.data.tokenizer_registry import create_tokenizer
