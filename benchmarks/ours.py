@@ -63,6 +63,7 @@ class Threadloom:
         while len(losses) < updates:
             event = next(iter(self._run))
             assert isinstance(event, Update)
+            assert event.loss is not None, "all random tokens count"
             losses.append(event.loss)
             norms.append(event.grad_norm)
         seconds = time.perf_counter() - begin

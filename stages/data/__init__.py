@@ -42,6 +42,7 @@ from threadloom.stages.data.text_paths import absolute_text as absolute_text
 from threadloom.stages.data.text_reading import read_text as read_text
 from threadloom.stages.data.text_record import recorded_outputs as recorded_outputs, write_sources as write_sources
 from threadloom.stages.data.token_file import (
+    IGNORED_TARGET as IGNORED_TARGET,
     DataError as DataError,
     TokenFile as TokenFile,
     append_ids as append_ids,

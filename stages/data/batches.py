@@ -7,6 +7,9 @@ et al. 2011). Hence neither the micro-batch size nor the lanes change a sequence
 sequences compared with one step of k·b.
 
 Shapes: a micro-batch has R = b·T rows, b consecutive sequences of T = context tokens.
+
+A target may be `IGNORED_TARGET`: it does not count. The loss of a batch is the mean over those that count in all of
+its micro-batches, whose number `counted` says before the first of them is drawn.
 """
 
 from typing import Protocol
@@ -17,7 +20,7 @@ from numpy.typing import NDArray
 from threadloom.stages.config import BatchSizes, Shuffle
 from threadloom.stages.data.digit_places import PlaceOffsets
 from threadloom.stages.data.epochs import EpochOrder, EpochWindows
-from threadloom.stages.data.token_file import TokenFile
+from threadloom.stages.data.token_file import DataError, TokenFile
 from threadloom.stages.models import Geometry
 
 TokenIds = NDArray[np.int32]
@@ -35,6 +38,9 @@ class BatchSource(Protocol):
         It may be called from any thread in any order. Raises DataError for an id outside the vocabulary, ValueError for
         a micro-batch that the batch does not have and for buffers of another size.
         """
+
+    def counted(self, batch: int) -> int:
+        """Return how many targets of all micro-batches of a batch count: those that are not `IGNORED_TARGET`."""
 
 
 class TokenBatches:
@@ -88,6 +94,13 @@ class TokenBatches:
                 self._offsets.add(offset, ids[span])
                 self._offsets.add(offset, targets[span])
 
+    def counted(self, batch: int) -> int:
+        """Return how many targets of a batch count; see `BatchSource`."""
+        sequences = self._sizes.sequences
+        if self._tokens.counted is None:
+            return sequences * self._tokens.context
+        return self._tokens.targets_counted(self.start(batch, sequence) for sequence in range(sequences))
+
 
 class RandomTokens:
     """Uniformly random tokens for benchmarks: no file is needed and there is nothing to learn.
@@ -109,12 +122,19 @@ class RandomTokens:
             ids[row * length : (row + 1) * length] = window[:-1]
             targets[row * length : (row + 1) * length] = window[1:]
 
+    def counted(self, batch: int) -> int:
+        """Return the number of targets of a batch, all of which count."""
+        return self._sizes.sequences * self._geometry.context
+
 
 class EvaluationWindows:
     """A fixed list of windows of a token file, the same for every evaluation; `evaluation_batches` chooses them."""
 
     def __init__(self, tokens: TokenFile, starts: NDArray[np.int64], micro_batch: int) -> None:
-        """`starts` has the positions of the windows, a multiple of `micro_batch` of them; raises ValueError."""
+        """`starts` has the positions of the windows, a multiple of `micro_batch` of them; raises ValueError.
+
+        Raises DataError if no target of the windows counts.
+        """
         if micro_batch < 1 or not len(starts) or len(starts) % micro_batch:
             raise ValueError(f"micro-batches of {micro_batch} sequences do not divide {len(starts)} sequences")
         if starts.min() < 0 or starts.max() >= tokens.starts:
@@ -122,6 +142,14 @@ class EvaluationWindows:
         self.starts = starts.copy()
         self.starts.flags.writeable = False
         self._tokens, self._micro_batch = tokens, micro_batch
+        self._counted = tokens.targets_counted(self.starts.tolist())
+        if not self._counted:
+            raise DataError(
+                str(tokens.path),
+                expected="a token that counts in the windows of an evaluation",
+                got=f"none in {len(starts):,} windows of {tokens.context:,} tokens",
+                hint="use a validation text of which parts are to be learned, or a larger evaluation.batches",
+            )
 
     @property
     def micro_batches(self) -> int:
@@ -130,8 +158,12 @@ class EvaluationWindows:
 
     @property
     def tokens(self) -> int:
-        """Number of target tokens of one evaluation, over which the loss is averaged."""
-        return len(self.starts) * self._tokens.context
+        """Number of target tokens of one evaluation that count, over which the loss is averaged."""
+        return self._counted
+
+    def counted(self, batch: int) -> int:
+        """Return the number of target tokens that count, which does not depend on `batch`."""
+        return self._counted
 
     def fill(self, batch: int, micro: int, ids: TokenIds, targets: TokenIds) -> None:
         """Write the windows of one micro-batch, which do not depend on `batch`; see `BatchSource`."""

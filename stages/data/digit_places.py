@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from threadloom.stages.config import DIGITS
+from threadloom.stages.data.token_file import IGNORED_TARGET
 from threadloom.stages.models import VocabularyOrder
 
 
@@ -71,4 +72,5 @@ class PlaceOffsets:
         if offset:
             order = self._order
             moved = self._table.moved(ids if order is None else order.ids[ids], offset)
-            ids[:] = moved if order is None else order.rows[moved]
+            there = moved if order is None else order.rows[moved]
+            ids[:] = np.where(ids == IGNORED_TARGET, IGNORED_TARGET, there)

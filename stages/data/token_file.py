@@ -25,6 +25,9 @@ from threadloom.stages.models import VocabularyOrder
 TOKEN_TYPES: tuple[np.dtype[Any], ...] = tuple(np.dtype(kind) for kind in (np.uint8, np.uint16, np.int32, np.uint32))
 """The element types that a token file may have."""
 
+IGNORED_TARGET = -1
+"""The target of a row that does not count: that of `kernels.common`, which would load Numba."""
+
 SYNCED_BYTES = 32 << 20
 """Bytes after which a file that is being written is synced."""
 
@@ -186,7 +189,8 @@ class TokenFile:
     def read(self, start: int, ids: NDArray[np.int32], targets: NDArray[np.int32]) -> None:
         """Write the window at `start` to the caller's `ids` (T,) and `targets` (T,), where T is the context.
 
-        Raises DataError for an id outside [0, vocab_size); the contents of the buffers are then undefined.
+        Targets that do not count are `IGNORED_TARGET`. Raises DataError for an id outside [0, vocab_size); the contents
+        of the buffers are then undefined.
         """
         window = self.ids[start : start + self.context + 1]
         ids[:] = window[:-1]
@@ -196,6 +200,19 @@ class TokenFile:
             raise self._outside(window, start)
         if self._order is not None:
             ids[:], targets[:] = self._order[ids], self._order[targets]
+        if self.counted is not None:
+            targets[self._counted_in(start) == 0] = IGNORED_TARGET
+
+    def targets_counted(self, starts: Iterable[int]) -> int:
+        """Return how many targets count in the windows that begin at `starts`, which may overlap."""
+        if self.counted is None:
+            return sum(self.context for _ in starts)
+        return sum(int(np.count_nonzero(self._counted_in(start))) for start in starts)
+
+    def _counted_in(self, start: int) -> NDArray[np.uint8]:
+        """Return which targets of a window count (T,)."""
+        assert self.counted is not None, "the caller has checked it"
+        return self.counted[start + 1 : start + self.context + 1]
 
     def counts(self) -> NDArray[np.int64]:
         """Return how often each entry of the vocabulary is in the file (V,); raises DataError as `read`."""

@@ -16,6 +16,7 @@ from threadloom.stages.memory.allocation_plan import (
 from threadloom.stages.memory.bank import Bank as Bank, FrozenWeights as FrozenWeights, overlaid as overlaid
 from threadloom.stages.memory.float32 import Float32Memory as Float32Memory
 from threadloom.stages.memory.graph_items import (
+    BatchLoss as BatchLoss,
     Evaluation as Evaluation,
     Event as Event,
     MicroBatch as MicroBatch,

@@ -3,6 +3,7 @@
 `batch` counts optimizer updates from 0: the update from batch k produces version k + 1 of the weights.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -18,6 +19,7 @@ class MicroBatch:
 
     batch: int
     micro: int
+    counted: int = 0  # targets of the whole batch that count; set by draw
     version: int | None = None  # of the weights that it reads; set by embed
     slot: MicroBatchSlot | None = None  # acquired by draw, released by backward
     lease: Lease[Bank] | None = None  # acquired by embed, released by backward
@@ -37,9 +39,29 @@ class MicroGradient:
     micro: int
     version: int
     loss: float
-    """Sum of the losses of its tokens, in nats, unscaled."""
+    """Sum of the losses of its tokens that count, in nats, unscaled."""
+    counted: int
+    """Targets of the whole batch that count."""
     scale: float = 1.0
     """The loss scale in the gradient. It belongs to `version`, so all micro-batches of a batch have the same."""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchLoss:
+    """The training loss of a whole batch."""
+
+    mean: float | None
+    """Over the tokens that count, in nats; None if none counts."""
+    counted: int
+    """Number of those tokens."""
+
+    @property
+    def finite(self) -> bool:
+        """True unless the mean is infinity or not a number."""
+        return self.mean is None or math.isfinite(self.mean)
+
+    def __str__(self) -> str:
+        return "none: no token counts" if self.mean is None else f"{self.mean:.4f}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +71,8 @@ class ReduceShard:
     batch: int
     shard: int
     chunks: tuple[int, int]
-    loss: float
-    """Mean loss of the whole batch, in nats per token; every shard carries it to the log."""
+    loss: BatchLoss
+    """That of the whole batch; every shard carries it to the log."""
     scale: float = 1.0
     """The loss scale in the gradient."""
 
@@ -73,7 +95,7 @@ class UpdateShard:
     source: Bank
     target: Bank
     step: StepParameters
-    loss: float
+    loss: BatchLoss
     grad_norm: float
     scaled: Scaled | None = None
     """None if losses are not scaled."""
@@ -90,13 +112,15 @@ class Update:
 
     step: int
     """Number of updates done, including this one: the version that it produced."""
-    loss: float
-    """Mean training loss of the batch, in nats per token."""
+    loss: float | None
+    """Mean training loss of the batch, in nats per token that counts; None if none counts."""
     lr: float
     grad_norm: float
     """Global norm of the gradient, unscaled, before clipping; inf or nan if the update was skipped."""
     seconds: float
     """Time since the run started."""
+    counted: int
+    """Number of target tokens of the batch that count."""
     scaled: Scaled | None = None
     """The loss scale, and whether the update was skipped because of inf or nan; None if losses are not scaled."""
     evaluation: Lease[Bank] | None = field(default=None, compare=False)
@@ -113,6 +137,7 @@ class Evaluation:
     val_loss: float
     """Mean over the tokens, in nats."""
     tokens: int
+    """Number of target tokens that count."""
     seconds: float
     """Duration of the evaluation."""
     gcd_loss: float | None = None

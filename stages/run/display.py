@@ -52,8 +52,8 @@ class TrainingProgress:
 
     step: int  # updates done
     steps: int  # updates in total
-    loss: float  # of the last update, nats per token
-    smoothed_loss: float  # see Smoothing
+    loss: float | None  # of the last update, nats per token; None if no token counts
+    smoothed_loss: float | None  # see Smoothing; None before the first loss
     lr: float  # of the last update
     grad_norm: float  # global, before clipping
     tokens_per_s: float  # over the last updates
@@ -93,6 +93,10 @@ def format_scale(scale: float) -> str:
     return f"{scale:,.0f}" if scale == round(scale) else f"{scale:g}"
 
 
+def _format_loss(loss: float | None) -> str:
+    return "none" if loss is None else _format_number(loss, 4)
+
+
 def _format_number(number: float, places: int) -> str:
     """Return a number with `places` decimals, or in scientific notation if it is large."""
     return f"{number:.{places}f}" if abs(number) < 1e5 else f"{number:.3e}"
@@ -102,7 +106,7 @@ def progress_line(progress: TrainingProgress) -> str:
     """Return the state as one line of plain text, for logs."""
     parts = [
         f"step {progress.step:,}/{progress.steps:,}",
-        f"mean loss {_format_number(progress.smoothed_loss, 4)}",  # an average
+        f"mean loss {_format_loss(progress.smoothed_loss)}",  # an average
         f"lr {progress.lr:.2e}",
         f"grad norm {_format_number(progress.grad_norm, 3)}",
         f"{progress.tokens_per_s:,.0f} tokens/s",
@@ -161,8 +165,8 @@ class ProgressView:
         groups = [
             [
                 ("loss ", "dim"),
-                (_format_number(progress.smoothed_loss, 4), "bold"),
-                (f" (last {_format_number(progress.loss, 4)})", "dim"),
+                (_format_loss(progress.smoothed_loss), "bold"),
+                (f" (last {_format_loss(progress.loss)})", "dim"),
             ],
             [("grad norm ", "dim"), (_format_number(progress.grad_norm, 3), "")],
             [("lr ", "dim"), (f"{progress.lr:.2e}", "")],

@@ -72,6 +72,7 @@ class Reporter:
         self._tokens = config.sequences * config.model.context
         self._times: deque[float] = deque([time.perf_counter()], maxlen=RATE_WINDOW + 1)
         self._smoothing = Smoothing()
+        self._smoothed: float | None = None
         self._earlier: RunStatistics | None = None
         self._shown: TrainingProgress | None = None
         self.last_update: Update | None = None
@@ -109,18 +110,20 @@ class Reporter:
                 "grad_norm": update.grad_norm,
                 "tokens_per_s": round(rate, 1),
                 "seconds": round(now - self._began, 4),
+                **({} if update.counted == self._tokens else {"counted": update.counted}),
                 **({"loss_scale": update.scaled.scale, "skipped": update.scaled.skipped} if update.scaled else {}),
             }
         )
         if update.scaled and update.scaled.skipped:
             logger.warning("{}", skip_line(update.step, update.scaled))
-        smoothed = self._smoothing.add(update.loss)
+        if update.loss is not None:
+            self._smoothed = self._smoothing.add(update.loss)
         self.last_update = update
         if self._display.due() or update.step == self._config.steps:
-            self._shown = self._progress(update, smoothed, rate, statistics())
+            self._shown = self._progress(update, rate, statistics())
             self._display.update(self._shown)
 
-    def _progress(self, update: Update, smoothed: float, rate: float, statistics: RunStatistics) -> TrainingProgress:
+    def _progress(self, update: Update, rate: float, statistics: RunStatistics) -> TrainingProgress:
         left = (self._config.steps - update.step) * self._tokens
         shares = [_shares(name, statistics, self._earlier) for name in SHOWN if name in statistics]
         channels = [
@@ -133,7 +136,7 @@ class Reporter:
             step=update.step,
             steps=self._config.steps,
             loss=update.loss,
-            smoothed_loss=smoothed,
+            smoothed_loss=self._smoothed,
             lr=update.lr,
             grad_norm=update.grad_norm,
             tokens_per_s=rate,

@@ -27,15 +27,12 @@ class Backward:
         lanes: Lanes,
         slots: Pool[MicroBatchSlot],
         scratch: Pool[Any],
-        tokens_in_batch: int,
         geometry: Geometry,
         accumulation: OrderedAccumulation | None = None,
     ) -> None:
         self._compute = compute
         self._lanes = lanes
         self._slots = slots
-        # The batch's loss is the mean over all its tokens, gradient accumulation included.
-        self._scale = 1.0 / tokens_in_batch
         self._context, self._layout = geometry.context, layout_of(geometry)
         self._accumulation = accumulation
         self._gradients = tuple(as_weights(geometry, arena) for arena in lanes.arenas)
@@ -51,9 +48,11 @@ class Backward:
         slot, lease = item.held()
         scratch = self._scratch.take()
         scale = lease.bank.scaler.scale
-        loss = self._accumulate(item, scale * self._scale, scratch)
+        # The batch's loss is the mean over all its tokens that count, gradient accumulation included. If there are
+        # none, so is the gradient.
+        loss = self._accumulate(item, scale * (1.0 / max(item.counted, 1)), scratch)
         self._scratch.give_back(scratch)
-        done = MicroGradient(item.batch, item.micro, lease.version, loss, scale)
+        done = MicroGradient(item.batch, item.micro, lease.version, loss, item.counted, scale)
         item.lease = item.slot = None
         lease.release()
         self._slots.give_back(slot)

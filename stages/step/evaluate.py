@@ -38,7 +38,7 @@ class ValidationLoss:
         return self._slot.nbytes + self._logits.nbytes
 
     def mean_loss(self, version: Version, windows: Windows) -> float:
-        """Return the mean loss of the windows' target tokens, in nats. Raises `Cancelled` after `abort`."""
+        """Return the mean loss of the windows' target tokens that count, in nats. Raises `Cancelled` after `abort`."""
         return math.fsum(self.losses(version, windows, range(windows.micro_batches))) / windows.tokens
 
     def losses(self, version: Version, windows: Windows, micro_batches: Iterable[int]) -> list[float]:

@@ -21,13 +21,17 @@ def plan_micro_batches(first_batch: int, steps: int, micro_batches: int) -> Iter
 
 
 class Draw:
-    """Fills a slot with the token ids and targets of a micro-batch; the source checks the ids."""
+    """Fills a slot with the token ids and targets of a micro-batch; the source checks the ids.
+
+    It also says how many targets of the whole batch count, by which backward divides.
+    """
 
     def __init__(self, source: BatchSource, slots: Pool[MicroBatchSlot], dropout_seed: int | None = None) -> None:
         """`dropout_seed` is the seed of the adapters' dropout, None without."""
         self._source = source
         self._slots = slots
         self._dropout_seed = dropout_seed
+        self._counted = (-1, 0)  # a batch and its targets that count; replaced as a whole, since threads may share it
 
     def acquire(self, item: MicroBatch) -> None:
         """Wait for a free slot."""
@@ -37,9 +41,17 @@ class Draw:
         """Draw the micro-batch's tokens into its slot."""
         assert item.slot is not None
         self._source.fill(item.batch, item.micro, item.slot.ids, item.slot.targets)
+        item.counted = self._counted_in(item.batch)
         if self._dropout_seed is not None:
             item.slot.dropout_key[0] = _dropout_key(self._dropout_seed, item.batch, item.micro)
         return item
+
+    def _counted_in(self, batch: int) -> int:
+        """Return how many targets of a batch count, which all its micro-batches ask one after another."""
+        known = self._counted
+        if known[0] != batch:
+            known = self._counted = batch, self._source.counted(batch)
+        return known[1]
 
 
 def _dropout_key(seed: int, batch: int, micro: int) -> int:

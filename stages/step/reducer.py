@@ -8,7 +8,7 @@ import numpy as np
 
 from threadloom import kernels
 from threadloom.pipeline import Arena, Banks, Lanes
-from threadloom.stages.memory import Bank, MicroGradient, ReduceShard
+from threadloom.stages.memory import Bank, BatchLoss, MicroGradient, ReduceShard
 
 
 class TrainingDiverged(ArithmeticError):
@@ -90,7 +90,6 @@ class Collect:
         self,
         banks: Banks[Bank],
         plan: ShardPlan,
-        tokens_in_batch: int,
         *,
         scaled: bool = False,
         finish: Callable[[], None] | None = None,
@@ -99,7 +98,6 @@ class Collect:
         self._finish = finish
         self._banks = banks
         self._plan = plan
-        self._tokens = tokens_in_batch
 
     def acquire(self, gradients: Sequence[MicroGradient]) -> None:
         """Wait until the gradient of the previous batch is no longer needed: its version is published."""
@@ -115,11 +113,12 @@ class Collect:
         for version in sorted({gradient.version for gradient in gradients}):
             self._banks.check_staleness(batch, version)
         losses = [gradient.loss for gradient in sorted(gradients, key=lambda gradient: gradient.micro)]
-        loss = math.fsum(losses) / self._tokens
-        if not math.isfinite(loss) and not self._scaled:
+        counted = gradients[0].counted
+        loss = BatchLoss(math.fsum(losses) / counted if counted else None, counted)
+        if not loss.finite and not self._scaled:
             bad = [gradient.micro for gradient in gradients if not math.isfinite(gradient.loss)]
             raise TrainingDiverged(
-                f"the loss of update {batch + 1} is {loss} (micro-batches {bad}); expected a finite number. Hint: "
+                f"the loss of update {batch + 1} is {loss.mean} (micro-batches {bad}); expected a finite number. Hint: "
                 "start a new run: lower optimizer.lr, lengthen schedule.warmup, or set optimizer.clip=1.0. Earlier "
                 "checkpoints are unaffected"
             )

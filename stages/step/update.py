@@ -63,11 +63,11 @@ class Clip:
         if self._factors and self._read:
             self._factors.fold(self._gradient, self._read)
         norm = self._gradient.norm() / scale
-        finite = math.isfinite(norm) and math.isfinite(loss)
+        finite = math.isfinite(norm) and loss.finite
         before = source.scaler  # read now: source and target may be the same bank
         if not finite and (reason := self._scaler.failure(before, scale)):
             raise TrainingDiverged(
-                f"the gradient of update {batch + 1} has norm {norm} (loss {loss:.4f}); expected a finite number. "
+                f"the gradient of update {batch + 1} has norm {norm} (loss {loss}); expected a finite number. "
                 f"{reason}. Hint: start a new run: {self._scaler.failure_hint}. Earlier checkpoints are unaffected"
             )
         target.scaler = self._scaler.after(before, scale, finite)
@@ -128,10 +128,11 @@ class Publish:
         leases = iter(self._banks.publish_leased((evaluate and not copied) + save))
         return Update(
             step=step,
-            loss=first.loss,
+            loss=first.loss.mean,
             lr=float(first.step.lr),
             grad_norm=first.grad_norm,
             seconds=time.perf_counter() - self._started,
+            counted=first.loss.counted,
             scaled=first.scaled,
             evaluation=copied or (next(leases) if evaluate else None),
             checkpoint=next(leases) if save else None,

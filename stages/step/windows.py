@@ -14,4 +14,4 @@ class Windows(BatchSource, Protocol):
 
     @property
     def tokens(self) -> int:
-        """Number of target tokens in all of them."""
+        """Number of target tokens in all of them that count."""

@@ -82,6 +82,10 @@ class StepGate:
             self._changed.wait_for(lambda: batch < self._allowed)
         self._source.fill(batch, micro, ids, targets)
 
+    def counted(self, batch: int) -> int:
+        """Return how many targets of a batch count."""
+        return self._source.counted(batch)
+
 
 class MeasuredStepRunner:
     """A training in one execution mode that advances on request; runs in the worker process."""

@@ -116,7 +116,7 @@ class Training:
         order: VocabularyOrder | None = None,
         derived: DerivedEmbedding | None = None,
     ) -> None:
-        geometry, tokens = config.geometry(), config.sequences * config.model.context
+        geometry = config.geometry()
         frozen = config.frozen_tensors()
         updated = parameter_shapes(geometry, frozen)
         self.config = config
@@ -155,10 +155,8 @@ class Training:
         self.draw = Draw(data, self.slots, config.seed if drops else None)
         self.embed = Embed(self.compute, self.banks)
         self.forward = Forward(self.compute)
-        self.backward = Backward(
-            self.compute, self.lanes, self.slots, self.scratch, tokens, geometry, self.accumulation
-        )
-        self.collect = Collect(self.banks, self.shards, tokens, scaled=self.scaler.on, finish=finish)
+        self.backward = Backward(self.compute, self.lanes, self.slots, self.scratch, geometry, self.accumulation)
+        self.collect = Collect(self.banks, self.shards, scaled=self.scaler.on, finish=finish)
         self.reduce = Reduce(self.lanes, self.gradient)
         self.clip = Clip(
             self.banks, self.lanes, self.gradient, self.shards, self.optimizer, self.scaler, self.snapshot, self.factors

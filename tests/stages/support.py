@@ -143,7 +143,7 @@ class Result:
     """The result of a run as bits: all tensors of the needed versions, both moments, and all reported numbers."""
 
     tensors: Mapping[str, Bits]
-    updates: tuple[tuple[int, float, float, float], ...]
+    updates: tuple[tuple[int, float | None, float, float], ...]
     """Step, loss, learning rate and gradient norm."""
     evaluations: tuple[tuple[int, float], ...]
     saved: tuple[int, ...]

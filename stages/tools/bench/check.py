@@ -103,10 +103,10 @@ def _train(config: ResolvedConfig, mode: ExecutionMode, cores: int) -> tuple[byt
     losses: list[float] = []
     if mode is ExecutionMode.PIPELINE:
         with training.graph().start(resources=training.resources) as run:
-            losses += [event.loss for event in run if isinstance(event, Update)]
+            losses += [event.loss for event in run if isinstance(event, Update) and event.loss is not None]
     else:
         events = replay(training) if mode is ExecutionMode.REPLAY else stage_by_stage(training, cores)
-        losses += [event.loss for event in events if isinstance(event, Update)]
+        losses += [event.loss for event in events if isinstance(event, Update) and event.loss is not None]
     with training.banks.lease_newest() as lease:
         weights = lease.bank.arena.flat.tobytes()
     return (

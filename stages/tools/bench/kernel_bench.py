@@ -27,7 +27,7 @@ from threadloom.pipeline import arena_size
 from threadloom.stages.config import Precision, ResolvedConfig
 from threadloom.stages.data import RandomTokens
 from threadloom.stages.layouts import as_weights, head_counts, layout_of
-from threadloom.stages.memory import LossScaler, UpdateShard, adamw_bytes, reduction_bytes
+from threadloom.stages.memory import BatchLoss, LossScaler, UpdateShard, adamw_bytes, reduction_bytes
 from threadloom.stages.models import Geometry, parameter_shapes
 from threadloom.stages.tools.bench.kernel_case import Call, KernelCase
 from threadloom.stages.tools.bench.roofline import FLOAT, SHORT, KernelWork, total
@@ -167,7 +167,7 @@ class KernelBench(ABC):
         optimizer = self._training.optimizer
         update = self.compute.update_stage(self.gradient, optimizer, 1)
         step = optimizer.step(batch=1, applied=1, grad_norm=0.0, scale=1.0)
-        shard = UpdateShard(0, 0, (0, elements), self.bank, self.bank, step, 0.0, 0.0)
+        shard = UpdateShard(0, 0, (0, elements), self.bank, self.bank, step, BatchLoss(0.0, 1), 0.0)
         return [
             KernelCase(REDUCE, 1, reduced, partial(kernels.sum_lanes, lanes, flat, self.gradient.squares, 0, chunks)),
             KernelCase(ADAMW, 1, updated, partial(update, shard)),

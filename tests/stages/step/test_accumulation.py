@@ -27,6 +27,9 @@ class RecordingSource:
         pairs = zip(ids.reshape(-1, self._length), targets.reshape(-1, self._length), strict=True)
         self.drawn[batch, micro] = [row.tobytes() + target.tobytes() for row, target in pairs]
 
+    def counted(self, batch: int) -> int:
+        return self._source.counted(batch)
+
     def batches(self) -> list[list[bytes]]:
         """Return the sequences of each batch, in the order of their micro-batches."""
         count = max(batch for batch, _ in self.drawn) + 1

@@ -21,6 +21,9 @@ class TwoPairs:
     def fill(self, batch: int, micro: int, ids: TokenIds, targets: TokenIds) -> None:
         ids[:], targets[:] = ((0, 2), (0, 1)) if micro == 0 else ((1, 0), (1, 2))
 
+    def counted(self, batch: int) -> int:
+        return self.tokens
+
 
 def test_the_figure_of_four_pairs() -> None:
     primes, points = (2, 3, 5), ((0, 0), (1, 0), (1, 1))  # the first points of the Ulam spiral

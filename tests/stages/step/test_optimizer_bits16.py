@@ -13,7 +13,7 @@ from threadloom.kernels.compiling.jit import JIT_ENABLED
 from threadloom.pipeline import Arena, LanePlan, Lanes
 from threadloom.stages.config import Precision, ResolvedOptimizer
 from threadloom.stages.memory.bank import Bank
-from threadloom.stages.memory.graph_items import UpdateShard
+from threadloom.stages.memory.graph_items import BatchLoss, UpdateShard
 from threadloom.stages.memory.loss_scale import Scaled, ScaleState
 from threadloom.stages.models import Geometry, decayed_elements, parameter_shapes
 from threadloom.stages.models.gpt2 import MATRICES
@@ -123,7 +123,7 @@ class RandomUpdate:
             stage = self.compute.update_stage(self.gradient, self.optimizer, shards)
         for shard in reversed(range(shards)):
             span = size * shard // shards, size * (shard + 1) // shards
-            stage(UpdateShard(0, shard, span, self.source, self.target, self.step, 0.0, 1.0, self.scaled))
+            stage(UpdateShard(0, shard, span, self.source, self.target, self.step, BatchLoss(0.0, 1), 1.0, self.scaled))
         if packs:
             assert_packed_equals_master(self.geometry, self.target, self.precision.value)
         return [arena.flat.tobytes() for arena in (self.target.arena, *self.optimizer.state.values())]

@@ -35,6 +35,7 @@ def check_gradients(
     read = packed.packed_weights(weights) if packed else weights
     loss, expected = oracle.loss_and_gradients(read, ids, targets, 1.0 / ids.size)
     bounds = oracle.bounds(read, ids, targets, 1.0 / ids.size, storage._replace(tiny=storage.tiny / scaled))
+    assert update.loss is not None
     assert_distance(abs(update.loss * ids.size / loss - 1.0), bounds["loss"], "loss")
     expected = {name: expected[name] for name in training.gradient.arena}
     norm = reference.global_norm(expected)

@@ -52,7 +52,7 @@ def test_fifty_updates_have_the_losses_of_pytorch(model: str, tmp_path: Path) ->
     weights = {name: tensor.astype(np.float32) for name, tensor in start_of(training).items()}
     write_inputs(tmp_path, weights, source, config, UPDATES)
 
-    ours = [event.loss for event in run_threads(training) if isinstance(event, Update)]
+    ours = [event.loss or 0.0 for event in run_threads(training) if isinstance(event, Update)]
     theirs = PyTorch(sizes, Side.EAGER, FLOAT32, tmp_path).run(UPDATES).losses
     assert len(ours) == UPDATES
     assert np.abs(np.subtract(ours, theirs)).max() <= ALLOWED

@@ -48,6 +48,9 @@ class Rows:
         self._source.fill(batch, micro, ids, targets)
         ids[:], targets[:] = ORDER.rows[ids], ORDER.rows[targets]
 
+    def counted(self, batch: int) -> int:
+        return self._source.counted(batch)
+
 
 def ordered(base: Config, *overrides: str, **options: object) -> Training:
     """Return a training in the order, on the same tokens as `build`."""

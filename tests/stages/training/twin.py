@@ -81,10 +81,11 @@ def train_reference(training: Training, weights: Tensors, packed: Format | None 
         read = packed.packed_weights(read) if packed else read
         record = oracle.forward(read, ids)
         losses = reference.cross_entropy_forward(record.logits, targets)
-        grads = oracle.backward(read, record, targets, 1.0 / ids.size)
+        counted = max(int(np.count_nonzero(targets >= 0)), 1)
+        grads = oracle.backward(read, record, targets, 1.0 / counted)
         clipped, norm = reference.clip_by_global_norm({name: grads[name] for name in zero}, s.clip)
         _update(twin, config, clipped, batch, oracle.decayed)
-        twin.losses.append(float(rounded_sum(losses)) / ids.size)
+        twin.losses.append(float(rounded_sum(losses)) / counted)
         twin.norms.append(norm)
     return twin
 

@@ -65,6 +65,9 @@ def test_an_execution_mode_with_other_bits_is_found(monkeypatch: pytest.MonkeyPa
         def fill(self, batch: int, micro: int, ids: np.ndarray, targets: np.ndarray) -> None:
             self._source.fill(batch + 1, micro, ids, targets)
 
+        def counted(self, batch: int) -> int:
+            return self._source.counted(batch)
+
     sources = iter([RandomTokens, Other])
 
     def source(*arguments: Any) -> object:
