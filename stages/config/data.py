@@ -12,6 +12,8 @@ class TokenizerKind(enum.Enum):
     """One token per character, of the most frequent characters."""
     BYTES = "bytes"
     """One token per byte of UTF-8: a vocabulary of 256 for any text."""
+    WORDS = "words"
+    """The most frequent words of the text, up to `model.vocab_size`, which must be set; the others become `<unk>`."""
     BPE = "bpe"
     """Byte pairs, trained on the text up to `model.vocab_size`, which must be set."""
     PRETRAINED = "pretrained"
@@ -21,10 +23,10 @@ class TokenizerKind(enum.Enum):
 class SpecialTokens(enum.Enum):
     """The treatment of special tokens, such as <|endoftext|>, that occur in a text."""
 
-    TOKENS = "tokens"
-    """Each is one token."""
     TEXT = "text"
-    """They are encoded as any other text."""
+    """They are encoded as any other text, which cannot contain the end of a text, of a turn or of an instruction."""
+    TOKENS = "tokens"
+    """Each is one token, for texts that were written with them, such as documents with <|endoftext|> in between."""
 
 
 class TokenOrder(enum.Enum):
@@ -80,9 +82,10 @@ class DataConfig(Section, frozen=True, kw_only=True):
     tokenizer: TokenizerKind = TokenizerKind.CHARACTERS
     """The tokenizer of the text."""
     tokenizer_path: str = ""
-    """With `tokenizer=pretrained`: a tokenizer.json in Hugging Face's format, or the folder of a model with one."""
-    special_tokens: SpecialTokens = SpecialTokens.TOKENS
-    """Treatment of special tokens in the text, with a BPE or pretrained tokenizer."""
+    """With `tokenizer=pretrained`: a tokenizer.json in Hugging Face's format, a vocab.json of GPT-2 with its merges.txt
+    beside it, or the folder of a model with one of them."""
+    special_tokens: SpecialTokens = SpecialTokens.TEXT
+    """Treatment of special tokens in the text, with a tokenizer that has some: words, BPE, pretrained."""
     alphabet: int = 256
     """Maximum number of characters of a character tokenizer; U+FFFD replaces the others."""
     train_fraction: float = 0.9

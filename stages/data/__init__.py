@@ -52,12 +52,14 @@ from threadloom.stages.data.token_order import ulam_point as ulam_point, vocabul
 from threadloom.stages.data.tokenizer import Tokenizer as Tokenizer, TokenizerError as TokenizerError
 from threadloom.stages.data.tokenizer_files import (
     MODEL_CONFIG_FILE as MODEL_CONFIG_FILE,
-    TOKENIZER_CONFIG_FILE as TOKENIZER_CONFIG_FILE,
-    TOKENIZER_FILE as TOKENIZER_FILE,
     companion_files as companion_files,
     load_tokenizer as load_tokenizer,
 )
 from threadloom.stages.data.tokenizer_registry import (
     create_tokenizer as create_tokenizer,
     preparation_bytes as preparation_bytes,
+)
+from threadloom.stages.data.vocabulary_files import (
+    TOKENIZER_CONFIG_FILE as TOKENIZER_CONFIG_FILE,
+    TOKENIZER_FILE as TOKENIZER_FILE,
 )

@@ -52,10 +52,10 @@ from threadloom.stages.data.tokenizer_files import (
     COMPANIONS,
     MODEL_CONFIG_FILE,
     TEMPLATES_FOLDER,
-    TOKENIZER_FILE,
     load_tokenizer,
 )
 from threadloom.stages.data.tokenizer_registry import TOKENIZERS, create_tokenizer, max_vocabulary, preparation_bytes
+from threadloom.stages.data.vocabulary_files import TOKENIZER_FILE
 from threadloom.stages.models import VocabularyOrder
 from threadloom.stages.storage import (
     DiskFullError,

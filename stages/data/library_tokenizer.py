@@ -60,7 +60,7 @@ class LibraryTokenizer:
         # It trims the characters of tokens, and adds tokens only where it is called.
         self._post_processor, self._tokenizer.post_processor = self._tokenizer.post_processor, None
         self._recognition = Recognition(self._tokenizer)
-        self._special = SpecialTokens.TOKENS
+        self._special = SpecialTokens.TEXT
         self._end_of_text = END_OF_TEXT if end_of_text is None else end_of_text
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
         self._ids_with_text = np.unique(np.array(list(vocabulary.values()), np.int64))

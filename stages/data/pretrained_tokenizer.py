@@ -9,7 +9,8 @@ from threadloom.stages.data.bpe_memory import CORE_BYTES
 from threadloom.stages.data.chunked_text import ChunkedText
 from threadloom.stages.data.text_paths import text_path
 from threadloom.stages.data.tokenizer import Tokenizer
-from threadloom.stages.data.tokenizer_files import MODEL_CONFIG_FILE, TOKENIZER_FILE, companion_files, load_tokenizer
+from threadloom.stages.data.tokenizer_files import MODEL_CONFIG_FILE, companion_files, load_tokenizer
+from threadloom.stages.data.vocabulary_files import TOKENIZER_FILE, read_vocabulary, vocabulary_folder
 from threadloom.stages.storage import CONFIG_FILE
 
 VOCABULARY_BYTES = 140_000_000
@@ -62,5 +63,7 @@ def is_prepared_from_another(data: DataConfig, prepared: Path) -> bool:
     if data.tokenizer is not TokenizerKind.PRETRAINED:
         return False
     path = text_path(data.tokenizer_path)
+    if (folder := vocabulary_folder(path)) is not None and folder.exists():
+        return read_vocabulary(folder).encode() != prepared.read_bytes()
     file = path / TOKENIZER_FILE if path.is_dir() else path
     return file.exists() and file.read_bytes() != prepared.read_bytes()

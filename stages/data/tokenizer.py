@@ -38,7 +38,7 @@ class Tokenizer(Protocol):
         """The ids (N,) with which a model's input begins, such as that of <s>; usually none."""
 
     def with_special_tokens(self, special: SpecialTokens) -> "Tokenizer":
-        """Return this tokenizer with a treatment of special tokens in a text; at first they are tokens."""
+        """Return this tokenizer with a treatment of special tokens in a text; at first they are text."""
 
     def ids_with_text(self) -> NDArray[np.int64]:
         """Return the ids (N,) that `decode` returns a text for, in ascending order."""

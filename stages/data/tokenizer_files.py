@@ -10,16 +10,22 @@ import msgspec
 
 from threadloom.stages.config import TokenizerKind
 from threadloom.stages.data.abacus_tokenizer import AbacusTokenizer
-from threadloom.stages.data.bpe_training import END_OF_TEXT
 from threadloom.stages.data.bytes_tokenizer import BytesTokenizer
 from threadloom.stages.data.character_tokenizer import CharacterTokenizer
 from threadloom.stages.data.library_tokenizer import LibraryTokenizer
 from threadloom.stages.data.tokenizer import FORMAT, Tokenizer, TokenizerError
+from threadloom.stages.data.vocabulary_files import (
+    ADDED_TOKENS_FILE,
+    MERGES_FILE,
+    SPECIAL_TOKENS_FILE,
+    TOKENIZER_CONFIG_FILE,
+    TOKENIZER_FILE,
+    VOCABULARY_FILE,
+    read_vocabulary,
+    vocabulary_folder,
+)
 from threadloom.stages.storage import plain_json
 
-TOKENIZER_FILE = "tokenizer.json"
-TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
-VOCABULARY_FILE, MERGES_FILE = "vocab.json", "merges.txt"
 TEMPLATES_FOLDER = "additional_chat_templates"
 MODEL_CONFIG_FILE = "model_config.json"
 """Name, in a prepared directory, of the config.json of the model that a pretrained tokenizer is of."""
@@ -27,8 +33,8 @@ MODEL_CONFIG_FILE = "model_config.json"
 COMPANIONS = (
     TOKENIZER_CONFIG_FILE,
     "generation_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
+    SPECIAL_TOKENS_FILE,
+    ADDED_TOKENS_FILE,
     "chat_template.jinja",
     "chat_template.json",
     VOCABULARY_FILE,
@@ -59,21 +65,16 @@ class _TokenizerConfig(msgspec.Struct):
     eos_token: str | _Token | None = None
 
 
-class _ModelConfig(msgspec.Struct):
-    """The part of config.json that decides which tokenizer vocab.json and merges.txt are of."""
-
-    model_type: str = "gpt2"
-
-
 def load_tokenizer(path: Path) -> Tokenizer:
     """Return the tokenizer in a file or, if the path is a folder, in its tokenizer.json.
 
     The end of a text is that of a tokenizer_config.json in the same folder. A folder of GPT-2 without a tokenizer.json
-    may have vocab.json and merges.txt instead. Raises TokenizerError if there is no tokenizer.
+    may have vocab.json and merges.txt instead, either of which may also be the path. Raises TokenizerError if there is
+    no tokenizer.
     """
     file = path / TOKENIZER_FILE if path.is_dir() else path
-    if path.is_dir() and not file.exists() and (content := _byte_pairs(path)) is not None:
-        return LibraryTokenizer(content)
+    if (folder := vocabulary_folder(path)) is not None:
+        return LibraryTokenizer(read_vocabulary(folder), _end_of_text(folder / TOKENIZER_CONFIG_FILE))
     try:
         text = plain_json(file.read_bytes()).decode()
         content = json.loads(text)
@@ -117,45 +118,3 @@ def _end_of_text(path: Path) -> str | None:
             hint="restore the file from a copy, or remove it",
         ) from error
     return found.content if isinstance(found, _Token) else found
-
-
-def _byte_pairs(folder: Path) -> str | None:
-    """Return the tokenizer.json of a GPT-2 folder that has vocab.json and merges.txt instead; None if it has neither.
-
-    Those files do not tell how a text is separated into words, which differs between models. Raises TokenizerError for
-    the files of another model.
-    """
-    vocabulary, merges = folder / VOCABULARY_FILE, folder / MERGES_FILE
-    others = [name for name in (VOCABULARY_FILE, MERGES_FILE, "tokenizer.model") if (folder / name).exists()]
-    if not others:
-        return None
-    model = _model_type(folder / "config.json")
-    if model != "gpt2" or not (vocabulary.exists() and merges.exists()):
-        raise TokenizerError(
-            str(folder / TOKENIZER_FILE),
-            expected="a tokenizer.json of Hugging Face",
-            got=f"{' and '.join(others)} of a {model} model",
-            cause="they do not tell how a text is separated into words",
-            hint="write it with transformers: AutoTokenizer.from_pretrained(folder).save_pretrained(folder)",
-        )
-    from tokenizers import ByteLevelBPETokenizer
-
-    try:
-        tokenizer = ByteLevelBPETokenizer(str(vocabulary), str(merges))
-    except Exception as error:  # the library raises nothing more specific
-        raise TokenizerError(
-            f"{vocabulary} and {merges}",
-            expected="the vocabulary and merges of a byte-pair tokenizer",
-            got=str(error),
-            hint="restore the files from a copy",
-        ) from error
-    if tokenizer.token_to_id(END_OF_TEXT) is not None:
-        tokenizer.add_special_tokens([END_OF_TEXT])
-    return str(tokenizer.to_str())
-
-
-def _model_type(path: Path) -> str:
-    try:
-        return msgspec.json.decode(plain_json(path.read_bytes()), type=_ModelConfig).model_type
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
-        return "gpt2"

@@ -14,8 +14,15 @@ from threadloom.stages.data.character_tokenizer import CharacterTokenizer
 from threadloom.stages.data.chunked_text import CHUNK_CHARACTERS, ChunkedText
 from threadloom.stages.data.pretrained_tokenizer import PretrainedTokenizer
 from threadloom.stages.data.tokenizer import Tokenizer, TokenizerSource
+from threadloom.stages.data.word_tokenizer import WordTokenizer
 
-_SOURCES: tuple[type[TokenizerSource], ...] = (CharacterTokenizer, BytesTokenizer, BpeTokenizer, PretrainedTokenizer)
+_SOURCES: tuple[type[TokenizerSource], ...] = (
+    CharacterTokenizer,
+    BytesTokenizer,
+    WordTokenizer,
+    BpeTokenizer,
+    PretrainedTokenizer,
+)
 TOKENIZERS: Mapping[TokenizerKind, type[TokenizerSource]] = {found.kind: found for found in _SOURCES}
 """Kind → source of its tokenizers."""
 

@@ -26,6 +26,7 @@ from threadloom.stages.config import (
     ModelArchitecture,
     ModelConfig,
     ResolvedConfig,
+    SpecialTokens,
     UnknownSettingError,
 )
 from threadloom.stages.resolve.initial_model import fine_tuning_config
@@ -45,6 +46,10 @@ _ARCHITECTURE = "model.architecture"
 
 _RENAMED = {"gemm": "gemm_backend", "matmul": "float32_matmul_precision", "spare_banks": "extra_banks"}
 """Earlier names of settings, which files and `--set` may still use."""
+
+_FIRST_DATA = frozenset(("text", "tokenizer", "alphabet", "train_fraction"))
+"""Settings `data.*` of the first release. A file with all of them was saved by a run; if it has no
+`data.special_tokens`, the run is one of a release in which special tokens in a text always were tokens."""
 
 _PRECISION_ALIASES = {"bfloat16": "bf16", "float16": "fp16", "half": "fp16", "fp32": "float32", "f32": "float32"}
 """PyTorch's names of precisions, which are suggested corrections, not accepted values."""
@@ -130,6 +135,8 @@ def _decode(text: str | bytes, source: str, kind: type[_S]) -> _S:
         raw = {new_names.get(name, name): value for name, value in raw.items()}
         if isinstance(model := raw.get("model"), dict):
             raw["model"] = {"architecture": DEFAULT_ARCHITECTURE.value, **model}
+        if isinstance(data := raw.get("data"), dict) and data.keys() >= _FIRST_DATA:
+            raw["data"] = {"special_tokens": SpecialTokens.TOKENS.value, **data}
     _check_keys(raw, kind, "", source)
     return msgspec.convert(raw, kind)
 

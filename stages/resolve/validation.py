@@ -134,10 +134,11 @@ def _check_name(name: str) -> None:
 def _check_model(model: ModelConfig, tokenizer: TokenizerKind) -> None:
     model.check()
     if model.vocab_size is None:
-        if tokenizer is TokenizerKind.BPE:
+        if tokenizer in (TokenizerKind.BPE, TokenizerKind.WORDS):
+            learned = "the BPE tokenizer is trained" if tokenizer is TokenizerKind.BPE else "words are tokens"
             raise ConfigError(
                 "model.vocab_size",
-                expected="a size, up to which the BPE tokenizer is trained",
+                expected=f"a size, up to which {learned}",
                 got="null",
                 hint="set model.vocab_size=10000, or data.tokenizer=characters",
             )

@@ -76,6 +76,14 @@ def config_options(command: Any) -> Any:
     return command
 
 
+def tokenizer_option(command: Any) -> Any:
+    """Add the option for the tokenizer of another model."""
+    return click.option(
+        "--tokenizer", type=click.Path(path_type=Path), metavar="PATH",
+        help="Encode the text with this tokenizer: a tokenizer.json, a vocab.json with merges.txt, or a folder.",
+    )(command)  # fmt: skip
+
+
 def base_option(command: Any) -> Any:
     """Add the option for the model that the adapters of a run belong to."""
     return click.option(
@@ -122,6 +130,19 @@ def text_argument(argument: str) -> str:
     except UnicodeEncodeError:
         return os.fsencode(argument).decode("utf-8", "replace")
     return argument
+
+
+def with_tokenizer(config: "Config", path: Path | None) -> "Config":
+    """Return the configuration with the tokenizer of --tokenizer, if it is given."""
+    import msgspec
+
+    from threadloom.stages.config import TokenizerKind
+    from threadloom.stages.data import absolute_text
+
+    if path is None:
+        return config
+    pretrained = {"tokenizer": TokenizerKind.PRETRAINED, "tokenizer_path": absolute_text(path)}
+    return msgspec.structs.replace(config, data=msgspec.structs.replace(config.data, **pretrained))
 
 
 def report_console(least: int, in_files: int) -> "Console":

@@ -17,6 +17,8 @@ from threadloom.stages.tools.common import (
     named_config,
     reported_errors,
     stop_signals,
+    tokenizer_option,
+    with_tokenizer,
 )
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     "--text", "texts", multiple=True, metavar="FILE_OR_DIR",
     help=f"Text to train on. Repeatable. '{STDLIB}' is the source of Python's standard library (default).",
 )  # fmt: skip
+@tokenizer_option
 @click.option(
     "--init", type=click.Path(path_type=Path), metavar="FOLDER",
     help="Start from the weights, sizes and tokenizer of a model in Hugging Face's layout, of a run, or of adapters.",
@@ -59,6 +62,7 @@ def train_command(
     overrides: tuple[str, ...],
     steps: int | None,
     texts: tuple[str, ...],
+    tokenizer: Path | None,
     init: Path | None,
     base: Path | None,
     rank: int | None,
@@ -99,7 +103,7 @@ def train_command(
             start = _resumed_config(out)
         else:
             start = _starting_config(config_name, init, base, rank)
-        return changed_config(start, overrides, steps, texts)
+        return changed_config(with_tokenizer(start, tokenizer), overrides, steps, texts)
 
     if estimate:
         with reported_errors():

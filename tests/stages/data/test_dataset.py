@@ -208,11 +208,11 @@ def test_another_pretrained_tokenizer_is_prepared_again(tmp_path: Path) -> None:
 
 def test_special_tokens_of_a_text_are_tokens_or_text(tmp_path: Path) -> None:
     folder, text = model_folder(tmp_path / "model"), "a<|im_end|>b\n" * 50
-    as_tokens = prepared(pretrained(folder), text, tmp_path / "data")
+    as_tokens = prepared(pretrained(folder, "data.special_tokens=tokens"), text, tmp_path / "data")
     assert as_tokens.tokenizer.end_of_text is not None
     end = as_tokens.tokenizer.end_of_text.id
     assert end in as_tokens.train.ids
-    as_text = prepared(pretrained(folder, "data.special_tokens=text"), text, tmp_path / "data")
+    as_text = prepared(pretrained(folder), text, tmp_path / "data")
     assert not as_text.reused
     assert end not in as_text.train.ids
     assert as_text.tokenizer.decode(as_text.train.ids) == text[: int(len(text) * 0.9)]

@@ -114,12 +114,14 @@ def test_truncation_padding_and_dropout_are_not_applied() -> None:
 def test_special_tokens_are_tokens_or_text() -> None:
     tokenizer = LibraryTokenizer(MADE["qwen"]())
     text = "a<|im_end|>b<think>"
-    as_text = tokenizer.with_special_tokens(SpecialTokens.TEXT)
+    as_tokens, as_text = (
+        tokenizer.with_special_tokens(special) for special in (SpecialTokens.TOKENS, SpecialTokens.TEXT)
+    )
     special = tokenizer._tokenizer.token_to_id("<|im_end|>")
     think = tokenizer._tokenizer.token_to_id("<think>")  # an added token that is not special
-    assert special in tokenizer.encode(text)
+    assert special in as_tokens.encode(text)
     assert special not in as_text.encode(text)
-    assert special in tokenizer.encode(text), "the two do not affect each other"
+    assert special in as_tokens.encode(text), "the two do not affect each other"
     assert think in as_text.encode(text)
     assert as_text.decode(as_text.encode(text)) == tokenizer.decode(tokenizer.encode(text)) == text
 
@@ -175,6 +177,8 @@ def test_a_vocabulary_and_merges_are_those_of_gpt2(tmp_path: Path) -> None:
     text = re.sub(" +", " ", TEXT) + CHAT_TOKENS[0]  # without the tokens of several spaces
     assert tokenizer.encode(text).tolist() == other.encode(text).tolist()
     assert tokenizer.end_of_text == other.end_of_text
+    for file in ("vocab.json", "merges.txt"):
+        assert load_tokenizer(tmp_path / file).encode(text).tolist() == tokenizer.encode(text).tolist()
     (tmp_path / "config.json").write_text('{"model_type": "qwen2"}')
     with pytest.raises(
         TokenizerError, match=r"vocab\.json and merges\.txt of a qwen2 model.*save_pretrained\(folder\)"
@@ -183,6 +187,29 @@ def test_a_vocabulary_and_merges_are_those_of_gpt2(tmp_path: Path) -> None:
     (tmp_path / "merges.txt").write_text("a b c d\n")
     (tmp_path / "config.json").unlink()
     with pytest.raises(TokenizerError, match="expected the vocabulary and merges of a byte-pair tokenizer"):
+        load_tokenizer(tmp_path)
+
+
+def test_added_tokens_beside_a_vocabulary_are_kept_whole(tmp_path: Path) -> None:
+    model = json.loads(MADE["neox"]())["model"]
+    size = len(model["vocab"])
+    (tmp_path / "vocab.json").write_text(json.dumps(model["vocab"]))
+    (tmp_path / "merges.txt").write_text("".join(f"{' '.join(pair)}\n" for pair in model["merges"]))
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"[tool]": size + 1, "<user>": size}))
+    (tmp_path / "special_tokens_map.json").write_text('{"eos_token": {"content": "<user>"}, "pad_token": "<none>"}')
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<user>"}')
+    tokenizer = load_tokenizer(tmp_path)
+    as_tokens = tokenizer.with_special_tokens(SpecialTokens.TOKENS)
+    assert as_tokens.encode("<user>[tool]").tolist() == [size, size + 1]
+    assert size not in tokenizer.encode("<user>[tool]")
+    assert size + 1 in tokenizer.encode("<user>[tool]"), "an added token that is not special"
+    assert tokenizer.end_of_text is not None
+    assert tokenizer.end_of_text.id == size
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"[tool]": size + 7}))
+    with pytest.raises(TokenizerError, match=rf"expected the id {size + 7} for the token '\[tool\]'.*got {size}"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "added_tokens.json").write_text("[]")
+    with pytest.raises(TokenizerError, match=r"added_tokens\.json: expected JSON"):
         load_tokenizer(tmp_path)
 
 

@@ -10,7 +10,7 @@ import pytest
 import tokenizers
 from hypothesis import given, settings, strategies as st
 
-from threadloom.stages.config import ConfigError, DataConfig, TokenizerKind
+from threadloom.stages.config import ConfigError, DataConfig, SpecialTokens, TokenizerKind
 from threadloom.stages.data.bpe_tokenizer import BpeTokenizer
 from threadloom.stages.data.bpe_training import word_splitter
 from threadloom.stages.data.bytes_tokenizer import BytesTokenizer
@@ -115,7 +115,9 @@ def test_bpe_training_is_deterministic_and_limited(bpe: BpeTokenizer, source: st
     assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
     assert bpe.vocab_size == 600
     assert bpe.end_of_text is not None
-    assert bpe.encode("<|endoftext|>").tolist() == [bpe.end_of_text.id]
+    as_tokens = bpe.with_special_tokens(SpecialTokens.TOKENS)
+    assert as_tokens.encode("<|endoftext|>").tolist() == [bpe.end_of_text.id]
+    assert bpe.end_of_text.id not in bpe.encode("<|endoftext|>")
     assert BpeTokenizer.train(StringText("abc"), 600).vocab_size == 257
 
 
