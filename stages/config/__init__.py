@@ -4,6 +4,7 @@ May import: models.
 """
 
 from threadloom.stages.config.data import (
+    ConversationLayout as ConversationLayout,
     DataConfig as DataConfig,
     Digits as Digits,
     InvalidRecords as InvalidRecords,
@@ -40,8 +41,6 @@ from threadloom.stages.config.lora import ALL_LINEAR as ALL_LINEAR, LoraConfig a
 from threadloom.stages.config.optimizer import (
     DelayCorrection as DelayCorrection,
     OptimizerConfig as OptimizerConfig,
-    OptimizerGroup as OptimizerGroup,
-    TensorRates as TensorRates,
 )
 from threadloom.stages.config.resolved import (
     BatchSizes as BatchSizes,

@@ -70,6 +70,19 @@ class InvalidRecords(enum.Enum):
     """They are left out and counted, and the first reasons reported."""
 
 
+class ConversationLayout(enum.Enum):
+    """The layouts of records with conversations; see `stages.data.conversations`."""
+
+    OPENAI = "openai"
+    """`messages`, each with `role` and `content`."""
+    SHAREGPT = "sharegpt"
+    """`conversations`, whose messages have `from` and `value`."""
+    ALPACA = "alpaca"
+    """`instruction`, `input` and `output`."""
+    COMPLETION = "completion"
+    """`prompt` and `completion`."""
+
+
 class DataConfig(Section, frozen=True, kw_only=True):
     """The text and its tokens."""
 
@@ -86,6 +99,11 @@ class DataConfig(Section, frozen=True, kw_only=True):
     beside it, or the folder of a model with one of them."""
     special_tokens: SpecialTokens = SpecialTokens.TEXT
     """Treatment of special tokens in the text, with a tokenizer that has some: words, BPE, pretrained."""
+    conversations: ConversationLayout | None = None
+    """Layout of records with conversations; null: recognised from the keys of each record."""
+    chat_template: str = ""
+    """The template that writes conversations as text: a file, or a built-in one (`chatml`, `plain`). Empty: that of the
+    tokenizer, or a built-in one if it has none."""
     alphabet: int = 256
     """Maximum number of characters of a character tokenizer; U+FFFD replaces the others."""
     train_fraction: float = 0.9

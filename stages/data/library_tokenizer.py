@@ -82,6 +82,11 @@ class LibraryTokenizer:
         found = self._tokenizer.token_to_id(self._end_of_text)
         return None if found is None else EndOfText(found, self._end_of_text)
 
+    @property
+    def special_tokens(self) -> tuple[str, ...]:
+        """The texts of the special tokens."""
+        return tuple(self._specials)
+
     @cached_property
     def beginning(self) -> NDArray[np.int32]:
         """The ids (N,) that the tokenizer's post-processor puts before a text, such as that of <s>."""

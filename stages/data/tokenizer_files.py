@@ -26,6 +26,7 @@ from threadloom.stages.data.vocabulary_files import (
 )
 from threadloom.stages.storage import plain_json
 
+TEMPLATE_FILE = "chat_template.jinja"
 TEMPLATES_FOLDER = "additional_chat_templates"
 MODEL_CONFIG_FILE = "model_config.json"
 """Name, in a prepared directory, of the config.json of the model that a pretrained tokenizer is of."""
@@ -35,7 +36,7 @@ COMPANIONS = (
     "generation_config.json",
     SPECIAL_TOKENS_FILE,
     ADDED_TOKENS_FILE,
-    "chat_template.jinja",
+    TEMPLATE_FILE,
     "chat_template.json",
     VOCABULARY_FILE,
     MERGES_FILE,

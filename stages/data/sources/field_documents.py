@@ -1,11 +1,12 @@
 """Documents that are one field of their records, `data.field`."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 from threadloom.stages.data.documents import Document, Origin
-from threadloom.stages.data.sources.records import RecordError
+from threadloom.stages.data.sources.records import MakeDocument, RecordError
 
 _MOST_NAMED = 8
 """Maximum number of fields that a message names."""
@@ -25,6 +26,10 @@ class FieldDocuments:
     def columns(self, names: Sequence[str]) -> Sequence[str]:
         """Return the column of the field, or that in which it is nested."""
         return next(([name] for name in (self.field, self.field.split(".")[0]) if name in names), [])
+
+    def opened(self) -> AbstractContextManager[MakeDocument]:
+        """Return a context with `document`."""
+        return nullcontext(self.document)
 
     def document(self, fields: Mapping[str, Any], origin: Origin) -> Document:
         """Return the text of the field; raises RecordError if it is missing or not a text."""

@@ -1,6 +1,7 @@
 """Records, the rows of a file with fields, and the protocols of their formats and of the documents made of them."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -12,12 +13,15 @@ LONGEST_RECORD = 32 << 20
 
 
 class RecordError(TextError):
-    """A record that no document can be made of; `subject` is its file and line."""
+    """A record that no document can be made of; `subject` is its file and line, and the part of the record."""
 
-    def __init__(self, origin: Origin, expected: str, got: str, hint: str | None = None) -> None:
+    def __init__(
+        self, origin: Origin, expected: str, got: str, hint: str | None = None, cause: str | None = None, part: str = ""
+    ) -> None:
         self.origin = origin
         remedy = "repair the record, or leave out such records with data.invalid=skip"
-        super().__init__(str(origin), expected, got, hint=f"{hint}; or {remedy}" if hint else remedy)
+        subject = f"{origin}, {part}" if part else str(origin)
+        super().__init__(subject, expected, got, cause, hint=f"{hint}; or {remedy}" if hint else remedy)
 
 
 class Record(NamedTuple):
@@ -45,6 +49,10 @@ class RecordFormat(Protocol):
         """
 
 
+MakeDocument = Callable[[Mapping[str, Any], Origin], Document]
+"""Fields of a record, and its origin → its document; raises RecordError."""
+
+
 class DocumentMaker(Protocol):
     """Makes a document of each record; its instances can be compared."""
 
@@ -55,5 +63,5 @@ class DocumentMaker(Protocol):
     def needs(self) -> str:
         """The field that each record needs, for messages."""
 
-    def document(self, fields: Mapping[str, Any], origin: Origin) -> Document:
-        """Return the document of a record; raises RecordError."""
+    def opened(self) -> AbstractContextManager[MakeDocument]:
+        """Return a context in which documents are made, by one thread; leaving it ends what they need."""

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from threadloom.stages.config import DataConfig, InvalidRecords
 from threadloom.stages.data.compression import COMPRESSIONS
+from threadloom.stages.data.conversations.record_documents import ConversationDocuments, RecordDocuments
 from threadloom.stages.data.documents import Document, Origin
 from threadloom.stages.data.sources.arrow_files import Arrow, Parquet
 from threadloom.stages.data.sources.field_documents import FieldDocuments
@@ -40,7 +41,7 @@ DEFAULT_READING = Reading()
 
 def reading_of(data: DataConfig) -> Reading:
     """Return how the records of a configuration become documents."""
-    return Reading(FieldDocuments(data.field), data.invalid)
+    return Reading(RecordDocuments(FieldDocuments(data.field), ConversationDocuments.of(data)), data.invalid)
 
 
 def format_of(path: Path) -> RecordFormat | None:
@@ -77,16 +78,17 @@ def _by_content(path: Path) -> RecordFormat | None:
 
 def documents(path: Path, found: RecordFormat, maker: DocumentMaker) -> Iterator[Document | RecordError]:
     """Yield the documents of a file, which may be empty, and the errors of its invalid records, in order."""
-    for origin, fields in found.records(path, maker):
-        if isinstance(fields, RecordError):
-            yield fields
-            continue
-        try:
-            document = maker.document(fields, origin)
-        except RecordError as error:
-            yield error
-            continue
-        yield _error_of(document.text, origin) or document
+    with maker.opened() as make:
+        for origin, fields in found.records(path, maker):
+            if isinstance(fields, RecordError):
+                yield fields
+                continue
+            try:
+                document = make(fields, origin)
+            except RecordError as error:
+                yield error
+                continue
+            yield _error_of(document.text, origin) or document
 
 
 def _error_of(text: str, origin: Origin) -> RecordError | None:

@@ -133,10 +133,7 @@ class Bf16Update:
             pack_rows(new, part.first, pair)
             return
         state = map(rows, self._optimizer.state.values())
-        optimizer, step = self._optimizer, shard.step
-        if optimizer.rates:
-            step = optimizer.step_of(step, optimizer.rates[part.name])
-        optimizer.update_packed(old, new, rows(self._gradient), *state, part.first, pair, step)
+        self._optimizer.update_packed(old, new, rows(self._gradient), *state, part.first, pair, shard.step)
 
 
 class Fp16Update:

@@ -55,13 +55,14 @@ ADDED = {
 }
 """Settings that came later, with their defaults."""
 ADDED_TO_SECTIONS = {
-    "optimizer": {"lead": 0.0, "clip_value": 0.0, "groups": []},
+    "optimizer": {"lead": 0.0},
     "evaluation": {"gcd_loss": False},
     "schedule": {"delay_warmup": 0, "rewarm": 0, "rewarm_from": 0, "cooldown_share": 0.2, "cooldown": "1-sqrt"},
 }
 ADDED_DATA = {
     "tokenizer_path": "", "special_tokens": "tokens", "token_order": "id", "digits": "plain", "digit_places": 40,
     "digit_offset": 0, "shuffle": "drawn", "field": "text", "invalid": "refuse",
+    "conversations": None, "chat_template": "",
 }  # fmt: skip
 
 
