@@ -41,6 +41,8 @@ from threadloom.stages.config.lora import ALL_LINEAR as ALL_LINEAR, LoraConfig a
 from threadloom.stages.config.optimizer import (
     DelayCorrection as DelayCorrection,
     OptimizerConfig as OptimizerConfig,
+    OptimizerGroup as OptimizerGroup,
+    TensorRates as TensorRates,
 )
 from threadloom.stages.config.resolved import (
     BatchSizes as BatchSizes,

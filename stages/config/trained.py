@@ -55,10 +55,11 @@ class TrainConfig(Section, frozen=True, kw_only=True):
 
 def _matching(key: str, patterns: Iterable[str], geometry: Geometry) -> frozenset[str]:
     """Return the tensors that one of the patterns matches."""
-    return frozenset().union(*(_matching_one(key, pattern, geometry) for pattern in patterns))
+    return frozenset().union(*(matching_tensors(key, pattern, geometry) for pattern in patterns))
 
 
-def _matching_one(key: str, pattern: str, geometry: Geometry) -> frozenset[str]:
+def matching_tensors(key: str, pattern: str, geometry: Geometry) -> frozenset[str]:
+    """Return the tensors that a pattern of the setting `key` matches; raise ConfigError if there are none."""
     names = {name: name for name in parameter_shapes(geometry)} | huggingface_tied(geometry)
     found = {tensor for name, tensor in names.items() if fnmatchcase(name, pattern)}
     parts = huggingface_parts(geometry)

@@ -14,4 +14,15 @@ from threadloom.stages.inference.generation import (
 )
 from threadloom.stages.inference.model import Model as Model, ModelError as ModelError
 from threadloom.stages.inference.sampling import SamplingError as SamplingError, SamplingSettings as SamplingSettings
-from threadloom.stages.inference.text_evaluation import TextEvaluation as TextEvaluation, evaluate_text as evaluate_text
+from threadloom.stages.inference.text_evaluation import (
+    DocumentLoss as DocumentLoss,
+    Loss as Loss,
+    TextEvaluation as TextEvaluation,
+    TextOptions as TextOptions,
+    evaluate_text as evaluate_text,
+)
+from threadloom.stages.inference.token_scores import (
+    ScoredTokens as ScoredTokens,
+    TokenScores as TokenScores,
+    score_tokens as score_tokens,
+)

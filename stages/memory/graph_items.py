@@ -116,7 +116,7 @@ class Update:
     """Mean training loss of the batch, in nats per token that counts; None if none counts."""
     lr: float
     grad_norm: float
-    """Global norm of the gradient, unscaled, before clipping; inf or nan if the update was skipped."""
+    """Global norm of the gradient, unscaled, before clipping by norm; inf or nan if the update was skipped."""
     seconds: float
     """Time since the run started."""
     counted: int

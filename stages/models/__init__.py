@@ -50,6 +50,7 @@ from threadloom.stages.models.lora import (
 from threadloom.stages.models.parameters import (
     NONE_FROZEN as NONE_FROZEN,
     decayed_elements as decayed_elements,
+    decayed_tensors as decayed_tensors,
     derived_tensors as derived_tensors,
     initialise as initialise,
     keyed_generator as keyed_generator,

@@ -67,9 +67,13 @@ def decayed_elements(geometry: Geometry, trained: Set[str] | None = None) -> int
 
     None: of all tensors.
     """
-    matrices = (*dict(geometry.factors), *architecture_of(geometry).matrices, *lora_shapes(geometry))
-    decayed = {name for name in matrices if trained is None or name in trained}
+    decayed = {name for name in decayed_tensors(geometry) if trained is None or name in trained}
     return arena_size({name: shape for name, shape in trained_shapes(geometry).items() if name in decayed})
+
+
+def decayed_tensors(geometry: Geometry) -> frozenset[str]:
+    """Return the names of the tensors that weight decay applies to: the matrices."""
+    return frozenset((*dict(geometry.factors), *architecture_of(geometry).matrices, *lora_shapes(geometry)))
 
 
 def initialise(weights: Mapping[str, Floats], geometry: Geometry, seed: int, *, residual_scaling: bool = True) -> None:

@@ -25,6 +25,7 @@ from threadloom.stages.config import (
     DelayCorrection,
     ModelArchitecture,
     ModelConfig,
+    OptimizerGroup,
     ResolvedConfig,
     SpecialTokens,
     UnknownSettingError,
@@ -279,6 +280,7 @@ def _describe_type(kind: Any) -> str:
     names = {
         int: "an integer", float: "a number", bool: "true or false", str: "a string", type(None): "null",
         tuple[str, ...]: "a list of strings", tuple[int, ...]: "a list of integers",
+        tuple[OptimizerGroup, ...]: 'a list such as [{"match": "*.bias", "decay": 0}, {"match": "wte", "lr": 0.5}]',
     }  # fmt: skip
     return names.get(kind, "a section")
 

@@ -39,5 +39,7 @@ def field_types(section: type[msgspec.Struct]) -> dict[str, Any]:
 
 def sections_of(kind: Any) -> list[type[msgspec.Struct]]:
     """Return the section that is the type of a field, or those of a union; none for the type of a setting."""
+    if typing.get_origin(kind) is tuple:  # a list of structs is one setting
+        return []
     options = typing.get_args(kind) or (kind,)
     return [option for option in options if isinstance(option, type) and issubclass(option, msgspec.Struct)]

@@ -4,6 +4,8 @@ import enum
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
+
 from threadloom.stages.config import (
     Config,
     DelayCorrection,
@@ -36,6 +38,8 @@ _ALWAYS = (
     "schedule.kind",
     "schedule.warmup",
 )
+_ABSENT_IF_OFF = ("optimizer.lead", "optimizer.clip_value", "optimizer.groups")
+"""Settings that came later, and are not in the trajectories of earlier versions."""
 _BY_SCHEDULE = {
     ScheduleKind.CONSTANT: (),
     ScheduleKind.COSINE: ("schedule.min_lr", "schedule.decay_steps"),
@@ -88,7 +92,7 @@ def trajectory(config: Config, text_sha256: str | None = None) -> dict[str, Any]
     picked = {
         key: _as_json(value)
         for key, value in flatten(config).items()
-        if (key in keys or key.partition(".")[0] + "." in keys) and (key != "optimizer.lead" or value)
+        if (key in keys or key.partition(".")[0] + "." in keys) and (key not in _ABSENT_IF_OFF or value)
     }
     return picked if text_sha256 is None else {**picked, "data.text_sha256": text_sha256}
 
@@ -96,7 +100,7 @@ def trajectory(config: Config, text_sha256: str | None = None) -> dict[str, Any]
 def _as_json(value: object) -> object:
     if isinstance(value, enum.Enum):
         return value.value
-    return list(value) if isinstance(value, tuple) else value
+    return msgspec.to_builtins(list(value)) if isinstance(value, tuple) else value
 
 
 def trajectory_differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

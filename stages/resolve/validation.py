@@ -79,6 +79,7 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "optimizer.eps": (1e-30, 1),
     "optimizer.weight_decay": (0, 1e3),
     "optimizer.clip": (0, 1e9),
+    "optimizer.clip_value": (0, 1e9),
     "optimizer.lead": (0, 100),
     "schedule.warmup": (0, 1_000_000_000),
     "schedule.delay_warmup": (0, 1_000_000_000),
@@ -110,7 +111,8 @@ def validate(config: Config) -> None:
     _check_tokenizer(config.data)
     _check_digits(config.data)
     _check_embedding(config)
-    config.frozen_in(config.geometry_with(config.model.vocab_size or 1))
+    geometry = config.geometry_with(config.model.vocab_size or 1)
+    config.optimizer.tensor_rates(geometry, config.frozen_in(geometry))
     _check_batches(config)
     _check_blas_threads(config.threads.blas, config.gemm_backend)
     _check_schedule(config.schedule, config.optimizer)

@@ -20,7 +20,11 @@ class EmbeddingFactors:
     Each is one call per batch, in the thread of `Clip` and `Publish`.
     """
 
-    def __init__(self, derived: DerivedEmbedding, compute: Compute, geometry: Geometry) -> None:
+    def __init__(
+        self, derived: DerivedEmbedding, compute: Compute, geometry: Geometry, clip_value: float = 0.0
+    ) -> None:
+        """`clip_value` limits each element of the unscaled gradient, once the factors have theirs; 0: no limit."""
+        self._clip_value = clip_value
         (self._name,) = derived_tensors(geometry)
         self._factors = [name for name, _ in geometry.factors]
         self._derived, self._compute, self._geometry = derived, compute, geometry
@@ -32,10 +36,10 @@ class EmbeddingFactors:
     def _of(self, tensors: Mapping[str, Floats]) -> dict[str, Floats]:
         return {name: tensors[name] for name in self._factors}
 
-    def fold(self, gradient: Gradient, read: Bank) -> None:
+    def fold(self, gradient: Gradient, read: Bank, scale: float) -> None:
         """Compute the gradients of the factors, and the squares of the trained tensors alone.
 
-        `read` holds the version that the gradient was computed with.
+        `read` holds the version that the gradient was computed with, times `scale`.
         """
         arena = gradient.arena
         self._derived.fold(arena[self._name], self._of(read.arena), self._of(arena))
@@ -45,6 +49,8 @@ class EmbeddingFactors:
         whole = -(-trained // kernels.CHUNK)
         gradient.recompute_squares(range(min(of_factors, whole)), trained)
         gradient.recompute_squares(range(max(whole - 1, 0), whole), trained)
+        if self._clip_value:
+            gradient.clip_values(self._clip_value * scale, range(whole), trained)
 
     @property
     def digest(self) -> str:

@@ -74,6 +74,18 @@ class Gradient:
         flat = self.flat[:elements]
         kernels.sum_lanes(flat[np.newaxis], flat, self.squares, chunks.start, min(chunks.stop, whole))
 
+    def clip_values(self, limit: float, chunks: range, elements: int) -> None:
+        """Limit the first `elements` elements of some chunks to ± `limit`, and compute their squares again.
+
+        A chunk that is not finite is left as it is, so that the norm shows it.
+        """
+        bound = np.float32(limit)
+        for chunk in chunks:
+            if float(bound) ** 2 < self.squares[chunk] < math.inf:  # otherwise no element is larger
+                part = self.flat[chunk * kernels.CHUNK : min((chunk + 1) * kernels.CHUNK, elements)]
+                np.clip(part, -bound, bound, out=part)
+                self.recompute_squares(range(chunk, chunk + 1), elements)
+
     def norm(self) -> float:
         """Return the global norm, summed over the chunks in order."""
         return math.sqrt(math.fsum(self.squares.tolist()))
@@ -131,12 +143,17 @@ class Collect:
 class Reduce:
     """Sums a shard's chunks over the lanes, lane 0 first, and computes the sum of squares of each chunk."""
 
-    def __init__(self, lanes: Lanes, gradient: Gradient) -> None:
+    def __init__(self, lanes: Lanes, gradient: Gradient, clip_value: float = 0.0) -> None:
+        """`clip_value` limits each element of the unscaled gradient; 0: no limit."""
         self._lanes = lanes
         self._gradient = gradient
+        self._clip_value = clip_value
 
     def __call__(self, shard: ReduceShard) -> ReduceShard:
         """Write the shard's part of the gradient."""
         first, last = shard.chunks
-        kernels.sum_lanes(self._lanes.flat, self._gradient.flat, self._gradient.squares, first, last)
+        gradient = self._gradient
+        kernels.sum_lanes(self._lanes.flat, gradient.flat, gradient.squares, first, last)
+        if self._clip_value:
+            gradient.clip_values(self._clip_value * shard.scale, range(first, last), gradient.flat.size)
         return shard

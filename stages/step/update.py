@@ -61,7 +61,7 @@ class Clip:
         source, target = self._write
         batch, loss, scale = shards[0].batch, shards[0].loss, shards[0].scale
         if self._factors and self._read:
-            self._factors.fold(self._gradient, self._read)
+            self._factors.fold(self._gradient, self._read, scale)
         norm = self._gradient.norm() / scale
         finite = math.isfinite(norm) and loss.finite
         before = source.scaler  # read now: source and target may be the same bank

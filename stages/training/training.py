@@ -128,7 +128,8 @@ class Training:
 
         self.optimizer = create_optimizer(config)
         derived = derived or derived_embedding(config.embedding, VocabularyFacts(geometry.vocabulary))
-        self.factors = EmbeddingFactors(derived, self.compute, geometry) if derived else None
+        clip_value = config.optimizer.clip_value
+        self.factors = EmbeddingFactors(derived, self.compute, geometry, clip_value) if derived else None
         if start:
             start.require_embedding(derived.digest if derived else None)
         self.frozen = FrozenWeights(geometry, frozen, memory)
@@ -157,7 +158,7 @@ class Training:
         self.forward = Forward(self.compute)
         self.backward = Backward(self.compute, self.lanes, self.slots, self.scratch, geometry, self.accumulation)
         self.collect = Collect(self.banks, self.shards, scaled=self.scaler.on, finish=finish)
-        self.reduce = Reduce(self.lanes, self.gradient)
+        self.reduce = Reduce(self.lanes, self.gradient, 0.0 if self.factors else clip_value)
         self.clip = Clip(
             self.banks, self.lanes, self.gradient, self.shards, self.optimizer, self.scaler, self.snapshot, self.factors
         )

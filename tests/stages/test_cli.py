@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from loguru import logger
 
@@ -32,7 +33,7 @@ HELP = {
               "--overwrite", "config.json", "metrics.jsonl", "loss.png", "timeline.png", "trace.json", "Ctrl-C"),
     "sample": ("RUN", "--prompt", "--tokens", "--temperature", "--top-k", "--top-p", "--seed",
                "--stop", "--ignore-eos"),
-    "eval": ("RUN", "--text", "perplexity", "bits per character"),
+    "eval": ("RUN", "--text", "perplexity", "bits per character", "--stride", "--by-file", "--json", "bits per byte"),
     "tune": ("--config", "--budget", "--set"),
     "doctor": ("--json",),
 }  # fmt: skip
@@ -93,7 +94,7 @@ def test_from_text_to_sample_and_score(tmp_path: Path) -> None:
 
     own = command("eval", out)
     assert own.status == 0
-    for said in ("loss ", "perplexity ", "bits per character"):
+    for said in ("loss ", "perplexity ", "bits per character", "bits per byte"):
         assert said in own.out
     elsewhere = command("eval", out, "--text", tmp_path / "text.txt")
     assert elsewhere.status == 0
@@ -101,15 +102,19 @@ def test_from_text_to_sample_and_score(tmp_path: Path) -> None:
 
 
 def test_eval_repeats_the_final_validation_loss_of_the_run(tmp_path: Path) -> None:
-    """The last evaluation covers the whole split if enough batches are allowed, as `eval` does.
+    """The last evaluation covers the windows of the whole split if enough batches are allowed.
 
-    `eval` prints four decimals, and may compute in another order.
+    `eval` scores the tokens after the last whole window, too, prints four decimals, and may compute in another order.
     """
     config = story(tmp_path, "evaluation.final_batches=1000", "micro_batch=1", "steps=3")
     outcome = train(config, tmp_path / "run")
     assert outcome.val_loss is not None
-    said = command("eval", tmp_path / "run").out
     ids, targets = windows(tmp_path, config.model.context)
+    path = tmp_path / "run" / "data" / "validation.npy"
+    tokens = np.load(path)
+    assert f"({len(tokens) - 1} tokens, " in command("eval", tmp_path / "run").out
+    np.save(path, tokens[: ids.size + 1])
+    said = command("eval", tmp_path / "run").out
     assert f"({ids.size} tokens, " in said
     _, bound = mean_loss(weights_of(tmp_path / "run"), ids, targets, config.model.heads)
     assert abs(float(said.split()[1]) - outcome.val_loss) <= 0.5e-4 + 2.0 * bound

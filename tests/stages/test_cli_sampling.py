@@ -22,7 +22,7 @@ from threadloom.stages.inference.sampling import sample_token
 from threadloom.stages.machine import ThreadLimit
 from threadloom.stages.models import Geometry, parameter_shapes
 from threadloom.stages.resolve import to_json
-from threadloom.stages.step import ValidationLoss
+from threadloom.stages.step.float32 import Float32Compute
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -130,23 +130,23 @@ def test_an_evaluation_takes_the_threads_of_the_process_and_one_of_blas(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int
 ) -> None:
     """The loss is that of the whole text by the reference, at any number of threads."""
-    folder, text = folder_of(tmp_path), ("a text of several micro-batches, " * 80)[: 160 * GEOMETRY.context + 1]
+    folder = folder_of(tmp_path)
+    text = bytes(np.random.default_rng(2).integers(97, 123, 160 * GEOMETRY.context + 1).tolist()).decode()
     (tmp_path / "long.txt").write_text(text)
     ids = np.frombuffer(text.encode(), np.uint8).astype(np.int64)
-    parts, blas = list[range](), set[int]()
-    compute = ValidationLoss.losses
+    computing, blas = set[int](), set[int]()
+    compute = Float32Compute.forward
 
-    def losses(self: ValidationLoss, version: Any, windows: Any, part: range) -> list[float]:
-        parts.append(part)
+    def forward(self: Float32Compute, version: Any, slot: Any) -> None:
+        computing.add(id(self))  # each thread has its own
         blas.update(library.threads for library in loaded_blas())
-        return compute(self, version, windows, part)
+        compute(self, version, slot)
 
-    monkeypatch.setattr(ValidationLoss, "losses", losses)
-    monkeypatch.setattr("threadloom.stages.inference.text_evaluation.thread_limit", lambda: ThreadLimit(threads, ""))
+    monkeypatch.setattr(Float32Compute, "forward", forward)
+    monkeypatch.setattr("threadloom.stages.inference.token_scores.thread_limit", lambda: ThreadLimit(threads, ""))
     with blas_threads(2):
         out = command("eval", folder, "--text", tmp_path / "long.txt").out
-    assert len(parts) == threads
-    assert sorted(micro for part in parts for micro in part) == list(range(sum(map(len, parts))))
+    assert len(computing) == threads
     assert blas == {1}
     expected, bound = expected_loss(folder, ids, GEOMETRY.context)
     assert abs(float(out.split()[1]) - expected) <= bound

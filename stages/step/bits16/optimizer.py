@@ -133,7 +133,10 @@ class Bf16Update:
             pack_rows(new, part.first, pair)
             return
         state = map(rows, self._optimizer.state.values())
-        self._optimizer.update_packed(old, new, rows(self._gradient), *state, part.first, pair, shard.step)
+        optimizer, step = self._optimizer, shard.step
+        if optimizer.rates:
+            step = optimizer.step_of(step, optimizer.rates[part.name])
+        optimizer.update_packed(old, new, rows(self._gradient), *state, part.first, pair, step)
 
 
 class Fp16Update:

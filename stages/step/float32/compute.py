@@ -3,7 +3,11 @@
 from collections.abc import Container
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from threadloom.kernels import AccumulationTicket, Floats
+from threadloom.kernels.common import IGNORED_TARGET
 from threadloom.stages.layouts import ModelWeights, layout_of
 from threadloom.stages.memory import Float32Memory, MicroBatchSlot
 from threadloom.stages.models import Geometry
@@ -57,6 +61,15 @@ class Float32Compute:
     def loss(self, version: Version, slot: MicroBatchSlot, logits: Floats) -> float:
         """Run the head's forward pass."""
         return float(self._kernels.head_loss(version.weights, slot.activations, slot.targets, self._constants, logits))
+
+    def logits_of_rows(self, version: Version, slot: MicroBatchSlot, rows: NDArray[np.intp], logits: Floats) -> None:
+        """Write the logits (n, V) of n rows after `forward`, which must not be more than `memory.logits_shape` has."""
+        acts = slot.activations
+        x = acts.x[self._geometry.layers % len(acts.x)][rows]  # as in a micro-batch of these rows alone
+        chosen = acts._replace(x=x[None], h=acts.h[: len(rows)])
+        no_targets = np.full(len(rows), IGNORED_TARGET, np.int32)
+        # The rows are one chunk, whose logits remain in the scratch of the loss.
+        self._kernels.head_loss(version.weights, chosen, no_targets, self._constants, logits)
 
     def update_stage(self, gradient: Gradient, optimizer: Optimizer, shards: int) -> Float32Update:
         """Return the stage that updates the master."""

@@ -5,7 +5,7 @@ from collections.abc import Callable, Set
 from threadloom import kernels
 from threadloom.kernels import AdamWStep
 from threadloom.pipeline import Arena
-from threadloom.stages.config import ResolvedOptimizer
+from threadloom.stages.config import ResolvedOptimizer, TensorRates
 from threadloom.stages.models import NONE_FROZEN, Geometry, trained_shapes
 
 MOMENTS = {"m": 1, "v": 2}
@@ -25,6 +25,7 @@ class AdamWState:
         """`learning_rate` maps the number of an update, counted from 0, to its learning rate."""
         self._settings = settings
         self._learning_rate = learning_rate
+        self.rates = settings.tensor_rates(geometry, frozen)
         self.state = {name: Arena(trained_shapes(geometry, frozen)) for name in MOMENTS}
 
     @property
@@ -65,6 +66,10 @@ class AdamW(AdamWState):
             bias_correction2=1.0 - s.beta2 ** (applied + 1),
             grad_scale=clip_factor(s.clip, grad_norm) / scale,
         )
+
+    def step_of(self, step: AdamWStep, rates: TensorRates) -> AdamWStep:
+        """Return the parameters of an update for a tensor with rates of its own."""
+        return step._replace(lr=step.lr * rates.lr, weight_decay=rates.weight_decay)
 
 
 def clip_factor(limit: float, grad_norm: float) -> float:

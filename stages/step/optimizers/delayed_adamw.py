@@ -5,7 +5,7 @@ from collections.abc import Callable, Set
 from threadloom import kernels
 from threadloom.kernels import DelayedAdamWStep
 from threadloom.pipeline import Arena
-from threadloom.stages.config import ResolvedOptimizer
+from threadloom.stages.config import ResolvedOptimizer, TensorRates
 from threadloom.stages.models import NONE_FROZEN, Geometry, trained_shapes
 from threadloom.stages.step.optimizers.adamw import AdamWState, clip_factor
 from threadloom.stages.step.optimizers.optimizer import MASTER
@@ -42,6 +42,11 @@ class LeadAdamW(AdamWState):
             horizon=self._horizon(batch),
             grad_scale=clip_factor(s.clip, grad_norm) / scale,
         )
+
+    def step_of(self, step: DelayedAdamWStep, rates: TensorRates) -> DelayedAdamWStep:
+        """Return the parameters of an update for a tensor with rates of its own."""
+        lr, horizon = step.lr * rates.lr, step.horizon * rates.lr
+        return step._replace(lr=lr, horizon=horizon, weight_decay=rates.weight_decay)
 
     def _horizon(self, batch: int) -> float:
         return 0.0

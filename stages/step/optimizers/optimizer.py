@@ -1,11 +1,12 @@
 """The protocol of an optimizer, and its application to a range of the master weights."""
 
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from threadloom.pipeline import Arena
+from threadloom.stages.config import TensorRates
 from threadloom.stages.memory import StepParameters, UpdateShard
 from threadloom.stages.models import Geometry, decayed_elements, derived_tensors
 
@@ -30,6 +31,10 @@ class Optimizer(Protocol):
         """The weights, an arena of `state`, if the versions are forecasts; None if the versions are the weights."""
 
     @property
+    def rates(self) -> Mapping[str, TensorRates]:
+        """The rates of each tensor; empty if all have the same but for weight decay, which matrices alone have."""
+
+    @property
     def update(self) -> Callable[..., None]:
         """Kernel: ``update(old, new, gradient, *state, decayed, step)`` on flat arrays of equal length.
 
@@ -49,6 +54,9 @@ class Optimizer(Protocol):
         `grad_norm` is the unscaled global norm; the gradient itself still contains the loss scale `scale`.
         """
 
+    def step_of(self, step: Any, rates: TensorRates) -> Any:
+        """Return the parameters of an update for a tensor with rates of its own; `step` is a result of `step`."""
+
 
 def trained_elements(geometry: Geometry, layout: Arena) -> int:
     """Return the number of leading elements of an arena of updated tensors that the optimizer updates."""
@@ -64,6 +72,7 @@ class MasterUpdate:
         self._trained = trained_elements(geometry, gradient)
         self._gradient = gradient.flat
         self._optimizer = optimizer
+        self._ranges = rate_ranges(gradient, optimizer.rates)
 
     def apply(self, shard: UpdateShard, start: int, stop: int) -> None:
         """Write the elements `start` … `stop` - 1 of the new version; a skipped update copies the old one.
@@ -78,6 +87,32 @@ class MasterUpdate:
         if shard.skipped:
             np.copyto(new, old)
             return
+        if not self._ranges:
+            self._update(shard, start, stop, min(max(self._decayed - start, 0), stop - start), shard.step)
+        for first, last, rates in self._ranges:
+            if first < stop and start < last:
+                begin, end = max(first, start), min(last, stop)
+                self._update(shard, begin, end, end - begin, self._optimizer.step_of(shard.step, rates))
+
+    def _update(self, shard: UpdateShard, start: int, stop: int, decayed: int, step: StepParameters) -> None:
+        part = slice(start, stop)
+        old, new = shard.source.arena.flat[part], shard.target.arena.flat[part]
         state = (arena.flat[part] for arena in self._optimizer.state.values())
-        decayed = min(max(self._decayed - start, 0), stop - start)
-        self._optimizer.update(old, new, self._gradient[part], *state, decayed, shard.step)
+        self._optimizer.update(old, new, self._gradient[part], *state, decayed, step)
+
+
+def rate_ranges(layout: Arena, rates: Mapping[str, TensorRates]) -> list[tuple[int, int, TensorRates]]:
+    """Return the ranges of elements of an arena that have the same rates, in order; none if `rates` is empty.
+
+    The padding between two tensors belongs to the first one.
+    """
+    ranges: list[tuple[int, int, TensorRates]] = []
+    for name, of_tensor in rates.items():
+        start, stop = layout.offset(name), layout.offset(name) + layout[name].size
+        if ranges:
+            first, _, of_last = ranges[-1]
+            ranges[-1] = first, start, of_last
+            if of_last == of_tensor:
+                start = ranges.pop()[0]
+        ranges.append((start, stop, of_tensor))
+    return ranges

@@ -13,7 +13,7 @@ from threadloom.stages.config import Config, DataConfig, Gpt2Config, TokenizerKi
 from threadloom.stages.data import Dataset, StringText, TokenFile, prepare, prepared_order
 from threadloom.stages.data.token_file import DataError
 from threadloom.stages.data.token_order import ulam_point, ulam_ring, vocabulary_order
-from threadloom.stages.inference.text_evaluation import decoded_characters
+from threadloom.stages.inference.evaluated_text import decoded_size
 from threadloom.stages.models import VocabularyOrder
 from threadloom.stages.resolve import trajectory, trajectory_differences
 
@@ -113,7 +113,7 @@ def test_with_every_tokenizer_the_text_is_the_same(tmp_path: Path, kind: Tokeniz
         before, now = getattr(plain, split), getattr(data, split)
         np.testing.assert_array_equal(restored(data, now), before.ids)
         ordered = TokenFile(now.ids, now.vocab_size, 1, now.path, data.order)
-        assert decoded_characters(data.tokenizer, ordered) == decoded_characters(plain.tokenizer, before)
+        assert decoded_size(data.tokenizer, ordered) == decoded_size(plain.tokenizer, before)
     assert (tmp_path / "ordered" / "tokenizer.json").read_bytes() == (tmp_path / "plain/tokenizer.json").read_bytes()
 
 

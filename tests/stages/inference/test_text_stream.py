@@ -15,7 +15,7 @@ from threadloom.stages.data.bytes_tokenizer import BytesTokenizer
 from threadloom.stages.data.character_tokenizer import CharacterTokenizer
 from threadloom.stages.data.chunked_text import StringText
 from threadloom.stages.data.library_tokenizer import LibraryTokenizer
-from threadloom.stages.inference.text_evaluation import decoded_characters
+from threadloom.stages.inference.evaluated_text import decoded_size
 from threadloom.stages.inference.text_stream import KEPT, StopSearch, TextStream
 
 TEXT = "größer ☃ 😀 日本語 e\u0301 \ufffd the cat sat on the mat " * 3
@@ -69,20 +69,20 @@ def test_the_pieces_of_a_text_are_whole_characters(name: str) -> None:
 @pytest.mark.parametrize("name", ALL)
 @given(numbers=st.lists(st.integers(0, 10**6), min_size=2, max_size=80))
 @example(numbers=[0xF0, 0x9F, 0x98, 0x80] * 9)  # in bytes: four of one character
-def test_characters_are_counted_in_parts(name: str, numbers: list[int]) -> None:
+def test_characters_and_bytes_are_counted_in_parts(name: str, numbers: list[int]) -> None:
     """Parts of 5 ids instead of 65,536, cut anywhere; only runs of bytes without text may be counted differently."""
     tokenizer = ALL[name]
     ids = np.array([number % tokenizer.vocab_size for number in numbers], np.uint16)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("threadloom.stages.inference.text_evaluation._DECODED", 5)
-        found = decoded_characters(tokenizer, TokenFile(ids, tokenizer.vocab_size, 1, Path("validation.npy")))
+        patch.setattr("threadloom.stages.inference.evaluated_text._DECODED", 5)
+        found = decoded_size(tokenizer, TokenFile(ids, tokenizer.vocab_size, 1, Path("validation.npy")))
     expected = tokenizer.decode(ids)
     if "\ufffd" not in expected:
-        assert found == len(expected)
+        assert found == (len(expected), len(expected.encode()))
     ids = tokenizer.encode(expected.replace("\ufffd", "")).astype(np.uint16)
     if len(ids) > 1:
-        found = decoded_characters(tokenizer, TokenFile(ids, tokenizer.vocab_size, 1, Path("x")))
-        assert found == len(tokenizer.decode(ids))
+        found = decoded_size(tokenizer, TokenFile(ids, tokenizer.vocab_size, 1, Path("x")))
+        assert found.characters == len(tokenizer.decode(ids))
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)

@@ -1,9 +1,11 @@
 """Reading and changing configurations."""
 
+import enum
 import json
 import re
 import subprocess
 import sys
+import typing
 from pathlib import Path
 
 import pytest
@@ -13,26 +15,14 @@ from tests.stages.resolve.support import configs, refusal, tiny
 from threadloom.stages.config import (
     Config,
     ConfigError,
-    ConversationLayout,
-    Cooldown,
-    DelayCorrection,
-    Digits,
-    EmbeddingBasis,
-    EmbeddingLattice,
-    EmbeddingLayout,
-    Gemm,
     Gpt2Config,
     LlamaConfig,
     LossScaling,
-    MatmulPrecision,
     ModelArchitecture,
+    OptimizerGroup,
     Precision,
-    RotaryScaling,
     ScheduleKind,
-    Shuffle,
-    SpecialTokens,
     TokenizerKind,
-    TokenOrder,
     flatten,
 )
 from threadloom.stages.resolve.loading import (
@@ -96,27 +86,19 @@ def sample(kind: object) -> tuple[str, object]:
         (tuple[str, ...], "a dir/b.txt", ("a dir/b.txt",)),
         (tuple[int, ...], "3", (3,)),
         (tuple[tuple[int, int], ...], "[[3,2],[0,1]]", ((3, 2), (0, 1))),
-        (RotaryScaling, "linear", RotaryScaling.LINEAR),
-        (ScheduleKind, "linear", ScheduleKind.LINEAR),
-        (Cooldown, "linear", Cooldown.LINEAR),
-        (TokenizerKind, "bpe", TokenizerKind.BPE),
-        (SpecialTokens, "text", SpecialTokens.TEXT),
-        (TokenOrder, "ulam", TokenOrder.ULAM),
-        (Digits, "abacus", Digits.ABACUS),
-        (Shuffle, "epochs", Shuffle.EPOCHS),
-        (ConversationLayout, "alpaca", ConversationLayout.ALPACA),
-        (EmbeddingLayout, "primes", EmbeddingLayout.PRIMES),
-        (EmbeddingBasis, "pca", EmbeddingBasis.PCA),
-        (EmbeddingLattice, "e8", EmbeddingLattice.E8),
-        (Gemm | None, "blas", Gemm.BLAS),
-        (Precision, "auto", Precision.AUTO),
-        (MatmulPrecision, "high", MatmulPrecision.HIGH),
-        (LossScaling | None, "static", LossScaling.STATIC),
-        (DelayCorrection | None, "none", DelayCorrection.NONE),
+        (
+            tuple[OptimizerGroup, ...],
+            '[{"match": "wte", "lr": 0.5}, {"match": "*", "decay": 0}]',
+            (OptimizerGroup(match="wte", lr=0.5), OptimizerGroup(match="*", decay=0.0)),
+        ),
         (float | None, "0.5", 0.5),
         (bool | None, "true", True),
         (bool, "false", False),
     ]
+    for choices in (kind, *typing.get_args(kind)):
+        if isinstance(choices, type) and issubclass(choices, enum.Enum):
+            last = list(choices)[-1]
+            return last.value, last
     return next((text, value) for option, text, value in options if option == kind)
 
 

@@ -11,7 +11,7 @@ from tests.stages.training.test_bits16 import assert_packed_equals_master
 from threadloom.kernels.bits16.adamw import BLOCK
 from threadloom.kernels.compiling.jit import JIT_ENABLED
 from threadloom.pipeline import Arena, LanePlan, Lanes
-from threadloom.stages.config import Precision, ResolvedOptimizer
+from threadloom.stages.config import OptimizerGroup, Precision, ResolvedOptimizer
 from threadloom.stages.memory.bank import Bank
 from threadloom.stages.memory.graph_items import BatchLoss, UpdateShard
 from threadloom.stages.memory.loss_scale import Scaled, ScaleState
@@ -88,16 +88,22 @@ Kind = Callable[..., Optimizer]
 KINDS: tuple[Kind, ...] = (AdamW, LeadAdamW, partial(ForecastAdamW, delay=2))
 
 
+GROUPS = (
+    OptimizerGroup(match="*bias", lr=3.0), OptimizerGroup(match="wte", decay=0.5), OptimizerGroup(match="fc*", lr=0.1)
+)  # fmt: skip
+
+
 class RandomUpdate:
     """One update of random weights, from the same state each time."""
 
     def __init__(
-        self, geometry: Geometry, precision: Precision, in_place: bool, skipped: bool, kind: Kind = AdamW
-    ) -> None:
+        self, geometry: Geometry, precision: Precision, in_place: bool, skipped: bool, kind: Kind = AdamW,
+        groups: tuple[OptimizerGroup, ...] = (),
+    ) -> None:  # fmt: skip
         rng = np.random.default_rng([geometry.vocabulary, geometry.channels])
         self.precision, self.geometry = precision, geometry
         self.compute = Bits16Compute(precision, geometry, 1)
-        settings = ResolvedOptimizer(beta1=0.9, lead=0.9)
+        settings = ResolvedOptimizer(beta1=0.9, lead=0.9, groups=groups)
         self.optimizer: Optimizer = kind(settings, lambda _: 3e-3, geometry)
         lanes = Lanes(parameter_shapes(geometry), LanePlan(1, 1), 0)
         self.gradient = Gradient(lanes, 1)
@@ -134,14 +140,15 @@ class RandomUpdate:
 @settings(max_examples=25, derandomize=True, deadline=None)
 @given(
     geometry=geometries, shards=st.integers(1, 9), in_place=st.booleans(), skipped=st.booleans(),
-    kind=st.sampled_from(KINDS),
+    kind=st.sampled_from(KINDS), groups=st.sampled_from([(), GROUPS]),
 )  # fmt: skip
 def test_any_number_of_shards_computes_the_bits_of_the_float32_update_and_packs_the_new_weights(
-    precision: Precision, geometry: Geometry, shards: int, in_place: bool, skipped: bool, kind: Kind
-) -> None:
-    plain = RandomUpdate(geometry, precision, in_place, skipped, kind)
+    precision: Precision, geometry: Geometry, shards: int, in_place: bool, skipped: bool, kind: Kind,
+    groups: tuple[OptimizerGroup, ...],
+) -> None:  # fmt: skip
+    plain = RandomUpdate(geometry, precision, in_place, skipped, kind, groups)
     before = plain.source.arena.flat.tobytes()
     expected = plain.apply(1, packs=False)
-    found = RandomUpdate(geometry, precision, in_place, skipped, kind).apply(shards, packs=True)
+    found = RandomUpdate(geometry, precision, in_place, skipped, kind, groups).apply(shards, packs=True)
     assert found == expected
     assert (found[0] == before) is skipped

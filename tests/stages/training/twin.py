@@ -7,6 +7,7 @@ reference training is disturbed, so that they contain how later updates amplify 
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 
 import numpy as np
 
@@ -83,6 +84,8 @@ def train_reference(training: Training, weights: Tensors, packed: Format | None 
         losses = reference.cross_entropy_forward(record.logits, targets)
         counted = max(int(np.count_nonzero(targets >= 0)), 1)
         grads = oracle.backward(read, record, targets, 1.0 / counted)
+        if s.clip_value:
+            grads = {name: np.clip(gradient, -s.clip_value, s.clip_value) for name, gradient in grads.items()}
         clipped, norm = reference.clip_by_global_norm({name: grads[name] for name in zero}, s.clip)
         _update(twin, config, clipped, batch, oracle.decayed)
         twin.losses.append(float(rounded_sum(losses)) / counted)
@@ -91,21 +94,38 @@ def train_reference(training: Training, weights: Tensors, packed: Format | None 
 
 
 def _update(twin: Twin, config: ResolvedConfig, clipped: Tensors, batch: int, decayed: tuple[str, ...]) -> None:
-    """Append the version that follows from the gradient of a batch."""
+    """Append the version that follows from the gradient of a batch, tensor by tensor."""
     s, correction = config.optimizer, config.delay_correction
-    constants = AdamW(_rate(config, batch), s.beta1, s.beta2, s.eps, s.weight_decay, decayed)
-    trained = {name: twin.weights[name] for name in clipped}
-    if correction in (DelayCorrection.NONE, DelayCorrection.WARMUP):
-        made, twin.m, twin.v = reference.adamw(trained, clipped, twin.m, twin.v, batch + 1, constants)
-        version = made
-    else:
-        horizon = sum(_rate(config, batch + ahead) for ahead in range(1, config.delay + 1))
-        lead = s.lead if correction.has_lead else 0.0
-        update = reference.delayed_adamw(trained, clipped, twin.m, twin.v, batch + 1, constants, lead, horizon)
-        made, twin.m, twin.v = update.weights, update.m, update.v
-        version = update.forecast if twin.forecasts else made
+    made: Tensors = {}
+    version: Tensors = {}
+    m, v = dict(twin.m), dict(twin.v)
+    for name in clipped:
+        factor, decay = _group(config, name, s.weight_decay if name in decayed else 0.0)
+        constants = AdamW(factor * _rate(config, batch), s.beta1, s.beta2, s.eps, decay, (name,))
+        w, g, m1, v1 = ({name: tensors[name]} for tensors in (twin.weights, clipped, twin.m, twin.v))
+        if correction in (DelayCorrection.NONE, DelayCorrection.WARMUP):
+            weights, new_m, new_v = reference.adamw(w, g, m1, v1, batch + 1, constants)
+            version |= weights
+        else:
+            horizon = factor * sum(_rate(config, batch + ahead) for ahead in range(1, config.delay + 1))
+            lead = s.lead if correction.has_lead else 0.0
+            update = reference.delayed_adamw(w, g, m1, v1, batch + 1, constants, lead, horizon)
+            weights, new_m, new_v = update.weights, update.m, update.v
+            version |= update.forecast if twin.forecasts else weights
+        made, m, v = made | weights, m | new_m, v | new_v
+    twin.m, twin.v = m, v
     twin.weights = {**twin.weights, **made}
     twin.versions.append({**twin.versions[-1], **version})
+
+
+def _group(config: ResolvedConfig, name: str, decay: float) -> tuple[float, float]:
+    """Return the factor of the learning rate and the weight decay of a tensor, as the last groups with it say."""
+    factor = 1.0
+    for group in config.optimizer.groups:
+        if fnmatchcase(name, group.match):
+            factor = factor if group.lr is None else group.lr
+            decay = decay if group.decay is None else group.decay
+    return factor, decay
 
 
 def _rate(config: ResolvedConfig, batch: int) -> float:

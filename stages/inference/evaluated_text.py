@@ -1,0 +1,217 @@
+"""The tokens of texts that are evaluated, and the sizes of the texts, which losses of tokenizers are compared by."""
+
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+
+from threadloom.stages.config import ConfigError, InputError
+from threadloom.stages.console import PeriodicLog
+from threadloom.stages.data import (
+    DataError,
+    Document,
+    Reading,
+    Text,
+    TokenFile,
+    Tokenizer,
+    append_ids,
+    prepared_order,
+    read_text,
+    token_type,
+)
+from threadloom.stages.inference.model import Model
+
+_DECODED = 1 << 16
+"""Ids that are decoded at a time."""
+_REPLACEMENT = "\ufffd"
+"""Decoded in place of bytes that are no character."""
+_LONGEST = 4
+"""Bytes, and thus tokens, of the longest character."""
+
+
+class TextSize(NamedTuple):
+    """Size of a text."""
+
+    characters: int
+    bytes: int
+    """In UTF-8."""
+
+
+@dataclass(frozen=True)
+class EvaluatedDocument:
+    """A text that is scored by itself: its first token follows no other one."""
+
+    name: str
+    """Path of its file, with the line of a record; of several files that are one text, those of all."""
+    start: int
+    """Position of its first token in the token file."""
+    tokens: int
+    given: int
+    """Number of its first tokens that are not scored: those with which the tokenizer begins a text, otherwise one."""
+    size: TextSize
+    """Size of the text of the tokens that are scored."""
+
+
+@dataclass(frozen=True)
+class EvaluatedTokens:
+    """Documents one after another in a token file."""
+
+    file: TokenFile
+    documents: tuple[EvaluatedDocument, ...]
+
+
+@contextmanager
+def text_tokens(model: Model, texts: tuple[str, ...], reading: Reading) -> Iterator[EvaluatedTokens]:
+    """Yield the tokens of texts, in a temporary file that has no name. Files of plain text are one document or several.
+
+    Raises `DataError` if no document has a token to score, and the errors of `read_text`.
+    """
+    text = read_text(texts, reading=reading)
+    # Wide enough for an id that the model has no row for, which `TokenFile` refuses.
+    kind = token_type(max(model.geometry.vocabulary, model.tokenizer.vocab_size))
+    try:
+        with tempfile.TemporaryFile(prefix="threadloom-") as file:
+            writer = _Writer(model.tokenizer, file, kind)
+            documents = tuple(found for name, chunks in _named(text, texts) if (found := writer.add(name, chunks)))
+            if not documents:
+                expected = "a text of at least two tokens, one to predict from the other"
+                raise DataError(texts[0], expected=expected, got=f"{writer.count}")
+            file.flush()
+            ids = np.asarray(np.memmap(file, kind, "r", shape=(writer.count,)))
+            yield EvaluatedTokens(TokenFile(ids, model.geometry.vocabulary, 1, Path(texts[0])), documents)
+    except OSError as error:
+        raise DataError(
+            ", ".join(texts),
+            expected="a temporary file for the tokens of the text",
+            got=error.strerror or str(error),
+            hint="set TMPDIR to a writable folder on a disk with more space",
+        ) from error
+
+
+def _named(text: Text, texts: tuple[str, ...]) -> Iterator[tuple[str, Iterable[str]]]:
+    """Yield the name of each document and its chunks, which are to be read before the next."""
+    progress = PeriodicLog()
+    done = 0
+
+    def reported(chunks: Iterable[str]) -> Iterator[str]:
+        nonlocal done
+        for chunk in chunks:
+            yield chunk
+            done += len(chunk)
+            progress("tokenising the text: {:.0%}", done / text.characters)
+
+    if text.documents is None:
+        yield ", ".join(texts), reported(text.chunks())
+        return
+    for part in text.parts():
+        yield str(part.origin), reported([part.text] if isinstance(part, Document) else part.chunks)
+
+
+def validation_tokens(model: Model, run: Path) -> EvaluatedTokens:
+    """Return the tokens of the validation split of a run, as one document; raises `ConfigError` if they are missing."""
+    path = run / "data" / "validation.npy"
+    if not path.exists():
+        raise ConfigError(
+            str(path),
+            expected="the validation tokens of a run",
+            got="no such file",
+            cause="the path is not a run directory, or its data were removed",
+            hint="pass a text with --text FILE_OR_DIR",
+        )
+    tokens = TokenFile.open(path, model.geometry.vocabulary, 1, prepared_order(path.parent))
+    beginning = tokens.tokenizer_ids(0, 1 + _LONGEST)
+    size = decoded_size(model.tokenizer, tokens)
+    first = size_of_first_token(model.tokenizer, beginning, model.tokenizer.decode(tokens.tokenizer_ids(0, 64)))
+    return EvaluatedTokens(tokens, (EvaluatedDocument(str(path), 0, len(tokens), 1, _difference(size, first)),))
+
+
+def decoded_size(tokenizer: Tokenizer, tokens: TokenFile) -> TextSize:
+    """Return the size of the tokens' text, which is decoded in parts of whole characters."""
+    characters = bytes_ = start = 0
+    try:
+        while start < len(tokens):
+            decode = tokenizer.decode_following if start else tokenizer.decode
+            for end in range(start + _DECODED, start + _DECODED + _LONGEST):
+                text = decode(tokens.tokenizer_ids(start, end))
+                if not text.endswith(_REPLACEMENT):
+                    break
+            characters, bytes_, start = characters + len(text), bytes_ + len(text.encode()), end
+    except InputError as error:
+        raise DataError(
+            str(tokens.path),
+            expected=error.expected,
+            got=f"{error.got} as {error.subject}",
+            cause="the file is damaged, or belongs to another tokenizer",
+            hint="pass a text with --text FILE_OR_DIR, or resume the run, which rebuilds the file from its text",
+        ) from error
+    return TextSize(characters, bytes_)
+
+
+def size_of_first_token(tokenizer: Tokenizer, ids: np.ndarray, text: str) -> TextSize:
+    """Return the size of the part of a text that its first token has: `ids` are the first ones, `text` its beginning.
+
+    A character that it has some bytes of belongs to the token that completes it.
+    """
+    own, rest = tokenizer.decode(ids[:1]), tokenizer.decode_following(ids[1 : 1 + _LONGEST])
+    whole = own.rstrip(_REPLACEMENT)
+    if text.startswith(own) and (own == whole or text.startswith(rest.rstrip(_REPLACEMENT), len(own))):
+        return TextSize(len(own), len(own.encode()))
+    if not text.startswith(whole) or len(text) == len(whole):  # the tokenizer changes the text
+        return TextSize(min(len(own), len(text)), min(len(own.encode()), len(text.encode())))
+    length = len(text[len(whole)].encode())
+    missing = len(rest) - len(rest.lstrip(_REPLACEMENT))  # one for each byte that continues a character
+    return TextSize(len(whole), len(whole.encode()) + length - min(max(missing, 1), length - 1))
+
+
+class _Writer:
+    """Appends the tokens of documents to a file."""
+
+    def __init__(self, tokenizer: Tokenizer, file: BinaryIO, kind: np.dtype[Any]) -> None:
+        self._tokenizer, self._file, self._kind = tokenizer, file, kind
+        self.count = 0
+
+    def add(self, name: str, text: Iterable[str]) -> EvaluatedDocument | None:
+        """Append a document; return None if none of its tokens can be scored."""
+        beginning, start = self._tokenizer.beginning, self.count
+        chunks = _Measured(text)
+        head = np.zeros(0, np.int32)
+
+        def parts() -> Iterator[np.ndarray]:
+            nonlocal head
+            if len(beginning):
+                yield beginning
+            for ids in self._tokenizer.encode_chunks(chunks):
+                if len(head) <= _LONGEST:
+                    head = np.concatenate([head, ids[: 1 + _LONGEST]])
+                yield ids
+
+        self.count += append_ids(self._file, parts(), self._kind)
+        tokens, given, size = self.count - start, len(beginning) or 1, chunks.size
+        if tokens <= given:
+            return None
+        if not len(beginning):
+            size = _difference(size, size_of_first_token(self._tokenizer, head, chunks.beginning))
+        return EvaluatedDocument(name, start, tokens, given, size)
+
+
+class _Measured:
+    """Chunks of a text, whose size is known once they have been taken."""
+
+    def __init__(self, chunks: Iterable[str]) -> None:
+        self._chunks = chunks
+        self.size = TextSize(0, 0)
+        self.beginning = ""
+
+    def __iter__(self) -> Iterator[str]:
+        for chunk in self._chunks:
+            self.beginning = self.beginning or chunk
+            self.size = TextSize(self.size.characters + len(chunk), self.size.bytes + len(chunk.encode()))
+            yield chunk
+
+
+def _difference(size: TextSize, other: TextSize) -> TextSize:
+    return TextSize(size.characters - other.characters, size.bytes - other.bytes)
