@@ -25,11 +25,13 @@ from threadloom.stages.tools.common import base_option, reported_errors
 def evaluate(*, run: Path, base: Path | None, texts: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Compute the loss of a trained model on a text.
 
-    Prints it in nats per token, as perplexity, and in bits per character and bits per byte. Those of models with
-    different tokenizers can be compared. RUN is a run directory, whose newest checkpoint is used, a checkpoint, or the
-    folder of a model in Hugging Face's layout. Without --text, the loss is that of the whole validation part of the
-    run's text. (The losses that `train` reports are those of some windows of that part: evaluation.batches of them, and
-    evaluation.final_batches at the end.) Each token but the first is scored once. Records are scored by themselves.
+    Prints nats per token, perplexity, bits per character and bits per byte.
+
+    The last two of models with different tokenizers can be compared. RUN is a run directory, whose newest checkpoint is
+    used, a checkpoint, or the folder of a model in Hugging Face's layout. Without --text, the loss is that of the whole
+    validation part of the run's text. (The losses that `train` reports are those of some windows of that part:
+    evaluation.batches of them, and evaluation.final_batches at the end.) Each token but the first is scored once.
+    Records are scored by themselves.
     """
     with reported_errors():
         from threadloom.stages.config import InvalidRecords
