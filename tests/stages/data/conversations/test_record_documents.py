@@ -78,8 +78,7 @@ def test_ids_and_mask_are_those_of_the_parts_encoded_by_the_library(tmp_path: Pa
     assert found.ids.tolist() == ids
     assert found.counted is not None
     assert np.array_equal(found.counted, counted)
-    ends = library.token_to_id("<|im_end|>")
-    assert ids.count(ends) == 2, "the user's is text"
+    assert [library.id_to_token(number) for number in ids].count("<|im_end|>") == 2, "the user's is text"
 
 
 def test_bad_conversations_are_refused_or_skipped_and_counted(tmp_path: Path, data: DataConfig) -> None:
