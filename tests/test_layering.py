@@ -32,7 +32,7 @@ EXPORTS: dict[str, str] = {
     "kernels": """
         ATTENTION_TILE CHUNK AccumulationTicket Activations AdamWStep Affine AttentionActivations BlasInfo DecodeScratch
         Floats GemmBackend Gpt2Constants HeadCounts HeadNormWeights KVCache Op RowStatistics Scratch TokenIds Weights
-        DelayedAdamWStep adamw_forecast_update adamw_lead_update adamw_update
+        DelayedAdamWStep adamw_forecast_update adamw_lead_update adamw_update average_weights
         attention_backward attention_forward blas_info blocks_backward blocks_forward cross_entropy_backward
         cross_entropy_forward decode_token embedding_backward embedding_forward flushing_blas_threads gelu_backward
         gelu_forward gemm gemm_backend head_backward head_loss head_norm_backward head_norm_forward layernorm_apply

@@ -19,6 +19,7 @@ from threadloom.kernels.common.adamw_delayed import (
     adamw_forecast_update as adamw_forecast_update,
     adamw_lead_update as adamw_lead_update,
 )
+from threadloom.kernels.common.averaging import average_weights as average_weights
 from threadloom.kernels.common.bands import (
     BandedConstants as BandedConstants,
     BandedWeights as BandedWeights,

@@ -47,6 +47,12 @@ class CheckpointFormat(Protocol):
     def read_optimizer(self, directory: Path, geometry: Geometry, state: Mapping[str, Weights]) -> None:
         """Read the optimizer's state into the arenas of `state`, bit for bit."""
 
+    def read_average(self, directory: Path, weights: Weights) -> None:
+        """Read the average of the weights into the tensors that were trained; the others are left as they are.
+
+        Raises CheckpointError if there is none.
+        """
+
 
 FORMATS: Mapping[int, CheckpointFormat] = {1: SafetensorsFormat(), 2: AdapterFormat(), 3: FactorsFormat()}
 """Number in the manifest → format. A change that older releases would misread needs a new number."""

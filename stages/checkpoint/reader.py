@@ -12,6 +12,7 @@ from threadloom.stages.checkpoint.base_model import BaseModel
 from threadloom.stages.checkpoint.format import FORMATS, CheckpointFormat, Weights, can_hold
 from threadloom.stages.checkpoint.manifest import MANIFEST_FILE, CheckpointManifest, read_manifest
 from threadloom.stages.checkpoint.merging import read_merged
+from threadloom.stages.checkpoint.safetensors_format import OPTIMIZER_FILE
 from threadloom.stages.checkpoint.state import kept_versions
 from threadloom.stages.memory import ScaleState
 from threadloom.stages.models import Geometry, UnsupportedModelError, geometry_from_json, parameter_shapes
@@ -49,12 +50,13 @@ class Checkpoint:
     """Digest of the function from factors to the token embedding, of a run that trains factors."""
 
     @classmethod
-    def open(cls, path: Path, *, for_training: bool = True, base: Path | None = None) -> Self:
+    def open(cls, path: Path, *, for_training: bool = True, base: Path | None = None, average: bool = False) -> Self:
         """Verify size and SHA-256 of each file of a checkpoint, and return its description.
 
         Without `for_training` only the newest weights, their configuration and the tokenizer are verified, which is
         enough to sample or evaluate; other files may be missing. `base` is the folder of the frozen model of a run with
-        adapters, if it has been moved. Raises `CheckpointError`.
+        adapters, if it has been moved. With `average` the average of the weights is verified too. Raises
+        `CheckpointError`.
         """
         hint = _damage_hint(path)
         manifest = read_manifest(path, hint)
@@ -62,7 +64,10 @@ class Checkpoint:
         layout = FORMATS[manifest.format]
         tokenizer = {manifest.tokenizer} if manifest.tokenizer else set[str]()
         _require_records(path, manifest, layout.training_files(versions) | tokenizer, hint)
-        for name in sorted((layout.training_files(versions) if for_training else layout.model_files()) | tokenizer):
+        names = layout.training_files(versions) if for_training else layout.model_files()
+        if average:
+            names |= {OPTIMIZER_FILE}
+        for name in sorted(names | tokenizer):
             _verify(path / name, manifest.files[name], hint)
         geometry = _geometry(path, manifest, hint)
         return cls(
@@ -101,16 +106,20 @@ class Checkpoint:
             )
         self._layout.read_weights(self.path, self.geometry, self.versions, version, arena)
 
-    def read_model(self, *, full_context: bool = False) -> tuple[Geometry, Arena]:
+    def read_model(self, *, full_context: bool = False, average: bool = False) -> tuple[Geometry, Arena]:
         """Return sizes and newest weights of the model, with adapters merged into it; raises `CheckpointError`.
 
-        With `full_context` a model with merged adapters has the context that it had before the run.
+        With `full_context` a model with merged adapters has the context that it had before the run. With `average` the
+        trained tensors are those of the average of the weights.
         """
         if self.base_folder is not None:
+            read = self._read_averaged_adapters if average else self._read_adapters
             context = read_geometry(self.base_folder / CONFIG_FILE).context if full_context else self.geometry.context
-            return read_merged(self.base_folder, replace(self.geometry, context=context), self._read_adapters)
+            return read_merged(self.base_folder, replace(self.geometry, context=context), read)
         arena = Arena(parameter_shapes(self.geometry))
         self.read_weights(self.step, arena)
+        if average:
+            self._layout.read_average(self.path, arena)
         return self.geometry, arena
 
     def require_embedding(self, digest: str | None) -> None:
@@ -137,6 +146,11 @@ class Checkpoint:
         """Read the newest adapters, and what was trained with them, into the tensors of a model of any context."""
         shapes = parameter_shapes(self.geometry)
         self.read_weights(self.step, {name: tensor for name, tensor in tensors.items() if tensor.shape == shapes[name]})
+
+    def _read_averaged_adapters(self, tensors: Weights) -> None:
+        """Read the adapters, and then the average of those that were trained."""
+        self._read_adapters(tensors)
+        self._layout.read_average(self.path, tensors)
 
     @property
     def _layout(self) -> CheckpointFormat:

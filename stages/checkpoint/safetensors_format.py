@@ -22,13 +22,15 @@ from threadloom.stages.checkpoint.huggingface import GENERATION_FILE, TOKENIZER_
 from threadloom.stages.checkpoint.model_reader import read_model
 from threadloom.stages.checkpoint.state import TrainingState, kept_versions
 from threadloom.stages.models import Geometry
-from threadloom.stages.storage import CONFIG_FILE, MODEL_FILE, FileDigest, open_tensors, write_tensors
+from threadloom.stages.storage import CONFIG_FILE, MODEL_FILE, CheckpointError, FileDigest, open_tensors, write_tensors
 
 Floats = NDArray[np.float32]
 Weights = Mapping[str, Floats]
 
 OPTIMIZER_FILE = "optimizer.safetensors"
 VERSIONS_FILE = "versions.safetensors"
+AVERAGE = "ema"
+"""Name of the average of the weights, beside the optimizer's state."""
 
 
 class SafetensorsFormat:
@@ -76,6 +78,25 @@ class SafetensorsFormat:
     def read_optimizer(self, directory: Path, geometry: Geometry, state: Mapping[str, Weights]) -> None:
         """Read the optimizer's state into the arenas of `state`."""
         _read(directory / OPTIMIZER_FILE, state, state.keys())
+
+    def read_average(self, directory: Path, weights: Weights) -> None:
+        """Read the average of the weights, of the tensors that were trained, into the tensors of that name."""
+        with open_tensors(directory / OPTIMIZER_FILE) as file:
+            prefix = f"{AVERAGE}."
+            found = {name.removeprefix(prefix) for name in file.shapes if name.startswith(prefix)}
+            if not found:
+                raise CheckpointError(
+                    directory,
+                    expected="an average of the weights",
+                    got="none",
+                    cause="the run was started without optimizer.ema",
+                    hint="leave --average out",
+                )
+            others = frozenset(name for name in file.shapes if not name.startswith(prefix))
+            views = {prefix + name: weights[name] for name in found if name in weights}
+            file.require({name: view.shape for name, view in views.items()}, ignored=others, cause="edited")
+            for name, view in views.items():
+                file.read(name, view)
 
     def _write_newest(self, directory: Path, state: TrainingState) -> dict[str, FileDigest]:
         newest, rows = state.versions[state.step], state.stored_rows

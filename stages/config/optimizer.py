@@ -82,6 +82,9 @@ class OptimizerConfig(Section, frozen=True, kw_only=True):
     groups: tuple[OptimizerGroup, ...] = ()
     """Tensors with another learning rate or weight decay. Of several groups with a tensor the last one decides, for
     each of the two."""
+    ema: float = 0.0
+    """Decay of an exponential moving average of the weights, such as 0.999, which is evaluated and saved beside them:
+    an update keeps this share of it. 0: no average."""
     lead: float | None = None
     """Strength λ of `delay_correction=lead` and `forecast_lead`. None: `beta1`, or 1.3 from a delay of 2 on."""
 

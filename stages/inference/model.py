@@ -83,21 +83,31 @@ class Model:
             return np.zeros(1, np.int32)
 
     @classmethod
-    def open(cls, path: Path, base: Path | None = None, *, full_context: bool = False) -> "Model":
+    def open(
+        cls, path: Path, base: Path | None = None, *, full_context: bool = False, average: bool = False
+    ) -> "Model":
         """Open the newest checkpoint of a run directory, a checkpoint, a model in Hugging Face's layout, or adapters.
 
         Adapters are merged into the model that they belong to, which is in `base` or where they were trained from.
-        With `full_context` the model of a run with adapters has the context that it had before the run.
+        With `full_context` the model of a run with adapters has the context that it had before the run. With `average`
+        the weights are the moving average of those of a run.
         Raises `ModelError` if there is none, `CheckpointError` or `TokenizerError` if its files are damaged.
         """
         folder = latest_checkpoint(path / "checkpoints") or path
         if (folder / MANIFEST_FILE).exists():
-            checkpoint = Checkpoint.open(folder, for_training=False, base=base)
+            checkpoint = Checkpoint.open(folder, for_training=False, base=base, average=average)
             if base is not None and checkpoint.base is None:
                 raise _without_adapters(path)
-            geometry, arena = checkpoint.read_model(full_context=full_context)
+            geometry, arena = checkpoint.read_model(full_context=full_context, average=average)
             tokenizer = load_tokenizer(checkpoint.tokenizer or folder / TOKENIZER_FILE)
             return cls._of(folder, geometry, arena, tokenizer, checkpoint.step, checkpoint.base_folder)
+        if average and path.exists():
+            raise ModelError(
+                str(path),
+                expected="a run with optimizer.ema, or a checkpoint of one, since --average is asked for",
+                got="a folder without a checkpoint",
+                hint="leave --average out",
+            )
         if is_adapter_folder(folder):
             model = base_folder(folder, read_adapter_config(folder), base)
             geometry, arena = load_merged(folder, model)

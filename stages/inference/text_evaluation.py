@@ -102,17 +102,22 @@ class TextEvaluation(Loss):
 
 
 def evaluate_text(
-    run: Path, texts: tuple[str, ...], base: Path | None = None, options: TextOptions | None = None
+    run: Path,
+    texts: tuple[str, ...],
+    base: Path | None = None,
+    options: TextOptions | None = None,
+    *,
+    average: bool = False,
 ) -> TextEvaluation:
     """Return the loss of a run's newest model on texts, or on the run's validation split if there are none.
 
-    Each token is scored once (`sliding_windows`); `base` is as in `Model.open`. Raises `ConfigError` for a stride
-    larger than the context, and if the validation split is needed and missing, `DataError` for a text of fewer than two
-    tokens, `ModelError` for a loss that is not finite, and the errors of `Model.open`.
+    Each token is scored once (`sliding_windows`); `base` and `average` are as in `Model.open`. Raises `ConfigError` for
+    a stride larger than the context, and if the validation split is needed and missing, `DataError` for a text of fewer
+    than two tokens, `ModelError` for a loss that is not finite, and the errors of `Model.open`.
     """
     begin = time.perf_counter()
     chosen = options or TextOptions()
-    model = Model.open(run, base)
+    model = Model.open(run, base, average=average)
     stride = _checked_stride(chosen.stride, model.geometry.context)
     if texts:
         with text_tokens(model, texts, chosen.reading) as tokens:

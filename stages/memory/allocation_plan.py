@@ -31,8 +31,9 @@ def memory_plan(
     logits_rows, vocabulary = memory.logits_shape
     bank = weights + memory.packed_bytes(trained.keys())
     forecasts = config.delay_correction.forecasts
-    arenas = 3 if forecasts else 2  # both moments, and the weights if the banks hold forecasts
-    evaluation = memory.evaluation_slot_bytes + logits_rows * vocabulary * FLOAT + (bank if forecasts else 0)
+    averages = config.optimizer.ema > 0
+    arenas = 2 + forecasts + averages  # both moments, the weights if the banks hold forecasts, their average
+    evaluation = memory.evaluation_slot_bytes + logits_rows * vocabulary * FLOAT + bank * (forecasts + averages)
     return {
         "weight banks": bank * (config.delay + 1 + config.extra_banks),
         "frozen weights": constant + memory.packed_bytes(frozen),

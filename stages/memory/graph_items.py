@@ -125,6 +125,8 @@ class Update:
     """The loss scale, and whether the update was skipped because of inf or nan; None if losses are not scaled."""
     evaluation: Lease[Bank] | None = field(default=None, compare=False)
     """Lease of the new version for the evaluation that is due."""
+    averaged: Lease[Bank] | None = field(default=None, compare=False)
+    """Lease of a copy of the average of the weights, for the same evaluation; None without an average."""
     checkpoint: Lease[Bank] | None = field(default=None, compare=False)
     """Lease of the new version for the checkpoint that is due."""
 
@@ -142,6 +144,8 @@ class Evaluation:
     """Duration of the evaluation."""
     gcd_loss: float | None = None
     """The figure of `evaluation.gcd_loss`, in nats; None without it."""
+    ema_loss: float | None = None
+    """As `val_loss`, of the moving average of the weights; None without one."""
 
 
 @dataclass(frozen=True, slots=True)

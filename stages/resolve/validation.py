@@ -80,6 +80,7 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "optimizer.weight_decay": (0, 1e3),
     "optimizer.clip": (0, 1e9),
     "optimizer.clip_value": (0, 1e9),
+    "optimizer.ema": (0, 0.9999999),
     "optimizer.lead": (0, 100),
     "schedule.warmup": (0, 1_000_000_000),
     "schedule.delay_warmup": (0, 1_000_000_000),
@@ -187,6 +188,7 @@ def _check_embedding(config: Config) -> None:
     if not config.embedding.derived:
         return
     others = {
+        "optimizer.ema": config.optimizer.ema,
         "lora.rank": config.lora.rank,
         "init": config.init,
         "train.only": " ".join(config.train.only),
@@ -198,7 +200,9 @@ def _check_embedding(config: Config) -> None:
                 key,
                 expected=f"nothing, with {config.embedding.setting}",
                 got=f"{value}",
-                cause="the factors of the embedding are trained from random ones, together with the whole model",
+                cause="an average of factors has no embedding of its own"
+                if key == "optimizer.ema"
+                else "the factors of the embedding are trained from random ones, together with the whole model",
                 hint=f"leave {config.embedding.setting} out",
             )
     if config.embedding.banded:

@@ -94,9 +94,11 @@ class Reporter:
         self.last_evaluation = event
         if self._shown:
             self._display.update(replace(self._shown, val_loss=event.val_loss))
-        gcd = {} if event.gcd_loss is None else {"gcd_loss": event.gcd_loss}
-        self._log.append({"step": event.step, "val_loss": event.val_loss, "tokens": event.tokens, **gcd})
-        logger.info("step {}: validation loss {:.4f} ({:.1f} s)", event.step, event.val_loss, event.seconds)
+        further = {"gcd_loss": event.gcd_loss, "ema_loss": event.ema_loss}
+        found = {name: value for name, value in further.items() if value is not None}
+        self._log.append({"step": event.step, "val_loss": event.val_loss, "tokens": event.tokens, **found})
+        average = "" if event.ema_loss is None else f", of the average {event.ema_loss:.4f}"
+        logger.info("step {}: validation loss {:.4f}{} ({:.1f} s)", event.step, event.val_loss, average, event.seconds)
 
     def _take_update(self, update: Update, statistics: Callable[[], RunStatistics]) -> None:
         now = time.perf_counter()

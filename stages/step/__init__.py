@@ -19,7 +19,10 @@ from threadloom.stages.step.evaluate import (
     Validation as Validation,
     ValidationLoss as ValidationLoss,
 )
-from threadloom.stages.step.evaluation_copy import EvaluationCopy as EvaluationCopy
+from threadloom.stages.step.evaluation_copy import (
+    EvaluationCopies as EvaluationCopies,
+    EvaluationCopy as EvaluationCopy,
+)
 from threadloom.stages.step.forward import (
     Draw as Draw,
     Embed as Embed,

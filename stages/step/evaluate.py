@@ -9,7 +9,7 @@ from threadloom.pipeline import Arena, Cancelled, Lease
 from threadloom.stages.memory import Bank, Evaluation, Update
 from threadloom.stages.step.compute import Compute, Version
 from threadloom.stages.step.derived_embedding import EmbeddingFactors
-from threadloom.stages.step.evaluation_copy import EvaluationCopy
+from threadloom.stages.step.evaluation_copy import EvaluationCopies
 from threadloom.stages.step.gcd_loss import GcdLoss
 from threadloom.stages.step.reducer import TrainingDiverged
 from threadloom.stages.step.windows import Windows
@@ -67,54 +67,62 @@ class EvaluateStage:
         compute: Compute,
         validation: Validation,
         last_step: int,
-        copy: EvaluationCopy | None = None,
+        copies: EvaluationCopies,
         gcd: GcdLoss | None = None,
         factors: EmbeddingFactors | None = None,
     ) -> None:
         """`last_step` is evaluated on `validation.final`, every other step on `validation.windows`.
 
-        With `copy`, the leases are of that, whose packed weights are computed here, and its token embedding before them
-        if that has `factors`. `gcd` adds its figure.
+        Leases of `copies` have no packed weights, which are computed here, and their token embedding before them if
+        that has `factors`. `gcd` adds its figure.
         """
         self._factors = factors
         self._gcd = gcd
         self._compute = compute
-        self._copy = copy
+        self._copies = copies
         self._loss = ValidationLoss(compute)
         self._validation = validation
         self._last_step = last_step
 
     @property
     def nbytes(self) -> int:
-        """Bytes allocated, with those of the copy."""
-        return self._loss.nbytes + (self._copy.nbytes if self._copy else 0)
+        """Bytes allocated, with those of the copies."""
+        return self._loss.nbytes + self._copies.nbytes
 
     def abort(self) -> None:
         """End the current evaluation with `Cancelled`, and the wait for it."""
         self._loss.abort()
-        if self._copy:
-            self._copy.abort()
+        self._copies.abort()
 
     def __call__(self, update: Update) -> Evaluation:
         """Return the validation loss of version `update.step`; raise `TrainingDiverged` if it is not finite."""
         assert update.evaluation is not None, "only updates with a leased version reach this stage"
-        return self.evaluate(update.evaluation)
+        return self.evaluate(update.evaluation, update.averaged)
 
-    def evaluate(self, lease: Lease[Bank]) -> Evaluation:
-        """Return the validation loss of a leased version, and release it; raise as a call of the stage does."""
+    def evaluate(self, lease: Lease[Bank], averaged: Lease[Bank] | None = None) -> Evaluation:
+        """Return the validation loss of a leased version, and of the average of the weights; release the leases.
+
+        Raises as a call of the stage does.
+        """
         begin = time.perf_counter()
         step = lease.version
         windows = self._validation.final if step == self._last_step else self._validation.windows
-        if self._copy:
-            if self._factors:
-                self._factors.compute(lease.bank)
-            self._compute.pack_from_master(lease.bank, lease.bank.arena)  # frozen ones are those of all versions
-        loss = self._loss.mean_loss(lease.bank, windows)
-        lease.release()
+        loss = self._mean_loss(lease, windows, copied=self._copies.weights is not None)
+        average = self._mean_loss(averaged, windows, copied=True) if averaged else None
         if not math.isfinite(loss):
             raise TrainingDiverged(
                 f"the validation loss after {step} updates is {loss}; expected a finite number. Hint: start a "
                 "new run: lower optimizer.lr, lengthen schedule.warmup, or set precision=float32"
             )
         gcd = self._gcd.mean(windows) if self._gcd else None
-        return Evaluation(step, loss, windows.tokens, time.perf_counter() - begin, gcd)
+        return Evaluation(step, loss, windows.tokens, time.perf_counter() - begin, gcd, average)
+
+    def _mean_loss(self, lease: Lease[Bank], windows: Windows, *, copied: bool) -> float:
+        """Return the mean loss of leased weights, and release them."""
+        if copied:
+            if self._factors:
+                self._factors.compute(lease.bank)
+            self._compute.pack_from_master(lease.bank, lease.bank.arena)  # frozen ones are those of all versions
+        loss = self._loss.mean_loss(lease.bank, windows)
+        lease.release()
+        return loss

@@ -1,4 +1,7 @@
-"""The weights that an evaluation reads in a run whose versions are forecasts."""
+"""The weights that an evaluation reads if they are not a version: those under forecasts, and their moving average."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -7,9 +10,9 @@ from threadloom.stages.memory import Bank
 
 
 class EvaluationCopy:
-    """A bank with a copy of the newest weights, for one evaluation at a time.
+    """A bank with a copy of weights that every update changes in place, for one evaluation at a time.
 
-    The optimizer updates the weights in place, and the versions in the other banks are forecasts of later ones.
+    These are the weights of a run whose versions are forecasts of later ones, and the average of the weights.
     """
 
     def __init__(self, bank: Bank, master: Arena) -> None:
@@ -33,3 +36,31 @@ class EvaluationCopy:
     def abort(self) -> None:
         """Raise `Cancelled` in `acquire`."""
         self._free.abort()
+
+
+@dataclass(frozen=True)
+class EvaluationCopies:
+    """The copies that a run makes for its evaluations."""
+
+    weights: EvaluationCopy | None = None
+    """Of the weights, if the versions are forecasts; None: evaluations lease a version."""
+    average: EvaluationCopy | None = None
+    """Of the average of the weights; None without one."""
+
+    def __iter__(self) -> Iterator[EvaluationCopy]:
+        return iter([copy for copy in (self.weights, self.average) if copy])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated."""
+        return sum(copy.nbytes for copy in self)
+
+    def acquire(self) -> None:
+        """Wait until the previous evaluation has ended. Raises `Cancelled` on abort."""
+        for copy in self:
+            copy.acquire()
+
+    def abort(self) -> None:
+        """Raise `Cancelled` in `acquire`."""
+        for copy in self:
+            copy.abort()

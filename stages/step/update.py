@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from threadloom.pipeline import Banks, Lanes, version_for
 from threadloom.stages.memory import Bank, LossScaler, ReduceShard, Scaled, Update, UpdateShard
 from threadloom.stages.step.derived_embedding import EmbeddingFactors
-from threadloom.stages.step.evaluation_copy import EvaluationCopy
+from threadloom.stages.step.evaluation_copy import EvaluationCopies
 from threadloom.stages.step.optimizers import Optimizer
 from threadloom.stages.step.reducer import Gradient, ShardPlan, TrainingDiverged
 from threadloom.stages.step.saving import CheckpointSnapshot
@@ -90,14 +90,14 @@ class Publish:
         evaluation_due: Due,
         checkpoint_due: Due,
         snapshot: CheckpointSnapshot | None,
-        evaluation_copy: EvaluationCopy | None = None,
+        copies: EvaluationCopies,
         factors: EmbeddingFactors | None = None,
     ) -> None:
-        """With `evaluation_copy`, evaluations read that instead of the new version."""
+        """Evaluations read the `copies` that there are instead of the new version, or in addition to it."""
         self._banks = banks
         self._lanes = lanes
         self._gradient = gradient
-        self._evaluation_copy = evaluation_copy
+        self._copies = copies
         self._factors = factors
         self._evaluation_due = evaluation_due
         self._checkpoint_due = checkpoint_due
@@ -108,8 +108,8 @@ class Publish:
         """If a checkpoint or a copy to evaluate is due, wait until the previous one has been used."""
         if self._snapshot and self._checkpoint_due(shards[0].batch + 1):
             self._snapshot.acquire()
-        if self._evaluation_copy and self._evaluation_due(shards[0].batch + 1):
-            self._evaluation_copy.acquire()
+        if self._evaluation_due(shards[0].batch + 1):
+            self._copies.acquire()
 
     def __call__(self, shards: Sequence[UpdateShard]) -> Update:
         """Publish the new version; if a checkpoint is due, take its snapshot before that."""
@@ -122,9 +122,9 @@ class Publish:
             self._snapshot.take(step)
         if self._gradient.in_lane:
             self._lanes.mark_reduced(first.batch)
-        evaluate, copied = self._evaluation_due(step), None
-        if self._evaluation_copy and evaluate:
-            copied = self._evaluation_copy.take(step)
+        evaluate, copies = self._evaluation_due(step), self._copies
+        copied = copies.weights.take(step) if copies.weights and evaluate else None
+        averaged = copies.average.take(step) if copies.average and evaluate else None
         leases = iter(self._banks.publish_leased((evaluate and not copied) + save))
         return Update(
             step=step,
@@ -135,5 +135,6 @@ class Publish:
             counted=first.loss.counted,
             scaled=first.scaled,
             evaluation=copied or (next(leases) if evaluate else None),
+            averaged=averaged,
             checkpoint=next(leases) if save else None,
         )

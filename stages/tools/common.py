@@ -92,6 +92,12 @@ def base_option(command: Any) -> Any:
     )(command)  # fmt: skip
 
 
+def average_option(command: Any) -> Any:
+    """Add the option for the average of the weights."""
+    return click.option("--average", is_flag=True,
+                        help="Of a run with optimizer.ema: the moving average of the weights.")(command)  # fmt: skip
+
+
 def named_config(name: str | None) -> "Config":
     """Return the shipped configuration of a name, or that of a JSON file or run directory; by default nanogpt-tuned."""
     from threadloom.stages.resolve import load_config

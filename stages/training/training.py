@@ -24,6 +24,7 @@ import numpy as np
 from threadloom.kernels import Floats
 from threadloom.pipeline import (
     Abortable,
+    Arena,
     Banks,
     Controller,
     Fifo,
@@ -38,7 +39,7 @@ from threadloom.pipeline import (
     Pool,
     WorkerChange,
 )
-from threadloom.stages.checkpoint import Checkpoint
+from threadloom.stages.checkpoint import AVERAGE, Checkpoint
 from threadloom.stages.config import ResolvedConfig
 from threadloom.stages.data import BatchSource
 from threadloom.stages.embedding import DerivedEmbedding, VocabularyFacts, derived_embedding
@@ -75,6 +76,7 @@ from threadloom.stages.step import (
     Embed,
     EmbeddingFactors,
     EvaluateStage,
+    EvaluationCopies,
     EvaluationCopy,
     Forward,
     GcdLoss,
@@ -144,7 +146,7 @@ class Training:
         self.snapshot: CheckpointSnapshot | None = None
         if output:
             self.snapshot = CheckpointSnapshot(
-                trained_shapes(geometry, frozen), self.banks, self.optimizer.state, copies=config.checkpoint.copies
+                trained_shapes(geometry, frozen), self.banks, self._saved_state(), copies=config.checkpoint.copies
             )
 
         self.shards = plan_shards(self.gradient.flat.size, max(config.threads.reduce, config.threads.update))
@@ -163,16 +165,16 @@ class Training:
             self.banks, self.lanes, self.gradient, self.shards, self.optimizer, self.scaler, self.snapshot, self.factors
         )
         self.update = self.compute.update_stage(self.gradient, self.optimizer, self.shards.shards)
-        copy = self._evaluation_copy = self._allocate_evaluation_copy() if validation else None
+        copies = self._copies = self._allocate_evaluation_copies() if validation else EvaluationCopies()
         self.publish = Publish(
-            self.banks, self.lanes, self.gradient, self._evaluation_due, checkpoint_due, self.snapshot, copy,
+            self.banks, self.lanes, self.gradient, self._evaluation_due, checkpoint_due, self.snapshot, copies,
             self.factors,
         )  # fmt: skip
         gcd = None
         if config.evaluation.gcd_loss:
             gcd = GcdLoss(geometry.vocabulary, config.micro_batch * geometry.context)
         self.evaluate = (
-            EvaluateStage(self.compute, validation, config.steps, copy, gcd, self.factors) if validation else None
+            EvaluateStage(self.compute, validation, config.steps, copies, gcd, self.factors) if validation else None
         )
         self.save: Save | None = None
         if output and self.snapshot:
@@ -224,12 +226,13 @@ class Training:
 
     def _start_optimizer(self, newest: Bank, start: Checkpoint | None, order: VocabularyOrder | None) -> None:
         """Write the optimizer's state; a checkpoint of forecasts has that of the newest version with it."""
-        master = self.optimizer.master
+        average = self.optimizer.average
         if start is None:
-            if master is not None:
-                np.copyto(master.flat, newest.arena.flat[: master.flat.size])
+            for copy in (self.optimizer.master, average.arena if average else None):
+                if copy is not None:
+                    np.copyto(copy.flat, newest.arena.flat[: copy.flat.size])
             return
-        state: dict[str, Mapping[str, Floats]] = dict(self.optimizer.state)
+        state: dict[str, Mapping[str, Floats]] = dict(self._saved_state())
         if state.pop(MASTER, None) is not None:
             state[FORECAST] = newest.trained
         start.read_optimizer(state)
@@ -237,14 +240,23 @@ class Training:
             for arena in state.values():
                 order.arrange(arena, self.config.geometry())
 
-    def _allocate_evaluation_copy(self) -> EvaluationCopy | None:
-        """Return the weights for evaluations if the versions are forecasts; otherwise evaluations lease a version."""
-        master, geometry = self.optimizer.master, self.config.geometry()
-        if master is None:
+    def _saved_state(self) -> dict[str, Arena]:
+        """Return the state that updates change in place, by its name in a checkpoint."""
+        average = self.optimizer.average
+        return {**self.optimizer.state, **({AVERAGE: average.arena} if average else {})}
+
+    def _allocate_evaluation_copies(self) -> EvaluationCopies:
+        """Return the copies of weights for evaluations, which otherwise lease a version."""
+        average = self.optimizer.average
+        return EvaluationCopies(self._copy_of(self.optimizer.master), self._copy_of(average.arena if average else None))
+
+    def _copy_of(self, weights: Arena | None) -> EvaluationCopy | None:
+        if weights is None:
             return None
+        geometry = self.config.geometry()
         updated = parameter_shapes(geometry, self.config.frozen_tensors()).keys()
         packed = self.compute.memory.allocate_packed(updated)
-        return EvaluationCopy(Bank(geometry, packed, self.frozen), master)
+        return EvaluationCopy(Bank(geometry, packed, self.frozen), weights)
 
     def _load_frozen(self, source: InitialWeights) -> None:
         """Write the frozen tensors; those without a master are packed matrix after matrix."""
@@ -263,7 +275,7 @@ class Training:
         return [
             self.banks.total(lambda bank: bank.nbytes),
             self.frozen.nbytes,
-            sum(arena.nbytes for arena in self.optimizer.state.values()),
+            sum(arena.nbytes for arena in self._saved_state().values()),
             self.lanes.nbytes,
             self.gradient.nbytes,
             self.slots.total(lambda slot: slot.nbytes),
@@ -282,10 +294,10 @@ class Training:
         """Evaluate the version that the run starts from; return None if no evaluation is due there."""
         if self.evaluate is None or not self.first_batch or not self._evaluation_due(self.first_batch):
             return None
-        if self._evaluation_copy is None:
-            return self.evaluate.evaluate(self.banks.lease(self.first_batch))
-        self._evaluation_copy.acquire()
-        return self.evaluate.evaluate(self._evaluation_copy.take(self.first_batch))
+        step, copies = self.first_batch, self._copies
+        copies.acquire()
+        weights = copies.weights.take(step) if copies.weights else self.banks.lease(step)
+        return self.evaluate.evaluate(weights, copies.average.take(step) if copies.average else None)
 
     @property
     def resources(self) -> list[Abortable]:

@@ -137,6 +137,9 @@ class Bf16Update:
         if optimizer.rates:
             step = optimizer.step_of(step, optimizer.rates[part.name])
         optimizer.update_packed(old, new, rows(self._gradient), *state, part.first, pair, step)
+        if average := optimizer.average:
+            weights = new if optimizer.master is None else rows(optimizer.master)
+            average.take(rows(average.arena), weights, shard.target.scaler.applied)
 
 
 class Fp16Update:

@@ -7,6 +7,7 @@ May import: all above.
 """
 
 from threadloom.stages.step.optimizers.adamw import MOMENTS as MOMENTS, AdamW as AdamW
+from threadloom.stages.step.optimizers.average import WeightAverage as WeightAverage
 from threadloom.stages.step.optimizers.delayed_adamw import ForecastAdamW as ForecastAdamW, LeadAdamW as LeadAdamW
 from threadloom.stages.step.optimizers.optimizer import (
     FORECAST as FORECAST,

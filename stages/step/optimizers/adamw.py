@@ -7,6 +7,7 @@ from threadloom.kernels import AdamWStep
 from threadloom.pipeline import Arena
 from threadloom.stages.config import ResolvedOptimizer, TensorRates
 from threadloom.stages.models import NONE_FROZEN, Geometry, trained_shapes
+from threadloom.stages.step.optimizers.average import WeightAverage
 
 MOMENTS = {"m": 1, "v": 2}
 """Name in the state → the power of the gradient that it is a running mean of, in the order of the kernels."""
@@ -26,6 +27,7 @@ class AdamWState:
         self._settings = settings
         self._learning_rate = learning_rate
         self.rates = settings.tensor_rates(geometry, frozen)
+        self.average = WeightAverage(settings.ema, trained_shapes(geometry, frozen)) if settings.ema else None
         self.state = {name: Arena(trained_shapes(geometry, frozen)) for name in MOMENTS}
 
     @property

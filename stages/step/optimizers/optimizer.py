@@ -9,6 +9,7 @@ from threadloom.pipeline import Arena
 from threadloom.stages.config import TensorRates
 from threadloom.stages.memory import StepParameters, UpdateShard
 from threadloom.stages.models import Geometry, decayed_elements, derived_tensors
+from threadloom.stages.step.optimizers.average import WeightAverage
 
 MASTER = "weights"
 """Name of the weights in the state of an optimizer whose versions are forecasts."""
@@ -29,6 +30,10 @@ class Optimizer(Protocol):
     @property
     def master(self) -> Arena | None:
         """The weights, an arena of `state`, if the versions are forecasts; None if the versions are the weights."""
+
+    @property
+    def average(self) -> WeightAverage | None:
+        """The moving average of the weights; None without one."""
 
     @property
     def rates(self) -> Mapping[str, TensorRates]:
@@ -98,7 +103,11 @@ class MasterUpdate:
         part = slice(start, stop)
         old, new = shard.source.arena.flat[part], shard.target.arena.flat[part]
         state = (arena.flat[part] for arena in self._optimizer.state.values())
-        self._optimizer.update(old, new, self._gradient[part], *state, decayed, step)
+        optimizer = self._optimizer
+        optimizer.update(old, new, self._gradient[part], *state, decayed, step)
+        if average := optimizer.average:
+            weights = new if optimizer.master is None else optimizer.master.flat[part]
+            average.take(average.arena.flat[part], weights, shard.target.scaler.applied)
 
 
 def rate_ranges(layout: Arena, rates: Mapping[str, TensorRates]) -> list[tuple[int, int, TensorRates]]:

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from threadloom.stages.console import write_output
-from threadloom.stages.tools.common import base_option, reported_errors
+from threadloom.stages.tools.common import average_option, base_option, reported_errors
 
 
 @click.command(name="eval")
@@ -22,7 +22,10 @@ from threadloom.stages.tools.common import base_option, reported_errors
               help="Treatment of records that cannot be used.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @base_option
-def evaluate(*, run: Path, base: Path | None, texts: tuple[str, ...], as_json: bool, **options: Any) -> None:
+@average_option
+def evaluate(
+    *, run: Path, base: Path | None, average: bool, texts: tuple[str, ...], as_json: bool, **options: Any
+) -> None:
     """Compute the loss of a trained model on a text.
 
     Prints nats per token, perplexity, bits per character and bits per byte.
@@ -39,5 +42,5 @@ def evaluate(*, run: Path, base: Path | None, texts: tuple[str, ...], as_json: b
         from threadloom.stages.tools.evaluate.report import json_report, text_report
 
         chosen = TextOptions(**options | {"invalid": InvalidRecords(options["invalid"])})
-        score = evaluate_text(run, tuple(texts), base, chosen)
+        score = evaluate_text(run, tuple(texts), base, chosen, average=average)
         write_output(json_report(score) if as_json else text_report(score))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from threadloom.stages.console import write_output
-from threadloom.stages.tools.common import base_option, reported_errors
+from threadloom.stages.tools.common import average_option, base_option, reported_errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,8 +53,9 @@ def output_options(command: Any) -> Any:
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
 @base_option
+@average_option
 @output_options
-def export(run: Path, out: Path, base: Path | None, dtype: str, shard_size: int) -> None:
+def export(run: Path, out: Path, base: Path | None, average: bool, dtype: str, shard_size: int) -> None:
     """Write a trained model for other programs.
 
     RUN is a run directory, whose newest checkpoint is used, a checkpoint, or a model folder in Hugging Face's layout.
@@ -63,13 +64,13 @@ def export(run: Path, out: Path, base: Path | None, dtype: str, shard_size: int)
     file for llama.cpp, which needs the package gguf (pip install 'threadloom[gguf]').
     """
     with reported_errors():
-        print_export(partial(_open, run, base), out, dtype, shard_size)
+        print_export(partial(_open, run, base, average=average), out, dtype, shard_size)
 
 
-def _open(run: Path, base: Path | None) -> "Model":
+def _open(run: Path, base: Path | None, *, average: bool) -> "Model":
     from threadloom.stages.inference import Model
 
-    return Model.open(run, base, full_context=True)
+    return Model.open(run, base, full_context=True, average=average)
 
 
 def print_export(open_model: "Callable[[], Model]", out: Path, dtype: str, shard_bytes: int) -> None:

@@ -3,7 +3,7 @@
 import msgspec
 
 from threadloom.pipeline import Arena
-from threadloom.stages.checkpoint import Checkpoint, TrainingState
+from threadloom.stages.checkpoint import AVERAGE, Checkpoint, TrainingState
 from threadloom.stages.config import ResolvedConfig
 from threadloom.stages.models import EndOfText, Growth, parameter_shapes
 from threadloom.stages.step.optimizers import FORECAST, MOMENTS
@@ -29,10 +29,15 @@ def grown_state(
         versions[version] = Arena(parameter_shapes(growth.geometry) if newest else grown)
         growth.write_weights(weights, versions[version], inserted)
     names = (*MOMENTS, *([FORECAST] if config.delay_correction.forecasts else []))
-    small, optimizer = {name: Arena(trained) for name in names}, {name: Arena(grown) for name in names}
+    averages = [AVERAGE] if config.optimizer.ema else []
+    saved = [AVERAGE] if checkpoint.config["optimizer"].get("ema") else []
+    small = {name: Arena(trained) for name in (*names, *saved)}
+    optimizer = {name: Arena(grown) for name in (*names, *averages)}
     checkpoint.read_optimizer(small)
+    if averages and not saved:
+        small[AVERAGE] = weights  # the newest ones, with which it begins
     for name, target in optimizer.items():
-        if name == FORECAST:
+        if name in (FORECAST, AVERAGE):
             growth.write_weights(small[name], target, inserted)
         elif moments is Moments.CARRY:
             growth.write_moments(small[name], target, MOMENTS[name])

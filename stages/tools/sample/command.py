@@ -8,7 +8,7 @@ import click
 from loguru import logger
 
 from threadloom.stages.console import write_output
-from threadloom.stages.tools.common import base_option, reported_errors, text_argument
+from threadloom.stages.tools.common import average_option, base_option, reported_errors, text_argument
 
 if TYPE_CHECKING:
     from threadloom.stages.config import SpecialTokens
@@ -32,10 +32,12 @@ if TYPE_CHECKING:
 @click.option("--seed", type=click.IntRange(min=0), default=1337, show_default=True,
               help="The same seed gives the same text.")  # fmt: skip
 @base_option
+@average_option
 def sample(
     *,
     run: Path,
     base: Path | None,
+    average: bool,
     prompt: str | None,
     tokens: int,
     stops: tuple[str, ...],
@@ -58,7 +60,7 @@ def sample(
         limits = GenerationLimits(tokens, tuple(map(text_argument, stops)), ignore_eos)
         text = None if prompt is None else text_argument(prompt)
         special = SpecialTokens.TOKENS if special_tokens else SpecialTokens.TEXT
-        print_sample(run, text, SamplingSettings(**settings), limits, seed, special, base)
+        print_sample(run, text, SamplingSettings(**settings), limits, seed, special, base, average=average)
         logger.debug("at most {} tokens in {:.2f} s", tokens, time.perf_counter() - begin)
 
 
@@ -70,16 +72,19 @@ def print_sample(
     seed: int,
     special: "SpecialTokens | None" = None,
     base: Path | None = None,
+    *,
+    average: bool = False,
 ) -> None:
     """Generate a text and print it as it comes. Without a prompt, it is a new text, or one that begins a line.
 
-    `special` is the treatment of special tokens in the prompt; by default they are text. `base` is as in `Model.open`.
+    `special` is the treatment of special tokens in the prompt; by default they are text. `base` and `average` are as in
+    `Model.open`.
     """
     from threadloom.stages.config import SpecialTokens
     from threadloom.stages.inference import Model, generate_text
     from threadloom.stages.resolve import float32_settings
 
-    model = Model.open(run, base)
+    model = Model.open(run, base, average=average)
     prompt_ids = model.prompt(prompt, special or SpecialTokens.TEXT) if prompt else model.default_prompt()
     shown = prompt_ids[len(model.tokenizer.beginning) :]
     beginning = prompt or model.tokenizer.decode(shown)

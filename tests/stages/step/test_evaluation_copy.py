@@ -16,7 +16,7 @@ pytestmark = pytest.mark.timeout(60)
 
 
 def copy_of(training: Training) -> EvaluationCopy:
-    found = training._evaluation_copy
+    found = training._copies.weights
     assert found is not None
     return found
 
@@ -75,8 +75,8 @@ def test_an_abort_ends_the_wait() -> None:
 
 @pytest.mark.parametrize("correction", ["none", "lead"])
 def test_versions_that_are_the_weights_need_no_copy(correction: str) -> None:
-    assert build(tiny("delay=2", f"delay_correction={correction}"), evaluate=True)._evaluation_copy is None
-    assert build(tiny("delay=2"))._evaluation_copy is None, "a run without evaluations"
+    assert build(tiny("delay=2", f"delay_correction={correction}"), evaluate=True)._copies.weights is None
+    assert build(tiny("delay=2"))._copies.weights is None, "a run without evaluations"
 
 
 @pytest.mark.parametrize("run", [run_threads, run_sequence])

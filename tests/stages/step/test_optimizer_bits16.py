@@ -103,8 +103,10 @@ class RandomUpdate:
         rng = np.random.default_rng([geometry.vocabulary, geometry.channels])
         self.precision, self.geometry = precision, geometry
         self.compute = Bits16Compute(precision, geometry, 1)
-        settings = ResolvedOptimizer(beta1=0.9, lead=0.9, groups=groups)
+        settings = ResolvedOptimizer(beta1=0.9, lead=0.9, groups=groups, ema=0.9)
         self.optimizer: Optimizer = kind(settings, lambda _: 3e-3, geometry)
+        assert self.optimizer.average is not None
+        self.states = [*self.optimizer.state.values(), self.optimizer.average.arena]
         lanes = Lanes(parameter_shapes(geometry), LanePlan(1, 1), 0)
         self.gradient = Gradient(lanes, 1)
         self.source = Bank(geometry, self.compute.memory.allocate_packed())
@@ -113,7 +115,7 @@ class RandomUpdate:
         for name, tensor in self.source.arena.items():
             tensor[...] = rng.standard_normal(tensor.shape)
             gradient[name][...] = rng.standard_normal(tensor.shape)
-            for state in self.optimizer.state.values():
+            for state in self.states:
                 state[name][...] = rng.random(tensor.shape)
         if skipped:
             self.gradient.flat[0] = np.inf
@@ -132,7 +134,7 @@ class RandomUpdate:
             stage(UpdateShard(0, shard, span, self.source, self.target, self.step, BatchLoss(0.0, 1), 1.0, self.scaled))
         if packs:
             assert_packed_equals_master(self.geometry, self.target, self.precision.value)
-        return [arena.flat.tobytes() for arena in (self.target.arena, *self.optimizer.state.values())]
+        return [arena.flat.tobytes() for arena in (self.target.arena, *self.states)]
 
 
 @pytest.mark.skipif(not JIT_ENABLED, reason="the sizes are for compiled code")

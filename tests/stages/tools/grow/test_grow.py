@@ -32,7 +32,7 @@ LLAMA = (
 )  # fmt: skip
 RUNS = {
     "gpt2": ("model.layers=2", "model.channels=18", "model.heads=3"),
-    "delayed": ("model.layers=2", "model.channels=18", "model.heads=3", "delay=2"),
+    "delayed": ("model.layers=2", "model.channels=18", "model.heads=3", "delay=2", "optimizer.ema=0.6"),
     "llama": LLAMA,
 }
 STEPS, GROWN = 10, 6
@@ -157,7 +157,7 @@ def test_moments_are_carried_or_zero(runs: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(carried["v.fc_weight"][:2], np.block([[fc, fc], [fc, fc]]))
     assert not carried["m.fc_weight"][2].any()
     for name, tensor in zero.items():
-        assert tensor.any() == name.startswith("forecast."), name
+        assert tensor.any() == name.startswith(("forecast.", "ema.")), name
     np.testing.assert_array_equal(zero["forecast.fc_weight"], carried["forecast.fc_weight"])
 
 
