@@ -92,6 +92,12 @@ class DataConfig(Section, frozen=True, kw_only=True):
     """The field with the text, in JSON Lines, Parquet and Arrow; dots separate the names of nested fields."""
     invalid: InvalidRecords = InvalidRecords.REFUSE
     """Treatment of records that are damaged, or that have no text."""
+    mixture: tuple[float, ...] = ()
+    """A weight for each entry of `text`, which is then a source of its own: each training sequence is drawn from a
+    source with the probability of its weight divided by their sum. Empty: all entries are one text."""
+    validation_text: tuple[str, ...] = ()
+    """Files, directories and patterns of the validation text. Empty: the part of the text after `train_fraction` is
+    held out."""
     tokenizer: TokenizerKind = TokenizerKind.CHARACTERS
     """The tokenizer of the text."""
     tokenizer_path: str = ""
@@ -107,7 +113,8 @@ class DataConfig(Section, frozen=True, kw_only=True):
     alphabet: int = 256
     """Maximum number of characters of a character tokenizer; U+FFFD replaces the others."""
     train_fraction: float = 0.9
-    """Fraction of the text, from its start, for training; the rest is for validation."""
+    """Fraction of the text, or of each source of a mixture, from its start, for training; the rest is for validation.
+    Of documents, whole ones are held out. Without effect if there is a `validation_text`."""
     token_order: TokenOrder = TokenOrder.ID
     """Order of the vocabulary in memory, by the counts of the training split. Files of models are always in that of
     the tokenizer."""

@@ -21,6 +21,7 @@ from threadloom.stages.data.chunked_text import (
     StringText as StringText,
     reported as reported,
 )
+from threadloom.stages.data.corpus import Corpus as Corpus, read_corpus as read_corpus
 from threadloom.stages.data.dataset import (
     Dataset as Dataset,
     prepare as prepare,
@@ -34,6 +35,7 @@ from threadloom.stages.data.documents import (
     Origin as Origin,
     Span as Span,
 )
+from threadloom.stages.data.mixture import Mixture as Mixture
 from threadloom.stages.data.sources.registry import Reading as Reading, reading_of as reading_of
 from threadloom.stages.data.text import Text as Text
 from threadloom.stages.data.text_files import LeftOut as LeftOut

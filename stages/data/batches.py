@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from threadloom.stages.config import BatchSizes, Shuffle
 from threadloom.stages.data.digit_places import PlaceOffsets
 from threadloom.stages.data.epochs import EpochOrder, EpochWindows
+from threadloom.stages.data.mixture import Mixture
 from threadloom.stages.data.token_file import DataError, TokenFile
 from threadloom.stages.models import Geometry
 
@@ -51,6 +52,8 @@ class TokenBatches:
     starts differ by less than one in 2^64 / starts. With `offsets`, one of 0 to their largest is drawn for each
     sequence in the same way from another stream, and added to the places of its digits.
 
+    With `mixture` the source of each sequence is drawn first, and its start from the windows of the source.
+
     With `Shuffle.EPOCHS` the windows of an epoch are those of `EpochWindows` in the order of `EpochOrder`.
     """
 
@@ -61,8 +64,9 @@ class TokenBatches:
         seed: int,
         offsets: PlaceOffsets | None = None,
         shuffle: Shuffle = Shuffle.DRAWN,
+        mixture: Mixture | None = None,
     ) -> None:
-        self._tokens, self._sizes, self._seed, self._offsets = tokens, sizes, seed, offsets
+        self._tokens, self._sizes, self._seed, self._offsets, self._mixture = tokens, sizes, seed, offsets, mixture
         self._windows = self._order = None
         if shuffle is Shuffle.EPOCHS:
             self._windows = EpochWindows(len(tokens), tokens.context, seed)
@@ -72,6 +76,9 @@ class TokenBatches:
         """Return the position in the token file at which a sequence of a batch starts."""
         if self._windows and self._order:
             return self._windows.start(*self._order.place(batch, sequence))
+        if self._mixture:
+            first, end = self._mixture.range(self._seed, batch, sequence)
+            return first + self._drawn(_STARTS, batch, sequence, end - first - self._tokens.context)
         return self._drawn(_STARTS, batch, sequence, self._tokens.starts)
 
     def offset(self, batch: int, sequence: int) -> int:

@@ -4,11 +4,13 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from threadloom.stages.console import PeriodicLog
+from threadloom.stages.data.documents import Document, LongDocument, Origin
 
 CHUNK_CHARACTERS = 1 << 18
 """Maximum number of characters of a chunk."""
@@ -18,10 +20,16 @@ class ChunkedText(ABC):
     """A text that is read in chunks, as often as necessary, and never in memory as a whole."""
 
     characters: int
+    documents: int | None = None
+    """Number of documents; None for one running text."""
 
     @abstractmethod
     def chunks(self) -> Iterator[str]:
         """Yield the text in chunks of 1 to `CHUNK_CHARACTERS` characters; raises TextError."""
+
+    def parts(self) -> Iterator[Document | LongDocument]:
+        """Yield the documents; the chunks of one are to be read before the next. Raises TextError."""
+        yield LongDocument(Origin(Path("text")), self.characters, self.chunks())
 
     @cached_property
     def character_counts(self) -> NDArray[np.int64]:

@@ -1,5 +1,6 @@
 """Documents: the pieces of a corpus that are encoded one by one, with the parts whose loss counts."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -40,6 +41,16 @@ class Document:
     markup: tuple[Span, ...] | None = None
     """Parts in which special tokens of the vocabulary are recognised, in ascending order, such as those that a chat
     template writes. Elsewhere they are plain text. None: as `data.special_tokens` says."""
+
+
+class LongDocument(NamedTuple):
+    """A text that is encoded as a whole, but read in chunks, such as a file of plain text; all of it counts."""
+
+    origin: Origin
+    characters: int
+    """Characters of its part of the running text, with the line end that follows it there."""
+    chunks: Iterator[str]
+    """Its text, without that line end."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from threadloom.stages.data.chunked_text import CHUNK_CHARACTERS, ChunkedText
-from threadloom.stages.data.documents import Document, Origin, Span
+from threadloom.stages.data.documents import Document, LongDocument, Origin, Span
 from threadloom.stages.data.sources.registry import DEFAULT_READING, Reading, documents, format_of
 from threadloom.stages.data.text_decoding import text_chunks
 from threadloom.stages.data.text_files import LeftOut
@@ -45,14 +45,6 @@ class SkippedRecords(NamedTuple):
     """Records with an empty text."""
     reasons: tuple[str, ...]
     """Places and reasons of the first invalid ones."""
-
-
-class LongDocument(NamedTuple):
-    """A file of plain text as a document, which is read in chunks."""
-
-    origin: Origin
-    characters: int
-    chunks: Iterator[str]
 
 
 @dataclass(frozen=True)
@@ -95,13 +87,15 @@ class Text(ChunkedText):
         """Yield the documents; the chunks of one are to be read before the next. Raises TextError as `chunks`."""
         for file in self.files:
             if file.records is None:
-                yield LongDocument(Origin(file.path), file.characters, _unchanged_chunks(file))
+                characters = file.characters + len(file.separator)
+                if characters:
+                    yield LongDocument(Origin(file.path), characters, _unchanged_chunks(file))
             else:
                 yield from _unchanged_documents(file, self.reading)
 
     def as_documents(self) -> "Text":
         """Return the text as documents, even if it has no file of records."""
-        count = sum(1 if file.records is None else file.records for file in self.files)
+        count = sum(file.characters > 0 if file.records is None else file.records for file in self.files)
         return replace(self, sha256=self.documents_sha256, documents=count)
 
 

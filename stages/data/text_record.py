@@ -1,11 +1,12 @@
 """The record of a text in its run: the files it consists of, and all that was left out, with reasons."""
 
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 
-from threadloom.stages.data.text import Text
-from threadloom.stages.data.text_files import OUTPUT
+from threadloom.stages.data.text import SkippedRecords, TextFile
+from threadloom.stages.data.text_files import OUTPUT, LeftOut
 from threadloom.stages.data.text_paths import absolute_text, text_path
 from threadloom.stages.storage import atomic_write
 
@@ -43,7 +44,23 @@ class _Record(msgspec.Struct, frozen=True):
     skipped: list[_SkippedRecord] = []
 
 
-def write_sources(directory: Path, text: Text) -> Path:
+class FilesRead(Protocol):
+    """A text, or several, with the files that it consists of."""
+
+    @property
+    def files(self) -> tuple[TextFile, ...]:
+        """Its files, in order."""
+
+    @property
+    def left_out(self) -> tuple[LeftOut, ...]:
+        """Files and whole directories that are not part of it."""
+
+    @property
+    def skipped(self) -> tuple[SkippedRecords, ...]:
+        """Records that are not part of it."""
+
+
+def write_sources(directory: Path, text: FilesRead) -> Path:
     """Write the record of a text to a directory and return its path; raises OSError."""
     record = _Record(
         [_FileRecord(absolute_text(file.path), file.characters, file.sha256, file.records) for file in text.files],
@@ -58,7 +75,7 @@ def write_sources(directory: Path, text: Text) -> Path:
     return path
 
 
-def text_changes(directory: Path, text: Text) -> str | None:
+def text_changes(directory: Path, text: FilesRead) -> str | None:
     """Return how a text differs from the record in a directory, file by file; None without a record."""
     record = _read(directory)
     if record is None:

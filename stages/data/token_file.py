@@ -70,38 +70,56 @@ def require_window(tokens: int, context: int, path: Path) -> None:
         )
 
 
-def write_token_file(file: BinaryIO, parts: Iterable[NDArray[Any]], kind: np.dtype[Any]) -> int:
-    """Write a .npy file of ids that arrive in parts, with elements of type `kind`; return their number.
+class TokenWriter:
+    """Writes a .npy file of integers that arrive in parts.
 
-    Raises OSError. The header has a fixed length, so it is overwritten with the number of ids at the end.
+    The file is synced to the disk as it grows: a stop signal never waits for the whole file. The header has a fixed
+    length, so it is overwritten with the number of elements at the end.
     """
-    file.write(_header(0, kind))
-    count = append_ids(file, parts, kind)
-    file.seek(0)
-    file.write(_header(count, kind))
-    return count
+
+    def __init__(self, file: BinaryIO, kind: np.dtype[Any]) -> None:
+        """Write the header of a file with elements of type `kind`; raises OSError."""
+        self.file, self.count = file, 0
+        self._kind, self._unsynced = kind, 0
+        file.write(_header(0, kind))
+
+    def add(self, values: NDArray[Any]) -> None:
+        """Append values (N,); raises OSError."""
+        content = values.astype(self._kind)  # np.save would not report a short write on a full disk
+        self.file.write(content.data)
+        self.count += len(content)
+        self._unsynced += content.nbytes
+        if self._unsynced >= SYNCED_BYTES:
+            _sync(self.file)
+            self._unsynced = 0
+
+    def finish(self) -> None:
+        """Complete the header; raises OSError."""
+        self.file.seek(0)
+        self.file.write(_header(self.count, self._kind))
 
 
-def append_ids(file: BinaryIO, parts: Iterable[NDArray[Any]], kind: np.dtype[Any]) -> int:
-    """Append ids that arrive in parts to a file, with elements of type `kind`; return their number. Raises OSError.
-
-    The file is synced to the disk as it grows: a stop signal never waits for the whole file.
-    """
+def append_ids(file: BinaryIO, parts: Iterable[NDArray[np.int32]], kind: np.dtype[Any]) -> int:
+    """Append ids that arrive in parts to a file, with elements of type `kind`; return their number. Raises OSError."""
     count = unsynced = 0
     for ids in parts:
-        content = ids.astype(kind)  # np.save would not report a short write on a full disk
+        content = ids.astype(kind)
         file.write(content.data)
         count += len(content)
         unsynced += content.nbytes
         if unsynced >= SYNCED_BYTES:
-            file.flush()
-            os.fsync(file.fileno())
+            _sync(file)
             unsynced = 0
     return count
 
 
+def _sync(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
 def token_counts(file: BinaryIO, count: int, kind: np.dtype[Any], vocab_size: int) -> NDArray[np.int64]:
-    """Return how often each id (V,) is in a file that `write_token_file` wrote, which is still open."""
+    """Return how often each id (V,) is in a file that a `TokenWriter` wrote, which is still open."""
     counts = np.zeros(vocab_size, np.int64)
     for _, ids in _written_blocks(file, count, kind):
         counts += np.bincount(ids, minlength=vocab_size)
@@ -109,7 +127,7 @@ def token_counts(file: BinaryIO, count: int, kind: np.dtype[Any], vocab_size: in
 
 
 def replace_ids(file: BinaryIO, count: int, kind: np.dtype[Any], replacements: NDArray[np.int32]) -> None:
-    """Replace each id in a file that `write_token_file` wrote by its entry in `replacements` (V,). Raises OSError."""
+    """Replace each id in a file that a `TokenWriter` wrote by its entry in `replacements` (V,). Raises OSError."""
     for position, ids in _written_blocks(file, count, kind):
         file.seek(position)
         file.write(replacements[ids].astype(kind).data)

@@ -79,6 +79,8 @@ def trajectory(config: Config, text_sha256: str | None = None) -> dict[str, Any]
         keys = (*keys, "data.shuffle")
     if config.data.digits is not Digits.PLAIN or config.data.digit_offset:
         keys = (*keys, "data.digits", "data.digit_places", "data.digit_offset")
+    if config.data.mixture:
+        keys = (*keys, "data.mixture")
     if config.schedule.rewarm:
         keys = (*keys, "schedule.rewarm", "schedule.rewarm_from")
     if config.grown_from:

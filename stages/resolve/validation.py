@@ -15,6 +15,7 @@ from threadloom.stages.config import (
     OptimizerConfig,
     Precision,
     ScheduleConfig,
+    Shuffle,
     ThreadsConfig,
     TokenizerKind,
     TokenOrder,
@@ -110,6 +111,7 @@ def validate(config: Config) -> None:
     _check_name(config.name)
     _check_model(config.model, config.data.tokenizer)
     _check_tokenizer(config.data)
+    _check_mixture(config.data)
     _check_digits(config.data)
     _check_embedding(config)
     geometry = config.geometry_with(config.model.vocab_size or 1)
@@ -159,6 +161,33 @@ def _check_tokenizer(data: DataConfig) -> None:
             expected=f"{'a path' if pretrained else 'no path'} with data.tokenizer={data.tokenizer.value}",
             got=repr(data.tokenizer_path),
             hint="set both data.tokenizer=pretrained and data.tokenizer_path=PATH, or neither",
+        )
+
+
+def _check_mixture(data: DataConfig) -> None:
+    if not data.mixture:
+        return
+    if len(data.mixture) != len(data.text):
+        raise ConfigError(
+            "data.mixture",
+            expected=f"a weight for each of the {len(data.text)} entries of data.text",
+            got=f"{len(data.mixture)} weights",
+            hint="pass --text once for each source, as in --text a.jsonl --text b.jsonl --set data.mixture=[3,1]",
+        )
+    if not all(math.isfinite(weight) and weight > 0 for weight in data.mixture):
+        raise ConfigError(
+            "data.mixture",
+            expected="finite weights above 0",
+            got=f"{list(data.mixture)}",
+            hint="leave a source without weight out of data.text",
+        )
+    if data.shuffle is not Shuffle.DRAWN:
+        raise ConfigError(
+            "data.shuffle",
+            expected="drawn, with data.mixture",
+            got=data.shuffle.value,
+            cause="sources with weights do not end at the same time, so that there is no epoch of all of them",
+            hint="leave data.shuffle out, or set data.mixture=[] for one text",
         )
 
 

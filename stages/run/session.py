@@ -19,16 +19,15 @@ from threadloom.stages.checkpoint import (
 from threadloom.stages.config import Config, ResolvedConfig, printable
 from threadloom.stages.console import StopSignals
 from threadloom.stages.data import (
+    Corpus,
     Dataset,
     EvaluationWindows,
-    Text,
     TextError,
     TokenBatches,
     absolute_text,
     evaluation_batches,
     prepare,
-    read_text,
-    reading_of,
+    read_corpus,
     recorded_outputs,
     require_same_text,
     write_sources,
@@ -115,7 +114,7 @@ def train(
     choice = choose_precision_here(config) if mode is not RunMode.RESUME else None
     if choice is not None and not force:
         _require_memory(with_precision(config, choice.precision), MIN_VOCABULARY)
-    config, text = _read_text(config, out, mode)
+    config, corpus = _read_corpus(config, out, mode)
     with RunDirectory.claim(out, mode) as run:
         start = last_checkpoint(run, base) if mode is RunMode.RESUME else None
         require_grown_start(run, config, start)
@@ -126,7 +125,7 @@ def train(
         if choice is None:  # a started run is resumed even if its precision is slow on this machine
             choice = choose_precision_here(config, allow_slow=start is not None)
         config = with_precision(config, choice.precision)
-        data = _prepare(config, text, run, mode, None if force else detect().memory_available)
+        data = _prepare(config, corpus, run, mode, None if force else detect().memory_available)
         threads = stage_threads(config).count
         if tuned:
             config = with_tuned_settings(config, detect(), threads)
@@ -151,15 +150,18 @@ def _require_memory(config: Config, vocabulary: int) -> None:
     require_memory(config, resolved, cores, detect().memory_available)
 
 
-def _read_text(config: Config, out: Path, mode: RunMode) -> tuple[Config, Text]:
-    """Return the text, and the configuration with its absolute paths: a run may be resumed in another directory."""
-    paths = tuple(map(absolute_text, config.data.text))
-    tokenizer = absolute_text(config.data.tokenizer_path) if config.data.tokenizer_path else ""
-    data = msgspec.structs.replace(config.data, text=paths, tokenizer_path=tokenizer)
+def _read_corpus(config: Config, out: Path, mode: RunMode) -> tuple[Config, Corpus]:
+    """Return the texts, and the configuration with its absolute paths: a run may be resumed in another directory."""
+    data = msgspec.structs.replace(
+        config.data,
+        text=tuple(map(absolute_text, config.data.text)),
+        validation_text=tuple(map(absolute_text, config.data.validation_text)),
+        tokenizer_path=absolute_text(config.data.tokenizer_path) if config.data.tokenizer_path else "",
+    )
     config = msgspec.structs.replace(config, data=data)
     outputs = recorded_outputs(RunDirectory(out).data) if mode is RunMode.RESUME else []
     try:
-        return config, read_text(paths, excluded=[out, *outputs], reading=reading_of(config.data))
+        return config, read_corpus(config.data, excluded=[out, *outputs])
     except TextError as error:
         if mode is not RunMode.RESUME:
             raise
@@ -168,7 +170,7 @@ def _read_text(config: Config, out: Path, mode: RunMode) -> tuple[Config, Text]:
         raise TextError(error.subject, error.expected, error.got, cause, hint) from error
 
 
-def _report_left_out(text: Text, sources: Path) -> None:
+def _report_left_out(text: Corpus, sources: Path) -> None:
     """Log the number of entries that are not part of the text and some of them, those that failed first."""
     if not text.left_out:
         return
@@ -182,7 +184,7 @@ def _report_left_out(text: Text, sources: Path) -> None:
     )  # fmt: skip
 
 
-def _report_skipped(text: Text, sources: Path) -> None:
+def _report_skipped(text: Corpus, sources: Path) -> None:
     """Log the number of records that are not part of the text, and the first reasons."""
     invalid, empty = sum(found.invalid for found in text.skipped), sum(found.empty for found in text.skipped)
     if not invalid and not empty:
@@ -196,7 +198,7 @@ def _report_skipped(text: Text, sources: Path) -> None:
     )  # fmt: skip
 
 
-def _prepare(config: Config, text: Text, run: RunDirectory, mode: RunMode, available: int | None) -> Dataset:
+def _prepare(config: Config, text: Corpus, run: RunDirectory, mode: RunMode, available: int | None) -> Dataset:
     if mode is RunMode.RESUME:
         require_same_text(run.data, text)
     sources = write_sources(run.data, text)
@@ -204,8 +206,9 @@ def _prepare(config: Config, text: Text, run: RunDirectory, mode: RunMode, avail
     _report_skipped(text, sources)
     data = prepare(config.data, config.model, text, run.data, available)
     logger.info(
-        "text: {}, {:,} characters, {:,} training and {:,} validation tokens, vocabulary {}",
+        "text: {}{}, {:,} characters, {:,} training and {:,} validation tokens, vocabulary {}",
         f"{len(text.files):,} files" if len(text.files) != 1 else "1 file",
+        "" if text.documents is None else f", {text.documents:,} documents",
         text.characters, len(data.train), len(data.validation), data.tokenizer.vocab_size,
     )  # fmt: skip
     return data
@@ -247,7 +250,7 @@ def _train(
     written = WrittenMetrics(config, start.step if start else 0)
     base = _base_model(config, start)
     output = CheckpointOutput(run.checkpoints, data.tokenizer_path, written.wait_for, data.tokenizer.end_of_text, base)
-    source = TokenBatches(data.train, config.batch_sizes, config.seed, data.offsets, config.data.shuffle)
+    source = TokenBatches(data.train, config.batch_sizes, config.seed, data.offsets, config.data.shuffle, data.mixture)
     if config.init and start is None:
         logger.info("initial weights: {}", ", ".join(filter(None, (config.init, config.lora.init))))
     initial = _initial_weights(config, start)

@@ -12,7 +12,7 @@ import msgspec
 
 from threadloom.pipeline import StageFailure
 from threadloom.stages.config import Config
-from threadloom.stages.data import Dataset, TokenBatches, evaluation_batches, prepare, read_text, reading_of
+from threadloom.stages.data import Dataset, TokenBatches, evaluation_batches, prepare, read_corpus
 from threadloom.stages.memory import Evaluation
 from threadloom.stages.resolve import RATE_RULE, gemm_settings, rate_and_warmup, resolve
 from threadloom.stages.step import TrainingDiverged, Validation
@@ -73,7 +73,12 @@ class Pilots:
             self.data.validation, batch_size=config.batch_size, micro_batch=resolved.micro_batch, batches=EVALUATED
         )
         source = TokenBatches(
-            self.data.train, resolved.batch_sizes, config.seed, self.data.offsets, config.data.shuffle
+            self.data.train,
+            resolved.batch_sizes,
+            config.seed,
+            self.data.offsets,
+            config.data.shuffle,
+            self.data.mixture,
         )
         training = Training(resolved, source, Validation(windows, windows), order=self.data.order)
         loss = math.inf
@@ -99,6 +104,6 @@ def pilots_on_text(config: Config, cores: int, available: int | None) -> Iterato
     `available` is the memory that the preparation may take, in bytes; None: any. Raises as the preparation of a run.
     """
     with TemporaryDirectory(prefix="threadloom-tune-") as folder:
-        text = read_text(config.data.text, reading=reading_of(config.data))
-        data = prepare(config.data, config.model, text, Path(folder), available)
+        corpus = read_corpus(config.data)
+        data = prepare(config.data, config.model, corpus, Path(folder), available)
         yield Pilots(config, cores, data)

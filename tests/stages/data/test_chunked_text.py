@@ -16,7 +16,7 @@ from threadloom.stages.data.chunked_text import CHUNK_CHARACTERS, ChunkedText, S
 from threadloom.stages.data.dataset import prepare
 from threadloom.stages.data.text_format import TextError
 from threadloom.stages.data.text_reading import read_text
-from threadloom.stages.data.token_file import write_token_file
+from threadloom.stages.data.token_file import TokenWriter
 from threadloom.stages.resolve.loading import apply_overrides
 
 pytestmark = pytest.mark.timeout(60)
@@ -159,7 +159,11 @@ def test_a_token_file_is_written_as_by_numpy(tmp_path: Path, kind: str, count: i
     ids = np.arange(count, dtype=np.int32) % 60_000
     np.save(tmp_path / "expected.npy", ids.astype(kind))
     with (tmp_path / "file.npy").open("wb") as file:
-        assert write_token_file(file, np.array_split(ids, 5), np.dtype(kind)) == count
+        writer = TokenWriter(file, np.dtype(kind))
+        for part in np.array_split(ids, 5):
+            writer.add(part)
+        writer.finish()
+        assert writer.count == count
     assert (tmp_path / "file.npy").read_bytes() == (tmp_path / "expected.npy").read_bytes()
 
 

@@ -91,6 +91,7 @@ def sample(kind: object) -> tuple[str, object]:
             '[{"match": "wte", "lr": 0.5}, {"match": "*", "decay": 0}]',
             (OptimizerGroup(match="wte", lr=0.5), OptimizerGroup(match="*", decay=0.0)),
         ),
+        (tuple[float, ...], "[3,1]", (3.0, 1.0)),
         (float | None, "0.5", 0.5),
         (bool | None, "true", True),
         (bool, "false", False),

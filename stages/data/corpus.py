@@ -1,0 +1,175 @@
+"""The texts of a run: one or several to train on, and one to validate on, if it is not a held-out part of them."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from threadloom.stages.config import DataConfig
+from threadloom.stages.console import PeriodicLog
+from threadloom.stages.data.chunked_text import ChunkedText
+from threadloom.stages.data.documents import Document, LongDocument
+from threadloom.stages.data.sources.registry import reading_of
+from threadloom.stages.data.text import SkippedRecords, Text, TextFile, ended
+from threadloom.stages.data.text_files import LeftOut
+from threadloom.stages.data.text_reading import read_text
+from threadloom.stages.data.token_file import DataError
+
+
+class Cut(NamedTuple):
+    """The length of the training split of a text."""
+
+    characters: int
+    """Of the running text."""
+    documents: int | None
+    """None for a running text, which is cut at a character."""
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The texts of a run; `ChunkedText` other than `Text` has no files."""
+
+    sources: tuple[ChunkedText, ...]
+    """The texts to train on: one, or the entries of a mixture."""
+    validation: ChunkedText | None = None
+    """None: the last part of each source is held out."""
+
+    @property
+    def text(self) -> ChunkedText:
+        """All texts, one after another."""
+        return joined(self._texts)
+
+    @property
+    def characters(self) -> int:
+        """Number of characters of all texts."""
+        return sum(text.characters for text in self._texts)
+
+    @property
+    def documents(self) -> int | None:
+        """Number of documents of all texts; None if they are running texts."""
+        counts = [text.documents for text in self._texts if text.documents is not None]
+        return sum(counts) if counts else None
+
+    @property
+    def files(self) -> tuple[TextFile, ...]:
+        """The files of all texts, in order."""
+        return tuple(file for text in self._read for file in text.files)
+
+    @property
+    def left_out(self) -> tuple[LeftOut, ...]:
+        """Files and directories that are not part of any text."""
+        return tuple(found for text in self._read for found in text.left_out)
+
+    @property
+    def skipped(self) -> tuple[SkippedRecords, ...]:
+        """Records that are not part of any text."""
+        return tuple(found for text in self._read for found in text.skipped)
+
+    def checksum(self) -> str:
+        """Return the SHA-256 of the texts to train on: of a single one, its own."""
+        if len(self.sources) == 1:
+            return self.sources[0].checksum()
+        return hashlib.sha256("".join(source.checksum() for source in self.sources).encode()).hexdigest()
+
+    def validation_checksum(self) -> str | None:
+        """Return the SHA-256 of the validation text, if there is one."""
+        return None if self.validation is None else self.validation.checksum()
+
+    def cuts(self, fraction: float, directory: Path) -> tuple[Cut, ...]:
+        """Return the length of the training split of each source; `directory` is named in errors."""
+        if self.validation is not None:
+            return tuple(Cut(source.characters, source.documents) for source in self.sources)
+        cuts = tuple(_cut(source, fraction) for source in self.sources)
+        if (
+            all(cut.documents == source.documents for cut, source in zip(cuts, self.sources, strict=True))
+            and cuts[0].documents
+        ):
+            raise DataError(
+                str(directory),
+                expected="at least two documents, the last of which is for validation",
+                got="one" if len(cuts) == 1 else "one in each source",
+                hint="pass a validation text with data.validation_text",
+            )
+        return cuts
+
+    @property
+    def _texts(self) -> tuple[ChunkedText, ...]:
+        return self.sources if self.validation is None else (*self.sources, self.validation)
+
+    @property
+    def _read(self) -> Iterator[Text]:
+        return (text for text in self._texts if isinstance(text, Text))
+
+
+def read_corpus(data: DataConfig, excluded: Sequence[Path] = ()) -> Corpus:
+    """Return the texts of a configuration; raises TextError as `read_text`, without `excluded` directories."""
+    reading = reading_of(data)
+
+    def read(paths: Sequence[str]) -> Text:
+        return read_text(paths, excluded, reading=reading)
+
+    sources = [read([path]) for path in data.text] if data.mixture else [read(data.text)]
+    if any(source.documents is not None for source in sources):  # they are in one token file
+        sources = [source.as_documents() for source in sources]
+    return Corpus(tuple(sources), read(data.validation_text) if data.validation_text else None)
+
+
+def joined(texts: Sequence[ChunkedText]) -> ChunkedText:
+    """Return the running text of several texts, one after another."""
+    return texts[0] if len(texts) == 1 else _Joined(texts)
+
+
+class Progress:
+    """Logs from time to time which part of the characters of all texts has been tokenised."""
+
+    def __init__(self, characters: int) -> None:
+        self._log, self._characters, self._done = PeriodicLog(), characters, 0
+
+    def chunks(self, text: ChunkedText) -> Iterator[str]:
+        """Yield the chunks of a text."""
+        return self._reported(text.chunks())
+
+    def parts(self, text: ChunkedText) -> Iterator[Document | LongDocument]:
+        """Yield the documents of a text."""
+        for part in text.parts():
+            if isinstance(part, Document):
+                yield part
+                self._add(len(part.text))
+            else:
+                yield part._replace(chunks=self._reported(part.chunks))
+
+    def _reported(self, chunks: Iterator[str]) -> Iterator[str]:
+        for chunk in chunks:
+            yield chunk
+            self._add(len(chunk))
+
+    def _add(self, characters: int) -> None:
+        self._done += characters
+        self._log("tokenising the text: {:.0%}", self._done / self._characters)
+
+
+class _Joined(ChunkedText):
+    """Several texts, one after another."""
+
+    def __init__(self, texts: Sequence[ChunkedText]) -> None:
+        self.characters = sum(text.characters for text in texts)
+        self._texts = tuple(texts)
+
+    def chunks(self) -> Iterator[str]:
+        for text in self._texts:
+            yield from text.chunks()
+
+
+def _cut(text: ChunkedText, fraction: float) -> Cut:
+    """Return the cut at a fraction of the characters: for documents, after the first or the last that ends before."""
+    wanted = int(text.characters * fraction)
+    if text.documents is None:
+        return Cut(wanted, None)
+    characters = count = 0
+    for part in text.parts():
+        size = len(ended(part.text)) if isinstance(part, Document) else part.characters
+        if count and characters + size > wanted:
+            break
+        characters, count = characters + size, count + 1
+    return Cut(characters, count)
