@@ -36,6 +36,8 @@ from threadloom.stages.data.documents import (
     Span as Span,
 )
 from threadloom.stages.data.mixture import Mixture as Mixture
+from threadloom.stages.data.sources.json_lines import json_records as json_records
+from threadloom.stages.data.sources.records import RecordError as RecordError
 from threadloom.stages.data.sources.registry import Reading as Reading, reading_of as reading_of
 from threadloom.stages.data.text import Text as Text
 from threadloom.stages.data.text_files import LeftOut as LeftOut

@@ -6,6 +6,23 @@ A `Decoder` is one sequence with its cache; `generate` is a loop of decoding and
 May import: all above.
 """
 
+from threadloom.stages.inference.choice_evaluation import (
+    Accuracy as Accuracy,
+    ChoiceEvaluation as ChoiceEvaluation,
+    ChoiceOptions as ChoiceOptions,
+    ChoiceScore as ChoiceScore,
+    evaluate_choices as evaluate_choices,
+)
+from threadloom.stages.inference.choice_records import (
+    Question as Question,
+    QuestionError as QuestionError,
+    read_questions as read_questions,
+)
+from threadloom.stages.inference.continuations import (
+    encode_continuation as encode_continuation,
+    likelihoods as likelihoods,
+    prefix_token as prefix_token,
+)
 from threadloom.stages.inference.decoder import Decoder as Decoder, GenerationError as GenerationError
 from threadloom.stages.inference.generation import (
     GenerationLimits as GenerationLimits,

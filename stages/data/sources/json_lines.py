@@ -33,16 +33,21 @@ class JsonLines:
 
     def records(self, path: Path, maker: DocumentMaker) -> Iterator[Record]:
         """Yield the objects of the lines; see `RecordFormat`."""
-        for number, line in enumerate(lines(file_content(path)), start=1):
-            origin = Origin(path, number)
-            if line is None:
-                got = f"one of more than {LONGEST_RECORD:,}"
-                error = RecordError(origin, f"a line of at most {LONGEST_RECORD:,} bytes", got)
-                yield Record(origin, error)
-                continue
-            content = line.removeprefix(_MARK) if number == 1 else line
-            if content.strip():
-                yield Record(origin, _fields(content, origin))
+        return json_records(path)
+
+
+def json_records(path: Path) -> Iterator[Record]:
+    """Yield the objects of a file's lines, or their errors; raises TextError for a file that cannot be read."""
+    for number, line in enumerate(lines(file_content(path)), start=1):
+        origin = Origin(path, number)
+        if line is None:
+            got = f"one of more than {LONGEST_RECORD:,}"
+            error = RecordError(origin, f"a line of at most {LONGEST_RECORD:,} bytes", got)
+            yield Record(origin, error)
+            continue
+        content = line.removeprefix(_MARK) if number == 1 else line
+        if content.strip():
+            yield Record(origin, _fields(content, origin))
 
 
 def lines(pieces: Iterable[bytes]) -> Iterator[bytes | None]:
