@@ -23,6 +23,7 @@ from threadloom.stages.tools.grow import grow
 from threadloom.stages.tools.merge import merge
 from threadloom.stages.tools.reduce import reduce
 from threadloom.stages.tools.sample import sample
+from threadloom.stages.tools.show_data import show_data
 from threadloom.stages.tools.tokens import tokens
 from threadloom.stages.tools.train import train_command
 from threadloom.stages.tools.tune import tune
@@ -59,7 +60,7 @@ def main(log_level: str) -> None:
 
 
 COMMANDS = (
-    train_command, sample, evaluate, export, merge, grow, reduce, tokens, certify, tune, doctor, bench,
+    train_command, sample, evaluate, export, merge, grow, reduce, tokens, show_data, certify, tune, doctor, bench,
 )  # fmt: skip
 for command in COMMANDS:
     main.add_command(command)

@@ -25,6 +25,7 @@ from threadloom.stages.data.corpus import Corpus as Corpus, read_corpus as read_
 from threadloom.stages.data.dataset import (
     Dataset as Dataset,
     prepare as prepare,
+    prepared_mixture as prepared_mixture,
     prepared_order as prepared_order,
     require_same_text as require_same_text,
 )

@@ -10,7 +10,7 @@ each pair a plain model has the same function: the row of (d, p) is the sum of t
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -60,6 +60,11 @@ class AbacusTokenizer:
     def vocab_size(self) -> int:
         """The tokens of the tokenizer below, and ten for each place."""
         return self.base.vocab_size + DIGITS * self.places
+
+    @property
+    def special_tokens(self) -> Mapping[str, int]:
+        """The special tokens; there are none."""
+        return {}
 
     def with_special_tokens(self, special: SpecialTokens) -> Self:
         """Return this tokenizer, which has no special tokens."""

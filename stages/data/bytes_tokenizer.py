@@ -1,6 +1,6 @@
 """The bytes tokenizer: one id per byte of UTF-8."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -54,6 +54,11 @@ class BytesTokenizer:
     def from_content(cls, content: dict[str, Any]) -> Self:
         """Return the tokenizer."""
         return cls()
+
+    @property
+    def special_tokens(self) -> Mapping[str, int]:
+        """The special tokens; there are none."""
+        return {}
 
     def with_special_tokens(self, special: SpecialTokens) -> Self:
         """Return this tokenizer, which has no special tokens."""

@@ -1,6 +1,6 @@
 """The character tokenizer: one id per character."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -92,6 +92,11 @@ class CharacterTokenizer:
     def vocab_size(self) -> int:
         """Number of characters in the alphabet."""
         return len(self._points)
+
+    @property
+    def special_tokens(self) -> Mapping[str, int]:
+        """The special tokens; there are none."""
+        return {}
 
     def with_special_tokens(self, special: SpecialTokens) -> Self:
         """Return this tokenizer, which has no special tokens."""

@@ -134,6 +134,15 @@ def prepared_order(directory: Path) -> VocabularyOrder | None:
     return _order(directory, manifest)
 
 
+def prepared_mixture(directory: Path, data: DataConfig) -> Mixture | None:
+    """Return the sources in the training split of a prepared directory, with the weights of `data`; None for one."""
+    try:
+        train = read_manifest(directory).train
+    except (OSError, msgspec.DecodeError):  # the same
+        return None
+    return Mixture.of(data.mixture, train.sources, train.tokens)
+
+
 def _order(directory: Path, manifest: DatasetManifest) -> VocabularyOrder | None:
     return None if manifest.order_sha256 is None else read_order(directory / ORDER_FILE, manifest.order_sha256)
 

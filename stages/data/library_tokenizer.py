@@ -7,7 +7,7 @@ be cut.
 
 import copy
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -83,9 +83,9 @@ class LibraryTokenizer:
         return None if found is None else EndOfText(found, self._end_of_text)
 
     @property
-    def special_tokens(self) -> tuple[str, ...]:
-        """The texts of the special tokens."""
-        return tuple(self._specials)
+    def special_tokens(self) -> Mapping[str, int]:
+        """The special tokens, text → id."""
+        return self._specials
 
     @cached_property
     def beginning(self) -> NDArray[np.int32]:

@@ -1,7 +1,7 @@
 """The protocol of tokenizers, and the parts that their implementations share."""
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, Protocol
 
@@ -32,6 +32,10 @@ class Tokenizer(Protocol):
     @property
     def end_of_text(self) -> EndOfText | None:
         """The token that begins and ends a text, if there is one."""
+
+    @property
+    def special_tokens(self) -> Mapping[str, int]:
+        """The special tokens, text → id."""
 
     @property
     def beginning(self) -> NDArray[np.int32]:

@@ -14,7 +14,6 @@ from threadloom.stages.data.conversations.reader import ConversationReader
 from threadloom.stages.data.conversations.renderer import ChatTemplate
 from threadloom.stages.data.conversations.templates import find_template
 from threadloom.stages.data.documents import Document, Origin
-from threadloom.stages.data.library_tokenizer import LibraryTokenizer
 from threadloom.stages.data.sources.field_documents import FieldDocuments
 from threadloom.stages.data.sources.records import MakeDocument
 from threadloom.stages.data.text_paths import text_path
@@ -57,7 +56,7 @@ class ConversationDocuments:
             return find_template(self.setting, None, (), None), ()
         path = text_path(self.tokenizer_path)
         tokenizer = load_tokenizer(path)
-        special = tokenizer.special_tokens if isinstance(tokenizer, LibraryTokenizer) else ()
+        special = tuple(tokenizer.special_tokens)
         folder: Path = path if path.is_dir() else path.parent
         return find_template(self.setting, folder, special, tokenizer.end_of_text), special
 
