@@ -23,6 +23,7 @@ from threadloom.stages.checkpoint.model_reader import (
     load_model as load_model,
 )
 from threadloom.stages.checkpoint.reader import Checkpoint as Checkpoint
+from threadloom.stages.checkpoint.retention import Retention as Retention
 from threadloom.stages.checkpoint.safetensors_format import AVERAGE as AVERAGE
 from threadloom.stages.checkpoint.state import TrainingState as TrainingState, kept_versions as kept_versions
 from threadloom.stages.checkpoint.writer import save_checkpoint as save_checkpoint

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from loguru import logger
 
-from threadloom.stages.storage import checkpoint_name, finished_checkpoints, fsync_directory
+from threadloom.stages.checkpoint.retention import Retention
+from threadloom.stages.storage import checkpoint_name, checkpoint_step, finished_checkpoints, fsync_directory
 
 _PARTIAL = re.compile(r"\.step-\d{6,}\.partial-[0-9a-f]+")
 _REPLACED = re.compile(r"\.(step-\d{6,})\.replaced-[0-9a-f]+")
@@ -54,11 +55,13 @@ def publish(partial: Path, step: int) -> Path:
     return target
 
 
-def remove_old(newest: Path, keep: int) -> None:
-    """Remove all but the last `keep` checkpoints (0: keep all) next to `newest`, which is never removed."""
+def remove_old(newest: Path, retention: Retention) -> None:
+    """Remove the checkpoints next to `newest` that are not kept; it is never removed."""
     directory = newest.parent
-    for old in finished_checkpoints(directory)[:-keep] if keep else ():
-        if old == newest:
+    finished = finished_checkpoints(directory)
+    kept = retention.kept([checkpoint_step(path) for path in finished])
+    for old in finished:
+        if old == newest or checkpoint_step(old) in kept:
             continue
         partial = _temporary(old, "partial")
         try:

@@ -9,6 +9,7 @@ from pathlib import Path
 from threadloom.stages.checkpoint.directory import partial_path, publish, remove_leftovers, remove_old
 from threadloom.stages.checkpoint.format import FORMATS, written_format
 from threadloom.stages.checkpoint.manifest import MANIFEST_FILE, CheckpointManifest, json_copy, write_manifest
+from threadloom.stages.checkpoint.retention import Retention
 from threadloom.stages.checkpoint.state import TrainingState
 from threadloom.stages.data import companion_files
 from threadloom.stages.models import geometry_to_json
@@ -24,8 +25,9 @@ from threadloom.stages.storage import (
 _SMALL_FILES = 1 << 20  # bytes allowed for config.json, training.json and the directory itself
 
 
-def save_checkpoint(directory: Path, state: TrainingState, tokenizer: Path | None, keep: int) -> Path:
-    """Write a checkpoint to `directory`, which is created if necessary, and keep the newest `keep` there (0: all).
+def save_checkpoint(directory: Path, state: TrainingState, tokenizer: Path | None, keep: int | Retention) -> Path:
+    """Write a checkpoint to `directory`, which is created if necessary, and keep those of `keep`
+    there; a number is that of the newest ones (0: all).
 
     `tokenizer` is a file to copy into the checkpoint, with the files that accompany it in its directory. Returns the
     path of the checkpoint once it is on the disk. On
@@ -35,8 +37,7 @@ def save_checkpoint(directory: Path, state: TrainingState, tokenizer: Path | Non
     """
     number = written_format(state.geometry)
     layout = FORMATS[number]
-    if keep < 0:
-        raise ValueError(f"keep: expected the number of checkpoints to keep, or 0 for all, got {keep}")
+    retention = Retention(keep) if isinstance(keep, int) else keep
     if tokenizer is not None and tokenizer.name in layout.file_names | {MANIFEST_FILE}:
         raise ValueError(f"the tokenizer file cannot be named {tokenizer.name}: the checkpoint has a file of that name")
     config = json_copy(state.config)
@@ -63,7 +64,7 @@ def save_checkpoint(directory: Path, state: TrainingState, tokenizer: Path | Non
         )
         write_manifest(partial, manifest)
         target = publish(partial, state.step)
-    remove_old(target, keep)
+    remove_old(target, retention)
     return target
 
 

@@ -121,6 +121,9 @@ class EvaluationConfig(Section, frozen=True, kw_only=True):
     """Maximum number of batches, of `batch_size` windows, of an evaluation."""
     final_batches: int | None = None
     """The same for the evaluation at the end. None: as `batches`."""
+    patience: int = 0
+    """Early stopping: the run ends after this number of consecutive evaluations without a lower validation loss than
+    before. The batch after an evaluation then waits for it. 0: never."""
     gcd_loss: bool = False
     """True: also report a loss made of greatest common divisors of prime numbers of the tokens. It is a constant of the
     text, which no training changes."""
@@ -133,6 +136,10 @@ class CheckpointConfig(Section, frozen=True, kw_only=True):
     """Updates between checkpoints. 0: only at the end."""
     keep: int = 2
     """Number of checkpoints that are kept, the newest ones. 0: all."""
+    every: int = 0
+    """Checkpoints after a multiple of this number of updates are kept as well. 0: none."""
+    best: bool = False
+    """True: of the checkpoints whose step was evaluated, the one with the lowest validation loss is kept as well."""
     copies: bool | None = None
     """True: copy the arrays that the next update overwrites, which takes memory; False: the update waits for the disk.
     None: True for small models."""

@@ -98,8 +98,10 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "slots": (1, 65_536),
     "extra_banks": (0, 64),
     "evaluation.interval": (0, 1_000_000_000),
+    "evaluation.patience": (0, 1_000_000_000),
     "checkpoint.interval": (0, 1_000_000_000),
     "checkpoint.keep": (0, 1_000_000_000),
+    "checkpoint.every": (0, 1_000_000_000),
     "trace.batches": (0, 1_000_000),
 }
 """Smallest and largest value of each number. The largest are far beyond use and catch typos and overflow."""
@@ -119,6 +121,7 @@ def validate(config: Config) -> None:
     _check_batches(config)
     _check_blas_threads(config.threads.blas, config.gemm_backend)
     _check_schedule(config.schedule, config.optimizer)
+    _check_checkpoints(config)
 
 
 def _check_limits(config: Config) -> None:
@@ -279,6 +282,39 @@ def _check_batches(config: Config) -> None:
             expected=f"at most the {micro_batches} micro-batches of an update",
             got=f"{config.lanes}",
             hint="set fewer lanes or a smaller micro_batch",
+        )
+
+
+def _check_checkpoints(config: Config) -> None:
+    """Raise ConfigError if losses cannot be compared, or checkpoints that are kept would not be written."""
+    checkpoint, evaluation = config.checkpoint, config.evaluation
+    compares = "evaluation.patience" if evaluation.patience else "checkpoint.best"
+    if evaluation.patience and not evaluation.interval:
+        raise ConfigError(
+            "evaluation.interval", expected="updates between evaluations, with evaluation.patience", got="0"
+        )
+    if (evaluation.patience or checkpoint.best) and evaluation.final_batches not in (None, evaluation.batches):
+        raise ConfigError(
+            "evaluation.final_batches",
+            expected=f"evaluation.batches = {evaluation.batches}, with {compares}",
+            got=f"{evaluation.final_batches}",
+            cause="losses on different windows cannot be compared",
+            hint="leave it out",
+        )
+    if checkpoint.every and (not checkpoint.interval or checkpoint.every % checkpoint.interval):
+        raise ConfigError(
+            "checkpoint.every",
+            expected=f"a multiple of checkpoint.interval = {checkpoint.interval}",
+            got=f"{checkpoint.every}",
+            cause="checkpoints are written every checkpoint.interval updates",
+        )
+    if checkpoint.best and (not evaluation.interval or checkpoint.interval % evaluation.interval):
+        raise ConfigError(
+            "checkpoint.interval",
+            expected=f"a multiple of evaluation.interval = {evaluation.interval}, with checkpoint.best",
+            got=f"{checkpoint.interval}",
+            cause="a checkpoint of a step without an evaluation has no loss",
+            hint="set both to the same number",
         )
 
 

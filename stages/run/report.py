@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from loguru import logger
@@ -25,8 +25,9 @@ class WrittenMetrics:
     A run resumed from a checkpoint writes the lines after it again, but never those before.
     """
 
-    def __init__(self, config: Config, step: int) -> None:
-        """`step` is the number of updates before the run, whose lines are in the file."""
+    def __init__(self, config: Config, step: int, losses: Mapping[int, float] | None = None) -> None:
+        """`step` is the number of updates before the run, whose lines are in the file; `losses` are in them."""
+        self._losses = dict(losses or {})
         self._interval = config.evaluation.interval
         self._steps = config.steps
         self._updates = MonotonicCounter(step)
@@ -38,7 +39,16 @@ class WrittenMetrics:
             case Update():
                 self._updates.advance(event.step)
             case Evaluation():
-                self._evaluations.advance(event.step)
+                self.take_evaluation(event)
+
+    def take_evaluation(self, event: Evaluation) -> None:
+        """Record that the line of an evaluation has been written."""
+        self._losses[event.step] = event.val_loss
+        self._evaluations.advance(event.step)
+
+    def losses(self) -> dict[int, float]:
+        """Return the validation losses in the file, step → loss; may be called by any thread."""
+        return dict(self._losses)
 
     def wait_for(self, step: int) -> None:
         """Wait until the lines of all updates up to `step` are written, and of all evaluations due by then."""
@@ -86,8 +96,12 @@ class Reporter:
             case Evaluation():
                 self.take_evaluation(event)
             case Saved():
-                self._log.sync()
-                logger.info("step {}: checkpoint {} ({:.1f} s)", event.step, event.path, event.seconds)
+                self.take_saved(event)
+
+    def take_saved(self, event: Saved) -> None:
+        """Record a checkpoint."""
+        self._log.sync()
+        logger.info("step {}: checkpoint {} ({:.1f} s)", event.step, event.path, event.seconds)
 
     def take_evaluation(self, event: Evaluation) -> None:
         """Record an evaluation."""

@@ -15,6 +15,7 @@ from threadloom.stages.checkpoint import (
     BaseModel,
     Checkpoint,
     FolderWeights,
+    Retention,
 )
 from threadloom.stages.config import Config, ResolvedConfig, printable
 from threadloom.stages.console import StopSignals
@@ -83,6 +84,8 @@ class Outcome:
     val_loss: float | None
     seconds: float
     """Seconds from the first micro-batch to the last event."""
+    stopped: str | None = None
+    """Why the run has ended before its last update; None if it has not."""
 
 
 def train(
@@ -247,15 +250,24 @@ def _train(
         delayed=config.delay_correction,
         banded=config.embedding.banded,
     )
-    written = WrittenMetrics(config, start.step if start else 0)
+    first = start.step if start else 0
+    scores = {step: loss for step, loss in _scores(run).items() if step <= first}
+    written = WrittenMetrics(config, first, scores)
     base = _base_model(config, start)
-    output = CheckpointOutput(run.checkpoints, data.tokenizer_path, written.wait_for, data.tokenizer.end_of_text, base)
+    output = CheckpointOutput(
+        run.checkpoints,
+        data.tokenizer_path,
+        written.wait_for,
+        data.tokenizer.end_of_text,
+        base,
+        written.losses,
+    )
     source = TokenBatches(data.train, config.batch_sizes, config.seed, data.offsets, config.data.shuffle, data.mixture)
     if config.init and start is None:
         logger.info("initial weights: {}", ", ".join(filter(None, (config.init, config.lora.init))))
     initial = _initial_weights(config, start)
     derived = _derived_embedding(config, data)
-    training = Training(config, source, _validation(config, data), output, start, initial, data.order, derived)
+    training = Training(config, source, _validation(config, data), output, start, initial, data.order, derived, scores)
     logger.info("memory of the run:\n{}", format_memory_plan(planned_memory(config, data.preparation_bytes)))
     trace = new_trace(config, training)
     begin = time.perf_counter()
@@ -265,13 +277,39 @@ def _train(
             graph = training.graph()
             if not _is_evaluated(run, training.first_batch) and (missed := training.evaluate_start()):
                 reporter.take_evaluation(missed)
+                written.take_evaluation(missed)
             resources = [*training.resources, written]
             control = training.controller(lambda change: logger.info("threads: {}", change))
             with graph.start(resources=resources, trace=trace, label=label, controller=control) as pipeline:
                 with _checkpoints_on_request(training, pipeline, written, signals):
                     _follow(pipeline, reporter, written)
-    last = reporter.last_evaluation
-    return Outcome(run, config, config.steps, last.val_loss if last else None, time.perf_counter() - begin)
+            _end_early(training, reporter)
+    if config.checkpoint.best:
+        _report_best(run, written)
+    step = training.banks.statistics().newest
+    return Outcome(run, config, step, written.losses().get(step), time.perf_counter() - begin, _stopped(training))
+
+
+def _end_early(training: Training, reporter: Reporter) -> None:
+    """Write the checkpoint of a run that has stopped early, unless there is one."""
+    if stopped := _stopped(training):
+        if saved := training.save_newest():
+            reporter.take_saved(saved)
+        logger.info("stopped: {}", stopped)
+
+
+def _stopped(training: Training) -> str | None:
+    """Return why a run has ended before its last update; None if it has not."""
+    early = training.banks.statistics().newest < training.config.steps
+    return training.stopping.reason if training.stopping and early else None
+
+
+def _report_best(run: RunDirectory, written: WrittenMetrics) -> None:
+    """Log the checkpoint with the lowest validation loss."""
+    losses = written.losses()
+    best = Retention(losses=losses).best(run.checkpoint_steps())
+    if best is not None:
+        logger.info("best checkpoint: {}, validation loss {:.4f}", run.checkpoint(best), losses[best])
 
 
 def _derived_embedding(config: ResolvedConfig, data: Dataset) -> DerivedEmbedding | None:

@@ -9,6 +9,7 @@ from threadloom.pipeline import Arena, Cancelled, Lease
 from threadloom.stages.memory import Bank, Evaluation, Update
 from threadloom.stages.step.compute import Compute, Version
 from threadloom.stages.step.derived_embedding import EmbeddingFactors
+from threadloom.stages.step.early_stopping import EarlyStopping
 from threadloom.stages.step.evaluation_copy import EvaluationCopies
 from threadloom.stages.step.gcd_loss import GcdLoss
 from threadloom.stages.step.reducer import TrainingDiverged
@@ -70,13 +71,15 @@ class EvaluateStage:
         copies: EvaluationCopies,
         gcd: GcdLoss | None = None,
         factors: EmbeddingFactors | None = None,
+        stopping: EarlyStopping | None = None,
     ) -> None:
         """`last_step` is evaluated on `validation.final`, every other step on `validation.windows`.
 
         Leases of `copies` have no packed weights, which are computed here, and their token embedding before them if
-        that has `factors`. `gcd` adds its figure.
+        that has `factors`. `gcd` adds its figure. `stopping` counts the losses.
         """
         self._factors = factors
+        self._stopping = stopping
         self._gcd = gcd
         self._compute = compute
         self._copies = copies
@@ -114,6 +117,8 @@ class EvaluateStage:
                 f"the validation loss after {step} updates is {loss}; expected a finite number. Hint: start a "
                 "new run: lower optimizer.lr, lengthen schedule.warmup, or set precision=float32"
             )
+        if self._stopping:
+            self._stopping.take(step, loss)
         gcd = self._gcd.mean(windows) if self._gcd else None
         return Evaluation(step, loss, windows.tokens, time.perf_counter() - begin, gcd, average)
 

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from threadloom.kernels import Floats
 from threadloom.pipeline import Arena, Banks, Lease, Pool
-from threadloom.stages.checkpoint import BaseModel, TrainingState, kept_versions, save_checkpoint
+from threadloom.stages.checkpoint import BaseModel, Retention, TrainingState, kept_versions, save_checkpoint
+from threadloom.stages.config import CheckpointConfig
 from threadloom.stages.data import MODEL_CONFIG_FILE
 from threadloom.stages.memory import Bank, Saved, ScaleState, Update, overlaid
 from threadloom.stages.models import EndOfText, Geometry, Shape
@@ -111,6 +112,8 @@ class CheckpointOutput:
 
     `base` is the frozen model of a run with adapters, which the checkpoints do not contain.
 
+    `losses` returns the validation losses so far, step → loss, by which the best checkpoint is kept.
+
     `ready(step)` is called before the checkpoint of a step is written: it may wait for files that must be on disk
     first.
     """
@@ -120,16 +123,17 @@ class CheckpointOutput:
     ready: Callable[[int], None] | None = None
     end_of_text: EndOfText | None = None
     base: BaseModel | None = None
+    losses: Callable[[], Mapping[int, float]] | None = None
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """The description of the run that every checkpoint contains, and the number of checkpoints to keep (0: all)."""
+    """The description of the run that every checkpoint contains, and the checkpoints to keep."""
 
     geometry: Geometry
     config: Mapping[str, Any]
     """The resolved configuration as JSON types."""
-    keep: int
+    keep: CheckpointConfig
     stored_rows: Mapping[str, NDArray[np.int32]] = field(default_factory=dict)
     """As in `TrainingState`."""
 
@@ -210,9 +214,14 @@ class Save:
             embedding_digest=self._factors.digest if self._factors else None,
             stored_rows=self._record.stored_rows,
         )
-        path = save_checkpoint(self._output.checkpoints, state, tokenizer, self._record.keep)
+        path = save_checkpoint(self._output.checkpoints, state, tokenizer, self._retention())
         self._saved = step
         return Saved(step, str(path), time.perf_counter() - begin)
+
+    def _retention(self) -> Retention:
+        """Return the checkpoints to keep; the losses up to the newest one are known, since `ready` waits for them."""
+        keep, losses = self._record.keep, self._output.losses
+        return Retention(keep.keep, keep.every, losses() if keep.best and losses else {})
 
     def _newest(self, bank: Bank) -> tuple[Mapping[str, Floats], Mapping[str, Mapping[str, Floats]]]:
         """Return the newest weights and the optimizer's state; `bank` holds the weights, or a forecast of them."""

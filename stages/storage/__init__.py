@@ -59,6 +59,7 @@ from threadloom.stages.storage.run_directory import (
     RunDirectoryError as RunDirectoryError,
     RunMode as RunMode,
     checkpoint_name as checkpoint_name,
+    checkpoint_step as checkpoint_step,
     finished_checkpoints as finished_checkpoints,
     holds_training_files as holds_training_files,
 )

@@ -49,7 +49,7 @@ def finished_checkpoints(directory: Path) -> list[Path]:
     """
     if not directory.is_dir():
         return []
-    return sorted((p for p in directory.iterdir() if _CHECKPOINT.fullmatch(p.name) and p.is_dir()), key=_step)
+    return sorted((p for p in directory.iterdir() if _CHECKPOINT.fullmatch(p.name) and p.is_dir()), key=checkpoint_step)
 
 
 def holds_training_files(directory: Path) -> bool:
@@ -61,7 +61,8 @@ def holds_training_files(directory: Path) -> bool:
     return run.checkpoints.is_dir() and (any(file.is_file() for file in evidence) or bool(run.checkpoint_steps()))
 
 
-def _step(checkpoint: Path) -> int:
+def checkpoint_step(checkpoint: Path) -> int:
+    """Return the step of the checkpoint in a directory, from its name."""
     return int(checkpoint.name.removeprefix("step-"))
 
 
@@ -112,7 +113,7 @@ class RunDirectory:
 
     def checkpoint_steps(self) -> tuple[int, ...]:
         """Return the steps of the finished checkpoints, in ascending order."""
-        return tuple(_step(path) for path in finished_checkpoints(self.checkpoints))
+        return tuple(checkpoint_step(path) for path in finished_checkpoints(self.checkpoints))
 
     def holds_run(self) -> bool:
         """Return True if a run has started here; a start that failed before the first update leaves no run."""

@@ -23,6 +23,8 @@ def replay(training: Training) -> Iterator[Event]:
     """
     count = training.plan.micro_batches
     for batch in range(training.first_batch, training.config.steps):
+        if training.stops_before(batch):
+            return
         gradients = []
         for item in plan_micro_batches(batch, batch + 1, count):
             training.draw.acquire(item)

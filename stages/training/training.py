@@ -14,8 +14,7 @@ orders the batches, so up to τ + 1 of them are in flight. `Training` itself sta
 pipeline, `stages.training.sequential` calls the same stages in one thread, and both compute the same bits.
 """
 
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -73,6 +72,7 @@ from threadloom.stages.step import (
     Clip,
     Collect,
     Draw,
+    EarlyStopping,
     Embed,
     EmbeddingFactors,
     EvaluateStage,
@@ -104,6 +104,8 @@ class Training:
     If `data` and `validation` have rows of an `order` instead of the tokenizer's ids, so have the weights in memory.
     Those in files, and `initial` ones, are in the order of the tokenizer.
 
+    `losses` are the validation losses up to `start`, step → loss, which `evaluation.patience` counts.
+
     `derived` computes the token embedding of a model with factors; None: as for a vocabulary of which nothing is known.
     """
 
@@ -117,6 +119,7 @@ class Training:
         initial: InitialWeights | None = None,
         order: VocabularyOrder | None = None,
         derived: DerivedEmbedding | None = None,
+        losses: Mapping[int, float] | None = None,
     ) -> None:
         geometry = config.geometry()
         frozen = config.frozen_tensors()
@@ -173,13 +176,19 @@ class Training:
         gcd = None
         if config.evaluation.gcd_loss:
             gcd = GcdLoss(geometry.vocabulary, config.micro_batch * geometry.context)
+        self.stopping: EarlyStopping | None = None
+        if validation and config.evaluation.patience:
+            evaluation = config.evaluation
+            self.stopping = EarlyStopping(evaluation.patience, evaluation.interval, self.first_batch, losses or {})
         self.evaluate = (
-            EvaluateStage(self.compute, validation, config.steps, copies, gcd, self.factors) if validation else None
+            EvaluateStage(self.compute, validation, config.steps, copies, gcd, self.factors, self.stopping)
+            if validation
+            else None
         )
         self.save: Save | None = None
         if output and self.snapshot:
             rows = order.stored_rows(geometry) if order else {}
-            record = RunRecord(geometry, msgspec.to_builtins(config), config.checkpoint.keep, rows)
+            record = RunRecord(geometry, msgspec.to_builtins(config), config.checkpoint, rows)
             self.save = Save(self.snapshot, self.banks, output, record, self.first_batch, self.factors)
 
         self._memory_plan = memory_plan(config, memory, evaluates=bool(validation), saves=bool(output))
@@ -299,10 +308,23 @@ class Training:
         weights = copies.weights.take(step) if copies.weights else self.banks.lease(step)
         return self.evaluate.evaluate(weights, copies.average.take(step) if copies.average else None)
 
+    def stops_before(self, batch: int) -> bool:
+        """Return True if the run ends before a batch; waits for the evaluation that decides it."""
+        return self.stopping is not None and self._evaluation_due(batch) and self.stopping.stops_at(batch)
+
+    def micro_batches(self) -> Iterator[MicroBatch]:
+        """Yield the micro-batches of the run in the order in which they are drawn."""
+        for batch in range(self.first_batch, self.config.steps):
+            if self.stops_before(batch):
+                return
+            yield from plan_micro_batches(batch, batch + 1, self.plan.micro_batches)
+
     @property
     def resources(self) -> list[Abortable]:
         """Objects that stages wait on, besides channels; a run that ends early aborts all of them."""
-        optional = [resource for resource in (self.accumulation, self.snapshot, self.evaluate) if resource]
+        optional = [
+            resource for resource in (self.accumulation, self.snapshot, self.evaluate, self.stopping) if resource
+        ]
         return [self.banks, self.slots, self.lanes, self.scratch, *optional]
 
     def controller(self, on_change: Callable[[WorkerChange], object] | None = None) -> Controller | None:
@@ -329,12 +351,11 @@ class Training:
         graph, threads = Graph("training"), self.config.threads
         whole_batch = Gather[Any](key=lambda item: item.batch, count=self.plan.micro_batches)
         all_shards = Gather[Any](key=lambda item: item.batch, count=self.shards.shards)
-        micro_batches = partial(plan_micro_batches, self.first_batch, self.config.steps, self.plan.micro_batches)
 
         def stage(name: str, fn: Callable[[Any], Any], after: Node[Any], **options: Any) -> Node[Any]:
             return graph.stage(name, fn, after=after, capacity=self.config.channel_capacity, **options)
 
-        plan = graph.source("plan", micro_batches)
+        plan = graph.source("plan", self.micro_batches)
         draw = stage("draw", self.draw, plan, acquire=self.draw.acquire)
         embed = stage("embed", self.embed, draw, acquire=self.embed.acquire, workers=threads.embed)
         forward = stage("forward", self.forward, embed, admission=self._forward_order(), workers=threads.forward)

@@ -104,6 +104,7 @@ def build(
     data: BatchSource | None = None,
     order: VocabularyOrder | None = None,
     derived: DerivedEmbedding | None = None,
+    losses: Mapping[int, float] | None = None,
 ) -> Training:
     """Return a training on random tokens; with `folder` it writes checkpoints there."""
     return Training(
@@ -114,6 +115,7 @@ def build(
         start,
         order=order,
         derived=derived,
+        losses=losses,
     )
 
 

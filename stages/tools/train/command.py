@@ -177,6 +177,8 @@ def _print_outcome(outcome: "Outcome", out: Path, sample_tokens: int, seed: int,
 
     if outcome.val_loss is not None:
         write_output(f"validation loss {outcome.val_loss:.4f} after {outcome.step:,} updates, {outcome.seconds:.1f} s")
+    if outcome.stopped is not None:
+        write_output(f"stopped early: {outcome.stopped}")
     try:
         if sample_tokens:
             write_output()
