@@ -81,6 +81,7 @@ ROWS: tuple[Row, ...] = (
                         "embedding.layout=residues", "embedding.moduli=[89,97]", "embedding.own_rows=2000",
                         FREQUENCY_ORDER,
                     ),
+                    ceiling=1.91,
                 ),
             ),
         },

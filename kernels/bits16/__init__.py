@@ -69,7 +69,14 @@ from threadloom.kernels.bits16.lora import (
     lora_backward_weight as lora_backward_weight,
     lora_input as lora_input,
 )
-from threadloom.kernels.bits16.models import GPT2 as GPT2, GPT2_BANDED as GPT2_BANDED, LLAMA as LLAMA
+from threadloom.kernels.bits16.models import (
+    GPT2 as GPT2,
+    GPT2_BANDED as GPT2_BANDED,
+    GPT2_RESIDUES as GPT2_RESIDUES,
+    LLAMA as LLAMA,
+)
+from threadloom.kernels.bits16.residue_embedding import residue_embedding_forward as residue_embedding_forward
+from threadloom.kernels.bits16.residue_head import residue_backward as residue_backward, residue_loss as residue_loss
 from threadloom.kernels.bits16.rmsnorm import (
     RmsNormGradients as RmsNormGradients,
     rmsnorm_apply as rmsnorm_apply,

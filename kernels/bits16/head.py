@@ -50,6 +50,35 @@ def projection_loss(
 
 
 @jit_inline_body
+def chunk_gradients(
+    d_logits: Bits16,
+    h: Bits16,
+    weight: PackedPair,
+    d_weight: Floats,
+    dh: Floats,
+    scratch: ProjectionScratch,
+    adds: bool,
+    is_last: bool,
+    ticket: AccumulationTicket,
+) -> None:
+    """Write the gradient of `h` to `dh`, both (rows, C), given that of the logits of a chunk of rows, (rows, V).
+
+    As `kernels.float32.head.chunk_gradients`.
+    """
+    s = scratch
+    rows, vocabulary, slice_width = d_logits.shape[0], d_logits.shape[1], s.d_logits_t.shape[0]
+    logits_backward_input(d_logits, weight.packed, dh, s.upcast)
+    for v0 in range(0, vocabulary if d_weight.size else 0, slice_width):
+        v1 = min(v0 + slice_width, vocabulary)
+        wait_for_predecessor(ticket, (v1 - 1) // HEAD_SLICE)
+        d_logits_t = s.d_logits_t[: v1 - v0, :rows]
+        transpose_bf16(d_logits[:, v0:v1], d_logits_t)
+        linear_backward_weight(d_logits_t, h, d_weight[v0:v1], adds, s.upcast)
+        if is_last and v1 % HEAD_SLICE == 0 and v1 < vocabulary:
+            mark_part_done(ticket, v0 // HEAD_SLICE)
+
+
+@jit_inline_body
 def projection_backward(
     h: Bits16,
     weight: PackedPair,
@@ -65,7 +94,7 @@ def projection_backward(
     As `kernels.float32.head.projection_backward`.
     """
     s = scratch
-    rows, chunk, slice_width, vocabulary = h.shape[0], s.logits.shape[0], s.d_logits_t.shape[0], s.logits.shape[1]
+    rows, chunk = h.shape[0], s.logits.shape[0]
     total = 0.0
     adds = ticket.accumulate
     for first in range(0, rows, chunk):
@@ -73,15 +102,7 @@ def projection_backward(
         logits, d_logits, part_h = s.logits[: last - first], s.d_logits[: last - first], h[first:last]
         logits_forward(part_h, weight.packed_t, logits, s.upcast)
         total += cross_entropy_backward(logits, targets[first:last], scale, d_logits)
-        logits_backward_input(d_logits, weight.packed, dh[first:last], s.upcast)
-        for v0 in range(0, vocabulary if d_weight.size else 0, slice_width):
-            v1 = min(v0 + slice_width, vocabulary)
-            wait_for_predecessor(ticket, (v1 - 1) // HEAD_SLICE)
-            d_logits_t = s.d_logits_t[: v1 - v0, : last - first]
-            transpose_bf16(d_logits[:, v0:v1], d_logits_t)
-            linear_backward_weight(d_logits_t, part_h, d_weight[v0:v1], adds, s.upcast)
-            if last == rows and v1 % HEAD_SLICE == 0 and v1 < vocabulary:
-                mark_part_done(ticket, v0 // HEAD_SLICE)
+        chunk_gradients(d_logits, part_h, weight, d_weight, dh[first:last], s, adds, last == rows, ticket)
         adds = True
-    wait_for_predecessor(ticket, last_head_part(vocabulary))
+    wait_for_predecessor(ticket, last_head_part(s.d_logits.shape[1]))
     return total

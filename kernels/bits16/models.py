@@ -1,6 +1,6 @@
 """The architectures in 16 bits, each the module of its model kernels."""
 
-from threadloom.kernels.bits16 import gpt2, gpt2_banded, llama
+from threadloom.kernels.bits16 import gpt2, gpt2_banded, gpt2_residues, llama
 from threadloom.kernels.bits16.gpt2_banded import BandedWeights16
 from threadloom.kernels.bits16.tensors import (
     Activations16,
@@ -17,10 +17,12 @@ from threadloom.kernels.common import (
     LlamaConstants,
     LlamaWeights,
     ModelKernels,
+    ResidueConstants,
     Weights,
 )
 
 GPT2: ModelKernels[Weights16, Gpt2Constants, Weights, Activations16, Scratch16] = gpt2
 GPT2_BANDED: ModelKernels[BandedWeights16, BandedConstants, BandedWeights, Activations16, Scratch16]
 GPT2_BANDED = gpt2_banded
+GPT2_RESIDUES: ModelKernels[Weights16, ResidueConstants, Weights, Activations16, Scratch16] = gpt2_residues
 LLAMA: ModelKernels[LlamaWeights16, LlamaConstants, LlamaWeights, LlamaActivations16, LlamaScratch16] = llama

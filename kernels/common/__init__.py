@@ -68,6 +68,16 @@ from threadloom.kernels.common.protocol import (
     ModelKernels as ModelKernels,
 )
 from threadloom.kernels.common.reduction import CHUNK as CHUNK, sum_lanes as sum_lanes
+from threadloom.kernels.common.residue_softmax import residue_cross_entropy as residue_cross_entropy
+from threadloom.kernels.common.residues import (
+    ResidueConstants as ResidueConstants,
+    Residues as Residues,
+    plain_residue_constants as plain_residue_constants,
+    residue_embedding_backward as residue_embedding_backward,
+    residue_softmax_rows as residue_softmax_rows,
+    residues_of as residues_of,
+    softmax_space as softmax_space,
+)
 from threadloom.kernels.common.rmsnorm import reciprocal_rms as reciprocal_rms
 from threadloom.kernels.common.rotary import rotary_backward as rotary_backward, rotary_forward as rotary_forward
 from threadloom.kernels.common.silu import silu as silu, silu_and_derivative as silu_and_derivative

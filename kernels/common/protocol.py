@@ -14,7 +14,7 @@ from typing import Protocol, TypeVar
 from threadloom.kernels.common.accumulation import AccumulationTicket
 from threadloom.kernels.compiling import Floats, TokenIds
 
-ARCHITECTURES = ("gpt2", "gpt2_banded", "llama")
+ARCHITECTURES = ("gpt2", "gpt2_banded", "gpt2_residues", "llama")
 """Modules of a number format that provide `MODEL_KERNELS`, one for each architecture."""
 
 MODEL_KERNELS = ("blocks_forward", "blocks_backward", "head_loss", "head_backward")
@@ -37,6 +37,8 @@ KERNELS: dict[str, tuple[str, ...]] = {
         "logits_forward",
         "logits_backward_input",
     ),
+    "residue_embedding": ("residue_embedding_forward",),
+    "residue_head": ("residue_loss", "residue_backward"),
     "rmsnorm": ("rmsnorm_forward", "rmsnorm_apply", "rmsnorm_backward"),
 }
 """Module of a number format → kernels that it provides. A test holds every format to it."""

@@ -50,11 +50,14 @@ from threadloom.kernels.float32.models import (
     GPT2 as GPT2,
     GPT2_BANDED as GPT2_BANDED,
     GPT2_DECODE as GPT2_DECODE,
+    GPT2_RESIDUES as GPT2_RESIDUES,
     LLAMA as LLAMA,
     LLAMA_DECODE as LLAMA_DECODE,
     DecodeKernels as DecodeKernels,
 )
 from threadloom.kernels.float32.one_token import KVCache as KVCache, prefill_cache as prefill_cache
+from threadloom.kernels.float32.residue_embedding import residue_embedding_forward as residue_embedding_forward
+from threadloom.kernels.float32.residue_head import residue_backward as residue_backward, residue_loss as residue_loss
 from threadloom.kernels.float32.rmsnorm import (
     rmsnorm_apply as rmsnorm_apply,
     rmsnorm_backward as rmsnorm_backward,

@@ -33,6 +33,32 @@ def projection_loss(h: Floats, weight: Floats, targets: TokenIds, logits: Floats
 
 
 @jit_inline_body
+def chunk_gradients(
+    d_logits: Floats,
+    h: Floats,
+    weight: Floats,
+    d_weight: Floats,
+    dh: Floats,
+    adds: bool,
+    is_last: bool,
+    ticket: AccumulationTicket,
+) -> None:
+    """Write the gradient of `h` to `dh`, both (rows, C), given that of the logits of a chunk of rows, (rows, V).
+
+    That of `weight` is written to `d_weight`, or added if `adds`, part by part; those of the last chunk are done then,
+    but for the last of the parts.
+    """
+    vocabulary = weight.shape[0]
+    logits_backward_input(d_logits, weight, dh)
+    for part in range(last_head_part(vocabulary) + 1 if d_weight.size else 0):
+        v0, v1 = part * HEAD_SLICE, min((part + 1) * HEAD_SLICE, vocabulary)
+        wait_for_predecessor(ticket, part)
+        linear_backward_weight(d_logits[:, v0:v1], h, d_weight[v0:v1], adds)
+        if is_last and v1 < vocabulary:
+            mark_part_done(ticket, part)
+
+
+@jit_inline_body
 def projection_backward(
     h: Floats,
     weight: Floats,
@@ -50,8 +76,7 @@ def projection_backward(
     The caller marks the last one as done, after it has written the gradients of the last norm: on return the
     predecessor has finished that part.
     """
-    rows, chunk, vocabulary = h.shape[0], logits.shape[0], weight.shape[0]
-    parts = last_head_part(vocabulary) + 1
+    rows, chunk = h.shape[0], logits.shape[0]
     total = 0.0
     adds = ticket.accumulate
     for first in range(0, rows, chunk):
@@ -59,13 +84,7 @@ def projection_backward(
         part_logits, part_h = logits[: last - first], h[first:last]
         logits_forward(part_h, weight, part_logits)
         total += cross_entropy_backward(part_logits, targets[first:last], scale)
-        logits_backward_input(part_logits, weight, dh[first:last])
-        for part in range(parts if d_weight.size else 0):
-            v0, v1 = part * HEAD_SLICE, min((part + 1) * HEAD_SLICE, vocabulary)
-            wait_for_predecessor(ticket, part)
-            linear_backward_weight(part_logits[:, v0:v1], part_h, d_weight[v0:v1], adds)
-            if last == rows and v1 < vocabulary:
-                mark_part_done(ticket, part)
+        chunk_gradients(part_logits, part_h, weight, d_weight, dh[first:last], adds, last == rows, ticket)
         adds = True
-    wait_for_predecessor(ticket, last_head_part(vocabulary))
+    wait_for_predecessor(ticket, last_head_part(weight.shape[0]))
     return total

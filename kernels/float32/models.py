@@ -9,10 +9,11 @@ from threadloom.kernels.common import (
     LlamaConstants,
     LlamaWeights,
     ModelKernels,
+    ResidueConstants,
     Weights,
 )
 from threadloom.kernels.compiling import Floats
-from threadloom.kernels.float32 import decode, gpt2, gpt2_banded, llama, llama_decode
+from threadloom.kernels.float32 import decode, gpt2, gpt2_banded, gpt2_residues, llama, llama_decode
 from threadloom.kernels.float32.decode import DecodeScratch
 from threadloom.kernels.float32.llama_decode import LlamaDecodeScratch
 from threadloom.kernels.float32.one_token import KVCache
@@ -45,6 +46,7 @@ class DecodeKernels(Protocol[WeightsT, ConstantsT, ScratchT]):
 GPT2: ModelKernels[Weights, Gpt2Constants, Weights, Activations, Scratch] = gpt2
 GPT2_BANDED: ModelKernels[BandedWeights, BandedConstants, BandedWeights, Activations, Scratch]
 GPT2_BANDED = gpt2_banded
+GPT2_RESIDUES: ModelKernels[Weights, ResidueConstants, Weights, Activations, Scratch] = gpt2_residues
 GPT2_DECODE: DecodeKernels[Weights, Gpt2Constants, DecodeScratch] = decode
 LLAMA: ModelKernels[LlamaWeights, LlamaConstants, LlamaWeights, LlamaActivations, LlamaScratch] = llama
 LLAMA_DECODE: DecodeKernels[LlamaWeights, LlamaConstants, LlamaDecodeScratch] = llama_decode

@@ -15,7 +15,13 @@ from threadloom.stages.checkpoint.merging import read_merged
 from threadloom.stages.checkpoint.safetensors_format import OPTIMIZER_FILE
 from threadloom.stages.checkpoint.state import kept_versions
 from threadloom.stages.memory import ScaleState
-from threadloom.stages.models import Geometry, UnsupportedModelError, geometry_from_json, parameter_shapes
+from threadloom.stages.models import (
+    Geometry,
+    UnsupportedModelError,
+    geometry_from_json,
+    parameter_shapes,
+    token_embedding,
+)
 from threadloom.stages.storage import (
     CONFIG_FILE,
     CheckpointError,
@@ -157,9 +163,13 @@ class Checkpoint:
         return FORMATS[self.format]
 
     def _require_shapes(self, arena: Weights, *, whole: bool) -> None:
-        """Raise `CheckpointError` if a tensor has another shape in the checkpoint, or a `whole` model lacks one."""
+        """Raise `CheckpointError` if a tensor has another shape in the checkpoint, or a `whole` model lacks one.
+
+        A run that trains factors may have no token embedding in memory.
+        """
+        computed = token_embedding(self.geometry) if self.embedding else ""
         for name, shape in parameter_shapes(self.geometry).items():
-            if name not in arena and not whole:
+            if name not in arena and (not whole or name == computed):
                 continue
             expected = arena[name].shape if name in arena else "no such tensor"
             if expected != shape:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from threadloom.stages.checkpoint.base_model import BaseModel
 from threadloom.stages.memory import ScaleState
-from threadloom.stages.models import EndOfText, Geometry, Shape, lora_shapes, parameter_shapes
+from threadloom.stages.models import EndOfText, Geometry, Shape, lora_shapes, parameter_shapes, whole_shapes
 
 Floats = NDArray[np.float32]
 
@@ -68,7 +68,7 @@ class TrainingState:
             raise ValueError(f"loss scaler states: expected versions {kept}, got {sorted(self.scalers)}")
         if (self.geometry.lora is None) != (self.base is None):
             raise ValueError(f"{self.geometry}: a model with adapters, and only that, has a base model")
-        shapes, trained = parameter_shapes(self.geometry), self._trained_shapes()
+        shapes, trained = whole_shapes(self.geometry), self._trained_shapes()
         tensors = {**self.optimizer, **{f"version {k}": arena for k, arena in self.versions.items()}}
         for label, found in tensors.items():
             expected = shapes if label == f"version {self.step}" and self.base is None else trained

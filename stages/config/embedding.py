@@ -5,7 +5,7 @@ from math import e, frexp, gcd, log2, pi, sqrt
 
 from threadloom.stages.config.errors import ConfigError
 from threadloom.stages.config.section import Section
-from threadloom.stages.models import Geometry, Shape
+from threadloom.stages.models import Geometry, ResidueSizes, Shape
 
 INITIAL_DEVIATION = 0.02
 """Standard deviation of a GPT-2's random token embedding."""
@@ -106,6 +106,28 @@ class EmbeddingConfig(Section, frozen=True, kw_only=True):
     def banded(self) -> bool:
         """True if the embedding is a product of low rank."""
         return bool(self.rank or self.bands)
+
+    @property
+    def has_residues(self) -> bool:
+        """True if the kernels read the factors of residues; on a lattice they read the rounded sums."""
+        return self.layout is EmbeddingLayout.RESIDUES and self.lattice is EmbeddingLattice.NONE
+
+    @property
+    def has_own_kernels(self) -> bool:
+        """True if the output projection has other kernels than that of a plain embedding."""
+        return self.banded or self.has_residues
+
+    @property
+    def tiny(self) -> "EmbeddingConfig":
+        """Settings for a vocabulary of three tokens and four channels or more that take the same kernels."""
+        if self.banded:
+            return EmbeddingConfig(rank=3)
+        return EmbeddingConfig(layout=self.layout, moduli=(3,)) if self.has_residues else EmbeddingConfig()
+
+    @property
+    def residues(self) -> ResidueSizes | None:
+        """The rows of an embedding of residues whose factors the kernels read."""
+        return ResidueSizes(self.moduli, self.own_rows) if self.has_residues else None
 
     @property
     def derived(self) -> bool:

@@ -240,7 +240,8 @@ class Config(Section, frozen=True, kw_only=True):
         geometry = self.model.geometry_with(vocabulary)
         factors = self.embedding.factors(geometry)
         bands = self.embedding.bands_in(vocabulary) if factors else ()
-        return replace(geometry, lora=self.lora.lora(geometry), factors=factors, bands=bands)
+        residues = self.embedding.residues if factors else None
+        return replace(geometry, lora=self.lora.lora(geometry), factors=factors, bands=bands, residues=residues)
 
     def frozen_in(self, geometry: Geometry) -> frozenset[str]:
         """Return the names of the tensors of a model that the run does not train.

@@ -20,6 +20,7 @@ class Gpt2Layout:
     activations = Activations
     scratch = Scratch
     of_head = frozenset({"lnf_weight", "lnf_bias"})
+    softmax_rows = 0
     kernels: ModelKernels[Any, Any, Any, Any, Any] = GPT2
     decode = GPT2_DECODE
     decode_scratch = DecodeScratch

@@ -24,6 +24,8 @@ class Layout(Protocol[GeometryT]):
     """The tuple of the scratch of the backward pass."""
     of_head: frozenset[str]
     """Fields whose gradients `head_backward` computes completely, so that no other kernel is needed for them alone."""
+    softmax_rows: int
+    """Rows of the array ``logits`` that are scratch of a head's softmax, after those of a chunk."""
     kernels: ModelKernels[Any, Any, Any, Any, Any]
     """The model kernels in float32."""
     decode: DecodeKernels[Any, Any, Any]

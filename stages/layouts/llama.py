@@ -27,6 +27,7 @@ class LlamaLayout:
     activations = LlamaActivations
     scratch = LlamaScratch
     of_head = frozenset({"head", "normf_weight"})
+    softmax_rows = 0
     kernels = LLAMA
     decode = LLAMA_DECODE
     decode_scratch = LlamaDecodeScratch

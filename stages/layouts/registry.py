@@ -5,6 +5,7 @@ from typing import Any
 
 from threadloom.stages.layouts.gpt2 import Gpt2Layout
 from threadloom.stages.layouts.gpt2_banded import Gpt2BandedLayout
+from threadloom.stages.layouts.gpt2_residues import Gpt2ResidueLayout
 from threadloom.stages.layouts.layout import Layout
 from threadloom.stages.layouts.llama import LlamaLayout
 from threadloom.stages.models import Geometry
@@ -16,4 +17,6 @@ _BANDED = Gpt2BandedLayout()
 
 def layout_of(geometry: Geometry) -> Layout[Any]:
     """Return the arrays and kernels of the architecture that a geometry belongs to."""
+    if geometry.residues:
+        return Gpt2ResidueLayout(geometry)
     return _BANDED if geometry.bands else LAYOUTS[geometry.architecture]

@@ -26,6 +26,12 @@ def as_weights(geometry: Geometry, views: Mapping[str, NDArray[np.float32]]) -> 
     return weights
 
 
+def field_of(geometry: Geometry, tensor: str) -> str:
+    """Return the field of that tuple in which a tensor is."""
+    tied = architecture_of(geometry).tied(geometry)
+    return tensor if tensor in layout_of(geometry).weights._fields else {tied[field]: field for field in tied}[tensor]
+
+
 def _without_elements(geometry: Geometry, field: str) -> Floats:
     """Return the array of a field that has no view; kernels index its first axis, the layers, if it is stacked.
 

@@ -16,7 +16,7 @@ from threadloom.kernels.bits16.attention import AttentionScratch, attention_scra
 from threadloom.kernels.matmul import fp16_scratch_sizes, fp16_sums_size, packed_shape, transposed_part_size
 from threadloom.pipeline import aligned_zeros
 from threadloom.stages.config import Precision
-from threadloom.stages.layouts import head_counts
+from threadloom.stages.layouts import head_counts, layout_of
 from threadloom.stages.layouts.bits16 import ArraySpec, ArraySpecs, bits16_layout_of
 from threadloom.stages.memory import (
     DROPOUT_KEY_BYTES,
@@ -37,9 +37,9 @@ _FLOAT = np.dtype(np.float32)
 
 def logits_specs(geometry: Geometry, chunk: int, storage: np.dtype[Any]) -> ArraySpecs:
     """Return shape and dtype of the logits of `chunk` rows and of their gradient, fields of every scratch."""
-    v = geometry.vocabulary
+    v = geometry.projection_rows
     return {
-        "logits": ((chunk, v), _FLOAT),
+        "logits": ((chunk + layout_of(geometry).softmax_rows, v), _FLOAT),
         "d_logits": ((chunk, v), storage),
         "d_logits_t": ((min(VOCABULARY_SLICE, v), chunk), storage),
     }
@@ -109,7 +109,7 @@ def transposed_part_specs(geometry: Geometry, *, small: bool) -> ArraySpecs:
 
 def upcast_specs(geometry: Geometry, rows: int, chunk: int) -> ArraySpecs:
     """Return shape and dtype of every field of `Fp16UpcastScratch`, for the largest of float16's GEMMs."""
-    v, c = geometry.vocabulary, geometry.channels
+    v, c = geometry.projection_rows, geometry.channels
     layers = [shape[1:] for shape in packed_shapes(geometry).values() if len(shape) == 3]
     linear = [(rows, o, i) for i, o in layers] + [(rows, i, o) for i, o in layers]  # rows, columns, inner
     outer = [(i, o, rows) for i, o in layers]
@@ -152,7 +152,7 @@ class Bits16Memory:
         self._layout = layout = bits16_layout_of(geometry)
         self._fields = layout.packed_fields(geometry) | {name: name for name in layout.flat_packed(geometry)}
         self._rows = rows = sequences * geometry.context
-        chunk = logits_chunk_rows(geometry.vocabulary, rows, LOGITS_BYTES)
+        chunk = logits_chunk_rows(geometry.projection_rows, rows, LOGITS_BYTES)
         self._activations = layout.activation_specs(geometry, sequences, storage, small=small)
         self._of_one_layer = layout.activation_specs(replace(geometry, layers=1), sequences, storage)
         self._scratch = layout.scratch_specs(geometry, sequences, storage) | logits_specs(geometry, chunk, storage)

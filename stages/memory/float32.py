@@ -34,8 +34,9 @@ class Float32Memory:
         self._rows = sequences * geometry.context
         self._activations = layout.activation_shapes(geometry, sequences)
         self._of_one_layer = layout.activation_shapes(replace(geometry, layers=1), sequences)
-        chunk = logits_chunk_rows(geometry.vocabulary, self._rows, LOGITS_BYTES)
-        self._scratch = {**layout.scratch_shapes(geometry, sequences), "logits": (chunk, geometry.vocabulary)}
+        columns = geometry.projection_rows
+        logits_rows = logits_chunk_rows(columns, self._rows, LOGITS_BYTES) + layout.softmax_rows
+        self._scratch = {**layout.scratch_shapes(geometry, sequences), "logits": (logits_rows, columns)}
 
     @property
     def slot_bytes(self) -> int:

@@ -31,7 +31,7 @@ class OrderedAccumulation:
     def __init__(self, geometry: Geometry, lanes: Lanes, sequences: int) -> None:
         micro_batches, rows = lanes.plan.micro_batches, sequences * geometry.context
         self._context, self._layout = geometry.context, layout_of(geometry)
-        self._parts = model_parts(geometry.vocabulary, geometry.layers)
+        self._parts = model_parts(geometry.projection_rows, geometry.layers)
         self._plan: LanePlan = lanes.plan
         self._gradients = tuple(as_weights(geometry, arena) for arena in lanes.arenas)
         self._dx = np.zeros((micro_batches, rows, geometry.channels), np.float32)

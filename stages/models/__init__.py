@@ -11,6 +11,7 @@ from threadloom.stages.models.end_of_text import EndOfText as EndOfText
 from threadloom.stages.models.geometry import (
     Geometry as Geometry,
     Lora as Lora,
+    ResidueSizes as ResidueSizes,
     Shape as Shape,
     input_gradient_bytes as input_gradient_bytes,
 )
@@ -57,7 +58,9 @@ from threadloom.stages.models.parameters import (
     multiplied_parameters as multiplied_parameters,
     parameter_count as parameter_count,
     parameter_shapes as parameter_shapes,
+    token_embedding as token_embedding,
     trained_shapes as trained_shapes,
+    whole_shapes as whole_shapes,
 )
 from threadloom.stages.models.registry import (
     ARCHITECTURES as ARCHITECTURES,

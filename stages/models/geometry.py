@@ -23,6 +23,15 @@ class Lora:
 
 
 @dataclass(frozen=True)
+class ResidueSizes:
+    """The rows of a token embedding that is a sum of residues (`stages.embedding.residues`)."""
+
+    moduli: tuple[int, ...]
+    own_rows: int
+    """Number of the tokens, the first ones, that have rows of their own."""
+
+
+@dataclass(frozen=True)
 class Geometry:
     """The sizes of a GPT-2 model; another architecture derives from it and names itself."""
 
@@ -42,12 +51,22 @@ class Geometry:
     bands: tuple[tuple[int, int], ...] = field(default=(), kw_only=True)
     """(tokens, rank) of the bands of the vocabulary whose token embedding is a product of two `factors`. Empty: the
     factors are others, or none."""
+    residues: ResidueSizes | None = field(default=None, kw_only=True)
+    """With residues whose `factors` the kernels read in the place of the token embedding, which does not exist in
+    memory. None: the kernels read the embedding."""
 
     def __str__(self) -> str:
         return (
             f"{self.vocabulary:,} tokens, context {self.context:,}, {self.layers} layers, {self.heads} heads, "
             f"{self.channels:,} channels"
         )
+
+    @property
+    def projection_rows(self) -> int:
+        """Rows of the matrix of the output projection: one for each token, or the factors of residues."""
+        if self.residues is None:
+            return self.vocabulary
+        return min(self.residues.own_rows, self.vocabulary) + sum(self.residues.moduli)
 
     @property
     def hidden(self) -> int:

@@ -14,7 +14,8 @@ from threadloom.stages.models.registry import ARCHITECTURES
 def geometry_to_json(geometry: Geometry) -> dict[str, Any]:
     """Return the sizes, and the name of the architecture, as JSON values."""
     sizes: dict[str, Any] = msgspec.to_builtins(geometry, order="deterministic")
-    del sizes["factors"], sizes["bands"]  # the token embedding is computed from them: as a model, it is as any other
+    for name in ("factors", "bands", "residues"):
+        del sizes[name]  # the token embedding is computed from factors: as a model, it is as any other
     if geometry.lora is None:
         del sizes["lora"]  # as in records of models without adapters since the first release
     return {"architecture": geometry.architecture, **sizes}

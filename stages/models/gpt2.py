@@ -145,8 +145,9 @@ class Gpt2:
         return ("wpe",)
 
     def tied(self, geometry: Geometry) -> dict[str, str]:
-        """Return nothing: the tuple has one field for the token embedding and the output projection."""
-        return {}
+        """Return the factors in the place of the token embedding, if kernels read those; the tuple has one field for
+        the token embedding and the output projection."""
+        return {"wte": "wte_factors"} if geometry.residues else {}
 
     def grown(self, geometry: Geometry, factor: int, sources: Sequence[int | None]) -> Geometry:
         """Return the sizes with `factor` times the channels and heads, and a layer for each of `sources`."""

@@ -20,21 +20,32 @@ def parameter_shapes(geometry: Geometry, frozen: Set[str] = NONE_FROZEN) -> dict
     """Return name → shape of every tensor that is not `frozen`, in the order of the arena: decayed ones first.
 
     The tensors of adapters follow the matrices. The factors of a token embedding lead the table, and the embedding,
-    which is computed from them, ends it: so the trained tensors lie one after another."""
+    which is computed from them, ends it: so the trained tensors lie one after another. With residues there is none.
+    """
     architecture = architecture_of(geometry)
     shapes = architecture.parameter_shapes(geometry)
     matrices = {name: shape for name, shape in shapes.items() if name in architecture.matrices}
     table = {**dict(geometry.factors), **matrices, **lora_shapes(geometry), **shapes}
+    if geometry.factors and geometry.residues:
+        del table[token_embedding(geometry)]
     derived = {name: table.pop(name) for name in derived_tensors(geometry)}
     return {name: shape for name, shape in {**table, **derived}.items() if name not in frozen}
 
 
 def derived_tensors(geometry: Geometry) -> frozenset[str]:
     """Return the names of the tensors that are computed from others after every update: the embedding of factors."""
-    if not geometry.factors:
-        return frozenset()
+    return frozenset({token_embedding(geometry)} if geometry.factors and not geometry.residues else ())
+
+
+def token_embedding(geometry: Geometry) -> str:
+    """Return the name of the token embedding."""
     layout = architecture_of(geometry).huggingface
-    return frozenset({layout.parts(geometry)[layout.token_embedding].tensor})
+    return layout.parts(geometry)[layout.token_embedding].tensor
+
+
+def whole_shapes(geometry: Geometry) -> dict[str, Shape]:
+    """Return `parameter_shapes` and, if it does not exist in memory, the token embedding: what a checkpoint holds."""
+    return parameter_shapes(geometry) | {token_embedding(geometry): (geometry.vocabulary, geometry.channels)}
 
 
 def trained_shapes(geometry: Geometry, frozen: Set[str] = NONE_FROZEN) -> dict[str, Shape]:
@@ -50,10 +61,11 @@ def parameter_count(geometry: Geometry, frozen: Set[str] = NONE_FROZEN) -> int:
 
 def multiplied_parameters(geometry: Geometry) -> int:
     """Return the number of parameters that take part in a multiplication per token: all but those only looked up."""
-    bands, geometry = geometry.bands, replace(geometry, factors=(), bands=())
+    of_residues = (geometry.vocabulary - geometry.projection_rows) * geometry.channels
+    bands, geometry = geometry.bands, replace(geometry, factors=(), bands=(), residues=None)
     shapes = parameter_shapes(geometry)
     gathered = sum(prod(shapes[name]) for name in architecture_of(geometry).gathered(geometry))
-    return parameter_count(geometry) - gathered - _saved_by(bands, geometry)
+    return parameter_count(geometry) - gathered - _saved_by(bands, geometry) - of_residues
 
 
 def _saved_by(bands: tuple[tuple[int, int], ...], geometry: Geometry) -> int:

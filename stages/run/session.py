@@ -248,7 +248,7 @@ def _train(
         precision=config.precision,
         architecture=config.model.architecture,
         delayed=config.delay_correction,
-        banded=config.embedding.banded,
+        embedding=config.embedding,
     )
     first = start.step if start else 0
     scores = {step: loss for step, loss in _scores(run).items() if step <= first}

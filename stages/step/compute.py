@@ -96,4 +96,4 @@ def needs_blocks(geometry: Geometry, gradients: ModelWeights) -> bool:
 
 def skip_blocks(geometry: Geometry, ticket: AccumulationTicket) -> None:
     """Mark the parts of the blocks as done after `head_backward`: they write no gradient."""
-    ticket.done_count[0] = ticket.base + model_parts(geometry.vocabulary, geometry.layers)
+    ticket.done_count[0] = ticket.base + model_parts(geometry.projection_rows, geometry.layers)

@@ -8,7 +8,7 @@ from threadloom import kernels
 from threadloom.kernels import Floats
 from threadloom.stages.embedding import DerivedEmbedding
 from threadloom.stages.memory import Bank
-from threadloom.stages.models import Geometry, derived_tensors
+from threadloom.stages.models import Geometry, InitialWeights, derived_tensors, token_embedding
 from threadloom.stages.step.compute import Compute
 from threadloom.stages.step.optimizers import trained_elements
 from threadloom.stages.step.reducer import Gradient
@@ -17,7 +17,8 @@ from threadloom.stages.step.reducer import Gradient
 class EmbeddingFactors:
     """Computes the gradients of the factors before the norm is known, and the embedding before a version is published.
 
-    Each is one call per batch, in the thread of `Clip` and `Publish`.
+    Each is one call per batch, in the thread of `Clip` and `Publish`. An embedding that does not exist in memory, as
+    the kernels read the factors and write their gradients, is computed for checkpoints alone.
     """
 
     def __init__(
@@ -25,13 +26,26 @@ class EmbeddingFactors:
     ) -> None:
         """`clip_value` limits each element of the unscaled gradient, once the factors have theirs; 0: no limit."""
         self._clip_value = clip_value
-        (self._name,) = derived_tensors(geometry)
+        self._name = token_embedding(geometry)
+        self.in_memory = self._name in derived_tensors(geometry)
+        """True if banks hold the embedding beside its factors."""
         self._factors = [name for name, _ in geometry.factors]
         self._derived, self._compute, self._geometry = derived, compute, geometry
 
-    def start(self, bank: Bank, seed: int) -> None:
-        """Write the initial factors of a bank with a random embedding."""
-        self._derived.start(bank.arena[self._name], self._of(bank.arena), seed)
+    def start(self, bank: Bank, source: InitialWeights, seed: int) -> None:
+        """Write the initial factors of a bank, in which `source` has written all it has.
+
+        It has the random embedding that a plain run starts from.
+        """
+        if self.in_memory:
+            embedding = bank.arena[self._name]
+        else:
+            embedding = self._new_embedding()
+            source.write({self._name: embedding})
+        self._derived.start(embedding, self._of(bank.arena), seed)
+
+    def _new_embedding(self) -> Floats:
+        return np.empty((self._geometry.vocabulary, self._geometry.channels), np.float32)
 
     def _of(self, tensors: Mapping[str, Floats]) -> dict[str, Floats]:
         return {name: tensors[name] for name in self._factors}
@@ -41,6 +55,8 @@ class EmbeddingFactors:
 
         `read` holds the version that the gradient was computed with, times `scale`.
         """
+        if not self.in_memory:
+            return
         arena = gradient.arena
         self._derived.fold(arena[self._name], self._of(read.arena), self._of(arena))
         trained = trained_elements(self._geometry, arena)
@@ -59,15 +75,18 @@ class EmbeddingFactors:
 
     def embedding_of(self, factors: Mapping[str, Floats]) -> dict[str, Floats]:
         """Return the name of the embedding and its values for some factors, in a new array."""
-        embedding = np.empty((self._geometry.vocabulary, self._geometry.channels), np.float32)
+        embedding = self._new_embedding()
         self._derived.derive(self._of(factors), embedding)
         return {self._name: embedding}
 
     def compute(self, bank: Bank) -> None:
         """Compute the embedding of a bank from its factors; its packed weights are left as they are."""
-        self._derived.derive(self._of(bank.arena), bank.arena[self._name])
+        if self.in_memory:
+            self._derived.derive(self._of(bank.arena), bank.arena[self._name])
 
     def derive(self, bank: Bank) -> None:
         """Compute the embedding of a bank from its factors, and the packed weights of both."""
+        if not self.in_memory:
+            return
         self.compute(bank)
         self._compute.pack_from_master(bank, {self._name, *self._factors})

@@ -152,7 +152,8 @@ class Save:
     ) -> None:
         """`start` is the version that the run starts from, which is in a checkpoint or can be initialised again.
 
-        `factors` compute the embedding of the weights in a run whose versions are forecasts.
+        `factors` compute the embedding of the weights where the banks do not hold it: in a run whose versions are
+        forecasts, or whose kernels read the factors.
         """
         self._factors = factors
         self._snapshot = snapshot
@@ -228,12 +229,10 @@ class Save:
         tensors: Mapping[str, Floats] = bank.tensors if self._output.base is None else bank.arena
         state: dict[str, Mapping[str, Floats]] = dict(self._snapshot.optimizer)
         master = state.pop(MASTER, None)
-        if master is None:
-            return tensors, state
-        weights = overlaid(tensors, master)
-        if self._factors:
-            weights = {**weights, **self._factors.embedding_of(master)}
-        return weights, {**state, FORECAST: bank.trained}
+        weights = tensors if master is None else overlaid(tensors, master)
+        if self._factors and (master is not None or not self._factors.in_memory):
+            weights = {**weights, **self._factors.embedding_of(weights)}
+        return weights, state if master is None else {**state, FORECAST: bank.trained}
 
 
 def due_every(interval: int, last: int) -> Callable[[int], bool]:

@@ -163,7 +163,8 @@ class Training:
         self.forward = Forward(self.compute)
         self.backward = Backward(self.compute, self.lanes, self.slots, self.scratch, geometry, self.accumulation)
         self.collect = Collect(self.banks, self.shards, scaled=self.scaler.on, finish=finish)
-        self.reduce = Reduce(self.lanes, self.gradient, 0.0 if self.factors else clip_value)
+        folded = self.factors is not None and self.factors.in_memory  # then it clips the gradients of the factors
+        self.reduce = Reduce(self.lanes, self.gradient, 0.0 if folded else clip_value)
         self.clip = Clip(
             self.banks, self.lanes, self.gradient, self.shards, self.optimizer, self.scaler, self.snapshot, self.factors
         )
@@ -225,7 +226,7 @@ class Training:
                 random.write({name: tensor for name, tensor in tensors.items() if name in adapters})
                 source.write(tensors)
                 if self.factors:
-                    self.factors.start(bank, config.seed)
+                    self.factors.start(bank, source, config.seed)
         self._start_optimizer(banks[published[versions[-1]]], start, order)
         for index in published.values():  # once the frozen tensors, which the newest version has, are there
             if self.factors:

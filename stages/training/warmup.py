@@ -55,18 +55,18 @@ def compile_kernels(
     architecture: ModelArchitecture = ModelArchitecture.GPT2,
     delayed: DelayCorrection = DelayCorrection.NONE,
     *,
-    banded: bool = False,
+    embedding: EmbeddingConfig | None = None,
 ) -> float:
     """Load or compile every kernel that training calls for an architecture in a precision; return the elapsed seconds.
 
-    `delayed` is the remedy for a delay, which decides the kernel of the optimizer; with `banded` the token embedding is
-    of low rank, whose output projection has kernels of its own.
-    `on_progress` is called, from another thread too, once this takes longer than loading cached kernels.
+    `delayed` is the remedy for a delay, which decides the kernel of the optimizer; `embedding` decides those of
+    the output projection. `on_progress` is called, from another thread too, once this takes longer than loading cached
+    kernels.
     """
     begin = time.perf_counter()
     with _CompileProgress(on_progress) as progress:
         step = _TinyStep(
-            precision, architecture, delayed, banded=banded
+            precision, architecture, delayed, embedding
         )  # in 16 bits this packs weights, which compiles kernels
         _compile(step, precision, architecture, on_progress, progress)
     return time.perf_counter() - begin
@@ -141,10 +141,9 @@ class _TinyStep:
         precision: Precision,
         architecture: ModelArchitecture,
         delayed: DelayCorrection = DelayCorrection.NONE,
-        *,
-        banded: bool = False,
+        embedding: EmbeddingConfig | None = None,
     ) -> None:
-        self._training = _tiny_training(precision, architecture, delayed, banded=banded)
+        self._training = _tiny_training(precision, architecture, delayed, embedding)
         self._batch = list(plan_micro_batches(0, 1, 2))
         self._gradients: list[MicroGradient] = []
 
@@ -238,7 +237,7 @@ def _second_process(
 
 
 def _tiny_training(
-    precision: Precision, architecture: ModelArchitecture, delayed: DelayCorrection, *, banded: bool
+    precision: Precision, architecture: ModelArchitecture, delayed: DelayCorrection, embedding: EmbeddingConfig | None
 ) -> Training:
     config = Config(
         name="warm-up",
@@ -250,7 +249,7 @@ def _tiny_training(
         precision=precision,
         delay=int(delayed.forecasts),
         delay_correction=delayed,
-        embedding=EmbeddingConfig(rank=4 if banded else 0),
+        embedding=embedding.tiny if embedding else EmbeddingConfig(),
     )
     resolved = resolve(config, cores=1)
     return Training(resolved, RandomTokens(resolved.geometry(), resolved.batch_sizes, resolved.seed))

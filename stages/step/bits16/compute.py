@@ -8,7 +8,7 @@ from threadloom.kernels.bits16 import PackedPair, pack_rows
 from threadloom.kernels.matmul import prepare_bf16
 from threadloom.kernels.simd import fp16_from_float32
 from threadloom.stages.config import Precision
-from threadloom.stages.layouts import ModelWeights, layout_of
+from threadloom.stages.layouts import ModelWeights, field_of, layout_of
 from threadloom.stages.layouts.bits16 import bits16_layout_of
 from threadloom.stages.memory import MicroBatchSlot, UpdateShard
 from threadloom.stages.memory.bits16 import Bits16Memory
@@ -34,7 +34,8 @@ class Bits16Compute:
 
     def pack_from_master(self, version: Version, names: Container[str] | None = None) -> None:
         """Round the matrices `names` that have packed weights, by default all, to 16 bits; pack the bfloat16 ones."""
-        fields = {name: field for name, field in self._fields.items() if names is None or name in names}
+        wanted = {name: field for name, field in self._fields.items() if names is None or name in names}
+        fields = {field_of(self._geometry, name): field for name, field in wanted.items()}
         for master, pair in packed_matrices(fields, version.weights, version.packed):
             if master.size:  # frozen matrices may have no master
                 self._pack(master, pair)

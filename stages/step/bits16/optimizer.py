@@ -54,7 +54,7 @@ class ArenaRange:
 def packed_matrices(
     fields: Mapping[str, str], weights: ModelWeights, packed: Any
 ) -> Iterator[tuple[Floats, PackedPair]]:
-    """Yield (master, packed pair) of every packed matrix, layer by layer; `fields` maps names to packed fields."""
+    """Yield (master, packed pair) of packed matrices, layer by layer; `fields` maps fields of `weights` to theirs."""
     for name, field in fields.items():
         matrix = getattr(weights, name)
         for layer in range(matrix.shape[0]) if matrix.ndim == 3 else [None]:

@@ -65,10 +65,10 @@ def run_bench(configs: Sequence[Config], seconds: float, cold: bool, on_progress
 
 
 def _require_plain_kernels(config: Config) -> None:
-    if config.embedding.banded:
+    if config.embedding.has_own_kernels:
         raise ConfigError(
             config.embedding.setting.partition("=")[0],
-            expected="an embedding of full rank in a benchmark of the kernels",
+            expected="a plain embedding in a benchmark of the kernels",
             got=config.embedding.setting,
             cause="its output projection has kernels of its own, which this command neither checks nor measures",
             hint="leave the setting out; the log of `threadloom train` has the speed of a run with it",

@@ -12,7 +12,7 @@ from loguru import logger
 from numba.core import event
 
 from threadloom.kernels.compiling.jit import JIT_ENABLED
-from threadloom.stages.config import DelayCorrection, ModelArchitecture
+from threadloom.stages.config import DelayCorrection, EmbeddingConfig, ModelArchitecture
 from threadloom.stages.config.settings import Precision
 from threadloom.stages.console.json_worker import module_command
 from threadloom.stages.step.optimizers import AdamW, ForecastAdamW, LeadAdamW
@@ -57,8 +57,8 @@ def test_the_output_projection_that_is_compiled_is_that_of_the_embedding(monkeyp
 
     monkeypatch.setattr(warmup._TinyStep, "optimizer", recorded)
     compile_kernels(lambda _: None)
-    compile_kernels(lambda _: None, banded=True)
-    assert bands == [(), ((3, 4),)]
+    compile_kernels(lambda _: None, embedding=EmbeddingConfig(rank=2))
+    assert bands == [(), ((3, 3),)]
 
 
 class FakeProcess:
