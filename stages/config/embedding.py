@@ -61,12 +61,15 @@ class EmbeddingLattice(enum.Enum):
 
 
 class EmbeddingBasis(enum.Enum):
-    """The initial factors of an embedding of low rank, W = A P; the rows of P are orthonormal and random."""
+    """The initial factors of an embedding of low rank, W = A P, with the deviation of GPT-2's."""
 
     RANDOM = "random"
-    """A is random too: W starts with the deviation of GPT-2's."""
+    """A is random, and the rows of P are orthonormal and random."""
     PCA = "pca"
-    """A has the principal components of the tokens' neighbours in the training split."""
+    """A has the principal components of the tokens' neighbours in the training split; P is as in `random`."""
+    LLL = "lll"
+    """P has the short vectors of a lattice, which the covariance of an embedding of all principal components defines,
+    and A is nearest to that embedding."""
 
 
 RANKS_PER_CHANNEL = 4

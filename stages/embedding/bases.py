@@ -1,8 +1,16 @@
-"""The initial factors of an embedding of low rank: random ones, or the principal components of a text's pairs.
+"""The initial factors of an embedding of low rank: random ones, or from the pairs of a text.
 
-The rows of P_b are the first E_b of one set of orthonormal rows. The rows of A_b are random, or coordinates of the
-tokens: the singular vectors of the matrix of positive pointwise mutual information (PPMI) of neighbours, times the
-roots of the singular values (Levy and Goldberg, 2014). Either way W has the deviation of a plain run's.
+Random ones, and principal components: the rows of P_b are the first E_b of one set of orthonormal rows. The rows of A_b
+are random, or coordinates of the tokens: the singular vectors of the matrix of positive pointwise mutual information
+(PPMI) of neighbours, times the roots of the singular values (Levy and Goldberg, 2014).
+
+LLL: a lattice reduction of an embedding with C dimensions to fewer, as the plans have it, in an order that can work.
+The embedding W is that of C principal components in random directions. Small integer combinations of channels with much
+variance are short vectors in the metric of the inverse of its covariance; the rows of P_b are the first E_b of the
+reduced basis, normalised, and A_b is the one with the least squared error. Eckart and Young's theorem is against it:
+principal components keep more.
+
+Each way W has the deviation of a plain run's.
 """
 
 from math import sqrt
@@ -16,6 +24,7 @@ from threadloom.stages.config import INITIAL_DEVIATION, EmbeddingBasis
 from threadloom.stages.embedding.bands import BandStart
 from threadloom.stages.embedding.kissing import ppmi
 from threadloom.stages.embedding.vocabulary import VocabularyFacts
+from threadloom.stages.lattice import Basis, directions
 from threadloom.stages.models import keyed_generator
 
 _ROWS_KEY, _BASES_KEY = 1001, 1002
@@ -30,7 +39,13 @@ def start_of(basis: EmbeddingBasis, facts: VocabularyFacts) -> BandStart:
         return start_randomly
 
     def start(embedding: Floats, factors: BandFactors, bands: Bands, seed: int) -> None:
-        write_coordinates(principal_coordinates(facts, int(bands.rank.max())), embedding, factors, bands, seed)
+        channels = embedding.shape[1]
+        if basis is EmbeddingBasis.LLL:
+            components = principal_coordinates(facts, channels)
+            whole = _product(components, orthonormal_rows(channels, channels, seed))
+            write_reduced(whole, facts.frequencies() + 1.0, factors, bands)
+        else:
+            write_coordinates(principal_coordinates(facts, int(bands.rank.max())), embedding, factors, bands, seed)
 
     return start
 
@@ -64,7 +79,32 @@ def write_coordinates(
         squares += float((own**2).sum())
         rows = band_rows(factors, bands, b)
         rows[...] = own if rank < channels else _product(own, rows_of_bases[:rank])
-    scale = INITIAL_DEVIATION / sqrt(squares / embedding.size) if squares else 1.0
+    _scale_rows(factors, squares, embedding.size)
+
+
+def write_reduced(
+    whole: NDArray[np.float64], frequency: NDArray[np.float64], factors: BandFactors, bands: Bands
+) -> None:
+    """Write the first rows of a reduced basis to the bases, and the nearest rows to `whole` (V, C) to all A_b."""
+    channels = whole.shape[1]
+    rows_of_bases = directions(whole, frequency, int(bands.rank.max()), Basis.LLL)
+    squares = 0.0
+    for b, rank in enumerate(bands.rank.tolist()):
+        own = whole[bands.first[b] : bands.last[b]]
+        if rank < channels:
+            wide = rows_of_bases[:rank]
+            band_basis(factors, bands, b, channels)[...] = wide
+            own = np.linalg.lstsq(wide.T, own.T, rcond=None)[0].T.astype(np.float64)
+            squares += float((_product(own, wide) ** 2).sum())
+        else:
+            squares += float((own**2).sum())
+        band_rows(factors, bands, b)[...] = own
+    _scale_rows(factors, squares, whole.size)
+
+
+def _scale_rows(factors: BandFactors, squares: float, size: int) -> None:
+    """Multiply the rows of all A_b so that W, whose `size` squares sum to `squares`, has the initial deviation."""
+    scale = INITIAL_DEVIATION / sqrt(squares / size) if squares else 1.0
     factors.rows[...] *= np.float32(scale)
 
 

@@ -59,6 +59,11 @@ class VocabularyFacts:
             total = merged, np.bincount(where, weights=weights, minlength=len(merged)).astype(np.int64)
         return total[0] // self.size, total[0] % self.size, total[1]
 
+    def frequencies(self) -> NDArray[np.float64]:
+        """Return how often each row is the first of a pair of neighbours."""
+        rows, _, counts = self.pairs()
+        return np.bincount(rows, weights=counts, minlength=self.size).astype(np.float64)
+
     def _blocks(self) -> Iterator[NDArray[np.int64]]:
         """Yield the training split in blocks that overlap by one token."""
         if self.tokens is None:

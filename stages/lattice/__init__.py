@@ -3,7 +3,12 @@
 May import: config.
 """
 
-from threadloom.stages.lattice.low_rank import Basis as Basis, LowRank as LowRank, low_rank as low_rank
+from threadloom.stages.lattice.low_rank import (
+    Basis as Basis,
+    LowRank as LowRank,
+    directions as directions,
+    low_rank as low_rank,
+)
 from threadloom.stages.lattice.near_vectors import (
     EXACT_DIMENSIONS as EXACT_DIMENSIONS,
     FoundVector as FoundVector,

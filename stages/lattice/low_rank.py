@@ -49,15 +49,18 @@ def low_rank(weights: NDArray[np.float32], metric: Doubles, frequency: Doubles, 
         _, _, right = np.linalg.svd(weighted, full_matrices=False)
         tall, wide = w @ root @ right[:rank].T, right[:rank] @ root_inverse
     else:
-        wide = _rows(w, frequency, rank, basis)
+        wide = directions(w, frequency, rank, basis)
         tall = np.linalg.lstsq(root @ wide.T, root @ w.T, rcond=None)[0].T
     lost = np.sqrt(frequency / frequency.sum())[:, None] * ((w - tall @ wide) @ root)
     return LowRank(tall, wide, 1.0 - float(np.square(lost).sum() / np.square(weighted).sum()))
 
 
-def _rows(w: Doubles, frequency: Doubles, rank: int, basis: Basis) -> Doubles:
-    """Return the rows of P, normalised."""
-    covariance = (w * (frequency / frequency.sum())[:, None]).T @ w
+def directions(weights: Doubles, frequency: Doubles, rank: int, basis: Basis) -> Doubles:
+    """Return rows of P (rank, C), of length 1, by the covariance of the rows of `weights` (V, C) with frequencies (V,).
+
+    Not for `Basis.PCA`.
+    """
+    covariance = (weights * (frequency / frequency.sum())[:, None]).T @ weights
     if basis is Basis.ROWS:
         rows = covariance[:rank]
     else:
