@@ -4,6 +4,7 @@ May import: compiling.
 """
 
 from threadloom.kernels.lattice.babai import nearest_planes as nearest_planes
+from threadloom.kernels.lattice.blocks import nearest_in_blocks as nearest_in_blocks
 from threadloom.kernels.lattice.decoders import BLOCK as BLOCK, Lattice as Lattice, round_rows as round_rows
 from threadloom.kernels.lattice.enumeration import enumerate_nearest as enumerate_nearest
 from threadloom.kernels.lattice.lll import (

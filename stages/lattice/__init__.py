@@ -22,6 +22,7 @@ from threadloom.stages.lattice.reduction import (
     reduce_gram as reduce_gram,
 )
 from threadloom.stages.lattice.rounding import (
+    Grid as Grid,
     Rounding as Rounding,
     entropy_bits as entropy_bits,
     error_bound as error_bound,
@@ -29,4 +30,9 @@ from threadloom.stages.lattice.rounding import (
     rounding_basis as rounding_basis,
     step_of_bits as step_of_bits,
     weighted_error as weighted_error,
+)
+from threadloom.stages.lattice.scales import (
+    Scale as Scale,
+    best_scale as best_scale,
+    measured_scale as measured_scale,
 )

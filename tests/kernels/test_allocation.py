@@ -23,7 +23,14 @@ from threadloom.kernels.float32 import llama, llama_decode
 from threadloom.kernels.float32.decode import decode_token
 from threadloom.kernels.float32.embedding import embedding_forward, token_embedding_forward
 from threadloom.kernels.float32.gpt2 import blocks_backward, blocks_forward, head_backward, head_loss
-from threadloom.kernels.lattice import Lattice, enumerate_nearest, lll_gram, nearest_planes, round_rows
+from threadloom.kernels.lattice import (
+    Lattice,
+    enumerate_nearest,
+    lll_gram,
+    nearest_in_blocks,
+    nearest_planes,
+    round_rows,
+)
 
 pytestmark = pytest.mark.skipif(not JIT_ENABLED, reason="counts allocations of compiled code")
 
@@ -101,6 +108,7 @@ def test_lattices_allocate_nothing() -> None:
     assert allocations(nearest_planes, points, ratios, out) == 0
     search = (ratios, np.ones(n), np.full(n, 0.3), np.zeros(n), np.inf, False, 1000, np.zeros((4, n + 1)))
     assert allocations(enumerate_nearest, *search) == 0
+    assert allocations(nearest_in_blocks, points, ratios, np.ones(n), 4, 1000, out, np.zeros((10, 5))) == 0
     rows = np.ones((3, 19), np.float32)
     assert allocations(round_rows, rows, int(Lattice.E8), 0.5, np.zeros(8, np.float32), rows) == 0
 

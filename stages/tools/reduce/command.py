@@ -7,7 +7,7 @@ import click
 from threadloom.stages.console import write_output
 from threadloom.stages.tools.common import base_option, reported_errors
 
-ROUNDINGS = ("rtn", "gptq", "gptq-sorted", "lll")
+ROUNDINGS = ("rtn", "gptq", "gptq-sorted", "lll", "cvp")
 BASES = ("pca", "lll", "rows")
 TOKENS = 65_536
 
@@ -19,7 +19,7 @@ TOKENS = 65_536
 @click.option(
     "--rounding",
     type=click.Choice(ROUNDINGS),
-    default="lll",
+    default="cvp",
     show_default=True,
     help="Of --bits: the rounding that is written; all are compared.",
 )

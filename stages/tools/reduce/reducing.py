@@ -13,10 +13,12 @@ from threadloom.stages.config import ConfigError
 from threadloom.stages.inference import Model
 from threadloom.stages.lattice import (
     Basis,
+    Grid,
     Rounding,
+    best_scale,
     entropy_bits,
     low_rank,
-    round_to_grid,
+    measured_scale,
     shortest_vector,
     step_of_bits,
     weighted_error,
@@ -77,7 +79,10 @@ class Reducer:
         return cls(request, measured, measured.calibrate())
 
     def round(self, bits: float, chosen: Rounding) -> Iterator[str]:
-        """Round the embedding in all ways to integers, and write the chosen one; yield lines of the report."""
+        """Round the embedding in all ways to integers; yield lines of the report.
+
+        All are compared with one step, that of plain rounding. The chosen one is written with the best step for it.
+        """
         wte, metric = self._wte, self.calibration.metric
         step = step_of_bits(wte, bits)
         yield from self._first_lines(f"step {step:.6g}")
@@ -86,17 +91,30 @@ class Reducer:
             f"{'':>12}  two points of the grid differ by {'' if shortest.exact else 'at most '}"
             f"{step * shortest.distance**0.5:.4g} in a logit where they differ least"
         )
-        found: list[Figures] = []
-        for rounding in Rounding:
-            integers = round_to_grid(wte, metric, step, rounding)
-            rounded, content = integers_times(integers, step), encode_integers(integers, step)
-            error = weighted_error(wte, rounded, metric)
-            figures = Figures(rounding.value, error, len(content), entropy_bits(integers), self.measured.loss(rounded))
-            found.append(figures)
-            yield self._line(figures)
-            if rounding is chosen:
-                written, extra = rounded, {INTEGERS_FILE: content}
-        yield self._write(written, found, chosen.value, extra)
+        grids, found = {rounding: Grid(metric, rounding) for rounding in Rounding}, list[Figures]()
+        for rounding, grid in grids.items():
+            found.append(self._rounded(rounding.value, grid, step)[0])
+            yield self._line(found[-1])
+        plain, best = (
+            measured_scale(wte, metric, grids[chosen], step),
+            best_scale(wte, metric, grids[chosen], step, bits),
+        )
+        yield (
+            f"{'':>12}  {chosen.value} with at most {bits:g} bits is best with {best.step / step:.3f} of the step: "
+            f"error of a logit {best.error**0.5:.4g} instead of {plain.error**0.5:.4g}, bits {best.bits:.3f} instead "
+            f"of {plain.bits:.3f} on a sample"
+        )
+        figures, written, content = self._rounded(f"{chosen.value} scaled", grids[chosen], best.step)
+        found.append(figures)
+        yield self._line(figures)
+        yield self._write(written, found, chosen.value, {INTEGERS_FILE: content})
+
+    def _rounded(self, name: str, grid: Grid, step: float) -> tuple[Figures, Floats, bytes]:
+        """Return the figures of one way to round, the rounded embedding, and its integers in compressed form."""
+        wte, integers = self._wte, grid.round(self._wte, step)
+        rounded, content = integers_times(integers, step), encode_integers(integers, step)
+        error = weighted_error(wte, rounded, self.calibration.metric)
+        return Figures(name, error, len(content), entropy_bits(integers), self.measured.loss(rounded)), rounded, content
 
     def lower_rank(self, rank: int, chosen: Basis) -> Iterator[str]:
         """Replace the embedding by products of a rank, and write the chosen one; yield lines of the report."""

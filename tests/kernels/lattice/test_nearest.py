@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from tests.kernels.support import random_shapes
 from tests.reference import lattices
-from threadloom.kernels.lattice import enumerate_nearest, nearest_planes
+from threadloom.kernels.lattice import enumerate_nearest, nearest_in_blocks, nearest_planes
 
 Doubles = NDArray[np.float64]
 PLENTY = 10**6
@@ -75,3 +75,37 @@ def test_babai_stays_within_the_box_of_the_orthogonal_vectors(n: int) -> None:
     upper = np.linalg.cholesky(gram).T
     coordinates = (points - babai(gram, points)) @ upper.T / np.diag(upper)
     assert np.abs(coordinates).max() <= 0.5 + 1e-9
+
+
+def in_blocks(gram: Doubles, points: Doubles, block: int, nodes: int = PLENTY) -> tuple[NDArray[np.int64], int]:
+    rest, out = points.copy(), np.zeros(points.shape, np.int64)
+    scratch = np.full((block + 6, block + 1), np.nan)
+    unfinished = nearest_in_blocks(rest, *planes(gram), block, nodes, out, scratch)
+    np.testing.assert_allclose(rest, points - out, rtol=0, atol=1e-12)
+    return out, unfinished
+
+
+@pytest.mark.parametrize(("n", "block"), [(4, 4), (4, 9), (7, 3), (8, 4), (5, 1)])
+def test_blocks_are_exact_given_the_coordinates_after_them(n: int, block: int) -> None:
+    """The distance of a block, projected away from those before it, is the least by brute force."""
+    gram, points = metric_of(n, n), np.random.default_rng(n).uniform(-4, 4, (9, n))
+    found, unfinished = in_blocks(gram, points, block)
+    assert unfinished == 0
+    upper = np.linalg.cholesky(gram).T
+    for point, z in zip(points, found, strict=True):
+        for last in range(n, 0, -block):
+            first = max(last - block, 0)
+            own = upper[first:last, first:last]
+            moved = upper[first:last, last:] @ (point - z)[last:]
+            target = point[first:last] + np.linalg.solve(own, moved)
+            away = own @ (target - z[first:last])
+            np.testing.assert_allclose(away @ away, lattices.nearest(own.T @ own, target), rtol=1e-9)
+    if block == 1:
+        np.testing.assert_array_equal(found, babai(gram, points))
+
+
+def test_a_block_without_nodes_is_babai() -> None:
+    gram, points = metric_of(8, 8), np.random.default_rng(8).uniform(-4, 4, (5, 8))
+    found, unfinished = in_blocks(gram, points, 8, nodes=8)
+    np.testing.assert_array_equal(found, babai(gram, points))
+    assert unfinished == 5

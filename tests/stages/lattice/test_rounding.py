@@ -6,11 +6,14 @@ from numpy.typing import NDArray
 
 from threadloom.stages.lattice import (
     Basis,
+    Grid,
     LatticeError,
     Rounding,
+    best_scale,
     entropy_bits,
     error_bound,
     low_rank,
+    measured_scale,
     round_to_grid,
     step_of_bits,
     weighted_error,
@@ -59,7 +62,13 @@ def test_gptq_is_babai_and_reduction_lowers_bound_and_error() -> None:
     order = np.argsort(-np.diag(metric))
     np.testing.assert_array_equal(found[Rounding.SORTED], gptq(w, metric, step, order))
     np.testing.assert_array_equal(found[Rounding.NEAREST], np.rint(w.astype(np.float64) / step))
-    assert errors[Rounding.LLL] < errors[Rounding.SORTED] < errors[Rounding.GPTQ] < errors[Rounding.NEAREST]
+    assert (
+        errors[Rounding.CVP]
+        < errors[Rounding.LLL]
+        < errors[Rounding.SORTED]
+        < errors[Rounding.GPTQ]
+        < errors[Rounding.NEAREST]
+    )
     assert error_bound(metric, step, Rounding.LLL) < error_bound(metric, step, Rounding.SORTED)
 
 
@@ -68,6 +77,19 @@ def test_in_an_isotropic_metric_all_ways_are_plain_rounding() -> None:
     expected = round_to_grid(w, np.eye(C), 0.5, Rounding.NEAREST)
     for rounding in Rounding:
         np.testing.assert_array_equal(round_to_grid(w, np.eye(C), 0.5, rounding), expected)
+
+
+@pytest.mark.parametrize("rounding", [Rounding.NEAREST, Rounding.CVP])
+def test_the_best_scale_has_the_bits_and_no_candidate_with_them_has_a_smaller_error(rounding: Rounding) -> None:
+    metric, w, bits = skewed_metric(3.0), rows(400), 2.5
+    grid, step = Grid(metric, rounding), step_of_bits(w, bits)
+    plain, best = measured_scale(w, metric, grid, step), best_scale(w, metric, grid, step, bits)
+    integers = grid.round(w, best.step)
+    assert best.bits == entropy_bits(integers) <= bits
+    assert best.error == pytest.approx(weighted_error(w, (integers * best.step).astype(np.float32), metric))
+    finer = measured_scale(w, metric, grid, best.step * 2 ** (-1 / 64))
+    assert finer.bits > bits or finer.error > best.error
+    assert (best.error < plain.error) == (best.step < step)
 
 
 @pytest.mark.parametrize("bits", [1.5, 4.0])

@@ -49,9 +49,11 @@ def test_a_rounded_model(tmp_path: Path) -> None:
     assert after.geometry == before.geometry
     np.testing.assert_array_equal(after.weights.qkv_weight, before.weights.qkv_weight)
     figures = report(out)
-    assert list(figures) == ["rtn", "gptq", "gptq-sorted", "lll"]
-    assert figures["lll"]["error"] <= figures["rtn"]["error"]
-    assert figures["lll"]["size"] == (out / "wte.integers").stat().st_size
+    assert list(figures) == ["rtn", "gptq", "gptq-sorted", "lll", "cvp", "cvp scaled"]
+    assert figures["cvp"]["error"] <= figures["lll"]["error"] <= figures["rtn"]["error"]
+    assert figures["cvp scaled"]["bits"] <= 3
+    assert figures["cvp scaled"]["size"] == (out / "wte.integers").stat().st_size
+    assert "of the step" in found.out
     assert figures["rtn"]["bits"] == pytest.approx(3, abs=0.1)  # few weights: the entropy jumps
     assert figures["rtn"]["loss"] == pytest.approx(
         json.loads((out / "reduction.json").read_text())["loss_before"], rel=0.1
