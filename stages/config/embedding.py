@@ -99,6 +99,10 @@ class EmbeddingConfig(Section, frozen=True, kw_only=True):
     """With a lattice: power of two that multiplies its points; 0: from `lattice_bits`."""
     rank: int = 0
     """Rank of the embedding as a product A P of a row for each token (V, rank) and a basis (rank, C). 0: full rank."""
+    alpha: float = 0.0
+    """With `rank`: the ranks of up to four bands of the vocabulary are in proportion to this power of their tokens'
+    frequency, and they have as many parameters as `rank` for all. Needs `data.token_order=frequency`. A started run
+    has them as `bands`."""
     bands: tuple[tuple[int, int], ...] = ()
     """Instead of `rank`: [tokens, rank] of parts of the vocabulary, from its most frequent token on. The last one may
     have 0 tokens: all others. `model.channels` is the full rank. Needs `data.token_order=frequency`."""

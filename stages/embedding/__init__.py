@@ -3,6 +3,7 @@
 May import: all above.
 """
 
+from threadloom.stages.embedding.automatic_bands import bands_by_frequency as bands_by_frequency
 from threadloom.stages.embedding.derived import DerivedEmbedding as DerivedEmbedding
 from threadloom.stages.embedding.lattice import LatticeEmbedding as LatticeEmbedding
 from threadloom.stages.embedding.primes import first_primes as first_primes

@@ -60,9 +60,12 @@ class VocabularyFacts:
         return total[0] // self.size, total[0] % self.size, total[1]
 
     def frequencies(self) -> NDArray[np.float64]:
-        """Return how often each row is the first of a pair of neighbours."""
-        rows, _, counts = self.pairs()
-        return np.bincount(rows, weights=counts, minlength=self.size).astype(np.float64)
+        """Return how often each row occurs in the training split before another token."""
+        total = np.zeros(self.size)
+        for block in self._blocks():
+            known = block[:-1][(block[:-1] >= 0) & (block[:-1] < self.size)]
+            total += np.bincount(known, minlength=self.size)
+        return total
 
     def _blocks(self) -> Iterator[NDArray[np.int64]]:
         """Yield the training split in blocks that overlap by one token."""

@@ -74,6 +74,7 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "embedding.lattice_scale": (0, 16),
     "embedding.own_rows": (0, 16_777_216),
     "embedding.rank": (0, 65_536),
+    "embedding.alpha": (-2, 2),
     "optimizer.lr": (0, 1e3),
     "optimizer.beta1": (0, 0.999999),
     "optimizer.beta2": (0, 0.999999),
@@ -251,10 +252,10 @@ def _check_bands(config: Config) -> None:
             got=embedding.setting,
             hint="leave out all of them but one",
         )
-    if embedding.bands and config.data.token_order not in (TokenOrder.FREQUENCY, TokenOrder.ULAM):
+    if (embedding.bands or embedding.alpha) and config.data.token_order not in (TokenOrder.FREQUENCY, TokenOrder.ULAM):
         raise ConfigError(
             "data.token_order",
-            expected="frequency, with embedding.bands: a band is a range of frequencies",
+            expected="frequency, with embedding.bands or embedding.alpha: a band is a range of frequencies",
             got=config.data.token_order.value,
             hint="set data.token_order=frequency, or one rank for all tokens: embedding.rank",
         )

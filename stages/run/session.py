@@ -33,7 +33,13 @@ from threadloom.stages.data import (
     require_same_text,
     write_sources,
 )
-from threadloom.stages.embedding import DerivedEmbedding, derived_embedding, vocabulary_facts
+from threadloom.stages.embedding import (
+    DerivedEmbedding,
+    VocabularyFacts,
+    bands_by_frequency,
+    derived_embedding,
+    vocabulary_facts,
+)
 from threadloom.stages.machine import detect
 from threadloom.stages.memory import format_memory_plan, label
 from threadloom.stages.models import InitialWeights
@@ -129,6 +135,7 @@ def train(
             choice = choose_precision_here(config, allow_slow=start is not None)
         config = with_precision(config, choice.precision)
         data = _prepare(config, corpus, run, mode, None if force else detect().memory_available)
+        config = _with_bands(config, data)
         threads = stage_threads(config).count
         if tuned:
             config = with_tuned_settings(config, detect(), threads)
@@ -215,6 +222,18 @@ def _prepare(config: Config, text: Corpus, run: RunDirectory, mode: RunMode, ava
         text.characters, len(data.train), len(data.validation), data.tokenizer.vocab_size,
     )  # fmt: skip
     return data
+
+
+def _with_bands(config: Config, data: Dataset) -> Config:
+    """Return the configuration with the bands that `embedding.alpha` stands for."""
+    embedding, size = config.embedding, config.model.vocab_size or data.tokenizer.vocab_size
+    if not (embedding.rank and embedding.alpha):
+        return config
+    counts = VocabularyFacts(size, tokens=data.train).frequencies()
+    bands = bands_by_frequency(counts, embedding.rank, config.model.channels, embedding.alpha)
+    logger.info("bands of the embedding by frequency: {}", ", ".join(f"{n:,} tokens of rank {e}" for n, e in bands))
+    chosen = msgspec.structs.replace(embedding, rank=0, alpha=0.0, bands=bands)
+    return msgspec.structs.replace(config, embedding=chosen)
 
 
 def _finished(config: ResolvedConfig, run: RunDirectory) -> Outcome:

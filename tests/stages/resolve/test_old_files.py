@@ -46,6 +46,7 @@ ADDED = {
         "lattice_bits": 4.0,
         "lattice_scale": 0.0,
         "rank": 0,
+        "alpha": 0.0,
         "bands": [],
         "basis": "random",
     },
