@@ -87,7 +87,8 @@ class DataConfig(Section, frozen=True, kw_only=True):
     """The text and its tokens."""
 
     text: tuple[str, ...] = ()
-    """Files, directories and patterns such as corpus/**/*.jsonl.gz. Empty: the source of Python's standard library."""
+    """Files, directories and patterns such as corpus/**/*.jsonl.gz, or files of token ids (.bin, .npy). Empty: the
+    source of Python's standard library."""
     field: str = "text"
     """The field with the text, in JSON Lines, Parquet and Arrow; dots separate the names of nested fields."""
     invalid: InvalidRecords = InvalidRecords.REFUSE

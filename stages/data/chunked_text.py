@@ -22,6 +22,8 @@ class ChunkedText(ABC):
     characters: int
     documents: int | None = None
     """Number of documents; None for one running text."""
+    largest_id: int | None = None
+    """The largest id of token files, which are read as a text of one character per token; None for another text."""
 
     @abstractmethod
     def chunks(self) -> Iterator[str]:
@@ -77,7 +79,7 @@ class _Beginning(ChunkedText):
     """The first characters of another text."""
 
     def __init__(self, text: ChunkedText, characters: int) -> None:
-        self.characters = min(characters, text.characters)
+        self.characters, self.largest_id = min(characters, text.characters), text.largest_id
         self._text = text
 
     def chunks(self) -> Iterator[str]:

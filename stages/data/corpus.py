@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +13,7 @@ from threadloom.stages.data.documents import Document, LongDocument
 from threadloom.stages.data.sources.registry import reading_of
 from threadloom.stages.data.text import SkippedRecords, Text, TextFile, ended
 from threadloom.stages.data.text_files import LeftOut
+from threadloom.stages.data.text_format import TextError
 from threadloom.stages.data.text_reading import read_text
 from threadloom.stages.data.token_file import DataError
 
@@ -112,7 +113,25 @@ def read_corpus(data: DataConfig, excluded: Sequence[Path] = ()) -> Corpus:
     sources = [read([path]) for path in data.text] if data.mixture else [read(data.text)]
     if any(source.documents is not None for source in sources):  # they are in one token file
         sources = [source.as_documents() for source in sources]
-    return Corpus(tuple(sources), read(data.validation_text) if data.validation_text else None)
+    validation = read(data.validation_text) if data.validation_text else None
+    return Corpus(*_of_one_kind(sources, validation))
+
+
+def _of_one_kind(sources: Sequence[Text], validation: Text | None) -> tuple[tuple[Text, ...], Text | None]:
+    """Return texts that are all token files with the largest id of all of them, or texts; raises TextError."""
+    texts = [*sources, *([] if validation is None else [validation])]
+    ids = [text.largest_id for text in texts if text.largest_id is not None]
+    if ids and len(ids) < len(texts):
+        named = {text.largest_id is None: text.files[0].path for text in texts}
+        raise TextError(
+            str(named[False]),
+            expected="texts alone, or token files alone, in data.text and data.validation_text",
+            got=f"token ids in this file, and text in {named[True]}",
+            hint="write the text to a token file with the same tokenizer, or pass texts alone",
+        )
+    if ids:
+        texts = [replace(text, largest_id=max(ids)) for text in texts]
+    return tuple(texts[: len(sources)]), None if validation is None else texts[-1]
 
 
 def joined(texts: Sequence[ChunkedText]) -> ChunkedText:
@@ -154,6 +173,7 @@ class _Joined(ChunkedText):
 
     def __init__(self, texts: Sequence[ChunkedText]) -> None:
         self.characters = sum(text.characters for text in texts)
+        self.largest_id = texts[0].largest_id
         self._texts = tuple(texts)
 
     def chunks(self) -> Iterator[str]:

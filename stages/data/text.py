@@ -17,6 +17,7 @@ from typing import NamedTuple
 from threadloom.stages.data.chunked_text import CHUNK_CHARACTERS, ChunkedText
 from threadloom.stages.data.documents import Document, LongDocument, Origin, Span
 from threadloom.stages.data.sources.registry import DEFAULT_READING, Reading, documents, format_of
+from threadloom.stages.data.sources.token_files import token_chunks
 from threadloom.stages.data.text_decoding import text_chunks
 from threadloom.stages.data.text_files import LeftOut
 from threadloom.stages.data.text_format import TextError
@@ -33,7 +34,9 @@ class TextFile(NamedTuple):
     separator: str = ""
     """The line end that follows it in the text, if it has none and is not the last."""
     records: int | None = None
-    """Number of its documents; None for plain text."""
+    """Number of its documents; None for plain text and for token ids."""
+    largest_id: int | None = None
+    """The largest id of a token file; None for text."""
 
 
 class SkippedRecords(NamedTuple):
@@ -62,6 +65,8 @@ class Text(ChunkedText):
     """Records that are not part of the text, by file."""
     documents: int | None = None
     """Number of documents; None for one running text."""
+    largest_id: int | None = None
+    """The largest id of the token files that the text consists of; None for text."""
     reading: Reading = DEFAULT_READING
     documents_sha256: str = field(default="", repr=False)
     """Checksum of the documents, of which each file of plain text is one."""
@@ -157,7 +162,8 @@ def _unchanged_documents(file: TextFile, reading: Reading) -> Iterator[Document]
 def _unchanged_chunks(file: TextFile) -> Iterator[str]:
     """Yield the text of a file as it was before; raises TextError if it has changed."""
     digest, left = hashlib.sha256(), file.characters
-    for chunk in text_chunks(file.path) if left else ():
+    read = text_chunks if file.largest_id is None else token_chunks
+    for chunk in read(file.path) if left else ():
         kept = chunk[:left]
         digest.update(kept.encode())
         left -= len(kept)

@@ -10,6 +10,7 @@ from threadloom.stages.config import InvalidRecords
 from threadloom.stages.console import PeriodicLog
 from threadloom.stages.data.sources.records import RecordError, RecordFormat
 from threadloom.stages.data.sources.registry import DEFAULT_READING, Reading, documents, format_of
+from threadloom.stages.data.sources.token_files import ids_of_text, is_token_file, token_chunks
 from threadloom.stages.data.text import SkippedRecords, Text, TextFile, add_document, ended
 from threadloom.stages.data.text_decoding import text_chunks, unreadable
 from threadloom.stages.data.text_files import FileId, LeftOut, file_ids, find_files, pattern_files
@@ -145,7 +146,9 @@ class _Reader:
     def read(self, file: Path) -> None:
         """Add a file; raises TextError."""
         found = format_of(file)
-        if found is None:
+        if is_token_file(file):
+            self._read_tokens(file)
+        elif found is None:
             self._read_plain(file)
         else:
             self._read_records(file, found)
@@ -160,6 +163,18 @@ class _Reader:
             own.update(content)
             whole.update(content)
         self._add(TextFile(file, size, own.hexdigest()), last)
+        self._digest = whole
+        self._documents_digest.update(b"F" + own.digest())
+
+    def _read_tokens(self, file: Path) -> None:
+        size, own, whole, largest = 0, hashlib.sha256(), self._digest.copy(), 0
+        for chunk in token_chunks(file):
+            size, largest = size + len(chunk), max(largest, int(ids_of_text(chunk).max()))
+            self._grow(file, size)
+            content = chunk.encode()
+            own.update(content)
+            whole.update(content)
+        self._add(TextFile(file, size, own.hexdigest(), largest_id=largest), "")
         self._digest = whole
         self._documents_digest.update(b"F" + own.digest())
 
@@ -206,7 +221,19 @@ class _Reader:
         self._separator = "" if last in ("", "\n", "\r") else "\n"
 
     def text(self) -> Text:
-        """Return the text of all files, with a line end after each that has none, except the last."""
+        """Return the text of all files, with a line end after each that has none, except the last.
+
+        Raises TextError if it has text and token files.
+        """
+        largest = [file.largest_id for file in self.files if file.largest_id is not None]
+        if largest and len(largest) < len(self.files):
+            tokens, texts = ([file for file in self.files if (file.largest_id is None) == of] for of in (False, True))
+            raise TextError(
+                str(tokens[0].path),
+                expected="texts alone, or token files alone",
+                got=f"token ids in this file, and text in {texts[0].path}",
+                hint="leave one of them out, or write the text to a token file",
+            )
         separators = sum(len(file.separator) for file in self.files)
         text = Text(
             self.characters + separators,
@@ -214,6 +241,7 @@ class _Reader:
             tuple(self.files),
             tuple(self.left_out),
             tuple(self.skipped),
+            largest_id=max(largest, default=None),
             reading=self.reading,
             documents_sha256=self._documents_digest.hexdigest(),
         )

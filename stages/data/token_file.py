@@ -179,7 +179,7 @@ class TokenFile:
         `order` is as in the constructor. Raises DataError for a missing, damaged or truncated file and for another
         content.
         """
-        ids = _mapped(path, TOKEN_TYPES)
+        ids = mapped_array(path, TOKEN_TYPES)
         documents, counted = _optional(documents_file(path), _POSITION), _optional(counted_file(path), _FLAG)
         if documents is not None and (not len(documents) or documents[0] != 0 or documents[-1] >= len(ids)):
             raise _not_of(
@@ -264,7 +264,7 @@ class TokenFile:
 
 def _optional(path: Path, kind: np.dtype[Any]) -> NDArray[Any] | None:
     """Return the array in a file that need not exist."""
-    return _mapped(path, (kind,)) if path.exists() else None
+    return mapped_array(path, (kind,)) if path.exists() else None
 
 
 def _not_of(path: Path, expected: str) -> DataError:
@@ -274,7 +274,7 @@ def _not_of(path: Path, expected: str) -> DataError:
     )
 
 
-def _mapped(path: Path, kinds: Sequence[np.dtype[Any]]) -> NDArray[Any]:
+def mapped_array(path: Path, kinds: Sequence[np.dtype[Any]]) -> NDArray[Any]:
     """Return the array (N,) in a .npy file as a read-only map; raises DataError."""
     try:
         with path.open("rb") as file:

@@ -13,6 +13,7 @@ from threadloom.stages.data.abacus_tokenizer import AbacusTokenizer
 from threadloom.stages.data.bytes_tokenizer import BytesTokenizer
 from threadloom.stages.data.character_tokenizer import CharacterTokenizer
 from threadloom.stages.data.library_tokenizer import LibraryTokenizer
+from threadloom.stages.data.number_tokenizer import NumberTokenizer
 from threadloom.stages.data.tokenizer import FORMAT, Tokenizer, TokenizerError
 from threadloom.stages.data.vocabulary_files import (
     ADDED_TOKENS_FILE,
@@ -52,6 +53,7 @@ _OURS: Mapping[str, Callable[[dict[str, Any]], Tokenizer]] = {
     TokenizerKind.CHARACTERS.value: CharacterTokenizer.from_content,
     TokenizerKind.BYTES.value: BytesTokenizer.from_content,
     AbacusTokenizer.kind: AbacusTokenizer.from_content,
+    NumberTokenizer.kind: NumberTokenizer.from_content,
 }
 """Kind → reader of the content of a file in the format of this package."""
 

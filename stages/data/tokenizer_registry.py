@@ -13,6 +13,7 @@ from threadloom.stages.data.bytes_tokenizer import BytesTokenizer
 from threadloom.stages.data.character_tokenizer import CharacterTokenizer
 from threadloom.stages.data.chunked_text import CHUNK_CHARACTERS, ChunkedText
 from threadloom.stages.data.pretrained_tokenizer import PretrainedTokenizer
+from threadloom.stages.data.token_file_tokenizer import BYTES_PER_TOKEN, token_file_tokenizer
 from threadloom.stages.data.tokenizer import Tokenizer, TokenizerSource
 from threadloom.stages.data.word_tokenizer import WordTokenizer
 
@@ -32,12 +33,16 @@ ABACUS_BYTES_PER_CHARACTER = 80
 
 def max_vocabulary(data: DataConfig, vocab_size: int | None, text: ChunkedText) -> int:
     """Return the largest vocabulary for a text, without the tokens of digits at places."""
+    if text.largest_id is not None:
+        return 0  # neither the text nor the settings limit it
     base = None if vocab_size is None else vocab_size - _placed_digits(data)
     return TOKENIZERS[data.tokenizer].max_vocabulary(text, base, data.alphabet)
 
 
 def preparation_bytes(data: DataConfig, text: ChunkedText) -> int:
     """Return the bytes of memory that the preparation of a text takes; an estimate for BPE."""
+    if text.largest_id is not None:
+        return BYTES_PER_TOKEN * min(text.characters, CHUNK_CHARACTERS)
     places = ABACUS_BYTES_PER_CHARACTER * min(text.characters, CHUNK_CHARACTERS) if _placed_digits(data) else 0
     return TOKENIZERS[data.tokenizer].preparation_bytes(text) + places
 
@@ -48,6 +53,8 @@ def create_tokenizer(data: DataConfig, vocab_size: int | None, text: ChunkedText
     `vocab_size` is the largest vocabulary; None: as many tokens as the tokenizer needs. Raises ConfigError if it is too
     small for the kind of tokenizer, or None for a kind that needs it; TokenizerError for a file without a tokenizer.
     """
+    if text.largest_id is not None:
+        return token_file_tokenizer(data, vocab_size, text.largest_id)
     source, placed = TOKENIZERS[data.tokenizer], _placed_digits(data)
     least = source.min_vocabulary + placed
     if (vocab_size is None and source.needs_vocabulary) or (vocab_size is not None and vocab_size < least):
