@@ -21,6 +21,7 @@ from threadloom.stages.tools.evaluate import evaluate
 from threadloom.stages.tools.export import export
 from threadloom.stages.tools.grow import grow
 from threadloom.stages.tools.merge import merge
+from threadloom.stages.tools.prepare import prepare
 from threadloom.stages.tools.reduce import reduce
 from threadloom.stages.tools.sample import sample
 from threadloom.stages.tools.show_data import show_data
@@ -60,7 +61,8 @@ def main(log_level: str) -> None:
 
 
 COMMANDS = (
-    train_command, sample, evaluate, export, merge, grow, reduce, tokens, show_data, certify, tune, doctor, bench,
+    prepare, train_command, sample, evaluate, export, merge, grow, reduce, tokens, show_data, certify, tune, doctor,
+    bench,
 )  # fmt: skip
 for command in COMMANDS:
     main.add_command(command)

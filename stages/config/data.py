@@ -89,6 +89,8 @@ class DataConfig(Section, frozen=True, kw_only=True):
     text: tuple[str, ...] = ()
     """Files, directories and patterns such as corpus/**/*.jsonl.gz, or files of token ids (.bin, .npy). Empty: the
     source of Python's standard library."""
+    prepared: str = ""
+    """A folder of `threadloom prepare`, whose tokens are used; no text is read."""
     field: str = "text"
     """The field with the text, in JSON Lines, Parquet and Arrow; dots separate the names of nested fields."""
     invalid: InvalidRecords = InvalidRecords.REFUSE

@@ -24,6 +24,7 @@ from threadloom.stages.data.chunked_text import (
 from threadloom.stages.data.corpus import Corpus as Corpus, read_corpus as read_corpus
 from threadloom.stages.data.dataset import (
     Dataset as Dataset,
+    open_prepared as open_prepared,
     prepare as prepare,
     prepared_mixture as prepared_mixture,
     prepared_order as prepared_order,
@@ -36,7 +37,18 @@ from threadloom.stages.data.documents import (
     Origin as Origin,
     Span as Span,
 )
+from threadloom.stages.data.encoding.lengths import (
+    Repeats as Repeats,
+    length_percentiles as length_percentiles,
+    repeated_documents as repeated_documents,
+)
 from threadloom.stages.data.mixture import Mixture as Mixture
+from threadloom.stages.data.prepared_folder import (
+    prepared_vocabulary as prepared_vocabulary,
+    read_settings as read_settings,
+    require_tokenizer_of as require_tokenizer_of,
+    write_settings as write_settings,
+)
 from threadloom.stages.data.sources.json_lines import json_records as json_records
 from threadloom.stages.data.sources.records import RecordError as RecordError
 from threadloom.stages.data.sources.registry import Reading as Reading, reading_of as reading_of

@@ -14,8 +14,8 @@ from threadloom.stages.data.documents import Document, EncodedDocument
 from threadloom.stages.data.text_parts import TextPart
 from threadloom.stages.data.tokenizer import parts_of, utf8_bytes, validated_ids, write_content
 
-BYTES_PER_CHARACTER = 60
-"""Bytes that a chunk of a text takes per character; measured."""
+BYTES_PER_CHARACTER = 100
+"""Bytes that the chunks of a text in flight take per character of one; measured."""
 
 
 class BytesTokenizer:

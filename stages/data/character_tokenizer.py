@@ -17,8 +17,8 @@ from threadloom.stages.data.tokenizer import TokenizerError, parts_of, validated
 REPLACEMENT = "\ufffd"
 """Character that replaces those that a limited alphabet leaves out."""
 
-BYTES_PER_CHARACTER, BYTES_PER_CODE_POINT = 100, 24
-"""Bytes that a chunk of a text takes per character, and the counts up to the largest code point; measured."""
+BYTES_PER_CHARACTER, BYTES_PER_CODE_POINT = 125, 24
+"""Bytes that the chunks in flight take per character of one, and the counts up to the largest code point; measured."""
 
 _CODE_POINTS = 0x110000
 

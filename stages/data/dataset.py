@@ -34,7 +34,8 @@ from threadloom.stages.data.manifest import (
     read_manifest,
 )
 from threadloom.stages.data.mixture import Mixture
-from threadloom.stages.data.preparation import Preparation, digit_places, write_prepared
+from threadloom.stages.data.preparation import Preparation, digit_places, preparing, write_prepared
+from threadloom.stages.data.prepared_folder import copy_prepared
 from threadloom.stages.data.pretrained_tokenizer import is_prepared_from_another
 from threadloom.stages.data.text_record import text_changes
 from threadloom.stages.data.token_file import (
@@ -95,7 +96,30 @@ def prepare(
         raise DataError(str(directory), expected="a text to tokenise", got="empty files", hint=hint)
     limit = max_vocabulary(data, model.vocab_size, corpus.text)
     wanted = Preparation(corpus, data, model.vocab_size, model.context, directory, corpus.checksum(), limit)
-    return _open_prepared(wanted) or _opened(wanted, *write_prepared(wanted, available))
+    if not directory.exists():
+        wanted.require_memory(available)
+    with preparing(directory):
+        if (found := _open_prepared(wanted)) is not None:
+            return found
+        return _opened(directory, data, model.context, *write_prepared(wanted, available))
+
+
+def open_prepared(data: DataConfig, model: ModelConfig, directory: Path) -> Dataset:
+    """Return the dataset of the folder `data.prepared`, whose files are put into `directory`; no text is read.
+
+    Raises ConfigError for settings that it was not prepared with, DataError for a folder that is not prepared or
+    damaged, or for a split with fewer than context + 1 tokens.
+    """
+    manifest = copy_prepared(data, directory)
+    if not all(record.is_unchanged(directory) for record in (manifest.train, manifest.validation)):
+        raise DataError(
+            data.prepared,
+            expected="the token files that its manifest describes",
+            got="others",
+            cause="they are damaged",
+            hint="prepare the text again in another folder",
+        )
+    return _opened(directory, data, model.context, manifest, load_tokenizer(directory / TOKENIZER_FILE), None)
 
 
 def require_same_text(directory: Path, corpus: Corpus) -> None:
@@ -187,27 +211,32 @@ def _open_prepared(wanted: Preparation) -> Dataset | None:
         _order(directory, manifest)
     except (OSError, msgspec.MsgspecError, InputError, UnicodeDecodeError):
         return None
-    return _opened(wanted, manifest, tokenizer, None)
+    return _opened(directory, data, wanted.context, manifest, tokenizer, None)
 
 
 def _opened(
-    wanted: Preparation, manifest: DatasetManifest, tokenizer: Tokenizer, preparation_bytes: int | None
+    directory: Path,
+    data: DataConfig,
+    context: int,
+    manifest: DatasetManifest,
+    tokenizer: Tokenizer,
+    preparation_bytes: int | None,
 ) -> Dataset:
     """Return the dataset of the written files; `preparation_bytes` is None if they are reused."""
-    order = _order(wanted.directory, manifest)
+    order = _order(directory, manifest)
     train, validation = (
-        TokenFile.open(wanted.directory / record.file, manifest.vocab_size, wanted.context)
+        TokenFile.open(directory / record.file, manifest.vocab_size, context)
         for record in (manifest.train, manifest.validation)
     )
     return Dataset(
         tokenizer=tokenizer,
-        tokenizer_path=wanted.directory / TOKENIZER_FILE,
+        tokenizer_path=directory / TOKENIZER_FILE,
         train=train,
         validation=validation,
         manifest=manifest,
         order=order,
-        offsets=_offsets(wanted.data, tokenizer, order),
-        mixture=Mixture.of(wanted.data.mixture, manifest.train.sources, manifest.train.tokens),
+        offsets=_offsets(data, tokenizer, order),
+        mixture=Mixture.of(data.mixture, manifest.train.sources, manifest.train.tokens),
         reused=preparation_bytes is None,
         preparation_bytes=preparation_bytes or 0,
     )

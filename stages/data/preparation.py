@@ -3,9 +3,11 @@
 import hashlib
 import os
 import shutil
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 
@@ -17,7 +19,11 @@ from threadloom.stages.config import (
     TokenOrder,
 )
 from threadloom.stages.data.chunked_text import ChunkedText, split_at
-from threadloom.stages.data.corpus import Corpus, Cut, Progress, joined
+from threadloom.stages.data.corpus import Corpus, Cut, joined
+from threadloom.stages.data.encoding.journal import PreparationFolder
+from threadloom.stages.data.encoding.pipeline import encode_units
+from threadloom.stages.data.encoding.split_files import SplitFiles
+from threadloom.stages.data.encoding.units import Unit, begin_source, document_units, text_units
 from threadloom.stages.data.manifest import (
     MANIFEST_FILE,
     MANIFEST_FORMAT,
@@ -29,22 +35,21 @@ from threadloom.stages.data.manifest import (
     write_manifest,
 )
 from threadloom.stages.data.pretrained_tokenizer import pretrained_companions
-from threadloom.stages.data.split_writer import SplitWriter
 from threadloom.stages.data.token_file import (
     DataError,
     counted_file,
     documents_file,
-    replace_ids,
     require_window,
     token_counts,
     token_type,
 )
 from threadloom.stages.data.token_order import ORDER_FILE, encode_order, vocabulary_order
-from threadloom.stages.data.tokenizer import Tokenizer
+from threadloom.stages.data.tokenizer import Tokenizer, TokenizerError
 from threadloom.stages.data.tokenizer_files import (
     COMPANIONS,
     MODEL_CONFIG_FILE,
     TEMPLATES_FOLDER,
+    load_tokenizer,
 )
 from threadloom.stages.data.tokenizer_registry import TOKENIZERS, create_tokenizer, preparation_bytes
 from threadloom.stages.data.vocabulary_files import TOKENIZER_FILE
@@ -52,6 +57,7 @@ from threadloom.stages.models import VocabularyOrder
 from threadloom.stages.storage import (
     DiskFullError,
     atomic_write,
+    directory_lock,
     make_directory,
     require_free_space,
 )
@@ -74,6 +80,16 @@ class Preparation:
         """All texts, one after another."""
         return self.corpus.text
 
+    @cached_property
+    def needed(self) -> int:
+        """Memory that the preparation takes, in bytes: an estimate."""
+        return preparation_bytes(self.data, self.text)
+
+    def require_memory(self, available: int | None) -> None:
+        """Raise ConfigError if the preparation takes more than `available` bytes of memory (None: no limit)."""
+        if available is not None and self.needed > available:
+            raise _too_large(self, self.needed, available)
+
 
 def digit_places(data: DataConfig) -> int:
     """Return the places that have tokens of their own for each digit."""
@@ -86,17 +102,29 @@ def write_prepared(wanted: Preparation, available: int | None) -> tuple[DatasetM
     Raises as `prepare`.
     """
     text, directory = wanted.text, wanted.directory
-    needed = preparation_bytes(wanted.data, text)
-    if available is not None and needed > available:
-        raise _too_large(wanted, needed, available)
+    wanted.require_memory(available)
     cuts = wanted.corpus.cuts(wanted.data.train_fraction, directory)
     learned = text
     if not TOKENIZERS[wanted.data.tokenizer].learns_validation:
         sources = zip(wanted.corpus.sources, cuts, strict=True)
         learned = joined([source.first(cut.characters) for source, cut in sources])
-    tokenizer = create_tokenizer(wanted.data, wanted.vocab_size, learned)
+    folder, tokenizer = _begin(wanted, learned)
     try:
-        manifest = _write(wanted, cuts, tokenizer)
+        return _write(wanted, cuts, folder, tokenizer), tokenizer, wanted.needed
+    except Exception:  # another start would fail in the same way; what a signal stops is continued
+        folder.remove()
+        raise
+
+
+@contextmanager
+def preparing(directory: Path) -> Iterator[None]:
+    """Hold the lock of a directory, which is created if necessary; raises DataError for one that is not writable."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with directory_lock(
+            directory, f"another process prepares a text in {directory}; waiting until it has finished"
+        ):
+            yield
     except DiskFullError:
         raise
     except OSError as error:
@@ -107,7 +135,39 @@ def write_prepared(wanted: Preparation, available: int | None) -> tuple[DatasetM
             cause="the directory is not writable",
             hint="choose another directory; an incomplete directory is never used",
         ) from error
-    return manifest, tokenizer, needed
+
+
+def _begin(wanted: Preparation, learned: ChunkedText) -> tuple[PreparationFolder, Tokenizer]:
+    """Return the folder of a preparation and its tokenizer, which is there if a process has made it before."""
+    data, pretrained = wanted.data, wanted.data.tokenizer is TokenizerKind.PRETRAINED
+    given = create_tokenizer(data, wanted.vocab_size, learned) if pretrained else None
+    key = [
+        wanted.checksum, wanted.corpus.validation_checksum(), data.train_fraction, data.tokenizer, wanted.limit,
+        data.special_tokens, digit_places(data), version("tokenizers"), _content(wanted.directory, given),
+    ]  # fmt: skip
+    folder = PreparationFolder(wanted.directory, key)
+    folder.begin()
+    path = folder.path / TOKENIZER_FILE
+    if given is not None:
+        return folder, given
+    if path.exists():
+        with suppress(TokenizerError):
+            return folder, load_tokenizer(path)
+    tokenizer = create_tokenizer(data, wanted.vocab_size, learned)
+    _write_tokenizer(path, tokenizer)
+    return folder, tokenizer
+
+
+def _content(directory: Path, tokenizer: Tokenizer | None) -> str | None:
+    """Return the checksum of a tokenizer's file."""
+    if tokenizer is None:
+        return None
+    path = directory / f".{TOKENIZER_FILE}.{os.getpid()}.checked"
+    try:
+        tokenizer.save(path)
+        return file_sha256(path)
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def _too_large(wanted: Preparation, needed: int, available: int) -> ConfigError:
@@ -121,10 +181,11 @@ def _too_large(wanted: Preparation, needed: int, available: int) -> ConfigError:
     )
 
 
-def _write(wanted: Preparation, cuts: Sequence[Cut], tokenizer: Tokenizer) -> DatasetManifest:
+def _write(
+    wanted: Preparation, cuts: Sequence[Cut], folder: PreparationFolder, tokenizer: Tokenizer
+) -> DatasetManifest:
     directory, data = wanted.directory, wanted.data
-    directory.mkdir(parents=True, exist_ok=True)
-    writers, order = _write_token_files(wanted, cuts, tokenizer.with_special_tokens(data.special_tokens))
+    writers, order = _write_token_files(wanted, cuts, folder, tokenizer.with_special_tokens(data.special_tokens))
     _copy_companions(data, directory)
     trained = sum(cut.characters for cut in cuts)
     characters = {Split.TRAIN: trained, Split.VALIDATION: wanted.corpus.characters - trained}
@@ -133,11 +194,11 @@ def _write(wanted: Preparation, cuts: Sequence[Cut], tokenizer: Tokenizer) -> Da
             file=writer.path.name,
             characters=characters[split],
             tokens=writer.tokens,
-            sha256=file_sha256(writer.path),
+            sha256=file_sha256(directory / writer.path.name),
             documents=writer.documents,
-            documents_sha256=optional_sha256(documents_file(writer.path)),
-            counted_sha256=optional_sha256(counted_file(writer.path)),
-            sources=tuple(writer.sources),
+            documents_sha256=optional_sha256(documents_file(directory / writer.path.name)),
+            counted_sha256=optional_sha256(counted_file(directory / writer.path.name)),
+            sources=writer.sources,
         )
         for split, writer in writers.items()
     }
@@ -158,42 +219,41 @@ def _write(wanted: Preparation, cuts: Sequence[Cut], tokenizer: Tokenizer) -> Da
         **records,
     )
     write_manifest(directory, manifest)
+    folder.remove()
     return manifest
 
 
 def _write_token_files(
-    wanted: Preparation, cuts: Sequence[Cut], tokenizer: Tokenizer
-) -> tuple[dict[Split, SplitWriter], VocabularyOrder | None]:
-    """Write the token files of both splits, of rows if they have an order; return their writers and that.
+    wanted: Preparation, cuts: Sequence[Cut], folder: PreparationFolder, tokenizer: Tokenizer
+) -> tuple[dict[Split, SplitFiles], VocabularyOrder | None]:
+    """Write the token files of both splits, of rows if they have an order; return them as they were and that.
 
     On any error neither is replaced.
     """
-    kind = token_type(tokenizer.vocab_size)
+    kind, directory = token_type(tokenizer.vocab_size), wanted.directory
     if not TOKENIZERS[wanted.data.tokenizer].compresses:
-        require_free_space(wanted.directory, kind.itemsize * wanted.corpus.characters)
-    with ExitStack() as files:
-        writers = {
-            split: SplitWriter(files, wanted.directory / f"{split.value}.npy", kind, tokenizer) for split in Split
-        }
-        _add_texts(wanted.corpus, cuts, writers[Split.TRAIN], writers[Split.VALIDATION])
-        for writer in writers.values():
-            require_window(writer.tokens, wanted.context, writer.path)
-            writer.finish()
-        _require_sources(writers[Split.TRAIN], wanted.context)
-        order = None
-        if wanted.data.token_order is not TokenOrder.ID:
-            train = writers[Split.TRAIN]
-            counts = token_counts(train.file, train.tokens, kind, tokenizer.vocab_size)
-            order = vocabulary_order(wanted.data.token_order, counts)
-            for writer in writers.values():
-                replace_ids(writer.file, writer.tokens, kind, order.rows)
-        (wanted.directory / MANIFEST_FILE).unlink(missing_ok=True)
-        for writer in writers.values():
-            writer.remove_others()
-    return writers, order
+        require_free_space(directory, kind.itemsize * wanted.corpus.characters)
+    names = [f"{split.value}.npy" for split in Split]
+    characters = wanted.corpus.characters
+    written = encode_units(lambda: _units(wanted.corpus, cuts, tokenizer), names, tokenizer, kind, folder, characters)
+    files = dict(zip(Split, written, strict=True))
+    for split in written:
+        require_window(split.tokens, wanted.context, directory / split.path.name)
+    train = files[Split.TRAIN]
+    _require_sources(train, wanted.context)
+    order = None
+    if wanted.data.token_order is not TokenOrder.ID:
+        with train.path.open("rb") as file:
+            order = vocabulary_order(
+                wanted.data.token_order, token_counts(file, train.tokens, kind, tokenizer.vocab_size)
+            )
+    (directory / MANIFEST_FILE).unlink(missing_ok=True)
+    for split in written:
+        split.publish(directory, None if order is None else order.rows)
+    return files, order
 
 
-def _require_sources(train: SplitWriter, context: int) -> None:
+def _require_sources(train: SplitFiles, context: int) -> None:
     """Raise DataError unless each source of a mixture has a window of its own."""
     ends = (*train.sources[1:], train.tokens)
     for number, (start, end) in enumerate(zip(train.sources, ends, strict=True)):
@@ -206,29 +266,27 @@ def _require_sources(train: SplitWriter, context: int) -> None:
             )
 
 
-def _add_texts(corpus: Corpus, cuts: Sequence[Cut], train: SplitWriter, validation: SplitWriter) -> None:
-    """Add the sources to the training split, and what is held out of them, or the validation text, to the other."""
-    progress = Progress(corpus.characters)
+def _units(corpus: Corpus, cuts: Sequence[Cut], tokenizer: Tokenizer) -> Iterator[Unit]:
+    """Yield the sources for the training split, and what is held out of them, or the validation text, for the other."""
+    train, validation = range(len(Split))
     for source, cut in zip(corpus.sources, cuts, strict=True):
-        train.begin_source()
+        yield begin_source(train)
         if corpus.validation is None:
-            validation.begin_source()
+            yield begin_source(validation)
         if cut.documents is None:
-            for writer, part in zip(
-                (train, validation), split_at(progress.chunks(source), cut.characters), strict=True
-            ):
-                writer.add_text(part)
+            for split, chunks in enumerate(split_at(source.chunks(), cut.characters)):
+                yield from text_units(split, tokenizer, chunks)
         else:
-            parts = progress.parts(source)
-            train.add_documents(islice(parts, cut.documents))
+            parts = source.parts()
+            yield from document_units(train, tokenizer, islice(parts, cut.documents))
             if corpus.validation is None:
-                validation.add_documents(parts)
+                yield from document_units(validation, tokenizer, parts)
     if corpus.validation is not None:
-        validation.begin_source()
+        yield begin_source(validation)
         if corpus.validation.documents is None:
-            validation.add_text(progress.chunks(corpus.validation))
+            yield from text_units(validation, tokenizer, corpus.validation.chunks())
         else:
-            validation.add_documents(progress.parts(corpus.validation))
+            yield from document_units(validation, tokenizer, corpus.validation.parts())
 
 
 def _write_order(path: Path, order: VocabularyOrder | None) -> str | None:

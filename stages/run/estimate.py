@@ -15,7 +15,14 @@ from loguru import logger
 from threadloom.pipeline import available_cores, format_estimate
 from threadloom.stages.config import Config, ModelArchitecture, Precision, ResolvedConfig
 from threadloom.stages.console import module_output, resident_bytes
-from threadloom.stages.data import TextError, TokenIds, create_tokenizer, preparation_bytes, read_corpus
+from threadloom.stages.data import (
+    TextError,
+    TokenIds,
+    create_tokenizer,
+    preparation_bytes,
+    prepared_vocabulary,
+    read_corpus,
+)
 from threadloom.stages.machine import detect, load_warning
 from threadloom.stages.memory import FLOAT, Bank, format_lanes, format_memory_plan
 from threadloom.stages.models import initialise, parameter_count
@@ -117,6 +124,8 @@ def estimate_run(config: Config, *, tuned: bool = True, seconds: float = 3.0) ->
 
 def _text_figures(config: Config) -> tuple[int | None, int]:
     """Return the size of the vocabulary, if it depends on the text, and the bytes that preparing the text takes."""
+    if config.data.prepared:
+        return None if config.model.vocab_size else prepared_vocabulary(config.data.prepared), 0
     try:
         text = read_corpus(config.data).text
     except TextError as error:

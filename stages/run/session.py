@@ -27,6 +27,7 @@ from threadloom.stages.data import (
     TokenBatches,
     absolute_text,
     evaluation_batches,
+    open_prepared,
     prepare,
     read_corpus,
     recorded_outputs,
@@ -160,15 +161,21 @@ def _require_memory(config: Config, vocabulary: int) -> None:
     require_memory(config, resolved, cores, detect().memory_available)
 
 
-def _read_corpus(config: Config, out: Path, mode: RunMode) -> tuple[Config, Corpus]:
-    """Return the texts, and the configuration with its absolute paths: a run may be resumed in another directory."""
+def _read_corpus(config: Config, out: Path, mode: RunMode) -> tuple[Config, Corpus | None]:
+    """Return the texts, and the configuration with its absolute paths: a run may be resumed in another directory.
+
+    There are none if they have been prepared (`data.prepared`).
+    """
     data = msgspec.structs.replace(
         config.data,
         text=tuple(map(absolute_text, config.data.text)),
         validation_text=tuple(map(absolute_text, config.data.validation_text)),
         tokenizer_path=absolute_text(config.data.tokenizer_path) if config.data.tokenizer_path else "",
+        prepared=absolute_text(config.data.prepared) if config.data.prepared else "",
     )
     config = msgspec.structs.replace(config, data=data)
+    if data.prepared:
+        return config, None
     outputs = recorded_outputs(RunDirectory(out).data) if mode is RunMode.RESUME else []
     try:
         return config, read_corpus(config.data, excluded=[out, *outputs])
@@ -208,7 +215,14 @@ def _report_skipped(text: Corpus, sources: Path) -> None:
     )  # fmt: skip
 
 
-def _prepare(config: Config, text: Corpus, run: RunDirectory, mode: RunMode, available: int | None) -> Dataset:
+def _prepare(config: Config, text: Corpus | None, run: RunDirectory, mode: RunMode, available: int | None) -> Dataset:
+    if text is None:
+        data = open_prepared(config.data, config.model, run.data)
+        logger.info(
+            "text: that of {}, {:,} training and {:,} validation tokens, vocabulary {}",
+            config.data.prepared, len(data.train), len(data.validation), data.tokenizer.vocab_size,
+        )  # fmt: skip
+        return data
     if mode is RunMode.RESUME:
         require_same_text(run.data, text)
     sources = write_sources(run.data, text)

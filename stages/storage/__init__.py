@@ -20,6 +20,7 @@ from threadloom.stages.storage.durable_io import (
     DiskFullError as DiskFullError,
     atomic_file as atomic_file,
     atomic_write as atomic_write,
+    directory_lock as directory_lock,
     explain_disk_full as explain_disk_full,
     file_lock as file_lock,
     fsync_directory as fsync_directory,

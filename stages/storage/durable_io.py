@@ -1,4 +1,4 @@
-"""Durable file operations: atomic writes, syncing of directories, a lock between processes, free space.
+"""Durable file operations: atomic writes, syncing of directories, locks between processes, free space.
 
 A file written by `atomic_file` or `atomic_write` is either the previous file or the complete new one, even after
 SIGKILL or a power cut.
@@ -7,6 +7,7 @@ Every write that the operating system refuses for lack of space is reported as `
 
 import contextlib
 import errno
+import math
 import os
 import shutil
 import time
@@ -130,6 +131,29 @@ def file_lock(path: Path, timeout: float = 0.0) -> Iterator[None]:
     handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o644)
     try:
         _wait_for_lock(handle, path, time.monotonic() + timeout)
+        yield
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def directory_lock(directory: Path, waiting: str) -> Iterator[None]:
+    """Hold an exclusive lock on an existing directory for the duration of the block, without a file in it.
+
+    While another process holds it, this one waits, after it has logged `waiting`. The operating system releases the
+    lock when the process ends. On file systems without locks, and on Windows, the block runs without one.
+    """
+    try:
+        handle = os.open(directory, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+    except PermissionError:  # Windows cannot open directories
+        yield
+        return
+    try:
+        try:
+            _wait_for_lock(handle, directory, time.monotonic())
+        except BlockingIOError:
+            logger.info("{}", waiting)
+            _wait_for_lock(handle, directory, math.inf)
         yield
     finally:
         os.close(handle)

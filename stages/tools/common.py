@@ -151,6 +151,22 @@ def with_tokenizer(config: "Config", path: Path | None) -> "Config":
     return msgspec.structs.replace(config, data=msgspec.structs.replace(config.data, **pretrained))
 
 
+def with_prepared(config: "Config", folder: Path | None) -> "Config":
+    """Return the configuration with the settings of the prepared text of --data, if it is given; raises DataError."""
+    import msgspec
+
+    from threadloom.stages.data import read_settings, require_tokenizer_of
+
+    if folder is None:
+        return config
+    found = read_settings(folder)
+    require_tokenizer_of(config.data, folder)
+    model = (
+        config.model if found.vocab_size is None else msgspec.structs.replace(config.model, vocab_size=found.vocab_size)
+    )
+    return msgspec.structs.replace(config, data=found.data, model=model)
+
+
 def report_console(least: int, in_files: int) -> "Console":
     """Return a console for the report of a command.
 

@@ -18,6 +18,7 @@ from threadloom.stages.tools.common import (
     reported_errors,
     stop_signals,
     tokenizer_option,
+    with_prepared,
     with_tokenizer,
 )
 
@@ -32,6 +33,10 @@ if TYPE_CHECKING:
 @click.option(
     "--text", "texts", multiple=True, metavar="FILE_OR_DIR",
     help=f"Text to train on. Repeatable. '{STDLIB}' is the source of Python's standard library (default).",
+)  # fmt: skip
+@click.option(
+    "--data", "prepared", type=click.Path(path_type=Path), metavar="FOLDER",
+    help="Train on the text that `threadloom prepare` has prepared in this folder, with its tokenizer and settings.",
 )  # fmt: skip
 @tokenizer_option
 @click.option(
@@ -62,6 +67,7 @@ def train_command(
     overrides: tuple[str, ...],
     steps: int | None,
     texts: tuple[str, ...],
+    prepared: Path | None,
     tokenizer: Path | None,
     init: Path | None,
     base: Path | None,
@@ -95,6 +101,8 @@ def train_command(
         raise click.UsageError("--base is the model of the adapters in --init")
     if resume and rank is not None:
         raise click.UsageError("--resume trains what the run trains: omit --lora")
+    if prepared is not None and (texts or tokenizer is not None or resume):
+        raise click.UsageError("--data is a prepared text with its tokenizer: omit --text, --tokenizer and --resume")
     if out is None and (resume or not estimate):
         raise click.MissingParameter(param_hint="'--out'", param_type="option")
 
@@ -103,7 +111,7 @@ def train_command(
             start = _resumed_config(out)
         else:
             start = _starting_config(config_name, init, base, rank)
-        return changed_config(with_tokenizer(start, tokenizer), overrides, steps, texts)
+        return changed_config(with_prepared(with_tokenizer(start, tokenizer), prepared), overrides, steps, texts)
 
     if estimate:
         with reported_errors():

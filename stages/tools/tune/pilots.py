@@ -12,7 +12,7 @@ import msgspec
 
 from threadloom.pipeline import StageFailure
 from threadloom.stages.config import Config
-from threadloom.stages.data import Dataset, TokenBatches, evaluation_batches, prepare, read_corpus
+from threadloom.stages.data import Dataset, TokenBatches, evaluation_batches, open_prepared, prepare, read_corpus
 from threadloom.stages.memory import Evaluation
 from threadloom.stages.resolve import RATE_RULE, gemm_settings, rate_and_warmup, resolve
 from threadloom.stages.step import TrainingDiverged, Validation
@@ -104,6 +104,8 @@ def pilots_on_text(config: Config, cores: int, available: int | None) -> Iterato
     `available` is the memory that the preparation may take, in bytes; None: any. Raises as the preparation of a run.
     """
     with TemporaryDirectory(prefix="threadloom-tune-") as folder:
-        corpus = read_corpus(config.data)
-        data = prepare(config.data, config.model, corpus, Path(folder), available)
+        if config.data.prepared:
+            data = open_prepared(config.data, config.model, Path(folder))
+        else:
+            data = prepare(config.data, config.model, read_corpus(config.data), Path(folder), available)
         yield Pilots(config, cores, data)
