@@ -15,7 +15,7 @@ import msgspec
 
 from threadloom.stages.checkpoint.base_model import BaseModel
 from threadloom.stages.checkpoint.format import FORMATS
-from threadloom.stages.memory import ScaleState
+from threadloom.stages.memory import GuardState, ScaleState
 from threadloom.stages.storage import CheckpointError, FileDigest, write_bytes
 
 MANIFEST_FILE = "training.json"
@@ -42,6 +42,8 @@ class CheckpointManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     """Name of the tokenizer's file."""
     scalers: list[ScaleState] | None = None
     """State of the loss scaler for each version, the oldest first; absent if losses are not scaled."""
+    guard: GuardState | None = None
+    """State of the guard against spikes; absent without one."""
     base: BaseModel | None = None
     """The frozen model of a run with adapters; absent in the others."""
     embedding: str | None = None
@@ -60,6 +62,10 @@ def encode_manifest(manifest: CheckpointManifest) -> bytes:
         del content["scalers"]  # releases without loss scaling refuse unknown entries
     else:
         content["scalers"] = [asdict(state) for state in manifest.scalers]
+    if manifest.guard is None:
+        del content["guard"]
+    else:
+        content["guard"] = asdict(manifest.guard)
     if manifest.embedding is None:
         del content["embedding"]
     if manifest.base is None:

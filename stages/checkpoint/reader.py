@@ -1,7 +1,7 @@
 """Reading checkpoints."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,7 +14,7 @@ from threadloom.stages.checkpoint.manifest import MANIFEST_FILE, CheckpointManif
 from threadloom.stages.checkpoint.merging import read_merged
 from threadloom.stages.checkpoint.safetensors_format import OPTIMIZER_FILE
 from threadloom.stages.checkpoint.state import kept_versions
-from threadloom.stages.memory import ScaleState
+from threadloom.stages.memory import GuardState, ScaleState
 from threadloom.stages.models import (
     Geometry,
     UnsupportedModelError,
@@ -48,6 +48,8 @@ class Checkpoint:
     """State of the loss scaler for each of `versions`; empty if the run does not scale losses."""
     format: int
     """Key in `FORMATS`."""
+    guard: GuardState = field(default_factory=GuardState)
+    """State of the guard against spikes; empty without one."""
     base: BaseModel | None = None
     """The frozen model of a run with adapters, whose files have been verified too."""
     base_folder: Path | None = None
@@ -84,6 +86,7 @@ class Checkpoint:
             geometry=geometry,
             tokenizer=path / manifest.tokenizer if manifest.tokenizer else None,
             scalers={state.version: state for state in manifest.scalers or ()},
+            guard=manifest.guard or GuardState(),
             format=manifest.format,
             base=manifest.base,
             embedding=manifest.embedding,

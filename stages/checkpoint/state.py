@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from threadloom.stages.checkpoint.base_model import BaseModel
-from threadloom.stages.memory import ScaleState
+from threadloom.stages.memory import GuardState, ScaleState
 from threadloom.stages.models import EndOfText, Geometry, Shape, lora_shapes, parameter_shapes, whole_shapes
 
 Floats = NDArray[np.float32]
@@ -45,6 +45,8 @@ class TrainingState:
     geometry: Geometry
     scalers: Mapping[int, ScaleState] = field(default_factory=dict)
     """State of the loss scaler for each of `versions`; empty if losses are not scaled."""
+    guard: GuardState | None = None
+    """State of the guard against spikes after the newest version; None without one."""
     end_of_text: EndOfText | None = None
     """The token of the tokenizer that ends a text; it is in the files for Hugging Face's libraries."""
     came_in: Path | None = None

@@ -58,6 +58,7 @@ def save_checkpoint(directory: Path, state: TrainingState, tokenizer: Path | Non
             config=config,
             tokenizer=tokenizer.name if tokenizer else None,
             scalers=[state.scalers[version] for version in sorted(state.scalers)] or None,
+            guard=state.guard,
             base=state.base,
             embedding=state.embedding_digest,
             files=files,

@@ -31,6 +31,7 @@ from threadloom.stages.config.errors import (
     printable as printable,
 )
 from threadloom.stages.config.gpt2 import Gpt2Config as Gpt2Config, ResolvedGpt2 as ResolvedGpt2
+from threadloom.stages.config.guard import GuardConfig as GuardConfig, SpikeAction as SpikeAction
 from threadloom.stages.config.llama import (
     LlamaConfig as LlamaConfig,
     ResolvedLlama as ResolvedLlama,

@@ -7,6 +7,7 @@ from dataclasses import replace
 from threadloom.stages.config.data import DataConfig
 from threadloom.stages.config.embedding import EmbeddingConfig
 from threadloom.stages.config.gpt2 import Gpt2Config
+from threadloom.stages.config.guard import GuardConfig
 from threadloom.stages.config.llama import LlamaConfig
 from threadloom.stages.config.lora import LoraConfig
 from threadloom.stages.config.optimizer import DelayCorrection, OptimizerConfig
@@ -208,6 +209,8 @@ class Config(Section, frozen=True, kw_only=True):
     """The settings `schedule.*`."""
     loss_scale: LossScaleConfig = LossScaleConfig()
     """The settings `loss_scale.*`."""
+    guard: GuardConfig = GuardConfig()
+    """The settings `guard.*`."""
     threads: ThreadsConfig = ThreadsConfig()
     """The settings `threads.*`."""
     channel_capacity: int | None = None

@@ -8,6 +8,7 @@ from threadloom.pipeline import Arena
 from threadloom.stages.layouts import as_weights
 from threadloom.stages.memory.loss_scale import ScaleState
 from threadloom.stages.memory.precision_memory import PrecisionMemory, arrays_bytes
+from threadloom.stages.memory.spike_guard import GuardState
 from threadloom.stages.models import Geometry, parameter_shapes, trained_shapes
 
 
@@ -65,6 +66,7 @@ class Bank:
         self.packed = _joined(packed, frozen.packed) if frozen else packed
         """Equal to the rounded master whenever the bank can be leased."""
         self.scaler = ScaleState()  # of the bank's version; during a run, Clip alone writes it
+        self.guard = GuardState()  # likewise
         self.nbytes = self.arena.nbytes + arrays_bytes(packed or ())
         """Bytes of the master and the packed weights, without those of frozen tensors."""
 

@@ -99,11 +99,13 @@ class UpdateShard:
     grad_norm: float
     scaled: Scaled | None = None
     """None if losses are not scaled."""
+    spike: str | None = None
+    """Why the guard leaves the update out; None if it does not."""
 
     @property
     def skipped(self) -> bool:
         """True if the update leaves weights and optimizer state unchanged."""
-        return self.scaled is not None and self.scaled.skipped
+        return self.spike is not None or (self.scaled is not None and self.scaled.skipped)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +125,8 @@ class Update:
     """Number of target tokens of the batch that count."""
     scaled: Scaled | None = None
     """The loss scale, and whether the update was skipped because of inf or nan; None if losses are not scaled."""
+    spike: str | None = None
+    """Why the guard has left the update out; None if it has not."""
     evaluation: Lease[Bank] | None = field(default=None, compare=False)
     """Lease of the new version for the evaluation that is due."""
     averaged: Lease[Bank] | None = field(default=None, compare=False)

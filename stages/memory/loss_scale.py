@@ -23,7 +23,7 @@ micro-batches, independent of threads and timing.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from threadloom.stages.config import LossScaling, ResolvedLossScale
 
@@ -106,6 +106,10 @@ class LossScaler:
             if good >= self.settings.interval:
                 scale, good = max(scale, min(scale * self.settings.growth, CEILING)), 0
         return ScaleState(scale, good, 0, state.skipped, state.applied + 1)
+
+    def without(self, state: ScaleState) -> ScaleState:
+        """Return the successor of `state` after an update that was left out though it was finite, or is not scaled."""
+        return replace(state, skipped=state.skipped + 1)
 
     def failure(self, state: ScaleState, used: float) -> str | None:
         """Return why one more update that is not finite ends the run, or None if it is skipped.

@@ -13,6 +13,7 @@ from threadloom.stages.config import (
     LossScaling,
     ScheduleKind,
     Shuffle,
+    SpikeAction,
     TokenOrder,
     flatten,
 )
@@ -87,6 +88,8 @@ def trajectory(config: Config, text_sha256: str | None = None) -> dict[str, Any]
         keys = (*keys, "grown_from")
     if config.embedding.derived:  # the same
         keys = (*keys, "embedding.")
+    if config.guard.action is SpikeAction.SKIP:
+        keys = (*keys, "guard.")
     if config.init:
         keys = (*keys, "init")
     if config.lora.rank:

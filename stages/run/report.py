@@ -128,9 +128,12 @@ class Reporter:
                 "seconds": round(now - self._began, 4),
                 **({} if update.counted == self._tokens else {"counted": update.counted}),
                 **({"loss_scale": update.scaled.scale, "skipped": update.scaled.skipped} if update.scaled else {}),
+                **({"skipped": True, "spike": update.spike} if update.spike else {}),
             }
         )
-        if update.scaled and update.scaled.skipped:
+        if update.spike:
+            logger.warning("step {}: update skipped as a spike: {}", update.step, update.spike)
+        elif update.scaled and update.scaled.skipped:
             logger.warning("{}", skip_line(update.step, update.scaled))
         if update.loss is not None:
             self._smoothed = self._smoothing.add(update.loss)

@@ -94,8 +94,8 @@ class Gradient:
 class Collect:
     """Gathers the micro-batches of a batch, checks the versions that they read, and begins the reduction.
 
-    With `scaled`, a loss that is not finite is passed on: it may be an overflow of the scaled loss, and `Clip` skips
-    it. `finish` is called once all micro-batches are done, to add the deferred gradients to the lanes.
+    With `skips`, a loss that is not finite is passed on: it may be an overflow of the scaled loss, or a spike, and
+    `Clip` skips it. `finish` is called once all micro-batches are done, to add the deferred gradients to the lanes.
     """
 
     def __init__(
@@ -103,10 +103,10 @@ class Collect:
         banks: Banks[Bank],
         plan: ShardPlan,
         *,
-        scaled: bool = False,
+        skips: bool = False,
         finish: Callable[[], None] | None = None,
     ) -> None:
-        self._scaled = scaled
+        self._skips = skips
         self._finish = finish
         self._banks = banks
         self._plan = plan
@@ -127,7 +127,7 @@ class Collect:
         losses = [gradient.loss for gradient in sorted(gradients, key=lambda gradient: gradient.micro)]
         counted = gradients[0].counted
         loss = BatchLoss(math.fsum(losses) / counted if counted else None, counted)
-        if not loss.finite and not self._scaled:
+        if not loss.finite and not self._skips:
             bad = [gradient.micro for gradient in gradients if not math.isfinite(gradient.loss)]
             raise TrainingDiverged(
                 f"the loss of update {batch + 1} is {loss.mean} (micro-batches {bad}); expected a finite number. Hint: "

@@ -136,6 +136,10 @@ class RunRecord:
     keep: CheckpointConfig
     stored_rows: Mapping[str, NDArray[np.int32]] = field(default_factory=dict)
     """As in `TrainingState`."""
+    scaled: bool = False
+    """True if losses are scaled, whose state is saved."""
+    guarded: bool = False
+    """True if spikes are looked for, whose state and the updates that were left out are saved."""
 
 
 class Save:
@@ -170,12 +174,12 @@ class Save:
     def __call__(self, update: Update) -> Saved:
         """Write version `update.step` with all state that continues its trajectory."""
         assert update.checkpoint is not None, "only updates with a leased version reach this stage"
-        saved = self._write(update.checkpoint, scaled=update.scaled is not None)
+        saved = self._write(update.checkpoint)
         update.checkpoint.release()
         self._snapshot.release()
         return saved
 
-    def newest(self, *, scaled: bool) -> Saved | None:
+    def newest(self) -> Saved | None:
         """Write the newest version, between two updates; return None if there is a checkpoint of it.
 
         To be called by one thread, which is not that of a stage. On failure the run can continue. `scaled` is True if
@@ -195,10 +199,11 @@ class Save:
                 held.close()
             if self._output.ready:
                 self._output.ready(step)
-            return self._write(lease, scaled=scaled)
+            return self._write(lease)
 
-    def _write(self, lease: Lease[Bank], *, scaled: bool) -> Saved:
+    def _write(self, lease: Lease[Bank]) -> Saved:
         begin = time.perf_counter()
+        record = self._record
         snapshot, step, tokenizer = self._snapshot, lease.version, self._output.tokenizer
         newest, optimizer = self._newest(lease.bank)
         state = TrainingState(
@@ -208,7 +213,8 @@ class Save:
             optimizer=optimizer,
             config=self._record.config,
             geometry=self._record.geometry,
-            scalers={**snapshot.scalers, step: lease.bank.scaler} if scaled else {},
+            scalers={**snapshot.scalers, step: lease.bank.scaler} if record.scaled or record.guarded else {},
+            guard=lease.bank.guard if record.guarded else None,
             end_of_text=self._output.end_of_text,
             came_in=None if tokenizer is None else tokenizer.with_name(MODEL_CONFIG_FILE),
             base=self._output.base,

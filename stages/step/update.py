@@ -8,7 +8,18 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 from threadloom.pipeline import Banks, Lanes, version_for
-from threadloom.stages.memory import Bank, LossScaler, ReduceShard, Scaled, Update, UpdateShard
+from threadloom.stages.config import GuardConfig
+from threadloom.stages.memory import (
+    Bank,
+    BatchLoss,
+    GuardState,
+    LossScaler,
+    ReduceShard,
+    Scaled,
+    SpikeGuard,
+    Update,
+    UpdateShard,
+)
 from threadloom.stages.step.derived_embedding import EmbeddingFactors
 from threadloom.stages.step.evaluation_copy import EvaluationCopies
 from threadloom.stages.step.optimizers import Optimizer
@@ -32,7 +43,9 @@ class Clip:
         scaler: LossScaler,
         snapshot: CheckpointSnapshot | None,
         factors: EmbeddingFactors | None = None,
+        guard: SpikeGuard | None = None,
     ) -> None:
+        self._guard = guard or SpikeGuard(GuardConfig())
         self._factors = factors
         self._banks = banks
         self._lanes = lanes
@@ -56,7 +69,10 @@ class Clip:
         self._write = self._banks.begin()
 
     def __call__(self, shards: Sequence[ReduceShard]) -> Iterator[UpdateShard]:
-        """Yield the shards of the update; if loss or norm is not finite, skip it or raise `TrainingDiverged`."""
+        """Yield the shards of the update.
+
+        One whose loss or norm is not finite, or a spike, is skipped, or `TrainingDiverged` is raised.
+        """
         assert self._write is not None
         source, target = self._write
         batch, loss, scale = shards[0].batch, shards[0].loss, shards[0].scale
@@ -65,17 +81,41 @@ class Clip:
         norm = self._gradient.norm() / scale
         finite = math.isfinite(norm) and loss.finite
         before = source.scaler  # read now: source and target may be the same bank
-        if not finite and (reason := self._scaler.failure(before, scale)):
+        spike = self._spike(batch, source.guard, loss, norm, scaled=self._scaler.on and not finite)
+        target.guard = self._guard.after(source.guard, loss.mean, norm, skipped=spike is not None)
+        if spike is None and not finite and (reason := self._scaler.failure(before, scale)):
             raise TrainingDiverged(
                 f"the gradient of update {batch + 1} has norm {norm} (loss {loss}); expected a finite number. "
                 f"{reason}. Hint: start a new run: {self._scaler.failure_hint}. Earlier checkpoints are unaffected"
             )
-        target.scaler = self._scaler.after(before, scale, finite)
+        target.scaler = self._scaler.without(before) if spike else self._scaler.after(before, scale, finite)
         scaled = Scaled(scale, not finite, target.scaler) if self._scaler.on else None
         step = self._optimizer.step(batch, before.applied, norm, scale)
         plan = self._plan
         return iter(
-            [UpdateShard(batch, s, plan.span(s), source, target, step, loss, norm, scaled) for s in range(plan.shards)]
+            [
+                UpdateShard(batch, s, plan.span(s), source, target, step, loss, norm, scaled, spike)
+                for s in range(plan.shards)
+            ]
+        )
+
+    def _spike(self, batch: int, state: GuardState, loss: BatchLoss, norm: float, *, scaled: bool) -> str | None:
+        """Return why an update is left out as a spike, or raise `TrainingDiverged` for one that ends the run.
+
+        One that is not finite with a loss scale (`scaled`) is left to the scaler.
+        """
+        guard = self._guard
+        reason = None if scaled else guard.spike(state, loss.mean, norm)
+        if reason is None or (guard.skips and not guard.exhausted(state)):
+            return reason
+        settings = guard.settings
+        many = f", the last of {state.in_row + 1} in a row (guard.most)" if guard.skips else ""
+        other = "" if guard.skips else ", set guard.action=skip to leave such updates out"
+        raise TrainingDiverged(
+            f"update {batch + 1} is a spike{many}: {reason}, which is {settings.deviations:g} standard deviations over "
+            f"the mean of the updates before it. Hint: start a new run from an earlier checkpoint (--init FOLDER) or "
+            f"from the beginning: lower optimizer.lr or optimizer.clip, lengthen schedule.warmup{other}, or raise "
+            "guard.deviations if the run was well"
         )
 
 
@@ -134,6 +174,7 @@ class Publish:
             seconds=time.perf_counter() - self._started,
             counted=first.loss.counted,
             scaled=first.scaled,
+            spike=first.spike,
             evaluation=copied or (next(leases) if evaluate else None),
             averaged=averaged,
             checkpoint=next(leases) if save else None,

@@ -26,15 +26,11 @@ from threadloom.pipeline import (
     Arena,
     Banks,
     Controller,
-    Fifo,
     Gather,
     Graph,
-    InOrder,
-    LaneOrder,
     LanePlan,
     Lanes,
     Node,
-    Policy,
     Pool,
     WorkerChange,
 )
@@ -50,6 +46,7 @@ from threadloom.stages.memory import (
     MicroBatch,
     OrderedAccumulation,
     Saved,
+    SpikeGuard,
     arrays_bytes,
     check_allocation,
     memory_plan,
@@ -92,6 +89,7 @@ from threadloom.stages.step import (
     plan_shards,
 )
 from threadloom.stages.step.optimizers import FORECAST, MASTER, create_optimizer
+from threadloom.stages.training.admission import backward_order, forward_order
 from threadloom.stages.training.precisions import compute_for
 
 
@@ -130,6 +128,7 @@ class Training:
         self.compute = compute_for(config.precision, geometry, config.micro_batch, recompute=config.recompute)
         memory = self.compute.memory
         self.scaler = LossScaler(config.loss_scale)
+        self.guard = SpikeGuard(config.guard)
 
         self.optimizer = create_optimizer(config)
         derived = derived or derived_embedding(config.embedding, VocabularyFacts(geometry.vocabulary))
@@ -162,12 +161,13 @@ class Training:
         self.embed = Embed(self.compute, self.banks)
         self.forward = Forward(self.compute)
         self.backward = Backward(self.compute, self.lanes, self.slots, self.scratch, geometry, self.accumulation)
-        self.collect = Collect(self.banks, self.shards, scaled=self.scaler.on, finish=finish)
+        self.collect = Collect(self.banks, self.shards, skips=self.scaler.on or self.guard.skips, finish=finish)
         folded = self.factors is not None and self.factors.in_memory  # then it clips the gradients of the factors
         self.reduce = Reduce(self.lanes, self.gradient, 0.0 if folded else clip_value)
         self.clip = Clip(
-            self.banks, self.lanes, self.gradient, self.shards, self.optimizer, self.scaler, self.snapshot, self.factors
-        )
+            self.banks, self.lanes, self.gradient, self.shards, self.optimizer, self.scaler, self.snapshot,
+            self.factors, self.guard,
+        )  # fmt: skip
         self.update = self.compute.update_stage(self.gradient, self.optimizer, self.shards.shards)
         copies = self._copies = self._allocate_evaluation_copies() if validation else EvaluationCopies()
         self.publish = Publish(
@@ -189,7 +189,9 @@ class Training:
         self.save: Save | None = None
         if output and self.snapshot:
             rows = order.stored_rows(geometry) if order else {}
-            record = RunRecord(geometry, msgspec.to_builtins(config), config.checkpoint, rows)
+            record = RunRecord(
+                geometry, msgspec.to_builtins(config), config.checkpoint, rows, self.scaler.on, self.guard.on
+            )
             self.save = Save(self.snapshot, self.banks, output, record, self.first_batch, self.factors)
 
         self._memory_plan = memory_plan(config, memory, evaluates=bool(validation), saves=bool(output))
@@ -214,6 +216,8 @@ class Training:
         for version, index in published.items():
             bank = banks[index]
             bank.scaler = self.scaler.start(version, start.scalers.get(version) if start else None)
+            if start:
+                bank.guard = start.guard
             whole = geometry.lora is None and version == versions[-1]
             tensors = bank.tensors if whole else bank.trained
             if start:
@@ -298,7 +302,7 @@ class Training:
     def save_newest(self) -> Saved | None:
         """Write a checkpoint of the newest version, as `Save.newest` does; the training writes checkpoints."""
         assert self.save is not None, "the training was created without an output for checkpoints"
-        return self.save.newest(scaled=self.scaler.on)
+        return self.save.newest()
 
     def evaluate_start(self) -> Evaluation | None:
         """Evaluate the version that the run starts from; return None if no evaluation is due there."""
@@ -349,7 +353,7 @@ class Training:
 
     def graph(self) -> Graph:
         """Return the graph of the stages, ready to be started with `resources`."""
-        graph, threads = Graph("training"), self.config.threads
+        graph, threads, order = Graph("training"), self.config.threads, (self.config, self.plan, self.first_batch)
         whole_batch = Gather[Any](key=lambda item: item.batch, count=self.plan.micro_batches)
         all_shards = Gather[Any](key=lambda item: item.batch, count=self.shards.shards)
 
@@ -359,10 +363,10 @@ class Training:
         plan = graph.source("plan", self.micro_batches)
         draw = stage("draw", self.draw, plan, acquire=self.draw.acquire)
         embed = stage("embed", self.embed, draw, acquire=self.embed.acquire, workers=threads.embed)
-        forward = stage("forward", self.forward, embed, admission=self._forward_order(), workers=threads.forward)
+        forward = stage("forward", self.forward, embed, admission=forward_order(*order), workers=threads.forward)
         backward = stage(
             "backward", self.backward, forward, acquire=self.backward.acquire,
-            admission=self._backward_order(), workers=threads.backward,
+            admission=backward_order(*order), workers=threads.backward,
         )  # fmt: skip
         collect = stage(
             "collect", self.collect, backward, acquire=self.collect.acquire, gather=whole_batch, expand=True
@@ -380,22 +384,3 @@ class Training:
             reports.append(graph.stage("save", self.save, after=publish, acquire=self.save.acquire, when=saves))
         graph.sink("events", after=reports, capacity=64)
         return graph
-
-    def _forward_order(self) -> Policy[MicroBatch]:
-        """Return the admission order of forward.
-
-        Several threads of embed overtake each other. Forward must restore the order: otherwise it could fill the input
-        channel of backward with micro-batches whose lanes wait for one that it has not received yet.
-        """
-        if self.config.threads.embed == 1:
-            return Fifo()
-        count = self.plan.micro_batches
-        return InOrder(
-            lambda item: (0, item.batch * count + item.micro), exclusive=False, first=self.first_batch * count
-        )
-
-    def _backward_order(self) -> Policy[MicroBatch]:
-        """Return the admission order of backward: ascending within each lane, one at a time unless lanes are shared."""
-        return LaneOrder(
-            self.plan, lambda item: (item.batch, item.micro), self.first_batch, shared=self.config.shared_lanes
-        )

@@ -4,7 +4,7 @@ import msgspec
 
 from threadloom.pipeline import Arena
 from threadloom.stages.checkpoint import AVERAGE, Checkpoint, TrainingState
-from threadloom.stages.config import ResolvedConfig
+from threadloom.stages.config import ResolvedConfig, SpikeAction
 from threadloom.stages.models import EndOfText, Growth, parameter_shapes
 from threadloom.stages.step.optimizers import FORECAST, MOMENTS
 from threadloom.stages.storage import CONFIG_FILE
@@ -51,6 +51,7 @@ def grown_state(
         config=msgspec.to_builtins(config),
         geometry=growth.geometry,
         scalers=checkpoint.scalers,
+        guard=checkpoint.guard if config.guard.action is not SpikeAction.OFF else None,
         end_of_text=end_of_text,
         came_in=checkpoint.path / CONFIG_FILE,
     )

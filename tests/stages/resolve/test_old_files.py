@@ -50,6 +50,7 @@ ADDED = {
         "bands": [],
         "basis": "random",
     },
+    "guard": {"action": "off", "deviations": 6.0, "window": 128, "most": 10},
     "train": {"only": [], "freeze": []},
     "delay_correction": "none",
     "lora": {"rank": 0, "alpha": 16.0, "rslora": False, "targets": [], "dropout": 0.0, "save": [], "init": ""},
