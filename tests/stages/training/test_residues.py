@@ -12,11 +12,15 @@ from tests.kernels.comparison import assert_close
 from tests.reference import Tensors
 from tests.reference.residues import residue_matrix
 from tests.rounding_marks import product
-from tests.stages.support import assert_same, build, planned, result, run_sequence, run_threads, tiny
+from tests.stages.support import assert_same, build, planned, result, run_sequence, run_threads, story, tiny
 from tests.stages.training.test_bands import validation_windows
 from tests.stages.training.twin import sequences
 from threadloom.stages.checkpoint import Checkpoint, load_model
+from threadloom.stages.data import prepared_order
+from threadloom.stages.inference.model import Model
 from threadloom.stages.memory import Evaluation
+from threadloom.stages.run import train
+from threadloom.stages.storage import RunMode, open_tensors
 
 pytestmark = pytest.mark.timeout(600)  # includes minutes of compiling with an empty cache
 
@@ -117,3 +121,45 @@ def test_a_run_takes_the_memory_of_the_plan_and_less_than_a_plain_one() -> None:
 def test_a_lattice_rounds_the_sums_so_that_kernels_read_the_embedding() -> None:
     with build(tiny(*RESIDUES, "embedding.lattice=d4")).banks.lease(0) as lease:
         assert lease.bank.tensors["wte"].shape == (13, 15)
+
+
+def test_values_of_the_gradient_are_clipped() -> None:
+    """Kernels write the gradients of the factors themselves, so that they are clipped as those of any tensor."""
+    training = build(tiny(*RESIDUES, "steps=2", "optimizer.clip_value=1e-3"))
+    run_threads(training)
+    values = training.gradient.arena["wte_factors"]
+    assert np.abs(values).max() == np.float32(1e-3)
+
+
+def test_own_rows_are_those_of_the_most_frequent_tokens(tmp_path: Path) -> None:
+    """The rows of the run are in another order than those of its checkpoints, also in a resumed run."""
+    settings = ("data.token_order=frequency", "delay=1", "checkpoint.interval=3", "checkpoint.keep=0", "pictures=false")
+    sizes = (
+        "embedding.layout=residues",
+        "embedding.moduli=[3,5]",
+        "embedding.own_rows=4",
+        "evaluation.final_batches=99",
+    )
+    outcome = train(story(tmp_path, *settings, *sizes, "steps=6"), tmp_path / "run")
+    folder, data = outcome.run.checkpoint(6), tmp_path / "run" / "data"
+    order = prepared_order(data)
+    assert order is not None
+    rows = np.load(data / "validation.npy")
+    tokens = order.ids[rows[: (len(rows) - 1) // 8 * 8 + 1]]
+    model = Model.open(folder)
+    weights = {name: tensor.astype(np.float64) for name, tensor in model.weights._asdict().items()}
+    ids, targets = tokens[:-1].reshape(-1, 8), tokens[1:].reshape(-1, 8)
+    expected, bound = mean_loss(weights, ids, targets, model.geometry.heads)
+    assert outcome.val_loss is not None
+    assert abs(outcome.val_loss - expected) <= 2 * bound
+    used = np.bincount(np.load(data / "train.npy"), minlength=len(order.ids))
+    assert (used[:-1] >= used[1:]).all()
+    with open_tensors(folder / "factors.safetensors") as file:
+        factors = np.empty((4 + 3 + 5, 16), np.float32)
+        file.read("wte_factors", factors)
+    np.testing.assert_array_equal(weights["wte"][order.ids[:4]], factors[:4])
+    (tmp_path / "short").mkdir()
+    first = train(story(tmp_path, *settings, *sizes, "steps=3", "schedule.decay_steps=6"), tmp_path / "short" / "run")
+    train(story(tmp_path, *settings, *sizes, "steps=6"), first.run.path, RunMode.RESUME)
+    resumed = Model.open(first.run.checkpoint(6)).weights
+    np.testing.assert_array_equal(resumed.wte, weights["wte"].astype(np.float32))
