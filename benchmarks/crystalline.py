@@ -4,6 +4,7 @@ Every training is one line of a file of results, from which an interrupted measu
 speed, so trainings run two at a time, with one thread each. Speeds are measured apart (`--speed`), on a quiet machine,
 one training at a time with all threads, every variant next to the plain one in alternating rounds. With the speeds
 known, `--equal-seconds` trains each variant again for as many updates as take the seconds of the plain training.
+A second table has the losses by the frequency of the predicted token.
 """
 
 import multiprocessing
@@ -19,6 +20,7 @@ import msgspec
 from rich.console import Console
 
 from benchmarks.convergence import TINYSHAKESPEARE
+from benchmarks.crystalline_frequency import frequency_table, losses_by_frequency
 from benchmarks.crystalline_picture import write_plot
 from benchmarks.crystalline_results import Result, Results, Speed
 from benchmarks.crystalline_rows import BASELINE, CONFIGURATIONS, Variant, variants_of
@@ -65,7 +67,9 @@ def trained(job: Job) -> Result:
     """
     try:
         with tempfile.TemporaryDirectory(prefix="crystalline-") as folder:
-            outcome = train(config_of(job), Path(folder) / "run", RunMode.NEW, tuned=False)
+            run = Path(folder) / "run"
+            outcome = train(config_of(job), run, RunMode.NEW, tuned=False)
+            by_frequency = losses_by_frequency(run)
     except InputError as error:
         raise ValueError(f"{job.config}, {job.variant.name}: {error}") from None
     assert outcome.val_loss is not None
@@ -73,7 +77,7 @@ def trained(job: Job) -> Result:
     return Result(
         config=job.config, variant=job.variant.name, settings=job.variant.settings, precision=job.precision,
         seed=job.seed, steps=outcome.step, loss=outcome.val_loss, tokens_per_s=tokens / outcome.seconds,
-        text=job.texts,
+        text=job.texts, by_frequency=by_frequency,
     )  # fmt: skip
 
 
@@ -177,7 +181,8 @@ def main(
         raise click.ClickException(str(error)) from error
     write_output = console.print
     for config in configs or tuple(CONFIGURATIONS):
-        write_output(markdown_table(results, config, precision), highlight=False, soft_wrap=True, markup=False)
+        for text in (markdown_table(results, config, precision), frequency_table(results, config, precision)):
+            write_output(text, highlight=False, soft_wrap=True, markup=False)
         if picture := write_plot(results, config, precision, path.parent):
             write_output(f"picture: {picture}", highlight=False, soft_wrap=True)
 

@@ -26,6 +26,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     tokens_per_s: float
     """Of the training itself; not a measured speed unless it ran alone."""
     text: tuple[str, ...]
+    by_frequency: tuple[float | None, ...] = ()
+    """Loss of each class of `benchmarks.crystalline_frequency`; empty in files of before."""
 
 
 class Speed(msgspec.Struct, frozen=True):
@@ -102,6 +104,16 @@ class Results:
             result.seed: result.loss
             for result in self.trainings
             if (result.config, result.variant, result.settings, result.precision, result.steps) == key
+        }
+
+    def by_frequency(self, config: str, variant: Variant, precision: str) -> dict[int, tuple[float | None, ...]]:
+        """Return seed → losses by frequency, of as many updates as the plain training has; without unknown ones."""
+        key = (config, variant.name, variant.settings, precision, self.updates(config, precision))
+        return {
+            result.seed: result.by_frequency
+            for result in self.trainings
+            if (result.config, result.variant, result.settings, result.precision, result.steps) == key
+            and result.by_frequency
         }
 
     def require_text(self, config: str, text: tuple[str, ...]) -> None:

@@ -2,15 +2,20 @@
 
 from pathlib import Path
 
+import msgspec
+import numpy as np
 import pytest
 from rich.console import Console
 
 from benchmarks.crystalline import Job, config_of, equal_seconds, measure_losses
+from benchmarks.crystalline_frequency import CLASSES, classes_of, frequency_table, losses_by_frequency
 from benchmarks.crystalline_picture import write_plot
 from benchmarks.crystalline_results import Result, Results, Speed
 from benchmarks.crystalline_rows import BASELINE, CONFIGURATIONS, ROWS, Variant, variants_of
 from benchmarks.crystalline_table import markdown_table
+from tests.stages.support import story
 from threadloom.stages.resolve import validate
+from threadloom.stages.run import train
 
 RANK = Variant("rank 64", ("embedding.rank=64",))
 
@@ -96,3 +101,38 @@ def test_nothing_is_trained_twice(results: Results) -> None:
     jobs = [Job("nanogpt-cpu", variant, "bf16", 2, None, (), True) for variant in (Variant(BASELINE), RANK)]
     measure_losses(results, jobs, 1, Console(quiet=True))
     assert len(results.trainings) == 5
+
+
+def test_classes_have_a_fifth_of_the_text_each() -> None:
+    counts = np.random.default_rng(2).permutation(np.floor(1e5 / np.arange(1, 2001)).astype(np.int64))
+    classes = classes_of(counts)
+    shares = np.bincount(classes, weights=counts) / counts.sum()
+    np.testing.assert_allclose(shares, 1 / CLASSES, atol=0.07)  # the most frequent token has an eighth
+    for lower in range(CLASSES - 1):
+        assert counts[classes == lower].min() >= counts[classes == lower + 1].max()
+    assert (np.bincount(classes)[1:] >= np.bincount(classes)[:-1]).all()
+
+
+@pytest.mark.parametrize("order", ["id", "frequency"])
+def test_losses_by_frequency_are_parts_of_the_loss(order: str, tmp_path: Path) -> None:
+    config = story(tmp_path, "steps=3", "pictures=false", f"data.token_order={order}", "evaluation.final_batches=999")
+    outcome = train(config, tmp_path / "run")
+    found = np.array([loss or 0.0 for loss in losses_by_frequency(tmp_path / "run")])
+    rows = np.load(tmp_path / "run" / "data" / "validation.npy")[1:]
+    rows = rows[: len(rows) // 8 * 8]
+    classes = classes_of(np.bincount(np.load(tmp_path / "run" / "data" / "train.npy"), minlength=rows.max() + 1))
+    shares = np.bincount(classes[rows], minlength=CLASSES) / len(rows)
+    assert outcome.val_loss is not None
+    assert (found * shares)[shares > 0].sum() == pytest.approx(outcome.val_loss, rel=1e-5)
+
+
+def test_the_table_by_frequency_compares_seed_by_seed(tmp_path: Path) -> None:
+    found = Results(tmp_path / "results.jsonl")
+    assert frequency_table(found, "nanogpt-cpu", "bf16") == ""
+    for seed in (2, 3):
+        for variant, away in ((Variant(BASELINE), 0.0), (RANK, 0.1 * seed)):
+            losses = tuple(1.0 + seed + number + away for number in range(CLASSES))
+            found.add(msgspec.structs.replace(result(variant, seed, 2.0), by_frequency=losses))
+    table = frequency_table(Results.open(found.path), "nanogpt-cpu", "bf16")
+    assert "| plain | 3.5000 | 4.5000 | 5.5000 | 6.5000 | 7.5000 | 2 |" in table
+    assert "| rank 64 | +0.2500 | +0.2500 | +0.2500 | +0.2500 | +0.2500 | 2 |" in table
