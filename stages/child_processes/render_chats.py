@@ -4,7 +4,7 @@ Reads lines of JSON: first the template with its variables and limits, then conv
 wanted of each. The environment is that of transformers' `apply_chat_template`. A rendering that takes more than its
 time ends this process by SIGPROF: the limit is one of processor time, so a busy machine makes no difference.
 
-It imports the standard library and jinja2, so that it starts fast and little besides the template is in its memory.
+It imports the standard library and jinja2 alone: it starts fast, and little but the template is in its memory.
 """
 
 import json
@@ -23,8 +23,6 @@ from jinja2 import FunctionLoader, Template, TemplateError, ext, nodes, sandbox,
 from jinja2.exceptions import SecurityError
 from jinja2.parser import Parser
 from jinja2.runtime import Macro
-
-from threadloom.stages.console import redirect_stdout_to_stderr
 
 _START, _END = (f"{secrets.token_hex(12)}{letter}" for letter in "se")
 """Marks around what the assistant generates, which no message contains: they are new in each process."""
@@ -165,8 +163,11 @@ def _failure(error: BaseException) -> dict[str, Any]:
 
 
 def _renderings(template: Template, variables: dict[str, Any], seconds: float, line: str) -> Iterator[dict[str, Any]]:
-    """Yield what is replied for each rendering that a line asks for."""
-    request = json.loads(line)
+    """Yield what is replied for each rendering that a line asks for.
+
+    A text with which the first one begins is not repeated: there may be many of them, of a long conversation.
+    """
+    request, first = json.loads(line), None
     for count, prompt in request["renderings"]:
         messages = request["messages"][:count]
         try:
@@ -176,6 +177,10 @@ def _renderings(template: Template, variables: dict[str, Any], seconds: float, l
                         variables, messages=messages, add_generation_prompt=prompt, tools=None, documents=None
                     )
                 )
+            if first is not None and first.startswith(text):
+                yield {"length": len(text)}
+                continue
+            first = text if first is None else first
             yield {"text": text, "generated": generated}
         except Exception as error:
             yield _failure(error)
@@ -183,7 +188,7 @@ def _renderings(template: Template, variables: dict[str, Any], seconds: float, l
 
 def main() -> None:
     """Reply to each line of the input until it ends."""
-    replies = redirect_stdout_to_stderr()
+    replies, sys.stdout = sys.stdout, sys.stderr
 
     def reply(message: object) -> None:
         replies.write(json.dumps(message) + "\n")

@@ -38,7 +38,7 @@ class _Part(msgspec.Struct):
 class _OpenAiMessage(msgspec.Struct):
     role: str
     content: str | list[_Part] | None = None
-    weight: float = 1
+    weight: float | None = None
     tool_calls: object = None
 
     def message(self, number: int) -> Message:

@@ -65,7 +65,7 @@ class Rendering:
 
     text: str
     generated: tuple[Span, ...]
-    """Parts within the template's generation blocks."""
+    """Parts within the template's generation blocks; none for the beginning of the first text that was asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +150,8 @@ class TemplateRenderer(JsonWorkerProcess):
         """
         texts = [{"role": message.role.value, "content": message.content} for message in messages]
         replies = self._exchange({"messages": texts, "renderings": [tuple(each) for each in wanted]})
-        found = [_rendering(reply) for reply in replies]
+        first = replies[0].get("text", "")
+        found = [_rendering(reply, first) for reply in replies]
         for each in found:
             if isinstance(each, Refusal) and each.kind in _LIMITS:
                 self.close()
@@ -197,7 +198,10 @@ def _require_jinja2(template: str) -> None:
         )
 
 
-def _rendering(reply: Mapping[str, Any]) -> Rendering | Refusal:
+def _rendering(reply: Mapping[str, Any], first: str) -> Rendering | Refusal:
+    """Return a rendering from a reply; `first` is the text of the first one, which may begin with it."""
     if "error" in reply:
         return Refusal(reply["error"], reply["message"])
+    if "length" in reply:
+        return Rendering(first[: reply["length"]], ())
     return Rendering(reply["text"], tuple(Span(start, end) for start, end in reply["generated"]))

@@ -34,7 +34,7 @@ RECORDS: dict[str, tuple[ConversationLayout, dict[str, Any], tuple[Message, ...]
                 {"role": "user", "content": "2 + 2?"},
                 {"role": "assistant", "content": "5", "weight": 0},
                 {"role": "user", "content": None},
-                {"role": "assistant", "content": "4", "weight": 1},
+                {"role": "assistant", "content": "4", "weight": None},
             ]
         },
         (USER, Message(Role.ASSISTANT, "5", counted=False), Message(Role.USER, ""), ASSISTANT),

@@ -33,11 +33,9 @@ def renderer(source: str) -> TemplateRenderer:
         ("{% macro f(n) %}{{ f(n - 1) ~ f(n - 1) if n else '' }}{% endmacro %}{{ f(50) }}", "processor time"),
         ("{{ 9 ** (9 ** 9) }}", "processor time"),
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "RecursionError"),
-        ("{% for m in messages recursive %}{{ loop(messages) }}{% endfor %}", "RecursionError"),
         ("{{ " + "-" * 50_000 + "1 }}", "RecursionError"),
         ("{{ 'a' * 10 ** 10 }}", "MemoryError"),
         ("{{ ('{:>' ~ 10 ** 10 ~ '}').format(messages | length) }}", "MemoryError"),
-        ("{{ range(10 ** 12) | list }}", "Range too big"),
         ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "leaves the sandbox"),
         ("{{ '{0.__class__.__init__.__globals__}'.format(raise_exception) }}", "leaves the sandbox"),
         ("{{ messages.append(1) }}", "leaves the sandbox"),
@@ -100,4 +98,4 @@ def test_without_a_safe_jinja2_the_extra_is_named(
 def test_the_process_loads_no_numerical_library() -> None:
     source = Path(__file__).parents[4] / "stages" / "child_processes" / "render_chats.py"
     imported = [line.split()[1] for line in source.read_text().splitlines() if line.startswith(("from ", "import "))]
-    assert {name for name in imported if name.startswith("threadloom")} == {"threadloom.stages.console"}
+    assert not [name for name in imported if name.startswith("threadloom")]

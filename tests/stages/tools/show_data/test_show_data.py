@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 from PIL import Image
 from rich.console import Console
 
@@ -64,6 +64,7 @@ PIECES = st.lists(
 )
 
 
+@settings(max_examples=40)
 @given(PIECES, st.integers(2, 30), st.booleans())
 def test_no_line_is_too_wide_and_nothing_is_lost_or_dangerous(segments: list[Segment], width: int, marks: bool) -> None:
     lines = list(lines_of(segments, width, marks=marks))
@@ -190,11 +191,11 @@ def test_a_picture_shades_what_counts(run: Path, tmp_path: Path) -> None:
 def test_a_configuration_shows_a_text_that_is_prepared_for_it(tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("The cat sat on the mat.\n" * 60)
-    settings = ("--set", "model.context=20", "--set", "batch_size=2", "--set", "data.tokenizer=bytes")
-    outcome = command("show-data", "nanogpt-cpu", "--text", text, *settings, "-n", "1")
+    changes = ("--set", "model.context=20", "--set", "batch_size=2", "--set", "data.tokenizer=bytes")
+    outcome = command("show-data", "nanogpt-cpu", "--text", text, *changes, "-n", "1")
     assert outcome.status == 0, outcome.err
     assert "20 of 20 targets count" in outcome.out
-    validation = command("show-data", "nanogpt-cpu", "--text", text, *settings, "--validation", "-n", "1")
+    validation = command("show-data", "nanogpt-cpu", "--text", text, *changes, "--validation", "-n", "1")
     assert "validation, sequence 0: tokens 0 to 20" in validation.out
 
 
