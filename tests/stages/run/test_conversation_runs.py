@@ -105,6 +105,7 @@ def test_the_loss_of_a_run_is_the_mean_over_the_tokens_of_the_assistant(tmp_path
         np.testing.assert_allclose(record["loss"], (losses * mask).sum() / mask.sum(), rtol=1e-5)
 
 
+@pytest.mark.soak
 def test_a_run_on_conversations_learns_and_resumes_with_the_same_weights(tmp_path: Path) -> None:
     settings = ("optimizer.lr=0.01", "schedule.warmup=0", "checkpoint.interval=10", "evaluation.interval=10")
     config = chats(tmp_path, *settings, "steps=20", "delay=1")
