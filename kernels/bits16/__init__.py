@@ -20,7 +20,10 @@ from threadloom.kernels.bits16.banded_head import (
     banded_backward as banded_backward,
     banded_loss as banded_loss,
 )
-from threadloom.kernels.bits16.cross_entropy import cross_entropy_backward as cross_entropy_backward
+from threadloom.kernels.bits16.cross_entropy import (
+    cross_entropy_backward as cross_entropy_backward,
+    objective_backward as objective_backward,
+)
 from threadloom.kernels.bits16.embedding import (
     embedding_forward as embedding_forward,
     token_embedding_forward as token_embedding_forward,

@@ -5,7 +5,7 @@ The inner products ``h @ P_b.T`` and their gradients are rounded once.
 
 from typing import NamedTuple
 
-from threadloom.kernels.bits16.cross_entropy import cross_entropy_backward
+from threadloom.kernels.bits16.cross_entropy import loss_backward
 from threadloom.kernels.bits16.linear import (
     linear_backward_weight,
     linear_forward,
@@ -19,6 +19,7 @@ from threadloom.kernels.common import (
     AccumulationTicket,
     BandFactors,
     Bands,
+    LossTerms,
     band_basis,
     band_rows,
     cross_entropy_forward,
@@ -173,6 +174,7 @@ def banded_backward(
     bands: Bands,
     targets: TokenIds,
     scale: float,
+    terms: LossTerms,
     grads: BandFactors,
     dh: Floats,
     scratch: BandedScratch,
@@ -190,7 +192,7 @@ def banded_backward(
         last = min(first + chunk, rows)
         logits, d_logits, part_h = s.logits[: last - first], s.d_logits[: last - first], h[first:last]
         _scores(part_h, factors, bands, s.u, logits, s.upcast)
-        total += cross_entropy_backward(logits, targets[first:last], scale, d_logits)
+        total += loss_backward(logits, targets[first:last], scale, terms, d_logits)
         _backward_input(d_logits, factors, bands, s.du, dh[first:last], s.upcast)
         for v0 in range(0, vocabulary, slice_width):
             v1 = min(v0 + slice_width, vocabulary)

@@ -146,7 +146,7 @@ def head_backward(
     space = BandedScratch(s.logits, s.d_logits, s.d_logits_t, u, du, s.transposed, s.thread.upcast)
     d_factors = BandFactors(g.wte_rows, g.wte_bases)
     loss = banded_backward(
-        s.h, _factors(weights.packed), constants.bands, targets, scale, d_factors, s.dh, space, ticket
+        s.h, _factors(weights.packed), constants.bands, targets, scale, constants.loss, d_factors, s.dh, space, ticket
     )
     last_bias = g.mlp_proj_bias[g.mlp_proj_bias.shape[0] - 1]
     d_norm = norm_gradients(g.lnf_weight, g.lnf_bias, last_bias, s)

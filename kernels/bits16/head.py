@@ -5,12 +5,13 @@ The gradient of the logits is rounded, and transposed for one slice of the vocab
 
 from typing import NamedTuple
 
-from threadloom.kernels.bits16.cross_entropy import cross_entropy_backward
+from threadloom.kernels.bits16.cross_entropy import loss_backward
 from threadloom.kernels.bits16.linear import linear_backward_weight, logits_backward_input, logits_forward
 from threadloom.kernels.bits16.tensors import Fp16UpcastScratch, PackedPair, PackedWeight
 from threadloom.kernels.common import (
     HEAD_SLICE,
     AccumulationTicket,
+    LossTerms,
     cross_entropy_forward,
     last_head_part,
     mark_part_done,
@@ -84,6 +85,7 @@ def projection_backward(
     weight: PackedPair,
     targets: TokenIds,
     scale: float,
+    terms: LossTerms,
     d_weight: Floats,
     dh: Floats,
     scratch: ProjectionScratch,
@@ -101,7 +103,7 @@ def projection_backward(
         last = min(first + chunk, rows)
         logits, d_logits, part_h = s.logits[: last - first], s.d_logits[: last - first], h[first:last]
         logits_forward(part_h, weight.packed_t, logits, s.upcast)
-        total += cross_entropy_backward(logits, targets[first:last], scale, d_logits)
+        total += loss_backward(logits, targets[first:last], scale, terms, d_logits)
         chunk_gradients(d_logits, part_h, weight, d_weight, dh[first:last], s, adds, last == rows, ticket)
         adds = True
     wait_for_predecessor(ticket, last_head_part(s.d_logits.shape[1]))

@@ -297,7 +297,7 @@ def head_backward(
     s.dx.fill(0.0)  # `rmsnorm_backward` adds to it
     head = PackedPair(p.head, p.head_t)
     projection = ProjectionScratch(s.logits, s.d_logits, s.d_logits_t, s.thread.upcast)
-    loss = projection_backward(s.h, head, targets, scale, grads.head, s.dh, projection, ticket)
+    loss = projection_backward(s.h, head, targets, scale, constants.loss, grads.head, s.dh, projection, ticket)
     d_norm = RmsNormGradients(grads.normf_weight, grads.down_bias[grads.down_bias.shape[0] - 1])
     rmsnorm_backward(s.dh, kept, w.normf_weight, s.dx, s.dx16, d_norm, ticket.accumulate)
     mark_part_done(ticket, last_head_part(s.logits.shape[1]))

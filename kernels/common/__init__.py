@@ -37,6 +37,8 @@ from threadloom.kernels.common.cross_entropy import (
     IGNORED_TARGET as IGNORED_TARGET,
     cross_entropy_forward as cross_entropy_forward,
     exponentiate_row as exponentiate_row,
+    has_terms as has_terms,
+    objective_row as objective_row,
 )
 from threadloom.kernels.common.dropout import (
     Dropout as Dropout,
@@ -87,6 +89,7 @@ from threadloom.kernels.common.swiglu import swiglu_backward as swiglu_backward,
 from threadloom.kernels.common.tensors import (
     ATTENTION_TILE as ATTENTION_TILE,
     NO_LORA as NO_LORA,
+    NO_TERMS as NO_TERMS,
     AttentionActivations as AttentionActivations,
     Gpt2Constants as Gpt2Constants,
     HeadCounts as HeadCounts,
@@ -95,5 +98,6 @@ from threadloom.kernels.common.tensors import (
     LoraAdapter as LoraAdapter,
     LoraConstants as LoraConstants,
     LoraSite as LoraSite,
+    LossTerms as LossTerms,
     Weights as Weights,
 )

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from threadloom.kernels.common.tensors import Gpt2Constants, LoraConstants, Weights
+from threadloom.kernels.common.tensors import NO_TERMS, Gpt2Constants, LoraConstants, LossTerms, Weights
 from threadloom.kernels.compiling import Floats, jit_strict_inline
 
 Offsets = NDArray[np.int64]
@@ -75,6 +75,7 @@ class BandedConstants(NamedTuple):
     heads: int
     lora: LoraConstants
     bands: Bands
+    loss: LossTerms = NO_TERMS
 
 
 def plain_weights(weights: BandedWeights) -> Weights:
@@ -84,7 +85,7 @@ def plain_weights(weights: BandedWeights) -> Weights:
 
 def plain_constants(constants: BandedConstants) -> Gpt2Constants:
     """Return the constants that the kernels of the blocks take."""
-    return Gpt2Constants(constants.heads, constants.lora)
+    return Gpt2Constants(constants.heads, constants.lora, constants.loss)
 
 
 def bands_of(sizes: Sequence[tuple[int, int]], channels: int) -> Bands:

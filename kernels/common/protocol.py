@@ -23,7 +23,7 @@ MODEL_KERNELS = ("blocks_forward", "blocks_backward", "head_loss", "head_backwar
 KERNELS: dict[str, tuple[str, ...]] = {
     "attention": ("attention_forward", "attention_backward"),
     "banded_head": ("banded_loss", "banded_backward"),
-    "cross_entropy": ("cross_entropy_backward",),
+    "cross_entropy": ("cross_entropy_backward", "objective_backward"),
     "embedding": ("embedding_forward", "token_embedding_forward"),
     "gelu": ("gelu_forward", "gelu_backward"),
     "head": ("projection_loss", "projection_backward"),

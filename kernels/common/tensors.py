@@ -134,6 +134,18 @@ NO_LORA = LoraConstants(0.0, 0.0, *(np.zeros((0, 2), np.int64) for _ in range(4)
 """The constants of a model without adapters."""
 
 
+class LossTerms(NamedTuple):
+    """Terms of the training loss beside the cross-entropy (`kernels.common.cross_entropy`)."""
+
+    label_smoothing: float  # share of the target's probability that all tokens together get
+    z_loss: float  # coefficient of the square of the logarithm of the softmax's denominator
+    sums: NDArray[np.float64]  # (2,) the sums of both terms are added to it; not read without terms
+
+
+NO_TERMS = LossTerms(0.0, 0.0, np.zeros(0))
+"""The loss is the cross-entropy alone."""
+
+
 class HeadCounts(NamedTuple):
     """Heads of grouped-query attention (Ainslie et al., 2023): `query` is a multiple of `key_value`."""
 
@@ -142,14 +154,15 @@ class HeadCounts(NamedTuple):
 
 
 class Gpt2Constants(NamedTuple):
-    """Numbers of a GPT-2 that are not trained."""
+    """Numbers of a GPT-2 that are not trained, and of its loss."""
 
     heads: int  # H; keys and values have as many
     lora: LoraConstants
+    loss: LossTerms = NO_TERMS
 
 
 class LlamaConstants(NamedTuple):
-    """Numbers of a model of the Llama family that are not trained."""
+    """Numbers of a model of the Llama family that are not trained, and of its loss."""
 
     heads: HeadCounts
     epsilon: float  # added to the mean of squares of an RMS norm
@@ -157,6 +170,7 @@ class LlamaConstants(NamedTuple):
     sin: Floats  # (context, M / 2)
     rotary: NDArray[Any]  # (L,) bool: layers with rotary positions
     lora: LoraConstants
+    loss: LossTerms = NO_TERMS
 
 
 class AttentionActivations(NamedTuple):

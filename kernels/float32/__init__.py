@@ -9,7 +9,10 @@ from threadloom.kernels.float32.attention import (
 )
 from threadloom.kernels.float32.band_embedding import derive_bands as derive_bands, fold_bands as fold_bands
 from threadloom.kernels.float32.banded_head import banded_backward as banded_backward, banded_loss as banded_loss
-from threadloom.kernels.float32.cross_entropy import cross_entropy_backward as cross_entropy_backward
+from threadloom.kernels.float32.cross_entropy import (
+    cross_entropy_backward as cross_entropy_backward,
+    objective_backward as objective_backward,
+)
 from threadloom.kernels.float32.decode import (
     DecodeScratch as DecodeScratch,
     decode_token as decode_token,

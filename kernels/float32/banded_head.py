@@ -10,6 +10,7 @@ from threadloom.kernels.common import (
     AccumulationTicket,
     BandFactors,
     Bands,
+    LossTerms,
     band_basis,
     band_rows,
     cross_entropy_forward,
@@ -18,7 +19,7 @@ from threadloom.kernels.common import (
     wait_for_predecessor,
 )
 from threadloom.kernels.compiling import Floats, TokenIds, jit_inline_body, jit_kernel
-from threadloom.kernels.float32.cross_entropy import cross_entropy_backward
+from threadloom.kernels.float32.cross_entropy import loss_backward
 from threadloom.kernels.float32.linear import linear_backward_weight, logits_backward_input, logits_forward
 from threadloom.kernels.matmul import Op, gemm
 
@@ -105,6 +106,7 @@ def banded_backward(
     bands: Bands,
     targets: TokenIds,
     scale: float,
+    terms: LossTerms,
     grads: BandFactors,
     dh: Floats,
     logits: Floats,
@@ -125,7 +127,7 @@ def banded_backward(
         last = min(first + chunk, rows)
         part_logits, part_h = logits[: last - first], h[first:last]
         _scores(part_h, factors, bands, u, part_logits)
-        total += cross_entropy_backward(part_logits, targets[first:last], scale)
+        total += loss_backward(part_logits, targets[first:last], scale, terms)
         _backward_input(part_logits, factors, bands, du, dh[first:last])
         for part in range(parts):
             v0, v1 = part * HEAD_SLICE, min((part + 1) * HEAD_SLICE, vocabulary)

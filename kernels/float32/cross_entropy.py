@@ -1,9 +1,9 @@
-"""Gradient of softmax cross-entropy for the rows of one chunk of logits, in place."""
+"""Gradient of softmax cross-entropy, and of the terms beside it, for the rows of one chunk of logits, in place."""
 
 import numpy as np
 
-from threadloom.kernels.common import IGNORED_TARGET, exponentiate_row
-from threadloom.kernels.compiling import Floats, TokenIds, jit_kernel
+from threadloom.kernels.common import IGNORED_TARGET, LossTerms, exponentiate_row, has_terms, objective_row
+from threadloom.kernels.compiling import Floats, TokenIds, jit_inline_body, jit_kernel
 
 _ZERO = np.float32(0.0)
 
@@ -28,3 +28,33 @@ def cross_entropy_backward(logits: Floats, targets: TokenIds, scale: float) -> f
             row[j] *= share
         row[target] -= factor
     return total
+
+
+@jit_kernel
+def objective_backward(logits: Floats, targets: TokenIds, scale: float, terms: LossTerms) -> float:
+    """Overwrite `logits` with the scaled gradient of the loss with its terms; return the sum of the cross-entropies.
+
+    As `cross_entropy_backward`. The sums of the terms are added to ``terms.sums``.
+    """
+    total = 0.0
+    for r in range(targets.shape[0]):
+        row = logits[r]
+        if targets[r] == IGNORED_TARGET:
+            row[:] = _ZERO
+            continue
+        found = objective_row(row, targets[r], scale, terms)
+        total += found.loss
+        for j in range(row.shape[0]):
+            row[j] = row[j] * found.share - found.uniform
+        row[targets[r]] -= found.target
+    return total
+
+
+@jit_inline_body
+def loss_backward(logits: Floats, targets: TokenIds, scale: float, terms: LossTerms) -> float:
+    """Call `objective_backward` if the loss has terms, otherwise `cross_entropy_backward`."""
+    if has_terms(terms):
+        loss = objective_backward(logits, targets, scale, terms)
+    else:
+        loss = cross_entropy_backward(logits, targets, scale)
+    return loss

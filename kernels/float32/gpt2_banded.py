@@ -79,7 +79,8 @@ def head_backward(
         g.wte.fill(0.0)
     u, du = s.gelu.reshape(s.gelu.size), s.d_fc.reshape(s.d_fc.size)
     factors, d_factors = BandFactors(w.wte_rows, w.wte_bases), BandFactors(g.wte_rows, g.wte_bases)
-    loss = banded_backward(s.h, factors, constants.bands, targets, scale, d_factors, s.dh, s.logits, u, du, ticket)
+    bands, terms = constants.bands, constants.loss
+    loss = banded_backward(s.h, factors, bands, targets, scale, terms, d_factors, s.dh, s.logits, u, du, ticket)
     d_affine = norm_gradients(g.lnf_weight, g.lnf_bias, s)
     layernorm_backward(s.dh, x_final, w.lnf_weight, statistics, s.dx, d_affine, ticket.accumulate)
     mark_part_done(ticket, last_head_part(w.wte.shape[0]))

@@ -6,13 +6,14 @@ The logits ``h @ weight.T`` exist for the rows of one chunk at a time, and are o
 from threadloom.kernels.common import (
     HEAD_SLICE,
     AccumulationTicket,
+    LossTerms,
     cross_entropy_forward,
     last_head_part,
     mark_part_done,
     wait_for_predecessor,
 )
 from threadloom.kernels.compiling import Floats, TokenIds, jit_inline_body
-from threadloom.kernels.float32.cross_entropy import cross_entropy_backward
+from threadloom.kernels.float32.cross_entropy import loss_backward
 from threadloom.kernels.float32.linear import linear_backward_weight, logits_backward_input, logits_forward
 
 
@@ -64,6 +65,7 @@ def projection_backward(
     weight: Floats,
     targets: TokenIds,
     scale: float,
+    terms: LossTerms,
     d_weight: Floats,
     dh: Floats,
     logits: Floats,
@@ -71,10 +73,10 @@ def projection_backward(
 ) -> float:
     """Return the unscaled sum of the cross-entropies, and write the gradient of `h` to `dh`, both (R, C).
 
-    Every gradient is multiplied by `scale`. That of `weight` is written to `d_weight` (V, C), or added if
-    ``ticket.accumulate``; a `d_weight` without elements is not computed. Its rows are the first parts of the `ticket`.
-    The caller marks the last one as done, after it has written the gradients of the last norm: on return the
-    predecessor has finished that part.
+    Every gradient is that of the loss with its `terms`, multiplied by `scale`. That of `weight` is written to
+    `d_weight` (V, C), or added if ``ticket.accumulate``; a `d_weight` without elements is not computed. Its rows are
+    the first parts of the `ticket`. The caller marks the last one as done, after it has written the gradients of the
+    last norm: on return the predecessor has finished that part.
     """
     rows, chunk = h.shape[0], logits.shape[0]
     total = 0.0
@@ -83,7 +85,7 @@ def projection_backward(
         last = min(first + chunk, rows)
         part_logits, part_h = logits[: last - first], h[first:last]
         logits_forward(part_h, weight, part_logits)
-        total += cross_entropy_backward(part_logits, targets[first:last], scale)
+        total += loss_backward(part_logits, targets[first:last], scale, terms)
         chunk_gradients(part_logits, part_h, weight, d_weight, dh[first:last], adds, last == rows, ticket)
         adds = True
     wait_for_predecessor(ticket, last_head_part(weight.shape[0]))

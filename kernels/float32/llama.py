@@ -245,7 +245,7 @@ def head_backward(
     w, s, x_final = weights, scratch, acts.x[acts.x.shape[0] - 1]
     rmsnorm_forward(x_final, w.normf_weight, constants.epsilon, s.h, s.normf_rstd)
     s.dx.fill(0.0)  # `rmsnorm_backward` adds to it
-    loss = projection_backward(s.h, w.head, targets, scale, grads.head, s.dh, s.logits, ticket)
+    loss = projection_backward(s.h, w.head, targets, scale, constants.loss, grads.head, s.dh, s.logits, ticket)
     rmsnorm_backward(s.dh, x_final, w.normf_weight, s.normf_rstd, s.dx, grads.normf_weight, ticket.accumulate)
     mark_part_done(ticket, last_head_part(w.head.shape[0]))
     return loss

@@ -39,6 +39,7 @@ from threadloom.stages.config.llama import (
     RotaryScaling as RotaryScaling,
 )
 from threadloom.stages.config.lora import ALL_LINEAR as ALL_LINEAR, LoraConfig as LoraConfig
+from threadloom.stages.config.loss import LossConfig as LossConfig
 from threadloom.stages.config.optimizer import (
     DelayCorrection as DelayCorrection,
     OptimizerConfig as OptimizerConfig,

@@ -10,6 +10,7 @@ from threadloom.stages.config.gpt2 import Gpt2Config
 from threadloom.stages.config.guard import GuardConfig
 from threadloom.stages.config.llama import LlamaConfig
 from threadloom.stages.config.lora import LoraConfig
+from threadloom.stages.config.loss import LossConfig
 from threadloom.stages.config.optimizer import DelayCorrection, OptimizerConfig
 from threadloom.stages.config.schedule_settings import ScheduleConfig
 from threadloom.stages.config.section import Section
@@ -207,6 +208,8 @@ class Config(Section, frozen=True, kw_only=True):
     """The settings `optimizer.*`."""
     schedule: ScheduleConfig = ScheduleConfig()
     """The settings `schedule.*`."""
+    loss: LossConfig = LossConfig()
+    """The settings `loss.*`."""
     loss_scale: LossScaleConfig = LossScaleConfig()
     """The settings `loss_scale.*`."""
     guard: GuardConfig = GuardConfig()

@@ -5,7 +5,7 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from threadloom.pipeline import Lease
 from threadloom.stages.memory.bank import Bank
@@ -31,6 +31,13 @@ class MicroBatch:
         return self.slot, self.lease
 
 
+class LossParts(NamedTuple):
+    """What each term of `loss.*` adds to the cross-entropy."""
+
+    label_smoothing: float
+    z_loss: float
+
+
 @dataclass(frozen=True, slots=True)
 class MicroGradient:
     """Notice that a micro-batch's gradient has been added to its lane."""
@@ -44,6 +51,8 @@ class MicroGradient:
     """Targets of the whole batch that count."""
     scale: float = 1.0
     """The loss scale in the gradient. It belongs to `version`, so all micro-batches of a batch have the same."""
+    terms: LossParts | None = None
+    """Sums of the terms of the loss beside the cross-entropy; None without."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +60,16 @@ class BatchLoss:
     """The training loss of a whole batch."""
 
     mean: float | None
-    """Over the tokens that count, in nats; None if none counts."""
+    """Cross-entropy over the tokens that count, in nats; None if none counts."""
     counted: int
     """Number of those tokens."""
+    terms: LossParts | None = None
+    """Means of the terms beside it; None without."""
 
     @property
     def finite(self) -> bool:
         """True unless the mean is infinity or not a number."""
-        return self.mean is None or math.isfinite(self.mean)
+        return self.mean is None or math.isfinite(self.mean)  # if it is, so are the terms
 
     def __str__(self) -> str:
         return "none: no token counts" if self.mean is None else f"{self.mean:.4f}"
@@ -115,7 +126,7 @@ class Update:
     step: int
     """Number of updates done, including this one: the version that it produced."""
     loss: float | None
-    """Mean training loss of the batch, in nats per token that counts; None if none counts."""
+    """Mean cross-entropy of the batch, in nats per token that counts; None if none counts."""
     lr: float
     grad_norm: float
     """Global norm of the gradient, unscaled, before clipping by norm; inf or nan if the update was skipped."""
@@ -123,6 +134,8 @@ class Update:
     """Time since the run started."""
     counted: int
     """Number of target tokens of the batch that count."""
+    terms: LossParts | None = None
+    """Means of the terms of the loss beside the cross-entropy; None without."""
     scaled: Scaled | None = None
     """The loss scale, and whether the update was skipped because of inf or nan; None if losses are not scaled."""
     spike: str | None = None

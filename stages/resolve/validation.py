@@ -91,6 +91,8 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "schedule.min_lr": (0, 1e3),
     "schedule.factor": (0, 1),
     "schedule.cooldown_share": (0, 1),
+    "loss.label_smoothing": (0, 1),
+    "loss.z_loss": (0, 1e3),
     "loss_scale.initial": (2.0**-24, 2.0**40),
     "loss_scale.growth": (1, 1024),
     "loss_scale.backoff": (2.0**-10, 1),
@@ -120,6 +122,7 @@ def validate(config: Config) -> None:
     _check_mixture(config.data)
     _check_digits(config.data)
     _check_embedding(config)
+    _check_loss(config)
     geometry = config.geometry_with(config.model.vocab_size or 1)
     config.optimizer.tensor_rates(geometry, config.frozen_in(geometry))
     _check_batches(config)
@@ -243,6 +246,18 @@ def _check_embedding(config: Config) -> None:
             )
     if config.embedding.banded:
         _check_bands(config)
+
+
+def _check_loss(config: Config) -> None:
+    """Raise ConfigError for terms of the loss that the output projection does not have."""
+    if config.loss.has_terms and config.embedding.has_residues:
+        raise ConfigError(
+            "loss.label_smoothing" if config.loss.label_smoothing else "loss.z_loss",
+            expected="0 with embedding.layout=residues",
+            got=f"{config.loss.label_smoothing or config.loss.z_loss:g}",
+            cause="its output projection has a softmax of its own, with the cross-entropy alone",
+            hint="set it to 0, or choose another embedding.layout",
+        )
 
 
 def _check_bands(config: Config) -> None:

@@ -127,6 +127,7 @@ class Reporter:
                 "tokens_per_s": round(rate, 1),
                 "seconds": round(now - self._began, 4),
                 **({} if update.counted == self._tokens else {"counted": update.counted}),
+                **({f"loss_{name}": value for name, value in update.terms._asdict().items()} if update.terms else {}),
                 **({"loss_scale": update.scaled.scale, "skipped": update.scaled.skipped} if update.scaled else {}),
                 **({"skipped": True, "spike": update.spike} if update.spike else {}),
             }

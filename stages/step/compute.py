@@ -8,7 +8,7 @@ from collections.abc import Callable, Container
 from typing import Any, Protocol
 
 from threadloom.kernels import AccumulationTicket, Floats, single_writer
-from threadloom.kernels.common import model_parts
+from threadloom.kernels.common import NO_TERMS, LossTerms, model_parts
 from threadloom.stages.layouts import ModelWeights, layout_of
 from threadloom.stages.memory import MicroBatchSlot, PrecisionMemory, UpdateShard
 from threadloom.stages.models import Geometry
@@ -58,8 +58,9 @@ class Compute(Protocol):
         gradients: ModelWeights,
         scratch: Any,
         ticket: AccumulationTicket,
+        terms: LossTerms = NO_TERMS,
     ) -> float:
-        """Return the sum of the token losses, and write the gradient of that sum times `scale`.
+        """Return the sum of the token losses, and write the gradient of that sum, with its `terms`, times `scale`.
 
         The gradient is written to `gradients`, or added in the order of `ticket`. The gradient of the input embeddings
         is not scattered: it stays in `input_gradient(scratch)`, one row per token.

@@ -8,7 +8,7 @@ import numpy as np
 
 from threadloom import kernels
 from threadloom.pipeline import Arena, Banks, Lanes
-from threadloom.stages.memory import Bank, BatchLoss, MicroGradient, ReduceShard
+from threadloom.stages.memory import Bank, BatchLoss, LossParts, MicroGradient, ReduceShard
 
 
 class TrainingDiverged(ArithmeticError):
@@ -124,9 +124,7 @@ class Collect:
         batch = gradients[0].batch
         for version in sorted({gradient.version for gradient in gradients}):
             self._banks.check_staleness(batch, version)
-        losses = [gradient.loss for gradient in sorted(gradients, key=lambda gradient: gradient.micro)]
-        counted = gradients[0].counted
-        loss = BatchLoss(math.fsum(losses) / counted if counted else None, counted)
+        loss = _loss_of(gradients)
         if not loss.finite and not self._skips:
             bad = [gradient.micro for gradient in gradients if not math.isfinite(gradient.loss)]
             raise TrainingDiverged(
@@ -138,6 +136,17 @@ class Collect:
             self._finish()
         scale, plan = gradients[0].scale, self._plan
         return iter([ReduceShard(batch, s, plan.chunk_range(s), loss, scale) for s in range(plan.shards)])
+
+
+def _loss_of(gradients: Sequence[MicroGradient]) -> BatchLoss:
+    """Return the means of a batch, whatever the order in which its micro-batches arrived."""
+    counted, terms = gradients[0].counted, None
+    if not counted:
+        return BatchLoss(None, 0)
+    parts = [gradient.terms for gradient in gradients if gradient.terms]
+    if parts:
+        terms = LossParts(*(math.fsum(sums) / counted for sums in zip(*parts, strict=True)))
+    return BatchLoss(math.fsum(gradient.loss for gradient in gradients) / counted, counted, terms)
 
 
 class Reduce:

@@ -173,6 +173,7 @@ class Publish:
             grad_norm=first.grad_norm,
             seconds=time.perf_counter() - self._started,
             counted=first.loss.counted,
+            terms=first.loss.terms,
             scaled=first.scaled,
             spike=first.spike,
             evaluation=copied or (next(leases) if evaluate else None),

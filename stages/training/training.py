@@ -160,7 +160,9 @@ class Training:
         self.draw = Draw(data, self.slots, config.seed if drops else None)
         self.embed = Embed(self.compute, self.banks)
         self.forward = Forward(self.compute)
-        self.backward = Backward(self.compute, self.lanes, self.slots, self.scratch, geometry, self.accumulation)
+        self.backward = Backward(
+            self.compute, self.lanes, self.slots, self.scratch, geometry, config.loss, self.accumulation
+        )
         self.collect = Collect(self.banks, self.shards, skips=self.scaler.on or self.guard.skips, finish=finish)
         folded = self.factors is not None and self.factors.in_memory  # then it clips the gradients of the factors
         self.reduce = Reduce(self.lanes, self.gradient, 0.0 if folded else clip_value)

@@ -11,11 +11,14 @@ from tests.kernels.support import with_ignored
 from tests.reference import Array, Ids, Tensors
 from tests.reference.bands import Band, banded_head
 from threadloom.kernels.common import AccumulationTicket, BandedConstants, BandedWeights, bands_of, single_writer
-from threadloom.kernels.common.tensors import NO_LORA
+from threadloom.kernels.common.tensors import NO_LORA, LossTerms
 
 BANDS = [(5, 8), (37, 3), (4190, 7)]
 """A band with all channels of a small model, and two of low rank; the last one crosses a part of the accumulation."""
 ONE_BAND = [(43, 5)]
+
+TERMS = 0.1, 1e-2
+"""Label smoothing and z-loss."""
 
 Backward = Callable[[Ids, float, AccumulationTicket], float]
 """Calls `head_backward` with targets, scale and ticket."""
@@ -23,7 +26,7 @@ Backward = Callable[[Ids, float, AccumulationTicket], float]
 
 def banded_constants(sizes: Sequence[tuple[int, int]], heads: int, channels: int) -> BandedConstants:
     """Return the constants of a model of bands of these (tokens, rank)."""
-    return BandedConstants(heads, NO_LORA, bands_of(sizes, channels))
+    return BandedConstants(heads, NO_LORA, bands_of(sizes, channels), LossTerms(*TERMS, np.zeros(2)))
 
 
 def flat_factors(bands: Sequence[Band]) -> tuple[Array, Array]:
@@ -42,7 +45,7 @@ def check_head(
     targets = [with_ignored(rng.integers(0, vocabulary, len(x))) for _ in range(2)]
 
     def results() -> Tensors:
-        first, second = (banded_head(x, norm, bands, of, scale) for of in targets)
+        first, second = (banded_head(x, norm, bands, of, scale, TERMS) for of in targets)
         both = {name: first[name] + second[name] for name in ("rows", "bases", "lnf_weight", "lnf_bias")}
         return {**both, "dx": second["dx"], "loss": second["loss"]}
 

@@ -39,6 +39,7 @@ from tests.reference.layers import (
     layernorm_statistics as layernorm_statistics,
     linear_backward as linear_backward,
     linear_forward as linear_forward,
+    loss_terms as loss_terms,
     normalised as normalised,
     projection_backward as projection_backward,
     token_embedding_backward as token_embedding_backward,

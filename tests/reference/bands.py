@@ -45,7 +45,14 @@ def factor_gradients(d_embedding: Array, bands: Sequence[Band]) -> tuple[Array, 
     return np.concatenate(d_rows), np.concatenate(d_bases)
 
 
-def banded_head(x: Array, norm: tuple[Array, Array], bands: Sequence[Band], targets: Ids, scale: float) -> Tensors:
+def banded_head(
+    x: Array,
+    norm: tuple[Array, Array],
+    bands: Sequence[Band],
+    targets: Ids,
+    scale: float,
+    terms: tuple[float, float] = (0.0, 0.0),
+) -> Tensors:
     """Return "loss", the sum of the losses of the rows of x (R, C), and the gradients of scale times it.
 
     They are those of all A_b ("rows") and P_b ("bases"), flat, of the LayerNorm before the projection, and of x ("dx").
@@ -54,7 +61,7 @@ def banded_head(x: Array, norm: tuple[Array, Array], bands: Sequence[Band], targ
     inner = [h if basis is None else stored(product(h, basis.T)) for _, basis in bands]
     scores = [product(u, rows.T) for u, (rows, _) in zip(inner, bands, strict=True)]
     logits = np.concatenate(scores, axis=1)
-    d_logits = stored(cross_entropy_backward(logits, targets, scale))
+    d_logits = stored(cross_entropy_backward(logits, targets, scale, *terms))
     d_rows, d_bases, dh, first = [], [np.empty(0)], np.zeros_like(h), 0
     for u, (rows, basis) in zip(inner, bands, strict=True):
         of_band = d_logits[:, first : first + len(rows)]

@@ -116,9 +116,11 @@ def loss_mean(weights: Tensors, ids: Ids, targets: Ids, heads: int) -> float:
     return loss_sum(weights, ids, targets, heads) / targets.size
 
 
-def backward(weights: Tensors, record: Record, targets: Ids, scale: float = 1.0) -> tuple[Tensors, Array]:
+def backward(
+    weights: Tensors, record: Record, targets: Ids, scale: float = 1.0, terms: tuple[float, float] = (0.0, 0.0)
+) -> tuple[Tensors, Array]:
     """Return the gradients of scale * loss_sum: of every tensor, and of x_final (B, T, C)."""
-    d_logits = stored(cross_entropy_backward(record.logits, targets, scale))
+    d_logits = stored(cross_entropy_backward(record.logits, targets, scale, *terms))
     grads = {name: np.zeros_like(tensor) for name, tensor in weights.items()}
     d_lnf, d_wte_out = projection_backward(d_logits, record.lnf, weights["wte"])
     dx, grads["lnf_weight"], grads["lnf_bias"] = layernorm_backward(d_lnf, record.x_final, weights["lnf_weight"])

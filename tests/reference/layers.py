@@ -160,11 +160,29 @@ def cross_entropy_forward(logits: Array, targets: Ids) -> Array:
     return computed(losses, lambda: np.abs(losses))
 
 
-def cross_entropy_backward(logits: Array, targets: Ids, scale: float) -> Array:
-    """Return the gradient of scale * (sum of the losses): scale * (softmax - one hot), 0 where there is no loss."""
-    probabilities, _ = softmax(logits)
+def loss_terms(logits: Array, targets: Ids, smoothing: float, z_loss: float) -> Array:
+    """Return what label smoothing and the z-loss add to the sum of the losses, (2,).
+
+    A smoothed label is (1 - e) one hot + e / V, so its loss is the cross-entropy with that distribution.
+    """
+    _, lse = softmax(logits)
+    counts, vocabulary = targets >= 0, logits.shape[-1]
+    label = (1.0 - smoothing) * (np.arange(vocabulary) == targets[..., None]) + smoothing / vocabulary
+    smoothed = (label * (lse[..., None] - logits)).sum(axis=-1) * counts
+    return np.array([(smoothed - cross_entropy_forward(logits, targets)).sum(), z_loss * (lse**2 * counts).sum()])
+
+
+def cross_entropy_backward(
+    logits: Array, targets: Ids, scale: float, smoothing: float = 0.0, z_loss: float = 0.0
+) -> Array:
+    """Return the gradient of scale * (sum of the losses with their terms), 0 where there is no loss."""
+    probabilities, lse = softmax(logits)
     one_hot, factor = np.arange(logits.shape[-1]) == targets[..., None], constant(scale) * (targets >= 0)[..., None]
-    return computed(factor * (probabilities - one_hot), lambda: 2.0 * factor * (probabilities + one_hot))
+    if not smoothing and not z_loss:
+        return computed(factor * (probabilities - one_hot), lambda: 2.0 * factor * (probabilities + one_hot))
+    label = (1.0 - smoothing) * one_hot + smoothing / logits.shape[-1]
+    drawn = probabilities * (1.0 + 2.0 * z_loss * lse[..., None])
+    return computed(factor * (drawn - label), lambda: 4.0 * factor * (np.abs(drawn) + label))
 
 
 def row_means(x: Array) -> Array:

@@ -152,10 +152,12 @@ def losses(weights: Tensors, ids: Ids, targets: Ids, sizes: LlamaSizes) -> Array
     return cross_entropy_forward(forward(weights, ids, sizes).logits, targets)
 
 
-def backward(weights: Tensors, record: LlamaRecord, targets: Ids, scale: float = 1.0) -> tuple[Tensors, Array]:
+def backward(
+    weights: Tensors, record: LlamaRecord, targets: Ids, scale: float = 1.0, terms: tuple[float, float] = (0.0, 0.0)
+) -> tuple[Tensors, Array]:
     """Return the gradients of scale * (sum of the losses): of every tensor, and of x_final (B, T, C)."""
     sizes, grads = record.sizes, {name: np.zeros_like(tensor) for name, tensor in weights.items()}
-    d_logits = stored(cross_entropy_backward(record.logits, targets, scale))
+    d_logits = stored(cross_entropy_backward(record.logits, targets, scale, *terms))
     d_normf, d_head = projection_backward(d_logits, record.normf, head_of(weights))
     dx, grads["normf_weight"] = rmsnorm_backward(d_normf, record.x_final, weights["normf_weight"], sizes.epsilon)
     d_x_final = dx

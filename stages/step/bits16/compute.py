@@ -5,6 +5,7 @@ from typing import Any
 
 from threadloom.kernels import AccumulationTicket, Floats
 from threadloom.kernels.bits16 import PackedPair, pack_rows
+from threadloom.kernels.common import NO_TERMS, LossTerms
 from threadloom.kernels.matmul import prepare_bf16
 from threadloom.kernels.simd import fp16_from_float32
 from threadloom.stages.config import Precision
@@ -62,10 +63,12 @@ class Bits16Compute:
 
     def backward(
         self, version: Version, slot: MicroBatchSlot, scale: float, gradients: ModelWeights, scratch: Any,
-        ticket: AccumulationTicket,
+        ticket: AccumulationTicket, terms: LossTerms = NO_TERMS,
     ) -> float:  # fmt: skip
         """Run the backward pass of the head, and of the blocks if a tensor below the head is trained."""
         weights, acts, constants = self._weights(version), slot.activations, self._constants
+        if terms is not NO_TERMS:
+            constants = constants._replace(loss=terms)
         loss = self._kernels.head_backward(weights, acts, slot.targets, scale, gradients, scratch, constants, ticket)
         if needs_blocks(self._geometry, gradients):
             self._kernels.blocks_backward(weights, acts, gradients, scratch, self._sequences, constants, ticket)

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from threadloom.kernels import AccumulationTicket, Floats
-from threadloom.kernels.common import IGNORED_TARGET
+from threadloom.kernels.common import IGNORED_TARGET, NO_TERMS, LossTerms
 from threadloom.stages.layouts import ModelWeights, layout_of
 from threadloom.stages.memory import Float32Memory, MicroBatchSlot
 from threadloom.stages.models import Geometry
@@ -42,10 +42,12 @@ class Float32Compute:
 
     def backward(
         self, version: Version, slot: MicroBatchSlot, scale: float, gradients: ModelWeights, scratch: Any,
-        ticket: AccumulationTicket,
+        ticket: AccumulationTicket, terms: LossTerms = NO_TERMS,
     ) -> float:  # fmt: skip
         """Run the backward pass of the head, and of the blocks if a tensor below the head is trained."""
         weights, acts, constants = version.weights, slot.activations, self._constants
+        if terms is not NO_TERMS:
+            constants = constants._replace(loss=terms)
         loss = self._kernels.head_backward(weights, acts, slot.targets, scale, gradients, scratch, constants, ticket)
         if needs_blocks(self._geometry, gradients):
             self._kernels.blocks_backward(weights, acts, gradients, scratch, self._sequences, constants, ticket)

@@ -17,9 +17,9 @@ from tests.error_bounds import FLOAT64
 from tests.kernels.bits16.formats import BF16, FLOAT, FORMATS, Format, Shorts, pack
 from tests.kernels.bits16.support import Pages
 from tests.kernels.comparison import within
-from tests.kernels.support import random_shapes
+from tests.kernels.support import flat_ids, random_shapes, with_ignored
 from tests.reference import Array
-from threadloom.kernels.bits16.cross_entropy import cross_entropy_backward
+from threadloom.kernels.bits16.cross_entropy import cross_entropy_backward, objective_backward
 from threadloom.kernels.bits16.embedding import embedding_forward, token_embedding_forward
 from threadloom.kernels.bits16.gelu import gelu_backward, gelu_forward
 from threadloom.kernels.bits16.layernorm import (
@@ -30,7 +30,7 @@ from threadloom.kernels.bits16.layernorm import (
     layernorm_forward,
 )
 from threadloom.kernels.bits16.linear import linear_backward_bias
-from threadloom.kernels.common import IGNORED_TARGET
+from threadloom.kernels.common import IGNORED_TARGET, LossTerms
 from threadloom.kernels.common.layernorm import Affine
 from threadloom.kernels.compiling.arrays import Floats
 from threadloom.kernels.compiling.jit import JIT_ENABLED
@@ -264,6 +264,26 @@ def test_cross_entropy(
     error = 2 * relative * shares + 2 * FLOAT * np.abs(expected) + scale * 2.0**-125
     error[np.arange(rows), targets] += 2 * FLOAT * scale
     assert within(fmt.numbers(d_logits), expected, 1.01 * error + fmt.rounding(expected))
+
+
+@EITHER
+@random_shapes
+@sizes(smoothing=st.sampled_from([0.0, 0.2]), z_loss=st.sampled_from([0.0, 1e-2]))
+def test_label_smoothing_and_z_loss(
+    fmt: Format, rows: int, columns: int, at_end: bool, seed: int, smoothing: float, z_loss: float
+) -> None:
+    """The gradient is float32's, rounded once: what that is off by, `tests.kernels.float32` says."""
+    rng = np.random.default_rng([seed, rows, columns])
+    pages = Pages(at_end)
+    logits, targets = pages.copy(floats(rng, rows, columns)), with_ignored(rng.integers(0, columns, rows))
+    d_logits = pages.empty(logits.shape, fmt.kind)
+    exact, terms = logits.astype(np.float64), LossTerms(smoothing, z_loss, np.zeros(2))
+    loss = objective_backward(logits, flat_ids(targets), 0.25, terms, d_logits)
+    assert loss == pytest.approx(reference.cross_entropy_forward(exact, targets).sum(), rel=1e-5, abs=1e-5)
+    expected = reference.cross_entropy_backward(exact, targets, 0.25, smoothing, z_loss)
+    assert within(fmt.numbers(d_logits), expected, fmt.rounding(1.01 * expected) + 1e-6)
+    added = reference.loss_terms(exact, targets, smoothing, z_loss)
+    np.testing.assert_allclose(terms.sums, added, rtol=1e-5, atol=1e-5 * rows)
 
 
 @EITHER

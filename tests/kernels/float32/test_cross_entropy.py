@@ -7,10 +7,11 @@ from hypothesis import example, given, strategies as st
 from tests import reference
 from tests.error_bounds import allowed, distances, gamma
 from tests.kernels.comparison import assert_close
-from tests.kernels.support import Guarded, flat_ids, float32_numbers, random_shapes
+from tests.kernels.support import Guarded, flat_ids, float32_numbers, random_shapes, with_ignored
 from tests.reference import Tensors
+from threadloom.kernels.common import LossTerms
 from threadloom.kernels.common.cross_entropy import IGNORED_TARGET, cross_entropy_forward
-from threadloom.kernels.float32.cross_entropy import cross_entropy_backward
+from threadloom.kernels.float32.cross_entropy import cross_entropy_backward, objective_backward
 
 
 @random_shapes
@@ -87,3 +88,54 @@ def test_rows_that_do_not_count_have_neither_loss_nor_gradient() -> None:
     assert cross_entropy_backward(logits, targets, 0.25) == cross_entropy_backward(alone, targets[counted], 0.25)
     np.testing.assert_array_equal(logits[counted], alone)
     assert not logits[~counted].any()
+
+
+@random_shapes
+@example(rows=3, vocabulary=5003, smoothing=0.1, z_loss=1e-2)
+@given(
+    rows=st.integers(1, 20),
+    vocabulary=st.integers(2, 300),
+    smoothing=st.sampled_from([0.0, 0.1, 1.0]),
+    z_loss=st.sampled_from([0.0, 1e-4, 0.3]),
+)
+def test_label_smoothing_and_z_loss(rows: int, vocabulary: int, smoothing: float, z_loss: float) -> None:
+    rng = np.random.default_rng([rows, vocabulary, 7])
+    memory = Guarded()
+    in_logits = memory.copy(3.0 * float32_numbers(rng, rows, vocabulary))
+    logits, targets = in_logits.astype(np.float64), with_ignored(rng.integers(0, vocabulary, rows))
+
+    def results() -> Tensors:
+        return {
+            "loss": reference.cross_entropy_forward(logits, targets).sum(),
+            "d": reference.cross_entropy_backward(logits, targets, 0.125, smoothing, z_loss),
+        }
+
+    exact, bound = results(), distances(results)
+    terms = LossTerms(smoothing, z_loss, np.zeros(2))
+    loss = objective_backward(in_logits, flat_ids(targets), 0.125, terms)
+    assert abs(loss - exact["loss"]) <= bound["loss"]
+    assert np.linalg.norm(in_logits - exact["d"]) <= bound["d"]
+    expected = reference.loss_terms(logits, targets, smoothing, z_loss)
+    np.testing.assert_allclose(terms.sums, expected, rtol=1e-5, atol=1e-5 * rows * smoothing)
+    memory.check()
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+def test_label_smoothing_is_that_of_pytorch(smoothing: float) -> None:
+    """With targets that are ignored; PyTorch has no z-loss, whose formula stands here."""
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(8)
+    logits, targets = rng.standard_normal((9, 33)), with_ignored(rng.integers(0, 33, 9))
+    theirs = torch.tensor(logits, requires_grad=True)
+    labels = torch.tensor(targets)
+    smoothed = torch.nn.functional.cross_entropy(
+        theirs, labels, ignore_index=-1, label_smoothing=smoothing, reduction="sum"
+    )
+    squares = 0.02 * (torch.logsumexp(theirs, dim=1) ** 2)[labels >= 0].sum()
+    (smoothed + squares).backward()
+    ours, terms = logits.astype(np.float32), LossTerms(smoothing, 0.02, np.zeros(2))
+    loss = objective_backward(ours, flat_ids(targets), 1.0, terms)
+    assert loss + terms.sums[0] == pytest.approx(smoothed.item(), rel=1e-6)
+    assert terms.sums[1] == pytest.approx(squares.item(), rel=1e-6)
+    np.testing.assert_allclose(ours, theirs.grad.numpy(), rtol=1e-5, atol=1e-6)

@@ -8,13 +8,15 @@ import pytest
 from tests import reference
 from tests.error_bounds import IN_BF16, IN_FLOAT32
 from tests.kernels.bits16.formats import BF16
-from tests.stages.support import assert_same, build, result, run_sequence, run_threads, tiny
-from tests.stages.training.twin import SMALL_STEPS, assert_expected, expectation, start_of
+from tests.stages.support import LLAMA, TINY, assert_same, build, result, run_sequence, run_threads, tiny
+from tests.stages.training.twin import SMALL_STEPS, assert_expected, expectation, sequences, start_of
 from threadloom.kernels.common import IGNORED_TARGET as IGNORED_BY_KERNELS
-from threadloom.stages.config import ResolvedConfig
+from threadloom.kernels.compiling import JIT_ENABLED
+from threadloom.stages.config import Config, ConfigError, ResolvedConfig
 from threadloom.stages.data import DataError, TokenBatches, evaluation_batches
 from threadloom.stages.data.token_file import IGNORED_TARGET, TokenFile
 from threadloom.stages.memory import Update
+from threadloom.stages.resolve import trajectory
 from threadloom.stages.step import ValidationLoss
 from threadloom.stages.training import Training
 
@@ -55,9 +57,20 @@ def test_counted_is_the_number_of_targets_that_are_not_ignored() -> None:
     assert len(set(found)) > 2
 
 
-@pytest.mark.parametrize("overrides", [("delay=1",), ("gradient_accumulation_steps=2", "precision=bf16")])
-def test_training_equals_the_reference_of_one_whole_batch(overrides: tuple[str, ...]) -> None:
-    config = tiny("steps=2", *SMALL_STEPS, *overrides)
+TERMS = "loss.label_smoothing=0.1", "loss.z_loss=1e-2"
+CASES = [
+    (TINY, ("delay=1",)),
+    (TINY, ("gradient_accumulation_steps=2", "precision=bf16", *TERMS)),
+    (LLAMA, ("lanes=1", *TERMS)),
+]
+
+
+@pytest.mark.timeout(600)  # most of it to compile with an empty cache
+@pytest.mark.parametrize(("base", "overrides"), CASES, ids=("float32", "bf16", "llama"))
+def test_training_equals_the_reference_of_one_whole_batch(base: Config, overrides: tuple[str, ...]) -> None:
+    if "precision=bf16" in overrides and not JIT_ENABLED:
+        pytest.skip("training in 16 bits needs the compiler")
+    config = tiny("steps=2", *SMALL_STEPS, *overrides, base=base)
     training = training_on(config, runs_of_masks(config))
     storage, packed = (IN_BF16, BF16) if "precision=bf16" in overrides else (IN_FLOAT32, None)
     expected = expectation(training, storage, packed)
@@ -98,3 +111,27 @@ def test_a_validation_text_of_which_nothing_counts_is_refused() -> None:
     config = tiny()
     with pytest.raises(DataError, match="a token that counts"):
         evaluation_batches(masked(config, np.zeros(99)), batch_size=4, micro_batch=2, batches=2)
+
+
+def test_an_update_reports_the_means_of_the_terms_beside_the_cross_entropy() -> None:
+    """Of both, and of all micro-batches and threads together; without them there is nothing to report."""
+    plain, config = tiny("steps=1"), tiny("steps=1", *TERMS)
+    (update,) = (event for event in run_threads(training_on(plain, runs_of_masks(plain))) if isinstance(event, Update))
+    assert update.terms is None
+    training = training_on(config, runs_of_masks(config))
+    ids, targets = sequences(training, 0)
+    record = reference.forward(start_of(training), ids, config.model.heads)
+    expected = reference.loss_terms(record.logits, targets, 0.1, 1e-2) / np.count_nonzero(targets >= 0)
+    (other,) = (event for event in run_threads(training) if isinstance(event, Update))
+    assert other.terms == pytest.approx(tuple(expected), rel=1e-4)
+    assert other.loss == update.loss, "the cross-entropy alone"
+    assert other.grad_norm != update.grad_norm
+
+
+def test_a_resumed_run_cannot_change_the_loss() -> None:
+    assert not any(key.startswith("loss.") for key in trajectory(tiny()))
+    assert trajectory(tiny(*TERMS))["loss.z_loss"] == 1e-2
+    with pytest.raises(ConfigError, match=r"loss\.label_smoothing: expected 0 to 1"):
+        tiny("loss.label_smoothing=1.5")
+    with pytest.raises(ConfigError, match=r"loss\.z_loss: expected 0 with embedding\.layout=residues"):
+        tiny("loss.z_loss=1e-4", "embedding.layout=residues", "embedding.moduli=[2,7]")

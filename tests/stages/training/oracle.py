@@ -23,7 +23,7 @@ class Oracle:
     forward: Callable[[Tensors, Ids], Any]
     """Weights and ids (B, T) → a record with the logits."""
     backward: Callable[[Tensors, Any, Ids, float], Tensors]
-    """Weights, record, targets and scale → every gradient."""
+    """Weights, record, targets and scale → every gradient of the loss, with the configuration's terms."""
     bounds: Callable[[Tensors, Ids, Ids, float, Storage], dict[str, float]]
     """Weights, ids, targets, scale and storage → allowed relative distances of the gradients, "gradient" and "loss"."""
     decayed: tuple[str, ...]
@@ -39,7 +39,8 @@ class Oracle:
 def oracle_of(config: ResolvedConfig) -> Oracle:
     """Return the reference of a configuration's model."""
     geometry = config.geometry()
-    return _llama(geometry) if isinstance(geometry, LlamaGeometry) else _gpt2(geometry)
+    terms = config.loss.label_smoothing, config.loss.z_loss
+    return _llama(geometry, terms) if isinstance(geometry, LlamaGeometry) else _gpt2(geometry, terms)
 
 
 ADAPTERS = tuple(
@@ -73,7 +74,7 @@ def _lora(g: Geometry) -> LoraSizes | None:
     return LoraSizes(g.lora.rank, g.lora.alpha / factor, columns)
 
 
-def _gpt2(g: Geometry) -> Oracle:
+def _gpt2(g: Geometry, terms: tuple[float, float]) -> Oracle:
     lora, shapes = _lora(g), reference.tensor_shapes(g.vocabulary, g.context, g.layers, g.channels)
 
     def random_tensors(rng: np.random.Generator, spread: float) -> Tensors:
@@ -83,7 +84,7 @@ def _gpt2(g: Geometry) -> Oracle:
     return Oracle(
         random_tensors,
         lambda weights, ids: reference.forward(weights, ids, g.heads, lora),
-        lambda weights, record, targets, scale: reference.backward(weights, record, targets, scale)[0],
+        lambda weights, record, targets, scale: reference.backward(weights, record, targets, scale, terms)[0],
         lambda weights, ids, targets, scale, storage: model_bounds(
             weights, ids, targets, g.heads, scale, storage, lora
         ),
@@ -91,7 +92,7 @@ def _gpt2(g: Geometry) -> Oracle:
     )
 
 
-def _llama(g: LlamaGeometry) -> Oracle:
+def _llama(g: LlamaGeometry, terms: tuple[float, float]) -> Oracle:
     assert g.rotary.llama3 is None
     sizes = LlamaSizes(
         g.vocabulary, g.layers, g.channels, g.heads, g.kv_heads, g.head_size, g.mlp_width, g.epsilon,
@@ -101,7 +102,7 @@ def _llama(g: LlamaGeometry) -> Oracle:
     return Oracle(
         lambda rng, spread: sizes.random_tensors(rng, spread=spread),
         lambda weights, ids: llama.forward(weights, ids, sizes),
-        lambda weights, record, targets, scale: llama.backward(weights, record, targets, scale)[0],
+        lambda weights, record, targets, scale: llama.backward(weights, record, targets, scale, terms)[0],
         lambda weights, ids, targets, scale, storage: llama_bounds(weights, ids, targets, sizes, scale, storage),
         (*llama_tensors.DECAYED, *ADAPTERS),
     )
