@@ -28,6 +28,7 @@ from threadloom.stages.data.dataset import (
     prepare as prepare,
     prepared_mixture as prepared_mixture,
     prepared_order as prepared_order,
+    prepared_special_tokens as prepared_special_tokens,
     require_same_text as require_same_text,
 )
 from threadloom.stages.data.digit_places import DigitTable as DigitTable, PlaceOffsets as PlaceOffsets

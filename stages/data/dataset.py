@@ -22,6 +22,7 @@ from threadloom.stages.config import (
     DataConfig,
     InputError,
     ModelConfig,
+    SpecialTokens,
 )
 from threadloom.stages.data.abacus_tokenizer import digit_table
 from threadloom.stages.data.chunked_text import ChunkedText
@@ -165,6 +166,14 @@ def prepared_mixture(directory: Path, data: DataConfig) -> Mixture | None:
     except (OSError, msgspec.DecodeError):  # the same
         return None
     return Mixture.of(data.mixture, train.sources, train.tokens)
+
+
+def prepared_special_tokens(directory: Path) -> SpecialTokens:
+    """Return the treatment of special tokens in the text of a prepared directory; that of text without a manifest."""
+    try:
+        return read_manifest(directory).special_tokens
+    except (OSError, msgspec.DecodeError):  # the same
+        return SpecialTokens.TEXT
 
 
 def _order(directory: Path, manifest: DatasetManifest) -> VocabularyOrder | None:

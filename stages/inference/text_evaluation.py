@@ -10,7 +10,7 @@ import numpy as np
 
 from threadloom.stages.config import ConfigError, DataConfig, InvalidRecords
 from threadloom.stages.console import PeriodicLog
-from threadloom.stages.data import Reading, reading_of
+from threadloom.stages.data import Reading, prepared_special_tokens, reading_of
 from threadloom.stages.inference.evaluated_text import (
     EvaluatedTokens,
     TextSize,
@@ -20,6 +20,7 @@ from threadloom.stages.inference.evaluated_text import (
 from threadloom.stages.inference.model import Model, ModelError
 from threadloom.stages.inference.sliding_windows import Window, sliding_windows
 from threadloom.stages.inference.token_scores import ScoredTokens, score_tokens
+from threadloom.stages.storage import RunDirectory
 
 _BLOCK = 1 << 18
 """Tokens whose windows are scored at a time, about."""
@@ -120,7 +121,9 @@ def evaluate_text(
     model = Model.open(run, base, average=average)
     stride = _checked_stride(chosen.stride, model.geometry.context)
     if texts:
-        with text_tokens(model, texts, chosen.reading) as tokens:
+        special = prepared_special_tokens(RunDirectory(run).data)
+        reader = replace(model, tokenizer=model.tokenizer.with_special_tokens(special))
+        with text_tokens(reader, texts, chosen.reading) as tokens:
             losses = document_losses(model, tokens, stride)
     else:
         losses = document_losses(model, validation_tokens(model, run), stride)

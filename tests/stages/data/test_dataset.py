@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 
 from tests.stages.data.made_tokenizers import MADE, TEXT as MADE_TEXT
-from threadloom.stages.config import BatchSizes, Config, ConfigError, Gpt2Config
+from threadloom.stages.config import BatchSizes, Config, ConfigError, Gpt2Config, SpecialTokens
 from threadloom.stages.data.batches import (
     RandomTokens,
 )
 from threadloom.stages.data.chunked_text import StringText
-from threadloom.stages.data.dataset import Dataset, prepare
+from threadloom.stages.data.dataset import Dataset, prepare, prepared_special_tokens
 from threadloom.stages.data.token_file import DataError
 from threadloom.stages.data.tokenizer import TokenizerError
 from threadloom.stages.resolve.loading import apply_overrides
@@ -216,6 +216,9 @@ def test_special_tokens_of_a_text_are_tokens_or_text(tmp_path: Path) -> None:
     assert not as_text.reused
     assert end not in as_text.train.ids
     assert as_text.tokenizer.decode(as_text.train.ids) == text[: int(len(text) * 0.9)]
+    assert prepared_special_tokens(tmp_path / "data") is SpecialTokens.TEXT is prepared_special_tokens(tmp_path)
+    prepared(pretrained(folder, "data.special_tokens=tokens"), text, tmp_path / "data")
+    assert prepared_special_tokens(tmp_path / "data") is SpecialTokens.TOKENS
 
 
 def test_the_path_of_a_tokenizer_belongs_to_its_kind() -> None:
