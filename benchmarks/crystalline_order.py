@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from threadloom.kernels import Floats, TokenIds, embedding_forward
-from threadloom.kernels.common import token_embedding_backward
+from threadloom.kernels.common import NO_BORDERS, token_embedding_backward
 from threadloom.kernels.compiling import jit_kernel
 from threadloom.stages.config import TokenOrder
 from threadloom.stages.data import ulam_point, vocabulary_order
@@ -116,7 +116,7 @@ def measured(sizes: Sizes, rounds: int, seed: int) -> dict[str, dict[str, float]
         for name, rows in rows_of.items():
             ids = rows[tokens]
             calls: Mapping[str, Callable[[], None]] = {
-                "lookup": lambda ids=ids: embedding_forward(wte, wpe, ids, SEQUENCE, out),  # type: ignore[misc]
+                "lookup": lambda ids=ids: embedding_forward(wte, wpe, ids, SEQUENCE, NO_BORDERS, out),  # type: ignore[misc]
                 "scatter": lambda ids=ids: token_embedding_backward(ids, dx, d_wte, True),  # type: ignore[misc]
                 "scatter, sorted": lambda ids=ids: scatter_sorted(ids, dx, starts, by_id, d_wte),  # type: ignore[misc]
             }

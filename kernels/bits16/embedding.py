@@ -10,6 +10,7 @@ from numba import types
 from numba.extending import overload
 
 from threadloom.kernels.bits16.tensors import PackedWeight
+from threadloom.kernels.common import DocumentStarts, position_of
 from threadloom.kernels.compiling import OVERLOAD_OPTIONS, Floats, TokenIds, jit_kernel
 from threadloom.kernels.matmul import PANEL, PackedBits
 from threadloom.kernels.simd import Bits16, from_bf16, load16
@@ -48,13 +49,16 @@ def _gather(wte: Any, token: Any, out: Any) -> Any:
 
 
 @jit_kernel
-def embedding_forward(wte: PackedWeight, wpe: Floats, ids: TokenIds, sequence_length: int, out: Floats) -> None:
-    """Write ``wte[ids[r]] + wpe[r % T]`` to row r of `out` (R, C); `ids` (R,) must be in 0 .. V - 1.
+def embedding_forward(
+    wte: PackedWeight, wpe: Floats, ids: TokenIds, sequence_length: int, starts: DocumentStarts, out: Floats
+) -> None:
+    """Write ``wte[ids[r]] + wpe[t]`` to row r of `out` (R, C); `ids` (R,) must be in 0 .. V - 1.
 
-    `wte` is ``PackedWeights.wte``.
+    `wte` is ``PackedWeights.wte``. t is the position of the row in its document, ``r % T`` without borders:
+    `kernels.common.documents`.
     """
     for r in range(ids.shape[0]):
-        row, position = out[r], wpe[r % sequence_length]
+        row, position = out[r], wpe[position_of(r, sequence_length, starts)]
         gather(wte, ids[r], row)
         for j in range(row.shape[0]):
             row[j] += position[j]

@@ -113,7 +113,7 @@ def blocks_forward(weights: Weights16, acts: Activations16, sequences: int, cons
         layernorm_forward(a.x, ln1, w.attn_proj_bias[n], NormalizedRows(a.normed1[k], a.rstd1[k]), a.h)
         given = lora_input(lora, a.dropout_key, n, LoraSite.QKV, a.dropped)
         adapted_forward(a.h, _qkv_layer(p, n), given, a.qkv_xa[k], w.qkv_bias[n], a.qkv[k], a.thread)
-        attention = AttentionActivations(a.qkv[k], a.attn[k], a.attn_lse[k])
+        attention = AttentionActivations(a.qkv[k], a.attn[k], a.attn_lse[k], a.starts)
         attention_forward(attention, sequences, HeadCounts(constants.heads, constants.heads), a.thread.attention)
         given = lora_input(lora, a.dropout_key, n, LoraSite.ATTN_PROJ, a.dropped)
         adapted_residual_forward(a.attn[k], _attn_proj_layer(p, n), given, a.attn_proj_xa[k], a.x, a.thread)
@@ -238,7 +238,7 @@ def _attention_backward(
     of_proj = LoraBackward(d_adapter, a.attn_proj_xa[n], s.d_xa, s.xa_t, s.d_dropped, lora.attn_proj, given)
     adapted_backward_input(s.dx16, _attn_proj_layer(p, n), of_proj, s.d_attn, s.thread)
     lora_backward_weight(a.attn[n], s.dx16, of_proj, accumulate, s.thread)
-    attention = AttentionActivations(a.qkv[n], a.attn[n], a.attn_lse[n])
+    attention = AttentionActivations(a.qkv[n], a.attn[n], a.attn_lse[n], a.starts)
     attention_backward(
         s.d_attn, attention, sequences, HeadCounts(constants.heads, constants.heads), s.d_qkv, s.thread.attention
     )

@@ -10,7 +10,7 @@ from numba import types
 from numba.extending import overload
 
 from threadloom.kernels.bits16.tensors import PackedWeight
-from threadloom.kernels.common import Residues
+from threadloom.kernels.common import DocumentStarts, Residues, position_of
 from threadloom.kernels.compiling import OVERLOAD_OPTIONS, Floats, TokenIds, jit_kernel
 from threadloom.kernels.matmul import PANEL, PackedBits
 from threadloom.kernels.simd import Bits16, from_bf16, load16
@@ -49,14 +49,20 @@ def _add(factors: Any, row: Any, scale: Any, out: Any) -> Any:
 
 @jit_kernel
 def residue_embedding_forward(
-    factors: PackedWeight, wpe: Floats, residues: Residues, ids: TokenIds, sequence_length: int, out: Floats
+    factors: PackedWeight,
+    wpe: Floats,
+    residues: Residues,
+    ids: TokenIds,
+    sequence_length: int,
+    starts: DocumentStarts,
+    out: Floats,
 ) -> None:
-    """Write the embedding of token ``ids[r]`` plus ``wpe[r % T]`` to row r of `out` (R, C).
+    """Write the embedding of token ``ids[r]`` plus that of its position to row r of `out` (R, C).
 
     `factors` is the packed F (P, C).
     """
     for r in range(ids.shape[0]):
-        token, position, row = ids[r], wpe[r % sequence_length], out[r]
+        token, position, row = ids[r], wpe[position_of(r, sequence_length, starts)], out[r]
         for j in range(row.shape[0]):
             row[j] = position[j]
         if token < residues.own:

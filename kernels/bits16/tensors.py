@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from threadloom.kernels.bits16.attention import AttentionScratch
-from threadloom.kernels.common import LlamaWeights, Weights
+from threadloom.kernels.common import DocumentStarts, LlamaWeights, Weights
 from threadloom.kernels.compiling import Floats
 from threadloom.kernels.simd import Bits16
 
@@ -124,6 +124,7 @@ class Activations16(NamedTuple):
     fc_xa: Bits16
     mlp_proj_xa: Bits16
     dropout_key: NDArray[np.uint64]  # (1,) of the adapters' dropout; 0: none
+    starts: DocumentStarts  # (R,) row within its sequence at which the document of each row begins; (0,): no borders
     dropped: Bits16  # (R * I,) scratch: an adapter's input with dropped elements, for the largest I; (0,) without
     h: Bits16  # (R, C) scratch: a LayerNorm's output
     gelu: Bits16  # (R, F) scratch: the GELU's output
@@ -215,6 +216,7 @@ class LlamaActivations16(NamedTuple):
     gate_up_xa: Bits16
     down_xa: Bits16
     dropout_key: NDArray[np.uint64]  # (1,) of the adapters' dropout; 0: none
+    starts: DocumentStarts  # (R,) row within its sequence at which the document of each row begins; (0,): no borders
     dropped: Bits16  # (R * I,) scratch: an adapter's input with dropped elements, for the largest I; (0,) without
     h: Bits16  # (R, C) scratch: an RMS norm's output
     gated: Bits16  # (R, F) scratch: SiLU(gate) * up

@@ -40,6 +40,12 @@ from threadloom.kernels.common.cross_entropy import (
     has_terms as has_terms,
     objective_row as objective_row,
 )
+from threadloom.kernels.common.documents import (
+    NO_BORDERS as NO_BORDERS,
+    DocumentStarts as DocumentStarts,
+    document_end as document_end,
+    position_of as position_of,
+)
 from threadloom.kernels.common.dropout import (
     Dropout as Dropout,
     dropout_backward as dropout_backward,

@@ -3,6 +3,7 @@
 The gradient of an embedding that is not trained has no elements, and is not computed.
 """
 
+from threadloom.kernels.common.documents import DocumentStarts, position_of
 from threadloom.kernels.compiling import Floats, TokenIds, jit_kernel
 
 
@@ -14,12 +15,19 @@ def _add_row(row: Floats, target: Floats) -> None:
 
 @jit_kernel
 def embedding_backward(
-    ids: TokenIds, dx: Floats, sequence_length: int, d_wte: Floats, d_wpe: Floats, accumulate: bool
+    ids: TokenIds,
+    dx: Floats,
+    sequence_length: int,
+    starts: DocumentStarts,
+    d_wte: Floats,
+    d_wpe: Floats,
+    accumulate: bool,
 ) -> None:
     """Scatter `dx` (R, C) to the gradients of the embeddings, in the order of the rows.
 
     The rows are always added to `d_wte` (V, C), which the tied output projection has written before. `d_wpe` (context,
-    C) is overwritten (rows past the sequence length with zeros) unless `accumulate`.
+    C) is overwritten (rows past the sequence length with zeros) unless `accumulate`. `starts` is as in
+    `kernels.common.documents`.
     """
     if not accumulate:
         for t in range(d_wpe.shape[0]):
@@ -31,7 +39,7 @@ def embedding_backward(
         if d_wte.size:
             _add_row(row, d_wte[ids[r]])
         if d_wpe.size:
-            _add_row(row, d_wpe[r % sequence_length])
+            _add_row(row, d_wpe[position_of(r, sequence_length, starts)])
 
 
 @jit_kernel

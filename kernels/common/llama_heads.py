@@ -1,5 +1,6 @@
 """Queries and keys of a Llama between their projection and attention, in every number format: norm, then positions."""
 
+from threadloom.kernels.common.documents import DocumentStarts
 from threadloom.kernels.common.head_norm import HeadNormWeights, head_norm_backward, head_norm_forward
 from threadloom.kernels.common.rotary import rotary_backward, rotary_forward
 from threadloom.kernels.common.tensors import LlamaConstants, LlamaWeights
@@ -21,7 +22,13 @@ def _norms(w: LlamaWeights, n: int) -> HeadNormWeights:
 
 @jit_inline_body
 def prepare_heads_forward(
-    qkv: FloatRow, raw: FloatRow, weights: LlamaWeights, constants: LlamaConstants, n: int, sequences: int
+    qkv: FloatRow,
+    raw: FloatRow,
+    weights: LlamaWeights,
+    constants: LlamaConstants,
+    n: int,
+    sequences: int,
+    starts: DocumentStarts,
 ) -> None:
     """Normalise the queries and keys of block `n` in `qkv` (R, (H + 2K) D) and rotate them, in place.
 
@@ -32,7 +39,7 @@ def prepare_heads_forward(
     if weights.q_norm_weight.size:
         head_norm_forward(qkv, raw, _norms(weights, n), c.epsilon, c.heads, size)
     if c.rotary[n]:
-        rotary_forward(qkv, c.heads, size, c.cos, c.sin, sequences)
+        rotary_forward(qkv, c.heads, size, c.cos, c.sin, sequences, starts)
 
 
 @jit_inline_body
@@ -44,6 +51,7 @@ def prepare_heads_backward(
     constants: LlamaConstants,
     n: int,
     sequences: int,
+    starts: DocumentStarts,
     accumulate: bool,
 ) -> None:
     """Replace the gradient of `prepare_heads_forward`'s result by that of its input, in place.
@@ -52,6 +60,6 @@ def prepare_heads_backward(
     """
     c, size = constants, _head_size(constants, d_qkv.shape[1])
     if c.rotary[n]:
-        rotary_backward(d_qkv, c.heads, size, c.cos, c.sin, sequences)
+        rotary_backward(d_qkv, c.heads, size, c.cos, c.sin, sequences, starts)
     if weights.q_norm_weight.size:
         head_norm_backward(d_qkv, raw, _norms(weights, n), c.epsilon, c.heads, size, _norms(grads, n), accumulate)

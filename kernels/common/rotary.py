@@ -6,6 +6,7 @@ i + M / 2, by the angle ``position * frequency[i]``. The others, and the values,
 
 import numpy as np
 
+from threadloom.kernels.common.documents import DocumentStarts, position_of
 from threadloom.kernels.common.tensors import HeadCounts
 from threadloom.kernels.compiling import Floats, jit_inline_body, jit_kernel
 from threadloom.kernels.simd import FloatRow, load_element, store_element
@@ -25,11 +26,19 @@ def _rotate(low: FloatRow, high: FloatRow, cos: Floats, sin: Floats, direction: 
 
 @jit_kernel
 def _rotate_rows(
-    qkv: FloatRow, heads: HeadCounts, size: int, cos: Floats, sin: Floats, sequences: int, direction: np.float32
+    qkv: FloatRow,
+    heads: HeadCounts,
+    size: int,
+    table: tuple[Floats, Floats],
+    sequences: int,
+    starts: DocumentStarts,
+    direction: np.float32,
 ) -> None:
+    cos, sin = table
     length, half = qkv.shape[0] // sequences, cos.shape[1]
     for r in range(qkv.shape[0]):
-        row, c, s = qkv[r], cos[r % length], sin[r % length]
+        position = position_of(r, length, starts)
+        row, c, s = qkv[r], cos[position], sin[position]
         for head in range(heads.query + heads.key_value):
             low = head * size
             high = low + half
@@ -37,16 +46,21 @@ def _rotate_rows(
 
 
 @jit_kernel
-def rotary_forward(qkv: FloatRow, heads: HeadCounts, size: int, cos: Floats, sin: Floats, sequences: int) -> None:
+def rotary_forward(
+    qkv: FloatRow, heads: HeadCounts, size: int, cos: Floats, sin: Floats, sequences: int, starts: DocumentStarts
+) -> None:
     """Rotate the queries and keys in `qkv` (R, (H + 2K) D) by the angles of their positions, in place.
 
     `size` is D. `cos` and `sin` (at least T, M / 2) are those of the angles of each position; row r of `qkv` has the
-    position ``r % T``, T = R / `sequences`. In 16 bits every result is rounded once.
+    position ``r % T``, T = R / `sequences`, less ``starts[r]`` with borders (`kernels.common.documents`). In 16 bits
+    every result is rounded once.
     """
-    _rotate_rows(qkv, heads, size, cos, sin, sequences, _FORWARDS)
+    _rotate_rows(qkv, heads, size, (cos, sin), sequences, starts, _FORWARDS)
 
 
 @jit_kernel
-def rotary_backward(d_qkv: FloatRow, heads: HeadCounts, size: int, cos: Floats, sin: Floats, sequences: int) -> None:
+def rotary_backward(
+    d_qkv: FloatRow, heads: HeadCounts, size: int, cos: Floats, sin: Floats, sequences: int, starts: DocumentStarts
+) -> None:
     """Replace the gradient of `rotary_forward`'s result by that of its input: the inverse rotation, in place."""
-    _rotate_rows(d_qkv, heads, size, cos, sin, sequences, _BACKWARDS)
+    _rotate_rows(d_qkv, heads, size, (cos, sin), sequences, starts, _BACKWARDS)

@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from threadloom.kernels.common.documents import NO_BORDERS, DocumentStarts
 from threadloom.kernels.compiling import Floats
 
 
@@ -182,6 +183,7 @@ class AttentionActivations(NamedTuple):
     qkv: NDArray[Any]  # (R, (H + 2K) D) q, k and v side by side, each of them the heads side by side
     out: NDArray[Any]  # (R, H D) the heads' outputs
     lse: Floats  # (B, H, T) log-sum-exp of each row of scores
+    starts: DocumentStarts = NO_BORDERS  # (R,) or (0,) as in `kernels.common.documents`
 
 
 ATTENTION_TILE = 64

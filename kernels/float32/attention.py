@@ -6,6 +6,9 @@ last query are never read. The heads are column slices of `qkv`, which the GEMM 
 
 In grouped-query attention (Ainslie et al., 2023) the H / K successive query heads of a group have the same keys and
 values, whose gradients are sums over the group in ascending order of heads.
+
+Documents with borders between them are computed one after another, each as a sequence of its own: no scores of other
+documents' keys are computed.
 """
 
 import math
@@ -16,6 +19,7 @@ from threadloom.kernels.common import (
     ATTENTION_TILE,
     AttentionActivations,
     HeadCounts,
+    document_end,
     softmax_backward_row,
     softmax_rows,
 )
@@ -36,10 +40,12 @@ def attention_forward(acts: AttentionActivations, sequences: int, heads: HeadCou
     qkv, out, lse = acts.qkv, acts.out, acts.lse
     size = out.shape[1] // heads.query
     group = heads.query // heads.key_value
-    length = out.shape[0] // sequences
+    whole = out.shape[0] // sequences
     scale = 1.0 / math.sqrt(size)
-    for b in range(sequences):
-        begin = b * length
+    begin = 0
+    while begin < out.shape[0]:
+        length = document_end(begin, whole, acts.starts) - begin
+        b, past = begin // whole, begin % whole
         for head in range(heads.query):
             q0, k0 = head * size, (heads.query + head // group) * size
             v0 = k0 + heads.key_value * size
@@ -49,9 +55,10 @@ def attention_forward(acts: AttentionActivations, sequences: int, heads: HeadCou
                 tile = scores[:queries, :keys]
                 q = qkv[begin + first : begin + keys, q0 : q0 + size]
                 gemm(q, qkv[begin : begin + keys, k0 : k0 + size], tile, Op.N, Op.T, scale, 0.0)
-                softmax_rows(scores, lse[b, head, first:keys], queries, keys)
+                softmax_rows(scores, lse[b, head, past + first : past + keys], queries, keys)
                 target = out[begin + first : begin + keys, q0 : q0 + size]
                 gemm(tile, qkv[begin : begin + keys, v0 : v0 + size], target, Op.N, Op.N, 1.0, 0.0)
+        begin += length
 
 
 @jit_kernel
@@ -85,11 +92,13 @@ def attention_backward(
     qkv, out, lse = acts.qkv, acts.out, acts.lse
     size = out.shape[1] // heads.query
     group = heads.query // heads.key_value
-    length = out.shape[0] // sequences
+    whole = out.shape[0] // sequences
     scale = 1.0 / math.sqrt(size)
-    tiles = (length + ATTENTION_TILE - 1) // ATTENTION_TILE
-    for b in range(sequences):
-        begin = b * length
+    begin = 0
+    while begin < out.shape[0]:
+        length = document_end(begin, whole, acts.starts) - begin
+        b, past = begin // whole, begin % whole
+        tiles = (length + ATTENTION_TILE - 1) // ATTENTION_TILE
         for head in range(heads.query):
             q0, k0 = head * size, (heads.query + head // group) * size
             v0 = k0 + heads.key_value * size
@@ -102,10 +111,12 @@ def attention_backward(
                 p, ds = scores[0, :queries, :keys], scores[1, :queries, :keys]
                 q, k = qkv[top:bottom, q0 : q0 + size], qkv[begin:bottom, k0 : k0 + size]
                 d_o = d_out[top:bottom, q0 : q0 + size]
+                rows = lse[b, head, past + first : past + keys]
                 gemm(q, k, p, Op.N, Op.T, scale, 0.0)
                 gemm(d_o, qkv[begin:bottom, v0 : v0 + size], ds, Op.N, Op.T, 1.0, 0.0)
-                _softmax_backward(scores, out[top:bottom], d_out[top:bottom], lse[b, head, first:keys], q0, size, keys)
+                _softmax_backward(scores, out[top:bottom], d_out[top:bottom], rows, q0, size, keys)
                 gemm(p, d_o, d_qkv[begin:bottom, v0 : v0 + size], Op.T, Op.N, 1.0, beta)
                 gemm(ds, k, d_qkv[top:bottom, q0 : q0 + size], Op.N, Op.N, scale, 0.0)
                 gemm(ds, q, d_qkv[begin:bottom, k0 : k0 + size], Op.T, Op.N, scale, beta)
                 beta = 1.0
+        begin += length

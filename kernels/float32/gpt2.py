@@ -65,7 +65,7 @@ def blocks_forward(weights: Weights, acts: Activations, sequences: int, constant
         linear_forward(a.h, w.qkv_weight[n], w.qkv_bias[n], a.qkv[k])
         given = lora_input(lora, a.dropout_key, n, LoraSite.QKV, a.dropped)
         lora_forward(a.h, LoraAdapter(w.qkv_a[n], w.qkv_b[n]), given, a.qkv_xa[k], a.qkv[k])
-        attention = AttentionActivations(a.qkv[k], a.attn[k], a.attn_lse[k])
+        attention = AttentionActivations(a.qkv[k], a.attn[k], a.attn_lse[k], a.starts)
         attention_forward(attention, sequences, HeadCounts(constants.heads, constants.heads), a.scores)
         linear_residual_forward(a.attn[k], w.attn_proj_weight[n], w.attn_proj_bias[n], x, x_mid)
         given = lora_input(lora, a.dropout_key, n, LoraSite.ATTN_PROJ, a.dropped)
@@ -195,7 +195,7 @@ def _attention_backward(
     linear_backward_input(s.dx, w.attn_proj_weight[n], s.d_attn)
     lora_backward_input(s.dx, of_proj, s.d_attn)
     lora_backward_weight(a.attn[n], s.dx, of_proj, accumulate)
-    attention = AttentionActivations(a.qkv[n], a.attn[n], a.attn_lse[n])
+    attention = AttentionActivations(a.qkv[n], a.attn[n], a.attn_lse[n], a.starts)
     attention_backward(s.d_attn, attention, sequences, HeadCounts(constants.heads, constants.heads), s.d_qkv, s.scores)
     statistics = RowStatistics(a.ln1_mean[n], a.ln1_rstd[n])
     of_qkv = LoraBackward(

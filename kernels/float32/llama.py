@@ -61,8 +61,9 @@ def blocks_forward(weights: LlamaWeights, acts: LlamaActivations, sequences: int
         linear_forward(a.h, w.qkv_weight[n], w.qkv_bias[n], a.qkv[k])
         given = lora_input(c.lora, a.dropout_key, n, LoraSite.QKV, a.dropped)
         lora_forward(a.h, LoraAdapter(w.qkv_a[n], w.qkv_b[n]), given, a.qkv_xa[k], a.qkv[k])
-        prepare_heads_forward(a.qkv[k], a.qk_raw[k], w, c, n, sequences)
-        attention_forward(AttentionActivations(a.qkv[k], a.attn[k], a.attn_lse[k]), sequences, c.heads, a.scores)
+        prepare_heads_forward(a.qkv[k], a.qk_raw[k], w, c, n, sequences, a.starts)
+        attention = AttentionActivations(a.qkv[k], a.attn[k], a.attn_lse[k], a.starts)
+        attention_forward(attention, sequences, c.heads, a.scores)
         linear_residual_forward(a.attn[k], w.attn_proj_weight[n], w.attn_proj_bias[n], x, x_mid)
         given = lora_input(c.lora, a.dropout_key, n, LoraSite.ATTN_PROJ, a.dropped)
         lora_forward(a.attn[k], LoraAdapter(w.attn_proj_a[n], w.attn_proj_b[n]), given, a.attn_proj_xa[k], x_mid)
@@ -180,9 +181,9 @@ def _attention_backward(
     linear_backward_input(s.dx, w.attn_proj_weight[n], s.d_attn)
     lora_backward_input(s.dx, of_proj, s.d_attn)
     lora_backward_weight(a.attn[n], s.dx, of_proj, accumulate)
-    attention = AttentionActivations(a.qkv[n], a.attn[n], a.attn_lse[n])
+    attention = AttentionActivations(a.qkv[n], a.attn[n], a.attn_lse[n], a.starts)
     attention_backward(s.d_attn, attention, sequences, c.heads, s.d_qkv, s.scores)
-    prepare_heads_backward(s.d_qkv, a.qk_raw[n], w, g, c, n, sequences, accumulate)
+    prepare_heads_backward(s.d_qkv, a.qk_raw[n], w, g, c, n, sequences, a.starts, accumulate)
     of_qkv = LoraBackward(
         LoraAdapter(w.qkv_a[n], w.qkv_b[n]), LoraAdapter(g.qkv_a[n], g.qkv_b[n]),
         a.qkv_xa[n], s.d_xa, c.lora.qkv, lora_input(c.lora, a.dropout_key, n, LoraSite.QKV, s.dropped),

@@ -7,6 +7,7 @@ from the activations of `kernels.float32.llama.blocks_forward`.
 from typing import NamedTuple
 
 from threadloom.kernels.common import (
+    NO_BORDERS,
     LlamaConstants,
     LlamaWeights,
     prepare_heads_forward,
@@ -56,7 +57,7 @@ def _attention_input(
     start_product(w.qkv_bias[n], s.qkv[0])
     add_product(s.h, w.qkv_weight[n], s.qkv[0])
     at_position = LlamaConstants(c.heads, c.epsilon, c.cos[here], c.sin[here], c.rotary, c.lora, c.loss)
-    prepare_heads_forward(s.qkv, s.qk_raw, w, at_position, n, 1)
+    prepare_heads_forward(s.qkv, s.qk_raw, w, at_position, n, 1, NO_BORDERS)
 
 
 @jit_kernel

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from threadloom.kernels.common import DocumentStarts
 from threadloom.kernels.compiling import Floats
 
 
@@ -26,6 +27,7 @@ class Activations(NamedTuple):
     fc_xa: Floats
     mlp_proj_xa: Floats
     dropout_key: NDArray[np.uint64]  # (1,) of the adapters' dropout; 0: none
+    starts: DocumentStarts  # (R,) row within its sequence at which the document of each row begins; (0,): no borders
     dropped: Floats  # (R * I,) scratch: an adapter's input with dropped elements, for the largest I; (0,) without
     h: Floats  # (R, C) scratch: a LayerNorm's output
     gelu: Floats  # (R, F) scratch: the GELU's output
@@ -67,6 +69,7 @@ class LlamaActivations(NamedTuple):
     gate_up_xa: Floats
     down_xa: Floats
     dropout_key: NDArray[np.uint64]  # (1,)
+    starts: DocumentStarts  # (R,) row within its sequence at which the document of each row begins; (0,): no borders
     dropped: Floats  # (R * I,) scratch
     h: Floats  # (R, C) scratch: an RMS norm's output
     gated: Floats  # (R, F) scratch: SiLU(gate) * up

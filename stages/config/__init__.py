@@ -4,10 +4,12 @@ May import: models.
 """
 
 from threadloom.stages.config.data import (
+    Borders as Borders,
     ConversationLayout as ConversationLayout,
     DataConfig as DataConfig,
     Digits as Digits,
     InvalidRecords as InvalidRecords,
+    Packing as Packing,
     Shuffle as Shuffle,
     SpecialTokens as SpecialTokens,
     TokenizerKind as TokenizerKind,

@@ -52,6 +52,24 @@ class Digits(enum.Enum):
     """One for each digit at each place of its number, as the rods of an abacus."""
 
 
+class Packing(enum.Enum):
+    """The sequences of T + 1 tokens that are cut from a token file; see `stages.data.packing`."""
+
+    WINDOWS = "windows"
+    """Windows of the running text, which may begin and end within a document."""
+    DOCUMENTS = "documents"
+    """Whole documents, as many as fit; those that are longer than a sequence are split."""
+
+
+class Borders(enum.Enum):
+    """The treatment of borders between the documents of a sequence."""
+
+    IGNORED = "ignored"
+    """A document sees those before it in its sequence."""
+    RESET = "reset"
+    """No attention across borders, and positions count from 0 in each document."""
+
+
 class Shuffle(enum.Enum):
     """The orders in which training sequences are taken; see `stages.data.batches`."""
 
@@ -130,3 +148,12 @@ class DataConfig(Section, frozen=True, kw_only=True):
     each sequence, so that places beyond the longest number of the text are trained too."""
     shuffle: Shuffle = Shuffle.DRAWN
     """Order of the training sequences; with `epochs` none is repeated before all others have been used."""
+    packing: Packing = Packing.WINDOWS
+    """Sequences for training and evaluation."""
+    borders: Borders = Borders.IGNORED
+    """Treatment of borders between the documents of a sequence."""
+
+    @property
+    def bordered(self) -> bool:
+        """True if there is no attention across borders, which micro-batches must therefore have."""
+        return self.borders is Borders.RESET

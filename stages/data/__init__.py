@@ -12,9 +12,15 @@ from threadloom.stages.data.batches import (
     TokenIds as TokenIds,
     evaluation_batches as evaluation_batches,
 )
+from threadloom.stages.data.bordered_tokens import BorderedTokenFile as BorderedTokenFile
+from threadloom.stages.data.borders import BorderedSource as BorderedSource, fill_starts as fill_starts
 from threadloom.stages.data.bpe_training import (
     WORD_PATTERN as WORD_PATTERN,
     train_byte_pairs as train_byte_pairs,
+)
+from threadloom.stages.data.choice import (
+    EvaluationChoice as EvaluationChoice,
+    training_batches as training_batches,
 )
 from threadloom.stages.data.chunked_text import (
     ChunkedText as ChunkedText,
@@ -44,6 +50,7 @@ from threadloom.stages.data.encoding.lengths import (
     repeated_documents as repeated_documents,
 )
 from threadloom.stages.data.mixture import Mixture as Mixture
+from threadloom.stages.data.packed_sequences import PackedSequences as PackedSequences
 from threadloom.stages.data.prepared_folder import (
     prepared_vocabulary as prepared_vocabulary,
     read_settings as read_settings,

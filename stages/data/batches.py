@@ -12,6 +12,8 @@ A target may be `IGNORED_TARGET`: it does not count. The loss of a batch is the 
 its micro-batches, whose number `counted` says before the first of them is drawn.
 """
 
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -19,7 +21,7 @@ from numpy.typing import NDArray
 
 from threadloom.stages.config import BatchSizes, Shuffle
 from threadloom.stages.data.digit_places import PlaceOffsets
-from threadloom.stages.data.epochs import EpochOrder, EpochWindows
+from threadloom.stages.data.epochs import EpochOrder, EpochSequences
 from threadloom.stages.data.mixture import Mixture
 from threadloom.stages.data.token_file import DataError, TokenFile
 from threadloom.stages.models import Geometry
@@ -44,8 +46,43 @@ class BatchSource(Protocol):
         """Return how many targets of all micro-batches of a batch count: those that are not `IGNORED_TARGET`."""
 
 
+class Sequences(Protocol):
+    """The sequences that batches consist of: windows of a token file, or packed documents.
+
+    Sequence `start` is the window at that position, or the packed sequence of that number.
+    """
+
+    @property
+    def context(self) -> int:
+        """T, the rows of a sequence."""
+
+    @property
+    def path(self) -> Path:
+        """The token file, for messages."""
+
+    @property
+    def starts(self) -> int:
+        """Number of sequences."""
+
+    @property
+    def all_count(self) -> bool:
+        """True if every target counts."""
+
+    def read(self, start: int, ids: TokenIds, targets: TokenIds) -> None:
+        """Write the ids (T,) and targets (T,) of a sequence; raises DataError for an id outside the vocabulary."""
+
+    def write_starts(self, start: int, starts: TokenIds) -> None:
+        """Write the row at which the document of each row of a sequence begins (T,)."""
+
+    def targets_counted(self, starts: Iterable[int]) -> int:
+        """Return how many targets of some sequences count."""
+
+    def epochs(self, seed: int) -> EpochSequences:
+        """Return the sequences of each epoch."""
+
+
 class TokenBatches:
-    """Training batches: windows of a token file, drawn uniformly with replacement or, by epochs, without.
+    """Training batches: sequences of a token file, drawn uniformly with replacement or, by epochs, without.
 
     Start of sequence s of batch k: ⌊u · starts / 2^64⌋ with u the first 64-bit draw of Philox4x64-10 keyed by
     (seed, stream) at the counter (1, s, k, 0), where NumPy begins when set to (0, s, k, 0). The probabilities of two
@@ -54,12 +91,12 @@ class TokenBatches:
 
     With `mixture` the source of each sequence is drawn first, and its start from the windows of the source.
 
-    With `Shuffle.EPOCHS` the windows of an epoch are those of `EpochWindows` in the order of `EpochOrder`.
+    With `Shuffle.EPOCHS` the sequences of each epoch are those of `Sequences.epochs` in the order of `EpochOrder`.
     """
 
     def __init__(
         self,
-        tokens: TokenFile,
+        tokens: Sequences,
         sizes: BatchSizes,
         seed: int,
         offsets: PlaceOffsets | None = None,
@@ -67,15 +104,15 @@ class TokenBatches:
         mixture: Mixture | None = None,
     ) -> None:
         self._tokens, self._sizes, self._seed, self._offsets, self._mixture = tokens, sizes, seed, offsets, mixture
-        self._windows = self._order = None
+        self._epochs = self._order = None
         if shuffle is Shuffle.EPOCHS:
-            self._windows = EpochWindows(len(tokens), tokens.context, seed)
-            self._order = EpochOrder(self._windows.count, sizes.sequences, seed)
+            self._epochs = tokens.epochs(seed)
+            self._order = EpochOrder(self._epochs.count, sizes.sequences, seed)
 
     def start(self, batch: int, sequence: int) -> int:
-        """Return the position in the token file at which a sequence of a batch starts."""
-        if self._windows and self._order:
-            return self._windows.start(*self._order.place(batch, sequence))
+        """Return the position in the token file at which a sequence of a batch starts, or its number."""
+        if self._epochs and self._order:
+            return self._epochs.start(*self._order.place(batch, sequence))
         if self._mixture:
             first, end = self._mixture.range(self._seed, batch, sequence)
             return first + self._drawn(_STARTS, batch, sequence, end - first - self._tokens.context)
@@ -89,7 +126,7 @@ class TokenBatches:
         return int(_generator(self._seed, stream, batch, sequence).random_raw()) * count >> 64
 
     def fill(self, batch: int, micro: int, ids: TokenIds, targets: TokenIds) -> None:
-        """Write the windows of one micro-batch; see `BatchSource`."""
+        """Write the sequences of one micro-batch; see `BatchSource`."""
         size, length = self._sizes.micro_batch, self._tokens.context
         _require_buffers(micro, self._sizes.micro_batches, size * length, ids, targets)
         for row in range(size):
@@ -101,10 +138,16 @@ class TokenBatches:
                 self._offsets.add(offset, ids[span])
                 self._offsets.add(offset, targets[span])
 
+    def fill_starts(self, batch: int, micro: int, starts: TokenIds) -> None:
+        """Write the borders of the documents of one micro-batch; see `BorderedSource`."""
+        size, length = self._sizes.micro_batch, self._tokens.context
+        for row in range(size):
+            self._tokens.write_starts(self.start(batch, micro * size + row), starts[row * length : (row + 1) * length])
+
     def counted(self, batch: int) -> int:
         """Return how many targets of a batch count; see `BatchSource`."""
         sequences = self._sizes.sequences
-        if self._tokens.counted is None:
+        if self._tokens.all_count:
             return sequences * self._tokens.context
         return self._tokens.targets_counted(self.start(batch, sequence) for sequence in range(sequences))
 
@@ -133,12 +176,16 @@ class RandomTokens:
         """Return the number of targets of a batch, all of which count."""
         return self._sizes.sequences * self._geometry.context
 
+    def fill_starts(self, batch: int, micro: int, starts: TokenIds) -> None:
+        """Make each sequence one document."""
+        starts.fill(0)
+
 
 class EvaluationWindows:
-    """A fixed list of windows of a token file, the same for every evaluation; `evaluation_batches` chooses them."""
+    """A fixed list of sequences of a token file, the same for every evaluation; `evaluation_batches` chooses them."""
 
-    def __init__(self, tokens: TokenFile, starts: NDArray[np.int64], micro_batch: int) -> None:
-        """`starts` has the positions of the windows, a multiple of `micro_batch` of them; raises ValueError.
+    def __init__(self, tokens: Sequences, starts: NDArray[np.int64], micro_batch: int) -> None:
+        """`starts` has the positions or numbers of the sequences, a multiple of `micro_batch`; raises ValueError.
 
         Raises DataError if no target of the windows counts.
         """
@@ -179,6 +226,12 @@ class EvaluationWindows:
         for row in range(self._micro_batch):
             span = slice(row * length, (row + 1) * length)
             self._tokens.read(int(self.starts[first + row]), ids[span], targets[span])
+
+    def fill_starts(self, batch: int, micro: int, starts: TokenIds) -> None:
+        """Write the borders of the documents of one micro-batch; see `BorderedSource`."""
+        first, length = micro * self._micro_batch, self._tokens.context
+        for row in range(self._micro_batch):
+            self._tokens.write_starts(int(self.starts[first + row]), starts[row * length : (row + 1) * length])
 
 
 def evaluation_batches(tokens: TokenFile, *, batch_size: int, micro_batch: int, batches: int) -> EvaluationWindows:

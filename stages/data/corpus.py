@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from threadloom.stages.config import DataConfig
+from threadloom.stages.config import DataConfig, Packing
 from threadloom.stages.console import PeriodicLog
 from threadloom.stages.data.chunked_text import ChunkedText
 from threadloom.stages.data.documents import Document, LongDocument
@@ -111,9 +111,12 @@ def read_corpus(data: DataConfig, excluded: Sequence[Path] = ()) -> Corpus:
         return read_text(paths, excluded, reading=reading)
 
     sources = [read([path]) for path in data.text] if data.mixture else [read(data.text)]
-    if any(source.documents is not None for source in sources):  # they are in one token file
+    packed = data.packing is Packing.DOCUMENTS
+    if packed or any(source.documents is not None for source in sources):  # they are in one token file
         sources = [source.as_documents() for source in sources]
     validation = read(data.validation_text) if data.validation_text else None
+    if validation and (packed or data.bordered):
+        validation = validation.as_documents()
     return Corpus(*_of_one_kind(sources, validation))
 
 

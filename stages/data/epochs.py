@@ -7,7 +7,7 @@ may end inside an update.
 """
 
 from hashlib import blake2b
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from threadloom.stages.data.permutation import KeyedPermutation
 
@@ -17,6 +17,17 @@ class EpochPlace(NamedTuple):
 
     epoch: int
     number: int
+
+
+class EpochSequences(Protocol):
+    """The sequences of each epoch."""
+
+    @property
+    def count(self) -> int:
+        """Number of sequences of an epoch."""
+
+    def start(self, epoch: int, number: int) -> int:
+        """Return what a sequence of an epoch is read by, from its number in the epoch."""
 
 
 class EpochOrder:

@@ -20,6 +20,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from threadloom.stages.config import InputError
+from threadloom.stages.data.epochs import EpochWindows
 from threadloom.stages.models import VocabularyOrder
 
 TOKEN_TYPES: tuple[np.dtype[Any], ...] = tuple(np.dtype(kind) for kind in (np.uint8, np.uint16, np.int32, np.uint32))
@@ -203,6 +204,27 @@ class TokenFile:
     def starts(self) -> int:
         """Number of windows; window i starts at token i."""
         return len(self.ids) - self.context
+
+    @property
+    def all_count(self) -> bool:
+        """True if every target counts."""
+        return self.counted is None
+
+    def epochs(self, seed: int) -> EpochWindows:
+        """Return the windows of each epoch."""
+        return EpochWindows(len(self), self.context, seed)
+
+    def span(self, first: int, end: int) -> NDArray[np.int32]:
+        """Return the ids from one position to another; raises DataError for an id outside [0, vocab_size)."""
+        found = self.ids[first:end]
+        ids = found.astype(np.int32)
+        if len(ids) and not 0 <= ids.min() <= ids.max() < self.vocab_size:
+            raise self._outside(found, first)
+        return ids if self._order is None else self._order[ids]
+
+    def write_starts(self, start: int, starts: NDArray[np.int32]) -> None:
+        """Make a window one document: `starts` (T,) is the row at which the document of each row begins."""
+        starts.fill(0)
 
     def read(self, start: int, ids: NDArray[np.int32], targets: NDArray[np.int32]) -> None:
         """Write the window at `start` to the caller's `ids` (T,) and `targets` (T,), where T is the context.

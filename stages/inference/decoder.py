@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from threadloom import kernels
 from threadloom.kernels import Floats, KVCache, TokenIds
+from threadloom.kernels.common import NO_BORDERS
 from threadloom.pipeline import Arena
 from threadloom.stages.config import InputError
 from threadloom.stages.layouts import ModelWeights, layout_of
@@ -59,8 +60,8 @@ class Decoder:
         rows = len(recent)
         one_layer = replace(self._geometry, layers=1, context=rows)
         arrays = Arena(self._layout.activation_shapes(one_layer, 1))
-        acts = self._layout.activations(**arrays, dropout_key=np.zeros(1, np.uint64))  # 0: no dropout
-        self._layout.embed(self._weights, recent, rows, acts.x[0])
+        acts = self._layout.activations(**arrays, dropout_key=np.zeros(1, np.uint64), starts=NO_BORDERS)
+        self._layout.embed(self._weights, recent, rows, NO_BORDERS, acts.x[0])
         for number, layer in enumerate(self._layers):  # all layers share the activations of one
             constants = self._layout.layer_constants(self._constants, number)
             self._layout.kernels.blocks_forward(layer, acts, 1, constants)

@@ -4,7 +4,7 @@ from typing import Any
 
 from threadloom import kernels
 from threadloom.kernels import ATTENTION_TILE, Activations, DecodeScratch, Floats, Scratch, TokenIds, Weights
-from threadloom.kernels.common import Gpt2Constants, ModelKernels
+from threadloom.kernels.common import DocumentStarts, Gpt2Constants, ModelKernels
 from threadloom.kernels.float32 import GPT2, GPT2_DECODE
 from threadloom.stages.layouts.lora import lora_activation_shapes, lora_constants, lora_scratch_shapes
 from threadloom.stages.models import Geometry, Shape
@@ -78,12 +78,12 @@ class Gpt2Layout:
         """Return the constants, which are the same in every layer."""
         return constants
 
-    def embed(self, weights: Weights, ids: TokenIds, context: int, out: Floats) -> None:
+    def embed(self, weights: Weights, ids: TokenIds, context: int, starts: DocumentStarts, out: Floats) -> None:
         """Write the sum of token and position embeddings."""
-        kernels.embedding_forward(weights.wte, weights.wpe, ids, context, out)
+        kernels.embedding_forward(weights.wte, weights.wpe, ids, context, starts, out)
 
     def scatter_input_gradient(
-        self, ids: TokenIds, dx: Floats, context: int, gradients: Weights, *, accumulate: bool
+        self, ids: TokenIds, dx: Floats, context: int, starts: DocumentStarts, gradients: Weights, *, accumulate: bool
     ) -> None:
         """Add the gradient to that of the tied token embedding, and write or add it to that of the positions."""
-        kernels.embedding_backward(ids, dx, context, gradients.wte, gradients.wpe, accumulate)
+        kernels.embedding_backward(ids, dx, context, starts, gradients.wte, gradients.wpe, accumulate)

@@ -3,6 +3,7 @@
 from threadloom import kernels
 from threadloom.kernels import Floats, TokenIds, Weights
 from threadloom.kernels.common import (
+    DocumentStarts,
     ResidueConstants,
     Residues,
     residue_embedding_backward,
@@ -34,13 +35,13 @@ class Gpt2ResidueLayout(Gpt2Layout):
         plain = super().constants(geometry)
         return ResidueConstants(plain.heads, plain.lora, self._residues)
 
-    def embed(self, weights: Weights, ids: TokenIds, context: int, out: Floats) -> None:
+    def embed(self, weights: Weights, ids: TokenIds, context: int, starts: DocumentStarts, out: Floats) -> None:
         """Write the sum of token and position embeddings."""
-        residue_embedding_forward(weights.wte, weights.wpe, self._residues, ids, context, out)
+        residue_embedding_forward(weights.wte, weights.wpe, self._residues, ids, context, starts, out)
 
     def scatter_input_gradient(
-        self, ids: TokenIds, dx: Floats, context: int, gradients: Weights, *, accumulate: bool
+        self, ids: TokenIds, dx: Floats, context: int, starts: DocumentStarts, gradients: Weights, *, accumulate: bool
     ) -> None:
         """Add the gradient to that of the factors, and write or add it to that of the positions."""
         residue_embedding_backward(ids, dx, self._residues, gradients.wte)
-        kernels.embedding_backward(ids, dx, context, gradients.wte[:0], gradients.wpe, accumulate)
+        kernels.embedding_backward(ids, dx, context, starts, gradients.wte[:0], gradients.wpe, accumulate)

@@ -3,7 +3,7 @@
 from typing import Any, Protocol, TypeVar
 
 from threadloom.kernels import Floats, TokenIds, Weights
-from threadloom.kernels.common import HeadCounts, LlamaWeights, ModelKernels
+from threadloom.kernels.common import DocumentStarts, HeadCounts, LlamaWeights, ModelKernels
 from threadloom.kernels.float32 import DecodeKernels
 from threadloom.stages.models import Geometry, Shape
 
@@ -48,11 +48,14 @@ class Layout(Protocol[GeometryT]):
     def layer_constants(self, constants: Any, layer: int) -> Any:
         """Return the constants of a model that consists of one of the layers."""
 
-    def embed(self, weights: Any, ids: TokenIds, context: int, out: Floats) -> None:
-        """Write the input embeddings of the tokens `ids` (R,), sequences of `context` tokens, to `out` (R, C)."""
+    def embed(self, weights: Any, ids: TokenIds, context: int, starts: DocumentStarts, out: Floats) -> None:
+        """Write the input embeddings of the tokens `ids` (R,), sequences of `context` tokens, to `out` (R, C).
+
+        `starts` are the borders of documents, from which positions count: `kernels.common.documents`.
+        """
 
     def scatter_input_gradient(
-        self, ids: TokenIds, dx: Floats, context: int, gradients: Any, *, accumulate: bool
+        self, ids: TokenIds, dx: Floats, context: int, starts: DocumentStarts, gradients: Any, *, accumulate: bool
     ) -> None:
         """Add the gradient of the input embeddings (R, C) to those of their tensors, in the order of the rows.
 

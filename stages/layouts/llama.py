@@ -3,7 +3,7 @@
 import numpy as np
 
 from threadloom.kernels import ATTENTION_TILE, Floats, TokenIds
-from threadloom.kernels.common import LlamaConstants, LlamaWeights, token_embedding_backward
+from threadloom.kernels.common import DocumentStarts, LlamaConstants, LlamaWeights, token_embedding_backward
 from threadloom.kernels.float32 import (
     LLAMA,
     LLAMA_DECODE,
@@ -95,12 +95,19 @@ class LlamaLayout:
         """Return the constants with the choice of rotary positions of one layer."""
         return constants._replace(rotary=constants.rotary[layer : layer + 1])
 
-    def embed(self, weights: LlamaWeights, ids: TokenIds, context: int, out: Floats) -> None:
+    def embed(self, weights: LlamaWeights, ids: TokenIds, context: int, starts: DocumentStarts, out: Floats) -> None:
         """Write the token embeddings."""
         token_embedding_forward(weights.wte, ids, out)
 
     def scatter_input_gradient(
-        self, ids: TokenIds, dx: Floats, context: int, gradients: LlamaWeights, *, accumulate: bool
+        self,
+        ids: TokenIds,
+        dx: Floats,
+        context: int,
+        starts: DocumentStarts,
+        gradients: LlamaWeights,
+        *,
+        accumulate: bool,
     ) -> None:
         """Add the gradient to that of the token embedding, which the tied output projection has written before."""
         tied = gradients.head is gradients.wte

@@ -35,9 +35,11 @@ from threadloom.stages.memory.precision_memory import (
     DROPOUT_KEY_BYTES as DROPOUT_KEY_BYTES,
     MicroBatchSlot as MicroBatchSlot,
     PrecisionMemory as PrecisionMemory,
+    allocate_starts as allocate_starts,
     allocate_token_ids as allocate_token_ids,
     arrays_bytes as arrays_bytes,
     logits_chunk_rows as logits_chunk_rows,
+    starts_bytes as starts_bytes,
     token_ids_bytes as token_ids_bytes,
 )
 from threadloom.stages.memory.spike_guard import GuardState as GuardState, SpikeGuard as SpikeGuard

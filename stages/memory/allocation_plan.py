@@ -3,7 +3,7 @@
 from threadloom.pipeline import arena_size
 from threadloom.stages.config import ResolvedConfig
 from threadloom.stages.memory.bank import packed_only
-from threadloom.stages.memory.precision_memory import PrecisionMemory
+from threadloom.stages.memory.precision_memory import PrecisionMemory, starts_bytes
 from threadloom.stages.models import input_gradient_bytes, parameter_shapes, trained_shapes
 
 FLOAT = 4
@@ -42,10 +42,17 @@ def memory_plan(
         "gradient": weights if config.delay else 0,
         "slots": memory.slot_bytes * config.slots,
         "backward scratch": memory.scratch_bytes * config.max_concurrent_backward,
-        "input gradients": input_gradient_bytes(geometry, config.sequences) if config.shared_lanes else 0,
+        "input gradients": _deferred_bytes(config) if config.shared_lanes else 0,
         "evaluation": evaluation if evaluates else 0,
         "checkpoint copies": state * (arenas + config.delay) if saves and config.checkpoint.copies else 0,
     }
+
+
+def _deferred_bytes(config: ResolvedConfig) -> int:
+    """Return the bytes of the input gradients of a batch, with ids and borders."""
+    geometry, sequences = config.geometry(), config.sequences
+    borders = starts_bytes(sequences * geometry.context, borders=config.data.bordered)
+    return input_gradient_bytes(geometry, sequences) + borders
 
 
 def check_allocation(plan: dict[str, int], allocated: list[int]) -> None:

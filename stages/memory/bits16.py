@@ -21,8 +21,10 @@ from threadloom.stages.layouts.bits16 import ArraySpec, ArraySpecs, bits16_layou
 from threadloom.stages.memory import (
     DROPOUT_KEY_BYTES,
     MicroBatchSlot,
+    allocate_starts,
     allocate_token_ids,
     logits_chunk_rows,
+    starts_bytes,
     token_ids_bytes,
 )
 from threadloom.stages.models import Geometry, Shape, parameter_shapes
@@ -140,15 +142,17 @@ def allocate(specs: ArraySpecs) -> Mapping[str, NDArray[Any]]:
 class Bits16Memory:
     """Arrays of training in bfloat16 or float16. Implements `PrecisionMemory`."""
 
-    def __init__(self, precision: Precision, geometry: Geometry, sequences: int, *, small: bool = False) -> None:
-        """Compute the sizes for micro-batches of `sequences`.
+    def __init__(
+        self, precision: Precision, geometry: Geometry, sequences: int, *, small: bool = False, borders: bool = False
+    ) -> None:
+        """Compute the sizes for micro-batches of `sequences`; with `borders` slots have those of documents.
 
         With `small` two things that backward can recompute, with the same bits, are not held: the packed transposes of
         the layers' matrices in bfloat16, and the largest activation of every layer but the last.
         """
         fp16 = precision is Precision.FP16
         storage = np.dtype(np.int16 if fp16 else np.uint16)  # `kernels.simd.scalar` distinguishes formats by dtype
-        self._fp16 = fp16
+        self._fp16, self._borders = fp16, borders
         self._layout = layout = bits16_layout_of(geometry)
         self._fields = layout.packed_fields(geometry) | {name: name for name in layout.flat_packed(geometry)}
         self._rows = rows = sequences * geometry.context
@@ -184,7 +188,9 @@ class Bits16Memory:
 
     def _slot_bytes(self, activations: ArraySpecs) -> int:
         arrays = specs_bytes(activations) + self._thread_scratch_bytes(self._of_forward)
-        return token_ids_bytes(self._rows) + arrays + DROPOUT_KEY_BYTES
+        return (
+            token_ids_bytes(self._rows) + starts_bytes(self._rows, borders=self._borders) + arrays + DROPOUT_KEY_BYTES
+        )
 
     @property
     def scratch_bytes(self) -> int:
@@ -223,8 +229,9 @@ class Bits16Memory:
     def _slot(self, specs: ArraySpecs) -> MicroBatchSlot:
         (ids, targets), key = allocate_token_ids(self._rows), np.zeros(1, np.uint64)
         thread = self._thread_scratch(self._of_forward)
-        activations = self._layout.activations(**allocate(specs), dropout_key=key, thread=thread)
-        return MicroBatchSlot(ids, targets, activations, key)
+        starts = allocate_starts(self._rows, borders=self._borders)
+        activations = self._layout.activations(**allocate(specs), dropout_key=key, starts=starts, thread=thread)
+        return MicroBatchSlot(ids, targets, activations, key, starts)
 
     def allocate_scratch(self) -> Any:
         """Allocate the scratch of one backward pass."""

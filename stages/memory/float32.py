@@ -15,8 +15,10 @@ from threadloom.stages.layouts import layout_of
 from threadloom.stages.memory.precision_memory import (
     DROPOUT_KEY_BYTES,
     MicroBatchSlot,
+    allocate_starts,
     allocate_token_ids,
     logits_chunk_rows,
+    starts_bytes,
     token_ids_bytes,
 )
 from threadloom.stages.models import Geometry, Shape
@@ -29,7 +31,9 @@ _FLOAT_BYTES = 4
 class Float32Memory:
     """Arrays of training in float32. Implements `PrecisionMemory`."""
 
-    def __init__(self, geometry: Geometry, sequences: int) -> None:
+    def __init__(self, geometry: Geometry, sequences: int, *, borders: bool = False) -> None:
+        """Compute the sizes for micro-batches of `sequences`; with `borders` slots have those of documents."""
+        self._borders = borders
         self._layout = layout = layout_of(geometry)
         self._rows = sequences * geometry.context
         self._activations = layout.activation_shapes(geometry, sequences)
@@ -49,7 +53,8 @@ class Float32Memory:
         return self._slot_bytes(self._of_one_layer)
 
     def _slot_bytes(self, activations: Mapping[str, Shape]) -> int:
-        return token_ids_bytes(self._rows) + _bytes(activations) + DROPOUT_KEY_BYTES
+        tokens = token_ids_bytes(self._rows) + starts_bytes(self._rows, borders=self._borders)
+        return tokens + _bytes(activations) + DROPOUT_KEY_BYTES
 
     @property
     def scratch_bytes(self) -> int:
@@ -83,7 +88,9 @@ class Float32Memory:
 
     def _slot(self, activations: Mapping[str, Shape]) -> MicroBatchSlot:
         (ids, targets), key = allocate_token_ids(self._rows), np.zeros(1, np.uint64)
-        return MicroBatchSlot(ids, targets, self._layout.activations(**Arena(activations), dropout_key=key), key)
+        starts = allocate_starts(self._rows, borders=self._borders)
+        acts = self._layout.activations(**Arena(activations), dropout_key=key, starts=starts)
+        return MicroBatchSlot(ids, targets, acts, key, starts)
 
     def allocate_scratch(self) -> Any:
         """Allocate the scratch of one backward pass."""

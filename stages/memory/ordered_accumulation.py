@@ -14,7 +14,7 @@ import numpy as np
 
 from threadloom import kernels
 from threadloom.kernels import AccumulationTicket, Floats, TokenIds
-from threadloom.kernels.common import model_parts
+from threadloom.kernels.common import DocumentStarts, model_parts
 from threadloom.pipeline import LanePlan, Lanes
 from threadloom.stages.layouts import as_weights, layout_of
 from threadloom.stages.models import Geometry
@@ -28,7 +28,8 @@ class OrderedAccumulation:
     `Backward` takes tickets and defers, `Collect` scatters. All arrays are allocated here.
     """
 
-    def __init__(self, geometry: Geometry, lanes: Lanes, sequences: int) -> None:
+    def __init__(self, geometry: Geometry, lanes: Lanes, sequences: int, *, borders: bool = False) -> None:
+        """With `borders` the micro-batches have those of documents."""
         micro_batches, rows = lanes.plan.micro_batches, sequences * geometry.context
         self._context, self._layout = geometry.context, layout_of(geometry)
         self._parts = model_parts(geometry.projection_rows, geometry.layers)
@@ -36,6 +37,7 @@ class OrderedAccumulation:
         self._gradients = tuple(as_weights(geometry, arena) for arena in lanes.arenas)
         self._dx = np.zeros((micro_batches, rows, geometry.channels), np.float32)
         self._ids = np.zeros((micro_batches, rows), np.int32)
+        self._starts = np.zeros((micro_batches, rows if borders else 0), np.int32)
         # Finished parts per micro-batch, summed over all batches. Each is written by the thread that holds the
         # micro-batch, and read by the thread that holds its successor in the lane.
         self._done_counts = np.zeros((micro_batches, _CACHE_LINE), np.int64)
@@ -44,8 +46,8 @@ class OrderedAccumulation:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the deferred gradients and their token ids."""
-        return self._dx.nbytes + self._ids.nbytes
+        """Bytes of the deferred gradients, their token ids and the borders of their documents."""
+        return self._dx.nbytes + self._ids.nbytes + self._starts.nbytes
 
     @property
     def stopped(self) -> bool:
@@ -60,9 +62,10 @@ class OrderedAccumulation:
             predecessor, self._done_counts[micro, :1], self._stop, batch * self._parts, accumulate=not first
         )
 
-    def defer(self, micro: int, ids: TokenIds, dx: Floats) -> None:
-        """Keep the gradient of a micro-batch's input embeddings, with its token ids."""
+    def defer(self, micro: int, ids: TokenIds, starts: DocumentStarts, dx: Floats) -> None:
+        """Keep the gradient of a micro-batch's input embeddings, with its token ids and borders."""
         np.copyto(self._ids[micro], ids)
+        np.copyto(self._starts[micro], starts)
         np.copyto(self._dx[micro], dx)
 
     def scatter_deferred(self) -> None:
@@ -70,7 +73,7 @@ class OrderedAccumulation:
         for micro in range(self._plan.micro_batches):
             gradients = self._gradients[self._plan.lane_of(micro)]
             self._layout.scatter_input_gradient(
-                self._ids[micro], self._dx[micro], self._context, gradients,
+                self._ids[micro], self._dx[micro], self._context, self._starts[micro], gradients,
                 accumulate=not self._plan.starts_lane(micro),
             )  # fmt: skip
 

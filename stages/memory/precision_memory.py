@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from threadloom.kernels import TokenIds
-from threadloom.pipeline import Arena
+from threadloom.kernels.common import NO_BORDERS, DocumentStarts
+from threadloom.pipeline import Arena, aligned_zeros
 from threadloom.stages.models import Shape
 
 
@@ -21,6 +22,9 @@ class MicroBatchSlot:
     activations: Any
     dropout_key: NDArray[np.uint64] = field(default_factory=lambda: np.zeros(1, np.uint64))
     """Key of the adapters' dropout, which is one of the activations; 0: no dropout."""
+    starts: DocumentStarts = field(default_factory=lambda: NO_BORDERS)
+    """(R,) row within its sequence at which the document of each row begins, one of the activations; (0,): no borders
+    between documents."""
 
     @property
     def nbytes(self) -> int:
@@ -87,6 +91,16 @@ def allocate_token_ids(rows: int) -> tuple[TokenIds, TokenIds]:
 def token_ids_bytes(rows: int) -> int:
     """Return the bytes of the token ids and the targets of a slot."""
     return 2 * rows * np.dtype(np.int32).itemsize
+
+
+def allocate_starts(rows: int, *, borders: bool) -> DocumentStarts:
+    """Allocate the borders of a slot's documents: every sequence is one document until a source writes others."""
+    return aligned_zeros(rows if borders else 0, np.int32)
+
+
+def starts_bytes(rows: int, *, borders: bool) -> int:
+    """Return the bytes of the borders of a slot's documents."""
+    return rows * np.dtype(np.int32).itemsize if borders else 0
 
 
 def logits_chunk_rows(vocabulary: int, rows: int, chunk_bytes: int) -> int:

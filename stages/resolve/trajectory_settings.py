@@ -7,10 +7,12 @@ from typing import Any
 import msgspec
 
 from threadloom.stages.config import (
+    Borders,
     Config,
     DelayCorrection,
     Digits,
     LossScaling,
+    Packing,
     ScheduleKind,
     Shuffle,
     SpikeAction,
@@ -76,6 +78,10 @@ def trajectory(config: Config, text_sha256: str | None = None) -> dict[str, Any]
         keys = (*keys, "delay_correction", "schedule.delay_warmup")
     if config.data.token_order is not TokenOrder.ID:  # the same
         keys = (*keys, "data.token_order")
+    if config.data.packing is not Packing.WINDOWS:
+        keys = (*keys, "data.packing")
+    if config.data.borders is not Borders.IGNORED:
+        keys = (*keys, "data.borders")
     if config.data.shuffle is not Shuffle.DRAWN:  # the same
         keys = (*keys, "data.shuffle")
     if config.data.digits is not Digits.PLAIN or config.data.digit_offset:

@@ -13,6 +13,7 @@ from threadloom.stages.config import (
     Gemm,
     ModelConfig,
     OptimizerConfig,
+    Packing,
     Precision,
     ScheduleConfig,
     Shuffle,
@@ -198,6 +199,14 @@ def _check_mixture(data: DataConfig) -> None:
             got=data.shuffle.value,
             cause="sources with weights do not end at the same time, so that there is no epoch of all of them",
             hint="leave data.shuffle out, or set data.mixture=[] for one text",
+        )
+    if data.packing is not Packing.WINDOWS:
+        raise ConfigError(
+            "data.packing",
+            expected="windows, with data.mixture",
+            got=data.packing.value,
+            cause="packed sequences have documents of all sources",
+            hint="leave data.packing out, or set data.mixture=[] for one text",
         )
 
 

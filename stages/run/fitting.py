@@ -35,7 +35,13 @@ def planned_memory(config: ResolvedConfig, preparation: int = 0) -> dict[str, in
     `preparation` is the number of bytes that the preparation of the text takes. They are released before the training,
     so only the part that exceeds the memory of the training is added.
     """
-    compute = compute_for(config.precision, config.geometry(), config.micro_batch, recompute=config.recompute)
+    compute = compute_for(
+        config.precision,
+        config.geometry(),
+        config.micro_batch,
+        recompute=config.recompute,
+        borders=config.data.bordered,
+    )
     memory = compute.memory
     plan = {**memory_plan(config, memory), "pictures, at the end": PICTURES if config.pictures else 0}
     return {**plan, "text preparation": max(0, preparation - sum(plan.values()))}

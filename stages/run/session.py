@@ -22,16 +22,15 @@ from threadloom.stages.console import StopSignals
 from threadloom.stages.data import (
     Corpus,
     Dataset,
-    EvaluationWindows,
+    EvaluationChoice,
     TextError,
-    TokenBatches,
     absolute_text,
-    evaluation_batches,
     open_prepared,
     prepare,
     read_corpus,
     recorded_outputs,
     require_same_text,
+    training_batches,
     write_sources,
 )
 from threadloom.stages.embedding import (
@@ -295,7 +294,7 @@ def _train(
         base,
         written.losses,
     )
-    source = TokenBatches(data.train, config.batch_sizes, config.seed, data.offsets, config.data.shuffle, data.mixture)
+    source = training_batches(config.data, data, config.batch_sizes, config.seed)
     if config.init and start is None:
         logger.info("initial weights: {}", ", ".join(filter(None, (config.init, config.lora.init))))
     initial = _initial_weights(config, start)
@@ -394,9 +393,5 @@ def _checkpoints_on_request(
 
 
 def _validation(config: ResolvedConfig, data: Dataset) -> Validation:
-    def windows(batches: int) -> EvaluationWindows:
-        return evaluation_batches(
-            data.validation, batch_size=config.batch_size, micro_batch=config.micro_batch, batches=batches
-        )
-
+    windows = EvaluationChoice(config.data, data.validation, config.batch_size, config.micro_batch)
     return Validation(windows(config.evaluation.batches), windows(config.evaluation.final_batches))

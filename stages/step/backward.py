@@ -79,9 +79,11 @@ class Backward:
         loss = self._compute.backward(lease.bank, slot, scale, gradients, scratch, ticket, terms)
         dx = self._compute.input_gradient(scratch)
         if accumulation is None:
-            self._layout.scatter_input_gradient(slot.ids, dx, self._context, gradients, accumulate=accumulate)
+            self._layout.scatter_input_gradient(
+                slot.ids, dx, self._context, slot.starts, gradients, accumulate=accumulate
+            )
             return loss
-        accumulation.defer(item.micro, slot.ids, dx)
+        accumulation.defer(item.micro, slot.ids, slot.starts, dx)
         if accumulation.stopped:
             raise Cancelled
         return loss

@@ -85,7 +85,9 @@ def backward_with_embeddings(
     """Run the whole backward pass, input embeddings included, for the only writer of `gradients`."""
     loss = compute.backward(version, slot, scale, gradients, scratch, single_writer(accumulate=accumulate))
     dx = compute.input_gradient(scratch)
-    layout_of(geometry).scatter_input_gradient(slot.ids, dx, geometry.context, gradients, accumulate=accumulate)
+    layout_of(geometry).scatter_input_gradient(
+        slot.ids, dx, geometry.context, slot.starts, gradients, accumulate=accumulate
+    )
     return loss
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from threadloom.pipeline import Arena, Cancelled, Lease
+from threadloom.stages.data import fill_starts
 from threadloom.stages.memory import Bank, Evaluation, Update
 from threadloom.stages.step.compute import Compute, Version
 from threadloom.stages.step.derived_embedding import EmbeddingFactors
@@ -50,6 +51,7 @@ class ValidationLoss:
             if self._aborted:
                 raise Cancelled
             windows.fill(0, micro, slot.ids, slot.targets)
+            fill_starts(windows, 0, micro, slot.starts)
             self._compute.embed(version, slot)
             self._compute.forward(version, slot)
             sums.append(self._compute.loss(version, slot, self._logits))

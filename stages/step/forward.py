@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from hashlib import blake2b
 
 from threadloom.pipeline import Banks, Pool, version_for
-from threadloom.stages.data import BatchSource
+from threadloom.stages.data import BatchSource, fill_starts
 from threadloom.stages.memory import Bank, MicroBatch, MicroBatchSlot
 from threadloom.stages.step.compute import Compute
 
@@ -42,6 +42,7 @@ class Draw:
         assert item.slot is not None
         self._source.fill(item.batch, item.micro, item.slot.ids, item.slot.targets)
         item.counted = self._counted_in(item.batch)
+        fill_starts(self._source, item.batch, item.micro, item.slot.starts)
         if self._dropout_seed is not None:
             item.slot.dropout_key[0] = _dropout_key(self._dropout_seed, item.batch, item.micro)
         return item

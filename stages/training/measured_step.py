@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from threadloom.stages.config import ResolvedConfig
 from threadloom.stages.console import JsonWorkerProcess, module_command, resident_bytes
-from threadloom.stages.data import BatchSource, RandomTokens, TokenIds
+from threadloom.stages.data import BatchSource, RandomTokens, TokenIds, fill_starts
 from threadloom.stages.resolve import gemm_settings, resolved_from_json
 from threadloom.stages.training.sequential import replay, stage_by_stage
 from threadloom.stages.training.training import Training
@@ -85,6 +85,10 @@ class StepGate:
     def counted(self, batch: int) -> int:
         """Return how many targets of a batch count."""
         return self._source.counted(batch)
+
+    def fill_starts(self, batch: int, micro: int, starts: TokenIds) -> None:
+        """Write the borders of a micro-batch that has been drawn."""
+        fill_starts(self._source, batch, micro, starts)
 
 
 class MeasuredStepRunner:

@@ -6,15 +6,18 @@ from threadloom.stages.step import Compute
 from threadloom.stages.step.float32 import Float32Compute
 
 
-def compute_for(precision: Precision, geometry: Geometry, sequences: int, *, recompute: bool = False) -> Compute:
+def compute_for(
+    precision: Precision, geometry: Geometry, sequences: int, *, recompute: bool = False, borders: bool = False
+) -> Compute:
     """Return the arithmetic of a resolved precision, for micro-batches of `sequences` sequences.
 
-    `recompute` is the setting; it has no effect in float32.
+    `recompute` is the setting; it has no effect in float32. With `borders` the slots of micro-batches have those of
+    documents.
 
     bf16x3 is float32 with another GEMM (`stages.resolve.gemm_settings`).
     """
     if precision in (Precision.FLOAT32, Precision.BF16X3):
-        return Float32Compute(geometry, sequences)
+        return Float32Compute(geometry, sequences, borders=borders)
     from threadloom.stages.step.bits16 import Bits16Compute
 
-    return Bits16Compute(precision, geometry, sequences, recompute=recompute)
+    return Bits16Compute(precision, geometry, sequences, recompute=recompute, borders=borders)

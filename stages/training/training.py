@@ -125,7 +125,9 @@ class Training:
         self.config = config
         self.first_batch = start.step if start else 0
         self.plan = LanePlan(config.lanes, config.micro_batches)
-        self.compute = compute_for(config.precision, geometry, config.micro_batch, recompute=config.recompute)
+        self.compute = compute_for(
+            config.precision, geometry, config.micro_batch, recompute=config.recompute, borders=config.data.bordered
+        )
         memory = self.compute.memory
         self.scaler = LossScaler(config.loss_scale)
         self.guard = SpikeGuard(config.guard)
@@ -144,7 +146,9 @@ class Training:
         self.scratch = Pool([memory.allocate_scratch() for _ in range(config.max_concurrent_backward)])
         self.accumulation: OrderedAccumulation | None = None
         if config.shared_lanes:
-            self.accumulation = OrderedAccumulation(geometry, self.lanes, config.micro_batch)
+            self.accumulation = OrderedAccumulation(
+                geometry, self.lanes, config.micro_batch, borders=config.data.bordered
+            )
         self.snapshot: CheckpointSnapshot | None = None
         if output:
             self.snapshot = CheckpointSnapshot(

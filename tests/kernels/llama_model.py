@@ -13,6 +13,7 @@ from tests.kernels.llama_support import LLAMA_LINEAR, LlamaCase, gradient_shapes
 from tests.kernels.model import MicroBatchModel
 from tests.kernels.support import DROPOUT_KEY, Guarded, clear_outside_blocks, flat_ids, lora_ranks
 from tests.reference import Array, Ids, Tensors, cross_entropy_forward, llama as reference
+from threadloom.kernels.common.documents import NO_BORDERS
 from threadloom.kernels.common.embedding import token_embedding_backward
 from threadloom.kernels.common.protocol import ModelKernels
 from threadloom.kernels.common.tensors import ATTENTION_TILE, LlamaWeights
@@ -79,7 +80,7 @@ class LlamaFloat32(LlamaModel):
             gate_up=empty(n, r, 2 * s.mlp_width), h=empty(r, c), gated=empty(r, s.mlp_width),
             scores=empty(ATTENTION_TILE, case.context),
             **{f"{name}_xa": empty(n, r, lora_ranks(s.lora, name)) for name in LLAMA_LINEAR},
-            dropout_key=np.full(1, DROPOUT_KEY, np.uint64), dropped=empty(self._dropped),
+            dropout_key=np.full(1, DROPOUT_KEY, np.uint64), starts=NO_BORDERS, dropped=empty(self._dropped),
         )  # fmt: skip
 
     def _scratch(self) -> LlamaScratch:

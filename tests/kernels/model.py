@@ -23,6 +23,7 @@ from tests.kernels.support import (
 )
 from tests.reference import Array, Ids, Tensors
 from threadloom.kernels.common.accumulation import single_writer
+from threadloom.kernels.common.documents import NO_BORDERS
 from threadloom.kernels.common.embedding import embedding_backward
 from threadloom.kernels.common.protocol import ModelKernels
 from threadloom.kernels.common.tensors import Weights
@@ -61,7 +62,7 @@ class MicroBatchModel(ABC):
     def scatter(self, ids: Ids, accumulate: bool) -> None:
         """Write or add the gradients of the embeddings."""
         g = self.grads
-        embedding_backward(flat_ids(ids), self.scratch.dx, self.sizes.tokens, g.wte, g.wpe, accumulate)
+        embedding_backward(flat_ids(ids), self.scratch.dx, self.sizes.tokens, NO_BORDERS, g.wte, g.wpe, accumulate)
 
 
 def check_bits_after_another_batch(fresh: MicroBatchModel, used: MicroBatchModel, rng: np.random.Generator) -> None:
@@ -129,7 +130,9 @@ class Model(MicroBatchModel):
 
     def forward(self, ids: Ids) -> None:
         """Fill the activations."""
-        embedding_forward(self.weights.wte, self.weights.wpe, flat_ids(ids), self.sizes.tokens, self.acts.x[0])
+        embedding_forward(
+            self.weights.wte, self.weights.wpe, flat_ids(ids), self.sizes.tokens, NO_BORDERS, self.acts.x[0]
+        )
         blocks_forward(self.weights, self.acts, self.sizes.sequences, self.sizes.constants)
 
     def loss(self, targets: Ids) -> float:

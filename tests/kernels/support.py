@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from tests import reference
 from tests.reference import Array, Ids, LoraSizes, Tensors
+from threadloom.kernels.common.documents import NO_BORDERS
 from threadloom.kernels.common.tensors import ATTENTION_TILE, Gpt2Constants, HeadCounts, LoraConstants, Weights
 from threadloom.kernels.compiling.arrays import Floats, TokenIds
 from threadloom.kernels.compiling.jit import JIT_ENABLED
@@ -263,6 +264,7 @@ def make_activations(sizes: Sizes, memory: Guarded) -> Activations:
         h=memory.empty(r, c),
         gelu=memory.empty(r, 4 * c),
         dropout_key=np.full(1, DROPOUT_KEY, np.uint64),
+        starts=NO_BORDERS,
         dropped=memory.empty(r * 4 * c if sizes.lora and sizes.lora.dropout else 0),
         scores=memory.empty(ATTENTION_TILE, sizes.context),
     )

@@ -121,7 +121,13 @@ def build(
 
 def planned(config: ResolvedConfig, *, evaluates: bool = True, saves: bool = True) -> dict[str, int]:
     """Return the memory plan of a resolved configuration."""
-    compute = compute_for(config.precision, config.geometry(), config.micro_batch, recompute=config.recompute)
+    compute = compute_for(
+        config.precision,
+        config.geometry(),
+        config.micro_batch,
+        recompute=config.recompute,
+        borders=config.data.bordered,
+    )
     memory = compute.memory
     return memory_plan(config, memory, evaluates=evaluates, saves=saves)
 

@@ -37,7 +37,7 @@ from threadloom.kernels.bits16.attention.rows import dot_columns, prefetch_row
 from threadloom.kernels.bits16.attention.scratch import AttentionScratch
 from threadloom.kernels.bits16.attention.softmax import SoftmaxBackwardRows, softmax_backward_rows
 from threadloom.kernels.bits16.attention.tile import TILE_ROWS
-from threadloom.kernels.common import ATTENTION_TILE, AttentionActivations, HeadCounts
+from threadloom.kernels.common import ATTENTION_TILE, AttentionActivations, HeadCounts, document_end
 from threadloom.kernels.compiling import Floats, jit_strict_fp, jit_strict_inline
 from threadloom.kernels.matmul import (
     PANEL,
@@ -245,16 +245,16 @@ def _head_refs(
 
 
 @jit_strict_fp
-def _key_sums(s: AttentionScratch, shape: HeadShape) -> _KeySums:
+def _key_sums(s: AttentionScratch, group: int) -> _KeySums:
     k, v, stride, step = address_of(s.result), address_of(s.result), s.result.strides[0], 0
-    if shape.group > 1:
+    if group > 1:
         k, v = address_of(s.group_sums[0]), address_of(s.group_sums[1])
         stride, step = s.group_sums.strides[2], s.group_sums.strides[1]
     return _KeySums(MatrixRef(k, stride), MatrixRef(v, stride), step)
 
 
 @jit_strict_fp
-def _buffers(s: AttentionScratch, shape: HeadShape) -> _BackwardBuffers:
+def _buffers(s: AttentionScratch, group: int) -> _BackwardBuffers:
     column_panel, row_panel = s.columns.strides[1], s.rows.strides[1]
     shifts, deltas = address_of(s.statistics[0]), address_of(s.statistics[1])
     pairs = MatrixRef(address_of(s.ds_pairs), s.ds_pairs.strides[0])
@@ -268,7 +268,7 @@ def _buffers(s: AttentionScratch, shape: HeadShape) -> _BackwardBuffers:
         matrix_ref(s.k_transposed),
         matrix_ref(s.dq_transposed),
         matrix_ref(s.result),
-        _key_sums(s, shape),
+        _key_sums(s, group),
     )
 
 
@@ -286,31 +286,36 @@ def backward_bf16(
     path = read_dot_path()
     if path == DotPath.AMX:
         configure_tiles()
-    shape = head_shape(out, sequences, heads)
-    scale = np.float32(1.0 / math.sqrt(shape.size))
-    buffers, panels = _buffers(scratch, shape), (shape.length + PANEL - 1) // PANEL
-    q_columns, d_o_columns = scratch.columns[0, :panels], scratch.columns[1, :panels]
-    o_columns, k_transposed = scratch.columns[2, :panels], scratch.k_transposed[:, : shape.length]
-    for b in range(sequences):
+    whole, size = out.shape[0] // sequences, out.shape[1] // heads.query
+    scale = np.float32(1.0 / math.sqrt(size))
+    buffers = _buffers(scratch, heads.query // heads.key_value)
+    begin = 0
+    while begin < out.shape[0]:
+        shape = head_shape(out, document_end(begin, whole, acts.starts) - begin, heads)
+        end, panels = begin + shape.length, (shape.length + PANEL - 1) // PANEL
+        q_columns, d_o_columns = scratch.columns[0, :panels], scratch.columns[1, :panels]
+        o_columns, k_transposed = scratch.columns[2, :panels], scratch.k_transposed[:, : shape.length]
         for h in range(heads.query):
-            index = HeadIndex(b, h)
+            index = HeadIndex(begin, h)
             head = _head_refs(qkv, out, d_out, d_qkv, shape, index)
             ahead = _head_refs(qkv, out, d_out, d_qkv, shape, next_head(index, shape))
             adds, completes = 0 if begins_group(index, shape) else 1, ends_group(index, shape)
-            top, bottom, q0 = b * shape.length, (b + 1) * shape.length, h * shape.size
-            pack_bf16(qkv[top:bottom, q0 : q0 + shape.size], Op.T, q_columns)
-            pack_bf16(d_out[top:bottom, q0 : q0 + shape.size], Op.T, d_o_columns)
-            pack_bf16(out[top:bottom, q0 : q0 + shape.size], Op.T, o_columns)
+            q0 = h * size
+            pack_bf16(qkv[begin:end, q0 : q0 + size], Op.T, q_columns)
+            pack_bf16(d_out[begin:end, q0 : q0 + size], Op.T, d_o_columns)
+            pack_bf16(out[begin:end, q0 : q0 + size], Op.T, o_columns)
             if not adds:
                 k0 = key_column(index, shape)
-                transpose_bf16(qkv[top:bottom, k0 : k0 + shape.size], k_transposed)
-            pack_pairs(MatrixRef(head.qkv.q, head.qkv.stride), shape.length, shape.size, buffers.q_rows)
-            pack_pairs(head.d_out, shape.length, shape.size, buffers.d_out_rows)
-            _statistics(lse[b, h], (shape.size + 1) // 2, scratch)
+                transpose_bf16(qkv[begin:end, k0 : k0 + size], k_transposed)
+            pack_pairs(MatrixRef(head.qkv.q, head.qkv.stride), shape.length, size, buffers.q_rows)
+            pack_pairs(head.d_out, shape.length, size, buffers.d_out_rows)
+            past = begin % whole
+            _statistics(lse[begin // whole, h, past : past + shape.length], (size + 1) // 2, scratch)
             for first in range(0, shape.length, ATTENTION_TILE):
                 queries = shape.length - first
-                tile = _KeyTile(path, first, min(ATTENTION_TILE, queries), queries, shape.size, adds, completes)
+                tile = _KeyTile(path, first, min(ATTENTION_TILE, queries), queries, size, adds, completes)
                 _key_tile(tile, head, ahead, buffers, scale)
             _transpose_out(buffers, scale, shape, MatrixRef(head.d_qkv.q, head.d_qkv.stride))
+        begin = end
     if path == DotPath.AMX:
         release_tiles()

@@ -26,7 +26,7 @@ from threadloom.kernels.bits16.attention.products import multiply, pack_pairs, r
 from threadloom.kernels.bits16.attention.rows import prefetch_row
 from threadloom.kernels.bits16.attention.scratch import AttentionScratch
 from threadloom.kernels.bits16.attention.softmax import ROW_GROUP, ExpRows, exp_rows
-from threadloom.kernels.common import AttentionActivations, HeadCounts
+from threadloom.kernels.common import AttentionActivations, HeadCounts, document_end
 from threadloom.kernels.compiling import jit_strict_fp, jit_strict_inline
 from threadloom.kernels.matmul import (
     PANEL,
@@ -124,32 +124,35 @@ def forward_bf16(acts: AttentionActivations, sequences: int, heads: HeadCounts, 
     path = read_dot_path()
     if path == DotPath.AMX:
         configure_tiles()
-    shape = head_shape(out, sequences, heads)
-    scale = np.float32(1.0 / math.sqrt(shape.size))
-    factor = np.float32(_LOG2_E / math.sqrt(shape.size))
-    panels = (shape.length + PANEL - 1) // PANEL
-    k_columns, v_rows = scratch.columns[0, :panels], scratch.rows[0]
+    whole, size = out.shape[0] // sequences, out.shape[1] // heads.query
+    scale = np.float32(1.0 / math.sqrt(size))
+    factor = np.float32(_LOG2_E / math.sqrt(size))
+    columns, v_rows = scratch.columns[0], scratch.rows[0]
     largest, totals = address_of(scratch.statistics[0]), address_of(scratch.statistics[1])
     buffers = _ForwardBuffers(
-        MatrixRef(address_of(k_columns), k_columns.strides[0]),
+        MatrixRef(address_of(columns), columns.strides[0]),
         MatrixRef(address_of(v_rows), v_rows.strides[0]),
         ExpRows(matrix_ref(scratch.scores), matrix_ref(scratch.p_bits), largest, totals),
         matrix_ref(scratch.result),
     )
-    for b in range(sequences):
+    begin = 0
+    while begin < out.shape[0]:
+        shape = head_shape(out, document_end(begin, whole, acts.starts) - begin, heads)
+        k_columns = columns[: (shape.length + PANEL - 1) // PANEL]
         for h in range(heads.query):
-            index = HeadIndex(b, h)
+            index = HeadIndex(begin, h)
             source, ahead = qkv_of(qkv, shape, index), qkv_of(qkv, shape, next_head(index, shape))
             if begins_group(index, shape):
-                begin, column = b * shape.length, key_column(index, shape)
-                pack_bf16(qkv[begin : begin + shape.length, column : column + shape.size], Op.T, k_columns)
-                pack_pairs(MatrixRef(source.v, source.stride), shape.length, shape.size, buffers.v_rows)
-            target, target_lse = head_of(out, shape, index), address_of(lse[b, h])
+                column = key_column(index, shape)
+                pack_bf16(qkv[begin : begin + shape.length, column : column + size], Op.T, k_columns)
+                pack_pairs(MatrixRef(source.v, source.stride), shape.length, size, buffers.v_rows)
+            target, target_lse = head_of(out, shape, index), address_of(lse[begin // whole, h]) + 4 * (begin % whole)
             for first in range(0, shape.length, _QUERIES):
-                tile = _QueryTile(path, first, min(_QUERIES, shape.length - first), shape.size)
+                tile = _QueryTile(path, first, min(_QUERIES, shape.length - first), size)
                 _scores(tile, MatrixRef(source.q, source.stride), buffers)
                 _probabilities(tile, ahead, target, shape.length, buffers, factor)
                 _weighted_values(tile, buffers)
                 _normalise(tile, target, target_lse, buffers, scale)
+        begin += shape.length
     if path == DotPath.AMX:
         release_tiles()

@@ -13,6 +13,7 @@ from threadloom.kernels.common import (
     ATTENTION_TILE,
     AttentionActivations,
     HeadCounts,
+    document_end,
     softmax_backward_row,
     softmax_rows,
 )
@@ -77,12 +78,14 @@ def forward_fp16(acts: AttentionActivations, sequences: int, heads: HeadCounts, 
     qkv, out, lse = acts.qkv, acts.out, acts.lse
     size = out.shape[1] // heads.query
     group = heads.query // heads.key_value
-    length = out.shape[0] // sequences
+    whole = out.shape[0] // sequences
     scale = 1.0 / math.sqrt(size)
     buffer = scratch.p_bits[0].view(qkv.dtype)
     q, k, v = scratch.upcast[0], scratch.upcast[1], scratch.upcast[2]
-    for b in range(sequences):
-        begin = b * length
+    begin = 0
+    while begin < out.shape[0]:
+        length = document_end(begin, whole, acts.starts) - begin
+        b, past = begin // whole, begin % whole
         for head in range(heads.query):
             q0, k0 = head * size, (heads.query + head // group) * size
             _upcast_head(qkv, begin, q0, length, q)
@@ -94,10 +97,11 @@ def forward_fp16(acts: AttentionActivations, sequences: int, heads: HeadCounts, 
                 queries = keys - first
                 tile, o = scratch.scores[:queries, :keys], scratch.result[:queries, :size]
                 gemm(q[first:keys], k[:keys], tile, Op.N, Op.T, scale, 0.0)
-                softmax_rows(scratch.scores, lse[b, head, first:keys], queries, keys)
+                softmax_rows(scratch.scores, lse[b, head, past + first : past + keys], queries, keys)
                 _round_tile(scratch.scores, buffer, queries, keys)
                 gemm(tile, v[:keys], o, Op.N, Op.N, 1.0, 0.0)
                 _round_head(scratch.result, queries, size, out, begin + first, q0)
+        begin += length
 
 
 @jit_kernel
@@ -113,14 +117,16 @@ def backward_fp16(
     qkv, out, lse = acts.qkv, acts.out, acts.lse
     size = out.shape[1] // heads.query
     group = heads.query // heads.key_value
-    length = out.shape[0] // sequences
+    whole = out.shape[0] // sequences
     scale = 1.0 / math.sqrt(size)
-    tiles = (length + ATTENTION_TILE - 1) // ATTENTION_TILE
     buffer = scratch.p_bits[0].view(qkv.dtype)
     q, k, v, d_o = scratch.upcast[0], scratch.upcast[1], scratch.upcast[2], scratch.upcast[3]
     d_k, d_v = scratch.upcast[4], scratch.upcast[5]
-    for b in range(sequences):
-        begin = b * length
+    begin = 0
+    while begin < out.shape[0]:
+        length = document_end(begin, whole, acts.starts) - begin
+        b, past = begin // whole, begin % whole
+        tiles = (length + ATTENTION_TILE - 1) // ATTENTION_TILE
         for head in range(heads.query):
             q0, k0 = head * size, (heads.query + head // group) * size
             v0 = k0 + heads.key_value * size
@@ -139,7 +145,8 @@ def backward_fp16(
                 p, ds = scratch.scores[:queries, :keys], scratch.d_scores[:queries, :keys]
                 gemm(q[first:keys], k[:keys], p, Op.N, Op.T, scale, 0.0)
                 gemm(d_o[first:keys], v[:keys], ds, Op.N, Op.T, 1.0, 0.0)
-                _softmax_backward(scratch, out[top:bottom], d_out[top:bottom], lse[b, head, first:keys], q0, size, keys)
+                rows = lse[b, head, past + first : past + keys]
+                _softmax_backward(scratch, out[top:bottom], d_out[top:bottom], rows, q0, size, keys)
                 _round_tile(scratch.scores, buffer, queries, keys)
                 _round_tile(scratch.d_scores, buffer, queries, keys)
                 gemm(p, d_o[first:keys], d_v[:keys], Op.T, Op.N, 1.0, beta)
@@ -150,3 +157,4 @@ def backward_fp16(
             if (head + 1) % group == 0:
                 _round_head(d_k, length, size, d_qkv, begin, k0)
                 _round_head(d_v, length, size, d_qkv, begin, v0)
+        begin += length

@@ -13,18 +13,18 @@ ELEMENT = 2
 
 
 class HeadShape(NamedTuple):
-    """Sizes that all heads of a layer share."""
+    """Sizes that all heads of a sequence share, or of a document within borders."""
 
     heads: HeadCounts  # per sequence
     group: int  # H / K, successive query heads with the same keys and values
-    length: int  # T, tokens of a sequence
+    length: int  # rows of a sequence, or of a document
     size: int  # D, columns of a head
 
 
 class HeadIndex(NamedTuple):
-    """Which query head of which sequence."""
+    """Which query head of which sequence or document."""
 
-    sequence: int
+    begin: int  # its first row
     head: int
 
 
@@ -38,18 +38,18 @@ class QkvRef(NamedTuple):
 
 
 @jit_strict_inline
-def head_shape(out: BF16Bits, sequences: int, heads: HeadCounts) -> HeadShape:
-    """Return the sizes of the heads of a layer with the output `out` (R, H D)."""
+def head_shape(out: BF16Bits, length: int, heads: HeadCounts) -> HeadShape:
+    """Return the sizes of the heads of `length` rows of a layer with the output `out` (R, H D)."""
     group = heads.query // heads.key_value
-    return HeadShape(heads, group, out.shape[0] // sequences, out.shape[1] // heads.query)
+    return HeadShape(heads, group, length, out.shape[1] // heads.query)
 
 
 @jit_strict_inline
 def next_head(index: HeadIndex, shape: HeadShape) -> HeadIndex:
     """Return the query head after `index`; after the last head of all, it is outside of the matrices."""
     if index.head + 1 < shape.heads.query:
-        return HeadIndex(index.sequence, index.head + 1)
-    return HeadIndex(index.sequence + 1, 0)
+        return HeadIndex(index.begin, index.head + 1)
+    return HeadIndex(index.begin + shape.length, 0)
 
 
 @jit_strict_inline
@@ -67,9 +67,8 @@ def ends_group(index: HeadIndex, shape: HeadShape) -> bool:
 @jit_strict_inline
 def head_of(matrix: BF16Bits, shape: HeadShape, index: HeadIndex) -> MatrixRef:
     """Return a head of `matrix` (R, H D)."""
-    row, column = index.sequence * shape.length, index.head * shape.size
-    stride = matrix.strides[0]
-    return MatrixRef(address_of(matrix) + row * stride + column * ELEMENT, stride)
+    stride, column = matrix.strides[0], index.head * shape.size
+    return MatrixRef(address_of(matrix) + index.begin * stride + column * ELEMENT, stride)
 
 
 @jit_strict_inline
@@ -82,7 +81,7 @@ def key_column(index: HeadIndex, shape: HeadShape) -> int:
 def qkv_of(matrix: BF16Bits, shape: HeadShape, index: HeadIndex) -> QkvRef:
     """Return a query head of `matrix` (R, (H + 2K) D), which has all queries, all keys and all values side by side."""
     stride = matrix.strides[0]
-    row = address_of(matrix) + index.sequence * shape.length * stride
+    row = address_of(matrix) + index.begin * stride
     k = row + key_column(index, shape) * ELEMENT
     return QkvRef(row + index.head * shape.size * ELEMENT, k, k + shape.heads.key_value * shape.size * ELEMENT, stride)
 

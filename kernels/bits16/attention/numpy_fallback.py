@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from threadloom.kernels.bits16.attention.scratch import AttentionScratch
-from threadloom.kernels.common import AttentionActivations, HeadCounts
+from threadloom.kernels.common import AttentionActivations, DocumentStarts, HeadCounts
 from threadloom.kernels.compiling import Floats
 from threadloom.kernels.simd import Bits16, round_to_bf16, upcast_bf16
 
@@ -53,9 +53,13 @@ def _join_heads(values: Floats, dtype: np.dtype[Any]) -> Any:
     return _to_bits(values.transpose(0, 2, 1, 3).reshape(sequences * length, heads * size), dtype)
 
 
-def _masked_scores(q: Floats, k: Floats) -> Floats:
+def _masked_scores(q: Floats, k: Floats, starts: DocumentStarts) -> Floats:
     scores: Floats = q @ k.swapaxes(2, 3) * np.float32(1 / math.sqrt(q.shape[3]))
     scores[..., np.triu(np.ones(scores.shape[2:], bool), 1)] = -np.inf
+    if starts.size:
+        sequences, _, length, _ = q.shape
+        earlier = np.arange(length) < starts.reshape(sequences, length, 1)  # key before the document of the query
+        scores[np.broadcast_to(earlier[:, None], scores.shape)] = -np.inf
     return scores
 
 
@@ -63,7 +67,7 @@ def forward_numpy(acts: AttentionActivations, sequences: int, heads: HeadCounts,
     """See `kernels.bits16.attention.layer.attention_forward`."""
     qkv, out, lse = acts.qkv, acts.out, acts.lse
     q, k, v = _split_qkv(qkv, sequences, heads)
-    scores = _masked_scores(q, k)
+    scores = _masked_scores(q, k, acts.starts)
     largest = scores.max(axis=3, keepdims=True)
     p = np.exp(scores - largest)
     total = p.sum(axis=3, keepdims=True)
@@ -84,7 +88,7 @@ def backward_numpy(
     q, k, v = _split_qkv(qkv, sequences, heads)
     d_o, o = _split_heads(d_out, sequences, heads.query), _split_heads(out, sequences, heads.query)
     scale = np.float32(1 / math.sqrt(q.shape[3]))
-    p = np.exp(_masked_scores(q, k) - lse[..., None])
+    p = np.exp(_masked_scores(q, k, acts.starts) - lse[..., None])
     ds = _rounded(p * (d_o @ v.swapaxes(2, 3) - (d_o * o).sum(axis=3, keepdims=True)), qkv.dtype)
     p = _rounded(p, qkv.dtype)
     d_k, d_v = _group_sums(ds.swapaxes(2, 3) @ q, heads) * scale, _group_sums(p.swapaxes(2, 3) @ d_o, heads)

@@ -7,7 +7,7 @@ import numpy as np
 
 from threadloom.kernels import Floats, TokenIds
 from threadloom.kernels.bits16 import GPT2, Activations16, PackedWeights, Scratch16, Weights16, embedding_forward
-from threadloom.kernels.common import ModelKernels
+from threadloom.kernels.common import DocumentStarts, ModelKernels
 from threadloom.stages.layouts.bits16.layout import FLOAT, ArraySpecs
 from threadloom.stages.layouts.bits16.lora import lora_activation_specs, lora_packed_fields, lora_scratch_specs
 from threadloom.stages.models import Geometry
@@ -77,6 +77,6 @@ class Gpt2Bits16Layout:
             "unused": ((3, c), FLOAT),
         } | lora_scratch_specs(geometry, LINEAR, r, storage)
 
-    def embed(self, weights: Weights16, ids: TokenIds, context: int, out: Floats) -> None:
+    def embed(self, weights: Weights16, ids: TokenIds, context: int, starts: DocumentStarts, out: Floats) -> None:
         """Write the sum of token embeddings, from the packed weights, and position embeddings."""
-        embedding_forward(weights.packed.wte, weights.master.wpe, ids, context, out)
+        embedding_forward(weights.packed.wte, weights.master.wpe, ids, context, starts, out)

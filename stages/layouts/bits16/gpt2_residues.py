@@ -2,6 +2,7 @@
 
 from threadloom.kernels import Floats, TokenIds
 from threadloom.kernels.bits16 import GPT2_RESIDUES, Weights16, residue_embedding_forward
+from threadloom.kernels.common import DocumentStarts
 from threadloom.stages.layouts import residues_in
 from threadloom.stages.layouts.bits16.gpt2 import Gpt2Bits16Layout
 from threadloom.stages.models import Geometry
@@ -20,6 +21,6 @@ class Gpt2ResidueBits16Layout(Gpt2Bits16Layout):
         fields = super().packed_fields(geometry)
         return {"wte_factors": fields.pop("wte"), **fields}
 
-    def embed(self, weights: Weights16, ids: TokenIds, context: int, out: Floats) -> None:
+    def embed(self, weights: Weights16, ids: TokenIds, context: int, starts: DocumentStarts, out: Floats) -> None:
         """Write the sum of token embeddings, from the packed factors, and position embeddings."""
-        residue_embedding_forward(weights.packed.wte, weights.master.wpe, self._residues, ids, context, out)
+        residue_embedding_forward(weights.packed.wte, weights.master.wpe, self._residues, ids, context, starts, out)

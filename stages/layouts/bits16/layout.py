@@ -6,7 +6,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from threadloom.kernels import Floats, TokenIds
-from threadloom.kernels.common import ModelKernels
+from threadloom.kernels.common import DocumentStarts, ModelKernels
 from threadloom.stages.models import Geometry, Shape
 
 ArraySpec = tuple[Shape, np.dtype[Any]]
@@ -66,7 +66,7 @@ class Bits16Layout(Protocol[GeometryT]):
     def scratch_specs(self, geometry: GeometryT, sequences: int, storage: np.dtype[Any]) -> ArraySpecs:
         """Return shape and dtype of every field of `scratch` but ``thread`` and the logits and their gradients."""
 
-    def embed(self, weights: Any, ids: TokenIds, context: int, out: Floats) -> None:
+    def embed(self, weights: Any, ids: TokenIds, context: int, starts: DocumentStarts, out: Floats) -> None:
         """Write the input embeddings of the tokens `ids` (R,), sequences of `context` tokens, to `out` (R, C).
 
         `weights` is a pair of the type `weights`.

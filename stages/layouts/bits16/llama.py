@@ -14,6 +14,7 @@ from threadloom.kernels.bits16 import (
     LlamaWeights16,
     token_embedding_forward,
 )
+from threadloom.kernels.common import DocumentStarts
 from threadloom.stages.layouts.bits16.layout import FLOAT, ArraySpecs
 from threadloom.stages.layouts.bits16.lora import lora_activation_specs, lora_packed_fields, lora_scratch_specs
 from threadloom.stages.models import LlamaGeometry
@@ -84,6 +85,6 @@ class LlamaBits16Layout:
             "rstd": ((r,), FLOAT),
         } | lora_scratch_specs(geometry, LINEAR, r, storage)
 
-    def embed(self, weights: LlamaWeights16, ids: TokenIds, context: int, out: Floats) -> None:
+    def embed(self, weights: LlamaWeights16, ids: TokenIds, context: int, starts: DocumentStarts, out: Floats) -> None:
         """Write the token embeddings, from the packed weights."""
         token_embedding_forward(weights.packed.wte, ids, out)

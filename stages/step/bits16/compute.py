@@ -22,8 +22,16 @@ from threadloom.stages.step.optimizers import Optimizer
 class Bits16Compute:
     """Activations and GEMM operands in 16 bits, masters and sums in float32. Implements `Compute`."""
 
-    def __init__(self, precision: Precision, geometry: Geometry, sequences: int, *, recompute: bool = False) -> None:
-        self.memory = Bits16Memory(precision, geometry, sequences, small=recompute)
+    def __init__(
+        self,
+        precision: Precision,
+        geometry: Geometry,
+        sequences: int,
+        *,
+        recompute: bool = False,
+        borders: bool = False,
+    ) -> None:
+        self.memory = Bits16Memory(precision, geometry, sequences, small=recompute, borders=borders)
         self._fp16 = precision is Precision.FP16
         self._layout = bits16_layout_of(geometry)
         self._kernels, self._constants = self._layout.kernels, layout_of(geometry).constants(geometry)
@@ -55,7 +63,8 @@ class Bits16Compute:
 
     def embed(self, version: Version, slot: MicroBatchSlot) -> None:
         """Gather the embeddings."""
-        self._layout.embed(self._weights(version), slot.ids, self._geometry.context, slot.activations.x)
+        weights, context = self._weights(version), self._geometry.context
+        self._layout.embed(weights, slot.ids, context, slot.starts, slot.activations.x)
 
     def forward(self, version: Version, slot: MicroBatchSlot) -> None:
         """Run all blocks in one compiled call."""

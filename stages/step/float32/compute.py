@@ -19,8 +19,8 @@ from threadloom.stages.step.optimizers import Optimizer
 class Float32Compute:
     """All arithmetic in float32, without packed weights. Implements `Compute`."""
 
-    def __init__(self, geometry: Geometry, sequences: int) -> None:
-        self.memory = Float32Memory(geometry, sequences)
+    def __init__(self, geometry: Geometry, sequences: int, *, borders: bool = False) -> None:
+        self.memory = Float32Memory(geometry, sequences, borders=borders)
         self._layout = layout_of(geometry)
         self._kernels, self._constants = self._layout.kernels, self._layout.constants(geometry)
         self._geometry = geometry
@@ -34,7 +34,7 @@ class Float32Compute:
 
     def embed(self, version: Version, slot: MicroBatchSlot) -> None:
         """Gather the embeddings."""
-        self._layout.embed(version.weights, slot.ids, self._geometry.context, slot.activations.x[0])
+        self._layout.embed(version.weights, slot.ids, self._geometry.context, slot.starts, slot.activations.x[0])
 
     def forward(self, version: Version, slot: MicroBatchSlot) -> None:
         """Run all blocks in one compiled call."""

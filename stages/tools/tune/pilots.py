@@ -12,7 +12,7 @@ import msgspec
 
 from threadloom.pipeline import StageFailure
 from threadloom.stages.config import Config
-from threadloom.stages.data import Dataset, TokenBatches, evaluation_batches, open_prepared, prepare, read_corpus
+from threadloom.stages.data import Dataset, EvaluationChoice, open_prepared, prepare, read_corpus, training_batches
 from threadloom.stages.memory import Evaluation
 from threadloom.stages.resolve import RATE_RULE, gemm_settings, rate_and_warmup, resolve
 from threadloom.stages.step import TrainingDiverged, Validation
@@ -69,17 +69,9 @@ class Pilots:
         begin = time.perf_counter()
         config = self._config(choice, updates)
         resolved = resolve(config, self.cores, self.data.tokenizer.vocab_size, threads=self.cores)
-        windows = evaluation_batches(
-            self.data.validation, batch_size=config.batch_size, micro_batch=resolved.micro_batch, batches=EVALUATED
-        )
-        source = TokenBatches(
-            self.data.train,
-            resolved.batch_sizes,
-            config.seed,
-            self.data.offsets,
-            config.data.shuffle,
-            self.data.mixture,
-        )
+        choose = EvaluationChoice(config.data, self.data.validation, config.batch_size, resolved.micro_batch)
+        windows = choose(EVALUATED)
+        source = training_batches(config.data, self.data, resolved.batch_sizes, config.seed)
         training = Training(resolved, source, Validation(windows, windows), order=self.data.order)
         loss = math.inf
         try:

@@ -40,6 +40,7 @@ from threadloom.kernels.bits16.tensors import (
     LlamaWeights16,
     ThreadScratch,
 )
+from threadloom.kernels.common.documents import NO_BORDERS
 from threadloom.kernels.common.protocol import ModelKernels
 from threadloom.kernels.common.tensors import HeadCounts, LlamaWeights
 from threadloom.kernels.compiling.arrays import Floats
@@ -112,7 +113,7 @@ class Llama16(LlamaModel):
             normed2=self.bits(n, r, c), rstd2=self.floats(n, r),
             gate_up=self.bits(1 if self.small else n, r, 2 * f), h=self.bits(r, c),
             **{f"{name}_xa": self.bits(n, r, xa_width(self.fmt, s.lora, name)) for name in LLAMA_LINEAR},
-            dropout_key=np.full(1, DROPOUT_KEY, np.uint64), dropped=self.bits(self._dropped),
+            dropout_key=np.full(1, DROPOUT_KEY, np.uint64), starts=NO_BORDERS, dropped=self.bits(self._dropped),
             gated=self.bits(r, f), thread=self._thread_scratch(),
         )  # fmt: skip
 

@@ -39,6 +39,7 @@ from threadloom.kernels.bits16.tensors import (
     ThreadScratch,
     Weights16,
 )
+from threadloom.kernels.common.documents import NO_BORDERS
 from threadloom.kernels.common.protocol import ModelKernels
 from threadloom.kernels.common.tensors import HeadCounts, Weights
 from threadloom.kernels.compiling.arrays import Floats
@@ -169,8 +170,8 @@ class Model16(MicroBatchModel):
             attn=self.bits(n, r, c), attn_lse=self.floats(n, s.sequences, s.heads, s.tokens),
             normed2=self.bits(n, r, c), rstd2=self.floats(n, r), fc=self.bits(1 if self.small else n, r, f),
             **{f"{name}_xa": self.bits(n, r, xa_width(self.fmt, s.lora, name)) for name in GPT2_LINEAR},
-            dropout_key=np.full(1, DROPOUT_KEY, np.uint64), dropped=self.bits(self._dropped), h=self.bits(r, c),
-            gelu=self.bits(r, f), thread=self._thread_scratch(),
+            dropout_key=np.full(1, DROPOUT_KEY, np.uint64), starts=NO_BORDERS,
+            dropped=self.bits(self._dropped), h=self.bits(r, c), gelu=self.bits(r, f), thread=self._thread_scratch(),
         )  # fmt: skip
 
     @property
@@ -226,7 +227,7 @@ class Model16(MicroBatchModel):
     def forward(self, ids: Ids) -> None:
         """Fill the activations."""
         s, packed = self.sizes, self.weights.packed
-        embedding_forward(packed.wte, self.master.wpe, flat_ids(ids), s.tokens, self.acts.x)
+        embedding_forward(packed.wte, self.master.wpe, flat_ids(ids), s.tokens, NO_BORDERS, self.acts.x)
         blocks_forward(self.weights, self.acts, s.sequences, s.constants)
 
     def loss(self, targets: Ids) -> float:

@@ -31,6 +31,7 @@ from threadloom.kernels.bits16.layernorm import (
 )
 from threadloom.kernels.bits16.linear import linear_backward_bias
 from threadloom.kernels.common import IGNORED_TARGET, LossTerms
+from threadloom.kernels.common.documents import NO_BORDERS
 from threadloom.kernels.common.layernorm import Affine
 from threadloom.kernels.compiling.arrays import Floats
 from threadloom.kernels.compiling.jit import JIT_ENABLED
@@ -325,7 +326,7 @@ def test_embedding_forward(
     ids[[0, -1]] = 0, vocabulary - 1
     out = pages.empty((ids.size, columns), np.float32)
     packed = pages.copy(pack(wte) if fmt is BF16 else wte)
-    embedding_forward(packed, wpe, ids, tokens, out)
+    embedding_forward(packed, wpe, ids, tokens, NO_BORDERS, out)
     expected = fmt.numbers(wte)[ids].astype(np.float32) + np.tile(wpe[:tokens], (rows, 1))
     np.testing.assert_array_equal(out, expected)
     token_embedding_forward(packed, ids, out)

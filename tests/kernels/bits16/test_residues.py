@@ -12,7 +12,7 @@ from tests.reference import Ids
 from tests.reference.residues import residue_matrix
 from threadloom.kernels.bits16.gpt2_residues import head_backward, head_loss
 from threadloom.kernels.bits16.residue_embedding import residue_embedding_forward
-from threadloom.kernels.common import AccumulationTicket, residues_of
+from threadloom.kernels.common import NO_BORDERS, AccumulationTicket, residues_of
 
 pytestmark = pytest.mark.timeout(600)  # most of it to compile, on a machine that was never here before
 
@@ -53,8 +53,9 @@ def test_the_embedding_is_the_product(fmt: Format) -> None:
     rng = np.random.default_rng(2)
     model, ids = Model16(sizes, fmt, sizes.tensors(rng)), rng.integers(0, vocabulary.tokens, 12)
     residue_embedding_forward(
-        model.weights.packed.wte, model.weights.master.wpe, residues_of(*vocabulary), flat_ids(ids), 4, model.acts.x
-    )
+        model.weights.packed.wte, model.weights.master.wpe, residues_of(*vocabulary), flat_ids(ids), 4, NO_BORDERS,
+        model.acts.x,
+    )  # fmt: skip
     rows, positions = residue_matrix(*vocabulary)[ids], np.tile(model.tensors["wpe"], (3, 1))
     factors = model.packed_tensors["wte"]
     error = np.abs(model.acts.x - (rows @ factors + positions))

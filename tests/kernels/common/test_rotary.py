@@ -11,6 +11,7 @@ from tests.kernels.bits16.support import Pages
 from tests.kernels.comparison import within
 from tests.kernels.support import random_shapes
 from tests.reference import Array
+from threadloom.kernels.common.documents import NO_BORDERS
 from threadloom.kernels.common.rotary import rotary_backward, rotary_forward
 from threadloom.kernels.common.tensors import HeadCounts
 
@@ -67,7 +68,7 @@ def test_forward_and_backward(
     exact = fmt.numbers(before)[:, : turned * size]
     for kernel, sine in ((rotary_forward, sin), (rotary_backward, -sin)):
         qkv = pages.copy(before)
-        kernel(qkv, heads, size, cos, sin, sequences)
+        kernel(qkv, heads, size, cos, sin, sequences, NO_BORDERS)
         expected, error = rotated(exact, cos.astype(np.float64), sine.astype(np.float64), turned, sequences)
         found = fmt.numbers(qkv)
         assert within(found[:, : turned * size], expected, (1 + fmt.unit) * error + fmt.rounding(expected))
@@ -79,8 +80,8 @@ def test_a_quarter_turn_is_exact(fmt: Format) -> None:
     """Position 1 of the first pair: (x, y) becomes (-y, x). Position 0 is left alone."""
     cos, sin = np.array([[1.0], [0.0]], np.float32), np.array([[0.0], [1.0]], np.float32)
     rows = fmt.nearest(np.tile([2.0, 3.0, 5.0, 7.0, 11.0, 13.0, 17.0, 19.0], (4, 1)))
-    rotary_forward(rows, HeadCounts(2, 1), 2, cos, sin, 2)
+    rotary_forward(rows, HeadCounts(2, 1), 2, cos, sin, 2, NO_BORDERS)
     expected = [[2.0, 3.0, 5.0, 7.0, 11.0, 13.0, 17.0, 19.0], [-3.0, 2.0, -7.0, 5.0, -13.0, 11.0, 17.0, 19.0]]
     np.testing.assert_array_equal(fmt.numbers(rows), expected * 2)
-    rotary_backward(rows, HeadCounts(2, 1), 2, cos, sin, 2)
+    rotary_backward(rows, HeadCounts(2, 1), 2, cos, sin, 2, NO_BORDERS)
     np.testing.assert_array_equal(fmt.numbers(rows), [expected[0]] * 4)

@@ -10,6 +10,7 @@ from tests.kernels.comparison import assert_close
 from tests.kernels.support import Guarded, flat_ids, float32_numbers, random_shapes
 from tests.reference import Tensors
 from tests.rounding_marks import total
+from threadloom.kernels.common.documents import NO_BORDERS
 from threadloom.kernels.common.embedding import embedding_backward, token_embedding_backward
 from threadloom.kernels.float32.embedding import embedding_forward, token_embedding_forward
 
@@ -30,7 +31,7 @@ def test_forward(vocabulary: int, channels: int, sequences: int, tokens: int, sp
     wte, wpe = float32_numbers(rng, vocabulary, channels), float32_numbers(rng, tokens + spare, channels)
     ids = rng.integers(0, vocabulary, (sequences, tokens))
     out = memory.empty(sequences * tokens, channels)
-    embedding_forward(memory.copy(wte), memory.copy(wpe), flat_ids(ids), tokens, out)
+    embedding_forward(memory.copy(wte), memory.copy(wpe), flat_ids(ids), tokens, NO_BORDERS, out)
     np.testing.assert_array_equal(out.reshape(*ids.shape, channels), (wte[ids] + wpe[:tokens]).astype(np.float32))
     memory.check()
 
@@ -48,7 +49,7 @@ def test_backward(accumulate: bool, vocabulary: int, channels: int, sequences: i
     out_wte = memory.copy(before_wte)
     out_wpe = memory.copy(before_wpe) if accumulate else memory.empty(*before_wpe.shape)
     in_dx = memory.copy(dx.reshape(-1, channels))
-    embedding_backward(flat_ids(ids), in_dx, tokens, out_wte, out_wpe, accumulate)
+    embedding_backward(flat_ids(ids), in_dx, tokens, NO_BORDERS, out_wte, out_wpe, accumulate)
 
     def results() -> Tensors:
         d_wte, d_wpe = reference.embedding_backward(dx, ids, vocabulary, tokens + spare)
@@ -102,9 +103,9 @@ def test_gradients_of_embeddings_that_are_not_trained() -> None:
     ids = flat_ids(rng.integers(0, 5, (2, 3)))
     dx = np.asarray(float32_numbers(rng, 6, 7), np.float32)
     whole = np.zeros((5, 7), np.float32), np.zeros((4, 7), np.float32)
-    embedding_backward(ids, dx, 3, *whole, False)
+    embedding_backward(ids, dx, 3, NO_BORDERS, *whole, False)
     for frozen in range(2):
         found = [np.zeros((0, 0) if i == frozen else of.shape, np.float32) for i, of in enumerate(whole)]
-        embedding_backward(ids, dx, 3, found[0], found[1], False)
+        embedding_backward(ids, dx, 3, NO_BORDERS, found[0], found[1], False)
         np.testing.assert_array_equal(found[1 - frozen], whole[1 - frozen])
     token_embedding_backward(ids, dx, np.zeros((0, 0), np.float32), False)

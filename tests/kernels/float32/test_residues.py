@@ -9,7 +9,7 @@ from tests.kernels.residues import VOCABULARIES, Vocabulary, check_head
 from tests.kernels.support import Sizes, flat_ids, float32_numbers
 from tests.reference import Ids
 from tests.reference.residues import residue_matrix
-from threadloom.kernels.common import AccumulationTicket, residue_embedding_backward, residues_of
+from threadloom.kernels.common import NO_BORDERS, AccumulationTicket, residue_embedding_backward, residues_of
 from threadloom.kernels.float32.gpt2_residues import head_backward, head_loss
 from threadloom.kernels.float32.residue_embedding import residue_embedding_forward
 
@@ -45,7 +45,9 @@ def test_the_embedding_is_the_product_and_its_gradient_the_transposed_one(vocabu
     factors, wpe, dx = (float32_numbers(rng, *shape) for shape in ((vocabulary.rows, 6), (4, 6), (12, 6)))
     ids = rng.integers(0, vocabulary.tokens, 12)
     out, gradient = np.empty((12, 6), np.float32), factors.astype(np.float32)
-    residue_embedding_forward(factors.astype(np.float32), wpe.astype(np.float32), residues, flat_ids(ids), 4, out)
+    residue_embedding_forward(
+        factors.astype(np.float32), wpe.astype(np.float32), residues, flat_ids(ids), 4, NO_BORDERS, out
+    )
     rows, positions = matrix[ids], np.tile(wpe, (3, 1))
     assert (np.abs(out - (rows @ factors + positions)) <= product_error(rows, factors, positions)).all()
     residue_embedding_backward(flat_ids(ids), dx.astype(np.float32), residues, gradient)

@@ -9,6 +9,7 @@ import pytest
 from tests.stages.support import WAIT, build, result, run_sequence, run_threads, tiny
 from tests.stages.training.twin import SMALL_STEPS, assert_expected, expectation
 from threadloom.kernels.common.accumulation import mark_part_done, model_parts, single_writer, wait_for_predecessor
+from threadloom.kernels.common.documents import NO_BORDERS
 from threadloom.pipeline import LanePlan, Lanes, StageFailure
 from threadloom.stages.memory.ordered_accumulation import OrderedAccumulation
 from threadloom.stages.models import Geometry, parameter_shapes
@@ -108,7 +109,7 @@ def test_deferred_gradients_are_scattered_in_the_order_of_the_micro_batches() ->
     ids = rng.integers(0, GEOMETRY.vocabulary, (4, rows)).astype(np.int32)
     dx = (rng.standard_normal((4, rows, GEOMETRY.channels)) * 10.0 ** rng.integers(-3, 4, (4, rows, 1))).astype("f4")
     for micro in (2, 0, 3, 1):
-        accumulation.defer(micro, ids[micro], dx[micro])
+        accumulation.defer(micro, ids[micro], NO_BORDERS, dx[micro])
     lanes.flat[:] = 1.0  # wte has the head's gradient already; wpe is overwritten
     accumulation.scatter_deferred()
     for lane, arena in enumerate(lanes.arenas):

@@ -65,8 +65,9 @@ ADDED_TO_SECTIONS = {
 }
 ADDED_DATA = {
     "tokenizer_path": "", "special_tokens": "tokens", "token_order": "id", "digits": "plain", "digit_places": 40,
-    "digit_offset": 0, "shuffle": "drawn", "field": "text", "invalid": "refuse",
-    "conversations": None, "chat_template": "", "mixture": [], "validation_text": [], "prepared": "",
+    "digit_offset": 0, "shuffle": "drawn", "packing": "windows", "borders": "ignored", "field": "text",
+    "invalid": "refuse", "conversations": None, "chat_template": "", "mixture": [], "validation_text": [],
+    "prepared": "",
 }  # fmt: skip
 
 

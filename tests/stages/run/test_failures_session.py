@@ -155,7 +155,7 @@ class TestTokenFiles:
             return TokenBatches(tokens, *rest)
 
         (tmp_path / "config.json").write_text(to_json(story(tmp_path)))
-        with patch("threadloom.stages.run.session.TokenBatches", poisoned):
+        with patch("threadloom.stages.data.choice.TokenBatches", poisoned):
             outcome = command("train", "--config", tmp_path / "config.json", "--out", tmp_path / "run", "--no-tuned")
         outcome.refuses("train.npy", "id 77 at position", "delete it", "stage 'draw', batch=0 micro=0")
 
