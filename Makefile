@@ -65,8 +65,8 @@ $(INSTALLED): pyproject.toml requirements.lock
 	echo "setup: done; '. $(BIN)/activate' puts the command threadloom on your PATH"
 
 $(PEERS): $(INSTALLED)
-	@echo "setup: installing the peers of the benchmarks (PyTorch, transformers, PEFT)"
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c requirements.lock -e '.[dev,bench]'
+	@echo "setup: installing the peers of the benchmarks (PyTorch, transformers, PEFT), lm-evaluation-harness"
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c requirements.lock -e '.[dev,bench,lm-eval]'
 	@touch $@
 
 $(WRITERS): $(INSTALLED)

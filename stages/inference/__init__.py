@@ -29,6 +29,7 @@ from threadloom.stages.inference.generation import (
     generate as generate,
     generate_text as generate_text,
 )
+from threadloom.stages.inference.harness_model import HarnessModel as HarnessModel
 from threadloom.stages.inference.model import Model as Model, ModelError as ModelError
 from threadloom.stages.inference.sampling import SamplingError as SamplingError, SamplingSettings as SamplingSettings
 from threadloom.stages.inference.text_evaluation import (

@@ -1,4 +1,4 @@
-"""`threadloom eval`: the loss of a trained model on a text.
+"""`threadloom eval`: the loss of a trained model on a text, its answers to questions, tasks of lm-evaluation-harness.
 
 May import: all above.
 """

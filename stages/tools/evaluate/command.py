@@ -1,5 +1,8 @@
 """The command `threadloom eval`."""
 
+import os
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +30,13 @@ from threadloom.stages.tools.common import average_option, base_option, reported
               help="Write the likelihoods of each question's choices to FILE, as JSON Lines.")  # fmt: skip
 @click.option("--special-tokens", is_flag=True,
               help="Read special tokens in prompts and choices, such as <|im_end|>, as tokens.")  # fmt: skip
+@click.option("--harness", "tasks", multiple=True, metavar="TASK",
+              help="Run a task of lm-evaluation-harness, which the extra lm-eval installs. Repeatable.")  # fmt: skip
+@click.option("--tasks", "folder", type=click.Path(path_type=Path), metavar="FOLDER",
+              help="Folder with the files of the tasks, in place of those of the harness.")  # fmt: skip
+@click.option("--fewshot", "examples", type=click.IntRange(min=0), metavar="N",
+              help="Solved examples before each question of a task.  [default: that of the task]")  # fmt: skip
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Questions of a task at most.")
 @click.option("--invalid", type=click.Choice(["refuse", "skip"]), default="refuse", show_default=True,
               help="Treatment of records that cannot be used.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -39,6 +49,7 @@ def evaluate(
     average: bool,
     texts: tuple[str, ...],
     choices: Path | None,
+    tasks: tuple[str, ...],
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -53,18 +64,31 @@ def evaluate(
     Records are scored by themselves.
 
     With --choices, prints the share of questions whose right choice is the most likely one (acc), that with the largest
-    log-likelihood per character (acc_norm), or per byte (acc_bytes).
+    log-likelihood per character (acc_norm), or per byte (acc_bytes). With --harness, prints the results of
+    lm-evaluation-harness.
     """
     with reported_errors():
-        if choices is None:
-            _refuse(options, ("delimiter", "output", "special_tokens"), "--choices FILE")
-            report = _evaluate_text(_Chosen(run, base, average), texts, options, as_json=as_json)
+        model = _Chosen(run, base, average)
+        given = [name for name, value in (("--text", texts), ("--choices", choices), ("--harness", tasks)) if value]
+        if len(given) > 1:
+            raise click.UsageError(f"{' and '.join(given)} are different evaluations: pass one of them")
+        if choices:
+            _refuse(options, _OF_TEXT | _OF_TASKS)
+            report = _evaluate_choices(model, choices, options, as_json=as_json)
+        elif tasks:
+            _refuse(options, _OF_TEXT | _OF_CHOICES | _OF_RECORDS)
+            report = _run_tasks(model, tasks, options, as_json=as_json)
         else:
-            if texts:
-                raise click.UsageError("--text and --choices are two evaluations: pass one of them")
-            _refuse(options, ("stride", "by_file", "field"), "a text, not --choices")
-            report = _evaluate_choices(_Chosen(run, base, average), choices, options, as_json=as_json)
+            _refuse(options, _OF_CHOICES | _OF_TASKS)
+            report = _evaluate_text(model, texts, options, as_json=as_json)
         write_output(report)
+
+
+_OF_TEXT = {"stride": "the loss of a text", "by_file": "the loss of a text", "field": "the loss of a text"}
+_OF_RECORDS = {"invalid": "--text or --choices"}
+_OF_CHOICES = {"delimiter": "--choices", "output": "--choices", "special_tokens": "--choices"}
+_OF_TASKS = {"folder": "--harness", "examples": "--harness", "limit": "--harness"}
+"""Options of one kind of evaluation → what they belong to, for messages."""
 
 
 class _Chosen(NamedTuple):
@@ -75,13 +99,14 @@ class _Chosen(NamedTuple):
     average: bool
 
 
-def _refuse(options: dict[str, Any], names: tuple[str, ...], needed: str) -> None:
-    """Raise UsageError for an option that has no effect."""
+def _refuse(options: dict[str, Any], others: Mapping[str, str]) -> None:
+    """Remove the options of other evaluations; raise UsageError for one that was given."""
     context = click.get_current_context()
-    for name in names:
-        if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
-            raise click.UsageError(f"--{name.replace('_', '-')} belongs to {needed}")
-        del options[name]
+    for parameter in context.command.params:
+        if parameter.name in others:
+            if context.get_parameter_source(parameter.name) is not ParameterSource.DEFAULT:
+                raise click.UsageError(f"{parameter.opts[0]} belongs to {others[parameter.name]}")
+            del options[parameter.name]
 
 
 def _evaluate_text(model: _Chosen, texts: tuple[str, ...], options: dict[str, Any], *, as_json: bool) -> str:
@@ -104,3 +129,13 @@ def _evaluate_choices(model: _Chosen, path: Path, options: dict[str, Any], *, as
     with question_writer(options["output"]) as write:
         score = evaluate_choices(model.run, path, model.base, chosen, write, average=model.average)
     return choice_json(score) if as_json else choice_text(score)
+
+
+def _run_tasks(model: _Chosen, tasks: tuple[str, ...], options: dict[str, Any], *, as_json: bool) -> str:
+    from threadloom.stages.tools.evaluate.harness import register, results_json, results_table, run_tasks
+
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # the harness's progress bars, which are for a terminal
+    opened = register()(model.run, model.base, average=model.average)
+    results = run_tasks(opened, tasks, **options)
+    return results_json(results) if as_json else results_table(results)
