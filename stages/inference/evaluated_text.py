@@ -54,6 +54,13 @@ class EvaluatedDocument:
     """Number of its first tokens that are not scored: those with which the tokenizer begins a text, otherwise one."""
     size: TextSize
     """Size of the text of the tokens that are scored."""
+    counted: int | None = None
+    """Number of tokens that count in the loss; None: all that are scored."""
+
+    @property
+    def scored(self) -> int:
+        """Number of tokens over which the loss is a mean."""
+        return self.tokens - self.given if self.counted is None else self.counted
 
 
 @dataclass(frozen=True)
@@ -124,9 +131,27 @@ def validation_tokens(model: Model, run: Path) -> EvaluatedTokens:
         )
     tokens = TokenFile.open(path, model.geometry.vocabulary, 1, prepared_order(path.parent))
     beginning = tokens.tokenizer_ids(0, 1 + _LONGEST)
+    if tokens.counted is not None:
+        return EvaluatedTokens(tokens, (_counted_document(model.tokenizer, tokens, str(path)),))
     size = decoded_size(model.tokenizer, tokens)
     first = size_of_first_token(model.tokenizer, beginning, model.tokenizer.decode(tokens.tokenizer_ids(0, 64)))
     return EvaluatedTokens(tokens, (EvaluatedDocument(str(path), 0, len(tokens), 1, _difference(size, first)),))
+
+
+def _counted_document(tokenizer: Tokenizer, tokens: TokenFile, name: str) -> EvaluatedDocument:
+    """Return the document of tokens of which some do not count, with the size of those that do."""
+    assert tokens.counted is not None, "the caller has checked it"
+    counts = tokens.counted[1:].astype(np.bool_)  # the first token is not scored
+    edges = np.flatnonzero(np.diff(counts, prepend=False, append=False)) + 1
+    runs = edges.reshape(-1, 2).tolist()
+    parts = [tokenizer.decode_following(tokens.tokenizer_ids(start, end)) for start, end in runs]
+    size = TextSize(sum(map(len, parts)), sum(len(part.encode()) for part in parts))
+    if not runs:
+        raise DataError(
+            name, expected="tokens that count in the loss", got=f"none of {len(tokens):,}",
+            hint="hold out more of the text for validation, with a smaller data.train_fraction",
+        )  # fmt: skip
+    return EvaluatedDocument(name, 0, len(tokens), 1, size, int(counts.sum()))
 
 
 def decoded_size(tokenizer: Tokenizer, tokens: TokenFile) -> TextSize:

@@ -10,7 +10,7 @@ import numpy as np
 
 from threadloom.stages.config import ConfigError, DataConfig, InvalidRecords
 from threadloom.stages.console import PeriodicLog
-from threadloom.stages.data import Reading, prepared_special_tokens, reading_of
+from threadloom.stages.data import IGNORED_TARGET, Reading, prepared_special_tokens, reading_of
 from threadloom.stages.inference.evaluated_text import (
     EvaluatedTokens,
     TextSize,
@@ -42,7 +42,10 @@ class TextOptions:
     @property
     def reading(self) -> Reading:
         """How records and files become documents."""
-        return replace(reading_of(DataConfig(field=self.field, invalid=self.invalid)), whole_files=self.by_file)
+        return replace(
+            reading_of(DataConfig(field=self.field, invalid=self.invalid), conversations=False),
+            whole_files=self.by_file,
+        )
 
 
 @dataclass(frozen=True)
@@ -146,12 +149,13 @@ def document_losses(model: Model, tokens: EvaluatedTokens, stride: int) -> tuple
     windows = _windows(model, tokens, stride)
     while block := list(_block(windows)):
         requests = [_request(tokens, window) for _, window in block]
-        for (number, window), scores in zip(block, score_tokens(model, requests), strict=True):
-            sums[number].append(-math.fsum(scores.log_probabilities))
+        known = [request._replace(targets=np.maximum(request.targets, 0)) for request in requests]
+        for (number, window), request, scores in zip(block, requests, score_tokens(model, known), strict=True):
+            sums[number].append(-math.fsum(scores.log_probabilities[request.targets != IGNORED_TARGET]))
             done += window.scored
         progress("evaluating: {:.0%}", done / total)
     losses = tuple(
-        DocumentLoss(math.fsum(parts), document.tokens - document.given, document.size, document.name)
+        DocumentLoss(math.fsum(parts), document.scored, document.size, document.name)
         for parts, document in zip(sums, tokens.documents, strict=True)
     )
     for loss in losses:

@@ -17,7 +17,8 @@ from tests.stages.support import STORY, story
 from threadloom.pipeline import Arena
 from threadloom.stages.checkpoint import Checkpoint
 from threadloom.stages.config import BatchSizes, Config, TokenizerKind
-from threadloom.stages.data import TokenBatches, TokenFile
+from threadloom.stages.data import TextError, TokenBatches, TokenFile, load_tokenizer
+from threadloom.stages.inference import TextOptions, evaluate_text
 from threadloom.stages.models import parameter_shapes
 from threadloom.stages.resolve import apply_overrides
 from threadloom.stages.run import train
@@ -103,6 +104,29 @@ def test_the_loss_of_a_run_is_the_mean_over_the_tokens_of_the_assistant(tmp_path
         losses = reference.losses(weights, windows[:, :-1], windows[:, 1:], heads=2)
         assert record["counted"] == mask.sum()
         np.testing.assert_allclose(record["loss"], (losses * mask).sum() / mask.sum(), rtol=1e-5)
+
+
+def test_an_evaluation_of_a_run_scores_the_tokens_that_count_and_reads_no_other_conversations(tmp_path: Path) -> None:
+    train(chats(tmp_path, "optimizer.lr=0", "steps=1"), tmp_path / "run")
+    run = RunDirectory(tmp_path / "run")
+    tokens = TokenFile.open(run.data / "validation.npy", 1000, 1)
+    assert tokens.counted is not None
+    checkpoint = Checkpoint.open(run.checkpoint(1))
+    arena = Arena(parameter_shapes(checkpoint.geometry))
+    checkpoint.read_weights(1, arena)
+    weights = {name: np.array(arena[name], np.float64) for name in parameter_shapes(checkpoint.geometry)}
+    found = evaluate_text(run.path, (), options=TextOptions(stride=1))
+    context, ids = checkpoint.geometry.context, tokens.ids.astype(np.int64)
+    sums = 0.0
+    for place in (np.flatnonzero(tokens.counted[1:]) + 1).tolist():
+        start = max(0, place - context)
+        losses = reference.losses(weights, ids[None, start:place], ids[None, start + 1 : place + 1], heads=2)
+        sums += float(losses[0, -1])
+    assert found.tokens == tokens.counted[1:].sum()
+    np.testing.assert_allclose(found.nats, sums, rtol=1e-5)
+    assert 0 < found.size.characters < len(load_tokenizer(run.data).decode(ids))
+    with pytest.raises(TextError, match="a field 'text'"):
+        evaluate_text(run.path, (str(tmp_path / "chats.jsonl"),))
 
 
 @pytest.mark.soak
