@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from threadloom.stages.data.documents import Document
-from threadloom.stages.data.encoding.units import Unit
+from threadloom.stages.data.encoding.units import BATCH_CHARACTERS, Unit
 from threadloom.stages.data.text_parts import TextPart
 from threadloom.stages.data.tokenizer import Tokenizer
 
@@ -61,7 +61,7 @@ class BatchEncoder:
                 own = list(self.tokenizer.parts([unit.content.text])) if unit.content.text else []
                 requests += own
                 counts.append(len(own))
-        found = iter(self.tokenizer.encode_parts(requests) if requests else [])
+        found = (ids for some in _limited(requests) for ids in self.tokenizer.encode_parts(some))
         for count in counts:
             own_ids = [next(found) for _ in range(count)]
             yield own_ids[0] if count == 1 else np.concatenate([np.zeros(0, np.int32), *own_ids])
@@ -86,6 +86,19 @@ class BatchEncoder:
     def _document(self, document: Document) -> tuple[NDArray[np.int32], NDArray[np.bool_] | None]:
         found = self.tokenizer.encode_document(document)
         return found.ids, found.counted
+
+
+def _limited(requests: Sequence[TextPart]) -> Iterator[list[TextPart]]:
+    """Yield parts in lists of limited length: a long document alone has many, and a token takes a hundred bytes."""
+    some, characters = list[TextPart](), 0
+    for part in requests:
+        some.append(part)
+        characters += len(part.text)
+        if characters >= BATCH_CHARACTERS:
+            yield some
+            some, characters = [], 0
+    if some:
+        yield some
 
 
 def _is_marked(document: Document) -> bool:

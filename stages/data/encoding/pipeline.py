@@ -72,9 +72,7 @@ def encode_units(
                 journal.characters += batch.characters
                 progress.report(journal.characters)
                 if journal.characters - progress.committed >= COMMIT_CHARACTERS:
-                    with explain_disk_full(folder.path):
-                        journal.splits = [split.sync() for split in files]
-                    folder.commit(journal)
+                    _commit(folder, journal, files)
                     progress.committed = journal.characters
         for split in files:
             with explain_disk_full(split.path):
@@ -83,6 +81,13 @@ def encode_units(
         for split in files:
             split.close()
     return files
+
+
+def _commit(folder: PreparationFolder, journal: Journal, files: Sequence[SplitFiles]) -> None:
+    """Make what has been written the point from which another process goes on."""
+    with explain_disk_full(folder.path):
+        journal.splits = [split.sync() for split in files]
+        folder.commit(journal)
 
 
 def _results(graph: Graph, sink: Sink[EncodedBatch]) -> Generator[EncodedBatch, None, None]:

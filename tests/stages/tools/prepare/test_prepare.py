@@ -15,7 +15,15 @@ from loguru import logger
 
 from tests.stages.support import WAIT, command
 from threadloom.stages.config import Config, ConfigError, Gpt2Config
-from threadloom.stages.data import DataError, load_tokenizer, open_prepared, prepare, read_corpus, read_settings
+from threadloom.stages.data import (
+    DataError,
+    load_tokenizer,
+    open_prepared,
+    prepare,
+    read_corpus,
+    read_settings,
+    require_tokenizer_of,
+)
 from threadloom.stages.data.chunked_text import StringText
 from threadloom.stages.resolve import apply_overrides
 from threadloom.stages.storage import directory_lock
@@ -168,6 +176,13 @@ def test_settings_that_a_folder_was_not_prepared_with_are_refused(records: Path,
     (out / "train.npy").write_bytes((out / "train.npy").read_bytes()[:-2] + b"\7\0")
     with pytest.raises(DataError, match="the token files that its manifest describes"):
         open_prepared(read_settings(out).data, MODEL, tmp_path / "run")
+    other = tmp_path / "tokenizer.json"
+    other.write_text((out / "tokenizer.json").read_text() + " ")
+    fine_tuned = apply_overrides(config(records), ["data.tokenizer=pretrained", f"data.tokenizer_path={other}"])
+    with pytest.raises(
+        ConfigError, match=r"data\.prepared: expected a text prepared with the tokenizer of .*another one"
+    ):
+        require_tokenizer_of(fine_tuned.data, out)
     refused = command("train", "--data", out, "--text", records, "--out", tmp_path / "run")
     assert refused.status == 2
     assert "omit --text" in refused.err
