@@ -20,6 +20,7 @@ from threadloom.stages.data.bpe_training import (
 )
 from threadloom.stages.data.choice import (
     EvaluationChoice as EvaluationChoice,
+    sequences_of as sequences_of,
     training_batches as training_batches,
 )
 from threadloom.stages.data.chunked_text import (

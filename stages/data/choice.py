@@ -12,8 +12,13 @@ from threadloom.stages.data.token_file import TokenFile
 
 def training_batches(settings: DataConfig, data: Dataset, sizes: BatchSizes, seed: int) -> TokenBatches:
     """Return the training batches of a dataset; raises ConfigError for settings that need documents, without any."""
-    sequences = _packed(settings, data.train) or _windows(settings, data.train)
+    sequences = sequences_of(settings, data.train)
     return TokenBatches(sequences, sizes, seed, data.offsets, settings.shuffle, data.mixture)
+
+
+def sequences_of(settings: DataConfig, tokens: TokenFile) -> TokenFile | PackedSequences:
+    """Return the sequences of a token file; raises ConfigError for settings that need documents, without any."""
+    return _packed(settings, tokens) or _windows(settings, tokens)
 
 
 class EvaluationChoice:

@@ -35,7 +35,7 @@ class Segment(NamedTuple):
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of a sequence, and what is known of them."""
+    """Rows of a sequence that follow each other, and what is known of them."""
 
     ids: NDArray[np.int32]
     """Inputs (T,)."""
@@ -43,8 +43,6 @@ class Rows:
     """(T,), IGNORED_TARGET for those that do not count."""
     borders: frozenset[int]
     """Tokens, of T + 1, with which a document begins, without the first one of the sequence."""
-    rows: int
-    """Rows before the padding, at most T."""
 
 
 @dataclass(frozen=True)
@@ -60,18 +58,23 @@ def tokens_of(rows: Rows) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
 
     They are the inputs and the last target, unless that does not count. The first one is no target.
     """
-    counts = np.concatenate([[False], rows.targets[: rows.rows] != IGNORED_TARGET])
-    last = rows.targets[rows.rows - 1 : rows.rows] if rows.rows else rows.targets[:0]
-    ids = np.concatenate([rows.ids[: rows.rows], last])
+    counts = np.concatenate([[False], rows.targets != IGNORED_TARGET])
+    ids = np.concatenate([rows.ids, rows.targets[-1:]])
     return (ids, counts) if counts[-1] else (ids[:-1], counts[:-1])
 
 
 def segments_of(rows: Rows, tokenizer: Tokenizer, special: Collection[int]) -> tuple[Segment, ...]:
     """Return the segments of a sequence; `special` are the ids of special tokens, each a segment by itself."""
     ids, counts = tokens_of(rows)
-    found = [segment for group in _groups(ids, counts, rows.borders, special) for segment in _segment(group, tokenizer)]
-    padding = len(rows.ids) - rows.rows
-    return (*found, *([Segment(Kind.PADDING, "", False, padding)] if padding else []))
+    return tuple(_segment(group, tokenizer) for group in _groups(ids, counts, rows.borders, special))
+
+
+BORDER = Segment(Kind.BORDER, "", False, 0)
+
+
+def padding(rows: int) -> tuple[Segment, ...]:
+    """Return the segment of some rows of padding; none for none."""
+    return (Segment(Kind.PADDING, "", False, rows),) if rows else ()
 
 
 class _Group(NamedTuple):
@@ -95,6 +98,6 @@ def _groups(
             begin = end
 
 
-def _segment(group: _Group, tokenizer: Tokenizer) -> Iterator[Segment]:
+def _segment(group: _Group, tokenizer: Tokenizer) -> Segment:
     text = tokenizer.decode_following(group.ids) if group.ids else ""
-    yield Segment(group.kind, text, group.counts, len(group.ids))
+    return Segment(group.kind, text, group.counts, len(group.ids))

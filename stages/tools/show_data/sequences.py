@@ -4,27 +4,32 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from threadloom.stages.config import BatchSizes, Config
 from threadloom.stages.data import (
+    IGNORED_TARGET,
     TOKENIZER_FILE,
+    EvaluationChoice,
     Mixture,
+    PackedSequences,
     TokenBatches,
     TokenFile,
     Tokenizer,
-    evaluation_batches,
     load_tokenizer,
     prepare,
     prepared_mixture,
     prepared_order,
     read_corpus,
+    sequences_of,
 )
 from threadloom.stages.resolve import load_config
 from threadloom.stages.storage import RunDirectory
-from threadloom.stages.tools.show_data.segments import Rows, ShownSequence, segments_of
+from threadloom.stages.tools.show_data.segments import BORDER, Rows, Segment, ShownSequence, padding, segments_of
 
 
 @dataclass(frozen=True)
@@ -63,30 +68,52 @@ class ShownData:
 
     def training(self, update: int, count: int) -> Iterator[ShownSequence]:
         """Yield the first sequences of an update."""
-        sequences = self.config.batch_size * self.config.gradient_accumulation_steps
-        sizes = BatchSizes(sequences, 1)  # the size of micro-batches does not change a sequence
-        source = TokenBatches(self.train, sizes, self.config.seed, None, self.config.data.shuffle, self.mixture)
-        for number in range(min(count, sequences)):
-            start = source.start(update, number)
-            yield self._shown(self.train, start, f"update {update:,}, sequence {number:,}")
+        settings = self.config.data
+        sizes = BatchSizes(self.config.sequences, 1)  # the size of micro-batches does not change a sequence
+        sequences = sequences_of(settings, self.train)
+        source = TokenBatches(sequences, sizes, self.config.seed, None, settings.shuffle, self.mixture)
+        for number in range(min(count, sizes.sequences)):
+            yield self._shown(sequences, source.start(update, number), f"update {update:,}, sequence {number:,}")
 
     def evaluated(self, count: int) -> Iterator[ShownSequence]:
         """Yield sequences that an evaluation reads."""
-        windows = evaluation_batches(self.validation, batch_size=count, micro_batch=1, batches=1)
-        for number, start in enumerate(windows.starts.tolist()):
-            yield self._shown(self.validation, start, f"validation, sequence {number:,}")
+        starts = EvaluationChoice(self.config.data, self.validation, count, 1)(1).starts
+        sequences = sequences_of(self.config.data, self.validation)
+        for number, start in enumerate(starts.tolist()):
+            yield self._shown(sequences, start, f"validation, sequence {number:,}")
 
-    def _shown(self, tokens: TokenFile, start: int, name: str) -> ShownSequence:
-        context = tokens.context
+    def _shown(self, sequences: TokenFile | PackedSequences, start: int, name: str) -> ShownSequence:
+        context = sequences.context
         ids, targets = np.empty(context, np.int32), np.empty(context, np.int32)
-        tokens.read(start, ids, targets)
-        borders: frozenset[int] = frozenset()
-        if tokens.documents is not None:
-            low, high = np.searchsorted(tokens.documents, (start + 1, start + context + 1))
-            borders = frozenset((tokens.documents[low:high] - start).tolist())
-        rows = Rows(ids, targets, borders, context)
+        sequences.read(start, ids, targets)
+        parts = list(_parts(sequences, start, ids, targets))
         special = frozenset(self.tokenizer.special_tokens.values())
-        segments = segments_of(rows, self.tokenizer, special)
-        counted = sum(segment.tokens for segment in segments if segment.counts)
-        title = f"{name}: tokens {start:,} to {start + context:,}, {counted:,} of {context:,} targets count"
-        return ShownSequence(title, segments)
+        segments: list[Segment] = []
+        for part in parts:
+            segments += [BORDER] * bool(segments)
+            segments += segments_of(part, self.tokenizer, special)
+        segments += padding(context - sum(len(part.ids) for part in parts))
+        counted = int((targets != IGNORED_TARGET).sum())
+        place = f"tokens {start:,} to {start + context:,}" if isinstance(sequences, TokenFile) else f"pack {start:,}"
+        return ShownSequence(f"{name}: {place}, {counted:,} of {context:,} targets count", tuple(segments))
+
+
+def _parts(
+    sequences: TokenFile | PackedSequences, start: int, ids: NDArray[np.int32], targets: NDArray[np.int32]
+) -> Iterator[Rows]:
+    """Yield the rows of a sequence, in parts within which each input is the target before it."""
+    if isinstance(sequences, TokenFile):
+        borders = np.zeros(0, np.int64)
+        if sequences.documents is not None:
+            low, high = np.searchsorted(sequences.documents, (start + 1, start + len(ids) + 1))
+            borders = sequences.documents[low:high] - start
+        yield Rows(ids, targets, frozenset(borders.tolist()))
+        return
+    lengths = sequences.packed.pieces(start).lengths
+    if not sequences.packed.bordered:
+        rows = int(lengths.sum()) - 1
+        yield Rows(ids[:rows], targets[:rows], frozenset(np.cumsum(lengths)[:-1].tolist()))
+        return
+    ends = np.cumsum(lengths - 1)  # the last token of a piece is a target only
+    for begin, end in pairwise([0, *ends.tolist()]):
+        yield Rows(ids[begin:end], targets[begin:end], frozenset())

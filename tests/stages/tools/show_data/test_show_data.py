@@ -29,18 +29,15 @@ IGNORED = -1
 CONTEXT = 60
 
 
-def rows(text: str, counted: str, borders: tuple[int, ...] = (), padding: int = 0) -> Rows:
+def rows(text: str, counted: str, borders: tuple[int, ...] = ()) -> Rows:
     """Return the rows of a text of bytes; `counted` has x for the bytes that count."""
     ids = np.frombuffer(text.encode(), np.uint8).astype(np.int32)
     targets = np.where([mark == "x" for mark in counted[1:]], ids[1:], IGNORED).astype(np.int32)
-    zeros = np.zeros(padding, np.int32)
-    return Rows(
-        np.concatenate([ids[:-1], zeros]), np.concatenate([targets, zeros + IGNORED]), frozenset(borders), len(targets)
-    )
+    return Rows(ids[:-1], targets, frozenset(borders))
 
 
 def test_segments_have_one_kind_each() -> None:
-    found = segments_of(rows("abcdEfgh", "..xx..xx", (3, 5), padding=2), BytesTokenizer(), {ord("E")})
+    found = segments_of(rows("abcdEfgh", "..xx..xx", (3, 5)), BytesTokenizer(), {ord("E")})
     assert found == (
         Segment(Kind.TEXT, "ab", False, 2),
         Segment(Kind.TEXT, "c", True, 1),
@@ -50,7 +47,6 @@ def test_segments_have_one_kind_each() -> None:
         Segment(Kind.BORDER, "", False, 0),
         Segment(Kind.TEXT, "f", False, 1),
         Segment(Kind.TEXT, "gh", True, 2),
-        Segment(Kind.PADDING, "", False, 2),
     )
 
 
@@ -130,6 +126,25 @@ def test_a_run_shows_the_sequences_of_an_update_with_marks_in_a_pipe(run: Path) 
         assert part.count(" another document ") in (inside, inside - 1)  # the last token may not be shown
         assert part.count("⟦") == part.count("⟧") > 0
     assert re.search(r"‹<\|im_start\|>›user↵\n\d\?<\|im_end\|>‹<\|im_end\|>›↵\n⟦It's <b>\d</b>", outcome.out)
+
+
+@pytest.mark.parametrize("bordered", [False, True])
+def test_packed_documents_are_shown_whole_with_their_padding(run: Path, bordered: bool) -> None:
+    changes = ["data.packing=documents", f"data.borders={'reset' if bordered else 'ignored'}", "model.context=150"]
+    config = apply_overrides(load_config(run), changes)
+    (run / "config.json").write_text(to_json(config))
+    outcome = command("show-data", run, "-n", "4")
+    assert outcome.status == 0, outcome.err
+    sequences = outcome.out.split("\nupdate 0, sequence ")[1:]
+    assert len(sequences) == 4
+    whole = "‹<|im_start|>›user↵\nN?<|im_end|>‹<|im_end|>›↵\n⟦It's <b>N</b>.‹<|endoftext|>›⟧\n"
+    for shown in sequences:
+        title, _, rest = shown.partition("\n")
+        assert "of 150 targets count" in title
+        documents = re.split("─+ another document ─+\n", re.sub("─+ padding, .* tokens ─+\n?", "", rest))
+        for document in documents:
+            assert re.sub(r"\d", "N", document.strip() + "\n") == whole
+        assert "padding, " in rest
 
 
 def test_a_terminal_has_colours_and_no_marks(run: Path) -> None:
