@@ -61,6 +61,10 @@ from threadloom.stages.data.prepared_folder import (
 from threadloom.stages.data.sources.json_lines import json_records as json_records
 from threadloom.stages.data.sources.records import RecordError as RecordError
 from threadloom.stages.data.sources.registry import Reading as Reading, reading_of as reading_of
+from threadloom.stages.data.standard_input import (
+    keep_standard_input as keep_standard_input,
+    standard_input as standard_input,
+)
 from threadloom.stages.data.text import Text as Text
 from threadloom.stages.data.text_files import LeftOut as LeftOut
 from threadloom.stages.data.text_format import TextError as TextError

@@ -14,6 +14,7 @@ from threadloom.stages.data.sources.registry import reading_of
 from threadloom.stages.data.text import SkippedRecords, Text, TextFile, ended
 from threadloom.stages.data.text_files import LeftOut
 from threadloom.stages.data.text_format import TextError
+from threadloom.stages.data.text_paths import STANDARD_INPUT
 from threadloom.stages.data.text_reading import read_text
 from threadloom.stages.data.token_file import DataError
 
@@ -103,14 +104,19 @@ class Corpus:
         return (text for text in self._texts if isinstance(text, Text))
 
 
-def read_corpus(data: DataConfig, excluded: Sequence[Path] = ()) -> Corpus:
-    """Return the texts of a configuration; raises TextError as `read_text`, without `excluded` directories."""
+def read_corpus(data: DataConfig, excluded: Sequence[Path] = (), standard_input: Path | None = None) -> Corpus:
+    """Return the texts of a configuration; raises TextError as `read_text`, without `excluded` directories.
+
+    `standard_input` is a file with the content of standard input, if that is one of the texts.
+    """
     reading = reading_of(data)
 
     def read(paths: Sequence[str]) -> Text:
         return read_text(paths, excluded, reading=reading)
 
-    sources = [read([path]) for path in data.text] if data.mixture else [read(data.text)]
+    spooled = STANDARD_INPUT if standard_input is None else str(standard_input)
+    paths = [spooled if path == STANDARD_INPUT else path for path in data.text]
+    sources = [read([path]) for path in paths] if data.mixture else [read(paths)]
     packed = data.packing is Packing.DOCUMENTS
     if packed or any(source.documents is not None for source in sources):  # they are in one token file
         sources = [source.as_documents() for source in sources]

@@ -15,7 +15,7 @@ from threadloom.stages.data.text import SkippedRecords, Text, TextFile, add_docu
 from threadloom.stages.data.text_decoding import text_chunks, unreadable
 from threadloom.stages.data.text_files import FileId, LeftOut, file_ids, find_files, pattern_files
 from threadloom.stages.data.text_format import TextError
-from threadloom.stages.data.text_paths import is_pattern, text_path
+from threadloom.stages.data.text_paths import STANDARD_INPUT, is_pattern, text_path
 
 STANDARD_LIBRARY_LIMIT = 12_000_000
 """Maximum number of characters of the standard library that are read."""
@@ -44,6 +44,13 @@ def read_text(
     text beyond the limit, and for an empty text; RecordError for an invalid record that `reading` refuses.
     """
     given = [text_path(path) for path in paths]
+    if Path(STANDARD_INPUT) in given:
+        raise TextError(
+            STANDARD_INPUT,
+            expected="a file, a directory or a pattern",
+            got="standard input, which only `threadloom train` reads as a text, once, for training",
+            hint="write it to a file first; a file of this name is ./-",
+        )
     if not given:
         return standard_library_text()
     reader = _Reader(limit, reading)

@@ -176,6 +176,8 @@ def _check_tokenizer(data: DataConfig) -> None:
 
 
 def _check_mixture(data: DataConfig) -> None:
+    if data.text.count("-") > 1:
+        raise ConfigError("data.text", expected="standard input (-) once", got="several times")
     if not data.mixture:
         return
     if len(data.mixture) != len(data.text):

@@ -17,21 +17,13 @@ from threadloom.stages.checkpoint import (
     FolderWeights,
     Retention,
 )
-from threadloom.stages.config import Config, ResolvedConfig, printable
+from threadloom.stages.config import Config, ResolvedConfig
 from threadloom.stages.console import StopSignals
 from threadloom.stages.data import (
-    Corpus,
     Dataset,
     EvaluationChoice,
-    TextError,
-    absolute_text,
-    open_prepared,
-    prepare,
-    read_corpus,
-    recorded_outputs,
-    require_same_text,
+    keep_standard_input,
     training_batches,
-    write_sources,
 )
 from threadloom.stages.embedding import (
     DerivedEmbedding,
@@ -70,14 +62,13 @@ from threadloom.stages.run.resuming import (
     require_not_grown,
     same_trajectory,
 )
+from threadloom.stages.run.run_texts import corpus_of, prepared_texts
 from threadloom.stages.step import CheckpointOutput, Validation
 from threadloom.stages.storage import MetricsLog, RunDirectory, RunMode, atomic_write, read_metrics
 from threadloom.stages.training import Training, compile_kernels
 
 MIN_VOCABULARY = 2
 """Size of the vocabulary, if it is not known yet, in the first check of the memory."""
-MOST_NAMED = 10
-"""Maximum number of files that are left out of the text and named in the log."""
 
 
 @dataclass(frozen=True)
@@ -123,8 +114,8 @@ def train(
     choice = choose_precision_here(config) if mode is not RunMode.RESUME else None
     if choice is not None and not force:
         _require_memory(with_precision(config, choice.precision), MIN_VOCABULARY)
-    config, corpus = _read_corpus(config, out, mode)
-    with RunDirectory.claim(out, mode) as run:
+    with corpus_of(config, out, mode) as (config, corpus, spooled), RunDirectory.claim(out, mode) as run:
+        corpus = corpus and keep_standard_input(corpus, spooled, run.data)
         start = last_checkpoint(run, base) if mode is RunMode.RESUME else None
         require_grown_start(run, config, start)
         if start is not None:
@@ -134,7 +125,7 @@ def train(
         if choice is None:  # a started run is resumed even if its precision is slow on this machine
             choice = choose_precision_here(config, allow_slow=start is not None)
         config = with_precision(config, choice.precision)
-        data = _prepare(config, corpus, run, mode, None if force else detect().memory_available)
+        data = prepared_texts(config, corpus, run, mode, None if force else detect().memory_available)
         config = _with_bands(config, data)
         threads = stage_threads(config).count
         if tuned:
@@ -158,83 +149,6 @@ def _require_memory(config: Config, vocabulary: int) -> None:
     size = vocabulary if config.model.vocab_size is None else None
     resolved = resolve(config, cores, size, threads=stage_threads(config).count)
     require_memory(config, resolved, cores, detect().memory_available)
-
-
-def _read_corpus(config: Config, out: Path, mode: RunMode) -> tuple[Config, Corpus | None]:
-    """Return the texts, and the configuration with its absolute paths: a run may be resumed in another directory.
-
-    There are none if they have been prepared (`data.prepared`).
-    """
-    data = msgspec.structs.replace(
-        config.data,
-        text=tuple(map(absolute_text, config.data.text)),
-        validation_text=tuple(map(absolute_text, config.data.validation_text)),
-        tokenizer_path=absolute_text(config.data.tokenizer_path) if config.data.tokenizer_path else "",
-        prepared=absolute_text(config.data.prepared) if config.data.prepared else "",
-    )
-    config = msgspec.structs.replace(config, data=data)
-    if data.prepared:
-        return config, None
-    outputs = recorded_outputs(RunDirectory(out).data) if mode is RunMode.RESUME else []
-    try:
-        return config, read_corpus(config.data, excluded=[out, *outputs])
-    except TextError as error:
-        if mode is not RunMode.RESUME:
-            raise
-        cause = error.cause or "the text of the run was moved, removed or protected"
-        hint = "pass the same text with --resume --text FILE_OR_DIR"
-        raise TextError(error.subject, error.expected, error.got, cause, hint) from error
-
-
-def _report_left_out(text: Corpus, sources: Path) -> None:
-    """Log the number of entries that are not part of the text and some of them, those that failed first."""
-    if not text.left_out:
-        return
-    shown = sorted(text.left_out, key=lambda found: not found.failed)[:MOST_NAMED]
-    lines = "".join(f"\n  {printable(f'{found.path}: {found.reason}')}" for found in shown)
-    failed = sum(found.failed for found in text.left_out)
-    logger.log(
-        "WARNING" if failed else "INFO",
-        "left out {:,} files or folders, of which {:,} could not be read; all are listed in {}{}",
-        len(text.left_out), failed, sources, lines,
-    )  # fmt: skip
-
-
-def _report_skipped(text: Corpus, sources: Path) -> None:
-    """Log the number of records that are not part of the text, and the first reasons."""
-    invalid, empty = sum(found.invalid for found in text.skipped), sum(found.empty for found in text.skipped)
-    if not invalid and not empty:
-        return
-    reasons = [reason for found in text.skipped for reason in found.reasons][:MOST_NAMED]
-    lines = "".join(f"\n  {printable(reason)}" for reason in reasons)
-    logger.log(
-        "WARNING" if invalid else "INFO",
-        "skipped {:,} invalid and {:,} empty records of {:,} files; they are listed by file in {}{}",
-        invalid, empty, len(text.skipped), sources, lines,
-    )  # fmt: skip
-
-
-def _prepare(config: Config, text: Corpus | None, run: RunDirectory, mode: RunMode, available: int | None) -> Dataset:
-    if text is None:
-        data = open_prepared(config.data, config.model, run.data)
-        logger.info(
-            "text: that of {}, {:,} training and {:,} validation tokens, vocabulary {}",
-            config.data.prepared, len(data.train), len(data.validation), data.tokenizer.vocab_size,
-        )  # fmt: skip
-        return data
-    if mode is RunMode.RESUME:
-        require_same_text(run.data, text)
-    sources = write_sources(run.data, text)
-    _report_left_out(text, sources)
-    _report_skipped(text, sources)
-    data = prepare(config.data, config.model, text, run.data, available)
-    logger.info(
-        "text: {}{}, {:,} characters, {:,} training and {:,} validation tokens, vocabulary {}",
-        f"{len(text.files):,} files" if len(text.files) != 1 else "1 file",
-        "" if text.documents is None else f", {text.documents:,} documents",
-        text.characters, len(data.train), len(data.validation), data.tokenizer.vocab_size,
-    )  # fmt: skip
-    return data
 
 
 def _with_bands(config: Config, data: Dataset) -> Config:

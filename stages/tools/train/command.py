@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 @config_options
 @click.option(
     "--text", "texts", multiple=True, metavar="FILE_OR_DIR",
-    help=f"Text to train on. Repeatable. '{STDLIB}' is the source of Python's standard library (default).",
+    help="Text to train on: a file, folder or pattern of text, JSON Lines, Parquet, Arrow or token ids; - is standard "
+    f"input. Repeatable. '{STDLIB}' is the source of Python's standard library (default).",
 )  # fmt: skip
 @click.option(
     "--data", "prepared", type=click.Path(path_type=Path), metavar="FOLDER",
