@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from threadloom.stages.data.documents import Document
-from threadloom.stages.data.encoding.units import BATCH_CHARACTERS, Unit
+from threadloom.stages.data.encoding.units import Unit, is_marked
 from threadloom.stages.data.text_parts import TextPart
 from threadloom.stages.data.tokenizer import Tokenizer
 
@@ -57,11 +57,11 @@ class BatchEncoder:
             if isinstance(unit.content, TextPart):
                 requests.append(unit.content)
                 counts.append(1)
-            elif unit.content is not None and not _is_marked(unit.content):
+            elif unit.content is not None and not is_marked(unit.content):
                 own = list(self.tokenizer.parts([unit.content.text])) if unit.content.text else []
                 requests += own
                 counts.append(len(own))
-        found = (ids for some in _limited(requests) for ids in self.tokenizer.encode_parts(some))
+        found = iter(self.tokenizer.encode_parts(requests) if requests else [])
         for count in counts:
             own_ids = [next(found) for _ in range(count)]
             yield own_ids[0] if count == 1 else np.concatenate([np.zeros(0, np.int32), *own_ids])
@@ -74,7 +74,7 @@ class BatchEncoder:
                 tokens.sources.append(tokens.count)
             if unit.begins_document:
                 tokens.documents.append(tokens.count)
-            if isinstance(unit.content, Document) and _is_marked(unit.content):
+            if isinstance(unit.content, Document) and is_marked(unit.content):
                 tokens.add(*self._document(unit.content))
             elif unit.content is not None:
                 tokens.add(next(plain), None)
@@ -86,23 +86,6 @@ class BatchEncoder:
     def _document(self, document: Document) -> tuple[NDArray[np.int32], NDArray[np.bool_] | None]:
         found = self.tokenizer.encode_document(document)
         return found.ids, found.counted
-
-
-def _limited(requests: Sequence[TextPart]) -> Iterator[list[TextPart]]:
-    """Yield parts in lists of limited length: a long document alone has many, and a token takes a hundred bytes."""
-    some, characters = list[TextPart](), 0
-    for part in requests:
-        some.append(part)
-        characters += len(part.text)
-        if characters >= BATCH_CHARACTERS:
-            yield some
-            some, characters = [], 0
-    if some:
-        yield some
-
-
-def _is_marked(document: Document) -> bool:
-    return document.counted is not None or document.markup is not None
 
 
 @dataclass

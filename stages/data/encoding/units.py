@@ -12,7 +12,7 @@ from threadloom.stages.data.text_parts import TextPart
 from threadloom.stages.data.tokenizer import Tokenizer
 
 BATCH_CHARACTERS = 1 << 17
-"""Characters after which a batch ends; a document of a record is never divided."""
+"""Characters after which a batch ends. Only a document with marks, such as a conversation, may be longer."""
 BATCH_UNITS = 1 << 12
 """Units after which a batch ends: each takes some memory, even if it is empty."""
 
@@ -46,12 +46,17 @@ def text_units(split: int, tokenizer: Tokenizer, chunks: Iterable[str]) -> Itera
 def document_units(split: int, tokenizer: Tokenizer, parts: Iterable[Document | LongDocument]) -> Iterator[Unit]:
     """Yield the units of documents; raises as `text_units`."""
     for found in parts:
-        if isinstance(found, Document):
+        if isinstance(found, Document) and (is_marked(found) or len(found.text) <= BATCH_CHARACTERS):
             yield Unit(split, found, begins_document=True, ends_document=True)
             continue
         yield Unit(split, begins_document=True)
-        yield from text_units(split, tokenizer, found.chunks)
+        yield from text_units(split, tokenizer, [found.text] if isinstance(found, Document) else found.chunks)
         yield Unit(split, ends_document=True)
+
+
+def is_marked(document: Document) -> bool:
+    """Return True if special tokens, or tokens that do not count, make a document one that is encoded as a whole."""
+    return document.counted is not None or document.markup is not None
 
 
 def batches(units: Iterable[Unit]) -> Iterator[list[Unit]]:
