@@ -9,8 +9,18 @@ from threadloom.stages.data.bpe_memory import CORE_BYTES
 from threadloom.stages.data.chunked_text import ChunkedText
 from threadloom.stages.data.text_paths import text_path
 from threadloom.stages.data.tokenizer import Tokenizer
-from threadloom.stages.data.tokenizer_files import MODEL_CONFIG_FILE, companion_files, load_tokenizer
-from threadloom.stages.data.vocabulary_files import TOKENIZER_FILE, read_vocabulary, vocabulary_folder
+from threadloom.stages.data.tokenizer_files import (
+    MODEL_CONFIG_FILE,
+    companion_files,
+    configured_end_of_text,
+    load_tokenizer,
+)
+from threadloom.stages.data.vocabulary_files import (
+    TOKENIZER_CONFIG_FILE,
+    TOKENIZER_FILE,
+    read_vocabulary,
+    vocabulary_folder,
+)
 from threadloom.stages.storage import CONFIG_FILE
 
 VOCABULARY_BYTES = 140_000_000
@@ -58,11 +68,16 @@ def pretrained_companions(data: DataConfig) -> dict[str, Path]:
 def is_prepared_from_another(data: DataConfig, prepared: Path) -> bool:
     """Return True if the tokenizer of `data` is pretrained and differs from its copy `prepared`.
 
-    A tokenizer that has been removed since does not differ: the copy continues the run.
+    The token that ends a text is a part of it: it follows each document. A tokenizer that has been removed since does
+    not differ: the copy continues the run.
     """
     if data.tokenizer is not TokenizerKind.PRETRAINED:
         return False
     path = text_path(data.tokenizer_path)
+    config = (path if path.is_dir() else path.parent) / TOKENIZER_CONFIG_FILE
+    copied = prepared.with_name(TOKENIZER_CONFIG_FILE)
+    if config.exists() and configured_end_of_text(config) != configured_end_of_text(copied):
+        return True
     if (folder := vocabulary_folder(path)) is not None and folder.exists():
         return read_vocabulary(folder).encode() != prepared.read_bytes()
     file = path / TOKENIZER_FILE if path.is_dir() else path

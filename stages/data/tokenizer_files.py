@@ -77,14 +77,14 @@ def load_tokenizer(path: Path) -> Tokenizer:
     """
     file = path / TOKENIZER_FILE if path.is_dir() else path
     if (folder := vocabulary_folder(path)) is not None:
-        return LibraryTokenizer(read_vocabulary(folder), _end_of_text(folder / TOKENIZER_CONFIG_FILE))
+        return LibraryTokenizer(read_vocabulary(folder), configured_end_of_text(folder / TOKENIZER_CONFIG_FILE))
     try:
         text = plain_json(file.read_bytes()).decode()
         content = json.loads(text)
         if not isinstance(content, dict):
             raise ValueError(f"a JSON {type(content).__name__}")
         if content.get("format") != FORMAT:
-            return LibraryTokenizer(text, _end_of_text(file.with_name(TOKENIZER_CONFIG_FILE)))
+            return LibraryTokenizer(text, configured_end_of_text(file.with_name(TOKENIZER_CONFIG_FILE)))
         kind = str(content.get("kind"))
         if kind not in _OURS:
             raise ValueError(f"a tokenizer of the kind {kind!r}")
@@ -107,7 +107,7 @@ def companion_files(folder: Path) -> dict[str, Path]:
     return {name: folder / name for name in names if (folder / name).is_file()}
 
 
-def _end_of_text(path: Path) -> str | None:
+def configured_end_of_text(path: Path) -> str | None:
     """Return the text of the token that ends a text, by a tokenizer_config.json; None if it names none."""
     try:
         found = msgspec.json.decode(plain_json(path.read_bytes()), type=_TokenizerConfig).eos_token

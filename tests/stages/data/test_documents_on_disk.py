@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
+from tests.stages.data.made_tokenizers import MADE
 from threadloom.stages.config import BatchSizes, Config, ConfigError, Gpt2Config
 from threadloom.stages.data.batches import TokenBatches
 from threadloom.stages.data.corpus import Corpus, read_corpus
@@ -280,3 +281,18 @@ def test_a_corpus_of_one_text_has_its_checksum() -> None:
     text = read_text([Path(__file__)])
     assert Corpus((text,)).checksum() == text.checksum()
     assert Corpus((text, text)).checksum() != text.checksum()
+
+
+def test_another_end_of_text_is_prepared_again(tmp_path: Path) -> None:
+    folder, path = tmp_path / "model", write_records(tmp_path / "a.jsonl", DOCUMENTS)
+    folder.mkdir()
+    (folder / "tokenizer.json").write_text(MADE["qwen"]())
+    made = config(f"data.text={path}", "data.tokenizer=pretrained", f"data.tokenizer_path={folder}")
+    for token in ("<|im_end|>", "<|endoftext|>"):
+        (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": token}))
+        data = prepared(made, tmp_path / "data")
+        assert not data.reused
+        assert data.tokenizer.end_of_text is not None
+        assert data.tokenizer.end_of_text.token == token
+        assert {found[-1] for split in documents_of(data) for found in split} == {data.tokenizer.end_of_text.id}
+        assert prepared(made, tmp_path / "data").reused
