@@ -4,6 +4,8 @@ import enum
 from collections.abc import Mapping
 from dataclasses import replace
 
+import msgspec
+
 from threadloom.stages.config.data import DataConfig
 from threadloom.stages.config.embedding import EmbeddingConfig
 from threadloom.stages.config.gpt2 import Gpt2Config
@@ -123,6 +125,9 @@ class EvaluationConfig(Section, frozen=True, kw_only=True):
     """Maximum number of batches, of `batch_size` windows, of an evaluation."""
     final_batches: int | None = None
     """The same for the evaluation at the end. None: as `batches`."""
+    sets: dict[str, str] = msgspec.field(default_factory=dict)
+    """Further texts to evaluate on: name → path, encoded with the tokenizer of the run. Each evaluation has the loss on
+    `batches` of each."""
     patience: int = 0
     """Early stopping: the run ends after this number of consecutive evaluations without a lower validation loss than
     before. The batch after an evaluation then waits for it. 0: never."""

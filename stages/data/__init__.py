@@ -89,6 +89,7 @@ from threadloom.stages.data.tokenizer_registry import (
     create_tokenizer as create_tokenizer,
     preparation_bytes as preparation_bytes,
 )
+from threadloom.stages.data.validation_sets import prepare_sets as prepare_sets
 from threadloom.stages.data.vocabulary_files import (
     TOKENIZER_CONFIG_FILE as TOKENIZER_CONFIG_FILE,
     TOKENIZER_FILE as TOKENIZER_FILE,

@@ -4,6 +4,7 @@
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -163,6 +164,8 @@ class Evaluation:
     """The figure of `evaluation.gcd_loss`, in nats; None without it."""
     ema_loss: float | None = None
     """As `val_loss`, of the moving average of the weights; None without one."""
+    sets: Mapping[str, float] = field(default_factory=dict)
+    """The losses on the named validation sets."""
 
 
 @dataclass(frozen=True, slots=True)

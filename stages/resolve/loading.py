@@ -280,6 +280,7 @@ def _describe_type(kind: Any) -> str:
     names = {
         int: "an integer", float: "a number", bool: "true or false", str: "a string", type(None): "null",
         tuple[str, ...]: "a list of strings", tuple[int, ...]: "a list of integers",
+        dict[str, str]: 'an object such as {"law": "law.txt", "code": "code/"}',
         tuple[OptimizerGroup, ...]: 'a list such as [{"match": "*.bias", "decay": 0}, {"match": "wte", "lr": 0.5}]',
     }  # fmt: skip
     return names.get(kind, "a section")

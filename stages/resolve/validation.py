@@ -4,6 +4,8 @@ Open settings (None) pass every check, so a configuration can be validated befor
 """
 
 import math
+import re
+from collections.abc import Mapping
 
 from threadloom.stages.config import (
     Config,
@@ -27,6 +29,7 @@ from threadloom.stages.models import parameter_count
 
 MAX_PARAMETERS = 20_000_000_000
 
+_SET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,80}")
 _COUNTS = (
     "micro_batch",
     "steps",
@@ -130,6 +133,7 @@ def validate(config: Config) -> None:
     _check_blas_threads(config.threads.blas, config.gemm_backend)
     _check_schedule(config.schedule, config.optimizer)
     _check_checkpoints(config)
+    _check_sets(config.evaluation.sets)
 
 
 def _check_limits(config: Config) -> None:
@@ -313,6 +317,17 @@ def _check_batches(config: Config) -> None:
             got=f"{config.lanes}",
             hint="set fewer lanes or a smaller micro_batch",
         )
+
+
+def _check_sets(sets: Mapping[str, str]) -> None:
+    for name, path in sets.items():
+        if not (_SET_NAME.fullmatch(name) and path):
+            raise ConfigError(
+                "evaluation.sets",
+                expected="names of letters, digits, '-', '_' and '.', each with a path",
+                got=f"{name!r}: {path!r}",
+                hint='for example {"law": "law.txt"}',
+            )
 
 
 def _check_checkpoints(config: Config) -> None:

@@ -8,8 +8,8 @@ release, and takes about a millisecond.
 import contextlib
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Self
 
 from loguru import logger
@@ -59,6 +59,7 @@ class TrainingProgress:
     tokens_per_s: float  # over the last updates
     eta_s: float | None  # seconds until the last update; None if unknown
     val_loss: float | None = None  # of the last evaluation, nats per token; None before the first
+    set_losses: Mapping[str, float] = field(default_factory=dict)  # the same on the named validation sets
     loss_scale: float | None = None  # of the next update; None if losses are not scaled
     skipped: int = 0  # updates skipped so far because they were not finite
     stages: Sequence[StageShares] = ()
@@ -114,6 +115,7 @@ def progress_line(progress: TrainingProgress) -> str:
     ]
     if progress.val_loss is not None:
         parts.insert(2, f"val loss {_format_number(progress.val_loss, 4)}")
+    parts[3:3] = [f"{name} {_format_number(loss, 4)}" for name, loss in progress.set_losses.items()]
     if progress.loss_scale is not None:
         parts.append(f"loss scale {_scale(progress)}")
     slowest = bottleneck(progress.stages)
@@ -174,6 +176,7 @@ class ProgressView:
         ]
         if progress.val_loss is not None:
             groups.insert(1, [("val loss ", "dim"), (f"{progress.val_loss:.4f}", "bold green")])
+        groups[2:2] = [[(f"{name} ", "dim"), (f"{loss:.4f}", "green")] for name, loss in progress.set_losses.items()]
         if progress.loss_scale is not None:
             groups.append([("loss scale ", "dim"), (_scale(progress), "yellow" if progress.skipped else "")])
         line, used = _line(), 0

@@ -34,6 +34,8 @@ class Curves:
     lr: Series
     val_steps: Series
     val_loss: Series
+    sets: Mapping[str, Series]
+    """The losses on the named validation sets, at `val_steps`."""
     scale: Series
     """The loss scale of each update; all nan if losses are not scaled."""
     skipped: NDArray[np.bool_]
@@ -54,7 +56,9 @@ class Curves:
         """Return the curves of records: those with `loss` are updates, those with `val_loss` evaluations."""
         updates = [record for record in records if "loss" in record]
         evaluations = [record for record in records if "val_loss" in record]
+        names = dict.fromkeys(name for record in evaluations for name in record.get("sets", {}))
         return cls(
+            sets={name: _column([record.get("sets", {}) for record in evaluations], name) for name in names},
             steps=_column(updates, "step"),
             loss=_column(updates, "loss"),
             lr=_column(updates, "lr"),
@@ -158,6 +162,15 @@ def _draw_run(axes: "Axes", run: Curves, label: str, colour: str, alone: bool) -
             markeredgewidth=1.6,
             label=ended if alone else None,
         )
+    for index, (name, losses) in enumerate(run.sets.items() if alone else (), 2):
+        axes.plot(
+            run.val_steps,
+            losses,
+            color=COLOURS[index % len(COLOURS)],
+            linewidth=1.0,
+            marker=".",
+            label=f"{name} {losses[-1]:.4f} at the end",
+        )
 
 
 def _draw_rates(axes: "Axes", runs: Mapping[str, Curves]) -> None:
@@ -193,6 +206,8 @@ def _frame_losses(axes: "Axes", runs: Mapping[str, Curves]) -> None:
     """Fit the axis to the smoothed curves and the evaluations, so that a single outlier does not flatten the plot."""
     parts = [smoothed(run.loss, max(1, len(run.steps) // 40)) for run in runs.values()]
     parts += [run.val_loss for run in runs.values()]
+    if len(runs) == 1:
+        parts += [losses for run in runs.values() for losses in run.sets.values()]
     values = np.concatenate(parts) if parts else np.empty(0)
     values = values[np.isfinite(values)]
     if not len(values):

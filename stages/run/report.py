@@ -107,11 +107,13 @@ class Reporter:
         """Record an evaluation."""
         self.last_evaluation = event
         if self._shown:
-            self._display.update(replace(self._shown, val_loss=event.val_loss))
+            self._display.update(replace(self._shown, val_loss=event.val_loss, set_losses=event.sets))
         further = {"gcd_loss": event.gcd_loss, "ema_loss": event.ema_loss}
         found = {name: value for name, value in further.items() if value is not None}
-        self._log.append({"step": event.step, "val_loss": event.val_loss, "tokens": event.tokens, **found})
+        sets = {"sets": event.sets} if event.sets else {}
+        self._log.append({"step": event.step, "val_loss": event.val_loss, "tokens": event.tokens, **found, **sets})
         average = "" if event.ema_loss is None else f", of the average {event.ema_loss:.4f}"
+        average += "".join(f", {name} {loss:.4f}" for name, loss in event.sets.items())
         logger.info("step {}: validation loss {:.4f}{} ({:.1f} s)", event.step, event.val_loss, average, event.seconds)
 
     def _take_update(self, update: Update, statistics: Callable[[], RunStatistics]) -> None:
@@ -162,6 +164,7 @@ class Reporter:
             tokens_per_s=rate,
             eta_s=left / rate if rate else None,
             val_loss=self.last_evaluation.val_loss if self.last_evaluation else None,
+            set_losses=self.last_evaluation.sets if self.last_evaluation else {},
             loss_scale=update.scaled.after.scale if update.scaled else None,
             skipped=update.scaled.after.skipped if update.scaled else 0,
             stages=shares,

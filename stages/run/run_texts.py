@@ -47,7 +47,9 @@ def _read_corpus(config: Config, out: Path, mode: RunMode, spooled: Path | None)
         tokenizer_path=absolute_text(config.data.tokenizer_path) if config.data.tokenizer_path else "",
         prepared=absolute_text(config.data.prepared) if config.data.prepared else "",
     )
-    config = msgspec.structs.replace(config, data=data)
+    sets = {name: absolute_text(path) for name, path in config.evaluation.sets.items()}
+    evaluation = msgspec.structs.replace(config.evaluation, sets=sets)
+    config = msgspec.structs.replace(config, data=data, evaluation=evaluation)
     if data.prepared:
         return config, None
     outputs = recorded_outputs(RunDirectory(out).data) if mode is RunMode.RESUME else []

@@ -21,7 +21,6 @@ from threadloom.stages.config import Config, ResolvedConfig
 from threadloom.stages.console import StopSignals
 from threadloom.stages.data import (
     Dataset,
-    EvaluationChoice,
     keep_standard_input,
     training_batches,
 )
@@ -63,7 +62,8 @@ from threadloom.stages.run.resuming import (
     same_trajectory,
 )
 from threadloom.stages.run.run_texts import corpus_of, prepared_texts
-from threadloom.stages.step import CheckpointOutput, Validation
+from threadloom.stages.run.validation_windows import validation_windows
+from threadloom.stages.step import CheckpointOutput
 from threadloom.stages.storage import MetricsLog, RunDirectory, RunMode, atomic_write, read_metrics
 from threadloom.stages.training import Training, compile_kernels
 
@@ -213,7 +213,8 @@ def _train(
         logger.info("initial weights: {}", ", ".join(filter(None, (config.init, config.lora.init))))
     initial = _initial_weights(config, start)
     derived = _derived_embedding(config, data)
-    training = Training(config, source, _validation(config, data), output, start, initial, data.order, derived, scores)
+    validation = validation_windows(config, data, run)
+    training = Training(config, source, validation, output, start, initial, data.order, derived, scores)
     logger.info("memory of the run:\n{}", format_memory_plan(planned_memory(config, data.preparation_bytes)))
     trace = new_trace(config, training)
     begin = time.perf_counter()
@@ -304,8 +305,3 @@ def _checkpoints_on_request(
             except Cancelled:
                 if not signals.stopped:
                     raise
-
-
-def _validation(config: ResolvedConfig, data: Dataset) -> Validation:
-    windows = EvaluationChoice(config.data, data.validation, config.batch_size, config.micro_batch)
-    return Validation(windows(config.evaluation.batches), windows(config.evaluation.final_batches))

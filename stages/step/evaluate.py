@@ -2,8 +2,8 @@
 
 import math
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from threadloom.pipeline import Arena, Cancelled, Lease
 from threadloom.stages.data import fill_starts
@@ -23,6 +23,8 @@ class Validation:
 
     windows: Windows
     final: Windows
+    sets: Mapping[str, Windows] = field(default_factory=dict)
+    """Those of every evaluation on the named validation sets."""
 
 
 class ValidationLoss:
@@ -112,8 +114,9 @@ class EvaluateStage:
         begin = time.perf_counter()
         step = lease.version
         windows = self._validation.final if step == self._last_step else self._validation.windows
-        loss = self._mean_loss(lease, windows, copied=self._copies.weights is not None)
-        average = self._mean_loss(averaged, windows, copied=True) if averaged else None
+        sets = self._validation.sets
+        loss, *of_sets = self._mean_losses(lease, [windows, *sets.values()], copied=self._copies.weights is not None)
+        average = self._mean_losses(averaged, [windows], copied=True)[0] if averaged else None
         if not math.isfinite(loss):
             raise TrainingDiverged(
                 f"the validation loss after {step} updates is {loss}; expected a finite number. Hint: start a "
@@ -122,14 +125,16 @@ class EvaluateStage:
         if self._stopping:
             self._stopping.take(step, loss)
         gcd = self._gcd.mean(windows) if self._gcd else None
-        return Evaluation(step, loss, windows.tokens, time.perf_counter() - begin, gcd, average)
+        return Evaluation(
+            step, loss, windows.tokens, time.perf_counter() - begin, gcd, average, dict(zip(sets, of_sets, strict=True))
+        )
 
-    def _mean_loss(self, lease: Lease[Bank], windows: Windows, *, copied: bool) -> float:
-        """Return the mean loss of leased weights, and release them."""
+    def _mean_losses(self, lease: Lease[Bank], windows: Sequence[Windows], *, copied: bool) -> list[float]:
+        """Return the mean losses of leased weights, and release them."""
         if copied:
             if self._factors:
                 self._factors.compute(lease.bank)
             self._compute.pack_from_master(lease.bank, lease.bank.arena)  # frozen ones are those of all versions
-        loss = self._loss.mean_loss(lease.bank, windows)
+        losses = [self._loss.mean_loss(lease.bank, each) for each in windows]
         lease.release()
-        return loss
+        return losses

@@ -92,6 +92,7 @@ def sample(kind: object) -> tuple[str, object]:
             (OptimizerGroup(match="wte", lr=0.5), OptimizerGroup(match="*", decay=0.0)),
         ),
         (tuple[float, ...], "[3,1]", (3.0, 1.0)),
+        (dict[str, str], '{"a": "b.txt"}', {"a": "b.txt"}),
         (float | None, "0.5", 0.5),
         (bool | None, "true", True),
         (bool, "false", False),

@@ -59,7 +59,7 @@ ADDED = {
 """Settings that came later, with their defaults."""
 ADDED_TO_SECTIONS = {
     "optimizer": {"lead": 0.0, "clip_value": 0.0, "groups": [], "ema": 0.0},
-    "evaluation": {"gcd_loss": False, "patience": 0},
+    "evaluation": {"gcd_loss": False, "patience": 0, "sets": {}},
     "checkpoint": {"every": 0, "best": False},
     "schedule": {"delay_warmup": 0, "rewarm": 0, "rewarm_from": 0, "cooldown_share": 0.2, "cooldown": "1-sqrt"},
 }
