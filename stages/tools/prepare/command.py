@@ -22,7 +22,7 @@ from threadloom.stages.tools.common import (
 @config_options
 @click.option(
     "--text", "texts", multiple=True, metavar="FILE_OR_DIR",
-    help=f"Text to prepare. Repeatable. '{STDLIB}' is the source of Python's standard library (default).",
+    help=f"Text to prepare; - is standard input. Repeatable. '{STDLIB}' (default): the source of Python's library.",
 )  # fmt: skip
 @tokenizer_option
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The folder of the prepared text.")

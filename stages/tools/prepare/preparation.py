@@ -16,6 +16,7 @@ from threadloom.stages.data import (
     prepare,
     read_corpus,
     repeated_documents,
+    standard_input,
     write_settings,
     write_sources,
 )
@@ -92,12 +93,13 @@ def prepare_folder(config: Config, out: Path, *, force: bool = False) -> Prepara
         tokenizer_path=absolute_text(config.data.tokenizer_path) if config.data.tokenizer_path else "",
         prepared="",
     )
-    corpus = read_corpus(data, excluded=[out])
-    dataset = prepare(data, config.model, corpus, out, None if force else detect().memory_available)
-    make_directory(out)
-    write_sources(out, corpus)
-    write_settings(out, data, config.model.vocab_size)
-    report = _report(corpus, dataset, out, time.monotonic() - begin)
+    with standard_input(data.text, out, None) as spooled:
+        corpus = read_corpus(data, excluded=[out], standard_input=spooled)
+        dataset = prepare(data, config.model, corpus, out, None if force else detect().memory_available)
+        make_directory(out)
+        write_sources(out, corpus)
+        write_settings(out, data, config.model.vocab_size)
+        report = _report(corpus, dataset, out, time.monotonic() - begin)
     atomic_write(out / REPORT_FILE, msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n")
     return report
 

@@ -83,6 +83,16 @@ def test_the_report_says_what_is_in_the_folder(records: Path, tmp_path: Path) ->
     assert "up to date" in report_text(prepare_folder(config(records.parent), out))
 
 
+def test_standard_input_is_a_text(records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    of_file = prepare_folder(config(records), tmp_path / "file")
+    with records.open() as stream:
+        monkeypatch.setattr(sys, "stdin", stream)
+        piped = prepare_folder(config(Path("-")), tmp_path / "piped")
+    assert (piped.documents, piped.files[0].skipped) == (of_file.documents, 1)
+    for name in ("train.npy", "validation.documents.npy", "tokenizer.json"):
+        assert (tmp_path / "piped" / name).read_bytes() == (tmp_path / "file" / name).read_bytes()
+
+
 KILLED = """
 import os, signal, sys
 from pathlib import Path
