@@ -73,7 +73,8 @@ def head_backward(
     layernorm_forward(acts.x, Affine(w.lnf_weight, w.lnf_bias), s.rstd[:0], kept, s.h)
     s.dx.fill(0.0)  # `layernorm_backward` adds to it
     space = ProjectionScratch(s.logits, s.d_logits, s.d_logits_t, s.thread.upcast)
-    loss = residue_backward(s.h, PackedPair(p.wte, p.wte_t), residues, targets, scale, grads.wte, s.dh, space, ticket)
+    factors, terms = PackedPair(p.wte, p.wte_t), constants.loss
+    loss = residue_backward(s.h, factors, residues, targets, scale, terms, grads.wte, s.dh, space, ticket)
     last_bias = grads.mlp_proj_bias[grads.mlp_proj_bias.shape[0] - 1]
     d_norm = norm_gradients(grads.lnf_weight, grads.lnf_bias, last_bias, s)
     layernorm_backward(s.dh, kept, w.lnf_weight, s.dx, s.dx16, d_norm, ticket.accumulate)

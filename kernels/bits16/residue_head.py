@@ -8,9 +8,11 @@ from threadloom.kernels.bits16.linear import logits_forward
 from threadloom.kernels.bits16.tensors import Fp16UpcastScratch, PackedPair, PackedWeight
 from threadloom.kernels.common import (
     AccumulationTicket,
+    LossTerms,
     Residues,
     last_head_part,
     residue_cross_entropy,
+    residue_losses,
     softmax_space,
     wait_for_predecessor,
 )
@@ -46,7 +48,7 @@ def residue_loss(
         last = min(first + chunk, rows)
         part = sums[: last - first]
         logits_forward(h[first:last], factors_t, part, upcast)
-        total += residue_cross_entropy(part, targets[first:last], 1.0, residues, space)
+        total += residue_losses(part, targets[first:last], residues, space)
     return total
 
 
@@ -57,6 +59,7 @@ def residue_backward(
     residues: Residues,
     targets: TokenIds,
     scale: float,
+    terms: LossTerms,
     d_factors: Floats,
     dh: Floats,
     scratch: ProjectionScratch,
@@ -75,7 +78,7 @@ def residue_backward(
         last = min(first + chunk, rows)
         part, d_logits, part_h = sums[: last - first], s.d_logits[: last - first], h[first:last]
         logits_forward(part_h, factors.packed_t, part, s.upcast)
-        total += residue_cross_entropy(part, targets[first:last], scale, residues, space)
+        total += residue_cross_entropy(part, targets[first:last], scale, terms, residues, space)
         _round(part, d_logits)
         chunk_gradients(d_logits, part_h, factors, d_factors, dh[first:last], s, adds, last == rows, ticket)
         adds = True

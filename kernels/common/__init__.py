@@ -76,7 +76,10 @@ from threadloom.kernels.common.protocol import (
     ModelKernels as ModelKernels,
 )
 from threadloom.kernels.common.reduction import CHUNK as CHUNK, sum_lanes as sum_lanes
-from threadloom.kernels.common.residue_softmax import residue_cross_entropy as residue_cross_entropy
+from threadloom.kernels.common.residue_softmax import (
+    residue_cross_entropy as residue_cross_entropy,
+    residue_losses as residue_losses,
+)
 from threadloom.kernels.common.residues import (
     ResidueConstants as ResidueConstants,
     Residues as Residues,

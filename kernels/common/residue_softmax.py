@@ -17,9 +17,10 @@ import math
 
 import numpy as np
 
-from threadloom.kernels.common.cross_entropy import IGNORED_TARGET
+from threadloom.kernels.common.cross_entropy import IGNORED_TARGET, has_terms
 from threadloom.kernels.common.residues import Residues
-from threadloom.kernels.compiling import Floats, TokenIds, jit_inline_body, jit_kernel
+from threadloom.kernels.common.tensors import LossTerms
+from threadloom.kernels.compiling import Floats, TokenIds, jit_inline_body, jit_kernel, jit_strict_inline
 from threadloom.kernels.simd import exp32, row_max
 
 _TINY = np.float32(1e-20)
@@ -222,30 +223,71 @@ def residue_softmax(logits: Floats, target: int, residues: Residues, space: Floa
 
 
 @jit_kernel
-def residue_cross_entropy(logits: Floats, targets: TokenIds, scale: float, residues: Residues, space: Floats) -> float:
-    """Overwrite `logits` (n, P) with their gradients times `scale`; return the unscaled sum of the losses.
+def residue_losses(logits: Floats, targets: TokenIds, residues: Residues, space: Floats) -> float:
+    """Return the sum of the losses of rows of columns, `logits` (n, P), which are overwritten.
 
-    The gradient of a token's logit is ``softmax - one-hot``; that of a column is the sum over its tokens, times the
-    scale of the residues. `targets` (n,) are in 0 .. V - 1, or `IGNORED_TARGET`, whose rows have loss and gradient 0.
-    `space` is scratch of ``residues.space`` elements.
+    `targets` (n,) are in 0 .. V - 1, or `IGNORED_TARGET`. `space` is scratch of ``residues.space`` elements.
     """
-    factor, own = np.float32(scale), residues.own
+    losses = 0.0
+    for r in range(targets.shape[0]):
+        if targets[r] != IGNORED_TARGET:
+            _, loss = residue_softmax(logits[r], targets[r], residues, space)
+            losses += loss
+    return losses
+
+
+@jit_strict_inline
+def _tokens_with(residues: Residues, k: int, residue: int) -> int:
+    """Return how many tokens have a residue of a modulus."""
+    whole, rest = residues.tokens // residues.moduli[k], residues.tokens % residues.moduli[k]
+    return whole + (1 if residue < rest else 0)
+
+
+@jit_kernel
+def _mean_logit(logits: Floats, residues: Residues) -> float:
+    """Return the mean logit of all tokens."""
+    total = np.float64(_total(logits[: residues.own]))
+    for k in range(residues.moduli.shape[0]):
+        for j in range(residues.moduli[k]):
+            total += _tokens_with(residues, k, j) * np.float64(residues.scale * logits[residues.first[k] + j])
+    return total / (residues.own + residues.tokens)
+
+
+@jit_kernel
+def residue_cross_entropy(
+    logits: Floats, targets: TokenIds, scale: float, terms: LossTerms, residues: Residues, space: Floats
+) -> float:
+    """Overwrite `logits` (n, P) with the gradients of the loss with its `terms`; return the sum of the cross-entropies.
+
+    The gradient of a column is the sum over its tokens, times the scale of the residues and `scale`. The sums of the
+    terms are added to ``terms.sums``. `targets` and `space` are as in `residue_losses`; rows that do not count get 0.
+    """
+    own, width = residues.own, residues.own + residues.tokens
+    uniform = np.float32(scale * terms.label_smoothing / width)
+    at_target = np.float32(scale * (1.0 - terms.label_smoothing))
     losses = 0.0
     for r in range(targets.shape[0]):
         row, target = logits[r], targets[r]
         if target == IGNORED_TARGET:
             _set(row, _ZERO)
             continue
+        logit = np.float64(_target_logit(row, residues, target))
+        if terms.label_smoothing > 0.0:
+            terms.sums[0] += terms.label_smoothing * (logit - _mean_logit(row, residues))
         total, loss = residue_softmax(row, target, residues, space)
         losses += loss
-        share = factor / total
+        log_z = loss + logit
+        if has_terms(terms):
+            terms.sums[1] += terms.z_loss * log_z * log_z
+        share = np.float32(scale * (1.0 + 2.0 * terms.z_loss * log_z)) / total
         for j in range(own):
-            row[j] *= share
-        for j in range(own, row.shape[0]):
-            row[j] *= share * residues.scale
+            row[j] = row[j] * share - uniform
+        for k in range(residues.moduli.shape[0]):
+            columns = row[residues.first[k] : residues.first[k] + residues.moduli[k]]
+            for j in range(columns.shape[0]):
+                columns[j] = residues.scale * (columns[j] * share - uniform * np.float32(_tokens_with(residues, k, j)))
+            if target >= own:
+                columns[(target - own) % residues.moduli[k]] -= at_target * residues.scale
         if target < own:
-            row[target] -= factor
-        else:
-            for k in range(residues.moduli.shape[0]):
-                row[residues.first[k] + (target - own) % residues.moduli[k]] -= factor * residues.scale
+            row[target] -= at_target
     return losses

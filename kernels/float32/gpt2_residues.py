@@ -70,7 +70,8 @@ def head_backward(
     statistics = RowStatistics(s.lnf_mean, s.lnf_rstd)
     layernorm_forward(x_final, Affine(w.lnf_weight, w.lnf_bias), s.h, statistics)
     s.dx.fill(0.0)  # `layernorm_backward` adds to it
-    loss = residue_backward(s.h, w.wte, constants.residues, targets, scale, grads.wte, s.dh, s.logits, ticket)
+    residues, terms = constants.residues, constants.loss
+    loss = residue_backward(s.h, w.wte, residues, targets, scale, terms, grads.wte, s.dh, s.logits, ticket)
     d_affine = norm_gradients(grads.lnf_weight, grads.lnf_bias, s)
     layernorm_backward(s.dh, x_final, w.lnf_weight, statistics, s.dx, d_affine, ticket.accumulate)
     mark_part_done(ticket, last_head_part(w.wte.shape[0]))

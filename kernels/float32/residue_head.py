@@ -6,9 +6,11 @@ formed: ``h @ F.T`` has P columns instead of V, and the softmax over the V token
 
 from threadloom.kernels.common import (
     AccumulationTicket,
+    LossTerms,
     Residues,
     last_head_part,
     residue_cross_entropy,
+    residue_losses,
     softmax_space,
     wait_for_predecessor,
 )
@@ -31,7 +33,7 @@ def residue_loss(h: Floats, factors: Floats, residues: Residues, targets: TokenI
         last = min(first + chunk, rows)
         part = sums[: last - first]
         logits_forward(h[first:last], factors, part)
-        total += residue_cross_entropy(part, targets[first:last], 1.0, residues, space)
+        total += residue_losses(part, targets[first:last], residues, space)
     return total
 
 
@@ -42,6 +44,7 @@ def residue_backward(
     residues: Residues,
     targets: TokenIds,
     scale: float,
+    terms: LossTerms,
     d_factors: Floats,
     dh: Floats,
     logits: Floats,
@@ -59,7 +62,7 @@ def residue_backward(
         last = min(first + chunk, rows)
         part, part_h = sums[: last - first], h[first:last]
         logits_forward(part_h, factors, part)
-        total += residue_cross_entropy(part, targets[first:last], scale, residues, space)
+        total += residue_cross_entropy(part, targets[first:last], scale, terms, residues, space)
         chunk_gradients(part, part_h, factors, d_factors, dh[first:last], adds, last == rows, ticket)
         adds = True
     wait_for_predecessor(ticket, last_head_part(factors.shape[0]))

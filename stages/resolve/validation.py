@@ -126,7 +126,6 @@ def validate(config: Config) -> None:
     _check_mixture(config.data)
     _check_digits(config.data)
     _check_embedding(config)
-    _check_loss(config)
     geometry = config.geometry_with(config.model.vocab_size or 1)
     config.optimizer.tensor_rates(geometry, config.frozen_in(geometry))
     _check_batches(config)
@@ -261,18 +260,6 @@ def _check_embedding(config: Config) -> None:
             )
     if config.embedding.banded:
         _check_bands(config)
-
-
-def _check_loss(config: Config) -> None:
-    """Raise ConfigError for terms of the loss that the output projection does not have."""
-    if config.loss.has_terms and config.embedding.has_residues:
-        raise ConfigError(
-            "loss.label_smoothing" if config.loss.label_smoothing else "loss.z_loss",
-            expected="0 with embedding.layout=residues",
-            got=f"{config.loss.label_smoothing or config.loss.z_loss:g}",
-            cause="its output projection has a softmax of its own, with the cross-entropy alone",
-            hint="set it to 0, or choose another embedding.layout",
-        )
 
 
 def _check_bands(config: Config) -> None:

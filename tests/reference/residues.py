@@ -29,7 +29,13 @@ def residue_matrix(vocabulary: int, moduli: Sequence[int], own: int) -> Array:
 
 
 def residue_head(
-    x: Array, norm: tuple[Array, Array], factors: Array, matrix: Array, targets: Ids, scale: float
+    x: Array,
+    norm: tuple[Array, Array],
+    factors: Array,
+    matrix: Array,
+    targets: Ids,
+    scale: float,
+    terms: tuple[float, float] = (0.0, 0.0),
 ) -> Tensors:
     """Return "loss", the sum of the losses of the rows of x (R, C), and the gradients of scale times it.
 
@@ -37,7 +43,7 @@ def residue_head(
     """
     h = stored(layernorm_forward(x, *norm))
     logits = product(product(h, factors.T), matrix.T)
-    d_columns = stored(product(cross_entropy_backward(logits, targets, scale), matrix))
+    d_columns = stored(product(cross_entropy_backward(logits, targets, scale, *terms), matrix))
     dx, d_weight, d_bias = layernorm_backward(product(d_columns, factors), x, norm[0])
     return {
         "loss": rounded_sum(cross_entropy_forward(logits, targets)),

@@ -12,7 +12,7 @@ from tests.reference import Ids
 from tests.reference.residues import residue_matrix
 from threadloom.kernels.bits16.gpt2_residues import head_backward, head_loss
 from threadloom.kernels.bits16.residue_embedding import residue_embedding_forward
-from threadloom.kernels.common import NO_BORDERS, AccumulationTicket, residues_of
+from threadloom.kernels.common import NO_BORDERS, NO_TERMS, AccumulationTicket, LossTerms, residues_of
 
 pytestmark = pytest.mark.timeout(600)  # most of it to compile, on a machine that was never here before
 
@@ -30,20 +30,23 @@ def test_loss_and_gradients_equal_the_reference(
     model = Model16(sizes, fmt, sizes.tensors(rng), chunk)
     rows = model.scratch.d_logits.shape[0] + vocabulary.softmax_rows
     scratch = model.scratch._replace(logits=model.floats(rows, vocabulary.rows))
-    constants = vocabulary.constants(sizes.heads)
     x = float32_numbers(rng, sizes.rows, sizes.channels)
     model.acts.x[...] = x
 
-    def backward(targets: Ids, scale: float, ticket: AccumulationTicket) -> float:
+    def backward(targets: Ids, scale: float, terms: LossTerms, ticket: AccumulationTicket) -> float:
+        constants = vocabulary.constants(sizes.heads, terms)
         return head_backward(
             model.weights, model.acts, flat_ids(targets), scale, model.grads, scratch, constants, ticket
         )
 
     def loss(targets: Ids) -> float:
+        constants = vocabulary.constants(sizes.heads, NO_TERMS)
         return head_loss(model.weights, model.acts, flat_ids(targets), constants, scratch.logits)
 
     norm, factors = (model.tensors["lnf_weight"], model.tensors["lnf_bias"]), model.packed_tensors["wte"]
-    check_head(x, norm, factors, vocabulary, storage, model.grads, model.scratch.dx, backward, loss)
+    check_head(
+        x, norm, factors, vocabulary, storage, model.grads, model.scratch.dx, backward, loss, with_terms=chunk == 4
+    )
 
 
 @pytest.mark.parametrize("fmt", [BF16, FP16], ids=str)

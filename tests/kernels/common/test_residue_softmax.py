@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 
+from tests import reference
 from tests.error_bounds import SMALLEST, gamma
-from tests.kernels.support import flat_ids
+from tests.kernels.support import flat_ids, with_ignored
 from tests.reference import Array
 from tests.reference.residues import residue_matrix
-from threadloom.kernels.common import residue_cross_entropy, residues_of
+from threadloom.kernels.common import NO_TERMS, LossTerms, residue_cross_entropy, residue_losses, residues_of
 
 SIZES = [
     (100, (9, 11), 0), (100, (9, 11), 7), (30, (2, 3, 5), 0), (50, (61,), 4), (700, (23, 29, 31), 90),
@@ -42,11 +43,33 @@ def test_losses_and_gradients_equal_those_of_all_logits(sizes: tuple[int, tuple[
     of_sums = gamma(vocabulary) + (len(moduli) + 1) * (EXP32 + off)
     found, total = scores.copy(), 0.0
     for row, target, loss in zip(found, targets, losses, strict=True):
-        one = residue_cross_entropy(row[None], flat_ids(target[None]), 1.0, residues, space)
+        one = residue_cross_entropy(row[None], flat_ids(target[None]), 1.0, NO_TERMS, residues, space)
         assert abs(one - loss) <= of_sums + 2 * off
         total += one
     if off < 1e-3:  # else a probability may be that of another token
         assert (np.abs(found - expected) <= 4 * of_sums + vocabulary * SMALLEST).all()
-    together = residue_cross_entropy(scores, flat_ids(targets), 1.0, residues, space)
+    assert residue_losses(scores.copy(), flat_ids(targets), residues, space) == total
+    together = residue_cross_entropy(scores, flat_ids(targets), 1.0, NO_TERMS, residues, space)
     np.testing.assert_array_equal(scores, found)
     assert together == total
+
+
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+def test_terms_of_the_loss_equal_those_of_all_logits(sizes: tuple[int, tuple[int, ...], int]) -> None:
+    """Label smoothing and the z-loss, by the formulas for logits (V,)."""
+    rng, (vocabulary, moduli, own) = np.random.default_rng(5), sizes
+    matrix, residues, smoothing, z_loss, scale = residue_matrix(*sizes), residues_of(*sizes), 0.2, 0.03, 0.25
+    scores = rng.standard_normal((6, own + sum(moduli))).astype(np.float32)
+    targets, space = with_ignored(rng.integers(0, vocabulary, 6)), np.full(residues.space, np.nan, np.float32)
+    logits = scores.astype(np.float64) @ matrix.T
+    terms = LossTerms(smoothing, z_loss, np.zeros(2))
+    gradients = reference.cross_entropy_backward(logits, targets, scale, smoothing, z_loss) @ matrix
+    expected = reference.loss_terms(logits, targets, smoothing, z_loss)
+    found = scores.copy()
+    loss = residue_cross_entropy(found, flat_ids(targets), scale, terms, residues, space)
+    assert loss == residue_cross_entropy(scores.copy(), flat_ids(targets), scale, NO_TERMS, residues, space)
+    of_logits = gamma(2 * len(moduli) + 2) * (np.abs(scores.astype(np.float64)) @ np.abs(matrix).T).max()
+    off = gamma(vocabulary) + (len(moduli) + 2) * (EXP32 + of_logits)
+    np.testing.assert_allclose(terms.sums, expected, rtol=0, atol=6 * off * (1 + np.abs(logits).max()))
+    assert (np.abs(found - gradients) <= 4 * off * scale).all()
+    assert not found[targets < 0].any()

@@ -9,7 +9,14 @@ from tests.kernels.residues import VOCABULARIES, Vocabulary, check_head
 from tests.kernels.support import Sizes, flat_ids, float32_numbers
 from tests.reference import Ids
 from tests.reference.residues import residue_matrix
-from threadloom.kernels.common import NO_BORDERS, AccumulationTicket, residue_embedding_backward, residues_of
+from threadloom.kernels.common import (
+    NO_BORDERS,
+    NO_TERMS,
+    AccumulationTicket,
+    LossTerms,
+    residue_embedding_backward,
+    residues_of,
+)
 from threadloom.kernels.float32.gpt2_residues import head_backward, head_loss
 from threadloom.kernels.float32.residue_embedding import residue_embedding_forward
 
@@ -22,20 +29,23 @@ def test_loss_and_gradients_equal_the_reference(vocabulary: Vocabulary, chunk: i
     sizes = Sizes(vocabulary.rows, context=5, layers=1, heads=2, channels=8, sequences=2, tokens=5)
     rng = np.random.default_rng(1)
     model = Model(sizes, sizes.tensors(rng), chunk + vocabulary.softmax_rows)
-    constants = vocabulary.constants(sizes.heads)
     x = float32_numbers(rng, sizes.rows, sizes.channels)
     model.acts.x[sizes.layers] = x
 
-    def backward(targets: Ids, scale: float, ticket: AccumulationTicket) -> float:
+    def backward(targets: Ids, scale: float, terms: LossTerms, ticket: AccumulationTicket) -> float:
+        constants = vocabulary.constants(sizes.heads, terms)
         return head_backward(
             model.weights, model.acts, flat_ids(targets), scale, model.grads, model.scratch, constants, ticket
         )
 
     def loss(targets: Ids) -> float:
+        constants = vocabulary.constants(sizes.heads, NO_TERMS)
         return head_loss(model.weights, model.acts, flat_ids(targets), constants, model.scratch.logits)
 
     norm, factors = (model.tensors["lnf_weight"], model.tensors["lnf_bias"]), model.tensors["wte"]
-    check_head(x, norm, factors, vocabulary, IN_FLOAT32, model.grads, model.scratch.dx, backward, loss)
+    check_head(
+        x, norm, factors, vocabulary, IN_FLOAT32, model.grads, model.scratch.dx, backward, loss, with_terms=chunk == 4
+    )
     model.memory.check()
 
 

@@ -133,5 +133,3 @@ def test_a_resumed_run_cannot_change_the_loss() -> None:
     assert trajectory(tiny(*TERMS))["loss.z_loss"] == 1e-2
     with pytest.raises(ConfigError, match=r"loss\.label_smoothing: expected 0 to 1"):
         tiny("loss.label_smoothing=1.5")
-    with pytest.raises(ConfigError, match=r"loss\.z_loss: expected 0 with embedding\.layout=residues"):
-        tiny("loss.z_loss=1e-4", "embedding.layout=residues", "embedding.moduli=[2,7]")

@@ -63,7 +63,11 @@ def test_the_gradients_of_the_last_update_equal_the_reference(settings: tuple[st
 
 @pytest.mark.parametrize(
     "settings",
-    [("delay=0", "shared_lanes=true", "lanes=1"), ("delay=2", "delay_correction=auto"), ("delay=1", "precision=bf16")],
+    [
+        ("delay=0", "shared_lanes=true", "lanes=1", "loss.label_smoothing=0.1", "loss.z_loss=1e-3"),
+        ("delay=2", "delay_correction=auto"),
+        ("delay=1", "precision=bf16"),
+    ],
     ids=str,
 )
 def test_threads_replay_and_resume_have_one_trajectory(settings: tuple[str, ...], tmp_path: Path) -> None:
