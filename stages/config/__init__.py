@@ -16,6 +16,7 @@ from threadloom.stages.config.data import (
     TokenOrder as TokenOrder,
 )
 from threadloom.stages.config.divisors import divisors as divisors
+from threadloom.stages.config.dropout import NO_DROPOUT as NO_DROPOUT, DropoutConfig as DropoutConfig
 from threadloom.stages.config.embedding import (
     BYTES as BYTES,
     DIGITS as DIGITS,

@@ -7,6 +7,7 @@ from dataclasses import replace
 import msgspec
 
 from threadloom.stages.config.data import DataConfig
+from threadloom.stages.config.dropout import NO_DROPOUT, DropoutConfig
 from threadloom.stages.config.embedding import EmbeddingConfig
 from threadloom.stages.config.gpt2 import Gpt2Config
 from threadloom.stages.config.guard import GuardConfig
@@ -213,6 +214,8 @@ class Config(Section, frozen=True, kw_only=True):
     """The settings `optimizer.*`."""
     schedule: ScheduleConfig = ScheduleConfig()
     """The settings `schedule.*`."""
+    dropout: DropoutConfig = NO_DROPOUT
+    """The settings `dropout.*`."""
     loss: LossConfig = LossConfig()
     """The settings `loss.*`."""
     loss_scale: LossScaleConfig = LossScaleConfig()

@@ -21,7 +21,7 @@ class MicroBatchSlot:
     targets: TokenIds  # (R,)
     activations: Any
     dropout_key: NDArray[np.uint64] = field(default_factory=lambda: np.zeros(1, np.uint64))
-    """Key of the adapters' dropout, which is one of the activations; 0: no dropout."""
+    """Key of dropout, which is one of the activations; 0: no dropout."""
     starts: DocumentStarts = field(default_factory=lambda: NO_BORDERS)
     """(R,) row within its sequence at which the document of each row begins, one of the activations; (0,): no borders
     between documents."""

@@ -88,6 +88,8 @@ def trajectory(config: Config, text_sha256: str | None = None) -> dict[str, Any]
         keys = (*keys, "data.digits", "data.digit_places", "data.digit_offset")
     if config.data.mixture:
         keys = (*keys, "data.mixture")
+    if config.dropout.drops:  # the same
+        keys = (*keys, "dropout.")
     if config.loss.has_terms:  # the same
         keys = (*keys, "loss.")
     if config.schedule.rewarm:

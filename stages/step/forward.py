@@ -27,7 +27,7 @@ class Draw:
     """
 
     def __init__(self, source: BatchSource, slots: Pool[MicroBatchSlot], dropout_seed: int | None = None) -> None:
-        """`dropout_seed` is the seed of the adapters' dropout, None without."""
+        """`dropout_seed` is the seed of dropout, None without."""
         self._source = source
         self._slots = slots
         self._dropout_seed = dropout_seed

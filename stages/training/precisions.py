@@ -1,13 +1,19 @@
 """The arithmetic of each precision. The classes of 16 bits are imported on first use, and their kernels with them."""
 
-from threadloom.stages.config import Precision
+from threadloom.stages.config import NO_DROPOUT, DropoutConfig, Precision
 from threadloom.stages.models import Geometry
 from threadloom.stages.step import Compute
 from threadloom.stages.step.float32 import Float32Compute
 
 
 def compute_for(
-    precision: Precision, geometry: Geometry, sequences: int, *, recompute: bool = False, borders: bool = False
+    precision: Precision,
+    geometry: Geometry,
+    sequences: int,
+    *,
+    recompute: bool = False,
+    borders: bool = False,
+    dropout: DropoutConfig = NO_DROPOUT,
 ) -> Compute:
     """Return the arithmetic of a resolved precision, for micro-batches of `sequences` sequences.
 
@@ -17,7 +23,7 @@ def compute_for(
     bf16x3 is float32 with another GEMM (`stages.resolve.gemm_settings`).
     """
     if precision in (Precision.FLOAT32, Precision.BF16X3):
-        return Float32Compute(geometry, sequences, borders=borders)
+        return Float32Compute(geometry, sequences, borders=borders, dropout=dropout)
     from threadloom.stages.step.bits16 import Bits16Compute
 
-    return Bits16Compute(precision, geometry, sequences, recompute=recompute, borders=borders)
+    return Bits16Compute(precision, geometry, sequences, recompute=recompute, borders=borders, dropout=dropout)

@@ -126,7 +126,12 @@ class Training:
         self.first_batch = start.step if start else 0
         self.plan = LanePlan(config.lanes, config.micro_batches)
         self.compute = compute_for(
-            config.precision, geometry, config.micro_batch, recompute=config.recompute, borders=config.data.bordered
+            config.precision,
+            geometry,
+            config.micro_batch,
+            recompute=config.recompute,
+            borders=config.data.bordered,
+            dropout=config.dropout,
         )
         memory = self.compute.memory
         self.scaler = LossScaler(config.loss_scale)
@@ -160,7 +165,7 @@ class Training:
         checkpoint_due = due_every(config.checkpoint.interval, config.steps) if output else never
         finish = self.accumulation.scatter_deferred if self.accumulation else None
 
-        drops = geometry.lora is not None and geometry.lora.dropout > 0
+        drops = config.dropout.drops or (geometry.lora is not None and geometry.lora.dropout > 0)
         self.draw = Draw(data, self.slots, config.seed if drops else None)
         self.embed = Embed(self.compute, self.banks)
         self.forward = Forward(self.compute)

@@ -22,7 +22,7 @@ from tests.reference.layers import (
 )
 from tests.reference.lora import LoraSizes, adapted_backward, adapted_forward
 from tests.reference.tensors import Array, Ids, Tensors
-from tests.rounding_marks import product, stored, total
+from tests.rounding_marks import computed, product, stored, total
 
 
 @dataclass
@@ -47,6 +47,8 @@ class Record:
     ids: Ids
     heads: int
     lora: LoraSizes | None = None
+    mask: Array | None = None
+    """Factors of the embeddings (B, T, C), 0 for those that are dropped."""
     blocks: list[Block] = field(default_factory=list)
     x_final: Array = field(default_factory=lambda: np.empty(0))  # (B, T, C), before the last LayerNorm
     lnf: Array = field(default_factory=lambda: np.empty(0))
@@ -88,10 +90,14 @@ def block_backward(
     return total(d_mid, d_through), g | of_fc | of_proj | of_qkv
 
 
-def forward(weights: Tensors, ids: Ids, heads: int, lora: LoraSizes | None = None) -> Record:
-    """Run the model on ids (B, T)."""
-    record = Record(ids, heads, lora)
-    x = embedding_forward(weights["wte"], weights["wpe"], ids)
+def _dropped(x: Array, mask: Array | None) -> Array:
+    return x if mask is None else computed(x * mask, lambda: np.abs(x * mask))
+
+
+def forward(weights: Tensors, ids: Ids, heads: int, lora: LoraSizes | None = None, mask: Array | None = None) -> Record:
+    """Run the model on ids (B, T), with embeddings that are multiplied by `mask`."""
+    record = Record(ids, heads, lora, mask)
+    x = _dropped(embedding_forward(weights["wte"], weights["wpe"], ids), mask)
     for layer in range(len(weights["qkv_weight"])):
         x, kept = block_forward(block_tensors(weights, layer), x, heads, lora)
         record.blocks.append(kept)
@@ -131,6 +137,7 @@ def backward(
         )
         for name, gradient in of_layer.items():
             grads[name][layer] = gradient
+    dx = _dropped(dx, record.mask)
     d_wte_in, grads["wpe"] = embedding_backward(dx, record.ids, len(weights["wte"]), len(weights["wpe"]))
     grads["wte"] = total(d_wte_in, d_wte_out)  # tied: it is used on both ends
     return grads, d_x_final

@@ -8,13 +8,13 @@ from threadloom.kernels.bits16 import PackedPair, pack_rows
 from threadloom.kernels.common import NO_TERMS, LossTerms
 from threadloom.kernels.matmul import prepare_bf16
 from threadloom.kernels.simd import fp16_from_float32
-from threadloom.stages.config import Precision
+from threadloom.stages.config import NO_DROPOUT, DropoutConfig, Precision
 from threadloom.stages.layouts import ModelWeights, field_of, layout_of
 from threadloom.stages.layouts.bits16 import bits16_layout_of
 from threadloom.stages.memory import MicroBatchSlot, UpdateShard
 from threadloom.stages.memory.bits16 import Bits16Memory
 from threadloom.stages.models import Geometry
-from threadloom.stages.step import Gradient, Version, needs_blocks, skip_blocks
+from threadloom.stages.step import EmbeddingDropout, Gradient, Version, needs_blocks, skip_blocks
 from threadloom.stages.step.bits16.optimizer import Bf16Update, Fp16Update, packed_matrices, packed_pair
 from threadloom.stages.step.optimizers import Optimizer
 
@@ -30,11 +30,13 @@ class Bits16Compute:
         *,
         recompute: bool = False,
         borders: bool = False,
+        dropout: DropoutConfig = NO_DROPOUT,
     ) -> None:
         self.memory = Bits16Memory(precision, geometry, sequences, small=recompute, borders=borders)
         self._fp16 = precision is Precision.FP16
         self._layout = bits16_layout_of(geometry)
         self._kernels, self._constants = self._layout.kernels, layout_of(geometry).constants(geometry)
+        self._dropout = EmbeddingDropout(dropout.embedding)
         self._fields = self._layout.packed_fields(geometry)
         self._geometry = geometry
         self._sequences = sequences
@@ -65,6 +67,7 @@ class Bits16Compute:
         """Gather the embeddings."""
         weights, context = self._weights(version), self._geometry.context
         self._layout.embed(weights, slot.ids, context, slot.starts, slot.activations.x)
+        self._dropout.drop(slot.activations.x, slot)
 
     def forward(self, version: Version, slot: MicroBatchSlot) -> None:
         """Run all blocks in one compiled call."""
@@ -83,6 +86,7 @@ class Bits16Compute:
             self._kernels.blocks_backward(weights, acts, gradients, scratch, self._sequences, constants, ticket)
         else:
             skip_blocks(self._geometry, ticket)
+        self._dropout.drop(scratch.dx, slot)
         return float(loss)
 
     def input_gradient(self, scratch: Any) -> Floats:

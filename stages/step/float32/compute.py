@@ -8,10 +8,11 @@ from numpy.typing import NDArray
 
 from threadloom.kernels import AccumulationTicket, Floats
 from threadloom.kernels.common import IGNORED_TARGET, NO_TERMS, LossTerms
+from threadloom.stages.config import NO_DROPOUT, DropoutConfig
 from threadloom.stages.layouts import ModelWeights, layout_of
 from threadloom.stages.memory import Float32Memory, MicroBatchSlot
 from threadloom.stages.models import Geometry
-from threadloom.stages.step import Gradient, Version, needs_blocks, skip_blocks
+from threadloom.stages.step import EmbeddingDropout, Gradient, Version, needs_blocks, skip_blocks
 from threadloom.stages.step.float32.optimizer import Float32Update
 from threadloom.stages.step.optimizers import Optimizer
 
@@ -19,10 +20,13 @@ from threadloom.stages.step.optimizers import Optimizer
 class Float32Compute:
     """All arithmetic in float32, without packed weights. Implements `Compute`."""
 
-    def __init__(self, geometry: Geometry, sequences: int, *, borders: bool = False) -> None:
+    def __init__(
+        self, geometry: Geometry, sequences: int, *, borders: bool = False, dropout: DropoutConfig = NO_DROPOUT
+    ) -> None:
         self.memory = Float32Memory(geometry, sequences, borders=borders)
         self._layout = layout_of(geometry)
         self._kernels, self._constants = self._layout.kernels, self._layout.constants(geometry)
+        self._dropout = EmbeddingDropout(dropout.embedding)
         self._geometry = geometry
         self._sequences = sequences
 
@@ -35,6 +39,7 @@ class Float32Compute:
     def embed(self, version: Version, slot: MicroBatchSlot) -> None:
         """Gather the embeddings."""
         self._layout.embed(version.weights, slot.ids, self._geometry.context, slot.starts, slot.activations.x[0])
+        self._dropout.drop(slot.activations.x[0], slot)
 
     def forward(self, version: Version, slot: MicroBatchSlot) -> None:
         """Run all blocks in one compiled call."""
@@ -53,6 +58,7 @@ class Float32Compute:
             self._kernels.blocks_backward(weights, acts, gradients, scratch, self._sequences, constants, ticket)
         else:
             skip_blocks(self._geometry, ticket)
+        self._dropout.drop(scratch.dx, slot)
         return float(loss)
 
     def input_gradient(self, scratch: Any) -> Floats:

@@ -1,0 +1,25 @@
+"""Dropout of the input embeddings (Srivastava et al., 2014), in every number format."""
+
+import numpy as np
+
+from threadloom.kernels import Floats
+from threadloom.kernels.common import Dropout, dropout_forward
+from threadloom.stages.memory import MicroBatchSlot
+
+_EMBEDDING = 0
+"""Number of the embeddings among the arrays that are dropped; those of adapters may be the same."""
+
+
+class EmbeddingDropout:
+    """Drops elements of the embeddings and of their gradient, by the same mask. Stateless."""
+
+    def __init__(self, probability: float) -> None:
+        self._probability = probability
+        if probability:
+            nothing = np.empty((0, 1), np.float32)  # compiled now, and not in the middle of a run
+            dropout_forward(nothing, Dropout(probability, np.ones(1, np.uint64), _EMBEDDING), nothing)
+
+    def drop(self, rows: Floats, slot: MicroBatchSlot) -> None:
+        """Drop elements of `rows` (R, C) in place, unless the slot is that of an evaluation."""
+        if self._probability and slot.dropout_key[0]:
+            dropout_forward(rows, Dropout(self._probability, slot.dropout_key, _EMBEDDING), rows)

@@ -1,0 +1,92 @@
+"""Dropout of embeddings: gradients of float64 with the same masks, and none in an evaluation."""
+
+from hashlib import blake2b
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests import reference
+from tests.error_bounds import IN_BF16, IN_FLOAT32, Storage, with_bounds
+from tests.kernels.bits16.formats import BF16, Format
+from tests.kernels.comparison import assert_close
+from tests.reference import Array, Tensors
+from tests.stages.support import LLAMA, Result, assert_same, build, result, run_sequence, run_threads, tiny
+from tests.stages.training.gradients import SPREAD
+from tests.stages.training.twin import random_weights, sequences, start_from
+from threadloom.kernels.common import Dropout, dropout_forward
+from threadloom.kernels.compiling import JIT_ENABLED
+from threadloom.stages.checkpoint import Checkpoint
+from threadloom.stages.config import ConfigError, ResolvedConfig
+from threadloom.stages.memory import Update
+from threadloom.stages.training import Training
+
+STILL = "optimizer.lr=0", "schedule.min_lr=0"
+"""Updates that change no weight."""
+DROPS = "dropout.embedding=0.2"
+
+
+def mask_of(config: ResolvedConfig) -> Array:
+    """Return the factors of the embeddings of the first batch, (B, T, C), by the description of keys."""
+    rows, channels = config.micro_batch * config.model.context, config.model.channels
+    found = np.empty((config.micro_batches, rows, channels), np.float32)
+    ones = np.ones((rows, channels), np.float32)
+    for micro, part in enumerate(found):
+        digest = blake2b(f"{config.seed} 0 {micro}".encode(), digest_size=8).digest()
+        key = np.full(1, int.from_bytes(digest, "little") | 1, np.uint64)
+        dropout_forward(ones, Dropout(0.2, key, 0), part)
+    return found.astype(np.float64).reshape(-1, config.model.context, channels)
+
+
+def check(training: Training, storage: Storage, packed: Format | None) -> None:
+    config = training.config
+    weights = random_weights(config, SPREAD * config.model.channels**-0.5)
+    start_from(training, weights)
+    ids, targets = sequences(training, 0)
+    mask, read = mask_of(config), packed.packed_weights(weights) if packed else weights
+
+    def results() -> Tensors:
+        record = reference.forward(read, ids, config.model.heads, mask=mask)
+        loss = reference.cross_entropy_forward(record.logits, targets).mean()
+        return reference.backward(read, record, targets, 1.0 / ids.size)[0] | {"loss": np.array(loss)}
+
+    expected, bounds = with_bounds(results, storage)
+    (update,) = (event for event in run_threads(training) if isinstance(event, Update))
+    assert_close(np.array(update.loss), expected.pop("loss"), bounds["loss"], "loss")
+    for name, gradient in expected.items():
+        assert_close(training.gradient.arena[name], gradient, bounds[name], name)
+
+
+CASES = {"float32": (IN_FLOAT32, None), "bf16": (IN_BF16, BF16)}
+
+
+@pytest.mark.timeout(600)  # most of it to compile with an empty cache
+@pytest.mark.parametrize("precision", CASES)
+def test_gradients_equal_the_reference_with_the_same_mask(precision: str) -> None:
+    if precision == "bf16" and not JIT_ENABLED:
+        pytest.skip("training in 16 bits needs the compiler")
+    check(build(tiny("steps=1", "optimizer.clip=0", f"precision={precision}", DROPS)), *CASES[precision])
+
+
+def test_neither_threads_nor_a_stop_change_a_bit(tmp_path: Path) -> None:
+    common = "steps=3", "delay=1", "checkpoint.interval=1", "checkpoint.keep=0", DROPS
+    whole = build(tiny(*common), tmp_path)
+    expected = result(whole, run_sequence(whole))
+    for step in (0, 2):
+        start = Checkpoint.open(tmp_path / f"step-{step:06d}") if step else None
+        training = build(tiny(*common, "threads.forward=2", "threads.backward=2"), start=start)
+        assert_same(result(training, run_threads(training)), Result(expected.tensors, expected.updates[step:], (), ()))
+
+
+def test_evaluations_drop_nothing() -> None:
+    without = build(tiny("steps=3", "delay=1", "evaluation.interval=1", *STILL), evaluate=True)
+    dropping = build(tiny("steps=3", "delay=1", "evaluation.interval=1", *STILL, DROPS), evaluate=True)
+    plain, dropped = result(without, run_sequence(without)), result(dropping, run_sequence(dropping))
+    assert [loss for _, loss in plain.evaluations] == [loss for _, loss in dropped.evaluations]
+    assert [update[1] for update in plain.updates] != [update[1] for update in dropped.updates]
+
+
+def test_it_is_refused_with_adapters() -> None:
+    with pytest.raises(ConfigError, match=r"dropout\.embedding: expected 0 with lora\.rank"):
+        tiny(DROPS, "lora.rank=2")
+    assert tiny(DROPS, base=LLAMA).dropout.drops
