@@ -4,6 +4,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -54,13 +55,6 @@ class EvaluatedDocument:
     """Number of its first tokens that are not scored: those with which the tokenizer begins a text, otherwise one."""
     size: TextSize
     """Size of the text of the tokens that are scored."""
-    counted: int | None = None
-    """Number of tokens that count in the loss; None: all that are scored."""
-
-    @property
-    def scored(self) -> int:
-        """Number of tokens over which the loss is a mean."""
-        return self.tokens - self.given if self.counted is None else self.counted
 
 
 @dataclass(frozen=True)
@@ -118,8 +112,11 @@ def _named(text: Text, texts: tuple[str, ...]) -> Iterator[tuple[str, Iterable[s
         yield str(part.origin), reported([part.text] if isinstance(part, Document) else part.chunks)
 
 
-def validation_tokens(model: Model, run: Path) -> EvaluatedTokens:
-    """Return the tokens of the validation split of a run, as one document; raises `ConfigError` if they are missing."""
+def validation_tokens(model: Model, run: Path, *, by_document: bool) -> EvaluatedTokens:
+    """Return the tokens of the validation split of a run, as one text, or `by_document` if it has documents.
+
+    Raises `ConfigError` if they are missing.
+    """
     path = run / "data" / "validation.npy"
     if not path.exists():
         raise ConfigError(
@@ -130,41 +127,66 @@ def validation_tokens(model: Model, run: Path) -> EvaluatedTokens:
             hint="pass a text with --text FILE_OR_DIR",
         )
     tokens = TokenFile.open(path, model.geometry.vocabulary, 1, prepared_order(path.parent))
-    beginning = tokens.tokenizer_ids(0, 1 + _LONGEST)
+    if not by_document or tokens.documents is None:
+        size = _scored_size(model.tokenizer, tokens, 0, len(tokens))
+        return EvaluatedTokens(tokens, (EvaluatedDocument(str(path), 0, len(tokens), 1, size),))
+    spans = enumerate(pairwise([*tokens.documents.tolist(), len(tokens)]), start=1)
+    found = tuple(
+        EvaluatedDocument(
+            f"{path}, document {number:,}", start, end - start, 1, _scored_size(model.tokenizer, tokens, start, end)
+        )
+        for number, (start, end) in spans
+        if end - start > 1
+    )
+    return EvaluatedTokens(tokens, found)
+
+
+def _scored_size(tokenizer: Tokenizer, tokens: TokenFile, start: int, end: int) -> TextSize:
+    """Return the size of the text of the tokens from `start` to `end` that count, without the first and without ends.
+
+    The token that ends a document of a file with documents has no text.
+    """
+    size = TextSize(0, 0)
+    for first, last in _counted_runs(tokens, start + 1, end):
+        if first == start + 1:  # the first token may have a part of a character
+            beginning = tokenizer.decode(tokens.tokenizer_ids(start, min(end, start + 64)))
+            ids = tokens.tokenizer_ids(start, min(end, start + 1 + _LONGEST))
+            found = decoded_size(tokenizer, tokens, start, last)
+            found = _difference(found, size_of_first_token(tokenizer, ids, beginning))
+        else:
+            found = decoded_size(tokenizer, tokens, first, last)
+        size = TextSize(size.characters + found.characters, size.bytes + found.bytes)
+    if tokens.documents is None or tokenizer.end_of_text is None:
+        return size
+    ends = tokens.tokenizer_ids(start + 1, end) == tokenizer.end_of_text.id
     if tokens.counted is not None:
-        return EvaluatedTokens(tokens, (_counted_document(model.tokenizer, tokens, str(path)),))
-    size = decoded_size(model.tokenizer, tokens)
-    first = size_of_first_token(model.tokenizer, beginning, model.tokenizer.decode(tokens.tokenizer_ids(0, 64)))
-    return EvaluatedTokens(tokens, (EvaluatedDocument(str(path), 0, len(tokens), 1, _difference(size, first)),))
+        ends &= tokens.counted[start + 1 : end] != 0
+    text, count = tokenizer.decode_following([tokenizer.end_of_text.id]), int(np.count_nonzero(ends))
+    return _difference(size, TextSize(count * len(text), count * len(text.encode())))
 
 
-def _counted_document(tokenizer: Tokenizer, tokens: TokenFile, name: str) -> EvaluatedDocument:
-    """Return the document of tokens of which some do not count, with the size of those that do."""
-    assert tokens.counted is not None, "the caller has checked it"
-    counts = tokens.counted[1:].astype(np.bool_)  # the first token is not scored
-    edges = np.flatnonzero(np.diff(counts, prepend=False, append=False)) + 1
-    runs = edges.reshape(-1, 2).tolist()
-    parts = [tokenizer.decode_following(tokens.tokenizer_ids(start, end)) for start, end in runs]
-    size = TextSize(sum(map(len, parts)), sum(len(part.encode()) for part in parts))
-    if not runs:
-        raise DataError(
-            name, expected="tokens that count in the loss", got=f"none of {len(tokens):,}",
-            hint="hold out more of the text for validation, with a smaller data.train_fraction",
-        )  # fmt: skip
-    return EvaluatedDocument(name, 0, len(tokens), 1, size, int(counts.sum()))
+def _counted_runs(tokens: TokenFile, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Yield the ranges, from `start` to `end`, of neighbouring tokens that count."""
+    if tokens.counted is None:
+        yield start, end
+        return
+    steps = np.diff(tokens.counted[start:end].astype(np.int8), prepend=0, append=0)
+    for first, last in zip(np.flatnonzero(steps == 1), np.flatnonzero(steps == -1), strict=True):
+        yield start + int(first), start + int(last)
 
 
-def decoded_size(tokenizer: Tokenizer, tokens: TokenFile) -> TextSize:
-    """Return the size of the tokens' text, which is decoded in parts of whole characters."""
-    characters = bytes_ = start = 0
+def decoded_size(tokenizer: Tokenizer, tokens: TokenFile, start: int = 0, end: int | None = None) -> TextSize:
+    """Return the size of the text of tokens from `start` to `end`, which is decoded in parts of whole characters."""
+    characters = bytes_ = 0
+    last = len(tokens) if end is None else end
     try:
-        while start < len(tokens):
+        while start < last:
             decode = tokenizer.decode_following if start else tokenizer.decode
-            for end in range(start + _DECODED, start + _DECODED + _LONGEST):
-                text = decode(tokens.tokenizer_ids(start, end))
+            for stop in range(start + _DECODED, start + _DECODED + _LONGEST):
+                text = decode(tokens.tokenizer_ids(start, min(stop, last)))
                 if not text.endswith(_REPLACEMENT):
                     break
-            characters, bytes_, start = characters + len(text), bytes_ + len(text.encode()), end
+            characters, bytes_, start = characters + len(text), bytes_ + len(text.encode()), stop
     except InputError as error:
         raise DataError(
             str(tokens.path),

@@ -10,7 +10,7 @@ import numpy as np
 
 from threadloom.stages.config import ConfigError, DataConfig, InvalidRecords
 from threadloom.stages.console import PeriodicLog
-from threadloom.stages.data import IGNORED_TARGET, Reading, prepared_special_tokens, reading_of
+from threadloom.stages.data import IGNORED_TARGET, DataError, Reading, prepared_special_tokens, reading_of
 from threadloom.stages.inference.evaluated_text import (
     EvaluatedTokens,
     TextSize,
@@ -33,7 +33,8 @@ class TextOptions:
     stride: int | None = None
     """Tokens by which a window is moved; None: the context, so that windows do not overlap."""
     by_file: bool = False
-    """True: each file of plain text is a document, which is scored by itself; False: they are one text."""
+    """True: each file of plain text is a document, which is scored by itself, and so is each document of a validation
+    split that has some; False: they are one text."""
     field: str = "text"
     """The field of a record that has its text."""
     invalid: InvalidRecords = InvalidRecords.REFUSE
@@ -129,7 +130,7 @@ def evaluate_text(
         with text_tokens(reader, texts, chosen.reading) as tokens:
             losses = document_losses(model, tokens, stride)
     else:
-        losses = document_losses(model, validation_tokens(model, run), stride)
+        losses = document_losses(model, validation_tokens(model, run, by_document=chosen.by_file), stride)
     return TextEvaluation(
         math.fsum(document.nats for document in losses),
         sum(document.tokens for document in losses),
@@ -143,21 +144,29 @@ def evaluate_text(
 
 def document_losses(model: Model, tokens: EvaluatedTokens, stride: int) -> tuple[DocumentLoss, ...]:
     """Return the loss on each document; raises `ModelError` for one that is not finite, and `DataError`."""
-    sums = [list[float]() for _ in tokens.documents]
+    sums, counts = [list[float]() for _ in tokens.documents], [0] * len(tokens.documents)
     total = sum(document.tokens for document in tokens.documents)
     progress, done = PeriodicLog(), 0
     windows = _windows(model, tokens, stride)
     while block := list(_block(windows)):
         requests = [_request(tokens, window) for _, window in block]
-        known = [request._replace(targets=np.maximum(request.targets, 0)) for request in requests]
-        for (number, window), request, scores in zip(block, requests, score_tokens(model, known), strict=True):
-            sums[number].append(-math.fsum(scores.log_probabilities[request.targets != IGNORED_TARGET]))
+        for (number, window), request, scores in zip(block, requests, score_tokens(model, requests), strict=True):
+            sums[number].append(-math.fsum(scores.log_probabilities))
+            counts[number] += int(np.count_nonzero(request.targets != IGNORED_TARGET))
             done += window.scored
         progress("evaluating: {:.0%}", done / total)
     losses = tuple(
-        DocumentLoss(math.fsum(parts), document.scored, document.size, document.name)
-        for parts, document in zip(sums, tokens.documents, strict=True)
+        DocumentLoss(math.fsum(parts), count, document.size, document.name)
+        for parts, count, document in zip(sums, counts, tokens.documents, strict=True)
+        if count
     )
+    if not losses:
+        raise DataError(
+            str(tokens.file.path),
+            expected="tokens that count in the loss",
+            got=f"none of {len(tokens.file):,}",
+            hint="hold out more of the text for validation, with a smaller data.train_fraction",
+        )
     for loss in losses:
         if not math.isfinite(loss.nats):
             raise ModelError(

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from threadloom.kernels import Floats, TokenIds
 from threadloom.pipeline import Cancelled
+from threadloom.stages.data import IGNORED_TARGET
 from threadloom.stages.inference.decoder import checked_ids
 from threadloom.stages.inference.model import Model
 from threadloom.stages.machine import thread_limit
@@ -33,14 +34,14 @@ class ScoredTokens(NamedTuple):
     inputs: TokenIds
     """(n,), 1 to `context` tokens. The model predicts a token after each of them."""
     targets: TokenIds
-    """(m,), 1 to n tokens, which are compared with the last m predictions."""
+    """(m,), 1 to n tokens, which are compared with the last m predictions; `IGNORED_TARGET` for none."""
 
 
 class TokenScores(NamedTuple):
     """The scores of the targets of a `ScoredTokens`."""
 
     log_probabilities: NDArray[np.float64]
-    """(m,), in nats."""
+    """(m,), in nats; 0 for no target."""
     greedy: NDArray[np.bool_]
     """(m,): True where the target is the most likely token."""
 
@@ -55,7 +56,8 @@ def score_tokens(
     """
     by_inputs: dict[bytes, list[int]] = {}
     for number, request in enumerate(requests):
-        checked_ids(request.targets, model.geometry)
+        if (targets := request.targets[request.targets != IGNORED_TARGET]).size:
+            checked_ids(targets, model.geometry)
         by_inputs.setdefault(checked_ids(request.inputs, model.geometry).tobytes(), []).append(number)
     groups = [[(number, requests[number]) for number in numbers] for numbers in by_inputs.values()]
     batches = list(_micro_batches(groups, model.geometry.context))
@@ -154,7 +156,8 @@ class _Worker:
             chosen = order[bounds[0] : bounds[1]]
             row, target = place[chosen] - first, targets[chosen]
             of_target, best = logits[row, target].astype(np.float64), logits.argmax(axis=1)
-            log_probabilities[chosen] = of_target - _log_sum_exp(logits, best)[row]
+            ignored = target == IGNORED_TARGET
+            log_probabilities[chosen] = np.where(ignored, 0.0, of_target - _log_sum_exp(logits, best)[row])
             greedy[chosen] = best[row] == target
         return TokenScores(log_probabilities, greedy)
 

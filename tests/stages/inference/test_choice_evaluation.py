@@ -31,6 +31,9 @@ from threadloom.stages.inference.decoder import GenerationError
 
 __all__ = ["folder"]
 
+pytestmark = pytest.mark.timeout(600)  # includes compiling with an empty cache
+
+
 QUESTIONS = [
     {"prompt": "Wie", "choices": ["a", "b", "c"], "answer": 2},  # one token each after the delimiter
     {"prompt": "Eine Frage, die länger als der Kontext ist", "choices": ["ja", "nein"], "answer": "nein"},

@@ -25,6 +25,8 @@ from threadloom.stages.tools.evaluate import harness
 
 __all__ = ["folder"]
 
+pytestmark = pytest.mark.timeout(600)  # includes compiling with an empty cache
+
 
 class Request(NamedTuple):
     """Stands in for the harness's `Instance`."""

@@ -10,6 +10,7 @@ from hypothesis import example, given, settings, strategies as st
 
 from tests import reference
 from tests.error_bounds import mean_loss
+from tests.stages.data.made_tokenizers import MADE
 from tests.stages.support import command
 from threadloom.pipeline import Arena
 from threadloom.stages.checkpoint.huggingface import write_model
@@ -17,11 +18,15 @@ from threadloom.stages.config import ConfigError, InputError, InvalidRecords
 from threadloom.stages.data import DataError
 from threadloom.stages.data.bytes_tokenizer import BytesTokenizer
 from threadloom.stages.data.character_tokenizer import CharacterTokenizer
+from threadloom.stages.data.library_tokenizer import LibraryTokenizer
+from threadloom.stages.data.token_file import TokenFile
 from threadloom.stages.inference import Model, TextOptions, evaluate_text
-from threadloom.stages.inference.evaluated_text import size_of_first_token
+from threadloom.stages.inference.evaluated_text import _scored_size, size_of_first_token
 from threadloom.stages.inference.sliding_windows import sliding_windows
 from threadloom.stages.machine import ThreadLimit
 from threadloom.stages.models import Geometry, parameter_shapes
+
+pytestmark = pytest.mark.timeout(600)  # includes compiling with an empty cache
 
 GEOMETRY = Geometry(vocabulary=257, context=11, layers=2, heads=3, channels=9)
 TEXT = "Ein Text, über dessen Zeichen – auch solche aus drei Bytes – gemittelt wird. " * 3
@@ -149,6 +154,59 @@ def test_each_record_is_a_document_and_invalid_ones_are_refused_or_skipped(folde
         assert (document.tokens, document.size) == (alone.tokens, alone.size)
     said = command("eval", folder, "--text", path, "--field=body", "--invalid=skip").out
     assert [line.rpartition(" ")[2] for line in said.splitlines()[1:-1]] == ["1", "2", "4"]
+
+
+def write_validation(run: Path, ids: list[int], documents: list[int] | None, counted: list[int] | None) -> None:
+    """Write the validation split of a run, without the rest of the run."""
+    (run / "data").mkdir(exist_ok=True)
+    np.save(run / "data" / "validation.npy", np.array(ids, np.uint16))
+    for name, values, kind in (("documents", documents, np.int64), ("counted", counted, np.uint8)):
+        path = run / "data" / f"validation.{name}.npy"
+        path.unlink(missing_ok=True)
+        if values is not None:
+            np.save(path, np.array(values, kind))
+
+
+def test_documents_of_a_validation_split_and_tokens_that_do_not_count(folder: Path) -> None:
+    """Three documents, of which the second has one token; the last one's ends in the middle do not count."""
+    ids = [*b"eins zwei", 65, *"ä und ö, drei".encode()]
+    starts = [0, 9, 10]
+    write_validation(folder, ids, starts, None)
+    running = evaluate_text(folder, ())
+    expected, bound = one_by_one(np.array(ids), GEOMETRY.context)
+    assert abs(running.loss - expected) <= bound
+    assert running.tokens == running.size.bytes == len(ids) - 1
+    found = evaluate_text(folder, (), None, TextOptions(by_file=True))
+    assert [document.name.rpartition(", ")[2] for document in found.documents] == ["document 1", "document 3"]
+    for document, part in zip(found.documents, (ids[:9], ids[10:]), strict=True):
+        expected, bound = one_by_one(np.array(part), GEOMETRY.context)
+        assert abs(document.loss - expected) <= bound
+        assert document.tokens == document.size.bytes == len(part) - 1
+    counted = [1] * len(ids)
+    counted[12:16] = [0] * 4
+    write_validation(folder, ids, starts, counted)
+    masked = evaluate_text(folder, (), None, TextOptions(by_file=True)).documents
+    assert masked[0] == found.documents[0]
+    assert masked[1].tokens == masked[1].size.bytes == found.documents[1].tokens - 4
+    assert masked[1].nats < found.documents[1].nats
+    write_validation(folder, ids, starts, [0] * len(ids))
+    with pytest.raises(DataError, match="tokens that count in the loss, got none of 25"):
+        evaluate_text(folder, ())
+
+
+@pytest.mark.parametrize("counted", [None, [1, 1, 1, 1, 0, 1, 1, 1]])
+def test_the_ends_of_documents_have_no_text(counted: list[int] | None, tmp_path: Path) -> None:
+    content = json.loads(MADE["smollm"]())
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    tokenizer = LibraryTokenizer(json.dumps(content))
+    assert tokenizer.end_of_text is not None
+    end, ids = tokenizer.end_of_text.id, tokenizer.encode("abcdef")[:3].tolist()
+    stream = [*ids, end, *ids, end]
+    marks = None if counted is None else np.array(counted, np.uint8)
+    starts = np.array([0, 4])
+    file = TokenFile(np.array(stream, np.uint16), 500, 1, tmp_path / "x", documents=starts, counted=marks)
+    text = tokenizer.decode_following(ids[1:]) + tokenizer.decode_following(ids if counted is None else ids[1:])
+    assert _scored_size(tokenizer, file, 0, 8) == (len(text), len(text.encode()))
 
 
 def test_texts_without_two_tokens_are_refused(folder: Path, tmp_path: Path) -> None:

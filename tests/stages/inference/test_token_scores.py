@@ -13,6 +13,7 @@ from tests.stages.support import LLAMA, TINY, tiny
 from tests.stages.training.oracle import oracle_of
 from threadloom.pipeline import Arena
 from threadloom.stages.config import Config
+from threadloom.stages.data import IGNORED_TARGET
 from threadloom.stages.data.bytes_tokenizer import BytesTokenizer
 from threadloom.stages.inference import Model, ScoredTokens, score_tokens
 from threadloom.stages.inference.decoder import GenerationError
@@ -21,7 +22,7 @@ from threadloom.stages.machine import ThreadLimit
 from threadloom.stages.models import parameter_shapes
 from threadloom.stages.step.float32 import Float32Compute
 
-pytestmark = pytest.mark.timeout(300)  # includes compiling with an empty cache
+pytestmark = pytest.mark.timeout(600)  # includes compiling with an empty cache
 
 SIZES = [(1, 1), (7, 7), (7, 1), (3, 2), (5, 5), (2, 1), (6, 3), (4, 1)]
 """Inputs and targets of the requests: all lengths of the context of 7."""
@@ -94,6 +95,19 @@ def test_scores_are_those_of_each_request_by_itself(
     monkeypatch.undo()
     for alone, scores in zip((score_tokens(model, [request])[0] for request in requests), found, strict=True):
         np.testing.assert_allclose(scores.log_probabilities, alone.log_probabilities, rtol=1e-4)
+
+
+def test_ignored_targets_have_no_scores() -> None:
+    model, _, _ = model_of(TINY)
+    [request] = requests_of()[1:2]
+    targets = request.targets.copy()
+    targets[[0, 3, 4]] = IGNORED_TARGET
+    for chosen in (targets, np.full(7, IGNORED_TARGET, np.int32)):
+        found, whole = score_tokens(model, [ScoredTokens(request.inputs, chosen), request])
+        ignored = chosen == IGNORED_TARGET
+        assert not found.log_probabilities[ignored].any()
+        assert not found.greedy[ignored].any()
+        np.testing.assert_array_equal(found.log_probabilities[~ignored], whole.log_probabilities[~ignored])
 
 
 def test_no_request_has_no_scores_and_ids_outside_the_vocabulary_are_refused() -> None:
