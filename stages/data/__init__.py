@@ -28,6 +28,7 @@ from threadloom.stages.data.chunked_text import (
     StringText as StringText,
     reported as reported,
 )
+from threadloom.stages.data.conversations.templates import absolute_template as absolute_template
 from threadloom.stages.data.corpus import Corpus as Corpus, read_corpus as read_corpus
 from threadloom.stages.data.dataset import (
     Dataset as Dataset,

@@ -19,6 +19,7 @@ from threadloom.stages.config import (
     TokenOrder,
 )
 from threadloom.stages.data.chunked_text import ChunkedText, split_at
+from threadloom.stages.data.conversations.record_documents import ConversationDocuments
 from threadloom.stages.data.corpus import Corpus, Cut, joined
 from threadloom.stages.data.encoding.journal import PreparationFolder
 from threadloom.stages.data.encoding.pipeline import encode_units
@@ -48,6 +49,7 @@ from threadloom.stages.data.tokenizer import Tokenizer, TokenizerError
 from threadloom.stages.data.tokenizer_files import (
     COMPANIONS,
     MODEL_CONFIG_FILE,
+    TEMPLATE_FILE,
     TEMPLATES_FOLDER,
     load_tokenizer,
 )
@@ -311,8 +313,13 @@ def _write_tokenizer(path: Path, tokenizer: Tokenizer) -> str:
 
 
 def _copy_companions(data: DataConfig, directory: Path) -> None:
-    """Copy the files that accompany a pretrained tokenizer, and remove those of another one."""
+    """Copy the files that accompany a pretrained tokenizer, and remove those of another one.
+
+    A chat template that is set replaces that of the tokenizer.
+    """
     companions = {name: path.read_bytes() for name, path in pretrained_companions(data).items()}
+    if data.chat_template:
+        companions[TEMPLATE_FILE] = ConversationDocuments.of(data).template.source.encode()
     for name in (*COMPANIONS, MODEL_CONFIG_FILE):
         if name not in companions:
             (directory / name).unlink(missing_ok=True)

@@ -12,6 +12,7 @@ from threadloom.stages.data import (
     Corpus,
     Dataset,
     TextError,
+    absolute_template,
     absolute_text,
     open_prepared,
     prepare,
@@ -45,6 +46,7 @@ def _read_corpus(config: Config, out: Path, mode: RunMode, spooled: Path | None)
         text=tuple(map(absolute_text, config.data.text)),
         validation_text=tuple(map(absolute_text, config.data.validation_text)),
         tokenizer_path=absolute_text(config.data.tokenizer_path) if config.data.tokenizer_path else "",
+        chat_template=absolute_template(config.data.chat_template),
         prepared=absolute_text(config.data.prepared) if config.data.prepared else "",
     )
     sets = {name: absolute_text(path) for name, path in config.evaluation.sets.items()}

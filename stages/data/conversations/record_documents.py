@@ -44,11 +44,16 @@ class ConversationDocuments:
 
     def reader(self) -> ConversationReader:
         """Return a reader with the template; raises ChatTemplateError, TokenizerError."""
-        template, special = self._template
+        template, special = self._found
         return ConversationReader(template, special, self.layout)
 
+    @property
+    def template(self) -> ChatTemplate:
+        """The template; raises ChatTemplateError, TokenizerError."""
+        return self._found[0]
+
     @cached_property
-    def _template(self) -> tuple[ChatTemplate, tuple[str, ...]]:
+    def _found(self) -> tuple[ChatTemplate, tuple[str, ...]]:
         """The template, and the special tokens of the vocabulary."""
         if self.tokenizer is TokenizerKind.BPE:
             return find_template(self.setting, None, (END_OF_TEXT,), EndOfText(0, END_OF_TEXT)), (END_OF_TEXT,)

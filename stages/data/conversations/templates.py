@@ -7,7 +7,7 @@ from types import MappingProxyType
 import msgspec
 
 from threadloom.stages.data.conversations.renderer import ChatTemplate, ChatTemplateError
-from threadloom.stages.data.text_paths import text_path
+from threadloom.stages.data.text_paths import absolute_text, text_path
 from threadloom.stages.data.tokenizer_files import TEMPLATE_FILE
 from threadloom.stages.data.vocabulary_files import TOKENIZER_CONFIG_FILE
 from threadloom.stages.models import EndOfText
@@ -108,6 +108,11 @@ def find_template(
                 return ChatTemplate(str(folder / source), template, tokens)
     name = "chatml" if set(_NEEDED) <= set(special) else "plain"
     return ChatTemplate(f"the built-in chat template {name}", BUILT_IN[name], tokens)
+
+
+def absolute_template(setting: str) -> str:
+    """Return a value of `data.chat_template` that is valid in any directory."""
+    return setting if not setting or setting in BUILT_IN else absolute_text(setting)
 
 
 def _config(path: Path) -> _TokenizerConfig:

@@ -11,6 +11,7 @@ from threadloom.stages.data import (
     Corpus,
     Dataset,
     Repeats,
+    absolute_template,
     absolute_text,
     length_percentiles,
     prepare,
@@ -91,6 +92,7 @@ def prepare_folder(config: Config, out: Path, *, force: bool = False) -> Prepara
         text=tuple(map(absolute_text, config.data.text)),
         validation_text=tuple(map(absolute_text, config.data.validation_text)),
         tokenizer_path=absolute_text(config.data.tokenizer_path) if config.data.tokenizer_path else "",
+        chat_template=absolute_template(config.data.chat_template),
         prepared="",
     )
     with standard_input(data.text, out, None) as spooled:

@@ -107,8 +107,9 @@ def test_the_loss_of_a_run_is_the_mean_over_the_tokens_of_the_assistant(tmp_path
 
 
 def test_an_evaluation_of_a_run_scores_the_tokens_that_count_and_reads_no_other_conversations(tmp_path: Path) -> None:
-    train(chats(tmp_path, "optimizer.lr=0", "steps=1"), tmp_path / "run")
+    train(chats(tmp_path, "optimizer.lr=0", "steps=1", "data.chat_template=chatml"), tmp_path / "run")
     run = RunDirectory(tmp_path / "run")
+    assert "<|im_start|>" in (run.checkpoint(1) / "chat_template.jinja").read_text()
     tokens = TokenFile.open(run.data / "validation.npy", 1000, 1)
     assert tokens.counted is not None
     checkpoint = Checkpoint.open(run.checkpoint(1))

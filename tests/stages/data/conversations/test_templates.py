@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from threadloom.stages.data.conversations.renderer import ChatTemplateError
-from threadloom.stages.data.conversations.templates import BUILT_IN, find_template
+from threadloom.stages.data.conversations.templates import BUILT_IN, absolute_template, find_template
 from threadloom.stages.models import EndOfText
 
 CHAT = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -27,6 +27,8 @@ def test_a_template_is_that_of_the_setting_then_of_the_folder_then_built_in(tmp_
     (tmp_path / "own.jinja").write_text("own")
     assert found(str(tmp_path / "own.jinja")) == "own"
     assert found("plain") == BUILT_IN["plain"]
+    assert [absolute_template(name) for name in ("", "plain", "/own.jinja")] == ["", "plain", "/own.jinja"]
+    assert Path(absolute_template("own.jinja")).is_absolute()
 
 
 def test_a_tokenizer_without_the_tokens_of_chatml_has_the_plain_template() -> None:
