@@ -21,6 +21,7 @@ from threadloom.stages.config import (
     TokenOrder,
 )
 from threadloom.stages.data import (
+    IGNORED_TARGET,
     AbacusTokenizer,
     Dataset,
     StringText,
@@ -137,6 +138,17 @@ def drawn(source: TokenBatches, sizes: BatchSizes, batch: int) -> NDArray[np.int
         np.testing.assert_array_equal(ids.reshape(-1, 9)[:, 1:], targets.reshape(-1, 9)[:, :-1])
         rows.append(np.column_stack([ids.reshape(-1, 9), targets.reshape(-1, 9)[:, -1]]))
     return np.concatenate(rows)
+
+
+@pytest.mark.parametrize("order", [TokenOrder.ID, TokenOrder.FREQUENCY])
+def test_an_offset_leaves_targets_that_do_not_count(tmp_path: Path, order: TokenOrder) -> None:
+    data = prepared(tmp_path, token_order=order, digit_places=12, digit_offset=6)
+    assert data.offsets is not None
+    whole, masked = data.train.ids[:50].astype(np.int32), data.train.ids[:50].astype(np.int32)
+    masked[::3] = IGNORED_TARGET
+    for ids in (whole, masked):
+        data.offsets.add(4, ids)
+    np.testing.assert_array_equal(masked, np.where(np.arange(50) % 3 == 0, IGNORED_TARGET, whole))
 
 
 @pytest.mark.parametrize("kind", [TokenizerKind.CHARACTERS, TokenizerKind.BYTES])
