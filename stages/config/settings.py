@@ -222,6 +222,9 @@ class Config(Section, frozen=True, kw_only=True):
     """The settings `loss_scale.*`."""
     guard: GuardConfig = GuardConfig()
     """The settings `guard.*`."""
+    noise_scale: bool = False
+    """True: every update reports the noise of its gradient and the noise scale, a hint at useful batch sizes; it takes
+    one more pass over the lanes, of which there are at least two."""
     threads: ThreadsConfig = ThreadsConfig()
     """The settings `threads.*`."""
     channel_capacity: int | None = None

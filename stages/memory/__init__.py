@@ -19,6 +19,7 @@ from threadloom.stages.memory.graph_items import (
     BatchLoss as BatchLoss,
     Evaluation as Evaluation,
     Event as Event,
+    GradientNoise as GradientNoise,
     LossParts as LossParts,
     MicroBatch as MicroBatch,
     MicroGradient as MicroGradient,

@@ -89,6 +89,21 @@ class ReduceShard:
     """The loss scale in the gradient."""
 
 
+@dataclass(frozen=True, slots=True)
+class GradientNoise:
+    """Unbiased estimates from one batch, of the gradient of a sequence (McCandlish et al. 2018, appendix A.1)."""
+
+    noise: float
+    """Trace of its covariance, tr Σ."""
+    signal: float
+    """Squared norm of its mean, |G|²; may be negative, since it is a difference."""
+
+    @property
+    def scale(self) -> float | None:
+        """The simple noise scale tr Σ / |G|², in sequences; None unless the signal is positive."""
+        return self.noise / self.signal if self.signal > 0 else None
+
+
 class StepParameters(Protocol):
     """Scalar parameters of one update, passed to the optimizer's kernels."""
 
@@ -113,6 +128,8 @@ class UpdateShard:
     """None if losses are not scaled."""
     spike: str | None = None
     """Why the guard leaves the update out; None if it does not."""
+    noise: GradientNoise | None = None
+    """None unless it is asked for, and if the gradient is not finite."""
 
     @property
     def skipped(self) -> bool:
@@ -141,6 +158,8 @@ class Update:
     """The loss scale, and whether the update was skipped because of inf or nan; None if losses are not scaled."""
     spike: str | None = None
     """Why the guard has left the update out; None if it has not."""
+    noise: GradientNoise | None = None
+    """None unless it is asked for, and if the gradient is not finite."""
     evaluation: Lease[Bank] | None = field(default=None, compare=False)
     """Lease of the new version for the evaluation that is due."""
     averaged: Lease[Bank] | None = field(default=None, compare=False)

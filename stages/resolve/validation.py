@@ -135,6 +135,7 @@ def validate(config: Config) -> None:
     _check_schedule(config.schedule, config.optimizer)
     _check_checkpoints(config)
     _check_sets(config.evaluation.sets)
+    _check_noise(config)
 
 
 def _check_limits(config: Config) -> None:
@@ -328,6 +329,20 @@ def _check_sets(sets: Mapping[str, str]) -> None:
                 got=f"{name!r}: {path!r}",
                 hint='for example {"law": "law.txt"}',
             )
+
+
+def _check_noise(config: Config) -> None:
+    """Raise ConfigError if the gradients of parts of a batch, which the noise is computed from, are not there."""
+    if not config.noise_scale:
+        return
+    if config.lanes == 1 or config.embedding.derived:
+        raise ConfigError(
+            "noise_scale",
+            expected="false with an embedding of factors" if config.embedding.derived else "false with lanes = 1",
+            got="true",
+            cause="it compares the gradients of the lanes",
+            hint=f"leave {config.embedding.setting} out" if config.embedding.derived else "set lanes=2",
+        )
 
 
 def _check_checkpoints(config: Config) -> None:

@@ -131,6 +131,7 @@ class Reporter:
                 **({} if update.counted == self._tokens else {"counted": update.counted}),
                 **({f"loss_{name}": value for name, value in update.terms._asdict().items()} if update.terms else {}),
                 **({"loss_scale": update.scaled.scale, "skipped": update.scaled.skipped} if update.scaled else {}),
+                **_noise(update),
                 **({"skipped": True, "spike": update.spike} if update.spike else {}),
             }
         )
@@ -170,6 +171,12 @@ class Reporter:
             stages=shares,
             channels=channels,
         )
+
+
+def _noise(update: Update) -> dict[str, float | None]:
+    if update.noise is None:
+        return {}
+    return {"noise": update.noise.noise, "signal": update.noise.signal, "noise_scale": update.noise.scale}
 
 
 def skip_line(step: int, scaled: Scaled) -> str:

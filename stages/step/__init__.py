@@ -32,6 +32,7 @@ from threadloom.stages.step.forward import (
     plan_micro_batches as plan_micro_batches,
 )
 from threadloom.stages.step.gcd_loss import GcdLoss as GcdLoss
+from threadloom.stages.step.gradient_noise import NoiseMeter as NoiseMeter
 from threadloom.stages.step.reducer import (
     Collect as Collect,
     Gradient as Gradient,

@@ -9,6 +9,7 @@ import numpy as np
 from threadloom import kernels
 from threadloom.pipeline import Arena, Banks, Lanes
 from threadloom.stages.memory import Bank, BatchLoss, LossParts, MicroGradient, ReduceShard
+from threadloom.stages.step.gradient_noise import NoiseMeter
 
 
 class TrainingDiverged(ArithmeticError):
@@ -152,8 +153,11 @@ def _loss_of(gradients: Sequence[MicroGradient]) -> BatchLoss:
 class Reduce:
     """Sums a shard's chunks over the lanes, lane 0 first, and computes the sum of squares of each chunk."""
 
-    def __init__(self, lanes: Lanes, gradient: Gradient, clip_value: float = 0.0) -> None:
-        """`clip_value` limits each element of the unscaled gradient; 0: no limit."""
+    def __init__(
+        self, lanes: Lanes, gradient: Gradient, clip_value: float = 0.0, noise: NoiseMeter | None = None
+    ) -> None:
+        """`clip_value` limits each element of the unscaled gradient; 0: no limit. `noise` measures its noise."""
+        self._noise = noise
         self._lanes = lanes
         self._gradient = gradient
         self._clip_value = clip_value
@@ -161,8 +165,12 @@ class Reduce:
     def __call__(self, shard: ReduceShard) -> ReduceShard:
         """Write the shard's part of the gradient."""
         first, last = shard.chunks
-        gradient = self._gradient
+        gradient, noise = self._gradient, self._noise
+        if noise:
+            noise.before(first, last)
         kernels.sum_lanes(self._lanes.flat, gradient.flat, gradient.squares, first, last)
+        if noise:
+            noise.after(gradient.squares, first, last)
         if self._clip_value:
             gradient.clip_values(self._clip_value * shard.scale, range(first, last), gradient.flat.size)
         return shard

@@ -22,6 +22,7 @@ from threadloom.stages.memory import (
 )
 from threadloom.stages.step.derived_embedding import EmbeddingFactors
 from threadloom.stages.step.evaluation_copy import EvaluationCopies
+from threadloom.stages.step.gradient_noise import NoiseMeter
 from threadloom.stages.step.optimizers import Optimizer
 from threadloom.stages.step.reducer import Gradient, ShardPlan, TrainingDiverged
 from threadloom.stages.step.saving import CheckpointSnapshot
@@ -44,7 +45,9 @@ class Clip:
         snapshot: CheckpointSnapshot | None,
         factors: EmbeddingFactors | None = None,
         guard: SpikeGuard | None = None,
+        noise: NoiseMeter | None = None,
     ) -> None:
+        self._noise = noise
         self._guard = guard or SpikeGuard(GuardConfig())
         self._factors = factors
         self._banks = banks
@@ -90,11 +93,12 @@ class Clip:
             )
         target.scaler = self._scaler.without(before) if spike else self._scaler.after(before, scale, finite)
         scaled = Scaled(scale, not finite, target.scaler) if self._scaler.on else None
+        noise = self._noise.noise(scale) if self._noise else None
         step = self._optimizer.step(batch, before.applied, norm, scale)
         plan = self._plan
         return iter(
             [
-                UpdateShard(batch, s, plan.span(s), source, target, step, loss, norm, scaled, spike)
+                UpdateShard(batch, s, plan.span(s), source, target, step, loss, norm, scaled, spike, noise)
                 for s in range(plan.shards)
             ]
         )
@@ -176,6 +180,7 @@ class Publish:
             terms=first.loss.terms,
             scaled=first.scaled,
             spike=first.spike,
+            noise=first.noise,
             evaluation=copied or (next(leases) if evaluate else None),
             averaged=averaged,
             checkpoint=next(leases) if save else None,

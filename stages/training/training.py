@@ -78,6 +78,7 @@ from threadloom.stages.step import (
     Forward,
     GcdLoss,
     Gradient,
+    NoiseMeter,
     Publish,
     Reduce,
     RunRecord,
@@ -174,10 +175,11 @@ class Training:
         )
         self.collect = Collect(self.banks, self.shards, skips=self.scaler.on or self.guard.skips, finish=finish)
         folded = self.factors is not None and self.factors.in_memory  # then it clips the gradients of the factors
-        self.reduce = Reduce(self.lanes, self.gradient, 0.0 if folded else clip_value)
+        noise = NoiseMeter(self.lanes, config.micro_batch) if config.noise_scale else None
+        self.reduce = Reduce(self.lanes, self.gradient, 0.0 if folded else clip_value, noise)
         self.clip = Clip(
             self.banks, self.lanes, self.gradient, self.shards, self.optimizer, self.scaler, self.snapshot,
-            self.factors, self.guard,
+            self.factors, self.guard, noise,
         )  # fmt: skip
         self.update = self.compute.update_stage(self.gradient, self.optimizer, self.shards.shards)
         copies = self._copies = self._allocate_evaluation_copies() if validation else EvaluationCopies()

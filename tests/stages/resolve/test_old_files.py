@@ -53,6 +53,7 @@ ADDED = {
     "guard": {"action": "off", "deviations": 6.0, "window": 128, "most": 10},
     "dropout": {"embedding": 0.0},
     "loss": {"label_smoothing": 0.0, "z_loss": 0.0},
+    "noise_scale": False,
     "train": {"only": [], "freeze": []},
     "delay_correction": "none",
     "lora": {"rank": 0, "alpha": 16.0, "rslora": False, "targets": [], "dropout": 0.0, "save": [], "init": ""},
