@@ -68,8 +68,15 @@ class Splitter:
         return None
 
     def _touches_added(self, text: str, place: int) -> bool:
-        """Return True if an added token begins, ends or continues at a place."""
-        return any(text.find(token, max(0, place - len(token)), place + len(token)) >= 0 for token in self._added)
+        """Return True if an added token begins, ends or continues at a place, or next to the white space around it."""
+        if not self._added:
+            return False
+        first, last = place, place
+        while first and text[first - 1].isspace():
+            first -= 1
+        while last < len(text) and text[last].isspace():
+            last += 1
+        return any(text.find(token, max(0, first - len(token)), last + len(token)) >= 0 for token in self._added)
 
     def _last_word(self, window: "_Window", size: int) -> int | None:
         """Return the beginning of the last word of a part of `size` characters; None if none is found.
