@@ -146,6 +146,11 @@ def _scored_size(tokenizer: Tokenizer, tokens: TokenFile, start: int, end: int) 
 
     The token that ends a document of a file with documents has no text.
     """
+    with _of_the_file(tokens):
+        return _size_that_counts(tokenizer, tokens, start, end)
+
+
+def _size_that_counts(tokenizer: Tokenizer, tokens: TokenFile, start: int, end: int) -> TextSize:
     size = TextSize(0, 0)
     for first, last in _counted_runs(tokens, start + 1, end):
         if first == start + 1:  # the first token may have a part of a character
@@ -179,7 +184,7 @@ def decoded_size(tokenizer: Tokenizer, tokens: TokenFile, start: int = 0, end: i
     """Return the size of the text of tokens from `start` to `end`, which is decoded in parts of whole characters."""
     characters = bytes_ = 0
     last = len(tokens) if end is None else end
-    try:
+    with _of_the_file(tokens):
         while start < last:
             decode = tokenizer.decode_following if start else tokenizer.decode
             for stop in range(start + _DECODED, start + _DECODED + _LONGEST):
@@ -187,6 +192,16 @@ def decoded_size(tokenizer: Tokenizer, tokens: TokenFile, start: int = 0, end: i
                 if not text.endswith(_REPLACEMENT):
                     break
             characters, bytes_, start = characters + len(text), bytes_ + len(text.encode()), stop
+    return TextSize(characters, bytes_)
+
+
+@contextmanager
+def _of_the_file(tokens: TokenFile) -> Iterator[None]:
+    """Raise DataError with the path of a token file for ids that have no text."""
+    try:
+        yield
+    except DataError:
+        raise
     except InputError as error:
         raise DataError(
             str(tokens.path),
@@ -195,7 +210,6 @@ def decoded_size(tokenizer: Tokenizer, tokens: TokenFile, start: int = 0, end: i
             cause="the file is damaged, or belongs to another tokenizer",
             hint="pass a text with --text FILE_OR_DIR, or resume the run, which rebuilds the file from its text",
         ) from error
-    return TextSize(characters, bytes_)
 
 
 def size_of_first_token(tokenizer: Tokenizer, ids: np.ndarray, text: str) -> TextSize:
