@@ -94,7 +94,7 @@ def test_sampling_from_a_model_trained_for_the_example(
 ) -> None:
     small = tmp_path / "text.txt"
     small.write_text("abc abd " * 200)
-    monkeypatch.setattr("threadloom.stages.data.text.standard_library_text", lambda: sample_text(small))
+    monkeypatch.setattr("threadloom.stages.data.text_reading.standard_library_text", lambda: sample_text(small))
     text = sample.main(prompt="a", steps=5, config=TINY)
     assert set(text) <= set("abcd ")
     assert len(text) == 200

@@ -48,7 +48,7 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def short() -> Text:
         return read_text([file])
 
-    monkeypatch.setattr("threadloom.stages.data.text.standard_library_text", short)
+    monkeypatch.setattr("threadloom.stages.data.text_reading.standard_library_text", short)
 
 
 @pytest.mark.usefixtures("source")

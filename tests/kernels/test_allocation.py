@@ -52,12 +52,12 @@ def test_training_allocates_nothing() -> None:
     ids, targets = flat_ids(sizes.ids(rng)), flat_ids(sizes.ids(rng))
     weights, acts, grads, scratch = model.weights, model.acts, model.grads, model.scratch
     ticket = single_writer(accumulate=False)
-    assert allocations(embedding_forward, weights.wte, weights.wpe, ids, sizes.tokens, acts.x[0]) == 0
+    assert allocations(embedding_forward, weights.wte, weights.wpe, ids, sizes.tokens, acts.starts, acts.x[0]) == 0
     assert allocations(blocks_forward, weights, acts, sizes.sequences, sizes.constants) == 0
     assert allocations(head_loss, weights, acts, targets, sizes.constants, scratch.logits) == 0
     assert allocations(head_backward, weights, acts, targets, 1.0, grads, scratch, sizes.constants, ticket) == 0
     assert allocations(blocks_backward, weights, acts, grads, scratch, sizes.sequences, sizes.constants, ticket) == 0
-    assert allocations(embedding_backward, ids, scratch.dx, sizes.tokens, grads.wte, grads.wpe, True) == 0
+    assert allocations(embedding_backward, ids, scratch.dx, sizes.tokens, acts.starts, grads.wte, grads.wpe, True) == 0
 
 
 def test_training_a_llama_allocates_nothing() -> None:

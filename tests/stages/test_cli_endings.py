@@ -112,13 +112,14 @@ def test_a_stop_during_the_last_evaluation_loses_neither_the_weights_nor_the_los
     monkeypatch.setattr(checkpoint_requests, "EVALUATION_SECONDS", 0.01)
     evaluate = EvaluateStage.evaluate
 
-    def endless(self: Any, lease: Any) -> Any:
+    def endless(self: Any, lease: Any, *others: Any) -> Any:
         final = self._validation.final
         self._validation = SimpleNamespace(
-            final=SimpleNamespace(micro_batches=10**9, tokens=1, fill=lambda _, __, *rows: final.fill(0, 0, *rows))
+            final=SimpleNamespace(micro_batches=10**9, tokens=1, fill=lambda _, __, *rows: final.fill(0, 0, *rows)),
+            sets={},
         )
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
-        return evaluate(self, lease)
+        return evaluate(self, lease, *others)
 
     monkeypatch.setattr(EvaluateStage, "evaluate", endless)
     options = ("--config", config, "--no-tuned", "--sample=0", *MANY_UPDATES)
@@ -146,7 +147,7 @@ def test_a_stopped_training_without_a_checkpoint_does_not_mention_resume(
 
 
 def test_a_stopped_evaluation_mentions_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*_: object) -> None:
+    def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(inference, "evaluate_text", interrupted)

@@ -145,7 +145,7 @@ class KernelBench(ABC):
         moved, held = (float(FLOAT * g.channels * (self.rows + times * added)) for times in (2, 1))
         work = KernelWork(2.0 * self.rows * g.channels, moved, held=held)
         scatter = self.layout.scatter_input_gradient
-        call = partial(scatter, self.slot.ids, dx, g.context, self.grads, accumulate=True)
+        call = partial(scatter, self.slot.ids, dx, g.context, self.slot.starts, self.grads, accumulate=True)
         return KernelCase("d_embedding", self.micro, work, call)
 
     def _gathered_rows(self) -> tuple[int, int]:

@@ -20,7 +20,8 @@ def heads_forward(bench: KernelBench, acts: Any, element: int) -> list[KernelCas
     reset = restorer(acts.qkv[0])
     rotary = KernelCase(
         "rotary positions", bench.micro * int(c.rotary.sum()), bench.row_work(width, 2 * element, 3, in_place=element),
-        partial(rotary_forward, acts.qkv[0], bench.heads, size, c.cos, c.sin, bench.sequences), FORWARD, reset,
+        partial(rotary_forward, acts.qkv[0], bench.heads, size, c.cos, c.sin, bench.sequences, acts.starts), FORWARD,
+        reset,
     )  # fmt: skip
     if not acts.qk_raw.size:
         return [rotary]
@@ -38,7 +39,7 @@ def heads_backward(bench: KernelBench, acts: Any, d_qkv: Any, element: int) -> l
     reset = restorer(d_qkv)
     rotary = KernelCase(
         "d_rotary", bench.micro * int(c.rotary.sum()), bench.row_work(width, 2 * element, 3, in_place=element),
-        partial(rotary_backward, d_qkv, bench.heads, size, c.cos, c.sin, bench.sequences), BACKWARD, reset,
+        partial(rotary_backward, d_qkv, bench.heads, size, c.cos, c.sin, bench.sequences, acts.starts), BACKWARD, reset,
     )  # fmt: skip
     if not acts.qk_raw.size:
         return [rotary]

@@ -275,10 +275,11 @@ class Case(NamedTuple):
 
 
 @lru_cache(maxsize=8)  # on every path and in chunks of every size
-def make_case(sizes: Sizes, fmt: Format, seed: int) -> Case:
-    """Return a random micro-batch."""
+def make_case(sizes: Sizes, fmt: Format, seed: int, *, all_count: bool = False) -> Case:
+    """Return a random micro-batch, some of whose targets are ignored unless `all_count`."""
     rng = np.random.default_rng(seed)
-    tensors, ids, targets = random_tensors(sizes, rng), sizes.ids(rng), sizes.targets(rng)
+    tensors, ids = random_tensors(sizes, rng), sizes.ids(rng)
+    targets = sizes.ids(rng) if all_count else sizes.targets(rng)
     scale, scaled = 1.0 / sizes.rows, 1024.0 if fmt is FP16 else 1.0
     packed = fmt.packed_weights(tensors)
     record = reference.forward(packed, ids, sizes.heads, sizes.lora)

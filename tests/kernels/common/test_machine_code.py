@@ -8,6 +8,7 @@ import pytest
 from tests.kernels.bits16.formats import EVERY_FORMAT, Format
 from tests.kernels.machine_code import innermost_loops, vector_bits
 from tests.targets.observer import machine_code
+from threadloom.kernels.common.documents import NO_BORDERS
 from threadloom.kernels.common.head_norm import HeadNormWeights, head_norm_backward, head_norm_forward
 from threadloom.kernels.common.rotary import rotary_backward, rotary_forward
 from threadloom.kernels.common.swiglu import swiglu_backward, swiglu_forward
@@ -26,8 +27,8 @@ def test_loops_are_vectorised(fmt: Format) -> None:
     calls: list[tuple[Any, tuple[Any, ...]]] = [
         (swiglu_forward, (qkv, out)),
         (swiglu_backward, (qkv, out, qkv.copy(), out.copy())),
-        (rotary_forward, (qkv, heads, size, angles, angles, 1)),
-        (rotary_backward, (qkv, heads, size, angles, angles, 1)),
+        (rotary_forward, (qkv, heads, size, angles, angles, 1, NO_BORDERS)),
+        (rotary_backward, (qkv, heads, size, angles, angles, 1, NO_BORDERS)),
         (head_norm_forward, (qkv, raw, weights, 1e-6, heads, size)),
         (head_norm_backward, (qkv, raw, weights, 1e-6, heads, size, weights, False)),
     ]

@@ -8,7 +8,13 @@ import pytest
 
 from tests.stages.support import WAIT, build, result, run_sequence, run_threads, tiny
 from tests.stages.training.twin import SMALL_STEPS, assert_expected, expectation
-from threadloom.kernels.common.accumulation import mark_part_done, model_parts, single_writer, wait_for_predecessor
+from threadloom.kernels.common.accumulation import (
+    AccumulationTicket,
+    mark_part_done,
+    model_parts,
+    single_writer,
+    wait_for_predecessor,
+)
 from threadloom.kernels.common.documents import NO_BORDERS
 from threadloom.pipeline import LanePlan, Lanes, StageFailure
 from threadloom.stages.memory.ordered_accumulation import OrderedAccumulation
@@ -159,7 +165,7 @@ def test_an_error_ends_a_run_whose_other_threads_wait_for_the_failed_micro_batch
     compute = training.compute.backward
 
     def backward(*args: Any) -> float:
-        ticket = args[-1]
+        ticket = next(argument for argument in args if isinstance(argument, AccumulationTicket))
         if ticket.predecessor_count[0] > PARTS:  # the first of its lane
             assert second.wait(WAIT)
             raise ValueError("on purpose")
