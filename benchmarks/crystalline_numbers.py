@@ -31,7 +31,6 @@ from threadloom.stages.storage import RunMode
 
 MODULUS, DIGITS, LONGER = 59, 5, 3
 QUESTIONS = 200
-CHECKPOINT = 250
 GREEDY = SamplingSettings(temperature=0.0)
 
 
@@ -50,6 +49,8 @@ class Task(NamedTuple):
     variants: dict[str, tuple[str, ...]]
     make: Callable[[int, Path], dict[str, list[Question]]]
     """Writes the training text of a seed to a folder, as text.txt, and returns the questions."""
+    every: int
+    """Updates between two checkpoints that are asked."""
 
 
 class Outcome(NamedTuple):
@@ -59,11 +60,13 @@ class Outcome(NamedTuple):
     variant: str
     seed: int
     right: dict[str, list[float]]
+    every: int
+    """Updates between two checkpoints."""
 
     def updates_to(self, group: str, share: float) -> int | None:
         """Return the updates until a share of the answers is right; None if it never is."""
         found = next((n for n, value in enumerate(self.right[group], 1) if value >= share), None)
-        return None if found is None else found * CHECKPOINT
+        return None if found is None else found * self.every
 
 
 def make_modular(seed: int, folder: Path) -> dict[str, list[Question]]:
@@ -99,7 +102,7 @@ def make_addition(seed: int, folder: Path) -> dict[str, list[Question]]:
         a, b = number(first), number(second)
         return Question(f"\n{str(a)[::-1]}+{str(b)[::-1]}=", str(a + b)[::-1])
 
-    lengths = generator.integers(1, DIGITS + 1, (60_000, 2))
+    lengths = generator.integers(1, DIGITS + 1, (100_000, 2))
     lines = (question(int(first), int(second)) for first, second in lengths)
     (folder / "text.txt").write_text("".join(f"{line.prompt}{line.answer}" for line in lines))
     return {f"{n} digits": [question(n, n) for _ in range(QUESTIONS)] for n in range(2, DIGITS + LONGER + 1)}
@@ -117,18 +120,20 @@ TASKS = {
             "clock of the modulus": ("embedding.layout=clock", f"embedding.periods=[{MODULUS}]"),
         },
         make_modular,
+        250,
     ),
     "addition": Task(
-        ("model.context=64", "batch_size=32", "steps=2000", "model.vocab_size=null"),
+        ("model.context=64", "batch_size=32", "steps=5000", "optimizer.lr=3e-3", "schedule.warmup=300"),
         {
             "plain": (),
             "digits at places": ("data.digits=abacus", "data.digit_places=20"),
             "digits at places, offsets": ("data.digits=abacus", "data.digit_places=20", "data.digit_offset=10"),
-            "and shared rows": (
+            "digits at places, offsets, shared rows": (
                 "data.digits=abacus", "data.digit_places=20", "data.digit_offset=10", "embedding.layout=abacus",
             ),
         },
         make_addition,
+        5000,
     ),
 }  # fmt: skip
 
@@ -158,7 +163,7 @@ def measured(task: str, variant: str, seed: int) -> Outcome:
         questions = chosen.make(seed, folder)
         settings = (*QUIET, *ONE_THREAD, *chosen.settings, *chosen.variants[variant], "precision=bf16", f"seed={seed}")
         settings += (f"data.text=[{json.dumps(str(folder / 'text.txt'))}]", "data.train_fraction=0.97")
-        settings += (f"checkpoint.interval={CHECKPOINT}", "checkpoint.keep=0", "checkpoint.copies=true")
+        settings += (f"checkpoint.interval={chosen.every}", "checkpoint.keep=0", "checkpoint.copies=true")
         if (folder / "tokenizer.json").exists():
             settings += (f"data.tokenizer_path={folder / 'tokenizer.json'}",)
         try:
@@ -167,7 +172,7 @@ def measured(task: str, variant: str, seed: int) -> Outcome:
             raise ValueError(f"{task}, {variant}: {error}") from None
         models = [Model.open(path) for path in checkpoints(folder / "run")]
         right = {group: [right_answers(model, asked) for model in models] for group, asked in questions.items()}
-    return Outcome(task, variant, seed, right)
+    return Outcome(task, variant, seed, right, chosen.every)
 
 
 def checkpoints(run: Path) -> list[Path]:
