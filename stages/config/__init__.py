@@ -3,6 +3,7 @@
 May import: models.
 """
 
+from threadloom.stages.config.context_warmup import ContextWarmup as ContextWarmup, context_warmup as context_warmup
 from threadloom.stages.config.data import (
     Borders as Borders,
     ConversationLayout as ConversationLayout,

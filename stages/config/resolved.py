@@ -6,6 +6,7 @@ kinds have the same fields in the same order, so they are written to the same JS
 
 from dataclasses import dataclass
 
+from threadloom.stages.config.context_warmup import ContextWarmup, context_warmup
 from threadloom.stages.config.gpt2 import ResolvedGpt2
 from threadloom.stages.config.llama import ResolvedLlama
 from threadloom.stages.config.optimizer import DelayCorrection, OptimizerConfig
@@ -127,6 +128,16 @@ class ResolvedConfig(Config, frozen=True, kw_only=True):
     def micro_batches(self) -> int:
         """Micro-batches of one update, gradient accumulation included."""
         return self.batch_sizes.micro_batches
+
+    @property
+    def context_warmup(self) -> ContextWarmup | None:
+        """The contexts of a run whose first updates have shorter sequences, None without."""
+        return context_warmup(self.schedule, self.model.context)
+
+    @property
+    def bordered(self) -> bool:
+        """True if there are borders within sequences, across which there is no attention; micro-batches have them."""
+        return self.data.bordered or self.schedule.context_warmup > 0
 
     @property
     def max_concurrent_backward(self) -> int:

@@ -74,3 +74,8 @@ class ScheduleConfig(Section, frozen=True, kw_only=True):
     """Updates of a second linear warm-up, from `rewarm_from` on. 0: none."""
     rewarm_from: int = 0
     """Update at which a run that `threadloom grow` made goes on, and its second warm-up begins."""
+    context_warmup: int = 0
+    """Updates in which training sequences are shorter than `model.context`. 0: none; see
+    `stages.config.context_warmup`."""
+    context_start: int = 0
+    """With `context_warmup`: the smallest context, a divisor of `model.context`. 0: an eighth of it."""

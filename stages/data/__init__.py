@@ -13,7 +13,11 @@ from threadloom.stages.data.batches import (
     evaluation_batches as evaluation_batches,
 )
 from threadloom.stages.data.bordered_tokens import BorderedTokenFile as BorderedTokenFile
-from threadloom.stages.data.borders import BorderedSource as BorderedSource, fill_starts as fill_starts
+from threadloom.stages.data.borders import (
+    BorderedSource as BorderedSource,
+    divide_sequences as divide_sequences,
+    fill_starts as fill_starts,
+)
 from threadloom.stages.data.bpe_training import (
     WORD_PATTERN as WORD_PATTERN,
     train_byte_pairs as train_byte_pairs,

@@ -2,6 +2,8 @@
 
 from typing import Protocol, runtime_checkable
 
+import numpy as np
+
 from threadloom.stages.data.batches import BatchSource, TokenIds
 
 
@@ -21,5 +23,15 @@ def fill_starts(source: BatchSource, batch: int, micro: int, starts: TokenIds) -
     if not starts.size:
         return
     if not isinstance(source, BorderedSource):
-        raise TypeError(f"data.borders=reset needs a source with `fill_starts`, got {type(source).__name__}")
+        settings, got = "data.borders=reset or schedule.context_warmup", type(source).__name__
+        raise TypeError(f"{settings} needs a source with `fill_starts`, got {got}")
     source.fill_starts(batch, micro, starts)
+
+
+def divide_sequences(starts: TokenIds, context: int, length: int) -> None:
+    """Divide each sequence of `context` rows into ones of `length` rows, beside the borders that it has already.
+
+    `length` divides `context`; `starts` (R,) is changed in place.
+    """
+    sequences = starts.reshape(-1, context)
+    np.maximum(sequences, np.arange(context, dtype=np.int32) // length * length, out=sequences)

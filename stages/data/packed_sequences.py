@@ -74,6 +74,9 @@ class PackedSequences:
     def write_starts(self, start: int, starts: TokenIds) -> None:
         """Write the row at which the document of each row begins to `starts` (T,)."""
         row = 0
+        if not self.packed.bordered:
+            starts.fill(0)
+            return
         for length in self.packed.pieces(start).lengths.tolist():
             starts[row : row + length - 1] = row
             row += length - 1

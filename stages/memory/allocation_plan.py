@@ -51,7 +51,7 @@ def memory_plan(
 def _deferred_bytes(config: ResolvedConfig) -> int:
     """Return the bytes of the input gradients of a batch, with ids and borders."""
     geometry, sequences = config.geometry(), config.sequences
-    borders = starts_bytes(sequences * geometry.context, borders=config.data.bordered)
+    borders = starts_bytes(sequences * geometry.context, borders=config.bordered)
     return input_gradient_bytes(geometry, sequences) + borders
 
 

@@ -94,6 +94,8 @@ def trajectory(config: Config, text_sha256: str | None = None) -> dict[str, Any]
         keys = (*keys, "loss.")
     if config.schedule.rewarm:
         keys = (*keys, "schedule.rewarm", "schedule.rewarm_from")
+    if config.schedule.context_warmup:
+        keys = (*keys, "schedule.context_warmup", "schedule.context_start")
     if config.grown_from:
         keys = (*keys, "grown_from")
     if config.embedding.derived:  # the same

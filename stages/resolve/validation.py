@@ -14,10 +14,8 @@ from threadloom.stages.config import (
     Digits,
     Gemm,
     ModelConfig,
-    OptimizerConfig,
     Packing,
     Precision,
-    ScheduleConfig,
     Shuffle,
     ThreadsConfig,
     TokenizerKind,
@@ -26,6 +24,7 @@ from threadloom.stages.config import (
     flatten,
 )
 from threadloom.stages.models import parameter_count
+from threadloom.stages.resolve.schedule_checks import check_schedule
 
 MAX_PARAMETERS = 20_000_000_000
 
@@ -92,6 +91,8 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "schedule.delay_warmup": (0, 1_000_000_000),
     "schedule.rewarm": (0, 1_000_000_000),
     "schedule.rewarm_from": (0, 1_000_000_000),
+    "schedule.context_warmup": (0, 1_000_000_000),
+    "schedule.context_start": (0, 131_072),
     "schedule.min_lr": (0, 1e3),
     "schedule.factor": (0, 1),
     "schedule.cooldown_share": (0, 1),
@@ -132,7 +133,7 @@ def validate(config: Config) -> None:
     _check_dropout(config)
     _check_batches(config)
     _check_blas_threads(config.threads.blas, config.gemm_backend)
-    _check_schedule(config.schedule, config.optimizer)
+    check_schedule(config.schedule, config.optimizer, config.model.context)
     _check_checkpoints(config)
     _check_sets(config.evaluation.sets)
     _check_noise(config)
@@ -385,17 +386,4 @@ def _check_blas_threads(threads: int | None, backend: Gemm | None) -> None:
             expected="1 with gemm_backend=numba",
             got=f"{threads}",
             cause="only BLAS splits one matrix product among threads",
-        )
-
-
-def _check_schedule(schedule: ScheduleConfig, optimizer: OptimizerConfig) -> None:
-    if optimizer.lr is not None and schedule.min_lr > optimizer.lr:
-        raise ConfigError(
-            "schedule.min_lr", expected=f"at most optimizer.lr = {optimizer.lr:g}", got=f"{schedule.min_lr:g}"
-        )
-    if schedule.decay_steps is not None and schedule.decay_steps < (schedule.warmup or 0):
-        raise ConfigError(
-            "schedule.decay_steps",
-            expected=f"at least schedule.warmup = {schedule.warmup}",
-            got=f"{schedule.decay_steps}",
         )

@@ -40,7 +40,7 @@ def planned_memory(config: ResolvedConfig, preparation: int = 0) -> dict[str, in
         config.geometry(),
         config.micro_batch,
         recompute=config.recompute,
-        borders=config.data.bordered,
+        borders=config.bordered,
     )
     memory = compute.memory
     plan = {**memory_plan(config, memory), "pictures, at the end": PICTURES if config.pictures else 0}

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from hashlib import blake2b
 
 from threadloom.pipeline import Banks, Pool, version_for
-from threadloom.stages.data import BatchSource, fill_starts
+from threadloom.stages.config import ContextWarmup
+from threadloom.stages.data import BatchSource, divide_sequences, fill_starts
 from threadloom.stages.memory import Bank, MicroBatch, MicroBatchSlot
 from threadloom.stages.step.compute import Compute
 
@@ -26,11 +27,18 @@ class Draw:
     It also says how many targets of the whole batch count, by which backward divides.
     """
 
-    def __init__(self, source: BatchSource, slots: Pool[MicroBatchSlot], dropout_seed: int | None = None) -> None:
-        """`dropout_seed` is the seed of dropout, None without."""
+    def __init__(
+        self,
+        source: BatchSource,
+        slots: Pool[MicroBatchSlot],
+        dropout_seed: int | None = None,
+        warmup: ContextWarmup | None = None,
+    ) -> None:
+        """`dropout_seed` is the seed of dropout, None without; with `warmup` the first updates have short sequences."""
         self._source = source
         self._slots = slots
         self._dropout_seed = dropout_seed
+        self._warmup = warmup
         self._counted = (-1, 0)  # a batch and its targets that count; replaced as a whole, since threads may share it
 
     def acquire(self, item: MicroBatch) -> None:
@@ -43,6 +51,8 @@ class Draw:
         self._source.fill(item.batch, item.micro, item.slot.ids, item.slot.targets)
         item.counted = self._counted_in(item.batch)
         fill_starts(self._source, item.batch, item.micro, item.slot.starts)
+        if self._warmup:
+            divide_sequences(item.slot.starts, self._warmup.lengths[-1], self._warmup.context(item.batch))
         if self._dropout_seed is not None:
             item.slot.dropout_key[0] = _dropout_key(self._dropout_seed, item.batch, item.micro)
         return item

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, cast
 
+import msgspec
+
 from threadloom.stages.config import ResolvedConfig
 from threadloom.stages.console import JsonWorkerProcess, module_command, resident_bytes
 from threadloom.stages.data import BatchSource, RandomTokens, TokenIds, fill_starts
@@ -96,7 +98,7 @@ class MeasuredStepRunner:
 
     def __init__(self, text: str, mode: ExecutionMode, cores: int) -> None:
         """`text` is a resolved configuration as JSON."""
-        self.config: ResolvedConfig = resolved_from_json(text)
+        self.config: ResolvedConfig = _with_full_context(resolved_from_json(text))
         compile_kernels(
             lambda _: None, self.config.precision, self.config.model.architecture, self.config.delay_correction
         )
@@ -140,3 +142,9 @@ class MeasuredStepRunner:
     def close(self) -> None:
         """End the threads."""
         self._stack.close()
+
+
+def _with_full_context(config: ResolvedConfig) -> ResolvedConfig:
+    """Return a configuration without the warm-up of the sequence length: most updates of a run come after it."""
+    schedule = msgspec.structs.replace(config.schedule, context_warmup=0, context_start=0)
+    return msgspec.structs.replace(config, schedule=schedule)

@@ -131,7 +131,7 @@ class Training:
             geometry,
             config.micro_batch,
             recompute=config.recompute,
-            borders=config.data.bordered,
+            borders=config.bordered,
             dropout=config.dropout,
         )
         memory = self.compute.memory
@@ -152,9 +152,7 @@ class Training:
         self.scratch = Pool([memory.allocate_scratch() for _ in range(config.max_concurrent_backward)])
         self.accumulation: OrderedAccumulation | None = None
         if config.shared_lanes:
-            self.accumulation = OrderedAccumulation(
-                geometry, self.lanes, config.micro_batch, borders=config.data.bordered
-            )
+            self.accumulation = OrderedAccumulation(geometry, self.lanes, config.micro_batch, borders=config.bordered)
         self.snapshot: CheckpointSnapshot | None = None
         if output:
             self.snapshot = CheckpointSnapshot(
@@ -167,7 +165,7 @@ class Training:
         finish = self.accumulation.scatter_deferred if self.accumulation else None
 
         drops = config.dropout.drops or (geometry.lora is not None and geometry.lora.dropout > 0)
-        self.draw = Draw(data, self.slots, config.seed if drops else None)
+        self.draw = Draw(data, self.slots, config.seed if drops else None, config.context_warmup)
         self.embed = Embed(self.compute, self.banks)
         self.forward = Forward(self.compute)
         self.backward = Backward(

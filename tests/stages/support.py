@@ -126,7 +126,7 @@ def planned(config: ResolvedConfig, *, evaluates: bool = True, saves: bool = Tru
         config.geometry(),
         config.micro_batch,
         recompute=config.recompute,
-        borders=config.data.bordered,
+        borders=config.bordered,
     )
     memory = compute.memory
     return memory_plan(config, memory, evaluates=evaluates, saves=saves)

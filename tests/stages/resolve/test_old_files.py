@@ -63,7 +63,15 @@ ADDED_TO_SECTIONS = {
     "optimizer": {"lead": 0.0, "clip_value": 0.0, "groups": [], "ema": 0.0},
     "evaluation": {"gcd_loss": False, "patience": 0, "sets": {}},
     "checkpoint": {"every": 0, "best": False},
-    "schedule": {"delay_warmup": 0, "rewarm": 0, "rewarm_from": 0, "cooldown_share": 0.2, "cooldown": "1-sqrt"},
+    "schedule": {
+        "delay_warmup": 0,
+        "rewarm": 0,
+        "rewarm_from": 0,
+        "context_warmup": 0,
+        "context_start": 0,
+        "cooldown_share": 0.2,
+        "cooldown": "1-sqrt",
+    },
 }
 ADDED_DATA = {
     "tokenizer_path": "", "special_tokens": "tokens", "token_order": "id", "digits": "plain", "digit_places": 40,

@@ -59,6 +59,13 @@ def test_the_second_warm_up_of_a_grown_run_is_part_of_its_trajectory() -> None:
     }  # fmt: skip
 
 
+def test_the_warm_up_of_the_sequence_length_is_part_of_the_trajectory() -> None:
+    plain, changed = resolve(tiny(), 2), ["schedule.context_warmup=3", "schedule.context_start=1"]
+    assert trajectory_differences(trajectory(plain), trajectory(apply_overrides(plain, changed))) == {
+        "schedule.context_warmup": (None, 3), "schedule.context_start": (None, 1)
+    }  # fmt: skip
+
+
 def test_steps_change_the_trajectory_only_through_decay_steps() -> None:
     constant = tiny(schedule=ScheduleConfig(kind=ScheduleKind.CONSTANT))
     assert trajectory(resolve(constant, 2)) == trajectory(resolve(apply_overrides(constant, ["steps=99"]), 2))
