@@ -48,7 +48,7 @@ def save_with_room_for(folder: Path, writes: int, code: int, patch: pytest.Monke
     return None
 
 
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+@pytest.mark.parametrize("code", [errno.ENOSPC, pytest.param(errno.EDQUOT, marks=pytest.mark.soak)])
 def test_a_full_disk_leaves_other_checkpoints_unchanged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
@@ -161,19 +161,20 @@ def fork_writer(folder: Path, kill_at: int, salt: int) -> bool:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # a fork while other threads are alive
-def test_kill_before_every_file_operation_loses_nothing(tmp_path: Path) -> None:
-    """The child replaces a checkpoint and adds another, which removes the oldest; it dies at each operation in turn."""
+@pytest.mark.parametrize("step", [3, pytest.param(1, marks=pytest.mark.soak)])
+def test_kill_before_every_file_operation_loses_nothing(tmp_path: Path, step: int) -> None:
+    """The child replaces a checkpoint and adds another, which removes the oldest; it dies at every `step`-th."""
     save_checkpoint(tmp_path, state_of(2, 2), None, 2)
     save_checkpoint(tmp_path, state_of(3, 2), None, 2)
     pristine = tmp_path.with_name("pristine")
     shutil.copytree(tmp_path, pristine)
-    killed = 0
-    while fork_writer(tmp_path, killed + 1, salt=1):
-        killed += 1
+    operation = 1
+    while fork_writer(tmp_path, operation, salt=1):
+        operation += step
         assert_nothing_lost(tmp_path, 3, (0, 1))
         shutil.rmtree(tmp_path)
         shutil.copytree(pristine, tmp_path)
-    assert killed > 60
+    assert operation > 60
     assert_nothing_lost(tmp_path, 4, (0, 1))
 
 

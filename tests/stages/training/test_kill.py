@@ -129,7 +129,7 @@ def at_stage_call(number: int, spin: int) -> Callable[[], None]:
     return prepare
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, 1, pytest.param(2, marks=pytest.mark.soak)])
 def test_killed_at_random_moments_and_resumed(whole: tuple[int, Path], seed: int, tmp_path: Path) -> None:
     delay, folder = whole
     rng = np.random.default_rng([seed, delay])

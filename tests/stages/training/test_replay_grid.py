@@ -33,19 +33,21 @@ def switches(request: pytest.FixtureRequest) -> Iterator[None]:
 @pytest.mark.parametrize("lanes", [1, 2, 3, 4])
 @pytest.mark.parametrize("delay", [0, 1, 2, 3])
 @pytest.mark.parametrize("correction", ["none", "auto"])
-def test_threads_do_not_change_a_bit(correction: str, delay: int, lanes: int) -> None:
+@pytest.mark.parametrize("every", [4, pytest.param(1, marks=pytest.mark.soak)])
+def test_threads_do_not_change_a_bit(every: int, correction: str, delay: int, lanes: int) -> None:
+    """Of all pairs of thread counts and channels, one of `every` is run."""
     common = (
         f"delay_correction={correction}", f"delay={delay}", f"lanes={lanes}", "steps=5", "evaluation.interval=2",
     )  # fmt: skip
     expected = replayed(tiny(*common))
-    for forward, backward in ((1, 1), (2, 3), (3, 2), (1, 3), (3, 1)):
-        for capacity, spare in ((1, 0), (2, 1), (8, 1)):
-            threads = (f"threads.forward={forward}", f"threads.backward={backward}", f"threads.embed={spare + 1}")
-            sizes = (f"channel_capacity={capacity}", f"extra_banks={spare}", f"slots={capacity + 2}")
-            training = build(tiny(*common, *threads, *sizes), evaluate=True)
-            trace = Trace() if spare else None
-            assert_same(result(training, run_threads(training, trace)), expected)
-            assert trace is None or {"forward", "backward", "update"} <= {event.stage for event in trace.events()}
+    workers, channels = ((1, 1), (2, 3), (3, 2), (1, 3), (3, 1)), ((1, 0), (2, 1), (8, 1))
+    for (forward, backward), (capacity, spare) in list(itertools.product(workers, channels))[::every]:
+        threads = (f"threads.forward={forward}", f"threads.backward={backward}", f"threads.embed={spare + 1}")
+        sizes = (f"channel_capacity={capacity}", f"extra_banks={spare}", f"slots={capacity + 2}")
+        training = build(tiny(*common, *threads, *sizes), evaluate=True)
+        trace = Trace() if spare else None
+        assert_same(result(training, run_threads(training, trace)), expected)
+        assert trace is None or {"forward", "backward", "update"} <= {event.stage for event in trace.events()}
 
 
 @pytest.mark.usefixtures("switches")
@@ -118,7 +120,7 @@ def configurations() -> st.SearchStrategy[tuple[str, ...]]:
     )
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(
     overrides=configurations(),
     wide=st.booleans(),

@@ -149,6 +149,7 @@ def test_only_used_gemms_are_measured(quick_peaks: Callable[..., Peaks]) -> None
     assert 0 < peaks.others[0].one <= peaks.others[0].all
 
 
+@pytest.mark.soak
 @pytest.mark.usefixtures("quick_peaks")
 def test_the_command_from_end_to_end(tmp_path: Path) -> None:
     (tmp_path / "odd.json").write_text(to_json(ODD))
