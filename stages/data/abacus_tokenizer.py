@@ -10,19 +10,20 @@ each pair a plain model has the same function: the row of (d, p) is the sum of t
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from threadloom.stages.config import DIGITS, SpecialTokens
+from threadloom.stages.config import DIGITS
 from threadloom.stages.data.bytes_tokenizer import BytesTokenizer
 from threadloom.stages.data.character_tokenizer import CharacterTokenizer
 from threadloom.stages.data.counted_tokens import of_characters
 from threadloom.stages.data.digit_places import DigitTable
 from threadloom.stages.data.documents import Document, EncodedDocument
+from threadloom.stages.data.plain_tokenizer import PlainTokenizer
 from threadloom.stages.data.text_parts import TextPart
 from threadloom.stages.data.tokenizer import FORMAT, Tokenizer, TokenizerError, validated_ids
 
@@ -32,13 +33,11 @@ _BASES: dict[str, type[CharacterTokenizer] | type[BytesTokenizer]] = {
 """Kind of the tokenizer below → its class."""
 
 
-class AbacusTokenizer:
+class AbacusTokenizer(PlainTokenizer):
     """A tokenizer of characters or bytes with tokens for the digits of numbers. Implements `Tokenizer`."""
 
     kind: ClassVar[str] = "abacus"
     """The kind in the file of the tokenizer."""
-    end_of_text: None = None
-    beginning: NDArray[np.int32] = np.zeros(0, np.int32)
 
     def __init__(self, base: CharacterTokenizer | BytesTokenizer, places: int) -> None:
         """`places` is P, at least 1 (ValueError)."""
@@ -61,15 +60,6 @@ class AbacusTokenizer:
         """The tokens of the tokenizer below, and ten for each place."""
         return self.base.vocab_size + DIGITS * self.places
 
-    @property
-    def special_tokens(self) -> Mapping[str, int]:
-        """The special tokens; there are none."""
-        return {}
-
-    def with_special_tokens(self, special: SpecialTokens) -> Self:
-        """Return this tokenizer, which has no special tokens."""
-        return self
-
     def ids_with_text(self) -> NDArray[np.int64]:
         """Return all ids but those of digits that the tokenizer below lacks, which no text has."""
         table = self.digit_table
@@ -78,11 +68,6 @@ class AbacusTokenizer:
     def encode(self, text: str) -> NDArray[np.int32]:
         """Return the ids of a text; raises TokenizerError as the tokenizer below."""
         return self._placed(self.base.encode(text), 0)
-
-    def encode_chunks(self, chunks: Iterable[str]) -> Iterator[NDArray[np.int32]]:
-        """Yield the ids of a text in chunks, which may end within a number; raises as `encode`."""
-        for part in self.parts(chunks):
-            yield from self.encode_parts([part])
 
     def parts(self, chunks: Iterable[str]) -> Iterator[TextPart]:
         """Yield the chunks of a text as its parts, each with as many of the digits before it as have places."""

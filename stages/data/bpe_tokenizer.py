@@ -2,8 +2,7 @@
 
 from typing import Any, ClassVar, Self
 
-from threadloom.stages.config import DataConfig, TokenizerKind
-from threadloom.stages.data.bpe_memory import bpe_bytes
+from threadloom.stages.config import TokenizerKind
 from threadloom.stages.data.bpe_training import (
     IN_PROCESS_CHARACTERS,
     train_byte_pairs,
@@ -11,33 +10,15 @@ from threadloom.stages.data.bpe_training import (
     word_splitter,
 )
 from threadloom.stages.data.chunked_text import ChunkedText
-from threadloom.stages.data.library_tokenizer import LibraryTokenizer
 from threadloom.stages.data.text_splitting import Splitter
+from threadloom.stages.data.trained_tokenizer import TrainedTokenizer
 
 
-class BpeTokenizer(LibraryTokenizer):
+class BpeTokenizer(TrainedTokenizer):
     """GPT-2's byte-level byte-pair encoding, trained on the text of a run."""
 
     kind: ClassVar[TokenizerKind] = TokenizerKind.BPE
     min_vocabulary: ClassVar[int] = 257  # the bytes and the end of text
-    needs_vocabulary: ClassVar[bool] = True
-    learns_validation: ClassVar[bool] = False
-    compresses: ClassVar[bool] = True
-
-    @classmethod
-    def max_vocabulary(cls, text: ChunkedText, vocab_size: int | None, alphabet: int) -> int:
-        """Return `vocab_size`."""
-        return vocab_size or 0
-
-    @classmethod
-    def preparation_bytes(cls, text: ChunkedText) -> int:
-        """Return an estimate: training counts each different word of the text."""
-        return bpe_bytes(text)
-
-    @classmethod
-    def create(cls, data: DataConfig, text: ChunkedText, limit: int) -> Self:
-        """Return a tokenizer trained on the text, as `train` does."""
-        return cls.train(text, limit)
 
     @classmethod
     def train(cls, text: ChunkedText, limit: int) -> Self:

@@ -1,16 +1,17 @@
 """The bytes tokenizer: one id per byte of UTF-8."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from threadloom.stages.config import DataConfig, SpecialTokens, TokenizerKind
+from threadloom.stages.config import DataConfig, TokenizerKind
 from threadloom.stages.data.chunked_text import CHUNK_CHARACTERS, ChunkedText, code_points
 from threadloom.stages.data.counted_tokens import of_characters
 from threadloom.stages.data.documents import Document, EncodedDocument
+from threadloom.stages.data.plain_tokenizer import PlainTokenizer
 from threadloom.stages.data.text_parts import TextPart
 from threadloom.stages.data.tokenizer import parts_of, utf8_bytes, validated_ids, write_content
 
@@ -18,7 +19,7 @@ BYTES_PER_CHARACTER = 100
 """Bytes that the chunks of a text in flight take per character of one; measured."""
 
 
-class BytesTokenizer:
+class BytesTokenizer(PlainTokenizer):
     """One id per byte of the UTF-8 encoding: it encodes any text, with a vocabulary of 256."""
 
     kind: ClassVar[TokenizerKind] = TokenizerKind.BYTES
@@ -27,8 +28,6 @@ class BytesTokenizer:
     learns_validation: ClassVar[bool] = True
     compresses: ClassVar[bool] = False
     vocab_size = 256
-    end_of_text: None = None
-    beginning: NDArray[np.int32] = np.zeros(0, np.int32)
 
     @classmethod
     def max_vocabulary(cls, text: ChunkedText, vocab_size: int | None, alphabet: int) -> int:
@@ -55,15 +54,6 @@ class BytesTokenizer:
         """Return the tokenizer."""
         return cls()
 
-    @property
-    def special_tokens(self) -> Mapping[str, int]:
-        """The special tokens; there are none."""
-        return {}
-
-    def with_special_tokens(self, special: SpecialTokens) -> Self:
-        """Return this tokenizer, which has no special tokens."""
-        return self
-
     def ids_with_text(self) -> NDArray[np.int64]:
         """Return all ids."""
         return np.arange(self.vocab_size)
@@ -71,11 +61,6 @@ class BytesTokenizer:
     def encode(self, text: str) -> NDArray[np.int32]:
         """Return the bytes of the text."""
         return _ids(text, 0)
-
-    def encode_chunks(self, chunks: Iterable[str]) -> Iterator[NDArray[np.int32]]:
-        """Yield the bytes of a text in chunks."""
-        for part in self.parts(chunks):
-            yield from self.encode_parts([part])
 
     def parts(self, chunks: Iterable[str]) -> Iterator[TextPart]:
         """Yield the chunks of a text as its parts."""

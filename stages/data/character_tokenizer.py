@@ -1,16 +1,17 @@
 """The character tokenizer: one id per character."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from threadloom.stages.config import DataConfig, SpecialTokens, TokenizerKind
+from threadloom.stages.config import DataConfig, TokenizerKind
 from threadloom.stages.data.chunked_text import CHUNK_CHARACTERS, ChunkedText, code_points
 from threadloom.stages.data.counted_tokens import of_characters
 from threadloom.stages.data.documents import Document, EncodedDocument
+from threadloom.stages.data.plain_tokenizer import PlainTokenizer
 from threadloom.stages.data.text_parts import TextPart
 from threadloom.stages.data.tokenizer import TokenizerError, parts_of, validated_ids, write_content
 
@@ -23,7 +24,7 @@ BYTES_PER_CHARACTER, BYTES_PER_CODE_POINT = 125, 24
 _CODE_POINTS = 0x110000
 
 
-class CharacterTokenizer:
+class CharacterTokenizer(PlainTokenizer):
     """One id per character, in the order of the code points, as nanoGPT's character-level tokenizer.
 
     Characters outside the alphabet become U+FFFD if the alphabet contains it (a limited alphabet), and raise otherwise.
@@ -34,8 +35,6 @@ class CharacterTokenizer:
     needs_vocabulary: ClassVar[bool] = False
     learns_validation: ClassVar[bool] = True  # as nanoGPT: the alphabet is that of the whole text
     compresses: ClassVar[bool] = False
-    end_of_text: None = None
-    beginning: NDArray[np.int32] = np.zeros(0, np.int32)
 
     def __init__(self, alphabet: str) -> None:
         """`alphabet`: at least one character, each once, sorted by code point; raises ValueError."""
@@ -93,15 +92,6 @@ class CharacterTokenizer:
         """Number of characters in the alphabet."""
         return len(self._points)
 
-    @property
-    def special_tokens(self) -> Mapping[str, int]:
-        """The special tokens; there are none."""
-        return {}
-
-    def with_special_tokens(self, special: SpecialTokens) -> Self:
-        """Return this tokenizer, which has no special tokens."""
-        return self
-
     def ids_with_text(self) -> NDArray[np.int64]:
         """Return all ids."""
         return np.arange(self.vocab_size)
@@ -109,11 +99,6 @@ class CharacterTokenizer:
     def encode(self, text: str) -> NDArray[np.int32]:
         """Return one id per character; raises TokenizerError for one outside an alphabet without U+FFFD."""
         return self._encoded(text, 0)
-
-    def encode_chunks(self, chunks: Iterable[str]) -> Iterator[NDArray[np.int32]]:
-        """Yield one id per character of a text in chunks; raises as `encode` does."""
-        for part in self.parts(chunks):
-            yield from self.encode_parts([part])
 
     def parts(self, chunks: Iterable[str]) -> Iterator[TextPart]:
         """Yield the chunks of a text as its parts."""

@@ -2,16 +2,16 @@
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from threadloom.stages.config import SpecialTokens
 from threadloom.stages.data.counted_tokens import of_characters
 from threadloom.stages.data.documents import Document, EncodedDocument
+from threadloom.stages.data.plain_tokenizer import PlainTokenizer
 from threadloom.stages.data.sources.token_files import FIRST, ids_of_text
 from threadloom.stages.data.text_parts import TextPart
 from threadloom.stages.data.tokenizer import FORMAT, TokenizerError, validated_ids
@@ -19,12 +19,10 @@ from threadloom.stages.data.tokenizer import FORMAT, TokenizerError, validated_i
 _NUMBER = re.compile(r"\S+")
 
 
-class NumberTokenizer:
+class NumberTokenizer(PlainTokenizer):
     """Ids as decimal numbers with spaces between them; it also encodes the text of a token file (`token_files`)."""
 
     kind: ClassVar[str] = "numbers"
-    end_of_text: None = None
-    beginning: NDArray[np.int32] = np.zeros(0, np.int32)
 
     def __init__(self, vocab_size: int) -> None:
         self.vocab_size = vocab_size
@@ -37,15 +35,6 @@ class NumberTokenizer:
             raise ValueError(f"a vocabulary of size {size!r}")
         return cls(size)
 
-    @property
-    def special_tokens(self) -> Mapping[str, int]:
-        """There are none."""
-        return {}
-
-    def with_special_tokens(self, special: SpecialTokens) -> Self:
-        """Return this tokenizer, which has no special tokens."""
-        return self
-
     def ids_with_text(self) -> NDArray[np.int64]:
         """Return all ids."""
         return np.arange(self.vocab_size)
@@ -53,11 +42,6 @@ class NumberTokenizer:
     def encode(self, text: str) -> NDArray[np.int32]:
         """Return the ids of a text; raises TokenizerError for one that is not made of numbers of the vocabulary."""
         return self._encoded(text)[0]
-
-    def encode_chunks(self, chunks: Iterable[str]) -> Iterator[NDArray[np.int32]]:
-        """Yield the ids of a text in chunks, which may end within a number; raises as `encode`."""
-        for part in self.parts(chunks):
-            yield from self.encode_parts([part])
 
     def parts(self, chunks: Iterable[str]) -> Iterator[TextPart]:
         """Yield the parts of a text, which end with white space if it is made of numbers."""

@@ -7,12 +7,11 @@ text, except that each unknown word is `<unk>`. It is saved as Hugging Face's to
 
 from typing import ClassVar, Self
 
-from threadloom.stages.config import DataConfig, TokenizerKind
-from threadloom.stages.data.bpe_memory import bpe_bytes
+from threadloom.stages.config import TokenizerKind
 from threadloom.stages.data.bpe_training import END_OF_TEXT, WORD_CHARACTERS, limit_library_threads
 from threadloom.stages.data.chunked_text import ChunkedText, reported
-from threadloom.stages.data.library_tokenizer import LibraryTokenizer
 from threadloom.stages.data.text_splitting import Splitter
+from threadloom.stages.data.trained_tokenizer import TrainedTokenizer
 
 UNKNOWN = "<unk>"
 """Special token of all words that are not in the vocabulary."""
@@ -25,29 +24,11 @@ _PATTERN = (
 """GPT-2's words, except that combining marks belong to letters."""
 
 
-class WordTokenizer(LibraryTokenizer):
+class WordTokenizer(TrainedTokenizer):
     """The words of the text of a run."""
 
     kind: ClassVar[TokenizerKind] = TokenizerKind.WORDS
     min_vocabulary: ClassVar[int] = 3  # the unknown word, the end of text, and one word
-    needs_vocabulary: ClassVar[bool] = True
-    learns_validation: ClassVar[bool] = False
-    compresses: ClassVar[bool] = True
-
-    @classmethod
-    def max_vocabulary(cls, text: ChunkedText, vocab_size: int | None, alphabet: int) -> int:
-        """Return `vocab_size`."""
-        return vocab_size or 0
-
-    @classmethod
-    def preparation_bytes(cls, text: ChunkedText) -> int:
-        """Return the estimate for byte pairs, whose training counts each different word too."""
-        return bpe_bytes(text)
-
-    @classmethod
-    def create(cls, data: DataConfig, text: ChunkedText, limit: int) -> Self:
-        """Return the tokenizer of the words of a text, as `train` does."""
-        return cls.train(text, limit)
 
     @classmethod
     def train(cls, text: ChunkedText, limit: int) -> Self:
