@@ -32,8 +32,11 @@ from threadloom.stages.data.chunked_text import (
     StringText as StringText,
     reported as reported,
 )
-from threadloom.stages.data.conversations.templates import absolute_template as absolute_template
-from threadloom.stages.data.corpus import Corpus as Corpus, read_corpus as read_corpus
+from threadloom.stages.data.corpus import (
+    Corpus as Corpus,
+    read_corpus as read_corpus,
+    with_absolute_paths as with_absolute_paths,
+)
 from threadloom.stages.data.dataset import (
     Dataset as Dataset,
     open_prepared as open_prepared,
@@ -79,8 +82,8 @@ from threadloom.stages.data.text_record import recorded_outputs as recorded_outp
 from threadloom.stages.data.token_file import (
     IGNORED_TARGET as IGNORED_TARGET,
     DataError as DataError,
+    IntegerAppender as IntegerAppender,
     TokenFile as TokenFile,
-    append_ids as append_ids,
     token_type as token_type,
 )
 from threadloom.stages.data.token_order import ulam_point as ulam_point, vocabulary_order as vocabulary_order

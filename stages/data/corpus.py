@@ -6,15 +6,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
+
 from threadloom.stages.config import DataConfig, Packing
-from threadloom.stages.console import PeriodicLog
 from threadloom.stages.data.chunked_text import ChunkedText
-from threadloom.stages.data.documents import Document, LongDocument
+from threadloom.stages.data.conversations.templates import absolute_template
+from threadloom.stages.data.documents import Document
 from threadloom.stages.data.sources.registry import reading_of
 from threadloom.stages.data.text import SkippedRecords, Text, TextFile, ended
 from threadloom.stages.data.text_files import LeftOut
 from threadloom.stages.data.text_format import TextError
-from threadloom.stages.data.text_paths import STANDARD_INPUT
+from threadloom.stages.data.text_paths import STANDARD_INPUT, absolute_text
 from threadloom.stages.data.text_reading import read_text
 from threadloom.stages.data.token_file import DataError
 
@@ -126,6 +128,18 @@ def read_corpus(data: DataConfig, excluded: Sequence[Path] = (), standard_input:
     return Corpus(*_of_one_kind(sources, validation))
 
 
+def with_absolute_paths(data: DataConfig) -> DataConfig:
+    """Return settings whose paths are valid in any directory, so that a run may be resumed in another one."""
+    return msgspec.structs.replace(
+        data,
+        text=tuple(map(absolute_text, data.text)),
+        validation_text=tuple(map(absolute_text, data.validation_text)),
+        tokenizer_path=absolute_text(data.tokenizer_path) if data.tokenizer_path else "",
+        chat_template=absolute_template(data.chat_template),
+        prepared=absolute_text(data.prepared) if data.prepared else "",
+    )
+
+
 def _of_one_kind(sources: Sequence[Text], validation: Text | None) -> tuple[tuple[Text, ...], Text | None]:
     """Return texts that are all token files with the largest id of all of them, or texts; raises TextError."""
     texts = [*sources, *([] if validation is None else [validation])]
@@ -146,35 +160,6 @@ def _of_one_kind(sources: Sequence[Text], validation: Text | None) -> tuple[tupl
 def joined(texts: Sequence[ChunkedText]) -> ChunkedText:
     """Return the running text of several texts, one after another."""
     return texts[0] if len(texts) == 1 else _Joined(texts)
-
-
-class Progress:
-    """Logs from time to time which part of the characters of all texts has been tokenised."""
-
-    def __init__(self, characters: int) -> None:
-        self._log, self._characters, self._done = PeriodicLog(), characters, 0
-
-    def chunks(self, text: ChunkedText) -> Iterator[str]:
-        """Yield the chunks of a text."""
-        return self._reported(text.chunks())
-
-    def parts(self, text: ChunkedText) -> Iterator[Document | LongDocument]:
-        """Yield the documents of a text."""
-        for part in text.parts():
-            if isinstance(part, Document):
-                yield part
-                self._add(len(part.text))
-            else:
-                yield part._replace(chunks=self._reported(part.chunks))
-
-    def _reported(self, chunks: Iterator[str]) -> Iterator[str]:
-        for chunk in chunks:
-            yield chunk
-            self._add(len(chunk))
-
-    def _add(self, characters: int) -> None:
-        self._done += characters
-        self._log("tokenising the text: {:.0%}", self._done / self._characters)
 
 
 class _Joined(ChunkedText):

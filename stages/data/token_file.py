@@ -71,18 +71,16 @@ def require_window(tokens: int, context: int, path: Path) -> None:
         )
 
 
-class TokenWriter:
-    """Writes a .npy file of integers that arrive in parts.
+class IntegerAppender:
+    """Appends integers that arrive in parts to a file, which is synced to the disk as it grows.
 
-    The file is synced to the disk as it grows: a stop signal never waits for the whole file. The header has a fixed
-    length, so it is overwritten with the number of elements at the end.
+    So a stop signal never waits for the whole file.
     """
 
     def __init__(self, file: BinaryIO, kind: np.dtype[Any]) -> None:
-        """Write the header of a file with elements of type `kind`; raises OSError."""
+        """`kind` is the type of the elements."""
         self.file, self.count = file, 0
         self._kind, self._unsynced = kind, 0
-        file.write(_header(0, kind))
 
     def add(self, values: NDArray[Any]) -> None:
         """Append values (N,); raises OSError."""
@@ -91,32 +89,30 @@ class TokenWriter:
         self.count += len(content)
         self._unsynced += content.nbytes
         if self._unsynced >= SYNCED_BYTES:
-            _sync(self.file)
-            self._unsynced = 0
+            self.sync()
+
+    def sync(self) -> None:
+        """Sync the file to the disk; raises OSError."""
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        self._unsynced = 0
+
+
+class TokenWriter(IntegerAppender):
+    """Writes a .npy file of integers that arrive in parts.
+
+    The header has a fixed length, so it is overwritten with the number of elements at the end.
+    """
+
+    def __init__(self, file: BinaryIO, kind: np.dtype[Any]) -> None:
+        """Write the header of a file with elements of type `kind`; raises OSError."""
+        super().__init__(file, kind)
+        file.write(_header(0, kind))
 
     def finish(self) -> None:
         """Complete the header; raises OSError."""
         self.file.seek(0)
         self.file.write(_header(self.count, self._kind))
-
-
-def append_ids(file: BinaryIO, parts: Iterable[NDArray[np.int32]], kind: np.dtype[Any]) -> int:
-    """Append ids that arrive in parts to a file, with elements of type `kind`; return their number. Raises OSError."""
-    count = unsynced = 0
-    for ids in parts:
-        content = ids.astype(kind)
-        file.write(content.data)
-        count += len(content)
-        unsynced += content.nbytes
-        if unsynced >= SYNCED_BYTES:
-            _sync(file)
-            unsynced = 0
-    return count
-
-
-def _sync(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())
 
 
 def token_counts(file: BinaryIO, count: int, kind: np.dtype[Any], vocab_size: int) -> NDArray[np.int64]:

@@ -15,11 +15,11 @@ from threadloom.stages.console import PeriodicLog
 from threadloom.stages.data import (
     DataError,
     Document,
+    IntegerAppender,
     Reading,
     Text,
     TokenFile,
     Tokenizer,
-    append_ids,
     prepared_order,
     read_text,
     token_type,
@@ -232,25 +232,23 @@ class _Writer:
     """Appends the tokens of documents to a file."""
 
     def __init__(self, tokenizer: Tokenizer, file: BinaryIO, kind: np.dtype[Any]) -> None:
-        self._tokenizer, self._file, self._kind = tokenizer, file, kind
-        self.count = 0
+        self._tokenizer, self._file = tokenizer, IntegerAppender(file, kind)
+
+    @property
+    def count(self) -> int:
+        """Number of tokens in the file."""
+        return self._file.count
 
     def add(self, name: str, text: Iterable[str]) -> EvaluatedDocument | None:
         """Append a document; return None if none of its tokens can be scored."""
         beginning, start = self._tokenizer.beginning, self.count
         chunks = _Measured(text)
         head = np.zeros(0, np.int32)
-
-        def parts() -> Iterator[np.ndarray]:
-            nonlocal head
-            if len(beginning):
-                yield beginning
-            for ids in self._tokenizer.encode_chunks(chunks):
-                if len(head) <= _LONGEST:
-                    head = np.concatenate([head, ids[: 1 + _LONGEST]])
-                yield ids
-
-        self.count += append_ids(self._file, parts(), self._kind)
+        self._file.add(beginning)
+        for ids in self._tokenizer.encode_chunks(chunks):
+            if len(head) <= _LONGEST:
+                head = np.concatenate([head, ids[: 1 + _LONGEST]])
+            self._file.add(ids)
         tokens, given, size = self.count - start, len(beginning) or 1, chunks.size
         if tokens <= given:
             return None

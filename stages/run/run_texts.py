@@ -12,7 +12,6 @@ from threadloom.stages.data import (
     Corpus,
     Dataset,
     TextError,
-    absolute_template,
     absolute_text,
     open_prepared,
     prepare,
@@ -20,6 +19,7 @@ from threadloom.stages.data import (
     recorded_outputs,
     require_same_text,
     standard_input,
+    with_absolute_paths,
     write_sources,
 )
 from threadloom.stages.storage import RunDirectory, RunMode
@@ -41,14 +41,7 @@ def _read_corpus(config: Config, out: Path, mode: RunMode, spooled: Path | None)
 
     There are none if they have been prepared (`data.prepared`).
     """
-    data = msgspec.structs.replace(
-        config.data,
-        text=tuple(map(absolute_text, config.data.text)),
-        validation_text=tuple(map(absolute_text, config.data.validation_text)),
-        tokenizer_path=absolute_text(config.data.tokenizer_path) if config.data.tokenizer_path else "",
-        chat_template=absolute_template(config.data.chat_template),
-        prepared=absolute_text(config.data.prepared) if config.data.prepared else "",
-    )
+    data = with_absolute_paths(config.data)
     sets = {name: absolute_text(path) for name, path in config.evaluation.sets.items()}
     evaluation = msgspec.structs.replace(config.evaluation, sets=sets)
     config = msgspec.structs.replace(config, data=data, evaluation=evaluation)

@@ -78,7 +78,7 @@ class SplitFiles:
     def sync(self) -> SplitProgress:
         """Sync the files, and return which part of them is then valid; raises OSError."""
         for writer in self._writers:
-            _sync(writer)
+            writer.sync()
         return msgspec.structs.replace(
             self._state, tokens=self.tokens, positions=self.documents, counted=self._counted is not None
         )
@@ -90,7 +90,7 @@ class SplitFiles:
         self._state.open_document = None
         for writer in self._writers:
             writer.finish()
-            _sync(writer)
+            writer.sync()
 
     def close(self) -> None:
         """Close the files; what a full disk refuses is lost, and not part of any progress."""
@@ -156,11 +156,6 @@ def link_file(path: Path, target: Path) -> None:
         return
     temporary.replace(target)
     fsync_directory(target.parent)
-
-
-def _sync(writer: TokenWriter) -> None:
-    writer.file.flush()
-    os.fsync(writer.file.fileno())
 
 
 def _writer(path: Path, kind: np.dtype[Any], count: int | None) -> TokenWriter:

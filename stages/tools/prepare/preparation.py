@@ -11,13 +11,13 @@ from threadloom.stages.data import (
     Corpus,
     Dataset,
     Repeats,
-    absolute_template,
     absolute_text,
     length_percentiles,
     prepare,
     read_corpus,
     repeated_documents,
     standard_input,
+    with_absolute_paths,
     write_settings,
     write_sources,
 )
@@ -87,14 +87,7 @@ def prepare_folder(config: Config, out: Path, *, force: bool = False) -> Prepara
     Raises TextError, DataError, TokenizerError and ConfigError as the preparation of a run.
     """
     begin = time.monotonic()
-    data = msgspec.structs.replace(
-        config.data,
-        text=tuple(map(absolute_text, config.data.text)),
-        validation_text=tuple(map(absolute_text, config.data.validation_text)),
-        tokenizer_path=absolute_text(config.data.tokenizer_path) if config.data.tokenizer_path else "",
-        chat_template=absolute_template(config.data.chat_template),
-        prepared="",
-    )
+    data = msgspec.structs.replace(with_absolute_paths(config.data), prepared="")
     with standard_input(data.text, out, None) as spooled:
         corpus = read_corpus(data, excluded=[out], standard_input=spooled)
         dataset = prepare(data, config.model, corpus, out, None if force else detect().memory_available)
