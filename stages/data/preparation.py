@@ -145,7 +145,8 @@ def _begin(wanted: Preparation, learned: ChunkedText) -> tuple[PreparationFolder
     given = create_tokenizer(data, wanted.vocab_size, learned) if pretrained else None
     key = [
         wanted.checksum, wanted.corpus.validation_checksum(), data.train_fraction, data.tokenizer, wanted.limit,
-        data.special_tokens, digit_places(data), version("tokenizers"), _content(wanted.directory, given),
+        data.special_tokens, digit_places(data), version("tokenizers"),
+        None if given is None else _sha256_of(_content(wanted.directory, given)), _end_of_text(given),
     ]  # fmt: skip
     folder = PreparationFolder(wanted.directory, key)
     folder.begin()
@@ -160,16 +161,23 @@ def _begin(wanted: Preparation, learned: ChunkedText) -> tuple[PreparationFolder
     return folder, tokenizer
 
 
-def _content(directory: Path, tokenizer: Tokenizer | None) -> str | None:
-    """Return the checksum of a tokenizer's file."""
-    if tokenizer is None:
-        return None
-    path = directory / f".{TOKENIZER_FILE}.{os.getpid()}.checked"
+def _content(directory: Path, tokenizer: Tokenizer) -> bytes:
+    """Return the content of a tokenizer's file, which is written to a directory for a moment."""
+    path = directory / f".{TOKENIZER_FILE}.{os.getpid()}.made"
     try:
         tokenizer.save(path)
-        return file_sha256(path)
+        return path.read_bytes()
     finally:
         path.unlink(missing_ok=True)
+
+
+def _sha256_of(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _end_of_text(tokenizer: Tokenizer | None) -> int | None:
+    """Return the id of the token that ends a text, which need not be in the tokenizer's file."""
+    return None if tokenizer is None or tokenizer.end_of_text is None else tokenizer.end_of_text.id
 
 
 def _too_large(wanted: Preparation, needed: int, available: int) -> ConfigError:
@@ -217,7 +225,7 @@ def _write(
         token_order=data.token_order,
         order_sha256=_write_order(directory / ORDER_FILE, order),
         digit_places=digit_places(data),
-        end_of_text=tokenizer.end_of_text.id if tokenizer.end_of_text else None,
+        end_of_text=_end_of_text(tokenizer),
         **records,
     )
     write_manifest(directory, manifest)
@@ -298,18 +306,14 @@ def _write_order(path: Path, order: VocabularyOrder | None) -> str | None:
         return None
     content = encode_order(order)
     atomic_write(path, content)
-    return hashlib.sha256(content).hexdigest()
+    return _sha256_of(content)
 
 
 def _write_tokenizer(path: Path, tokenizer: Tokenizer) -> str:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.made")
-    try:
-        tokenizer.save(temporary)
-        content = temporary.read_bytes()
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Write the file of a tokenizer; return its checksum."""
+    content = _content(path.parent, tokenizer)
     atomic_write(path, content)
-    return hashlib.sha256(content).hexdigest()
+    return _sha256_of(content)
 
 
 def _copy_companions(data: DataConfig, directory: Path) -> None:

@@ -20,6 +20,8 @@ from threadloom.stages.data.batches import TokenBatches
 from threadloom.stages.data.corpus import Corpus, read_corpus
 from threadloom.stages.data.dataset import Dataset, prepare, require_same_text
 from threadloom.stages.data.documents import Document, Origin, Span
+from threadloom.stages.data.encoding.encoder import EncodedUnits
+from threadloom.stages.data.encoding.split_files import SplitFiles
 from threadloom.stages.data.mixture import Mixture
 from threadloom.stages.data.sources.records import MakeDocument
 from threadloom.stages.data.sources.registry import Reading
@@ -296,3 +298,31 @@ def test_another_end_of_text_is_prepared_again(tmp_path: Path) -> None:
         assert data.tokenizer.end_of_text.token == token
         assert {found[-1] for split in documents_of(data) for found in split} == {data.tokenizer.end_of_text.id}
         assert prepared(made, tmp_path / "data").reused
+
+
+def test_a_stopped_preparation_is_not_continued_with_another_end_of_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, path = tmp_path / "model", write_records(tmp_path / "a.jsonl", DOCUMENTS)
+    folder.mkdir()
+    (folder / "tokenizer.json").write_text(MADE["qwen"]())
+    made = config(f"data.text={path}", "data.tokenizer=pretrained", f"data.tokenizer_path={folder}")
+    monkeypatch.setattr("threadloom.stages.data.encoding.units.BATCH_CHARACTERS", 8)
+    monkeypatch.setattr("threadloom.stages.data.encoding.pipeline.COMMIT_CHARACTERS", 8)
+    add, batches = SplitFiles.add, list[int]()
+
+    def stopped(self: SplitFiles, encoded: EncodedUnits) -> None:
+        add(self, encoded)
+        batches.append(len(encoded.ids))
+        if len(batches) == 6:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(SplitFiles, "add", stopped)
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|im_end|>"}))
+    with pytest.raises(KeyboardInterrupt):
+        prepared(made, tmp_path / "data")
+    assert json.loads((tmp_path / "data" / ".preparing" / "journal.json").read_text())["batches"] > 0
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|endoftext|>"}))
+    data = prepared(made, tmp_path / "data")
+    assert data.tokenizer.end_of_text is not None
+    assert {found[-1] for split in documents_of(data) for found in split} == {data.tokenizer.end_of_text.id}
