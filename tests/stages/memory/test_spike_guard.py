@@ -1,6 +1,7 @@
 """The guard against spikes: a sliding window computed plainly, and the skipped and stopped updates of whole runs."""
 
 import math
+import statistics
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,12 @@ def test_spikes_are_those_of_a_window_computed_plainly(
         in_row = in_row + 1 if found[-1] else 0
         assert state.in_row == in_row
     assert found == spikes(values, guard.settings)
+
+
+@given(st.lists(st.floats(0.1, 10.0), min_size=4, max_size=8))
+def test_the_limit_is_that_of_a_sample(values: list[float]) -> None:
+    limit = SpikeGuard(GuardConfig(action=SpikeAction.SKIP, window=8, deviations=3.0)).limit(values)
+    assert limit == pytest.approx(statistics.fmean(values) + 3.0 * statistics.stdev(values), rel=1e-12)
 
 
 def test_a_guard_that_is_off_keeps_nothing_and_a_batch_without_tokens_is_no_spike() -> None:

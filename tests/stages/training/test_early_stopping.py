@@ -12,6 +12,7 @@ from threadloom.stages.checkpoint import Checkpoint
 from threadloom.stages.memory.graph_items import Evaluation, Event, Update
 from threadloom.stages.resolve import apply_overrides
 from threadloom.stages.run import saved_config, train
+from threadloom.stages.step.early_stopping import EarlyStopping
 from threadloom.stages.storage import RunMode, read_metrics
 from threadloom.stages.training.training import Training
 
@@ -29,6 +30,15 @@ def last(evaluations: dict[int, float], patience: int = PATIENCE) -> int | None:
         if earlier and min(loss for _, loss in recent) >= min(loss for _, loss in earlier):
             return step
     return None
+
+
+def test_an_equal_loss_is_no_lower_one() -> None:
+    stopping = EarlyStopping(PATIENCE, 1, 0, {})
+    for step, loss in enumerate((3.0, 2.0, 2.0, 2.0), 1):
+        assert stopping.reason is None
+        stopping.take(step, loss)
+    assert stopping.stops_at(4)
+    assert "of 2.0000 after 2 updates" in str(stopping.reason)
 
 
 def ended(training: Training, events: list[Event]) -> tuple[int, dict[int, float]]:
