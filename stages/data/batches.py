@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from threadloom.stages.config import BatchSizes, Shuffle
 from threadloom.stages.data.digit_places import PlaceOffsets
+from threadloom.stages.data.draws import draws_of
 from threadloom.stages.data.epochs import EpochOrder, EpochSequences
 from threadloom.stages.data.mixture import Mixture
 from threadloom.stages.data.token_file import DataError, TokenFile
@@ -123,7 +124,7 @@ class TokenBatches:
         return self._drawn(_OFFSETS, batch, sequence, self._offsets.largest + 1) if self._offsets else 0
 
     def _drawn(self, stream: int, batch: int, sequence: int, count: int) -> int:
-        return int(_generator(self._seed, stream, batch, sequence).random_raw()) * count >> 64
+        return int(draws_of(self._seed, stream, batch, sequence).random_raw()) * count >> 64
 
     def fill(self, batch: int, micro: int, ids: TokenIds, targets: TokenIds) -> None:
         """Write the sequences of one micro-batch; see `BatchSource`."""
@@ -167,7 +168,7 @@ class RandomTokens:
         size, length = self._sizes.micro_batch, self._geometry.context
         _require_buffers(micro, self._sizes.micro_batches, size * length, ids, targets)
         for row in range(size):
-            generator = np.random.Generator(_generator(self._seed, _RANDOM_TOKENS, batch, micro * size + row))
+            generator = np.random.Generator(draws_of(self._seed, _RANDOM_TOKENS, batch, micro * size + row))
             window = generator.integers(self._geometry.vocabulary, size=length + 1, dtype=np.int32)
             ids[row * length : (row + 1) * length] = window[:-1]
             targets[row * length : (row + 1) * length] = window[1:]
@@ -249,13 +250,6 @@ def evaluation_batches(tokens: TokenFile, *, batch_size: int, micro_batch: int, 
     else:
         starts = np.arange(micro_batch, dtype=np.int64) * (tokens.starts - 1) // max(1, micro_batch - 1)
     return EvaluationWindows(tokens, starts, micro_batch)
-
-
-def _generator(seed: int, stream: int, batch: int, sequence: int) -> np.random.Philox:
-    """Return the counter-based generator of one sequence; its lowest counter word counts its own draws."""
-    return np.random.Philox(
-        counter=np.array([0, sequence, batch, 0], np.uint64), key=np.array([seed, stream], np.uint64)
-    )
 
 
 def _require_buffers(micro: int, count: int, rows: int, ids: TokenIds, targets: TokenIds) -> None:

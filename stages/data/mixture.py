@@ -11,7 +11,7 @@ from fractions import Fraction
 from itertools import accumulate
 from typing import NamedTuple
 
-import numpy as np
+from threadloom.stages.data.draws import draws_of
 
 _SOURCES = 0x736F_7572_6365_73
 """Second word of the generator's key: each use has its own stream under one seed."""
@@ -48,11 +48,9 @@ class Mixture:
     def source(self, seed: int, batch: int, sequence: int) -> int:
         """Return the number of the source that a sequence of a batch is drawn from.
 
-        It is the one in whose part of the 2^64 draws the first draw of Philox4x64-10 lies, keyed by (seed, stream) and
-        set to the counter (0, sequence, batch, 0).
+        It is the one in whose part of the 2^64 draws the first draw of the sequence lies, in a stream of its own.
         """
-        counter, key = np.array([0, sequence, batch, 0], np.uint64), np.array([seed, _SOURCES], np.uint64)
-        return bisect_right(self.bounds, int(np.random.Philox(counter=counter, key=key).random_raw()))
+        return bisect_right(self.bounds, int(draws_of(seed, _SOURCES, batch, sequence).random_raw()))
 
     def range(self, seed: int, batch: int, sequence: int) -> Range:
         """Return the positions of that source."""
