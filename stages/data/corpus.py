@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,9 +40,9 @@ class Corpus:
     validation: ChunkedText | None = None
     """None: the last part of each source is held out."""
 
-    @property
+    @cached_property
     def text(self) -> ChunkedText:
-        """All texts, one after another."""
+        """All texts, one after another, which keep the counts of their characters."""
         return joined(self._texts)
 
     @property

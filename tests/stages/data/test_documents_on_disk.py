@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from fractions import Fraction
@@ -17,6 +17,7 @@ from hypothesis import given, settings, strategies as st
 from tests.stages.data.made_tokenizers import MADE
 from threadloom.stages.config import BatchSizes, Config, ConfigError, Gpt2Config
 from threadloom.stages.data.batches import TokenBatches
+from threadloom.stages.data.chunked_text import StringText
 from threadloom.stages.data.corpus import Corpus, read_corpus
 from threadloom.stages.data.dataset import Dataset, prepare, require_same_text
 from threadloom.stages.data.documents import Document, Origin, Span
@@ -283,6 +284,21 @@ def test_a_corpus_of_one_text_has_its_checksum() -> None:
     text = read_text([Path(__file__)])
     assert Corpus((text,)).checksum() == text.checksum()
     assert Corpus((text, text)).checksum() != text.checksum()
+
+
+def test_the_characters_of_several_texts_are_counted_once() -> None:
+    class Counted(StringText):
+        reads = 0
+
+        def chunks(self) -> Iterator[str]:
+            self.reads += 1
+            return super().chunks()
+
+    first, second = Counted("abc"), Counted("cd")
+    corpus = Corpus((first, second))
+    for _ in range(3):
+        assert corpus.text.character_counts[ord("c")] == 2
+    assert (first.reads, second.reads) == (1, 1)
 
 
 def test_another_end_of_text_is_prepared_again(tmp_path: Path) -> None:
