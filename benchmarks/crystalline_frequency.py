@@ -41,7 +41,7 @@ def losses_by_frequency(run: Path, most: int = TOKENS) -> tuple[float | None, ..
     train, validation = (
         TokenFile.open(run / "data" / f"{name}.npy", vocabulary, context, order) for name in ("train", "validation")
     )
-    by_row = np.bincount(train.ids, minlength=vocabulary)
+    by_row = train.counts()
     counts = by_row if order is None else by_row[order.extended(vocabulary).rows]
     windows = []
     for first in range(0, min(len(validation) - context, most), context):
