@@ -22,14 +22,15 @@ from numpy.typing import NDArray
 from threadloom.stages.config import BatchSizes, Shuffle
 from threadloom.stages.data.digit_places import PlaceOffsets
 from threadloom.stages.data.draws import draws_of
-from threadloom.stages.data.epochs import EpochOrder, EpochSequences
-from threadloom.stages.data.mixture import Mixture
+from threadloom.stages.data.epochs import EpochSequences
+from threadloom.stages.data.mixture import Mixture, Range
+from threadloom.stages.data.sequence_order import DrawnOrder, OrderByEpochs, SequenceOrder, drawn, seed_of
 from threadloom.stages.data.token_file import DataError, TokenFile
 from threadloom.stages.models import Geometry
 
 TokenIds = NDArray[np.int32]
 
-_STARTS, _RANDOM_TOKENS, _OFFSETS = 0x7374_6172_7473, 0x746F_6B65_6E73, 0x6F66_6673_6574
+_RANDOM_TOKENS, _OFFSETS = 0x746F_6B65_6E73, 0x6F66_6673_6574
 """Second words of the generators' keys: each use has its own stream under one seed."""
 
 
@@ -78,8 +79,11 @@ class Sequences(Protocol):
     def targets_counted(self, starts: Iterable[int]) -> int:
         """Return how many targets of some sequences count."""
 
-    def epochs(self, seed: int) -> EpochSequences:
-        """Return the sequences of each epoch."""
+    def starts_within(self, positions: Range) -> Range:
+        """Return the first sequence whose tokens are in a source of the file, and the one after the last."""
+
+    def epochs(self, starts: Range, seed: int) -> EpochSequences:
+        """Return the sequences of each epoch, of those from one to another."""
 
 
 class TokenBatches:
@@ -90,9 +94,10 @@ class TokenBatches:
     starts differ by less than one in 2^64 / starts. With `offsets`, one of 0 to their largest is drawn for each
     sequence in the same way from another stream, and added to the places of its digits.
 
-    With `mixture` the source of each sequence is drawn first, and its start from the windows of the source.
+    With `mixture` the source of each sequence is drawn first, and its start from the sequences of the source.
 
-    With `Shuffle.EPOCHS` the sequences of each epoch are those of `Sequences.epochs` in the order of `EpochOrder`.
+    With `Shuffle.EPOCHS` the sequences of each epoch are those of `Sequences.epochs` in the order of `EpochOrder`, each
+    source of a mixture for itself.
     """
 
     def __init__(
@@ -104,27 +109,17 @@ class TokenBatches:
         shuffle: Shuffle = Shuffle.DRAWN,
         mixture: Mixture | None = None,
     ) -> None:
-        self._tokens, self._sizes, self._seed, self._offsets, self._mixture = tokens, sizes, seed, offsets, mixture
-        self._epochs = self._order = None
-        if shuffle is Shuffle.EPOCHS:
-            self._epochs = tokens.epochs(seed)
-            self._order = EpochOrder(self._epochs.count, sizes.sequences, seed)
+        """Raises DataError for a source of a mixture that has no sequence."""
+        self._tokens, self._sizes, self._seed, self._offsets = tokens, sizes, seed, offsets
+        self._order = _order(tokens, sizes, seed, shuffle, mixture)
 
     def start(self, batch: int, sequence: int) -> int:
         """Return the position in the token file at which a sequence of a batch starts, or its number."""
-        if self._epochs and self._order:
-            return self._epochs.start(*self._order.place(batch, sequence))
-        if self._mixture:
-            first, end = self._mixture.range(self._seed, batch, sequence)
-            return first + self._drawn(_STARTS, batch, sequence, end - first - self._tokens.context)
-        return self._drawn(_STARTS, batch, sequence, self._tokens.starts)
+        return self._order.start(batch, sequence)
 
     def offset(self, batch: int, sequence: int) -> int:
         """Return the number that is added to the places of the digits of a sequence of a batch."""
-        return self._drawn(_OFFSETS, batch, sequence, self._offsets.largest + 1) if self._offsets else 0
-
-    def _drawn(self, stream: int, batch: int, sequence: int, count: int) -> int:
-        return int(draws_of(self._seed, stream, batch, sequence).random_raw()) * count >> 64
+        return drawn(self._seed, _OFFSETS, batch, sequence, self._offsets.largest + 1) if self._offsets else 0
 
     def fill(self, batch: int, micro: int, ids: TokenIds, targets: TokenIds) -> None:
         """Write the sequences of one micro-batch; see `BatchSource`."""
@@ -250,6 +245,33 @@ def evaluation_batches(tokens: TokenFile, *, batch_size: int, micro_batch: int, 
     else:
         starts = np.arange(micro_batch, dtype=np.int64) * (tokens.starts - 1) // max(1, micro_batch - 1)
     return EvaluationWindows(tokens, starts, micro_batch)
+
+
+def _order(
+    tokens: Sequences, sizes: BatchSizes, seed: int, shuffle: Shuffle, mixture: Mixture | None
+) -> SequenceOrder:
+    starts = _starts(tokens, mixture)
+    if shuffle is Shuffle.DRAWN:
+        return DrawnOrder(starts, mixture, seed)
+    sources = [tokens.epochs(found, seed_of(seed, number)) for number, found in enumerate(starts)]
+    return OrderByEpochs(sources, sizes.sequences, mixture, seed)
+
+
+def _starts(tokens: Sequences, mixture: Mixture | None) -> list[Range]:
+    """Return the sequences of each source; raises DataError for one without any."""
+    if mixture is None:
+        return [Range(0, tokens.starts)]
+    found = [tokens.starts_within(positions) for positions in mixture.ranges]
+    for number, (first, end) in enumerate(found):
+        if end <= first:
+            positions = mixture.ranges[number]
+            raise DataError(
+                f"data.text, entry {number + 1}",
+                expected=f"at least one sequence of a context of {tokens.context:,} from each source",
+                got=f"none in {positions.end - positions.start:,} training tokens",
+                hint="use more text of this source, a smaller model.context, or leave the source out",
+            )
+    return found
 
 
 def _require_buffers(micro: int, count: int, rows: int, ids: TokenIds, targets: TokenIds) -> None:

@@ -6,19 +6,25 @@ from threadloom.stages.config import BatchSizes, DataConfig, Packing
 from threadloom.stages.data.batches import EvaluationWindows, TokenBatches, evaluation_batches
 from threadloom.stages.data.bordered_tokens import BorderedTokenFile
 from threadloom.stages.data.dataset import Dataset
+from threadloom.stages.data.mixture import Mixture
 from threadloom.stages.data.packed_sequences import PackedSequences
 from threadloom.stages.data.token_file import TokenFile
 
 
 def training_batches(settings: DataConfig, data: Dataset, sizes: BatchSizes, seed: int) -> TokenBatches:
-    """Return the training batches of a dataset; raises ConfigError for settings that need documents, without any."""
-    sequences = sequences_of(settings, data.train)
+    """Return the training batches of a dataset; raises ConfigError for settings that need documents, without any.
+
+    Raises DataError for a source of a mixture that is too short.
+    """
+    sequences = sequences_of(settings, data.train, data.mixture)
     return TokenBatches(sequences, sizes, seed, data.offsets, settings.shuffle, data.mixture)
 
 
-def sequences_of(settings: DataConfig, tokens: TokenFile) -> TokenFile | PackedSequences:
+def sequences_of(
+    settings: DataConfig, tokens: TokenFile, mixture: Mixture | None = None
+) -> TokenFile | PackedSequences:
     """Return the sequences of a token file; raises ConfigError for settings that need documents, without any."""
-    return _packed(settings, tokens) or _windows(settings, tokens)
+    return _packed(settings, tokens, mixture) or _windows(settings, tokens)
 
 
 class EvaluationChoice:
@@ -44,10 +50,11 @@ class EvaluationChoice:
         return EvaluationWindows(self._packed, np.arange(count, dtype=np.int64) * available // count, size)
 
 
-def _packed(settings: DataConfig, tokens: TokenFile) -> PackedSequences | None:
+def _packed(settings: DataConfig, tokens: TokenFile, mixture: Mixture | None = None) -> PackedSequences | None:
     if settings.packing is Packing.WINDOWS:
         return None
-    return PackedSequences(tokens, bordered=settings.bordered)
+    sources = [positions.start for positions in mixture.ranges] if mixture else [0]
+    return PackedSequences(tokens, bordered=settings.bordered, sources=sources)
 
 
 def _windows(settings: DataConfig, tokens: TokenFile) -> TokenFile:

@@ -3,7 +3,7 @@
 The sequences of a run are numbered through: number g = batch · S + sequence, with S sequences per update. Number g is
 in epoch ⌊g / n⌋ of n sequences, at the place that the epoch's permutation maps g mod n to. So a run has no state to
 save: the sequences after a resumption are those of an uninterrupted run, whatever the micro-batch size, and an epoch
-may end inside an update.
+may end inside an update. Of several sources with weights, each has epochs of its own (`stages.data.mixture`).
 """
 
 from hashlib import blake2b
@@ -33,13 +33,13 @@ class EpochSequences(Protocol):
 class EpochOrder:
     """The order in which the sequences of each epoch are used."""
 
-    def __init__(self, count: int, per_update: int, seed: int) -> None:
-        """An epoch has `count` sequences, an update `per_update`, gradient accumulation included."""
-        self._count, self._per_update, self._seed = count, per_update, seed
+    def __init__(self, count: int, seed: int) -> None:
+        """An epoch has `count` sequences."""
+        self._count, self._seed = count, seed
 
-    def place(self, batch: int, sequence: int) -> EpochPlace:
-        """Return the epoch and the number of a sequence of a batch."""
-        epoch, index = divmod(batch * self._per_update + sequence, self._count)
+    def place(self, number: int) -> EpochPlace:
+        """Return the epoch of a sequence of the run, and its number in the epoch."""
+        epoch, index = divmod(number, self._count)
         return EpochPlace(epoch, KeyedPermutation(self._count, self._seed, epoch)(index))
 
 
@@ -50,16 +50,16 @@ class EpochWindows:
     end leave out fewer than 2 T tokens of the file; every other token is the input of exactly one window.
     """
 
-    def __init__(self, tokens: int, context: int, seed: int) -> None:
-        """The file has at least one window: `tokens` > `context`."""
+    def __init__(self, tokens: int, context: int, seed: int, first: int = 0) -> None:
+        """The file, from position `first` on, has `tokens` tokens and at least one window: `tokens` > `context`."""
         self.count = max(1, (tokens - context) // context)
         """Windows of an epoch."""
         self._offsets = min(context, tokens - self.count * context)
-        self._context, self._seed = context, seed
+        self._context, self._seed, self._first = context, seed, first
 
     def start(self, epoch: int, number: int) -> int:
         """Return the position in the file at which a window of an epoch starts."""
-        return self.offset(epoch) + number * self._context
+        return self._first + self.offset(epoch) + number * self._context
 
     def offset(self, epoch: int) -> int:
         """Return the position of the first window of an epoch, less than T."""

@@ -4,7 +4,7 @@ A sequence has T rows: the inputs and targets of its pieces, then padding with t
 attention ends at borders, each piece is a document of its own, and so is the padding.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from threadloom.stages.data.bordered_tokens import documents_of
 from threadloom.stages.data.epochs import EpochSequences
+from threadloom.stages.data.mixture import Range
 from threadloom.stages.data.packing import PackedDocuments
 from threadloom.stages.data.token_file import IGNORED_TARGET, DataError, TokenFile
 
@@ -21,11 +22,14 @@ TokenIds = NDArray[np.int32]
 class PackedSequences:
     """Packed sequences, read by their numbers. Implements `Sequences`; any number of threads may read concurrently."""
 
-    def __init__(self, tokens: TokenFile, *, bordered: bool) -> None:
-        """Pack the documents; raises ConfigError if the file has none, DataError if none of them has a target."""
+    def __init__(self, tokens: TokenFile, *, bordered: bool, sources: Sequence[int] = (0,)) -> None:
+        """Pack the documents; raises ConfigError if the file has none, DataError if none of them has a target.
+
+        Documents of different sources, which begin at the positions `sources`, are in different sequences.
+        """
         documents = documents_of(tokens, "data.packing")
-        self._tokens = tokens
-        self.packed = PackedDocuments(documents, len(tokens), tokens.context, bordered=bordered)
+        self._tokens, self._sources = tokens, tuple(sources)
+        self.packed = PackedDocuments(documents, len(tokens), tokens.context, bordered=bordered, sources=sources)
         if not len(self.packed):
             raise DataError(
                 str(tokens.path),
@@ -54,9 +58,13 @@ class PackedSequences:
         """False: padding does not count."""
         return False
 
-    def epochs(self, seed: int) -> EpochSequences:
+    def starts_within(self, positions: Range) -> Range:
+        """Return the number of the first sequence of a source, and the one after its last; there may be none."""
+        return self.packed.sources[self._sources.index(positions.start)]
+
+    def epochs(self, starts: Range, seed: int) -> EpochSequences:
         """Return the sequences of each epoch, which are the same in all of them."""
-        return _SameInEveryEpoch(len(self.packed))
+        return _SameInEveryEpoch(starts)
 
     def read(self, start: int, ids: TokenIds, targets: TokenIds) -> None:
         """Write the ids (T,) and targets (T,) of a sequence; raises DataError for an id outside the vocabulary."""
@@ -112,8 +120,9 @@ class PackedSequences:
 class _SameInEveryEpoch:
     """Sequences that are read by their number in any epoch."""
 
-    def __init__(self, count: int) -> None:
-        self.count = count
+    def __init__(self, starts: Range) -> None:
+        self.count = starts.end - starts.start
+        self._first = starts.start
 
     def start(self, epoch: int, number: int) -> int:
-        return number
+        return self._first + number

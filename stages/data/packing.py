@@ -13,10 +13,14 @@ pieces of one length and sequences with the same room are handled at once.
 """
 
 from collections import defaultdict
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from threadloom.stages.data.mixture import Range
 
 Integers = NDArray[np.int64]
 
@@ -31,19 +35,22 @@ class Pieces(NamedTuple):
 class PackedDocuments:
     """The sequences into which the documents of a token file are packed."""
 
-    def __init__(self, documents: Integers, tokens: int, context: int, *, bordered: bool) -> None:
+    def __init__(
+        self, documents: Integers, tokens: int, context: int, *, bordered: bool, sources: Sequence[int] = (0,)
+    ) -> None:
         """`documents` are the positions of their first tokens, in ascending order, in a file of `tokens` tokens.
 
-        With `bordered` attention ends at borders. Documents without a target are left out.
+        With `bordered` attention ends at borders. Documents without a target are left out. The documents of each
+        source, which begin at the positions `sources`, are packed by themselves.
         """
-        pieces = split_documents(documents, tokens, context, bordered=bordered)
-        room = pieces.lengths - 1 if bordered else pieces.lengths
-        sequence_of = best_fit(room, context if bordered else context + 1)
-        order = np.argsort(sequence_of, kind="stable")
-        self._starts, self._lengths = pieces.starts[order], pieces.lengths[order]
-        self._ends = np.cumsum(np.bincount(sequence_of))
-        if len(self._ends) and self._tokens(len(self._ends) - 1) == 1:
-            self._ends = self._ends[:-1]  # a single token, which no other sequence had room for, has no target
+        ends = (*sources[1:], tokens)
+        within = (documents[slice(*np.searchsorted(documents, pair))] for pair in zip(sources, ends, strict=True))
+        packs = [_pack(found, end, context, bordered=bordered) for found, end in zip(within, ends, strict=True)]
+        self._starts, self._lengths, counts = (np.concatenate(parts) for parts in zip(*packs, strict=True))
+        self._ends = np.cumsum(counts)
+        numbers = [0, *accumulate(len(pack.counts) for pack in packs)]
+        self.sources = tuple(Range(*pair) for pair in pairwise(numbers))
+        """The sequences of each source."""
         self.context, self.bordered = context, bordered
 
     def __len__(self) -> int:
@@ -55,15 +62,31 @@ class PackedDocuments:
         span = slice(int(self._ends[sequence - 1]) if sequence else 0, int(self._ends[sequence]))
         return Pieces(self._starts[span], self._lengths[span])
 
-    def _tokens(self, sequence: int) -> int:
-        return int(self.pieces(sequence).lengths.sum())
-
     @property
     def padding(self) -> float:
         """Fraction of the rows of all sequences that are padding."""
-        pieces = int(self._ends[-1])
-        rows = int(self._lengths[:pieces].sum()) - (pieces if self.bordered else len(self))
+        rows = int(self._lengths.sum()) - (len(self._lengths) if self.bordered else len(self))
         return 1 - rows / (len(self) * self.context)
+
+
+class _Pack(NamedTuple):
+    """The pieces of a source by their sequences."""
+
+    starts: Integers  # (P,)
+    lengths: Integers  # (P,)
+    counts: Integers  # (S,) pieces of each sequence
+
+
+def _pack(documents: Integers, end: int, context: int, *, bordered: bool) -> _Pack:
+    """Return the sequences of documents, of which the last one ends at `end`."""
+    pieces = split_documents(documents, end, context, bordered=bordered)
+    room = pieces.lengths - 1 if bordered else pieces.lengths
+    sequence_of = best_fit(room, context if bordered else context + 1)
+    order = np.argsort(sequence_of, kind="stable")
+    starts, lengths, counts = pieces.starts[order], pieces.lengths[order], np.bincount(sequence_of)
+    if len(counts) and lengths[-counts[-1] :].sum() == 1:  # a single token, which no other had room for, has no target
+        starts, lengths, counts = starts[:-1], lengths[:-1], counts[:-1]
+    return _Pack(starts, lengths, counts)
 
 
 def split_documents(documents: Integers, tokens: int, context: int, *, bordered: bool) -> Pieces:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from threadloom.stages.config import InputError
 from threadloom.stages.data.epochs import EpochWindows
+from threadloom.stages.data.mixture import Range
 from threadloom.stages.models import VocabularyOrder
 
 TOKEN_TYPES: tuple[np.dtype[Any], ...] = tuple(np.dtype(kind) for kind in (np.uint8, np.uint16, np.int32, np.uint32))
@@ -206,9 +207,13 @@ class TokenFile:
         """True if every target counts."""
         return self.counted is None
 
-    def epochs(self, seed: int) -> EpochWindows:
-        """Return the windows of each epoch."""
-        return EpochWindows(len(self), self.context, seed)
+    def starts_within(self, positions: Range) -> Range:
+        """Return the first window within some positions, and the one after the last; there may be none."""
+        return Range(positions.start, positions.end - self.context)
+
+    def epochs(self, starts: Range, seed: int) -> EpochWindows:
+        """Return the windows of each epoch, of those that start from one position to another."""
+        return EpochWindows(starts.end - starts.start + self.context, self.context, seed, starts.start)
 
     def span(self, first: int, end: int) -> NDArray[np.int32]:
         """Return the ids from one position to another; raises DataError for an id outside [0, vocab_size)."""

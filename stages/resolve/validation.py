@@ -14,9 +14,7 @@ from threadloom.stages.config import (
     Digits,
     Gemm,
     ModelConfig,
-    Packing,
     Precision,
-    Shuffle,
     ThreadsConfig,
     TokenizerKind,
     TokenOrder,
@@ -200,22 +198,6 @@ def _check_mixture(data: DataConfig) -> None:
             expected="finite weights above 0",
             got=f"{list(data.mixture)}",
             hint="leave a source without weight out of data.text",
-        )
-    if data.shuffle is not Shuffle.DRAWN:
-        raise ConfigError(
-            "data.shuffle",
-            expected="drawn, with data.mixture",
-            got=data.shuffle.value,
-            cause="sources with weights do not end at the same time, so that there is no epoch of all of them",
-            hint="leave data.shuffle out, or set data.mixture=[] for one text",
-        )
-    if data.packing is not Packing.WINDOWS:
-        raise ConfigError(
-            "data.packing",
-            expected="windows, with data.mixture",
-            got=data.packing.value,
-            cause="packed sequences have documents of all sources",
-            hint="leave data.packing out, or set data.mixture=[] for one text",
         )
 
 

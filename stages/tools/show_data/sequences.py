@@ -70,7 +70,7 @@ class ShownData:
         """Yield the first sequences of an update."""
         settings = self.config.data
         sizes = BatchSizes(self.config.sequences, 1)  # the size of micro-batches does not change a sequence
-        sequences = sequences_of(settings, self.train)
+        sequences = sequences_of(settings, self.train, self.mixture)
         source = TokenBatches(sequences, sizes, self.config.seed, None, settings.shuffle, self.mixture)
         for number in range(min(count, sizes.sequences)):
             yield self._shown(sequences, source.start(update, number), f"update {update:,}, sequence {number:,}")

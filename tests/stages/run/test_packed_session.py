@@ -39,7 +39,15 @@ def test_borders_of_a_running_text_are_refused(tmp_path: Path) -> None:
         train(story(tmp_path, "data.borders=reset"), tmp_path / "run", tuned=False)
 
 
-def test_packed_documents_of_a_mixture_are_refused(tmp_path: Path) -> None:
-    config = story(tmp_path, "data.packing=documents", "data.mixture=[1]")
-    with pytest.raises(ConfigError, match=r"data\.packing: expected windows, with data\.mixture"):
-        train(config, tmp_path / "run", tuned=False)
+def test_a_mixture_of_packed_documents_is_resumed_inside_epochs(tmp_path: Path) -> None:
+    story(tmp_path)
+    for name in ("short", "other"):
+        (tmp_path / f"{name}.txt").write_text(f"the {name} cat sat on the mat and the dog ran to the cat")
+    texts = json.dumps([str(tmp_path / f"{name}.txt") for name in ("text", "short", "other")])
+    valid = f"data.validation_text={tmp_path / 'text.txt'}"
+    config = apply_overrides(story(tmp_path), [f"data.text={texts}", "data.mixture=[2,1,1]", valid, *PACKED])
+    train(apply_overrides(config, ["steps=6"]), tmp_path / "whole", tuned=False)
+    run = tmp_path / "begun"
+    train(apply_overrides(config, ["steps=3", "threads.forward=1"]), run, tuned=False)
+    train(apply_overrides(load_config(run), ["steps=6", "threads.forward=2"]), run, RunMode.RESUME, tuned=False)
+    assert files(run, 6) == files(tmp_path / "whole", 6)
