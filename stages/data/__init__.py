@@ -76,7 +76,7 @@ from threadloom.stages.data.standard_input import (
 from threadloom.stages.data.text import Text as Text
 from threadloom.stages.data.text_files import LeftOut as LeftOut
 from threadloom.stages.data.text_format import TextError as TextError
-from threadloom.stages.data.text_paths import absolute_text as absolute_text
+from threadloom.stages.data.text_paths import STANDARD_INPUT as STANDARD_INPUT, absolute_text as absolute_text
 from threadloom.stages.data.text_reading import read_text as read_text
 from threadloom.stages.data.text_record import recorded_outputs as recorded_outputs, write_sources as write_sources
 from threadloom.stages.data.token_file import (

@@ -42,6 +42,11 @@ class Document:
     """Parts in which special tokens of the vocabulary are recognised, in ascending order, such as those that a chat
     template writes. Elsewhere they are plain text. None: as `data.special_tokens` says."""
 
+    @property
+    def is_marked(self) -> bool:
+        """True if special tokens, or tokens that do not count, make it one that is encoded as a whole."""
+        return self.counted is not None or self.markup is not None
+
 
 class LongDocument(NamedTuple):
     """A text that is encoded as a whole, but read in chunks, such as a file of plain text; all of it counts."""

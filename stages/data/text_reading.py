@@ -48,7 +48,7 @@ def read_text(
         raise TextError(
             STANDARD_INPUT,
             expected="a file, a directory or a pattern",
-            got="standard input, which `threadloom train` and `prepare` read as a text, once, for training",
+            got="standard input, which is read as the --text of `threadloom train`, `prepare`, `show-data` and `eval`",
             hint="write it to a file first; a file of this name is ./-",
         )
     if not given:

@@ -98,6 +98,11 @@ class IntegerAppender:
         os.fsync(self.file.fileno())
         self._unsynced = 0
 
+    def mapped(self) -> NDArray[Any]:
+        """Return the values (N,) of a file that has nothing else, as a read-only map; raises OSError."""
+        self.file.flush()
+        return np.asarray(np.memmap(self.file, self._kind, "r", shape=(self.count,)))
+
 
 class TokenWriter(IntegerAppender):
     """Writes a .npy file of integers that arrive in parts.

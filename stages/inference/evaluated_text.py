@@ -1,18 +1,23 @@
-"""The tokens of texts that are evaluated, and the sizes of the texts, which losses of tokenizers are compared by."""
+"""The tokens of texts that are evaluated, and the sizes of the texts, which losses of tokenizers are compared by.
+
+Conversations, and prompts with completions, have the tokens that a training reads: those of the chat template, with the
+token that ends a text after each, and marks of those that count in the loss.
+"""
 
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from threadloom.stages.config import ConfigError, InputError
 from threadloom.stages.console import PeriodicLog
 from threadloom.stages.data import (
+    STANDARD_INPUT,
     DataError,
     Document,
     IntegerAppender,
@@ -22,6 +27,7 @@ from threadloom.stages.data import (
     Tokenizer,
     prepared_order,
     read_text,
+    standard_input,
     token_type,
 )
 from threadloom.stages.inference.model import Model
@@ -67,23 +73,27 @@ class EvaluatedTokens:
 
 @contextmanager
 def text_tokens(model: Model, texts: tuple[str, ...], reading: Reading) -> Iterator[EvaluatedTokens]:
-    """Yield the tokens of texts, in a temporary file that has no name. Files of plain text are one document or several.
+    """Yield the tokens of texts, in temporary files that have no name. Files of plain text are one document or several.
 
-    Raises `DataError` if no document has a token to score, and the errors of `read_text`.
+    A dash is standard input. Raises `DataError` if no document has a token to score, and the errors of `read_text`.
     """
-    text = read_text(texts, reading=reading)
-    # Wide enough for an id that the model has no row for, which `TokenFile` refuses.
     kind = token_type(max(model.geometry.vocabulary, model.tokenizer.vocab_size))
+    """Wide enough for an id that the model has no row for, which `TokenFile` refuses."""
     try:
-        with tempfile.TemporaryFile(prefix="threadloom-") as file:
-            writer = _Writer(model.tokenizer, file, kind)
-            documents = tuple(found for name, chunks in _named(text, texts) if (found := writer.add(name, chunks)))
-            if not documents:
+        with (
+            standard_input(texts, Path(tempfile.gettempdir()) / "text", None) as spooled,
+            tempfile.TemporaryFile(prefix="threadloom-") as ids,
+            tempfile.TemporaryFile(prefix="threadloom-") as marks,
+        ):
+            paths = [str(spooled) if text == STANDARD_INPUT else text for text in texts]
+            text = read_text(paths, reading=reading)
+            writer = _Writer(model.tokenizer, IntegerAppender(ids, kind), IntegerAppender(marks, np.dtype(np.uint8)))
+            for name, content in _named(text, texts):
+                writer.add(name if spooled is None else name.replace(str(spooled), "standard input"), content)
+            if not writer.documents:
                 expected = "a text of at least two tokens, one to predict from the other"
                 raise DataError(texts[0], expected=expected, got=f"{writer.count}")
-            file.flush()
-            ids = np.asarray(np.memmap(file, kind, "r", shape=(writer.count,)))
-            yield EvaluatedTokens(TokenFile(ids, model.geometry.vocabulary, 1, Path(texts[0])), documents)
+            yield writer.tokens(model.geometry.vocabulary, Path(texts[0]))
     except OSError as error:
         raise DataError(
             ", ".join(texts),
@@ -93,8 +103,11 @@ def text_tokens(model: Model, texts: tuple[str, ...], reading: Reading) -> Itera
         ) from error
 
 
-def _named(text: Text, texts: tuple[str, ...]) -> Iterator[tuple[str, Iterable[str]]]:
-    """Yield the name of each document and its chunks, which are to be read before the next."""
+def _named(text: Text, texts: tuple[str, ...]) -> Iterator[tuple[str, Document | Iterable[str]]]:
+    """Yield the name of each document with the document, if it has marks, or with chunks of it.
+
+    Chunks are to be read before the next document.
+    """
     progress = PeriodicLog()
     done = 0
 
@@ -109,7 +122,13 @@ def _named(text: Text, texts: tuple[str, ...]) -> Iterator[tuple[str, Iterable[s
         yield ", ".join(texts), reported(text.chunks())
         return
     for part in text.parts():
-        yield str(part.origin), reported([part.text] if isinstance(part, Document) else part.chunks)
+        if not isinstance(part, Document):
+            yield str(part.origin), reported(part.chunks)
+        elif part.is_marked:
+            yield str(part.origin), part
+            done += len(part.text)
+        else:
+            yield str(part.origin), reported([part.text])
 
 
 def validation_tokens(model: Model, run: Path, *, by_document: bool) -> EvaluatedTokens:
@@ -229,32 +248,66 @@ def size_of_first_token(tokenizer: Tokenizer, ids: np.ndarray, text: str) -> Tex
 
 
 class _Writer:
-    """Appends the tokens of documents to a file."""
+    """Writes the tokens of documents to a file, and which of them count in the loss to another one."""
 
-    def __init__(self, tokenizer: Tokenizer, file: BinaryIO, kind: np.dtype[Any]) -> None:
-        self._tokenizer, self._file = tokenizer, IntegerAppender(file, kind)
+    def __init__(self, tokenizer: Tokenizer, ids: IntegerAppender, marks: IntegerAppender) -> None:
+        self._tokenizer, self._ids, self._marks = tokenizer, ids, marks
+        self._starts, self._marked = list[int](), set[int]()
+        self.documents: list[EvaluatedDocument] = []
+        """Those of which a token can be scored."""
 
     @property
     def count(self) -> int:
         """Number of tokens in the file."""
-        return self._file.count
+        return self._ids.count
 
-    def add(self, name: str, text: Iterable[str]) -> EvaluatedDocument | None:
-        """Append a document; return None if none of its tokens can be scored."""
+    def add(self, name: str, content: Document | Iterable[str]) -> None:
+        """Append a document."""
+        self._starts.append(self.count)
+        found = self._add_marked(name, content) if isinstance(content, Document) else self._add_text(name, content)
+        if found.tokens > found.given:
+            self.documents.append(found)
+
+    def tokens(self, vocabulary: int, path: Path) -> EvaluatedTokens:
+        """Return all tokens; the files stay open while they are used."""
+        ids, marks = self._ids.mapped(), self._marks.mapped() if self._marked else None
+        starts = np.array(self._starts, np.int64) if self._marked else None
+        file = TokenFile(ids, vocabulary, 1, path, documents=starts, counted=marks)
+        return EvaluatedTokens(file, tuple(self._measured(file, document) for document in self.documents))
+
+    def _measured(self, file: TokenFile, document: EvaluatedDocument) -> EvaluatedDocument:
+        """Return a document with the size of its tokens that count, if only some do."""
+        if document.start not in self._marked:
+            return document
+        end = document.start + document.tokens
+        return replace(document, size=_scored_size(self._tokenizer, file, document.start, end))
+
+    def _add_marked(self, name: str, document: Document) -> EvaluatedDocument:
+        """Append a document as a training reads it; its size is measured later."""
+        start, found, end = self.count, self._tokenizer.encode_document(document), self._tokenizer.end_of_text
+        self._marked.add(start)
+        self._ids.add(found.ids)
+        self._marks.add(np.ones(len(found.ids), np.uint8) if found.counted is None else found.counted)
+        if end is not None:
+            self._ids.add(np.array([end.id]))
+            self._marks.add(np.ones(1, np.uint8))
+        return EvaluatedDocument(name, start, self.count - start, 1, TextSize(0, 0))
+
+    def _add_text(self, name: str, text: Iterable[str]) -> EvaluatedDocument:
         beginning, start = self._tokenizer.beginning, self.count
         chunks = _Measured(text)
         head = np.zeros(0, np.int32)
-        self._file.add(beginning)
+        self._ids.add(beginning)
+        self._marks.add(np.ones(len(beginning), np.uint8))
         for ids in self._tokenizer.encode_chunks(chunks):
             if len(head) <= _LONGEST:
                 head = np.concatenate([head, ids[: 1 + _LONGEST]])
-            self._file.add(ids)
-        tokens, given, size = self.count - start, len(beginning) or 1, chunks.size
-        if tokens <= given:
-            return None
-        if not len(beginning):
+            self._ids.add(ids)
+            self._marks.add(np.ones(len(ids), np.uint8))
+        size = chunks.size
+        if len(head) and not len(beginning):
             size = _difference(size, size_of_first_token(self._tokenizer, head, chunks.beginning))
-        return EvaluatedDocument(name, start, tokens, given, size)
+        return EvaluatedDocument(name, start, self.count - start, len(beginning) or 1, size)
 
 
 class _Measured:

@@ -8,9 +8,17 @@ from pathlib import Path
 
 import numpy as np
 
-from threadloom.stages.config import ConfigError, DataConfig, InvalidRecords
+from threadloom.stages.config import ConfigError, ConversationLayout, DataConfig, InvalidRecords, TokenizerKind
 from threadloom.stages.console import PeriodicLog
-from threadloom.stages.data import IGNORED_TARGET, DataError, Reading, prepared_special_tokens, reading_of
+from threadloom.stages.data import (
+    IGNORED_TARGET,
+    STANDARD_INPUT,
+    DataError,
+    Reading,
+    absolute_text,
+    prepared_special_tokens,
+    reading_of,
+)
 from threadloom.stages.inference.evaluated_text import (
     EvaluatedTokens,
     TextSize,
@@ -40,13 +48,22 @@ class TextOptions:
     invalid: InvalidRecords = InvalidRecords.REFUSE
     """Treatment of records without a text."""
 
-    @property
-    def reading(self) -> Reading:
-        """How records and files become documents."""
-        return replace(
-            reading_of(DataConfig(field=self.field, invalid=self.invalid), conversations=False),
-            whole_files=self.by_file,
+    conversations: ConversationLayout | None = None
+    """Layout of all records, which are conversations; None: recognised from the keys of each record without `field`."""
+    chat_template: str = ""
+    """The template that writes conversations, as `data.chat_template`. Empty: that of the model."""
+
+    def reading(self, model: Model) -> Reading:
+        """Return how records and files become documents for a model."""
+        data = DataConfig(
+            field=self.field,
+            invalid=self.invalid,
+            conversations=self.conversations,
+            chat_template=self.chat_template,
+            tokenizer=TokenizerKind.PRETRAINED,
+            tokenizer_path=absolute_text(model.tokenizer_folder),
         )
+        return replace(reading_of(data), whole_files=self.by_file)
 
 
 @dataclass(frozen=True)
@@ -116,18 +133,22 @@ def evaluate_text(
 ) -> TextEvaluation:
     """Return the loss of a run's newest model on texts, or on the run's validation split if there are none.
 
+    A dash among the texts is standard input. Of conversations, only the tokens that count in a training are scored.
+
     Each token is scored once (`sliding_windows`); `base` and `average` are as in `Model.open`. Raises `ConfigError` for
     a stride larger than the context, and if the validation split is needed and missing, `DataError` for a text of fewer
-    than two tokens, `ModelError` for a loss that is not finite, and the errors of `Model.open`.
+    than two tokens, or of none that count, `ModelError` for a loss that is not finite, and the errors of `Model.open`.
     """
     begin = time.perf_counter()
     chosen = options or TextOptions()
+    if texts.count(STANDARD_INPUT) > 1:
+        raise ConfigError("--text", expected="standard input (-) once", got="several times")
     model = Model.open(run, base, average=average)
     stride = _checked_stride(chosen.stride, model.geometry.context)
     if texts:
         special = prepared_special_tokens(RunDirectory(run).data)
         reader = replace(model, tokenizer=model.tokenizer.with_special_tokens(special))
-        with text_tokens(reader, texts, chosen.reading) as tokens:
+        with text_tokens(reader, texts, chosen.reading(model)) as tokens:
             losses = document_losses(model, tokens, stride)
     else:
         losses = document_losses(model, validation_tokens(model, run, by_document=chosen.by_file), stride)
@@ -165,7 +186,7 @@ def document_losses(model: Model, tokens: EvaluatedTokens, stride: int) -> tuple
             str(tokens.file.path),
             expected="tokens that count in the loss",
             got=f"none of {len(tokens.file):,}",
-            hint="hold out more of the text for validation, with a smaller data.train_fraction",
+            hint="use a larger text; of a run, hold out more for validation, with a smaller data.train_fraction",
         )
     for loss in losses:
         if not math.isfinite(loss.nats):

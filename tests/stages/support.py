@@ -301,9 +301,12 @@ class Outcome:
             assert str(part) in lines[0], f"{part!s} is not in: {lines[0]}"
 
 
-def command(*arguments: str | Path | float) -> Outcome:
-    """Run `threadloom` in this process, not on a terminal; check that it raised no exception but SystemExit."""
-    found = CliRunner().invoke(main, [str(argument) for argument in arguments])
+def command(*arguments: str | Path | float, piped: bytes | None = None) -> Outcome:
+    """Run `threadloom` in this process, not on a terminal; check that it raised no exception but SystemExit.
+
+    Standard input is `piped`.
+    """
+    found = CliRunner().invoke(main, [str(argument) for argument in arguments], input=piped)
     if found.exception is not None and not isinstance(found.exception, SystemExit):
         raise found.exception
     assert not CONTROL.search(found.output), "control characters without a terminal"

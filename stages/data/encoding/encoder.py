@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from threadloom.stages.data.documents import Document
-from threadloom.stages.data.encoding.units import Unit, is_marked
+from threadloom.stages.data.encoding.units import Unit
 from threadloom.stages.data.text_parts import TextPart
 from threadloom.stages.data.tokenizer import Tokenizer
 
@@ -57,7 +57,7 @@ class BatchEncoder:
             if isinstance(unit.content, TextPart):
                 requests.append(unit.content)
                 counts.append(1)
-            elif unit.content is not None and not is_marked(unit.content):
+            elif unit.content is not None and not unit.content.is_marked:
                 own = list(self.tokenizer.parts([unit.content.text])) if unit.content.text else []
                 requests += own
                 counts.append(len(own))
@@ -74,7 +74,7 @@ class BatchEncoder:
                 tokens.sources.append(tokens.count)
             if unit.begins_document:
                 tokens.documents.append(tokens.count)
-            if isinstance(unit.content, Document) and is_marked(unit.content):
+            if isinstance(unit.content, Document) and unit.content.is_marked:
                 tokens.add(*self._document(unit.content))
             elif unit.content is not None:
                 tokens.add(next(plain), None)

@@ -46,17 +46,12 @@ def text_units(split: int, tokenizer: Tokenizer, chunks: Iterable[str]) -> Itera
 def document_units(split: int, tokenizer: Tokenizer, parts: Iterable[Document | LongDocument]) -> Iterator[Unit]:
     """Yield the units of documents; raises as `text_units`."""
     for found in parts:
-        if isinstance(found, Document) and (is_marked(found) or len(found.text) <= BATCH_CHARACTERS):
+        if isinstance(found, Document) and (found.is_marked or len(found.text) <= BATCH_CHARACTERS):
             yield Unit(split, found, begins_document=True, ends_document=True)
             continue
         yield Unit(split, begins_document=True)
         yield from text_units(split, tokenizer, [found.text] if isinstance(found, Document) else found.chunks)
         yield Unit(split, ends_document=True)
-
-
-def is_marked(document: Document) -> bool:
-    """Return True if special tokens, or tokens that do not count, make a document one that is encoded as a whole."""
-    return document.counted is not None or document.markup is not None
 
 
 def batches(units: Iterable[Unit]) -> Iterator[list[Unit]]:

@@ -39,10 +39,8 @@ DEFAULT_READING = Reading()
 """That of a configuration without settings of it."""
 
 
-def reading_of(data: DataConfig, *, conversations: bool = True) -> Reading:
-    """Return how the records of a configuration become documents; without `conversations` these are not recognised."""
-    if not conversations:
-        return Reading(FieldDocuments(data.field), data.invalid)
+def reading_of(data: DataConfig) -> Reading:
+    """Return how the records of a configuration become documents."""
     return Reading(RecordDocuments(FieldDocuments(data.field), ConversationDocuments.of(data)), data.invalid)
 
 

@@ -15,13 +15,18 @@ from threadloom.stages.tools.common import average_option, base_option, reported
 
 @click.command(name="eval")
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--text", "texts", multiple=True, metavar="FILE_OR_DIR", help="Text to evaluate on. Repeatable.")
+@click.option("--text", "texts", multiple=True, metavar="FILE_OR_DIR",
+              help="Text to evaluate on; - is standard input. Repeatable.")  # fmt: skip
 @click.option("--stride", type=click.IntRange(min=1), metavar="TOKENS",
               help="Move the window by TOKENS, so that most tokens are scored after at least context - TOKENS others.  "
                    "[default: the context]")  # fmt: skip
 @click.option("--by-file", is_flag=True, help="Score each file by itself, and print a table.")
 @click.option("--field", default="text", show_default=True, metavar="NAME",
               help="Of records (JSON Lines, Parquet, Arrow): the field with the text.")  # fmt: skip
+@click.option("--conversations", type=click.Choice(["openai", "sharegpt", "alpaca", "completion"]),
+              help="Layout of all records, if they are conversations.  [default: by the keys of each record]")  # fmt: skip
+@click.option("--chat-template", default="", metavar="FILE",
+              help="Template that writes conversations: a file, chatml or plain.  [default: that of the model]")  # fmt: skip
 @click.option("--choices", type=click.Path(path_type=Path), metavar="FILE",
               help="Multiple-choice questions to answer: JSON Lines with prompt, choices and answer.")  # fmt: skip
 @click.option("--delimiter", default=" ", metavar="TEXT",
@@ -61,7 +66,8 @@ def evaluate(
     used, a checkpoint, or the folder of a model in Hugging Face's layout. Without --text, the loss is that of the whole
     validation part of the run's text. (The losses that `train` reports are those of some windows of that part:
     evaluation.batches of them, and evaluation.final_batches at the end.) Each token but the first is scored once.
-    Records are scored by themselves.
+    Records are scored by themselves. Of conversations, and of prompts with completions, the tokens that count in a
+    training are scored.
 
     With --choices, prints the share of questions whose right choice is the most likely one (acc), that with the largest
     log-likelihood per character (acc_norm), or per byte (acc_bytes). With --harness, prints the results of
@@ -84,7 +90,7 @@ def evaluate(
         write_output(report)
 
 
-_OF_TEXT = {"stride": "the loss of a text", "by_file": "the loss of a text", "field": "the loss of a text"}
+_OF_TEXT = dict.fromkeys(("stride", "by_file", "field", "conversations", "chat_template"), "the loss of a text")
 _OF_RECORDS = {"invalid": "--text or --choices"}
 _OF_CHOICES = {"delimiter": "--choices", "output": "--choices", "special_tokens": "--choices"}
 _OF_TASKS = {"folder": "--harness", "examples": "--harness", "limit": "--harness"}
@@ -110,11 +116,16 @@ def _refuse(options: dict[str, Any], others: Mapping[str, str]) -> None:
 
 
 def _evaluate_text(model: _Chosen, texts: tuple[str, ...], options: dict[str, Any], *, as_json: bool) -> str:
-    from threadloom.stages.config import InvalidRecords
+    from threadloom.stages.config import ConversationLayout, InvalidRecords
     from threadloom.stages.inference import TextOptions, evaluate_text
     from threadloom.stages.tools.evaluate.report import json_report, text_report
 
-    chosen = TextOptions(**options | {"invalid": InvalidRecords(options["invalid"])})
+    layout = options["conversations"]
+    enums = {
+        "invalid": InvalidRecords(options["invalid"]),
+        "conversations": None if layout is None else ConversationLayout(layout),
+    }
+    chosen = TextOptions(**options | enums)
     score = evaluate_text(model.run, tuple(texts), model.base, chosen, average=model.average)
     return json_report(score) if as_json else text_report(score)
 

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 @click.command(name="show-data")
 @click.argument("source", metavar="CONFIG_OR_RUN")
-@click.option("--text", "texts", multiple=True, metavar="FILE_OR_DIR", help="Text of a configuration. Repeatable.")
+@click.option("--text", "texts", multiple=True, metavar="FILE_OR_DIR",
+              help="Text of a configuration; - is standard input. Repeatable.")  # fmt: skip
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE",
               help="Change a setting of a configuration. Repeatable.")  # fmt: skip
 @click.option("-n", "--sequences", "count", type=click.IntRange(min=1), default=3, show_default=True)

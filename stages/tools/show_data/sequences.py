@@ -26,6 +26,7 @@ from threadloom.stages.data import (
     prepared_order,
     read_corpus,
     sequences_of,
+    standard_input,
 )
 from threadloom.stages.resolve import load_config
 from threadloom.stages.storage import RunDirectory
@@ -63,7 +64,9 @@ class ShownData:
     def of_config(cls, config: Config) -> Iterator["ShownData"]:
         """Yield the data of a configuration, prepared in a directory that is removed with the block."""
         with tempfile.TemporaryDirectory(prefix="threadloom-") as folder:
-            tokenizer = prepare(config.data, config.model, read_corpus(config.data), Path(folder)).tokenizer
+            with standard_input(config.data.text, Path(folder) / "text", None) as spooled:
+                corpus = read_corpus(config.data, standard_input=spooled)
+                tokenizer = prepare(config.data, config.model, corpus, Path(folder)).tokenizer
             yield cls._opened(Path(folder), tokenizer, config)
 
     def training(self, update: int, count: int) -> Iterator[ShownSequence]:

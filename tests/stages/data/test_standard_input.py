@@ -77,7 +77,7 @@ def test_without_a_pipe_or_its_file_there_is_a_sentence(tmp_path: Path, monkeypa
     with pytest.raises(TextError, match="the standard input that the run was started with, got no such file"):
         with standard_input(("-",), tmp_path / "run", tmp_path):
             pass
-    with pytest.raises(TextError, match="`threadloom train` and `prepare` read as a text"):
+    with pytest.raises(TextError, match="which is read as the --text of `threadloom train`"):
         read_text(["-"])
     assert absolute_text("-") == "-"
     with standard_input(("a.txt",), tmp_path, None) as file:

@@ -156,6 +156,42 @@ def test_each_record_is_a_document_and_invalid_ones_are_refused_or_skipped(folde
     assert [line.rpartition(" ")[2] for line in said.splitlines()[1:-1]] == ["1", "2", "4"]
 
 
+def test_only_the_completion_of_a_prompt_is_scored(folder: Path, tmp_path: Path) -> None:
+    """The oracle is the loss of the whole text, without that of the prompt."""
+    records = [{"prompt": "Is ä", "completion": " ö?"}, {"text": "whole"}, {"prompt": "abc", "completion": "d"}]
+    path = tmp_path / "records.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    found = evaluate_text(folder, (str(path),))
+
+    def nats(text: str) -> float:
+        (tmp_path / "alone.txt").write_text(text, encoding="utf-8")
+        return evaluate_text(folder, (str(tmp_path / "alone.txt"),)).nats
+
+    expected = [nats("Is ä ö?") - nats("Is ä"), nats("whole"), nats("abcd") - nats("abc")]
+    assert [document.name for document in found.documents] == [f"{path}, line {number}" for number in (1, 2, 3)]
+    assert [document.nats for document in found.documents] == pytest.approx(expected, rel=1e-5)
+    assert [document.tokens for document in found.documents] == [4, 4, 1]
+    assert [tuple(document.size) for document in found.documents] == [(3, 4), (4, 4), (1, 1)]
+    assert found.nats == pytest.approx(sum(expected), rel=1e-5)
+    wrong = command("eval", folder, "--text", path, "--conversations", "completion")
+    wrong.refuses("line 2: expected a record such as")
+
+
+def test_standard_input_is_a_text(folder: Path, tmp_path: Path) -> None:
+    content = "".join(json.dumps({"text": text}) + "\n" for text in ("eins", "zwei"))
+    path = tmp_path / "records.jsonl"
+    path.write_text(content)
+    named, piped = (
+        json.loads(command("eval", folder, "--text", text, "--json", piped=content.encode()).out) for text in (path, "-")
+    )
+    assert [document.pop("name") for document in piped["documents"]] == [f"standard input, line {n}" for n in (1, 2)]
+    assert [document.pop("name") for document in named["documents"]] == [f"{path}, line {n}" for n in (1, 2)]
+    for found in (named, piped):
+        del found["seconds"]
+    assert piped == named
+    command("eval", folder, "--text", "-", "--text", "-").refuses("standard input (-) once")
+
+
 def write_validation(run: Path, ids: list[int], documents: list[int] | None, counted: list[int] | None) -> None:
     """Write the validation split of a run, without the rest of the run."""
     (run / "data").mkdir(exist_ok=True)

@@ -16,7 +16,7 @@ from tests.stages.data.made_tokenizers import qwen
 from tests.stages.support import STORY, story
 from threadloom.pipeline import Arena
 from threadloom.stages.checkpoint import Checkpoint
-from threadloom.stages.config import BatchSizes, Config, TokenizerKind
+from threadloom.stages.config import BatchSizes, Config, ConversationLayout, TokenizerKind
 from threadloom.stages.data import TextError, TokenBatches, TokenFile, load_tokenizer
 from threadloom.stages.inference import TextOptions, evaluate_text
 from threadloom.stages.models import parameter_shapes
@@ -106,7 +106,7 @@ def test_the_loss_of_a_run_is_the_mean_over_the_tokens_of_the_assistant(tmp_path
         np.testing.assert_allclose(record["loss"], (losses * mask).sum() / mask.sum(), rtol=1e-5)
 
 
-def test_an_evaluation_of_a_run_scores_the_tokens_that_count_and_reads_no_other_conversations(tmp_path: Path) -> None:
+def test_an_evaluation_of_a_run_scores_the_tokens_that_count_of_any_conversations(tmp_path: Path) -> None:
     train(chats(tmp_path, "optimizer.lr=0", "steps=1", "data.chat_template=chatml"), tmp_path / "run")
     run = RunDirectory(tmp_path / "run")
     assert "<|im_start|>" in (run.checkpoint(1) / "chat_template.jinja").read_text()
@@ -126,8 +126,17 @@ def test_an_evaluation_of_a_run_scores_the_tokens_that_count_and_reads_no_other_
     assert found.tokens == tokens.counted[1:].sum()
     np.testing.assert_allclose(found.nats, sums, rtol=1e-5)
     assert 0 < found.size.characters < len(load_tokenizer(run.data).decode(ids))
-    with pytest.raises(TextError, match="a field 'text'"):
-        evaluate_text(run.path, (str(tmp_path / "chats.jsonl"),))
+    lines = (tmp_path / "chats.jsonl").read_text().splitlines(keepends=True)
+    assert tokens.documents is not None
+    (tmp_path / "held-out.jsonl").write_text("".join(lines[-len(tokens.documents) :]))
+    by_document = evaluate_text(run.path, (), options=TextOptions(by_file=True)).documents
+    named = evaluate_text(run.path, (str(tmp_path / "held-out.jsonl"),)).documents
+    assert [(each.tokens, each.size) for each in named] == [(each.tokens, each.size) for each in by_document]
+    np.testing.assert_allclose([each.nats for each in named], [each.nats for each in by_document], rtol=1e-6)
+    with pytest.raises(TextError, match="chats.jsonl, line 1: expected a record such as"):
+        evaluate_text(
+            run.path, (str(tmp_path / "chats.jsonl"),), options=TextOptions(conversations=ConversationLayout.ALPACA)
+        )
 
 
 @pytest.mark.soak

@@ -212,6 +212,8 @@ def test_a_configuration_shows_a_text_that_is_prepared_for_it(tmp_path: Path) ->
     assert "20 of 20 targets count" in outcome.out
     validation = command("show-data", "nanogpt-cpu", "--text", text, *changes, "--validation", "-n", "1")
     assert "validation, sequence 0: tokens 0 to 20" in validation.out
+    piped = command("show-data", "nanogpt-cpu", "--text", "-", *changes, "-n", "1", piped=text.read_bytes())
+    assert piped == outcome
 
 
 def test_a_wrong_suffix_is_refused_before_anything_is_read(run: Path) -> None:
