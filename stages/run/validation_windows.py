@@ -9,7 +9,7 @@ from threadloom.stages.storage import RunDirectory
 
 
 def validation_windows(config: ResolvedConfig, data: Dataset, run: RunDirectory) -> Validation:
-    """Return the windows of the validation split, and of the named validation sets, which are encoded here.
+    """Return the windows of the validation split, and of the named validation sets, which are encoded here once.
 
     Raises as `prepare_sets`.
     """

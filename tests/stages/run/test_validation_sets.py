@@ -1,6 +1,7 @@
 """Named validation sets: each has the loss of the model on it, in metrics, display and plot, and changes no weight."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,8 +10,12 @@ from tests.stages.resolve.support import refusal
 from tests.stages.support import story, tiny
 from tests.stages.training.test_resume import files, losses
 from threadloom.stages.config import Config
+from threadloom.stages.data import prepare, prepare_sets, validation_sets
+from threadloom.stages.data.chunked_text import StringText
+from threadloom.stages.data.encoding.pipeline import encode_units
 from threadloom.stages.data.token_file import DataError
 from threadloom.stages.inference import TextOptions, evaluate_text
+from threadloom.stages.resolve import apply_overrides
 from threadloom.stages.run import train
 from threadloom.stages.run.display import TrainingProgress, progress_line
 from threadloom.stages.run.plots import Curves, loss_figure
@@ -57,6 +62,63 @@ def test_a_resumed_run_may_have_other_sets_and_a_plot_has_all(tmp_path: Path) ->
     legend = loss_figure({"": curves}).axes[0].get_legend()
     assert legend is not None
     assert [text.get_text().split()[0] for text in legend.get_texts()] == ["training", "validation", "sea", "mat.1"]
+
+
+def test_a_set_is_encoded_once_unless_something_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded = list[str]()
+
+    def counting(units: Any, names: Any, *rest: Any) -> Any:
+        encoded.extend(names)
+        return encode_units(units, names, *rest)
+
+    monkeypatch.setattr(validation_sets, "encode_units", counting)
+    config = with_sets(tmp_path, "data.tokenizer=bytes")
+    folder = tmp_path / "data"
+
+    def prepared(*overrides: str, text: str = "the sea and a cat ") -> dict[str, list[int]]:
+        encoded.clear()
+        changed = apply_overrides(config, overrides)
+        data = prepare(changed.data, changed.model, StringText(text * 40), folder)
+        found = prepare_sets(changed.evaluation.sets, changed.data, data, folder)
+        rows = np.arange(256) if data.order is None else data.order.rows
+        expected = [rows[byte] for byte in b"the sea and the cat ran to the sea on a mat " * 30]
+        assert found["sea"].ids.tolist() == expected
+        return {name: file.ids.tolist() for name, file in found.items()}
+
+    first = prepared()
+    assert encoded == ["sea.npy", "mat.1.npy"]
+    assert prepared() == first and encoded == []
+    (folder / "sets" / "mat.1.documents.npy").unlink()
+    assert prepared() == first and encoded == ["mat.1.npy"]
+    (folder / "sets" / "sea.npy").write_bytes(b"damaged")
+    assert prepared() == first and encoded == ["sea.npy"]
+    (tmp_path / "mat.jsonl").write_text('{"text": "another mat"}\n' * 20)
+    assert prepared() != first and encoded == ["mat.1.npy"]
+    assert prepared("data.token_order=frequency") and encoded == ["sea.npy", "mat.1.npy"]
+    assert prepared("data.token_order=frequency") and encoded == []
+    assert prepared("data.packing=documents") and encoded == ["sea.npy", "mat.1.npy"], "a file is a document"
+
+
+def test_a_killed_set_is_continued_with_the_same_tokenizer_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = with_sets(tmp_path, "data.tokenizer=bytes")
+    data = prepare(config.data, config.model, StringText("the sea and a cat " * 40), tmp_path / "data")
+    journals = list[str]()
+
+    def killed(units: Any, names: Any, tokenizer: Any, kind: Any, folder: Any, characters: int) -> Any:
+        journals.append(folder.begin().key)
+        (folder.path / "left").write_bytes(b"")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(validation_sets, "encode_units", killed)
+    left = tmp_path / "data" / "sets" / ".preparing" / "left"
+    for overrides, continued in (((), False), ((), True), (("data.special_tokens=tokens",), False)):
+        settings = apply_overrides(config, overrides).data
+        assert left.exists() == bool(journals)
+        with pytest.raises(KeyboardInterrupt):
+            prepare_sets(config.evaluation.sets, settings, data, tmp_path / "data")
+        assert (len(journals) > 1 and journals[-1] == journals[-2]) == continued
 
 
 def test_the_line_of_a_run_has_the_losses_in_order() -> None:
