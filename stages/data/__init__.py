@@ -66,6 +66,7 @@ from threadloom.stages.data.prepared_folder import (
     require_tokenizer_of as require_tokenizer_of,
     write_settings as write_settings,
 )
+from threadloom.stages.data.sequence_figures import SequenceFigures as SequenceFigures
 from threadloom.stages.data.sources.json_lines import json_records as json_records
 from threadloom.stages.data.sources.records import RecordError as RecordError
 from threadloom.stages.data.sources.registry import Reading as Reading, reading_of as reading_of

@@ -24,6 +24,7 @@ from threadloom.stages.data.digit_places import PlaceOffsets
 from threadloom.stages.data.draws import draws_of
 from threadloom.stages.data.epochs import EpochSequences
 from threadloom.stages.data.mixture import Mixture, Range
+from threadloom.stages.data.sequence_figures import SequenceFigures
 from threadloom.stages.data.sequence_order import DrawnOrder, OrderByEpochs, SequenceOrder, drawn, seed_of
 from threadloom.stages.data.token_file import DataError, TokenFile
 from threadloom.stages.models import Geometry
@@ -70,6 +71,10 @@ class Sequences(Protocol):
     def all_count(self) -> bool:
         """True if every target counts."""
 
+    @property
+    def padding(self) -> float | None:
+        """Fraction of the rows that are padding; None if none can be."""
+
     def read(self, start: int, ids: TokenIds, targets: TokenIds) -> None:
         """Write the ids (T,) and targets (T,) of a sequence; raises DataError for an id outside the vocabulary."""
 
@@ -110,8 +115,14 @@ class TokenBatches:
         mixture: Mixture | None = None,
     ) -> None:
         """Raises DataError for a source of a mixture that has no sequence."""
-        self._tokens, self._sizes, self._seed, self._offsets = tokens, sizes, seed, offsets
+        self._tokens, self._sizes, self._seed, self._offsets, self._mixture = tokens, sizes, seed, offsets, mixture
         self._order = _order(tokens, sizes, seed, shuffle, mixture)
+
+    @property
+    def figures(self) -> SequenceFigures:
+        """The lengths of its epochs and its padding."""
+        counts, shares = self._order.epochs, self._mixture.shares if self._mixture else (1.0,)
+        return SequenceFigures(counts, shares if counts else (), self._tokens.padding)
 
     def start(self, batch: int, sequence: int) -> int:
         """Return the position in the token file at which a sequence of a batch starts, or its number."""
@@ -247,9 +258,7 @@ def evaluation_batches(tokens: TokenFile, *, batch_size: int, micro_batch: int, 
     return EvaluationWindows(tokens, starts, micro_batch)
 
 
-def _order(
-    tokens: Sequences, sizes: BatchSizes, seed: int, shuffle: Shuffle, mixture: Mixture | None
-) -> SequenceOrder:
+def _order(tokens: Sequences, sizes: BatchSizes, seed: int, shuffle: Shuffle, mixture: Mixture | None) -> SequenceOrder:
     starts = _starts(tokens, mixture)
     if shuffle is Shuffle.DRAWN:
         return DrawnOrder(starts, mixture, seed)

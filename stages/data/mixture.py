@@ -55,6 +55,11 @@ class Mixture:
         bounds = tuple(int(total * _DRAWS / sums[-1]) for total in sums)
         return cls(tuple(map(Range, starts, ends)), tuple(weights), bounds)
 
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """Share of each source among the sequences."""
+        return tuple(weight / sum(self.weights) for weight in self.weights)
+
     def source(self, seed: int, batch: int, sequence: int) -> int:
         """Return the number of the source that a sequence of a batch is drawn from.
 

@@ -58,6 +58,11 @@ class PackedSequences:
         """False: padding does not count."""
         return False
 
+    @property
+    def padding(self) -> float | None:
+        """Fraction of the rows of all sequences that are padding."""
+        return self.packed.padding
+
     def starts_within(self, positions: Range) -> Range:
         """Return the number of the first sequence of a source, and the one after its last; there may be none."""
         return self.packed.sources[self._sources.index(positions.start)]

@@ -14,12 +14,18 @@ _STARTS = 0x7374_6172_7473
 class SequenceOrder(Protocol):
     """The sequence that each number of a batch stands for."""
 
+    @property
+    def epochs(self) -> tuple[int, ...]:
+        """Number of sequences of an epoch of each source; none if there are no epochs."""
+
     def start(self, batch: int, sequence: int) -> int:
         """Return what a sequence of a batch is read by; it may be called from any thread."""
 
 
 class DrawnOrder:
     """Sequences that are drawn independently: of several sources, the source first, by its weight."""
+
+    epochs: tuple[int, ...] = ()
 
     def __init__(self, sources: Sequence[Range], mixture: Mixture | None, seed: int) -> None:
         """`sources` has the first start of each source, and the one after the last."""
@@ -44,6 +50,11 @@ class OrderByEpochs:
         self._sources, self._per_update = sources, per_update
         self._turns = SourceTurns(mixture.weights, seed) if mixture else None
         self._orders = [EpochOrder(each.count, seed_of(seed, number)) for number, each in enumerate(sources)]
+
+    @property
+    def epochs(self) -> tuple[int, ...]:
+        """Number of sequences of an epoch of each source."""
+        return tuple(source.count for source in self._sources)
 
     def start(self, batch: int, sequence: int) -> int:
         """Return what a sequence of a batch is read by."""

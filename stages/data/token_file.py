@@ -212,6 +212,11 @@ class TokenFile:
         """True if every target counts."""
         return self.counted is None
 
+    @property
+    def padding(self) -> float | None:
+        """None: windows have no padding."""
+        return None
+
     def starts_within(self, positions: Range) -> Range:
         """Return the first window within some positions, and the one after the last; there may be none."""
         return Range(positions.start, positions.end - self.context)

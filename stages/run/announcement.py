@@ -1,4 +1,4 @@
-"""The log lines at the start of a run: the machine, the model and the chosen settings."""
+"""The log lines at the start of a run: the machine, the model, the chosen settings and the training sequences."""
 
 from dataclasses import replace
 
@@ -8,10 +8,12 @@ from loguru import logger
 from threadloom.kernels import blas_info
 from threadloom.pipeline import available_cores
 from threadloom.stages.config import Precision, ResolvedConfig
+from threadloom.stages.data import SequenceFigures
 from threadloom.stages.machine import detect
 from threadloom.stages.memory import format_lanes
 from threadloom.stages.models import parameter_count, parameter_shapes
 from threadloom.stages.resolve import PrecisionChoice, delay_summary, delay_warning, gemm_description, stage_threads
+from threadloom.stages.run.display import format_count
 
 
 def announce(config: ResolvedConfig, choice: PrecisionChoice) -> None:
@@ -49,3 +51,17 @@ def announce(config: ResolvedConfig, choice: PrecisionChoice) -> None:
             "trained: {:,} parameters{} of {} tensors, {}; {} are frozen",
             parameter_count(geometry, frozen), adapters, len(trained), ", ".join(trained), len(frozen),
         )  # fmt: skip
+
+
+def announce_sequences(figures: SequenceFigures, per_update: int) -> None:
+    """Log the length of an epoch and the padding of training sequences, if they have them."""
+    parts = []
+    if len(figures.epochs) == 1:
+        [count] = figures.epochs
+        parts.append(f"{count:,} in an epoch, which is {format_count(count / per_update)} updates")
+    elif figures.epochs:
+        parts.append(f"{', '.join(f'{count:,}' for count in figures.epochs)} in an epoch of each source")
+    if figures.padding is not None:
+        parts.append(f"{figures.padding:.1%} of the rows are padding")
+    if parts:
+        logger.info("training sequences: {}", "; ".join(parts))

@@ -24,6 +24,8 @@ LIVE_INTERVAL = 0.25
 """Seconds between two drawings of the live view."""
 LINE_INTERVAL = 5.0
 """Seconds between two lines if the output is not a terminal."""
+_MOST_EPOCHS = 6
+"""Sources whose epochs are shown at most."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +61,14 @@ class TrainingProgress:
     tokens_per_s: float  # over the last updates
     eta_s: float | None  # seconds until the last update; None if unknown
     val_loss: float | None = None  # of the last evaluation, nats per token; None before the first
+    ema_loss: float | None = None  # the same of the average of the weights; None without one
     set_losses: Mapping[str, float] = field(default_factory=dict)  # the same on the named validation sets
     loss_scale: float | None = None  # of the next update; None if losses are not scaled
     skipped: int = 0  # updates skipped so far because they were not finite
+    noise_scale: float | None = None  # of the gradient, over the last updates, in sequences; None if unknown
+    epochs: Sequence[float] = ()  # done, of each source; none if sequences are drawn at random
+    epoch_updates: float | None = None  # updates of an epoch; None without epochs, or of several sources
+    padding: float | None = None  # fraction of the rows; None without packed documents
     stages: Sequence[StageShares] = ()
     channels: Sequence[ChannelDepth] = ()
 
@@ -115,12 +122,41 @@ def progress_line(progress: TrainingProgress) -> str:
     ]
     if progress.val_loss is not None:
         parts.insert(2, f"val loss {_format_number(progress.val_loss, 4)}")
-    parts[3:3] = [f"{name} {_format_number(loss, 4)}" for name, loss in progress.set_losses.items()]
+    parts[3:3] = [f"{name} {_format_number(loss, 4)}" for name, loss in _further_losses(progress).items()]
     if progress.loss_scale is not None:
         parts.append(f"loss scale {_scale(progress)}")
+    parts += [f"{name} {value}" for name, value in _data_figures(progress).items()]
     slowest = bottleneck(progress.stages)
     parts += [f"{slowest} {stage.busy:.0%} busy" for stage in progress.stages if stage.name == slowest]
     return ", ".join(parts)
+
+
+def _further_losses(progress: TrainingProgress) -> dict[str, float]:
+    """Return the losses of the last evaluation beside that of the weights on the validation split, by name."""
+    average = {} if progress.ema_loss is None else {"average": progress.ema_loss}
+    return average | dict(progress.set_losses)
+
+
+def _data_figures(progress: TrainingProgress) -> dict[str, str]:
+    """Return the figures of noise, epochs and padding that a run has, as text by name."""
+    found = dict[str, str]()
+    if progress.noise_scale is not None:
+        found["noise scale"] = format_count(progress.noise_scale)
+    if progress.epochs:
+        done = ", ".join(f"{epochs:.2f}" for epochs in progress.epochs[:_MOST_EPOCHS])
+        found["epochs" if len(progress.epochs) > 1 else "epoch"] = done + ", ..." * (
+            len(progress.epochs) > _MOST_EPOCHS
+        )
+    if progress.epoch_updates is not None:
+        found["epoch"] += f" (of {format_count(progress.epoch_updates)} updates)"
+    if progress.padding is not None:
+        found["padding"] = f"{progress.padding:.1%}"
+    return found
+
+
+def format_count(count: float) -> str:
+    """Return a number that need not be whole, such as one of updates, as text: 3.25 or 1,024."""
+    return f"{count:,.0f}" if abs(count) >= 100 else f"{count:.3g}"
 
 
 def _scale(progress: TrainingProgress) -> str:
@@ -176,9 +212,12 @@ class ProgressView:
         ]
         if progress.val_loss is not None:
             groups.insert(1, [("val loss ", "dim"), (f"{progress.val_loss:.4f}", "bold green")])
-        groups[2:2] = [[(f"{name} ", "dim"), (f"{loss:.4f}", "green")] for name, loss in progress.set_losses.items()]
+        groups[2:2] = [
+            [(f"{name} ", "dim"), (f"{loss:.4f}", "green")] for name, loss in _further_losses(progress).items()
+        ]
         if progress.loss_scale is not None:
             groups.append([("loss scale ", "dim"), (_scale(progress), "yellow" if progress.skipped else "")])
+        groups += [[(f"{name} ", "dim"), (value, "")] for name, value in _data_figures(progress).items()]
         line, used = _line(), 0
         for group in groups:
             length = sum(len(text) for text, _ in group)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from threadloom.pipeline import render_png
-from threadloom.stages.run.display import format_scale
+from threadloom.stages.run.display import format_count, format_scale
 from threadloom.stages.run.plot_style import COLOURS, INK, LONGEST_TITLE, style_axes
 from threadloom.stages.storage import atomic_write, read_metrics
 
@@ -34,8 +34,14 @@ class Curves:
     lr: Series
     val_steps: Series
     val_loss: Series
+    average: Series
+    """The validation loss of the average of the weights, at `val_steps`; all nan without one."""
     sets: Mapping[str, Series]
     """The losses on the named validation sets, at `val_steps`."""
+    noise: Series
+    """The noise of the gradient of each update, tr Σ; all nan if it is not measured."""
+    signal: Series
+    """The square of the gradient without noise, |G|²."""
     scale: Series
     """The loss scale of each update; all nan if losses are not scaled."""
     skipped: NDArray[np.bool_]
@@ -45,6 +51,18 @@ class Curves:
     def scaled(self) -> bool:
         """True if any loss was scaled."""
         return bool(np.isfinite(self.scale).any())
+
+    @property
+    def noisy(self) -> bool:
+        """True if the noise of the gradient was measured."""
+        return bool(np.isfinite(self.noise).any())
+
+    def noise_scale(self) -> Series:
+        """Return the gradient noise scale in sequences: the quotient of two averages, each over many updates."""
+        window = max(20, len(self.steps) // 10)
+        noise, signal = smoothed(self.noise, window), smoothed(self.signal, window)
+        scale: Series = np.divide(noise, signal, out=np.full(len(noise), math.nan), where=(signal > 0) & (noise > 0))
+        return scale
 
     @classmethod
     def read(cls, metrics: Path) -> "Curves":
@@ -64,6 +82,9 @@ class Curves:
             lr=_column(updates, "lr"),
             val_steps=_column(evaluations, "step"),
             val_loss=_column(evaluations, "val_loss"),
+            average=_column(evaluations, "ema_loss"),
+            noise=_column(updates, "noise"),
+            signal=_column(updates, "signal"),
             scale=_column(updates, "loss_scale"),
             skipped=np.array([record.get("skipped") is True for record in updates], dtype=np.bool_),
         )
@@ -91,7 +112,8 @@ def smoothed(values: Series, window: int) -> Series:
 def plot_loss(metrics: Path, out: Path, title: str = "") -> None:
     """Plot one run: training loss, raw and smoothed, evaluations, and the learning rate below.
 
-    If the run scales its losses, the loss scale and the skipped updates are plotted below that.
+    If the run scales its losses, the loss scale and the skipped updates are plotted below that, and so is the gradient
+    noise scale if it is measured.
     """
     plot_runs({"": metrics}, out, title)
 
@@ -107,16 +129,17 @@ def loss_figure(runs: Mapping[str, Curves], title: str = "") -> "Figure":
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-    scaled = any(run.scaled for run in runs.values())
-    heights = [4.2, 1.0, 1.0] if scaled else [4.2, 1.0]
+    further = [_draw_scales] * any(run.scaled for run in runs.values())
+    further += [_draw_noise] * any(run.noisy for run in runs.values())
+    heights = [4.2, 1.0] + [1.0] * len(further)
     figure = Figure(figsize=(9.0, 0.2 + 5.4 * sum(heights) / 5.2), dpi=130, facecolor="white", layout="constrained")
     parts: list[Axes] = list(figure.subplots(len(heights), 1, sharex=True, gridspec_kw={"height_ratios": heights}))
     top, bottom = parts[:2]
     for index, (label, run) in enumerate(runs.items()):
         _draw_run(top, run, label, COLOURS[index % len(COLOURS)], alone=len(runs) == 1)
     _draw_rates(bottom, runs)
-    if scaled:
-        _draw_scales(parts[2], runs)
+    for draw, axes in zip(further, parts[2:], strict=True):
+        draw(axes, runs)
     for axes in parts:
         style_axes(axes)
     _frame_losses(top, runs)
@@ -162,7 +185,8 @@ def _draw_run(axes: "Axes", run: Curves, label: str, colour: str, alone: bool) -
             markeredgewidth=1.6,
             label=ended if alone else None,
         )
-    for index, (name, losses) in enumerate(run.sets.items() if alone else (), 2):
+    average = {"average of the weights": run.average} if np.isfinite(run.average).any() else {}
+    for index, (name, losses) in enumerate((average | dict(run.sets)).items() if alone else (), 2):
         axes.plot(
             run.val_steps,
             losses,
@@ -196,6 +220,19 @@ def _draw_scales(axes: "Axes", runs: Mapping[str, Curves]) -> None:
     axes.set_ylabel("loss scale\n(x: skipped)")
 
 
+def _draw_noise(axes: "Axes", runs: Mapping[str, Curves]) -> None:
+    """Plot the gradient noise scale on a log axis."""
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    for index, run in enumerate(runs.values()):
+        colour = INK if len(runs) == 1 else COLOURS[index % len(COLOURS)]
+        axes.plot(run.steps, run.noise_scale(), color=colour, linewidth=1.4)
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda scale, _: format_count(scale)))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.set_ylabel("noise scale\n(sequences)")
+
+
 def _format_rate(value: float, _: int) -> str:
     """Return a learning rate as text: 6e-4."""
     mantissa, exponent = f"{value:.2e}".split("e")
@@ -207,7 +244,7 @@ def _frame_losses(axes: "Axes", runs: Mapping[str, Curves]) -> None:
     parts = [smoothed(run.loss, max(1, len(run.steps) // 40)) for run in runs.values()]
     parts += [run.val_loss for run in runs.values()]
     if len(runs) == 1:
-        parts += [losses for run in runs.values() for losses in run.sets.values()]
+        parts += [losses for run in runs.values() for losses in (run.average, *run.sets.values())]
     values = np.concatenate(parts) if parts else np.empty(0)
     values = values[np.isfinite(values)]
     if not len(values):

@@ -9,6 +9,7 @@ from loguru import logger
 
 from threadloom.pipeline import MonotonicCounter, RunStatistics
 from threadloom.stages.config import Config
+from threadloom.stages.data import SequenceFigures
 from threadloom.stages.memory import Evaluation, Event, Saved, Scaled, Update
 from threadloom.stages.run.display import ChannelDepth, Display, Smoothing, StageShares, TrainingProgress, format_scale
 from threadloom.stages.storage import MetricsLog
@@ -73,15 +74,19 @@ class WrittenMetrics:
 class Reporter:
     """Writes one line of metrics per event, and updates the display. Owned by one thread."""
 
-    def __init__(self, config: Config, log: MetricsLog, display: Display, began: float) -> None:
-        """`began` is the start of the run on `time.perf_counter`."""
+    def __init__(
+        self, config: Config, log: MetricsLog, display: Display, began: float, figures: SequenceFigures
+    ) -> None:
+        """`began` is the start of the run on `time.perf_counter`; `figures` are those of the training sequences."""
         self._config = config
         self._log = log
         self._display = display
         self._began = began
         self._tokens = config.sequences * config.model.context
         self._times: deque[float] = deque([time.perf_counter()], maxlen=RATE_WINDOW + 1)
-        self._smoothing = Smoothing()
+        self._figures = figures
+        self._smoothing, self._noise, self._signal = Smoothing(), Smoothing(), Smoothing()
+        self._noise_scale: float | None = None
         self._smoothed: float | None = None
         self._earlier: RunStatistics | None = None
         self._shown: TrainingProgress | None = None
@@ -107,7 +112,8 @@ class Reporter:
         """Record an evaluation."""
         self.last_evaluation = event
         if self._shown:
-            self._display.update(replace(self._shown, val_loss=event.val_loss, set_losses=event.sets))
+            shown = replace(self._shown, val_loss=event.val_loss, ema_loss=event.ema_loss, set_losses=event.sets)
+            self._display.update(shown)
         further = {"gcd_loss": event.gcd_loss, "ema_loss": event.ema_loss}
         found = {name: value for name, value in further.items() if value is not None}
         sets = {"sets": event.sets} if event.sets else {}
@@ -141,6 +147,9 @@ class Reporter:
             logger.warning("{}", skip_line(update.step, update.scaled))
         if update.loss is not None:
             self._smoothed = self._smoothing.add(update.loss)
+        if update.noise is not None:  # each by itself: the quotients have no mean
+            noise, signal = self._noise.add(update.noise.noise), self._signal.add(update.noise.signal)
+            self._noise_scale = noise / signal if signal > 0 else None
         self.last_update = update
         if self._display.due() or update.step == self._config.steps:
             self._shown = self._progress(update, rate, statistics())
@@ -155,6 +164,7 @@ class Reporter:
             if stage.channel and stage.name in SHOWN
         ]
         self._earlier = statistics
+        evaluated, per_update, epochs = self.last_evaluation, self._config.sequences, self._figures.epochs
         return TrainingProgress(
             step=update.step,
             steps=self._config.steps,
@@ -164,10 +174,15 @@ class Reporter:
             grad_norm=update.grad_norm,
             tokens_per_s=rate,
             eta_s=left / rate if rate else None,
-            val_loss=self.last_evaluation.val_loss if self.last_evaluation else None,
-            set_losses=self.last_evaluation.sets if self.last_evaluation else {},
+            val_loss=evaluated.val_loss if evaluated else None,
+            ema_loss=evaluated.ema_loss if evaluated else None,
+            set_losses=evaluated.sets if evaluated else {},
             loss_scale=update.scaled.after.scale if update.scaled else None,
             skipped=update.scaled.after.skipped if update.scaled else 0,
+            noise_scale=self._noise_scale,
+            epochs=self._figures.epochs_after(update.step * per_update),
+            epoch_updates=epochs[0] / per_update if len(epochs) == 1 else None,
+            padding=self._figures.padding,
             stages=shares,
             channels=channels,
         )

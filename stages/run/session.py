@@ -48,7 +48,7 @@ from threadloom.stages.resolve import (
     with_precision,
     with_tuned_settings,
 )
-from threadloom.stages.run.announcement import announce
+from threadloom.stages.run.announcement import announce, announce_sequences
 from threadloom.stages.run.checkpoint_requests import CheckpointRequests
 from threadloom.stages.run.display import Display
 from threadloom.stages.run.fitting import planned_memory, require_memory
@@ -209,6 +209,7 @@ def _train(
         written.losses,
     )
     source = training_batches(config.data, data, config.batch_sizes, config.seed)
+    announce_sequences(source.figures, config.sequences)
     if config.init and start is None:
         logger.info("initial weights: {}", ", ".join(filter(None, (config.init, config.lora.init))))
     initial = _initial_weights(config, start)
@@ -219,7 +220,7 @@ def _train(
     trace = new_trace(config, training)
     begin = time.perf_counter()
     with MetricsLog(run.metrics, training.first_batch) as log, Display(config.name) as display:
-        reporter = Reporter(config, log, display, begin)
+        reporter = Reporter(config, log, display, begin, source.figures)
         with pictures(config, run, trace):
             graph = training.graph()
             if not _is_evaluated(run, training.first_batch) and (missed := training.evaluate_start()):

@@ -24,9 +24,9 @@ from threadloom.stages.tools.common import average_option, base_option, reported
 @click.option("--field", default="text", show_default=True, metavar="NAME",
               help="Of records (JSON Lines, Parquet, Arrow): the field with the text.")  # fmt: skip
 @click.option("--conversations", type=click.Choice(["openai", "sharegpt", "alpaca", "completion"]),
-              help="Layout of all records, if they are conversations.  [default: by the keys of each record]")  # fmt: skip
+              help="Layout of all records, which are conversations.  [default: by the keys of each]")  # fmt: skip
 @click.option("--chat-template", default="", metavar="FILE",
-              help="Template that writes conversations: a file, chatml or plain.  [default: that of the model]")  # fmt: skip
+              help="Template of conversations: a file, chatml or plain.  [default: that of the model]")  # fmt: skip
 @click.option("--choices", type=click.Path(path_type=Path), metavar="FILE",
               help="Multiple-choice questions to answer: JSON Lines with prompt, choices and answer.")  # fmt: skip
 @click.option("--delimiter", default=" ", metavar="TEXT",

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -108,7 +109,7 @@ def test_sources_are_packed_by_themselves(bordered: bool) -> None:
         expected += [[(first + s, n) for s, n in zip(*alone.pieces(at), strict=True)] for at in range(len(alone))]
         numbers.append(len(expected))
     assert [list(zip(*found.pieces(at), strict=True)) for at in range(len(found))] == expected
-    assert list(found.sources) == [Range(*pair) for pair in zip(numbers, numbers[1:], strict=False)]
+    assert list(found.sources) == [Range(*pair) for pair in pairwise(numbers)]
 
 
 def test_packed_sequences_are_drawn_by_weight() -> None:

@@ -182,7 +182,8 @@ def test_standard_input_is_a_text(folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
     path.write_text(content)
     named, piped = (
-        json.loads(command("eval", folder, "--text", text, "--json", piped=content.encode()).out) for text in (path, "-")
+        json.loads(command("eval", folder, "--text", text, "--json", piped=content.encode()).out)
+        for text in (path, "-")
     )
     assert [document.pop("name") for document in piped["documents"]] == [f"standard input, line {n}" for n in (1, 2)]
     assert [document.pop("name") for document in named["documents"]] == [f"{path}, line {n}" for n in (1, 2)]

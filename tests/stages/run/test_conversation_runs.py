@@ -133,7 +133,7 @@ def test_an_evaluation_of_a_run_scores_the_tokens_that_count_of_any_conversation
     named = evaluate_text(run.path, (str(tmp_path / "held-out.jsonl"),)).documents
     assert [(each.tokens, each.size) for each in named] == [(each.tokens, each.size) for each in by_document]
     np.testing.assert_allclose([each.nats for each in named], [each.nats for each in by_document], rtol=1e-6)
-    with pytest.raises(TextError, match="chats.jsonl, line 1: expected a record such as"):
+    with pytest.raises(TextError, match=r"chats\.jsonl, line 1: expected a record such as"):
         evaluate_text(
             run.path, (str(tmp_path / "chats.jsonl"),), options=TextOptions(conversations=ConversationLayout.ALPACA)
         )

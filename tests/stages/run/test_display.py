@@ -125,6 +125,29 @@ def test_the_loss_scale_is_shown_if_there_is_one(scale: float, skipped: int, wor
     assert "loss scale" not in progress_line(PROGRESS) + view(PROGRESS, 110)
 
 
+def test_figures_of_a_run_that_has_all_of_them() -> None:
+    full = dataclasses.replace(
+        PROGRESS, ema_loss=1.8899, set_losses={"law": 2.1}, loss_scale=1024.0, noise_scale=37.24, epochs=(2.374,),
+        epoch_updates=519.8, padding=0.0312, stages=(), channels=(),
+    )  # fmt: skip
+    assert [line.rstrip() for line in view(full).splitlines()] == [
+        "run  " + "━" * 47 + "  1,234/2,000  62%  ETA 0:42",
+        "loss 1.8921 (last 1.9043)   val loss 1.9012   average 1.8899   law 2.1000",
+        "grad norm 0.412   lr 8.21e-04   28,120 tokens/s   loss scale 1,024",
+        "noise scale 37.2   epoch 2.37 (of 520 updates)   padding 3.1%",
+    ]
+    line = progress_line(full)
+    assert "val loss 1.9012, average 1.8899, law 2.1000, lr" in line
+    assert "loss scale 1,024, noise scale 37.2, epoch 2.37 (of 520 updates), padding 3.1%" in line
+    mixed = dataclasses.replace(PROGRESS, epochs=(2.374, 0.1, 15.0), padding=0.5)
+    assert "epochs 2.37, 0.10, 15.00   padding 50.0%" in view(mixed)
+    many = dataclasses.replace(PROGRESS, epochs=tuple(map(float, range(9))))
+    assert "epochs 0.00, 1.00, 2.00, 3.00, 4.00, 5.00, ..." in view(many)
+    assert all(cell_len(line) <= 40 for line in view(many, 40).splitlines())
+    for word in ("average", "noise scale", "epoch", "padding"):
+        assert word not in progress_line(PROGRESS) + view(PROGRESS)
+
+
 def test_the_bottleneck_is_the_busiest_stage_if_busy_for_half_of_its_time() -> None:
     assert bottleneck(PROGRESS.stages) == "backward"
     assert bottleneck(PROGRESS.stages[:1]) is None

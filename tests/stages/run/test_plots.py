@@ -85,3 +85,24 @@ def test_the_loss_scale_has_its_own_axes_if_losses_are_scaled() -> None:
     curve, crosses = figure.axes[2].lines[2:]
     assert list(np.asarray(curve.get_ydata())) == [1024.0, 512.0, 1024.0 / 3]
     assert list(np.asarray(crosses.get_xdata())) == [2.0]
+
+
+def test_the_average_and_the_noise_scale_are_plotted_if_a_run_has_them() -> None:
+    """The noise scale is the quotient of averages: of noise 30 and a signal that alternates around 2."""
+    records: list[dict[str, float]] = [
+        {"step": n, "loss": 2.0, "lr": 1.0, "noise": 30.0, "signal": 2.0 + 3.0 * (-1) ** n} for n in range(1, 401)
+    ]
+    records += [{"step": 200, "val_loss": 2.1, "ema_loss": 2.05}, {"step": 400, "val_loss": 2.0, "ema_loss": 1.95}]
+    figure = loss_figure({"": Curves.of(records)})
+    legend = figure.axes[0].get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == [
+        "training", "validation 2.0000 at the end", "average of the weights 1.9500 at the end"
+    ]  # fmt: skip
+    assert len(figure.axes) == 3
+    assert figure.axes[2].get_ylabel() == "noise scale\n(sequences)"
+    (curve,) = figure.axes[2].lines
+    np.testing.assert_allclose(np.asarray(curve.get_ydata(), float)[50:-50], 15.0, rtol=0.1)
+    assert len(loss_figure({"": Curves.of([{"step": 1, "loss": 2.0, "lr": 1.0}])}).axes) == 2
+    both = loss_figure({"": Curves.of([{**record, "loss_scale": 2.0} for record in records])})
+    assert len(both.axes) == 4
