@@ -174,7 +174,11 @@ def _renderings(template: Template, variables: dict[str, Any], seconds: float, l
             with _time_limit(seconds):
                 text, generated = unmarked(
                     template.render(
-                        variables, messages=messages, add_generation_prompt=prompt, tools=None, documents=None
+                        variables,
+                        messages=messages,
+                        add_generation_prompt=prompt,
+                        tools=request["tools"],
+                        documents=None,
                     )
                 )
             if first is not None and first.startswith(text):

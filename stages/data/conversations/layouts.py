@@ -5,12 +5,20 @@ and list it in `_LAYOUTS`.
 """
 
 from collections.abc import Iterable, Mapping
-from typing import ClassVar, Protocol
+from dataclasses import replace
+from typing import Any, ClassVar, Protocol
 
 import msgspec
 
 from threadloom.stages.config import ConversationLayout
-from threadloom.stages.data.conversations.conversation import Conversation, ConversationError, Message, Role, checked
+from threadloom.stages.data.conversations.conversation import (
+    ABSENT,
+    Conversation,
+    ConversationError,
+    Message,
+    Role,
+    checked,
+)
 from threadloom.stages.data.documents import Origin
 
 
@@ -39,12 +47,30 @@ class _OpenAiMessage(msgspec.Struct):
     role: str
     content: str | list[_Part] | None = None
     weight: float | None = None
-    tool_calls: object = None
+    tool_calls: list[dict[str, Any]] | None = None
+    tool_call_id: str | None = None
+    name: str | None = None
 
     def message(self, number: int) -> Message:
+        role = _role(self.role, _ROLES, number)
+        return Message(role, _joined(self.content, number), self.weight != 0, self._further(role, number))
+
+    def _further(self, role: Role, number: int) -> dict[str, Any]:
+        """Return the fields of calls of tools and their results, which templates see as they are."""
+        further: dict[str, Any] = {}
         if self.tool_calls:
-            raise _WrongRecord(f"text in message {number}", "calls of tools, which are not supported")
-        return Message(_role(self.role, _ROLES, number), _joined(self.content, number), self.weight != 0)
+            if role is not Role.ASSISTANT:
+                raise _WrongRecord(
+                    f"calls of tools by the assistant alone, in message {number}", f"some by {role.value}"
+                )
+            _require_levels(self.tool_calls, f"tool_calls of message {number}")
+            further["tool_calls"] = self.tool_calls
+            if self.content is None:  # transformers leaves out what is null
+                further["content"] = ABSENT
+        if role is Role.TOOL:
+            given = {"name": self.name, "tool_call_id": self.tool_call_id}
+            further |= {name: value for name, value in given.items() if value is not None}
+        return further
 
 
 class _OpenAi(msgspec.Struct):
@@ -52,6 +78,7 @@ class _OpenAi(msgspec.Struct):
 
     example: ClassVar[str] = '{"messages": [{"role": "user", "content": "..."}, ...]}'
     conversation: list[_OpenAiMessage] = msgspec.field(name="messages")
+    tools: list[dict[str, Any]] | str | None = None
 
     def messages(self) -> Iterable[Message]:
         return (message.message(number) for number, message in enumerate(self.conversation, start=1))
@@ -98,6 +125,7 @@ class _Completion(msgspec.Struct):
     example: ClassVar[str] = '{"prompt": "...", "completion": "..."}'
     prompt: str | list[_OpenAiMessage]
     completion: str | list[_OpenAiMessage]
+    tools: list[dict[str, Any]] | str | None = None
 
     @property
     def texts(self) -> bool:
@@ -110,7 +138,7 @@ class _Completion(msgspec.Struct):
             return [Message(Role.USER, self.prompt), Message(Role.ASSISTANT, self.completion)]
         asked = [message.message(number) for number, message in enumerate(self.prompt, start=1)]
         answered = [message.message(number) for number, message in enumerate(self.completion, start=len(asked) + 1)]
-        return [*(Message(each.role, each.content, counted=False) for each in asked), *answered]
+        return [*(replace(each, counted=False) for each in asked), *answered]
 
 
 _LAYOUTS: Mapping[ConversationLayout, type[_OpenAi | _ShareGpt | _Alpaca | _Completion]] = {
@@ -122,6 +150,9 @@ _LAYOUTS: Mapping[ConversationLayout, type[_OpenAi | _ShareGpt | _Alpaca | _Comp
 _ROLES = {role.value: role for role in Role}
 _AUTHORS = _ROLES | {"human": Role.USER, "gpt": Role.ASSISTANT, "chatgpt": Role.ASSISTANT}
 """Names of authors in the layout of ShareGPT, which differ between collections."""
+
+_MOST_LEVELS = 200
+"""Levels of the calls of tools, and of tools: as of a record of JSON Lines."""
 
 KEYS: tuple[tuple[frozenset[str], ConversationLayout], ...] = (
     (frozenset({"messages"}), ConversationLayout.OPENAI),
@@ -157,6 +188,7 @@ def read_conversation(record: object, origin: Origin, layout: ConversationLayout
     try:
         found = msgspec.convert(record, structure)
         messages = tuple(found.messages())
+        tools = _tools(found.tools) if isinstance(found, _OpenAi | _Completion) else None
     except msgspec.ValidationError as error:
         raise ConversationError(
             origin,
@@ -167,7 +199,36 @@ def read_conversation(record: object, origin: Origin, layout: ConversationLayout
     except _WrongRecord as error:
         raise ConversationError(origin, error.expected, error.got, hint=error.hint) from error
     templated = not (isinstance(found, _Completion) and found.texts)
-    return checked(Conversation(messages, origin, templated))
+    return checked(Conversation(messages, origin, templated, tools))
+
+
+def _tools(tools: list[dict[str, Any]] | str | None) -> tuple[Any, ...] | None:
+    """Return the tools of a record; as a text, which columns of Parquet often have, they are JSON."""
+    if isinstance(tools, str):
+        try:
+            tools = msgspec.json.decode(tools, type=list[dict[str, Any]]) if tools.strip() else None
+        except (msgspec.MsgspecError, RecursionError) as error:
+            raise _WrongRecord("a list of tools as `tools`, or its JSON as a text", f"a text: {error}") from error
+    if tools is None:
+        return None
+    _require_levels(tools, "`tools`")
+    return tuple(tools)
+
+
+def _require_levels(value: object, what: str) -> None:
+    """Raise _WrongRecord for a JSON value that is nested more deeply than a record of JSON Lines may be."""
+    level = [value]
+    for _ in range(_MOST_LEVELS):
+        if not level:
+            return
+        level = [inner for each in level for inner in _inner(each)]
+    raise _WrongRecord(f"at most {_MOST_LEVELS} levels in {what}", "more")
+
+
+def _inner(value: object) -> Iterable[object]:
+    if isinstance(value, Mapping):
+        return value.values()
+    return value if isinstance(value, list | tuple) else ()
 
 
 def _type_name(record: object) -> str:

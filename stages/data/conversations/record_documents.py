@@ -40,7 +40,7 @@ class ConversationDocuments:
     def columns(self, names: Sequence[str]) -> Sequence[str]:
         """Return the columns of a file that conversations are read from."""
         keys = next((keys for keys, layout in KEYS if keys <= set(names) and self.layout in (None, layout)), None)
-        return [name for name in names if name in (*keys, "input", "system")] if keys else []
+        return [name for name in names if name in (*keys, "input", "system", "tools")] if keys else []
 
     def reader(self) -> ConversationReader:
         """Return a reader with the template; raises ChatTemplateError, TokenizerError."""

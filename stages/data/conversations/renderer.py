@@ -143,13 +143,15 @@ class TemplateRenderer(JsonWorkerProcess):
         """End the process, which is idle."""
         self.__exit__(None, None, None)
 
-    def render(self, messages: Sequence[Message], wanted: Sequence[Wanted]) -> list[Rendering | Refusal]:
+    def render(
+        self, messages: Sequence[Message], wanted: Sequence[Wanted], tools: Sequence[Any] | None = None
+    ) -> list[Rendering | Refusal]:
         """Return the wanted renderings of messages; raises ChatTemplateError if one exceeds a limit of the process.
 
-        The renderer is closed then.
+        The renderer is closed then. `tools` are those that the assistant may call.
         """
-        texts = [{"role": message.role.value, "content": message.content} for message in messages]
-        replies = self._exchange({"messages": texts, "renderings": [tuple(each) for each in wanted]})
+        fields, renderings = [message.fields for message in messages], [tuple(each) for each in wanted]
+        replies = self._exchange({"messages": fields, "tools": tools, "renderings": renderings})
         first = replies[0].get("text", "")
         found = [_rendering(reply, first) for reply in replies]
         for each in found:

@@ -13,8 +13,15 @@ from threadloom.stages.data.vocabulary_files import TOKENIZER_CONFIG_FILE
 from threadloom.stages.models import EndOfText
 from threadloom.stages.storage import plain_json
 
+_NO_TOOLS = (
+    "{%- if tools or messages | selectattr('tool_calls', 'defined') | list -%}"
+    "{{- raise_exception('it writes no tools and no calls of them: set data.chat_template to one that does') -}}"
+    "{%- endif -%}"
+)
+"""The beginning of the built-in templates."""
+
 CHATML = (
-    "{%- for message in messages -%}"
+    _NO_TOOLS + "{%- for message in messages -%}"
     "{{- '<|im_start|>' + message.role + '\\n' -}}"
     "{%- if message.role == 'assistant' -%}"
     "{%- generation -%}{{- message.content + '<|im_end|>' -}}{%- endgeneration -%}"
@@ -26,7 +33,7 @@ CHATML = (
 """The format of ChatML, which Qwen and SmolLM use."""
 
 PLAIN = (
-    "{%- for message in messages -%}"
+    _NO_TOOLS + "{%- for message in messages -%}"
     "{{- message.role | capitalize + ':' -}}"
     "{%- if message.role == 'assistant' -%}"
     "{%- generation -%}{{- ' ' + message.content + (eos_token | default('\\n\\n')) -}}{%- endgeneration -%}"

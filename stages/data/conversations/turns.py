@@ -14,7 +14,19 @@ from threadloom.stages.data.documents import Span
 
 def rendered_turns(renderer: TemplateRenderer, conversation: Conversation) -> tuple[str, tuple[Span, ...]]:
     """Return the text of a conversation and its parts that count; raises ConversationError, ChatTemplateError."""
-    return marked_turns(renderer, conversation) if renderer.marked else prefix_turns(renderer, conversation)
+    text, spans = (marked_turns if renderer.marked else prefix_turns)(renderer, conversation)
+    for number, message in enumerate(conversation.messages, start=1):
+        lost = next((name for name in message.called if name not in text), None)
+        if lost is not None:
+            raise ConversationError(
+                conversation.origin,
+                expected=f"the call of {lost[:80]!r} in the text of the conversation",
+                got="none",
+                cause=f"{renderer.template.name} does not write calls of tools",
+                hint="set data.chat_template to a template that does",
+                part=f"message {number}",
+            )
+    return text, spans
 
 
 def marked_turns(renderer: TemplateRenderer, conversation: Conversation) -> tuple[str, tuple[Span, ...]]:
@@ -54,13 +66,13 @@ def _generated_end(text: str, start: int, end: int, content: str) -> int:
 
     The model stops before it. White space without anything before it ends the turn itself, and belongs to it.
     """
-    turn = text[start:end]
-    _, _, after = turn.partition(content.strip())
-    return start + len(turn.rstrip()) if after.strip() or content.strip() not in turn else end
+    turn, own = text[start:end], content.strip()
+    after = turn.partition(own)[2] if own else turn  # calls of tools need no content
+    return start + len(turn.rstrip()) if after.strip() or own not in turn else end
 
 
 def _renderings(renderer: TemplateRenderer, conversation: Conversation, wanted: Sequence[Wanted]) -> list[Rendering]:
-    found = renderer.render(conversation.messages, wanted)
+    found = renderer.render(conversation.messages, wanted, conversation.tools)
     whole = []
     for which, each in zip(wanted, found, strict=False):
         if isinstance(each, Refusal):

@@ -1,5 +1,6 @@
 """Records with conversations: the layouts, their recognition, and a sentence for each wrong record."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,16 @@ def chat(*messages: object) -> dict[str, Any]:
 ASKED, ANSWERED = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}
 
 
+def nested(levels: int) -> object:
+    found: object = "Hi"
+    for _ in range(levels):
+        found = [found]
+    return found
+
+
+DEEP = nested(10_000)
+
+
 @pytest.mark.parametrize(
     ("record", "said"),
     [
@@ -107,7 +118,13 @@ ASKED, ANSWERED = {"role": "user", "content": "Hi"}, {"role": "assistant", "cont
         (chat(ASKED, ANSWERED | {"content": ""}), "message 2: expected a turn of the assistant with text"),
         (chat(ASKED, ANSWERED | {"content": None}), "got an empty one"),
         (chat(ASKED, ANSWERED | {"content": " \n"}), "2 characters of white space"),
-        (chat(ASKED, ANSWERED | {"tool_calls": [{"id": 1}]}), "calls of tools, which are not supported"),
+        (chat(ASKED, ANSWERED | {"tool_calls": {"id": 1}}), "Expected `array | null`, got `object` - at"),
+        (chat(ASKED, ANSWERED | {"tool_calls": ["sum"]}), "`str` - at `$.messages[1].tool_calls[0]`"),
+        (chat(ASKED | {"tool_calls": [{"id": 1}]}, ANSWERED), "by the assistant alone, in message 1, got some by user"),
+        (chat(ASKED, ANSWERED | {"tool_calls": [{"id": DEEP}]}), "at most 200 levels in tool_calls of message 2"),
+        (chat(ASKED, ANSWERED) | {"tools": [{"id": DEEP}]}, "at most 200 levels in `tools`"),
+        (chat(ASKED, ANSWERED) | {"tools": "[{"}, "a list of tools as `tools`, or its JSON as a text"),
+        (chat(ASKED, ANSWERED) | {"tools": "[1]"}, "Expected `object`, got `int` - at `$[0]`"),
         (chat({"role": "user", "content": [{"type": "image_url", "image_url": {}}]}), "a part of the type 'image_url'"),
         (chat(ASKED, ANSWERED | {"content": "\ud83d"}), "the lone surrogate U+D83D"),
         ({"conversations": [{"from": "human"}]}, "missing required field `value`"),
@@ -126,6 +143,38 @@ def test_a_wrong_record_is_a_sentence_with_file_and_line(record: object, said: s
     assert said in message
 
 
+CALL = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": {"a": 2, "b": "ü"}}}
+TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
+
+
+def test_calls_of_tools_are_kept_as_they_are() -> None:
+    record = chat(
+        ASKED | {"name": "Eve"},
+        {"role": "assistant", "content": None, "tool_calls": [CALL], "weight": 0},
+        {"role": "tool", "content": "4", "name": "add", "tool_call_id": "c1"},
+        {"role": "assistant", "tool_calls": [CALL, CALL]},
+        {"role": "assistant", "content": "See.", "tool_calls": [CALL]},
+        ANSWERED | {"tool_calls": None},
+    )
+    found = read_conversation(record | {"tools": [TOOL]}, ORIGIN)
+    assert [message.fields for message in found.messages] == [
+        ASKED,
+        {"role": "assistant", "tool_calls": [CALL]},
+        {"role": "tool", "content": "4", "name": "add", "tool_call_id": "c1"},
+        {"role": "assistant", "tool_calls": [CALL, CALL]},
+        {"role": "assistant", "content": "See.", "tool_calls": [CALL]},
+        ANSWERED,
+    ]
+    assert [message.counted for message in found.messages] == [True, False, True, True, True, True]
+    assert found.tools == (TOOL,)
+    for tools, expected in ((json.dumps([TOOL]), (TOOL,)), ("", None), (None, None), ([], ())):
+        assert read_conversation(chat(ASKED, ANSWERED) | {"tools": tools}, ORIGIN).tools == expected
+    completion = {"prompt": record["messages"][:2], "completion": record["messages"][2:], "tools": [TOOL]}
+    again = read_conversation(completion, ORIGIN)
+    assert [message.fields for message in again.messages] == [message.fields for message in found.messages]
+    assert (again.tools, again.messages[1].counted) == ((TOOL,), False)
+
+
 def test_the_layout_that_is_set_is_expected() -> None:
     record = {"messages": [ASKED, ANSWERED]}
     with pytest.raises(ConversationError, match=r"data\.conversations=sharegpt names another layout"):
@@ -133,9 +182,7 @@ def test_the_layout_that_is_set_is_expected() -> None:
 
 
 def test_deep_values_are_no_way_to_crash() -> None:
-    deep: object = "Hi"
-    for _ in range(10_000):
-        deep = [deep]
+    deep = DEEP
     with pytest.raises(ConversationError, match=r"at `\$\.messages\[0\]\.content"):
         read_conversation(chat({"role": "user", "content": deep}), ORIGIN)
     read_conversation(chat(ASKED | {"extra": deep}, ANSWERED), ORIGIN)

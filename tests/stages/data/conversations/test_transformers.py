@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.stages.data.conversations.chat_templates import SHAPES, SPECIAL, TOKENS, without_blocks
+from tests.stages.data.conversations.chat_templates import SHAPES, SPECIAL, TOKENS, TOOL_SHAPES, without_blocks
 from tests.stages.data.made_tokenizers import llama3, qwen, smollm
 from threadloom.stages.config import DataConfig, TokenizerKind
 from threadloom.stages.data.conversations.record_documents import ConversationDocuments
@@ -95,3 +95,56 @@ def test_special_tokens_in_messages_are_text_as_when_transformers_is_asked_for_i
         number for number in expected["input_ids"] if number in special
     ]
     assert theirs.decode(ids) == theirs.decode(expected["input_ids"])
+
+
+CALLS = [
+    {"id": "c1", "type": "function", "function": {"name": "add", "arguments": {"a": 2, "b": [1.5, None, "ü"]}}},
+    {"id": "c2", "type": "function", "function": {"name": "say", "arguments": {}}},
+]
+TOOLS = [
+    {"type": "function", "function": {"name": "add", "description": 'Adds "two".', "parameters": {"type": "object"}}},
+    {"type": "function", "function": {"name": "say", "parameters": {"type": "object", "properties": {}}}},
+]
+WITH_TOOLS: list[dict[str, Any]] = [
+    {
+        "messages": [
+            {"role": "user", "content": "2 + 2?"},
+            {"role": "assistant", "content": content, "tool_calls": CALLS[:1]},
+            {"role": "tool", "content": '[4, "x"]\n', "name": "add", "tool_call_id": "c1"},
+            {"role": "assistant", "content": "It's 4."},
+        ],
+        "tools": tools,
+    }
+    for content in ("", None, "Let me see.")
+    for tools in (TOOLS, None)
+]
+WITH_TOOLS += [
+    {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": CALLS[:1]}], "tools": TOOLS},
+    {
+        "messages": [
+            {"role": "user", "content": "a"},
+            {"role": "assistant", "content": "b", "tool_calls": CALLS},
+            {"role": "tool", "content": "1"},
+            {"role": "tool", "content": "2"},
+            {"role": "assistant", "content": "c"},
+        ],
+        "tools": TOOLS,
+    },
+]
+
+
+@pytest.mark.parametrize("shape", TOOL_SHAPES)
+def test_calls_of_tools_are_rendered_as_by_transformers(tmp_path: Path, shape: str) -> None:
+    from transformers import AutoTokenizer
+
+    made = "qwen" if shape == "fields" else shape
+    path = folder(tmp_path / "marked", made, TOOL_SHAPES[shape])
+    plain = folder(tmp_path / "plain", made, without_blocks(TOOL_SHAPES[shape]))
+    theirs = AutoTokenizer.from_pretrained(path)
+    for record in WITH_TOOLS if shape != "llama3" else WITH_TOOLS[:-1]:  # that allows one call at a time
+        text = theirs.apply_chat_template(record["messages"], tools=record["tools"], tokenize=False)
+        expected = theirs.apply_chat_template(
+            record["messages"], tools=record["tools"], return_dict=True, return_assistant_tokens_mask=True
+        )
+        for each in (path,) if shape == "fields" else (path, plain):
+            assert encoded(each, record) == (text, list(expected["input_ids"]), list(expected["assistant_masks"]))

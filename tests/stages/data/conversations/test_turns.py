@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.stages.data.conversations.chat_templates import QWEN, SHAPES, SPECIAL, TOKENS, without_blocks
+from tests.stages.data.conversations.chat_templates import QWEN, SHAPES, SPECIAL, TOKENS, TOOL_SHAPES, without_blocks
 from threadloom.stages.data.conversations.conversation import Conversation, ConversationError, Message, Role
 from threadloom.stages.data.conversations.markup import markup_spans
 from threadloom.stages.data.conversations.reader import ConversationReader
@@ -201,3 +201,56 @@ def test_prefixes_work_where_a_turn_has_nothing_after_it() -> None:
     with TemplateRenderer(ChatTemplate("bare", source, {})) as renderer:
         text, counted = prefix_turns(renderer, conversation(Message(USER, "a "), Message(ASSISTANT, "b \n")))
     assert (text, counted) == ("a b \n", (Span(2, 5),))
+
+
+CALL = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": {"a": 2, "b": "<|im_end|>"}}}
+TOOL = {"type": "function", "function": {"name": "add", "description": "Adds.<|im_end|>", "parameters": {}}}
+CALLS = {
+    "messages": [
+        {"role": "user", "content": "2 + 2?"},
+        {"role": "assistant", "content": "", "tool_calls": [CALL]},
+        {"role": "tool", "content": '"4"<|im_end|><|eot_id|>'},
+        {"role": "assistant", "content": "4."},
+    ],
+    "tools": [TOOL],
+}
+
+
+@pytest.mark.parametrize("shape", ["qwen", "llama3"])
+@pytest.mark.parametrize("block", [True, False])
+def test_calls_of_tools_count_and_their_results_do_not(shape: str, block: bool) -> None:
+    source = TOOL_SHAPES[shape] if block else without_blocks(TOOL_SHAPES[shape])
+    with reader(source) as other:
+        found = other.document(CALLS, ORIGIN)
+    assert found.counted is not None and found.markup is not None
+    expected = {
+        "qwen": [
+            '<tool_call>\n{"name": "add", "arguments": {"a": 2, "b": "<|im_end|>"}}\n</tool_call><|im_end|>',
+            "4.<|im_end|>",
+        ],
+        "llama3": ['{"name": "add", "parameters": {"a": 2, "b": "<|im_end|>"}}<|eot_id|>', "4.<|eot_id|>"],
+    }[shape]
+    assert parts(found.text, found.counted) == expected
+    own = "".join(parts(found.text, found.markup))
+    written = {
+        "qwen": (found.text.count("<|im_end|>") - 3, 0),
+        "llama3": (0, found.text.count("<|eot_id|>") - 1),
+    }[shape]
+    assert (own.count("<|im_end|>"), own.count("<|eot_id|>")) == written, "those of the messages and tools are text"
+    assert written in ((5, 0), (0, 5))
+
+
+def test_calls_that_a_template_does_not_write_are_refused() -> None:
+    for source in BUILT_IN.values():
+        with pytest.raises(ConversationError, match="it writes no tools and no calls of them"), reader(source) as other:
+            other.document(CALLS, ORIGIN)
+        with pytest.raises(ConversationError, match="it writes no tools and no calls of them"), reader(source) as other:
+            other.document({"messages": CALLS["messages"]}, ORIGIN)
+    chat = {
+        "messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "See", "tool_calls": [CALL]}]
+    }
+    with (
+        pytest.raises(ConversationError, match="message 2: expected the call of 'add' in the text"),
+        reader(QWEN) as other,
+    ):
+        other.document(chat, ORIGIN)
